@@ -1,0 +1,58 @@
+# Everything anyone types: setup, run, test, check, bench, evidence.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := setup
+.PHONY: setup run test check bench evidence
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+BIN := .venv/bin
+KERNELS := $(shell grep -rl --include='*.py' '@kernel' pipelines serving)
+KERNEL_CACHE := $(or $(BELLWETHER_KERNEL_CACHE),artifacts/kernels)
+ONCE ?= $(CI)
+
+# uv looks for wheels where pip was told to look (a folder with a CPU build of torch, say).
+ifneq ($(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS)),)
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+
+# No tool phones home. `bellwether` sets the same for itself (flows/supervisor.py); these lines cover tests and benchmarks.
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DVC_NO_ANALYTICS := true
+export BENTOML_DO_NOT_TRACK := True
+export EVIDENTLY_DISABLE_TELEMETRY := 1
+
+setup: $(KERNEL_CACHE)/.warmed
+
+run: setup
+	$(BIN)/bellwether run $(if $(filter-out 0 false,$(ONCE)),--once)
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+evidence: setup
+	$(BIN)/python -m benchmarks.evidence
+
+# Bytecode is compiled here, on every core: otherwise the six services would each do it in their first start-up.
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "Bellwether needs Python 3.11 or 3.12, and $(PYTHON) is %d.%d. Say which to use: make setup PYTHON=python3.11" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+$(KERNEL_CACHE)/.warmed: .venv/.installed $(KERNELS)
+	$(BIN)/python -m flows.warm
+	touch $@

@@ -1,0 +1,59 @@
+"""Progress for people: a live display when a terminal command asked for one, the flow's own log otherwise."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+T = TypeVar("T")
+_SHOWN: ContextVar[Progress | None] = ContextVar("progress", default=None)
+
+
+@contextmanager
+def shown(console: Console) -> Iterator[None]:
+    """Everything inside that calls `step` or `track` is drawn on this console."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        token = _SHOWN.set(progress)
+        try:
+            yield
+        finally:
+            _SHOWN.reset(token)
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """One step of unknown length."""
+    progress = _SHOWN.get()
+    if progress is None:
+        yield
+        return
+    task = progress.add_task(name, total=1)
+    yield
+    progress.update(task, completed=1)
+
+
+def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
+    """The items, with a bar of `total`."""
+    progress = _SHOWN.get()
+    if progress is None:
+        yield from items
+        return
+    task = progress.add_task(name, total=total)
+    for item in items:
+        yield item
+        progress.advance(task)
+
+
+def say(line: str) -> None:
+    """A line above the bars; a log line of the flow where nobody watches a terminal."""
+    progress = _SHOWN.get()
+    if progress is None:
+        from prefect.logging import get_logger
+
+        get_logger("bellwether").info(line)
+    else:
+        progress.console.print(line)

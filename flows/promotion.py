@@ -1,0 +1,193 @@
+"""L5 in functions: nothing reaches the champion slot without evidence, and every move is a line of the ledger.
+
+The ledger is fact, MLflow aliases are intent, the generation file is what serving follows. The verdict a promotion
+rests on is the ledger's own `challenge` line with the same digest: a tag edited in a web page proves nothing.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.site import Site, now
+from pipelines import versioning
+from pipelines.contracts import FAMILIES, Verdict
+from pipelines.errors import GateRefused, UnknownName
+from pipelines.models.runtime import check_golden, load_bundle
+from pipelines.store import Promotion, Store
+from pipelines.tracking import Version
+from serving.slots import write_generation
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """What the ledger says is in the two slots of a family."""
+
+    champion: Promotion | None
+    challenger: Promotion | None
+
+
+def slots_of(store: Store, family: str) -> Slots:
+    """Replay the ledger of one family."""
+    champion: Promotion | None = None
+    challenger: Promotion | None = None
+    for line in store.promotions(family):
+        if line.action == "challenge":
+            challenger = line
+        elif line.action in ("promote", "rollback"):
+            champion = line
+            if challenger is not None and challenger.to_version == line.to_version:
+                challenger = None
+    return Slots(champion, challenger)
+
+
+def _line(version: Version, action: Any, arm: str, actor: str, reason: str, old: str | None, passed: bool, evidence: dict[str, Any]) -> Promotion:
+    return Promotion(
+        at=now(), actor=actor, action=action, family=version.family, arm=arm, from_version=old, to_version=version.version,
+        digest=version.digest, run_id=version.run_id, data_hash=version.data_hash, git_commit=version.git_commit,
+        verdict_passed=passed, reason=reason, evidence=evidence,
+    )  # fmt: skip
+
+
+def challenge(site: Site, version: Version, verdict: Verdict, actor: str) -> None:
+    """Ledger the gate's verdict on a candidate and put it in the challenger slot, where it serves in shadow."""
+    held = slots_of(site.store, version.family).challenger
+    reason = "passed the gate" if verdict.passed else "refused by the gate: " + "; ".join(verdict.reasons)
+    line = _line(version, "challenge", "challenger", actor, reason, held and held.to_version, verdict.passed, asdict(verdict))
+    site.store.add_promotion(line)
+    site.tracking.set_alias(version.family, "challenger", version.version)
+
+
+def verdict_line(store: Store, family: str, version: str, digest: str) -> Promotion | None:
+    """The newest ledgered verdict on exactly these bytes, None if the gate never judged them."""
+    lines = [p for p in store.promotions(family) if p.action == "challenge" and p.to_version == version and p.digest == digest]
+    return lines[-1] if lines else None
+
+
+def promote(site: Site, family: str, version: str, actor: str, reason: str) -> Promotion:
+    """Make a version champion. Raises GateRefused (and ledgers the refusal) without a passing verdict on its digest."""
+    wanted = site.tracking.version(family, version)
+    held = slots_of(site.store, family).champion
+    old = held.to_version if held else None
+    verdict = verdict_line(site.store, family, version, wanted.digest)
+    if verdict is None or not verdict.verdict_passed:
+        why = verdict.reason if verdict else "the gate never judged this digest"
+        site.store.add_promotion(_line(wanted, "refuse", "champion", actor, why, old, False, {}))
+        raise GateRefused(
+            f"{family} version {version} is not promoted: {why}. Its evidence is in run {wanted.run_id}; "
+            f"`bellwether retrain {family}` makes a new candidate."
+        )
+    fetch_bundle(site, wanted)  # verified and smoke-tested before anything moves
+    line = _line(wanted, "promote", "champion", actor, reason, old, True, {"verdict": verdict.id})
+    site.store.add_promotion(line)
+    _align(site, family, version, old)
+    publish(site)
+    return line
+
+
+def rollback(site: Site, family: str, actor: str, reason: str) -> Promotion:
+    """Back to the version the champion replaced: preloaded, smoke-tested, then the pointer moves."""
+    held = slots_of(site.store, family).champion
+    if held is None or held.from_version is None:
+        raise UnknownName(f"{family} has no previous champion to go back to; the ledger shows {held and held.to_version}")
+    previous = site.tracking.version(family, held.from_version)
+    fetch_bundle(site, previous)
+    line = _line(previous, "rollback", "champion", actor, reason, held.to_version, True, {})
+    site.store.add_promotion(line)
+    _align(site, family, previous.version, held.to_version)
+    publish(site)
+    return line
+
+
+def _align(site: Site, family: str, champion: str, previous: str | None) -> None:
+    site.tracking.set_alias(family, "champion", champion)
+    site.tracking.set_alias(family, "previous", previous)
+    challenger = slots_of(site.store, family).challenger
+    site.tracking.set_alias(family, "challenger", challenger.to_version if challenger else None)
+
+
+def reconcile(site: Site) -> list[str]:
+    """Compare the `champion` aliases with the ledger. A moved alias is a request: taken over with a passing verdict
+    (actor `mlflow-ui`), put back and alarmed without one. Returns what was done, in words."""
+    done = []
+    for family in FAMILIES:
+        alias = site.tracking.aliased(family, "champion")
+        held = slots_of(site.store, family).champion
+        fact = held.to_version if held else None
+        if (alias.version if alias else None) == fact:
+            continue
+        if alias is not None:
+            try:
+                promote(site, family, alias.version, "mlflow-ui", "alias moved in MLflow")
+                done.append(f"{family}: version {alias.version} promoted on request of the MLflow UI")
+                continue
+            except GateRefused as refusal:
+                site.store.raise_alarm("alias_without_verdict", "warning", str(refusal), now())
+                done.append(f"{family}: alias put back to {fact or 'nothing'}: {refusal}")
+        else:
+            done.append(f"{family}: alias was removed by hand, put back to version {fact}")
+        site.tracking.set_alias(family, "champion", fact)
+    return done
+
+
+def fetch_bundle(site: Site, version: Version) -> Path:
+    """The verified local bundle of a version: fetched once, checked against the registry's digest, golden rows run."""
+    path = site.settings.bundles / version.digest
+    if not path.exists():
+        landing = site.settings.bundles / f".landing-{version.digest[:16]}"
+        if landing.exists():
+            shutil.rmtree(landing)
+        bundle = site.tracking.download_bundle(version, landing)
+        check_golden(load_bundle(bundle, version.digest, version.version))
+        bundle.rename(path)
+        shutil.rmtree(landing)
+    check_golden(load_bundle(path, version.digest, version.version))
+    return path
+
+
+def publish(site: Site) -> int:
+    """Write the generation file from the ledger, so that serving follows fact. Returns the generation."""
+    families: dict[str, Any] = {}
+    for family in FAMILIES:
+        slots = slots_of(site.store, family)
+        families[family] = {"champion": _served(slots.champion), "challenger": _served(slots.challenger)}
+        for line in (slots.champion, slots.challenger):
+            if line is not None and line.digest and not (site.settings.bundles / line.digest).exists():
+                fetch_bundle(site, site.tracking.version(family, str(line.to_version)))
+    return write_generation(site.settings.serving_dir, families, install_warm_start(site))
+
+
+def _served(line: Promotion | None) -> dict[str, Any] | None:
+    if line is None:
+        return None
+    verdict = "passed" if line.verdict_passed else "refused"
+    return {
+        "version": line.to_version, "digest": line.digest, "run_id": line.run_id, "data_hash": line.data_hash,
+        "git_commit": line.git_commit, "verdict": verdict, "promotion": line.id,
+    }  # fmt: skip
+
+
+def install_warm_start(site: Site) -> dict[str, str]:
+    """Copy the folds' last state of the newest snapshot to where serving reads it, named by its data hash."""
+    source = site.workspace / "artifacts" / "features" / "warm"
+    data_hash = versioning.data_hash(site.workspace)
+    target = site.settings.serving_dir / "warm" / data_hash
+    digest = versioning.folder_digest(source)
+    if not target.exists() or versioning.folder_digest(target) != digest:
+        landing = target.with_name(f".{target.name}")
+        shutil.copytree(source, landing, dirs_exist_ok=True)
+        shutil.copy(site.workspace / "artifacts" / "labels" / "traditional.json", landing / "traditional.json")
+        if target.exists():
+            shutil.rmtree(target)
+        landing.rename(target)
+    return {"data_hash": data_hash, "digest": versioning.folder_digest(target), "path": str(target)}
+
+
+def live(site: Site) -> dict[str, Any]:
+    """families.<name>.champion|challenger from stored state alone; answers with every server down."""
+    answer: dict[str, Any] = {}
+    for family in FAMILIES:
+        slots = slots_of(site.store, family)
+        answer[family] = {"champion": _served(slots.champion), "challenger": _served(slots.challenger)}
+    return json.loads(json.dumps(answer))  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Plain functions on frames and arrays: no Prefect, no BentoML, no clock."""

@@ -1,0 +1,161 @@
+"""The nouns. What crosses a module boundary is one of these; units and clocks are stated here once.
+
+Time: every stamp is UTC. In frames a column is `datetime64[us, UTC]`; in compiled matrices it is epoch seconds in
+float64 (exact to 2**53). A bar is named by its `open_time` and is known only at `open_time + timeframe`.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+# ---- bars in compiled code: one row of eight float64, C-contiguous; NaN = not recorded --------------------------
+BAR_FIELDS = ("open_time", "open", "high", "low", "close", "volume", "trades", "taker_buy_volume")
+OPEN_TIME = 0  # epoch seconds UTC, start of the bar
+OPEN = 1  # quote currency
+HIGH = 2
+LOW = 3
+CLOSE = 4
+VOLUME = 5  # base asset; NaN where the source has none (forex)
+TRADES = 6  # count; NaN where the source has none
+TAKER_BUY = 7  # base asset bought by takers; NaN where the source has none
+BAR_WIDTH = 8
+
+# ---- book in compiled code: (2 sides, levels, 3) float64; side 0 bid, 1 ask; price, size, order count -----------
+NO_BOOK: Floats = np.empty((2, 0, 3), dtype=np.float64)
+
+TIMEFRAME_SECONDS = {"1m": 60, "5m": 300, "15m": 900, "1h": 3600, "4h": 14400, "1d": 86400}
+
+FAMILIES = ("validator", "pattern", "regime", "predictor")
+Family = Literal["validator", "pattern", "regime", "predictor"]
+Arm = Literal["champion", "challenger"]
+
+CATEGORIES = ("cmt", "ict", "order_flow", "fpdom", "sentiment")
+REGIMES = ("TRENDING", "RANGING", "VOLATILE", "QUIET")
+
+
+def utc(seconds: float) -> datetime:
+    """Epoch seconds → aware datetime."""
+    return datetime.fromtimestamp(float(seconds), tz=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with what it stands on (law L9): value, 95 % interval, number of rows, the cost assumption if any."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    cost_bps: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a model says of a batch of n rows. An abstention has p = NaN, a status and a reason code (law L1).
+
+    p        (n,) calibrated probability in [0, 1]; NaN where status is not OK
+    p_low    (n,) lower 95 % bound of p (what sizing may rely on); NaN where status is not OK
+    status   n of "OK" | "ABSTAIN"
+    reason   n of None | reason code such as "MISSING_FEATURE:volume_ratio", "NOVEL:17.2>12.9"
+    novelty  (n,) distance from the training data in the model's own unit; NaN if it could not be computed
+    digest   sha256 of the bundle manifest that answered
+    """
+
+    p: Floats
+    p_low: Floats
+    status: list[str]
+    reason: list[str | None]
+    novelty: Floats
+    digest: str
+
+
+class Model(Protocol):
+    """What serving needs from any family: a verified bundle that answers batches."""
+
+    family: str
+    version: str
+    digest: str
+    columns: tuple[str, ...]
+
+    def predict(self, rows: Floats) -> Predictions:
+        """rows (n, len(columns)) float64 in the order of `columns`; NaN = missing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of a verdict. `passed` None means it could not be computed, and `detail` says why."""
+
+    name: str
+    passed: bool | None
+    value: float | None
+    low: float | None
+    high: float | None
+    threshold: str
+    n: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The gate's answer on one candidate: passed only if every required check passed."""
+
+    family: str
+    passed: bool
+    checks: tuple[Check, ...]
+    reasons: tuple[str, ...]  # names of the checks that failed or could not be computed
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """U6: everything a decision says; stored whole before the answer leaves.
+
+    Prices in quote currency, sizes as a fraction of equity, edges in basis points of the entry price.
+    """
+
+    id: str
+    symbol: str
+    as_of: datetime  # event_time: close of the bar decided on
+    known_at: datetime
+    ingested_at: datetime
+    action: Literal["BUY", "SELL", "NO_TRADE"]
+    direction: int  # -1, 0, 1: what the vote said, also when the action is NO_TRADE
+    confidence: float | None
+    entry: float | None
+    stop: float | None
+    take_profits: tuple[float, ...]
+    size: float
+    expiry: datetime | None
+    edge_bps: float | None  # expected, after cost
+    p: float | None
+    regime: str | None
+    tier: int
+    arm: str
+    event: str | None  # name of the signal that raised the event, None if there was none
+    weights: dict[str, float] = field(default_factory=dict)
+    contributions: dict[str, float] = field(default_factory=dict)
+    coverage: float = 0.0
+    reasons: tuple[str, ...] = ()
+    generation: int = 0
+    models: dict[str, Any] = field(default_factory=dict)  # arm → {version, digest, p, status, reason, novelty}
+    lineage: dict[str, str] = field(default_factory=dict)  # data_hash, git_commit, catalogue_hash, warm_start
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happened to a decision's event, by the same definition the labels use."""
+
+    decision_id: str
+    resolved_at: datetime
+    label: int  # 1 target first, 0 stop first or time ran out
+    barrier: Literal["target", "stop", "time"]
+    gross_bps: float
+    net_bps: float
+    cost_bps: float

@@ -1,0 +1,269 @@
+"""Backtest: the live decision core over history, with the account it would have had.
+
+One chronological loop over decision bars, compiled, calling the very core the service calls; this layer receives it as
+a function and knows only where the account goes in and the answer comes out. A trade is filled at the open of the first
+base bar after the decision and ends at its first barrier: both come from `labels.barriers`, so there is one
+definition of what happened. The account knows realised profit only: an open position counts at its entry size.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numba.core.errors import NumbaExperimentalFeatureWarning
+
+from pipelines.compiled import kernel
+from pipelines.contracts import Estimate, Floats, Ints
+from pipelines.errors import BadShape, BadTimes
+from pipelines.evaluation.deflation import probabilistic_sharpe
+from pipelines.evaluation.metrics import default_block, mean_estimate, statistic_estimate
+
+DAY = 86400.0
+DAYS_A_YEAR = 365.0  # these markets do not close
+
+TRADE_FIELDS = ("row", "direction", "size", "fill_time", "exit_time", "gross_bps", "net_bps", "pnl")
+# row number of the decision; fraction of equity; epoch seconds; bps of the fill; pnl as a fraction of starting equity
+T_ROW, T_DIRECTION, T_SIZE, T_FILL, T_EXIT, T_GROSS, T_NET, T_PNL = range(len(TRADE_FIELDS))
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """The decision core as seen from here; `flows` fills it from `serving.core`.
+
+    step     compiled (row, params, out) → 0 to emit, otherwise refusal bits
+    account  row indices of gross, open count, trades today, daily profit and loss, drawdown
+    action, size  indices in `out`
+    """
+
+    step: Any
+    params: Floats
+    row_width: int
+    out_width: int
+    account: tuple[int, ...]
+    action: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backtest:
+    """What happened, and its figures (law L9: each with n, cost and a 95 % moving-block bootstrap interval).
+
+    An interval is NaN where fewer than two bootstrap blocks of rows exist: it could not be computed.
+    trades    (k, 8) TRADE_FIELDS, in order of decision
+    codes     (n,) what the core answered on each row
+    equity    (n,) realised equity after each row's settlements, start 1
+    unresolved  emissions whose outcome lies beyond the data: not traded, not scored
+    net_bps, gross_bps, win_rate, duration_hours  a trade; win = net above 0
+    profit_factor  gains over losses, by profit in equity
+    max_drawdown   of realised equity, fraction; interval over re-drawn trade sequences
+    turnover       traded notional over equity a day, both sides
+    sharpe         of daily realised returns, mean/std (ddof 1) × √365; psr = P(true Sharpe > 0)
+    emissions_per_week  7 × the daily mean of rows the core let through
+    """
+
+    trades: Floats
+    codes: Ints
+    equity: Floats
+    unresolved: int
+    net_bps: Estimate
+    gross_bps: Estimate
+    win_rate: Estimate
+    profit_factor: Estimate
+    max_drawdown: Estimate
+    turnover: Estimate
+    sharpe: Estimate
+    psr: float
+    duration_hours: Estimate
+    emissions_per_week: Estimate
+
+
+@kernel
+def _run(  # type: ignore[no-untyped-def]
+    step, params, rows, account, action, size, out, decided, fill, exits, gross_bps, cost_bps, trades, codes, equity
+):
+    """Each row: settle what ended before this close, roll the UTC day, ask the core, open.
+
+    step  one-tuple of the core. Returns (trades, unresolved).
+    """
+    n = rows.shape[0]
+    row = np.empty(rows.shape[1])
+    opened = np.empty(n, dtype=np.int64)  # trade numbers still open
+    notional = np.empty(n)
+    n_open, n_trades, unresolved, today = 0, 0, 0, 0
+    cash, peak, held = 1.0, 1.0, 0.0
+    day, day_start = np.floor(decided[0] / DAY), 1.0
+    for i in range(n):
+        kept = 0
+        for j in range(n_open):
+            k = opened[j]
+            if trades[k, T_EXIT] < decided[i]:
+                cash += trades[k, T_PNL]
+                held -= notional[k]
+            else:
+                opened[kept] = k
+                kept += 1
+        n_open = kept
+        if n_open == 0:
+            held = 0.0  # the remainder of many subtractions is not a position
+        peak = max(peak, cash)
+        equity[i] = cash
+        if np.floor(decided[i] / DAY) != day:
+            day, day_start, today = np.floor(decided[i] / DAY), cash, 0
+        row[:] = rows[i]
+        row[account[0]] = max(held, 0.0) / cash
+        row[account[1]] = n_open
+        row[account[2]] = today
+        row[account[3]] = cash / day_start - 1.0
+        row[account[4]] = 1.0 - cash / peak
+        codes[i] = step[0](row, params, out)
+        if codes[i] != 0:
+            continue
+        if not np.isfinite(gross_bps[i]):
+            unresolved += 1
+            continue
+        net = gross_bps[i] - cost_bps
+        notional[n_trades] = out[size] * cash
+        trades[n_trades, T_ROW] = i
+        trades[n_trades, T_DIRECTION] = out[action]
+        trades[n_trades, T_SIZE] = out[size]
+        trades[n_trades, T_FILL] = fill[i]
+        trades[n_trades, T_EXIT] = exits[i]
+        trades[n_trades, T_GROSS] = gross_bps[i]
+        trades[n_trades, T_NET] = net
+        trades[n_trades, T_PNL] = notional[n_trades] * net * 1e-4
+        held += notional[n_trades]
+        opened[n_open] = n_trades
+        n_open += 1
+        n_trades += 1
+        today += 1
+    return n_trades, unresolved
+
+
+@contextmanager
+def _callable(core: Core) -> Iterator[tuple[Any]]:
+    """The core as a function pointer, so that the loop's machine code is cached whichever core it calls.
+
+    numba types a compiled function by its identity, which is new in every process, and would compile the loop anew each
+    time. In a tuple, closed to further compilation, it is typed by its signature. numba calls that experimental; here a
+    wrong choice could only be slower, never a different answer.
+    """
+    core.step(np.full(core.row_width, np.nan), core.params, np.empty(core.out_width))
+    core.step.disable_compile()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NumbaExperimentalFeatureWarning)
+            yield (core.step,)
+    finally:
+        core.step.disable_compile(False)
+
+
+def backtest(
+    core: Core,
+    rows: Floats,
+    decided_at: Floats,
+    fill_time: Floats,
+    exit_time: Floats,
+    gross_bps: Floats,
+    cost_bps: float,
+    draws: int,
+    seed: int,
+) -> Backtest:
+    """Run the core over n decision bars.
+
+    rows        (n, row width) as the core wants them; the account fields are overwritten in a copy
+    decided_at  (n,) epoch seconds, close of each decision bar, ascending
+    fill_time, exit_time, gross_bps  (n,) from labels.barriers, of the event on that row; NaN where there is none or it
+                is unresolved. The exit bar opens at exit_time and must close with or before a decision bar.
+    cost_bps    round trip; draws, seed of the bootstrap
+    Raises BadShape on lengths that differ, BadTimes on a fill before its decision or an exit before its fill.
+    """
+    n = len(rows)
+    if n == 0 or any(len(a) != n for a in (decided_at, fill_time, exit_time, gross_bps)):
+        lengths = [n, len(decided_at), len(fill_time), len(exit_time), len(gross_bps)]
+        raise BadShape(
+            f"rows, decided_at, fill_time, exit_time, gross_bps have lengths {lengths}; all must be equal, not 0"
+        )
+    known = np.isfinite(gross_bps)
+    if not (np.diff(decided_at) > 0).all():
+        raise BadTimes("decided_at is not ascending; sort the decision bars and drop duplicates")
+    if not ((fill_time[known] >= decided_at[known]) & (exit_time[known] >= fill_time[known])).all():
+        early = int(np.flatnonzero(known & ~((fill_time >= decided_at) & (exit_time >= fill_time)))[0])
+        raise BadTimes(
+            f"row {early}: decided {decided_at[early]:.0f}, filled {fill_time[early]:.0f}, "
+            f"exit {exit_time[early]:.0f}; a trade is filled at the next bar's open, never within the bar that decided it"
+        )
+    trades, codes, equity = np.empty((n, len(TRADE_FIELDS))), np.empty(n, dtype=np.int64), np.empty(n)
+    with _callable(core) as step:
+        count, unresolved = _run(
+            step, core.params, rows, np.array(core.account), core.action, core.size, np.empty(core.out_width),
+            decided_at, fill_time, exit_time, gross_bps, cost_bps, trades, codes, equity,
+        )  # fmt: skip
+    trades = trades[:count].copy()
+    return Backtest(
+        trades, codes, equity, unresolved, **_figures(trades, codes == 0, decided_at, cost_bps, draws, seed)
+    )
+
+
+def _stated(estimate: Estimate) -> Estimate:
+    """Without two blocks to draw from every draw is the sample itself: such an interval is unknown, not narrow."""
+    if estimate.n < 2 * default_block(estimate.n):
+        return replace(estimate, low=float("nan"), high=float("nan"))
+    return estimate
+
+
+def _drawdown(pnl: Floats) -> float:
+    path = 1.0 + np.concatenate([[0.0], np.cumsum(pnl)])
+    return float((1.0 - path / np.maximum.accumulate(path)).max())
+
+
+def _profit_factor(pnl: Floats) -> float:
+    losses = -pnl[pnl < 0].sum()
+    return float(pnl[pnl > 0].sum() / losses) if losses > 0 else float("nan")
+
+
+def _sharpe(returns: Floats) -> float:
+    spread = returns.std(ddof=1) if len(returns) > 1 else 0.0
+    return float(returns.mean() / spread * np.sqrt(DAYS_A_YEAR)) if spread > 0 else float("nan")
+
+
+def _figures(
+    trades: Floats, emitted: Any, decided_at: Floats, cost_bps: float, draws: int, seed: int
+) -> dict[str, Any]:
+    """The estimates of Backtest; days are UTC days from the first to the last decision, empty ones included."""
+    ended = trades[np.argsort(trades[:, T_EXIT], kind="stable")]
+    pnl, first = ended[:, T_PNL], int(decided_at[0] // DAY)
+    days = max(int(decided_at[-1] // DAY), int(ended[-1, T_EXIT] // DAY) if len(ended) else 0) - first + 1
+
+    def daily(times: Floats, values: Floats) -> Floats:
+        at = (times // DAY).astype(np.int64) - first
+        return np.asarray(np.bincount(at, weights=values, minlength=days), dtype=np.float64)
+
+    earned = daily(ended[:, T_EXIT], pnl)
+    returns = earned / (1.0 + np.concatenate([[0.0], np.cumsum(earned)[:-1]]))
+    traded = daily(trades[:, T_FILL], trades[:, T_SIZE]) + daily(trades[:, T_EXIT], trades[:, T_SIZE])
+    emissions = daily(decided_at[emitted], np.ones(int(emitted.sum())))
+
+    def mean(values: Floats) -> Estimate:
+        return _stated(mean_estimate(values, draws, seed, cost_bps))
+
+    def figure(statistic: Callable[[Floats], float], values: Floats) -> Estimate:
+        if not len(values):
+            return mean(values)
+        return _stated(statistic_estimate(lambda at: statistic(values[at]), len(values), draws, seed, cost_bps))
+
+    per_day = mean(emissions)
+    return {
+        "net_bps": mean(trades[:, T_NET]),
+        "gross_bps": replace(mean(trades[:, T_GROSS]), cost_bps=0.0),
+        "win_rate": mean((trades[:, T_NET] > 0).astype(np.float64)),
+        "profit_factor": figure(_profit_factor, pnl),
+        "max_drawdown": figure(_drawdown, pnl),
+        "turnover": mean(traded),
+        "sharpe": figure(_sharpe, returns),
+        "psr": probabilistic_sharpe(returns),
+        "duration_hours": mean((trades[:, T_EXIT] - trades[:, T_FILL]) / 3600.0),
+        "emissions_per_week": replace(per_day, value=7 * per_day.value, low=7 * per_day.low, high=7 * per_day.high),
+    }

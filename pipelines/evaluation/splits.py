@@ -1,0 +1,59 @@
+"""Splits that keep tomorrow out of yesterday: purged by each label's own life, embargoed by a stated time."""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from pipelines.contracts import Floats, Ints
+from pipelines.errors import NotEnoughData
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Row numbers of one fold; every label in `train` has ended, and the embargo has passed, before `test` begins."""
+
+    train: Ints
+    test: Ints
+
+
+def walk_forward(known: Floats, ended: Floats, folds: int, min_train_fraction: float, embargo_s: float) -> list[Split]:
+    """Expanding training windows, each tested on the next stretch of events.
+
+    known, ended  (m,) epoch seconds at which an event was known and its label ended; `known` ascending
+    embargo_s     seconds between the last label's end and the first test event: max(horizon, feature memory)
+    """
+    m = len(known)
+    edges = np.linspace(int(m * min_train_fraction), m, folds + 1).astype(int)
+    splits = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        if high <= low:
+            continue
+        train = np.flatnonzero(ended + embargo_s < known[low])
+        if len(train):
+            splits.append(Split(train, np.arange(low, high)))
+    if not splits:
+        span_days = (known[-1] - known[0]) / 86400 if m else 0.0
+        raise NotEnoughData(
+            f"{m} events over {span_days:.1f} days leave no training rows before an embargo of "
+            f"{embargo_s / 3600:.0f} h; bring a longer history or lower labels.horizon_bars in params.yaml"
+        )
+    return splits
+
+
+def combinatorial(known: Floats, ended: Floats, groups: int, test_groups: int, embargo_s: float) -> list[Split]:
+    """Every choice of `test_groups` among `groups` stretches as test; train is what neither overlaps nor borders them.
+
+    Source: López de Prado 2018, ch. 12 (combinatorial purged cross-validation).
+    """
+    parts = np.array_split(np.arange(len(known)), groups)
+    splits = []
+    for chosen in combinations(range(groups), test_groups):
+        test = np.concatenate([parts[g] for g in chosen])
+        keep = np.ones(len(known), dtype=bool)
+        for g in chosen:
+            begin, end = known[parts[g][0]], ended[parts[g]].max()
+            # a training label may not reach into the test stretch, nor start inside it or its embargo
+            keep &= (ended + embargo_s < begin) | (known > end + embargo_s)
+        splits.append(Split(np.flatnonzero(keep), test))
+    return splits

@@ -1,0 +1,118 @@
+"""Triple barrier: was the target touched before the stop, before time ran out?
+
+One definition for training labels and for live outcomes. Barriers are set from the close of the decision bar, the fill
+is the open of the first base bar after it, the path is walked on base bars. The label holds no cost: a label that
+does is learnt as "which barriers are wider than the cost" and says nothing of direction.
+Source: López de Prado 2018, Advances in Financial Machine Learning, ch. 3.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.compiled import kernel
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Floats, Ints
+
+TARGET = 1
+STOP = -1
+TIME = 0
+UNRESOLVED = -2
+BARRIERS = {TARGET: "target", STOP: "stop", TIME: "time", UNRESOLVED: "unresolved"}
+
+
+@kernel
+def first_touch(bars, start, direction, target, stop, end_time):  # type: ignore[no-untyped-def]
+    """Walk base bars from index `start` until a barrier or `end_time`.
+
+    bars       (n, 8) base bars in time order
+    direction  1 long, -1 short; target, stop in price units; end_time epoch seconds
+    Returns    (exit index, TARGET | STOP | TIME | UNRESOLVED, exit price). A bar that touches both counts as the stop;
+               a bar that opens beyond the stop exits at its open; TIME exits at the close of the last bar that opened
+               before `end_time`; UNRESOLVED if the bars end before that is known (exit price NaN).
+    """
+    n = bars.shape[0]
+    last = -1
+    for i in range(start, n):
+        if bars[i, OPEN_TIME] >= end_time:
+            break
+        last = i
+        if direction > 0:
+            if bars[i, LOW] <= stop:
+                return i, STOP, min(stop, bars[i, OPEN])
+            if bars[i, HIGH] >= target:
+                return i, TARGET, target
+        else:
+            if bars[i, HIGH] >= stop:
+                return i, STOP, max(stop, bars[i, OPEN])
+            if bars[i, LOW] <= target:
+                return i, TARGET, target
+    if last < 0:
+        return start, UNRESOLVED, np.nan
+    step = bars[1, OPEN_TIME] - bars[0, OPEN_TIME] if n > 1 else 0.0
+    if last + 1 < n or bars[last, OPEN_TIME] + step >= end_time:
+        return last, TIME, bars[last, CLOSE]
+    return last, UNRESOLVED, np.nan
+
+
+@kernel
+def _label_all(bars, starts, directions, targets, stops, ends, exits, barriers, prices):  # type: ignore[no-untyped-def]
+    for k in range(starts.shape[0]):
+        if starts[k] >= bars.shape[0]:
+            exits[k], barriers[k], prices[k] = bars.shape[0], UNRESOLVED, np.nan
+        else:
+            exits[k], barriers[k], prices[k] = first_touch(
+                bars, starts[k], directions[k], targets[k], stops[k], ends[k]
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Barriers:
+    """What happened to m events. All arrays (m,).
+
+    start, exit  index into the base bars of the fill and of the exit
+    barrier      TARGET | STOP | TIME | UNRESOLVED
+    label        1.0 target first, 0.0 stop or time, NaN unresolved
+    gross_bps    signed return from fill to exit in basis points, before cost; NaN unresolved
+    start_time, exit_time   epoch seconds; exit_time is the open of the exit bar
+    """
+
+    start: Ints
+    exit: Ints
+    barrier: Ints
+    label: Floats
+    gross_bps: Floats
+    start_time: Floats
+    exit_time: Floats
+
+
+def levels(close: Floats, direction: Ints, atr: Floats, target_atr: float, stop_atr: float) -> tuple[Floats, Floats]:
+    """(target, stop) prices of events at `close`; atr as a fraction of price. Serving computes the same ones."""
+    return close * (1.0 + direction * target_atr * atr), close * (1.0 - direction * stop_atr * atr)
+
+
+def triple_barrier(
+    base: Floats, close_time: Floats, close: Floats, direction: Ints, atr: Floats, target_atr: float, stop_atr: float,
+    horizon_seconds: float,
+) -> Barriers:  # fmt: skip
+    """Label m events against base bars (n, 8).
+
+    close_time  (m,) epoch seconds at which each event became known; close (m,) price then; atr (m,) fraction of price
+    """
+    m = len(close_time)
+    starts = np.searchsorted(base[:, OPEN_TIME], close_time, side="left").astype(np.int64)
+    targets, stops = levels(close, direction, atr, target_atr, stop_atr)
+    exits, barriers, prices = np.empty(m, np.int64), np.empty(m, np.int64), np.empty(m)
+    _label_all(
+        base, starts, direction.astype(np.int64), targets, stops, close_time + horizon_seconds, exits, barriers, prices
+    )
+    inside = np.minimum(starts, len(base) - 1)
+    fill = np.where(starts < len(base), base[inside, OPEN], np.nan)
+    return Barriers(
+        start=starts,
+        exit=exits,
+        barrier=barriers,
+        label=np.where(barriers == UNRESOLVED, np.nan, (barriers == TARGET).astype(np.float64)),
+        gross_bps=direction * (prices / fill - 1.0) * 1e4,
+        start_time=np.where(starts < len(base), base[inside, OPEN_TIME], close_time),
+        exit_time=base[np.minimum(exits, len(base) - 1), OPEN_TIME],
+    )

@@ -1,0 +1,1 @@
+"""Schema history of the store: one revision a file in `versions`, run by `Store.open`."""

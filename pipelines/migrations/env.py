@@ -1,0 +1,8 @@
+"""Alembic's entry point. It only ever runs inside the transaction that `Store.open` hands over."""
+
+from alembic import context
+
+from pipelines.migrations.tables import METADATA
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA, transactional_ddl=True)
+context.run_migrations()

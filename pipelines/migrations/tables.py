@@ -1,0 +1,174 @@
+"""The tables as the code of today sees them; `versions/` holds the steps that lead here (a test compares the two).
+
+Bars keep epoch seconds in float64 like every compiled matrix; every other stamp is an aware UTC datetime.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DontWrapMixin
+from sqlalchemy.types import TypeDecorator
+
+from pipelines.errors import BadTimes
+
+SCHEMA = "0001"  # the revision these tables belong to
+
+
+class NaiveTime(BadTimes, DontWrapMixin):
+    """A datetime without a zone reached the store (law L8)."""
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """Aware datetimes in, aware UTC datetimes out, on SQLite too, which has no zones of its own."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise NaiveTime(f"{value.isoformat()} has no time zone. Pass an aware datetime, such as datetime.now(UTC).")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+METADATA = sa.MetaData()
+
+bars = sa.Table(
+    "bars",
+    METADATA,
+    sa.Column("symbol", sa.String(64), primary_key=True),
+    sa.Column("open_time", sa.Double, primary_key=True),
+    sa.Column("open", sa.Double, nullable=False),
+    sa.Column("high", sa.Double, nullable=False),
+    sa.Column("low", sa.Double, nullable=False),
+    sa.Column("close", sa.Double, nullable=False),
+    sa.Column("volume", sa.Double),
+    sa.Column("trades", sa.Double),
+    sa.Column("taker_buy_volume", sa.Double),
+    sa.Column("known_at", sa.Double, nullable=False),
+    sa.Column("ingested_at", UtcTime, nullable=False),
+)
+
+decisions = sa.Table(
+    "decisions",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("symbol", sa.String(64), nullable=False),
+    sa.Column("as_of", UtcTime, nullable=False),
+    sa.Column("known_at", UtcTime, nullable=False),
+    sa.Column("ingested_at", UtcTime, nullable=False),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("direction", sa.Integer, nullable=False),
+    sa.Column("event", sa.String(64)),
+    sa.Column("tier", sa.Integer, nullable=False),
+    sa.Column("arm", sa.String(16), nullable=False),
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("payload", sa.JSON, nullable=False),  # the whole Decision
+    sa.Column("features", sa.LargeBinary, nullable=False),  # float64 row the models read, catalogue order
+    sa.Column("signals", sa.LargeBinary, nullable=False),
+    sa.Index("decisions_symbol_as_of", "symbol", "as_of"),
+    sa.Index("decisions_as_of", "as_of"),
+)
+
+outcomes = sa.Table(
+    "outcomes",
+    METADATA,
+    sa.Column("decision_id", sa.String(64), sa.ForeignKey("decisions.id"), primary_key=True),
+    sa.Column("resolved_at", UtcTime, nullable=False),
+    sa.Column("label", sa.Integer, nullable=False),
+    sa.Column("barrier", sa.String(16), nullable=False),
+    sa.Column("gross_bps", sa.Double, nullable=False),
+    sa.Column("net_bps", sa.Double, nullable=False),
+    sa.Column("cost_bps", sa.Double, nullable=False),
+    sa.Index("outcomes_resolved_at", "resolved_at"),
+)
+
+promotions = sa.Table(
+    "promotions",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("actor", sa.String(64), nullable=False),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("family", sa.String(32), nullable=False),
+    sa.Column("arm", sa.String(16), nullable=False),
+    sa.Column("from_version", sa.String(64)),
+    sa.Column("to_version", sa.String(64)),
+    sa.Column("digest", sa.String(64)),
+    sa.Column("run_id", sa.String(64)),
+    sa.Column("data_hash", sa.String(64)),
+    sa.Column("git_commit", sa.String(64)),
+    sa.Column("verdict_passed", sa.Boolean),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),
+    sa.Index("promotions_family", "family", "id"),
+)
+
+trials = sa.Table(
+    "trials",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("family", sa.String(32), nullable=False),
+    sa.Column("run_id", sa.String(64), nullable=False),
+    sa.Column("spec_hash", sa.String(64), nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Index("trials_family", "family"),
+)
+
+leases = sa.Table(
+    "leases",
+    METADATA,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("holder", sa.String(128), nullable=False),
+    sa.Column("acquired_at", UtcTime, nullable=False),
+    sa.Column("expires_at", UtcTime, nullable=False),
+)
+
+_ONE_OPEN = sa.text("state IN ('queued', 'running')")
+retrain_requests = sa.Table(
+    "retrain_requests",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("family", sa.String(32), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # queued | running | done | failed
+    sa.Column("holder", sa.String(128)),
+    sa.Column("lease_until", UtcTime),
+    sa.Column("finished_at", UtcTime),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Index("retrain_one_open", "family", unique=True, sqlite_where=_ONE_OPEN, postgresql_where=_ONE_OPEN),
+)
+
+alarms = sa.Table(
+    "alarms",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("severity", sa.String(16), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("at", UtcTime, nullable=False),
+    sa.Column("cleared_at", UtcTime),
+    sa.Index("alarms_at", "at"),
+)
+
+_ONE_TRIPPED = sa.text("reset_at IS NULL")
+latches = sa.Table(
+    "latches",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("tripped_at", UtcTime, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("reset_at", UtcTime),
+    sa.Column("reset_by", sa.String(64)),
+    sa.Column("reset_reason", sa.Text),
+    sa.Index("latches_one_tripped", "name", unique=True, sqlite_where=_ONE_TRIPPED, postgresql_where=_ONE_TRIPPED),
+)

@@ -1,0 +1,30 @@
+"""Fit what `runtime.Calibration` applies: Platt scaling on rows the model did not see, with its uncertainty."""
+
+import numpy as np
+
+from pipelines.contracts import Floats
+from pipelines.errors import NotEnoughData
+from pipelines.models.runtime import Calibration, logit
+
+
+def fit_calibration(raw: Floats, y: Floats, weight: Floats) -> Calibration:
+    """Platt scaling by maximum likelihood (Newton), with the covariance of slope and shift.
+
+    raw, y   (n,) the model's own probability and the outcome, on rows outside its training
+    weight   (n,) average uniqueness of each label: overlapping labels share their information, so their sum is the
+             effective number of rows and the lower bound stays honest
+    A slope below 0 (the model ranks the wrong way round) is kept: the gate sees it. Source: Platt 1999.
+    Raises NotEnoughData if only one outcome is there.
+    """
+    if len(np.unique(y)) < 2:
+        raise NotEnoughData(f"{len(y)} calibration rows of a single outcome; bring a longer history")
+    design = np.column_stack([logit(raw), np.ones(len(raw))])
+    beta = np.zeros(2)
+    for _ in range(50):
+        p = 1.0 / (1.0 + np.exp(-(design @ beta)))
+        information = (design * (weight * p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
+        move = np.linalg.solve(information, design.T @ (weight * (y - p)))
+        beta += move
+        if np.abs(move).max() < 1e-10:
+            break
+    return Calibration(float(beta[0]), float(beta[1]), np.linalg.inv(information))

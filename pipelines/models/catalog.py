@@ -1,0 +1,13 @@
+"""Every family that can be trained. A new one is a module with a Recipe and a line here."""
+
+from pipelines.errors import UnknownName
+from pipelines.models.base import Recipe
+from pipelines.models.validator import VALIDATOR
+
+RECIPES: dict[str, Recipe] = {VALIDATOR.family: VALIDATOR}
+
+
+def recipe(family: str) -> Recipe:
+    if family not in RECIPES:
+        raise UnknownName(f"no model family {family!r} to train; known: {', '.join(RECIPES)}")
+    return RECIPES[family]

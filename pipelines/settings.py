@@ -1,0 +1,229 @@
+"""Two kinds of configuration. `Settings`: where we run and what is secret (environment, `.env`), read by flows and
+services only. `Params`: everything that can change a metric (`params.yaml`), handed down as plain arguments."""
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipelines.errors import BadValues
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Where one installation runs. Every field is an environment variable `BELLWETHER_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="BELLWETHER_", env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = ROOT / "artifacts"  # everything a run writes
+    host: str = "127.0.0.1"
+    mlflow_port: int = 5000
+    prefect_port: int = 4200
+    decision_port: int = 3000
+    model_port: int = 3001
+    evidently_port: int = 8000
+    store_url: str = ""  # empty = SQLite under `home`
+    remote_url: str = ""  # DVC remote; empty = a folder under `home`
+    write_key: SecretStr | None = None  # bearer key of write calls; empty = made once under `home`, mode 0600
+    durability: Literal["process", "power"] = "process"
+    params_file: Path = ROOT / "params.yaml"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://{self.host}:{self.mlflow_port}"
+
+    @property
+    def prefect_url(self) -> str:
+        return f"http://{self.host}:{self.prefect_port}"
+
+    @property
+    def decision_url(self) -> str:
+        return f"http://{self.host}:{self.decision_port}"
+
+    @property
+    def model_url(self) -> str:
+        return f"http://{self.host}:{self.model_port}"
+
+    @property
+    def evidently_url(self) -> str:
+        return f"http://{self.host}:{self.evidently_port}"
+
+    @property
+    def store(self) -> str:
+        return self.store_url or f"sqlite:///{self.home / 'store.db'}"
+
+    @property
+    def remote(self) -> str:
+        return self.remote_url or str(self.home / "dvc-remote")
+
+    @property
+    def workspace(self) -> Path:
+        """Private working copy of the build graph: runs write here, never into the repository."""
+        return self.home / "workspace"
+
+    @property
+    def bundles(self) -> Path:
+        """Verified model bundles, one folder a digest."""
+        return self.home / "bundles"
+
+    @property
+    def serving_dir(self) -> Path:
+        """The generation file and warm starts: what serving follows."""
+        return self.home / "serving"
+
+
+@cache
+def settings() -> Settings:
+    return Settings()
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataParams(_Frozen):
+    decision_timeframe: str
+    quality_floor: float = Field(gt=0, le=1)
+    retention_days: int = Field(gt=0)
+
+
+class SimulatorParams(_Frozen):
+    symbol: str
+    seed: int
+    start: AwareDatetime
+    history_days: int = Field(gt=0)
+    live_days: int = Field(ge=0)
+    drift_after_live_days: int | None
+    start_price: float = Field(gt=0)
+    vol_15m_bps: float = Field(gt=0)
+    edge: float = Field(ge=0)
+
+
+class CostParams(_Frozen):
+    fee_bps: float = Field(ge=0)
+    half_spread_bps: float = Field(ge=0)
+
+    @property
+    def round_trip_bps(self) -> float:
+        return 2.0 * (self.fee_bps + self.half_spread_bps)
+
+
+class LabelParams(_Frozen):
+    target_atr: float = Field(gt=0)
+    stop_atr: float = Field(gt=0)
+    horizon_bars: int = Field(gt=0)
+    min_target_to_cost: float = Field(ge=0)
+    decay_half_life_days: float = Field(gt=0)
+
+    @property
+    def odds(self) -> float:
+        """b of the Kelly formula: target distance over stop distance."""
+        return self.target_atr / self.stop_atr
+
+
+class SplitParams(_Frozen):
+    folds: int = Field(ge=2)
+    min_train_fraction: float = Field(gt=0, lt=1)
+
+
+class ValidatorParams(_Frozen):
+    trees: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    min_child_weight: float
+    subsample: float = Field(gt=0, le=1)
+    reg_lambda: float
+    novelty_quantile: float = Field(gt=0, lt=1)
+
+
+class GateParams(_Frozen):
+    min_events: int
+    coverage: float = Field(gt=0, le=1)
+    bootstrap: int = Field(ge=100)
+    max_ece: float
+    leak_auc: float
+    min_deflated_sharpe: float
+    max_pbo: float
+    min_schema_coverage: float
+    max_novel_share: float
+    max_parity_gap: float
+    max_latency_ms: float
+    min_improvement: float
+    min_paired: int
+
+
+class FusionParams(_Frozen):
+    weights: dict[str, float]
+    regimes: dict[str, dict[str, float]]
+    min_confidence: float
+    min_consensus: float
+
+
+class RegimeLimit(_Frozen):
+    max_position: float = Field(ge=0, le=1)
+    max_stop: float = Field(gt=0, le=1)
+
+
+class RiskParams(_Frozen):
+    kelly_fraction: float = Field(ge=0, le=1)
+    kelly_cap: float = Field(ge=0, le=1)
+    regime_multiplier: dict[str, float]
+    regime_limits: dict[str, RegimeLimit]
+    max_gross: float
+    max_open: int
+    max_trades_per_day: int
+    max_daily_loss: float
+    max_drawdown: float
+    max_data_age_bars: float
+
+
+class DriftParams(_Frozen):
+    block_bars: int
+    min_bars: int
+    reference_blocks: int
+    false_alarm_budget: float = Field(gt=0, lt=1)
+    budget_blocks: int
+    loss_delta: float
+    loss_threshold: float
+    loss_degradation: float
+    min_outcomes: int
+
+
+class RetrainParams(_Frozen):
+    interval_days: int
+    cooldown_hours: float
+    lease_minutes: float
+    approval: Literal["auto", "manual"]
+
+
+class Params(_Frozen):
+    """`params.yaml`, typed. An unknown or missing key is refused with its path."""
+
+    seed: int
+    data: DataParams
+    simulator: SimulatorParams
+    costs: CostParams
+    labels: LabelParams
+    splits: SplitParams
+    validator: ValidatorParams
+    gate: GateParams
+    fusion: FusionParams
+    risk: RiskParams
+    drift: DriftParams
+    retrain: RetrainParams
+
+
+def load_params(path: Path = ROOT / "params.yaml") -> Params:
+    """Read and check `params.yaml`. Raises BadValues naming the key and what it should be."""
+    try:
+        return Params.model_validate(yaml.safe_load(path.read_text()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise BadValues(f"{path.name}: {key}: {first['msg']} (got {first['input']!r}). Mend that key and rerun.") from error
+
+

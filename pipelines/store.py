@@ -1,0 +1,610 @@
+"""The only doorway to SQL: what was observed, decided, resolved, promoted, tried, leased, asked for and alarmed.
+
+SQLite by default (WAL, one file, survives kill -9; `durability="power"` also a power cut), PostgreSQL by URL. Every
+method is one transaction unless `within` hands it one from `Store.writing()`. Time is always an argument, aware UTC.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.exc import DontWrapMixin, IntegrityError
+
+from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, Decision, Floats, Outcome, utc
+from pipelines.errors import BadShape, BadTimes, BadValues, LeaseHeld, StateError, UnknownName
+from pipelines.migrations import tables as t
+from pipelines.migrations.tables import SCHEMA
+
+BUSY_TIMEOUT_MS = 30_000  # a writer waits this long for the other writer before it gives up
+_MIGRATION_LOCK = 0x62656C6C  # any fixed number: two PostgreSQL clients must not migrate at once
+
+
+class _BadJson(BadValues, DontWrapMixin):
+    """JSON that databases refuse, raised while SQLAlchemy binds parameters."""
+
+
+# ---- records ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BarBatch:
+    """Bars of one symbol as they arrived.
+
+    bars         (n, 8) in contracts.BAR_FIELDS order, open_time ascending and unique; NaN only in the last three
+    known_at     (n,) epoch seconds: when each bar could be known (its close)
+    ingested_at  when we received them
+    """
+
+    symbol: str
+    bars: Floats
+    known_at: Floats
+    ingested_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """A decision with the bytes it was made from: float64 rows in catalogue order, so it can be replayed exactly."""
+
+    decision: Decision
+    features: bytes
+    signals: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """One line of the promotion ledger (law L5): who, why, from, to, and the evidence."""
+
+    at: datetime
+    actor: str
+    action: Literal["promote", "rollback", "refuse", "challenge"]
+    family: str
+    arm: str
+    from_version: str | None
+    to_version: str | None
+    digest: str | None
+    run_id: str | None
+    data_hash: str | None
+    git_commit: str | None
+    verdict_passed: bool | None
+    reason: str
+    evidence: dict[str, Any] = field(default_factory=dict)
+    id: int | None = None  # given by the store
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    name: str
+    holder: str
+    acquired_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RetrainAnswer:
+    """What became of a wish to retrain; `id` is the request that stands for it."""
+
+    state: Literal["queued", "duplicate", "cooling_down"]
+    id: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetrainRequest:
+    id: int
+    family: str
+    reason: str
+    at: datetime
+    state: Literal["queued", "running", "done", "failed"]
+    holder: str | None
+    lease_until: datetime | None
+    finished_at: datetime | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    id: int
+    kind: str
+    severity: str
+    detail: str
+    at: datetime
+    cleared_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Latch:
+    """A tripped circuit breaker; it stays until a named person resets it with a reason."""
+
+    id: int
+    name: str
+    tripped_at: datetime
+    reason: str
+    reset_at: datetime | None
+    reset_by: str | None
+    reset_reason: str | None
+
+
+_TIMES = ("as_of", "known_at", "ingested_at", "expiry")
+
+
+def decision_payload(decision: Decision) -> dict[str, Any]:
+    """Decision → plain JSON types; times in ISO 8601 with their zone."""
+    payload = {f.name: getattr(decision, f.name) for f in fields(decision)}
+    for name in _TIMES:
+        payload[name] = payload[name] and payload[name].isoformat()
+    return payload | {"take_profits": list(decision.take_profits), "reasons": list(decision.reasons)}
+
+
+def decision_of(payload: dict[str, Any]) -> Decision:
+    """The Decision that `decision_payload` wrote down."""
+    times = {name: payload[name] and datetime.fromisoformat(payload[name]) for name in _TIMES}
+    lists = {name: tuple(payload[name]) for name in ("take_profits", "reasons")}
+    return Decision(**{**payload, **times, **lists})
+
+
+# ---- opening ------------------------------------------------------------------------------------------------------
+
+
+def _dumps(value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except (ValueError, TypeError) as error:
+        raise _BadJson(f"not storable as JSON: {error}. Use null for what is missing and plain types only.") from error
+
+
+def _tune_sqlite(engine: Engine, durability: str) -> None:
+    """Pragmas on connect; BEGIN IMMEDIATE for writers, so that a read never has to be upgraded under contention."""
+    synchronous = {"process": "NORMAL", "power": "FULL"}[durability]
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        for pragma in (
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+            "journal_mode=WAL",
+            f"synchronous={synchronous}",
+            "foreign_keys=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _migrate(connection: Connection) -> None:
+    """Bring the database to SCHEMA; nothing is imported or locked when it is there already."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+    from alembic import command  # only here: a serving process on a current database never loads it
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _revision(connection: Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return str(revision) if revision else None
+
+
+class Store:
+    """An open database. Thread-safe; close it with `close()`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(writes=True)
+
+    @classmethod
+    def open(cls, url: str, durability: Literal["process", "power"] = "process") -> "Store":
+        """Open `url` (made, with its folder, if it is a new SQLite file) and migrate it to the current schema.
+
+        durability  SQLite only. "process": every commit survives kill -9; "power": a power cut too, at one disk
+                    flush a commit
+        Raises      StateError if the database was written by a newer release
+        """
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            if not parsed.database or parsed.database == ":memory:":
+                raise BadValues(f"store url {url!r} keeps nothing. Name a file: sqlite:////folder/store.db")
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed, json_serializer=_dumps)
+        if engine.dialect.name == "sqlite":
+            _tune_sqlite(engine, durability)
+        store = cls(engine)
+        with engine.connect() as connection:
+            found = _revision(connection)
+        if found is not None and found > SCHEMA:
+            raise StateError(f"the store is at schema {found}, this release knows {SCHEMA}. Install the newer release.")
+        if found != SCHEMA:
+            with store.writing() as connection:
+                _migrate(connection)
+        return store
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def writing(self, within: Connection | None = None) -> Iterator[Connection]:
+        """One write transaction: all of it is durable on exit, or none of it happened. `within` joins an open one."""
+        if within is not None:
+            yield within
+            return
+        with self._writer.begin() as connection:
+            yield connection
+
+    def _rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    # ---- observed bars --------------------------------------------------------------------------------------------
+
+    def add_bars(self, batch: BarBatch, within: Connection | None = None) -> int:
+        """Store bars as observed; returns how many were new. Sending the same bars again changes nothing.
+
+        Raises  BadShape, BadTimes (not ascending), BadValues (another bar is stored under that symbol and time);
+                in each case nothing of the batch is written
+        """
+        rows, n = batch.bars, len(batch.bars)
+        if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH or batch.known_at.shape != (n,):
+            raise BadShape(
+                f"{batch.symbol}: bars {rows.shape} and known_at {batch.known_at.shape}, want (n, 8) and (n,)"
+            )
+        if n == 0:
+            return 0
+        if not np.all(np.diff(rows[:, 0]) > 0):
+            at = utc(rows[1 + int(np.argmin(np.diff(rows[:, 0]) > 0)), 0])
+            raise BadTimes(
+                f"{batch.symbol}: open_time {at:%F %T} is not after the one before it. Sort and deduplicate."
+            )
+        with self.writing(within) as connection:
+            known = {row[0]: row for row in self._stored(connection, batch.symbol, rows[0, 0], rows[-1, 0])}
+            fresh = []
+            for bar, known_at in zip(rows.tolist(), batch.known_at.tolist(), strict=True):
+                if bar[0] not in known:
+                    values = dict(zip(BAR_FIELDS, (None if v != v else v for v in bar), strict=True))
+                    stamps = {"known_at": known_at, "ingested_at": batch.ingested_at}
+                    fresh.append({"symbol": batch.symbol} | values | stamps)
+                elif not np.array_equal(known[bar[0]], bar, equal_nan=True):
+                    name, old, new = next(
+                        (name, a, b)
+                        for name, a, b in zip(BAR_FIELDS, known[bar[0]], bar, strict=True)
+                        if not (a == b or (a != a and b != b))
+                    )
+                    raise BadValues(
+                        f"{batch.symbol}: bar {utc(bar[0]):%F %T} is stored with {name}={old!r}, now {name}={new!r}. "
+                        "What was observed is never rewritten; nothing of this batch was stored."
+                    )
+            if fresh:
+                connection.execute(sa.insert(t.bars), fresh)
+        return len(fresh)
+
+    @staticmethod
+    def _stored(connection: Connection, symbol: str, first: float, last: float) -> Iterator[tuple[float, ...]]:
+        query = (
+            sa.select(*(t.bars.c[name] for name in BAR_FIELDS))
+            .where(t.bars.c.symbol == symbol, t.bars.c.open_time.between(first, last))
+            .order_by(t.bars.c.open_time)
+        )
+        for row in connection.execute(query):
+            yield tuple(float("nan") if value is None else float(value) for value in row)
+
+    def bars(self, symbol: str, after: float = -np.inf, until: float = np.inf) -> Floats:
+        """Observed bars (n, 8), ascending, with after < open_time <= until in epoch seconds; NaN = not recorded."""
+        query = sa.select(*(t.bars.c[name] for name in BAR_FIELDS)).where(t.bars.c.symbol == symbol)
+        if np.isfinite(after):
+            query = query.where(t.bars.c.open_time > float(after))
+        if np.isfinite(until):
+            query = query.where(t.bars.c.open_time <= float(until))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(t.bars.c.open_time)).all()
+        return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)
+
+    def symbols(self) -> tuple[str, ...]:
+        """Symbols with at least one observed bar, in alphabetical order."""
+        return tuple(r["symbol"] for r in self._rows(sa.select(t.bars.c.symbol).distinct().order_by(t.bars.c.symbol)))
+
+    # ---- decisions and outcomes -----------------------------------------------------------------------------------
+
+    def add_decisions(self, records: Sequence[DecisionRecord], within: Connection | None = None) -> None:
+        """Store decisions whole. Raises BadValues if an id is there already or a figure is not finite."""
+        rows = [
+            {
+                **{c: getattr(r.decision, c) for c in _DECISION_COLUMNS},
+                "payload": decision_payload(r.decision),
+                "features": r.features,
+                "signals": r.signals,
+            }
+            for r in records
+        ]
+        if not rows:
+            return
+        try:
+            with self.writing(within) as connection:
+                connection.execute(sa.insert(t.decisions), rows)
+        except IntegrityError as error:
+            raise BadValues("a decision with this id is stored already; ids are never reused") from error
+
+    def decision(self, decision_id: str) -> DecisionRecord:
+        """One decision. Raises UnknownName."""
+        found = self._rows(sa.select(t.decisions).where(t.decisions.c.id == decision_id))
+        if not found:
+            raise UnknownName(f"no decision {decision_id!r} in the ledger; `bellwether decide` prints ids of new ones")
+        return _record(found[0])
+
+    def decisions(
+        self,
+        symbol: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        last: int | None = None,
+        events_only: bool = False,
+    ) -> list[DecisionRecord]:
+        """Decisions with since <= as_of < until, oldest first; `last` keeps the newest so many."""
+        query = _between(sa.select(t.decisions), t.decisions.c.as_of, since, until)
+        if symbol is not None:
+            query = query.where(t.decisions.c.symbol == symbol)
+        if events_only:
+            query = query.where(t.decisions.c.event.is_not(None))
+        query = query.order_by(t.decisions.c.as_of.desc(), t.decisions.c.ingested_at.desc()).limit(last)
+        return [_record(row) for row in reversed(self._rows(query))]
+
+    def unresolved(self, until: datetime, limit: int | None = None) -> list[DecisionRecord]:
+        """Decisions on an event, as_of <= until, that have no outcome yet; oldest first."""
+        query = (
+            sa.select(t.decisions)
+            .outerjoin(t.outcomes, t.outcomes.c.decision_id == t.decisions.c.id)
+            .where(t.outcomes.c.decision_id.is_(None), t.decisions.c.event.is_not(None), t.decisions.c.as_of <= until)
+            .order_by(t.decisions.c.as_of)
+            .limit(limit)
+        )
+        return [_record(row) for row in self._rows(query)]
+
+    def add_outcome(self, outcome: Outcome, within: Connection | None = None) -> bool:
+        """Store what became of a decision; False if exactly this is stored already.
+
+        Raises  UnknownName for a decision we never made, BadValues if another outcome is stored for it
+        """
+        with self.writing(within) as connection:
+            known = connection.scalar(sa.select(t.decisions.c.id).where(t.decisions.c.id == outcome.decision_id))
+            if known is None:
+                raise UnknownName(f"no decision {outcome.decision_id!r} in the ledger: outcomes belong to decisions")
+            query = sa.select(t.outcomes).where(t.outcomes.c.decision_id == outcome.decision_id)
+            stored = connection.execute(query).mappings().first()
+            if stored is None:
+                connection.execute(sa.insert(t.outcomes), asdict(outcome))
+                return True
+            if Outcome(**stored) != outcome:
+                raise BadValues(
+                    f"decision {outcome.decision_id}: stored {Outcome(**stored)}, now {outcome}; kept the first"
+                )
+            return False
+
+    def outcomes(self, since: datetime | None = None, until: datetime | None = None) -> list[Outcome]:
+        """Outcomes with since <= resolved_at < until, oldest first."""
+        query = _between(sa.select(t.outcomes), t.outcomes.c.resolved_at, since, until)
+        return [Outcome(**row) for row in self._rows(query.order_by(t.outcomes.c.resolved_at))]
+
+    def resolved(
+        self, since: datetime | None = None, until: datetime | None = None
+    ) -> list[tuple[DecisionRecord, Outcome]]:
+        """Decisions joined with their outcomes, since <= as_of < until, oldest decision first."""
+        joined = t.decisions.join(t.outcomes, t.outcomes.c.decision_id == t.decisions.c.id)
+        query = _between(sa.select(t.decisions, t.outcomes).select_from(joined), t.decisions.c.as_of, since, until)
+        names = [f.name for f in fields(Outcome)]
+        return [
+            (_record(row), Outcome(**{name: row[name] for name in names}))
+            for row in self._rows(query.order_by(t.decisions.c.as_of))
+        ]
+
+    # ---- promotions and trials ------------------------------------------------------------------------------------
+
+    def add_promotion(self, promotion: Promotion, within: Connection | None = None) -> int:
+        """Append to the promotion ledger; returns the line's id. Lines are never changed or deleted."""
+        values = asdict(promotion)
+        del values["id"]
+        with self.writing(within) as connection:
+            return _new_id(connection, t.promotions, values)
+
+    def promotions(self, family: str | None = None, last: int | None = None) -> list[Promotion]:
+        """The ledger, oldest first; `last` keeps the newest so many."""
+        query = sa.select(t.promotions).order_by(t.promotions.c.id.desc()).limit(last)
+        if family is not None:
+            query = query.where(t.promotions.c.family == family)
+        return [Promotion(**row) for row in reversed(self._rows(query))]
+
+    def add_trial(self, family: str, run_id: str, spec_hash: str, at: datetime) -> int:
+        """Record that one specification was fitted and scored; returns how many this family has had (for DSR)."""
+        with self.writing() as connection:
+            _new_id(connection, t.trials, {"family": family, "run_id": run_id, "spec_hash": spec_hash, "at": at})
+            return _count(connection, family)
+
+    def count_trials(self, family: str) -> int:
+        with self._engine.connect() as connection:
+            return _count(connection, family)
+
+    # ---- leases ---------------------------------------------------------------------------------------------------
+
+    def acquire_lease(self, name: str, holder: str, now: datetime, duration: timedelta) -> Lease:
+        """Take `name` for `duration`; the holder itself may take it again. Raises LeaseHeld while another has it."""
+        lease = Lease(name, holder, now, now + duration)
+        try:
+            with self.writing() as connection:
+                row = _locked(connection, t.leases, t.leases.c.name == name)
+                if row is None:
+                    connection.execute(sa.insert(t.leases), asdict(lease))
+                elif row["holder"] == holder or row["expires_at"] <= now:
+                    connection.execute(sa.update(t.leases).where(t.leases.c.name == name).values(**asdict(lease)))
+                else:
+                    raise LeaseHeld(
+                        f"{name} is held by {row['holder']} until {row['expires_at']:%F %T} UTC. Wait or retry."
+                    )
+        except IntegrityError as error:  # two first-comers on PostgreSQL: the other one won
+            raise LeaseHeld(f"{name} was taken by another holder just now. Wait or retry.") from error
+        return lease
+
+    def renew_lease(self, name: str, holder: str, now: datetime, duration: timedelta) -> Lease:
+        """Extend a lease still held. Raises LeaseHeld if it ran out or went to another."""
+        with self.writing() as connection:
+            row = _locked(connection, t.leases, t.leases.c.name == name)
+            if row is None or row["holder"] != holder or row["expires_at"] <= now:
+                raise LeaseHeld(f"{holder} no longer holds {name}: acquire it again before going on.")
+            lease = Lease(name, holder, row["acquired_at"], now + duration)
+            connection.execute(sa.update(t.leases).where(t.leases.c.name == name).values(**asdict(lease)))
+        return lease
+
+    def release_lease(self, name: str, holder: str) -> bool:
+        """Give a lease back; False if it was not (or no longer) ours."""
+        with self.writing() as connection:
+            mine = sa.delete(t.leases).where(t.leases.c.name == name, t.leases.c.holder == holder)
+            return bool(connection.execute(mine).rowcount)
+
+    # ---- the retrain queue ----------------------------------------------------------------------------------------
+
+    def request_retrain(self, family: str, reason: str, at: datetime, cooldown: timedelta) -> RetrainAnswer:
+        """Ask for a retrain of `family`: at most one is open, and none is queued within `cooldown` of the last end."""
+        q = t.retrain_requests
+        try:
+            with self.writing() as connection:
+                query = sa.select(q).where(q.c.family == family).order_by(q.c.id.desc()).limit(1)
+                last = connection.execute(query).mappings().first()
+                if last is not None and last["state"] in ("queued", "running"):
+                    detail = f"request {last['id']} is {last['state']} since {last['at']:%F %T} UTC: {last['reason']}"
+                    return RetrainAnswer("duplicate", last["id"], detail)
+                if last is not None and at < last["finished_at"] + cooldown:
+                    over = last["finished_at"] + cooldown
+                    detail = f"request {last['id']} ended {last['state']}; cooling down until {over:%F %T} UTC"
+                    return RetrainAnswer("cooling_down", last["id"], detail)
+                values = {"family": family, "reason": reason, "at": at, "state": "queued", "detail": ""}
+                return RetrainAnswer("queued", _new_id(connection, q, values), reason)
+        except IntegrityError:  # another process queued one between our look and our insert
+            open_one = self.retrain_requests(family, last=1)[0]
+            return RetrainAnswer("duplicate", open_one.id, f"request {open_one.id} is {open_one.state}")
+
+    def claim_retrain(
+        self, holder: str, at: datetime, lease: timedelta, family: str | None = None
+    ) -> RetrainRequest | None:
+        """Take the oldest request that waits, or whose worker's lease ran out; None if there is none."""
+        q = t.retrain_requests
+        waiting = sa.or_(q.c.state == "queued", sa.and_(q.c.state == "running", q.c.lease_until <= at))
+        with self.writing() as connection:
+            row = _locked(connection, q, waiting if family is None else sa.and_(waiting, q.c.family == family))
+            if row is None:
+                return None
+            mine = {"state": "running", "holder": holder, "lease_until": at + lease}
+            connection.execute(sa.update(q).where(q.c.id == row["id"]).values(**mine))
+            return RetrainRequest(**{**row, **mine})
+
+    def finish_retrain(self, request_id: int, holder: str, at: datetime, ok: bool, detail: str) -> None:
+        """Close a claimed request. Raises LeaseHeld if another worker took it over meanwhile."""
+        q = t.retrain_requests
+        with self.writing() as connection:
+            row = _locked(connection, q, q.c.id == request_id)
+            if row is None:
+                raise UnknownName(f"no retrain request {request_id}")
+            if row["state"] != "running" or row["holder"] != holder:
+                raise LeaseHeld(f"retrain request {request_id} is {row['state']} with {row['holder']}, not {holder}.")
+            values = {"state": "done" if ok else "failed", "finished_at": at, "detail": detail}
+            connection.execute(sa.update(q).where(q.c.id == request_id).values(**values))
+
+    def retrain_requests(self, family: str | None = None, last: int | None = None) -> list[RetrainRequest]:
+        """Requests, newest first."""
+        query = sa.select(t.retrain_requests).order_by(t.retrain_requests.c.id.desc()).limit(last)
+        if family is not None:
+            query = query.where(t.retrain_requests.c.family == family)
+        return [RetrainRequest(**row) for row in self._rows(query)]
+
+    # ---- alarms and latches ---------------------------------------------------------------------------------------
+
+    def raise_alarm(self, kind: str, severity: str, detail: str, at: datetime) -> int:
+        """Raise an alarm; one that says the same and is still open is not raised twice. Returns its id."""
+        with self.writing() as connection:
+            same = (t.alarms.c.kind == kind, t.alarms.c.detail == detail, t.alarms.c.cleared_at.is_(None))
+            found = connection.scalar(sa.select(t.alarms.c.id).where(*same))
+            if found is not None:
+                return int(found)
+            return _new_id(connection, t.alarms, {"kind": kind, "severity": severity, "detail": detail, "at": at})
+
+    def clear_alarm(self, alarm_id: int, at: datetime) -> bool:
+        """Mark an alarm as dealt with; False if it was not open."""
+        with self.writing() as connection:
+            query = sa.update(t.alarms).where(t.alarms.c.id == alarm_id, t.alarms.c.cleared_at.is_(None))
+            return bool(connection.execute(query.values(cleared_at=at)).rowcount)
+
+    def alarms(self, open_only: bool = True, since: datetime | None = None) -> list[Alarm]:
+        """Alarms, oldest first."""
+        query = _between(sa.select(t.alarms).order_by(t.alarms.c.id), t.alarms.c.at, since, None)
+        if open_only:
+            query = query.where(t.alarms.c.cleared_at.is_(None))
+        return [Alarm(**row) for row in self._rows(query)]
+
+    def trip(self, name: str, at: datetime, reason: str) -> bool:
+        """Latch a breaker (law L7); False if it is tripped already, and then the first reason stands."""
+        try:
+            with self.writing() as connection:
+                tripped = sa.select(t.latches.c.id).where(t.latches.c.name == name, t.latches.c.reset_at.is_(None))
+                if connection.scalar(tripped) is not None:
+                    return False
+                _new_id(connection, t.latches, {"name": name, "tripped_at": at, "reason": reason})
+        except IntegrityError:  # another process tripped it at the same moment
+            return False
+        return True
+
+    def reset(self, name: str, at: datetime, by: str, reason: str) -> None:
+        """Reset a breaker by hand. Raises BadValues without a name and a reason, UnknownName if it is not tripped."""
+        if not by.strip() or not reason.strip():
+            raise BadValues("a breaker is reset by somebody for a reason: give both")
+        with self.writing() as connection:
+            query = sa.update(t.latches).where(t.latches.c.name == name, t.latches.c.reset_at.is_(None))
+            if not connection.execute(query.values(reset_at=at, reset_by=by, reset_reason=reason)).rowcount:
+                raise UnknownName(f"breaker {name!r} is not tripped; tripped: {[x.name for x in self.latches()]}")
+
+    def latches(self, tripped_only: bool = True) -> list[Latch]:
+        """Breakers, oldest first; tripped ones only unless asked for the history."""
+        query = sa.select(t.latches).order_by(t.latches.c.id)
+        if tripped_only:
+            query = query.where(t.latches.c.reset_at.is_(None))
+        return [Latch(**row) for row in self._rows(query)]
+
+
+_DECISION_COLUMNS = tuple(c.name for c in t.decisions.columns if c.name not in ("payload", "features", "signals"))
+
+
+def _record(row: dict[str, Any]) -> DecisionRecord:
+    return DecisionRecord(decision_of(row["payload"]), row["features"], row["signals"])
+
+
+def _between(query: sa.Select[Any], column: Any, since: datetime | None, until: datetime | None) -> sa.Select[Any]:
+    if since is not None:
+        query = query.where(column >= since)
+    return query if until is None else query.where(column < until)
+
+
+def _locked(connection: Connection, table: sa.Table, where: Any) -> dict[str, Any] | None:
+    """The first row that fits, locked until commit (SQLite's writer holds the whole file already)."""
+    order = table.primary_key.columns
+    row = (
+        connection.execute(sa.select(table).where(where).order_by(*order).limit(1).with_for_update()).mappings().first()
+    )
+    return None if row is None else dict(row)
+
+
+def _new_id(connection: Connection, table: sa.Table, values: dict[str, Any]) -> int:
+    key = connection.execute(sa.insert(table).values(**values)).inserted_primary_key
+    return int(key[0])  # type: ignore[index]
+
+
+def _count(connection: Connection, family: str) -> int:
+    return int(connection.scalar(sa.select(sa.func.count()).where(t.trials.c.family == family)) or 0)

@@ -1,0 +1,181 @@
+"""The only doorway to MLflow: runs, registered models, aliases, evidence.
+
+A family is a registered model of the same name. Its version carries, as tags, everything needed to trace it: digest of
+the bundle, data hash, git commit, catalogue hash, flow run, trials, gate verdict. Aliases are *intent*; the promotion
+ledger is fact, and `flows.promote` compares the two.
+"""
+
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import ServiceDown, UnknownName
+
+ALIASES = ("champion", "challenger", "previous")
+EXPERIMENT = "bellwether"
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One registered version. `verdict` is "passed", "refused" or "pending"; `aliases` as MLflow has them now."""
+
+    family: str
+    version: str
+    run_id: str
+    digest: str
+    data_hash: str
+    git_commit: str
+    verdict: str
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+
+
+class Tracking:
+    """A connection to one MLflow server. Raises ServiceDown, naming the address, if it does not answer."""
+
+    def __init__(self, url: str) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        import mlflow
+        from mlflow import MlflowClient
+
+        self.url = url
+        self._mlflow = mlflow
+        mlflow.set_tracking_uri(url)
+        self._client = MlflowClient(tracking_uri=url, registry_uri=url)
+        try:
+            self._client.search_experiments(max_results=1)
+        except mlflow.exceptions.MlflowException as error:
+            raise ServiceDown(f"MLflow does not answer at {url}: {error}. Start it with `bellwether up`.") from error
+
+    def log_candidate(
+        self,
+        family: str,
+        bundle: Path,
+        *,
+        params: dict[str, Any],
+        metrics: dict[str, float],
+        files: list[Path],
+        tags: dict[str, str],
+        title: str,
+    ) -> Version:
+        """One run with everything that explains the candidate, and a new registered version of `family`.
+
+        tags must hold digest, data_hash, git_commit, git_dirty, catalogue_hash; `flow_run` where a flow did it
+        """
+        mlflow = self._mlflow
+        mlflow.set_experiment(EXPERIMENT)
+        with mlflow.start_run(run_name=f"{family}-{tags['digest'][:8]}", tags=tags):
+            mlflow.log_params({name: str(value)[:500] for name, value in params.items()})
+            mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
+            for file in files:
+                mlflow.log_artifact(str(file), "evidence")
+            mlflow.log_artifacts(str(bundle), "bundle")
+            with warnings.catch_warnings():
+                # the signature is the bundle's own schema, checked by our runtime; MLflow asks for type hints as well
+                warnings.simplefilter("ignore", UserWarning)
+                info = mlflow.pyfunc.log_model(
+                    name=family,
+                    python_model=str(Path(__file__).parent / "models" / "registered.py"),
+                    artifacts={"bundle": str(bundle)},
+                    pip_requirements=[f"{name}=={_version_of(name)}" for name in ("numpy", "onnxruntime", "pandas", "mlflow")],
+                    registered_model_name=family,
+                )
+        version = str(info.registered_model_version)
+        if not self._client.get_registered_model(family).description:
+            self._client.update_registered_model(family, title)
+        for key, value in {**tags, "gate_verdict": "pending"}.items():
+            self._client.set_model_version_tag(family, version, key, value)
+        self._client.update_model_version(family, version, (bundle / "card.md").read_text())
+        return self.version(family, version)
+
+    def version(self, family: str, version: str) -> Version:
+        """Raises UnknownName naming the versions that exist."""
+        try:
+            found = self._client.get_model_version(family, version)
+        except self._mlflow.exceptions.MlflowException as error:
+            known = ", ".join(v.version for v in self.versions(family)) or "none"
+            raise UnknownName(f"{family} has no version {version!r}; known: {known}") from error
+        return self._read(found)
+
+    def versions(self, family: str) -> list[Version]:
+        """Every version of a family, newest first; empty if the family was never trained."""
+        found = self._client.search_model_versions(f"name = '{family}'")
+        # the search result carries no aliases: they are on the registered model
+        return sorted((self._read(v) for v in found), key=lambda v: -int(v.version))
+
+    def aliased(self, family: str, alias: str) -> Version | None:
+        """The version an alias points to now, None if it points nowhere."""
+        number = self._aliases(family).get(alias)
+        return None if number is None else self.version(family, number)
+
+    def set_alias(self, family: str, alias: str, version: str | None) -> None:
+        """Point an alias at a version, or take it away with None."""
+        if version is None:
+            if alias in self._aliases(family):
+                self._client.delete_registered_model_alias(family, alias)
+        else:
+            self._client.set_registered_model_alias(family, alias, version)
+
+    def record_verdict(self, family: str, version: str, passed: bool, evidence: dict[str, Any], files: list[Path], trials: int) -> None:
+        """Put the gate's verdict on the version and its evidence into the run."""
+        run_id = self.version(family, version).run_id
+        for file in files:
+            self._client.log_artifact(run_id, str(file), "gate")
+        self._client.log_text(run_id, json.dumps(evidence, indent=1), "gate/verdict.json")
+        word = "passed" if passed else "refused"
+        self._client.set_tag(run_id, "gate_verdict", word)
+        self._client.set_model_version_tag(family, version, "trials", str(trials))
+        self._client.set_model_version_tag(family, version, "gate_verdict", word)
+
+    def log_report(self, run_id: str, files: list[Path], folder: str, metrics: dict[str, float]) -> None:
+        """Add later evidence (a drift report) to the run of the version it is about."""
+        for file in files:
+            self._client.log_artifact(run_id, str(file), folder)
+        for name, value in metrics.items():
+            self._client.log_metric(run_id, name, value)
+
+    def download_bundle(self, version: Version, into: Path) -> Path:
+        """Fetch the bundle of a version into the folder `into` (made if absent). Verification is the runtime's work."""
+        into.mkdir(parents=True, exist_ok=True)
+        path = self._mlflow.artifacts.download_artifacts(
+            run_id=version.run_id, artifact_path="bundle", dst_path=str(into), tracking_uri=self.url
+        )
+        return Path(path)
+
+    def run_link(self, run_id: str) -> str:
+        run = self._client.get_run(run_id)
+        return f"{self.url}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
+
+    def _aliases(self, family: str) -> dict[str, str]:
+        try:
+            return {a: str(v) for a, v in self._client.get_registered_model(family).aliases.items()}
+        except self._mlflow.exceptions.MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+
+    def _read(self, found: Any) -> Version:
+        tags = {k: str(v) for k, v in found.tags.items()}
+        aliases = tuple(sorted(a for a, v in self._aliases(found.name).items() if v == str(found.version)))
+        return Version(
+            family=found.name,
+            version=str(found.version),
+            run_id=found.run_id or "",
+            digest=tags.get("digest", ""),
+            data_hash=tags.get("data_hash", ""),
+            git_commit=tags.get("git_commit", ""),
+            verdict=tags.get("gate_verdict", "pending"),
+            aliases=aliases,
+            tags=tags,
+        )
+
+
+def _version_of(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)

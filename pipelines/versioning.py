@@ -1,0 +1,142 @@
+"""The only doorway to DVC, and to the git state that goes on a run.
+
+Runs never touch the repository: `prepare` lays out a private workspace (a DVC project without SCM) holding copies of
+the build graph, the parameters and the sources whose hashes decide what is stale. The code that runs is the installed
+one. The hash of `data` is the authority; everything else points to it. One writer at a time: callers hold a lease.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from pipelines.errors import BellwetherError, StateError
+
+PROVENANCE = ("data.dvc", "dvc.lock", "params.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class GitState:
+    commit: str  # "unversioned" outside a git checkout
+    dirty: bool
+
+
+def git_state(root: Path) -> GitState:
+    """Commit of the code that runs, and whether it was changed since."""
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return GitState(ask("rev-parse", "HEAD"), bool(ask("status", "--porcelain")))
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return GitState("unversioned", True)
+
+
+def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None:
+    """Lay out or refresh the private workspace; data, outputs and the lock of earlier runs stay."""
+    from dvc.repo import Repo
+
+    workspace.mkdir(parents=True, exist_ok=True)
+    shutil.copy(root / "dvc.yaml", workspace / "dvc.yaml")
+    shutil.copy(params_file, workspace / "params.yaml")
+    code = workspace / "pipelines"
+    if code.exists():
+        shutil.rmtree(code)
+    shutil.copytree(root / "pipelines", code, ignore=shutil.ignore_patterns("__pycache__"))
+    if not (workspace / ".dvc").exists():
+        Repo.init(str(workspace), no_scm=True).close()
+    with Repo(str(workspace)) as repo, repo.config.edit() as config:
+        config["core"].update({"analytics": False, "remote": "store", "autostage": False, "check_update": False})
+        config["remote"] = {"store": {"url": remote}}
+        config["cache"].update({"dir": str(workspace.parent / "dvc-cache"), "type": "hardlink,copy"})
+
+
+def snapshot(workspace: Path) -> str:
+    """Version `data/` as it is now, push it, and return its hash."""
+    from dvc.repo import Repo
+
+    with Repo(str(workspace)) as repo:
+        stage = repo.add(["data"])[0]
+        repo.push(["data"])
+        return str(stage.outs[0].hash_info.value)
+
+
+def restore(workspace: Path, pointer: Path) -> str:
+    """Bring back the data a `data.dvc` describes, from cache or remote. Returns its hash."""
+    from dvc.repo import Repo
+
+    shutil.copy(pointer, workspace / "data.dvc")
+    with Repo(str(workspace)) as repo:
+        repo.pull(["data"], force=True)
+    return data_hash(workspace)
+
+
+def data_hash(folder: Path) -> str:
+    """Hash in the folder's `data.dvc`. Raises StateError if there is none."""
+    pointer = folder / "data.dvc"
+    if not pointer.is_file():
+        raise StateError(f"{folder}: no data.dvc; run `bellwether run --once` to ingest and version market data")
+    return str(yaml.safe_load(pointer.read_text())["outs"][0]["md5"])
+
+
+def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
+    """Run what is stale of the build graph. Returns the stages that ran; raises BellwetherError with the stage's output."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    # stages call `python`: it has to be this one
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    try:
+        with Repo(str(workspace)) as repo:
+            before = _locked(workspace)
+            repo.reproduce(targets)
+    except DvcException as error:
+        raise BellwetherError(f"build graph: {error} (workspace {workspace}); its own output above says why") from error
+    after = _locked(workspace)
+    return [name for name, entry in after.items() if before.get(name) != entry]
+
+
+def _locked(workspace: Path) -> dict[str, object]:
+    lock = workspace / "dvc.lock"
+    return dict(yaml.safe_load(lock.read_text())["stages"]) if lock.is_file() else {}
+
+
+def keep_version(workspace: Path, versions: Path) -> Path:
+    """Keep the three files that name this version (`data.dvc`, `dvc.lock`, `params.yaml`) under its data hash.
+
+    The folder is a DVC project of its own, so `collect` can tell DVC that its data is still in use.
+    """
+    folder = versions / data_hash(workspace)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in PROVENANCE:
+        if (workspace / name).is_file():
+            shutil.copy(workspace / name, folder / name)
+    return folder
+
+
+def collect(workspace: Path, versions: Path, protected: set[str]) -> list[str]:
+    """Let DVC remove cached data of versions no registered model was trained on. Returns the hashes let go.
+
+    protected  data hashes of registered versions; the workspace's own is always kept
+    """
+    from dvc.repo import Repo
+
+    kept = protected | {data_hash(workspace)}
+    gone = [folder for folder in sorted(versions.iterdir()) if folder.is_dir() and folder.name not in kept]
+    projects = []
+    for folder in sorted(versions.iterdir()):
+        if folder.is_dir() and folder.name in kept:
+            if not (folder / ".dvc").exists():
+                Repo.init(str(folder), no_scm=True).close()
+            # only the pointer counts here: the lock would ask for stage outputs that are rebuilt, not kept
+            (folder / "dvc.lock").exists() and (folder / "dvc.lock").rename(folder / "dvc.lock.kept")
+            projects.append(str(folder))
+    with Repo(str(workspace)) as repo:
+        repo.gc(workspace=True, cloud=True, repos=projects, force=True)
+    for folder in gone:
+        shutil.rmtree(folder)
+    return [folder.name for folder in gone]

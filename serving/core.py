@@ -1,0 +1,239 @@
+"""The decision core: fuse → judge → size → limits, one compiled pure function of one row (U3, R1, R2, R10, L7).
+
+`decide_row(row, params, out) -> code` is the only place a trade is allowed or refused. The service drives one row
+through it (`policy.decide`), the backtest loops it; nothing else decides. Code 0 emits; otherwise every refusal that
+applies is a bit (see `risk.codes`). All layouts are flat float64; prices in quote currency, `*_bps` in basis points of
+the price, everything else that is a fraction is of equity or of price, as named.
+"""
+
+import numpy as np
+
+from pipelines.compiled import kernel
+from serving.fusion import N_VOICES, NO_REGIME, TRADITIONAL_ONLY, VOICES, WEIGHT_ROWS, fuse
+from serving.risk.codes import (
+    CANNOT_COMPUTE,
+    CONFIDENCE_BELOW,
+    CONFLICT,
+    KELLY_ZERO,
+    MODEL_ABSTAINED,
+    NO_EDGE_AFTER_COST,
+    NO_EVENT,
+    NO_VOICE,
+    STOP_EXCEEDS_REGIME,
+    TARGET_UNDER_COST,
+    TIER_CLOSED,
+)
+from serving.risk.limits import account_refusals
+from serving.risk.sizing import kelly, level, limit_row, position_size
+
+# ---- row: what is known at the close of one decision bar ---------------------------------------------------------
+# 0 … N_VOICES−1 directions, N_VOICES … 2·N_VOICES−1 confidences (order of fusion.VOICES), then:
+_STATE = (
+    "regime",  # code in the order of contracts.REGIMES; NaN = unknown: base weights, smallest caps
+    "trend",  # −1, 0, 1; NaN = unknown
+    "event",  # direction of the event, −1, 0 (none), 1
+    "tier",  # 1 full, 2 simple model, 3 traditional only, 4 emergency
+    "age_bars",  # decision bars between the last closed bar and as_of
+    "breakers",  # bitmask of latched breakers, 0 = none
+    "gross",  # sum of open positions, fraction of equity
+    "open_count",  # open positions
+    "trades_today",  # entries since 00:00 UTC
+    "daily_pnl",  # fraction of equity at 00:00 UTC
+    "drawdown",  # fraction under the highest equity so far, in [0, 1]
+    "atr",  # fraction of price; this and all below are needed only when there is an event
+    "price",  # close of the decision bar
+    "p",  # P(target before stop) of the acting model; NaN = it abstained
+    "p_low",  # its lower 95 % bound
+)
+ROW_FIELDS = (*(f"{v}.direction" for v in VOICES), *(f"{v}.confidence" for v in VOICES), *_STATE)
+ROW_WIDTH = len(ROW_FIELDS)
+CONFIDENCES_AT = N_VOICES
+(REGIME, TREND, EVENT, TIER, AGE_BARS, BREAKERS, GROSS, OPEN_COUNT, TRADES_TODAY, DAILY_PNL, DRAWDOWN, ATR, PRICE, P,
+ P_LOW) = range(2 * N_VOICES, ROW_WIDTH)  # fmt: skip
+ACCOUNT = (GROSS, OPEN_COUNT, TRADES_TODAY, DAILY_PNL, DRAWDOWN)  # what a backtest fills in as it goes
+
+_BIG = 1e15
+# What a usable value lies in, from EVENT on; anything else, NaN and infinity included, cannot be computed with.
+_LOW = np.array([-1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, -_BIG, 0.0, 1e-9, 1e-12, 0.0, 0.0])
+_HIGH = np.array([1.0, 4.0, _BIG, _BIG, _BIG, _BIG, _BIG, _BIG, 1.0, 1.0, _BIG, 1.0, 1.0])
+
+# ---- params: `policy.flatten` writes it ---------------------------------------------------------------------------
+PARAM_FIELDS = (
+    "min_confidence", "min_consensus", "round_trip_bps", "min_target_to_cost", "target_atr", "stop_atr",
+    "kelly_fraction", "kelly_cap", "max_gross", "max_open", "max_trades_per_day", "max_daily_loss", "max_drawdown",
+    "max_data_age_bars",
+)  # fmt: skip
+(MIN_CONFIDENCE, MIN_CONSENSUS, ROUND_TRIP_BPS, MIN_TARGET_TO_COST, TARGET_ATR, STOP_ATR, KELLY_FRACTION, KELLY_CAP,
+ MAX_GROSS, MAX_OPEN, MAX_TRADES, MAX_DAILY_LOSS, MAX_DRAWDOWN, MAX_AGE_BARS) = range(len(PARAM_FIELDS))  # fmt: skip
+WEIGHTS_AT = len(PARAM_FIELDS)  # (WEIGHT_ROWS, N_VOICES) fusion.weight_table
+MULTIPLIER_AT = WEIGHTS_AT + WEIGHT_ROWS * N_VOICES  # one a regime, then the smallest
+MAX_POSITION_AT = MULTIPLIER_AT + NO_REGIME + 1  # sizing.LIMIT_ROWS, then the smallest
+MAX_STOP_AT = MAX_POSITION_AT + 5  # the same rows
+PARAM_WIDTH = MAX_STOP_AT + 5
+
+# ---- out: NaN where it could not be computed or was not asked -----------------------------------------------------
+OUT_FIELDS = (
+    "action",  # −1, 0, 1: what to do; 0 when refused
+    "size",  # fraction of equity; 0 when refused
+    "direction",  # −1, 0, 1: what the vote said
+    "confidence", "consensus", "coverage",  # fusion.fuse
+    "conviction",  # confidence as lowered by the model, sizing only
+    "stop", "target",  # prices
+    "stop_fraction",  # stop distance over price
+    "target_bps", "min_target_bps",  # target distance, and the least one that is worth its cost
+    "edge_bps",  # expected, after cost
+    "break_even_p",  # p at which edge_bps is 0
+    "kelly",  # raw Kelly fraction at p_low
+    "cap",  # smallest of the caps that applied
+    "max_stop",  # of the regime, fraction of price
+    "unusable_mask",  # bit i: ROW_FIELDS[i] could not be used
+)  # fmt: skip
+(ACTION, SIZE, DIRECTION, CONFIDENCE, CONSENSUS, COVERAGE, CONVICTION, STOP, TARGET, STOP_FRACTION, TARGET_BPS,
+ MIN_TARGET_BPS, EDGE_BPS, BREAK_EVEN_P, KELLY, CAP, MAX_STOP, UNUSABLE) = range(len(OUT_FIELDS))  # fmt: skip
+SHARES_AT = len(OUT_FIELDS)  # N_VOICES weights, then N_VOICES contributions, see fusion.fuse
+CONTRIBUTIONS_AT = SHARES_AT + N_VOICES
+OUT_WIDTH = CONTRIBUTIONS_AT + N_VOICES
+
+
+@kernel
+def _out_of_range(row, first, last):  # type: ignore[no-untyped-def]
+    """Bits of the row fields first … last that are NaN, infinite or impossible."""
+    mask = 0
+    for i in range(first, last + 1):
+        if not (_LOW[i - EVENT] <= row[i] <= _HIGH[i - EVENT]):
+            mask |= 1 << i
+    return mask
+
+
+@kernel
+def _unusable(row, weights):  # type: ignore[no-untyped-def]
+    """Bits of the inputs that are needed whatever happens and cannot be used.
+
+    NaN is meaningful, so allowed, in a direction (unavailable), the regime and the trend (unknown). A category that
+    takes a side must say how strongly.
+    """
+    mask = _out_of_range(row, EVENT, DRAWDOWN)
+    if row[EVENT] != np.floor(row[EVENT]):
+        mask |= 1 << EVENT
+    if row[TIER] != np.floor(row[TIER]):
+        mask |= 1 << TIER
+    if abs(row[TREND]) > 1.0:
+        mask |= 1 << TREND
+    regime = row[REGIME]
+    if regime == regime and not (0.0 <= regime < NO_REGIME and regime == np.floor(regime)):
+        mask |= 1 << REGIME
+    for c in range(N_VOICES):
+        side = row[c]
+        if weights[c] > 0.0 and side == side and side != 0.0:
+            if side != 1.0 and side != -1.0:
+                mask |= 1 << c
+            if not (0.0 <= row[CONFIDENCES_AT + c] <= 1.0):
+                mask |= 1 << (CONFIDENCES_AT + c)
+    return mask
+
+
+@kernel
+def _judge(row, params, out, multiplier, max_position):  # type: ignore[no-untyped-def]
+    """Is this event worth its cost, and how much of it: fills `out`, returns the bits that refuse it."""
+    refused = 0
+    target_bps = params[TARGET_ATR] * row[ATR] * 1e4
+    stop_bps = params[STOP_ATR] * row[ATR] * 1e4
+    out[TARGET_BPS] = target_bps
+    out[MIN_TARGET_BPS] = params[MIN_TARGET_TO_COST] * params[ROUND_TRIP_BPS]
+    out[STOP_FRACTION] = params[STOP_ATR] * row[ATR]
+    out[STOP] = level(row[PRICE], -row[EVENT], params[STOP_ATR], row[ATR])
+    out[TARGET] = level(row[PRICE], row[EVENT], params[TARGET_ATR], row[ATR])
+    if not target_bps >= out[MIN_TARGET_BPS]:
+        refused |= TARGET_UNDER_COST
+    if not out[STOP_FRACTION] <= out[MAX_STOP]:
+        refused |= STOP_EXCEEDS_REGIME
+    if row[P] != row[P]:
+        return refused | MODEL_ABSTAINED
+
+    odds = params[TARGET_ATR] / params[STOP_ATR]
+    edge_bps = (row[P] * odds - (1.0 - row[P])) * stop_bps - params[ROUND_TRIP_BPS]
+    out[EDGE_BPS] = edge_bps
+    out[BREAK_EVEN_P] = (stop_bps + params[ROUND_TRIP_BPS]) / (target_bps + stop_bps)
+    if not edge_bps > 0.0:
+        refused |= NO_EDGE_AFTER_COST
+    if out[CONFIDENCE] == out[CONFIDENCE]:
+        # The model may lower conviction, never raise it: in proportion as its lower bound misses break-even after cost.
+        out[CONVICTION] = out[CONFIDENCE] * min(1.0, row[P_LOW] / out[BREAK_EVEN_P])
+        room = params[MAX_GROSS] - row[GROSS]
+        out[KELLY] = kelly(row[P_LOW], odds)
+        out[CAP] = min(min(params[KELLY_CAP], max_position), max(room, 0.0))
+        out[SIZE] = position_size(
+            row[P_LOW], odds, out[CONVICTION], params[KELLY_FRACTION], multiplier, params[KELLY_CAP], max_position, room
+        )
+        if out[SIZE] <= 0.0 and room > 0.0:
+            refused |= KELLY_ZERO
+    return refused
+
+
+@kernel
+def decide_row(row, params, out):  # type: ignore[no-untyped-def]
+    """Decide one row (ROW_WIDTH,) under params (PARAM_WIDTH,) into out (OUT_WIDTH,); returns 0 or the refusal bits."""
+    out[:] = np.nan
+    out[ACTION] = 0.0
+    out[SIZE] = 0.0
+    regime = NO_REGIME
+    if 0.0 <= row[REGIME] < NO_REGIME:
+        regime = int(row[REGIME])
+    table = TRADITIONAL_ONLY if row[TIER] == 3.0 else regime
+    weights = params[WEIGHTS_AT + table * N_VOICES : WEIGHTS_AT + (table + 1) * N_VOICES]
+
+    unusable = _unusable(row, weights)
+    confidence, vote, consensus, coverage = fuse(
+        row[:N_VOICES],
+        row[CONFIDENCES_AT : CONFIDENCES_AT + N_VOICES],
+        weights,
+        out[SHARES_AT:CONTRIBUTIONS_AT],
+        out[CONTRIBUTIONS_AT:OUT_WIDTH],
+    )
+    out[DIRECTION] = np.sign(vote)
+    out[CONFIDENCE] = confidence
+    out[CONSENSUS] = consensus
+    out[COVERAGE] = coverage
+    limits = limit_row(row[REGIME], row[TREND])
+    out[MAX_STOP] = params[MAX_STOP_AT + limits]
+
+    refused = account_refusals(
+        row[GROSS], params[MAX_GROSS], row[OPEN_COUNT], params[MAX_OPEN], row[TRADES_TODAY], params[MAX_TRADES],
+        row[DAILY_PNL], params[MAX_DAILY_LOSS], row[DRAWDOWN], params[MAX_DRAWDOWN], row[AGE_BARS],
+        params[MAX_AGE_BARS], row[BREAKERS],
+    )  # fmt: skip
+    if row[TIER] > 3.0:
+        refused |= TIER_CLOSED
+    if row[EVENT] == 0.0:
+        refused |= NO_EVENT
+    else:
+        unusable |= _out_of_range(row, ATR, PRICE)
+        if row[P] == row[P]:
+            unusable |= _out_of_range(row, P, P_LOW)
+            if row[P_LOW] > row[P]:
+                unusable |= 1 << P_LOW
+        if confidence != confidence:
+            refused |= NO_VOICE
+        else:
+            if not consensus >= params[MIN_CONSENSUS] or out[DIRECTION] != row[EVENT]:
+                refused |= CONFLICT
+            if not confidence >= params[MIN_CONFIDENCE]:
+                refused |= CONFIDENCE_BELOW
+        if unusable == 0:
+            refused |= _judge(row, params, out, params[MULTIPLIER_AT + regime], params[MAX_POSITION_AT + limits])
+
+    out[UNUSABLE] = float(unusable)
+    if unusable != 0:
+        refused |= CANNOT_COMPUTE
+    if refused == 0:
+        out[ACTION] = row[EVENT]
+    else:
+        out[SIZE] = 0.0
+    return refused
+
+
+@kernel
+def core_batch(rows, params, outs, codes):  # type: ignore[no-untyped-def]
+    """The same core over rows (n, ROW_WIDTH) into outs (n, OUT_WIDTH) and codes (n,) int64."""
+    for i in range(rows.shape[0]):
+        codes[i] = decide_row(rows[i], params, outs[i])

@@ -1,0 +1,201 @@
+"""`decide`: one row through the compiled core, and its answer in words. Pure: every time and id is handed in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+import numpy as np
+
+from pipelines.contracts import REGIMES, TIMEFRAME_SECONDS, Decision, Floats
+from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
+from pipelines.settings import Params
+from serving import core
+from serving.fusion import N_VOICES, VOICES, weight_table
+from serving.risk.codes import REFUSALS, bits_of
+from serving.risk.sizing import LIMIT_ROWS
+
+ACTIONS: dict[float, Literal["BUY", "SELL", "NO_TRADE"]] = {1.0: "BUY", -1.0: "SELL", 0.0: "NO_TRADE"}
+
+
+@dataclass(frozen=True, slots=True)
+class Portfolio:
+    """The account at as_of; fractions are of equity. Meanings in core._STATE. NaN = not known, so nothing is opened."""
+
+    gross: float
+    open_count: float
+    trades_today: float
+    daily_pnl: float
+    drawdown: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionInputs:
+    """What one decision rests on, known at the close of its bar. NaN and units: see core.ROW_FIELDS.
+
+    In tier 3 (no champion) the caller hands in the traditional consensus as the event, and the measured hit rate of
+    that consensus with its lower bound as p and p_low; the traditional voice alone then gives the confidence.
+    """
+
+    direction: Floats  # (N_VOICES,) Voices.speak
+    confidence: Floats  # (N_VOICES,)
+    regime: str | None
+    trend: float
+    event: str | None  # name of the signal that raised the event
+    event_direction: float  # −1, 0 (no event), 1
+    atr: float
+    price: float
+    p: float
+    p_low: float
+    abstained: str | None  # the acting model's reason where p is NaN
+    tier: int
+    age_bars: float
+    breakers: int
+    portfolio: Portfolio
+
+
+def flatten(params: Params) -> Floats:
+    """Everything the core reads of `params.yaml` as its flat array (PARAM_WIDTH,); make it once a configuration.
+
+    Raises UnknownName for a missing regime or limit row, BadValues for a value that is not finite or not of this world.
+    """
+    fusion, risk, labels = params.fusion, params.risk, params.labels
+    for key, table, names in (
+        ("regime_multiplier", risk.regime_multiplier, REGIMES),
+        ("regime_limits", risk.regime_limits, LIMIT_ROWS),
+    ):
+        if set(table) != set(names):
+            raise UnknownName(f"params.yaml risk.{key} has {sorted(table)}, expected exactly {sorted(names)}")
+    flat = np.full(core.PARAM_WIDTH, np.nan)
+    flat[: core.WEIGHTS_AT] = (
+        fusion.min_confidence, fusion.min_consensus, params.costs.round_trip_bps, labels.min_target_to_cost,
+        labels.target_atr, labels.stop_atr, risk.kelly_fraction, risk.kelly_cap, risk.max_gross, risk.max_open,
+        risk.max_trades_per_day, risk.max_daily_loss, risk.max_drawdown, risk.max_data_age_bars,
+    )  # fmt: skip
+    flat[core.WEIGHTS_AT : core.MULTIPLIER_AT] = weight_table(fusion).ravel()
+    for start, values in (
+        (core.MULTIPLIER_AT, [risk.regime_multiplier[name] for name in REGIMES]),
+        (core.MAX_POSITION_AT, [risk.regime_limits[name].max_position for name in LIMIT_ROWS]),
+        (core.MAX_STOP_AT, [risk.regime_limits[name].max_stop for name in LIMIT_ROWS]),
+    ):
+        flat[start : start + len(values) + 1] = [*values, min(values)]  # an unknown regime gets the least
+    if not np.isfinite(flat).all() or (flat < 0.0).any():
+        bad = [name for name, value in zip(core.PARAM_FIELDS, flat, strict=False) if not 0.0 <= value < np.inf]
+        raise BadValues(f"params.yaml: {bad or 'risk tables'} must be finite and not negative; mend and rerun")
+    return flat
+
+
+def to_rows(direction: Floats, confidence: Floats, **fields: Any) -> Floats:
+    """(n, ROW_WIDTH) rows for `core_batch` and the backtest.
+
+    direction, confidence  (n, N_VOICES); fields are scalars or (n,) arrays named as in core.ROW_FIELDS. A field left
+    out is NaN, which the core refuses where it needs it; the account columns are the backtest's to fill.
+    """
+    if direction.shape != confidence.shape or direction.shape[1:] != (N_VOICES,):
+        raise BadShape(
+            f"directions {direction.shape} and confidences {confidence.shape}, expected (n, {N_VOICES}) both"
+        )
+    rows = np.full((len(direction), core.ROW_WIDTH), np.nan)
+    rows[:, :N_VOICES], rows[:, N_VOICES : 2 * N_VOICES] = direction, confidence
+    for name, values in fields.items():
+        if name not in core.ROW_FIELDS[2 * N_VOICES :]:
+            raise UnknownName(f"no row field {name!r}; known: {', '.join(core.ROW_FIELDS[2 * N_VOICES :])}")
+        rows[:, core.ROW_FIELDS.index(name)] = values
+    return rows
+
+
+def to_row(inputs: DecisionInputs) -> Floats:
+    """One row (ROW_WIDTH,) of the core. Raises UnknownName for a regime outside contracts.REGIMES."""
+    if inputs.regime is not None and inputs.regime not in REGIMES:
+        raise UnknownName(f"no regime {inputs.regime!r}; known: {', '.join(REGIMES)}")
+    account = inputs.portfolio
+    row = np.empty(core.ROW_WIDTH)
+    row[:N_VOICES] = inputs.direction
+    row[N_VOICES : 2 * N_VOICES] = inputs.confidence
+    row[core.REGIME :] = (
+        np.nan if inputs.regime is None else REGIMES.index(inputs.regime), inputs.trend, inputs.event_direction,
+        inputs.tier, inputs.age_bars, inputs.breakers, account.gross, account.open_count, account.trades_today,
+        account.daily_pnl, account.drawdown, inputs.atr, inputs.price, inputs.p, inputs.p_low,
+    )  # fmt: skip
+    return row
+
+
+def reasons(code: int, row: Floats, flat: Floats, out: Floats, abstained: str | None = None) -> tuple[str, ...]:
+    """Every refusal in `code` in words with its numbers, primary first; empty when the core emitted."""
+    if not code:
+        return ()
+    mask = int(out[core.UNUSABLE])
+    facts: dict[str, Any] = {
+        **dict(zip(core.PARAM_FIELDS, flat.tolist(), strict=False)),
+        **dict(zip(core.OUT_FIELDS, out.tolist(), strict=False)),
+        **dict(zip(core.ROW_FIELDS[core.REGIME :], row[core.REGIME :].tolist(), strict=True)),
+        "unusable": ",".join(name for i, name in enumerate(core.ROW_FIELDS) if mask >> i & 1),
+        "abstained": abstained or "no reason given",
+    }
+    return tuple(REFUSALS[bit].format_map(facts) for bit in bits_of(code))
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _named(values: Floats) -> dict[str, float]:
+    return {name: value for name, value in zip(VOICES, values.tolist(), strict=True) if np.isfinite(value)}
+
+
+def decide(
+    inputs: DecisionInputs,
+    params: Params,
+    flat: Floats,
+    *,
+    id: str,
+    symbol: str,
+    as_of: datetime,
+    known_at: datetime,
+    ingested_at: datetime,
+    arm: str,
+    generation: int = 0,
+    models: Mapping[str, Any] | None = None,
+    lineage: Mapping[str, str] | None = None,
+) -> Decision:
+    """One decision (U6). `flat` is `flatten(params)`, made once by the caller.
+
+    An event keeps its entry, stop and target on NO_TRADE too, so that its outcome can be scored; size is then 0.
+    weights holds only the available categories; a silent one has contribution 0.
+    Raises BadTimes for a naive as_of, UnknownName for an unknown regime. Doubtful numbers are refusals, not errors.
+    """
+    if as_of.tzinfo is None:
+        raise BadTimes(f"as_of {as_of} has no timezone; decisions are made in UTC")
+    row, out = to_row(inputs), np.empty(core.OUT_WIDTH)
+    code = core.decide_row(row, flat, out)
+    seen = inputs.event_direction in (-1, 1)
+    levels = np.isfinite(out[core.TARGET])
+    horizon = timedelta(seconds=params.labels.horizon_bars * TIMEFRAME_SECONDS[params.data.decision_timeframe])
+    return Decision(
+        id=id,
+        symbol=symbol,
+        as_of=as_of,
+        known_at=known_at,
+        ingested_at=ingested_at,
+        action=ACTIONS[float(out[core.ACTION])],
+        direction=int(np.nan_to_num(out[core.DIRECTION])),
+        confidence=_known(out[core.CONFIDENCE]),
+        entry=inputs.price if levels else None,
+        stop=_known(out[core.STOP]),
+        take_profits=(float(out[core.TARGET]),) if levels else (),
+        size=float(out[core.SIZE]),
+        expiry=as_of + horizon if seen else None,
+        edge_bps=_known(out[core.EDGE_BPS]),
+        p=_known(inputs.p),
+        regime=inputs.regime,
+        tier=inputs.tier,
+        arm=arm,
+        event=inputs.event if seen else None,
+        weights=_named(out[core.SHARES_AT : core.CONTRIBUTIONS_AT]),
+        contributions=_named(out[core.CONTRIBUTIONS_AT : core.OUT_WIDTH]),
+        coverage=float(np.nan_to_num(out[core.COVERAGE])),
+        reasons=reasons(code, row, flat, out, inputs.abstained),
+        generation=generation,
+        models=dict(models or {}),
+        lineage=dict(lineage or {}),
+    )

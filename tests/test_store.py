@@ -1,0 +1,293 @@
+"""The store: what it keeps, what it refuses, and that nothing is half written."""
+
+import multiprocessing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from pipelines import migrations
+from pipelines.contracts import Decision, Outcome
+from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, UnknownName
+from pipelines.migrations.tables import METADATA, SCHEMA
+from pipelines.store import BarBatch, DecisionRecord, Promotion, Store
+
+T0 = datetime(2024, 1, 1, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'new' / 'store.db'}"
+
+
+@pytest.fixture
+def store(url):
+    opened = Store.open(url)
+    yield opened
+    opened.close()
+
+
+def batch(n=3, start=T0, symbol="BTC/USDT"):
+    times = start.timestamp() + 60.0 * np.arange(n)
+    rows = np.column_stack([times, *np.full((4, n), 100.0), np.full(n, 7.0), np.full((2, n), np.nan).T])
+    return BarBatch(symbol, rows, times + 60.0, start + HOUR)
+
+
+def decision(id="d1", **changes):
+    made = Decision(
+        id=id, symbol="BTC/USDT", as_of=T0, known_at=T0, ingested_at=T0 + HOUR, action="BUY", direction=1,
+        confidence=0.8, entry=100.0, stop=99.0, take_profits=(101.0, 102.0), size=0.05,
+        expiry=T0 + 4 * HOUR, edge_bps=3.5, p=0.6,
+        regime=None, tier=2, arm="champion", event="fvg", weights={"ict": 1.0}, reasons=("because",), generation=3,
+        models={"champion": {"p": 0.6, "reason": None}}, lineage={"data_hash": "abc"},
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def record(id="d1", **changes):
+    return DecisionRecord(decision(id, **changes), b"\x00\x01", b"\x02")
+
+
+def outcome(id="d1", **changes):
+    return replace(Outcome(id, T0 + HOUR, 1, "target", 150.0, 145.0, 5.0), **changes)
+
+
+def test_opening_makes_the_folder_and_opening_again_finds_what_was_stored(url, store):
+    store.add_decisions([record()])
+    again = Store.open(url, durability="power")
+    assert again.decision("d1") == record()
+    again.close()
+
+
+def test_the_migrations_lead_exactly_to_the_tables_of_the_code(url, store):
+    with sa.create_engine(url).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+
+
+def test_schema_names_the_newest_migration():
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    assert ScriptDirectory.from_config(config).get_heads() == [SCHEMA]
+
+
+def test_a_store_of_a_newer_release_is_refused(url, store):
+    with sa.create_engine(url).begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(StateError, match="9999"):
+        Store.open(url)
+
+
+def _open_and_add(url, worker):
+    store = Store.open(url)
+    for i in range(20):
+        store.add_decisions([record(f"{worker}-{i}")])
+    store.close()
+
+
+def test_three_processes_may_open_a_new_store_and_write_at_once(url):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_open_and_add, args=(url, w)) for w in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [w.exitcode for w in workers] == [0] * 3
+    assert len(Store.open(url).decisions()) == 60
+
+
+# ---- bars
+
+
+def test_bars_come_back_bit_for_bit_with_their_gaps(store):
+    assert store.add_bars(batch()) == 3
+    np.testing.assert_array_equal(store.bars("BTC/USDT"), batch().bars)
+    assert len(store.bars("BTC/USDT", after=T0.timestamp())) == 2
+    assert store.symbols() == ("BTC/USDT",)
+
+
+def test_sending_bars_again_changes_nothing_and_adds_only_what_is_new(store):
+    store.add_bars(batch(3))
+    assert store.add_bars(batch(3)) == 0
+    assert store.add_bars(batch(5)) == 2
+
+
+def test_a_conflicting_bar_is_refused_by_name_and_nothing_of_its_batch_is_stored(store):
+    store.add_bars(batch(3))
+    other = batch(5)
+    other.bars[1, 4] = 101.0
+    with pytest.raises(BadValues, match=r"close=100\.0, now close=101\.0"):
+        store.add_bars(other)
+    np.testing.assert_array_equal(store.bars("BTC/USDT"), batch(3).bars)
+
+
+def test_bars_out_of_order_are_refused(store):
+    shuffled = batch(3)
+    with pytest.raises(BadTimes, match="not after"):
+        store.add_bars(replace(shuffled, bars=shuffled.bars[::-1].copy()))
+    assert len(store.bars("BTC/USDT")) == 0
+
+
+# ---- time
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda s, at: s.add_decisions([record(as_of=at)]),
+        lambda s, at: s.add_bars(replace(batch(), ingested_at=at)),
+        lambda s, at: s.raise_alarm("x", "low", "y", at),
+        lambda s, at: s.trip("daily_loss", at, "y"),
+        lambda s, at: s.add_trial("validator", "r", "h", at),
+        lambda s, at: s.acquire_lease("a", "me", at, HOUR),
+        lambda s, at: s.request_retrain("validator", "age", at, HOUR),
+        lambda s, at: s.decisions(since=at),
+    ],
+)
+def test_a_naive_time_is_refused_everywhere(store, write):
+    with pytest.raises(BadTimes, match="no time zone"):
+        write(store, T0.replace(tzinfo=None))
+
+
+def test_times_of_any_zone_come_back_as_the_same_instant_in_utc(store):
+    local = T0.astimezone(datetime.strptime("+05:30", "%z").tzinfo)
+    store.raise_alarm("x", "low", "y", local)
+    (alarm,) = store.alarms()
+    assert alarm.at == T0
+    assert alarm.at.utcoffset() == timedelta(0)
+
+
+# ---- decisions and outcomes
+
+
+def test_a_decision_id_is_never_reused(store):
+    store.add_decisions([record()])
+    with pytest.raises(BadValues, match="never reused"):
+        store.add_decisions([record("d2"), record()])
+    assert len(store.decisions()) == 1
+
+
+def test_a_figure_that_is_not_finite_cannot_enter_a_decision(store):
+    with pytest.raises(BadValues, match="JSON"):
+        store.add_decisions([record(p=float("nan"))])
+    assert store.decisions() == []
+
+
+def test_an_outcome_is_stored_once_and_only_for_a_decision_we_made(store):
+    store.add_decisions([record()])
+    assert [r.decision.id for r in store.unresolved(T0)] == ["d1"]
+    assert store.add_outcome(outcome()) is True
+    assert store.add_outcome(outcome()) is False
+    assert store.unresolved(T0) == []
+    assert store.resolved() == [(record(), outcome())]
+    with pytest.raises(BadValues, match="kept the first"):
+        store.add_outcome(outcome(label=0))
+    with pytest.raises(UnknownName):
+        store.add_outcome(outcome("never"))
+
+
+def test_one_transaction_is_all_or_nothing(store):
+    def fail_half_way():
+        with store.writing() as connection:
+            store.add_decisions([record()], within=connection)
+            store.add_bars(batch(), within=connection)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert store.decisions() == []
+    assert store.symbols() == ()
+
+
+# ---- promotions and trials
+
+
+def promotion(**changes):
+    made = Promotion(
+        T0, "policy", "promote", "validator", "champion", None, "1", "d", "r", "h", "c", True, "gate", {"auc": 0.53}
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def test_the_promotion_ledger_only_grows(url, store):
+    first = store.add_promotion(promotion())
+    store.add_promotion(promotion(action="rollback", family="regime"))
+    assert store.promotions("validator") == [promotion(id=first)]
+    assert [p.action for p in store.promotions(last=1)] == ["rollback"]
+    for statement in ("UPDATE promotions SET actor = 'x'", "DELETE FROM promotions"):
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"), sa.create_engine(url).begin() as connection:
+            connection.exec_driver_sql(statement)
+    assert len(store.promotions()) == 2
+
+
+def test_trials_are_counted_by_family(store):
+    assert store.add_trial("validator", "r1", "h", T0) == 1
+    assert store.add_trial("validator", "r2", "h", T0) == 2
+    assert store.count_trials("regime") == 0
+
+
+# ---- leases and retraining
+
+
+def test_a_lease_has_one_holder_until_it_expires(store):
+    store.acquire_lease("dvc", "a", T0, HOUR)
+    with pytest.raises(LeaseHeld, match="held by a"):
+        store.acquire_lease("dvc", "b", T0 + HOUR / 2, HOUR)
+    store.renew_lease("dvc", "a", T0 + HOUR / 2, HOUR)
+    store.acquire_lease("dvc", "b", T0 + 2 * HOUR, HOUR)
+    with pytest.raises(LeaseHeld, match="no longer"):
+        store.renew_lease("dvc", "a", T0 + 2 * HOUR, HOUR)
+    assert store.release_lease("dvc", "a") is False
+    assert store.release_lease("dvc", "b") is True
+
+
+def test_retrain_requests_are_deduplicated_leased_and_cooled_down(store):
+    first = store.request_retrain("validator", "drift", T0, HOUR)
+    assert first.state == "queued"
+    assert store.request_retrain("validator", "age", T0, HOUR).state == "duplicate"
+    assert store.request_retrain("regime", "age", T0, HOUR).state == "queued"
+
+    claimed = store.claim_retrain("w1", T0, HOUR, "validator")
+    assert (claimed.id, claimed.state, claimed.holder) == (first.id, "running", "w1")
+    assert store.claim_retrain("w2", T0, HOUR, "validator") is None
+
+    taken_over = store.claim_retrain("w2", T0 + HOUR, HOUR, "validator")  # w1 died: its lease ran out
+    assert taken_over.id == first.id
+    with pytest.raises(LeaseHeld):
+        store.finish_retrain(first.id, "w1", T0 + HOUR, True, "late")
+    store.finish_retrain(first.id, "w2", T0 + HOUR, True, "v2")
+
+    assert store.request_retrain("validator", "drift", T0 + 1.5 * HOUR, HOUR).state == "cooling_down"
+    assert store.request_retrain("validator", "drift", T0 + 2 * HOUR, HOUR).state == "queued"
+
+
+# ---- alarms and breakers
+
+
+def test_an_alarm_that_says_the_same_is_raised_once_until_cleared(store):
+    first = store.raise_alarm("drift", "high", "block 7", T0)
+    assert store.raise_alarm("drift", "high", "block 7", T0 + HOUR) == first
+    assert store.clear_alarm(first, T0 + HOUR) is True
+    assert store.alarms() == []
+    assert store.raise_alarm("drift", "high", "block 7", T0 + HOUR) != first
+    assert len(store.alarms(open_only=False)) == 2
+
+
+def test_a_breaker_stays_tripped_over_a_restart_until_somebody_resets_it_for_a_reason(url, store):
+    assert store.trip("daily_loss", T0, "-2.3 %") is True
+    assert store.trip("daily_loss", T0 + HOUR, "-2.4 %") is False
+    (latch,) = Store.open(url).latches()
+    assert latch.reason == "-2.3 %"
+    with pytest.raises(BadValues):
+        store.reset("daily_loss", T0 + HOUR, "ann", " ")
+    store.reset("daily_loss", T0 + HOUR, "ann", "checked the fills")
+    assert store.latches() == []
+    with pytest.raises(UnknownName):
+        store.reset("daily_loss", T0 + HOUR, "ann", "again")

@@ -15,7 +15,13 @@ _SHOWN: ContextVar[Progress | None] = ContextVar("progress", default=None)
 @contextmanager
 def shown(console: Console) -> Iterator[None]:
     """Everything inside that calls `step` or `track` is drawn on this console."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         token = _SHOWN.set(progress)
         try:

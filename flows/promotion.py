@@ -17,6 +17,7 @@ from pipelines.errors import GateRefused, UnknownName
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.store import Promotion, Store
 from pipelines.tracking import Version
+from pipelines.training.warm import publish_warm_start
 from serving.slots import write_generation
 
 
@@ -42,7 +43,16 @@ def slots_of(store: Store, family: str) -> Slots:
     return Slots(champion, challenger)
 
 
-def _line(version: Version, action: Any, arm: str, actor: str, reason: str, old: str | None, passed: bool, evidence: dict[str, Any]) -> Promotion:
+def _line(
+    version: Version,
+    action: Any,
+    arm: str,
+    actor: str,
+    reason: str,
+    old: str | None,
+    passed: bool,
+    evidence: dict[str, Any],
+) -> Promotion:
     return Promotion(
         at=now(), actor=actor, action=action, family=version.family, arm=arm, from_version=old, to_version=version.version,
         digest=version.digest, run_id=version.run_id, data_hash=version.data_hash, git_commit=version.git_commit,
@@ -54,14 +64,20 @@ def challenge(site: Site, version: Version, verdict: Verdict, actor: str) -> Non
     """Ledger the gate's verdict on a candidate and put it in the challenger slot, where it serves in shadow."""
     held = slots_of(site.store, version.family).challenger
     reason = "passed the gate" if verdict.passed else "refused by the gate: " + "; ".join(verdict.reasons)
-    line = _line(version, "challenge", "challenger", actor, reason, held and held.to_version, verdict.passed, asdict(verdict))
+    line = _line(
+        version, "challenge", "challenger", actor, reason, held and held.to_version, verdict.passed, asdict(verdict)
+    )
     site.store.add_promotion(line)
     site.tracking.set_alias(version.family, "challenger", version.version)
 
 
 def verdict_line(store: Store, family: str, version: str, digest: str) -> Promotion | None:
     """The newest ledgered verdict on exactly these bytes, None if the gate never judged them."""
-    lines = [p for p in store.promotions(family) if p.action == "challenge" and p.to_version == version and p.digest == digest]
+    lines = [
+        p
+        for p in store.promotions(family)
+        if p.action == "challenge" and p.to_version == version and p.digest == digest
+    ]
     return lines[-1] if lines else None
 
 
@@ -90,7 +106,9 @@ def rollback(site: Site, family: str, actor: str, reason: str) -> Promotion:
     """Back to the version the champion replaced: preloaded, smoke-tested, then the pointer moves."""
     held = slots_of(site.store, family).champion
     if held is None or held.from_version is None:
-        raise UnknownName(f"{family} has no previous champion to go back to; the ledger shows {held and held.to_version}")
+        raise UnknownName(
+            f"{family} has no previous champion to go back to; the ledger shows {held and held.to_version}"
+        )
     previous = site.tracking.version(family, held.from_version)
     fetch_bundle(site, previous)
     line = _line(previous, "rollback", "champion", actor, reason, held.to_version, True, {})
@@ -169,19 +187,13 @@ def _served(line: Promotion | None) -> dict[str, Any] | None:
 
 
 def install_warm_start(site: Site) -> dict[str, str]:
-    """Copy the folds' last state of the newest snapshot to where serving reads it, named by its data hash."""
-    source = site.workspace / "artifacts" / "features" / "warm"
+    """Publish the folds' last state of the newest snapshot, with the measured hit rate of the traditional consensus."""
+    stage = site.workspace / "artifacts"
+    told = json.loads((stage / "labels" / "traditional.json").read_text())
+    into = site.settings.serving_dir / "warm"
+    into.mkdir(parents=True, exist_ok=True)
     data_hash = versioning.data_hash(site.workspace)
-    target = site.settings.serving_dir / "warm" / data_hash
-    digest = versioning.folder_digest(source)
-    if not target.exists() or versioning.folder_digest(target) != digest:
-        landing = target.with_name(f".{target.name}")
-        shutil.copytree(source, landing, dirs_exist_ok=True)
-        shutil.copy(site.workspace / "artifacts" / "labels" / "traditional.json", landing / "traditional.json")
-        if target.exists():
-            shutil.rmtree(target)
-        landing.rename(target)
-    return {"data_hash": data_hash, "digest": versioning.folder_digest(target), "path": str(target)}
+    return publish_warm_start(stage / "features" / "warm", into, data_hash=data_hash, hits=told["hits"], n=told["n"])
 
 
 def live(site: Site) -> dict[str, Any]:

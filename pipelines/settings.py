@@ -88,6 +88,7 @@ class _Frozen(BaseModel):
 class DataParams(_Frozen):
     decision_timeframe: str
     quality_floor: float = Field(gt=0, le=1)
+    live_days: int = Field(ge=0)
     retention_days: int = Field(gt=0)
 
 

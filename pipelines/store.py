@@ -23,6 +23,7 @@ from pipelines.migrations import tables as t
 from pipelines.migrations.tables import SCHEMA
 
 BUSY_TIMEOUT_MS = 30_000  # a writer waits this long for the other writer before it gives up
+_LOOKUP = 500  # values in one IN (...): under every database's parameter limit
 _MIGRATION_LOCK = 0x62656C6C  # any fixed number: two PostgreSQL clients must not migrate at once
 
 
@@ -351,6 +352,7 @@ class Store:
         until: datetime | None = None,
         last: int | None = None,
         events_only: bool = False,
+        emitted_only: bool = False,
     ) -> list[DecisionRecord]:
         """Decisions with since <= as_of < until, oldest first; `last` keeps the newest so many."""
         query = _between(sa.select(t.decisions), t.decisions.c.as_of, since, until)
@@ -358,6 +360,8 @@ class Store:
             query = query.where(t.decisions.c.symbol == symbol)
         if events_only:
             query = query.where(t.decisions.c.event.is_not(None))
+        if emitted_only:
+            query = query.where(t.decisions.c.action != "NO_TRADE")
         query = query.order_by(t.decisions.c.as_of.desc(), t.decisions.c.ingested_at.desc()).limit(last)
         return [_record(row) for row in reversed(self._rows(query))]
 
@@ -396,6 +400,14 @@ class Store:
         """Outcomes with since <= resolved_at < until, oldest first."""
         query = _between(sa.select(t.outcomes), t.outcomes.c.resolved_at, since, until)
         return [Outcome(**row) for row in self._rows(query.order_by(t.outcomes.c.resolved_at))]
+
+    def outcomes_of(self, decision_ids: Sequence[str]) -> list[Outcome]:
+        """Outcomes of these decisions, as far as they are known."""
+        found = []
+        for i in range(0, len(decision_ids), _LOOKUP):
+            some = t.outcomes.c.decision_id.in_(decision_ids[i : i + _LOOKUP])
+            found += [Outcome(**row) for row in self._rows(sa.select(t.outcomes).where(some))]
+        return found
 
     def resolved(
         self, since: datetime | None = None, until: datetime | None = None

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,6 @@ def git_state(root: Path) -> GitState:
 
 def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None:
     """Lay out or refresh the private workspace; data, outputs and the lock of earlier runs stay."""
-    from dvc.repo import Repo
-
     workspace.mkdir(parents=True, exist_ok=True)
     shutil.copy(root / "dvc.yaml", workspace / "dvc.yaml")
     shutil.copy(params_file, workspace / "params.yaml")
@@ -47,12 +46,19 @@ def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None
     if code.exists():
         shutil.rmtree(code)
     shutil.copytree(root / "pipelines", code, ignore=shutil.ignore_patterns("__pycache__"))
-    if not (workspace / ".dvc").exists():
-        Repo.init(str(workspace), no_scm=True).close()
-    with Repo(str(workspace)) as repo, repo.config.edit() as config:
+    _project(workspace, workspace.parent / "dvc-cache", remote)
+
+
+def _project(folder: Path, cache: Path, remote: str) -> None:
+    """Make `folder` a DVC project without SCM, on our cache and remote."""
+    from dvc.repo import Repo
+
+    if not (folder / ".dvc").exists():
+        Repo.init(str(folder), no_scm=True).close()
+    with Repo(str(folder)) as repo, repo.config.edit() as config:
         config["core"].update({"analytics": False, "remote": "store", "autostage": False, "check_update": False})
         config["remote"] = {"store": {"url": remote}}
-        config["cache"].update({"dir": str(workspace.parent / "dvc-cache"), "type": "hardlink,copy"})
+        config["cache"].update({"dir": str(cache), "type": "reflink,copy"})
 
 
 def snapshot(workspace: Path) -> str:
@@ -60,8 +66,8 @@ def snapshot(workspace: Path) -> str:
     from dvc.repo import Repo
 
     with Repo(str(workspace)) as repo:
-        stage = repo.add(["data"])[0]
-        repo.push(["data"])
+        stage = repo.add([str(workspace / "data")])[0]  # absolute: DVC reads names from where we stand
+        repo.push([str(workspace / "data.dvc")])
         return str(stage.outs[0].hash_info.value)
 
 
@@ -71,7 +77,7 @@ def restore(workspace: Path, pointer: Path) -> str:
 
     shutil.copy(pointer, workspace / "data.dvc")
     with Repo(str(workspace)) as repo:
-        repo.pull(["data"], force=True)
+        repo.pull([str(workspace / "data.dvc")], force=True)
     return data_hash(workspace)
 
 
@@ -93,7 +99,7 @@ def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
     try:
         with Repo(str(workspace)) as repo:
             before = _locked(workspace)
-            repo.reproduce(targets)
+            repo.reproduce([f"{workspace / 'dvc.yaml'}:{name}" for name in targets] if targets else None)
     except DvcException as error:
         raise BellwetherError(f"build graph: {error} (workspace {workspace}); its own output above says why") from error
     after = _locked(workspace)
@@ -106,10 +112,7 @@ def _locked(workspace: Path) -> dict[str, object]:
 
 
 def keep_version(workspace: Path, versions: Path) -> Path:
-    """Keep the three files that name this version (`data.dvc`, `dvc.lock`, `params.yaml`) under its data hash.
-
-    The folder is a DVC project of its own, so `collect` can tell DVC that its data is still in use.
-    """
+    """Keep the three files that name this version (`data.dvc`, `dvc.lock`, `params.yaml`) under its data hash."""
     folder = versions / data_hash(workspace)
     folder.mkdir(parents=True, exist_ok=True)
     for name in PROVENANCE:
@@ -126,16 +129,17 @@ def collect(workspace: Path, versions: Path, protected: set[str]) -> list[str]:
     from dvc.repo import Repo
 
     kept = protected | {data_hash(workspace)}
-    gone = [folder for folder in sorted(versions.iterdir()) if folder.is_dir() and folder.name not in kept]
-    projects = []
-    for folder in sorted(versions.iterdir()):
-        if folder.is_dir() and folder.name in kept:
-            if not (folder / ".dvc").exists():
-                Repo.init(str(folder), no_scm=True).close()
-            # only the pointer counts here: the lock would ask for stage outputs that are rebuilt, not kept
-            (folder / "dvc.lock").exists() and (folder / "dvc.lock").rename(folder / "dvc.lock.kept")
-            projects.append(str(folder))
-    with Repo(str(workspace)) as repo:
+    gone = [folder for folder in sorted(versions.iterdir()) if folder.name not in kept]
+    with Repo(str(workspace)) as repo, tempfile.TemporaryDirectory() as scratch:
+        remote, cache = repo.config["remote"]["store"]["url"], Path(repo.cache.local.path)
+        projects = []
+        for name in sorted(kept & {folder.name for folder in versions.iterdir()}):
+            # a project that holds nothing but the pointer tells DVC's own collector that this data is in use
+            project = Path(scratch) / name
+            project.mkdir()
+            _project(project, cache, remote)
+            shutil.copy(versions / name / "data.dvc", project / "data.dvc")
+            projects.append(str(project))
         repo.gc(workspace=True, cloud=True, repos=projects, force=True)
     for folder in gone:
         shutil.rmtree(folder)

@@ -64,7 +64,8 @@ PARAM_FIELDS = (
     "max_data_age_bars",
 )  # fmt: skip
 (MIN_CONFIDENCE, MIN_CONSENSUS, ROUND_TRIP_BPS, MIN_TARGET_TO_COST, TARGET_ATR, STOP_ATR, KELLY_FRACTION, KELLY_CAP,
- MAX_GROSS, MAX_OPEN, MAX_TRADES, MAX_DAILY_LOSS, MAX_DRAWDOWN, MAX_AGE_BARS) = range(len(PARAM_FIELDS))  # fmt: skip
+ MAX_GROSS, MAX_OPEN, MAX_TRADES_PER_DAY, MAX_DAILY_LOSS, MAX_DRAWDOWN,
+ MAX_DATA_AGE_BARS) = range(len(PARAM_FIELDS))  # fmt: skip
 WEIGHTS_AT = len(PARAM_FIELDS)  # (WEIGHT_ROWS, N_VOICES) fusion.weight_table
 MULTIPLIER_AT = WEIGHTS_AT + WEIGHT_ROWS * N_VOICES  # one a regime, then the smallest
 MAX_POSITION_AT = MULTIPLIER_AT + NO_REGIME + 1  # sizing.LIMIT_ROWS, then the smallest
@@ -89,7 +90,7 @@ OUT_FIELDS = (
     "unusable_mask",  # bit i: ROW_FIELDS[i] could not be used
 )  # fmt: skip
 (ACTION, SIZE, DIRECTION, CONFIDENCE, CONSENSUS, COVERAGE, CONVICTION, STOP, TARGET, STOP_FRACTION, TARGET_BPS,
- MIN_TARGET_BPS, EDGE_BPS, BREAK_EVEN_P, KELLY, CAP, MAX_STOP, UNUSABLE) = range(len(OUT_FIELDS))  # fmt: skip
+ MIN_TARGET_BPS, EDGE_BPS, BREAK_EVEN_P, KELLY, CAP, MAX_STOP, UNUSABLE_MASK) = range(len(OUT_FIELDS))  # fmt: skip
 SHARES_AT = len(OUT_FIELDS)  # N_VOICES weights, then N_VOICES contributions, see fusion.fuse
 CONTRIBUTIONS_AT = SHARES_AT + N_VOICES
 OUT_WIDTH = CONTRIBUTIONS_AT + N_VOICES
@@ -198,9 +199,9 @@ def decide_row(row, params, out):  # type: ignore[no-untyped-def]
     out[MAX_STOP] = params[MAX_STOP_AT + limits]
 
     refused = account_refusals(
-        row[GROSS], params[MAX_GROSS], row[OPEN_COUNT], params[MAX_OPEN], row[TRADES_TODAY], params[MAX_TRADES],
+        row[GROSS], params[MAX_GROSS], row[OPEN_COUNT], params[MAX_OPEN], row[TRADES_TODAY], params[MAX_TRADES_PER_DAY],
         row[DAILY_PNL], params[MAX_DAILY_LOSS], row[DRAWDOWN], params[MAX_DRAWDOWN], row[AGE_BARS],
-        params[MAX_AGE_BARS], row[BREAKERS],
+        params[MAX_DATA_AGE_BARS], row[BREAKERS],
     )  # fmt: skip
     if row[TIER] > 3.0:
         refused |= TIER_CLOSED
@@ -222,7 +223,7 @@ def decide_row(row, params, out):  # type: ignore[no-untyped-def]
         if unusable == 0:
             refused |= _judge(row, params, out, params[MULTIPLIER_AT + regime], params[MAX_POSITION_AT + limits])
 
-    out[UNUSABLE] = float(unusable)
+    out[UNUSABLE_MASK] = float(unusable)
     if unusable != 0:
         refused |= CANNOT_COMPUTE
     if refused == 0:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -67,11 +68,8 @@ def flatten(params: Params) -> Floats:
         if set(table) != set(names):
             raise UnknownName(f"params.yaml risk.{key} has {sorted(table)}, expected exactly {sorted(names)}")
     flat = np.full(core.PARAM_WIDTH, np.nan)
-    flat[: core.WEIGHTS_AT] = (
-        fusion.min_confidence, fusion.min_consensus, params.costs.round_trip_bps, labels.min_target_to_cost,
-        labels.target_atr, labels.stop_atr, risk.kelly_fraction, risk.kelly_cap, risk.max_gross, risk.max_open,
-        risk.max_trades_per_day, risk.max_daily_loss, risk.max_drawdown, risk.max_data_age_bars,
-    )  # fmt: skip
+    named = {**dict(fusion), **dict(labels), **dict(risk), "round_trip_bps": params.costs.round_trip_bps}
+    flat[: core.WEIGHTS_AT] = [named[name] for name in core.PARAM_FIELDS]
     flat[core.WEIGHTS_AT : core.MULTIPLIER_AT] = weight_table(fusion).ravel()
     for start, values in (
         (core.MULTIPLIER_AT, [risk.regime_multiplier[name] for name in REGIMES]),
@@ -124,7 +122,7 @@ def reasons(code: int, row: Floats, flat: Floats, out: Floats, abstained: str | 
     """Every refusal in `code` in words with its numbers, primary first; empty when the core emitted."""
     if not code:
         return ()
-    mask = int(out[core.UNUSABLE])
+    mask = int(out[core.UNUSABLE_MASK])
     facts: dict[str, Any] = {
         **dict(zip(core.PARAM_FIELDS, flat.tolist(), strict=False)),
         **dict(zip(core.OUT_FIELDS, out.tolist(), strict=False)),
@@ -136,11 +134,11 @@ def reasons(code: int, row: Floats, flat: Floats, out: Floats, abstained: str | 
 
 
 def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    return value if isfinite(value) else None
 
 
-def _named(values: Floats) -> dict[str, float]:
-    return {name: value for name, value in zip(VOICES, values.tolist(), strict=True) if np.isfinite(value)}
+def _named(values: list[float]) -> dict[str, float]:
+    return {name: value for name, value in zip(VOICES, values, strict=True) if isfinite(value)}
 
 
 def decide(
@@ -168,8 +166,9 @@ def decide(
         raise BadTimes(f"as_of {as_of} has no timezone; decisions are made in UTC")
     row, out = to_row(inputs), np.empty(core.OUT_WIDTH)
     code = core.decide_row(row, flat, out)
+    said = out.tolist()
     seen = inputs.event_direction in (-1, 1)
-    levels = np.isfinite(out[core.TARGET])
+    levels = isfinite(said[core.TARGET])
     horizon = timedelta(seconds=params.labels.horizon_bars * TIMEFRAME_SECONDS[params.data.decision_timeframe])
     return Decision(
         id=id,
@@ -177,23 +176,23 @@ def decide(
         as_of=as_of,
         known_at=known_at,
         ingested_at=ingested_at,
-        action=ACTIONS[float(out[core.ACTION])],
-        direction=int(np.nan_to_num(out[core.DIRECTION])),
-        confidence=_known(out[core.CONFIDENCE]),
-        entry=inputs.price if levels else None,
-        stop=_known(out[core.STOP]),
-        take_profits=(float(out[core.TARGET]),) if levels else (),
-        size=float(out[core.SIZE]),
+        action=ACTIONS[said[core.ACTION]],
+        direction=int(_known(said[core.DIRECTION]) or 0),
+        confidence=_known(said[core.CONFIDENCE]),
+        entry=float(inputs.price) if levels else None,
+        stop=_known(said[core.STOP]),
+        take_profits=(said[core.TARGET],) if levels else (),
+        size=said[core.SIZE],
         expiry=as_of + horizon if seen else None,
-        edge_bps=_known(out[core.EDGE_BPS]),
-        p=_known(inputs.p),
+        edge_bps=_known(said[core.EDGE_BPS]),
+        p=_known(float(inputs.p)),
         regime=inputs.regime,
         tier=inputs.tier,
         arm=arm,
         event=inputs.event if seen else None,
-        weights=_named(out[core.SHARES_AT : core.CONTRIBUTIONS_AT]),
-        contributions=_named(out[core.CONTRIBUTIONS_AT : core.OUT_WIDTH]),
-        coverage=float(np.nan_to_num(out[core.COVERAGE])),
+        weights=_named(said[core.SHARES_AT : core.CONTRIBUTIONS_AT]),
+        contributions=_named(said[core.CONTRIBUTIONS_AT : core.OUT_WIDTH]),
+        coverage=_known(said[core.COVERAGE]) or 0.0,
         reasons=reasons(code, row, flat, out, inputs.abstained),
         generation=generation,
         models=dict(models or {}),

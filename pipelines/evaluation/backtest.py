@@ -193,7 +193,7 @@ def backtest(
         early = int(np.flatnonzero(known & ~((fill_time >= decided_at) & (exit_time >= fill_time)))[0])
         raise BadTimes(
             f"row {early}: decided {decided_at[early]:.0f}, filled {fill_time[early]:.0f}, "
-            f"exit {exit_time[early]:.0f}; a trade is filled at the next bar's open, never within the bar that decided it"
+            f"exit {exit_time[early]:.0f}; a trade is filled at the next bar's open, never in the bar that decided it"
         )
     trades, codes, equity = np.empty((n, len(TRADE_FIELDS))), np.empty(n, dtype=np.int64), np.empty(n)
     with _callable(core) as step:

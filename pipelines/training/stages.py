@@ -17,18 +17,14 @@ import numpy as np
 from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Floats
 from pipelines.data import schemas, timeframes
 from pipelines.errors import NotEnoughData, UnknownName
-from pipelines.evaluation.report import summarise
 from pipelines.features.catalog import FEATURES
 from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.weights import average_uniqueness, time_decay
-from pipelines.models.catalog import recipe
 from pipelines.settings import Params, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import Events, event_rows, events, traditional_events
-from pipelines.signals.voices import fit as fit_voices
-from pipelines.training.dataset import load_dataset
-from pipelines.training.fit import train
+from pipelines.signals.voices import Voices
 from pipelines.training.warm import write_warm_start
 
 OUT = Path("artifacts")
@@ -54,7 +50,7 @@ def build_features(params: Params) -> None:
     feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
     features = FEATURES.run(decision, state=feature_state)
     signals = SIGNALS.run(decision, state=signal_state)
-    voices = fit_voices(signals)
+    voices = Voices.fit(signals)
     out = fresh(OUT / "features")
     for name, array in {"base": base, "decision": decision, "features": features, "signals": signals}.items():
         np.save(out / f"{name}.npy", array)
@@ -77,6 +73,8 @@ def build_features(params: Params) -> None:
         signal_state=signal_state,
         base=base,
         decision=decision,
+        features=features,
+        signals=signals,
         voices=voices,
     )
 
@@ -152,6 +150,11 @@ def embargo_seconds(params: Params, step_s: int) -> float:
 
 
 def fit_family(family: str, params: Params) -> None:
+    # scikit-learn and xgboost take seconds to import: only the stages that fit pay for them
+    from pipelines.models.catalog import recipe
+    from pipelines.training.dataset import load_dataset
+    from pipelines.training.fit import train
+
     meta = json.loads((OUT / "features" / "meta.json").read_text())
     context = {k: meta[k] for k in ("symbol", "base_timeframe", "decision_timeframe", "catalogue_hash")}
     embargo = embargo_seconds(params, TIMEFRAME_SECONDS[meta["decision_timeframe"]])
@@ -160,6 +163,8 @@ def fit_family(family: str, params: Params) -> None:
 
 
 def evaluate(family: str, params: Params) -> None:
+    from pipelines.evaluation.report import summarise
+
     figures = summarise(OUT / family, params)
     (fresh(OUT / "evaluation") / f"{family}.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
 

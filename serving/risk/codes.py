@@ -33,7 +33,7 @@ REFUSALS: dict[int, str] = {
     NO_EVENT: "NO_EVENT",
     MODEL_ABSTAINED: "MODEL_ABSTAINED:{abstained}",
     NO_VOICE: "NO_VOICE: coverage={coverage:.2f}, no weighted category speaks now",
-    CONFLICT: "CONFLICT: consensus={consensus:.2f}, minimum={min_consensus:.2f}, vote={direction:.0f}, event={event:.0f}",
+    CONFLICT: "CONFLICT: consensus={consensus:.2f}, limit={min_consensus:.2f}, vote={direction:.0f}, event={event:.0f}",
     CONFIDENCE_BELOW: "CONFIDENCE_BELOW: confidence={confidence:.3f}, minimum={min_confidence:.3f}",
     TARGET_UNDER_COST: "TARGET_UNDER_COST: target_bps={target_bps:.1f}, minimum={min_target_bps:.1f}",
     NO_EDGE_AFTER_COST: "NO_EDGE_AFTER_COST: edge_bps={edge_bps:.1f}, p={p:.3f}, break_even_p={break_even_p:.3f}",

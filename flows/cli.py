@@ -1,0 +1,417 @@
+"""`bellwether`: every command a person types. Each has `--json`; each error is one clear line and exit code 1."""
+
+import json
+import logging
+import os
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.errors import BadTimes, BellwetherError, ServiceDown
+from pipelines.settings import settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+out = Console()
+err = Console(stderr=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def emit(value: Any) -> None:
+    """JSON on standard output, nothing else there."""
+    typer.echo(json.dumps(value, indent=1, default=str))
+
+
+def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for name in columns:
+        shown.add_column(name, overflow="fold")
+    for row in rows:
+        shown.add_row(*("–" if cell is None else str(cell) for cell in row))
+    out.print(shown)
+
+
+def connect_prefect() -> None:
+    """Point this process at our own Prefect server; its log goes to the UI, the terminal shows warnings."""
+    where = settings()
+    os.environ["PREFECT_API_URL"] = f"{where.prefect_url}/api"
+    os.environ["PREFECT_HOME"] = str(where.home / "prefect")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    for noisy in ("mlflow", "dvc", "alembic", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+@app.command()
+def up(as_json: AsJson = False) -> None:
+    """Start MLflow, Prefect, the flows, the two BentoML services and the Evidently UI."""
+    start(as_json)
+    show_services(as_json)
+
+
+def start(quiet: bool) -> None:
+    from flows import supervisor
+
+    supervisor.up(settings(), progress=(lambda line: None) if quiet else out.print)
+
+
+@app.command()
+def down(as_json: AsJson = False) -> None:
+    """Stop everything `up` started, workers before servers."""
+    from flows import supervisor
+
+    supervisor.down(settings())
+    show_services(as_json)
+
+
+def show_services(as_json: bool) -> None:
+    from flows import supervisor
+
+    found = supervisor.services(settings())
+    if as_json:
+        emit(found)
+    else:
+        table("services", ["service", "state", "url"], [[n, s["state"], s.get("url")] for n, s in found.items()])
+
+
+@app.command()
+def run(
+    source: Annotated[str, typer.Option(help="simulator | files")] = "simulator",
+    path: Annotated[Path | None, typer.Option(help="Parquet, CSV or zip file for --source files.")] = None,
+    symbol: Annotated[str | None, typer.Option(help="Such as BTC/USDT; the simulator's own by default.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="One turn, then stop everything this command started.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start what is not up, turn the loop once, show what is live, and keep serving until Ctrl-C."""
+    from flows import supervisor
+    from flows.progress import shown
+    from pipelines.data.sources import check_request, normalise_symbol
+
+    name = normalise_symbol(symbol) if symbol else None
+    check_request(source, path, name)  # a wrong path or name is said now, not after the servers are up
+    once = once or os.environ.get("CI", "").lower() in ("1", "true")
+    connect_prefect()
+    began = time.monotonic()
+    ours = any(s["state"] == "down" for s in supervisor.services(settings()).values())
+    try:
+        start(as_json)
+        from flows.lifecycle import lifecycle
+
+        console = err if as_json else out
+        with shown(console):
+            turn = lifecycle(source=source, symbol=name, path=str(path.resolve()) if path else None)
+        result = {**summary(turn), "seconds": round(time.monotonic() - began, 1)}
+        emit(result) if as_json else show_turn(result)
+        if not once:
+            out.print("Serving. Ctrl-C stops everything.")
+            while True:
+                time.sleep(1)
+    except KeyboardInterrupt:
+        out.print("Stopping.")
+    finally:
+        if ours:
+            supervisor.down(settings())
+
+
+def summary(turn: dict[str, Any]) -> dict[str, Any]:
+    """What a turn did, small enough to print."""
+    decisions = turn["decisions"]
+    actions: dict[str, int] = {}
+    refusals: dict[str, int] = {}
+    for answer in decisions:
+        actions[answer["action"]] = actions.get(answer["action"], 0) + 1
+        for reason in answer["reasons"][:1]:
+            code = reason.split(":")[0]
+            refusals[code] = refusals.get(code, 0) + 1
+    traded = [d for d in decisions if d["action"] != "NO_TRADE"]
+    return {**{k: v for k, v in turn.items() if k != "decisions"}, "actions": actions, "refusals": refusals,
+            "last_decisions": (traded[-4:] + decisions[-2:]), **stored_status()}  # fmt: skip
+
+
+def show_turn(result: dict[str, Any]) -> None:
+    rows = []
+    for family, slots in result["families"].items():
+        for arm in ("champion", "challenger"):
+            held = slots[arm]
+            rows.append(
+                [family, arm, held["version"], held["digest"][:12], held["data_hash"][:12], held["verdict"]]
+                if held
+                else [family, arm, None, None, None, "no candidate yet" if arm == "champion" else None]
+            )
+    rows = [row for row in rows if row[2] is not None or row[0] == "validator"]
+    table("what is live", ["family", "arm", "version", "digest", "data", "gate"], rows)
+    figures = result.get("figures") or {}
+    if figures:
+        table(
+            f"validator on {result['symbol']}: what it scored",
+            ["figure", "value", "95 % interval", "n"],
+            figures["rows"],
+        )
+    table(
+        f"decisions: {', '.join(f'{v:,} {k}' for k, v in result['actions'].items())}",
+        ["as of", "action", "conf.", "p", "edge bps", "size", "tier", "first reason"],
+        [
+            [d["as_of"][:16], d["action"], number(d["confidence"], 2), number(d["p"], 3), number(d["edge_bps"], 1), number(d["size"], 4),
+             d["tier"], d["reasons"][0] if d["reasons"] else "emitted"]
+            for d in result["last_decisions"]
+        ],
+    )  # fmt: skip
+    if result["refusals"]:
+        out.print(
+            "first reasons: "
+            + ", ".join(f"{k} {v:,}" for k, v in sorted(result["refusals"].items(), key=lambda kv: -kv[1]))
+        )
+    watched = result["monitor"]
+    out.print(f"drift: {watched['told']}")
+    for family, told in result["retrained"].items():
+        out.print(f"retrain of {family}: {told}")
+    table("open them", ["what", "where"], [[k, v["url"]] for k, v in result["services"].items() if v.get("url")])
+    out.print(f"one turn in {result['seconds']} s")
+
+
+def number(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def stored_status() -> dict[str, Any]:
+    """`status`: families, services, tier, data hash, alarms, from stored state where servers are down."""
+    from flows import promotion, supervisor
+    from flows.site import open_site
+    from pipelines import versioning
+
+    site = open_site()
+    pointer = site.workspace / "data.dvc"
+    last = site.store.decisions(last=1)
+    families = promotion.live(site)
+    tier = last[0].decision.tier if last else None
+    return {
+        "families": families,
+        "services": supervisor.services(settings()),
+        "tier": tier,
+        "data_hash": versioning.data_hash(site.workspace) if pointer.is_file() else None,
+        "figures": scored(site),
+        "alarms": [
+            {"kind": a.kind, "severity": a.severity, "detail": a.detail, "at": a.at.isoformat()}
+            for a in site.store.alarms()
+        ],
+    }
+
+
+def scored(site: Any) -> dict[str, Any] | None:
+    """The newest evaluation of the validator as table rows, None before the first."""
+    path = site.workspace / "artifacts" / "evaluation" / "validator.json"
+    if not path.is_file():
+        return None
+    figures = json.loads(path.read_text())
+    cost = figures["cost_bps"]
+
+    def row(name: str, e: dict[str, Any], digits: int = 4) -> list[Any]:
+        return [name, f"{e['value']:.{digits}f}", f"[{e['low']:.{digits}f}, {e['high']:.{digits}f}]", f"{e['n']:,}"]
+
+    own = figures["rivals"]["model"]
+    chosen = own["selective"]["20%"]
+    rows = [row("AUC", own["auc"], 3), row("log loss", own["log_loss"])]
+    rows += [row(f"log loss gain over {k.replace('_', ' ')}", v) for k, v in figures["log_loss_gain_over"].items()]
+    rows += [
+        row("hit rate, most confident 20 %", chosen["hit_rate"], 3),
+        row("lift over every signal, bps (20 %)", chosen["lift_bps"], 2),
+        row(f"net bps a trade after {cost:g} bps (20 %)", chosen["net_bps"], 2),
+        row(f"net bps, every signal, after {cost:g} bps", figures["every_signal_net_bps"], 2),
+    ]
+    return {"rows": rows, "cost_bps": cost, "n": figures["n"]}
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """What is live, and since which evidence. Answers from stored state when services are down."""
+    found = stored_status()
+    if as_json:
+        emit(found)
+        return
+    rows = []
+    for family, slots in found["families"].items():
+        for arm, held in slots.items():
+            if held:
+                rows.append(
+                    [
+                        family,
+                        arm,
+                        held["version"],
+                        held["digest"][:12],
+                        held["data_hash"][:12],
+                        held["git_commit"][:9],
+                        held["verdict"],
+                    ]
+                )
+    table("families", ["family", "arm", "version", "digest", "data", "commit", "gate"], rows)
+    table(
+        "services", ["service", "state", "url"], [[n, s["state"], s.get("url")] for n, s in found["services"].items()]
+    )
+    out.print(f"tier {found['tier']}, data {found['data_hash']}")
+    for alarm in found["alarms"]:
+        out.print(f"[bold]{alarm['severity']}[/] {alarm['kind']}: {alarm['detail']} ({alarm['at']})")
+
+
+def moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        raise BadTimes(f"--as-of {text} has no time zone; write {text}+00:00 for UTC")
+    return found
+
+
+@app.command()
+def decide(
+    symbol: Annotated[str | None, typer.Argument(help="Such as BTC/USDT; the newest snapshot's by default.")] = None,
+    as_of: Annotated[str | None, typer.Option(help="Moment with time zone; the last closed bar by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask the decision service, over HTTP, and show its reasons."""
+    from flows.client import Client
+    from flows.lifecycle import site_last_close
+    from flows.site import open_site
+
+    site = open_site()
+    name = symbol or site.manifest()["symbol"]
+    with Client(site.settings) as client:
+        answer = client.decide(name, moment(as_of) or site_last_close(site, name))
+    if as_json:
+        emit(answer)
+        return
+    keys = ["id", "as_of", "action", "direction", "confidence", "p", "edge_bps", "size", "entry", "stop", "take_profits", "expiry", "regime", "tier", "arm", "event", "coverage", "generation"]  # fmt: skip
+    table(f"{name}", ["field", "value"], [[k, answer.get(k)] for k in keys])
+    for reason in answer["reasons"] or ["emitted: nothing stood against it"]:
+        out.print(f"· {reason}")
+
+
+@app.command()
+def lineage(
+    decision_id: Annotated[str | None, typer.Argument(help="A decision's id; the newest decision by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """From a decision back to its feature bytes, models, run, commit, data and promotion record."""
+    from flows.lineage import trace
+    from flows.site import open_site
+
+    chain = trace(open_site(), decision_id)
+    if as_json:
+        emit(chain)
+        return
+    table(f"lineage of {chain['decision']['id']}", ["link", "value"], [[k, v] for k, v in chain["links"].items()])
+    for gap in chain["broken"]:
+        out.print(f"[bold red]broken[/] {gap}")
+
+
+@app.command()
+def promote(
+    family: str, version: str,
+    reason: Annotated[str, typer.Option(help="Why; it goes on the ledger.")] = "asked for",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Make a version champion; refused without a passing verdict, like an alias moved in MLflow."""
+    from flows import promotion
+    from flows.site import open_site
+
+    site = open_site()
+    if dry_run:
+        wanted = site.tracking.version(family, version)
+        line = promotion.verdict_line(site.store, family, version, wanted.digest)
+        word = "would be promoted" if line and line.verdict_passed else "would be refused"
+        told = {
+            "family": family,
+            "version": version,
+            "told": f"{word}: {line.reason if line else 'the gate never judged this digest'}",
+        }
+        emit(told) if as_json else out.print(f"{family} version {version} {told['told']}")
+        return
+    line = promotion.promote(site, family, version, actor=os.environ.get("USER", "operator"), reason=reason)
+    found = {"family": family, "champion": line.to_version, "was": line.from_version, "digest": line.digest}
+    emit(found) if as_json else out.print(f"{family}: version {line.to_version} is champion (was {line.from_version})")
+
+
+@app.command()
+def rollback(
+    family: str,
+    reason: Annotated[str, typer.Option(help="Why; it goes on the ledger.")] = "asked for",
+    as_json: AsJson = False,
+) -> None:
+    """The previous champion back: preloaded, smoke-tested, pointer moved."""
+    from flows import promotion
+    from flows.site import open_site
+
+    line = promotion.rollback(open_site(), family, actor=os.environ.get("USER", "operator"), reason=reason)
+    found = {"family": family, "champion": line.to_version, "was": line.from_version, "digest": line.digest}
+    emit(found) if as_json else out.print(f"{family}: back to version {line.to_version} (was {line.from_version})")
+
+
+@app.command()
+def drift(symbol: str | None = None, as_json: AsJson = False) -> None:
+    """Resolve outcomes and look for drift now; writes the Evidently report and asks for a retrain if there is reason."""
+    connect_prefect()
+    from flows.monitor import monitor
+    from flows.progress import shown
+    from flows.site import open_site
+
+    name = symbol or open_site().manifest()["symbol"]
+    with shown(err):
+        found = monitor(name)
+    emit(found) if as_json else out.print(f"drift: {found['told']}\nreport: {found['report']}")
+
+
+@app.command()
+def retrain(
+    family: str = "validator",
+    reason: str = "asked for by a person",
+    force: Annotated[bool, typer.Option("--force", help="Do not wait for the cool-down.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A new challenger from everything seen so far; the gate decides what becomes of it."""
+    connect_prefect()
+    from flows.progress import shown
+    from flows.retrain import retrain as retrain_flow
+
+    with shown(err):
+        version = retrain_flow(family, reason, force)
+    found = {"family": family, "version": version}
+    emit(found) if as_json else out.print(f"{family}: {'version ' + version if version else 'not due'}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Ports, disk, versions, leftovers: what is wrong here, and what to do."""
+    from dataclasses import asdict
+
+    from flows.doctor import examine
+
+    findings = examine(settings())
+    if as_json:
+        emit([asdict(f) for f in findings])
+    else:
+        table(
+            "doctor", ["what", "state", "detail", "remedy"], [[f.name, f.state, f.detail, f.remedy] for f in findings]
+        )
+    if any(f.state == "fail" for f in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: our own errors are one line, anything else is a bug and shows its traceback."""
+    try:
+        app()
+    except BellwetherError as error:
+        err.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
+        if isinstance(error, ServiceDown):
+            err.print("`bellwether status` shows what is up; logs are under artifacts/logs.")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Talk to the decision service over HTTP, as any user would: JSON, a bearer key for writes, errors said plainly."""
+
+import time
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import numpy as np
+
+from pipelines.contracts import BAR_FIELDS, Floats, utc
+from pipelines.errors import BellwetherError, InputError, ServiceDown
+from pipelines.settings import Settings
+
+
+class Client:
+    """A connection to one decision service; use as a context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.url = settings.decision_url
+        key = write_key(settings)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=30.0)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def observe(self, symbol: str, bars: Floats) -> dict[str, Any]:
+        """Send base bars (n, 8) of a symbol; NaN columns are left out."""
+        return self._post("observe", {"symbol": symbol, "bars": [bar_json(bar) for bar in bars]})
+
+    def decide(self, symbol: str, as_of: datetime | None = None) -> dict[str, Any]:
+        body: dict[str, Any] = {"symbol": symbol}
+        if as_of is not None:
+            body["as_of"] = as_of.isoformat()
+        return self._post("decide", body)
+
+    def status(self) -> dict[str, Any]:
+        return self._post("status", {})
+
+    def wait_for_generation(self, generation: int, timeout_s: float = 60.0) -> dict[str, Any]:
+        """Until the service answers with this generation. Raises ServiceDown with what it said last."""
+        deadline, said = time.monotonic() + timeout_s, "no answer yet"
+        while time.monotonic() < deadline:
+            try:
+                answer = self.status()
+                if int(answer["generation"]) >= generation:
+                    return answer
+                said = f"generation {answer['generation']}, refused: {answer.get('refused')}"
+            except ServiceDown as error:
+                said = str(error)
+            time.sleep(0.25)
+        raise ServiceDown(f"{self.url} did not take generation {generation} in {timeout_s:.0f} s: {said}")
+
+    def _post(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = self._http.post(f"/{name}", json=body)
+        except httpx.HTTPError as error:
+            raise ServiceDown(
+                f"the decision service does not answer at {self.url}: {error}. Start it with `bellwether up`."
+            ) from error
+        if answer.status_code >= 500:
+            raise ServiceDown(f"{self.url}/{name} answered {answer.status_code}: {answer.text[:400]}")
+        if answer.status_code >= 400:
+            raise InputError(f"{name} was refused ({answer.status_code}): {answer.text[:600]}")
+        found = answer.json()
+        if not isinstance(found, dict):
+            raise BellwetherError(f"{self.url}/{name} answered {type(found).__name__}, expected an object")
+        return found
+
+
+def bar_json(bar: Floats) -> dict[str, Any]:
+    values = {name: float(v) for name, v in zip(BAR_FIELDS[1:], bar[1:], strict=True) if np.isfinite(v)}
+    return {"open_time": utc(bar[0]).isoformat(), **values}
+
+
+def write_key(settings: Settings) -> str | None:
+    """The bearer key: from the environment, or the one `bellwether up` made; None if neither is there."""
+    if settings.write_key is not None:
+        return settings.write_key.get_secret_value()
+    path: Path = settings.home / "write_key"
+    return path.read_text().strip() if path.is_file() else None

@@ -1,0 +1,55 @@
+"""The live tail of a market, shown to the service bar by bar: what comes after the history it was trained on."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.client import Client
+from flows.progress import track
+from flows.site import Site, now
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats, utc
+from pipelines.data import schemas
+from pipelines.data.quality import assess
+from pipelines.data.sources import make_source
+from pipelines.data.timeframes import infer_timeframe
+from pipelines.training.stages import decision_timeframe
+
+
+def live_tail(site: Site, source: str, symbol: str, path: str | None) -> tuple[datetime, Floats]:
+    """(last moment of the history, base bars (n, 8) after it). The simulator's live days, or the last days of a file."""
+    origin = make_source(source, spec=site.params.simulator, path=Path(path) if path else None)
+    frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
+    bars = schemas.to_matrix(assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), now()).clean)
+    if source == "simulator":
+        cut = site.params.simulator.start + timedelta(days=site.params.simulator.history_days)
+    else:
+        cut = utc(bars[-1, OPEN_TIME]) - timedelta(days=site.params.data.live_days)
+        cut = cut.replace(hour=0, minute=0, second=0, microsecond=0)
+    return cut, bars[bars[:, OPEN_TIME] >= cut.timestamp()]
+
+
+def replay(client: Client, site: Site, symbol: str, bars: Floats) -> list[dict[str, Any]]:
+    """Observe base bars and ask for a decision at each decision bar's close. Bars already stored are not sent again."""
+    stored = site.store.bars(symbol)
+    if len(stored):
+        bars = bars[bars[:, OPEN_TIME] > stored[-1, OPEN_TIME]]
+    if len(bars) == 0:
+        return []
+    step_s = TIMEFRAME_SECONDS[decision_timeframe(site.manifest()["timeframe"], site.params)]
+    groups = list(by_decision_bar(bars, step_s))
+    answers = []
+    for close, group in track(groups, f"live: {len(groups):,} decision bars of {symbol}", len(groups)):
+        client.observe(symbol, group)
+        answers.append(client.decide(symbol, utc(close)))
+    return answers
+
+
+def by_decision_bar(bars: Floats, step_s: int) -> Iterator[tuple[float, Floats]]:
+    """(close time, its base bars) of each decision bar in `bars`, in time order."""
+    slot = np.floor(bars[:, OPEN_TIME] / step_s)
+    edges = np.flatnonzero(np.diff(slot)) + 1
+    for part in np.split(bars, edges):
+        yield (np.floor(part[0, OPEN_TIME] / step_s) + 1) * step_s, part

@@ -1,0 +1,139 @@
+"""Ingest: fetch, assess, version. What a source gives is checked row by row, and the snapshot's hash is the authority."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+
+from flows.progress import say, step
+from flows.site import Site, now, open_site, writing
+from pipelines import versioning
+from pipelines.contracts import utc
+from pipelines.data import schemas
+from pipelines.data.quality import QualityReport, assess
+from pipelines.data.sources import make_source
+from pipelines.data.timeframes import infer_timeframe
+from pipelines.errors import NotEnoughData, QualityBlocked
+from pipelines.settings import ROOT
+
+
+@task(retries=3, retry_delay_seconds=[2, 10, 60])
+def fetch(source: str, symbol: str, path: str | None, through: datetime | None) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Bars of one symbol up to `through`, with their provenance. I/O only, so this is what may be retried."""
+    site = open_site()
+    at = now()
+    origin = make_source(source, spec=site.params.simulator, path=Path(path) if path else None)
+    frame = origin.fetch(symbol, as_of=through or at, ingested_at=at)
+    return frame, origin.describe()
+
+
+@task
+def observed(symbol: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The newest snapshot plus every bar the service has seen since."""
+    site = open_site()
+    described = site.manifest()
+    stored = schemas.read_bars(site.workspace / "data" / described["file"])
+    after = stored["open_time"].iloc[-1].timestamp()
+    fresh = schemas.to_frame(site.store.bars(symbol, after=after), described["timeframe"], None)
+    return pd.concat([stored, fresh], ignore_index=True), described["source"]
+
+
+@task
+def check(frame: pd.DataFrame, as_of: datetime) -> QualityReport:
+    return assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), as_of)
+
+
+@task
+def version(symbol: str, report: QualityReport, origin: dict[str, Any]) -> str:
+    """Write the snapshot into the private workspace and version it. Rows already stored keep their ingestion time."""
+    site = open_site()
+    with writing(site):
+        write_snapshot(site.workspace / "data", symbol, report, origin)
+        data_hash = versioning.snapshot(site.workspace)
+        versioning.keep_version(site.workspace, site.versions)
+    return data_hash
+
+
+def write_snapshot(folder: Path, symbol: str, report: QualityReport, origin: dict[str, Any]) -> None:
+    """`manifest.json`, bars, and the quarantine with its reasons. The same input gives the same bytes."""
+    frame = report.clean
+    if len(frame) == 0:
+        raise NotEnoughData(f"{symbol}: no usable row of {len(report.quarantined)}; reasons are in the quality report")
+    timeframe = infer_timeframe(schemas.to_matrix(frame)[:, 0])
+    slug = symbol.replace("/", "-")
+    file = Path("bars") / slug / f"{timeframe}.parquet"
+    frame = keep_first_ingestion(frame, folder / file)
+    schemas.write_bars(frame, folder / file)
+    quarantine = folder / "quarantine" / f"{slug}.parquet"
+    if len(report.quarantined):
+        quarantine.parent.mkdir(parents=True, exist_ok=True)
+        report.quarantined.to_parquet(quarantine, index=False)
+    else:
+        quarantine.unlink(missing_ok=True)
+    described = {
+        "symbol": symbol,
+        "timeframe": timeframe,
+        "file": str(file),
+        "rows": len(frame),
+        "first": frame["open_time"].iloc[0].isoformat(),
+        "last": frame["open_time"].iloc[-1].isoformat(),
+        "source": origin,
+        "quality": {"score": report.score, "counts": report.counts, "quarantined": len(report.quarantined)},
+    }
+    (folder / "manifest.json").write_text(json.dumps(described, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def keep_first_ingestion(frame: pd.DataFrame, stored: Path) -> pd.DataFrame:
+    """Bars we had before keep the time we first had them: a second ingest of the same file gives the same hash."""
+    if not stored.is_file():
+        return frame
+    earlier = schemas.read_bars(stored).set_index("open_time")["ingested_at"]
+    first = frame["open_time"].map(earlier)
+    return frame.assign(ingested_at=first.where(first.notna(), frame["ingested_at"]).astype(frame["ingested_at"].dtype))
+
+
+@flow(name="ingest", log_prints=True)
+def ingest(
+    source: str = "simulator", symbol: str | None = None, path: str | None = None, through: datetime | None = None
+) -> str:
+    """Market data → checked, versioned snapshot. Returns the data hash.
+
+    source   simulator | files | observed (the newest snapshot plus what the service saw since)
+    through  last moment to take, for a history that leaves a live tail; None = everything known by now
+    """
+    site = open_site()
+    name = symbol or site.params.simulator.symbol
+    with step(f"ingest: fetch {name} from {source}"):
+        frame, origin = observed(name) if source == "observed" else fetch(source, name, path, through)
+    with step(f"ingest: check {len(frame):,} bars"):
+        report = check(frame, now())
+    tell_quality(name, report)
+    if report.score < site.params.data.quality_floor:
+        raise QualityBlocked(
+            f"{name}: quality {report.score:.3f} is under the floor {site.params.data.quality_floor} "
+            f"({dict(report.counts)}); mend the source or lower data.quality_floor in params.yaml"
+        )
+    with step("ingest: version with DVC"):
+        data_hash = version(name, report, origin)
+    last = utc(schemas.to_matrix(report.clean)[-1, 0])
+    say(f"data {data_hash[:12]}: {len(report.clean):,} bars of {name} to {last:%F %H:%M} UTC, quality {report.score:.3f}, "
+        f"{len(report.quarantined)} quarantined{matches_pointer(site, data_hash)}")  # fmt: skip
+    return data_hash
+
+
+def matches_pointer(site: Site, data_hash: str) -> str:
+    """Whether this is the snapshot the repository's own `data.dvc` describes."""
+    return " (as data.dvc says)" if (ROOT / "data.dvc").is_file() and versioning.data_hash(ROOT) == data_hash else ""
+
+
+def tell_quality(symbol: str, report: QualityReport) -> None:
+    rows = [{"check": k, "rows": v} for k, v in report.counts.items()]
+    create_table_artifact(
+        key=f"quality-{symbol.replace('/', '-').lower()}",
+        table=[{"check": "score", "rows": round(report.score, 4)}, *rows],
+        description=f"Data quality of {symbol}: {len(report.clean):,} clean, {len(report.quarantined):,} quarantined rows",
+    )

@@ -1,0 +1,103 @@
+"""One turn of the loop: history → model → gate → champion → live bars → decisions → outcomes → drift → retrain."""
+
+import time
+from datetime import datetime
+from typing import Any
+
+from prefect import flow
+
+from flows import promotion
+from flows.client import Client
+from flows.evaluate import evaluate
+from flows.feed import live_tail, replay
+from flows.ingest import ingest
+from flows.monitor import monitor
+from flows.progress import say, step
+from flows.promote import promote
+from flows.site import Site, now, open_site
+from flows.train import train
+from pipelines.errors import StateError
+
+RETRAIN_WAIT_S = 300.0
+
+
+@flow(name="lifecycle", log_prints=True)
+def lifecycle(
+    source: str = "simulator", symbol: str | None = None, path: str | None = None, families: list[str] | None = None
+) -> dict[str, Any]:
+    """Turn once. Returns what happened: data hash, versions, verdicts, decisions by action, alarms, retrain."""
+    site = open_site()
+    began = now()
+    name = symbol or site.params.simulator.symbol
+    cut, tail = live_tail(site, source, name, path)
+    if already_ingested(site, name):
+        data_hash = ingest(source="observed", symbol=name)
+    else:
+        data_hash = ingest(source=source, symbol=name, path=path, through=cut)
+    versions = train(families)
+    verdicts = {}
+    for family, version in versions.items():
+        verdicts[family] = evaluate(family, version)
+        held = promotion.slots_of(site.store, family).champion
+        if verdicts[family] and (held is None or held.to_version != version):
+            promote(family, version)
+    generation = promotion.publish(site)
+    with Client(site.settings) as client:
+        with step("serve: load, verify, warm up"):
+            client.wait_for_generation(generation)
+        answers = replay(client, site, name, tail)
+        if not answers:
+            say(f"no live bars of {name} that the service has not seen; asking once about the last one")
+            answers = [client.decide(name, site_last_close(site, name))]
+    watched = monitor(name)
+    retrained = wait_for_retrain(site, watched["event_families"], began) if watched["event_families"] else {}
+    return {
+        "symbol": name,
+        "data_hash": data_hash,
+        "versions": versions,
+        "passed": verdicts,
+        "decisions": answers,
+        "monitor": watched,
+        "retrained": retrained,
+    }
+
+
+def already_ingested(site: Site, symbol: str) -> bool:
+    """Whether the newest snapshot is of this market and the service has seen bars after it."""
+    try:
+        described = site.manifest()
+    except StateError:
+        return False
+    return bool(described["symbol"] == symbol and len(site.store.bars(symbol)) > 0)
+
+
+def site_last_close(site: Site, symbol: str) -> datetime:
+    """Close of the newest decision bar the service has seen, the moment a decision can be asked about."""
+    from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, utc
+    from pipelines.training.stages import decision_timeframe
+
+    described = site.manifest()
+    base_s = TIMEFRAME_SECONDS[described["timeframe"]]
+    step_s = TIMEFRAME_SECONDS[decision_timeframe(described["timeframe"], site.params)]
+    bars = site.store.bars(symbol)
+    end = bars[-1, OPEN_TIME] + base_s if len(bars) else datetime.fromisoformat(described["last"]).timestamp() + base_s
+    return utc(end // step_s * step_s)
+
+
+def wait_for_retrain(site: Site, families: list[str], since: datetime) -> dict[str, str]:
+    """The retrain runs in its own deployment, started by the event. Waits for it, so that one turn shows the circle closed."""
+    told: dict[str, str] = {}
+    deadline = time.monotonic() + RETRAIN_WAIT_S
+    with step("retrain: started by the drift event, in its own deployment"):
+        while len(told) < len(families) and time.monotonic() < deadline:
+            for family in families:
+                newest = [r for r in site.store.retrain_requests(family, last=1) if r.at >= since]
+                if newest and newest[0].state in ("done", "failed"):
+                    told[family] = f"{newest[0].state}: {newest[0].detail}"
+            time.sleep(0.5)
+    for family in families:
+        told.setdefault(
+            family, f"no retrain ended within {RETRAIN_WAIT_S:.0f} s; see the retrain deployment in the Prefect UI"
+        )
+        say(f"retrain of {family}: {told[family]}")
+    return told

@@ -1,0 +1,62 @@
+"""Are our ports free, and if not, who holds them?"""
+
+import socket
+from collections.abc import Mapping
+
+import psutil
+
+from pipelines.errors import BadValues, PortTaken
+
+
+def is_free(host: str, port: int) -> bool:
+    """True if a server could listen on (host, port) now. A closing connection of an earlier server does not count."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def holder(port: int) -> str:
+    """Who listens on `port`, as "process 4711 (python -m http.server)"; another user's process cannot be named."""
+    for connection in psutil.net_connections(kind="tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            try:
+                command = " ".join(psutil.Process(connection.pid).cmdline())
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                command = "command not readable"
+            return f"process {connection.pid} ({command[:100]})"
+    return "a process of another user"
+
+
+def variable(field: str) -> str:
+    """The environment variable that sets a field of Settings."""
+    return f"BELLWETHER_{field.upper()}"
+
+
+def check(host: str, wanted: Mapping[str, tuple[str, int]]) -> None:
+    """Refuse to start when a port is not ours to have.
+
+    wanted    service → (its field in Settings, its port)
+    Raises    BadValues if two services were given one port; PortTaken naming port, service, holder and setting
+    """
+    owners: dict[int, str] = {}
+    for service, (field, port) in wanted.items():
+        if port in owners:
+            raise BadValues(
+                f"{service} and {owners[port]} were both given port {port}. Set {variable(field)} to another."
+            )
+        owners[port] = service
+    for service, (field, port) in wanted.items():
+        if not is_free(host, port):
+            raise PortTaken(
+                f"port {port} of {service} is held by {holder(port)}. "
+                f"Stop it, or give {service} another port: {variable(field)}={_next_free(host, port, owners)}"
+            )
+
+
+def _next_free(host: str, port: int, owners: Mapping[int, str]) -> int | str:
+    free = (other for other in range(port + 1, min(port + 100, 65536)) if other not in owners and is_free(host, other))
+    return next(free, "<a free port>")

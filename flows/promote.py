@@ -1,0 +1,51 @@
+"""Promote: by policy, or by a person who resumes the paused flow in the Prefect UI. Reconcile: aliases against the ledger."""
+
+from prefect import flow, pause_flow_run, task
+from prefect.input import RunInput
+
+from flows import promotion
+from flows.progress import say, step
+from flows.site import open_site
+
+
+class Approval(RunInput):
+    """What a person fills in when resuming the flow."""
+
+    approve: bool
+    name: str
+    reason: str
+
+
+@task(retries=2, retry_delay_seconds=[2, 10])
+def move_champion(family: str, version: str, actor: str, reason: str) -> None:
+    promotion.promote(open_site(), family, version, actor, reason)
+
+
+@flow(name="promote", log_prints=True)
+def promote(
+    family: str, version: str, approval: str | None = None, actor: str = "policy", reason: str = "passed the gate"
+) -> bool:
+    """Make a version champion. approval: auto | manual (waits for a person); None = retrain.approval of params.yaml."""
+    site = open_site()
+    if (approval or site.params.retrain.approval) == "manual":
+        answer = pause_flow_run(wait_for_input=Approval.with_initial_data(
+            description=f"Promote **{family}** version **{version}** to champion? Its evidence is in MLflow.",
+            approve=False, name="", reason="",
+        ), timeout=7 * 86400)  # fmt: skip
+        actor, reason = answer.name or "unnamed", answer.reason or "no reason given"
+        if not answer.approve:
+            say(f"{family} version {version}: declined by {actor}: {reason}")
+            return False
+    with step(f"promote: {family} version {version}"):
+        move_champion(family, version, actor, reason)
+    say(f"{family} version {version} is champion ({actor}: {reason})")
+    return True
+
+
+@flow(name="reconcile", log_prints=True)
+def reconcile() -> list[str]:
+    """A champion alias moved by hand is a request: taken over with a passing verdict, put back and alarmed without."""
+    done = promotion.reconcile(open_site())
+    for line in done:
+        say(line)
+    return done

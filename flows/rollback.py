@@ -1,0 +1,15 @@
+"""Rollback: the previous champion back in its slot, in one step."""
+
+from prefect import flow
+
+from flows import promotion
+from flows.progress import say
+from flows.site import open_site
+
+
+@flow(name="rollback", log_prints=True)
+def rollback(family: str, actor: str = "operator", reason: str = "asked for") -> str:
+    """Preload, smoke-test, move the pointer. Returns the version that is champion now."""
+    line = promotion.rollback(open_site(), family, actor, reason)
+    say(f"{family}: back to version {line.to_version} from {line.from_version}")
+    return str(line.to_version)

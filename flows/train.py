@@ -1,0 +1,115 @@
+"""Train: DVC decides what is stale and runs it; each family's candidate is logged to MLflow as a new version."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_link_artifact
+from prefect.runtime import flow_run
+
+from flows.progress import say, step
+from flows.site import Site, now, open_site, writing
+from pipelines import versioning
+from pipelines.evaluation.report import flat_metrics
+from pipelines.models.catalog import RECIPES, recipe
+from pipelines.settings import ROOT
+from pipelines.store import Store
+from pipelines.tracking import Version
+
+
+@task(timeout_seconds=1800)
+def prepare_rows() -> list[str]:
+    """Features and labels of the newest snapshot."""
+    site = open_site()
+    with writing(site):
+        return versioning.reproduce(site.workspace, ["features", "labels"])
+
+
+@task(timeout_seconds=1800, task_run_name="fit-{family}")
+def fit(family: str) -> str:
+    """Walk-forward figures, final fit, export, evaluation: the family's own stages. Never retried: a failed fit is news."""
+    site = open_site()
+    with writing(site):
+        versioning.reproduce(site.workspace, [f"train@{family}", f"evaluate@{family}"])
+        versioning.keep_version(site.workspace, site.versions)
+    return str(json.loads((site.workspace / "artifacts" / family / "fit.json").read_text())["digest"])
+
+
+@task(retries=2, retry_delay_seconds=[2, 10], task_run_name="log-{family}")
+def log(family: str) -> str:
+    """Register the candidate; the same bytes trained on the same data are not registered twice. Returns the version."""
+    site = open_site()
+    report = json.loads((site.workspace / "artifacts" / family / "fit.json").read_text())
+    data_hash = versioning.data_hash(site.workspace)
+    for known in site.tracking.versions(family):
+        if known.digest == report["digest"] and known.data_hash == data_hash:
+            return known.version
+    version = register(site, family, report["digest"], data_hash)
+    create_link_artifact(
+        key=f"candidate-{family}",
+        link=site.tracking.run_link(version.run_id),
+        link_text=f"{family} version {version.version} in MLflow",
+    )
+    return version.version
+
+
+def register(site: Site, family: str, digest: str, data_hash: str) -> Version:
+    folder = site.workspace / "artifacts"
+    figures = json.loads((folder / "evaluation" / f"{family}.json").read_text())
+    git = versioning.git_state(ROOT)
+    meta = site.meta()
+    version = site.tracking.log_candidate(
+        family,
+        folder / family / "bundle",
+        params=flat_params(site.params.model_dump(mode="json")),
+        metrics=flat_metrics(figures),
+        files=[*provenance(site), folder / "evaluation" / f"{family}.json"],
+        tags={
+            "digest": digest,
+            "data_hash": data_hash,
+            "git_commit": git.commit,
+            "git_dirty": str(git.dirty).lower(),
+            "catalogue_hash": meta["catalogue_hash"],
+            "symbol": meta["symbol"],
+            "decision_timeframe": meta["decision_timeframe"],
+            "flow_run": str(flow_run.id or "none"),
+        },
+        title=recipe(family).title,
+    )
+    count_trial(site.store, family, version)
+    return version
+
+
+def count_trial(store: Store, family: str, version: Version) -> int:
+    return store.add_trial(family, version.run_id, version.digest, now())
+
+
+def provenance(site: Site) -> list[Path]:
+    return [site.workspace / name for name in versioning.PROVENANCE if (site.workspace / name).is_file()]
+
+
+def flat_params(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flat_params(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+@flow(name="train", log_prints=True)
+def train(families: list[str] | None = None) -> dict[str, str]:
+    """Fit and register every family (or those named). Returns family → new version; never promotes."""
+    wanted = families or list(RECIPES)
+    with step("train: features and labels"):
+        prepare_rows()
+    versions = {}
+    for family in wanted:
+        with step(f"train: {family}"):
+            fit(family)
+        with step(f"train: log {family} to MLflow"):
+            versions[family] = log(family)
+        say(f"{family} version {versions[family]} registered")
+    return versions

@@ -1,0 +1,100 @@
+"""Compile every kernel once and keep the machine code, so that neither the first turn nor a service has to.
+
+`make setup` runs it: `python -m flows.warm`. It folds a short simulated market through each compiled part.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pipelines.compiled import cache_dir, kernel_sources
+from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Floats
+from pipelines.data.simulator import simulate
+from pipelines.data.timeframes import resample
+from pipelines.evaluation.backtest import Core, backtest
+from pipelines.features.catalog import FEATURES
+from pipelines.features.fold import Fold
+from pipelines.labels.barriers import triple_barrier
+from pipelines.monitoring.drift import block_effects
+from pipelines.settings import Params, load_params
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.events import events
+from pipelines.signals.voices import Voices
+from serving import core
+from serving.policy import flatten, to_rows
+
+MARKET_DAYS = 30  # long enough for every feature to warm up and for some events to happen
+MARK = "warmed"
+
+
+def is_warm() -> bool:
+    """True if `warm` has finished for exactly these kernel sources, this numba and this CPU."""
+    return (cache_dir() / MARK).exists()
+
+
+def timed(what: str, run: Callable[[], Any]) -> Any:
+    began = time.perf_counter()
+    print(f"compiling {what} …", end=" ", flush=True)
+    result = run()
+    print(f"{time.perf_counter() - began:.1f} s", flush=True)
+    return result
+
+
+def fold_twice(fold: Fold, bars: Floats) -> Floats:
+    """Batch, then one live step: the two drivers of the same kernel."""
+    state = fold.fresh()
+    values = fold.run(bars, state=state)
+    fold.step(state, bars[-1])
+    return values
+
+
+def warm(params: Params) -> None:
+    """Run each compiled function on a small market, with the array types it meets in real use."""
+    spec = params.simulator.model_copy(
+        update={"history_days": MARKET_DAYS, "live_days": 0, "drift_after_live_days": None}
+    )
+    step_s = TIMEFRAME_SECONDS[params.data.decision_timeframe]
+    base = timed("simulator", lambda: simulate(spec)).bars
+    bars = timed("timeframes", lambda: resample(base, 60, step_s))
+    features = timed("features", lambda: fold_twice(FEATURES, bars))
+    signals = timed("signals", lambda: fold_twice(SIGNALS, bars))
+    voices = timed("voices", lambda: Voices.fit(signals))
+    direction, confidence = voices.speak(signals)
+    found = events(features, signals)
+    closed = bars[found.index, OPEN_TIME] + step_s
+    labels = timed(
+        "labels",
+        lambda: triple_barrier(
+            base, closed, bars[found.index, CLOSE], found.direction, found.atr, params.labels.target_atr,
+            params.labels.stop_atr, params.labels.horizon_bars * step_s,
+        ),
+    )  # fmt: skip
+    flat = flatten(params)
+    rows = to_rows(direction, confidence, event=0.0, tier=3.0, age_bars=0.0, breakers=0.0)
+    outs, codes = np.empty((len(rows), core.OUT_WIDTH)), np.empty(len(rows), np.int64)
+    timed("decisions", lambda: (core.decide_row(rows[0], flat, outs[0]), core.core_batch(rows, flat, outs, codes)))
+    loop = Core(core.decide_row, flat, core.ROW_WIDTH, core.OUT_WIDTH, core.ACCOUNT, core.ACTION, core.SIZE)
+    fill, end, gross = np.full((3, len(bars)), np.nan)
+    fill[found.index], end[found.index], gross[found.index] = labels.start_time, labels.exit_time, labels.gross_bps
+    timed(
+        "backtest", lambda: backtest(loop, rows, bars[:, OPEN_TIME] + step_s, fill, end, gross, 0.0, 100, params.seed)
+    )
+    half = len(features) // 2
+    timed("drift", lambda: block_effects(features[:half], features[half:], np.array([0]), half))
+
+
+def main() -> None:
+    if is_warm():
+        print("the kernel cache is warm")
+        return
+    print(f"{len(kernel_sources())} files of kernels → {cache_dir()}")
+    began = time.perf_counter()
+    warm(load_params())
+    (cache_dir() / MARK).touch()
+    print(f"warm after {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

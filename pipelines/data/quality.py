@@ -1,0 +1,205 @@
+"""Data quality: what may be used, what is set aside and why, and one score in [0, 1].
+
+    score = (1 - missing / expected) (1 - quarantined / rows) (1 - disordered / rows) (1 - stale / clean)
+
+missing = bars that should lie between the first and the last clean bar and do not; expected = clean + missing.
+Jumps are counted and flagged but do not lower the score: real markets jump. Training is blocked under the floor of
+params.yaml (`data.quality_floor`); this module measures, it does not block.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+
+from pipelines.contracts import Bools, Floats
+from pipelines.data.schemas import AMOUNTS, BARS, COLUMNS, LAYOUT, PRICES, check
+from pipelines.data.timeframes import seconds
+from pipelines.errors import BadTimes, NotEnoughData
+
+STALE_BARS = 10  # this many bars in a row without any price change; 2024 BTC minutes hold none, dead feeds thousands
+JUMP_MADS = 20.0  # in robust sd (1.4826 x median |log return|)
+JUMP_BLOCK = 240  # bars of that median
+OPEN_SLOT_SHARE = 0.5  # weekly sessions: a slot of the week that trades in fewer weeks than this is a closed one
+WEEK = 7 * 86400
+REASONS = (
+    "NO_TIME",
+    "NON_FINITE",
+    "NON_POSITIVE",
+    "OHLC_ORDER",
+    "TAKER_OVER_VOLUME",
+    "FUTURE",
+    "DUPLICATE",
+    "CONFLICT",
+)
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """What `assess` found. clean + quarantined = the rows that came in.
+
+    counts       checks → rows (gaps: number of gaps, missing: number of bars); every check is there, also at 0
+    clean        satisfies schemas.BARS, ascending
+    quarantined  the refused rows as they came, index = row number in the input, last column `reason` (see REASONS)
+    flagged      clean rows to look at: columns open_time, flag (JUMP | STALE), size (robust sd of the move | run length)
+    gaps         columns start, end (first missing and next present open_time), missing (bars)
+    """
+
+    score: float
+    rows: int
+    counts: dict[str, int]
+    clean: pd.DataFrame
+    quarantined: pd.DataFrame
+    flagged: pd.DataFrame
+    gaps: pd.DataFrame
+
+
+def assess(frame: pd.DataFrame, timeframe: str, as_of: datetime, weekly_sessions: bool = False) -> QualityReport:
+    """Judge every row of `frame` (schemas.LAYOUT, any order) as of the moment `as_of` (aware).
+
+    timeframe        name of the bars' spacing
+    weekly_sessions  False: trades day and night (crypto). True: closed slots of the week, found from the data, are not missing
+    Of rows with the same open_time the first impeccable one is kept: an equal one is DUPLICATE, another CONFLICT.
+    Raises NotEnoughData on an empty frame, BadTimes on a naive `as_of`, BadColumns if the columns are not those of LAYOUT.
+    """
+    if as_of.tzinfo is None:
+        raise BadTimes(f"as_of {as_of} has no time zone. Pass an aware one, e.g. datetime.now(tz=UTC).")
+    if frame.empty:
+        raise NotEnoughData("no bars to assess: the frame is empty. Check the source and its period.")
+    frame = check(frame.reset_index(drop=True), LAYOUT)
+    order = np.argsort(
+        frame["open_time"].to_numpy(), kind="stable"
+    )  # equal times stay in the order they came; NaT last
+    rows = frame.iloc[order]
+    reason = _impossible(rows, as_of)
+    reason = _copies(rows, reason)
+
+    kept = reason == ""
+    clean = rows[kept].reset_index(drop=True)
+    quarantined = rows[~kept].assign(reason=reason[~kept].astype(object)).sort_index()
+    gaps = _gaps(clean, seconds(timeframe), weekly_sessions)
+    flagged = pd.concat([_stale(clean), _jumps(clean, seconds(timeframe))], ignore_index=True).sort_values(
+        "open_time", kind="stable"
+    )
+
+    times = frame["open_time"].dropna()
+    disordered = int((times < times.cummax()).sum())
+    missing = int(gaps["missing"].sum())
+    stale = int((flagged["flag"] == "STALE").sum())
+    counts = {name.lower(): int((reason == name).sum()) for name in REASONS}
+    counts |= {"disordered": disordered, "gaps": len(gaps), "missing": missing, "stale": stale}
+    counts["jumps"] = int((flagged["flag"] == "JUMP").sum())
+    score = 0.0
+    if len(clean):
+        score = len(clean) / (len(clean) + missing) * len(clean) / len(frame)
+        score *= (1 - disordered / len(frame)) * (1 - stale / len(clean))
+    return QualityReport(
+        score, len(frame), counts, check(clean, BARS), quarantined, flagged.reset_index(drop=True), gaps
+    )
+
+
+def _impossible(rows: pd.DataFrame, as_of: datetime) -> np.ndarray:
+    """(n,) first reason that makes a row impossible, "" if none. NaN amounts mean "not recorded" and are fine."""
+    prices, amounts = rows[list(PRICES)].to_numpy(), rows[list(AMOUNTS)].to_numpy()
+    opened, high, low, close = prices.T
+    volume, _, taker = amounts.T
+    with np.errstate(invalid="ignore"):
+        found: dict[str, Bools] = {
+            "NO_TIME": rows[["open_time", "known_at", "ingested_at"]].isna().any(axis=1).to_numpy(),
+            "NON_FINITE": ~np.isfinite(prices).all(axis=1) | np.isinf(amounts).any(axis=1),
+            "NON_POSITIVE": (prices <= 0).any(axis=1) | (amounts < 0).any(axis=1),
+            "OHLC_ORDER": (high < np.maximum(opened, close)) | (low > np.minimum(opened, close)),
+            "TAKER_OVER_VOLUME": taker > volume,
+            "FUTURE": (rows["known_at"] > as_of).to_numpy(),
+        }
+    return np.select(list(found.values()), list(found), default="").astype("<U20")
+
+
+def _copies(rows: pd.DataFrame, reason: np.ndarray) -> np.ndarray:
+    """Mark all but the first good row of each open_time."""
+    good = np.flatnonzero(reason == "")
+    times = rows["open_time"].to_numpy()[good]
+    if len(good) == 0:
+        return reason
+    new = np.r_[True, times[1:] != times[:-1]]
+    first = good[np.maximum.accumulate(np.where(new, np.arange(len(good)), 0))]
+    values = rows[[*PRICES, *AMOUNTS]].to_numpy()
+    copies, originals = good[~new], first[~new]
+    a, b = values[copies], values[originals]
+    same = ((a == b) | (np.isnan(a) & np.isnan(b))).all(axis=1)
+    marked = reason.copy()
+    marked[copies] = np.where(same, "DUPLICATE", "CONFLICT")
+    return marked
+
+
+def _seconds(clean: pd.DataFrame) -> Floats:
+    return clean["open_time"].to_numpy("datetime64[us]").astype(np.int64) / 1e6
+
+
+def _gaps(clean: pd.DataFrame, step: int, weekly_sessions: bool) -> pd.DataFrame:
+    times = _seconds(clean)
+    before = np.flatnonzero(np.diff(times) > step)
+    slots = np.ceil(np.diff(times)[before] / step).astype(np.int64) - 1
+    missing = slots
+    if weekly_sessions and len(before):
+        openings = _open_slots(times, step)
+        at = np.repeat(times[before] + step, slots) + step * _counter(slots)
+        missing = np.bincount(np.repeat(np.arange(len(before)), slots), openings[_slot(at, step)], len(before)).astype(
+            np.int64
+        )
+    real = missing > 0
+    stamps = clean["open_time"]
+    return pd.DataFrame(
+        {
+            "start": stamps.iloc[before[real]].reset_index(drop=True) + pd.Timedelta(seconds=step),
+            "end": stamps.iloc[before[real] + 1].reset_index(drop=True),
+            "missing": missing[real],
+        }
+    )
+
+
+def _counter(lengths: np.ndarray) -> np.ndarray:
+    """[2, 3] → [0, 1, 0, 1, 2]."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _slot(times: Floats, step: int) -> np.ndarray:
+    return ((times % WEEK) // step).astype(np.int64)
+
+
+def _open_slots(times: Floats, step: int) -> Floats:
+    """(slots of a week,) 1.0 where at least OPEN_SLOT_SHARE of the weeks of the data hold a bar, else 0.0."""
+    slots = -(-WEEK // step)
+    weeks = len(np.unique(times // WEEK))
+    return (np.bincount(_slot(times, step), minlength=slots) >= OPEN_SLOT_SHARE * weeks).astype(np.float64)
+
+
+def _stale(clean: pd.DataFrame) -> pd.DataFrame:
+    """Rows inside runs of STALE_BARS or more bars whose four prices all equal the close before."""
+    prices = clean[list(PRICES)].to_numpy()
+    still = np.zeros(len(clean), dtype=bool)
+    still[1:] = (prices[1:] == prices[:-1, 3:4]).all(axis=1)
+    run = np.cumsum(~still)  # one number a run; its first member is the bar that still moved
+    length = np.bincount(run, still, run[-1] + 1 if len(run) else 0)
+    hit = still & (length[run] >= STALE_BARS) if len(run) else still
+    return pd.DataFrame(
+        {"open_time": clean["open_time"][hit], "flag": "STALE", "size": length[run][hit] if len(run) else []}
+    )
+
+
+def _jumps(clean: pd.DataFrame, step: int) -> pd.DataFrame:
+    """Moves over JUMP_MADS robust sd; the scale is the median move of the JUMP_BLOCK bars of the block before."""
+    n = len(clean)
+    move = np.abs(np.diff(np.log(clean["close"].to_numpy()), prepend=np.nan))
+    elapsed = np.diff(_seconds(clean), prepend=np.nan) / step
+    move = move / np.sqrt(elapsed)  # a move over a gap is that of a longer bar
+    whole = move[1 : 1 + (n - 1) // JUMP_BLOCK * JUMP_BLOCK].reshape(-1, JUMP_BLOCK)
+    scale = np.repeat(
+        np.r_[np.nan, 1.4826 * np.median(whole, axis=1)], JUMP_BLOCK
+    )  # the first block has none before it
+    scale = np.r_[np.nan, scale][:n]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = np.where(scale > 0, move / scale, np.nan)  # a market that stood still has no scale: nothing to say
+    hit = size > JUMP_MADS
+    return pd.DataFrame({"open_time": clean["open_time"][hit], "flag": "JUMP", "size": size[hit]})

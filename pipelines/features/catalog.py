@@ -1,0 +1,71 @@
+"""FEATURES: every feature column, one fold. And the test that finds columns which follow from others."""
+
+import numpy as np
+
+from pipelines.contracts import Floats
+from pipelines.errors import BadShape, NotEnoughData
+from pipelines.features import awaited, book, clock, price, regime, technical, volume
+from pipelines.features.fold import AWAITS, Fold
+
+FEATURES = Fold(
+    "features",
+    (
+        price.FAMILY,
+        volume.FAMILY,
+        book.FAMILY,
+        technical.FAMILY,
+        clock.FAMILY,
+        regime.FAMILY,
+        awaited.FAMILY,
+    ),
+)
+
+CORE_COLUMNS = tuple(c.name for c in FEATURES.catalogue if c.group in ("price", "volume", "book", "technical"))
+COPIES = {c.name: tuple(c.copy_of.split(" and ")) for c in FEATURES.catalogue if c.copy_of is not None}
+AWAITED_COLUMNS = tuple(c.name for c in FEATURES.catalogue if c.source.startswith(AWAITS))
+REGIME_COLUMNS = (
+    "volatility_20",
+    "volatility_regime",
+    "adx_14",
+    "persistence_60",
+    "price_momentum",
+    "volume_ratio",
+    "spread_proxy_20",
+    "cross_correlation",
+    "cross_beta",
+)
+
+
+def measured_copies(values: Floats, columns: tuple[str, ...] = FEATURES.columns) -> dict[str, tuple[str, ...]]:
+    """Columns that add no rank: each is a linear combination (with a constant) of columns before it.
+
+    values   (n, k) float64; columns wholly missing are left out, then rows with any missing value
+    Returns  {copy: the earlier columns it is made of}; a constant column is made of none, so its tuple is empty
+    Raises   BadShape if widths disagree, NotEnoughData if fewer than ten rows a column are complete
+    """
+    if values.ndim != 2 or values.shape[1] != len(columns):
+        raise BadShape(f"values have shape {values.shape}, wanted (n, {len(columns)})")
+    present = np.flatnonzero(~np.isnan(values).all(axis=0))
+    rows = values[:, present]
+    rows = rows[~np.isnan(rows).any(axis=1)]
+    if len(rows) < 10 * len(present):
+        raise NotEnoughData(
+            f"{len(rows)} complete rows for {len(present)} columns, wanted ten a column; bring a longer history"
+        )
+    scale = np.abs(rows).max(axis=0)
+    rows = rows / np.where(scale > 0, scale, 1.0)
+    basis = np.full((len(rows), 1), 1.0 / np.sqrt(len(rows)))  # orthonormal: the constant, then every column kept
+    kept: list[int] = []
+    copies: dict[str, tuple[str, ...]] = {}
+    for j in range(len(present)):
+        rest = rows[:, j] - basis @ (basis.T @ rows[:, j])
+        if np.abs(rest).max() < 1e-9:
+            earlier = np.column_stack([np.ones(len(rows)), rows[:, kept]])
+            weights = np.linalg.lstsq(earlier, rows[:, j], rcond=None)[0][1:]
+            made_of = np.flatnonzero(np.abs(weights) > 1e-6)
+            copies[columns[present[j]]] = tuple(columns[present[kept[i]]] for i in made_of)
+        else:
+            rest = rest - basis @ (basis.T @ rest)  # once more: rounding left by the first pass
+            basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
+            kept.append(j)
+    return copies

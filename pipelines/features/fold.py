@@ -1,0 +1,226 @@
+"""A fold: compiled steps `(state, bar, book, out)` run in turn over one flat state (laws L2 and L3).
+
+Batch training loops over the step, serving calls the same step once a bar, so both give the same bytes. A step sees the
+bar it is given and its own state, nothing later. A value that is not finite (warm-up, a missing input, a division by
+nought) is missing: NaN, always the same NaN.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+
+from pipelines.compiled import cache_dir
+from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, NO_BOOK, Floats, Ints
+from pipelines.errors import BadShape, StateError
+
+AWAITS = "awaits a producer"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One value a step writes at each bar's close.
+
+    unit      what 1.0 means; low, high: the documented range, infinite where there is none
+    warmup    bars until the first value: it stands on row warmup - 1 (a sparse column: not before that row)
+    source    paper, library convention or ruling; starting with `AWAITS` = no producer yet, always NaN
+    copy_of   the column(s) it follows from exactly, joined by " and "; models drop it
+    needs     extra input without which it is always missing: "volume", "taker", "book"
+    sparse    has a value only on the bars where something happens
+    """
+
+    name: str
+    group: str
+    unit: str
+    low: float
+    high: float
+    warmup: int
+    formula: str
+    source: str
+    copy_of: str | None = None
+    needs: str | None = None
+    sparse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepFamily:
+    """One compiled step and the columns it writes, in order. `initial` is its fresh state, 1-D."""
+
+    name: str
+    step: Any
+    columns: tuple[Column, ...]
+    initial: Floats
+
+
+class Fold:
+    """The families of one catalogue in turn. Nothing is compiled before the first `run` or `step`."""
+
+    def __init__(self, name: str, families: Sequence[StepFamily]) -> None:
+        self.name = name
+        self.families = tuple(families)
+        self.catalogue = tuple(column for family in self.families for column in family.columns)
+        self.columns = tuple(column.name for column in self.catalogue)
+        self.index = {column: i for i, column in enumerate(self.columns)}
+        self.warmup: Ints = np.array([column.warmup for column in self.catalogue], dtype=np.int64)
+        if len(self.index) != len(self.columns):
+            raise BadShape(f"fold {name}: a column name occurs twice; every name must be unique")
+
+    @cached_property
+    def catalogue_hash(self) -> str:
+        """sha256 of the columns and of the code of every kernel behind them (comments and layout left out)."""
+        digest = hashlib.sha256()
+        for column in self.catalogue:
+            digest.update(repr(column).encode())
+        for path in sorted({path for family in self.families for path in _sources(family.step)}):
+            digest.update(_code(path).encode())
+        return digest.hexdigest()
+
+    def fresh(self) -> Floats:
+        """A new flat state, as before the first bar."""
+        return np.concatenate([family.initial for family in self.families])
+
+    def family_state(self, state: Floats, name: str) -> Floats:
+        """The slice of `state` that belongs to one family (a view)."""
+        start = 0
+        for family in self.families:
+            if family.name == name:
+                return state[start : start + len(family.initial)]
+            start += len(family.initial)
+        raise StateError(f"fold {self.name} has no family {name!r}; known: {', '.join(f.name for f in self.families)}")
+
+    def run(self, bars: Floats, books: Floats | None = None, state: Floats | None = None) -> Floats:
+        """Fold over history.
+
+        bars     (n, 8) in time order, columns of contracts.BAR_FIELDS
+        books    (n, 2, levels, 3) the book at each bar's close; None = no book
+        state    mutated when given, so that what follows can be stepped live; None = a fresh one
+        Returns  (n, k) float64, row i known at the close of bar i; NaN = missing or warming up
+        Raises   BadShape, StateError
+        """
+        bars = np.require(bars, np.float64, ["C", "W"])
+        if bars.ndim != 2 or bars.shape[1] != BAR_WIDTH:
+            raise BadShape(f"bars have shape {bars.shape}, wanted (n, {BAR_WIDTH}): {', '.join(BAR_FIELDS)}")
+        books = np.empty((len(bars), 2, 0, 3)) if books is None else np.require(books, np.float64, ["C", "W"])
+        if books.ndim != 4 or books.shape[:2] != (len(bars), 2) or books.shape[3] != 3:
+            raise BadShape(f"books have shape {books.shape}, wanted ({len(bars)}, 2, levels, 3)")
+        out = np.empty((len(bars), len(self.columns)))
+        self._module.run(self.fresh() if state is None else self._checked(state), bars, books, out)
+        return out
+
+    def step(self, state: Floats, bar: Floats, book: Floats = NO_BOOK) -> Floats:
+        """One live bar (8,) and its book (2, levels, 3); mutates `state`, returns (k,): the row `run` would give."""
+        # copies are contiguous and writeable, so the kernel is never compiled for another array type in mid-flight
+        bar, book = np.array(bar, dtype=np.float64), np.array(book, dtype=np.float64, order="C")
+        if bar.shape != (BAR_WIDTH,) or book.ndim != 3 or book.shape[0] != 2 or book.shape[2] != 3:
+            raise BadShape(f"bar {bar.shape} and book {book.shape}, wanted ({BAR_WIDTH},) and (2, levels, 3)")
+        out = np.empty(len(self.columns))
+        self._module.step(self._checked(state), bar, book, out)
+        return out
+
+    def dump(self, state: Floats) -> bytes:
+        """State as bytes: catalogue hash (64 ASCII characters), then little-endian float64."""
+        return self.catalogue_hash.encode() + self._checked(state).astype("<f8").tobytes()
+
+    def load(self, data: bytes) -> Floats:
+        """What `dump` wrote. Raises StateError if it was written under another catalogue or is cut short."""
+        theirs, size = data[:64].decode("ascii", "replace"), (len(data) - 64) / 8
+        if theirs != self.catalogue_hash:
+            raise StateError(
+                f"state of catalogue {theirs[:12]!r}, this is {self.name} {self.catalogue_hash[:12]}. "
+                "Replay history through Fold.run to make a new one."
+            )
+        if size != len(self.fresh()):
+            raise StateError(f"{self.name} state holds {size:g} numbers, wanted {len(self.fresh())}: it is cut short")
+        return np.frombuffer(data, dtype="<f8", offset=64).astype(np.float64)
+
+    def _checked(self, state: Floats) -> Floats:
+        if state.shape != (self._size,) or state.dtype != np.float64 or not state.flags.carray:
+            raise StateError(
+                f"{self.name} state has shape {state.shape} {state.dtype}, wanted ({self._size},) contiguous "
+                "writeable float64: use fresh() or load()"
+            )
+        return state
+
+    @cached_property
+    def _size(self) -> int:
+        return sum(len(family.initial) for family in self.families)
+
+    @cached_property
+    def _module(self) -> ModuleType:
+        """The composite step, written as a module so that numba's disk cache can find it again."""
+        source = _composite(self.name, self.families)
+        name = f"fold_{self.name}_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+        path = cache_dir() / f"{name}.py"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(f".{os.getpid()}")
+            draft.write_text(source)
+            draft.replace(path)  # whole or not at all: another process may be importing it
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise StateError(f"cannot import the generated fold {path}; remove its folder and start again")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+
+def _composite(name: str, families: tuple[StepFamily, ...]) -> str:
+    """Source of the module that runs the families in turn; slices are literal, so they cost nothing."""
+    imports, calls, at, column = [], [], 0, 0
+    for i, family in enumerate(families):
+        function = family.step.py_func
+        imports.append(f"from {function.__module__} import {function.__name__} as step_{i}")
+        size, width = len(family.initial), len(family.columns)
+        calls.append(f"    step_{i}(state[{at}:{at + size}], bar, book, out[{column}:{column + width}])")
+        at, column = at + size, column + width
+    return "\n".join(
+        [
+            f'"""Generated: the steps of the fold `{name}` in turn."""',
+            "import numpy as np",
+            "from pipelines.compiled import kernel",
+            *imports,
+            "",
+            "@kernel",
+            "def step(state, bar, book, out):",
+            *calls,
+            f"    for i in range({column}):",
+            "        if not abs(out[i]) < np.inf:",  # also gives every NaN the same bits, whatever made it
+            "            out[i] = np.nan",
+            "",
+            "@kernel",
+            "def run(state, bars, books, out):",
+            "    for i in range(bars.shape[0]):",
+            "        step(state, bars[i], books[i], out[i])",
+            "",
+        ]
+    )
+
+
+def _sources(step: Any, seen: frozenset[Any] = frozenset()) -> Iterator[Path]:
+    """Files of a kernel and of every kernel it calls."""
+    function = step.py_func
+    yield Path(function.__code__.co_filename)
+    for name in function.__code__.co_names:
+        called = function.__globals__.get(name)
+        if isinstance(called, Dispatcher) and called not in seen:
+            yield from _sources(called, seen | {step})
+
+
+def _code(path: Path) -> str:
+    """Source without comments, layout and docstrings: what can change a number."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)

@@ -1,0 +1,67 @@
+"""S6 cumulative volume delta (taker buys less taker sells): its balance over 20 bars, and where price departs from it.
+
+Without taker volume both are missing, and the order-flow category has no voice.
+"""
+
+import numpy as np
+
+from pipelines.compiled import kernel
+from pipelines.contracts import CLOSE, TAKER_BUY, VOLUME
+from pipelines.features.fold import StepFamily
+from pipelines.features.kernels import push
+from pipelines.signals.columns import signal_columns
+
+BARS = 20
+MIN_SHORTFALL = 0.05  # of the window's volume: a smaller divergence says nothing
+
+
+@kernel
+def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+    """Two signals from the last 20 bars.
+
+    reads    bar close, volume, taker_buy_volume
+    state    windows of 20, NaN when fresh: closes, volumes, deltas (base asset)
+    """
+    closes, volumes, deltas = state[0:BARS], state[BARS : 2 * BARS], state[2 * BARS : 3 * BARS]
+    push(closes, bar[CLOSE])
+    push(volumes, bar[VOLUME])
+    push(deltas, 2.0 * bar[TAKER_BUY] - bar[VOLUME])
+    out[:] = np.nan
+
+    volume, running, peak, trough = 0.0, 0.0, -np.inf, np.inf
+    top, bottom = -np.inf, np.inf
+    for i in range(BARS):
+        if i > 0:  # extremes of everything before this bar
+            peak, trough = max(peak, running), min(trough, running)
+            top, bottom = max(top, closes[i - 1]), min(bottom, closes[i - 1])
+        volume += volumes[i]
+        running += deltas[i]
+    if not (volume > 0.0 and running == running):
+        return
+
+    out[0] = np.sign(running)
+    if running != 0.0:
+        out[1] = abs(running) / volume
+    out[4] = 0.0
+    if closes[-1] > top and peak - running >= MIN_SHORTFALL * volume:
+        out[4], out[5], out[6], out[7] = -1.0, (peak - running) / volume, top, closes[-1]
+    elif closes[-1] < bottom and running - trough >= MIN_SHORTFALL * volume:
+        out[4], out[5], out[6], out[7] = 1.0, (running - trough) / volume, closes[-1], bottom
+
+
+FAMILY = StepFamily(
+    "cvd",
+    step,
+    (
+        *signal_columns(
+            "cvd", "order_flow", BARS, "fraction of volume", "sum of delta / sum of volume over 20 bars", "ruling S6",
+            high=1.0, needs="taker", levels="none",
+        ),
+        *signal_columns(
+            "cvd_divergence", "order_flow", BARS, "fraction of volume",
+            "close beyond the 19 closes before it, running delta short of its extreme by at least 5 % of "
+            "volume", "ruling S6", high=2.0, needs="taker", levels="the close passed and this close",
+        ),
+    ),
+    np.full(3 * BARS, np.nan),
+)  # fmt: skip

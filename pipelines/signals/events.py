@@ -1,0 +1,82 @@
+"""Events: the bars on which somebody asks the validator for its opinion, and the rows it is asked with.
+
+Everything here looks at one row at a time, so a live row gives what the same row gives in a batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.contracts import Floats, Ints
+from pipelines.errors import BadShape
+from pipelines.features.catalog import FEATURES
+from pipelines.features.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
+from pipelines.signals.catalog import PRODUCERS, SIGNALS
+
+TRADITIONAL = ("consensus",)
+_ROW = np.array([FEATURES.index[name] for name in VALIDATOR_COLUMNS])
+_SIDED = np.array([name in SIDED_COLUMNS for name in VALIDATOR_COLUMNS])
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """m events in time order, each known at the close of its bar. All arrays (m,).
+
+    index      row of the bar
+    direction  1 long, -1 short
+    kind       name of the signal that raised it (the first of its category's producers if several agree)
+    atr        ATR 14 at that close, as a fraction of price; finite and above 0
+    """
+
+    index: Ints
+    direction: Ints
+    kind: npt.NDArray[np.str_]
+    atr: Floats
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def events(features: Floats, signals: Floats) -> Events:
+    """ICT events (S2, S3): features (n, kf), signals (n, ks) of the same bars. Opposite signals on a bar: no event."""
+    return _events(features, signals, PRODUCERS["ict"])
+
+
+def traditional_events(features: Floats, signals: Floats) -> Events:
+    """Events of the S16 consensus, in the same form."""
+    return _events(features, signals, TRADITIONAL)
+
+
+def event_rows(features: Floats, raised: Events) -> Floats:
+    """(m, 16) in VALIDATOR_COLUMNS order; sided columns read in the event's direction; NaN = missing."""
+    return _rows(features[raised.index], raised.direction)
+
+
+def event_row(features_row: Floats, direction: int) -> Floats:
+    """(16,) for one live row (kf,): the same code as `event_rows`, hence the same bytes."""
+    row: Floats = _rows(features_row[np.newaxis], np.array([direction]))[0]
+    return row
+
+
+def _rows(features: Floats, direction: Ints) -> Floats:
+    rows = features[:, _ROW]
+    return np.where(_SIDED, rows * direction[:, np.newaxis], rows)
+
+
+def _events(features: Floats, signals: Floats, names: tuple[str, ...]) -> Events:
+    if features.shape != (len(signals), len(FEATURES.columns)) or signals.shape[1] != len(SIGNALS.columns):
+        raise BadShape(
+            f"features {features.shape} and signals {signals.shape}, wanted (n, {len(FEATURES.columns)}) and "
+            f"(n, {len(SIGNALS.columns)}) of the same bars"
+        )
+    sides = np.nan_to_num(signals[:, [SIGNALS.index[f"{name}.direction"] for name in names]], nan=0.0)
+    atr = features[:, FEATURES.index["atr_14"]]
+    agreed = np.abs(sides.sum(axis=1)) == np.abs(sides).sum(axis=1)
+    index = np.flatnonzero(agreed & (sides != 0.0).any(axis=1) & (atr > 0.0)).astype(np.int64)
+    return Events(
+        index=index,
+        direction=np.sign(sides[index].sum(axis=1)).astype(np.int64),
+        kind=np.array(names)[np.argmax(sides[index] != 0.0, axis=1)],
+        atr=atr[index],
+    )

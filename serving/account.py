@@ -1,0 +1,94 @@
+"""The account the ledger implies: what is open, what today brought, how far under its highest equity it stands.
+
+There is no venue here, so every emitted decision counts as filled at its own size, as a fraction of the equity it was
+sized on, and earns what its outcome says. It is rebuilt from the ledger at start, so a restart changes nothing.
+"""
+
+from dataclasses import dataclass, field
+from datetime import date, datetime
+
+from pipelines.contracts import Decision, Outcome
+from pipelines.store import Store
+from serving.policy import Portfolio
+
+
+@dataclass(slots=True)
+class Account:
+    """Equity starts at 1. A decision bar opens at most one position a symbol, however often it is decided on."""
+
+    equity: float = 1.0
+    peak: float = 1.0
+    day: date | None = None  # UTC, of the latest decision or outcome
+    day_start: float = 1.0  # equity at 00:00 UTC of `day`
+    trades_today: int = 0
+    open: dict[tuple[str, datetime], Decision] = field(default_factory=dict)
+    sizes: dict[str, float] = field(default_factory=dict)  # decision id → size, until its outcome is known
+
+    @classmethod
+    def restore(cls, store: Store) -> "Account":
+        """Replay every emitted decision and every outcome of one, in the order of event time."""
+        account = cls()
+        emitted = [record.decision for record in store.decisions(emitted_only=True)]
+        moves: list[tuple[datetime, Decision | Outcome]] = [(d.as_of, d) for d in emitted]
+        moves += [(o.resolved_at, o) for o in store.outcomes_of([d.id for d in emitted])]
+        for _, move in sorted(moves, key=lambda pair: pair[0]):
+            if isinstance(move, Decision):
+                account.take(move)
+            else:
+                account.resolve(move)
+        return account
+
+    def take(self, decision: Decision) -> None:
+        """Count an emitted decision; any other is ignored."""
+        if decision.action == "NO_TRADE":
+            return
+        self._turn_to(decision.as_of)
+        key = (decision.symbol, decision.as_of)
+        if key not in self.open:
+            self.trades_today += 1
+            self.open[key] = decision
+            self.sizes[decision.id] = decision.size
+
+    def drop(self, decision: Decision) -> None:
+        """Take back a decision that never became durable."""
+        if self.sizes.pop(decision.id, None) is not None:
+            self.open.pop((decision.symbol, decision.as_of), None)
+            self.trades_today -= 1
+
+    def resolve(self, outcome: Outcome) -> None:
+        """Book an outcome once: profit is size × net basis points of the equity at that moment, on the day it ended."""
+        size = self.sizes.pop(outcome.decision_id, None)
+        if size is None:
+            return
+        ended = outcome.resolved_at.date()
+        if self.day is None or ended > self.day:
+            self._turn_to(outcome.resolved_at)
+        self.open = {key: d for key, d in self.open.items() if d.id != outcome.decision_id}
+        growth = 1.0 + size * outcome.net_bps / 1e4
+        self.equity *= growth
+        self.peak = max(self.peak, self.equity)
+        if self.day is not None and ended < self.day:  # told late: it was never part of today
+            self.day_start *= growth
+
+    def portfolio(self, at: datetime) -> Portfolio:
+        """The account as risk sees it at the close of a bar; a position past its expiry no longer counts as open.
+
+        Days are days of event time, so a replay of last year is limited as last year would have been.
+        """
+        self._turn_to(at)
+        self.open = {key: d for key, d in self.open.items() if d.expiry is None or d.expiry > at}
+        return Portfolio(
+            gross=self.gross,
+            open_count=float(len(self.open)),
+            trades_today=float(self.trades_today),
+            daily_pnl=self.equity / self.day_start - 1.0,
+            drawdown=1.0 - self.equity / self.peak,
+        )
+
+    @property
+    def gross(self) -> float:
+        return sum(decision.size for decision in self.open.values())
+
+    def _turn_to(self, at: datetime) -> None:
+        if self.day != at.date():
+            self.day, self.day_start, self.trades_today = at.date(), self.equity, 0

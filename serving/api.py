@@ -1,0 +1,292 @@
+"""What goes over the wire: typed requests, JSON answers, errors that name the field and the remedy, and the guard.
+
+Unknown, missing, NaN and naive fields are a 400; our own refusals are 400 (bad input), 404 (unknown name) or 409 (not
+now). Every error body is {"error", "kind", "fields": [{"field", "problem", "remedy"}]}.
+"""
+
+import functools
+import hmac
+import json
+import os
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal, ParamSpec
+
+import numpy as np
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, RootModel, model_validator
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipelines.contracts import Decision, Floats
+from pipelines.errors import BellwetherError, InputError, UnknownName
+from pipelines.settings import Settings, settings
+
+MAX_BARS = 2000
+MAX_SYMBOLS = 256
+MAX_ROWS = 4096
+MAX_BODY = 1 << 20  # bytes; 2,000 bars take about 400 kB
+P = ParamSpec("P")
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Nothing(_Request):
+    """No fields: send {} or an empty body."""
+
+
+class Bar(_Request):
+    """One closed base bar. Prices in quote currency, volumes in base asset; null = the source has none."""
+
+    open_time: AwareDatetime
+    open: FiniteFloat
+    high: FiniteFloat
+    low: FiniteFloat
+    close: FiniteFloat
+    volume: FiniteFloat | None
+    trades: FiniteFloat | None = None
+    taker_buy_volume: FiniteFloat | None = None
+
+
+class ObserveRequest(_Request):
+    """Closed base bars of one symbol, in order. Sending the same bars again changes nothing."""
+
+    symbol: str
+    bars: Annotated[list[Bar], Field(min_length=1, max_length=MAX_BARS)]
+
+    def matrix(self) -> Floats:
+        """(n, 8) in contracts.BAR_FIELDS order."""
+        missing = float("nan")
+        return np.array(
+            [
+                (
+                    bar.open_time.timestamp(),
+                    bar.open,
+                    bar.high,
+                    bar.low,
+                    bar.close,
+                    missing if bar.volume is None else bar.volume,
+                    missing if bar.trades is None else bar.trades,
+                    missing if bar.taker_buy_volume is None else bar.taker_buy_volume,
+                )
+                for bar in self.bars
+            ],
+            dtype=np.float64,
+        )
+
+
+class ObserveAnswer(BaseModel):
+    """new: bars stored now; closed: open times of the decision bars they closed; reason: why decisions must wait."""
+
+    symbol: str
+    received: int
+    new: int
+    closed: list[AwareDatetime]
+    reason: str | None
+
+
+class DecideRequest(_Request):
+    """One `symbol` or many `symbols`; `as_of` is the instant decided for, now if left out."""
+
+    symbol: str | None = None
+    symbols: Annotated[list[str], Field(min_length=1, max_length=MAX_SYMBOLS)] | None = None
+    as_of: AwareDatetime | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "DecideRequest":
+        if (self.symbol is None) == (self.symbols is None):
+            raise ValueError("give exactly one of symbol and symbols")
+        return self
+
+
+class DecisionList(BaseModel):
+    decisions: list[Decision]
+
+
+class DecideAnswer(RootModel[Decision | DecisionList]):
+    """A decision for `symbol`; a list for `symbols`."""
+
+
+class OutcomeRequest(_Request):
+    """What happened to a decision's event; contracts.Outcome."""
+
+    decision_id: str
+    resolved_at: AwareDatetime
+    label: Literal[0, 1]
+    barrier: Literal["target", "stop", "time"]
+    gross_bps: FiniteFloat
+    net_bps: FiniteFloat
+    cost_bps: FiniteFloat
+
+
+class OutcomeAnswer(BaseModel):
+    decision_id: str
+    new: bool
+
+
+class PredictRequest(_Request):
+    """Either `rows` in the order of the model's columns (see /models) or `features` by name; null = missing."""
+
+    family: str
+    rows: Annotated[list[list[FiniteFloat | None]], Field(min_length=1, max_length=MAX_ROWS)] | None = None
+    features: Annotated[list[dict[str, FiniteFloat | None]], Field(min_length=1, max_length=MAX_ROWS)] | None = None
+    arm: Literal["champion", "challenger"] = "champion"
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "PredictRequest":
+        if (self.rows is None) == (self.features is None):
+            raise ValueError("give exactly one of rows and features")
+        return self
+
+
+class PredictAnswer(BaseModel):
+    """One entry a row; p and p_low are null where the model abstains, and `reason` says why."""
+
+    family: str
+    arm: str
+    version: str
+    digest: str
+    device: str
+    generation: int
+    p: list[float | None]
+    p_low: list[float | None]
+    status: list[str]
+    reason: list[str | None]
+    novelty: list[float | None]
+
+
+# ---- answers ------------------------------------------------------------------------------------------------------
+
+
+def json_answer(content: Any, status: int = 200) -> Response:
+    return Response(json.dumps(content, allow_nan=False, separators=(",", ":")), status, media_type="application/json")
+
+
+def error_answer(status: int, kind: str, error: str, fields: list[dict[str, str]] | None = None) -> Response:
+    return json_answer({"error": error, "kind": kind, "fields": fields or []}, status)
+
+
+def answers(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Response]]:
+    """Give an endpoint's plain content as JSON, and our own errors as 4xx with their message."""
+
+    @functools.wraps(endpoint)
+    async def answered(*args: P.args, **kwargs: P.kwargs) -> Response:
+        try:
+            content = await endpoint(*args, **kwargs)
+        except BellwetherError as error:
+            status = 404 if isinstance(error, UnknownName) else 400 if isinstance(error, InputError) else 409
+            return error_answer(status, type(error).__name__, str(error))
+        return content if isinstance(content, Response) else json_answer(content)
+
+    return answered
+
+
+_REMEDIES = {
+    "missing": "add it",
+    "extra_forbidden": "remove it; the API page at / lists the known fields",
+    "finite_number": "send a finite number, or null where the field may be missing",
+    "timezone_aware": "add the zone, such as 2024-01-01T00:00:00Z",
+    "json_invalid": "send one valid JSON object",
+    "too_long": "send less at a time",
+}
+
+
+def _explained(detail: list[dict[str, Any]]) -> list[dict[str, str]]:
+    return [
+        {
+            "field": ".".join(str(part) for part in found["loc"]) or "body",
+            "problem": found["msg"],
+            "remedy": _REMEDIES.get(found["type"], "see the API page at / for what this field takes"),
+        }
+        for found in detail
+    ]
+
+
+# ---- the guard ----------------------------------------------------------------------------------------------------
+
+
+def write_key(where: Settings) -> str:
+    """The bearer key of write calls: `BELLWETHER_WRITE_KEY`, else the file `<home>/write_key`, made once, mode 0600."""
+    if where.write_key is not None:
+        return where.write_key.get_secret_value()
+    file = where.home / "write_key"
+    where.home.mkdir(parents=True, exist_ok=True)
+    draft = where.home / f".write_key.{os.getpid()}"
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as handle:
+        handle.write(os.urandom(24).hex())
+    try:
+        os.link(draft, file)  # fails if another process was first; its key stands
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    return file.read_text().strip()
+
+
+class Guard:
+    """ASGI middleware: bearer key on `writes`, a body limit, GET for `reads`, validation errors in our own words."""
+
+    def __init__(self, app: ASGIApp, writes: tuple[str, ...] = (), reads: tuple[str, ...] = ()) -> None:
+        self._app, self._writes, self._reads = app, writes, reads
+        self._key = write_key(settings()).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        if scope["method"] == "GET" and scope["path"] in self._reads:
+            scope = {**scope, "method": "POST"}  # BentoML routes POST only
+        await self._app(scope, receive, _Reworded(send))
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = dict(scope["headers"])
+        if scope["path"] in self._writes:
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + self._key):
+                remedy = "send `Authorization: Bearer <key>`; the key is BELLWETHER_WRITE_KEY or artifacts/write_key"
+                return error_answer(401, "Unauthorized", f"{scope['path']} writes: {remedy}")
+        if scope["method"] == "POST":
+            length = headers.get(b"content-length", b"")
+            if b"transfer-encoding" in headers or not (length.isdigit() or length == b""):
+                return error_answer(411, "LengthRequired", "send the body with a Content-Length, not in chunks")
+            if int(length or 0) > MAX_BODY:
+                return error_answer(
+                    413, "BodyTooLarge", f"body of {int(length)} bytes, limit {MAX_BODY}; send less at a time"
+                )
+        return None
+
+
+class _Reworded:
+    """Passes a response on; the body of a 400 is read whole and said in our own words."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] == 400:
+            self._start = message
+        elif self._start is None:
+            await self._send(message)
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                body = _reworded(self._body)
+                kept = [(name, value) for name, value in self._start["headers"] if name.lower() != b"content-length"]
+                await self._send({**self._start, "headers": [*kept, (b"content-length", str(len(body)).encode())]})
+                await self._send({"type": "http.response.body", "body": body})
+
+
+def _reworded(body: bytes) -> bytes:
+    content = json.loads(body)
+    if not (isinstance(content, dict) and isinstance(content.get("detail"), list)):
+        return body
+    fields = _explained(content["detail"])
+    error = "; ".join(f"{f['field']}: {f['problem']} ({f['remedy']})" for f in fields[:3])
+    more = f"; and {len(fields) - 3} more" if len(fields) > 3 else ""
+    return bytes(error_answer(400, "BadRequest", error + more, fields[:50]).body)

@@ -1,0 +1,270 @@
+"""The decision service: observe · decide · outcome · models · status · ready. It validates, delegates, records."""
+
+import asyncio
+import logging
+from collections import defaultdict
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import bentoml
+
+from pipelines.contracts import OPEN_TIME, Decision, Outcome, utc
+from pipelines.errors import BadTimes, BellwetherError
+from pipelines.settings import load_params, settings
+from pipelines.store import BarBatch, Store, decision_payload
+from pipelines.training.warm import read_warm_start
+from serving.account import Account
+from serving.api import (
+    DecideAnswer,
+    DecideRequest,
+    Guard,
+    Nothing,
+    ObserveAnswer,
+    ObserveRequest,
+    OutcomeAnswer,
+    OutcomeRequest,
+    answers,
+    json_answer,
+)
+from serving.following import Follower, alarm_to, families, refusals, slot_checks
+from serving.ledger import Ledger
+from serving.live import decide, tier_of
+from serving.policy import flatten
+from serving.slots import Slots
+from serving.symbols import CLOCK_SKEW, Symbol, Symbols, replay
+
+log = logging.getLogger("bellwether.decision")
+KEPT = 4096  # decisions remembered so that asking again gives the same one
+
+_Made = tuple[Decision, "Future[None]"]
+
+
+@bentoml.service(
+    name="DecisionService",
+    workers=1,
+    http={"host": "127.0.0.1", "port": 3000},
+    traffic={"timeout": 10},
+    logging={"access": {"enabled": False}},
+    metrics={"enabled": True},
+)
+class DecisionService:
+    """Live decisions on closed bars, each durable before its answer leaves. One process owns its symbols."""
+
+    def __init__(self) -> None:
+        self._where = settings()
+        self._params = load_params(self._where.params_file)
+        self._flat = flatten(self._params)
+        self._store = Store.open(self._where.store, self._where.durability)
+        self._ledger = Ledger(self._store)
+        self._account = Account.restore(self._store)
+        self._alarm = alarm_to(self._store)
+        self._slots = Slots(self._where.serving_dir, self._where.bundles, self._alarm)
+        self._symbols = Symbols()
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._warm_tried: str | None = None
+        self._breakers: tuple[str, ...] = ()
+        self._made: dict[tuple[Any, ...], _Made] = {}
+        self._follower = Follower(self._look)
+
+    # ---- following what flows write -------------------------------------------------------------------------------
+
+    @bentoml.on_startup
+    async def start(self) -> None:
+        await self._look()
+        self._follower.start()
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        await self._follower.stop()
+        await asyncio.to_thread(self._ledger.close)
+        self._slots.close()
+        self._store.close()
+
+    async def _look(self) -> None:
+        """New generation, new warm start, breakers, outcomes written by others."""
+        await asyncio.to_thread(self._slots.refresh)
+        told = self._slots.snapshot.warm_start
+        if told is not None and told["digest"] != self._warm_tried:
+            self._warm_tried = told["digest"]
+            await self._warm(Path(told["path"]), told["digest"])
+        self._breakers = await asyncio.to_thread(lambda: tuple(latch.name for latch in self._store.latches()))
+        if self._account.sizes:
+            for outcome in await asyncio.to_thread(self._store.outcomes_of, list(self._account.sizes)):
+                self._account.resolve(outcome)
+
+    async def _warm(self, path: Path, digest: str) -> None:
+        """Start the symbol's live state from a published warm start; a refused one leaves the old state serving."""
+        try:
+            warm = await asyncio.to_thread(read_warm_start, path, digest)
+        except BellwetherError as error:
+            await asyncio.to_thread(self._alarm, "warm_start_refused", "high", str(error))
+            return
+        async with self._locks[warm.symbol]:
+            bars = await asyncio.to_thread(self._store.bars, warm.symbol, warm.last_open_time)
+            self._symbols[warm.symbol] = await asyncio.to_thread(replay, warm, bars)
+        log.info("%s: warm start %s and %d bars observed since", warm.symbol, digest[:12], len(bars))
+
+    # ---- the calls ------------------------------------------------------------------------------------------------
+
+    @bentoml.api(route="/observe", output_spec=ObserveAnswer)
+    @answers
+    async def observe(self, request: ObserveRequest, /) -> dict[str, Any]:
+        """Take closed base bars of one symbol. Durable before the answer; needs the bearer key."""
+        now = datetime.now(UTC)
+        rows = request.matrix()
+        symbol = self._symbols[request.symbol]
+        async with self._locks[symbol.name]:
+            symbol = self._symbols[request.symbol]  # a new warm start may have come while we waited
+            fresh = symbol.admit(rows, now, lambda after, until: self._store.bars(request.symbol, after, until))
+            if len(fresh):
+                batch = BarBatch(symbol.name, fresh, fresh[:, OPEN_TIME] + symbol.base_s, now)
+                await asyncio.wrap_future(self._ledger.observe(batch))
+            closed = symbol.advance(fresh)
+        return {
+            "symbol": symbol.name,
+            "received": len(rows),
+            "new": len(fresh),
+            "closed": [utc(bar.bar[OPEN_TIME]).isoformat() for bar in closed],
+            "reason": symbol.reason,
+        }
+
+    @bentoml.api(route="/decide", output_spec=DecideAnswer)
+    @answers
+    async def decide(self, request: DecideRequest, /) -> dict[str, Any]:
+        """Decide on the last closed bar of one symbol or many; asked again, the same bar gives the same answer."""
+        now = datetime.now(UTC)
+        asked_at = request.as_of or now
+        if asked_at > now + CLOCK_SKEW:
+            raise BadTimes(
+                f"as_of: {asked_at.isoformat()} is in the future (now {now:%F %T} UTC); leave it out for now"
+            )
+        names = request.symbols or [str(request.symbol)]
+        made = [self._decide(self._symbols[name], asked_at, now) for name in names]
+        await asyncio.gather(*(asyncio.wrap_future(done) for _, done in made))
+        told = [decision_payload(decision) for decision, _ in made]
+        return told[0] if request.symbols is None else {"decisions": told}
+
+    def _decide(self, symbol: Symbol, asked_at: datetime, now: datetime) -> _Made:
+        """Decide and hand to the ledger, or find the decision already made on exactly this."""
+        snapshot = self._slots.snapshot
+        age = (asked_at.timestamp() - symbol.closed.close_time) // symbol.step_s
+        key = (symbol.name, symbol.closed.close_time, age, snapshot.generation, symbol.warm.digest, self._breakers)
+        if (before := self._made.get(key)) is not None:
+            return before
+        decision = decide(
+            symbol,
+            snapshot,
+            self._params,
+            self._flat,
+            self._account.portfolio(utc(symbol.closed.close_time)),
+            (1 << len(self._breakers)) - 1,
+            id=uuid4().hex,
+            asked_at=asked_at,
+            now=now,
+        )
+        self._account.take(decision)  # before it is durable: the next decision must see it
+        done = self._ledger.append(decision, symbol.closed.features.tobytes(), symbol.closed.signals.tobytes())
+        self._made[key] = decision, done
+        if len(self._made) > KEPT:
+            del self._made[next(iter(self._made))]
+        loop = asyncio.get_running_loop()
+        done.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._settle, key, decision, ended))
+        return decision, done
+
+    def _settle(self, key: tuple[Any, ...], decision: Decision, ended: "Future[None]") -> None:
+        if ended.exception() is not None:  # the caller gets the error; nothing may rest on a decision never written
+            self._account.drop(decision)
+            self._made.pop(key, None)
+
+    @bentoml.api(route="/outcome", output_spec=OutcomeAnswer)
+    @answers
+    async def outcome(self, request: OutcomeRequest, /) -> dict[str, Any]:
+        """What became of a decision; idempotent by decision id. Needs the bearer key."""
+        outcome = Outcome(**request.model_dump())
+        new = await asyncio.wrap_future(self._ledger.resolve(outcome))
+        self._account.resolve(outcome)
+        return {"decision_id": outcome.decision_id, "new": new}
+
+    @bentoml.api(route="/models")
+    @answers
+    async def models(self, request: Nothing, /) -> dict[str, Any]:
+        """What is served: champion and challenger of every family, and what was refused."""
+        snapshot = self._slots.snapshot
+        return {
+            "generation": snapshot.generation,
+            "written_at": snapshot.written_at,
+            "families": families(snapshot),
+            "refused": refusals(snapshot),
+        }
+
+    @bentoml.api(route="/status")
+    @answers
+    async def status(self, request: Nothing, /) -> dict[str, Any]:
+        """Tier and why, models, symbols, breakers, account."""
+        snapshot = self._slots.snapshot
+        tier, reason = tier_of(snapshot)
+        account = self._account
+        return {
+            "generation": snapshot.generation,
+            "tier": tier,
+            "tier_reason": reason,
+            "data_hash": None if snapshot.warm_start is None else snapshot.warm_start["data_hash"],
+            "families": families(snapshot),
+            "symbols": {name: _described(symbol) for name, symbol in self._symbols.items()},
+            "breakers": list(self._breakers),
+            "account": {
+                "day": account.day and account.day.isoformat(),
+                "open": len(account.open),
+                "gross": account.gross,
+                "trades": account.trades_today,
+                "equity": account.equity,
+                "peak": account.peak,
+            },
+        }
+
+    @bentoml.api(route="/ready")
+    @answers
+    async def ready(self, request: Nothing, /) -> Any:
+        """Every check behind readiness; 503 until all of them hold."""
+        checks = self._checks()
+        ready = all(check["ok"] for check in checks)
+        return json_answer({"ready": ready, "checks": checks}, 200 if ready else 503)
+
+    async def __is_ready__(self) -> bool:
+        return all(check["ok"] for check in self._checks())
+
+    def _checks(self) -> list[dict[str, Any]]:
+        fault = self._follower.fault()
+        current = {symbol.warm.digest for symbol in self._symbols.values()}
+        told = self._slots.snapshot.warm_start
+        warm = told is not None and told["digest"] in current
+        wanted = "no generation file yet: run `bellwether run`" if told is None else f"warm start {told['digest'][:12]}"
+        return [
+            {
+                "name": "follows generation",
+                "ok": fault is None,
+                "detail": fault or f"{self._slots.snapshot.generation}",
+            },
+            {"name": "warm start", "ok": warm, "detail": wanted if warm or told is None else f"{wanted} was refused"},
+            *slot_checks(self._slots.snapshot),
+        ]
+
+
+def _described(symbol: Symbol) -> dict[str, Any]:
+    return {
+        "base_timeframe": symbol.warm.base_timeframe,
+        "decision_timeframe": symbol.warm.decision_timeframe,
+        "last_bar": utc(symbol.last_open_time).isoformat(),
+        "decides_on": utc(symbol.closed.close_time - symbol.step_s).isoformat(),
+        "reason": symbol.reason,
+        "warm_start": symbol.warm.digest,
+        "data_hash": symbol.warm.data_hash,
+    }
+
+
+DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
+    Guard, writes=("/observe", "/outcome"), reads=("/models", "/status", "/ready")
+)

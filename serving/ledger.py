@@ -1,0 +1,102 @@
+"""The ledger's one writer: what is handed in is durable before its future is done (V5).
+
+Requests queue up; a thread takes whatever is waiting and commits it as one transaction, so that many requests share
+one disk write. If that transaction is refused, each entry is written alone, so one bad entry spoils nothing else.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipelines.contracts import Decision, Outcome
+from pipelines.errors import BellwetherError, ServiceDown
+from pipelines.store import BarBatch, DecisionRecord, Store
+
+GROUP = 512  # most entries in one transaction: bounds how long the first of them waits
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    write: Callable[[Connection | None], Any]
+    done: "Future[Any]"
+
+
+class Ledger:
+    """Owns one thread; `close()` writes what is queued and ends it. Futures raise what the store raised."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._queue: SimpleQueue[_Entry | None] = SimpleQueue()
+        self._closed = False
+        self._order = threading.Lock()  # nothing is queued behind the end mark
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._thread.start()
+
+    def append(self, decision: Decision, features: bytes, signals: bytes) -> "Future[None]":
+        """Done when the decision, with the bytes it was made from, is durable."""
+        record = DecisionRecord(decision, features, signals)
+        return self._put(lambda within: self._store.add_decisions([record], within))
+
+    def observe(self, batch: BarBatch) -> "Future[int]":
+        """Done when the bars are durable; the number of new ones."""
+        return self._put(lambda within: self._store.add_bars(batch, within))
+
+    def resolve(self, outcome: Outcome) -> "Future[bool]":
+        """Done when the outcome is durable; False if it was stored already."""
+        return self._put(lambda within: self._store.add_outcome(outcome, within))
+
+    def close(self) -> None:
+        with self._order:
+            self._closed = True
+            self._queue.put(None)
+        self._thread.join()
+
+    def _put(self, write: Callable[[Connection | None], T]) -> "Future[T]":
+        done: Future[T] = Future()
+        with self._order:
+            if self._closed:
+                raise ServiceDown("the ledger is closed: this process is shutting down. Retry on the new one.")
+            self._queue.put(_Entry(write, done))
+        return done
+
+    def _run(self) -> None:
+        group: list[_Entry] = []
+        try:
+            while (first := self._queue.get()) is not None:
+                group = [first]
+                while len(group) < GROUP and not self._queue.empty():
+                    if (entry := self._queue.get()) is None:
+                        self._queue.put(None)  # nothing is queued behind it: seen again after this group
+                        break
+                    group.append(entry)
+                self._commit(group)
+        finally:  # also when a fault of our own ends the thread: nobody may wait for ever
+            with self._order:
+                self._closed = True
+            while not self._queue.empty():
+                group += [entry] if (entry := self._queue.get()) is not None else []
+            for entry in group:
+                if not entry.done.done():
+                    entry.done.set_exception(ServiceDown("the ledger's writer stopped; see the log, then restart"))
+
+    def _commit(self, group: list[_Entry]) -> None:
+        try:
+            with self._store.writing() as connection:
+                results = [entry.write(connection) for entry in group]
+        except (BellwetherError, SQLAlchemyError) as error:
+            if len(group) == 1:
+                group[0].done.set_exception(error)
+            else:
+                for entry in group:
+                    self._commit([entry])
+            return
+        for entry, result in zip(group, results, strict=True):
+            entry.done.set_result(result)

@@ -1,0 +1,157 @@
+"""From live state to one decision: events, voices, both arms' opinions, then the policy. Pure; no clock, no disk.
+
+Tier 2 while a validator champion serves: it judges the ICT event of the bar. Tier 3 without one: the traditional
+consensus is the event and its measured hit rate the probability. Whoever does not act still scores, in shadow.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from pipelines.contracts import CLOSE, REGIMES, Decision, Floats, utc
+from pipelines.errors import BadTimes
+from pipelines.features.catalog import FEATURES
+from pipelines.features.validator_schema import VALIDATOR_COLUMNS
+from pipelines.settings import Params
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.events import Events, event_row, events, traditional_events
+from serving import policy
+from serving.fusion import N_VOICES, rule_regime
+from serving.slots import Slot, Snapshot
+from serving.symbols import Closed, Symbol
+
+FAMILY = "validator"
+TRADITIONAL = "traditional"  # who acts in tier 3
+_VOLATILITY, _ADX = FEATURES.index["volatility_regime"], FEATURES.index["adx_14"]
+_TREND = SIGNALS.index["ma_cross.direction"]
+
+
+def market_state(features: Floats, signals: Floats) -> tuple[Floats, Floats]:
+    """(regime codes, trend signs) of rows (n, kf), (n, ks) or of one row; NaN = unknown. Live and backtest share it."""
+    trend = signals[..., _TREND]
+    return rule_regime(features[..., _VOLATILITY], features[..., _ADX], trend), trend
+
+
+def tier_of(snapshot: Snapshot) -> tuple[int, str]:
+    """(tier, why)."""
+    champion = snapshot.slot(FAMILY, "champion")
+    if champion is None:
+        return 3, f"TIER_3: no {FAMILY} champion serves; the traditional consensus decides"
+    return 2, f"TIER_2: {FAMILY} champion {champion.version} decides"
+
+
+def decide(
+    symbol: Symbol,
+    snapshot: Snapshot,
+    params: Params,
+    flat: Floats,
+    portfolio: policy.Portfolio,
+    breakers: int,
+    *,
+    id: str,
+    asked_at: datetime,
+    now: datetime,
+) -> Decision:
+    """The decision on the last closed bar of `symbol`.
+
+    asked_at  the instant decided for, `known_at` of the decision; BadTimes if that bar had not closed by then
+    now       becomes `ingested_at`
+    """
+    closed, warm = symbol.closed, symbol.warm
+    age_bars = (asked_at.timestamp() - closed.close_time) / symbol.step_s
+    if age_bars < 0:
+        raise BadTimes(
+            f"as_of: {asked_at:%F %T %Z} is before {utc(closed.close_time):%F %T} UTC, the close of the last bar of "
+            f"{symbol.name}. Live state answers for now; past decisions are in the ledger (`bellwether lineage`)."
+        )
+    tier, tier_reason = tier_of(snapshot)
+    ready = symbol.reason is None
+    features, signals = closed.features[np.newaxis], closed.signals[np.newaxis]
+    raised = events(features, signals)
+    models = _opinions(snapshot, closed, raised if ready else None)
+    if tier == 2:
+        acting, told, arm = raised, models["champion"], "champion"
+        p, p_low, abstained = told["p"], told["p_low"], told["reason"]
+        lineage = _lineage(snapshot.slots[FAMILY, "champion"])
+    else:
+        acting, record, arm = traditional_events(features, signals), warm.traditional, TRADITIONAL
+        p, p_low, abstained = (record.value, record.low, None) if record else (None, None, "NO_TRACK_RECORD")
+        lineage = {"data_hash": warm.data_hash or "none", "git_commit": "none: no model acted"}
+    seen = ready and len(acting) > 0
+    direction, confidence = warm.voices.speak(closed.signals) if ready else (np.full(N_VOICES, np.nan),) * 2
+    regime, trend = market_state(closed.features, closed.signals)
+    decision = policy.decide(
+        policy.DecisionInputs(
+            direction=direction,
+            confidence=confidence,
+            regime=None if np.isnan(regime) else REGIMES[int(regime)],
+            trend=float(trend),
+            event=str(acting.kind[0]) if seen else None,
+            event_direction=float(acting.direction[0]) if seen else 0.0,
+            atr=float(acting.atr[0]) if seen else np.nan,
+            price=float(closed.bar[CLOSE]),
+            p=np.nan if p is None else p,
+            p_low=np.nan if p_low is None else p_low,
+            abstained=abstained,
+            tier=tier,
+            age_bars=age_bars,
+            breakers=breakers,
+            portfolio=portfolio,
+        ),
+        params,
+        flat,
+        id=id,
+        symbol=symbol.name,
+        as_of=utc(closed.close_time),
+        known_at=asked_at,
+        ingested_at=now,
+        arm=arm,
+        generation=snapshot.generation,
+        models=models,
+        lineage=lineage
+        | {
+            "catalogue_hash": FEATURES.catalogue_hash,
+            "signal_catalogue_hash": SIGNALS.catalogue_hash,
+            "warm_start": warm.digest,
+        },
+    )
+    waiting = () if symbol.reason is None else (symbol.reason,)
+    return replace(decision, reasons=(*waiting, *decision.reasons, tier_reason))
+
+
+def _opinions(snapshot: Snapshot, closed: Closed, raised: Events | None) -> dict[str, Any]:
+    """arm → what its model says of the bar's ICT event: numbers or null, and always why it is null."""
+    if raised is None or len(raised) == 0:
+        silent: dict[str, Any] = dict.fromkeys(("event", "p", "p_low", "novelty"))
+        silent |= {"direction": 0, "status": "ABSTAIN", "reason": "WARMING_UP" if raised is None else "NO_EVENT"}
+        held = {arm: slot for (family, arm), slot in snapshot.slots.items() if family == FAMILY}
+        return {arm: _named(slot) | silent for arm, slot in held.items()}
+    side = int(raised.direction[0])
+    rows = event_row(closed.features, side)[np.newaxis]
+    said: dict[str, Any] = {}
+    for arm, answer in snapshot.predict(FAMILY, rows, VALIDATOR_COLUMNS).items():
+        said[arm] = _named(snapshot.slots[FAMILY, arm]) | {
+            "event": str(raised.kind[0]),
+            "direction": side,
+            "p": _finite(answer.p[0]),
+            "p_low": _finite(answer.p_low[0]),
+            "status": answer.status[0],
+            "reason": answer.reason[0],
+            "novelty": _finite(answer.novelty[0]),
+        }
+    return said
+
+
+def _named(slot: Slot) -> dict[str, Any]:
+    told = {name: getattr(slot, name) for name in ("family", "version", "digest", "verdict")}
+    return told | {"role": "acts" if slot.arm == "champion" else "shadow"}
+
+
+def _lineage(slot: Slot) -> dict[str, str]:
+    return {name: getattr(slot, name) for name in ("data_hash", "git_commit", "run_id")}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

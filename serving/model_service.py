@@ -1,0 +1,129 @@
+"""The model service: raw predictions of any family and arm, over the same slots the decision service follows (V1)."""
+
+import asyncio
+from typing import Any
+
+import bentoml
+import numpy as np
+
+from pipelines.contracts import FAMILIES, Floats
+from pipelines.errors import BadColumns, BadShape, UnknownName
+from pipelines.settings import settings
+from pipelines.store import Store
+from serving.api import Guard, Nothing, PredictAnswer, PredictRequest, answers, json_answer
+from serving.following import Follower, alarm_to, families, refusals, slot_checks
+from serving.slots import Slots
+
+DEVICE = "cpu"  # the bundles of today run on onnxruntime's CPU provider
+
+
+@bentoml.service(
+    name="ModelService",
+    workers=1,
+    http={"host": "127.0.0.1", "port": 3001},
+    traffic={"timeout": 10},
+    logging={"access": {"enabled": False}},
+    metrics={"enabled": True},
+)
+class ModelService:
+    """Champion and challenger of every family, resident."""
+
+    def __init__(self) -> None:
+        where = settings()
+        self._store = Store.open(where.store, where.durability)
+        self._slots = Slots(where.serving_dir, where.bundles, alarm_to(self._store))
+        self._follower = Follower(self._look)
+
+    async def _look(self) -> None:
+        await asyncio.to_thread(self._slots.refresh)
+
+    @bentoml.on_startup
+    async def start(self) -> None:
+        await self._look()
+        self._follower.start()
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        await self._follower.stop()
+        self._slots.close()
+        self._store.close()
+
+    @bentoml.api(route="/predict", output_spec=PredictAnswer)
+    @answers
+    async def predict(self, request: PredictRequest, /) -> dict[str, Any]:
+        """A calibrated probability a row, or an abstention with its reason; null = missing, on both sides."""
+        snapshot = self._slots.snapshot
+        if request.family not in FAMILIES:
+            raise UnknownName(f"family: no model family {request.family!r}; known: {', '.join(FAMILIES)}")
+        slot = snapshot.slot(request.family, request.arm)
+        if slot is None:
+            held = ", ".join(f"{family} {arm}" for family, arm in snapshot.slots) or "nothing yet"
+            raise UnknownName(f"arm: no {request.family} {request.arm} is served; served: {held}")
+        columns = slot.model.columns
+        rows = by_order(request.rows, columns) if request.features is None else by_name(request.features, columns)
+        answer = slot.model.predict(rows)
+        return {
+            "family": slot.family,
+            "arm": slot.arm,
+            "version": slot.version,
+            "digest": slot.digest,
+            "device": DEVICE,
+            "generation": snapshot.generation,
+            "p": _nullable(answer.p),
+            "p_low": _nullable(answer.p_low),
+            "status": answer.status,
+            "reason": answer.reason,
+            "novelty": _nullable(answer.novelty),
+        }
+
+    @bentoml.api(route="/models")
+    @answers
+    async def models(self, request: Nothing, /) -> dict[str, Any]:
+        """What is served: champion and challenger of every family with their columns, and what was refused."""
+        snapshot = self._slots.snapshot
+        return {
+            "generation": snapshot.generation,
+            "device": DEVICE,
+            "families": families(snapshot),
+            "refused": refusals(snapshot),
+        }
+
+    @bentoml.api(route="/ready")
+    @answers
+    async def ready(self, request: Nothing, /) -> Any:
+        """Every check behind readiness; 503 until all of them hold."""
+        checks = self._checks()
+        ready = all(check["ok"] for check in checks)
+        return json_answer({"ready": ready, "checks": checks}, 200 if ready else 503)
+
+    async def __is_ready__(self) -> bool:
+        return all(check["ok"] for check in self._checks())
+
+    def _checks(self) -> list[dict[str, Any]]:
+        snapshot, fault = self._slots.snapshot, self._follower.fault()
+        followed = fault is None and snapshot.generation > 0
+        detail = fault or (str(snapshot.generation) if followed else "no generation file yet: run `bellwether run`")
+        return [{"name": "follows generation", "ok": followed, "detail": detail}, *slot_checks(snapshot)]
+
+
+def by_order(rows: list[list[float | None]] | None, columns: tuple[str, ...]) -> Floats:
+    """(n, k) rows in the order of `columns`. Raises BadShape naming the row."""
+    for i, row in enumerate(rows or ()):
+        if len(row) != len(columns):
+            raise BadShape(f"rows.{i}: {len(row)} values, want {len(columns)}: {', '.join(columns)}")
+    return np.array(rows, dtype=np.float64)
+
+
+def by_name(features: list[dict[str, float | None]], columns: tuple[str, ...]) -> Floats:
+    """(n, k) rows from named values; a column left out is missing. Raises BadColumns naming what nobody knows."""
+    for i, row in enumerate(features):
+        if unknown := [name for name in row if name not in columns]:
+            raise BadColumns(f"features.{i}: unknown {', '.join(unknown)}; this model reads {', '.join(columns)}")
+    return np.array([[row.get(name) for name in columns] for row in features], dtype=np.float64)
+
+
+def _nullable(values: Floats) -> list[float | None]:
+    return [value if np.isfinite(value) else None for value in values.tolist()]
+
+
+ModelService.add_asgi_middleware(Guard, reads=("/models", "/ready"))  # type: ignore[attr-defined]

@@ -1,0 +1,234 @@
+"""Two slots a family: load, verify, warm, golden check, atomic swap (Y8).
+
+Flows write one generation file by rename; every serving process follows it and acknowledges what it serves. A bundle
+that fails any check is refused with its reason and the model before it stays. Readers take one immutable `Snapshot`.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.contracts import FAMILIES, Floats, Predictions
+from pipelines.errors import BundleError, StateError
+from pipelines.models.runtime import TabularModel, check_golden, load_bundle
+
+GENERATION_FILE = "generation.json"
+ARMS = ("champion", "challenger")
+POLL_SECONDS = 0.25
+
+Alarm = Callable[[str, str, str], object]  # kind, severity, detail
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One loaded model and where it comes from, as the generation file says."""
+
+    family: str
+    arm: str
+    version: str
+    digest: str
+    run_id: str
+    data_hash: str
+    git_commit: str
+    verdict: str
+    model: TabularModel
+
+    def lineage(self) -> dict[str, str]:
+        names = ("version", "digest", "run_id", "data_hash", "git_commit", "verdict")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A bundle the generation file names and this process will not serve."""
+
+    family: str
+    arm: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything served at one moment. `generation` 0 = no generation file was ever read."""
+
+    generation: int = 0
+    written_at: str | None = None
+    slots: Mapping[tuple[str, str], Slot] = field(default_factory=dict)  # (family, arm)
+    refused: tuple[Refusal, ...] = ()
+    warm_start: Mapping[str, str] | None = None  # data_hash, digest, path
+
+    def slot(self, family: str, arm: str) -> Slot | None:
+        return self.slots.get((family, arm))
+
+    def predict(self, family: str, rows: Floats, columns: tuple[str, ...]) -> dict[str, Predictions]:
+        """Both arms' answers to the same rows.
+
+        rows     (n, len(columns)) float64, NaN = missing; a model column that is not in `columns` counts as missing
+        Returns  arm → Predictions, for the arms that hold a model
+        """
+        answers = {}
+        for arm in ARMS:
+            slot = self.slots.get((family, arm))
+            if slot is not None:
+                answers[arm] = slot.model.predict(_select(rows, columns, slot.model.columns))
+        return answers
+
+
+def _select(rows: Floats, have: tuple[str, ...], want: tuple[str, ...]) -> Floats:
+    if have == want:
+        return rows
+    at = {name: j for j, name in enumerate(have)}
+    picked = np.full((len(rows), len(want)), np.nan)
+    for j, name in enumerate(want):
+        if name in at:
+            picked[:, j] = rows[:, at[name]]
+    return picked
+
+
+def write_generation(
+    serving_dir: Path,
+    families: Mapping[str, Mapping[str, Mapping[str, Any] | None]],
+    warm_start: Mapping[str, str] | None,
+    at: datetime,
+) -> int:
+    """Tell every serving process what to serve, from now on; returns the new generation.
+
+    families    family → {"champion": {version, digest, run_id, data_hash, git_commit, verdict} | None, "challenger": …}
+    warm_start  {data_hash, digest, path} of a published warm start
+    One writer at a time: the caller holds the promotion lease.
+    """
+    serving_dir.mkdir(parents=True, exist_ok=True)
+    file = serving_dir / GENERATION_FILE
+    generation = 1 + (json.loads(file.read_text())["generation"] if file.exists() else 0)
+    content = {"generation": generation, "written_at": at.isoformat(), "families": families, "warm_start": warm_start}
+    _write_atomically(file, content)
+    return generation
+
+
+def read_generation(serving_dir: Path) -> dict[str, Any] | None:
+    """The generation file, None if nothing was ever promoted. Raises StateError if it is not one."""
+    file = serving_dir / GENERATION_FILE
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+        if isinstance(content["generation"], int) and isinstance(content["families"], dict):
+            return content
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{file} is not a generation file ({error}); promote or roll back to write it anew") from error
+    raise StateError(f"{file}: generation must be an integer and families an object; promote to write it anew")
+
+
+def acknowledged(serving_dir: Path) -> dict[int, int]:
+    """pid → generation it serves, of the processes that still live."""
+    found = {}
+    for file in (serving_dir / "ack").glob("*.json"):
+        told = json.loads(file.read_text())
+        try:
+            os.kill(told["pid"], 0)
+        except ProcessLookupError:
+            continue
+        found[told["pid"]] = told["generation"]
+    return found
+
+
+def _write_atomically(file: Path, content: Any) -> None:
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    with beside.open("w") as handle:
+        json.dump(content, handle, indent=1)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(beside, file)
+
+
+class Slots:
+    """Follows the generation file; `snapshot` is swapped as one reference. One thread calls `refresh` at a time."""
+
+    def __init__(self, serving_dir: Path, bundles_dir: Path, alarm: Alarm) -> None:
+        self._serving_dir, self._bundles_dir, self._alarm = serving_dir, bundles_dir, alarm
+        self.snapshot = Snapshot()
+        self._seen: tuple[int, int] | None = None  # of the generation file: changes with every rename
+
+    def refresh(self) -> bool:
+        """Look at the generation file; load, check and swap if it is a new one. True if something was swapped."""
+        try:
+            stat = (self._serving_dir / GENERATION_FILE).stat()
+        except FileNotFoundError:
+            return False
+        if (stat.st_ino, stat.st_mtime_ns) == self._seen:
+            return False
+        self._seen = (stat.st_ino, stat.st_mtime_ns)
+        try:
+            content = read_generation(self._serving_dir)
+        except StateError as error:
+            self._alarm("generation_refused", "high", str(error))
+            return False
+        if content is None or content["generation"] == self.snapshot.generation:
+            return False
+        self.snapshot = self._load(content)
+        self._acknowledge()
+        return True
+
+    def close(self) -> None:
+        (self._serving_dir / "ack" / f"{os.getpid()}.json").unlink(missing_ok=True)
+
+    def _load(self, content: dict[str, Any]) -> Snapshot:
+        slots: dict[tuple[str, str], Slot] = {}
+        refused = []
+        for family, arms in content["families"].items():
+            for arm in ARMS:
+                told = arms.get(arm)
+                if told is None:
+                    continue
+                try:
+                    slots[family, arm] = self._slot(family, arm, told)
+                except (BundleError, OSError, LookupError, TypeError, ValueError) as error:
+                    refusal = Refusal(family, arm, str(told.get("version")), f"{type(error).__name__}: {error}")
+                    refused.append(refusal)
+                    self._alarm("bundle_refused", "high", f"{family} {arm} {refusal.version}: {refusal.reason}")
+                    if (before := self.snapshot.slot(family, arm)) is not None:
+                        slots[family, arm] = before
+        return Snapshot(
+            generation=content["generation"],
+            written_at=content.get("written_at"),
+            slots=slots,
+            refused=tuple(refused),
+            warm_start=content.get("warm_start"),
+        )
+
+    def _slot(self, family: str, arm: str, told: Mapping[str, Any]) -> Slot:
+        """Load, verify and check one model; the same bytes are loaded once for both arms and across generations."""
+        if family not in FAMILIES:
+            raise BundleError(f"no model family {family!r}; known: {', '.join(FAMILIES)}")
+        digest = str(told["digest"])
+        if not (digest.isalnum() and digest.isascii()):
+            raise BundleError(f"{family} {arm}: {digest!r} is not a sha256; a bundle folder is named by its digest")
+        loaded = {slot.digest: slot.model for slot in self.snapshot.slots.values()}.get(digest)
+        model = loaded or load_bundle(self._bundles_dir / digest, digest, str(told["version"]))
+        if model.family != family:
+            raise BundleError(f"{digest[:12]} is a {model.family} model, the generation file puts it under {family}")
+        check_golden(model)  # also its first inference, so that no request pays for it
+        text = {name: str(told.get(name) or "") for name in ("version", "run_id", "data_hash", "git_commit", "verdict")}
+        return Slot(family=family, arm=arm, digest=digest, model=model, **text)
+
+    def _acknowledge(self) -> None:
+        folder = self._serving_dir / "ack"
+        folder.mkdir(exist_ok=True)
+        pid, snapshot = os.getpid(), self.snapshot
+        refused = [
+            {"family": r.family, "arm": r.arm, "version": r.version, "reason": r.reason} for r in snapshot.refused
+        ]
+        content = {
+            "pid": pid,
+            "generation": snapshot.generation,
+            "at": datetime.now(UTC).isoformat(),
+            "refused": refused,
+        }
+        _write_atomically(folder / f"{pid}.json", content)

@@ -1,0 +1,164 @@
+"""Live state of one symbol: base bars in, closed decision bars out, each folded once through features and signals.
+
+It starts from the warm start of a data version and goes on with what was observed since, so its rows are the rows a
+batch fold over the whole history would give (L2). A missing decision bar is folded over as in training, and said:
+the symbol is WARMING_UP until every window has left the gap behind.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from pipelines.contracts import (
+    BAR_FIELDS,
+    BAR_WIDTH,
+    CLOSE,
+    HIGH,
+    LOW,
+    OPEN,
+    OPEN_TIME,
+    TAKER_BUY,
+    TIMEFRAME_SECONDS,
+    VOLUME,
+    Floats,
+    utc,
+)
+from pipelines.data.timeframes import resample
+from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
+from pipelines.features.catalog import FEATURES
+from pipelines.signals.catalog import SIGNALS
+from pipelines.training.warm import WarmStart
+
+CLOCK_SKEW = timedelta(seconds=5)  # how far a sender's clock may run ahead of ours
+WARMUP_BARS = int(max(FEATURES.warmup.max(), SIGNALS.warmup.max()))
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A closed decision bar and its rows: bar (8,), features (kf,), signals (ks,); known at `close_time` (epoch s)."""
+
+    bar: Floats
+    features: Floats
+    signals: Floats
+    close_time: float
+
+
+class Symbol:
+    """One symbol's folds. Not thread-safe: the caller serialises `admit`, storing, and `advance`."""
+
+    def __init__(self, warm: WarmStart) -> None:
+        self.warm = warm
+        self.name = warm.symbol
+        self.base_s = TIMEFRAME_SECONDS[warm.base_timeframe]
+        self.step_s = TIMEFRAME_SECONDS[warm.decision_timeframe]
+        self.last_open_time = warm.last_open_time
+        self._tail = warm.tail
+        self._features, self._signals = warm.feature_state.copy(), warm.signal_state.copy()
+        self.closed = Closed(warm.bar, warm.features, warm.signals, warm.bar[OPEN_TIME] + self.step_s)
+        self.warming_up = 0  # decision bars still to come before rows can be trusted again
+        self._gap = ""
+
+    @property
+    def reason(self) -> str | None:
+        """Why decisions on this symbol must wait; None if they need not."""
+        if not self.warming_up:
+            return None
+        return f"WARMING_UP: {self.warming_up} of {WARMUP_BARS} bars to go after {self._gap}"
+
+    def admit(self, rows: Floats, now: datetime, stored: Callable[[float, float], Floats]) -> Floats:
+        """Check bars before anything is stored; returns those that are new (the rest is stored already, identical).
+
+        rows     (n, 8) as received, any number of them seen before; NaN only in volume, trades, taker_buy_volume
+        stored   (after, until) → stored bars with after < open_time <= until, epoch seconds
+        Raises   BadTimes, BadValues, BadShape naming bar and field
+        """
+        check_bars(rows, self.base_s, now)
+        known = rows[:, OPEN_TIME] <= self.last_open_time
+        if known.any():
+            again = rows[known]
+            self._same(again, stored(again[0, OPEN_TIME] - 1.0, again[-1, OPEN_TIME]))
+        return np.ascontiguousarray(rows[~known])
+
+    def advance(self, rows: Floats) -> list[Closed]:
+        """Fold new base bars (n, 8), ascending and after everything before; returns the decision bars they closed."""
+        if len(rows) == 0:
+            return []
+        waiting = np.vstack([self._tail, rows])
+        bars = resample(waiting, self.base_s, self.step_s)
+        closed = [self._fold(bar) for bar in bars]
+        self.last_open_time = float(rows[-1, OPEN_TIME])
+        self._tail = waiting[waiting[:, OPEN_TIME] >= self.closed.close_time]
+        return closed
+
+    def _fold(self, bar: Floats) -> Closed:
+        missing = round((bar[OPEN_TIME] - self.closed.close_time) / self.step_s)
+        if missing:
+            self.warming_up = WARMUP_BARS
+            self._gap = f"{missing} missing bar(s) before {utc(bar[OPEN_TIME]):%F %H:%M} UTC"
+        features = FEATURES.step(self._features, bar)
+        signals = SIGNALS.step(self._signals, bar)
+        self.warming_up = max(0, self.warming_up - 1)
+        self.closed = Closed(bar, features, signals, float(bar[OPEN_TIME] + self.step_s))
+        return self.closed
+
+    def _same(self, again: Floats, stored: Floats) -> None:
+        at = {row[OPEN_TIME]: row for row in stored}
+        for row in again:
+            before = at.get(row[OPEN_TIME])
+            when = f"{self.name}: bar {utc(row[OPEN_TIME]):%F %T} UTC"
+            if before is None:
+                raise BadTimes(
+                    f"{when} comes late: open_time is not after {utc(self.last_open_time):%F %T} UTC, the last taken. "
+                    "Send bars in order; the past is not rewritten."
+                )
+            for name, old, new in zip(BAR_FIELDS, before, row, strict=True):
+                if not (old == new or (np.isnan(old) and np.isnan(new))):
+                    raise BadValues(f"{when} is stored with {name}={old:g}, now {name}={new:g}. The first one stands.")
+
+
+def replay(warm: WarmStart, bars: Floats) -> Symbol:
+    """A live symbol: the warm start, then the observed base bars (n, 8) after it."""
+    symbol = Symbol(warm)
+    symbol.advance(bars[bars[:, OPEN_TIME] > warm.last_open_time])
+    return symbol
+
+
+class Symbols(dict[str, Symbol]):
+    """Name → live symbol."""
+
+    def __missing__(self, name: str) -> Symbol:
+        known = ", ".join(self) or "none yet: run `bellwether run` to train and promote on a data version"
+        raise UnknownName(f"symbol: no live state for {name!r}; known: {known}")
+
+
+def check_bars(rows: Floats, base_s: int, now: datetime) -> None:
+    """Refuse bars (n, 8) that cannot be. Raises BadShape, BadTimes, BadValues naming `bars.<row>.<field>`."""
+    if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH or len(rows) == 0:
+        raise BadShape(f"bars: shape {rows.shape}, want (n, {BAR_WIDTH}) with at least one row")
+    times = rows[:, OPEN_TIME]
+    _refuse(BadTimes, rows, OPEN_TIME, ~np.isfinite(times), "is not a time")
+    _refuse(BadTimes, rows, OPEN_TIME, times % base_s != 0, f"is not on the {base_s} s grid of the base bars")
+    _refuse(BadTimes, rows, OPEN_TIME, np.diff(times, prepend=-np.inf) <= 0, "is not after the bar before; sort them")
+    late = times + base_s > (now + CLOCK_SKEW).timestamp()
+    _refuse(BadTimes, rows, OPEN_TIME, late, f"has not closed yet at {now:%F %T} UTC; send closed bars only")
+    for field in (OPEN, HIGH, LOW, CLOSE):
+        bad = ~(np.isfinite(rows[:, field]) & (rows[:, field] > 0))
+        _refuse(BadValues, rows, field, bad, "must be a finite price above 0")
+    body_high, body_low = rows[:, [OPEN, CLOSE]].max(axis=1), rows[:, [OPEN, CLOSE]].min(axis=1)
+    _refuse(BadValues, rows, HIGH, rows[:, HIGH] < rows[:, LOW], "is below low")
+    _refuse(BadValues, rows, HIGH, rows[:, HIGH] < body_high, "is below open or close")
+    _refuse(BadValues, rows, LOW, rows[:, LOW] > body_low, "is above open or close")
+    for field in range(VOLUME, BAR_WIDTH):
+        bad = (rows[:, field] < 0) | np.isinf(rows[:, field])
+        _refuse(BadValues, rows, field, bad, "must be finite and not negative; leave it out if the source has none")
+    _refuse(BadValues, rows, TAKER_BUY, rows[:, TAKER_BUY] > rows[:, VOLUME], "is more than volume")
+
+
+def _refuse(error: type[BadTimes] | type[BadValues], rows: Floats, field: int, bad: np.ndarray, why: str) -> None:
+    if bad.any():
+        i = int(bad.argmax())
+        value = rows[i, field]
+        shown = f"{utc(value):%F %T} UTC" if field == OPEN_TIME and np.isfinite(value) else f"{value:g}"
+        raise error(f"bars.{i}.{BAR_FIELDS[field]}: {shown} {why}. Nothing of this request was stored.")

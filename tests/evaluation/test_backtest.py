@@ -1,0 +1,147 @@
+"""The backtest against hand arithmetic, against its own limits, and blind to tomorrow."""
+
+import numpy as np
+import pytest
+
+from pipelines.errors import BadShape, BadTimes
+from pipelines.evaluation.backtest import T_EXIT, T_FILL, T_ROW, T_SIZE, TRADE_FIELDS, Core, backtest
+from pipelines.settings import load_params
+from serving import core
+from serving.fusion import N_VOICES
+from serving.policy import flatten, to_rows
+from serving.risk import codes
+
+PARAMS = load_params()
+CORE = Core(
+    core.decide_row, flatten(PARAMS), core.ROW_WIDTH, core.OUT_WIDTH, core.ACCOUNT, core.ACTION, core.SIZE
+)  # fmt: skip
+BAR = 900.0
+NAN = float("nan")
+
+
+def rows_of(events):
+    """Rows sure enough for the largest size: ICT and order flow at full confidence, p_low 0.9, trend with the event."""
+    events = np.asarray(events, float)
+    direction, confidence = np.full((len(events), N_VOICES), NAN), np.ones((len(events), N_VOICES))
+    direction[:, 1:3] = events[:, None]
+    return to_rows(
+        direction, confidence, regime=0, trend=events, event=events, tier=1, age_bars=0, breakers=0, atr=0.004,
+        price=100.0, p=0.95, p_low=0.9,
+    )  # fmt: skip
+
+
+def run(events, fills, exits, gross, cost=5.0):
+    decided = BAR * np.arange(1, len(events) + 1)
+    arrays = (np.asarray(a, float) for a in (fills, exits, gross))
+    return backtest(CORE, rows_of(events), decided, *arrays, cost, 200, 1)
+
+
+def hand():
+    """Two overlapping longs (+60, −40 gross), one short whose outcome is beyond the data, one short (+10)."""
+    events = [1, 1, 0, 0, 0, -1, -1]
+    fills = [900, 1800, NAN, NAN, NAN, NAN, 6300]
+    exits = [1800, 3600, NAN, NAN, NAN, NAN, 9000]
+    return run(events, fills, exits, [60, -40, NAN, NAN, NAN, NAN, 10])
+
+
+def test_three_trades_by_hand():
+    result = hand()
+    expected = [
+        [0, 1, 0.10, 900, 1800, 60, 55, 0.10 * 0.0055],
+        [1, 1, 0.10, 1800, 3600, -40, -45, -0.10 * 0.0045],
+        [6, -1, 0.08, 6300, 9000, 10, 5, 0.08 * 1.0001 * 0.0005],  # equity 1.0001 by then; the bear cap is 0.08
+    ]
+    assert result.trades == pytest.approx(np.array(expected))
+    assert result.equity == pytest.approx([1, 1, 1.00055, 1.00055, 1.0001, 1.0001, 1.0001])
+    assert result.codes.tolist() == [0, 0, codes.NO_EVENT, codes.NO_EVENT, codes.NO_EVENT, 0, 0]
+    assert result.unresolved == 1
+
+
+def test_figures_of_three_trades_by_hand():
+    result = hand()
+    assert (result.net_bps.value, result.net_bps.n, result.net_bps.cost_bps) == (pytest.approx(5.0), 3, 5.0)
+    assert (result.gross_bps.value, result.gross_bps.cost_bps) == (pytest.approx(10.0), 0.0)
+    assert result.win_rate.value == pytest.approx(2 / 3)
+    assert result.profit_factor.value == pytest.approx((0.00055 + 0.08 * 1.0001 * 0.0005) / 0.00045)
+    assert result.max_drawdown.value == pytest.approx(0.00045 / 1.00055)
+    assert result.turnover.value == pytest.approx(2 * 0.28)
+    assert result.duration_hours.value == pytest.approx((900 + 1800 + 2700) / 3 / 3600)
+    assert result.emissions_per_week.value == pytest.approx(4 * 7)
+
+
+def test_an_interval_that_three_trades_cannot_carry_is_unknown_not_narrow():
+    result = hand()
+    assert np.isnan([result.net_bps.low, result.net_bps.high, result.sharpe.value, result.psr]).all()
+
+
+def test_a_settled_profit_is_known_only_after_its_exit_bar_closed():
+    assert hand().equity[1] == 1.0  # the exit bar of the first trade opens at the very second row 1 is decided
+
+
+def random_history(n=3000, seed=5):
+    rng = np.random.default_rng(seed)
+    events = rng.choice([-1.0, 0.0, 1.0], n, p=[0.2, 0.6, 0.2])
+    decided = BAR * np.arange(1, n + 1)
+    exits = decided + BAR * rng.integers(0, 16, n)
+    gross = np.where(rng.random(n) < 0.5, 60.0, -40.0)
+    for a in (exits, gross):
+        a[events == 0] = NAN
+    return events, np.where(events == 0, NAN, decided), exits, gross
+
+
+def test_no_limit_is_ever_passed_and_most_bite():
+    result = run(*random_history(), cost=12.0)
+    fill, end, size = (result.trades[:, c] for c in (T_FILL, T_EXIT, T_SIZE))
+    alive = (fill[None, :] <= fill[:, None]) & (end[None, :] >= fill[:, None])
+    assert alive.sum(axis=1).max() == PARAMS.risk.max_open
+    assert (alive * size).sum(axis=1).max() <= PARAMS.risk.max_gross * 1.001  # notional over today's equity, not then's
+    assert np.unique(fill // 86400, return_counts=True)[1].max() == PARAMS.risk.max_trades_per_day
+    assert result.max_drawdown.value > 0
+    assert (result.codes & codes.OPEN_COUNT_AT_LIMIT).any()
+    assert (result.codes & codes.TRADES_TODAY_AT_LIMIT).any()
+
+
+def test_losses_stop_the_day_and_drawdown_stops_for_good():
+    events = np.ones(3000)
+    decided = BAR * np.arange(1, 3001)
+    result = run(events, decided, decided, np.full(3000, -150.0))
+    assert (result.codes & codes.DAILY_LOSS_AT_LIMIT).any()
+    assert result.codes[-1] & codes.DRAWDOWN_AT_LIMIT
+    assert PARAMS.risk.max_drawdown <= result.max_drawdown.value < PARAMS.risk.max_drawdown + 0.01
+
+
+def test_a_decision_does_not_know_how_open_trades_will_end():
+    events, fills, exits, gross = random_history()
+    cut = BAR * 1500
+    scrambled = np.where(exits >= cut, -gross, gross)
+    first, second = run(events, fills, exits, gross), run(events, fills, exits, scrambled)
+    assert first.codes[:1500].tobytes() == second.codes[:1500].tobytes()
+    known = first.trades[:, T_ROW] < 1500
+    assert first.trades[known, : T_FILL + 1].tobytes() == second.trades[: known.sum(), : T_FILL + 1].tobytes()
+
+
+def test_figures_carry_their_count_cost_and_an_interval_that_holds_the_value():
+    result = run(*random_history())
+    for name in ("net_bps", "win_rate", "profit_factor", "turnover", "duration_hours", "sharpe", "emissions_per_week"):
+        figure = getattr(result, name)
+        assert figure.low <= figure.value <= figure.high, name
+        assert (figure.n > 20, figure.cost_bps) == (True, 5.0)
+    assert 0.0 <= result.psr <= 1.0
+    assert result.trades.shape == (result.net_bps.n, len(TRADE_FIELDS))
+
+
+def test_the_callers_rows_stay_as_they_were_and_no_trade_is_no_figure():
+    rows = rows_of([1, 0, 1])
+    before = rows.tobytes()
+    holes = np.full(3, NAN)
+    result = backtest(CORE, rows, BAR * np.arange(1, 4), holes, holes, holes, 5.0, 100, 1)
+    assert rows.tobytes() == before
+    assert (result.unresolved, len(result.trades), result.net_bps.n) == (2, 0, 0)
+    assert np.isnan(result.net_bps.value)
+
+
+def test_a_fill_inside_the_deciding_bar_and_unequal_lengths_are_refused():
+    with pytest.raises(BadTimes, match="next bar's open"):
+        run([1], [899], [1800], [10])
+    with pytest.raises(BadShape, match="lengths"):
+        run([1, 0], [900], [1800], [10])

@@ -1,0 +1,87 @@
+"""The gate's controls (law L10): a planted edge passes, noise and a leak are refused, and each refusal is named."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipelines.evaluation.gates import Evidence, judge
+from pipelines.settings import load_params
+
+PARAMS = load_params()
+
+
+def evidence(signal: float, seed: int = 0, n: int = 3000, told: float = 1.0) -> Evidence:
+    """Events whose true log-odds vary by `signal`; the model knows the share `told` of them."""
+    rng = np.random.default_rng(seed)
+    score = rng.normal(size=n)
+    truth = 1 / (1 + np.exp(-(-0.4 + signal * score)))
+    y = (rng.random(n) < truth).astype(float)
+    p = 1 / (1 + np.exp(-(-0.4 + told * signal * score)))
+    base = np.full(n, y.mean())
+    faint = np.clip(base + 0.3 * (p - base), 0.01, 0.99)
+    gross = np.where(y == 1, 60.0, -40.0) + rng.normal(0, 3, n)
+    return Evidence("validator", p, y, {"base_rate": base, "volatility_only": base, "logistic": faint}, gross, None, 1, 1e-7, 0.1, 1.0, 0.001)
+
+
+def failed(verdict):
+    return {c.name for c in verdict.checks if not c.passed}
+
+
+def test_a_planted_edge_passes():
+    verdict = judge(evidence(0.28), PARAMS)
+    assert verdict.passed, verdict.reasons
+    assert all(c.n > 0 for c in verdict.checks)
+
+
+def test_noise_is_refused_in_at_least_19_of_20_seeds():
+    rng = np.random.default_rng(9)
+    verdicts = []
+    for seed in range(20):
+        e = evidence(0.0, seed)
+        verdicts.append(judge(replace(e, p=np.clip(0.4 + rng.normal(0, 0.05, len(e.y)), 0.01, 0.99)), PARAMS).passed)
+    assert sum(verdicts) <= 1
+
+
+def test_a_leak_is_refused_and_named():
+    verdict = judge(evidence(3.0), PARAMS)
+    assert "no_leak_auc" in failed(verdict)
+    assert any("LEAK_SUSPECTED" in reason for reason in verdict.reasons)
+
+
+def test_a_model_that_only_knows_the_barrier_width_is_refused():
+    e = evidence(0.28)
+    verdict = judge(replace(e, baselines={**e.baselines, "volatility_only": e.p}), PARAMS)
+    assert "log_loss_gain_over_volatility_only" in failed(verdict)
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        ({"parity_gap": 1e-3}, "export_parity"),
+        ({"latency_ms": 500.0}, "latency_ms"),
+        ({"schema_coverage": 0.5}, "schema_coverage"),
+        ({"novel_share": 0.5}, "novel_share"),
+        ({"trials": 10**9}, "deflated_sharpe"),
+    ],
+)
+def test_each_operational_check_can_refuse_alone(change, check):
+    assert failed(judge(replace(evidence(0.28), **change), PARAMS)) == {check}
+
+
+def test_too_few_events_are_refused_without_a_guess():
+    e = evidence(0.28, n=200)
+    verdict = judge(e, PARAMS)
+    assert not verdict.passed
+    assert {c.name: c.value for c in verdict.checks}["skill"] is None
+
+
+def test_a_challenger_has_to_beat_the_champion_by_the_stated_margin_on_rows_it_never_saw():
+    e = evidence(0.28)
+    assert "gain_over_champion" in failed(judge(replace(e, champion_p=e.p.copy()), PARAMS))
+    worse = np.clip(1 - e.p, 0.01, 0.99)
+    assert "gain_over_champion" not in failed(judge(replace(e, champion_p=worse), PARAMS))
+    seen = worse.copy()
+    seen[50:] = np.nan
+    refused = judge(replace(e, champion_p=seen), PARAMS)
+    assert any("50 rows the champion had not seen" in reason for reason in refused.reasons)

@@ -1,0 +1,139 @@
+"""Bundles: exported = native, golden rows guard the load, and nothing that could carry code is ever opened (law L6)."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pipelines.errors import BadShape, BundleError, DigestMismatch, GoldenMismatch, UnsafeBundle
+from pipelines.models.base import present_columns
+from pipelines.models.calibration import fit_calibration
+from pipelines.models.export import _seal, write_bundle
+from pipelines.models.novelty import fit_novelty
+from pipelines.models.runtime import check_golden, load_bundle
+from pipelines.models.validator import VALIDATOR
+from pipelines.settings import load_params
+
+COLUMNS = [f"c{i}" for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def market():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(2500, 6))
+    p = 1 / (1 + np.exp(-(0.8 * rows[:, 0] * rows[:, 1] - 0.3)))
+    return rows, (rng.random(2500) < p).astype(float), p
+
+
+@pytest.fixture(scope="module")
+def native(market):
+    rows, y, _ = market
+    return VALIDATOR.fit(rows[:1500], y[:1500], np.ones(1500), load_params())
+
+
+@pytest.fixture
+def bundle(tmp_path, market, native):
+    rows, y, _ = market
+    digest = write_bundle(
+        tmp_path / "b", family="validator", onnx=VALIDATOR.to_onnx(native, 6),
+        calibration=fit_calibration(VALIDATOR.raw(native, rows[1500:]), y[1500:], np.ones(1000)),
+        novelty=fit_novelty(rows[:1500], 0.999), schema={"columns": COLUMNS, "dropped": {}}, card="# card\n", rows=rows[:1500],
+    )  # fmt: skip
+    return tmp_path / "b", digest
+
+
+def test_the_export_says_what_the_native_model_says(bundle, market, native):
+    model = load_bundle(*bundle)
+    assert np.abs(model.raw(market[0]) - VALIDATOR.raw(native, market[0])).max() < 1e-6
+    assert check_golden(model) == 0.0
+
+
+def test_a_calibrated_probability_is_close_to_the_truth_and_above_its_lower_bound(bundle, market):
+    rows, _, truth = market
+    answer = load_bundle(*bundle).predict(rows[1500:])
+    sure = np.isfinite(answer.p)
+    assert sure.mean() > 0.98
+    assert (answer.p_low[sure] < answer.p[sure]).all()
+    assert np.corrcoef(answer.p[sure], truth[1500:][sure])[0, 1] > 0.6
+
+
+def test_a_missing_feature_and_a_novel_row_abstain_with_their_reason(bundle):
+    model = load_bundle(*bundle)
+    rows = np.zeros((3, 6))
+    rows[1, 2] = np.nan
+    rows[2] = 50.0
+    answer = model.predict(rows)
+    assert answer.status == ["OK", "ABSTAIN", "ABSTAIN"]
+    assert answer.reason[1] == "MISSING_FEATURE:c2"
+    assert answer.reason[2].startswith("NOVEL:")
+    assert np.isnan(answer.p[1:]).all()
+    assert np.isnan(answer.p_low[1:]).all()
+    with pytest.raises(BadShape, match="c0, c1"):
+        model.predict(np.zeros((1, 5)))
+
+
+def test_a_changed_byte_is_refused(bundle):
+    path, digest = bundle
+    weights = bytearray((path / "model.onnx").read_bytes())
+    weights[-1] ^= 1
+    (path / "model.onnx").write_bytes(bytes(weights))
+    with pytest.raises(DigestMismatch, match=r"model\.onnx"):
+        load_bundle(path, digest)
+
+
+def test_a_bundle_resealed_with_other_weights_is_not_what_the_registry_promised(bundle):
+    path, digest = bundle
+    (path / "card.md").write_text("# another\n")
+    _seal(path, "validator")
+    with pytest.raises(DigestMismatch, match="registry promised"):
+        load_bundle(path, digest)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_pickle_is_refused_listed_or_not_and_never_opened(bundle, tmp_path, listed):
+    path, digest = bundle
+
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    (path / "model.pkl").write_bytes(pickle.dumps(Trap()))
+    if listed:
+        digest = _seal(path, "validator")
+    with pytest.raises(UnsafeBundle, match=r"model\.pkl"):
+        load_bundle(path, digest)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_missing_file_and_an_empty_folder_are_refused(bundle, tmp_path):
+    path, digest = bundle
+    (path / "novelty.npz").unlink()
+    with pytest.raises(UnsafeBundle, match="missing"):
+        load_bundle(path, digest)
+    with pytest.raises(BundleError, match="no manifest"):
+        load_bundle(tmp_path, None)
+
+
+def test_weights_that_answer_differently_fail_their_golden_rows(bundle):
+    path, _ = bundle
+    golden = json.loads((path / "golden.json").read_text())
+    golden["p"][0] += 0.01
+    (path / "golden.json").write_text(json.dumps(golden))
+    with pytest.raises(GoldenMismatch):
+        check_golden(load_bundle(path, _seal(path, "validator")))
+
+
+def test_absent_and_constant_columns_are_dropped_and_named():
+    rows = np.array([[1.0, np.nan, 3.0], [2.0, np.nan, 3.0]])
+    keep, dropped = present_columns(rows, ("a", "b", "c"))
+    assert keep.tolist() == [True, False, False]
+    assert "absent" in dropped["b"]
+    assert "constant" in dropped["c"]
+
+
+def test_the_runtime_needs_no_training_library():
+    seen = "import sys, pipelines.models.runtime; print([m for m in ('sklearn','xgboost','torch','mlflow','scipy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True).stdout.strip() == "[]"

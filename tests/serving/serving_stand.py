@@ -1,0 +1,138 @@
+"""A small real stand: a seeded market, its folds, a warm start, a bundle. Built once a session, no network."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.contracts import OPEN_TIME, Floats
+from pipelines.data.timeframes import resample
+from pipelines.features.catalog import FEATURES
+from pipelines.features.validator_schema import VALIDATOR_COLUMNS
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.voices import Voices
+from pipelines.training.warm import publish_warm_start, write_warm_start
+
+T0 = datetime(2024, 1, 1, tzinfo=UTC).timestamp()
+HISTORY = 15 * 800 + 7  # base bars: 800 closed decision bars and 7 minutes of the next
+SYMBOL = "SIM/USDT"
+
+
+def market(n: int, seed: int = 7) -> Floats:
+    """(n, 8) one-minute bars of a seeded random walk with volume and taker flow."""
+    rng = np.random.default_rng(seed)
+    close = 40_000.0 * np.exp(np.cumsum(rng.normal(0.0, 0.0012, n)))
+    opened = np.concatenate([[40_000.0], close[:-1]])
+    high = np.maximum(opened, close) * (1 + rng.exponential(4e-4, n))
+    low = np.minimum(opened, close) * (1 - rng.exponential(4e-4, n))
+    volume = rng.lognormal(2.0, 0.5, n)
+    times = T0 + 60.0 * np.arange(n)
+    return np.column_stack([times, opened, high, low, close, volume, np.full(n, 50.0), volume * rng.beta(5, 5, n)])
+
+
+def onnx_bytes(width: int, bias: float = 0.1) -> bytes:
+    """A logistic model of `width` columns as ONNX: (n, width) float32 → probabilities (n, 2)."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.linspace(-0.2, 0.2, width, dtype=np.float32).reshape(width, 1)
+    nodes = [
+        helper.make_node("MatMul", ["rows", "w"], ["z"]),
+        helper.make_node("Add", ["z", "b"], ["shifted"]),
+        helper.make_node("Sigmoid", ["shifted"], ["one"]),
+        helper.make_node("Sub", ["unit", "one"], ["zero"]),
+        helper.make_node("Concat", ["zero", "one"], ["probabilities"], axis=1),
+    ]
+    constants = {"w": weights, "b": np.float32([bias]), "unit": np.float32([1.0])}
+    graph = helper.make_graph(
+        nodes,
+        "logistic",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [None, width])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def make_bundle(bundles: Path, columns: tuple[str, ...], rows: Floats, bias: float = 0.1) -> str:
+    """Write a real bundle under its digest; returns the digest."""
+    from pipelines.models.export import write_bundle
+    from pipelines.models.runtime import Calibration, Novelty
+
+    draft = bundles / f"draft-{bias}"
+    novelty = Novelty(rows.mean(axis=0), np.linalg.pinv(np.cov(rows.T) + 1e-9 * np.eye(len(columns))), 100.0)
+    digest = write_bundle(
+        draft,
+        family="validator",
+        onnx=onnx_bytes(len(columns), bias),
+        calibration=Calibration(1.0, 0.0, np.eye(2) * 1e-6),
+        novelty=novelty,
+        schema={"columns": list(columns), "dropped": {}},
+        card="# test model\n",
+        rows=rows,
+    )
+    draft.rename(bundles / digest)
+    return digest
+
+
+@dataclass(frozen=True)
+class Stand:
+    """base: all bars there are; live: those after the history; batch: (features, signals) folded over everything."""
+
+    base: Floats
+    live: Floats
+    decision: Floats
+    features: Floats
+    signals: Floats
+    stage: Path
+    columns: tuple[str, ...]
+    rows: Floats
+
+
+@pytest.fixture(scope="session")
+def stand(tmp_path_factory) -> Stand:
+    base = market(HISTORY + 15 * 200)
+    decision = resample(base, 60, 900)
+    history = base[:HISTORY]
+    closed = resample(history, 60, 900)
+    feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
+    features, signals = FEATURES.run(closed, state=feature_state), SIGNALS.run(closed, state=signal_state)
+    stage = tmp_path_factory.mktemp("stage") / "warm"
+    write_warm_start(
+        stage, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=feature_state,
+        signal_state=signal_state, base=history, decision=closed, features=features, signals=signals,
+        voices=Voices.fit(signals),
+    )  # fmt: skip
+    at = [FEATURES.index[name] for name in VALIDATOR_COLUMNS]
+    rows = features[600:, at]
+    present = ~np.isnan(rows).any(axis=0)
+    columns = tuple(name for name, here in zip(VALIDATOR_COLUMNS, present, strict=True) if here)
+    return Stand(
+        base, base[HISTORY:], decision, FEATURES.run(decision), SIGNALS.run(decision), stage, columns, rows[:, present]
+    )
+
+
+@pytest.fixture
+def home(stand, tmp_path) -> Path:
+    """An installation with a published warm start and two bundles; no generation file yet."""
+    (tmp_path / "bundles").mkdir()
+    publish(stand, tmp_path)
+    return tmp_path
+
+
+def publish(stand: Stand, home: Path) -> dict[str, str]:
+    return publish_warm_start(stand.stage, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500)
+
+
+def told(version: str, digest: str, verdict: str = "passed") -> dict[str, str]:
+    return {
+        "version": version, "digest": digest, "run_id": f"run{version}", "data_hash": "d" * 32, "git_commit": "c" * 40,
+        "verdict": verdict,
+    }  # fmt: skip
+
+
+def last_close(bars: Floats) -> float:
+    """Close time of the last closed 15-minute bar of these base bars."""
+    return float(resample(bars, 60, 900)[-1, OPEN_TIME] + 900.0)

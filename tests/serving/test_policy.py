@@ -1,0 +1,174 @@
+"""U6: one decision against hand arithmetic, and the live path equal to the backtest's core on 10,000 rows."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from pipelines.contracts import REGIMES
+from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
+from pipelines.settings import load_params
+from serving import core
+from serving.fusion import N_VOICES, VOICES
+from serving.policy import DecisionInputs, Portfolio, decide, flatten, to_row, to_rows
+from serving.risk.codes import REFUSALS, bits_of, name_of
+
+PARAMS = load_params()
+FLAT = flatten(PARAMS)
+NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
+FACTS = {
+    "id": "d1", "symbol": "SIM/USDT", "as_of": NOON, "known_at": NOON, "ingested_at": NOON, "arm": "champion",
+    "generation": 3, "models": {"champion": {"version": "1"}}, "lineage": {"data_hash": "abc"},
+}  # fmt: skip
+NAN = float("nan")
+INPUTS = DecisionInputs(
+    direction=np.array([NAN, 1.0, 1.0, NAN, NAN, -1.0]),
+    confidence=np.array([NAN, 0.8, 0.9, NAN, NAN, 0.9]),
+    regime="TRENDING",
+    trend=1.0,
+    event="fvg",
+    event_direction=1.0,
+    atr=0.004,
+    price=100.0,
+    p=0.6,
+    p_low=0.55,
+    abstained=None,
+    tier=1,
+    age_bars=0.0,
+    breakers=0,
+    portfolio=Portfolio(gross=0.0, open_count=0, trades_today=0, daily_pnl=0.0, drawdown=0.0),
+)
+
+
+def test_one_decision_by_hand():
+    d = decide(INPUTS, PARAMS, FLAT, **FACTS)
+    confidence = (0.25 * 0.9 * 0.8 + 0.20 * 1.1 * 0.9) / (0.225 + 0.22)
+    assert (d.action, d.direction, d.reasons) == ("BUY", 1, ())
+    assert d.confidence == pytest.approx(confidence)
+    assert d.edge_bps == pytest.approx((0.6 * 1.5 - 0.4) * 40 - 5)
+    assert d.size == pytest.approx(0.25 * 0.25 * confidence**2)  # Kelly(0.55, 1.5) = 0.25, a quarter of it
+    assert (d.entry, d.stop, d.take_profits) == (100.0, pytest.approx(99.6), (pytest.approx(100.6),))
+    assert d.expiry == NOON + timedelta(hours=4)
+    assert d.weights == {"ict": pytest.approx(0.225 / 0.445), "order_flow": pytest.approx(0.22 / 0.445)}
+    assert sum(d.contributions.values()) == pytest.approx(1.0)
+    assert d.coverage == pytest.approx(0.445 / 1.065)
+    assert (d.id, d.event, d.tier, d.generation, d.lineage) == ("d1", "fvg", 1, 3, {"data_hash": "abc"})
+
+
+def test_a_refused_event_keeps_its_levels_so_that_its_outcome_can_be_scored():
+    d = decide(replace(INPUTS, p=0.41, p_low=0.35), PARAMS, FLAT, **FACTS)
+    assert (d.action, d.size, d.entry) == ("NO_TRADE", 0.0, 100.0)
+    assert d.reasons == (
+        "NO_EDGE_AFTER_COST: edge_bps=-4.0, p=0.410, break_even_p=0.450",
+        "KELLY_ZERO: kelly=0.0000, p_low=0.350, conviction=0.661, cap=0.1000",
+    )
+
+
+def test_an_abstention_carries_the_models_own_reason_and_no_number():
+    d = decide(replace(INPUTS, p=NAN, p_low=NAN, abstained="MISSING_FEATURE:volume_ratio"), PARAMS, FLAT, **FACTS)
+    assert d.reasons == ("MODEL_ABSTAINED:MISSING_FEATURE:volume_ratio",)
+    assert (d.p, d.edge_bps, d.size) == (None, None, 0.0)
+
+
+def test_without_an_event_there_is_nothing_to_trade_and_nothing_to_expire():
+    d = decide(replace(INPUTS, event=None, event_direction=0.0, p=NAN, p_low=NAN), PARAMS, FLAT, **FACTS)
+    assert d.reasons == ("NO_EVENT",)
+    assert (d.action, d.direction, d.event, d.expiry, d.stop, d.take_profits) == ("NO_TRADE", 1, None, None, None, ())
+
+
+def test_deciding_changes_nothing_it_was_given_and_is_the_same_twice():
+    before = INPUTS.direction.tobytes(), FLAT.tobytes()
+    assert decide(INPUTS, PARAMS, FLAT, **FACTS) == decide(INPUTS, PARAMS, FLAT, **FACTS)
+    assert (INPUTS.direction.tobytes(), FLAT.tobytes()) == before
+
+
+def random_rows(n):
+    """Rows that meet every refusal: values drawn around each limit, with holes and impossible ones among them."""
+    rng = np.random.default_rng(3)
+    p = rng.uniform(0.3, 0.95, n)
+    pick = lambda values, odds: rng.choice(values, n, p=odds)  # noqa: E731
+    side = pick([-1.0, 1.0], [0.5, 0.5])
+    direction = rng.choice([-1.0, 0.0, 1.0, 2.0, NAN], (n, N_VOICES), p=[0.2, 0.2, 0.39, 0.01, 0.2]) * side[:, None]
+    rows = to_rows(
+        direction,
+        rng.uniform(0.4, 1.0, (n, N_VOICES)),
+        regime=pick([0.0, 1.0, 2.0, 3.0, NAN], [0.3, 0.2, 0.2, 0.2, 0.1]),
+        trend=pick([-1.0, 0.0, 1.0, NAN], [0.4, 0.1, 0.4, 0.1]),
+        event=np.where(rng.random(n) < 0.2, 0.0, side),
+        tier=pick([1.0, 2.0, 3.0, 4.0], [0.5, 0.2, 0.2, 0.1]),
+        age_bars=pick([0.0, 1.0, 3.0], [0.6, 0.3, 0.1]),
+        breakers=pick([0.0, 5.0], [0.95, 0.05]),
+        gross=rng.uniform(0, 0.6, n),
+        open_count=pick([0.0, 2.0, 5.0], [0.6, 0.3, 0.1]),
+        trades_today=pick([0.0, 39.0, 40.0], [0.6, 0.3, 0.1]),
+        daily_pnl=pick([0.01, 0.0, -0.03, NAN], [0.5, 0.4, 0.08, 0.02]),
+        drawdown=pick([0.0, 0.05, 0.09], [0.6, 0.3, 0.1]),
+        atr=np.exp(rng.uniform(np.log(0.0003), np.log(0.04), n)),
+        price=rng.uniform(10, 60_000, n),
+        p=p,
+        p_low=p - rng.uniform(0, 0.15, n),
+    )
+    rows[rng.random(n) < 0.1, core.P :] = NAN
+    return rows
+
+
+def inputs_of(row):
+    at = dict(zip(core.ROW_FIELDS, row.tolist(), strict=True))
+    return DecisionInputs(
+        direction=np.array([at[f"{v}.direction"] for v in VOICES]),
+        confidence=np.array([at[f"{v}.confidence"] for v in VOICES]),
+        regime=None if np.isnan(at["regime"]) else REGIMES[int(at["regime"])],
+        event="fvg" if at["event"] else None,
+        event_direction=at["event"],
+        abstained="NOVEL",
+        tier=int(at["tier"]),
+        breakers=int(at["breakers"]),
+        portfolio=Portfolio(*(at[name] for name in Portfolio.__slots__)),
+        **{name: at[name] for name in ("trend", "atr", "price", "p", "p_low", "age_bars")},
+    )
+
+
+def test_live_and_batch_agree_on_ten_thousand_rows_refusals_included():
+    rows = random_rows(10_000)
+    outs, codes = np.empty((len(rows), core.OUT_WIDTH)), np.empty(len(rows), dtype=np.int64)
+    core.core_batch(rows, FLAT, outs, codes)
+    for row, out, code in zip(rows, outs, codes.tolist(), strict=True):
+        inputs = inputs_of(row)
+        assert to_row(inputs).tobytes() == row.tobytes()
+        d = decide(inputs, PARAMS, FLAT, **FACTS)
+        assert [words.split(":")[0] for words in d.reasons] == [name_of(bit) for bit in bits_of(code)]
+        assert (d.size, {"BUY": 1, "SELL": -1, "NO_TRADE": 0}[d.action]) == (out[core.SIZE], out[core.ACTION])
+        assert (d.edge_bps is None, d.edge_bps or 0.0) == (
+            np.isnan(out[core.EDGE_BPS]),
+            np.nan_to_num(out[core.EDGE_BPS]),
+        )
+    assert {bit for bit in REFUSALS if (codes & bit).any()} == set(REFUSALS)
+    assert (codes == 0).sum() > 100
+
+
+def test_layout_names_and_constants_agree():
+    for fields in (core.ROW_FIELDS[2 * N_VOICES :], core.PARAM_FIELDS):
+        for name in fields:
+            assert fields[getattr(core, name.upper()) - (2 * N_VOICES if fields[0] == "regime" else 0)] == name
+    assert [getattr(core, name.upper()) for name in core.OUT_FIELDS] == list(range(len(core.OUT_FIELDS)))
+
+
+def test_bad_callers_are_told_what_to_mend():
+    with pytest.raises(BadTimes, match="timezone"):
+        decide(INPUTS, PARAMS, FLAT, **{**FACTS, "as_of": NOON.replace(tzinfo=None)})
+    with pytest.raises(UnknownName, match="SIDEWAYS"):
+        decide(replace(INPUTS, regime="SIDEWAYS"), PARAMS, FLAT, **FACTS)
+    with pytest.raises(UnknownName, match="moon"):
+        to_rows(np.zeros((2, N_VOICES)), np.zeros((2, N_VOICES)), moon=1.0)
+    with pytest.raises(BadShape, match="expected"):
+        to_rows(np.zeros((2, 3)), np.zeros((2, 3)))
+
+
+def test_params_without_a_limit_are_refused_and_none_is_guessed():
+    risk = PARAMS.risk
+    with pytest.raises(BadValues, match="max_gross"):
+        flatten(PARAMS.model_copy(update={"risk": risk.model_copy(update={"max_gross": NAN})}))
+    limits = {name: limit for name, limit in risk.regime_limits.items() if name != "bear"}
+    with pytest.raises(UnknownName, match="bear"):
+        flatten(PARAMS.model_copy(update={"risk": risk.model_copy(update={"regime_limits": limits})}))

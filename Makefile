@@ -6,7 +6,7 @@ SHELL := bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
-KERNELS := $(shell grep -rl --include='*.py' '@kernel' pipelines serving)
+KERNELS := pipelines/contracts.py $(shell grep -rl --include='*.py' '@kernel' pipelines serving)
 KERNEL_CACHE := $(or $(BELLWETHER_KERNEL_CACHE),artifacts/kernels)
 ONCE ?= $(CI)
 
@@ -22,6 +22,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DVC_NO_ANALYTICS := true
 export BENTOML_DO_NOT_TRACK := True
 export EVIDENTLY_DISABLE_TELEMETRY := 1
+export ORT_DISABLE_TELEMETRY := 1
 
 setup: $(KERNEL_CACHE)/.warmed
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.errors import BadTimes, BellwetherError, ServiceDown
-from pipelines.settings import settings
+from pipelines.settings import load_params, settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 out = Console()
@@ -36,14 +36,12 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     out.print(shown)
 
 
-def connect_prefect() -> None:
-    """Point this process at our own Prefect server; its log goes to the UI, the terminal shows warnings."""
-    where = settings()
-    os.environ["PREFECT_API_URL"] = f"{where.prefect_url}/api"
-    os.environ["PREFECT_HOME"] = str(where.home / "prefect")
+def connect() -> None:
+    """Point this process at our own servers before it imports their libraries; flow logs go to the UI, not here."""
+    from flows import supervisor
+
+    os.environ.update(supervisor.environment(settings()))
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
     for noisy in ("mlflow", "dvc", "alembic", "httpx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
@@ -94,9 +92,8 @@ def run(
     from pipelines.data.sources import check_request, normalise_symbol
 
     name = normalise_symbol(symbol) if symbol else None
-    check_request(source, path, name)  # a wrong path or name is said now, not after the servers are up
+    check_request(source, path, name, load_params(settings().params_file).simulator)  # a wrong path or name is said now, not after the servers are up
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
-    connect_prefect()
     began = time.monotonic()
     ours = any(s["state"] == "down" for s in supervisor.services(settings()).values())
     try:
@@ -355,7 +352,6 @@ def rollback(
 @app.command()
 def drift(symbol: str | None = None, as_json: AsJson = False) -> None:
     """Resolve outcomes and look for drift now; writes the Evidently report and asks for a retrain if there is reason."""
-    connect_prefect()
     from flows.monitor import monitor
     from flows.progress import shown
     from flows.site import open_site
@@ -374,7 +370,6 @@ def retrain(
     as_json: AsJson = False,
 ) -> None:
     """A new challenger from everything seen so far; the gate decides what becomes of it."""
-    connect_prefect()
     from flows.progress import shown
     from flows.retrain import retrain as retrain_flow
 
@@ -404,6 +399,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: our own errors are one line, anything else is a bug and shows its traceback."""
+    connect()
     try:
         app()
     except BellwetherError as error:

@@ -2,7 +2,6 @@
 
 import time
 from datetime import datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from pipelines.contracts import BAR_FIELDS, Floats, utc
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
+from serving.api import write_key
 
 
 class Client:
@@ -19,8 +19,7 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self.url = settings.decision_url
-        key = write_key(settings)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Authorization": f"Bearer {write_key(settings)}"}
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=30.0)
 
     def __enter__(self) -> "Client":
@@ -78,11 +77,3 @@ class Client:
 def bar_json(bar: Floats) -> dict[str, Any]:
     values = {name: float(v) for name, v in zip(BAR_FIELDS[1:], bar[1:], strict=True) if np.isfinite(v)}
     return {"open_time": utc(bar[0]).isoformat(), **values}
-
-
-def write_key(settings: Settings) -> str | None:
-    """The bearer key: from the environment, or the one `bellwether up` made; None if neither is there."""
-    if settings.write_key is not None:
-        return settings.write_key.get_secret_value()
-    path: Path = settings.home / "write_key"
-    return path.read_text().strip() if path.is_file() else None

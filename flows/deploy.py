@@ -7,6 +7,7 @@ from prefect import serve
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.events import DeploymentEventTrigger
 
+from flows import supervisor
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.lifecycle import lifecycle
@@ -68,4 +69,6 @@ def deployments() -> list[Any]:
 
 
 if __name__ == "__main__":
-    serve(*deployments(), limit=2, print_starting_message=False)
+    supervisor.await_healthy(settings(), ["prefect"])  # registering needs the server
+    # schedules stay as a person left them: stopping this process does not pause them
+    serve(*deployments(), limit=2, print_starting_message=False, pause_on_shutdown=False)

@@ -173,7 +173,7 @@ def publish(site: Site) -> int:
         for line in (slots.champion, slots.challenger):
             if line is not None and line.digest and not (site.settings.bundles / line.digest).exists():
                 fetch_bundle(site, site.tracking.version(family, str(line.to_version)))
-    return write_generation(site.settings.serving_dir, families, install_warm_start(site))
+    return write_generation(site.settings.serving_dir, families, install_warm_start(site), now())
 
 
 def _served(line: Promotion | None) -> dict[str, Any] | None:

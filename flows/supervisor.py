@@ -45,10 +45,10 @@ TELEMETRY_OFF = {
     "DO_NOT_TRACK": "true",  # Prefect, Evidently, MLflow
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "DVC_NO_ANALYTICS": "true",
     "BENTOML_DO_NOT_TRACK": "True",
     "EVIDENTLY_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",  # read once, when onnxruntime is imported
 }
 
 
@@ -103,6 +103,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_API_URL": f"{settings.prefect_url}/api",
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "BENTOML_HOME": str(home / "bentoml"),
         "DVC_GLOBAL_CONFIG_DIR": str(home / "dvc" / "config"),
         "DVC_SITE_CACHE_DIR": str(home / "dvc" / "site"),
@@ -190,7 +191,7 @@ def _launch(settings: Settings, run: str, wanted: Mapping[str, int | None], proc
             check=False,
         )
     while set(wanted) - set(_read(settings, run)):
-        if not _members(settings, [run]):
+        if not members(settings, [run]):
             raise ServiceDown(f"the supervisor did not start. {_log_tail(settings, 'supervisor')}")
         time.sleep(0.05)
 
@@ -248,45 +249,48 @@ def down(settings: Settings, progress: Progress = silent) -> list[str]:
     return _stop(settings, None, progress)
 
 
-def repair(settings: Settings) -> list[str]:
-    """Forget the state of runs of which no process is left (a crash, a reboot); return their names."""
-    dead = [file.stem for file in _state_files(settings) if not _members(settings, [file.stem])]
-    for run in dead:
-        _state_file(settings, run).unlink(missing_ok=True)
-    return dead
+def leftovers(settings: Settings) -> list[Path]:
+    """State files of runs of which no process is left: a crash, a reboot."""
+    return [file for file in _state_files(settings) if not members(settings, [file.stem])]
+
+
+def repair(settings: Settings) -> None:
+    """Forget the runs of which no process is left."""
+    for file in leftovers(settings):
+        file.unlink(missing_ok=True)
 
 
 def _stop(settings: Settings, runs: list[str] | None, progress: Progress) -> list[str]:
-    family = set(_members(settings, runs))
+    family = set(members(settings, runs))
     family |= {child for process in family for child in _descendants(process)}
     by_pid = {process.pid: process for process in family}
     leaders = {name: by_pid[e["pid"]] for name, e in _running(settings).items() if e["pid"] in by_pid}
     for group in (set(leaders) & set(WORKERS), set(leaders) - set(WORKERS)):
-        _end([leaders[name] for name in group], STOP_SECONDS)
+        end([leaders[name] for name in group], STOP_SECONDS)
         for name in group:
             progress(f"{name} stopped")
-    while rest := [p for p in family | set(_members(settings, runs)) if _is_alive(p)]:  # a dying parent may still fork
-        _end(rest, 3.0)
+    while rest := [p for p in family | set(members(settings, runs)) if is_alive(p)]:  # a dying parent may still fork
+        end(rest, 3.0)
     for file in _state_files(settings):
         if runs is None or file.stem in runs:
             file.unlink(missing_ok=True)
     return list(leaders)
 
 
-def _end(processes: list[psutil.Process], patience: float) -> None:
+def end(processes: list[psutil.Process], patience: float) -> None:
     """SIGTERM to all, then SIGKILL to those still alive after `patience` seconds."""
     for signal in ("terminate", "kill"):
-        for process in filter(_is_alive, processes):
+        for process in filter(is_alive, processes):
             try:
                 getattr(process, signal)()
             except psutil.NoSuchProcess:
                 continue
         deadline = time.monotonic() + patience
-        while any(map(_is_alive, processes)) and time.monotonic() < deadline:
+        while any(map(is_alive, processes)) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
     """False for a zombie too: it has ended, and only waits to be counted by whoever adopted it."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
@@ -301,7 +305,7 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _members(settings: Settings, runs: list[str] | None) -> list[psutil.Process]:
+def members(settings: Settings, runs: list[str] | None = None) -> list[psutil.Process]:
     """Living processes of these runs of this home (None: of all its runs), without the caller and its parents."""
     home = str(settings.home.resolve())
     me = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
@@ -341,7 +345,7 @@ def _read(settings: Settings, run: str) -> dict[str, dict[str, Any]]:
 
 def _running(settings: Settings) -> dict[str, dict[str, Any]]:
     """The entries of the services whose process lives and is really ours (a pid may have been given out again)."""
-    living = {process.pid for process in _members(settings, None)}
+    living = {process.pid for process in members(settings)}
     entries = {name: e for file in _state_files(settings) for name, e in _read(settings, file.stem).items()}
     return {name: entry for name, entry in entries.items() if entry["pid"] in living}
 

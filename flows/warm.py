@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flows.doctor import WARM_MARK, kernels_are_warm
 from pipelines.compiled import cache_dir, kernel_sources
 from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Floats
 from pipelines.data.simulator import simulate
@@ -26,12 +27,6 @@ from serving import core
 from serving.policy import flatten, to_rows
 
 MARKET_DAYS = 30  # long enough for every feature to warm up and for some events to happen
-MARK = "warmed"
-
-
-def is_warm() -> bool:
-    """True if `warm` has finished for exactly these kernel sources, this numba and this CPU."""
-    return (cache_dir() / MARK).exists()
 
 
 def timed(what: str, run: Callable[[], Any]) -> Any:
@@ -86,13 +81,13 @@ def warm(params: Params) -> None:
 
 
 def main() -> None:
-    if is_warm():
+    if kernels_are_warm():
         print("the kernel cache is warm")
         return
     print(f"{len(kernel_sources())} files of kernels → {cache_dir()}")
     began = time.perf_counter()
     warm(load_params())
-    (cache_dir() / MARK).touch()
+    (cache_dir() / WARM_MARK).touch()
     print(f"warm after {time.perf_counter() - began:.0f} s")
 
 

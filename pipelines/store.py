@@ -15,13 +15,15 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import DontWrapMixin, IntegrityError
+from sqlalchemy.exc import DontWrapMixin, IntegrityError, SQLAlchemyError
 
 from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, Decision, Floats, Outcome, utc
 from pipelines.errors import BadShape, BadTimes, BadValues, LeaseHeld, StateError, UnknownName
 from pipelines.migrations import tables as t
 from pipelines.migrations.tables import SCHEMA
 
+Transaction = Connection  # what `Store.writing` hands out
+StoreFault = SQLAlchemyError  # what a database raises when it cannot
 BUSY_TIMEOUT_MS = 30_000  # a writer waits this long for the other writer before it gives up
 _LOOKUP = 500  # values in one IN (...): under every database's parameter limit
 _MIGRATION_LOCK = 0x62656C6C  # any fixed number: two PostgreSQL clients must not migrate at once

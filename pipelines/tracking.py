@@ -139,6 +139,10 @@ class Tracking:
         for name, value in metrics.items():
             self._client.log_metric(run_id, name, value)
 
+    def metrics(self, run_id: str) -> dict[str, float]:
+        """Every metric of a run, by name."""
+        return {name: float(value) for name, value in self._client.get_run(run_id).data.metrics.items()}
+
     def download_bundle(self, version: Version, into: Path) -> Path:
         """Fetch the bundle of a version into the folder `into` (made if absent). Verification is the runtime's work."""
         into.mkdir(parents=True, exist_ok=True)

@@ -9,10 +9,10 @@ import hmac
 import json
 import os
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Literal, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec, get_type_hints
 
 import numpy as np
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, RootModel, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, create_model, model_validator
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,14 +36,14 @@ class Nothing(_Request):
 
 
 class Bar(_Request):
-    """One closed base bar. Prices in quote currency, volumes in base asset; null = the source has none."""
+    """One closed base bar. Prices in quote currency, volumes in base asset; null or left out = the source has none."""
 
     open_time: AwareDatetime
     open: FiniteFloat
     high: FiniteFloat
     low: FiniteFloat
     close: FiniteFloat
-    volume: FiniteFloat | None
+    volume: FiniteFloat | None = None
     trades: FiniteFloat | None = None
     taker_buy_volume: FiniteFloat | None = None
 
@@ -99,12 +99,12 @@ class DecideRequest(_Request):
         return self
 
 
-class DecisionList(BaseModel):
-    decisions: list[Decision]
-
-
-class DecideAnswer(RootModel[Decision | DecisionList]):
-    """A decision for `symbol`; a list for `symbols`."""
+# Every field of a Decision for `symbol`; `decisions` alone for `symbols`. Flat, as BentoML's API page needs it.
+DecideAnswer: type[BaseModel] = create_model(
+    "DecideAnswer",
+    decisions=(list[Decision] | None, None),
+    **{name: (hint, ...) for name, hint in get_type_hints(Decision).items()},  # type: ignore[call-overload]
+)
 
 
 class OutcomeRequest(_Request):
@@ -186,6 +186,10 @@ _REMEDIES = {
     "extra_forbidden": "remove it; the API page at / lists the known fields",
     "finite_number": "send a finite number, or null where the field may be missing",
     "timezone_aware": "add the zone, such as 2024-01-01T00:00:00Z",
+    "float_type": "send a number",
+    "float_parsing": "send a number",
+    "datetime_from_date_parsing": "send an ISO 8601 time with its zone, such as 2024-01-01T00:00:00Z",
+    "datetime_parsing": "send an ISO 8601 time with its zone, such as 2024-01-01T00:00:00Z",
     "json_invalid": "send one valid JSON object",
     "too_long": "send less at a time",
 }

@@ -33,7 +33,7 @@ from serving.following import Follower, alarm_to, families, refusals, slot_check
 from serving.ledger import Ledger
 from serving.live import decide, tier_of
 from serving.policy import flatten
-from serving.slots import Slots
+from serving.slots import Slots, Snapshot
 from serving.symbols import CLOCK_SKEW, Symbol, Symbols, replay
 
 log = logging.getLogger("bellwether.decision")
@@ -64,7 +64,6 @@ class DecisionService:
         self._slots = Slots(self._where.serving_dir, self._where.bundles, self._alarm)
         self._symbols = Symbols()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._warm_tried: str | None = None
         self._breakers: tuple[str, ...] = ()
         self._made: dict[tuple[Any, ...], _Made] = {}
         self._follower = Follower(self._look)
@@ -85,27 +84,38 @@ class DecisionService:
 
     async def _look(self) -> None:
         """New generation, new warm start, breakers, outcomes written by others."""
-        await asyncio.to_thread(self._slots.refresh)
-        told = self._slots.snapshot.warm_start
-        if told is not None and told["digest"] != self._warm_tried:
-            self._warm_tried = told["digest"]
-            await self._warm(Path(told["path"]), told["digest"])
+        new = await asyncio.to_thread(self._slots.pending)
+        if new is not None:
+            await self._warm(new)
+            await asyncio.to_thread(self._slots.swap, new)
         self._breakers = await asyncio.to_thread(lambda: tuple(latch.name for latch in self._store.latches()))
         if self._account.sizes:
             for outcome in await asyncio.to_thread(self._store.outcomes_of, list(self._account.sizes)):
                 self._account.resolve(outcome)
 
-    async def _warm(self, path: Path, digest: str) -> None:
-        """Start the symbol's live state from a published warm start; a refused one leaves the old state serving."""
+    async def _warm(self, new: Snapshot) -> None:
+        """Start live state from the warm start a generation names; a refused one leaves the old state serving."""
+        told = new.warm_start
+        if told is None or told["digest"] in {symbol.warm.digest for symbol in self._symbols.values()}:
+            return
         try:
-            warm = await asyncio.to_thread(read_warm_start, path, digest)
+            warm = await asyncio.to_thread(read_warm_start, Path(told["path"]), told["digest"])
         except BellwetherError as error:
             await asyncio.to_thread(self._alarm, "warm_start_refused", "high", str(error))
             return
         async with self._locks[warm.symbol]:
             bars = await asyncio.to_thread(self._store.bars, warm.symbol, warm.last_open_time)
-            self._symbols[warm.symbol] = await asyncio.to_thread(replay, warm, bars)
-        log.info("%s: warm start %s and %d bars observed since", warm.symbol, digest[:12], len(bars))
+            symbol = await asyncio.to_thread(replay, warm, bars)
+            await asyncio.to_thread(self._rehearse, symbol, new)
+            self._symbols[warm.symbol] = symbol
+        log.info("%s: warm start %s and %d bars observed since", warm.symbol, warm.digest[:12], len(bars))
+
+    def _rehearse(self, symbol: Symbol, snapshot: Snapshot) -> None:
+        """One bar and one decision on copies, so that no request waits for a kernel to be loaded."""
+        Symbol(symbol.warm).step(symbol.closed.bar)
+        close = utc(symbol.closed.close_time)
+        account = Account().portfolio(close)
+        decide(symbol, snapshot, self._params, self._flat, account, 0, id="rehearsal", asked_at=close, now=close)
 
     # ---- the calls ------------------------------------------------------------------------------------------------
 
@@ -150,8 +160,17 @@ class DecisionService:
     def _decide(self, symbol: Symbol, asked_at: datetime, now: datetime) -> _Made:
         """Decide and hand to the ledger, or find the decision already made on exactly this."""
         snapshot = self._slots.snapshot
-        age = (asked_at.timestamp() - symbol.closed.close_time) // symbol.step_s
-        key = (symbol.name, symbol.closed.close_time, age, snapshot.generation, symbol.warm.digest, self._breakers)
+        age_bars = (asked_at.timestamp() - symbol.closed.close_time) / symbol.step_s
+        stale, early = age_bars > self._params.risk.max_data_age_bars, age_bars < 0
+        key = (
+            symbol.name,
+            symbol.closed.close_time,
+            stale,
+            early,
+            snapshot.generation,
+            symbol.warm.digest,
+            self._breakers,
+        )
         if (before := self._made.get(key)) is not None:
             return before
         decision = decide(
@@ -213,6 +232,7 @@ class DecisionService:
             "tier_reason": reason,
             "data_hash": None if snapshot.warm_start is None else snapshot.warm_start["data_hash"],
             "families": families(snapshot),
+            "refused": refusals(snapshot),
             "symbols": {name: _described(symbol) for name, symbol in self._symbols.items()},
             "breakers": list(self._breakers),
             "account": {

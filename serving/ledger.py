@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from sqlalchemy.engine import Connection
-from sqlalchemy.exc import SQLAlchemyError
-
 from pipelines.contracts import Decision, Outcome
 from pipelines.errors import BellwetherError, ServiceDown
-from pipelines.store import BarBatch, DecisionRecord, Store
+from pipelines.store import BarBatch, DecisionRecord, Store, StoreFault, Transaction
 
 GROUP = 512  # most entries in one transaction: bounds how long the first of them waits
 
@@ -25,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    write: Callable[[Connection | None], Any]
+    write: Callable[[Transaction | None], Any]
     done: "Future[Any]"
 
 
@@ -59,7 +56,7 @@ class Ledger:
             self._queue.put(None)
         self._thread.join()
 
-    def _put(self, write: Callable[[Connection | None], T]) -> "Future[T]":
+    def _put(self, write: Callable[[Transaction | None], T]) -> "Future[T]":
         done: Future[T] = Future()
         with self._order:
             if self._closed:
@@ -91,7 +88,7 @@ class Ledger:
         try:
             with self._store.writing() as connection:
                 results = [entry.write(connection) for entry in group]
-        except (BellwetherError, SQLAlchemyError) as error:
+        except (BellwetherError, StoreFault) as error:
             if len(group) == 1:
                 group[0].done.set_exception(error)
             else:

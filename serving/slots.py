@@ -135,6 +135,8 @@ def acknowledged(serving_dir: Path) -> dict[int, int]:
             os.kill(told["pid"], 0)
         except ProcessLookupError:
             continue
+        except PermissionError:
+            pass  # it lives, as another user
         found[told["pid"]] = told["generation"]
     return found
 
@@ -149,7 +151,7 @@ def _write_atomically(file: Path, content: Any) -> None:
 
 
 class Slots:
-    """Follows the generation file; `snapshot` is swapped as one reference. One thread calls `refresh` at a time."""
+    """Follows the generation file; `snapshot` is swapped as one reference. One thread at a time follows."""
 
     def __init__(self, serving_dir: Path, bundles_dir: Path, alarm: Alarm) -> None:
         self._serving_dir, self._bundles_dir, self._alarm = serving_dir, bundles_dir, alarm
@@ -157,24 +159,34 @@ class Slots:
         self._seen: tuple[int, int] | None = None  # of the generation file: changes with every rename
 
     def refresh(self) -> bool:
-        """Look at the generation file; load, check and swap if it is a new one. True if something was swapped."""
+        """Follow the generation file; True if something was swapped."""
+        new = self.pending()
+        if new is not None:
+            self.swap(new)
+        return new is not None
+
+    def pending(self) -> Snapshot | None:
+        """Look at the generation file; load and check what a new one names. Nothing is swapped yet."""
         try:
             stat = (self._serving_dir / GENERATION_FILE).stat()
         except FileNotFoundError:
-            return False
+            return None
         if (stat.st_ino, stat.st_mtime_ns) == self._seen:
-            return False
+            return None
         self._seen = (stat.st_ino, stat.st_mtime_ns)
         try:
             content = read_generation(self._serving_dir)
         except StateError as error:
             self._alarm("generation_refused", "high", str(error))
-            return False
+            return None
         if content is None or content["generation"] == self.snapshot.generation:
-            return False
-        self.snapshot = self._load(content)
+            return None
+        return self._load(content)
+
+    def swap(self, new: Snapshot) -> None:
+        """Serve `new` from here on, and tell whoever wrote it."""
+        self.snapshot = new
         self._acknowledge()
-        return True
 
     def close(self) -> None:
         (self._serving_dir / "ack" / f"{os.getpid()}.json").unlink(missing_ok=True)

@@ -87,12 +87,13 @@ class Symbol:
             return []
         waiting = np.vstack([self._tail, rows])
         bars = resample(waiting, self.base_s, self.step_s)
-        closed = [self._fold(bar) for bar in bars]
+        closed = [self.step(bar) for bar in bars]
         self.last_open_time = float(rows[-1, OPEN_TIME])
         self._tail = waiting[waiting[:, OPEN_TIME] >= self.closed.close_time]
         return closed
 
-    def _fold(self, bar: Floats) -> Closed:
+    def step(self, bar: Floats) -> Closed:
+        """Fold one closed decision bar (8,)."""
         missing = round((bar[OPEN_TIME] - self.closed.close_time) / self.step_s)
         if missing:
             self.warming_up = WARMUP_BARS

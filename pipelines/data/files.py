@@ -1,6 +1,6 @@
-"""Recorded bars from files → bars frames in canonical layout. Nothing is repaired or dropped here; quality.assess judges.
+"""Recorded bars from files → bars frames. Nothing is repaired or dropped here: quality.assess judges.
 
-A file is refused whole, with its name and a remedy, when it is cut off, not of its kind, or its times cannot be trusted.
+A file is refused whole, with its name and a remedy, when it is cut off, not of its kind, or has times nobody can trust.
 Layouts (column names of a Parquet file or a CSV header; further columns are ignored):
 
     canonical   the columns of schemas.COLUMNS; its known_at and ingested_at are kept as recorded
@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow
-import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -38,6 +38,8 @@ from pipelines.data.schemas import (
 from pipelines.data.timeframes import infer_timeframe, seconds
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
 
+Stamps = npt.NDArray[np.datetime64]
+
 KLINE = (
     "open_time", "open", "high", "low", "close", "volume", "close_time", "quote_volume", "count",
     "taker_buy_volume", "taker_buy_quote_volume", "ignore",
@@ -48,23 +50,33 @@ OTHER_NAMES = {
     "taker_buy_volume": ("taker_buy_volume", "taker_buy_volume_base"),
 }
 SIDES = tuple(f"{side}_{price}" for side in ("bid", "ask") for price in PRICES)
+NUMBERS = (*PRICES, *SIDES, *(name for names in OTHER_NAMES.values() for name in names))
 KNOWN_LAYOUTS = (
-    f"canonical ({', '.join(COLUMNS)}); candles (open_time, open, high, low, close, volume or volume_base, optional trades, "
-    f"taker_buy_volume); bid/ask (open_time, {', '.join(SIDES)}); Binance kline CSV without a header (12 columns)"
+    f"canonical ({', '.join(COLUMNS)}); candles (open_time, open, high, low, close, volume or volume_base, "
+    f"optional trades, taker_buy_volume); bid/ask (open_time, {', '.join(SIDES)}); "
+    "Binance kline CSV without a header (12 columns)"
 )
 EXTENSIONS = (".parquet", ".csv", ".zip")
-MICROS_A_UNIT = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": None}  # ns is divided instead
 MS_FROM, US_FROM, US_UNTIL = 10**11, 10**14, 10**17  # epochs of 1973–5138 in ms and in µs; they cannot be confused
 
 
 def read(path: Path, ingested_at: datetime, timeframe: str | None = None) -> pd.DataFrame:
     """Bars of one file in the order of the file, columns and types of schemas.LAYOUT; values not yet judged.
 
-    ingested_at  when this file is taken in (aware); stamped on every row unless the file is canonical and says so itself
+    ingested_at  when this file is taken in (aware), stamped on every row; a canonical file keeps its own
     timeframe    None: the commonest spacing of the file
     Raises       UnreadableFile (missing, empty, cut off, not of its kind), BadColumns (names the column and the layouts
                  known), BadTimes (naive, unreadable, or known before its close), BadValues (a cell that is no number)
     """
+    check_path(path)
+    table = {".parquet": _parquet, ".csv": _csv, ".zip": _zip}[path.suffix.lower()](path)
+    if table.num_rows == 0:
+        raise UnreadableFile(f"{path}: no rows, only columns {', '.join(table.column_names)}. Fetch it again.")
+    return _canonical(table, path, ingested_at, timeframe)
+
+
+def check_path(path: Path) -> None:
+    """Raises UnreadableFile if `path` is missing, empty or of an extension we cannot read."""
     if not path.is_file():
         raise UnreadableFile(f"{path}: no such file. Check the path.")
     if path.suffix.lower() not in EXTENSIONS:
@@ -73,16 +85,12 @@ def read(path: Path, ingested_at: datetime, timeframe: str | None = None) -> pd.
         )
     if path.stat().st_size == 0:
         raise UnreadableFile(f"{path}: the file is empty. Fetch it again.")
-    table = {".parquet": _parquet, ".csv": _csv, ".zip": _zip}[path.suffix.lower()](path)
-    if table.num_rows == 0:
-        raise UnreadableFile(f"{path}: no rows, only columns {', '.join(table.column_names)}. Fetch it again.")
-    return _canonical(table, path, ingested_at, timeframe)
 
 
 def _parquet(path: Path) -> pyarrow.Table:
     try:
         return pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UnreadableFile(f"{path}: cut off or not Parquet ({error}). Fetch it again.") from error
 
 
@@ -105,7 +113,7 @@ def _zip(path: Path) -> pyarrow.Table:
 
 
 def _parse_csv(data: bytes, path: Path) -> pyarrow.Table:
-    """Every line must have as many cells as the first, and the last must be ended: so a cut is seen wherever it falls."""
+    """Every line must have as many cells as the first and the last must be ended: a cut is seen wherever it falls."""
     if not data.endswith(b"\n"):
         raise UnreadableFile(
             f"{path}: the last line is not ended, so the file may be cut off. Fetch it again, or end the line."
@@ -114,28 +122,31 @@ def _parse_csv(data: bytes, path: Path) -> pyarrow.Table:
     headless = first[0].strip().isdigit()
     if headless and len(first) != len(KLINE):
         raise BadColumns(f"{path}: {len(first)} columns and no header. Known layouts: {KNOWN_LAYOUTS}.")
-    options = pyarrow.csv.ReadOptions(column_names=list(KLINE) if headless else None)
+    names = pyarrow.csv.ReadOptions(column_names=list(KLINE) if headless else None)
+    types = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(NUMBERS, pyarrow.float64()))
     try:
-        return pyarrow.csv.read_csv(io.BytesIO(data), read_options=options)
-    except pyarrow.ArrowInvalid as error:
+        return pyarrow.csv.read_csv(io.BytesIO(data), read_options=names, convert_options=types)
+    except pyarrow.ArrowException as error:
         raise UnreadableFile(f"{path}: malformed CSV ({error}). Fetch it again.") from error
 
 
 def _canonical(table: pyarrow.Table, path: Path, ingested_at: datetime, timeframe: str | None) -> pd.DataFrame:
     names = set(table.column_names)
+    if len(names) < table.num_columns:
+        raise BadColumns(f"{path}: a column name stands twice in {', '.join(table.column_names)}. Rename one of them.")
     columns = _columns(names, path)
     opened = _micros(table, "open_time", path)
-    length = seconds(timeframe or _timeframe(opened, path)) * 1_000_000
-    missing = np.isnat(opened)
-    frame = pd.DataFrame({"open_time": stamps_of(opened), "known_at": stamps_of(opened + np.timedelta64(length, "us"))})
+    timeframe = timeframe or _timeframe(opened, path)
+    closed = opened + np.timedelta64(seconds(timeframe), "s")
+    frame = pd.DataFrame({"open_time": stamps_of(opened), "known_at": stamps_of(closed)})
     frame["ingested_at"] = constant_stamp(ingested_at, len(frame))
     if names.issuperset(TIMES):
         known = _micros(table, "known_at", path)
-        early = ~missing & (np.isnat(known) | (known < opened + np.timedelta64(length, "us")))
+        early = ~np.isnat(opened) & ~(known >= closed)  # a row without a time is for quality.assess
         if early.any():
             raise BadTimes(
-                f"{path}: known_at of row {int(np.argmax(early))} is before its bar has closed ({early.sum()} rows): nobody can "
-                f"know a bar then. Set known_at to open_time + {length // 1_000_000} s or later, or leave the column out."
+                f"{path}: known_at of row {int(np.argmax(early))} is before its bar has closed ({early.sum()} rows): "
+                f"nobody can know a bar then. Set it to open_time + {timeframe} or later, or leave the column out."
             )
         frame["known_at"] = stamps_of(known)
         frame["ingested_at"] = stamps_of(_micros(table, "ingested_at", path))
@@ -148,7 +159,7 @@ def _canonical(table: pyarrow.Table, path: Path, ingested_at: datetime, timefram
 
 def _columns(names: set[str], path: Path) -> dict[str, tuple[str, ...]]:
     """Canonical field → the columns it is the mean of: one, a bid and an ask, or none (not recorded)."""
-    quotes = any(name in names for name in SIDES)
+    quotes = not names.issuperset(PRICES) and any(name in names for name in SIDES)
     wanted: dict[str, tuple[str, ...]] = {field: (field,) for field in PRICES}
     if quotes:
         wanted = {field: (f"bid_{field}", f"ask_{field}") for field in PRICES}
@@ -167,15 +178,15 @@ def _columns(names: set[str], path: Path) -> dict[str, tuple[str, ...]]:
     return wanted
 
 
-def _timeframe(opened: Floats, path: Path) -> str:
+def _timeframe(opened: Stamps, path: Path) -> str:
     try:
         return infer_timeframe(epoch_seconds(pd.Series(stamps_of(opened))))
     except BadTimes as error:
         raise BadTimes(f"{path}: {error}") from error
 
 
-def _micros(table: pyarrow.Table, name: str, path: Path) -> Floats:
-    """A time column → (n,) datetime64[us], UTC, NaT where empty. Aware stamps, ISO text with an offset, or epoch ms or µs."""
+def _micros(table: pyarrow.Table, name: str, path: Path) -> Stamps:
+    """Aware stamps, ISO text with an offset, or epoch ms or µs → (n,) datetime64[us] in UTC, NaT where empty."""
     column = table.column(name)
     kind = column.type
     if pyarrow.types.is_timestamp(kind):
@@ -184,14 +195,15 @@ def _micros(table: pyarrow.Table, name: str, path: Path) -> Floats:
                 f"{path}: column {name} has no time zone, so its bars could be hours off. Write it with its offset "
                 f"(2024-01-01T00:00:00Z), or localise it first: frame[{name!r}].dt.tz_localize('UTC')."
             )
-        return column.cast(pyarrow.timestamp("us", tz="UTC"), safe=False).to_numpy().astype("datetime64[us]")
+        micros = column.cast(pyarrow.timestamp("us", tz="UTC"), safe=False).to_numpy()
+        return np.asarray(micros, dtype="datetime64[us]")
     if not pyarrow.types.is_integer(kind):
         raise BadTimes(
             f"{path}: column {name} holds {kind}, not times. Use aware stamps (2024-01-01T00:00:00Z) or epoch ms."
         )
-    epochs = column.to_numpy() if column.null_count == 0 else None
-    if epochs is None:
+    if column.null_count:
         raise BadTimes(f"{path}: column {name} has {column.null_count} empty cells. Find out which bars these are.")
+    epochs = column.to_numpy()
     millis = (epochs >= MS_FROM) & (epochs < US_FROM)
     micros = (epochs >= US_FROM) & (epochs < US_UNTIL)
     if not (millis | micros).all():
@@ -199,7 +211,7 @@ def _micros(table: pyarrow.Table, name: str, path: Path) -> Floats:
         raise BadTimes(
             f"{path}: {name} {epochs[odd]} in row {odd} is neither epoch ms nor µs. Convert it to one of them."
         )
-    return np.where(millis, epochs * 1000, epochs).astype("datetime64[us]")
+    return np.asarray(np.where(millis, epochs * 1000, epochs).astype("datetime64[us]"))
 
 
 def _numbers(table: pyarrow.Table, name: str, path: Path) -> Floats:
@@ -210,4 +222,4 @@ def _numbers(table: pyarrow.Table, name: str, path: Path) -> Floats:
         raise BadValues(
             f"{path}: column {name} holds {kind}, not numbers (e.g. {column[0].as_py()!r}). Mend or fetch it again."
         )
-    return column.cast(pyarrow.float64()).to_numpy().astype(np.float64)
+    return np.asarray(column.cast(pyarrow.float64()).to_numpy(), dtype=np.float64)

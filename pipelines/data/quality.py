@@ -2,6 +2,7 @@
 
     score = (1 - missing / expected) (1 - quarantined / rows) (1 - disordered / rows) (1 - stale / clean)
 
+disordered = clean rows that came after a later one; stale = rows of STALE_BARS or more bars without any price change;
 missing = bars that should lie between the first and the last clean bar and do not; expected = clean + missing.
 Jumps are counted and flagged but do not lower the score: real markets jump. Training is blocked under the floor of
 params.yaml (`data.quality_floor`); this module measures, it does not block.
@@ -9,12 +10,13 @@ params.yaml (`data.quality_floor`); this module measures, it does not block.
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipelines.contracts import Bools, Floats
-from pipelines.data.schemas import AMOUNTS, BARS, COLUMNS, LAYOUT, PRICES, check
+from pipelines.contracts import Floats, Ints
+from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, check, epoch_seconds
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, NotEnoughData
 
@@ -23,6 +25,8 @@ JUMP_MADS = 20.0  # in robust sd (1.4826 x median |log return|)
 JUMP_BLOCK = 240  # bars of that median
 OPEN_SLOT_SHARE = 0.5  # weekly sessions: a slot of the week that trades in fewer weeks than this is a closed one
 WEEK = 7 * 86400
+SESSION_WEEKS = 8  # fewer cannot tell a closed market from an outage
+SESSION_CLOSED = 86400  # seconds of a week that never trade: a weekend, not a daily maintenance hour
 REASONS = (
     "NO_TIME",
     "NON_FINITE",
@@ -42,7 +46,8 @@ class QualityReport:
     counts       checks → rows (gaps: number of gaps, missing: number of bars); every check is there, also at 0
     clean        satisfies schemas.BARS, ascending
     quarantined  the refused rows as they came, index = row number in the input, last column `reason` (see REASONS)
-    flagged      clean rows to look at: columns open_time, flag (JUMP | STALE), size (robust sd of the move | run length)
+    flagged      clean rows to look at: open_time, flag (JUMP | STALE), size (robust sd of the move | run length)
+    weekly_sessions  whether closed slots of the week were taken as closed and not as missing
     gaps         columns start, end (first missing and next present open_time), missing (bars)
     """
 
@@ -53,24 +58,24 @@ class QualityReport:
     quarantined: pd.DataFrame
     flagged: pd.DataFrame
     gaps: pd.DataFrame
+    weekly_sessions: bool
 
 
-def assess(frame: pd.DataFrame, timeframe: str, as_of: datetime, weekly_sessions: bool = False) -> QualityReport:
+def assess(frame: pd.DataFrame, timeframe: str, as_of: datetime, weekly_sessions: bool | None = None) -> QualityReport:
     """Judge every row of `frame` (schemas.LAYOUT, any order) as of the moment `as_of` (aware).
 
     timeframe        name of the bars' spacing
-    weekly_sessions  False: trades day and night (crypto). True: closed slots of the week, found from the data, are not missing
+    weekly_sessions  False: trades day and night; True: closed slots of the week are not missing; None: as the data show
+                     (closed_weekly), which is what the report then says
     Of rows with the same open_time the first impeccable one is kept: an equal one is DUPLICATE, another CONFLICT.
-    Raises NotEnoughData on an empty frame, BadTimes on a naive `as_of`, BadColumns if the columns are not those of LAYOUT.
+    Raises NotEnoughData on an empty frame, BadTimes on a naive `as_of`, BadColumns on columns other than LAYOUT.
     """
     if as_of.tzinfo is None:
         raise BadTimes(f"as_of {as_of} has no time zone. Pass an aware one, e.g. datetime.now(tz=UTC).")
     if frame.empty:
         raise NotEnoughData("no bars to assess: the frame is empty. Check the source and its period.")
     frame = check(frame.reset_index(drop=True), LAYOUT)
-    order = np.argsort(
-        frame["open_time"].to_numpy(), kind="stable"
-    )  # equal times stay in the order they came; NaT last
+    order = np.argsort(_stamps(frame), kind="stable")  # equal times stay in the order they came; NaT last
     rows = frame.iloc[order]
     reason = _impossible(rows, as_of)
     reason = _copies(rows, reason)
@@ -78,13 +83,14 @@ def assess(frame: pd.DataFrame, timeframe: str, as_of: datetime, weekly_sessions
     kept = reason == ""
     clean = rows[kept].reset_index(drop=True)
     quarantined = rows[~kept].assign(reason=reason[~kept].astype(object)).sort_index()
-    gaps = _gaps(clean, seconds(timeframe), weekly_sessions)
-    flagged = pd.concat([_stale(clean), _jumps(clean, seconds(timeframe))], ignore_index=True).sort_values(
-        "open_time", kind="stable"
-    )
+    step = seconds(timeframe)
+    if weekly_sessions is None:
+        weekly_sessions = closed_weekly(_seconds(clean), step)
+    gaps = _gaps(clean, step, weekly_sessions)
+    flagged = pd.concat([_stale(clean), _jumps(clean, step)], ignore_index=True).sort_values("open_time", kind="stable")
 
-    times = frame["open_time"].dropna()
-    disordered = int((times < times.cummax()).sum())
+    times = _stamps(rows[kept].sort_index())  # good rows as they came: one stamp from the future disorders nobody else
+    disordered = int((times < np.maximum.accumulate(times)).sum())
     missing = int(gaps["missing"].sum())
     stale = int((flagged["flag"] == "STALE").sum())
     counts = {name.lower(): int((reason == name).sum()) for name in REASONS}
@@ -95,7 +101,14 @@ def assess(frame: pd.DataFrame, timeframe: str, as_of: datetime, weekly_sessions
         score = len(clean) / (len(clean) + missing) * len(clean) / len(frame)
         score *= (1 - disordered / len(frame)) * (1 - stale / len(clean))
     return QualityReport(
-        score, len(frame), counts, check(clean, BARS), quarantined, flagged.reset_index(drop=True), gaps
+        score,
+        len(frame),
+        counts,
+        check(clean, BARS),
+        quarantined,
+        flagged.reset_index(drop=True),
+        gaps,
+        weekly_sessions,
     )
 
 
@@ -105,7 +118,7 @@ def _impossible(rows: pd.DataFrame, as_of: datetime) -> np.ndarray:
     opened, high, low, close = prices.T
     volume, _, taker = amounts.T
     with np.errstate(invalid="ignore"):
-        found: dict[str, Bools] = {
+        found: dict[str, Any] = {
             "NO_TIME": rows[["open_time", "known_at", "ingested_at"]].isna().any(axis=1).to_numpy(),
             "NON_FINITE": ~np.isfinite(prices).all(axis=1) | np.isinf(amounts).any(axis=1),
             "NON_POSITIVE": (prices <= 0).any(axis=1) | (amounts < 0).any(axis=1),
@@ -119,7 +132,7 @@ def _impossible(rows: pd.DataFrame, as_of: datetime) -> np.ndarray:
 def _copies(rows: pd.DataFrame, reason: np.ndarray) -> np.ndarray:
     """Mark all but the first good row of each open_time."""
     good = np.flatnonzero(reason == "")
-    times = rows["open_time"].to_numpy()[good]
+    times = _stamps(rows)[good]
     if len(good) == 0:
         return reason
     new = np.r_[True, times[1:] != times[:-1]]
@@ -133,8 +146,12 @@ def _copies(rows: pd.DataFrame, reason: np.ndarray) -> np.ndarray:
     return marked
 
 
+def _stamps(rows: pd.DataFrame) -> Any:
+    return rows["open_time"].to_numpy("datetime64[us]")
+
+
 def _seconds(clean: pd.DataFrame) -> Floats:
-    return clean["open_time"].to_numpy("datetime64[us]").astype(np.int64) / 1e6
+    return epoch_seconds(clean["open_time"])
 
 
 def _gaps(clean: pd.DataFrame, step: int, weekly_sessions: bool) -> pd.DataFrame:
@@ -159,13 +176,22 @@ def _gaps(clean: pd.DataFrame, step: int, weekly_sessions: bool) -> pd.DataFrame
     )
 
 
-def _counter(lengths: np.ndarray) -> np.ndarray:
+def _counter(lengths: Ints) -> Ints:
     """[2, 3] → [0, 1, 0, 1, 2]."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def _slot(times: Floats, step: int) -> np.ndarray:
-    return ((times % WEEK) // step).astype(np.int64)
+def _slot(times: Floats, step: int) -> Ints:
+    slots: Ints = ((times % WEEK) // step).astype(np.int64)
+    return slots
+
+
+def closed_weekly(times: Floats, step: int) -> bool:
+    """Does this market close every week? True if over SESSION_WEEKS weeks, SESSION_CLOSED or more never traded."""
+    if len(times) == 0 or times[-1] - times[0] < SESSION_WEEKS * WEEK:
+        return False
+    never = np.bincount(_slot(times, step), minlength=-(-WEEK // step)) == 0
+    return bool(never.sum() * step >= SESSION_CLOSED)
 
 
 def _open_slots(times: Floats, step: int) -> Floats:

@@ -6,7 +6,7 @@ took it. NaN means "not recorded" and is allowed in volume, trades and taker_buy
 """
 
 import os
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,8 @@ def check(frame: pd.DataFrame, schema: Any = BARS) -> pd.DataFrame:
 
 
 def _refusal(frame: pd.DataFrame, error: Any) -> InputError:
-    name = getattr(getattr(error, "check", None), "name", None)
+    rule_name = getattr(error, "check", None)  # a Check, or the name of a rule of pandera's own
+    name = rule_name if isinstance(rule_name, str) else getattr(rule_name, "name", None)
     kind, rule = _REMEDY.get(
         name, (BadColumns, f"the columns must be {', '.join(COLUMNS)}, in this order and of these types")
     )
@@ -155,7 +156,7 @@ def to_frame(matrix: Floats, timeframe: str, ingested_at: datetime | None) -> pd
 
 
 def stamps_of(micros: Any) -> Any:
-    """(n,) int64 epoch microseconds → DatetimeIndex of datetime64[us, UTC]."""
+    """(n,) int64 epoch microseconds or datetime64[us] → DatetimeIndex of datetime64[us, UTC]."""
     return pd.DatetimeIndex(np.asarray(micros).astype("datetime64[us]")).tz_localize("UTC")
 
 
@@ -163,7 +164,7 @@ def constant_stamp(moment: datetime, n: int) -> Any:
     """`moment` n times. Raises BadTimes if it has no time zone."""
     if moment.tzinfo is None:
         raise BadTimes(f"ingested_at {moment} has no time zone. Pass an aware one, e.g. datetime.now(tz=UTC).")
-    return stamps_of(np.full(n, pd.Timestamp(moment).as_unit("us").value, dtype=np.int64))
+    return stamps_of(np.full(n, np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")))
 
 
 def write_bars(frame: pd.DataFrame, path: Path) -> None:
@@ -197,7 +198,7 @@ def read_bars(path: Path) -> pd.DataFrame:
     """
     try:
         table = parquet.read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UnreadableFile(
             f"{path}: not a whole Parquet file ({error}). Fetch it again, e.g. with `dvc pull`."
         ) from error

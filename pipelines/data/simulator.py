@@ -35,7 +35,7 @@ class Design:
     """
 
     # regimes: semi-Markov; a stay lasts `min_stay` plus an exponential time, cut at `max_stay`
-    # neighbours differ by half or more: 20 bars measure a volatility to about 16 %, so its percentile can tell them apart
+    # neighbours differ by half: 20 bars measure a volatility to about 16 %, so its percentile tells them apart
     vol_ratio: tuple[float, ...] = (1.5, 1.0, 2.2, 0.6)  # of vol_15m_bps; TRENDING, RANGING, VOLATILE, QUIET
     volume_ratio: tuple[float, ...] = (1.5, 0.8, 2.0, 0.5)
     mean_stay_hours: tuple[float, ...] = (14.0, 16.0, 8.0, 14.0)
@@ -43,11 +43,12 @@ class Design:
     max_stay_hours: float = 48.0
     # the planted edge
     pressure_half_life_min: float = 180.0
-    # Drift of 15 minutes at u = 1, gain 1, edge 1, in the regime's own sd. Measured over six seeds (one year, 3,300 events to
-    # learn from, sign of the next four hours): AUC .55 to .58 for boosted trees, .53 to .55 for a logistic, .64 knowing u.
+    # Drift of 15 minutes at u = 1, gain 1, edge 1, in the regime's own sd. Measured over six seeds (a year each, 3,300
+    # events to learn from, sign of the next four hours, six columns of flow, volatility, volume and momentum): AUC .544
+    # to .575 for boosted trees, .522 to .542 for a logistic, .641 for who knows u and the regime.
     drift_per_unit: float = 0.20
-    # Moving markets follow informed flow, calm ones absorb it and give it back. Weighted by time the gains nearly cancel,
-    # so flow alone says little and flow together with volatility says much: trees find it, a logistic mostly does not.
+    # Moving markets follow informed flow, calm ones absorb it and give it back. Over time the gains nearly cancel:
+    # flow alone says little, flow together with volatility says much. Trees find that, a logistic mostly does not.
     gain: tuple[float, ...] = (1.0, -0.6, 0.8, -1.0)
     # taker flow: share of buys = .5 + lean u + echo z + noise, z the minute's own unpredictable move in sd
     share_lean: float = 0.06
@@ -100,12 +101,12 @@ class Market:
 
 
 @kernel
-def _walk(
+def _walk(  # type: ignore[no-untyped-def]
     first, drift_at, clock, state, steps, noise, chance, table, knobs, before, after, out, regime, pressure, drift
-):  # type: ignore[no-untyped-def]  # noqa: E501
+):
     """Walk one block of minutes; `state` carries log price, u, excitement, regime, minutes in it to the next block.
 
-    first, drift_at  minute number of the block's first row and of the first drifted minute; clock: minute of day of row 0
+    first, drift_at  minute number of row 0 and of the first drifted minute; clock: minute of the day of row 0
     steps (n, 12)    price noise; noise (n, 4): pressure, share, volume, trade size; chance (n, 2): leave? where to?
     table (4, 4)     see _table
     knobs            see _knobs; before, after: [vol, share noise, branching, keep of excitement, edge]
@@ -188,8 +189,8 @@ def _check(spec: SimulatorParams, design: Design) -> None:
     calm = spec.start_price * spec.vol_15m_bps * 1e-4 * min(design.vol_ratio) / np.sqrt(15.0)
     if calm < 5 * TICK:
         raise BadValues(
-            f"simulator: a quiet minute of {spec.symbol} moves {calm:.4f}, under five ticks of {TICK}: rounding would be the "
-            f"market. Raise simulator.start_price (now {spec.start_price}) or simulator.vol_15m_bps (now {spec.vol_15m_bps})."
+            f"simulator: a quiet minute of {spec.symbol} moves {calm:.4f}, under five ticks of {TICK}: rounding would "
+            f"be the market. Raise simulator.start_price ({spec.start_price}) or vol_15m_bps ({spec.vol_15m_bps})."
         )
     if spec.start.timestamp() % 60:
         raise BadValues(
@@ -197,8 +198,8 @@ def _check(spec: SimulatorParams, design: Design) -> None:
         )
     if spec.drift_after_live_days is not None and spec.drift_after_live_days < -spec.history_days:
         raise BadValues(
-            f"simulator.drift_after_live_days {spec.drift_after_live_days} lies before the first of {spec.history_days} days "
-            f"of history. Use {-spec.history_days} or more, or null for a stationary market."
+            f"simulator.drift_after_live_days {spec.drift_after_live_days} lies before the first of "
+            f"{spec.history_days} days of history. Use {-spec.history_days} or more, or null for a stationary market."
         )
 
 
@@ -242,7 +243,8 @@ def simulate(spec: SimulatorParams, design: Design = DESIGN) -> Market:
         size = rows.stop - first
         noise = np.stack([stream.standard_normal(size) for stream in minute_noise], axis=1)
         _walk(
-            first, drift_at, clock + first, state, steps.standard_normal((size, STEPS)), noise, chance.random((size, 2)),
+            first, drift_at, clock + first, state,
+            steps.standard_normal((size, STEPS)), noise, chance.random((size, 2)),
             table, knobs, before, after, bars[rows], regime[rows], pressure[rows], drift[rows],
         )  # fmt: skip
     _round(bars)

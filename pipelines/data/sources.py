@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -14,7 +14,7 @@ import pandas as pd
 from pipelines.data import files
 from pipelines.data.schemas import to_frame
 from pipelines.data.simulator import DESIGN, Design, Market, simulate
-from pipelines.errors import BadTimes, UnknownName
+from pipelines.errors import BadTimes, BadValues, UnknownName
 from pipelines.settings import SimulatorParams
 
 QUOTES = (
@@ -29,8 +29,7 @@ class MarketSource(Protocol):
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
         """Bars of `symbol` known at `as_of` (aware), columns and types of schemas.LAYOUT, not yet judged.
 
-        ingested_at  when they are taken in (aware); None stamps each bar with the moment it was known (a simulated
-                     snapshot made twice is then the same, byte for byte)
+        ingested_at  when they are taken in (aware); None stamps each bar with the moment it was known
         Raises       UnknownName for a symbol the source does not hold
         """
         ...
@@ -41,7 +40,7 @@ class MarketSource(Protocol):
 
 
 def normalise_symbol(symbol: str) -> str:
-    """`BTCUSDT`, `btc-usdt`, `BTC_USDT` → `BTC/USDT`. Raises UnknownName if it is no pair or can be split in two ways."""
+    """`BTCUSDT`, `btc-usdt`, `BTC_USDT` → `BTC/USDT`. UnknownName if it is no pair or can be split in two ways."""
     text = symbol.strip().upper()
     if pair := re.fullmatch(r"([A-Z0-9]{2,15})[/_-]([A-Z0-9]{2,6})", text):
         return f"{pair[1]}/{pair[2]}"
@@ -56,15 +55,6 @@ def normalise_symbol(symbol: str) -> str:
     raise UnknownName(f"symbol {symbol!r} {why}. Write it as BASE/QUOTE, e.g. BTC/USDT.")
 
 
-def _held(symbol: str, known: Sequence[str], source: str) -> str:
-    name = normalise_symbol(symbol)
-    if name not in known:
-        raise UnknownName(
-            f"source {source!r} has no {name}; it holds {', '.join(known)}. Ask for one of these or add its data."
-        )
-    return name
-
-
 def _aware(as_of: datetime) -> pd.Timestamp:
     if as_of.tzinfo is None:
         raise BadTimes(f"as_of {as_of} has no time zone. Pass an aware one, e.g. datetime.now(tz=UTC).")
@@ -72,7 +62,11 @@ def _aware(as_of: datetime) -> pd.Timestamp:
 
 
 class SimulatorSource:
-    """The embedded market of data.simulator: 1-minute bars of one symbol, and their truth for those who may see it."""
+    """The embedded market of data.simulator: 1-minute bars of one symbol, and their truth for those who may see it.
+
+    It lives in simulated time: every bar is stamped as taken in when it was known, whatever clock the caller reads, so
+    that the same spec gives the same snapshot hash today and next year.
+    """
 
     def __init__(self, spec: SimulatorParams, design: Design = DESIGN) -> None:
         self.spec, self.design = spec, design
@@ -82,32 +76,42 @@ class SimulatorSource:
         return simulate(self.spec, self.design)
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
-        _held(symbol, (normalise_symbol(self.spec.symbol),), "simulator")
+        self.own(symbol)
         closed = int((_aware(as_of) - pd.Timestamp(self.spec.start)) // timedelta(minutes=1))  # bars closed at as_of
-        return to_frame(self.market.bars[: max(closed, 0)], "1m", ingested_at)
+        return to_frame(self.market.bars[: max(closed, 0)], "1m", None)
+
+    def own(self, symbol: str) -> str:
+        """The one symbol it makes. Raises UnknownName if another is asked for."""
+        asked, own = normalise_symbol(symbol), normalise_symbol(self.spec.symbol)
+        if asked != own:
+            raise UnknownName(f"the simulator has no {asked}; it makes {own}. Ask for that, or set simulator.symbol.")
+        return own
 
     def describe(self) -> dict[str, Any]:
         return {"source": "simulator", "spec": self.spec.model_dump(mode="json"), "design": asdict(self.design)}
 
 
 class FileSource:
-    """Recorded files. Several files of one symbol follow each other in the order given (monthly archives)."""
+    """Recorded files of one symbol, one after the other in the order given (monthly archives).
 
-    def __init__(
-        self, paths: Mapping[str, Path | Sequence[Path]], timeframe: str | None = None, name: str = "files"
-    ) -> None:
-        """paths: symbol → file or files (see data.files for the layouts); timeframe None: the commonest spacing of each."""
-        self.paths = {
-            normalise_symbol(symbol): (given,) if isinstance(given, Path) else tuple(given)
-            for symbol, given in paths.items()
-        }
-        self.timeframe, self.name = timeframe, name
+    No file layout names its symbol: the files are of the symbol that is asked for first, and of no other.
+    """
+
+    def __init__(self, paths: Path | Sequence[Path], timeframe: str | None = None) -> None:
+        """paths: see data.files for the layouts; timeframe None: the commonest spacing of each file."""
+        self.paths = (paths,) if isinstance(paths, Path) else tuple(paths)
+        self.timeframe = timeframe
+        self.symbol: str | None = None
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
-        moment = _aware(as_of)
-        paths = self.paths[_held(symbol, tuple(self.paths), self.name)]
+        moment, name = _aware(as_of), normalise_symbol(symbol)
+        if self.symbol not in (None, name):
+            raise UnknownName(
+                f"these files were read as {self.symbol}, now {name} is asked. Make a source for each symbol."
+            )
+        self.symbol = name
         taken = ingested_at or as_of
-        frame = pd.concat([files.read(path, taken, self.timeframe) for path in paths], ignore_index=True)
+        frame = pd.concat([files.read(path, taken, self.timeframe) for path in self.paths], ignore_index=True)
         if ingested_at is None:
             frame["ingested_at"] = frame["known_at"]
         # Bars between as_of and the taking are for a later fetch. A bar from after its own taking is a false stamp, one
@@ -116,11 +120,7 @@ class FileSource:
         return frame[~later].reset_index(drop=True)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "source": self.name,
-            "timeframe": self.timeframe,
-            "files": {symbol: [_fingerprint(path) for path in paths] for symbol, paths in self.paths.items()},
-        }
+        return {"source": "files", "timeframe": self.timeframe, "files": [_fingerprint(path) for path in self.paths]}
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -129,11 +129,53 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"name": path.name, "sha256": digest, "bytes": path.stat().st_size}
 
 
-SOURCES: dict[str, Callable[..., MarketSource]] = {"simulator": SimulatorSource, "files": FileSource}
+def _simulator(spec: SimulatorParams | None, path: Path | Sequence[Path] | None) -> MarketSource:
+    if path is not None:
+        raise BadValues(
+            f"source 'simulator' reads no file, yet the path {path} was given. Use the source 'files', or no path."
+        )
+    if spec is None:
+        raise BadValues("source 'simulator' needs its spec: pass load_params().simulator.")
+    return SimulatorSource(spec)
 
 
-def make_source(name: str, **arguments: Any) -> MarketSource:
-    """The source registered as `name`. Raises UnknownName with the known ones."""
+def _files(spec: SimulatorParams | None, path: Path | Sequence[Path] | None) -> MarketSource:
+    if not path:
+        raise BadValues(f"source 'files' needs a path to a {', '.join(files.EXTENSIONS)} file. Give one with --path.")
+    return FileSource(path)
+
+
+SOURCES: dict[str, Callable[[SimulatorParams | None, Path | Sequence[Path] | None], MarketSource]] = {
+    "simulator": _simulator,
+    "files": _files,
+}
+
+
+def make_source(
+    name: str, *, spec: SimulatorParams | None = None, path: Path | Sequence[Path] | None = None
+) -> MarketSource:
+    """The source registered as `name`: "simulator" needs `spec`, "files" a `path` (or several).
+
+    Raises UnknownName with the known names, BadValues if what it needs is not given.
+    """
     if name not in SOURCES:
-        raise UnknownName(f"no market source {name!r}; known: {', '.join(SOURCES)}.")
-    return SOURCES[name](**arguments)
+        raise UnknownName(f"no market source {name!r}; known: {', '.join(SOURCES)}. Use one of these.")
+    return SOURCES[name](spec, path)
+
+
+def check_request(name: str, path: Path | None, symbol: str | None, spec: SimulatorParams | None = None) -> None:
+    """Refuse at once, without reading a bar, what make_source and fetch would refuse later.
+
+    symbol  None = the simulator's own
+    spec    None: whether the simulator makes `symbol` is left for later
+    Raises  UnknownName, BadValues or UnreadableFile
+    """
+    if name == "simulator" and path is None:
+        if symbol is not None and spec is not None:
+            SimulatorSource(spec).own(symbol)
+        return
+    make_source(name, spec=spec, path=path)
+    if path is not None:
+        files.check_path(path)
+        if symbol is None:
+            raise BadValues(f"{path}: no file says which symbol it holds. Give it, e.g. --symbol BTC/USDT.")

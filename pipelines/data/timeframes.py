@@ -8,7 +8,6 @@ from pipelines.contracts import (
     CLOSE,
     HIGH,
     LOW,
-    OPEN,
     OPEN_TIME,
     TAKER_BUY,
     TIMEFRAME_SECONDS,
@@ -62,8 +61,8 @@ def resample(matrix: Floats, base_seconds: int, target_seconds: int) -> Floats:
         raise BadShape(f"bars have shape {matrix.shape}, expected (n, {BAR_WIDTH}). Use schemas.to_matrix(frame).")
     if base_seconds <= 0 or target_seconds < base_seconds or target_seconds % base_seconds:
         raise BadTimes(
-            f"cannot make bars of {target_seconds} s from bars of {base_seconds} s: the target must be a whole multiple "
-            f"of the base. Read a finer source or ask for a coarser timeframe."
+            f"cannot make bars of {target_seconds} s from bars of {base_seconds} s: the target must be a whole "
+            f"multiple of the base. Read a finer source or ask for a coarser timeframe."
         )
     if len(matrix) == 0:
         return np.empty((0, BAR_WIDTH))

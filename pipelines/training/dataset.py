@@ -15,6 +15,8 @@ COLUMNS_OF_VOLATILITY = ("volatility_regime", "log_atr")
 class Dataset:
     """m resolved, eligible events in time order. `rows` is (m, k) in the order of `columns`; other arrays are (m,).
 
+    weight        uniqueness × time decay: what an event counts in a fit
+    uniqueness    share of an event's information that is its own: what it counts as evidence
     known, ended  epoch seconds at which the event was known, and its label ended
     volatility    (m, 2) volatility percentile and log of the barrier width: the volatility-only baseline's columns
     """
@@ -23,6 +25,7 @@ class Dataset:
     rows: Floats
     y: Floats
     weight: Floats
+    uniqueness: Floats
     known: Floats
     ended: Floats
     gross_bps: Floats
@@ -42,6 +45,7 @@ def load_dataset(labels: Path) -> Dataset:
             rows=f["rows"],
             y=f["y"],
             weight=f["weight"],
+            uniqueness=f["uniqueness"],
             known=f["known"],
             ended=f["ended"],
             gross_bps=f["gross_bps"],

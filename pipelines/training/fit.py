@@ -11,17 +11,19 @@ import numpy as np
 
 from pipelines.contracts import Floats, Ints
 from pipelines.errors import NotEnoughData
-from pipelines.evaluation.splits import Split, walk_forward
+from pipelines.evaluation.splits import combinatorial, walk_forward
 from pipelines.models.base import Recipe, present_columns
 from pipelines.models.baselines import BASELINES
 from pipelines.models.calibration import fit_calibration
 from pipelines.models.export import write_bundle
 from pipelines.models.novelty import fit_novelty
-from pipelines.models.runtime import load_bundle
+from pipelines.models.runtime import Calibration, load_bundle
 from pipelines.settings import Params
 from pipelines.training.dataset import Dataset
 
-CALIBRATION_SHARE = 0.2  # the newest part of each training window, kept from the fit for Platt scaling
+CALIBRATION_FOLDS = 4  # purged stretches of a training window, each scored by a fit on the others, for Platt scaling
+RECENT_SHARE = 0.2  # newest part of the events: how novel does it look to a gate fitted on what came before?
+LEAST_EVENTS = 50
 Progress = Callable[[str], None]
 
 
@@ -30,25 +32,23 @@ class OutOfFold:
     """Predictions on rows the model had not seen; arrays (n,) over `row` numbers of the dataset."""
 
     row: Ints
-    raw: Floats
     p: Floats
+    p_low: Floats
     baselines: dict[str, Floats]
     folds: int
 
 
 def out_of_fold(recipe: Recipe, data: Dataset, rows: Floats, params: Params, embargo_s: float, say: Progress) -> OutOfFold:
-    """Walk forward: fit, calibrate on the newest part of the training window, score the next stretch."""
+    """Walk forward: fit and calibrate on the window so far, score the next stretch."""
     splits = walk_forward(data.known, data.ended, params.splits.folds, params.splits.min_train_fraction, embargo_s)
-    seen, raws, probabilities = [], [], []
+    seen, probabilities, lows = [], [], []
     baselines: dict[str, list[Floats]] = {name: [] for name in BASELINES}
     for number, split in enumerate(splits, start=1):
-        fitting, calibrating = _inner(data, split, embargo_s)
-        native = recipe.fit(rows[fitting], data.y[fitting], data.weight[fitting], params)
-        raw = recipe.raw(native, rows[split.test])
-        fitted = fit_calibration(recipe.raw(native, rows[calibrating]), data.y[calibrating], data.weight[calibrating])
+        native, calibration = fit_calibrated(recipe, _take(data, split.train), rows[split.train], params, embargo_s)
         seen.append(split.test)
-        raws.append(raw)
-        probabilities.append(fitted.apply(raw))
+        raw = recipe.raw(native, rows[split.test])
+        probabilities.append(calibration.apply(raw))
+        lows.append(calibration.lower(raw))
         for name, baseline in BASELINES.items():
             train = split.train
             baselines[name].append(
@@ -57,22 +57,23 @@ def out_of_fold(recipe: Recipe, data: Dataset, rows: Floats, params: Params, emb
             )  # fmt: skip
         say(f"{recipe.family}: fold {number}/{len(splits)}: {len(split.train)} events to learn, {len(split.test)} to score")
     return OutOfFold(
-        np.concatenate(seen), np.concatenate(raws), np.concatenate(probabilities),
+        np.concatenate(seen), np.concatenate(probabilities), np.concatenate(lows),
         {name: np.concatenate(parts) for name, parts in baselines.items()}, len(splits),
     )  # fmt: skip
 
 
-def _inner(data: Dataset, split: Split, embargo_s: float) -> tuple[Ints, Ints]:
-    cut = int(len(split.train) * (1 - CALIBRATION_SHARE))
-    calibrating = split.train[cut:]
-    fitting = split.train[:cut]
-    fitting = fitting[data.ended[fitting] + embargo_s < data.known[calibrating[0]]]
-    if len(fitting) < 50 or len(np.unique(data.y[calibrating])) < 2 or len(np.unique(data.y[fitting])) < 2:
-        raise NotEnoughData(
-            f"{len(fitting)} events to learn from and {len(calibrating)} to calibrate on in the first window; "
-            "needs 50 and both outcomes: bring a longer history"
-        )
-    return fitting, calibrating
+def fit_calibrated(recipe: Recipe, data: Dataset, rows: Floats, params: Params, embargo_s: float) -> tuple[Any, Calibration]:
+    """The native model on all rows, and its calibration from purged inner folds: both see the window, neither itself."""
+    if len(data) < LEAST_EVENTS or len(np.unique(data.y)) < 2:
+        raise NotEnoughData(f"{len(data)} events to learn from, needs {LEAST_EVENTS} and both outcomes: bring a longer history")
+    raw = np.full(len(data), np.nan)
+    for split in combinatorial(data.known, data.ended, CALIBRATION_FOLDS, 1, embargo_s):
+        if len(split.train) >= LEAST_EVENTS // 2:
+            native = recipe.fit(rows[split.train], data.y[split.train], data.weight[split.train], params)
+            raw[split.test] = recipe.raw(native, rows[split.test])
+    told = np.isfinite(raw)
+    calibration = fit_calibration(raw[told], data.y[told], data.uniqueness[told])
+    return recipe.fit(rows, data.y, data.weight, params), calibration
 
 
 def train(recipe: Recipe, data: Dataset, out: Path, params: Params, context: dict[str, Any], embargo_s: float, say: Progress) -> str:
@@ -89,8 +90,7 @@ def train(recipe: Recipe, data: Dataset, out: Path, params: Params, context: dic
     data, rows = _take(data, usable), full[usable]
     oof = out_of_fold(recipe, data, rows, params, embargo_s, say)
     say(f"{recipe.family}: final fit on {len(data)} events, {len(columns)} columns")
-    native = recipe.fit(rows, data.y, data.weight, params)
-    calibration = fit_calibration(oof.raw, data.y[oof.row], data.weight[oof.row])
+    native, calibration = fit_calibrated(recipe, data, rows, params, embargo_s)
     schema = {**context, "columns": list(columns), "dropped": dropped, "trained_through": float(data.ended.max())}
     digest = write_bundle(
         out / "bundle",
@@ -104,11 +104,11 @@ def train(recipe: Recipe, data: Dataset, out: Path, params: Params, context: dic
     )
     model = load_bundle(out / "bundle", digest)
     parity = float(np.abs(model.raw(rows) - recipe.raw(native, rows)).max())
-    older = int(len(rows) * (1 - CALIBRATION_SHARE))
+    older = int(len(rows) * (1 - RECENT_SHARE))
     later = fit_novelty(rows[:older], params.validator.novelty_quantile)
     novel = float((later.distance(rows[older:]) > later.limit).mean())
     np.savez(
-        out / "oof.npz", row=np.flatnonzero(usable)[oof.row], p=oof.p, y=data.y[oof.row], known=data.known[oof.row],
+        out / "oof.npz", row=np.flatnonzero(usable)[oof.row], p=oof.p, p_low=oof.p_low, y=data.y[oof.row], known=data.known[oof.row],
         gross_bps=data.gross_bps[oof.row], **{f"baseline_{name}": p for name, p in oof.baselines.items()},
     )  # fmt: skip
     report = {
@@ -130,7 +130,7 @@ def train(recipe: Recipe, data: Dataset, out: Path, params: Params, context: dic
 
 def _take(data: Dataset, mask: Any) -> Dataset:
     return Dataset(
-        data.columns, data.rows[mask], data.y[mask], data.weight[mask], data.known[mask], data.ended[mask],
+        data.columns, data.rows[mask], data.y[mask], data.weight[mask], data.uniqueness[mask], data.known[mask], data.ended[mask],
         data.gross_bps[mask], data.direction[mask], data.atr[mask], data.volatility[mask],
     )  # fmt: skip
 

@@ -112,6 +112,7 @@ def build_labels(params: Params) -> None:
         rows=rows[keep],
         y=outcome["label"][keep],
         weight=outcome["uniqueness"][keep] * time_decay(known, params.labels.decay_half_life_days * 86400.0),
+        uniqueness=outcome["uniqueness"][keep],
         known=known,
         ended=outcome["ended"][keep],
         gross_bps=outcome["gross_bps"][keep],

@@ -1,5 +1,7 @@
 """The backtest against hand arithmetic, against its own limits, and blind to tomorrow."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -30,10 +32,10 @@ def rows_of(events):
     )  # fmt: skip
 
 
-def run(events, fills, exits, gross, cost=5.0):
+def run(events, fills, exits, gross, cost=5.0, core=CORE):
     decided = BAR * np.arange(1, len(events) + 1)
     arrays = (np.asarray(a, float) for a in (fills, exits, gross))
-    return backtest(CORE, rows_of(events), decided, *arrays, cost, 200, 1)
+    return backtest(core, rows_of(events), decided, *arrays, cost, 200, 1)
 
 
 def hand():
@@ -99,6 +101,17 @@ def test_no_limit_is_ever_passed_and_most_bite():
     assert result.max_drawdown.value > 0
     assert (result.codes & codes.OPEN_COUNT_AT_LIMIT).any()
     assert (result.codes & codes.TRADES_TODAY_AT_LIMIT).any()
+
+
+def test_gross_is_what_is_open_now_and_the_last_size_is_cut_to_fit():
+    risk = PARAMS.risk.model_copy(update={"max_gross": 0.25})
+    tight = replace(CORE, params=flatten(PARAMS.model_copy(update={"risk": risk})))
+    decided = BAR * np.arange(1, 7)
+    exits = [BAR * 5, BAR * 9, BAR * 9, BAR * 9, BAR * 9, BAR * 9]  # the first frees its room before row 5
+    result = run([1] * 6, decided, exits, [5.0] * 6, core=tight)
+    assert result.trades[:, T_SIZE] == pytest.approx([0.1, 0.1, 0.05, 0.1])
+    assert result.trades[:, T_ROW].tolist() == [0, 1, 2, 5]
+    assert result.codes.tolist() == [0, 0, 0, codes.GROSS_EXCEEDS_LIMIT, codes.GROSS_EXCEEDS_LIMIT, 0]
 
 
 def test_losses_stop_the_day_and_drawdown_stops_for_good():

@@ -6,14 +6,13 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from serving_stand import SYMBOL, last_close, make_bundle, publish, told
 
-from pipelines.contracts import BAR_FIELDS, OPEN_TIME, Outcome
+from pipelines.contracts import BAR_FIELDS, OPEN_TIME
 from pipelines.settings import ROOT, settings
 from pipelines.store import Store
 from serving.slots import acknowledged, write_generation
@@ -31,6 +30,7 @@ class Client:
         self.champion = make_bundle(home / "bundles", stand.columns, stand.rows, 0.1)
         self.challenger = make_bundle(home / "bundles", stand.columns, stand.rows, 0.9)
         self.sent = 0
+        self._store = None
 
     def call(self, path, body=None, headers=KEY):
         return self.http.post(path, json=body if body is not None else {}, headers=headers)
@@ -41,7 +41,6 @@ class Client:
         generation = write_generation(self.home / "serving", families, self.warm, AT)
         for _ in range(400):
             if acknowledged(self.home / "serving") == {os.getpid(): generation}:
-                time.sleep(0.1)  # the warm start follows the models
                 return generation
             time.sleep(0.02)
         raise AssertionError(f"generation {generation} was never served")
@@ -59,6 +58,13 @@ class Client:
         """Close time of the last closed decision bar."""
         seen = np.vstack([self.stand.base[: len(self.stand.base) - len(self.stand.live)], self.stand.live[: self.sent]])
         return last_close(seen)
+
+    def store(self):
+        return self._store or self._open()
+
+    def _open(self):
+        self._store = Store.open(settings().store)
+        return self._store
 
     def decide(self, after=1.0):
         as_of = datetime.fromtimestamp(self.close() + after, tz=UTC).isoformat()
@@ -89,23 +95,199 @@ def client(stand, tmp_path_factory):
     settings.cache_clear()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def served(client):
-    client.serve(told("1", client.champion), told("2", client.challenger, "refused"))
+    """A champion and a challenger that was refused, whatever test runs first."""
+    answer = client.http.get("/models").json()["families"]["validator"]
+    if answer["champion"] is None:
+        client.serve(told("1", client.champion), told("2", client.challenger, "refused"))
     return client
 
 
-def test_a_decision(served):
-    r = served.observe(8)
-    print(r.status_code, r.text)
-    print(served.decide())
-    print(served.http.get("/ready").text)
-    print(served.http.get("/readyz").status_code)
-    print(served.http.get("/docs.json").json()["paths"].keys())
-    print(json.dumps(served.http.get("/docs.json").json())[:3000])
-    b = served.bars(1)
-    b[0]["close"] = None
-    b[0]["x"] = 1
-    r = served.call("/observe", {"symbol": SYMBOL, "bars": b})
-    print(r.status_code, r.text)
-    assert 0
+# ---- the whole way
+
+
+def test_it_is_not_ready_and_says_why_before_anything_was_promoted(client):
+    if acknowledged(client.home / "serving"):
+        pytest.skip("another test has promoted already")
+    answer = client.http.get("/ready")
+    assert answer.status_code == 503
+    assert "bellwether run" in answer.text
+    assert client.http.get("/readyz").status_code == 503
+    assert client.call("/decide", {"symbol": SYMBOL}).status_code == 404
+
+
+def test_with_a_warm_start_but_no_champion_the_traditional_tier_decides(client):
+    client.serve(None, told("2", client.challenger, "refused"))
+    decision = client.decide()
+    assert (decision["tier"], decision["arm"]) == (3, "traditional")
+    assert decision["p"] in (None, 0.46)
+    assert decision["models"]["challenger"]["role"] == "shadow"
+    assert decision["models"]["challenger"]["verdict"] == "refused"
+    assert any(reason.startswith("TIER_3: no validator champion") for reason in decision["reasons"])
+    assert client.http.get("/readyz").status_code == 200
+
+
+def test_every_decision_names_its_models_and_lineage_and_is_in_the_ledger_with_its_bytes(served):
+    assert served.observe(8).json()["closed"] == ["2024-01-09T08:00:00+00:00"]
+    decision = served.decide()
+    assert decision["tier"] == 2
+    assert decision["models"]["champion"]["digest"] == served.champion
+    assert decision["lineage"].keys() >= {"data_hash", "git_commit", "catalogue_hash", "warm_start", "run_id"}
+    stored = served.store().decision(decision["id"])
+    row = round((stored.decision.as_of.timestamp() - served.stand.decision[0, OPEN_TIME]) / 900) - 1
+    assert stored.features == served.stand.features[row].tobytes()
+    assert stored.signals == served.stand.signals[row].tobytes()
+    assert stored.decision.reasons == tuple(decision["reasons"])
+
+
+def test_live_decisions_come_from_the_rows_training_would_have_read(served):
+    """Law L2 over HTTP: a day of bars, and every stored row equals the batch fold's, bit for bit."""
+    seen = 0
+    for _ in range(96):
+        served.observe(15)
+        decision = served.decide()
+        stored = served.store().decision(decision["id"])
+        row = round((stored.decision.as_of.timestamp() - served.stand.decision[0, OPEN_TIME]) / 900) - 1
+        assert stored.features == served.stand.features[row].tobytes()
+        said = decision["models"]["champion"]
+        if said["status"] == "OK":
+            seen += 1
+            assert 0.0 <= said["p_low"] <= said["p"] <= 1.0
+            assert said["event"] == decision["event"]
+            assert said["p"] != decision["models"]["challenger"]["p"]  # both arms score every event
+    assert seen > 0
+
+
+def test_asking_again_about_the_same_bar_gives_the_same_decision(served):
+    first = served.decide(after=1.0)
+    assert served.decide(after=901.0)["id"] == first["id"]
+    assert served.decide(after=10 * 900.0)["id"] != first["id"]  # by then the data is stale, and the answer another
+
+
+def test_data_that_is_too_old_is_refused_by_the_policy_not_by_an_error(served):
+    decision = served.decide(after=10 * 900.0)
+    assert decision["action"] == "NO_TRADE"
+    assert any(reason.startswith("STALE_DATA") for reason in decision["reasons"])
+
+
+def test_many_symbols_are_answered_in_their_order(served):
+    body = {"symbols": [SYMBOL, SYMBOL], "as_of": datetime.fromtimestamp(served.close(), tz=UTC).isoformat()}
+    assert [d["symbol"] for d in served.call("/decide", body).json()["decisions"]] == [SYMBOL, SYMBOL]
+
+
+def test_an_outcome_is_taken_once_and_only_for_a_decision_of_ours(served):
+    decision = served.decide()
+    outcome = {
+        "decision_id": decision["id"], "resolved_at": decision["as_of"], "label": 1, "barrier": "target",
+        "gross_bps": 60.0, "net_bps": 55.0, "cost_bps": 5.0,
+    }  # fmt: skip
+    assert served.call("/outcome", outcome).json() == {"decision_id": decision["id"], "new": True}
+    assert served.call("/outcome", outcome).json()["new"] is False
+    assert served.call("/outcome", outcome | {"label": 0}).status_code == 400
+    assert served.call("/outcome", outcome | {"decision_id": "never"}).status_code == 404
+
+
+def test_a_breaker_latched_by_anyone_stops_emission(served):
+    served.store().trip("daily_loss", AT, "-2.3 %")
+    for _ in range(100):
+        if served.http.get("/status").json()["breakers"]:
+            break
+        time.sleep(0.05)
+    served.observe(15)
+    assert any(reason.startswith("BREAKER_LATCHED") for reason in served.decide()["reasons"])
+    served.store().reset("daily_loss", AT, "ann", "test over")
+
+
+def test_a_swap_changes_the_answering_model_and_the_generation(served):
+    generation = served.serve(told("2", served.challenger), None)
+    served.observe(15)
+    decision = served.decide()
+    assert (decision["generation"], decision["models"]["champion"]["version"]) == (generation, "2")
+    assert "challenger" not in decision["models"]
+    status = served.http.get("/status").json()
+    assert status["families"]["validator"]["champion"]["run_id"] == "run2"
+    assert status["families"]["predictor"] == {"champion": None, "challenger": None}
+    assert served.http.get("/models").json()["generation"] == generation
+
+
+# ---- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "remedy"),
+    [
+        (lambda bar: bar.pop("close"), "bars.0.close", "add it"),
+        (lambda bar: bar.update(colour="red"), "bars.0.colour", "remove it"),
+        (lambda bar: bar.update(high=float("nan")), "bars.0.high", "finite number"),
+        (lambda bar: bar.update(low="cheap"), "bars.0.low", "send a number"),
+        (lambda bar: bar.update(open_time="2024-01-09T08:00:00"), "bars.0.open_time", "add the zone"),
+        (lambda bar: bar.update(open_time="soon"), "bars.0.open_time", "ISO 8601"),
+        (lambda bar: bar.update(high=1.0), "bars.0.high", "below low"),
+        (lambda bar: bar.update(open=-1.0, low=-1.0), "bars.0.open", "above 0"),
+        (lambda bar: bar.update(open_time="2099-01-01T00:00:00Z"), "bars.0.open_time", "not closed yet"),
+        (lambda bar: bar.update(open_time="2024-01-01T00:00:00Z"), "open_time", "Send bars in order"),
+    ],
+)
+def test_a_bad_bar_is_a_400_naming_field_and_remedy_and_nothing_is_stored(served, change, field, remedy):
+    before = len(served.store().bars(SYMBOL))
+    bar = as_json(served.stand.live[served.sent])
+    change(bar)
+    body = json.dumps({"symbol": SYMBOL, "bars": [bar]})
+    answer = served.http.post("/observe", content=body, headers=KEY | {"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert field in answer.json()["error"]
+    assert remedy in answer.json()["error"]
+    assert len(served.store().bars(SYMBOL)) == before
+
+
+def test_the_same_bars_again_change_nothing_and_a_changed_one_is_refused(served):
+    again = [as_json(row) for row in served.stand.live[served.sent - 3 : served.sent]]
+    assert served.call("/observe", {"symbol": SYMBOL, "bars": again}).json()["new"] == 0
+    again[1]["volume"] += 1.0
+    answer = served.call("/observe", {"symbol": SYMBOL, "bars": again})
+    assert (answer.status_code, "volume=" in answer.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({"symbol": "DOGE/USDT"}, 404, SYMBOL),
+        ({}, 400, "exactly one of symbol and symbols"),
+        ({"symbol": SYMBOL, "as_of": "2099-01-01T00:00:00Z"}, 400, "future"),
+        ({"symbol": SYMBOL, "as_of": "2024-01-01T00:00:00Z"}, 400, "as_of"),
+        ({"symbol": SYMBOL, "as_of": "2024-01-10T00:00:00"}, 400, "add the zone"),
+    ],
+)
+def test_a_bad_question_is_a_4xx_that_says_what_is_wrong(served, body, status, says):
+    answer = served.call("/decide", body)
+    assert answer.status_code == status
+    assert says in answer.json()["error"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
+@pytest.mark.parametrize("path", ["/observe", "/outcome"])
+def test_writing_needs_the_key(served, path, headers):
+    answer = served.call(path, {}, headers)
+    assert answer.status_code == 401
+    assert "write_key" in answer.json()["error"]
+
+
+def test_a_body_over_the_limit_is_not_even_read(served):
+    answer = served.http.post("/observe", content=b" " * (1 << 21), headers=KEY)
+    assert answer.status_code == 413
+
+
+def test_the_api_page_lists_every_call_with_its_fields(served):
+    paths = served.http.get("/docs.json").json()["paths"]
+    assert {"/observe", "/decide", "/outcome", "/models", "/status", "/ready"} <= paths.keys()
+    fields = paths["/decide"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]["properties"]
+    assert {"action", "confidence", "reasons", "lineage", "generation", "tier"} <= fields.keys()
+
+
+def test_the_serving_process_loads_no_training_library():
+    code = "import sys, serving.decision_service, serving.model_service; print(*sys.modules)"
+    env = {**os.environ, "BELLWETHER_HOME": "/nonexistent"}
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in out.stdout.split()}
+    assert loaded.isdisjoint({"sklearn", "xgboost", "torch", "mlflow", "evidently", "prefect", "dvc", "pandas", "onnx"})

@@ -9,6 +9,7 @@ import pytest
 from pipelines.contracts import REGIMES
 from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import load_params
+from pipelines.signals.voices import VOICE_CATEGORIES
 from serving.fusion import N_VOICES, VOICES, fuse, regime_weights, rule_regime, weight_table
 
 FUSION = load_params().fusion
@@ -30,6 +31,10 @@ def speak(weights=None, **voices):
 def test_weights_are_the_stated_ones_to_four_decimals(regime):
     weights = regime_weights(FUSION, None if regime == "base" else regime)
     assert {name: round(weight, 4) for name, weight in weights.items()} == GOLDEN[regime]
+
+
+def test_voices_are_in_the_order_the_signals_speak_in():
+    assert VOICES == VOICE_CATEGORIES
 
 
 def test_every_row_of_the_weight_table_sums_to_one():

@@ -1,0 +1,86 @@
+"""The live decision core over the newest snapshot, with out-of-fold probabilities: what this candidate would have done.
+
+Only decision bars from the first out-of-fold event on are walked, the categories are calibrated on bars before it, and
+the probability on each event is the one the walk-forward model gave before seeing it.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from flows.site import Site
+from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Floats
+from pipelines.evaluation.backtest import Backtest, Core, backtest
+from pipelines.features.catalog import FEATURES
+from pipelines.labels.barriers import UNRESOLVED, triple_barrier
+from pipelines.settings import Params
+from pipelines.signals.events import events
+from pipelines.signals.voices import Voices
+from serving import core, policy
+from serving.live import market_state
+
+ATR = FEATURES.index["atr_14"]
+
+
+def run(site: Site, family: str) -> Backtest:
+    """Backtest the family's out-of-fold predictions on the newest snapshot."""
+    folder = site.workspace / "artifacts"
+    arrays = {name: np.load(folder / "features" / f"{name}.npy") for name in ("base", "decision", "features", "signals")}
+    with np.load(folder / "labels" / "events.npz", allow_pickle=False) as f:
+        index = f["index"]
+    with np.load(folder / family / "oof.npz", allow_pickle=False) as f:
+        bars, p, p_low = index[f["row"]], f["p"], f["p_low"]
+    step_s = TIMEFRAME_SECONDS[json.loads((folder / "features" / "meta.json").read_text())["decision_timeframe"]]
+    return replay_policy(**arrays, bars=bars, p=p, p_low=p_low, step_s=step_s, params=site.params)
+
+
+def replay_policy(
+    base: Floats, decision: Floats, features: Floats, signals: Floats, bars: Any, p: Floats, p_low: Floats, step_s: int,
+    params: Params,
+) -> Backtest:  # fmt: skip
+    """Drive the compiled core over decision bars from `bars[0]` on.
+
+    base (n, 8), decision (m, 8), features (m, kf), signals (m, ks); bars (e,) decision rows of scored events with their
+    out-of-fold p and p_low (e,); an event that was not scored has no probability, so the core refuses it
+    """
+    first = int(bars[0])
+    voices = Voices.fit(signals[:first])
+    told, low = np.full(len(decision), np.nan), np.full(len(decision), np.nan)
+    told[bars], low[bars] = p, p_low
+    raised = events(features, signals)
+    side = np.zeros(len(decision))
+    side[raised.index] = raised.direction
+    outcome = triple_barrier(
+        base, decision[raised.index, OPEN_TIME] + step_s, decision[raised.index, CLOSE], raised.direction, raised.atr,
+        params.labels.target_atr, params.labels.stop_atr, float(params.labels.horizon_bars * step_s),
+    )  # fmt: skip
+    resolved = outcome.barrier != UNRESOLVED
+    columns = {name: np.full(len(decision), np.nan) for name in ("fill", "exit", "gross")}
+    for name, values in zip(columns, (outcome.start_time, outcome.exit_time, outcome.gross_bps), strict=True):
+        columns[name][raised.index[resolved]] = values[resolved]
+    regime, trend = market_state(features, signals)
+    direction, confidence = voices.speak(signals)
+    rows = policy.to_rows(
+        direction, confidence, regime=regime, trend=trend, event=side, tier=2.0, age_bars=0.0, breakers=0.0,
+        atr=np.where(side != 0, features[:, ATR], np.nan), price=decision[:, CLOSE], p=told, p_low=low,
+    )  # fmt: skip
+    flat = policy.flatten(params)
+    live = Core(core.decide_row, flat, core.ROW_WIDTH, core.OUT_WIDTH, core.ACCOUNT, core.ACTION, core.SIZE)
+    walked = slice(first, None)
+    return backtest(
+        live, rows[walked], decision[walked, OPEN_TIME] + step_s, columns["fill"][walked], columns["exit"][walked],
+        columns["gross"][walked], params.costs.round_trip_bps, params.gate.bootstrap, params.seed,
+    )  # fmt: skip
+
+
+def figures(result: Backtest) -> dict[str, Any]:
+    """Its figures as plain JSON; arrays are left out, what could not be computed is null."""
+    told = {k: v for k, v in asdict(result).items() if k not in ("trades", "codes", "equity")}
+    told["trades"] = len(result.trades)
+    return {k: ({a: _finite(b) for a, b in v.items()} if isinstance(v, dict) else _finite(v)) for k, v in told.items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,159 @@
+"""Monitor: resolve outcomes, compare what the service really saw with the training history, watch the loss, report.
+
+Drift, loss or age asks for a retrain by an event; it never promotes anything.
+"""
+
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from prefect import flow, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.events import emit_event
+
+from flows import promotion
+from flows.progress import say, step
+from flows.site import Site, now, open_site
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
+from pipelines.features.catalog import AWAITED_COLUMNS, CORE_COLUMNS, FEATURES, REGIME_COLUMNS
+from pipelines.monitoring.drift import DriftReference, DriftResult, detect, fit_reference
+from pipelines.monitoring.loss import LossDrift, loss_drift
+from pipelines.monitoring.outcomes import resolve
+from pipelines.monitoring.triggers import Trigger, retrain_reasons
+
+DRIFT_EVENT = "bellwether.retrain-asked"
+# the clock does not drift, copies say nothing new, and what awaits a producer is not there
+WATCHED = tuple(
+    c.name
+    for c in FEATURES.catalogue
+    if c.name in {*CORE_COLUMNS, *REGIME_COLUMNS} and c.copy_of is None and c.name not in AWAITED_COLUMNS
+)
+_AT = np.array([FEATURES.index[name] for name in WATCHED])
+
+
+@task
+def settle(symbol: str) -> int:
+    """Give every decision on an event its outcome, by the labels' own definition. Returns how many were resolved."""
+    site = open_site()
+    pending = [r.decision for r in site.store.unresolved(until=now()) if r.decision.symbol == symbol]
+    return sum(site.store.add_outcome(o) for o in resolve(pending, site.store.bars(symbol), site.params.costs.round_trip_bps))
+
+
+def seen_rows(site: Site, symbol: str, since: datetime) -> Floats:
+    """(n, k) rows of WATCHED as the service used them, one a decision bar, oldest first."""
+    by_bar = {r.decision.as_of: r.features for r in site.store.decisions(symbol, since=since) if r.decision.as_of > since}
+    rows = [np.frombuffer(by_bar[at], dtype=np.float64)[_AT] for at in sorted(by_bar)]
+    return np.array(rows, dtype=np.float64).reshape(-1, len(_AT))
+
+
+def history(site: Site) -> tuple[Floats, datetime]:
+    """(WATCHED rows of the newest snapshot, moment its last decision bar closed)."""
+    folder = site.workspace / "artifacts" / "features"
+    step_s = TIMEFRAME_SECONDS[site.meta()["decision_timeframe"]]
+    return np.load(folder / "features.npy")[:, _AT], utc(np.load(folder / "decision.npy")[-1, OPEN_TIME] + step_s)
+
+
+@task
+def look_for_drift(symbol: str) -> tuple[DriftReference, DriftResult, Floats]:
+    site = open_site()
+    rows, until = history(site)
+    reference = fit_reference(rows, WATCHED, site.params.drift, site.params.seed)
+    seen = seen_rows(site, symbol, until)
+    return reference, detect(reference, seen), seen
+
+
+@task
+def look_at_loss(family: str, symbol: str) -> LossDrift | None:
+    """The champion's live loss beside the one it was judged on; None without a champion."""
+    site = open_site()
+    held = promotion.slots_of(site.store, family).champion
+    if held is None or held.run_id is None:
+        return None
+    told = site.tracking.metrics(held.run_id)
+    judged = Estimate(*(told[f"rivals.model.log_loss.{k}"] for k in ("value", "low", "high")), n=int(told["n"]))
+    scored = [
+        (record.decision.models["champion"]["p"], outcome.label)
+        for record, outcome in site.store.resolved()
+        if record.decision.symbol == symbol
+        and record.decision.models.get("champion", {}).get("digest") == held.digest
+        and record.decision.models["champion"]["p"] is not None
+    ]
+    p, y = (np.array(values, dtype=np.float64) for values in zip(*scored, strict=True)) if scored else (np.empty(0),) * 2
+    return loss_drift(p, y, judged, site.params.drift, site.params.gate.bootstrap, site.params.seed)
+
+
+@task(timeout_seconds=600)
+def report(family: str, reference: DriftReference, result: DriftResult, seen: Floats) -> str:
+    """Evidently's report (HTML and JSON) into the version's run and the Evidently UI. Returns where the page lies."""
+    from pipelines.monitoring.report import write_report
+
+    site = open_site()
+    block = strangest(result)
+    current = seen[block.start : block.start + block.n] if block else seen
+    watched = [FEATURES_AT[name] for name in reference.watched]
+    files = write_report(
+        pd.DataFrame(reference.sample[:, watched], columns=list(reference.watched)),
+        pd.DataFrame(current[:, watched], columns=list(reference.watched)),
+        reference.thresholds,
+        site.settings.home / "reports" / f"{now():%Y%m%dT%H%M%S}",
+        site.settings.home / "evidently",
+    )
+    slots = promotion.slots_of(site.store, family)
+    held = slots.champion or slots.challenger
+    if held is not None and held.run_id is not None:
+        metrics = {"drift.score": block.score, "drift.threshold": block.threshold} if block else {}
+        site.tracking.log_report(held.run_id, [files.html, files.json], "drift", metrics)
+        create_link_artifact(
+            key=f"drift-{family}",
+            link=f"{site.tracking.run_link(held.run_id)}/artifacts",
+            link_text=f"Drift report of {family} version {held.to_version}, in its MLflow run",
+            description=result.reason,
+        )
+    return str(files.html)
+
+
+FEATURES_AT = {name: i for i, name in enumerate(WATCHED)}
+
+
+def strangest(result: DriftResult) -> Any:
+    """The block that decided: the first alarm, else the highest score; None before the first whole block."""
+    alarms = [b for b in result.blocks if b.alarm]
+    return alarms[0] if alarms else max(result.blocks, key=lambda b: b.score, default=None)
+
+
+@flow(name="monitor", log_prints=True)
+def monitor(symbol: str | None = None, family: str = "validator") -> dict[str, Any]:
+    """Look once. Returns what was resolved, what drifts, where the report is, and which families were asked to retrain."""
+    site = open_site()
+    name = symbol or site.manifest()["symbol"]
+    with step("monitor: outcomes"):
+        resolved = settle(name)
+    with step("monitor: drift and loss"):
+        reference, result, seen = look_for_drift(name)
+        loss = look_at_loss(family, name)
+    path = None
+    if len(seen):
+        with step("monitor: Evidently report"):
+            path = report(family, reference, result, seen)
+    slots = promotion.slots_of(site.store, family)
+    held = slots.champion or slots.challenger
+    reasons = retrain_reasons(result, loss, trained_at=held.at if held else None, at=now(), params=site.params)
+    for reason in reasons:
+        ask(site, family, reason)
+    told = result.reason + (f"; loss: {loss.reason}" if loss else "")
+    create_markdown_artifact(key=f"monitor-{family}", markdown=f"# {name}\n\n{told}\n\n{resolved} outcomes resolved\n\nreport: {path}")
+    say(f"{resolved} outcomes resolved; {told}")
+    return {"resolved": resolved, "told": told, "report": path, "event_families": [family] if reasons else [],
+            "reasons": [f"{r.kind}: {r.detail}" for r in reasons]}  # fmt: skip
+
+
+def ask(site: Site, family: str, reason: Trigger) -> None:
+    """An alarm for people, an event for the automation that starts the retrain deployment."""
+    detail = f"{reason.kind}: {reason.detail}"
+    site.store.raise_alarm(reason.kind, "warning", f"{family}: {detail}", now())
+    emit_event(
+        DRIFT_EVENT,
+        resource={"prefect.resource.id": f"bellwether.family.{family}", "prefect.resource.name": family},
+        payload={"family": family, "reason": detail},
+    )

@@ -1,0 +1,54 @@
+"""What became of a decision, by the very function that makes the training labels: one definition of "was it right"."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipelines.contracts import BAR_WIDTH, OPEN, OPEN_TIME, Decision, Floats, Outcome, utc
+from pipelines.errors import BadShape, BadTimes
+from pipelines.labels.barriers import BARRIERS, TARGET, UNRESOLVED, first_touch
+
+
+def resolve(decisions: Sequence[Decision], bars: Floats, base_seconds: float, cost_bps: float) -> list[Outcome]:
+    """Outcomes of the decisions whose answer is in `bars`; the others wait for more bars.
+
+    decisions     of one symbol, any order. Those without a stop, a target and an expiry were never scoreable and are
+                  left out. The side is the event's own (target above stop: long), not what the vote said
+    bars          (n, 8) closed base bars of that symbol, ascending, from the first `as_of` on
+    base_seconds  length of a base bar; cost_bps: round trip, basis points of the fill
+    Returns       label 1 target first, 0 stop or time; gross_bps from the open of the first base bar at or after
+                  `as_of`; resolved_at is the close of the bar that decided, so a rerun gives the same record
+    Raises        BadShape; BadTimes if the bars begin after a decision: its path cannot be walked
+    """
+    if bars.ndim != 2 or bars.shape[1] != BAR_WIDTH:
+        raise BadShape(f"bars have shape {bars.shape}, wanted (n, {BAR_WIDTH})")
+    found = []
+    for decision in decisions:
+        if decision.stop is None or decision.expiry is None or not decision.take_profits:
+            continue
+        as_of, target = decision.as_of.timestamp(), decision.take_profits[0]
+        start = int(np.searchsorted(bars[:, OPEN_TIME], as_of, side="left"))
+        if start == len(bars):
+            continue
+        if start == 0 and bars[0, OPEN_TIME] > as_of:
+            raise BadTimes(
+                f"decision {decision.id} is of {decision.as_of:%F %T} UTC, the bars begin at "
+                f"{utc(bars[0, OPEN_TIME]):%F %T}. Read bars from the oldest pending decision on."
+            )
+        side = 1 if target > decision.stop else -1
+        last, barrier, price = first_touch(bars, start, side, target, decision.stop, decision.expiry.timestamp())
+        if barrier == UNRESOLVED:
+            continue
+        gross = side * (price / bars[start, OPEN] - 1.0) * 1e4
+        found.append(
+            Outcome(
+                decision_id=decision.id,
+                resolved_at=utc(bars[last, OPEN_TIME] + base_seconds),
+                label=int(barrier == TARGET),
+                barrier=BARRIERS[barrier],  # type: ignore[arg-type]
+                gross_bps=float(gross),
+                net_bps=float(gross - cost_bps),
+                cost_bps=cost_bps,
+            )
+        )
+    return found

@@ -1,0 +1,95 @@
+"""When a family asks to be trained again. Only reasons are given here: the queue refuses duplicates and cools down,
+and a drift asks for a retrain, never for a promotion."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from pipelines.errors import BadTimes
+from pipelines.monitoring.drift import DriftResult
+from pipelines.monitoring.loss import LossDrift
+from pipelines.settings import RetrainParams
+
+DAY = timedelta(days=1)
+AGE_INTERVALS = 2  # training data this many intervals old: retrains ran, but on data that did not move on
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerReason:
+    """`detail` is what an operator reads, `numbers` what it was decided on (days, scores, shares)."""
+
+    kind: Literal["schedule", "age", "drift", "loss", "overdue"]
+    detail: str
+    numbers: dict[str, float]
+
+
+def retrain_reasons(
+    now: datetime,
+    last_retrain: datetime | None,
+    data_until: datetime | None,
+    drift: DriftResult | None,
+    loss: LossDrift | None,
+    params: RetrainParams,
+) -> list[TriggerReason]:
+    """Every reason to retrain at `now`; an empty list is a good answer.
+
+    last_retrain  when training last finished; None: never
+    data_until    newest bar the serving model was trained on; None: no model serves
+    drift, loss   None: not measured; a result whose alarm is None could not be judged and is no reason
+    Raises        BadTimes on a naive time or one after `now`
+    """
+    reasons = []
+    since = _days(now, last_retrain, "last_retrain")
+    if since is None:
+        reasons.append(TriggerReason("schedule", "never trained", {}))
+    elif since >= params.interval_days:
+        numbers = {"days": since, "interval_days": float(params.interval_days)}
+        detail = f"{since:.1f} days since the last retrain, interval {params.interval_days}"
+        reasons.append(TriggerReason("schedule", detail, numbers))
+    age = _days(now, data_until, "data_until")
+    limit = AGE_INTERVALS * params.interval_days
+    if age is not None and age >= limit:
+        detail = f"the model's newest training bar is {age:.1f} days old, limit {limit}"
+        reasons.append(TriggerReason("age", detail, {"days": age, "limit_days": float(limit)}))
+    if drift is not None and drift.alarm:
+        first = next(block for block in drift.blocks if block.alarm)
+        numbers = {
+            "score": first.score,
+            "threshold": first.threshold,
+            "blocks": float(len(drift.blocks)),
+            "blocks_in_alarm": float(sum(block.alarm for block in drift.blocks)),
+        }
+        reasons.append(TriggerReason("drift", drift.reason, numbers))
+    if loss is not None and loss.alarm:
+        change = loss.change
+        numbers = {"change": change.value, "low": change.low, "high": change.high, "n": float(change.n)}
+        reasons.append(TriggerReason("loss", loss.reason, numbers))
+    return reasons
+
+
+def overdue(
+    now: datetime, last_retrain: datetime | None, started: datetime, intervals: float, params: RetrainParams
+) -> TriggerReason | None:
+    """An alarm, not a request: nothing was retrained for `intervals` times the interval, so the queue itself is ill.
+
+    started  when the platform began to run: counts while nothing was ever trained. Raises BadTimes as above
+    """
+    waited = _days(now, started if last_retrain is None else last_retrain, "last_retrain or started")
+    limit = intervals * params.interval_days
+    if waited is None or waited < limit:
+        return None
+    detail = (
+        f"no retrain for {waited:.1f} days, limit {limit:g} ({intervals:g} x {params.interval_days}). "
+        "Look at the retrain queue and its workers."
+    )
+    return TriggerReason("overdue", detail, {"days": waited, "limit_days": limit})
+
+
+def _days(now: datetime, then: datetime | None, name: str) -> float | None:
+    if then is None:
+        return None
+    if now.tzinfo is None or then.tzinfo is None:
+        raise BadTimes(f"now={now} and {name}={then} must both carry a timezone; times are UTC")
+    if then > now:
+        raise BadTimes(f"{name} {then:%F %T} lies after now {now:%F %T}: a clock is wrong or the arguments are swapped")
+    return (now - then) / DAY

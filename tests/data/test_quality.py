@@ -1,0 +1,191 @@
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.data.files import read
+from pipelines.data.quality import assess
+from pipelines.data.schemas import BARS, check, to_frame
+from pipelines.errors import BadColumns, BadTimes, NotEnoughData
+
+DATA = Path(__file__).parents[2] / "../shared/data"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+START = 1_704_067_200.0
+
+
+def frame(n=100, seed=0):
+    rng = np.random.default_rng(seed)
+    body = 100 * np.exp(rng.normal(size=(n, 2)) * 1e-3)
+    volume = 1 + rng.random(n)
+    rows = [START + 60.0 * np.arange(n), body[:, 0], body.max(axis=1) + 0.01, body.min(axis=1) - 0.01, body[:, 1]]
+    return to_frame(np.column_stack([*rows, volume, rng.integers(1, 99, n), volume / 2]), "1m", None)
+
+
+def put(bars, row, **values):
+    bars = bars.copy()
+    for name, value in values.items():
+        bars.loc[row, name] = value
+    return bars
+
+
+def test_good_bars_score_one_and_come_back_unchanged():
+    report = assess(frame(), "1m", NOW)
+    assert report.score == 1.0
+    assert not any(report.counts.values())
+    pd.testing.assert_frame_equal(report.clean, frame())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        ({"open_time": pd.NaT}, "NO_TIME"),
+        ({"close": np.nan}, "NON_FINITE"),
+        ({"high": np.inf}, "NON_FINITE"),
+        ({"volume": np.inf}, "NON_FINITE"),
+        ({"low": 0.0}, "NON_POSITIVE"),
+        ({"volume": -1.0}, "NON_POSITIVE"),
+        ({"high": 1.0}, "OHLC_ORDER"),
+        ({"low": 1e6}, "OHLC_ORDER"),
+        ({"taker_buy_volume": 50.0}, "TAKER_OVER_VOLUME"),
+        ({"known_at": pd.Timestamp("2030-01-01T00:00Z"), "open_time": pd.Timestamp("2029-12-31T23:59Z")}, "FUTURE"),
+    ],
+)
+def test_an_impossible_row_is_quarantined_with_its_reason_and_place(spoil, reason):
+    report = assess(put(frame(), 40, **spoil), "1m", NOW)
+    assert report.quarantined["reason"].to_dict() == {40: reason}
+    assert report.counts[reason.lower()] == 1
+    assert len(report.clean) == 99
+    assert report.counts["missing"] == 1
+    assert report.score == pytest.approx(0.99 * 0.99)
+
+
+def test_a_copy_is_kept_in_quarantine_and_a_conflict_keeps_the_first():
+    bars = frame()
+    twice = pd.concat([bars, bars.iloc[[10]], put(bars, 20, close=bars["open"][20]).iloc[[20]]], ignore_index=True)
+    report = assess(twice, "1m", NOW)
+    assert report.quarantined["reason"].to_dict() == {100: "DUPLICATE", 101: "CONFLICT"}
+    pd.testing.assert_frame_equal(report.clean, bars)
+
+
+def test_a_good_row_is_not_lost_to_an_impossible_one_before_it():
+    bars = frame()
+    twice = pd.concat([put(bars, 10, high=1.0).iloc[[10]], bars], ignore_index=True)
+    report = assess(twice, "1m", NOW)
+    assert report.quarantined["reason"].tolist() == ["OHLC_ORDER"]
+    pd.testing.assert_frame_equal(report.clean, bars)
+
+
+def test_rows_out_of_order_are_sorted_and_counted():
+    bars = frame()
+    report = assess(bars.iloc[[*range(50), *range(60, 100), *range(50, 60)]], "1m", NOW)
+    pd.testing.assert_frame_equal(report.clean, bars)
+    assert report.counts["disordered"] == 10
+    assert report.score == pytest.approx(0.9)
+
+
+def test_gaps_are_listed_with_their_length():
+    report = assess(frame().drop(index=range(30, 37)), "1m", NOW)
+    assert report.gaps.to_dict("records") == [
+        {"start": pd.Timestamp("2024-01-01T00:30Z"), "end": pd.Timestamp("2024-01-01T00:37Z"), "missing": 7}
+    ]
+    assert report.score == pytest.approx(0.93)
+
+
+def test_stale_runs_are_flagged_and_lower_the_score_but_stay():
+    bars = frame()
+    still = bars["close"][19]
+    bars.loc[20:39, ["open", "high", "low", "close"]] = still
+    report = assess(bars, "1m", NOW)
+    assert report.flagged["flag"].tolist() == ["STALE"] * 20
+    assert report.flagged["size"].tolist() == [20] * 20
+    assert len(report.clean) == 100
+    assert report.score == pytest.approx(0.8)
+
+
+def test_a_jump_is_flagged_and_costs_nothing():
+    bars = frame(600)
+    bars.loc[500:, ["open", "high", "low", "close"]] *= 1.2
+    report = assess(bars, "1m", NOW)
+    assert report.flagged["flag"].tolist() == ["JUMP"]
+    assert report.flagged["open_time"][0] == bars["open_time"][500]
+    assert report.score == 1.0
+
+
+def test_a_jump_is_judged_by_the_past_alone():
+    bars = frame(1000)
+    bars.loc[500:, ["open", "high", "low", "close"]] *= 1.2
+    whole, cut = assess(bars, "1m", NOW).flagged, assess(bars[:501], "1m", NOW).flagged
+    pd.testing.assert_frame_equal(whole[whole["open_time"] <= bars["open_time"][500]], cut)
+
+
+spoils = st.lists(
+    st.tuples(
+        st.integers(0, 59),
+        st.sampled_from(["open_time", "open", "high", "low", "close", "volume", "taker_buy_volume"]),
+        st.sampled_from([np.nan, np.inf, -1.0, 0.0, 1e9]),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(spoils=spoils, picks=st.lists(st.integers(0, 59), min_size=1, max_size=120))
+def test_nothing_is_dropped_clean_and_quarantined_are_what_came_in(spoils, picks):
+    bars = frame(60).assign(trades=np.arange(60.0))  # trades names the row, whatever becomes of it
+    for row, name, value in spoils:
+        bars.loc[row, name] = pd.NaT if name == "open_time" else value
+    dirty = bars.iloc[picks].reset_index(drop=True)
+    report = assess(dirty, "1m", NOW)
+    check(report.clean, BARS)
+    assert sorted([*report.clean["trades"], *report.quarantined["trades"]]) == sorted(dirty["trades"])
+    pd.testing.assert_frame_equal(report.quarantined.drop(columns="reason"), dirty.loc[report.quarantined.index])
+    assert (report.quarantined["reason"] != "").all()
+    assert 0.0 <= report.score <= 1.0
+
+
+def test_if_nothing_is_usable_the_score_is_zero():
+    assert assess(frame().assign(close=np.nan), "1m", NOW).score == 0.0
+
+
+def test_closed_weekends_are_missing_only_where_the_market_is_said_to_trade_day_and_night():
+    hours = pd.date_range("2024-01-01", periods=24 * 7 * 10, freq="h", tz="UTC")
+    open_hours = hours[hours.dayofweek < 5].delete([50, 51])
+    n = len(open_hours)
+    bars = frame(n).assign(open_time=open_hours.as_unit("us"), known_at=(open_hours + timedelta(hours=1)).as_unit("us"))
+    bars["ingested_at"] = bars["known_at"]
+    assert assess(bars, "1h", NOW, weekly_sessions=False).score < 0.75
+    report = assess(bars, "1h", NOW)
+    assert report.weekly_sessions
+    assert report.gaps["missing"].tolist() == [2]
+    assert report.score == pytest.approx(1 - 2 / (n + 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "timeframe", "weekly", "least"),
+    [
+        ("candles/binance_spot_ethusdt_5m_to_2025h1.parquet", "5m", False, 0.9999),
+        ("candles/binance_spot_btcusdt_1h_2017_2025h1.parquet", "1h", False, 0.998),
+        ("forex/oanda_xauusd_1h_to_2015h1.parquet", "1h", True, 0.95),
+    ],
+)
+def test_recorded_markets_are_good_enough_to_train_on(name, timeframe, weekly, least):
+    path = DATA / name
+    if not path.exists():
+        pytest.skip(f"recorded data {name} is not on this machine")
+    report = assess(read(path, NOW), timeframe, NOW)
+    assert len(report.quarantined) == 0
+    assert report.weekly_sessions == weekly
+    assert report.score >= least
+
+
+def test_what_cannot_be_assessed_is_refused():
+    with pytest.raises(NotEnoughData, match="empty"):
+        assess(frame()[:0], "1m", NOW)
+    with pytest.raises(BadTimes, match="no time zone"):
+        assess(frame(), "1m", datetime(2026, 1, 1))  # noqa: DTZ001
+    with pytest.raises(BadColumns):
+        assess(frame().drop(columns="trades"), "1m", NOW)

@@ -1,0 +1,132 @@
+import json
+from datetime import UTC, datetime, timedelta
+
+import pandas as pd
+import pytest
+
+from pipelines.data.schemas import LAYOUT, check, write_bars
+from pipelines.data.sources import SOURCES, check_request, make_source, normalise_symbol
+from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
+from pipelines.settings import SimulatorParams
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+TAKEN = datetime(2025, 1, 1, tzinfo=UTC)
+SPEC = SimulatorParams(
+    symbol="SIM/USDT", seed=7, start=START, history_days=3, live_days=1, drift_after_live_days=None,
+    start_price=40_000.0, vol_15m_bps=45.0, edge=1.0,
+)  # fmt: skip
+
+
+@pytest.fixture(params=SOURCES)
+def source(request, tmp_path):
+    simulator = make_source("simulator", spec=SPEC)
+    if request.param == "simulator":
+        return simulator
+    bars = simulator.fetch("SIM/USDT", TAKEN, None)
+    write_bars(bars[:2000], tmp_path / "one.parquet")
+    write_bars(bars[2000:].reset_index(drop=True), tmp_path / "two.parquet")
+    return make_source("files", path=[tmp_path / "one.parquet", tmp_path / "two.parquet"])
+
+
+def test_a_source_gives_checked_bars_of_the_whole_period(source):
+    bars = check(source.fetch("sim-usdt", TAKEN, None))
+    assert len(bars) == 4 * 1440
+    assert (bars["ingested_at"] == bars["known_at"]).all()
+
+
+@pytest.mark.parametrize("late", [timedelta(0), timedelta(seconds=59)])
+def test_a_source_gives_nothing_that_was_not_known_yet(source, late):
+    bars = source.fetch("SIM/USDT", START + timedelta(hours=5) + late, TAKEN)
+    assert len(bars) == 300
+    assert bars["known_at"].max() == START + timedelta(hours=5)
+    assert len(check(source.fetch("SIM/USDT", START, TAKEN), LAYOUT)) == 0
+
+
+def test_a_source_refuses_what_it_does_not_hold_and_a_naive_clock(source):
+    source.fetch("SIMUSDT", TAKEN, TAKEN)
+    with pytest.raises(UnknownName, match="SIM/USDT"):
+        source.fetch("BTCUSDT", TAKEN, TAKEN)
+    with pytest.raises(BadTimes, match="no time zone"):
+        source.fetch("SIM/USDT", datetime(2024, 1, 2), TAKEN)  # noqa: DTZ001
+
+
+def test_a_source_says_where_its_bars_come_from_in_json(source):
+    said = source.describe()
+    assert said["source"] in SOURCES
+    assert json.loads(json.dumps(said)) == json.loads(json.dumps(source.describe()))
+
+
+def test_files_are_described_by_content_not_by_place(tmp_path):
+    bars = make_source("simulator", spec=SPEC).fetch("SIM/USDT", TAKEN, None)
+    for folder in ("here", "there"):
+        write_bars(bars, tmp_path / folder / "a.parquet")
+    here, there = (make_source("files", path=tmp_path / f / "a.parquet") for f in ("here", "there"))
+    assert here.describe() == there.describe()
+    assert len(here.describe()["files"][0]["sha256"]) == 64
+
+
+def test_a_bar_from_after_its_own_taking_is_left_for_quality_to_quarantine(tmp_path):
+    bars = make_source("simulator", spec=SPEC).fetch("SIM/USDT", TAKEN, None)[:10]
+    false = bars.assign(
+        open_time=bars["open_time"] + pd.Timedelta(days=4000), known_at=bars["known_at"] + pd.Timedelta(days=4000)
+    )
+    pd.concat([bars, false.assign(ingested_at=false["known_at"])]).drop(columns=["known_at", "ingested_at"]).to_parquet(
+        tmp_path / "a.parquet"
+    )
+    assert len(make_source("files", path=tmp_path / "a.parquet").fetch("SIM/USDT", TAKEN, TAKEN)) == 20
+
+
+def test_simulated_bars_do_not_depend_on_the_clock_of_the_taking():
+    source = make_source("simulator", spec=SPEC)
+    pd.testing.assert_frame_equal(source.fetch("SIM/USDT", TAKEN, TAKEN), source.fetch("SIM/USDT", TAKEN, None))
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "symbol", "error", "said"),
+    [
+        ("telepathy", None, None, UnknownName, "known: simulator, files"),
+        ("simulator", None, "BTCUSDT", UnknownName, "makes SIM/USDT"),
+        ("simulator", "a.parquet", None, BadValues, "reads no file"),
+        ("files", None, "BTCUSDT", BadValues, "needs a path"),
+        ("files", "absent.csv", "BTCUSDT", UnreadableFile, "no such file"),
+        ("files", "a.parquet", None, BadValues, "which symbol"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_is_read(name, path, symbol, error, said, tmp_path):
+    (tmp_path / "a.parquet").write_text("not read")
+    with pytest.raises(error, match=said):
+        check_request(name, tmp_path / path if path else None, symbol, SPEC)
+
+
+def test_a_right_request_is_not_refused(tmp_path):
+    (tmp_path / "a.parquet").write_text("not read")
+    check_request("files", tmp_path / "a.parquet", "BTCUSDT", SPEC)
+    check_request("simulator", None, "simusdt", SPEC)
+    check_request("simulator", None, None)
+
+
+def test_an_unknown_source_is_refused_with_the_known_ones():
+    with pytest.raises(UnknownName, match="known: simulator, files"):
+        make_source("telepathy")
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("BTCUSDT", "BTC/USDT"),
+        ("btc-usdt", "BTC/USDT"),
+        ("BTC_USDT", "BTC/USDT"),
+        (" btc/usdt ", "BTC/USDT"),
+        ("ETHBTC", "ETH/BTC"),
+        ("XAUUSD", "XAU/USD"),
+        ("1000PEPEUSDT", "1000PEPE/USDT"),
+    ],
+)
+def test_symbols_have_one_name(given, named):
+    assert normalise_symbol(given) == named
+
+
+@pytest.mark.parametrize("given", ["", "BTC", "USDT", "BTC//USDT", "BTC/USDT:USDT", "B", "hello world", "ARBUSD"])
+def test_a_symbol_that_is_no_pair_or_could_be_two_is_refused_with_the_form_to_use(given):
+    with pytest.raises(UnknownName, match="BASE/QUOTE"):
+        normalise_symbol(given)

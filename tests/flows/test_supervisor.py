@@ -1,0 +1,181 @@
+"""Real processes from a small Procfile: two servers, one of which has children that stray."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows import ports, supervisor
+from flows.supervisor import Service
+from pipelines.errors import BadValues, PortTaken, ServiceDown, UnknownName
+from pipelines.settings import Settings
+
+SERVER = f'exec {sys.executable} -m http.server --bind "$BELLWETHER_HOST" '
+STRAYS = "(setsid sleep 600 &) ; (trap '' TERM; setsid sleep 601 &) ; "
+KNOWN = {"alpha": Service("mlflow_port"), "beta": Service("prefect_port")}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def home(tmp_path):
+    settings = Settings(home=tmp_path / "home", mlflow_port=free_port(), prefect_port=free_port())
+    (tmp_path / "Procfile").write_text(
+        f'alpha: {SERVER} "$BELLWETHER_MLFLOW_PORT"\nbeta: {SERVER} "$BELLWETHER_PREFECT_PORT"\n'
+    )
+    yield settings
+    supervisor.down(settings)
+    assert supervisor.members(settings) == []
+
+
+def start(settings, **changes):
+    return supervisor.up(
+        settings, procfile=settings.home.parent / "Procfile", known=changes.pop("known", KNOWN), **changes
+    )
+
+
+def states(settings):
+    return {name: s["state"] for name, s in supervisor.services(settings, KNOWN).items()}
+
+
+def test_up_then_down_leaves_nothing_running(home):
+    procfile = home.home.parent / "Procfile"
+    procfile.write_text(procfile.read_text().replace("alpha: ", f"alpha: {STRAYS}"))
+    told = []
+    assert start(home, progress=told.append) == ["alpha", "beta"]
+    assert states(home) == {"alpha": "up", "beta": "up"}
+    assert [line.split(" up after")[0] for line in sorted(told)] == ["alpha", "beta"]
+    living = supervisor.members(home)
+    assert len([p for p in living if "sleep" in p.name()]) == 2
+    assert sorted(supervisor.down(home)) == ["alpha", "beta"]
+    assert not any(supervisor.is_alive(process) for process in living)
+    assert states(home) == {"alpha": "down", "beta": "down"}
+    assert list((home.home / "run").iterdir()) == []
+
+
+def test_up_starts_only_what_is_missing(home):
+    assert start(home, only=["alpha"]) == ["alpha"]
+    assert start(home) == ["beta"]
+    assert start(home) == []
+
+
+def test_one_service_that_dies_leaves_the_other_alone_and_up_brings_it_back(home):
+    start(home)
+    entry = supervisor.services(home, KNOWN)["beta"]
+    psutil.Process(entry["pid"]).kill()
+    for _ in range(50):
+        if states(home) == {"alpha": "up", "beta": "down"}:
+            break
+        time.sleep(0.1)
+    assert states(home) == {"alpha": "up", "beta": "down"}
+    assert start(home) == ["beta"]
+
+
+def test_down_finds_everything_after_the_supervisor_and_its_state_are_gone(home):
+    start(home)
+    for process in supervisor.members(home):
+        if "flows.supervisor" in process.cmdline():
+            process.kill()
+    for file in (home.home / "run").iterdir():
+        file.unlink()
+    supervisor.down(home)
+    assert supervisor.members(home) == []
+
+
+def test_the_state_of_a_crashed_run_is_forgotten(home):
+    start(home)
+    for process in supervisor.members(home):
+        process.kill()
+    supervisor.end(supervisor.members(home), 5.0)
+    assert len(supervisor.leftovers(home)) == 1
+    assert states(home) == {"alpha": "down", "beta": "down"}
+    assert start(home) == ["alpha", "beta"]
+    assert supervisor.leftovers(home) == []
+
+
+def test_a_service_that_ends_while_starting_is_named_with_the_end_of_its_log(home):
+    (home.home.parent / "Procfile").write_text(
+        f'alpha: echo no database here; exit 3\nbeta: {SERVER} "$BELLWETHER_PREFECT_PORT"\n'
+    )
+    with pytest.raises(ServiceDown, match=r"alpha ended with code 3[\s\S]*alpha\.log[\s\S]*no database here"):
+        start(home)
+    assert supervisor.members(home) == []
+
+
+def test_a_service_that_never_answers_is_named_after_the_limit(home, monkeypatch):
+    monkeypatch.setattr(supervisor, "START_SECONDS", 1.0)
+    (home.home.parent / "Procfile").write_text("alpha: exec sleep 60\n")
+    with pytest.raises(ServiceDown, match="alpha gave no answer in 1 s"):
+        start(home, only=["alpha"])
+
+
+def test_a_taken_port_names_service_holder_and_setting_before_anything_starts(home):
+    with socket.socket() as other:
+        other.bind((home.host, home.prefect_port))
+        other.listen()
+        with pytest.raises(
+            PortTaken, match=rf"port {home.prefect_port} of beta.*process {os.getpid()}.*BELLWETHER_PREFECT_PORT=\d+"
+        ):
+            start(home)
+    assert not (home.home / "run").exists()
+
+
+def test_two_services_with_one_port_are_refused(home):
+    with pytest.raises(BadValues, match="beta and alpha were both given port"):
+        start(home.model_copy(update={"prefect_port": home.mlflow_port}))
+
+
+def test_a_port_that_was_just_closed_counts_as_free():
+    server = subprocess.Popen([sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port := free_port())],
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    while ports.is_free("127.0.0.1", port):
+        time.sleep(0.05)
+    with socket.create_connection(("127.0.0.1", port)):
+        server.terminate()
+        server.wait()
+    assert ports.is_free("127.0.0.1", port)
+
+
+def test_an_unknown_service_is_refused(home):
+    with pytest.raises(UnknownName, match="known: alpha, beta"):
+        start(home, only=["gamma"])
+
+
+def test_asking_is_quick_when_everything_is_down(home):
+    began = time.monotonic()
+    assert set(states(home).values()) == {"down"}
+    assert time.monotonic() - began < 1.0
+
+
+def test_every_tool_is_told_to_stay_at_home_and_silent(home):
+    told = supervisor.environment(home)
+    folders = ["PREFECT_HOME", "BENTOML_HOME", "DVC_GLOBAL_CONFIG_DIR", "DVC_SITE_CACHE_DIR", "MPLCONFIGDIR"]
+    assert all(Path(told[name]).is_relative_to(home.home) for name in folders)
+    assert told["PREFECT_API_URL"] == f"http://127.0.0.1:{home.prefect_port}/api"
+    assert supervisor.TELEMETRY_OFF.items() <= told.items()
+
+
+def test_a_process_in_our_environment_leaves_the_home_folder_of_the_user_alone(home, tmp_path):
+    user = tmp_path / "user"
+    user.mkdir()
+    code = """
+import numpy as np, onnxruntime
+from onnx import TensorProto, helper
+x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": np.ones(1, np.float32)})
+"""
+    outside = {name: value for name, value in os.environ.items() if name != "CI"}  # onnxruntime is silent in CI anyway
+    told = {**outside, **supervisor.environment(home), "HOME": str(user)}
+    subprocess.run([sys.executable, "-c", code], env=told, check=True)
+    assert list(user.rglob("*")) == []

@@ -1,0 +1,99 @@
+"""The model service as it is really started: predictions equal the bundle's own, bad rows are named."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from serving_stand import make_bundle, told
+
+from pipelines.models.runtime import load_bundle
+from pipelines.settings import ROOT
+from serving.slots import write_generation
+
+
+class Served:
+    def __init__(self, url, bundle, stand):
+        self.url, self.bundle, self.stand = url, bundle, stand
+
+    def predict(self, **body):
+        return httpx.post(f"{self.url}/predict", json={"family": "validator", **body}, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def served(stand, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    (home / "bundles").mkdir()
+    digest = make_bundle(home / "bundles", stand.columns, stand.rows)
+    families = {"validator": {"champion": told("1", digest), "challenger": None}}
+    write_generation(home / "serving", families, None, datetime(2024, 1, 1, tzinfo=UTC))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    bentoml = Path(sys.executable).with_name("bentoml")
+    command = [bentoml, "serve", "serving.model_service:ModelService", "--host", "127.0.0.1", "--port", str(port)]
+    env = {**os.environ, "BELLWETHER_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
+    log = (home / "log").open("w")
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, process, home / "log")
+        yield Served(url, home / "bundles" / digest, stand)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        log.close()
+
+
+def wait_until_ready(url, process, log, seconds=90):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    pytest.fail(f"the model service did not come up:\n{log.read_text()[-2000:]}")
+
+
+def test_predictions_over_http_equal_the_bundle_by_order_and_by_name(served):
+    rows = served.stand.rows[:5]
+    expected = load_bundle(served.bundle, None).predict(rows)
+    by_order = served.predict(rows=rows.tolist()).json()
+    by_name = served.predict(
+        features=[dict(zip(served.stand.columns, row, strict=True)) for row in rows.tolist()]
+    ).json()
+    np.testing.assert_array_equal(by_order["p"], expected.p)
+    np.testing.assert_array_equal(by_name["p_low"], expected.p_low)
+    assert (by_order["digest"], by_order["device"], by_order["version"]) == (expected.digest, "cpu", "1")
+
+
+def test_a_missing_value_is_an_abstention_with_its_reason_never_a_number(served):
+    answer = served.predict(features=[{}]).json()
+    assert (answer["p"], answer["status"]) == ([None], ["ABSTAIN"])
+    assert answer["reason"] == [f"MISSING_FEATURE:{served.stand.columns[0]}"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({"rows": [[1.0]]}, 400, "rows.0: 1 values"),
+        ({"features": [{"hope": 1.0}]}, 400, "hope"),
+        ({"rows": []}, 400, "rows"),
+        ({}, 400, "exactly one of rows and features"),
+        ({"family": "oracle", "features": [{}]}, 404, "oracle"),
+        ({"arm": "challenger", "features": [{}]}, 404, "validator champion"),
+        ({"features": [{}], "mood": 1}, 400, "mood"),
+    ],
+)
+def test_a_bad_request_is_a_4xx_naming_the_field(served, body, status, says):
+    answer = served.predict(**body)
+    assert answer.status_code == status
+    assert says in answer.json()["error"]

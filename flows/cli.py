@@ -41,7 +41,7 @@ def connect() -> None:
     from flows import supervisor
 
     os.environ.update(supervisor.environment(settings()))
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "WARNING")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     for noisy in ("mlflow", "dvc", "alembic", "httpx"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 

@@ -3,7 +3,7 @@
 Drift, loss or age asks for a retrain by an event; it never promotes anything.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ from flows import promotion
 from flows.progress import say, step
 from flows.site import Site, now, open_site
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
+from pipelines.data import schemas
 from pipelines.features.catalog import AWAITED_COLUMNS, CORE_COLUMNS, FEATURES, REGIME_COLUMNS
 from pipelines.monitoring.drift import DriftReference, DriftResult, detect, fit_reference
 from pipelines.monitoring.loss import LossDrift, loss_drift
 from pipelines.monitoring.outcomes import resolve
-from pipelines.monitoring.triggers import Trigger, retrain_reasons
+from pipelines.monitoring.triggers import TriggerReason, retrain_reasons
 
 DRIFT_EVENT = "bellwether.retrain-asked"
 # the clock does not drift, copies say nothing new, and what awaits a producer is not there
@@ -37,7 +38,14 @@ def settle(symbol: str) -> int:
     """Give every decision on an event its outcome, by the labels' own definition. Returns how many were resolved."""
     site = open_site()
     pending = [r.decision for r in site.store.unresolved(until=now()) if r.decision.symbol == symbol]
-    return sum(site.store.add_outcome(o) for o in resolve(pending, site.store.bars(symbol), site.params.costs.round_trip_bps))
+    if not pending:
+        return 0
+    described = site.manifest()
+    base_s = TIMEFRAME_SECONDS[described["timeframe"]]
+    bars = schemas.to_matrix(schemas.read_bars(site.workspace / "data" / described["file"]))
+    seen = site.store.bars(symbol, after=bars[-1, OPEN_TIME])
+    found = resolve(pending, np.concatenate([bars, seen]), base_s, site.params.costs.round_trip_bps)
+    return sum(site.store.add_outcome(outcome) for outcome in found)
 
 
 def seen_rows(site: Site, symbol: str, since: datetime) -> Floats:
@@ -98,6 +106,8 @@ def report(family: str, reference: DriftReference, result: DriftResult, seen: Fl
         reference.thresholds,
         site.settings.home / "reports" / f"{now():%Y%m%dT%H%M%S}",
         site.settings.home / "evidently",
+        now(),
+        f"{family}: {site.meta()['symbol']}",
     )
     slots = promotion.slots_of(site.store, family)
     held = slots.champion or slots.challenger
@@ -138,7 +148,8 @@ def monitor(symbol: str | None = None, family: str = "validator") -> dict[str, A
             path = report(family, reference, result, seen)
     slots = promotion.slots_of(site.store, family)
     held = slots.champion or slots.challenger
-    reasons = retrain_reasons(result, loss, trained_at=held.at if held else None, at=now(), params=site.params)
+    at = now()
+    reasons = retrain_reasons(at, held.at if held else None, at - market_age(site, name), result, loss, site.params.retrain)
     for reason in reasons:
         ask(site, family, reason)
     told = result.reason + (f"; loss: {loss.reason}" if loss else "")
@@ -148,7 +159,14 @@ def monitor(symbol: str | None = None, family: str = "validator") -> dict[str, A
             "reasons": [f"{r.kind}: {r.detail}" for r in reasons]}  # fmt: skip
 
 
-def ask(site: Site, family: str, reason: Trigger) -> None:
+def market_age(site: Site, symbol: str) -> timedelta:
+    """How far the market has gone on since the newest snapshot, in market time: a recorded year may be replayed today."""
+    last = datetime.fromisoformat(site.manifest()["last"])
+    seen = site.store.bars(symbol)
+    return max(utc(seen[-1, OPEN_TIME]) - last, timedelta(0)) if len(seen) else timedelta(0)
+
+
+def ask(site: Site, family: str, reason: TriggerReason) -> None:
     """An alarm for people, an event for the automation that starts the retrain deployment."""
     detail = f"{reason.kind}: {reason.detail}"
     site.store.raise_alarm(reason.kind, "warning", f"{family}: {detail}", now())

@@ -5,6 +5,7 @@ the build graph, the parameters and the sources whose hashes decide what is stal
 one. The hash of `data` is the authority; everything else points to it. One writer at a time: callers hold a lease.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -97,9 +98,9 @@ def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
     # stages call `python`: it has to be this one
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     try:
-        with Repo(str(workspace)) as repo:
-            before = _locked(workspace)
-            repo.reproduce([f"{workspace / 'dvc.yaml'}:{name}" for name in targets] if targets else None)
+        before = _locked(workspace)
+        with contextlib.chdir(workspace), Repo() as repo:  # DVC resolves what a stage writes from where we stand
+            repo.reproduce(targets)
     except DvcException as error:
         raise BellwetherError(f"build graph: {error} (workspace {workspace}); its own output above says why") from error
     after = _locked(workspace)

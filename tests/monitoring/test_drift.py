@@ -1,0 +1,173 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipelines.errors import BadShape, BadValues, NotEnoughData, UnreadableFile
+from pipelines.monitoring.drift import DriftReference, block_effects, detect, fit_reference
+from pipelines.settings import load_params
+
+LENGTH = 96
+COLUMNS = ("vol", "flow", "gone")
+PARAMS = load_params().drift.model_copy(
+    update={"block_bars": LENGTH, "min_bars": LENGTH, "budget_blocks": 4, "reference_blocks": 0}
+)
+
+
+def market(rows: int, seed: int) -> np.ndarray:
+    """Two autocorrelated columns whose spread switches regime, and one that is always missing."""
+    rng = np.random.default_rng(seed)
+    calm = np.repeat(rng.choice([0.7, 1.5], rows // 24 + 1), 24)[:rows, None]
+    noise = calm * rng.standard_normal((rows, 2))
+    values = np.full((rows, 3), np.nan)
+    values[:, :2] = noise
+    for i in range(1, rows):
+        values[i, :2] += 0.5 * values[i - 1, :2]
+    return values
+
+
+@pytest.fixture(scope="module")
+def history() -> np.ndarray:
+    return market(60 * LENGTH, 1)
+
+
+@pytest.fixture(scope="module")
+def reference(history: np.ndarray) -> DriftReference:
+    return fit_reference(history, COLUMNS, PARAMS, seed=7)
+
+
+def live(blocks: int) -> np.ndarray:
+    return market(blocks * LENGTH, 99)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_effect_is_the_wasserstein_distance_over_the_reference_standard_deviation(ties: bool) -> None:
+    rng = np.random.default_rng(3)
+    sample, values = rng.standard_normal((500, 2)), rng.standard_normal((200, 2)) * 1.7 + 0.3
+    if ties:
+        sample, values = sample.round(1), values.round(1)
+    values[::7, 1] = np.nan
+    effects, rows = block_effects(sample, values, np.array([0, 50]), 150)
+    for b, start in enumerate((0, 50)):
+        for c in range(2):
+            block = values[start : start + 150, c]
+            block = block[np.isfinite(block)]
+            expected = stats.wasserstein_distance(sample[:, c], block) / sample[:, c].std()
+            assert effects[b, c] == pytest.approx(expected, rel=1e-12)
+            assert rows[b, c] == len(block)
+
+
+def test_a_shift_of_half_a_standard_deviation_has_effect_one_half() -> None:
+    sample = np.random.default_rng(4).standard_normal((400, 1)) * 5
+    effects, _ = block_effects(sample, sample + 2.5, np.array([0]), 400)
+    assert effects[0, 0] == pytest.approx(2.5 / sample.std())
+
+
+def test_history_blocks_are_compared_with_the_other_blocks() -> None:
+    small = market(25 * LENGTH, 5)[:, :1]  # fits whole into the sample, so the correction is exact
+    fitted = fit_reference(small, ("vol",), PARAMS, seed=0)
+    others = [np.delete(small[:, 0], np.s_[b * LENGTH : (b + 1) * LENGTH]) for b in range(25)]
+    distances = [
+        stats.wasserstein_distance(rest, small[b * LENGTH : (b + 1) * LENGTH, 0]) / small.std()
+        for b, rest in enumerate(others)
+    ]
+    assert fitted.scale[0] == pytest.approx(np.mean(distances))
+    assert fitted.scores == pytest.approx(np.array(distances) / np.mean(distances))
+
+
+def test_threshold_spends_exactly_the_stated_budget(reference: DriftReference) -> None:
+    one_block = stats.gumbel_r.sf(reference.threshold, reference.location, reference.spread)
+    assert 1 - (1 - one_block) ** PARAMS.budget_blocks == pytest.approx(PARAMS.false_alarm_budget)
+    assert reference.threshold > reference.scores.mean()
+
+
+def test_a_market_like_the_history_raises_no_alarm(reference: DriftReference) -> None:
+    result = detect(reference, live(4))
+    assert result.alarm is False
+    assert len(result.blocks) == 4
+    assert result.reason.startswith("no drift: 0 of 4 blocks")
+
+
+def test_doubled_spread_alarms_from_its_first_whole_block_on_and_names_the_column(reference: DriftReference) -> None:
+    values = live(4)
+    values[2 * LENGTH :, 0] *= 3
+    result = detect(reference, values)
+    assert [block.alarm for block in result.blocks] == [False, False, True, True]
+    assert result.blocks[2].held == ("vol",)
+    assert result.blocks[2].effects["vol"] >= reference.thresholds["vol"]
+    assert "vol moved" in result.reason
+
+
+def test_a_burst_in_one_half_of_a_block_is_drifted_but_no_alarm(reference: DriftReference) -> None:
+    values = live(1)
+    values[:20, 0] += 40.0
+    block = detect(reference, values).blocks[0]
+    assert block.drifted == ("vol",)
+    assert not block.alarm
+
+
+def test_a_wholly_missing_column_is_excluded_and_a_vanished_one_is_named(reference: DriftReference) -> None:
+    assert reference.watched == ("vol", "flow")
+    values = live(2)
+    values[:, 1] = np.nan
+    result = detect(reference, values)
+    assert result.alarm is False
+    assert result.blocks[0].unjudged == ("flow",)
+    assert result.reason.endswith("too few values to judge: flow")
+
+
+def test_missing_values_are_left_out_column_by_column_with_their_n(reference: DriftReference) -> None:
+    values = live(1)
+    values[::3, 0] = np.nan
+    block = detect(reference, values).blocks[0]
+    assert block.rows == {"vol": LENGTH - 32, "flow": LENGTH}
+
+
+@pytest.mark.parametrize(("rows", "blank"), [(LENGTH - 1, False), (LENGTH, True)])
+def test_what_cannot_be_judged_is_none_with_a_reason(reference: DriftReference, rows: int, blank: bool) -> None:
+    values = live(1)[:rows]
+    if blank:
+        values[:] = np.nan
+    result = detect(reference, values)
+    assert result.alarm is None
+    assert str(rows) in result.reason
+
+
+def test_rows_after_the_last_whole_block_wait(reference: DriftReference) -> None:
+    values = live(2)[: LENGTH + 30]
+    values[LENGTH:, 0] *= 50
+    result = detect(reference, values)
+    assert result.alarm is False
+    assert "30 rows wait" in result.reason
+
+
+def test_reference_comes_back_from_disk_and_judges_the_same(reference: DriftReference, tmp_path) -> None:
+    reference.save(tmp_path)
+    again = DriftReference.load(tmp_path)
+    assert detect(again, live(3)) == detect(reference, live(3))
+    assert again.sample.tobytes() == reference.sample.tobytes()
+
+
+def test_a_truncated_reference_is_refused_by_name(reference: DriftReference, tmp_path) -> None:
+    reference.save(tmp_path)
+    (tmp_path / "drift.npz").write_bytes((tmp_path / "drift.npz").read_bytes()[:200])
+    with pytest.raises(UnreadableFile, match=str(tmp_path)):
+        DriftReference.load(tmp_path)
+
+
+def test_only_the_newest_blocks_are_the_reference_when_asked(history: np.ndarray) -> None:
+    fitted = fit_reference(history, COLUMNS, PARAMS.model_copy(update={"reference_blocks": 30}), seed=7)
+    assert fitted.n == 30 * LENGTH
+    assert len(fitted.scores) == 30
+
+
+def test_bad_input_is_refused_with_its_numbers(history: np.ndarray, reference: DriftReference) -> None:
+    with pytest.raises(NotEnoughData, match="10 blocks of 96"):
+        fit_reference(history[: 10 * LENGTH], COLUMNS, PARAMS, seed=7)
+    with pytest.raises(NotEnoughData, match="none of 1 columns"):
+        fit_reference(history[:, 2:], ("gone",), PARAMS, seed=7)
+    with pytest.raises(BadShape, match=r"\(n, 3\)"):
+        detect(reference, live(1)[:, :2])
+    infinite = live(1)
+    infinite[3, 1] = np.inf
+    with pytest.raises(BadValues, match="flow"):
+        detect(reference, infinite)

@@ -1,0 +1,49 @@
+"""The stated false-alarm budget and the planted drift, on the market every user sees first."""
+
+import numpy as np
+import pytest
+
+from pipelines.contracts import TIMEFRAME_SECONDS
+from pipelines.data.simulator import simulate
+from pipelines.data.timeframes import resample
+from pipelines.features.catalog import FEATURES
+from pipelines.monitoring.drift import DriftReference, detect, fit_reference
+from pipelines.settings import load_params
+
+PARAMS = load_params()
+BAR_SECONDS = TIMEFRAME_SECONDS[PARAMS.data.decision_timeframe]
+BARS_A_DAY = 86_400 // BAR_SECONDS
+HISTORY = PARAMS.simulator.history_days * BARS_A_DAY
+WATCH = PARAMS.drift.model_copy(update={"block_bars": 288, "min_bars": 288, "budget_blocks": 4})
+STATIONARY_SEEDS = range(20)
+DRIFTED_SEEDS = range(5)
+
+
+def rows(seed: int, drift_after: int | None) -> np.ndarray:
+    spec = PARAMS.simulator.model_copy(update={"seed": seed, "live_days": 14, "drift_after_live_days": drift_after})
+    return FEATURES.run(resample(simulate(spec).bars, 60, BAR_SECONDS))
+
+
+@pytest.fixture(scope="module")
+def stationary() -> dict[int, tuple[DriftReference, np.ndarray]]:
+    """Per seed: the reference of a year and the feature rows of the 14 days after it."""
+    found = {}
+    for seed in STATIONARY_SEEDS:
+        values = rows(seed, None)
+        found[seed] = fit_reference(values[:HISTORY], FEATURES.columns, WATCH, PARAMS.seed), values[HISTORY:]
+    return found
+
+
+def test_fourteen_stationary_days_raise_at_most_one_alarm_in_twenty_seeds(stationary) -> None:
+    results = {seed: detect(reference, values) for seed, (reference, values) in stationary.items()}
+    assert all(len(result.blocks) == 4 for result in results.values())
+    assert sum(bool(result.alarm) for result in results.values()) <= 1, {s: r.reason for s, r in results.items()}
+
+
+def test_planted_drift_is_caught_in_every_seed_after_its_date_and_by_volatility(stationary) -> None:
+    for seed in DRIFTED_SEEDS:
+        result = detect(stationary[seed][0], rows(seed, 7)[HISTORY:])
+        assert result.alarm, f"seed {seed}: {result.reason}"
+        first = next(block for block in result.blocks if block.alarm)
+        assert first.start + first.n > 7 * BARS_A_DAY
+        assert {"atr_14", "range_20", "spread_proxy_20", "volatility_20"} & set(first.held)

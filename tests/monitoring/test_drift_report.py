@@ -1,0 +1,64 @@
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.errors import BadColumns, NotEnoughData
+from pipelines.monitoring.drift import detect, fit_reference
+from pipelines.monitoring.report import write_report
+from pipelines.settings import load_params
+
+AS_OF = datetime(2025, 1, 12, tzinfo=UTC)
+COLUMNS = ("range", "tiny", "flag", "lost")
+PARAMS = load_params().drift.model_copy(update={"block_bars": 100, "min_bars": 100})
+
+
+@pytest.fixture(scope="module")
+def market() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal((4100, 4)) * [1.0, 1e-5, 1.0, 1.0]  # the second under Evidently's floor of 1e-3
+    values[:, 2] = rng.random(4100) < 0.3
+    values[4000:, 0] += 1.5
+    values[4010:4030, 0] = np.nan
+    values[4000:, 3] = np.nan
+    return values
+
+
+def test_the_page_shows_our_numbers_calls_the_same_columns_drifted_and_opens_in_the_workspace(market, tmp_path) -> None:
+    reference = fit_reference(market[:4000], COLUMNS, PARAMS, seed=7)
+    block = detect(reference, market[4000:]).blocks[0]
+    sides = [pd.DataFrame(x, columns=list(COLUMNS)) for x in (reference.sample, market[4000:])]
+    written = [
+        write_report(*sides, reference.thresholds, tmp_path / name, tmp_path / "evidently", AS_OF, name)
+        for name in ("first", "second")
+    ]
+    said = json.loads(written[0].json.read_text())
+    effects = {m["config"]["column"]: m["value"] for m in said["metrics"] if "ValueDrift" in m["metric_name"]}
+    assert effects == pytest.approx(block.effects, rel=1e-9)
+    failed = {
+        test["metric_config"]["params"]["column"]
+        for test in said["tests"]
+        if test["status"] == "FAIL" and "column" in test["metric_config"]["params"]
+    }
+    assert failed == set(block.drifted) == {"range"}
+    assert written[0].left_out == ("lost",)
+    assert "range" in written[0].html.read_text()
+
+    from evidently.ui.workspace import Workspace
+
+    shelf = Workspace.create(str(tmp_path / "evidently"))
+    assert [p.name for p in shelf.list_projects()] == ["Bellwether"]  # made once
+    runs = shelf.list_runs(shelf.list_projects()[0].id)
+    assert {str(run) for run in runs} == {files.run_id for files in written}
+
+
+def test_a_lacking_column_and_an_empty_side_are_refused_before_anything_is_written(tmp_path) -> None:
+    frame = pd.DataFrame({"range": [1.0, 2.0]})
+    place = (tmp_path / "out", tmp_path / "evidently", AS_OF, "x")
+    with pytest.raises(BadColumns, match="current rows lack range"):
+        write_report(frame, frame.rename(columns={"range": "other"}), {"range": 0.1}, *place)
+    with pytest.raises(NotEnoughData, match="1 columns"):
+        write_report(frame, frame * np.nan, {"range": 0.1}, *place)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,105 @@
+from datetime import timedelta
+
+import numpy as np
+import pytest
+
+from pipelines.contracts import Decision, utc
+from pipelines.errors import BadShape, BadTimes
+from pipelines.labels.barriers import BARRIERS, UNRESOLVED, levels, triple_barrier
+from pipelines.monitoring.outcomes import resolve
+
+T0 = 1_704_067_200.0
+COST = 5.0
+
+
+def decision(as_of: float, target: float | None, stop: float | None, minutes: int = 5, **other) -> Decision:
+    at = utc(as_of)
+    fields = dict(
+        id=f"d{as_of:.0f}", symbol="S", as_of=at, known_at=at, ingested_at=at, action="NO_TRADE", direction=0,
+        confidence=None, entry=100.0, stop=stop, take_profits=() if target is None else (target,), size=0.0,
+        expiry=at + timedelta(minutes=minutes), edge_bps=None, p=None, regime=None, tier=3, arm="champion", event="e",
+    )  # fmt: skip
+    return Decision(**{**fields, **other})
+
+
+def bars(*rows: tuple[float, float, float, float]) -> np.ndarray:
+    """One-minute bars from T0 of (open, high, low, close)."""
+    return np.array([[T0 + 60 * i, *row, 1.0, 1.0, 0.5] for i, row in enumerate(rows)])
+
+
+def only(found):
+    (one,) = found
+    return one
+
+
+def test_long_target_pays_from_the_open_after_the_decision_less_the_round_trip() -> None:
+    one = only(resolve([decision(T0, 102, 99)], bars((100.5, 101, 100, 101), (101, 102.5, 100.5, 102)), 60, COST))
+    assert (one.label, one.barrier, one.resolved_at) == (1, "target", utc(T0 + 120))
+    assert one.gross_bps == pytest.approx((102 / 100.5 - 1) * 1e4)
+    assert one.net_bps == pytest.approx(one.gross_bps - 5.0)
+
+
+def test_short_side_is_read_from_its_levels_whatever_the_vote_said() -> None:
+    one = only(resolve([decision(T0, 98, 101, direction=1)], bars((100, 100.5, 97.5, 98)), 60, COST))
+    assert (one.label, one.barrier) == (1, "target")
+    assert one.gross_bps == pytest.approx(200.0)
+
+
+def test_a_bar_that_touches_both_counts_as_the_stop_and_a_gap_fills_at_its_open() -> None:
+    both = only(resolve([decision(T0, 102, 99)], bars((100, 103, 98, 100)), 60, COST))
+    gap = only(resolve([decision(T0, 102, 99)], bars((100, 101, 99.5, 100), (97, 98, 96, 97)), 60, COST))
+    assert (both.label, both.barrier, both.gross_bps) == (0, "stop", pytest.approx(-100.0))
+    assert gap.gross_bps == pytest.approx(-300.0)
+
+
+def test_time_runs_out_at_the_last_close_before_expiry_and_not_a_bar_earlier() -> None:
+    quiet = [(100.0, 100.5, 99.5, 100.2)] * 5
+    assert resolve([decision(T0, 102, 99)], bars(*quiet[:4]), 60, COST) == []
+    one = only(resolve([decision(T0, 102, 99)], bars(*quiet), 60, COST))
+    assert (one.label, one.barrier, one.resolved_at) == (0, "time", utc(T0 + 300))
+    assert one.gross_bps == pytest.approx(20.0)
+
+
+def test_an_answer_does_not_change_when_more_bars_arrive() -> None:
+    path = [(100.0, 100.5, 99.5, 100.0)] * 3 + [(100.0, 102.5, 99.9, 102.0)]
+    asked = [decision(T0, 102, 99)]
+    assert resolve(asked, bars(*path), 60, COST) == resolve(asked, bars(*path, (50, 200, 1, 60)), 60, COST)
+
+
+def test_what_has_no_levels_or_no_bar_yet_waits() -> None:
+    held = [decision(T0, None, None), decision(T0, 102, 99, expiry=None), decision(T0 + 60, 102, 99)]
+    assert resolve(held, bars((100, 103, 98, 100)), 60, COST) == []
+
+
+def test_bars_that_begin_after_a_decision_are_refused() -> None:
+    with pytest.raises(BadTimes, match="oldest pending decision"):
+        resolve([decision(T0 - 60, 102, 99)], bars((100, 101, 99.5, 100)), 60, COST)
+    with pytest.raises(BadShape):
+        resolve([], np.zeros((3, 4)), 60, COST)
+
+
+def test_every_outcome_is_the_label_training_would_give() -> None:
+    rng = np.random.default_rng(7)
+    n = 4000
+    close = 100 * np.exp(np.cumsum(1e-3 * rng.standard_normal(n)))
+    opened = np.r_[100.0, close[:-1]]
+    wick = 5e-4 * np.abs(rng.standard_normal((2, n)))
+    base = np.column_stack(
+        [T0 + 60 * np.arange(n), opened, np.maximum(opened, close) * (1 + wick[0]),
+         np.minimum(opened, close) * (1 - wick[1]), close, np.ones((n, 3))]
+    )  # fmt: skip
+    at = np.sort(rng.choice(np.arange(10, n - 5), 300, replace=False))
+    times, side, atr = base[at, 0] + 60, rng.choice([-1, 1], 300), rng.uniform(1e-3, 6e-3, 300)
+    labels = triple_barrier(base, times, close[at], side, atr, 1.5, 1.0, 1800.0)
+    targets, stops = levels(close[at], side, atr, 1.5, 1.0)
+    asked = [
+        decision(t, target, stop, minutes=30, id=str(i))
+        for i, (t, target, stop) in enumerate(zip(times, targets, stops, strict=True))
+    ]
+    found = {int(o.decision_id): o for o in resolve(asked, base, 60, COST)}
+    assert set(found) == set(np.flatnonzero(labels.barrier != UNRESOLVED))
+    assert {o.barrier for o in found.values()} == {"target", "stop", "time"}
+    for i, one in found.items():
+        assert one.barrier == BARRIERS[labels.barrier[i]]
+        assert one.label == labels.label[i]
+        assert one.gross_bps == labels.gross_bps[i]

@@ -1,0 +1,80 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pipelines.contracts import Estimate
+from pipelines.errors import BadTimes
+from pipelines.monitoring.drift import BlockDrift, DriftResult
+from pipelines.monitoring.loss import LossDrift
+from pipelines.monitoring.triggers import overdue, retrain_reasons
+from pipelines.settings import load_params
+
+PARAMS = load_params().retrain.model_copy(update={"interval_days": 7})
+NOW = datetime(2025, 1, 20, tzinfo=UTC)
+
+
+def ago(days: float) -> datetime:
+    return NOW - timedelta(days=days)
+
+
+def drift(alarm: bool | None) -> DriftResult:
+    blocks = tuple(
+        BlockDrift(i * 100, 100, score, 4.0, {"vol": 1.0}, {"vol": 100}, (), (), (), bool(alarm) and score > 4.0)
+        for i, score in enumerate((1.0, 5.5, 6.5))
+    )
+    return DriftResult(alarm, "drift: said the detector", 300, blocks)
+
+
+def loss(alarm: bool | None) -> LossDrift:
+    return LossDrift(alarm, "log loss up", Estimate(0.12, 0.03, 0.2, 150), 0.7, 0.625, 90)
+
+
+def kinds(*args) -> list[str]:
+    return [reason.kind for reason in retrain_reasons(NOW, *args, PARAMS)]
+
+
+@pytest.mark.parametrize(("days", "expected"), [(6.99, []), (7.0, ["schedule"])])
+def test_schedule_asks_exactly_when_the_interval_is_over(days: float, expected: list[str]) -> None:
+    assert kinds(ago(days), ago(days), None, None) == expected
+
+
+def test_never_trained_is_a_reason_and_an_unserved_family_has_no_age() -> None:
+    assert kinds(None, None, None, None) == ["schedule"]
+
+
+def test_fresh_retrains_on_data_that_does_not_move_on_are_caught_by_age() -> None:
+    assert kinds(ago(1), ago(13.9), None, None) == []
+    assert kinds(ago(1), ago(14), None, None) == ["age"]
+
+
+def test_an_alarm_is_a_reason_and_what_could_not_be_judged_is_not() -> None:
+    fresh = (ago(1), ago(1))
+    assert kinds(*fresh, drift(True), loss(True)) == ["drift", "loss"]
+    assert kinds(*fresh, drift(False), loss(False)) == []
+    assert kinds(*fresh, drift(None), loss(None)) == []
+
+
+def test_reasons_carry_the_numbers_they_were_decided_on() -> None:
+    by_kind = {r.kind: r for r in retrain_reasons(NOW, ago(9), ago(15), drift(True), loss(True), PARAMS)}
+    assert list(by_kind) == ["schedule", "age", "drift", "loss"]
+    assert by_kind["schedule"].numbers == {"days": 9.0, "interval_days": 7.0}
+    assert by_kind["age"].numbers == {"days": 15.0, "limit_days": 14.0}
+    assert by_kind["drift"].numbers == {"score": 5.5, "threshold": 4.0, "blocks": 3.0, "blocks_in_alarm": 2.0}
+    assert by_kind["loss"].numbers == {"change": 0.12, "low": 0.03, "high": 0.2, "n": 150.0}
+    assert "9.0 days" in by_kind["schedule"].detail
+
+
+def test_no_retrain_in_n_intervals_alarms_and_counts_from_the_start_when_none_ever_ran() -> None:
+    assert overdue(NOW, ago(20.9), ago(100), 3, PARAMS) is None
+    late = overdue(NOW, ago(21), ago(100), 3, PARAMS)
+    assert late is not None
+    assert (late.kind, late.numbers) == ("overdue", {"days": 21.0, "limit_days": 21.0})
+    assert overdue(NOW, None, ago(5), 3, PARAMS) is None
+    assert overdue(NOW, None, ago(30), 3, PARAMS) is not None
+
+
+def test_naive_and_future_times_are_refused() -> None:
+    with pytest.raises(BadTimes, match="timezone"):
+        retrain_reasons(NOW, datetime(2025, 1, 1), None, None, None, PARAMS)  # noqa: DTZ001
+    with pytest.raises(BadTimes, match="lies after now"):
+        retrain_reasons(NOW, ago(1), ago(-1), None, None, PARAMS)

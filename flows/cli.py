@@ -113,7 +113,17 @@ def run(
         out.print("Stopping.")
     finally:
         if ours:
+            let_go_of_prefect()
             supervisor.down(settings())
+
+
+def let_go_of_prefect() -> None:
+    """Send what is queued for the Prefect server while it is still there: its client retries for a minute at exit."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=10)
 
 
 def summary(turn: dict[str, Any]) -> dict[str, Any]:
@@ -123,8 +133,8 @@ def summary(turn: dict[str, Any]) -> dict[str, Any]:
     refusals: dict[str, int] = {}
     for answer in decisions:
         actions[answer["action"]] = actions.get(answer["action"], 0) + 1
-        for reason in answer["reasons"][:1]:
-            code = reason.split(":")[0]
+        if answer["action"] == "NO_TRADE":
+            code = answer["reasons"][0].split(":")[0]
             refusals[code] = refusals.get(code, 0) + 1
     traded = [d for d in decisions if d["action"] != "NO_TRADE"]
     return {**{k: v for k, v in turn.items() if k != "decisions"}, "actions": actions, "refusals": refusals,
@@ -152,10 +162,10 @@ def show_turn(result: dict[str, Any]) -> None:
         )
     table(
         f"decisions: {', '.join(f'{v:,} {k}' for k, v in result['actions'].items())}",
-        ["as of", "action", "conf.", "p", "edge bps", "size", "tier", "first reason"],
+        ["as of (UTC)", "action", "conf.", "p", "edge bps", "size", "tier", "first reason"],
         [
-            [d["as_of"][:16], d["action"], number(d["confidence"], 2), number(d["p"], 3), number(d["edge_bps"], 1), number(d["size"], 4),
-             d["tier"], d["reasons"][0] if d["reasons"] else "emitted"]
+            [d["as_of"][2:16].replace("T", " "), d["action"], number(d["confidence"], 2), number(d["p"], 3), number(d["edge_bps"], 1), number(d["size"], 4),
+             d["tier"], d["reasons"][0] if d["action"] == "NO_TRADE" else "emitted"]
             for d in result["last_decisions"]
         ],
     )  # fmt: skip
@@ -209,7 +219,9 @@ def scored(site: Any) -> dict[str, Any] | None:
     cost = figures["cost_bps"]
 
     def row(name: str, e: dict[str, Any], digits: int = 4) -> list[Any]:
-        return [name, f"{e['value']:.{digits}f}", f"[{e['low']:.{digits}f}, {e['high']:.{digits}f}]", f"{e['n']:,}"]
+        known = e["low"] is not None and e["high"] is not None
+        interval = f"[{e['low']:.{digits}f}, {e['high']:.{digits}f}]" if known else "too few"
+        return [name, f"{e['value']:.{digits}f}", interval, f"{e['n']:,}"]
 
     own = figures["rivals"]["model"]
     chosen = own["selective"]["20%"]
@@ -221,6 +233,12 @@ def scored(site: Any) -> dict[str, Any] | None:
         row(f"net bps a trade after {cost:g} bps (20 %)", chosen["net_bps"], 2),
         row(f"net bps, every signal, after {cost:g} bps", figures["every_signal_net_bps"], 2),
     ]
+    traded = path.with_name("validator.backtest.json")
+    if traded.is_file():
+        told = json.loads(traded.read_text())
+        if told["net_bps"]["value"] is not None:
+            rows.append(row(f"net bps of the trades the policy took, after {cost:g} bps", told["net_bps"], 2))
+        rows.append(row("emissions a week in the backtest", told["emissions_per_week"], 1))
     return {"rows": rows, "cost_bps": cost, "n": figures["n"]}
 
 

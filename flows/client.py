@@ -1,6 +1,7 @@
 """Talk to the decision service over HTTP, as any user would: JSON, a bearer key for writes, errors said plainly."""
 
 import time
+from dataclasses import asdict
 from datetime import datetime
 from types import TracebackType
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from pipelines.contracts import BAR_FIELDS, Floats, utc
+from pipelines.contracts import BAR_FIELDS, Floats, Outcome, utc
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from serving.api import write_key
@@ -39,6 +40,9 @@ class Client:
         if as_of is not None:
             body["as_of"] = as_of.isoformat()
         return self._post("decide", body)
+
+    def outcome(self, outcome: Outcome) -> dict[str, Any]:
+        return self._post("outcome", {**asdict(outcome), "resolved_at": outcome.resolved_at.isoformat()})
 
     def status(self) -> dict[str, Any]:
         return self._post("status", {})

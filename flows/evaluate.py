@@ -9,23 +9,28 @@ import numpy as np
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
+from flows import backtest
 from flows.progress import say, step
 from flows.promotion import challenge, fetch_bundle, publish, slots_of, verdict_line
 from flows.site import Site, open_site
 from pipelines.contracts import Floats, Verdict
 from pipelines.evaluation.gates import Evidence, judge
-from pipelines.evaluation.report import write_page
+from pipelines.evaluation.report import flat_metrics, write_page
 from pipelines.models.runtime import load_bundle
 from pipelines.training.dataset import load_dataset
 
 
 def champion_on_unseen(site: Site, family: str, rows: np.ndarray) -> Floats | None:
-    """The champion's probabilities on dataset rows `rows`, NaN where it had trained on them; None without a champion."""
+    """The champion's probabilities on dataset rows `rows`, NaN where it had trained on them; None without a champion
+    of this market."""
     held = slots_of(site.store, family).champion
     if held is None:
         return None
     version = site.tracking.version(family, str(held.to_version))
     model = load_bundle(fetch_bundle(site, version), version.digest, version.version)
+    meta = site.meta()
+    if any(model.schema.get(key) != meta[key] for key in ("symbol", "decision_timeframe")):
+        return None  # a champion of another market has no opinion on these rows
     data = load_dataset(site.workspace / "artifacts" / "labels")
     columns = [data.columns.index(name) for name in model.columns]
     p = model.predict(data.rows[rows][:, columns]).p
@@ -68,10 +73,15 @@ def pass_gate(family: str, version: str) -> bool:
     verdict = judge(evidence, site.params)
     folder = site.workspace / "artifacts"
     figures = json.loads((folder / "evaluation" / f"{family}.json").read_text())
+    traded = backtest.figures(backtest.run(site, family))
+    (folder / "evaluation" / f"{family}.backtest.json").write_text(json.dumps(traded, indent=1) + "\n")
     with tempfile.TemporaryDirectory() as scratch:
         page = Path(scratch) / "evidence.html"
         write_page(page, verdict, figures, folder / family, f"{family} version {version}")
         site.tracking.record_verdict(family, version, verdict.passed, asdict(verdict), [page], evidence.trials)
+        site.tracking.log_report(
+            candidate.run_id, [folder / "evaluation" / f"{family}.backtest.json"], "gate", flat_metrics(traded, "backtest.")
+        )
     challenge(site, candidate, verdict, actor="gate")
     create_markdown_artifact(
         key=f"verdict-{family}", markdown=verdict_markdown(verdict, version, site.tracking.run_link(candidate.run_id))

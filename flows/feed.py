@@ -10,11 +10,13 @@ import numpy as np
 from flows.client import Client
 from flows.progress import track
 from flows.site import Site, now
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats, utc
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.sources import make_source
 from pipelines.data.timeframes import infer_timeframe
+from pipelines.monitoring.outcomes import resolve
+from pipelines.store import decision_of
 from pipelines.training.stages import decision_timeframe
 
 
@@ -41,9 +43,19 @@ def replay(client: Client, site: Site, symbol: str, bars: Floats) -> list[dict[s
     step_s = TIMEFRAME_SECONDS[decision_timeframe(site.manifest()["timeframe"], site.params)]
     groups = list(by_decision_bar(bars, step_s))
     answers = []
+    waiting: dict[str, Decision] = {}  # decisions on an event whose outcome lies ahead
+    base_s, cost_bps = TIMEFRAME_SECONDS[site.manifest()["timeframe"]], site.params.costs.round_trip_bps
+    seen = 0
     for close, group in track(groups, f"live: {len(groups):,} decision bars of {symbol}", len(groups)):
         client.observe(symbol, group)
-        answers.append(client.decide(symbol, utc(close)))
+        seen += len(group)
+        for outcome in resolve(list(waiting.values()), bars[:seen], base_s, cost_bps):
+            client.outcome(outcome)  # at once, so that the account the next decision rests on is the real one
+            del waiting[outcome.decision_id]
+        answer = client.decide(symbol, utc(close))
+        if answer["event"] is not None and answer["stop"] is not None:
+            waiting[answer["id"]] = decision_of(answer)
+        answers.append(answer)
     return answers
 
 

@@ -17,7 +17,7 @@ from flows.progress import say, step
 from flows.site import Site, now, open_site
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
 from pipelines.data import schemas
-from pipelines.features.catalog import AWAITED_COLUMNS, CORE_COLUMNS, FEATURES, REGIME_COLUMNS
+from pipelines.features.catalog import AWAITED_COLUMNS, FEATURES
 from pipelines.monitoring.drift import DriftReference, DriftResult, detect, fit_reference
 from pipelines.monitoring.loss import LossDrift, loss_drift
 from pipelines.monitoring.outcomes import resolve
@@ -25,10 +25,9 @@ from pipelines.monitoring.triggers import TriggerReason, retrain_reasons
 
 DRIFT_EVENT = "bellwether.retrain-asked"
 # the clock does not drift, copies say nothing new, and what awaits a producer is not there
+_CLOCK = ("time_of_day_", "session_")
 WATCHED = tuple(
-    c.name
-    for c in FEATURES.catalogue
-    if c.name in {*CORE_COLUMNS, *REGIME_COLUMNS} and c.copy_of is None and c.name not in AWAITED_COLUMNS
+    c.name for c in FEATURES.catalogue if c.copy_of is None and c.name not in AWAITED_COLUMNS and not c.name.startswith(_CLOCK)
 )
 _AT = np.array([FEATURES.index[name] for name in WATCHED])
 

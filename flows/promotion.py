@@ -6,11 +6,12 @@ rests on is the ledger's own `challenge` line with the same digest: a tag edited
 
 import json
 import shutil
+from datetime import timedelta
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.site import Site, now
+from flows.site import Site, leased, now
 from pipelines import versioning
 from pipelines.contracts import FAMILIES, Verdict
 from pipelines.errors import GateRefused, UnknownName
@@ -165,7 +166,15 @@ def fetch_bundle(site: Site, version: Version) -> Path:
 
 
 def publish(site: Site) -> int:
-    """Write the generation file from the ledger, so that serving follows fact. Returns the generation."""
+    """Write the generation file from the ledger, so that serving follows fact. Returns the generation.
+
+    One writer at a time; a second one waits its turn. Raises LeaseHeld after half a minute.
+    """
+    with leased(site, "promotion", timedelta(minutes=2), patience_s=30.0):
+        return _publish(site)
+
+
+def _publish(site: Site) -> int:
     families: dict[str, Any] = {}
     for family in FAMILIES:
         slots = slots_of(site.store, family)

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import versioning
-from pipelines.errors import StateError
+from pipelines.errors import LeaseHeld, StateError
 from pipelines.settings import ROOT, Params, Settings, load_params, settings
 from pipelines.store import Store
 from pipelines.tracking import Tracking
@@ -65,11 +66,26 @@ def holder() -> str:
 
 
 @contextmanager
-def writing(site: Site) -> Iterator[None]:
-    """Hold the workspace: DVC takes one writer. Raises LeaseHeld while another process has it."""
-    site.store.acquire_lease(WORKSPACE, holder(), now(), timedelta(minutes=site.params.retrain.lease_minutes))
+def leased(site: Site, name: str, duration: timedelta, patience_s: float) -> Iterator[None]:
+    """Hold a lease, waiting up to `patience_s` for whoever has it. Raises LeaseHeld naming the holder."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            site.store.acquire_lease(name, holder(), now(), duration)
+            break
+        except LeaseHeld:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
     try:
-        versioning.prepare(site.workspace, ROOT, site.settings.params_file, site.settings.remote)
         yield
     finally:
-        site.store.release_lease(WORKSPACE, holder())
+        site.store.release_lease(name, holder())
+
+
+@contextmanager
+def writing(site: Site) -> Iterator[None]:
+    """Hold the workspace: DVC takes one writer."""
+    with leased(site, WORKSPACE, timedelta(minutes=site.params.retrain.lease_minutes), patience_s=60.0):
+        versioning.prepare(site.workspace, ROOT, site.settings.params_file, site.settings.remote)
+        yield

@@ -5,9 +5,10 @@ the bundle, data hash, git commit, catalogue hash, flow run, trials, gate verdic
 ledger is fact, and `flows.promote` compares the two.
 """
 
+import contextlib
+import io
 import json
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class Tracking:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         import mlflow
         from mlflow import MlflowClient
 
@@ -75,9 +78,7 @@ class Tracking:
             for file in files:
                 mlflow.log_artifact(str(file), "evidence")
             mlflow.log_artifacts(str(bundle), "bundle")
-            with warnings.catch_warnings():
-                # the signature is the bundle's own schema, checked by our runtime; MLflow asks for type hints as well
-                warnings.simplefilter("ignore", UserWarning)
+            with contextlib.redirect_stderr(io.StringIO()):  # MLflow prints there what we say ourselves; errors are raised
                 info = mlflow.pyfunc.log_model(
                     name=family,
                     python_model=str(Path(__file__).parent / "models" / "registered.py"),

@@ -6,6 +6,7 @@ one. The hash of `data` is the authority; everything else points to it. One writ
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import subprocess
@@ -95,6 +96,10 @@ def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    log = workspace / "stages.log"
+    log.unlink(missing_ok=True)
+    os.environ["BELLWETHER_STAGE_LOG"] = str(log)
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # its news of each stage is in our own progress
     # stages call `python`: it has to be this one
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     try:
@@ -102,7 +107,8 @@ def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
         with contextlib.chdir(workspace), Repo() as repo:  # DVC resolves what a stage writes from where we stand
             repo.reproduce(targets)
     except DvcException as error:
-        raise BellwetherError(f"build graph: {error} (workspace {workspace}); its own output above says why") from error
+        said = log.read_text().splitlines()[-15:] if log.is_file() else []
+        raise BellwetherError("\n".join([f"build graph: {error}. End of {log}:", *said])) from error
     after = _locked(workspace)
     return [name for name, entry in after.items() if before.get(name) != entry]
 

@@ -224,7 +224,11 @@ class DecisionService:
     async def status(self, request: Nothing, /) -> dict[str, Any]:
         """Tier and why, models, symbols, breakers, account."""
         snapshot = self._slots.snapshot
-        tier, reason = tier_of(snapshot)
+        # the worst of all symbols: an operator looks here first
+        tier, reason = max(
+            (tier_of(snapshot, symbol) for symbol in self._symbols.values()),
+            default=(3, "TIER_3: no symbol has a warm start yet; `bellwether run --once` publishes one"),
+        )
         account = self._account
         return {
             "generation": snapshot.generation,

@@ -20,7 +20,7 @@ from pipelines.signals.events import Events, event_row, events, traditional_even
 from serving import policy
 from serving.fusion import N_VOICES, rule_regime
 from serving.slots import Slot, Snapshot
-from serving.symbols import Closed, Symbol
+from serving.symbols import Symbol
 
 FAMILY = "validator"
 TRADITIONAL = "traditional"  # who acts in tier 3
@@ -34,11 +34,21 @@ def market_state(features: Floats, signals: Floats) -> tuple[Floats, Floats]:
     return rule_regime(features[..., _VOLATILITY], features[..., _ADX], trend), trend
 
 
-def tier_of(snapshot: Snapshot) -> tuple[int, str]:
+def foreign(slot: Slot, symbol: Symbol) -> str | None:
+    """Why this model may not speak of this market: it was trained on another one. None if it may."""
+    trained_on = slot.model.schema.get("symbol"), slot.model.schema.get("decision_timeframe")
+    if trained_on == (symbol.name, symbol.warm.decision_timeframe):
+        return None
+    return "TRAINED_ON:" + " ".join(str(part) for part in trained_on)
+
+
+def tier_of(snapshot: Snapshot, symbol: Symbol) -> tuple[int, str]:
     """(tier, why)."""
     champion = snapshot.slot(FAMILY, "champion")
     if champion is None:
         return 3, f"TIER_3: no {FAMILY} champion serves; the traditional consensus decides"
+    if reason := foreign(champion, symbol):
+        return 3, f"TIER_3: {FAMILY} champion {champion.version} abstains ({reason}); the traditional consensus decides"
     return 2, f"TIER_2: {FAMILY} champion {champion.version} decides"
 
 
@@ -66,11 +76,11 @@ def decide(
             f"as_of: {asked_at:%F %T %Z} is before {utc(closed.close_time):%F %T} UTC, the close of the last bar of "
             f"{symbol.name}. Live state answers for now; past decisions are in the ledger (`bellwether lineage`)."
         )
-    tier, tier_reason = tier_of(snapshot)
+    tier, tier_reason = tier_of(snapshot, symbol)
     ready = symbol.reason is None
     features, signals = closed.features[np.newaxis], closed.signals[np.newaxis]
     raised = events(features, signals)
-    models = _opinions(snapshot, closed, raised if ready else None)
+    models = _opinions(snapshot, symbol, raised if ready else None)
     if tier == 2:
         acting, told, arm = raised, models["champion"], "champion"
         p, p_low, abstained = told["p"], told["p_low"], told["reason"]
@@ -121,7 +131,7 @@ def decide(
     return replace(decision, reasons=(*waiting, *decision.reasons, tier_reason))
 
 
-def _opinions(snapshot: Snapshot, closed: Closed, raised: Events | None) -> dict[str, Any]:
+def _opinions(snapshot: Snapshot, symbol: Symbol, raised: Events | None) -> dict[str, Any]:
     """arm → what its model says of the bar's ICT event: numbers or null, and always why it is null."""
     if raised is None or len(raised) == 0:
         silent: dict[str, Any] = dict.fromkeys(("event", "p", "p_low", "novelty"))
@@ -129,10 +139,15 @@ def _opinions(snapshot: Snapshot, closed: Closed, raised: Events | None) -> dict
         held = {arm: slot for (family, arm), slot in snapshot.slots.items() if family == FAMILY}
         return {arm: _named(slot) | silent for arm, slot in held.items()}
     side = int(raised.direction[0])
-    rows = event_row(closed.features, side)[np.newaxis]
+    rows = event_row(symbol.closed.features, side)[np.newaxis]
     said: dict[str, Any] = {}
     for arm, answer in snapshot.predict(FAMILY, rows, VALIDATOR_COLUMNS).items():
-        said[arm] = _named(snapshot.slots[FAMILY, arm]) | {
+        slot = snapshot.slots[FAMILY, arm]
+        if reason := foreign(slot, symbol):
+            said[arm] = _named(slot) | dict.fromkeys(("event", "p", "p_low", "novelty"))
+            said[arm] |= {"direction": side, "status": "ABSTAIN", "reason": reason}
+            continue
+        said[arm] = _named(slot) | {
             "event": str(raised.kind[0]),
             "direction": side,
             "p": _finite(answer.p[0]),

@@ -64,7 +64,7 @@ class Design:
     trade_size: float = 0.013  # base asset a trade
     trade_size_sd: float = 0.3
     # what changes at the drift date
-    drift_vol: float = 2.0
+    drift_vol: float = 3.0  # at 2 one year in seven hides it: a calm regime doubled is still an ordinary one
     drift_share_noise: float = 2.0
     drift_branching: float = 0.9
     drift_excitement_half_life_min: float = 60.0

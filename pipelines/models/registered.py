@@ -21,7 +21,7 @@ class BundledModel(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         self.model = load_bundle(Path(context.artifacts["bundle"]), None)
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints as a schema
         answer = self.model.predict(model_input[list(self.model.columns)].to_numpy(dtype=float))
         return pd.DataFrame(
             {"p": answer.p, "p_low": answer.p_low, "status": answer.status, "reason": answer.reason, "novelty": answer.novelty}

@@ -13,6 +13,7 @@ whole, and a live block has to be stranger than the history's own blocks ever ar
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy import stats
@@ -76,11 +77,12 @@ class DriftReference:
         """What `save` wrote. Raises UnreadableFile naming the file."""
         try:
             values = json.loads((folder / "drift.json").read_text())
-            with np.load(folder / "drift.npz", allow_pickle=False) as arrays:
+            # opened here: numpy does not close a file that turns out to be cut short
+            with (folder / "drift.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return cls(
                     **{**values, "columns": tuple(values["columns"])}, **{name: arrays[name] for name in _ARRAYS}
                 )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise UnreadableFile(
                 f"{folder}: no readable drift reference ({error}). Train again to write one."
             ) from error

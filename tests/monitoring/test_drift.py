@@ -6,7 +6,7 @@ from pipelines.errors import BadShape, BadValues, NotEnoughData, UnreadableFile
 from pipelines.monitoring.drift import DriftReference, block_effects, detect, fit_reference
 from pipelines.settings import load_params
 
-LENGTH = 96
+LENGTH = 288
 COLUMNS = ("vol", "flow", "gone")
 PARAMS = load_params().drift.model_copy(
     update={"block_bars": LENGTH, "min_bars": LENGTH, "budget_blocks": 4, "reference_blocks": 0}
@@ -63,12 +63,12 @@ def test_a_shift_of_half_a_standard_deviation_has_effect_one_half() -> None:
 
 
 def test_history_blocks_are_compared_with_the_other_blocks() -> None:
-    small = market(25 * LENGTH, 5)[:, :1]  # fits whole into the sample, so the correction is exact
-    fitted = fit_reference(small, ("vol",), PARAMS, seed=0)
-    others = [np.delete(small[:, 0], np.s_[b * LENGTH : (b + 1) * LENGTH]) for b in range(25)]
+    small = market(25 * 96, 5)[:, :1]  # fits whole into the sample, so the correction is exact
+    fitted = fit_reference(small, ("vol",), PARAMS.model_copy(update={"block_bars": 96}), seed=0)
+    blocks = small[:, 0].reshape(25, 96)
     distances = [
-        stats.wasserstein_distance(rest, small[b * LENGTH : (b + 1) * LENGTH, 0]) / small.std()
-        for b, rest in enumerate(others)
+        stats.wasserstein_distance(np.delete(blocks, b, axis=0).ravel(), block) / small.std()
+        for b, block in enumerate(blocks)
     ]
     assert fitted.scale[0] == pytest.approx(np.mean(distances))
     assert fitted.scores == pytest.approx(np.array(distances) / np.mean(distances))
@@ -99,7 +99,7 @@ def test_doubled_spread_alarms_from_its_first_whole_block_on_and_names_the_colum
 
 def test_a_burst_in_one_half_of_a_block_is_drifted_but_no_alarm(reference: DriftReference) -> None:
     values = live(1)
-    values[:20, 0] += 40.0
+    values[:40, 0] += 40.0
     block = detect(reference, values).blocks[0]
     assert block.drifted == ("vol",)
     assert not block.alarm
@@ -119,7 +119,7 @@ def test_missing_values_are_left_out_column_by_column_with_their_n(reference: Dr
     values = live(1)
     values[::3, 0] = np.nan
     block = detect(reference, values).blocks[0]
-    assert block.rows == {"vol": LENGTH - 32, "flow": LENGTH}
+    assert block.rows == {"vol": LENGTH - 96, "flow": LENGTH}
 
 
 @pytest.mark.parametrize(("rows", "blank"), [(LENGTH - 1, False), (LENGTH, True)])
@@ -161,7 +161,7 @@ def test_only_the_newest_blocks_are_the_reference_when_asked(history: np.ndarray
 
 
 def test_bad_input_is_refused_with_its_numbers(history: np.ndarray, reference: DriftReference) -> None:
-    with pytest.raises(NotEnoughData, match="10 blocks of 96"):
+    with pytest.raises(NotEnoughData, match="10 blocks of 288"):
         fit_reference(history[: 10 * LENGTH], COLUMNS, PARAMS, seed=7)
     with pytest.raises(NotEnoughData, match="none of 1 columns"):
         fit_reference(history[:, 2:], ("gone",), PARAMS, seed=7)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -14,12 +15,15 @@ COST = 5.0
 
 def decision(as_of: float, target: float | None, stop: float | None, minutes: int = 5, **other) -> Decision:
     at = utc(as_of)
-    fields = dict(
-        id=f"d{as_of:.0f}", symbol="S", as_of=at, known_at=at, ingested_at=at, action="NO_TRADE", direction=0,
-        confidence=None, entry=100.0, stop=stop, take_profits=() if target is None else (target,), size=0.0,
-        expiry=at + timedelta(minutes=minutes), edge_bps=None, p=None, regime=None, tier=3, arm="champion", event="e",
+    return replace(
+        Decision(
+            id=f"d{as_of:.0f}", symbol="S", as_of=at, known_at=at, ingested_at=at, action="NO_TRADE", direction=0,
+            confidence=None, entry=100.0, stop=stop, take_profits=() if target is None else (target,), size=0.0,
+            expiry=at + timedelta(minutes=minutes), edge_bps=None, p=None, regime=None, tier=3, arm="champion",
+            event="e",
+        ),
+        **other,
     )  # fmt: skip
-    return Decision(**{**fields, **other})
 
 
 def bars(*rows: tuple[float, float, float, float]) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Figures behind the claims of the README: `python -m benchmarks`, `python -m benchmarks.evidence`."""

@@ -1,0 +1,229 @@
+"""`python -m benchmarks.evidence [NAME ...] [--again]`: long runs that show what tests are too short to show.
+
+Every case is stored when it is done, in `artifacts/evidence/<name>.json`; a second run goes on where the first ended
+and skips what is there. Figures of another params.yaml or of other code are not mixed in: they are measured anew.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.house import FAMILY, recorded, recording, simulated, train
+from pipelines.contracts import TIMEFRAME_SECONDS
+from pipelines.data.timeframes import resample
+from pipelines.settings import ROOT, Settings, load_params
+from pipelines.training.warm import hit_rate
+
+Figures = dict[str, Any]
+RECORDINGS = {
+    "BTC/USDT 2024": "binance_spot_btcusdt_1m_2024.parquet",
+    "BTC/USDT 2025H1": "binance_spot_btcusdt_1m_2025h1.parquet",
+}
+DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched block begins
+
+
+@dataclass(frozen=True)
+class Part:
+    """cases are run one by one by `run(case)` in processes of their own; `sums` turns what they found into figures."""
+
+    told: str
+    cases: tuple[str, ...]
+    run: Callable[[str], Figures]
+    sums: Callable[[list[Figures]], dict[str, Figures]]
+
+
+def share(name: str) -> Callable[[list[Figures]], dict[str, Figures]]:
+    """Of the cases, how many have a true `name`, with the 95 % Wilson interval."""
+
+    def of(found: list[Figures]) -> dict[str, Figures]:
+        return {name: asdict(hit_rate(sum(bool(f[name]) for f in found), len(found)))} if found else {}
+
+    return of
+
+
+# ---- the runs -----------------------------------------------------------------------------------------------------
+
+
+def watch(seed: str, drifted: bool) -> Figures:
+    """A year of history, then as many blocks as the false-alarm budget speaks of, watched as the monitor watches."""
+    from flows.monitor import WATCHED
+    from pipelines.features.catalog import FEATURES
+    from pipelines.monitoring.drift import detect, fit_reference
+
+    params = load_params()
+    step_s = TIMEFRAME_SECONDS[params.data.decision_timeframe]
+    block_days = -(-params.drift.block_bars * step_s // 86_400)
+    drift_day = DRIFT_AFTER_BLOCKS * block_days if drifted else None
+    days = params.simulator.history_days
+    bars = simulated(
+        params, days, params.drift.budget_blocks * block_days, seed=int(seed), drift_after_live_days=drift_day
+    )
+    rows = FEATURES.run(resample(bars, 60, step_s))[:, [FEATURES.index[name] for name in WATCHED]]
+    history = days * 86_400 // step_s
+    result = detect(fit_reference(rows[:history], WATCHED, params.drift, params.seed), rows[history:])
+    alarms = [i for i, block in enumerate(result.blocks) if block.alarm]
+    before = drifted and bool(alarms) and alarms[0] < DRIFT_AFTER_BLOCKS
+    return {"alarm": result.alarm, "before_drift": before, "blocks": alarms, "reason": result.reason}
+
+
+def stationary(seed: str) -> Figures:
+    return watch(seed, drifted=False)
+
+
+def drifted(seed: str) -> Figures:
+    return watch(seed, drifted=True)
+
+
+def gate(bars: Any, symbol: str) -> Figures:
+    """The real stages, then the real gate on what they wrote; a candidate that passes is what gets promoted."""
+    from flows.evaluate import gather
+    from flows.site import Site
+    from pipelines.evaluation.gates import judge
+    from pipelines.store import Store
+
+    params = load_params()
+    with tempfile.TemporaryDirectory(prefix="bellwether-evidence-") as scratch:
+        settings = Settings(home=Path(scratch), store_url="")
+        folder = train(settings.workspace, bars, symbol, params, figures=True)
+        store = Store.open(settings.store)
+        verdict = judge(gather(Site(settings, params, store), FAMILY), params)
+        store.close()
+        figures = json.loads((folder / "evaluation" / f"{FAMILY}.json").read_text())
+    keep = ("n", "hit_rate", "cost_bps", "rivals", "log_loss_gain_over", "every_signal_net_bps")
+    return {
+        "promoted": verdict.passed,
+        "reasons": list(verdict.reasons),
+        "checks": [asdict(check) for check in verdict.checks],
+        "figures": {name: figures[name] for name in keep},
+    }
+
+
+def noise(seed: str) -> Figures:
+    params = load_params()
+    return gate(simulated(params, params.simulator.history_days, seed=int(seed), edge=0.0), params.simulator.symbol)
+
+
+def planted(seed: str) -> Figures:
+    params = load_params()
+    return gate(simulated(params, params.simulator.history_days, seed=int(seed)), params.simulator.symbol)
+
+
+def real(name: str) -> Figures:
+    return gate(recorded(recording(RECORDINGS[name])), name.split()[0])
+
+
+def validator_figures(found: list[Figures]) -> dict[str, Figures]:
+    table = {}
+    for case in found:
+        own = case["figures"]["rivals"]["model"]
+        name = case["case"]
+        table[f"{name}: AUC"] = own["auc"]
+        table |= {f"{name}: log loss gain over {k}": v for k, v in case["figures"]["log_loss_gain_over"].items()}
+        table |= {f"{name}: {k}, top 20 %": v for k, v in own["selective"]["20%"].items() if isinstance(v, dict)}
+    return table | share("promoted")(found)
+
+
+def seeds(n: int) -> tuple[str, ...]:
+    return tuple(str(seed) for seed in range(n))
+
+
+PARTS = {
+    "drift_false_alarms": Part("stationary markets that raised a drift alarm", seeds(100), stationary, share("alarm")),
+    "drift_detection": Part("drifted markets that raised a drift alarm", seeds(50), drifted,
+                            lambda found: share("alarm")(found) | share("before_drift")(found)),
+    "gate_on_noise": Part("candidates trained on noise that the gate promoted", seeds(20), noise, share("promoted")),
+    "gate_on_planted_edge": Part("candidates trained on a planted edge that the gate promoted", seeds(20), planted,
+                                 share("promoted")),
+    "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
+}  # fmt: skip
+
+
+# ---- stored, resumed ----------------------------------------------------------------------------------------------
+
+
+@cache
+def fingerprint() -> str:
+    """sha256 of params.yaml and of all code that a figure could rest on."""
+    others = ("params.yaml", "flows/monitor.py", "flows/evaluate.py", "benchmarks/house.py", "benchmarks/evidence.py")
+    digest = hashlib.sha256()
+    for source in (*(ROOT / name for name in others), *sorted((ROOT / "pipelines").rglob("*.py"))):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def stored(path: Path, again: bool) -> dict[str, Figures]:
+    """Cases of an earlier run of the same code and params; none if it was another, or with `again`."""
+    if again or not path.is_file():
+        return {}
+    content = json.loads(path.read_text())
+    return dict(content["cases"]) if content["fingerprint"] == fingerprint() else {}
+
+
+def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]:
+    """Write what is known so far, by rename; returns its figures."""
+    figures = part.sums([{"case": case, **done[case]} for case in part.cases if case in done])
+    content = {
+        "told": part.told, "complete": len(done) == len(part.cases), "figures": figures, "fingerprint": fingerprint(),
+        "cases": done,
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(content, indent=1) + "\n")
+    draft.replace(path)
+    return figures
+
+
+def run(name: str, part: Part, folder: Path, again: bool, jobs: int, news: Console) -> dict[str, Figures]:
+    """Do what is not done yet, `jobs` cases at a time."""
+    path = folder / f"{name}.json"
+    done = stored(path, again)
+    todo = [case for case in part.cases if case not in done]
+    if part.run is real:
+        todo = [case for case in todo if recording(RECORDINGS[case]).is_file()]
+    news.print(f"{name}: {len(done)} of {len(part.cases)} cases stored, {len(todo)} to run")
+    if todo:
+        with ProcessPoolExecutor(min(jobs, len(todo)), multiprocessing.get_context("spawn")) as pool:
+            waiting = {pool.submit(part.run, case): case for case in todo}
+            for ended in as_completed(waiting):
+                done[waiting[ended]] = ended.result()
+                save(path, part, done)
+                news.print(f"{name}: {len(done)} of {len(part.cases)}, case {waiting[ended]}")
+    return save(path, part, done) if done else {}
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    asked.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(PARTS)}; all by default")
+    asked.add_argument("--again", action="store_true", help="forget what is stored and measure anew")
+    asked.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases at a time")
+    options = asked.parse_args()
+    if unknown := set(options.names) - set(PARTS):
+        asked.error(f"no evidence {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    folder, news = Settings().home / "evidence", Console(stderr=True)
+    drawn = Table(title=f"evidence, in full under {folder}", title_justify="left")
+    for heading in ("part", "figure", "value", "95 % interval", "n"):
+        drawn.add_column(heading)
+    for name in options.names or PARTS:
+        figures = run(name, PARTS[name], folder, options.again, options.jobs, news)
+        if not figures:
+            drawn.add_row(PARTS[name].told, "not run: its recordings are not there", "", "", "0")
+        for figure, e in figures.items():
+            cells = [f"{e[k]:.4g}" if e[k] is not None else "too few" for k in ("value", "low", "high")]
+            drawn.add_row(PARTS[name].told, figure, cells[0], f"{cells[1]} to {cells[2]}", f"{e['n']:,}")
+    Console().print(drawn)
+
+
+if __name__ == "__main__":
+    main()

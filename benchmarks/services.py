@@ -1,0 +1,119 @@
+"""What serving takes: memory of every process, and a decision over HTTP from one client.
+
+Starts the real services under the real supervisor in a home of its own, on free ports, and stops them to the last
+child. Run: python -m benchmarks services
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+
+from benchmarks.house import FAMILY, Stand, by_decision_bar, stand
+from benchmarks.measured import Row, Spread, pairs, spread
+from flows import supervisor
+from flows.client import Client
+from pipelines.contracts import OPEN_TIME, Floats, utc
+from pipelines.settings import Settings
+
+SERVICES = ("decision", "models")
+MB = 2**20
+
+
+def free_ports(n: int) -> list[int]:
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(n)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@contextmanager
+def serving(home: Path) -> Iterator[Settings]:
+    """Both services up. The store is named in the environment, so that an exported one is never written to."""
+    before = dict(os.environ)
+    os.environ |= {"BELLWETHER_STORE_URL": "", "BELLWETHER_WRITE_KEY": "benchmark"}
+    decision, models = free_ports(2)
+    settings = Settings(home=home, decision_port=decision, model_port=models)
+    try:
+        supervisor.up(settings, SERVICES)
+        yield settings
+    finally:
+        supervisor.down(settings)
+        os.environ.clear()
+        os.environ |= before
+
+
+def processes(settings: Settings) -> dict[str, psutil.Process]:
+    """What serves, by name: the parent and the worker of each service, and the supervisor over all."""
+    found, everyone = {}, {p.pid: p for p in supervisor.members(settings)}
+    for name, state in supervisor.services(settings, {n: supervisor.SERVICES[n] for n in SERVICES}).items():
+        parent = everyone.pop(int(state["pid"] or 0))
+        found[f"{name}, parent"] = parent
+        for child in parent.children(recursive=True):
+            everyone.pop(child.pid, None)
+            serves = "worker" in " ".join(child.cmdline())
+            found[f"{name}, {'worker' if serves else child.name()}"] = child
+    rest = {process.pid: process for process in everyone.values()}
+    return found | {f"supervisor {pid}" if len(rest) > 1 else "supervisor": p for pid, p in rest.items()}
+
+
+def memory_rows(settings: Settings) -> list[Row]:
+    """USS: what ending the process would give back. Peak: the most it ever had resident, shared pages included."""
+    rows = []
+    for name, process in sorted(processes(settings).items()):
+        uss = process.memory_full_info().uss / MB
+        status = Path(f"/proc/{process.pid}/status")  # Linux: the peak is told nowhere else
+        lines = status.read_text().splitlines() if status.is_file() else []
+        peak = next(
+            (f"peak RSS {int(line.split()[1]) / 1024:.0f} MB" for line in lines if line.startswith("VmHWM")), ""
+        )
+        rows.append(Row(f"memory of {name}", "MB USS", Spread(uss, uss, uss, 1), note=peak))
+    return rows
+
+
+def timed_ms(ask: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    ask()
+    return (time.perf_counter() - began) * 1e3
+
+
+def talk(at: Stand, settings: Settings, n: int) -> dict[str, Floats]:
+    """Milliseconds (n,) of each call, in turn, over n decision bars: one client, one connection a service."""
+    groups = by_decision_bar(at.live, at.params)[:n]
+    calls: dict[str, list[float]] = {name: [] for name in ("observe", "decide", "alive", "predict")}
+    symbol, step_s = at.params.simulator.symbol, groups[1][0, OPEN_TIME] - groups[0][0, OPEN_TIME]
+    urls = (settings.decision_url, settings.model_url)
+    with Client(settings) as client, httpx.Client(base_url=urls[0]) as bare, httpx.Client(base_url=urls[1]) as models:
+        width = len(models.get("/models").json()["families"][FAMILY]["champion"]["columns"])
+        body = {"family": FAMILY, "rows": [[0.5] * width]}
+        for group in groups:
+            close = utc(group[0, OPEN_TIME] + step_s)
+            calls["observe"].append(timed_ms(lambda group=group: client.observe(symbol, group)))  # type: ignore[misc]
+            calls["decide"].append(timed_ms(lambda close=close: client.decide(symbol, close)))  # type: ignore[misc]
+            calls["alive"].append(timed_ms(lambda: bare.get("/livez").raise_for_status()))
+            calls["predict"].append(timed_ms(lambda: models.post("/predict", json=body).raise_for_status()))
+    return {name: np.array(took) for name, took in calls.items()}
+
+
+def measure(tiny: bool = False) -> list[Row]:
+    at = stand(tiny)
+    with serving(at.home) as settings:
+        took = talk(at, settings, 20 if tiny else 1500)
+        memory = memory_rows(settings)
+    floor = took["alive"]
+    return [
+        pairs("/decide, a new bar each time", "ms", took["decide"], "/livez of the same service", floor,
+              "one client, wall time, durable before the answer", tail=True),
+        pairs("/observe, 15 one-minute bars", "ms", took["observe"], "/livez of the same service", floor,
+              "durable before the answer", tail=True),
+        Row("/predict of the model service, one row", "ms", spread(took["predict"], tail=True)),
+        *memory,
+    ]  # fmt: skip

@@ -27,7 +27,9 @@ ATR = FEATURES.index["atr_14"]
 def run(site: Site, family: str) -> Backtest:
     """Backtest the family's out-of-fold predictions on the newest snapshot."""
     folder = site.workspace / "artifacts"
-    arrays = {name: np.load(folder / "features" / f"{name}.npy") for name in ("base", "decision", "features", "signals")}
+    arrays = {
+        name: np.load(folder / "features" / f"{name}.npy") for name in ("base", "decision", "features", "signals")
+    }
     with np.load(folder / "labels" / "events.npz", allow_pickle=False) as f:
         index = f["index"]
     with np.load(folder / family / "oof.npz", allow_pickle=False) as f:

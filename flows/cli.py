@@ -92,7 +92,9 @@ def run(
     from pipelines.data.sources import check_request, normalise_symbol
 
     name = normalise_symbol(symbol) if symbol else None
-    check_request(source, path, name, load_params(settings().params_file).simulator)  # a wrong path or name is said now, not after the servers are up
+    check_request(
+        source, path, name, load_params(settings().params_file).simulator
+    )  # a wrong path or name is said now, not after the servers are up
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
     began = time.monotonic()
     ours = any(s["state"] == "down" for s in supervisor.services(settings()).values())

@@ -80,7 +80,10 @@ def pass_gate(family: str, version: str) -> bool:
         write_page(page, verdict, figures, folder / family, f"{family} version {version}")
         site.tracking.record_verdict(family, version, verdict.passed, asdict(verdict), [page], evidence.trials)
         site.tracking.log_report(
-            candidate.run_id, [folder / "evaluation" / f"{family}.backtest.json"], "gate", flat_metrics(traded, "backtest.")
+            candidate.run_id,
+            [folder / "evaluation" / f"{family}.backtest.json"],
+            "gate",
+            flat_metrics(traded, "backtest."),
         )
     challenge(site, candidate, verdict, actor="gate")
     create_markdown_artifact(
@@ -112,6 +115,6 @@ def verdict_markdown(verdict: Verdict, version: str, link: str) -> str:
 def evaluate(family: str, version: str) -> bool:
     """Gate one registered version. Whatever the verdict, it serves in shadow as challenger, and answers say so."""
     with step(f"gate: {family} version {version}"):
-        passed = pass_gate(family, version)
+        passed: bool = pass_gate(family, version)
         publish(open_site())
     return passed

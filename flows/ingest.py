@@ -118,7 +118,7 @@ def ingest(
             f"({dict(report.counts)}); mend the source or lower data.quality_floor in params.yaml"
         )
     with step("ingest: version with DVC"):
-        data_hash = version(name, report, origin)
+        data_hash: str = version(name, report, origin)
     last = utc(schemas.to_matrix(report.clean)[-1, 0])
     say(f"data {data_hash[:12]}: {len(report.clean):,} bars of {name} to {last:%F %H:%M} UTC, quality {report.score:.3f}, "
         f"{len(report.quarantined)} quarantined{matches_pointer(site, data_hash)}")  # fmt: skip

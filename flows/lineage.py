@@ -49,13 +49,20 @@ def trace(site: Site, decision_id: str | None) -> dict[str, Any]:
 
 def _model_links(site: Site, arm: str, said: dict[str, Any], links: dict[str, Any]) -> list[str]:
     broken, name = [], f"{said['family']}.{arm}"
-    lines = [p for p in site.store.promotions(said["family"]) if p.to_version == said["version"] and p.digest == said["digest"]]
+    lines = [
+        p
+        for p in site.store.promotions(said["family"])
+        if p.to_version == said["version"] and p.digest == said["digest"]
+    ]
     links[f"{name}.version"], links[f"{name}.digest"] = said["version"], said["digest"]
     if not lines:
         return [f"{name}: no ledger line for version {said['version']} with digest {said['digest'][:12]}"]
     line = lines[-1]
     links[f"{name}.run_id"], links[f"{name}.git_commit"] = line.run_id, line.git_commit
-    links[f"{name}.data_hash"], links[f"{name}.ledger_line"] = line.data_hash, f"{line.id}: {line.action} by {line.actor}, {line.reason[:120]}"
+    links[f"{name}.data_hash"], links[f"{name}.ledger_line"] = (
+        line.data_hash,
+        f"{line.id}: {line.action} by {line.actor}, {line.reason[:120]}",
+    )
     try:
         read_manifest(site.settings.bundles / said["digest"], said["digest"])
     except BundleError as error:

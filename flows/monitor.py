@@ -27,7 +27,9 @@ DRIFT_EVENT = "bellwether.retrain-asked"
 # the clock does not drift, copies say nothing new, and what awaits a producer is not there
 _CLOCK = ("time_of_day_", "session_")
 WATCHED = tuple(
-    c.name for c in FEATURES.catalogue if c.copy_of is None and c.name not in AWAITED_COLUMNS and not c.name.startswith(_CLOCK)
+    c.name
+    for c in FEATURES.catalogue
+    if c.copy_of is None and c.name not in AWAITED_COLUMNS and not c.name.startswith(_CLOCK)
 )
 _AT = np.array([FEATURES.index[name] for name in WATCHED])
 
@@ -49,7 +51,9 @@ def settle(symbol: str) -> int:
 
 def seen_rows(site: Site, symbol: str, since: datetime) -> Floats:
     """(n, k) rows of WATCHED as the service used them, one a decision bar, oldest first."""
-    by_bar = {r.decision.as_of: r.features for r in site.store.decisions(symbol, since=since) if r.decision.as_of > since}
+    by_bar = {
+        r.decision.as_of: r.features for r in site.store.decisions(symbol, since=since) if r.decision.as_of > since
+    }
     rows = [np.frombuffer(by_bar[at], dtype=np.float64)[_AT] for at in sorted(by_bar)]
     return np.array(rows, dtype=np.float64).reshape(-1, len(_AT))
 
@@ -78,7 +82,8 @@ def look_at_loss(family: str, symbol: str) -> LossDrift | None:
     if held is None or held.run_id is None:
         return None
     told = site.tracking.metrics(held.run_id)
-    judged = Estimate(*(told[f"rivals.model.log_loss.{k}"] for k in ("value", "low", "high")), n=int(told["n"]))
+    value, low, high = (told[f"rivals.model.log_loss.{name}"] for name in ("value", "low", "high"))
+    judged = Estimate(value, low, high, int(told["n"]))
     scored = [
         (record.decision.models["champion"]["p"], outcome.label)
         for record, outcome in site.store.resolved()
@@ -86,7 +91,9 @@ def look_at_loss(family: str, symbol: str) -> LossDrift | None:
         and record.decision.models.get("champion", {}).get("digest") == held.digest
         and record.decision.models["champion"]["p"] is not None
     ]
-    p, y = (np.array(values, dtype=np.float64) for values in zip(*scored, strict=True)) if scored else (np.empty(0),) * 2
+    p, y = (
+        (np.array(values, dtype=np.float64) for values in zip(*scored, strict=True)) if scored else (np.empty(0),) * 2
+    )
     return loss_drift(p, y, judged, site.params.drift, site.params.gate.bootstrap, site.params.seed)
 
 
@@ -148,11 +155,15 @@ def monitor(symbol: str | None = None, family: str = "validator") -> dict[str, A
     slots = promotion.slots_of(site.store, family)
     held = slots.champion or slots.challenger
     at = now()
-    reasons = retrain_reasons(at, held.at if held else None, at - market_age(site, name), result, loss, site.params.retrain)
+    reasons = retrain_reasons(
+        at, held.at if held else None, at - market_age(site, name), result, loss, site.params.retrain
+    )
     for reason in reasons:
         ask(site, family, reason)
     told = result.reason + (f"; loss: {loss.reason}" if loss else "")
-    create_markdown_artifact(key=f"monitor-{family}", markdown=f"# {name}\n\n{told}\n\n{resolved} outcomes resolved\n\nreport: {path}")
+    create_markdown_artifact(
+        key=f"monitor-{family}", markdown=f"# {name}\n\n{told}\n\n{resolved} outcomes resolved\n\nreport: {path}"
+    )
     say(f"{resolved} outcomes resolved; {told}")
     return {"resolved": resolved, "told": told, "report": path, "event_families": [family] if reasons else [],
             "reasons": [f"{r.kind}: {r.detail}" for r in reasons]}  # fmt: skip

@@ -6,8 +6,8 @@ rests on is the ledger's own `challenge` line with the same digest: a tag edited
 
 import json
 import shutil
-from datetime import timedelta
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,14 @@ def challenge(site: Site, version: Version, verdict: Verdict, actor: str) -> Non
     held = slots_of(site.store, version.family).challenger
     reason = "passed the gate" if verdict.passed else "refused by the gate: " + "; ".join(verdict.reasons)
     line = _line(
-        version, "challenge", "challenger", actor, reason, held and held.to_version, verdict.passed, asdict(verdict)
+        version,
+        "challenge",
+        "challenger",
+        actor,
+        reason,
+        held.to_version if held else None,
+        verdict.passed,
+        asdict(verdict),
     )
     site.store.add_promotion(line)
     site.tracking.set_alias(version.family, "challenger", version.version)

@@ -33,7 +33,7 @@ def retrain(family: str = "validator", reason: str = "asked for", force: bool = 
     try:
         symbol = site.manifest()["symbol"]
         ingest(source="observed", symbol=symbol)
-        version = train([family])[family]
+        version: str = train([family])[family]
         passed = evaluate(family, version)
         if passed:
             promote(family, version, reason=f"retrain: {request.reason}")

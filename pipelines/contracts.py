@@ -83,7 +83,9 @@ class Model(Protocol):
     version: str
     digest: str
     columns: tuple[str, ...]
-    schema: dict[str, Any]  # what it was trained on: symbol, decision_timeframe, catalogue_hash, trained_through, dropped
+    schema: dict[
+        str, Any
+    ]  # what it was trained on: symbol, decision_timeframe, catalogue_hash, trained_through, dropped
 
     def predict(self, rows: Floats) -> Predictions:
         """rows (n, len(columns)) float64 in the order of `columns`; NaN = missing."""

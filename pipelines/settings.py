@@ -225,6 +225,6 @@ def load_params(path: Path = ROOT / "params.yaml") -> Params:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise BadValues(f"{path.name}: {key}: {first['msg']} (got {first['input']!r}). Mend that key and rerun.") from error
-
-
+        raise BadValues(
+            f"{path.name}: {key}: {first['msg']} (got {first['input']!r}). Mend that key and rerun."
+        ) from error

@@ -78,12 +78,16 @@ class Tracking:
             for file in files:
                 mlflow.log_artifact(str(file), "evidence")
             mlflow.log_artifacts(str(bundle), "bundle")
-            with contextlib.redirect_stderr(io.StringIO()):  # MLflow prints there what we say ourselves; errors are raised
+            with contextlib.redirect_stderr(
+                io.StringIO()
+            ):  # MLflow prints there what we say ourselves; errors are raised
                 info = mlflow.pyfunc.log_model(
                     name=family,
                     python_model=str(Path(__file__).parent / "models" / "registered.py"),
                     artifacts={"bundle": str(bundle)},
-                    pip_requirements=[f"{name}=={_version_of(name)}" for name in ("numpy", "onnxruntime", "pandas", "mlflow")],
+                    pip_requirements=[
+                        f"{name}=={_version_of(name)}" for name in ("numpy", "onnxruntime", "pandas", "mlflow")
+                    ],
                     registered_model_name=family,
                 )
         version = str(info.registered_model_version)
@@ -122,7 +126,9 @@ class Tracking:
         else:
             self._client.set_registered_model_alias(family, alias, version)
 
-    def record_verdict(self, family: str, version: str, passed: bool, evidence: dict[str, Any], files: list[Path], trials: int) -> None:
+    def record_verdict(
+        self, family: str, version: str, passed: bool, evidence: dict[str, Any], files: list[Path], trials: int
+    ) -> None:
         """Put the gate's verdict on the version and its evidence into the run."""
         run_id = self.version(family, version).run_id
         for file in files:

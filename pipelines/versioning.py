@@ -30,6 +30,7 @@ class GitState:
 
 def git_state(root: Path) -> GitState:
     """Commit of the code that runs, and whether it was changed since."""
+
     def ask(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 

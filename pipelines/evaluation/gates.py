@@ -80,7 +80,9 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
     ece = expected_calibration_error(e.p, e.y)
     checks.append(_plain("calibration_ece", ece <= g.max_ece, ece, f"<= {g.max_ece}", n))
     checks += _luck(e, params)
-    checks.append(_plain("export_parity", e.parity_gap <= g.max_parity_gap, e.parity_gap, f"<= {g.max_parity_gap:g}", n))
+    checks.append(
+        _plain("export_parity", e.parity_gap <= g.max_parity_gap, e.parity_gap, f"<= {g.max_parity_gap:g}", n)
+    )
     checks.append(_plain("latency_ms", e.latency_ms <= g.max_latency_ms, e.latency_ms, f"<= {g.max_latency_ms:g}", n))
     covered = e.schema_coverage >= g.min_schema_coverage
     checks.append(_plain("schema_coverage", covered, e.schema_coverage, f">= {g.min_schema_coverage}", n))

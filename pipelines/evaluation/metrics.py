@@ -16,7 +16,9 @@ def checked(p: Floats, y: Floats) -> None:
     if len(p) != len(y):
         raise BadShape(f"{len(p)} probabilities but {len(y)} outcomes")
     if not (np.isfinite(p).all() and np.isfinite(y).all()):
-        raise BadValues(f"{int((~np.isfinite(p)).sum())} probabilities and {int((~np.isfinite(y)).sum())} outcomes are NaN")
+        raise BadValues(
+            f"{int((~np.isfinite(p)).sum())} probabilities and {int((~np.isfinite(y)).sum())} outcomes are NaN"
+        )
     if len(p) and (p.min() < 0 or p.max() > 1):
         raise BadValues(f"probabilities in [{p.min():.3f}, {p.max():.3f}], expected [0, 1]")
 

@@ -93,13 +93,19 @@ def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Pa
         p, y, gross, known = f["p"], f["y"], f["gross_bps"], f["known"]
     cost = figures["cost_bps"]
     figure = make_subplots(
-        rows=1, cols=2, subplot_titles=("Reliability (10 equal bins)", "Cumulative net result of the most confident 20 %, bps")
+        rows=1,
+        cols=2,
+        subplot_titles=("Reliability (10 equal bins)", "Cumulative net result of the most confident 20 %, bps"),
     )
     parts = np.array_split(np.argsort(p, kind="stable"), 10)
     said, came = [float(p[k].mean()) for k in parts], [float(y[k].mean()) for k in parts]
     error = [1.96 * float(np.sqrt(max(y[k].mean() * (1 - y[k].mean()), 1e-9) / len(k))) for k in parts]
     figure.add_trace(
-        go.Scatter(x=said, y=came, error_y={"type": "data", "array": error}, mode="markers+lines", name="hit rate ± 95 %"), 1, 1
+        go.Scatter(
+            x=said, y=came, error_y={"type": "data", "array": error}, mode="markers+lines", name="hit rate ± 95 %"
+        ),
+        1,
+        1,
     )
     span = [min(said + came), max(said + came)]
     figure.add_trace(go.Scatter(x=span, y=span, mode="lines", line={"dash": "dot"}, name="perfect"), 1, 1)
@@ -109,7 +115,11 @@ def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Pa
     when = (known[chosen] * 1000).astype("datetime64[ms]")
     figure.add_trace(go.Scatter(x=when, y=np.cumsum(gross[chosen] - cost), mode="lines", name="chosen 20 %, net"), 1, 2)
     figure.add_trace(
-        go.Scatter(x=(known * 1000).astype("datetime64[ms]"), y=np.cumsum(gross - cost), mode="lines", name="every signal, net"), 1, 2
+        go.Scatter(
+            x=(known * 1000).astype("datetime64[ms]"), y=np.cumsum(gross - cost), mode="lines", name="every signal, net"
+        ),
+        1,
+        2,
     )
     figure.update_layout(template="plotly_white", height=420, margin={"t": 50, "l": 50, "r": 20, "b": 40})
     rows = "".join(

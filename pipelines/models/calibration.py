@@ -27,4 +27,4 @@ def fit_calibration(raw: Floats, y: Floats, weight: Floats) -> Calibration:
         beta += move
         if np.abs(move).max() < 1e-10:
             break
-    return Calibration(float(beta[0]), float(beta[1]), np.linalg.inv(information))
+    return Calibration(float(beta[0]), float(beta[1]), np.asarray(np.linalg.inv(information), np.float64))

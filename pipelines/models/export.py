@@ -68,7 +68,9 @@ def write_bundle(
 
 def _seal(path: Path, family: str) -> str:
     files = {
-        str(f.relative_to(path)): sha256(f.read_bytes()) for f in sorted(path.rglob("*")) if f.is_file() and f.name != MANIFEST
+        str(f.relative_to(path)): sha256(f.read_bytes())
+        for f in sorted(path.rglob("*"))
+        if f.is_file() and f.name != MANIFEST
     }
     manifest = json.dumps({"family": family, "format": 1, "files": files}, indent=1, sort_keys=True).encode()
     (path / MANIFEST).write_bytes(manifest)

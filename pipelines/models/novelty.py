@@ -15,5 +15,5 @@ def fit_novelty(rows: Floats, quantile: float) -> Novelty:
     mean = rows.mean(axis=0)
     covariance = np.atleast_2d(np.cov(rows, rowvar=False))
     ridge = 1e-3 * np.diag(np.maximum(np.diag(covariance), 1e-12))
-    measure = Novelty(mean, np.linalg.inv(covariance + ridge), float("inf"))
+    measure = Novelty(mean, np.asarray(np.linalg.inv(covariance + ridge), np.float64), float("inf"))
     return Novelty(measure.mean, measure.precision, float(np.quantile(measure.distance(rows), quantile)))

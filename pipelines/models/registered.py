@@ -24,7 +24,13 @@ class BundledModel(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints as a schema
         answer = self.model.predict(model_input[list(self.model.columns)].to_numpy(dtype=float))
         return pd.DataFrame(
-            {"p": answer.p, "p_low": answer.p_low, "status": answer.status, "reason": answer.reason, "novelty": answer.novelty}
+            {
+                "p": answer.p,
+                "p_low": answer.p_low,
+                "status": answer.status,
+                "reason": answer.reason,
+                "novelty": answer.novelty,
+            }
         )
 
 

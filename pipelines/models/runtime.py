@@ -31,7 +31,9 @@ def read_manifest(path: Path, expected_digest: str | None) -> tuple[dict[str, An
     """Verify every byte of a bundle. Returns (manifest, digest); raises DigestMismatch, UnsafeBundle, BundleError."""
     source = path / MANIFEST
     if not source.is_file():
-        raise BundleError(f"{path}: no {MANIFEST}; a bundle is written by training, run `bellwether retrain` to make one")
+        raise BundleError(
+            f"{path}: no {MANIFEST}; a bundle is written by training, run `bellwether retrain` to make one"
+        )
     raw = source.read_bytes()
     digest = sha256(raw)
     if expected_digest is not None and digest != expected_digest:
@@ -112,7 +114,9 @@ class TabularModel:
 
     def predict(self, rows: Floats) -> Predictions:
         if rows.ndim != 2 or rows.shape[1] != len(self.columns):
-            raise BadShape(f"{self.family}: rows {rows.shape}, expected (n, {len(self.columns)}): {', '.join(self.columns)}")
+            raise BadShape(
+                f"{self.family}: rows {rows.shape}, expected (n, {len(self.columns)}): {', '.join(self.columns)}"
+            )
         n = len(rows)
         p, low = np.full(n, np.nan), np.full(n, np.nan)
         status, reason = ["OK"] * n, [None] * n  # type: list[str], list[str | None]
@@ -136,9 +140,7 @@ def load_bundle(path: Path, expected_digest: str | None, version: str = "") -> T
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # single rows: threads cost more than they give
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        str(path / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(path / "model.onnx"), options, providers=["CPUExecutionProvider"])
     schema = json.loads((path / "schema.json").read_text())
     calibration = json.loads((path / "calibration.json").read_text())
     with np.load(path / "novelty.npz", allow_pickle=False) as novelty:
@@ -161,9 +163,13 @@ def check_golden(model: TabularModel) -> float:
     rows = np.array([[np.nan if v is None else v for v in row] for row in model.golden["rows"]], dtype=np.float64)
     answer = model.predict(rows)
     if answer.status != model.golden["status"]:
-        raise GoldenMismatch(f"{model.family} {model.digest[:12]}: statuses {answer.status}, golden {model.golden['status']}")
+        raise GoldenMismatch(
+            f"{model.family} {model.digest[:12]}: statuses {answer.status}, golden {model.golden['status']}"
+        )
     expected = np.array([np.nan if v is None else v for v in model.golden["p"]], dtype=np.float64)
     gap = float(np.nanmax(np.abs(answer.p - expected), initial=0.0))
     if gap > GOLDEN_TOLERANCE:
-        raise GoldenMismatch(f"{model.family} {model.digest[:12]}: golden rows differ by {gap:.2e}, limit {GOLDEN_TOLERANCE:.0e}")
+        raise GoldenMismatch(
+            f"{model.family} {model.digest[:12]}: golden rows differ by {gap:.2e}, limit {GOLDEN_TOLERANCE:.0e}"
+        )
     return gap

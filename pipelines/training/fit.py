@@ -38,7 +38,9 @@ class OutOfFold:
     folds: int
 
 
-def out_of_fold(recipe: Recipe, data: Dataset, rows: Floats, params: Params, embargo_s: float, say: Progress) -> OutOfFold:
+def out_of_fold(
+    recipe: Recipe, data: Dataset, rows: Floats, params: Params, embargo_s: float, say: Progress
+) -> OutOfFold:
     """Walk forward: fit and calibrate on the window so far, score the next stretch."""
     splits = walk_forward(data.known, data.ended, params.splits.folds, params.splits.min_train_fraction, embargo_s)
     seen, probabilities, lows = [], [], []
@@ -55,17 +57,23 @@ def out_of_fold(recipe: Recipe, data: Dataset, rows: Floats, params: Params, emb
                 baseline(rows[train], data.y[train], data.weight[train], data.volatility[train],
                          rows[split.test], data.volatility[split.test])
             )  # fmt: skip
-        say(f"{recipe.family}: fold {number}/{len(splits)}: {len(split.train)} events to learn, {len(split.test)} to score")
+        say(
+            f"{recipe.family}: fold {number}/{len(splits)}: {len(split.train)} events to learn, {len(split.test)} to score"
+        )
     return OutOfFold(
         np.concatenate(seen), np.concatenate(probabilities), np.concatenate(lows),
         {name: np.concatenate(parts) for name, parts in baselines.items()}, len(splits),
     )  # fmt: skip
 
 
-def fit_calibrated(recipe: Recipe, data: Dataset, rows: Floats, params: Params, embargo_s: float) -> tuple[Any, Calibration]:
+def fit_calibrated(
+    recipe: Recipe, data: Dataset, rows: Floats, params: Params, embargo_s: float
+) -> tuple[Any, Calibration]:
     """The native model on all rows, and its calibration from purged inner folds: both see the window, neither itself."""
     if len(data) < LEAST_EVENTS or len(np.unique(data.y)) < 2:
-        raise NotEnoughData(f"{len(data)} events to learn from, needs {LEAST_EVENTS} and both outcomes: bring a longer history")
+        raise NotEnoughData(
+            f"{len(data)} events to learn from, needs {LEAST_EVENTS} and both outcomes: bring a longer history"
+        )
     raw = np.full(len(data), np.nan)
     for split in combinatorial(data.known, data.ended, CALIBRATION_FOLDS, 1, embargo_s):
         if len(split.train) >= LEAST_EVENTS // 2:
@@ -76,7 +84,9 @@ def fit_calibrated(recipe: Recipe, data: Dataset, rows: Floats, params: Params, 
     return recipe.fit(rows, data.y, data.weight, params), calibration
 
 
-def train(recipe: Recipe, data: Dataset, out: Path, params: Params, context: dict[str, Any], embargo_s: float, say: Progress) -> str:
+def train(
+    recipe: Recipe, data: Dataset, out: Path, params: Params, context: dict[str, Any], embargo_s: float, say: Progress
+) -> str:
     """Out-of-fold figures, final fit on everything, export. Writes `bundle/`, `oof.npz`, `fit.json` into `out`.
 
     context    provenance for schema and card: catalogue hash, timeframes, symbol, data hash where known
@@ -107,9 +117,10 @@ def train(recipe: Recipe, data: Dataset, out: Path, params: Params, context: dic
     older = int(len(rows) * (1 - RECENT_SHARE))
     later = fit_novelty(rows[:older], params.validator.novelty_quantile)
     novel = float((later.distance(rows[older:]) > later.limit).mean())
+    scored: dict[str, Any] = {f"baseline_{name}": p for name, p in oof.baselines.items()}
     np.savez(
         out / "oof.npz", row=np.flatnonzero(usable)[oof.row], p=oof.p, p_low=oof.p_low, y=data.y[oof.row], known=data.known[oof.row],
-        gross_bps=data.gross_bps[oof.row], **{f"baseline_{name}": p for name, p in oof.baselines.items()},
+        gross_bps=data.gross_bps[oof.row], **scored,
     )  # fmt: skip
     report = {
         "family": recipe.family,

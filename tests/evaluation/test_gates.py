@@ -21,7 +21,19 @@ def evidence(signal: float, seed: int = 0, n: int = 3000, told: float = 1.0) -> 
     base = np.full(n, y.mean())
     faint = np.clip(base + 0.3 * (p - base), 0.01, 0.99)
     gross = np.where(y == 1, 60.0, -40.0) + rng.normal(0, 3, n)
-    return Evidence("validator", p, y, {"base_rate": base, "volatility_only": base, "logistic": faint}, gross, None, 1, 1e-7, 0.1, 1.0, 0.001)
+    return Evidence(
+        "validator",
+        p,
+        y,
+        {"base_rate": base, "volatility_only": base, "logistic": faint},
+        gross,
+        None,
+        1,
+        1e-7,
+        0.1,
+        1.0,
+        0.001,
+    )
 
 
 def failed(verdict):

@@ -7,9 +7,20 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 from pipelines.errors import BadShape, BadValues, NotEnoughData
-from pipelines.evaluation.deflation import deflated_sharpe, expected_best_sharpe, overfitting_probability, probabilistic_sharpe
+from pipelines.evaluation.deflation import (
+    deflated_sharpe,
+    expected_best_sharpe,
+    overfitting_probability,
+    probabilistic_sharpe,
+)
 from pipelines.evaluation.metrics import (
-    auc, brier_losses, expected_calibration_error, lift_bps, log_losses, mean_estimate, most_confident,
+    auc,
+    brier_losses,
+    expected_calibration_error,
+    lift_bps,
+    log_losses,
+    mean_estimate,
+    most_confident,
 )  # fmt: skip
 from pipelines.evaluation.splits import combinatorial, walk_forward
 

@@ -136,4 +136,6 @@ def test_absent_and_constant_columns_are_dropped_and_named():
 
 def test_the_runtime_needs_no_training_library():
     seen = "import sys, pipelines.models.runtime; print([m for m in ('sklearn','xgboost','torch','mlflow','scipy') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

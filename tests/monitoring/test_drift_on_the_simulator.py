@@ -11,9 +11,7 @@ from pipelines.monitoring.drift import DriftReference, detect, fit_reference
 from pipelines.settings import load_params
 
 PARAMS = load_params()
-WATCH = PARAMS.drift.model_copy(
-    update={"block_bars": 288, "min_bars": 288, "budget_blocks": 4, "false_alarm_budget": 0.01}
-)
+WATCH = PARAMS.drift.model_copy(update={"block_bars": 288, "min_bars": 288, "budget_blocks": 4})
 BAR_SECONDS = TIMEFRAME_SECONDS[PARAMS.data.decision_timeframe]
 BARS_A_DAY = 86_400 // BAR_SECONDS
 HISTORY = PARAMS.simulator.history_days * BARS_A_DAY

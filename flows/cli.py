@@ -166,7 +166,8 @@ def show_turn(result: dict[str, Any]) -> None:
         f"decisions: {', '.join(f'{v:,} {k}' for k, v in result['actions'].items())}",
         ["as of (UTC)", "action", "conf.", "p", "edge bps", "size", "tier", "first reason"],
         [
-            [d["as_of"][2:16].replace("T", " "), d["action"], number(d["confidence"], 2), number(d["p"], 3), number(d["edge_bps"], 1), number(d["size"], 4),
+            [d["as_of"][2:16].replace("T", " "), d["action"], number(d["confidence"], 2), number(d["p"], 3),
+             number(d["edge_bps"], 1), number(d["size"], 4),
              d["tier"], d["reasons"][0] if d["action"] == "NO_TRADE" else "emitted"]
             for d in result["last_decisions"]
         ],
@@ -302,7 +303,10 @@ def decide(
     if as_json:
         emit(answer)
         return
-    keys = ["id", "as_of", "action", "direction", "confidence", "p", "edge_bps", "size", "entry", "stop", "take_profits", "expiry", "regime", "tier", "arm", "event", "coverage", "generation"]  # fmt: skip
+    keys = [
+        "id", "as_of", "action", "direction", "confidence", "p", "edge_bps", "size", "entry", "stop", "take_profits",
+        "expiry", "regime", "tier", "arm", "event", "coverage", "generation",
+    ]  # fmt: skip
     table(f"{name}", ["field", "value"], [[k, answer.get(k)] for k in keys])
     for reason in answer["reasons"] or ["emitted: nothing stood against it"]:
         out.print(f"· {reason}")
@@ -371,7 +375,7 @@ def rollback(
 
 @app.command()
 def drift(symbol: str | None = None, as_json: AsJson = False) -> None:
-    """Resolve outcomes and look for drift now; writes the Evidently report and asks for a retrain if there is reason."""
+    """Resolve outcomes, look for drift, write the Evidently report, and ask for a retrain if there is reason."""
     from flows.monitor import monitor
     from flows.progress import shown
     from flows.site import open_site

@@ -21,7 +21,7 @@ from pipelines.training.stages import decision_timeframe
 
 
 def live_tail(site: Site, source: str, symbol: str, path: str | None) -> tuple[datetime, Floats]:
-    """(last moment of the history, base bars (n, 8) after it). The simulator's live days, or the last days of a file."""
+    """(end of the history, base bars (n, 8) after it): the simulator's live days, or the last days of a file."""
     origin = make_source(source, spec=site.params.simulator, path=Path(path) if path else None)
     frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
     bars = schemas.to_matrix(assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), now()).clean)

@@ -1,4 +1,4 @@
-"""Ingest: fetch, assess, version. What a source gives is checked row by row, and the snapshot's hash is the authority."""
+"""Ingest: fetch, assess, version. What a source gives is checked row by row; the snapshot's hash is the authority."""
 
 import json
 from datetime import datetime
@@ -120,8 +120,10 @@ def ingest(
     with step("ingest: version with DVC"):
         data_hash: str = version(name, report, origin)
     last = utc(schemas.to_matrix(report.clean)[-1, 0])
-    say(f"data {data_hash[:12]}: {len(report.clean):,} bars of {name} to {last:%F %H:%M} UTC, quality {report.score:.3f}, "
-        f"{len(report.quarantined)} quarantined{matches_pointer(site, data_hash)}")  # fmt: skip
+    say(
+        f"data {data_hash[:12]}: {len(report.clean):,} bars of {name} to {last:%F %H:%M} UTC, "
+        f"quality {report.score:.3f}, {len(report.quarantined)} quarantined{matches_pointer(site, data_hash)}"
+    )
     return data_hash
 
 
@@ -135,5 +137,5 @@ def tell_quality(symbol: str, report: QualityReport) -> None:
     create_table_artifact(
         key=f"quality-{symbol.replace('/', '-').lower()}",
         table=[{"check": "score", "rows": round(report.score, 4)}, *rows],
-        description=f"Data quality of {symbol}: {len(report.clean):,} clean, {len(report.quarantined):,} quarantined rows",
+        description=f"Data quality of {symbol}: {len(report.clean):,} clean rows, {len(report.quarantined):,} quarantined",
     )

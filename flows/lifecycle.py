@@ -85,7 +85,7 @@ def site_last_close(site: Site, symbol: str) -> datetime:
 
 
 def wait_for_retrain(site: Site, families: list[str], since: datetime) -> dict[str, str]:
-    """The retrain runs in its own deployment, started by the event. Waits for it, so that one turn shows the circle closed."""
+    """The retrain runs in its own deployment, started by the event; waiting for it shows the circle closed."""
     told: dict[str, str] = {}
     deadline = time.monotonic() + RETRAIN_WAIT_S
     with step("retrain: started by the drift event, in its own deployment"):

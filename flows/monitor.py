@@ -140,7 +140,7 @@ def strangest(result: DriftResult) -> Any:
 
 @flow(name="monitor", log_prints=True)
 def monitor(symbol: str | None = None, family: str = "validator") -> dict[str, Any]:
-    """Look once. Returns what was resolved, what drifts, where the report is, and which families were asked to retrain."""
+    """Look once. Returns what was resolved, what drifts, where the report is, and who was asked to retrain."""
     site = open_site()
     name = symbol or site.manifest()["symbol"]
     with step("monitor: outcomes"):
@@ -170,7 +170,7 @@ def monitor(symbol: str | None = None, family: str = "validator") -> dict[str, A
 
 
 def market_age(site: Site, symbol: str) -> timedelta:
-    """How far the market has gone on since the newest snapshot, in market time: a recorded year may be replayed today."""
+    """How far the market went on since the newest snapshot, in its own time: a recorded year may be replayed today."""
     last = datetime.fromisoformat(site.manifest()["last"])
     seen = site.store.bars(symbol)
     return max(utc(seen[-1, OPEN_TIME]) - last, timedelta(0)) if len(seen) else timedelta(0)

@@ -1,4 +1,4 @@
-"""Promote: by policy, or by a person who resumes the paused flow in the Prefect UI. Reconcile: aliases against the ledger."""
+"""Promote: by policy, or by a person who resumes the paused flow in the Prefect UI. Reconcile: aliases and ledger."""
 
 from prefect import flow, pause_flow_run, task
 from prefect.input import RunInput

@@ -55,8 +55,8 @@ def _line(
     evidence: dict[str, Any],
 ) -> Promotion:
     return Promotion(
-        at=now(), actor=actor, action=action, family=version.family, arm=arm, from_version=old, to_version=version.version,
-        digest=version.digest, run_id=version.run_id, data_hash=version.data_hash, git_commit=version.git_commit,
+        at=now(), actor=actor, action=action, family=version.family, arm=arm, from_version=old,
+        to_version=version.version, digest=version.digest, run_id=version.run_id, data_hash=version.data_hash, git_commit=version.git_commit,
         verdict_passed=passed, reason=reason, evidence=evidence,
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ def prepare_rows() -> list[str]:
 
 @task(timeout_seconds=1800, task_run_name="fit-{family}")
 def fit(family: str) -> str:
-    """Walk-forward figures, final fit, export, evaluation: the family's own stages. Never retried: a failed fit is news."""
+    """Walk-forward figures, final fit, export, evaluation: the family's stages. Never retried: a failed fit is news."""
     site = open_site()
     with writing(site):
         versioning.reproduce(site.workspace, [f"train@{family}", f"evaluate@{family}"])

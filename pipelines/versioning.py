@@ -93,7 +93,7 @@ def data_hash(folder: Path) -> str:
 
 
 def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
-    """Run what is stale of the build graph. Returns the stages that ran; raises BellwetherError with the stage's output."""
+    """Run what is stale of the build graph. Returns the stages that ran; BellwetherError holds the stage's output."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 

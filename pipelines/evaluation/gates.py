@@ -94,7 +94,7 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
 
 
 def excess_of_chosen(p: Floats, gross_bps: Floats, coverage: float) -> Floats:
-    """(n,) gross bps over the mean signal where `p` is among the most confident, 0 elsewhere: one row's share in the lift."""
+    """(n,) gross bps over the mean signal where `p` is among the most confident, 0 elsewhere: each row's share of lift."""
     excess = np.zeros(len(p))
     chosen = most_confident(p, coverage)
     excess[chosen] = gross_bps[chosen] - gross_bps.mean()
@@ -121,7 +121,7 @@ def _against_champion(e: Evidence, own_log: Floats, params: Params) -> Check:
     assert e.champion_p is not None
     paired = np.isfinite(e.champion_p)
     if paired.sum() < g.min_paired:
-        detail = f"{int(paired.sum())} rows the champion had not seen, needs {g.min_paired}; wait for more or resolve more outcomes"
+        detail = f"{int(paired.sum())} rows the champion had not seen, needs {g.min_paired}; wait for more outcomes"
         return _unknown("gain_over_champion", int(paired.sum()), detail)
     gain = mean_estimate(log_losses(e.champion_p[paired], e.y[paired]) - own_log[paired], g.bootstrap, params.seed)
     better = gain.value >= g.min_improvement and gain.low > 0

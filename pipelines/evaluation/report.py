@@ -85,7 +85,7 @@ def verdict_dict(verdict: Verdict) -> dict[str, Any]:
 
 
 def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Path, title: str) -> None:
-    """The evidence as one self-contained page: verdict, checks, reliability, cumulative lift. Opens without a network."""
+    """The evidence as one self-contained page: verdict, checks, reliability, cumulative result. Needs no network."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -123,15 +123,17 @@ def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Pa
     )
     figure.update_layout(template="plotly_white", height=420, margin={"t": 50, "l": 50, "r": 20, "b": 40})
     rows = "".join(
-        f"<tr class='{'ok' if c.passed else 'no'}'><td>{'✓' if c.passed else '✗'}</td><td>{escape(c.name)}</td><td>{_number(c.value)}</td>"
-        f"<td>{'' if c.low is None else f'[{_number(c.low)}, {_number(c.high)}]'}</td><td>{escape(c.threshold)}</td><td>{c.n:,}</td>"
+        f"<tr class='{'ok' if c.passed else 'no'}'><td>{'✓' if c.passed else '✗'}</td><td>{escape(c.name)}</td>"
+        f"<td>{_number(c.value)}</td><td>{'' if c.low is None else f'[{_number(c.low)}, {_number(c.high)}]'}</td>"
+        f"<td>{escape(c.threshold)}</td><td>{c.n:,}</td>"
         f"<td>{escape(c.detail)}</td></tr>"
         for c in verdict.checks
     )
     word = "passed" if verdict.passed else "refused"
     path.write_text(
-        f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title><style>body{{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;"
-        "max-width:1100px;color:#1c2733}table{border-collapse:collapse;width:100%}td,th{padding:.3rem .6rem;text-align:left;"
+        f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"
+        "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1100px;color:#1c2733}"
+        "table{border-collapse:collapse;width:100%}td,th{padding:.3rem .6rem;text-align:left;"
         "border-bottom:1px solid #e3e8ee}.ok td:first-child{color:#1a7f45}.no td:first-child{color:#b3261e}"
         ".passed{color:#1a7f45}.refused{color:#b3261e}</style>"
         f"<h1>{escape(title)}</h1><p>The gate says: <b class='{word}'>{word}</b>. {figures['n']:,} out-of-fold events, "

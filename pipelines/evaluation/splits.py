@@ -1,7 +1,7 @@
 """Splits that keep tomorrow out of yesterday: purged by each label's own life, embargoed by a stated time."""
 
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def walk_forward(known: Floats, ended: Floats, folds: int, min_train_fraction: f
     m = len(known)
     edges = np.linspace(int(m * min_train_fraction), m, folds + 1).astype(int)
     splits = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         if high <= low:
             continue
         train = np.flatnonzero(ended + embargo_s < known[low])

@@ -217,8 +217,9 @@ def detect(reference: DriftReference, values: Floats) -> DriftResult:
     """Judge what the service saw, block by block from the first row on; rows after the last whole block wait.
 
     values   (n, k) feature rows in time order, columns as in the reference; NaN = missing
-    A block alarms when a column's effect reaches its threshold and each half of the block shows at least a third of that
-    effect: a burst of an hour is no drift, a change in mid-block is judged with the next. The budget speaks of `budget_blocks` blocks; a longer watch has its chance again.
+    A block alarms when a column's effect reaches its threshold and each half of the block shows at least a third of
+    that effect: a burst of an hour is no drift, a change in mid-block is judged with the next. The budget speaks of
+    `budget_blocks` blocks; a longer watch has its chance again.
     Raises   BadShape, BadValues
     """
     _check(values, reference.columns)

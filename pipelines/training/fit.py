@@ -57,9 +57,8 @@ def out_of_fold(
                 baseline(rows[train], data.y[train], data.weight[train], data.volatility[train],
                          rows[split.test], data.volatility[split.test])
             )  # fmt: skip
-        say(
-            f"{recipe.family}: fold {number}/{len(splits)}: {len(split.train)} events to learn, {len(split.test)} to score"
-        )
+        sizes = f"{len(split.train)} events to learn, {len(split.test)} to score"
+        say(f"{recipe.family}: fold {number}/{len(splits)}: {sizes}")
     return OutOfFold(
         np.concatenate(seen), np.concatenate(probabilities), np.concatenate(lows),
         {name: np.concatenate(parts) for name, parts in baselines.items()}, len(splits),
@@ -69,7 +68,7 @@ def out_of_fold(
 def fit_calibrated(
     recipe: Recipe, data: Dataset, rows: Floats, params: Params, embargo_s: float
 ) -> tuple[Any, Calibration]:
-    """The native model on all rows, and its calibration from purged inner folds: both see the window, neither itself."""
+    """The native model on all rows, and its calibration from purged inner folds of the same window."""
     if len(data) < LEAST_EVENTS or len(np.unique(data.y)) < 2:
         raise NotEnoughData(
             f"{len(data)} events to learn from, needs {LEAST_EVENTS} and both outcomes: bring a longer history"
@@ -119,8 +118,8 @@ def train(
     novel = float((later.distance(rows[older:]) > later.limit).mean())
     scored: dict[str, Any] = {f"baseline_{name}": p for name, p in oof.baselines.items()}
     np.savez(
-        out / "oof.npz", row=np.flatnonzero(usable)[oof.row], p=oof.p, p_low=oof.p_low, y=data.y[oof.row], known=data.known[oof.row],
-        gross_bps=data.gross_bps[oof.row], **scored,
+        out / "oof.npz", row=np.flatnonzero(usable)[oof.row], p=oof.p, p_low=oof.p_low, y=data.y[oof.row],
+        known=data.known[oof.row], gross_bps=data.gross_bps[oof.row], **scored,
     )  # fmt: skip
     report = {
         "family": recipe.family,
@@ -141,8 +140,8 @@ def train(
 
 def _take(data: Dataset, mask: Any) -> Dataset:
     return Dataset(
-        data.columns, data.rows[mask], data.y[mask], data.weight[mask], data.uniqueness[mask], data.known[mask], data.ended[mask],
-        data.gross_bps[mask], data.direction[mask], data.atr[mask], data.volatility[mask],
+        data.columns, data.rows[mask], data.y[mask], data.weight[mask], data.uniqueness[mask], data.known[mask],
+        data.ended[mask], data.gross_bps[mask], data.direction[mask], data.atr[mask], data.volatility[mask],
     )  # fmt: skip
 
 

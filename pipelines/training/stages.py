@@ -1,7 +1,7 @@
-"""The stages of dvc.yaml: each reads files, calls functions, writes files. `python -P -m pipelines.training.stages NAME`.
+"""The stages of dvc.yaml: files in, functions, files out. `python -P -m pipelines.training.stages NAME`.
 
 Layout under `artifacts/` of the workspace:
-features/   base.npy (n, 8), decision.npy (m, 8), features.npy (m, kf), signals.npy (m, ks), meta.json, warm/ (folds' last state)
+features/   base.npy (n, 8), decision.npy (m, 8), features.npy (m, kf), signals.npy (m, ks), meta.json, warm/
 labels/     events.npz, traditional.json; no other stage and no service reads prices after an event from here
 <family>/   bundle/, oof.npz, fit.json
 evaluation/ <family>.json: every figure with n, interval and cost assumption
@@ -101,8 +101,8 @@ def build_labels(params: Params) -> None:
     say(f"labels: {len(found.index):,} events, {int(keep.sum()):,} worth their cost and resolved")
     if not keep.any():
         raise NotEnoughData(
-            f"{len(found.index)} events on {len(decision):,} {meta['decision_timeframe']} bars, none with a target of at least "
-            f"{params.labels.min_target_to_cost} × {params.costs.round_trip_bps:g} bps; use a coarser "
+            f"{len(found.index)} events on {len(decision):,} {meta['decision_timeframe']} bars, none with a target of "
+            f"at least {params.labels.min_target_to_cost} × {params.costs.round_trip_bps:g} bps; use a coarser "
             "data.decision_timeframe or lower costs in params.yaml"
         )
     volatility_column = VALIDATOR_COLUMNS.index("volatility_regime")

@@ -40,7 +40,8 @@ def bundle(tmp_path, market, native):
     digest = write_bundle(
         tmp_path / "b", family="validator", onnx=VALIDATOR.to_onnx(native, 6),
         calibration=fit_calibration(VALIDATOR.raw(native, rows[1500:]), y[1500:], np.ones(1000)),
-        novelty=fit_novelty(rows[:1500], 0.999), schema={"columns": COLUMNS, "dropped": {}}, card="# card\n", rows=rows[:1500],
+        novelty=fit_novelty(rows[:1500], 0.999), schema={"columns": COLUMNS, "dropped": {}}, card="# card\n",
+        rows=rows[:1500],
     )  # fmt: skip
     return tmp_path / "b", digest
 
@@ -135,7 +136,8 @@ def test_absent_and_constant_columns_are_dropped_and_named():
 
 
 def test_the_runtime_needs_no_training_library():
-    seen = "import sys, pipelines.models.runtime; print([m for m in ('sklearn','xgboost','torch','mlflow','scipy') if m in sys.modules])"
+    heavy = "('sklearn', 'xgboost', 'torch', 'mlflow', 'scipy')"
+    seen = f"import sys, pipelines.models.runtime; print([m for m in {heavy} if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

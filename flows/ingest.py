@@ -137,5 +137,5 @@ def tell_quality(symbol: str, report: QualityReport) -> None:
     create_table_artifact(
         key=f"quality-{symbol.replace('/', '-').lower()}",
         table=[{"check": "score", "rows": round(report.score, 4)}, *rows],
-        description=f"Data quality of {symbol}: {len(report.clean):,} clean rows, {len(report.quarantined):,} quarantined",
+        description=f"Quality of {symbol}: {len(report.clean):,} clean rows, {len(report.quarantined):,} quarantined",
     )

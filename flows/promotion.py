@@ -6,6 +6,7 @@ rests on is the ledger's own `challenge` line with the same digest: a tag edited
 
 import json
 import shutil
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from flows.site import Site, leased, now
 from pipelines import versioning
 from pipelines.contracts import FAMILIES, Verdict
-from pipelines.errors import GateRefused, UnknownName
+from pipelines.errors import BundleError, GateRefused, UnknownName
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.store import Promotion, Store
 from pipelines.tracking import Version
@@ -56,8 +57,8 @@ def _line(
 ) -> Promotion:
     return Promotion(
         at=now(), actor=actor, action=action, family=version.family, arm=arm, from_version=old,
-        to_version=version.version, digest=version.digest, run_id=version.run_id, data_hash=version.data_hash, git_commit=version.git_commit,
-        verdict_passed=passed, reason=reason, evidence=evidence,
+        to_version=version.version, digest=version.digest, run_id=version.run_id, data_hash=version.data_hash,
+        git_commit=version.git_commit, verdict_passed=passed, reason=reason, evidence=evidence,
     )  # fmt: skip
 
 
@@ -89,8 +90,29 @@ def verdict_line(store: Store, family: str, version: str, digest: str) -> Promot
     return lines[-1] if lines else None
 
 
+def champions(store: Store, family: str) -> list[str]:
+    """Versions that became champion one after the other; the last one is champion now, a rollback took the top off."""
+    held: list[str] = []
+    for line in store.promotions(family):
+        if line.action == "promote" and line.to_version not in held[-1:]:
+            held.append(str(line.to_version))
+        elif line.action == "rollback":
+            held.pop()
+    return held
+
+
+def moving(site: Site) -> AbstractContextManager[None]:
+    """One move of a champion at a time, alias and ledger together. Raises LeaseHeld after half a minute."""
+    return leased(site, "promotion", timedelta(minutes=2), patience_s=30.0)
+
+
 def promote(site: Site, family: str, version: str, actor: str, reason: str) -> Promotion:
     """Make a version champion. Raises GateRefused (and ledgers the refusal) without a passing verdict on its digest."""
+    with moving(site):
+        return _promote(site, family, version, actor, reason)
+
+
+def _promote(site: Site, family: str, version: str, actor: str, reason: str) -> Promotion:
     wanted = site.tracking.version(family, version)
     held = slots_of(site.store, family).champion
     old = held.to_version if held else None
@@ -104,57 +126,60 @@ def promote(site: Site, family: str, version: str, actor: str, reason: str) -> P
         )
     fetch_bundle(site, wanted)  # verified and smoke-tested before anything moves
     line = _line(wanted, "promote", "champion", actor, reason, old, True, {"verdict": verdict.id})
-    site.store.add_promotion(line)
-    _align(site, family, version, old)
-    publish(site)
+    _move(site, line)
     return line
 
 
 def rollback(site: Site, family: str, actor: str, reason: str) -> Promotion:
     """Back to the version the champion replaced: preloaded, smoke-tested, then the pointer moves."""
-    held = slots_of(site.store, family).champion
-    if held is None or held.from_version is None:
-        raise UnknownName(
-            f"{family} has no previous champion to go back to; the ledger shows {held and held.to_version}"
-        )
-    previous = site.tracking.version(family, held.from_version)
-    fetch_bundle(site, previous)
-    line = _line(previous, "rollback", "champion", actor, reason, held.to_version, True, {})
+    with moving(site):
+        held = champions(site.store, family)
+        if len(held) < 2:
+            raise UnknownName(
+                f"{family} has no previous champion to go back to; the ledger shows {held[-1] if held else 'none'}. "
+                f"`bellwether promote {family} VERSION` makes another version champion."
+            )
+        previous = site.tracking.version(family, held[-2])
+        fetch_bundle(site, previous)
+        line = _line(previous, "rollback", "champion", actor, reason, held[-1], True, {})
+        _move(site, line)
+        return line
+
+
+def _move(site: Site, line: Promotion) -> None:
+    """Alias first: if we are stopped half-way, `reconcile` finds a request to finish and not one to undo the line."""
+    family = line.family
+    site.tracking.set_alias(family, "champion", line.to_version)
     site.store.add_promotion(line)
-    _align(site, family, previous.version, held.to_version)
-    publish(site)
-    return line
-
-
-def _align(site: Site, family: str, champion: str, previous: str | None) -> None:
-    site.tracking.set_alias(family, "champion", champion)
-    site.tracking.set_alias(family, "previous", previous)
+    site.tracking.set_alias(family, "previous", next(iter(champions(site.store, family)[-2:-1]), None))
     challenger = slots_of(site.store, family).challenger
     site.tracking.set_alias(family, "challenger", challenger.to_version if challenger else None)
+    _publish(site)
 
 
 def reconcile(site: Site) -> list[str]:
     """Compare the `champion` aliases with the ledger. A moved alias is a request: taken over with a passing verdict
     (actor `mlflow-ui`), put back and alarmed without one. Returns what was done, in words."""
-    done = []
-    for family in FAMILIES:
-        alias = site.tracking.aliased(family, "champion")
-        held = slots_of(site.store, family).champion
-        fact = held.to_version if held else None
-        if (alias.version if alias else None) == fact:
-            continue
-        if alias is not None:
-            try:
-                promote(site, family, alias.version, "mlflow-ui", "alias moved in MLflow")
-                done.append(f"{family}: version {alias.version} promoted on request of the MLflow UI")
-                continue
-            except GateRefused as refusal:
-                site.store.raise_alarm("alias_without_verdict", "warning", str(refusal), now())
-                done.append(f"{family}: alias put back to {fact or 'nothing'}: {refusal}")
-        else:
-            done.append(f"{family}: alias was removed by hand, put back to version {fact}")
-        site.tracking.set_alias(family, "champion", fact)
-    return done
+    with moving(site):  # what somebody else is moving right now is not a request
+        return [told for family in FAMILIES if (told := _reconcile(site, family))]
+
+
+def _reconcile(site: Site, family: str) -> str | None:
+    alias = site.tracking.aliased(family, "champion")
+    held = slots_of(site.store, family).champion
+    fact = held.to_version if held else None
+    if (alias.version if alias else None) == fact:
+        return None
+    told = f"{family}: alias was removed by hand, put back to version {fact}"
+    if alias is not None:
+        try:
+            _promote(site, family, alias.version, "mlflow-ui", "alias moved in MLflow")
+            return f"{family}: version {alias.version} promoted on request of the MLflow UI"
+        except (GateRefused, BundleError) as refusal:
+            site.store.raise_alarm("alias_refused", "warning", str(refusal), now())
+            told = f"{family}: alias put back to {fact or 'nothing'}: {refusal}"
+    site.tracking.set_alias(family, "champion", fact)
+    return told
 
 
 def fetch_bundle(site: Site, version: Version) -> Path:
@@ -177,7 +202,7 @@ def publish(site: Site) -> int:
 
     One writer at a time; a second one waits its turn. Raises LeaseHeld after half a minute.
     """
-    with leased(site, "promotion", timedelta(minutes=2), patience_s=30.0):
+    with moving(site):
         return _publish(site)
 
 

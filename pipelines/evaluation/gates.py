@@ -94,7 +94,7 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
 
 
 def excess_of_chosen(p: Floats, gross_bps: Floats, coverage: float) -> Floats:
-    """(n,) gross bps over the mean signal where `p` is among the most confident, 0 elsewhere: each row's share of lift."""
+    """(n,) gross bps over the mean signal where `p` is among the most confident, 0 elsewhere: a row's share of lift."""
     excess = np.zeros(len(p))
     chosen = most_confident(p, coverage)
     excess[chosen] = gross_bps[chosen] - gross_bps.mean()

@@ -61,8 +61,8 @@ def processes(settings: Settings) -> dict[str, psutil.Process]:
             everyone.pop(child.pid, None)
             serves = "worker" in " ".join(child.cmdline())
             found[f"{name}, {'worker' if serves else child.name()}"] = child
-    rest = {process.pid: process for process in everyone.values()}
-    return found | {f"supervisor {pid}" if len(rest) > 1 else "supervisor": p for pid, p in rest.items()}
+    rest = sorted(everyone.values(), key=lambda process: process.pid)  # it keeps one process a service
+    return found | {f"supervisor, process {i + 1}": process for i, process in enumerate(rest)}
 
 
 def memory_rows(settings: Settings) -> list[Row]:

@@ -144,16 +144,14 @@ def summary(turn: dict[str, Any]) -> dict[str, Any]:
 
 
 def show_turn(result: dict[str, Any]) -> None:
-    rows = []
-    for family, slots in result["families"].items():
-        for arm in ("champion", "challenger"):
-            held = slots[arm]
-            rows.append(
-                [family, arm, held["version"], held["digest"][:12], held["data_hash"][:12], held["verdict"]]
-                if held
-                else [family, arm, None, None, None, "no candidate yet" if arm == "champion" else None]
-            )
-    rows = [row for row in rows if row[2] is not None or row[0] == "validator"]
+    rows = [
+        [family, arm, held["version"], held["digest"][:12], held["data_hash"][:12], held["verdict"]]
+        for family, slots in result["families"].items()
+        for arm, held in slots.items()
+        if held
+    ]
+    if not any(row[1] == "champion" for row in rows):
+        rows.insert(0, ["validator", "champion", None, None, None, "none passed: tier 3 decides"])
     table("what is live", ["family", "arm", "version", "digest", "data", "gate"], rows)
     figures = result.get("figures") or {}
     if figures:

@@ -50,7 +50,10 @@ def lifecycle(
             say(f"no live bars of {name} that the service has not seen; asking once about the last one")
             answers = [client.decide(name, site_last_close(site, name))]
     watched = monitor(name)
-    retrained = wait_for_retrain(site, watched["event_families"], began) if watched["event_families"] else {}
+    if watched["event_families"]:
+        retrained = wait_for_retrain(site, watched["event_families"], began)
+    else:  # nobody asks for a retrain, but what was seen is versioned all the same
+        retrained, data_hash = {}, ingest(source="observed", symbol=name)
     return {
         "symbol": name,
         "data_hash": data_hash,

@@ -164,14 +164,15 @@ def monitor(symbol: str | None = None, family: str = "validator") -> dict[str, A
     create_markdown_artifact(
         key=f"monitor-{family}", markdown=f"# {name}\n\n{told}\n\n{resolved} outcomes resolved\n\nreport: {path}"
     )
-    say(f"{resolved} outcomes resolved; {told}")
+    known = len(site.store.resolved())
+    say(f"{known} outcomes known, {resolved} of them resolved now; {told}")
     return {"resolved": resolved, "told": told, "report": path, "event_families": [family] if reasons else [],
             "reasons": [f"{r.kind}: {r.detail}" for r in reasons]}  # fmt: skip
 
 
 def market_age(site: Site, symbol: str) -> timedelta:
     """How far the market went on since the newest snapshot, in its own time: a recorded year may be replayed today."""
-    last = datetime.fromisoformat(site.manifest()["last"])
+    _, last = history(site)
     seen = site.store.bars(symbol)
     return max(utc(seen[-1, OPEN_TIME]) - last, timedelta(0)) if len(seen) else timedelta(0)
 

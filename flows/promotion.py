@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from flows.site import Site, leased, now
-from pipelines import versioning
 from pipelines.contracts import FAMILIES, Verdict
 from pipelines.errors import BundleError, GateRefused, UnknownName
 from pipelines.models.runtime import check_golden, load_bundle
@@ -233,7 +232,8 @@ def install_warm_start(site: Site) -> dict[str, str]:
     told = json.loads((stage / "labels" / "traditional.json").read_text())
     into = site.settings.serving_dir / "warm"
     into.mkdir(parents=True, exist_ok=True)
-    data_hash = versioning.data_hash(site.workspace)
+    # of the data these states were folded over: the workspace may hold a newer version by now
+    data_hash = site.meta()["data_hash"]
     return publish_warm_start(stage / "features" / "warm", into, data_hash=data_hash, hits=told["hits"], n=told["n"])
 
 

@@ -41,7 +41,7 @@ def log(family: str) -> str:
     """Register the candidate; the same bytes trained on the same data are not registered twice. Returns the version."""
     site = open_site()
     report = json.loads((site.workspace / "artifacts" / family / "fit.json").read_text())
-    data_hash = versioning.data_hash(site.workspace)
+    data_hash = site.meta()["data_hash"]
     for known in site.tracking.versions(family):
         if known.digest == report["digest"] and known.data_hash == data_hash:
             return known.version

@@ -218,8 +218,8 @@ def detect(reference: DriftReference, values: Floats) -> DriftResult:
 
     values   (n, k) feature rows in time order, columns as in the reference; NaN = missing
     A block alarms when a column's effect reaches its threshold and each half of the block shows at least a third of
-    that effect: a burst of an hour is no drift, a change in mid-block is judged with the next. The budget speaks of
-    `budget_blocks` blocks; a longer watch has its chance again.
+    that effect: a burst of an hour is no drift. The budget speaks of `budget_blocks` blocks; a longer watch spends it
+    again.
     Raises   BadShape, BadValues
     """
     _check(values, reference.columns)

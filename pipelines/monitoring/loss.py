@@ -1,7 +1,9 @@
 """Has the model got worse at what it promised? Two looks at the log loss of resolved outcomes.
 
 Degradation: the mean live loss against the loss the champion showed out of sample, with an interval, on enough
-outcomes. Page-Hinkley: the moment the loss began to rise, by a test that runs one outcome at a time.
+outcomes. Page-Hinkley: the moment the loss began to rise, by a test that runs one outcome at a time. Log loss is noisy:
+on its own Page-Hinkley calls a rise for most steady models within a few hundred outcomes, so it only counts when the
+mean confirms it.
 """
 
 from dataclasses import dataclass

@@ -27,6 +27,7 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import Events, event_rows, events, traditional_events
 from pipelines.signals.voices import Voices
 from pipelines.training.warm import write_warm_start
+from pipelines.versioning import data_hash
 
 OUT = Path("artifacts")
 
@@ -56,6 +57,7 @@ def build_features(params: Params) -> None:
     for name, array in {"base": base, "decision": decision, "features": features, "signals": signals}.items():
         np.save(out / f"{name}.npy", array)
     meta = {
+        "data_hash": data_hash(Path()),
         "symbol": described["symbol"],
         "base_timeframe": base_tf,
         "decision_timeframe": decision_tf,
@@ -158,7 +160,7 @@ def fit_family(family: str, params: Params) -> None:
     from pipelines.training.fit import train
 
     meta = json.loads((OUT / "features" / "meta.json").read_text())
-    context = {k: meta[k] for k in ("symbol", "base_timeframe", "decision_timeframe", "catalogue_hash")}
+    context = {k: meta[k] for k in ("data_hash", "symbol", "base_timeframe", "decision_timeframe", "catalogue_hash")}
     embargo = embargo_seconds(params, TIMEFRAME_SECONDS[meta["decision_timeframe"]])
     digest = train(recipe(family), load_dataset(OUT / "labels"), fresh(OUT / family), params, context, embargo, say)
     say(f"{family}: bundle {digest[:12]}")

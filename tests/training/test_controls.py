@@ -21,14 +21,15 @@ from pipelines.training import stages
 PARAMS = load_params()
 
 
-def history(workspace: Path, **changes: object) -> None:
-    """The simulator's history in a workspace of its own, ingested as `ingest` does."""
+def history(workspace: Path, **changes: object) -> str:
+    """The simulator's history in a workspace of its own, ingested as `ingest` does. Returns its hash."""
     versioning.prepare(workspace, ROOT, ROOT / "params.yaml", str(workspace.parent / "remote"))
     spec = PARAMS.simulator.model_copy(update=changes)
     origin = make_source("simulator", spec=spec)
     until = spec.start + timedelta(days=spec.history_days)
     frame = origin.fetch(spec.symbol, until, datetime.now(UTC))
     write_snapshot(workspace / "data", spec.symbol, assess(frame, "1m", until), origin.describe())
+    return versioning.snapshot(workspace)
 
 
 def trained(workspace: Path) -> Path:
@@ -58,7 +59,7 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_committed_pointer_describes_the_regenerated_snapshot(market):
-    assert versioning.snapshot(market) == versioning.data_hash(ROOT)
+    assert versioning.data_hash(market) == versioning.data_hash(ROOT)
 
 
 def test_the_planted_edge_passes_the_gate_with_no_sign_of_a_leak(market):
@@ -85,5 +86,4 @@ def test_pure_noise_is_refused(tmp_path):
 
 
 def test_another_year_of_the_same_market_has_another_hash(market, tmp_path):
-    history(tmp_path / "workspace", seed=8)
-    assert versioning.snapshot(tmp_path / "workspace") != versioning.data_hash(market)
+    assert history(tmp_path / "workspace", seed=8) != versioning.data_hash(market)

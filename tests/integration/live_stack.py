@@ -1,0 +1,217 @@
+"""One real stack for all integration tests: six services and one whole turn, started and stopped as a user would."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows import promotion, supervisor
+from flows.client import Client
+from flows.site import Site
+from pipelines.contracts import Check, Verdict
+from pipelines.settings import ROOT, Settings, load_params
+from pipelines.store import Store
+from pipelines.tracking import Version
+
+TURN_SECONDS = 600.0
+STOP_SECONDS = 60.0
+PORTS = ("mlflow_port", "prefect_port", "decision_port", "model_port", "evidently_port")
+COMMAND = Path(sys.executable).with_name("bellwether")
+
+
+def free_ports(n: int) -> list[int]:
+    """n different ports nobody listens on."""
+    probes = [socket.socket() for _ in range(n)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    found = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return found
+
+
+def environment(home: Path) -> dict[str, str]:
+    """An installation of its own under `home`; nothing of ours that is set outside counts."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_") and k not in ("CI", "COLUMNS")}
+    ports = zip(PORTS, free_ports(len(PORTS)), strict=True)
+    kernels = {k: v for k, v in os.environ.items() if k == "BELLWETHER_KERNEL_CACHE"}  # compiled code is shared
+    return {**outside, **kernels, "BELLWETHER_HOME": str(home), **{f"BELLWETHER_{n.upper()}": str(p) for n, p in ports}}
+
+
+def until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first true answer of `holds`. Fails, saying what was waited for, after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.25)
+    return found
+
+
+def repository() -> set[str]:
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(status.stdout.splitlines())
+
+
+@dataclass
+class Stack:
+    """The running installation: its environment, its log, and every way to talk to it."""
+
+    env: dict[str, str]
+    log: Path
+
+    @cached_property
+    def settings(self) -> Settings:
+        ports = {name: int(self.env[f"BELLWETHER_{name.upper()}"]) for name in PORTS}
+        return Settings(_env_file=None, home=Path(self.env["BELLWETHER_HOME"]), **ports)
+
+    @cached_property
+    def site(self) -> Site:
+        return Site(self.settings, load_params(), Store.open(self.settings.store))
+
+    @property
+    def store(self) -> Store:
+        return self.site.store
+
+    def cli(self, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [COMMAND, *words], cwd=ROOT, env=env or self.env, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    def json(self, *words: str) -> Any:
+        done = self.cli(*words, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def slots(self, family: str = "validator") -> promotion.Slots:
+        return promotion.slots_of(self.store, family)
+
+    def champion(self) -> str | None:
+        """The version that the ledger, the generation file and the answering process agree on."""
+        held = self.slots().champion
+        version = held.to_version if held else None
+        with Client(self.settings) as client:
+            generation = json.loads((self.settings.serving_dir / "generation.json").read_text())["generation"]
+            served = client.wait_for_generation(generation)["families"]["validator"]["champion"]
+        assert (served and served["version"]) == version
+        assert (served and served["digest"]) == (held and held.digest)
+        return version
+
+    def alias(self, version: str | None) -> None:
+        """Somebody moves the champion alias in MLflow."""
+        self.site.tracking.set_alias("validator", "champion", version)
+
+    def counts(self) -> dict[str, int]:
+        """Rows stored of what must never be lost or invented."""
+        with closing(sqlite3.connect(self.settings.home / "store.db")) as database:
+            names = ("bars", "decisions", "outcomes", "promotions")
+            return {n: database.execute(f"SELECT count(*) FROM {n}").fetchone()[0] for n in names}
+
+    def prefect(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        url = f"{self.settings.prefect_url}/api/{path}"
+        answer = httpx.get(url, timeout=30) if body is None else httpx.post(url, json=body, timeout=30)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def start(self, name: str, parameters: dict[str, Any]) -> str:
+        """Start a run of a deployment, as the button in the Prefect UI does. Returns its id."""
+        found = self.prefect(f"deployments/name/{name}/{name}")
+        return str(self.prefect(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"])
+
+    def wait(self, run_id: str, *states: str) -> dict[str, Any]:
+        """Until a flow run is in one of these states (its type, as COMPLETED)."""
+        def there() -> dict[str, Any] | None:
+            run: dict[str, Any] = self.prefect(f"flow_runs/{run_id}")
+            assert run["state_type"] in states or run["state_type"] not in ("FAILED", "CRASHED"), run["state"]
+            return run if run["state_type"] in states else None
+
+        return dict(until(there, 120.0, f"run {run_id} to be {' or '.join(states)}"))
+
+    def stop(self) -> None:
+        supervisor.down(self.settings)
+
+
+def served_or_ended(process: subprocess.Popen[bytes], log: Path) -> bool:
+    if process.poll() is not None:
+        pytest.fail(f"bellwether run ended with {process.returncode}:\n{log.read_text()[-6000:]}")
+    return "Serving." in log.read_text()
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory):
+    """After one whole turn, still serving. At the end Ctrl-C must leave nothing behind: no process, no change in git."""
+    if "ITEST_DEV" in os.environ:  # DEV
+        dev = {"MLFLOW": 15000, "PREFECT": 14200, "DECISION": 13000, "MODEL": 13001, "EVIDENTLY": 18000}  # DEV
+        env = {**environment(Path("/tmp/itest/home")), **{f"BELLWETHER_{k}_PORT": str(v) for k, v in dev.items()}}  # DEV
+        yield Stack(env, Path("/tmp/itest/log"))  # DEV
+        return  # DEV
+    folder = tmp_path_factory.mktemp("stack")
+    before = repository()
+    running = Stack(environment(folder / "home"), folder / "run.log")
+    with running.log.open("w") as output:
+        process = subprocess.Popen(
+            [COMMAND, "run"], cwd=ROOT, env=running.env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + TURN_SECONDS
+        while not served_or_ended(process, running.log):
+            if time.monotonic() > deadline:
+                pytest.fail(f"not serving after {TURN_SECONDS:.0f} s:\n{running.log.read_text()[-6000:]}")
+            time.sleep(0.5)
+        yield running
+        process.send_signal(signal.SIGINT)
+        assert process.wait(STOP_SECONDS) == 0, running.log.read_text()[-3000:]
+        assert supervisor.members(running.settings) == []
+        assert repository() - before == set()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        running.stop()
+        running.store.close()
+        shutil.rmtree(running.settings.home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def refused(stack):
+    """The version of the challenger that drift asked for and the gate refused."""
+    lines = [p for p in stack.store.promotions("validator") if p.action == "challenge" and p.verdict_passed is False]
+    assert lines, "the turn made no refused challenger: these tests need one"
+    return lines[-1].to_version
+
+
+@pytest.fixture(scope="session")
+def second(stack):
+    """Another version with a passing verdict: the first champion's bytes, registered and judged again."""
+    first = stack.store.promotions("validator")[0]
+    return register_again(stack.site, stack.site.tracking.version("validator", first.to_version), first.evidence)
+
+
+def register_again(site: Site, original: Version, evidence: dict[str, Any]) -> str:
+    made = site.tracking.log_candidate(
+        original.family,
+        site.settings.bundles / original.digest,
+        params={},
+        metrics=site.tracking.metrics(original.run_id),
+        files=[],
+        tags={name: value for name, value in original.tags.items() if name not in ("gate_verdict", "trials")},
+        title="",
+    )
+    checks = tuple(Check(**check) for check in evidence["checks"])
+    verdict = Verdict(original.family, evidence["passed"], checks, tuple(evidence["reasons"]))
+    promotion.challenge(site, made, verdict, actor="gate")
+    promotion.publish(site)
+    return made.version

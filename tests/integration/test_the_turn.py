@@ -1,0 +1,155 @@
+"""One turn of the loop on the simulator: what it leaves in each of the four tools, and that they tell one story."""
+
+import json
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from pipelines.settings import ROOT
+from pipelines.versioning import data_hash
+
+pytestmark = [
+    pytest.mark.stack,
+    pytest.mark.filterwarnings("ignore::FutureWarning:mlflow"),
+    pytest.mark.filterwarnings("ignore::UserWarning:mlflow"),
+]
+LINEAGE = ("digest", "run_id", "data_hash", "git_commit")
+
+
+@pytest.fixture(scope="module")
+def told(stack):
+    return stack.json("status")
+
+
+@pytest.fixture(scope="module")
+def first(stack):
+    """The version that the gate passed and the policy promoted."""
+    return stack.site.tracking.version("validator", stack.store.promotions("validator")[1].to_version)
+
+
+def test_status_names_the_champion_with_its_evidence_and_every_service_is_up(stack, told):
+    champion = told["families"]["validator"]["champion"]
+    assert champion["verdict"] == "passed"
+    assert all(champion[name] for name in ("version", *LINEAGE))
+    assert set(told["families"]) == {"validator", "pattern", "regime", "predictor"}
+    assert {name: service["state"] for name, service in told["services"].items()} == dict.fromkeys(
+        ("mlflow", "prefect", "decision", "flows", "models", "evidently"), "up"
+    )
+    assert told["tier"] == 2
+    assert told["data_hash"] == data_hash(stack.settings.workspace)
+
+
+def test_the_gate_was_the_only_way_to_the_champion_slot(stack):
+    judged, promoted = stack.store.promotions("validator")[:2]
+    assert (judged.actor, judged.action, judged.verdict_passed) == ("gate", "challenge", True)
+    assert (promoted.actor, promoted.action, promoted.digest) == ("policy", "promote", judged.digest)
+    assert promoted.evidence == {"verdict": judged.id}
+
+
+def test_the_first_snapshot_is_the_one_the_repository_describes(first):
+    if not (ROOT / "data.dvc").is_file():
+        pytest.skip("no data.dvc at the root of the repository yet")
+    assert first.data_hash == data_hash(ROOT)
+
+
+def test_the_planted_drift_raised_an_alarm_and_its_event_a_retrain(stack, refused):
+    assert [alarm.kind for alarm in stack.store.alarms()][:1] == ["drift"]
+    request = stack.store.retrain_requests("validator")[-1]
+    assert (request.state, request.reason.split(":")[0]) == ("done", "drift")
+    runs = stack.prefect("flow_runs/filter", {"flows": {"name": {"any_": ["retrain"]}}, "sort": "START_TIME_ASC"})
+    ours = [run for run in runs if run["parameters"].get("reason") == request.reason]
+    assert len(ours) == 1
+    assert ours[0]["state_type"] == "COMPLETED"
+    assert ours[0]["deployment_id"]
+    assert ours[0]["created_by"]["type"] == "AUTOMATION"
+    assert stack.site.tracking.version("validator", refused).verdict == "refused"
+    assert stack.site.tracking.version("validator", refused).data_hash == stack.json("status")["data_hash"]
+
+
+def test_the_drift_report_opens_in_evidently_and_lies_in_the_run_of_the_model_it_is_about(stack, first):
+    url = f"{stack.settings.evidently_url}/api/projects"
+    project = next(p for p in httpx.get(url).json() if p["name"] == "Bellwether")
+    reports = httpx.get(f"{url}/{project['id']}/reports").json()
+    assert reports[-1]["name"] == "validator: SIM/USDT"
+    opened = httpx.get(f"{url}/{project['id']}/{reports[-1]['id']}/data", timeout=30)
+    assert opened.status_code == 200
+    assert len(opened.json()["widgets"]) > 1
+    page = next(stack.settings.home.glob("reports/*/drift.html"))
+    assert "<html" in page.read_text()[:200]
+    assert {"drift/drift.html", "drift/drift.json"} <= artifacts(stack, first)
+
+
+def test_a_version_carries_everything_that_traces_it(stack, first):
+    assert first.tags.keys() >= {
+        "digest", "data_hash", "git_commit", "git_dirty", "catalogue_hash", "flow_run", "trials", "gate_verdict"
+    }  # fmt: skip
+    assert (first.tags["gate_verdict"], first.tags["trials"]) == ("passed", "1")
+    assert stack.prefect(f"flow_runs/{first.tags['flow_run']}")["state_type"] == "COMPLETED"
+    assert artifacts(stack, first) >= {
+        "evidence/data.dvc", "evidence/dvc.lock", "evidence/params.yaml", "evidence/validator.json",
+        "gate/evidence.html", "gate/verdict.json", "bundle/manifest.json",
+    }  # fmt: skip
+
+
+def artifacts(stack, version):
+    """Paths of the artifacts in the version's run, two folders deep."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(stack.settings.mlflow_url)
+    top = client.list_artifacts(version.run_id)
+    return {file.path for folder in top for file in client.list_artifacts(version.run_id, folder.path)}
+
+
+def test_the_model_from_mlflow_the_bundle_and_the_service_give_the_same_probabilities(stack, first):
+    import mlflow
+    import pandas as pd
+
+    folder = stack.settings.bundles / first.digest
+    golden = json.loads((folder / "golden.json").read_text())
+    columns = json.loads((folder / "schema.json").read_text())["columns"]
+    mlflow.set_tracking_uri(stack.settings.mlflow_url)
+    loaded = mlflow.pyfunc.load_model("models:/validator@champion")
+    rows = pd.DataFrame(golden["rows"], columns=columns, dtype=float)
+    answer = httpx.post(f"{stack.settings.model_url}/predict", json={"family": "validator", "rows": golden["rows"]})
+    expected = np.array(golden["p"], dtype=float)
+    assert np.isfinite(expected).sum() >= 5
+    np.testing.assert_allclose(loaded.predict(rows)["p"].to_numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(np.array(answer.json()["p"], dtype=float), expected, atol=1e-6)
+    assert answer.json()["digest"] == first.digest
+
+
+def test_prefect_shows_the_schedules_and_the_automation_of_the_drift_event(stack):
+    schedules = {d["name"]: [s["active"] for s in d["schedules"]] for d in stack.prefect("deployments/filter", {})}
+    assert {name for name, active in schedules.items() if active == [True]} == {"monitor", "reconcile", "retrain"}
+    assert set(schedules) == {
+        "ingest", "train", "evaluate", "promote", "reconcile", "monitor", "retrain", "rollback", "lifecycle"
+    }  # fmt: skip
+    automation = next(a for a in stack.prefect("automations/filter", {}) if "drift" in a["name"])
+    assert automation["enabled"]
+    assert automation["trigger"]["expect"] == ["bellwether.retrain-asked"]
+    assert automation["actions"][0]["type"] == "run-deployment"
+
+
+def test_runs_carry_links_to_the_mlflow_run_and_the_drift_report(stack, first):
+    shown = {a["key"]: a for a in stack.prefect("artifacts/filter", {"sort": "CREATED_ASC"})}
+    assert shown.keys() >= {"candidate-validator", "verdict-validator", "drift-validator", "monitor-validator"}
+    assert all(a["flow_run_id"] for a in shown.values())
+    told = [a["data"] for a in stack.prefect("artifacts/filter", {}) if a["key"] == "drift-validator"]
+    assert any(first.run_id in link for link in told)
+
+
+def test_decisions_were_taken_over_http_with_reasons_and_models(stack):
+    emitted = stack.store.decisions(emitted_only=True)
+    assert emitted
+    for record in emitted:
+        assert record.decision.edge_bps > 0
+        assert record.decision.models["champion"]["verdict"] == "passed"
+        assert record.decision.stop is not None
+    silent = [r.decision for r in stack.store.decisions() if r.decision.action == "NO_TRADE"]
+    assert all(decision.reasons for decision in silent)
+
+
+def test_every_home_file_is_under_the_home_of_the_installation(stack, told):
+    assert Path(stack.json("drift")["report"] or stack.settings.home).is_relative_to(stack.settings.home)

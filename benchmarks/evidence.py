@@ -222,7 +222,7 @@ def main() -> None:
         for figure, e in figures.items():
             cells = [f"{e[k]:.4g}" if e[k] is not None else "too few" for k in ("value", "low", "high")]
             drawn.add_row(PARTS[name].told, figure, cells[0], f"{cells[1]} to {cells[2]}", f"{e['n']:,}")
-    Console().print(drawn)
+    Console(width=max(Console().width, 140)).print(drawn)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """A small installation to measure in: a market, the real training stages, two bundles, a published warm start."""
 
+import atexit
 import contextlib
+import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -53,6 +56,8 @@ def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: b
     schemas.write_bars(schemas.to_frame(bars, "1m", None), workspace / "data" / "1m.parquet")
     described = {"symbol": symbol, "timeframe": "1m", "file": "1m.parquet"}
     (workspace / "data" / "manifest.json").write_text(json.dumps(described))
+    content = hashlib.md5((workspace / "data" / "1m.parquet").read_bytes(), usedforsecurity=False).hexdigest()
+    (workspace / "data.dvc").write_text(json.dumps({"outs": [{"md5": content}]}))  # the stages name the data by it
     with contextlib.chdir(workspace), contextlib.redirect_stdout(sys.stderr):
         stages.build_features(params)
         stages.build_labels(params)
@@ -72,7 +77,6 @@ class Stand:
     dataset: Dataset
     digests: tuple[str, str]
     warm: dict[str, str]
-    keep: tempfile.TemporaryDirectory[str]  # gone when this is
 
 
 @cache
@@ -82,8 +86,8 @@ def stand(tiny: bool) -> Stand:
     if tiny:
         history_days, live_days = 45, 2
         params = params.model_copy(update={"validator": params.validator.model_copy(update={"trees": 10, "depth": 3})})
-    keep = tempfile.TemporaryDirectory(prefix="bellwether-bench-")
-    root = Path(keep.name)
+    root = Path(tempfile.mkdtemp(prefix="bellwether-bench-"))
+    atexit.register(shutil.rmtree, root)
     bars = simulated(params, history_days, live_days)
     history, live = np.split(bars, [history_days * MINUTES_A_DAY])
     (root / "home" / "bundles").mkdir(parents=True)
@@ -97,7 +101,7 @@ def stand(tiny: bool) -> Stand:
     warm = publish_warm_start(made / "features" / "warm", into, data_hash="0" * 32, hits=told["hits"], n=told["n"])
     arms = {arm: _told(digest) for arm, digest in zip(("champion", "challenger"), digests, strict=True)}
     write_generation(root / "home" / "serving", {FAMILY: arms}, warm, datetime.now(UTC))
-    return Stand(root / "home", params, live, load_dataset(made / "labels"), (digests[0], digests[1]), warm, keep)
+    return Stand(root / "home", params, live, load_dataset(made / "labels"), (digests[0], digests[1]), warm)
 
 
 def _told(digest: str) -> dict[str, Any]:

@@ -17,21 +17,14 @@ from flows.progress import say, step
 from flows.site import Site, now, open_site
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
 from pipelines.data import schemas
-from pipelines.features.catalog import AWAITED_COLUMNS, FEATURES
+from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.monitoring.drift import DriftReference, DriftResult, detect, fit_reference
 from pipelines.monitoring.loss import LossDrift, loss_drift
 from pipelines.monitoring.outcomes import resolve
-from pipelines.monitoring.triggers import TriggerReason, retrain_reasons
+from pipelines.monitoring.triggers import TriggerReason, overdue, retrain_reasons
 
 DRIFT_EVENT = "bellwether.retrain-asked"
-# the clock does not drift, copies say nothing new, and what awaits a producer is not there
-_CLOCK = ("time_of_day_", "session_")
-WATCHED = tuple(
-    c.name
-    for c in FEATURES.catalogue
-    if c.copy_of is None and c.name not in AWAITED_COLUMNS and not c.name.startswith(_CLOCK)
-)
-_AT = np.array([FEATURES.index[name] for name in WATCHED])
+_AT = np.array([FEATURES.index[name] for name in WATCHED_COLUMNS])
 
 
 @task
@@ -50,7 +43,7 @@ def settle(symbol: str) -> int:
 
 
 def seen_rows(site: Site, symbol: str, since: datetime) -> Floats:
-    """(n, k) rows of WATCHED as the service used them, one a decision bar, oldest first."""
+    """(n, k) rows of WATCHED_COLUMNS as the service used them, one a decision bar, oldest first."""
     by_bar = {
         r.decision.as_of: r.features for r in site.store.decisions(symbol, since=since) if r.decision.as_of > since
     }
@@ -59,7 +52,7 @@ def seen_rows(site: Site, symbol: str, since: datetime) -> Floats:
 
 
 def history(site: Site) -> tuple[Floats, datetime]:
-    """(WATCHED rows of the newest snapshot, moment its last decision bar closed)."""
+    """(WATCHED_COLUMNS rows of the newest snapshot, moment its last decision bar closed)."""
     folder = site.workspace / "artifacts" / "features"
     step_s = TIMEFRAME_SECONDS[site.meta()["decision_timeframe"]]
     return np.load(folder / "features.npy")[:, _AT], utc(np.load(folder / "decision.npy")[-1, OPEN_TIME] + step_s)
@@ -69,7 +62,7 @@ def history(site: Site) -> tuple[Floats, datetime]:
 def look_for_drift(symbol: str) -> tuple[DriftReference, DriftResult, Floats]:
     site = open_site()
     rows, until = history(site)
-    reference = fit_reference(rows, WATCHED, site.params.drift, site.params.seed)
+    reference = fit_reference(rows, WATCHED_COLUMNS, site.params.drift, site.params.seed)
     seen = seen_rows(site, symbol, until)
     return reference, detect(reference, seen), seen
 
@@ -129,7 +122,7 @@ def report(family: str, reference: DriftReference, result: DriftResult, seen: Fl
     return str(files.html)
 
 
-FEATURES_AT = {name: i for i, name in enumerate(WATCHED)}
+FEATURES_AT = {name: i for i, name in enumerate(WATCHED_COLUMNS)}
 
 
 def strangest(result: DriftResult) -> Any:
@@ -160,6 +153,9 @@ def monitor(symbol: str | None = None, family: str = "validator") -> dict[str, A
     )
     for reason in reasons:
         ask(site, family, reason)
+    rules = site.params.retrain
+    if held is not None and (late := overdue(at, held.at, held.at, rules.overdue_intervals, rules)):
+        site.store.raise_alarm(late.kind, "critical", f"{family}: {late.detail}", at)
     told = result.reason + (f"; loss: {loss.reason}" if loss else "")
     create_markdown_artifact(
         key=f"monitor-{family}", markdown=f"# {name}\n\n{told}\n\n{resolved} outcomes resolved\n\nreport: {path}"

@@ -196,6 +196,7 @@ class DriftParams(_Frozen):
 
 class RetrainParams(_Frozen):
     interval_days: int
+    overdue_intervals: float = Field(gt=0)
     cooldown_hours: float
     lease_minutes: float
     approval: Literal["auto", "manual"]

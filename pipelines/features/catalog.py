@@ -23,6 +23,12 @@ FEATURES = Fold(
 CORE_COLUMNS = tuple(c.name for c in FEATURES.catalogue if c.group in ("price", "volume", "book", "technical"))
 COPIES = {c.name: tuple(c.copy_of.split(" and ")) for c in FEATURES.catalogue if c.copy_of is not None}
 AWAITED_COLUMNS = tuple(c.name for c in FEATURES.catalogue if c.source.startswith(AWAITS))
+# What is watched for drift: the clock does not drift, copies say nothing new, and what awaits a producer is not there.
+WATCHED_COLUMNS = tuple(
+    c.name
+    for c in FEATURES.catalogue
+    if c.copy_of is None and c.name not in AWAITED_COLUMNS and not c.name.startswith(("time_of_day_", "session_"))
+)
 REGIME_COLUMNS = (
     "volatility_20",
     "volatility_regime",

@@ -6,21 +6,15 @@ import pytest
 from pipelines.contracts import TIMEFRAME_SECONDS
 from pipelines.data.simulator import simulate
 from pipelines.data.timeframes import resample
-from pipelines.features.catalog import AWAITED_COLUMNS, FEATURES
+from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.monitoring.drift import DriftReference, detect, fit_reference
 from pipelines.settings import load_params
 
 PARAMS = load_params()
-WATCH = PARAMS.drift.model_copy(update={"block_bars": 288, "min_bars": 288, "budget_blocks": 4})
 BAR_SECONDS = TIMEFRAME_SECONDS[PARAMS.data.decision_timeframe]
 BARS_A_DAY = 86_400 // BAR_SECONDS
 HISTORY = PARAMS.simulator.history_days * BARS_A_DAY
-COLUMNS = tuple(
-    c.name
-    for c in FEATURES.catalogue
-    if c.copy_of is None and c.name not in AWAITED_COLUMNS and not c.name.startswith(("time_of_day_", "session_"))
-)
-AT = [FEATURES.index[name] for name in COLUMNS]
+AT = [FEATURES.index[name] for name in WATCHED_COLUMNS]
 DRIFTED_SEEDS = (0, 1, 2, 3, PARAMS.simulator.seed)
 
 
@@ -37,7 +31,7 @@ def stationary() -> dict[int, tuple[DriftReference, np.ndarray]]:
     found = {}
     for seed in range(20):
         values = feature_rows(seed, 14, None)
-        found[seed] = fit_reference(values[:HISTORY], COLUMNS, WATCH, PARAMS.seed), values[HISTORY:]
+        found[seed] = fit_reference(values[:HISTORY], WATCHED_COLUMNS, PARAMS.drift, PARAMS.seed), values[HISTORY:]
     return found
 
 

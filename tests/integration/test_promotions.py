@@ -1,0 +1,176 @@
+"""Law L5 on the real registry, ledger and service: whoever moves the champion, evidence decides."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import sqlalchemy as sa
+from live_stack import COMMAND, until
+from sqlalchemy.exc import DatabaseError
+
+from flows import promotion
+from pipelines.errors import GateRefused, UnknownName
+from pipelines.settings import ROOT
+
+pytestmark = pytest.mark.stack
+
+
+def lines(stack, action):
+    return [p for p in stack.store.promotions("validator") if p.action == action]
+
+
+@pytest.fixture
+def first(stack):
+    """Version 1 is champion before and after, whatever the test moved."""
+    version = lines(stack, "promote")[0].to_version
+    assert stack.champion() == version
+    yield version
+    if stack.champion() != version:
+        promotion.promote(stack.site, "validator", version, "tests", "as it was")
+    assert stack.champion() == version
+
+
+# ---- without a passing verdict
+
+
+def test_the_alias_moved_to_a_refused_version_is_put_back_ledgered_and_alarmed_by_the_deployment(stack, first, refused):
+    before = len(lines(stack, "refuse"))
+    stack.alias(refused)
+    stack.start("reconcile", {})
+    until(lambda: len(lines(stack, "refuse")) > before, 90.0, "the refusal on the ledger")
+    until(lambda: stack.site.tracking.aliased("validator", "champion").version == first, 10.0, "the alias to be back")
+    told = lines(stack, "refuse")[-1]
+    assert (told.actor, told.from_version, told.to_version) == ("mlflow-ui", first, refused)
+    assert told.verdict_passed is False
+    assert "gain_over_champion" in told.reason
+    assert any(a.kind == "alias_refused" and f"version {refused}" in a.detail for a in stack.store.alarms())
+    assert stack.champion() == first
+
+
+def test_a_verdict_tag_edited_by_hand_proves_nothing(stack, first, refused):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(stack.settings.mlflow_url)
+    client.set_model_version_tag("validator", refused, "gate_verdict", "passed")
+    stack.alias(refused)
+    promotion.reconcile(stack.site)
+    client.set_model_version_tag("validator", refused, "gate_verdict", "refused")
+    assert stack.site.tracking.aliased("validator", "champion").version == first
+    assert stack.champion() == first
+
+
+def test_a_digest_tag_edited_by_hand_proves_nothing(stack, first, refused):
+    """The passing verdict is on other bytes under another version: borrowing its digest must not help."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(stack.settings.mlflow_url)
+    own, passed = (stack.site.tracking.version("validator", v).digest for v in (refused, first))
+    client.set_model_version_tag("validator", refused, "digest", passed)
+    try:
+        with pytest.raises(GateRefused, match="never judged"):
+            promotion.promote(stack.site, "validator", refused, "mallory", "looks fine")
+    finally:
+        client.set_model_version_tag("validator", refused, "digest", own)
+    assert stack.champion() == first
+
+
+def test_the_command_refuses_it_too_with_one_line_and_exit_code_1(stack, first, refused):
+    done = stack.cli("promote", "validator", refused)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert f"GateRefused: validator version {refused} is not promoted: refused by the gate" in done.stderr
+    assert "bellwether retrain validator" in done.stderr
+    told = stack.cli("promote", "validator", refused, "--dry-run")
+    assert (told.returncode, "would be refused" in told.stdout) == (0, True)
+    assert stack.champion() == first
+
+
+def test_the_removed_alias_is_put_back(stack, first):
+    stack.alias(None)
+    promotion.reconcile(stack.site)
+    assert stack.site.tracking.aliased("validator", "champion").version == first
+    assert stack.champion() == first
+
+
+@pytest.mark.parametrize("statement", ["UPDATE promotions SET actor = 'nobody'", "DELETE FROM promotions"])
+def test_the_database_itself_refuses_to_rewrite_the_ledger(stack, statement):
+    before = stack.store.promotions()
+    with pytest.raises(DatabaseError, match="append-only"), stack.store.writing() as connection:
+        connection.execute(sa.text(statement))
+    assert stack.store.promotions() == before
+
+
+# ---- with a passing verdict
+
+
+def test_the_alias_moved_to_a_passing_version_is_a_promotion_by_mlflow_ui_and_rollback_undoes_it(stack, first, second):
+    stack.alias(second)
+    promotion.reconcile(stack.site)
+    told = lines(stack, "promote")[-1]
+    assert (told.actor, told.from_version, told.to_version) == ("mlflow-ui", first, second)
+    assert stack.champion() == second
+    assert stack.site.tracking.aliased("validator", "previous").version == first
+    back = stack.json("rollback", "validator", "--reason", "second thoughts")
+    assert (back["champion"], back["was"]) == (first, second)
+    assert stack.champion() == first
+    line = lines(stack, "rollback")[-1]
+    assert (line.from_version, line.to_version, line.reason) == (second, first, "second thoughts")
+    assert stack.site.tracking.aliased("validator", "champion").version == first
+    assert stack.site.tracking.aliased("validator", "previous") is None
+
+
+def test_without_a_previous_champion_rollback_says_so_and_moves_nothing(stack, first):
+    done = stack.cli("rollback", "validator")
+    assert done.returncode == 1
+    assert "UnknownName: validator has no previous champion to go back to" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert stack.champion() == first
+
+
+def test_promoting_the_champion_again_does_not_make_it_its_own_predecessor(stack, first):
+    promotion.promote(stack.site, "validator", first, "ann", "once more")
+    with pytest.raises(UnknownName, match="no previous champion"):
+        promotion.rollback(stack.site, "validator", "ann", "nowhere to go")
+
+
+# ---- a person approves or declines in Prefect
+
+DECLINING = (
+    "from flows.cli import connect; connect(); import sys; from flows.promote import promote;"
+    "sys.exit(promote('validator', sys.argv[1], approval='manual'))"
+)
+
+
+def paused(stack, known):
+    """Promote runs that wait for a person, other than those known before."""
+    runs = stack.prefect("flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}})
+    return [run["id"] for run in runs if run["id"] not in known]
+
+
+def test_a_promotion_by_hand_waits_in_prefect_until_somebody_declines_or_approves(stack, first, second):
+    before = len(lines(stack, "promote"))
+    declined = subprocess.Popen([sys.executable, "-c", DECLINING, second], cwd=ROOT, env=connected(stack))
+    [to_decline] = until(lambda: paused(stack, []), 60.0, "the run that is to be declined")
+    to_approve = stack.start("promote", {"family": "validator", "version": second, "approval": "manual"})
+    resume(stack, to_decline, approve=False, name="bob", reason="not on a Friday")
+    assert declined.wait(60) == 0
+    assert stack.wait(to_decline, "COMPLETED")
+    stack.wait(to_approve, "PAUSED")
+    assert len(lines(stack, "promote")) == before  # neither the waiting nor the declined run has moved anything
+    resume(stack, to_approve, approve=True, name="ann", reason="read the evidence")
+    stack.wait(to_approve, "COMPLETED")
+    told = lines(stack, "promote")[-1]
+    assert (told.actor, told.reason, told.to_version) == ("ann", "read the evidence", second)
+    assert len(lines(stack, "promote")) == before + 1
+    assert stack.champion() == second
+    promotion.rollback(stack.site, "validator", "tests", "as it was")
+
+
+def resume(stack, run_id, **said):
+    answer = stack.prefect(f"flow_runs/{run_id}/resume", {"run_input": said})
+    assert answer["status"] == "ACCEPT", answer
+
+
+def connected(stack):
+    return {**os.environ, **stack.env, "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"}

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.errors import BadTimes, BellwetherError, ServiceDown
@@ -32,7 +33,7 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     for name in columns:
         shown.add_column(name, overflow="fold")
     for row in rows:
-        shown.add_row(*("–" if cell is None else str(cell) for cell in row))
+        shown.add_row(*("–" if cell is None else escape(str(cell)) for cell in row))
     out.print(shown)
 
 
@@ -271,7 +272,7 @@ def status(as_json: AsJson = False) -> None:
     )
     out.print(f"tier {found['tier']}, data {found['data_hash']}")
     for alarm in found["alarms"]:
-        out.print(f"[bold]{alarm['severity']}[/] {alarm['kind']}: {alarm['detail']} ({alarm['at']})")
+        out.print(f"[bold]{alarm['severity']}[/] {alarm['kind']}: {escape(alarm['detail'])} ({alarm['at']})")
 
 
 def moment(text: str | None) -> datetime | None:
@@ -307,7 +308,7 @@ def decide(
     ]  # fmt: skip
     table(f"{name}", ["field", "value"], [[k, answer.get(k)] for k in keys])
     for reason in answer["reasons"] or ["emitted: nothing stood against it"]:
-        out.print(f"· {reason}")
+        out.print(f"· {escape(reason)}")
 
 
 @app.command()
@@ -325,7 +326,7 @@ def lineage(
         return
     table(f"lineage of {chain['decision']['id']}", ["link", "value"], [[k, v] for k, v in chain["links"].items()])
     for gap in chain["broken"]:
-        out.print(f"[bold red]broken[/] {gap}")
+        out.print(f"[bold red]broken[/] {escape(gap)}")
 
 
 @app.command()
@@ -425,7 +426,8 @@ def main() -> None:
     try:
         app()
     except BellwetherError as error:
-        err.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
+        # one line however long, and brackets in it are the message's own
+        err.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
         if isinstance(error, ServiceDown):
             err.print("`bellwether status` shows what is up; logs are under artifacts/logs.")
         sys.exit(1)

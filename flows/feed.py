@@ -15,6 +15,7 @@ from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.sources import make_source
 from pipelines.data.timeframes import infer_timeframe
+from pipelines.errors import NotEnoughData
 from pipelines.monitoring.outcomes import resolve
 from pipelines.store import decision_of
 from pipelines.training.stages import decision_timeframe
@@ -25,10 +26,16 @@ def live_tail(site: Site, source: str, symbol: str, path: str | None) -> tuple[d
     origin = make_source(source, spec=site.params.simulator, path=Path(path) if path else None)
     frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
     bars = schemas.to_matrix(assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), now()).clean)
+    live_days = site.params.data.live_days
     if source == "simulator":
         cut = site.params.simulator.start + timedelta(days=site.params.simulator.history_days)
+    elif len(bars) == 0 or bars[-1, OPEN_TIME] - bars[0, OPEN_TIME] <= 86400 * (live_days + 1):
+        raise NotEnoughData(
+            f"{symbol}: {path} has {len(bars):,} usable bars, no history before the last {live_days} days, kept "
+            "for the live service. Give a longer file, or lower data.live_days in params.yaml."
+        )
     else:
-        cut = utc(bars[-1, OPEN_TIME]) - timedelta(days=site.params.data.live_days)
+        cut = utc(bars[-1, OPEN_TIME]) - timedelta(days=live_days)
         cut = cut.replace(hour=0, minute=0, second=0, microsecond=0)
     return cut, bars[bars[:, OPEN_TIME] >= cut.timestamp()]
 

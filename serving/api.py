@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipelines.contracts import Decision, Floats
 from pipelines.errors import BellwetherError, InputError, UnknownName
 from pipelines.settings import Settings, settings
+from serving.page import page
 
 MAX_BARS = 2000
 MAX_SYMBOLS = 256
@@ -228,10 +229,13 @@ def write_key(where: Settings) -> str:
 
 
 class Guard:
-    """ASGI middleware: bearer key on `writes`, a body limit, GET for `reads`, validation errors in our own words."""
+    """ASGI middleware: bearer key on `writes`, a body limit, GET for `reads`, our own page, errors in our own words."""
 
-    def __init__(self, app: ASGIApp, writes: tuple[str, ...] = (), reads: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, app: ASGIApp, title: str, text: str, writes: tuple[str, ...] = (), reads: tuple[str, ...] = ()
+    ) -> None:
         self._app, self._writes, self._reads = app, writes, reads
+        self._page = page(title, text)
         self._key = write_key(settings()).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -241,6 +245,9 @@ class Guard:
         refusal = self._refusal(scope)
         if refusal is not None:
             await refusal(scope, receive, send)
+            return
+        if scope["method"] == "GET" and scope["path"] == "/":
+            await self._page(scope, receive, send)
             return
         if scope["method"] == "GET" and scope["path"] in self._reads:
             scope = {**scope, "method": "POST"}  # BentoML routes POST only

@@ -290,5 +290,10 @@ def _described(symbol: Symbol) -> dict[str, Any]:
 
 
 DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
-    Guard, writes=("/observe", "/outcome"), reads=("/models", "/status", "/ready")
+    Guard,
+    title="Bellwether decisions",
+    text="Show it closed bars, ask for a decision. Every answer says why, and is durable before it leaves. "
+    "observe and outcome write: send Authorization: Bearer <key> (artifacts/write_key).",
+    writes=("/observe", "/outcome"),
+    reads=("/models", "/status", "/ready"),
 )

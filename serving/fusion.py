@@ -13,6 +13,7 @@ from pipelines.contracts import CATEGORIES, REGIMES, Floats
 from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import FusionParams
 
+TRENDING, RANGING, VOLATILE, QUIET = (float(code) for code in range(len(REGIMES)))
 VOICES = (*CATEGORIES, "traditional")
 N_VOICES = len(VOICES)
 TRADITIONAL = N_VOICES - 1
@@ -31,13 +32,29 @@ def rule_regime(volatility_percentile: npt.ArrayLike, adx: npt.ArrayLike, trend_
     VOLATILE above the 0.8 percentile of trailing volatility, QUIET under 0.2, else TRENDING from ADX 25 (Wilder 1978),
     else RANGING. trend_sign (−1, 0, 1) does not choose the regime: it chooses bull or bear in the limit table.
     """
-    percentile, strength, sign = np.broadcast_arrays(
-        np.asarray(volatility_percentile, float), np.asarray(adx, float), np.asarray(trend_sign, float)
-    )
-    known = ~np.isnan(percentile + strength + sign)
-    conditions = [~known, percentile > 0.8, percentile < 0.2, strength >= 25.0]
-    codes = [np.nan, float(REGIMES.index("VOLATILE")), float(REGIMES.index("QUIET")), float(REGIMES.index("TRENDING"))]
-    return np.asarray(np.select(conditions, codes, default=float(REGIMES.index("RANGING"))), dtype=np.float64)
+    if isinstance(volatility_percentile, float) and isinstance(adx, float) and isinstance(trend_sign, float):
+        return np.float64(_rule_regime(volatility_percentile, adx, trend_sign))
+    inputs = np.broadcast_arrays(*(np.asarray(x, float) for x in (volatility_percentile, adx, trend_sign)))
+    codes = np.empty(inputs[0].shape)
+    _rule_regimes(*(x.ravel() for x in inputs), codes.ravel())
+    return codes
+
+
+@kernel
+def _rule_regime(percentile, adx, sign):  # type: ignore[no-untyped-def]
+    if percentile + adx + sign != percentile + adx + sign:
+        return np.nan
+    if percentile > 0.8:
+        return VOLATILE
+    if percentile < 0.2:
+        return QUIET
+    return TRENDING if adx >= 25.0 else RANGING
+
+
+@kernel
+def _rule_regimes(percentiles, adx, signs, codes):  # type: ignore[no-untyped-def]
+    for i in range(codes.shape[0]):
+        codes[i] = _rule_regime(percentiles[i], adx[i], signs[i])
 
 
 def regime_weights(fusion: FusionParams, regime: str | None) -> dict[str, float]:

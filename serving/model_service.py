@@ -126,4 +126,9 @@ def _nullable(values: Floats) -> list[float | None]:
     return [value if np.isfinite(value) else None for value in values.tolist()]
 
 
-ModelService.add_asgi_middleware(Guard, reads=("/models", "/ready"))  # type: ignore[attr-defined]
+ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
+    Guard,
+    title="Bellwether models",
+    text="Raw predictions of what is served, champion and challenger, from the same verified bundles that decide.",
+    reads=("/models", "/ready"),
+)

@@ -9,12 +9,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import FAMILIES, Floats, Predictions
+from pipelines.contracts import FAMILIES, Floats, Ints, Predictions
 from pipelines.errors import BundleError, StateError
 from pipelines.models.runtime import TabularModel, check_golden, load_bundle
 
@@ -84,12 +85,14 @@ class Snapshot:
 def _select(rows: Floats, have: tuple[str, ...], want: tuple[str, ...]) -> Floats:
     if have == want:
         return rows
+    widened = np.concatenate([rows, np.full((len(rows), 1), np.nan)], axis=1)  # its last column is what is missing
+    return widened[:, _places(have, want)]
+
+
+@cache
+def _places(have: tuple[str, ...], want: tuple[str, ...]) -> Ints:
     at = {name: j for j, name in enumerate(have)}
-    picked = np.full((len(rows), len(want)), np.nan)
-    for j, name in enumerate(want):
-        if name in at:
-            picked[:, j] = rows[:, at[name]]
-    return picked
+    return np.array([at.get(name, len(have)) for name in want])
 
 
 def write_generation(

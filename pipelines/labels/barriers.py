@@ -48,7 +48,11 @@ def first_touch(bars, start, direction, target, stop, end_time):  # type: ignore
                 return i, TARGET, target
     if last < 0:
         return start, UNRESOLVED, np.nan
-    step = bars[1, OPEN_TIME] - bars[0, OPEN_TIME] if n > 1 else 0.0
+    step = (
+        np.inf if n > 1 else 0.0
+    )  # length of a base bar: the least distance near the end, since a gap may lie anywhere
+    for i in range(max(1, last - 8), min(n, last + 9)):
+        step = min(step, bars[i, OPEN_TIME] - bars[i - 1, OPEN_TIME])
     if last + 1 < n or bars[last, OPEN_TIME] + step >= end_time:
         return last, TIME, bars[last, CLOSE]
     return last, UNRESOLVED, np.nan

@@ -34,7 +34,9 @@ def raw(model: xgboost.XGBClassifier, rows: Floats) -> Floats:
 
 
 def to_onnx(model: xgboost.XGBClassifier, width: int) -> bytes:
-    exported = convert_xgboost(model, initial_types=[("rows", FloatTensorType([None, width]))], target_opset=15)
+    # a name of our own: the converter's default is random, and the same model must give the same bytes
+    rows = [("rows", FloatTensorType([None, width]))]
+    exported = convert_xgboost(model, name="validator", initial_types=rows, target_opset=15)
     return bytes(exported.SerializeToString())
 
 

@@ -4,10 +4,12 @@ Everything here looks at one row at a time, so a live row gives what the same ro
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.compiled import kernel
 from pipelines.contracts import Floats, Ints
 from pipelines.errors import BadShape
 from pipelines.features.catalog import FEATURES
@@ -15,6 +17,7 @@ from pipelines.features.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 
 TRADITIONAL = ("consensus",)
+_ATR = FEATURES.index["atr_14"]
 _ROW = np.array([FEATURES.index[name] for name in VALIDATOR_COLUMNS])
 _SIDED = np.array([name in SIDED_COLUMNS for name in VALIDATOR_COLUMNS])
 
@@ -70,13 +73,32 @@ def _events(features: Floats, signals: Floats, names: tuple[str, ...]) -> Events
             f"features {features.shape} and signals {signals.shape}, wanted (n, {len(FEATURES.columns)}) and "
             f"(n, {len(SIGNALS.columns)}) of the same bars"
         )
-    sides = np.nan_to_num(signals[:, [SIGNALS.index[f"{name}.direction"] for name in names]], nan=0.0)
-    atr = features[:, FEATURES.index["atr_14"]]
-    agreed = np.abs(sides.sum(axis=1)) == np.abs(sides).sum(axis=1)
-    index = np.flatnonzero(agreed & (sides != 0.0).any(axis=1) & (atr > 0.0)).astype(np.int64)
-    return Events(
-        index=index,
-        direction=np.sign(sides[index].sum(axis=1)).astype(np.int64),
-        kind=np.array(names)[np.argmax(sides[index] != 0.0, axis=1)],
-        atr=atr[index],
-    )
+    side_columns, kinds = _columns(names)
+    found = np.empty((2, len(features)), np.int64)
+    direction = np.empty(len(features), np.int64)
+    m = _find(features, signals, side_columns, _ATR, found[0], found[1], direction)
+    index = found[0, :m]
+    return Events(index=index, direction=direction[:m], kind=kinds[found[1, :m]], atr=features[index, _ATR])
+
+
+@cache
+def _columns(names: tuple[str, ...]) -> tuple[Ints, npt.NDArray[np.str_]]:
+    return np.array([SIGNALS.index[f"{name}.direction"] for name in names], dtype=np.int64), np.array(names)
+
+
+@kernel
+def _find(features, signals, sides, atr, index, first, direction):  # type: ignore[no-untyped-def]
+    m = 0
+    for i in range(signals.shape[0]):
+        total, said, kind = 0.0, 0.0, -1
+        for k in range(sides.shape[0]):
+            side = signals[i, sides[k]]
+            if side == side and side != 0.0:
+                total += side
+                said += abs(side)
+                if kind < 0:
+                    kind = k
+        if kind >= 0 and abs(total) == said and features[i, atr] > 0.0:
+            index[m], first[m], direction[m] = i, kind, np.sign(total)
+            m += 1
+    return m

@@ -170,7 +170,7 @@ def hit_rate(hits: int, n: int) -> Estimate:
     p, z2 = hits / n, _Z * _Z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z / (1 + z2 / n) * float(np.sqrt(p * (1 - p) / n + z2 / (4 * n * n)))
-    return Estimate(p, centre - half, centre + half, n)
+    return Estimate(p, max(centre - half, 0.0), min(centre + half, 1.0), n)
 
 
 def _seal(folder: Path, meta: Mapping[str, Any]) -> str:

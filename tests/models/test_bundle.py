@@ -52,6 +52,10 @@ def test_the_export_says_what_the_native_model_says(bundle, market, native):
     assert check_golden(model) == 0.0
 
 
+def test_the_same_model_exports_to_the_same_bytes(native):
+    assert VALIDATOR.to_onnx(native, 6) == VALIDATOR.to_onnx(native, 6)
+
+
 def test_a_calibrated_probability_is_close_to_the_truth_and_above_its_lower_bound(bundle, market):
     rows, _, truth = market
     answer = load_bundle(*bundle).predict(rows[1500:])

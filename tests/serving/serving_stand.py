@@ -69,7 +69,7 @@ def make_bundle(bundles: Path, columns: tuple[str, ...], rows: Floats, bias: flo
         onnx=onnx_bytes(len(columns), bias),
         calibration=Calibration(1.0, 0.0, np.eye(2) * 1e-6),
         novelty=novelty,
-        schema={"columns": list(columns), "dropped": {}},
+        schema={"columns": list(columns), "dropped": {}, "symbol": SYMBOL, "decision_timeframe": "15m"},
         card="# test model\n",
         rows=rows,
     )

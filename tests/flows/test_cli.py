@@ -1,0 +1,65 @@
+"""The command line before anything runs: what it refuses at once, without starting a server or writing a file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.settings import ROOT
+
+COMMAND = Path(sys.executable).with_name("bellwether")
+
+
+def bellwether(home, *words):
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_") and k != "CI"}
+    return subprocess.run([COMMAND, *words], cwd=ROOT, env={**outside, "BELLWETHER_HOME": str(home)},
+                          capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "says", "remedy"),
+    [
+        (["--source", "pigeon"], "UnknownName", "no market source 'pigeon'", "known: simulator, files"),
+        (["--source", "files"], "BadValues", "needs a path", "--path"),
+        (["--source", "files", "--path", "no[such].parquet", "--symbol", "BTC/USDT"], "UnreadableFile",
+         "no[such].parquet: no such file", "Check the path"),
+        (["--source", "files", "--path", "README.md", "--symbol", "BTC/USDT"], "UnreadableFile", "cannot read .md", ".zip"),
+        (["--symbol", "B T C"], "UnknownName", "B T C", "BTC/USDT"),
+        (["--symbol", "DOGE/USDT"], "UnknownName", "no DOGE/USDT", "set simulator.symbol"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_one_line_at_once_and_nothing_is_started_or_written(tmp_path, words, kind, says, remedy):
+    done = bellwether(tmp_path / "home", "run", "--once", *words)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"{kind}: ")
+    assert says in done.stderr
+    assert remedy in done.stderr
+    assert not (tmp_path / "home" / "run").exists()
+    assert not (tmp_path / "home" / "logs").exists()
+
+
+def test_status_of_an_empty_installation_answers_and_starts_nothing(tmp_path):
+    done = bellwether(tmp_path / "home", "status", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert set(told["families"]) == {"validator", "pattern", "regime", "predictor"}
+    assert all(held is None for slots in told["families"].values() for held in slots.values())
+    assert (told["tier"], told["data_hash"], told["alarms"]) == (None, None, [])
+
+
+def test_a_naive_moment_is_refused_with_the_way_to_write_it(tmp_path):
+    done = bellwether(tmp_path / "home", "decide", "SIM/USDT", "--as-of", "2025-01-01T00:00:00")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "2025-01-01T00:00:00+00:00 for UTC" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["lineage"], ["lineage", "nobody"], ["decide"], ["drift"], ["retrain"]])
+def test_before_the_first_turn_every_command_says_what_to_run(tmp_path, words):
+    done = bellwether(tmp_path / "home", *words)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "bellwether" in done.stderr

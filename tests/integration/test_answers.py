@@ -1,0 +1,80 @@
+"""What the commands answer about a turn: lineage without a gap, JSON to work on, and status with every server down."""
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+
+import pytest
+from live_stack import environment
+
+from flows.lineage import trace
+from pipelines.models.runtime import sha256
+
+pytestmark = pytest.mark.stack
+
+
+@pytest.fixture(scope="module")
+def emitted(stack):
+    return stack.store.decisions(emitted_only=True, last=1)[0]
+
+
+def test_the_lineage_of_an_emitted_decision_is_whole(stack, emitted):
+    chain = stack.json("lineage", emitted.decision.id)
+    assert chain["broken"] == []
+    links, line = chain["links"], stack.store.promotions("validator")[0]
+    assert links["feature_bytes_sha256"] == sha256(emitted.features)
+    assert links["validator.champion.digest"] == line.digest
+    assert links["validator.champion.run_id"] == line.run_id
+    assert links["validator.champion.git_commit"] == line.git_commit
+    assert links["validator.champion.data_hash"] == line.data_hash
+    assert stack.site.tracking.metrics(line.run_id)
+
+
+def test_a_lost_bundle_and_a_lost_data_version_are_named(stack, emitted):
+    said = emitted.decision.models["champion"]
+    for lost in (stack.settings.bundles / said["digest"], stack.site.versions / said["data_hash"]):
+        aside = lost.with_name(f"{lost.name}.aside")
+        lost.rename(aside)
+        try:
+            assert any(lost.name in gap for gap in trace(stack.site, emitted.decision.id)["broken"])
+        finally:
+            aside.rename(lost)
+    assert trace(stack.site, emitted.decision.id)["broken"] == []
+
+
+def test_decide_answers_json_with_reasons_and_lineage(stack):
+    decision = stack.json("decide")
+    assert decision["symbol"] == "SIM/USDT"
+    assert decision["reasons"] or decision["action"] != "NO_TRADE"
+    assert trace(stack.site, decision["id"])["broken"] == []
+
+
+def test_drift_answers_json_and_asks_for_no_second_retrain(stack):
+    before = stack.store.retrain_requests("validator")
+    found = stack.json("drift")
+    assert found.keys() >= {"resolved", "told", "report", "reasons"}
+    assert stack.store.retrain_requests("validator") == before
+
+
+def test_doctor_answers_json_and_finds_this_installation_sound(stack):
+    findings = {finding["name"]: finding for finding in stack.json("doctor")}
+    assert findings[f"port {stack.settings.mlflow_port}"]["detail"] == "mlflow is up"
+    assert all(finding["state"] != "fail" for finding in findings.values())
+
+
+def test_status_answers_from_stored_state_when_every_server_is_down(stack, tmp_path):
+    """The same stored state in another place, with ports nobody listens on."""
+    with (
+        closing(sqlite3.connect(stack.settings.home / "store.db")) as live,
+        closing(sqlite3.connect(tmp_path / "store.db")) as copy,
+    ):
+        live.backup(copy)
+    (tmp_path / "workspace" / "artifacts").mkdir(parents=True)
+    shutil.copy(stack.settings.workspace / "data.dvc", tmp_path / "workspace")
+    shutil.copytree(stack.settings.workspace / "artifacts" / "evaluation", tmp_path / "workspace/artifacts/evaluation")
+    done = stack.cli("status", "--json", env=environment(tmp_path))
+    assert done.returncode == 0, done.stderr
+    told, live = json.loads(done.stdout), stack.json("status")
+    assert {name: told[name] for name in told if name != "services"} == {n: live[n] for n in live if n != "services"}
+    assert {service["state"] for service in told["services"].values()} == {"down"}

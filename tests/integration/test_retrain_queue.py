@@ -1,0 +1,37 @@
+"""Y5 on the real queue: one retrain at a time, and none within the cool-down of the last."""
+
+from datetime import timedelta
+
+import pytest
+
+from flows.site import now
+
+pytestmark = pytest.mark.stack
+
+
+def versions(stack):
+    return [version.version for version in stack.site.tracking.versions("validator")]
+
+
+def test_within_the_cool_down_a_second_retrain_starts_nothing_and_says_until_when(stack):
+    before, requests = versions(stack), stack.store.retrain_requests("validator")
+    done = stack.cli("retrain", "--json")
+    assert (done.returncode, '"version": null' in done.stdout) == (0, True)
+    assert "cooling down until" in done.stderr
+    assert versions(stack) == before
+    assert stack.store.retrain_requests("validator") == requests
+
+
+def test_while_one_is_running_even_a_forced_one_starts_nothing(stack):
+    before = versions(stack)
+    asked = stack.store.request_retrain("validator", "test", now(), timedelta(0))
+    assert asked.state == "queued"
+    running = stack.store.claim_retrain("somebody else", now(), timedelta(minutes=5), "validator")
+    try:
+        done = stack.cli("retrain", "--force", "--json")
+        assert (done.returncode, '"version": null' in done.stdout) == (0, True)
+        assert f"duplicate): request {running.id} is running" in done.stderr.replace("\n", " ")
+    finally:
+        stack.store.finish_retrain(running.id, "somebody else", now(), False, "test")
+    assert versions(stack) == before
+    assert [r.id for r in stack.store.retrain_requests("validator")][0] == running.id

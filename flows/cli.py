@@ -47,6 +47,16 @@ def connect() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
+def need(*names: str) -> None:
+    """Raise ServiceDown, with the way to start it, if one of these services does not answer."""
+    from flows import supervisor
+
+    found = supervisor.services(settings())
+    for name in names:
+        if found[name]["state"] != "up":
+            raise ServiceDown(f"{name} does not answer at {found[name]['url']}. Start it with `bellwether up`.")
+
+
 @app.command()
 def up(as_json: AsJson = False) -> None:
     """Start MLflow, Prefect, the flows, the two BentoML services and the Evidently UI."""
@@ -375,11 +385,13 @@ def rollback(
 @app.command()
 def drift(symbol: str | None = None, as_json: AsJson = False) -> None:
     """Resolve outcomes, look for drift, write the Evidently report, and ask for a retrain if there is reason."""
-    from flows.monitor import monitor
     from flows.progress import shown
     from flows.site import open_site
 
     name = symbol or open_site().manifest()["symbol"]
+    need("mlflow", "prefect")
+    from flows.monitor import monitor
+
     with shown(err):
         found = monitor(name)
     emit(found) if as_json else out.print(f"drift: {found['told']}\nreport: {found['report']}")
@@ -394,6 +406,8 @@ def retrain(
 ) -> None:
     """A new challenger from everything seen so far; the gate decides what becomes of it."""
     from flows.progress import shown
+
+    need("mlflow", "prefect")
     from flows.retrain import retrain as retrain_flow
 
     with shown(err):

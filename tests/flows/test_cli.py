@@ -15,7 +15,8 @@ COMMAND = Path(sys.executable).with_name("bellwether")
 
 def bellwether(home, *words):
     outside = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_") and k != "CI"}
-    return subprocess.run([COMMAND, *words], cwd=ROOT, env={**outside, "BELLWETHER_HOME": str(home)},
+    nowhere = {f"BELLWETHER_{name}_PORT": "9" for name in ("MLFLOW", "PREFECT", "DECISION", "MODEL", "EVIDENTLY")}
+    return subprocess.run([COMMAND, *words], cwd=ROOT, env={**outside, **nowhere, "BELLWETHER_HOME": str(home)},
                           capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
 
 
@@ -57,9 +58,20 @@ def test_a_naive_moment_is_refused_with_the_way_to_write_it(tmp_path):
     assert "2025-01-01T00:00:00+00:00 for UTC" in done.stderr
 
 
-@pytest.mark.parametrize("words", [["lineage"], ["lineage", "nobody"], ["decide"], ["drift"], ["retrain"]])
-def test_before_the_first_turn_every_command_says_what_to_run(tmp_path, words):
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["lineage"], "bellwether run --once"),
+        (["lineage", "nobody"], "bellwether decide"),
+        (["decide"], "bellwether run --once"),
+        (["drift"], "bellwether run --once"),
+        (["retrain"], "bellwether up"),
+        (["promote", "validator", "1"], "bellwether up"),
+        (["rollback", "validator"], "bellwether promote"),
+    ],
+)
+def test_before_the_first_turn_every_command_says_what_to_run(tmp_path, words, remedy):
     done = bellwether(tmp_path / "home", *words)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "bellwether" in done.stderr
+    assert f"`{remedy}" in done.stderr

@@ -9,8 +9,9 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +65,14 @@ def until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
 def repository() -> set[str]:
     status = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(status.stdout.splitlines())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """MLflow warns while it is imported, logs and loads; that is not what these tests are about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @dataclass
@@ -152,10 +161,10 @@ def served_or_ended(process: subprocess.Popen[bytes], log: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
-    """After one whole turn, still serving. At the end Ctrl-C must leave nothing behind: no process, no change in git."""
+    """After one whole turn, still serving. At the end Ctrl-C must leave no process behind and git as it was."""
     if "ITEST_DEV" in os.environ:  # DEV
         dev = {"MLFLOW": 15000, "PREFECT": 14200, "DECISION": 13000, "MODEL": 13001, "EVIDENTLY": 18000}  # DEV
-        env = {**environment(Path("/tmp/itest/home")), **{f"BELLWETHER_{k}_PORT": str(v) for k, v in dev.items()}}  # DEV
+        env = environment(Path("/tmp/itest/home")) | {f"BELLWETHER_{k}_PORT": str(v) for k, v in dev.items()}  # DEV
         yield Stack(env, Path("/tmp/itest/log"))  # DEV
         return  # DEV
     folder = tmp_path_factory.mktemp("stack")
@@ -163,8 +172,9 @@ def stack(tmp_path_factory):
     running = Stack(environment(folder / "home"), folder / "run.log")
     with running.log.open("w") as output:
         process = subprocess.Popen(
-            [COMMAND, "run"], cwd=ROOT, env=running.env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            [COMMAND, "run"], cwd=ROOT, env=running.env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
+        )  # fmt: skip
     try:
         deadline = time.monotonic() + TURN_SECONDS
         while not served_or_ended(process, running.log):
@@ -201,15 +211,16 @@ def second(stack):
 
 
 def register_again(site: Site, original: Version, evidence: dict[str, Any]) -> str:
-    made = site.tracking.log_candidate(
-        original.family,
-        site.settings.bundles / original.digest,
-        params={},
-        metrics=site.tracking.metrics(original.run_id),
-        files=[],
-        tags={name: value for name, value in original.tags.items() if name not in ("gate_verdict", "trials")},
-        title="",
-    )
+    with quiet():
+        made = site.tracking.log_candidate(
+            original.family,
+            site.settings.bundles / original.digest,
+            params={},
+            metrics=site.tracking.metrics(original.run_id),
+            files=[],
+            tags={name: value for name, value in original.tags.items() if name not in ("gate_verdict", "trials")},
+            title="",
+        )
     checks = tuple(Check(**check) for check in evidence["checks"])
     verdict = Verdict(original.family, evidence["passed"], checks, tuple(evidence["reasons"]))
     promotion.challenge(site, made, verdict, actor="gate")

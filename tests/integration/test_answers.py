@@ -32,8 +32,8 @@ def test_the_lineage_of_an_emitted_decision_is_whole(stack, emitted):
 
 
 def test_a_lost_bundle_and_a_lost_data_version_are_named(stack, emitted):
-    said = emitted.decision.models["champion"]
-    for lost in (stack.settings.bundles / said["digest"], stack.site.versions / said["data_hash"]):
+    line = stack.store.promotions("validator")[0]
+    for lost in (stack.settings.bundles / line.digest, stack.site.versions / line.data_hash):
         aside = lost.with_name(f"{lost.name}.aside")
         lost.rename(aside)
         try:

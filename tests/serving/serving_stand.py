@@ -56,7 +56,9 @@ def onnx_bytes(width: int, bias: float = 0.1) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def make_bundle(bundles: Path, columns: tuple[str, ...], rows: Floats, bias: float = 0.1) -> str:
+def make_bundle(
+    bundles: Path, columns: tuple[str, ...], rows: Floats, bias: float = 0.1, symbol: str = SYMBOL
+) -> str:
     """Write a real bundle under its digest; returns the digest."""
     from pipelines.models.export import write_bundle
     from pipelines.models.runtime import Calibration, Novelty
@@ -69,7 +71,7 @@ def make_bundle(bundles: Path, columns: tuple[str, ...], rows: Floats, bias: flo
         onnx=onnx_bytes(len(columns), bias),
         calibration=Calibration(1.0, 0.0, np.eye(2) * 1e-6),
         novelty=novelty,
-        schema={"columns": list(columns), "dropped": {}, "symbol": SYMBOL, "decision_timeframe": "15m"},
+        schema={"columns": list(columns), "dropped": {}, "symbol": symbol, "decision_timeframe": "15m"},
         card="# test model\n",
         rows=rows,
     )

@@ -99,7 +99,7 @@ def client(stand, tmp_path_factory):
 def served(client):
     """A champion and a challenger that was refused, whatever test runs first."""
     answer = client.http.get("/models").json()["families"]["validator"]
-    if answer["champion"] is None:
+    if (answer["champion"] or {}).get("version") != "1":
         client.serve(told("1", client.champion), told("2", client.challenger, "refused"))
     return client
 
@@ -126,6 +126,16 @@ def test_with_a_warm_start_but_no_champion_the_traditional_tier_decides(client):
     assert decision["models"]["challenger"]["verdict"] == "refused"
     assert any(reason.startswith("TIER_3: no validator champion") for reason in decision["reasons"])
     assert client.http.get("/readyz").status_code == 200
+
+
+def test_a_champion_of_another_market_does_not_speak_of_this_one(client):
+    stand = client.stand
+    foreign = make_bundle(client.home / "bundles", stand.columns, stand.rows, bias=0.3, symbol="BTC/USDT")
+    client.serve(told("7", foreign), None)
+    decision = client.decide()
+    assert decision["tier"] == 3
+    assert decision["models"]["champion"]["p"] is None
+    assert any("TRAINED_ON:BTC/USDT 15m" in reason for reason in decision["reasons"])
 
 
 def test_every_decision_names_its_models_and_lineage_and_is_in_the_ledger_with_its_bytes(served):

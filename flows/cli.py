@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from datetime import datetime
@@ -107,6 +108,7 @@ def run(
         source, path, name, load_params(settings().params_file).simulator
     )  # a wrong path or name is said now, not after the servers are up
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops us stops what we started
     began = time.monotonic()
     ours = any(s["state"] == "down" for s in supervisor.services(settings()).values())
     try:
@@ -350,6 +352,7 @@ def promote(
     from flows import promotion
     from flows.site import open_site
 
+    need("mlflow")
     site = open_site()
     if dry_run:
         wanted = site.tracking.version(family, version)

@@ -71,4 +71,5 @@ def deployments() -> list[Any]:
 if __name__ == "__main__":
     supervisor.await_healthy(settings(), ["prefect"])  # registering needs the server
     # schedules stay as a person left them: stopping this process does not pause them
-    serve(*deployments(), limit=2, print_starting_message=False, pause_on_shutdown=False)
+    # a promotion that waits for a person keeps its place, so there are more places than processors
+    serve(*deployments(), limit=8, print_starting_message=False, pause_on_shutdown=False)

@@ -79,14 +79,14 @@ def test_a_drift_date_after_the_last_bar_is_no_drift():
     assert made(drift_after_live_days=14).truth.drift_time is None
 
 
-def test_drift_doubles_volatility_widens_the_taker_share_and_turns_the_edge():
+def test_drift_trebles_volatility_widens_the_taker_share_and_turns_the_edge():
     drifted, stationary = made(), made(drift_after_live_days=None)
     after = slice(47 * DAY, None)
     move = [np.diff(np.log(m.bars[after, CLOSE])).std() for m in (drifted, stationary)]
     share = [(m.bars[after, TAKER_BUY] / m.bars[after, VOLUME]).std() for m in (drifted, stationary)]
-    assert move[0] / move[1] == pytest.approx(2.0, rel=0.02)
+    assert move[0] / move[1] == pytest.approx(DESIGN.drift_vol, rel=0.02)
     assert 1.5 < share[0] / share[1] < 2.0  # clipped shares cannot double
-    np.testing.assert_allclose(drifted.truth.drift[after], -2 * stationary.truth.drift[after])
+    np.testing.assert_allclose(drifted.truth.drift[after], -DESIGN.drift_vol * stationary.truth.drift[after])
 
 
 def test_regimes_come_with_their_volatility_and_stay_for_hours():

@@ -20,7 +20,9 @@ def site(tmp_path):
 
 def recorded(folder, days):
     opened = pd.date_range("2024-01-01", periods=96 * days, freq="15min", tz="UTC")
-    frame = pd.DataFrame({"open_time": opened, "open": 100.0, "high": 101.0, "low": 99.0, "close": 100.0, "volume": 1.0})
+    frame = pd.DataFrame(
+        {"open_time": opened, "open": 100.0, "high": 101.0, "low": 99.0, "close": 100.0, "volume": 1.0}
+    )
     frame.to_parquet(folder / "bars.parquet")
     return str(folder / "bars.parquet")
 

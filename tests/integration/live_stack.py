@@ -142,6 +142,7 @@ class Stack:
 
     def wait(self, run_id: str, *states: str) -> dict[str, Any]:
         """Until a flow run is in one of these states (its type, as COMPLETED)."""
+
         def there() -> dict[str, Any] | None:
             run: dict[str, Any] = self.prefect(f"flow_runs/{run_id}")
             assert run["state_type"] in states or run["state_type"] not in ("FAILED", "CRASHED"), run["state"]
@@ -162,19 +163,19 @@ def served_or_ended(process: subprocess.Popen[bytes], log: Path) -> bool:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
     """After one whole turn, still serving. At the end Ctrl-C must leave no process behind and git as it was."""
-    if "ITEST_DEV" in os.environ:  # DEV
-        dev = {"MLFLOW": 15000, "PREFECT": 14200, "DECISION": 13000, "MODEL": 13001, "EVIDENTLY": 18000}  # DEV
-        env = environment(Path("/tmp/itest/home")) | {f"BELLWETHER_{k}_PORT": str(v) for k, v in dev.items()}  # DEV
-        yield Stack(env, Path("/tmp/itest/log"))  # DEV
-        return  # DEV
     folder = tmp_path_factory.mktemp("stack")
     before = repository()
     running = Stack(environment(folder / "home"), folder / "run.log")
     with running.log.open("w") as output:
         process = subprocess.Popen(
-            [COMMAND, "run"], cwd=ROOT, env=running.env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            [COMMAND, "run"],
+            cwd=ROOT,
+            env=running.env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
-        )  # fmt: skip
+        )
     try:
         deadline = time.monotonic() + TURN_SECONDS
         while not served_or_ended(process, running.log):
@@ -184,7 +185,8 @@ def stack(tmp_path_factory):
         yield running
         process.send_signal(signal.SIGINT)
         assert process.wait(STOP_SECONDS) == 0, running.log.read_text()[-3000:]
-        assert supervisor.members(running.settings) == []
+        left = [process.cmdline() for process in supervisor.members(running.settings)]
+        assert left == [], f"still running: {left}"
         assert repository() - before == set()
     finally:
         if process.poll() is None:

@@ -1,4 +1,4 @@
-"""Bad input over HTTP and on the command line: a clear error that names field and remedy, and nothing stored is lost."""
+"""Bad input over HTTP and on the command line: a clear error naming field and remedy, and nothing stored is lost."""
 
 import json
 import os
@@ -123,5 +123,5 @@ def test_a_broken_file_is_one_clear_line(answers, name, kind, field, remedy):
 def test_broken_files_change_nothing_that_is_stored_or_served(stack, answers):
     (before, counts), after = answers[0], stack.json("status")
     assert stack.counts() == counts
-    assert [after[k] for k in ("families", "data_hash", "tier")] == [before[k] for k in ("families", "data_hash", "tier")]
+    assert all(after[name] == before[name] for name in ("families", "data_hash", "tier"))
     assert all(service["state"] == "up" for service in after["services"].values())

@@ -104,28 +104,30 @@ def run(
     from pipelines.data.sources import check_request, normalise_symbol
 
     name = normalise_symbol(symbol) if symbol else None
-    check_request(
-        source, path, name, load_params(settings().params_file).simulator
-    )  # a wrong path or name is said now, not after the servers are up
+    # a wrong path or name is said now, not after the servers are up
+    check_request(source, path, name, load_params(settings().params_file).simulator)
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops us stops what we started
     began = time.monotonic()
     ours = any(s["state"] == "down" for s in supervisor.services(settings()).values())
+    console, turned = err if as_json else out, False
     try:
         start(as_json)
         from flows.lifecycle import lifecycle
 
-        console = err if as_json else out
         with shown(console):
             turn = lifecycle(source=source, symbol=name, path=str(path.resolve()) if path else None)
         result = {**summary(turn), "seconds": round(time.monotonic() - began, 1)}
         emit(result) if as_json else show_turn(result)
+        turned = True
         if not once:
-            out.print("Serving. Ctrl-C stops everything.")
+            console.print("Serving. Ctrl-C stops everything.")
             while True:
                 time.sleep(1)
     except KeyboardInterrupt:
-        out.print("Stopping.")
+        console.print("Stopping.")
+        if not turned:
+            raise typer.Exit(130) from None
     finally:
         if ours:
             let_go_of_prefect()
@@ -169,7 +171,7 @@ def show_turn(result: dict[str, Any]) -> None:
     figures = result.get("figures") or {}
     if figures:
         table(
-            f"validator on {result['symbol']}: what it scored",
+            f"validator version {figures['version']} ({figures['arm']}): what it scored on {result['symbol']}",
             ["figure", "value", "95 % interval", "n"],
             figures["rows"],
         )
@@ -225,35 +227,16 @@ def stored_status() -> dict[str, Any]:
 
 
 def scored(site: Any) -> dict[str, Any] | None:
-    """The newest evaluation of the validator as table rows, None before the first."""
-    path = site.workspace / "artifacts" / "evaluation" / "validator.json"
-    if not path.is_file():
+    """What the champion (without one: the newest candidate) scored when it was judged; None before the first."""
+    from flows import promotion
+
+    slots = promotion.slots_of(site.store, "validator")
+    held = slots.champion or slots.challenger
+    if held is None:
         return None
-    figures = json.loads(path.read_text())
-    cost = figures["cost_bps"]
-
-    def row(name: str, e: dict[str, Any], digits: int = 4) -> list[Any]:
-        known = e["low"] is not None and e["high"] is not None
-        interval = f"[{e['low']:.{digits}f}, {e['high']:.{digits}f}]" if known else "too few"
-        return [name, f"{e['value']:.{digits}f}", interval, f"{e['n']:,}"]
-
-    own = figures["rivals"]["model"]
-    chosen = own["selective"]["20%"]
-    rows = [row("AUC", own["auc"], 3), row("log loss", own["log_loss"])]
-    rows += [row(f"log loss gain over {k.replace('_', ' ')}", v) for k, v in figures["log_loss_gain_over"].items()]
-    rows += [
-        row("hit rate, most confident 20 %", chosen["hit_rate"], 3),
-        row("lift over every signal, bps (20 %)", chosen["lift_bps"], 2),
-        row(f"net bps a trade after {cost:g} bps (20 %)", chosen["net_bps"], 2),
-        row(f"net bps, every signal, after {cost:g} bps", figures["every_signal_net_bps"], 2),
-    ]
-    traded = path.with_name("validator.backtest.json")
-    if traded.is_file():
-        told = json.loads(traded.read_text())
-        if told["net_bps"]["value"] is not None:
-            rows.append(row(f"net bps of the trades the policy took, after {cost:g} bps", told["net_bps"], 2))
-        rows.append(row("emissions a week in the backtest", told["emissions_per_week"], 1))
-    return {"rows": rows, "cost_bps": cost, "n": figures["n"]}
+    judged = promotion.verdict_line(site.store, "validator", str(held.to_version), str(held.digest))
+    arm = "champion" if slots.champion else "challenger"
+    return {"version": held.to_version, "arm": arm, "rows": judged.evidence.get("figures", []) if judged else []}
 
 
 @app.command()

@@ -15,7 +15,7 @@ from flows.promotion import challenge, fetch_bundle, publish, slots_of, verdict_
 from flows.site import Site, open_site
 from pipelines.contracts import Floats, Verdict
 from pipelines.evaluation.gates import Evidence, judge
-from pipelines.evaluation.report import flat_metrics, write_page
+from pipelines.evaluation.report import figure_rows, flat_metrics, write_page
 from pipelines.models.runtime import load_bundle
 from pipelines.training.dataset import load_dataset
 
@@ -85,7 +85,7 @@ def pass_gate(family: str, version: str) -> bool:
             "gate",
             flat_metrics(traded, "backtest."),
         )
-    challenge(site, candidate, verdict, actor="gate")
+    challenge(site, candidate, verdict, figure_rows(figures, traded), actor="gate")
     create_markdown_artifact(
         key=f"verdict-{family}", markdown=verdict_markdown(verdict, version, site.tracking.run_link(candidate.run_id))
     )
@@ -116,5 +116,5 @@ def evaluate(family: str, version: str) -> bool:
     """Gate one registered version. Whatever the verdict, it serves in shadow as challenger, and answers say so."""
     with step(f"gate: {family} version {version}"):
         passed: bool = pass_gate(family, version)
-        publish(open_site())
+        publish(open_site(), fresh=True)
     return passed

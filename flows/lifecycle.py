@@ -13,7 +13,7 @@ from flows.feed import live_tail, replay
 from flows.ingest import ingest
 from flows.monitor import monitor
 from flows.progress import say, step
-from flows.promote import promote
+from flows.promote import propose
 from flows.site import Site, now, open_site
 from flows.train import train
 from pipelines.errors import StateError
@@ -40,7 +40,7 @@ def lifecycle(
         verdicts[family] = evaluate(family, version)
         held = promotion.slots_of(site.store, family).champion
         if verdicts[family] and (held is None or held.to_version != version):
-            promote(family, version)
+            propose(family, version, reason="passed the gate")
     generation = promotion.publish(site)
     with Client(site.settings) as client:
         with step("serve: load, verify, warm up"):

@@ -1,6 +1,7 @@
 """Promote: by policy, or by a person who resumes the paused flow in the Prefect UI. Reconcile: aliases and ledger."""
 
 from prefect import flow, pause_flow_run, task
+from prefect.deployments import run_deployment
 from prefect.input import RunInput
 
 from flows import promotion
@@ -40,6 +41,16 @@ def promote(
         move_champion(family, version, actor, reason)
     say(f"{family} version {version} is champion ({actor}: {reason})")
     return True
+
+
+def propose(family: str, version: str, reason: str) -> None:
+    """After a passing verdict: promote by policy, or start the flow that waits for a person, and go on without it."""
+    if open_site().params.retrain.approval == "auto":
+        promote(family, version, reason=reason)
+        return
+    wanted = {"family": family, "version": version, "approval": "manual", "reason": reason}
+    run = run_deployment("promote/promote", parameters=wanted, timeout=0, as_subflow=False)
+    say(f"{family} version {version} waits for approval in the Prefect UI, flow run {run.name}")
 
 
 @flow(name="reconcile", log_prints=True)

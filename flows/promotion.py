@@ -19,7 +19,7 @@ from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.store import Promotion, Store
 from pipelines.tracking import Version
 from pipelines.training.warm import publish_warm_start
-from serving.slots import write_generation
+from serving.slots import read_generation, write_generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ def _line(
     )  # fmt: skip
 
 
-def challenge(site: Site, version: Version, verdict: Verdict, actor: str) -> None:
-    """Ledger the gate's verdict on a candidate and put it in the challenger slot, where it serves in shadow."""
+def challenge(site: Site, version: Version, verdict: Verdict, figures: list[list[str]], actor: str) -> None:
+    """Ledger the gate's verdict on a candidate and its figures, and put it in the challenger slot, in shadow."""
     held = slots_of(site.store, version.family).challenger
     reason = "passed the gate" if verdict.passed else "refused by the gate: " + "; ".join(verdict.reasons)
     line = _line(
@@ -73,7 +73,7 @@ def challenge(site: Site, version: Version, verdict: Verdict, actor: str) -> Non
         reason,
         held.to_version if held else None,
         verdict.passed,
-        asdict(verdict),
+        {**asdict(verdict), "figures": figures},
     )
     site.store.add_promotion(line)
     site.tracking.set_alias(version.family, "challenger", version.version)
@@ -196,16 +196,18 @@ def fetch_bundle(site: Site, version: Version) -> Path:
     return path
 
 
-def publish(site: Site) -> int:
+def publish(site: Site, fresh: bool = False) -> int:
     """Write the generation file from the ledger, so that serving follows fact. Returns the generation.
 
+    fresh  take the warm start of the newest snapshot too; otherwise the published one stays, since the build graph
+           may be rewriting its outputs right now
     One writer at a time; a second one waits its turn. Raises LeaseHeld after half a minute.
     """
     with moving(site):
-        return _publish(site)
+        return _publish(site, fresh)
 
 
-def _publish(site: Site) -> int:
+def _publish(site: Site, fresh: bool = False) -> int:
     families: dict[str, Any] = {}
     for family in FAMILIES:
         slots = slots_of(site.store, family)
@@ -213,7 +215,9 @@ def _publish(site: Site) -> int:
         for line in (slots.champion, slots.challenger):
             if line is not None and line.digest and not (site.settings.bundles / line.digest).exists():
                 fetch_bundle(site, site.tracking.version(family, str(line.to_version)))
-    return write_generation(site.settings.serving_dir, families, install_warm_start(site), now())
+    served = None if fresh else read_generation(site.settings.serving_dir)
+    warm_start = served["warm_start"] if served and served["warm_start"] else install_warm_start(site)
+    return write_generation(site.settings.serving_dir, families, warm_start, now())
 
 
 def _served(line: Promotion | None) -> dict[str, Any] | None:

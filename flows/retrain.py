@@ -7,7 +7,7 @@ from prefect import flow
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.progress import say
-from flows.promote import promote
+from flows.promote import propose
 from flows.site import holder, now, open_site
 from flows.train import train
 
@@ -36,7 +36,7 @@ def retrain(family: str = "validator", reason: str = "asked for", force: bool = 
         version: str = train([family])[family]
         passed = evaluate(family, version)
         if passed:
-            promote(family, version, reason=f"retrain: {request.reason}")
+            propose(family, version, reason=f"retrain: {request.reason}")
         done, told = True, f"version {version} {'passed' if passed else 'was refused by'} the gate"
     finally:
         # whatever happened, the request does not stay open: the next trigger may ask again

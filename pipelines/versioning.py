@@ -52,10 +52,16 @@ def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None
     _project(workspace, workspace.parent / "dvc-cache", remote)
 
 
+def _hush() -> None:
+    """DVC sets its own log level when it is imported; its everyday news is in our own progress."""
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+
+
 def _project(folder: Path, cache: Path, remote: str) -> None:
     """Make `folder` a DVC project without SCM, on our cache and remote."""
     from dvc.repo import Repo
 
+    _hush()
     if not (folder / ".dvc").exists():
         Repo.init(str(folder), no_scm=True).close()
     with Repo(str(folder)) as repo, repo.config.edit() as config:
@@ -100,7 +106,7 @@ def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
     log = workspace / "stages.log"
     log.unlink(missing_ok=True)
     os.environ["BELLWETHER_STAGE_LOG"] = str(log)
-    logging.getLogger("dvc").setLevel(logging.WARNING)  # its news of each stage is in our own progress
+    _hush()
     # stages call `python`: it has to be this one
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     try:

@@ -109,7 +109,10 @@ def write_generation(
     """
     serving_dir.mkdir(parents=True, exist_ok=True)
     file = serving_dir / GENERATION_FILE
-    generation = 1 + (json.loads(file.read_text())["generation"] if file.exists() else 0)
+    try:
+        generation = 1 + int((read_generation(serving_dir) or {"generation": 0})["generation"])
+    except StateError:  # it is being replaced; seconds since 1970 are above any number that was counted up
+        generation = int(at.timestamp())
     content = {"generation": generation, "written_at": at.isoformat(), "families": families, "warm_start": warm_start}
     _write_atomically(file, content)
     return generation

@@ -80,8 +80,33 @@ def flat_metrics(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def verdict_dict(verdict: Verdict) -> dict[str, Any]:
-    return asdict(verdict)
+def figure_rows(figures: dict[str, Any], traded: dict[str, Any]) -> list[list[str]]:
+    """[figure, value, 95 % interval, n] of a candidate, for people: beside its baselines, then what its trades made.
+
+    figures  of `summarise`; traded  of the backtest with the live policy
+    """
+
+    def row(name: str, e: dict[str, Any], digits: int = 4) -> list[str]:
+        if e["value"] is None:
+            return [name, "–", "nothing to measure", f"{e['n']:,}"]
+        known = e["low"] is not None and e["high"] is not None
+        interval = f"[{e['low']:.{digits}f}, {e['high']:.{digits}f}]" if known else "too few rows"
+        return [name, f"{e['value']:.{digits}f}", interval, f"{e['n']:,}"]
+
+    cost, own = figures["cost_bps"], figures["rivals"]["model"]
+    chosen = own["selective"]["20%"]
+    gains = figures["log_loss_gain_over"]
+    return [
+        row("AUC", own["auc"], 3),
+        row("log loss", own["log_loss"]),
+        *(row(f"log loss gain over {name.replace('_', ' ')}", gains[name]) for name in sorted(gains)),
+        row("hit rate, most confident 20 %", chosen["hit_rate"], 3),
+        row("lift over every signal, bps (20 %)", chosen["lift_bps"], 2),
+        row(f"net bps a trade after {cost:g} bps (20 %)", chosen["net_bps"], 2),
+        row(f"net bps, every signal, after {cost:g} bps", figures["every_signal_net_bps"], 2),
+        row(f"net bps of the policy's trades, after {cost:g} bps", traded["net_bps"], 2),
+        row("emissions a week in the backtest", traded["emissions_per_week"], 1),
+    ]
 
 
 def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Path, title: str) -> None:

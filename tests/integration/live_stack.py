@@ -225,6 +225,6 @@ def register_again(site: Site, original: Version, evidence: dict[str, Any]) -> s
         )
     checks = tuple(Check(**check) for check in evidence["checks"])
     verdict = Verdict(original.family, evidence["passed"], checks, tuple(evidence["reasons"]))
-    promotion.challenge(site, made, verdict, actor="gate")
+    promotion.challenge(site, made, verdict, [], actor="gate")
     promotion.publish(site)
     return made.version

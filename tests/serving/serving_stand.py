@@ -56,9 +56,7 @@ def onnx_bytes(width: int, bias: float = 0.1) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def make_bundle(
-    bundles: Path, columns: tuple[str, ...], rows: Floats, bias: float = 0.1, symbol: str = SYMBOL
-) -> str:
+def make_bundle(bundles: Path, columns: tuple[str, ...], rows: Floats, bias: float = 0.1, symbol: str = SYMBOL) -> str:
     """Write a real bundle under its digest; returns the digest."""
     from pipelines.models.export import write_bundle
     from pipelines.models.runtime import Calibration, Novelty

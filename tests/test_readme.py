@@ -1,0 +1,52 @@
+"""The README says only what is there: its commands, targets, settings, files and links."""
+
+import re
+
+import yaml
+from typer.main import get_command
+
+from flows.cli import app
+from pipelines.settings import ROOT, Settings
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_command_it_shows_exists_with_its_options():
+    known = get_command(app).commands
+    for name, rest in re.findall(r"bellwether (\w+)([^\n`|]*)", README):
+        assert name in known, name
+        options = {o for p in known[name].params for o in p.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= options, rest
+
+
+def test_every_make_target_it_shows_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"make (\w+)", README))
+    assert targets == {"run", "test", "check", "bench"}
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+
+
+def test_every_setting_and_default_port_it_names_is_real():
+    for name in re.findall(r"`BELLWETHER_([A-Z_]+)`", README):
+        assert name.lower() in Settings.model_fields, name
+    ports = [
+        Settings.model_fields[f"{n}_port"].default for n in ("mlflow", "prefect", "decision", "model", "evidently")
+    ]
+    assert ", ".join(map(str, ports)) in README
+
+
+def test_every_file_and_link_it_names_exists():
+    for path in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(
+        r"`((?:pipelines|flows|serving|docs)/[\w/.]+)`", README
+    ):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_hash_in_its_output_is_the_committed_one():
+    pointer = yaml.safe_load((ROOT / "data.dvc").read_text())["outs"][0]["md5"]
+    assert f"data {pointer[:12]}:" in README
+
+
+def test_ci_runs_the_test_command_it_shows():
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in README

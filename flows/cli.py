@@ -160,18 +160,18 @@ def summary(turn: dict[str, Any]) -> dict[str, Any]:
 
 def show_turn(result: dict[str, Any]) -> None:
     rows = [
-        [family, arm, held["version"], held["digest"][:12], held["data_hash"][:12], held["verdict"]]
+        [family, held["symbol"], arm, held["version"], held["digest"][:8], held["data_hash"][:8], held["verdict"]]
         for family, slots in result["families"].items()
         for arm, held in slots.items()
         if held
     ]
-    if not any(row[1] == "champion" for row in rows):
-        rows.insert(0, ["validator", "champion", None, None, None, "none passed: tier 3 decides"])
-    table("what is live", ["family", "arm", "version", "digest", "data", "gate"], rows)
+    if not any(row[1:3] == [result["symbol"], "champion"] for row in rows):
+        rows.insert(0, ["validator", result["symbol"], "champion", None, None, None, "none passed: tier 3"])
+    table("what is live", ["family", "market", "arm", "version", "digest", "data", "gate"], rows)
     figures = result.get("figures") or {}
     if figures:
         table(
-            f"validator version {figures['version']} ({figures['arm']}): what it scored on {result['symbol']}",
+            f"validator version {figures['version']} ({figures['arm']}): what it scored on {figures['symbol']}",
             ["figure", "value", "95 % interval", "n"],
             figures["rows"],
         )
@@ -227,16 +227,16 @@ def stored_status() -> dict[str, Any]:
 
 
 def scored(site: Any) -> dict[str, Any] | None:
-    """What the champion (without one: the newest candidate) scored when it was judged; None before the first."""
+    """What the champion of this market, or without one its newest candidate, scored when it was judged; else None."""
     from flows import promotion
 
     slots = promotion.slots_of(site.store, "validator")
-    held = slots.champion or slots.challenger
-    if held is None:
-        return None
-    judged = promotion.verdict_line(site.store, "validator", str(held.to_version), str(held.digest))
-    arm = "champion" if slots.champion else "challenger"
-    return {"version": held.to_version, "arm": arm, "rows": judged.evidence.get("figures", []) if judged else []}
+    market = site.manifest()["symbol"] if (site.workspace / "data" / "manifest.json").is_file() else None
+    for arm, held in (("champion", slots.champion), ("challenger", slots.challenger)):
+        evidence = promotion.judged(site.store, held)
+        if held is not None and evidence.get("symbol") == market:
+            return {"version": held.to_version, "arm": arm, "symbol": market, "rows": evidence["figures"]}
+    return None
 
 
 @app.command()

@@ -73,7 +73,7 @@ def challenge(site: Site, version: Version, verdict: Verdict, figures: list[list
         reason,
         held.to_version if held else None,
         verdict.passed,
-        {**asdict(verdict), "figures": figures},
+        {**asdict(verdict), "figures": figures, "symbol": version.tags.get("symbol")},
     )
     site.store.add_promotion(line)
     site.tracking.set_alias(version.family, "challenger", version.version)
@@ -241,10 +241,19 @@ def install_warm_start(site: Site) -> dict[str, str]:
     return publish_warm_start(stage / "features" / "warm", into, data_hash=data_hash, hits=told["hits"], n=told["n"])
 
 
+def judged(store: Store, line: Promotion | None) -> dict[str, Any]:
+    """The evidence the gate ledgered on the version of a slot: checks, figures, symbol; empty for an empty slot."""
+    verdict = line and verdict_line(store, line.family, str(line.to_version), str(line.digest))
+    return verdict.evidence if verdict else {}
+
+
 def live(site: Site) -> dict[str, Any]:
     """families.<name>.champion|challenger from stored state alone; answers with every server down."""
     answer: dict[str, Any] = {}
     for family in FAMILIES:
         slots = slots_of(site.store, family)
-        answer[family] = {"champion": _served(slots.champion), "challenger": _served(slots.challenger)}
+        answer[family] = {}
+        for arm, line in (("champion", slots.champion), ("challenger", slots.challenger)):
+            served = _served(line)
+            answer[family][arm] = served and {**served, "symbol": judged(site.store, line).get("symbol")}
     return json.loads(json.dumps(answer))  # type: ignore[no-any-return]

@@ -70,9 +70,9 @@ def test_status_answers_from_stored_state_when_every_server_is_down(stack, tmp_p
         closing(sqlite3.connect(tmp_path / "store.db")) as copy,
     ):
         live.backup(copy)
-    (tmp_path / "workspace" / "artifacts").mkdir(parents=True)
-    shutil.copy(stack.settings.workspace / "data.dvc", tmp_path / "workspace")
-    shutil.copytree(stack.settings.workspace / "artifacts" / "evaluation", tmp_path / "workspace/artifacts/evaluation")
+    (tmp_path / "workspace" / "data").mkdir(parents=True)
+    for name in ("data.dvc", "data/manifest.json"):
+        shutil.copy(stack.settings.workspace / name, tmp_path / "workspace" / name)
     done = stack.cli("status", "--json", env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
     told, live = json.loads(done.stdout), stack.json("status")

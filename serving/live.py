@@ -118,6 +118,7 @@ def decide(
         known_at=asked_at,
         ingested_at=now,
         arm=arm,
+        bar_seconds=symbol.step_s,
         generation=snapshot.generation,
         models=models,
         lineage=lineage

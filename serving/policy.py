@@ -152,6 +152,7 @@ def decide(
     known_at: datetime,
     ingested_at: datetime,
     arm: str,
+    bar_seconds: float | None = None,
     generation: int = 0,
     models: Mapping[str, Any] | None = None,
     lineage: Mapping[str, str] | None = None,
@@ -169,7 +170,8 @@ def decide(
     said = out.tolist()
     seen = inputs.event_direction in (-1, 1)
     levels = isfinite(said[core.TARGET])
-    horizon = timedelta(seconds=params.labels.horizon_bars * TIMEFRAME_SECONDS[params.data.decision_timeframe])
+    bar_s = bar_seconds or TIMEFRAME_SECONDS[params.data.decision_timeframe]  # a source may be coarser than asked for
+    horizon = timedelta(seconds=params.labels.horizon_bars * bar_s)
     return Decision(
         id=id,
         symbol=symbol,

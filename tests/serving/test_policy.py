@@ -56,6 +56,11 @@ def test_one_decision_by_hand():
     assert (d.id, d.event, d.tier, d.generation, d.lineage) == ("d1", "fvg", 1, 3, {"data_hash": "abc"})
 
 
+def test_on_a_source_coarser_than_asked_for_an_event_lives_as_long_as_its_label():
+    hours = PARAMS.labels.horizon_bars
+    assert decide(INPUTS, PARAMS, FLAT, **FACTS, bar_seconds=3600).expiry == NOON + timedelta(hours=hours)
+
+
 def test_a_refused_event_keeps_its_levels_so_that_its_outcome_can_be_scored():
     d = decide(replace(INPUTS, p=0.41, p_low=0.35), PARAMS, FLAT, **FACTS)
     assert (d.action, d.size, d.entry) == ("NO_TRADE", 0.0, 100.0)

@@ -28,7 +28,21 @@ TAKER_BUY = 7  # base asset bought by takers; NaN where the source has none
 BAR_WIDTH = 8
 
 # ---- book in compiled code: (2 sides, levels, 3) float64; side 0 bid, 1 ask; price, size, order count -----------
+BOOK_LEVELS = 5  # levels a side that are kept of a recorded book
 NO_BOOK: Floats = np.empty((2, 0, 3), dtype=np.float64)
+
+# ---- context in compiled code: one row of float64 beside each decision bar; NaN = not known at its close ---------
+CONTEXT_FIELDS = (
+    "order_flow",  # base asset; order-flow imbalance of the bar (Cont, Kukanov and Stoikov 2014), from the book
+    "order_flow_fast",  # base asset; the same over the last seconds before the newest book
+    "funding_rate",  # fraction a funding period
+    "fear_greed",  # 0 (fear) to 100 (greed)
+    "open_interest",  # base asset
+    "reference_close",  # quote currency; close of the reference symbol's bar (BTC beside another market)
+)
+CONTEXT_INDEX = {name: i for i, name in enumerate(CONTEXT_FIELDS)}
+CONTEXT_WIDTH = len(CONTEXT_FIELDS)
+NO_CONTEXT: Floats = np.full(CONTEXT_WIDTH, np.nan)
 
 TIMEFRAME_SECONDS = {"1m": 60, "5m": 300, "15m": 900, "1h": 3600, "4h": 14400, "1d": 86400}
 
@@ -54,6 +68,43 @@ class Estimate:
     high: float
     n: int
     cost_bps: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """n recorded order books in the order they could be known.
+
+    known            (n,) epoch seconds at which the book could be known; ascending
+    levels           (n, 2, BOOK_LEVELS, 3) bid and ask; price, size (base asset), orders (NaN = not recorded); best
+                     level first, NaN where the side has fewer levels
+    order_flow       (n,) base asset; order-flow imbalance since the book before; NaN = not recorded
+    order_flow_fast  (n,) base asset; the same over the last seconds before this book
+    """
+
+    known: Floats
+    levels: Floats
+    order_flow: Floats
+    order_flow_fast: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Trades:
+    """n trades in time order: epoch seconds, price in quote currency, size in base asset, aggressor +1 buy, -1 sell."""
+
+    time: Floats
+    price: Floats
+    size: Floats
+    side: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class ContextFeed:
+    """n values of context in the order they could be known: `known` epoch seconds (ascending), `field` an index into
+    CONTEXT_FIELDS (int64), `value` in that field's unit. A later value of a field replaces the one before."""
+
+    known: Floats
+    field: Ints
+    value: Floats
 
 
 @dataclass(frozen=True, slots=True)

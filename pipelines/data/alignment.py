@@ -1,0 +1,80 @@
+"""What was known beside each decision bar at its close: the newest book, the flow of the bar, the context of the day.
+
+Training aligns the whole history at once, the live service one close at a time, with the same code over the same
+records, so both give the same bytes (L2). Nothing that became known after a close is read (L3).
+"""
+
+import numpy as np
+
+from pipelines.compiled import kernel
+from pipelines.contracts import (
+    BOOK_LEVELS,
+    CONTEXT_FIELDS,
+    CONTEXT_INDEX,
+    CONTEXT_WIDTH,
+    Books,
+    ContextFeed,
+    Floats,
+)
+
+DAY_S = 86400.0
+# how old a value may be and still count as known, in seconds; the flows and the reference live as long as one bar
+MAX_AGE_S = {"funding_rate": DAY_S, "fear_greed": 3 * DAY_S, "open_interest": DAY_S}
+_FLOW, _FAST = CONTEXT_INDEX["order_flow"], CONTEXT_INDEX["order_flow_fast"]
+
+
+@kernel
+def _align_books(closes, step_s, known, levels, flow, fast, out_levels, out_values, at_flow, at_fast):  # type: ignore[no-untyped-def]
+    first = 0
+    for i in range(closes.shape[0]):
+        close = closes[i]
+        while first < known.shape[0] and known[first] <= close - step_s:
+            first += 1
+        total, newest = 0.0, -1
+        j = first
+        while j < known.shape[0] and known[j] <= close:
+            total += flow[j]
+            newest = j
+            j += 1
+        if newest >= 0:
+            out_levels[i] = levels[newest]
+            out_values[i, at_flow] = total
+            out_values[i, at_fast] = fast[newest]
+
+
+@kernel
+def _align_feed(closes, known, field, value, max_age, out):  # type: ignore[no-untyped-def]
+    newest = np.full(out.shape[1], np.nan)
+    when = np.full(out.shape[1], -np.inf)
+    j = 0
+    for i in range(closes.shape[0]):
+        while j < known.shape[0] and known[j] <= closes[i]:
+            newest[field[j]] = value[j]
+            when[field[j]] = known[j]
+            j += 1
+        for k in range(out.shape[1]):
+            if closes[i] - when[k] < max_age[k]:
+                out[i, k] = newest[k]
+
+
+def align(closes: Floats, step_s: float, books: Books | None, feed: ContextFeed | None) -> tuple[Floats, Floats]:
+    """Books and context as they were known at each close.
+
+    closes   (m,) ascending epoch seconds: closes of decision bars; step_s their length
+    Returns  levels (m, 2, BOOK_LEVELS, 3), or (m, 2, 0, 3) where `books` is None; NaN where no book became known
+             during the bar. context (m, CONTEXT_WIDTH): flows summed over the bar's books, everything else the newest
+             value that is younger than MAX_AGE_S; NaN = not known.
+    """
+    values = np.full((len(closes), CONTEXT_WIDTH), np.nan)
+    closes = np.ascontiguousarray(closes, dtype=np.float64)
+    if feed is not None and len(feed.known):
+        ages = np.array([MAX_AGE_S.get(name, float(step_s)) for name in CONTEXT_FIELDS])
+        _align_feed(closes, feed.known, feed.field, feed.value, ages, values)
+    if books is None:
+        return np.empty((len(closes), 2, 0, 3)), values
+    levels = np.full((len(closes), 2, BOOK_LEVELS, 3), np.nan)
+    _align_books(
+        closes, float(step_s), books.known, books.levels, books.order_flow, books.order_flow_fast,
+        levels, values, _FLOW, _FAST,
+    )  # fmt: skip
+    return levels, values

@@ -108,15 +108,35 @@ class ContextFeed:
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """m closed decision bars in time order with everything known at their closes: what any model may read.
+
+    bars (m, 8) · features (m, kf) · signals (m, ks) · levels (m, 2, levels, 3) books · context (m, CONTEXT_WIDTH)
+    """
+
+    bars: Floats
+    features: Floats
+    signals: Floats
+    levels: Floats
+    context: Floats
+
+    def __len__(self) -> int:
+        return len(self.bars)
+
+
+@dataclass(frozen=True, slots=True)
 class Predictions:
     """What a model says of a batch of n rows. An abstention has p = NaN, a status and a reason code (law L1).
 
-    p        (n,) calibrated probability in [0, 1]; NaN where status is not OK
-    p_low    (n,) lower 95 % bound of p (what sizing may rely on); NaN where status is not OK
+    p        (n,) calibrated probability of a model with one class, (n, classes) of one with several; in [0, 1]; NaN
+             where status is not OK
+    p_low    as p: lower 95 % bound (what sizing may rely on); NaN where status is not OK or the model gives none
     status   n of "OK" | "ABSTAIN"
     reason   n of None | reason code such as "MISSING_FEATURE:volume_ratio", "NOVEL:17.2>12.9"
     novelty  (n,) distance from the training data in the model's own unit; NaN if it could not be computed
     digest   sha256 of the bundle manifest that answered
+    label    n of None | what the model says in one word (a regime, the patterns it is sure of); None where it has none
+    members  voter → its own p, for models that are made of several; NaN where that voter could not speak
     """
 
     p: Floats
@@ -125,6 +145,8 @@ class Predictions:
     reason: list[str | None]
     novelty: Floats
     digest: str
+    label: list[str | None] | None = None
+    members: dict[str, Floats] | None = None
 
 
 class Model(Protocol):
@@ -134,12 +156,14 @@ class Model(Protocol):
     version: str
     digest: str
     columns: tuple[str, ...]
-    schema: dict[
-        str, Any
-    ]  # what it was trained on: symbol, decision_timeframe, catalogue_hash, trained_through, dropped
+    steps: int  # bars a row looks back on, the bar decided on included
+    classes: tuple[str, ...]
+    golden: dict[str, Any]  # rows (g, …), p, status: what check_golden repeats
+    schema: dict[str, Any]  # what it was trained on: kind, symbol, decision_timeframe, trained_through, dropped …
 
     def predict(self, rows: Floats) -> Predictions:
-        """rows (n, len(columns)) float64 in the order of `columns`; NaN = missing."""
+        """rows (n, len(columns)) where `steps` is 1, else (n, steps, len(columns)) oldest first; float64 in the order
+        of `columns`; NaN = missing."""
         ...
 
 
@@ -198,7 +222,7 @@ class Decision:
     coverage: float = 0.0
     reasons: tuple[str, ...] = ()
     generation: int = 0
-    models: dict[str, Any] = field(default_factory=dict)  # arm → {version, digest, p, status, reason, novelty}
+    models: dict[str, Any] = field(default_factory=dict)  # family → arm → {version, digest, p, status, reason, …}
     lineage: dict[str, str] = field(default_factory=dict)  # data_hash, git_commit, catalogue_hash, warm_start
 
 

@@ -6,34 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pipelines.contracts import Estimate, Floats, Ints
-from pipelines.errors import BadShape, BadValues
-
-_EPS = 1e-12
-
-
-def checked(p: Floats, y: Floats) -> None:
-    """Raises BadShape on different lengths, BadValues on NaN or a probability outside [0, 1]."""
-    if len(p) != len(y):
-        raise BadShape(f"{len(p)} probabilities but {len(y)} outcomes")
-    if not (np.isfinite(p).all() and np.isfinite(y).all()):
-        raise BadValues(
-            f"{int((~np.isfinite(p)).sum())} probabilities and {int((~np.isfinite(y)).sum())} outcomes are NaN"
-        )
-    if len(p) and (p.min() < 0 or p.max() > 1):
-        raise BadValues(f"probabilities in [{p.min():.3f}, {p.max():.3f}], expected [0, 1]")
-
-
-def log_losses(p: Floats, y: Floats) -> Floats:
-    """(n,) log loss of each row, in nats."""
-    checked(p, y)
-    q = np.clip(p, _EPS, 1 - _EPS)
-    return np.asarray(-(y * np.log(q) + (1 - y) * np.log(1 - q)))
-
-
-def brier_losses(p: Floats, y: Floats) -> Floats:
-    checked(p, y)
-    return np.asarray((p - y) ** 2)
-
+from pipelines.models.losses import brier_losses, checked, log_losses
 
 def auc(p: Floats, y: Floats) -> float:
     """Chance that a random winner is ranked above a random loser; ties count half. NaN with a single class."""

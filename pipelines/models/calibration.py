@@ -1,10 +1,16 @@
-"""Fit what `runtime.Calibration` applies: Platt scaling on rows the model did not see, with its uncertainty."""
+"""Fit what `parts.Calibration` applies: Platt scaling on rows the model did not see, with its uncertainty."""
+
+from collections.abc import Callable
 
 import numpy as np
 
-from pipelines.contracts import Floats
+from pipelines.contracts import Floats, Ints
 from pipelines.errors import NotEnoughData
-from pipelines.models.runtime import Calibration, logit
+from pipelines.labels.splits import combinatorial
+from pipelines.models.base import Dataset
+from pipelines.models.parts import Calibration, logit
+
+STRETCHES = 4  # purged stretches of a training window, each scored by a fit on the others
 
 
 def fit_calibration(raw: Floats, y: Floats, weight: Floats) -> Calibration:
@@ -28,3 +34,16 @@ def fit_calibration(raw: Floats, y: Floats, weight: Floats) -> Calibration:
         if np.abs(move).max() < 1e-10:
             break
     return Calibration(float(beta[0]), float(beta[1]), np.asarray(np.linalg.inv(information), np.float64))
+
+
+def held_out(data: Dataset, embargo_s: float, least: int, score: Callable[[Ints, Ints], Floats]) -> Floats:
+    """(m,) raw probabilities of rows by fits that had not seen them: purged stretches of one training window.
+
+    score  (rows to learn from, rows to score) → (n,) raw probabilities
+    least  stretches whose rest is smaller than this stay NaN
+    """
+    told = np.full(len(data), np.nan)
+    for split in combinatorial(data.known, data.ended, STRETCHES, 1, embargo_s):
+        if len(split.train) >= least:
+            told[split.test] = score(split.train, split.test)
+    return told

@@ -1,9 +1,9 @@
-"""Fit what `runtime.Novelty` measures: how far a row lies from everything the model was trained on (M6)."""
+"""Fit what `parts.Novelty` measures: how far a row lies from everything the model was trained on (M6)."""
 
 import numpy as np
 
 from pipelines.contracts import Floats
-from pipelines.models.runtime import Novelty
+from pipelines.models.parts import Novelty
 
 
 def fit_novelty(rows: Floats, quantile: float) -> Novelty:

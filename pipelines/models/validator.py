@@ -1,17 +1,59 @@
 """M1, the signal validator: P(a signal's target is touched before its stop), by gradient-boosted trees."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import xgboost
 from onnxmltools.convert import convert_xgboost
 from onnxmltools.convert.common.data_types import FloatTensorType
 
 from pipelines.contracts import Floats
-from pipelines.features.validator_schema import VALIDATOR_COLUMNS
-from pipelines.models.base import Recipe
+from pipelines.errors import NotEnoughData
+from pipelines.models.base import Answer, Dataset, Export, Recipe, Rival, Say
+from pipelines.models.baselines import base_rate, logistic
+from pipelines.models.calibration import fit_calibration, held_out
+from pipelines.models.export import json_bytes
+from pipelines.models.losses import log_losses
+from pipelines.models.novelty import fit_novelty
+from pipelines.models.parts import Calibration, as_json
 from pipelines.settings import Params
 
+LEAST_EVENTS = 50
 
-def fit(rows: Floats, y: Floats, weight: Floats, params: Params) -> xgboost.XGBClassifier:
+
+@dataclass(frozen=True, slots=True)
+class Trees:
+    model: xgboost.XGBClassifier
+    calibration: Calibration
+    terms: Mapping[str, Any] = field(default_factory=dict)
+
+    def answer(self, inputs: Floats) -> Answer:
+        return Answer(*self.calibration.answer(raw(self.model, inputs)))
+
+
+def dataset(artifacts: Path, params: Params) -> Dataset:
+    """Resolved, eligible events in time order. Raises NotEnoughData when no event could be labelled."""
+    with np.load(artifacts / "labels" / "events.npz", allow_pickle=False) as f:
+        told = {name: f[name] for name in f.files}
+    if len(told["y"]) == 0:
+        raise NotEnoughData(
+            "no event whose target reaches the stated multiple of the cost was resolved in this snapshot; "
+            "bring a longer history, a coarser data.decision_timeframe, or lower costs in params.yaml"
+        )
+    rows = told["rows"]
+    return Dataset(
+        columns=tuple(told["columns"].tolist()),
+        inputs=lambda at: rows[at],
+        at=np.arange(len(rows)),
+        **{name: told[name] for name in ("y", "weight", "uniqueness", "known", "ended")},
+        more={name: told[name] for name in ("gross_bps", "direction", "atr", "volatility")},
+    )
+
+
+def fit_trees(rows: Floats, y: Floats, weight: Floats, params: Params) -> xgboost.XGBClassifier:
     """100 trees of depth 6 at rate 0.1 unless params.yaml says otherwise; one thread, so the same bits every time."""
     p = params.validator
     model = xgboost.XGBClassifier(
@@ -33,6 +75,23 @@ def raw(model: xgboost.XGBClassifier, rows: Floats) -> Floats:
     return np.asarray(model.predict_proba(rows)[:, 1], dtype=np.float64)
 
 
+def fit(data: Dataset, params: Params, embargo_s: float, say: Say) -> Trees:
+    """The native model on all rows, and its calibration from purged inner folds of the same window."""
+    if len(data) < LEAST_EVENTS or len(np.unique(data.y)) < 2:
+        raise NotEnoughData(
+            f"{len(data)} events to learn from, needs {LEAST_EVENTS} and both outcomes: bring a longer history"
+        )
+    rows = data.all_inputs()
+
+    def score(train: Any, test: Any) -> Floats:
+        return raw(fit_trees(rows[train], data.y[train], data.weight[train], params), rows[test])
+
+    told = held_out(data, embargo_s, LEAST_EVENTS // 2, score)
+    seen = np.isfinite(told)
+    calibration = fit_calibration(told[seen], data.y[seen], data.uniqueness[seen])
+    return Trees(fit_trees(rows, data.y, data.weight, params), calibration)
+
+
 def to_onnx(model: xgboost.XGBClassifier, width: int) -> bytes:
     # a name of our own: the converter's default is random, and the same model must give the same bytes
     rows = [("rows", FloatTensorType([None, width]))]
@@ -40,11 +99,57 @@ def to_onnx(model: xgboost.XGBClassifier, width: int) -> bytes:
     return bytes(exported.SerializeToString())
 
 
+def export(fitted: Any, data: Dataset, params: Params) -> Export:
+    files = {
+        "model.onnx": to_onnx(fitted.model, len(data.columns)),
+        "calibration.json": json_bytes(as_json(fitted.calibration)),
+    }
+    return Export("tabular", files, {"classes": list(VALIDATOR.classes), "steps": 1})
+
+
+def loss(p: Floats, data: Dataset, terms: Mapping[str, Any]) -> Floats:
+    return log_losses(p, data.y)
+
+
+def _rival(p: Floats, test: Dataset) -> Rival:
+    return Rival(log_losses(p, test.y), p)
+
+
+def always_base_rate(train: Dataset, test: Dataset, params: Params) -> Rival:
+    """The training share of winners, for everybody."""
+    return _rival(base_rate(train.y, train.weight, len(test)), test)
+
+
+def volatility_only(train: Dataset, test: Dataset, params: Params) -> Rival:
+    """Logistic regression on barrier width and volatility regime alone: catches a model that learnt only the width."""
+    return _rival(logistic(train.more["volatility"], train.y, train.weight, test.more["volatility"]), test)
+
+
+def all_columns(train: Dataset, test: Dataset, params: Params) -> Rival:
+    """Logistic regression on all of the model's columns."""
+    return _rival(logistic(train.all_inputs(), train.y, train.weight, test.all_inputs()), test)
+
+
+def describe(data: Dataset, params: Params) -> list[str]:
+    labels = params.labels
+    return [
+        f"hit rate {data.y.mean():.3f} of {len(data)} events",
+        f"label: target {labels.target_atr} ATR before stop {labels.stop_atr} ATR within {labels.horizon_bars} bars;"
+        " no cost in the label",
+    ]
+
+
 VALIDATOR = Recipe(
     family="validator",
     title="Signal validator: P(target before stop) of a signal",
-    candidate_columns=VALIDATOR_COLUMNS,
+    classes=("target_first",),
+    loss_name="log loss",
+    dataset=dataset,
     fit=fit,
-    raw=raw,
-    to_onnx=to_onnx,
+    loss=loss,
+    baselines={"base_rate": always_base_rate, "volatility_only": volatility_only, "logistic": all_columns},
+    export=export,
+    novelty=lambda rows, params: fit_novelty(rows, params.validator.novelty_quantile),
+    describe=describe,
+    acts=True,
 )

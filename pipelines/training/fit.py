@@ -2,174 +2,205 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import Floats, Ints
+from pipelines.contracts import Bools, Floats, Ints, Model
 from pipelines.errors import NotEnoughData
-from pipelines.evaluation.splits import combinatorial, walk_forward
-from pipelines.models.base import Recipe, present_columns
-from pipelines.models.baselines import BASELINES
-from pipelines.models.calibration import fit_calibration
-from pipelines.models.export import write_bundle
-from pipelines.models.novelty import fit_novelty
-from pipelines.models.runtime import Calibration, load_bundle
+from pipelines.labels.splits import walk_forward
+from pipelines.models.base import Dataset, Fitted, Recipe, Rival, Say, present_columns
+from pipelines.models.export import write_bundle, write_json
+from pipelines.models.runtime import load_bundle
 from pipelines.settings import Params
-from pipelines.training.dataset import Dataset
 
-CALIBRATION_FOLDS = 4  # purged stretches of a training window, each scored by a fit on the others, for Platt scaling
-RECENT_SHARE = 0.2  # newest part of the events: how novel does it look to a gate fitted on what came before?
-LEAST_EVENTS = 50
-Progress = Callable[[str], None]
+RECENT_SHARE = 0.2  # newest part of the rows: how novel does it look to a gate fitted on what came before?
+LATENCY_ROWS = 200
+GOLDEN_POOL = 512  # evenly spaced training rows: golden rows and the parity check come from these
 
 
 @dataclass(frozen=True, slots=True)
 class OutOfFold:
-    """Predictions on rows the model had not seen; arrays (n,) over `row` numbers of the dataset."""
+    """Answers to rows the model had not seen; arrays over `row` numbers of the dataset.
+
+    loss      (n,) in the family's unit; p, p_low (n,) or (n, classes)
+    members   voter → its own p; rivals  name → baseline on the same rows
+    """
 
     row: Ints
+    loss: Floats
     p: Floats
     p_low: Floats
-    baselines: dict[str, Floats]
+    members: dict[str, Floats]
+    rivals: dict[str, Rival]
     folds: int
 
 
-def out_of_fold(
-    recipe: Recipe, data: Dataset, rows: Floats, params: Params, embargo_s: float, say: Progress
-) -> OutOfFold:
+def out_of_fold(recipe: Recipe, data: Dataset, params: Params, embargo_s: float, say: Say) -> OutOfFold:
     """Walk forward: fit and calibrate on the window so far, score the next stretch."""
-    splits = walk_forward(data.known, data.ended, params.splits.folds, params.splits.min_train_fraction, embargo_s)
-    seen, probabilities, lows = [], [], []
-    baselines: dict[str, list[Floats]] = {name: [] for name in BASELINES}
+    folds = recipe.folds(params)
+    splits = walk_forward(data.known, data.ended, folds, params.splits.min_train_fraction, embargo_s)
+    parts = []
     for number, split in enumerate(splits, start=1):
-        native, calibration = fit_calibrated(recipe, _take(data, split.train), rows[split.train], params, embargo_s)
-        seen.append(split.test)
-        raw = recipe.raw(native, rows[split.test])
-        probabilities.append(calibration.apply(raw))
-        lows.append(calibration.lower(raw))
-        for name, baseline in BASELINES.items():
-            train = split.train
-            baselines[name].append(
-                baseline(rows[train], data.y[train], data.weight[train], data.volatility[train],
-                         rows[split.test], data.volatility[split.test])
-            )  # fmt: skip
-        sizes = f"{len(split.train)} events to learn, {len(split.test)} to score"
-        say(f"{recipe.family}: fold {number}/{len(splits)}: {sizes}")
+        train, test = data.take(split.train), data.take(split.test)
+        say(f"{recipe.family}: fold {number}/{len(splits)}: {len(train):,} rows to learn, {len(test):,} to score")
+        fitted = recipe.fit(train, params, embargo_s, say)
+        answer = answer_in_pieces(fitted, test)
+        rivals = {name: baseline(train, test, params) for name, baseline in recipe.baselines.items()}
+        parts.append((split.test, recipe.loss(answer.p, test, fitted.terms), answer, rivals))
+    join = np.concatenate
     return OutOfFold(
-        np.concatenate(seen), np.concatenate(probabilities), np.concatenate(lows),
-        {name: np.concatenate(parts) for name, parts in baselines.items()}, len(splits),
-    )  # fmt: skip
+        row=join([rows for rows, *_ in parts]),
+        loss=join([loss for _, loss, *_ in parts]),
+        p=join([answer.p for *_, answer, _ in parts]),
+        p_low=join([answer.p_low for *_, answer, _ in parts]),
+        members={name: join([answer.members[name] for *_, answer, _ in parts]) for name in parts[0][2].members},
+        rivals={name: _joined([rivals[name] for *_, rivals in parts]) for name in recipe.baselines},
+        folds=len(splits),
+    )
 
 
-def fit_calibrated(
-    recipe: Recipe, data: Dataset, rows: Floats, params: Params, embargo_s: float
-) -> tuple[Any, Calibration]:
-    """The native model on all rows, and its calibration from purged inner folds of the same window."""
-    if len(data) < LEAST_EVENTS or len(np.unique(data.y)) < 2:
-        raise NotEnoughData(
-            f"{len(data)} events to learn from, needs {LEAST_EVENTS} and both outcomes: bring a longer history"
-        )
-    raw = np.full(len(data), np.nan)
-    for split in combinatorial(data.known, data.ended, CALIBRATION_FOLDS, 1, embargo_s):
-        if len(split.train) >= LEAST_EVENTS // 2:
-            native = recipe.fit(rows[split.train], data.y[split.train], data.weight[split.train], params)
-            raw[split.test] = recipe.raw(native, rows[split.test])
-    told = np.isfinite(raw)
-    calibration = fit_calibration(raw[told], data.y[told], data.uniqueness[told])
-    return recipe.fit(rows, data.y, data.weight, params), calibration
+def _joined(parts: list[Rival]) -> Rival:
+    told = [part.p for part in parts if part.p is not None]
+    return Rival(np.concatenate([part.loss for part in parts]), np.concatenate(told) if told else None)
+
+
+def answer_in_pieces(fitted: Fitted, data: Dataset) -> Any:
+    """The native model on every row, a few thousand at a time: windows of a whole history would not fit in memory."""
+    answers = [fitted.answer(data.inputs(piece)) for piece in pieces(len(data))]
+    return type(answers[0])(
+        np.concatenate([a.p for a in answers]),
+        np.concatenate([a.p_low for a in answers]),
+        {name: np.concatenate([a.members[name] for a in answers]) for name in answers[0].members},
+    )
+
+
+def pieces(n: int) -> list[Ints]:
+    return np.array_split(np.arange(n), max(1, n // 2048))
+
+
+def whole(data: Dataset) -> Bools:
+    """(m,) True where no value of a row is missing."""
+    found = []
+    for piece in pieces(len(data)):
+        rows = data.inputs(piece)
+        found.append(np.isfinite(rows).all(axis=tuple(range(1, rows.ndim))))
+    return np.concatenate(found)
 
 
 def train(
-    recipe: Recipe, data: Dataset, out: Path, params: Params, context: dict[str, Any], embargo_s: float, say: Progress
+    recipe: Recipe, data: Dataset, out: Path, params: Params, context: dict[str, Any], embargo_s: float, say: Say
 ) -> str:
     """Out-of-fold figures, final fit on everything, export. Writes `bundle/`, `oof.npz`, `fit.json` into `out`.
 
     context    provenance for schema and card: catalogue hash, timeframes, symbol, data hash where known
-    embargo_s  seconds kept free between training labels and test events
+    embargo_s  seconds kept free between training labels and test rows
     Returns    the bundle's digest
     """
-    keep, dropped = present_columns(data.rows, data.columns)
-    columns = tuple(c for c, k in zip(data.columns, keep, strict=True) if k)
-    full = data.rows[:, keep]
-    usable = np.isfinite(full).all(axis=1)
-    data, rows = _take(data, usable), full[usable]
-    oof = out_of_fold(recipe, data, rows, params, embargo_s, say)
-    say(f"{recipe.family}: final fit on {len(data)} events, {len(columns)} columns")
-    native, calibration = fit_calibrated(recipe, data, rows, params, embargo_s)
-    schema = {**context, "columns": list(columns), "dropped": dropped, "trained_through": float(data.ended.max())}
+    started = time.monotonic()
+    keep, dropped = present_columns(data.newest(), data.columns)
+    data = data.narrow(keep)
+    usable = whole(data)
+    if not usable.any():
+        raise NotEnoughData(
+            f"{recipe.family}: none of {len(data):,} labelled rows has all of {', '.join(data.columns)}; bring a "
+            "longer history, or data with those columns"
+        )
+    data = data.take(usable)
+    oof = out_of_fold(recipe, data, params, embargo_s, say)
+    say(f"{recipe.family}: final fit on {len(data):,} rows, {len(data.columns)} columns")
+    fitted = recipe.fit(data, params, embargo_s, say)
+    export = recipe.export(fitted, data, params)
+    schema = {
+        **context, "columns": list(data.columns), "dropped": dropped, "trained_through": float(data.ended.max()),
+        "terms": dict(fitted.terms), "title": recipe.title,
+    }  # fmt: skip
+    newest = data.newest()
+    pool = data.inputs(np.linspace(0, len(data) - 1, min(GOLDEN_POOL, len(data))).astype(int))
     digest = write_bundle(
         out / "bundle",
         family=recipe.family,
-        onnx=recipe.to_onnx(native, len(columns)),
-        calibration=calibration,
-        novelty=fit_novelty(rows, params.validator.novelty_quantile),
+        export=export,
+        novelty=recipe.novelty(newest, params),
         schema=schema,
-        card=_card(recipe, data, oof, columns, dropped, context, params),
-        rows=rows,
+        card=_card(recipe, data, oof, dropped, context, params),
+        inputs=pool,
     )
     model = load_bundle(out / "bundle", digest)
-    parity = float(np.abs(model.raw(rows) - recipe.raw(native, rows)).max())
-    older = int(len(rows) * (1 - RECENT_SHARE))
-    later = fit_novelty(rows[:older], params.validator.novelty_quantile)
-    novel = float((later.distance(rows[older:]) > later.limit).mean())
-    scored: dict[str, Any] = {f"baseline_{name}": p for name, p in oof.baselines.items()}
-    np.savez(
-        out / "oof.npz", row=np.flatnonzero(usable)[oof.row], p=oof.p, p_low=oof.p_low, y=data.y[oof.row],
-        known=data.known[oof.row], gross_bps=data.gross_bps[oof.row], **scored,
-    )  # fmt: skip
-    report = {
-        "family": recipe.family,
-        "digest": digest,
-        "events": len(data),
-        "out_of_fold": len(oof.row),
-        "folds": oof.folds,
-        "columns": list(columns),
-        "dropped": dropped,
-        "parity_gap": parity,
-        "latency_ms": _latency_ms(model.raw, rows),
-        "schema_coverage": float(usable.mean()),
-        "novel_share": novel,
-    }
-    (out / "fit.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    np.savez(out / "oof.npz", **_arrays(oof, data))
+    write_json(
+        out / "fit.json",
+        {
+            "family": recipe.family,
+            "digest": digest,
+            "classes": list(recipe.classes),
+            "loss_name": recipe.loss_name,
+            "rows": len(data),
+            "out_of_fold": len(oof.row),
+            "folds": oof.folds,
+            "columns": list(data.columns),
+            "dropped": dropped,
+            "parity_gap": parity_gap(model, fitted, pool),
+            "latency_ms": _latency_ms(model, pool),
+            "schema_coverage": float(usable.mean()),
+            "novel_share": _novel_share(recipe, newest, params),
+            "seconds": round(time.monotonic() - started, 1),
+        },
+    )
     return digest
 
 
-def _take(data: Dataset, mask: Any) -> Dataset:
-    return Dataset(
-        data.columns, data.rows[mask], data.y[mask], data.weight[mask], data.uniqueness[mask], data.known[mask],
-        data.ended[mask], data.gross_bps[mask], data.direction[mask], data.atr[mask], data.volatility[mask],
-    )  # fmt: skip
+def parity_gap(model: Model, fitted: Fitted, pool: Floats) -> float:
+    """Largest difference between what the loaded export answers and what the native model answers; where the export
+    abstains as too novel there is nothing to compare."""
+    said, native = model.predict(pool).p, fitted.answer(pool).p
+    both = np.isfinite(said)
+    return float(np.abs(said - native)[both].max(initial=0.0)) if both.any() else float("inf")
 
 
-def _latency_ms(raw: Callable[[Floats], Floats], rows: Floats) -> float:
+def _arrays(oof: OutOfFold, data: Dataset) -> dict[str, Any]:
+    """What the evaluation reads: names are `loss_<rival>`, `baseline_<rival>`, `member_<voter>`, `more_<name>`."""
+    seen = data.take(oof.row)
+    return {
+        "row": seen.at, "known": seen.known, "y": seen.y, "p": oof.p, "p_low": oof.p_low, "loss": oof.loss,
+        **{f"loss_{name}": rival.loss for name, rival in oof.rivals.items()},
+        **{f"baseline_{name}": rival.p for name, rival in oof.rivals.items() if rival.p is not None},
+        **{f"member_{name}": p for name, p in oof.members.items()},
+        **{f"more_{name}": values for name, values in seen.more.items()},
+    }  # fmt: skip
+
+
+def _novel_share(recipe: Recipe, newest: Floats, params: Params) -> float:
+    older = int(len(newest) * (1 - RECENT_SHARE))
+    gate = recipe.novelty(newest[:older], params)
+    return float((gate.distance(newest[older:]) > gate.limit).mean())
+
+
+def _latency_ms(model: Model, pool: Floats) -> float:
     """Median of 200 single rows through the exported model."""
     times = []
-    for i in range(200):
-        row = rows[i % len(rows)][None, :]
+    for i in range(LATENCY_ROWS):
+        row = pool[i % len(pool)][None]
         start = time.perf_counter()
-        raw(row)
+        model.predict(row)
         times.append(time.perf_counter() - start)
     return float(np.median(times) * 1e3)
 
 
 def _card(
-    recipe: Recipe, data: Dataset, oof: OutOfFold, columns: tuple[str, ...], dropped: dict[str, str],
-    context: dict[str, Any], params: Params,
-) -> str:  # fmt: skip
-    labels = params.labels
+    recipe: Recipe, data: Dataset, oof: OutOfFold, dropped: dict[str, str], context: dict[str, Any], params: Params
+) -> str:
     lines = [
         f"# {recipe.title}",
         "",
-        f"- trained on {len(data)} events of {context.get('symbol')} on {context.get('decision_timeframe')} bars,"
-        f" hit rate {data.y.mean():.3f}",
-        f"- label: target {labels.target_atr} ATR before stop {labels.stop_atr} ATR within {labels.horizon_bars} bars;"
-        " no cost in the label",
-        f"- scored on {len(oof.row)} later events in {oof.folds} purged walk-forward folds",
-        f"- columns ({len(columns)}): {', '.join(columns)}",
+        f"- trained on {len(data):,} rows of {context.get('symbol')} on {context.get('decision_timeframe')} bars",
+        *(f"- {line}" for line in recipe.describe(data, params)),
+        f"- {recipe.loss_name} {oof.loss.mean():.4f} on {len(oof.row):,} later rows in {oof.folds} purged walk-forward"
+        f" folds; {', '.join(f'{name} {rival.loss.mean():.4f}' for name, rival in oof.rivals.items())}",
+        f"- answers {', '.join(recipe.classes)}",
+        f"- columns ({len(data.columns)}): {', '.join(data.columns)}",
         *(f"- dropped {name}: {why}" for name, why in dropped.items()),
         "- abstains on a missing column and on rows beyond the novelty limit",
         "- not for: other symbols, other timeframes, or trading without the risk engine behind it",

@@ -22,7 +22,7 @@ from pipelines.evaluation.metrics import (
     mean_estimate,
     most_confident,
 )  # fmt: skip
-from pipelines.evaluation.splits import combinatorial, walk_forward
+from pipelines.labels.splits import combinatorial, walk_forward
 
 events = st.lists(st.floats(0.1, 50.0), min_size=60, max_size=200)
 

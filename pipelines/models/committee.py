@@ -1,0 +1,132 @@
+"""A model made of voters: each an ONNX file that reads the newest bar or the whole window, each calibrated by class.
+
+The pattern recogniser votes with three over nine classes; the market predictor speaks with its LSTM and carries the
+other members of the directional ensemble (M5) beside it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+
+from pipelines.contracts import Floats, Ints, Predictions
+from pipelines.models.ensemble import average
+from pipelines.models.parts import (
+    Calibration,
+    Novelty,
+    abstentions,
+    calibration_of,
+    check_shape,
+    open_session,
+    read_novelty,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Voter:
+    """One member.
+
+    reads        "newest": rows (n, k) of the bar decided on; "window": (n, steps, k)
+    places       (k,) positions of its columns among the model's
+    weight       in the vote; 0 = heard, but not counted
+    calibration  one a class
+    session      ONNX with an output "probabilities": (n, classes), or (n, 2) of a single class
+    """
+
+    name: str
+    reads: Literal["newest", "window"]
+    places: Ints
+    weight: float
+    calibration: Sequence[Calibration]
+    session: onnxruntime.InferenceSession
+
+    def answer(self, rows: Floats) -> tuple[Floats, Floats]:
+        """(p, p_low), (n, classes) each, of rows (n, steps, columns of the model); NaN where a value it reads is
+        missing."""
+        block = rows[:, :, self.places] if self.reads == "window" else rows[:, -1][:, self.places]
+        whole = np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
+        p = np.full((len(rows), len(self.calibration)), np.nan)
+        low = p.copy()
+        if whole.any():
+            name = self.session.get_inputs()[0].name
+            raw = self.session.run(["probabilities"], {name: block[whole].astype(np.float32)})[0].astype(np.float64)
+            for c, calibration in enumerate(self.calibration):
+                p[whole, c], low[whole, c] = calibration.answer(raw[:, c - len(self.calibration)])
+        return p, low
+
+
+@dataclass(frozen=True, slots=True)
+class Committee:
+    """contracts.Model. With one class p is (n,), with several (n, classes)."""
+
+    family: str
+    version: str
+    digest: str
+    columns: tuple[str, ...]
+    steps: int
+    classes: tuple[str, ...]
+    voters: tuple[Voter, ...]
+    sure_from: float | None  # a class is named in `label` from this probability on; None = no labels
+    novelty: Novelty  # of the newest bar
+    golden: dict[str, Any]
+    schema: dict[str, Any]
+
+    def predict(self, rows: Floats) -> Predictions:
+        check_shape(self.family, rows, self.steps, self.columns)
+        if self.steps == 1:
+            rows = rows[:, np.newaxis]
+        status, reason, distance = abstentions(rows[:, -1], self.columns, self.novelty)
+        sure = np.array([word == "OK" for word in status], dtype=bool)
+        p = np.full((len(self.voters), len(rows), len(self.classes)), np.nan)
+        low = p.copy()
+        if sure.any():
+            for i, voter in enumerate(self.voters):
+                p[i, sure], low[i, sure] = voter.answer(rows[sure])
+        weights = np.array([voter.weight for voter in self.voters])
+        said, least = average(p, weights), average(low, weights)
+        for i in np.flatnonzero(sure & ~np.isfinite(said).all(axis=1)):
+            status[i], reason[i] = "ABSTAIN", f"WARMING_UP: needs {self.steps} whole bars"
+            said[i] = least[i] = np.nan
+        members = {voter.name: self._shaped(p[i]) for i, voter in enumerate(self.voters)}
+        return Predictions(
+            self._shaped(said), self._shaped(least), status, reason, distance, self.digest, self._labels(said), members
+        )
+
+    def _shaped(self, p: Floats) -> Floats:
+        return p[:, 0] if len(self.classes) == 1 else p
+
+    def _labels(self, p: Floats) -> list[str | None] | None:
+        if self.sure_from is None:
+            return None
+        return ["+".join(np.array(self.classes)[row >= self.sure_from].tolist()) or None for row in p]
+
+
+def load(path: Path, identity: dict[str, Any], schema: dict[str, Any], golden: dict[str, Any]) -> Committee:
+    columns = tuple(schema["columns"])
+    at = {name: i for i, name in enumerate(columns)}
+    calibrations = json.loads((path / "calibration.json").read_text())
+    return Committee(
+        **identity,
+        columns=columns,
+        steps=schema["steps"],
+        classes=tuple(schema["classes"]),
+        voters=tuple(
+            Voter(
+                name=told["name"],
+                reads=told["reads"],
+                places=np.array([at[name] for name in told["columns"]]),
+                weight=told["weight"],
+                calibration=[calibration_of(one) for one in calibrations[told["name"]]],
+                session=open_session(path / told["file"]),
+            )
+            for told in schema["members"]
+        ),
+        sure_from=schema.get("sure_from"),
+        novelty=read_novelty(path / "novelty.npz"),
+        golden=golden,
+        schema=schema,
+    )

@@ -1,0 +1,34 @@
+"""Losses of probabilities, row by row: what families are fitted against, judged by and watched with."""
+
+import numpy as np
+
+from pipelines.contracts import Floats
+from pipelines.errors import BadShape, BadValues
+
+_EPS = 1e-12
+
+
+def checked(p: Floats, y: Floats) -> None:
+    """Raises BadShape on different lengths, BadValues on NaN or a probability outside [0, 1]."""
+    if len(p) != len(y):
+        raise BadShape(f"{len(p)} probabilities but {len(y)} outcomes")
+    if not (np.isfinite(p).all() and np.isfinite(y).all()):
+        raise BadValues(
+            f"{int((~np.isfinite(p)).sum())} probabilities and {int((~np.isfinite(y)).sum())} outcomes are NaN"
+        )
+    if len(p) and (p.min() < 0 or p.max() > 1):
+        raise BadValues(f"probabilities in [{p.min():.3f}, {p.max():.3f}], expected [0, 1]")
+
+
+def log_losses(p: Floats, y: Floats) -> Floats:
+    """(n,) log loss of each row, in nats. p, y (n,); NaN refused."""
+    checked(p, y)
+    q = np.clip(p, _EPS, 1 - _EPS)
+    return np.asarray(-(y * np.log(q) + (1 - y) * np.log(1 - q)))
+
+
+def brier_losses(p: Floats, y: Floats) -> Floats:
+    """(n,) squared error; of p, y (n, classes) its mean over the classes. NaN refused."""
+    checked(p, y)
+    squared = (p - y) ** 2
+    return np.asarray(squared if squared.ndim == 1 else squared.mean(axis=1))

@@ -1,0 +1,45 @@
+"""What each family reads at a decision bar: the last `steps` closed bars as named columns.
+
+Training builds the views of a whole history, the live service the view of the newest bar from the rows it keeps. Both
+call the same function on the same rows, and a view reads nothing outside its own window, so both give the same bytes
+(L2). The validator is not here: it reads events, and `signals.events` makes its rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.contracts import Floats, History, Ints
+from pipelines.features.catalog import FEATURES
+
+KEPT_BARS = 256  # decision bars the live service keeps: the longest view must fit
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """columns  names, in order
+    steps    bars of the window; the newest is the bar decided on
+    build    (history, positions (n,)) → (n, steps, len(columns)); NaN where a value is missing or the history is short
+    """
+
+    columns: tuple[str, ...]
+    steps: int
+    build: Callable[[History, Ints], Floats]
+
+
+def windows(values: Floats, at: Ints, steps: int) -> Floats:
+    """(n, steps, k) copies of the rows `at - steps + 1 … at` of values (m, k); NaN before the first row."""
+    rows = at[:, np.newaxis] + np.arange(1 - steps, 1)
+    out = values[np.maximum(rows, 0)]
+    out[rows < 0] = np.nan
+    return out
+
+
+def feature_view(columns: tuple[str, ...], steps: int) -> View:
+    """Columns of the feature catalogue over `steps` bars."""
+    places = [FEATURES.index[name] for name in columns]
+    return View(columns, steps, lambda history, at: windows(history.features[:, places], at, steps))
+
+
+VIEWS: dict[str, View] = {}

@@ -8,10 +8,15 @@ one. The hash of `data` is the authority; everything else points to it. One writ
 import contextlib
 import logging
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +123,70 @@ def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
         raise BellwetherError("\n".join([f"build graph: {error}. End of {log}:", *said])) from error
     after = _locked(workspace)
     return [name for name, entry in after.items() if before.get(name) != entry]
+
+
+def stale(workspace: Path, targets: list[str]) -> list[str]:
+    """Those of the stages `targets` that would run: never run, or something they rest on has changed."""
+    from dvc.repo import Repo
+
+    _hush()
+    with contextlib.chdir(workspace), Repo() as repo:
+        changed = repo.status(targets)
+    return [name for name in targets if name in changed]
+
+
+def run_stage(workspace: Path, name: str, timeout_s: float, tell: Callable[[str], None]) -> None:
+    """Run one stage's command as the build graph states it, without DVC, so that several can run side by side.
+
+    Its outputs are removed first; `record` makes it known to DVC afterwards. `tell` gets every line it prints.
+    Raises BellwetherError with the end of what it said when it fails or takes longer than `timeout_s`.
+    """
+    command, outs = _stated(workspace, name)
+    for out in outs:
+        shutil.rmtree(workspace / out, ignore_errors=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    threads = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PATH": path}  # one core a stage: they share few
+    process = subprocess.Popen(
+        shlex.split(command), cwd=workspace, env={**os.environ, **threads}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    timer = threading.Timer(timeout_s, os.killpg, (process.pid, signal.SIGKILL))
+    timer.start()
+    said: deque[str] = deque(maxlen=15)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line.rstrip())
+            tell(line.rstrip())
+        code = process.wait()
+    finally:
+        timed_out = not timer.is_alive()
+        timer.cancel()
+        if process.poll() is None:  # we were interrupted: what we started does not go on without us
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if code:
+        why = f"took longer than {timeout_s:.0f} s and was stopped" if timed_out else f"ended with {code}"
+        raise BellwetherError("\n".join([f"stage {name} {why}. It said last:", *said]))
+
+
+def record(workspace: Path, names: list[str]) -> None:
+    """Write into `dvc.lock` that these stages ran on what is there now, and keep their outputs in the cache."""
+    from dvc.repo import Repo
+
+    with contextlib.chdir(workspace), Repo() as repo:
+        for name in names:
+            repo.commit(name, force=True)
+
+
+def _stated(workspace: Path, name: str) -> tuple[str, list[str]]:
+    """(command, outputs) of a stage, of a `foreach` too, as DVC reads the graph."""
+    from dvc.repo import Repo
+
+    with contextlib.chdir(workspace), Repo() as repo:
+        stage = repo.stage.load_one(name=name)
+        cached = [out.def_path for out in stage.outs if out.use_cache]
+        return str(stage.cmd), cached
 
 
 def _locked(workspace: Path) -> dict[str, object]:

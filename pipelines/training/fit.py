@@ -1,6 +1,5 @@
 """Fit one family on one snapshot and say honestly what it scores. Returns a candidate; never promotes."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,7 @@ def out_of_fold(recipe: Recipe, data: Dataset, params: Params, embargo_s: float,
     parts = []
     for number, split in enumerate(splits, start=1):
         train, test = data.take(split.train), data.take(split.test)
-        say(f"{recipe.family}: fold {number}/{len(splits)}: {len(train):,} rows to learn, {len(test):,} to score")
+        say(f"[{number - 1}/{len(splits) + 1}] {len(train):,} rows to learn, {len(test):,} to score")
         fitted = recipe.fit(train, params, embargo_s, say)
         answer = answer_in_pieces(fitted, test)
         rivals = {name: baseline(train, test, params) for name, baseline in recipe.baselines.items()}
@@ -110,7 +109,7 @@ def train(
         )
     data = data.take(usable)
     oof = out_of_fold(recipe, data, params, embargo_s, say)
-    say(f"{recipe.family}: final fit on {len(data):,} rows, {len(data.columns)} columns")
+    say(f"[{oof.folds}/{oof.folds + 1}] final fit on {len(data):,} rows, {len(data.columns)} columns")
     fitted = recipe.fit(data, params, embargo_s, say)
     export = recipe.export(fitted, data, params)
     schema = {

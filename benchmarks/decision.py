@@ -20,7 +20,7 @@ from benchmarks.inference import native
 from benchmarks.measured import Row, pairs, spread
 from pipelines.contracts import BAR_FIELDS, Decision, Floats, utc
 from pipelines.data.timeframes import resample
-from pipelines.models.runtime import TabularModel
+from pipelines.models.tabular import TabularModel
 from pipelines.models.validator import VALIDATOR
 from pipelines.settings import Params
 from pipelines.store import Store

@@ -14,8 +14,8 @@ from flows.progress import say, step
 from flows.promotion import challenge, fetch_bundle, publish, slots_of, verdict_line
 from flows.site import Site, open_site
 from pipelines.contracts import Floats, Ints, Verdict
-from pipelines.evaluation.gates import Evidence, judge
-from pipelines.evaluation.report import figure_rows, flat_metrics, named, read_oof, write_page
+from pipelines.evaluation.gates import Evidence, evidence_of, judge
+from pipelines.evaluation.report import figure_rows, flat_metrics, read_oof, write_page
 from pipelines.models.catalog import recipe
 from pipelines.models.runtime import load_bundle
 from pipelines.models.views import select
@@ -47,23 +47,10 @@ def champion_on_unseen(site: Site, family: str, at: Ints) -> Floats | None:
 def gather(site: Site, family: str) -> Evidence:
     """What the gate reads, from the stage outputs of the newest snapshot and the current champion."""
     folder = site.workspace / "artifacts" / family
-    report, oof = json.loads((folder / "fit.json").read_text()), read_oof(folder)
     held = slots_of(site.store, family).champion
-    itself = held is not None and held.digest == report["digest"]
-    return Evidence(
-        family=family,
-        loss_name=report["loss_name"],
-        classes=tuple(report["classes"]),
-        loss=oof["loss"],
-        rivals=named(oof, "loss_"),
-        p=oof["p"],
-        y=oof["y"],
-        baselines=named(oof, "baseline_"),
-        gross_bps=oof.get("more_gross_bps"),
-        champion_loss=None if itself else champion_on_unseen(site, family, oof["row"]),
-        trials=max(1, site.store.count_trials(family)),
-        **{key: report[key] for key in ("parity_gap", "latency_ms", "schema_coverage", "novel_share")},
-    )
+    itself = held is not None and held.digest == json.loads((folder / "fit.json").read_text())["digest"]
+    unseen = None if itself else champion_on_unseen(site, family, read_oof(folder)["row"])
+    return evidence_of(folder, unseen, max(1, site.store.count_trials(family)))
 
 
 @task(timeout_seconds=900, task_run_name="judge-{family}")

@@ -5,9 +5,11 @@ why: there is no benefit of the doubt. Promotion asks whether the model *adds*; 
 every single decision by the policy.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from pipelines.evaluation.metrics import (
     most_confident,
     statistic_estimate,
 )
+from pipelines.evaluation.report import named, read_oof
 from pipelines.models.losses import brier_losses
 from pipelines.settings import Params
 
@@ -58,6 +61,25 @@ class Evidence:
     novel_share: float
     baselines: Mapping[str, Floats] = field(default_factory=dict)
     gross_bps: Floats | None = None
+
+
+def evidence_of(folder: Path, champion_loss: Floats | None, trials: int) -> Evidence:
+    """From a family's stage output `folder` (`oof.npz`, `fit.json`)."""
+    fit, oof = json.loads((folder / "fit.json").read_text()), read_oof(folder)
+    return Evidence(
+        family=fit["family"],
+        loss_name=fit["loss_name"],
+        classes=tuple(fit["classes"]),
+        loss=oof["loss"],
+        rivals=named(oof, "loss_"),
+        p=oof["p"],
+        y=oof["y"],
+        champion_loss=champion_loss,
+        trials=trials,
+        baselines=named(oof, "baseline_"),
+        gross_bps=oof.get("more_gross_bps"),
+        **{key: fit[key] for key in ("parity_gap", "latency_ms", "schema_coverage", "novel_share")},
+    )
 
 
 FamilyChecks = Callable[[Evidence, Params], list[Check]]

@@ -90,8 +90,8 @@ def _resolve(sources: Sources, found: Events, params: Params) -> dict[str, Any]:
     base, close_time = sources.base, sources.closes[found.index]
     labels = params.labels
     told = triple_barrier(
-        base, close_time, sources.decision[found.index, CLOSE], found.direction, found.atr, labels.target_atr, labels.stop_atr,
-        float(labels.horizon_bars * sources.step_s),
+        base, close_time, sources.decision[found.index, CLOSE], found.direction, found.atr,
+        labels.target_atr, labels.stop_atr, float(labels.horizon_bars * sources.step_s),
     )  # fmt: skip
     worth = labels.target_atr * found.atr * 1e4 >= labels.min_target_to_cost * params.costs.round_trip_bps
     keep = worth & (told.barrier != UNRESOLVED)

@@ -13,7 +13,7 @@ from flows import backtest
 from flows.progress import say, step
 from flows.promotion import challenge, fetch_bundle, publish, slots_of, verdict_line
 from flows.site import Site, open_site
-from pipelines.contracts import Floats, Ints, Verdict
+from pipelines.contracts import Bools, Floats, Ints, Verdict
 from pipelines.evaluation.gates import Evidence, evidence_of, judge
 from pipelines.evaluation.report import figure_rows, flat_metrics, read_oof, write_page
 from pipelines.models.catalog import recipe
@@ -39,7 +39,7 @@ def champion_on_unseen(site: Site, family: str, at: Ints) -> Floats | None:
     for rows in np.array_split(unseen, max(1, len(unseen) // 2048)):
         later = data.take(rows)
         p = model.predict(select(later.all_inputs(), later.columns, model.columns)).p
-        spoke = np.isfinite(p) if p.ndim == 1 else np.isfinite(p).all(axis=1)
+        spoke: Bools = np.isfinite(p.reshape(len(p), -1)).all(axis=1)
         losses[rows[spoke]] = chosen.loss(p[spoke], later.take(spoke), model.schema["terms"])
     return losses
 

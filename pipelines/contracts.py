@@ -152,14 +152,30 @@ class Predictions:
 class Model(Protocol):
     """What serving needs from any family: a verified bundle that answers batches."""
 
-    family: str
-    version: str
-    digest: str
-    columns: tuple[str, ...]
-    steps: int  # bars a row looks back on, the bar decided on included
-    classes: tuple[str, ...]
-    golden: dict[str, Any]  # rows (g, …), p, status: what check_golden repeats
-    schema: dict[str, Any]  # what it was trained on: kind, symbol, decision_timeframe, trained_through, dropped …
+    @property
+    def family(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def steps(self) -> int:
+        """Bars a row looks back on, the bar decided on included."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def golden(self) -> dict[str, Any]:
+        """rows (g, …), p, status: what check_golden repeats."""
+        ...
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What it was trained on: kind, symbol, decision_timeframe, trained_through, dropped, terms."""
+        ...
 
     def predict(self, rows: Floats) -> Predictions:
         """rows (n, len(columns)) where `steps` is 1, else (n, steps, len(columns)) oldest first; float64 in the order

@@ -24,6 +24,7 @@ from serving.page import page
 MAX_BARS = 2000
 MAX_SYMBOLS = 256
 MAX_ROWS = 4096
+MAX_WINDOWS = 256  # a window is many rows
 MAX_BODY = 1 << 20  # bytes; 2,000 bars take about 400 kB
 P = ParamSpec("P")
 
@@ -126,22 +127,25 @@ class OutcomeAnswer(BaseModel):
 
 
 class PredictRequest(_Request):
-    """Either `rows` in the order of the model's columns (see /models) or `features` by name; null = missing."""
+    """One of three: `rows` in the order of the model's columns (see /models), `features` by name, or, for a model that
+    looks back, `windows` of its `steps` rows each, oldest first. null = missing."""
 
     family: str
     rows: Annotated[list[list[FiniteFloat | None]], Field(min_length=1, max_length=MAX_ROWS)] | None = None
     features: Annotated[list[dict[str, FiniteFloat | None]], Field(min_length=1, max_length=MAX_ROWS)] | None = None
+    windows: Annotated[list[list[list[FiniteFloat | None]]], Field(min_length=1, max_length=MAX_WINDOWS)] | None = None
     arm: Literal["champion", "challenger"] = "champion"
 
     @model_validator(mode="after")
     def _one_of(self) -> "PredictRequest":
-        if (self.rows is None) == (self.features is None):
-            raise ValueError("give exactly one of rows and features")
+        if sum(given is not None for given in (self.rows, self.features, self.windows)) != 1:
+            raise ValueError("give exactly one of rows, features and windows")
         return self
 
 
 class PredictAnswer(BaseModel):
-    """One entry a row; p and p_low are null where the model abstains, and `reason` says why."""
+    """One entry a row. p and p_low are numbers of a model with one class, class → number of one with several; null
+    where the model abstains, and `reason` says why. `label` is its one word; `members` are its voters."""
 
     family: str
     arm: str
@@ -149,11 +153,14 @@ class PredictAnswer(BaseModel):
     digest: str
     device: str
     generation: int
-    p: list[float | None]
-    p_low: list[float | None]
+    classes: list[str]
+    p: list[float | dict[str, float | None] | None]
+    p_low: list[float | dict[str, float | None] | None]
     status: list[str]
     reason: list[str | None]
     novelty: list[float | None]
+    label: list[str | None] | None
+    members: dict[str, list[Any]] | None
 
 
 # ---- answers ------------------------------------------------------------------------------------------------------

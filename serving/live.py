@@ -192,7 +192,11 @@ def _told(slot: Slot, answer: Predictions) -> dict[str, Any]:
 
     def told(values: Floats) -> Any:
         row = values[0]
-        return _finite(row) if values.ndim == 1 else dict(zip(classes, map(_finite, row), strict=True))
+        if values.ndim == 1:
+            return _finite(row)
+        # a voter may have words of its own (the hidden states): those go by their number
+        names = classes if len(row) == len(classes) else map(str, range(len(row)))
+        return dict(zip(names, map(_finite, row), strict=True))
 
     more = {} if answer.members is None else {"members": {name: told(p) for name, p in answer.members.items()}}
     return more | {

@@ -162,8 +162,8 @@ def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Pa
             figure.add_trace(go.Scatter(x=when[thin], y=p[thin, c], mode="lines", name=name, stackgroup="p"), 1, 1)
     if trades:
         gross, chosen = oof["more_gross_bps"], most_confident(p, 0.20)
-        for rows, name in ((chosen, "chosen 20 %, net"), (np.arange(len(p)), "every row, net")):
-            figure.add_trace(go.Scatter(x=when[rows], y=np.cumsum(gross[rows] - cost), mode="lines", name=name), 1, 2)
+        for taken, name in ((chosen, "chosen 20 %, net"), (np.arange(len(p)), "every row, net")):
+            figure.add_trace(go.Scatter(x=when[taken], y=np.cumsum(gross[taken] - cost), mode="lines", name=name), 1, 2)
     else:
         for name, loss in named(oof, "loss_").items():
             saved = np.cumsum(loss - oof["loss"])

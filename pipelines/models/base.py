@@ -55,7 +55,7 @@ class Dataset:
 
     def take(self, chosen: Ints | Bools) -> "Dataset":
         """The chosen rows, in their order."""
-        rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        rows: Ints = np.arange(len(self))[chosen]
         read = self.inputs
         return replace(
             self,

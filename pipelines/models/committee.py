@@ -88,9 +88,9 @@ class Committee:
                 p[i, sure], low[i, sure] = voter.answer(rows[sure])
         weights = np.array([voter.weight for voter in self.voters])
         said, least = average(p, weights), average(low, weights)
-        for i in np.flatnonzero(sure & ~np.isfinite(said).all(axis=1)):
-            status[i], reason[i] = "ABSTAIN", f"WARMING_UP: needs {self.steps} whole bars"
-            said[i] = least[i] = np.nan
+        for row in np.flatnonzero(sure & ~np.isfinite(said).all(axis=1)):
+            status[row], reason[row] = "ABSTAIN", f"WARMING_UP: needs {self.steps} whole bars"
+            said[row] = least[row] = np.nan
         members = {voter.name: self._shaped(p[i]) for i, voter in enumerate(self.voters)}
         return Predictions(
             self._shaped(said), self._shaped(least), status, reason, distance, self.digest, self._labels(said), members

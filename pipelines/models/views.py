@@ -32,7 +32,7 @@ class View:
 def windows(values: Floats, at: Ints, steps: int) -> Floats:
     """(n, steps, k) copies of the rows `at - steps + 1 … at` of values (m, k); NaN before the first row."""
     rows = at[:, np.newaxis] + np.arange(1 - steps, 1)
-    out = values[np.maximum(rows, 0)]
+    out: Floats = values[np.maximum(rows, 0)]
     out[rows < 0] = np.nan
     return out
 

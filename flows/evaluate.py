@@ -39,7 +39,7 @@ def champion_on_unseen(site: Site, family: str, at: Ints) -> Floats | None:
     for rows in np.array_split(unseen, max(1, len(unseen) // 2048)):
         later = data.take(rows)
         p = model.predict(select(later.all_inputs(), later.columns, model.columns)).p
-        spoke: Bools = np.isfinite(p.reshape(len(p), -1)).all(axis=1)
+        spoke: Bools = np.asarray(np.isfinite(p.reshape(len(p), -1)).all(axis=1))
         losses[rows[spoke]] = chosen.loss(p[spoke], later.take(spoke), model.schema["terms"])
     return losses
 

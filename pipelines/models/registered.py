@@ -39,7 +39,9 @@ class BundledModel(mlflow.pyfunc.PythonModel):
                 frame[name] = values
             else:
                 frame[[f"{name}_{word}" for word in model.classes]] = values
-        return frame if answer.label is None else frame.assign(label=answer.label)
+        if answer.label is not None:
+            frame["label"] = answer.label
+        return frame
 
 
 set_model(BundledModel())

@@ -9,7 +9,7 @@ from pipelines.features.fold import AWAITS, Column, StepFamily
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """Seven missing values; no state."""
     out[:] = np.nan
 

@@ -20,7 +20,7 @@ def side_depth(side):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """Six values from the book at the bar's close and the one before.
 
     reads    book (2, levels, 3): bid and ask; price, size, orders; best level first; no levels = no book

@@ -37,7 +37,7 @@ def spread_of_ranges(high, low, last_high, last_low):  # type: ignore[no-untyped
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """Five values.
 
     reads    bar high, low, close

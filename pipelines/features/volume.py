@@ -14,7 +14,7 @@ from pipelines.features.kernels import deviation, mean, push, replace_sorted
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """Seven values from the last 60 bars.
 
     reads    bar volume, taker_buy_volume (base asset)

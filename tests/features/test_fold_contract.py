@@ -33,25 +33,29 @@ def garbage(shape, seed=3):
 
 
 @pytest.fixture(scope="module")
-def runs(bars, books):
+def runs(bars, books, contexts):
     """Every way of folding the same spoilt history, per fold: values by the name of the way."""
     spoilt, at = spoil(bars), int(np.random.default_rng(5).integers(100, 2400))
     ways = {}
     for name, fold in FOLDS.items():
-        ruined = (np.vstack([spoilt[:CUT], garbage((400, 8))]), np.concatenate([books[:CUT], garbage((400, 2, 5, 3))]))
+        ruined = (
+            np.vstack([spoilt[:CUT], garbage((400, 8))]),
+            np.concatenate([books[:CUT], garbage((400, 2, 5, 3))]),
+            np.vstack([contexts[:CUT], garbage((400, 6))]),
+        )
         before = fold.fresh()
-        first = fold.run(spoilt[:at], books[:at], before)
+        first = fold.run(spoilt[:at], books[:at], contexts[:at], before)
         after = fold.load(fold.dump(before))
         live = fold.fresh()
         ways[name] = {
-            "whole": fold.run(spoilt, books),
-            "clean": fold.run(bars, books),
+            "whole": fold.run(spoilt, books, contexts),
+            "clean": fold.run(bars, books, contexts),
             "no_book": fold.run(bars),
             "forex": fold.run(np.column_stack([bars[:, :5], np.full((len(bars), 3), np.nan)])),
-            "cut": fold.run(spoilt[:CUT], books[:CUT]),
+            "cut": fold.run(spoilt[:CUT], books[:CUT], contexts[:CUT]),
             "ruined": fold.run(*ruined)[:CUT],
-            "restarted": np.vstack([first, fold.run(spoilt[at:], books[at:], after)]),
-            "live": np.array([fold.step(live, bar, book) for bar, book in zip(spoilt, books, strict=True)]),
+            "restarted": np.vstack([first, fold.run(spoilt[at:], books[at:], contexts[at:], after)]),
+            "live": np.array([fold.step(live, *row) for row in zip(spoilt, books, contexts, strict=True)]),
         }
     return ways
 
@@ -113,7 +117,7 @@ def test_a_gap_in_volume_leaves_no_trace_once_it_has_left_the_window(runs, fold,
 @pytest.mark.parametrize("fold", FOLDS.values(), ids=FOLDS)
 def test_state_is_the_same_bytes_in_batch_and_live(fold, bars):
     batch, live = fold.fresh(), fold.fresh()
-    fold.run(bars[:600], None, batch)
+    fold.run(bars[:600], state=batch)
     for bar in bars[:600]:
         fold.step(live, bar)
     assert fold.dump(batch) == fold.dump(live)
@@ -137,11 +141,15 @@ def test_state_of_another_catalogue_is_refused():
         FEATURES.step(SIGNALS.fresh(), np.zeros(8))
 
 
-def test_bars_and_books_of_a_wrong_shape_are_refused(bars):
+def test_bars_books_and_contexts_of_a_wrong_shape_are_refused(bars):
     with pytest.raises(BadShape, match="taker_buy_volume"):
         FEATURES.run(bars[:, :5])
     with pytest.raises(BadShape, match="books"):
         FEATURES.run(bars, np.zeros((len(bars), 5, 3)))
+    with pytest.raises(BadShape, match="reference_close"):
+        FEATURES.run(bars, None, np.zeros((len(bars), 5)))
+    with pytest.raises(BadShape, match="context"):
+        FEATURES.step(FEATURES.fresh(), bars[0], context=np.zeros(5))
     with pytest.raises(BadShape, match="bar"):
         FEATURES.step(FEATURES.fresh(), bars[0, :5])
 

@@ -33,7 +33,7 @@ def test_a_gap_is_known_at_the_third_close_and_lives_open_mitigated_filled():
     states = []
     for i in range(-3, 0):
         state = SIGNALS.fresh()
-        SIGNALS.run(bars[: len(bars) + i + 1], None, state)
+        SIGNALS.run(bars[: len(bars) + i + 1], state=state)
         states.append([gap.status for gap in fvg.gaps(SIGNALS.family_state(state, "fvg"))])
     assert states == [["open"], ["mitigated"], ["filled"]]
     assert [(r["fvg.open"], r["fvg.mitigated"], r["fvg.filled"]) for r in rows[-3:]] == [

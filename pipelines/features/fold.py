@@ -35,7 +35,8 @@ class Column:
     warmup    bars until the first value: it stands on row warmup - 1 (a sparse column: not before that row)
     source    paper, library convention or ruling; starting with `AWAITS` = no producer yet, always NaN
     copy_of   the column(s) it follows from exactly, joined by " and "; models drop it
-    needs     extra input without which it is always missing: "volume", "taker", "book"
+    needs     extra input without which it is always missing: "volume", "taker", "book", "context:<field>" of
+              contracts.CONTEXT_FIELDS; several joined by " and " (all of them) or " or " (one is enough)
     sparse    has a value only on the bars where something happens
     """
 
@@ -127,7 +128,7 @@ class Fold:
         return out
 
     def step(self, state: Floats, bar: Floats, book: Floats = NO_BOOK, context: Floats = NO_CONTEXT) -> Floats:
-        """One live bar (8,), its book (2, levels, 3), its context (6,); mutates `state`, returns the row `run` gives."""
+        """One live bar (8,), its book (2, levels, 3), context (6,); mutates `state`, returns the row `run` gives."""
         # copies are contiguous and writeable, so the kernel is never compiled for another array type in mid-flight
         bar, book = np.array(bar, dtype=np.float64), np.array(book, dtype=np.float64, order="C")
         context = np.array(context, dtype=np.float64)

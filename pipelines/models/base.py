@@ -86,6 +86,7 @@ class Answer:
     p: Floats
     p_low: Floats
     members: Mapping[str, Floats] = field(default_factory=dict)
+    label: list[str | None] | None = None
 
 
 class Fitted(Protocol):

@@ -76,7 +76,9 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     out[0] = mid_rank(volatilities, volatility)
     out[1] = persistence(returns)
     out[2] = mean(spreads)
-    out[3], out[4] = with_reference(returns, references)
+    out[3], out[4] = np.nan, np.nan
+    if references[59] == references[59]:
+        out[3], out[4] = with_reference(returns, references)
 
 
 INF = math.inf

@@ -26,7 +26,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     flow = context[FLOW]
     push(state, flow)
     out[:] = np.nan
-    usual = root_mean_square(state)
+    usual = root_mean_square(state) if flow == flow else np.nan
     if usual == usual:
         out[0] = np.sign(flow)
         if flow != 0.0:

@@ -1,7 +1,8 @@
 """The stages of dvc.yaml: files in, functions, files out. `python -P -m pipelines.training.stages NAME`.
 
 Layout under `artifacts/` of the workspace:
-features/   base.npy (n, 8), decision.npy (m, 8), features.npy (m, kf), signals.npy (m, ks), meta.json, warm/
+features/   base.npy (n, 8), decision.npy (m, 8), books.npy (m, 2, levels, 3), context.npy (m, 6), features.npy (m, kf),
+            signals.npy (m, ks), meta.json, warm/
 labels/     <name>.npz (one a row of labelling.LABELS), traditional.json; no service reads what came after from here
 <family>/   bundle/, oof.npz, fit.json
 evaluation/ <family>.json: every figure with n, interval and cost assumption
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import TIMEFRAME_SECONDS
-from pipelines.data import schemas, timeframes
+from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TIMEFRAME_SECONDS, Books, ContextFeed
+from pipelines.data import records, schemas, timeframes
+from pipelines.data.alignment import align
 from pipelines.errors import UnknownName
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import Params, load_params
@@ -38,19 +40,28 @@ def fresh(folder: Path) -> Path:
 
 
 def build_features(params: Params) -> None:
-    """data/ → decision bars, features, signals, and the warm start of the live service."""
+    """data/ → decision bars, what was known beside them, features, signals, and the warm start of the live service."""
     described: dict[str, Any] = json.loads(Path("data/manifest.json").read_text())
     frame = schemas.read_bars(Path("data") / described["file"])
     base = schemas.to_matrix(frame)
     base_tf, decision_tf = described["timeframe"], decision_timeframe(described["timeframe"], params)
     decision = timeframes.resample(base, TIMEFRAME_SECONDS[base_tf], TIMEFRAME_SECONDS[decision_tf])
     say(f"features: {len(base):,} {base_tf} bars → {len(decision):,} {decision_tf} bars of {described['symbol']}")
+    step_s = TIMEFRAME_SECONDS[decision_tf]
+    books, feed = _records(described)
+    levels, context = align(decision[:, OPEN_TIME] + step_s, step_s, books, feed)
+    present = [name for name, known in zip(CONTEXT_FIELDS, ~np.isnan(context).all(axis=0), strict=True) if known]
+    if books is not None or feed is not None:
+        closes_with_book = int((~np.isnan(levels[:, 0, :1, 0])).sum())
+        say(f"features: a book at {closes_with_book:,} closes; context: {', '.join(present) or 'none'}")
     feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
-    features = FEATURES.run(decision, state=feature_state)
-    signals = SIGNALS.run(decision, state=signal_state)
+    features = FEATURES.run(decision, levels, context, feature_state)
+    signals = SIGNALS.run(decision, levels, context, signal_state)
     voices = Voices.fit(signals)
     out = fresh(OUT / "features")
-    for name, array in {"base": base, "decision": decision, "features": features, "signals": signals}.items():
+    arrays = {"base": base, "decision": decision, "books": levels, "context": context, "features": features,
+              "signals": signals}  # fmt: skip
+    for name, array in arrays.items():
         np.save(out / f"{name}.npy", array)
     meta = {
         "data_hash": data_hash(Path()),
@@ -61,6 +72,8 @@ def build_features(params: Params) -> None:
         "signal_columns": list(SIGNALS.columns),
         "catalogue_hash": FEATURES.catalogue_hash,
         "signal_catalogue_hash": SIGNALS.catalogue_hash,
+        "has_book": books is not None,
+        "context": present,
     }
     (out / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
     write_warm_start(
@@ -75,6 +88,17 @@ def build_features(params: Params) -> None:
         features=features,
         signals=signals,
         voices=voices,
+        books=books,
+        feed=feed,
+    )
+
+
+def _records(described: dict[str, Any]) -> tuple[Books | None, ContextFeed | None]:
+    """The snapshot's books and context; None where its manifest names no file of them."""
+    book, context = described.get("book"), described.get("context")
+    return (
+        records.to_books(records.read_book(Path("data") / book)) if book else None,
+        records.to_feed(records.read_context(Path("data") / context)) if context else None,
     )
 
 

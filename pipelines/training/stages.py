@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TIMEFRAME_SECONDS, Books, ContextFeed
+from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TIMEFRAME_SECONDS, Books, ContextFeed, History
 from pipelines.data import records, schemas, timeframes
 from pipelines.data.alignment import align
 from pipelines.errors import UnknownName
@@ -50,7 +50,7 @@ def build_features(params: Params) -> None:
     step_s = TIMEFRAME_SECONDS[decision_tf]
     books, feed = _records(described)
     levels, context = align(decision[:, OPEN_TIME] + step_s, step_s, books, feed)
-    present = [name for name, known in zip(CONTEXT_FIELDS, ~np.isnan(context).all(axis=0), strict=True) if known]
+    present = [name for name, values in zip(CONTEXT_FIELDS, context.T, strict=True) if not np.isnan(values).all()]
     if books is not None or feed is not None:
         closes_with_book = int((~np.isnan(levels[:, 0, :1, 0])).sum())
         say(f"features: a book at {closes_with_book:,} closes; context: {', '.join(present) or 'none'}")
@@ -84,9 +84,7 @@ def build_features(params: Params) -> None:
         feature_state=feature_state,
         signal_state=signal_state,
         base=base,
-        decision=decision,
-        features=features,
-        signals=signals,
+        history=History(decision, features, signals, levels, context),
         voices=voices,
         books=books,
         feed=feed,

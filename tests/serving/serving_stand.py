@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.contracts import OPEN_TIME, Floats
+from pipelines.contracts import OPEN_TIME, Floats, History
+from pipelines.data.alignment import align
 from pipelines.data.timeframes import resample
 from pipelines.features.catalog import FEATURES
 from pipelines.features.validator_schema import VALIDATOR_COLUMNS
@@ -107,9 +108,10 @@ def stand(tmp_path_factory) -> Stand:
     feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
     features, signals = FEATURES.run(closed, state=feature_state), SIGNALS.run(closed, state=signal_state)
     stage = tmp_path_factory.mktemp("stage") / "warm"
+    levels, context = align(closed[:, OPEN_TIME] + 900.0, 900.0, None, None)
     write_warm_start(
         stage, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=feature_state,
-        signal_state=signal_state, base=history, decision=closed, features=features, signals=signals,
+        signal_state=signal_state, base=history, history=History(closed, features, signals, levels, context),
         voices=Voices.fit(signals),
     )  # fmt: skip
     at = [FEATURES.index[name] for name in VALIDATOR_COLUMNS]

@@ -164,6 +164,11 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
             raise DigestMismatch(f"{folder / name} is not what the manifest of this warm start says; publish it again")
     meta = json.loads(content["meta.json"])
     arrays = {name[:-4]: np.load(folder / name, allow_pickle=False) for name in content if name.endswith(".npy")}
+    if lacking := sorted({"tail", "closures", "history.bars"} - arrays.keys()):
+        raise StateError(
+            f"{folder}: this warm start was written by an earlier release, without {', '.join(lacking)}; "
+            "`bellwether run --once` trains and publishes a new one"
+        )
     tail, bars = arrays["tail"], arrays["history.bars"]
     if tail.shape[1:] != (BAR_WIDTH,) or bars.shape[1:] != (BAR_WIDTH,) or len(bars) == 0:
         raise BadShape(f"{folder}: tail {tail.shape} and bars {bars.shape}, want (t, 8) and (1 or more, 8)")

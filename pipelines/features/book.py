@@ -1,8 +1,9 @@
 """Order-book features: the six of the core and the validator's three. Without a book they are missing, never constants.
 
-A book counts only if it became known during the bar (alignment does that) and is not crossed: otherwise every column is
-missing on that bar, and those with a window until the bar has left it. Flow is what the whole bar summed over all book
-events, never the difference of two books a bar apart; where a source records no flow, the flow columns are missing.
+A book counts only if it became known during the bar (alignment does that) and is neither crossed nor locked: otherwise
+every column is missing on that bar, and those with a window until the bar has left it. Flow is what the whole bar
+summed over all book events, never the difference of two books a bar apart; where a source records no flow, the flow
+columns are missing.
 """
 
 import math
@@ -31,7 +32,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """
     depths, densities = state[0:WINDOW], state[WINDOW : 2 * WINDOW]
     out[:] = np.nan
-    if book.shape[1] == 0 or not book[0, 0, 0] <= book[1, 0, 0]:
+    if book.shape[1] == 0 or not book[0, 0, 0] < book[1, 0, 0]:
         push(depths, np.nan)
         push(densities, np.nan)
         return

@@ -62,7 +62,7 @@ def test_a_mirrored_book_turns_the_signed_columns(bars, books, contexts):
         np.testing.assert_allclose(there[:, at], -back[:, at], rtol=1e-12, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("fault", ["unknown", "no_ask", "crossed"])
+@pytest.mark.parametrize("fault", ["unknown", "no_ask", "crossed", "locked"])
 def test_a_bar_without_a_sound_book_has_no_book_columns_and_repeats_no_old_ones(bars, books, contexts, fault):
     faulty = books[:60].copy()
     if fault == "unknown":
@@ -70,7 +70,7 @@ def test_a_bar_without_a_sound_book_has_no_book_columns_and_repeats_no_old_ones(
     elif fault == "no_ask":
         faulty[40, 1] = np.nan
     else:
-        faulty[40, 1, 0, 0] = 0.99 * faulty[40, 0, 0, 0]
+        faulty[40, 1, 0, 0] = faulty[40, 0, 0, 0] * (0.99 if fault == "crossed" else 1.0)
     values = FEATURES.run(bars[:60], faulty, contexts[:60])
     of_book = values[:, [FEATURES.index[name] for name in BOOK]]
     assert np.isnan(of_book[40]).all()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.contracts import Floats, History, Ints
-from pipelines.features.catalog import FEATURES
+from pipelines.features.catalog import CORE_COLUMNS, FEATURES
 
 KEPT_BARS = 256  # decision bars the live service keeps: the longest view must fit
 
@@ -42,4 +42,4 @@ def feature_view(columns: tuple[str, ...], steps: int) -> View:
     return View(columns, steps, lambda history, at: windows(history.features[:, places], at, steps))
 
 
-VIEWS: dict[str, View] = {}
+VIEWS: dict[str, View] = {"predictor": feature_view(CORE_COLUMNS, 60)}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.errors import BadValues
@@ -142,6 +142,37 @@ class ValidatorParams(_Frozen):
     novelty_quantile: float = Field(gt=0, lt=1)
 
 
+class PredictorParams(_Frozen):
+    configuration: Literal["four", "core"]
+    horizon_bars: int = Field(gt=0)
+    folds: int = Field(ge=1)
+    max_windows: int = Field(gt=0, le=20_000)
+    tail_share: float = Field(gt=0, lt=1)
+    epochs: int = Field(gt=0, le=100)
+    patience: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    trees: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    leaf: float = Field(gt=0)
+    novelty_quantile: float = Field(gt=0, lt=1)
+
+
+class EnsembleParams(_Frozen):
+    stated: dict[str, float]
+    phases: dict[str, dict[str, float]]
+
+    @model_validator(mode="after")
+    def _whole(self) -> "EnsembleParams":
+        for name, weights in {"stated": self.stated, **self.phases}.items():
+            if set(weights) != set(self.stated):
+                raise ValueError(f"{name} weighs {sorted(weights)}, stated weighs {sorted(self.stated)}")
+            if min(weights.values()) < 0 or abs(sum(weights.values()) - 1.0) > 1e-9:
+                raise ValueError(f"{name} sums to {sum(weights.values()):g}; weights are not negative and sum to 1")
+        return self
+
+
 class GateParams(_Frozen):
     min_events: int
     coverage: float = Field(gt=0, le=1)
@@ -213,6 +244,8 @@ class Params(_Frozen):
     labels: LabelParams
     splits: SplitParams
     validator: ValidatorParams
+    predictor: PredictorParams
+    ensemble: EnsembleParams
     gate: GateParams
     fusion: FusionParams
     risk: RiskParams

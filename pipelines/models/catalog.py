@@ -2,9 +2,10 @@
 
 from pipelines.errors import UnknownName
 from pipelines.models.base import Recipe
+from pipelines.models.predictor import PREDICTOR
 from pipelines.models.validator import VALIDATOR
 
-RECIPES: dict[str, Recipe] = {VALIDATOR.family: VALIDATOR}
+RECIPES: dict[str, Recipe] = {each.family: each for each in (VALIDATOR, PREDICTOR)}
 
 
 def recipe(family: str) -> Recipe:

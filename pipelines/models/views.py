@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from pipelines.contracts import Floats, History, Ints
-from pipelines.features.catalog import FEATURES
+from pipelines.features.catalog import CORE_COLUMNS, FEATURES
 
 KEPT_BARS = 256  # decision bars the live service keeps: the longest view must fit
 
@@ -57,4 +57,4 @@ def _places(have: tuple[str, ...], want: tuple[str, ...]) -> Ints:
     return np.array([at.get(name, len(have)) for name in want])
 
 
-VIEWS: dict[str, View] = {}
+VIEWS: dict[str, View] = {"predictor": feature_view(CORE_COLUMNS, 60)}

@@ -15,6 +15,7 @@ from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Floats
 from pipelines.errors import NotEnoughData
 from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
+from pipelines.labels.horizon import horizon_labels
 from pipelines.labels.weights import average_uniqueness, time_decay
 from pipelines.settings import Params
 from pipelines.signals.events import Events, event_rows, events, traditional_events
@@ -77,7 +78,14 @@ def event_labels(sources: Sources, params: Params) -> Labels:
     }
 
 
-LABELS: dict[str, Callable[[Sources, Params], Labels]] = {"events": event_labels}
+def predictor_labels(sources: Sources, params: Params) -> Labels:
+    return horizon_labels(sources.decision, sources.base, sources.step_s, params)
+
+
+LABELS: dict[str, Callable[[Sources, Params], Labels]] = {
+    "events": event_labels,
+    "predictor": predictor_labels,
+}
 
 
 def traditional_record(sources: Sources, params: Params) -> dict[str, int]:

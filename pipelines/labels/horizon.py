@@ -1,0 +1,82 @@
+"""Fixed horizon: did the price rise or fall by more than a round trip costs within so many decision bars?
+
+Filled at the open of the first base bar after the decision bar, left at the close of the last base bar inside the
+horizon: what the triple barrier does when no barrier is touched. Moves within the round trip get no row (the dead
+zone), since calling their direction right or wrong pays nobody. So a label says which way a move went *given* that it
+was worth its cost; whether one comes is not in it, and neither is the cost of the side that was taken.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.contracts import CLOSE, OPEN, OPEN_TIME, Floats, Ints
+from pipelines.errors import BadValues
+from pipelines.labels.weights import average_uniqueness, time_decay
+from pipelines.settings import Params
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What holding from each of m moments for one horizon returned. All arrays (m,).
+
+    start, exit  index into the base bars of the fill and of the exit; -1 where unknown
+    gross_bps    return of going long from the fill's open to the exit's close, basis points, before cost; NaN where
+                 the bar at either end is not there: a gap is no return, and the newest moments have none yet
+    """
+
+    start: Ints
+    exit: Ints
+    gross_bps: Floats
+
+
+def forward_returns(base: Floats, close_time: Floats, horizon_s: float) -> Forward:
+    """Returns over the next `horizon_s` seconds.
+
+    base        (n, 8) base bars in time order; decision bars themselves where nothing finer was recorded
+    close_time  (m,) epoch seconds at which each decision bar closed
+    Reads base bars that open in [close_time, close_time + horizon_s) and nothing after them (L3).
+    """
+    opens = base[:, OPEN_TIME]
+    step = np.diff(opens).min() if len(base) > 1 else np.inf
+    start = np.searchsorted(opens, close_time, side="left")
+    exit = np.searchsorted(opens, close_time + horizon_s, side="left") - 1
+    first, last = np.minimum(start, len(base) - 1), np.maximum(exit, 0)
+    # both ends on time, to a base bar: a fill after a gap, or an exit before one, would be another horizon
+    there = (start <= exit) & (opens[first] < close_time + step) & (opens[last] + step >= close_time + horizon_s)
+    gross = np.where(there, (base[last, CLOSE] / base[first, OPEN] - 1.0) * 1e4, np.nan)
+    return Forward(np.where(there, start, -1), np.where(there, exit, -1), gross)
+
+
+def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> dict[str, Any]:
+    """One row a decision bar whose move left the dead zone, in time order.
+
+    bars    (m, 8) closed decision bars, `step_s` seconds each; base (n, 8) the bars they were made of
+    Returns arrays of one length: `index` position of the decision bar · `y` 1 up, 0 down · `weight` uniqueness × time
+            decay · `uniqueness` · `known` close of the decision bar · `ended` known + horizon (epoch seconds) ·
+            `gross_bps` of going long, before cost · `last_return` log return of the decision bar, NaN of the first
+    Raises  BadValues where the horizon is shorter than a base bar, so that nothing could be told
+    """
+    horizon_s = float(params.predictor.horizon_bars * step_s)
+    if len(base) > 1 and horizon_s < (finest := float(np.diff(base[:, OPEN_TIME]).min())):
+        raise BadValues(
+            f"predictor.horizon_bars is {horizon_s:.0f} s, a base bar {finest:.0f} s; raise it in params.yaml"
+        )
+    known = bars[:, OPEN_TIME] + step_s
+    told = forward_returns(base, known, horizon_s)
+    index = np.flatnonzero(np.abs(told.gross_bps) > params.costs.round_trip_bps)  # NaN is not above anything
+    uniqueness = average_uniqueness(told.start[index], told.exit[index], len(base))
+    decay = time_decay(known[index], params.labels.decay_half_life_days * 86400.0) if len(index) else np.empty(0)
+    last_return = np.full(len(bars), np.nan)
+    last_return[1:] = np.log(bars[1:, CLOSE] / bars[:-1, CLOSE])
+    return {
+        "index": index,
+        "y": (told.gross_bps[index] > 0).astype(np.float64),
+        "weight": uniqueness * decay,
+        "uniqueness": uniqueness,
+        "known": known[index],
+        "ended": known[index] + horizon_s,
+        "gross_bps": told.gross_bps[index],
+        "last_return": last_return[index],
+    }

@@ -1,0 +1,213 @@
+"""Networks and the one trainer they share. torch and numpy only, so that this file can be measured on a machine with a
+card and nothing else installed.
+
+A network here maps windows (n, steps, inputs), float32, oldest bar first, to logits (n, outputs). Probabilities are
+their sigmoid, also of several outputs: classes may be true together.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+Singles = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+ANSWER_ROWS = 512  # windows answered at a time: more are slower on a CPU, whose caches they leave
+
+# The two networks of the documents: (inputs, widths of the LSTM layers, widths of the head before its output).
+FOUR = (4, (128, 64, 32), ())
+CORE = (25, (64, 64), (32,))
+
+
+class RecurrentNetwork(nn.Module):
+    """Standardise, LSTM layers with dropout between them, a head on the newest step.
+
+    inputs   columns of a step
+    layers   widths of the LSTM layers: (128, 64, 32) with four inputs has 130,849 parameters
+    head     widths of hidden head layers, each with ReLU and dropout: (64, 64) with (32,) and 25 inputs has 58,689
+    dropout  share dropped between layers, and in the head, while training
+    The mean and scale of the columns are buffers: what was standardised with is saved and exported with the weights.
+    """
+
+    def __init__(
+        self, inputs: int, layers: Sequence[int], head: Sequence[int] = (), dropout: float = 0.2, outputs: int = 1
+    ) -> None:
+        super().__init__()
+        before = (inputs, *layers[:-1])
+        self.layers = nn.ModuleList(nn.LSTM(a, b, batch_first=True) for a, b in zip(before, layers, strict=True))
+        self.dropout = nn.Dropout(dropout)
+        widths = (layers[-1], *head, outputs)
+        self.head = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
+
+    def standardise(self, windows: Singles) -> None:
+        """Learn mean and scale from training windows (n, steps, inputs); a constant column keeps a scale of one."""
+        flat = windows.reshape(-1, windows.shape[-1]).astype(np.float64)
+        spread = flat.std(axis=0)
+        self.mean.copy_(torch.from_numpy(flat.mean(axis=0)))
+        self.scale.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        x = (windows - self.mean) / self.scale
+        for i, layer in enumerate(self.layers):
+            x = layer(x if i == 0 else self.dropout(x))[0]
+        x = x[:, -1]
+        for hidden in self.head[:-1]:
+            x = self.dropout(torch.relu(hidden(x)))
+        return self.head[-1](x)
+
+
+def parameter_count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def best_device() -> str:
+    """ "cuda" where a card is there, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def mixed_precision(device: str, bf16: bool = True) -> AbstractContextManager[object]:
+    """bfloat16 on a card; its exponent is float32's, so no loss needs scaling. Full float32 on a CPU."""
+    return torch.autocast(device, dtype=torch.bfloat16) if bf16 and device != "cpu" else nullcontext()
+
+
+@contextmanager
+def repeatable(seed: int) -> Iterator[None]:
+    """The same seed gives the same weights and dropout on a CPU: one thread; torch's own random state is put back."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to train.
+
+    epochs    a ceiling: training stops once `patience` epochs in a row did not lower the loss of the tail
+    batch     rows a step; rate of Adam; seed of the shuffles and of dropout
+    """
+
+    epochs: int
+    batch: int
+    rate: float
+    patience: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Weighted mean log losses, nats an output: of the rows learnt from (with dropout), of the tail (without)."""
+
+    number: int
+    learnt: float
+    tail: float
+
+
+def train_network(
+    model: nn.Module,
+    windows: Singles,
+    y: Doubles,
+    weight: Doubles,
+    tail: tuple[Singles, Doubles, Doubles],
+    plan: Plan,
+    device: str = "cpu",
+    bf16: bool = True,
+    heard: Callable[[Epoch], None] = lambda epoch: None,
+) -> list[Epoch]:
+    """Fit any network of logits in place by weighted binary cross-entropy; the weights of its best epoch stay.
+
+    model    maps float32 windows (n, …) to logits (n, outputs); one output or many, recurrent or convolutional
+    windows  (n, …); y (n,) or (n, outputs) in {0, 1}; weight (n,) not negative: what a row counts
+    tail     the same three of later rows that no label of the rows before reaches (the caller purges): they decide when
+             to stop, and are never learnt from
+    bf16     mixed precision on a card; a CPU always works in float32
+    heard    called after every epoch
+    Returns  the epochs; the model is left on the CPU, in evaluation mode
+    Raises   ValueError on NaN, on lengths that differ, and where the loss stops being finite
+    """
+    for name, (x, labels, w) in {"training": (windows, y, weight), "tail": tail}.items():
+        if len(x) == 0 or not len(x) == len(labels) == len(w):
+            raise ValueError(
+                f"{name}: {len(x)} windows, {len(labels)} labels, {len(w)} weights; wanted as many of each"
+            )
+        if not (np.isfinite(x).all() and np.isfinite(labels).all() and np.isfinite(w).all() and w.sum() > 0):
+            raise ValueError(f"{name}: a window, label or weight is NaN, or no row has a weight; leave such rows out")
+    with repeatable(plan.seed):
+        return _train(model.to(device), (windows, y, weight), tail, plan, device, bf16, heard)
+
+
+def _train(
+    model: nn.Module,
+    rows: tuple[Singles, Doubles, Doubles],
+    tail: tuple[Singles, Doubles, Doubles],
+    plan: Plan,
+    device: str,
+    bf16: bool,
+    heard: Callable[[Epoch], None],
+) -> list[Epoch]:
+    x, y, w = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).to(device) for a in rows)
+    y = y.reshape(len(y), -1)
+    w = (w / w.mean())[:, None]
+    adam = torch.optim.Adam(model.parameters(), lr=plan.rate)
+    epochs: list[Epoch] = []
+    best, kept, since = math.inf, copy.deepcopy(model.state_dict()), 0
+    for number in range(1, plan.epochs + 1):
+        model.train()
+        total = 0.0
+        for chosen in torch.randperm(len(x)).to(device).split(plan.batch):
+            adam.zero_grad(set_to_none=True)
+            with mixed_precision(device, bf16):
+                logits = model(x[chosen])
+            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), y[chosen], weight=w[chosen])
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            adam.step()
+            total += float(loss.detach()) * len(chosen)
+        epochs.append(Epoch(number, total / len(x), _loss(logits_of(model, tail[0], device, bf16), tail[1], tail[2])))
+        heard(epochs[-1])
+        if not math.isfinite(epochs[-1].learnt + epochs[-1].tail):
+            raise ValueError(
+                f"epoch {number}: the loss is not finite at a rate of {plan.rate:g}; lower the learning rate"
+            )
+        if epochs[-1].tail < best:
+            best, kept, since = epochs[-1].tail, copy.deepcopy(model.state_dict()), 0
+        else:
+            since += 1
+            if since >= plan.patience:
+                break
+    model.load_state_dict(kept)
+    model.to("cpu").eval()
+    return epochs
+
+
+def _loss(logits: Doubles, y: Doubles, weight: Doubles) -> float:
+    each = np.logaddexp(0.0, logits) - y.reshape(len(y), -1) * logits
+    return float(np.average(each.mean(axis=1), weights=weight))
+
+
+def logits_of(model: nn.Module, windows: Singles, device: str = "cpu", bf16: bool = False) -> Doubles:
+    """(n, outputs) logits of windows (n, …), dropout off, some hundred at a time."""
+    model.eval()
+    told = []
+    with torch.inference_mode(), mixed_precision(device, bf16):
+        for piece in torch.from_numpy(np.ascontiguousarray(windows, np.float32)).split(ANSWER_ROWS):
+            told.append(model(piece.to(device)).float().cpu())
+    return np.asarray(torch.cat(told).numpy(), dtype=np.float64)
+
+
+def probabilities_of(model: nn.Module, windows: Singles, device: str = "cpu", bf16: bool = False) -> Doubles:
+    """(n, outputs) probabilities: the sigmoid of the logits."""
+    return np.asarray(1.0 / (1.0 + np.exp(-logits_of(model, windows, device, bf16))))

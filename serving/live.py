@@ -15,6 +15,7 @@ from pipelines.contracts import CLOSE, REGIMES, Decision, Floats, Predictions, u
 from pipelines.errors import BadTimes
 from pipelines.features.catalog import FEATURES
 from pipelines.features.validator_schema import VALIDATOR_COLUMNS
+from pipelines.models.ensemble import directional
 from pipelines.models.views import VIEWS
 from pipelines.settings import Params
 from pipelines.signals.catalog import SIGNALS
@@ -95,6 +96,7 @@ def decide(
     seen = ready and len(acting) > 0
     direction, confidence = warm.voices.speak(closed.signals) if ready else (np.full(N_VOICES, np.nan),) * 2
     regime, regime_of, trend = regime_now(symbol, models)
+    _vote(models, snapshot, regime)
     decision = policy.decide(
         policy.DecisionInputs(
             direction=direction,
@@ -166,6 +168,23 @@ def _opinions(snapshot: Snapshot, symbol: Symbol, raised: Events | None) -> dict
                 slot = snapshot.slots[family, arm]
                 said.setdefault(family, {})[arm] = _named(slot) | event | _told(slot, answer)
     return said
+
+
+def _vote(models: dict[str, Any], snapshot: Snapshot, phase: str | None) -> None:
+    """Add what the directional ensemble (M5) says in this phase to every answer whose model registered its weights."""
+    for family, arms in models.items():
+        for arm, said in arms.items():
+            weights = snapshot.slots[family, arm].model.schema.get("ensemble")
+            if weights is None or "members" not in said:
+                continue
+            heard = {name: np.array([np.nan if p is None else p]) for name, p in said["members"].items()}
+            vote = directional(heard, weights, phase)
+            said["ensemble"] = {
+                "p": _finite(vote.p[0]),
+                "phase": phase,
+                "weights": {name: float(share[0]) for name, share in vote.weights.items()},
+                "missing": list(vote.missing[0]),
+            }
 
 
 _SILENT: dict[str, Any] = dict.fromkeys(("event", "p", "p_low", "novelty", "label")) | {

@@ -17,6 +17,7 @@ from pipelines.evaluation.metrics import (
     most_confident,
     statistic_estimate,
 )
+from pipelines.models.ensemble import ensemble_losses
 from pipelines.settings import Params
 
 
@@ -61,6 +62,9 @@ def summarise(folder: Path, params: Params) -> dict[str, Any]:
             for name, q in told.items()
             if name != "base_rate" and np.isfinite(q).all()  # one number for everybody ranks nothing
         }
+    if weights := json.loads((folder / "bundle" / "schema.json").read_text()).get("ensemble"):
+        heard = ensemble_losses(oof, y, weights)
+        figures["heard"] = {name: _dict(mean_estimate(loss, draws, seed)) for name, loss in heard.items()}
     if gross is not None and y.ndim == 1:
         figures["selective"] = selective(p, y, gross, params)
         figures["every_row_net_bps"] = _dict(mean_estimate(gross - cost, draws, seed, cost))
@@ -114,6 +118,7 @@ def figure_rows(figures: dict[str, Any], traded: dict[str, Any] | None) -> list[
     cost, unit = figures["cost_bps"], figures["loss_name"]
     told = [row(unit, figures["loss"]["model"])]
     told += [row(f"gain over {name.replace('_', ' ')}", e) for name, e in sorted(figures["gain_over"].items())]
+    told += [row(f"{unit} of {name.replace('_', ' ')}", e) for name, e in figures.get("heard", {}).items()]
     told += [
         row("AUC" if name == "model" else f"AUC of {name.replace('_', ' ')}", e, 3)
         for name, e in figures.get("auc", {}).items()

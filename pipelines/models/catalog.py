@@ -5,7 +5,8 @@ from pipelines.models.base import Recipe
 from pipelines.models.predictor import PREDICTOR
 from pipelines.models.validator import VALIDATOR
 
-RECIPES: dict[str, Recipe] = {each.family: each for each in (VALIDATOR, PREDICTOR)}
+# in the order in which they are fitted and judged: the longest fit first, and who acts after those it listens to
+RECIPES: dict[str, Recipe] = {each.family: each for each in (PREDICTOR, VALIDATOR)}
 
 
 def recipe(family: str) -> Recipe:

@@ -2,10 +2,11 @@
 
 from pipelines.errors import UnknownName
 from pipelines.models.base import Recipe
+from pipelines.models.pattern import PATTERN
 from pipelines.models.predictor import PREDICTOR
 from pipelines.models.validator import VALIDATOR
 
-RECIPES: dict[str, Recipe] = {each.family: each for each in (VALIDATOR, PREDICTOR)}
+RECIPES: dict[str, Recipe] = {each.family: each for each in (VALIDATOR, PREDICTOR, PATTERN)}
 
 
 def recipe(family: str) -> Recipe:

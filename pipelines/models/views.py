@@ -12,6 +12,7 @@ import numpy as np
 
 from pipelines.contracts import Floats, History, Ints
 from pipelines.features.catalog import CORE_COLUMNS, FEATURES
+from pipelines.models import pattern_view
 
 KEPT_BARS = 256  # decision bars the live service keeps: the longest view must fit
 
@@ -42,4 +43,7 @@ def feature_view(columns: tuple[str, ...], steps: int) -> View:
     return View(columns, steps, lambda history, at: windows(history.features[:, places], at, steps))
 
 
-VIEWS: dict[str, View] = {"predictor": feature_view(CORE_COLUMNS, 60)}
+VIEWS: dict[str, View] = {
+    "predictor": feature_view(CORE_COLUMNS, 60),
+    "pattern": View(pattern_view.COLUMNS, pattern_view.STEPS, pattern_view.build),
+}

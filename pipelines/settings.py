@@ -159,6 +159,29 @@ class PredictorParams(_Frozen):
     novelty_quantile: float = Field(gt=0, lt=1)
 
 
+class PatternParams(_Frozen):
+    target_atr: float = Field(gt=0)
+    stop_atr: float = Field(gt=0)
+    horizon_bars: int = Field(gt=0)
+    folds: int = Field(ge=1)
+    tail_share: float = Field(gt=0, lt=1)
+    trees: int = Field(gt=0)
+    forest_depth: int = Field(gt=0)
+    boosted_depth: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    leaf: float = Field(gt=0)
+    max_windows: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    epochs: int = Field(gt=0)
+    patience: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    network_rate: float = Field(gt=0)
+    pooled_rows: float = Field(gt=0)
+    confidence: float = Field(gt=0, lt=1)
+    novelty_quantile: float = Field(gt=0, lt=1)
+
+
 class EnsembleParams(_Frozen):
     stated: dict[str, float]
     phases: dict[str, dict[str, float]]
@@ -245,6 +268,7 @@ class Params(_Frozen):
     splits: SplitParams
     validator: ValidatorParams
     predictor: PredictorParams
+    pattern: PatternParams
     ensemble: EnsembleParams
     gate: GateParams
     fusion: FusionParams

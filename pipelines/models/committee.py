@@ -6,7 +6,7 @@ other members of the directional ensemble (M5) beside it.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +61,11 @@ class Voter:
 
 @dataclass(frozen=True, slots=True)
 class Committee:
-    """contracts.Model. With one class p is (n,), with several (n, classes)."""
+    """contracts.Model. With one class p is (n,), with several (n, classes).
+
+    gates  (classes,) positions of columns: where such a column of the newest bar is 0, its class is not there, and p and
+           p_low are 0 whatever the voters say; empty = every class is always asked for
+    """
 
     family: str
     version: str
@@ -74,6 +78,7 @@ class Committee:
     novelty: Novelty  # of the newest bar
     golden: dict[str, Any]
     schema: dict[str, Any]
+    gates: Ints = field(default_factory=lambda: np.empty(0, np.int64))
 
     def predict(self, rows: Floats) -> Predictions:
         check_shape(self.family, rows, self.steps, self.columns)
@@ -86,6 +91,9 @@ class Committee:
         if sure.any():
             for i, voter in enumerate(self.voters):
                 p[i, sure], low[i, sure] = voter.answer(rows[sure])
+            if len(self.gates):
+                shut = np.isfinite(p) & (rows[:, -1][:, self.gates] == 0.0)
+                p[shut] = low[shut] = 0.0
         weights = np.array([voter.weight for voter in self.voters])
         said, least = average(p, weights), average(low, weights)
         for row in np.flatnonzero(sure & ~np.isfinite(said).all(axis=1)):
@@ -129,4 +137,5 @@ def load(path: Path, identity: dict[str, Any], schema: dict[str, Any], golden: d
         novelty=read_novelty(path / "novelty.npz"),
         golden=golden,
         schema=schema,
+        gates=np.array([at[name] for name in schema.get("gates", ())], dtype=np.int64),
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipelines.contracts import Floats, History, Ints
 from pipelines.features.catalog import CORE_COLUMNS, FEATURES
+from pipelines.models import pattern_view
 
 KEPT_BARS = 256  # decision bars the live service keeps: the longest view must fit
 
@@ -57,4 +58,7 @@ def _places(have: tuple[str, ...], want: tuple[str, ...]) -> Ints:
     return np.array([at.get(name, len(have)) for name in want])
 
 
-VIEWS: dict[str, View] = {"predictor": feature_view(CORE_COLUMNS, 60)}
+VIEWS: dict[str, View] = {
+    "predictor": feature_view(CORE_COLUMNS, 60),
+    "pattern": View(pattern_view.COLUMNS, pattern_view.STEPS, pattern_view.build),
+}

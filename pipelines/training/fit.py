@@ -132,7 +132,7 @@ def train(
         export=export,
         novelty=recipe.novelty(newest, params),
         schema=schema,
-        card=_card(recipe, data, oof, dropped, context, params),
+        card=_card(recipe, data, oof, dropped, context, params, export.schema["classes"]),
         inputs=pool,
     )
     model = load_bundle(out / "bundle", digest)
@@ -142,7 +142,7 @@ def train(
         {
             "family": recipe.family,
             "digest": digest,
-            "classes": list(recipe.classes),
+            "classes": list(export.schema["classes"]),
             "loss_name": recipe.loss_name,
             "rows": len(data),
             "out_of_fold": len(oof.row),
@@ -198,8 +198,9 @@ def _latency_ms(model: Model, pool: Floats) -> float:
 
 
 def _card(
-    recipe: Recipe, data: Dataset, oof: OutOfFold, dropped: dict[str, str], context: dict[str, Any], params: Params
-) -> str:
+    recipe: Recipe, data: Dataset, oof: OutOfFold, dropped: dict[str, str], context: dict[str, Any], params: Params,
+    classes: list[str],
+) -> str:  # fmt: skip
     lines = [
         f"# {recipe.title}",
         "",
@@ -207,7 +208,7 @@ def _card(
         *(f"- {line}" for line in recipe.describe(data, params)),
         f"- {recipe.loss_name} {oof.loss.mean():.4f} on {len(oof.row):,} later rows in {oof.folds} purged walk-forward"
         f" folds; {', '.join(f'{name} {rival.loss.mean():.4f}' for name, rival in oof.rivals.items())}",
-        f"- answers {', '.join(recipe.classes)}",
+        f"- answers {', '.join(classes)}",
         f"- columns ({len(data.columns)}): {', '.join(data.columns)}",
         *(f"- dropped {name}: {why}" for name, why in dropped.items()),
         "- abstains on a missing column and on rows beyond the novelty limit",

@@ -16,9 +16,11 @@ from pipelines.errors import NotEnoughData
 from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import horizon_labels
+from pipelines.labels.patterns import pattern_labels
 from pipelines.labels.weights import average_uniqueness, time_decay
 from pipelines.settings import Params
 from pipelines.signals.events import Events, event_rows, events, traditional_events
+from pipelines.signals.setups import setups
 
 Labels = dict[str, Any]  # name → array; always `known` and `ended`, epoch seconds
 
@@ -82,8 +84,14 @@ def predictor_labels(sources: Sources, params: Params) -> Labels:
     return horizon_labels(sources.decision, sources.base, sources.step_s, params)
 
 
+def setup_labels(sources: Sources, params: Params) -> Labels:
+    found = setups(sources.decision, np.arange(len(sources.decision)))
+    return pattern_labels(sources.decision, sources.base, found.direction, found.reach, sources.step_s, params)
+
+
 LABELS: dict[str, Callable[[Sources, Params], Labels]] = {
     "events": event_labels,
+    "pattern": setup_labels,
     "predictor": predictor_labels,
 }
 

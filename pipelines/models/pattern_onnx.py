@@ -1,0 +1,106 @@
+"""The recogniser's members as ONNX graphs, each with one output "probabilities" (n, classes), nought where a class is
+not there. Written node by node with names of our own: the same model gives the same bytes."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from pipelines.models.pattern_network import PatternNetwork
+from pipelines.models.pattern_rows import Sided
+
+OPSET, TREES_OPSET, IR = 15, 1, 8
+
+
+class _Graph:
+    """Nodes and weights in the order they are added."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+
+    def constant(self, name: str, values: Any) -> str:
+        self.weights.append(numpy_helper.from_array(np.array(values, order="C"), name))
+        return name
+
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    def bytes(self, name: str, inputs: list[Any], classes: int) -> bytes:
+        """`inputs` is the shape of "rows"."""
+        graph = helper.make_graph(
+            self.nodes,
+            name,
+            [helper.make_tensor_value_info("rows", TensorProto.FLOAT, inputs)],
+            [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", classes])],
+            self.weights,
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", TREES_OPSET)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR)
+        onnx.checker.check_model(model)
+        return bytes(model.SerializeToString(deterministic=True))
+
+
+def trees_to_onnx(trees: onnx.ModelProto, sides: Sided, width: int, name: str) -> bytes:
+    """Rows (n, width) of the model's columns → `Sided.rows` → the converted trees → (n, classes).
+
+    trees  a converted classifier with an input "rows" (n, sides.width) and an output "probabilities" (n, 2)
+    """
+    g, classes = _Graph(), len(sides.sides)
+    said = g.node("Gather", ["rows", g.constant("sides", sides.sides)], "said", axis=1)
+    last, middle = g.constant("last", np.array([2])), g.constant("middle", np.array([1]))
+    side = g.node("Unsqueeze", [said, last], "side")
+    flat = g.node("Sub", [side, side], "flat")
+    even = g.node("Gather", ["rows", g.constant("even", sides.even)], "even_read", axis=1)
+    even = g.node("Add", [flat, g.node("Unsqueeze", [even, middle], "even_wide")], "even_rows")
+    odd = g.node("Gather", ["rows", g.constant("odd", sides.odd)], "odd_read", axis=1)
+    odd = g.node("Sub", [odd, g.constant("centres", sides.centres)], "odd_centred")
+    odd = g.node("Mul", [side, g.node("Unsqueeze", [odd, middle], "odd_wide")], "odd_rows")
+    others = g.node("Mul", [side, g.node("Unsqueeze", [said, middle], "said_wide")], "others")
+    asked = g.node("Add", [flat, g.constant("which", np.eye(classes, dtype=np.float32))], "asked")
+    wide = g.node("Concat", [even, odd, others, side, asked], "wide", axis=2)
+    g.node("Reshape", [wide, g.constant("flat_shape", np.array([-1, sides.width]))], "trees_rows")
+    inner = onnx.compose.add_prefix_graph(trees.graph, "trees_")
+    g.nodes.extend(inner.node)
+    g.weights.extend(inner.initializer)
+    yes = g.node("Gather", ["trees_probabilities", g.constant("yes", np.array(1))], "trees_yes", axis=1)
+    told = g.node("Reshape", [yes, g.constant("shape", np.array([-1, classes]))], "told")
+    g.node("Mul", [told, g.node("Abs", [said], "there")], "probabilities")
+    return g.bytes(name, ["n", width], classes)
+
+
+def network_to_onnx(network: PatternNetwork, steps: int, name: str) -> bytes:
+    """Rows (n, steps, columns of the network) float32, in the units of the columns."""
+    g, inputs, classes = _Graph(), len(network.source), network.head.out_features
+    market = g.node("Gather", ["rows", g.constant("market_places", np.arange(inputs))], "market", axis=2)
+    newest = g.node("Gather", ["rows", g.constant("newest_place", np.array(steps - 1))], "newest", axis=1)
+    side = g.node("Gather", [newest, g.constant("side_places", np.arange(inputs, inputs + classes))], "side", axis=1)
+    turned = g.node("Gather", [market, g.constant("source", network.source.numpy())], "turned", axis=2)
+    mirrored = g.node("Mul", [turned, g.constant("sign", _numbers(network.sign))], "mirrored")
+    both = g.node("Concat", [market, mirrored], "both", axis=0)
+    centred = g.node("Sub", [both, g.constant("mean", _numbers(network.mean))], "centred")
+    scaled = g.node("Div", [centred, g.constant("scale", _numbers(network.scale))], "scaled")
+    x = g.node("Transpose", [scaled], "by_channel", perm=[0, 2, 1])
+    for i, layer in enumerate(network.convolutions):
+        parts = [g.constant(f"convolution{i}_{part}", _numbers(getattr(layer, part))) for part in ("weight", "bias")]
+        x = g.node(
+            "Conv", [x, *parts], f"convolution{i}", kernel_shape=list(layer.kernel_size), strides=list(layer.stride),
+            pads=[layer.padding[0], layer.padding[0]],
+        )  # fmt: skip
+        x = g.node("Relu", [x], f"relu{i}")
+    mean = g.node("ReduceMean", [x], "pooled", axes=[2], keepdims=0)
+    end = g.node("Gather", [x, g.constant("end", np.array(-1))], "end_step", axis=2)
+    x = g.node("Concat", [mean, end], "summary", axis=1)
+    head = [g.constant(f"head_{part}", _numbers(getattr(network.head, part))) for part in ("weight", "bias")]
+    logits = g.node("Gemm", [x, *head], "logits", transB=1)
+    g.nodes.append(helper.make_node("Split", [logits], ["rise", "fall"], name="sides", axis=0))
+    rising = g.node("Greater", [side, g.constant("nought", np.array(0.0, np.float32))], "rising")
+    own = g.node("Where", [rising, "rise", "fall"], "own")
+    g.node("Mul", [g.node("Sigmoid", [own], "told"), g.node("Abs", [side], "there")], "probabilities")
+    return g.bytes(name, ["n", steps, inputs + classes], classes)
+
+
+def _numbers(tensor: Any) -> Any:
+    return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float32)

@@ -1,0 +1,54 @@
+"""What the pattern recogniser reads at a closed bar: 32 candles in units of ATR, the catalogue, and the setups there.
+
+Setups are found anew from the bars behind the row (`signals.setups` reads at most 200), so the 256 bars that serving
+keeps give the same bytes as the whole history.
+"""
+
+import numpy as np
+
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, TAKER_BUY, VOLUME, Floats, History, Ints
+from pipelines.features.catalog import FEATURES
+from pipelines.signals.setups import PATTERNS, setups
+
+STEPS = 32
+CANDLE = ("candle_open", "candle_high", "candle_low", "candle_close")  # distance from the newest bar's middle, ATR
+TAKER = "taker_share"  # (2 taker buys - volume) / volume of the bar
+DIRECTIONS = tuple(f"{name}.direction" for name in PATTERNS)  # 1, -1; 0 = not there. Newest bar only, 0 before it
+
+# Columns of the catalogue that a market seen upside down keeps …
+EVEN = (
+    "atr_14", "volatility_20", "range_20", "volatility_regime", "adx_14", "persistence_60", "spread_proxy_20",
+    "volume_to_median", "volume_ma5", "volume_ma60", "volume_volatility_20", "spread", "time_of_day_sin",
+    "time_of_day_cos", "session_asia", "session_london", "session_newyork",
+)  # fmt: skip
+# … and those it turns round their centre
+ODD = {
+    "log_return_1": 0.0, "close_to_ma5": 0.0, "close_to_ma20": 0.0, "macd_12_26": 0.0, "rsi_14": 50.0,
+    "bollinger_b_20": 0.5, "stoch_k_14": 50.0, "cci_20": 0.0, "price_momentum": 0.0, "order_flow_imbalance": 0.0,
+    "book_imbalance": 0.0, "depth_ratio": 0.0, "order_flow_ratio": 0.0, "hft_oci_signal": 0.0, "book_skew_strength": 0.0,
+}  # fmt: skip
+COLUMNS = (*CANDLE, TAKER, *EVEN, *ODD, *DIRECTIONS)
+_FEATURES = np.array([FEATURES.index[name] for name in (*EVEN, *ODD)])
+
+
+def build(history: History, at: Ints) -> Floats:
+    """(n, 32, len(COLUMNS)) of bars `at`, oldest first; NaN where a value is missing or the history too short.
+
+    Candles are told as (price - middle of the newest bar) / ATR, with the ATR of `setups` at the newest bar: told from
+    its close, one column of that bar would be nought for ever.
+    """
+    rows = at[:, np.newaxis] + np.arange(1 - STEPS, 1)
+    short, rows = rows < 0, np.maximum(rows, 0)
+    found = setups(history.bars, at)
+    bars = history.bars[rows]
+    out = np.zeros((len(at), STEPS, len(COLUMNS)))
+    middle = 0.5 * (bars[:, -1, HIGH] + bars[:, -1, LOW])
+    scale = np.where(found.reach > 0.0, found.reach, np.nan)
+    out[:, :, :4] = (bars[:, :, [OPEN, HIGH, LOW, CLOSE]] - middle[:, None, None]) / scale[:, None, None]
+    # a bar without trades has no share; nought over nought is missing, as everywhere
+    with np.errstate(invalid="ignore", divide="ignore"):
+        out[:, :, 4] = 2.0 * bars[:, :, TAKER_BUY] / bars[:, :, VOLUME] - 1.0
+    out[:, :, 5 : 5 + len(_FEATURES)] = history.features[rows[:, :, np.newaxis], _FEATURES]
+    out[:, -1, -len(DIRECTIONS) :] = found.direction
+    out[short] = np.nan
+    return out

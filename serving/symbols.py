@@ -35,6 +35,7 @@ from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.features.catalog import FEATURES
 from pipelines.models.views import KEPT_BARS
 from pipelines.signals.catalog import SIGNALS
+from pipelines.store import packed, unpacked
 from pipelines.training.warm import WarmStart
 
 CLOCK_SKEW = timedelta(seconds=5)  # how far a sender's clock may run ahead of ours
@@ -93,6 +94,31 @@ class Symbol:
             again = rows[known]
             self._same(again, stored(again[0, OPEN_TIME] - 1.0, again[-1, OPEN_TIME]))
         return np.ascontiguousarray(rows[~known])
+
+    def admit_records(
+        self, books: Books | None, feed: ContextFeed | None, now: datetime, stored: Callable[[float], Any]
+    ) -> tuple[Books | None, ContextFeed | None]:
+        """Check records before anything is stored; returns those that are new (the rest is stored already, identical).
+
+        stored   after → (books, feed) stored as known after it, epoch seconds
+        Raises   BadTimes on a record from the future, or one that a closed decision bar should have read
+        """
+        sent = dict(packed(books, feed))
+        if not sent:
+            return None, None
+        first = min(at for _, at in sent)
+        before = dict(packed(*stored(first - 1.0)))
+        fresh = {key: payload for key, payload in sent.items() if before.get(key) != payload}
+        for kind, at in fresh:
+            when = f"{self.name}: {kind} known at {utc(at):%F %T} UTC"
+            if at > (now + CLOCK_SKEW).timestamp():
+                raise BadTimes(f"{when} lies in the future; it is {now:%F %T} UTC. Send what is known.")
+            if at <= self.closed.close_time:
+                raise BadTimes(
+                    f"{when} comes late: the bar that closed at {utc(self.closed.close_time):%F %T} UTC was folded "
+                    "without it. Send records with or before the bar that closes; the past is not rewritten."
+                )
+        return unpacked((kind, at, payload) for (kind, at), payload in sorted(fresh.items(), key=lambda kv: kv[0][1]))
 
     def hear(self, books: Books | None, feed: ContextFeed | None) -> None:
         """Take records that became known since; they are read at the closes that follow."""
@@ -162,9 +188,12 @@ def joined(before: Any, after: Any) -> Any:
     return type(before)(**{name: values[order] for name, values in both.items()})
 
 
-def replay(warm: WarmStart, bars: Floats) -> Symbol:
-    """A live symbol: the warm start, then the observed base bars (n, 8) after it."""
+def replay(warm: WarmStart, bars: Floats, books: Books | None = None, feed: ContextFeed | None = None) -> Symbol:
+    """A live symbol: the warm start, then the observed base bars (n, 8) after it and the records observed since."""
     symbol = Symbol(warm)
+    heard = dict(packed(warm.books, warm.feed))  # the snapshot may hold some of what was observed
+    later = [(kind, at, payload) for (kind, at), payload in packed(books, feed) if (kind, at) not in heard]
+    symbol.hear(*unpacked(later))
     symbol.advance(bars[bars[:, OPEN_TIME] > warm.last_open_time])
     return symbol
 

@@ -86,6 +86,24 @@ def align(closes: Floats, step_s: float, books: Books | None, feed: ContextFeed 
     return levels, values
 
 
+def book_fault(levels: Floats) -> str | None:
+    """The first thing that makes these books (n, 2, levels, 3) no books, None if nothing does."""
+    price, size = levels[..., 0], levels[..., 1]
+    bid, ask = price[:, 0, 0], price[:, 1, 0]
+    if not (np.isfinite(bid).all() and np.isfinite(ask).all()):
+        return "a book needs its best bid and ask"
+    if (bid >= ask).any():
+        return f"book crossed: bid {bid[bid >= ask][0]:g} is not under ask {ask[bid >= ask][0]:g}"
+    for s, (side, way) in enumerate((("bid", -1.0), ("ask", 1.0))):
+        steps = np.diff(price[:, s], axis=1) * way
+        if (steps[np.isfinite(steps)] <= 0).any():
+            return f"{side} prices must go away from the best one, level by level"
+        given = np.isfinite(price[:, s])
+        if (given != np.isfinite(size[:, s])).any() or (size[:, s][given] <= 0).any():
+            return f"every {side} level needs a size above 0"
+    return None
+
+
 def still_read(
     close: float, step_s: float, books: Books | None, feed: ContextFeed | None
 ) -> tuple[Books | None, ContextFeed | None]:

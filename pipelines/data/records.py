@@ -19,6 +19,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from pipelines.contracts import BOOK_LEVELS, CONTEXT_FIELDS, CONTEXT_INDEX, Books, ContextFeed, Floats, Ints, Trades
+from pipelines.data.alignment import book_fault
 from pipelines.data.schemas import constant_stamp, epoch_seconds, stamps_of
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
 
@@ -45,20 +46,7 @@ class Kind:
 
 
 def _book_rule(frame: pd.DataFrame) -> str | None:
-    bid, ask = frame["bid_price_1"].to_numpy(), frame["ask_price_1"].to_numpy()
-    if not (np.isfinite(bid).all() and np.isfinite(ask).all()):
-        return "a book needs its best bid and ask"
-    if (bid >= ask).any():
-        return f"book crossed: bid {bid[bid >= ask][0]:g} is not under ask {ask[bid >= ask][0]:g}"
-    for side, way in (("bid", -1.0), ("ask", 1.0)):
-        prices = frame[[f"{side}_price_{level}" for level in range(1, BOOK_LEVELS + 1)]].to_numpy()
-        steps = np.diff(prices, axis=1) * way
-        if (steps[np.isfinite(steps)] <= 0).any():
-            return f"{side} prices must go away from the best one, level by level"
-        sizes = frame[[f"{side}_size_{level}" for level in range(1, BOOK_LEVELS + 1)]].to_numpy()
-        if (np.isfinite(prices) != np.isfinite(sizes)).any() or (sizes[np.isfinite(sizes)] <= 0).any():
-            return f"every {side} level needs a size above 0"
-    return None
+    return book_fault(to_books(frame).levels)
 
 
 def _trade_rule(frame: pd.DataFrame) -> str | None:

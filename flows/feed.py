@@ -2,42 +2,57 @@
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flows.client import Client
+from flows.market import market_source
 from flows.progress import track
 from flows.site import Site, now
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
 from pipelines.data import schemas
 from pipelines.data.quality import assess
-from pipelines.data.sources import make_source
 from pipelines.data.timeframes import infer_timeframe
-from pipelines.errors import NotEnoughData
+from pipelines.errors import NotEnoughData, StateError
 from pipelines.monitoring.outcomes import resolve
 from pipelines.store import decision_of
 from pipelines.training.stages import decision_timeframe
 
 
-def live_tail(site: Site, source: str, symbol: str, path: str | None) -> tuple[datetime, Floats]:
-    """(end of the history, base bars (n, 8) after it): the simulator's live days, or the last days of a file."""
-    origin = make_source(source, spec=site.params.simulator, path=Path(path) if path else None)
-    frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
+def live_tail(
+    site: Site, source: str, symbol: str, path: str | None, since: datetime | None = None
+) -> tuple[datetime, Floats]:
+    """(end of the history, base bars (n, 8) after it): the simulator's live days, or the last of a file or exchange.
+
+    since  first bar asked of an exchange; None = data.retention_days ago
+    """
+    frame = market_source(site, source, path, since).fetch(symbol, as_of=now(), ingested_at=now())
     bars = schemas.to_matrix(assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), now()).clean)
     live_days = site.params.data.live_days
     if source == "simulator":
         cut = site.params.simulator.start + timedelta(days=site.params.simulator.history_days)
     elif len(bars) == 0 or bars[-1, OPEN_TIME] - bars[0, OPEN_TIME] <= 86400 * (live_days + 1):
         raise NotEnoughData(
-            f"{symbol}: {path} has {len(bars):,} usable bars, no history before the last {live_days} days, kept "
-            "for the live service. Give a longer file, or lower data.live_days in params.yaml."
+            f"{symbol}: {path or source} has {len(bars):,} usable bars, no history before the last {live_days} days, "
+            "kept for the live service. Give a longer file (or --days), or lower data.live_days in params.yaml."
         )
     else:
         cut = utc(bars[-1, OPEN_TIME]) - timedelta(days=live_days)
         cut = cut.replace(hour=0, minute=0, second=0, microsecond=0)
-    return cut, bars[bars[:, OPEN_TIME] >= cut.timestamp()]
+    start = cut.timestamp()
+    if source == "exchange" and already_ingested(site, symbol):  # the market went on while nobody ran
+        start = min(start, site.store.bars(symbol)[-1, OPEN_TIME])
+    return cut, bars[bars[:, OPEN_TIME] >= start]
+
+
+def already_ingested(site: Site, symbol: str) -> bool:
+    """Whether the newest snapshot is of this market and the service has seen bars after it."""
+    try:
+        described = site.manifest()
+    except StateError:
+        return False
+    return bool(described["symbol"] == symbol and len(site.store.bars(symbol)) > 0)
 
 
 def replay(client: Client, site: Site, symbol: str, bars: Floats) -> list[dict[str, Any]]:

@@ -9,24 +9,26 @@ import pandas as pd
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
+from flows.market import market_source
 from flows.progress import say, step
 from flows.site import Site, now, open_site, writing
 from pipelines import versioning
 from pipelines.contracts import utc
 from pipelines.data import schemas
 from pipelines.data.quality import QualityReport, assess
-from pipelines.data.sources import make_source
 from pipelines.data.timeframes import infer_timeframe
 from pipelines.errors import NotEnoughData, QualityBlocked
 from pipelines.settings import ROOT
 
 
 @task(retries=3, retry_delay_seconds=[2, 10, 60])
-def fetch(source: str, symbol: str, path: str | None, through: datetime | None) -> tuple[pd.DataFrame, dict[str, Any]]:
+def fetch(
+    source: str, symbol: str, path: str | None, through: datetime | None, since: datetime | None
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Bars of one symbol up to `through`, with their provenance. I/O only, so this is what may be retried."""
     site = open_site()
     at = now()
-    origin = make_source(source, spec=site.params.simulator, path=Path(path) if path else None)
+    origin = market_source(site, source, path, since)
     frame = origin.fetch(symbol, as_of=through or at, ingested_at=at)
     return frame, origin.describe()
 
@@ -98,17 +100,22 @@ def keep_first_ingestion(frame: pd.DataFrame, stored: Path) -> pd.DataFrame:
 
 @flow(name="ingest", log_prints=True)
 def ingest(
-    source: str = "simulator", symbol: str | None = None, path: str | None = None, through: datetime | None = None
+    source: str = "simulator",
+    symbol: str | None = None,
+    path: str | None = None,
+    through: datetime | None = None,
+    since: datetime | None = None,
 ) -> str:
     """Market data → checked, versioned snapshot. Returns the data hash.
 
-    source   simulator | files | observed (the newest snapshot plus what the service saw since)
+    source   simulator | files | exchange | observed (the newest snapshot plus what the service saw since)
     through  last moment to take, for a history that leaves a live tail; None = everything known by now
+    since    first bar asked of an exchange; None = data.retention_days ago
     """
     site = open_site()
     name = symbol or site.params.simulator.symbol
     with step(f"ingest: fetch {name} from {source}"):
-        frame, origin = observed(name) if source == "observed" else fetch(source, name, path, through)
+        frame, origin = observed(name) if source == "observed" else fetch(source, name, path, through, since)
     with step(f"ingest: check {len(frame):,} bars"):
         report = check(frame, now())
     tell_quality(name, report)

@@ -9,11 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 
-from pipelines.data import files
+from pipelines.contracts import BAR_WIDTH, OPEN_TIME
+from pipelines.data import exchange, files
+from pipelines.data.exchange import Backfill
+from pipelines.data.pages import Page
 from pipelines.data.schemas import to_frame
 from pipelines.data.simulator import DESIGN, Design, Market, simulate
+from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, BadValues, UnknownName
 from pipelines.settings import SimulatorParams
 
@@ -129,7 +134,28 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"name": path.name, "sha256": digest, "bytes": path.stat().st_size}
 
 
-def _simulator(spec: SimulatorParams | None, path: Path | Sequence[Path] | None) -> MarketSource:
+class ExchangeSource:
+    """Closed bars of exchanges, the first of them that answers; see data.exchange. Fetched once, they are kept."""
+
+    def __init__(self, plan: Backfill) -> None:
+        self.plan = plan
+        self.parts: list[Page] = []
+
+    def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
+        """As MarketSource; also raises VenueDown if no venue gives the rest (what came is kept)."""
+        moment, name = _aware(as_of), normalise_symbol(symbol)
+        timeframe = self.plan.params.timeframe
+        self.parts = exchange.backfill(self.plan, name, as_of)
+        bars = np.concatenate([np.empty((0, BAR_WIDTH)), *(part.bars for part in self.parts)])
+        closed = bars[:, OPEN_TIME] + seconds(timeframe) <= moment.timestamp()
+        return to_frame(bars[closed], timeframe, ingested_at)
+
+    def describe(self) -> dict[str, Any]:
+        """Of the bars fetched last: the venue of each, and how far venues differed where one followed another."""
+        return {"source": "exchange", "timeframe": self.plan.params.timeframe, **exchange.describe(self.parts)}
+
+
+def _simulator(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, plan: Backfill | None) -> MarketSource:
     if path is not None:
         raise BadValues(
             f"source 'simulator' reads no file, yet the path {path} was given. Use the source 'files', or no path."
@@ -139,42 +165,68 @@ def _simulator(spec: SimulatorParams | None, path: Path | Sequence[Path] | None)
     return SimulatorSource(spec)
 
 
-def _files(spec: SimulatorParams | None, path: Path | Sequence[Path] | None) -> MarketSource:
+def _files(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, plan: Backfill | None) -> MarketSource:
     if not path:
         raise BadValues(f"source 'files' needs a path to a {', '.join(files.EXTENSIONS)} file. Give one with --path.")
     return FileSource(path)
 
 
-SOURCES: dict[str, Callable[[SimulatorParams | None, Path | Sequence[Path] | None], MarketSource]] = {
+def _exchange(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, plan: Backfill | None) -> MarketSource:
+    if path is not None:
+        raise BadValues(f"source 'exchange' reads no file, yet the path {path} was given. Use 'files', or no path.")
+    if plan is None:
+        raise BadValues(
+            "source 'exchange' needs to know from when, and where to keep pages: pass a Backfill as `plan`."
+        )
+    return ExchangeSource(plan)
+
+
+SOURCES: dict[str, Callable[[SimulatorParams | None, Path | Sequence[Path] | None, Backfill | None], MarketSource]] = {
     "simulator": _simulator,
     "files": _files,
+    "exchange": _exchange,
 }
 
 
 def make_source(
-    name: str, *, spec: SimulatorParams | None = None, path: Path | Sequence[Path] | None = None
+    name: str,
+    *,
+    spec: SimulatorParams | None = None,
+    path: Path | Sequence[Path] | None = None,
+    plan: Backfill | None = None,
 ) -> MarketSource:
-    """The source registered as `name`: "simulator" needs `spec`, "files" a `path` (or several).
+    """The source registered as `name`: "simulator" needs `spec`, "files" a `path` (or several), "exchange" a `plan`.
 
     Raises UnknownName with the known names, BadValues if what it needs is not given.
     """
     if name not in SOURCES:
         raise UnknownName(f"no market source {name!r}; known: {', '.join(SOURCES)}. Use one of these.")
-    return SOURCES[name](spec, path)
+    return SOURCES[name](spec, path, plan)
 
 
-def check_request(name: str, path: Path | None, symbol: str | None, spec: SimulatorParams | None = None) -> None:
+def check_request(
+    name: str,
+    path: Path | None,
+    symbol: str | None,
+    spec: SimulatorParams | None = None,
+    plan: Backfill | None = None,
+) -> None:
     """Refuse at once, without reading a bar, what make_source and fetch would refuse later.
 
     symbol  None = the simulator's own
     spec    None: whether the simulator makes `symbol` is left for later
+    plan    of an exchange: a venue nobody knows, or one without bars of that timeframe
     Raises  UnknownName, BadValues or UnreadableFile
     """
     if name == "simulator" and path is None:
         if symbol is not None and spec is not None:
             SimulatorSource(spec).own(symbol)
         return
-    make_source(name, spec=spec, path=path)
+    make_source(name, spec=spec, path=path, plan=plan)
+    if name == "exchange" and plan is not None:
+        if symbol is None:
+            raise BadValues("an exchange has many symbols. Say which, e.g. --symbol BTC/USDT.")
+        plan.check()
     if path is not None:
         files.check_path(path)
         if symbol is None:

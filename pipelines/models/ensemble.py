@@ -62,7 +62,9 @@ def directional(members: Mapping[str, Floats], ensemble: Mapping[str, Any], phas
     """
     weights = phase_weights(ensemble, phase)
     if unknown := set(members) - set(weights):
-        raise UnknownName(f"no weight for {', '.join(sorted(unknown))}; ensemble in params.yaml has {', '.join(weights)}")
+        raise UnknownName(
+            f"no weight for {', '.join(sorted(unknown))}; ensemble in params.yaml has {', '.join(weights)}"
+        )
     n = max((len(p) for p in members.values()), default=0)
     voices = np.array([members.get(name, np.full(n, np.nan)) for name in weights])
     stated = np.array(list(weights.values()))

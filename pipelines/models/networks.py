@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +44,7 @@ class RecurrentNetwork(nn.Module):
         self.layers = nn.ModuleList(nn.LSTM(a, b, batch_first=True) for a, b in zip(before, layers, strict=True))
         self.dropout = nn.Dropout(dropout)
         widths = (layers[-1], *head, outputs)
-        self.head = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.head = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(inputs))
 
@@ -80,7 +81,7 @@ def mixed_precision(device: str, bf16: bool = True) -> AbstractContextManager[ob
 
 @contextmanager
 def repeatable(seed: int) -> Iterator[None]:
-    """The same seed gives the same weights and dropout on a CPU: one thread, and torch's own random state is put back."""
+    """The same seed gives the same weights and dropout on a CPU: one thread; torch's own random state is put back."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -134,11 +135,14 @@ def train_network(
              to stop, and are never learnt from
     bf16     mixed precision on a card; a CPU always works in float32
     heard    called after every epoch
-    Returns  the epochs; the model is left on the CPU, in evaluation mode. NaN is refused (ValueError).
+    Returns  the epochs; the model is left on the CPU, in evaluation mode
+    Raises   ValueError on NaN, on lengths that differ, and where the loss stops being finite
     """
     for name, (x, labels, w) in {"training": (windows, y, weight), "tail": tail}.items():
         if len(x) == 0 or not len(x) == len(labels) == len(w):
-            raise ValueError(f"{name}: {len(x)} windows, {len(labels)} labels, {len(w)} weights; wanted as many of each")
+            raise ValueError(
+                f"{name}: {len(x)} windows, {len(labels)} labels, {len(w)} weights; wanted as many of each"
+            )
         if not (np.isfinite(x).all() and np.isfinite(labels).all() and np.isfinite(w).all() and w.sum() > 0):
             raise ValueError(f"{name}: a window, label or weight is NaN, or no row has a weight; leave such rows out")
     with repeatable(plan.seed):
@@ -174,6 +178,10 @@ def _train(
             total += float(loss.detach()) * len(chosen)
         epochs.append(Epoch(number, total / len(x), _loss(logits_of(model, tail[0], device, bf16), tail[1], tail[2])))
         heard(epochs[-1])
+        if not math.isfinite(epochs[-1].learnt + epochs[-1].tail):
+            raise ValueError(
+                f"epoch {number}: the loss is not finite at a rate of {plan.rate:g}; lower the learning rate"
+            )
         if epochs[-1].tail < best:
             best, kept, since = epochs[-1].tail, copy.deepcopy(model.state_dict()), 0
         else:
@@ -197,7 +205,7 @@ def logits_of(model: nn.Module, windows: Singles, device: str = "cpu", bf16: boo
     with torch.inference_mode(), mixed_precision(device, bf16):
         for piece in torch.from_numpy(np.ascontiguousarray(windows, np.float32)).split(ANSWER_ROWS):
             told.append(model(piece.to(device)).float().cpu())
-    return torch.cat(told).numpy().astype(np.float64)
+    return np.asarray(torch.cat(told).numpy(), dtype=np.float64)
 
 
 def probabilities_of(model: nn.Module, windows: Singles, device: str = "cpu", bf16: bool = False) -> Doubles:

@@ -32,7 +32,7 @@ from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
 from pipelines.models.parts import Calibration, as_json
 from pipelines.models.snapshot import bar_rows
-from pipelines.models.views import VIEWS
+from pipelines.models.views import VIEWS, feature_view
 from pipelines.settings import Params
 
 if TYPE_CHECKING:
@@ -83,9 +83,10 @@ def network_raw(network: "RecurrentNetwork", windows: Floats) -> Floats:
 
 def dataset(artifacts: Path, params: Params) -> Dataset:
     """Bars whose move left the dead zone, through the columns this configuration reads."""
-    data = bar_rows(artifacts, "predictor", VIEWS["predictor"])
+    view = VIEWS["predictor"]
     wanted = {*WINDOW_COLUMNS[params.predictor.configuration], *NEWEST_COLUMNS}
-    return data.narrow(np.array([name in wanted for name in data.columns]))
+    columns = tuple(name for name in view.columns if name in wanted)
+    return bar_rows(artifacts, "predictor", feature_view(columns, view.steps))
 
 
 def places(columns: tuple[str, ...], wanted: tuple[str, ...]) -> Ints:
@@ -130,7 +131,16 @@ def fit(data: Dataset, params: Params, embargo_s: float, say: Say) -> Directiona
 def fit_network(learnt: Dataset, tail: Dataset, window: Ints, params: Params, say: Say) -> "RecurrentNetwork":
     """The configured network on these windows, standardised by them; on a card in mixed precision if there is one."""
     # torch takes seconds to import: only who fits a network pays for it
-    from pipelines.models.networks import CORE, FOUR, Epoch, Plan, RecurrentNetwork, best_device, repeatable, train_network
+    from pipelines.models.networks import (
+        CORE,
+        FOUR,
+        Epoch,
+        Plan,
+        RecurrentNetwork,
+        best_device,
+        repeatable,
+        train_network,
+    )
 
     p = params.predictor
     _, layers, head = {"four": FOUR, "core": CORE}[p.configuration]
@@ -174,7 +184,7 @@ def fit_others(rows: Any, data: Dataset, params: Params) -> dict[str, Any]:
 
 
 def to_onnx(name: str, model: Any, width: int) -> bytes:
-    """Rows (n, width) float32 in, "probabilities" (n, 2) out; names of our own, so the same model gives the same bytes."""
+    """Rows (n, width) float32 in, "probabilities" (n, 2) out; names of our own: the same model gives the same bytes."""
     if name == "xgboost":
         exported = convert_xgboost(
             model, name=name, initial_types=[("rows", XgboostFloats([None, width]))], target_opset=15
@@ -227,7 +237,7 @@ def always_base_rate(train: Dataset, test: Dataset, params: Params) -> Rival:
 
 
 def last_sign(train: Dataset, test: Dataset, params: Params) -> Rival:
-    """The training share of rises after a bar that rose, fell or stood still: momentum or reversal, whichever it was."""
+    """The training share of rises after a bar that rose, fell or stood still: momentum or reversal, whichever it is."""
     overall = float(np.average(train.y, weights=train.weight))
     before, now = np.sign(train.more["last_return"]), np.sign(test.more["last_return"])
     p = np.full(len(test), overall)

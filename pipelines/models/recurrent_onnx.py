@@ -61,11 +61,13 @@ def _numbers(tensor: Any) -> Singles:
 
 
 def _lstm(layer: nn.LSTM) -> dict[str, Singles]:
-    """torch stacks its gates input, forget, cell, output; ONNX input, output, forget, cell, with an axis of directions."""
+    """torch stacks its gates input, forget, cell, output; ONNX input, output, forget, cell, with a directions axis."""
 
     def gates(values: Singles) -> Singles:
         i, f, c, o = np.split(values, 4)
         return np.concatenate([i, o, f, c])
 
-    w, r, bw, br = (gates(_numbers(getattr(layer, f"{part}_l0"))) for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    w, r, bw, br = (
+        gates(_numbers(getattr(layer, f"{part}_l0"))) for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
     return {"W": w[None], "R": r[None], "B": np.concatenate([bw, br])[None]}

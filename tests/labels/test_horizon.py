@@ -1,0 +1,98 @@
+"""Fixed-horizon labels, against examples worked by hand; a bar is a minute, a decision bar three."""
+
+import numpy as np
+import pytest
+
+from pipelines.data.timeframes import resample
+from pipelines.labels.horizon import forward_returns, horizon_labels
+from pipelines.settings import load_params
+
+PARAMS = load_params()
+STEP_S, HORIZON = 180, 2
+
+
+def settings(round_trip_bps=5.0):
+    costs = PARAMS.costs.model_copy(update={"fee_bps": round_trip_bps / 2, "half_spread_bps": 0.0})
+    predictor = PARAMS.predictor.model_copy(update={"horizon_bars": HORIZON})
+    return PARAMS.model_copy(update={"costs": costs, "predictor": predictor})
+
+
+def minutes(opens, closes):
+    rows = np.full((len(opens), 8), 1.0)
+    rows[:, 0] = 60.0 * np.arange(len(opens))
+    rows[:, 1], rows[:, 4] = opens, closes
+    rows[:, 2], rows[:, 3] = np.maximum(opens, closes), np.minimum(opens, closes)
+    return rows
+
+
+def walk(n=600, seed=3):
+    close = 100 * np.exp(np.cumsum(np.random.default_rng(seed).normal(0, 1e-3, n)))
+    return minutes(np.concatenate([[100.0], close[:-1]]), close)
+
+
+def labels(base, params=None):
+    return horizon_labels(resample(base, 60, STEP_S), base, STEP_S, params or settings())
+
+
+def test_the_return_is_from_the_next_open_to_the_last_close_inside_the_horizon():
+    base = minutes(100.0 + np.arange(12), 100.5 + np.arange(12))
+    told = forward_returns(base, np.array([180.0]), 360.0)
+    assert (told.start[0], told.exit[0]) == (3, 8)
+    assert told.gross_bps[0] == pytest.approx((108.5 / 103.0 - 1) * 1e4)
+
+
+def test_a_row_says_when_it_was_known_when_it_ended_and_what_the_bar_itself_did():
+    base = walk()
+    told = labels(base)
+    close = resample(base, 60, STEP_S)[:, 4]
+    at = told["index"]
+    np.testing.assert_array_equal(told["known"], (at + 1.0) * STEP_S)
+    np.testing.assert_array_equal(told["ended"], told["known"] + HORIZON * STEP_S)
+    np.testing.assert_allclose(told["last_return"][at > 0], np.log(close[at[at > 0]] / close[at[at > 0] - 1]))
+    np.testing.assert_array_equal(told["y"], told["gross_bps"] > 0)
+
+
+def test_a_move_within_the_round_trip_gets_no_row():
+    base = walk()
+    narrow, wide = labels(base, settings(0.0)), labels(base, settings(20.0))
+    assert np.abs(wide["gross_bps"]).min() > 20.0
+    inside = np.abs(narrow["gross_bps"]) <= 20.0
+    assert inside.any()
+    np.testing.assert_array_equal(wide["index"], narrow["index"][~inside])
+
+
+def test_nothing_after_the_horizon_matters_neither_garbage_nor_its_absence():
+    base = walk()
+    known = np.arange(STEP_S, 300 * 60.0, STEP_S)
+    inside = known + 360.0 <= 250 * 60.0
+    garbage = base.copy()
+    garbage[250:, 1:5] *= 7.0
+    whole, other, cut = (forward_returns(b, known, 360.0).gross_bps[inside] for b in (base, garbage, base[:250]))
+    assert np.isfinite(whole).sum() > 50
+    assert whole.tobytes() == other.tobytes() == cut.tobytes()
+
+
+@pytest.mark.parametrize("gone", [3, 8])
+def test_a_gap_at_either_end_is_no_return(gone):
+    base = np.delete(walk(30), gone, axis=0)
+    assert np.isnan(forward_returns(base, np.array([180.0]), 360.0).gross_bps[0])
+
+
+def test_decision_bars_alone_are_enough():
+    bars = resample(walk(), 60, STEP_S)
+    told = horizon_labels(bars, bars, STEP_S, settings())
+    i = told["index"][10]
+    assert told["gross_bps"][10] == pytest.approx((bars[i + 2, 4] / bars[i + 1, 1] - 1) * 1e4)
+    assert told["index"].max() == len(bars) - 1 - HORIZON
+
+
+def test_overlapping_labels_share_their_uniqueness_and_old_ones_weigh_less():
+    told = labels(walk(), settings(0.0))
+    assert np.median(told["uniqueness"]) == pytest.approx(1 / HORIZON)
+    assert (told["weight"] <= told["uniqueness"]).all()
+    assert told["weight"][0] < told["uniqueness"][0]
+
+
+def test_a_market_that_does_not_move_has_no_rows():
+    told = labels(minutes(np.full(60, 100.0), np.full(60, 100.0)))
+    assert {len(values) for values in told.values()} == {0}

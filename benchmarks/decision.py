@@ -20,7 +20,7 @@ from benchmarks.inference import native
 from benchmarks.measured import Row, pairs, spread
 from pipelines.contracts import BAR_FIELDS, Decision, Floats, utc
 from pipelines.data.timeframes import resample
-from pipelines.models.runtime import TabularModel
+from pipelines.models.tabular import TabularModel
 from pipelines.models.validator import VALIDATOR
 from pipelines.settings import Params
 from pipelines.store import Store
@@ -90,7 +90,7 @@ def timed(desk: Desk, bars: Floats, recomputed: Snapshot) -> tuple[Floats, Float
         marks.append(time.perf_counter())
         took[i] = np.diff(marks) * 1e6
         seen.append(bar)
-        event[i] = decision.models["champion"]["event"] is not None
+        event[i] = decision.models["validator"]["champion"]["event"] is not None
         if event[i]:
             began = time.perf_counter()
             with_pandas(pd.DataFrame(np.array(seen), columns=list(BAR_FIELDS)))

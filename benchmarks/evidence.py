@@ -101,7 +101,7 @@ def gate(bars: Any, symbol: str) -> Figures:
         verdict = judge(gather(Site(settings, params, store), FAMILY), params)
         store.close()
         figures = json.loads((folder / "evaluation" / f"{FAMILY}.json").read_text())
-    keep = ("n", "hit_rate", "cost_bps", "rivals", "log_loss_gain_over", "every_signal_net_bps")
+    keep = ("n", "hit_rate", "cost_bps", "loss", "gain_over", "auc", "selective", "every_row_net_bps")
     return {
         "promoted": verdict.passed,
         "reasons": list(verdict.reasons),
@@ -127,11 +127,10 @@ def real(name: str) -> Figures:
 def validator_figures(found: list[Figures]) -> dict[str, Figures]:
     table = {}
     for case in found:
-        own = case["figures"]["rivals"]["model"]
-        name = case["case"]
-        table[f"{name}: AUC"] = own["auc"]
-        table |= {f"{name}: log loss gain over {k}": v for k, v in case["figures"]["log_loss_gain_over"].items()}
-        table |= {f"{name}: {k}, top 20 %": v for k, v in own["selective"]["20%"].items() if isinstance(v, dict)}
+        name, told = case["case"], case["figures"]
+        table[f"{name}: AUC"] = told["auc"]["model"]
+        table |= {f"{name}: log loss gain over {k}": v for k, v in told["gain_over"].items()}
+        table |= {f"{name}: {k}, top 20 %": v for k, v in told["selective"]["20%"].items() if isinstance(v, dict)}
     return table | share("promoted")(found)
 
 

@@ -77,7 +77,7 @@ def with_pandas(frame: pd.DataFrame) -> dict[str, float]:
 def live(fold: Fold, bars: Floats) -> Callable[[], Any]:
     """A call that takes the last `WINDOW` bars one by one, as serving does, after the history before them."""
     state = fold.fresh()
-    fold.run(bars[:-WINDOW], None, state)
+    fold.run(bars[:-WINDOW], state=state)
     return lambda: [fold.step(state, bar) for bar in bars[-WINDOW:]]
 
 

@@ -21,9 +21,10 @@ from pipelines.data import schemas
 from pipelines.data.files import read
 from pipelines.data.quality import assess
 from pipelines.data.simulator import MINUTES_A_DAY, simulate
+from pipelines.models.base import Dataset
+from pipelines.models.catalog import recipe
 from pipelines.settings import ROOT, Params, load_params
 from pipelines.training import stages
-from pipelines.training.dataset import Dataset, load_dataset
 from pipelines.training.warm import publish_warm_start
 from serving.slots import write_generation
 
@@ -101,7 +102,7 @@ def stand(tiny: bool) -> Stand:
     warm = publish_warm_start(made / "features" / "warm", into, data_hash="0" * 32, hits=told["hits"], n=told["n"])
     arms = {arm: _told(digest) for arm, digest in zip(("champion", "challenger"), digests, strict=True)}
     write_generation(root / "home" / "serving", {FAMILY: arms}, warm, datetime.now(UTC))
-    return Stand(root / "home", params, live, load_dataset(made / "labels"), (digests[0], digests[1]), warm)
+    return Stand(root / "home", params, live, recipe(FAMILY).dataset(made, params), (digests[0], digests[1]), warm)
 
 
 def _told(digest: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.house import Stand, stand
 from benchmarks.measured import Row, in_turn, pairs
 from pipelines.contracts import Floats
-from pipelines.models.runtime import TabularModel, load_bundle
+from pipelines.models.runtime import load_bundle
 from pipelines.models.validator import VALIDATOR
 from pipelines.settings import Params
 
@@ -25,7 +25,7 @@ BATCH = 64
 def native(of: Stand, columns: tuple[str, ...], params: Params) -> tuple[Any, Floats, Floats]:
     """(the model the bundle was exported from, fitted again; its rows; its outcomes)."""
     data = of.dataset
-    rows = data.rows[:, [data.columns.index(name) for name in columns]]
+    rows = data.all_inputs()[:, [data.columns.index(name) for name in columns]]
     whole = np.isfinite(rows).all(axis=1)
     return VALIDATOR.fit(rows[whole], data.y[whole], data.weight[whole], params), rows[whole], data.y[whole]
 
@@ -39,7 +39,7 @@ def in_cycle(ask: Callable[[Floats], Any], parts: list[Floats]) -> Callable[[], 
 def measure(tiny: bool = False) -> list[Row]:
     repeats = 3 if tiny else 25
     at = stand(tiny)
-    model: TabularModel = load_bundle(at.home / "bundles" / at.digests[0], at.digests[0])
+    model = load_bundle(at.home / "bundles" / at.digests[0], at.digests[0])
     trees, rows, y = native(at, model.columns, at.params)
     booster = trees.get_booster()
     booster.set_param({"nthread": 1})

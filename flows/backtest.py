@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from flows.promotion import slots_of
 from flows.site import Site
-from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Floats
+from pipelines.contracts import CLOSE, OPEN_TIME, REGIMES, TIMEFRAME_SECONDS, Floats
 from pipelines.evaluation.backtest import Backtest, Core, backtest
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
@@ -19,7 +20,7 @@ from pipelines.settings import Params
 from pipelines.signals.events import events
 from pipelines.signals.voices import Voices
 from serving import core, policy
-from serving.live import market_state
+from serving.live import REGIME, market_state
 
 ATR = FEATURES.index["atr_14"]
 
@@ -34,18 +35,40 @@ def run(site: Site, family: str) -> Backtest:
         index = f["index"]
     with np.load(folder / family / "oof.npz", allow_pickle=False) as f:
         bars, p, p_low = index[f["row"]], f["p"], f["p_low"]
+    regime = served_regimes(site, len(arrays["decision"]))
     step_s = TIMEFRAME_SECONDS[json.loads((folder / "features" / "meta.json").read_text())["decision_timeframe"]]
-    return replay_policy(**arrays, bars=bars, p=p, p_low=p_low, step_s=step_s, params=site.params)
+    return replay_policy(**arrays, bars=bars, p=p, p_low=p_low, step_s=step_s, params=site.params, told_regime=regime)
+
+
+def served_regimes(site: Site, m: int) -> Floats:
+    """(m,) regime codes that the champion's own training gave out of fold, NaN where it gave none: the live service
+    takes the champion's word where there is one, so the backtest does."""
+    codes = np.full(m, np.nan)
+    folder = site.workspace / "artifacts" / REGIME
+    held = slots_of(site.store, REGIME).champion
+    if held is None or not (folder / "fit.json").is_file():
+        return codes
+    if json.loads((folder / "fit.json").read_text())["digest"] != held.digest:
+        return codes
+    with (
+        np.load(folder / "oof.npz", allow_pickle=False) as f,
+        np.load(folder.parent / "labels" / "returns.npz", allow_pickle=False) as labels,
+    ):
+        if "label" in f.files:
+            at = {name: float(code) for code, name in enumerate(REGIMES)}
+            codes[labels["index"][f["row"]]] = [at.get(word, np.nan) for word in f["label"].tolist()]
+    return codes
 
 
 def replay_policy(
     base: Floats, decision: Floats, features: Floats, signals: Floats, bars: Any, p: Floats, p_low: Floats, step_s: int,
-    params: Params,
+    params: Params, told_regime: Floats | None = None,
 ) -> Backtest:  # fmt: skip
     """Drive the compiled core over decision bars from `bars[0]` on.
 
     base (n, 8), decision (m, 8), features (m, kf), signals (m, ks); bars (e,) decision rows of scored events with their
-    out-of-fold p and p_low (e,); an event that was not scored has no probability, so the core refuses it
+    out-of-fold p and p_low (e,); an event that was not scored has no probability, so the core refuses it;
+    told_regime (m,) codes of the regime model, NaN = the rule decides
     """
     first = int(bars[0])
     voices = Voices.fit(signals[:first])
@@ -63,6 +86,8 @@ def replay_policy(
     for name, values in zip(columns, (outcome.start_time, outcome.exit_time, outcome.gross_bps), strict=True):
         columns[name][raised.index[resolved]] = values[resolved]
     regime, trend = market_state(features, signals)
+    if told_regime is not None:
+        regime = np.where(np.isfinite(told_regime), told_regime, regime)
     direction, confidence = voices.speak(signals)
     rows = policy.to_rows(
         direction, confidence, regime=regime, trend=trend, event=side, tier=2.0, age_bars=0.0, breakers=0.0,

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.contracts import FAMILIES
 from pipelines.errors import BadTimes, BellwetherError, ServiceDown
 from pipelines.settings import load_params, settings
 
@@ -165,16 +166,15 @@ def show_turn(result: dict[str, Any]) -> None:
         for arm, held in slots.items()
         if held
     ]
-    if not any(row[1:3] == [result["symbol"], "champion"] for row in rows):
+    if not any(row[:3] == ["validator", result["symbol"], "champion"] for row in rows):
         rows.insert(0, ["validator", result["symbol"], "champion", None, None, None, "none passed: tier 3"])
     table("what is live", ["family", "market", "arm", "version", "digest", "data", "gate"], rows)
-    figures = result.get("figures") or {}
-    if figures:
-        table(
-            f"validator version {figures['version']} ({figures['arm']}): what it scored on {figures['symbol']}",
-            ["figure", "value", "95 % interval", "n"],
-            figures["rows"],
-        )
+    table(
+        f"what the newest candidates scored on {result['symbol']}",
+        ["family", "version", "gate", "figure", "value", "95 % interval", "n"],
+        [[family, told["version"], told["gate"], *row] for family, told in result["figures"].items()
+         for row in told["rows"] if ": " not in row[0]],  # figures of single classes are on the evidence page
+    )  # fmt: skip
     table(
         f"decisions: {', '.join(f'{v:,} {k}' for k, v in result['actions'].items())}",
         ["as of (UTC)", "action", "conf.", "p", "edge bps", "size", "tier", "first reason"],
@@ -226,17 +226,21 @@ def stored_status() -> dict[str, Any]:
     }
 
 
-def scored(site: Any) -> dict[str, Any] | None:
-    """What the champion of this market, or without one its newest candidate, scored when it was judged; else None."""
+def scored(site: Any) -> dict[str, Any]:
+    """family → what its champion on this market, or without one its newest candidate, scored when it was judged."""
     from flows import promotion
 
-    slots = promotion.slots_of(site.store, "validator")
     market = site.manifest()["symbol"] if (site.workspace / "data" / "manifest.json").is_file() else None
-    for arm, held in (("champion", slots.champion), ("challenger", slots.challenger)):
-        evidence = promotion.judged(site.store, held)
-        if held is not None and evidence.get("symbol") == market:
-            return {"version": held.to_version, "arm": arm, "symbol": market, "rows": evidence["figures"]}
-    return None
+    told: dict[str, Any] = {}
+    for family in FAMILIES:
+        slots = promotion.slots_of(site.store, family)
+        for arm, held in (("champion", slots.champion), ("challenger", slots.challenger)):
+            evidence = promotion.judged(site.store, held)
+            if family not in told and held is not None and evidence.get("symbol") == market:
+                gate = "passed" if evidence["passed"] else "refused"
+                told[family] = {"version": held.to_version, "arm": arm, "gate": gate, "symbol": market,
+                                "rows": evidence["figures"], "reasons": evidence["reasons"]}  # fmt: skip
+    return told
 
 
 @app.command()
@@ -390,16 +394,19 @@ def retrain(
     force: Annotated[bool, typer.Option("--force", help="Do not wait for the cool-down.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """A new challenger from everything seen so far; the gate decides what becomes of it."""
+    """A new challenger (of several families: names with commas) from everything seen so far; the gate decides."""
     from flows.progress import shown
 
     need("mlflow", "prefect")
     from flows.retrain import retrain as retrain_flow
 
     with shown(err):
-        version = retrain_flow(family, reason, force)
-    found = {"family": family, "version": version}
-    emit(found) if as_json else out.print(f"{family}: {'version ' + version if version else 'not due'}")
+        versions = retrain_flow(family, reason, force)
+    if as_json:
+        emit({"versions": versions})
+    else:
+        for name in family.split(","):
+            out.print(f"{name}: {'version ' + versions[name] if name in versions else 'no new version'}")
 
 
 @app.command()

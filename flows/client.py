@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from pipelines.contracts import BAR_FIELDS, Floats, Outcome, utc
+from pipelines.contracts import BAR_FIELDS, CONTEXT_FIELDS, Books, ContextFeed, Floats, Outcome, utc
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from serving.api import write_key
@@ -31,9 +31,19 @@ class Client:
     ) -> None:
         self._http.close()
 
-    def observe(self, symbol: str, bars: Floats) -> dict[str, Any]:
-        """Send base bars (n, 8) of a symbol; NaN columns are left out."""
-        return self._post("observe", {"symbol": symbol, "bars": [bar_json(bar) for bar in bars]})
+    def observe(
+        self, symbol: str, bars: Floats, books: Books | None = None, feed: ContextFeed | None = None
+    ) -> dict[str, Any]:
+        """Send base bars (n, 8) of a symbol and the records known by their close; what is NaN is left out."""
+        body: dict[str, Any] = {"symbol": symbol, "bars": [bar_json(bar) for bar in bars]}
+        if books is not None:
+            body["books"] = [book_json(books, i) for i in range(len(books.known))]
+        if feed is not None:
+            body["context"] = [
+                {"field": CONTEXT_FIELDS[field], "known_at": utc(at).isoformat(), "value": value}
+                for at, field, value in zip(feed.known, feed.field.tolist(), feed.value.tolist(), strict=True)
+            ]
+        return self._post("observe", body)
 
     def decide(self, symbol: str, as_of: datetime | None = None) -> dict[str, Any]:
         body: dict[str, Any] = {"symbol": symbol}
@@ -76,6 +86,18 @@ class Client:
         if not isinstance(found, dict):
             raise BellwetherError(f"{self.url}/{name} answered {type(found).__name__}, expected an object")
         return found
+
+
+def book_json(books: Books, i: int) -> dict[str, Any]:
+    """Book `i` as the service reads it."""
+
+    def side(s: int) -> list[list[float | None]]:
+        rows = books.levels[i, s]
+        return [[None if v != v else v for v in row] for row in rows[np.isfinite(rows[:, 0])].tolist()]
+
+    flows = {"order_flow": books.order_flow[i], "order_flow_fast": books.order_flow_fast[i]}
+    told = {name: float(value) for name, value in flows.items() if np.isfinite(value)}
+    return {"known_at": utc(books.known[i]).isoformat(), "bids": side(0), "asks": side(1), **told}
 
 
 def bar_json(bar: Floats) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from flows.promote import promote, reconcile
 from flows.retrain import retrain
 from flows.rollback import rollback
 from flows.train import train
+from pipelines.models.catalog import RECIPES
 from pipelines.settings import load_params, settings
 
 # flow, schedule, what it is for
@@ -33,10 +34,10 @@ TABLE: list[tuple[Any, Any, str]] = [
 
 
 def drift_trigger() -> DeploymentEventTrigger:
-    """A drift event of any family starts the retrain deployment with that family and its reason."""
+    """A drift event starts the retrain deployment with the families it names and its reason."""
     return DeploymentEventTrigger(
         name="bellwether-drift-asks-for-retrain",
-        match={"prefect.resource.id": "bellwether.family.*"},
+        match={"prefect.resource.id": "bellwether.families"},
         expect={DRIFT_EVENT},
         parameters={"family": "{{ event.payload.family }}", "reason": "{{ event.payload.reason }}"},
     )
@@ -52,7 +53,7 @@ def deployments() -> list[Any]:
                 flow.to_deployment(
                     flow.name,
                     schedule=every,
-                    parameters={"family": "validator", "reason": "schedule"},
+                    parameters={"family": ",".join(RECIPES), "reason": "schedule"},
                     triggers=[drift_trigger()],
                     description=description,
                     concurrency_limit=1,

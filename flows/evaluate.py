@@ -13,16 +13,17 @@ from flows import backtest
 from flows.progress import say, step
 from flows.promotion import challenge, fetch_bundle, publish, slots_of, verdict_line
 from flows.site import Site, open_site
-from pipelines.contracts import Floats, Verdict
-from pipelines.evaluation.gates import Evidence, judge
-from pipelines.evaluation.report import figure_rows, flat_metrics, write_page
+from pipelines.contracts import Bools, Floats, Ints, Verdict
+from pipelines.evaluation.gates import Evidence, evidence_of, judge
+from pipelines.evaluation.report import figure_rows, flat_metrics, read_oof, write_page
+from pipelines.models.catalog import recipe
 from pipelines.models.runtime import load_bundle
-from pipelines.training.dataset import load_dataset
+from pipelines.models.views import select
 
 
-def champion_on_unseen(site: Site, family: str, rows: np.ndarray) -> Floats | None:
-    """The champion's probabilities on dataset rows `rows`, NaN where it had trained on them; None without a champion
-    of this market."""
+def champion_on_unseen(site: Site, family: str, at: Ints) -> Floats | None:
+    """(n,) the champion's losses on rows `at` of the family's dataset, NaN where it had trained on them or abstains;
+    None without a champion of this market."""
     held = slots_of(site.store, family).champion
     if held is None:
         return None
@@ -31,33 +32,25 @@ def champion_on_unseen(site: Site, family: str, rows: np.ndarray) -> Floats | No
     meta = site.meta()
     if any(model.schema.get(key) != meta[key] for key in ("symbol", "decision_timeframe")):
         return None  # a champion of another market has no opinion on these rows
-    data = load_dataset(site.workspace / "artifacts" / "labels")
-    columns = [data.columns.index(name) for name in model.columns]
-    p = model.predict(data.rows[rows][:, columns]).p
-    return np.where(data.known[rows] > model.schema["trained_through"], p, np.nan)
+    chosen = recipe(family)
+    data = chosen.dataset(site.workspace / "artifacts", site.params).take(at)
+    unseen = np.flatnonzero(data.known > model.schema["trained_through"])
+    losses = np.full(len(at), np.nan)
+    for rows in np.array_split(unseen, max(1, len(unseen) // 2048)):
+        later = data.take(rows)
+        p = model.predict(select(later.all_inputs(), later.columns, model.columns)).p
+        spoke: Bools = np.asarray(np.isfinite(p.reshape(len(p), -1)).all(axis=1))
+        losses[rows[spoke]] = chosen.loss(p[spoke], later.take(spoke), model.schema["terms"])
+    return losses
 
 
 def gather(site: Site, family: str) -> Evidence:
     """What the gate reads, from the stage outputs of the newest snapshot and the current champion."""
     folder = site.workspace / "artifacts" / family
-    report = json.loads((folder / "fit.json").read_text())
-    with np.load(folder / "oof.npz", allow_pickle=False) as f:
-        oof = {name: f[name] for name in f.files}
     held = slots_of(site.store, family).champion
-    itself = held is not None and held.digest == report["digest"]
-    return Evidence(
-        family=family,
-        p=oof["p"],
-        y=oof["y"],
-        baselines={k.removeprefix("baseline_"): v for k, v in oof.items() if k.startswith("baseline_")},
-        gross_bps=oof["gross_bps"],
-        champion_p=None if itself else champion_on_unseen(site, family, oof["row"]),
-        trials=max(1, site.store.count_trials(family)),
-        parity_gap=report["parity_gap"],
-        latency_ms=report["latency_ms"],
-        schema_coverage=report["schema_coverage"],
-        novel_share=report["novel_share"],
-    )
+    itself = held is not None and held.digest == json.loads((folder / "fit.json").read_text())["digest"]
+    unseen = None if itself else champion_on_unseen(site, family, read_oof(folder)["row"])
+    return evidence_of(folder, unseen, max(1, site.store.count_trials(family)))
 
 
 @task(timeout_seconds=900, task_run_name="judge-{family}")
@@ -73,18 +66,15 @@ def pass_gate(family: str, version: str) -> bool:
     verdict = judge(evidence, site.params)
     folder = site.workspace / "artifacts"
     figures = json.loads((folder / "evaluation" / f"{family}.json").read_text())
-    traded = backtest.figures(backtest.run(site, family))
-    (folder / "evaluation" / f"{family}.backtest.json").write_text(json.dumps(traded, indent=1) + "\n")
+    traded = backtest.figures(backtest.run(site, family)) if recipe(family).acts else None
     with tempfile.TemporaryDirectory() as scratch:
         page = Path(scratch) / "evidence.html"
         write_page(page, verdict, figures, folder / family, f"{family} version {version}")
         site.tracking.record_verdict(family, version, verdict.passed, asdict(verdict), [page], evidence.trials)
-        site.tracking.log_report(
-            candidate.run_id,
-            [folder / "evaluation" / f"{family}.backtest.json"],
-            "gate",
-            flat_metrics(traded, "backtest."),
-        )
+        if traded is not None:
+            report = Path(scratch) / "backtest.json"
+            report.write_text(json.dumps(traded, indent=1) + "\n")
+            site.tracking.log_report(candidate.run_id, [report], "gate", flat_metrics(traded, "backtest."))
     challenge(site, candidate, verdict, figure_rows(figures, traded), actor="gate")
     create_markdown_artifact(
         key=f"verdict-{family}", markdown=verdict_markdown(verdict, version, site.tracking.run_link(candidate.run_id))

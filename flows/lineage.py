@@ -33,8 +33,9 @@ def trace(site: Site, decision_id: str | None) -> dict[str, Any]:
         "live_data_hash": decision.lineage.get("data_hash"),
     }
     broken = [] if record.features else ["feature bytes: none stored"]
-    for arm, said in decision.models.items():
-        broken += _model_links(site, arm, said, links)
+    for arms in decision.models.values():
+        for arm, said in arms.items():
+            broken += _model_links(site, arm, said, links)
     if not decision.models:
         links["model"] = "none: the traditional tier decided"
     live = decision.lineage.get("data_hash")

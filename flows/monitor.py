@@ -15,7 +15,7 @@ from prefect.events import emit_event
 from flows import promotion
 from flows.progress import say, step
 from flows.site import Site, now, open_site
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
+from pipelines.contracts import FAMILIES, OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
 from pipelines.data import schemas
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.monitoring.drift import DriftReference, DriftResult, detect, fit_reference
@@ -24,6 +24,7 @@ from pipelines.monitoring.outcomes import resolve
 from pipelines.monitoring.triggers import TriggerReason, overdue, retrain_reasons
 
 DRIFT_EVENT = "bellwether.retrain-asked"
+ACTING = "validator"  # the family whose probability decides trades: its losses are those outcomes can score
 _AT = np.array([FEATURES.index[name] for name in WATCHED_COLUMNS])
 
 
@@ -75,14 +76,15 @@ def look_at_loss(family: str, symbol: str) -> LossDrift | None:
     if held is None or held.run_id is None:
         return None
     told = site.tracking.metrics(held.run_id)
-    value, low, high = (told[f"rivals.model.log_loss.{name}"] for name in ("value", "low", "high"))
+    value, low, high = (told[f"loss.model.{name}"] for name in ("value", "low", "high"))
     judged = Estimate(value, low, high, int(told["n"]))
     scored = [
-        (record.decision.models["champion"]["p"], outcome.label)
+        (said["p"], outcome.label)
         for record, outcome in site.store.resolved()
         if record.decision.symbol == symbol
-        and record.decision.models.get("champion", {}).get("digest") == held.digest
-        and record.decision.models["champion"]["p"] is not None
+        and (said := record.decision.models.get(family, {}).get("champion")) is not None
+        and said["digest"] == held.digest
+        and said["p"] is not None
     ]
     p, y = (
         (np.array(values, dtype=np.float64) for values in zip(*scored, strict=True)) if scored else (np.empty(0),) * 2
@@ -131,8 +133,14 @@ def strangest(result: DriftResult) -> Any:
     return alarms[0] if alarms else max(result.blocks, key=lambda b: b.score, default=None)
 
 
+def watched_families(site: Site) -> list[str]:
+    """Families with a champion: only what serves can be hurt. Before the first champion, the family that acts."""
+    held = [family for family in FAMILIES if promotion.slots_of(site.store, family).champion is not None]
+    return held or [ACTING]
+
+
 @flow(name="monitor", log_prints=True)
-def monitor(symbol: str | None = None, family: str = "validator") -> dict[str, Any]:
+def monitor(symbol: str | None = None) -> dict[str, Any]:
     """Look once. Returns what was resolved, what drifts, where the report is, and who was asked to retrain."""
     site = open_site()
     name = symbol or site.manifest()["symbol"]
@@ -140,30 +148,38 @@ def monitor(symbol: str | None = None, family: str = "validator") -> dict[str, A
         resolved = settle(name)
     with step("monitor: drift and loss"):
         reference, result, seen = look_for_drift(name)
-        loss = look_at_loss(family, name)
+        loss = look_at_loss(ACTING, name)
     path = None
     if len(seen):
         with step("monitor: Evidently report"):
-            path = report(family, reference, result, seen)
-    slots = promotion.slots_of(site.store, family)
-    held = slots.champion or slots.challenger
-    at = now()
-    reasons = retrain_reasons(
-        at, held.at if held else None, at - market_age(site, name), result, loss, site.params.retrain
-    )
-    for reason in reasons:
-        ask(site, family, reason)
-    rules = site.params.retrain
-    if held is not None and (late := overdue(at, held.at, held.at, rules.overdue_intervals, rules)):
-        site.store.raise_alarm(late.kind, "critical", f"{family}: {late.detail}", at)
+            path = report(ACTING, reference, result, seen)
+    reasons = {
+        family: reasons_of(site, family, name, result, loss if family == ACTING else None)
+        for family in watched_families(site)
+    }
+    ask(site, {family: why for family, why in reasons.items() if why})
     told = result.reason + (f"; loss: {loss.reason}" if loss else "")
     create_markdown_artifact(
-        key=f"monitor-{family}", markdown=f"# {name}\n\n{told}\n\n{resolved} outcomes resolved\n\nreport: {path}"
+        key="monitor", markdown=f"# {name}\n\n{told}\n\n{resolved} outcomes resolved\n\nreport: {path}"
     )
     known = len(site.store.resolved())
     say(f"{known} outcomes known, {resolved} of them resolved now; {told}")
-    return {"resolved": resolved, "told": told, "report": path, "event_families": [family] if reasons else [],
-            "reasons": [f"{r.kind}: {r.detail}" for r in reasons]}  # fmt: skip
+    return {
+        "resolved": resolved,
+        "told": told,
+        "report": path,
+        "event_families": [family for family, why in reasons.items() if why],
+        "reasons": {family: [f"{r.kind}: {r.detail}" for r in why] for family, why in reasons.items()},
+    }
+
+
+def reasons_of(site: Site, family: str, symbol: str, drift: DriftResult, loss: LossDrift | None) -> list[TriggerReason]:
+    """Why this family should be trained again; raises the alarm where its retrains have stopped coming."""
+    slots, rules, at = promotion.slots_of(site.store, family), site.params.retrain, now()
+    held = slots.champion or slots.challenger
+    if held is not None and (late := overdue(at, held.at, held.at, rules.overdue_intervals, rules)):
+        site.store.raise_alarm(late.kind, "critical", f"{family}: {late.detail}", at)
+    return retrain_reasons(at, held.at if held else None, at - market_age(site, symbol), drift, loss, rules)
 
 
 def market_age(site: Site, symbol: str) -> timedelta:
@@ -173,12 +189,15 @@ def market_age(site: Site, symbol: str) -> timedelta:
     return max(utc(seen[-1, OPEN_TIME]) - last, timedelta(0)) if len(seen) else timedelta(0)
 
 
-def ask(site: Site, family: str, reason: TriggerReason) -> None:
-    """An alarm for people, an event for the automation that starts the retrain deployment."""
-    detail = f"{reason.kind}: {reason.detail}"
-    site.store.raise_alarm(reason.kind, "warning", f"{family}: {detail}", now())
-    emit_event(
-        DRIFT_EVENT,
-        resource={"prefect.resource.id": f"bellwether.family.{family}", "prefect.resource.name": family},
-        payload={"family": family, "reason": detail},
-    )
+def ask(site: Site, reasons: dict[str, list[TriggerReason]]) -> None:
+    """An alarm a family for people, one event for the automation that starts the retrain of all of them."""
+    for family, why in reasons.items():
+        for reason in why:
+            site.store.raise_alarm(reason.kind, "warning", f"{family}: {reason.kind}: {reason.detail}", now())
+    if reasons:
+        first = next(iter(reasons.values()))[0]
+        emit_event(
+            DRIFT_EVENT,
+            resource={"prefect.resource.id": "bellwether.families", "prefect.resource.name": ", ".join(reasons)},
+            payload={"family": ",".join(reasons), "reason": f"{first.kind}: {first.detail}"},
+        )

@@ -1,6 +1,7 @@
 """Progress for people: a live display when a terminal command asked for one, the flow's own log otherwise."""
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -40,6 +41,26 @@ def step(name: str) -> Iterator[None]:
     task = progress.add_task(name, total=1)
     yield
     progress.update(task, completed=1)
+
+
+@contextmanager
+def following(name: str) -> Iterator[Callable[[str], None]]:
+    """A bar for work that tells how far it is: yields a function for its lines, of which `[2/5] …` moves the bar."""
+    progress = _SHOWN.get()
+    task = progress.add_task(name, total=None) if progress is not None else None
+
+    def tell(line: str) -> None:
+        if progress is None or task is None:
+            say(f"{name}: {line}")
+        elif at := re.match(r"\[(\d+)/(\d+)\] (.*)", line):
+            progress.update(task, completed=int(at[1]), total=int(at[2]), description=f"{name}: {at[3]}")
+        elif line:
+            progress.update(task, description=f"{name}: {line[:90]}")
+
+    yield tell
+    if progress is not None and task is not None:
+        total = progress.tasks[task].total or 1
+        progress.update(task, completed=total, total=total, description=name)
 
 
 def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:

@@ -1,4 +1,4 @@
-"""Retrain: one request at a time, deduplicated and cooled down; a new challenger, promoted only by the gate."""
+"""Retrain: one request a family at a time, deduplicated and cooled down; new challengers, promoted only by the gate."""
 
 from datetime import timedelta
 
@@ -8,38 +8,47 @@ from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.progress import say
 from flows.promote import propose
-from flows.site import holder, now, open_site
+from flows.site import Site, holder, now, open_site
 from flows.train import train
+from pipelines.store import RetrainRequest
 
 
-@flow(name="retrain", log_prints=True)
-def retrain(family: str = "validator", reason: str = "asked for", force: bool = False) -> str | None:
-    """Data seen so far → snapshot → candidate → gate → shadow or champion. Returns the new version, None if not due.
-
-    force  a person's wish: no cool-down. An open request of the same family is still never doubled.
-    """
-    site = open_site()
+def claim(site: Site, family: str, reason: str, force: bool) -> RetrainRequest | None:
+    """This family's request, leased to us; None while it cools down or somebody else works on it."""
     wait = timedelta(0) if force else timedelta(hours=site.params.retrain.cooldown_hours)
     answer = site.store.request_retrain(family, reason, now(), wait)
     if answer.state != "queued":
         say(f"retrain of {family} not started ({answer.state}): {answer.detail}")
         if answer.state == "cooling_down":
             return None
-    lease = timedelta(minutes=site.params.retrain.lease_minutes)
-    request = site.store.claim_retrain(holder(), now(), lease, family)
-    if request is None:
-        return None
-    done, told = False, "interrupted"
+    return site.store.claim_retrain(holder(), now(), timedelta(minutes=site.params.retrain.lease_minutes), family)
+
+
+@flow(name="retrain", log_prints=True)
+def retrain(family: str = "validator", reason: str = "asked for", force: bool = False) -> dict[str, str]:
+    """Data seen so far → snapshot → candidates → gate → shadow or champion. Returns family → new version.
+
+    family  one, or several with commas: they share the snapshot and are fitted side by side
+    force   a person's wish: no cool-down. An open request of the same family is still never doubled.
+    """
+    site = open_site()
+    claimed = {name: claim(site, name, reason, force) for name in family.split(",")}
+    requests = {name: request for name, request in claimed.items() if request is not None}
+    told = dict.fromkeys(requests, "interrupted")
+    versions: dict[str, str] = {}
     try:
-        symbol = site.manifest()["symbol"]
-        ingest(source="observed", symbol=symbol)
-        version: str = train([family])[family]
-        passed = evaluate(family, version)
-        if passed:
-            propose(family, version, reason=f"retrain: {request.reason}")
-        done, told = True, f"version {version} {'passed' if passed else 'was refused by'} the gate"
+        if requests:
+            ingest(source="observed", symbol=site.manifest()["symbol"])
+            told = dict.fromkeys(requests, "could not be trained")
+            versions = train(list(requests))
+        for name, version in versions.items():
+            passed = evaluate(name, version)
+            if passed:
+                propose(name, version, reason=f"retrain: {requests[name].reason}")
+            told[name] = f"version {version} {'passed' if passed else 'was refused by'} the gate"
     finally:
-        # whatever happened, the request does not stay open: the next trigger may ask again
-        site.store.finish_retrain(request.id, holder(), now(), done, told)
-    say(f"retrain of {family} ({request.reason}): {told}")
-    return version
+        # whatever happened, no request stays open: the next trigger may ask again
+        for name, request in requests.items():
+            site.store.finish_retrain(request.id, holder(), now(), name in versions, told[name])
+            say(f"retrain of {name} ({request.reason}): {told[name]}")
+    return versions

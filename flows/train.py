@@ -1,16 +1,19 @@
-"""Train: DVC decides what is stale and runs it; each family's candidate is logged to MLflow as a new version."""
+"""Train: DVC decides what is stale, families are fitted side by side, each candidate becomes a version in MLflow."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.progress import say, step
+from flows.progress import following, say, step
 from flows.site import Site, now, open_site, writing
 from pipelines import versioning
+from pipelines.errors import BellwetherError
 from pipelines.evaluation.report import flat_metrics
 from pipelines.models.catalog import RECIPES, recipe
 from pipelines.settings import ROOT
@@ -26,14 +29,50 @@ def prepare_rows() -> list[str]:
         return versioning.reproduce(site.workspace, ["features", "labels"])
 
 
-@task(timeout_seconds=1800, task_run_name="fit-{family}")
-def fit(family: str) -> str:
-    """Walk-forward figures, final fit, export, evaluation: the family's stages. Never retried: a failed fit is news."""
+@task(task_run_name="fit-{family}")
+def fit(family: str) -> list[str]:
+    """The family's stages: walk-forward figures, final fit, export, evaluation. Returns those that ran.
+
+    Never retried: a failed fit is news. It runs in processes of its own, so families can run side by side.
+    """
+    site = open_site()
+    stages = versioning.stale(site.workspace, [f"train@{family}", f"evaluate@{family}"])
+    with following(f"train: {family}") as tell:
+        for stage in stages:
+            versioning.run_stage(site.workspace, stage, 60 * site.settings.fit_timeout_minutes, tell)
+    return stages
+
+
+@task
+def record(stages: list[str]) -> None:
+    """What ran is known to DVC, and the version's files are kept."""
+    site = open_site()
+    versioning.record(site.workspace, stages)
+    versioning.keep_version(site.workspace, site.versions)
+
+
+def fit_side_by_side(families: list[str]) -> list[str]:
+    """Fit every family, as many at a time as there are workers. A family that fails is named and leaves the others.
+
+    Returns those that did not fail. Raises BellwetherError if none is left.
+    """
     site = open_site()
     with writing(site):
-        versioning.reproduce(site.workspace, [f"train@{family}", f"evaluate@{family}"])
-        versioning.keep_version(site.workspace, site.versions)
-    return str(json.loads((site.workspace / "artifacts" / family / "fit.json").read_text())["digest"])
+        waiting = {family: fit.submit(family) for family in families}
+        for running in waiting.values():
+            running.wait()
+        failed = {family: running.state for family, running in waiting.items() if not running.state.is_completed()}
+        done = [family for family in families if family not in failed]
+        record([stage for family in done for stage in waiting[family].result()])
+    for family, state in failed.items():
+        detail = (
+            f"{family} was not trained: {state.message}. The others go on; mend it and `bellwether retrain {family}`"
+        )
+        site.store.raise_alarm("training_failed", "high", detail, now())
+        say(detail)
+    if not done:
+        raise BellwetherError(f"no family could be trained ({', '.join(failed)}); each said why above")
+    return done
 
 
 @task(retries=2, retry_delay_seconds=[2, 10], task_run_name="log-{family}")
@@ -99,16 +138,13 @@ def flat_params(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-@flow(name="train", log_prints=True)
+@flow(name="train", log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=os.cpu_count()))
 def train(families: list[str] | None = None) -> dict[str, str]:
-    """Fit and register every family (or those named). Returns family → new version; never promotes."""
-    wanted = families or list(RECIPES)
+    """Fit and register every family (or those named), side by side. Returns family → new version; never promotes."""
     with step("train: features and labels"):
         prepare_rows()
     versions = {}
-    for family in wanted:
-        with step(f"train: {family}"):
-            fit(family)
+    for family in fit_side_by_side(families or list(RECIPES)):
         with step(f"train: log {family} to MLflow"):
             versions[family] = log(family)
         say(f"{family} version {versions[family]} registered")

@@ -11,7 +11,8 @@ import numpy as np
 
 from flows.doctor import WARM_MARK, kernels_are_warm
 from pipelines.compiled import cache_dir, kernel_sources
-from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Floats
+from pipelines.contracts import BOOK_LEVELS, CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Books, ContextFeed, Floats
+from pipelines.data.alignment import align
 from pipelines.data.simulator import simulate
 from pipelines.data.timeframes import resample
 from pipelines.evaluation.backtest import Core, backtest
@@ -53,6 +54,10 @@ def warm(params: Params) -> None:
     step_s = TIMEFRAME_SECONDS[params.data.decision_timeframe]
     base = timed("simulator", lambda: simulate(spec)).bars
     bars = timed("timeframes", lambda: resample(base, 60, step_s))
+    one = np.array([bars[0, OPEN_TIME]])
+    books = Books(one, np.ones((1, 2, BOOK_LEVELS, 3)), one, one)
+    feed = ContextFeed(one, np.zeros(1, np.int64), one)
+    timed("alignment", lambda: align(bars[:, OPEN_TIME] + step_s, step_s, books, feed))
     features = timed("features", lambda: fold_twice(FEATURES, bars))
     signals = timed("signals", lambda: fold_twice(SIGNALS, bars))
     voices = timed("voices", lambda: Voices.fit(signals))

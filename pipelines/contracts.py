@@ -4,7 +4,7 @@ Time: every stamp is UTC. In frames a column is `datetime64[us, UTC]`; in compil
 float64 (exact to 2**53). A bar is named by its `open_time` and is known only at `open_time + timeframe`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
@@ -123,6 +123,12 @@ class History:
     def __len__(self) -> int:
         return len(self.bars)
 
+    def then(self, later: "History", kept: int) -> "History":
+        """The newest `kept` bars of this history and what came later."""
+        return History(
+            *(np.concatenate([getattr(self, part.name), getattr(later, part.name)])[-kept:] for part in fields(History))
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
@@ -152,14 +158,30 @@ class Predictions:
 class Model(Protocol):
     """What serving needs from any family: a verified bundle that answers batches."""
 
-    family: str
-    version: str
-    digest: str
-    columns: tuple[str, ...]
-    steps: int  # bars a row looks back on, the bar decided on included
-    classes: tuple[str, ...]
-    golden: dict[str, Any]  # rows (g, …), p, status: what check_golden repeats
-    schema: dict[str, Any]  # what it was trained on: kind, symbol, decision_timeframe, trained_through, dropped …
+    @property
+    def family(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def steps(self) -> int:
+        """Bars a row looks back on, the bar decided on included."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def golden(self) -> dict[str, Any]:
+        """rows (g, …), p, status: what check_golden repeats."""
+        ...
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """What it was trained on: kind, symbol, decision_timeframe, trained_through, dropped, terms."""
+        ...
 
     def predict(self, rows: Floats) -> Predictions:
         """rows (n, len(columns)) where `steps` is 1, else (n, steps, len(columns)) oldest first; float64 in the order

@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     remote_url: str = ""  # DVC remote; empty = a folder under `home`
     write_key: SecretStr | None = None  # bearer key of write calls; empty = made once under `home`, mode 0600
     durability: Literal["process", "power"] = "process"
+    fit_timeout_minutes: float = Field(default=30.0, gt=0)  # a family that takes longer is stopped; the others go on
     params_file: Path = ROOT / "params.yaml"
 
     @property

@@ -5,7 +5,7 @@ method is one transaction unless `within` hands it one from `Store.writing()`. T
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
@@ -17,7 +17,19 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DontWrapMixin, IntegrityError, SQLAlchemyError
 
-from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, Decision, Floats, Outcome, utc
+from pipelines.contracts import (
+    BAR_FIELDS,
+    BAR_WIDTH,
+    BOOK_LEVELS,
+    CONTEXT_FIELDS,
+    CONTEXT_INDEX,
+    Books,
+    ContextFeed,
+    Decision,
+    Floats,
+    Outcome,
+    utc,
+)
 from pipelines.errors import BadShape, BadTimes, BadValues, LeaseHeld, StateError, UnknownName
 from pipelines.migrations import tables as t
 from pipelines.migrations.tables import SCHEMA
@@ -43,12 +55,15 @@ class BarBatch:
     bars         (n, 8) in contracts.BAR_FIELDS order, open_time ascending and unique; NaN only in the last three
     known_at     (n,) epoch seconds: when each bar could be known (its close)
     ingested_at  when we received them
+    books, feed  records that came with them; None = none
     """
 
     symbol: str
     bars: Floats
     known_at: Floats
     ingested_at: datetime
+    books: Books | None = None
+    feed: ContextFeed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +218,36 @@ def _revision(connection: Connection) -> str | None:
     return str(revision) if revision else None
 
 
+def packed(books: Books | None, feed: ContextFeed | None) -> Iterator[tuple[tuple[str, float], bytes]]:
+    """((kind, known_at), payload) of every record: kind is "book" or a name of CONTEXT_FIELDS."""
+    if books is not None:
+        for i, at in enumerate(books.known.tolist()):
+            told = np.concatenate([books.levels[i].ravel(), [books.order_flow[i], books.order_flow_fast[i]]])
+            yield ("book", at), told.astype("<f8").tobytes()
+    if feed is not None:
+        for at, field, value in zip(feed.known.tolist(), feed.field.tolist(), feed.value.tolist(), strict=True):
+            yield (CONTEXT_FIELDS[field], at), np.array([value], dtype="<f8").tobytes()
+
+
+def unpacked(rows: Iterable[tuple[str, float, bytes]]) -> tuple[Books | None, ContextFeed | None]:
+    """What `packed` took apart; None where no such record is among the rows, which ascend by time."""
+    rows = list(rows)
+    told = [(at, np.frombuffer(payload, dtype="<f8")) for kind, at, payload in rows if kind == "book"]
+    said = [(at, CONTEXT_INDEX[kind], payload) for kind, at, payload in rows if kind != "book"]
+    books, feed = None, None
+    if told:
+        values = np.array([row for _, row in told], dtype=np.float64)
+        levels = np.ascontiguousarray(values[:, :-2]).reshape(-1, 2, BOOK_LEVELS, 3)
+        books = Books(np.array([at for at, _ in told]), levels, values[:, -2].copy(), values[:, -1].copy())
+    if said:
+        feed = ContextFeed(
+            np.array([at for at, *_ in said]),
+            np.array([field for _, field, _ in said], dtype=np.int64),
+            np.array([np.frombuffer(payload, dtype="<f8")[0] for *_, payload in said]),
+        )
+    return books, feed
+
+
 class Store:
     """An open database. Thread-safe; close it with `close()`."""
 
@@ -265,7 +310,7 @@ class Store:
             raise BadShape(
                 f"{batch.symbol}: bars {rows.shape} and known_at {batch.known_at.shape}, want (n, 8) and (n,)"
             )
-        if n == 0:
+        if n == 0 and batch.books is None and batch.feed is None:
             return 0
         if not np.all(np.diff(rows[:, 0]) > 0):
             at = utc(rows[1 + int(np.argmin(np.diff(rows[:, 0]) > 0)), 0])
@@ -273,7 +318,8 @@ class Store:
                 f"{batch.symbol}: open_time {at:%F %T} is not after the one before it. Sort and deduplicate."
             )
         with self.writing(within) as connection:
-            known = {row[0]: row for row in self._stored(connection, batch.symbol, rows[0, 0], rows[-1, 0])}
+            span = (rows[0, 0], rows[-1, 0]) if n else (0.0, 0.0)
+            known = {row[0]: row for row in self._stored(connection, batch.symbol, *span)}
             fresh = []
             for bar, known_at in zip(rows.tolist(), batch.known_at.tolist(), strict=True):
                 if bar[0] not in known:
@@ -292,7 +338,32 @@ class Store:
                     )
             if fresh:
                 connection.execute(sa.insert(t.bars), fresh)
+            self._add_records(batch, connection)
         return len(fresh)
+
+    def _add_records(self, batch: BarBatch, connection: Connection) -> None:
+        """Store the batch's books and context; the same record again changes nothing. Raises BadValues on another."""
+        sent = dict(packed(batch.books, batch.feed))
+        if not sent:
+            return
+        moments = [known_at for _, known_at in sent]
+        query = sa.select(t.records.c.kind, t.records.c.known_at, t.records.c.payload).where(
+            t.records.c.symbol == batch.symbol, t.records.c.known_at.between(min(moments), max(moments))
+        )
+        known = {(kind, at): bytes(payload) for kind, at, payload in connection.execute(query)}
+        for (kind, at), payload in sent.items():
+            if known.get((kind, at), payload) != payload:
+                raise BadValues(
+                    f"{batch.symbol}: another {kind} is stored as known at {utc(at):%F %T}. What was observed is never "
+                    "rewritten; nothing of this batch was stored."
+                )
+        fresh = [
+            {"symbol": batch.symbol, "kind": kind, "known_at": at, "payload": payload, "ingested_at": batch.ingested_at}
+            for (kind, at), payload in sent.items()
+            if (kind, at) not in known
+        ]
+        if fresh:
+            connection.execute(sa.insert(t.records), fresh)
 
     @staticmethod
     def _stored(connection: Connection, symbol: str, first: float, last: float) -> Iterator[tuple[float, ...]]:
@@ -314,6 +385,17 @@ class Store:
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(t.bars.c.open_time)).all()
         return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)
+
+    def records(self, symbol: str, after: float = -np.inf) -> tuple[Books | None, ContextFeed | None]:
+        """Observed books and context known after `after` (epoch seconds), in that order; None = none."""
+        query = sa.select(t.records.c.kind, t.records.c.known_at, t.records.c.payload).where(
+            t.records.c.symbol == symbol
+        )
+        if np.isfinite(after):
+            query = query.where(t.records.c.known_at > float(after))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(t.records.c.known_at, t.records.c.kind)).all()
+        return unpacked([(str(kind), float(at), bytes(payload)) for kind, at, payload in rows])
 
     def symbols(self) -> tuple[str, ...]:
         """Symbols with at least one observed bar, in alphabetical order."""

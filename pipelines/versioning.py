@@ -8,17 +8,25 @@ one. The hash of `data` is the authority; everything else points to it. One writ
 import contextlib
 import logging
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from pipelines.errors import BellwetherError, StateError
 
+_ONE_FOLDER = threading.RLock()
+STAGE_LOG = "BELLWETHER_STAGE_LOG"  # a stage that DVC runs writes what it says there
 PROVENANCE = ("data.dvc", "dvc.lock", "params.yaml")
 
 
@@ -55,6 +63,17 @@ def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None
 def _hush() -> None:
     """DVC sets its own log level when it is imported; its everyday news is in our own progress."""
     logging.getLogger("dvc").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def _standing_in(workspace: Path) -> Iterator[Any]:
+    """The workspace's DVC repo. DVC resolves what a stage writes from the current folder, and a process has only one of
+    those: threads take turns."""
+    from dvc.repo import Repo
+
+    _hush()
+    with _ONE_FOLDER, contextlib.chdir(workspace), Repo() as repo:
+        yield repo
 
 
 def _project(folder: Path, cache: Path, remote: str) -> None:
@@ -101,23 +120,78 @@ def data_hash(folder: Path) -> str:
 def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
     """Run what is stale of the build graph. Returns the stages that ran; BellwetherError holds the stage's output."""
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
 
     log = workspace / "stages.log"
     log.unlink(missing_ok=True)
-    os.environ["BELLWETHER_STAGE_LOG"] = str(log)
-    _hush()
+    os.environ[STAGE_LOG] = str(log)
     # stages call `python`: it has to be this one
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     try:
         before = _locked(workspace)
-        with contextlib.chdir(workspace), Repo() as repo:  # DVC resolves what a stage writes from where we stand
+        with _standing_in(workspace) as repo:
             repo.reproduce(targets)
     except DvcException as error:
         said = log.read_text().splitlines()[-15:] if log.is_file() else []
         raise BellwetherError("\n".join([f"build graph: {error}. End of {log}:", *said])) from error
     after = _locked(workspace)
     return [name for name, entry in after.items() if before.get(name) != entry]
+
+
+def stale(workspace: Path, targets: list[str]) -> list[str]:
+    """Those of the stages `targets` that would run: never run, or something they rest on has changed."""
+    with _standing_in(workspace) as repo:
+        changed = repo.status(targets)
+    return [name for name in targets if name in changed]
+
+
+def run_stage(workspace: Path, name: str, timeout_s: float, tell: Callable[[str], None]) -> None:
+    """Run one stage's command as the build graph states it, without DVC, so that several can run side by side.
+
+    Its outputs are removed first; `record` makes it known to DVC afterwards. `tell` gets every line it prints.
+    Raises BellwetherError with the end of what it said when it fails or takes longer than `timeout_s`.
+    """
+    command, outs = _stated(workspace, name)
+    for out in outs:
+        shutil.rmtree(workspace / out, ignore_errors=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {name: value for name, value in os.environ.items() if name != STAGE_LOG}
+    threads = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PATH": path}  # one core a stage: they share few
+    said: deque[str] = deque(maxlen=15)
+    with subprocess.Popen(
+        shlex.split(command), cwd=workspace, env=environment | threads, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        timer = threading.Timer(timeout_s, os.killpg, (process.pid, signal.SIGKILL))
+        timer.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                said.append(line.rstrip())
+                tell(line.rstrip())
+            code = process.wait()
+        finally:
+            timed_out = not timer.is_alive()
+            timer.cancel()
+            if process.poll() is None:  # we were interrupted: what we started does not go on without us
+                os.killpg(process.pid, signal.SIGKILL)
+    if code:
+        why = f"took longer than {timeout_s:.0f} s and was stopped" if timed_out else f"ended with {code}"
+        raise BellwetherError("\n".join([f"stage {name} {why}. It said last:", *said]))
+
+
+def record(workspace: Path, names: list[str]) -> None:
+    """Write into `dvc.lock` that these stages ran on what is there now, and keep their outputs in the cache."""
+    with _standing_in(workspace) as repo:
+        for name in names:
+            repo.commit(name, force=True)
+
+
+def _stated(workspace: Path, name: str) -> tuple[str, list[str]]:
+    """(command, outputs) of a stage, of a `foreach` too, as DVC reads the graph."""
+    with _standing_in(workspace) as repo:
+        stage = repo.stage.load_one(name=name)
+        cached = [out.def_path for out in stage.outs if out.use_cache]
+        return str(stage.cmd), cached
 
 
 def _locked(workspace: Path) -> dict[str, object]:

@@ -16,14 +16,25 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, c
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.contracts import Decision, Floats
-from pipelines.errors import BellwetherError, InputError, UnknownName
+from pipelines.contracts import (
+    BOOK_LEVELS,
+    CONTEXT_FIELDS,
+    CONTEXT_INDEX,
+    Books,
+    ContextFeed,
+    Decision,
+    Floats,
+    utc,
+)
+from pipelines.data.alignment import book_fault
+from pipelines.errors import BadValues, BellwetherError, InputError, UnknownName
 from pipelines.settings import Settings, settings
 from serving.page import page
 
 MAX_BARS = 2000
 MAX_SYMBOLS = 256
 MAX_ROWS = 4096
+MAX_WINDOWS = 256  # a window is many rows
 MAX_BODY = 1 << 20  # bytes; 2,000 bars take about 400 kB
 P = ParamSpec("P")
 
@@ -49,11 +60,41 @@ class Bar(_Request):
     taker_buy_volume: FiniteFloat | None = None
 
 
+Level = Annotated[list[FiniteFloat | None], Field(min_length=2, max_length=3)]  # price, size, orders where known
+Side = Annotated[list[Level], Field(min_length=1, max_length=BOOK_LEVELS)]
+
+
+class BookRecord(_Request):
+    """An order book as it became known: best level first. Flows are those of the book's events since the one before,
+    in base asset; null or left out = not recorded."""
+
+    known_at: AwareDatetime
+    bids: Side
+    asks: Side
+    order_flow: FiniteFloat | None = None
+    order_flow_fast: FiniteFloat | None = None
+
+
+class ContextRecord(_Request):
+    """A value of the market's surroundings as it became known."""
+
+    field: Literal[CONTEXT_FIELDS]  # type: ignore[valid-type]  # the names are in one place
+    known_at: AwareDatetime
+    value: FiniteFloat
+
+
 class ObserveRequest(_Request):
-    """Closed base bars of one symbol, in order. Sending the same bars again changes nothing."""
+    """Closed base bars of one symbol, in order, and the books and context known since. Sending the same again changes
+    nothing. What became known before a decision bar closed must come with or before the bar that closes it."""
 
     symbol: str
     bars: Annotated[list[Bar], Field(min_length=1, max_length=MAX_BARS)]
+    books: Annotated[list[BookRecord], Field(max_length=MAX_BARS)] = []
+    context: Annotated[list[ContextRecord], Field(max_length=MAX_BARS)] = []
+
+    def records(self) -> tuple[Books | None, ContextFeed | None]:
+        """Books and context in the order they became known; None = none sent. Raises BadValues naming the book."""
+        return _books(self.books), _feed(self.context)
 
     def matrix(self) -> Floats:
         """(n, 8) in contracts.BAR_FIELDS order."""
@@ -74,6 +115,36 @@ class ObserveRequest(_Request):
             ],
             dtype=np.float64,
         )
+
+
+def _books(sent: list[BookRecord]) -> Books | None:
+    if not sent:
+        return None
+    levels = np.full((len(sent), 2, BOOK_LEVELS, 3), np.nan)
+    for i, book in enumerate(sent):
+        for s, side in enumerate((book.bids, book.asks)):
+            for j, level in enumerate(side):
+                levels[i, s, j, : len(level)] = [np.nan if v is None else v for v in level]
+    flows = [[np.nan if f is None else f for f in (b.order_flow, b.order_flow_fast)] for b in sent]
+    known = np.array([book.known_at.timestamp() for book in sent])
+    order = np.argsort(known, kind="stable")
+    flow, fast = np.array(flows, dtype=np.float64)[order].T.copy()
+    books = Books(known[order], levels[order], flow, fast)
+    for i in range(len(sent)):
+        if (wrong := book_fault(books.levels[i])) is not None:
+            raise BadValues(f"books: the one known at {utc(books.known[i]):%F %T}: {wrong}. Nothing was stored.")
+    return books
+
+
+def _feed(sent: list[ContextRecord]) -> ContextFeed | None:
+    if not sent:
+        return None
+    ordered = sorted(sent, key=lambda record: record.known_at)
+    return ContextFeed(
+        np.array([record.known_at.timestamp() for record in ordered]),
+        np.array([CONTEXT_INDEX[record.field] for record in ordered], dtype=np.int64),
+        np.array([record.value for record in ordered], dtype=np.float64),
+    )
 
 
 class ObserveAnswer(BaseModel):
@@ -126,22 +197,25 @@ class OutcomeAnswer(BaseModel):
 
 
 class PredictRequest(_Request):
-    """Either `rows` in the order of the model's columns (see /models) or `features` by name; null = missing."""
+    """One of three: `rows` in the order of the model's columns (see /models), `features` by name, or, for a model that
+    looks back, `windows` of its `steps` rows each, oldest first. null = missing."""
 
     family: str
     rows: Annotated[list[list[FiniteFloat | None]], Field(min_length=1, max_length=MAX_ROWS)] | None = None
     features: Annotated[list[dict[str, FiniteFloat | None]], Field(min_length=1, max_length=MAX_ROWS)] | None = None
+    windows: Annotated[list[list[list[FiniteFloat | None]]], Field(min_length=1, max_length=MAX_WINDOWS)] | None = None
     arm: Literal["champion", "challenger"] = "champion"
 
     @model_validator(mode="after")
     def _one_of(self) -> "PredictRequest":
-        if (self.rows is None) == (self.features is None):
-            raise ValueError("give exactly one of rows and features")
+        if sum(given is not None for given in (self.rows, self.features, self.windows)) != 1:
+            raise ValueError("give exactly one of rows, features and windows")
         return self
 
 
 class PredictAnswer(BaseModel):
-    """One entry a row; p and p_low are null where the model abstains, and `reason` says why."""
+    """One entry a row. p and p_low are numbers of a model with one class, class → number of one with several; null
+    where the model abstains, and `reason` says why. `label` is its one word; `members` are its voters."""
 
     family: str
     arm: str
@@ -149,11 +223,14 @@ class PredictAnswer(BaseModel):
     digest: str
     device: str
     generation: int
-    p: list[float | None]
-    p_low: list[float | None]
+    classes: list[str]
+    p: list[float | dict[str, float | None] | None]
+    p_low: list[float | dict[str, float | None] | None]
     status: list[str]
     reason: list[str | None]
     novelty: list[float | None]
+    label: list[str | None] | None
+    members: dict[str, list[Any]] | None
 
 
 # ---- answers ------------------------------------------------------------------------------------------------------

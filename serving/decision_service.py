@@ -1,6 +1,7 @@
 """The decision service: observe · decide · outcome · models · status · ready. It validates, delegates, records."""
 
 import asyncio
+import functools
 import logging
 from collections import defaultdict
 from concurrent.futures import Future
@@ -11,7 +12,7 @@ from uuid import uuid4
 
 import bentoml
 
-from pipelines.contracts import OPEN_TIME, Decision, Outcome, utc
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Outcome, utc
 from pipelines.errors import BadTimes, BellwetherError
 from pipelines.settings import load_params, settings
 from pipelines.store import BarBatch, Store, decision_payload
@@ -105,7 +106,9 @@ class DecisionService:
             return
         async with self._locks[warm.symbol]:
             bars = await asyncio.to_thread(self._store.bars, warm.symbol, warm.last_open_time)
-            symbol = await asyncio.to_thread(replay, warm, bars)
+            last_close = warm.history.bars[-1, OPEN_TIME] + TIMEFRAME_SECONDS[warm.decision_timeframe]
+            records = await asyncio.to_thread(self._store.records, warm.symbol, last_close)
+            symbol = await asyncio.to_thread(replay, warm, bars, *records)
             await asyncio.to_thread(self._rehearse, symbol, new)
             self._symbols[warm.symbol] = symbol
         log.info("%s: warm start %s and %d bars observed since", warm.symbol, warm.digest[:12], len(bars))
@@ -129,9 +132,12 @@ class DecisionService:
         async with self._locks[symbol.name]:
             symbol = self._symbols[request.symbol]  # a new warm start may have come while we waited
             fresh = symbol.admit(rows, now, lambda after, until: self._store.bars(request.symbol, after, until))
-            if len(fresh):
-                batch = BarBatch(symbol.name, fresh, fresh[:, OPEN_TIME] + symbol.base_s, now)
+            stored = functools.partial(self._store.records, symbol.name)
+            records = symbol.admit_records(*request.records(), now, stored)
+            if len(fresh) or any(records):
+                batch = BarBatch(symbol.name, fresh, fresh[:, OPEN_TIME] + symbol.base_s, now, *records)
                 await asyncio.wrap_future(self._ledger.observe(batch))
+            symbol.hear(*records)
             closed = symbol.advance(fresh)
         return {
             "symbol": symbol.name,

@@ -69,7 +69,8 @@ def families(snapshot: Snapshot) -> dict[str, dict[str, Any]]:
     """family → champion and challenger: lineage and input columns, or null."""
     return {
         family: {
-            arm: slot.lineage() | {"columns": list(slot.model.columns)}
+            arm: slot.lineage()
+            | {"columns": list(slot.model.columns), "steps": slot.model.steps, "classes": list(slot.model.classes)}
             if (slot := snapshot.slot(family, arm))
             else None
             for arm in ARMS

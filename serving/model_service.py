@@ -6,7 +6,7 @@ from typing import Any
 import bentoml
 import numpy as np
 
-from pipelines.contracts import FAMILIES, Floats
+from pipelines.contracts import FAMILIES, Floats, Model
 from pipelines.errors import BadColumns, BadShape, UnknownName
 from pipelines.settings import settings
 from pipelines.store import Store
@@ -59,9 +59,8 @@ class ModelService:
         if slot is None:
             held = ", ".join(f"{family} {arm}" for family, arm in snapshot.slots) or "nothing yet"
             raise UnknownName(f"arm: no {request.family} {request.arm} is served; served: {held}")
-        columns = slot.model.columns
-        rows = by_order(request.rows, columns) if request.features is None else by_name(request.features, columns)
-        answer = slot.model.predict(rows)
+        answer = slot.model.predict(asked_rows(request, slot.model))
+        classes = slot.model.classes
         return {
             "family": slot.family,
             "arm": slot.arm,
@@ -69,11 +68,16 @@ class ModelService:
             "digest": slot.digest,
             "device": DEVICE,
             "generation": snapshot.generation,
-            "p": _nullable(answer.p),
-            "p_low": _nullable(answer.p_low),
+            "classes": list(classes),
+            "p": _by_class(answer.p, classes),
+            "p_low": _by_class(answer.p_low, classes),
             "status": answer.status,
             "reason": answer.reason,
-            "novelty": _nullable(answer.novelty),
+            "novelty": _by_class(answer.novelty, classes),
+            "label": answer.label,
+            "members": None
+            if answer.members is None
+            else {name: _by_class(p, classes) for name, p in answer.members.items()},
         }
 
     @bentoml.api(route="/models")
@@ -106,6 +110,22 @@ class ModelService:
         return [{"name": "follows generation", "ok": followed, "detail": detail}, *slot_checks(snapshot)]
 
 
+def asked_rows(request: PredictRequest, model: Model) -> Floats:
+    """The request as the model reads it. Raises BadShape or BadColumns naming what does not fit."""
+    if request.windows is not None:
+        for i, window in enumerate(request.windows):
+            if len(window) != model.steps:
+                raise BadShape(f"windows.{i}: {len(window)} rows, {model.family} looks back on {model.steps}")
+            by_order(window, model.columns)
+        whole = np.array(request.windows, dtype=np.float64)
+        return whole if model.steps > 1 else whole[:, 0]
+    if model.steps > 1:
+        raise BadShape(f"windows: {model.family} looks back on {model.steps} rows; send windows, not single rows")
+    if request.features is not None:
+        return by_name(request.features, model.columns)
+    return by_order(request.rows, model.columns)
+
+
 def by_order(rows: list[list[float | None]] | None, columns: tuple[str, ...]) -> Floats:
     """(n, k) rows in the order of `columns`. Raises BadShape naming the row."""
     for i, row in enumerate(rows or ()):
@@ -122,8 +142,15 @@ def by_name(features: list[dict[str, float | None]], columns: tuple[str, ...]) -
     return np.array([[row.get(name) for name in columns] for row in features], dtype=np.float64)
 
 
-def _nullable(values: Floats) -> list[float | None]:
-    return [value if np.isfinite(value) else None for value in values.tolist()]
+def _by_class(values: Floats, classes: tuple[str, ...]) -> list[Any]:
+    """(n,) → n numbers, (n, classes) → n objects class → number; null where a number is missing, or all of a row."""
+    if values.ndim == 1:
+        return [value if np.isfinite(value) else None for value in values.tolist()]
+    # a voter may have words of its own (a hidden state, a change): those go by their number
+    names = classes if values.shape[1] == len(classes) else tuple(str(j) for j in range(values.shape[1]))
+    return [
+        dict(zip(names, _by_class(row, classes), strict=True)) if np.isfinite(row).any() else None for row in values
+    ]
 
 
 ModelService.add_asgi_middleware(  # type: ignore[attr-defined]

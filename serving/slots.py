@@ -6,18 +6,16 @@ that fails any check is refused with its reason and the model before it stays. R
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipelines.contracts import FAMILIES, Floats, Ints, Predictions
+from pipelines.contracts import FAMILIES, Floats, Model, Predictions
 from pipelines.errors import BundleError, StateError
-from pipelines.models.runtime import TabularModel, check_golden, load_bundle
+from pipelines.models.runtime import check_golden, load_bundle
+from pipelines.models.views import select
 
 GENERATION_FILE = "generation.json"
 ARMS = ("champion", "challenger")
@@ -38,7 +36,7 @@ class Slot:
     data_hash: str
     git_commit: str
     verdict: str
-    model: TabularModel
+    model: Model
 
     def lineage(self) -> dict[str, str]:
         names = ("version", "digest", "run_id", "data_hash", "git_commit", "verdict")
@@ -68,31 +66,20 @@ class Snapshot:
     def slot(self, family: str, arm: str) -> Slot | None:
         return self.slots.get((family, arm))
 
-    def predict(self, family: str, rows: Floats, columns: tuple[str, ...]) -> dict[str, Predictions]:
-        """Both arms' answers to the same rows.
+    def predict(
+        self, family: str, rows: Floats, columns: tuple[str, ...], arms: Sequence[str] = ARMS
+    ) -> dict[str, Predictions]:
+        """The arms' answers to the same rows.
 
-        rows     (n, len(columns)) float64, NaN = missing; a model column that is not in `columns` counts as missing
+        rows     (n, …, len(columns)) float64, NaN = missing; a model column that is not in `columns` counts as missing
         Returns  arm → Predictions, for the arms that hold a model
         """
         answers = {}
-        for arm in ARMS:
+        for arm in arms:
             slot = self.slots.get((family, arm))
             if slot is not None:
-                answers[arm] = slot.model.predict(_select(rows, columns, slot.model.columns))
+                answers[arm] = slot.model.predict(select(rows, columns, slot.model.columns))
         return answers
-
-
-def _select(rows: Floats, have: tuple[str, ...], want: tuple[str, ...]) -> Floats:
-    if have == want:
-        return rows
-    widened = np.concatenate([rows, np.full((len(rows), 1), np.nan)], axis=1)  # its last column is what is missing
-    return widened[:, _places(have, want)]
-
-
-@cache
-def _places(have: tuple[str, ...], want: tuple[str, ...]) -> Ints:
-    at = {name: j for j, name in enumerate(have)}
-    return np.array([at.get(name, len(have)) for name in want])
 
 
 def write_generation(

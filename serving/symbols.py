@@ -6,8 +6,9 @@ the symbol is WARMING_UP until every window has left the gap behind.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
+from typing import Any
 
 import numpy as np
 
@@ -22,13 +23,19 @@ from pipelines.contracts import (
     TAKER_BUY,
     TIMEFRAME_SECONDS,
     VOLUME,
+    Books,
+    ContextFeed,
     Floats,
+    History,
     utc,
 )
+from pipelines.data.alignment import align, still_read
 from pipelines.data.timeframes import resample
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.features.catalog import FEATURES
+from pipelines.models.views import KEPT_BARS
 from pipelines.signals.catalog import SIGNALS
+from pipelines.store import packed, unpacked
 from pipelines.training.warm import WarmStart
 
 CLOCK_SKEW = timedelta(seconds=5)  # how far a sender's clock may run ahead of ours
@@ -37,11 +44,16 @@ WARMUP_BARS = int(max(FEATURES.warmup.max(), SIGNALS.warmup.max()))
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A closed decision bar and its rows: bar (8,), features (kf,), signals (ks,); known at `close_time` (epoch s)."""
+    """A closed decision bar and its rows, known at `close_time` (epoch s).
+
+    bar (8,) · features (kf,) · signals (ks,) · levels (2, levels, 3) of the newest book · context (CONTEXT_WIDTH,)
+    """
 
     bar: Floats
     features: Floats
     signals: Floats
+    levels: Floats
+    context: Floats
     close_time: float
 
 
@@ -56,7 +68,9 @@ class Symbol:
         self.last_open_time = warm.last_open_time
         self._tail = warm.tail
         self._features, self._signals = warm.feature_state.copy(), warm.signal_state.copy()
-        self.closed = Closed(warm.bar, warm.features, warm.signals, warm.bar[OPEN_TIME] + self.step_s)
+        self.history = warm.history  # the newest closed bars, what models that look back read; the last is `closed`
+        self.books, self.feed = warm.books, warm.feed
+        self.closed = _newest(warm.history, self.step_s)
         self.warming_up = 0  # decision bars still to come before rows can be trusted again
         self._gap = ""
 
@@ -81,6 +95,38 @@ class Symbol:
             self._same(again, stored(again[0, OPEN_TIME] - 1.0, again[-1, OPEN_TIME]))
         return np.ascontiguousarray(rows[~known])
 
+    def admit_records(
+        self, books: Books | None, feed: ContextFeed | None, now: datetime, stored: Callable[[float], Any]
+    ) -> tuple[Books | None, ContextFeed | None]:
+        """Check records before anything is stored; returns those that are new (the rest is stored already, identical).
+
+        stored   after → (books, feed) stored as known after it, epoch seconds
+        Raises   BadTimes on a record from the future, or one that a closed decision bar should have read
+        """
+        sent = dict(packed(books, feed))
+        if not sent:
+            return None, None
+        first = min(at for _, at in sent)
+        before = dict(packed(*stored(first - 1.0)))
+        fresh = {key: payload for key, payload in sent.items() if before.get(key) != payload}
+        for kind, at in fresh:
+            when = f"{self.name}: {kind} known at {utc(at):%F %T} UTC"
+            if at > (now + CLOCK_SKEW).timestamp():
+                raise BadTimes(f"{when} lies in the future; it is {now:%F %T} UTC. Send what is known.")
+            if at <= self.closed.close_time:
+                raise BadTimes(
+                    f"{when} comes late: the bar that closed at {utc(self.closed.close_time):%F %T} UTC was folded "
+                    "without it. Send records with or before the bar that closes; the past is not rewritten."
+                )
+        return unpacked((kind, at, payload) for (kind, at), payload in sorted(fresh.items(), key=lambda kv: kv[0][1]))
+
+    def hear(self, books: Books | None, feed: ContextFeed | None) -> None:
+        """Take records that became known since; they are read at the closes that follow."""
+        if books is not None and self.books is not None:
+            self.books = joined(self.books, books)
+        if feed is not None:
+            self.feed = feed if self.feed is None else joined(self.feed, feed)
+
     def advance(self, rows: Floats) -> list[Closed]:
         """Fold new base bars (n, 8), ascending and after everything before; returns the decision bars they closed."""
         if len(rows) == 0:
@@ -94,15 +140,25 @@ class Symbol:
 
     def step(self, bar: Floats) -> Closed:
         """Fold one closed decision bar (8,)."""
-        missing = round((bar[OPEN_TIME] - self.closed.close_time) / self.step_s)
+        missing = self._missing_before(bar)
         if missing:
             self.warming_up = WARMUP_BARS
             self._gap = f"{missing} missing bar(s) before {utc(bar[OPEN_TIME]):%F %H:%M} UTC"
-        features = FEATURES.step(self._features, bar)
-        signals = SIGNALS.step(self._signals, bar)
+        close = float(bar[OPEN_TIME] + self.step_s)
+        (levels,), (context,) = align(np.array([close]), self.step_s, self.books, self.feed)
+        self.books, self.feed = still_read(close, self.step_s, self.books, self.feed)
+        features = FEATURES.step(self._features, bar, levels, context)
+        signals = SIGNALS.step(self._signals, bar, levels, context)
         self.warming_up = max(0, self.warming_up - 1)
-        self.closed = Closed(bar, features, signals, float(bar[OPEN_TIME] + self.step_s))
+        row = History(*(part[np.newaxis] for part in (bar, features, signals, levels, context)))
+        self.history = self.history.then(row, KEPT_BARS)
+        self.closed = _newest(self.history, self.step_s)
         return self.closed
+
+    def _missing_before(self, bar: Floats) -> int:
+        """Decision bars missing before this one, those not counted that lie where the market is regularly closed."""
+        slots = np.arange(round(self.closed.close_time / self.step_s), round(bar[OPEN_TIME] / self.step_s))
+        return int((~self.warm.closures[slots % len(self.warm.closures)]).sum())
 
     def _same(self, again: Floats, stored: Floats) -> None:
         at = {row[OPEN_TIME]: row for row in stored}
@@ -119,9 +175,25 @@ class Symbol:
                     raise BadValues(f"{when} is stored with {name}={old:g}, now {name}={new:g}. The first one stands.")
 
 
-def replay(warm: WarmStart, bars: Floats) -> Symbol:
-    """A live symbol: the warm start, then the observed base bars (n, 8) after it."""
+def _newest(history: History, step_s: int) -> Closed:
+    h = history
+    close = float(h.bars[-1, OPEN_TIME] + step_s)
+    return Closed(h.bars[-1], h.features[-1], h.signals[-1], h.levels[-1], h.context[-1], close)
+
+
+def joined(before: Any, after: Any) -> Any:
+    """Two Books or two ContextFeeds, one after the other; what was known first stays first."""
+    both = {p.name: np.concatenate([getattr(before, p.name), getattr(after, p.name)]) for p in fields(before)}
+    order = np.argsort(both["known"], kind="stable")
+    return type(before)(**{name: values[order] for name, values in both.items()})
+
+
+def replay(warm: WarmStart, bars: Floats, books: Books | None = None, feed: ContextFeed | None = None) -> Symbol:
+    """A live symbol: the warm start, then the observed base bars (n, 8) after it and the records observed since."""
     symbol = Symbol(warm)
+    heard = dict(packed(warm.books, warm.feed))  # the snapshot may hold some of what was observed
+    later = [(kind, at, payload) for (kind, at), payload in packed(books, feed) if (kind, at) not in heard]
+    symbol.hear(*unpacked(later))
     symbol.advance(bars[bars[:, OPEN_TIME] > warm.last_open_time])
     return symbol
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from pipelines import migrations
-from pipelines.contracts import Decision, Outcome
+from pipelines.contracts import BOOK_LEVELS, Books, ContextFeed, Decision, Outcome
 from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, UnknownName
 from pipelines.migrations.tables import METADATA, SCHEMA
 from pipelines.store import BarBatch, DecisionRecord, Promotion, Store
@@ -291,3 +292,50 @@ def test_a_breaker_stays_tripped_over_a_restart_until_somebody_resets_it_for_a_r
     assert store.latches() == []
     with pytest.raises(UnknownName):
         store.reset("daily_loss", T0 + HOUR, "ann", "again")
+
+
+def books_known_at(*moments):
+    levels = np.full((len(moments), 2, BOOK_LEVELS, 3), np.nan)
+    levels[:, 0, 0], levels[:, 1, 0] = (100.0, 1.0, 2.0), (101.0, 3.0, np.nan)
+    return Books(np.array(moments), levels, np.arange(len(moments), dtype=float), np.full(len(moments), np.nan))
+
+
+def test_books_and_context_come_back_as_they_were_observed_in_the_order_they_became_known(store):
+    t0 = T0.timestamp()
+    feed = ContextFeed(np.array([t0, t0 + 5]), np.array([2, 3]), np.array([1e-4, 40.0]))
+    store.add_bars(replace(batch(), books=books_known_at(t0 + 60, t0 + 120), feed=feed))
+    found, told = store.records("BTC/USDT")
+    np.testing.assert_array_equal(found.levels, books_known_at(t0 + 60, t0 + 120).levels)
+    np.testing.assert_array_equal(found.order_flow, [0.0, 1.0])
+    assert (told.field.tolist(), told.value.tolist()) == ([2, 3], [1e-4, 40.0])
+    assert store.records("BTC/USDT", after=t0 + 60)[0].known.tolist() == [t0 + 120]
+    assert store.records("ETH/USDT") == (None, None)
+
+
+def test_the_same_record_again_changes_nothing_and_another_in_its_place_is_refused_whole(store):
+    t0 = T0.timestamp()
+    store.add_bars(replace(batch(), books=books_known_at(t0)))
+    assert store.add_bars(replace(batch(), books=books_known_at(t0))) == 0
+    other = books_known_at(t0)
+    other.levels[0, 0, 0, 1] = 9.0
+    with pytest.raises(BadValues, match="another book"):
+        store.add_bars(replace(batch(4), books=other))
+    assert len(store.bars("BTC/USDT")) == 3
+
+
+def test_a_store_of_the_release_before_is_brought_up_and_keeps_what_it_holds(url):
+    old = sa.create_engine(url)
+    Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with old.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            sa.text("insert into bars values ('BTC/USDT', 0.0, 1, 2, 1, 2, null, null, null, 60.0, 0.0)")
+        )
+    old.dispose()
+    store = Store.open(url)
+    assert store.bars("BTC/USDT").shape == (1, 8)
+    assert store.records("BTC/USDT") == (None, None)
+    store.close()

@@ -4,6 +4,8 @@ Training aligns the whole history at once, the live service one close at a time,
 records, so both give the same bytes (L2). Nothing that became known after a close is read (L3).
 """
 
+from typing import Any
+
 import numpy as np
 
 from pipelines.compiled import kernel
@@ -16,6 +18,7 @@ from pipelines.contracts import (
     ContextFeed,
     Floats,
 )
+from pipelines.errors import BadShape
 
 DAY_S = 86400.0
 # how old a value may be and still count as known, in seconds; the flows and the reference live as long as one bar
@@ -62,19 +65,74 @@ def align(closes: Floats, step_s: float, books: Books | None, feed: ContextFeed 
 
     closes   (m,) ascending epoch seconds: closes of decision bars; step_s their length
     Returns  levels (m, 2, BOOK_LEVELS, 3), or (m, 2, 0, 3) where `books` is None; NaN where no book became known
-             during the bar. context (m, CONTEXT_WIDTH): flows summed over the bar's books, everything else the newest
+             during the bar (close - step_s, close]. context (m, CONTEXT_WIDTH): order_flow summed over the bar's books,
+             NaN if one of them did not record it, order_flow_fast of the newest of them; everything else the newest
              value that is younger than MAX_AGE_S; NaN = not known.
+    Raises   BadShape if lengths of a record's columns disagree
     """
+    _check(books, feed)
     values = np.full((len(closes), CONTEXT_WIDTH), np.nan)
     closes = np.ascontiguousarray(closes, dtype=np.float64)
     if feed is not None and len(feed.known):
         ages = np.array([MAX_AGE_S.get(name, float(step_s)) for name in CONTEXT_FIELDS])
-        _align_feed(closes, feed.known, feed.field, feed.value, ages, values)
+        _align_feed(closes, _flat(feed.known), _flat(feed.field, np.int64), _flat(feed.value), ages, values)
     if books is None:
         return np.empty((len(closes), 2, 0, 3)), values
     levels = np.full((len(closes), 2, BOOK_LEVELS, 3), np.nan)
     _align_books(
-        closes, float(step_s), books.known, books.levels, books.order_flow, books.order_flow_fast,
-        levels, values, _FLOW, _FAST,
+        closes, float(step_s), _flat(books.known), _flat(books.levels), _flat(books.order_flow),
+        _flat(books.order_flow_fast), levels, values, _FLOW, _FAST,
     )  # fmt: skip
     return levels, values
+
+
+def book_fault(levels: Floats) -> str | None:
+    """The first thing that makes these books (n, 2, levels, 3) no books, None if nothing does."""
+    price, size = levels[..., 0], levels[..., 1]
+    bid, ask = price[:, 0, 0], price[:, 1, 0]
+    if not (np.isfinite(bid).all() and np.isfinite(ask).all()):
+        return "a book needs its best bid and ask"
+    if (bid >= ask).any():
+        return f"book crossed: bid {bid[bid >= ask][0]:g} is not under ask {ask[bid >= ask][0]:g}"
+    for s, (side, way) in enumerate((("bid", -1.0), ("ask", 1.0))):
+        steps = np.diff(price[:, s], axis=1) * way
+        if (steps[np.isfinite(steps)] <= 0).any():
+            return f"{side} prices must go away from the best one, level by level"
+        given = np.isfinite(price[:, s])
+        if (given != np.isfinite(size[:, s])).any() or (size[:, s][given] <= 0).any():
+            return f"every {side} level needs a size above 0"
+    return None
+
+
+def still_read(
+    close: float, step_s: float, books: Books | None, feed: ContextFeed | None
+) -> tuple[Books | None, ContextFeed | None]:
+    """The records that `align` can still read at closes after `close` (epoch s), and the books of the bar closed there.
+
+    What a live service keeps: with them and what it hears later it aligns as training would over the whole history.
+    """
+    if books is not None:
+        kept = slice(int(np.searchsorted(books.known, close - step_s, "right")), None)
+        books = Books(books.known[kept], books.levels[kept], books.order_flow[kept], books.order_flow_fast[kept])
+    if feed is not None:
+        oldest = close - max(float(step_s), *MAX_AGE_S.values())
+        kept = slice(int(np.searchsorted(feed.known, oldest, "right")), None)
+        feed = ContextFeed(feed.known[kept], feed.field[kept], feed.value[kept])
+    return books, feed
+
+
+def _flat(values: Any, dtype: Any = np.float64) -> Any:
+    """Contiguous and writeable, so that no kernel is compiled for another array type in mid-flight."""
+    return np.require(values, dtype, ["C", "W"])
+
+
+def _check(books: Books | None, feed: ContextFeed | None) -> None:
+    if books is not None:
+        n = len(books.known)
+        if books.levels.shape != (n, 2, BOOK_LEVELS, 3) or {len(books.order_flow), len(books.order_flow_fast)} != {n}:
+            raise BadShape(
+                f"books: {n} times, levels {books.levels.shape}, flows {len(books.order_flow)} and "
+                f"{len(books.order_flow_fast)}; wanted ({n}, 2, {BOOK_LEVELS}, 3) and {n} of each"
+            )
+    if feed is not None and not len(feed.known) == len(feed.field) == len(feed.value):
+        raise BadShape(f"context: {len(feed.known)} times, {len(feed.field)} fields, {len(feed.value)} values")

@@ -5,7 +5,11 @@ why: there is no benefit of the doubt. Promotion asks whether the model *adds*; 
 every single decision by the policy.
 """
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -13,73 +17,90 @@ from pipelines.contracts import Check, Estimate, Floats, Verdict
 from pipelines.evaluation.deflation import deflated_sharpe, overfitting_probability
 from pipelines.evaluation.metrics import (
     auc,
-    brier_losses,
     expected_calibration_error,
     lift_bps,
-    log_losses,
     mean_estimate,
     most_confident,
     statistic_estimate,
 )
+from pipelines.evaluation.report import named, read_oof
+from pipelines.models.losses import brier_losses
 from pipelines.settings import Params
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the gate reads of a binary family. Rows are out-of-fold events in time order; all arrays (n,).
+    """What the gate reads of a candidate. Rows are out-of-fold rows in time order.
 
-    p, y           the candidate's calibrated out-of-fold probability, the outcome
-    baselines      name → probabilities on the same rows
-    gross_bps      what taking each signal returned, before cost
-    champion_p     the champion's probability on the same rows, NaN where it had seen the row in training or abstained;
+    loss_name      what a loss is measured in
+    classes        what the columns of p speak of
+    loss           (n,) the candidate's losses; rivals  name → (n,) losses of a baseline on the same rows
+    p, y           (n,) or (n, classes): the candidate's out-of-fold probability, the outcome
+    baselines      name → probabilities on the same rows, of the baselines that have one
+    gross_bps      (n,) what taking each row's trade returned before cost; None for a family that speaks of no trade
+    champion_loss  (n,) the champion's losses on the same rows, NaN where it had seen the row in training or abstained;
                    None without a champion
     trials         how many candidates of this family were ever tried, this one included
     parity_gap     largest difference between the exported and the native model
     latency_ms     median time of one row through the exported model
-    schema_coverage, novel_share   shares of out-of-time rows with all columns, and beyond the novelty limit
+    schema_coverage, novel_share   shares of rows with all columns, and of the newest rows beyond the novelty limit
     """
 
     family: str
+    loss_name: str
+    classes: tuple[str, ...]
+    loss: Floats
+    rivals: Mapping[str, Floats]
     p: Floats
     y: Floats
-    baselines: dict[str, Floats]
-    gross_bps: Floats
-    champion_p: Floats | None
+    champion_loss: Floats | None
     trials: int
     parity_gap: float
     latency_ms: float
     schema_coverage: float
     novel_share: float
+    baselines: Mapping[str, Floats] = field(default_factory=dict)
+    gross_bps: Floats | None = None
+
+
+def evidence_of(folder: Path, champion_loss: Floats | None, trials: int) -> Evidence:
+    """From a family's stage output `folder` (`oof.npz`, `fit.json`)."""
+    fit, oof = json.loads((folder / "fit.json").read_text()), read_oof(folder)
+    return Evidence(
+        family=fit["family"],
+        loss_name=fit["loss_name"],
+        classes=tuple(fit["classes"]),
+        loss=oof["loss"],
+        rivals=named(oof, "loss_"),
+        p=oof["p"],
+        y=oof["y"],
+        champion_loss=champion_loss,
+        trials=trials,
+        baselines=named(oof, "baseline_"),
+        gross_bps=oof.get("more_gross_bps"),
+        **{key: fit[key] for key in ("parity_gap", "latency_ms", "schema_coverage", "novel_share")},
+    )
+
+
+FamilyChecks = Callable[[Evidence, Params], list[Check]]
 
 
 def judge(evidence: Evidence, params: Params) -> Verdict:
-    """Run every check of the validator row. Deterministic for the same evidence and params."""
+    """Run every check of the family's row. Deterministic for the same evidence and params."""
     g, e = params.gate, evidence
-    n = len(e.y)
-    checks = [_plain("events", n >= g.min_events, float(n), f">= {g.min_events}", n)]
-    if n < g.min_events or len(np.unique(e.y)) < 2:
-        checks.append(_unknown("skill", n, f"needs {g.min_events} out-of-fold events of both outcomes"))
+    n = len(e.loss)
+    checks = [_plain("rows", n >= g.min_events, float(n), f">= {g.min_events}", n)]
+    if n < g.min_events or (e.y.ndim == 1 and len(np.unique(e.y)) < 2):
+        checks.append(_unknown("skill", n, f"needs {g.min_events} out-of-fold rows of different outcomes"))
         return _verdict(e.family, checks)
-    draws, seed = g.bootstrap, params.seed
-    own_log, own_brier = log_losses(e.p, e.y), brier_losses(e.p, e.y)
-    for name, p in e.baselines.items():
-        skill = mean_estimate(log_losses(p, e.y) - own_log, draws, seed)
+    for name, loss in e.rivals.items():
+        skill = mean_estimate(loss - e.loss, g.bootstrap, params.seed)
         if name == "logistic":  # the simpler model is kept unless the complex one is better; the interval is shown
-            checks.append(_bounded(f"log_loss_gain_over_{name}", skill, skill.value > 0, "value > 0"))
+            checks.append(_bounded(f"gain_over_{name}", skill, skill.value > 0, "value > 0", f"in {e.loss_name}"))
         else:
-            checks.append(_bounded(f"log_loss_gain_over_{name}", skill, skill.low > 0, "low > 0"))
-    brier = mean_estimate(brier_losses(e.baselines["base_rate"], e.y) - own_brier, draws, seed)
-    checks.append(_bounded("brier_gain_over_base_rate", brier, brier.low > 0, "low > 0"))
-    lift = statistic_estimate(lift_bps(e.p, e.gross_bps, g.coverage), n, draws, seed, params.costs.round_trip_bps)
-    checks.append(_bounded(f"lift_bps_at_{g.coverage:.0%}", lift, lift.low > 0, "low > 0"))
-    ranking = statistic_estimate(lambda rows: auc(e.p[rows], e.y[rows]), n, draws // 4, seed)
-    checks.append(
-        _bounded("no_leak_auc", ranking, ranking.low <= g.leak_auc, f"low <= {g.leak_auc}",
-                 "" if ranking.low <= g.leak_auc else "LEAK_SUSPECTED: direction is not this predictable")
-    )  # fmt: skip
-    ece = expected_calibration_error(e.p, e.y)
-    checks.append(_plain("calibration_ece", ece <= g.max_ece, ece, f"<= {g.max_ece}", n))
-    checks += _luck(e, params)
+            checks.append(_bounded(f"gain_over_{name}", skill, skill.low > 0, "low > 0", f"in {e.loss_name}"))
+    for of_family in CHECKS.get(e.family, ()):
+        checks += of_family(e, params)
     checks.append(
         _plain("export_parity", e.parity_gap <= g.max_parity_gap, e.parity_gap, f"<= {g.max_parity_gap:g}", n)
     )
@@ -88,9 +109,50 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
     checks.append(_plain("schema_coverage", covered, e.schema_coverage, f">= {g.min_schema_coverage}", n))
     familiar = e.novel_share <= g.max_novel_share
     checks.append(_plain("novel_share", familiar, e.novel_share, f"<= {g.max_novel_share}", n))
-    if e.champion_p is not None:
-        checks.append(_against_champion(e, own_log, params))
+    if e.champion_loss is not None:
+        checks.append(_against_champion(e, params))
     return _verdict(e.family, checks)
+
+
+def brier_over_base_rate(e: Evidence, params: Params) -> list[Check]:
+    gain = brier_losses(e.baselines["base_rate"], e.y) - brier_losses(e.p, e.y)
+    brier = mean_estimate(gain, params.gate.bootstrap, params.seed)
+    return [_bounded("brier_gain_over_base_rate", brier, brier.low > 0, "low > 0")]
+
+
+def lift(e: Evidence, params: Params) -> list[Check]:
+    """Do the trades it is sure of return more than taking them all?"""
+    assert e.gross_bps is not None
+    g, cost = params.gate, params.costs.round_trip_bps
+    found = statistic_estimate(lift_bps(e.p, e.gross_bps, g.coverage), len(e.y), g.bootstrap, params.seed, cost)
+    return [_bounded(f"lift_bps_at_{g.coverage:.0%}", found, found.low > 0, "low > 0")]
+
+
+def no_leak(e: Evidence, params: Params) -> list[Check]:
+    """An AUC on direction whose lower bound is above the stated one is a leak until proven otherwise."""
+    limit = params.gate.leak_auc
+    ranking = statistic_estimate(
+        lambda rows: auc(e.p[rows], e.y[rows]), len(e.y), params.gate.bootstrap // 4, params.seed
+    )
+    why = "" if ranking.low <= limit else "LEAK_SUSPECTED: direction is not this predictable"
+    return [_bounded("no_leak_auc", ranking, ranking.low <= limit, f"low <= {limit}", why)]
+
+
+def calibrated(e: Evidence, params: Params) -> list[Check]:
+    """What is said with p comes true p of the time; classes of a family with several are pooled."""
+    ece, limit = expected_calibration_error(e.p.ravel(), e.y.ravel()), params.gate.max_ece
+    return [_plain("calibration_ece", ece <= limit, ece, f"<= {limit}", e.y.size)]
+
+
+def each_class(e: Evidence, params: Params, over: str) -> list[Check]:
+    """No class may be worse than `over`, by its interval: the mean would hide it."""
+    rival = e.baselines[over]
+    checks = []
+    for c, name in enumerate(e.classes):
+        squared = (rival[:, c] - e.y[:, c]) ** 2 - (e.p[:, c] - e.y[:, c]) ** 2
+        gain = mean_estimate(squared, params.gate.bootstrap, params.seed)
+        checks.append(_bounded(f"brier_gain_over_{over}:{name}", gain, gain.high >= 0, "high >= 0"))
+    return checks
 
 
 def excess_of_chosen(p: Floats, gross_bps: Floats, coverage: float) -> Floats:
@@ -101,7 +163,9 @@ def excess_of_chosen(p: Floats, gross_bps: Floats, coverage: float) -> Floats:
     return excess
 
 
-def _luck(e: Evidence, params: Params) -> list[Check]:
+def luck(e: Evidence, params: Params) -> list[Check]:
+    """Could the best of this many tries have come by chance (Bailey and López de Prado 2014; PBO, 2017)?"""
+    assert e.gross_bps is not None
     g = params.gate
     chosen = most_confident(e.p, g.coverage)
     sharpe = deflated_sharpe(e.gross_bps[chosen] - e.gross_bps.mean(), e.trials)
@@ -116,16 +180,18 @@ def _luck(e: Evidence, params: Params) -> list[Check]:
     ]  # fmt: skip
 
 
-def _against_champion(e: Evidence, own_log: Floats, params: Params) -> Check:
+def _against_champion(e: Evidence, params: Params) -> Check:
     g = params.gate
-    assert e.champion_p is not None
-    paired = np.isfinite(e.champion_p)
+    assert e.champion_loss is not None
+    paired = np.isfinite(e.champion_loss)
     if paired.sum() < g.min_paired:
         detail = f"{int(paired.sum())} rows the champion had not seen, needs {g.min_paired}; wait for more outcomes"
         return _unknown("gain_over_champion", int(paired.sum()), detail)
-    gain = mean_estimate(log_losses(e.champion_p[paired], e.y[paired]) - own_log[paired], g.bootstrap, params.seed)
+    gain = mean_estimate(e.champion_loss[paired] - e.loss[paired], g.bootstrap, params.seed)
     better = gain.value >= g.min_improvement and gain.low > 0
-    return _bounded("gain_over_champion", gain, better, f"value >= {g.min_improvement} and low > 0")
+    return _bounded(
+        "gain_over_champion", gain, better, f"value >= {g.min_improvement} and low > 0", f"in {e.loss_name}"
+    )
 
 
 def _plain(name: str, passed: bool, value: float, threshold: str, n: int, detail: str = "") -> Check:
@@ -143,3 +209,12 @@ def _unknown(name: str, n: int, detail: str) -> Check:
 def _verdict(family: str, checks: list[Check]) -> Verdict:
     reasons = tuple(c.name if not c.detail else f"{c.name}: {c.detail}" for c in checks if not c.passed)
     return Verdict(family, not reasons, tuple(checks), reasons)
+
+
+# Y3: what a family is asked beside the gain over each of its baselines and the checks every model passes
+CHECKS: dict[str, tuple[FamilyChecks, ...]] = {
+    "validator": (brier_over_base_rate, lift, no_leak, calibrated, luck),
+    "pattern": (partial(each_class, over="prevalence"), calibrated),
+    "predictor": (brier_over_base_rate, no_leak, calibrated),
+    "regime": (),
+}

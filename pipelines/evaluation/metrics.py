@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pipelines.contracts import Estimate, Floats, Ints
-from pipelines.models.losses import brier_losses, checked, log_losses
+from pipelines.models.losses import checked
+
 
 def auc(p: Floats, y: Floats) -> float:
     """Chance that a random winner is ranked above a random loser; ties count half. NaN with a single class."""

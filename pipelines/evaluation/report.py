@@ -11,47 +11,69 @@ import numpy as np
 from pipelines.contracts import Estimate, Floats, Verdict
 from pipelines.evaluation.metrics import (
     auc,
-    brier_losses,
     expected_calibration_error,
     lift_bps,
-    log_losses,
     mean_estimate,
     most_confident,
     statistic_estimate,
 )
+from pipelines.models.ensemble import ensemble_losses
 from pipelines.settings import Params
+
+
+def read_oof(folder: Path) -> dict[str, Any]:
+    """Every array of a family's `oof.npz`, by name."""
+    with np.load(folder / "oof.npz", allow_pickle=False) as f:
+        return {name: f[name] for name in f.files}
+
+
+def named(oof: dict[str, Any], prefix: str) -> dict[str, Floats]:
+    """The arrays whose name starts with `prefix`, without it."""
+    return {name.removeprefix(prefix): values for name, values in oof.items() if name.startswith(prefix)}
 
 
 def summarise(folder: Path, params: Params) -> dict[str, Any]:
     """Figures of the family whose stage output is `folder` (`oof.npz`, `fit.json`)."""
-    with np.load(folder / "oof.npz", allow_pickle=False) as f:
-        y, gross = f["y"], f["gross_bps"]
-        rivals = {"model": f["p"], **{k.removeprefix("baseline_"): f[k] for k in f.files if k.startswith("baseline_")}}
+    oof, fit = read_oof(folder), json.loads((folder / "fit.json").read_text())
     draws, seed, cost = params.gate.bootstrap, params.seed, params.costs.round_trip_bps
-    n = len(y)
-    table: dict[str, Any] = {}
-    for name, p in rivals.items():
-        table[name] = {
-            "log_loss": _dict(mean_estimate(log_losses(p, y), draws, seed)),
-            "brier": _dict(mean_estimate(brier_losses(p, y), draws, seed)),
-            "ece": expected_calibration_error(p, y),
-        }
-        if name != "base_rate":  # one number for everybody ranks nothing
-            table[name]["auc"] = _dict(statistic_estimate(lambda rows, p=p: auc(p[rows], y[rows]), n, draws // 4, seed))  # type: ignore[misc]
-        if name == "model":
-            table[name]["selective"] = selective(p, y, gross, params)
-    own = log_losses(rivals["model"], y)
-    gains = {k: _dict(mean_estimate(log_losses(p, y) - own, draws, seed)) for k, p in rivals.items() if k != "model"}
-    raw = mean_estimate(gross - cost, draws, seed, cost)
-    return {
-        "n": n,
-        "hit_rate": float(y.mean()),
+    y, p, gross = oof["y"], oof["p"], oof.get("more_gross_bps")
+    losses = {"model": oof["loss"], **named(oof, "loss_")}
+    told = {"model": p, **named(oof, "baseline_"), **named(oof, "member_")}
+    figures: dict[str, Any] = {
+        "n": len(y),
         "cost_bps": cost,
-        "rivals": table,
-        "log_loss_gain_over": gains,
-        "every_signal_net_bps": _dict(raw),
-        **{k: v for k, v in json.loads((folder / "fit.json").read_text()).items() if k not in ("columns",)},
+        "loss": {name: _dict(mean_estimate(loss, draws, seed)) for name, loss in losses.items()},
+        "gain_over": {
+            name: _dict(mean_estimate(loss - losses["model"], draws, seed))
+            for name, loss in losses.items()
+            if name != "model"
+        },
+        **{k: v for k, v in fit.items() if k != "columns"},
     }
+    if y.ndim == 2:
+        figures["by_class"] = {
+            name: _of_class(p[:, c], y[:, c], told["prevalence"][:, c], params) for c, name in enumerate(fit["classes"])
+        }
+    elif set(np.unique(y)) <= {0.0, 1.0}:
+        figures["hit_rate"] = float(y.mean())
+        figures["ece"] = expected_calibration_error(p, y)
+        figures["auc"] = {
+            name: _dict(statistic_estimate(lambda rows, q=q: auc(q[rows], y[rows]), len(y), draws // 4, seed))  # type: ignore[misc]
+            for name, q in told.items()
+            if name != "base_rate" and np.isfinite(q).all()  # one number for everybody ranks nothing
+        }
+    if weights := json.loads((folder / "bundle" / "schema.json").read_text()).get("ensemble"):
+        heard = ensemble_losses(oof, y, weights)
+        figures["heard"] = {name: _dict(mean_estimate(loss, draws, seed)) for name, loss in heard.items()}
+    if gross is not None and y.ndim == 1:
+        figures["selective"] = selective(p, y, gross, params)
+        figures["every_row_net_bps"] = _dict(mean_estimate(gross - cost, draws, seed, cost))
+    return figures
+
+
+def _of_class(p: Floats, y: Floats, prevalence: Floats, params: Params) -> dict[str, Any]:
+    gain = mean_estimate((prevalence - y) ** 2 - (p - y) ** 2, params.gate.bootstrap, params.seed)
+    return {"share": float(y.mean()), "brier_gain_over_prevalence": _dict(gain)}
 
 
 def selective(p: Floats, y: Floats, gross: Floats, params: Params) -> dict[str, Any]:
@@ -80,10 +102,10 @@ def flat_metrics(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def figure_rows(figures: dict[str, Any], traded: dict[str, Any]) -> list[list[str]]:
+def figure_rows(figures: dict[str, Any], traded: dict[str, Any] | None) -> list[list[str]]:
     """[figure, value, 95 % interval, n] of a candidate, for people: beside its baselines, then what its trades made.
 
-    figures  of `summarise`; traded  of the backtest with the live policy
+    figures  of `summarise`; traded  of the backtest with the live policy, None for a family that trades nothing
     """
 
     def row(name: str, e: dict[str, Any], digits: int = 4) -> list[str]:
@@ -93,59 +115,64 @@ def figure_rows(figures: dict[str, Any], traded: dict[str, Any]) -> list[list[st
         interval = f"[{e['low']:.{digits}f}, {e['high']:.{digits}f}]" if known else "too few rows"
         return [name, f"{e['value']:.{digits}f}", interval, f"{e['n']:,}"]
 
-    cost, own = figures["cost_bps"], figures["rivals"]["model"]
-    chosen = own["selective"]["20%"]
-    gains = figures["log_loss_gain_over"]
-    return [
-        row("AUC", own["auc"], 3),
-        row("log loss", own["log_loss"]),
-        *(row(f"log loss gain over {name.replace('_', ' ')}", gains[name]) for name in sorted(gains)),
-        row("hit rate, most confident 20 %", chosen["hit_rate"], 3),
-        row("lift over every signal, bps (20 %)", chosen["lift_bps"], 2),
-        row(f"net bps a trade after {cost:g} bps (20 %)", chosen["net_bps"], 2),
-        row(f"net bps, every signal, after {cost:g} bps", figures["every_signal_net_bps"], 2),
-        row(f"net bps of the policy's trades, after {cost:g} bps", traded["net_bps"], 2),
-        row("emissions a week in the backtest", traded["emissions_per_week"], 1),
+    cost, unit = figures["cost_bps"], figures["loss_name"]
+    told = [row(unit, figures["loss"]["model"])]
+    told += [row(f"gain over {name.replace('_', ' ')}", e) for name, e in sorted(figures["gain_over"].items())]
+    told += [row(f"{unit} of {name.replace('_', ' ')}", e) for name, e in figures.get("heard", {}).items()]
+    told += [
+        row("AUC" if name == "model" else f"AUC of {name.replace('_', ' ')}", e, 3)
+        for name, e in figures.get("auc", {}).items()
+        if name in ("model", "logistic", "ensemble")
     ]
+    told += [
+        row(f"Brier gain over prevalence: {name.replace('_', ' ')}", e["brier_gain_over_prevalence"])
+        for name, e in figures.get("by_class", {}).items()
+    ]
+    if "selective" in figures:
+        chosen = figures["selective"]["20%"]
+        told += [
+            row("hit rate, most confident 20 %", chosen["hit_rate"], 3),
+            row("lift over every row, bps (20 %)", chosen["lift_bps"], 2),
+            row(f"net bps a trade after {cost:g} bps (20 %)", chosen["net_bps"], 2),
+            row(f"net bps, every row, after {cost:g} bps", figures["every_row_net_bps"], 2),
+        ]
+    if traded is not None:
+        told += [
+            row(f"net bps of the policy's trades, after {cost:g} bps", traded["net_bps"], 2),
+            row("emissions a week in the backtest", traded["emissions_per_week"], 1),
+        ]
+    return told
 
 
 def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Path, title: str) -> None:
-    """The evidence as one self-contained page: verdict, checks, reliability, cumulative result. Needs no network."""
+    """The evidence as one self-contained page: verdict, checks, two pictures. Needs no network.
+
+    The pictures: what was said beside what came (where outcomes are yes or no), and the loss saved against each
+    baseline as it added up over time (or, of trades, their result).
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    with np.load(folder / "oof.npz", allow_pickle=False) as f:
-        p, y, gross, known = f["p"], f["y"], f["gross_bps"], f["known"]
-    cost = figures["cost_bps"]
-    figure = make_subplots(
-        rows=1,
-        cols=2,
-        subplot_titles=("Reliability (10 equal bins)", "Cumulative net result of the most confident 20 %, bps"),
-    )
-    parts = np.array_split(np.argsort(p, kind="stable"), 10)
-    said, came = [float(p[k].mean()) for k in parts], [float(y[k].mean()) for k in parts]
-    error = [1.96 * float(np.sqrt(max(y[k].mean() * (1 - y[k].mean()), 1e-9) / len(k))) for k in parts]
-    figure.add_trace(
-        go.Scatter(
-            x=said, y=came, error_y={"type": "data", "array": error}, mode="markers+lines", name="hit rate ± 95 %"
-        ),
-        1,
-        1,
-    )
-    span = [min(said + came), max(said + came)]
-    figure.add_trace(go.Scatter(x=span, y=span, mode="lines", line={"dash": "dot"}, name="perfect"), 1, 1)
-    figure.update_xaxes(title_text="probability said", row=1, col=1)
-    figure.update_yaxes(title_text="share that hit the target", row=1, col=1)
-    chosen = most_confident(p, 0.20)
-    when = (known[chosen] * 1000).astype("datetime64[ms]")
-    figure.add_trace(go.Scatter(x=when, y=np.cumsum(gross[chosen] - cost), mode="lines", name="chosen 20 %, net"), 1, 2)
-    figure.add_trace(
-        go.Scatter(
-            x=(known * 1000).astype("datetime64[ms]"), y=np.cumsum(gross - cost), mode="lines", name="every signal, net"
-        ),
-        1,
-        2,
-    )
+    oof, cost = read_oof(folder), figures["cost_bps"]
+    y, p, when = oof["y"], oof["p"], (oof["known"] * 1000).astype("datetime64[ms]")
+    binary, trades = bool(np.isin(y, (0.0, 1.0)).all()), "selective" in figures
+    second = "Cumulative net result of the most confident 20 %, bps" if trades else "Loss saved against the baselines"
+    titles = ("Reliability (10 equal bins)" if binary else "Answers over time", second)
+    figure = make_subplots(rows=1, cols=2, subplot_titles=titles)
+    if binary:
+        _reliability(figure, p.ravel(), y.ravel())
+    else:
+        thin = slice(None, None, max(1, len(p) // 2000))
+        for c, name in enumerate(figures["classes"]):
+            figure.add_trace(go.Scatter(x=when[thin], y=p[thin, c], mode="lines", name=name, stackgroup="p"), 1, 1)
+    if trades:
+        gross, chosen = oof["more_gross_bps"], most_confident(p, 0.20)
+        for taken, name in ((chosen, "chosen 20 %, net"), (np.arange(len(p)), "every row, net")):
+            figure.add_trace(go.Scatter(x=when[taken], y=np.cumsum(gross[taken] - cost), mode="lines", name=name), 1, 2)
+    else:
+        for name, loss in named(oof, "loss_").items():
+            saved = np.cumsum(loss - oof["loss"])
+            figure.add_trace(go.Scatter(x=when, y=saved, mode="lines", name=f"against {name.replace('_', ' ')}"), 1, 2)
     figure.update_layout(template="plotly_white", height=420, margin={"t": 50, "l": 50, "r": 20, "b": 40})
     rows = "".join(
         f"<tr class='{'ok' if c.passed else 'no'}'><td>{'✓' if c.passed else '✗'}</td><td>{escape(c.name)}</td>"
@@ -155,17 +182,34 @@ def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Pa
         for c in verdict.checks
     )
     word = "passed" if verdict.passed else "refused"
+    about = f"{figures['n']:,} out-of-fold rows, losses in {escape(figures['loss_name'])}, round trip {cost:g} bps."
     path.write_text(
         f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"
         "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1100px;color:#1c2733}"
         "table{border-collapse:collapse;width:100%}td,th{padding:.3rem .6rem;text-align:left;"
         "border-bottom:1px solid #e3e8ee}.ok td:first-child{color:#1a7f45}.no td:first-child{color:#b3261e}"
         ".passed{color:#1a7f45}.refused{color:#b3261e}</style>"
-        f"<h1>{escape(title)}</h1><p>The gate says: <b class='{word}'>{word}</b>. {figures['n']:,} out-of-fold events, "
-        f"hit rate {figures['hit_rate']:.3f}, round trip {cost:g} bps. Intervals are 95 %, moving-block bootstrap.</p>"
-        f"<table><tr><th></th><th>check</th><th>value</th><th>interval</th><th>required</th><th>n</th><th></th></tr>{rows}</table>"
-        f"{figure.to_html(full_html=False, include_plotlyjs=True)}"
+        f"<h1>{escape(title)}</h1><p>The gate says: <b class='{word}'>{word}</b>. {about} "
+        "Intervals are 95 %, moving-block bootstrap.</p>"
+        "<table><tr><th></th><th>check</th><th>value</th><th>interval</th><th>required</th><th>n</th><th></th></tr>"
+        f"{rows}</table>{figure.to_html(full_html=False, include_plotlyjs=True)}"
     )
+
+
+def _reliability(figure: Any, p: Floats, y: Floats) -> None:
+    import plotly.graph_objects as go
+
+    parts = np.array_split(np.argsort(p, kind="stable"), 10)
+    said, came = [float(p[k].mean()) for k in parts], [float(y[k].mean()) for k in parts]
+    error = [1.96 * float(np.sqrt(max(y[k].mean() * (1 - y[k].mean()), 1e-9) / len(k))) for k in parts]
+    bars = {"type": "data", "array": error}
+    figure.add_trace(
+        go.Scatter(x=said, y=came, error_y=bars, mode="markers+lines", name="share that came ± 95 %"), 1, 1
+    )
+    span = [min(said + came), max(said + came)]
+    figure.add_trace(go.Scatter(x=span, y=span, mode="lines", line={"dash": "dot"}, name="perfect"), 1, 1)
+    figure.update_xaxes(title_text="probability said", row=1, col=1)
+    figure.update_yaxes(title_text="share that came true", row=1, col=1)
 
 
 def _number(value: float | None) -> str:

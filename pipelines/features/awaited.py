@@ -9,8 +9,8 @@ from pipelines.features.fold import AWAITS, Column, StepFamily
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
-    """Seven missing values; no state."""
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
+    """Three missing values; no state."""
     out[:] = np.nan
 
 
@@ -24,10 +24,6 @@ FAMILY = StepFamily(
             ("unicorn_rating_score", "stars", 0.0, 21.0, "stars of the unicorn rating", "S14"),
             ("amt_phase_score", "score", -1.0, 1.0, "auction phase, signed by its bias", "S12"),
             ("crt_level_score", "ATR", -INF, INF, "distance to the last higher-timeframe candle's middle", "S13"),
-            ("market_sentiment", "score", -1.0, 1.0, "sentiment known at the bar's close", "D7"),
-            ("hft_oci_signal", "fraction of volume", -1.0, 1.0, "order-flow imbalance, shortest window", "trades"),
-            ("book_skew_strength", "fraction of size", -1.0, 1.0, "skew of resting size between the sides", "S9"),
-            ("liquidity_density", "ratio", 0.0, INF, "resting size near the price to its usual size", "S9"),
         )
     ),
     np.empty(0),

@@ -1,66 +1,76 @@
-"""Order-book features of the core 25. Without a book they are missing, never constants."""
+"""Order-book features: the six of the core and the validator's three. Without a book they are missing, never constants.
+
+A book counts only if it became known during the bar (alignment does that) and is neither crossed nor locked: otherwise
+every column is missing on that bar, and those with a window until the bar has left it. Flow is what the whole bar
+summed over all book events, never the difference of two books a bar apart; where a source records no flow, the flow
+columns are missing.
+"""
 
 import math
 
 import numpy as np
 
 from pipelines.compiled import kernel
+from pipelines.contracts import CONTEXT_INDEX
 from pipelines.features.fold import Column, StepFamily
 from pipelines.features.kernels import mean, push
 
-
-@kernel
-def side_depth(side):  # type: ignore[no-untyped-def]
-    """Sum of sizes (base asset) over one side (levels, 3); a level whose price is NaN is padding."""
-    total = 0.0
-    for i in range(side.shape[0]):
-        if side[i, 0] == side[i, 0]:
-            total += side[i, 1]
-    return total
+WINDOW = 20  # bars of trailing depth
+FLOW, FAST = CONTEXT_INDEX["order_flow"], CONTEXT_INDEX["order_flow_fast"]
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
-    """Six values from the book at the bar's close and the one before.
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
+    """Nine values from the book at the bar's close.
 
-    reads    book (2, levels, 3): bid and ask; price, size, orders; best level first; no levels = no book
-    state    best bid price, size and best ask price, size of the last bar (4); mean side depth of 20 bars (window)
+    reads    book (2, levels, 3): bid and ask; price, size (base asset), orders; best first, a NaN price is padding;
+             context order_flow, order_flow_fast (base asset)
+    state    windows of 20, NaN when fresh: mean depth of the two sides, density (base asset a fraction of mid)
+    skew     level l of a side weighs 1 / l: what rests near the price counts more
+    density  resting size over the reach from outermost bid to outermost ask: of few levels a fixed distance would
+             hold all or none
     """
-    last, depths = state[0:4], state[4:24]
-    if book.shape[1] == 0:
-        last[:] = np.nan
+    depths, densities = state[0:WINDOW], state[WINDOW : 2 * WINDOW]
+    out[:] = np.nan
+    if book.shape[1] == 0 or not book[0, 0, 0] < book[1, 0, 0]:
         push(depths, np.nan)
-        out[:] = np.nan
+        push(densities, np.nan)
         return
-    bid_price, bid_size = book[0, 0, 0], book[0, 0, 1]
-    ask_price, ask_size = book[1, 0, 0], book[1, 0, 1]
-    bids, asks = side_depth(book[0]), side_depth(book[1])
+    bid, ask = book[0, 0, 0], book[1, 0, 0]
+    lowest, highest = bid, ask
+    bids, asks, near_bids, near_asks = 0.0, 0.0, 0.0, 0.0
+    for i in range(book.shape[1]):
+        if book[0, i, 0] == book[0, i, 0]:
+            lowest = book[0, i, 0]
+            bids += book[0, i, 1]
+            near_bids += book[0, i, 1] / (i + 1.0)
+        if book[1, i, 0] == book[1, i, 0]:
+            highest = book[1, i, 0]
+            asks += book[1, i, 1]
+            near_asks += book[1, i, 1] / (i + 1.0)
+    middle = 0.5 * (ask + bid)
+    density = (bids + asks) / ((highest - lowest) / middle)
     push(depths, 0.5 * (bids + asks))
-    trailing = mean(depths)
-    out[0] = (ask_price - bid_price) / (0.5 * (ask_price + bid_price))
-    out[1] = (bid_size - ask_size) / (bid_size + ask_size)
+    push(densities, density)
+    depth = mean(depths)
+    out[0] = (ask - bid) / middle
+    out[1] = (book[0, 0, 1] - book[1, 0, 1]) / (book[0, 0, 1] + book[1, 0, 1])
     out[2] = math.log(bids / asks)
-    out[3] = bids / trailing
-    out[4] = asks / trailing
-    flow = 0.0
-    if bid_price >= last[0]:
-        flow += bid_size
-    if bid_price <= last[0]:
-        flow -= last[1]
-    if ask_price <= last[2]:
-        flow -= ask_size
-    if ask_price >= last[2]:
-        flow += last[3]
-    out[5] = flow / (0.5 * (bid_size + ask_size + last[1] + last[3]))
-    last[0], last[1], last[2], last[3] = bid_price, bid_size, ask_price, ask_size
+    out[3] = bids / depth
+    out[4] = asks / depth
+    out[5] = context[FLOW] / depth
+    out[6] = context[FAST] / depth
+    out[7] = (near_bids - near_asks) / (near_bids + near_asks)
+    out[8] = density / mean(densities)
 
 
 INF = math.inf
+CKS = "Cont, Kukanov and Stoikov 2014, J. Financial Econometrics 12(1) 47-88, eq. 2-4"
 FAMILY = StepFamily(
     "book",
     step,
     (
-        Column("spread", "book", "fraction of mid", -INF, INF, 1, "(ask - bid) / mid", "definition", needs="book"),
+        Column("spread", "book", "fraction of mid", 0.0, INF, 1, "(ask - bid) / mid", "definition", needs="book"),
         Column(
             "book_imbalance", "book", "fraction of size", -1.0, 1.0, 1, "(bid - ask size) / sum, best level",
             "definition", needs="book",
@@ -70,17 +80,32 @@ FAMILY = StepFamily(
             "definition", needs="book",
         ),
         Column(
-            "bid_volume", "book", "ratio", 0.0, INF, 20, "bid size, all levels / mean side depth of 20 bars",
+            "bid_volume", "book", "ratio", 0.0, INF, WINDOW, "bid size, all levels / mean side depth of 20 bars",
             "definition", needs="book",
         ),
         Column(
-            "ask_volume", "book", "ratio", 0.0, INF, 20, "ask size, all levels / mean side depth of 20 bars",
+            "ask_volume", "book", "ratio", 0.0, INF, WINDOW, "ask size, all levels / mean side depth of 20 bars",
             "definition", needs="book",
         ),
         Column(
-            "order_flow_ratio", "book", "ratio", -2.0, 2.0, 2, "best-level order flow / mean best size of two books",
-            "Cont, Kukanov and Stoikov 2014, J. Financial Econometrics 12(1), eq. 2-4", needs="book",
+            "order_flow_ratio", "book", "ratio", -INF, INF, WINDOW,
+            "order-flow imbalance of the bar's book events / mean side depth of 20 bars", CKS,
+            needs="book and context:order_flow",
+        ),
+        Column(
+            "hft_oci_signal", "validator", "ratio", -INF, INF, WINDOW,
+            "order-flow imbalance of the last seconds before the newest book / mean side depth of 20 bars", CKS,
+            needs="book and context:order_flow_fast",
+        ),
+        Column(
+            "book_skew_strength", "validator", "fraction of size", -1.0, 1.0, 1,
+            "(bid - ask size) / sum over all levels, level l weighing 1 / l", "definition", needs="book",
+        ),
+        Column(
+            "liquidity_density", "validator", "ratio", 0.0, INF, WINDOW,
+            "size of both sides / reach of the recorded levels, over the mean of that of 20 bars", "definition",
+            needs="book",
         ),
     ),
-    np.full(24, np.nan),
+    np.full(2 * WINDOW, np.nan),
 )  # fmt: skip

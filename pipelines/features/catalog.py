@@ -4,7 +4,7 @@ import numpy as np
 
 from pipelines.contracts import Floats
 from pipelines.errors import BadShape, NotEnoughData
-from pipelines.features import awaited, book, clock, price, regime, technical, volume
+from pipelines.features import awaited, book, clock, price, regime, sentiment, technical, volume
 from pipelines.features.fold import AWAITS, Fold
 
 FEATURES = Fold(
@@ -16,6 +16,7 @@ FEATURES = Fold(
         technical.FAMILY,
         clock.FAMILY,
         regime.FAMILY,
+        sentiment.FAMILY,
         awaited.FAMILY,
     ),
 )
@@ -24,6 +25,7 @@ CORE_COLUMNS = tuple(c.name for c in FEATURES.catalogue if c.group in ("price", 
 COPIES = {c.name: tuple(c.copy_of.split(" and ")) for c in FEATURES.catalogue if c.copy_of is not None}
 AWAITED_COLUMNS = tuple(c.name for c in FEATURES.catalogue if c.source.startswith(AWAITS))
 # What is watched for drift: the clock does not drift, copies say nothing new, and what awaits a producer is not there.
+# Columns whose input the training data lacks (`needs`) are left out by the drift reference itself.
 WATCHED_COLUMNS = tuple(
     c.name
     for c in FEATURES.catalogue

@@ -13,7 +13,7 @@ HOUR = 3600.0
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """Five values; no state."""
     second = bar[OPEN_TIME] % DAY
     angle = 2.0 * math.pi * second / DAY

@@ -1,8 +1,8 @@
-"""A fold: compiled steps `(state, bar, book, out)` run in turn over one flat state (laws L2 and L3).
+"""A fold: compiled steps `(state, bar, book, context, out)` run in turn over one flat state (laws L2 and L3).
 
 Batch training loops over the step, serving calls the same step once a bar, so both give the same bytes. A step sees the
-bar it is given and its own state, nothing later. A value that is not finite (warm-up, a missing input, a division by
-nought) is missing: NaN, always the same NaN.
+bar it is given, what was known beside it at its close, and its own state, nothing later. A value that is not finite
+(warm-up, a missing input, a division by nought) is missing: NaN, always the same NaN.
 """
 
 import ast
@@ -21,7 +21,7 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 from pipelines.compiled import cache_dir
-from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, NO_BOOK, Floats, Ints
+from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, CONTEXT_FIELDS, CONTEXT_WIDTH, NO_BOOK, NO_CONTEXT, Floats, Ints
 from pipelines.errors import BadShape, StateError
 
 AWAITS = "awaits a producer"
@@ -35,7 +35,8 @@ class Column:
     warmup    bars until the first value: it stands on row warmup - 1 (a sparse column: not before that row)
     source    paper, library convention or ruling; starting with `AWAITS` = no producer yet, always NaN
     copy_of   the column(s) it follows from exactly, joined by " and "; models drop it
-    needs     extra input without which it is always missing: "volume", "taker", "book"
+    needs     extra input without which it is always missing: "volume", "taker", "book", "context:<field>" of
+              contracts.CONTEXT_FIELDS; several joined by " and " (all of them) or " or " (one is enough)
     sparse    has a value only on the bars where something happens
     """
 
@@ -98,33 +99,47 @@ class Fold:
             start += len(family.initial)
         raise StateError(f"fold {self.name} has no family {name!r}; known: {', '.join(f.name for f in self.families)}")
 
-    def run(self, bars: Floats, books: Floats | None = None, state: Floats | None = None) -> Floats:
+    def run(
+        self, bars: Floats, books: Floats | None = None, contexts: Floats | None = None, state: Floats | None = None
+    ) -> Floats:
         """Fold over history.
 
-        bars     (n, 8) in time order, columns of contracts.BAR_FIELDS
-        books    (n, 2, levels, 3) the book at each bar's close; None = no book
-        state    mutated when given, so that what follows can be stepped live; None = a fresh one
-        Returns  (n, k) float64, row i known at the close of bar i; NaN = missing or warming up
-        Raises   BadShape, StateError
+        bars      (n, 8) in time order, columns of contracts.BAR_FIELDS
+        books     (n, 2, levels, 3) the book known at each bar's close, NaN where none was; None = no book at all
+        contexts  (n, 6) what else was known then, columns of contracts.CONTEXT_FIELDS; None = nothing
+        state     mutated when given, so that what follows can be stepped live; None = a fresh one
+        Returns   (n, k) float64, row i known at the close of bar i; NaN = missing or warming up
+        Raises    BadShape, StateError
         """
         bars = np.require(bars, np.float64, ["C", "W"])
         if bars.ndim != 2 or bars.shape[1] != BAR_WIDTH:
             raise BadShape(f"bars have shape {bars.shape}, wanted (n, {BAR_WIDTH}): {', '.join(BAR_FIELDS)}")
-        books = np.empty((len(bars), 2, 0, 3)) if books is None else np.require(books, np.float64, ["C", "W"])
-        if books.ndim != 4 or books.shape[:2] != (len(bars), 2) or books.shape[3] != 3:
-            raise BadShape(f"books have shape {books.shape}, wanted ({len(bars)}, 2, levels, 3)")
-        out = np.empty((len(bars), len(self.columns)))
-        self._module.run(self.fresh() if state is None else self._checked(state), bars, books, out)
+        n = len(bars)
+        books = np.empty((n, 2, 0, 3)) if books is None else np.require(books, np.float64, ["C", "W"])
+        if books.ndim != 4 or books.shape[:2] != (n, 2) or books.shape[3] != 3:
+            raise BadShape(f"books have shape {books.shape}, wanted ({n}, 2, levels, 3)")
+        contexts = np.tile(NO_CONTEXT, (n, 1)) if contexts is None else np.require(contexts, np.float64, ["C", "W"])
+        if contexts.shape != (n, CONTEXT_WIDTH):
+            raise BadShape(
+                f"contexts have shape {contexts.shape}, wanted ({n}, {CONTEXT_WIDTH}): {', '.join(CONTEXT_FIELDS)}"
+            )
+        out = np.empty((n, len(self.columns)))
+        self._module.run(self.fresh() if state is None else self._checked(state), bars, books, contexts, out)
         return out
 
-    def step(self, state: Floats, bar: Floats, book: Floats = NO_BOOK) -> Floats:
-        """One live bar (8,) and its book (2, levels, 3); mutates `state`, returns (k,): the row `run` would give."""
+    def step(self, state: Floats, bar: Floats, book: Floats = NO_BOOK, context: Floats = NO_CONTEXT) -> Floats:
+        """One live bar (8,), its book (2, levels, 3), context (6,); mutates `state`, returns the row `run` gives."""
         # copies are contiguous and writeable, so the kernel is never compiled for another array type in mid-flight
         bar, book = np.array(bar, dtype=np.float64), np.array(book, dtype=np.float64, order="C")
-        if bar.shape != (BAR_WIDTH,) or book.ndim != 3 or book.shape[0] != 2 or book.shape[2] != 3:
-            raise BadShape(f"bar {bar.shape} and book {book.shape}, wanted ({BAR_WIDTH},) and (2, levels, 3)")
+        context = np.array(context, dtype=np.float64)
+        shaped = book.ndim == 3 and book.shape[0] == 2 and book.shape[2] == 3
+        if bar.shape != (BAR_WIDTH,) or not shaped or context.shape != (CONTEXT_WIDTH,):
+            raise BadShape(
+                f"bar {bar.shape}, book {book.shape} and context {context.shape}, wanted ({BAR_WIDTH},), "
+                f"(2, levels, 3) and ({CONTEXT_WIDTH},)"
+            )
         out = np.empty(len(self.columns))
-        self._module.step(self._checked(state), bar, book, out)
+        self._module.step(self._checked(state), bar, book, context, out)
         return out
 
     def dump(self, state: Floats) -> bytes:
@@ -182,7 +197,7 @@ def _composite(name: str, families: tuple[StepFamily, ...]) -> str:
         function = family.step.py_func
         imports.append(f"from {function.__module__} import {function.__name__} as step_{i}")
         size, width = len(family.initial), len(family.columns)
-        calls.append(f"    step_{i}(state[{at}:{at + size}], bar, book, out[{column}:{column + width}])")
+        calls.append(f"    step_{i}(state[{at}:{at + size}], bar, book, context, out[{column}:{column + width}])")
         at, column = at + size, column + width
     return "\n".join(
         [
@@ -192,16 +207,16 @@ def _composite(name: str, families: tuple[StepFamily, ...]) -> str:
             *imports,
             "",
             "@kernel",
-            "def step(state, bar, book, out):",
+            "def step(state, bar, book, context, out):",
             *calls,
             f"    for i in range({column}):",
             "        if not abs(out[i]) < np.inf:",  # also gives every NaN the same bits, whatever made it
             "            out[i] = np.nan",
             "",
             "@kernel",
-            "def run(state, bars, books, out):",
+            "def run(state, bars, books, contexts, out):",
             "    for i in range(bars.shape[0]):",
-            "        step(state, bars[i], books[i], out[i])",
+            "        step(state, bars[i], books[i], contexts[i], out[i])",
             "",
         ]
     )

@@ -11,7 +11,7 @@ from pipelines.features.kernels import highest, lowest, mean, push, root_mean_sq
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """Five values from the last 20 bars.
 
     reads    bar high, low, close; state: closes 20, log returns 20, highs 20, lows 20 (windows, NaN when fresh)

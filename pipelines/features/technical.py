@@ -12,7 +12,7 @@ from pipelines.features.kernels import adx, atr, deviation, highest, lowest, mac
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """Eleven values.
 
     reads    bar high, low, close

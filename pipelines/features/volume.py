@@ -14,7 +14,7 @@ from pipelines.features.kernels import deviation, mean, push, replace_sorted
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """Seven values from the last 60 bars.
 
     reads    bar volume, taker_buy_volume (base asset)
@@ -68,7 +68,8 @@ FAMILY = StepFamily(
         ),
         Column(
             "order_flow_imbalance", "validator", "fraction of volume", -1.0, 1.0, 5,
-            "(2 taker buys - volume) / volume over 5 bars", "definition", needs="taker",
+            "(2 taker buys - volume) / volume over 5 bars: flow by trades; order_flow_ratio is flow by the book",
+            "definition", needs="taker",
         ),
     ),
     np.concatenate([np.full(60, np.nan), np.full(60, np.inf), np.full(5, np.nan)]),

@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0001"  # the revision these tables belong to
+SCHEMA = "0002"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
@@ -39,6 +39,16 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 METADATA = sa.MetaData()
+
+records = sa.Table(
+    "records",  # books and context values as they were observed
+    METADATA,
+    sa.Column("symbol", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(32), primary_key=True),  # "book", or a name of CONTEXT_FIELDS
+    sa.Column("known_at", sa.Double, primary_key=True),  # epoch seconds
+    sa.Column("payload", sa.LargeBinary, nullable=False),  # little-endian float64: a book's levels and flows, a value
+    sa.Column("ingested_at", UtcTime, nullable=False),
+)
 
 bars = sa.Table(
     "bars",

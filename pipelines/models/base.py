@@ -55,7 +55,7 @@ class Dataset:
 
     def take(self, chosen: Ints | Bools) -> "Dataset":
         """The chosen rows, in their order."""
-        rows = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        rows: Ints = np.arange(len(self))[chosen]
         read = self.inputs
         return replace(
             self,
@@ -86,6 +86,7 @@ class Answer:
     p: Floats
     p_low: Floats
     members: Mapping[str, Floats] = field(default_factory=dict)
+    label: list[str | None] | None = None
 
 
 class Fitted(Protocol):

@@ -7,6 +7,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pipelines.contracts import Floats
 
+
 def base_rate(y: Floats, weight: Floats, n: int) -> Floats:
     """The training share of class 1, for each of n rows."""
     return np.full(n, float(np.average(y, weights=weight)))
@@ -17,5 +18,3 @@ def logistic(rows: Floats, y: Floats, weight: Floats, test: Floats) -> Floats:
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=500))
     model.fit(rows, y, logisticregression__sample_weight=weight)
     return np.asarray(model.predict_proba(test)[:, 1])
-
-

@@ -6,7 +6,8 @@ from pipelines.models.pattern import PATTERN
 from pipelines.models.predictor import PREDICTOR
 from pipelines.models.validator import VALIDATOR
 
-RECIPES: dict[str, Recipe] = {each.family: each for each in (VALIDATOR, PREDICTOR, PATTERN)}
+# in the order in which they are fitted and judged: the longest fit first, and who acts after those it listens to
+RECIPES: dict[str, Recipe] = {each.family: each for each in (PREDICTOR, PATTERN, VALIDATOR)}
 
 
 def recipe(family: str) -> Recipe:

@@ -1,4 +1,4 @@
-"""What every served model is made of besides its weights: calibration, novelty, an ONNX session. numpy and onnxruntime."""
+"""What served models are made of besides their weights: calibration, novelty, an ONNX session."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ def as_json(calibration: Calibration) -> dict[str, Any]:
 def abstentions(
     newest: Floats, columns: tuple[str, ...], novelty: Novelty
 ) -> tuple[list[str], list[str | None], Floats]:
-    """(status, reason, distance) of n rows by their newest bar (n, k): a missing value or one too novel abstains (M6)."""
+    """(status, reason, distance) of n rows by their newest bar (n, k): missing or too novel abstains (M6)."""
     n = len(newest)
     status, reason = ["OK"] * n, [None] * n  # type: list[str], list[str | None]
     distance = novelty.distance(newest)

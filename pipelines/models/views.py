@@ -7,6 +7,7 @@ call the same function on the same rows, and a view reads nothing outside its ow
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class View:
 def windows(values: Floats, at: Ints, steps: int) -> Floats:
     """(n, steps, k) copies of the rows `at - steps + 1 … at` of values (m, k); NaN before the first row."""
     rows = at[:, np.newaxis] + np.arange(1 - steps, 1)
-    out = values[np.maximum(rows, 0)]
+    out: Floats = values[np.maximum(rows, 0)]
     out[rows < 0] = np.nan
     return out
 
@@ -41,6 +42,20 @@ def feature_view(columns: tuple[str, ...], steps: int) -> View:
     """Columns of the feature catalogue over `steps` bars."""
     places = [FEATURES.index[name] for name in columns]
     return View(columns, steps, lambda history, at: windows(history.features[:, places], at, steps))
+
+
+def select(rows: Floats, have: tuple[str, ...], want: tuple[str, ...]) -> Floats:
+    """(…, len(want)) the wanted columns of rows (…, len(have)); a column that is not there is missing."""
+    if have == want:
+        return rows
+    missing = np.full((*rows.shape[:-1], 1), np.nan)
+    return np.concatenate([rows, missing], axis=-1)[..., _places(have, want)]
+
+
+@cache
+def _places(have: tuple[str, ...], want: tuple[str, ...]) -> Ints:
+    at = {name: j for j, name in enumerate(have)}
+    return np.array([at.get(name, len(have)) for name in want])
 
 
 VIEWS: dict[str, View] = {

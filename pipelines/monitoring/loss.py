@@ -12,7 +12,8 @@ import numpy as np
 
 from pipelines.contracts import Estimate, Floats
 from pipelines.errors import BadValues
-from pipelines.evaluation.metrics import block_indices, default_block, log_losses
+from pipelines.evaluation.metrics import block_indices, default_block
+from pipelines.models.losses import log_losses
 from pipelines.settings import DriftParams
 
 

@@ -16,7 +16,7 @@ MIN_SHORTFALL = 0.05  # of the window's volume: a smaller divergence says nothin
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """Two signals from the last 20 bars.
 
     reads    bar close, volume, taker_buy_volume

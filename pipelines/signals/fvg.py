@@ -22,7 +22,7 @@ STATUS = {1.0: "open", 2.0: "mitigated", 3.0: "filled"}
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """The gap born on this bar, if any, and how many of the last eight are open, mitigated, filled.
 
     reads    bar high, low, close

@@ -30,7 +30,7 @@ def _say(out, value, strength):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """Six signals. The first five say where they stand on every bar; the consensus speaks when a majority forms anew.
 
     reads    bar high, low, close, volume, taker_buy_volume

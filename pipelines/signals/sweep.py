@@ -51,7 +51,7 @@ def _mirror_of_highs(window, swings, high, close, reach):  # type: ignore[no-unt
 
 
 @kernel
-def step(state, bar, book, out):  # type: ignore[no-untyped-def]
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """The sweep that this bar's close confirms, if any; the deeper side when both are swept.
 
     reads    bar high, low, close

@@ -1,6 +1,5 @@
 """Fit one family on one snapshot and say honestly what it scores. Returns a candidate; never promotes."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from pipelines.contracts import Bools, Floats, Ints, Model
 from pipelines.errors import NotEnoughData
 from pipelines.labels.splits import walk_forward
-from pipelines.models.base import Dataset, Fitted, Recipe, Rival, Say, present_columns
+from pipelines.models.base import Answer, Dataset, Fitted, Recipe, Rival, Say, present_columns
 from pipelines.models.export import write_bundle, write_json
 from pipelines.models.runtime import load_bundle
 from pipelines.settings import Params
@@ -34,6 +33,7 @@ class OutOfFold:
     p: Floats
     p_low: Floats
     members: dict[str, Floats]
+    label: list[str | None] | None
     rivals: dict[str, Rival]
     folds: int
 
@@ -45,7 +45,7 @@ def out_of_fold(recipe: Recipe, data: Dataset, params: Params, embargo_s: float,
     parts = []
     for number, split in enumerate(splits, start=1):
         train, test = data.take(split.train), data.take(split.test)
-        say(f"{recipe.family}: fold {number}/{len(splits)}: {len(train):,} rows to learn, {len(test):,} to score")
+        say(f"[{number - 1}/{len(splits) + 1}] {len(train):,} rows to learn, {len(test):,} to score")
         fitted = recipe.fit(train, params, embargo_s, say)
         answer = answer_in_pieces(fitted, test)
         rivals = {name: baseline(train, test, params) for name, baseline in recipe.baselines.items()}
@@ -57,6 +57,7 @@ def out_of_fold(recipe: Recipe, data: Dataset, params: Params, embargo_s: float,
         p=join([answer.p for *_, answer, _ in parts]),
         p_low=join([answer.p_low for *_, answer, _ in parts]),
         members={name: join([answer.members[name] for *_, answer, _ in parts]) for name in parts[0][2].members},
+        label=_words([answer for *_, answer, _ in parts]),
         rivals={name: _joined([rivals[name] for *_, rivals in parts]) for name in recipe.baselines},
         folds=len(splits),
     )
@@ -67,13 +68,19 @@ def _joined(parts: list[Rival]) -> Rival:
     return Rival(np.concatenate([part.loss for part in parts]), np.concatenate(told) if told else None)
 
 
-def answer_in_pieces(fitted: Fitted, data: Dataset) -> Any:
+def _words(answers: list[Answer]) -> list[str | None] | None:
+    told = [answer.label for answer in answers if answer.label is not None]
+    return [word for part in told for word in part] if told else None
+
+
+def answer_in_pieces(fitted: Fitted, data: Dataset) -> Answer:
     """The native model on every row, a few thousand at a time: windows of a whole history would not fit in memory."""
     answers = [fitted.answer(data.inputs(piece)) for piece in pieces(len(data))]
-    return type(answers[0])(
+    return Answer(
         np.concatenate([a.p for a in answers]),
         np.concatenate([a.p_low for a in answers]),
         {name: np.concatenate([a.members[name] for a in answers]) for name in answers[0].members},
+        _words(answers),
     )
 
 
@@ -110,7 +117,7 @@ def train(
         )
     data = data.take(usable)
     oof = out_of_fold(recipe, data, params, embargo_s, say)
-    say(f"{recipe.family}: final fit on {len(data):,} rows, {len(data.columns)} columns")
+    say(f"[{oof.folds}/{oof.folds + 1}] final fit on {len(data):,} rows, {len(data.columns)} columns")
     fitted = recipe.fit(data, params, embargo_s, say)
     export = recipe.export(fitted, data, params)
     schema = {
@@ -163,7 +170,8 @@ def parity_gap(model: Model, fitted: Fitted, pool: Floats) -> float:
 def _arrays(oof: OutOfFold, data: Dataset) -> dict[str, Any]:
     """What the evaluation reads: names are `loss_<rival>`, `baseline_<rival>`, `member_<voter>`, `more_<name>`."""
     seen = data.take(oof.row)
-    return {
+    label = {} if oof.label is None else {"label": np.array([word or "" for word in oof.label])}
+    return label | {
         "row": seen.at, "known": seen.known, "y": seen.y, "p": oof.p, "p_low": oof.p_low, "loss": oof.loss,
         **{f"loss_{name}": rival.loss for name, rival in oof.rivals.items()},
         **{f"baseline_{name}": rival.p for name, rival in oof.rivals.items() if rival.p is not None},

@@ -1,8 +1,9 @@
 """The stages of dvc.yaml: files in, functions, files out. `python -P -m pipelines.training.stages NAME`.
 
 Layout under `artifacts/` of the workspace:
-features/   base.npy (n, 8), decision.npy (m, 8), features.npy (m, kf), signals.npy (m, ks), meta.json, warm/
-labels/     events.npz, traditional.json; no other stage and no service reads prices after an event from here
+features/   base.npy (n, 8), decision.npy (m, 8), books.npy (m, 2, levels, 3), context.npy (m, 6), features.npy (m, kf),
+            signals.npy (m, ks), meta.json, warm/
+labels/     <name>.npz (one a row of labelling.LABELS), traditional.json; no service reads what came after from here
 <family>/   bundle/, oof.npz, fit.json
 evaluation/ <family>.json: every figure with n, interval and cost assumption
 """
@@ -15,16 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Floats
-from pipelines.data import schemas, timeframes
-from pipelines.errors import NotEnoughData, UnknownName
+from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TIMEFRAME_SECONDS, Books, ContextFeed, History
+from pipelines.data import records, schemas, timeframes
+from pipelines.data.alignment import align
+from pipelines.errors import UnknownName
 from pipelines.features.catalog import FEATURES
-from pipelines.features.validator_schema import VALIDATOR_COLUMNS
-from pipelines.labels.barriers import UNRESOLVED, triple_barrier
-from pipelines.labels.weights import average_uniqueness, time_decay
 from pipelines.settings import Params, load_params
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.events import Events, event_rows, events, traditional_events
 from pipelines.signals.voices import Voices
 from pipelines.training.warm import write_warm_start
 from pipelines.versioning import data_hash
@@ -42,19 +40,28 @@ def fresh(folder: Path) -> Path:
 
 
 def build_features(params: Params) -> None:
-    """data/ → decision bars, features, signals, and the warm start of the live service."""
+    """data/ → decision bars, what was known beside them, features, signals, and the warm start of the live service."""
     described: dict[str, Any] = json.loads(Path("data/manifest.json").read_text())
     frame = schemas.read_bars(Path("data") / described["file"])
     base = schemas.to_matrix(frame)
     base_tf, decision_tf = described["timeframe"], decision_timeframe(described["timeframe"], params)
     decision = timeframes.resample(base, TIMEFRAME_SECONDS[base_tf], TIMEFRAME_SECONDS[decision_tf])
     say(f"features: {len(base):,} {base_tf} bars → {len(decision):,} {decision_tf} bars of {described['symbol']}")
+    step_s = TIMEFRAME_SECONDS[decision_tf]
+    books, feed = _records(described)
+    levels, context = align(decision[:, OPEN_TIME] + step_s, step_s, books, feed)
+    present = [name for name, values in zip(CONTEXT_FIELDS, context.T, strict=True) if not np.isnan(values).all()]
+    if books is not None or feed is not None:
+        closes_with_book = int((~np.isnan(levels[:, 0, :1, 0])).sum())
+        say(f"features: a book at {closes_with_book:,} closes; context: {', '.join(present) or 'none'}")
     feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
-    features = FEATURES.run(decision, state=feature_state)
-    signals = SIGNALS.run(decision, state=signal_state)
+    features = FEATURES.run(decision, levels, context, feature_state)
+    signals = SIGNALS.run(decision, levels, context, signal_state)
     voices = Voices.fit(signals)
     out = fresh(OUT / "features")
-    for name, array in {"base": base, "decision": decision, "features": features, "signals": signals}.items():
+    arrays = {"base": base, "decision": decision, "books": levels, "context": context, "features": features,
+              "signals": signals}  # fmt: skip
+    for name, array in arrays.items():
         np.save(out / f"{name}.npy", array)
     meta = {
         "data_hash": data_hash(Path()),
@@ -65,6 +72,8 @@ def build_features(params: Params) -> None:
         "signal_columns": list(SIGNALS.columns),
         "catalogue_hash": FEATURES.catalogue_hash,
         "signal_catalogue_hash": SIGNALS.catalogue_hash,
+        "has_book": books is not None,
+        "context": present,
     }
     (out / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
     write_warm_start(
@@ -75,10 +84,19 @@ def build_features(params: Params) -> None:
         feature_state=feature_state,
         signal_state=signal_state,
         base=base,
-        decision=decision,
-        features=features,
-        signals=signals,
+        history=History(decision, features, signals, levels, context),
         voices=voices,
+        books=books,
+        feed=feed,
+    )
+
+
+def _records(described: dict[str, Any]) -> tuple[Books | None, ContextFeed | None]:
+    """The snapshot's books and context; None where its manifest names no file of them."""
+    book, context = described.get("book"), described.get("context")
+    return (
+        records.to_books(records.read_book(Path("data") / book)) if book else None,
+        records.to_feed(records.read_context(Path("data") / context)) if context else None,
     )
 
 
@@ -89,63 +107,16 @@ def decision_timeframe(base: str, params: Params) -> str:
 
 
 def build_labels(params: Params) -> None:
-    """Events and what became of them; cost only decides which events are worth taking, never the label."""
-    folder = OUT / "features"
-    meta = json.loads((folder / "meta.json").read_text())
-    base, decision = np.load(folder / "base.npy"), np.load(folder / "decision.npy")
-    features, signals = np.load(folder / "features.npy"), np.load(folder / "signals.npy")
-    step_s = TIMEFRAME_SECONDS[meta["decision_timeframe"]]
-    out = fresh(OUT / "labels")
-    found = events(features, signals)
-    rows = event_rows(features, found)
-    labelled = _resolve(base, decision, found, step_s, params)
-    keep, outcome = labelled["keep"], labelled
-    say(f"labels: {len(found.index):,} events, {int(keep.sum()):,} worth their cost and resolved")
-    if not keep.any():
-        raise NotEnoughData(
-            f"{len(found.index)} events on {len(decision):,} {meta['decision_timeframe']} bars, none with a target of "
-            f"at least {params.labels.min_target_to_cost} × {params.costs.round_trip_bps:g} bps; use a coarser "
-            "data.decision_timeframe or lower costs in params.yaml"
-        )
-    volatility_column = VALIDATOR_COLUMNS.index("volatility_regime")
-    known = outcome["known"][keep]
-    np.savez(
-        out / "events.npz",
-        columns=np.array(VALIDATOR_COLUMNS),
-        rows=rows[keep],
-        y=outcome["label"][keep],
-        weight=outcome["uniqueness"][keep] * time_decay(known, params.labels.decay_half_life_days * 86400.0),
-        uniqueness=outcome["uniqueness"][keep],
-        known=known,
-        ended=outcome["ended"][keep],
-        gross_bps=outcome["gross_bps"][keep],
-        direction=found.direction[keep],
-        atr=found.atr[keep],
-        index=found.index[keep],
-        volatility=np.column_stack([rows[keep, volatility_column], np.log(found.atr[keep])]),
-    )
-    tradition = traditional_events(features, signals)
-    told = _resolve(base, decision, tradition, step_s, params)
-    hits, n = int(np.nansum(told["label"][told["keep"]])), int(told["keep"].sum())
-    (out / "traditional.json").write_text(json.dumps({"hits": hits, "n": n}) + "\n")
+    """What happened after each row of each family: an object serving cannot reach."""
+    from pipelines.training.labelling import LABELS, read_sources, traditional_record
 
-
-def _resolve(base: Floats, decision: Floats, found: Events, step_s: int, params: Params) -> dict[str, Any]:
-    close_time = decision[found.index, OPEN_TIME] + step_s
-    labels = params.labels
-    told = triple_barrier(
-        base, close_time, decision[found.index, CLOSE], found.direction, found.atr, labels.target_atr, labels.stop_atr,
-        float(labels.horizon_bars * step_s),
-    )  # fmt: skip
-    worth = labels.target_atr * found.atr * 1e4 >= labels.min_target_to_cost * params.costs.round_trip_bps
-    keep = worth & (told.barrier != UNRESOLVED)
-    uniqueness = np.full(len(found.index), np.nan)
-    if keep.any():
-        uniqueness[keep] = average_uniqueness(told.start[keep], told.exit[keep], len(base))
-    return {
-        "keep": keep, "label": told.label, "gross_bps": told.gross_bps, "known": close_time, "ended": told.exit_time,
-        "uniqueness": uniqueness,
-    }  # fmt: skip
+    sources, out = read_sources(OUT / "features"), fresh(OUT / "labels")
+    for name, label in LABELS.items():
+        told = label(sources, params)
+        np.savez(out / f"{name}.npz", **told)
+        say(f"labels: {len(told['known']):,} rows of {name}")
+    tradition = traditional_record(sources, params)
+    (out / "traditional.json").write_text(json.dumps(tradition) + "\n")
 
 
 def embargo_seconds(params: Params, step_s: int) -> float:
@@ -154,15 +125,15 @@ def embargo_seconds(params: Params, step_s: int) -> float:
 
 
 def fit_family(family: str, params: Params) -> None:
-    # scikit-learn and xgboost take seconds to import: only the stages that fit pay for them
+    # scikit-learn, xgboost and torch take seconds to import: only the stages that fit pay for them
     from pipelines.models.catalog import recipe
-    from pipelines.training.dataset import load_dataset
     from pipelines.training.fit import train
 
     meta = json.loads((OUT / "features" / "meta.json").read_text())
     context = {k: meta[k] for k in ("data_hash", "symbol", "base_timeframe", "decision_timeframe", "catalogue_hash")}
     embargo = embargo_seconds(params, TIMEFRAME_SECONDS[meta["decision_timeframe"]])
-    digest = train(recipe(family), load_dataset(OUT / "labels"), fresh(OUT / family), params, context, embargo, say)
+    chosen = recipe(family)
+    digest = train(chosen, chosen.dataset(OUT, params), fresh(OUT / family), params, context, embargo, say)
     say(f"{family}: bundle {digest[:12]}")
 
 

@@ -9,19 +9,34 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import BAR_WIDTH, OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats
+from pipelines.contracts import (
+    BAR_WIDTH,
+    OPEN_TIME,
+    TIMEFRAME_SECONDS,
+    Books,
+    Bools,
+    ContextFeed,
+    Estimate,
+    Floats,
+    History,
+)
+from pipelines.data.alignment import still_read
 from pipelines.errors import BadShape, DigestMismatch, NotEnoughData, StateError
 from pipelines.features.catalog import FEATURES
+from pipelines.models.views import KEPT_BARS
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.voices import Voices
 
 MANIFEST = "manifest.json"
+WEEK_S = 7 * 86400
+CLOSED_SHARE = 0.2
+CLOSURE_WEEKS = 8
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
@@ -32,7 +47,10 @@ class WarmStart:
     last_open_time  epoch seconds: open of that base bar
     feature_state, signal_state  flat fold states after `bar`
     tail            (t, 8) base bars of the decision bar that is still open
-    bar             (8,) last closed decision bar; features (kf,), signals (ks,): its rows
+    history         the newest KEPT_BARS closed decision bars and everything known at their closes; the last is the
+                    bar the states follow
+    books, feed     records that a later close can still read; None where the snapshot holds no such record
+    closures        (slots of the week,) True where the market is regularly closed: a bar missing there is no gap
     data_hash       of the data version; None before publication
     traditional     hit rate of the traditional consensus on that history; None if it had no resolved event
     reference       what drift is measured against, as its writer defined it
@@ -46,9 +64,10 @@ class WarmStart:
     feature_state: Floats
     signal_state: Floats
     tail: Floats
-    bar: Floats
-    features: Floats
-    signals: Floats
+    history: History
+    books: Books | None
+    feed: ContextFeed | None
+    closures: Bools
     voices: Voices
     data_hash: str | None
     traditional: Estimate | None
@@ -65,29 +84,31 @@ def write_warm_start(
     feature_state: Floats,
     signal_state: Floats,
     base: Floats,
-    decision: Floats,
-    features: Floats,
-    signals: Floats,
+    history: History,
     voices: Voices,
+    books: Books | None = None,
+    feed: ContextFeed | None = None,
 ) -> None:
     """Write the stage's part.
 
-    base (n, 8) and decision (m, 8) bars, features (m, kf), signals (m, ks): the whole history. The states are
-    the folds' after the last decision bar. Raises NotEnoughData without a closed decision bar.
+    base (n, 8) bars, `history` of all decision bars, books and feed of the snapshot. The states are the folds' after
+    the last decision bar. Raises NotEnoughData without a closed decision bar.
     """
-    if len(decision) == 0:
+    if len(history) == 0:
         raise NotEnoughData(f"{symbol}: no closed {decision_timeframe} bar in {len(base)} {base_timeframe} bars")
-    open_from = decision[-1, OPEN_TIME] + TIMEFRAME_SECONDS[decision_timeframe]
+    step_s = TIMEFRAME_SECONDS[decision_timeframe]
+    open_from = history.bars[-1, OPEN_TIME] + step_s
+    books, feed = still_read(open_from, step_s, books, feed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "features.state").write_bytes(FEATURES.dump(feature_state))
     (folder / "signals.state").write_bytes(SIGNALS.dump(signal_state))
-    for name, array in {
-        "tail": base[base[:, OPEN_TIME] >= open_from],
-        "bar": decision[-1],
-        "features": features[-1],
-        "signals": signals[-1],
-    }.items():
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    arrays = {"tail": base[base[:, OPEN_TIME] >= open_from], "closures": weekly_closures(history.bars, step_s)}
+    for kind, told in (("history", history), ("book", books), ("context", feed)):
+        if told is not None:
+            arrays |= {f"{kind}.{part.name}": getattr(told, part.name) for part in fields(told)}
+    for name, array in arrays.items():
+        kept = array[-KEPT_BARS:] if name.startswith("history.") else array
+        np.save(folder / f"{name}.npy", np.ascontiguousarray(kept), allow_pickle=False)
     (folder / "voices.json").write_text(voices.to_json())
     meta = {
         "symbol": symbol,
@@ -142,9 +163,15 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         if hashlib.sha256(content[name]).hexdigest() != promised:
             raise DigestMismatch(f"{folder / name} is not what the manifest of this warm start says; publish it again")
     meta = json.loads(content["meta.json"])
-    arrays = {n: np.load(folder / f"{n}.npy", allow_pickle=False) for n in ("tail", "bar", "features", "signals")}
-    if arrays["tail"].shape[1:] != (BAR_WIDTH,) or arrays["bar"].shape != (BAR_WIDTH,):
-        raise BadShape(f"{folder}: tail {arrays['tail'].shape} and bar {arrays['bar'].shape}, want (t, 8) and (8,)")
+    arrays = {name[:-4]: np.load(folder / name, allow_pickle=False) for name in content if name.endswith(".npy")}
+    if lacking := sorted({"tail", "closures", "history.bars"} - arrays.keys()):
+        raise StateError(
+            f"{folder}: this warm start was written by an earlier release, without {', '.join(lacking)}; "
+            "`bellwether run --once` trains and publishes a new one"
+        )
+    tail, bars = arrays["tail"], arrays["history.bars"]
+    if tail.shape[1:] != (BAR_WIDTH,) or bars.shape[1:] != (BAR_WIDTH,) or len(bars) == 0:
+        raise BadShape(f"{folder}: tail {tail.shape} and bars {bars.shape}, want (t, 8) and (1 or more, 8)")
     told = meta["traditional"]
     return WarmStart(
         symbol=meta["symbol"],
@@ -153,16 +180,36 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         last_open_time=meta["last_open_time"],
         feature_state=FEATURES.load(content["features.state"]),
         signal_state=SIGNALS.load(content["signals.state"]),
-        tail=arrays["tail"],
-        bar=arrays["bar"],
-        features=arrays["features"],
-        signals=arrays["signals"],
+        tail=tail,
+        history=_parts(History, arrays, "history"),
+        books=_parts(Books, arrays, "book") if "book.known" in arrays else None,
+        feed=_parts(ContextFeed, arrays, "context") if "context.known" in arrays else None,
+        closures=arrays["closures"],
         voices=Voices.from_json(content["voices.json"].decode()),
         data_hash=meta["data_hash"],
         traditional=hit_rate(told["hits"], told["n"]) if told and told["n"] else None,
         reference=meta["reference"],
         digest=digest,
     )
+
+
+def _parts(kind: Any, arrays: Mapping[str, Any], name: str) -> Any:
+    return kind(**{part.name: arrays[f"{name}.{part.name}"] for part in fields(kind)})
+
+
+def weekly_closures(bars: Floats, step_s: int) -> Bools:
+    """(slots of a week,) True where a market is regularly closed: a slot that was empty in CLOSED_SHARE of the weeks.
+
+    bars  (m, 8) decision bars. A fifth of the weeks, not half: clocks that change put Friday's last hour in another
+    slot for five months. Under CLOSURE_WEEKS weeks nothing can be told, and every missing bar is a gap.
+    """
+    slots = WEEK_S // step_s
+    number = (bars[:, OPEN_TIME] // step_s).astype(np.int64)
+    weeks = (number[-1] - number[0]) / slots
+    if weeks < CLOSURE_WEEKS:
+        return np.zeros(slots, dtype=bool)
+    traded = np.bincount(np.unique(number) % slots, minlength=slots)
+    return np.asarray(traded < (1.0 - CLOSED_SHARE) * np.floor(weeks))
 
 
 def hit_rate(hits: int, n: int) -> Estimate:

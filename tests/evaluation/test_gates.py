@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.evaluation.gates import Evidence, judge
+from pipelines.models.losses import log_losses
 from pipelines.settings import load_params
 
 PARAMS = load_params()
@@ -21,19 +22,19 @@ def evidence(signal: float, seed: int = 0, n: int = 3000, told: float = 1.0) -> 
     base = np.full(n, y.mean())
     faint = np.clip(base + 0.3 * (p - base), 0.01, 0.99)
     gross = np.where(y == 1, 60.0, -40.0) + rng.normal(0, 3, n)
-    return Evidence(
-        "validator",
-        p,
-        y,
-        {"base_rate": base, "volatility_only": base, "logistic": faint},
-        gross,
-        None,
-        1,
-        1e-7,
-        0.1,
-        1.0,
-        0.001,
-    )
+    return with_p(
+        Evidence(
+            family="validator", loss_name="log loss", classes=("target_first",), loss=np.empty(0), rivals={}, p=p, y=y,
+            champion_loss=None, trials=1, parity_gap=1e-7, latency_ms=0.1, schema_coverage=1.0, novel_share=0.001,
+            baselines={"base_rate": base, "volatility_only": base, "logistic": faint}, gross_bps=gross,
+        )
+    )  # fmt: skip
+
+
+def with_p(e: Evidence, **change) -> Evidence:
+    """The evidence with other probabilities, and the losses that follow from them."""
+    e = replace(e, **change)
+    return replace(e, loss=log_losses(e.p, e.y), rivals={k: log_losses(p, e.y) for k, p in e.baselines.items()})
 
 
 def failed(verdict):
@@ -51,7 +52,7 @@ def test_noise_is_refused_in_at_least_19_of_20_seeds():
     verdicts = []
     for seed in range(20):
         e = evidence(0.0, seed)
-        verdicts.append(judge(replace(e, p=np.clip(0.4 + rng.normal(0, 0.05, len(e.y)), 0.01, 0.99)), PARAMS).passed)
+        verdicts.append(judge(with_p(e, p=np.clip(0.4 + rng.normal(0, 0.05, len(e.y)), 0.01, 0.99)), PARAMS).passed)
     assert sum(verdicts) <= 1
 
 
@@ -63,8 +64,8 @@ def test_a_leak_is_refused_and_named():
 
 def test_a_model_that_only_knows_the_barrier_width_is_refused():
     e = evidence(0.28)
-    verdict = judge(replace(e, baselines={**e.baselines, "volatility_only": e.p}), PARAMS)
-    assert "log_loss_gain_over_volatility_only" in failed(verdict)
+    verdict = judge(with_p(e, baselines={**e.baselines, "volatility_only": e.p}), PARAMS)
+    assert "gain_over_volatility_only" in failed(verdict)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +91,10 @@ def test_too_few_events_are_refused_without_a_guess():
 
 def test_a_challenger_has_to_beat_the_champion_by_the_stated_margin_on_rows_it_never_saw():
     e = evidence(0.28)
-    assert "gain_over_champion" in failed(judge(replace(e, champion_p=e.p.copy()), PARAMS))
-    worse = np.clip(1 - e.p, 0.01, 0.99)
-    assert "gain_over_champion" not in failed(judge(replace(e, champion_p=worse), PARAMS))
+    assert "gain_over_champion" in failed(judge(replace(e, champion_loss=e.loss.copy()), PARAMS))
+    worse = log_losses(np.clip(1 - e.p, 0.01, 0.99), e.y)
+    assert "gain_over_champion" not in failed(judge(replace(e, champion_loss=worse), PARAMS))
     seen = worse.copy()
     seen[50:] = np.nan
-    refused = judge(replace(e, champion_p=seen), PARAMS)
+    refused = judge(replace(e, champion_loss=seen), PARAMS)
     assert any("50 rows the champion had not seen" in reason for reason in refused.reasons)

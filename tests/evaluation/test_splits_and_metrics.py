@@ -15,14 +15,13 @@ from pipelines.evaluation.deflation import (
 )
 from pipelines.evaluation.metrics import (
     auc,
-    brier_losses,
     expected_calibration_error,
     lift_bps,
-    log_losses,
     mean_estimate,
     most_confident,
 )  # fmt: skip
 from pipelines.labels.splits import combinatorial, walk_forward
+from pipelines.models.losses import brier_losses, log_losses
 
 events = st.lists(st.floats(0.1, 50.0), min_size=60, max_size=200)
 

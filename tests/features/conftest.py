@@ -53,3 +53,19 @@ def books(bars: np.ndarray) -> np.ndarray:
         made[:, side, :, 0] = bars[:, 4, None] * (1 + sign * steps)
     made[..., 1:] = rng.lognormal(0, 0.5, (len(bars), 2, 5, 2))
     return made
+
+
+@pytest.fixture(scope="session")
+def contexts(bars: np.ndarray) -> np.ndarray:
+    """What else was known at each close, made up: (n, 6) in the order of CONTEXT_FIELDS."""
+    rng, n = np.random.default_rng(13), len(bars)
+    return np.column_stack(
+        [
+            rng.normal(0, 3, n),
+            rng.normal(0, 0.3, n),
+            np.repeat(rng.normal(1e-4, 2e-4, n // 32 + 1), 32)[:n],
+            np.repeat(rng.integers(5, 96, n // 96 + 1), 96)[:n].astype(float),
+            8e4 + np.cumsum(rng.normal(0, 10, n)),
+            bars[:, 4] * np.exp(rng.normal(0, 1e-3, n)) * 20,
+        ]
+    )

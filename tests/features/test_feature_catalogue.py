@@ -33,8 +33,7 @@ def test_the_validator_reads_its_sixteen_columns_in_the_stated_order():
 
 def test_columns_without_a_producer_are_named():
     assert AWAITED_COLUMNS == (
-        "cross_correlation", "cross_beta", "unicorn_rating_score", "amt_phase_score", "crt_level_score",
-        "market_sentiment", "hft_oci_signal", "book_skew_strength", "liquidity_density",
+        "unicorn_rating_score", "amt_phase_score", "crt_level_score",
     )  # fmt: skip
 
 
@@ -47,8 +46,10 @@ def test_the_copies_measured_on_bars_are_the_copies_the_catalogue_marks(year):
     }
 
 
-def test_no_copy_hides_among_the_book_columns(bars, books):
-    assert measured_copies(FEATURES.run(bars, books)) == COPIES
+def test_no_copy_hides_among_the_columns_of_book_and_context(bars, books, contexts):
+    values = FEATURES.run(bars, books, contexts)
+    assert set(FEATURES.columns) - set(AWAITED_COLUMNS) == set(np.array(FEATURES.columns)[~np.isnan(values[-1])])
+    assert measured_copies(values) == COPIES
 
 
 def test_a_planted_copy_and_a_constant_are_found():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipelines.contracts import CONTEXT_FIELDS
 from pipelines.errors import BadShape, StateError
 from pipelines.features.catalog import AWAITED_COLUMNS, FEATURES
 from pipelines.features.fold import AWAITS, Column, Fold
@@ -13,14 +14,26 @@ from pipelines.signals.catalog import SIGNALS
 FOLDS = {"features": FEATURES, "signals": SIGNALS}
 ENTRIES = [pytest.param(fold, column, id=column.name) for fold in FOLDS.values() for column in fold.catalogue]
 CUT = 1733
-SPOILT = slice(1000, 1011)  # bars whose volume was not recorded
+SPOILT = slice(1000, 1011)  # bars whose volume, book and context were not recorded
+FIELDS = {f"context:{name}" for name in CONTEXT_FIELDS}
+INPUTS = {  # ways of folding that withhold something, and what they still give
+    "forex": {"book"} | FIELDS,
+    "no_book": {"volume", "taker"} | FIELDS,
+    "no_context": {"volume", "taker", "book"},
+    "bars_alone": {"volume", "taker"},
+}
 
 
-def spoil(bars):
-    """Bars as a careless source gives them: some without volume."""
-    bars = bars.copy()
-    bars[SPOILT, 5:] = np.nan
-    return bars
+def spoil(rows, columns=slice(None)):
+    """Rows as a careless source gives them: some without what they should hold."""
+    rows = rows.copy()
+    rows[SPOILT, columns] = np.nan
+    return rows
+
+
+def met(needs, given):
+    """Whether the inputs a column needs are among those given."""
+    return any(set(way.split(" and ")) <= given for way in needs.split(" or "))
 
 
 def garbage(shape, seed=3):
@@ -33,25 +46,33 @@ def garbage(shape, seed=3):
 
 
 @pytest.fixture(scope="module")
-def runs(bars, books):
+def runs(bars, books, contexts):
     """Every way of folding the same spoilt history, per fold: values by the name of the way."""
-    spoilt, at = spoil(bars), int(np.random.default_rng(5).integers(100, 2400))
+    at = int(np.random.default_rng(5).integers(100, 2400))
+    spoilt, holed, unknown = spoil(bars, slice(5, 8)), spoil(books), spoil(contexts)
     ways = {}
     for name, fold in FOLDS.items():
-        ruined = (np.vstack([spoilt[:CUT], garbage((400, 8))]), np.concatenate([books[:CUT], garbage((400, 2, 5, 3))]))
+        ruined = (
+            np.vstack([spoilt[:CUT], garbage((400, 8))]),
+            np.concatenate([holed[:CUT], garbage((400, 2, 5, 3))]),
+            np.vstack([unknown[:CUT], garbage((400, 6))]),
+        )
         before = fold.fresh()
-        first = fold.run(spoilt[:at], books[:at], before)
+        first = fold.run(spoilt[:at], holed[:at], unknown[:at], before)
         after = fold.load(fold.dump(before))
         live = fold.fresh()
         ways[name] = {
-            "whole": fold.run(spoilt, books),
-            "clean": fold.run(bars, books),
-            "no_book": fold.run(bars),
-            "forex": fold.run(np.column_stack([bars[:, :5], np.full((len(bars), 3), np.nan)])),
-            "cut": fold.run(spoilt[:CUT], books[:CUT]),
+            "whole": fold.run(spoilt, holed, unknown),
+            "clean": fold.run(bars, books, contexts),
+            "no_book": fold.run(bars, None, contexts),
+            "no_context": fold.run(bars, books),
+            "bars_alone": fold.run(bars),
+            "nothing_known": fold.run(bars, np.full_like(books, np.nan), np.full_like(contexts, np.nan)),
+            "forex": fold.run(np.column_stack([bars[:, :5], np.full((len(bars), 3), np.nan)]), books, contexts),
+            "cut": fold.run(spoilt[:CUT], holed[:CUT], unknown[:CUT]),
             "ruined": fold.run(*ruined)[:CUT],
-            "restarted": np.vstack([first, fold.run(spoilt[at:], books[at:], after)]),
-            "live": np.array([fold.step(live, bar, book) for bar, book in zip(spoilt, books, strict=True)]),
+            "restarted": np.vstack([first, fold.run(spoilt[at:], holed[at:], unknown[at:], after)]),
+            "live": np.array([fold.step(live, *row) for row in zip(spoilt, holed, unknown, strict=True)]),
         }
     return ways
 
@@ -88,21 +109,23 @@ def test_a_column_stays_in_its_documented_range(runs, fold, column):
     assert ((values >= column.low - slack) & (values <= column.high + slack)).all()
 
 
+@pytest.mark.parametrize("way", INPUTS)
 @pytest.mark.parametrize(("fold", "column"), ENTRIES)
-def test_a_column_is_missing_exactly_where_an_input_it_needs_is_missing(runs, fold, column):
-    clean = column_of(runs, fold, "clean", column.name)
-    forex = column_of(runs, fold, "forex", column.name)
-    if column.needs is None:
-        if not column.name.startswith("consensus"):  # hears a vote that needs taker volume
-            assert forex.tobytes() == clean.tobytes()
-    else:
-        assert np.isnan(forex).all()
-        no_book = column_of(runs, fold, "no_book", column.name)
-        assert np.isnan(no_book).all() if column.needs == "book" else no_book.tobytes() == clean.tobytes()
+def test_a_column_is_missing_exactly_where_an_input_it_needs_is_missing(runs, fold, column, way):
+    clean, found = (column_of(runs, fold, name, column.name) for name in ("clean", way))
+    if column.needs is not None and not met(column.needs, INPUTS[way]):
+        assert np.isnan(found).all()
+    elif not (way == "forex" and column.name.startswith("consensus")):  # hears a vote that needs taker volume
+        assert found.tobytes() == clean.tobytes()
+
+
+@pytest.mark.parametrize("fold", FOLDS.values(), ids=FOLDS)
+def test_books_and_context_of_which_nothing_is_known_are_as_good_as_none(runs, fold):
+    assert runs[fold.name]["nothing_known"].tobytes() == runs[fold.name]["bars_alone"].tobytes()
 
 
 @pytest.mark.parametrize(("fold", "column"), ENTRIES)
-def test_a_gap_in_volume_leaves_no_trace_once_it_has_left_the_window(runs, fold, column):
+def test_what_was_not_recorded_leaves_no_trace_once_it_has_left_the_window(runs, fold, column):
     whole = column_of(runs, fold, "whole", column.name)
     clean = column_of(runs, fold, "clean", column.name)
     assert whole[: SPOILT.start].tobytes() == clean[: SPOILT.start].tobytes()
@@ -113,7 +136,7 @@ def test_a_gap_in_volume_leaves_no_trace_once_it_has_left_the_window(runs, fold,
 @pytest.mark.parametrize("fold", FOLDS.values(), ids=FOLDS)
 def test_state_is_the_same_bytes_in_batch_and_live(fold, bars):
     batch, live = fold.fresh(), fold.fresh()
-    fold.run(bars[:600], None, batch)
+    fold.run(bars[:600], state=batch)
     for bar in bars[:600]:
         fold.step(live, bar)
     assert fold.dump(batch) == fold.dump(live)
@@ -137,11 +160,15 @@ def test_state_of_another_catalogue_is_refused():
         FEATURES.step(SIGNALS.fresh(), np.zeros(8))
 
 
-def test_bars_and_books_of_a_wrong_shape_are_refused(bars):
+def test_bars_books_and_contexts_of_a_wrong_shape_are_refused(bars):
     with pytest.raises(BadShape, match="taker_buy_volume"):
         FEATURES.run(bars[:, :5])
     with pytest.raises(BadShape, match="books"):
         FEATURES.run(bars, np.zeros((len(bars), 5, 3)))
+    with pytest.raises(BadShape, match="reference_close"):
+        FEATURES.run(bars, None, np.zeros((len(bars), 5)))
+    with pytest.raises(BadShape, match="context"):
+        FEATURES.step(FEATURES.fresh(), bars[0], context=np.zeros(5))
     with pytest.raises(BadShape, match="bar"):
         FEATURES.step(FEATURES.fresh(), bars[0, :5])
 
@@ -162,5 +189,5 @@ def test_every_column_is_documented(fold: Fold, column: Column):
     assert column.source
     assert column.low < column.high
     assert column.warmup >= 1
-    assert column.needs in (None, "volume", "taker", "book")
+    assert column.needs is None or met(column.needs, {"volume", "taker", "book"} | FIELDS)
     assert column.source.startswith(AWAITS) == (column.name in AWAITED_COLUMNS)

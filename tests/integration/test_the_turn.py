@@ -1,6 +1,7 @@
 """One turn of the loop on the simulator: what it leaves in each of the four tools, and that they tell one story."""
 
 import json
+from itertools import pairwise
 
 import httpx
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 from live_stack import quiet
 
+from pipelines.contracts import FAMILIES
 from pipelines.settings import ROOT
 from pipelines.versioning import data_hash
 
@@ -36,6 +38,35 @@ def test_status_names_the_champion_with_its_evidence_and_every_service_is_up(sta
     )
     assert told["tier"] == 2
     assert told["data_hash"] == data_hash(stack.settings.workspace)
+
+
+def test_every_family_has_a_version_a_verdict_and_figures_with_their_intervals(stack, told):
+    for family in FAMILIES:
+        judged = stack.store.promotions(family)[0]
+        assert (judged.actor, judged.action) == ("gate", "challenge")
+        assert judged.verdict_passed == (told["families"][family]["champion"] is not None)
+        scored = told["figures"][family]
+        gains = [row for row in scored["rows"] if row[0].startswith("gain over")]
+        assert gains
+        assert all("[" in interval for _, _, interval, _ in gains)
+        assert stack.site.tracking.version(family, judged.to_version).verdict in ("passed", "refused")
+
+
+def test_prefect_shows_one_task_a_family_and_they_ran_side_by_side(stack):
+    runs = stack.prefect("task_runs/filter", {"task_runs": {"name": {"any_": [f"fit-{name}" for name in FAMILIES]}}})
+    first = {run["name"]: run for run in sorted(runs, key=lambda run: run["start_time"], reverse=True)}
+    assert set(first) == {f"fit-{name}" for name in FAMILIES}
+    spans = sorted((run["start_time"], run["end_time"]) for run in first.values())
+    assert any(later[0] < earlier[1] for earlier, later in pairwise(spans))
+
+
+def test_every_family_answers_at_every_close_and_says_why_where_it_does_not(stack):
+    newest = stack.store.decisions(last=1)[0].decision
+    assert set(newest.models) == set(FAMILIES)
+    for arms in newest.models.values():
+        for said in arms.values():
+            assert (said["p"] is not None) if said["status"] == "OK" else said["reason"]
+    assert newest.lineage["regime"]
 
 
 def test_the_gate_was_the_only_way_to_the_champion_slot(stack):
@@ -101,16 +132,18 @@ def artifacts(stack, version):
 
 def test_the_model_from_mlflow_the_bundle_and_the_service_give_the_same_probabilities(stack, first):
     folder = stack.settings.bundles / first.digest
-    golden = json.loads((folder / "golden.json").read_text())
+    with np.load(folder / "golden.npz") as f:
+        golden = dict(f)
+    rows = [[None if np.isnan(value) else value for value in row] for row in golden["rows"].tolist()]
     columns = json.loads((folder / "schema.json").read_text())["columns"]
     with quiet():
         import mlflow
 
         mlflow.set_tracking_uri(stack.settings.mlflow_url)
         registered = mlflow.pyfunc.load_model("models:/validator@champion")
-        said = registered.predict(pd.DataFrame(golden["rows"], columns=columns, dtype=float))
-    answer = httpx.post(f"{stack.settings.model_url}/predict", json={"family": "validator", "rows": golden["rows"]})
-    expected = np.array(golden["p"], dtype=float)
+        said = registered.predict(pd.DataFrame(golden["rows"], columns=columns))
+    answer = httpx.post(f"{stack.settings.model_url}/predict", json={"family": "validator", "rows": rows})
+    expected = golden["p"]
     assert np.isfinite(expected).sum() >= 5
     np.testing.assert_allclose(said["p"].to_numpy(), expected, atol=1e-6)
     np.testing.assert_allclose(np.array(answer.json()["p"], dtype=float), expected, atol=1e-6)
@@ -134,7 +167,7 @@ def test_runs_carry_links_to_the_mlflow_run_and_the_drift_report(stack, first):
     assert all(artifact["flow_run_id"] for artifact in shown)
     for key in ("candidate-validator", "verdict-validator", "drift-validator"):
         assert any(first.run_id in artifact["data"] for artifact in shown if artifact["key"] == key), key
-    assert any("drift.html" in artifact["data"] for artifact in shown if artifact["key"] == "monitor-validator")
+    assert any("drift.html" in artifact["data"] for artifact in shown if artifact["key"] == "monitor")
 
 
 def test_decisions_were_taken_over_http_with_reasons_and_models(stack):
@@ -142,7 +175,7 @@ def test_decisions_were_taken_over_http_with_reasons_and_models(stack):
     assert emitted
     for record in emitted:
         assert record.decision.edge_bps > 0
-        assert record.decision.models["champion"]["verdict"] == "passed"
+        assert record.decision.models["validator"]["champion"]["verdict"] == "passed"
         assert record.decision.stop is not None
     silent = [r.decision for r in stack.store.decisions() if r.decision.action == "NO_TRADE"]
     assert all(decision.reasons for decision in silent)

@@ -1,6 +1,5 @@
 """Bundles: exported = native, golden rows guard the load, and nothing that could carry code is ever opened (law L6)."""
 
-import json
 import pickle
 import subprocess
 import sys
@@ -9,12 +8,13 @@ import numpy as np
 import pytest
 
 from pipelines.errors import BadShape, BundleError, DigestMismatch, GoldenMismatch, UnsafeBundle
-from pipelines.models.base import present_columns
+from pipelines.models.base import Export, present_columns
 from pipelines.models.calibration import fit_calibration
-from pipelines.models.export import _seal, write_bundle
+from pipelines.models.export import _seal, json_bytes, write_bundle
 from pipelines.models.novelty import fit_novelty
+from pipelines.models.parts import as_json
 from pipelines.models.runtime import check_golden, load_bundle
-from pipelines.models.validator import VALIDATOR
+from pipelines.models.validator import fit_trees, raw, to_onnx
 from pipelines.settings import load_params
 
 COLUMNS = [f"c{i}" for i in range(6)]
@@ -31,29 +31,29 @@ def market():
 @pytest.fixture(scope="module")
 def native(market):
     rows, y, _ = market
-    return VALIDATOR.fit(rows[:1500], y[:1500], np.ones(1500), load_params())
+    return fit_trees(rows[:1500], y[:1500], np.ones(1500), load_params())
 
 
 @pytest.fixture
 def bundle(tmp_path, market, native):
     rows, y, _ = market
+    calibration = fit_calibration(raw(native, rows[1500:]), y[1500:], np.ones(1000))
+    files = {"model.onnx": to_onnx(native, 6), "calibration.json": json_bytes(as_json(calibration))}
     digest = write_bundle(
-        tmp_path / "b", family="validator", onnx=VALIDATOR.to_onnx(native, 6),
-        calibration=fit_calibration(VALIDATOR.raw(native, rows[1500:]), y[1500:], np.ones(1000)),
-        novelty=fit_novelty(rows[:1500], 0.999), schema={"columns": COLUMNS, "dropped": {}}, card="# card\n",
-        rows=rows[:1500],
+        tmp_path / "b", family="validator", export=Export("tabular", files, {}), card="# card\n",
+        novelty=fit_novelty(rows[:1500], 0.999), schema={"columns": COLUMNS, "dropped": {}}, inputs=rows[:1500],
     )  # fmt: skip
     return tmp_path / "b", digest
 
 
 def test_the_export_says_what_the_native_model_says(bundle, market, native):
     model = load_bundle(*bundle)
-    assert np.abs(model.raw(market[0]) - VALIDATOR.raw(native, market[0])).max() < 1e-6
+    assert np.abs(model.raw(market[0]) - raw(native, market[0])).max() < 1e-6
     assert check_golden(model) == 0.0
 
 
 def test_the_same_model_exports_to_the_same_bytes(native):
-    assert VALIDATOR.to_onnx(native, 6) == VALIDATOR.to_onnx(native, 6)
+    assert to_onnx(native, 6) == to_onnx(native, 6)
 
 
 def test_a_calibrated_probability_is_close_to_the_truth_and_above_its_lower_bound(bundle, market):
@@ -124,9 +124,10 @@ def test_a_missing_file_and_an_empty_folder_are_refused(bundle, tmp_path):
 
 def test_weights_that_answer_differently_fail_their_golden_rows(bundle):
     path, _ = bundle
-    golden = json.loads((path / "golden.json").read_text())
+    with np.load(path / "golden.npz") as f:
+        golden = dict(f)
     golden["p"][0] += 0.01
-    (path / "golden.json").write_text(json.dumps(golden))
+    np.savez(path / "golden.npz", **golden)
     with pytest.raises(GoldenMismatch):
         check_golden(load_bundle(path, _seal(path, "validator")))
 

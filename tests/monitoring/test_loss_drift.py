@@ -3,7 +3,8 @@ import pytest
 
 from pipelines.contracts import Estimate
 from pipelines.errors import BadShape, BadValues
-from pipelines.evaluation.metrics import log_losses, mean_estimate
+from pipelines.evaluation.metrics import mean_estimate
+from pipelines.models.losses import log_losses
 from pipelines.monitoring.loss import loss_drift, page_hinkley
 from pipelines.settings import load_params
 

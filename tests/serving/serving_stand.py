@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.contracts import OPEN_TIME, Floats
+from pipelines.contracts import OPEN_TIME, Floats, History
+from pipelines.data.alignment import align
 from pipelines.data.timeframes import resample
 from pipelines.features.catalog import FEATURES
 from pipelines.features.validator_schema import VALIDATOR_COLUMNS
@@ -58,20 +59,27 @@ def onnx_bytes(width: int, bias: float = 0.1) -> bytes:
 
 def make_bundle(bundles: Path, columns: tuple[str, ...], rows: Floats, bias: float = 0.1, symbol: str = SYMBOL) -> str:
     """Write a real bundle under its digest; returns the digest."""
-    from pipelines.models.export import write_bundle
-    from pipelines.models.runtime import Calibration, Novelty
+    from pipelines.models.base import Export
+    from pipelines.models.export import json_bytes, write_bundle
+    from pipelines.models.parts import Calibration, Novelty, as_json
 
     draft = bundles / f"draft-{bias}"
     novelty = Novelty(rows.mean(axis=0), np.linalg.pinv(np.cov(rows.T) + 1e-9 * np.eye(len(columns))), 100.0)
     digest = write_bundle(
         draft,
         family="validator",
-        onnx=onnx_bytes(len(columns), bias),
-        calibration=Calibration(1.0, 0.0, np.eye(2) * 1e-6),
+        export=Export(
+            "tabular",
+            {
+                "model.onnx": onnx_bytes(len(columns), bias),
+                "calibration.json": json_bytes(as_json(Calibration(1.0, 0.0, np.eye(2) * 1e-6))),
+            },
+            {"classes": ["target_first"], "steps": 1},
+        ),
         novelty=novelty,
         schema={"columns": list(columns), "dropped": {}, "symbol": symbol, "decision_timeframe": "15m"},
         card="# test model\n",
-        rows=rows,
+        inputs=rows,
     )
     draft.rename(bundles / digest)
     return digest
@@ -100,9 +108,10 @@ def stand(tmp_path_factory) -> Stand:
     feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
     features, signals = FEATURES.run(closed, state=feature_state), SIGNALS.run(closed, state=signal_state)
     stage = tmp_path_factory.mktemp("stage") / "warm"
+    levels, context = align(closed[:, OPEN_TIME] + 900.0, 900.0, None, None)
     write_warm_start(
         stage, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=feature_state,
-        signal_state=signal_state, base=history, decision=closed, features=features, signals=signals,
+        signal_state=signal_state, base=history, history=History(closed, features, signals, levels, context),
         voices=Voices.fit(signals),
     )  # fmt: skip
     at = [FEATURES.index[name] for name in VALIDATOR_COLUMNS]

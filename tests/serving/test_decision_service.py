@@ -122,8 +122,8 @@ def test_with_a_warm_start_but_no_champion_the_traditional_tier_decides(client):
     decision = client.decide()
     assert (decision["tier"], decision["arm"]) == (3, "traditional")
     assert decision["p"] in (None, 0.46)
-    assert decision["models"]["challenger"]["role"] == "shadow"
-    assert decision["models"]["challenger"]["verdict"] == "refused"
+    assert decision["models"]["validator"]["challenger"]["role"] == "shadow"
+    assert decision["models"]["validator"]["challenger"]["verdict"] == "refused"
     assert any(reason.startswith("TIER_3: no validator champion") for reason in decision["reasons"])
     assert client.http.get("/readyz").status_code == 200
 
@@ -134,7 +134,7 @@ def test_a_champion_of_another_market_does_not_speak_of_this_one(client):
     client.serve(told("7", foreign), None)
     decision = client.decide()
     assert decision["tier"] == 3
-    assert decision["models"]["champion"]["p"] is None
+    assert decision["models"]["validator"]["champion"]["p"] is None
     assert any("TRAINED_ON:BTC/USDT 15m" in reason for reason in decision["reasons"])
 
 
@@ -142,7 +142,7 @@ def test_every_decision_names_its_models_and_lineage_and_is_in_the_ledger_with_i
     assert served.observe(8).json()["closed"] == ["2024-01-09T08:00:00+00:00"]
     decision = served.decide()
     assert decision["tier"] == 2
-    assert decision["models"]["champion"]["digest"] == served.champion
+    assert decision["models"]["validator"]["champion"]["digest"] == served.champion
     assert decision["lineage"].keys() >= {"data_hash", "git_commit", "catalogue_hash", "warm_start", "run_id"}
     stored = served.store().decision(decision["id"])
     row = round((stored.decision.as_of.timestamp() - served.stand.decision[0, OPEN_TIME]) / 900) - 1
@@ -160,12 +160,12 @@ def test_live_decisions_come_from_the_rows_training_would_have_read(served):
         stored = served.store().decision(decision["id"])
         row = round((stored.decision.as_of.timestamp() - served.stand.decision[0, OPEN_TIME]) / 900) - 1
         assert stored.features == served.stand.features[row].tobytes()
-        said = decision["models"]["champion"]
+        said = decision["models"]["validator"]["champion"]
         if said["status"] == "OK":
             seen += 1
             assert 0.0 <= said["p_low"] <= said["p"] <= 1.0
             assert said["event"] == decision["event"]
-            assert said["p"] != decision["models"]["challenger"]["p"]  # both arms score every event
+            assert said["p"] != decision["models"]["validator"]["challenger"]["p"]  # both arms score every event
     assert seen > 0
 
 
@@ -213,8 +213,8 @@ def test_a_swap_changes_the_answering_model_and_the_generation(served):
     generation = served.serve(told("2", served.challenger), None)
     served.observe(15)
     decision = served.decide()
-    assert (decision["generation"], decision["models"]["champion"]["version"]) == (generation, "2")
-    assert "challenger" not in decision["models"]
+    assert (decision["generation"], decision["models"]["validator"]["champion"]["version"]) == (generation, "2")
+    assert "challenger" not in decision["models"]["validator"]
     status = served.http.get("/status").json()
     assert status["families"]["validator"]["champion"]["run_id"] == "run2"
     assert status["families"]["predictor"] == {"champion": None, "challenger": None}

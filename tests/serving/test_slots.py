@@ -76,13 +76,14 @@ def add_pickle(bundle):
 
 def lie_about_golden(bundle):
     """Consistent hashes, wrong golden answers: a model that is not what was tested."""
-    golden = json.loads((bundle / "golden.json").read_text())
+    with np.load(bundle / "golden.npz") as f:
+        golden = dict(f)
     golden["p"][0] = 1.0 - golden["p"][0]
-    (bundle / "golden.json").write_text(json.dumps(golden))
+    np.savez(bundle / "golden.npz", **golden)
     from pipelines.models.runtime import MANIFEST, sha256
 
     manifest = json.loads((bundle / MANIFEST).read_text())
-    manifest["files"]["golden.json"] = sha256((bundle / "golden.json").read_bytes())
+    manifest["files"]["golden.npz"] = sha256((bundle / "golden.npz").read_bytes())
     (bundle / MANIFEST).write_text(json.dumps(manifest))
     renamed = bundle.with_name(sha256((bundle / MANIFEST).read_bytes()))
     bundle.rename(renamed)

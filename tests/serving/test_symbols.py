@@ -4,13 +4,26 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from serving_stand import HISTORY, SYMBOL
+from serving_stand import HISTORY, SYMBOL, T0
 
-from pipelines.contracts import BAR_FIELDS, CLOSE, OPEN_TIME
+from pipelines.contracts import (
+    BAR_FIELDS,
+    BOOK_LEVELS,
+    CLOSE,
+    CONTEXT_INDEX,
+    OPEN_TIME,
+    Books,
+    ContextFeed,
+    History,
+)
+from pipelines.data.alignment import align
 from pipelines.data.timeframes import resample
 from pipelines.errors import BadShape, BadTimes, BadValues, DigestMismatch, StateError, UnknownName
+from pipelines.features.catalog import FEATURES
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.voices import Voices
 from pipelines.store import BarBatch, Store
-from pipelines.training.warm import hit_rate, publish_warm_start, read_warm_start
+from pipelines.training.warm import hit_rate, publish_warm_start, read_warm_start, weekly_closures, write_warm_start
 from serving.symbols import WARMUP_BARS, Symbol, Symbols, replay
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
@@ -174,3 +187,100 @@ def test_a_tampered_or_absent_warm_start_is_refused(stand, tmp_path):
 def test_the_hit_rate_interval_is_wilsons():
     rate = hit_rate(10, 40)  # Wilson 95 %: 0.1419 to 0.4019
     np.testing.assert_allclose([rate.value, rate.low, rate.high], [0.25, 0.14187, 0.40193], atol=5e-5)
+
+
+# ---- books and context
+
+
+@pytest.fixture(scope="module")
+def recorded(stand, tmp_path_factory):
+    """The same market with a book every five minutes and a sentiment a day, and its warm start."""
+    rng = np.random.default_rng(3)
+    known = stand.base[4::5, OPEN_TIME] + 60.0
+    levels = np.full((len(known), 2, BOOK_LEVELS, 3), np.nan)
+    mid = stand.base[4::5, CLOSE]
+    for s, way in enumerate((-1.0, 1.0)):
+        levels[:, s, :, 0] = mid[:, None] + way * (0.5 + np.arange(BOOK_LEVELS))
+        levels[:, s, :, 1] = rng.lognormal(size=(len(known), BOOK_LEVELS))
+    books = Books(known, levels, rng.normal(size=len(known)), rng.normal(size=len(known)))
+    days = stand.base[::1440, OPEN_TIME]
+    feed = ContextFeed(days, np.full(len(days), CONTEXT_INDEX["fear_greed"]), rng.uniform(20, 80, len(days)))
+    context = align(stand.decision[:, OPEN_TIME] + 900.0, 900.0, books, feed)
+    batch = FEATURES.run(stand.decision, *context), SIGNALS.run(stand.decision, *context)
+    closed = stand.decision[:CLOSED]
+    state, other = FEATURES.fresh(), SIGNALS.fresh()
+    features = FEATURES.run(closed, context[0][:CLOSED], context[1][:CLOSED], state)
+    signals = SIGNALS.run(closed, context[0][:CLOSED], context[1][:CLOSED], other)
+    folder = tmp_path_factory.mktemp("recorded") / "warm"
+    write_warm_start(
+        folder, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=state, signal_state=other,
+        base=stand.base[:HISTORY], history=History(closed, features, signals, *(c[:CLOSED] for c in context)),
+        voices=Voices.fit(signals), books=before(books, HISTORY), feed=before(feed, HISTORY),
+    )  # fmt: skip
+    return read_warm_start(folder), books, feed, batch
+
+
+def before(records, minutes):
+    """The part of the records that was known when `minutes` of the market had passed."""
+    kept = records.known <= T0 + 60.0 * minutes
+    return type(records)(**{name: getattr(records, name)[kept] for name in records.__dataclass_fields__})
+
+
+def since(records, after, until):
+    kept = (records.known > after) & (records.known <= until)
+    return type(records)(**{name: getattr(records, name)[kept] for name in records.__dataclass_fields__})
+
+
+def test_rows_with_books_and_context_are_the_batch_rows_also_after_a_restart_in_the_middle(stand, recorded, tmp_path):
+    warm, books, feed, (features, signals) = recorded
+    store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
+    symbol, heard = Symbol(warm), T0 + 60.0 * HISTORY
+    for number, part in enumerate(np.array_split(stand.live, 9)):
+        if number == 5:
+            symbol = replay(warm, store.bars(SYMBOL), *store.records(SYMBOL))
+        end = part[-1, OPEN_TIME] + 60.0
+        sent = since(books, heard, end), since(feed, heard, end)
+        fresh = symbol.admit_records(*sent, NOW, lambda after: store.records(SYMBOL, after))
+        assert sum(len(r.known) for r in fresh if r is not None) == sum(len(r.known) for r in sent)
+        store.add_bars(BarBatch(SYMBOL, part, part[:, OPEN_TIME] + 60, NOW, *fresh))
+        symbol.hear(*fresh)
+        symbol.advance(part)
+        heard = end
+        row = round((symbol.closed.close_time - T0) / 900) - 1
+        assert symbol.closed.features.tobytes() == features[row].tobytes()
+        assert symbol.closed.signals.tobytes() == signals[row].tobytes()
+        assert symbol.history.features.tobytes() == features[row + 1 - len(symbol.history) : row + 1].tobytes()
+    assert len(symbol.history) == 256
+    assert np.isfinite(symbol.closed.features[FEATURES.index["spread"]])
+    store.close()
+
+
+def test_a_record_sent_again_is_known_and_one_that_comes_late_or_from_the_future_is_refused(stand, recorded):
+    warm, books, *_ = recorded
+    symbol = Symbol(warm)
+    nobody = lambda after: (None, None)  # noqa: E731
+    nine = since(books, symbol.closed.close_time, symbol.closed.close_time + 2700.0)
+    assert symbol.admit_records(nine, None, NOW, lambda after: (nine, None)) == (None, None)
+    with pytest.raises(BadTimes, match="comes late"):
+        symbol.admit_records(since(books, 0.0, symbol.closed.close_time), None, NOW, nobody)
+    with pytest.raises(BadTimes, match="future"):
+        symbol.admit_records(nine, None, datetime(2023, 1, 1, tzinfo=UTC), nobody)
+
+
+# ---- markets that close
+
+
+def hourly(weeks, missing=()):
+    """Hourly bars of a market closed from Friday 22:00 to Sunday 22:00, without the hours in `missing`."""
+    hours = T0 + 3600.0 * np.arange(weeks * 168)  # T0 is a Monday
+    open_hours = [h for i, h in enumerate(hours) if not (118 <= i % 168 < 166) and i not in missing]
+    bars = np.full((len(open_hours), 8), 100.0)
+    bars[:, 0] = open_hours
+    return bars
+
+
+def test_a_weekend_is_no_gap_and_a_missing_weekday_hour_is():
+    closures = weekly_closures(hourly(12), 3600)
+    assert closures.sum() == 48
+    assert not weekly_closures(hourly(12, missing={500}), 3600)[500 % 168]
+    assert weekly_closures(hourly(4), 3600).sum() == 0  # too few weeks to tell a closed market from an outage

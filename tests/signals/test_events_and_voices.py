@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
 from pipelines.errors import BadShape, NotEnoughData, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.features.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
@@ -124,6 +125,16 @@ def test_without_taker_volume_order_flow_is_unavailable_not_neutral(year, signal
     assert np.isnan(direction[:, j]).all()
     assert np.isnan(confidence[:, j]).all()
     assert (np.abs(direction[:, VOICE_CATEGORIES.index("ict")]) > 0).any()
+
+
+def test_the_books_flow_joins_the_order_flow_voice_and_changes_no_other(year, signals):
+    flow = np.full((6000, CONTEXT_WIDTH), np.nan)
+    flow[:, CONTEXT_INDEX["order_flow"]] = np.random.default_rng(3).normal(0, 5, 6000)
+    heard = SIGNALS.run(year[:6000], None, flow)
+    without, within = Voices.fit(signals).speak(signals)[0], Voices.fit(heard).speak(heard)[0]
+    j = VOICE_CATEGORIES.index("order_flow")
+    assert np.mean(without[100:, j] != within[100:, j]) > 0.1
+    assert np.delete(without, j, axis=1).tobytes() == np.delete(within, j, axis=1).tobytes()
 
 
 def test_voices_survive_json_and_refuse_another_catalogue(signals):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import talib
 
+from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
 from pipelines.features.catalog import AWAITED_COLUMNS
 from pipelines.signals import fvg
 from pipelines.signals.catalog import AWAITING, PRODUCERS, SIGNALS
@@ -17,6 +18,15 @@ def scene(*candles, calm=30):
     return np.column_stack(
         [900.0 * np.arange(n), close, high, low, close, np.full(n, 10.0), np.ones(n), np.full(n, 5.0)]
     )
+
+
+FLOWS = np.random.default_rng(17).normal(0, 3, 2500)
+
+
+def with_flow(flows):
+    contexts = np.full((len(flows), CONTEXT_WIDTH), np.nan)
+    contexts[:, CONTEXT_INDEX["order_flow"]] = flows
+    return contexts
 
 
 def rows_of(bars):
@@ -33,7 +43,7 @@ def test_a_gap_is_known_at_the_third_close_and_lives_open_mitigated_filled():
     states = []
     for i in range(-3, 0):
         state = SIGNALS.fresh()
-        SIGNALS.run(bars[: len(bars) + i + 1], None, state)
+        SIGNALS.run(bars[: len(bars) + i + 1], state=state)
         states.append([gap.status for gap in fvg.gaps(SIGNALS.family_state(state, "fvg"))])
     assert states == [["open"], ["mitigated"], ["filled"]]
     assert [(r["fvg.open"], r["fvg.mitigated"], r["fvg.filled"]) for r in rows[-3:]] == [
@@ -101,6 +111,17 @@ def test_a_new_high_on_falling_delta_is_a_bearish_divergence():
     assert (last["cvd_divergence.low"], last["cvd_divergence.high"]) == (100.0, 101.2)
 
 
+def test_the_books_flow_speaks_by_its_side_and_its_usual_size(bars):
+    flows = np.concatenate([np.tile([2.0, -2.0], 30), [-6.0, 0.0]])
+    before, pressed, still = SIGNALS.run(bars[:62], None, with_flow(flows))[
+        59:, [SIGNALS.index[f"ofi.{c}"] for c in ("direction", "strength")]
+    ]
+    assert before.tolist() == [-1.0, 1.0]
+    assert pressed.tolist() == [-1.0, pytest.approx(6.0 / np.sqrt((59 * 4.0 + 36.0) / 60))]
+    assert still[0] == 0.0
+    assert np.isnan(still[1])
+
+
 def test_strategy_stances_are_those_of_talib(bars):
     out = SIGNALS.run(bars)
     close, high, low = (np.ascontiguousarray(bars[:, i]) for i in (4, 2, 3))
@@ -129,7 +150,8 @@ def test_the_consensus_speaks_only_when_a_majority_forms_anew(bars):
 
 @pytest.mark.parametrize("name", [name for names in PRODUCERS.values() for name in names])
 def test_strength_is_positive_exactly_where_a_signal_speaks(bars, name):
-    out = SIGNALS.run(bars)
+    out = SIGNALS.run(bars, None, with_flow(FLOWS))
+    assert np.nansum(np.abs(out[:, SIGNALS.index[f"{name}.direction"]])) > 0
     side, strength = out[:, SIGNALS.index[f"{name}.direction"]], out[:, SIGNALS.index[f"{name}.strength"]]
     assert set(side[~np.isnan(side)]) <= {-1.0, 0.0, 1.0}
     np.testing.assert_array_equal(strength > 0.0, np.abs(side) > 0.0)
@@ -141,10 +163,10 @@ def test_what_awaits_a_producer_is_listed():
     assert AWAITING == {
         "cmt": ("S12", "S13", "S14", "S15"),
         "ict": ("S1", "S4", "S5"),
-        "order_flow": ("S6 absorption", "S6 OFI", "S8", "S11"),
+        "order_flow": ("S6 absorption", "S8", "S11"),
         "fpdom": ("S7", "S9", "S10"),
         "sentiment": ("D7 funding", "D7 fear and greed"),
         "traditional": ("F3",),
     }
     assert [c for c, names in PRODUCERS.items() if not names] == ["cmt", "fpdom", "sentiment"]
-    assert len(AWAITED_COLUMNS) == 9
+    assert len(AWAITED_COLUMNS) == 3

@@ -1,11 +1,12 @@
 """The private workspace and its DVC versions: real DVC, a remote in a folder, the repository left alone."""
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from pipelines import versioning
-from pipelines.errors import StateError
+from pipelines.errors import BellwetherError, StateError
 from pipelines.settings import ROOT
 
 
@@ -65,3 +66,61 @@ def test_the_repository_is_left_as_it_was(workspace):
 def test_the_commit_on_a_run_is_the_one_checked_out(tmp_path):
     assert len(versioning.git_state(ROOT).commit) == 40
     assert versioning.git_state(tmp_path).commit == "unversioned"
+
+
+GRAPH = """
+stages:
+  train:
+    foreach: [calm, wild]
+    do: {cmd: "python copy_in.py ${item}", deps: [in.txt], outs: ["out/${item}"]}
+"""
+COPY_IN = """
+import sys
+from pathlib import Path
+print("[1/2]", sys.argv[1])
+if Path("break-" + sys.argv[1]).exists():
+    sys.exit(3)
+Path("out", sys.argv[1]).mkdir(parents=True)
+Path("out", sys.argv[1], "w").write_text(Path("in.txt").read_text())
+"""
+
+
+@pytest.fixture
+def graph(workspace):
+    """Two stages that can run side by side: each copies its input; one fails while a file `break-<name>` is there."""
+    (workspace / "dvc.yaml").write_text(GRAPH)
+    (workspace / "copy_in.py").write_text(COPY_IN)
+    (workspace / "in.txt").write_text("1")
+    return workspace
+
+
+BOTH = ["train@calm", "train@wild"]
+
+
+def test_stages_run_side_by_side_are_not_stale_once_recorded_and_are_again_when_their_input_changes(graph):
+    assert versioning.stale(graph, BOTH) == BOTH
+    said = []
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: versioning.run_stage(graph, name, 60.0, said.append), BOTH))
+    versioning.record(graph, BOTH)
+    assert sorted(said) == ["[1/2] calm", "[1/2] wild"]
+    assert versioning.stale(graph, BOTH) == []
+    (graph / "in.txt").write_text("2")
+    assert versioning.stale(graph, BOTH) == BOTH
+    assert versioning.reproduce(graph, BOTH) == BOTH  # DVC's own run agrees with what was recorded
+    assert (graph / "out" / "calm" / "w").read_text() == "2"
+
+
+def test_a_stage_that_fails_says_what_it_said_and_leaves_the_other_to_be_recorded(graph):
+    (graph / "break-wild").touch()
+    versioning.run_stage(graph, "train@calm", 60.0, lambda line: None)
+    with pytest.raises(BellwetherError, match=r"train@wild ended with 3(.|\n)*\[1/2\] wild"):
+        versioning.run_stage(graph, "train@wild", 60.0, lambda line: None)
+    versioning.record(graph, ["train@calm"])
+    assert versioning.stale(graph, BOTH) == ["train@wild"]
+
+
+def test_a_stage_that_takes_too_long_is_stopped(graph):
+    (graph / "dvc.yaml").write_text("stages: {slow: {cmd: sleep 60, outs: [never]}}")
+    with pytest.raises(BellwetherError, match="took longer than 1 s"):
+        versioning.run_stage(graph, "slow", 1.0, lambda line: None)

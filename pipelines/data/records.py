@@ -1,0 +1,201 @@
+"""Books, trades and context as frames: typed, versioned, three UTC stamps each (law L8), and their compiled forms.
+
+Prices in quote currency, sizes and flows in base asset. `event_time` = when it happened, `known_at` = when it could
+first be known (never before), `ingested_at` = when we took it. Rows ascend by known_at. NaN means "not recorded":
+allowed in book levels beyond the first, order counts and flows; never in a trade or a context value.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+import pyarrow
+import pyarrow.parquet as parquet
+
+from pipelines.contracts import BOOK_LEVELS, CONTEXT_FIELDS, CONTEXT_INDEX, Books, ContextFeed, Floats, Ints, Trades
+from pipelines.data.alignment import book_fault
+from pipelines.data.schemas import constant_stamp, epoch_seconds, stamps_of
+from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
+
+TIMES = ("event_time", "known_at", "ingested_at")
+SIDES = ("bid", "ask")
+LEVEL_COLUMNS = tuple(
+    f"{side}_{what}_{level}"
+    for side in SIDES
+    for level in range(1, BOOK_LEVELS + 1)
+    for what in ("price", "size", "orders")
+)
+FLOWS = ("order_flow", "order_flow_fast")
+_STAMP = pd.DatetimeTZDtype("us", "UTC")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of record: its version, its columns after the three stamps, and what must be true of a frame of it."""
+
+    version: str
+    columns: tuple[str, ...]
+    rule: Callable[[pd.DataFrame], str | None]  # the first thing wrong, None if nothing is
+    words: tuple[str, ...] = ()  # columns that hold a string
+
+
+def _book_rule(frame: pd.DataFrame) -> str | None:
+    return book_fault(to_books(frame).levels)
+
+
+def _trade_rule(frame: pd.DataFrame) -> str | None:
+    for name in ("price", "size"):
+        values = frame[name].to_numpy()
+        if not (np.isfinite(values) & (values > 0)).all():
+            return f"{name} must be finite and above 0"
+    return None if frame["side"].isin((1.0, -1.0)).all() else "side must be +1 (buyer was the aggressor) or -1"
+
+
+def _context_rule(frame: pd.DataFrame) -> str | None:
+    if unknown := sorted(set(frame["field"]) - set(CONTEXT_FIELDS)):
+        return f"unknown context {', '.join(map(repr, unknown))}; known: {', '.join(CONTEXT_FIELDS)}"
+    return None if np.isfinite(frame["value"].to_numpy()).all() else "a context value must be finite"
+
+
+BOOK = Kind("book/1", (*LEVEL_COLUMNS, *FLOWS), _book_rule)
+TRADES = Kind("trades/1", ("price", "size", "side"), _trade_rule)
+CONTEXT = Kind("context/1", ("field", "value"), _context_rule, words=("field",))
+
+
+def _schema(kind: Kind) -> Any:
+    columns = {name: pa.Column(_STAMP) for name in TIMES}
+    columns |= {name: pa.Column(str if name in kind.words else "float64", nullable=True) for name in kind.columns}
+    return pa.DataFrameSchema(columns, index=pa.Index("int64"), strict=True, ordered=True, name=kind.version)
+
+
+_SCHEMAS = {kind.version: _schema(kind) for kind in (BOOK, TRADES, CONTEXT)}
+
+
+def check(frame: pd.DataFrame, kind: Kind) -> pd.DataFrame:
+    """Return `frame` unchanged if it is of this kind. Raises BadColumns, BadTimes or BadValues saying what is wrong."""
+    try:
+        _SCHEMAS[kind.version].validate(frame)
+    except (pa.errors.SchemaError, pa.errors.SchemaErrors) as error:
+        raise BadColumns(
+            f"{kind.version} refused: columns must be {', '.join((*TIMES, *kind.columns))}, in this order; "
+            f"{str(error).splitlines()[0][:160]}"
+        ) from error
+    known = frame["known_at"].to_numpy("datetime64[us]")
+    early = np.flatnonzero(known < frame["event_time"].to_numpy("datetime64[us]"))
+    if len(early):
+        raise BadTimes(f"{kind.version} refused: row {early[0]} was known before it happened; mend its stamps")
+    back = np.flatnonzero(np.diff(known) < np.timedelta64(0, "us"))
+    if len(back):
+        raise BadTimes(f"{kind.version} refused: known_at goes back at row {back[0] + 1}; sort the rows by known_at")
+    if len(frame) and (wrong := kind.rule(frame)) is not None:
+        raise BadValues(f"{kind.version} refused: {wrong}. Nothing was written.")
+    return frame
+
+
+def _stamped(event: Floats, known: Floats, ingested_at: datetime | None) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "event_time": stamps_of(np.rint(event * 1e6).astype(np.int64)),
+        "known_at": stamps_of(np.rint(known * 1e6).astype(np.int64)),
+    }
+    told["ingested_at"] = told["known_at"] if ingested_at is None else constant_stamp(ingested_at, len(known))
+    return told
+
+
+def from_books(books: Books, ingested_at: datetime | None) -> pd.DataFrame:
+    """n books → frame; a book happened when it was known. `ingested_at` None = the moment each was known."""
+    told = _stamped(books.known, books.known, ingested_at)
+    flat = books.levels.reshape(len(books.known), len(LEVEL_COLUMNS))
+    told |= {name: flat[:, j].copy() for j, name in enumerate(LEVEL_COLUMNS)}
+    told |= {"order_flow": books.order_flow.copy(), "order_flow_fast": books.order_flow_fast.copy()}
+    return pd.DataFrame(told)
+
+
+def to_books(frame: pd.DataFrame) -> Books:
+    flat = frame[list(LEVEL_COLUMNS)].to_numpy(np.float64)
+    return Books(
+        known=epoch_seconds(frame["known_at"]),
+        levels=np.ascontiguousarray(flat).reshape(len(frame), 2, BOOK_LEVELS, 3),
+        order_flow=frame["order_flow"].to_numpy(np.float64).copy(),
+        order_flow_fast=frame["order_flow_fast"].to_numpy(np.float64).copy(),
+    )
+
+
+def from_trades(trades: Trades, ingested_at: datetime | None) -> pd.DataFrame:
+    told = _stamped(trades.time, trades.time, ingested_at)
+    return pd.DataFrame(told | {"price": trades.price, "size": trades.size, "side": trades.side})
+
+
+def to_trades(frame: pd.DataFrame) -> Trades:
+    values = (frame[name].to_numpy(np.float64).copy() for name in ("price", "size", "side"))
+    return Trades(epoch_seconds(frame["event_time"]), *values)
+
+
+def from_feed(feed: ContextFeed, ingested_at: datetime | None) -> pd.DataFrame:
+    """n values of context → frame; a value happened when it was known, unless its reader says otherwise."""
+    told = _stamped(feed.known, feed.known, ingested_at)
+    return pd.DataFrame(told | {"field": np.array(CONTEXT_FIELDS, dtype=object)[feed.field], "value": feed.value})
+
+
+def to_feed(frame: pd.DataFrame) -> ContextFeed:
+    field: Ints = frame["field"].map(CONTEXT_INDEX).to_numpy(np.int64).astype(np.int64)
+    return ContextFeed(epoch_seconds(frame["known_at"]), field, frame["value"].to_numpy(np.float64).copy())
+
+
+def _write(frame: pd.DataFrame, path: Path, kind: Kind) -> None:
+    """Parquet (zstd); the same frame gives the same bytes. The file appears whole or not at all. Raises as `check`."""
+    check(frame, kind)
+    fields = [(name, pyarrow.timestamp("us", tz="UTC")) for name in TIMES]
+    fields += [(name, pyarrow.string() if name in kind.words else pyarrow.float64()) for name in kind.columns]
+    schema = pyarrow.schema(fields, metadata={"bellwether.schema": kind.version})
+    arrays = [pyarrow.array(frame[field.name], type=field.type, from_pandas=False) for field in schema]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        parquet.write_table(pyarrow.Table.from_arrays(arrays, schema=schema), draft, compression="zstd")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _read(path: Path, kind: Kind) -> pd.DataFrame:
+    """What `_write` wrote, checked again. Raises UnreadableFile or BadColumns."""
+    try:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UnreadableFile(
+            f"{path}: not a whole Parquet file ({error}). Fetch it again, e.g. with `dvc pull`."
+        ) from error
+    version = (table.schema.metadata or {}).get(b"bellwether.schema", b"none").decode()
+    if version != kind.version:
+        raise BadColumns(f"{path}: schema {version!r}, expected {kind.version!r}. Ingest it again.")
+    return check(table.to_pandas(), kind)
+
+
+def write_book(frame: pd.DataFrame, path: Path) -> None:
+    _write(frame, path, BOOK)
+
+
+def read_book(path: Path) -> pd.DataFrame:
+    return _read(path, BOOK)
+
+
+def write_trades(frame: pd.DataFrame, path: Path) -> None:
+    _write(frame, path, TRADES)
+
+
+def read_trades(path: Path) -> pd.DataFrame:
+    return _read(path, TRADES)
+
+
+def write_context(frame: pd.DataFrame, path: Path) -> None:
+    _write(frame, path, CONTEXT)
+
+
+def read_context(path: Path) -> pd.DataFrame:
+    return _read(path, CONTEXT)

@@ -1,0 +1,44 @@
+"""Market sentiment from what is published beside the market: the fear-and-greed index and the perpetual's funding."""
+
+import numpy as np
+
+from pipelines.compiled import kernel
+from pipelines.contracts import CONTEXT_INDEX
+from pipelines.features.fold import Column, StepFamily
+
+FUNDING, FEAR_GREED = CONTEXT_INDEX["funding_rate"], CONTEXT_INDEX["fear_greed"]
+INTEREST = 1e-4  # funding where longs and shorts pay each other nothing but interest: Binance, 0.01 % a period of 8 h
+
+
+@kernel
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
+    """One value; no state. Positive = greedy (the crowd is long), negative = fearful.
+
+    reads    context fear_greed (0..100), funding_rate (fraction a funding period)
+    rule     mean of the parts that are known: (index - 50) / 50, and d / (|d| + interest) with d = funding - interest,
+             which is nought where funding is plain interest and a half at twice that
+    """
+    total, parts = 0.0, 0.0
+    index, excess = context[FEAR_GREED], context[FUNDING] - INTEREST
+    if index == index:
+        total += (index - 50.0) / 50.0
+        parts += 1.0
+    if excess == excess:
+        total += excess / (abs(excess) + INTEREST)
+        parts += 1.0
+    out[0] = total / parts  # none known: nought by nought, missing
+
+
+FAMILY = StepFamily(
+    "sentiment",
+    step,
+    (
+        Column(
+            "market_sentiment", "validator", "score", -1.0, 1.0, 1,
+            "mean of those known: (fear and greed - 50) / 50; d / (|d| + 0.01 %), d = funding - 0.01 %",
+            "ruling: greed is positive; 0.01 % is Binance's interest a funding period",
+            needs="context:fear_greed or context:funding_rate",
+        ),
+    ),
+    np.empty(0),
+)  # fmt: skip

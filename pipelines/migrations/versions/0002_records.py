@@ -1,0 +1,20 @@
+"""Books and context as they were observed, beside the bars."""
+
+import sqlalchemy as sa
+from alembic import op
+
+from pipelines.migrations.tables import UtcTime
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "records",
+        sa.Column("symbol", sa.String(64), primary_key=True),
+        sa.Column("kind", sa.String(32), primary_key=True),
+        sa.Column("known_at", sa.Double, primary_key=True),
+        sa.Column("payload", sa.LargeBinary, nullable=False),
+        sa.Column("ingested_at", UtcTime, nullable=False),
+    )

@@ -1,0 +1,45 @@
+"""S6 order-flow imbalance of the book: which side the events of the bar pressed, by how much of its usual size.
+
+Cont, Kukanov and Stoikov add up what arrives at and leaves the best bid less the same at the best ask. Without a
+recorded book it is missing, and the order-flow category hears the cumulative delta alone.
+"""
+
+import numpy as np
+
+from pipelines.compiled import kernel
+from pipelines.contracts import CONTEXT_INDEX
+from pipelines.features.fold import StepFamily
+from pipelines.features.kernels import push, root_mean_square
+from pipelines.signals.columns import signal_columns
+
+BARS = 60
+FLOW = CONTEXT_INDEX["order_flow"]
+
+
+@kernel
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
+    """One signal from the last 60 bars.
+
+    reads    context order_flow (base asset, summed over the bar)
+    state    flows 60 (window, NaN when fresh)
+    """
+    flow = context[FLOW]
+    push(state, flow)
+    out[:] = np.nan
+    usual = root_mean_square(state) if flow == flow else np.nan
+    if usual == usual:
+        out[0] = np.sign(flow)
+        if flow != 0.0:
+            out[1] = abs(flow) / usual
+
+
+FAMILY = StepFamily(
+    "ofi",
+    step,
+    signal_columns(
+        "ofi", "order_flow", BARS, "usual flows", "side of the bar's order-flow imbalance; its size over the root mean "
+        "square of 60 bars", "Cont, Kukanov and Stoikov 2014, J. Financial Econometrics 12(1) 47-88; ruling S6",
+        high=BARS**0.5, needs="context:order_flow", levels="none",
+    ),
+    np.full(BARS, np.nan),
+)  # fmt: skip

@@ -1,0 +1,129 @@
+"""What was known beside each bar at its close: nothing later, nothing stale, and the same for one close as for all."""
+
+import numpy as np
+import pytest
+
+from pipelines.contracts import BOOK_LEVELS, CONTEXT_FIELDS, CONTEXT_INDEX, CONTEXT_WIDTH, Books, ContextFeed
+from pipelines.data.alignment import MAX_AGE_S, align, still_read
+from pipelines.errors import BadShape
+
+STEP = 900.0
+CLOSES = 1.7e9 + STEP * np.arange(1, 401)
+FLOW, FAST = CONTEXT_INDEX["order_flow"], CONTEXT_INDEX["order_flow_fast"]
+
+
+def books_at(*known):
+    """Books told apart by their best bid: 1, 2, 3, …; flow 10 each, fast flow 0.1, 0.2, …"""
+    n = len(known)
+    levels = np.full((n, 2, BOOK_LEVELS, 3), np.nan)
+    levels[:, 0, 0, 0] = np.arange(1, n + 1)
+    return Books(np.array(known, dtype=float), levels, np.full(n, 10.0), 0.1 * np.arange(1, n + 1))
+
+
+def feed_of(*rows):
+    known, field, value = zip(*rows, strict=True)
+    return ContextFeed(
+        np.array(known, dtype=float), np.array([CONTEXT_INDEX[name] for name in field]), np.array(value, dtype=float)
+    )
+
+
+@pytest.fixture(scope="module")
+def records():
+    """Four days of made-up books and context, some bars without a book, some flows not recorded."""
+    rng = np.random.default_rng(2)
+    known = np.sort(rng.uniform(CLOSES[0] - STEP, CLOSES[-1], 4000))
+    known = known[(known < CLOSES[50]) | (known > CLOSES[53])]
+    n = len(known)
+    books = Books(known, rng.lognormal(size=(n, 2, BOOK_LEVELS, 3)), rng.normal(size=n), rng.normal(size=n))
+    books.order_flow[rng.random(n) < 0.01] = np.nan
+    said = np.sort(rng.uniform(CLOSES[0] - STEP, CLOSES[-1], 300))
+    return books, ContextFeed(said, rng.integers(2, CONTEXT_WIDTH, 300), rng.normal(size=300))
+
+
+def test_a_book_belongs_to_the_bar_that_closes_at_or_after_it_was_known():
+    levels, context = align(CLOSES[:3], STEP, books_at(CLOSES[0], CLOSES[0] + 1e-3, CLOSES[1] + 1.0), None)
+    assert levels[:, 0, 0, 0].tolist() == [1.0, 2.0, 3.0]
+    np.testing.assert_allclose(context[:, FAST], [0.1, 0.2, 0.3])
+
+
+def test_the_flow_of_a_bar_is_the_sum_over_its_books(records):
+    books, _ = records
+    _, context = align(CLOSES, STEP, books, None)
+    for i, close in enumerate(CLOSES):
+        inside = (books.known > close - STEP) & (books.known <= close)
+        wanted = books.order_flow[inside].sum() if inside.any() else np.nan
+        np.testing.assert_allclose(context[i, FLOW], wanted, rtol=1e-12)
+
+
+def test_a_bar_in_which_no_book_became_known_has_none_not_the_last_one():
+    levels, context = align(CLOSES[:3], STEP, books_at(CLOSES[0] - 1.0, CLOSES[2] - 1.0), None)
+    assert np.isnan(levels[1]).all()
+    assert np.isnan(context[1]).all()
+    assert levels[2, 0, 0, 0] == 2.0
+
+
+def test_a_value_is_known_from_its_moment_until_it_is_too_old():
+    closes = CLOSES[0] + STEP * np.arange(400)
+    feed = feed_of(*((CLOSES[0] + 1.0, name, 7.0) for name in CONTEXT_FIELDS[2:]))
+    _, context = align(closes, STEP, None, feed)
+    for name in CONTEXT_FIELDS[2:]:
+        age = closes - (CLOSES[0] + 1.0)
+        known = (age >= 0.0) & (age < MAX_AGE_S.get(name, STEP))
+        np.testing.assert_array_equal(context[:, CONTEXT_INDEX[name]], np.where(known, 7.0, np.nan), err_msg=name)
+
+
+def test_the_newest_value_of_a_field_counts():
+    feed = feed_of(
+        (CLOSES[0] - 2, "fear_greed", 20), (CLOSES[0] - 1, "fear_greed", 30), (CLOSES[0] + 1, "fear_greed", 40)
+    )
+    _, context = align(CLOSES[:2], STEP, None, feed)
+    assert context[:, CONTEXT_INDEX["fear_greed"]].tolist() == [30.0, 40.0]
+
+
+def test_garbage_after_a_close_changes_nothing_before_it(records):
+    books, feed = records
+    late, later = books.known > CLOSES[200], feed.known > CLOSES[200]
+    spoilt = Books(
+        books.known, *(np.where(late.reshape(-1, *[1] * (x.ndim - 1)), 1e9, x)
+                       for x in (books.levels, books.order_flow, books.order_flow_fast))
+    )  # fmt: skip
+    whole = align(CLOSES, STEP, books, feed)
+    blinded = align(CLOSES, STEP, spoilt, ContextFeed(feed.known, feed.field, np.where(later, 1e9, feed.value)))
+    for ours, theirs in zip(whole, blinded, strict=True):
+        assert ours[:201].tobytes() == theirs[:201].tobytes()
+        assert ours[201:].tobytes() != theirs[201:].tobytes()
+
+
+def test_one_close_at_a_time_gives_the_bytes_of_the_whole_history(records):
+    levels, context = align(CLOSES, STEP, *records)
+    for i in range(0, len(CLOSES), 7):
+        kept = still_read(CLOSES[i] - STEP, STEP, *records)
+        assert len(kept[0].known) < len(records[0].known) or i == 0
+        one = align(CLOSES[i : i + 1], STEP, *kept)
+        assert (one[0].tobytes(), one[1].tobytes()) == (levels[i].tobytes(), context[i].tobytes())
+
+
+def test_missing_bars_take_no_flow_from_the_time_between(records):
+    levels, context = align(CLOSES, STEP, *records)
+    thinned = np.delete(np.arange(len(CLOSES)), slice(100, 140))
+    some = align(CLOSES[thinned], STEP, *records)
+    assert (some[0].tobytes(), some[1].tobytes()) == (levels[thinned].tobytes(), context[thinned].tobytes())
+
+
+def test_without_records_nothing_is_known_and_a_book_has_no_levels():
+    for feed in (None, ContextFeed(np.empty(0), np.empty(0, np.int64), np.empty(0))):
+        levels, context = align(CLOSES[:5], STEP, None, feed)
+        assert levels.shape == (5, 2, 0, 3)
+        assert context.shape == (5, CONTEXT_WIDTH)
+        assert np.isnan(context).all()
+    levels, _ = align(CLOSES[:5], STEP, books_at(), None)
+    assert levels.shape == (5, 2, BOOK_LEVELS, 3)
+    assert np.isnan(levels).all()
+
+
+def test_records_whose_columns_disagree_are_refused(records):
+    books, feed = records
+    with pytest.raises(BadShape, match="levels"):
+        align(CLOSES, STEP, Books(books.known, books.levels[:, :, :3], books.order_flow, books.order_flow_fast), None)
+    with pytest.raises(BadShape, match="values"):
+        align(CLOSES, STEP, None, ContextFeed(feed.known, feed.field, feed.value[1:]))

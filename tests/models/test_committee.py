@@ -1,0 +1,106 @@
+"""A committee: voters over bars and windows, whoever cannot speak leaves the average, and nobody stands in for him."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from pipelines.models.base import Export
+from pipelines.models.ensemble import average
+from pipelines.models.export import json_bytes, write_bundle
+from pipelines.models.novelty import fit_novelty
+from pipelines.models.parts import Calibration, as_json
+from pipelines.models.runtime import check_golden, load_bundle
+
+COLUMNS, STEPS = ("a", "b"), 3
+SHARP = Calibration(1.0, 0.0, np.eye(2) * 1e-6)
+
+
+def sigmoid_of_mean(window: bool, classes: int) -> bytes:
+    """ONNX: class c says sigmoid(mean of what it reads + c)."""
+    shape = [None, STEPS, 2] if window else [None, 2]
+    axes = [1, 2] if window else [1]
+    shift = numpy_helper.from_array(np.arange(classes, dtype=np.float32)[None], "shift")
+    nodes = [
+        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=axes, keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
+        helper.make_node("Add", ["column", "shift"], ["score"]),
+        helper.make_node("Sigmoid", ["score"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "voter",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, classes])],
+        [shift, numpy_helper.from_array(np.array([1], dtype=np.int64), "last")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def committee(folder, classes=("up", "down"), sure_from=None):
+    members = [("near", "newest", 1.0), ("far", "window", 3.0), ("heard", "newest", 0.0)]
+    files = {f"{name}.onnx": sigmoid_of_mean(reads == "window", len(classes)) for name, reads, _ in members}
+    files["calibration.json"] = json_bytes({name: [as_json(SHARP)] * len(classes) for name, *_ in members})
+    schema = {
+        "classes": list(classes), "steps": STEPS, "sure_from": sure_from,
+        "members": [{"name": n, "file": f"{n}.onnx", "reads": r, "columns": list(COLUMNS), "weight": w}
+                    for n, r, w in members],
+    }  # fmt: skip
+    inputs = np.random.default_rng(0).normal(size=(400, STEPS, 2))
+    digest = write_bundle(
+        folder, family="predictor", export=Export("committee", files, schema), novelty=fit_novelty(inputs[:, -1], 0.99),
+        schema={"columns": list(COLUMNS), "dropped": {}}, card="# card\n", inputs=inputs,
+    )  # fmt: skip
+    return load_bundle(folder, digest)
+
+
+def logistic(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_the_vote_is_the_weighted_mean_and_a_voter_without_weight_is_only_heard(tmp_path):
+    model = committee(tmp_path / "b")
+    rows = np.random.default_rng(1).normal(size=(4, STEPS, 2)) * 0.3
+    answer = model.predict(rows)
+    near, far = logistic(rows[:, -1].mean(axis=1)), logistic(rows.mean(axis=(1, 2)))
+    np.testing.assert_allclose(answer.p[:, 0], 0.25 * near + 0.75 * far, atol=1e-6)
+    np.testing.assert_allclose(answer.members["heard"][:, 0], near, atol=1e-6)
+    assert (answer.p_low < answer.p).all()
+    assert check_golden(model) == 0.0
+
+
+def test_a_short_history_leaves_the_window_voter_out_of_the_average(tmp_path):
+    model = committee(tmp_path / "b")
+    rows = np.full((1, STEPS, 2), 0.2)
+    rows[0, 0] = np.nan
+    answer = model.predict(rows)
+    assert np.isnan(answer.members["far"]).all()
+    np.testing.assert_array_equal(answer.p, answer.members["near"])
+    assert answer.status == ["OK"]
+
+
+def test_a_missing_newest_value_abstains_by_name(tmp_path):
+    rows = np.zeros((1, STEPS, 2))
+    rows[0, -1, 1] = np.nan
+    answer = committee(tmp_path / "b").predict(rows)
+    assert answer.reason == ["MISSING_FEATURE:b"]
+    assert np.isnan(answer.p).all()
+
+
+def test_classes_are_named_from_the_stated_probability_on(tmp_path):
+    model = committee(tmp_path / "b", sure_from=0.7)
+    answer = model.predict(np.stack([np.full((STEPS, 2), -0.5), np.full((STEPS, 2), 1.0)]))
+    assert answer.label == [None, "up+down"]
+    check_golden(model)
+
+
+def test_a_committee_of_one_class_answers_with_one_number_a_row(tmp_path):
+    answer = committee(tmp_path / "b", classes=("up",)).predict(np.zeros((2, STEPS, 2)))
+    assert answer.p.shape == (2,)
+    assert answer.p == pytest.approx(0.5)
+
+
+def test_who_does_not_speak_leaves_the_average_and_silence_is_not_a_half():
+    voices = np.array([[0.9, np.nan, np.nan], [0.5, 0.2, np.nan]])
+    np.testing.assert_allclose(average(voices, np.array([1.0, 1.0])), [0.7, 0.2, np.nan])
+    np.testing.assert_allclose(average(voices, np.array([1.0, 0.0])), [0.9, np.nan, np.nan])

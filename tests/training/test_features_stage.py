@@ -1,0 +1,94 @@
+"""The features stage with and without books and context: what is there is used, what is not is nothing."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.contracts import BOOK_LEVELS, CONTEXT_FIELDS, CONTEXT_INDEX, OPEN_TIME, Books, ContextFeed
+from pipelines.data import records, schemas
+from pipelines.data.alignment import align
+from pipelines.data.simulator import simulate
+from pipelines.data.timeframes import resample
+from pipelines.features.catalog import FEATURES
+from pipelines.models.snapshot import read_history
+from pipelines.settings import load_params
+from pipelines.signals.catalog import SIGNALS
+from pipelines.training import stages
+
+PARAMS = load_params()
+SPEC = PARAMS.simulator.model_copy(update={"history_days": 30, "live_days": 0, "drift_after_live_days": None})
+STEP = 900
+BASE = simulate(SPEC).bars
+BARS = resample(BASE, 60, STEP)
+
+
+def made_up_records() -> tuple[Books, ContextFeed]:
+    """A book every five minutes around the close of its minute, and a funding rate every eight hours."""
+    rng = np.random.default_rng(4)
+    minutes = BASE[4::5]
+    levels = np.empty((len(minutes), 2, BOOK_LEVELS, 3))
+    for side, sign in enumerate((-1.0, 1.0)):
+        levels[:, side, :, 0] = minutes[:, 4, None] * (1 + sign * 1e-4 * np.arange(1, BOOK_LEVELS + 1))
+    levels[..., 1:] = rng.lognormal(0, 0.5, (len(minutes), 2, BOOK_LEVELS, 2))
+    known = minutes[:, OPEN_TIME] + 60.0
+    paid = np.arange(known[0], known[-1], 8 * 3600.0)
+    funding = np.full(len(paid), CONTEXT_INDEX["funding_rate"])
+    books = Books(known, levels, rng.normal(size=len(known)), rng.normal(size=len(known)))
+    return books, ContextFeed(paid, funding, rng.normal(1e-4, 1e-4, len(paid)))
+
+
+def built(workspace: Path, books: Books | None, feed: ContextFeed | None, **keys: object) -> Path:
+    """`artifacts/` after the features stage on this snapshot; `keys` go into its manifest as they are."""
+    described: dict[str, object] = {"symbol": SPEC.symbol, "timeframe": "1m", "file": "bars/B/1m.parquet", **keys}
+    schemas.write_bars(schemas.to_frame(BASE, "1m", None), workspace / "data" / "bars/B/1m.parquet")
+    if books is not None:
+        described["book"] = "book/B.parquet"
+        records.write_book(records.from_books(books, None), workspace / "data/book/B.parquet")
+    if feed is not None:
+        described["context"] = "context/B.parquet"
+        records.write_context(records.from_feed(feed, None), workspace / "data/context/B.parquet")
+    (workspace / "data/manifest.json").write_text(json.dumps(described))
+    (workspace / "data.dvc").write_text("outs:\n- md5: 0123\n")
+    with contextlib.chdir(workspace):
+        stages.build_features(PARAMS)
+    return workspace / "artifacts"
+
+
+def meta_of(artifacts: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((artifacts / "features/meta.json").read_text())
+    return content
+
+
+@pytest.mark.parametrize("keys", [{}, {"book": None, "context": None}], ids=["absent", "null"])
+def test_a_snapshot_of_bars_alone_gives_what_bars_alone_gave(tmp_path, keys):
+    history = read_history(built(tmp_path, None, None, **keys))
+    assert history.features.tobytes() == FEATURES.run(BARS).tobytes()
+    assert history.signals.tobytes() == SIGNALS.run(BARS).tobytes()
+    assert history.levels.shape == (len(BARS), 2, 0, 3)
+    assert np.isnan(history.context).all()
+    meta = meta_of(tmp_path / "artifacts")
+    assert (meta["has_book"], meta["context"]) == (False, [])
+
+
+def test_books_and_context_reach_features_signals_and_the_arrays_models_read(tmp_path):
+    books, feed = made_up_records()
+    history = read_history(built(tmp_path, books, feed))
+    levels, context = align(BARS[:, OPEN_TIME] + STEP, STEP, books, feed)
+    assert (history.levels.tobytes(), history.context.tobytes()) == (levels.tobytes(), context.tobytes())
+    assert history.features.tobytes() == FEATURES.run(BARS, levels, context).tobytes()
+    assert history.signals.tobytes() == SIGNALS.run(BARS, levels, context).tobytes()
+    for name in ("spread", "order_flow_ratio", "hft_oci_signal", "liquidity_density", "market_sentiment"):
+        assert np.isfinite(history.features[40:, FEATURES.index[name]]).all(), name
+    meta = meta_of(tmp_path / "artifacts")
+    assert (meta["has_book"], meta["context"]) == (True, list(CONTEXT_FIELDS[:3]))
+
+
+def test_records_alone_change_no_column_that_does_not_need_them(tmp_path):
+    features = read_history(built(tmp_path, *made_up_records())).features
+    alone = FEATURES.run(BARS)
+    for j, column in enumerate(FEATURES.catalogue):
+        if not (column.needs or "").startswith(("book", "context")):
+            assert features[:, j].tobytes() == alone[:, j].tobytes(), column.name

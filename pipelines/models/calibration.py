@@ -13,21 +13,23 @@ from pipelines.models.parts import Calibration, logit
 STRETCHES = 4  # purged stretches of a training window, each scored by a fit on the others
 
 
-def fit_calibration(raw: Floats, y: Floats, weight: Floats) -> Calibration:
+def fit_calibration(raw: Floats, y: Floats, weight: Floats, around: Floats | float = 0.0) -> Calibration:
     """Platt scaling by maximum likelihood (Newton), with the covariance of slope and shift.
 
     raw, y   (n,) the model's own probability and the outcome, on rows outside its training
     weight   (n,) average uniqueness of each label: overlapping labels share their information, so their sum is the
              effective number of rows and the lower bound stays honest
+    around   (n,) log-odds round which the line turns: logit(p) - around = slope · (logit(raw) - around) + shift. With
+             the base rate of each row's class, rows of several classes share one line
     A slope below 0 (the model ranks the wrong way round) is kept: the gate sees it. Source: Platt 1999.
     Raises NotEnoughData if only one outcome is there.
     """
     if len(np.unique(y)) < 2:
         raise NotEnoughData(f"{len(y)} calibration rows of a single outcome; bring a longer history")
-    design = np.column_stack([logit(raw), np.ones(len(raw))])
+    design = np.column_stack([logit(raw) - around, np.ones(len(raw))])
     beta = np.zeros(2)
     for _ in range(50):
-        p = 1.0 / (1.0 + np.exp(-(design @ beta)))
+        p = 1.0 / (1.0 + np.exp(-(around + design @ beta)))
         information = (design * (weight * p * (1 - p))[:, None]).T @ design + 1e-9 * np.eye(2)
         move = np.linalg.solve(information, design.T @ (weight * (y - p)))
         beta += move

@@ -5,7 +5,6 @@ other members of the directional ensemble (M5) beside it.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +15,14 @@ import onnxruntime
 from pipelines.contracts import Floats, Ints, Predictions
 from pipelines.models.ensemble import average
 from pipelines.models.parts import (
-    Calibration,
     Novelty,
     abstentions,
+    answer_all,
     calibration_of,
     check_shape,
     open_session,
     read_novelty,
+    stacked,
 )
 
 
@@ -33,7 +33,7 @@ class Voter:
     reads        "newest": rows (n, k) of the bar decided on; "window": (n, steps, k)
     places       (k,) positions of its columns among the model's
     weight       in the vote; 0 = heard, but not counted
-    calibration  one a class
+    calibration  (classes, 5) of `parts.stacked`: one line a class
     session      ONNX with an output "probabilities": (n, classes), or (n, 2) of a single class
     """
 
@@ -41,7 +41,7 @@ class Voter:
     reads: Literal["newest", "window"]
     places: Ints
     weight: float
-    calibration: Sequence[Calibration]
+    calibration: Floats
     session: onnxruntime.InferenceSession
 
     def answer(self, rows: Floats) -> tuple[Floats, Floats]:
@@ -54,8 +54,7 @@ class Voter:
         if whole.any():
             name = self.session.get_inputs()[0].name
             raw = self.session.run(["probabilities"], {name: block[whole].astype(np.float32)})[0].astype(np.float64)
-            for c, calibration in enumerate(self.calibration):
-                p[whole, c], low[whole, c] = calibration.answer(raw[:, c - len(self.calibration)])
+            p[whole], low[whole] = answer_all(self.calibration, raw[:, -len(self.calibration) :])
         return p, low
 
 
@@ -63,8 +62,8 @@ class Voter:
 class Committee:
     """contracts.Model. With one class p is (n,), with several (n, classes).
 
-    gates  (classes,) positions of columns: where such a column of the newest bar is 0, its class is not there, and p and
-           p_low are 0 whatever the voters say; empty = every class is always asked for
+    gates  (classes,) positions of columns: where such a column of the newest bar is 0, its class is not there, and p
+           and p_low are 0 whatever the voters say; empty = every class is always asked for
     """
 
     family: str
@@ -88,12 +87,17 @@ class Committee:
         sure = np.array([word == "OK" for word in status], dtype=bool)
         p = np.full((len(self.voters), len(rows), len(self.classes)), np.nan)
         low = p.copy()
-        if sure.any():
+        asked = sure
+        if len(self.gates):
+            shut = rows[:, -1][:, self.gates] == 0.0
+            asked = sure & ~shut.all(axis=1)  # nobody is asked about a bar without any class
+            p[:, sure & ~asked] = low[:, sure & ~asked] = 0.0
+        if asked.any():
             for i, voter in enumerate(self.voters):
-                p[i, sure], low[i, sure] = voter.answer(rows[sure])
+                p[i, asked], low[i, asked] = voter.answer(rows[asked])
             if len(self.gates):
-                shut = np.isfinite(p) & (rows[:, -1][:, self.gates] == 0.0)
-                p[shut] = low[shut] = 0.0
+                nought = np.isfinite(p) & shut
+                p[nought] = low[nought] = 0.0
         weights = np.array([voter.weight for voter in self.voters])
         said, least = average(p, weights), average(low, weights)
         for row in np.flatnonzero(sure & ~np.isfinite(said).all(axis=1)):
@@ -128,7 +132,7 @@ def load(path: Path, identity: dict[str, Any], schema: dict[str, Any], golden: d
                 reads=told["reads"],
                 places=np.array([at[name] for name in told["columns"]]),
                 weight=told["weight"],
-                calibration=[calibration_of(one) for one in calibrations[told["name"]]],
+                calibration=stacked([calibration_of(one) for one in calibrations[told["name"]]]),
                 session=open_session(path / told["file"]),
             )
             for told in schema["members"]

@@ -1,5 +1,6 @@
 """What served models are made of besides their weights: calibration, novelty, an ONNX session."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,20 @@ class Calibration:
 
     def lower(self, raw: Floats) -> Floats:
         return self.answer(raw)[1]
+
+
+def stacked(lines: Sequence[Calibration]) -> Floats:
+    """(classes, 5): slope, shift and the covariance of each class's line, for `answer_all`."""
+    return np.array([[c.slope, c.shift, c.covariance[0, 0], c.covariance[0, 1], c.covariance[1, 1]] for c in lines])
+
+
+def answer_all(lines: Floats, raw: Floats) -> tuple[Floats, Floats]:
+    """(p, p_low) of raw (n, classes): what `Calibration.answer` says class by class, at the price of one."""
+    slope, shift, both_slopes, mixed, both_shifts = lines.T
+    x = logit(raw)
+    line = slope * x + shift
+    error = np.sqrt(np.maximum(both_slopes * x * x + 2.0 * mixed * x + both_shifts, 0.0))
+    return 1.0 / (1.0 + np.exp(-line)), 1.0 / (1.0 + np.exp(-(line - 1.96 * error)))
 
 
 @dataclass(frozen=True, slots=True)

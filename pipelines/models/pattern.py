@@ -1,4 +1,4 @@
-"""M2, the pattern recogniser: P(a pattern that is there plays out), nine classes at once, by three voters of equal weight.
+"""M2, the pattern recogniser: P(a pattern that is there plays out), nine classes at once, by three equal voters.
 
 A random forest and boosted trees read the newest bar, a convolutional network the last 32; each is calibrated by class
 on later rows it did not learn from. Whether a pattern is there is a rule (`signals.setups`): a class that is not there
@@ -28,7 +28,7 @@ from pipelines.models.ensemble import average
 from pipelines.models.export import json_bytes
 from pipelines.models.losses import brier_losses
 from pipelines.models.novelty import fit_novelty
-from pipelines.models.parts import Calibration, as_json
+from pipelines.models.parts import Calibration, as_json, logit
 from pipelines.models.pattern_rows import Sided, Singles, share_of_side, sided
 from pipelines.models.pattern_view import CANDLE, DIRECTIONS, STEPS, TAKER
 from pipelines.models.snapshot import bar_rows
@@ -50,7 +50,7 @@ class Recogniser:
     """The native members and their calibrations, fitted on one window.
 
     classes       names of the classes it answers: those whose pattern occurs in the snapshot
-    window        positions of the columns the network reads; None where the candles are not there
+    window        positions of the columns the network reads, its classes' sides last
     trees         name → classifier over `sides.rows`
     calibrations  member → one a class
     """
@@ -142,28 +142,31 @@ def read(data: Dataset, window: Ints) -> _Read:
 
 
 def fit(data: Dataset, params: Params, embargo_s: float, say: Say) -> Recogniser:
-    """All members on the older part of the rows; the purged tail stops the network and calibrates every one of them."""
+    """All members on the older part of the rows; the purged tail stops the network and calibrates every one of them.
+    Then the trees, which nothing has to stop, learn from all rows, so that the newest market is in them too: what a
+    voter's word is worth was measured on rows that it had not seen."""
     split = walk_forward(data.known, data.ended, 1, 1.0 - params.pattern.tail_share, embargo_s)[0]
     sides, classes = sided(data.columns), classes_of(data.columns)
     window = np.array([data.columns.index(n) for n in (*WINDOW_COLUMNS, *DIRECTIONS) if n in data.columns])
     head, tail = (read(data.take(rows), window) for rows in (split.train, split.test))
     if len(split.train) < LEAST_ROWS or len(np.unique(head.y[head.there])) < 2:
         raise NotEnoughData(
-            f"{len(split.train)} rows to learn from before the purged tail, needs {LEAST_ROWS} and both outcomes: bring "
-            "a longer history"
+            f"{len(split.train)} rows to learn from before the purged tail, needs {LEAST_ROWS} and both outcomes: "
+            "bring a longer history"
         )
-    trees = fit_trees(sides.rows(head.newest)[head.there], head, params)
     network = fit_network(head, tail, len(classes), data.columns, params, say)
-    model = Recogniser(classes, sides, window, network, trees, {})
+    model = Recogniser(classes, sides, window, network, fit_trees(head, sides, params), {})
     raw = model.raw(tail.newest, tail.windows)
-    calibrations = {name: calibrate(p, tail, params.pattern.pooled_rows) for name, p in raw.items()}
+    share = shares(head.y, head.there, head.weight)
+    calibrations = {name: calibrate(p, tail, share, params.pattern.pooled_rows) for name, p in raw.items()}
+    trees = fit_trees(read(data, window), sides, params)
     return Recogniser(classes, sides, window, network, trees, calibrations)
 
 
-def fit_trees(rows: Singles, head: _Read, params: Params) -> dict[str, Any]:
+def fit_trees(told: _Read, sides: Sided, params: Params) -> dict[str, Any]:
     """Random forest and XGBoost on one row a bar and class that is there; one thread, so the same bits every time."""
-    p, y = params.pattern, head.y[head.there].astype(int)
-    weight, overlap = head.weight[head.there], float(head.evidence[head.there].mean())
+    p, rows, y = params.pattern, sides.rows(told.newest)[told.there], told.y[told.there].astype(int)
+    weight, overlap = told.weight[told.there], float(told.evidence[told.there].mean())
     weight = weight / weight.mean()
     # a tree draws as many rows as are distinct: more would only repeat labels (López de Prado 2018, ch. 6.2)
     forest = RandomForestClassifier(
@@ -208,19 +211,32 @@ def fit_network(
     return network
 
 
-def calibrate(raw: Floats, tail: _Read, pooled_rows: float) -> list[Calibration]:
-    """One line a class, fitted on its own rows and, worth `pooled_rows` effective ones, those of all classes together:
-    a class seldom seen is calibrated as patterns are in general, one seen often as itself."""
+def shares(y: Floats, there: Bools, weight: Floats) -> Floats:
+    """(classes,) weighted share of y among the rows on which a class is there; one row's worth of the share of all
+    classes is in each, since a class that hardly occurred says hardly anything else."""
+    counted = weight * there
+    overall = (counted * y).sum() / counted.sum()
+    return np.asarray(((counted * y).sum(axis=0) + overall) / (counted.sum(axis=0) + 1.0))
+
+
+def calibrate(raw: Floats, tail: _Read, share: Floats, pooled_rows: float) -> list[Calibration]:
+    """One line a class, told as log-odds above those of its `share` (classes,) in training: fitted on its own rows and,
+    worth `pooled_rows` effective ones, those of all classes. So a class seldom seen answers its own share, moved by
+    what a member's word is worth in general; one seen often is calibrated as itself."""
+    base = np.broadcast_to(logit(share), raw.shape)
     there = tail.there & np.isfinite(raw)
-    pooled = (raw[there], tail.y[there], tail.evidence[there])
+    pooled = [values[there] for values in (raw, tail.y, tail.evidence, base)]
     scale = min(1.0, pooled_rows / pooled[2].sum())
     lines = []
     for c in range(raw.shape[1]):
-        own = there[:, c]
-        parts = zip((raw[own, c], tail.y[own, c], tail.evidence[own, c]), pooled, strict=True)
-        p, y, weight = (np.concatenate(part) for part in parts)
-        weight[own.sum() :] *= scale
-        lines.append(fit_calibration(p, y, weight))
+        own = [values[there[:, c], c] for values in (raw, tail.y, tail.evidence, base)]
+        p, y, weight, around = (np.concatenate(pair) for pair in zip(own, pooled, strict=True))
+        weight[len(own[0]) :] *= scale
+        line = fit_calibration(p, y, weight, around)
+        # told round the class's share; served round nought
+        turn = np.array([[1.0, 0.0], [-base[0, c], 1.0]])
+        shift = line.shift + base[0, c] * (1.0 - line.slope)
+        lines.append(Calibration(line.slope, float(shift), turn @ line.covariance @ turn.T))
     return lines
 
 
@@ -274,10 +290,7 @@ def _rival(p: Floats, test: Dataset) -> Rival:
 def prevalence(train: Dataset, test: Dataset, params: Params) -> Rival:
     """The training share that played out among the patterns of a class that were there; 0 where it is not there."""
     there = train.more["direction"] != 0.0
-    weight = train.weight[:, np.newaxis] * there
-    overall = float((weight * train.y).sum() / weight.sum())
-    # one row's worth of the share of all classes: one that hardly occurred says hardly anything else
-    share = ((weight * train.y).sum(axis=0) + overall) / (weight.sum(axis=0) + 1.0)
+    share = shares(train.y, there, train.weight[:, np.newaxis])
     return _rival(share * (test.more["direction"] != 0.0), test)
 
 
@@ -321,7 +334,7 @@ def describe(data: Dataset, params: Params) -> list[str]:
         f" {p.horizon_bars} bars; no cost in the label; 0 where it is not there",
         f"patterns there, and the share that played out: {', '.join(told)}",
         *([f"not answered, since they never occur in the snapshot: {', '.join(left_out)}"] if left_out else []),
-        "prevalence, its baseline, is the training share among the patterns that were there, and 0 for those that are not",
+        "prevalence, its baseline, is the training share among the patterns that were there, 0 for those that are not",
     ]
 
 

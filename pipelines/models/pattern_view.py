@@ -25,7 +25,8 @@ EVEN = (
 ODD = {
     "log_return_1": 0.0, "close_to_ma5": 0.0, "close_to_ma20": 0.0, "macd_12_26": 0.0, "rsi_14": 50.0,
     "bollinger_b_20": 0.5, "stoch_k_14": 50.0, "cci_20": 0.0, "price_momentum": 0.0, "order_flow_imbalance": 0.0,
-    "book_imbalance": 0.0, "depth_ratio": 0.0, "order_flow_ratio": 0.0, "hft_oci_signal": 0.0, "book_skew_strength": 0.0,
+    "book_imbalance": 0.0, "depth_ratio": 0.0, "order_flow_ratio": 0.0, "hft_oci_signal": 0.0,
+    "book_skew_strength": 0.0,
 }  # fmt: skip
 COLUMNS = (*CANDLE, TAKER, *EVEN, *ODD, *DIRECTIONS)
 _FEATURES = np.array([FEATURES.index[name] for name in (*EVEN, *ODD)])

@@ -1,4 +1,4 @@
-"""The nine chart patterns of the recogniser (M2) as setups: which of them does this bar's close complete, and which way?
+"""The nine chart patterns of the recogniser (M2) as setups: which does this bar's close complete, and which way?
 
 A setup is spoken of once, on the bar that makes it known, like the `direction` of any signal; what becomes of it is a
 matter of labels. Every rule reads at most the last `MEMORY` bars from scratch and keeps no state, so a bar's setups are
@@ -10,7 +10,7 @@ bars, five on each side; lows are told as negated highs throughout.
 
 order_block           S1  a run of candles one way, begun at the last opposite candle, moved 1.5 ATR, and this close
                           breaks the newest swing on that side
-liquidity_sweep       S3  a wick at least 0.1 ATR beyond an untouched swing; this close, within three bars, is back inside
+liquidity_sweep       S3  a wick at least 0.1 ATR beyond an untouched swing; within three bars this close is back inside
 fvg                   S2  three candles whose outer wicks leave a gap of at least 0.3 ATR
 cisd                  S4  this close is the first through the open of the last opposing run: two candles or more, 1 ATR,
                           ended at most twelve bars ago
@@ -19,8 +19,8 @@ cmt_confluence       S15  the trends (last close against the mean of six) of all
 amt_accumulation     S12  balance (48 bars within 7 ATR), and this close returns into the value area (70 % of volume)
                           that the last one was outside: price is bought back below value, sold back above it
 amt_distribution     S12  three closes in a row outside the value area of the balance before them: acceptance
-flowstate_crt_setup  S13  this 4 h candle (1 d on coarse bars) traded 0.1 ATR beyond the last one's high or low, and this
-                          is the first close back inside
+flowstate_crt_setup  S13  this 4 h candle (1 d on coarse bars) traded 0.1 ATR beyond the last one's high or low, and
+                          this is the first close back inside
 unicorn_rating_trigger    four of the eight above spoke for one side within eight bars, more than for the other, one of
                           them now
 Without volume the value area counts time: every bar weighs the same.
@@ -71,10 +71,10 @@ def _reach(bars, t):  # type: ignore[no-untyped-def]
 @kernel
 def _swing(high, i):  # type: ignore[no-untyped-def]
     """Is high[i] the highest of eleven, the first of equals?"""
+    highest = True
     for k in range(1, SIDE + 1):
-        if high[i - k] >= high[i] or high[i + k] > high[i]:
-            return False
-    return True
+        highest = highest and high[i - k] < high[i] and high[i + k] <= high[i]
+    return highest
 
 
 @kernel

@@ -98,6 +98,10 @@ def run(
     symbol: Annotated[str | None, typer.Option(help="Such as BTC/USDT; the simulator's own by default.")] = None,
     days: Annotated[int | None, typer.Option(min=1, help="Days of bars for --source exchange.")] = None,
     since: Annotated[str | None, typer.Option(help="First day or moment for --source exchange.")] = None,
+    context: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of context (funding, fear and greed …) or folder of a recorded book; may be repeated."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="One turn, then stop everything this command started.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -112,7 +116,7 @@ def run(
     params = load_params(settings().params_file)
     begin = asked_since(source, days, day_or_moment(since), params.data.live_days)
     plan = exchange_plan(params, settings(), begin) if source == "exchange" else None
-    check_request(source, path, name, params.simulator, plan)
+    check_request(source, path, name, params.simulator, plan, context or [])
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops us stops what we started
     began = time.monotonic()
@@ -123,7 +127,13 @@ def run(
         from flows.lifecycle import lifecycle
 
         with shown(console):
-            turn = lifecycle(source=source, symbol=name, path=str(path.resolve()) if path else None, since=begin)
+            turn = lifecycle(
+                source=source,
+                symbol=name,
+                path=str(path.resolve()) if path else None,
+                since=begin,
+                context=[str(file.resolve()) for file in context or []],
+            )
         result = {**summary(turn), "seconds": round(time.monotonic() - began, 1)}
         emit(result) if as_json else show_turn(result)
         turned = True

@@ -27,16 +27,17 @@ def lifecycle(
     path: str | None = None,
     families: list[str] | None = None,
     since: datetime | None = None,
+    context: list[str] | None = None,
 ) -> dict[str, Any]:
     """Turn once. Returns what happened: data hash, versions, verdicts, decisions by action, alarms, retrain."""
     site = open_site()
     began = now()
     name = symbol or site.params.simulator.symbol
-    cut, tail = live_tail(site, source, name, path, since)
+    cut, tail, told = live_tail(site, source, name, path, since, context or [])
     if already_ingested(site, name):
         data_hash = ingest(source="observed", symbol=name)
     else:
-        data_hash = ingest(source=source, symbol=name, path=path, through=cut, since=since)
+        data_hash = ingest(source=source, symbol=name, path=path, through=cut, since=since, context=context)
     versions = train(families)
     verdicts = {}
     for family, version in versions.items():
@@ -48,7 +49,7 @@ def lifecycle(
     with Client(site.settings) as client:
         with step("serve: load, verify, warm up"):
             client.wait_for_generation(generation)
-        answers = replay(client, site, name, tail)
+        answers = replay(client, site, name, tail, told)
         if not answers:
             say(f"no live bars of {name} that the service has not seen; asking once about the last one")
             answers = [client.decide(name, site_last_close(site, name))]

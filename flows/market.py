@@ -1,12 +1,14 @@
 """Where this installation's bars come from: the named source, with what params and settings say of it."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from flows.progress import say
 from flows.site import Site, now
+from pipelines.data.context import combined
 from pipelines.data.exchange import Backfill
-from pipelines.data.sources import MarketSource, make_source
+from pipelines.data.sources import MarketSource, Records, beside, make_source
 from pipelines.errors import BadTimes, BadValues
 from pipelines.settings import Params, Settings
 
@@ -15,6 +17,13 @@ def market_source(site: Site, source: str, path: str | None, since: datetime | N
     """since: first bar asked of an exchange; None = data.retention_days ago."""
     plan = exchange_plan(site.params, site.settings, since) if source == "exchange" else None
     return make_source(source, spec=site.params.simulator, path=Path(path) if path else None, plan=plan)
+
+
+def market_records(source: MarketSource, symbol: str, context: Sequence[str], as_of: datetime) -> Records:
+    """Books and context known at `as_of`: those that come with the source, and those of the files beside it."""
+    books, feed = source.records(symbol, as_of)
+    recorded, told = beside([Path(file) for file in context], symbol, as_of)
+    return recorded if books is None else books, combined([each for each in (feed, told) if each is not None])
 
 
 def exchange_plan(params: Params, where: Settings, since: datetime | None) -> Backfill:

@@ -438,7 +438,7 @@ def site(exchange, tmp_path):
 
 
 def test_the_last_days_of_an_exchange_are_the_live_tail_and_the_history_before_costs_no_request(site):
-    cut, tail = live_tail(site, "exchange", "BTC/USDT", None, days_ago(DAYS))
+    cut, tail, _ = live_tail(site, "exchange", "BTC/USDT", None, days_ago(DAYS))
     assert days_ago(site.params.data.live_days + 1) <= cut <= days_ago(site.params.data.live_days)
     assert_equal_bit_for_bit(tail, site.recording[site.recording[:, OPEN_TIME] >= cut.timestamp()][: len(tail)])
     asked = len(site.recorded.asked)
@@ -452,7 +452,7 @@ def test_what_an_exchange_did_while_nobody_ran_is_in_the_tail(site):
     site.store.add_bars(BarBatch("BTC/USDT", long_ago, long_ago[:, OPEN_TIME] + STEP, now()))
     (site.workspace / "data").mkdir(parents=True)
     (site.workspace / "data" / "manifest.json").write_text(json.dumps({"symbol": "BTC/USDT"}))
-    _, tail = live_tail(site, "exchange", "BTC/USDT", None, days_ago(DAYS))
+    _, tail, _ = live_tail(site, "exchange", "BTC/USDT", None, days_ago(DAYS))
     assert tail[0, OPEN_TIME] == long_ago[-1, OPEN_TIME]
 
 

@@ -8,6 +8,8 @@ Layouts (column names of a Parquet file or a CSV header; further columns are ign
                 [trades | trade_count | count] [taker_buy_volume | taker_buy_volume_base]
     bid/ask     open_time, bid_open … bid_close, ask_open … ask_close: the mid price, volume not recorded
     kline       Binance CSV or zip, 12 columns, without a header (with one it is `candles`); epoch ms or, from 2025, µs
+    trades      Binance trades and aggTrades, CSV or zip, with or without a header: made into bars (of a minute, unless
+                asked otherwise)
 """
 
 import io
@@ -23,7 +25,7 @@ import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 
-from pipelines.contracts import Floats
+from pipelines.contracts import Floats, Trades
 from pipelines.data.schemas import (
     AMOUNTS,
     COLUMNS,
@@ -34,8 +36,10 @@ from pipelines.data.schemas import (
     constant_stamp,
     epoch_seconds,
     stamps_of,
+    to_frame,
 )
 from pipelines.data.timeframes import infer_timeframe, seconds
+from pipelines.data.trades import NAMES, bars_from_trades, from_table, trade_columns
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
 
 Stamps = npt.NDArray[np.datetime64]
@@ -54,8 +58,9 @@ NUMBERS = (*PRICES, *SIDES, *(name for names in OTHER_NAMES.values() for name in
 KNOWN_LAYOUTS = (
     f"canonical ({', '.join(COLUMNS)}); candles (open_time, open, high, low, close, volume or volume_base, "
     f"optional trades, taker_buy_volume); bid/ask (open_time, {', '.join(SIDES)}); "
-    "Binance kline CSV without a header (12 columns)"
+    "Binance kline CSV without a header (12 columns); Binance trades or aggTrades"
 )
+KNOWN_TRADES = "time or transact_time, price, qty or quantity, is_buyer_maker; or Binance's columns without a header"
 EXTENSIONS = (".parquet", ".csv", ".zip")
 MS_FROM, US_FROM, US_UNTIL = 10**11, 10**14, 10**17  # epochs of 1973–5138 in ms and in µs; they cannot be confused
 
@@ -72,7 +77,35 @@ def read(path: Path, ingested_at: datetime, timeframe: str | None = None) -> pd.
     table = {".parquet": _parquet, ".csv": _csv, ".zip": _zip}[path.suffix.lower()](path)
     if table.num_rows == 0:
         raise UnreadableFile(f"{path}: no rows, only columns {', '.join(table.column_names)}. Fetch it again.")
+    if (at := trade_columns(table.column_names, [])) is not None and "open_time" not in table.column_names:
+        return _traded(table, at, path, ingested_at, timeframe or "1m")
     return _canonical(table, path, ingested_at, timeframe)
+
+
+def read_trades(path: Path) -> Trades:
+    """Trades of one file of a trade layout, in time order. Raises as `read`."""
+    check_path(path)
+    table = {".parquet": _parquet, ".csv": _csv, ".zip": _zip}[path.suffix.lower()](path)
+    at = trade_columns(table.column_names, [])
+    if at is None:
+        raise BadColumns(f"{path}: no trades; columns {', '.join(table.column_names)}. Wanted {KNOWN_TRADES}.")
+    return _trades(table, at, path)
+
+
+def _trades(table: pyarrow.Table, at: dict[str, int], path: Path) -> Trades:
+    trades = from_table(table, at, _micros(table, table.column_names[at["time"]], path))
+    bad = ~(np.isfinite(trades.price) & (trades.price > 0) & np.isfinite(trades.size) & (trades.size > 0))
+    if bad.any():
+        raise BadValues(f"{path}: {int(bad.sum())} trades without a price or a size above 0. Fetch it again.")
+    return trades
+
+
+def _traded(
+    table: pyarrow.Table, at: dict[str, int], path: Path, ingested_at: datetime, timeframe: str
+) -> pd.DataFrame:
+    """Bars made of trades. The first and the last are what the file holds of them."""
+    frame = to_frame(bars_from_trades(_trades(table, at, path), seconds(timeframe)), timeframe, ingested_at)
+    return check(frame, LAYOUT)
 
 
 def check_path(path: Path) -> None:
@@ -120,9 +153,15 @@ def _parse_csv(data: bytes, path: Path) -> pyarrow.Table:
         )
     first = data[: data.index(b"\n")].decode("utf-8", errors="replace").strip().strip("\ufeff").split(",")
     headless = first[0].strip().isdigit()
+    headless_names = list(KLINE)
     if headless and len(first) != len(KLINE):
-        raise BadColumns(f"{path}: {len(first)} columns and no header. Known layouts: {KNOWN_LAYOUTS}.")
-    names = pyarrow.csv.ReadOptions(column_names=list(KLINE) if headless else None)
+        at = trade_columns([], first)
+        if at is None:
+            raise BadColumns(f"{path}: {len(first)} columns and no header. Known layouts: {KNOWN_LAYOUTS}.")
+        headless_names = [f"column_{i}" for i in range(len(first))]
+        for kind, i in at.items():
+            headless_names[i] = NAMES[kind][0]
+    names = pyarrow.csv.ReadOptions(column_names=headless_names if headless else None)
     types = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(NUMBERS, pyarrow.float64()))
     try:
         return pyarrow.csv.read_csv(io.BytesIO(data), read_options=names, convert_options=types)

@@ -93,20 +93,30 @@ def show_services(as_json: bool) -> None:
 
 @app.command()
 def run(
-    source: Annotated[str, typer.Option(help="simulator | files")] = "simulator",
+    source: Annotated[str, typer.Option(help="simulator | files | exchange")] = "simulator",
     path: Annotated[Path | None, typer.Option(help="Parquet, CSV or zip file for --source files.")] = None,
     symbol: Annotated[str | None, typer.Option(help="Such as BTC/USDT; the simulator's own by default.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="Days of bars for --source exchange.")] = None,
+    since: Annotated[str | None, typer.Option(help="First day or moment for --source exchange.")] = None,
+    context: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of context (funding, fear and greed …) or folder of a recorded book; may be repeated."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="One turn, then stop everything this command started.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start what is not up, turn the loop once, show what is live, and keep serving until Ctrl-C."""
     from flows import supervisor
+    from flows.market import asked_since, exchange_plan
     from flows.progress import shown
     from pipelines.data.sources import check_request, normalise_symbol
 
     name = normalise_symbol(symbol) if symbol else None
-    # a wrong path or name is said now, not after the servers are up
-    check_request(source, path, name, load_params(settings().params_file).simulator)
+    # a wrong path, name or venue is said now, not after the servers are up
+    params = load_params(settings().params_file)
+    begin = asked_since(source, days, day_or_moment(since), params.data.live_days)
+    plan = exchange_plan(params, settings(), begin) if source == "exchange" else None
+    check_request(source, path, name, params.simulator, plan, context or [])
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops us stops what we started
     began = time.monotonic()
@@ -117,7 +127,13 @@ def run(
         from flows.lifecycle import lifecycle
 
         with shown(console):
-            turn = lifecycle(source=source, symbol=name, path=str(path.resolve()) if path else None)
+            turn = lifecycle(
+                source=source,
+                symbol=name,
+                path=str(path.resolve()) if path else None,
+                since=begin,
+                context=[str(file.resolve()) for file in context or []],
+            )
         result = {**summary(turn), "seconds": round(time.monotonic() - began, 1)}
         emit(result) if as_json else show_turn(result)
         turned = True
@@ -274,13 +290,23 @@ def status(as_json: AsJson = False) -> None:
         out.print(f"[bold]{alarm['severity']}[/] {alarm['kind']}: {escape(alarm['detail'])} ({alarm['at']})")
 
 
-def moment(text: str | None) -> datetime | None:
+def moment(text: str | None, option: str = "--as-of") -> datetime | None:
     if text is None:
         return None
     found = datetime.fromisoformat(text)
     if found.tzinfo is None:
-        raise BadTimes(f"--as-of {text} has no time zone; write {text}+00:00 for UTC")
+        raise BadTimes(f"{option} {text} has no time zone; write {text}+00:00 for UTC")
     return found
+
+
+def day_or_moment(text: str | None) -> datetime | None:
+    """`2024-01-31` is midnight UTC of that day; a time of day needs its zone."""
+    if text is None:
+        return None
+    try:
+        return moment(f"{text}T00:00+00:00" if len(text) == len("2024-01-31") else text, "--since")
+    except ValueError as error:
+        raise BadTimes(f"--since {text} is no day or moment ({error}); write 2024-01-31") from error
 
 
 @app.command()

@@ -1,47 +1,71 @@
 """The live tail of a market, shown to the service bar by bar: what comes after the history it was trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flows.client import Client
+from flows.market import market_records, market_source
 from flows.progress import track
 from flows.site import Site, now
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Books, ContextFeed, Decision, Floats, utc
 from pipelines.data import schemas
 from pipelines.data.quality import assess
-from pipelines.data.sources import make_source
+from pipelines.data.sources import Records
 from pipelines.data.timeframes import infer_timeframe
-from pipelines.errors import NotEnoughData
+from pipelines.errors import NotEnoughData, StateError
 from pipelines.monitoring.outcomes import resolve
 from pipelines.store import decision_of
 from pipelines.training.stages import decision_timeframe
 
 
-def live_tail(site: Site, source: str, symbol: str, path: str | None) -> tuple[datetime, Floats]:
-    """(end of the history, base bars (n, 8) after it): the simulator's live days, or the last days of a file."""
-    origin = make_source(source, spec=site.params.simulator, path=Path(path) if path else None)
+def live_tail(
+    site: Site, source: str, symbol: str, path: str | None, since: datetime | None = None, context: Sequence[str] = ()
+) -> tuple[datetime, Floats, Records]:
+    """(end of the history, base bars (n, 8) after it, all records): the simulator's live days, or the last of a file or
+    exchange.
+
+    since    first bar asked of an exchange; None = data.retention_days ago
+    context  files of context beside the bars, or the folder of a recorded book
+    """
+    origin = market_source(site, source, path, since)
     frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
+    told = market_records(origin, symbol, context, now())
     bars = schemas.to_matrix(assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), now()).clean)
     live_days = site.params.data.live_days
     if source == "simulator":
         cut = site.params.simulator.start + timedelta(days=site.params.simulator.history_days)
     elif len(bars) == 0 or bars[-1, OPEN_TIME] - bars[0, OPEN_TIME] <= 86400 * (live_days + 1):
         raise NotEnoughData(
-            f"{symbol}: {path} has {len(bars):,} usable bars, no history before the last {live_days} days, kept "
-            "for the live service. Give a longer file, or lower data.live_days in params.yaml."
+            f"{symbol}: {path or source} has {len(bars):,} usable bars, no history before the last {live_days} days, "
+            "kept for the live service. Give a longer file (or --days), or lower data.live_days in params.yaml."
         )
     else:
         cut = utc(bars[-1, OPEN_TIME]) - timedelta(days=live_days)
         cut = cut.replace(hour=0, minute=0, second=0, microsecond=0)
-    return cut, bars[bars[:, OPEN_TIME] >= cut.timestamp()]
+    start = cut.timestamp()
+    if source == "exchange" and already_ingested(site, symbol):  # the market went on while nobody ran
+        start = min(start, site.store.bars(symbol)[-1, OPEN_TIME])
+    return cut, bars[bars[:, OPEN_TIME] >= start], told
 
 
-def replay(client: Client, site: Site, symbol: str, bars: Floats) -> list[dict[str, Any]]:
-    """Observe base bars and ask for a decision at each decision bar's close. Bars already stored are not sent again."""
+def already_ingested(site: Site, symbol: str) -> bool:
+    """Whether the newest snapshot is of this market and the service has seen bars after it."""
+    try:
+        described = site.manifest()
+    except StateError:
+        return False
+    return bool(described["symbol"] == symbol and len(site.store.bars(symbol)) > 0)
+
+
+def replay(client: Client, site: Site, symbol: str, bars: Floats, told: Records = (None, None)) -> list[dict[str, Any]]:
+    """Observe base bars, with the records known by then, and ask for a decision at each decision bar's close.
+
+    Bars already stored are not sent again.
+    """
     stored = site.store.bars(symbol)
     if len(stored):
         bars = bars[bars[:, OPEN_TIME] > stored[-1, OPEN_TIME]]
@@ -52,9 +76,10 @@ def replay(client: Client, site: Site, symbol: str, bars: Floats) -> list[dict[s
     answers = []
     waiting: dict[str, Decision] = {}  # decisions on an event whose outcome lies ahead
     base_s, cost_bps = TIMEFRAME_SECONDS[site.manifest()["timeframe"]], site.params.costs.round_trip_bps
-    seen = 0
+    seen, heard = 0, bars[0, OPEN_TIME]
     for close, group in track(groups, f"live: {len(groups):,} decision bars of {symbol}", len(groups)):
-        client.observe(symbol, group)
+        client.observe(symbol, group, *between(told, heard, close))
+        heard = close
         seen += len(group)
         for outcome in resolve(list(waiting.values()), bars[:seen], base_s, cost_bps):
             client.outcome(outcome)  # at once, so that the account the next decision rests on is the real one
@@ -64,6 +89,18 @@ def replay(client: Client, site: Site, symbol: str, bars: Floats) -> list[dict[s
             waiting[answer["id"]] = decision_of(answer)
         answers.append(answer)
     return answers
+
+
+def between(told: Records, after: float, until: float) -> Records:
+    """The records that became known in (after, until], epoch seconds."""
+    books, feed = told
+    if books is not None:
+        kept = (books.known > after) & (books.known <= until)
+        books = Books(*(getattr(books, part.name)[kept] for part in fields(Books))) if kept.any() else None
+    if feed is not None:
+        kept = (feed.known > after) & (feed.known <= until)
+        feed = ContextFeed(*(getattr(feed, part.name)[kept] for part in fields(ContextFeed))) if kept.any() else None
+    return books, feed
 
 
 def by_decision_bar(bars: Floats, step_s: int) -> Iterator[tuple[float, Floats]]:

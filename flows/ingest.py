@@ -9,37 +9,46 @@ import pandas as pd
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
+from flows.market import market_records, market_source
 from flows.progress import say, step
 from flows.site import Site, now, open_site, writing
 from pipelines import versioning
 from pipelines.contracts import utc
-from pipelines.data import schemas
+from pipelines.data import records, schemas
 from pipelines.data.quality import QualityReport, assess
-from pipelines.data.sources import make_source
+from pipelines.data.sources import Records
 from pipelines.data.timeframes import infer_timeframe
 from pipelines.errors import NotEnoughData, QualityBlocked
 from pipelines.settings import ROOT
+from pipelines.store import packed, unpacked
+from pipelines.training.stages import read_records
 
 
 @task(retries=3, retry_delay_seconds=[2, 10, 60])
-def fetch(source: str, symbol: str, path: str | None, through: datetime | None) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Bars of one symbol up to `through`, with their provenance. I/O only, so this is what may be retried."""
+def fetch(
+    source: str, symbol: str, path: str | None, through: datetime | None, since: datetime | None, context: list[str]
+) -> tuple[pd.DataFrame, Records, dict[str, Any]]:
+    """Bars and records of one symbol up to `through`, with their provenance. I/O only, so this may be retried."""
     site = open_site()
     at = now()
-    origin = make_source(source, spec=site.params.simulator, path=Path(path) if path else None)
+    origin = market_source(site, source, path, since)
     frame = origin.fetch(symbol, as_of=through or at, ingested_at=at)
-    return frame, origin.describe()
+    told = market_records(origin, symbol, context, through or at)
+    return frame, told, {**origin.describe(), **({"context": context} if context else {})}
 
 
 @task
-def observed(symbol: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The newest snapshot plus every bar the service has seen since."""
+def observed(symbol: str) -> tuple[pd.DataFrame, Records, dict[str, Any]]:
+    """The newest snapshot plus everything the service has seen since."""
     site = open_site()
-    described = site.manifest()
-    stored = schemas.read_bars(site.workspace / "data" / described["file"])
+    described, data = site.manifest(), site.workspace / "data"
+    stored = schemas.read_bars(data / described["file"])
     after = stored["open_time"].iloc[-1].timestamp()
     fresh = schemas.to_frame(site.store.bars(symbol, after=after), described["timeframe"], None)
-    return pd.concat([stored, fresh], ignore_index=True), described["source"]
+    told = dict(packed(*read_records(data, described))) | dict(packed(*site.store.records(symbol)))
+    later = sorted((at, kind, payload) for (kind, at), payload in told.items())
+    everything = unpacked((kind, at, payload) for at, kind, payload in later)
+    return pd.concat([stored, fresh], ignore_index=True), everything, described["source"]
 
 
 @task
@@ -48,18 +57,20 @@ def check(frame: pd.DataFrame, as_of: datetime) -> QualityReport:
 
 
 @task
-def version(symbol: str, report: QualityReport, origin: dict[str, Any]) -> str:
+def version(symbol: str, report: QualityReport, told: Records, origin: dict[str, Any]) -> str:
     """Write the snapshot into the private workspace and version it. Rows already stored keep their ingestion time."""
     site = open_site()
     with writing(site):
-        write_snapshot(site.workspace / "data", symbol, report, origin)
+        write_snapshot(site.workspace / "data", symbol, report, origin, told)
         data_hash = versioning.snapshot(site.workspace)
         versioning.keep_version(site.workspace, site.versions)
     return data_hash
 
 
-def write_snapshot(folder: Path, symbol: str, report: QualityReport, origin: dict[str, Any]) -> None:
-    """`manifest.json`, bars, and the quarantine with its reasons. The same input gives the same bytes."""
+def write_snapshot(
+    folder: Path, symbol: str, report: QualityReport, origin: dict[str, Any], told: Records = (None, None)
+) -> None:
+    """`manifest.json`, bars, books, context, the quarantine with its reasons. The same input gives the same bytes."""
     frame = report.clean
     if len(frame) == 0:
         raise NotEnoughData(f"{symbol}: no usable row of {len(report.quarantined)}; reasons are in the quality report")
@@ -74,10 +85,22 @@ def write_snapshot(folder: Path, symbol: str, report: QualityReport, origin: dic
         report.quarantined.to_parquet(quarantine, index=False)
     else:
         quarantine.unlink(missing_ok=True)
+    books, feed = told
+    book, context = (Path(kind) / f"{slug}.parquet" for kind in ("book", "context"))
+    for file_of, frame_of, write in (
+        (book, None if books is None else records.from_books(books, None), records.write_book),
+        (context, None if feed is None else records.from_feed(feed, None), records.write_context),
+    ):
+        if frame_of is None:
+            (folder / file_of).unlink(missing_ok=True)
+        else:
+            write(frame_of, folder / file_of)
     described = {
         "symbol": symbol,
         "timeframe": timeframe,
         "file": str(file),
+        "book": None if books is None else str(book),
+        "context": None if feed is None else str(context),
         "rows": len(frame),
         "first": frame["open_time"].iloc[0].isoformat(),
         "last": frame["open_time"].iloc[-1].isoformat(),
@@ -98,17 +121,26 @@ def keep_first_ingestion(frame: pd.DataFrame, stored: Path) -> pd.DataFrame:
 
 @flow(name="ingest", log_prints=True)
 def ingest(
-    source: str = "simulator", symbol: str | None = None, path: str | None = None, through: datetime | None = None
+    source: str = "simulator",
+    symbol: str | None = None,
+    path: str | None = None,
+    through: datetime | None = None,
+    since: datetime | None = None,
+    context: list[str] | None = None,
 ) -> str:
     """Market data → checked, versioned snapshot. Returns the data hash.
 
-    source   simulator | files | observed (the newest snapshot plus what the service saw since)
+    source   simulator | files | exchange | observed (the newest snapshot plus what the service saw since)
     through  last moment to take, for a history that leaves a live tail; None = everything known by now
+    since    first bar asked of an exchange; None = data.retention_days ago
+    context  files of context beside the bars (funding, fear and greed …), or the folder of a recorded book
     """
     site = open_site()
     name = symbol or site.params.simulator.symbol
     with step(f"ingest: fetch {name} from {source}"):
-        frame, origin = observed(name) if source == "observed" else fetch(source, name, path, through)
+        frame, told, origin = (
+            observed(name) if source == "observed" else fetch(source, name, path, through, since, context or [])
+        )
     with step(f"ingest: check {len(frame):,} bars"):
         report = check(frame, now())
     tell_quality(name, report)
@@ -118,7 +150,7 @@ def ingest(
             f"({dict(report.counts)}); mend the source or lower data.quality_floor in params.yaml"
         )
     with step("ingest: version with DVC"):
-        data_hash: str = version(name, report, origin)
+        data_hash: str = version(name, report, told, origin)
     last = utc(schemas.to_matrix(report.clean)[-1, 0])
     say(
         f"data {data_hash[:12]}: {len(report.clean):,} bars of {name} to {last:%F %H:%M} UTC, "

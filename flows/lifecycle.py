@@ -9,31 +9,35 @@ from prefect import flow
 from flows import promotion
 from flows.client import Client
 from flows.evaluate import evaluate
-from flows.feed import live_tail, replay
+from flows.feed import already_ingested, live_tail, replay
 from flows.ingest import ingest
 from flows.monitor import monitor
 from flows.progress import say, step
 from flows.promote import propose
 from flows.site import Site, now, open_site
 from flows.train import train
-from pipelines.errors import StateError
 
 RETRAIN_WAIT_S = 300.0
 
 
 @flow(name="lifecycle", log_prints=True)
 def lifecycle(
-    source: str = "simulator", symbol: str | None = None, path: str | None = None, families: list[str] | None = None
+    source: str = "simulator",
+    symbol: str | None = None,
+    path: str | None = None,
+    families: list[str] | None = None,
+    since: datetime | None = None,
+    context: list[str] | None = None,
 ) -> dict[str, Any]:
     """Turn once. Returns what happened: data hash, versions, verdicts, decisions by action, alarms, retrain."""
     site = open_site()
     began = now()
     name = symbol or site.params.simulator.symbol
-    cut, tail = live_tail(site, source, name, path)
+    cut, tail, told = live_tail(site, source, name, path, since, context or [])
     if already_ingested(site, name):
         data_hash = ingest(source="observed", symbol=name)
     else:
-        data_hash = ingest(source=source, symbol=name, path=path, through=cut)
+        data_hash = ingest(source=source, symbol=name, path=path, through=cut, since=since, context=context)
     versions = train(families)
     verdicts = {}
     for family, version in versions.items():
@@ -45,7 +49,7 @@ def lifecycle(
     with Client(site.settings) as client:
         with step("serve: load, verify, warm up"):
             client.wait_for_generation(generation)
-        answers = replay(client, site, name, tail)
+        answers = replay(client, site, name, tail, told)
         if not answers:
             say(f"no live bars of {name} that the service has not seen; asking once about the last one")
             answers = [client.decide(name, site_last_close(site, name))]
@@ -63,15 +67,6 @@ def lifecycle(
         "monitor": watched,
         "retrained": retrained,
     }
-
-
-def already_ingested(site: Site, symbol: str) -> bool:
-    """Whether the newest snapshot is of this market and the service has seen bars after it."""
-    try:
-        described = site.manifest()
-    except StateError:
-        return False
-    return bool(described["symbol"] == symbol and len(site.store.bars(symbol)) > 0)
 
 
 def site_last_close(site: Site, symbol: str) -> datetime:

@@ -20,7 +20,8 @@ BellwetherError
 ├── StateError                 live state cannot be trusted (a gap, a wrong catalogue)
 └── ServiceError               a server we need is down, or its port is taken
     ├── PortTaken
-    └── ServiceDown
+    ├── ServiceDown
+    └── VenueDown              an exchange that gives no bars, now or ever
 """
 
 
@@ -105,4 +106,8 @@ class PortTaken(ServiceError):
 
 
 class ServiceDown(ServiceError):
+    pass
+
+
+class VenueDown(ServiceError):
     pass

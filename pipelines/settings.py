@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     remote_url: str = ""  # DVC remote; empty = a folder under `home`
     write_key: SecretStr | None = None  # bearer key of write calls; empty = made once under `home`, mode 0600
     durability: Literal["process", "power"] = "process"
+    exchange_url: str = ""  # put before the URL of every exchange request (ccxt's proxyUrl); empty = straight there
+    exchange_pause_ms: int = Field(default=0, ge=0)  # at least this between two requests; 0 = the venue's own limit
     fit_timeout_minutes: float = Field(default=30.0, gt=0)  # a family that takes longer is stopped; the others go on
     params_file: Path = ROOT / "params.yaml"
 
@@ -67,6 +69,11 @@ class Settings(BaseSettings):
         return self.home / "workspace"
 
     @property
+    def exchange_pages(self) -> Path:
+        """Pages of bars fetched from exchanges: what an interrupted backfill goes on from."""
+        return self.home / "exchange"
+
+    @property
     def bundles(self) -> Path:
         """Verified model bundles, one folder a digest."""
         return self.home / "bundles"
@@ -86,11 +93,18 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ExchangeParams(_Frozen):
+    venues: list[str] = Field(min_length=1)
+    timeframe: str
+    silence_bars: int = Field(gt=0)
+
+
 class DataParams(_Frozen):
     decision_timeframe: str
     quality_floor: float = Field(gt=0, le=1)
     live_days: int = Field(ge=0)
     retention_days: int = Field(gt=0)
+    exchange: ExchangeParams
 
 
 class SimulatorParams(_Frozen):

@@ -9,18 +9,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 
-from pipelines.data import files
+from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Books, ContextFeed
+from pipelines.data import exchange, files, recordings
+from pipelines.data.context import combined, read_context
+from pipelines.data.exchange import Backfill
+from pipelines.data.pages import Page
 from pipelines.data.schemas import to_frame
 from pipelines.data.simulator import DESIGN, Design, Market, simulate
-from pipelines.errors import BadTimes, BadValues, UnknownName
+from pipelines.data.timeframes import seconds
+from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.settings import SimulatorParams
 
+BOOK_EVERY_S = 60.0  # books kept of a recording: one a minute
 QUOTES = (
     "USDT", "USDC", "FDUSD", "TUSD", "BUSD", "DAI", "USD", "EUR", "GBP", "JPY", "CHF", "AUD", "CAD", "NZD",
     "TRY", "BRL", "BTC", "ETH", "BNB",
 )  # fmt: skip
+
+
+Records = tuple[Books | None, ContextFeed | None]
 
 
 class MarketSource(Protocol):
@@ -32,6 +42,10 @@ class MarketSource(Protocol):
         ingested_at  when they are taken in (aware); None stamps each bar with the moment it was known
         Raises       UnknownName for a symbol the source does not hold
         """
+        ...
+
+    def records(self, symbol: str, as_of: datetime) -> Records:
+        """Books and context of `symbol` known at `as_of` that come with its bars; (None, None) of a source of bars alone."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -87,6 +101,9 @@ class SimulatorSource:
             raise UnknownName(f"the simulator has no {asked}; it makes {own}. Ask for that, or set simulator.symbol.")
         return own
 
+    def records(self, symbol: str, as_of: datetime) -> Records:
+        return None, None
+
     def describe(self) -> dict[str, Any]:
         return {"source": "simulator", "spec": self.spec.model_dump(mode="json"), "design": asdict(self.design)}
 
@@ -119,6 +136,9 @@ class FileSource:
         later = (frame["known_at"] > moment) & (frame["known_at"] <= pd.Timestamp(taken))
         return frame[~later].reset_index(drop=True)
 
+    def records(self, symbol: str, as_of: datetime) -> Records:
+        return None, None
+
     def describe(self) -> dict[str, Any]:
         return {"source": "files", "timeframe": self.timeframe, "files": [_fingerprint(path) for path in self.paths]}
 
@@ -129,7 +149,31 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"name": path.name, "sha256": digest, "bytes": path.stat().st_size}
 
 
-def _simulator(spec: SimulatorParams | None, path: Path | Sequence[Path] | None) -> MarketSource:
+class ExchangeSource:
+    """Closed bars of exchanges, the first of them that answers; see data.exchange. Fetched once, they are kept."""
+
+    def __init__(self, plan: Backfill) -> None:
+        self.plan = plan
+        self.parts: list[Page] = []
+
+    def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
+        """As MarketSource; also raises VenueDown if no venue gives the rest (what came is kept)."""
+        moment, name = _aware(as_of), normalise_symbol(symbol)
+        timeframe = self.plan.params.timeframe
+        self.parts = exchange.backfill(self.plan, name, as_of)
+        bars = np.concatenate([np.empty((0, BAR_WIDTH)), *(part.bars for part in self.parts)])
+        closed = bars[:, OPEN_TIME] + seconds(timeframe) <= moment.timestamp()
+        return to_frame(bars[closed], timeframe, ingested_at)
+
+    def records(self, symbol: str, as_of: datetime) -> Records:
+        return None, None
+
+    def describe(self) -> dict[str, Any]:
+        """Of the bars fetched last: the venue of each, and how far venues differed where one followed another."""
+        return {"source": "exchange", "timeframe": self.plan.params.timeframe, **exchange.describe(self.parts)}
+
+
+def _simulator(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, plan: Backfill | None) -> MarketSource:
     if path is not None:
         raise BadValues(
             f"source 'simulator' reads no file, yet the path {path} was given. Use the source 'files', or no path."
@@ -139,42 +183,101 @@ def _simulator(spec: SimulatorParams | None, path: Path | Sequence[Path] | None)
     return SimulatorSource(spec)
 
 
-def _files(spec: SimulatorParams | None, path: Path | Sequence[Path] | None) -> MarketSource:
+def _files(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, plan: Backfill | None) -> MarketSource:
     if not path:
         raise BadValues(f"source 'files' needs a path to a {', '.join(files.EXTENSIONS)} file. Give one with --path.")
     return FileSource(path)
 
 
-SOURCES: dict[str, Callable[[SimulatorParams | None, Path | Sequence[Path] | None], MarketSource]] = {
+def _exchange(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, plan: Backfill | None) -> MarketSource:
+    if path is not None:
+        raise BadValues(f"source 'exchange' reads no file, yet the path {path} was given. Use 'files', or no path.")
+    if plan is None:
+        raise BadValues(
+            "source 'exchange' needs to know from when, and where to keep pages: pass a Backfill as `plan`."
+        )
+    return ExchangeSource(plan)
+
+
+SOURCES: dict[str, Callable[[SimulatorParams | None, Path | Sequence[Path] | None, Backfill | None], MarketSource]] = {
     "simulator": _simulator,
     "files": _files,
+    "exchange": _exchange,
 }
 
 
 def make_source(
-    name: str, *, spec: SimulatorParams | None = None, path: Path | Sequence[Path] | None = None
+    name: str,
+    *,
+    spec: SimulatorParams | None = None,
+    path: Path | Sequence[Path] | None = None,
+    plan: Backfill | None = None,
 ) -> MarketSource:
-    """The source registered as `name`: "simulator" needs `spec`, "files" a `path` (or several).
+    """The source registered as `name`: "simulator" needs `spec`, "files" a `path` (or several), "exchange" a `plan`.
 
     Raises UnknownName with the known names, BadValues if what it needs is not given.
     """
     if name not in SOURCES:
         raise UnknownName(f"no market source {name!r}; known: {', '.join(SOURCES)}. Use one of these.")
-    return SOURCES[name](spec, path)
+    return SOURCES[name](spec, path, plan)
 
 
-def check_request(name: str, path: Path | None, symbol: str | None, spec: SimulatorParams | None = None) -> None:
+def beside(paths: Sequence[Path], symbol: str, as_of: datetime) -> Records:
+    """Context and books known at `as_of` from files beside a source: context files, or folders of a recorded book.
+
+    Raises as `read_context` and `replay` do
+    """
+    folders = [path for path in paths if path.is_dir()]
+    if len(folders) > 1:
+        raise BadValues(f"{len(folders)} recorded books given; a market has one. Keep {folders[0]}.")
+    feeds = [read_context(path) for path in paths if not path.is_dir()]
+    books = None
+    for folder in folders:
+        books = recordings.replay(folder, BOOK_EVERY_S).books
+        feeds += [feed for feed in [recordings.read_funding(folder)] if feed is not None]
+    return known_at(as_of, books, combined(feeds))
+
+
+def known_at(as_of: datetime, books: Books | None, feed: ContextFeed | None) -> Records:
+    """The part of the records that was known at `as_of`."""
+    moment = _aware(as_of).timestamp()
+    if books is not None:
+        n = int(np.searchsorted(books.known, moment, "right"))
+        books = Books(books.known[:n], books.levels[:n], books.order_flow[:n], books.order_flow_fast[:n])
+    if feed is not None:
+        n = int(np.searchsorted(feed.known, moment, "right"))
+        feed = ContextFeed(feed.known[:n], feed.field[:n], feed.value[:n])
+    return books, feed
+
+
+def check_request(
+    name: str,
+    path: Path | None,
+    symbol: str | None,
+    spec: SimulatorParams | None = None,
+    plan: Backfill | None = None,
+    context: Sequence[Path] = (),
+) -> None:
     """Refuse at once, without reading a bar, what make_source and fetch would refuse later.
 
     symbol  None = the simulator's own
     spec    None: whether the simulator makes `symbol` is left for later
+    plan    of an exchange: a venue nobody knows, or one without bars of that timeframe
+    context files of context, or the folder of a recorded book
     Raises  UnknownName, BadValues or UnreadableFile
     """
+    for file in context:
+        if not file.exists():
+            raise UnreadableFile(f"{file}: no such file or folder of context. Check --context.")
     if name == "simulator" and path is None:
         if symbol is not None and spec is not None:
             SimulatorSource(spec).own(symbol)
         return
-    make_source(name, spec=spec, path=path)
+    make_source(name, spec=spec, path=path, plan=plan)
+    if name == "exchange" and plan is not None:
+        if symbol is None:
+            raise BadValues("an exchange has many symbols. Say which, e.g. --symbol BTC/USDT.")
+        plan.check()
     if path is not None:
         files.check_path(path)
         if symbol is None:

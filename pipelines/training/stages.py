@@ -48,7 +48,7 @@ def build_features(params: Params) -> None:
     decision = timeframes.resample(base, TIMEFRAME_SECONDS[base_tf], TIMEFRAME_SECONDS[decision_tf])
     say(f"features: {len(base):,} {base_tf} bars → {len(decision):,} {decision_tf} bars of {described['symbol']}")
     step_s = TIMEFRAME_SECONDS[decision_tf]
-    books, feed = _records(described)
+    books, feed = read_records(Path("data"), described)
     levels, context = align(decision[:, OPEN_TIME] + step_s, step_s, books, feed)
     present = [name for name, values in zip(CONTEXT_FIELDS, context.T, strict=True) if not np.isnan(values).all()]
     if books is not None or feed is not None:
@@ -91,12 +91,12 @@ def build_features(params: Params) -> None:
     )
 
 
-def _records(described: dict[str, Any]) -> tuple[Books | None, ContextFeed | None]:
-    """The snapshot's books and context; None where its manifest names no file of them."""
+def read_records(data: Path, described: dict[str, Any]) -> tuple[Books | None, ContextFeed | None]:
+    """Books and context of the snapshot in `data`; None where its manifest `described` names no file of them."""
     book, context = described.get("book"), described.get("context")
     return (
-        records.to_books(records.read_book(Path("data") / book)) if book else None,
-        records.to_feed(records.read_context(Path("data") / context)) if context else None,
+        records.to_books(records.read_book(data / book)) if book else None,
+        records.to_feed(records.read_context(data / context)) if context else None,
     )
 
 

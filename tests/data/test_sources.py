@@ -3,11 +3,13 @@ from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
+from recorded_exchange import RecordedExchange, Told
 
-from pipelines.data.schemas import LAYOUT, check, write_bars
+from pipelines.data.exchange import Backfill
+from pipelines.data.schemas import LAYOUT, check, to_matrix, write_bars
 from pipelines.data.sources import SOURCES, check_request, make_source, normalise_symbol
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
-from pipelines.settings import SimulatorParams
+from pipelines.settings import ExchangeParams, SimulatorParams
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 TAKEN = datetime(2025, 1, 1, tzinfo=UTC)
@@ -18,14 +20,22 @@ SPEC = SimulatorParams(
 
 
 @pytest.fixture(params=SOURCES)
-def source(request, tmp_path):
+def source(request, tmp_path, monkeypatch):
     simulator = make_source("simulator", spec=SPEC)
     if request.param == "simulator":
-        return simulator
+        yield simulator
+        return
     bars = simulator.fetch("SIM/USDT", TAKEN, None)
+    if request.param == "exchange":
+        monkeypatch.setenv("NO_PROXY", "*")
+        recorded = RecordedExchange(TAKEN.timestamp(), binance=Told(to_matrix(bars), symbol="SIM/USDT"))
+        params = ExchangeParams(venues=["binance"], timeframe="1m", silence_bars=10**6)
+        yield make_source("exchange", plan=Backfill(params, START, tmp_path, recorded.url, sleep=lambda wait: None))
+        recorded.close()
+        return
     write_bars(bars[:2000], tmp_path / "one.parquet")
     write_bars(bars[2000:].reset_index(drop=True), tmp_path / "two.parquet")
-    return make_source("files", path=[tmp_path / "one.parquet", tmp_path / "two.parquet"])
+    yield make_source("files", path=[tmp_path / "one.parquet", tmp_path / "two.parquet"])
 
 
 def test_a_source_gives_checked_bars_of_the_whole_period(source):

@@ -29,7 +29,7 @@ def recorded(folder, days):
 
 def test_the_last_days_of_a_file_are_kept_from_the_history(site, tmp_path):
     live_days = site.params.data.live_days
-    cut, tail = live_tail(site, "files", "BTC/USDT", recorded(tmp_path, days=40))
+    cut, tail, _ = live_tail(site, "files", "BTC/USDT", recorded(tmp_path, days=40))
     assert len(tail) == 96 * (live_days + 1)
     assert tail[0, OPEN_TIME] == cut.timestamp()
 

@@ -1,0 +1,74 @@
+"""Pages of bars as an exchange gave them, one Parquet file each: what an interrupted backfill goes on from.
+
+    <folder>/<venue>/<BASE-QUOTE>/<timeframe>/<first open time>.parquet
+
+A page answers for every slot of [start, end): a slot without a bar had none when the venue was asked. Values are not
+judged here (quality.assess does that), so these are not the bars of schemas.BARS.
+"""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
+
+from pipelines.contracts import BAR_FIELDS, OPEN_TIME, Floats, utc
+from pipelines.errors import UnreadableFile
+
+PAGES_VERSION = "page/1"
+
+
+@dataclass(frozen=True)
+class Page:
+    """market: the venue's name of it; start, end: epoch seconds; bars: (n, 8) ascending; seam_bps: see `backfill`."""
+
+    venue: str
+    market: str
+    start: int
+    end: int
+    bars: Floats
+    seam_bps: float | None = None
+
+    def cut(self, start: int, end: int) -> "Page":
+        """What lies in [start, end)."""
+        first, last = np.searchsorted(self.bars[:, OPEN_TIME], (start, end))
+        return replace(self, start=max(start, self.start), end=min(end, self.end), bars=self.bars[first:last])
+
+
+def folder_of(root: Path, venue: str, symbol: str, timeframe: str) -> Path:
+    return root / venue / symbol.replace("/", "-") / timeframe
+
+
+def write_page(page: Page, folder: Path) -> None:
+    """Write it under its first open time; a page of the same start is replaced. It appears whole or not at all."""
+    said = {"venue": page.venue, "market": page.market, "start": page.start, "end": page.end, "seam_bps": page.seam_bps}
+    table = pyarrow.table(
+        dict(zip(BAR_FIELDS, page.bars.T.copy(), strict=True)),
+        metadata={"bellwether.schema": PAGES_VERSION, "bellwether.page": json.dumps(said)},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{utc(page.start):%Y%m%dT%H%M%SZ}.parquet"
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        parquet.write_table(table, draft, compression="zstd", use_dictionary=False)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_page(path: Path) -> Page:
+    """Raises UnreadableFile if it is not whole Parquet, or no page of this version."""
+    try:
+        with parquet.ParquetFile(path) as file:
+            table = file.read()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UnreadableFile(f"{path}: not a whole page ({error}). Remove it: it is fetched again.") from error
+    metadata = table.schema.metadata or {}
+    version = metadata.get(b"bellwether.schema", b"none").decode()
+    if version != PAGES_VERSION or table.column_names != list(BAR_FIELDS):
+        raise UnreadableFile(f"{path}: no page but {version!r}. Remove it: it is fetched again.")
+    bars = np.column_stack([table[name].to_numpy() for name in BAR_FIELDS])
+    return Page(**json.loads(metadata[b"bellwether.page"]), bars=bars)

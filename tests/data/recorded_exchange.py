@@ -1,0 +1,267 @@
+"""A real HTTP server on this machine that speaks as Binance, Coinbase and Hyperliquid do, from bars it was given.
+
+It is reached as a gateway: ccxt puts its address before the URL it would have called, so the venue is read from that.
+Anything else it is asked for is kept in `strays` and answered 421.
+"""
+
+import json
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+
+HOSTS = {"api.binance.com": "binance", "api.coinbase.com": "coinbase", "api.hyperliquid.xyz": "hyperliquid"}
+START = 1_704_067_200  # 2024-01-01T00:00:00Z
+
+
+def made_bars(n, start=START, seed=0, price=40_000.0, step=60):
+    """(n, 8) bars of a random walk; every number has few enough decimals to be written as an exchange writes it."""
+    rng = np.random.default_rng(seed)
+    close = np.round(price + np.cumsum(rng.normal(0.0, 8.0, n)), 2)
+    opened = np.r_[price, close[:-1]]
+    high = np.round(np.maximum(opened, close) + rng.exponential(4.0, n), 2)
+    low = np.round(np.minimum(opened, close) - rng.exponential(4.0, n), 2)
+    volume = np.round(rng.exponential(20.0, n) + 0.01, 5)
+    taker = np.round(volume * rng.uniform(0.1, 0.9, n), 5)
+    times = start + float(step) * np.arange(n)
+    return np.column_stack([times, opened, high, low, close, volume, rng.integers(1, 900, n).astype(float), taker])
+
+
+@dataclass
+class Asked:
+    venue: str
+    path: str
+    query: dict
+    at: float
+
+    @property
+    def since(self):
+        """First open time asked for, epoch seconds; None if no candles were asked for."""
+        if "startTime" in self.query:
+            return int(self.query["startTime"]) // 1000
+        return int(self.query["start"]) if "start" in self.query else None
+
+
+@dataclass
+class Told:
+    """What a venue does with candle requests: its bars, its symbol, and faults by number of the request (from 1)."""
+
+    bars: np.ndarray
+    symbol: str = "BTC/USDT"
+    faults: dict = field(default_factory=dict)
+    dead_after: int | None = None  # candle requests it still answers; then 503 to everything
+    most: int = 1000  # candles it gives at once, however many are asked for
+    candles: int = 0
+
+
+class RecordedExchange:
+    """`clock` is what every venue shows as its time: the candle that holds it is still open, and is served."""
+
+    def __init__(self, clock, **venues):
+        self.clock, self.venues = clock, venues
+        self.asked, self.strays = [], []
+        exchange = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                exchange.answer(self, {})
+
+            def do_POST(self):
+                exchange.answer(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self.thread.start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server.server_address[1]}/"
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+    def candle_requests(self, venue=None):
+        return [asked for asked in self.asked if asked.since is not None and venue in (None, asked.venue)]
+
+    def answer(self, handler, body):
+        url = urlsplit(unquote(handler.path[1:]))
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        if body:
+            query = {"type": body["type"], **body.get("req", {})}
+        venue = HOSTS.get(url.hostname)
+        told = self.venues.get(venue)
+        asked = Asked(venue, url.path, query, time.monotonic())
+        if venue is None:
+            self.strays.append(url.geturl())
+            return reply(handler, 421, {"msg": "no such venue here"})
+        self.asked.append(asked)
+        if told is None or (told.dead_after is not None and told.candles >= told.dead_after):
+            return reply(handler, 503, {"msg": "down"})
+        if asked.since is not None:
+            told.candles += 1
+            fault = told.faults.get(told.candles)
+            if fault is not None:
+                return fault(handler, lambda change=None: reply(handler, 200, self.candles(venue, told, query, change)))
+        found = SPEAKS[venue](self, told, url.path, query)
+        if found is None:
+            self.strays.append(url.geturl())
+            return reply(handler, 421, {"msg": "not recorded"})
+        return reply(handler, 200, found)
+
+    def seen(self, told, timeframe):
+        """Closed bars, and the candle that is open now; of days only the times are true."""
+        rows = told.bars[told.bars[:, 0] <= self.clock]
+        if timeframe in ("1d", "ONE_DAY"):
+            rows = rows[np.unique(rows[:, 0] // 86400, return_index=True)[1]].copy()
+            rows[:, 0] = rows[:, 0] // 86400 * 86400
+        return rows
+
+    def candles(self, venue, told, query, change=None):
+        if venue == "binance":
+            rows = seen = self.seen(told, query["interval"])
+            if query["symbol"] != told.symbol.replace("/", ""):
+                return {"code": -1121, "msg": "Invalid symbol."}
+            rows = rows[rows[:, 0] >= int(query["startTime"]) / 1000][: min(int(query["limit"]), told.most)]
+            rows = rows if change is None else change(rows, seen)
+            return [as_kline(row) for row in rows]
+        if venue == "coinbase":
+            rows = seen = self.seen(told, query["granularity"])
+            rows = rows[(rows[:, 0] >= int(query["start"])) & (rows[:, 0] <= int(query["end"]))]
+            assert len(rows) <= 350, "Coinbase refuses more than 350 candles"
+            rows = rows if change is None else change(rows, seen)
+            names = ("start", "open", "high", "low", "close", "volume")
+            written = [[str(int(row[0])), *(repr(float(value)) for value in row[1:6])] for row in rows[::-1]]
+            return {"candles": [dict(zip(names, row, strict=True)) for row in written]}
+        rows = self.seen(told, query["interval"])[-5000:]
+        rows = rows[(rows[:, 0] >= query["startTime"] / 1000) & (rows[:, 0] <= query["endTime"] / 1000)]
+        return [
+            {"t": int(row[0] * 1000), "T": int(row[0] * 1000) + 59_999, "s": "BTC", "i": "1m", "n": int(row[6])}
+            | {name: repr(float(value)) for name, value in zip("ohlcv", row[1:6], strict=True)}
+            for row in rows
+        ]
+
+
+def as_kline(row):
+    o, h, low, c, v, taker = (f"{row[i]:.8f}" for i in (1, 2, 3, 4, 5, 7))
+    opened = int(row[0] * 1000)
+    return [opened, o, h, low, c, v, opened + 59_999, "0.00000000", int(row[6]), taker, "0.00000000", "0"]
+
+
+def binance(exchange, told, path, query):
+    if path == "/api/v3/time":
+        return {"serverTime": int(exchange.clock * 1000)}
+    if path == "/api/v3/exchangeInfo":
+        base, quote = told.symbol.split("/")
+        return {"timezone": "UTC", "symbols": [{
+            "symbol": base + quote, "status": "TRADING", "baseAsset": base, "baseAssetPrecision": 8,
+            "quoteAsset": quote, "quotePrecision": 8, "quoteAssetPrecision": 8, "orderTypes": ["LIMIT"],
+            "isSpotTradingAllowed": True, "isMarginTradingAllowed": False, "permissions": ["SPOT"], "filters": [
+                {"filterType": "PRICE_FILTER", "minPrice": "0.01", "maxPrice": "1000000", "tickSize": "0.01"},
+                {"filterType": "LOT_SIZE", "minQty": "0.00001", "maxQty": "9000", "stepSize": "0.00001"},
+            ],
+        }]}  # fmt: skip
+    return exchange.candles("binance", told, query) if path == "/api/v3/klines" else None
+
+
+def coinbase(exchange, told, path, query):
+    product = told.symbol.replace("/", "-")
+    if path == "/v2/time":
+        return {"data": {"epoch": int(exchange.clock)}}
+    if path == "/api/v3/brokerage/market/products":
+        if query.get("product_type") == "FUTURE":
+            return {"products": [], "num_products": 0}
+        base, quote = told.symbol.split("/")
+        return {"num_products": 1, "products": [{
+            "product_id": product, "price": "1", "base_increment": "0.00000001", "quote_increment": "0.01",
+            "quote_min_size": "1", "quote_max_size": "1000000", "base_min_size": "0.0001", "base_max_size": "100",
+            "status": "online", "trading_disabled": False, "product_type": "SPOT", "quote_currency_id": quote,
+            "base_currency_id": base, "price_increment": "0.01", "alias_to": [],
+        }]}  # fmt: skip
+    if path == f"/api/v3/brokerage/market/products/{product}/candles":
+        return exchange.candles("coinbase", told, query)
+    return None
+
+
+def hyperliquid(exchange, told, path, query):
+    base = told.symbol.split("/")[0]
+    if query["type"] == "exchangeStatus":
+        return {"specialStatuses": None, "time": int(exchange.clock * 1000)}
+    if query["type"] == "spotMetaAndAssetCtxs":
+        return [{"tokens": [], "universe": []}, []]
+    if query["type"] == "metaAndAssetCtxs":
+        return [
+            {"universe": [{"name": base, "szDecimals": 5, "maxLeverage": 40}], "collateralToken": 0},
+            [{"funding": "0", "markPx": "40000", "midPx": "40000", "oraclePx": "40000", "openInterest": "1"}],
+        ]
+    return exchange.candles("hyperliquid", told, query) if query["type"] == "candleSnapshot" else None
+
+
+SPEAKS = {"binance": binance, "coinbase": coinbase, "hyperliquid": hyperliquid}
+
+
+def reply(handler, status, value, **headers):
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    handler.send_response(status)
+    handler.send_header("Content-Type", "text/html" if isinstance(value, bytes) else "application/json")
+    handler.send_header("Content-Length", str(len(body)))
+    for name, said in headers.items():
+        handler.send_header(name.replace("_", "-"), said)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+# faults: each takes the handler and what would have been answered
+
+
+def too_many(seconds, status=429):
+    return lambda handler, answer: reply(handler, status, {"code": -1003, "msg": "Way too many"}, Retry_After=seconds)
+
+
+def broken(status=503):
+    return lambda handler, answer: reply(handler, status, {"msg": "Service unavailable"})
+
+
+def hang_up(handler, answer):
+    """The connection is reset in the middle of the answer."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", "5000")
+    handler.end_headers()
+    handler.wfile.write(b"[[1704067200000,")
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def maintenance(handler, answer):
+    reply(handler, 200, b"<html><body>Back soon</body></html>")
+
+
+def nothing(handler, answer):
+    answer(lambda rows, all_rows: rows[:0])
+
+
+def half(handler, answer):
+    answer(lambda rows, all_rows: rows[: len(rows) // 2])
+
+
+def doubled(handler, answer):
+    """Each candle twice, and fifty from before what was asked for."""
+
+    def change(rows, all_rows):
+        before = all_rows[all_rows[:, 0] < rows[0, 0]][-50:]
+        return np.repeat(np.concatenate([before, rows]), 2, axis=0)
+
+    answer(change)
+
+
+def out_of_order(handler, answer):
+    answer(lambda rows, all_rows: np.random.default_rng(1).permutation(rows))

@@ -1,0 +1,129 @@
+"""Recorded books replayed: they end where the recording says, are never crossed, and know nothing of tomorrow."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.data import recordings, records
+from pipelines.data.trades import bars_from_trades
+from pipelines.errors import BadValues, UnreadableFile
+from pipelines.settings import ROOT
+
+FOLDER = ROOT.parent / "shared" / "data" / "orderbook"
+WITH_SNAPSHOT = ("binance_usdm_btcusdt_20230404", "binance_usdm_btcusdt_20240718", "binance_usdm_ethusdt_20240718")
+recorded = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"recorded order books are not there: {FOLDER}")
+
+
+@pytest.fixture(scope="module", params=WITH_SNAPSHOT)
+def session(request):
+    return FOLDER / request.param, recordings.replay(FOLDER / request.param)
+
+
+def quoted(folder, ids):
+    """(n, 2) the recorded best bid and ask as of each of these exchange ids; NaN before the first."""
+    quotes = pd.read_parquet(folder / "book_ticker.parquet").sort_values("update_id", kind="stable")
+    at = np.searchsorted(quotes["update_id"].to_numpy(), ids, side="right") - 1
+    return np.where(at[:, np.newaxis] >= 0, quotes[["bid_price", "ask_price"]].to_numpy()[at], np.nan)
+
+
+@recorded
+def test_the_replay_ends_at_the_recorded_best_bid_and_ask(session):
+    folder, found = session
+    assert found.best[-1, [0, 2]].tolist() == quoted(folder, found.ids[-1:])[0].tolist()
+
+
+@recorded
+def test_after_every_message_the_best_levels_are_the_quoted_ones(session):
+    folder, found = session
+    told = quoted(folder, found.ids)
+    known = np.isfinite(told[:, 0])
+    same = (found.best[known][:, [0, 2]] == told[known]).all(axis=1)
+    assert known.sum() > 8000
+    assert same.mean() > 0.999
+
+
+@recorded
+def test_no_message_is_lost_and_the_book_is_never_crossed(session):
+    _, found = session
+    assert (found.sequence_breaks, found.crossed) == (0, 0)
+    assert found.messages > 8000
+    assert len(found.books.known) > 400
+    records.check(records.from_books(found.books, None), records.BOOK)
+
+
+@recorded
+def test_trades_are_all_there_and_their_bars_hold_their_volume(session):
+    folder, _ = session
+    told, trades = pd.read_parquet(folder / "trades.parquet"), recordings.read_trades(folder)
+    bars = bars_from_trades(trades, 60)
+    assert len(trades.time) == len(told) == bars[:, 6].sum()
+    assert bars[:, 5].sum() == pytest.approx(told["quantity"].sum(), rel=1e-12)
+    assert bars[:, 7].sum() == pytest.approx(told.loc[~told["is_buyer_maker"], "quantity"].sum(), rel=1e-12)
+
+
+@recorded
+def test_a_session_without_a_snapshot_tells_nothing_before_its_levels_were_quoted():
+    folder = FOLDER / "binance_spot_btcusdt_20230405"
+    first = recordings._known(pd.read_parquet(folder / "depth_updates.parquet"))[0]
+    books = recordings.replay(folder).books
+    assert books.known[0] >= first + recordings.BUILD_UP_S
+    assert (books.levels[:, 0, 0, 0] < books.levels[:, 1, 0, 0]).all()
+
+
+# ---- a small recording written here
+
+
+def write(folder: Path, rows, snapshot=True):
+    """rows: (second, message id, side, price, size)."""
+    folder.mkdir()
+    moment = pd.Timestamp("2024-01-01", tz="UTC")
+    frame = pd.DataFrame(rows, columns=["at", "final_update_id", "side", "price", "quantity"])
+    stamps = moment + pd.to_timedelta(frame.pop("at"), unit="s")
+    frame = frame.assign(receive_time=stamps, event_time=stamps, prev_final_update_id=frame["final_update_id"] - 1)
+    frame.to_parquet(folder / "depth_updates.parquet")
+    if snapshot:
+        book = [("bid", 100.0, 1.0), ("bid", 99.9, 2.0), ("ask", 100.1, 3.0), ("ask", 100.2, 4.0)]
+        told = pd.DataFrame(book, columns=["side", "price", "quantity"])
+        told.assign(last_update_id=1, receive_time=moment, event_time=moment).to_parquet(
+            folder / "depth_snapshot.parquet"
+        )
+    return folder
+
+
+ROWS = [
+    (0.5, 1, "bid", 50.0, 9.0),  # before the snapshot: already in it
+    (1.2, 2, "bid", 100.0, 1.5),  # best bid grows by 0.5
+    (1.4, 3, "ask", 100.1, 0.0),  # best ask taken away: the next one is 100.2
+    (2.5, 4, "bid", 100.1, 0.7),  # a better bid
+]
+
+
+def test_levels_flow_and_times_of_a_book_replayed_by_hand(tmp_path):
+    found = recordings.replay(write(tmp_path / "r", ROWS))
+    start = pd.Timestamp("2024-01-01", tz="UTC").timestamp()
+    assert (found.books.known - start).tolist() == [2.0, 3.0]
+    np.testing.assert_allclose(found.books.levels[0, 0, :3, :2], [[100.0, 1.5], [99.9, 2.0], [np.nan, np.nan]])
+    np.testing.assert_allclose(found.books.levels[1, :, 0, :2], [[100.1, 0.7], [100.2, 4.0]])
+    # 2: + 1.5 - 1.0 on the bid; 3: + 3.0, the ask went up; the first book has none before it
+    assert np.isnan(found.books.order_flow[0])
+    assert found.books.order_flow[1] == pytest.approx(0.7)  # a higher bid counts whole
+
+
+def test_cutting_the_future_changes_no_earlier_book(tmp_path):
+    whole, cut = recordings.replay(write(tmp_path / "a", ROWS)), recordings.replay(write(tmp_path / "b", ROWS[:3]))
+    assert cut.books.levels[0].tobytes() == whole.books.levels[0].tobytes()
+
+
+def test_a_crossed_book_is_refused_and_a_lost_message_is_counted(tmp_path):
+    crossing = [*ROWS, (3.0, 5, "bid", 100.2, 1.0)]
+    with pytest.raises(BadValues, match="crossed after 1 of 4"):
+        recordings.replay(write(tmp_path / "a", crossing))
+    lost = [*ROWS[:3], (2.5, 9, "bid", 100.1, 0.7)]
+    assert recordings.replay(write(tmp_path / "b", lost)).sequence_breaks == 1
+
+
+def test_a_folder_that_is_no_recording_says_what_one_is(tmp_path):
+    with pytest.raises(UnreadableFile, match=r"depth_updates\.parquet"):
+        recordings.replay(tmp_path)

@@ -23,6 +23,7 @@ from pipelines.monitoring.drift import block_effects
 from pipelines.settings import Params, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import events
+from pipelines.signals.setups import setups
 from pipelines.signals.voices import Voices
 from serving import core
 from serving.policy import flatten, to_rows
@@ -60,6 +61,7 @@ def warm(params: Params) -> None:
     timed("alignment", lambda: align(bars[:, OPEN_TIME] + step_s, step_s, books, feed))
     features = timed("features", lambda: fold_twice(FEATURES, bars))
     signals = timed("signals", lambda: fold_twice(SIGNALS, bars))
+    timed("setups", lambda: setups(bars, np.arange(len(bars))))
     voices = timed("voices", lambda: Voices.fit(signals))
     direction, confidence = voices.speak(signals)
     found = events(features, signals)

@@ -179,19 +179,19 @@ def _agreement(bars, t, step):  # type: ignore[no-untyped-def]
         frame = FRAMES[f]
         if frame < step:
             continue
-        found, newest, centre, candle = 0, 0.0, 0.0, -1.0
+        found, newest, trend, candle = 0, 0.0, 0.0, -1.0
         for i in range(t, t - WINDOW + 1, -1):
             slot = np.floor(bars[i, OPEN_TIME] / frame)
             if slot != candle and (slot + 1.0) * frame <= now:  # the last bar of a closed candle
                 if found == 0:
                     newest = bars[i, CLOSE]
-                centre += bars[i, CLOSE] / FRAME_CANDLES
+                trend += newest - bars[i, CLOSE]  # a sum of differences: equal closes give an exact nought
                 found += 1
                 if found == FRAME_CANDLES:
                     break
             candle = slot
         if found == FRAME_CANDLES:
-            score += FRAME_WEIGHTS[f] * np.sign(newest - centre)
+            score += FRAME_WEIGHTS[f] * np.sign(trend)
             total += FRAME_WEIGHTS[f]
             heard += 1
     if heard < 2:

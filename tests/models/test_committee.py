@@ -1,5 +1,7 @@
 """A committee: voters over bars and windows, whoever cannot speak leaves the average, and nobody stands in for him."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -104,3 +106,20 @@ def test_who_does_not_speak_leaves_the_average_and_silence_is_not_a_half():
     voices = np.array([[0.9, np.nan, np.nan], [0.5, 0.2, np.nan]])
     np.testing.assert_allclose(average(voices, np.array([1.0, 1.0])), [0.7, 0.2, np.nan])
     np.testing.assert_allclose(average(voices, np.array([1.0, 0.0])), [0.9, np.nan, np.nan])
+
+
+def test_a_class_whose_gate_is_shut_is_answered_nought_and_nobody_is_asked_where_all_are(tmp_path):
+    model = replace(committee(tmp_path / "b"), gates=np.array([0, 1]))
+    rows = np.full((4, STEPS, 2), 0.5)
+    rows[1, -1, 1] = 0.0
+    rows[2, -1] = 0.0
+    rows[3, -1, 0] = np.nan
+    answer = model.predict(rows)
+    assert (answer.p[0] > 0.5).all()
+    assert answer.p[1, 0] > 0.5
+    assert answer.p[1, 1] == answer.p_low[1, 1] == answer.members["near"][1, 1] == 0.0
+    assert answer.status == ["OK", "OK", "OK", "ABSTAIN"]
+    assert not answer.p[2].any()
+    assert np.isnan(answer.p[3]).all()  # an abstention is no nought
+    rows[2, 0] = np.nan  # a window with a hole: no class is there, so there is nothing to read in it
+    assert model.predict(rows).status[2] == "OK"

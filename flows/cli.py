@@ -185,12 +185,12 @@ def show_turn(result: dict[str, Any]) -> None:
     if not any(row[:3] == ["validator", result["symbol"], "champion"] for row in rows):
         rows.insert(0, ["validator", result["symbol"], "champion", None, None, None, "none passed: tier 3"])
     table("what is live", ["family", "market", "arm", "version", "digest", "data", "gate"], rows)
-    table(
-        f"what the newest candidates scored on {result['symbol']}",
-        ["family", "version", "gate", "figure", "value", "95 % interval", "n"],
-        [[family, told["version"], told["gate"], *row] for family, told in result["figures"].items()
-         for row in told["rows"] if ": " not in row[0]],  # figures of single classes are on the evidence page
-    )  # fmt: skip
+    for family, told in result["figures"].items():
+        table(
+            f"{family} version {told['version']}, {told['gate']} by the gate: what it scored on {result['symbol']}",
+            ["figure", "value", "95 % interval", "n"],
+            [row for row in told["rows"] if ": " not in row[0]],  # figures of single classes are on the evidence page
+        )
     table(
         f"decisions: {', '.join(f'{v:,} {k}' for k, v in result['actions'].items())}",
         ["as of (UTC)", "action", "conf.", "p", "edge bps", "size", "tier", "first reason"],

@@ -229,3 +229,36 @@ def _jumps(clean: pd.DataFrame, step: int) -> pd.DataFrame:
         size = np.where(scale > 0, move / scale, np.nan)  # a market that stood still has no scale: nothing to say
     hit = size > JUMP_MADS
     return pd.DataFrame({"open_time": clean["open_time"][hit], "flag": "JUMP", "size": size[hit]})
+
+
+DIVERGENT_MADS = 20.0  # of the difference of two sources, in robust sd …
+DIVERGENT_BPS = 5.0  # … and never under this: two venues differ by some basis points all day
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Two sources of one market beside each other, on the bars both have.
+
+    n            shared bars; median_bps: how far `a` usually lies above `b`, basis points of price
+    flagged      shared bars whose closes differ otherwise than usual: open_time, bps
+    """
+
+    n: int
+    median_bps: float
+    flagged: pd.DataFrame
+
+
+def cross_source_divergence(a: pd.DataFrame, b: pd.DataFrame) -> Divergence:
+    """Where two sources of the same symbol and timeframe disagree (D5). It is told, it lowers no score: which of the
+    two is wrong cannot be seen from here.
+
+    a, b    bars frames; Raises NotEnoughData where they share fewer than ten bars
+    """
+    both = a[["open_time", "close"]].merge(b[["open_time", "close"]], on="open_time", suffixes=("_a", "_b"))
+    if len(both) < 10:
+        raise NotEnoughData(f"{len(both)} bars are in both sources, needs 10 to compare. Check symbol and period.")
+    bps = 1e4 * np.log(both["close_a"].to_numpy() / both["close_b"].to_numpy())
+    usual = float(np.median(bps))
+    spread = 1.4826 * float(np.median(np.abs(bps - usual)))
+    odd = np.abs(bps - usual) > max(DIVERGENT_MADS * spread, DIVERGENT_BPS)
+    return Divergence(len(both), usual, both.loc[odd, ["open_time"]].assign(bps=bps[odd]).reset_index(drop=True))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.files import read
-from pipelines.data.quality import assess
+from pipelines.data.quality import assess, cross_source_divergence
 from pipelines.data.schemas import BARS, check, to_frame
 from pipelines.errors import BadColumns, BadTimes, NotEnoughData
 
@@ -189,3 +189,17 @@ def test_what_cannot_be_assessed_is_refused():
         assess(frame(), "1m", datetime(2026, 1, 1))  # noqa: DTZ001
     with pytest.raises(BadColumns):
         assess(frame().drop(columns="trades"), "1m", NOW)
+
+
+def test_two_sources_that_part_ways_are_flagged_where_they_do_and_their_usual_distance_is_not():
+    rng = np.random.default_rng(0)
+    a = frame(300)
+    b = a.assign(close=a["close"] * np.exp(-2e-4 + 1e-5 * rng.standard_normal(300)))
+    b.loc[120, "close"] *= 1.01
+    found = cross_source_divergence(a, b)
+    assert found.n == 300
+    assert found.median_bps == pytest.approx(2.0, abs=0.1)
+    assert found.flagged["open_time"].tolist() == [a["open_time"][120]]
+    assert found.flagged["bps"][0] == pytest.approx(2.0 - 99.5, abs=1.0)
+    with pytest.raises(NotEnoughData, match="both sources"):
+        cross_source_divergence(a, b.iloc[:5])

@@ -1,29 +1,53 @@
 """A market made from a seed, with the truth it was made from, so that every learner and detector can be scored.
 
-Candle version: 1-minute bars of a price that walks 12 steps a minute (honest highs and lows), four regimes, seasonal
-and self-exciting volume, taker flow. A hidden informed pressure u (Ornstein–Uhlenbeck) leans on the taker buy share and
-moves the price over the following hours, but how, depends on the regime (`Design.gain`): the flow has to be read
-together with volatility and volume. `edge: 0` gives a martingale price with the very same volumes and taker flow.
+A value walks 12 steps a minute through four regimes, with seasonal and self-exciting volume and a taker share; inside
+each minute a limit order book trades around it (data.orderbook_market), and the 1-minute bars are the sum of those
+trades. A hidden informed pressure u (Ornstein–Uhlenbeck) leans on the taker share and on the book and moves the value
+over the following hours, but how, depends on the regime (`Design.gain`): the flow has to be read together with
+volatility and volume. `edge: 0` gives a martingale value with the very same volumes and taker flow.
 
-The same spec gives the same bars. Every kind of noise has its own stream, so the bars before the drift date do not
-depend on the drift, the bars of the history do not depend on `live_days`, and other seeds give independent markets.
+The same spec gives the same market. Every kind of noise has its own stream, so what happens before the drift date does
+not depend on the drift, the history does not depend on `live_days`, and other seeds give independent markets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import BAR_WIDTH, CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, TRADES, VOLUME, Floats, Ints
+from pipelines.contracts import (
+    BAR_WIDTH,
+    BOOK_LEVELS,
+    CONTEXT_INDEX,
+    OPEN_TIME,
+    Books,
+    ContextFeed,
+    Floats,
+    Ints,
+    Trades,
+)
+from pipelines.data import orderbook
+from pipelines.data.orderbook_market import (
+    LOTS,
+    PLANTED_A_MINUTE,
+    PLANTED_WIDTH,
+    STEPS,
+    STREAMS,
+    BookDesign,
+    fresh_market,
+    knobs_of,
+    trade_minutes,
+)
 from pipelines.errors import BadValues
 from pipelines.settings import SimulatorParams
 
 MINUTES_A_DAY = 1440
-STEPS = 12  # price steps in a minute: one every five seconds
-TICK = 0.01  # prices are rounded to it, volumes to LOT: a last-bit difference of a maths library cannot change a file
-LOT = 1e-5
-BLOCK = 30 * MINUTES_A_DAY  # minutes drawn at a time: memory stays at a few MB however long the history is
+BLOCK = 30 * MINUTES_A_DAY  # minutes made at a time: what is not an answer stays at a few MB however long the history
+FUNDING_S = 28_800  # seconds between funding rates
+INTEREST = 1e-4  # part of the funding rate that has nothing to do with the basis
+FUNDING_CAP = 0.0075
 
 
 @dataclass(frozen=True)
@@ -61,17 +85,35 @@ class Design:
     branching: float = 0.7  # b: share of the volume that earlier volume caused
     excitement_half_life_min: float = 12.0
     shock_sd: float = 0.6
-    trade_size: float = 0.013  # base asset a trade
-    trade_size_sd: float = 0.3
     # what changes at the drift date
     drift_vol: float = 3.0  # at 2 one year in seven hides it: a calm regime doubled is still an ordinary one
     drift_share_noise: float = 2.0
     drift_branching: float = 0.9
     drift_excitement_half_life_min: float = 60.0
     drift_edge: float = -1.0
+    book: BookDesign = field(default_factory=BookDesign)  # the market inside a minute
 
 
 DESIGN = Design()
+
+
+@dataclass(frozen=True)
+class Planted:
+    """k patterns that were planted and are over, in the order they began; those that still run are not among them.
+
+    start, end  (k,) epoch seconds
+    kind        (k,) index into orderbook_market.PATTERNS
+    direction   (k,) what it says if read in time: +1 for a hidden bid, a swept low, a fake bid; else -1
+    price       (k,) quote currency: the level of the order, or the extreme that was swept
+    size        (k,) base asset: what traded on the iceberg or in the sweep; what the fake order showed
+    """
+
+    start: Floats
+    end: Floats
+    kind: Ints
+    direction: Floats
+    price: Floats
+    size: Floats
 
 
 @dataclass(frozen=True)
@@ -81,42 +123,56 @@ class Truth:
     regime      (n,) index into contracts.REGIMES
     pressure    (n,) u at the start of the minute, mean 0, variance 1
     drift       (n,) expected log return of the minute that the edge planted; 0 everywhere at edge 0
+    value       (n,) quote currency, what the market is worth at the close of the minute; its quotes lean around it
     drift_time  open time of the first changed bar; None where these bars hold no drift
     edge        strength before the drift date, as asked for
+    planted     icebergs, sweeps and fake orders
     """
 
     regime: Ints
     pressure: Floats
     drift: Floats
+    value: Floats
     drift_time: datetime | None
     edge: float
+    planted: Planted
 
 
 @dataclass(frozen=True)
 class Market:
-    """`bars` (n, 8) 1-minute in BAR_FIELDS order, history then live in one path, and their `truth`."""
+    """History then live in one path.
+
+    bars    (n, 8) 1-minute in BAR_FIELDS order: the sum of this market's own trades
+    events  (n,) book events in each: orders placed, withdrawn and filled
+    books   a snapshot at the close of every `book_every_minutes`-th minute since 1970
+    feed    the funding rate at 00:00, 08:00 and 16:00 UTC
+    truth   what all of it was made from
+    """
 
     bars: Floats
+    events: Ints
+    books: Books
+    feed: ContextFeed
     truth: Truth
 
 
 @kernel
 def _walk(  # type: ignore[no-untyped-def]
-    first, drift_at, clock, state, steps, noise, chance, table, knobs, before, after, out, regime, pressure, drift
+    first, drift_at, clock, state, steps, noise, chance, table, knobs, before, after, path, latent, regime, drift
 ):
-    """Walk one block of minutes; `state` carries log price, u, excitement, regime, minutes in it to the next block.
+    """Walk one block of minutes; `state` carries log value, u, excitement, regime, minutes in it to the next block.
 
     first, drift_at  minute number of row 0 and of the first drifted minute; clock: minute of the day of row 0
-    steps (n, 12)    price noise; noise (n, 4): pressure, share, volume, trade size; chance (n, 2): leave? where to?
+    steps (n, 12)    value noise; noise (n, 3): pressure, share, volume; chance (n, 2): leave? where to?
     table (4, 4)     see _table
     knobs            see _knobs; before, after: [vol, share noise, branching, keep of excitement, edge]
+    path (n, 12)     gets the log value after each step; latent (n, 4): volume, taker share, sd of the minute, u
     """
-    (keep_u, lean, echo, share_noise, season, peak, shock_sd, min_stay, max_stay, trade_size, size_sd) = knobs
+    (keep_u, lean, echo, share_noise, season, peak, shock_sd, min_stay, max_stay) = knobs
     price, u, excitement, minutes = state[0], state[1], state[2], state[4]
     now = int(state[3])
     fresh_u = np.sqrt(1.0 - keep_u * keep_u)
     mean_move = np.sqrt(2.0 / np.pi)
-    open_price = np.exp(price)
     for i in range(steps.shape[0]):
         change = after if first + i >= drift_at else before
         vol, noisier, branching, keep, edge = change[0], change[1], change[2], change[3], change[4]
@@ -127,22 +183,17 @@ def _walk(  # type: ignore[no-untyped-def]
 
         sd = vol * table[0, now]
         lift = edge * vol * table[2, now] * u
-        drift[i], pressure[i], regime[i] = lift, u, now
+        drift[i], regime[i] = lift, now
         each = (
             lift - 0.5 * sd * sd
-        ) / STEPS  # minus half the variance: the price itself, not its log, is the martingale
+        ) / STEPS  # minus half the variance: the value itself, not its log, is the martingale
         root = sd / np.sqrt(STEPS)
-        high = low = price
         total = 0.0
         for k in range(STEPS):
             total += steps[i, k]
             price += each + root * steps[i, k]
-            high = max(high, price)
-            low = min(low, price)
+            path[i, k] = price
         move = total / np.sqrt(STEPS)  # the unpredictable part of the minute, in sd: nothing below reads the edge
-        close_price = np.exp(price)
-        out[i, OPEN], out[i, HIGH], out[i, LOW], out[i, CLOSE] = open_price, np.exp(high), np.exp(low), close_price
-        open_price = close_price
 
         angle = 2.0 * np.pi * (clock + i - peak) / MINUTES_A_DAY
         shock = np.exp(shock_sd * noise[i, 2] - 0.5 * shock_sd * shock_sd) * (0.4 + 0.6 * abs(move) / mean_move)
@@ -150,9 +201,7 @@ def _walk(  # type: ignore[no-untyped-def]
         excitement = keep * excitement + (1.0 - keep) * relative
         volume = table[1, now] * (1.0 + season * np.cos(angle)) * relative
         share = 0.5 + lean * u + noisier * (echo * move + share_noise * noise[i, 1])
-        out[i, VOLUME] = volume
-        out[i, TAKER_BUY] = volume * min(max(share, 0.02), 0.98)
-        out[i, TRADES] = max(1.0, volume / trade_size * np.exp(size_sd * noise[i, 3]))
+        latent[i, 0], latent[i, 1], latent[i, 2], latent[i, 3] = volume, min(max(share, 0.02), 0.98), sd, u
         u = keep_u * u + fresh_u * noise[i, 0]
     state[0], state[1], state[2], state[3], state[4] = price, u, excitement, now, minutes
 
@@ -180,16 +229,20 @@ def _knobs(design: Design) -> tuple[float, ...]:
         design.shock_sd,
         60.0 * design.min_stay_hours,
         60.0 * design.max_stay_hours,
-        design.trade_size,
-        design.trade_size_sd,
     )
 
 
+def tick_of(spec: SimulatorParams) -> int:
+    """Cents of quote currency in a tick: the largest 1, 2 or 5 times a power of ten within 0.25 bps of the start."""
+    most = spec.start_price * 100.0 * 2.5e-5 * (1.0 + 1e-9)
+    return max(one * 10**power for power in range(12) for one in (1, 2, 5) if one * 10**power <= max(most, 1.0))
+
+
 def _check(spec: SimulatorParams, design: Design) -> None:
-    calm = spec.start_price * spec.vol_15m_bps * 1e-4 * min(design.vol_ratio) / np.sqrt(15.0)
-    if calm < 5 * TICK:
+    calm, tick = spec.start_price * spec.vol_15m_bps * 1e-4 * min(design.vol_ratio) / np.sqrt(15.0), tick_of(spec) / 100
+    if calm < 5 * tick:
         raise BadValues(
-            f"simulator: a quiet minute of {spec.symbol} moves {calm:.4f}, under five ticks of {TICK}: rounding would "
+            f"simulator: a quiet minute of {spec.symbol} moves {calm:.4f}, under five ticks of {tick:g}: rounding would "
             f"be the market. Raise simulator.start_price ({spec.start_price}) or vol_15m_bps ({spec.vol_15m_bps})."
         )
     if spec.start.timestamp() % 60:
@@ -203,60 +256,219 @@ def _check(spec: SimulatorParams, design: Design) -> None:
         )
 
 
-def simulate(spec: SimulatorParams, design: Design = DESIGN) -> Market:
-    """Make `history_days + live_days` days of 1-minute bars in one path, and the truth behind them.
+class _Path:
+    """One market on its way: made block after block, and everything that carries over from one to the next."""
 
-    Prices in quote currency, rounded to 0.01; volumes in base asset, rounded to 1e-5; no value is missing.
+    def __init__(self, spec: SimulatorParams, design: Design) -> None:
+        _check(spec, design)
+        self.begin = spec.start.astimezone(UTC)
+        self.minutes = (spec.history_days + spec.live_days) * MINUTES_A_DAY
+        self.drift_at = self.minutes
+        if spec.drift_after_live_days is not None:
+            self.drift_at = min(self.minutes, (spec.history_days + spec.drift_after_live_days) * MINUTES_A_DAY)
+        self.clock = (self.begin.hour * 60 + self.begin.minute) % MINUTES_A_DAY
+        self.cents, self.every = tick_of(spec), spec.book_every_minutes
+        # one stream a quantity: a longer draw of one moves none of the others
+        seeds = np.random.SeedSequence(spec.seed).spawn(7)
+        self.steps, self.chance, origin, *self.noise = (np.random.default_rng(child) for child in seeds[:6])
+        self.keys = seeds[6].generate_state(STREAMS, np.uint64)
+        self.table, self.knobs, self.book_knobs = _table(spec, design), _knobs(design), knobs_of(design.book)
+        self.usual_sd = spec.vol_15m_bps * 1e-4 / np.sqrt(15.0)
+        self.before = np.array([1.0, 1.0, design.branching, _keep(design.excitement_half_life_min), spec.edge])
+        self.after = np.array(
+            [
+                design.drift_vol,
+                design.drift_share_noise,
+                design.drift_branching,
+                _keep(design.drift_excitement_half_life_min),
+                spec.edge * design.drift_edge,
+            ]
+        )
+        # carried over
+        self.made = 0
+        start = np.log(spec.start_price)
+        self.state = np.array([start, origin.standard_normal(), 1.0, float(origin.integers(4)), 0.0])
+        self.market = fresh_market(start)
+
+    def latent(self, size: int) -> dict[str, Any]:
+        """The next `size` minutes as drawn: path (size, STEPS), latent (size, 4), regime and drift (size,)."""
+        noise = np.stack([stream.standard_normal(size) for stream in self.noise], axis=1)
+        drawn = {"path": np.empty((size, STEPS)), "latent": np.empty((size, 4))}
+        regime, drift = np.empty(size, np.int64), np.empty(size)
+        _walk(
+            self.made, self.drift_at, self.clock + self.made, self.state,
+            self.steps.standard_normal((size, STEPS)), noise, self.chance.random((size, 2)),
+            self.table, self.knobs, self.before, self.after, drawn["path"], drawn["latent"], regime, drift,
+        )  # fmt: skip
+        return drawn | {"regime": regime, "drift": drift}
+
+    def trade(self, drawn: dict[str, Any], log: Ints, out: dict[str, Any]) -> tuple[Ints, Ints]:
+        """Trade the minutes that were drawn. `out`: bars, events, premium, levels and flows of these minutes.
+
+        Returns counts of snapshots, ended patterns, log rows and lost log rows, and the patterns (k, PLANTED_WIDTH).
+        """
+        size, counts = len(drawn["path"]), np.zeros(4, np.int64)
+        planted = np.empty((size * PLANTED_A_MINUTE, PLANTED_WIDTH), np.int64)
+        opened = (int(self.begin.timestamp()) + 60 * self.made) * 1_000_000
+        trade_minutes(
+            self.made, opened, self.every, self.keys, drawn["path"], drawn["latent"], self.book_knobs, self.cents,
+            self.usual_sd, self.market, log,
+            out["bars"], out["events"], out["premium"], out["levels"], out["flows"], planted, counts,
+        )  # fmt: skip
+        out["bars"][:, OPEN_TIME] = opened / 1e6 + 60.0 * np.arange(size)
+        self.made += size
+        return counts, planted[: counts[1]].copy()
+
+    def room(self, size: int) -> dict[str, Any]:
+        """Arrays for `size` minutes; one snapshot more than can fall into them."""
+        shots = size // self.every + 1
+        return {
+            "bars": np.empty((size, BAR_WIDTH)),
+            "events": np.empty(size, np.int64),
+            "premium": np.empty(size),
+            "levels": np.empty((shots, 2, BOOK_LEVELS, 3)),
+            "flows": np.empty((shots, 2)),
+        }
+
+    def books(self, out: dict[str, Any], shots: int, first: int) -> Books:
+        """The snapshots of `out`, whose row 0 of bars is minute `first`, in units of the contract."""
+        opened = int(self.begin.timestamp()) // 60 + first
+        known = 60.0 * (opened + self.every - opened % self.every + self.every * np.arange(shots))
+        levels = out["levels"][:shots]
+        levels[..., 0] = levels[..., 0] * self.cents / 100.0
+        levels[..., 1] /= LOTS
+        return Books(known, levels, out["flows"][:shots, 0] / LOTS, out["flows"][:shots, 1] / LOTS)
+
+
+def simulate(spec: SimulatorParams, design: Design = DESIGN) -> Market:
+    """Make `history_days + live_days` days of 1-minute bars in one path, the books beside them, and their truth.
+
+    Prices in quote currency, whole ticks (see tick_of); volumes in base asset, rounded to 1e-5; no value is missing.
     From `start + history_days + drift_after_live_days` on (None: never) the Design.drift_* constants rule.
     Raises BadValues naming the key of params.yaml that makes no market.
     """
-    _check(spec, design)
-    n = (spec.history_days + spec.live_days) * MINUTES_A_DAY
-    drift_at = n
-    if spec.drift_after_live_days is not None:
-        drift_at = min(n, (spec.history_days + spec.drift_after_live_days) * MINUTES_A_DAY)
-    begin = spec.start.astimezone(UTC)
-
-    streams = [np.random.default_rng(child) for child in np.random.SeedSequence(spec.seed).spawn(7)]
-    steps, chance, origin, *minute_noise = (
-        streams  # one stream a quantity: a longer draw of one moves none of the others
-    )
-    table, knobs = _table(spec, design), _knobs(design)
-    before = np.array([1.0, 1.0, design.branching, _keep(design.excitement_half_life_min), spec.edge])
-    after = np.array(
-        [
-            design.drift_vol,
-            design.drift_share_noise,
-            design.drift_branching,
-            _keep(design.drift_excitement_half_life_min),
-            spec.edge * design.drift_edge,
-        ]
-    )
-    state = np.array([np.log(spec.start_price), origin.standard_normal(), 1.0, float(origin.integers(4)), 0.0])
-
-    bars = np.empty((n, BAR_WIDTH))
-    regime, pressure, drift = np.empty(n, np.int64), np.empty(n), np.empty(n)
-    bars[:, OPEN_TIME] = begin.timestamp() + 60.0 * np.arange(n)
-    clock = (begin.hour * 60 + begin.minute) % MINUTES_A_DAY
+    path = _Path(spec, design)
+    n, shots, log = path.minutes, 0, np.empty((0, orderbook.LOG_WIDTH), np.int64)
+    out = path.room(n)
+    regime, pressure, drift, value = np.empty(n, np.int64), np.empty(n), np.empty(n), np.empty(n)
+    planted = []
     for first in range(0, n, BLOCK):
         rows = slice(first, min(first + BLOCK, n))
-        size = rows.stop - first
-        noise = np.stack([stream.standard_normal(size) for stream in minute_noise], axis=1)
-        _walk(
-            first, drift_at, clock + first, state,
-            steps.standard_normal((size, STEPS)), noise, chance.random((size, 2)),
-            table, knobs, before, after, bars[rows], regime[rows], pressure[rows], drift[rows],
-        )  # fmt: skip
-    _round(bars)
-    drift_time = begin + timedelta(minutes=drift_at) if drift_at < n else None
-    return Market(bars, Truth(regime, pressure, drift, drift_time, spec.edge))
+        drawn = path.latent(rows.stop - first)
+        regime[rows], pressure[rows], drift[rows] = drawn["regime"], drawn["latent"][:, 3], drawn["drift"]
+        value[rows] = np.exp(drawn["path"][:, -1])
+        part = {name: out[name][rows] for name in ("bars", "events", "premium")}
+        part |= {name: out[name][shots:] for name in ("levels", "flows")}
+        counts, ended = path.trade(drawn, log, part)
+        shots += int(counts[0])
+        planted.append(ended)
+    drift_time = path.begin + timedelta(minutes=path.drift_at) if path.drift_at < n else None
+    truth = Truth(regime, pressure, drift, value, drift_time, spec.edge, _planted(np.concatenate(planted), path.cents))
+    feed = _funding(out["bars"][:, OPEN_TIME], out["premium"])
+    return Market(out["bars"], out["events"], path.books(out, shots, 0), feed, truth)
 
 
-def _round(bars: Floats) -> None:
-    """Round in place: prices to TICK, volumes to LOT (at least one), trades to whole ones."""
-    prices = bars[:, OPEN : CLOSE + 1]
-    prices[:] = np.maximum(np.round(prices, 2), TICK)
-    volume = np.maximum(np.round(bars[:, VOLUME], 5), LOT)
-    bars[:, VOLUME] = volume
-    bars[:, TAKER_BUY] = np.minimum(np.round(bars[:, TAKER_BUY], 5), volume)
-    bars[:, TRADES] = np.rint(bars[:, TRADES])
+def _planted(rows: Ints, cents: int) -> Planted:
+    rows = rows[np.lexsort((rows[:, 2], rows[:, 0]))]
+    start, end, kind, direction, tick, lots = rows.T
+    return Planted(
+        start / 1e6, end / 1e6, kind.copy(), direction.astype(np.float64), tick * cents / 100.0, lots / LOTS
+    )
+
+
+def _funding(opened: Floats, premium: Floats) -> ContextFeed:
+    """The mean premium of the book's mid over the value in the eight hours that end, plus interest, as a fraction."""
+    period = (opened // FUNDING_S).astype(np.int64)
+    last = int((opened[-1] + 60.0) // FUNDING_S)  # periods before this one are over
+    seen = np.isfinite(premium) & (period < last)
+    if not seen.any():
+        return ContextFeed(np.empty(0), np.empty(0, np.int64), np.empty(0))
+    periods, where = np.unique(period[seen], return_inverse=True)
+    mean = np.bincount(where, premium[seen]) / np.bincount(where)
+    rate = np.round(np.clip(INTEREST + mean, -FUNDING_CAP, FUNDING_CAP), 8)
+    known = (periods + 1) * float(FUNDING_S)
+    return ContextFeed(known, np.full(len(periods), CONTEXT_INDEX["funding_rate"], np.int64), rate)
+
+
+@dataclass(frozen=True)
+class BookEvents:
+    """n changes of the book in time order; replayed on an empty book they give it back level by level.
+
+    time   (n,) epoch seconds
+    kind   (n,) orderbook.ADD, CANCEL or TRADE
+    side   (n,) +1 the bid's level, -1 the ask's (a trade at the ask, side -1, was bought)
+    price  (n,) quote currency
+    size   (n,) base asset that was added, withdrawn or filled
+    left   (n,) base asset at the level afterwards
+    """
+
+    time: Floats
+    kind: Ints
+    side: Floats
+    price: Floats
+    size: Floats
+    left: Floats
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Everything that happened in some days of a market: the same path, bit for bit, as `simulate` gives.
+
+    bars, books as in Market; trades: one a taker and price level; orders: None unless asked for, and they begin with
+    the orders that rest when the first day opens, stamped with that moment.
+    """
+
+    bars: Floats
+    books: Books
+    trades: Trades
+    orders: BookEvents | None
+
+
+def record(
+    spec: SimulatorParams, first_day: int, days: int, design: Design = DESIGN, orders: bool = False
+) -> Recording:
+    """Every trade, and with `orders` every book event, of `days` days from day `first_day` (0 = the first) on.
+
+    A day holds some 100,000 trades and 500,000 book events: about 5 and 25 MB. The days before are made too, unrecorded.
+    Raises BadValues if the spec does not hold these days.
+    """
+    path = _Path(spec, design)
+    if first_day < 0 or days < 1 or (first_day + days) * MINUTES_A_DAY > path.minutes:
+        raise BadValues(
+            f"days {first_day} to {first_day + days} of a market of {path.minutes // MINUTES_A_DAY}. Ask for at least "
+            "one day inside it, or raise simulator.history_days or live_days."
+        )
+    log = np.empty((0, orderbook.LOG_WIDTH), np.int64)
+    while path.made < first_day * MINUTES_A_DAY:
+        size = min(BLOCK, first_day * MINUTES_A_DAY - path.made)
+        path.trade(path.latent(size), log, path.room(size))
+    first, size = path.made, days * MINUTES_A_DAY
+    path.market["keep"] = 2 if orders else 1
+    drawn, before = path.latent(size), path.market.copy()
+    counts, _ = path.trade(drawn, log, path.room(size))  # how much there is to keep
+    if counts[3]:
+        raise BadValues(
+            f"a minute of this market has over {orderbook.LOG_ROWS:,} book events: lower simulator.vol_15m_bps "
+            f"({spec.vol_15m_bps}), or record its trades without orders."
+        )
+    log, out = np.empty((counts[2], orderbook.LOG_WIDTH), np.int64), path.room(size)
+    path.made, path.market = first, before
+    resting = orderbook.resting(before[0], (int(path.begin.timestamp()) + 60 * first) * 1_000_000)
+    counts, _ = path.trade(drawn, log, out)
+    fills = log[log[:, 1] == orderbook.TRADE]
+    trades = Trades(
+        fills[:, 0] / 1e6, fills[:, 3] * path.cents / 100.0, fills[:, 4] / LOTS,
+        np.where(fills[:, 2] == orderbook.ASK, 1.0, -1.0),
+    )  # fmt: skip
+    return Recording(
+        out["bars"], path.books(out, int(counts[0]), first), trades,
+        _events(np.concatenate([resting, log]), path.cents) if orders else None,
+    )  # fmt: skip
+
+
+def _events(log: Ints, cents: int) -> BookEvents:
+    time, kind, side, tick, lots, left = log.T
+    return BookEvents(
+        time / 1e6, kind.copy(), np.where(side == orderbook.BID, 1.0, -1.0), tick * cents / 100.0, lots / LOTS,
+        left / LOTS,
+    )  # fmt: skip

@@ -102,7 +102,8 @@ class SimulatorSource:
         return own
 
     def records(self, symbol: str, as_of: datetime) -> Records:
-        return None, None
+        self.own(symbol)
+        return known_at(as_of, self.market.books, self.market.feed)
 
     def describe(self) -> dict[str, Any]:
         return {"source": "simulator", "spec": self.spec.model_dump(mode="json"), "design": asdict(self.design)}

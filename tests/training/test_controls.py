@@ -27,7 +27,8 @@ def history(workspace: Path, **changes: object) -> str:
     origin = make_source("simulator", spec=spec)
     until = spec.start + timedelta(days=spec.history_days)
     frame = origin.fetch(spec.symbol, until, datetime.now(UTC))
-    write_snapshot(workspace / "data", spec.symbol, assess(frame, "1m", until), origin.describe())
+    told = origin.records(spec.symbol, until)
+    write_snapshot(workspace / "data", spec.symbol, assess(frame, "1m", until), origin.describe(), told)
     return versioning.snapshot(workspace)
 
 

@@ -66,9 +66,8 @@ def backfill(plan: Backfill, symbol: str, until: datetime) -> list[Page]:
     failed: dict[str, Exception] = {}
     if series.cursor < end:
         plan.check()
-        plan.say(
-            f"{symbol}: bars are kept to {utc(series.cursor):%F %H:%M} UTC, asking for the rest to {until:%F %H:%M}"
-        )
+        kept = "" if series.cursor == start else f"bars are kept to {utc(series.cursor):%F %H:%M} UTC, "
+        plan.say(f"{symbol}: {kept}asking exchanges for {utc(series.cursor):%F %H:%M} to {utc(end):%F %H:%M} UTC")
     for name in plan.params.venues:
         if series.cursor >= end:
             break

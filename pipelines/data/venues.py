@@ -176,8 +176,11 @@ class Venue:
 
 
 def _short(error: Exception) -> str:
-    """The kind and what was answered, without the address: ccxt puts the whole URL and body into its message."""
-    text = re.sub(r"https?\S+", "", " ".join(str(error).split()))
+    """The kind and what was answered without the URL, which ccxt always names; of a failed connection, why."""
+    text = re.sub(r"https?:\S+", "", " ".join(str(error).split()))
+    if error.__cause__ is not None and not re.search(r"\d", text):  # nothing but the venue and GET or POST
+        text = str(error.__cause__).rsplit(": ", 1)[-1].replace('"', "").rstrip(")")
+        text += ")" * (text.count("(") - text.count(")"))
     return f"{type(error).__name__}: {text[:160].strip()}"
 
 

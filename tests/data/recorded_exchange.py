@@ -56,6 +56,7 @@ class Told:
     faults: dict = field(default_factory=dict)
     dead_after: int | None = None  # candle requests it still answers; then 503 to everything
     most: int = 1000  # candles it gives at once, however many are asked for
+    heeds_limit: bool = True
     candles: int = 0
 
 
@@ -131,7 +132,9 @@ class RecordedExchange:
             rows = seen = self.seen(told, query["interval"])
             if query["symbol"] != told.symbol.replace("/", ""):
                 return {"code": -1121, "msg": "Invalid symbol."}
-            rows = rows[rows[:, 0] >= int(query["startTime"]) / 1000][: min(int(query["limit"]), told.most)]
+            rows = rows[rows[:, 0] >= int(query["startTime"]) / 1000][
+                : min(int(query["limit"]), told.most) if told.heeds_limit else told.most
+            ]
             rows = rows if change is None else change(rows, seen)
             return [as_kline(row) for row in rows]
         if venue == "coinbase":
@@ -251,6 +254,11 @@ def nothing(handler, answer):
 
 def half(handler, answer):
     answer(lambda rows, all_rows: rows[: len(rows) // 2])
+
+
+def late(handler, answer):
+    """The first forty candles of the page are left out."""
+    answer(lambda rows, all_rows: rows[40:])
 
 
 def doubled(handler, answer):

@@ -15,6 +15,7 @@ from recorded_exchange import (
     doubled,
     half,
     hang_up,
+    late,
     made_bars,
     maintenance,
     nothing,
@@ -145,6 +146,7 @@ FAULTS = {
     "an empty page": ({2: nothing}, 1),
     "an empty last page": ({4: nothing}, 1),
     "half a page": ({1: half, 3: half}, 1),
+    "a page without its first candles": ({2: late}, 1),
     "overlapping pages, each candle twice": ({1: doubled, 2: doubled, 3: doubled, 4: doubled}, 0),
     "candles in any order": ({1: out_of_order, 2: out_of_order}, 0),
     "a page that says maintenance": ({2: maintenance}, 1),
@@ -158,6 +160,14 @@ def test_no_bar_is_lost_or_doubled_by(fault, exchange, source):
     recorded = exchange(binance=Told(with_open_candle(recording), faults=faults))
     assert_equal_bit_for_bit(bars_of(source(recorded)), recording)
     assert len(recorded.candle_requests()) == 4 + more
+
+
+def test_a_page_that_says_maintenance_is_no_empty_page(exchange, source):
+    recording = made_bars(1000)
+    told = Told(recording, faults={2: maintenance, 3: maintenance})
+    made = source(exchange(clock=START + 60 * 1000 + 30, coinbase=told), ["coinbase"])
+    got = bars_of(made, as_of=utc(START + 60 * 1000))
+    assert_equal_bit_for_bit(np.ascontiguousarray(got[:, OHLCV]), recording[:, OHLCV])
 
 
 def test_an_exchange_that_gives_fewer_candles_than_asked_is_asked_on(exchange, source):
@@ -227,10 +237,25 @@ def test_an_interrupted_backfill_goes_on_at_the_first_missing_bar(exchange, sour
 
 def test_a_later_run_asks_only_from_the_newest_short_page_on(exchange, source):
     recording = made_bars(N)
-    bars_of(source(exchange(binance=Told(recording))), as_of=utc(START + 60 * 3200))
+    bars_of(source(exchange(binance=Told(recording))), as_of=utc(START + 60 * 1200))
     later = exchange(binance=Told(recording))
     assert_equal_bit_for_bit(bars_of(source(later)), recording)
-    assert [asked.since - START for asked in later.candle_requests()] == [60 * 3000]
+    assert [asked.since - START for asked in later.candle_requests()] == [60 * 1000, 60 * 2000, 60 * 3000]
+    assert [int(asked.query["limit"]) for asked in later.candle_requests()] == [1000, 1000, 500]
+
+
+def test_a_bar_that_was_kept_stays_when_the_venue_forgets_it(exchange, source):
+    recording = made_bars(N)
+    bars_of(source(exchange(binance=Told(recording))), as_of=utc(START + 60 * 3200))
+    forgetful = exchange(binance=Told(np.delete(recording, 3100, axis=0)))
+    assert_equal_bit_for_bit(bars_of(source(forgetful)), recording)
+
+
+def test_the_open_candle_is_not_kept_for_a_later_run_either(exchange, source):
+    recording = made_bars(N)
+    told = Told(with_open_candle(recording[:1000]), most=5000, heeds_limit=False)  # one more than a page holds
+    bars_of(source(exchange(clock=START + 60 * 1000 + 30, binance=told)), as_of=utc(START + 60 * 1000 + 30))
+    assert_equal_bit_for_bit(bars_of(source(exchange(binance=Told(recording)))), recording)
 
 
 def test_a_short_page_is_not_lost_when_its_venue_is_gone(exchange, source):
@@ -343,7 +368,8 @@ def test_when_every_venue_is_down_it_says_which_how_far_and_what_to_do(exchange,
         assert f"{venue} does not give" in text
     for part in ("BTC/USDT", "from 2024-01-01 16:40", "1,000 bars", "goes on from there", "HTTPS_PROXY"):
         assert part in text
-    assert "http" not in text.replace("HTTPS", "")
+    assert "https" not in text
+    assert "503 Service Unavailable" in text
     kept = exchange(binance=Told(made_bars(N)))
     assert len(bars_of(source(kept))) == N
     assert kept.candle_requests()[0].since == START + 60 * 1000

@@ -184,7 +184,7 @@ def _arrive(market, knobs, expected):  # type: ignore[no-untyped-def]
         n += 1
     market.excitement = excitement * np.exp(-decay * (60.0 - now))
     while n < 2:  # a bar has a trade, and a share needs both sides
-        market.time[n] = 59.0 + 0.5 * n
+        market.time[n] = 0.5 * ((market.time[n - 1] if n > 0 else 0.0) + 60.0)
         n += 1
     market.takers, market.arrived = n, 0
 

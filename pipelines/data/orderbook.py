@@ -18,8 +18,8 @@ import numpy as np
 from pipelines.compiled import kernel
 from pipelines.contracts import BOOK_LEVELS, Ints
 
-BID, ASK = 0, 1
-ADD, CANCEL, TRADE = 0, 1, 2  # kinds of event
+BID, ASK = np.arange(2)  # typed: compiled code is not made anew for each value
+ADD, CANCEL, TRADE = np.arange(3)  # kinds of event
 RING = 1024
 RING_MASK = RING - 1
 NO_TICK = 1 << 40  # best tick of an empty ask; an empty bid has the negative

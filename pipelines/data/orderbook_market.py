@@ -44,14 +44,15 @@ LOTS = 100_000  # lots in one unit of the base asset
 SLACK = 64  # ticks that quotes may lie beyond the makers' band before they are withdrawn
 FLICKERS = 4  # orders that come or go in each slot whatever happens: at least 48 book events a minute
 PATTERNS = ("iceberg", "sweep", "fake")
-ICEBERG, SWEEP, FAKE = 0, 1, 2
+ICEBERG, SWEEP, FAKE = np.arange(3)
 PLANTED_WIDTH = 6  # start and end in epoch microseconds, kind, direction, tick, lots
 PLANTED_A_MINUTE = 8  # that can end in one minute, at most
 MAX_ORDERS = 4096  # takers in one minute
 LOOKBACK = 240  # minutes whose extremes a sweep runs for
 
 # one stream a quantity, started anew each minute: a longer draw of one moves none of the others
-ARRIVALS, SIDES, SIZES, MAKERS, PLANS, STREAMS = 0, 1, 2, 3, 4, 5
+STREAMS = 5
+ARRIVALS, SIDES, SIZES, MAKERS, PLANS = np.arange(STREAMS)  # typed: compiled code is not made anew for each value
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _MINUTE = np.uint64(0xD1342543DE82EF95)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -66,14 +67,14 @@ class BookDesign:
 
     # takers: arrivals a minute at base volume, growing with the 2/3 power of the volume (Kyle and Obizhaeva 2016,
     # Econometrica 84(4): number and size of bets both grow with activity); sizes Pareto with tail exponent 2
-    orders_a_minute: float = 20.0
+    orders_a_minute: float = 30.0
     base_volume: float = 24.0  # base asset a minute at which that holds
     burst_branching: float = 0.5  # Hawkes: arrivals that one arrival causes
     burst_decay_s: float = 1.0  # and the mean seconds until they come
     same_side: float = 0.5  # chance that an arrival within burst_decay_s simply follows the side before it
     # makers
     band: float = 128.0  # ticks a side in which they quote
-    depth: float = 6.0  # size of a level away from the best
+    depth: float = 8.0  # size of a level away from the best
     half_spread: float = 0.015  # in sd of a minute, and what whole ticks add
     resilience: float = 0.9  # chance that they fill up the best levels right after an order
     thickness: float = 0.3  # log sd of the depth of both sides
@@ -82,15 +83,15 @@ class BookDesign:
     depth_lean: float = 0.15  # log of bid over ask depth at u = 1
     own_lean: float = 0.30  # sd of the same that has nothing to do with u
     own_lean_half_life_min: float = 45.0
-    flicker_lean: float = 0.05  # chance over a half that an order that comes or goes favours the side of u, at u = 1
+    flicker_lean: float = 0.15  # chance over a half that an order that moves does so with u, at u = 1
     shade_bps: float = 0.4  # how far the quotes lean at u = 1
     # patterns
     icebergs_a_day: float = 8.0
     ice_minutes: float = 20.0  # mean life, exponential
     ice_behind: float = 0.5  # how far behind the best price at most, in sd of a minute
-    ice_shown: float = 0.25  # slice, in level sizes
-    ice_hidden: float = 5.0  # hidden size, in level sizes of both sides: from half to one and a half of it
-    ice_hold: float = 0.4  # how far beyond it the value may go before it is withdrawn, in sd of a minute
+    ice_shown: float = 0.08  # slice, in level sizes
+    ice_hidden: float = 1.5  # hidden size, in level sizes of both sides: from half to one and a half of it
+    ice_hold: float = 0.6  # how far beyond it the value may go before it is withdrawn, in sd of a minute
     sweeps_a_day: float = 48.0  # attempts; most find no extreme within reach
     sweep_reach: float = 1.0  # distance of the extreme, in sd of a minute, that is still run for
     sweep_beyond_min: float = 0.4
@@ -183,7 +184,7 @@ def _arrive(market, knobs, expected):  # type: ignore[no-untyped-def]
         n += 1
     market.excitement = excitement * np.exp(-decay * (60.0 - now))
     while n < 2:  # a bar has a trade, and a share needs both sides
-        market.time[n] = 59.0 + 0.5 * n
+        market.time[n] = 0.5 * ((market.time[n - 1] if n > 0 else 0.0) + 60.0)
         n += 1
     market.takers, market.arrived = n, 0
 
@@ -273,23 +274,41 @@ def _requote(market, knobs, value, half):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _flicker(market, lean):  # type: ignore[no-untyped-def]
-    """One order comes or goes near the best prices; `lean` is the chance over a half that it favours buyers."""
-    favours = _uniform(market, MAKERS) < 0.5 + lean
-    bits = np.int64(_draw(market, MAKERS) >> _S11)
-    comes = bits & 1 == 1
-    side = BID if favours == comes else ASK
-    behind = min((bits >> 1) & 7, (bits >> 4) & 7)
-    tick = market.edge[side] if is_empty(market, side) else market.best[side] + (2 * side - 1) * behind
-    usual = market.level[side] * min(1.0, 0.4 + 0.1 * behind)
-    lots = max(np.int64(usual * (0.1 + 0.4 * ((bits >> 7) & 1023) / 1024.0)), 1)
-    there = market.size[side, tick & RING_MASK]
-    free = there
+def _free(market, side, tick):  # type: ignore[no-untyped-def]
+    """Lots of a level that belong to no planted pattern."""
+    lots = market.size[side, tick & RING_MASK]
     if side == market.ice_side and tick == market.ice_tick:
-        free -= market.ice_shown
+        lots -= market.ice_shown
     if side == market.fake_side and tick == market.fake_tick:
-        free -= market.fake_left
-    if (not comes or there > 4.0 * usual) and free > 0:
+        lots -= market.fake_left
+    return lots
+
+
+@kernel
+def _flicker(market, lean):  # type: ignore[no-untyped-def]
+    """An order comes or goes near the best prices, or one moves to the best from behind it, or back.
+
+    `lean` is the chance over a half that a move favours buyers: a bid steps forward or an ask steps back. What comes or
+    goes favours nobody: leaning there would only make one side thicker, and what is added is withdrawn one day.
+    """
+    bits = np.int64(_draw(market, MAKERS) >> _S11)
+    comes, moves, behind = bits & 1 == 1, bits & 2 == 2, (bits >> 2) & 7
+    favours = _uniform(market, MAKERS) < 0.5 + (lean if moves else 0.0)
+    side = BID if favours == comes else ASK
+    worse, usual = 2 * side - 1, market.level[side]
+    lots = max(np.int64(usual * (0.1 + 0.2 * ((bits >> 5) & 1023) / 1024.0)), 1)
+    best = market.edge[side] if is_empty(market, side) else market.best[side]
+    tick = best + worse * behind
+    if moves:
+        tick += worse
+        from_, to = (tick, best) if comes else (best, tick)
+        moved = min(lots, _free(market, side, from_))
+        if moved > 0:
+            withdraw(market, side, from_, moved)
+            place(market, side, to, moved, 1)
+            return
+    free = _free(market, side, tick)
+    if (not comes or free > 3.0 * usual) and free > 0:
         withdraw(market, side, tick, min(lots, free))
     else:
         place(market, side, tick, lots, 1)
@@ -392,14 +411,14 @@ def _sweep(market, knobs, sd_ticks):  # type: ignore[no-untyped-def]
         target = extreme + worse * max(np.int64(beyond * sd_ticks), 2)
         if distance < 0 or distance > knobs.sweep_reach * sd_ticks or (market.far[side] - target) * worse < 8:
             continue
-        coming, levels = 0, (target - best) * worse + 1
+        coming, levels = np.int64(0), (target - best) * worse + 1
         for j in range(market.arrived, market.takers):
             if market.buys[j] == side:
                 coming += market.lots[j]
         allowed = np.int64(knobs.sweep_share * coming) // levels
         if allowed < 1:
             continue
-        size, left = 0, 0
+        size = np.int64(0)
         for k in range(levels):
             tick = best + worse * k
             there = market.size[side, tick & RING_MASK]

@@ -61,7 +61,9 @@ def _losses(y: Floats, log_scale: Floats, freedom: float) -> Floats:
     return np.asarray(log_scale - peak + 0.5 * (freedom + 1.0) * np.log1p(z2 / freedom))
 
 
-def fit_density(y: Floats, ewma: Floats, p: Floats, weight: Floats, tails: bool = True, volatile: bool = True) -> Density:
+def fit_density(
+    y: Floats, ewma: Floats, p: Floats, weight: Floats, tails: bool = True, volatile: bool = True
+) -> Density:
     """Maximum likelihood over the shifts, β, the tail and the half-life.
 
     y (n,) bps, ewma (n, len(HALF_LIVES)), p (n, k) rows sum to 1, weight (n,)

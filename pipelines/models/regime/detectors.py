@@ -81,7 +81,9 @@ def fit_hmm(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict
     rows, shares = np.column_stack(list(inputs.values())), np.array([1.0, params.regime.momentum_share])
     width, momentum = rows.T
     ends = [
-        fit_gaussians(rows, starts, first_states(width, momentum, bars), shares, _PINS, params.regime.em_iterations, True)
+        fit_gaussians(
+            rows, starts, first_states(width, momentum, bars), shares, _PINS, params.regime.em_iterations, True
+        )
         for bars in _GUESS_BARS
     ]
     found, moves, _ = max(ends, key=lambda end: end[2])
@@ -124,7 +126,15 @@ def fit_clusters(inputs: Mapping[str, Floats], starts: Bools, params: Params) ->
     calm, wild = np.quantile(rows[:, 0], [0.2, 0.8])
     strong = rows[:, 1] >= np.median(rows[:, 1])
     guess = np.select([rows[:, 0] <= calm, rows[:, 0] >= wild, strong], [3, 2, 0], 1).astype(np.int64)
-    found, *_ = fit_gaussians(rows, starts, guess, np.ones(rows.shape[1]), np.full((4, rows.shape[1]), np.nan), params.regime.em_iterations, markov=False)
+    found, *_ = fit_gaussians(
+        rows,
+        starts,
+        guess,
+        np.ones(rows.shape[1]),
+        np.full((4, rows.shape[1]), np.nan),
+        params.regime.em_iterations,
+        markov=False,
+    )
     return found.named(name_clusters(found.means, volatility=0, strength=1)).parameters()
 
 

@@ -131,7 +131,7 @@ def _books(sent: list[BookRecord]) -> Books | None:
     flow, fast = np.array(flows, dtype=np.float64)[order].T.copy()
     books = Books(known[order], levels[order], flow, fast)
     for i in range(len(sent)):
-        if (wrong := book_fault(books.levels[i])) is not None:
+        if (wrong := book_fault(books.levels[i : i + 1])) is not None:
             raise BadValues(f"books: the one known at {utc(books.known[i]):%F %T}: {wrong}. Nothing was stored.")
     return books
 

@@ -301,3 +301,47 @@ def test_the_serving_process_loads_no_training_library():
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in out.stdout.split()}
     assert loaded.isdisjoint({"sklearn", "xgboost", "torch", "mlflow", "evidently", "prefect", "dvc", "pandas", "onnx"})
+
+
+# ---- books and context
+
+
+def book(known_at, bid=100.0, ask=101.0):
+    return {
+        "known_at": known_at,
+        "bids": [[bid, 1.0, 2], [bid - 1.0, 2.0, None]],
+        "asks": [[ask, 1.0]],
+        "order_flow": 0.5,
+    }
+
+
+def test_books_and_context_are_stored_with_the_bars_they_came_with(served):
+    bars = served.bars(5)
+    moment = bars[-1]["open_time"].replace(":00+00:00", ":59+00:00")
+    body = {"symbol": SYMBOL, "bars": bars, "books": [book(moment)]}
+    body["context"] = [{"field": "fear_greed", "known_at": moment, "value": 40.0}]
+    answer = served.call("/observe", body)
+    assert answer.status_code == 200, answer.text
+    books, feed = served.store().records(SYMBOL)
+    assert books.levels[-1, 0, :2, 0].tolist() == [100.0, 99.0]
+    assert feed.value[-1] == 40.0
+    assert served.call("/observe", body).json()["new"] == 0  # the same again changes nothing
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"books": [book("2024-01-09T00:00:00Z", bid=102.0)]}, "crossed"),
+        ({"books": [book("2001-01-01T00:00:00Z")]}, "comes late"),
+        ({"books": [{"known_at": "2024-01-09T00:00:00Z", "bids": [], "asks": [[1.0, 1.0]]}]}, "books.0.bids"),
+        ({"context": [{"field": "mood", "known_at": "2024-01-09T00:00:00Z", "value": 1.0}]}, "context.0.field"),
+    ],
+)
+def test_records_that_cannot_be_are_refused_by_name_and_nothing_is_stored(served, change, says):
+    body = {"symbol": SYMBOL, "bars": served.bars(1)}
+    served.sent -= 1  # it is refused, so it is still to come
+    before = len(served.store().bars(SYMBOL))
+    answer = served.call("/observe", body | change)
+    assert answer.status_code == 400
+    assert says in answer.text
+    assert len(served.store().bars(SYMBOL)) == before

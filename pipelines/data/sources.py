@@ -9,11 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 
+from pipelines.contracts import Books, ContextFeed
 from pipelines.data import files
+from pipelines.data.latent import DESIGN, Design
 from pipelines.data.schemas import to_frame
-from pipelines.data.simulator import DESIGN, Design, Market, simulate
+from pipelines.data.simulator import Market, simulate
 from pipelines.errors import BadTimes, BadValues, UnknownName
 from pipelines.settings import SimulatorParams
 
@@ -62,7 +65,8 @@ def _aware(as_of: datetime) -> pd.Timestamp:
 
 
 class SimulatorSource:
-    """The embedded market of data.simulator: 1-minute bars of one symbol, and their truth for those who may see it.
+    """The embedded market of data.simulator: 1-minute bars of one symbol, the books and the funding rates beside them,
+    and their truth for those who may see it.
 
     It lives in simulated time: every bar is stamped as taken in when it was known, whatever clock the caller reads, so
     that the same spec gives the same snapshot hash today and next year.
@@ -79,6 +83,27 @@ class SimulatorSource:
         self.own(symbol)
         closed = int((_aware(as_of) - pd.Timestamp(self.spec.start)) // timedelta(minutes=1))  # bars closed at as_of
         return to_frame(self.market.bars[: max(closed, 0)], "1m", None)
+
+    def books(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame | None:
+        """Book frame (data.records): the snapshots known at `as_of`."""
+        from pipelines.data import records  # type: ignore[attr-defined]
+
+        self.own(symbol)
+        books = self.market.books
+        n = int(np.searchsorted(books.known, _aware(as_of).timestamp(), side="right"))
+        until = Books(books.known[:n], books.levels[:n], books.order_flow[:n], books.order_flow_fast[:n])
+        frame: pd.DataFrame = records.from_books(until, None)
+        return frame
+
+    def context(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame | None:
+        """Context frame (data.records): the funding rates known at `as_of`."""
+        from pipelines.data import records  # type: ignore[attr-defined]
+
+        self.own(symbol)
+        feed = self.market.feed
+        n = int(np.searchsorted(feed.known, _aware(as_of).timestamp(), side="right"))
+        frame: pd.DataFrame = records.from_feed(ContextFeed(feed.known[:n], feed.field[:n], feed.value[:n]), None)
+        return frame
 
     def own(self, symbol: str) -> str:
         """The one symbol it makes. Raises UnknownName if another is asked for."""

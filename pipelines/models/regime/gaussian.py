@@ -117,7 +117,9 @@ def fit_gaussians(
     Raises  NotEnoughData under LEAST_ROWS rows
     """
     if len(rows) < LEAST_ROWS:
-        raise NotEnoughData(f"{len(rows)} bars to fit {len(pins)} states on, needs {LEAST_ROWS}: bring a longer history")
+        raise NotEnoughData(
+            f"{len(rows)} bars to fit {len(pins)} states on, needs {LEAST_ROWS}: bring a longer history"
+        )
     centre, spread = rows.mean(axis=0), rows.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     x = np.ascontiguousarray(np.clip((rows - centre) / scale, -BOUND, BOUND))

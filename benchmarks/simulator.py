@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.measured import Row, cpu_seconds, in_turn, pairs, spread
 from pipelines.data import orderbook, orderbook_design, orderbook_market, orderbook_patterns, simulator
-from pipelines.data.simulator import MINUTES_A_DAY
+from pipelines.data.latent import DESIGN, MINUTES_A_DAY
 from pipelines.settings import load_params
 
 MODULES = (orderbook, orderbook_design, orderbook_patterns, orderbook_market, simulator)
@@ -32,7 +32,7 @@ def _path(days: int) -> simulator.MarketPath:
     spec = load_params().simulator.model_copy(
         update={"history_days": days, "live_days": 0, "drift_after_live_days": None}
     )
-    return simulator.MarketPath(spec, simulator.DESIGN)
+    return simulator.MarketPath(spec, DESIGN)
 
 
 def _minutes(n: int) -> None:

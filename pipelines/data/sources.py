@@ -46,7 +46,7 @@ class MarketSource(Protocol):
         ...
 
     def records(self, symbol: str, as_of: datetime) -> Records:
-        """Books and context of `symbol` known at `as_of` that come with its bars; (None, None) of a source of bars alone."""
+        """Books and context known at `as_of` that come with the bars of `symbol`; None = the source has none."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -36,9 +36,9 @@ class Design:
     pressure_half_life_min: float = 180.0
     # Drift of 15 minutes at u = 1, gain 1, edge 1, in the regime's own sd. Measured on four seeds (7, 8, 11, 12; 3,300
     # decision bars of a year to learn from, the year after to score, sign of the next four hours, six columns of flow,
-    # volatility, volume and momentum): AUC .534 to .556 for boosted trees, .517 to .541 for a logistic, at most .007
-    # more with columns of the book, .630 to .648 for who knows u and the regime. At edge 1.5: .564 to .583, .543 to
-    # .573, at most .008 more, .677 to .692.
+    # volatility, volume and momentum): AUC .535 to .560 for boosted trees, .519 to .542 for a logistic, at most .010
+    # more with columns of the book, .631 to .648 for who knows u and the regime. At edge 1.5: .562 to .585, .544 to
+    # .574, at most .009 more, .678 to .692. Without a book (bars of the value itself) trees had .534 to .561 at edge 1.
     drift_per_unit: float = 0.20
     # Moving markets follow informed flow, calm ones absorb it and give it back. Over time the gains nearly cancel:
     # flow alone says little, flow together with volatility says much. Trees find that, a logistic mostly does not.

@@ -6,6 +6,9 @@ depend on the price. Makers quote around the value and answer every fill, so wha
 within seconds and, at the latest, when the next minute begins: no part of the book is an edge that was not planted.
 The hidden pressure u leans on the depth of the two sides, on the orders that move to and from the best prices, and by
 a fraction of a basis point on the quotes themselves, which is where the funding rate comes from.
+
+What a minute's taker share knows of its move holds for the whole minute: inside it, early trades tell of late ones. Who
+decides at the close of a bar cannot use that; do not score forecasts shorter than a minute on this market.
 """
 
 import numpy as np

@@ -1,6 +1,7 @@
 """The market inside the simulated minute: one tape, one book, and bars, snapshots and truth that follow from them."""
 
 from contextlib import nullcontext
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from pipelines.data import orderbook
 from pipelines.data.alignment import align
 from pipelines.data.orderbook_design import PATTERNS
 from pipelines.data.simulator import DESIGN, MarketPath, record, simulate, tick_of
+from pipelines.data.sources import SimulatorSource
 from pipelines.errors import BadValues
 from pipelines.settings import load_params
 
@@ -321,3 +323,15 @@ def test_days_outside_the_market_are_refused(first, days):
 )
 def test_the_tick_is_a_round_quarter_of_a_basis_point(price, tick):
     assert tick_of(SPEC.model_copy(update={"start_price": price})) / 100 == tick
+
+
+def test_the_source_hands_out_only_books_and_rates_that_were_known():
+    source = SimulatorSource(SPEC.model_copy(update={"history_days": 3}))
+    until = SPEC.start + timedelta(hours=20, minutes=2)
+    books, feed = source.records(SPEC.symbol, until)
+    assert books.known[-1] == SPEC.start.timestamp() + 20 * 3600
+    assert len(books.levels) == len(books.order_flow) == 20 * 12
+    assert list(feed.known - SPEC.start.timestamp()) == [8 * 3600.0, 16 * 3600.0]
+    described = source.describe()
+    assert described["spec"]["book_every_minutes"] == 5
+    assert described["design"]["book"]["depth"] == DESIGN.book.depth

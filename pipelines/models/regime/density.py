@@ -121,7 +121,5 @@ def _fit(
     bounds += [(-1.0, 3.0) if half_life is not None else (0.0, 0.0), (-2.0, 2.0) if r > 1 else (0.0, 0.0), (-3.0, 6.0)]
     best = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
     shifts, (power, sharp, tail) = best.x[:r], best.x[r:]
-    density = Density(
-        half_life, centre, float(power), tuple(shifts.tolist()), freedom_of(tail), float(np.exp(sharp))
-    )
+    density = Density(half_life, centre, float(power), tuple(shifts.tolist()), freedom_of(tail), float(np.exp(sharp)))
     return float(best.fun), density

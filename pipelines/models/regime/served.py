@@ -91,9 +91,10 @@ class RegimeModel:
         check_shape(self.family, rows, self.steps, self.columns)
         status, reason, distance = abstentions(rows[:, -1], self.columns, self.novelty)
         whole = np.isfinite(rows).all(axis=2).sum(axis=1)
-        for i in np.flatnonzero(whole < MIN_BARS):
-            if status[i] == "OK":
-                status[i], reason[i] = "ABSTAIN", f"WARMING_UP: {whole[i]} whole bars of {self.steps}, needs {MIN_BARS}"
+        for row in np.flatnonzero(whole < MIN_BARS):
+            if status[row] == "OK":
+                status[row] = "ABSTAIN"
+                reason[row] = f"WARMING_UP: {whole[row]} whole bars of {self.steps}, needs {MIN_BARS}"
         said = self.ensemble.answer(rows)
         label = words(said.code)
         for i, word in enumerate(status):

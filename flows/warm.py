@@ -11,7 +11,17 @@ import numpy as np
 
 from flows.doctor import WARM_MARK, kernels_are_warm
 from pipelines.compiled import cache_dir, kernel_sources
-from pipelines.contracts import BOOK_LEVELS, CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Books, ContextFeed, Floats
+from pipelines.contracts import (
+    BOOK_LEVELS,
+    CLOSE,
+    NO_CONTEXT,
+    OPEN_TIME,
+    TIMEFRAME_SECONDS,
+    Books,
+    ContextFeed,
+    Floats,
+    History,
+)
 from pipelines.data.alignment import align
 from pipelines.data.simulator import simulate
 from pipelines.data.timeframes import resample
@@ -19,6 +29,10 @@ from pipelines.evaluation.backtest import Core, backtest
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import Fold
 from pipelines.labels.barriers import triple_barrier
+from pipelines.labels.returns import return_labels
+from pipelines.models.base import Dataset
+from pipelines.models.regime.recipe import REGIME
+from pipelines.models.views import VIEWS
 from pipelines.monitoring.drift import block_effects
 from pipelines.settings import Params, load_params
 from pipelines.signals.catalog import SIGNALS
@@ -47,6 +61,21 @@ def fold_twice(fold: Fold, bars: Floats) -> Floats:
     return values
 
 
+def fit_regimes(history: History, base: Floats, step_s: int, params: Params) -> None:
+    """Fit and answer: the kernels of the regime family, which no fold drives."""
+    told, view = return_labels(history.bars, base, step_s, params), VIEWS["regime"]
+    keep = np.isfinite(history.features[:, FEATURES.index["volatility_regime"]])[told["index"]]
+    keep[: view.steps] = False
+    index, values = told["index"][keep], {name: told[name][keep] for name in told}
+    data = Dataset(
+        view.columns, lambda rows: view.build(history, index[rows]), at=np.arange(len(index)),
+        more={"ewma": values["ewma"]},
+        **{name: values[name] for name in ("y", "weight", "uniqueness", "known", "ended")},
+    )  # fmt: skip
+    data = data.narrow(np.asarray(np.isfinite(data.newest()).all(axis=0)))
+    REGIME.fit(data, params, 0.0, lambda line: None).answer(data.inputs(np.arange(2)))
+
+
 def warm(params: Params) -> None:
     """Run each compiled function on a small market, with the array types it meets in real use."""
     spec = params.simulator.model_copy(
@@ -63,6 +92,9 @@ def warm(params: Params) -> None:
     signals = timed("signals", lambda: fold_twice(SIGNALS, bars))
     timed("setups", lambda: setups(bars, np.arange(len(bars))))
     voices = timed("voices", lambda: Voices.fit(signals))
+    context = np.full((len(bars), len(NO_CONTEXT)), np.nan)
+    history = History(bars, features, signals, np.empty((len(bars), 2, 0, 3)), context)
+    timed("regimes", lambda: fit_regimes(history, base, step_s, params))
     direction, confidence = voices.speak(signals)
     found = events(features, signals)
     closed = bars[found.index, OPEN_TIME] + step_s

@@ -1,4 +1,4 @@
-"""Load a verified bundle and predict: numpy and onnxruntime only. This is all that serving imports from models.
+"""Load a verified bundle and predict: numpy, onnxruntime, our kernels. This is all that serving imports from models.
 
 A bundle is a folder named by nothing but its content: `manifest.json` lists every file with its sha256, and the
 sha256 of the manifest itself is the model's digest, which the registry and the promotion ledger hold. A file the

@@ -18,7 +18,8 @@ from pipelines.settings import Params
 
 Parameters = Mapping[str, Floats]
 DAY_BARS = 96  # bars of a bootstrap block of the transition matrix: a day of 15 minutes
-_GUESS_BARS = (2, 4, 8, 16, 32)  # EM begins once from each of these smoothings of the range; the best end is kept
+_GUESS_BARS = 4
+_BEGINNINGS = ("above", "below", "either")  # EM may end anywhere: the best end of these is kept
 _DRAWS = 1000
 _VOLATILITY_BARS = 20  # of the column volatility_20
 _PERSISTENCE_BARS = 60  # of the column persistence_60
@@ -49,8 +50,8 @@ def _spread(values: Floats) -> tuple[float, float]:
 
 
 # ---- hidden Markov model ------------------------------------------------------------------------------------------
-# momentum of bull, bear, high_vol, low_vol, rotation in standard deviations: given, since a market of little drift would
-# else spend all five states on volatility and leave bull and bear without a meaning. Their ranges are fitted.
+# momentum of bull, bear, high_vol, low_vol, rotation in standard deviations: given, since a market of little drift
+# would else spend all five states on volatility and leave bull and bear without a meaning. Their ranges are fitted.
 _PINS = np.array([[np.nan, 1.0], [np.nan, -1.0], [np.nan, 0.0], [np.nan, 0.0], [np.nan, 0.0]])
 
 
@@ -66,13 +67,14 @@ def name_states(means: Floats) -> Ints:
     return np.array([bull, bear, high, low, rotation])
 
 
-def first_states(width: Floats, momentum: Floats, bars: int) -> Ints:
-    """A first guess: a fifth narrowest over `bars` bars, a fifth widest, the rest by momentum. EM moves on from there."""
-    smooth = np.convolve(width - width.mean(), np.full(bars, 1.0 / bars))[: len(width)]
-    calm, wild = np.quantile(smooth, [0.2, 0.8])
-    down, up = np.quantile(momentum, [1 / 3, 2 / 3])
-    guess = np.select([smooth <= calm, smooth >= wild, momentum >= up, momentum <= down], [3, 2, 0, 1], 4)
-    return np.asarray(guess, dtype=np.int64)
+def first_states(width: Floats, momentum: Floats, trending: str) -> Ints:
+    """A first guess by quarters of the recent range: narrowest low_vol, widest high_vol, and of the two between
+    them the one `above`, the one `below` or both (`either`) are bull and bear by momentum. EM goes on from there."""
+    smooth = np.convolve(width - width.mean(), np.full(_GUESS_BARS, 1.0 / _GUESS_BARS))[: len(width)]
+    quarter = np.digitize(smooth, np.quantile(smooth, [0.25, 0.5, 0.75]))
+    moving = {"above": quarter == 2, "below": quarter == 1, "either": np.abs(momentum) >= np.median(np.abs(momentum))}
+    side = np.where(momentum >= 0, 0, 1)
+    return np.asarray(np.select([quarter == 0, quarter == 3, moving[trending]], [3, 2, side], 4), dtype=np.int64)
 
 
 def fit_hmm(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
@@ -82,9 +84,9 @@ def fit_hmm(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict
     width, momentum = rows.T
     ends = [
         fit_gaussians(
-            rows, starts, first_states(width, momentum, bars), shares, _PINS, params.regime.em_iterations, True
+            rows, starts, first_states(width, momentum, trending), shares, _PINS, params.regime.em_iterations, True
         )
-        for bars in _GUESS_BARS
+        for trending in _BEGINNINGS
     ]
     found, moves, _ = max(ends, key=lambda end: end[2])
     order = name_states(found.means)
@@ -105,10 +107,9 @@ def change_probability(filtered: Floats, transition: Floats) -> Floats:
     filtered  (n, steps ≥ 2, S) of `say_gaussians`. What the newest observation says of a state is its filtered
               probability over the predicted one, so nothing has to be evaluated again.
     """
-    before, now = filtered[:, -2], filtered[:, -1]
-    ahead = before @ transition
-    evidence = np.divide(now, ahead, out=np.zeros_like(now), where=ahead > 0)
-    return np.asarray(1.0 - np.minimum((before * np.diag(transition) * evidence).sum(axis=1), 1.0))
+    out = np.empty(len(filtered))
+    kernels.changed(filtered[:, -2], filtered[:, -1], transition, out)
+    return out
 
 
 # ---- clusters -----------------------------------------------------------------------------------------------------

@@ -116,6 +116,7 @@ def fit_gaussians(
     Returns the model, (m, S, S) the smoothed step into each row (nought where a segment starts), the log likelihood
     Raises  NotEnoughData under LEAST_ROWS rows
     """
+    states = len(pins)
     if len(rows) < LEAST_ROWS:
         raise NotEnoughData(
             f"{len(rows)} bars to fit {len(pins)} states on, needs {LEAST_ROWS}: bring a longer history"
@@ -123,7 +124,6 @@ def fit_gaussians(
     centre, spread = rows.mean(axis=0), rows.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     x = np.ascontiguousarray(np.clip((rows - centre) / scale, -BOUND, BOUND))
-    states = len(pins)
     state = np.eye(states)[guess]
     moves = np.zeros((len(x), states, states))
     shared = np.tile(state.mean(axis=0), (states, 1))

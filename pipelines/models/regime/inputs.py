@@ -1,4 +1,4 @@
-"""What the detectors read (F4): columns of the feature catalogue, brought to scales on which a spread means something."""
+"""What the detectors read (F4): the bar's range and columns of the catalogue, each on a scale of its own."""
 
 from collections.abc import Callable
 
@@ -46,11 +46,14 @@ INPUTS: dict[str, tuple[tuple[str, ...], Callable[..., Floats]]] = {
 
 def build(history: History, at: Ints) -> Floats:
     """(n, STEPS, len(COLUMNS)) windows of the bars up to and including positions `at` (n,); NaN before the first."""
-    bars = np.maximum(at[:, np.newaxis] + np.arange(1 - STEPS, 1), 0)
-    out = np.empty((len(at), STEPS, len(COLUMNS)))
-    out[:, :, 0] = np.log(history.bars[:, HIGH][bars] / history.bars[:, LOW][bars])
-    out[:, :, 1:] = history.features[:, _PLACES][bars]
-    out[at[:, np.newaxis] + np.arange(1 - STEPS, 1) < 0] = np.nan
+    first = max(0, int(at.min()) - STEPS + 1) if len(at) else 0
+    near = slice(first, int(at.max()) + 1 if len(at) else 0)
+    told = np.empty((near.stop - first, len(COLUMNS)))
+    told[:, 0] = np.log(history.bars[near, HIGH] / history.bars[near, LOW])
+    told[:, 1:] = history.features[near][:, _PLACES]
+    rows = (at - first)[:, np.newaxis] + np.arange(1 - STEPS, 1)
+    out: Floats = told[np.maximum(rows, 0)]
+    out[rows < 0] = np.nan
     return out
 
 
@@ -75,7 +78,7 @@ def planes(rows: Floats, columns: tuple[str, ...]) -> dict[str, Floats]:
 
 
 def segment_starts(known: Floats) -> Bools:
-    """(m,) True on the first of every run of rows that follow each other by one bar: over a hole there is no transition.
+    """(m,) True on the first of every run of rows that follow each other: over a hole there is no transition.
 
     known  (m,) epoch seconds, ascending; a bar is the usual distance
     """

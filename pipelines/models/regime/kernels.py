@@ -77,6 +77,22 @@ def filter_windows(planes, centre, scale, bound, means, deviations, shares, peak
 
 
 @kernel
+def changed(before, now, transition, out):  # type: ignore[no-untyped-def]
+    """1 − P(a state is that of the step before), into out (n,); before, now (n, S) filtered at both steps.
+
+    Compiled, since a matrix product of numpy's gives other last bits to a row alone than to a row among others.
+    """
+    ahead = np.empty(before.shape[1])
+    for i in range(before.shape[0]):
+        predicted(before[i], transition, ahead)
+        stayed = 0.0
+        for s in range(before.shape[1]):
+            if now[i, s] != 0.0:
+                stayed += before[i, s] * transition[s, s] * now[i, s] / ahead[s]
+        out[i] = max(1.0 - stayed, 0.0)
+
+
+@kernel
 def sigmoid(x):  # type: ignore[no-untyped-def]
     return 1.0 / (1.0 + math.exp(-x))
 

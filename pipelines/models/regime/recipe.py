@@ -139,8 +139,8 @@ def describe(data: Dataset, params: Params) -> list[str]:
     reads, silent = readings(data.columns)
     return [
         f"reads the last {STEPS} decision bars and nothing else; filtered, never smoothed",
-        f"label scored: log return over the next {params.regime.horizon_minutes} minutes, basis points; there is no true"
-        " regime in a market, so a regime is worth what it says of that return's density",
+        f"label scored: log return over the next {params.regime.horizon_minutes} minutes, basis points; a market has no"
+        " true regime, so a regime is worth what it says of that return's density",
         f"detectors and weights: {', '.join(f'{name} {params.regime.weights[name]:g}' for name in reads)}",
         *(f"detector {name} leaves the vote: {why}" for name, why in silent.items()),
         "transition matrix of the hidden states with 95 % block-bootstrap bounds: schema.json, regime.transition",

@@ -1,0 +1,16 @@
+"""Fixtures of the regime tests; what they are made of is in regime_market.py."""
+
+import pytest
+from regime_market import PARAMS, STEP_S, dataset_of
+
+from pipelines.data.simulator import simulate
+from pipelines.data.timeframes import resample
+
+
+@pytest.fixture(scope="session")
+def simulated():
+    """(dataset, regime each row's bar closed in): four months of the simulated market."""
+    spec = PARAMS.simulator.model_copy(update={"history_days": 120, "live_days": 0, "drift_after_live_days": None})
+    market = simulate(spec)
+    data = dataset_of(resample(market.bars, 60, STEP_S))
+    return data, market.truth.regime.reshape(-1, 15)[:, -1][data.more["index"].astype(int)]

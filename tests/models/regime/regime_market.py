@@ -1,0 +1,53 @@
+"""Markets with and without regimes, as the datasets the family learns from."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from pipelines.contracts import History
+from pipelines.features.catalog import FEATURES
+from pipelines.labels.returns import return_labels
+from pipelines.models.base import Dataset, present_columns
+from pipelines.models.views import VIEWS
+from pipelines.settings import load_params
+from pipelines.training.fit import whole
+
+STEP_S = 900
+SHARED = ("y", "weight", "uniqueness", "known", "ended")
+PARAMS = load_params()
+SMALL = PARAMS.model_copy(update={"regime": PARAMS.regime.model_copy(update={"folds": 1})})
+
+
+def history_of(bars):
+    m = len(bars)
+    return History(bars, FEATURES.run(bars), np.zeros((m, 1)), np.empty((m, 2, 0, 3)), np.full((m, 6), np.nan))
+
+
+def dataset_of(bars):
+    """Rows as training has them: absent columns dropped, whole windows only."""
+    history, told, view = history_of(bars), return_labels(bars, bars, STEP_S, PARAMS), VIEWS["regime"]
+    index = told["index"]
+    data = Dataset(
+        columns=view.columns, inputs=lambda rows: view.build(history, index[rows]), at=np.arange(len(index)),
+        more={"ewma": told["ewma"], "index": index}, **{name: told[name] for name in SHARED},
+    )  # fmt: skip
+    keep, _ = present_columns(data.newest(), data.columns)
+    data = data.narrow(keep)
+    data = data.take(whole(data))
+    return replace(data, at=np.arange(len(data)))
+
+
+def steady(m=9000, seed=5):
+    """Bars of a market without regimes: returns of one volatility, each bar a walk of thirty steps."""
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(0, 5e-4, (m, 30))
+    path = np.exp(np.cumsum(steps, axis=1) + np.concatenate([[0.0], np.cumsum(steps.sum(axis=1))[:-1]])[:, None])
+    rows = np.empty((m, 8))
+    rows[:, 0] = 1.7040672e9 + STEP_S * np.arange(m)
+    rows[:, 4] = 100 * path[:, -1]
+    rows[:, 1] = np.concatenate([[100.0], rows[:-1, 4]])
+    rows[:, 2] = np.maximum(rows[:, 1], 100 * path.max(axis=1))
+    rows[:, 3] = np.minimum(rows[:, 1], 100 * path.min(axis=1))
+    rows[:, 5] = rng.lognormal(5, 0.5, m)
+    rows[:, 6], rows[:, 7] = 100.0, rows[:, 5] / 2
+    return rows

@@ -125,15 +125,14 @@ class DecisionService:
     @bentoml.api(route="/observe", output_spec=ObserveAnswer)
     @answers
     async def observe(self, request: ObserveRequest, /) -> dict[str, Any]:
-        """Take closed base bars of one symbol. Durable before the answer; needs the bearer key."""
+        """Take closed base bars, books and context of one symbol. Durable before the answer; needs the bearer key."""
         now = datetime.now(UTC)
-        rows = request.matrix()
+        rows, told = request.matrix(), request.records()
         symbol = self._symbols[request.symbol]
         async with self._locks[symbol.name]:
             symbol = self._symbols[request.symbol]  # a new warm start may have come while we waited
             fresh = symbol.admit(rows, now, lambda after, until: self._store.bars(request.symbol, after, until))
-            stored = functools.partial(self._store.records, symbol.name)
-            records = symbol.admit_records(*request.records(), now, stored)
+            records = symbol.admit_records(*told, now, functools.partial(self._store.records, symbol.name))
             if len(fresh) or any(records):
                 batch = BarBatch(symbol.name, fresh, fresh[:, OPEN_TIME] + symbol.base_s, now, *records)
                 await asyncio.wrap_future(self._ledger.observe(batch))
@@ -143,6 +142,7 @@ class DecisionService:
             "symbol": symbol.name,
             "received": len(rows),
             "new": len(fresh),
+            "records": sum(len(new.known) for new in records if new is not None),
             "closed": [utc(bar.bar[OPEN_TIME]).isoformat() for bar in closed],
             "reason": symbol.reason,
         }

@@ -141,7 +141,7 @@ class Symbol:
         return unpacked((kind, at, payload) for (kind, at), payload in sorted(fresh.items(), key=lambda kv: kv[0][1]))
 
     def hear(self, books: Books | None, feed: ContextFeed | None) -> None:
-        """Take records that became known since; they are read at the closes that follow.
+        """Take admitted records; they are read at the closes that follow.
 
         Books are read only where the data version holds books: where it does not, no model asks for a book, and the
         rows go on as training would have made them. They are stored, and are part of the next data version.

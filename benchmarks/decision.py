@@ -21,7 +21,7 @@ from benchmarks.measured import Row, pairs, spread
 from pipelines.contracts import BAR_FIELDS, Decision, Floats, utc
 from pipelines.data.timeframes import resample
 from pipelines.models.tabular import TabularModel
-from pipelines.models.validator import VALIDATOR
+from pipelines.models.validator import raw
 from pipelines.settings import Params
 from pipelines.store import Store
 from pipelines.training.warm import read_warm_start
@@ -39,10 +39,10 @@ PARTS = ("features and signals", "models, fusion, risk", "durable in the ledger"
 class Native(TabularModel):
     """The same model, answered by the library it was trained with."""
 
-    trees: Any
+    trees: Any = None
 
     def raw(self, rows: Floats) -> Floats:
-        return VALIDATOR.raw(self.trees, rows)
+        return raw(self.trees, rows)
 
 
 def natively(snapshot: Snapshot, at: Stand) -> Snapshot:

@@ -58,8 +58,7 @@ def share(name: str) -> Callable[[list[Figures]], dict[str, Figures]]:
 
 def watch(seed: str, drifted: bool) -> Figures:
     """A year of history, then as many blocks as the false-alarm budget speaks of, watched as the monitor watches."""
-    from flows.monitor import WATCHED
-    from pipelines.features.catalog import FEATURES
+    from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
     from pipelines.monitoring.drift import detect, fit_reference
 
     params = load_params()
@@ -70,9 +69,9 @@ def watch(seed: str, drifted: bool) -> Figures:
     bars = simulated(
         params, days, params.drift.budget_blocks * block_days, seed=int(seed), drift_after_live_days=drift_day
     )
-    rows = FEATURES.run(resample(bars, 60, step_s))[:, [FEATURES.index[name] for name in WATCHED]]
+    rows = FEATURES.run(resample(bars, 60, step_s))[:, [FEATURES.index[name] for name in WATCHED_COLUMNS]]
     history = days * 86_400 // step_s
-    result = detect(fit_reference(rows[:history], WATCHED, params.drift, params.seed), rows[history:])
+    result = detect(fit_reference(rows[:history], WATCHED_COLUMNS, params.drift, params.seed), rows[history:])
     alarms = [i for i, block in enumerate(result.blocks) if block.alarm]
     before = drifted and bool(alarms) and alarms[0] < DRIFT_AFTER_BLOCKS
     return {"alarm": result.alarm, "before_drift": before, "blocks": alarms, "reason": result.reason}

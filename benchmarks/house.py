@@ -19,8 +19,9 @@ import numpy as np
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats
 from pipelines.data import schemas
 from pipelines.data.files import read
+from pipelines.data.latent import MINUTES_A_DAY
 from pipelines.data.quality import assess
-from pipelines.data.simulator import MINUTES_A_DAY, simulate
+from pipelines.data.simulator import simulate
 from pipelines.models.base import Dataset
 from pipelines.models.catalog import recipe
 from pipelines.settings import ROOT, Params, load_params

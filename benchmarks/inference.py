@@ -16,7 +16,7 @@ from benchmarks.house import Stand, stand
 from benchmarks.measured import Row, in_turn, pairs
 from pipelines.contracts import Floats
 from pipelines.models.runtime import load_bundle
-from pipelines.models.validator import VALIDATOR
+from pipelines.models.validator import fit_trees, raw
 from pipelines.settings import Params
 
 BATCH = 64
@@ -27,7 +27,7 @@ def native(of: Stand, columns: tuple[str, ...], params: Params) -> tuple[Any, Fl
     data = of.dataset
     rows = data.all_inputs()[:, [data.columns.index(name) for name in columns]]
     whole = np.isfinite(rows).all(axis=1)
-    return VALIDATOR.fit(rows[whole], data.y[whole], data.weight[whole], params), rows[whole], data.y[whole]
+    return fit_trees(rows[whole], data.y[whole], data.weight[whole], params), rows[whole], data.y[whole]
 
 
 def in_cycle(ask: Callable[[Floats], Any], parts: list[Floats]) -> Callable[[], Any]:
@@ -39,12 +39,12 @@ def in_cycle(ask: Callable[[Floats], Any], parts: list[Floats]) -> Callable[[], 
 def measure(tiny: bool = False) -> list[Row]:
     repeats = 3 if tiny else 25
     at = stand(tiny)
-    model = load_bundle(at.home / "bundles" / at.digests[0], at.digests[0])
+    model: Any = load_bundle(at.home / "bundles" / at.digests[0], at.digests[0])
     trees, rows, y = native(at, model.columns, at.params)
     booster = trees.get_booster()
     booster.set_param({"nthread": 1})
     logistic = make_pipeline(StandardScaler(), LogisticRegression()).fit(rows, y)
-    gap = f"largest difference {np.abs(model.raw(rows) - VALIDATOR.raw(trees, rows)).max():.0e}"
+    gap = f"largest difference {np.abs(model.raw(rows) - raw(trees, rows)).max():.0e}"
     answers = []
     for size in (1, BATCH):
         parts = [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
@@ -57,7 +57,7 @@ def measure(tiny: bool = False) -> list[Row]:
             return pairs(what, "us", ours * 1e6, name, theirs * 1e6, note)
 
         answers += [
-            beside("XGBoost predict_proba", lambda x: VALIDATOR.raw(trees, x), gap),
+            beside("XGBoost predict_proba", lambda x: raw(trees, x), gap),
             beside("XGBoost inplace_predict, 1 thread", booster.inplace_predict),
             beside("scikit-learn logistic, a simpler model", logistic.predict_proba),
         ]

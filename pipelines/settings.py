@@ -197,6 +197,24 @@ class PatternParams(_Frozen):
     novelty_quantile: float = Field(gt=0, lt=1)
 
 
+class RegimeParams(_Frozen):
+    horizon_minutes: int = Field(gt=0)
+    folds: int = Field(ge=1)
+    weights: dict[str, float]
+    margin: float = Field(ge=0, lt=1)
+    min_dwell_bars: int = Field(gt=0)
+    trend_bars: int = Field(gt=1, lt=128)
+    adx_edge: float = Field(gt=0)
+    volatility_edges: tuple[float, float]
+    volume_quantiles: tuple[float, float]
+    momentum_share: float = Field(gt=0, le=1)
+    momentum_edge: float = Field(gt=0)
+    sentiment_edges: tuple[float, float, float, float]
+    softness: float = Field(gt=0)
+    em_iterations: int = Field(gt=0)
+    novelty_quantile: float = Field(gt=0, lt=1)
+
+
 class EnsembleParams(_Frozen):
     stated: dict[str, float]
     phases: dict[str, dict[str, float]]
@@ -284,6 +302,7 @@ class Params(_Frozen):
     validator: ValidatorParams
     predictor: PredictorParams
     pattern: PatternParams
+    regime: RegimeParams
     ensemble: EnsembleParams
     gate: GateParams
     fusion: FusionParams

@@ -4,7 +4,7 @@ Prices are whole ticks, sizes whole lots, time whole microseconds: the book is e
 side is BID (0) or ASK (1). Level sizes and order counts lie in a ring a side, at `tick & RING_MASK`, so a side may span
 at most RING ticks. Orders of a level count as equally large: what is left of a level keeps that share of its orders.
 
-Every change keeps the order-flow imbalance of Cont, Kukanov and Stoikov (2014, J. Financial Econometrics 12(1), eq. 4).
+Every change keeps the order-flow imbalance of Cont, Kukanov and Stoikov (2014, J. Financial Econometrics 12(1), 47-88).
 Event by event their formula is: what joins or betters the best bid, less what leaves it, less the same of the ask.
 
 Compiled code gets the record itself (`books[0]`), a bare pointer: passing it from function to function costs nothing,
@@ -18,8 +18,8 @@ import numpy as np
 from pipelines.compiled import kernel
 from pipelines.contracts import BOOK_LEVELS, Ints
 
-BID, ASK = 0, 1
-ADD, CANCEL, TRADE = 0, 1, 2  # kinds of event
+BID, ASK = np.arange(2)  # typed: compiled code is not made anew for each value
+ADD, CANCEL, TRADE = np.arange(3)  # kinds of event
 RING = 1024
 RING_MASK = RING - 1
 NO_TICK = 1 << 40  # best tick of an empty ask; an empty bid has the negative
@@ -28,8 +28,8 @@ LOG_ROWS = 1 << 14  # of one minute
 
 _I = np.int64
 BOOK_FIELDS: list[Any] = [
-    ("size", _I, (2, RING)),
-    ("orders", _I, (2, RING)),
+    ("depth", _I, (2, RING)),  # lots that rest at each level
+    ("orders", _I, (2, RING)),  # in how many orders
     ("best", _I, 2),  # best tick of each side
     ("far", _I, 2),  # no level of the side lies beyond this tick
     ("hole", _I, 2),  # the worst tick that was emptied since the makers last looked
@@ -76,7 +76,7 @@ def _write(book, kind, side, tick, lots, left):  # type: ignore[no-untyped-def]
 def place(book, side, tick, lots, orders):  # type: ignore[no-untyped-def]
     """Add `lots` > 0 in `orders` orders to a level, which must not cross the other side."""
     at, worse = tick & RING_MASK, 2 * side - 1
-    book.size[side, at] += lots
+    book.depth[side, at] += lots
     book.orders[side, at] += orders
     if (tick - book.best[side]) * worse <= 0:
         book.best[side] = tick
@@ -85,14 +85,14 @@ def place(book, side, tick, lots, orders):  # type: ignore[no-untyped-def]
         book.far[side] = tick
     book.events += 1
     if book.keep == 2:
-        _write(book, ADD, side, tick, lots, book.size[side, at])
+        _write(book, ADD, side, tick, lots, book.depth[side, at])
 
 
 @kernel
 def _find_best(book, side, tick):  # type: ignore[no-untyped-def]
     """The side's best level is `tick` or the first one beyond it that holds an order."""
     worse, far = 2 * side - 1, book.far[side]
-    while (far - tick) * worse >= 0 and book.size[side, tick & RING_MASK] == 0:
+    while (far - tick) * worse >= 0 and book.depth[side, tick & RING_MASK] == 0:
         tick += worse
     if (far - tick) * worse < 0:
         tick, book.far[side] = NO_TICK * worse, -NO_TICK * worse
@@ -103,9 +103,9 @@ def _find_best(book, side, tick):  # type: ignore[no-untyped-def]
 def _remove(book, side, tick, lots):  # type: ignore[no-untyped-def]
     """Take `lots` off a level, and its orders in proportion."""
     at, worse = tick & RING_MASK, 2 * side - 1
-    before = book.size[side, at]
+    before = book.depth[side, at]
     left = before - lots
-    book.size[side, at] = left
+    book.depth[side, at] = left
     best = tick == book.best[side]
     if best:
         book.flow += worse * lots
@@ -125,7 +125,7 @@ def withdraw(book, side, tick, lots):  # type: ignore[no-untyped-def]
     _remove(book, side, tick, lots)
     book.events += 1
     if book.keep == 2:
-        _write(book, CANCEL, side, tick, lots, book.size[side, tick & RING_MASK])
+        _write(book, CANCEL, side, tick, lots, book.depth[side, tick & RING_MASK])
 
 
 @kernel
@@ -135,12 +135,12 @@ def clear(book, side, until):  # type: ignore[no-untyped-def]
     tick, gone, kept = book.best[side], 0, False
     while (until - tick) * worse > 0 and (book.far[side] - tick) * worse >= 0:
         at = tick & RING_MASK
-        lots, left = book.size[side, at], 0
+        lots, left = book.depth[side, at], 0
         if tick == book.ice_tick and side == book.ice_side:
             left = book.ice_shown
             lots -= left
         if lots > 0:
-            book.size[side, at] = left
+            book.depth[side, at] = left
             book.orders[side, at] = min(left, 1)
             if not kept:
                 gone += lots
@@ -166,7 +166,7 @@ def take(book, side, lots, spare):  # type: ignore[no-untyped-def]
             further = max(book.last * worse, book.best[1 - side] * worse) + 1
             place(book, side, further * worse, lots + spare, 1)
         tick = book.best[side]
-        there = book.size[side, tick & RING_MASK]
+        there = book.depth[side, tick & RING_MASK]
         filled = min(lots, there)
         _remove(book, side, tick, filled)
         lots -= filled
@@ -199,8 +199,8 @@ def top_levels(book, out):  # type: ignore[no-untyped-def]
         worse, tick, level = 2 * side - 1, book.best[side], 0
         while level < BOOK_LEVELS and (book.far[side] - tick) * worse >= 0:
             at = tick & RING_MASK
-            if book.size[side, at] > 0:
-                out[side, level, 0], out[side, level, 1] = tick, book.size[side, at]
+            if book.depth[side, at] > 0:
+                out[side, level, 0], out[side, level, 1] = tick, book.depth[side, at]
                 out[side, level, 2] = book.orders[side, at]
                 level += 1
             tick += worse
@@ -213,7 +213,7 @@ def resting(book: Any, now: int) -> Ints:
         if abs(book["best"][side]) == NO_TICK:
             continue
         for tick in range(book["best"][side], book["far"][side] + worse, worse):
-            lots = book["size"][side, tick & RING_MASK]
+            lots = book["depth"][side, tick & RING_MASK]
             if lots > 0:
                 rows.append((now, ADD, side, tick, lots, lots))
     return np.array(rows, np.int64).reshape(-1, LOG_WIDTH)

@@ -10,13 +10,12 @@ The same spec gives the same market. Every kind of noise has its own stream, so 
 not depend on the drift, the history does not depend on `live_days`, and other seeds give independent markets.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 
-from pipelines.compiled import kernel
 from pipelines.contracts import (
     BAR_WIDTH,
     BOOK_LEVELS,
@@ -29,21 +28,20 @@ from pipelines.contracts import (
     Trades,
 )
 from pipelines.data import orderbook
-from pipelines.data.orderbook_market import (
+from pipelines.data.latent import DESIGN, LATENT, MINUTES_A_DAY, Design, keep_of, knobs_of_walk, table_of, walk
+from pipelines.data.orderbook_design import (
     LOTS,
     PLANTED_A_MINUTE,
     PLANTED_WIDTH,
     STEPS,
     STREAMS,
-    BookDesign,
     fresh_market,
     knobs_of,
-    trade_minutes,
 )
+from pipelines.data.orderbook_market import trade_minutes
 from pipelines.errors import BadValues
 from pipelines.settings import SimulatorParams
 
-MINUTES_A_DAY = 1440
 BLOCK = 30 * MINUTES_A_DAY  # minutes made at a time: what is not an answer stays at a few MB however long the history
 FUNDING_S = 28_800  # seconds between funding rates
 INTEREST = 1e-4  # part of the funding rate that has nothing to do with the basis
@@ -51,58 +49,11 @@ FUNDING_CAP = 0.0075
 
 
 @dataclass(frozen=True)
-class Design:
-    """Constants of the simulated market; four-tuples are in the order of contracts.REGIMES.
-
-    Volumes, shares and clustering are set after BTC/USDT minutes of 2024 (share sd .22 a minute and .09 a quarter hour,
-    log volume sd 1.1 with autocorrelation .7, correlation of share and same-minute return .46).
-    """
-
-    # regimes: semi-Markov; a stay lasts `min_stay` plus an exponential time, cut at `max_stay`
-    # neighbours differ by half: 20 bars measure a volatility to about 16 %, so its percentile tells them apart
-    vol_ratio: tuple[float, ...] = (1.5, 1.0, 2.2, 0.6)  # of vol_15m_bps; TRENDING, RANGING, VOLATILE, QUIET
-    volume_ratio: tuple[float, ...] = (1.5, 0.8, 2.0, 0.5)
-    mean_stay_hours: tuple[float, ...] = (14.0, 16.0, 8.0, 14.0)
-    min_stay_hours: float = 3.0
-    max_stay_hours: float = 48.0
-    # the planted edge
-    pressure_half_life_min: float = 180.0
-    # Drift of 15 minutes at u = 1, gain 1, edge 1, in the regime's own sd. Measured over six seeds (a year each, 3,300
-    # events to learn from, sign of the next four hours, six columns of flow, volatility, volume and momentum): AUC .544
-    # to .575 for boosted trees, .522 to .542 for a logistic, .641 for who knows u and the regime.
-    drift_per_unit: float = 0.20
-    # Moving markets follow informed flow, calm ones absorb it and give it back. Over time the gains nearly cancel:
-    # flow alone says little, flow together with volatility says much. Trees find that, a logistic mostly does not.
-    gain: tuple[float, ...] = (1.0, -0.6, 0.8, -1.0)
-    # taker flow: share of buys = .5 + lean u + echo z + noise, z the minute's own unpredictable move in sd
-    share_lean: float = 0.06
-    share_echo: float = 0.10
-    share_noise: float = 0.18
-    # volume: base x regime x season x intensity x shock; intensity = 1 - b + b (decaying mean of past relative volume)
-    base_volume: float = 24.0  # base asset a minute
-    season_depth: float = 0.5
-    season_peak_minute: float = 880.0  # 14:40 UTC, the American open
-    branching: float = 0.7  # b: share of the volume that earlier volume caused
-    excitement_half_life_min: float = 12.0
-    shock_sd: float = 0.6
-    # what changes at the drift date
-    drift_vol: float = 3.0  # at 2 one year in seven hides it: a calm regime doubled is still an ordinary one
-    drift_share_noise: float = 2.0
-    drift_branching: float = 0.9
-    drift_excitement_half_life_min: float = 60.0
-    drift_edge: float = -1.0
-    book: BookDesign = field(default_factory=BookDesign)  # the market inside a minute
-
-
-DESIGN = Design()
-
-
-@dataclass(frozen=True)
 class Planted:
     """k patterns that were planted and are over, in the order they began; those that still run are not among them.
 
     start, end  (k,) epoch seconds
-    kind        (k,) index into orderbook_market.PATTERNS
+    kind        (k,) index into orderbook_design.PATTERNS
     direction   (k,) what it says if read in time: +1 for a hidden bid, a swept low, a fake bid; else -1
     price       (k,) quote currency: the level of the order, or the extreme that was swept
     size        (k,) base asset: what traded on the iceberg or in the sweep; what the fake order showed
@@ -156,94 +107,22 @@ class Market:
     truth: Truth
 
 
-@kernel
-def _walk(  # type: ignore[no-untyped-def]
-    first, drift_at, clock, state, steps, noise, chance, table, knobs, before, after, path, latent, regime, drift
-):
-    """Walk one block of minutes; `state` carries log value, u, excitement, regime, minutes in it to the next block.
-
-    first, drift_at  minute number of row 0 and of the first drifted minute; clock: minute of the day of row 0
-    steps (n, 12)    value noise; noise (n, 3): pressure, share, volume; chance (n, 2): leave? where to?
-    table (4, 4)     see _table
-    knobs            see _knobs; before, after: [vol, share noise, branching, keep of excitement, edge]
-    path (n, 12)     gets the log value after each step; latent (n, 4): volume, taker share, sd of the minute, u
-    """
-    (keep_u, lean, echo, share_noise, season, peak, shock_sd, min_stay, max_stay) = knobs
-    price, u, excitement, minutes = state[0], state[1], state[2], state[4]
-    now = int(state[3])
-    fresh_u = np.sqrt(1.0 - keep_u * keep_u)
-    mean_move = np.sqrt(2.0 / np.pi)
-    for i in range(steps.shape[0]):
-        change = after if first + i >= drift_at else before
-        vol, noisier, branching, keep, edge = change[0], change[1], change[2], change[3], change[4]
-        if minutes >= max_stay or (minutes >= min_stay and chance[i, 0] < table[3, now]):
-            now = (now + 1 + int(chance[i, 1] * 3.0)) % 4  # any of the three others
-            minutes = 0.0
-        minutes += 1.0
-
-        sd = vol * table[0, now]
-        lift = edge * vol * table[2, now] * u
-        drift[i], regime[i] = lift, now
-        each = (
-            lift - 0.5 * sd * sd
-        ) / STEPS  # minus half the variance: the value itself, not its log, is the martingale
-        root = sd / np.sqrt(STEPS)
-        total = 0.0
-        for k in range(STEPS):
-            total += steps[i, k]
-            price += each + root * steps[i, k]
-            path[i, k] = price
-        move = total / np.sqrt(STEPS)  # the unpredictable part of the minute, in sd: nothing below reads the edge
-
-        angle = 2.0 * np.pi * (clock + i - peak) / MINUTES_A_DAY
-        shock = np.exp(shock_sd * noise[i, 2] - 0.5 * shock_sd * shock_sd) * (0.4 + 0.6 * abs(move) / mean_move)
-        relative = (1.0 - branching + branching * excitement) * shock
-        excitement = keep * excitement + (1.0 - keep) * relative
-        volume = table[1, now] * (1.0 + season * np.cos(angle)) * relative
-        share = 0.5 + lean * u + noisier * (echo * move + share_noise * noise[i, 1])
-        latent[i, 0], latent[i, 1], latent[i, 2], latent[i, 3] = volume, min(max(share, 0.02), 0.98), sd, u
-        u = keep_u * u + fresh_u * noise[i, 0]
-    state[0], state[1], state[2], state[3], state[4] = price, u, excitement, now, minutes
-
-
-def _keep(half_life: float) -> float:
-    return float(0.5 ** (1.0 / half_life))
-
-
-def _table(spec: SimulatorParams, design: Design) -> Floats:
-    """(4 quantities, 4 regimes): sd of a minute, base volume, drift a minute at u = 1, chance a minute to leave."""
-    sd_15m = spec.vol_15m_bps * 1e-4 * np.array(design.vol_ratio)
-    drift = np.array(design.gain) * design.drift_per_unit * sd_15m / 15.0
-    leave = 1.0 / (60.0 * (np.array(design.mean_stay_hours) - design.min_stay_hours))
-    return np.stack([sd_15m / np.sqrt(15.0), design.base_volume * np.array(design.volume_ratio), drift, leave])
-
-
-def _knobs(design: Design) -> tuple[float, ...]:
-    return (
-        _keep(design.pressure_half_life_min),
-        design.share_lean,
-        design.share_echo,
-        design.share_noise,
-        design.season_depth,
-        design.season_peak_minute,
-        design.shock_sd,
-        60.0 * design.min_stay_hours,
-        60.0 * design.max_stay_hours,
-    )
-
-
 def tick_of(spec: SimulatorParams) -> int:
     """Cents of quote currency in a tick: the largest 1, 2 or 5 times a power of ten within 0.25 bps of the start."""
-    most = spec.start_price * 100.0 * 2.5e-5 * (1.0 + 1e-9)
-    return max(one * 10**power for power in range(12) for one in (1, 2, 5) if one * 10**power <= max(most, 1.0))
+    most = max(1.0, spec.start_price * 100.0 * 2.5e-5 * (1.0 + 1e-9))
+    power = 1
+    while 10 * power <= most:
+        power *= 10
+    return power * (5 if 5 * power <= most else 2 if 2 * power <= most else 1)
 
 
 def _check(spec: SimulatorParams, design: Design) -> None:
     calm, tick = spec.start_price * spec.vol_15m_bps * 1e-4 * min(design.vol_ratio) / np.sqrt(15.0), tick_of(spec) / 100
     if calm < 5 * tick:
         raise BadValues(
-            f"simulator: a quiet minute of {spec.symbol} moves {calm:.4f}, under five ticks of {tick:g}: rounding would "
-            f"be the market. Raise simulator.start_price ({spec.start_price}) or vol_15m_bps ({spec.vol_15m_bps})."
+            f"simulator: a quiet minute of {spec.symbol} moves {calm:.4f}, under five ticks of {tick:g}: "
+            f"rounding would be the market. Raise simulator.start_price ({spec.start_price}) or vol_15m_bps "
+            f"({spec.vol_15m_bps})."
         )
     if spec.start.timestamp() % 60:
         raise BadValues(
@@ -256,11 +135,12 @@ def _check(spec: SimulatorParams, design: Design) -> None:
         )
 
 
-class _Path:
+class MarketPath:
     """One market on its way: made block after block, and everything that carries over from one to the next."""
 
     def __init__(self, spec: SimulatorParams, design: Design) -> None:
         _check(spec, design)
+        self.spec = spec
         self.begin = spec.start.astimezone(UTC)
         self.minutes = (spec.history_days + spec.live_days) * MINUTES_A_DAY
         self.drift_at = self.minutes
@@ -272,15 +152,15 @@ class _Path:
         seeds = np.random.SeedSequence(spec.seed).spawn(7)
         self.steps, self.chance, origin, *self.noise = (np.random.default_rng(child) for child in seeds[:6])
         self.keys = seeds[6].generate_state(STREAMS, np.uint64)
-        self.table, self.knobs, self.book_knobs = _table(spec, design), _knobs(design), knobs_of(design.book)
+        self.table, self.knobs, self.book_knobs = table_of(spec, design), knobs_of_walk(design), knobs_of(design.book)
         self.usual_sd = spec.vol_15m_bps * 1e-4 / np.sqrt(15.0)
-        self.before = np.array([1.0, 1.0, design.branching, _keep(design.excitement_half_life_min), spec.edge])
+        self.before = np.array([1.0, 1.0, design.branching, keep_of(design.excitement_half_life_min), spec.edge])
         self.after = np.array(
             [
                 design.drift_vol,
                 design.drift_share_noise,
                 design.drift_branching,
-                _keep(design.drift_excitement_half_life_min),
+                keep_of(design.drift_excitement_half_life_min),
                 spec.edge * design.drift_edge,
             ]
         )
@@ -291,11 +171,11 @@ class _Path:
         self.market = fresh_market(start)
 
     def latent(self, size: int) -> dict[str, Any]:
-        """The next `size` minutes as drawn: path (size, STEPS), latent (size, 4), regime and drift (size,)."""
+        """The next `size` minutes as drawn: path (size, STEPS), latent (size, LATENT), regime and drift (size,)."""
         noise = np.stack([stream.standard_normal(size) for stream in self.noise], axis=1)
-        drawn = {"path": np.empty((size, STEPS)), "latent": np.empty((size, 4))}
+        drawn = {"path": np.empty((size, STEPS)), "latent": np.empty((size, LATENT))}
         regime, drift = np.empty(size, np.int64), np.empty(size)
-        _walk(
+        walk(
             self.made, self.drift_at, self.clock + self.made, self.state,
             self.steps.standard_normal((size, STEPS)), noise, self.chance.random((size, 2)),
             self.table, self.knobs, self.before, self.after, drawn["path"], drawn["latent"], regime, drift,
@@ -337,17 +217,18 @@ class _Path:
         levels = out["levels"][:shots]
         levels[..., 0] = levels[..., 0] * self.cents / 100.0
         levels[..., 1] /= LOTS
-        return Books(known, levels, out["flows"][:shots, 0] / LOTS, out["flows"][:shots, 1] / LOTS)
+        return Books(known.astype(np.float64), levels, out["flows"][:shots, 0] / LOTS, out["flows"][:shots, 1] / LOTS)
 
 
 def simulate(spec: SimulatorParams, design: Design = DESIGN) -> Market:
     """Make `history_days + live_days` days of 1-minute bars in one path, the books beside them, and their truth.
 
-    Prices in quote currency, whole ticks (see tick_of); volumes in base asset, rounded to 1e-5; no value is missing.
+    Prices in quote currency, whole ticks (see tick_of); volumes in base asset, whole lots of 1e-5: a last-bit
+    difference of a maths library does not change a file. No value is missing.
     From `start + history_days + drift_after_live_days` on (None: never) the Design.drift_* constants rule.
     Raises BadValues naming the key of params.yaml that makes no market.
     """
-    path = _Path(spec, design)
+    path = MarketPath(spec, design)
     n, shots, log = path.minutes, 0, np.empty((0, orderbook.LOG_WIDTH), np.int64)
     out = path.room(n)
     regime, pressure, drift, value = np.empty(n, np.int64), np.empty(n), np.empty(n), np.empty(n)
@@ -355,7 +236,7 @@ def simulate(spec: SimulatorParams, design: Design = DESIGN) -> Market:
     for first in range(0, n, BLOCK):
         rows = slice(first, min(first + BLOCK, n))
         drawn = path.latent(rows.stop - first)
-        regime[rows], pressure[rows], drift[rows] = drawn["regime"], drawn["latent"][:, 3], drawn["drift"]
+        regime[rows], pressure[rows], drift[rows] = drawn["regime"], drawn["latent"][:, -1], drawn["drift"]
         value[rows] = np.exp(drawn["path"][:, -1])
         part = {name: out[name][rows] for name in ("bars", "events", "premium")}
         part |= {name: out[name][shots:] for name in ("levels", "flows")}
@@ -371,9 +252,7 @@ def simulate(spec: SimulatorParams, design: Design = DESIGN) -> Market:
 def _planted(rows: Ints, cents: int) -> Planted:
     rows = rows[np.lexsort((rows[:, 2], rows[:, 0]))]
     start, end, kind, direction, tick, lots = rows.T
-    return Planted(
-        start / 1e6, end / 1e6, kind.copy(), direction.astype(np.float64), tick * cents / 100.0, lots / LOTS
-    )
+    return Planted(start / 1e6, end / 1e6, kind.copy(), direction.astype(np.float64), tick * cents / 100.0, lots / LOTS)
 
 
 def _funding(opened: Floats, premium: Floats) -> ContextFeed:
@@ -385,8 +264,8 @@ def _funding(opened: Floats, premium: Floats) -> ContextFeed:
         return ContextFeed(np.empty(0), np.empty(0, np.int64), np.empty(0))
     periods, where = np.unique(period[seen], return_inverse=True)
     mean = np.bincount(where, premium[seen]) / np.bincount(where)
-    rate = np.round(np.clip(INTEREST + mean, -FUNDING_CAP, FUNDING_CAP), 8)
-    known = (periods + 1) * float(FUNDING_S)
+    rate = np.round(np.clip(INTEREST + mean, -FUNDING_CAP, FUNDING_CAP), 8).astype(np.float64)
+    known = ((periods + 1) * FUNDING_S).astype(np.float64)
     return ContextFeed(known, np.full(len(periods), CONTEXT_INDEX["funding_rate"], np.int64), rate)
 
 
@@ -429,10 +308,10 @@ def record(
 ) -> Recording:
     """Every trade, and with `orders` every book event, of `days` days from day `first_day` (0 = the first) on.
 
-    A day holds some 100,000 trades and 500,000 book events: about 5 and 25 MB. The days before are made too, unrecorded.
+    A day holds some 50,000 trades and 300,000 book events: 2 and 15 MB. The days before are made too, unrecorded.
     Raises BadValues if the spec does not hold these days.
     """
-    path = _Path(spec, design)
+    path = MarketPath(spec, design)
     if first_day < 0 or days < 1 or (first_day + days) * MINUTES_A_DAY > path.minutes:
         raise BadValues(
             f"days {first_day} to {first_day + days} of a market of {path.minutes // MINUTES_A_DAY}. Ask for at least "

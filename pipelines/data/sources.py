@@ -16,9 +16,10 @@ from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Books, ContextFeed
 from pipelines.data import exchange, files, recordings
 from pipelines.data.context import combined, read_context
 from pipelines.data.exchange import Backfill
+from pipelines.data.latent import DESIGN, Design
 from pipelines.data.pages import Page
 from pipelines.data.schemas import to_frame
-from pipelines.data.simulator import DESIGN, Design, Market, simulate
+from pipelines.data.simulator import Market, simulate
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.settings import SimulatorParams
@@ -45,7 +46,7 @@ class MarketSource(Protocol):
         ...
 
     def records(self, symbol: str, as_of: datetime) -> Records:
-        """Books and context of `symbol` known at `as_of` that come with its bars; (None, None) of a source of bars alone."""
+        """Books and context known at `as_of` that come with the bars of `symbol`; None = the source has none."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -76,7 +77,8 @@ def _aware(as_of: datetime) -> pd.Timestamp:
 
 
 class SimulatorSource:
-    """The embedded market of data.simulator: 1-minute bars of one symbol, and their truth for those who may see it.
+    """The embedded market of data.simulator: 1-minute bars of one symbol, the books and the funding rates beside them,
+    and their truth for those who may see it.
 
     It lives in simulated time: every bar is stamped as taken in when it was known, whatever clock the caller reads, so
     that the same spec gives the same snapshot hash today and next year.

@@ -16,12 +16,11 @@ import numpy as np
 from pipelines.contracts import Check, Estimate, Floats, Verdict
 from pipelines.evaluation.deflation import deflated_sharpe, overfitting_probability
 from pipelines.evaluation.metrics import (
-    auc,
+    auc_estimate,
     expected_calibration_error,
-    lift_bps,
+    lift_estimate,
     mean_estimate,
     most_confident,
-    statistic_estimate,
 )
 from pipelines.evaluation.report import named, read_oof
 from pipelines.models.losses import brier_losses
@@ -124,16 +123,14 @@ def lift(e: Evidence, params: Params) -> list[Check]:
     """Do the trades it is sure of return more than taking them all?"""
     assert e.gross_bps is not None
     g, cost = params.gate, params.costs.round_trip_bps
-    found = statistic_estimate(lift_bps(e.p, e.gross_bps, g.coverage), len(e.y), g.bootstrap, params.seed, cost)
+    found = lift_estimate(e.p, e.gross_bps, g.coverage, g.bootstrap, params.seed, cost)
     return [_bounded(f"lift_bps_at_{g.coverage:.0%}", found, found.low > 0, "low > 0")]
 
 
 def no_leak(e: Evidence, params: Params) -> list[Check]:
     """An AUC on direction whose lower bound is above the stated one is a leak until proven otherwise."""
     limit = params.gate.leak_auc
-    ranking = statistic_estimate(
-        lambda rows: auc(e.p[rows], e.y[rows]), len(e.y), params.gate.bootstrap // 4, params.seed
-    )
+    ranking = auc_estimate(e.p, e.y, params.gate.bootstrap // 4, params.seed)
     why = "" if ranking.low <= limit else "LEAK_SUSPECTED: direction is not this predictable"
     return [_bounded("no_leak_auc", ranking, ranking.low <= limit, f"low <= {limit}", why)]
 

@@ -1,7 +1,7 @@
 """Figures with their intervals (law L9). Rows are in time order; intervals come from a moving-block bootstrap, since
 neighbouring events share bars. NaN is refused everywhere: abstentions are counted before, never scored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -30,13 +30,32 @@ def expected_calibration_error(p: Floats, y: Floats, bins: int = 10) -> float:
     return float(sum(len(part) * abs(p[part].mean() - y[part].mean()) for part in parts if len(part)) / len(p))
 
 
-def block_indices(n: int, block: int, draws: int, seed: int) -> Ints:
-    """(draws, n) row numbers of a moving-block bootstrap (Künsch 1989); blocks of `block` neighbouring rows."""
-    block = max(1, min(block, n))
+def block_starts(n: int, block: int, draws: int, seed: int) -> Ints:
+    """(draws, ceil(n / block)) first rows of the blocks of a moving-block bootstrap (Künsch 1989)."""
     rng = np.random.default_rng(seed)
-    starts = rng.integers(0, n - block + 1, size=(draws, -(-n // block)))
-    rows = (starts[:, :, None] + np.arange(block)).reshape(draws, -1)
+    return np.asarray(rng.integers(0, n - block + 1, size=(draws, -(-n // block))))
+
+
+def block_indices(n: int, block: int, draws: int, seed: int) -> Ints:
+    """(draws, n) row numbers of a moving-block bootstrap; blocks of `block` neighbouring rows, the last one cut."""
+    block = max(1, min(block, n))
+    rows = (block_starts(n, block, draws, seed)[:, :, None] + np.arange(block)).reshape(draws, -1)
     return np.asarray(rows[:, :n])
+
+
+def resampled(n: int, draws: int, seed: int) -> Iterator[Floats]:
+    """For each draw, (n,) how often each row was drawn: the same draws as `block_indices`, without their memory."""
+    block = max(1, min(default_block(n), n))
+    starts = block_starts(n, block, draws, seed)
+    whole, rest = n // block, n % block
+    for row in starts:
+        steps = np.zeros(n + 1)
+        np.add.at(steps, row[:whole], 1.0)
+        np.add.at(steps, row[:whole] + block, -1.0)
+        if rest:
+            steps[row[-1]] += 1.0
+            steps[row[-1] + rest] -= 1.0
+        yield np.cumsum(steps[:-1])
 
 
 def default_block(n: int) -> int:
@@ -49,7 +68,14 @@ def mean_estimate(values: Floats, draws: int, seed: int, cost_bps: float | None 
     n = len(values)
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0, cost_bps)
-    means = values[block_indices(n, default_block(n), draws, seed)].mean(axis=1)
+    block = max(1, min(default_block(n), n))
+    starts = block_starts(n, block, draws, seed)
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])  # a block's sum is a difference of two
+    whole, rest = n // block, n % block
+    sums = (total[starts[:, :whole] + block] - total[starts[:, :whole]]).sum(axis=1)
+    if rest:
+        sums += total[starts[:, -1] + rest] - total[starts[:, -1]]
+    means = sums / n
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(values.mean()), float(low), float(high), n, cost_bps)
 
@@ -59,9 +85,7 @@ def statistic_estimate(
 ) -> Estimate:
     """Any statistic of row numbers, with a 95 % moving-block bootstrap interval; draws it cannot score are left out."""
     samples = np.array([statistic(rows) for rows in block_indices(n, default_block(n), draws, seed)])
-    finite = samples[np.isfinite(samples)]
-    low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
-    return Estimate(float(statistic(np.arange(n))), float(low), float(high), n, cost_bps)
+    return interval(samples, float(statistic(np.arange(n))), n, cost_bps)
 
 
 def most_confident(p: Floats, coverage: float) -> Ints:
@@ -70,14 +94,41 @@ def most_confident(p: Floats, coverage: float) -> Ints:
     return np.sort(np.argsort(-p, kind="stable")[:count])
 
 
-def lift_bps(p: Floats, gross_bps: Floats, coverage: float) -> Callable[[Ints], float]:
+def interval(samples: Floats, value: float, n: int, cost_bps: float | None = None) -> Estimate:
+    """A value with the middle 95 % of its resampled selves; those that could not be computed are left out."""
+    finite = samples[np.isfinite(samples)]
+    low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
+    return Estimate(value, float(low), float(high), n, cost_bps)
+
+
+def auc_estimate(p: Floats, y: Floats, draws: int, seed: int) -> Estimate:
+    """`auc` with its interval: ranks are found once, a draw only counts how often each row came."""
+    value = auc(p, y)
+    _, group = np.unique(p, return_inverse=True)
+    size = int(group.max()) + 1 if len(group) else 0
+    samples = []
+    for times in resampled(len(y), draws, seed):
+        won = np.bincount(group, times * y, size)
+        lost = np.bincount(group, times * (1.0 - y), size)
+        both = won.sum() * lost.sum()
+        samples.append((won * (np.cumsum(lost) - 0.5 * lost)).sum() / both if both else np.nan)
+    return interval(np.array(samples), value, len(y))
+
+
+def lift_estimate(
+    p: Floats, gross_bps: Floats, coverage: float, draws: int, seed: int, cost_bps: float | None = None
+) -> Estimate:
     """Mean gross bps of the most confident share minus that of all rows: what the model adds to taking every signal.
 
     Cost is the same for each trade, so it cancels here; net figures are reported beside it.
     """
-
-    def statistic(rows: Ints) -> float:
-        chosen = most_confident(p[rows], coverage)
-        return float(gross_bps[rows][chosen].mean() - gross_bps[rows].mean())
-
-    return statistic
+    n = len(p)
+    value = float(gross_bps[most_confident(p, coverage)].mean() - gross_bps.mean())
+    order = np.argsort(-p, kind="stable")
+    sorted_gross, count = gross_bps[order], max(1, round(n * coverage))
+    samples = []
+    for times in resampled(n, draws, seed):
+        drawn = times[order]
+        taken = np.clip(count - (np.cumsum(drawn) - drawn), 0.0, drawn)  # the last chosen row may count in part
+        samples.append((taken * sorted_gross).sum() / count - (times * gross_bps).sum() / n)
+    return interval(np.array(samples), value, n, cost_bps)

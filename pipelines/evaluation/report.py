@@ -10,12 +10,11 @@ import numpy as np
 
 from pipelines.contracts import Estimate, Floats, Verdict
 from pipelines.evaluation.metrics import (
-    auc,
+    auc_estimate,
     expected_calibration_error,
-    lift_bps,
+    lift_estimate,
     mean_estimate,
     most_confident,
-    statistic_estimate,
 )
 from pipelines.models.ensemble import ensemble_losses
 from pipelines.settings import Params
@@ -58,7 +57,7 @@ def summarise(folder: Path, params: Params) -> dict[str, Any]:
         figures["hit_rate"] = float(y.mean())
         figures["ece"] = expected_calibration_error(p, y)
         figures["auc"] = {
-            name: _dict(statistic_estimate(lambda rows, q=q: auc(q[rows], y[rows]), len(y), draws // 4, seed))  # type: ignore[misc]
+            name: _dict(auc_estimate(q, y, draws // 4, seed))
             for name, q in told.items()
             if name != "base_rate" and np.isfinite(q).all()  # one number for everybody ranks nothing
         }
@@ -85,7 +84,7 @@ def selective(p: Floats, y: Floats, gross: Floats, params: Params) -> dict[str, 
         answer[f"{coverage:.0%}"] = {
             "hit_rate": _dict(mean_estimate(y[chosen], draws, seed)),
             "net_bps": _dict(mean_estimate(gross[chosen] - cost, draws, seed, cost)),
-            "lift_bps": _dict(statistic_estimate(lift_bps(p, gross, coverage), len(y), draws // 2, seed, cost)),
+            "lift_bps": _dict(lift_estimate(p, gross, coverage, draws // 2, seed, cost)),
         }
     return answer
 

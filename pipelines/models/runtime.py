@@ -16,6 +16,7 @@ import numpy as np
 from pipelines.contracts import Model
 from pipelines.errors import BundleError, DigestMismatch, GoldenMismatch, UnsafeBundle
 from pipelines.models import committee, tabular
+from pipelines.models.regime import served as regime
 
 MANIFEST = "manifest.json"
 SAFE_SUFFIXES = {".onnx", ".json", ".npz", ".md"}
@@ -24,6 +25,7 @@ GOLDEN_TOLERANCE = 1e-6
 KINDS: dict[str, Callable[[Path, dict[str, Any], dict[str, Any], dict[str, Any]], Model]] = {
     "tabular": tabular.load,
     "committee": committee.load,
+    "regime": regime.load,
 }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from pipelines.contracts import Floats, History, Ints
 from pipelines.features.catalog import CORE_COLUMNS, FEATURES
 from pipelines.models import pattern_view
+from pipelines.models.regime import inputs as regime_inputs
 
 KEPT_BARS = 256  # decision bars the live service keeps: the longest view must fit
 
@@ -60,5 +61,6 @@ def _places(have: tuple[str, ...], want: tuple[str, ...]) -> Ints:
 
 VIEWS: dict[str, View] = {
     "predictor": feature_view(CORE_COLUMNS, 60),
+    "regime": View(regime_inputs.COLUMNS, regime_inputs.STEPS, regime_inputs.build),
     "pattern": View(pattern_view.COLUMNS, pattern_view.STEPS, pattern_view.build),
 }

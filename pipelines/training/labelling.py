@@ -17,6 +17,7 @@ from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import horizon_labels
 from pipelines.labels.patterns import pattern_labels
+from pipelines.labels.returns import return_labels
 from pipelines.labels.weights import average_uniqueness, time_decay
 from pipelines.settings import Params
 from pipelines.signals.events import Events, event_rows, events, traditional_events
@@ -89,10 +90,15 @@ def setup_labels(sources: Sources, params: Params) -> Labels:
     return pattern_labels(sources.decision, sources.base, found.direction, found.reach, sources.step_s, params)
 
 
+def hour_labels(sources: Sources, params: Params) -> Labels:
+    return return_labels(sources.decision, sources.base, sources.step_s, params)
+
+
 LABELS: dict[str, Callable[[Sources, Params], Labels]] = {
     "events": event_labels,
     "pattern": setup_labels,
     "predictor": predictor_labels,
+    "returns": hour_labels,
 }
 
 

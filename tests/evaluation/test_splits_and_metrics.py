@@ -15,11 +15,15 @@ from pipelines.evaluation.deflation import (
 )
 from pipelines.evaluation.metrics import (
     auc,
+    auc_estimate,
+    block_indices,
+    default_block,
     expected_calibration_error,
-    lift_bps,
+    lift_estimate,
     mean_estimate,
     most_confident,
-)  # fmt: skip
+    resampled,
+)
 from pipelines.labels.splits import combinatorial, walk_forward
 from pipelines.models.losses import brier_losses, log_losses
 
@@ -81,7 +85,27 @@ def test_the_interval_of_a_mean_covers_it_about_as_often_as_stated():
 def test_lift_is_what_the_chosen_share_earned_over_everything():
     p, gross = np.array([0.9, 0.1, 0.8, 0.2]), np.array([10.0, -10.0, 20.0, 0.0])
     assert most_confident(p, 0.5).tolist() == [0, 2]
-    assert lift_bps(p, gross, 0.5)(np.arange(4)) == pytest.approx(15.0 - 5.0)
+    assert lift_estimate(p, gross, 0.5, 100, 0).value == pytest.approx(15.0 - 5.0)
+
+
+def test_the_fast_resampling_gives_the_intervals_of_drawing_the_rows_themselves():
+    rng = np.random.default_rng(5)
+    p, gross = rng.random(517), rng.normal(size=517)
+    y = (rng.random(517) < p).astype(float)
+    drawn = block_indices(517, default_block(517), 200, 1)
+    for counts, rows in zip(resampled(517, 200, 1), drawn, strict=True):
+        np.testing.assert_array_equal(counts, np.bincount(rows, minlength=517))
+
+    def ends(samples):
+        return pytest.approx(np.quantile(samples, [0.025, 0.975]).tolist(), abs=1e-9)
+
+    found = mean_estimate(gross, 200, 1)
+    assert [found.low, found.high] == ends(gross[drawn].mean(axis=1))
+    found = auc_estimate(np.round(p, 2), y, 200, 1)  # with ties
+    assert [found.low, found.high] == ends([auc(np.round(p, 2)[rows], y[rows]) for rows in drawn])
+    lifts = [gross[rows][most_confident(p[rows], 0.2)].mean() - gross[rows].mean() for rows in drawn]
+    found = lift_estimate(p, gross, 0.2, 200, 1)
+    assert [found.low, found.high] == ends(lifts)
 
 
 def test_calibration_error_is_zero_for_the_truth_and_large_for_an_overconfident_model():

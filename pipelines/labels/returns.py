@@ -1,0 +1,73 @@
+"""The return over the next hour, and what an EWMA volatility model knew beforehand: what the regime family is asked.
+
+One row a decision bar. The return is `horizon.forward_returns`, as everywhere; the volatility is known at the close.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from pipelines.compiled import kernel
+from pipelines.contracts import CLOSE, OPEN_TIME, Floats
+from pipelines.labels.horizon import forward_returns
+from pipelines.labels.weights import average_uniqueness, time_decay
+from pipelines.settings import Params
+
+# bars after which a return counts half; RiskMetrics' decay of .94 is 11 bars. The best of them is chosen on the
+# training rows, by the baselines as by the model
+HALF_LIVES = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+_LEAST_RETURNS = 20  # before there is a volatility
+
+
+@kernel
+def _ewma(returns, keep, least, out):  # type: ignore[no-untyped-def]
+    for k in range(keep.shape[0]):
+        total, weight, seen = 0.0, 0.0, 0
+        for i in range(returns.shape[0]):
+            r = returns[i]
+            if r == r:
+                total = keep[k] * total + r * r
+                weight = keep[k] * weight + 1.0
+                seen += 1
+            out[i, k] = np.sqrt(total / weight) if seen >= least else np.nan
+
+
+def ewma_volatility(bars: Floats, step_s: int) -> Floats:
+    """(m, len(HALF_LIVES)) root of the exponentially weighted mean square of log returns, per decision bar, from the
+    bars up to and including each (weights sum to 1 from the first return on).
+
+    bars  (m, 8) in time order. A return over a gap is no bar's return: it is left out. NaN before 20 returns.
+    """
+    returns = np.full(len(bars), np.nan)
+    next_bar = np.diff(bars[:, OPEN_TIME]) == step_s
+    returns[1:][next_bar] = np.log(bars[1:, CLOSE] / bars[:-1, CLOSE])[next_bar]
+    out = np.empty((len(bars), len(HALF_LIVES)))
+    _ewma(returns, 0.5 ** (1.0 / np.array(HALF_LIVES)), _LEAST_RETURNS, out)
+    return out
+
+
+def return_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> dict[str, Any]:
+    """One row a decision bar whose next hour is whole and whose past has a volatility, in time order.
+
+    bars    (m, 8) closed decision bars, `step_s` seconds each; base (n, 8) the bars they were made of
+    Returns arrays of one length: `index` position of the decision bar · `y` log return over regime.horizon_minutes, at
+            least one decision bar, in basis points · `weight` uniqueness × time decay · `uniqueness` · `known` close of
+            the decision bar · `ended` known + horizon (epoch seconds) · `ewma` (rows, len(HALF_LIVES)) volatility a
+            decision bar known at the close, basis points
+    """
+    horizon_s = float(step_s * max(1, round(params.regime.horizon_minutes * 60 / step_s)))
+    known = bars[:, OPEN_TIME] + step_s
+    told = forward_returns(base, known, horizon_s)
+    ewma = ewma_volatility(bars, step_s)
+    index = np.flatnonzero(np.isfinite(told.gross_bps) & (ewma > 0).all(axis=1))  # NaN is above nothing
+    uniqueness = average_uniqueness(told.start[index], told.exit[index], len(base))
+    decay = time_decay(known[index], params.labels.decay_half_life_days * 86400.0) if len(index) else np.empty(0)
+    return {
+        "index": index,
+        "y": np.log1p(told.gross_bps[index] * 1e-4) * 1e4,
+        "weight": uniqueness * decay,
+        "uniqueness": uniqueness,
+        "known": known[index],
+        "ended": known[index] + horizon_s,
+        "ewma": ewma[index] * 1e4,
+    }

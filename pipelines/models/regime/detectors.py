@@ -1,0 +1,221 @@
+"""The detectors: each reads a few inputs and says, at every bar of the window, how likely each of its own words is.
+
+A detector whose inputs the snapshot lacks abstains: it leaves the vote, and the bundle says why. A new one is a row of
+DETECTORS, its words in tables.TABLES and its weight in params.yaml. Served as they are fitted: numpy and our kernels.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.contracts import Bools, Floats, Ints
+from pipelines.models.regime import kernels
+from pipelines.models.regime.gaussian import BOUND, fit_gaussians, transition_interval
+from pipelines.models.regime.inputs import missing_columns
+from pipelines.models.regime.tables import TABLES
+from pipelines.settings import Params
+
+Parameters = Mapping[str, Floats]
+DAY_BARS = 96  # bars of a bootstrap block of the transition matrix: a day of 15 minutes
+_GUESS_BARS = (2, 4, 8, 16, 32)  # EM begins once from each of these smoothings of the range; the best end is kept
+_DRAWS = 1000
+_VOLATILITY_BARS = 20  # of the column volatility_20
+_PERSISTENCE_BARS = 60  # of the column persistence_60
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """labels  its words, in the order of its columns
+    reads   inputs (inputs.INPUTS) it cannot speak without
+    also    inputs it reads where the snapshot has them
+    fit     (input → (m,) values of training bars in time order, those it reads first and in their order; (m,) where
+            segments start; params) → parameters
+    say     (planes (inputs it reads, n, steps), parameters, out (n, steps, labels)) → None; fills out with
+            probabilities of what is known at each bar of the window, NaN where it cannot speak
+    """
+
+    labels: tuple[str, ...]
+    reads: tuple[str, ...]
+    also: tuple[str, ...]
+    fit: Callable[[Mapping[str, Floats], Bools, Params], dict[str, Floats]]
+    say: Callable[[Floats, Parameters, Floats], None]
+
+
+def _spread(values: Floats) -> tuple[float, float]:
+    """(median, standard deviation of a normal with this interquartile range): tails do not move it."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return float(middle), float(max(high - low, 1e-12) / 1.349)
+
+
+# ---- hidden Markov model ------------------------------------------------------------------------------------------
+# momentum of bull, bear, high_vol, low_vol, rotation in standard deviations: given, since a market of little drift would
+# else spend all five states on volatility and leave bull and bear without a meaning. Their ranges are fitted.
+_PINS = np.array([[np.nan, 1.0], [np.nan, -1.0], [np.nan, 0.0], [np.nan, 0.0], [np.nan, 0.0]])
+
+
+def name_states(means: Floats) -> Ints:
+    """Order of states as TABLES["hmm"] names them: bull, bear, high_vol, low_vol, rotation.
+
+    means  (5, 2) of range and momentum. The highest momentum is bull, the lowest bear; of the rest the widest range is
+    high_vol, the narrowest low_vol. So a refit gives the same states the same names, whatever order they came in.
+    """
+    by_momentum = np.argsort(means[:, 1], kind="stable")
+    bear, rest, bull = by_momentum[0], by_momentum[1:-1], by_momentum[-1]
+    low, rotation, high = rest[np.argsort(means[rest, 0], kind="stable")]
+    return np.array([bull, bear, high, low, rotation])
+
+
+def first_states(width: Floats, momentum: Floats, bars: int) -> Ints:
+    """A first guess: a fifth narrowest over `bars` bars, a fifth widest, the rest by momentum. EM moves on from there."""
+    smooth = np.convolve(width - width.mean(), np.full(bars, 1.0 / bars))[: len(width)]
+    calm, wild = np.quantile(smooth, [0.2, 0.8])
+    down, up = np.quantile(momentum, [1 / 3, 2 / 3])
+    guess = np.select([smooth <= calm, smooth >= wild, momentum >= up, momentum <= down], [3, 2, 0, 1], 4)
+    return np.asarray(guess, dtype=np.int64)
+
+
+def fit_hmm(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
+    """Of range and momentum. A bar's log range is near to normal and far more telling of volatility than its return;
+    momentum over ten bars counts by `momentum_share`."""
+    rows, shares = np.column_stack(list(inputs.values())), np.array([1.0, params.regime.momentum_share])
+    width, momentum = rows.T
+    ends = [
+        fit_gaussians(
+            rows, starts, first_states(width, momentum, bars), shares, _PINS, params.regime.em_iterations, True
+        )
+        for bars in _GUESS_BARS
+    ]
+    found, moves, _ = max(ends, key=lambda end: end[2])
+    order = name_states(found.means)
+    low, high = transition_interval(moves[:, order][:, :, order], DAY_BARS, _DRAWS, seed=params.seed)
+    return found.named(order).parameters() | {"transition_low": low, "transition_high": high}
+
+
+def say_gaussians(planes: Floats, p: Parameters, out: Floats) -> None:
+    kernels.filter_windows(
+        planes, p["centre"], p["scale"], BOUND, p["means"], p["deviations"], p["shares"], p["peaks"],
+        p["transition"], p["stationary"], out,
+    )  # fmt: skip
+
+
+def change_probability(filtered: Floats, transition: Floats) -> Floats:
+    """(n,) 1 − P(the newest bar's state is that of the bar before | the window): a change-point at the newest bar.
+
+    filtered  (n, steps ≥ 2, S) of `say_gaussians`. What the newest observation says of a state is its filtered
+              probability over the predicted one, so nothing has to be evaluated again.
+    """
+    before, now = filtered[:, -2], filtered[:, -1]
+    ahead = before @ transition
+    evidence = np.divide(now, ahead, out=np.zeros_like(now), where=ahead > 0)
+    return np.asarray(1.0 - np.minimum((before * np.diag(transition) * evidence).sum(axis=1), 1.0))
+
+
+# ---- clusters -----------------------------------------------------------------------------------------------------
+def name_clusters(means: Floats, volatility: int, strength: int) -> Ints:
+    """Order of clusters as TABLES["clustering"] names them: trending, ranging, volatile, quiet."""
+    by_volatility = np.argsort(means[:, volatility], kind="stable")
+    quiet, rest, volatile = by_volatility[0], by_volatility[1:-1], by_volatility[-1]
+    ranging, trending = rest[np.argsort(means[rest, strength], kind="stable")]
+    return np.array([trending, ranging, volatile, quiet])
+
+
+def fit_clusters(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
+    """A Gaussian mixture of four; begins with a fifth calmest, a fifth wildest, the rest by ADX."""
+    rows = np.column_stack(list(inputs.values()))
+    calm, wild = np.quantile(rows[:, 0], [0.2, 0.8])
+    strong = rows[:, 1] >= np.median(rows[:, 1])
+    guess = np.select([rows[:, 0] <= calm, rows[:, 0] >= wild, strong], [3, 2, 0], 1).astype(np.int64)
+    found, *_ = fit_gaussians(
+        rows,
+        starts,
+        guess,
+        np.ones(rows.shape[1]),
+        np.full((4, rows.shape[1]), np.nan),
+        params.regime.em_iterations,
+        markov=False,
+    )
+    return found.named(name_clusters(found.means, volatility=0, strength=1)).parameters()
+
+
+# ---- soft thresholds ----------------------------------------------------------------------------------------------
+def say_ordered(planes: Floats, p: Parameters, out: Floats) -> None:
+    kernels.ordered_labels(planes[0], p["edges"], float(p["softness"]), out)
+
+
+def fit_volatility(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
+    """Edges as stated; the softness is what 20 returns can tell: the sampling error of a log volatility
+    (√((kurtosis − 1) / 4n), delta method), in percentiles by the slope of the training quantiles."""
+    standard = inputs["return"] / np.exp(inputs["volatility"])
+    kurtosis = float(np.mean(standard**4) / np.mean(standard**2) ** 2)
+    error = np.sqrt(max(kurtosis - 1.0, 0.1) / (4.0 * _VOLATILITY_BARS))
+    low, high = np.quantile(inputs["volatility"], [0.1, 0.9])
+    percentiles = min(error * 0.8 / max(high - low, 1e-9), 0.25)
+    logistic = np.sqrt(3.0) / np.pi  # width of the logistic curve with a standard deviation of one
+    return {"edges": np.array(params.regime.volatility_edges), "softness": np.array(max(percentiles, 0.01) * logistic)}
+
+
+def fit_momentum(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
+    """Edges at so many of momentum's own training spreads, around nought."""
+    spread = _spread(inputs["momentum"])[1]
+    edge = params.regime.momentum_edge * spread
+    return {"edges": np.array([-edge, edge]), "softness": np.array(params.regime.softness * spread)}
+
+
+def fit_volume(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
+    """Edges at the stated quantiles of the training bars."""
+    edges = np.quantile(inputs["volume"], params.regime.volume_quantiles)
+    return {"edges": edges, "softness": np.array(params.regime.softness * _spread(inputs["volume"])[1])}
+
+
+def fit_sentiment(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
+    """The published bands of the fear-and-greed index, as scores in −1 … 1."""
+    edges = np.array(params.regime.sentiment_edges)
+    return {"edges": edges, "softness": np.array(params.regime.softness * np.diff(edges).min())}
+
+
+# ---- trend --------------------------------------------------------------------------------------------------------
+def fit_trend(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
+    return {
+        "bars": np.array(float(params.regime.trend_bars)),
+        "adx_edge": np.array(params.regime.adx_edge),
+        "adx_softness": np.array(params.regime.softness * _spread(inputs["adx"])[1]),
+        "persistence_scale": np.array(1.0 / np.sqrt(_PERSISTENCE_BARS)),  # sampling error of an autocorrelation
+    }
+
+
+def say_trend(planes: Floats, p: Parameters, out: Floats) -> None:
+    kernels.trend_labels(
+        planes, int(p["bars"]), float(p["adx_edge"]), float(p["adx_softness"]), float(p["persistence_scale"]), out
+    )
+
+
+def _labels(name: str) -> tuple[str, ...]:
+    return tuple(TABLES[name])
+
+
+DETECTORS: dict[str, Detector] = {
+    "hmm": Detector(_labels("hmm"), ("range", "momentum"), (), fit_hmm, say_gaussians),
+    "volatility": Detector(
+        _labels("volatility"), ("percentile", "volatility", "return"), (), fit_volatility, say_ordered
+    ),
+    "trend": Detector(_labels("trend"), ("return", "adx", "persistence"), (), fit_trend, say_trend),
+    "clustering": Detector(
+        _labels("clustering"), ("volatility", "adx", "momentum_size", "spread"), ("volume", "correlation", "beta"),
+        fit_clusters, say_gaussians,
+    ),
+    "momentum": Detector(_labels("momentum"), ("momentum",), (), fit_momentum, say_ordered),
+    "sentiment": Detector(_labels("sentiment"), ("sentiment",), (), fit_sentiment, say_ordered),
+    "volume": Detector(_labels("volume"), ("volume",), (), fit_volume, say_ordered),
+}  # fmt: skip
+
+
+def readings(columns: tuple[str, ...]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """(detector → inputs it reads where the snapshot has these columns, detector → why it leaves the vote)."""
+    speak, silent = {}, {}
+    for name, detector in DETECTORS.items():
+        if lacking := missing_columns(detector.reads, columns):
+            silent[name] = f"MISSING_FEATURE:{','.join(lacking)}"
+        else:
+            speak[name] = detector.reads + tuple(x for x in detector.also if not missing_columns((x,), columns))
+    return speak, silent

@@ -1,0 +1,159 @@
+"""Hidden Markov model and mixture with Gaussian emissions, fitted by EM (Baum–Welch).
+
+Fitting smooths over the training rows, as EM must; what is served is only ever filtered. A mixture is the same model
+whose next state does not depend on the present one. Source: Rabiner 1989, Proc. IEEE 77(2), section III.
+
+An input that looks back over many bars repeats itself: counted whole at every bar, it would make the filter far too
+sure. Its log density counts by a share under 1 (a composite likelihood: Varin, Reid and Firth 2011, Statistica Sinica).
+"""
+
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from pipelines.compiled import kernel
+from pipelines.contracts import Bools, Floats, Ints
+from pipelines.errors import NotEnoughData
+from pipelines.models.regime.kernels import log_densities, posterior, predicted
+
+BOUND = 5.0  # standardised observations are held within this: one crash must not own a state
+LEAST_ROWS = 500
+_PRIOR_ROWS = 20.0  # of unit covariance, to each state: no state collapses on a few rows
+_PRIOR_MOVES = 1.0  # to each cell of the transition counts
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussians:
+    """S states over d inputs: centre, scale, shares (d,) of the inputs; means, deviations (S, d) after scaling;
+    transition (S, S); stationary (S,)."""
+
+    centre: Floats
+    scale: Floats
+    shares: Floats
+    means: Floats
+    deviations: Floats
+    transition: Floats
+    stationary: Floats
+
+    def named(self, order: Ints) -> "Gaussians":
+        """The same model with its states in another order."""
+        return replace(
+            self, means=self.means[order], deviations=self.deviations[order],
+            transition=np.ascontiguousarray(self.transition[np.ix_(order, order)]), stationary=self.stationary[order],
+        )  # fmt: skip
+
+    def parameters(self) -> dict[str, Floats]:
+        """What `kernels.filter_windows` takes, ready to store."""
+        return asdict(self) | {"peaks": self.peaks}
+
+    @property
+    def peaks(self) -> Floats:
+        return np.asarray(-np.log(self.deviations) @ self.shares)
+
+
+def stationary_of(transition: Floats) -> Floats:
+    """(S,) the distribution that one step does not change."""
+    states = len(transition)
+    balance = np.vstack([transition.T - np.eye(states), np.ones(states)])
+    found = np.linalg.lstsq(balance, np.append(np.zeros(states), 1.0), rcond=None)[0]
+    return np.asarray(np.maximum(found, 0.0) / np.maximum(found, 0.0).sum())
+
+
+@kernel
+def smooth(x, starts, means, deviations, shares, peaks, transition, stationary, state, moves):  # type: ignore[no-untyped-def]
+    """One E-step. Returns the log likelihood.
+
+    x       (m, d) whole observations; starts (m,) True where a segment begins, from the stationary distribution
+    Into    state (m, S) smoothed probabilities; moves (m, S, S) of the step *into* each row, nought at a start
+    """
+    m, states = state.shape
+    density, filtered, ahead = np.empty((m, states)), np.empty((m, states)), np.empty((m, states))
+    score = 0.0
+    for t in range(m):
+        if starts[t]:
+            ahead[t] = stationary
+        else:
+            predicted(filtered[t - 1], transition, ahead[t])
+        log_densities(x[t], means, deviations, shares, peaks, density[t])
+        score += posterior(ahead[t], density[t], filtered[t])
+    state[m - 1] = filtered[m - 1]
+    for t in range(m - 1, -1, -1):
+        if t == m - 1 or starts[t + 1]:
+            state[t] = filtered[t]
+            continue
+        for i in range(states):
+            total = 0.0
+            for j in range(states):
+                moved = 0.0
+                if ahead[t + 1, j] > 0.0:
+                    moved = filtered[t, i] * transition[i, j] * state[t + 1, j] / ahead[t + 1, j]
+                moves[t + 1, i, j] = moved
+                total += moved
+            state[t, i] = total
+    for t in range(m):
+        if starts[t]:
+            moves[t] = 0.0
+    return score
+
+
+def _moments(x: Floats, state: Floats, pins: Floats) -> tuple[Floats, Floats]:
+    """M-step: (means, deviations) (S, d), with a light prior of unit variance; a mean that is pinned stays."""
+    weight, total = state.sum(axis=0)[:, np.newaxis], state.T @ x
+    means = np.where(np.isnan(pins), total / np.maximum(weight, 1e-9), pins)
+    squares = state.T @ x**2 - 2.0 * means * total + weight * means**2
+    return means, np.sqrt((np.maximum(squares, 0.0) + _PRIOR_ROWS) / (weight + _PRIOR_ROWS))
+
+
+def fit_gaussians(
+    rows: Floats, starts: Bools, guess: Ints, shares: Floats, pins: Floats, iterations: int, markov: bool
+) -> tuple[Gaussians, Floats, float]:
+    """EM from a first guess, until a row gains under 1e-6 nats or `iterations` are over.
+
+    rows    (m, d) finite observations in time order; starts (m,) True where a segment begins
+    guess   (m,) a state for each row to begin with; shares (d,) what each input counts
+    pins    (S, d) means that are given, in standard deviations of the training rows; NaN = fitted
+    markov  False fits a mixture
+    Returns the model, (m, S, S) the smoothed step into each row (nought where a segment starts), the log likelihood
+    Raises  NotEnoughData under LEAST_ROWS rows
+    """
+    if len(rows) < LEAST_ROWS:
+        raise NotEnoughData(
+            f"{len(rows)} bars to fit {len(pins)} states on, needs {LEAST_ROWS}: bring a longer history"
+        )
+    centre, spread = rows.mean(axis=0), rows.std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    x = np.ascontiguousarray(np.clip((rows - centre) / scale, -BOUND, BOUND))
+    states = len(pins)
+    state = np.eye(states)[guess]
+    moves = np.zeros((len(x), states, states))
+    shared = np.tile(state.mean(axis=0), (states, 1))
+    transition = 0.1 * shared + 0.9 * np.eye(states) if markov else shared
+    before = -np.inf
+    for _ in range(iterations):
+        means, deviations = _moments(x, state, pins)
+        model = Gaussians(centre, scale, shares, means, deviations, transition, stationary_of(transition))
+        score = smooth(x, starts, means, deviations, shares, model.peaks, transition, model.stationary, state, moves)
+        if score - before < 1e-6 * len(x):
+            break
+        before = score
+        if markov:
+            counts = moves.sum(axis=0) + _PRIOR_MOVES
+            transition = counts / counts.sum(axis=1, keepdims=True)
+        else:
+            transition = np.tile(state.mean(axis=0), (states, 1))
+    return model, moves, score
+
+
+def transition_interval(moves: Floats, block: int, draws: int, seed: int) -> tuple[Floats, Floats]:
+    """95 % bounds (S, S), (S, S) of a transition matrix, by a bootstrap of blocks of `block` neighbouring bars.
+
+    moves  (m, S, S) smoothed steps into each row. The states themselves are held fixed: this is how surely the history
+           tells how often one follows another, not how surely it tells the states apart.
+    """
+    size = max(1, len(moves) // block)
+    blocks = np.array([part.sum(axis=0) for part in np.array_split(moves, size)])
+    rng = np.random.default_rng(seed)
+    chosen = rng.multinomial(size, np.full(size, 1.0 / size), size=draws).astype(np.float64)
+    counts = np.tensordot(chosen, blocks, axes=1) + _PRIOR_MOVES
+    low, high = np.quantile(counts / counts.sum(axis=2, keepdims=True), [0.025, 0.975], axis=0)
+    return np.asarray(low), np.asarray(high)

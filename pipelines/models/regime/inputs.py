@@ -1,0 +1,84 @@
+"""What the detectors read (F4): columns of the feature catalogue, brought to scales on which a spread means something."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipelines.contracts import HIGH, LOW, Bools, Floats, History, Ints
+from pipelines.features.catalog import FEATURES
+
+STEPS = 128  # decision bars of a window; in every bundle's schema
+COLUMNS = (
+    "log_range",  # log(high / low) of the bar itself; all others are of the feature catalogue
+    "log_return_1",
+    "volatility_20",
+    "volatility_regime",
+    "adx_14",
+    "persistence_60",
+    "price_momentum",
+    "volume_ma5",
+    "spread_proxy_20",
+    "cross_correlation",
+    "cross_beta",
+    "market_sentiment",
+)
+_PLACES = [FEATURES.index[name] for name in COLUMNS[1:]]
+_FLAT = 1e-5  # a tenth of a basis point: a bar that did not move has a range too
+_TINY = 1e-8  # a volatility below a millionth of a basis point a bar is a market that does not trade
+
+# input → (columns it is made of, how); all element by element, so an input is missing where a column is
+INPUTS: dict[str, tuple[tuple[str, ...], Callable[..., Floats]]] = {
+    "range": (("log_range",), lambda x: np.log(x + _FLAT)),
+    "return": (("log_return_1",), lambda x: x),
+    "volatility": (("volatility_20",), lambda x: np.log(x + _TINY)),
+    "percentile": (("volatility_regime",), lambda x: x),
+    "adx": (("adx_14",), lambda x: x),
+    "persistence": (("persistence_60",), lambda x: x),
+    "momentum": (("price_momentum",), lambda x: x),
+    "momentum_size": (("price_momentum",), np.abs),
+    "volume": (("volume_ma5",), lambda x: x),
+    "spread": (("spread_proxy_20", "volatility_20"), lambda spread, vol: np.log1p(spread / (vol + _TINY))),
+    "correlation": (("cross_correlation",), lambda x: x),
+    "beta": (("cross_beta",), lambda x: x),
+    "sentiment": (("market_sentiment",), lambda x: x),
+}
+
+
+def build(history: History, at: Ints) -> Floats:
+    """(n, STEPS, len(COLUMNS)) windows of the bars up to and including positions `at` (n,); NaN before the first."""
+    bars = np.maximum(at[:, np.newaxis] + np.arange(1 - STEPS, 1), 0)
+    out = np.empty((len(at), STEPS, len(COLUMNS)))
+    out[:, :, 0] = np.log(history.bars[:, HIGH][bars] / history.bars[:, LOW][bars])
+    out[:, :, 1:] = history.features[:, _PLACES][bars]
+    out[at[:, np.newaxis] + np.arange(1 - STEPS, 1) < 0] = np.nan
+    return out
+
+
+def missing_columns(inputs: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Columns that these inputs need and a snapshot with `columns` lacks."""
+    needed = dict.fromkeys(name for each in inputs for name in INPUTS[each][0])
+    return tuple(name for name in needed if name not in columns)
+
+
+def planes(rows: Floats, columns: tuple[str, ...]) -> dict[str, Floats]:
+    """Every input the columns allow.
+
+    rows     (n, len(columns)) or (n, steps, len(columns)); NaN = missing
+    Returns  input → (n,) or (n, steps), contiguous; NaN where a column is
+    """
+    by_column = dict(zip(columns, np.ascontiguousarray(np.moveaxis(rows, -1, 0)), strict=True))
+    return {
+        name: make(*(by_column[column] for column in needs))
+        for name, (needs, make) in INPUTS.items()
+        if not missing_columns((name,), columns)
+    }
+
+
+def segment_starts(known: Floats) -> Bools:
+    """(m,) True on the first of every run of rows that follow each other by one bar: over a hole there is no transition.
+
+    known  (m,) epoch seconds, ascending; a bar is the usual distance
+    """
+    apart = np.diff(known)
+    step = np.median(apart) if len(apart) else 0.0
+    return np.concatenate([[True], apart > 1.5 * step])

@@ -46,7 +46,7 @@ class Client:
         """Write a generation and wait, as an operator would, until this process acknowledges it."""
         families = {"validator": {"champion": champion, "challenger": challenger}}
         generation = write_generation(self.home / "serving", families, self.warm, AT)
-        for _ in range(400):
+        for _ in range(2000):  # a machine that compiles its kernels first takes a while
             if acknowledged(self.home / "serving") == {os.getpid(): generation}:
                 return generation
             time.sleep(0.02)

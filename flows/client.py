@@ -14,6 +14,8 @@ from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from serving.api import write_key
 
+TOGETHER = 500  # records of a kind in one request: 500 books of five levels a side take about 350 kB
+
 
 class Client:
     """A connection to one decision service; use as a context manager."""
@@ -34,15 +36,17 @@ class Client:
     def observe(
         self, symbol: str, bars: Floats, books: Books | None = None, feed: ContextFeed | None = None
     ) -> dict[str, Any]:
-        """Send base bars (n, 8) of a symbol and the records known by their close; what is NaN is left out."""
-        body: dict[str, Any] = {"symbol": symbol, "bars": [bar_json(bar) for bar in bars]}
-        if books is not None:
-            body["books"] = [book_json(books, i) for i in range(len(books.known))]
-        if feed is not None:
-            body["context"] = [
-                {"field": CONTEXT_FIELDS[field], "known_at": utc(at).isoformat(), "value": value}
-                for at, field, value in zip(feed.known, feed.field.tolist(), feed.value.tolist(), strict=True)
-            ]
+        """Send base bars (n, 8) of a symbol and the records known by their close; what is NaN is left out.
+
+        More than TOGETHER records of a kind go ahead of the bars in requests of their own: a body has a limit.
+        """
+        told = [] if books is None else [book_json(books, i) for i in range(len(books.known))]
+        values = [] if feed is None else context_json(feed)
+        while len(told) > TOGETHER or len(values) > TOGETHER:
+            ahead = {"books": told[:TOGETHER], "context": values[:TOGETHER]}
+            self._post("observe", {"symbol": symbol, **ahead})
+            told, values = told[TOGETHER:], values[TOGETHER:]
+        body = {"symbol": symbol, "bars": [bar_json(bar) for bar in bars], "books": told, "context": values}
         return self._post("observe", body)
 
     def decide(self, symbol: str, as_of: datetime | None = None) -> dict[str, Any]:
@@ -98,6 +102,13 @@ def book_json(books: Books, i: int) -> dict[str, Any]:
     flows = {"order_flow": books.order_flow[i], "order_flow_fast": books.order_flow_fast[i]}
     told = {name: float(value) for name, value in flows.items() if np.isfinite(value)}
     return {"known_at": utc(books.known[i]).isoformat(), "bids": side(0), "asks": side(1), **told}
+
+
+def context_json(feed: ContextFeed) -> list[dict[str, Any]]:
+    return [
+        {"field": CONTEXT_FIELDS[field], "known_at": utc(at).isoformat(), "value": value}
+        for at, field, value in zip(feed.known, feed.field.tolist(), feed.value.tolist(), strict=True)
+    ]
 
 
 def bar_json(bar: Floats) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The live tail of a market, shown to the service bar by bar: what comes after the history it was trained on."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,8 +10,9 @@ from flows.client import Client
 from flows.market import market_records, market_source
 from flows.progress import track
 from flows.site import Site, now
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Books, ContextFeed, Decision, Floats, utc
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
 from pipelines.data import schemas
+from pipelines.data.alignment import known_between
 from pipelines.data.quality import assess
 from pipelines.data.sources import Records
 from pipelines.data.timeframes import infer_timeframe
@@ -64,21 +64,22 @@ def already_ingested(site: Site, symbol: str) -> bool:
 def replay(client: Client, site: Site, symbol: str, bars: Floats, told: Records = (None, None)) -> list[dict[str, Any]]:
     """Observe base bars, with the records known by then, and ask for a decision at each decision bar's close.
 
-    Bars already stored are not sent again.
+    Bars already stored are not sent again, nor what was known when the last of them closed.
     """
-    stored = site.store.bars(symbol)
+    stored, described = site.store.bars(symbol), site.manifest()
+    last = stored[-1, OPEN_TIME] if len(stored) else datetime.fromisoformat(described["last"]).timestamp()
     if len(stored):
-        bars = bars[bars[:, OPEN_TIME] > stored[-1, OPEN_TIME]]
+        bars = bars[bars[:, OPEN_TIME] > last]
     if len(bars) == 0:
         return []
-    step_s = TIMEFRAME_SECONDS[decision_timeframe(site.manifest()["timeframe"], site.params)]
+    base_s, cost_bps = TIMEFRAME_SECONDS[described["timeframe"]], site.params.costs.round_trip_bps
+    step_s = TIMEFRAME_SECONDS[decision_timeframe(described["timeframe"], site.params)]
     groups = list(by_decision_bar(bars, step_s))
     answers = []
     waiting: dict[str, Decision] = {}  # decisions on an event whose outcome lies ahead
-    base_s, cost_bps = TIMEFRAME_SECONDS[site.manifest()["timeframe"]], site.params.costs.round_trip_bps
-    seen, heard = 0, bars[0, OPEN_TIME]
+    seen, heard = 0, last + base_s  # what became known while the market was closed comes with its next bar
     for close, group in track(groups, f"live: {len(groups):,} decision bars of {symbol}", len(groups)):
-        client.observe(symbol, group, *between(told, heard, close))
+        client.observe(symbol, group, *known_between(*told, heard, close))
         heard = close
         seen += len(group)
         for outcome in resolve(list(waiting.values()), bars[:seen], base_s, cost_bps):
@@ -89,18 +90,6 @@ def replay(client: Client, site: Site, symbol: str, bars: Floats, told: Records 
             waiting[answer["id"]] = decision_of(answer)
         answers.append(answer)
     return answers
-
-
-def between(told: Records, after: float, until: float) -> Records:
-    """The records that became known in (after, until], epoch seconds."""
-    books, feed = told
-    if books is not None:
-        kept = (books.known > after) & (books.known <= until)
-        books = Books(*(getattr(books, part.name)[kept] for part in fields(Books))) if kept.any() else None
-    if feed is not None:
-        kept = (feed.known > after) & (feed.known <= until)
-        feed = ContextFeed(*(getattr(feed, part.name)[kept] for part in fields(ContextFeed))) if kept.any() else None
-    return books, feed
 
 
 def by_decision_bar(bars: Floats, step_s: int) -> Iterator[tuple[float, Floats]]:

@@ -1,6 +1,7 @@
 """Ingest: fetch, assess, version. What a source gives is checked row by row; the snapshot's hash is the authority."""
 
 import json
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from flows.site import Site, now, open_site, writing
 from pipelines import versioning
 from pipelines.contracts import utc
 from pipelines.data import records, schemas
+from pipelines.data.alignment import joined
 from pipelines.data.quality import QualityReport, assess
 from pipelines.data.sources import Records
 from pipelines.data.timeframes import infer_timeframe
 from pipelines.errors import NotEnoughData, QualityBlocked
 from pipelines.settings import ROOT
-from pipelines.store import packed, unpacked
 from pipelines.training.stages import read_records
 
 
@@ -45,9 +46,8 @@ def observed(symbol: str) -> tuple[pd.DataFrame, Records, dict[str, Any]]:
     stored = schemas.read_bars(data / described["file"])
     after = stored["open_time"].iloc[-1].timestamp()
     fresh = schemas.to_frame(site.store.bars(symbol, after=after), described["timeframe"], None)
-    told = dict(packed(*read_records(data, described))) | dict(packed(*site.store.records(symbol)))
-    later = sorted((at, kind, payload) for (kind, at), payload in told.items())
-    everything = unpacked((kind, at, payload) for at, kind, payload in later)
+    (books, feed), (heard, told) = read_records(data, described), site.store.records(symbol)
+    everything = joined(books, heard), joined(feed, told)  # of what is in both, the snapshot's stands
     return pd.concat([stored, fresh], ignore_index=True), everything, described["source"]
 
 
@@ -57,27 +57,36 @@ def check(frame: pd.DataFrame, as_of: datetime) -> QualityReport:
 
 
 @task
-def version(symbol: str, report: QualityReport, told: Records, origin: dict[str, Any]) -> str:
+def version(symbol: str, report: QualityReport, told: Records, origin: dict[str, Any], taken: datetime | None) -> str:
     """Write the snapshot into the private workspace and version it. Rows already stored keep their ingestion time."""
     site = open_site()
     with writing(site):
-        write_snapshot(site.workspace / "data", symbol, report, origin, told)
+        write_snapshot(site.workspace / "data", symbol, report, origin, told, taken)
         data_hash = versioning.snapshot(site.workspace)
         versioning.keep_version(site.workspace, site.versions)
     return data_hash
 
 
 def write_snapshot(
-    folder: Path, symbol: str, report: QualityReport, origin: dict[str, Any], told: Records = (None, None)
+    folder: Path,
+    symbol: str,
+    report: QualityReport,
+    origin: dict[str, Any],
+    told: Records = (None, None),
+    taken: datetime | None = None,
 ) -> None:
-    """`manifest.json`, bars, books, context, the quarantine with its reasons. The same input gives the same bytes."""
+    """`manifest.json`, bars, books, context, the quarantine with its reasons. The same input gives the same bytes.
+
+    taken  when the records were taken in; None stamps each with the moment it was known, as the bars of a simulated
+           market and those the service saw are
+    """
     frame = report.clean
     if len(frame) == 0:
         raise NotEnoughData(f"{symbol}: no usable row of {len(report.quarantined)}; reasons are in the quality report")
     timeframe = infer_timeframe(schemas.to_matrix(frame)[:, 0])
     slug = symbol.replace("/", "-")
     file = Path("bars") / slug / f"{timeframe}.parquet"
-    frame = keep_first_ingestion(frame, folder / file)
+    frame = keep_first_ingestion(frame, folder / file, schemas.read_bars, ["open_time"])
     schemas.write_bars(frame, folder / file)
     quarantine = folder / "quarantine" / f"{slug}.parquet"
     if len(report.quarantined):
@@ -87,14 +96,18 @@ def write_snapshot(
         quarantine.unlink(missing_ok=True)
     books, feed = told
     book, context = (Path(kind) / f"{slug}.parquet" for kind in ("book", "context"))
-    for file_of, frame_of, write in (
-        (book, None if books is None else records.from_books(books, None), records.write_book),
-        (context, None if feed is None else records.from_feed(feed, None), records.write_context),
-    ):
-        if frame_of is None:
-            (folder / file_of).unlink(missing_ok=True)
-        else:
-            write(frame_of, folder / file_of)
+    if books is None:
+        (folder / book).unlink(missing_ok=True)
+    else:
+        held = records.from_books(books, taken)
+        held = keep_first_ingestion(held, folder / book, records.read_book, ["known_at"])
+        records.write_book(held, folder / book)
+    if feed is None:
+        (folder / context).unlink(missing_ok=True)
+    else:
+        said = records.from_feed(feed, taken).sort_values(["known_at", "field"], kind="stable", ignore_index=True)
+        said = keep_first_ingestion(said, folder / context, records.read_context, ["known_at", "field"])
+        records.write_context(said, folder / context)
     described = {
         "symbol": symbol,
         "timeframe": timeframe,
@@ -110,12 +123,17 @@ def write_snapshot(
     (folder / "manifest.json").write_text(json.dumps(described, indent=1, sort_keys=True, default=str) + "\n")
 
 
-def keep_first_ingestion(frame: pd.DataFrame, stored: Path) -> pd.DataFrame:
-    """Bars we had before keep the time we first had them: a second ingest of the same file gives the same hash."""
+def keep_first_ingestion(
+    frame: pd.DataFrame, stored: Path, read: Callable[[Path], pd.DataFrame], key: list[str]
+) -> pd.DataFrame:
+    """Rows we had before keep the time we first had them: a second ingest of the same data gives the same hash.
+
+    read, key  of the file `stored`: its reader, and the columns that name a row
+    """
     if not stored.is_file():
         return frame
-    earlier = schemas.read_bars(stored).set_index("open_time")["ingested_at"]
-    first = frame["open_time"].map(earlier)
+    earlier = read(stored).drop_duplicates(key)[[*key, "ingested_at"]]
+    first = frame[key].merge(earlier, on=key, how="left")["ingested_at"].set_axis(frame.index)
     return frame.assign(ingested_at=first.where(first.notna(), frame["ingested_at"]).astype(frame["ingested_at"].dtype))
 
 
@@ -150,7 +168,8 @@ def ingest(
             f"({dict(report.counts)}); mend the source or lower data.quality_floor in params.yaml"
         )
     with step("ingest: version with DVC"):
-        data_hash: str = version(name, report, told, origin)
+        at = None if source in ("observed", "simulator") else now()
+        data_hash: str = version(name, report, told, origin, at)
     last = utc(schemas.to_matrix(report.clean)[-1, 0])
     say(
         f"data {data_hash[:12]}: {len(report.clean):,} bars of {name} to {last:%F %H:%M} UTC, "

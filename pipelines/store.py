@@ -386,13 +386,17 @@ class Store:
             rows = connection.execute(query.order_by(t.bars.c.open_time)).all()
         return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)
 
-    def records(self, symbol: str, after: float = -np.inf) -> tuple[Books | None, ContextFeed | None]:
-        """Observed books and context known after `after` (epoch seconds), in that order; None = none."""
+    def records(
+        self, symbol: str, after: float = -np.inf, until: float = np.inf
+    ) -> tuple[Books | None, ContextFeed | None]:
+        """Observed books and context with after < known_at <= until (epoch seconds), in that order; None = none."""
         query = sa.select(t.records.c.kind, t.records.c.known_at, t.records.c.payload).where(
             t.records.c.symbol == symbol
         )
         if np.isfinite(after):
             query = query.where(t.records.c.known_at > float(after))
+        if np.isfinite(until):
+            query = query.where(t.records.c.known_at <= float(until))
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(t.records.c.known_at, t.records.c.kind)).all()
         return unpacked([(str(kind), float(at), bytes(payload)) for kind, at, payload in rows])

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.contracts import (
+    BAR_WIDTH,
     BOOK_LEVELS,
     CONTEXT_FIELDS,
     CONTEXT_INDEX,
@@ -24,7 +25,6 @@ from pipelines.contracts import (
     ContextFeed,
     Decision,
     Floats,
-    utc,
 )
 from pipelines.data.alignment import book_fault
 from pipelines.errors import BadValues, BellwetherError, InputError, UnknownName
@@ -65,8 +65,9 @@ Side = Annotated[list[Level], Field(min_length=1, max_length=BOOK_LEVELS)]
 
 
 class BookRecord(_Request):
-    """An order book as it became known: best level first. Flows are those of the book's events since the one before,
-    in base asset; null or left out = not recorded."""
+    """An order book as it became known: best level first, each [price, size] or [price, size, orders], orders null
+    where the venue does not count them. Flows are those of the book's events since the one before, in base asset; null
+    or left out = not recorded."""
 
     known_at: AwareDatetime
     bids: Side
@@ -84,13 +85,20 @@ class ContextRecord(_Request):
 
 
 class ObserveRequest(_Request):
-    """Closed base bars of one symbol, in order, and the books and context known since. Sending the same again changes
-    nothing. What became known before a decision bar closed must come with or before the bar that closes it."""
+    """Closed base bars of one symbol, in order, and the books and context known since, or one of the three. Sending the
+    same again changes nothing. What became known before a decision bar closed must come with or before the bar that
+    closes it."""
 
     symbol: str
-    bars: Annotated[list[Bar], Field(min_length=1, max_length=MAX_BARS)]
+    bars: Annotated[list[Bar], Field(max_length=MAX_BARS)] = []
     books: Annotated[list[BookRecord], Field(max_length=MAX_BARS)] = []
     context: Annotated[list[ContextRecord], Field(max_length=MAX_BARS)] = []
+
+    @model_validator(mode="after")
+    def _something(self) -> "ObserveRequest":
+        if not (self.bars or self.books or self.context):
+            raise ValueError("give at least one of bars, books and context")
+        return self
 
     def records(self) -> tuple[Books | None, ContextFeed | None]:
         """Books and context in the order they became known; None = none sent. Raises BadValues naming the book."""
@@ -114,7 +122,7 @@ class ObserveRequest(_Request):
                 for bar in self.bars
             ],
             dtype=np.float64,
-        )
+        ).reshape(-1, BAR_WIDTH)
 
 
 def _books(sent: list[BookRecord]) -> Books | None:
@@ -122,18 +130,22 @@ def _books(sent: list[BookRecord]) -> Books | None:
         return None
     levels = np.full((len(sent), 2, BOOK_LEVELS, 3), np.nan)
     for i, book in enumerate(sent):
-        for s, side in enumerate((book.bids, book.asks)):
+        for s, (name, side) in enumerate((("bids", book.bids), ("asks", book.asks))):
             for j, level in enumerate(side):
-                levels[i, s, j, : len(level)] = [np.nan if v is None else v for v in level]
+                price, size, orders = (*level, None)[:3]
+                if price is None or size is None or min(price, size) <= 0 or (orders or 0) < 0:
+                    raise BadValues(
+                        f"books.{i}.{name}.{j}: {level} is no level: send a price and a size above 0, then the number "
+                        "of orders or null. Nothing of this request was stored."
+                    )
+                levels[i, s, j] = price, size, np.nan if orders is None else orders
+        if (wrong := book_fault(levels[i : i + 1])) is not None:
+            raise BadValues(f"books.{i}: {wrong}. Nothing of this request was stored.")
     flows = [[np.nan if f is None else f for f in (b.order_flow, b.order_flow_fast)] for b in sent]
     known = np.array([book.known_at.timestamp() for book in sent])
     order = np.argsort(known, kind="stable")
     flow, fast = np.array(flows, dtype=np.float64)[order].T.copy()
-    books = Books(known[order], levels[order], flow, fast)
-    for i in range(len(sent)):
-        if (wrong := book_fault(books.levels[i : i + 1])) is not None:
-            raise BadValues(f"books: the one known at {utc(books.known[i]):%F %T}: {wrong}. Nothing was stored.")
-    return books
+    return Books(known[order], levels[order], flow, fast)
 
 
 def _feed(sent: list[ContextRecord]) -> ContextFeed | None:
@@ -148,11 +160,13 @@ def _feed(sent: list[ContextRecord]) -> ContextFeed | None:
 
 
 class ObserveAnswer(BaseModel):
-    """new: bars stored now; closed: open times of the decision bars they closed; reason: why decisions must wait."""
+    """received, new: bars sent, and stored now; records: books and context values stored now; closed: open times of the
+    decision bars they closed; reason: why decisions must wait."""
 
     symbol: str
     received: int
     new: int
+    records: int
     closed: list[AwareDatetime]
     reason: str | None
 

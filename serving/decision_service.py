@@ -125,24 +125,27 @@ class DecisionService:
     @bentoml.api(route="/observe", output_spec=ObserveAnswer)
     @answers
     async def observe(self, request: ObserveRequest, /) -> dict[str, Any]:
-        """Take closed base bars of one symbol. Durable before the answer; needs the bearer key."""
-        now = datetime.now(UTC)
-        rows = request.matrix()
+        """Take closed base bars, books and context of one symbol. Durable before the answer; needs the bearer key."""
+        # a caller that goes away or a timeout ends the waiting, never a fold between the store and live state
+        return await asyncio.shield(self._take(request, datetime.now(UTC)))
+
+    async def _take(self, request: ObserveRequest, now: datetime) -> dict[str, Any]:
+        rows, told = request.matrix(), request.records()
         symbol = self._symbols[request.symbol]
         async with self._locks[symbol.name]:
             symbol = self._symbols[request.symbol]  # a new warm start may have come while we waited
-            fresh = symbol.admit(rows, now, lambda after, until: self._store.bars(request.symbol, after, until))
-            stored = functools.partial(self._store.records, symbol.name)
-            records = symbol.admit_records(*request.records(), now, stored)
-            if len(fresh) or any(records):
-                batch = BarBatch(symbol.name, fresh, fresh[:, OPEN_TIME] + symbol.base_s, now, *records)
+            fresh = symbol.admit(rows, now, functools.partial(self._store.bars, symbol.name))
+            new = symbol.admit_records(*told, now, functools.partial(self._store.records, symbol.name))
+            if len(fresh) or any(new):
+                batch = BarBatch(symbol.name, fresh, fresh[:, OPEN_TIME] + symbol.base_s, now, *new)
                 await asyncio.wrap_future(self._ledger.observe(batch))
-            symbol.hear(*records)
+            symbol.hear(*new)
             closed = symbol.advance(fresh)
         return {
             "symbol": symbol.name,
             "received": len(rows),
             "new": len(fresh),
+            "records": sum(len(records.known) for records in new if records is not None),
             "closed": [utc(bar.bar[OPEN_TIME]).isoformat() for bar in closed],
             "reason": symbol.reason,
         }
@@ -298,8 +301,8 @@ def _described(symbol: Symbol) -> dict[str, Any]:
 DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
     Guard,
     title="Bellwether decisions",
-    text="Show it closed bars, ask for a decision. Every answer says why, and is durable before it leaves. "
-    "observe and outcome write: send Authorization: Bearer <key> (artifacts/write_key).",
+    text="Show it closed bars, books and context; ask for a decision. Every answer says why, and is durable before it "
+    "leaves. observe and outcome write: send Authorization: Bearer <key> (artifacts/write_key).",
     writes=("/observe", "/outcome"),
     reads=("/models", "/status", "/ready"),
 )

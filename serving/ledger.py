@@ -58,6 +58,7 @@ class Ledger:
 
     def _put(self, write: Callable[[Transaction | None], T]) -> "Future[T]":
         done: Future[T] = Future()
+        done.set_running_or_notify_cancel()  # who stops waiting does not call back what was handed in
         with self._order:
             if self._closed:
                 raise ServiceDown("the ledger is closed: this process is shutting down. Retry on the new one.")

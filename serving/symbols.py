@@ -2,13 +2,13 @@
 
 It starts from the warm start of a data version and goes on with what was observed since, so its rows are the rows a
 batch fold over the whole history would give (L2). A missing decision bar is folded over as in training, and said:
-the symbol is WARMING_UP until every window has left the gap behind.
+the symbol is WARMING_UP until every window has left the gap behind. Where the market is regularly closed (the weekly
+pattern of its history, see training.warm) no bar is missing; a holiday is a gap.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from pipelines.contracts import (
     History,
     utc,
 )
-from pipelines.data.alignment import align, still_read
+from pipelines.data.alignment import align, joined, known_between, still_read
 from pipelines.data.timeframes import resample
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.features.catalog import FEATURES
@@ -88,6 +88,8 @@ class Symbol:
         stored   (after, until) → stored bars with after < open_time <= until, epoch seconds
         Raises   BadTimes, BadValues, BadShape naming bar and field
         """
+        if len(rows) == 0:  # records alone
+            return rows
         check_bars(rows, self.base_s, now)
         known = rows[:, OPEN_TIME] <= self.last_open_time
         if known.any():
@@ -96,21 +98,38 @@ class Symbol:
         return np.ascontiguousarray(rows[~known])
 
     def admit_records(
-        self, books: Books | None, feed: ContextFeed | None, now: datetime, stored: Callable[[float], Any]
+        self,
+        books: Books | None,
+        feed: ContextFeed | None,
+        now: datetime,
+        stored: Callable[[float, float], tuple[Books | None, ContextFeed | None]],
     ) -> tuple[Books | None, ContextFeed | None]:
-        """Check records before anything is stored; returns those that are new (the rest is stored already, identical).
+        """Check records before anything is stored; returns those that are new (the rest is known already, identical).
 
-        stored   after → (books, feed) stored as known after it, epoch seconds
-        Raises   BadTimes on a record from the future, or one that a closed decision bar should have read
+        stored   (after, until) → (books, feed) stored with after < known <= until, epoch seconds
+        Raises   BadTimes on a record from the future, or one that a closed decision bar should have read; BadValues
+                 on another record in the place of one that is known
         """
-        sent = dict(packed(books, feed))
+        sent: dict[tuple[str, float], bytes] = {}
+        for (kind, at), payload in packed(books, feed):
+            if sent.setdefault((kind, at), payload) != payload:
+                raise BadValues(
+                    f"{self.name}: two different {kind} records known at {_moment(at)} in one request. Send one; "
+                    "nothing of this request was stored."
+                )
         if not sent:
             return None, None
-        first = min(at for _, at in sent)
-        before = dict(packed(*stored(first - 1.0)))
-        fresh = {key: payload for key, payload in sent.items() if before.get(key) != payload}
-        for kind, at in fresh:
-            when = f"{self.name}: {kind} known at {utc(at):%F %T} UTC"
+        moments = [at for _, at in sent]
+        span = min(moments) - 1.0, max(moments)
+        # the snapshot that live state started from may hold what was never observed here
+        before = dict(packed(*stored(*span))) | dict(packed(*known_between(self.books, self.feed, *span)))
+        fresh: dict[tuple[str, float], bytes] = {}
+        for (kind, at), payload in sent.items():
+            when = f"{self.name}: {kind} known at {_moment(at)}"
+            if (kind, at) in before:
+                if before[kind, at] != payload:
+                    raise BadValues(f"{when} is stored with another content. The first one stands.")
+                continue
             if at > (now + CLOCK_SKEW).timestamp():
                 raise BadTimes(f"{when} lies in the future; it is {now:%F %T} UTC. Send what is known.")
             if at <= self.closed.close_time:
@@ -118,14 +137,18 @@ class Symbol:
                     f"{when} comes late: the bar that closed at {utc(self.closed.close_time):%F %T} UTC was folded "
                     "without it. Send records with or before the bar that closes; the past is not rewritten."
                 )
+            fresh[kind, at] = payload
         return unpacked((kind, at, payload) for (kind, at), payload in sorted(fresh.items(), key=lambda kv: kv[0][1]))
 
     def hear(self, books: Books | None, feed: ContextFeed | None) -> None:
-        """Take records that became known since; they are read at the closes that follow."""
-        if books is not None and self.books is not None:
+        """Take admitted records; they are read at the closes that follow.
+
+        Books are read only where the data version holds books: where it does not, no model asks for a book, and the
+        rows go on as training would have made them. They are stored, and are part of the next data version.
+        """
+        if self.books is not None:
             self.books = joined(self.books, books)
-        if feed is not None:
-            self.feed = feed if self.feed is None else joined(self.feed, feed)
+        self.feed = joined(self.feed, feed)
 
     def advance(self, rows: Floats) -> list[Closed]:
         """Fold new base bars (n, 8), ascending and after everything before; returns the decision bars they closed."""
@@ -175,25 +198,20 @@ class Symbol:
                     raise BadValues(f"{when} is stored with {name}={old:g}, now {name}={new:g}. The first one stands.")
 
 
+def _moment(at: float) -> str:
+    return f"{utc(at):%F %T.%f} UTC"
+
+
 def _newest(history: History, step_s: int) -> Closed:
     h = history
     close = float(h.bars[-1, OPEN_TIME] + step_s)
     return Closed(h.bars[-1], h.features[-1], h.signals[-1], h.levels[-1], h.context[-1], close)
 
 
-def joined(before: Any, after: Any) -> Any:
-    """Two Books or two ContextFeeds, one after the other; what was known first stays first."""
-    both = {p.name: np.concatenate([getattr(before, p.name), getattr(after, p.name)]) for p in fields(before)}
-    order = np.argsort(both["known"], kind="stable")
-    return type(before)(**{name: values[order] for name, values in both.items()})
-
-
 def replay(warm: WarmStart, bars: Floats, books: Books | None = None, feed: ContextFeed | None = None) -> Symbol:
     """A live symbol: the warm start, then the observed base bars (n, 8) after it and the records observed since."""
     symbol = Symbol(warm)
-    heard = dict(packed(warm.books, warm.feed))  # the snapshot may hold some of what was observed
-    later = [(kind, at, payload) for (kind, at), payload in packed(books, feed) if (kind, at) not in heard]
-    symbol.hear(*unpacked(later))
+    symbol.hear(books, feed)  # some of it may be in the snapshot already
     symbol.advance(bars[bars[:, OPEN_TIME] > warm.last_open_time])
     return symbol
 

@@ -309,7 +309,14 @@ def test_books_and_context_come_back_as_they_were_observed_in_the_order_they_bec
     np.testing.assert_array_equal(found.order_flow, [0.0, 1.0])
     assert (told.field.tolist(), told.value.tolist()) == ([2, 3], [1e-4, 40.0])
     assert store.records("BTC/USDT", after=t0 + 60)[0].known.tolist() == [t0 + 120]
+    assert store.records("BTC/USDT", until=t0 + 60)[0].known.tolist() == [t0 + 60]
+    assert store.records("BTC/USDT", after=t0, until=t0 + 5)[1].known.tolist() == [t0 + 5]
     assert store.records("ETH/USDT") == (None, None)
+
+
+def test_records_may_come_without_bars(store):
+    assert store.add_bars(replace(batch(0), books=books_known_at(T0.timestamp()))) == 0
+    assert store.records("BTC/USDT")[0].known.tolist() == [T0.timestamp()]
 
 
 def test_the_same_record_again_changes_nothing_and_another_in_its_place_is_refused_whole(store):

@@ -4,7 +4,8 @@ Training aligns the whole history at once, the live service one close at a time,
 records, so both give the same bytes (L2). Nothing that became known after a close is read (L3).
 """
 
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -119,6 +120,42 @@ def still_read(
         kept = slice(int(np.searchsorted(feed.known, oldest, "right")), None)
         feed = ContextFeed(feed.known[kept], feed.field[kept], feed.value[kept])
     return books, feed
+
+
+def known_between(
+    books: Books | None, feed: ContextFeed | None, after: float, until: float
+) -> tuple[Books | None, ContextFeed | None]:
+    """The records that became known in (after, until], epoch seconds; None where there are none."""
+
+    def part(told: Any) -> Any:
+        if told is None:
+            return None
+        kept = slice(*np.searchsorted(told.known, [after, until], "right"))
+        return (
+            type(told)(*(getattr(told, each.name)[kept] for each in fields(told))) if kept.start < kept.stop else None
+        )
+
+    return part(books), part(feed)
+
+
+T = TypeVar("T", Books, ContextFeed)
+
+
+def joined(before: T | None, after: T | None) -> T | None:
+    """Both in the order they became known; of a record that is in both, the one before stands."""
+    if before is None or after is None:
+        return after if before is None else before
+    held = set(_names(before))
+    new = np.array([name not in held for name in _names(after)], dtype=bool)
+    both = [np.concatenate([getattr(before, p.name), getattr(after, p.name)[new]]) for p in fields(before)]
+    order = np.argsort(both[0], kind="stable")
+    return type(before)(*(values[order] for values in both))
+
+
+def _names(told: Books | ContextFeed) -> list[Any]:
+    """What tells one record of a kind from another: its moment, and the field of a context value."""
+    known = told.known.tolist()
+    return known if isinstance(told, Books) else list(zip(known, told.field.tolist(), strict=True))
 
 
 def _flat(values: Any, dtype: Any = np.float64) -> Any:

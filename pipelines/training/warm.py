@@ -35,7 +35,8 @@ from pipelines.signals.voices import Voices
 
 MANIFEST = "manifest.json"
 WEEK_S = 7 * 86400
-CLOSED_SHARE = 0.2
+CLOSED_SHARE = 0.5
+CLOCK_CHANGE_S = 3600
 CLOSURE_WEEKS = 8
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
@@ -198,18 +199,24 @@ def _parts(kind: Any, arrays: Mapping[str, Any], name: str) -> Any:
 
 
 def weekly_closures(bars: Floats, step_s: int) -> Bools:
-    """(slots of a week,) True where a market is regularly closed: a slot that was empty in CLOSED_SHARE of the weeks.
+    """(slots of a week,) True where a market is regularly closed, and for an hour on either side of that.
 
-    bars  (m, 8) decision bars. A fifth of the weeks, not half: clocks that change put Friday's last hour in another
-    slot for five months. Under CLOSURE_WEEKS weeks nothing can be told, and every missing bar is a gap.
+    bars  (m, 8) decision bars. A slot is regularly closed if no bar came in at least CLOSED_SHARE of the weeks. Clocks
+    that change move a closing hour to the slot an hour away: in every week it is in one of the two, so one of them
+    passes the half and the other is its neighbour, also where the history ends before the clocks change. Under
+    CLOSURE_WEEKS weeks nothing can be told, and every missing bar is a gap. Slots count from the epoch, a Thursday.
     """
     slots = WEEK_S // step_s
-    number = (bars[:, OPEN_TIME] // step_s).astype(np.int64)
-    weeks = (number[-1] - number[0]) / slots
-    if weeks < CLOSURE_WEEKS:
-        return np.zeros(slots, dtype=bool)
-    traded = np.bincount(np.unique(number) % slots, minlength=slots)
-    return np.asarray(traded < (1.0 - CLOSED_SHARE) * np.floor(weeks))
+    traded = np.unique((bars[:, OPEN_TIME] // step_s).astype(np.int64))
+    passed = np.arange(traded[0], traded[-1] + 1)
+    closed = np.zeros(slots, dtype=bool)
+    if len(passed) < CLOSURE_WEEKS * slots:
+        return closed
+    weeks, with_bar = (np.bincount(each % slots, minlength=slots) for each in (passed, traded))
+    empty = weeks - with_bar >= CLOSED_SHARE * weeks
+    for by in range(-(CLOCK_CHANGE_S // step_s), CLOCK_CHANGE_S // step_s + 1):
+        closed |= np.roll(empty, by)
+    return closed
 
 
 def hit_rate(hits: int, n: int) -> Estimate:

@@ -1,10 +1,12 @@
 """What was known beside each bar at its close: nothing later, nothing stale, and the same for one close as for all."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 
 from pipelines.contracts import BOOK_LEVELS, CONTEXT_FIELDS, CONTEXT_INDEX, CONTEXT_WIDTH, Books, ContextFeed
-from pipelines.data.alignment import MAX_AGE_S, align, still_read
+from pipelines.data.alignment import MAX_AGE_S, align, joined, known_between, still_read
 from pipelines.errors import BadShape
 
 STEP = 900.0
@@ -119,6 +121,33 @@ def test_without_records_nothing_is_known_and_a_book_has_no_levels():
     levels, _ = align(CLOSES[:5], STEP, books_at(), None)
     assert levels.shape == (5, 2, BOOK_LEVELS, 3)
     assert np.isnan(levels).all()
+
+
+def test_the_records_of_a_span_are_those_known_after_its_start_up_to_its_end(records):
+    books, feed = records
+    start, end = books.known[100], books.known[900]
+    part, told = known_between(books, feed, start, end)
+    np.testing.assert_array_equal(part.known, books.known[101:901])
+    np.testing.assert_array_equal(part.levels, books.levels[101:901])
+    np.testing.assert_array_equal(told.value, feed.value[(feed.known > start) & (feed.known <= end)])
+    assert known_between(books, feed, end, end) == (None, None)
+    assert known_between(None, None, start, end) == (None, None)
+
+
+def test_two_parts_of_the_records_joined_are_the_whole_and_nothing_is_there_twice(records):
+    early = known_between(*records, -np.inf, records[0].known[900])
+    for part, whole in zip(early, records, strict=True):
+        again = joined(part, whole)
+        for field in fields(whole):
+            np.testing.assert_array_equal(getattr(again, field.name), getattr(whole, field.name))
+    assert joined(None, records[0]) is records[0]
+    assert joined(records[1], None) is records[1]
+
+
+def test_of_a_record_that_is_in_both_parts_the_earlier_word_stands(records):
+    books, _ = records
+    other = replace(books, order_flow=books.order_flow + 1.0)
+    np.testing.assert_array_equal(joined(books, other).order_flow, books.order_flow)
 
 
 def test_records_whose_columns_disagree_are_refused(records):

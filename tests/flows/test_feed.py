@@ -1,14 +1,17 @@
-"""How a source is split: history for training, the last days for the live service."""
+"""How a source is split, history for training and the last days for the live service, and how those are shown to it."""
 
+import json
+
+import numpy as np
 import pandas as pd
 import pytest
 
-from flows.feed import live_tail
+from flows.feed import live_tail, replay
 from flows.site import Site
-from pipelines.contracts import OPEN_TIME
+from pipelines.contracts import BOOK_LEVELS, OPEN_TIME, Books, ContextFeed, utc
 from pipelines.errors import NotEnoughData
 from pipelines.settings import Settings, load_params
-from pipelines.store import Store
+from pipelines.store import BarBatch, Store
 
 
 @pytest.fixture
@@ -16,6 +19,12 @@ def site(tmp_path):
     opened = Site(Settings(home=tmp_path), load_params(), Store.open(f"sqlite:///{tmp_path}/store.db"))
     yield opened
     opened.store.close()
+
+
+def books_known(known):
+    levels = np.full((len(known), 2, BOOK_LEVELS, 3), np.nan)
+    levels[:, 0, 0], levels[:, 1, 0] = (99.0, 1.0, 2.0), (101.0, 3.0, np.nan)
+    return Books(known, levels, np.zeros(len(known)), np.full(len(known), np.nan))
 
 
 def recorded(folder, days):
@@ -32,6 +41,66 @@ def test_the_last_days_of_a_file_are_kept_from_the_history(site, tmp_path):
     cut, tail, _ = live_tail(site, "files", "BTC/USDT", recorded(tmp_path, days=40))
     assert len(tail) == 96 * (live_days + 1)
     assert tail[0, OPEN_TIME] == cut.timestamp()
+
+
+class Listener:
+    """Stands where the service stands and keeps what it is told."""
+
+    def __init__(self):
+        self.heard, self.asked = [], []
+
+    def observe(self, symbol, bars, books=None, feed=None):
+        self.heard.append((bars, books, feed))
+
+    def decide(self, symbol, as_of):
+        self.asked.append(as_of.timestamp())
+        return {"event": None, "stop": None}
+
+
+def snapshot_until(site, last):
+    """As `ingest` leaves it: a manifest whose last minute opens at `last`."""
+    site.workspace.joinpath("data").mkdir(parents=True)
+    described = {"timeframe": "1m", "last": utc(last).isoformat()}
+    site.workspace.joinpath("data", "manifest.json").write_text(json.dumps(described))
+
+
+def minutes(first, n):
+    bars = np.full((n, 8), 100.0)
+    bars[:, OPEN_TIME] = first + 60.0 * np.arange(n)
+    return bars
+
+
+def test_every_record_is_shown_once_with_the_bars_of_the_first_close_that_may_read_it(site):
+    start = 1_704_067_200.0
+    snapshot_until(site, start - 60.0)
+    known = start + np.array([-900.0, 0.0, 0.5, 899.0, 900.0, 900.5, 2000.0])  # the first two are in the snapshot
+    told = books_known(known), ContextFeed(known, np.full(7, 3), np.arange(7.0))
+    listener = Listener()
+    replay(listener, site, "BTC/USDT", minutes(start, 45), told)
+    assert listener.asked == [start + 900.0, start + 1800.0, start + 2700.0]
+    assert [books.known.tolist() for _, books, _ in listener.heard] == [k.tolist() for k in np.split(known[2:], [3, 4])]
+    assert [feed.value.tolist() for *_, feed in listener.heard] == [[2.0, 3.0, 4.0], [5.0], [6.0]]
+
+
+def test_what_became_known_while_the_market_was_closed_comes_with_its_next_bar(site):
+    friday, sunday = 1_704_492_000.0, 1_704_664_800.0
+    snapshot_until(site, friday - 60.0)
+    told = None, ContextFeed(np.array([friday + 3600.0]), np.array([3]), np.array([40.0]))
+    listener = Listener()
+    replay(listener, site, "XAU/USD", minutes(sunday, 15), told)
+    assert listener.heard[0][2].value.tolist() == [40.0]
+
+
+def test_the_second_time_only_what_came_since_the_last_stored_bar_is_shown(site):
+    start = 1_704_067_200.0
+    snapshot_until(site, start - 60.0)
+    bars = minutes(start, 30)
+    site.store.add_bars(BarBatch("BTC/USDT", bars[:20], bars[:20, OPEN_TIME] + 60.0, utc(start)))
+    known = start + np.array([600.0, 1200.0, 1230.0])
+    listener = Listener()
+    replay(listener, site, "BTC/USDT", bars, (books_known(known), None))
+    ((shown, books, _),) = listener.heard
+    assert (len(shown), books.known.tolist()) == (10, [start + 1230.0])
 
 
 def test_a_file_with_no_history_before_those_days_is_refused_with_its_length(site, tmp_path):

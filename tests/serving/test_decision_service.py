@@ -1,21 +1,28 @@
 """The decision service over its own HTTP: what it answers, what it refuses and how it says so, what it survives."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from collections import defaultdict
+from concurrent.futures import Future
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from serving_stand import SYMBOL, last_close, make_bundle, publish, told
+from serving_stand import HISTORY, SYMBOL, last_close, make_bundle, publish, told
 
 from pipelines.contracts import BAR_FIELDS, OPEN_TIME
 from pipelines.settings import ROOT, settings
 from pipelines.store import Store
+from pipelines.training.warm import read_warm_start
+from serving.api import ObserveRequest
 from serving.slots import acknowledged, write_generation
+from serving.symbols import Symbol, Symbols
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)
 KEY = {"Authorization": "Bearer test-key"}
@@ -39,7 +46,7 @@ class Client:
         """Write a generation and wait, as an operator would, until this process acknowledges it."""
         families = {"validator": {"champion": champion, "challenger": challenger}}
         generation = write_generation(self.home / "serving", families, self.warm, AT)
-        for _ in range(400):
+        for _ in range(2000):  # a machine that compiles its kernels first takes a while
             if acknowledged(self.home / "serving") == {os.getpid(): generation}:
                 return generation
             time.sleep(0.02)
@@ -221,6 +228,49 @@ def test_a_swap_changes_the_answering_model_and_the_generation(served):
     assert served.http.get("/models").json()["generation"] == generation
 
 
+class SlowLedger:
+    """A ledger whose disk takes a while."""
+
+    def __init__(self, store):
+        self.store, self.asked, self.done = store, threading.Event(), threading.Event()
+
+    def observe(self, batch):
+        done = Future()
+        done.set_running_or_notify_cancel()  # a write that has begun is not called back
+
+        def write():
+            self.asked.set()
+            time.sleep(0.1)
+            done.set_result(self.store.add_bars(batch))
+            self.done.set()
+
+        threading.Thread(target=write).start()
+        return done
+
+
+def test_a_caller_that_goes_away_while_its_bars_are_written_leaves_store_and_live_state_as_one(stand, tmp_path):
+    from serving.decision_service import DecisionService
+
+    service, symbol = object.__new__(DecisionService.inner), Symbol(read_warm_start(stand.stage))
+    store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
+    service._symbols, service._store, service._ledger = Symbols({SYMBOL: symbol}), store, SlowLedger(store)
+    service._locks = defaultdict(asyncio.Lock)
+    request = ObserveRequest.model_validate({"symbol": SYMBOL, "bars": [as_json(row) for row in stand.live[:8]]})
+
+    async def leave():
+        asked = asyncio.ensure_future(DecisionService.inner.observe.func(service, request))
+        await asyncio.to_thread(service._ledger.asked.wait)
+        asked.cancel()
+        await asyncio.to_thread(service._ledger.done.wait)
+        await asyncio.sleep(0.05)
+        assert asked.cancelled()
+
+    asyncio.run(leave())
+    assert symbol.last_open_time == store.bars(SYMBOL)[-1, OPEN_TIME] == stand.live[7, OPEN_TIME]
+    assert symbol.closed.bar.tobytes() == stand.decision[HISTORY // 15].tobytes()
+    store.close()
+
+
 # ---- what it refuses
 
 
@@ -257,6 +307,95 @@ def test_the_same_bars_again_change_nothing_and_a_changed_one_is_refused(served)
     again[1]["volume"] += 1.0
     answer = served.call("/observe", {"symbol": SYMBOL, "bars": again})
     assert (answer.status_code, "volume=" in answer.json()["error"]) == (400, True)
+
+
+# ---- books and context
+
+
+def book(served, after=30.0, **changes):
+    """A book known `after` seconds into the decision bar that is open now."""
+    told = {
+        "known_at": moment(served, after), "bids": [[99.5, 2.0, 3], [99.0, 1.0]], "asks": [[100.0, 1.0, None]],
+        "order_flow": 1.5, "order_flow_fast": None,
+    }  # fmt: skip
+    return told | changes
+
+
+def interest(served, after=40.0, **changes):
+    """Open interest, which no column reads: the rows of the other tests stay what they are."""
+    return {"field": "open_interest", "known_at": moment(served, after), "value": 7.0} | changes
+
+
+def moment(served, after):
+    return datetime.fromtimestamp(served.close() + after, tz=UTC).isoformat()
+
+
+def held(served):
+    """Books and context in the store, as this or any other process would read them."""
+    return [0 if told is None else len(told.known) for told in served.store().records(SYMBOL)]
+
+
+def test_books_and_context_are_durable_before_the_answer_and_sent_again_change_nothing(served):
+    served.observe(15)
+    books, values = held(served)
+    body = {"symbol": SYMBOL, "books": [book(served, 31.0), book(served)], "context": [interest(served)]}
+    first = served.call("/observe", {**body, "bars": served.bars(1)}).json()
+    assert (first["new"], first["records"], first["reason"]) == (1, 3, None)
+    assert held(served) == [books + 2, values + 1]
+    again = served.call("/observe", body).json()  # records alone, without a bar
+    assert (again["received"], again["new"], again["records"]) == (0, 0, 0)
+    assert held(served) == [books + 2, values + 1]
+    newest = served.store().records(SYMBOL)[0]
+    np.testing.assert_array_equal(newest.levels[-1, :, 0], [[99.5, 2.0, 3.0], [100.0, 1.0, np.nan]])
+    assert newest.known[-1] - newest.known[-2] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("books", "context", "says"),
+    [
+        ([{"bids": [[101.0, 1.0]]}], [], "books.0: book crossed: bid 101 is not under ask 100"),
+        ([{}, {"asks": [[101.0, 1.0], [100.0, 1.0]]}], [], "books.1: ask prices must go away"),
+        ([{"bids": [[99.0, 1.0], [98.0, 0.0]]}], [], "books.0.bids.1"),
+        ([{"bids": [[99.0, None]]}], [], "books.0.bids.0"),
+        ([{"bids": [[99.0, 1.0, -1]]}], [], "books.0.bids.0"),
+        ([{"bids": []}], [], "books.0.bids"),
+        ([{"asks": [[100.0 + i, 1.0] for i in range(6)]}], [], "books.0.asks"),
+        ([{"asks": [["much", 1.0]]}], [], "books.0.asks.0.0: "),
+        ([{"order_flow": "up"}], [], "books.0.order_flow: "),
+        ([{"colour": "red"}], [], "books.0.colour: "),
+        ([{"known_at": "2024-01-09T08:00:00"}], [], "books.0.known_at: "),
+        ([{"known_at": "2099-01-01T00:00:00Z"}], [], "lies in the future"),
+        ([{"known_at": "2024-01-01T00:00:00Z"}], [], "the past is not rewritten"),
+        ([{}, {"order_flow": 2.5}], [], "two different book records"),
+        ([], [{"field": "moon_phase"}], "context.0.field: "),
+        ([], [{"value": None}], "context.0.value: "),
+        ([], [{"known_at": "2024-01-01T00:00:00Z"}], "open_interest known at 2024-01-01"),
+        ([], [], "give at least one of bars, books and context"),
+    ],
+)
+def test_a_record_that_cannot_be_is_a_400_naming_it_and_nothing_of_the_request_is_stored(served, books, context, says):
+    before = held(served), len(served.store().bars(SYMBOL))
+    bars = {"bars": [as_json(served.stand.live[served.sent])]} if books or context else {}
+    body = {
+        "symbol": SYMBOL, "books": [book(served, 50.0, **changes) for changes in books],
+        "context": [interest(served, 50.0, **changes) for changes in context], **bars,
+    }  # fmt: skip
+    answer = served.call("/observe", body)
+    assert (answer.status_code, says in answer.json()["error"]) == (400, True), answer.text
+    assert (held(served), len(served.store().bars(SYMBOL))) == before
+
+
+def test_another_book_in_the_place_of_a_stored_one_is_refused(served):
+    served.call("/observe", {"symbol": SYMBOL, "books": [book(served, 60.0)]})
+    answer = served.call("/observe", {"symbol": SYMBOL, "books": [book(served, 60.0, order_flow=9.0)]})
+    assert (answer.status_code, "The first one stands" in answer.json()["error"]) == (400, True)
+
+
+def test_a_record_of_a_bar_that_has_been_folded_comes_late(served):
+    late = interest(served, 70.0)
+    served.observe(15)  # closes the bar it belongs to
+    answer = served.call("/observe", {"symbol": SYMBOL, "context": [late]})
+    assert (answer.status_code, "comes late" in answer.json()["error"]) == (400, True)
 
 
 @pytest.mark.parametrize(
@@ -301,47 +440,3 @@ def test_the_serving_process_loads_no_training_library():
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in out.stdout.split()}
     assert loaded.isdisjoint({"sklearn", "xgboost", "torch", "mlflow", "evidently", "prefect", "dvc", "pandas", "onnx"})
-
-
-# ---- books and context
-
-
-def book(known_at, bid=100.0, ask=101.0):
-    return {
-        "known_at": known_at,
-        "bids": [[bid, 1.0, 2], [bid - 1.0, 2.0, None]],
-        "asks": [[ask, 1.0]],
-        "order_flow": 0.5,
-    }
-
-
-def test_books_and_context_are_stored_with_the_bars_they_came_with(served):
-    bars = served.bars(5)
-    moment = bars[-1]["open_time"].replace(":00+00:00", ":59+00:00")
-    body = {"symbol": SYMBOL, "bars": bars, "books": [book(moment)]}
-    body["context"] = [{"field": "fear_greed", "known_at": moment, "value": 40.0}]
-    answer = served.call("/observe", body)
-    assert answer.status_code == 200, answer.text
-    books, feed = served.store().records(SYMBOL)
-    assert books.levels[-1, 0, :2, 0].tolist() == [100.0, 99.0]
-    assert feed.value[-1] == 40.0
-    assert served.call("/observe", body).json()["new"] == 0  # the same again changes nothing
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"books": [book("2024-01-09T00:00:00Z", bid=102.0)]}, "crossed"),
-        ({"books": [book("2001-01-01T00:00:00Z")]}, "comes late"),
-        ({"books": [{"known_at": "2024-01-09T00:00:00Z", "bids": [], "asks": [[1.0, 1.0]]}]}, "books.0.bids"),
-        ({"context": [{"field": "mood", "known_at": "2024-01-09T00:00:00Z", "value": 1.0}]}, "context.0.field"),
-    ],
-)
-def test_records_that_cannot_be_are_refused_by_name_and_nothing_is_stored(served, change, says):
-    body = {"symbol": SYMBOL, "bars": served.bars(1)}
-    served.sent -= 1  # it is refused, so it is still to come
-    before = len(served.store().bars(SYMBOL))
-    answer = served.call("/observe", body | change)
-    assert answer.status_code == 400
-    assert says in answer.text
-    assert len(served.store().bars(SYMBOL)) == before

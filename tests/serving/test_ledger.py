@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 
-from pipelines.contracts import Decision
+from pipelines.contracts import BOOK_LEVELS, Books, Decision
 from pipelines.errors import BadValues, ServiceDown
 from pipelines.settings import ROOT
-from pipelines.store import Store
+from pipelines.store import BarBatch, Store
 from serving.ledger import Ledger
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
@@ -74,6 +75,33 @@ def test_one_bad_entry_fails_alone(store, ledger):
     also_good.result(10)
     with pytest.raises(BadValues, match="never reused"):
         bad.result(10)
+
+
+def observed(ledger, minute, bid):
+    """One bar and, known at the same moment whatever the minute, a book."""
+    levels = np.full((1, 2, BOOK_LEVELS, 3), np.nan)
+    levels[0, :, 0] = (bid, 1.0, np.nan), (101.0, 1.0, np.nan)
+    bars = np.array([[60.0 * minute, 100.0, 100.0, 100.0, 100.0, 1.0, 1.0, 1.0]])
+    book = Books(np.array([30.0]), levels, np.zeros(1), np.zeros(1))
+    return ledger.observe(BarBatch("SIM/USDT", bars, bars[:, 0] + 60.0, T0, book))
+
+
+def test_bars_and_the_books_that_came_with_them_are_stored_together_or_not_at_all(store, ledger):
+    with store.writing():
+        good, bad, also_good = observed(ledger, 0, 99.0), observed(ledger, 1, 98.0), observed(ledger, 2, 99.0)
+    assert (good.result(10), also_good.result(10)) == (1, 1)
+    with pytest.raises(BadValues, match="another book"):
+        bad.result(10)
+    assert store.bars("SIM/USDT")[:, 0].tolist() == [0.0, 120.0]
+    assert store.records("SIM/USDT")[0].levels[:, 0, 0, 0].tolist() == [99.0]
+
+
+def test_who_stops_waiting_neither_calls_back_the_write_nor_stops_the_writer(store, ledger):
+    with store.writing():
+        left = append(ledger, "a")
+        assert not left.cancel()
+    append(ledger, "b").result(10)
+    assert {record.decision.id for record in store.decisions()} == {"a", "b"}
 
 
 def test_closing_writes_what_is_queued_and_takes_nothing_more(store):

@@ -1,6 +1,8 @@
 """Live state: bit for bit what a batch fold over the whole history gives, and nothing doubtful gets in."""
 
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,10 +18,14 @@ from pipelines.contracts import (
     ContextFeed,
     History,
 )
+from pipelines.data import schemas
 from pipelines.data.alignment import align
+from pipelines.data.files import read
 from pipelines.data.timeframes import resample
 from pipelines.errors import BadShape, BadTimes, BadValues, DigestMismatch, StateError, UnknownName
 from pipelines.features.catalog import FEATURES
+from pipelines.models.views import KEPT_BARS
+from pipelines.settings import ROOT
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.voices import Voices
 from pipelines.store import BarBatch, Store
@@ -206,7 +212,9 @@ def recorded(stand, tmp_path_factory):
     days = stand.base[::1440, OPEN_TIME]
     feed = ContextFeed(days, np.full(len(days), CONTEXT_INDEX["fear_greed"]), rng.uniform(20, 80, len(days)))
     context = align(stand.decision[:, OPEN_TIME] + 900.0, 900.0, books, feed)
-    batch = FEATURES.run(stand.decision, *context), SIGNALS.run(stand.decision, *context)
+    batch = History(
+        stand.decision, FEATURES.run(stand.decision, *context), SIGNALS.run(stand.decision, *context), *context
+    )
     closed = stand.decision[:CLOSED]
     state, other = FEATURES.fresh(), SIGNALS.fresh()
     features = FEATURES.run(closed, context[0][:CLOSED], context[1][:CLOSED], state)
@@ -232,7 +240,7 @@ def since(records, after, until):
 
 
 def test_rows_with_books_and_context_are_the_batch_rows_also_after_a_restart_in_the_middle(stand, recorded, tmp_path):
-    warm, books, feed, (features, signals) = recorded
+    warm, books, feed, batch = recorded
     store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
     symbol, heard = Symbol(warm), T0 + 60.0 * HISTORY
     for number, part in enumerate(np.array_split(stand.live, 9)):
@@ -240,47 +248,146 @@ def test_rows_with_books_and_context_are_the_batch_rows_also_after_a_restart_in_
             symbol = replay(warm, store.bars(SYMBOL), *store.records(SYMBOL))
         end = part[-1, OPEN_TIME] + 60.0
         sent = since(books, heard, end), since(feed, heard, end)
-        fresh = symbol.admit_records(*sent, NOW, lambda after: store.records(SYMBOL, after))
+        fresh = symbol.admit_records(*sent, NOW, lambda *span: store.records(SYMBOL, *span))
         assert sum(len(r.known) for r in fresh if r is not None) == sum(len(r.known) for r in sent)
         store.add_bars(BarBatch(SYMBOL, part, part[:, OPEN_TIME] + 60, NOW, *fresh))
         symbol.hear(*fresh)
         symbol.advance(part)
         heard = end
         row = round((symbol.closed.close_time - T0) / 900) - 1
-        assert symbol.closed.features.tobytes() == features[row].tobytes()
-        assert symbol.closed.signals.tobytes() == signals[row].tobytes()
-        assert symbol.history.features.tobytes() == features[row + 1 - len(symbol.history) : row + 1].tobytes()
-    assert len(symbol.history) == 256
-    assert np.isfinite(symbol.closed.features[FEATURES.index["spread"]])
+        for name in ("bars", "features", "signals", "levels", "context"):
+            kept, whole = getattr(symbol.history, name), getattr(batch, name)
+            assert kept.tobytes() == whole[row + 1 - KEPT_BARS : row + 1].tobytes()
+    closed = symbol.closed
+    for name in ("features", "signals", "levels", "context"):
+        assert getattr(closed, name).tobytes() == getattr(batch, name)[row].tobytes()
+    assert np.isfinite(closed.features[FEATURES.index["spread"]])
     store.close()
 
 
-def test_a_record_sent_again_is_known_and_one_that_comes_late_or_from_the_future_is_refused(stand, recorded):
+def test_a_symbol_whose_bars_close_without_a_book_goes_on_and_its_book_columns_are_missing(stand, recorded):
+    symbol = Symbol(recorded[0])
+    closed = symbol.advance(stand.live[:60])
+    assert symbol.reason is None
+    assert len(closed) == 4
+    # the first of them closed over a book that the history had heard
+    assert [bool(np.isnan(c.features[FEATURES.index["spread"]])) for c in closed] == [False, True, True, True]
+    assert closed[-1].levels.shape == (2, BOOK_LEVELS, 3)
+
+
+def none_stored(after, until):
+    return None, None
+
+
+def test_a_record_sent_again_is_known_and_one_that_comes_late_or_from_the_future_is_refused(recorded):
     warm, books, *_ = recorded
     symbol = Symbol(warm)
-    nobody = lambda after: (None, None)  # noqa: E731
-    nine = since(books, symbol.closed.close_time, symbol.closed.close_time + 2700.0)
-    assert symbol.admit_records(nine, None, NOW, lambda after: (nine, None)) == (None, None)
+    end = T0 + 60.0 * HISTORY
+    later = since(books, end, end + 2700.0)
+    assert symbol.admit_records(later, None, NOW, lambda *_: (later, None)) == (None, None)
     with pytest.raises(BadTimes, match="comes late"):
-        symbol.admit_records(since(books, 0.0, symbol.closed.close_time), None, NOW, nobody)
+        symbol.admit_records(since(books, 0.0, symbol.closed.close_time), None, NOW, none_stored)
     with pytest.raises(BadTimes, match="future"):
-        symbol.admit_records(nine, None, datetime(2023, 1, 1, tzinfo=UTC), nobody)
+        symbol.admit_records(later, None, datetime(2023, 1, 1, tzinfo=UTC), none_stored)
+
+
+def test_what_the_snapshot_holds_of_the_open_bar_is_not_heard_twice(stand, recorded):
+    warm, books, *_ = recorded
+    symbol = Symbol(warm)
+    in_open_bar = since(books, symbol.closed.close_time, T0 + 60.0 * HISTORY)
+    assert len(in_open_bar.known) > 0
+    assert symbol.admit_records(in_open_bar, None, NOW, none_stored) == (None, None)
+    symbol.hear(in_open_bar, None)
+    np.testing.assert_array_equal(symbol.books.known, warm.books.known)
+
+
+def test_another_record_in_the_place_of_one_that_is_known_is_refused(recorded):
+    warm, books, *_ = recorded
+    symbol, end = Symbol(warm), T0 + 60.0 * HISTORY
+    held = since(books, symbol.closed.close_time, end)
+    with pytest.raises(BadValues, match="another content"):
+        symbol.admit_records(replace(held, order_flow=held.order_flow + 1.0), None, NOW, none_stored)
+    new = since(books, end, end + 300.0)
+    twice = Books(*(np.concatenate([getattr(new, f.name)] * 2) for f in fields(Books)))
+    assert len(symbol.admit_records(twice, None, NOW, none_stored)[0].known) == 1
+    twice.order_flow[1] += 1.0
+    with pytest.raises(BadValues, match="two different book records"):
+        symbol.admit_records(twice, None, NOW, none_stored)
 
 
 # ---- markets that close
 
 
-def hourly(weeks, missing=()):
-    """Hourly bars of a market closed from Friday 22:00 to Sunday 22:00, without the hours in `missing`."""
-    hours = T0 + 3600.0 * np.arange(weeks * 168)  # T0 is a Monday
-    open_hours = [h for i, h in enumerate(hours) if not (118 <= i % 168 < 166) and i not in missing]
-    bars = np.full((len(open_hours), 8), 100.0)
-    bars[:, 0] = open_hours
-    return bars
+WEEK = 7 * 24
 
 
-def test_a_weekend_is_no_gap_and_a_missing_weekday_hour_is():
+def hourly(weeks, closes=22, start=T0):
+    """Hourly bars of a market closed from Friday `closes` o'clock to Sunday at the same hour; `start` is a Monday."""
+    hours = np.arange(weeks * WEEK)
+    bars = np.full((len(hours), 8), 100.0)
+    bars[:, OPEN_TIME] = start + 3600.0 * hours
+    return bars[~((4 * 24 + closes <= hours % WEEK) & (hours % WEEK < 6 * 24 + closes))]
+
+
+def slot(day, hour):
+    """Slot of the week of an hour; day 0 is Monday."""
+    return int(T0 // 3600 + 24 * day + hour) % WEEK
+
+
+def test_a_weekend_and_the_hours_beside_it_are_closed_and_the_rest_of_the_week_is_not():
     closures = weekly_closures(hourly(12), 3600)
-    assert closures.sum() == 48
-    assert not weekly_closures(hourly(12, missing={500}), 3600)[500 % 168]
-    assert weekly_closures(hourly(4), 3600).sum() == 0  # too few weeks to tell a closed market from an outage
+    assert [closures[slot(*at)] for at in ((4, 21), (4, 22), (5, 12), (6, 21), (6, 22))] == [True] * 5
+    assert not any(closures[slot(*at)] for at in ((0, 0), (2, 12), (4, 20), (6, 23)))
+
+
+def test_a_week_without_bars_makes_no_closure():
+    bars = hourly(12)
+    holidays = (bars[:, OPEN_TIME] >= T0 + 4 * WEEK * 3600) & (bars[:, OPEN_TIME] < T0 + 5 * WEEK * 3600)
+    np.testing.assert_array_equal(weekly_closures(bars[~holidays], 3600), weekly_closures(bars, 3600))
+
+
+def test_too_short_a_history_cannot_tell_a_closed_market_from_an_outage():
+    assert not weekly_closures(hourly(7), 3600).any()
+
+
+@pytest.mark.parametrize("weeks_of_summer", [6, 13, 20, 26])
+def test_a_closing_hour_that_moves_with_the_clocks_is_closed_whatever_part_of_the_year_was_seen(weeks_of_summer):
+    summer = hourly(weeks_of_summer, closes=21)
+    winter = hourly(26 - weeks_of_summer, closes=22, start=T0 + weeks_of_summer * WEEK * 3600.0)
+    closures = weekly_closures(np.vstack([summer, winter]), 3600)
+    assert all(closures[slot(*at)] for at in ((4, 21), (4, 22), (6, 20), (6, 21)))
+
+
+def test_a_market_that_never_closes_has_no_closures(stand):
+    days = hourly(12)[:1]
+    bars = np.repeat(days, 12 * WEEK, axis=0)
+    bars[:, OPEN_TIME] += 3600.0 * np.arange(len(bars))
+    assert not weekly_closures(bars, 3600).any()
+
+
+def test_a_bar_missing_while_the_market_is_regularly_closed_is_no_gap(stand, warm):
+    in_week = stand.decision[:, OPEN_TIME] // 900 % len(warm.closures)
+    closures = np.zeros_like(warm.closures)
+    closures[int(in_week[CLOSED + 1])] = True
+    symbol = Symbol(replace(warm, closures=closures))
+    symbol.advance(stand.live[:8])
+    symbol.advance(stand.live[8 + 15 : 8 + 30])
+    assert symbol.reason is None
+    symbol.advance(stand.live[8 + 45 : 8 + 60])
+    assert "1 missing bar" in symbol.reason
+
+
+def test_the_weekends_of_gold_are_no_gaps_over_both_clock_changes():
+    file = ROOT / "../shared/data/forex/oanda_xauusd_1h_to_2015h1.parquet"
+    if not file.exists():
+        pytest.skip("no recorded gold beside the checkout")
+    bars = schemas.to_matrix(read(file, NOW))
+    bars = bars[bars[:, OPEN_TIME] >= datetime(2013, 4, 1, tzinfo=UTC).timestamp()]
+    summer = bars[:, OPEN_TIME] < datetime(2013, 10, 1, tzinfo=UTC).timestamp()  # the history ends before any change
+    closures = weekly_closures(bars[summer], 3600)
+    hours = (bars[~summer, OPEN_TIME] // 3600).astype(int)
+    hours = hours[hours < hours[0] + 52 * WEEK]
+    weekends = [np.arange(a + 1, b) for a, b in pairwise(hours) if 40 <= b - a <= 52]
+    assert {int(weekend[0]) % WEEK for weekend in weekends} == {slot(4, 21), slot(4, 22)}
+    assert all(closures[weekend % WEEK].all() for weekend in weekends)
+    assert closures.sum() <= 52

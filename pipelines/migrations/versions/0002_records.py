@@ -18,3 +18,7 @@ def upgrade() -> None:
         sa.Column("payload", sa.LargeBinary, nullable=False),
         sa.Column("ingested_at", UtcTime, nullable=False),
     )
+
+
+def downgrade() -> None:
+    raise NotImplementedError("what was observed would be lost: restore a backup of the release before instead")

@@ -1,0 +1,71 @@
+"""What the client sends is what the service reads: nothing is lost on the wire, and no body is over the limit."""
+
+import json
+
+import httpx
+import numpy as np
+import pytest
+
+from flows.client import TOGETHER, Client
+from pipelines.contracts import BOOK_LEVELS, Books, ContextFeed
+from pipelines.settings import Settings
+from serving.api import MAX_BODY, ObserveRequest
+
+START = 1_704_067_200.0
+
+
+@pytest.fixture
+def sent(tmp_path):
+    """(client, the requests a service would have read)."""
+    requests = []
+
+    def answer(request):
+        assert len(request.content) < MAX_BODY
+        requests.append(ObserveRequest.model_validate(json.loads(request.content)))
+        return httpx.Response(200, json={})
+
+    with Client(Settings(home=tmp_path)) as client:
+        client._http.close()
+        client._http = httpx.Client(base_url=client.url, transport=httpx.MockTransport(answer))
+        yield client, requests
+
+
+def records(n):
+    """n books and context values with digits to lose: odd microseconds, some counts not recorded."""
+    rng = np.random.default_rng(5)
+    known = np.round(START + np.sort(rng.uniform(0, 3600, n)), 6)
+    away = np.cumsum(rng.lognormal(size=(n, 2, BOOK_LEVELS)), axis=2) * np.array([[-1.0], [1.0]])
+    levels = np.stack([40_000.0 + away, rng.lognormal(size=away.shape), rng.integers(1, 9, away.shape)], axis=3)
+    levels[rng.random(away.shape) < 0.1, 2] = np.nan
+    levels[::3, 0, 3:] = np.nan  # a side with fewer levels
+    flow, fast = rng.normal(size=(2, n))
+    flow[::7] = np.nan
+    return Books(known, levels, flow, fast), ContextFeed(known, rng.integers(0, 6, n), rng.normal(size=n))
+
+
+def bars(n):
+    rows = np.full((n, 8), 100.0)
+    rows[:, 0] = START + 60.0 * np.arange(n)
+    return rows
+
+
+def test_books_and_context_arrive_bit_for_bit(sent):
+    client, requests = sent
+    books, feed = records(40)
+    client.observe("BTC/USDT", bars(15), books, feed)
+    (request,) = requests
+    got, told = request.records()
+    for name in ("known", "levels", "order_flow", "order_flow_fast"):
+        assert getattr(got, name).tobytes() == getattr(books, name).tobytes()
+    for name in ("known", "field", "value"):
+        assert getattr(told, name).tobytes() == getattr(feed, name).tobytes()
+    np.testing.assert_array_equal(request.matrix(), bars(15))
+
+
+def test_many_records_go_ahead_of_the_bars_in_pieces(sent):
+    client, requests = sent
+    books, feed = records(2 * TOGETHER + 1)
+    client.observe("BTC/USDT", bars(1440), books, feed)
+    assert [len(request.bars) for request in requests] == [0, 0, 1440]
+    known = [request.records()[0].known for request in requests]
+    np.testing.assert_array_equal(np.concatenate(known), books.known)

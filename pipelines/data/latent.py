@@ -36,9 +36,9 @@ class Design:
     pressure_half_life_min: float = 180.0
     # Drift of 15 minutes at u = 1, gain 1, edge 1, in the regime's own sd. Measured on four seeds (7, 8, 11, 12; 3,300
     # decision bars of a year to learn from, the year after to score, sign of the next four hours, six columns of flow,
-    # volatility, volume and momentum): AUC .535 to .560 for boosted trees, .519 to .542 for a logistic, at most .010
-    # more with columns of the book, .631 to .648 for who knows u and the regime. At edge 1.5: .562 to .585, .544 to
-    # .574, at most .009 more, .678 to .692. Without a book (bars of the value itself) trees had .534 to .561 at edge 1.
+    # volatility, volume and momentum): AUC .544 to .569 for boosted trees, .530 to .558 for a logistic, .646 to .664
+    # for who knows u and the regime; at edge 1.4 .574 to .593, .552 to .582, .687 to .705. Columns of the book change
+    # the trees by -.007 to +.003 and the logistic by -.005 to +.009: u is in the taker share already.
     drift_per_unit: float = 0.20
     # Moving markets follow informed flow, calm ones absorb it and give it back. Over time the gains nearly cancel:
     # flow alone says little, flow together with volatility says much. Trees find that, a logistic mostly does not.

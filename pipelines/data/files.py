@@ -39,7 +39,7 @@ from pipelines.data.schemas import (
     to_frame,
 )
 from pipelines.data.timeframes import infer_timeframe, seconds
-from pipelines.data.trades import NAMES, bars_from_trades, from_table, trade_columns
+from pipelines.data.trades import NAMES, SPAN, bars_from_trades, from_table, trade_columns
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
 
 Stamps = npt.NDArray[np.datetime64]
@@ -89,22 +89,26 @@ def read_trades(path: Path) -> Trades:
     at = trade_columns(table.column_names, [])
     if at is None:
         raise BadColumns(f"{path}: no trades; columns {', '.join(table.column_names)}. Wanted {KNOWN_TRADES}.")
-    return _trades(table, at, path)
+    return _trades(table, at, path)[0]
 
 
-def _trades(table: pyarrow.Table, at: dict[str, int], path: Path) -> Trades:
-    trades = from_table(table, at, _micros(table, table.column_names[at["time"]], path))
+def _trades(table: pyarrow.Table, at: dict[str, int], path: Path) -> tuple[Trades, Floats]:
+    trades, fills = from_table(table, at, _micros(table, table.column_names[at["time"]], path))
     bad = ~(np.isfinite(trades.price) & (trades.price > 0) & np.isfinite(trades.size) & (trades.size > 0))
+    bad |= ~(np.isfinite(trades.time) & (fills >= 1))
     if bad.any():
-        raise BadValues(f"{path}: {int(bad.sum())} trades without a price or a size above 0. Fetch it again.")
-    return trades
+        raise BadValues(
+            f"{path}: {int(bad.sum())} trades without a time, price, size or count above 0. Fetch it again."
+        )
+    return trades, fills
 
 
 def _traded(
     table: pyarrow.Table, at: dict[str, int], path: Path, ingested_at: datetime, timeframe: str
 ) -> pd.DataFrame:
     """Bars made of trades. The first and the last are what the file holds of them."""
-    frame = to_frame(bars_from_trades(_trades(table, at, path), seconds(timeframe)), timeframe, ingested_at)
+    trades, fills = _trades(table, at, path)
+    frame = to_frame(bars_from_trades(trades, seconds(timeframe), fills), timeframe, ingested_at)
     return check(frame, LAYOUT)
 
 
@@ -160,7 +164,7 @@ def _parse_csv(data: bytes, path: Path) -> pyarrow.Table:
             raise BadColumns(f"{path}: {len(first)} columns and no header. Known layouts: {KNOWN_LAYOUTS}.")
         headless_names = [f"column_{i}" for i in range(len(first))]
         for kind, i in at.items():
-            headless_names[i] = NAMES[kind][0]
+            headless_names[i] = {**NAMES, **SPAN}[kind][0]
     names = pyarrow.csv.ReadOptions(column_names=headless_names if headless else None)
     types = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(NUMBERS, pyarrow.float64()))
     try:

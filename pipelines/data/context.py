@@ -1,80 +1,79 @@
 """Context of a market: series that are not its own bars, each value with the moment it could first be known (D7).
 
-A source of context is a file with one of the layouts below. A value dated D is not known on D: each reader says from
-when on, and errs on the late side. What nobody gives stays missing.
+A source of context is a file with one of the layouts below. A value dated D is not known on D: each layout says from
+when on, and errs on the late side. Times are read as those of bars are: aware stamps or epoch ms or µs; a `date` is the
+start of its UTC day. What nobody gives stays missing.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow
-import pyarrow.parquet
 
 from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_INDEX, ContextFeed, Floats, Ints
-from pipelines.data.schemas import epoch_seconds
-from pipelines.errors import BadColumns, UnknownName, UnreadableFile
+from pipelines.data.files import micros, numbers, read_table
+from pipelines.data.schemas import epoch_seconds, stamps_of
+from pipelines.data.timeframes import infer_timeframe, seconds
+from pipelines.errors import BadColumns, BadTimes, UnknownName
 
 DAY_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """needs  the columns that tell it; read  frame → known (n,) epoch s, name, value (n,)."""
+    """time, value  the columns that tell it; field  what the value is, one of CONTEXT_FIELDS
+    delay_s         from the time of a row until it could be known; None: the spacing of the rows, as of bars
+    """
 
-    needs: tuple[str, ...]
-    read: Callable[[pd.DataFrame], tuple[Floats, str, Floats]]
+    time: str
+    value: str
+    field: str
+    delay_s: float | None
     told: str
-
-
-def _funding(frame: pd.DataFrame) -> tuple[Floats, str, Floats]:
-    return epoch_seconds(frame["funding_time"]), "funding_rate", frame["funding_rate"].to_numpy(np.float64)
-
-
-def _fear_greed(frame: pd.DataFrame) -> tuple[Floats, str, Floats]:
-    # published early on its day; the hour is not recorded, so the day must be over
-    return epoch_seconds(frame["date"]) + DAY_S, "fear_greed", frame["fear_greed_value"].to_numpy(np.float64)
-
-
-def _open_interest(frame: pd.DataFrame) -> tuple[Floats, str, Floats]:
-    return epoch_seconds(frame["known_at"]), "open_interest", frame["open_interest"].to_numpy(np.float64)
-
-
-def _reference(frame: pd.DataFrame) -> tuple[Floats, str, Floats]:
-    opened = epoch_seconds(frame["open_time"])
-    step = float(np.median(np.diff(opened))) if len(opened) > 1 else 0.0
-    return opened + step, "reference_close", frame["close"].to_numpy(np.float64)
 
 
 # the first layout whose columns are there is the one
 LAYOUTS: dict[str, Layout] = {
-    "funding": Layout(("funding_time", "funding_rate"), _funding, "funding rate, known when it was settled"),
-    "fear_greed": Layout(("date", "fear_greed_value"), _fear_greed, "fear and greed index, known when its day is over"),
-    "open_interest": Layout(("known_at", "open_interest"), _open_interest, "open interest, known as stamped"),
-    "reference": Layout(("open_time", "close"), _reference, "bars of the reference symbol, known at their close"),
+    "funding": Layout("funding_time", "funding_rate", "funding_rate", 0.0, "funding rate, known when it was settled"),
+    # published early on its day; the hour is not recorded, so the day must be over
+    "fear_greed": Layout(
+        "date", "fear_greed_value", "fear_greed", DAY_S, "fear and greed index, known when its day is over"
+    ),
+    "open_interest": Layout("known_at", "open_interest", "open_interest", 0.0, "open interest, known as stamped"),
+    "reference": Layout(
+        "open_time", "close", "reference_close", None, "bars of the reference symbol, known at their close"
+    ),
 }
 
 
 def read_context(path: Path) -> ContextFeed:
-    """The context of one Parquet or CSV file, in the order it became known; which layout it is, its columns tell.
+    """The context of one Parquet, CSV or zip file, in the order it became known; its columns tell which layout it is.
 
-    Raises UnreadableFile, or BadColumns naming the layouts known.
+    An empty or infinite value is left out. Raises UnreadableFile, BadColumns naming the layouts known, BadTimes
+    (naive, unreadable, or too few rows to show the spacing of a reference's bars) or BadValues.
     """
-    try:
-        frame = pd.read_csv(path) if path.suffix == ".csv" else pyarrow.parquet.read_table(path).to_pandas()
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise UnreadableFile(f"{path}: no whole Parquet or CSV file ({error}). Fetch it again.") from error
-    layout = next((one for one in LAYOUTS.values() if set(one.needs) <= set(frame.columns)), None)
+    table = read_table(path)
+    layout = next((one for one in LAYOUTS.values() if {one.time, one.value} <= set(table.column_names)), None)
     if layout is None:
-        layouts = "; ".join(f"{', '.join(one.needs)} ({one.told})" for one in LAYOUTS.values())
-        raise BadColumns(f"{path}: columns {', '.join(map(str, frame.columns))} are no context. Known: {layouts}.")
-    for name in layout.needs:
-        if frame[name].dtype == object:
-            frame[name] = pd.to_datetime(frame[name], utc=True).astype("datetime64[us, UTC]")
-    known, name, value = layout.read(frame)
-    return ordered(known, np.full(len(known), CONTEXT_INDEX[name], dtype=np.int64), value)
+        layouts = "; ".join(f"{one.time}, {one.value} ({one.told})" for one in LAYOUTS.values())
+        raise BadColumns(f"{path}: columns {', '.join(table.column_names)} are no context. Known: {layouts}.")
+    column = table.column(layout.time)
+    if pyarrow.types.is_date(column.type):
+        midnight = column.cast(pyarrow.timestamp("us")).cast(pyarrow.timestamp("us", tz="UTC"))
+        table = table.set_column(table.column_names.index(layout.time), layout.time, midnight)
+    event = epoch_seconds(pd.Series(stamps_of(micros(table, layout.time, path))))
+    delay = _spacing(event, path) if layout.delay_s is None else layout.delay_s
+    field = np.full(len(event), CONTEXT_INDEX[layout.field], dtype=np.int64)
+    return ordered(event + delay, field, numbers(table, layout.value, path))
+
+
+def _spacing(opened: Floats, path: Path) -> float:
+    try:
+        return float(seconds(infer_timeframe(opened)))
+    except BadTimes as error:
+        raise BadTimes(f"{path}: {error}") from error
 
 
 def ordered(known: Floats, field: Ints, value: Floats) -> ContextFeed:

@@ -39,7 +39,7 @@ from pipelines.data.schemas import (
     to_frame,
 )
 from pipelines.data.timeframes import infer_timeframe, seconds
-from pipelines.data.trades import NAMES, bars_from_trades, from_table, trade_columns
+from pipelines.data.trades import NAMES, SPAN, bars_from_trades, from_table, trade_columns
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
 
 Stamps = npt.NDArray[np.datetime64]
@@ -73,10 +73,7 @@ def read(path: Path, ingested_at: datetime, timeframe: str | None = None) -> pd.
     Raises       UnreadableFile (missing, empty, cut off, not of its kind), BadColumns (names the column and the layouts
                  known), BadTimes (naive, unreadable, or known before its close), BadValues (a cell that is no number)
     """
-    check_path(path)
-    table = {".parquet": _parquet, ".csv": _csv, ".zip": _zip}[path.suffix.lower()](path)
-    if table.num_rows == 0:
-        raise UnreadableFile(f"{path}: no rows, only columns {', '.join(table.column_names)}. Fetch it again.")
+    table = read_table(path)
     if (at := trade_columns(table.column_names, [])) is not None and "open_time" not in table.column_names:
         return _traded(table, at, path, ingested_at, timeframe or "1m")
     return _canonical(table, path, ingested_at, timeframe)
@@ -84,28 +81,41 @@ def read(path: Path, ingested_at: datetime, timeframe: str | None = None) -> pd.
 
 def read_trades(path: Path) -> Trades:
     """Trades of one file of a trade layout, in time order. Raises as `read`."""
-    check_path(path)
-    table = {".parquet": _parquet, ".csv": _csv, ".zip": _zip}[path.suffix.lower()](path)
+    table = read_table(path)
     at = trade_columns(table.column_names, [])
     if at is None:
         raise BadColumns(f"{path}: no trades; columns {', '.join(table.column_names)}. Wanted {KNOWN_TRADES}.")
-    return _trades(table, at, path)
+    return _trades(table, at, path)[0]
 
 
-def _trades(table: pyarrow.Table, at: dict[str, int], path: Path) -> Trades:
-    trades = from_table(table, at, _micros(table, table.column_names[at["time"]], path))
+def _trades(table: pyarrow.Table, at: dict[str, int], path: Path) -> tuple[Trades, Floats]:
+    trades, fills = from_table(table, at, micros(table, table.column_names[at["time"]], path))
     bad = ~(np.isfinite(trades.price) & (trades.price > 0) & np.isfinite(trades.size) & (trades.size > 0))
+    bad |= ~(np.isfinite(trades.time) & (fills >= 1))
     if bad.any():
-        raise BadValues(f"{path}: {int(bad.sum())} trades without a price or a size above 0. Fetch it again.")
-    return trades
+        raise BadValues(
+            f"{path}: {int(bad.sum())} trades without a time, price, size or count above 0. Fetch it again."
+        )
+    return trades, fills
 
 
 def _traded(
     table: pyarrow.Table, at: dict[str, int], path: Path, ingested_at: datetime, timeframe: str
 ) -> pd.DataFrame:
     """Bars made of trades. The first and the last are what the file holds of them."""
-    frame = to_frame(bars_from_trades(_trades(table, at, path), seconds(timeframe)), timeframe, ingested_at)
+    trades, fills = _trades(table, at, path)
+    frame = to_frame(bars_from_trades(trades, seconds(timeframe), fills), timeframe, ingested_at)
     return check(frame, LAYOUT)
+
+
+def read_table(path: Path) -> pyarrow.Table:
+    """Columns of one file as they stand there; a headless Binance CSV gets its names. Raises UnreadableFile (missing,
+    empty, cut off, not of its kind) or BadColumns."""
+    check_path(path)
+    table = {".parquet": _parquet, ".csv": _csv, ".zip": _zip}[path.suffix.lower()](path)
+    if table.num_rows == 0:
+        raise UnreadableFile(f"{path}: no rows, only columns {', '.join(table.column_names)}. Fetch it again.")
+    return table
 
 
 def check_path(path: Path) -> None:
@@ -160,7 +170,7 @@ def _parse_csv(data: bytes, path: Path) -> pyarrow.Table:
             raise BadColumns(f"{path}: {len(first)} columns and no header. Known layouts: {KNOWN_LAYOUTS}.")
         headless_names = [f"column_{i}" for i in range(len(first))]
         for kind, i in at.items():
-            headless_names[i] = NAMES[kind][0]
+            headless_names[i] = {**NAMES, **SPAN}[kind][0]
     names = pyarrow.csv.ReadOptions(column_names=headless_names if headless else None)
     types = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(NUMBERS, pyarrow.float64()))
     try:
@@ -174,13 +184,13 @@ def _canonical(table: pyarrow.Table, path: Path, ingested_at: datetime, timefram
     if len(names) < table.num_columns:
         raise BadColumns(f"{path}: a column name stands twice in {', '.join(table.column_names)}. Rename one of them.")
     columns = _columns(names, path)
-    opened = _micros(table, "open_time", path)
+    opened = micros(table, "open_time", path)
     timeframe = timeframe or _timeframe(opened, path)
     closed = opened + np.timedelta64(seconds(timeframe), "s")
     frame = pd.DataFrame({"open_time": stamps_of(opened), "known_at": stamps_of(closed)})
     frame["ingested_at"] = constant_stamp(ingested_at, len(frame))
     if names.issuperset(TIMES):
-        known = _micros(table, "known_at", path)
+        known = micros(table, "known_at", path)
         early = ~np.isnat(opened) & ~(known >= closed)  # a row without a time is for quality.assess
         if early.any():
             raise BadTimes(
@@ -188,10 +198,10 @@ def _canonical(table: pyarrow.Table, path: Path, ingested_at: datetime, timefram
                 f"nobody can know a bar then. Set it to open_time + {timeframe} or later, or leave the column out."
             )
         frame["known_at"] = stamps_of(known)
-        frame["ingested_at"] = stamps_of(_micros(table, "ingested_at", path))
+        frame["ingested_at"] = stamps_of(micros(table, "ingested_at", path))
     for field in (*PRICES, *AMOUNTS):
         found = columns[field]
-        values = [_numbers(table, name, path) for name in found]
+        values = [numbers(table, name, path) for name in found]
         frame[field] = sum(values) / len(values) if values else np.full(len(frame), np.nan)
     return check(frame[list(COLUMNS)], LAYOUT)
 
@@ -224,7 +234,7 @@ def _timeframe(opened: Stamps, path: Path) -> str:
         raise BadTimes(f"{path}: {error}") from error
 
 
-def _micros(table: pyarrow.Table, name: str, path: Path) -> Stamps:
+def micros(table: pyarrow.Table, name: str, path: Path) -> Stamps:
     """Aware stamps, ISO text with an offset, or epoch ms or µs → (n,) datetime64[us] in UTC, NaT where empty."""
     column = table.column(name)
     kind = column.type
@@ -234,8 +244,7 @@ def _micros(table: pyarrow.Table, name: str, path: Path) -> Stamps:
                 f"{path}: column {name} has no time zone, so its bars could be hours off. Write it with its offset "
                 f"(2024-01-01T00:00:00Z), or localise it first: frame[{name!r}].dt.tz_localize('UTC')."
             )
-        micros = column.cast(pyarrow.timestamp("us", tz="UTC"), safe=False).to_numpy()
-        return np.asarray(micros, dtype="datetime64[us]")
+        return np.asarray(column.cast(pyarrow.timestamp("us", tz="UTC"), safe=False).to_numpy(), dtype="datetime64[us]")
     if not pyarrow.types.is_integer(kind):
         raise BadTimes(
             f"{path}: column {name} holds {kind}, not times. Use aware stamps (2024-01-01T00:00:00Z) or epoch ms."
@@ -243,17 +252,17 @@ def _micros(table: pyarrow.Table, name: str, path: Path) -> Stamps:
     if column.null_count:
         raise BadTimes(f"{path}: column {name} has {column.null_count} empty cells. Find out which bars these are.")
     epochs = column.to_numpy()
-    millis = (epochs >= MS_FROM) & (epochs < US_FROM)
-    micros = (epochs >= US_FROM) & (epochs < US_UNTIL)
-    if not (millis | micros).all():
-        odd = int(np.argmin(millis | micros))
+    in_ms = (epochs >= MS_FROM) & (epochs < US_FROM)
+    in_us = (epochs >= US_FROM) & (epochs < US_UNTIL)
+    if not (in_ms | in_us).all():
+        odd = int(np.argmin(in_ms | in_us))
         raise BadTimes(
             f"{path}: {name} {epochs[odd]} in row {odd} is neither epoch ms nor µs. Convert it to one of them."
         )
-    return np.asarray(np.where(millis, epochs * 1000, epochs).astype("datetime64[us]"))
+    return np.asarray(np.where(in_ms, epochs * 1000, epochs).astype("datetime64[us]"))
 
 
-def _numbers(table: pyarrow.Table, name: str, path: Path) -> Floats:
+def numbers(table: pyarrow.Table, name: str, path: Path) -> Floats:
     """A number column → (n,) float64, NaN where empty."""
     column = table.column(name)
     kind = column.type

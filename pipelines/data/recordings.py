@@ -4,6 +4,9 @@ A recording is a folder with `depth_updates.parquet` and `depth_snapshot.parquet
 level removed; one message changes many levels), and where recorded `trades.parquet`, `book_ticker.parquet` and
 `mark_price.parquet`. A message counts as known at the later of the exchange's and the recorder's clock: one of them
 may run behind, and nobody knows a message before both.
+
+Messages are numbered. After a lost one (or without a snapshot) nobody knows what rests in the book: it is emptied and
+built up anew from the changes, and nothing is told of it for BUILD_UP_S.
 """
 
 from dataclasses import dataclass
@@ -14,29 +17,33 @@ import numpy as np
 import pandas as pd
 
 from pipelines.compiled import kernel
-from pipelines.contracts import BOOK_LEVELS, CONTEXT_INDEX, Books, ContextFeed, Floats, Ints, Trades
+from pipelines.contracts import BOOK_LEVELS, CONTEXT_INDEX, Books, Bools, ContextFeed, Floats, Ints, Trades
 from pipelines.data.schemas import epoch_seconds
-from pipelines.errors import BadValues, UnreadableFile
+from pipelines.errors import BadColumns, BadValues, UnreadableFile
 
 FAST_S = 10.0  # the shortest window of order flow, seconds
-BUILD_UP_S = 60.0  # a book without a snapshot is made of what changed: after a minute its best levels have been quoted
+# A book built up from changes alone holds what has changed since. In the three recordings with a snapshot its five best
+# levels were those of the book with the snapshot after 5 s and stayed it; other hours are quieter, so a minute.
+BUILD_UP_S = 60.0
+MAX_TICKS = 1 << 27  # from the lowest to the highest price: more is a wrong price, not a market
+UPDATES = ("receive_time", "event_time", "final_update_id", "side", "price", "quantity")
+SNAPSHOT = ("last_update_id", "side", "price", "quantity")
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
     """books at the asked times; on the way, after each message: best (n, 4) bid price, size, ask price, size, and its
-    exchange id."""
+    exchange id. sequence_breaks: how often messages were lost; `books` has none of the time until it was rebuilt."""
 
     books: Books
     best: Floats
     ids: Ints
     messages: int
     sequence_breaks: int
-    crossed: int
 
 
 @kernel
-def _apply(tick, size, bid, first, last, at, bids, asks, top_bid, top_ask):  # type: ignore[no-untyped-def]
+def _apply(tick, size, bid, first, last, bids, asks, top_bid, top_ask):  # type: ignore[no-untyped-def]
     """Apply rows first..last; returns the best ticks. A level is a tick number; sizes are absolute."""
     for r in range(first, last):
         k = tick[r]
@@ -56,10 +63,9 @@ def _apply(tick, size, bid, first, last, at, bids, asks, top_bid, top_ask):  # t
 
 
 @kernel
-def _replay(tick, size, bid, starts, known, unit, low, bids, asks, times, best, flow, levels, which):  # type: ignore[no-untyped-def]
+def _replay(tick, size, bid, starts, known, broken, unit, low, bids, asks, times, best, flow, levels, which):  # type: ignore[no-untyped-def]
     """Messages in order; book `j` is the one after the last message known at times[j]. Returns crossed messages."""
-    top_bid, top_ask = bids.shape[0] - 1, 0
-    top_bid, top_ask = _apply(tick, size, bid, 0, 0, 0, bids, asks, top_bid, top_ask)
+    top_bid, top_ask = _apply(tick, size, bid, 0, 0, bids, asks, bids.shape[0] - 1, 0)
     crossed, j = 0, 0
     for m in range(known.shape[0] + 1):
         end = m == known.shape[0]
@@ -69,10 +75,13 @@ def _replay(tick, size, bid, starts, known, unit, low, bids, asks, times, best, 
             j += 1
         if end:
             break
+        if broken[m]:
+            bids[:], asks[:] = 0.0, 0.0
+            top_bid, top_ask = -1, asks.shape[0]
         before_bid, before_ask = top_bid, top_ask
         bid_size = bids[top_bid] if top_bid >= 0 else 0.0
         ask_size = asks[top_ask] if top_ask < asks.shape[0] else 0.0
-        top_bid, top_ask = _apply(tick, size, bid, starts[m], starts[m + 1], m, bids, asks, top_bid, top_ask)
+        top_bid, top_ask = _apply(tick, size, bid, starts[m], starts[m + 1], bids, asks, top_bid, top_ask)
         if top_bid < 0 or top_ask >= asks.shape[0]:
             continue
         if top_bid >= top_ask:
@@ -113,37 +122,49 @@ def _levels(bids, asks, top_bid, top_ask, unit, low, out):  # type: ignore[no-un
 def replay(folder: Path, every_s: float = 1.0) -> Replay:
     """Books of a recording every `every_s` seconds (multiples since the epoch), each after all messages known by then.
 
-    order_flow       Cont, Kukanov and Stoikov's best-level imbalance summed over the messages since the book before
+    order_flow       Cont, Kukanov and Stoikov's best-level imbalance summed over the messages since the book before;
+                     NaN where there is no book `every_s` before
     order_flow_fast  the same over the last FAST_S seconds; NaN before there were as many
-    Without a snapshot the book is built up from the changes, and nothing is told of its first BUILD_UP_S seconds.
-    Raises UnreadableFile where the changes are missing, BadValues where the book was ever crossed.
+    Nothing is told after the last message, nor for BUILD_UP_S where the book has to be built up from the changes.
+    Raises UnreadableFile where the changes are missing, BadColumns where they have no numbers or miss another column,
+    BadValues where the book was ever crossed, a side is neither bid nor ask, or the prices span more than MAX_TICKS.
     """
-    updates = _read(folder, "depth_updates")
-    snapshot = _read(folder, "depth_snapshot") if (folder / "depth_snapshot.parquet").is_file() else None
-    if snapshot is not None:
-        updates = updates[updates["final_update_id"] > snapshot["last_update_id"].iloc[0]].reset_index(drop=True)
+    updates = _read(folder, "depth_updates", UPDATES)
+    snapshot = _read(folder, "depth_snapshot", SNAPSHOT) if (folder / "depth_snapshot.parquet").is_file() else None
+    newest = None if snapshot is None or snapshot.empty else int(snapshot["last_update_id"].iloc[0])
+    if newest is not None:
+        updates = updates[updates["final_update_id"] > newest].reset_index(drop=True)
+    if updates.empty:
+        raise UnreadableFile(f"{folder}: no change of the book after its snapshot. Fetch it again.")
     ids = updates["final_update_id"].to_numpy(np.int64)
     starts: Ints = np.concatenate([[0], np.flatnonzero(np.diff(ids)) + 1, [len(ids)]]).astype(np.int64)
+    lost = _lost(updates, starts[:-1], newest, folder)
+    broken = lost.copy()
+    broken[0] |= newest is None
     known = _known(updates)[starts[:-1]]
-    prices = updates["price"].to_numpy(np.float64)
-    every = prices if snapshot is None else np.concatenate([prices, snapshot["price"].to_numpy(np.float64)])
-    low, unit = float(every.min()), _tick(every)
-    width = round((every.max() - low) / unit) + 1
+    rows = updates if snapshot is None else pd.concat([snapshot[list(SNAPSHOT[1:])], updates], ignore_index=True)
+    prices, sizes = (rows[name].to_numpy(np.float64) for name in ("price", "quantity"))
+    _check_rows(rows, prices, sizes, folder)
+    low, unit = float(prices.min()), _tick(prices)
+    width = round((prices.max() - low) / unit) + 1
+    if width > MAX_TICKS:
+        raise BadValues(
+            f"{folder.name}: prices {low:g} to {prices.max():g} are {width} ticks of {unit:g}, at most {MAX_TICKS}. "
+            "One of them is wrong: drop its rows."
+        )
+    at, bid = _ticks(prices, low, unit), (rows["side"] == "bid").to_numpy()
+    held = len(rows) - len(updates)
     bids, asks = np.zeros(width), np.zeros(width)
-    if snapshot is not None:
-        at = _ticks(snapshot["price"].to_numpy(np.float64), low, unit)
-        side = (snapshot["side"] == "bid").to_numpy()
-        bids[at[side]] = snapshot["quantity"].to_numpy(np.float64)[side]
-        asks[at[~side]] = snapshot["quantity"].to_numpy(np.float64)[~side]
-    first = np.ceil(known[0] / every_s) * every_s
-    times = np.arange(first, known[-1] + every_s, every_s)
+    for side, of in ((bids, bid), (asks, ~bid)):
+        side[at[:held][of[:held]]] = sizes[:held][of[:held]]
+    times = np.arange(np.ceil(known[0] / every_s), np.floor(known[-1] / every_s) + 1) * every_s
     best, flow = np.full((len(known), 4), np.nan), np.zeros(len(known))
     levels, which = np.empty((len(times), 2, BOOK_LEVELS, 3)), np.empty(len(times), np.int64)
     crossed = _replay(
-        _ticks(prices, low, unit), updates["quantity"].to_numpy(np.float64), (updates["side"] == "bid").to_numpy(),
-        starts, known, unit, low, bids, asks, times, best, flow, levels, which,
+        at[held:], sizes[held:], bid[held:], starts, known, broken, unit, low, bids, asks, times,
+        best, flow, levels, which,
     )  # fmt: skip
-    if crossed and snapshot is not None:
+    if crossed:
         raise BadValues(
             f"{folder.name}: the book was crossed after {crossed} of {len(known)} messages; changes are lost, so it "
             "is no recording. Fetch it again."
@@ -153,26 +174,60 @@ def replay(folder: Path, every_s: float = 1.0) -> Replay:
     total = np.concatenate([[0.0], np.cumsum(flow)])
     told = total[which + 1]
     early = np.searchsorted(known, times - FAST_S, side="right")
+    whole = np.isfinite(levels[:, :, 0, 0]).all(axis=1) & _built(times, known, broken)
+    after = np.concatenate([[False], whole[:-1]])
     books = Books(
-        known=times,
-        levels=levels,
-        order_flow=np.diff(told, prepend=np.nan),
-        order_flow_fast=np.where(times - FAST_S >= known[0], told - total[early], np.nan),
+        known=times[whole],
+        levels=levels[whole],
+        order_flow=np.where(after, np.diff(told, prepend=np.nan), np.nan)[whole],
+        order_flow_fast=np.where(times - FAST_S >= known[0], told - total[early], np.nan)[whole],
     )
-    whole = np.isfinite(levels[:, :, 0, 0]).all(axis=1) & (levels[:, 0, 0, 0] < levels[:, 1, 0, 0])
-    if snapshot is None:
-        whole &= times >= known[0] + BUILD_UP_S
-    kept = Books(times[whole], levels[whole], books.order_flow[whole], books.order_flow_fast[whole])
-    breaks = 0
+    return Replay(books, best, ids[starts[1:] - 1], len(known), int(lost.sum()))
+
+
+def _lost(updates: pd.DataFrame, first: Ints, newest: int | None, folder: Path) -> Bools:
+    """(messages,) whether a message is missing before this one; the first is held against the snapshot's number.
+
+    Futures name the message before (`prev_final_update_id`); spot numbers every change of the book, and a message says
+    from which to which.
+    """
+    last = updates["final_update_id"].to_numpy(np.int64)[first]
+    before = np.concatenate([[last[0] if newest is None else newest], last[:-1]])
     if "prev_final_update_id" in updates:
-        previous = updates["prev_final_update_id"].to_numpy(np.int64)[starts[1:-1]]
-        breaks = int((previous != ids[starts[1:-1] - 1]).sum())
-    return Replay(kept, best, ids[starts[1:] - 1], len(known), breaks, int(crossed))
+        named = updates["prev_final_update_id"].to_numpy(np.int64)[first]
+        lost = named != before
+        lost[0] = newest is not None and named[0] > newest  # a message may reach from before the snapshot to after it
+    elif "first_update_id" in updates:
+        lost = updates["first_update_id"].to_numpy(np.int64)[first] > before + 1
+    else:
+        raise BadColumns(
+            f"{folder}: depth_updates.parquet has neither prev_final_update_id nor first_update_id: nobody could tell "
+            "whether changes are lost. Record them with the exchange's numbers."
+        )
+    return np.asarray(lost, dtype=np.bool_)
+
+
+def _built(times: Floats, known: Floats, broken: Bools) -> Bools:
+    """(times,) whether the book can be trusted then: not between the message before a break and BUILD_UP_S after it."""
+    told = np.ones(len(times), dtype=np.bool_)
+    for m in np.flatnonzero(broken):
+        told &= (times <= known[m - 1]) | (times >= known[m] + BUILD_UP_S) if m else times >= known[m] + BUILD_UP_S
+    return told
+
+
+def _check_rows(rows: pd.DataFrame, prices: Floats, sizes: Floats, folder: Path) -> None:
+    bad = ~(rows["side"].isin(("bid", "ask")).to_numpy() & np.isfinite(prices) & (prices > 0))
+    bad |= ~(np.isfinite(sizes) & (sizes >= 0))
+    if bad.any():
+        raise BadValues(
+            f"{folder.name}: {int(bad.sum())} changes without a side (bid or ask), a price above 0 and a size of 0 or "
+            "more. Fetch it again."
+        )
 
 
 def read_trades(folder: Path) -> Trades:
     """Trades of a recording in time order; time is the exchange's."""
-    told = _read(folder, "trades")
+    told = _read(folder, "trades", ("event_time", "price", "quantity", "is_buyer_maker"))
     side = np.where(told["is_buyer_maker"].to_numpy(), -1.0, 1.0)
     time = epoch_seconds(told["event_time"])
     order = np.argsort(time, kind="stable")
@@ -184,19 +239,22 @@ def read_funding(folder: Path) -> ContextFeed | None:
     """The funding rate as it was announced beside the mark price; None where it was not recorded."""
     if not (folder / "mark_price.parquet").is_file():
         return None
-    told = _read(folder, "mark_price")
+    told = _read(folder, "mark_price", ("receive_time", "event_time", "funding_rate"))
     field = np.full(len(told), CONTEXT_INDEX["funding_rate"], dtype=np.int64)
     return ContextFeed(_known(told), field, told["funding_rate"].to_numpy(np.float64))
 
 
-def _read(folder: Path, name: str) -> pd.DataFrame:
+def _read(folder: Path, name: str, needs: tuple[str, ...]) -> pd.DataFrame:
     try:
-        return pd.read_parquet(folder / f"{name}.parquet")
+        frame = pd.read_parquet(folder / f"{name}.parquet")
     except (OSError, ValueError) as error:
         raise UnreadableFile(
             f"{folder}: no whole {name}.parquet ({error}). A recording is a folder with depth_updates.parquet and "
             "depth_snapshot.parquet."
         ) from error
+    if lacking := [column for column in needs if column not in frame]:
+        raise BadColumns(f"{folder}: {name}.parquet has no column {', '.join(lacking)}. Rename or add it.")
+    return frame
 
 
 def _known(frame: pd.DataFrame) -> Floats:

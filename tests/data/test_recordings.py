@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.data import recordings, records
 from pipelines.data.trades import bars_from_trades
-from pipelines.errors import BadValues, UnreadableFile
+from pipelines.errors import BadColumns, BadValues, UnreadableFile
 from pipelines.settings import ROOT
 
 FOLDER = ROOT.parent / "shared" / "data" / "orderbook"
@@ -47,10 +47,54 @@ def test_after_every_message_the_best_levels_are_the_quoted_ones(session):
 @recorded
 def test_no_message_is_lost_and_the_book_is_never_crossed(session):
     _, found = session
-    assert (found.sequence_breaks, found.crossed) == (0, 0)
+    assert found.sequence_breaks == 0
     assert found.messages > 8000
     assert len(found.books.known) > 400
     records.check(records.from_books(found.books, None), records.BOOK)
+
+
+def part(folder, to, keep):
+    """A copy of a recording with the depth messages `keep` (of their exchange ids) alone."""
+    to.mkdir()
+    updates = pd.read_parquet(folder / "depth_updates.parquet")
+    updates[keep(updates["final_update_id"])].reset_index(drop=True).to_parquet(to / "depth_updates.parquet")
+    (to / "depth_snapshot.parquet").write_bytes((folder / "depth_snapshot.parquet").read_bytes())
+    return to
+
+
+@recorded
+def test_cutting_the_future_of_a_recording_changes_no_book_before(session, tmp_path):
+    folder, found = session
+    last = found.ids[len(found.ids) // 2]
+    cut = recordings.replay(part(folder, tmp_path / "cut", lambda ids: ids <= last)).books
+    n = len(cut.known)
+    assert 200 < n < len(found.books.known)
+    for name in ("known", "levels", "order_flow", "order_flow_fast"):
+        assert getattr(cut, name).tobytes() == getattr(found.books, name)[:n].tobytes()
+
+
+@recorded
+def test_books_around_lost_messages_are_those_of_the_whole_recording_or_are_not_told(session, tmp_path):
+    folder, found = session
+    lost = found.ids[4000:4010]
+    holed = recordings.replay(part(folder, tmp_path / "holed", lambda ids: ~ids.isin(lost)))
+    known, told = found.books.known, holed.books.known
+    at = np.searchsorted(known, told)
+    assert (holed.sequence_breaks, len(holed.ids)) == (1, len(found.ids) - 10)
+    assert recordings.BUILD_UP_S <= len(known) - len(told) <= recordings.BUILD_UP_S + 2
+    assert holed.books.levels.tobytes() == found.books.levels[at].tobytes()
+    rebuilt = np.argmax(np.diff(told)) + 1
+    assert np.flatnonzero(np.isnan(holed.books.order_flow)).tolist() == [0, rebuilt]
+
+
+@recorded
+def test_without_its_snapshot_the_book_is_the_same_once_it_is_built_up(session, tmp_path):
+    folder, found = session
+    bare = part(folder, tmp_path / "bare", lambda ids: ids > 0)
+    (bare / "depth_snapshot.parquet").unlink()
+    books = recordings.replay(bare).books
+    assert len(books.known) > 350
+    assert books.levels.tobytes() == found.books.levels[np.searchsorted(found.books.known, books.known)].tobytes()
 
 
 @recorded
@@ -70,6 +114,16 @@ def test_a_session_without_a_snapshot_tells_nothing_before_its_levels_were_quote
     books = recordings.replay(folder).books
     assert books.known[0] >= first + recordings.BUILD_UP_S
     assert (books.levels[:, 0, 0, 0] < books.levels[:, 1, 0, 0]).all()
+
+
+@recorded
+def test_lost_spot_messages_are_seen_in_their_numbers(tmp_path):
+    folder = FOLDER / "binance_spot_btcusdt_20230405"
+    updates = pd.read_parquet(folder / "depth_updates.parquet")
+    ids = updates["final_update_id"].unique()
+    assert recordings.replay(folder).sequence_breaks == 0
+    updates[~updates["final_update_id"].isin(ids[2000:2003])].to_parquet(tmp_path / "depth_updates.parquet")
+    assert recordings.replay(tmp_path).sequence_breaks == 1
 
 
 # ---- a small recording written here
@@ -97,13 +151,14 @@ ROWS = [
     (1.2, 2, "bid", 100.0, 1.5),  # best bid grows by 0.5
     (1.4, 3, "ask", 100.1, 0.0),  # best ask taken away: the next one is 100.2
     (2.5, 4, "bid", 100.1, 0.7),  # a better bid
+    (3.5, 5, "bid", 99.0, 1.0),  # far below
 ]
 
 
 def test_levels_flow_and_times_of_a_book_replayed_by_hand(tmp_path):
     found = recordings.replay(write(tmp_path / "r", ROWS))
     start = pd.Timestamp("2024-01-01", tz="UTC").timestamp()
-    assert (found.books.known - start).tolist() == [2.0, 3.0]
+    assert (found.books.known - start).tolist() == [2.0, 3.0]  # the last message came at 3.5
     np.testing.assert_allclose(found.books.levels[0, 0, :3, :2], [[100.0, 1.5], [99.9, 2.0], [np.nan, np.nan]])
     np.testing.assert_allclose(found.books.levels[1, :, 0, :2], [[100.1, 0.7], [100.2, 4.0]])
     # 2: + 1.5 - 1.0 on the bid; 3: + 3.0, the ask went up; the first book has none before it
@@ -111,17 +166,58 @@ def test_levels_flow_and_times_of_a_book_replayed_by_hand(tmp_path):
     assert found.books.order_flow[1] == pytest.approx(0.7)  # a higher bid counts whole
 
 
-def test_cutting_the_future_changes_no_earlier_book(tmp_path):
-    whole, cut = recordings.replay(write(tmp_path / "a", ROWS)), recordings.replay(write(tmp_path / "b", ROWS[:3]))
-    assert cut.books.levels[0].tobytes() == whole.books.levels[0].tobytes()
+def test_nothing_is_told_after_the_last_message(tmp_path):
+    whole, cut = recordings.replay(write(tmp_path / "a", ROWS)), recordings.replay(write(tmp_path / "b", ROWS[:4]))
+    assert len(cut.books.known) == 1  # the book of second 3 would miss what came after the cut
+    assert cut.books.levels.tobytes() == whole.books.levels[:1].tobytes()
 
 
-def test_a_crossed_book_is_refused_and_a_lost_message_is_counted(tmp_path):
-    crossing = [*ROWS, (3.0, 5, "bid", 100.2, 1.0)]
-    with pytest.raises(BadValues, match="crossed after 1 of 4"):
+def test_a_crossed_book_is_refused(tmp_path):
+    crossing = [*ROWS, (4.0, 6, "bid", 100.2, 1.0)]
+    with pytest.raises(BadValues, match="crossed after 1 of 5"):
         recordings.replay(write(tmp_path / "a", crossing))
-    lost = [*ROWS[:3], (2.5, 9, "bid", 100.1, 0.7)]
-    assert recordings.replay(write(tmp_path / "b", lost)).sequence_breaks == 1
+
+
+def test_after_a_lost_message_the_book_is_built_up_anew(tmp_path):
+    later = [(100.5, 9, "bid", 100.0, 0.4), (100.5, 9, "ask", 100.3, 0.6), (200.0, 10, "bid", 99.5, 1.0)]
+    found = recordings.replay(write(tmp_path / "a", [*ROWS, *later]))
+    start = pd.Timestamp("2024-01-01", tz="UTC").timestamp()
+    assert found.sequence_breaks == 1
+    told = found.books.known - start
+    assert told[:3].tolist() == [2.0, 3.0, 161.0]  # not the seconds before the loss was seen, nor the minute after
+    np.testing.assert_array_equal(found.books.levels[2, :, 0, :2], [[100.0, 0.4], [100.3, 0.6]])
+    assert np.isnan(found.books.levels[2, :, 1:]).all()  # what rested before the loss is forgotten
+
+
+def test_changes_that_do_not_reach_back_to_the_snapshot_are_a_loss(tmp_path):
+    late = [(float(i), 5 + i, "bid", 100.0 - i / 10, 1.0) for i in range(4)]
+    assert recordings.replay(write(tmp_path / "a", late)).sequence_breaks == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"side": "buy"}, BadValues, "4 changes without a side"),
+        ({"price": np.nan}, BadValues, "a price above 0"),
+        ({"quantity": -1.0}, BadValues, "a size of 0 or more"),
+        ({"price": [100.0, 100.0, 100.1, 1e12, 100.1]}, BadValues, "ticks of 0.1"),
+    ],
+)
+def test_changes_that_cannot_be_are_refused(change, error, says, tmp_path):
+    folder = write(tmp_path / "a", ROWS)
+    pd.read_parquet(folder / "depth_updates.parquet").assign(**change).to_parquet(folder / "depth_updates.parquet")
+    with pytest.raises(error, match=says):
+        recordings.replay(folder)
+
+
+@pytest.mark.parametrize(
+    ("column", "says"), [("quantity", "no column quantity"), ("prev_final_update_id", "nobody could tell")]
+)
+def test_changes_without_a_column_or_numbers_are_refused(column, says, tmp_path):
+    folder = write(tmp_path / "a", ROWS)
+    pd.read_parquet(folder / "depth_updates.parquet").drop(columns=column).to_parquet(folder / "depth_updates.parquet")
+    with pytest.raises(BadColumns, match=says):
+        recordings.replay(folder)
 
 
 def test_a_folder_that_is_no_recording_says_what_one_is(tmp_path):

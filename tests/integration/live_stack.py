@@ -131,7 +131,11 @@ class Stack:
 
     def prefect(self, path: str, body: dict[str, Any] | None = None) -> Any:
         url = f"{self.settings.prefect_url}/api/{path}"
-        answer = httpx.get(url, timeout=30) if body is None else httpx.post(url, json=body, timeout=30)
+        for _ in range(10):  # Prefect answers 503 while its SQLite is busy, and asks its clients to come again
+            answer = httpx.get(url, timeout=30) if body is None else httpx.post(url, json=body, timeout=30)
+            if answer.status_code != 503:
+                break
+            time.sleep(1.0)
         assert answer.is_success, answer.text
         return answer.json()
 

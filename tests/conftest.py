@@ -1,5 +1,18 @@
-"""Order of the whole suite: what needs the real servers runs last, so that they live only as long as they are used."""
+"""How the suite is shared out to two workers: the real servers' tests first and to one of them, others by file."""
+
+from xdist.scheduler import LoadScopeScheduling
+
+SERVERS = "tests/integration/"  # one stack, started once
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.get_closest_marker("stack") is not None)
+    items.sort(key=lambda item: item.get_closest_marker("stack") is None)
+
+
+class ByFile(LoadScopeScheduling):
+    def _split_scope(self, nodeid):
+        return SERVERS if nodeid.startswith(SERVERS) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)

@@ -68,7 +68,7 @@ class Desk:
         close, self.n = utc(self.symbol.closed.close_time), self.n + 1
         portfolio = self.account.portfolio(close)
         return decide(
-            self.symbol, snapshot, self.params, self.flat, portfolio, 0, id=f"{self.n}", asked_at=close, now=close
+            self.symbol, snapshot, self.params, self.flat, portfolio, (), id=f"{self.n}", asked_at=close, now=close
         )
 
     def store(self, decision: Decision) -> None:

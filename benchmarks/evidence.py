@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import hardship
 from benchmarks.house import FAMILY, recorded, recording, simulated, train
 from pipelines.contracts import TIMEFRAME_SECONDS
 from pipelines.data.timeframes import resample
@@ -31,6 +32,7 @@ RECORDINGS = {
     "BTC/USDT 2024": "binance_spot_btcusdt_1m_2024.parquet",
     "BTC/USDT 2025H1": "binance_spot_btcusdt_1m_2025h1.parquet",
 }
+KILLS, SWAPS = 5, 50  # of a case: an interrupted run loses no more
 DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched block begins
 
 
@@ -123,6 +125,24 @@ def real(name: str) -> Figures:
     return gate(recorded(recording(RECORDINGS[name])), name.split()[0])
 
 
+def killed(seed: str) -> Figures:
+    return hardship.crashes(KILLS, store_url="", seed=int(seed))
+
+
+def swapped(seed: str) -> Figures:
+    return hardship.swaps(SWAPS)
+
+
+def sum_of(*names: str) -> Callable[[list[Figures]], dict[str, Figures]]:
+    """Counts over all cases: exact numbers, no interval."""
+
+    def of(found: list[Figures]) -> dict[str, Figures]:
+        sums = {name: float(sum(f[name] for f in found)) for name in names}
+        return {name: {"value": v, "low": v, "high": v, "n": len(found)} for name, v in sums.items()} if found else {}
+
+    return of
+
+
 def validator_figures(found: list[Figures]) -> dict[str, Figures]:
     table = {}
     for case in found:
@@ -144,6 +164,10 @@ PARTS = {
     "gate_on_noise": Part("candidates trained on noise that the gate promoted", seeds(20), noise, share("promoted")),
     "gate_on_planted_edge": Part("candidates trained on a planted edge that the gate promoted", seeds(20), planted,
                                  share("promoted")),
+    "swaps": Part(f"cases of {SWAPS} champion swaps under load", seeds(4), swapped,
+                  sum_of("swaps", "answers", "failed", "mb_at_tenth", "mb_at_last")),
+    "crashes": Part(f"cases of {KILLS} times kill -9 under load, SQLite", seeds(20), killed,
+                    sum_of("kills", "acknowledged", "lost", "doubled", "lost_bars", "state", "not_replayed")),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 

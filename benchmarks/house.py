@@ -101,14 +101,15 @@ def stand(tiny: bool) -> Stand:
     told = json.loads((made / "labels" / "traditional.json").read_text())
     into = root / "home" / "serving" / "warm"
     warm = publish_warm_start(made / "features" / "warm", into, data_hash="0" * 32, hits=told["hits"], n=told["n"])
-    arms = {arm: _told(digest) for arm, digest in zip(("champion", "challenger"), digests, strict=True)}
+    arms = {arm: arm_of(digest) for arm, digest in zip(("champion", "challenger"), digests, strict=True)}
     write_generation(root / "home" / "serving", {FAMILY: arms}, warm, datetime.now(UTC))
     return Stand(root / "home", params, live, recipe(FAMILY).dataset(made, params), (digests[0], digests[1]), warm)
 
 
-def _told(digest: str) -> dict[str, Any]:
-    names = ("version", "run_id", "data_hash", "git_commit")
-    return dict.fromkeys(names, "benchmark") | {"digest": digest, "verdict": "passed"}
+def arm_of(digest: str, version: str = "benchmark") -> dict[str, Any]:
+    """What a generation file says of an arm."""
+    names = ("run_id", "data_hash", "git_commit")
+    return dict.fromkeys(names, "benchmark") | {"version": version, "digest": digest, "verdict": "passed"}
 
 
 def by_decision_bar(live: Floats, params: Params) -> list[Floats]:

@@ -36,14 +36,14 @@ def free_ports(n: int) -> list[int]:
 
 
 @contextmanager
-def serving(home: Path) -> Iterator[Settings]:
-    """Both services up. The store is named in the environment, so that an exported one is never written to."""
+def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "") -> Iterator[Settings]:
+    """The services up. The store is named in the environment, so that an exported one is never written to."""
     before = dict(os.environ)
-    os.environ |= {"BELLWETHER_STORE_URL": "", "BELLWETHER_WRITE_KEY": "benchmark"}
+    os.environ |= {"BELLWETHER_STORE_URL": store_url, "BELLWETHER_WRITE_KEY": "benchmark"}
     decision, models = free_ports(2)
     settings = Settings(home=home, decision_port=decision, model_port=models)
     try:
-        supervisor.up(settings, SERVICES)
+        supervisor.up(settings, names)
         yield settings
     finally:
         supervisor.down(settings)
@@ -51,10 +51,10 @@ def serving(home: Path) -> Iterator[Settings]:
         os.environ |= before
 
 
-def processes(settings: Settings) -> dict[str, psutil.Process]:
+def processes(settings: Settings, names: tuple[str, ...] = SERVICES) -> dict[str, psutil.Process]:
     """What serves, by name: the parent and the worker of each service, and the supervisor over all."""
     found, everyone = {}, {p.pid: p for p in supervisor.members(settings)}
-    for name, state in supervisor.services(settings, {n: supervisor.SERVICES[n] for n in SERVICES}).items():
+    for name, state in supervisor.services(settings, {n: supervisor.SERVICES[n] for n in names}).items():
         parent = everyone.pop(int(state["pid"] or 0))
         found[f"{name}, parent"] = parent
         for child in parent.children(recursive=True):

@@ -355,6 +355,36 @@ def lineage(
 
 
 @app.command()
+def replay(
+    decision_id: Annotated[str | None, typer.Argument(help="One decision's id; all of them by default.")] = None,
+    symbol: str | None = None,
+    since: Annotated[str | None, typer.Option(help="Only decisions from this day or moment on, UTC.")] = None,
+    last: Annotated[int | None, typer.Option(help="Only the newest so many.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide again what was decided, from stored bars and bundles; exit code 1 unless all is the same to the bit."""
+    from flows.progress import shown
+    from flows.replay import again
+    from flows.site import open_site
+
+    site = open_site()
+    if decision_id is not None:
+        records = [site.store.decision(decision_id)]
+    else:
+        records = site.store.decisions(symbol, since=day_or_moment(since), last=last)
+    with shown(err):
+        found = again(site, records).told()
+    if as_json:
+        emit(found)
+    else:
+        table(
+            "replay", ["what", "found"], [[k.replace("_", " "), str(v)] for k, v in found.items() if v not in ({}, [])]
+        )
+    if not found["bit_for_bit"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def promote(
     family: str, version: str,
     reason: Annotated[str, typer.Option(help="Why; it goes on the ledger.")] = "asked for",

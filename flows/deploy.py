@@ -16,6 +16,7 @@ from flows.promote import promote, reconcile
 from flows.retrain import retrain
 from flows.rollback import rollback
 from flows.train import train
+from flows.watch import watching
 from pipelines.models.catalog import RECIPES
 from pipelines.settings import load_params, settings
 
@@ -25,7 +26,11 @@ TABLE: list[tuple[Any, Any, str]] = [
     (train, None, "Fit and register candidates from the newest snapshot"),
     (evaluate, None, "Put a registered version through the gate"),
     (promote, None, "Make a version champion; `manual` waits for a person here"),
-    (reconcile, IntervalSchedule(interval=timedelta(minutes=1)), "Aliases moved by hand in MLflow, against the ledger"),
+    (
+        reconcile,
+        IntervalSchedule(interval=timedelta(minutes=15)),
+        "Aliases and ledger once more; flows.watch saw them first",
+    ),
     (monitor, CronSchedule(cron="*/30 * * * *", timezone="UTC"), "Resolve outcomes, watch drift and loss, report"),
     (retrain, "retrain", "A new challenger; started by drift, loss, age, the schedule, or a person"),
     (rollback, None, "The previous champion back, in one step"),
@@ -73,4 +78,5 @@ if __name__ == "__main__":
     supervisor.await_healthy(settings(), ["prefect"])  # registering needs the server
     # schedules stay as a person left them: stopping this process does not pause them
     # a promotion that waits for a person keeps its place, so there are more places than processors
-    serve(*deployments(), limit=8, print_starting_message=False, pause_on_shutdown=False)
+    with watching():
+        serve(*deployments(), limit=8, print_starting_message=False, pause_on_shutdown=False)

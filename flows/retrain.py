@@ -1,5 +1,8 @@
 """Retrain: one request a family at a time, deduplicated and cooled down; new challengers, promoted only by the gate."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 from prefect import flow
@@ -24,6 +27,25 @@ def claim(site: Site, family: str, reason: str, force: bool) -> RetrainRequest |
     return site.store.claim_retrain(holder(), now(), timedelta(minutes=site.params.retrain.lease_minutes), family)
 
 
+@contextmanager
+def kept(site: Site, requests: dict[str, RetrainRequest]) -> Iterator[None]:
+    """Move the leases of these requests on while the work lasts: only a worker that died loses them."""
+    lease, ended = timedelta(minutes=site.params.retrain.lease_minutes), threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(lease.total_seconds() / 3):
+            for request in requests.values():
+                site.store.keep_retrain(request.id, holder(), now() + lease)
+
+    thread = threading.Thread(target=keep, name="retrain leases", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 @flow(name="retrain", log_prints=True)
 def retrain(family: str = "validator", reason: str = "asked for", force: bool = False) -> dict[str, str]:
     """Data seen so far → snapshot → candidates → gate → shadow or champion. Returns family → new version.
@@ -37,15 +59,16 @@ def retrain(family: str = "validator", reason: str = "asked for", force: bool = 
     told = dict.fromkeys(requests, "interrupted")
     versions: dict[str, str] = {}
     try:
-        if requests:
-            ingest(source="observed", symbol=site.manifest()["symbol"])
-            told = dict.fromkeys(requests, "could not be trained")
-            versions = train(list(requests))
-        for name, version in versions.items():
-            passed = evaluate(name, version)
-            if passed:
-                propose(name, version, reason=f"retrain: {requests[name].reason}")
-            told[name] = f"version {version} {'passed' if passed else 'was refused by'} the gate"
+        with kept(site, requests):
+            if requests:
+                ingest(source="observed", symbol=site.manifest()["symbol"])
+                told = dict.fromkeys(requests, "could not be trained")
+                versions = train(list(requests))
+            for name, version in versions.items():
+                passed = evaluate(name, version)
+                if passed:
+                    propose(name, version, reason=f"retrain: {requests[name].reason}")
+                told[name] = f"version {version} {'passed' if passed else 'was refused by'} the gate"
     finally:
         # whatever happened, no request stays open: the next trigger may ask again
         for name, request in requests.items():

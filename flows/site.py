@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipelines import versioning
 from pipelines.errors import LeaseHeld, StateError
 from pipelines.settings import ROOT, Params, Settings, load_params, settings
@@ -65,6 +67,12 @@ def holder() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
+def is_gone(holder: str) -> bool:
+    """True if the process that held something ran on this machine and has ended; it cannot give anything back."""
+    host, _, pid = holder.rpartition(":")
+    return host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid))
+
+
 @contextmanager
 def leased(site: Site, name: str, duration: timedelta, patience_s: float) -> Iterator[None]:
     """Hold a lease, waiting up to `patience_s` for whoever has it. Raises LeaseHeld naming the holder."""
@@ -73,7 +81,10 @@ def leased(site: Site, name: str, duration: timedelta, patience_s: float) -> Ite
         try:
             site.store.acquire_lease(name, holder(), now(), duration)
             break
-        except LeaseHeld:
+        except LeaseHeld as held:
+            if is_gone(held.holder):
+                site.store.release_lease(name, held.holder)
+                continue
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)

@@ -245,7 +245,9 @@ class Decision:
     reasons: tuple[str, ...] = ()
     generation: int = 0
     models: dict[str, Any] = field(default_factory=dict)  # family → arm → {version, digest, p, status, reason, …}
-    lineage: dict[str, str] = field(default_factory=dict)  # data_hash, git_commit, catalogue_hash, warm_start
+    lineage: dict[str, str] = field(default_factory=dict)  # data_hash, git_commit, catalogue_hash, warm_start, policy
+    account: dict[str, float] = field(default_factory=dict)  # what risk saw of it: the fields of policy.Portfolio
+    breakers: tuple[str, ...] = ()  # latched at that moment
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,9 @@ class GateRefused(BlockedError):
 
 
 class LeaseHeld(BlockedError):
-    pass
+    def __init__(self, told: str, holder: str = "") -> None:
+        super().__init__(told)
+        self.holder = holder  # who has it, as `site.holder` writes it
 
 
 class BundleError(BellwetherError):

@@ -36,6 +36,7 @@ from pipelines.migrations.tables import SCHEMA
 
 Transaction = Connection  # what `Store.writing` hands out
 StoreFault = SQLAlchemyError  # what a database raises when it cannot
+ATTEMPTS = 2  # a retrain whose worker died is begun once more, never a third time
 BUSY_TIMEOUT_MS = 30_000  # a writer waits this long for the other writer before it gives up
 _LOOKUP = 500  # values in one IN (...): under every database's parameter limit
 _MIGRATION_LOCK = 0x62656C6C  # any fixed number: two PostgreSQL clients must not migrate at once
@@ -124,6 +125,7 @@ class RetrainRequest:
     lease_until: datetime | None
     finished_at: datetime | None
     detail: str
+    attempts: int = 0  # how often a worker began
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ class Latch:
 
 
 _TIMES = ("as_of", "known_at", "ingested_at", "expiry")
+_LISTS = ("take_profits", "reasons", "breakers")
 
 
 def decision_payload(decision: Decision) -> dict[str, Any]:
@@ -157,13 +160,13 @@ def decision_payload(decision: Decision) -> dict[str, Any]:
     payload = {f.name: getattr(decision, f.name) for f in fields(decision)}
     for name in _TIMES:
         payload[name] = payload[name] and payload[name].isoformat()
-    return payload | {"take_profits": list(decision.take_profits), "reasons": list(decision.reasons)}
+    return payload | {name: list(payload[name]) for name in _LISTS}
 
 
 def decision_of(payload: dict[str, Any]) -> Decision:
     """The Decision that `decision_payload` wrote down."""
     times = {name: payload[name] and datetime.fromisoformat(payload[name]) for name in _TIMES}
-    lists = {name: tuple(payload[name]) for name in ("take_profits", "reasons")}
+    lists = {name: tuple(payload.get(name, ())) for name in _LISTS}
     return Decision(**{**payload, **times, **lists})
 
 
@@ -549,7 +552,8 @@ class Store:
                     connection.execute(sa.update(t.leases).where(t.leases.c.name == name).values(**asdict(lease)))
                 else:
                     raise LeaseHeld(
-                        f"{name} is held by {row['holder']} until {row['expires_at']:%F %T} UTC. Wait or retry."
+                        f"{name} is held by {row['holder']} until {row['expires_at']:%F %T} UTC. Wait or retry.",
+                        row["holder"],
                     )
         except IntegrityError as error:  # two first-comers on PostgreSQL: the other one won
             raise LeaseHeld(f"{name} was taken by another holder just now. Wait or retry.") from error
@@ -596,16 +600,27 @@ class Store:
     def claim_retrain(
         self, holder: str, at: datetime, lease: timedelta, family: str | None = None
     ) -> RetrainRequest | None:
-        """Take the oldest request that waits, or whose worker's lease ran out; None if there is none."""
+        """Take the oldest request that waits, or that was begun once by a worker whose lease ran out; None if there
+        is none."""
         q = t.retrain_requests
-        waiting = sa.or_(q.c.state == "queued", sa.and_(q.c.state == "running", q.c.lease_until <= at))
+        died = sa.and_(q.c.state == "running", q.c.lease_until <= at, q.c.attempts < ATTEMPTS)
+        waiting = sa.or_(q.c.state == "queued", died)
         with self.writing() as connection:
             row = _locked(connection, q, waiting if family is None else sa.and_(waiting, q.c.family == family))
             if row is None:
                 return None
-            mine = {"state": "running", "holder": holder, "lease_until": at + lease}
+            mine = {
+                "state": "running", "holder": holder, "lease_until": at + lease, "attempts": row["attempts"] + 1,
+            }  # fmt: skip
             connection.execute(sa.update(q).where(q.c.id == row["id"]).values(**mine))
             return RetrainRequest(**{**row, **mine})
+
+    def keep_retrain(self, request_id: int, holder: str, until: datetime) -> bool:
+        """A worker still at it moves its lease on; False if the request is no longer its own."""
+        q = t.retrain_requests
+        mine = sa.update(q).where(q.c.id == request_id, q.c.holder == holder, q.c.state == "running")
+        with self.writing() as connection:
+            return bool(connection.execute(mine.values(lease_until=until)).rowcount)
 
     def finish_retrain(self, request_id: int, holder: str, at: datetime, ok: bool, detail: str) -> None:
         """Close a claimed request. Raises LeaseHeld if another worker took it over meanwhile."""

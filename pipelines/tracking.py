@@ -118,6 +118,10 @@ class Tracking:
         number = self._aliases(family).get(alias)
         return None if number is None else self.version(family, number)
 
+    def aliases(self, alias: str) -> dict[str, str]:
+        """family → the version this alias points to, of every registered family that has it; one request."""
+        return {m.name: str(m.aliases[alias]) for m in self._client.search_registered_models() if alias in m.aliases}
+
     def set_alias(self, family: str, alias: str, version: str | None) -> None:
         """Point an alias at a version, or take it away with None."""
         if version is None:

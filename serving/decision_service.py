@@ -15,7 +15,7 @@ import bentoml
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Outcome, utc
 from pipelines.errors import BadTimes, BellwetherError
 from pipelines.settings import load_params, settings
-from pipelines.store import BarBatch, Store, decision_payload
+from pipelines.store import BarBatch, DecisionRecord, Store, decision_payload
 from pipelines.training.warm import read_warm_start
 from serving.account import Account
 from serving.api import (
@@ -58,6 +58,7 @@ class DecisionService:
         self._where = settings()
         self._params = load_params(self._where.params_file)
         self._flat = flatten(self._params)
+        self._max_age = self._params.risk.max_data_age_bars
         self._store = Store.open(self._where.store, self._where.durability)
         self._ledger = Ledger(self._store)
         self._account = Account.restore(self._store)
@@ -110,15 +111,26 @@ class DecisionService:
             records = await asyncio.to_thread(self._store.records, warm.symbol, last_close)
             symbol = await asyncio.to_thread(replay, warm, bars, *records)
             await asyncio.to_thread(self._rehearse, symbol, new)
+            newest = utc(symbol.closed.close_time)
+            self._remember(symbol, await asyncio.to_thread(self._store.decisions, warm.symbol, newest))
             self._symbols[warm.symbol] = symbol
         log.info("%s: warm start %s and %d bars observed since", warm.symbol, warm.digest[:12], len(bars))
+
+    def _remember(self, symbol: Symbol, stored: list[DecisionRecord]) -> None:
+        """Decisions of a process before this one: asked again, its bar gives the same answer, not a second one."""
+        done: Future[None] = Future()
+        done.set_result(None)
+        for decision in (record.decision for record in stored):
+            if decision.as_of.timestamp() == symbol.closed.close_time:
+                served = decision.generation, decision.lineage["warm_start"], decision.breakers
+                self._made.setdefault(_key(symbol, decision.known_at, self._max_age, *served), (decision, done))
 
     def _rehearse(self, symbol: Symbol, snapshot: Snapshot) -> None:
         """One bar and one decision on copies, so that no request waits for a kernel to be loaded."""
         Symbol(symbol.warm).step(symbol.closed.bar)
         close = utc(symbol.closed.close_time)
         account = Account().portfolio(close)
-        decide(symbol, snapshot, self._params, self._flat, account, 0, id="rehearsal", asked_at=close, now=close)
+        decide(symbol, snapshot, self._params, self._flat, account, (), id="rehearsal", asked_at=close, now=close)
 
     # ---- the calls ------------------------------------------------------------------------------------------------
 
@@ -169,17 +181,7 @@ class DecisionService:
     def _decide(self, symbol: Symbol, asked_at: datetime, now: datetime) -> _Made:
         """Decide and hand to the ledger, or find the decision already made on exactly this."""
         snapshot = self._slots.snapshot
-        age_bars = (asked_at.timestamp() - symbol.closed.close_time) / symbol.step_s
-        stale, early = age_bars > self._params.risk.max_data_age_bars, age_bars < 0
-        key = (
-            symbol.name,
-            symbol.closed.close_time,
-            stale,
-            early,
-            snapshot.generation,
-            symbol.warm.digest,
-            self._breakers,
-        )
+        key = _key(symbol, asked_at, self._max_age, snapshot.generation, symbol.warm.digest, self._breakers)
         if (before := self._made.get(key)) is not None:
             return before
         decision = decide(
@@ -188,7 +190,7 @@ class DecisionService:
             self._params,
             self._flat,
             self._account.portfolio(utc(symbol.closed.close_time)),
-            (1 << len(self._breakers)) - 1,
+            self._breakers,
             id=uuid4().hex,
             asked_at=asked_at,
             now=now,
@@ -284,6 +286,15 @@ class DecisionService:
             {"name": "warm start", "ok": warm, "detail": wanted if warm or told is None else f"{wanted} was refused"},
             *slot_checks(self._slots.snapshot),
         ]
+
+
+def _key(
+    symbol: Symbol, asked_at: datetime, max_age_bars: float, generation: int, warm_start: str, breakers: tuple[str, ...]
+) -> tuple[Any, ...]:
+    """What a decision on the symbol's last closed bar rests on: the same key is the same decision."""
+    age_bars = (asked_at.timestamp() - symbol.closed.close_time) / symbol.step_s
+    stale, early = age_bars > max_age_bars, age_bars < 0
+    return symbol.name, symbol.closed.close_time, stale, early, generation, warm_start, breakers
 
 
 def _described(symbol: Symbol) -> dict[str, Any]:

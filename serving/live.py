@@ -62,7 +62,7 @@ def decide(
     params: Params,
     flat: Floats,
     portfolio: policy.Portfolio,
-    breakers: int,
+    breakers: tuple[str, ...],
     *,
     id: str,
     asked_at: datetime,
@@ -132,6 +132,7 @@ def decide(
             "signal_catalogue_hash": SIGNALS.catalogue_hash,
             "warm_start": warm.digest,
             "regime": regime_of,
+            "policy": policy.policy_digest(params, flat),
         },
     )
     waiting = () if symbol.reason is None else (symbol.reason,)

@@ -1,8 +1,9 @@
 """`decide`: one row through the compiled core, and its answer in words. Pure: every time and id is handed in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from hashlib import sha256
 from math import isfinite
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ class DecisionInputs:
     abstained: str | None  # the acting model's reason where p is NaN
     tier: int
     age_bars: float
-    breakers: int
+    breakers: tuple[str, ...]  # names of those that are latched
     portfolio: Portfolio
 
 
@@ -83,6 +84,11 @@ def flatten(params: Params) -> Floats:
     return flat
 
 
+def policy_digest(params: Params, flat: Floats) -> str:
+    """sha256 of everything of `params.yaml` that `decide` rests on; `flat` is `flatten(params)`."""
+    return sha256(flat.tobytes() + str(params.labels.horizon_bars).encode()).hexdigest()
+
+
 def to_rows(direction: Floats, confidence: Floats, **fields: Any) -> Floats:
     """(n, ROW_WIDTH) rows for `core_batch` and the backtest.
 
@@ -112,8 +118,8 @@ def to_row(inputs: DecisionInputs) -> Floats:
     row[N_VOICES : 2 * N_VOICES] = inputs.confidence
     row[core.REGIME :] = (
         np.nan if inputs.regime is None else REGIMES.index(inputs.regime), inputs.trend, inputs.event_direction,
-        inputs.tier, inputs.age_bars, inputs.breakers, account.gross, account.open_count, account.trades_today,
-        account.daily_pnl, account.drawdown, inputs.atr, inputs.price, inputs.p, inputs.p_low,
+        inputs.tier, inputs.age_bars, float((1 << len(inputs.breakers)) - 1), account.gross, account.open_count,
+        account.trades_today, account.daily_pnl, account.drawdown, inputs.atr, inputs.price, inputs.p, inputs.p_low,
     )  # fmt: skip
     return row
 
@@ -199,4 +205,6 @@ def decide(
         generation=generation,
         models=dict(models or {}),
         lineage=dict(lineage or {}),
+        account=asdict(inputs.portfolio),
+        breakers=inputs.breakers,
     )

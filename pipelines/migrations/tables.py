@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0002"  # the revision these tables belong to
+SCHEMA = "0003"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
@@ -154,6 +154,7 @@ retrain_requests = sa.Table(
     sa.Column("lease_until", UtcTime),
     sa.Column("finished_at", UtcTime),
     sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
     sa.Index("retrain_one_open", "family", unique=True, sqlite_where=_ONE_OPEN, postgresql_where=_ONE_OPEN),
 )
 

@@ -36,7 +36,7 @@ INPUTS = DecisionInputs(
     abstained=None,
     tier=1,
     age_bars=0.0,
-    breakers=0,
+    breakers=(),
     portfolio=Portfolio(gross=0.0, open_count=0, trades_today=0, daily_pnl=0.0, drawdown=0.0),
 )
 
@@ -103,7 +103,7 @@ def random_rows(n):
         event=np.where(rng.random(n) < 0.2, 0.0, side),
         tier=pick([1.0, 2.0, 3.0, 4.0], [0.5, 0.2, 0.2, 0.1]),
         age_bars=pick([0.0, 1.0, 3.0], [0.6, 0.3, 0.1]),
-        breakers=pick([0.0, 5.0], [0.95, 0.05]),
+        breakers=pick([0.0, 3.0], [0.95, 0.05]),
         gross=rng.uniform(0, 0.6, n),
         open_count=pick([0.0, 2.0, 5.0], [0.6, 0.3, 0.1]),
         trades_today=pick([0.0, 39.0, 40.0], [0.6, 0.3, 0.1]),
@@ -128,7 +128,7 @@ def inputs_of(row):
         event_direction=at["event"],
         abstained="NOVEL",
         tier=int(at["tier"]),
-        breakers=int(at["breakers"]),
+        breakers=("daily_loss", "drawdown") if at["breakers"] else (),
         portfolio=Portfolio(*(at[name] for name in Portfolio.__slots__)),
         **{name: at[name] for name in ("trend", "atr", "price", "p", "p_low", "age_bars")},
     )

@@ -1,0 +1,251 @@
+"""What a service must come through: its champion swapped under load, and kill -9 at any moment under load.
+
+The real decision service under the real supervisor, over HTTP, in a home of its own. A feeder shows it bars in pieces
+and asks for a decision at every close, as a connector of a venue would: what was not acknowledged is sent again. Others
+ask at the same time. Tests run these with small counts, `python -m benchmarks.evidence` with large ones.
+"""
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.house import FAMILY, Stand, arm_of, by_decision_bar, stand
+from benchmarks.services import MB, processes, serving
+from flows import supervisor
+from flows.client import Client
+from flows.replay import again
+from flows.site import Site
+from pipelines.contracts import OPEN_TIME, Floats, utc
+from pipelines.errors import BellwetherError, ServiceDown
+from pipelines.settings import Settings
+from pipelines.store import Promotion, Store, decision_payload
+from pipelines.training.warm import read_warm_start
+from serving import symbols
+from serving.slots import write_generation
+
+DECISION = ("decision",)
+ASKERS = 2  # clients that ask while the feeder feeds
+PIECE = 5  # minutes sent at a time: a kill may come in the middle of a decision bar
+PATIENCE_S = 60.0  # a service that was killed may take so long to answer again
+
+
+@dataclass
+class Load:
+    """A feeder and ASKERS clients. What was acknowledged is kept; `faults` are answers nobody may get."""
+
+    settings: Settings
+    symbol: str
+    groups: list[Floats]  # the minutes of each decision bar
+    step_s: float
+    pace_s: float
+    forgiving: bool  # a service that does not answer is asked again: it was killed on purpose
+    acknowledged: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: int = 0
+    fed: int = 0  # decision bars shown and acknowledged
+    faults: list[str] = field(default_factory=list)
+    _close: datetime | None = None
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self) -> None:
+        targets = [self._feed, *[self._ask] * ASKERS]
+        self._threads = [threading.Thread(target=self._guard, args=(target,), daemon=True) for target in targets]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        self._threads[0].join()
+        self.stop()
+
+    def stop(self) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _guard(self, target: Callable[[Client], None]) -> None:
+        try:
+            with Client(self.settings) as client:
+                target(client)
+        except BellwetherError as error:
+            self.faults.append(str(error))
+            self._ended.set()
+
+    def _feed(self, client: Client) -> None:
+        for group in self.groups:
+            for first in range(0, len(group), PIECE):
+                if self._ended.is_set():
+                    return
+                self._insist(lambda part=group[first : first + PIECE]: client.observe(self.symbol, part))  # type: ignore[misc]
+                time.sleep(self.pace_s)
+            self._close = utc(group[0, OPEN_TIME] + self.step_s)
+            self._take(self._insist(lambda: client.decide(self.symbol, self._close)))
+            self.fed += 1
+
+    def _ask(self, client: Client) -> None:
+        while not self._ended.is_set():
+            close = self._close
+            if close is not None:
+                try:
+                    self._take(self._insist(lambda close=close: client.decide(self.symbol, close)))  # type: ignore[misc]
+                except BellwetherError as error:
+                    if "is before" not in str(error):  # the next bar closed while we asked about this one
+                        raise
+            time.sleep(self.pace_s)
+
+    def _insist(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return ask()
+            except ServiceDown as error:
+                if not self.forgiving or time.monotonic() > deadline:
+                    raise
+                if "answered 5" in str(error) and "503" not in str(error):
+                    raise
+            time.sleep(0.05)
+
+    def _take(self, answer: dict[str, Any]) -> None:
+        with self._lock:
+            self.answers += 1
+            before = self.acknowledged.setdefault(answer["id"], answer)
+        if before != answer:
+            self.faults.append(f"decision {answer['id']} was answered in two ways")
+
+
+@contextmanager
+def house(tiny: bool, store_url: str = "") -> Iterator[tuple[Stand, Settings]]:
+    """The decision service alone, in a copy of the stand: nothing of an earlier run is in its store."""
+    at = stand(tiny)
+    with tempfile.TemporaryDirectory(prefix="bellwether-hardship-") as scratch:
+        home = Path(scratch) / "home"
+        home.mkdir()
+        for name in ("bundles", "serving"):
+            shutil.copytree(at.home / name, home / name, ignore=shutil.ignore_patterns("ack"))
+        write_generation(
+            home / "serving", {FAMILY: {"champion": arm_of(at.digests[0], "1")}}, at.warm, datetime.now(UTC)
+        )
+        with serving(home, DECISION, store_url) as settings:
+            yield at, settings
+
+
+def load_of(at: Stand, settings: Settings, pace_s: float, forgiving: bool) -> Load:
+    groups = by_decision_bar(at.live, at.params)
+    step_s = float(groups[1][0, OPEN_TIME] - groups[0][0, OPEN_TIME])
+    return Load(settings, at.params.simulator.symbol, groups, step_s, pace_s, forgiving)
+
+
+# ---- swaps ----------------------------------------------------------------------------------------------------------
+
+
+def swaps(count: int, tiny: bool = False) -> dict[str, Any]:
+    """Swap the champion `count` times under load; every swap loads, verifies and rehearses another bundle.
+
+    Returns swaps, answers, failed (answers that were no decision), generations answered, and the worker's memory:
+    MB at the tenth swap and at the last.
+    """
+    with house(tiny) as (at, settings), Client(settings) as client:
+        load = load_of(at, settings, 0.01, forgiving=False)
+        load.start()
+        worker, held = processes(settings, DECISION)["decision, worker"], []
+        for i in range(count):
+            digest = at.digests[(i + 1) % 2]
+            arms = {"champion": arm_of(digest, str(i + 2))}
+            generation = write_generation(settings.serving_dir, {FAMILY: arms}, at.warm, datetime.now(UTC))
+            told = client.wait_for_generation(generation)
+            if told["families"][FAMILY]["champion"]["version"] != str(i + 2) or told["refused"]:
+                load.faults.append(f"swap {i + 1}: {told['families'][FAMILY]}, refused {told['refused']}")
+            held.append(worker.memory_full_info().uss / MB)
+        load.stop()
+    return {
+        "swaps": count, "answers": load.answers, "failed": len(load.faults), "faults": load.faults[:5],
+        "generations_answered": len({d["generation"] for d in load.acknowledged.values()}),
+        "mb_at_tenth": held[min(9, count - 1)], "mb_at_last": held[-1],
+    }  # fmt: skip
+
+
+# ---- kill -9 --------------------------------------------------------------------------------------------------------
+
+
+def crashes(count: int, tiny: bool = False, store_url: str = "", seed: int = 7) -> dict[str, Any]:
+    """kill -9 at random moments under load, now the worker alone, now everything; then compare what is stored.
+
+    Returns kills, acknowledged decisions, and what must be nought: lost (acknowledged, not stored or stored otherwise),
+    doubled (two on the same bar and generation), lost_bars, state (decisions whose feature or signal bytes an
+    uninterrupted run would not have had), not_replayed, faults.
+    """
+    rng = np.random.default_rng(seed)
+    with house(tiny, store_url) as (at, settings):
+        load = load_of(at, settings, 0.02, forgiving=True)
+        load.start()
+        for i in range(count):
+            time.sleep(rng.uniform(0.3, 1.5))
+            _kill(settings, whole=bool(i % 2))
+            with Client(settings) as client:
+                client.wait_for_generation(1, PATIENCE_S)
+        load.pace_s = 0.0
+        load.join()
+        store = Store.open(settings.store)
+        try:
+            found = _compare(at, settings, store, load)
+        finally:
+            store.close()
+    return {"kills": count, "acknowledged": len(load.acknowledged), "answers": load.answers} | found
+
+
+def _kill(settings: Settings, whole: bool) -> None:
+    """SIGKILL: to the worker, which its parent starts again; or to every process, and then `up`, as after a reboot."""
+    if not whole:
+        processes(settings, DECISION)["decision, worker"].kill()
+        return
+    for process in supervisor.members(settings):
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    supervisor.up(settings, DECISION)
+
+
+def _compare(at: Stand, settings: Settings, store: Store, load: Load) -> dict[str, Any]:
+    records = store.decisions()
+    stored = {record.decision.id: record for record in records}
+    bars = np.vstack(load.groups[: load.fed])
+    kept = store.bars(load.symbol)
+    walk = symbols.replay(read_warm_start(Path(at.warm["path"]), at.warm["digest"]), bars[:0])
+    rows = {c.close_time: (c.features.tobytes(), c.signals.tobytes()) for c in walk.advance(bars)}
+    keys = [(record.decision.as_of, record.decision.generation) for record in records]
+    line = Promotion(
+        at=utc(0), actor="house", action="promote", family=FAMILY, arm="champion", from_version=None, to_version="1",
+        digest=at.digests[0], run_id="benchmark", data_hash="benchmark", git_commit="benchmark", verdict_passed=True,
+        reason="house",
+    )  # fmt: skip
+    store.add_promotion(line)
+    replayed = again(Site(settings, at.params, store), records)
+    return {
+        "lost": sum(
+            id not in stored or not _same(decision_payload(stored[id].decision), answer)
+            for id, answer in load.acknowledged.items()
+        ),
+        "doubled": len(keys) - len(set(keys)),
+        "lost_bars": int(len(bars) - len(np.intersect1d(bars[:, OPEN_TIME], kept[:, OPEN_TIME]))),
+        "state": sum(
+            rows.get(record.decision.as_of.timestamp()) != (record.features, record.signals) for record in records
+        ),
+        "not_replayed": replayed.decisions - replayed.equal,
+        "why": dict(replayed.untold) | {d["id"]: d["fields"] for d in replayed.different[:3]},
+        "faults": load.faults[:5],
+    }  # fmt: skip
+
+
+def _same(stored: dict[str, Any], answered: dict[str, Any]) -> bool:
+    """What was answered is what is stored, field by field; the answer may hold more."""
+    return all(answered.get(name) == value for name, value in stored.items())

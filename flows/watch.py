@@ -1,0 +1,132 @@
+"""What must be seen within seconds and is rarely there to be seen; beside the deployments, it starts a run when needed.
+
+An alias moved by hand in MLflow, a generation file behind the ledger (a crash between the two), a retrain whose worker
+died, a registry that does not answer. Each look is cheap: one request to MLflow and a few rows of the store.
+"""
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+from prefect.deployments import run_deployment
+
+from flows import promotion, supervisor
+from flows.site import Site, is_gone, now, open_site
+from pipelines.contracts import FAMILIES
+from pipelines.errors import LeaseHeld, StateError
+from pipelines.store import ATTEMPTS, RetrainRequest
+from serving.slots import read_generation
+
+log = logging.getLogger("bellwether.watch")
+LOOK_SECONDS = 2.0
+REGISTRY_DOWN = "registry_down"
+PATIENCE = timedelta(minutes=2)  # a run that was asked for may take so long to claim its request
+NEVER = datetime.min.replace(tzinfo=UTC)
+
+Begun = dict[tuple[int, int], datetime]  # (request, attempt) → when it was begun again
+
+
+def look(site: Site, begun: Begun) -> list[str]:
+    """One look; what was done about what it saw, in words. `begun` remembers which retrains were begun once more."""
+    done = fallen_retrains(site, begun)
+    if registry_answers(site):
+        done += promotion.reconcile(site) if moved(site) else []
+        if behind(site):
+            done.append(f"generation {promotion.publish(site)} published: the file was behind the ledger")
+    return done
+
+
+def registry_answers(site: Site) -> bool:
+    """Whether MLflow answers; raises the alarm when it does not and clears it when it does again."""
+    up = supervisor.services(site.settings, {"mlflow": supervisor.SERVICES["mlflow"]})["mlflow"]["state"] == "up"
+    if not up:
+        told = f"MLflow does not answer at {site.settings.mlflow_url}; what is served goes on, nothing can be promoted"
+        site.store.raise_alarm(REGISTRY_DOWN, "high", told, now())
+        return False
+    for alarm in site.store.alarms():
+        if alarm.kind == REGISTRY_DOWN:
+            site.store.clear_alarm(alarm.id, now())
+    return True
+
+
+def moved(site: Site) -> bool:
+    """Whether a champion alias is not where the ledger says."""
+    asked = site.tracking.aliases("champion")
+    return any(asked.get(family) != version for family, (version, _) in held(site).items())
+
+
+def behind(site: Site) -> bool:
+    """Whether the generation file names another champion than the ledger, or none though there is one."""
+    try:
+        content = read_generation(site.settings.serving_dir)
+    except StateError:
+        return True
+    named = {} if content is None else content["families"]
+    served = {family: (named.get(family) or {}).get("champion") or {} for family in FAMILIES}
+    return any(
+        (served[family].get("version"), served[family].get("digest")) != fact for family, fact in held(site).items()
+    )
+
+
+def held(site: Site) -> dict[str, tuple[str | None, str | None]]:
+    """family → (version, digest) of its champion on the ledger, (None, None) without one."""
+    slots = {family: promotion.slots_of(site.store, family).champion for family in FAMILIES}
+    return {family: (line.to_version, line.digest) if line else (None, None) for family, line in slots.items()}
+
+
+def fallen_retrains(site: Site, begun: Begun) -> list[str]:
+    """A retrain whose worker died is begun once more; the second time it ends as failed, with an alarm."""
+    again: dict[str, list[RetrainRequest]] = defaultdict(list)
+    done = []
+    for request in site.store.retrain_requests(last=20):
+        if request.state != "running" or request.lease_until is None or request.holder is None:
+            continue
+        if request.lease_until > now():
+            if not is_gone(request.holder):
+                continue
+            site.store.keep_retrain(request.id, request.holder, now())  # it will not come back for the rest of it
+        if request.attempts < ATTEMPTS:
+            if now() - begun.get((request.id, request.attempts), NEVER) > PATIENCE:
+                again[request.holder].append(request)
+            continue
+        told = f"retrain of {request.family} (request {request.id}): its worker died twice; nothing was promoted"
+        site.store.finish_retrain(request.id, request.holder, now(), False, "its worker died twice")
+        site.store.raise_alarm("retrain_died", "high", told, now())
+        done.append(told)
+    for dead, requests in again.items():
+        families = ",".join(request.family for request in requests)
+        parameters = {"family": families, "reason": requests[0].reason}
+        run_deployment("retrain/retrain", parameters=parameters, timeout=0, as_subflow=False)
+        begun |= {(request.id, request.attempts): now() for request in requests}
+        done.append(f"retrain of {families}: its worker {dead} died, begun once more")
+    return done
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """Look every LOOK_SECONDS in a thread of its own until the block ends."""
+    site, ended = open_site(), threading.Event()
+    begun: Begun = {}
+
+    def watch() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            try:
+                for line in look(site, begun):
+                    log.warning(line)
+            except LeaseHeld:  # somebody is moving a champion right now
+                continue
+            except Exception as error:  # a watch that ends unseen would be worse than one that complains
+                log.exception("a look of the watch failed")
+                told = f"{type(error).__name__}: {error}"[:300]
+                site.store.raise_alarm("watch_fault", "high", f"aliases and retrains are not watched: {told}", now())
+
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=10.0)

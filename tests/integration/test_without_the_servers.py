@@ -1,0 +1,86 @@
+"""What the loop comes through: a registry that is gone, a retrain killed half-way. Runs last: it breaks things."""
+
+import subprocess
+import time
+
+import psutil
+import pytest
+from live_stack import COMMAND, until
+
+from flows import promotion, supervisor
+from flows.site import is_gone
+from flows.watch import REGISTRY_DOWN
+from pipelines.contracts import FAMILIES
+from pipelines.settings import ROOT
+
+pytestmark = pytest.mark.stack
+
+
+def kill(process):
+    """SIGKILL to a process and everything it started."""
+    for one in [*process.children(recursive=True), process]:
+        one.kill()
+    process.wait(10)
+
+
+def open_alarms(stack, kind):
+    return [alarm for alarm in stack.store.alarms() if alarm.kind == kind]
+
+
+def test_a_retrain_killed_half_way_leaves_no_half_candidate_and_is_begun_once_more(stack):
+    before = stack.site.tracking.versions("validator")
+    served = promotion.live(stack.site)
+    worker = subprocess.Popen([COMMAND, "retrain", "--force", "--reason", "to be killed"], cwd=ROOT, env=stack.env)
+    request = until(lambda: running(stack), 60.0, "the retrain to be claimed")
+    time.sleep(5.0)  # in the middle of the snapshot or of a fit
+    assert running(stack), "it ended before it could be killed"
+    kill(psutil.Process(worker.pid))
+    worker.wait()
+    assert is_gone(request.holder)
+    assert promotion.live(stack.site) == served
+    until(lambda: last(stack).state in ("done", "failed"), 180.0, "the second attempt to end")
+    ended = last(stack)
+    assert (ended.id, ended.state, ended.attempts) == (request.id, "done", 2), ended
+    made = [v for v in stack.site.tracking.versions("validator") if v.version not in {old.version for old in before}]
+    assert [v.verdict in ("passed", "refused") for v in made] == [True]
+    assert made[0].digest
+    assert (
+        promotion.slots_of(stack.store, "validator").champion.to_version == served["validator"]["champion"]["version"]
+    )
+    assert stack.site.store.retrain_requests("validator")[0].id == request.id
+
+
+def last(stack):
+    return stack.store.retrain_requests("validator", last=1)[0]
+
+
+def running(stack):
+    found = last(stack)
+    return found if found.state == "running" and found.reason == "to be killed" else None
+
+
+def test_a_registry_that_dies_is_alarmed_serving_goes_on_and_the_alarm_ends_with_it(stack):
+    kill(psutil.Process(supervisor.services(stack.settings)["mlflow"]["pid"]))
+    until(lambda: open_alarms(stack, REGISTRY_DOWN), 20.0, "the alarm")
+    decision = stack.json("decide")
+    assert decision["models"]["validator"]["champion"]["version"]
+    assert stack.champion()
+    supervisor.up(stack.settings)
+    until(lambda: not open_alarms(stack, REGISTRY_DOWN), 20.0, "the alarm to be cleared")
+
+
+def test_without_registry_prefect_and_evidently_decisions_go_on(stack):
+    states = supervisor.services(stack.settings)
+    for name in ("mlflow", "prefect", "evidently"):
+        kill(psutil.Process(states[name]["pid"]))
+    decision = stack.json("decide")
+    assert set(decision["models"]) <= set(FAMILIES)
+    assert stack.json("status")["services"]["mlflow"]["state"] == "down"
+    supervisor.up(stack.settings)
+    assert {s["state"] for s in supervisor.services(stack.settings).values()} == {"up"}
+
+
+def test_every_decision_of_the_turn_is_replayed_bit_for_bit(stack):
+    found = stack.json("replay")
+    assert found == found | {"different": 0, "not_replayable": {}, "bit_for_bit": True}
+    assert found["decisions"] > 1000

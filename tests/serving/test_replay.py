@@ -1,0 +1,167 @@
+"""L4 on ten thousand decisions: what was decided is decided again, bit for bit, and a lost link is named."""
+
+import json
+from concurrent.futures import wait
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from serving_stand import make_bundle, market, onnx_bytes, told
+
+from flows.replay import again, differences
+from flows.site import Site
+from pipelines.contracts import OPEN_TIME, History, Outcome, utc
+from pipelines.data.alignment import align
+from pipelines.features.catalog import FEATURES
+from pipelines.features.validator_schema import VALIDATOR_COLUMNS
+from pipelines.settings import Settings, load_params
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.voices import Voices
+from pipelines.store import BarBatch, Promotion, Store
+from pipelines.training.warm import publish_warm_start, read_warm_start, write_warm_start
+from serving.account import Account
+from serving.ledger import Ledger
+from serving.live import decide
+from serving.policy import flatten
+from serving.slots import Slots, write_generation
+from serving.symbols import replay
+
+assert onnx_bytes
+SYMBOL, STEP_S = "SIM/USDT", 900.0
+HISTORY, DECISIONS, EVERY = 800, 10_000, 1_250  # decision bars: before, decided on, between two promotions
+PARAMS = load_params()
+
+
+def bars_of(n):
+    """A seeded market whose base bars are decision bars."""
+    rows = market(n)
+    rows[:, OPEN_TIME] = rows[0, OPEN_TIME] + STEP_S * np.arange(n)
+    return rows
+
+
+def warm_start(home, bars, name):
+    """What the features stage leaves after these bars, published. Returns what a generation says of it."""
+    states = FEATURES.fresh(), SIGNALS.fresh()
+    features, signals = FEATURES.run(bars, state=states[0]), SIGNALS.run(bars, state=states[1])
+    levels, context = align(bars[:, OPEN_TIME] + STEP_S, STEP_S, None, None)
+    write_warm_start(
+        home / name, symbol=SYMBOL, base_timeframe="15m", decision_timeframe="15m", feature_state=states[0],
+        signal_state=states[1], base=bars, history=History(bars, features, signals, levels, context),
+        voices=Voices.fit(signals),
+    )  # fmt: skip
+    return publish_warm_start(home / name, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500), features
+
+
+def line(version, digest, action="promote"):
+    return Promotion(
+        at=utc(0), actor="tests", action=action, family="validator", arm="champion", from_version=None,
+        to_version=version, digest=digest, run_id=f"run{version}", data_hash="d" * 32, git_commit="c" * 40,
+        verdict_passed=True, reason="tests",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Ten thousand decisions taken as the service takes them, over eight promotions and two warm starts."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "bundles").mkdir()
+    bars = bars_of(HISTORY + DECISIONS)
+    store = Store.open(f"sqlite:///{home / 'store.db'}")
+    first, features = warm_start(home, bars[:HISTORY], "first")
+    rows = features[600:, [FEATURES.index[name] for name in VALIDATOR_COLUMNS]]
+    here = ~np.isnan(rows).any(axis=0)
+    columns = tuple(np.array(VALIDATOR_COLUMNS)[here].tolist())
+    digests = [make_bundle(home / "bundles", columns, rows[:, here], bias) for bias in (0.1, 0.2, 0.3)]
+    for version, digest in enumerate(digests, 1):
+        store.add_promotion(line(str(version), digest))
+    slots, account, ledger = Slots(home / "serving", home / "bundles", lambda *_: None), Account(), Ledger(store)
+    flat, warm, symbol, waiting = flatten(PARAMS), first, None, []
+    for i, bar in enumerate(bars[HISTORY:]):
+        if i % EVERY == 0:  # the next champion, and its challenger in shadow; once also a newer warm start
+            arms = {"champion": i // EVERY % 3, "challenger": (i // EVERY + 1) % 3}
+            families = {"validator": {arm: told(str(k + 1), digests[k]) for arm, k in arms.items()}}
+            if i == DECISIONS // 2:
+                warm, _ = warm_start(home, bars[: HISTORY + i - 40], "second")
+            write_generation(home / "serving", families, warm, utc(bar[OPEN_TIME]))
+            slots.refresh()
+            if symbol is None or symbol.warm.digest != warm["digest"]:
+                symbol = replay(read_warm_start(Path(warm["path"]), warm["digest"]), store.bars(SYMBOL))
+        known, close = bar[np.newaxis, OPEN_TIME] + STEP_S, utc(bar[OPEN_TIME] + STEP_S)
+        ledger.observe(BarBatch(SYMBOL, bar[np.newaxis], known, close)).result()
+        symbol.advance(bar[np.newaxis])
+        decision = decide(
+            symbol, slots.snapshot, PARAMS, flat, account.portfolio(close), (), id=f"d{i}", asked_at=close, now=close
+        )
+        account.take(decision)
+        if decision.action != "NO_TRADE":
+            ended = close + timedelta(hours=4)
+            account.resolve(Outcome(decision.id, ended, i % 2, "target", 20.0 if i % 2 else -30.0, 15.0, 5.0))
+        closed = symbol.closed
+        waiting.append(ledger.append(decision, closed.features.tobytes(), closed.signals.tobytes()))
+    wait(waiting)
+    ledger.close()
+    yield Site(Settings(home=home, store_url=""), PARAMS, store)
+    store.close()
+
+
+def test_ten_thousand_decisions_over_several_promotions_come_out_the_same_to_the_last_bit(site):
+    records = site.store.decisions()
+    found = again(site, records)
+    assert found.told() == found.told() | {"decisions": DECISIONS, "equal": DECISIONS, "bit_for_bit": True}
+    assert len(found.champions) == 3
+    assert len(found.generations) == DECISIONS // EVERY
+    assert len(found.warm_starts) == 2
+    assert sum(record.decision.event is not None for record in records) > 500
+    assert len({tuple(record.decision.account.values()) for record in records}) > 10
+
+
+def test_a_decision_that_was_altered_is_found_with_the_field(site):
+    record = site.store.decision("d7000")
+    altered = json.loads(json.dumps(record.decision.lineage)) | {"regime": "somebody else"}
+    from dataclasses import replace
+
+    for changed, field in (
+        (replace(record, decision=replace(record.decision, size=0.5)), "size"),
+        (replace(record, decision=replace(record.decision, lineage=altered)), "lineage.regime"),
+        (replace(record, features=record.features[:-1] + b"\x01"), "features"),
+    ):
+        found = again(site, [changed])
+        assert (found.equal, found.different[0]["fields"]) == (0, [field])
+
+
+@pytest.mark.parametrize("lost", ["bundle", "warm start", "bars", "params"])
+def test_what_is_no_longer_there_is_named_and_nothing_passes_for_equal(site, lost, tmp_path):
+    record = site.store.decision("d1000")
+    digest = record.decision.models["validator"]["champion"]["digest"]
+    folder = {
+        "bundle": site.settings.bundles / digest,
+        "warm start": site.settings.serving_dir / "warm" / record.decision.lineage["warm_start"],
+    }.get(lost)
+    if folder is not None:
+        folder.rename(tmp_path / "aside")
+        found = again(site, [record])
+        (tmp_path / "aside").rename(folder)
+    elif lost == "bars":
+        empty = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
+        for version, said in ((k["version"], k["digest"]) for k in record.decision.models["validator"].values()):
+            empty.add_promotion(line(version, said))
+        found = again(Site(site.settings, site.params, empty), [record])
+        empty.close()
+    else:
+        changed = site.params.model_copy(update={"labels": site.params.labels.model_copy(update={"horizon_bars": 17})})
+        found = again(Site(site.settings, changed, site.store), [record])
+    assert (found.equal, found.whole, sum(found.untold.values())) == (0, False, 1)
+    word = {"bundle": digest[:12], "warm start": "is not kept", "bars": "no stored bar", "params": "params.yaml"}[lost]
+    assert word in next(iter(found.untold))
+
+
+def test_nothing_to_replay_is_not_a_success(site):
+    assert not again(site, []).whole
+
+
+def test_differences_are_named_by_their_path_numbers_to_the_last_bit():
+    old = {"a": {"b": 0.1 + 0.2, "c": None}, "d": [1, 2]}
+    assert differences(old, {"a": {"b": 0.3, "c": None}, "d": [1, 2]}) == ["a.b"]
+    assert differences(old, {"a": {"b": 0.1 + 0.2}, "d": [1, 3], "e": 1}) == ["a.c", "d", "e"]
+    assert differences(old, old) == []

@@ -1,0 +1,20 @@
+"""Y8 and V5 on the real service: swapped under load without a failed answer, killed under load without a lost one."""
+
+from benchmarks import hardship
+
+
+def test_fifty_champion_swaps_under_load_fail_no_request_and_hold_no_memory():
+    found = hardship.swaps(50, tiny=True)
+    assert (found["swaps"], found["failed"]) == (50, 0), found["faults"]
+    assert found["answers"] > 500
+    assert found["generations_answered"] > 40
+    assert found["mb_at_last"] < found["mb_at_tenth"] + 20.0  # forty bundles more, none of them kept
+
+
+NOUGHT = dict.fromkeys(("lost", "doubled", "lost_bars", "state", "not_replayed"), 0)
+
+
+def test_kill_9_under_load_loses_and_doubles_no_decision_and_state_goes_on_on_sqlite():
+    found = hardship.crashes(5, tiny=True)
+    assert found == found | NOUGHT | {"faults": []}, found
+    assert found["acknowledged"] > 150

@@ -207,11 +207,13 @@ def _kill(settings: Settings, whole: bool) -> None:
     if not whole:
         processes(settings, DECISION)["decision, worker"].kill()
         return
-    for process in supervisor.members(settings):
+    everything = supervisor.members(settings)
+    for process in everything:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
+    psutil.wait_procs(everything, timeout=10.0)
     supervisor.up(settings, DECISION)
 
 

@@ -16,6 +16,7 @@ from flows.site import Site, leased, now
 from pipelines.contracts import FAMILIES, Verdict
 from pipelines.errors import BundleError, GateRefused, UnknownName
 from pipelines.models.runtime import check_golden, load_bundle
+from pipelines.models.views import check_schema
 from pipelines.store import Promotion, Store
 from pipelines.tracking import Version
 from pipelines.training.warm import publish_warm_start
@@ -189,11 +190,18 @@ def fetch_bundle(site: Site, version: Version) -> Path:
         if landing.exists():
             shutil.rmtree(landing)
         bundle = site.tracking.download_bundle(version, landing)
-        check_golden(load_bundle(bundle, version.digest, version.version))
+        _servable(bundle, version)
         bundle.rename(path)
         shutil.rmtree(landing)
-    check_golden(load_bundle(path, version.digest, version.version))
+    _servable(path, version)
     return path
+
+
+def _servable(bundle: Path, version: Version) -> None:
+    """What serving will ask of it. Raises BundleError."""
+    model = load_bundle(bundle, version.digest, version.version)
+    check_schema(model)
+    check_golden(model)
 
 
 def publish(site: Site, fresh: bool = False) -> int:
@@ -212,9 +220,17 @@ def _publish(site: Site, fresh: bool = False) -> int:
     for family in FAMILIES:
         slots = slots_of(site.store, family)
         families[family] = {"champion": _served(slots.champion), "challenger": _served(slots.challenger)}
-        for line in (slots.champion, slots.challenger):
-            if line is not None and line.digest and not (site.settings.bundles / line.digest).exists():
+        for arm, line in (("champion", slots.champion), ("challenger", slots.challenger)):
+            if line is None or not line.digest or (site.settings.bundles / line.digest).exists():
+                continue
+            try:
                 fetch_bundle(site, site.tracking.version(family, str(line.to_version)))
+            except BundleError as refusal:
+                if arm == "champion":
+                    raise
+                families[family][arm] = None  # one that only watches must not hold up those that decide
+                told = f"{family} challenger {line.to_version}: {refusal}"
+                site.store.raise_alarm("bundle_refused", "high", told, now())
     served = None if fresh else read_generation(site.settings.serving_dir)
     warm_start = served["warm_start"] if served and served["warm_start"] else install_warm_start(site)
     return write_generation(site.settings.serving_dir, families, warm_start, now())

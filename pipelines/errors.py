@@ -16,6 +16,7 @@ BellwetherError
 ├── BundleError                a model bundle that must not be served
 │   ├── DigestMismatch         bytes differ from what the registry promised
 │   ├── UnsafeBundle           pickle or any file the manifest does not name
+│   ├── WrongSchema            it reads columns or windows that nobody here computes
 │   └── GoldenMismatch         the loaded model does not give its golden answers
 ├── StateError                 live state cannot be trusted (a gap, a wrong catalogue)
 └── ServiceError               a server we need is down, or its port is taken
@@ -80,6 +81,10 @@ class LeaseHeld(BlockedError):
 
 
 class BundleError(BellwetherError):
+    pass
+
+
+class WrongSchema(BundleError):
     pass
 
 

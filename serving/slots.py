@@ -15,7 +15,7 @@ from typing import Any
 from pipelines.contracts import FAMILIES, Floats, Model, Predictions
 from pipelines.errors import BundleError, StateError
 from pipelines.models.runtime import check_golden, load_bundle
-from pipelines.models.views import select
+from pipelines.models.views import check_schema, select
 
 GENERATION_FILE = "generation.json"
 ARMS = ("champion", "challenger")
@@ -219,6 +219,7 @@ class Slots:
         model = loaded or load_bundle(self._bundles_dir / digest, digest, str(told["version"]))
         if model.family != family:
             raise BundleError(f"{digest[:12]} is a {model.family} model, the generation file puts it under {family}")
+        check_schema(model)
         check_golden(model)  # also its first inference, so that no request pays for it
         text = {name: str(told.get(name) or "") for name in ("version", "run_id", "data_hash", "git_commit", "verdict")}
         return Slot(family=family, arm=arm, digest=digest, model=model, **text)

@@ -11,8 +11,10 @@ from functools import cache
 
 import numpy as np
 
-from pipelines.contracts import Floats, History, Ints
+from pipelines.contracts import Floats, History, Ints, Model
+from pipelines.errors import WrongSchema
 from pipelines.features.catalog import CORE_COLUMNS, FEATURES
+from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.models import pattern_view
 from pipelines.models.regime import inputs as regime_inputs
 
@@ -51,6 +53,19 @@ def select(rows: Floats, have: tuple[str, ...], want: tuple[str, ...]) -> Floats
         return rows
     missing = np.full((*rows.shape[:-1], 1), np.nan)
     return np.concatenate([rows, missing], axis=-1)[..., _places(have, want)]
+
+
+def check_schema(model: Model) -> None:
+    """Raises WrongSchema if a model asks for what nobody here computes: other columns or another window."""
+    view = VIEWS.get(model.family)
+    columns, steps = (VALIDATOR_COLUMNS, 1) if view is None else (view.columns, view.steps)
+    unknown = [name for name in model.columns if name not in columns]
+    if unknown or model.steps not in (1, steps):
+        raise WrongSchema(
+            f"{model.family} {model.digest[:12]} reads {unknown or 'known columns'} over {model.steps} bars; here a "
+            f"{model.family} reads {len(columns)} columns over {steps}. Train it again with this release: "
+            f"`bellwether retrain --family {model.family}`"
+        )
 
 
 @cache

@@ -216,11 +216,12 @@ def second(stack):
     return register_again(stack.site, stack.site.tracking.version("validator", first.to_version), first.evidence)
 
 
-def register_again(site: Site, original: Version, evidence: dict[str, Any]) -> str:
+def register_again(site: Site, original: Version, evidence: dict[str, Any], bundle: Path | None = None) -> str:
+    """A new version with the tags of another and a passing verdict; of its bytes, or of those in `bundle`."""
     with quiet():
         made = site.tracking.log_candidate(
             original.family,
-            site.settings.bundles / original.digest,
+            bundle or site.settings.bundles / original.digest,
             params={},
             metrics=site.tracking.metrics(original.run_id),
             files=[],
@@ -230,5 +231,6 @@ def register_again(site: Site, original: Version, evidence: dict[str, Any]) -> s
     checks = tuple(Check(**check) for check in evidence["checks"])
     verdict = Verdict(original.family, evidence["passed"], checks, tuple(evidence["reasons"]))
     promotion.challenge(site, made, verdict, [], actor="gate")
-    promotion.publish(site)
+    if bundle is None:
+        promotion.publish(site)
     return made.version

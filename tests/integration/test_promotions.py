@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from live_stack import COMMAND, until
+from live_stack import COMMAND, register_again, until
 from sqlalchemy.exc import DatabaseError
 
 from flows import promotion
 from pipelines.errors import GateRefused, UnknownName
+from pipelines.models.runtime import MANIFEST, sha256
 from pipelines.settings import ROOT
 
 pytestmark = pytest.mark.stack
@@ -84,6 +87,58 @@ def test_the_command_refuses_it_too_with_one_line_and_exit_code_1(stack, first, 
     told = stack.cli("promote", "validator", refused, "--dry-run")
     assert (told.returncode, "would be refused" in told.stdout) == (0, True)
     assert stack.champion() == first
+
+
+def corrupted(bundle, published):
+    """The registry promised other bytes than it now holds."""
+    (published() / "model.onnx").write_bytes(b"not what was judged")
+
+
+def of_another_schema(bundle, published):
+    schema = json.loads((bundle / "schema.json").read_text())
+    schema["columns"][0] = "moon_phase"
+    (bundle / "schema.json").write_text(json.dumps(schema))
+
+
+def made_of_pickle(bundle, published):
+    (bundle / "model.onnx").rename(bundle / "model.pkl")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"), [(corrupted, "sha256"), (of_another_schema, "moon_phase"), (made_of_pickle, "could carry code")]
+)
+def test_a_version_that_must_not_be_served_is_refused_though_it_passed_and_status_says_why(
+    stack, first, tmp_path, spoil, why
+):
+    version = register_spoiled(stack, first, tmp_path / "bundle", spoil)
+    stack.alias(version)
+    until(lambda: stack.site.tracking.aliased("validator", "champion").version == first, 20.0, "the alias to be back")
+    alarms = [alarm["detail"] for alarm in stack.json("status")["alarms"] if alarm["kind"] == "alias_refused"]
+    assert any(why in detail for detail in alarms), alarms
+    done = stack.cli("promote", "validator", version)
+    assert (done.returncode, why in done.stderr) == (1, True), done.stderr
+    assert stack.champion() == first
+
+
+def register_spoiled(stack, first, bundle, spoil):
+    """Another version whose verdict passed, of bytes that are not the champion's and that `spoil` has been at."""
+    original = stack.site.tracking.version("validator", first)
+    shutil.copytree(stack.settings.bundles / original.digest, bundle)
+    (bundle / "card.md").write_text(f"# {spoil.__name__}\n")
+    later = spoil is corrupted
+    if not later:
+        spoil(bundle, None)
+    files = {f.name: sha256(f.read_bytes()) for f in bundle.iterdir() if f.name != MANIFEST}
+    (bundle / MANIFEST).write_text(json.dumps({"family": "validator", "format": 2, "files": files}))
+    digest = sha256((bundle / MANIFEST).read_bytes())
+    line = stack.store.promotions("validator")[0]
+    version = register_again(
+        stack.site, replace(original, tags=original.tags | {"digest": digest}), line.evidence, bundle
+    )
+    if later:
+        run_id = stack.site.tracking.version("validator", version).run_id
+        spoil(bundle, lambda: next(stack.settings.home.rglob(f"{run_id}/artifacts/bundle")))
+    return version
 
 
 def test_the_removed_alias_is_put_back(stack, first):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from serving_stand import make_bundle, told
 
+from pipelines.models.runtime import MANIFEST, sha256
 from serving.slots import GENERATION_FILE, Slots, acknowledged, write_generation
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -80,19 +81,34 @@ def lie_about_golden(bundle):
         golden = dict(f)
     golden["p"][0] = 1.0 - golden["p"][0]
     np.savez(bundle / "golden.npz", **golden)
-    from pipelines.models.runtime import MANIFEST, sha256
+    return resealed(bundle, "golden.npz")
 
+
+def resealed(bundle, changed):
+    """The bundle under a manifest that is true of its changed file."""
     manifest = json.loads((bundle / MANIFEST).read_text())
-    manifest["files"]["golden.npz"] = sha256((bundle / "golden.npz").read_bytes())
+    manifest["files"][changed] = sha256((bundle / changed).read_bytes())
     (bundle / MANIFEST).write_text(json.dumps(manifest))
     renamed = bundle.with_name(sha256((bundle / MANIFEST).read_bytes()))
     bundle.rename(renamed)
     return renamed.name
 
 
+def read_another_column(bundle):
+    """Consistent hashes, and a column that nobody here computes."""
+    schema = json.loads((bundle / "schema.json").read_text())
+    schema["columns"][0] = "moon_phase"
+    (bundle / "schema.json").write_text(json.dumps(schema))
+    return resealed(bundle, "schema.json")
+
+
 @pytest.mark.parametrize(
-    ("spoil", "why"), [(spoil_weights, "sha256"), (add_pickle, "could carry code"), (lie_about_golden, "golden")]
-)
+    ("spoil", "why"),
+    [
+        (spoil_weights, "sha256"), (add_pickle, "could carry code"), (lie_about_golden, "golden"),
+        (read_another_column, "moon_phase"),
+    ],
+)  # fmt: skip
 def test_a_bundle_that_fails_a_check_is_refused_with_an_alarm_and_the_old_model_stays(place, spoil, why):
     place.serve(told("1", place.first))
     place.slots.refresh()

@@ -342,7 +342,9 @@ def test_a_store_of_the_release_before_is_brought_up_and_keeps_what_it_holds(url
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
         connection.execute(
-            sa.text("insert into bars values ('BTC/USDT', 0.0, 1, 2, 1, 2, null, null, null, 60.0, '2024-01-01 00:00:00')")
+            sa.text(
+                "insert into bars values ('BTC/USDT', 0.0, 1, 2, 1, 2, null, null, null, 60.0, '2024-01-01 00:00:00')"
+            )
         )
     old.dispose()
     store = Store.open(url)

@@ -246,6 +246,8 @@ class Decision:
     generation: int = 0
     models: dict[str, Any] = field(default_factory=dict)  # family → arm → {version, digest, p, status, reason, …}
     lineage: dict[str, str] = field(default_factory=dict)  # data_hash, git_commit, catalogue_hash, warm_start
+    tier_reason: str = ""  # TIER_<n>: why; empty in decisions made before it was recorded
+    tier_multiplier: float = 1.0  # what the tier leaves of a position's size
 
 
 @dataclass(frozen=True, slots=True)

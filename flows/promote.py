@@ -6,7 +6,10 @@ from prefect.input import RunInput
 
 from flows import promotion
 from flows.progress import say, step
-from flows.site import open_site
+from flows.site import now, open_site
+from pipelines.errors import ServiceDown
+
+REGISTRY_DOWN = "MLflow does not answer: nothing can be trained or promoted; what is served goes on without it"
 
 
 class Approval(RunInput):
@@ -55,8 +58,17 @@ def propose(family: str, version: str, reason: str) -> None:
 
 @flow(name="reconcile", log_prints=True)
 def reconcile() -> list[str]:
-    """A champion alias moved by hand is a request: taken over with a passing verdict, put back and alarmed without."""
-    done = promotion.reconcile(open_site())
+    """A champion alias moved by hand is a request: taken over with a passing verdict, put back and alarmed without.
+    While MLflow does not answer, the alarm `registry_down` stands."""
+    site = open_site()
+    try:
+        done = promotion.reconcile(site)
+    except ServiceDown:
+        site.store.raise_alarm("registry_down", "high", REGISTRY_DOWN, now())
+        raise
+    for alarm in site.store.alarms():
+        if alarm.kind == "registry_down":
+            site.store.clear_alarm(alarm.id, now())
     for line in done:
         say(line)
     return done

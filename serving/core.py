@@ -169,7 +169,9 @@ def _judge(row, params, out, multiplier, max_position):  # type: ignore[no-untyp
         )
         if out[SIZE] <= 0.0 and room > 0.0:
             refused |= KELLY_ZERO
-        out[SIZE] *= params[TIER_SIZE_AT + int(row[TIER]) - 1]  # after the caps: a lower tier is smaller than they allow
+        out[SIZE] *= params[
+            TIER_SIZE_AT + int(row[TIER]) - 1
+        ]  # after the caps: a lower tier is smaller than they allow
     return refused
 
 

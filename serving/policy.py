@@ -202,5 +202,5 @@ def decide(
         models=dict(models or {}),
         lineage=dict(lineage or {}),
         tier_reason=tier_reason,
-        tier_multiplier=params.tiers.size[inputs.tier],
+        tier_multiplier=params.tiers.size.get(inputs.tier, 0.0),
     )

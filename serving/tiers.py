@@ -3,10 +3,10 @@
     1  full AI            the validator, regime and one of pattern and predictor champions answer
     2  simple AI          the validator champion answers
     3  traditional only   it does not, or the model service is out; the consensus acts on its measured hit rate
-    4  emergency          data too old, store not writable, latched by a person, or nobody is left to act: nothing opens
+    4  emergency          data too old, store not writable, latched by a person, or nobody left to act: nothing opens
 
-What is *installed* sets the best tier at once, either way: a promotion rests on its own evidence. A *fault* lowers it at
-once and holds it there; each `good_bars` decision bars in a row without a fault of that weight give one tier back.
+What is *installed* sets the best tier at once, either way: a promotion rests on its own evidence. A *fault* lowers it
+at once and holds it there; each `good_bars` decision bars in a row without a fault of that weight give one tier back.
 """
 
 import json

@@ -211,7 +211,7 @@ class DecisionService:
         self._alarms.append((kind, severity, detail, detail, False))
 
     def _tell_alarms(self) -> None:
-        """Entries are (kind, severity, detail, about, over): one replaces its kind's about the same; over = closed now."""
+        """Entries are (kind, severity, detail, about, over): one replaces its kind's about the same; over = closed."""
         while self._alarms:
             kind, severity, detail, about, over = self._alarms[0]
             at = datetime.now(UTC)

@@ -1,5 +1,6 @@
 """A small real stand: a seeded market, its folds, a warm start, a bundle. Built once a session, no network."""
 
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,7 +91,10 @@ def make_bundle(
         card="# test model\n",
         inputs=rows + 1e9 if broken else rows,
     )
-    draft.rename(bundles / digest)
+    if (bundles / digest).exists():
+        shutil.rmtree(draft)
+    else:
+        draft.rename(bundles / digest)
     return digest
 
 

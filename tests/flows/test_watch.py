@@ -3,14 +3,16 @@
 import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from flows import site as sites
 from flows.site import Site, is_gone, leased, now
-from flows.watch import behind, fallen_retrains
+from flows.watch import behind, fallen_retrains, registry_answers
 from pipelines.errors import LeaseHeld
 from pipelines.settings import Settings, load_params
 from pipelines.store import Promotion, Store
@@ -93,3 +95,31 @@ def test_a_generation_file_is_behind_when_it_names_another_champion_than_the_led
     assert not behind(site)
     (site.settings.serving_dir / "generation.json").write_text("{")
     assert behind(site)
+
+
+def test_a_registry_that_does_not_answer_is_one_alarm_until_it_answers(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    store = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
+    site = Site(Settings(home=tmp_path, store_url="", mlflow_port=port), load_params(), store)
+    assert [registry_answers(site), registry_answers(site)] == [False, False]
+    assert [(alarm.kind, alarm.severity) for alarm in store.alarms()] == [("registry_down", "high")]
+    server = HTTPServer(("127.0.0.1", port), Healthy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert registry_answers(site)
+    assert store.alarms() == []
+    server.shutdown()
+    server.server_close()
+    store.close()
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """As MLflow's health check answers."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Nobody reads it."""

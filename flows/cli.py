@@ -337,6 +337,28 @@ def decide(
 
 
 @app.command()
+def chart(
+    symbol: Annotated[str | None, typer.Argument(help="The market of the newest snapshot by default.")] = None,
+    last: Annotated[int, typer.Option(help="Decision bars to draw.", min=10)] = 300,
+    to: Annotated[Path | None, typer.Option(help="The page to write; one under reports by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a market: candles, where each signal began to speak, decisions with stop and target, regimes."""
+    from flows.chart import gather, told, write
+    from flows.site import open_site
+
+    site = open_site()
+    drawn = gather(site, symbol, last)
+    file = write(drawn, to or site.settings.home / "reports" / f"chart-{drawn.symbol.replace('/', '-')}.html")
+    found = told(drawn) | {"page": str(file)}
+    if as_json:
+        emit(found)
+        return
+    out.print(f"{drawn.symbol}: {found['bars']:,} bars, {len(found['signals']):,} signals, "
+              f"{len(found['decisions'])} trades, drawn in {file}")  # fmt: skip
+
+
+@app.command()
 def lineage(
     decision_id: Annotated[str | None, typer.Argument(help="A decision's id; the newest decision by default.")] = None,
     as_json: AsJson = False,

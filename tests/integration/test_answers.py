@@ -50,6 +50,14 @@ def test_decide_answers_json_with_reasons_and_lineage(stack):
     assert trace(stack.site, decision["id"])["broken"] == []
 
 
+def test_the_chart_joins_the_snapshot_and_what_was_decided_since(stack):
+    found = stack.json("chart", "--last", "400")
+    assert found["bars"] == 400
+    assert found["without_signals"] == 0
+    assert found["signals"]
+    assert (stack.settings.home / "reports" / "chart-SIM-USDT.html").is_file()
+
+
 def test_drift_answers_json_and_asks_for_no_second_retrain(stack):
     before = stack.store.retrain_requests("validator")
     found = stack.json("drift")

@@ -123,8 +123,10 @@ class Load:
 
 
 @contextmanager
-def house(tiny: bool, store_url: str = "") -> Iterator[tuple[Stand, Settings]]:
-    """The decision service alone, in a copy of the stand: nothing of an earlier run is in its store."""
+def house(
+    tiny: bool, store_url: str = "", names: tuple[str, ...] = DECISION, **more: str
+) -> Iterator[tuple[Stand, Settings]]:
+    """The decision service in a copy of the stand, alone by default: nothing of an earlier run is in its store."""
     at = stand(tiny)
     with tempfile.TemporaryDirectory(prefix="bellwether-hardship-") as scratch:
         home = Path(scratch) / "home"
@@ -134,7 +136,7 @@ def house(tiny: bool, store_url: str = "") -> Iterator[tuple[Stand, Settings]]:
         write_generation(
             home / "serving", {FAMILY: {"champion": arm_of(at.digests[0], "1")}}, at.warm, datetime.now(UTC)
         )
-        with serving(home, DECISION, store_url) as settings:
+        with serving(home, names, store_url, **more) as settings:
             yield at, settings
 
 
@@ -251,3 +253,50 @@ def _compare(at: Stand, settings: Settings, store: Store, load: Load) -> dict[st
 def _same(stored: dict[str, Any], answered: dict[str, Any]) -> bool:
     """What was answered is what is stored, field by field; the answer may hold more."""
     return all(answered.get(name) == value for name, value in stored.items())
+
+
+# ---- the model service beside it ------------------------------------------------------------------------------------
+
+
+def together(count: int, tiny: bool = False) -> dict[str, Any]:
+    """The same `count` decision bars with models in the process and with the model service asked; then that one killed.
+
+    Returns bars, spoken (validator answers with a number), different (bars on which the two did not say the same), and
+    of the killed service: out (tier and the champion's reason at the next bar), back (tier once it answers again).
+    """
+    said: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, Any] = {}
+    for mode in ("local", "remote"):
+        patient = {"BELLWETHER_MODELS": mode, "BELLWETHER_MODEL_TIMEOUT_MS": "5000"}
+        with house(tiny, "", ("decision", "models"), **patient) as (at, settings), Client(settings) as client:
+            load = load_of(at, settings, 0.0, forgiving=False)
+            bars = iter(load.groups)
+            said[mode] = [_shown(client, load, next(bars)) for _ in range(count)]
+            if mode == "remote":
+                gone = [p for name, p in processes(settings, ("models",)).items() if name.startswith("models")]
+                for process in gone:
+                    process.kill()
+                psutil.wait_procs(gone, timeout=10.0)
+                found["out"] = _shown(client, load, next(bars))
+                supervisor.up(settings, ("models",))
+                for group in bars:  # a bar at a time until trust is back
+                    found["back"] = _shown(client, load, group)
+                    if found["back"]["tier"] < 3:
+                        break
+    champions = [answer["models"][FAMILY]["champion"] for answer in said["remote"]]
+    told = {
+        "bars": count,
+        "spoken": sum(champion["p"] is not None for champion in champions),
+        "different": [
+            i for i, (one, other) in enumerate(zip(said["local"], said["remote"], strict=True))
+            if any(one[name] != other[name] for name in ("models", "action", "size", "p", "tier", "edge_bps"))
+        ],
+    }  # fmt: skip
+    lost = found["out"]
+    reason = lost["models"][FAMILY]["champion"]["reason"]
+    return told | {"out": (lost["tier"], reason), "back": found["back"]["tier"]}
+
+
+def _shown(client: Client, load: Load, group: Floats) -> dict[str, Any]:
+    client.observe(load.symbol, group)
+    return client.decide(load.symbol, utc(group[0, OPEN_TIME] + load.step_s))

@@ -36,10 +36,10 @@ def free_ports(n: int) -> list[int]:
 
 
 @contextmanager
-def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "") -> Iterator[Settings]:
+def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", **more: str) -> Iterator[Settings]:
     """The services up. The store is named in the environment, so that an exported one is never written to."""
     before = dict(os.environ)
-    os.environ |= {"BELLWETHER_STORE_URL": store_url, "BELLWETHER_WRITE_KEY": "benchmark"}
+    os.environ |= {"BELLWETHER_STORE_URL": store_url, "BELLWETHER_WRITE_KEY": "benchmark", **more}
     decision, models = free_ports(2)
     settings = Settings(home=home, decision_port=decision, model_port=models)
     try:

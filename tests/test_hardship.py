@@ -24,3 +24,13 @@ def test_kill_9_under_load_loses_and_doubles_no_decision_and_state_goes_on_on_po
     found = hardship.crashes(5, tiny=True, store_url=postgres_url)
     assert found == found | NOUGHT | {"faults": []}, found
     assert found["acknowledged"] > 150
+
+
+def test_models_asked_over_http_say_what_those_in_the_process_say_and_their_service_may_die():
+    found = hardship.together(60, tiny=True)
+    assert (found["bars"], found["different"]) == (60, [])
+    assert found["spoken"] >= 3
+    tier, reason = found["out"]
+    assert tier == 3
+    assert reason.startswith(("MODEL_SERVICE_", "NO_EVENT"))
+    assert found["back"] == 2

@@ -122,7 +122,7 @@ def _promote(site: Site, family: str, version: str, actor: str, reason: str) -> 
         site.store.add_promotion(_line(wanted, "refuse", "champion", actor, why, old, False, {}))
         raise GateRefused(
             f"{family} version {version} is not promoted: {why}. Its evidence is in run {wanted.run_id}; "
-            f"`bellwether retrain {family}` makes a new candidate."
+            f"`bellwether retrain --family {family}` makes a new candidate."
         )
     fetch_bundle(site, wanted)  # verified and smoke-tested before anything moves
     line = _line(wanted, "promote", "champion", actor, reason, old, True, {"verdict": verdict.id})

@@ -66,7 +66,7 @@ def fit_side_by_side(families: list[str]) -> list[str]:
         record([stage for family in done for stage in waiting[family].result()])
     for family, state in failed.items():
         detail = (
-            f"{family} was not trained: {state.message}. The others go on; mend it and `bellwether retrain {family}`"
+            f"{family} was not trained: {state.message}. The others go on; mend it and `bellwether retrain --family {family}`"
         )
         site.store.raise_alarm("training_failed", "high", detail, now())
         say(detail)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from flows.market import market_records
-from pipelines.contracts import CONTEXT_FIELDS, FAMILIES, OPEN_TIME, TIMEFRAME_SECONDS, Floats
+from pipelines.contracts import CONTEXT_FIELDS, FAMILIES, OPEN_TIME, TAKER_BUY, TIMEFRAME_SECONDS, VOLUME, Floats
 from pipelines.data.quality import QualityReport, assess
 from pipelines.data.schemas import to_matrix
 from pipelines.data.sources import Records, make_source, normalise_symbol
@@ -96,10 +97,7 @@ def check(path: Path, symbol: str | None, context: list[Path], params: Params, a
         parts=parts(report),
         quarantined={str(reason): int(n) for reason, n in report.quarantined["reason"].value_counts().items()},
         flagged={name: report.counts[name] for name in ("gaps", "missing", "disordered", "stale", "jumps")},
-        gaps=[
-            {"from": gap.start.isoformat(), "until": gap.end.isoformat(), "bars": int(gap.missing)}
-            for gap in report.gaps.nlargest(NAMED_GAPS, "missing").itertuples()
-        ],
+        gaps=longest(report.gaps),
         weekly_sessions=report.weekly_sessions,
         recorded=sorted(given),
         history_bars=n,
@@ -120,11 +118,19 @@ def parts(report: QualityReport) -> dict[str, float]:
     }
 
 
+def longest(gaps: pd.DataFrame) -> list[dict[str, Any]]:
+    told = gaps.nlargest(NAMED_GAPS, "missing")
+    return [
+        {"from": start.isoformat(), "until": end.isoformat(), "bars": int(missing)}
+        for start, end, missing in zip(told["start"], told["end"], told["missing"], strict=True)
+    ]
+
+
 def recorded(bars: Floats, beside: Records) -> set[str]:
     """What is there beside prices, in the words of `Column.needs`."""
     books, feed = beside
-    there = dict(zip(("volume", "trades", "taker"), ~np.isnan(bars[:, 5:8]).all(axis=0), strict=True))
-    given = {name for name, found in there.items() if found and name != "trades"}
+    columns = {"volume": bars[:, VOLUME], "taker": bars[:, TAKER_BUY]}
+    given = {name for name, values in columns.items() if not np.isnan(values).all()}
     if books is not None:
         flows = {"order_flow": books.order_flow, "order_flow_fast": books.order_flow_fast}
         given |= {"book", *(f"context:{name}" for name, values in flows.items() if not np.isnan(values).all())}

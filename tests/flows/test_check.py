@@ -67,7 +67,7 @@ def test_a_holed_file_is_refused_and_its_score_is_the_product_of_its_parts(tmp_p
 def test_quarantined_rows_are_counted_by_reason(tmp_path):
     file = candles(tmp_path / "a.csv", days=1)
     lines = file.read_text().splitlines()
-    time, opened, *rest = lines[100].split(",")
+    time, _, *rest = lines[100].split(",")
     file.write_text("\n".join([*lines, ",".join([time, "-1.0", *rest]), lines[200]]) + "\n")
     found = check(file, None, [], PARAMS, AT)
     assert found.quarantined == {"NON_POSITIVE": 1, "DUPLICATE": 1}

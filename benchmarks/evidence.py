@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks import hardship
 from benchmarks.house import FAMILY, recorded, recording, simulated, train
+from benchmarks.postgres import postgresql
 from pipelines.contracts import TIMEFRAME_SECONDS
 from pipelines.data.timeframes import resample
 from pipelines.settings import ROOT, Settings, load_params
@@ -33,6 +34,7 @@ RECORDINGS = {
     "BTC/USDT 2025H1": "binance_spot_btcusdt_1m_2025h1.parquet",
 }
 KILLS, SWAPS = 5, 50  # of a case: an interrupted run loses no more
+CRASH = ("kills", "acknowledged", "lost", "doubled", "lost_bars", "state", "not_replayed")
 DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched block begins
 
 
@@ -129,6 +131,11 @@ def killed(seed: str) -> Figures:
     return hardship.crashes(KILLS, store_url="", seed=int(seed))
 
 
+def killed_on_postgresql(seed: str) -> Figures:
+    with postgresql() as url:
+        return hardship.crashes(KILLS, store_url=url, seed=int(seed))
+
+
 def swapped(seed: str) -> Figures:
     return hardship.swaps(SWAPS)
 
@@ -166,8 +173,9 @@ PARTS = {
                                  share("promoted")),
     "swaps": Part(f"cases of {SWAPS} champion swaps under load", seeds(4), swapped,
                   sum_of("swaps", "answers", "failed", "mb_at_tenth", "mb_at_last")),
-    "crashes": Part(f"cases of {KILLS} times kill -9 under load, SQLite", seeds(20), killed,
-                    sum_of("kills", "acknowledged", "lost", "doubled", "lost_bars", "state", "not_replayed")),
+    "crashes": Part(f"cases of {KILLS} times kill -9 under load, SQLite", seeds(20), killed, sum_of(*CRASH)),
+    "crashes_on_postgresql": Part(f"cases of {KILLS} times kill -9 under load, PostgreSQL", seeds(20),
+                                  killed_on_postgresql, sum_of(*CRASH)),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 

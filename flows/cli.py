@@ -527,12 +527,12 @@ def drift(symbol: str | None = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def retrain(
-    family: str = "validator",
+    family: Annotated[str, typer.Argument(help="One family, or several with commas.")] = "validator",
     reason: str = "asked for by a person",
     force: Annotated[bool, typer.Option("--force", help="Do not wait for the cool-down.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """A new challenger (of several families: names with commas) from everything seen so far; the gate decides."""
+    """A new challenger from everything seen so far; the gate decides."""
     from flows.progress import shown
 
     need("mlflow", "prefect")

@@ -1,8 +1,5 @@
 """Retrain: one request a family at a time, deduplicated and cooled down; new challengers, promoted only by the gate."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 from prefect import flow
@@ -11,7 +8,7 @@ from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.progress import say
 from flows.promote import propose
-from flows.site import Site, holder, now, open_site
+from flows.site import Site, holder, now, open_site, renewing
 from flows.train import train
 from pipelines.store import RetrainRequest
 
@@ -20,30 +17,18 @@ def claim(site: Site, family: str, reason: str, force: bool) -> RetrainRequest |
     """This family's request, leased to us; None while it cools down or somebody else works on it."""
     wait = timedelta(0) if force else timedelta(hours=site.params.retrain.cooldown_hours)
     answer = site.store.request_retrain(family, reason, now(), wait)
-    if answer.state != "queued":
+    lease = timedelta(minutes=site.params.retrain.lease_minutes)
+    mine = None if answer.state == "cooling_down" else site.store.claim_retrain(holder(), now(), lease, family)
+    if mine is None:
         say(f"retrain of {family} not started ({answer.state}): {answer.detail}")
-        if answer.state == "cooling_down":
-            return None
-    return site.store.claim_retrain(holder(), now(), timedelta(minutes=site.params.retrain.lease_minutes), family)
+    return mine
 
 
-@contextmanager
-def kept(site: Site, requests: dict[str, RetrainRequest]) -> Iterator[None]:
-    """Move the leases of these requests on while the work lasts: only a worker that died loses them."""
-    lease, ended = timedelta(minutes=site.params.retrain.lease_minutes), threading.Event()
-
-    def keep() -> None:
-        while not ended.wait(lease.total_seconds() / 3):
-            for request in requests.values():
-                site.store.keep_retrain(request.id, holder(), now() + lease)
-
-    thread = threading.Thread(target=keep, name="retrain leases", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+def keep(site: Site, requests: dict[str, RetrainRequest]) -> None:
+    """Move the leases of these requests on."""
+    until = now() + timedelta(minutes=site.params.retrain.lease_minutes)
+    for request in requests.values():
+        site.store.keep_retrain(request.id, holder(), until)
 
 
 @flow(name="retrain", log_prints=True)
@@ -59,7 +44,7 @@ def retrain(family: str = "validator", reason: str = "asked for", force: bool = 
     told = dict.fromkeys(requests, "interrupted")
     versions: dict[str, str] = {}
     try:
-        with kept(site, requests):
+        with renewing(lambda: keep(site, requests), timedelta(minutes=site.params.retrain.lease_minutes)):
             if requests:
                 ingest(source="observed", symbol=site.manifest()["symbol"])
                 told = dict.fromkeys(requests, "could not be trained")

@@ -3,8 +3,9 @@
 import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -74,6 +75,24 @@ def is_gone(holder: str) -> bool:
 
 
 @contextmanager
+def renewing(renew: Callable[[], object], duration: timedelta) -> Iterator[None]:
+    """Call `renew` three times a `duration` until the block ends: only who died loses what he holds."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(duration.total_seconds() / 3):
+            renew()
+
+    thread = threading.Thread(target=keep, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
 def leased(site: Site, name: str, duration: timedelta, patience_s: float) -> Iterator[None]:
     """Hold a lease, waiting up to `patience_s` for whoever has it. Raises LeaseHeld naming the holder."""
     deadline = time.monotonic() + patience_s
@@ -89,7 +108,8 @@ def leased(site: Site, name: str, duration: timedelta, patience_s: float) -> Ite
                 raise
             time.sleep(0.2)
     try:
-        yield
+        with renewing(lambda: site.store.renew_lease(name, holder(), now(), duration), duration):
+            yield
     finally:
         site.store.release_lease(name, holder())
 

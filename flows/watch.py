@@ -41,8 +41,7 @@ def look(site: Site, begun: Begun) -> list[str]:
 
 def registry_answers(site: Site) -> bool:
     """Whether MLflow answers; raises the alarm when it does not and clears it when it does again."""
-    up = supervisor.services(site.settings, {"mlflow": supervisor.SERVICES["mlflow"]})["mlflow"]["state"] == "up"
-    if not up:
+    if not supervisor.answers(site.settings, "mlflow"):
         told = f"MLflow does not answer at {site.settings.mlflow_url}; what is served goes on, nothing can be promoted"
         site.store.raise_alarm(REGISTRY_DOWN, "high", told, now())
         return False

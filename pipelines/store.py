@@ -321,7 +321,7 @@ class Store:
                 f"{batch.symbol}: open_time {at:%F %T} is not after the one before it. Sort and deduplicate."
             )
         with self.writing(within) as connection:
-            span = (rows[0, 0], rows[-1, 0]) if n else (0.0, 0.0)
+            span = (float(rows[0, 0]), float(rows[-1, 0])) if n else (0.0, 0.0)  # drivers know no numpy numbers
             known = {row[0]: row for row in self._stored(connection, batch.symbol, *span)}
             fresh = []
             for bar, known_at in zip(rows.tolist(), batch.known_at.tolist(), strict=True):

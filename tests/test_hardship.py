@@ -18,3 +18,9 @@ def test_kill_9_under_load_loses_and_doubles_no_decision_and_state_goes_on_on_sq
     found = hardship.crashes(5, tiny=True)
     assert found == found | NOUGHT | {"faults": []}, found
     assert found["acknowledged"] > 150
+
+
+def test_kill_9_under_load_loses_and_doubles_no_decision_and_state_goes_on_on_postgresql(postgres_url):
+    found = hardship.crashes(5, tiny=True, store_url=postgres_url)
+    assert found == found | NOUGHT | {"faults": []}, found
+    assert found["acknowledged"] > 150

@@ -24,8 +24,10 @@ T0 = datetime(2024, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture
-def url(tmp_path):
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres_url")
     return f"sqlite:///{tmp_path / 'new' / 'store.db'}"
 
 
@@ -332,14 +334,17 @@ def test_the_same_record_again_changes_nothing_and_another_in_its_place_is_refus
 
 def test_a_store_of_the_release_before_is_brought_up_and_keeps_what_it_holds(url):
     old = sa.create_engine(url)
-    Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     with old.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
         connection.execute(
-            sa.text("insert into bars values ('BTC/USDT', 0.0, 1, 2, 1, 2, null, null, null, 60.0, 0.0)")
+            sa.text(
+                "insert into bars values ('BTC/USDT', 0.0, 1, 2, 1, 2, null, null, null, 60.0, '2024-01-01 00:00:00')"
+            )
         )
     old.dispose()
     store = Store.open(url)

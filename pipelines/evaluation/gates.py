@@ -60,6 +60,7 @@ class Evidence:
     novel_share: float
     baselines: Mapping[str, Floats] = field(default_factory=dict)
     gross_bps: Floats | None = None
+    alone: Mapping[str, float] = field(default_factory=dict)
 
 
 def evidence_of(folder: Path, champion_loss: Floats | None, trials: int) -> Evidence:
@@ -77,6 +78,7 @@ def evidence_of(folder: Path, champion_loss: Floats | None, trials: int) -> Evid
         trials=trials,
         baselines=named(oof, "baseline_"),
         gross_bps=oof.get("more_gross_bps"),
+        alone=fit.get("alone", {}),
         **{key: fit[key] for key in ("parity_gap", "latency_ms", "schema_coverage", "novel_share")},
     )
 
@@ -131,7 +133,11 @@ def no_leak(e: Evidence, params: Params) -> list[Check]:
     """An AUC on direction whose lower bound is above the stated one is a leak until proven otherwise."""
     limit = params.gate.leak_auc
     ranking = auc_estimate(e.p, e.y, params.gate.bootstrap // 4, params.seed)
-    why = "" if ranking.low <= limit else "LEAK_SUSPECTED: direction is not this predictable"
+    if ranking.low > limit:
+        by_itself = [f"; {name} alone ranks it with an AUC of {value:.3f}" for name, value in e.alone.items()]
+        why = "LEAK_SUSPECTED: direction is not this predictable" + "".join(by_itself)
+    else:
+        why = ""
     return [_bounded("no_leak_auc", ranking, ranking.low <= limit, f"low <= {limit}", why)]
 
 

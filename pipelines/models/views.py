@@ -64,7 +64,7 @@ def check_schema(model: Model) -> None:
         raise WrongSchema(
             f"{model.family} {model.digest[:12]} reads {unknown or 'known columns'} over {model.steps} bars; here a "
             f"{model.family} reads {len(columns)} columns over {steps}. Train it again with this release: "
-            f"`bellwether retrain --family {model.family}`"
+            f"`bellwether retrain {model.family}`"
         )
 
 

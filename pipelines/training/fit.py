@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from pipelines.contracts import Bools, Floats, Ints, Model
 from pipelines.errors import NotEnoughData
+from pipelines.evaluation.metrics import auc
 from pipelines.labels.splits import walk_forward
 from pipelines.models.base import Answer, Dataset, Fitted, Recipe, Rival, Say, present_columns
 from pipelines.models.export import write_bundle, write_json
@@ -61,6 +63,19 @@ def out_of_fold(recipe: Recipe, data: Dataset, params: Params, embargo_s: float,
         rivals={name: _joined([rivals[name] for *_, rivals in parts]) for name in recipe.baselines},
         folds=len(splits),
     )
+
+
+def ranked_alone(newest: Floats, y: Floats, columns: tuple[str, ...]) -> dict[str, float]:
+    """The column that ranks the outcome best all by itself → its AUC, in either direction; empty for several classes.
+
+    newest (m, k) values at the bar decided on. Of a market no column ranks much: one that does has seen the outcome.
+    """
+    if y.ndim != 1 or len(np.unique(y)) != 2:
+        return {}
+    ranks = rankdata(newest, axis=0) / len(newest)
+    found = {name: auc(ranks[:, j], y) for j, name in enumerate(columns)}
+    best = max(found, key=lambda name: abs(found[name] - 0.5))
+    return {best: max(found[best], 1.0 - found[best])}
 
 
 def _joined(parts: list[Rival]) -> Rival:
@@ -149,6 +164,7 @@ def train(
             "folds": oof.folds,
             "columns": list(data.columns),
             "dropped": dropped,
+            "alone": ranked_alone(newest, data.y, data.columns),
             "parity_gap": parity_gap(model, fitted, pool),
             "latency_ms": _latency_ms(model, pool),
             "schema_coverage": float(usable.mean()),

@@ -119,6 +119,17 @@ class Stack:
         assert (served and served["digest"]) == (held and held.digest)
         return version
 
+    def followed(self, version: str) -> None:
+        """Wait until ledger and generation file have this champion, then see that it is served."""
+        file = self.settings.serving_dir / "generation.json"
+
+        def there() -> bool:
+            held, told = self.slots().champion, json.loads(file.read_text())["families"]["validator"]["champion"]
+            return (held and held.to_version) == (told and told["version"]) == version
+
+        until(there, 20.0, f"version {version} on the ledger and in the generation file")
+        assert self.champion() == version
+
     def alias(self, version: str | None) -> None:
         """Somebody moves the champion alias in MLflow."""
         self.site.tracking.set_alias("validator", "champion", version)

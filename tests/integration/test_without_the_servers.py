@@ -41,9 +41,11 @@ def test_a_retrain_killed_half_way_leaves_no_half_candidate_and_is_begun_once_mo
     until(lambda: last(stack).state in ("done", "failed"), 180.0, "the second attempt to end")
     ended = last(stack)
     assert (ended.id, ended.state, ended.attempts) == (request.id, "done", 2), ended
-    made = [v for v in stack.site.tracking.versions("validator") if v.version not in {old.version for old in before}]
-    assert [v.verdict in ("passed", "refused") for v in made] == [True]
-    assert made[0].digest
+    assert "the gate" in ended.detail
+    known = {version.version for version in before}
+    made = [version for version in stack.site.tracking.versions("validator") if version.version not in known]
+    assert len(made) <= 1  # the same rows may give the same bytes, which are registered already
+    assert all(version.digest and version.verdict in ("passed", "refused") for version in made)
     assert (
         promotion.slots_of(stack.store, "validator").champion.to_version == served["validator"]["champion"]["version"]
     )

@@ -2,6 +2,8 @@
 committed data pointer describes exactly the market that is regenerated here."""
 
 import contextlib
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,8 +16,11 @@ from pipelines import versioning
 from pipelines.data.quality import assess
 from pipelines.data.sources import make_source
 from pipelines.evaluation.gates import Evidence, evidence_of, judge
+from pipelines.models.base import present_columns
+from pipelines.models.validator import VALIDATOR
 from pipelines.settings import ROOT, load_params
 from pipelines.training import stages
+from pipelines.training.fit import out_of_fold, whole
 
 PARAMS = load_params()
 
@@ -76,6 +81,45 @@ def test_pure_noise_is_refused(tmp_path):
     failed = {check.name for check in verdict.checks if not check.passed}
     assert "gain_over_base_rate" in failed
     assert any(name.startswith("lift_bps") for name in failed)
+
+
+def test_a_leaking_column_is_exploited_and_then_refused_by_name(market, tmp_path):
+    folder = tmp_path / "artifacts"
+    shutil.copytree(market / "artifacts", folder, ignore=shutil.ignore_patterns("validator"))
+    with np.load(folder / "labels" / "events.npz") as f:
+        told = dict(f)
+    column = "momentum_10" if "momentum_10" in told["columns"] else str(told["columns"][0])
+    noise = np.random.default_rng(3).normal(0.0, 0.2, len(told["y"]))
+    told["rows"][:, told["columns"].tolist().index(column)] = told["y"] + noise
+    np.savez(folder / "labels" / "events.npz", **told)
+    with contextlib.chdir(tmp_path):
+        shutil.copy(market / "params.yaml", tmp_path)
+        shutil.copy(market / "data.dvc", tmp_path)
+        shutil.copytree(market / "data", tmp_path / "data")
+        stages.main(["train", "validator"])
+    verdict = judge(evidence(folder), PARAMS)
+    leak = next(check for check in verdict.checks if check.name == "no_leak_auc")
+    assert (verdict.passed, leak.passed) == (False, False)
+    assert leak.value > 0.95
+    assert f"{column} alone ranks it" in leak.detail
+
+
+def test_a_second_champion_of_the_same_recipe_is_no_better_than_the_first(market, tmp_path):
+    """A/A: another seed on the same rows is not promoted over its twin, whichever came first."""
+    folder = market / "artifacts"
+    data = VALIDATOR.dataset(folder, PARAMS)
+    embargo_s = (PARAMS.labels.horizon_bars + 500) * 900.0
+    data = data.narrow(present_columns(data.newest(), data.columns)[0])
+    twins = [
+        out_of_fold(
+            VALIDATOR, data.take(whole(data)), PARAMS.model_copy(update={"seed": seed}), embargo_s, lambda _: None
+        )
+        for seed in (PARAMS.seed, PARAMS.seed + 1)
+    ]
+    base = evidence(folder)
+    for one, other in (twins, twins[::-1]):
+        verdict = judge(replace(base, loss=one.loss, p=one.p, champion_loss=other.loss), PARAMS)
+        assert "gain_over_champion" in {check.name for check in verdict.checks if not check.passed}
 
 
 def test_another_year_of_the_same_market_has_another_hash(market, tmp_path):

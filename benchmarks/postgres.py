@@ -1,0 +1,61 @@
+"""A real PostgreSQL of one's own, for tests and evidence: started on a free port, gone with everything afterwards."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.services import free_ports
+from pipelines.errors import ServiceDown
+
+USER = "bellwether"
+
+
+def programs() -> Path | None:
+    """The folder of initdb and pg_ctl: on PATH, or where Debian keeps them; None if there is none."""
+    found = shutil.which("initdb")
+    kept = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return Path(found).resolve().parent if found else kept[-1].parent if kept else None
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """URL of an empty database `postgres`; more can be created in it. Raises ServiceDown if there is no PostgreSQL.
+
+    PostgreSQL refuses to run as root: then it runs as `postgres` or `nobody`, in a folder that user owns.
+    """
+    folder = programs()
+    if folder is None:
+        raise ServiceDown("no initdb on PATH or under /usr/lib/postgresql; install PostgreSQL")
+    root = Path(tempfile.mkdtemp(prefix="bellwether-postgresql-"))
+    user = _other_user() if os.geteuid() == 0 else None
+    if user is not None:
+        shutil.chown(root, user)
+    (port,) = free_ports(1)
+    data = root / "data"
+
+    def call(*words: str) -> None:
+        done = subprocess.run(words, user=user, cwd=root, env={"PATH": os.defpath, "LC_ALL": "C"}, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+        if done.returncode:
+            raise ServiceDown(f"{' '.join(words[:2])} ended with {done.returncode}: {done.stdout[-600:]}")
+
+    try:
+        call(str(folder / "initdb"), "-D", str(data), "-U", USER, "-E", "UTF8", "-A", "trust", "--no-sync")
+        # kill -9 of a client loses nothing without fsync; only a power cut would
+        options = f"-p {port} -k {root} -c listen_addresses=127.0.0.1 -c fsync=off"
+        call(str(folder / "pg_ctl"), "-D", str(data), "-l", str(root / "log"), "-o", options, "-w", "start")
+        yield f"postgresql://{USER}@127.0.0.1:{port}/postgres"
+    finally:
+        if (data / "postmaster.pid").exists():
+            call(str(folder / "pg_ctl"), "-D", str(data), "-m", "immediate", "-w", "stop")
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _other_user() -> str:
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in ("postgres", "nobody") if name in names)

@@ -65,8 +65,9 @@ def fit_side_by_side(families: list[str]) -> list[str]:
         done = [family for family in families if family not in failed]
         record([stage for family in done for stage in waiting[family].result()])
     for family, state in failed.items():
-        again = f"`bellwether retrain --family {family}`"
-        detail = f"{family} was not trained: {state.message}. The others go on; mend it and {again}"
+        detail = (
+            f"{family} was not trained: {state.message}. The others go on; mend it and `bellwether retrain {family}`"
+        )
         site.store.raise_alarm("training_failed", "high", detail, now())
         say(detail)
     if not done:

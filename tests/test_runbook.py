@@ -146,7 +146,7 @@ def test_every_command_it_shows_exists_with_its_options_and_arguments(page):
 
 
 @pytest.mark.parametrize(
-    "line", ["bellwether dance", "bellwether retrain FAMILY", "bellwether rollback", "bellwether status --loud"]
+    "line", ["bellwether dance", "bellwether retrain ONE TWO", "bellwether rollback", "bellwether status --loud"]
 )
 def test_a_command_that_does_not_exist_is_noticed(line):
     with pytest.raises((AssertionError, *typer.BadParameter.__bases__)):  # click's UsageError, whoever ships it

@@ -9,12 +9,12 @@ import pytest
 
 from pipelines.errors import BadShape, BundleError, DigestMismatch, GoldenMismatch, UnsafeBundle
 from pipelines.models.base import Export, present_columns
-from pipelines.models.calibration import fit_calibration
+from pipelines.models.calibration import fit_calibration, raw
 from pipelines.models.export import _seal, json_bytes, write_bundle
 from pipelines.models.novelty import fit_novelty
 from pipelines.models.parts import as_json
 from pipelines.models.runtime import check_golden, load_bundle
-from pipelines.models.validator import fit_trees, raw, to_onnx
+from pipelines.models.validator import fit_trees, to_onnx
 from pipelines.settings import load_params
 
 COLUMNS = [f"c{i}" for i in range(6)]

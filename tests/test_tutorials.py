@@ -8,6 +8,7 @@ compiled once for all tutorials; a test of their own shows that none of them nee
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pipelines.settings import ROOT
 
 FOLDER = ROOT / "docs" / "tutorials"
 TUTORIALS = sorted(file.stem for file in FOLDER.glob("*.md"))
+LINES = {"add-a-model": 300}  # a family is a label, parameters, a view, a recipe and five catalogues: more than a page
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
@@ -116,6 +118,13 @@ def test_a_tutorial_can_be_followed_and_shows_what_it_says(name, copy):
                 assert re.search(wanted, said), f"not seen: {line}\n{said[-4000:]}"
 
 
+def test_the_code_of_tutorials_is_in_our_style(copy):
+    files = {block.path for name in TUTORIALS for block in edits(name) if block.path.endswith(".py")}
+    for words in (["check"], ["format", "--check"]):
+        done = typed(shlex.join(["ruff", *words, "--no-cache", *sorted(files)]), copy)
+        assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorial_needs_no_other_one(name):
     files: dict[str, str] = {}
@@ -129,7 +138,6 @@ def test_a_tutorial_needs_no_other_one(name):
 def test_a_tutorial_starts_with_what_one_has_at_the_end_and_names_every_file_before_it_is_shown(name):
     text = (FOLDER / f"{name}.md").read_text()
     assert "At the end" in text[:600]
-    assert 60 <= len(text.splitlines()) <= 170, len(text.splitlines())
-    assert not re.search(r"^(import|from) .*\bunittest\b", text, re.MULTILINE)
+    assert 60 <= len(text.splitlines()) <= LINES.get(name, 150)
     for block in edits(name):
         assert f"`{block.path}`" in block.before, block.path

@@ -31,7 +31,9 @@ from serving.live import decide
 from serving.policy import flatten
 from serving.slots import Slots, Snapshot
 from serving.symbols import Closed, Symbol
+from serving.tiers import Tier
 
+TIER = Tier(2, "TIER_2: validator champion decides")
 PARTS = ("features and signals", "models, fusion, risk", "durable in the ledger")
 
 
@@ -68,8 +70,9 @@ class Desk:
         close, self.n = utc(self.symbol.closed.close_time), self.n + 1
         portfolio = self.account.portfolio(close)
         return decide(
-            self.symbol, snapshot, self.params, self.flat, portfolio, (), id=f"{self.n}", asked_at=close, now=close
-        )
+            self.symbol, snapshot, self.params, self.flat, portfolio, (), tier=TIER, id=f"{self.n}", asked_at=close,
+            now=close,
+        )  # fmt: skip
 
     def store(self, decision: Decision) -> None:
         closed: Closed = self.symbol.closed

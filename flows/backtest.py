@@ -90,7 +90,7 @@ def replay_policy(
         regime = np.where(np.isfinite(told_regime), told_regime, regime)
     direction, confidence = voices.speak(signals)
     rows = policy.to_rows(
-        direction, confidence, regime=regime, trend=trend, event=side, tier=2.0, age_bars=0.0, breakers=0.0,
+        direction, confidence, regime=regime, trend=trend, event=side, tier=1.0, age_bars=0.0, breakers=0.0,
         atr=np.where(side != 0, features[:, ATR], np.nan), price=decision[:, CLOSE], p=told, p_low=low,
     )  # fmt: skip
     flat = policy.flatten(params)

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.contracts import FAMILIES
-from pipelines.errors import BadTimes, BellwetherError, ServiceDown, UnknownName
+from pipelines.errors import BadTimes, BadValues, BellwetherError, ServiceDown, UnknownName
 from pipelines.settings import load_params, settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -347,17 +347,22 @@ def status(as_json: AsJson = False) -> None:
 @app.command()
 def alarms(
     clear: Annotated[list[int] | None, typer.Option(help="Number of an alarm that was dealt with; repeatable.")] = None,
-    reset: Annotated[str | None, typer.Option(help="Name of a latched breaker to reset; needs --reason.")] = None,
-    reason: Annotated[str, typer.Option(help="Why the breaker may be reset; it is kept.")] = "",
+    trip: Annotated[str | None, typer.Option(help="Breaker to latch: `emergency` stops all opening at once.")] = None,
+    reset: Annotated[str | None, typer.Option(help="Name of a latched breaker to reset.")] = None,
+    reason: Annotated[str, typer.Option(help="Why it is latched or may be reset; it is kept.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Open alarms and latched breakers, after clearing or resetting those that are named."""
+    """Open alarms and latched breakers, after clearing, latching or resetting those that are named."""
     from flows.site import now, open_site
 
     store = open_site().store
     for number in clear or []:
         if not store.clear_alarm(number, now()):
             raise UnknownName(f"no alarm {number} is open; `bellwether alarms` shows the numbers of those that are")
+    if trip is not None:
+        if not reason.strip():
+            raise BadValues(f"breaker {trip} is latched for a reason: give --reason")
+        store.trip(trip, now(), f"{os.environ.get('USER', 'operator')}: {reason}")
     if reset is not None:
         store.reset(reset, now(), os.environ.get("USER", "operator"), reason)
     found = [{"id": a.id, "kind": a.kind, "severity": a.severity, "detail": a.detail, "at": a.at.isoformat()}

@@ -17,9 +17,11 @@ from pipelines.models.runtime import load_bundle
 from pipelines.store import DecisionRecord, decision_payload
 from pipelines.training.warm import read_warm_start
 from serving import policy
-from serving.live import decide
+from serving.live import decide, hear
+from serving.opinions import faulty
 from serving.slots import Slot, Snapshot
 from serving.symbols import Symbol
+from serving.tiers import Tier
 
 SHOWN = 20  # differing decisions named one by one
 
@@ -124,7 +126,8 @@ def _one(site: Site, walk: _Walk, slots: "_Bundles", record: DecisionRecord, fou
         return str(error)
     new = decide(
         walk.symbol, snapshot, site.params, walk.flat, policy.Portfolio(**old.account), old.breakers,
-        id=old.id, asked_at=old.known_at, now=old.ingested_at,
+        tier=Tier(old.tier, old.tier_reason), heard=_heard(walk.symbol, snapshot, old), id=old.id,
+        asked_at=old.known_at, now=old.ingested_at,
     )  # fmt: skip
     closed = walk.symbol.closed
     differs = differences(decision_payload(old), decision_payload(new))
@@ -141,6 +144,17 @@ def _one(site: Site, walk: _Walk, slots: "_Bundles", record: DecisionRecord, fou
     else:
         found.equal += 1
     return None
+
+
+def _heard(symbol: Symbol, snapshot: Snapshot, old: Decision) -> dict[str, Any]:
+    """What the models say now; where one had failed then, what was recorded: a fault follows from no row."""
+    return {
+        family: {
+            arm: said if faulty(old.models[family][arm]) is None else old.models[family][arm]
+            for arm, said in arms.items()
+        }
+        for family, arms in hear(symbol, snapshot).items()
+    }
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:

@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     remote_url: str = ""  # DVC remote; empty = a folder under `home`
     write_key: SecretStr | None = None  # bearer key of write calls; empty = made once under `home`, mode 0600
     durability: Literal["process", "power"] = "process"
+    models: Literal["local", "remote"] = "local"  # who answers for the decision service: itself, or the model service
+    model_timeout_ms: int = Field(default=150, gt=0)  # remote: a model service slower than this is not waited for
+    model_retry_seconds: float = Field(default=2.0, gt=0)  # remote: between two looks whether it answers
     exchange_url: str = ""  # put before the URL of every exchange request (ccxt's proxyUrl); empty = straight there
     exchange_pause_ms: int = Field(default=0, ge=0)  # at least this between two requests; 0 = the venue's own limit
     fit_timeout_minutes: float = Field(default=30.0, gt=0)  # a family that takes longer is stopped; the others go on
@@ -270,6 +273,19 @@ class RiskParams(_Frozen):
     max_data_age_bars: float
 
 
+class TierParams(_Frozen):
+    size: dict[int, float]
+    good_bars: int = Field(ge=1)
+    faults_in_row: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _falling(self) -> "TierParams":
+        sizes = [self.size.get(tier, -1.0) for tier in (1, 2, 3, 4)]
+        if len(self.size) != 4 or sizes != sorted(sizes, reverse=True) or sizes[0] > 1.0 or sizes[3] != 0.0:
+            raise ValueError("size needs tiers 1 to 4, from at most 1, never rising, to 0: tier 4 opens nothing")
+        return self
+
+
 class DriftParams(_Frozen):
     block_bars: int
     min_bars: int
@@ -307,6 +323,7 @@ class Params(_Frozen):
     gate: GateParams
     fusion: FusionParams
     risk: RiskParams
+    tiers: TierParams
     drift: DriftParams
     retrain: RetrainParams
 

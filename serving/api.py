@@ -227,6 +227,35 @@ class PredictRequest(_Request):
         return self
 
 
+class Packed(_Request):
+    """An array bit for bit: its shape and the base64 of its little-endian float64 bytes in C order; NaN = missing."""
+
+    shape: Annotated[list[int], Field(min_length=1, max_length=3)]
+    f8: str
+
+
+class AskedRow(_Request):
+    """One row for a family: (1, columns), or (1, steps, columns) where it looks back; arm → digest that must answer."""
+
+    family: str
+    digests: dict[Literal["champion", "challenger"], str]
+    columns: list[str]
+    rows: Packed
+
+
+class AskRequest(_Request):
+    """All that one request of the decision service asks; an empty list asks whether we are there."""
+
+    asks: Annotated[list[AskedRow], Field(max_length=MAX_ROWS)]
+
+
+class AskAnswer(BaseModel):
+    """One entry an ask, in order: arm → predictions with their arrays packed, or {"fault": why}."""
+
+    generation: int
+    answers: list[dict[str, Any]]
+
+
 class PredictAnswer(BaseModel):
     """One entry a row. p and p_low are numbers of a model with one class, class → number of one with several; null
     where the model abstains, and `reason` says why. `label` is its one word; `members` are its voters."""
@@ -323,9 +352,15 @@ class Guard:
     """ASGI middleware: bearer key on `writes`, a body limit, GET for `reads`, our own page, errors in our own words."""
 
     def __init__(
-        self, app: ASGIApp, title: str, text: str, writes: tuple[str, ...] = (), reads: tuple[str, ...] = ()
+        self,
+        app: ASGIApp,
+        title: str,
+        text: str,
+        writes: tuple[str, ...] = (),
+        reads: tuple[str, ...] = (),
+        max_body: int = MAX_BODY,
     ) -> None:
-        self._app, self._writes, self._reads = app, writes, reads
+        self._app, self._writes, self._reads, self._max_body = app, writes, reads, max_body
         self._page = page(title, text)
         self._key = write_key(settings()).encode()
 
@@ -340,6 +375,8 @@ class Guard:
         if scope["method"] == "GET" and scope["path"] == "/":
             await self._page(scope, receive, send)
             return
+        if scope["path"] == "/readyz":  # the probe's own path, in our words: tier, reason and every check
+            scope = {**scope, "path": "/ready", "raw_path": b"/ready"}
         if scope["method"] == "GET" and scope["path"] in self._reads:
             scope = {**scope, "method": "POST"}  # BentoML routes POST only
         await self._app(scope, receive, _Reworded(send))
@@ -355,9 +392,9 @@ class Guard:
             length = headers.get(b"content-length", b"")
             if b"transfer-encoding" in headers or not (length.isdigit() or length == b""):
                 return error_answer(411, "LengthRequired", "send the body with a Content-Length, not in chunks")
-            if int(length or 0) > MAX_BODY:
+            if int(length or 0) > self._max_body:
                 return error_answer(
-                    413, "BodyTooLarge", f"body of {int(length)} bytes, limit {MAX_BODY}; send less at a time"
+                    413, "BodyTooLarge", f"body of {int(length)} bytes, limit {self._max_body}; send less at a time"
                 )
         return None
 

@@ -70,7 +70,8 @@ WEIGHTS_AT = len(PARAM_FIELDS)  # (WEIGHT_ROWS, N_VOICES) fusion.weight_table
 MULTIPLIER_AT = WEIGHTS_AT + WEIGHT_ROWS * N_VOICES  # one a regime, then the smallest
 MAX_POSITION_AT = MULTIPLIER_AT + NO_REGIME + 1  # sizing.LIMIT_ROWS, then the smallest
 MAX_STOP_AT = MAX_POSITION_AT + 5  # the same rows
-PARAM_WIDTH = MAX_STOP_AT + 5
+TIER_SIZE_AT = MAX_STOP_AT + 5  # what each of the four tiers leaves of a size
+PARAM_WIDTH = TIER_SIZE_AT + 4
 
 # ---- out: NaN where it could not be computed or was not asked -----------------------------------------------------
 OUT_FIELDS = (
@@ -168,6 +169,9 @@ def _judge(row, params, out, multiplier, max_position):  # type: ignore[no-untyp
         )
         if out[SIZE] <= 0.0 and room > 0.0:
             refused |= KELLY_ZERO
+        out[SIZE] *= params[
+            TIER_SIZE_AT + int(row[TIER]) - 1
+        ]  # after the caps: a lower tier is smaller than they allow
     return refused
 
 

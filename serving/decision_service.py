@@ -3,9 +3,12 @@
 import asyncio
 import functools
 import logging
-from collections import defaultdict
+import time
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from concurrent.futures import Future
-from datetime import UTC, datetime
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,9 +16,9 @@ from uuid import uuid4
 import bentoml
 
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Outcome, utc
-from pipelines.errors import BadTimes, BellwetherError
+from pipelines.errors import BadTimes, BellwetherError, ServiceDown
 from pipelines.settings import load_params, settings
-from pipelines.store import BarBatch, DecisionRecord, Store, decision_payload
+from pipelines.store import BarBatch, DecisionRecord, Store, StoreFault, decision_payload
 from pipelines.training.warm import read_warm_start
 from serving.account import Account
 from serving.api import (
@@ -30,15 +33,22 @@ from serving.api import (
     answers,
     json_answer,
 )
-from serving.following import Follower, alarm_to, families, refusals, slot_checks
+from serving.following import Follower, families, refusals, slot_checks
 from serving.ledger import Ledger
-from serving.live import decide, tier_of
+from serving.live import age_in_bars, decide, hear, seen_of, tier_at
+from serving.opinions import asks, faulty, opinions, raised_at
 from serving.policy import flatten
+from serving.remote import ModelClient
 from serving.slots import Slots, Snapshot
 from serving.symbols import CLOCK_SKEW, Symbol, Symbols, replay
+from serving.tiers import EMERGENCY_LATCH, FULL, Freshness, State, Tier, TierBook, health, worst
 
 log = logging.getLogger("bellwether.decision")
 KEPT = 4096  # decisions remembered so that asking again gives the same one
+
+TIER_FILE = "tiers.json"
+PROBE = "store probe"  # a lease: the smallest real write, tried while the store is not writable
+NO_SYMBOL = State(3, "no symbol has a warm start yet; `bellwether run --once` publishes one")
 
 _Made = tuple[Decision, "Future[None]"]
 
@@ -58,38 +68,68 @@ class DecisionService:
         self._where = settings()
         self._params = load_params(self._where.params_file)
         self._flat = flatten(self._params)
-        self._max_age = self._params.risk.max_data_age_bars
         self._store = Store.open(self._where.store, self._where.durability)
         self._ledger = Ledger(self._store)
         self._account = Account.restore(self._store)
-        self._alarm = alarm_to(self._store)
+        self._alarms: deque[tuple[str, str, str, str, bool]] = deque()
         self._slots = Slots(self._where.serving_dir, self._where.bundles, self._alarm)
+        self._waiting: Snapshot | None = None  # a generation loaded, not yet served
         self._symbols = Symbols()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._breakers: tuple[str, ...] = ()
         self._made: dict[tuple[Any, ...], _Made] = {}
         self._follower = Follower(self._look)
+        self._tiers = TierBook(self._where.serving_dir / TIER_FILE, self._params.tiers)
+        self._saving = asyncio.Lock()
+        self._freshness = Freshness()
+        self._stale: dict[str, str] = {}
+        self._store_fault: str | None = None
+        self._spoilt: set[tuple[str, str, str]] = set()  # (family, arm, digest) whose fault was told
+        self._outage: str | None = None  # of the model service, as last told
+        self._remote: ModelClient | None = None
 
     # ---- following what flows write -------------------------------------------------------------------------------
 
     @bentoml.on_startup
     async def start(self) -> None:
+        if self._where.models == "remote":
+            wait_s, retry_s = self._where.model_timeout_ms / 1e3, self._where.model_retry_seconds
+            self._remote = ModelClient(self._where.model_url, wait_s, retry_s, self._params.tiers.faults_in_row)
         await self._look()
         self._follower.start()
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
         await self._follower.stop()
+        if self._remote is not None:
+            await self._remote.close()
         await asyncio.to_thread(self._ledger.close)
         self._slots.close()
         self._store.close()
 
     async def _look(self) -> None:
-        """New generation, new warm start, breakers, outcomes written by others."""
-        new = await asyncio.to_thread(self._slots.pending)
-        if new is not None:
-            await self._warm(new)
-            await asyncio.to_thread(self._slots.swap, new)
+        """New generation, breakers and outcomes written by others; what this look says of every symbol's tier."""
+        self._waiting = await asyncio.to_thread(self._slots.pending) or self._waiting
+        try:
+            if self._store_fault is not None:
+                await asyncio.to_thread(self._probe)
+            if self._waiting is not None:
+                await self._warm(self._waiting)
+                await asyncio.to_thread(self._slots.swap, self._waiting)
+                self._waiting = None
+            await self._follow_store()
+        except StoreFault as error:  # the next look tries again; until then nothing may be opened
+            self._fault_of_store(error)
+        if self._remote is not None:
+            await self._remote.look(time.monotonic())
+        self._look_at_tiers(datetime.now(UTC))
+        try:
+            await self._save_tiers()
+            await asyncio.to_thread(self._tell_alarms)
+        except (StoreFault, ServiceDown) as error:
+            self._fault_of_store(error)
+
+    async def _follow_store(self) -> None:
         self._breakers = await asyncio.to_thread(lambda: tuple(latch.name for latch in self._store.latches()))
         if self._account.sizes:
             for outcome in await asyncio.to_thread(self._store.outcomes_of, list(self._account.sizes)):
@@ -103,7 +143,7 @@ class DecisionService:
         try:
             warm = await asyncio.to_thread(read_warm_start, Path(told["path"]), told["digest"])
         except BellwetherError as error:
-            await asyncio.to_thread(self._alarm, "warm_start_refused", "high", str(error))
+            self._alarm("warm_start_refused", "high", str(error))
             return
         async with self._locks[warm.symbol]:
             bars = await asyncio.to_thread(self._store.bars, warm.symbol, warm.last_open_time)
@@ -122,24 +162,114 @@ class DecisionService:
         done.set_result(None)
         for decision in (record.decision for record in stored):
             if decision.as_of.timestamp() == symbol.closed.close_time:
-                served = decision.generation, decision.lineage["warm_start"], decision.breakers
-                self._made.setdefault(_key(symbol, decision.known_at, self._max_age, *served), (decision, done))
+                stale = age_in_bars(symbol, decision.known_at) > self._params.risk.max_data_age_bars
+                key = (
+                    symbol.name, symbol.closed.close_time, stale, decision.generation, decision.lineage["warm_start"],
+                    decision.breakers, self._tier_of(symbol.name) if stale else decision.tier,
+                )  # fmt: skip
+                self._made.setdefault(key, (decision, done))
 
     def _rehearse(self, symbol: Symbol, snapshot: Snapshot) -> None:
         """One bar and one decision on copies, so that no request waits for a kernel to be loaded."""
         Symbol(symbol.warm).step(symbol.closed.bar)
         close = utc(symbol.closed.close_time)
         account = Account().portfolio(close)
-        decide(symbol, snapshot, self._params, self._flat, account, (), id="rehearsal", asked_at=close, now=close)
+        tier = Tier(FULL if snapshot.slot("validator", "champion") else NO_SYMBOL.tier, "rehearsal")
+        facts: dict[str, Any] = {"tier": tier, "id": "rehearsal", "asked_at": close, "now": close}
+        decide(symbol, snapshot, self._params, self._flat, account, (), **facts)
+
+    # ---- tiers and alarms -----------------------------------------------------------------------------------------
+
+    def _look_at_tiers(self, now: datetime) -> None:
+        snapshot, limit = self._slots.snapshot, self._params.risk.max_data_age_bars
+        outage = self._out()
+        if outage and not self._outage:
+            self._alarm("model_service_out", "high", outage)
+        elif self._outage and not outage:
+            self._alarms.append(("model_service_out", "info", "it answers again", "", True))
+        self._outage = outage
+        for name, symbol in self._symbols.items():
+            age_bars = (now.timestamp() - symbol.closed.close_time) / symbol.step_s
+            stale = self._freshness.look(name, age_bars, limit)
+            self._stale = {k: v for k, v in self._stale.items() if k != name} | ({name: stale} if stale else {})
+            self._see(symbol, snapshot, None)
+
+    def _see(self, symbol: Symbol, snapshot: Snapshot, heard: dict[str, Any] | None) -> State:
+        """Move the symbol's tier by what is seen now; a change is logged and an alarm."""
+        emergency = (
+            "latched by a person; `emergency` is reset like any breaker" if EMERGENCY_LATCH in self._breakers else None
+        )
+        emergency = emergency or self._store_fault or self._stale.get(symbol.name)
+        seen = seen_of(symbol, snapshot, heard, self._out(), emergency)
+        before, after = self._tiers.see(symbol.name, seen)
+        if before is not None and before.tier != after.tier:
+            told = f"{symbol.name}: tier {before.tier} to {after.tier}: {after.reason}"
+            log.warning("%s", told)
+            fell = after.tier > before.tier
+            severity = "info" if not fell else "critical" if after.tier == 4 else "high"
+            self._alarms.append(("tier_changed", severity, told, f"{symbol.name}: ", not fell and after.held == FULL))
+        for family, arms in (heard or {}).items():
+            for arm, said in arms.items():
+                key = (family, arm, said["digest"])
+                fault = faulty(said)
+                if fault is not None and fault.startswith("MODEL_FAULT:") and key not in self._spoilt:
+                    self._spoilt.add(key)
+                    self._alarm("model_fault", "high", f"{family} {arm} version {said['version']}: {fault}")
+        return after
+
+    def _out(self) -> str | None:
+        """Why the model service is out; None where models answer here."""
+        return None if self._remote is None else self._remote.out
+
+    def _alarm(self, kind: str, severity: str, detail: str) -> None:
+        """Told to the store by the next look: no request waits for it, and a store that is down loses none."""
+        self._alarms.append((kind, severity, detail, detail, False))
+
+    def _tell_alarms(self) -> None:
+        """Entries are (kind, severity, detail, about, over): one replaces its kind's about the same; over = closed."""
+        while self._alarms:
+            kind, severity, detail, about, over = self._alarms[0]
+            at = datetime.now(UTC)
+            for alarm in self._store.alarms():
+                if alarm.kind == kind and alarm.detail.startswith(about) and alarm.detail != detail:
+                    self._store.clear_alarm(alarm.id, at)
+            told = self._store.raise_alarm(kind, severity, detail, at)
+            if over:
+                self._store.clear_alarm(told, at)
+            self._alarms.popleft()
+
+    def _fault_of_store(self, error: Exception) -> None:
+        if self._store_fault is None:
+            log.error("the store cannot be written: %s", error)
+        self._store_fault = f"store not writable ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+
+    def _probe(self) -> None:
+        now = datetime.now(UTC)
+        self._store.acquire_lease(PROBE, PROBE, now, timedelta(seconds=1))
+        self._store_fault = None
+
+    async def _save_tiers(self) -> None:
+        """Raises ServiceDown if what was decided about tiers cannot be kept."""
+        async with self._saving:
+            if self._tiers.unsaved:
+                try:
+                    await asyncio.to_thread(self._tiers.save)
+                except OSError as error:
+                    why = f"{TIER_FILE} cannot be written: {error}. Free the disk; we go on by ourselves."
+                    raise ServiceDown(why) from error
 
     # ---- the calls ------------------------------------------------------------------------------------------------
 
     @bentoml.api(route="/observe", output_spec=ObserveAnswer)
     @answers
-    async def observe(self, request: ObserveRequest, /) -> dict[str, Any]:
+    async def observe(self, request: ObserveRequest, /) -> Any:
         """Take closed base bars, books and context of one symbol. Durable before the answer; needs the bearer key."""
         # a caller that goes away or a timeout ends the waiting, never a fold between the store and live state
-        return await asyncio.shield(self._take(request, datetime.now(UTC)))
+        try:
+            return await asyncio.shield(self._take(request, datetime.now(UTC)))
+        except (StoreFault, ServiceDown) as error:
+            self._fault_of_store(error)
+            return self._unwritten(error)
 
     async def _take(self, request: ObserveRequest, now: datetime) -> dict[str, Any]:
         rows, told = request.matrix(), request.records()
@@ -164,7 +294,7 @@ class DecisionService:
 
     @bentoml.api(route="/decide", output_spec=DecideAnswer)
     @answers
-    async def decide(self, request: DecideRequest, /) -> dict[str, Any]:
+    async def decide(self, request: DecideRequest, /) -> Any:
         """Decide on the last closed bar of one symbol or many; asked again, the same bar gives the same answer."""
         now = datetime.now(UTC)
         asked_at = request.as_of or now
@@ -173,17 +303,65 @@ class DecisionService:
                 f"as_of: {asked_at.isoformat()} is in the future (now {now:%F %T} UTC); leave it out for now"
             )
         names = request.symbols or [str(request.symbol)]
-        made = [self._decide(self._symbols[name], asked_at, now) for name in names]
-        await asyncio.gather(*(asyncio.wrap_future(done) for _, done in made))
+        try:
+            made = await self._decided(names, asked_at, now)
+            await self._save_tiers()
+            await asyncio.gather(*(asyncio.wrap_future(done) for _, done in made))
+        except (StoreFault, ServiceDown) as error:
+            self._fault_of_store(error)
+            self._look_at_tiers(now)
+            return self._unwritten(error)
         told = [decision_payload(decision) for decision, _ in made]
         return told[0] if request.symbols is None else {"decisions": told}
 
-    def _decide(self, symbol: Symbol, asked_at: datetime, now: datetime) -> _Made:
+    def _unwritten(self, error: Exception) -> Any:
+        told = f"nothing was decided or stored: {error}. Mend the store; asking again is safe."
+        content = {"error": told, "kind": type(error).__name__, "fields": [], **self._told_tier(self._worst())}
+        return json_answer(content, 503)
+
+    async def _decided(self, names: Sequence[str], asked_at: datetime, now: datetime) -> list[_Made]:
+        if self._remote is None:
+            return [self._decide(self._symbols[name], asked_at, now, self._slots.snapshot, None) for name in names]
+        async with AsyncExitStack() as held:
+            for name in sorted(set(names)):  # in one order, so that two requests never wait for each other
+                await held.enter_async_context(self._locks[self._symbols[name].name])
+            snapshot = self._slots.snapshot
+            new = [
+                symbol
+                for symbol in (self._symbols[name] for name in dict.fromkeys(names))
+                if self._key(symbol, age_in_bars(symbol, asked_at), snapshot) not in self._made
+            ]
+            raised = [raised_at(symbol) for symbol in new]
+            asked = [asks(snapshot, symbol, some) for symbol, some in zip(new, raised, strict=True)]
+            answers = iter(await self._remote.ask(snapshot, [ask for some in asked for ask in some]))
+            heard = {
+                symbol.name: opinions(
+                    snapshot, symbol, some, mine, {k: v for _ in mine for k, v in next(answers).items()}
+                )
+                for symbol, some, mine in zip(new, raised, asked, strict=True)
+            }
+            return [self._decide(self._symbols[name], asked_at, now, snapshot, heard.get(name)) for name in names]
+
+    def _key(self, symbol: Symbol, age_bars: float, snapshot: Snapshot) -> tuple[Any, ...]:
+        """All that a decision rests on, as it stands now."""
+        stale, tier = age_bars > self._params.risk.max_data_age_bars, self._tier_of(symbol.name)
+        close, warm = symbol.closed.close_time, symbol.warm.digest
+        return symbol.name, close, stale, snapshot.generation, warm, self._breakers, tier
+
+    def _tier_of(self, name: str) -> int | None:
+        state = self._tiers[name]
+        return None if state is None else state.tier
+
+    def _decide(
+        self, symbol: Symbol, asked_at: datetime, now: datetime, snapshot: Snapshot, heard: dict[str, Any] | None
+    ) -> _Made:
         """Decide and hand to the ledger, or find the decision already made on exactly this."""
-        snapshot = self._slots.snapshot
-        key = _key(symbol, asked_at, self._max_age, snapshot.generation, symbol.warm.digest, self._breakers)
-        if (before := self._made.get(key)) is not None:
+        age_bars = age_in_bars(symbol, asked_at)
+        if (before := self._made.get(self._key(symbol, age_bars, snapshot))) is not None:
             return before
+        heard = hear(symbol, snapshot) if heard is None else heard
+        state = self._see(symbol, snapshot, heard)
+        key = self._key(symbol, age_bars, snapshot)
         decision = decide(
             symbol,
             snapshot,
@@ -191,6 +369,8 @@ class DecisionService:
             self._flat,
             self._account.portfolio(utc(symbol.closed.close_time)),
             self._breakers,
+            tier=tier_at(state, age_bars, self._params.risk.max_data_age_bars),
+            heard=heard,
             id=uuid4().hex,
             asked_at=asked_at,
             now=now,
@@ -235,20 +415,17 @@ class DecisionService:
     async def status(self, request: Nothing, /) -> dict[str, Any]:
         """Tier and why, models, symbols, breakers, account."""
         snapshot = self._slots.snapshot
-        # the worst of all symbols: an operator looks here first
-        tier, reason = max(
-            (tier_of(snapshot, symbol) for symbol in self._symbols.values()),
-            default=(3, "TIER_3: no symbol has a warm start yet; `bellwether run --once` publishes one"),
-        )
         account = self._account
         return {
             "generation": snapshot.generation,
-            "tier": tier,
-            "tier_reason": reason,
+            "health": self._health(all(check["ok"] for check in self._checks())),
+            **self._told_tier(self._worst()),  # the worst of all symbols: an operator looks here first
             "data_hash": None if snapshot.warm_start is None else snapshot.warm_start["data_hash"],
             "families": families(snapshot),
             "refused": refusals(snapshot),
-            "symbols": {name: _described(symbol) for name, symbol in self._symbols.items()},
+            "symbols": {
+                name: _described(symbol) | self._told_tier(self._state(name)) for name, symbol in self._symbols.items()
+            },
             "breakers": list(self._breakers),
             "account": {
                 "day": account.day and account.day.isoformat(),
@@ -266,10 +443,25 @@ class DecisionService:
         """Every check behind readiness; 503 until all of them hold."""
         checks = self._checks()
         ready = all(check["ok"] for check in checks)
-        return json_answer({"ready": ready, "checks": checks}, 200 if ready else 503)
+        told = {"ready": ready, "health": self._health(ready), **self._told_tier(self._worst())}
+        return json_answer({**told, "checks": checks}, 200 if ready else 503)
 
     async def __is_ready__(self) -> bool:
         return all(check["ok"] for check in self._checks())
+
+    def _state(self, name: str) -> State:
+        return self._tiers[name] or NO_SYMBOL
+
+    def _worst(self) -> State:
+        return worst(self._state(name) for name in self._symbols) or NO_SYMBOL
+
+    def _health(self, ready: bool) -> str:
+        return health(self._worst(), ready)
+
+    def _told_tier(self, state: State) -> dict[str, Any]:
+        tier = state.now()
+        multiplier = self._params.tiers.size[tier.number]
+        return {"tier": tier.number, "tier_reason": tier.reason, "tier_multiplier": multiplier, "held": state.held}
 
     def _checks(self) -> list[dict[str, Any]]:
         fault = self._follower.fault()
@@ -284,17 +476,9 @@ class DecisionService:
                 "detail": fault or f"{self._slots.snapshot.generation}",
             },
             {"name": "warm start", "ok": warm, "detail": wanted if warm or told is None else f"{wanted} was refused"},
+            {"name": "store", "ok": self._store_fault is None, "detail": self._store_fault or "writable"},
             *slot_checks(self._slots.snapshot),
         ]
-
-
-def _key(
-    symbol: Symbol, asked_at: datetime, max_age_bars: float, generation: int, warm_start: str, breakers: tuple[str, ...]
-) -> tuple[Any, ...]:
-    """What a decision on the symbol's last closed bar rests on: the same key is the same decision."""
-    age_bars = (asked_at.timestamp() - symbol.closed.close_time) / symbol.step_s
-    stale, early = age_bars > max_age_bars, age_bars < 0
-    return symbol.name, symbol.closed.close_time, stale, early, generation, warm_start, breakers
 
 
 def _described(symbol: Symbol) -> dict[str, Any]:

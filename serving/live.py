@@ -1,28 +1,28 @@
 """From live state to one decision: events, voices, both arms' opinions, then the policy. Pure; no clock, no disk.
 
-Tier 2 while a validator champion serves: it judges the ICT event of the bar. Tier 3 without one: the traditional
-consensus is the event and its measured hit rate the probability. A regime champion says which regime weights and caps
-apply; without one, or while it abstains, the rule does. Whoever does not act still scores, in shadow.
+In tiers 1 and 2 the validator champion judges the ICT event of the bar. In tier 3 the traditional consensus is the
+event and its measured hit rate the probability; in tier 4 too, and nothing is opened. A regime champion
+says which regime weights and caps apply; without one, or while it abstains, the rule does. Whoever does not act still
+scores, in shadow.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, REGIMES, Decision, Floats, Predictions, utc
+from pipelines.contracts import CLOSE, FAMILIES, REGIMES, Decision, Floats, utc
 from pipelines.errors import BadTimes
 from pipelines.features.catalog import FEATURES
-from pipelines.features.validator_schema import VALIDATOR_COLUMNS
-from pipelines.models.ensemble import directional
-from pipelines.models.views import VIEWS
 from pipelines.settings import Params
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.events import Events, event_row, events, traditional_events
-from serving import policy
+from pipelines.signals.events import events, traditional_events
+from serving import policy, tiers
 from serving.fusion import N_VOICES, RULE_REGIME, rule_regime
-from serving.slots import ARMS, Slot, Snapshot
+from serving.opinions import add_votes, answers_here, asks, faulty, foreign, opinions, raised_at
+from serving.slots import Slot, Snapshot
 from serving.symbols import Symbol
 
 FAMILY = "validator"  # whose probability decides a trade
@@ -38,22 +38,30 @@ def market_state(features: Floats, signals: Floats) -> tuple[Floats, Floats]:
     return rule_regime(features[..., _VOLATILITY], features[..., _ADX], trend), trend
 
 
-def foreign(slot: Slot, symbol: Symbol) -> str | None:
-    """Why this model may not speak of this market: it was trained on another one. None if it may."""
-    trained_on = slot.model.schema.get("symbol"), slot.model.schema.get("decision_timeframe")
-    if trained_on == (symbol.name, symbol.warm.decision_timeframe):
-        return None
-    return "TRAINED_ON:" + " ".join(str(part) for part in trained_on)
+def hear(symbol: Symbol, snapshot: Snapshot) -> dict[str, Any]:
+    """What the models in this process say at this close."""
+    raised = raised_at(symbol)
+    asked = asks(snapshot, symbol, raised)
+    return opinions(snapshot, symbol, raised, asked, answers_here(snapshot, asked))
 
 
-def tier_of(snapshot: Snapshot, symbol: Symbol) -> tuple[int, str]:
-    """(tier, why)."""
-    champion = snapshot.slot(FAMILY, "champion")
-    if champion is None:
-        return 3, f"TIER_3: no {FAMILY} champion serves; the traditional consensus decides"
-    if reason := foreign(champion, symbol):
-        return 3, f"TIER_3: {FAMILY} champion {champion.version} abstains ({reason}); the traditional consensus decides"
-    return 2, f"TIER_2: {FAMILY} champion {champion.version} decides"
+def age_in_bars(symbol: Symbol, asked_at: datetime) -> float:
+    """Decision bars between the last close and `asked_at`. Raises BadTimes if that bar had not closed by then."""
+    age_bars = (asked_at.timestamp() - symbol.closed.close_time) / symbol.step_s
+    if age_bars < 0:
+        raise BadTimes(
+            f"as_of: {asked_at:%F %T %Z} is before {utc(symbol.closed.close_time):%F %T} UTC, the close of the "
+            f"last bar of {symbol.name}. Live state answers for now; past decisions are in the ledger (`bellwether "
+            "lineage`)."
+        )
+    return age_bars
+
+
+def tier_at(state: tiers.State, age_bars: float, limit_bars: float) -> tiers.Tier:
+    """The tier of one answer: the symbol's, or emergency where the data are too old for the instant asked about."""
+    if age_bars <= limit_bars or state.tier == tiers.EMERGENCY:
+        return state.now()
+    return tiers.Tier(tiers.EMERGENCY, f"TIER_4: data are {age_bars:.2f} bars old at as_of, limit {limit_bars:g}")
 
 
 def decide(
@@ -64,28 +72,26 @@ def decide(
     portfolio: policy.Portfolio,
     breakers: tuple[str, ...],
     *,
+    tier: tiers.Tier,
+    heard: Mapping[str, Any] | None = None,
     id: str,
     asked_at: datetime,
     now: datetime,
 ) -> Decision:
     """The decision on the last closed bar of `symbol`.
 
+    tier      who may act; serving.tiers says which in live service, the record in a replay
+    heard     what the models said at this close, as `hear` gives it; None = ask those in this process
     asked_at  the instant decided for, `known_at` of the decision; BadTimes if that bar had not closed by then
     now       becomes `ingested_at`
     """
     closed, warm = symbol.closed, symbol.warm
-    age_bars = (asked_at.timestamp() - closed.close_time) / symbol.step_s
-    if age_bars < 0:
-        raise BadTimes(
-            f"as_of: {asked_at:%F %T %Z} is before {utc(closed.close_time):%F %T} UTC, the close of the last bar of "
-            f"{symbol.name}. Live state answers for now; past decisions are in the ledger (`bellwether lineage`)."
-        )
-    tier, tier_reason = tier_of(snapshot, symbol)
+    age_bars = age_in_bars(symbol, asked_at)
     ready = symbol.reason is None
     features, signals = closed.features[np.newaxis], closed.signals[np.newaxis]
-    raised = events(features, signals)
-    models = _opinions(snapshot, symbol, raised if ready else None)
-    if tier == 2:
+    models = _own(heard) if heard is not None else hear(symbol, snapshot)
+    if tier.number <= tiers.SIMPLE:
+        raised = events(features, signals)
         acting, told, arm = raised, models[FAMILY]["champion"], "champion"
         p, p_low, abstained = told["p"], told["p_low"], told["reason"]
         lineage = _lineage(snapshot.slots[FAMILY, "champion"])
@@ -96,7 +102,7 @@ def decide(
     seen = ready and len(acting) > 0
     direction, confidence = warm.voices.speak(closed.signals) if ready else (np.full(N_VOICES, np.nan),) * 2
     regime, regime_of, trend = regime_now(symbol, models)
-    _vote(models, snapshot, regime)
+    add_votes(models, snapshot, regime)
     decision = policy.decide(
         policy.DecisionInputs(
             direction=direction,
@@ -110,7 +116,7 @@ def decide(
             p=np.nan if p is None else p,
             p_low=np.nan if p_low is None else p_low,
             abstained=abstained,
-            tier=tier,
+            tier=tier.number,
             age_bars=age_bars,
             breakers=breakers,
             portfolio=portfolio,
@@ -125,6 +131,7 @@ def decide(
         arm=arm,
         bar_seconds=symbol.step_s,
         generation=snapshot.generation,
+        tier_reason=tier.reason,
         models=models,
         lineage=lineage
         | {
@@ -136,7 +143,7 @@ def decide(
         },
     )
     waiting = () if symbol.reason is None else (symbol.reason,)
-    return replace(decision, reasons=(*waiting, *decision.reasons, tier_reason))
+    return replace(decision, reasons=(*waiting, *decision.reasons, tier.reason))
 
 
 def regime_now(symbol: Symbol, models: dict[str, Any]) -> tuple[str | None, str, float]:
@@ -148,95 +155,43 @@ def regime_now(symbol: Symbol, models: dict[str, Any]) -> tuple[str | None, str,
     return None if np.isnan(code) else REGIMES[int(code)], RULE_REGIME, float(trend)
 
 
-def _opinions(snapshot: Snapshot, symbol: Symbol, raised: Events | None) -> dict[str, Any]:
-    """family → arm → what its model says at this close: numbers or null, and always why it is null.
-
-    raised  the bar's ICT events, which the validator judges; None while the symbol warms up
-    """
-    said: dict[str, Any] = {}
-    for family, arm in snapshot.slots:
-        slot = snapshot.slots[family, arm]
-        why = "WARMING_UP" if raised is None else foreign(slot, symbol)
-        if why is None and family == FAMILY and raised is not None and len(raised) == 0:
-            why = "NO_EVENT"
-        if why is not None:
-            said.setdefault(family, {})[arm] = _named(slot) | _SILENT | {"reason": why}
-    for family in {family for family, _ in snapshot.slots}:
-        waiting = [arm for arm in ARMS if snapshot.slot(family, arm) and arm not in said.get(family, {})]
-        if waiting:
-            rows, columns, event = _rows(family, symbol, raised)
-            for arm, answer in snapshot.predict(family, rows, columns, waiting).items():
-                slot = snapshot.slots[family, arm]
-                said.setdefault(family, {})[arm] = _named(slot) | event | _told(slot, answer)
-    return said
-
-
-def _vote(models: dict[str, Any], snapshot: Snapshot, phase: str | None) -> None:
-    """Add what the directional ensemble (M5) says in this phase to every answer whose model registered its weights."""
-    for family, arms in models.items():
-        for arm, said in arms.items():
-            weights = snapshot.slots[family, arm].model.schema.get("ensemble")
-            if weights is None or "members" not in said:
-                continue
-            heard = {name: np.array([np.nan if p is None else p]) for name, p in said["members"].items()}
-            vote = directional(heard, weights, phase)
-            said["ensemble"] = {
-                "p": _finite(vote.p[0]),
-                "phase": phase,
-                "weights": {name: float(share[0]) for name, share in vote.weights.items()},
-                "missing": list(vote.missing[0]),
-            }
+def seen_of(
+    symbol: Symbol,
+    snapshot: Snapshot,
+    models: Mapping[str, Any] | None,
+    service: str | None = None,
+    emergency: str | None = None,
+) -> tiers.Seen:
+    """What the tier machine is told of this symbol: at a decision with what the models said, at a look with None."""
+    champions, absent = {}, {}
+    for family in FAMILIES:
+        slot = snapshot.slot(family, "champion")
+        why = None if slot is None else foreign(slot, symbol)
+        if slot is not None and why is None:
+            champions[family] = slot.digest
+        else:
+            absent[family] = (
+                f"no {family} champion serves" if slot is None else f"{family} champion {slot.version} abstains ({why})"
+            )
+    heard = {family: arms["champion"] for family, arms in (models or {}).items() if "champion" in arms}
+    failed = {family: why for family, said in heard.items() if (why := faulty(said)) is not None}
+    silent = ("WARMING_UP", "NO_EVENT", "TRAINED_ON:")
+    answered = {f for f, said in heard.items() if f not in failed and not (said["reason"] or "").startswith(silent)}
+    return tiers.Seen(
+        bar=None if models is None or symbol.reason is not None else symbol.closed.close_time,
+        champions=champions,
+        absent=absent,
+        failed=failed,
+        answered=answered,
+        service=service,
+        emergency=emergency,
+        fallback=symbol.warm.traditional is not None,
+    )
 
 
-_SILENT: dict[str, Any] = dict.fromkeys(("event", "p", "p_low", "novelty", "label")) | {
-    "direction": 0,
-    "status": "ABSTAIN",
-}
-
-
-def _rows(family: str, symbol: Symbol, raised: Events | None) -> tuple[Floats, tuple[str, ...], dict[str, Any]]:
-    """(one row for the family's models, its columns, what it is asked about)."""
-    if family == FAMILY:
-        assert raised is not None
-        side = int(raised.direction[0])
-        row = event_row(symbol.closed.features, side)[np.newaxis]
-        return row, VALIDATOR_COLUMNS, {"event": str(raised.kind[0]), "direction": side}
-    view, history = VIEWS[family], symbol.history
-    rows = view.build(history, np.array([len(history) - 1]))
-    return rows if view.steps > 1 else rows[:, 0], view.columns, {"event": None, "direction": 0}
-
-
-def _told(slot: Slot, answer: Predictions) -> dict[str, Any]:
-    """The only row of an answer, as JSON: p a number, or class → number for a model of several classes."""
-    classes = slot.model.classes
-
-    def told(values: Floats) -> Any:
-        row = values[0]
-        if values.ndim == 1:
-            return _finite(row)
-        # a voter may have words of its own (the hidden states): those go by their number
-        names = classes if len(row) == len(classes) else map(str, range(len(row)))
-        return dict(zip(names, map(_finite, row), strict=True))
-
-    more = {} if answer.members is None else {"members": {name: told(p) for name, p in answer.members.items()}}
-    return more | {
-        "p": told(answer.p) if answer.status[0] == "OK" else None,
-        "p_low": told(answer.p_low) if answer.status[0] == "OK" else None,
-        "label": None if answer.label is None else answer.label[0],
-        "status": answer.status[0],
-        "reason": answer.reason[0],
-        "novelty": _finite(answer.novelty[0]),
-    }
-
-
-def _named(slot: Slot) -> dict[str, Any]:
-    told = {name: getattr(slot, name) for name in ("family", "version", "digest", "verdict")}
-    return told | {"role": "acts" if slot.arm == "champion" else "shadow"}
+def _own(heard: Mapping[str, Any]) -> dict[str, Any]:
+    return {family: {arm: dict(said) for arm, said in arms.items()} for family, arms in heard.items()}
 
 
 def _lineage(slot: Slot) -> dict[str, str]:
     return {name: getattr(slot, name) for name in ("data_hash", "git_commit", "run_id")}
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

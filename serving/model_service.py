@@ -10,10 +10,12 @@ from pipelines.contracts import FAMILIES, Floats, Model
 from pipelines.errors import BadColumns, BadShape, UnknownName
 from pipelines.settings import settings
 from pipelines.store import Store
-from serving.api import Guard, Nothing, PredictAnswer, PredictRequest, answers, json_answer
+from serving.api import AskAnswer, AskRequest, Guard, Nothing, PredictAnswer, PredictRequest, answers, json_answer
 from serving.following import Follower, alarm_to, families, refusals, slot_checks
+from serving.remote import answer_asked
 from serving.slots import Slots
 
+MAX_ASK_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB
 DEVICE = "cpu"  # the bundles of today run on onnxruntime's CPU provider
 
 
@@ -79,6 +81,12 @@ class ModelService:
             if answer.members is None
             else {name: _by_class(p, classes) for name, p in answer.members.items()},
         }
+
+    @bentoml.api(route="/answer", output_spec=AskAnswer)
+    @answers
+    async def answer(self, request: AskRequest, /) -> dict[str, Any]:
+        """All rows of one decision request at once, each answered by the bundle whose digest is named."""
+        return answer_asked(self._slots.snapshot, request)
 
     @bentoml.api(route="/models")
     @answers
@@ -158,4 +166,5 @@ ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
     title="Bellwether models",
     text="Raw predictions of what is served, champion and challenger, from the same verified bundles that decide.",
     reads=("/models", "/ready"),
+    max_body=MAX_ASK_BODY,
 )

@@ -78,6 +78,7 @@ def flatten(params: Params) -> Floats:
         (core.MAX_STOP_AT, [risk.regime_limits[name].max_stop for name in LIMIT_ROWS]),
     ):
         flat[start : start + len(values) + 1] = [*values, min(values)]  # an unknown regime gets the least
+    flat[core.TIER_SIZE_AT :] = [params.tiers.size[tier] for tier in (1, 2, 3, 4)]
     if not np.isfinite(flat).all() or (flat < 0.0).any():
         bad = [name for name, value in zip(core.PARAM_FIELDS, flat, strict=False) if not 0.0 <= value < np.inf]
         raise BadValues(f"params.yaml: {bad or 'risk tables'} must be finite and not negative; mend and rerun")
@@ -162,6 +163,7 @@ def decide(
     generation: int = 0,
     models: Mapping[str, Any] | None = None,
     lineage: Mapping[str, str] | None = None,
+    tier_reason: str = "",
 ) -> Decision:
     """One decision (U6). `flat` is `flatten(params)`, made once by the caller.
 
@@ -207,4 +209,6 @@ def decide(
         lineage=dict(lineage or {}),
         account=asdict(inputs.portfolio),
         breakers=inputs.breakers,
+        tier_reason=tier_reason,
+        tier_multiplier=params.tiers.size.get(inputs.tier, 0.0),
     )

@@ -101,7 +101,7 @@ def write_generation(
     except StateError:  # it is being replaced; seconds since 1970 are above any number that was counted up
         generation = int(at.timestamp())
     content = {"generation": generation, "written_at": at.isoformat(), "families": families, "warm_start": warm_start}
-    _write_atomically(file, content)
+    write_atomically(file, content)
     return generation
 
 
@@ -134,7 +134,8 @@ def acknowledged(serving_dir: Path) -> dict[int, int]:
     return found
 
 
-def _write_atomically(file: Path, content: Any) -> None:
+def write_atomically(file: Path, content: Any) -> None:
+    """`content` as JSON in place of `file`, durable on return: whoever reads sees the old or the new, whole."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     with beside.open("w") as handle:
         json.dump(content, handle, indent=1)
@@ -237,4 +238,4 @@ class Slots:
             "at": datetime.now(UTC).isoformat(),
             "refused": refused,
         }
-        _write_atomically(folder / f"{pid}.json", content)
+        write_atomically(folder / f"{pid}.json", content)

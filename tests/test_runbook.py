@@ -27,7 +27,7 @@ def named(node: ast.expr) -> str:
 
 
 def raised_in(source: str) -> set[str]:
-    """Kinds of the alarms a module raises, also through `to_thread(self._alarm, kind, …)`."""
+    """Kinds of the alarms a module raises, handed to a thread or queued in `_alarms` to be raised soon."""
     tree, kinds = ast.parse(source), set()
     constants = {
         target.id: node.value.value
@@ -51,6 +51,8 @@ def raised_in(source: str) -> set[str]:
             kind = node.args[0] if node.args else next(k.value for k in node.keywords if k.arg == "kind")
         elif handed and len(node.args) > handed[0] + 1:
             kind = node.args[handed[0] + 1]
+        elif named(node.func) == "append" and named(node.func.value) == "_alarms":
+            kind = node.args[0].elts[0]
         else:
             continue
         if isinstance(kind, ast.Constant):
@@ -111,6 +113,7 @@ def test_every_alarm_says_when_to_clear_it():
         ("store.raise_alarm('a', 'high', told, at)", {"a"}),
         ("KIND = 'b'\nself._alarm(KIND, 'high', told)", {"b"}),
         ("await to_thread(self._alarm, 'c', 'high', told)", {"c"}),
+        ("self._alarms.append(('e', 'high', told))", {"e"}),
         ("store.raise_alarm(kind='d', severity='high', detail=told, at=at)", {"d"}),
         ("lambda kind, severity, detail: store.raise_alarm(kind, severity, detail, at)", set()),
     ],

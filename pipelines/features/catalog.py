@@ -4,7 +4,7 @@ import numpy as np
 
 from pipelines.contracts import Floats
 from pipelines.errors import BadShape, NotEnoughData
-from pipelines.features import awaited, book, clock, price, regime, sentiment, technical, volume
+from pipelines.features import awaited, book, clock, indicators, price, regime, sentiment, technical, volume
 from pipelines.features.fold import AWAITS, Fold
 
 FEATURES = Fold(
@@ -14,6 +14,9 @@ FEATURES = Fold(
         volume.FAMILY,
         book.FAMILY,
         technical.FAMILY,
+        indicators.AVERAGES,
+        indicators.OSCILLATORS,
+        indicators.BANDS,
         clock.FAMILY,
         regime.FAMILY,
         sentiment.FAMILY,
@@ -24,12 +27,16 @@ FEATURES = Fold(
 CORE_COLUMNS = tuple(c.name for c in FEATURES.catalogue if c.group in ("price", "volume", "book", "technical"))
 COPIES = {c.name: tuple(c.copy_of.split(" and ")) for c in FEATURES.catalogue if c.copy_of is not None}
 AWAITED_COLUMNS = tuple(c.name for c in FEATURES.catalogue if c.source.startswith(AWAITS))
-# What is watched for drift: the clock does not drift, copies say nothing new, and what awaits a producer is not there.
+# What is watched for drift: the clock does not drift, copies say nothing new, what awaits a producer is not there, and
+# no model reads the traditional set.
 # Columns whose input the training data lacks (`needs`) are left out by the drift reference itself.
 WATCHED_COLUMNS = tuple(
     c.name
     for c in FEATURES.catalogue
-    if c.copy_of is None and c.name not in AWAITED_COLUMNS and not c.name.startswith(("time_of_day_", "session_"))
+    if c.copy_of is None
+    and c.name not in AWAITED_COLUMNS
+    and c.group != "traditional"
+    and not c.name.startswith(("time_of_day_", "session_"))
 )
 REGIME_COLUMNS = (
     "volatility_20",

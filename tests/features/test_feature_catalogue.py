@@ -43,6 +43,7 @@ def test_the_copies_measured_on_bars_are_the_copies_the_catalogue_marks(year):
         "volume_to_ma5": ("volume_to_median", "volume_ma5"),
         "williams_r_14": ("stoch_k_14",),
         "roc_10": ("momentum_10",),
+        "macd_histogram": ("macd_12_26", "macd_signal_9"),
     }
 
 

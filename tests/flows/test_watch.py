@@ -3,15 +3,17 @@
 import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from flows import promotion
 from flows import site as sites
 from flows.site import Site, is_gone, leased, now
-from flows.watch import behind, fallen_retrains
+from flows.watch import behind, fallen_retrains, registry_answers
 from pipelines.errors import LeaseHeld
 from pipelines.settings import Settings, load_params
 from pipelines.store import Promotion, Store
@@ -106,3 +108,31 @@ def test_a_broken_generation_file_is_behind_and_is_written_anew(site, monkeypatc
     assert promotion.publish(site) > 2
     assert read_generation(file.parent)["warm_start"] == newest
     assert not behind(site)
+
+
+def test_a_registry_that_does_not_answer_is_one_alarm_until_it_answers(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    store = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
+    site = Site(Settings(home=tmp_path, store_url="", mlflow_port=port), load_params(), store)
+    assert [registry_answers(site), registry_answers(site)] == [False, False]
+    assert [(alarm.kind, alarm.severity) for alarm in store.alarms()] == [("registry_down", "high")]
+    server = HTTPServer(("127.0.0.1", port), Healthy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert registry_answers(site)
+    assert store.alarms() == []
+    server.shutdown()
+    server.server_close()
+    store.close()
+
+
+class Healthy(BaseHTTPRequestHandler):
+    """As MLflow's health check answers."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Nobody reads it."""

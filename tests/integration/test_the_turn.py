@@ -12,6 +12,7 @@ from live_stack import quiet
 from pipelines.contracts import FAMILIES
 from pipelines.settings import ROOT
 from pipelines.versioning import data_hash
+from serving.tiers import Seen, installed
 
 pytestmark = pytest.mark.stack
 LINEAGE = ("digest", "run_id", "data_hash", "git_commit")
@@ -36,7 +37,8 @@ def test_status_names_the_champion_with_its_evidence_and_every_service_is_up(sta
     assert {name: service["state"] for name, service in told["services"].items()} == dict.fromkeys(
         ("mlflow", "prefect", "decision", "flows", "models", "evidently"), "up"
     )
-    assert told["tier"] == 2
+    champions = {family: "digest" for family, arms in told["families"].items() if arms["champion"]}
+    assert told["tier"] == installed(Seen(None, champions))[0]
     assert told["data_hash"] == data_hash(stack.settings.workspace)
 
 

@@ -1,5 +1,6 @@
 """A small real stand: a seeded market, its folds, a warm start, a bundle. Built once a session, no network."""
 
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,8 +34,9 @@ def market(n: int, seed: int = 7) -> Floats:
     return np.column_stack([times, opened, high, low, close, volume, np.full(n, 50.0), volume * rng.beta(5, 5, n)])
 
 
-def onnx_bytes(width: int, bias: float = 0.1) -> bytes:
-    """A logistic model of `width` columns as ONNX: (n, width) float32 → probabilities (n, 2)."""
+def onnx_bytes(width: int, bias: float = 0.1, broken: bool = False) -> bytes:
+    """A logistic model of `width` columns as ONNX: (n, width) float32 → probabilities (n, 2). broken: it loads, and
+    raises at every row."""
     from onnx import TensorProto, helper, numpy_helper
 
     weights = np.linspace(-0.2, 0.2, width, dtype=np.float32).reshape(width, 1)
@@ -43,9 +45,14 @@ def onnx_bytes(width: int, bias: float = 0.1) -> bytes:
         helper.make_node("Add", ["z", "b"], ["shifted"]),
         helper.make_node("Sigmoid", ["shifted"], ["one"]),
         helper.make_node("Sub", ["unit", "one"], ["zero"]),
-        helper.make_node("Concat", ["zero", "one"], ["probabilities"], axis=1),
+        helper.make_node("Concat", ["zero", "one"], ["both"], axis=1),
+        helper.make_node("Gather", ["both", "places"], ["probabilities"], axis=1),
     ]
-    constants = {"w": weights, "b": np.float32([bias]), "unit": np.float32([1.0])}
+    constants = {"places": np.array([0, 7 if broken else 1])} | {
+        "w": weights,
+        "b": np.float32([bias]),
+        "unit": np.float32([1.0]),
+    }
     graph = helper.make_graph(
         nodes,
         "logistic",
@@ -57,8 +64,11 @@ def onnx_bytes(width: int, bias: float = 0.1) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def make_bundle(bundles: Path, columns: tuple[str, ...], rows: Floats, bias: float = 0.1, symbol: str = SYMBOL) -> str:
-    """Write a real bundle under its digest; returns the digest."""
+def make_bundle(
+    bundles: Path, columns: tuple[str, ...], rows: Floats, bias: float = 0.1, symbol: str = SYMBOL, broken: bool = False
+) -> str:
+    """Write a real bundle under its digest; returns the digest. broken: it passes every check and fails at predict,
+    since its golden rows are too novel to reach the model."""
     from pipelines.models.base import Export
     from pipelines.models.export import json_bytes, write_bundle
     from pipelines.models.parts import Calibration, Novelty, as_json
@@ -71,7 +81,7 @@ def make_bundle(bundles: Path, columns: tuple[str, ...], rows: Floats, bias: flo
         export=Export(
             "tabular",
             {
-                "model.onnx": onnx_bytes(len(columns), bias),
+                "model.onnx": onnx_bytes(len(columns), bias, broken),
                 "calibration.json": json_bytes(as_json(Calibration(1.0, 0.0, np.eye(2) * 1e-6))),
             },
             {"classes": ["target_first"], "steps": 1},
@@ -79,9 +89,12 @@ def make_bundle(bundles: Path, columns: tuple[str, ...], rows: Floats, bias: flo
         novelty=novelty,
         schema={"columns": list(columns), "dropped": {}, "symbol": symbol, "decision_timeframe": "15m"},
         card="# test model\n",
-        inputs=rows,
+        inputs=rows + 1e9 if broken else rows,
     )
-    draft.rename(bundles / digest)
+    if (bundles / digest).exists():
+        shutil.rmtree(draft)
+    else:
+        draft.rename(bundles / digest)
     return digest
 
 

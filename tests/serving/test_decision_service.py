@@ -10,10 +10,12 @@ import time
 import warnings
 from collections import defaultdict
 from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 from serving_stand import HISTORY, SYMBOL, last_close, make_bundle, publish, told
 
 from pipelines.contracts import BAR_FIELDS, OPEN_TIME
@@ -83,23 +85,35 @@ def as_json(row):
     return bar | {"open_time": datetime.fromtimestamp(bar["open_time"], tz=UTC).isoformat()}
 
 
-@pytest.fixture(scope="module")
-def client(stand, tmp_path_factory):
+@contextmanager
+def started(stand, home, **env):
+    """The service in this process on a home of its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # starlette would rather have a client that is not in the lock
         from starlette.testclient import TestClient
-
-    home = tmp_path_factory.mktemp("home")
-    (home / "bundles").mkdir()
-    os.environ |= {"BELLWETHER_HOME": str(home), "BELLWETHER_WRITE_KEY": "test-key"}
-    settings.cache_clear()
     from serving.decision_service import DecisionService
 
-    with TestClient(DecisionService.to_asgi()) as http:
-        yield Client(http, home, stand)
-    for name in ("BELLWETHER_HOME", "BELLWETHER_WRITE_KEY"):
-        del os.environ[name]
+    for collector, names in list(REGISTRY._collector_to_names.items()):  # BentoML registers its own once a process
+        if any(name.startswith("bentoml_service") for name in names):
+            REGISTRY.unregister(collector)
+    named = {"BELLWETHER_HOME": str(home), "BELLWETHER_WRITE_KEY": "test-key"} | env
+    os.environ |= named
     settings.cache_clear()
+    try:
+        with TestClient(DecisionService.to_asgi()) as http:
+            yield Client(http, home, stand)
+    finally:
+        for name in named:
+            del os.environ[name]
+        settings.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def client(stand, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    (home / "bundles").mkdir()
+    with started(stand, home) as client:
+        yield client
 
 
 @pytest.fixture

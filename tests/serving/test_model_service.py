@@ -16,6 +16,8 @@ from serving_stand import make_bundle, told
 
 from pipelines.models.runtime import load_bundle
 from pipelines.settings import ROOT
+from serving.api import Packed
+from serving.remote import packed, unpacked
 from serving.slots import write_generation
 
 
@@ -79,6 +81,43 @@ def test_a_missing_value_is_an_abstention_with_its_reason_never_a_number(served)
     answer = served.predict(features=[{}]).json()
     assert (answer["p"], answer["status"]) == ([None], ["ABSTAIN"])
     assert answer["reason"] == [f"MISSING_FEATURE:{served.stand.columns[0]}"]
+
+
+def test_a_batched_call_gives_the_bundles_own_bytes_row_by_row_and_only_from_the_digest_it_names(served):
+    here = load_bundle(served.bundle, None)
+    asked = {"family": "validator", "columns": list(served.stand.columns)}
+    asks = [
+        {**asked, "digests": {"champion": here.digest, "challenger": "0" * 64}, "rows": packed(row[np.newaxis])}
+        for row in served.stand.rows[:7]
+    ]
+    told = httpx.post(f"{served.url}/answer", json={"asks": asks}, timeout=30).json()
+    for row, answer in zip(served.stand.rows[:7], told["answers"], strict=True):
+        alone = here.predict(row[np.newaxis])
+        assert unpacked(Packed(**answer["champion"]["p"])).tobytes() == alone.p.tobytes()
+        assert unpacked(Packed(**answer["champion"]["p_low"])).tobytes() == alone.p_low.tobytes()
+        assert answer["champion"]["digest"] == here.digest
+        assert answer["challenger"] == {"fault": "MODEL_SERVICE_BEHIND: its generation 1 holds no 000000000000"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rows": {"shape": [1, 2], "f8": "AAAA"}}, "base64"),
+        ({"rows": {"shape": [2, 2], "f8": "AAAAAAAA8D8="}}, "do not fill"),
+        ({"columns": ["one", "two"]}, "2 columns"),
+        ({"digests": {"winner": "0"}}, "digests"),
+    ],
+)
+def test_a_bad_batched_call_is_a_400_naming_what_is_wrong(served, change, says):
+    one = {"family": "validator", "digests": {}, "columns": ["one"], "rows": {"shape": [1, 1], "f8": "AAAAAAAA8D8="}}
+    answer = httpx.post(f"{served.url}/answer", json={"asks": [one | change]}, timeout=30)
+    assert (answer.status_code, says in answer.json()["error"]) == (400, True), answer.text
+
+
+def test_readyz_shows_every_check(served):
+    told = httpx.get(f"{served.url}/readyz").json()
+    assert told["ready"] is True
+    assert any(check["name"] == "golden:validator.champion" for check in told["checks"])
 
 
 @pytest.mark.parametrize(

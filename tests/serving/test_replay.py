@@ -26,11 +26,13 @@ from serving.live import decide
 from serving.policy import flatten
 from serving.slots import Slots, write_generation
 from serving.symbols import replay
+from serving.tiers import Tier
 
 assert onnx_bytes
 SYMBOL, STEP_S = "SIM/USDT", 900.0
 HISTORY, DECISIONS, EVERY = 800, 10_000, 1_250  # decision bars: before, decided on, between two promotions
 PARAMS = load_params()
+TIER = Tier(2, "TIER_2: validator champion decides")
 
 
 def bars_of(n):
@@ -91,8 +93,9 @@ def site(tmp_path_factory):
         ledger.observe(BarBatch(SYMBOL, bar[np.newaxis], known, close)).result()
         symbol.advance(bar[np.newaxis])
         decision = decide(
-            symbol, slots.snapshot, PARAMS, flat, account.portfolio(close), (), id=f"d{i}", asked_at=close, now=close
-        )
+            symbol, slots.snapshot, PARAMS, flat, account.portfolio(close), (), tier=TIER, id=f"d{i}", asked_at=close,
+            now=close,
+        )  # fmt: skip
         account.take(decision)
         if decision.action != "NO_TRADE":
             ended = close + timedelta(hours=4)

@@ -1,0 +1,197 @@
+"""Tiers: what is installed and what fails, by table and by chance; down at once, back by one, kept over a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.errors import BadValues
+from pipelines.settings import ROOT, TierParams, load_params
+from serving.tiers import Freshness, Seen, State, TierBook, health, installed, step, worst
+
+RULES = TierParams(size={1: 1.0, 2: 0.8, 3: 0.5, 4: 0.0}, good_bars=3, faults_in_row=2)
+ALL = {"validator": "v1", "regime": "r1", "pattern": "p1", "predictor": "q1"}
+SIMPLE = {"validator": "v1"}
+
+
+def bars(first, n, **seen):
+    """n decisions on bars first, first + 1, …"""
+    return [Seen(bar=float(first + i), **{"champions": ALL, **seen}) for i in range(n)]
+
+
+def through(seen, state=None):
+    """The tier after each step."""
+    states = []
+    for one in seen:
+        state = step(state, one, RULES)
+        states.append(state)
+    return [s.tier for s in states], states[-1]
+
+
+@pytest.mark.parametrize(
+    ("families", "fallback", "tier", "says"),
+    [
+        ("validator regime pattern predictor", True, 1, "regime, pattern, predictor answer"),
+        ("validator regime predictor", True, 1, "regime, predictor answer"),
+        ("validator regime", True, 2, "no predictor champion serves"),
+        ("validator pattern predictor", True, 2, "no regime champion serves"),
+        ("validator", True, 2, "no regime champion serves"),
+        ("regime pattern predictor", True, 3, "no validator champion serves; the traditional consensus decides"),
+        ("", True, 3, "no validator champion serves"),
+        ("regime", False, 4, "no track record; nobody decides"),
+    ],
+)
+def test_who_serves_sets_the_best_tier(families, fallback, tier, says):
+    seen = Seen(None, dict.fromkeys(families.split(), "d"), fallback=fallback)
+    assert installed(seen)[0] == step(None, seen, RULES).tier == tier
+    assert says in step(None, seen, RULES).reason
+
+
+@pytest.mark.parametrize(
+    ("fault", "tier"),
+    [
+        ({"service": "MODEL_SERVICE_DOWN: refused"}, 3),
+        ({"service": "MODEL_SERVICE_DOWN: refused", "fallback": False}, 4),
+        ({"emergency": "data stale"}, 4),
+        ({"emergency": "data stale", "service": "MODEL_SERVICE_DOWN: refused"}, 4),
+    ],
+)
+def test_a_fault_is_felt_at_once_and_good_bars_give_back_one_tier_at_a_time(fault, tier):
+    told, state = through([*bars(0, 1), *bars(1, 1, **fault), *bars(2, 12)])
+    back = [t for t in range(tier, 1, -1) for _ in range(3)]
+    assert told == [1, tier, *back[1:], *[1] * (13 - len(back))]
+    assert (state.held, state.calm, state.held_reason) == (1, 0, "")
+
+
+def test_one_fault_of_a_champion_is_an_abstention_and_so_many_in_a_row_lower_the_tier():
+    failed, fine = {"failed": {"validator": "MODEL_FAULT:x"}}, {"answered": ("validator",)}
+    assert through([*bars(0, 1, **failed), *bars(1, 1, **fine), *bars(2, 1, **failed)])[0] == [1, 1, 1]
+    told, state = through([*bars(0, 2, **failed), *bars(2, 5)])  # never asked again: it has answered nothing since
+    assert told == [1, 3, 3, 3, 3, 3, 3]
+    assert state.reason.startswith("validator champion keeps failing")
+    assert through(bars(7, 4, **fine), state)[0] == [3, 3, 2, 2]
+
+
+@pytest.mark.parametrize(("family", "tier"), [("regime", 2), ("pattern", 1)])
+def test_a_champion_beside_that_keeps_failing_costs_what_it_is_worth(family, tier):
+    assert through(bars(0, 2, failed={family: "MODEL_FAULT:x"}))[0] == [1, tier]
+
+
+def test_a_new_champion_starts_with_a_clean_record_but_under_the_hold_of_the_old():
+    _, state = through(bars(0, 2, champions=SIMPLE, failed={"validator": "MODEL_FAULT:x"}))
+    told, state = through(bars(2, 4, champions={"validator": "v2"}), state)
+    assert told == [3, 3, 2, 2]
+    assert state.faults == {}
+
+
+def test_a_bar_counts_once_however_often_it_is_decided_on_and_a_look_never_counts():
+    _, state = through([*bars(0, 1), *bars(1, 1, emergency="store not writable")])
+    again = [*bars(2, 1) * 9, *[Seen(None, ALL)] * 9]
+    assert through(again, state)[1].calm == 1
+
+
+def test_promotion_and_rollback_count_at_once():
+    told, _ = through([Seen(0.0, {}), Seen(1.0, SIMPLE), Seen(2.0, ALL), Seen(3.0, {})])
+    assert told == [3, 2, 1, 3]
+
+
+def test_a_reason_says_when_the_tier_may_come_back():
+    _, state = through([*bars(0, 1), *bars(1, 1, emergency="data stale"), *bars(2, 1)])
+    assert state.now().reason == "TIER_4: data stale; back to tier 3 after 2 good bar(s)"
+
+
+faults = st.fixed_dictionaries(
+    {
+        "champions": st.sampled_from([ALL, SIMPLE, {}]),
+        "failed": st.sampled_from([{}, {"validator": "MODEL_FAULT:x"}, {"regime": "MODEL_FAULT:x"}]),
+        "answered": st.sampled_from([(), ("regime",), tuple(ALL)]),
+        "service": st.sampled_from([None, None, "MODEL_SERVICE_DOWN: x"]),
+        "emergency": st.sampled_from([None, None, None, "data stale"]),
+        "look": st.booleans(),
+    }
+)
+
+
+@given(told=st.lists(faults, min_size=1, max_size=60), kill=st.integers(0, 60))
+def test_it_falls_at_once_never_rises_faster_than_allowed_and_a_restart_changes_nothing(told, kill):
+    state = None
+    for i, one in enumerate(told):
+        look = one.pop("look")
+        seen = Seen(bar=None if look else float(i), **one)
+        if i == kill and state is not None:  # what a restart reads
+            state = State(**json.loads(json.dumps({f: getattr(state, f) for f in State.__slots__})))
+        before, state = state, step(state, seen, RULES)
+        assert state.tier >= installed(seen)[0]
+        assert state.tier == 4 or not seen.emergency
+        assert state.tier >= 3 or not seen.service
+        rose = before is not None and state.held < before.held
+        if rose and before.held > installed(seen)[0]:
+            assert not look
+            assert before.calm == RULES.good_bars - 1
+            assert state.held == before.held - 1 or state.held <= installed(seen)[0]
+        told[i] = {**one, "look": look}
+
+
+def test_a_tier_survives_kill_nine(tmp_path):
+    code = f"""
+import os, signal
+from pathlib import Path
+from pipelines.settings import TierParams
+from serving.tiers import Seen, TierBook
+book = TierBook(Path({str(tmp_path)!r}) / "tiers.json", TierParams(**{RULES.model_dump()!r}))
+book.see("SIM/USDT", Seen(1.0, {ALL!r}))
+book.see("SIM/USDT", Seen(2.0, {ALL!r}, emergency="store not writable"))
+book.save()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    book = TierBook(tmp_path / "tiers.json", RULES)
+    assert (book["SIM/USDT"].tier, book["SIM/USDT"].held_reason) == (4, "store not writable")
+    assert book.see("SIM/USDT", Seen(2.0, ALL))[1].calm == 0  # that bar was counted before
+    assert book.see("SIM/USDT", Seen(3.0, ALL))[1].calm == 1
+    assert book["BTC/USDT"] is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"SIM/USDT": {"tier": 9, "reason": ""}}', '{"SIM/USDT": 1}'])
+def test_a_state_that_cannot_be_read_is_earned_back_from_the_bottom(tmp_path, content):
+    (tmp_path / "tiers.json").write_text(content)
+    book = TierBook(tmp_path / "tiers.json", RULES)
+    assert book.see("SIM/USDT", Seen(1.0, ALL))[1].tier == 4
+
+
+def test_nothing_is_written_while_nothing_changes(tmp_path):
+    book = TierBook(tmp_path / "tiers.json", RULES)
+    book.see("SIM/USDT", Seen(1.0, ALL))
+    book.save()
+    book.see("SIM/USDT", Seen(2.0, ALL, answered=tuple(ALL)))
+    assert book.unsaved is False
+
+
+def test_only_a_symbol_that_was_fed_live_can_be_stale():
+    fresh = Freshness()
+    assert fresh.look("LAST/YEAR", 9e5, 2.0) is None
+    assert fresh.look("SIM/USDT", 1.0, 2.0) is None
+    assert fresh.look("SIM/USDT", 3.0, 2.0) == "data stale: last closed bar is 3 bars old, limit 2"
+
+
+def test_health_in_one_word_is_that_of_the_worst_symbol():
+    good, low = step(None, Seen(0.0, ALL), RULES), step(None, Seen(0.0, {}), RULES)
+    assert worst([good, low]) == low
+    words = [health(s, True) for s in (good, low, replace(good, held=2), replace(good, tier=4), None)]
+    assert words == ["HEALTHY", "DEGRADED", "DEGRADED", "UNHEALTHY", "UNHEALTHY"]
+    assert health(good, False) == "UNHEALTHY"
+
+
+@pytest.mark.parametrize("size", ["{1: 1.0}", "{1: 0.5, 2: 0.8, 3: 0.5, 4: 0.0}", "{1: 1.0, 2: 0.8, 3: 0.5, 4: 0.1}"])
+def test_sizes_that_rise_or_open_in_an_emergency_are_refused(tmp_path, size):
+    text = (ROOT / "params.yaml").read_text().replace("{1: 1.0, 2: 0.8, 3: 0.5, 4: 0.0}", size)
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(BadValues, match="tiers"):
+        load_params(tmp_path / "params.yaml")

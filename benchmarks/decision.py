@@ -20,8 +20,8 @@ from benchmarks.inference import native
 from benchmarks.measured import Row, pairs, spread
 from pipelines.contracts import BAR_FIELDS, Decision, Floats, utc
 from pipelines.data.timeframes import resample
+from pipelines.models.calibration import raw
 from pipelines.models.tabular import TabularModel
-from pipelines.models.validator import raw
 from pipelines.settings import Params
 from pipelines.store import Store
 from pipelines.training.warm import read_warm_start

@@ -15,8 +15,9 @@ from sklearn.preprocessing import StandardScaler
 from benchmarks.house import Stand, stand
 from benchmarks.measured import Row, in_turn, pairs
 from pipelines.contracts import Floats
+from pipelines.models.calibration import raw
 from pipelines.models.runtime import load_bundle
-from pipelines.models.validator import fit_trees, raw
+from pipelines.models.validator import fit_trees
 from pipelines.settings import Params
 
 BATCH = 64

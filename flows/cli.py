@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.contracts import FAMILIES
-from pipelines.errors import BadTimes, BellwetherError, ServiceDown
+from pipelines.errors import BadTimes, BadValues, BellwetherError, ServiceDown, UnknownName
 from pipelines.settings import load_params, settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -149,6 +149,60 @@ def run(
         if ours:
             let_go_of_prefect()
             supervisor.down(settings())
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Parquet, CSV or zip file, as for `run --source files --path`.")],
+    symbol: Annotated[str | None, typer.Option(help="What the file holds; a run must know it.")] = None,
+    context: Annotated[
+        list[Path] | None, typer.Option(help="File of context or folder of a recorded book; may be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read a file as a run would, starting nothing: bars, quality, and what can be trained; exit code 1 if refused."""
+    from dataclasses import asdict
+
+    from flows.check import check as look
+    from flows.site import now
+
+    params = load_params(settings().params_file)
+    found = look(file, symbol, context or [], params, now())
+    emit({**asdict(found), "passed": found.passed}) if as_json else show_checked(found)
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def show_checked(found: Any) -> None:
+    table(
+        f"{found.file}{f', read as {found.symbol}' if found.symbol else ''}",
+        ["what", "found"],
+        [
+            ["rows", f"{found.rows:,} of {found.timeframe}"],
+            ["from, to (UTC)", f"{found.first} … {found.last}"],
+            ["recorded", ", ".join(["prices", *found.recorded])],
+            ["decided on", f"{found.history_bars:,} {found.decision_timeframe} bars before the days kept for serving"],
+            *([f"gap from {gap['from']}", f"{gap['bars']:,} bars, until {gap['until']}"] for gap in found.gaps),
+            *([name, f"{n:,}"] for name, n in found.flagged.items() if n),
+            *([f"quarantined {reason}", f"{n:,}"] for reason, n in found.quarantined.items()),
+            *([f"share {name}", f"{part:.4f}"] for name, part in found.parts.items()),
+        ],
+    )
+    table(
+        "what can be trained from it",
+        ["family", "trainable", "columns", "columns left out, and what they wait for"],
+        [[family, told.told, told.reads, left_out(told.absent)] for family, told in found.families.items()],
+    )
+    verdict = "passed" if found.passed else "refused: mend the file, or lower data.quality_floor in params.yaml"
+    out.print(f"quality {found.score:.3f}, floor {found.floor}: {verdict}")
+
+
+def left_out(absent: dict[str, str]) -> str | None:
+    """Column → input as one line an input."""
+    waiting: dict[str, list[str]] = {}
+    for column, wanted in absent.items():
+        waiting.setdefault(wanted.replace("context:", ""), []).append(column)
+    return "\n".join(f"{wanted}: {', '.join(columns)}" for wanted, columns in waiting.items()) or None
 
 
 def let_go_of_prefect() -> None:
@@ -288,6 +342,39 @@ def status(as_json: AsJson = False) -> None:
     out.print(f"tier {found['tier']}, data {found['data_hash']}")
     for alarm in found["alarms"]:
         out.print(f"[bold]{alarm['severity']}[/] {alarm['kind']}: {escape(alarm['detail'])} ({alarm['at']})")
+
+
+@app.command()
+def alarms(
+    clear: Annotated[list[int] | None, typer.Option(help="Number of an alarm that was dealt with; repeatable.")] = None,
+    trip: Annotated[str | None, typer.Option(help="Breaker to latch: `emergency` stops all opening at once.")] = None,
+    reset: Annotated[str | None, typer.Option(help="Name of a latched breaker to reset.")] = None,
+    reason: Annotated[str, typer.Option(help="Why it is latched or may be reset; it is kept.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Open alarms and latched breakers, after clearing, latching or resetting those that are named."""
+    from flows.site import now, open_site
+
+    store = open_site().store
+    for number in clear or []:
+        if not store.clear_alarm(number, now()):
+            raise UnknownName(f"no alarm {number} is open; `bellwether alarms` shows the numbers of those that are")
+    if trip is not None:
+        if not reason.strip():
+            raise BadValues(f"breaker {trip} is latched for a reason: give --reason")
+        store.trip(trip, now(), f"{os.environ.get('USER', 'operator')}: {reason}")
+    if reset is not None:
+        store.reset(reset, now(), os.environ.get("USER", "operator"), reason)
+    found = [{"id": a.id, "kind": a.kind, "severity": a.severity, "detail": a.detail, "at": a.at.isoformat()}
+             for a in store.alarms()]  # fmt: skip
+    latched = [{"name": b.name, "reason": b.reason, "at": b.tripped_at.isoformat()} for b in store.latches()]
+    if as_json:
+        emit({"alarms": found, "breakers": latched})
+        return
+    table("open alarms", ["id", "kind", "severity", "what", "since (UTC)"],
+          [[a["id"], a["kind"], a["severity"], a["detail"], a["at"]] for a in found])  # fmt: skip
+    if latched:
+        table("latched breakers", ["name", "why", "since (UTC)"], [[b["name"], b["reason"], b["at"]] for b in latched])
 
 
 def moment(text: str | None, option: str = "--as-of") -> datetime | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from flows.site import Site, leased, now
 from pipelines.contracts import FAMILIES, Verdict
-from pipelines.errors import BundleError, GateRefused, UnknownName
+from pipelines.errors import BundleError, GateRefused, StateError, UnknownName
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.views import check_schema
 from pipelines.store import Promotion, Store
@@ -231,9 +231,17 @@ def _publish(site: Site, fresh: bool = False) -> int:
                 families[family][arm] = None  # one that only watches must not hold up those that decide
                 told = f"{family} challenger {line.to_version}: {refusal}"
                 site.store.raise_alarm("bundle_refused", "high", told, now())
-    served = None if fresh else read_generation(site.settings.serving_dir)
+    served = None if fresh else _published(site)
     warm_start = served["warm_start"] if served and served["warm_start"] else install_warm_start(site)
     return write_generation(site.settings.serving_dir, families, warm_start, now())
+
+
+def _published(site: Site) -> dict[str, Any] | None:
+    """The generation file; None where there is none, or where it is broken and about to be written anew."""
+    try:
+        return read_generation(site.settings.serving_dir)
+    except StateError:
+        return None
 
 
 def _served(line: Promotion | None) -> dict[str, Any] | None:

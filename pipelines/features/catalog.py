@@ -51,6 +51,20 @@ REGIME_COLUMNS = (
 )
 
 
+def absent_columns(given: set[str]) -> dict[str, str]:
+    """Columns that stay missing where only `given` was recorded beside prices, with what each of them waits for.
+
+    given  of "volume", "taker", "book" and "context:<field>"
+    """
+    absent = {}
+    for column in FEATURES.catalogue:
+        if column.source.startswith(AWAITS):
+            absent[column.name] = "a producer"
+        elif column.needs and not any(set(way.split(" and ")) <= given for way in column.needs.split(" or ")):
+            absent[column.name] = column.needs
+    return absent
+
+
 def measured_copies(values: Floats, columns: tuple[str, ...] = FEATURES.columns) -> dict[str, tuple[str, ...]]:
     """Columns that add no rank: each is a linear combination (with a constant) of columns before it.
 

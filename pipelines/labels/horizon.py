@@ -49,6 +49,22 @@ def forward_returns(base: Floats, close_time: Floats, horizon_s: float) -> Forwa
     return Forward(np.where(there, start, -1), np.where(there, exit, -1), gross)
 
 
+def weighed(told: Forward, index: Ints, known: Floats, horizon_s: float, n_base: int, params: Params) -> dict[str, Any]:
+    """What the labels of the decision bars `index` have beside their `y`: index, weight, uniqueness, known, ended.
+
+    known  (m,) closes of all decision bars, epoch seconds; n_base: how many base bars `told` points into
+    """
+    uniqueness = average_uniqueness(told.start[index], told.exit[index], n_base)
+    decay = time_decay(known[index], params.labels.decay_half_life_days * 86400.0) if len(index) else np.empty(0)
+    return {
+        "index": index,
+        "weight": uniqueness * decay,
+        "uniqueness": uniqueness,
+        "known": known[index],
+        "ended": known[index] + horizon_s,
+    }
+
+
 def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> dict[str, Any]:
     """One row a decision bar whose move left the dead zone, in time order.
 
@@ -66,17 +82,10 @@ def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> d
     known = bars[:, OPEN_TIME] + step_s
     told = forward_returns(base, known, horizon_s)
     index = np.flatnonzero(np.abs(told.gross_bps) > params.costs.round_trip_bps)  # NaN is not above anything
-    uniqueness = average_uniqueness(told.start[index], told.exit[index], len(base))
-    decay = time_decay(known[index], params.labels.decay_half_life_days * 86400.0) if len(index) else np.empty(0)
     last_return = np.full(len(bars), np.nan)
     last_return[1:] = np.log(bars[1:, CLOSE] / bars[:-1, CLOSE])
-    return {
-        "index": index,
+    return weighed(told, index, known, horizon_s, len(base), params) | {
         "y": (told.gross_bps[index] > 0).astype(np.float64),
-        "weight": uniqueness * decay,
-        "uniqueness": uniqueness,
-        "known": known[index],
-        "ended": known[index] + horizon_s,
         "gross_bps": told.gross_bps[index],
         "last_return": last_return[index],
     }

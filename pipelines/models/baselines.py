@@ -6,6 +6,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipelines.contracts import Floats
+from pipelines.models.base import Dataset, Rival
+from pipelines.models.losses import log_losses
+from pipelines.settings import Params
 
 
 def base_rate(y: Floats, weight: Floats, n: int) -> Floats:
@@ -18,3 +21,13 @@ def logistic(rows: Floats, y: Floats, weight: Floats, test: Floats) -> Floats:
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=500))
     model.fit(rows, y, logisticregression__sample_weight=weight)
     return np.asarray(model.predict_proba(test)[:, 1])
+
+
+def rival(p: Floats, test: Dataset) -> Rival:
+    """A baseline's probabilities as a rival of a family that is scored by log loss."""
+    return Rival(log_losses(p, test.y), p)
+
+
+def always_base_rate(train: Dataset, test: Dataset, params: Params) -> Rival:
+    """The training share of class 1, for everybody."""
+    return rival(base_rate(train.y, train.weight, len(test)), test)

@@ -1,14 +1,17 @@
 """Fit what `parts.Calibration` applies: Platt scaling on rows the model did not see, with its uncertainty."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from pipelines.contracts import Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.labels.splits import combinatorial
-from pipelines.models.base import Dataset
-from pipelines.models.parts import Calibration, logit
+from pipelines.models.base import Answer, Dataset, Export
+from pipelines.models.export import json_bytes
+from pipelines.models.parts import Calibration, as_json, logit
 
 STRETCHES = 4  # purged stretches of a training window, each scored by a fit on the others
 
@@ -49,3 +52,41 @@ def held_out(data: Dataset, embargo_s: float, least: int, score: Callable[[Ints,
         if len(split.train) >= least:
             told[split.test] = score(split.train, split.test)
     return told
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """A native classifier with `predict_proba`, and the calibration of its class 1: what `tabular` serves."""
+
+    model: Any
+    calibration: Calibration
+    terms: Mapping[str, Any] = field(default_factory=dict)
+
+    def answer(self, inputs: Floats) -> Answer:
+        return Answer(*self.calibration.answer(raw(self.model, inputs)))
+
+
+def raw(model: Any, rows: Floats) -> Floats:
+    """(n,) a classifier's own probability of class 1."""
+    return np.asarray(model.predict_proba(rows)[:, 1], dtype=np.float64)
+
+
+def fit_calibrated(data: Dataset, embargo_s: float, least: int, fit: Callable[[Dataset], Any]) -> Calibrated:
+    """The native model on all rows, and its calibration from purged inner folds of the same window.
+
+    fit    rows to learn from → a classifier with `predict_proba`
+    least  as of `held_out`
+    """
+
+    def score(train: Ints, test: Ints) -> Floats:
+        return raw(fit(data.take(train)), data.inputs(test))
+
+    told = held_out(data, embargo_s, least, score)
+    seen = np.isfinite(told)
+    return Calibrated(fit(data), fit_calibration(told[seen], data.y[seen], data.uniqueness[seen]))
+
+
+def export_calibrated(model_onnx: bytes, calibration: Calibration, classes: tuple[str, ...]) -> Export:
+    """What `tabular` loads: the model as ONNX, rows (n, k) in, "probabilities" (n, 2) out, and the calibration."""
+    files = {"model.onnx": model_onnx, "calibration.json": json_bytes(as_json(calibration))}
+    return Export("tabular", files, {"classes": list(classes), "steps": 1})

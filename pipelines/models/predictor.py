@@ -25,7 +25,7 @@ from pipelines.errors import NotEnoughData
 from pipelines.features.catalog import COPIES, CORE_COLUMNS
 from pipelines.labels.splits import walk_forward
 from pipelines.models.base import Answer, Dataset, Export, Recipe, Rival, Say
-from pipelines.models.baselines import base_rate, logistic
+from pipelines.models.baselines import always_base_rate, logistic, rival
 from pipelines.models.calibration import fit_calibration
 from pipelines.models.export import json_bytes
 from pipelines.models.losses import log_losses
@@ -227,15 +227,6 @@ def loss(p: Floats, data: Dataset, terms: Mapping[str, Any]) -> Floats:
     return log_losses(p, data.y)
 
 
-def _rival(p: Floats, test: Dataset) -> Rival:
-    return Rival(log_losses(p, test.y), p)
-
-
-def always_base_rate(train: Dataset, test: Dataset, params: Params) -> Rival:
-    """The training share of rises, for everybody."""
-    return _rival(base_rate(train.y, train.weight, len(test)), test)
-
-
 def last_sign(train: Dataset, test: Dataset, params: Params) -> Rival:
     """The training share of rises after a bar that rose, fell or stood still: momentum or reversal, whichever it is."""
     overall = float(np.average(train.y, weights=train.weight))
@@ -245,13 +236,13 @@ def last_sign(train: Dataset, test: Dataset, params: Params) -> Rival:
         seen = before == sign
         # one row's worth of the overall share: a sign that hardly occurred says hardly anything else
         p[now == sign] = (np.sum(train.weight[seen] * train.y[seen]) + overall) / (np.sum(train.weight[seen]) + 1.0)
-    return _rival(p, test)
+    return rival(p, test)
 
 
 def newest_bar(train: Dataset, test: Dataset, params: Params) -> Rival:
     """Logistic regression on the newest bar's core columns: what the sixty bars and the layers must add to."""
     read = places(train.columns, NEWEST_COLUMNS)
-    return _rival(logistic(train.newest()[:, read], train.y, train.weight, test.newest()[:, read]), test)
+    return rival(logistic(train.newest()[:, read], train.y, train.weight, test.newest()[:, read]), test)
 
 
 def describe(data: Dataset, params: Params) -> list[str]:

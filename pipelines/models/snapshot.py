@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import History, Ints
+from pipelines.contracts import Floats, History, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.models.base import Dataset
 from pipelines.models.views import View
@@ -20,7 +20,7 @@ def read_history(artifacts: Path) -> History:
 
 
 def bar_rows(artifacts: Path, labels: str, view: View) -> Dataset:
-    """One row a labelled decision bar, read through `view`.
+    """One row a labelled decision bar, read through `view`; inputs are (n, steps, k), of a view of one step (n, k).
 
     labels  name of a file of the labels stage: `index` (position of the decision bar), y, weight, uniqueness, known,
             ended, and whatever else this family needs
@@ -32,9 +32,14 @@ def bar_rows(artifacts: Path, labels: str, view: View) -> Dataset:
     index: Ints = told["index"]
     if len(index) == 0:
         raise NotEnoughData(f"no bar of this snapshot has a {labels} label; bring a longer history")
+
+    def inputs(rows: Ints) -> Floats:
+        windows = view.build(history, index[rows])
+        return windows if view.steps > 1 else windows[:, 0]
+
     return Dataset(
         columns=view.columns,
-        inputs=lambda rows: view.build(history, index[rows]),
+        inputs=inputs,
         at=np.arange(len(index)),
         more={name: values for name, values in told.items() if name not in _SHARED},
         **{name: told[name] for name in _SHARED if name != "index"},

@@ -1,4 +1,4 @@
-"""One row of named columns in, one calibrated probability out: how the signal validator is served."""
+"""One row of named columns in, one calibrated probability out: how the validator is served."""
 
 import json
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ class TabularModel:
     version: str
     digest: str
     columns: tuple[str, ...]
+    classes: tuple[str, ...]
     session: onnxruntime.InferenceSession
     calibration: Calibration
     novelty: Novelty
     golden: dict[str, Any]
     schema: dict[str, Any]
     steps: int = 1
-    classes: tuple[str, ...] = ("target_first",)
 
     def raw(self, rows: Floats) -> Floats:
         """(n,) probability of class 1 as the exported model says it, before calibration."""
@@ -59,6 +59,7 @@ def load(path: Path, identity: dict[str, Any], schema: dict[str, Any], golden: d
     return TabularModel(
         **identity,
         columns=tuple(schema["columns"]),
+        classes=tuple(schema["classes"]),
         session=open_session(path / "model.onnx"),
         calibration=calibration_of(json.loads((path / "calibration.json").read_text())),
         novelty=read_novelty(path / "novelty.npz"),

@@ -1,7 +1,6 @@
 """M1, the signal validator: P(a signal's target is touched before its stop), by gradient-boosted trees."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,14 @@ from onnxmltools.convert.common.data_types import FloatTensorType
 
 from pipelines.contracts import Floats
 from pipelines.errors import NotEnoughData
-from pipelines.models.base import Answer, Dataset, Export, Recipe, Rival, Say
-from pipelines.models.baselines import base_rate, logistic
-from pipelines.models.calibration import fit_calibration, held_out
-from pipelines.models.export import json_bytes
+from pipelines.models.base import Dataset, Export, Recipe, Rival, Say
+from pipelines.models.baselines import always_base_rate, logistic, rival
+from pipelines.models.calibration import Calibrated, export_calibrated, fit_calibrated
 from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
-from pipelines.models.parts import Calibration, as_json
 from pipelines.settings import Params
 
 LEAST_EVENTS = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Trees:
-    model: xgboost.XGBClassifier
-    calibration: Calibration
-    terms: Mapping[str, Any] = field(default_factory=dict)
-
-    def answer(self, inputs: Floats) -> Answer:
-        return Answer(*self.calibration.answer(raw(self.model, inputs)))
 
 
 def dataset(artifacts: Path, params: Params) -> Dataset:
@@ -71,25 +58,15 @@ def fit_trees(rows: Floats, y: Floats, weight: Floats, params: Params) -> xgboos
     return model.fit(rows, y.astype(int), sample_weight=weight / weight.mean())
 
 
-def raw(model: xgboost.XGBClassifier, rows: Floats) -> Floats:
-    return np.asarray(model.predict_proba(rows)[:, 1], dtype=np.float64)
-
-
-def fit(data: Dataset, params: Params, embargo_s: float, say: Say) -> Trees:
+def fit(data: Dataset, params: Params, embargo_s: float, say: Say) -> Calibrated:
     """The native model on all rows, and its calibration from purged inner folds of the same window."""
     if len(data) < LEAST_EVENTS or len(np.unique(data.y)) < 2:
         raise NotEnoughData(
             f"{len(data)} events to learn from, needs {LEAST_EVENTS} and both outcomes: bring a longer history"
         )
-    rows = data.all_inputs()
-
-    def score(train: Any, test: Any) -> Floats:
-        return raw(fit_trees(rows[train], data.y[train], data.weight[train], params), rows[test])
-
-    told = held_out(data, embargo_s, LEAST_EVENTS // 2, score)
-    seen = np.isfinite(told)
-    calibration = fit_calibration(told[seen], data.y[seen], data.uniqueness[seen])
-    return Trees(fit_trees(rows, data.y, data.weight, params), calibration)
+    return fit_calibrated(
+        data, embargo_s, LEAST_EVENTS // 2, lambda rows: fit_trees(rows.all_inputs(), rows.y, rows.weight, params)
+    )
 
 
 def to_onnx(model: xgboost.XGBClassifier, width: int) -> bytes:
@@ -100,34 +77,21 @@ def to_onnx(model: xgboost.XGBClassifier, width: int) -> bytes:
 
 
 def export(fitted: Any, data: Dataset, params: Params) -> Export:
-    files = {
-        "model.onnx": to_onnx(fitted.model, len(data.columns)),
-        "calibration.json": json_bytes(as_json(fitted.calibration)),
-    }
-    return Export("tabular", files, {"classes": list(VALIDATOR.classes), "steps": 1})
+    return export_calibrated(to_onnx(fitted.model, len(data.columns)), fitted.calibration, VALIDATOR.classes)
 
 
 def loss(p: Floats, data: Dataset, terms: Mapping[str, Any]) -> Floats:
     return log_losses(p, data.y)
 
 
-def _rival(p: Floats, test: Dataset) -> Rival:
-    return Rival(log_losses(p, test.y), p)
-
-
-def always_base_rate(train: Dataset, test: Dataset, params: Params) -> Rival:
-    """The training share of winners, for everybody."""
-    return _rival(base_rate(train.y, train.weight, len(test)), test)
-
-
 def volatility_only(train: Dataset, test: Dataset, params: Params) -> Rival:
     """Logistic regression on barrier width and volatility regime alone: catches a model that learnt only the width."""
-    return _rival(logistic(train.more["volatility"], train.y, train.weight, test.more["volatility"]), test)
+    return rival(logistic(train.more["volatility"], train.y, train.weight, test.more["volatility"]), test)
 
 
 def all_columns(train: Dataset, test: Dataset, params: Params) -> Rival:
     """Logistic regression on all of the model's columns."""
-    return _rival(logistic(train.all_inputs(), train.y, train.weight, test.all_inputs()), test)
+    return rival(logistic(train.all_inputs(), train.y, train.weight, test.all_inputs()), test)
 
 
 def describe(data: Dataset, params: Params) -> list[str]:

@@ -10,13 +10,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from flows import promotion
 from flows import site as sites
 from flows.site import Site, is_gone, leased, now
 from flows.watch import behind, fallen_retrains, registry_answers
 from pipelines.errors import LeaseHeld
 from pipelines.settings import Settings, load_params
 from pipelines.store import Promotion, Store
-from serving.slots import write_generation
+from serving.slots import GENERATION_FILE, read_generation, write_generation
 
 
 @pytest.fixture
@@ -95,6 +96,18 @@ def test_a_generation_file_is_behind_when_it_names_another_champion_than_the_led
     assert not behind(site)
     (site.settings.serving_dir / "generation.json").write_text("{")
     assert behind(site)
+
+
+def test_a_broken_generation_file_is_behind_and_is_written_anew(site, monkeypatch):
+    file = site.settings.serving_dir / GENERATION_FILE
+    file.parent.mkdir()
+    file.write_text('{"generation": 2')
+    newest = {"data_hash": "h", "digest": "d", "path": "p"}
+    monkeypatch.setattr(promotion, "install_warm_start", lambda site: newest)  # no snapshot is there to publish from
+    assert behind(site)
+    assert promotion.publish(site) > 2
+    assert read_generation(file.parent)["warm_start"] == newest
+    assert not behind(site)
 
 
 def test_a_registry_that_does_not_answer_is_one_alarm_until_it_answers(tmp_path):

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from pipelines.errors import BadShape, BundleError, DigestMismatch, GoldenMismatch, UnsafeBundle
-from pipelines.models.base import Export, present_columns
-from pipelines.models.calibration import fit_calibration
-from pipelines.models.export import _seal, json_bytes, write_bundle
+from pipelines.models.base import present_columns
+from pipelines.models.calibration import export_calibrated, fit_calibration, raw
+from pipelines.models.export import _seal, write_bundle
 from pipelines.models.novelty import fit_novelty
-from pipelines.models.parts import as_json
 from pipelines.models.runtime import check_golden, load_bundle
-from pipelines.models.validator import fit_trees, raw, to_onnx
+from pipelines.models.validator import fit_trees, to_onnx
 from pipelines.settings import load_params
 
 COLUMNS = [f"c{i}" for i in range(6)]
@@ -38,9 +37,9 @@ def native(market):
 def bundle(tmp_path, market, native):
     rows, y, _ = market
     calibration = fit_calibration(raw(native, rows[1500:]), y[1500:], np.ones(1000))
-    files = {"model.onnx": to_onnx(native, 6), "calibration.json": json_bytes(as_json(calibration))}
     digest = write_bundle(
-        tmp_path / "b", family="validator", export=Export("tabular", files, {}), card="# card\n",
+        tmp_path / "b", family="validator", card="# card\n",
+        export=export_calibrated(to_onnx(native, 6), calibration, ("target_first",)),
         novelty=fit_novelty(rows[:1500], 0.999), schema={"columns": COLUMNS, "dropped": {}}, inputs=rows[:1500],
     )  # fmt: skip
     return tmp_path / "b", digest
@@ -50,6 +49,10 @@ def test_the_export_says_what_the_native_model_says(bundle, market, native):
     model = load_bundle(*bundle)
     assert np.abs(model.raw(market[0]) - raw(native, market[0])).max() < 1e-6
     assert check_golden(model) == 0.0
+
+
+def test_a_model_is_served_under_the_classes_of_its_bundle(bundle):
+    assert load_bundle(*bundle).classes == ("target_first",)
 
 
 def test_the_same_model_exports_to_the_same_bytes(native):

@@ -1,0 +1,136 @@
+"""`bellwether check` and `bellwether alarms`: what they say, and that they start nothing."""
+
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from flows import cli
+from flows.check import check, training
+from flows.site import open_site
+from pipelines.data.quality import REASONS
+from pipelines.errors import BadColumns, BadValues, UnknownName
+from pipelines.features.catalog import AWAITED_COLUMNS, FEATURES, absent_columns
+from pipelines.settings import load_params, settings
+from serving.tiers import EMERGENCY_LATCH
+
+PARAMS = load_params()
+AT = datetime(2025, 1, 1, tzinfo=UTC)
+MINUTES_A_DAY = 1440
+HEADER = "open_time,open,high,low,close,volume\n"
+
+
+def candles(path, days=40, holes=(), taker=False, header=HEADER):
+    """A walk in a CSV file; `holes` are rows left out."""
+    rng = np.random.default_rng(7)
+    n = days * MINUTES_A_DAY
+    close = 4e4 * np.exp(np.cumsum(rng.normal(0, 5e-4, n)))
+    opened = np.r_[4e4, close[:-1]]
+    time = 1_704_067_200_000 + 60_000 * np.arange(n)
+    columns = [time, opened, np.maximum(opened, close), np.minimum(opened, close), close, rng.lognormal(2, 0.5, n)]
+    rows = np.column_stack([*columns, columns[-1] / 2] if taker else columns)
+    rows = np.delete(rows, holes, axis=0)
+    text = header.strip() + (",taker_buy_volume" if taker else "")
+    np.savetxt(path, rows, fmt="%d" + ",%.4f" * (rows.shape[1] - 1), header=text, comments="")
+    return path
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("BELLWETHER_HOME", str(tmp_path / "home"))
+    settings.cache_clear()
+    yield tmp_path / "home"
+    settings.cache_clear()
+
+
+def test_a_whole_file_passes_and_says_what_it_can_train(tmp_path):
+    found = check(candles(tmp_path / "a.csv", taker=True), "btcusdt", [], PARAMS, AT)
+    assert (found.passed, found.symbol, found.timeframe, found.decision_timeframe) == (True, "BTC/USDT", "1m", "15m")
+    assert found.recorded == ["taker", "volume"]
+    assert found.history_bars == (40 - PARAMS.data.live_days) * 96
+    assert "order_flow_imbalance" not in found.families["validator"].absent
+    assert found.families["predictor"].absent["depth_ratio"] == "book"
+    assert all(told.possible for told in found.families.values())
+
+
+def test_a_holed_file_is_refused_and_its_score_is_the_product_of_its_parts(tmp_path):
+    file = candles(tmp_path / "a.csv", holes=np.arange(10_000, 25_000))
+    found = check(file, None, [], PARAMS, AT)
+    assert not found.passed
+    assert found.score == pytest.approx(np.prod(list(found.parts.values())))
+    assert found.gaps == [
+        {"from": "2024-01-07T22:40:00+00:00", "until": "2024-01-18T08:40:00+00:00", "bars": 15_000},
+    ]
+
+
+def test_quarantined_rows_are_counted_by_reason(tmp_path):
+    file = candles(tmp_path / "a.csv", days=1)
+    lines = file.read_text().splitlines()
+    time, _, *rest = lines[100].split(",")
+    file.write_text("\n".join([*lines, ",".join([time, "-1.0", *rest]), lines[200]]) + "\n")
+    found = check(file, None, [], PARAMS, AT)
+    assert found.quarantined == {"NON_POSITIVE": 1, "DUPLICATE": 1}
+    assert set(found.quarantined) <= set(REASONS)
+
+
+def test_columns_whose_input_is_not_there_are_absent_and_no_others():
+    everything = {"volume", "taker", "book", *(f"context:{n}" for n in ("order_flow", "order_flow_fast"))}
+    everything |= {"context:fear_greed", "context:reference_close"}
+    assert set(absent_columns(everything)) == set(AWAITED_COLUMNS)
+    values = FEATURES.run(np.column_stack([np.arange(600) * 900.0, *np.random.default_rng(1).uniform(1, 2, (4, 600)),
+                                           *np.full((3, 600), np.nan)]))  # fmt: skip
+    missing = {name for name, column in zip(FEATURES.columns, values.T, strict=True) if np.isnan(column).all()}
+    assert missing == set(absent_columns(set()))
+
+
+def test_a_history_that_can_never_satisfy_the_gate_is_too_short():
+    assert "too short" in training("regime", {"volume"}, 1000, PARAMS).told
+    assert training("regime", {"volume"}, 10_000, PARAMS).possible
+
+
+def test_a_file_of_another_layout_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(BadColumns, match="Known layouts"):
+        check(candles(tmp_path / "a.csv", days=1, header="when,o,h,l,c,v\n"), None, [], PARAMS, AT)
+
+
+def test_the_command_exits_1_under_the_floor_and_starts_nothing(tmp_path, home):
+    whole = candles(tmp_path / "whole.csv", days=2)
+    holed = candles(tmp_path / "holed.csv", days=2, holes=np.arange(1000, 2000))
+    done = CliRunner().invoke(cli.app, ["check", str(whole), "--json"])
+    told = json.loads(done.stdout)
+    assert (done.exit_code, told["passed"], told["rows"]) == (0, True, 2 * MINUTES_A_DAY)
+    done = CliRunner().invoke(cli.app, ["check", str(holed)])
+    assert done.exit_code == 1
+    assert "refused" in done.stdout
+    assert not home.exists()
+
+
+def test_an_alarm_is_shown_until_it_is_cleared_by_its_number(home):
+    home.mkdir()
+    number = open_site().store.raise_alarm("registry_down", "high", "no answer", AT)
+    told = json.loads(CliRunner().invoke(cli.app, ["alarms", "--json"]).stdout)
+    assert [alarm["id"] for alarm in told["alarms"]] == [number]
+    told = json.loads(CliRunner().invoke(cli.app, ["alarms", "--clear", str(number), "--json"]).stdout)
+    assert told == {"alarms": [], "breakers": []}
+    again = CliRunner().invoke(cli.app, ["alarms", "--clear", str(number)])
+    assert isinstance(again.exception, UnknownName)
+
+
+@pytest.mark.parametrize("word", ["--trip", "--reset"])
+def test_a_breaker_is_latched_and_reset_only_with_a_reason(home, word):
+    home.mkdir()
+    open_site().store.trip("daily_loss", AT, "-2.3 %")
+    done = CliRunner().invoke(cli.app, ["alarms", word, "daily_loss"])
+    assert isinstance(done.exception, BadValues)
+
+
+def test_the_emergency_breaker_is_latched_and_reset_by_hand(home):
+    home.mkdir()
+    done = CliRunner().invoke(cli.app, ["alarms", "--trip", "emergency", "--reason", "the venue halted", "--json"])
+    (breaker,) = json.loads(done.stdout)["breakers"]
+    assert breaker["name"] == EMERGENCY_LATCH
+    assert breaker["reason"].endswith("the venue halted")
+    done = CliRunner().invoke(cli.app, ["alarms", "--reset", "emergency", "--reason", "it trades again", "--json"])
+    assert json.loads(done.stdout)["breakers"] == []

@@ -318,7 +318,8 @@ class Store:
                 f"{batch.symbol}: open_time {at:%F %T} is not after the one before it. Sort and deduplicate."
             )
         with self.writing(within) as connection:
-            span = (rows[0, 0], rows[-1, 0]) if n else (0.0, 0.0)
+            _one_writer(connection, t.bars)
+            span = (float(rows[0, 0]), float(rows[-1, 0])) if n else (0.0, 0.0)
             known = {row[0]: row for row in self._stored(connection, batch.symbol, *span)}
             fresh = []
             for bar, known_at in zip(rows.tolist(), batch.known_at.tolist(), strict=True):
@@ -470,7 +471,7 @@ class Store:
         Raises  UnknownName for a decision we never made, BadValues if another outcome is stored for it
         """
         with self.writing(within) as connection:
-            known = connection.scalar(sa.select(t.decisions.c.id).where(t.decisions.c.id == outcome.decision_id))
+            known = _locked(connection, t.decisions, t.decisions.c.id == outcome.decision_id)
             if known is None:
                 raise UnknownName(f"no decision {outcome.decision_id!r} in the ledger: outcomes belong to decisions")
             query = sa.select(t.outcomes).where(t.outcomes.c.decision_id == outcome.decision_id)
@@ -690,6 +691,12 @@ def _between(query: sa.Select[Any], column: Any, since: datetime | None, until: 
     if since is not None:
         query = query.where(column >= since)
     return query if until is None else query.where(column < until)
+
+
+def _one_writer(connection: Connection, table: sa.Table) -> None:
+    """Until commit nobody else writes to the table, so what was looked up stays true (SQLite has one writer anyway)."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE")
 
 
 def _locked(connection: Connection, table: sa.Table, where: Any) -> dict[str, Any] | None:

@@ -4,10 +4,10 @@ And the two databases the store runs on.
 """
 
 import pytest
-from postgres import postgres_server, postgres_url
+from postgres import postgres_server, postgres_url, second_postgres_url
 from xdist.scheduler import LoadScopeScheduling
 
-__all__ = ["postgres_server", "postgres_url", "url"]
+__all__ = ["postgres_server", "postgres_url", "second_postgres_url", "url"]
 SERVERS = "tests/integration/"  # one stack, started once
 
 

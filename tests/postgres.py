@@ -111,3 +111,9 @@ def postgres_server() -> Iterator[str]:
 def postgres_url(postgres_server) -> Iterator[str]:
     with database(postgres_server) as url:
         yield url
+
+
+@pytest.fixture
+def second_postgres_url(postgres_server) -> Iterator[str]:
+    with database(postgres_server) as url:
+        yield url

@@ -349,10 +349,7 @@ def load(url: str, schema: str, rows: Callable[[str], Iterator[Row]], check: Cal
     check   is shown what is stored before it is committed; what it raises undoes everything
     Raises  WouldOverwrite if any table holds a row, StateError and UnreadableFile for a schema we do not know
     """
-    if schema > SCHEMA:
-        raise StateError(f"the backup is of schema {schema}, this release knows {SCHEMA}. Install the newer release.")
-    if schema not in _revisions():
-        raise UnreadableFile(f"the backup names schema {schema!r}, which no release had; is it a backup of this store?")
+    refuse_unknown(schema)
     engine = _engine(url, "process")
     try:
         with engine.execution_options(writes=True).begin() as connection:
@@ -367,6 +364,14 @@ def load(url: str, schema: str, rows: Callable[[str], Iterator[Row]], check: Cal
             _migrate(connection)
     finally:
         engine.dispose()
+
+
+def refuse_unknown(schema: str) -> None:
+    """Raises StateError for the schema of a newer release, UnreadableFile for one that no release had."""
+    if schema > SCHEMA:
+        raise StateError(f"the backup is of schema {schema}, this release knows {SCHEMA}. Install the newer release.")
+    if schema not in _revisions():
+        raise UnreadableFile(f"the backup names schema {schema!r}, which no release had; is it a backup of this store?")
 
 
 def refuse_occupied(held: Mapping[str, int]) -> None:

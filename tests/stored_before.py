@@ -19,6 +19,11 @@ PAYLOAD = {
     "models": {"champion": {"p": 0.6}}, "lineage": {"data_hash": "abc"},
 }  # fmt: skip
 
+IDLE = PAYLOAD | {
+    "id": "d2", "as_of": "2024-01-01T00:15:00+00:00", "action": "NO_TRADE", "direction": 0, "event": None, "tier": 3,
+}  # fmt: skip
+EVIDENCE = {"passed": True, "reasons": [], "figures": [["AUC", "0.53", "0.51 – 0.55", "900"]], "symbol": "SIM/USDT"}
+
 
 def _rows(at):
     """table → rows, each in the order of its columns; `at` writes a moment as the database keeps it."""
@@ -33,12 +38,12 @@ def _rows(at):
             ("d1", "BTC/USDT", at("00:00:00"), at("00:00:00"), at("00:00:01.250000"), "BUY", 1, "fvg", 2, "champion", 3,
              json.dumps(PAYLOAD, **compact), bytes(range(256)), b"\x00"),
             ("d2", "BTC/USDT", at("00:15:00"), at("00:15:00"), at("00:15:01"), "NO_TRADE", 0, None, 3, "champion", 3,
-             json.dumps({**PAYLOAD, "id": "d2"}, **compact), b"", b""),
+             json.dumps(IDLE, **compact), b"", b""),
         ],
         "outcomes": [("d1", at("01:00:00"), 1, "target", 150.00000000000003, 145.0, 5.0)],
         "promotions": [
             (1, at("00:00:00"), "policy", "challenge", "validator", "challenger", None, "1", "d" * 64, "r1", "h", "c",
-             True, "passed the gate", json.dumps({"passed": True, "auc": 0.53}, **compact)),
+             True, "passed the gate", json.dumps(EVIDENCE, **compact)),
             (2, at("00:00:01"), "policy", "refuse", "validator", "champion", "1", "2", None, None, None, None, None,
              "no verdict", "{}"),
         ],

@@ -55,7 +55,8 @@ def preview(settings: Settings, to: Path) -> dict[str, int]:
     """table → rows a backup would hold now. Raises what `make` would raise."""
     refuse_existing(to)
     with store.dumping(settings.store) as dump:
-        return {name: sum(1 for _ in dump.rows(name)) for name in dump.columns}
+        held = store.occupied(settings.store)
+        return {name: held.get(name, 0) for name in dump.columns}
 
 
 def files_of(settings: Settings) -> Callable[[], dict[str, bytes]]:

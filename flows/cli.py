@@ -468,7 +468,8 @@ def backup(
     if as_json:
         emit(told)
         return
-    show_backup(f"{'would write' if dry_run else 'wrote'} {file}", told["rows"], made and made.files)
+    show_backup("backup", told["rows"], made and made.files)
+    out.print(f"{'would be written to' if dry_run else 'written to'} {file}", highlight=False, soft_wrap=True)
     for name, text in backups.OTHERS.items():
         out.print(f"{name}: {text}", highlight=False)
 
@@ -493,9 +494,9 @@ def restore(file: Path, dry_run: DryRun = False, as_json: AsJson = False) -> Non
               "rows": made.rows(), "files": sorted(made.files),
               "placed": [{"path": p.path, "kept": p.kept} for p in placed]})  # fmt: skip
         return
-    show_backup(
-        f"{'would restore' if dry_run else 'restored'} {file} of {made.made_at:%F %T} UTC", made.rows(), made.files
-    )
+    show_backup("restore", made.rows(), made.files)
+    word = "checked; would be restored" if dry_run else "restored"
+    out.print(f"{word}: {file} of {made.made_at:%F %T} UTC", highlight=False, soft_wrap=True)
     for one in placed:
         out.print(f"wrote {one.path}{f'; what was there is {one.kept}' if one.kept else ''}", highlight=False)
 

@@ -23,6 +23,8 @@ from pipelines.errors import StateError, UnreadableFile, WouldOverwrite
 FORMAT = 1  # of the file; a release refuses one above its own
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20  # bytes read at once
+_JSON = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+_FASTEST = 1  # of zlib: prices compress little more with patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,10 @@ def back_up(url: str, to: Path, at: datetime, files: Callable[[], Mapping[str, b
     beside = to.with_name(f".{to.name}.{os.getpid()}")
     try:
         with beside.open("wb") as raw:
-            with store.dumping(url) as dump, zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
+            with (
+                store.dumping(url) as dump,
+                zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED, compresslevel=_FASTEST) as archive,
+            ):
                 tables = {name: _write_table(archive, dump, name) for name in dump.columns}
                 made = Backup(dump.schema, at, tables, _write_files(archive, files()))
                 told = {"format": FORMAT, **asdict(made), "made_at": at.isoformat(), "left_out": store.TRANSIENT}
@@ -86,7 +91,7 @@ def refuse_existing(file: Path) -> None:
 
 
 def line(row: store.Row) -> bytes:
-    return json.dumps(row, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return _JSON.encode(row).encode() + b"\n"
 
 
 def told_of(columns: tuple[str, ...], lines: Iterable[bytes]) -> Table:
@@ -175,7 +180,7 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(file) as archive:
             yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:  # RuntimeError: "is encrypted"
         raise UnreadableFile(f"{file} is no backup, damaged or cut short ({error}). Use another backup.") from error
 
 

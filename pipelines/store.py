@@ -350,11 +350,13 @@ def load(url: str, schema: str, rows: Callable[[str], Iterator[Row]], check: Cal
     Raises  WouldOverwrite if any table holds a row, StateError and UnreadableFile for a schema we do not know
     """
     refuse_unknown(schema)
-    engine = _engine(url, "process")
+    engine = _engine(url, "power")
     try:
         with engine.execution_options(writes=True).begin() as connection:
             if engine.dialect.name == "postgresql":
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+                for name in _present(connection):  # no row may come in between our look and our taking the tables away
+                    connection.exec_driver_sql(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
             refuse_occupied(_occupied(connection))
             _clear(connection)
             _migrate(connection, schema)
@@ -389,11 +391,15 @@ def _revisions() -> set[str]:
     return {file.name[:4] for file in folder.glob("[0-9]*.py")}
 
 
+def _present(connection: Connection) -> list[str]:
+    return sorted(set(sa.inspect(connection).get_table_names()) & set(t.METADATA.tables))
+
+
 def _occupied(connection: Connection) -> dict[str, int]:
-    there = set(sa.inspect(connection).get_table_names()) & set(t.METADATA.tables)
     counted = {
         name: connection.scalar(sa.select(sa.func.count()).select_from(sa.table(name)))
-        for name in sorted(there - set(TRANSIENT))
+        for name in _present(connection)
+        if name not in TRANSIENT
     }
     return {name: int(n) for name, n in counted.items() if n}
 
@@ -432,11 +438,12 @@ def _dump(connection: Connection, schema: str) -> Dump:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, datetime):
+    kind = type(value)
+    if kind is float:
+        return value if math.isfinite(value) else str(value)
+    if kind is datetime:
         return value.isoformat()
-    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+    return base64.b64encode(value).decode() if kind is bytes else value
 
 
 def _stored_type(column: sa.Column[Any]) -> Callable[[Any], Any]:
@@ -844,6 +851,7 @@ class Store:
     def raise_alarm(self, kind: str, severity: str, detail: str, at: datetime) -> int:
         """Raise an alarm; one that says the same and is still open is not raised twice. Returns its id."""
         with self.writing() as connection:
+            _one_writer(connection, t.alarms)
             same = (t.alarms.c.kind == kind, t.alarms.c.detail == detail, t.alarms.c.cleared_at.is_(None))
             found = connection.scalar(sa.select(t.alarms.c.id).where(*same))
             if found is not None:

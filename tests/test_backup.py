@@ -178,6 +178,7 @@ def test_there_is_nothing_to_back_up_before_the_first_store(tmp_path, postgres_u
 @pytest.fixture
 def sqlite_made(tmp_path):
     release_010(f"sqlite:///{tmp_path / 'from' / 'store.db'}")
+    Store.open(f"sqlite:///{tmp_path / 'from' / 'store.db'}").close()
     file = tmp_path / "backup.zip"
     back_up(f"sqlite:///{tmp_path / 'from' / 'store.db'}", file, T0, lambda: FILES)
     return file
@@ -185,7 +186,7 @@ def sqlite_made(tmp_path):
 
 def test_any_damaged_byte_is_found_and_nothing_is_restored(sqlite_made, tmp_path):
     url, whole, refused = f"sqlite:///{tmp_path / 'to' / 'store.db'}", sqlite_made.read_bytes(), 0
-    places = range(0, len(whole), 97)
+    places, expected = range(0, len(whole), 97), comparable(f"sqlite:///{tmp_path / 'from' / 'store.db'}")
     for at in places:
         damaged = bytearray(whole)
         damaged[at] ^= 0xFF
@@ -197,9 +198,9 @@ def test_any_damaged_byte_is_found_and_nothing_is_restored(sqlite_made, tmp_path
             refused += 1
             continue
         # a byte that no reader looks at (a time stamp in the zip's own directory): everything arrived all the same
-        assert len(Store.open(url).decisions()) == 2
+        assert comparable(url) == expected
         (tmp_path / "to").rename(tmp_path / f"to-{at}")
-    assert refused > 0.8 * len(places)
+    assert refused > 0.5 * len(places)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])

@@ -47,7 +47,8 @@ def postgresql() -> Iterator[str]:
     try:
         call(str(folder / "initdb"), "-D", str(data), "-U", USER, "-E", "UTF8", "-A", "trust", "--no-sync")
         # kill -9 of a client loses nothing without fsync; only a power cut would
-        options = f"-p {port} -k {root} -c listen_addresses=127.0.0.1 -c fsync=off"
+        quick = "-c fsync=off -c full_page_writes=off -c shared_buffers=16MB -c max_connections=50"
+        options = f"-p {port} -k {root} -c listen_addresses=127.0.0.1 {quick}"
         call(str(folder / "pg_ctl"), "-D", str(data), "-l", str(root / "log"), "-o", options, "-w", "start")
         yield f"postgresql://{USER}@127.0.0.1:{port}/postgres"
     finally:

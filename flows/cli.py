@@ -23,6 +23,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 out = Console()
 err = Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen, change nothing.")]
 
 
 def emit(value: Any) -> None:
@@ -497,7 +498,7 @@ def replay(
 def promote(
     family: str, version: str,
     reason: Annotated[str, typer.Option(help="Why; it goes on the ledger.")] = "asked for",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, change nothing.")] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Make a version champion; refused without a passing verdict, like an alias moved in MLflow."""
@@ -572,6 +573,107 @@ def retrain(
     else:
         for name in family.split(","):
             out.print(f"{name}: {'version ' + versions[name] if name in versions else 'no new version'}")
+
+
+@app.command()
+def backup(
+    to: Annotated[Path | None, typer.Option(help="The file to write; one under <home>/backups by default.")] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """The store and what serving follows into one file, while everything runs.
+
+    It holds every table of the store but leases, the generation file with its warm start, and the pointers of kept data
+    versions. Models and data are in stores of their own, with backups of their own: MLflow's database and artifacts
+    (<home>/mlflow, or where your server keeps them) and DVC's remote (<home>/dvc-remote, or BELLWETHER_REMOTE_URL).
+    """
+    from flows import backup as backups
+    from flows.site import now
+
+    at = now()
+    file = to or backups.default_file(settings(), at)
+    rows = backups.preview(settings(), file) if dry_run else None
+    made = None if dry_run else backups.make(settings(), file, at)
+    told = {
+        "file": str(file),
+        "written": not dry_run,
+        "rows": rows if made is None else made.rows(),
+        "schema": made and made.schema,
+        "files": made and sorted(made.files),
+        "bytes": made and file.stat().st_size,
+        "sha256": made and backups.file_sha256(file),
+        "not_in_it": backups.OTHERS,
+    }
+    if as_json:
+        emit(told)
+        return
+    show_backup("backup", told["rows"], made and made.files)
+    out.print(f"{'would be written to' if dry_run else 'written to'} {file}", highlight=False, soft_wrap=True)
+    for name, text in backups.OTHERS.items():
+        out.print(f"{name}: {text}", highlight=False)
+
+
+def show_backup(title: str, rows: Any, files: Any) -> None:
+    counted = [[name, f"{n:,}"] for name, n in rows.items()]
+    table(title, ["table", "rows"], counted if files is None else [*counted, ["files beside them", len(files)]])
+
+
+@app.command()
+def restore(file: Path, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """A backup into an empty store, SQLite or PostgreSQL: all of it, checked digest by digest, or nothing.
+
+    Services must be down. A backup of an earlier release is brought up to this one. MLflow's and DVC's own stores are
+    restored with their own means; `bellwether run --once` then fetches the bundles the ledger names.
+    """
+    from flows import backup as backups
+
+    made, placed = (backups.rehearse(settings(), file), []) if dry_run else backups.bring_back(settings(), file)
+    if as_json:
+        emit({"file": str(file), "restored": not dry_run, "schema": made.schema, "made_at": made.made_at.isoformat(),
+              "rows": made.rows(), "files": sorted(made.files),
+              "placed": [{"path": p.path, "kept": p.kept} for p in placed]})  # fmt: skip
+        return
+    show_backup("restore", made.rows(), made.files)
+    word = "checked; would be restored" if dry_run else "restored"
+    out.print(f"{word}: {file} of {made.made_at:%F %T} UTC", highlight=False, soft_wrap=True)
+    for one in placed:
+        out.print(f"wrote {one.path}{f'; what was there is {one.kept}' if one.kept else ''}", highlight=False)
+
+
+@app.command()
+def prune(
+    days: Annotated[
+        int | None, typer.Option(min=30, help="Keep so many days; BELLWETHER_KEEP_DAYS by default.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it only shows what would go.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let go of what is old and nothing refers to; shows what would go, `--yes` does it.
+
+    Never of promotions, trials, observed bars, emitted or resolved decisions, or a bundle that something names.
+    """
+    from flows import prune as retention
+    from flows.site import now, open_site
+
+    site = open_site()
+    before = retention.horizon(site, days or site.settings.keep_days, now())
+    really = yes and not dry_run
+    found = retention.prune(site, before) if really else retention.plan(site, before)
+    if as_json:
+        removals = {
+            r.what: {"n": r.n, "oldest": r.oldest and r.oldest.isoformat(), "bytes": r.bytes, "rule": r.rule}
+            for r in found
+        }
+        emit({"before": before.isoformat(), "removed": really, "removals": removals})
+        return
+    title = f"{'removed' if really else 'would remove'} what is older than {before:%F %T} UTC"
+    table(title, ["what", "n", "oldest (UTC)", "bytes", "which"], [
+        [r.what, f"{r.n:,}", r.oldest and f"{r.oldest:%F %T}", None if r.bytes is None else f"{r.bytes:,}", r.rule]
+        for r in found
+    ])  # fmt: skip
+    if not really and any(r.n for r in found):
+        out.print("Nothing was removed. `bellwether prune --yes` does it.")
 
 
 @app.command()

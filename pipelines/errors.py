@@ -12,6 +12,7 @@ BellwetherError
 │   ├── QualityBlocked         data quality under the floor: no training on it
 │   ├── NotEnoughData          too few rows to say anything
 │   ├── GateRefused            promotion without a passing verdict
+│   ├── WouldOverwrite         something is there that this would replace
 │   └── LeaseHeld              somebody else is doing this now
 ├── BundleError                a model bundle that must not be served
 │   ├── DigestMismatch         bytes differ from what the registry promised
@@ -71,6 +72,10 @@ class NotEnoughData(BlockedError):
 
 
 class GateRefused(BlockedError):
+    pass
+
+
+class WouldOverwrite(BlockedError):
     pass
 
 

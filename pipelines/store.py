@@ -4,8 +4,11 @@ SQLite by default (WAL, one file, survives kill -9; `durability="power"` also a 
 method is one transaction unless `within` hands it one from `Store.writing()`. Time is always an argument, aware UTC.
 """
 
+import base64
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timedelta
@@ -30,7 +33,16 @@ from pipelines.contracts import (
     Outcome,
     utc,
 )
-from pipelines.errors import BadShape, BadTimes, BadValues, LeaseHeld, StateError, UnknownName
+from pipelines.errors import (
+    BadShape,
+    BadTimes,
+    BadValues,
+    LeaseHeld,
+    StateError,
+    UnknownName,
+    UnreadableFile,
+    WouldOverwrite,
+)
 from pipelines.migrations import tables as t
 from pipelines.migrations.tables import SCHEMA
 
@@ -201,8 +213,8 @@ def _tune_sqlite(engine: Engine, durability: str) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _migrate(connection: Connection) -> None:
-    """Bring the database to SCHEMA; nothing is imported or locked when it is there already."""
+def _migrate(connection: Connection, revision: str = "head") -> None:
+    """Bring the database to SCHEMA, or to an earlier revision."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
     from alembic import command  # only here: a serving process on a current database never loads it
@@ -211,7 +223,7 @@ def _migrate(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)
 
 
 def _revision(connection: Connection) -> str | None:
@@ -219,6 +231,26 @@ def _revision(connection: Connection) -> str | None:
         return None
     revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     return str(revision) if revision else None
+
+
+def _known_revision(connection: Connection) -> str | None:
+    """The revision, None of an empty database. Raises StateError if a newer release wrote it."""
+    found = _revision(connection)
+    if found is not None and found > SCHEMA:
+        raise StateError(f"the store is at schema {found}, this release knows {SCHEMA}. Install the newer release.")
+    return found
+
+
+def _engine(url: str, durability: str) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise BadValues(f"store url {url!r} keeps nothing. Name a file: sqlite:////folder/store.db")
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(parsed, json_serializer=_dumps)
+    if engine.dialect.name == "sqlite":
+        _tune_sqlite(engine, durability)
+    return engine
 
 
 def packed(books: Books | None, feed: ContextFeed | None) -> Iterator[tuple[tuple[str, float], bytes]]:
@@ -251,6 +283,202 @@ def unpacked(rows: Iterable[tuple[str, float, bytes]]) -> tuple[Books | None, Co
     return books, feed
 
 
+# ---- the whole of it, for backup and restore ------------------------------------------------------------------------
+
+TRANSIENT = ("leases",)  # they name processes that live now, and are no part of a dump
+_FETCH = 1000  # rows read or written at once
+Row = list[Any]  # plain JSON types, in the order of the table's columns
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """Every table as it is in one transaction.
+
+    schema   revision the tables belong to
+    columns  table → its columns; tables that others refer to come first
+    rows     table → rows in the order of the primary key, in plain JSON types: a time in ISO 8601, bytes in base 64, a
+             number that is not finite as a word. The same rows give the same text from either database
+    """
+
+    schema: str
+    columns: Mapping[str, tuple[str, ...]]
+    rows: Callable[[str], Iterator[Row]]
+
+
+def exists(url: str) -> bool:
+    """False if a SQLite file is not there yet; a server's database is there, or cannot be reached and raises later."""
+    parsed = make_url(url)
+    return parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").is_file()
+
+
+@contextmanager
+def dumping(url: str) -> Iterator[Dump]:
+    """A store's tables as they were at one moment, whoever writes meanwhile. It is not migrated first, so that a
+    release can back up what the one before it left. Raises StateError if there is no store, or a newer one."""
+    shown = make_url(url).render_as_string(hide_password=True)
+    if not exists(url):
+        raise StateError(f"there is no store at {shown}; `bellwether run --once` makes one")
+    engine = _engine(url, "process")
+    try:
+        with engine.connect() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                revision = _known_revision(connection)
+                if revision is None:
+                    raise StateError(f"{shown} holds no store; `bellwether run --once` makes one")
+                yield _dump(connection, revision)
+    finally:
+        engine.dispose()
+
+
+def occupied(url: str) -> dict[str, int]:
+    """table → rows, of the tables that hold any; empty where nothing was ever stored. Changes nothing."""
+    if not exists(url):
+        return {}
+    engine = _engine(url, "process")
+    try:
+        with engine.connect() as connection:
+            return _occupied(connection)
+    finally:
+        engine.dispose()
+
+
+def load(url: str, schema: str, rows: Callable[[str], Iterator[Row]], check: Callable[[Dump], None]) -> None:
+    """Put a dump into an empty store, in one transaction, and bring it to the current schema: all of it, or nothing.
+
+    schema  revision of the dump; an older one is migrated up after its rows are in
+    rows    table → rows as `Dump.rows` gives them
+    check   is shown what is stored before it is committed; what it raises undoes everything
+    Raises  WouldOverwrite if any table holds a row, StateError and UnreadableFile for a schema we do not know
+    """
+    refuse_unknown(schema)
+    engine = _engine(url, "power")
+    try:
+        with engine.execution_options(writes=True).begin() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+                for name in _present(connection):  # no row may come in between our look and our taking the tables away
+                    connection.exec_driver_sql(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
+            refuse_occupied(_occupied(connection))
+            _clear(connection)
+            _migrate(connection, schema)
+            for table in _reflected(connection):
+                _fill(connection, table, rows(table.name))
+            check(_dump(connection, schema))
+            _migrate(connection)
+    finally:
+        engine.dispose()
+
+
+def refuse_unknown(schema: str) -> None:
+    """Raises StateError for the schema of a newer release, UnreadableFile for one that no release had."""
+    if schema > SCHEMA:
+        raise StateError(f"the backup is of schema {schema}, this release knows {SCHEMA}. Install the newer release.")
+    if schema not in _revisions():
+        raise UnreadableFile(f"the backup names schema {schema!r}, which no release had; is it a backup of this store?")
+
+
+def refuse_occupied(held: Mapping[str, int]) -> None:
+    """Raises WouldOverwrite, saying what is held, if it is anything."""
+    if held:
+        told = ", ".join(f"{n:,} {table}" for table, n in held.items())
+        raise WouldOverwrite(
+            f"the store is not empty: it holds {told}. A backup is restored into an empty store only: point "
+            "BELLWETHER_HOME or BELLWETHER_STORE_URL at a new one, or move the old one away."
+        )
+
+
+def _revisions() -> set[str]:
+    folder = Path(__file__).parent / "migrations" / "versions"
+    return {file.name[:4] for file in folder.glob("[0-9]*.py")}
+
+
+def _present(connection: Connection) -> list[str]:
+    return sorted(set(sa.inspect(connection).get_table_names()) & set(t.METADATA.tables))
+
+
+def _occupied(connection: Connection) -> dict[str, int]:
+    counted = {
+        name: connection.scalar(sa.select(sa.func.count()).select_from(sa.table(name)))
+        for name in _present(connection)
+        if name not in TRANSIENT
+    }
+    return {name: int(n) for name, n in counted.items() if n}
+
+
+def _clear(connection: Connection) -> None:
+    """Take empty tables of whatever schema away, so that an older schema can be built in their place."""
+    t.METADATA.drop_all(connection)
+    connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("DROP FUNCTION IF EXISTS promotions_refuse()")
+
+
+def _reflected(connection: Connection) -> list[sa.Table]:
+    """The tables as the database has them, which may be of an older schema than the code's."""
+    metadata = sa.MetaData()
+
+    @sa.event.listens_for(metadata, "column_reflect")
+    def reflect(inspector: Any, table: sa.Table, column: Any) -> None:
+        if isinstance(column["type"], sa.DateTime):
+            column["type"] = t.UtcTime()
+
+    metadata.reflect(connection, only=lambda name, _: name in t.METADATA.tables and name not in TRANSIENT)
+    return metadata.sorted_tables
+
+
+def _dump(connection: Connection, schema: str) -> Dump:
+    found = {table.name: table for table in _reflected(connection)}
+
+    def rows(name: str) -> Iterator[Row]:
+        table = found[name]
+        query = sa.select(table).order_by(*table.primary_key.columns)
+        for row in connection.execute(query, execution_options={"yield_per": _FETCH}):
+            yield [_plain(value) for value in row]
+
+    return Dump(schema, {name: tuple(c.name for c in table.columns) for name, table in found.items()}, rows)
+
+
+def _plain(value: Any) -> Any:
+    kind = type(value)
+    if kind is float:
+        return value if math.isfinite(value) else str(value)
+    if kind is datetime:
+        return value.isoformat()
+    return base64.b64encode(value).decode() if kind is bytes else value
+
+
+def _stored_type(column: sa.Column[Any]) -> Callable[[Any], Any]:
+    """What turns `_plain`'s value back."""
+    if isinstance(column.type, sa.LargeBinary):
+        return base64.b64decode
+    if isinstance(column.type, t.UtcTime):
+        return datetime.fromisoformat
+    return float if isinstance(column.type, sa.Float) else lambda value: value
+
+
+def _fill(connection: Connection, table: sa.Table, rows: Iterator[Row]) -> None:
+    columns = [(column.name, _stored_type(column)) for column in table.columns]
+    try:
+        while some := list(itertools.islice(rows, _FETCH)):
+            values = [
+                {name: None if value is None else kind(value) for (name, kind), value in zip(columns, row, strict=True)}
+                for row in some
+            ]
+            connection.execute(sa.insert(table), values)
+    except (ValueError, TypeError, IntegrityError) as error:
+        raise UnreadableFile(f"the backup's rows of {table.name} do not fit the table: {error}") from error
+    key = table.primary_key.columns
+    if connection.dialect.name == "postgresql" and [c.name for c in key] == ["id"] and key["id"].autoincrement is True:
+        highest = sa.select(sa.func.max(table.c.id)).scalar_subquery()
+        # with an empty table the third word says that 1 was not given yet
+        given = sa.func.setval(
+            sa.func.pg_get_serial_sequence(table.name, "id"), sa.func.coalesce(highest, 1), highest.is_not(None)
+        )
+        connection.execute(sa.select(given))
+
+
 class Store:
     """An open database. Thread-safe; close it with `close()`."""
 
@@ -266,19 +494,10 @@ class Store:
                     flush a commit
         Raises      StateError if the database was written by a newer release
         """
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "sqlite":
-            if not parsed.database or parsed.database == ":memory:":
-                raise BadValues(f"store url {url!r} keeps nothing. Name a file: sqlite:////folder/store.db")
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(parsed, json_serializer=_dumps)
-        if engine.dialect.name == "sqlite":
-            _tune_sqlite(engine, durability)
+        engine = _engine(url, durability)
         store = cls(engine)
         with engine.connect() as connection:
-            found = _revision(connection)
-        if found is not None and found > SCHEMA:
-            raise StateError(f"the store is at schema {found}, this release knows {SCHEMA}. Install the newer release.")
+            found = _known_revision(connection)
         if found != SCHEMA:
             with store.writing() as connection:
                 _migrate(connection)
@@ -321,6 +540,7 @@ class Store:
                 f"{batch.symbol}: open_time {at:%F %T} is not after the one before it. Sort and deduplicate."
             )
         with self.writing(within) as connection:
+            _one_writer(connection, t.bars)
             span = (float(rows[0, 0]), float(rows[-1, 0])) if n else (0.0, 0.0)  # drivers know no numpy numbers
             known = {row[0]: row for row in self._stored(connection, batch.symbol, *span)}
             fresh = []
@@ -473,7 +693,7 @@ class Store:
         Raises  UnknownName for a decision we never made, BadValues if another outcome is stored for it
         """
         with self.writing(within) as connection:
-            known = connection.scalar(sa.select(t.decisions.c.id).where(t.decisions.c.id == outcome.decision_id))
+            known = _locked(connection, t.decisions, t.decisions.c.id == outcome.decision_id)
             if known is None:
                 raise UnknownName(f"no decision {outcome.decision_id!r} in the ledger: outcomes belong to decisions")
             query = sa.select(t.outcomes).where(t.outcomes.c.decision_id == outcome.decision_id)
@@ -646,6 +866,7 @@ class Store:
     def raise_alarm(self, kind: str, severity: str, detail: str, at: datetime) -> int:
         """Raise an alarm; one that says the same and is still open is not raised twice. Returns its id."""
         with self.writing() as connection:
+            _one_writer(connection, t.alarms)
             same = (t.alarms.c.kind == kind, t.alarms.c.detail == detail, t.alarms.c.cleared_at.is_(None))
             found = connection.scalar(sa.select(t.alarms.c.id).where(*same))
             if found is not None:
@@ -693,6 +914,70 @@ class Store:
             query = query.where(t.latches.c.reset_at.is_(None))
         return [Latch(**row) for row in self._rows(query)]
 
+    # ---- retention ------------------------------------------------------------------------------------------------
+
+    def prunable(self, before: datetime) -> dict[str, tuple[int, datetime | None]]:
+        """table → (rows that `prune` would remove, moment of the oldest of them)."""
+        found = {}
+        with self._engine.connect() as connection:
+            for table, at, removable in _removable(before):
+                n, oldest = connection.execute(
+                    sa.select(sa.func.count(), sa.func.min(at, type_=at.type)).select_from(table).where(removable)
+                ).one()
+                found[table.name] = (int(n), oldest)
+        return found
+
+    def prune(self, before: datetime) -> dict[str, int]:
+        """Remove what nothing refers to and nobody counts, older than `before`; returns table → rows removed.
+
+        decisions         NO_TRADE without an event: never one that was emitted, stood on an event or has an outcome
+        alarms            cleared ones, except the newest alarm
+        retrain_requests  closed ones, except the newest of each family, from which its cool-down counts
+        A thousand rows a transaction, so that the service's own writes come in between.
+        """
+        removed = {}
+        for table, _, removable in _removable(before):
+            key, removed[table.name] = table.c.id, 0
+            some = sa.select(key).where(removable).limit(_FETCH).correlate(None)
+            while True:
+                with self.writing() as connection:
+                    gone = connection.execute(sa.delete(table).where(key.in_(some))).rowcount
+                removed[table.name] += gone
+                if gone < _FETCH:
+                    break
+        return removed
+
+    def served_digests(self, before: datetime) -> set[str]:
+        """Digests of every model that spoke in a decision which `prune(before)` leaves."""
+        (decisions,) = (removable for table, _, removable in _removable(before) if table is t.decisions)
+        query = sa.select(t.decisions.c.payload["models"]).where(sa.not_(decisions))
+        with self._engine.connect() as connection:
+            told = connection.execute(query, execution_options={"yield_per": _FETCH}).scalars()
+            return {digest for models in told for digest in _digests(models)}
+
+
+def _digests(said: Any) -> Iterator[str]:
+    """Every `digest` however deep: releases differ in how a decision names its models."""
+    if isinstance(said, dict):
+        for key, value in said.items():
+            if key == "digest" and isinstance(value, str):
+                yield value
+            yield from _digests(value)
+
+
+def _removable(before: datetime) -> list[tuple[sa.Table, sa.Column[datetime], sa.ColumnElement[bool]]]:
+    """(table, its time, which rows may go): the retention rule, whole. What is not named here stays for ever."""
+    d, a, r = t.decisions, t.alarms, t.retrain_requests
+    resolved = sa.exists().where(t.outcomes.c.decision_id == d.c.id)
+    every_alarm, of_family = a.alias("every_alarm"), r.alias("of_family")
+    newest_alarm = sa.select(sa.func.max(every_alarm.c.id)).scalar_subquery()
+    newest_request = sa.select(sa.func.max(of_family.c.id)).where(of_family.c.family == r.c.family).scalar_subquery()
+    return [
+        (d, d.c.as_of, sa.and_(d.c.as_of < before, d.c.action == "NO_TRADE", d.c.event.is_(None), sa.not_(resolved))),
+        (a, a.c.at, sa.and_(a.c.cleared_at < before, a.c.id < newest_alarm)),
+        (r, r.c.at, sa.and_(r.c.state.in_(("done", "failed")), r.c.finished_at < before, r.c.id < newest_request)),
+    ]
+
 
 _DECISION_COLUMNS = tuple(c.name for c in t.decisions.columns if c.name not in ("payload", "features", "signals"))
 
@@ -705,6 +990,12 @@ def _between(query: sa.Select[Any], column: Any, since: datetime | None, until: 
     if since is not None:
         query = query.where(column >= since)
     return query if until is None else query.where(column < until)
+
+
+def _one_writer(connection: Connection, table: sa.Table) -> None:
+    """Until commit nobody else writes to the table, so what was looked up stays true (SQLite has one writer anyway)."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE")
 
 
 def _locked(connection: Connection, table: sa.Table, where: Any) -> dict[str, Any] | None:

@@ -1,13 +1,13 @@
-"""How the suite is shared out to two workers: the real servers' tests first and to one of them, others by file."""
+"""How the suite is shared out to two workers: the real servers' tests first and to one of them, others by file.
 
-import uuid
+And the two databases the store runs on.
+"""
 
 import pytest
-import sqlalchemy as sa
+from postgres import postgres_server, postgres_url, second_postgres_url
 from xdist.scheduler import LoadScopeScheduling
 
-from benchmarks.postgres import postgresql, programs
-
+__all__ = ["postgres_server", "postgres_url", "second_postgres_url", "url"]
 SERVERS = "tests/integration/"  # one stack, started once
 
 
@@ -24,22 +24,9 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
-@pytest.fixture(scope="session")
-def postgres_server():
-    """URL of a real PostgreSQL of this run."""
-    if programs() is None:
-        pytest.skip("no PostgreSQL here: no initdb on PATH or under /usr/lib/postgresql")
-    with postgresql() as url:
-        yield url
-
-
-@pytest.fixture
-def postgres_url(postgres_server):
-    """URL of an empty database of this test."""
-    name, admin = f"test_{uuid.uuid4().hex[:12]}", sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    yield postgres_server.rpartition("/")[0] + f"/{name}"
-    with admin.connect() as connection:
-        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    """Of an empty database, once of either kind."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres_url")
+    return f"sqlite:///{tmp_path / 'new' / 'store.db'}"

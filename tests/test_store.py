@@ -1,6 +1,8 @@
 """The store: what it keeps, what it refuses, and that nothing is half written."""
 
 import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from stored_before import contents, release_010
 
 from pipelines import migrations
 from pipelines.contracts import BOOK_LEVELS, Books, ContextFeed, Decision, Outcome
@@ -22,13 +24,6 @@ from pipelines.store import BarBatch, DecisionRecord, Promotion, Store
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path):
-    if request.param == "postgresql":
-        return request.getfixturevalue("postgres_url")
-    return f"sqlite:///{tmp_path / 'new' / 'store.db'}"
 
 
 @pytest.fixture
@@ -224,10 +219,23 @@ def test_the_promotion_ledger_only_grows(url, store):
     store.add_promotion(promotion(action="rollback", family="regime"))
     assert store.promotions("validator") == [promotion(id=first)]
     assert [p.action for p in store.promotions(last=1)] == ["rollback"]
-    for statement in ("UPDATE promotions SET actor = 'x'", "DELETE FROM promotions"):
+    truncate = ["TRUNCATE promotions"] if url.startswith("postgresql") else []
+    for statement in ("UPDATE promotions SET actor = 'x'", "DELETE FROM promotions", *truncate):
         with pytest.raises(sa.exc.DBAPIError, match="append-only"), sa.create_engine(url).begin() as connection:
             connection.exec_driver_sql(statement)
     assert len(store.promotions()) == 2
+
+
+def test_two_writers_of_the_same_bars_at_once_store_them_once(url, store):
+    together, other = threading.Barrier(2), Store.open(url)
+
+    def write(opened):
+        together.wait()
+        return sum(opened.add_bars(batch(n)) for n in range(1, 20))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sum(pool.map(write, (store, other))) == 19
+    other.close()
 
 
 def test_trials_are_counted_by_family(store):
@@ -332,22 +340,32 @@ def test_the_same_record_again_changes_nothing_and_another_in_its_place_is_refus
     assert len(store.bars("BTC/USDT")) == 3
 
 
-def test_a_store_of_the_release_before_is_brought_up_and_keeps_what_it_holds(url):
-    old = sa.create_engine(url)
-    if url.startswith("sqlite"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
-    config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    with old.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        connection.execute(
-            sa.text(
-                "insert into bars values ('BTC/USDT', 0.0, 1, 2, 1, 2, null, null, null, 60.0, '2024-01-01 00:00:00')"
-            )
-        )
-    old.dispose()
+def test_a_store_of_the_release_before_is_brought_up_and_keeps_every_row_bit_for_bit(url):
+    release_010(url)
+    before = contents(url)
+    assert all(before.values())
     store = Store.open(url)
-    assert store.bars("BTC/USDT").shape == (1, 8)
-    assert store.records("BTC/USDT") == (None, None)
+    after = contents(url)
+    assert set(after) - set(before) == {"records"}
+    after["retrain_requests"] = [row[:-1] for row in after["retrain_requests"] if row[-1] == 0]  # attempts came later
+    assert {table: after[table] for table in before} == before
+    assert repr(after["bars"]) == repr(before["bars"])  # -0.0 equals 0.0, and its sign is a bit too
+    assert after["records"] == []
+    store.close()
+
+
+def test_a_store_of_the_release_before_goes_on_where_it_was(url):
+    release_010(url)
+    store = Store.open(url)
+    assert store.decision("d1").decision.confidence == 0.1 + 0.2
+    assert [d.decision.id for d in store.decisions()] == ["d1", "d2"]
+    assert store.outcomes()[0].gross_bps == 150.00000000000003
+    assert store.add_promotion(promotion()) == 3
+    assert store.add_trial("validator", "r8", "h", T0) == 3
+    assert store.request_retrain("validator", "age", T0, HOUR).state == "duplicate"
+    assert [latch.reason for latch in store.latches()] == ["-2.1 %"]
+    with pytest.raises(LeaseHeld, match="held by host:1"):
+        store.acquire_lease("workspace", "me", T0, HOUR)
+    store.add_bars(replace(batch(0), books=books_known_at(T0.timestamp())))
+    assert len(store.records("BTC/USDT")[0].known) == 1
     store.close()

@@ -1,0 +1,194 @@
+"""Retention: what is old and unreferenced goes, everything else stays, and nothing goes unasked."""
+
+import json
+import os
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from stored_before import contents, release_010
+from test_cli import bellwether
+
+from flows.prune import horizon, idle_bundles, plan, prune
+from flows.site import Site
+from pipelines.contracts import Decision, Outcome
+from pipelines.errors import StateError
+from pipelines.settings import Settings, load_params
+from pipelines.store import DecisionRecord, Promotion, Store
+from serving.slots import write_generation
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+BEFORE = NOW - 365 * DAY
+OLD, YOUNG = BEFORE - DAY, BEFORE + DAY
+
+
+@pytest.fixture
+def site(url, tmp_path):
+    opened = Site(Settings(home=tmp_path / "home", store_url=url), load_params(), Store.open(url))
+    yield opened
+    opened.store.close()
+
+
+def decide(site, id, as_of=OLD, action="NO_TRADE", event=None, digest=None):
+    models = {"validator": {"champion": {"family": "validator", "digest": digest}}} if digest else {}
+    made = Decision(
+        id=id, symbol="BTC/USDT", as_of=as_of, known_at=as_of, ingested_at=as_of, action=action, direction=0,
+        confidence=0.0, entry=None, stop=None, take_profits=(), size=0.0, expiry=None, edge_bps=None, p=None,
+        regime=None, tier=3, arm="champion", event=event, weights={}, reasons=("NO_EVENT",), generation=1,
+        models=models, lineage={},
+    )  # fmt: skip
+    site.store.add_decisions([DecisionRecord(made, b"\x00", b"\x01")])
+
+
+def bundle(site, letter, modified=OLD):
+    folder = site.settings.bundles / (letter * 64)
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"12345678")
+    os.utime(folder, (modified.timestamp(),) * 2)
+    return folder
+
+
+def ledger(site, action, version, digest, family="validator"):
+    arm = "challenger" if action == "challenge" else "champion"
+    site.store.add_promotion(
+        Promotion(OLD, "policy", action, family, arm, None, version, digest * 64, "r", "h", "c", True, "gate")
+    )
+
+
+def left(site):
+    return [r.decision.id for r in site.store.decisions()]
+
+
+def counts(removals):
+    return {r.what: r.n for r in removals}
+
+
+def test_only_old_decisions_without_trade_event_or_outcome_go(site):
+    decide(site, "old")
+    decide(site, "young", as_of=YOUNG)
+    decide(site, "emitted", action="BUY")
+    decide(site, "on an event", event="fvg")
+    decide(site, "resolved")
+    site.store.add_outcome(Outcome("resolved", OLD, 1, "target", 1.0, 1.0, 0.0))
+    assert counts(plan(site, BEFORE))["decisions"] == 1
+    assert counts(prune(site, BEFORE))["decisions"] == 1
+    assert sorted(left(site)) == ["emitted", "on an event", "resolved", "young"]
+
+
+def test_a_plan_says_the_oldest_and_changes_nothing(site):
+    decide(site, "a", as_of=OLD - DAY)
+    decide(site, "b")
+    before = contents(site.settings.store)
+    shown = {r.what: (r.n, r.oldest) for r in plan(site, BEFORE)}
+    assert shown["decisions"] == (2, OLD - DAY)
+    assert shown["alarms"] == shown["bundles"] == (0, None)
+    assert contents(site.settings.store) == before
+
+
+def test_more_decisions_than_one_transaction_takes_are_all_removed(site, monkeypatch):
+    monkeypatch.setattr("pipelines.store._FETCH", 4)
+    for i in range(10):
+        decide(site, f"d{i}", as_of=OLD - i * DAY)
+    assert counts(prune(site, BEFORE))["decisions"] == 10
+    assert left(site) == []
+
+
+def test_open_alarms_and_the_newest_stay(site):
+    kept_open = site.store.raise_alarm("a", "low", "still so", OLD)
+    cleared, recent, newest = (site.store.raise_alarm(kind, "low", "x", OLD) for kind in "bcd")
+    for alarm, at in ((cleared, OLD), (recent, YOUNG), (newest, OLD)):
+        site.store.clear_alarm(alarm, at)
+    assert counts(prune(site, BEFORE))["alarms"] == 1
+    assert [a.id for a in site.store.alarms(open_only=False)] == [kept_open, recent, newest]
+
+
+def test_the_newest_request_of_each_family_stays_since_its_cool_down_counts_from_it(site):
+    for family, times in (("validator", 3), ("regime", 1)):
+        for i in range(times):
+            at = OLD - (10 - i) * DAY
+            request = site.store.request_retrain(family, "age", at, timedelta(0))
+            site.store.claim_retrain("me", at, DAY, family)
+            site.store.finish_retrain(request.id, "me", at, True, "done")
+    site.store.request_retrain("pattern", "age", OLD, timedelta(0))
+    assert counts(prune(site, BEFORE))["retrain_requests"] == 2
+    assert sorted(r.family for r in site.store.retrain_requests()) == ["pattern", "regime", "validator"]
+    again = site.store.request_retrain("validator", "age", OLD - 8 * DAY, 2 * DAY)
+    assert again.state == "cooling_down"
+
+
+def test_promotions_trials_bars_and_breakers_are_never_touched(site):
+    ledger(site, "promote", "1", "a")
+    site.store.add_trial("validator", "r", "h", OLD)
+    site.store.trip("daily_loss", OLD, "x")
+    site.store.reset("daily_loss", OLD, "ann", "seen")
+    before = contents(site.settings.store)
+    prune(site, NOW)
+    assert contents(site.settings.store) == before
+
+
+def test_bundles_stay_that_serve_could_serve_again_or_spoke_in_a_kept_decision(site):
+    folders = {letter: bundle(site, letter) for letter in "abcdef0"}
+    young = bundle(site, "1", modified=YOUNG)
+    ledger(site, "promote", "1", "a")  # the previous champion
+    ledger(site, "promote", "2", "b")  # champion
+    ledger(site, "challenge", "3", "c")  # in shadow
+    write_generation(
+        site.settings.serving_dir, {"regime": {"champion": {"digest": "d" * 64}, "challenger": None}}, None, NOW
+    )
+    decide(site, "kept", action="BUY", digest="e" * 64)
+    decide(site, "goes", digest="f" * 64)
+    (site.settings.bundles / ".landing-abc").mkdir()
+    assert list(idle_bundles(site, BEFORE)) == [folders["0"], folders["f"]]
+    told = {r.what: r for r in prune(site, BEFORE)}["bundles"]
+    assert (told.n, told.bytes, told.oldest) == (2, 16, OLD)
+    here = {folder.name for folder in site.settings.bundles.iterdir()}
+    assert here == {folders[letter].name for letter in "abcde"} | {young.name, ".landing-abc"}
+
+
+def test_a_bundle_named_by_a_decision_of_the_release_before_stays(site):
+    folder = bundle(site, "a")
+    decide(site, "kept", action="BUY")
+    held = site.store.decision("kept")
+    site.store.add_decisions(
+        [replace(held, decision=replace(held.decision, id="x", models={"champion": {"digest": "a" * 64}}))]
+    )
+    assert list(idle_bundles(site, BEFORE)) == []
+    assert folder.exists()
+
+
+def test_a_prune_that_was_interrupted_is_finished_by_the_next(site):
+    half = site.settings.bundles / ".gone-abc"
+    half.mkdir(parents=True)
+    prune(site, BEFORE)
+    assert not half.exists()
+
+
+def test_nothing_is_removed_while_it_is_not_known_what_is_served(site):
+    folder = bundle(site, "a")
+    site.settings.serving_dir.mkdir(parents=True)
+    (site.settings.serving_dir / "generation.json").write_text("{")
+    with pytest.raises(StateError, match="not a generation file"):
+        prune(site, BEFORE)
+    assert folder.exists()
+
+
+def test_what_came_after_the_newest_data_version_stays_however_old(site):
+    assert horizon(site, 365, NOW) == BEFORE
+    file = site.workspace / "data" / "manifest.json"
+    file.parent.mkdir(parents=True)
+    for last, expected in ((OLD, OLD), (YOUNG, BEFORE)):
+        file.write_text(json.dumps({"last": last.isoformat()}))
+        assert horizon(site, 365, NOW) == expected
+
+
+def test_the_command_shows_first_and_removes_when_told(tmp_path):
+    settings = Settings(home=tmp_path / "home")
+    release_010(settings.store)
+    shown, done = (json.loads(bellwether(settings.home, "prune", *words, "--json").stdout) for words in ([], ["--yes"]))
+    assert (shown["removed"], done["removed"]) == (False, True)
+    assert shown["removals"] == done["removals"]
+    assert {what: told["n"] for what, told in done["removals"].items()} == {
+        "decisions": 1, "alarms": 0, "retrain_requests": 1, "bundles": 0
+    }  # fmt: skip
+    assert [r.decision.id for r in Store.open(settings.store).decisions()] == ["d1"]

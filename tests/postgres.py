@@ -1,0 +1,46 @@
+"""The PostgreSQL of the tests: started once, a schema a test."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg2
+import pytest
+from sqlalchemy.engine import make_url
+
+from benchmarks.postgres import postgresql, programs
+
+
+@contextmanager
+def database(server: str) -> Iterator[str]:
+    """A new, empty schema, which is all a connection with this URL sees: a thousandth of the time of a database."""
+    name, at = f"t{uuid.uuid4().hex}", make_url(server)
+    connection = psycopg2.connect(host=at.host, port=at.port, user=at.username, dbname=at.database)
+    connection.autocommit = True
+    try:
+        connection.cursor().execute(f"CREATE SCHEMA {name}")
+        yield f"{server}?options=-csearch_path%3D{name}"
+        connection.cursor().execute("SET lock_timeout = '10s'")  # a transaction left open is a failure, not a wait
+        connection.cursor().execute(f"DROP SCHEMA {name} CASCADE")
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    if programs() is None:
+        pytest.skip("no PostgreSQL here: neither initdb on the PATH nor /usr/lib/postgresql; apt install postgresql")
+    with postgresql() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres_server) -> Iterator[str]:
+    with database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture
+def second_postgres_url(postgres_server) -> Iterator[str]:
+    with database(postgres_server) as url:
+        yield url

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import DontWrapMixin, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DontWrapMixin, IntegrityError, SQLAlchemyError
 
 from pipelines.contracts import (
     BAR_FIELDS,
@@ -467,7 +467,7 @@ def _fill(connection: Connection, table: sa.Table, rows: Iterator[Row]) -> None:
                 for row in some
             ]
             connection.execute(sa.insert(table), values)
-    except (ValueError, TypeError, IntegrityError) as error:
+    except (ValueError, TypeError, IntegrityError, DataError) as error:
         raise UnreadableFile(f"the backup's rows of {table.name} do not fit the table: {error}") from error
     key = table.primary_key.columns
     if connection.dialect.name == "postgresql" and [c.name for c in key] == ["id"] and key["id"].autoincrement is True:

@@ -258,3 +258,14 @@ def test_rows_that_do_not_fit_undo_the_whole_restore(sqlite_made, empty):
     with pytest.raises(UnreadableFile, match="rows of trials do not fit"):
         restore(empty, sqlite_made)
     assert contents(empty) == {}
+
+
+def test_a_text_that_only_sqlite_lets_pass_is_refused_by_postgresql_as_a_whole(tmp_path, postgres_url):
+    url = f"sqlite:///{tmp_path / 'from' / 'store.db'}"
+    store = Store.open(url)
+    store.add_trial("validator", "r" * 100, "h", T0)
+    store.close()
+    back_up(url, tmp_path / "b.zip", T0, dict)
+    with pytest.raises(UnreadableFile, match="rows of trials do not fit"):
+        restore(postgres_url, tmp_path / "b.zip")
+    assert contents(postgres_url) == {}

@@ -113,8 +113,7 @@ def test_closing_writes_what_is_queued_and_takes_nothing_more(store):
         append(ledger, "late")
 
 
-def test_every_acknowledged_decision_survives_kill_minus_nine(tmp_path):
-    url = f"sqlite:///{tmp_path / 'store.db'}"
+def test_every_acknowledged_decision_survives_kill_minus_nine(url):
     code = WRITER.format(url=url, tests=os.path.dirname(__file__))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         acknowledged = [process.stdout.readline().strip() for _ in range(200)]

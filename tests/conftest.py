@@ -1,7 +1,9 @@
-"""How the suite is shared out to two workers: the real servers' tests first and to one of them, others by file.
+"""How the suite is shared out: the real servers' tests to one worker, the other long files next, the rest by file.
 
 And the two databases the store runs on.
 """
+
+import os
 
 import pytest
 from postgres import postgres_server, postgres_url, second_postgres_url
@@ -9,10 +11,17 @@ from xdist.scheduler import LoadScopeScheduling
 
 __all__ = ["postgres_server", "postgres_url", "second_postgres_url", "url"]
 SERVERS = "tests/integration/"  # one stack, started once
+LONG = ("tests/test_hardship.py", "tests/monitoring/test_drift_on_the_simulator.py", "tests/test_tutorials.py")
+
+
+def pytest_configure(config):
+    """Three workers on two cores: those without the servers, whose tests take longest, take what is left over."""
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+        os.nice(5)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.get_closest_marker("stack") is None)
+    items.sort(key=lambda item: 0 if item.get_closest_marker("stack") else 1 if item.nodeid.startswith(LONG) else 2)
 
 
 class ByFile(LoadScopeScheduling):

@@ -134,9 +134,11 @@ def strangest(result: DriftResult) -> Any:
 
 
 def watched_families(site: Site) -> list[str]:
-    """Families with a champion: only what serves can be hurt. Before the first champion, the family that acts."""
+    """Families with a champion: only what serves can be hurt. Without one, the family that acts, once it was judged:
+    before that it is being trained for the first time, and a second training beside it helps nobody."""
     held = [family for family in FAMILIES if promotion.slots_of(site.store, family).champion is not None]
-    return held or [ACTING]
+    judged = promotion.slots_of(site.store, ACTING).challenger is not None
+    return held or ([ACTING] if judged else [])
 
 
 @flow(name="monitor", log_prints=True)

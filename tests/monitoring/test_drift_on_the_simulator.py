@@ -13,21 +13,27 @@ from pipelines.settings import load_params
 PARAMS = load_params()
 BAR_SECONDS = TIMEFRAME_SECONDS[PARAMS.data.decision_timeframe]
 BARS_A_DAY = 86_400 // BAR_SECONDS
-HISTORY = PARAMS.simulator.history_days * BARS_A_DAY
+HISTORY_DAYS = 240  # of a year: eighty blocks of three days; `make evidence` watches a hundred whole years
+HISTORY = HISTORY_DAYS * BARS_A_DAY
 AT = [FEATURES.index[name] for name in WATCHED_COLUMNS]
 DRIFTED_SEEDS = (0, 1, 2, 3, PARAMS.simulator.seed)
 
 
 def feature_rows(seed: int, live_days: int, drift_after: int | None) -> np.ndarray:
     spec = PARAMS.simulator.model_copy(
-        update={"seed": seed, "live_days": live_days, "drift_after_live_days": drift_after}
+        update={
+            "seed": seed,
+            "history_days": HISTORY_DAYS,
+            "live_days": live_days,
+            "drift_after_live_days": drift_after,
+        }
     )
     return FEATURES.run(resample(simulate(spec).bars, 60, BAR_SECONDS))[:, AT]
 
 
 @pytest.fixture(scope="module")
 def stationary() -> dict[int, tuple[DriftReference, np.ndarray]]:
-    """Per seed: the reference of a year and the feature rows of the 14 days after it."""
+    """Per seed: the reference of its history and the feature rows of the 14 days after it."""
     found = {}
     for seed in range(20):
         values = feature_rows(seed, 14, None)

@@ -55,12 +55,16 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class StepFamily:
-    """One compiled step and the columns it writes, in order. `initial` is its fresh state, 1-D."""
+    """One compiled step and the columns it writes, in order. `initial` is its fresh state, 1-D.
+
+    combines  its `out` is the bar's whole row so far: what the families before it wrote, and its own columns last
+    """
 
     name: str
     step: Any
     columns: tuple[Column, ...]
     initial: Floats
+    combines: bool = False
 
 
 class Fold:
@@ -106,7 +110,7 @@ class Fold:
 
         bars      (n, 8) in time order, columns of contracts.BAR_FIELDS
         books     (n, 2, levels, 3) the book known at each bar's close, NaN where none was; None = no book at all
-        contexts  (n, 6) what else was known then, columns of contracts.CONTEXT_FIELDS; None = nothing
+        contexts  (n, CONTEXT_WIDTH) what else was known then, columns of contracts.CONTEXT_FIELDS; None = nothing
         state     mutated when given, so that what follows can be stepped live; None = a fresh one
         Returns   (n, k) float64, row i known at the close of bar i; NaN = missing or warming up
         Raises    BadShape, StateError
@@ -128,7 +132,7 @@ class Fold:
         return out
 
     def step(self, state: Floats, bar: Floats, book: Floats = NO_BOOK, context: Floats = NO_CONTEXT) -> Floats:
-        """One live bar (8,), its book (2, levels, 3), context (6,); mutates `state`, returns the row `run` gives."""
+        """One live bar (8,), its book (2, levels, 3), context (CONTEXT_WIDTH,); mutates `state`, returns the row `run` gives."""
         # copies are contiguous and writeable, so the kernel is never compiled for another array type in mid-flight
         bar, book = np.array(bar, dtype=np.float64), np.array(book, dtype=np.float64, order="C")
         context = np.array(context, dtype=np.float64)
@@ -197,7 +201,8 @@ def _composite(name: str, families: tuple[StepFamily, ...]) -> str:
         function = family.step.py_func
         imports.append(f"from {function.__module__} import {function.__name__} as step_{i}")
         size, width = len(family.initial), len(family.columns)
-        calls.append(f"    step_{i}(state[{at}:{at + size}], bar, book, context, out[{column}:{column + width}])")
+        first = 0 if family.combines else column
+        calls.append(f"    step_{i}(state[{at}:{at + size}], bar, book, context, out[{first}:{column + width}])")
         at, column = at + size, column + width
     return "\n".join(
         [

@@ -142,7 +142,8 @@ def recorded(bars: Floats, beside: Records) -> set[str]:
 def training(family: str, given: set[str], history_bars: int, params: Params) -> Training:
     """Which variant of a family this data trains: the schema rule leaves out the columns that are not there."""
     columns = VIEWS[family].columns if family in VIEWS else VALIDATOR_COLUMNS
-    lacking = absent_columns(given) | ({} if "taker" in given else {pattern_view.TAKER: "taker"})
+    lacking = absent_columns((*FEATURES.catalogue, *SIGNALS.catalogue), given)
+    lacking |= {} if "taker" in given else {pattern_view.TAKER: "taker"}
     absent = {name: lacking[name] for name in columns if name in lacking}
     warm = max(0, history_bars - int(FEATURES.warmup.max()))
     scored = int(warm * (1 - params.splits.min_train_fraction))

@@ -37,7 +37,6 @@ from pipelines.monitoring.drift import block_effects
 from pipelines.settings import Params, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import events
-from pipelines.signals.setups import setups
 from pipelines.signals.voices import Voices
 from serving import core
 from serving.policy import flatten, to_rows
@@ -90,7 +89,6 @@ def warm(params: Params) -> None:
     timed("alignment", lambda: align(bars[:, OPEN_TIME] + step_s, step_s, books, feed))
     features = timed("features", lambda: fold_twice(FEATURES, bars))
     signals = timed("signals", lambda: fold_twice(SIGNALS, bars))
-    timed("setups", lambda: setups(bars, np.arange(len(bars))))
     voices = timed("voices", lambda: Voices.fit(signals))
     context = np.full((len(bars), len(NO_CONTEXT)), np.nan)
     history = History(bars, features, signals, np.empty((len(bars), 2, 0, 3)), context)

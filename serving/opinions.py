@@ -140,7 +140,7 @@ def _rows(family: str, symbol: Symbol, raised: Events | None) -> tuple[Floats, t
     if family == JUDGE:
         assert raised is not None
         side = int(raised.direction[0])
-        row = event_row(symbol.closed.features, side)[np.newaxis]
+        row = event_row(symbol.closed.features, symbol.closed.signals, side)[np.newaxis]
         return row, VALIDATOR_COLUMNS, {"event": str(raised.kind[0]), "direction": side}
     view, history = VIEWS[family], symbol.history
     rows = view.build(history, np.array([len(history) - 1]))

@@ -1,11 +1,13 @@
 """FEATURES: every feature column, one fold. And the test that finds columns which follow from others."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from pipelines.contracts import Floats
 from pipelines.errors import BadShape, NotEnoughData
-from pipelines.features import awaited, book, clock, indicators, price, regime, sentiment, technical, volume
-from pipelines.features.fold import AWAITS, Fold
+from pipelines.features import book, clock, indicators, price, regime, sentiment, technical, volume
+from pipelines.features.fold import Column, Fold
 
 FEATURES = Fold(
     "features",
@@ -20,23 +22,17 @@ FEATURES = Fold(
         clock.FAMILY,
         regime.FAMILY,
         sentiment.FAMILY,
-        awaited.FAMILY,
     ),
 )
 
 CORE_COLUMNS = tuple(c.name for c in FEATURES.catalogue if c.group in ("price", "volume", "book", "technical"))
 COPIES = {c.name: tuple(c.copy_of.split(" and ")) for c in FEATURES.catalogue if c.copy_of is not None}
-AWAITED_COLUMNS = tuple(c.name for c in FEATURES.catalogue if c.source.startswith(AWAITS))
-# What is watched for drift: the clock does not drift, copies say nothing new, what awaits a producer is not there, and
-# no model reads the traditional set.
+# What is watched for drift: the clock does not drift, copies say nothing new, and no model reads the traditional set.
 # Columns whose input the training data lacks (`needs`) are left out by the drift reference itself.
 WATCHED_COLUMNS = tuple(
     c.name
     for c in FEATURES.catalogue
-    if c.copy_of is None
-    and c.name not in AWAITED_COLUMNS
-    and c.group != "traditional"
-    and not c.name.startswith(("time_of_day_", "session_"))
+    if c.copy_of is None and c.group != "traditional" and not c.name.startswith(("time_of_day_", "session_"))
 )
 REGIME_COLUMNS = (
     "volatility_20",
@@ -51,18 +47,16 @@ REGIME_COLUMNS = (
 )
 
 
-def absent_columns(given: set[str]) -> dict[str, str]:
+def absent_columns(catalogue: Iterable[Column], given: set[str]) -> dict[str, str]:
     """Columns that stay missing where only `given` was recorded beside prices, with what each of them waits for.
 
     given  of "volume", "taker", "book" and "context:<field>"
     """
-    absent = {}
-    for column in FEATURES.catalogue:
-        if column.source.startswith(AWAITS):
-            absent[column.name] = "a producer"
-        elif column.needs and not any(set(way.split(" and ")) <= given for way in column.needs.split(" or ")):
-            absent[column.name] = column.needs
-    return absent
+    return {
+        column.name: column.needs
+        for column in catalogue
+        if column.needs and not any(set(way.split(" and ")) <= given for way in column.needs.split(" or "))
+    }
 
 
 def measured_copies(values: Floats, columns: tuple[str, ...] = FEATURES.columns) -> dict[str, tuple[str, ...]]:

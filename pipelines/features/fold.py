@@ -24,8 +24,6 @@ from pipelines.compiled import cache_dir
 from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, CONTEXT_FIELDS, CONTEXT_WIDTH, NO_BOOK, NO_CONTEXT, Floats, Ints
 from pipelines.errors import BadShape, StateError
 
-AWAITS = "awaits a producer"
-
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -33,7 +31,7 @@ class Column:
 
     unit      what 1.0 means; low, high: the documented range, infinite where there is none
     warmup    bars until the first value: it stands on row warmup - 1 (a sparse column: not before that row)
-    source    paper, library convention or ruling; starting with `AWAITS` = no producer yet, always NaN
+    source    paper, library convention or ruling
     copy_of   the column(s) it follows from exactly, joined by " and "; models drop it
     needs     extra input without which it is always missing: "volume", "taker", "book", "context:<field>" of
               contracts.CONTEXT_FIELDS; several joined by " and " (all of them) or " or " (one is enough)

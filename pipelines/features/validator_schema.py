@@ -1,4 +1,7 @@
-"""The validator's columns, in the one order that training, serving and configuration share (F2)."""
+"""The validator's columns, in the one order that training, serving and configuration share (F2).
+
+Three of them are said by signals (S12–S14), the others are features; `signals.events` lays them side by side.
+"""
 
 VALIDATOR_COLUMNS = (
     "volume_ratio",
@@ -20,4 +23,7 @@ VALIDATOR_COLUMNS = (
 )
 
 # for an event these are read in its own direction: positive = with the event, negative = against it
-SIDED_COLUMNS = ("price_momentum", "order_flow_imbalance", "hft_oci_signal", "book_skew_strength")
+SIDED_COLUMNS = (
+    "price_momentum", "order_flow_imbalance", "unicorn_rating_score", "amt_phase_score", "crt_level_score",
+    "hft_oci_signal", "book_skew_strength",
+)  # fmt: skip

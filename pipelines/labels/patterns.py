@@ -28,7 +28,7 @@ def pattern_labels(
 
     bars       (m, 8) closed decision bars, `step_s` seconds each; base (n, 8) the bars they were made of
     direction  (m, c) what `signals.setups` says at every bar: 1, -1, 0 = not there, NaN = not known
-    reach      (m,) ATR at the bar's close in price units
+    reach      (m,) ATR 14 at the bar's close in price units
     Returns    arrays of one length r: `index` position of the decision bar · `y` (r, c) · `direction` (r, c) ·
                `weight` uniqueness × time decay · `uniqueness` · `known` close of the decision bar · `ended` close of
                the base bar that decided the last of the row's labels (epoch seconds)

@@ -1,8 +1,4 @@
-"""What the pattern recogniser reads at a closed bar: 32 candles in units of ATR, the catalogue, and the setups there.
-
-Setups are found anew from the bars behind the row (`signals.setups` reads at most 200), so the 256 bars that serving
-keeps give the same bytes as the whole history.
-"""
+"""What the pattern recogniser reads at a closed bar: 32 candles in units of ATR, the catalogue, and the setups there."""
 
 import numpy as np
 
@@ -29,27 +25,28 @@ ODD = {
     "book_skew_strength": 0.0,
 }  # fmt: skip
 COLUMNS = (*CANDLE, TAKER, *EVEN, *ODD, *DIRECTIONS)
+_ATR = FEATURES.index["atr_14"]  # a fraction of the close
 _FEATURES = np.array([FEATURES.index[name] for name in (*EVEN, *ODD)])
 
 
 def build(history: History, at: Ints) -> Floats:
     """(n, 32, len(COLUMNS)) of bars `at`, oldest first; NaN where a value is missing or the history too short.
 
-    Candles are told as (price - middle of the newest bar) / ATR, with the ATR of `setups` at the newest bar: told from
-    its close, one column of that bar would be nought for ever.
+    Candles are told as (price - middle of the newest bar) / ATR 14 at the newest bar: told from its close, one column
+    of that bar would be nought for ever.
     """
     rows = at[:, np.newaxis] + np.arange(1 - STEPS, 1)
     short, rows = rows < 0, np.maximum(rows, 0)
-    found = setups(history.bars, at)
     bars = history.bars[rows]
     out = np.zeros((len(at), STEPS, len(COLUMNS)))
     middle = 0.5 * (bars[:, -1, HIGH] + bars[:, -1, LOW])
-    scale = np.where(found.reach > 0.0, found.reach, np.nan)
+    reach = history.features[at, _ATR] * history.bars[at, CLOSE]
+    scale = np.where(reach > 0.0, reach, np.nan)
     out[:, :, :4] = (bars[:, :, [OPEN, HIGH, LOW, CLOSE]] - middle[:, None, None]) / scale[:, None, None]
     # a bar without trades has no share; nought over nought is missing, as everywhere
     with np.errstate(invalid="ignore", divide="ignore"):
         out[:, :, 4] = 2.0 * bars[:, :, TAKER_BUY] / bars[:, :, VOLUME] - 1.0
     out[:, :, 5 : 5 + len(_FEATURES)] = history.features[rows[:, :, np.newaxis], _FEATURES]
-    out[:, -1, -len(DIRECTIONS) :] = found.direction
+    out[:, -1, -len(DIRECTIONS) :] = setups(history.signals[at])
     out[short] = np.nan
     return out

@@ -18,7 +18,9 @@ from pipelines.signals.catalog import PRODUCERS, SIGNALS
 
 TRADITIONAL = ("consensus",)
 _ATR = FEATURES.index["atr_14"]
-_ROW = np.array([FEATURES.index[name] for name in VALIDATOR_COLUMNS])
+# where each of the validator's columns is, in features and signals laid side by side
+_ROW = np.array([{**SIGNALS.index, **FEATURES.index}[name] for name in VALIDATOR_COLUMNS])
+_ROW[[name not in FEATURES.index for name in VALIDATOR_COLUMNS]] += len(FEATURES.columns)
 _SIDED = np.array([name in SIDED_COLUMNS for name in VALIDATOR_COLUMNS])
 
 
@@ -51,20 +53,21 @@ def traditional_events(features: Floats, signals: Floats) -> Events:
     return _events(features, signals, TRADITIONAL)
 
 
-def event_rows(features: Floats, raised: Events) -> Floats:
+def event_rows(features: Floats, signals: Floats, raised: Events) -> Floats:
     """(m, 16) in VALIDATOR_COLUMNS order; sided columns read in the event's direction; NaN = missing."""
-    return _rows(features[raised.index], raised.direction)
+    rows = validator_columns(features[raised.index], signals[raised.index])
+    return np.where(_SIDED, rows * raised.direction[:, np.newaxis], rows)
 
 
-def event_row(features_row: Floats, direction: int) -> Floats:
-    """(16,) for one live row (kf,): the same code as `event_rows`, hence the same bytes."""
-    row: Floats = _rows(features_row[np.newaxis], np.array([direction]))[0]
-    return row
+def event_row(features_row: Floats, signals_row: Floats, direction: int) -> Floats:
+    """(16,) for one live row (kf,) and (ks,): the same numbers as `event_rows`, hence the same bytes."""
+    row = validator_columns(features_row[np.newaxis], signals_row[np.newaxis])[0]
+    return np.where(_SIDED, row * direction, row)
 
 
-def _rows(features: Floats, direction: Ints) -> Floats:
-    rows = features[:, _ROW]
-    return np.where(_SIDED, rows * direction[:, np.newaxis], rows)
+def validator_columns(features: Floats, signals: Floats) -> Floats:
+    """(n, 16) of VALIDATOR_COLUMNS as they stand at n bars: features (n, kf), signals (n, ks), no direction read in."""
+    return np.concatenate([features, signals], axis=1)[:, _ROW]
 
 
 def _events(features: Floats, signals: Floats, names: tuple[str, ...]) -> Events:

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Floats
 from pipelines.errors import NotEnoughData
+from pipelines.features.catalog import FEATURES
 from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import horizon_labels
@@ -54,7 +55,7 @@ def read_sources(folder: Path) -> Sources:
 def event_labels(sources: Sources, params: Params) -> Labels:
     """The validator's: ICT events worth their cost, and whether the target came before the stop."""
     found = events(sources.features, sources.signals)
-    rows = event_rows(sources.features, found)
+    rows = event_rows(sources.features, sources.signals, found)
     outcome = _resolve(sources, found, params)
     keep = outcome["keep"]
     if not keep.any():
@@ -86,8 +87,8 @@ def predictor_labels(sources: Sources, params: Params) -> Labels:
 
 
 def setup_labels(sources: Sources, params: Params) -> Labels:
-    found = setups(sources.decision, np.arange(len(sources.decision)))
-    return pattern_labels(sources.decision, sources.base, found.direction, found.reach, sources.step_s, params)
+    reach = sources.features[:, FEATURES.index["atr_14"]] * sources.decision[:, CLOSE]
+    return pattern_labels(sources.decision, sources.base, setups(sources.signals), reach, sources.step_s, params)
 
 
 def hour_labels(sources: Sources, params: Params) -> Labels:

@@ -5,7 +5,6 @@ import pytest
 
 from pipelines.errors import BadShape, NotEnoughData
 from pipelines.features.catalog import (
-    AWAITED_COLUMNS,
     COPIES,
     CORE_COLUMNS,
     FEATURES,
@@ -27,14 +26,8 @@ def test_the_validator_reads_its_sixteen_columns_in_the_stated_order():
         "crt_level_score", "time_of_day_sin", "time_of_day_cos", "session_asia", "session_london", "session_newyork",
         "volatility_regime", "market_sentiment", "hft_oci_signal", "book_skew_strength", "liquidity_density",
     )  # fmt: skip
-    assert set(VALIDATOR_COLUMNS) | set(REGIME_COLUMNS) <= set(FEATURES.columns)
+    assert set(REGIME_COLUMNS) <= set(FEATURES.columns)
     assert set(SIDED_COLUMNS) <= set(VALIDATOR_COLUMNS)
-
-
-def test_columns_without_a_producer_are_named():
-    assert AWAITED_COLUMNS == (
-        "unicorn_rating_score", "amt_phase_score", "crt_level_score",
-    )  # fmt: skip
 
 
 def test_the_copies_measured_on_bars_are_the_copies_the_catalogue_marks(year):
@@ -49,7 +42,7 @@ def test_the_copies_measured_on_bars_are_the_copies_the_catalogue_marks(year):
 
 def test_no_copy_hides_among_the_columns_of_book_and_context(bars, books, contexts):
     values = FEATURES.run(bars, books, contexts)
-    assert set(FEATURES.columns) - set(AWAITED_COLUMNS) == set(np.array(FEATURES.columns)[~np.isnan(values[-1])])
+    assert set(FEATURES.columns) == set(np.array(FEATURES.columns)[~np.isnan(values[-1])])
     assert measured_copies(values) == COPIES
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from pipelines.contracts import CONTEXT_FIELDS
 from pipelines.errors import BadShape, StateError
-from pipelines.features.catalog import AWAITED_COLUMNS, FEATURES
-from pipelines.features.fold import AWAITS, Column, Fold
+from pipelines.features.catalog import FEATURES
+from pipelines.features.fold import Column, Fold
 from pipelines.signals.catalog import SIGNALS
 
 FOLDS = {"features": FEATURES, "signals": SIGNALS}
@@ -92,7 +92,7 @@ def test_a_column_is_the_same_bytes_however_it_is_folded(runs, fold, column, way
 @pytest.mark.parametrize(("fold", "column"), ENTRIES)
 def test_a_column_starts_on_the_bar_its_definition_says(runs, fold, column):
     there = np.flatnonzero(~np.isnan(column_of(runs, fold, "clean", column.name)))
-    if column.source.startswith(AWAITS) or column.formula == "none":
+    if column.formula == "none":
         assert len(there) == 0
     elif column.sparse:
         assert len(there) == 0 or there[0] >= column.warmup - 1
@@ -190,4 +190,3 @@ def test_every_column_is_documented(fold: Fold, column: Column):
     assert column.low < column.high
     assert column.warmup >= 1
     assert column.needs is None or met(column.needs, {"volume", "taker", "book"} | FIELDS)
-    assert column.source.startswith(AWAITS) == (column.name in AWAITED_COLUMNS)

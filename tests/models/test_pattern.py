@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.contracts import History
+from pipelines.contracts import CLOSE, NO_CONTEXT, History
 from pipelines.data.simulator import simulate
 from pipelines.data.timeframes import resample
 from pipelines.errors import NotEnoughData
@@ -26,7 +26,8 @@ from pipelines.models.pattern_view import CANDLE, DIRECTIONS, STEPS, TAKER
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.views import KEPT_BARS, VIEWS, select
 from pipelines.settings import ROOT, load_params
-from pipelines.signals.setups import MEMORY, PATTERNS, setups
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.setups import PATTERNS, setups
 from pipelines.training.fit import train
 
 PARAMS = load_params()
@@ -71,7 +72,7 @@ def oracle(tmp_path_factory):
 
 def history(bars):
     m = len(bars)
-    return History(bars, FEATURES.run(bars), np.zeros((m, 0)), np.zeros((m, 2, 0, 3)), np.zeros((m, 6)))
+    return History(bars, FEATURES.run(bars), SIGNALS.run(bars), np.zeros((m, 2, 0, 3)), np.tile(NO_CONTEXT, (m, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,11 @@ def market():
     spec = PARAMS.simulator.model_copy(update={"history_days": 70, "live_days": 0, "drift_after_live_days": None})
     base = simulate(spec).bars
     return base, history(resample(base, 60, 900))
+
+
+def reach_of(past):
+    """(m,) ATR in price units."""
+    return past.features[:, FEATURES.index["atr_14"]] * past.bars[:, CLOSE]
 
 
 def stage_files(folder, base, past, chosen):
@@ -92,8 +98,7 @@ def stage_files(folder, base, past, chosen):
     }  # fmt: skip
     for name, array in arrays.items():
         np.save(folder / "features" / f"{name}.npy", array)
-    found = setups(past.bars, np.arange(len(past)))
-    told = pattern_labels(past.bars, base, found.direction, found.reach, 900, chosen)
+    told = pattern_labels(past.bars, base, setups(past.signals), reach_of(past), 900, chosen)
     np.savez(folder / "labels" / "pattern.npz", **told)
     return PATTERN.dataset(folder, chosen)
 
@@ -115,19 +120,19 @@ def test_the_bars_that_serving_keeps_give_the_bytes_of_the_whole_history(market)
 def test_candles_are_told_in_units_of_atr_and_sides_stand_on_the_newest_bar(market):
     _, past = market
     at = np.arange(600, 900)
-    rows, found = VIEWS["pattern"].build(past, at), setups(past.bars, at)
+    rows, reach = VIEWS["pattern"].build(past, at), reach_of(past)[at]
     where = {name: j for j, name in enumerate(VIEWS["pattern"].columns)}
     middle = past.bars[at, 2:4].mean(axis=1)
-    np.testing.assert_allclose(rows[:, 0, where["candle_low"]], (past.bars[at - 31, 3] - middle) / found.reach)
+    np.testing.assert_allclose(rows[:, 0, where["candle_low"]], (past.bars[at - 31, 3] - middle) / reach)
     np.testing.assert_allclose(rows[:, -1, where["candle_high"]], -rows[:, -1, where["candle_low"]])
     sides = [where[name] for name in DIRECTIONS]
-    np.testing.assert_array_equal(rows[:, -1, sides], found.direction)
+    np.testing.assert_array_equal(rows[:, -1, sides], setups(past.signals)[at])
     assert not rows[:, :-1][:, :, sides].any()
 
 
 def test_too_short_a_history_is_missing_not_guessed(market):
     _, past = market
-    rows = VIEWS["pattern"].build(past, np.array([5, MEMORY - 2]))
+    rows = VIEWS["pattern"].build(past, np.array([5, 12]))
     assert np.isnan(rows[0, 0]).all()
     assert np.isnan(rows[:, -1, -9:]).all()
 

@@ -14,6 +14,7 @@ from pipelines.data.timeframes import resample
 from pipelines.features.catalog import FEATURES
 from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.events import validator_columns
 from pipelines.signals.voices import Voices
 from pipelines.training.warm import publish_warm_start, write_warm_start
 
@@ -127,8 +128,7 @@ def stand(tmp_path_factory) -> Stand:
         signal_state=signal_state, base=history, history=History(closed, features, signals, levels, context),
         voices=Voices.fit(signals),
     )  # fmt: skip
-    at = [FEATURES.index[name] for name in VALIDATOR_COLUMNS]
-    rows = features[600:, at]
+    rows = validator_columns(features, signals)[600:]
     present = ~np.isnan(rows).any(axis=0)
     columns = tuple(name for name, here in zip(VALIDATOR_COLUMNS, present, strict=True) if here)
     return Stand(

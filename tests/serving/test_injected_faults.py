@@ -218,10 +218,11 @@ def test_remote_answers_are_those_of_the_bundle_here_bit_for_bit_by_one_call_a_r
     remote.service.calls.clear()
     decision = bar_with_event(remote)
     assert decision["tier"] == 2
-    features = np.frombuffer(remote.store().decision(decision["id"]).features)
+    kept = remote.store().decision(decision["id"])
+    features, signals = np.frombuffer(kept.features), np.frombuffer(kept.signals)
     for arm, digest in (("champion", remote.champion), ("challenger", remote.challenger)):
         said, model = decision["models"]["validator"][arm], load_bundle(remote.home / "bundles" / digest, None)
-        row = event_row(features, said["direction"])[np.newaxis]
+        row = event_row(features, signals, said["direction"])[np.newaxis]
         here = model.predict(select(row, VALIDATOR_COLUMNS, model.columns))
         assert (said["p"], said["p_low"], said["digest"]) == (here.p[0], here.p_low[0], digest)
     assert sorted(remote.service.calls)[-1] == 1  # both arms in one ask, one call

@@ -17,6 +17,7 @@ from pipelines.features.catalog import FEATURES
 from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.settings import Settings, load_params
 from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.events import validator_columns
 from pipelines.signals.voices import Voices
 from pipelines.store import BarBatch, Promotion, Store
 from pipelines.training.warm import publish_warm_start, read_warm_start, write_warm_start
@@ -52,7 +53,8 @@ def warm_start(home, bars, name):
         signal_state=states[1], base=bars, history=History(bars, features, signals, levels, context),
         voices=Voices.fit(signals),
     )  # fmt: skip
-    return publish_warm_start(home / name, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500), features
+    told = publish_warm_start(home / name, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500)
+    return told, validator_columns(features, signals)
 
 
 def line(version, digest, action="promote"):
@@ -70,8 +72,8 @@ def site(tmp_path_factory):
     (home / "bundles").mkdir()
     bars = bars_of(HISTORY + DECISIONS)
     store = Store.open(f"sqlite:///{home / 'store.db'}")
-    first, features = warm_start(home, bars[:HISTORY], "first")
-    rows = features[600:, [FEATURES.index[name] for name in VALIDATOR_COLUMNS]]
+    first, rows = warm_start(home, bars[:HISTORY], "first")
+    rows = rows[600:]
     here = ~np.isnan(rows).any(axis=0)
     columns = tuple(np.array(VALIDATOR_COLUMNS)[here].tolist())
     digests = [make_bundle(home / "bundles", columns, rows[:, here], bias) for bias in (0.1, 0.2, 0.3)]

@@ -62,18 +62,20 @@ def test_real_bars_raise_ict_events_on_six_to_fifteen_bars_in_a_hundred(real_yea
 
 def test_an_event_row_is_the_same_bytes_alone_and_in_the_batch(features, signals):
     raised = events(features, signals)
-    rows = event_rows(features, raised)
+    rows = event_rows(features, signals, raised)
     assert rows.shape == (len(raised), len(VALIDATOR_COLUMNS))
     for k, (i, side) in enumerate(zip(raised.index, raised.direction, strict=True)):
-        assert event_row(features[i], int(side)).tobytes() == rows[k].tobytes()
+        assert event_row(features[i], signals[i], int(side)).tobytes() == rows[k].tobytes()
 
 
 def test_only_the_sided_columns_turn_with_the_event():
-    row = np.arange(1.0, 1.0 + len(FEATURES.columns))
-    turned = event_row(row, 1) != event_row(row, -1)
+    width = len(FEATURES.columns)
+    features, signals = np.split(np.arange(1.0, 1.0 + width + len(SIGNALS.columns)), [width])
+    turned = event_row(features, signals, 1) != event_row(features, signals, -1)
     assert {name for name, t in zip(VALIDATOR_COLUMNS, turned, strict=True) if t} == set(SIDED_COLUMNS)
-    assert event_row(row, 1).tolist() == [row[FEATURES.index[name]] for name in VALIDATOR_COLUMNS]
-    np.testing.assert_array_equal(np.abs(event_row(row, -1)), event_row(row, 1))
+    said = dict(zip((*FEATURES.columns, *SIGNALS.columns), (*features, *signals), strict=True))
+    assert event_row(features, signals, 1).tolist() == [said[name] for name in VALIDATOR_COLUMNS]
+    np.testing.assert_array_equal(np.abs(event_row(features, signals, -1)), event_row(features, signals, 1))
 
 
 def test_rows_of_different_bars_are_refused(features, signals):

@@ -5,9 +5,9 @@ import pytest
 import talib
 
 from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
-from pipelines.features.catalog import AWAITED_COLUMNS
 from pipelines.signals import fvg
-from pipelines.signals.catalog import AWAITING, PRODUCERS, SIGNALS
+from pipelines.signals.catalog import PRODUCERS, SIGNALS
+from pipelines.signals.voices import VOICE_CATEGORIES
 
 
 def scene(*candles, calm=30):
@@ -159,14 +159,9 @@ def test_strength_is_positive_exactly_where_a_signal_speaks(bars, name):
     assert np.all((low < high) | np.isnan(low))
 
 
-def test_what_awaits_a_producer_is_listed():
-    assert AWAITING == {
-        "cmt": ("S12", "S13", "S14", "S15"),
-        "ict": ("S1", "S4", "S5"),
-        "order_flow": ("S6 absorption", "S8", "S11"),
-        "fpdom": ("S7", "S9", "S10"),
-        "sentiment": ("D7 funding", "D7 fear and greed"),
-        "traditional": ("F3",),
-    }
-    assert [c for c, names in PRODUCERS.items() if not names] == ["cmt", "fpdom", "sentiment"]
-    assert len(AWAITED_COLUMNS) == 3
+def test_every_category_has_producers_and_every_signal_speaks_for_one():
+    assert tuple(PRODUCERS) == VOICE_CATEGORIES
+    said = [name for names in PRODUCERS.values() for name in names]
+    assert len(said) == len(set(said))
+    assert {f"{name}.direction" for name in said} == {c for c in SIGNALS.columns if c.endswith(".direction")}
+    assert all(PRODUCERS.values())

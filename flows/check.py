@@ -19,6 +19,7 @@ from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.models import pattern_view
 from pipelines.models.views import VIEWS
 from pipelines.settings import Params
+from pipelines.signals.catalog import SIGNALS
 from pipelines.training.stages import decision_timeframe
 
 ROWS_ARE_EVENTS = ("validator", "pattern")  # how many there are is known once signals were folded

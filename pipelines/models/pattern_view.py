@@ -1,4 +1,4 @@
-"""What the pattern recogniser reads at a closed bar: 32 candles in units of ATR, the catalogue, and the setups there."""
+"""What the pattern recogniser reads at a closed bar: 32 candles in units of ATR, the catalogue, the setups there."""
 
 import numpy as np
 

@@ -16,6 +16,7 @@ from pipelines.errors import BadShape, UnknownName
 from pipelines.features.fold import Column, StepFamily
 from pipelines.features.kernels import mean, push
 from pipelines.signals.columns import signal_columns
+from pipelines.signals.order_block import LONDON, NEW_YORK
 
 # How a star judges the sum of the columns it reads (those of them that are there), for side = 1 long, -1 short.
 RECENT = 0  # side * sum > 0 on this bar or one of the seven before it
@@ -27,7 +28,6 @@ CANDLE = 5  # sum >= 1, and the bar closed from its open towards the side
 BARS = 8  # of RECENT
 MIN_CONFLUENCE = 0.6  # S17's base
 VOLUME_BARS = 20
-LONDON, NEW_YORK = (7.0, 10.0), (12.0, 15.0)  # killzones, hours UTC
 # read of the bar itself: its volume over the mean of the 20 bars before; 1 if it opens in a killzone
 OWN_VOLUME, OWN_CLOCK = "bar volume", "bar clock"
 

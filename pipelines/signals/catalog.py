@@ -1,16 +1,45 @@
 """SIGNALS: every rule-based signal, one fold. PRODUCERS: who speaks for which category. AWAITING: who does not yet."""
 
 from pipelines.features.fold import Fold
-from pipelines.signals import cvd, fvg, ofi, strategies, sweep
+from pipelines.signals import (
+    absorption,
+    cvd,
+    footprint,
+    fvg,
+    hawkes,
+    heatmap,
+    institutional,
+    ofi,
+    sentiment,
+    smart_money,
+    strategies,
+    sweep,
+)
 
-SIGNALS = Fold("signals", (fvg.FAMILY, sweep.FAMILY, cvd.FAMILY, ofi.FAMILY, strategies.FAMILY))
+SIGNALS = Fold(
+    "signals",
+    (
+        fvg.FAMILY,
+        sweep.FAMILY,
+        cvd.FAMILY,
+        ofi.FAMILY,
+        absorption.FAMILY,
+        hawkes.FAMILY,
+        institutional.FAMILY,
+        footprint.FAMILY,
+        heatmap.FAMILY,
+        smart_money.FAMILY,
+        sentiment.FAMILY,
+        strategies.FAMILY,
+    ),
+)
 
 PRODUCERS: dict[str, tuple[str, ...]] = {
     "cmt": (),
     "ict": ("fvg", "sweep"),
-    "order_flow": ("cvd", "cvd_divergence", "ofi"),
-    "fpdom": (),
-    "sentiment": (),
+    "order_flow": ("cvd", "cvd_divergence", "ofi", "absorption", "hawkes", "institutional"),
+    "fpdom": ("footprint", "heatmap", "smart_money"),
+    "sentiment": ("funding", "fear_greed"),
     "traditional": ("ma_cross", "rsi", "macd", "regime_ma", "market_imbalance", "consensus"),
 }
 
@@ -18,8 +47,5 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
 AWAITING: dict[str, tuple[str, ...]] = {
     "cmt": ("S12", "S13", "S14", "S15"),
     "ict": ("S1", "S4", "S5"),
-    "order_flow": ("S6 absorption", "S8", "S11"),
-    "fpdom": ("S7", "S9", "S10"),
-    "sentiment": ("D7 funding", "D7 fear and greed"),
     "traditional": ("F3",),
 }

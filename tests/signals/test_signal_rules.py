@@ -20,9 +20,6 @@ def scene(*candles, calm=30):
     )
 
 
-FLOWS = np.random.default_rng(17).normal(0, 3, 2500)
-
-
 def with_flow(flows):
     contexts = np.full((len(flows), CONTEXT_WIDTH), np.nan)
     contexts[:, CONTEXT_INDEX["order_flow"]] = flows
@@ -149,8 +146,8 @@ def test_the_consensus_speaks_only_when_a_majority_forms_anew(bars):
 
 
 @pytest.mark.parametrize("name", [name for names in PRODUCERS.values() for name in names])
-def test_strength_is_positive_exactly_where_a_signal_speaks(bars, name):
-    out = SIGNALS.run(bars, None, with_flow(FLOWS))
+def test_strength_is_positive_exactly_where_a_signal_speaks(bars, contexts, name):
+    out = SIGNALS.run(bars, None, contexts)
     assert np.nansum(np.abs(out[:, SIGNALS.index[f"{name}.direction"]])) > 0
     side, strength = out[:, SIGNALS.index[f"{name}.direction"]], out[:, SIGNALS.index[f"{name}.strength"]]
     assert set(side[~np.isnan(side)]) <= {-1.0, 0.0, 1.0}

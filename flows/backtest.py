@@ -18,9 +18,10 @@ from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.settings import Params
 from pipelines.signals.events import events
+from pipelines.signals.regimes import market_state
 from pipelines.signals.voices import Voices
 from serving import core, policy
-from serving.live import REGIME, market_state
+from serving.live import REGIME
 
 ATR = FEATURES.index["atr_14"]
 

@@ -103,7 +103,7 @@ def register(site: Site, family: str, digest: str, data_hash: str) -> Version:
         folder / family / "bundle",
         params=flat_params(site.params.model_dump(mode="json")),
         metrics=flat_metrics(figures),
-        files=[*provenance(site), folder / "evaluation" / f"{family}.json"],
+        files=[*provenance(site), folder / "evaluation" / f"{family}.json", folder / family / "importance.json"],
         tags={
             "digest": digest,
             "data_hash": data_hash,
@@ -112,6 +112,7 @@ def register(site: Site, family: str, digest: str, data_hash: str) -> Version:
             "catalogue_hash": meta["catalogue_hash"],
             "symbol": meta["symbol"],
             "decision_timeframe": meta["decision_timeframe"],
+            "reselection": figures["reselection"],
             "flow_run": str(flow_run.id or "none"),
         },
         title=recipe(family).title,

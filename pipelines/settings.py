@@ -249,6 +249,13 @@ class GateParams(_Frozen):
     min_paired: int
 
 
+class ImportanceParams(_Frozen):
+    repeats: int = Field(gt=0)
+    correlation: float = Field(gt=0, le=1)
+    low_share: float = Field(gt=0, lt=1)
+    reselect_over: float = Field(gt=0, lt=1)
+
+
 class FusionParams(_Frozen):
     weights: dict[str, float]
     regimes: dict[str, dict[str, float]]
@@ -352,6 +359,7 @@ class Params(_Frozen):
     regime: RegimeParams
     ensemble: EnsembleParams
     gate: GateParams
+    importance: ImportanceParams
     fusion: FusionParams
     thresholds: ThresholdParams
     risk: RiskParams

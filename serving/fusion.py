@@ -6,14 +6,12 @@ but enter neither the mean nor the vote. Coverage is the share of all weight tha
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CATEGORIES, REGIMES, Floats
 from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import FusionParams
 
-TRENDING, RANGING, VOLATILE, QUIET = (float(code) for code in range(len(REGIMES)))
 VOICES = (*CATEGORIES, "traditional")
 N_VOICES = len(VOICES)
 TRADITIONAL = N_VOICES - 1
@@ -24,37 +22,6 @@ TRADITIONAL_ONLY = NO_REGIME + 1
 WEIGHT_ROWS = TRADITIONAL_ONLY + 1
 
 RULE_REGIME = "rule:volatility-adx"  # digest-like name of the rule that stands where a regime model will
-
-
-def rule_regime(volatility_percentile: npt.ArrayLike, adx: npt.ArrayLike, trend_sign: npt.ArrayLike) -> Floats:
-    """Regime codes in the order of contracts.REGIMES; scalars or (n,) arrays; NaN where any input is NaN.
-
-    VOLATILE above the 0.8 percentile of trailing volatility, QUIET under 0.2, else TRENDING from ADX 25 (Wilder 1978),
-    else RANGING. trend_sign (−1, 0, 1) does not choose the regime: it chooses bull or bear in the limit table.
-    """
-    if isinstance(volatility_percentile, float) and isinstance(adx, float) and isinstance(trend_sign, float):
-        return np.float64(_rule_regime(volatility_percentile, adx, trend_sign))
-    inputs = np.broadcast_arrays(*(np.asarray(x, float) for x in (volatility_percentile, adx, trend_sign)))
-    codes = np.empty(inputs[0].shape)
-    _rule_regimes(*(x.ravel() for x in inputs), codes.ravel())
-    return codes
-
-
-@kernel
-def _rule_regime(percentile, adx, sign):  # type: ignore[no-untyped-def]
-    if percentile + adx + sign != percentile + adx + sign:
-        return np.nan
-    if percentile > 0.8:
-        return VOLATILE
-    if percentile < 0.2:
-        return QUIET
-    return TRENDING if adx >= 25.0 else RANGING
-
-
-@kernel
-def _rule_regimes(percentiles, adx, signs, codes):  # type: ignore[no-untyped-def]
-    for i in range(codes.shape[0]):
-        codes[i] = _rule_regime(percentiles[i], adx[i], signs[i])
 
 
 def regime_weights(fusion: FusionParams, regime: str | None) -> dict[str, float]:

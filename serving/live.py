@@ -19,8 +19,9 @@ from pipelines.features.catalog import FEATURES
 from pipelines.settings import Params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import events, traditional_events
+from pipelines.signals.regimes import market_state
 from serving import policy, tiers
-from serving.fusion import N_VOICES, RULE_REGIME, rule_regime
+from serving.fusion import N_VOICES, RULE_REGIME
 from serving.opinions import add_votes, answers_here, asks, faulty, foreign, opinions, raised_at
 from serving.slots import Slot, Snapshot
 from serving.symbols import Symbol
@@ -28,14 +29,6 @@ from serving.symbols import Symbol
 FAMILY = "validator"  # whose probability decides a trade
 REGIME = "regime"  # whose word chooses weights and caps
 TRADITIONAL = "traditional"  # who acts in tier 3
-_VOLATILITY, _ADX = FEATURES.index["volatility_regime"], FEATURES.index["adx_14"]
-_TREND = SIGNALS.index["ma_cross.direction"]
-
-
-def market_state(features: Floats, signals: Floats) -> tuple[Floats, Floats]:
-    """(regime codes, trend signs) of rows (n, kf), (n, ks) or of one row; NaN = unknown. Live and backtest share it."""
-    trend = signals[..., _TREND]
-    return rule_regime(features[..., _VOLATILITY], features[..., _ADX], trend), trend
 
 
 def hear(symbol: Symbol, snapshot: Snapshot) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import Estimate, Floats, Verdict
+from pipelines.evaluation import importance
 from pipelines.evaluation.metrics import (
     auc_estimate,
     expected_calibration_error,
@@ -135,6 +136,7 @@ def figure_rows(figures: dict[str, Any], traded: dict[str, Any] | None) -> list[
             row(f"net bps a trade after {cost:g} bps (20 %)", chosen["net_bps"], 2),
             row(f"net bps, every row, after {cost:g} bps", figures["every_row_net_bps"], 2),
         ]
+    told.append(["reselection of columns", figures["reselection"].partition(":")[0], "", f"{figures['n']:,}"])
     if traded is not None:
         told += [
             row(f"net bps of the policy's trades, after {cost:g} bps", traded["net_bps"], 2),
@@ -144,7 +146,7 @@ def figure_rows(figures: dict[str, Any], traded: dict[str, Any] | None) -> list[
 
 
 def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Path, title: str) -> None:
-    """The evidence as one self-contained page: verdict, checks, two pictures. Needs no network.
+    """The evidence as one self-contained page: verdict, checks, pictures, what it rests on. Needs no network.
 
     The pictures: what was said beside what came (where outcomes are yes or no), and the loss saved against each
     baseline as it added up over time (or, of trades, their result).
@@ -192,6 +194,7 @@ def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Pa
         "Intervals are 95 %, moving-block bootstrap.</p>"
         "<table><tr><th></th><th>check</th><th>value</th><th>interval</th><th>required</th><th>n</th><th></th></tr>"
         f"{rows}</table>{figure.to_html(full_html=False, include_plotlyjs=True)}"
+        + importance.section(json.loads((folder / "importance.json").read_text()))
     )
 
 

@@ -138,6 +138,7 @@ class Recipe:
     describe   (training rows, params) → lines of the model card: label, horizon, what it is not for
     folds      params → walk-forward folds of the everyday run
     acts       its probability decides trades, so the gate also reads what they made
+    contributions  (fitted, rows (n, k)) → (n, k): what each column adds to each answer; None where nobody can say
     """
 
     family: str
@@ -153,6 +154,7 @@ class Recipe:
     describe: Callable[[Dataset, Params], list[str]]
     folds: Callable[[Params], int] = lambda params: params.splits.folds
     acts: bool = False
+    contributions: Callable[[Fitted, Floats], Floats] | None = None
 
 
 def present_columns(rows: Floats, names: tuple[str, ...]) -> tuple[Bools, dict[str, str]]:

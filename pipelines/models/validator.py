@@ -36,7 +36,7 @@ def dataset(artifacts: Path, params: Params) -> Dataset:
         inputs=lambda at: rows[at],
         at=np.arange(len(rows)),
         **{name: told[name] for name in ("y", "weight", "uniqueness", "known", "ended")},
-        more={name: told[name] for name in ("gross_bps", "direction", "atr", "volatility")},
+        more={name: told[name] for name in ("gross_bps", "direction", "atr", "volatility", "regime")},
     )
 
 
@@ -80,6 +80,15 @@ def export(fitted: Any, data: Dataset, params: Params) -> Export:
     return export_calibrated(to_onnx(fitted.model, len(data.columns)), fitted.calibration, VALIDATOR.classes)
 
 
+def contributions(fitted: Any, rows: Floats) -> Floats:
+    """(n, k) TreeSHAP values of the trees as XGBoost computes them, log-odds before calibration.
+
+    Source: Lundberg et al. 2020, Nat. Mach. Intell. 2(1).
+    """
+    told = fitted.model.get_booster().predict(xgboost.DMatrix(rows, nthread=1), pred_contribs=True)
+    return np.asarray(told[:, :-1], dtype=np.float64)  # the last one is what every row starts from
+
+
 def loss(p: Floats, data: Dataset, terms: Mapping[str, Any]) -> Floats:
     return log_losses(p, data.y)
 
@@ -116,4 +125,5 @@ VALIDATOR = Recipe(
     novelty=lambda rows, params: fit_novelty(rows, params.validator.novelty_quantile),
     describe=describe,
     acts=True,
+    contributions=contributions,
 )

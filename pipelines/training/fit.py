@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 
 from pipelines.contracts import Bools, Floats, Ints, Model
 from pipelines.errors import NotEnoughData
+from pipelines.evaluation.importance import Answers, Asked, asked_of, deal_out, importance, together, unasked
 from pipelines.evaluation.metrics import auc
 from pipelines.labels.splits import walk_forward
 from pipelines.models.base import Answer, Dataset, Fitted, Recipe, Rival, Say, present_columns
@@ -28,6 +29,7 @@ class OutOfFold:
 
     loss      (n,) in the family's unit; p, p_low (n,) or (n, classes)
     members   voter → its own p; rivals  name → baseline on the same rows
+    dealt     what dealing out columns did, None where that was not asked
     """
 
     row: Ints
@@ -38,20 +40,26 @@ class OutOfFold:
     label: list[str | None] | None
     rivals: dict[str, Rival]
     folds: int
+    dealt: Answers | None = None
 
 
-def out_of_fold(recipe: Recipe, data: Dataset, params: Params, embargo_s: float, say: Say) -> OutOfFold:
-    """Walk forward: fit and calibrate on the window so far, score the next stretch."""
+def out_of_fold(
+    recipe: Recipe, data: Dataset, params: Params, embargo_s: float, say: Say, asked: Asked | None = None
+) -> OutOfFold:
+    """Walk forward: fit and calibrate on the window so far, score the next stretch, deal out its columns if `asked`."""
     folds = recipe.folds(params)
     splits = walk_forward(data.known, data.ended, folds, params.splits.min_train_fraction, embargo_s)
-    parts = []
+    parts, dealt = [], []
     for number, split in enumerate(splits, start=1):
         train, test = data.take(split.train), data.take(split.test)
         say(f"[{number - 1}/{len(splits) + 1}] {len(train):,} rows to learn, {len(test):,} to score")
         fitted = recipe.fit(train, params, embargo_s, say)
         answer = answer_in_pieces(fitted, test)
         rivals = {name: baseline(train, test, params) for name, baseline in recipe.baselines.items()}
-        parts.append((split.test, recipe.loss(answer.p, test, fitted.terms), answer, rivals))
+        loss = recipe.loss(answer.p, test, fitted.terms)
+        if asked is not None:
+            dealt.append(deal_out(recipe, fitted, test, loss, asked, params))
+        parts.append((split.test, loss, answer, rivals))
     join = np.concatenate
     return OutOfFold(
         row=join([rows for rows, *_ in parts]),
@@ -62,6 +70,7 @@ def out_of_fold(recipe: Recipe, data: Dataset, params: Params, embargo_s: float,
         label=_words([answer for *_, answer, _ in parts]),
         rivals={name: _joined([rivals[name] for *_, rivals in parts]) for name in recipe.baselines},
         folds=len(splits),
+        dealt=together(dealt) if dealt else None,
     )
 
 
@@ -115,7 +124,7 @@ def whole(data: Dataset) -> Bools:
 def train(
     recipe: Recipe, data: Dataset, out: Path, params: Params, context: dict[str, Any], embargo_s: float, say: Say
 ) -> str:
-    """Out-of-fold figures, final fit on everything, export. Writes `bundle/`, `oof.npz`, `fit.json` into `out`.
+    """Out-of-fold figures, final fit on everything, export. Writes `bundle/`, `oof.npz`, `importance.json`, `fit.json`.
 
     context    provenance for schema and card: catalogue hash, timeframes, symbol, data hash where known
     embargo_s  seconds kept free between training labels and test rows
@@ -131,7 +140,13 @@ def train(
             "longer history, or data with those columns"
         )
     data = data.take(usable)
-    oof = out_of_fold(recipe, data, params, embargo_s, say)
+    asked = asked_of(data, params)
+    oof = out_of_fold(recipe, data, params, embargo_s, say, None if isinstance(asked, str) else asked)
+    if isinstance(asked, str) or oof.dealt is None:
+        rests_on = unasked(str(asked))
+    else:
+        rests_on = importance(asked, oof.dealt, data.take(oof.row).more, recipe.loss_name, params)
+    say(f"reselection {rests_on['reselection']['line']}")
     say(f"[{oof.folds}/{oof.folds + 1}] final fit on {len(data):,} rows, {len(data.columns)} columns")
     fitted = recipe.fit(data, params, embargo_s, say)
     export = recipe.export(fitted, data, params)
@@ -152,6 +167,7 @@ def train(
     )
     model = load_bundle(out / "bundle", digest)
     np.savez(out / "oof.npz", **_arrays(oof, data))
+    write_json(out / "importance.json", rests_on)
     write_json(
         out / "fit.json",
         {
@@ -165,6 +181,7 @@ def train(
             "columns": list(data.columns),
             "dropped": dropped,
             "alone": ranked_alone(newest, data.y, data.columns),
+            "reselection": rests_on["reselection"]["line"],
             "parity_gap": parity_gap(model, fitted, pool),
             "latency_ms": _latency_ms(model, pool),
             "schema_coverage": float(usable.mean()),

@@ -22,6 +22,7 @@ from pipelines.labels.returns import return_labels
 from pipelines.labels.weights import average_uniqueness, time_decay
 from pipelines.settings import Params
 from pipelines.signals.events import Events, event_rows, events, traditional_events
+from pipelines.signals.regimes import market_state
 from pipelines.signals.setups import setups
 
 Labels = dict[str, Any]  # name → array; always `known` and `ended`, epoch seconds
@@ -78,6 +79,7 @@ def event_labels(sources: Sources, params: Params) -> Labels:
         "direction": found.direction[keep],
         "atr": found.atr[keep],
         "index": found.index[keep],
+        "regime": market_state(sources.features, sources.signals)[0][found.index[keep]],
         "volatility": np.column_stack([rows[keep, volatility], np.log(found.atr[keep])]),
     }
 

@@ -4,7 +4,7 @@ Layout under `artifacts/` of the workspace:
 features/   base.npy (n, 8), decision.npy (m, 8), books.npy (m, 2, levels, 3), context.npy (m, 6), features.npy (m, kf),
             signals.npy (m, ks), meta.json, warm/
 labels/     <name>.npz (one a row of labelling.LABELS), traditional.json; no service reads what came after from here
-<family>/   bundle/, oof.npz, fit.json
+<family>/   bundle/, oof.npz, importance.json, fit.json
 evaluation/ <family>.json: every figure with n, interval and cost assumption
 """
 

@@ -9,8 +9,9 @@ import pytest
 from pipelines.contracts import REGIMES
 from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import load_params
+from pipelines.signals.regimes import rule_regime
 from pipelines.signals.voices import VOICE_CATEGORIES
-from serving.fusion import N_VOICES, VOICES, fuse, regime_weights, rule_regime, weight_table
+from serving.fusion import N_VOICES, VOICES, fuse, regime_weights, weight_table
 
 FUSION = load_params().fusion
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/fusion_weights.json").read_text())

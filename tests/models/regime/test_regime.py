@@ -20,8 +20,8 @@ from pipelines.models.regime.recipe import REGIME, apart
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.views import KEPT_BARS, VIEWS
 from pipelines.settings import ROOT
+from pipelines.signals.regimes import rule_regime
 from pipelines.training.fit import out_of_fold, train
-from serving.fusion import rule_regime
 
 EMBARGO_S = 500 * 900.0
 

@@ -1,0 +1,108 @@
+"""How many evaluations event sampling saves, and how much of the planted edge it keeps, where the truth is known.
+
+A decision bar is evaluated if a sample became known in it. Its edge is the drift the simulator planted in the bars a
+label lasts. Two questions of each sampler: is there more edge at an evaluation than at any bar, and what is left of
+the edge if somebody who knows the drift of the moment, but no later one, takes its side only at evaluations, and keeps
+it until the next or for a label's life?
+Thresholds stand before the measured days: a sample every four bars is asked for, CUSUM's are the stated 0.5 and 0.7.
+Run: python -m benchmarks sampling"""
+
+import numpy as np
+
+from benchmarks.measured import Row, Spread
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Bools, Floats
+from pipelines.data.latent import MINUTES_A_DAY
+from pipelines.data.sampling import Samples, cusum, dollar_bars, evaluated, imbalance_bars, usual, volume_bars
+from pipelines.data.simulator import simulate
+from pipelines.evaluation.metrics import block_starts
+from pipelines.settings import load_params
+
+SEED, EDGE = 8, 1.3
+BARS_A_SAMPLE = 4  # asked of the bars with a threshold of their own: three evaluations of four saved
+DRAWS = 1_000
+BOOTSTRAP_SEED = 1
+
+
+def samplers(minutes: Floats, past: int) -> dict[str, Samples]:
+    """Every sampler over all minutes; volume and value that is usual is measured on the first `past` alone."""
+    rows = 15 * BARS_A_SAMPLE
+    return {
+        "CUSUM": cusum(minutes, 60.0),
+        "volume bars": volume_bars(minutes, 60.0, usual(minutes[:past], "volume", rows)),
+        "dollar bars": dollar_bars(minutes, 60.0, usual(minutes[:past], "dollar", rows)),
+        "tick imbalance": imbalance_bars(minutes, 60.0, "tick", rows),
+        "volume imbalance": imbalance_bars(minutes, 60.0, "volume", rows),
+    }
+
+
+def taken(now: Floats, bar: Floats, asked: Bools, life: int) -> Floats:
+    """(m,) drift earned in each following bar by the side of `now` at the newest asked bar, none after `life` bars."""
+    m = len(now)
+    newest = np.maximum.accumulate(np.where(asked, np.arange(m), -life))
+    held = (newest >= 0) & (np.arange(m) - newest < life)
+    return np.where(held, np.sign(now[np.maximum(newest, 0)]), 0.0) * bar
+
+
+def redrawn(values: Floats, block: int) -> Floats:
+    """(DRAWS, k) sums of (m, k) values over moving blocks of whole days."""
+    m = len(values)
+    starts = block_starts(m, block, DRAWS, BOOTSTRAP_SEED)[:, : m // block]
+    total = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
+    return np.asarray((total[starts + block] - total[starts]).sum(axis=1))
+
+
+def figure(draws: Floats, n: int) -> Spread:
+    """Median and quartiles over the draws of a figure that rests on n bars."""
+    low, median, high = (float(x) for x in np.quantile(draws, [0.25, 0.5, 0.75]))
+    return Spread(median, low, high, n)
+
+
+def interval(draws: Floats) -> str:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return f"[{low:.3g}, {high:.3g}]"
+
+
+def measure(tiny: bool = False) -> list[Row]:
+    params = load_params()
+    days, past_days = (30, 10) if tiny else (90, 10)
+    wanted = {"seed": SEED, "edge": EDGE, "history_days": days, "live_days": 0, "drift_after_live_days": None}
+    market = simulate(params.simulator.model_copy(update=wanted))
+    life, step_s = params.labels.horizon_bars, TIMEFRAME_SECONDS[params.data.decision_timeframe]
+    width, past = step_s // 60, past_days * MINUTES_A_DAY
+    so_far = np.concatenate([[0.0], np.cumsum(market.truth.drift)]) * 1e4  # bps
+    first = np.arange(past, len(market.bars) - life * width, width)  # minute that follows each measured close
+    closes, now = market.bars[first, OPEN_TIME], market.truth.drift[first]
+    edge, bar = so_far[first + life * width] - so_far[first], so_far[first + width] - so_far[first]
+    every = np.ones(len(first), dtype=bool)
+    m, day = len(first), MINUTES_A_DAY // width
+    rows = []
+    for name, samples in samplers(market.bars, past).items():
+        asked = evaluated(samples, closes)
+        even = np.zeros(m, dtype=bool)
+        even[np.linspace(0, m - 1, int(asked.sum())).astype(int)] = True
+        size = np.abs(edge)
+        parts = np.column_stack(
+            [size * asked, asked, size, every, *(taken(now, bar, at, life) for at in (asked, even, every))]
+        )
+        draws, n = redrawn(parts, day), int(asked.sum())
+        at_asked, at_every = draws[:, 0] / draws[:, 1], draws[:, 2] / draws[:, 3]
+        kept, spaced = 100 * draws[:, 4] / draws[:, 6], 100 * draws[:, 5] / draws[:, 6]
+        inside, covered = int((samples.known > closes[0]).sum()), 100 * size[asked].sum() / size.sum()
+        rows += [
+            Row(
+                f"{name}: evaluations saved", "% of bars", figure(100 * (1 - draws[:, 1] / draws[:, 3]), m),
+                note=f"{inside:,} samples on {len(market.bars) - past:,} minutes; {covered:.0f} % of all bars' |edge| "
+                "stands on the evaluated ones",
+            ),
+            Row(
+                f"{name}: true edge at an evaluation", f"bps in {life} bars", figure(at_asked, n),
+                "every bar", figure(at_every, m), figure(at_every / at_asked, m),
+                f"ours over theirs, 95 %: {interval(at_asked / at_every)}",
+            ),
+            Row(
+                f"{name}: edge kept, side taken only then", "% of every bar", figure(kept, n),
+                "as many, evenly spaced", figure(spaced, n), figure(spaced / kept, m),
+                f"ours, 95 %: {interval(kept)}",
+            ),
+        ]  # fmt: skip
+    return rows

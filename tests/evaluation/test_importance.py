@@ -1,0 +1,156 @@
+"""What a candidate rests on (F5): an oracle comes first, noise counts for nothing, copies stand together, the rule."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipelines.contracts import REGIMES
+from pipelines.evaluation.importance import (
+    Answers,
+    Asked,
+    asked_of,
+    clusters,
+    importance,
+    reselection,
+    section,
+    shares,
+    unasked,
+)
+from pipelines.models.base import Dataset
+from pipelines.models.parts import logit
+from pipelines.models.validator import VALIDATOR, contributions, fit_trees
+from pipelines.settings import load_params
+from pipelines.training.fit import out_of_fold
+
+PARAMS = load_params()
+PARAMS = PARAMS.model_copy(update={"validator": PARAMS.validator.model_copy(update={"trees": 40, "depth": 4})})
+COLUMNS = ("noise_a", "twin", "oracle", "twin_stretched", "noise_b", "noise_c", "noise_d", "noise_e")
+TRENDING, RANGING = REGIMES.index("TRENDING"), REGIMES.index("RANGING")
+
+
+def events(n=3_000, seed=5):
+    """y follows the oracle where the market trends and, faintly, what two columns see alike; the rest is noise."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, len(COLUMNS)))
+    seen = rng.normal(size=n)
+    rows[:, 1], rows[:, 3] = seen + 0.25 * rows[:, 1], np.exp(seen + 0.25 * rows[:, 3])
+    regime = np.where(rng.random(n) < 0.5, TRENDING, RANGING).astype(float)
+    regime[:10] = regime[-10:] = np.nan
+    pull = 2.5 * rows[:, 2] * (regime == TRENDING) + 0.8 * seen
+    known = 900.0 * np.arange(n)
+    return Dataset(
+        columns=COLUMNS, inputs=lambda at: rows[at], y=(rng.random(n) < 1 / (1 + np.exp(-pull))).astype(float),
+        weight=np.ones(n), uniqueness=np.ones(n), known=known, ended=known + 900.0, at=np.arange(n),
+        more={"volatility": rng.normal(size=(n, 2)), "regime": regime},
+    )  # fmt: skip
+
+
+def told_of(data):
+    asked = asked_of(data, PARAMS)
+    oof = out_of_fold(VALIDATOR, data, PARAMS, 900.0, lambda line: None, asked)
+    return importance(asked, oof.dealt, data.take(oof.row).more, VALIDATOR.loss_name, PARAMS)
+
+
+@pytest.fixture(scope="module")
+def told():
+    return told_of(events())
+
+
+def test_the_oracle_comes_first_by_both_measures(told):
+    for measure in (lambda each: each["rise"]["value"], lambda each: each["contribution"]):
+        assert max(told["columns"], key=lambda name: measure(told["columns"][name])) == "oracle"
+    assert told["columns"]["oracle"]["rise"]["low"] > 0
+
+
+def test_noise_counts_for_nothing(told):
+    assert all(told["columns"][name]["share"] < 0.01 for name in COLUMNS if name.startswith("noise"))
+
+
+def test_copies_share_one_cluster_and_hold_together_what_neither_shows_alone(told):
+    twin, stretched = told["columns"]["twin"], told["columns"]["twin_stretched"]
+    assert twin["cluster"] == stretched["cluster"]
+    both = told["clusters"][twin["cluster"]]
+    assert both["columns"] == ["twin", "twin_stretched"]
+    assert both["rise"]["value"] > 1.2 * max(twin["rise"]["value"], stretched["rise"]["value"])
+    assert sorted(len(c["columns"]) for c in told["clusters"]) == [1] * 6 + [2]
+
+
+def test_each_regime_shows_what_counts_in_it(told):
+    by = told["by_regime"]
+    assert by["TRENDING"]["clusters"]["oracle"]["share"] > 0.7
+    assert by["RANGING"]["clusters"]["oracle"]["share"] < 0.3
+    assert by["UNKNOWN"]["rows"] == 10  # those at the start are only learnt from
+    assert sum(each["rows"] for each in by.values()) == told["rows"]
+
+
+def test_five_noise_columns_of_eight_propose_a_challenger_without_them_and_none_do_not(told):
+    assert told["reselection"]["proposed"] is True
+    assert told["reselection"]["leave_out"] == [name for name in COLUMNS if name.startswith("noise")]
+    assert told["reselection"]["keep"] == ["twin", "oracle", "twin_stretched"]
+    without = told_of(events().narrow(np.array([not name.startswith("noise") for name in COLUMNS])))
+    assert without["reselection"]["proposed"] is False
+    assert without["reselection"]["leave_out"] == []
+
+
+def test_the_rule_fires_above_three_tenths_not_at_them():
+    held = {f"c{i}": 0.001 if i < 3 else 0.142 for i in range(10)}
+    assert reselection(held, 0.01, 0.30)["proposed"] is False
+    fired = reselection(held | {"c3": 0.0099}, 0.01, 0.30)
+    assert fired["proposed"] is True
+    assert fired["line"].startswith("proposed: 4 of 10 columns (40%)")
+    assert fired["line"].endswith("without c0, c1, c2, c3")
+    assert reselection(held | {"c3": 0.01}, 0.01, 0.30)["proposed"] is False  # low is below one per cent, not at it
+
+
+def test_where_nothing_is_missed_nothing_is_judged():
+    asked = Asked(("a", "b"), ((0,), (1,)))
+    none = importance(asked, Answers(-np.ones((50, 2)), None), {}, "log loss", PARAMS)
+    assert shares(-np.ones((50, 2))) == [None, None]
+    assert none["reselection"]["proposed"] is None
+    assert none["reselection"]["line"].startswith("not judged")
+    assert none["columns"]["a"]["contribution"] is None
+
+
+def test_the_catalogue_s_copies_are_joined_whatever_the_values_say_and_joints_carry_on():
+    rng = np.random.default_rng(1)
+    free = rng.normal(size=(400, 3))
+    assert clusters(free, ("momentum_10", "adx_14", "roc_10"), 0.9) == ((0, 2), (1,))
+    chain = free[:, :1] + 0.35 * np.cumsum(rng.normal(size=(400, 3)), axis=1)  # each is like the next
+    assert clusters(chain, ("a", "b", "c"), 0.85) == ((0, 1, 2),)
+    assert clusters(np.column_stack([free[:, 0], -free[:, 0], np.ones(400)]), ("a", "b", "c"), 0.9) == ((0, 1), (2,))
+
+
+def test_contributions_add_up_to_what_the_trees_say():
+    data = events(600)
+    trees = fit_trees(data.all_inputs(), data.y, data.weight, PARAMS)
+    fitted = type("Fit", (), {"model": trees})()
+    rest = logit(trees.predict_proba(data.all_inputs())[:, 1]) - contributions(fitted, data.all_inputs()).sum(axis=1)
+    np.testing.assert_allclose(rest, rest[0], atol=1e-4)  # what every row starts from
+
+
+def test_the_same_seed_tells_the_same_and_the_figures_are_json(told):
+    assert told_of(events()) == told
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_dealing_columns_out_leaves_the_out_of_fold_answers_alone():
+    data = events(1_200)
+    plain = out_of_fold(VALIDATOR, data, PARAMS, 900.0, lambda line: None)
+    asked = out_of_fold(VALIDATOR, data, PARAMS, 900.0, lambda line: None, asked_of(data, PARAMS))
+    np.testing.assert_array_equal(plain.p, asked.p)
+    assert plain.dealt is None
+
+
+def test_windows_are_not_asked_and_say_so():
+    data = events(50)
+    why = asked_of(replace(data, inputs=lambda at: np.zeros((len(at), 60, len(COLUMNS)))), PARAMS)
+    assert "windows of 60 bars" in why
+    assert "windows of 60 bars" in section(unasked(why))
+
+
+def test_the_page_shows_the_rule_s_line_every_column_and_every_regime(told):
+    page = section(told)
+    assert told["reselection"]["line"].split(";")[0] in page
+    assert all(word in page for word in (*COLUMNS, "TRENDING", "RANGING", "UNKNOWN"))

@@ -26,7 +26,8 @@ PER_FRAME = 2 + CANDLES
 
 @kernel
 def _trend(candles, frame, open_time, length):  # type: ignore[no-untyped-def]
-    """-1, 0, 1 of one timeframe at the close of the bar from `open_time`; NaN = not heard."""
+    """Last closed close less the mean of the last six, of one timeframe, at the close of the bar from `open_time`; price
+    units; NaN = not heard."""
     if not frame >= length:
         return np.nan
     newest, oldest = candles[PER_FRAME - 1], 2
@@ -35,7 +36,7 @@ def _trend(candles, frame, open_time, length):  # type: ignore[no-untyped-def]
         newest, oldest = candles[1], 3
     for i in range(PER_FRAME - 1, oldest - 1, -1):
         total += newest - candles[i]  # a sum of differences: equal closes give an exact nought
-    return np.sign(total)
+    return total / CANDLES
 
 
 @kernel
@@ -52,7 +53,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     if not sound(bar[HIGH], bar[LOW], close):
         return
     length = bar_length(state[0:CLOCK_STATE], open_time)
-    score, total, heard = 0.0, 0.0, 0
+    score, total, heard, apart = 0.0, 0.0, 0, 0.0
     for f in range(FRAMES.shape[0]):
         candles = state[FIRST + PER_FRAME * f : FIRST + PER_FRAME * (f + 1)]
         slot = np.floor(open_time / FRAMES[f])
@@ -62,7 +63,8 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
         candles[1] = close
         trend = _trend(candles, FRAMES[f], open_time, length)
         if trend == trend:
-            score += WEIGHTS[f] * trend
+            score += WEIGHTS[f] * np.sign(trend)
+            apart += WEIGHTS[f] * abs(trend)
             total += WEIGHTS[f]
             heard += 1
     out[5] = total / 100.0
@@ -73,7 +75,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
         agreed = np.sign(score) if abs(score) == total else 0.0
         out[0] = 0.0
         if agreed != 0.0 and state[LAST] == state[LAST] and agreed != state[LAST]:
-            out[0], out[1] = agreed, out[5]
+            out[0], out[1] = agreed, apart / total / close
     state[LAST] = agreed
 
 
@@ -85,7 +87,7 @@ def trends(family_state: Floats) -> dict[str, int]:
         name: _trend(row, FRAMES[f], open_time, length)
         for f, (name, row) in enumerate(zip(TIMEFRAMES, rows, strict=True))
     }
-    return {name: int(trend) for name, trend in found.items() if trend == trend}
+    return {name: int(np.sign(trend)) for name, trend in found.items() if trend == trend}
 
 
 SOURCE = "ruling S15: weights 5m .10, 15m .20, 1h .30, 4h .25, 1d .15"
@@ -95,8 +97,9 @@ FAMILY = StepFamily(
     step,
     (
         *signal_columns(
-            "confluence", "cmt", 24, "share of the weight",
-            f"all timeframes heard agree, at least two, and did not a bar ago: {RULE}", SOURCE, high=1.0, levels="none",
+            "confluence", "cmt", 24, "fraction of price",
+            f"all timeframes heard agree, at least two, and did not a bar ago: {RULE}; strength: weighed mean of how far "
+            "the closes are from those means", SOURCE, levels="none",
         ),
         Column("confluence.score", "cmt", "mean", -1.0, 1.0, 6, f"weighed mean over those heard: {RULE}", SOURCE),
         Column(

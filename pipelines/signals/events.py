@@ -44,7 +44,7 @@ class Events:
 
 
 def events(features: Floats, signals: Floats) -> Events:
-    """ICT events (S2, S3): features (n, kf), signals (n, ks) of the same bars. Opposite signals on a bar: no event."""
+    """ICT events (S1–S5): features (n, kf), signals (n, ks) of the same bars. Opposite signals on a bar: no event."""
     return _events(features, signals, PRODUCERS["ict"])
 
 
@@ -62,12 +62,12 @@ def event_rows(features: Floats, signals: Floats, raised: Events) -> Floats:
 def event_row(features_row: Floats, signals_row: Floats, direction: int) -> Floats:
     """(16,) for one live row (kf,) and (ks,): the same numbers as `event_rows`, hence the same bytes."""
     row = validator_columns(features_row[np.newaxis], signals_row[np.newaxis])[0]
-    return np.where(_SIDED, row * direction, row)
+    return np.asarray(np.where(_SIDED, row * direction, row))
 
 
 def validator_columns(features: Floats, signals: Floats) -> Floats:
     """(n, 16) of VALIDATOR_COLUMNS as they stand at n bars: features (n, kf), signals (n, ks), no direction read in."""
-    return np.concatenate([features, signals], axis=1)[:, _ROW]
+    return np.asarray(np.concatenate([features, signals], axis=1)[:, _ROW])
 
 
 def _events(features: Floats, signals: Floats, names: tuple[str, ...]) -> Events:

@@ -25,6 +25,8 @@ DISTRIBUTION  ACCUMULATION  settled, and the middle of the new value area is bey
                             has followed price
 DISTRIBUTION  UNKNOWN       48 bars after it began
 
+The phase thus depends on bars before the last 48: on the balance that price left, and on how it was entered.
+
 amt_phase_score says which way the phase leans and how much:
 UNKNOWN       0
 ACCUMULATION  1/3 x (middle of V - close) / half its width: back to the middle

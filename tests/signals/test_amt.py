@@ -34,7 +34,7 @@ def column(bars, name):
 
 
 def phases(*tail):
-    """What the machine says of the last bar of the balance and of each bar of the tail, the market upside down alike."""
+    """First letters of the phases at the last bar of the balance and at each of the tail; upside down alike."""
     bars = market(*tail)
     there, mirrored = (FOLD.run(side)[len(BALANCE) - 1 :, AT["amt_phase"] :] for side in (bars, upside_down(bars)))
     np.testing.assert_array_equal(there[:, 0], mirrored[:, 0])
@@ -89,7 +89,7 @@ TRANSITIONS = {
     "three quiet bars": ([POKE] + [INSIDE] * 3, "AMMMA"),
     "a poke among the quiet bars": ([POKE, INSIDE, POKE, INSIDE, INSIDE, INSIDE], "AMMMMMA"),
     "three quiet bars without a balance": ([SPIKE] + [INSIDE] * 3, "AMMMU"),
-    "never resolved for 48 bars": (AROUND[:46] + [SPIKE, SPIKE, SPIKE], "A" + "M" * 48 + "U"),
+    "never resolved for 48 bars": ([*AROUND[:46], SPIKE, SPIKE, SPIKE], "A" + "M" * 48 + "U"),
     "the move away fails": ([ABOVE] * 3 + [BACK], "AMMDM"),
     "and falls out of the other side": ([ABOVE] * 3 + [(100.8, 99.0, 99.2)], "AMMDM"),
     "value follows price": ([ABOVE] * 3 + [NEW_HOME] * 22, "AMMD" + "D" * 21 + "A"),

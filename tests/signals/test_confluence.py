@@ -120,7 +120,7 @@ def test_fold_over_bars_with_holes_is_what_candles_made_directly_say(real_year):
 
 
 def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(minutes):
-    """Three ways at every 15-minute close of nine days: folded from minutes, from bars, and from candles made at once."""
+    """Three ways at every 15-minute close of nine days: folded from minutes, from bars; and candles made at once."""
     by_minute, by_bar = FOLD.fresh(), FOLD.fresh()
     bars = resample(minutes, 60, 900)
     candles = {name: resample(minutes, 60, TIMEFRAME_SECONDS[name]) for name in WEIGHTS}

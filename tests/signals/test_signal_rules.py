@@ -161,12 +161,12 @@ def test_strength_is_positive_exactly_where_a_signal_speaks(bars, name):
 
 def test_what_awaits_a_producer_is_listed():
     assert AWAITING == {
-        "cmt": ("S12", "S13", "S14", "S15"),
+        "cmt": ("S14",),
         "ict": ("S1", "S4", "S5"),
         "order_flow": ("S6 absorption", "S8", "S11"),
         "fpdom": ("S7", "S9", "S10"),
         "sentiment": ("D7 funding", "D7 fear and greed"),
         "traditional": ("F3",),
     }
-    assert [c for c, names in PRODUCERS.items() if not names] == ["cmt", "fpdom", "sentiment"]
+    assert [c for c, names in PRODUCERS.items() if not names] == ["fpdom", "sentiment"]
     assert len(AWAITED_COLUMNS) == 3

@@ -88,7 +88,7 @@ def test_confidence_is_the_percentile_of_the_categorys_own_strength(signals):
     for j, category in enumerate(VOICE_CATEGORIES):
         spoke = np.abs(direction[:, j]) > 0
         np.testing.assert_array_equal(np.isnan(confidence[:, j]), ~spoke)
-        if category in ("ict", "order_flow", "traditional"):
+        if category in ("cmt", "ict", "order_flow", "traditional"):
             assert spoke.sum() > 500
             for level in (0.2, 0.7, 0.95):
                 assert np.isclose(np.mean(confidence[spoke, j] < level), level, atol=0.01), category

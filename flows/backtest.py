@@ -91,7 +91,8 @@ def replay_policy(
     direction, confidence = voices.speak(signals)
     rows = policy.to_rows(
         direction, confidence, regime=regime, trend=trend, unicorn=signals[:, UNICORN], event=side, tier=1.0,
-        age_bars=0.0, breakers=0.0, atr=np.where(side != 0, features[:, ATR], np.nan), price=decision[:, CLOSE], p=told, p_low=low,
+        age_bars=0.0, breakers=0.0, atr=np.where(side != 0, features[:, ATR], np.nan), price=decision[:, CLOSE],
+        p=told, p_low=low,
     )  # fmt: skip
     flat = policy.flatten(params)
     live = Core(core.decide_row, flat, core.ROW_WIDTH, core.OUT_WIDTH, core.ACCOUNT, core.ACTION, core.SIZE)

@@ -29,6 +29,7 @@ from serving.symbols import Symbol
 FAMILY = "validator"  # whose probability decides a trade
 REGIME = "regime"  # whose word chooses weights and caps
 TRADITIONAL = "traditional"  # who acts in tier 3
+UNICORN = SIGNALS.index["unicorn_rating_score"]  # stars of the leading side, signed: the backtest reads the same
 
 
 def hear(symbol: Symbol, snapshot: Snapshot) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def decide(
             confidence=confidence,
             regime=regime,
             trend=float(trend),
-            unicorn=np.nan,
+            unicorn=float(closed.signals[UNICORN]) if ready else np.nan,
             event=str(acting.kind[0]) if seen else None,
             event_direction=float(acting.direction[0]) if seen else 0.0,
             atr=float(acting.atr[0]) if seen else np.nan,

@@ -30,7 +30,7 @@ class Events:
 
     index      row of the bar
     direction  1 long, -1 short
-    kind       name of the signal that raised it (the first of its category's producers if several agree)
+    kind       name of the signal that raised it (the first of those heard if several agree)
     atr        ATR 14 at that close, as a fraction of price; finite and above 0
     """
 

@@ -2,7 +2,8 @@
 
 Trades above the trailing median notional are large. They carry most of any market's volume, so large and small are each
 weighed in what is usual for them. Where the two lean apart, or the large lean further, the signal takes the large side;
-where both lean alike and the small further, it is a crowd's move and says nothing. VPIN, how one-sided equal volumes were, gives it weight: from once (none) to twice (all one-sided).
+where both lean alike and the small further, it is a crowd's move and says nothing. VPIN, how one-sided
+equal volumes were, gives it weight: from once (none) to twice (all one-sided).
 """
 
 import numpy as np
@@ -45,8 +46,8 @@ FAMILY = StepFamily(
     (
         *signal_columns(
             "institutional", "order_flow", BARS, "usual flows",
-            "side of the large trades' delta where the small ones' is opposite or, each over its root mean square of 60 "
-            "bars, smaller; its size so measured, times 1 + VPIN",
+            "side of the large trades' delta where the small ones' is opposite or, each over its root mean square of "
+            "60 bars, smaller; its size so measured, times 1 + VPIN",
             SOURCE, high=2.0 * BARS**0.5, needs="context:cvd_large and context:cvd_small and context:vpin",
             levels="none",
         ),

@@ -26,8 +26,8 @@ PER_FRAME = 2 + CANDLES
 
 @kernel
 def _trend(candles, frame, open_time, length):  # type: ignore[no-untyped-def]
-    """Last closed close less the mean of the last six, of one timeframe, at the close of the bar from `open_time`; price
-    units; NaN = not heard."""
+    """Last closed close less the mean of the last six, in price units, at the close of the bar from `open_time`; NaN =
+    not heard."""
     if not frame >= length:
         return np.nan
     newest, oldest = candles[PER_FRAME - 1], 2
@@ -98,8 +98,8 @@ FAMILY = StepFamily(
     (
         *signal_columns(
             "confluence", "cmt", 24, "fraction of price",
-            f"all timeframes heard agree, at least two, and did not a bar ago: {RULE}; strength: weighed mean of how far "
-            "the closes are from those means", SOURCE, levels="none",
+            f"all timeframes heard agree, at least two, and did not a bar ago: {RULE}; strength: weighed mean of "
+            "how far the closes are from those means", SOURCE, levels="none",
         ),
         Column("confluence.score", "cmt", "mean", -1.0, 1.0, 6, f"weighed mean over those heard: {RULE}", SOURCE),
         Column(

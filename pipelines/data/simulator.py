@@ -26,6 +26,7 @@ from pipelines.contracts import (
     Floats,
     Ints,
     Trades,
+    tape_of,
 )
 from pipelines.data import orderbook
 from pipelines.data.latent import DESIGN, LATENT, MINUTES_A_DAY, Design, keep_of, knobs_of_walk, table_of, walk
@@ -217,7 +218,8 @@ class MarketPath:
         levels = out["levels"][:shots]
         levels[..., 0] = levels[..., 0] * self.cents / 100.0
         levels[..., 1] /= LOTS
-        return Books(known.astype(np.float64), levels, out["flows"][:shots, 0] / LOTS, out["flows"][:shots, 1] / LOTS)
+        flows = out["flows"][:shots].T / LOTS
+        return Books(known.astype(np.float64), levels, tape_of(shots, order_flow=flows[0], order_flow_fast=flows[1]))
 
 
 def simulate(spec: SimulatorParams, design: Design = DESIGN) -> Market:

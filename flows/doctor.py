@@ -15,13 +15,12 @@ from typing import Literal
 import psutil
 
 from flows import ports, supervisor
-from pipelines.compiled import cache_dir
+from pipelines.compiled import cache_dir, digest_of, kernel_sources
 from pipelines.settings import ROOT, Settings
 
 GIB = 1024**3
 FREE_DISK = 2 * GIB  # databases, models and reports of many turns
 FREE_MEMORY = 4 * GIB  # the six services take about 2.5 GiB, a training run about 1 GiB more
-WARM_MARK = "warmed"  # flows.warm leaves this file in the kernel cache when it is done
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,13 @@ def memory(settings: Settings) -> Finding:
     return Finding("memory", "warn", f"{detail}, wanted {FREE_MEMORY / GIB:.0f}", "close something large")
 
 
+def warm_mark() -> Path:
+    """The file `flows.warm` leaves in the kernel cache when it is done, named by all kernels, this numba and CPU."""
+    return cache_dir() / f"warmed_{digest_of(*kernel_sources())}"
+
+
 def kernels_are_warm() -> bool:
-    """True if `flows.warm` has finished for exactly these kernel sources, this numba and this CPU."""
-    return (cache_dir() / WARM_MARK).exists()
+    return warm_mark().exists()
 
 
 def kernels() -> Finding:

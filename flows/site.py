@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -75,21 +75,26 @@ def is_gone(holder: str) -> bool:
 
 
 @contextmanager
-def renewing(renew: Callable[[], object], duration: timedelta) -> Iterator[None]:
-    """Call `renew` three times a `duration` until the block ends: only who died loses what he holds."""
+def repeating(act: Callable[[], object], every_s: float, name: str) -> Iterator[None]:
+    """Call `act` every `every_s` seconds, in a thread of its own, until the block ends."""
     ended = threading.Event()
 
     def keep() -> None:
-        while not ended.wait(duration.total_seconds() / 3):
-            renew()
+        while not ended.wait(every_s):
+            act()
 
-    thread = threading.Thread(target=keep, name="lease", daemon=True)
+    thread = threading.Thread(target=keep, name=name, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(timeout=10.0)
+
+
+def renewing(renew: Callable[[], object], duration: timedelta) -> AbstractContextManager[None]:
+    """Call `renew` three times a `duration` until the block ends: only who died loses what he holds."""
+    return repeating(renew, duration.total_seconds() / 3, "lease")
 
 
 @contextmanager

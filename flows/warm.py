@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.doctor import WARM_MARK, kernels_are_warm
+from flows.doctor import kernels_are_warm, warm_mark
 from pipelines.compiled import cache_dir, kernel_sources
 from pipelines.contracts import (
     BOOK_LEVELS,
@@ -126,7 +126,7 @@ def main() -> None:
     print(f"{len(kernel_sources())} files of kernels → {cache_dir()}")
     began = time.perf_counter()
     warm(load_params())
-    (cache_dir() / WARM_MARK).touch()
+    warm_mark().touch()
     print(f"warm after {time.perf_counter() - began:.0f} s")
 
 

@@ -5,7 +5,6 @@ died, a registry that does not answer. Each look is cheap: one request to MLflow
 """
 
 import logging
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from prefect.deployments import run_deployment
 
 from flows import promotion, supervisor
-from flows.site import Site, is_gone, now, open_site
+from flows.site import Site, is_gone, now, open_site, repeating
 from pipelines.contracts import FAMILIES
 from pipelines.errors import LeaseHeld, StateError
 from pipelines.store import ATTEMPTS, RetrainRequest
@@ -107,25 +106,19 @@ def fallen_retrains(site: Site, begun: Begun) -> list[str]:
 @contextmanager
 def watching() -> Iterator[None]:
     """Look every LOOK_SECONDS in a thread of its own until the block ends."""
-    site, ended = open_site(), threading.Event()
+    site = open_site()
     begun: Begun = {}
 
     def watch() -> None:
-        while not ended.wait(LOOK_SECONDS):
-            try:
-                for line in look(site, begun):
-                    log.warning(line)
-            except LeaseHeld:  # somebody is moving a champion right now
-                continue
-            except Exception as error:  # a watch that ends unseen would be worse than one that complains
-                log.exception("a look of the watch failed")
-                told = f"{type(error).__name__}: {error}"[:300]
-                site.store.raise_alarm("watch_fault", "high", f"aliases and retrains are not watched: {told}", now())
+        try:
+            for line in look(site, begun):
+                log.warning(line)
+        except LeaseHeld:  # somebody is moving a champion right now
+            return
+        except Exception as error:  # a watch that ends unseen would be worse than one that complains
+            log.exception("a look of the watch failed")
+            told = f"{type(error).__name__}: {error}"[:300]
+            site.store.raise_alarm("watch_fault", "high", f"aliases and retrains are not watched: {told}", now())
 
-    thread = threading.Thread(target=watch, name="watch", daemon=True)
-    thread.start()
-    try:
+    with repeating(watch, LOOK_SECONDS, "watch"):
         yield
-    finally:
-        ended.set()
-        thread.join(timeout=10.0)

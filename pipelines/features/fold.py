@@ -132,7 +132,7 @@ class Fold:
         return out
 
     def step(self, state: Floats, bar: Floats, book: Floats = NO_BOOK, context: Floats = NO_CONTEXT) -> Floats:
-        """One live bar (8,), its book (2, levels, 3), context (CONTEXT_WIDTH,); mutates `state`, returns the row `run` gives."""
+        """One live bar (8,), book (2, levels, 3), context (CONTEXT_WIDTH,) → the row `run` gives; mutates `state`."""
         # copies are contiguous and writeable, so the kernel is never compiled for another array type in mid-flight
         bar, book = np.array(bar, dtype=np.float64), np.array(book, dtype=np.float64, order="C")
         context = np.array(context, dtype=np.float64)
@@ -179,7 +179,7 @@ class Fold:
         """The composite step, written as a module so that numba's disk cache can find it again."""
         source = _composite(self.name, self.families)
         name = f"fold_{self.name}_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
-        path = cache_dir() / f"{name}.py"
+        path = cache_dir() / "folds" / f"{name}.py"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = path.with_suffix(f".{os.getpid()}")

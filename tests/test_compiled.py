@@ -1,0 +1,65 @@
+"""Machine code is kept by content: never stale, and never made anew for what did not change."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import compiled
+
+FILES = {
+    "pipelines/inner.py": "from pipelines.compiled import kernel\n\n@kernel\ndef twice(x):\n    return 2.0 * x\n",
+    "pipelines/outer.py": (
+        "from pipelines.compiled import kernel\nfrom pipelines import (\n    inner,\n)\n"
+        "from pipelines.inner import twice\n\n@kernel\ndef four_times(x):\n    return twice(twice(x))\n"
+    ),
+    "pipelines/other.py": "from pipelines.compiled import kernel\n\n@kernel\ndef half(x):\n    return 0.5 * x\n",
+}
+ASK = "from pipelines.outer import four_times; from pipelines.other import half; print(four_times(1.0), half(1.0))"
+
+
+@pytest.fixture
+def project(tmp_path):
+    root = tmp_path / "first"
+    (root / "pipelines").mkdir(parents=True)
+    for name, text in FILES.items():
+        (root / name).write_text(text)
+    shutil.copy(compiled.__file__, root / "pipelines" / "compiled.py")
+    return root
+
+
+def answers(root: Path) -> list[float]:
+    """What the kernels say in a process of their own."""
+    mine = {"PYTHONPATH": str(root), "BELLWETHER_KERNEL_CACHE": str(root.parent / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], cwd=root, env=os.environ | mine, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [float(word) for word in done.stdout.split()]
+
+
+def kept(root: Path) -> dict[str, int]:
+    """Files of machine code → when each was written."""
+    return {str(f): f.stat().st_mtime_ns for f in (root.parent / "cache").rglob("*.nbc")}
+
+
+def test_a_change_in_an_imported_kernel_is_seen_and_only_what_rests_on_it_is_compiled_again(project):
+    assert answers(project) == [4.0, 0.5]
+    before = kept(project)
+    file = project / "pipelines" / "inner.py"
+    file.write_text(file.read_text().replace("2.0 * x", "3.0 * x"))
+    assert answers(project) == [9.0, 0.5]
+    after = kept(project)
+    assert before.items() <= after.items()  # nothing that was there was written again
+    assert sorted(Path(f).name.split(".")[0] for f in after.keys() - before.keys()) == ["inner", "outer"]
+
+
+def test_another_copy_of_the_project_compiles_nothing_again(project):
+    answers(project)
+    before = kept(project)
+    shutil.copytree(project, project.parent / "second")
+    assert answers(project.parent / "second") == [4.0, 0.5]
+    assert kept(project) == before

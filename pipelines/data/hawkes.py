@@ -179,9 +179,7 @@ def quick_fit(times, counted, end, found):  # type: ignore[no-untyped-def]
         scale = min(1.0, _LONGEST / max(abs(step[0]), abs(step[1]), abs(step[2])))
         newer_mu, newer_decay = mu * np.exp(scale * step[0]), decay * np.exp(scale * step[2])
         newer_branching = 1.0 / (1.0 + (1.0 - branching) / branching * np.exp(-scale * step[1]))
-        told = likelihood(
-            times, counted, end, newer_mu, newer_branching, newer_decay, newer_gradient, newer_hessian
-        )
+        told = likelihood(times, counted, end, newer_mu, newer_branching, newer_decay, newer_gradient, newer_hessian)
         if not told >= best - 1e-9:
             damping = max(4.0 * damping, 1e-3 * n)
             continue

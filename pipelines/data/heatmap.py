@@ -23,7 +23,7 @@ from pipelines.errors import NotEnoughData
 SNAPSHOTS, EVERY_S = 50, 5.0
 SIDE = 50  # levels of a side
 LEVELS = 2 * SIDE
-LEVEL_BPS = 0.5  # of the mid: 50 levels reach some 12 to 25 bps
+LEVEL_BPS = 1.0  # of the mid: 50 levels reach some 25 to 50 bps
 WALL = 5.0  # medians
 PERSISTENT = 0.6  # share of the snapshots
 NEEDED = int(PERSISTENT * SNAPSHOTS)

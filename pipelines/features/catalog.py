@@ -5,7 +5,7 @@ import numpy as np
 from pipelines.contracts import Floats
 from pipelines.errors import BadShape, NotEnoughData
 from pipelines.features import awaited, book, clock, indicators, price, regime, sentiment, technical, volume
-from pipelines.features.fold import AWAITS, Fold
+from pipelines.features.fold import AWAITS, Column, Fold
 
 FEATURES = Fold(
     "features",
@@ -51,13 +51,13 @@ REGIME_COLUMNS = (
 )
 
 
-def absent_columns(given: set[str]) -> dict[str, str]:
+def absent_columns(given: set[str], catalogue: tuple[Column, ...] = FEATURES.catalogue) -> dict[str, str]:
     """Columns that stay missing where only `given` was recorded beside prices, with what each of them waits for.
 
     given  of "volume", "taker", "book" and "context:<field>"
     """
     absent = {}
-    for column in FEATURES.catalogue:
+    for column in catalogue:
         if column.source.startswith(AWAITS):
             absent[column.name] = "a producer"
         elif column.needs and not any(set(way.split(" and ")) <= given for way in column.needs.split(" or ")):

@@ -257,8 +257,9 @@ def page(params: Params, markets: Sequence[Recorded] = MARKETS) -> str:
         planted patterns that an answer of the same direction met: a stop run within {AFTER_BARS} bars after the bar it
         ended in, the others in a bar they lived in. *Right*: the share of answers that met one. Every bar that speaks
         is an answer. *By chance*: the same answers moved along the history, mean of {SHIFTS} moves. Brackets: 95 %
-        Wilson. An answer that meets no planted pattern is no fault of the rule: prices also sweep swings by themselves, and the
-        simulator runs for the extreme of the last {LOOKBACK / 60:g} hours, which need not be a swing of the rule."""),
+        Wilson. An answer that meets no planted pattern is no fault of the rule: prices also sweep swings by themselves.
+        The simulator runs for the extreme of the last {LOOKBACK / 60:g} hours, which the rule need not remember as a
+        swing."""),
         "",
         *planted_table(simulate(spec), params),
     ]

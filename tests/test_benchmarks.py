@@ -65,13 +65,13 @@ def test_a_planted_pattern_is_found_by_an_answer_of_its_direction_in_its_window_
 
 
 def test_chance_finds_what_speaking_so_often_finds():
-    opens, rng = 60.0 * np.arange(20_000), np.random.default_rng(7)
-    start = 60.0 * rng.choice(19_000, 300, replace=False) + 1
-    truth = planted(*[(t, t + 1, 1, way) for t, way in zip(np.sort(start), rng.choice([-1, 1], 300), strict=True)])
-    random = seen(rng.random((20_000, 2)) < 0.05, opens, truth, kind=1, after=3)
-    assert random.recall.low < random.by_chance_recall < random.recall.high
-    assert random.by_chance_recall == pytest.approx(1 - 0.95**4, abs=0.02)
-    assert random.by_chance_precision == pytest.approx(random.precision.value, abs=0.02)
+    opens, rng = 60.0 * np.arange(50_000), np.random.default_rng(7)
+    start = 60.0 * np.sort(rng.choice(49_000, 1000, replace=False)) + 1
+    truth = planted(*[(t, t + 1, 1, way) for t, way in zip(start, rng.choice([-1, 1], 1000), strict=True)])
+    told = seen(rng.random((50_000, 2)) < 0.05, opens, truth, kind=1, after=3)
+    assert told.by_chance_recall == pytest.approx(1 - 0.95**4, abs=0.01)  # one of four bars speaks
+    assert told.recall.value == pytest.approx(told.by_chance_recall, abs=0.05)
+    assert told.precision.value == pytest.approx(told.by_chance_precision, abs=0.01)
 
 
 def test_evidence_goes_on_where_it_ended_and_forgets_figures_of_other_code(tmp_path):

@@ -56,7 +56,7 @@ def decide_us(n: int) -> Floats:
     took = np.empty(n)
     for i, row in enumerate(sample_rows(n)):
         inputs = DecisionInputs(
-            row[:N_VOICES], row[N_VOICES : 2 * N_VOICES], "TRENDING", row[core.TREND], "fvg", row[core.EVENT],
+            row[:N_VOICES], row[N_VOICES : 2 * N_VOICES], "TRENDING", row[core.TREND], row[core.UNICORN], "fvg", row[core.EVENT],
             row[core.ATR], row[core.PRICE], row[core.P], row[core.P_LOW], None, 1, 0.0, (), Portfolio(0, 0, 0, 0, 0),
         )  # fmt: skip
         began = time.perf_counter()

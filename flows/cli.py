@@ -494,6 +494,37 @@ def show_signals(found: dict[str, Any]) -> None:
 
 
 @app.command()
+def stars(
+    symbol: Annotated[str | None, typer.Argument(help="The market of the newest snapshot by default.")] = None,
+    path: Annotated[Path | None, typer.Option(help="Measure on this Parquet, CSV or zip file instead.")] = None,
+    context: Annotated[
+        list[Path] | None, typer.Option(help="With --path: file of context or folder of a recorded book.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The 21 stars of the unicorn rating: how often each is true, and its measured lift with an interval."""
+    from dataclasses import asdict
+
+    from flows import stars as measured
+    from flows.site import now, open_site
+
+    if path is None:
+        found = measured.of_snapshot(open_site(), symbol)
+    else:
+        found = measured.of_file(path, symbol, context or [], load_params(settings().params_file), now())
+    if as_json:
+        emit({**asdict(found), "worths": found.worths.told()})
+        return
+    table(
+        f"{found.symbol}: {found.worths.bars:,} bars of {found.timeframe}, {found.first} to {found.last} UTC; mean "
+        f"return over {found.worths.horizon_bars} bars on the star's side, true less false",
+        list(measured.SHOWN),
+        measured.rows(found.worths),
+    )
+    out.print(measured.verdict(found.worths))
+
+
+@app.command()
 def lineage(
     decision_id: Annotated[str | None, typer.Argument(help="A decision's id; the newest decision by default.")] = None,
     as_json: AsJson = False,

@@ -252,8 +252,38 @@ class GateParams(_Frozen):
 class FusionParams(_Frozen):
     weights: dict[str, float]
     regimes: dict[str, dict[str, float]]
-    min_confidence: float
     min_consensus: float
+
+
+class BaseThresholds(_Frozen):
+    min_strength: float = Field(ge=0, le=100)
+    min_confidence: float = Field(gt=0, le=1)
+    min_confluence: float = Field(ge=0, le=1)
+    min_unicorn: float = Field(ge=0, le=21)
+    phase: Literal["UNKNOWN", "ACCUMULATION", "MANIPULATION", "DISTRIBUTION"]
+
+
+class ThresholdFactors(_Frozen):
+    min_strength: float = Field(default=1.0, gt=0)
+    min_confidence: float = Field(default=1.0, gt=0)
+    min_confluence: float = Field(default=1.0, gt=0)
+    min_unicorn: float = Field(default=1.0, gt=0)
+
+
+class ThresholdParams(_Frozen):
+    base: BaseThresholds
+    regimes: dict[Literal["TRENDING", "RANGING", "VOLATILE", "QUIET"], ThresholdFactors]
+    high_unicorn: float = Field(gt=0, le=21)
+    high_unicorn_confidence: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "ThresholdParams":
+        for name, factors in self.regimes.items():
+            for key, most in (("min_strength", 100.0), ("min_confidence", 1.0), ("min_unicorn", 21.0)):
+                asked = getattr(self.base, key) * getattr(factors, key)
+                if asked > most:
+                    raise ValueError(f"{name} asks for {key} {asked:g}, more than the {most:g} there can be")
+        return self
 
 
 class RegimeLimit(_Frozen):
@@ -323,6 +353,7 @@ class Params(_Frozen):
     ensemble: EnsembleParams
     gate: GateParams
     fusion: FusionParams
+    thresholds: ThresholdParams
     risk: RiskParams
     tiers: TierParams
     drift: DriftParams

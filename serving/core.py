@@ -31,6 +31,7 @@ from serving.risk.sizing import kelly, level, limit_row, position_size
 _STATE = (
     "regime",  # code in the order of contracts.REGIMES; NaN = unknown: base weights, smallest caps
     "trend",  # −1, 0, 1; NaN = unknown
+    "unicorn",  # S14 stars of the leading side, signed; NaN = not known: no lower confidence will do
     "event",  # direction of the event, −1, 0 (none), 1
     "tier",  # 1 full, 2 simple model, 3 traditional only, 4 emergency
     "age_bars",  # decision bars between the last closed bar and as_of
@@ -48,10 +49,11 @@ _STATE = (
 ROW_FIELDS = (*(f"{v}.direction" for v in VOICES), *(f"{v}.confidence" for v in VOICES), *_STATE)
 ROW_WIDTH = len(ROW_FIELDS)
 CONFIDENCES_AT = N_VOICES
-(REGIME, TREND, EVENT, TIER, AGE_BARS, BREAKERS, GROSS, OPEN_COUNT, TRADES_TODAY, DAILY_PNL, DRAWDOWN, ATR, PRICE, P,
- P_LOW) = range(2 * N_VOICES, ROW_WIDTH)  # fmt: skip
+(REGIME, TREND, UNICORN, EVENT, TIER, AGE_BARS, BREAKERS, GROSS, OPEN_COUNT, TRADES_TODAY, DAILY_PNL, DRAWDOWN, ATR,
+ PRICE, P, P_LOW) = range(2 * N_VOICES, ROW_WIDTH)  # fmt: skip
 ACCOUNT = (GROSS, OPEN_COUNT, TRADES_TODAY, DAILY_PNL, DRAWDOWN)  # what a backtest fills in as it goes
 
+STARS = 21.0
 _BIG = 1e15
 # What a usable value lies in, from EVENT on; anything else, NaN and infinity included, cannot be computed with.
 _LOW = np.array([-1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, -_BIG, 0.0, 1e-9, 1e-12, 0.0, 0.0])
@@ -59,11 +61,11 @@ _HIGH = np.array([1.0, 4.0, _BIG, _BIG, _BIG, _BIG, _BIG, _BIG, 1.0, 1.0, _BIG, 
 
 # ---- params: `policy.flatten` writes it ---------------------------------------------------------------------------
 PARAM_FIELDS = (
-    "min_confidence", "min_consensus", "round_trip_bps", "min_target_to_cost", "target_atr", "stop_atr",
+    "high_unicorn", "min_consensus", "round_trip_bps", "min_target_to_cost", "target_atr", "stop_atr",
     "kelly_fraction", "kelly_cap", "max_gross", "max_open", "max_trades_per_day", "max_daily_loss", "max_drawdown",
     "max_data_age_bars",
 )  # fmt: skip
-(MIN_CONFIDENCE, MIN_CONSENSUS, ROUND_TRIP_BPS, MIN_TARGET_TO_COST, TARGET_ATR, STOP_ATR, KELLY_FRACTION, KELLY_CAP,
+(HIGH_UNICORN, MIN_CONSENSUS, ROUND_TRIP_BPS, MIN_TARGET_TO_COST, TARGET_ATR, STOP_ATR, KELLY_FRACTION, KELLY_CAP,
  MAX_GROSS, MAX_OPEN, MAX_TRADES_PER_DAY, MAX_DAILY_LOSS, MAX_DRAWDOWN,
  MAX_DATA_AGE_BARS) = range(len(PARAM_FIELDS))  # fmt: skip
 WEIGHTS_AT = len(PARAM_FIELDS)  # (WEIGHT_ROWS, N_VOICES) fusion.weight_table
@@ -71,7 +73,8 @@ MULTIPLIER_AT = WEIGHTS_AT + WEIGHT_ROWS * N_VOICES  # one a regime, then the sm
 MAX_POSITION_AT = MULTIPLIER_AT + NO_REGIME + 1  # sizing.LIMIT_ROWS, then the smallest
 MAX_STOP_AT = MAX_POSITION_AT + 5  # the same rows
 TIER_SIZE_AT = MAX_STOP_AT + 5  # what each of the four tiers leaves of a size
-PARAM_WIDTH = TIER_SIZE_AT + 4
+MIN_CONFIDENCE_AT = TIER_SIZE_AT + 4  # thresholds.confidence_table: a row a regime, then no regime
+PARAM_WIDTH = MIN_CONFIDENCE_AT + 2 * (NO_REGIME + 1)
 
 # ---- out: NaN where it could not be computed or was not asked -----------------------------------------------------
 OUT_FIELDS = (
@@ -79,6 +82,7 @@ OUT_FIELDS = (
     "size",  # fraction of equity; 0 when refused
     "direction",  # −1, 0, 1: what the vote said
     "confidence", "consensus", "coverage",  # fusion.fuse
+    "min_confidence",  # what was asked of it here
     "conviction",  # confidence as lowered by the model, sizing only
     "stop", "target",  # prices
     "stop_fraction",  # stop distance over price
@@ -90,8 +94,9 @@ OUT_FIELDS = (
     "max_stop",  # of the regime, fraction of price
     "unusable_mask",  # bit i: ROW_FIELDS[i] could not be used
 )  # fmt: skip
-(ACTION, SIZE, DIRECTION, CONFIDENCE, CONSENSUS, COVERAGE, CONVICTION, STOP, TARGET, STOP_FRACTION, TARGET_BPS,
- MIN_TARGET_BPS, EDGE_BPS, BREAK_EVEN_P, KELLY, CAP, MAX_STOP, UNUSABLE_MASK) = range(len(OUT_FIELDS))  # fmt: skip
+(ACTION, SIZE, DIRECTION, CONFIDENCE, CONSENSUS, COVERAGE, MIN_CONFIDENCE, CONVICTION, STOP, TARGET, STOP_FRACTION,
+ TARGET_BPS, MIN_TARGET_BPS, EDGE_BPS, BREAK_EVEN_P, KELLY, CAP, MAX_STOP,
+ UNUSABLE_MASK) = range(len(OUT_FIELDS))  # fmt: skip
 SHARES_AT = len(OUT_FIELDS)  # N_VOICES weights, then N_VOICES contributions, see fusion.fuse
 CONTRIBUTIONS_AT = SHARES_AT + N_VOICES
 OUT_WIDTH = CONTRIBUTIONS_AT + N_VOICES
@@ -111,8 +116,8 @@ def _out_of_range(row, first, last):  # type: ignore[no-untyped-def]
 def _unusable(row, weights):  # type: ignore[no-untyped-def]
     """Bits of the inputs that are needed whatever happens and cannot be used.
 
-    NaN is meaningful, so allowed, in a direction (unavailable), the regime and the trend (unknown). A category that
-    takes a side must say how strongly.
+    NaN is meaningful, so allowed, in a direction (unavailable), the regime, the trend and the unicorn (unknown).
+    A category that takes a side must say how strongly.
     """
     mask = _out_of_range(row, EVENT, DRAWDOWN)
     if row[EVENT] != np.floor(row[EVENT]):
@@ -121,6 +126,8 @@ def _unusable(row, weights):  # type: ignore[no-untyped-def]
         mask |= 1 << TIER
     if abs(row[TREND]) > 1.0:
         mask |= 1 << TREND
+    if abs(row[UNICORN]) > STARS:
+        mask |= 1 << UNICORN
     regime = row[REGIME]
     if regime == regime and not (0.0 <= regime < NO_REGIME and regime == np.floor(regime)):
         mask |= 1 << REGIME
@@ -199,6 +206,8 @@ def decide_row(row, params, out):  # type: ignore[no-untyped-def]
     out[CONFIDENCE] = confidence
     out[CONSENSUS] = consensus
     out[COVERAGE] = coverage
+    relieved = 1 if row[UNICORN] * row[EVENT] >= params[HIGH_UNICORN] else 0
+    out[MIN_CONFIDENCE] = params[MIN_CONFIDENCE_AT + 2 * regime + relieved]
     limits = limit_row(row[REGIME], row[TREND])
     out[MAX_STOP] = params[MAX_STOP_AT + limits]
 
@@ -222,7 +231,7 @@ def decide_row(row, params, out):  # type: ignore[no-untyped-def]
         else:
             if not consensus >= params[MIN_CONSENSUS] or out[DIRECTION] != row[EVENT]:
                 refused |= CONFLICT
-            if not confidence >= params[MIN_CONFIDENCE]:
+            if not confidence >= out[MIN_CONFIDENCE]:
                 refused |= CONFIDENCE_BELOW
         if unusable == 0:
             refused |= _judge(row, params, out, params[MULTIPLIER_AT + regime], params[MAX_POSITION_AT + limits])

@@ -109,6 +109,7 @@ def decide(
             confidence=confidence,
             regime=regime,
             trend=float(trend),
+            unicorn=np.nan,
             event=str(acting.kind[0]) if seen else None,
             event_direction=float(acting.direction[0]) if seen else 0.0,
             atr=float(acting.atr[0]) if seen else np.nan,

@@ -16,6 +16,7 @@ from serving import core
 from serving.fusion import N_VOICES, VOICES, weight_table
 from serving.risk.codes import REFUSALS, bits_of
 from serving.risk.sizing import LIMIT_ROWS
+from serving.thresholds import confidence_table
 
 ACTIONS: dict[float, Literal["BUY", "SELL", "NO_TRADE"]] = {1.0: "BUY", -1.0: "SELL", 0.0: "NO_TRADE"}
 
@@ -43,6 +44,7 @@ class DecisionInputs:
     confidence: Floats  # (N_VOICES,)
     regime: str | None
     trend: float
+    unicorn: float
     event: str | None  # name of the signal that raised the event
     event_direction: float  # −1, 0 (no event), 1
     atr: float
@@ -69,7 +71,8 @@ def flatten(params: Params) -> Floats:
         if set(table) != set(names):
             raise UnknownName(f"params.yaml risk.{key} has {sorted(table)}, expected exactly {sorted(names)}")
     flat = np.full(core.PARAM_WIDTH, np.nan)
-    named = {**dict(fusion), **dict(labels), **dict(risk), "round_trip_bps": params.costs.round_trip_bps}
+    named = {**dict(fusion), **dict(labels), **dict(risk), **dict(params.thresholds)}
+    named["round_trip_bps"] = params.costs.round_trip_bps
     flat[: core.WEIGHTS_AT] = [named[name] for name in core.PARAM_FIELDS]
     flat[core.WEIGHTS_AT : core.MULTIPLIER_AT] = weight_table(fusion).ravel()
     for start, values in (
@@ -78,7 +81,8 @@ def flatten(params: Params) -> Floats:
         (core.MAX_STOP_AT, [risk.regime_limits[name].max_stop for name in LIMIT_ROWS]),
     ):
         flat[start : start + len(values) + 1] = [*values, min(values)]  # an unknown regime gets the least
-    flat[core.TIER_SIZE_AT :] = [params.tiers.size[tier] for tier in (1, 2, 3, 4)]
+    flat[core.TIER_SIZE_AT : core.MIN_CONFIDENCE_AT] = [params.tiers.size[tier] for tier in (1, 2, 3, 4)]
+    flat[core.MIN_CONFIDENCE_AT :] = confidence_table(params.thresholds).ravel()
     if not np.isfinite(flat).all() or (flat < 0.0).any():
         bad = [name for name, value in zip(core.PARAM_FIELDS, flat, strict=False) if not 0.0 <= value < np.inf]
         raise BadValues(f"params.yaml: {bad or 'risk tables'} must be finite and not negative; mend and rerun")
@@ -118,9 +122,10 @@ def to_row(inputs: DecisionInputs) -> Floats:
     row[:N_VOICES] = inputs.direction
     row[N_VOICES : 2 * N_VOICES] = inputs.confidence
     row[core.REGIME :] = (
-        np.nan if inputs.regime is None else REGIMES.index(inputs.regime), inputs.trend, inputs.event_direction,
-        inputs.tier, inputs.age_bars, float((1 << len(inputs.breakers)) - 1), account.gross, account.open_count,
-        account.trades_today, account.daily_pnl, account.drawdown, inputs.atr, inputs.price, inputs.p, inputs.p_low,
+        np.nan if inputs.regime is None else REGIMES.index(inputs.regime), inputs.trend, inputs.unicorn,
+        inputs.event_direction, inputs.tier, inputs.age_bars, float((1 << len(inputs.breakers)) - 1), account.gross,
+        account.open_count, account.trades_today, account.daily_pnl, account.drawdown, inputs.atr, inputs.price,
+        inputs.p, inputs.p_low,
     )  # fmt: skip
     return row
 

@@ -63,19 +63,24 @@ def default_block(n: int) -> int:
     return int(max(10, round(n ** (1 / 3))))
 
 
+def block_sums(values: Floats, starts: Ints, block: int) -> Floats:
+    """(draws,) sums of values (n,) over the blocks of each draw of `block_starts`, the last one cut to n rows."""
+    n = len(values)
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])  # a block's sum is a difference of two
+    whole, rest = n // block, n % block
+    sums = (total[starts[:, :whole] + block] - total[starts[:, :whole]]).sum(axis=1)
+    if rest:
+        sums += total[starts[:, -1] + rest] - total[starts[:, -1]]
+    return np.asarray(sums)
+
+
 def mean_estimate(values: Floats, draws: int, seed: int, cost_bps: float | None = None) -> Estimate:
     """Mean with a 95 % moving-block bootstrap interval."""
     n = len(values)
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0, cost_bps)
     block = max(1, min(default_block(n), n))
-    starts = block_starts(n, block, draws, seed)
-    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])  # a block's sum is a difference of two
-    whole, rest = n // block, n % block
-    sums = (total[starts[:, :whole] + block] - total[starts[:, :whole]]).sum(axis=1)
-    if rest:
-        sums += total[starts[:, -1] + rest] - total[starts[:, -1]]
-    means = sums / n
+    means = block_sums(values, block_starts(n, block, draws, seed), block) / n
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(float(values.mean()), float(low), float(high), n, cost_bps)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made_context import made_context
 
 RECORDED = Path(__file__).parents[2] / "../shared/data/candles/binance_spot_btcusdt_1m_2024.parquet"
 
@@ -57,15 +58,5 @@ def books(bars: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def contexts(bars: np.ndarray) -> np.ndarray:
-    """What else was known at each close, made up: (n, 6) in the order of CONTEXT_FIELDS."""
-    rng, n = np.random.default_rng(13), len(bars)
-    return np.column_stack(
-        [
-            rng.normal(0, 3, n),
-            rng.normal(0, 0.3, n),
-            np.repeat(rng.normal(1e-4, 2e-4, n // 32 + 1), 32)[:n],
-            np.repeat(rng.integers(5, 96, n // 96 + 1), 96)[:n].astype(float),
-            8e4 + np.cumsum(rng.normal(0, 10, n)),
-            bars[:, 4] * np.exp(rng.normal(0, 1e-3, n)) * 20,
-        ]
-    )
+    """What else was known at each close, made up: (n, CONTEXT_WIDTH) in the order of CONTEXT_FIELDS."""
+    return made_context(bars)

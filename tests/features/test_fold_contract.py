@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines.contracts import CONTEXT_FIELDS
+from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_WIDTH
 from pipelines.errors import BadShape, StateError
 from pipelines.features.catalog import AWAITED_COLUMNS, FEATURES
 from pipelines.features.fold import AWAITS, Column, Fold
@@ -55,7 +55,7 @@ def runs(bars, books, contexts):
         ruined = (
             np.vstack([spoilt[:CUT], garbage((400, 8))]),
             np.concatenate([holed[:CUT], garbage((400, 2, 5, 3))]),
-            np.vstack([unknown[:CUT], garbage((400, 6))]),
+            np.vstack([unknown[:CUT], garbage((400, CONTEXT_WIDTH))]),
         )
         before = fold.fresh()
         first = fold.run(spoilt[:at], holed[:at], unknown[:at], before)
@@ -129,7 +129,7 @@ def test_what_was_not_recorded_leaves_no_trace_once_it_has_left_the_window(runs,
     whole = column_of(runs, fold, "whole", column.name)
     clean = column_of(runs, fold, "clean", column.name)
     assert whole[: SPOILT.start].tobytes() == clean[: SPOILT.start].tobytes()
-    after = SPOILT.stop + 60
+    after = SPOILT.stop + max(60, column.warmup)
     assert whole[after:].tobytes() == clean[after:].tobytes()
 
 

@@ -27,6 +27,7 @@ INPUTS = DecisionInputs(
     confidence=np.array([NAN, 0.8, 0.9, NAN, NAN, 0.9]),
     regime="TRENDING",
     trend=1.0,
+    unicorn=NAN,
     event="fvg",
     event_direction=1.0,
     atr=0.004,
@@ -100,6 +101,7 @@ def random_rows(n):
         rng.uniform(0.4, 1.0, (n, N_VOICES)),
         regime=pick([0.0, 1.0, 2.0, 3.0, NAN], [0.3, 0.2, 0.2, 0.2, 0.1]),
         trend=pick([-1.0, 0.0, 1.0, NAN], [0.4, 0.1, 0.4, 0.1]),
+        unicorn=np.where(rng.random(n) < 0.1, NAN, rng.integers(-21, 23, n)),
         event=np.where(rng.random(n) < 0.2, 0.0, side),
         tier=pick([1.0, 2.0, 3.0, 4.0], [0.5, 0.2, 0.2, 0.1]),
         age_bars=pick([0.0, 1.0, 3.0], [0.6, 0.3, 0.1]),
@@ -130,7 +132,7 @@ def inputs_of(row):
         tier=int(at["tier"]),
         breakers=("daily_loss", "drawdown") if at["breakers"] else (),
         portfolio=Portfolio(*(at[name] for name in Portfolio.__slots__)),
-        **{name: at[name] for name in ("trend", "atr", "price", "p", "p_low", "age_bars")},
+        **{name: at[name] for name in ("trend", "unicorn", "atr", "price", "p", "p_low", "age_bars")},
     )
 
 

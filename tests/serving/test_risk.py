@@ -49,7 +49,7 @@ REFUSED = {
     codes.MODEL_ABSTAINED: {"p": np.nan, "p_low": np.nan},
     codes.NO_VOICE: {"ict.direction": 0, "order_flow.direction": np.nan},
     codes.CONFLICT: {"event": -1},
-    codes.CONFIDENCE_BELOW: ict(0.69),
+    codes.CONFIDENCE_BELOW: ict(0.66),
     codes.TARGET_UNDER_COST: {"atr": 0.0006, "p": 0.9, "p_low": 0.8},
     codes.NO_EDGE_AFTER_COST: {"p": 0.449, "p_low": 0.42},
     codes.KELLY_ZERO: {"p_low": 0.39},

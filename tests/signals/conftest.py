@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from made_context import made_context
 
 RECORDED = Path(__file__).parents[2] / "../shared/data/candles/binance_spot_btcusdt_1m_2024.parquet"
 
@@ -41,6 +42,12 @@ def year() -> np.ndarray:
 @pytest.fixture(scope="session")
 def bars(year: np.ndarray) -> np.ndarray:
     return year[:2500]
+
+
+@pytest.fixture(scope="session")
+def contexts(bars: np.ndarray) -> np.ndarray:
+    """What else was known at each close, made up: (n, CONTEXT_WIDTH) in the order of CONTEXT_FIELDS."""
+    return made_context(bars)
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,6 @@ def scene(*candles, calm=30):
     )
 
 
-FLOWS = np.random.default_rng(17).normal(0, 3, 2500)
-
-
 def with_flow(flows):
     contexts = np.full((len(flows), CONTEXT_WIDTH), np.nan)
     contexts[:, CONTEXT_INDEX["order_flow"]] = flows
@@ -149,8 +146,8 @@ def test_the_consensus_speaks_only_when_a_majority_forms_anew(bars):
 
 
 @pytest.mark.parametrize("name", [name for names in PRODUCERS.values() for name in names])
-def test_strength_is_positive_exactly_where_a_signal_speaks(bars, name):
-    out = SIGNALS.run(bars, None, with_flow(FLOWS))
+def test_strength_is_positive_exactly_where_a_signal_speaks(bars, contexts, name):
+    out = SIGNALS.run(bars, None, contexts)
     assert np.nansum(np.abs(out[:, SIGNALS.index[f"{name}.direction"]])) > 0
     side, strength = out[:, SIGNALS.index[f"{name}.direction"]], out[:, SIGNALS.index[f"{name}.strength"]]
     assert set(side[~np.isnan(side)]) <= {-1.0, 0.0, 1.0}
@@ -163,10 +160,7 @@ def test_what_awaits_a_producer_is_listed():
     assert AWAITING == {
         "cmt": ("S12", "S13", "S14", "S15"),
         "ict": ("S1", "S4", "S5"),
-        "order_flow": ("S6 absorption", "S8", "S11"),
-        "fpdom": ("S7", "S9", "S10"),
-        "sentiment": ("D7 funding", "D7 fear and greed"),
         "traditional": ("F3",),
     }
-    assert [c for c, names in PRODUCERS.items() if not names] == ["cmt", "fpdom", "sentiment"]
+    assert [c for c, names in PRODUCERS.items() if not names] == ["cmt"]
     assert len(AWAITED_COLUMNS) == 3

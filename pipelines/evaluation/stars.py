@@ -1,0 +1,132 @@
+"""What each of the 21 stars (S14) was worth on a history: how often it is true, and its lift with an interval.
+
+Lift: mean return over the labels' horizon in the direction of the star's side where it is true, less the mean where it
+is false. Both sides of a bar count, so a market that drifts lends no star its drift. Nothing is fitted or chosen here.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.contracts import OPEN_TIME, Estimate, Floats, Ints
+from pipelines.errors import BadShape
+from pipelines.evaluation.metrics import block_starts, block_sums, default_block, interval
+from pipelines.labels.horizon import forward_returns
+from pipelines.settings import Params
+from pipelines.signals.stars import HIGH_RATING, MIN_KNOWN, MIN_RATING, STARS, N
+
+LEAST_BLOCKS = 10  # blocks in which a star is true: with fewer, resampling says nothing of the spread between them
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """One star, or a rating from so many stars on. Counts are of bar x side.
+
+    known       where its inputs are there; true: where it is true
+    prevalence  true / known; NaN where it is never known
+    lift_bps    its n counts those with a return to the horizon; NaN where it is always or never true, and its bounds
+                NaN where it is true, or false, in fewer than LEAST_BLOCKS blocks
+    """
+
+    name: str
+    definition: str
+    known: int
+    true: int
+    prevalence: float
+    lift_bps: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Worths:
+    """All of them on one history; `measured` stars have an interval, and one in twenty excludes nought by luck."""
+
+    bars: int
+    horizon_bars: int
+    block_bars: int
+    stars: tuple[Worth, ...]
+    ratings: tuple[Worth, ...]
+
+    @property
+    def measured(self) -> int:
+        return sum(bool(np.isfinite(star.lift_bps.low)) for star in self.stars)
+
+    @property
+    def excluding_zero(self) -> tuple[str, ...]:
+        return tuple(star.name for star in self.stars if star.lift_bps.low > 0.0 or star.lift_bps.high < 0.0)
+
+    def told(self) -> dict[str, Any]:
+        """JSON-ready; None where a figure is not known."""
+        found: dict[str, Any] = _known(asdict(self))
+        by_chance = round(0.05 * self.measured, 2)
+        return found | {
+            "measured": self.measured, "excluding_zero": list(self.excluding_zero), "expected_by_chance": by_chance,
+        }  # fmt: skip
+
+
+def worths(truth: Floats, decision: Floats, base: Floats, step_s: int, params: Params) -> Worths:
+    """Measure every star and the ratings from 15 and from 18.
+
+    truth     (n, 21, 2) as `signals.stars.history` gives it for the n decision bars
+    decision  (n, 8) bars of `step_s` seconds; base (m, 8) what they were made of, or the same
+    Raises    BadShape
+    """
+    n = len(decision)
+    if truth.shape != (n, N, 2) or n == 0:
+        raise BadShape(f"stars {truth.shape}, wanted ({n}, {N}, 2) of at least one decision bar")
+    horizon = params.labels.horizon_bars
+    ahead = forward_returns(base, decision[:, OPEN_TIME] + step_s, float(horizon * step_s)).gross_bps
+    # neighbouring rows share most of their horizon: a block shorter than two of them would take them for independent
+    block = min(n, max(default_block(n), 2 * horizon))
+    starts = block_starts(n, block, params.gate.bootstrap, params.seed)
+    rated = ratings(truth)
+    asked = [(star.name, star.definition, truth[:, i]) for i, star in enumerate(STARS)]
+    whole = [
+        (
+            f"rating >= {least:g}",
+            f"of {N}, counted of the known stars",
+            np.where(np.isnan(rated), np.nan, rated >= least),
+        )
+        for least in (MIN_RATING, HIGH_RATING)
+    ]
+    found = [_worth(name, told, true, ahead, starts, block) for name, told, true in asked + whole]
+    return Worths(n, horizon, block, tuple(found[:N]), tuple(found[N:]))
+
+
+def ratings(truth: Floats) -> Floats:
+    """(n, 2) each side's stars over the known ones, times 21; NaN where fewer than MIN_KNOWN are known."""
+    known = (~np.isnan(truth[:, :, 0])).sum(axis=1)
+    share = np.nansum(truth, axis=1) / np.maximum(known, 1)[:, np.newaxis]
+    return np.where((known >= MIN_KNOWN)[:, np.newaxis], N * share, np.nan)
+
+
+def _worth(name: str, definition: str, truth: Floats, ahead: Floats, starts: Ints, block: int) -> Worth:
+    """truth (n, 2) of {0, 1, NaN}, ahead (n,) bps of going long, NaN where the horizon is not there."""
+    there = ~np.isnan(truth)
+    known, true = int(there.sum()), int(np.nansum(truth))
+    prevalence = true / known if known else float("nan")
+    sided = np.column_stack([ahead, -ahead])
+    counted = there & ~np.isnan(sided)
+    is_true, is_false = counted & (truth == 1.0), counted & (truth == 0.0)
+    # per bar: how many of its two sides are true or false, and what they returned
+    parts = [is_true.sum(axis=1), is_false.sum(axis=1)]
+    parts += [np.where(each, sided, 0.0).sum(axis=1) for each in (is_true, is_false)]
+    n = int(counted.sum())
+    if not parts[0].any() or not parts[1].any():
+        return Worth(name, definition, known, true, prevalence, Estimate(np.nan, np.nan, np.nan, n))
+    value = parts[2].sum() / parts[0].sum() - parts[3].sum() / parts[1].sum()
+    if min(len(np.unique(np.flatnonzero(part) // block)) for part in parts[:2]) < LEAST_BLOCKS:
+        return Worth(name, definition, known, true, prevalence, Estimate(float(value), np.nan, np.nan, n))
+    drawn = [block_sums(np.asarray(part, dtype=np.float64), starts, block) for part in parts]
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw without a true row has no lift, and is left out
+        samples = drawn[2] / drawn[0] - drawn[3] / drawn[1]
+    return Worth(name, definition, known, true, prevalence, interval(samples, float(value), n))
+
+
+def _known(value: Any) -> Any:
+    """Plain data without NaN."""
+    if isinstance(value, dict):
+        return {key: _known(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(inner) for inner in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,0 +1,69 @@
+"""D7 sentiment: extreme funding and extreme fear or greed, both heard against the crowd.
+
+Both speak on every bar on which the extreme stands, not only where it begins: a voice is the sum of what its signals
+say on that one bar, and a decision falls on a bar of its own choosing (an ICT event), so a signal that spoke once on
+entering would be silent nearly every time it is asked. Neither raises events, so standing repeats nothing.
+"""
+
+import numpy as np
+
+from pipelines.compiled import kernel
+from pipelines.contracts import CONTEXT_INDEX
+from pipelines.features.fold import StepFamily
+from pipelines.features.kernels import mean, mid_rank, push
+from pipelines.features.sentiment import INTEREST
+from pipelines.signals.columns import signal_columns
+
+BARS = 288  # three days of 15 minutes: nine funding periods of 8 h
+HIGH_RANK, LOW_RANK = 0.9, 0.1
+FEAR, GREED = 25.0, 75.0  # the publisher's own bands of extreme fear and extreme greed
+FUNDING, FEAR_GREED = CONTEXT_INDEX["funding_rate"], CONTEXT_INDEX["fear_greed"]
+
+
+@kernel
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
+    """Two signals.
+
+    reads    context funding_rate (fraction a funding period), fear_greed (0..100)
+    state    funding rates 288 (window, NaN when fresh)
+    """
+    rate, index = context[FUNDING], context[FEAR_GREED]
+    push(state, rate)
+    out[:] = np.nan
+    whole = mean(state)  # NaN while a missing value is in the window
+    if whole == whole:
+        rank, excess = mid_rank(state, rate), rate - INTEREST
+        out[0] = 0.0
+        if rank >= HIGH_RANK and excess > 0.0:
+            out[0] = -1.0
+        elif rank <= LOW_RANK and excess < 0.0:
+            out[0] = 1.0
+        if out[0] != 0.0:
+            out[1] = abs(excess) / (abs(excess) + INTEREST)
+    if index == index:
+        out[4] = 0.0
+        if index <= FEAR or index >= GREED:
+            out[4] = 1.0 if index <= FEAR else -1.0
+            out[5] = abs(index - 50.0) / 50.0
+
+
+FAMILY = StepFamily(
+    "sentiment",
+    step,
+    (
+        *signal_columns(
+            "funding", "sentiment", BARS, "fraction",
+            "short where the rate is at or above its 90 % mid-rank of 288 bars and above 0.01 %, long at or below its "
+            "10 % mid-rank and below 0.01 %; |d| / (|d| + 0.01 %), d = rate - 0.01 %",
+            "ruling D7; 0.01 % is Binance's interest a funding period", high=1.0, needs="context:funding_rate",
+            levels="none",
+        ),
+        *signal_columns(
+            "fear_greed", "sentiment", 1, "fraction of the scale",
+            "long at or below 25 (extreme fear), short at or above 75 (extreme greed); |index - 50| / 50",
+            "Crypto Fear and Greed Index, alternative.me: its bands; ruling D7", high=1.0, needs="context:fear_greed",
+            levels="none",
+        ),
+    ),
+    np.full(BARS, np.nan),
+)  # fmt: skip

@@ -1,0 +1,77 @@
+"""S5 SMT divergence: this market makes a new swing that its reference does not confirm.
+
+Short: the newest swing high stands above the one before it, and the reference closed lower at the newest of those two
+bars than at the other. Long is the mirror image at swing lows. Swings are told on closes, as nothing else is known of
+the reference, and a swing is known five bars after it stands: that close is where the signal stands.
+"""
+
+import math
+
+import numpy as np
+
+from pipelines.compiled import kernel
+from pipelines.contracts import CLOSE, CONTEXT_INDEX
+from pipelines.features.fold import StepFamily
+from pipelines.features.kernels import mean, push
+from pipelines.signals.columns import signal_columns
+from pipelines.signals.swings import SIDE, is_swing
+
+BARS = 60  # both swings, the five bars on the far side of each, and the volatilities come from these
+REFERENCE = CONTEXT_INDEX["reference_close"]
+
+
+@kernel
+def _volatility(closes):  # type: ignore[no-untyped-def]
+    """Root mean square change from one close to the next, price units a bar."""
+    total = 0.0
+    for i in range(1, closes.shape[0]):
+        total += (closes[i] - closes[i - 1]) ** 2
+    return math.sqrt(total / (closes.shape[0] - 1))
+
+
+@kernel
+def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
+    """The divergence that the swing confirmed at this close makes, if any.
+
+    reads    bar close; context reference_close
+    state    windows of 60, NaN when fresh: closes, the reference's closes; while a gap is in either, all is missing
+    rule     strength: way from swing to swing, of this market less of the reference (they have opposite signs), each
+             over its own volatility times the root of the bars between: the steps a random walk would have made
+    """
+    closes, others = state[0:BARS], state[BARS : 2 * BARS]
+    push(closes, bar[CLOSE])
+    push(others, context[REFERENCE])
+    out[:] = np.nan
+    known = mean(closes) + mean(others)
+    if known != known:
+        return
+    out[0] = 0.0
+    newest = BARS - 1 - SIDE
+    side = 1.0 if is_swing(closes, newest, 1.0) else -1.0
+    if side < 0.0 and not is_swing(closes, newest, side):
+        return
+    before = newest - 1
+    while before >= SIDE and not is_swing(closes, before, side):
+        before -= 1
+    if before < SIDE:
+        return
+    own, other = side * (closes[newest] - closes[before]), side * (others[newest] - others[before])
+    if own > 0.0 > other:
+        out[0] = -side
+        out[1] = (own / _volatility(closes) - other / _volatility(others)) / math.sqrt(newest - before)
+        out[2], out[3] = min(closes[newest], closes[before]), max(closes[newest], closes[before])
+
+
+FAMILY = StepFamily(
+    "smt",
+    step,
+    signal_columns(
+        "smt", "ict", BARS, "deviations",
+        "newest swing of closes (5 bars a side) beyond the one before, both within 60 bars, while the reference's "
+        "closes at the same bars went the other way; strength: the two ways apart, each over its own root mean square "
+        "change of 60 bars and the root of the bars between",
+        "ICT convention: smart money technique between correlated markets; ruling S5",
+        needs="context:reference_close", levels="the two swings of this market",
+    ),
+    np.full(2 * BARS, np.nan),
+)  # fmt: skip

@@ -1,0 +1,20 @@
+"""Swings: bars that stand out among five on each side, hence known five bars after they stand."""
+
+from pipelines.compiled import kernel
+
+SIDE = 5  # bars on each side of a swing
+WIDTH = 2 * SIDE + 1
+
+
+@kernel
+def is_swing(values, i, side):  # type: ignore[no-untyped-def]
+    """Does values[i] stand out among the five before it and the five after it? Of equals the first does.
+
+    values  in time order, at least five of them on both sides of i
+    side    1.0: as the highest, -1.0: as the lowest.  A NaN among the eleven: no.
+    """
+    here = side * values[i]
+    stands = True
+    for k in range(1, SIDE + 1):
+        stands = stands and side * values[i - k] < here and side * values[i + k] <= here
+    return stands

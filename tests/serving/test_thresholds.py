@@ -1,0 +1,103 @@
+"""S17 against the specification's numbers, cell by cell, and what the decision core makes of them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pipelines.contracts import REGIMES
+from pipelines.errors import UnknownName
+from pipelines.settings import ThresholdParams, load_params
+from serving import core
+from serving.fusion import N_VOICES
+from serving.policy import flatten, to_rows
+from serving.risk.codes import CONFIDENCE_BELOW
+from serving.thresholds import confidence_table, thresholds
+
+PARAMS = load_params()
+STATED = PARAMS.thresholds
+NAN = float("nan")
+GOLDEN = {  # regime → strength, confidence, confluence, unicorn
+    None: (70.0, 0.70, 0.60, 15.0),
+    "TRENDING": (63.0, 0.665, 0.60, 15.0),
+    "RANGING": (70.0, 0.70, 0.60, 15.0),
+    "VOLATILE": (84.0, 0.77, 0.60, 16.5),
+    "QUIET": (70.0, 0.70, 0.60, 15.0),
+}
+
+
+def values(regime, unicorn=None):
+    asked = thresholds(STATED, regime, unicorn)
+    return asked.min_strength, asked.min_confidence, asked.min_confluence, asked.min_unicorn
+
+
+@pytest.mark.parametrize("regime", GOLDEN)
+@pytest.mark.parametrize("unicorn", [None, NAN, -21.0, 0.0, 15.0, 17.0])
+def test_each_regime_asks_what_the_specification_says(regime, unicorn):
+    assert values(regime, unicorn) == pytest.approx(GOLDEN[regime])
+    assert thresholds(STATED, regime, unicorn).phase == "DISTRIBUTION"
+
+
+@pytest.mark.parametrize("regime", GOLDEN)
+@pytest.mark.parametrize("unicorn", [18.0, 21.0])
+def test_a_high_unicorn_lowers_the_confidence_and_nothing_else(regime, unicorn):
+    strength, confidence, confluence, stars = GOLDEN[regime]
+    assert values(regime, unicorn) == pytest.approx((strength, 0.9 * confidence, confluence, stars))
+
+
+def test_an_unknown_regime_is_refused_by_name():
+    with pytest.raises(UnknownName, match="SIDEWAYS"):
+        thresholds(STATED, "SIDEWAYS")
+
+
+def test_the_version_moves_with_any_parameter_and_with_nothing_else():
+    asked = thresholds(STATED, None)
+    assert asked.version == thresholds(STATED, "VOLATILE", 20.0).version
+    assert len(asked.version) == 12
+    for change in ({"high_unicorn": 17.0}, {"base": STATED.base.model_copy(update={"phase": "ACCUMULATION"})}):
+        assert thresholds(STATED.model_copy(update=change), None).version != asked.version
+
+
+@pytest.mark.parametrize(("key", "factor"), [("min_strength", 1.5), ("min_confidence", 1.5), ("min_unicorn", 1.5)])
+def test_a_factor_that_asks_for_more_than_there_can_be_is_refused(key, factor):
+    with pytest.raises(ValidationError, match=f"QUIET asks for {key}"):
+        ThresholdParams.model_validate({**STATED.model_dump(), "regimes": {"QUIET": {key: factor}}})
+
+
+def said(regime, confidence, unicorn=NAN, event=1.0):
+    """(was it too little, what was asked) for a row whose voices all say `confidence` for the event's side."""
+    row = to_rows(
+        np.full((1, N_VOICES), event), np.full((1, N_VOICES), confidence), trend=event, event=event, tier=1,
+        regime=NAN if regime is None else REGIMES.index(regime), unicorn=unicorn, age_bars=0, breakers=0, gross=0,
+        open_count=0, trades_today=0, daily_pnl=0, drawdown=0, atr=0.004, price=100.0, p=0.7, p_low=0.65,
+    )[0]  # fmt: skip
+    out = np.empty(core.OUT_WIDTH)
+    code = core.decide_row(row, flatten(PARAMS), out)
+    return bool(code & CONFIDENCE_BELOW), out[core.MIN_CONFIDENCE]
+
+
+@pytest.mark.parametrize("regime", GOLDEN)
+@pytest.mark.parametrize(("event", "unicorn", "relief"), [
+    (1.0, NAN, 1.0), (1.0, 17.0, 1.0), (1.0, 18.0, 0.9), (1.0, -18.0, 1.0), (-1.0, -18.0, 0.9), (-1.0, 21.0, 1.0),
+])  # fmt: skip
+def test_the_core_asks_a_decision_for_its_regimes_confidence(regime, event, unicorn, relief):
+    least = GOLDEN[regime][1] * relief
+    assert said(regime, least + 1e-6, unicorn, event) == (False, pytest.approx(least))
+    assert said(regime, least - 1e-6, unicorn, event) == (True, pytest.approx(least))
+
+
+def test_more_stars_than_there_are_cannot_be_decided_with():
+    row = to_rows(np.ones((1, N_VOICES)), np.ones((1, N_VOICES)), unicorn=22.0)[0]
+    out = np.empty(core.OUT_WIDTH)
+    core.decide_row(row, flatten(PARAMS), out)
+    assert int(out[core.UNUSABLE_MASK]) >> core.UNICORN & 1
+
+
+def test_the_table_of_the_core_has_a_row_a_regime_and_one_for_none():
+    table = confidence_table(STATED)
+    assert table.shape == (len(REGIMES) + 1, 2)
+    assert table[-1].tolist() == pytest.approx([0.70, 0.63])
+    other = STATED.model_copy(update={"base": STATED.base.model_copy(update={"min_confidence": 0.5})})
+    assert (confidence_table(other) < table).all()
+    assert replace(thresholds(other, None), version="") != replace(thresholds(STATED, None), version="")

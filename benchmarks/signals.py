@@ -16,13 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.house import recording
+from flows.signals import words
 from pipelines.contracts import (
     CONTEXT_FIELDS,
     CONTEXT_INDEX,
     OPEN_TIME,
     TAKER_BUY,
     VOLUME,
+    Books,
     Bools,
+    ContextFeed,
     Estimate,
     Floats,
     utc,
@@ -93,15 +96,22 @@ def scored(market: Recorded, params: Params) -> tuple[str, Scores, dict[str, str
     base = schemas.to_matrix(assess(read(path, now), market.timeframe, now).clean)
     decision = base if market.timeframe == "15m" else resample(base, 60, STEP_S)
     feed = combined([read_context(recording(name)) for name in market.beside])
-    levels, context = align(decision[:, OPEN_TIME] + STEP_S, STEP_S, None, feed)
+    return folded(base, decision, None, feed, params)
+
+
+def folded(
+    base: Floats, decision: Floats, books: Books | None, feed: ContextFeed | None, params: Params
+) -> tuple[str, Scores, dict[str, str]]:
+    """The same of any bars and what was known beside them."""
+    levels, context = align(decision[:, OPEN_TIME] + STEP_S, STEP_S, books, feed)
     signals = SIGNALS.run(decision, levels, context)
     family = Fold("technical", (technical.FAMILY,))
     atr = family.run(decision)[:, family.index["atr_14"]]
     given = {"volume": decision[:, VOLUME], "taker": decision[:, TAKER_BUY]}
     given |= {f"context:{name}": values for name, values in zip(CONTEXT_FIELDS, context.T, strict=True)}
-    there = {name for name, values in given.items() if not np.isnan(values).all()}
+    there = {name for name, values in given.items() if not np.isnan(values).all()} | ({"book"} if books else set())
     lacking = absent_columns(there, SIGNALS.catalogue)
-    silent = {name: lacking[f"{name}.direction"] for name in names() if f"{name}.direction" in lacking}
+    silent = {name: words(lacking[f"{name}.direction"], there) for name in names() if f"{name}.direction" in lacking}
     days = " to ".join(f"{utc(decision[i, OPEN_TIME]):%F}" for i in (0, -1))
     return days, score_signals(signals, decision, base, atr, STEP_S, params), silent
 
@@ -112,7 +122,8 @@ def score_table(scores: Scores, silent: dict[str, str]) -> list[str]:
         "| row | signal | n | a week | share of bars | long | bars held | hit rate | gross bps | net bps |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for s in scores.scores:
+    places = list(ROWS)
+    for s in sorted(scores.scores, key=lambda s: places.index(row_of[s.signal])):
         if s.signal in silent:
             continue
         counts = (f"{s.gross_bps.n:,}", f"{s.per_week:.1f}", f"{s.share:.3f}", _plain(s.long))
@@ -126,7 +137,7 @@ def score_table(scores: Scores, silent: dict[str, str]) -> list[str]:
         {shown(scores.market_bps)} bps gross over the same horizon."""),
     ]
     if silent:
-        waits = "; ".join(f"{name}: {needs}" for name, needs in silent.items())
+        waits = "; ".join(f"{name} ({needs})" for name, needs in silent.items())
         lines += ["", _prose(f"Not scored, as their input was not recorded here: {waits}.")]
     return lines
 
@@ -250,7 +261,17 @@ def page(params: Params, markets: Sequence[Recorded] = MARKETS) -> str:
     spec = params.simulator.model_copy(
         update={"history_days": PLANTED_DAYS, "live_days": 0, "drift_after_live_days": None}
     )
+    simulated = simulate(spec)
+    decision = resample(simulated.bars, 60, STEP_S)
+    _, scores, silent = folded(simulated.bars, decision, simulated.books, simulated.feed, params)
     lines += [
+        f"## The simulator, {PLANTED_DAYS} days, edge {spec.edge:g}, seed {spec.seed}",
+        "",
+        _prose("""Nobody recorded a book with its trades for long enough, so the signals that read one are scored where
+        it is made: that shows that they speak and how often, and nothing of what they are worth on a real market."""),
+        "",
+        *score_table(scores, silent),
+        "",
         f"## Planted patterns of the simulator, {PLANTED_DAYS} days, seed {spec.seed}",
         "",
         _prose(f"""The simulator plants stop runs, icebergs and fake orders and keeps the truth. *Found*: the share of
@@ -261,7 +282,7 @@ def page(params: Params, markets: Sequence[Recorded] = MARKETS) -> str:
         The simulator runs for the extreme of the last {LOOKBACK / 60:g} hours, which the rule need not remember as a
         swing."""),
         "",
-        *planted_table(simulate(spec), params),
+        *planted_table(simulated, params),
     ]
     return "\n".join(lines) + "\n"
 

@@ -4,6 +4,7 @@ Counts and scores are those of the newest snapshot: what was folded when it was 
 has no snapshot; it is listed by the bars observed and by the signals stored with its decisions.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +14,14 @@ import numpy as np
 
 from flows.chart import gather
 from flows.site import Site
-from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TAKER_BUY, TIMEFRAME_SECONDS, VOLUME, Floats
+from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TAKER_BUY, TAPE, TIMEFRAME_SECONDS, VOLUME, Floats
 from pipelines.errors import StateError, UnknownName
 from pipelines.evaluation.signals import Scores, score_signals, shown, write_page
 from pipelines.features.catalog import absent_columns
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.rows import ROWS, begins, spoken
 
-__all__ = ["SCORED", "listing", "score", "score_rows", "shown", "write"]
+__all__ = ["SCORED", "listing", "score", "score_rows", "shown", "words", "write"]
 EVERY_BAR = 2**31  # of a market that is only observed
 SCORED = ("signal", "n", "a week", "bars held", "hit rate", "gross bps", "net bps")
 
@@ -70,7 +71,7 @@ def _line(known: Known | None, name: str | None) -> dict[str, Any]:
         return silent | {"category": category, "status": "unavailable: needs a producer", "needs": "a producer"}
     needs = SIGNALS.catalogue[column].needs
     if known is None:
-        return silent | {"category": category, "status": f"needs {_words(needs)}" if needs else "needs prices",
+        return silent | {"category": category, "status": f"needs {words(needs)}" if needs else "needs prices",
                          "needs": needs}  # fmt: skip
     side = spoken(known.signals, name)
     at = begins(side)
@@ -78,7 +79,7 @@ def _line(known: Known | None, name: str | None) -> dict[str, Any]:
     warmup = int(SIGNALS.warmup[column])
     status = "available"
     if lacking and not len(at):
-        status = f"unavailable: needs {_words(lacking[f'{name}.direction'])}"
+        status = f"unavailable: needs {words(lacking[f'{name}.direction'], known.given)}"
     elif len(known.bars) < warmup:
         status = f"unavailable: needs {warmup:,} bars"
     spoke = None if status != "available" else len(at)
@@ -86,9 +87,15 @@ def _line(known: Known | None, name: str | None) -> dict[str, Any]:
             "last": _moment(known, int(at[-1])) if len(at) else None}  # fmt: skip
 
 
-def _words(needs: str) -> str:
-    """`Column.needs` for people."""
-    return needs.replace("context:", "").replace("_", " ").replace("taker", "taker volume")
+def words(needs: str, given: Set[str] = frozenset()) -> str:
+    """What of `Column.needs` is not among `given`, for people; a tape is one thing to record."""
+    ways = []
+    for way in needs.split(" or "):
+        lacking = [part.removeprefix("context:") for part in way.split(" and ") if part not in given]
+        told = [name for name in lacking if name not in TAPE or name.startswith("order_flow")]
+        told += ["a tape of the book"] if len(told) < len(lacking) else []
+        ways.append(" and ".join("taker volume" if name == "taker" else name.replace("_", " ") for name in told))
+    return " or ".join(ways)
 
 
 def _ingested(site: Site) -> bool:

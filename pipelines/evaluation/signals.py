@@ -225,7 +225,7 @@ def shown(estimate: Estimate, digits: int = 1) -> str:
     """value [low, high], or what is known of it."""
     if not np.isfinite(estimate.value):
         return "–"
-    text = f"{estimate.value:.{digits}f}"
-    if not np.isfinite(estimate.low):
-        return f"{text} [too few]"
-    return f"{text} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    value, low, high = (
+        f"{round(x, digits) + 0.0:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high)
+    )  # fmt: skip
+    return f"{value} [{low}, {high}]" if np.isfinite(estimate.low) else f"{value} [too few]"

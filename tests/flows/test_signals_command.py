@@ -77,6 +77,7 @@ def test_a_signal_without_its_input_says_what_it_needs_and_one_with_it_when_it_l
     of = {line["signal"]: line for line in found["signals"]}
     assert of["cvd"]["status"] == "unavailable: needs taker volume"
     assert of["ofi"]["status"] == "unavailable: needs order flow"
+    assert of["smart_money"]["status"] == "unavailable: needs a tape of the book"  # volume is there
     assert of["cvd"]["spoke"] is None
     at = begins(spoken(snapshot, "fvg"))
     last = np.datetime64(int(1.7040672e9) + STEP_S * (int(at[-1]) + 1), "s").astype(str)

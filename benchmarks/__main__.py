@@ -17,7 +17,7 @@ from rich.table import Table
 
 from benchmarks.measured import Row, Spread
 
-NAMES = ("features", "signals_speed", "inference", "decision", "decision_core", "simulator", "services")
+NAMES = ("features", "signals_speed", "heatmap", "inference", "decision", "decision_core", "simulator", "services")
 
 
 def measure(name: str, tiny: bool = False) -> list[Row]:

@@ -26,6 +26,7 @@ HAWKES_STATE = 1 + 2 * ARRIVALS  # arrivals so far; ring of their times; ring of
 
 _STEPS = 60  # of Newton's method: it needs 4 to 10, or it gets nowhere
 _CLOSE = 1e-10  # what a further step would add to the log-likelihood once the fit is done
+_WORTH = 2.0  # log-likelihood that two more parameters than a Poisson process has must earn (Akaike 1974)
 _POISSON = 1e-3  # branching under which the maximum lies at none at all
 _EXPLOSIVE = 1.0 - 1e-3  # branching over which the process never dies out: no fit of a market
 _LONGEST = 2.0  # step in log or logit
@@ -152,8 +153,9 @@ def _in_logs(mu, branching, decay, gradient, hessian):  # type: ignore[no-untype
 def quick_fit(times, counted, end, found):  # type: ignore[no-untyped-def]
     """Maximum likelihood by damped Newton steps in log mu, logit branching and log decay, from the best of a grid.
 
-    found (3,): mu, branching, decay. Returns whether it converged to a maximum inside; with branching 0 (decay NaN)
-    the maximum is the Poisson process. It depends on these arrivals alone, not on what was fitted before.
+    found (3,): mu, branching, decay. Returns whether it converged to a maximum inside. Where it did not, and what it
+    found tells the arrivals no better than a Poisson process does, it is that: branching 0, decay NaN. All depends on
+    these arrivals alone, not on what was fitted before.
     """
     n = times.shape[0]
     gradient, hessian, step = np.empty(3), np.empty((3, 3)), np.empty(3)
@@ -179,22 +181,21 @@ def quick_fit(times, counted, end, found):  # type: ignore[no-untyped-def]
         scale = min(1.0, _LONGEST / max(abs(step[0]), abs(step[1]), abs(step[2])))
         newer_mu, newer_decay = mu * np.exp(scale * step[0]), decay * np.exp(scale * step[2])
         newer_branching = 1.0 / (1.0 + (1.0 - branching) / branching * np.exp(-scale * step[1]))
-        told = likelihood(
-            times, counted, end, newer_mu, newer_branching, newer_decay, newer_gradient, newer_hessian
-        )
+        told = likelihood(times, counted, end, newer_mu, newer_branching, newer_decay, newer_gradient, newer_hessian)
         if not told >= best - 1e-9:
             damping = max(4.0 * damping, 1e-3 * n)
             continue
         best, mu, branching, decay = max(best, told), newer_mu, newer_branching, newer_decay
-        if branching < _POISSON:
-            found[0], found[1] = n / end, 0.0
-            return True
-        if branching > _EXPLOSIVE or decay * end < 1.0:
-            return False
+        if branching < _POISSON or branching > _EXPLOSIVE or decay * end < 1.0:
+            break
         gradient[:], hessian[:] = newer_gradient, newer_hessian
         _in_logs(mu, branching, decay, gradient, hessian)
         damping = 0.0 if damping < 1e-2 * n else 0.25 * damping
-    return False
+    rate = (n - counted) / end
+    if best - (n - counted) * (np.log(rate) - 1.0) > _WORTH:
+        return False
+    found[0], found[1] = rate, 0.0
+    return True
 
 
 @kernel
@@ -216,8 +217,8 @@ def hawkes_tell(state, seconds, out):  # type: ignore[no-untyped-def]
     out[0]  branching, 0 … 1
     out[1]  intensity at `seconds` over the base rate, less one
     out[2]  whose arrivals the excitement is made of: -1 sellers … 1 buyers
-    All 0 where the arrivals are best told by a Poisson process: nothing excites. All NaN before MIN_ARRIVALS and where
-    no maximum was found (explosive, or a memory longer than the window).
+    All 0 where a Poisson process tells the arrivals as well: nothing excites. All NaN before MIN_ARRIVALS and where no
+    maximum was found (explosive, or a memory longer than the window: the base rate moved).
     """
     out[0] = out[1] = out[2] = np.nan
     arrived = int(state[0])

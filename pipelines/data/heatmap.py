@@ -23,15 +23,16 @@ from pipelines.errors import NotEnoughData
 SNAPSHOTS, EVERY_S = 50, 5.0
 SIDE = 50  # levels of a side
 LEVELS = 2 * SIDE
-LEVEL_BPS = 0.5  # of the mid: 50 levels reach some 12 to 25 bps
+LEVEL_BPS = 1.0  # of the mid: 50 levels reach some 25 to 50 bps
 WALL = 5.0  # medians
 PERSISTENT = 0.6  # share of the snapshots
 NEEDED = int(PERSISTENT * SNAPSHOTS)
 FEWEST = 10  # levels a side must hold before one of them can stand out
 CLUSTER = 2.0  # medians of the window's mean level, from which neighbouring prices form a cluster
 
-# a snapshot's row: width of a level and best bid and ask in ticks, median level of each side, what rests within the
-# levels of each side, Herfindahl-Hirschman index, liquidity, then the levels, lowest price first
+# a snapshot's row: width of a level and best bid and ask in ticks, median level of each side (0 where no level can be a
+# wall: to find it is most of the work), what rests within the levels of each side, Herfindahl-Hirschman index,
+# liquidity, then the levels, lowest price first
 WIDTH, BEST_BID, BEST_ASK, MEDIAN, RESTS, CONCENTRATION, LIQUIDITY, FIRST = 0, 1, 2, 3, 5, 7, 8, 9
 ROW = FIRST + LEVELS
 HEAT_STATE = 1 + SNAPSHOTS * ROW  # snapshots so far; ring of their rows. All 0: nothing was seen
@@ -57,12 +58,12 @@ def heat_look(state, depth, mask, best_bid, best_ask, far_bid, far_ask):  # type
     row = state[1 + seen % SNAPSHOTS * ROW : 1 + (seen % SNAPSHOTS + 1) * ROW]
     row[:] = 0.0
     row[WIDTH], row[BEST_BID], row[BEST_ASK] = width, best_bid, best_ask
-    filled, squares = np.empty(SIDE), 0.0
+    squares = 0.0
     for side in range(2):
         away = 2 * side - 1
         best, far = (best_ask, far_ask) if side else (best_bid, far_bid)
         bucket = best // width
-        held, rests = 0, 0.0
+        held, rests, largest = 0, 0.0, 0.0
         for j in range(SIDE):
             low, high = (bucket + away * j) * width, (bucket + away * j + 1) * width - 1
             if side:
@@ -73,14 +74,18 @@ def heat_look(state, depth, mask, best_bid, best_ask, far_bid, far_ask):  # type
             for tick in range(low, high + 1):
                 size += depth[side, tick & mask]
             if size > 0.0:
-                filled[held] = size
                 held += 1
                 rests += size
+                largest = max(largest, size)
                 squares += size * size
                 row[FIRST + SIDE + j if side else FIRST + SIDE - 1 - j] = size
         row[RESTS + side] = rests
         if held >= FEWEST:
-            row[MEDIAN + side] = np.median(filled[:held])
+            levels, low_ones = row[FIRST + SIDE * side : FIRST + SIDE * (side + 1)], 0
+            for size in levels:
+                low_ones += 0.0 < size <= largest / WALL
+            if 2 * low_ones >= held - 1:  # else the median is above that, and not even the largest level is a wall
+                row[MEDIAN + side] = np.median(levels[levels > 0.0])
     both = row[RESTS] + row[RESTS + 1]
     row[CONCENTRATION] = squares / (both * both)
     row[LIQUIDITY] = 1.0 / (LEVELS * row[CONCENTRATION]) / (1.0 + (best_ask - best_bid - 1) / width)

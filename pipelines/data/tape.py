@@ -8,16 +8,16 @@ lots, ticks, microseconds; `tell` turns them into base asset and quote currency.
 Fills of one side in the same microsecond are one order of a taker. What is called large, small or usual is measured
 against the last ORDERS orders, so nothing is told of it before there were as many.
 
-stacked     Prices between the lowest and the highest trade of the span are cut into BUCKETS. A bucket is imbalanced when
-            takers bought RATIO times what they sold in the bucket below (or sold RATIO times what they bought in the one
-            above), both above 0. RUN or more such buckets, one above the other, count as one stack.
+stacked     Prices between the lowest and the highest trade of the span are cut into BUCKETS. A bucket is imbalanced
+            when takers bought RATIO times what they sold in the bucket below (or sold RATIO times what they bought in
+            the one above), both above 0. RUN or more such buckets, one above the other, count as one stack.
 stacking    Lots added less lots cancelled within `near` ticks of the best price; trades apart.
 large       Orders above the 99 % quantile of the ORDERS orders before them.
-iceberg     A fill that is followed within REFILL_US by new lots at the same price is a refill; REFILLS of them in turn that
-            bring the level back to the same size show a hidden order (exchanges refill its displayed peak in full), and
-            what they replaced was it. A maker who quotes anew where a level was eaten shows some other size.
-spoof       An order of SPOOF usual sizes (running median of what is added near the best) near the best price, of which
-            WITHDRAWN is cancelled within SPOOF_US, before anything trades at its price.
+iceberg     A fill that is followed within REFILL_US by new lots at the same price is a refill; REFILLS of them in turn
+            that bring the level back to the same size show a hidden order (exchanges refill its displayed peak in
+            full), and what they replaced was it. A maker who quotes anew where a level was eaten shows another size.
+spoof       An order of SPOOF usual sizes (mean of the last USUAL or so that were added near the best) near the best
+            price, of which WITHDRAWN is cancelled within SPOOF_US, before anything trades at its price.
 cvd         Signed volume of orders above, and not above, the median notional of the ORDERS orders before the span.
 vpin        Easley, Lopez de Prado and O'Hara 2012, Rev. Financial Studies 25(5), 1457-1493: mean of |bought - sold| /
             volume over the last VPIN_BUCKETS buckets of equal volume. Takers' sides are known here, none is guessed. A
@@ -44,7 +44,8 @@ REFILL_US, REFILLS = 100_000, 2
 SPOOF, WITHDRAWN, SPOOF_US = 5.0, 0.8, 60_000_000
 SPOOF_NEAR = 2  # times `near`
 SUSPECTS = 8  # large orders that are watched at a time
-FEWEST_ADDS = 100  # before a usual size is known
+USUAL = 1000  # added orders whose mean size is the usual one, older ones weighing less; before as many none is known
+USUAL_RATE = 1.0 / USUAL
 PER_BUCKET, VPIN_BUCKETS = 20, 50
 LOOK_US = int(EVERY_S * 1e6)
 MOST_LOOKS = 50  # at a book that did not change for longer
@@ -263,7 +264,7 @@ def _add(tape, now, side, tick, lots, left, behind):  # type: ignore[no-untyped-
             tape.peak[side, at], tape.refills[side, at], tape.refilled[side, at] = left, 1, part
     if behind > SPOOF_NEAR * tape.near:
         return
-    if tape.adds >= FEWEST_ADDS and lots >= SPOOF * tape.usual:
+    if tape.adds >= USUAL and lots >= SPOOF * tape.usual:
         k = tape.suspects
         if k == SUSPECTS:  # the one watched longest goes
             k = 0
@@ -274,14 +275,8 @@ def _add(tape, now, side, tick, lots, left, behind):  # type: ignore[no-untyped-
             tape.suspects = k + 1
         tape.suspect[k, 0], tape.suspect[k, 1], tape.suspect[k, 2] = side, tick, lots
         tape.suspect[k, 3], tape.suspect[k, 4] = 0, now
-    # a running median in steps of 1 % (Ma, Muthukrishnan and Sandler 2013, frugal streaming, arXiv 1407.1121)
     tape.adds += 1
-    if tape.adds == 1:
-        tape.usual = lots
-    elif lots > tape.usual:
-        tape.usual *= 1.01
-    elif lots < tape.usual:
-        tape.usual /= 1.01
+    tape.usual += (lots - tape.usual) * (USUAL_RATE if tape.adds > USUAL else 1.0 / tape.adds)
 
 
 @kernel
@@ -382,7 +377,7 @@ def _stacks(tape, out):  # type: ignore[no-untyped-def]
     span = tape.highest - low + 1
     width = (span + BUCKETS - 1) // BUCKETS
     buying = selling = 0
-    sold_below = bought_below = np.int64(0)
+    sold_below = np.int64(0)
     for bucket in range((span + width - 1) // width):
         sold = bought = np.int64(0)
         for cell in range(low + bucket * width, min(low + (bucket + 1) * width, low + span)):
@@ -397,7 +392,7 @@ def _stacks(tape, out):  # type: ignore[no-untyped-def]
             out[_STACKED_BUYING] += 1.0
         if selling == RUN:
             out[_STACKED_SELLING] += 1.0
-        sold_below, bought_below = sold, bought
+        sold_below = sold
 
 
 @kernel

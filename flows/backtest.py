@@ -20,7 +20,7 @@ from pipelines.settings import Params
 from pipelines.signals.events import events
 from pipelines.signals.voices import Voices
 from serving import core, policy
-from serving.live import REGIME, market_state
+from serving.live import REGIME, UNICORN, market_state
 
 ATR = FEATURES.index["atr_14"]
 
@@ -90,8 +90,9 @@ def replay_policy(
         regime = np.where(np.isfinite(told_regime), told_regime, regime)
     direction, confidence = voices.speak(signals)
     rows = policy.to_rows(
-        direction, confidence, regime=regime, trend=trend, event=side, tier=1.0, age_bars=0.0, breakers=0.0,
-        atr=np.where(side != 0, features[:, ATR], np.nan), price=decision[:, CLOSE], p=told, p_low=low,
+        direction, confidence, regime=regime, trend=trend, unicorn=signals[:, UNICORN], event=side, tier=1.0,
+        age_bars=0.0, breakers=0.0, atr=np.where(side != 0, features[:, ATR], np.nan), price=decision[:, CLOSE],
+        p=told, p_low=low,
     )  # fmt: skip
     flat = policy.flatten(params)
     live = Core(core.decide_row, flat, core.ROW_WIDTH, core.OUT_WIDTH, core.ACCOUNT, core.ACTION, core.SIZE)

@@ -30,6 +30,7 @@ REGIME = "regime"  # whose word chooses weights and caps
 TRADITIONAL = "traditional"  # who acts in tier 3
 _VOLATILITY, _ADX = FEATURES.index["volatility_regime"], FEATURES.index["adx_14"]
 _TREND = SIGNALS.index["ma_cross.direction"]
+UNICORN = SIGNALS.index["unicorn_rating_score"]  # stars of the leading side, signed: the backtest reads the same
 
 
 def market_state(features: Floats, signals: Floats) -> tuple[Floats, Floats]:
@@ -109,7 +110,7 @@ def decide(
             confidence=confidence,
             regime=regime,
             trend=float(trend),
-            unicorn=np.nan,
+            unicorn=float(closed.signals[UNICORN]) if ready else np.nan,
             event=str(acting.kind[0]) if seen else None,
             event_direction=float(acting.direction[0]) if seen else 0.0,
             atr=float(acting.atr[0]) if seen else np.nan,

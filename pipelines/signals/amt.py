@@ -18,12 +18,14 @@ UNKNOWN       ACCUMULATION  settled
 ACCUMULATION  MANIPULATION  a close outside V, or a poke
 ACCUMULATION  UNKNOWN       the last 48 bars are no balance any more
 MANIPULATION  DISTRIBUTION  the third close in a row outside V on the same side
-MANIPULATION  ACCUMULATION  the third quiet bar in a row, and the last 48 bars are a balance
+MANIPULATION  ACCUMULATION  the third quiet bar in a row after its first, and the last 48 bars are a balance
 MANIPULATION  UNKNOWN       the third quiet bar in a row, and they are none; or 48 bars after it began
 DISTRIBUTION  MANIPULATION  a close back inside V, or beyond its other edge: the move away has failed
 DISTRIBUTION  ACCUMULATION  settled, and the middle of the new value area is beyond the edge of V that was left: value
                             has followed price
 DISTRIBUTION  UNKNOWN       48 bars after it began
+
+The phase thus depends on bars before the last 48: on the balance that price left, and on how it was entered.
 
 amt_phase_score says which way the phase leans and how much:
 UNKNOWN       0

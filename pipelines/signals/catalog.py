@@ -56,10 +56,5 @@ PRODUCERS: dict[str, tuple[str, ...]] = {
 
 # rows of the specification a category will also hear once they exist
 AWAITING: dict[str, tuple[str, ...]] = {
-    "cmt": (),
-    "ict": (),
-    "order_flow": (),
-    "fpdom": (),
-    "sentiment": (),
     "traditional": ("F3",),
 }

@@ -14,8 +14,9 @@ from pipelines.contracts import Floats, Ints
 from pipelines.errors import BadShape
 from pipelines.features.catalog import FEATURES
 from pipelines.features.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
-from pipelines.signals.catalog import PRODUCERS, SIGNALS
+from pipelines.signals.catalog import SIGNALS
 
+ICT = ("fvg", "sweep")  # those the validator is trained to judge; the category hears more
 TRADITIONAL = ("consensus",)
 _ATR = FEATURES.index["atr_14"]
 _ROW = np.array([FEATURES.index[name] for name in VALIDATOR_COLUMNS])
@@ -28,7 +29,7 @@ class Events:
 
     index      row of the bar
     direction  1 long, -1 short
-    kind       name of the signal that raised it (the first of its category's producers if several agree)
+    kind       name of the signal that raised it (the first of those heard if several agree)
     atr        ATR 14 at that close, as a fraction of price; finite and above 0
     """
 
@@ -43,7 +44,7 @@ class Events:
 
 def events(features: Floats, signals: Floats) -> Events:
     """ICT events (S2, S3): features (n, kf), signals (n, ks) of the same bars. Opposite signals on a bar: no event."""
-    return _events(features, signals, PRODUCERS["ict"])
+    return _events(features, signals, ICT)
 
 
 def traditional_events(features: Floats, signals: Floats) -> Events:

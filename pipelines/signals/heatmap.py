@@ -56,8 +56,8 @@ FAMILY = StepFamily(
             SOURCE, high=1.0, needs="context:heat_imbalance", levels="walls: nearest below, nearest above",
         ),
         Column(
-            "heatmap.concentration", "fpdom", "Herfindahl-Hirschman", 0.0, 1.0, 1, "sum of squared shares of the levels",
-            SOURCE, needs="context:heat_concentration",
+            "heatmap.concentration", "fpdom", "Herfindahl-Hirschman", 0.0, 1.0, 1,
+            "sum of squared shares of the levels", SOURCE, needs="context:heat_concentration",
         ),
         Column(
             "heatmap.liquidity", "fpdom", "score", 0.0, 1.0, 1, "liquidity score of the map", SOURCE,

@@ -3,11 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from made_context import made_context
 
 from pipelines.contracts import CLOSE, NO_BOOK, NO_CONTEXT, OPEN, OPEN_TIME, VOLUME
 from pipelines.errors import UnknownName
 from pipelines.features.fold import Column, StepFamily
 from pipelines.signals import stars
+from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.stars import MIN_KNOWN, STARS, N
 
 READ = sorted({name for star in STARS for name in star.reads} - {stars.OWN_VOLUME, stars.OWN_CLOCK})
@@ -69,7 +71,7 @@ def random_market(n=3000, seed=5):
     return bars, rows
 
 
-def by_definition(bars, rows):
+def by_definition(bars, rows, at=AT):
     """(n, 21, 2) written with whole arrays."""
     n, out = len(bars), np.empty((len(bars), N, 2))
     given = np.where(np.isfinite(rows), rows, np.nan)
@@ -83,7 +85,7 @@ def by_definition(bars, rows):
             hour = pd.to_datetime(bars[:, OPEN_TIME], unit="s").hour
             value = np.where(np.isnan(hour), np.nan, np.isin(hour, [7, 8, 9, 12, 13, 14]))
         else:
-            parts = given[:, [AT[name] for name in star.reads]]
+            parts = given[:, [at[name] for name in star.reads]]
             value = np.where(np.isnan(parts).all(axis=1), np.nan, np.nansum(parts, axis=1))
         for s, side in enumerate((1.0, -1.0)):
             known = ~np.isnan(value)
@@ -194,6 +196,30 @@ def test_it_goes_on_from_its_state_to_the_same_bytes():
     state = FAMILY.initial.copy()
     halves = [fold(bars[:1111], rows[:1111], state), fold(bars[1111:], rows[1111:], state.copy())]
     assert np.vstack(halves).tobytes() == fold(bars, rows).tobytes()
+
+
+@pytest.mark.parametrize(("recorded", "known"), [("everything", 21), ("candles", 15), ("prices alone", 12)])
+def test_what_was_recorded_says_how_many_stars_can_be_judged(bars, recorded, known):
+    seen, context = bars.copy(), made_context(bars) if recorded == "everything" else None
+    if recorded == "prices alone":
+        seen[:, VOLUME:] = np.nan
+    out = SIGNALS.run(seen, None, context)
+    coverage = out[:, SIGNALS.index["stars.coverage"]]
+    assert (coverage[int(SIGNALS.warmup.max()) + 8 :] == known / 21).all()
+
+
+def test_in_the_catalogue_the_stars_are_those_of_the_stored_columns_and_some_become_unicorns(year):
+    signals = SIGNALS.run(year)
+    truth = stars.history(year, signals, SIGNALS.columns)
+    np.testing.assert_array_equal(truth, by_definition(year, signals, SIGNALS.index))
+    scored = signals[:, SIGNALS.index["unicorn_rating_score"]]
+    long, short = np.nansum(truth, axis=1).T
+    rated = ~np.isnan(scored)
+    np.testing.assert_array_equal(np.sign(scored[rated]), np.sign(long - short)[rated])
+    side = signals[:, SIGNALS.index["unicorn.direction"]]
+    assert (side == 1).sum() > 3
+    assert (side == -1).sum() > 3
+    assert (signals[np.abs(side) == 1, SIGNALS.index["unicorn.strength"]] >= 15).all()
 
 
 def test_a_column_that_nobody_writes_is_refused_by_its_name():

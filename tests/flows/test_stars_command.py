@@ -1,0 +1,87 @@
+"""`bellwether stars`: a file is measured without anything ingested, a snapshot is measured as it was folded."""
+
+import json
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from flows import stars as measured
+from flows.cli import app
+from pipelines.contracts import OPEN_TIME
+from pipelines.data.simulator import simulate
+from pipelines.data.timeframes import resample
+from pipelines.errors import StateError, UnknownName
+from pipelines.settings import load_params
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.stars import STARS
+
+PARAMS = load_params()
+AT = datetime(2025, 6, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def minutes():
+    spec = PARAMS.simulator.model_copy(update={"history_days": 20, "live_days": 0, "drift_after_live_days": None})
+    return simulate(spec).bars
+
+
+@pytest.fixture(scope="module")
+def file(minutes, tmp_path_factory):
+    names = ["open", "high", "low", "close", "volume", "trades", "taker_buy_volume"]
+    frame = pd.DataFrame(minutes[:, 1:], columns=names)
+    frame.insert(0, "open_time", pd.to_datetime(minutes[:, OPEN_TIME], unit="s", utc=True))
+    path = tmp_path_factory.mktemp("market") / "minutes.parquet"
+    frame.to_parquet(path)
+    return path
+
+
+@pytest.fixture
+def site(minutes, tmp_path):
+    """A workspace as the features stage leaves it."""
+    decision = resample(minutes, 60, 900)
+    folder = tmp_path / "artifacts" / "features"
+    folder.mkdir(parents=True)
+    for name, array in (("base", minutes), ("decision", decision), ("signals", SIGNALS.run(decision))):
+        np.save(folder / f"{name}.npy", array)
+    meta = {"decision_timeframe": "15m", "signal_catalogue_hash": SIGNALS.catalogue_hash}
+    return SimpleNamespace(
+        workspace=tmp_path, params=PARAMS, manifest=lambda: {"symbol": "SIM/USDT"}, meta=lambda: meta
+    )
+
+
+def test_a_file_and_the_snapshot_of_its_bars_give_the_same_figures(site, file):
+    stored, read = measured.of_snapshot(site, None), measured.of_file(file, "SIM/USDT", [], PARAMS, AT)
+    assert stored.worths.told() == read.worths.told()
+    assert (stored.symbol, stored.timeframe) == (read.symbol, read.timeframe) == ("SIM/USDT", "15m")
+    assert read.worths.bars == 20 * 96
+    assert read.worths.measured == 15  # what candles with taker volume let one judge
+
+
+def test_every_star_has_a_row_and_the_last_line_counts_against_luck(site):
+    found = measured.of_snapshot(site, "SIM/USDT").worths
+    rows = measured.rows(found)
+    assert [row[0] for row in rows] == [star.name for star in STARS] + ["rating >= 15", "rating >= 18"]
+    assert dict(zip(found.stars, rows, strict=False))[found.stars[4]][3] == "inputs missing"
+    assert f"of 15 stars that could be measured, {len(found.excluding_zero)} have" in measured.verdict(found)
+    assert measured.verdict(found).endswith("; 0.8 would by luck")
+
+
+def test_another_market_and_another_catalogue_are_refused_with_what_to_do(site):
+    with pytest.raises(UnknownName, match="--path"):
+        measured.of_snapshot(site, "ETH/USDT")
+    site.meta()["signal_catalogue_hash"] = "other"
+    with pytest.raises(StateError, match="bellwether run --once"):
+        measured.of_snapshot(site, None)
+
+
+def test_the_command_prints_json_and_nothing_else(file):
+    done = CliRunner().invoke(app, ["stars", "SIM/USDT", "--path", str(file), "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["symbol"] == "SIM/USDT"
+    assert len(told["worths"]["stars"]) == 21
+    assert told["worths"]["expected_by_chance"] == 0.75

@@ -17,7 +17,9 @@ from rich.table import Table
 
 from benchmarks.measured import Row, Spread
 
-NAMES = ("features", "inference", "decision", "decision_core", "simulator", "sampling", "heatmap", "services")
+NAMES = (
+    "features", "signals_speed", "heatmap", "sampling", "inference", "decision", "decision_core", "simulator", "services",
+)  # fmt: skip
 
 
 def measure(name: str, tiny: bool = False) -> list[Row]:

@@ -17,6 +17,7 @@ from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, REGIMES, TIME
 from pipelines.data.timeframes import resample
 from pipelines.errors import UnknownName
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
+from pipelines.signals.rows import begins, spoken
 from pipelines.store import DecisionRecord
 
 SHOWN = ("ict", "order_flow")  # categories drawn at once; the others wait in the legend
@@ -81,14 +82,12 @@ def marks(signals: Floats) -> list[Mark]:
     """Where each signal began to speak: it says a side that it did not say at the bar before."""
     found = []
     for name in (name for names in PRODUCERS.values() for name in names):
-        side, strength, low, high = (signals[:, SIGNALS.index[f"{name}.{part}"]] for part in _PARTS)
-        speaks = np.nan_to_num(np.where(strength > 0, side, 0.0)).astype(int)
-        begins = np.flatnonzero((speaks != 0) & (speaks != np.concatenate([[0], speaks[:-1]])))
-        found += [Mark(name, int(i), int(speaks[i]), float(strength[i]), float(low[i]), float(high[i])) for i in begins]
+        side = spoken(signals, name)
+        strength, low, high = (signals[:, SIGNALS.index[f"{name}.{part}"]] for part in ("strength", "low", "high"))
+        found += [
+            Mark(name, int(i), int(side[i]), float(strength[i]), float(low[i]), float(high[i])) for i in begins(side)
+        ]
     return sorted(found, key=lambda mark: (mark.at, mark.signal))
-
-
-_PARTS = ("direction", "strength", "low", "high")
 
 
 def told(drawn: Drawn) -> dict[str, Any]:

@@ -447,6 +447,53 @@ def chart(
 
 
 @app.command()
+def signals(
+    symbol: Annotated[str | None, typer.Argument(help="The market of the newest snapshot by default.")] = None,
+    score: Annotated[bool, typer.Option("--score", help="What each was worth on the snapshot, as table and page.")] = (
+        False
+    ),
+    to: Annotated[Path | None, typer.Option(help="The page of --score; one under reports by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every signal: which there are, what one that is silent waits for, when it last spoke; `--score`: its worth."""
+    from flows import signals as told
+    from flows.site import open_site
+
+    site = open_site()
+    if not score:
+        found = told.listing(site, symbol)
+        emit(found) if as_json else show_signals(found)
+        return
+    name, scored = told.score(site, symbol)
+    file = told.write(name, scored, to or site.settings.home / "reports" / f"signals-{name.replace('/', '-')}.html")
+    if as_json:
+        emit({"symbol": name, **scored.told(), "page": str(file)})
+        return
+    table(
+        f"{name}: {scored.tested} signals on {scored.bars:,} bars of {scored.weeks:.1f} weeks; buying at every bar: "
+        f"{told.shown(scored.market_bps)} bps over {scored.horizon_bars} bars",
+        list(told.SCORED),
+        told.score_rows(scored),
+    )
+    above = ", ".join(scored.above()) or "none"
+    out.print(f"above nought net with the whole interval: {above}; of {scored.tested} tried, "
+              f"{scored.tested * 0.025:.1f} would be by luck. Drawn in {file}")  # fmt: skip
+
+
+def show_signals(found: dict[str, Any]) -> None:
+    of = found["symbol"]
+    about = f"{of}: {found['bars']:,} bars to {found['to']} UTC" if of else "signals; nothing was ingested yet"
+    table(
+        about,
+        ["row", "what", "signal", "category", "status", "spoke", "last (UTC)"],
+        [
+            [s["row"], s["told"], s["signal"], s["category"], s["status"], s["spoke"], s["last"]]
+            for s in found["signals"]
+        ],
+    )
+
+
+@app.command()
 def stars(
     symbol: Annotated[str | None, typer.Argument(help="The market of the newest snapshot by default.")] = None,
     path: Annotated[Path | None, typer.Option(help="Measure on this Parquet, CSV or zip file instead.")] = None,

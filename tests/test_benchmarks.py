@@ -4,16 +4,22 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 
 from benchmarks import evidence
 from benchmarks.__main__ import NAMES, measure, table
 from benchmarks.measured import in_turn, pairs
+from benchmarks.signals import seen
+from pipelines.data.simulator import Planted
 from pipelines.settings import ROOT
 
 
 def test_every_benchmark_the_readme_names_exists():
-    named = set(re.findall(r"benchmarks[./](\w+)", (ROOT / "README.md").read_text())) - {"evidence"}
+    named = set(re.findall(r"benchmarks[./](\w+)", (ROOT / "README.md").read_text())) - {
+        "evidence",
+        "signals",
+    }  # those write what they found
     assert named <= set(NAMES)
     assert all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in NAMES)
 
@@ -32,6 +38,40 @@ def test_it_measures_both_sides_of_each_ratio_in_one_run(name):
 def test_a_side_that_does_ten_times_the_work_is_about_ten_times_slower():
     ours, theirs = in_turn(lambda: sum(range(1_000)), lambda: sum(range(10_000)), repeats=9)
     assert 4 < pairs("", "s", ours, "", theirs).ratio.median < 25
+
+
+def planted(*patterns):
+    """Patterns of (start, end, kind, direction)."""
+    start, end, kind, direction = np.array(patterns, dtype=float).T
+    return Planted(start, end, kind.astype(int), direction, np.ones(len(start)), np.ones(len(start)))
+
+
+def answered(n, **at):
+    answers = np.zeros((n, 2), bool)
+    answers[at.get("long", []), 0] = True
+    answers[at.get("short", []), 1] = True
+    return answers
+
+
+def test_a_planted_pattern_is_found_by_an_answer_of_its_direction_in_its_window_only():
+    opens = 60.0 * np.arange(1000)
+    truth = planted((6000, 6005, 1, 1), (12000, 12005, 1, -1), (18000, 18005, 0, 1))  # bars 100, 200 and 300
+    told = seen(answered(1000, long=[103, 201, 300], short=[204]), opens, truth, kind=1, after=3)
+    assert (told.recall.value, told.recall.n) == (0.5, 2)  # 204 comes too late, 201 has the wrong side
+    assert (told.precision.value, told.precision.n) == (0.25, 4)
+    assert told.recall.low < 0.5 < told.recall.high
+    assert seen(answered(1000), opens, truth, kind=1, after=3) is None
+    assert seen(answered(1000, long=[1]), opens, truth, kind=2, after=3) is None
+
+
+def test_chance_finds_what_speaking_so_often_finds():
+    opens, rng = 60.0 * np.arange(50_000), np.random.default_rng(7)
+    start = 60.0 * np.sort(rng.choice(49_000, 1000, replace=False)) + 1
+    truth = planted(*[(t, t + 1, 1, way) for t, way in zip(start, rng.choice([-1, 1], 1000), strict=True)])
+    told = seen(rng.random((50_000, 2)) < 0.05, opens, truth, kind=1, after=3)
+    assert told.by_chance_recall == pytest.approx(1 - 0.95**4, abs=0.01)  # one of four bars speaks
+    assert told.recall.value == pytest.approx(told.by_chance_recall, abs=0.05)
+    assert told.precision.value == pytest.approx(told.by_chance_precision, abs=0.01)
 
 
 def test_evidence_goes_on_where_it_ended_and_forgets_figures_of_other_code(tmp_path):

@@ -1,0 +1,302 @@
+"""`python -m benchmarks.signals [--to FILE]`: docs/signals.md, what every signal was worth and how well it sees.
+
+Two parts. On recorded markets: every signal of the catalogue over a year of 15-minute bars, after costs, with intervals
+and the number tried. On the simulator: patterns that were planted, so that precision and recall can be counted, beside
+what the same number of answers would find by chance.
+"""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.house import recording
+from flows.signals import words
+from pipelines.contracts import (
+    CONTEXT_FIELDS,
+    CONTEXT_INDEX,
+    OPEN_TIME,
+    TAKER_BUY,
+    VOLUME,
+    Books,
+    Bools,
+    ContextFeed,
+    Estimate,
+    Floats,
+    utc,
+)
+from pipelines.data import schemas
+from pipelines.data.alignment import align
+from pipelines.data.context import combined, read_context
+from pipelines.data.files import read
+from pipelines.data.orderbook_design import FAKE, ICEBERG, LOOKBACK, SWEEP
+from pipelines.data.quality import assess
+from pipelines.data.simulator import Market, Planted, simulate
+from pipelines.data.timeframes import resample
+from pipelines.errors import UnreadableFile
+from pipelines.evaluation.signals import Scores, score_signals, shown
+from pipelines.features import technical
+from pipelines.features.catalog import absent_columns
+from pipelines.features.fold import Fold
+from pipelines.settings import ROOT, Params, load_params
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.rows import ROWS, names, spoken
+from pipelines.training.warm import hit_rate
+
+PAGE = ROOT / "docs" / "signals.md"
+STEP_S = 900
+PLANTED_DAYS = 60
+AFTER_BARS = 3  # bars after the one a pattern ends in during which an answer still counts
+SHIFTS = 200  # by which answers are moved along the history to see what chance finds
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recorded market: its file and timeframe, and files of what was known beside it."""
+
+    told: str
+    file: str
+    timeframe: str
+    beside: tuple[str, ...]
+
+
+FEAR_GREED = "../alternative/fear_greed_index_1d.parquet"
+# no file of ETH with taker volume begins before the end of 2024; its 5-minute closes begin in May 2024
+MARKETS = (
+    Recorded(
+        "BTC/USDT",
+        "binance_spot_btcusdt_1m_2024.parquet",
+        "1m",
+        (
+            "binance_spot_ethusdt_5m_to_2025h1.parquet",
+            "../alternative/binance_usdm_btcusdt_funding_8h.parquet",
+            FEAR_GREED,
+        ),
+    ),
+    Recorded(
+        "ETH/USDT",
+        "binance_spot_ethusdt_15m_to_2025h1.parquet",
+        "15m",
+        ("binance_spot_btcusdt_1m_2024.parquet", "binance_spot_btcusdt_1m_2025h1.parquet", FEAR_GREED),
+    ),
+)
+
+
+# ---- what they were worth ---------------------------------------------------------------------------------------
+
+
+def scored(market: Recorded, params: Params) -> tuple[str, Scores, dict[str, str]]:
+    """First and last day, scores on 15-minute bars, and the signals that could not speak with what they wait for."""
+    path, now = recording(market.file), datetime.now(UTC)
+    base = schemas.to_matrix(assess(read(path, now), market.timeframe, now).clean)
+    decision = base if market.timeframe == "15m" else resample(base, 60, STEP_S)
+    feed = combined([read_context(recording(name)) for name in market.beside])
+    return folded(base, decision, None, feed, params)
+
+
+def folded(
+    base: Floats, decision: Floats, books: Books | None, feed: ContextFeed | None, params: Params
+) -> tuple[str, Scores, dict[str, str]]:
+    """The same of any bars and what was known beside them."""
+    levels, context = align(decision[:, OPEN_TIME] + STEP_S, STEP_S, books, feed)
+    signals = SIGNALS.run(decision, levels, context)
+    family = Fold("technical", (technical.FAMILY,))
+    atr = family.run(decision)[:, family.index["atr_14"]]
+    given = {"volume": decision[:, VOLUME], "taker": decision[:, TAKER_BUY]}
+    given |= {f"context:{name}": values for name, values in zip(CONTEXT_FIELDS, context.T, strict=True)}
+    there = {name for name, values in given.items() if not np.isnan(values).all()} | ({"book"} if books else set())
+    lacking = absent_columns(SIGNALS.catalogue, there)
+    silent = {name: words(lacking[f"{name}.direction"], there) for name in names() if f"{name}.direction" in lacking}
+    days = " to ".join(f"{utc(decision[i, OPEN_TIME]):%F}" for i in (0, -1))
+    return days, score_signals(signals, decision, base, atr, STEP_S, params), silent
+
+
+def score_table(scores: Scores, silent: dict[str, str]) -> list[str]:
+    row_of = {name: row for row, about in ROWS.items() for name in about.signals}
+    lines = [
+        "| row | signal | n | a week | share of bars | long | bars held | hit rate | gross bps | net bps |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    places = list(ROWS)
+    for s in sorted(scores.scores, key=lambda s: places.index(row_of[s.signal])):
+        if s.signal in silent:
+            continue
+        counts = (f"{s.gross_bps.n:,}", f"{s.per_week:.1f}", f"{s.share:.3f}", _plain(s.long))
+        told = (shown(s.hold_bars), shown(s.hit_rate, 3), shown(s.gross_bps), shown(s.net_bps))
+        lines.append(_line((row_of[s.signal], s.signal, *counts, *told)))
+    above = ", ".join(scores.above()) or "none"
+    lines += [
+        "",
+        _prose(f"""{scores.bars:,} bars. Signals tested: **{scores.tested}**. With the whole net interval above nought:
+        {above}; by luck alone {scores.tested * 0.025:.1f} of {scores.tested} would be. Buying at every bar returned
+        {shown(scores.market_bps)} bps gross over the same horizon."""),
+    ]
+    if silent:
+        waits = "; ".join(f"{name} ({needs})" for name, needs in silent.items())
+        lines += ["", _prose(f"Not scored, as their input was not recorded here: {waits}.")]
+    return lines
+
+
+# ---- what they see ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of the planted patterns the share that was found; of the answers the share that stood on one; Wilson intervals.
+
+    by_chance_*  the same of the same answers, moved along the history: means over `SHIFTS` moves
+    """
+
+    recall: Estimate
+    precision: Estimate
+    by_chance_recall: float
+    by_chance_precision: float
+
+
+def seen(answers: Bools, opens: Floats, planted: Planted, kind: int, after: int) -> Seen | None:
+    """How well answers tell planted patterns of a kind. None where there are no patterns or no answers.
+
+    answers  (n, 2) said long, said short at the close of the bars that opened at `opens` (n,)
+    after    a pattern counts as found by an answer of its direction from the bar it began in to so many bars after the
+             one it ended in; an answer is right if such a pattern is there
+    """
+    chosen = (planted.kind == kind) & (planted.start >= opens[0]) & (planted.end < opens[-1])
+    first = np.searchsorted(opens, planted.start[chosen], "right") - 1
+    last = np.minimum(np.searchsorted(opens, planted.end[chosen], "right") - 1 + after, len(opens) - 1)
+    side = np.where(planted.direction[chosen] > 0, 0, 1)
+    if not len(first) or not answers.any():
+        return None
+    windows = np.zeros_like(answers)
+    for begin, end, s in zip(first, last, side, strict=True):
+        windows[begin : end + 1, s] = True
+
+    def counted(told: Bools) -> tuple[int, int]:
+        total = np.vstack([[0, 0], np.cumsum(told, axis=0)])
+        return int((total[last + 1, side] > total[first, side]).sum()), int((told & windows).sum())
+
+    found, right = counted(answers)
+    moves = np.linspace(0, len(opens), SHIFTS + 2)[1:-1].astype(int)
+    luck = np.array([counted(np.roll(answers, move, axis=0)) for move in moves]).mean(axis=0)
+    said = int(answers.sum())
+    return Seen(hit_rate(found, len(first)), hit_rate(right, said), luck[0] / len(first), luck[1] / said)
+
+
+def planted_table(market: Market, params: Params) -> list[str]:
+    lines = [
+        "| pattern | read by | bars | planted | found | by chance | answers | of them right | by chance |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    every = params.simulator.book_every_minutes
+    for minutes in (1, 5, 15):
+        bars = market.bars if minutes == 1 else resample(market.bars, 60, 60 * minutes)
+        side = spoken(SIGNALS.run(bars), "sweep")
+        answers = np.column_stack([side > 0, side < 0])
+        told = seen(answers, bars[:, OPEN_TIME], market.truth.planted, int(SWEEP), AFTER_BARS)
+        lines.append(_seen_line("stop run", "`sweep`", minutes, told))
+    bars = resample(market.bars, 60, 60 * every)
+    context = align(bars[:, OPEN_TIME] + 60.0 * every, 60.0 * every, market.books, market.feed)[1]
+    missing = []
+    for pattern, kind, field in (("iceberg", int(ICEBERG), "iceberg"), ("fake order", int(FAKE), "spoof")):
+        values = context[:, [CONTEXT_INDEX[f"{field}_{name}"] for name in ("bid", "ask")]]
+        if np.isnan(values).all():
+            missing.append(f"{field}_bid, {field}_ask")
+            continue
+        told = seen(values > 0, bars[:, OPEN_TIME], market.truth.planted, kind, 0)
+        lines.append(_seen_line(pattern, f"tape `{field}_bid`, `{field}_ask`", every, told))
+    if missing:
+        lines += ["", f"The simulated books carry no tape yet ({'; '.join(missing)}): these patterns are not scored."]
+    return lines
+
+
+def _seen_line(pattern: str, reader: str, minutes: int, told: Seen | None) -> str:
+    if told is None:
+        return _line((pattern, reader, f"{minutes} m", *["–"] * 6))
+    found = (f"{told.recall.n:,}", shown(told.recall, 3), f"{told.by_chance_recall:.3f}")
+    right = (f"{told.precision.n:,}", shown(told.precision, 3), f"{told.by_chance_precision:.3f}")
+    return _line((pattern, reader, f"{minutes} m", *found, *right))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _prose(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.2f}" if np.isfinite(value) else "–"
+
+
+# ---- the page ---------------------------------------------------------------------------------------------------
+
+
+def page(params: Params, markets: Sequence[Recorded] = MARKETS) -> str:
+    wanted = params.labels
+    lines = [
+        "# What the signals were worth, and what they see",
+        "",
+        _prose("""Written by `python -m benchmarks.signals`; nothing here was typed or chosen by hand. No threshold of
+        any signal was set on these figures."""),
+        "",
+        _prose(f"""An event is a signal beginning to speak: it takes a side that it did not take at the bar before. It
+        is filled at the open of the first bar after that. *Bars held* and *hit rate*: until the target
+        ({wanted.target_atr:g} ATR), the stop ({wanted.stop_atr:g} ATR) or {wanted.horizon_bars} bars, whichever came
+        first; a bar that touches both counts as the stop. *Gross*: return in the signal's direction after
+        {wanted.horizon_bars} bars; *net*: less {params.costs.round_trip_bps:g} bps of a round trip. *Long*: the share
+        of events that speak for a rise. In brackets 95 % intervals of a moving-block bootstrap over the events;
+        `too few`: under fifty events none is given."""),
+        "",
+    ]
+    for market in markets:
+        finest = "1-minute" if market.timeframe == "1m" else "15-minute"
+        days, scores, silent = scored(market, params)
+        lines += [f"## {market.told}, {days}, 15-minute bars, barriers walked on {finest} bars", ""]
+        lines += [*score_table(scores, silent), ""]
+    spec = params.simulator.model_copy(
+        update={"history_days": PLANTED_DAYS, "live_days": 0, "drift_after_live_days": None}
+    )
+    simulated = simulate(spec)
+    decision = resample(simulated.bars, 60, STEP_S)
+    _, scores, silent = folded(simulated.bars, decision, simulated.books, simulated.feed, params)
+    lines += [
+        f"## The simulator, {PLANTED_DAYS} days, edge {spec.edge:g}, seed {spec.seed}",
+        "",
+        _prose("""Nobody recorded a book with its trades for long enough, so the signals that read one are scored where
+        it is made: that shows that they speak and how often, and nothing of what they are worth on a real market."""),
+        "",
+        *score_table(scores, silent),
+        "",
+        f"## Planted patterns of the simulator, {PLANTED_DAYS} days, seed {spec.seed}",
+        "",
+        _prose(f"""The simulator plants stop runs, icebergs and fake orders and keeps the truth. *Found*: the share of
+        planted patterns that an answer of the same direction met: a stop run within {AFTER_BARS} bars after the bar it
+        ended in, the others in a bar they lived in. *Right*: the share of answers that met one. Every bar that speaks
+        is an answer. *By chance*: the same answers moved along the history, mean of {SHIFTS} moves. Brackets: 95 %
+        Wilson. An answer that meets no planted pattern is no fault of the rule: prices also sweep swings by themselves.
+        The simulator runs for the extreme of the last {LOOKBACK / 60:g} hours, which the rule need not remember as a
+        swing."""),
+        "",
+        *planted_table(simulated, params),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(prog="python -m benchmarks.signals", description=__doc__)
+    asked.add_argument("--to", type=Path, default=PAGE, help="the page to write; docs/signals.md by default")
+    options = asked.parse_args()
+    needed = [recording(name) for market in MARKETS for name in (market.file, *market.beside)]
+    if absent := sorted({str(path) for path in needed if not path.is_file()}):
+        raise UnreadableFile(f"no {', '.join(absent)}; BELLWETHER_RECORDED names the folder of the recorded candles")
+    options.to.write_text(page(load_params()))
+    print(f"wrote {options.to}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""What a signal costs: everything for one live bar, a million bars in batch, and the usual code beside the same rules.
+
+Beside it: talipp (incremental indicators, one value a call) where it is installed, and pandas as such rules are
+usually written. On recorded BTC/USDT bars where they are there, else on a simulated year.
+Run: python -m benchmarks signals_speed
+"""
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.features import WINDOW, live, market
+from benchmarks.measured import Row, cpu_seconds, in_turn, pairs, spread
+from pipelines.contracts import BAR_FIELDS, BOOK_LEVELS, CLOSE, CONTEXT_WIDTH, OPEN_TIME, Floats
+from pipelines.features import technical
+from pipelines.features.catalog import FEATURES
+from pipelines.features.fold import Fold
+from pipelines.signals import fvg, sweep
+from pipelines.signals.catalog import SIGNALS
+
+MILLION = 1_000_000
+TALIPP = "2.7.0"  # the version the figures were made with
+
+
+def beside(bars: Floats) -> tuple[Floats, Floats]:
+    """Books (n, 2, levels, 3) and context (n, CONTEXT_WIDTH) made up so that no step can leave early: only their cost
+    is looked at."""
+    rng = np.random.default_rng(7)
+    levels = np.empty((len(bars), 2, BOOK_LEVELS, 3))
+    for side, way in enumerate((-1.0, 1.0)):
+        levels[:, side, :, 0] = bars[:, CLOSE, None] * (1.0 + way * 1e-5 * (1.0 + np.arange(BOOK_LEVELS)))
+    levels[..., 1:] = rng.lognormal(0.0, 0.5, (len(bars), 2, BOOK_LEVELS, 2))
+    return levels, rng.uniform(0.0, 1.0, (len(bars), CONTEXT_WIDTH))
+
+
+def everything_live(bars: Floats) -> tuple[Callable[[], Any], Callable[[int], float]]:
+    """A call that takes the last `WINDOW` bars through features and signals as serving does; and the CPU seconds of the
+    i-th of them alone."""
+    levels, context = beside(bars)
+    states = []
+    for fold in (FEATURES, SIGNALS):
+        state = fold.fresh()
+        fold.run(bars[:-WINDOW], levels[:-WINDOW], context[:-WINDOW], state)
+        states.append((fold, state))
+
+    def one(i: int) -> None:
+        for fold, state in states:
+            fold.step(state, bars[i], levels[i], context[i])
+
+    def window() -> None:
+        for i in range(-WINDOW, 0):
+            one(i)
+
+    return window, lambda i: cpu_seconds(partial(one, i - WINDOW))
+
+
+def a_million(bars: Floats, n: int) -> float:
+    """CPU seconds of n bars through features and signals, a history after the other, states carried on."""
+    levels, context = beside(bars)
+    states = [(fold, fold.fresh()) for fold in (FEATURES, SIGNALS)]
+    span, done, took = bars[-1, OPEN_TIME] - 2.0 * bars[0, OPEN_TIME] + bars[1, OPEN_TIME], 0, 0.0
+    while done < n:
+        part = slice(0, min(len(bars), n - done))
+        later = bars[part].copy()
+        later[:, OPEN_TIME] += span * (done // len(bars))
+        for fold, state in states:
+            took += cpu_seconds(partial(fold.run, later, levels[part], context[part], state))
+        done += len(later)
+    return took
+
+
+# ---- the usual code ---------------------------------------------------------------------------------------------
+
+
+def _atr(frame: pd.DataFrame) -> pd.Series:
+    last = frame["close"].shift()
+    reach = pd.concat([frame["high"] - frame["low"], (frame["high"] - last).abs(), (frame["low"] - last).abs()], axis=1)
+    return reach.max(axis=1).ewm(alpha=1 / 14, adjust=False).mean()
+
+
+def fvg_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
+    """Gaps of all bars, and the bar that first traded into each: found in vectors, followed in a loop."""
+    least = fvg.MIN_ATR * _atr(frame)
+    up = frame["low"] - frame["high"].shift(2) >= least
+    down = frame["low"].shift(2) - frame["high"] >= least
+    side = np.where(up, 1.0, np.where(down, -1.0, 0.0))
+    top = np.where(up, frame["low"], np.where(down, frame["low"].shift(2), np.nan))
+    bottom = np.where(up, frame["high"].shift(2), np.where(down, frame["high"], np.nan))
+    low, high, mitigated = frame["low"].to_numpy(), frame["high"].to_numpy(), np.full(len(frame), np.nan)
+    for i in np.flatnonzero(side):
+        into = low[i + 1 :] <= top[i] if side[i] > 0 else high[i + 1 :] >= bottom[i]
+        if into.any():
+            mitigated[i] = i + 1 + np.argmax(into)
+    return pd.DataFrame({"direction": side, "low": bottom, "high": top, "mitigated": mitigated}, index=frame.index)
+
+
+def sweep_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
+    """Sweeps of all bars: swings by centred rolling extremes, each followed bar by bar until it is swept or left."""
+    n, close, least = len(frame), frame["close"].to_numpy(), sweep.MIN_ATR * _atr(frame).to_numpy()
+    depth, side = np.zeros(n), np.zeros(n)
+    for way, column in ((1.0, "high"), (-1.0, "low")):
+        edge = way * frame[column]
+        swings = np.flatnonzero(edge == edge.rolling(sweep.WIDTH, center=True).max())
+        told, shut = edge.to_numpy(), way * close
+        for i in swings:
+            level, beyond, extreme = told[i], 0, -np.inf
+            for j in range(i + sweep.SIDE + 1, n):
+                if told[j] <= level and not beyond:
+                    continue
+                beyond, extreme = beyond + 1, max(extreme, told[j])
+                if shut[j] < level:
+                    if extreme - level >= least[j]:
+                        if extreme - level > depth[j]:
+                            depth[j], side[j] = extreme - level, -way
+                        break
+                    beyond, extreme = 0, -np.inf
+                elif beyond >= sweep.WITHIN:
+                    break
+    return pd.DataFrame({"direction": side, "depth": depth}, index=frame.index)
+
+
+def same(fold: Fold, name: str, bars: Floats, said: pd.DataFrame) -> str:
+    """How often both sides say the same where one of them speaks, after the warm-up."""
+    ours = np.nan_to_num(fold.run(bars)[:, fold.index[f"{name}.direction"]])[200:]
+    theirs = said["direction"].to_numpy()[200:]
+    either = (ours != 0) | (theirs != 0)
+    kept = f"; ours remembers {sweep.KEPT} swings a side, theirs all" if name == "sweep" else ""
+    return f"the same answer on {(ours == theirs)[either].mean():.1%} of {either.sum():,} bars where one speaks{kept}"
+
+
+# ---- talipp -----------------------------------------------------------------------------------------------------
+
+
+def with_talipp(bars: Floats) -> tuple[Callable[[], Any], Callable[[], dict[str, float]]]:
+    """A call that adds the last `WINDOW` bars one by one to nine of talipp's indicators after the history before them;
+    and what they then say, in our units."""
+    from talipp.indicators import ADX, ATR, BB, CCI, MACD, ROC, RSI, Stoch, Williams
+    from talipp.ohlcv import OHLCV
+
+    of_close: Any = [RSI(14), MACD(12, 26, 9), BB(20, 2.0), ROC(10)]
+    of_bar: Any = [Stoch(14, 1), Williams(14), CCI(20), ATR(14), ADX(14, 14)]
+
+    def add(rows: Floats) -> None:
+        for _, opened, high, low, close, volume, *_ in rows.tolist():
+            bar = OHLCV(opened, high, low, close, volume)
+            for indicator in of_close:
+                indicator.add(close)
+            for indicator in of_bar:
+                indicator.add(bar)
+        for indicator in (*of_close, *of_bar):  # it keeps all it was ever given; a service would let go of it
+            indicator.purge_oldest(max(0, len(indicator) - 4 * WINDOW))
+
+    def told() -> dict[str, float]:
+        rsi, _, _, roc = (indicator[-1] for indicator in of_close)
+        _, williams, cci, atr, adx = (indicator[-1] for indicator in of_bar)
+        close = float(bars[-1, CLOSE])
+        return {"rsi_14": rsi, "roc_10": roc, "williams_r_14": williams, "cci_20": cci, "atr_14": atr / close,
+                "adx_14": adx.adx}  # fmt: skip
+
+    add(bars[-10 * WINDOW : -WINDOW])
+    return lambda: add(bars[-WINDOW:]), told
+
+
+def beside_talipp(bars: Floats, repeats: int) -> Row:
+    family = Fold("technical", (technical.FAMILY,))
+    what = f"{len(family.columns)} technical features, one live step"
+    if importlib.util.find_spec("talipp") is None:
+        took = np.array([cpu_seconds(live(family, bars)) for _ in range(repeats)])
+        note = f"talipp is not installed, so nothing stands beside it: pip install talipp=={TALIPP}"
+        return Row(what, "us a bar", spread(took / WINDOW * 1e6), note=note)
+    call, told = with_talipp(bars)
+    call()
+    last = family.run(bars)[-1]
+    gaps = {name: abs(last[family.index[name]] / value - 1.0) for name, value in told().items() if name in family.index}
+    version = importlib.metadata.version("talipp")
+    step, theirs = in_turn(live(family, bars), call, repeats)
+    return pairs(what, "us a bar", step / WINDOW * 1e6, f"talipp {version}, nine of them", theirs / WINDOW * 1e6,
+                 f"{len(gaps)} of them compared, the same within {max(gaps.values()):.0e}")  # fmt: skip
+
+
+def measure(tiny: bool = False) -> list[Row]:
+    repeats, slow = (3, 2) if tiny else (25, 5)
+    bars, told = market(tiny)
+    window, single = everything_live(bars)
+    window()
+    alone = np.array([single(i) for _ in range(1 if tiny else 4) for i in range(WINDOW)]) * 1e6
+    n = 5_000 if tiny else MILLION
+    frame = pd.DataFrame(bars, columns=list(BAR_FIELDS))
+    columns = len(FEATURES.columns) + len(SIGNALS.columns)
+    rows = [
+        Row(f"all {columns} features and signals, one live bar", "us a bar", spread(alone, tail=True),
+            note="CPU of the two calls; book and context given"),
+        Row(f"all {columns} features and signals, batch of {n:,}", "s",
+            spread(np.array([a_million(bars, n) for _ in range(1 if tiny else 3)]))),
+        beside_talipp(bars, repeats),
+    ]  # fmt: skip
+    for name, family, usual in (("fvg", fvg.FAMILY, fvg_in_pandas), ("sweep", sweep.FAMILY, sweep_in_pandas)):
+        fold = Fold(f"{name}_alone", (family,))
+        ours, theirs = in_turn(lambda f=fold: f.run(bars), lambda u=usual: u(frame), slow)  # type: ignore[misc]
+        ns = 1e9 / len(bars)
+        rows.append(
+            pairs(f"{name}, batch", "ns a bar", ours * ns, "pandas over all bars", theirs * ns,
+                  f"{told}; {same(fold, name, bars, usual(frame))}")
+        )  # fmt: skip
+        newest = frame[-WINDOW:]
+        step, again = in_turn(live(fold, bars), lambda u=usual, w=newest: u(w), repeats)  # type: ignore[misc]
+        rows.append(
+            pairs(f"{name}, one live step", "us a bar", step / WINDOW * 1e6, f"pandas over the last {WINDOW} bars",
+                  again * 1e6)
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,231 @@
+"""What each rule-based signal was worth on a history, with its doubt: intervals, n, and how many were tried.
+
+An event is a signal beginning to speak: it takes a side that it did not take at the bar before. Each is followed twice:
+to the barrier of the labels (hold time, hit rate) and to the labels' horizon (return in the signal's direction). Fills
+are as in the labels: the open of the first base bar after the decision bar. Nothing here is fitted or chosen.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.contracts import CLOSE, OPEN_TIME, Estimate, Floats, Ints
+from pipelines.errors import BadShape
+from pipelines.evaluation.metrics import default_block, mean_estimate
+from pipelines.labels.barriers import UNRESOLVED, triple_barrier
+from pipelines.labels.horizon import forward_returns
+from pipelines.settings import Params
+from pipelines.signals.catalog import PRODUCERS
+from pipelines.signals.rows import begins, names, spoken
+
+WEEK_S = 7 * 86400.0
+LEAST_BLOCKS = 5  # of a bootstrap: resampling fewer says nothing of the spread between them
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One signal. Estimates are NaN where it never spoke; their bounds are NaN under `LEAST_BLOCKS` blocks of events.
+
+    began      events: bars on which it began to speak, with an ATR to set barriers by
+    per_week   events a calendar week of the history
+    share      of all bars, those on which it takes a side
+    long       share of the events that speak for a rise; NaN where there are none
+    hold_bars  decision bars from the fill until target, stop or time
+    hit_rate   share of events whose target came before stop and time
+    gross_bps  return over the horizon in the signal's direction; net_bps after the cost of a round trip
+    """
+
+    signal: str
+    category: str
+    began: int
+    per_week: float
+    share: float
+    long: float
+    hold_bars: Estimate
+    hit_rate: Estimate
+    gross_bps: Estimate
+    net_bps: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """All of them on one history, and what they must be read beside.
+
+    market_bps  return over the horizon of buying at every bar: what a side taken blindly gets of the market's own way
+    tested      signals that spoke at all: of so many, one in forty is above nought by luck alone
+    """
+
+    bars: int
+    weeks: float
+    horizon_bars: int
+    target_atr: float
+    stop_atr: float
+    cost_bps: float
+    market_bps: Estimate
+    tested: int
+    scores: tuple[Score, ...]
+
+    def above(self) -> list[str]:
+        """Signals whose net return is above nought with its whole interval."""
+        return [score.signal for score in self.scores if score.net_bps.low > 0]
+
+    def told(self) -> dict[str, Any]:
+        """JSON-ready; None where a figure is not known."""
+        plain = {**asdict(self), "above_cost": self.above()}
+        found: dict[str, Any] = _known(plain)
+        return found
+
+
+def score_signals(
+    signals: Floats, decision: Floats, base: Floats, atr: Floats, step_s: int, params: Params
+) -> Scores:  # fmt: skip
+    """Every signal of SIGNALS: signals (n, ks) of the decision bars; else as `score_sides`."""
+    return score_sides({name: spoken(signals, name) for name in names()}, decision, base, atr, step_s, params)
+
+
+def score_sides(
+    sides: Mapping[str, Ints], decision: Floats, base: Floats, atr: Floats, step_s: int, params: Params
+) -> Scores:  # fmt: skip
+    """Score the sides (n,) that each signal took at the closes of n decision bars.
+
+    decision  (n, 8) bars of `step_s` seconds
+    base      (m, 8) what they were made of; the decision bars themselves where nothing finer was recorded
+    atr       (n,) fraction of price at each close; events without one are left out, as no barrier can be set
+    Raises    BadShape if lengths disagree
+    """
+    n = len(decision)
+    if atr.shape != (n,) or any(side.shape != (n,) for side in sides.values()):
+        raise BadShape(f"{n} decision bars, {atr.shape} ATR and sides {[s.shape for s in sides.values()]}")
+    horizon_s = float(params.labels.horizon_bars * step_s)
+    closes = decision[:, OPEN_TIME] + step_s
+    ahead = forward_returns(base, closes, horizon_s).gross_bps
+    weeks = (closes[-1] - decision[0, OPEN_TIME]) / WEEK_S if n else 0.0
+    category = {name: group for group, heard in PRODUCERS.items() for name in heard}
+    base_s = float(np.diff(base[:, OPEN_TIME]).min()) if len(base) > 1 else float(step_s)
+    cost, found = params.costs.round_trip_bps, []
+    for name, side in sides.items():
+        at = begins(side)
+        at = at[atr[at] > 0]
+        way = side[at]
+        hold, hit = _followed(decision, base, base_s, atr, at, way, step_s, horizon_s, params)
+        gross = way * ahead[at]
+        gross = gross[np.isfinite(gross)]
+        found.append(
+            Score(
+                signal=name,
+                category=category.get(name, ""),
+                began=len(at),
+                per_week=len(at) / weeks if weeks else float("nan"),
+                share=float((side != 0).mean()) if n else float("nan"),
+                long=float((way > 0).mean()) if len(at) else float("nan"),
+                hold_bars=_mean(hold, params),
+                hit_rate=_mean(hit, params),
+                gross_bps=_mean(gross, params),
+                net_bps=_mean(gross - cost, params, cost),
+            )
+        )
+    return Scores(
+        bars=n,
+        weeks=float(weeks),
+        horizon_bars=params.labels.horizon_bars,
+        target_atr=params.labels.target_atr,
+        stop_atr=params.labels.stop_atr,
+        cost_bps=cost,
+        market_bps=_mean(ahead[np.isfinite(ahead)], params),
+        tested=sum(score.gross_bps.n > 0 for score in found),
+        scores=tuple(found),
+    )
+
+
+def _followed(
+    decision: Floats, base: Floats, base_s: float, atr: Floats, at: Ints, way: Ints, step_s: int, horizon_s: float,
+    params: Params,
+) -> tuple[Floats, Floats]:  # fmt: skip
+    """(hold in decision bars, to the end of the base bar that resolved it; hit 0 or 1) of the events that are."""
+    if len(at) == 0:
+        return np.empty(0), np.empty(0)
+    wanted = params.labels
+    resolved = triple_barrier(
+        base, decision[at, OPEN_TIME] + step_s, decision[at, CLOSE], way, atr[at], wanted.target_atr, wanted.stop_atr,
+        horizon_s,
+    )  # fmt: skip
+    over = resolved.barrier != UNRESOLVED
+    hold = (resolved.exit_time + base_s - resolved.start_time) / step_s
+    return hold[over], resolved.label[over]
+
+
+def _mean(values: Floats, params: Params, cost_bps: float | None = None) -> Estimate:
+    n = len(values)
+    if n < LEAST_BLOCKS * default_block(n):
+        mean = float(values.mean()) if n else float("nan")
+        return Estimate(mean, float("nan"), float("nan"), n, cost_bps)
+    return mean_estimate(values, params.gate.bootstrap, params.seed, cost_bps)
+
+
+def _known(value: Any) -> Any:
+    """Plain data without NaN."""
+    if isinstance(value, dict):
+        return {key: _known(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(inner) for inner in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def write_page(path: Path, scores: Scores, title: str) -> Path:
+    """Net return and hit rate of each signal that spoke, with their intervals, as one self-contained page."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    heard = sorted((s for s in scores.scores if s.net_bps.n), key=lambda s: s.net_bps.value)
+    figure = make_subplots(
+        rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04, column_widths=[0.6, 0.4],
+        subplot_titles=(
+            f"net bps over {scores.horizon_bars} bars, after {scores.cost_bps:g} bps",
+            f"share whose target ({scores.target_atr:g} ATR) came before the stop ({scores.stop_atr:g} ATR) and time",
+        ),
+    )  # fmt: skip
+    for category in PRODUCERS:
+        mine = [s for s in heard if s.category == category]
+        for column, part in ((1, "net_bps"), (2, "hit_rate")):
+            told: list[Estimate] = [getattr(s, part) for s in mine]
+            up = [e.high - e.value if np.isfinite(e.high) else 0.0 for e in told]
+            down = [e.value - e.low if np.isfinite(e.low) else 0.0 for e in told]
+            figure.add_trace(
+                go.Scatter(
+                    x=[e.value for e in told],
+                    y=[s.signal for s in mine],
+                    mode="markers",
+                    name=category,
+                    legendgroup=category,
+                    showlegend=column == 1 and bool(mine),
+                    error_x={"type": "data", "symmetric": False, "array": up, "arrayminus": down},
+                    text=[f"{s.signal}: {shown(e)}, n {e.n:,}" for s, e in zip(mine, told, strict=True)],
+                    hovertemplate="%{text}<extra></extra>",
+                ),
+                row=1,
+                col=column,
+            )
+    figure.add_vline(x=0.0, line_dash="dot", row=1, col=1)
+    figure.update_yaxes(categoryorder="array", categoryarray=[s.signal for s in heard])
+    figure.update_layout(
+        title=f"{title}: {scores.tested} signals tested on {scores.bars:,} bars; {len(scores.above())} with the whole "
+        f"interval above nought. Buying at every bar: {shown(scores.market_bps)} bps. 95 %, moving-block bootstrap; "
+        "no bar = too few events for one",
+        template="plotly_white", height=220 + 28 * len(heard), margin={"l": 120, "r": 20, "t": 90, "b": 40},
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_html(path, include_plotlyjs=True)
+    return path
+
+
+def shown(estimate: Estimate, digits: int = 1) -> str:
+    """value [low, high], or what is known of it."""
+    if not np.isfinite(estimate.value):
+        return "–"
+    value, low, high = (
+        f"{round(x, digits) + 0.0:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high)
+    )  # fmt: skip
+    return f"{value} [{low}, {high}]" if np.isfinite(estimate.low) else f"{value} [too few]"

@@ -1,0 +1,119 @@
+"""`bellwether signals`: every row, what a silent signal waits for, when one last spoke; and `--score`."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from flows import cli
+from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
+from pipelines.features.catalog import FEATURES
+from pipelines.settings import settings
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.rows import ROWS, begins, spoken
+
+STEP_S = 900
+
+
+def walk(n=600):
+    rng = np.random.default_rng(5)
+    close = 4e4 * np.exp(np.cumsum(rng.normal(0, 2e-3, n)))
+    opened = np.r_[4e4, close[:-1]]
+    high = np.maximum(opened, close) * (1 + np.abs(rng.normal(0, 1e-3, n)))
+    low = np.minimum(opened, close) * (1 - np.abs(rng.normal(0, 1e-3, n)))
+    volume = rng.lognormal(2, 0.5, n)
+    time = 1.7040672e9 + STEP_S * np.arange(n)
+    return np.column_stack([time, opened, high, low, close, volume, np.full(n, 9.0), np.full(n, np.nan)])
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("BELLWETHER_HOME", str(tmp_path / "home"))
+    settings.cache_clear()
+    yield tmp_path / "home"
+    settings.cache_clear()
+
+
+@pytest.fixture
+def snapshot(home):
+    """A candle file with volume and funding, without taker volume or a book, as ingested; its signals (n, ks)."""
+    bars, where = walk(), settings().workspace
+    context = np.full((len(bars), CONTEXT_WIDTH), np.nan)
+    context[:, CONTEXT_INDEX["funding_rate"]] = 1e-4
+    arrays = {"base": bars, "decision": bars, "books": np.empty((len(bars), 2, 0, 3)), "context": context,
+              "features": FEATURES.run(bars, None, context), "signals": SIGNALS.run(bars, None, context)}  # fmt: skip
+    folder = where / "artifacts" / "features"
+    folder.mkdir(parents=True)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    meta = {"decision_timeframe": "15m", "signal_columns": SIGNALS.columns, "feature_columns": FEATURES.columns}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    (where / "data").mkdir()
+    (where / "data" / "manifest.json").write_text(json.dumps({"symbol": "BTC/USDT", "timeframe": "15m"}))
+    return arrays["signals"]
+
+
+def asked(*words):
+    done = CliRunner().invoke(cli.app, ["signals", *words])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.stdout
+
+
+def test_every_row_is_listed_before_anything_was_ingested(home):
+    found = json.loads(asked("--json"))
+    assert found["symbol"] is None
+    assert {line["row"] for line in found["signals"]} == set(ROWS)
+    of = {line["signal"]: line for line in found["signals"]}
+    assert of["cvd"]["status"] == "needs taker volume"
+    assert of["ofi"]["needs"] == "context:order_flow"
+    assert of["fvg"]["status"] == "needs prices"
+    assert all(line["spoke"] is None for line in found["signals"])
+
+
+def test_a_signal_without_its_input_says_what_it_needs_and_one_with_it_when_it_last_spoke(snapshot):
+    found = json.loads(asked("BTC/USDT", "--json"))
+    assert found["recorded"] == ["context:funding_rate", "volume"]
+    of = {line["signal"]: line for line in found["signals"]}
+    assert of["cvd"]["status"] == "unavailable: needs taker volume"
+    assert of["ofi"]["status"] == "unavailable: needs order flow"
+    assert of["smart_money"]["status"] == "unavailable: needs a tape of the book"  # volume is there
+    assert of["cvd"]["spoke"] is None
+    at = begins(spoken(snapshot, "fvg"))
+    last = np.datetime64(int(1.7040672e9) + STEP_S * (int(at[-1]) + 1), "s").astype(str)
+    assert (of["fvg"]["status"], of["fvg"]["spoke"]) == ("available", len(at))
+    assert of["fvg"]["last"] == last[:16].replace("T", " ")
+    assert of[None]["row"] == "S17"
+
+
+def test_the_table_shows_what_the_json_says(snapshot):
+    shown = asked()
+    assert "BTC/USDT: 600 bars" in shown
+    assert "S17" in shown
+
+
+def test_scores_are_told_and_drawn(snapshot, home):
+    found = json.loads(asked("--score", "--json"))
+    of = {score["signal"]: score for score in found["scores"]}
+    assert found["tested"] == sum(score["net_bps"]["n"] > 0 for score in found["scores"])
+    assert of["fvg"]["began"] > 0
+    assert of["fvg"]["net_bps"]["value"] == pytest.approx(of["fvg"]["gross_bps"]["value"] - found["cost_bps"])
+    assert of["cvd"]["net_bps"]["value"] is None
+    page = home / "reports" / "signals-BTC-USDT.html"
+    assert found["page"] == str(page)
+    assert "signals tested on 600 bars" in page.read_text()
+    assert f"of {found['tested']} tried" in asked("BTC/USDT", "--score").replace("\n", " ")
+
+
+def test_another_market_is_refused_by_name(snapshot):
+    done = CliRunner().invoke(cli.app, ["signals", "ETH/USDT"])
+    assert "no bars of 'ETH/USDT'" in str(done.exception)
+    done = CliRunner().invoke(cli.app, ["signals", "ETH/USDT", "--score"])
+    assert "newest snapshot is of BTC/USDT" in str(done.exception)
+
+
+def test_a_snapshot_of_another_catalogue_is_refused_with_the_remedy(snapshot):
+    file = settings().workspace / "artifacts" / "features" / "meta.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"signal_columns": ["fvg.direction"]}))
+    done = CliRunner().invoke(cli.app, ["signals"])
+    assert "run `bellwether run --once`" in str(done.exception)

@@ -18,7 +18,8 @@ from rich.table import Table
 from benchmarks.measured import Row, Spread
 
 NAMES = (
-    "features", "signals_speed", "heatmap", "sampling", "inference", "decision", "decision_core", "simulator", "services",
+    "features", "signals_speed", "heatmap", "sampling", "inference", "decision", "decision_core", "simulator",
+    "services",
 )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ from pipelines.settings import Params
 def pattern_labels(
     bars: Floats, base: Floats, direction: Floats, reach: Floats, step_s: int, params: Params
 ) -> dict[str, Any]:
-    """One row a decision bar on which some pattern is there and all that are there are resolved, in time order.
+    """One row a decision bar on which some pattern is there, every one is known to be there or not, and all that are
+    there are resolved, in time order.
 
     bars       (m, 8) closed decision bars, `step_s` seconds each; base (n, 8) the bars they were made of
     direction  (m, c) what `signals.setups` says at every bar: 1, -1, 0 = not there, NaN = not known
@@ -39,8 +40,10 @@ def pattern_labels(
             f"direction {direction.shape} and reach {reach.shape} of {len(bars)} bars; wanted one of each a bar"
         )
     p = params.pattern
-    there = np.isfinite(direction) & (direction != 0.0)
-    index = np.flatnonzero(there.any(axis=1) & (reach > 0.0))
+    known = np.isfinite(direction)
+    there = known & (direction != 0.0)
+    whole = (known | ~known.any(axis=0)).all(axis=1)  # a pattern that nobody ever tells of does not hold up the others
+    index = np.flatnonzero(whole & there.any(axis=1) & (reach > 0.0))
     close, known = bars[index, CLOSE], bars[index, OPEN_TIME] + step_s
     sides = {
         side: triple_barrier(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.contracts import TIMEFRAME_SECONDS
+from pipelines.contracts import CLOSE, TIMEFRAME_SECONDS
 from pipelines.data.timeframes import resample
 from pipelines.features.fold import Fold
 from pipelines.signals import confluence
@@ -88,13 +88,21 @@ def test_a_quiet_timeframe_has_no_trend_and_no_agreement():
     assert last[AT["confluence.direction"]] == 0.0
 
 
-def test_it_speaks_with_its_coverage_and_names_no_levels(real_year):
-    rows = FOLD.run(real_year[:3000])
-    speaks = np.nan_to_num(rows[:, AT["confluence.direction"]]) != 0
-    assert speaks.sum() > 50
-    strength, coverage = rows[:, AT["confluence.strength"]], rows[:, AT["confluence.coverage"]]
-    np.testing.assert_array_equal(strength[speaks], coverage[speaks])
-    assert np.isnan(strength[~speaks]).all()
+def test_it_is_as_strong_as_its_trends_are_wide_and_names_no_levels(real_year):
+    bars = real_year[:3000]
+    rows = FOLD.run(bars)
+    speaks = np.flatnonzero(np.nan_to_num(rows[:, AT["confluence.direction"]]) != 0)
+    assert len(speaks) > 50
+    for t in speaks[::9]:
+        apart = {}
+        for name in WEIGHTS:
+            if TIMEFRAME_SECONDS[name] >= 900:
+                closes = resample(bars[: t + 1], 900, TIMEFRAME_SECONDS[name])[-6:, CLOSE]
+                if len(closes) == 6:
+                    apart[name] = abs(closes[-1] - closes.mean())
+        mean = sum(WEIGHTS[name] * width for name, width in apart.items()) / sum(WEIGHTS[name] for name in apart)
+        assert rows[t, AT["confluence.strength"]] == pytest.approx(mean / bars[t, CLOSE])
+    assert np.isnan(np.delete(rows[:, AT["confluence.strength"]], speaks)).all()
     assert np.isnan(rows[:, [AT["confluence.low"], AT["confluence.high"]]]).all()
 
 

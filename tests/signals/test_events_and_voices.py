@@ -129,14 +129,19 @@ def test_without_taker_volume_order_flow_is_unavailable_not_neutral(year, signal
     assert (np.abs(direction[:, VOICE_CATEGORIES.index("ict")]) > 0).any()
 
 
-def test_the_books_flow_joins_the_order_flow_voice_and_changes_no_other(year, signals):
+def test_the_books_flow_joins_the_order_flow_voice_and_beside_it_only_the_stars_hear_it(year, signals):
     flow = np.full((6000, CONTEXT_WIDTH), np.nan)
     flow[:, CONTEXT_INDEX["order_flow"]] = np.random.default_rng(3).normal(0, 5, 6000)
     heard = SIGNALS.run(year[:6000], None, flow)
     without, within = Voices.fit(signals).speak(signals)[0], Voices.fit(heard).speak(heard)[0]
-    j = VOICE_CATEGORIES.index("order_flow")
-    assert np.mean(without[100:, j] != within[100:, j]) > 0.1
-    assert np.delete(without, j, axis=1).tobytes() == np.delete(within, j, axis=1).tobytes()
+    flow_heard, stars_heard = VOICE_CATEGORIES.index("order_flow"), VOICE_CATEGORIES.index("cmt")
+    assert np.mean(without[100:, flow_heard] != within[100:, flow_heard]) > 0.1
+    others = [j for j in range(len(VOICE_CATEGORIES)) if j not in (flow_heard, stars_heard)]
+    assert without[:, others].tobytes() == within[:, others].tobytes()
+    changed = np.flatnonzero(without[:, stars_heard] != within[:, stars_heard])
+    unicorn = SIGNALS.index["unicorn.direction"]
+    said = (np.nan_to_num(signals[:, unicorn]) != 0) | (np.nan_to_num(heard[:, unicorn]) != 0)
+    assert said[changed[~np.isnan(without[changed, stars_heard])]].all()
 
 
 def test_voices_survive_json_and_refuse_another_catalogue(signals):

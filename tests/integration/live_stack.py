@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from flows import promotion, supervisor
 from flows.client import Client
@@ -32,6 +33,11 @@ TURN_SECONDS = 600.0
 STOP_SECONDS = 60.0
 PORTS = ("mlflow_port", "prefect_port", "decision_port", "model_port", "evidently_port")
 COMMAND = Path(sys.executable).with_name("bellwether")
+# market, splits and gate are those of the project; the two families with networks learn from less, to be done sooner
+SHORTER = {
+    "predictor": {"max_windows": 800, "epochs": 1, "trees": 40},
+    "pattern": {"max_windows": 2000, "epochs": 2, "trees": 60},
+}
 
 
 def free_ports(n: int) -> list[int]:
@@ -50,7 +56,13 @@ def environment(home: Path) -> dict[str, str]:
     outside = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_") and k not in ("CI", "COLUMNS")}
     ports = zip(PORTS, free_ports(len(PORTS)), strict=True)
     kernels = {k: v for k, v in os.environ.items() if k == "BELLWETHER_KERNEL_CACHE"}  # compiled code is shared
-    return {**outside, **kernels, "BELLWETHER_HOME": str(home), **{f"BELLWETHER_{n.upper()}": str(p) for n, p in ports}}
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for family, changes in SHORTER.items():
+        params[family] |= changes
+    file = home.with_name("params.yaml")
+    file.write_text(yaml.safe_dump(params, sort_keys=False))
+    own = {"BELLWETHER_HOME": str(home), "BELLWETHER_PARAMS_FILE": str(file)}
+    return outside | kernels | own | {f"BELLWETHER_{name.upper()}": str(port) for name, port in ports}
 
 
 def until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -85,11 +97,12 @@ class Stack:
     @cached_property
     def settings(self) -> Settings:
         ports = {name: int(self.env[f"BELLWETHER_{name.upper()}"]) for name in PORTS}
-        return Settings(_env_file=None, home=Path(self.env["BELLWETHER_HOME"]), **ports)
+        own = {name: Path(self.env[f"BELLWETHER_{name.upper()}"]) for name in ("home", "params_file")}
+        return Settings(_env_file=None, **own, **ports)
 
     @cached_property
     def site(self) -> Site:
-        return Site(self.settings, load_params(), Store.open(self.settings.store))
+        return Site(self.settings, load_params(self.settings.params_file), Store.open(self.settings.store))
 
     @property
     def store(self) -> Store:

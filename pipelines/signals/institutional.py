@@ -1,8 +1,9 @@
 """S11 institutional flow: what large trades bought, heard where it is theirs and not the crowd's.
 
-Trades above the trailing median notional are large. Where large and small lean apart, or the large outweigh the small,
-the signal takes the large side; where both lean alike and the small weigh more, it is a crowd's move and says nothing.
-VPIN, how one-sided equal volumes were, gives it weight: from once (none) to twice (all one-sided).
+Trades above the trailing median notional are large. They carry most of any market's volume, so large and small are each
+weighed in what is usual for them. Where the two lean apart, or the large lean further, the signal takes the large side;
+where both lean alike and the small further, it is a crowd's move and says nothing. VPIN, how one-sided
+equal volumes were, gives it weight: from once (none) to twice (all one-sided).
 """
 
 import numpy as np
@@ -22,15 +23,17 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """One signal from the last 60 bars, and VPIN as it was told.
 
     reads    context cvd_large, cvd_small (base asset, buys less sells of the bar), vpin (0..1)
-    state    cvd_large 60 (window, NaN when fresh)
+    state    windows of 60, NaN when fresh: cvd_large, cvd_small (base asset)
     """
     large, small, vpin = context[LARGE], context[SMALL], context[VPIN]
-    push(state, large)
-    usual = root_mean_square(state)
+    push(state[0:BARS], large)
+    push(state[BARS:], small)
+    usual, usual_small = root_mean_square(state[0:BARS]), root_mean_square(state[BARS:])
     out[:] = np.nan
-    if usual == usual and small == small and vpin == vpin:
+    if usual == usual and usual_small == usual_small and vpin == vpin:
         out[0] = 0.0
-        if large != 0.0 and (large * small < 0.0 or abs(large) > abs(small)):
+        further = abs(large) * usual_small > abs(small) * usual  # each over its own usual, without dividing by nought
+        if large != 0.0 and (large * small < 0.0 or further or small == 0.0):
             out[0] = np.sign(large)
             out[1] = abs(large) / usual * (1.0 + vpin)
     out[4] = vpin
@@ -43,8 +46,8 @@ FAMILY = StepFamily(
     (
         *signal_columns(
             "institutional", "order_flow", BARS, "usual flows",
-            "side of the large trades' delta where the small ones' is opposite or smaller; its size over the root "
-            "mean square of 60 bars, times 1 + VPIN",
+            "side of the large trades' delta where the small ones' is opposite or, each over its root mean square of "
+            "60 bars, smaller; its size so measured, times 1 + VPIN",
             SOURCE, high=2.0 * BARS**0.5, needs="context:cvd_large and context:cvd_small and context:vpin",
             levels="none",
         ),
@@ -53,5 +56,5 @@ FAMILY = StepFamily(
             "mean one-sidedness of equal volumes", SOURCE, needs="context:vpin",
         ),
     ),
-    np.full(BARS, np.nan),
+    np.full(2 * BARS, np.nan),
 )  # fmt: skip

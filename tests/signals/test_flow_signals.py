@@ -70,7 +70,7 @@ def test_the_highest_of_intensities_below_their_base_rate_is_no_burst():
 
 
 def flows(large, small, vpin=0.5):
-    return known(70, cvd_large=then([2.0, -2.0], large), cvd_small=small, vpin=vpin)
+    return known(70, cvd_large=then([2.0, -2.0], large), cvd_small=then([0.5, -0.5], small), vpin=vpin)
 
 
 def test_large_trades_against_the_small_ones_are_followed_by_their_usual_size_and_vpin():
@@ -81,10 +81,15 @@ def test_large_trades_against_the_small_ones_are_followed_by_their_usual_size_an
     assert last(quiet(), flows(-1.0, 5.0))["institutional.direction"] == -1.0
 
 
-def test_of_a_common_side_only_large_trades_that_dominate_speak():
-    assert last(quiet(), flows(3.0, 1.0))["institutional.direction"] == 1.0
-    assert last(quiet(), flows(1.0, 3.0))["institutional.direction"] == 0.0
-    assert last(quiet(), flows(0.0, 3.0))["institutional.direction"] == 0.0
+def test_of_a_common_side_large_trades_speak_only_if_they_lean_further_each_by_its_own_measure():
+    assert last(quiet(), flows(3.0, 0.5))["institutional.direction"] == 1.0
+    assert last(quiet(), flows(2.0, 1.0))["institutional.direction"] == 0.0
+    assert last(quiet(), flows(0.0, 1.0))["institutional.direction"] == 0.0
+
+
+def test_large_trades_alone_speak():
+    contexts = known(70, cvd_large=then([2.0, -2.0], 1.0), cvd_small=0.0, vpin=0.5)
+    assert last(quiet(), contexts)["institutional.direction"] == 1.0
 
 
 def retold(direction, strength, low=np.nan, high=np.nan):
@@ -118,7 +123,7 @@ def test_hawkes_and_institutional_are_the_retold_rules(bars, contexts):
     np.testing.assert_allclose(said(out, "hawkes"), retold(burst, excess * np.abs(side)), rtol=1e-9)
 
     large, small, usual = of["cvd_large"], of["cvd_small"], rms(of["cvd_large"])
-    own = (large * small < 0.0) | (np.abs(large) > np.abs(small))
+    own = (large * small < 0.0) | (np.abs(large) / usual > np.abs(small) / rms(small))
     flow = np.where(np.isnan(usual), np.nan, np.where(own, np.sign(large), 0.0))
     wanted = retold(flow, np.abs(large) / usual * (1.0 + of["vpin"]))
     np.testing.assert_allclose(said(out, "institutional"), wanted, rtol=1e-9)

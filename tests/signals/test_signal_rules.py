@@ -154,7 +154,7 @@ def test_strength_is_positive_exactly_where_a_signal_speaks(bars, contexts, name
     assert set(side[~np.isnan(side)]) <= {-1.0, 0.0, 1.0}
     np.testing.assert_array_equal(strength > 0.0, np.abs(side) > 0.0)
     low, high = out[:, SIGNALS.index[f"{name}.low"]], out[:, SIGNALS.index[f"{name}.high"]]
-    assert not np.any(low >= high)
+    assert np.all((low < high) | np.isnan(low) | np.isnan(high))  # a heatmap may have a wall on one side only
 
 
 def test_what_awaits_a_producer_is_listed():

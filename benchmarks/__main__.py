@@ -17,7 +17,7 @@ from rich.table import Table
 
 from benchmarks.measured import Row, Spread
 
-NAMES = ("features", "inference", "decision", "decision_core", "simulator", "services")
+NAMES = ("features", "inference", "decision", "decision_core", "simulator", "heatmap", "services")
 
 
 def measure(name: str, tiny: bool = False) -> list[Row]:

@@ -7,11 +7,20 @@ from contextlib import contextmanager
 import numpy as np
 
 from benchmarks.measured import Row, cpu_seconds, in_turn, pairs, spread
-from pipelines.data import orderbook, orderbook_design, orderbook_market, orderbook_patterns, simulator
+from pipelines.data import (
+    hawkes,
+    heatmap,
+    orderbook,
+    orderbook_design,
+    orderbook_market,
+    orderbook_patterns,
+    simulator,
+    tape,
+)
 from pipelines.data.latent import DESIGN, MINUTES_A_DAY
 from pipelines.settings import load_params
 
-MODULES = (orderbook, orderbook_design, orderbook_patterns, orderbook_market, simulator)
+MODULES = (orderbook, orderbook_design, orderbook_patterns, hawkes, heatmap, tape, orderbook_market, simulator)
 
 
 @contextmanager
@@ -40,17 +49,19 @@ class _Minutes:
 
     def __init__(self, n: int) -> None:
         self.path = _path(1)
-        self.drawn, self.out, self.fresh = self.path.latent(n), self.path.room(n), self.path.market
+        self.drawn, self.out = self.path.latent(n), self.path.room(n)
+        self.fresh, self.unread = self.path.market, self.path.tape
         self.log = np.empty((0, orderbook.LOG_WIDTH), np.int64)
         self.knobs = self.path.book_knobs
 
     def trade(self, plain: bool = False) -> None:
         path, market = self.path, self.fresh.copy()
-        path.made, path.market, path.book_knobs = 0, market, self.knobs
+        path.made, path.market, path.tape, path.book_knobs = 0, market, self.unread.copy(), self.knobs
         if not plain:
             path.trade(self.drawn, self.log, self.out)
             return
         path.market = market.view((np.record, market.dtype))
+        path.tape = path.tape.view((np.record, path.tape.dtype))
         path.book_knobs = self.knobs.view((np.record, self.knobs.dtype))
         with plain_python():
             path.trade(self.drawn, self.log, self.out)

@@ -9,7 +9,16 @@ import numpy as np
 import pandas as pd
 
 from flows.market import market_records
-from pipelines.contracts import CONTEXT_FIELDS, FAMILIES, OPEN_TIME, TAKER_BUY, TIMEFRAME_SECONDS, VOLUME, Floats
+from pipelines.contracts import (
+    CONTEXT_FIELDS,
+    FAMILIES,
+    OPEN_TIME,
+    TAKER_BUY,
+    TAPE_FIELDS,
+    TIMEFRAME_SECONDS,
+    VOLUME,
+    Floats,
+)
 from pipelines.data.quality import QualityReport, assess
 from pipelines.data.schemas import to_matrix
 from pipelines.data.sources import Records, make_source, normalise_symbol
@@ -132,8 +141,8 @@ def recorded(bars: Floats, beside: Records) -> set[str]:
     columns = {"volume": bars[:, VOLUME], "taker": bars[:, TAKER_BUY]}
     given = {name for name, values in columns.items() if not np.isnan(values).all()}
     if books is not None:
-        flows = {"order_flow": books.order_flow, "order_flow_fast": books.order_flow_fast}
-        given |= {"book", *(f"context:{name}" for name, values in flows.items() if not np.isnan(values).all())}
+        tape = zip(TAPE_FIELDS, books.tape.T, strict=True)
+        given |= {"book", *(f"context:{name}" for name, values in tape if not np.isnan(values).all())}
     if feed is not None:
         given |= {f"context:{CONTEXT_FIELDS[field]}" for field in np.unique(feed.field)}
     return given

@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import numpy as np
 
-from pipelines.contracts import BAR_FIELDS, CONTEXT_FIELDS, Books, ContextFeed, Floats, Outcome, utc
+from pipelines.contracts import BAR_FIELDS, CONTEXT_FIELDS, TAPE_FIELDS, Books, ContextFeed, Floats, Outcome, utc
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from serving.api import write_key
 
-TOGETHER = 500  # records of a kind in one request: 500 books of five levels a side take about 350 kB
+TOGETHER = 300  # records of a kind in one request: 300 books of five levels a side and a whole tape take about 500 kB
 
 
 class Client:
@@ -99,9 +99,8 @@ def book_json(books: Books, i: int) -> dict[str, Any]:
         rows = books.levels[i, s]
         return [[None if v != v else v for v in row] for row in rows[np.isfinite(rows[:, 0])].tolist()]
 
-    flows = {"order_flow": books.order_flow[i], "order_flow_fast": books.order_flow_fast[i]}
-    told = {name: float(value) for name, value in flows.items() if np.isfinite(value)}
-    return {"known_at": utc(books.known[i]).isoformat(), "bids": side(0), "asks": side(1), **told}
+    tape = {name: v for name, v in zip(TAPE_FIELDS, books.tape[i].tolist(), strict=True) if np.isfinite(v)}
+    return {"known_at": utc(books.known[i]).isoformat(), "bids": side(0), "asks": side(1), "tape": tape}
 
 
 def context_json(feed: ContextFeed) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from pipelines.contracts import (
     CLOSE,
     NO_CONTEXT,
     OPEN_TIME,
+    TAPE_WIDTH,
     TIMEFRAME_SECONDS,
     Books,
     ContextFeed,
@@ -85,7 +86,7 @@ def warm(params: Params) -> None:
     base = timed("simulator", lambda: simulate(spec)).bars
     bars = timed("timeframes", lambda: resample(base, 60, step_s))
     one = np.array([bars[0, OPEN_TIME]])
-    books = Books(one, np.ones((1, 2, BOOK_LEVELS, 3)), one, one)
+    books = Books(one, np.ones((1, 2, BOOK_LEVELS, 3)), np.ones((1, TAPE_WIDTH)))
     feed = ContextFeed(one, np.zeros(1, np.int64), one)
     timed("alignment", lambda: align(bars[:, OPEN_TIME] + step_s, step_s, books, feed))
     features = timed("features", lambda: fold_twice(FEATURES, bars))

@@ -98,6 +98,14 @@ def utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(float(seconds), tz=UTC)
 
 
+def tape_of(n: int, **columns: Any) -> Floats:
+    """(n, TAPE_WIDTH) tape of which the columns named here are given and no other is recorded."""
+    tape = np.full((n, TAPE_WIDTH), np.nan)
+    for name, values in columns.items():
+        tape[:, TAPE_INDEX[name]] = values
+    return tape
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A figure with what it stands on (law L9): value, 95 % interval, number of rows, the cost assumption if any."""
@@ -116,14 +124,23 @@ class Books:
     known            (n,) epoch seconds at which the book could be known; ascending
     levels           (n, 2, BOOK_LEVELS, 3) bid and ask; price, size (base asset), orders (NaN = not recorded); best
                      level first, NaN where the side has fewer levels
-    order_flow       (n,) base asset; order-flow imbalance since the book before; NaN = not recorded
-    order_flow_fast  (n,) base asset; the same over the last seconds before this book
+    tape             (n, TAPE_WIDTH) in TAPE_FIELDS order: what happened since the book before, or as of this one; units
+                     as TAPE says, NaN = not recorded
     """
 
     known: Floats
     levels: Floats
-    order_flow: Floats
-    order_flow_fast: Floats
+    tape: Floats
+
+    @property
+    def order_flow(self) -> Floats:
+        """(n,) base asset; order-flow imbalance since the book before; a view of the tape."""
+        return self.tape[:, TAPE_INDEX["order_flow"]]
+
+    @property
+    def order_flow_fast(self) -> Floats:
+        """(n,) base asset; the same over the last seconds before this book; a view of the tape."""
+        return self.tape[:, TAPE_INDEX["order_flow_fast"]]
 
 
 @dataclass(frozen=True, slots=True)

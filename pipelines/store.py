@@ -26,6 +26,7 @@ from pipelines.contracts import (
     BOOK_LEVELS,
     CONTEXT_FIELDS,
     CONTEXT_INDEX,
+    TAPE_WIDTH,
     Books,
     ContextFeed,
     Decision,
@@ -50,6 +51,8 @@ Transaction = Connection  # what `Store.writing` hands out
 StoreFault = SQLAlchemyError  # what a database raises when it cannot
 ATTEMPTS = 2  # a retrain whose worker died is begun once more, never a third time
 BUSY_TIMEOUT_MS = 30_000  # a writer waits this long for the other writer before it gives up
+_BOOK_BYTES = 8 * (2 * BOOK_LEVELS * 3 + TAPE_WIDTH)
+_NOT_RECORDED = np.array([np.nan], dtype="<f8").tobytes()
 _LOOKUP = 500  # values in one IN (...): under every database's parameter limit
 _MIGRATION_LOCK = 0x62656C6C  # any fixed number: two PostgreSQL clients must not migrate at once
 
@@ -257,23 +260,29 @@ def packed(books: Books | None, feed: ContextFeed | None) -> Iterator[tuple[tupl
     """((kind, known_at), payload) of every record: kind is "book" or a name of CONTEXT_FIELDS."""
     if books is not None:
         for i, at in enumerate(books.known.tolist()):
-            told = np.concatenate([books.levels[i].ravel(), [books.order_flow[i], books.order_flow_fast[i]]])
+            told = np.concatenate([books.levels[i].ravel(), books.tape[i]])
             yield ("book", at), told.astype("<f8").tobytes()
     if feed is not None:
         for at, field, value in zip(feed.known.tolist(), feed.field.tolist(), feed.value.tolist(), strict=True):
             yield (CONTEXT_FIELDS[field], at), np.array([value], dtype="<f8").tobytes()
 
 
+def _whole(kind: str, payload: bytes) -> bytes:
+    """A payload as `packed` writes it now: books of older releases have a shorter tape, the rest was not recorded."""
+    short = _BOOK_BYTES - len(payload)
+    return payload + _NOT_RECORDED * (short // 8) if kind == "book" and short > 0 else payload
+
+
 def unpacked(rows: Iterable[tuple[str, float, bytes]]) -> tuple[Books | None, ContextFeed | None]:
     """What `packed` took apart; None where no such record is among the rows, which ascend by time."""
     rows = list(rows)
-    told = [(at, np.frombuffer(payload, dtype="<f8")) for kind, at, payload in rows if kind == "book"]
+    told = [(at, np.frombuffer(_whole(kind, payload), dtype="<f8")) for kind, at, payload in rows if kind == "book"]
     said = [(at, CONTEXT_INDEX[kind], payload) for kind, at, payload in rows if kind != "book"]
     books, feed = None, None
     if told:
         values = np.array([row for _, row in told], dtype=np.float64)
-        levels = np.ascontiguousarray(values[:, :-2]).reshape(-1, 2, BOOK_LEVELS, 3)
-        books = Books(np.array([at for at, _ in told]), levels, values[:, -2].copy(), values[:, -1].copy())
+        levels = np.ascontiguousarray(values[:, :-TAPE_WIDTH]).reshape(-1, 2, BOOK_LEVELS, 3)
+        books = Books(np.array([at for at, _ in told]), levels, np.ascontiguousarray(values[:, -TAPE_WIDTH:]))
     if said:
         feed = ContextFeed(
             np.array([at for at, *_ in said]),
@@ -573,7 +582,7 @@ class Store:
         query = sa.select(t.records.c.kind, t.records.c.known_at, t.records.c.payload).where(
             t.records.c.symbol == batch.symbol, t.records.c.known_at.between(min(moments), max(moments))
         )
-        known = {(kind, at): bytes(payload) for kind, at, payload in connection.execute(query)}
+        known = {(kind, at): _whole(kind, bytes(payload)) for kind, at, payload in connection.execute(query)}
         for (kind, at), payload in sent.items():
             if known.get((kind, at), payload) != payload:
                 raise BadValues(

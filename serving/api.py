@@ -21,6 +21,7 @@ from pipelines.contracts import (
     BOOK_LEVELS,
     CONTEXT_FIELDS,
     CONTEXT_INDEX,
+    TAPE_FIELDS,
     Books,
     ContextFeed,
     Decision,
@@ -66,12 +67,13 @@ Side = Annotated[list[Level], Field(min_length=1, max_length=BOOK_LEVELS)]
 
 class BookRecord(_Request):
     """An order book as it became known: best level first, each [price, size] or [price, size, orders], orders null
-    where the venue does not count them. Flows are those of the book's events since the one before, in base asset; null
-    or left out = not recorded."""
+    where the venue does not count them. The tape tells of the events since the book before, or as of this one; null or
+    left out = not recorded. Its two flows may also be given beside it."""
 
     known_at: AwareDatetime
     bids: Side
     asks: Side
+    tape: dict[Literal[TAPE_FIELDS], FiniteFloat | None] = {}  # type: ignore[valid-type]  # the names are in one place
     order_flow: FiniteFloat | None = None
     order_flow_fast: FiniteFloat | None = None
 
@@ -141,11 +143,11 @@ def _books(sent: list[BookRecord]) -> Books | None:
                 levels[i, s, j] = price, size, np.nan if orders is None else orders
         if (wrong := book_fault(levels[i : i + 1])) is not None:
             raise BadValues(f"books.{i}: {wrong}. Nothing of this request was stored.")
-    flows = [[np.nan if f is None else f for f in (b.order_flow, b.order_flow_fast)] for b in sent]
+    said = [{"order_flow": b.order_flow, "order_flow_fast": b.order_flow_fast} | b.tape for b in sent]
+    tape = np.array([[each.get(name) for name in TAPE_FIELDS] for each in said], dtype=np.float64)
     known = np.array([book.known_at.timestamp() for book in sent])
     order = np.argsort(known, kind="stable")
-    flow, fast = np.array(flows, dtype=np.float64)[order].T.copy()
-    return Books(known[order], levels[order], flow, fast)
+    return Books(known[order], levels[order], tape[order])
 
 
 def _feed(sent: list[ContextRecord]) -> ContextFeed | None:

@@ -3,7 +3,7 @@
 import multiprocessing
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from alembic.script import ScriptDirectory
 from stored_before import contents, release_010
 
 from pipelines import migrations
-from pipelines.contracts import BOOK_LEVELS, Books, ContextFeed, Decision, Outcome
+from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed, Decision, Outcome, tape_of
 from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, UnknownName
+from pipelines.migrations import tables
 from pipelines.migrations.tables import METADATA, SCHEMA
-from pipelines.store import BarBatch, DecisionRecord, Promotion, Store
+from pipelines.store import BarBatch, DecisionRecord, Promotion, Store, packed
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -307,7 +308,26 @@ def test_a_breaker_stays_tripped_over_a_restart_until_somebody_resets_it_for_a_r
 def books_known_at(*moments):
     levels = np.full((len(moments), 2, BOOK_LEVELS, 3), np.nan)
     levels[:, 0, 0], levels[:, 1, 0] = (100.0, 1.0, 2.0), (101.0, 3.0, np.nan)
-    return Books(np.array(moments), levels, np.arange(len(moments), dtype=float), np.full(len(moments), np.nan))
+    return Books(np.array(moments), levels, tape_of(len(moments), order_flow=np.arange(len(moments))))
+
+
+def test_a_book_that_an_older_release_stored_is_still_read_and_the_same_sent_again_changes_nothing(store):
+    """It held the levels and the first two numbers of the tape; what it did not record is missing."""
+    at = T0.timestamp() + 60
+    books = books_known_at(at)
+    books.tape[0, :2] = 3.0, 0.5
+    (name, payload), *_ = packed(books, None)
+    assert len(payload) == 8 * (2 * BOOK_LEVELS * 3 + TAPE_WIDTH)
+    row = {"symbol": "BTC/USDT", "kind": name[0], "known_at": at, "payload": payload[: 8 * 32], "ingested_at": T0}
+    with store.writing() as connection:
+        connection.execute(sa.insert(tables.records), [row])
+    for _ in range(2):
+        found, _ = store.records("BTC/USDT")
+        for part in fields(Books):
+            np.testing.assert_array_equal(getattr(found, part.name), getattr(books, part.name))
+        store.add_bars(replace(batch(), books=books))
+    with pytest.raises(BadValues, match="another book"):
+        store.add_bars(replace(batch(), books=replace(books, tape=books.tape + 1.0)))
 
 
 def test_books_and_context_come_back_as_they_were_observed_in_the_order_they_became_known(store):

@@ -15,6 +15,9 @@ from pipelines.contracts import (
     CONTEXT_FIELDS,
     CONTEXT_INDEX,
     CONTEXT_WIDTH,
+    TAPE,
+    TAPE_FIELDS,
+    TAPE_WIDTH,
     Books,
     ContextFeed,
     Floats,
@@ -22,28 +25,30 @@ from pipelines.contracts import (
 from pipelines.errors import BadShape
 
 DAY_S = 86400.0
-# how old a value may be and still count as known, in seconds; the flows and the reference live as long as one bar
+# how old a value may be and still count as known, in seconds; the tape and the reference live as long as one bar
 MAX_AGE_S = {"funding_rate": DAY_S, "fear_greed": 3 * DAY_S, "open_interest": DAY_S}
-_FLOW, _FAST = CONTEXT_INDEX["order_flow"], CONTEXT_INDEX["order_flow_fast"]
+_SUMMED = np.array([TAPE[name] for name in TAPE_FIELDS])
+_AT = np.array([CONTEXT_INDEX[name] for name in TAPE_FIELDS], dtype=np.int64)
 
 
 @kernel
-def _align_books(closes, step_s, known, levels, flow, fast, out_levels, out_values, at_flow, at_fast):  # type: ignore[no-untyped-def]
+def _align_books(closes, step_s, known, levels, tape, summed, at, out_levels, out_values):  # type: ignore[no-untyped-def]
     first = 0
+    told = np.empty(tape.shape[1])
     for i in range(closes.shape[0]):
         close = closes[i]
         while first < known.shape[0] and known[first] <= close - step_s:
             first += 1
-        total, newest = 0.0, -1
+        told[:] = 0.0
         j = first
         while j < known.shape[0] and known[j] <= close:
-            total += flow[j]
-            newest = j
+            for k in range(told.shape[0]):
+                told[k] = told[k] + tape[j, k] if summed[k] else tape[j, k]
             j += 1
-        if newest >= 0:
-            out_levels[i] = levels[newest]
-            out_values[i, at_flow] = total
-            out_values[i, at_fast] = fast[newest]
+        if j > first:
+            out_levels[i] = levels[j - 1]
+            for k in range(told.shape[0]):
+                out_values[i, at[k]] = told[k]
 
 
 @kernel
@@ -66,9 +71,9 @@ def align(closes: Floats, step_s: float, books: Books | None, feed: ContextFeed 
 
     closes   (m,) ascending epoch seconds: closes of decision bars; step_s their length
     Returns  levels (m, 2, BOOK_LEVELS, 3), or (m, 2, 0, 3) where `books` is None; NaN where no book became known
-             during the bar (close - step_s, close]. context (m, CONTEXT_WIDTH): order_flow summed over the bar's books,
-             NaN if one of them did not record it, order_flow_fast of the newest of them; everything else the newest
-             value that is younger than MAX_AGE_S; NaN = not known.
+             during the bar (close - step_s, close]. context (m, CONTEXT_WIDTH): of the tape, what TAPE says is summed
+             over the bar's books, NaN if one of them did not record it, the rest as the newest of them has it;
+             everything else the newest value that is younger than MAX_AGE_S; NaN = not known.
     Raises   BadShape if lengths of a record's columns disagree
     """
     _check(books, feed)
@@ -81,9 +86,8 @@ def align(closes: Floats, step_s: float, books: Books | None, feed: ContextFeed 
         return np.empty((len(closes), 2, 0, 3)), values
     levels = np.full((len(closes), 2, BOOK_LEVELS, 3), np.nan)
     _align_books(
-        closes, float(step_s), _flat(books.known), _flat(books.levels), _flat(books.order_flow),
-        _flat(books.order_flow_fast), levels, values, _FLOW, _FAST,
-    )  # fmt: skip
+        closes, float(step_s), _flat(books.known), _flat(books.levels), _flat(books.tape), _SUMMED, _AT, levels, values
+    )
     return levels, values
 
 
@@ -114,7 +118,7 @@ def still_read(
     """
     if books is not None:
         kept = slice(int(np.searchsorted(books.known, close - step_s, "right")), None)
-        books = Books(books.known[kept], books.levels[kept], books.order_flow[kept], books.order_flow_fast[kept])
+        books = Books(books.known[kept], books.levels[kept], books.tape[kept])
     if feed is not None:
         oldest = close - max(float(step_s), *MAX_AGE_S.values())
         kept = slice(int(np.searchsorted(feed.known, oldest, "right")), None)
@@ -166,10 +170,10 @@ def _flat(values: Any, dtype: Any = np.float64) -> Any:
 def _check(books: Books | None, feed: ContextFeed | None) -> None:
     if books is not None:
         n = len(books.known)
-        if books.levels.shape != (n, 2, BOOK_LEVELS, 3) or {len(books.order_flow), len(books.order_flow_fast)} != {n}:
+        if books.levels.shape != (n, 2, BOOK_LEVELS, 3) or books.tape.shape != (n, TAPE_WIDTH):
             raise BadShape(
-                f"books: {n} times, levels {books.levels.shape}, flows {len(books.order_flow)} and "
-                f"{len(books.order_flow_fast)}; wanted ({n}, 2, {BOOK_LEVELS}, 3) and {n} of each"
+                f"books: {n} times, levels {books.levels.shape}, tape {books.tape.shape}; wanted "
+                f"({n}, 2, {BOOK_LEVELS}, 3) and ({n}, {TAPE_WIDTH})"
             )
     if feed is not None and not len(feed.known) == len(feed.field) == len(feed.value):
         raise BadShape(f"context: {len(feed.known)} times, {len(feed.field)} fields, {len(feed.value)} values")

@@ -21,6 +21,7 @@ from pipelines.data.orderbook import (
     LOG_ROWS,
     NO_TICK,
     RING_MASK,
+    TRADE,
     clear,
     is_empty,
     place,
@@ -51,6 +52,7 @@ from pipelines.data.orderbook_design import (
     uniform,
 )
 from pipelines.data.orderbook_patterns import end_patterns, start_fake, start_iceberg, sweep
+from pipelines.data.tape import read, resume, tell
 
 
 @kernel
@@ -267,10 +269,10 @@ def _minute(market, knobs, began, minute, path, sd_ticks, shade, lean):  # type:
 
 @kernel
 def trade_minutes(  # type: ignore[no-untyped-def]
-    first, opened, every, keys, path, latent, all_knobs, cents, usual_sd, markets, log,
-    bars, events, premium, levels, flows, planted, counts,
+    first, opened, every, keys, path, latent, all_knobs, cents, usual_sd, markets, tapes, log,
+    bars, events, premium, levels, flows, told, planted, counts,
 ):  # fmt: skip
-    """Trade one block of n minutes; markets[0] carries over to the next block.
+    """Trade one block of n minutes; markets[0] and tapes[0] carry over to the next block.
 
     first, opened       number of minutes before row 0; its open in epoch microseconds
     every               minutes between snapshots of the book, counted from 1970
@@ -279,10 +281,12 @@ def trade_minutes(  # type: ignore[no-untyped-def]
     log (rows, LOG_WIDTH)    gets what markets[0].keep asks for, as far as there are rows
     bars (n, 8)         gets everything but the open time; events (n,) book events; premium (n,) mid over value less 1
     levels, flows (m, 2)     snapshots: ticks, lots and orders; lots since the one before, and of the last ten seconds
+    told (m, TAPE_WIDTH)     but for its flows; NaN where an overfull minute lost events
     planted (k, PLANTED_WIDTH)
     counts              rows: snapshots, planted, log (also beyond its end), and those lost in an overfull minute
     """
-    market, knobs = markets[0], all_knobs[0]
+    market, knobs, tape = markets[0], all_knobs[0], tapes[0]
+    keep, unread = market.keep, False
     keep_thick = 0.5 ** (1.0 / knobs.thickness_half_life_min)
     keep_lean = 0.5 ** (1.0 / knobs.own_lean_half_life_min)
     for i in range(path.shape[0]):
@@ -313,12 +317,21 @@ def trade_minutes(  # type: ignore[no-untyped-def]
         shade = (1.0 + 1e-4 * knobs.shade_bps * u) * 100.0 / cents
         sd_ticks = sd * np.exp(market.value) * shade
         market.traded = market.events = market.ended = market.logged = 0
+        market.keep = 2  # the tape reads every event, whatever of them is kept
+        quotes = 0
         if minute == 0:  # the opening quotes are no flow
             _requote(market, knobs, np.exp(market.value) * shade, 0.05 + knobs.half_spread * sd_ticks)
             market.flow = market.events = 0
+            quotes = market.logged
+            resume(tape, market, began)
         lean = min(max(knobs.flicker_lean * u, -0.4), 0.4)
         fast = _minute(market, knobs, began, minute, path[i], sd_ticks, shade, lean)
 
+        logged = min(market.logged, LOG_ROWS)
+        read(tape, market.log, quotes, logged)
+        if market.logged > logged:
+            unread = True
+            resume(tape, market, began + MINUTE_US)
         market.value = path[i, STEPS - 1]
         bars[i, OPEN], bars[i, HIGH] = market.first * cents / 100.0, market.highest * cents / 100.0
         bars[i, LOW], bars[i, CLOSE] = market.lowest * cents / 100.0, market.last * cents / 100.0
@@ -334,12 +347,19 @@ def trade_minutes(  # type: ignore[no-untyped-def]
             top_levels(market, levels[row])
             flows[row, 0], flows[row, 1] = market.flow - market.flow_before, market.flow - fast
             market.flow_before = market.flow
+            tell(tape, began + MINUTE_US, told[row])
+            if unread:
+                told[row] = np.nan
+                unread = False
             counts[0] += 1
         for k in range(market.ended):
             planted[counts[1]] = market.planted[k]
             counts[1] += 1
-        for k in range(min(market.logged, LOG_ROWS)):
-            if counts[2] < log.shape[0]:
-                log[counts[2]] = market.log[k]
-            counts[2] += 1
-        counts[3] += max(market.logged - LOG_ROWS, 0)
+        if keep > 0:
+            for k in range(logged):
+                if keep == 2 or market.log[k, 1] == TRADE:
+                    if counts[2] < log.shape[0]:
+                        log[counts[2]] = market.log[k]
+                    counts[2] += 1
+            counts[3] += market.logged - logged
+    market.keep = keep

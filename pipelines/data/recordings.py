@@ -17,7 +17,17 @@ import numpy as np
 import pandas as pd
 
 from pipelines.compiled import kernel
-from pipelines.contracts import BOOK_LEVELS, CONTEXT_INDEX, Books, Bools, ContextFeed, Floats, Ints, Trades
+from pipelines.contracts import (
+    BOOK_LEVELS,
+    CONTEXT_INDEX,
+    Books,
+    Bools,
+    ContextFeed,
+    Floats,
+    Ints,
+    Trades,
+    tape_of,
+)
 from pipelines.data.schemas import epoch_seconds
 from pipelines.errors import BadColumns, BadValues, UnreadableFile
 
@@ -176,12 +186,12 @@ def replay(folder: Path, every_s: float = 1.0) -> Replay:
     early = np.searchsorted(known, times - FAST_S, side="right")
     whole = np.isfinite(levels[:, :, 0, 0]).all(axis=1) & _built(times, known, broken)
     after = np.concatenate([[False], whole[:-1]])
-    books = Books(
-        known=times[whole],
-        levels=levels[whole],
-        order_flow=np.where(after, np.diff(told, prepend=np.nan), np.nan)[whole],
-        order_flow_fast=np.where(times - FAST_S >= known[0], told - total[early], np.nan)[whole],
+    tape = tape_of(
+        len(times),
+        order_flow=np.where(after, np.diff(told, prepend=np.nan), np.nan),
+        order_flow_fast=np.where(times - FAST_S >= known[0], told - total[early], np.nan),
     )
+    books = Books(times[whole], levels[whole], tape[whole])
     return Replay(books, best, ids[starts[1:] - 1], len(known), int(lost.sum()))
 
 

@@ -2,7 +2,7 @@
 
 Prices in quote currency, sizes and flows in base asset. `event_time` = when it happened, `known_at` = when it could
 first be known (never before), `ingested_at` = when we took it. Rows ascend by known_at. NaN means "not recorded":
-allowed in book levels beyond the first, order counts and flows; never in a trade or a context value.
+allowed in book levels beyond the first, order counts and the tape; never in a trade or a context value.
 """
 
 import os
@@ -18,7 +18,17 @@ import pandera.pandas as pa
 import pyarrow
 import pyarrow.parquet as parquet
 
-from pipelines.contracts import BOOK_LEVELS, CONTEXT_FIELDS, CONTEXT_INDEX, Books, ContextFeed, Floats, Ints, Trades
+from pipelines.contracts import (
+    BOOK_LEVELS,
+    CONTEXT_FIELDS,
+    CONTEXT_INDEX,
+    TAPE_FIELDS,
+    Books,
+    ContextFeed,
+    Floats,
+    Ints,
+    Trades,
+)
 from pipelines.data.alignment import book_fault
 from pipelines.data.schemas import constant_stamp, epoch_seconds, stamps_of
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
@@ -31,7 +41,6 @@ LEVEL_COLUMNS = tuple(
     for level in range(1, BOOK_LEVELS + 1)
     for what in ("price", "size", "orders")
 )
-FLOWS = ("order_flow", "order_flow_fast")
 _STAMP = pd.DatetimeTZDtype("us", "UTC")
 
 
@@ -43,6 +52,7 @@ class Kind:
     columns: tuple[str, ...]
     rule: Callable[[pd.DataFrame], str | None]  # the first thing wrong, None if nothing is
     words: tuple[str, ...] = ()  # columns that hold a string
+    before: tuple[str, ...] = ()  # versions that are still read; what they do not have is missing
 
 
 def _book_rule(frame: pd.DataFrame) -> str | None:
@@ -63,7 +73,7 @@ def _context_rule(frame: pd.DataFrame) -> str | None:
     return None if np.isfinite(frame["value"].to_numpy()).all() else "a context value must be finite"
 
 
-BOOK = Kind("book/1", (*LEVEL_COLUMNS, *FLOWS), _book_rule)
+BOOK = Kind("book/2", (*LEVEL_COLUMNS, *TAPE_FIELDS), _book_rule, before=("book/1",))
 TRADES = Kind("trades/1", ("price", "size", "side"), _trade_rule)
 CONTEXT = Kind("context/1", ("field", "value"), _context_rule, words=("field",))
 
@@ -112,7 +122,7 @@ def from_books(books: Books, ingested_at: datetime | None) -> pd.DataFrame:
     told = _stamped(books.known, books.known, ingested_at)
     flat = books.levels.reshape(len(books.known), len(LEVEL_COLUMNS))
     told |= {name: flat[:, j].copy() for j, name in enumerate(LEVEL_COLUMNS)}
-    told |= {"order_flow": books.order_flow.copy(), "order_flow_fast": books.order_flow_fast.copy()}
+    told |= {name: books.tape[:, j].copy() for j, name in enumerate(TAPE_FIELDS)}
     return pd.DataFrame(told)
 
 
@@ -121,8 +131,7 @@ def to_books(frame: pd.DataFrame) -> Books:
     return Books(
         known=epoch_seconds(frame["known_at"]),
         levels=np.ascontiguousarray(flat).reshape(len(frame), 2, BOOK_LEVELS, 3),
-        order_flow=frame["order_flow"].to_numpy(np.float64).copy(),
-        order_flow_fast=frame["order_flow_fast"].to_numpy(np.float64).copy(),
+        tape=np.ascontiguousarray(frame[list(TAPE_FIELDS)].to_numpy(np.float64)),
     )
 
 
@@ -172,9 +181,13 @@ def _read(path: Path, kind: Kind) -> pd.DataFrame:
             f"{path}: not a whole Parquet file ({error}). Fetch it again, e.g. with `dvc pull`."
         ) from error
     version = (table.schema.metadata or {}).get(b"bellwether.schema", b"none").decode()
-    if version != kind.version:
+    frame = table.to_pandas()
+    if version in kind.before:
+        lacking = [name for name in kind.columns if name not in frame]
+        frame = frame.reindex(columns=[*frame.columns, *lacking])
+    elif version != kind.version:
         raise BadColumns(f"{path}: schema {version!r}, expected {kind.version!r}. Ingest it again.")
-    return check(table.to_pandas(), kind)
+    return check(frame, kind)
 
 
 def write_book(frame: pd.DataFrame, path: Path) -> None:

@@ -21,6 +21,8 @@ from pipelines.contracts import (
     BOOK_LEVELS,
     CONTEXT_INDEX,
     OPEN_TIME,
+    TAPE_INDEX,
+    TAPE_WIDTH,
     Books,
     ContextFeed,
     Floats,
@@ -39,6 +41,7 @@ from pipelines.data.orderbook_design import (
     knobs_of,
 )
 from pipelines.data.orderbook_market import trade_minutes
+from pipelines.data.tape import fresh_tape
 from pipelines.errors import BadValues
 from pipelines.settings import SimulatorParams
 
@@ -169,6 +172,7 @@ class MarketPath:
         start = np.log(spec.start_price)
         self.state = np.array([start, origin.standard_normal(), 1.0, float(origin.integers(4)), 0.0])
         self.market = fresh_market(start)
+        self.tape = fresh_tape(LOTS, self.cents / 100.0)
 
     def latent(self, size: int) -> dict[str, Any]:
         """The next `size` minutes as drawn: path (size, STEPS), latent (size, LATENT), regime and drift (size,)."""
@@ -183,7 +187,7 @@ class MarketPath:
         return drawn | {"regime": regime, "drift": drift}
 
     def trade(self, drawn: dict[str, Any], log: Ints, out: dict[str, Any]) -> tuple[Ints, Ints]:
-        """Trade the minutes that were drawn. `out`: bars, events, premium, levels and flows of these minutes.
+        """Trade the minutes that were drawn. `out`: what `room` holds, of these minutes.
 
         Returns counts of snapshots, ended patterns, log rows and lost log rows, and the patterns (k, PLANTED_WIDTH).
         """
@@ -192,8 +196,9 @@ class MarketPath:
         opened = (int(self.begin.timestamp()) + 60 * self.made) * 1_000_000
         trade_minutes(
             self.made, opened, self.every, self.keys, drawn["path"], drawn["latent"], self.book_knobs, self.cents,
-            self.usual_sd, self.market, log,
-            out["bars"], out["events"], out["premium"], out["levels"], out["flows"], planted, counts,
+            self.usual_sd, self.market, self.tape, log,
+            out["bars"], out["events"], out["premium"], out["levels"], out["flows"], out["tape"],
+            planted, counts,
         )  # fmt: skip
         out["bars"][:, OPEN_TIME] = opened / 1e6 + 60.0 * np.arange(size)
         self.made += size
@@ -208,6 +213,7 @@ class MarketPath:
             "premium": np.empty(size),
             "levels": np.empty((shots, 2, BOOK_LEVELS, 3)),
             "flows": np.empty((shots, 2)),
+            "tape": np.empty((shots, TAPE_WIDTH)),
         }
 
     def books(self, out: dict[str, Any], shots: int, first: int) -> Books:
@@ -217,7 +223,9 @@ class MarketPath:
         levels = out["levels"][:shots]
         levels[..., 0] = levels[..., 0] * self.cents / 100.0
         levels[..., 1] /= LOTS
-        return Books(known.astype(np.float64), levels, out["flows"][:shots, 0] / LOTS, out["flows"][:shots, 1] / LOTS)
+        tape = out["tape"][:shots]
+        tape[:, [TAPE_INDEX["order_flow"], TAPE_INDEX["order_flow_fast"]]] = out["flows"][:shots] / LOTS
+        return Books(known.astype(np.float64), levels, tape)
 
 
 def simulate(spec: SimulatorParams, design: Design = DESIGN) -> Market:
@@ -239,7 +247,7 @@ def simulate(spec: SimulatorParams, design: Design = DESIGN) -> Market:
         regime[rows], pressure[rows], drift[rows] = drawn["regime"], drawn["latent"][:, -1], drawn["drift"]
         value[rows] = np.exp(drawn["path"][:, -1])
         part = {name: out[name][rows] for name in ("bars", "events", "premium")}
-        part |= {name: out[name][shots:] for name in ("levels", "flows")}
+        part |= {name: out[name][shots:] for name in ("levels", "flows", "tape")}
         counts, ended = path.trade(drawn, log, part)
         shots += int(counts[0])
         planted.append(ended)
@@ -323,15 +331,15 @@ def record(
         path.trade(path.latent(size), log, path.room(size))
     first, size = path.made, days * MINUTES_A_DAY
     path.market["keep"] = 2 if orders else 1
-    drawn, before = path.latent(size), path.market.copy()
+    drawn, before, read = path.latent(size), path.market.copy(), path.tape.copy()
     counts, _ = path.trade(drawn, log, path.room(size))  # how much there is to keep
     if counts[3]:
         raise BadValues(
             f"a minute of this market has over {orderbook.LOG_ROWS:,} book events: lower simulator.vol_15m_bps "
-            f"({spec.vol_15m_bps}), or record its trades without orders."
+            f"({spec.vol_15m_bps})."
         )
     log, out = np.empty((counts[2], orderbook.LOG_WIDTH), np.int64), path.room(size)
-    path.made, path.market = first, before
+    path.made, path.market, path.tape = first, before, read
     resting = orderbook.resting(before[0], (int(path.begin.timestamp()) + 60 * first) * 1_000_000)
     counts, _ = path.trade(drawn, log, out)
     fills = log[log[:, 1] == orderbook.TRADE]

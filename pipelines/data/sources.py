@@ -246,7 +246,7 @@ def known_at(as_of: datetime, books: Books | None, feed: ContextFeed | None) -> 
     moment = _aware(as_of).timestamp()
     if books is not None:
         n = int(np.searchsorted(books.known, moment, "right"))
-        books = Books(books.known[:n], books.levels[:n], books.order_flow[:n], books.order_flow_fast[:n])
+        books = Books(books.known[:n], books.levels[:n], books.tape[:n])
     if feed is not None:
         n = int(np.searchsorted(feed.known, moment, "right"))
         feed = ContextFeed(feed.known[:n], feed.field[:n], feed.value[:n])

@@ -5,7 +5,17 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from pipelines.contracts import BOOK_LEVELS, CONTEXT_FIELDS, CONTEXT_INDEX, CONTEXT_WIDTH, Books, ContextFeed
+from pipelines.contracts import (
+    BOOK_LEVELS,
+    CONTEXT_FIELDS,
+    CONTEXT_INDEX,
+    CONTEXT_WIDTH,
+    TAPE,
+    TAPE_WIDTH,
+    Books,
+    ContextFeed,
+    tape_of,
+)
 from pipelines.data.alignment import MAX_AGE_S, align, joined, known_between, still_read
 from pipelines.errors import BadShape
 
@@ -19,7 +29,9 @@ def books_at(*known):
     n = len(known)
     levels = np.full((n, 2, BOOK_LEVELS, 3), np.nan)
     levels[:, 0, 0, 0] = np.arange(1, n + 1)
-    return Books(np.array(known, dtype=float), levels, np.full(n, 10.0), 0.1 * np.arange(1, n + 1))
+    return Books(
+        np.array(known, dtype=float), levels, tape_of(n, order_flow=10.0, order_flow_fast=0.1 * np.arange(1, n + 1))
+    )
 
 
 def feed_of(*rows):
@@ -36,10 +48,10 @@ def records():
     known = np.sort(rng.uniform(CLOSES[0] - STEP, CLOSES[-1], 4000))
     known = known[(known < CLOSES[50]) | (known > CLOSES[53])]
     n = len(known)
-    books = Books(known, rng.lognormal(size=(n, 2, BOOK_LEVELS, 3)), rng.normal(size=n), rng.normal(size=n))
+    books = Books(known, rng.lognormal(size=(n, 2, BOOK_LEVELS, 3)), rng.normal(size=(n, TAPE_WIDTH)))
     books.order_flow[rng.random(n) < 0.01] = np.nan
     said = np.sort(rng.uniform(CLOSES[0] - STEP, CLOSES[-1], 300))
-    return books, ContextFeed(said, rng.integers(2, CONTEXT_WIDTH, 300), rng.normal(size=300))
+    return books, ContextFeed(said, rng.integers(2, 6, 300), rng.normal(size=300))
 
 
 def test_a_book_belongs_to_the_bar_that_closes_at_or_after_it_was_known():
@@ -48,13 +60,15 @@ def test_a_book_belongs_to_the_bar_that_closes_at_or_after_it_was_known():
     np.testing.assert_allclose(context[:, FAST], [0.1, 0.2, 0.3])
 
 
-def test_the_flow_of_a_bar_is_the_sum_over_its_books(records):
+def test_the_tape_of_a_bar_is_the_sum_over_its_books_or_as_the_newest_says(records):
     books, _ = records
     _, context = align(CLOSES, STEP, books, None)
     for i, close in enumerate(CLOSES):
-        inside = (books.known > close - STEP) & (books.known <= close)
-        wanted = books.order_flow[inside].sum() if inside.any() else np.nan
-        np.testing.assert_allclose(context[i, FLOW], wanted, rtol=1e-12)
+        inside = books.tape[(books.known > close - STEP) & (books.known <= close)]
+        for j, (name, summed) in enumerate(TAPE.items()):
+            wanted = np.nan if not len(inside) else inside[:, j].sum() if summed else inside[-1, j]
+            np.testing.assert_allclose(context[i, CONTEXT_INDEX[name]], wanted, rtol=1e-9, atol=1e-12)
+    assert np.isnan(context[:, FLOW]).sum() > 20
 
 
 def test_a_bar_in_which_no_book_became_known_has_none_not_the_last_one():
@@ -87,7 +101,7 @@ def test_garbage_after_a_close_changes_nothing_before_it(records):
     late, later = books.known > CLOSES[200], feed.known > CLOSES[200]
     spoilt = Books(
         books.known, *(np.where(late.reshape(-1, *[1] * (x.ndim - 1)), 1e9, x)
-                       for x in (books.levels, books.order_flow, books.order_flow_fast))
+                       for x in (books.levels, books.tape))
     )  # fmt: skip
     whole = align(CLOSES, STEP, books, feed)
     blinded = align(CLOSES, STEP, spoilt, ContextFeed(feed.known, feed.field, np.where(later, 1e9, feed.value)))
@@ -146,13 +160,15 @@ def test_two_parts_of_the_records_joined_are_the_whole_and_nothing_is_there_twic
 
 def test_of_a_record_that_is_in_both_parts_the_earlier_word_stands(records):
     books, _ = records
-    other = replace(books, order_flow=books.order_flow + 1.0)
+    other = replace(books, tape=books.tape + 1.0)
     np.testing.assert_array_equal(joined(books, other).order_flow, books.order_flow)
 
 
 def test_records_whose_columns_disagree_are_refused(records):
     books, feed = records
     with pytest.raises(BadShape, match="levels"):
-        align(CLOSES, STEP, Books(books.known, books.levels[:, :, :3], books.order_flow, books.order_flow_fast), None)
+        align(CLOSES, STEP, Books(books.known, books.levels[:, :, :3], books.tape), None)
+    with pytest.raises(BadShape, match="tape"):
+        align(CLOSES, STEP, Books(books.known, books.levels, books.tape[:, :2]), None)
     with pytest.raises(BadShape, match="values"):
         align(CLOSES, STEP, None, ContextFeed(feed.known, feed.field, feed.value[1:]))

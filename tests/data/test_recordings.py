@@ -69,7 +69,7 @@ def test_cutting_the_future_of_a_recording_changes_no_book_before(session, tmp_p
     cut = recordings.replay(part(folder, tmp_path / "cut", lambda ids: ids <= last)).books
     n = len(cut.known)
     assert 200 < n < len(found.books.known)
-    for name in ("known", "levels", "order_flow", "order_flow_fast"):
+    for name in ("known", "levels", "tape"):
         assert getattr(cut, name).tobytes() == getattr(found.books, name)[:n].tobytes()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.contracts import BOOK_LEVELS, CONTEXT_INDEX, Books, ContextFeed, Trades
+from pipelines.contracts import BOOK_LEVELS, CONTEXT_INDEX, Books, ContextFeed, Trades, tape_of
 from pipelines.data import records
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
 
@@ -17,7 +17,7 @@ def books() -> Books:
         for level in range(BOOK_LEVELS - i % 2):  # some books are shallow
             levels[i, 0, level] = 100.0 - level, 1.0 + level, 3
             levels[i, 1, level] = 101.0 + level, 2.0 + level, np.nan
-    return Books(KNOWN, levels, np.array([0.5, np.nan, -1.0, 2.0]), np.full(4, 0.25))
+    return Books(KNOWN, levels, tape_of(4, order_flow=[0.5, np.nan, -1.0, 2.0], order_flow_fast=0.25, vpin=0.5))
 
 
 TRADED = Trades(KNOWN, np.full(4, 100.5), np.full(4, 0.1), np.array([1.0, -1.0, 1.0, 1.0]))
@@ -89,6 +89,18 @@ def test_records_known_before_they_happened_or_out_of_order_are_refused():
         records.check(frame.assign(event_time=frame["event_time"] + np.timedelta64(1_000_000, "us")), records.TRADES)
     with pytest.raises(BadTimes, match="goes back at row 1"):
         records.check(frame.iloc[::-1].reset_index(drop=True), records.TRADES)
+
+
+def test_books_that_were_written_before_the_tape_are_read_and_what_they_lack_is_missing(tmp_path, monkeypatch):
+    frame = records.from_books(books(), None)
+    columns = (*records.LEVEL_COLUMNS, "order_flow", "order_flow_fast")
+    before = records.Kind("book/1", columns, lambda _: None)
+    monkeypatch.setitem(records._SCHEMAS, "book/1", records._schema(before))
+    records._write(frame[[*records.TIMES, *columns]], tmp_path / "old.parquet", before)
+    found = records.to_books(records.read_book(tmp_path / "old.parquet"))
+    np.testing.assert_array_equal(found.levels, books().levels)
+    np.testing.assert_array_equal(found.tape[:, :2], books().tape[:, :2])
+    assert np.isnan(found.tape[:, 2:]).all()
 
 
 def test_another_schema_and_a_broken_file_are_refused(tmp_path):

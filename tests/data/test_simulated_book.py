@@ -70,7 +70,7 @@ def test_a_recording_is_the_same_path_bit_for_bit(market, recording):
     part = (market.books.known > opened) & (market.books.known <= opened + DAYS * 86400)
     assert recording.books.known.tobytes() == market.books.known[part].tobytes()
     assert recording.books.levels.tobytes() == market.books.levels[part].tobytes()
-    assert recording.books.order_flow[1:].tobytes() == market.books.order_flow[part][1:].tobytes()
+    assert recording.books.tape[1:].tobytes() == market.books.tape[part][1:].tobytes()
 
 
 def test_compiled_and_plain_python_make_the_same_market():
@@ -79,10 +79,11 @@ def test_compiled_and_plain_python_make_the_same_market():
         drawn, out = path.latent(12), path.room(12)
         if plain:
             path.market = path.market.view((np.record, path.market.dtype))
+            path.tape = path.tape.view((np.record, path.tape.dtype))
             path.book_knobs = path.book_knobs.view((np.record, path.book_knobs.dtype))
         with plain_python() if plain else nullcontext():
             path.trade(drawn, np.empty((0, orderbook.LOG_WIDTH), np.int64), out)
-        return out["bars"], out["events"], out["levels"][:2], out["flows"][:2]
+        return out["bars"], out["events"], out["levels"][:2], out["flows"][:2], out["tape"][:2]
 
     for compiled, plain in zip(some_minutes(False), some_minutes(True), strict=True):
         np.testing.assert_array_equal(compiled, plain)

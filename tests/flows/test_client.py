@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flows.client import TOGETHER, Client
-from pipelines.contracts import BOOK_LEVELS, Books, ContextFeed
+from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed
 from pipelines.settings import Settings
 from serving.api import MAX_BODY, ObserveRequest
 
@@ -38,9 +38,9 @@ def records(n):
     levels = np.stack([40_000.0 + away, rng.lognormal(size=away.shape), rng.integers(1, 9, away.shape)], axis=3)
     levels[rng.random(away.shape) < 0.1, 2] = np.nan
     levels[::3, 0, 3:] = np.nan  # a side with fewer levels
-    flow, fast = rng.normal(size=(2, n))
-    flow[::7] = np.nan
-    return Books(known, levels, flow, fast), ContextFeed(known, rng.integers(0, 6, n), rng.normal(size=n))
+    tape = rng.normal(size=(n, TAPE_WIDTH))
+    tape[::7, 0], tape[:, 2:8] = np.nan, np.nan
+    return Books(known, levels, tape), ContextFeed(known, rng.integers(0, 6, n), rng.normal(size=n))
 
 
 def bars(n):
@@ -55,7 +55,7 @@ def test_books_and_context_arrive_bit_for_bit(sent):
     client.observe("BTC/USDT", bars(15), books, feed)
     (request,) = requests
     got, told = request.records()
-    for name in ("known", "levels", "order_flow", "order_flow_fast"):
+    for name in ("known", "levels", "tape"):
         assert getattr(got, name).tobytes() == getattr(books, name).tobytes()
     for name in ("known", "field", "value"):
         assert getattr(told, name).tobytes() == getattr(feed, name).tobytes()

@@ -8,7 +8,7 @@ import pytest
 
 from flows.feed import live_tail, replay
 from flows.site import Site
-from pipelines.contracts import BOOK_LEVELS, OPEN_TIME, Books, ContextFeed, utc
+from pipelines.contracts import BOOK_LEVELS, OPEN_TIME, Books, ContextFeed, tape_of, utc
 from pipelines.errors import NotEnoughData
 from pipelines.settings import Settings, load_params
 from pipelines.store import BarBatch, Store
@@ -24,7 +24,7 @@ def site(tmp_path):
 def books_known(known):
     levels = np.full((len(known), 2, BOOK_LEVELS, 3), np.nan)
     levels[:, 0, 0], levels[:, 1, 0] = (99.0, 1.0, 2.0), (101.0, 3.0, np.nan)
-    return Books(known, levels, np.zeros(len(known)), np.full(len(known), np.nan))
+    return Books(known, levels, tape_of(len(known), order_flow=0.0))
 
 
 def recorded(folder, days):

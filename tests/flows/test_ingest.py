@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flows.ingest import observed, write_snapshot
-from pipelines.contracts import BOOK_LEVELS, OPEN_TIME, Books, ContextFeed
+from pipelines.contracts import BOOK_LEVELS, OPEN_TIME, Books, ContextFeed, tape_of
 from pipelines.data import records, schemas
 from pipelines.data.quality import assess
 from pipelines.settings import settings
@@ -37,7 +37,7 @@ def report(n=300):
 def books_at(*known, bid=99.0):
     levels = np.full((len(known), 2, BOOK_LEVELS, 3), np.nan)
     levels[:, 0, 0], levels[:, 1, 0] = (bid, 1.0, 2.0), (101.0, 3.0, np.nan)
-    return Books(T0 + np.array(known, dtype=float), levels, np.ones(len(known)), np.full(len(known), np.nan))
+    return Books(T0 + np.array(known, dtype=float), levels, tape_of(len(known), order_flow=1.0))
 
 
 def feed_at(*known, field=3):

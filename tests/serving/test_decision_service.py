@@ -18,7 +18,7 @@ import pytest
 from prometheus_client import REGISTRY
 from serving_stand import HISTORY, SYMBOL, last_close, make_bundle, publish, told
 
-from pipelines.contracts import BAR_FIELDS, OPEN_TIME
+from pipelines.contracts import BAR_FIELDS, OPEN_TIME, tape_of
 from pipelines.settings import ROOT, settings
 from pipelines.store import Store
 from pipelines.training.warm import read_warm_start
@@ -330,7 +330,7 @@ def book(served, after=30.0, **changes):
     """A book known `after` seconds into the decision bar that is open now."""
     told = {
         "known_at": moment(served, after), "bids": [[99.5, 2.0, 3], [99.0, 1.0]], "asks": [[100.0, 1.0, None]],
-        "order_flow": 1.5, "order_flow_fast": None,
+        "order_flow": 1.5, "tape": {"order_flow_fast": None, "vpin": 0.25},
     }  # fmt: skip
     return told | changes
 
@@ -362,6 +362,7 @@ def test_books_and_context_are_durable_before_the_answer_and_sent_again_change_n
     newest = served.store().records(SYMBOL)[0]
     np.testing.assert_array_equal(newest.levels[-1, :, 0], [[99.5, 2.0, 3.0], [100.0, 1.0, np.nan]])
     assert newest.known[-1] - newest.known[-2] == 1.0
+    np.testing.assert_array_equal(newest.tape[-1:], tape_of(1, order_flow=1.5, vpin=0.25))
 
 
 @pytest.mark.parametrize(
@@ -376,6 +377,8 @@ def test_books_and_context_are_durable_before_the_answer_and_sent_again_change_n
         ([{"asks": [[100.0 + i, 1.0] for i in range(6)]}], [], "books.0.asks"),
         ([{"asks": [["much", 1.0]]}], [], "books.0.asks.0.0: "),
         ([{"order_flow": "up"}], [], "books.0.order_flow: "),
+        ([{"tape": {"vpin": "high"}}], [], "books.0.tape.vpin: "),
+        ([{"tape": {"mood": 1.0}}], [], "'vpin'"),
         ([{"colour": "red"}], [], "books.0.colour: "),
         ([{"known_at": "2024-01-09T08:00:00"}], [], "books.0.known_at: "),
         ([{"known_at": "2099-01-01T00:00:00Z"}], [], "lies in the future"),

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from pipelines.contracts import BOOK_LEVELS, Books, Decision
+from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, Decision
 from pipelines.errors import BadValues, ServiceDown
 from pipelines.settings import ROOT
 from pipelines.store import BarBatch, Store
@@ -82,7 +82,7 @@ def observed(ledger, minute, bid):
     levels = np.full((1, 2, BOOK_LEVELS, 3), np.nan)
     levels[0, :, 0] = (bid, 1.0, np.nan), (101.0, 1.0, np.nan)
     bars = np.array([[60.0 * minute, 100.0, 100.0, 100.0, 100.0, 1.0, 1.0, 1.0]])
-    book = Books(np.array([30.0]), levels, np.zeros(1), np.zeros(1))
+    book = Books(np.array([30.0]), levels, np.zeros((1, TAPE_WIDTH)))
     return ledger.observe(BarBatch("SIM/USDT", bars, bars[:, 0] + 60.0, T0, book))
 
 

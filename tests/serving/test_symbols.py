@@ -14,6 +14,7 @@ from pipelines.contracts import (
     CLOSE,
     CONTEXT_INDEX,
     OPEN_TIME,
+    TAPE_WIDTH,
     Books,
     ContextFeed,
     History,
@@ -208,7 +209,7 @@ def recorded(stand, tmp_path_factory):
     for s, way in enumerate((-1.0, 1.0)):
         levels[:, s, :, 0] = mid[:, None] + way * (0.5 + np.arange(BOOK_LEVELS))
         levels[:, s, :, 1] = rng.lognormal(size=(len(known), BOOK_LEVELS))
-    books = Books(known, levels, rng.normal(size=len(known)), rng.normal(size=len(known)))
+    books = Books(known, levels, rng.normal(size=(len(known), TAPE_WIDTH)))
     days = stand.base[::1440, OPEN_TIME]
     feed = ContextFeed(days, np.full(len(days), CONTEXT_INDEX["fear_greed"]), rng.uniform(20, 80, len(days)))
     context = align(stand.decision[:, OPEN_TIME] + 900.0, 900.0, books, feed)
@@ -306,7 +307,7 @@ def test_another_record_in_the_place_of_one_that_is_known_is_refused(recorded):
     symbol, end = Symbol(warm), T0 + 60.0 * HISTORY
     held = since(books, symbol.closed.close_time, end)
     with pytest.raises(BadValues, match="another content"):
-        symbol.admit_records(replace(held, order_flow=held.order_flow + 1.0), None, NOW, none_stored)
+        symbol.admit_records(replace(held, tape=held.tape + 1.0), None, NOW, none_stored)
     new = since(books, end, end + 300.0)
     twice = Books(*(np.concatenate([getattr(new, f.name)] * 2) for f in fields(Books)))
     assert len(symbol.admit_records(twice, None, NOW, none_stored)[0].known) == 1

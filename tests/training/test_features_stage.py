@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.contracts import BOOK_LEVELS, CONTEXT_FIELDS, CONTEXT_INDEX, OPEN_TIME, Books, ContextFeed
+from pipelines.contracts import BOOK_LEVELS, CONTEXT_FIELDS, CONTEXT_INDEX, OPEN_TIME, Books, ContextFeed, tape_of
 from pipelines.data import records, schemas
 from pipelines.data.alignment import align
 from pipelines.data.simulator import simulate
@@ -36,7 +36,8 @@ def made_up_records() -> tuple[Books, ContextFeed]:
     known = minutes[:, OPEN_TIME] + 60.0
     paid = np.arange(known[0], known[-1], 8 * 3600.0)
     funding = np.full(len(paid), CONTEXT_INDEX["funding_rate"])
-    books = Books(known, levels, rng.normal(size=len(known)), rng.normal(size=len(known)))
+    flow, fast = rng.normal(size=(2, len(known)))
+    books = Books(known, levels, tape_of(len(known), order_flow=flow, order_flow_fast=fast))
     return books, ContextFeed(paid, funding, rng.normal(1e-4, 1e-4, len(paid)))
 
 

@@ -1,0 +1,125 @@
+"""What one update of the order-book heatmap takes (a snapshot added, the window told), beside the same rules as a
+pandas pivot of the window's levels. Run: python -m benchmarks heatmap"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.measured import Row, in_turn, pairs
+from pipelines.contracts import Floats
+from pipelines.data.heatmap import (
+    FEWEST,
+    HEAT_STATE,
+    LEVEL_BPS,
+    LEVELS,
+    NEEDED,
+    PERSISTENT,
+    SIDE,
+    SNAPSHOTS,
+    WALL,
+    heat_look,
+    heat_tell,
+)
+
+Look = tuple[Any, int, int, int, int, int]  # what heat_look reads of a book
+MARKETS = ((35_000, 1 << 10, "the simulator's book"), (640_000, 1 << 13, "a perpetual's, 1,600 ticks a side"))
+
+
+def books(mid: int, ring: int, n: int, seed: int) -> list[Look]:
+    """n books 5 s apart around a wandering mid (ticks), a third of their levels empty, with a wall on both sides."""
+    noise, made = np.random.default_rng(seed), []
+    walls = mid - mid // 2000, mid + mid // 1500
+    for _ in range(n):
+        mid += int(noise.integers(-2, 3))
+        depth, best = np.zeros((2, ring), np.int64), (mid, mid + 1 + int(noise.integers(0, 2)))
+        reach = min(ring // 2 - 8, mid // 300)
+        for side, away in ((0, -1), (1, 1)):
+            sizes = noise.integers(1, 100, reach) * (noise.random(reach) < 0.7)
+            sizes[0] = sizes[-1] = 5
+            if 0 < (walls[side] - best[side]) * away < reach:
+                sizes[abs(walls[side] - best[side])] = 20 * 50 * max(1, mid // 20_000)
+            depth[side, (best[side] + away * np.arange(reach)) & (ring - 1)] = sizes
+        made.append((depth, ring - 1, best[0], best[1], best[0] - reach + 1, best[1] + reach - 1))
+    return made
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    width: int
+    best: tuple[int, int]
+    levels: pd.DataFrame  # bucket, side, size
+
+
+class Pivoted:
+    """The same rules over whole tables, anew at each update."""
+
+    def __init__(self) -> None:
+        self.kept: deque[_Snapshot] = deque(maxlen=SNAPSHOTS)
+
+    def look(self, depth: Any, mask: int, best_bid: int, best_ask: int, far_bid: int, far_ask: int) -> None:
+        width = 2 ** max(0, int(np.floor(np.log2(LEVEL_BPS * 1e-4 * (best_bid + best_ask) / 2))))
+        parts = []
+        for side, ticks in ((0, np.arange(far_bid, best_bid + 1)), (1, np.arange(best_ask, far_ask + 1))):
+            part = pd.DataFrame({"bucket": ticks // width, "side": side, "size": depth[side, ticks & mask]})
+            away = (part["bucket"] - (best_bid, best_ask)[side] // width).abs()
+            parts.append(part[away < SIDE].groupby(["bucket", "side"], as_index=False)["size"].sum())
+        self.kept.append(_Snapshot(width, (best_bid, best_ask), pd.concat(parts)))
+
+    def tell(self, tick_price: float) -> Floats:
+        out = np.full(7, np.nan)
+        window = [kept for kept in self.kept if kept.width == self.kept[-1].width]
+        if len(window) < NEEDED:
+            return out
+        table = pd.concat([kept.levels.assign(when=k) for k, kept in enumerate(window)])
+        table = table[table["size"] > 0]
+        bid, ask = (float(table.loc[table["side"] == side, "size"].sum()) for side in (0, 1))
+        out[0] = (bid - ask) / (bid + ask)
+        share = table["size"] / table.groupby("when")["size"].transform("sum")
+        concentrated = (share**2).groupby(table["when"]).sum().to_numpy()
+        missing = np.array([kept.best[1] - kept.best[0] - 1 for kept in window]) / window[-1].width
+        out[1], out[2] = concentrated.mean(), (1 / (LEVELS * concentrated) / (1 + missing)).mean()
+        for side, name in ((0, "bid"), (1, "ask")):
+            sizes = table[table["side"] == side].pivot(index="when", columns="bucket", values="size")
+            sizes = sizes[sizes.count(axis=1) >= FEWEST].reindex(range(len(window)))
+            medians = sizes.div(sizes.median(axis=1), axis=0)
+            stands = medians >= WALL
+            lasting = stands.columns[(stands.sum() >= PERSISTENT * len(window)) & stands.iloc[-1]]
+            if len(lasting):
+                nearest = lasting.max() if name == "bid" else lasting.min()
+                out[3 + side] = ((nearest + 0.5) * window[-1].width - 0.5) * tick_price
+                out[5 + side] = medians[nearest].iloc[-1]
+        return out
+
+
+class _Compiled:
+    def __init__(self) -> None:
+        self.state, self.out = np.zeros(HEAT_STATE), np.empty(7)
+
+    def update(self, seen: Look) -> None:
+        heat_look(self.state, *seen)
+        heat_tell(self.state, 0.1, self.out)
+
+
+def measure(tiny: bool = False) -> list[Row]:
+    rows = []
+    for mid, ring, note in MARKETS:
+        seen = books(mid, ring, SNAPSHOTS + 1, seed=1)
+        compiled, pivoted = _Compiled(), Pivoted()
+        for each in seen:
+            compiled.update(each)
+            pivoted.look(*each)
+        np.testing.assert_allclose(compiled.out, pivoted.tell(0.1), rtol=1e-12)
+
+        def ours(compiled: _Compiled = compiled, newest: Look = seen[-1]) -> None:
+            compiled.update(newest)
+
+        def theirs(pivoted: Pivoted = pivoted, newest: Look = seen[-1]) -> None:
+            pivoted.look(*newest)
+            pivoted.tell(0.1)
+
+        took, beside = in_turn(ours, theirs, 3 if tiny else 9)
+        rows.append(pairs("heatmap of the book, one update", "us", took * 1e6, "pandas pivot", beside * 1e6, note))
+    return rows

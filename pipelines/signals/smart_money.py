@@ -20,6 +20,7 @@ from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, OPEN_TIME, VOLU
 from pipelines.features.fold import Column, StepFamily
 from pipelines.features.kernels import ATR_STATE, atr, mean, mid_rank, push
 from pipelines.signals.columns import signal_columns
+from pipelines.signals.order_block import LONDON, NEW_YORK
 
 BARS = 60
 DRIVEN = 0.7  # a score above it is smart-money driven
@@ -27,7 +28,6 @@ W_LARGE, W_ICEBERG, W_SPOOF, W_TIMING = 0.4, 0.3, 0.2, 0.1
 ZONE = 0.25  # ATR 14 on each side of the mean price of their trades
 TARGET = 1.5  # ATR 14 from the zone's edge, where no wall stands beyond it
 DAY, HOUR = 86400.0, 3600.0
-LONDON, NEW_YORK = (7.0, 10.0), (12.0, 15.0)  # killzones, hours UTC; 2-5 and 7-10 of New York's winter clock
 LARGE_BUY, LARGE_SELL = CONTEXT_INDEX["large_buy"], CONTEXT_INDEX["large_sell"]
 ICEBERG_BID, ICEBERG_ASK = CONTEXT_INDEX["iceberg_bid"], CONTEXT_INDEX["iceberg_ask"]
 SPOOF_BID, SPOOF_ASK = CONTEXT_INDEX["spoof_bid"], CONTEXT_INDEX["spoof_ask"]

@@ -61,7 +61,7 @@ STARS: tuple[Star, ...] = (
     Star("order_flow_imbalance", "the book's events pressed to this side", AGREES, ("ofi.direction",)),
     Star("depth", "footprint or heatmap leans to this side, and the other not against it", AGREES,
          ("footprint.direction", "heatmap.direction")),
-    Star("smart_money", "large and hidden orders are on this side", AGREES, ("smart_money.direction",)),
+    Star("smart_money", "smart money drove a bar to this side within 8 bars", RECENT, ("smart_money.direction",)),
     Star("institutional_flow", "large trades or excited arrivals are on this side, and the other not against it",
          AGREES, ("institutional.direction", "hawkes.direction")),
     Star("killzone", "a candle of this side in a killzone", CANDLE, (OWN_CLOCK,)),

@@ -16,7 +16,7 @@ from pipelines.signals.swings import SIDE, WIDTH, is_swing
 
 MIN_ATR = 0.1  # least wick beyond the swing, in ATR 14
 WITHIN = 3  # bars from the first trade beyond until a close back inside
-KEPT = 64  # unspent swings remembered a side: with 8, a third of the stop runs planted in the simulator went unseen
+KEPT = 64  # unspent swings remembered a side: of planted stop runs 15-minute bars show .26, with eight swings .21
 SWINGS = ATR_STATE + 2 * WIDTH  # where they start in the state: level, bars beyond, extreme of each
 
 

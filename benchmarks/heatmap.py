@@ -88,7 +88,7 @@ class Pivoted:
             stands = medians >= WALL
             lasting = stands.columns[(stands.sum() >= PERSISTENT * len(window)) & stands.iloc[-1]]
             if len(lasting):
-                nearest = lasting.max() if name == "bid" else lasting.min()
+                nearest = int(lasting.max() if name == "bid" else lasting.min())
                 out[3 + side] = ((nearest + 0.5) * window[-1].width - 0.5) * tick_price
                 out[5 + side] = medians[nearest].iloc[-1]
         return out

@@ -52,13 +52,11 @@ def figure(heatmap: Heatmap, title: str) -> Any:
                        name=f"depth of {name}s, mean"), 1, 2,
         )  # fmt: skip
     for wall in heatmap.walls:
-        drawn.add_trace(
-            go.Scatter(
-                x=[times[0], times[-1]], y=[wall.price] * 2, mode="lines+text", showlegend=False,
-                line={"color": BID if wall.side > 0 else ASK, "width": 1.5, "dash": "dot"},
-                text=["", f"wall {wall.size:.1f}×, {wall.persistence:.0%}"], textposition="top left",
-                textfont={"color": "white", "size": 12},
-            ), 1, 1,
+        colour = BID if wall.side > 0 else ASK
+        drawn.add_hline(y=wall.price, row=1, col=1, line={"color": colour, "width": 1.5, "dash": "dot"})
+        drawn.add_annotation(
+            x=times[0], y=wall.price, row=1, col=1, xanchor="left", yanchor="bottom", showarrow=False, bgcolor="white",
+            text=f"wall {wall.size:.1f} medians, in {wall.persistence:.0%}", font={"color": colour, "size": 12},
         )  # fmt: skip
     for cluster in heatmap.clusters:
         drawn.add_hrect(

@@ -183,6 +183,11 @@ def heat_tell(state, tick_price, out):  # type: ignore[no-untyped-def]
             out[5 + side] = walls[0, 1]
 
 
+def _price(bucket: float, width: float, tick_price: float) -> float:
+    """The same to eight decimals: no tick is finer."""
+    return round(float(middle(bucket, width, tick_price)), 8)
+
+
 @dataclass(frozen=True, slots=True)
 class Wall:
     """side +1 bid, -1 ask; price in quote currency, size in medians of its side now, share of the snapshots it stood
@@ -252,18 +257,18 @@ def heatmap(state: Floats, tick_price: float, newest: float) -> Heatmap:
     for side in range(2):
         room = np.empty((SIDE, 3))
         for bucket, size, share in room[: find_walls(state, rows, found, side, SIDE, room)].tolist():
-            walls.append(Wall(1 - 2 * side, float(middle(bucket, width, tick_price)), size, share))
+            walls.append(Wall(1 - 2 * side, _price(bucket, width, tick_price), size, share))
     mean = volume.mean(axis=0)
     return Heatmap(
         times=newest - EVERY_S * back[::-1],
-        best=table[:, [BEST_BID, BEST_ASK]] * tick_price,
-        prices=((buckets + 0.5) * width - 0.5) * tick_price,
+        best=np.round(table[:, [BEST_BID, BEST_ASK]] * tick_price, 8),
+        prices=np.round(middle(buckets, width, tick_price), 8),
         volume=volume,
         intensity=volume / volume.max(),
         profile=np.cumsum([mean[:SIDE][::-1], mean[SIDE:]], axis=1),
         clusters=(*_clusters(buckets, volume, 0, width, tick_price), *_clusters(buckets, volume, 1, width, tick_price)),
         walls=tuple(walls),
-        width=float(width * tick_price),
+        width=round(float(width * tick_price), 8),
         told=told,
     )
 
@@ -282,8 +287,8 @@ def _clusters(buckets: Floats, volume: Floats, side: int, width: float, tick_pri
     breaks = [
         Cluster(
             1 - 2 * side,
-            float(middle(known[first], width, tick_price)),
-            float(middle(known[end - 1], width, tick_price)),
+            _price(known[first], width, tick_price),
+            _price(known[end - 1], width, tick_price),
             float(rested[first:end].sum() / rested.sum()),
         )
         for first, end in edges.tolist()

@@ -20,23 +20,33 @@ from pipelines.compiled import kernel
 from pipelines.contracts import (
     BOOK_LEVELS,
     CONTEXT_INDEX,
+    TAPE,
+    TAPE_FIELDS,
+    TAPE_INDEX,
+    TAPE_WIDTH,
     Books,
     Bools,
     ContextFeed,
     Floats,
     Ints,
     Trades,
-    tape_of,
 )
+from pipelines.data.orderbook import ASK, BID, LOG_WIDTH, RING
+from pipelines.data.recorded_tape import TRADE_WIDTH, centre_on, message, trades_until
 from pipelines.data.schemas import epoch_seconds
+from pipelines.data.tape import REACH, forget, fresh_tape, tell
 from pipelines.errors import BadColumns, BadValues, UnreadableFile
 
+NEAR_BPS = 2.5  # of the price: what counts as near the best one, as ten ticks do in the simulated market
+FOOTPRINT_BPS = 250.0  # of the price: what the footprint of one span can hold
 FAST_S = 10.0  # the shortest window of order flow, seconds
 # A book built up from changes alone holds what has changed since. In the three recordings with a snapshot its five best
 # levels were those of the book with the snapshot after 5 s and stayed it; other hours are quieter, so a minute.
 BUILD_UP_S = 60.0
 MAX_TICKS = 1 << 27  # from the lowest to the highest price: more is a wrong price, not a market
 UPDATES = ("receive_time", "event_time", "final_update_id", "side", "price", "quantity")
+_SUMMED = np.array([TAPE[name] for name in TAPE_FIELDS])
+TRADED = ("receive_time", "event_time", "price", "quantity", "is_buyer_maker")
 SNAPSHOT = ("last_update_id", "side", "price", "quantity")
 
 
@@ -73,25 +83,42 @@ def _apply(tick, size, bid, first, last, bids, asks, top_bid, top_ask):  # type:
 
 
 @kernel
-def _replay(tick, size, bid, starts, known, broken, unit, low, bids, asks, times, best, flow, levels, which):  # type: ignore[no-untyped-def]
-    """Messages in order; book `j` is the one after the last message known at times[j]. Returns crossed messages."""
+def _replay(  # type: ignore[no-untyped-def]
+    tick, size, bid, starts, known, made, broken, unit, low, bids, asks, times, trades, lot, low_tick, tapes,
+    best, flow, levels, which, told,
+):  # fmt: skip
+    """Messages in order; book `j` is the one after the last message known at times[j], told[j] what led from the one
+    before to it. Returns crossed messages."""
     top_bid, top_ask = _apply(tick, size, bid, 0, 0, bids, asks, bids.shape[0] - 1, 0)
-    crossed, j = 0, 0
+    crossed, j, i, pending, row = 0, 0, 0, 0, np.zeros((1, LOG_WIDTH), np.int64)
+    tape = tapes[0]
+    centre = centre_on(tape, bids, asks, low_tick, lot, (top_bid + top_ask) // 2 + low_tick)
     for m in range(known.shape[0] + 1):
         end = m == known.shape[0]
         while j < times.shape[0] and (end or known[m] > times[j]):
             _levels(bids, asks, top_bid, top_ask, unit, low, levels[j])
             which[j] = m - 1
+            until = np.int64(times[j] * 1e6)
+            i, centre = trades_until(tape, row, trades, i, until, centre, bids, asks, low_tick, lot)
+            tell(tape, until, told[j])
             j += 1
         if end:
             break
+        now = np.int64(np.rint(known[m] * 1e6))
+        i, centre = trades_until(tape, row, trades, i, now, centre, bids, asks, low_tick, lot)
         if broken[m]:
             bids[:], asks[:] = 0.0, 0.0
             top_bid, top_ask = -1, asks.shape[0]
+            forget(tape)
+            pending = i
         before_bid, before_ask = top_bid, top_ask
         bid_size = bids[top_bid] if top_bid >= 0 else 0.0
         ask_size = asks[top_ask] if top_ask < asks.shape[0] else 0.0
         top_bid, top_ask = _apply(tick, size, bid, starts[m], starts[m + 1], bids, asks, top_bid, top_ask)
+        pending, centre = message(
+            tape, row, trades, pending, i, now, made[m], tick, bid, starts[m], starts[m + 1], centre,
+            bids, asks, low_tick, lot, top_bid, top_ask,
+        )  # fmt: skip
         if top_bid < 0 or top_ask >= asks.shape[0]:
             continue
         if top_bid >= top_ask:
@@ -135,6 +162,7 @@ def replay(folder: Path, every_s: float = 1.0) -> Replay:
     order_flow       Cont, Kukanov and Stoikov's best-level imbalance summed over the messages since the book before;
                      NaN where there is no book `every_s` before
     order_flow_fast  the same over the last FAST_S seconds; NaN before there were as many
+    The rest of the tape comes from the trades beside the changes (recorded_tape); without them all of it is NaN.
     Nothing is told after the last message, nor for BUILD_UP_S where the book has to be built up from the changes.
     Raises UnreadableFile where the changes are missing, BadColumns where they have no numbers or miss another column,
     BadValues where the book was ever crossed, a side is neither bid nor ask, or the prices span more than MAX_TICKS.
@@ -170,9 +198,13 @@ def replay(folder: Path, every_s: float = 1.0) -> Replay:
     times = np.arange(np.ceil(known[0] / every_s), np.floor(known[-1] / every_s) + 1) * every_s
     best, flow = np.full((len(known), 4), np.nan), np.zeros(len(known))
     levels, which = np.empty((len(times), 2, BOOK_LEVELS, 3)), np.empty(len(times), np.int64)
+    tape = np.full((len(times), TAPE_WIDTH), np.nan)
+    traded = _read(folder, "trades", TRADED) if (folder / "trades.parquet").is_file() else None
+    lot, low_tick = _lot(sizes, traded), round(low / unit)
+    tapes = fresh_tape(1.0 / lot, unit, *_reach(float(np.median(prices[: held + starts[1]])), unit))
     crossed = _replay(
-        at[held:], sizes[held:], bid[held:], starts, known, broken, unit, low, bids, asks, times,
-        best, flow, levels, which,
+        at[held:], sizes[held:], bid[held:], starts, known, _made(updates)[starts[:-1]], broken, unit, low, bids, asks,
+        times, _taken(traded, unit, lot), lot, low_tick, tapes, best, flow, levels, which, tape,
     )  # fmt: skip
     if crossed:
         raise BadValues(
@@ -186,11 +218,11 @@ def replay(folder: Path, every_s: float = 1.0) -> Replay:
     early = np.searchsorted(known, times - FAST_S, side="right")
     whole = np.isfinite(levels[:, :, 0, 0]).all(axis=1) & _built(times, known, broken)
     after = np.concatenate([[False], whole[:-1]])
-    tape = tape_of(
-        len(times),
-        order_flow=np.where(after, np.diff(told, prepend=np.nan), np.nan),
-        order_flow_fast=np.where(times - FAST_S >= known[0], told - total[early], np.nan),
-    )
+    if traded is None:
+        tape[:] = np.nan
+    tape[:, TAPE_INDEX["order_flow"]] = np.diff(told, prepend=np.nan)
+    tape[:, TAPE_INDEX["order_flow_fast"]] = np.where(times - FAST_S >= known[0], told - total[early], np.nan)
+    tape[np.ix_(~after, _SUMMED)] = np.nan
     books = Books(times[whole], levels[whole], tape[whole])
     return Replay(books, best, ids[starts[1:] - 1], len(known), int(lost.sum()))
 
@@ -270,6 +302,38 @@ def _read(folder: Path, name: str, needs: tuple[str, ...]) -> pd.DataFrame:
 def _known(frame: pd.DataFrame) -> Floats:
     told = np.maximum(epoch_seconds(frame["receive_time"]), epoch_seconds(frame["event_time"]))
     return np.asarray(np.maximum.accumulate(told))
+
+
+def _made(frame: pd.DataFrame) -> Ints:
+    """Microseconds of the exchange up to which a message, or at which a trade, tells what happened."""
+    column = "transaction_time" if "transaction_time" in frame else "event_time"
+    return np.rint(epoch_seconds(frame[column]) * 1e6).astype(np.int64)
+
+
+def _taken(told: pd.DataFrame | None, unit: float, lot: float) -> Ints:
+    """Trades as recorded_tape reads them, in the order they became known. Fills of one side at one time of the exchange
+    are one order, known with its last."""
+    if told is None or told.empty:
+        return np.zeros((0, TRADE_WIDTH), np.int64)
+    known, made = np.rint(_known(told) * 1e6).astype(np.int64), _made(told)
+    side = np.where(told["is_buyer_maker"].to_numpy(), BID, ASK)
+    last = np.flatnonzero(np.append((np.diff(made) != 0) | (np.diff(side) != 0), True))
+    known = known[last[np.searchsorted(last, np.arange(len(made)))]]
+    price, size = told["price"].to_numpy(np.float64), told["quantity"].to_numpy(np.float64)
+    lots = np.rint(size / lot).astype(np.int64)
+    return np.column_stack([known, made, side, _ticks(price, 0.0, unit), lots]).astype(np.int64)
+
+
+def _lot(sizes: Floats, traded: pd.DataFrame | None) -> float:
+    """The largest step, to eight decimals, that all sizes are whole numbers of."""
+    told = sizes if traded is None else np.concatenate([sizes, traded["quantity"].to_numpy(np.float64)])
+    return float(max(np.gcd.reduce(np.rint(np.unique(told) * 1e8).astype(np.int64)), 1) / 1e8)
+
+
+def _reach(price: float, unit: float) -> tuple[int, int]:
+    """Ticks that are near the best price, and of a cell of the footprint: parts of the price where ticks are fine."""
+    near = min(max(round(NEAR_BPS * 1e-4 * price / unit), 10), REACH // 2)
+    return near, max(round(FOOTPRINT_BPS * 1e-4 * price / unit / RING), 1)
 
 
 def _tick(prices: Floats) -> float:

@@ -101,6 +101,16 @@ def fresh_tape(lots: float, price: float, near: int = 10, grain: int = 1) -> Any
 
 
 @kernel
+def forget(tape):  # type: ignore[no-untyped-def]
+    """The book was lost: no level is known any more, nor what was seen of them."""
+    tape.depth[:] = 0
+    tape.best[BID], tape.best[ASK] = -NO_TICK, NO_TICK
+    tape.suspects = 0
+    tape.filled_tick[:] = 0
+    tape.heat[:] = 0.0
+
+
+@kernel
 def resume(tape, book, now):  # type: ignore[no-untyped-def]
     """Take the levels as they rest in `book` (a record with depth and best) at `now`; what led there is not known."""
     tape.depth[:] = book.depth

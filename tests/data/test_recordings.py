@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipelines.contracts import TAPE_FIELDS, TAPE_INDEX
 from pipelines.data import recordings, records
 from pipelines.data.trades import bars_from_trades
 from pipelines.errors import BadColumns, BadValues, UnreadableFile
@@ -58,7 +59,8 @@ def part(folder, to, keep):
     to.mkdir()
     updates = pd.read_parquet(folder / "depth_updates.parquet")
     updates[keep(updates["final_update_id"])].reset_index(drop=True).to_parquet(to / "depth_updates.parquet")
-    (to / "depth_snapshot.parquet").write_bytes((folder / "depth_snapshot.parquet").read_bytes())
+    for name in ("depth_snapshot.parquet", "trades.parquet"):
+        (to / name).write_bytes((folder / name).read_bytes())
     return to
 
 
@@ -223,3 +225,63 @@ def test_changes_without_a_column_or_numbers_are_refused(column, says, tmp_path)
 def test_a_folder_that_is_no_recording_says_what_one_is(tmp_path):
     with pytest.raises(UnreadableFile, match=r"depth_updates\.parquet"):
         recordings.replay(tmp_path)
+
+
+# ---- the tape of a recording
+
+
+def trades_beside(folder, rows):
+    """rows: (second, price, size, whether the buyer was the maker)."""
+    frame = pd.DataFrame(rows, columns=["at", "price", "quantity", "is_buyer_maker"])
+    stamps = pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(frame.pop("at"), unit="s")
+    frame.assign(receive_time=stamps, event_time=stamps).to_parquet(folder / "trades.parquet")
+    return folder
+
+
+MESSAGES = [
+    (1.2, 2, "bid", 99.0, 1.0),
+    (2.5, 3, "bid", 100.0, 0.7),  # 0.5 of the 1.0 were sold: 0.2 are new
+    (2.8, 4, "ask", 100.2, 1.0),  # 1.0 of the 4.0 were bought: 2.0 are withdrawn
+    (3.5, 5, "bid", 98.0, 1.0),
+]
+SOLD = [(2.2, 100.0, 0.5, True), (2.6, 100.2, 1.0, False)]
+
+
+def test_what_trades_do_not_explain_of_a_change_was_added_or_withdrawn(tmp_path):
+    found = recordings.replay(trades_beside(write(tmp_path / "r", MESSAGES), SOLD)).books
+    told = dict(zip(TAPE_FIELDS, found.tape[1], strict=True))
+    assert told["stacking_bid"] == pytest.approx(0.2)
+    assert told["stacking_ask"] == pytest.approx(-2.0)
+    bare = recordings.replay(write(tmp_path / "bare", MESSAGES)).books
+    assert np.isnan(bare.tape[:, 2:]).all()  # without trades nobody can tell one from the other
+    assert bare.tape[:, :2].tobytes() == found.tape[:, :2].tobytes()
+
+
+def test_a_level_that_outlives_its_trades_was_refilled_once_a_message_knew_of_them(tmp_path):
+    messages = [*MESSAGES[:1], (2.5, 3, "bid", 98.0, 1.0), (2.7, 4, "bid", 98.0, 2.0), (3.5, 5, "bid", 98.0, 1.0)]
+    found = recordings.replay(trades_beside(write(tmp_path / "r", messages), [(2.6, 100.0, 0.5, True)])).books
+    assert dict(zip(TAPE_FIELDS, found.tape[1], strict=True))["stacking_bid"] == pytest.approx(0.5)
+
+
+@recorded
+def test_large_and_small_flow_are_the_signed_volume_of_the_trades_that_were_known(session):
+    folder, found = session
+    traded = pd.read_parquet(folder / "trades.parquet")
+    known = recordings._known(traded)
+    signed = traded["quantity"].to_numpy() * np.where(traded["is_buyer_maker"], -1.0, 1.0)
+    tape = found.books.tape
+    flow = tape[:, TAPE_INDEX["cvd_large"]] + tape[:, TAPE_INDEX["cvd_small"]]
+    told = np.flatnonzero(np.isfinite(flow))
+    assert len(told) > 100
+    assert (np.diff(told) == 1).all()
+    inside = (known > found.books.known[told[0]] - 1.0) & (known <= found.books.known[told[-1]])
+    largest = np.abs(signed[inside]).max()  # an order whose fills became known on both sides of an edge
+    assert flow[told].sum() == pytest.approx(signed[inside].sum(), abs=2 * largest)
+    assert np.abs(flow[told]).sum() > 10 * largest
+
+
+@recorded
+def test_a_recorded_session_tells_of_everything_its_spans_can_hold(session):
+    tape = session[1].books.tape
+    silent = {name for name, j in TAPE_INDEX.items() if np.isnan(tape[:, j]).all()}
+    assert silent <= {"wall_bid", "wall_ask", "wall_bid_size", "wall_ask_size", "vpin"}

@@ -25,7 +25,7 @@ MIN_ARRIVALS = 100  # fewer say too little of three parameters
 HAWKES_STATE = 1 + 2 * ARRIVALS  # arrivals so far; ring of their times; ring of their sides. All 0: nothing has come
 
 _STEPS = 60  # of Newton's method: it needs 4 to 10, or it gets nowhere
-_CLOSE = 1e-10  # what a further step would add to the log-likelihood once the fit is done
+_CLOSE = 1e-5  # what a further step would add to the log-likelihood once the fit is done
 _WORTH = 2.0  # log-likelihood that two more parameters than a Poisson process has must earn (Akaike 1974)
 _POISSON = 1e-3  # branching under which the maximum lies at none at all
 _EXPLOSIVE = 1.0 - 1e-3  # branching over which the process never dies out: no fit of a market
@@ -84,28 +84,42 @@ def likelihood(times, counted, end, mu, branching, decay, gradient, hessian):  #
 
 
 @kernel
-def _start(times, counted, end, decay, sums):  # type: ignore[no-untyped-def]
+def _kept(times, end, decay, kept):  # type: ignore[no-untyped-def]
+    """kept (n + 1,): what excitement keeps of itself from one arrival to the next, and from the last to `end`."""
+    n = times.shape[0]
+    kept[0] = 0.0
+    for i in range(1, n):
+        kept[i] = np.exp(-decay * (times[i] - times[i - 1]))
+    kept[n] = np.exp(-decay * (end - times[n - 1]))
+
+
+@kernel
+def _start(kept, counted, end, decay):  # type: ignore[no-untyped-def]
     """(log-likelihood, branching) of the best of _BRANCHINGS at this decay; the base rate makes up for the rest."""
-    n, a = times.shape[0], 0.0
+    n, a = kept.shape[0] - 1, 0.0
+    rate = n / end
+    mu0, mu1, mu2 = rate * (1.0 - _BRANCHINGS[0]), rate * (1.0 - _BRANCHINGS[1]), rate * (1.0 - _BRANCHINGS[2])
+    jump0, jump1, jump2 = _BRANCHINGS[0] * decay, _BRANCHINGS[1] * decay, _BRANCHINGS[2] * decay
+    told0 = told1 = told2 = 0.0
+    product0 = product1 = product2 = 1.0
     for i in range(n):
-        if i > 0:
-            a = np.exp(-decay * (times[i] - times[i - 1])) * (a + 1.0)
-        sums[i] = a
-    a = np.exp(-decay * (end - times[n - 1])) * (a + 1.0)
-    best, chosen = -np.inf, 0.0
-    for branching in _BRANCHINGS:
-        mu, jump = n / end * (1.0 - branching), branching * decay
-        told, product, held = 0.0, 1.0, 0
-        for i in range(counted, n):
-            product *= mu + jump * sums[i]
-            held += 1
-            if held == _LOGS:
-                told += np.log(product)
-                product, held = 1.0, 0
-        told += np.log(product) - mu * end - branching * (n - a)
-        if told > best:
-            best, chosen = told, branching
-    return best, chosen
+        a = kept[i] * (a + 1.0)
+        if i >= counted:
+            product0 *= mu0 + jump0 * a
+            product1 *= mu1 + jump1 * a
+            product2 *= mu2 + jump2 * a
+        if i % _LOGS == _LOGS - 1 or i == n - 1:
+            told0 += np.log(product0)
+            told1 += np.log(product1)
+            told2 += np.log(product2)
+            product0 = product1 = product2 = 1.0
+    a = kept[n] * (a + 1.0)
+    told0 -= mu0 * end + _BRANCHINGS[0] * (n - a)
+    told1 -= mu1 * end + _BRANCHINGS[1] * (n - a)
+    told2 -= mu2 * end + _BRANCHINGS[2] * (n - a)
+    if told0 >= told1 and told0 >= told2:
+        return told0, _BRANCHINGS[0]
+    return (told1, _BRANCHINGS[1]) if told1 >= told2 else (told2, _BRANCHINGS[2])
 
 
 @kernel
@@ -159,11 +173,15 @@ def quick_fit(times, counted, end, found):  # type: ignore[no-untyped-def]
     """
     n = times.shape[0]
     gradient, hessian, step = np.empty(3), np.empty((3, 3)), np.empty(3)
-    newer_gradient, newer_hessian, sums = np.empty(3), np.empty((3, 3)), np.empty(n)
+    newer_gradient, newer_hessian, kept = np.empty(3), np.empty((3, 3)), np.empty(n + 1)
     found[:] = np.nan
     best, branching, decay = -np.inf, 0.0, 0.0
+    _kept(times, end, _DECAYS[0] * n / end, kept)
     for ratio in _DECAYS:
-        told, chosen = _start(times, counted, end, ratio * n / end, sums)
+        told, chosen = _start(kept, counted, end, ratio * n / end)
+        for i in range(n + 1):  # the next decay is four times as fast
+            square = kept[i] * kept[i]
+            kept[i] = square * square
         if told > best:
             best, branching, decay = told, chosen, ratio * n / end
     mu = n / end * (1.0 - branching)
@@ -175,8 +193,9 @@ def quick_fit(times, counted, end, found):  # type: ignore[no-untyped-def]
             damping = max(4.0 * damping, 1e-3 * n)
             continue
         gain = 0.5 * (step[0] * gradient[0] + step[1] * gradient[1] + step[2] * gradient[2])
-        if damping == 0.0 and gain < _CLOSE:
-            found[0], found[1], found[2] = mu, branching, decay
+        if damping == 0.0 and gain < _CLOSE:  # the last step squares what is left, and needs no further look
+            found[0], found[2] = mu * np.exp(step[0]), decay * np.exp(step[2])
+            found[1] = 1.0 / (1.0 + (1.0 - branching) / branching * np.exp(-step[1]))
             return True
         scale = min(1.0, _LONGEST / max(abs(step[0]), abs(step[1]), abs(step[2])))
         newer_mu, newer_decay = mu * np.exp(scale * step[0]), decay * np.exp(scale * step[2])
@@ -281,7 +300,7 @@ def fit(times: Floats, start: float | None = None, end: float | None = None) -> 
     if first > seconds[0] or last < seconds[-1]:
         raise BadTimes(f"Hawkes fit: arrivals from {seconds[0]} to {seconds[-1]} outside {first} to {last}. Cut them.")
     since, counted, length, n = seconds - first, int(start is None), float(last - first), len(seconds)
-    gradient, hessian, sums = np.empty(3), np.empty((3, 3)), np.empty(n)
+    gradient, hessian, kept = np.empty(3), np.empty((3, 3)), np.empty(n + 1)
 
     def value(logs: Floats) -> tuple[float, Floats]:
         mu, branching, decay = np.exp(logs[0]), 1.0 / (1.0 + np.exp(-logs[1])), np.exp(logs[2])
@@ -292,7 +311,8 @@ def fit(times: Floats, start: float | None = None, end: float | None = None) -> 
     bounds = [(np.log(rate) - 12, np.log(rate) + 1), (-12, 12), (-np.log(length), np.log(rate) + 14)]
     best = None
     for decay in _DECAYS * rate:
-        _, branching = _start(since, counted, length, decay, sums)
+        _kept(since, length, decay, kept)
+        _, branching = _start(kept, counted, length, decay)
         logs = np.log([rate * (1.0 - branching), branching / (1.0 - branching), decay])
         got = minimize(value, logs, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-8})
         if best is None or got.fun < best.fun:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.simulator import plain_python
-from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, TRADES, VOLUME
+from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, TAPE_INDEX, TRADES, VOLUME
 from pipelines.data import orderbook
 from pipelines.data.alignment import align
 from pipelines.data.orderbook_design import PATTERNS
@@ -83,7 +83,7 @@ def test_compiled_and_plain_python_make_the_same_market():
             path.book_knobs = path.book_knobs.view((np.record, path.book_knobs.dtype))
         with plain_python() if plain else nullcontext():
             path.trade(drawn, np.empty((0, orderbook.LOG_WIDTH), np.int64), out)
-        return out["bars"], out["events"], out["levels"][:2], out["flows"][:2], out["tape"][:2]
+        return out["bars"], out["events"], out["levels"][:2], out["flows"][:2], out["tape"][:2, 2:]
 
     for compiled, plain in zip(some_minutes(False), some_minutes(True), strict=True):
         np.testing.assert_array_equal(compiled, plain)
@@ -336,3 +336,26 @@ def test_the_source_hands_out_only_books_and_rates_that_were_known():
     described = source.describe()
     assert described["spec"]["book_every_minutes"] == 5
     assert described["design"]["book"]["depth"] == DESIGN.book.depth
+
+
+def told_and_planted(market, name, kind, ended):
+    """(snapshots, 2) whether the tape tells of the pattern on the bid and on the ask, and whether one was planted there
+    in the five minutes before: one that traded while it stood, or one that ended."""
+    planted, known = market.truth.planted, market.books.known
+    told = np.stack([market.books.tape[:, TAPE_INDEX[f"{name}_{side}"]] > 0 for side in ("bid", "ask")], axis=1)
+    there = np.zeros(told.shape, bool)
+    for i in np.flatnonzero((planted.kind == PATTERNS.index(kind)) & (planted.size > 0)):
+        first = np.searchsorted(known, planted.end[i] if ended else planted.start[i])
+        last = np.searchsorted(known, planted.end[i])
+        there[first : last + 1, int(planted.direction[i] < 0)] = True
+    return told[288:], there[288:]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "precise", "found"), [("iceberg", "iceberg", 0.95, 0.6), ("spoof", "fake", 0.8, 0.95)]
+)
+def test_the_tape_tells_of_planted_orders_and_of_hardly_any_other(market, name, kind, precise, found):
+    told, there = told_and_planted(market, name, kind, ended=kind == "fake")
+    assert there.sum() > 400
+    assert there[told].mean() > precise
+    assert told[there].mean() > found

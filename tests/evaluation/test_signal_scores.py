@@ -118,7 +118,7 @@ def test_every_signal_belongs_to_one_row_and_one_category():
     heard = [name for told in PRODUCERS.values() for name in told]
     assert len(rows) == len(set(rows))
     assert sorted(rows) == sorted(heard) == sorted(names())
-    assert list(ROWS) == [*(f"S{i}" for i in range(1, 18)), "D7"]
+    assert list(ROWS)[:18] == [*(f"S{i}" for i in range(1, 18)), "D7"]  # then one's own
 
 
 def test_the_catalogue_is_scored_and_drawn(tmp_path):

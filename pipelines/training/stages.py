@@ -1,7 +1,7 @@
 """The stages of dvc.yaml: files in, functions, files out. `python -P -m pipelines.training.stages NAME`.
 
 Layout under `artifacts/` of the workspace:
-features/   base.npy (n, 8), decision.npy (m, 8), books.npy (m, 2, levels, 3), context.npy (m, 6), features.npy (m, kf),
+features/   base.npy (n, 8), decision.npy (m, 8), books.npy (m, 2, levels, 3), context.npy (m, CONTEXT_WIDTH), features.npy (m, kf),
             signals.npy (m, ks), meta.json, warm/
 labels/     <name>.npz (one a row of labelling.LABELS), traditional.json; no service reads what came after from here
 <family>/   bundle/, oof.npz, importance.json, fit.json
@@ -121,7 +121,7 @@ def build_labels(params: Params) -> None:
 
 def embargo_seconds(params: Params, step_s: int) -> float:
     """max(horizon, feature memory) in seconds: nothing a test row saw may have fed a training label."""
-    return float(max(params.labels.horizon_bars, int(FEATURES.warmup.max())) * step_s)
+    return float(max(params.labels.horizon_bars, int(FEATURES.warmup.max()), int(SIGNALS.warmup.max())) * step_s)
 
 
 def fit_family(family: str, params: Params) -> None:

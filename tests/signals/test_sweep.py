@@ -72,7 +72,9 @@ def lives(high, close, atr):
     swings = [i for i in range(5, n - 5) if high[i - 5 : i].max() < high[i] >= high[i + 1 : i + 6].max()]
     told = []
     for number, i in enumerate(swings):
-        newer = swings[number + sweep.KEPT] + 5 if number + sweep.KEPT < len(swings) else n  # as many newer ones: forgotten
+        newer = (
+            swings[number + sweep.KEPT] + 5 if number + sweep.KEPT < len(swings) else n
+        )  # as many newer ones: forgotten
         life, beyond, extreme = [i + 5, n, high[i], 0.0, np.nan], 0, -np.inf
         for t in range(i + 6, min(newer + 1, n)):
             if beyond or high[t] > high[i]:

@@ -49,7 +49,7 @@ def recorded(path: Path) -> Floats:
 def simulated(params: Params, history_days: int, live_days: int = 0, **changes: Any) -> Floats:
     """1-minute bars (n, 8) of a stationary simulated market, unless `changes` of its spec say otherwise."""
     wanted = {"history_days": history_days, "live_days": live_days, "drift_after_live_days": None} | changes
-    return simulate(params.simulator.model_copy(update=wanted)).bars
+    return simulate(params.simulator.model_copy(update=wanted), tape=False).bars
 
 
 def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: bool = False) -> Path:

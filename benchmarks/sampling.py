@@ -66,7 +66,7 @@ def measure(tiny: bool = False) -> list[Row]:
     params = load_params()
     days, past_days = (30, 10) if tiny else (90, 10)
     wanted = {"seed": SEED, "edge": EDGE, "history_days": days, "live_days": 0, "drift_after_live_days": None}
-    market = simulate(params.simulator.model_copy(update=wanted))
+    market = simulate(params.simulator.model_copy(update=wanted), tape=False)
     life, step_s = params.labels.horizon_bars, TIMEFRAME_SECONDS[params.data.decision_timeframe]
     width, past = step_s // 60, past_days * MINUTES_A_DAY
     so_far = np.concatenate([[0.0], np.cumsum(market.truth.drift)]) * 1e4  # bps

@@ -121,7 +121,7 @@ class SimulatorParams(_Frozen):
     start_price: float = Field(gt=0)
     vol_15m_bps: float = Field(gt=0)
     edge: float = Field(ge=0)
-    book_every_minutes: int = Field(default=5, gt=0)
+    book_every_minutes: int = Field(default=15, gt=0)
 
 
 class CostParams(_Frozen):

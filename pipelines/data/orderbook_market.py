@@ -52,7 +52,7 @@ from pipelines.data.orderbook_design import (
     uniform,
 )
 from pipelines.data.orderbook_patterns import end_patterns, start_fake, start_iceberg, sweep
-from pipelines.data.tape import read, resume, tell
+from pipelines.data.tape import read, rest, resume, tell
 
 
 @kernel
@@ -269,19 +269,20 @@ def _minute(market, knobs, began, minute, path, sd_ticks, shade, lean):  # type:
 
 @kernel
 def trade_minutes(  # type: ignore[no-untyped-def]
-    first, opened, every, keys, path, latent, all_knobs, cents, usual_sd, markets, tapes, log,
+    first, opened, every, reads, keys, path, latent, all_knobs, cents, usual_sd, markets, tapes, log,
     bars, events, premium, levels, flows, told, planted, counts,
 ):  # fmt: skip
     """Trade one block of n minutes; markets[0] and tapes[0] carry over to the next block.
 
     first, opened       number of minutes before row 0; its open in epoch microseconds
     every               minutes between snapshots of the book, counted from 1970
+    reads               whether the tape reads the events; where it does not, nothing is told
     path (n, STEPS)     log value after each step; latent (n, LATENT): as data.latent.walk says
     cents               of quote currency in a tick; usual_sd: of a minute, at which a level has the usual depth
     log (rows, LOG_WIDTH)    gets what markets[0].keep asks for, as far as there are rows
     bars (n, 8)         gets everything but the open time; events (n,) book events; premium (n,) mid over value less 1
     levels, flows (m, 2)     snapshots: ticks, lots and orders; lots since the one before, and of the last ten seconds
-    told (m, TAPE_WIDTH)     but for its flows; NaN where an overfull minute lost events
+    told (m, TAPE_WIDTH)     but for its flows; NaN where an overfull minute lost events, or where nobody read them
     planted (k, PLANTED_WIDTH)
     counts              rows: snapshots, planted, log (also beyond its end), and those lost in an overfull minute
     """
@@ -317,7 +318,7 @@ def trade_minutes(  # type: ignore[no-untyped-def]
         shade = (1.0 + 1e-4 * knobs.shade_bps * u) * 100.0 / cents
         sd_ticks = sd * np.exp(market.value) * shade
         market.traded = market.events = market.ended = market.logged = 0
-        market.keep = 2  # the tape reads every event, whatever of them is kept
+        market.keep = 2 if reads else keep  # the tape reads every event, whatever of them is kept
         quotes = 0
         if minute == 0:  # the opening quotes are no flow
             _requote(market, knobs, np.exp(market.value) * shade, 0.05 + knobs.half_spread * sd_ticks)
@@ -328,10 +329,11 @@ def trade_minutes(  # type: ignore[no-untyped-def]
         fast = _minute(market, knobs, began, minute, path[i], sd_ticks, shade, lean)
 
         logged = min(market.logged, LOG_ROWS)
-        read(tape, market.log, quotes, logged)
-        if market.logged > logged:
-            unread = True
-            resume(tape, market, began + MINUTE_US)
+        if reads:
+            read(tape, market.log, quotes, logged)
+            if market.logged > logged:
+                unread = True
+                resume(tape, market, began + MINUTE_US)
         market.value = path[i, STEPS - 1]
         bars[i, OPEN], bars[i, HIGH] = market.first * cents / 100.0, market.highest * cents / 100.0
         bars[i, LOW], bars[i, CLOSE] = market.lowest * cents / 100.0, market.last * cents / 100.0
@@ -347,7 +349,10 @@ def trade_minutes(  # type: ignore[no-untyped-def]
             top_levels(market, levels[row])
             flows[row, 0], flows[row, 1] = market.flow - market.flow_before, market.flow - fast
             market.flow_before = market.flow
-            tell(tape, began + MINUTE_US, told[row])
+            told[row] = np.nan
+            if reads:
+                tell(tape, began + MINUTE_US, told[row])
+                rest(tape, began + (1 + every) * MINUTE_US)
             if unread:
                 told[row] = np.nan
                 unread = False

@@ -354,6 +354,12 @@ def _look(tape, now):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def rest(tape, until):  # type: ignore[no-untyped-def]
+    """Nothing will be told before `until` (microseconds): of the looks till then only the last ones would be kept."""
+    tape.look = max(tape.look, until - until % LOOK_US - (MOST_LOOKS - 1) * LOOK_US)
+
+
+@kernel
 def read(tape, rows, first, last):  # type: ignore[no-untyped-def]
     """Take in the events rows[first:last] (n, LOG_WIDTH), in time order and after all that were read before."""
     for r in range(first, last):

@@ -17,7 +17,7 @@ from pipelines.errors import BadValues
 from pipelines.settings import load_params
 
 SPEC = load_params().simulator.model_copy(
-    update={"history_days": 60, "live_days": 0, "drift_after_live_days": None, "edge": 1.0}
+    update={"history_days": 60, "live_days": 0, "drift_after_live_days": None, "edge": 1.0, "book_every_minutes": 5}
 )
 DAY = 1440
 FIRST, DAYS = 12, 3
@@ -192,7 +192,7 @@ def test_order_flow_moves_with_the_price(market):
 
 
 def test_without_edge_the_book_says_nothing_of_the_price_to_come():
-    market = simulate(SPEC.model_copy(update={"edge": 0.0, "history_days": 365}))
+    market = simulate(SPEC.model_copy(update={"edge": 0.0, "history_days": 365}), tape=False)
     rows = market.bars[4::5, OPEN_TIME] + 60 == market.books.known
     assert rows.all()
     opened = np.log(market.bars[:, OPEN])

@@ -26,7 +26,7 @@ AT = datetime(2025, 6, 1, tzinfo=UTC)
 @pytest.fixture(scope="module")
 def minutes():
     spec = PARAMS.simulator.model_copy(update={"history_days": 20, "live_days": 0, "drift_after_live_days": None})
-    return simulate(spec).bars
+    return simulate(spec, tape=False).bars
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def history(bars):
 def market():
     """(base, history) of 70 simulated days."""
     spec = PARAMS.simulator.model_copy(update={"history_days": 70, "live_days": 0, "drift_after_live_days": None})
-    base = simulate(spec).bars
+    base = simulate(spec, tape=False).bars
     return base, history(resample(base, 60, 900))
 
 

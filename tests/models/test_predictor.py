@@ -272,7 +272,7 @@ def test_chosen_windows_are_even_in_time_and_no_more_than_there_is_information()
 def test_a_market_without_a_book_is_learnt_from_what_it_has(tmp_path):
     """The stages' own files of a short simulated market, through `dataset` and `train`, in the configuration `four`."""
     spec = PARAMS.simulator.model_copy(update={"history_days": 50, "live_days": 0, "drift_after_live_days": None})
-    base = simulate(spec).bars
+    base = simulate(spec, tape=False).bars
     bars = resample(base, 60, 900)
     (tmp_path / "features").mkdir()
     (tmp_path / "labels").mkdir()

@@ -28,7 +28,7 @@ def feature_rows(seed: int, live_days: int, drift_after: int | None) -> np.ndarr
             "drift_after_live_days": drift_after,
         }
     )
-    return FEATURES.run(resample(simulate(spec).bars, 60, BAR_SECONDS))[:, AT]
+    return FEATURES.run(resample(simulate(spec, tape=False).bars, 60, BAR_SECONDS))[:, AT]
 
 
 @pytest.fixture(scope="module")

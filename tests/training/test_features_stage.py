@@ -21,7 +21,7 @@ from pipelines.training import stages
 PARAMS = load_params()
 SPEC = PARAMS.simulator.model_copy(update={"history_days": 30, "live_days": 0, "drift_after_live_days": None})
 STEP = 900
-BASE = simulate(SPEC).bars
+BASE = simulate(SPEC, tape=False).bars
 BARS = resample(BASE, 60, STEP)
 
 

@@ -11,6 +11,6 @@ from pipelines.data.timeframes import resample
 def simulated():
     """(dataset, regime each row's bar closed in): four months of the simulated market."""
     spec = PARAMS.simulator.model_copy(update={"history_days": 120, "live_days": 0, "drift_after_live_days": None})
-    market = simulate(spec)
+    market = simulate(spec, tape=False)
     data = dataset_of(resample(market.bars, 60, STEP_S))
     return data, market.truth.regime.reshape(-1, 15)[:, -1][data.more["index"].astype(int)]

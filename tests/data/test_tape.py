@@ -230,7 +230,7 @@ def whole_tape(simulated, parts):
     tape, out = tapes[0], np.zeros((len(books.known), TAPE_WIDTH))
     reader.read(tape, opening, 0, len(opening))
     tape["stacked"], tape["adds"], tape["usual"] = 0, 0, 0.0
-    tape["look"] = int(books.known[0] - 300.0) * 1_000_000 + reader.LOOK_US
+    tape["look"] = int(books.known[0] - 900.0) * 1_000_000 + reader.LOOK_US
     done = 0
     for at, row in zip((books.known * 1e6).astype(np.int64), out, strict=True):
         end = int(np.searchsorted(log[:, 0], at))
@@ -242,6 +242,7 @@ def whole_tape(simulated, parts):
 
 
 def test_a_tape_read_in_parts_is_the_one_read_at_once_and_the_one_that_came_with_the_books(simulated):
+    # the books' own tape skips the looks at the depth that no snapshot would tell of
     once = whole_tape(simulated, 0)
     assert once.tobytes() == whole_tape(simulated, 7).tobytes()
     np.testing.assert_array_equal(once[:, 2:], simulated[2].tape[:, 2:])

@@ -494,6 +494,29 @@ def show_signals(found: dict[str, Any]) -> None:
 
 
 @app.command()
+def heatmap(
+    recording: Annotated[Path, typer.Argument(help="Folder of a recorded order book.", exists=True, file_okay=False)],
+    to: Annotated[Path | None, typer.Option(help="The page to write; one under reports by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw the end of a recorded order book: 50 snapshots of 100 levels, with walls, clusters and depth."""
+    from flows.heatmap import told, write
+    from pipelines.data.recordings import replay
+    from pipelines.data.sources import BOOK_EVERY_S
+    from pipelines.data.tape import picture
+    from pipelines.settings import settings
+
+    drawn = picture(replay(recording, BOOK_EVERY_S).tape)
+    file = write(drawn, recording.name, to or settings().home / "reports" / f"heatmap-{recording.name}.html")
+    found = told(drawn) | {"page": str(file)}
+    if as_json:
+        emit(found)
+        return
+    out.print(f"{recording.name}: {found['snapshots']} snapshots, imbalance {found['imbalance']:+.2f}, "
+              f"{len(found['walls'])} walls, {len(found['clusters'])} clusters, drawn in {file}")  # fmt: skip
+
+
+@app.command()
 def stars(
     symbol: Annotated[str | None, typer.Argument(help="The market of the newest snapshot by default.")] = None,
     path: Annotated[Path | None, typer.Option(help="Measure on this Parquet, CSV or zip file instead.")] = None,

@@ -1,5 +1,6 @@
 """A picture of an order book's heatmap: what rested at which price when, its walls and clusters, and how deep it is."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,22 @@ def figure(heatmap: Heatmap, title: str) -> Any:
     drawn.update_yaxes(title_text="price", row=1, col=1)
     drawn.update_xaxes(title_text="size up to here; clusters shaded", row=1, col=2)
     return drawn
+
+
+def told(heatmap: Heatmap) -> dict[str, Any]:
+    """What the picture shows, JSON-ready: prices in quote currency, sizes of walls in medians."""
+    imbalance, concentration, liquidity = heatmap.told[:3].tolist()
+    return {
+        "snapshots": len(heatmap.times),
+        "from": datetime.fromtimestamp(heatmap.times[0], UTC).isoformat(),
+        "to": datetime.fromtimestamp(heatmap.times[-1], UTC).isoformat(),
+        "level_width": heatmap.width,
+        "imbalance": imbalance,
+        "concentration": concentration,
+        "liquidity": liquidity,
+        "walls": [asdict(wall) for wall in heatmap.walls],
+        "clusters": [asdict(cluster) for cluster in heatmap.clusters],
+    }
 
 
 def write(heatmap: Heatmap, title: str, file: Path) -> Path:

@@ -60,6 +60,7 @@ class Replay:
     ids: Ints
     messages: int
     sequence_breaks: int
+    tape: Any  # the record that read it all, as it stood at the last book
 
 
 @kernel
@@ -224,7 +225,7 @@ def replay(folder: Path, every_s: float = 1.0) -> Replay:
     tape[:, TAPE_INDEX["order_flow_fast"]] = np.where(times - FAST_S >= known[0], told - total[early], np.nan)
     tape[np.ix_(~after, _SUMMED)] = np.nan
     books = Books(times[whole], levels[whole], tape[whole])
-    return Replay(books, best, ids[starts[1:] - 1], len(known), int(lost.sum()))
+    return Replay(books, best, ids[starts[1:] - 1], len(known), int(lost.sum()), tapes[0])
 
 
 def _lost(updates: pd.DataFrame, first: Ints, newest: int | None, folder: Path) -> Bools:

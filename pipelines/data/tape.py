@@ -32,7 +32,7 @@ import numpy as np
 from pipelines.compiled import kernel
 from pipelines.contracts import TAPE_INDEX
 from pipelines.data.hawkes import HAWKES_STATE, hawkes_tell, hawkes_trade
-from pipelines.data.heatmap import EVERY_S, HEAT_STATE, heat_look, heat_tell
+from pipelines.data.heatmap import EVERY_S, HEAT_STATE, Heatmap, heat_look, heat_tell, heatmap
 from pipelines.data.orderbook import ADD, ASK, BID, NO_TICK, RING, RING_MASK, TRADE
 
 REACH = RING // 2 - 64  # ticks behind the best price that surely lie in the ring
@@ -98,6 +98,11 @@ def fresh_tape(lots: float, price: float, near: int = 10, grain: int = 1) -> Any
     tape["lots"], tape["price"], tape["near"], tape["grain"], tape["middle"] = lots, price, near, grain, -1
     tape["best"] = -NO_TICK, NO_TICK
     return tapes
+
+
+def picture(tape: Any) -> Heatmap:
+    """The heatmap of the last snapshots that a tape looked at. Raises NotEnoughData before there were enough."""
+    return heatmap(tape["heat"], float(tape["price"]), (int(tape["look"]) - LOOK_US) / 1e6)
 
 
 @kernel

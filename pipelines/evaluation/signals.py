@@ -174,6 +174,9 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+COLOURS = ("#3b5bdb", "#1a7f37", "#d9730d", "#c2255c", "#7048e8", "#495057")  # of the categories of PRODUCERS
+
+
 def write_page(path: Path, scores: Scores, title: str) -> Path:
     """Net return and hit rate of each signal that spoke, with their intervals, as one self-contained page."""
     import plotly.graph_objects as go
@@ -187,7 +190,7 @@ def write_page(path: Path, scores: Scores, title: str) -> Path:
             f"share whose target ({scores.target_atr:g} ATR) came before the stop ({scores.stop_atr:g} ATR) and time",
         ),
     )  # fmt: skip
-    for category in PRODUCERS:
+    for category, colour in zip(PRODUCERS, COLOURS, strict=True):
         mine = [s for s in heard if s.category == category]
         for column, part in ((1, "net_bps"), (2, "hit_rate")):
             told: list[Estimate] = [getattr(s, part) for s in mine]
@@ -198,6 +201,7 @@ def write_page(path: Path, scores: Scores, title: str) -> Path:
                     x=[e.value for e in told],
                     y=[s.signal for s in mine],
                     mode="markers",
+                    marker={"color": colour},
                     name=category,
                     legendgroup=category,
                     showlegend=column == 1 and bool(mine),
@@ -212,7 +216,7 @@ def write_page(path: Path, scores: Scores, title: str) -> Path:
     figure.update_yaxes(categoryorder="array", categoryarray=[s.signal for s in heard])
     figure.update_layout(
         title=f"{title}: {scores.tested} signals tested on {scores.bars:,} bars; {len(scores.above())} with the whole "
-        f"interval above nought. Buying at every bar: {shown(scores.market_bps)} bps. 95 %, moving-block bootstrap; "
+        f"interval above nought.<br>Buying at every bar: {shown(scores.market_bps)} bps. 95 %, moving-block bootstrap; "
         "no bar = too few events for one",
         template="plotly_white", height=220 + 28 * len(heard), margin={"l": 120, "r": 20, "t": 90, "b": 40},
     )  # fmt: skip

@@ -12,8 +12,8 @@ further away is not an event of the tape before it comes near.
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.data.orderbook import ADD, ASK, BID, CANCEL, NO_TICK, RING, RING_MASK, TRADE
-from pipelines.data.tape import REACH, read
+from pipelines.data.orderbook import ADD, ASK, BID, CANCEL, NO_TICK, TRADE
+from pipelines.data.tape import REACH, RING, RING_MASK, read
 
 HALF = RING // 2
 MOVED = HALF - REACH  # ticks

@@ -31,10 +31,10 @@ from pipelines.contracts import (
     Ints,
     Trades,
 )
-from pipelines.data.orderbook import ASK, BID, LOG_WIDTH, RING
+from pipelines.data.orderbook import ASK, BID, LOG_WIDTH
 from pipelines.data.recorded_tape import TRADE_WIDTH, centre_on, message, trades_until
 from pipelines.data.schemas import epoch_seconds
-from pipelines.data.tape import REACH, forget, fresh_tape, tell
+from pipelines.data.tape import REACH, RING, forget, fresh_tape, tell
 from pipelines.errors import BadColumns, BadValues, UnreadableFile
 
 NEAR_BPS = 2.5  # of the price: what counts as near the best one, as ten ticks do in the simulated market

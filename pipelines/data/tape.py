@@ -33,8 +33,11 @@ from pipelines.compiled import kernel
 from pipelines.contracts import TAPE_INDEX
 from pipelines.data.hawkes import HAWKES_STATE, hawkes_tell, hawkes_trade
 from pipelines.data.heatmap import EVERY_S, HEAT_STATE, Heatmap, heat_look, heat_tell, heatmap
-from pipelines.data.orderbook import ADD, ASK, BID, NO_TICK, RING, RING_MASK, TRADE
+from pipelines.data.orderbook import ADD, ASK, BID, NO_TICK, TRADE
+from pipelines.data.orderbook import RING_MASK as BOOK_MASK
 
+RING = 4096  # ticks: fifty levels a side of a basis point each, at a tick of a thirtieth of one
+RING_MASK = RING - 1
 REACH = RING // 2 - 64  # ticks behind the best price that surely lie in the ring
 ORDERS = 1000
 BEYOND = 10  # orders of the window that the 99 % quantile leaves above it
@@ -117,9 +120,16 @@ def forget(tape):  # type: ignore[no-untyped-def]
 
 @kernel
 def resume(tape, book, now):  # type: ignore[no-untyped-def]
-    """Take the levels as they rest in `book` (a record with depth and best) at `now`; what led there is not known."""
-    tape.depth[:] = book.depth
+    """Take the levels as they rest in `book` (a record of data.orderbook) at `now`; what led there is not known."""
+    tape.depth[:] = 0
     tape.best[:] = book.best
+    for side in range(2):
+        if abs(book.best[side]) == NO_TICK:
+            continue
+        tick, worse = book.best[side], 2 * side - 1
+        while (book.far[side] - tick) * worse >= 0:
+            tape.depth[side, tick & RING_MASK] = book.depth[side, tick & BOOK_MASK]
+            tick += worse
     tape.suspects, tape.filled_tick[:], tape.order_lots = 0, 0, 0
     tape.look = now - now % LOOK_US + LOOK_US
 

@@ -1,8 +1,8 @@
-"""Is a value at risk, and the expected shortfall beyond it, what came? Tests of forecasts against the returns after them.
+"""Tests of value at risk and expected shortfall: is what was forecast what came?
 
-A violation is a loss above the VaR that was forecast for it. Of n forecasts at a level of .99 one in a hundred should be
-one (Kupiec), whether or not the one before was (Christoffersen), and together they should lose what the ES said (Acerbi
-and Székely). Kupiec and Christoffersen refuse too much caution as well as too little; Acerbi and Székely too little only.
+A violation is a loss above the VaR that was forecast for it. Of n forecasts at a level of .99 one in a hundred should
+be one (Kupiec), whether or not the one before was (Christoffersen), and together they should lose what the ES said
+(Acerbi and Székely). The first two refuse too much caution as well as too little; the last one too little only.
 """
 
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ from pipelines.contracts import Floats
 from pipelines.errors import BadShape, UnknownName
 from pipelines.evaluation.coverage import Coverage, coverage, refuse_missing, tail_of
 
-DECAY = 0.94  # of the squared return a step; RiskMetrics 1996, table 5.9, for daily returns. Hours take it over untried
+DECAY = 0.94  # of the squared return a step; RiskMetrics 1996, for daily returns; hours take it over unfitted
 BURN_IN = 20  # returns before an EWMA volatility is believed
 THICKEST = 0.45  # of one over the degrees of freedom; at .5 there is no variance to speak of
 GRID = 200  # steps of that inverse to one; Monte Carlo draws once for each step
@@ -46,9 +46,9 @@ NONE = TailRisk(float("nan"), float("nan"))
 def _tail(values, tail):  # type: ignore[no-untyped-def]
     """VaR and ES of equally likely `values`.
 
-    VaR is the loss of rank (n + 1) tail, between two by interpolation: among independent returns it is exceeded with
-    chance `tail` exactly, where the inverse of the empirical distribution would be too often. ES is the mean of the
-    n · tail worst, the last one in part (Acerbi & Tasche 2002, def. 2.6), so it is never under the VaR.
+    VaR is the loss of rank (n + 1) tail, between two by interpolation: where that is whole, the next of independent
+    returns exceeds it with chance `tail`; the empirical distribution's own quantile would be exceeded too often. ES is
+    the mean of the n · tail worst, the last one in part (Acerbi & Tasche 2002), so it is never under the VaR.
     """
     n = values.shape[0]
     if n * tail < 1.0 - 1e-9 or not np.isfinite(values.sum()):
@@ -162,7 +162,7 @@ def _losses(var: float, es: float) -> TailRisk:
 def unit_student(level: float) -> Floats:
     """(4, k) Geary's ratio (ascending), one over the degrees of freedom, VaR and ES of Student-t of variance one.
 
-    The last column is the normal's. ES of a Student-t: McNeil, Frey & Embrechts 2005, ex. 2.19.
+    The last column is the normal's. ES of a Student-t: McNeil, Frey & Embrechts 2005, sec. 2.2.4.
     """
     tail = tail_of(level)
     inverse = np.linspace(THICKEST, 0.0, 901)[:-1]

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tail_risk [--to FILE]`: docs/tail-risk.md, which forecasts of tail losses recorded markets refuse.
+"""`python -m benchmarks.tail_risk [--to FILE]`: docs/tail-risk.md, which forecasts of tail losses markets refuse.
 
 Every method of `pipelines/evaluation/tail_risk.py`, hour by hour and day by day, held to what came afterwards.
 """
@@ -78,10 +78,10 @@ def judged(market: str, bars: Floats) -> list[Judged]:
 
 
 def table(rows: Sequence[Judged]) -> list[str]:
+    names = ("level", "method", "n", "violations", "expected", "Kupiec p", "independence p", "conditional p")
     return [
-        "| level | method | n | violations | expected | Kupiec p | independence p | conditional p | Z2 | Z2 p | ES / VaR "
-        "| refused by |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+        f"| {' | '.join((*names, 'Z2', 'Z2 p', 'ES / VaR', 'refused by'))} |",
+        f"|---|---{9 * '|--:'}|---|",
         *[_line(row) for row in rows],
     ]
 
@@ -146,18 +146,18 @@ def page(markets: dict[str, Floats]) -> str:
         "",
         _prose("Written by `python -m benchmarks.tail_risk`; nothing here was typed or chosen by hand."),
         "",
-        _prose(f"""Each hour's or day's loss is forecast from the {WINDOWS["hourly"]:,} hourly or {WINDOWS["daily"]} daily
-        simple returns before it and nothing else. No setting was fitted to these figures: EWMA decay {DECAY:g} (which
-        RiskMetrics chose for days), {BURN_IN} returns of burn-in. Closed hours and gaps make one return from the last
-        price to the next. A day is a UTC day with at least {HOURS_OF_A_DAY} hours; the move of a shorter one falls to
-        the next. The currency and the metal are middle prices."""),
+        _prose(f"""Each hour's or day's loss is forecast from the {WINDOWS["hourly"]:,} hourly or {WINDOWS["daily"]}
+        daily simple returns before it and nothing else. No setting was fitted to these figures: EWMA decay {DECAY:g}
+        (which RiskMetrics chose for days), {BURN_IN} returns of burn-in. Closed hours and gaps make one return from the
+        last price to the next. A day is a UTC day with at least {HOURS_OF_A_DAY} hours; the move of a shorter one falls
+        to the next. The currency and the metal are middle prices."""),
         "",
-        _prose(f"""Refused: a p under {SIZE:g}. K, Kupiec: too many or too few violations. I, Christoffersen: a violation
-        is likelier (or less likely) right after another. C: both at once. Z, Acerbi and Székely's Z2: violations lose
-        more than the ES said, Z2 nought if right, and under it if losses are underestimated; p of {DRAWS:,} draws of a
-        bootstrap under the null. – : no violation, nothing to see. With many rows a test sees small faults: read
-        violations beside expected. Four tests at {SIZE:.0%} refuse even a right forecast more than one time in twenty,
-        and with few violations (the 99 % of days) they let much pass."""),
+        _prose(f"""Refused: a p under {SIZE:g}. K, Kupiec: too many or too few violations. I, Christoffersen: a
+        violation is likelier (or less likely) right after another. C: both at once. Z, Acerbi and Székely's Z2:
+        violations lose more than the ES said; nought if right, and under it if losses are underestimated; p of
+        {DRAWS:,} draws of a bootstrap under the null. – : no violation, nothing to see. With many rows a test sees
+        small faults: read violations beside expected. Four tests at {SIZE:.0%} refuse even a right forecast more than
+        one time in twenty; and where few violations are expected (99 % of days) they let much pass."""),
         "",
         "## What stands",
         "",

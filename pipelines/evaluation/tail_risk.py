@@ -37,7 +37,7 @@ class TailRisk(NamedTuple):
     es: float
 
 
-NONE = TailRisk(float("nan"), float("nan"))
+UNKNOWN = TailRisk(float("nan"), float("nan"))
 
 # ---- from returns, compiled ---------------------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ def _moments(past):  # type: ignore[no-untyped-def]
 
 @kernel
 def _filtered(past, decay, burn_in):  # type: ignore[no-untyped-def]
-    """Returns over the EWMA volatility of the returns before each, after the burn-in; and the volatility now."""
+    """Past the burn-in, returns over the EWMA volatility of those before each; and the volatility now."""
     standard = np.empty(past.shape[0])
     total, weight, made = 0.0, 0.0, 0
     for i in range(past.shape[0]):
@@ -101,7 +101,7 @@ def historical(past: Floats, level: float) -> TailRisk:
 def gaussian(past: Floats, level: float) -> TailRisk:
     """Normal with the mean and standard deviation of the past."""
     if _too_short(past, level):
-        return NONE
+        return UNKNOWN
     mean, deviation, _ = _moments(past)
     return _losses(*(deviation * unit_student(level)[2:, -1] - mean))
 
@@ -109,7 +109,7 @@ def gaussian(past: Floats, level: float) -> TailRisk:
 def student(past: Floats, level: float) -> TailRisk:
     """Student-t with the mean and standard deviation of the past, degrees of freedom by Geary's ratio (Geary 1935)."""
     if _too_short(past, level):
-        return NONE
+        return UNKNOWN
     mean, deviation, geary = _moments(past)
     table = unit_student(level)
     return _losses(*(deviation * np.interp(geary, table[0], row) - mean for row in table[2:]))
@@ -120,12 +120,12 @@ def monte_carlo(past: Floats, level: float) -> TailRisk:
     units. The draws of a shape are seeded and scaled, so the same past gives the same answer."""
     standard, volatility = _filtered(past, DECAY, BURN_IN)
     if _too_short(standard, level):
-        return NONE
+        return UNKNOWN
     _, deviation, geary = _moments(standard)
     table = unit_student(level)
     inverse = np.interp(geary, table[0], table[1])
     if not np.isfinite(inverse):
-        return NONE
+        return UNKNOWN
     drawn = _drawn(round(inverse * GRID), level)
     return _losses(volatility * deviation * drawn.var, volatility * deviation * drawn.es)
 
@@ -155,7 +155,7 @@ def _too_short(past: Floats, level: float) -> bool:
 
 
 def _losses(var: float, es: float) -> TailRisk:
-    return TailRisk(float(var), float(es)) if var > 0.0 and np.isfinite(es) else NONE
+    return TailRisk(float(var), float(es)) if var > 0.0 and np.isfinite(es) else UNKNOWN
 
 
 @cache

@@ -146,11 +146,11 @@ def page(markets: dict[str, Floats]) -> str:
         "",
         _prose("Written by `python -m benchmarks.tail_risk`; nothing here was typed or chosen by hand."),
         "",
-        _prose(f"""Each hour's or day's loss is forecast from the {WINDOWS["hourly"]:,} hourly or {WINDOWS["daily"]}
-        daily simple returns before it and nothing else. No setting was fitted to these figures: EWMA decay {DECAY:g}
-        (which RiskMetrics chose for days), {BURN_IN} returns of burn-in. Closed hours and gaps make one return from the
-        last price to the next. A day is a UTC day with at least {HOURS_OF_A_DAY} hours; the move of a shorter one falls
-        to the next. The currency and the metal are middle prices."""),
+        _prose(f"""Each hour's or day's loss of a holder is forecast from the {WINDOWS["hourly"]:,} hourly or
+        {WINDOWS["daily"]} daily simple returns before it and nothing else. No setting was fitted to these figures: EWMA
+        decay {DECAY:g} (which RiskMetrics chose for days), {BURN_IN} returns of burn-in. Closed hours and gaps make one
+        return from the last price to the next. A day is a UTC day with at least {HOURS_OF_A_DAY} hours; the move of a
+        shorter one falls to the next. The currency and the metal are middle prices."""),
         "",
         _prose(f"""Refused: a p under {SIZE:g}. K, Kupiec: too many or too few violations. I, Christoffersen: a
         violation is likelier (or less likely) right after another. C: both at once. Z, Acerbi and Székely's Z2:

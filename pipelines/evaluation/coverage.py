@@ -101,7 +101,7 @@ def tail_of(level: float) -> float:
 
 def refuse_missing(returns: Floats) -> None:
     """Raises BadValues naming the first row of returns (n,) or (n, k) that is not finite."""
-    fine = np.isfinite(returns).reshape(len(returns), -1).all(axis=1)
+    fine = np.isfinite(returns).all(axis=tuple(range(1, returns.ndim)))
     if not fine.all():
         at = int(np.argmin(fine))
         raise BadValues(

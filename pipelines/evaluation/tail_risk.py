@@ -39,23 +39,23 @@ class TailRisk(NamedTuple):
 
 UNKNOWN = TailRisk(float("nan"), float("nan"))
 
-# ---- from returns, compiled ---------------------------------------------------------------------------------------
+# ---- from returns -------------------------------------------------------------------------------------------------
 
 
-@kernel
-def _tail(values, tail):  # type: ignore[no-untyped-def]
+def _tail(values: Floats, tail: float) -> tuple[float, float]:
     """VaR and ES of equally likely `values`.
 
     VaR is the loss of rank (n + 1) tail, between two by interpolation: where that is whole, the next of independent
     returns exceeds it with chance `tail`; the empirical distribution's own quantile would be exceeded too often. ES is
     the mean of the n · tail worst, the last one in part (Acerbi & Tasche 2002), so it is never under the VaR.
     """
-    n = values.shape[0]
-    if n * tail < 1.0 - 1e-9 or not np.isfinite(values.sum()):
-        return np.nan, np.nan
+    n = len(values)
+    if n * tail < 1.0 - 1e-9 or not np.isfinite(values).all():
+        return UNKNOWN
     rank, share = (n + 1) * tail, n * tail
     k, m = int(rank), int(share)
-    worst = np.sort(np.partition(values, k)[: k + 1])
+    worst = np.partition(values, k)[: k + 1]
+    worst.sort()
     var = -(worst[k - 1] + (rank - k) * (worst[k] - worst[k - 1]))
     es = -(worst[:m].sum() + (share - m) * worst[m]) / share
     return var, es

@@ -1,4 +1,4 @@
-"""VaR and ES: known distributions are covered, wrong ones refused, and the tests agree with figures others published."""
+"""VaR and ES: known distributions are covered, wrong ones refused, and the tests give published figures."""
 
 import math
 

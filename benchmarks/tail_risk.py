@@ -91,7 +91,7 @@ def _line(row: Judged) -> str:
     by = " ".join(SHORT[name] for name in found.refused_by()) or "–"
     counts = (f"{found.n:,}", f"{found.violations:,}", f"{found.expected:,.1f}")
     tests = (_p(found.kupiec), _p(found.independence), _p(found.conditional))
-    shortfall = (f"{found.acerbi_szekely.statistic:.2f}", _p(found.acerbi_szekely), f"{found.es_over_var:.2f}")
+    shortfall = (f"{found.acerbi_szekely.statistic:z.2f}", _p(found.acerbi_szekely), f"{found.es_over_var:.2f}")
     return f"| {' | '.join((f'{row.level:.0%}', f'`{row.method}`', *counts, *tests, *shortfall, by))} |"
 
 
@@ -119,18 +119,21 @@ def summary(rows: Sequence[Judged]) -> list[str]:
 
 
 def verdict(rows: Sequence[Judged]) -> str:
-    """In words: what is refused where."""
+    """In words: which methods are refused everywhere, where all are, and which are right in number and size."""
     said = []
     for step in WINDOWS:
-        cases = [(market, level) for market in dict.fromkeys(r.market for r in rows) for level in LEVELS]
-        stood = {
-            case: [r.method for r in rows if (r.market, r.level) == case and r.step == step and r.passed]
-            for case in cases
-        }
-        none = [f"{market} {level:.0%}" for (market, level), methods in stood.items() if not methods]
-        never = [m for m in METHODS if not any(m in methods for methods in stood.values())]
-        said.append(f"On {step} returns no method stands on {', '.join(none) or 'no market alone'};")
-        said.append(f"refused on every market and level: {', '.join(f'`{m}`' for m in never) or 'none'}.")
+        mine = [row for row in rows if row.step == step]
+        stood = [row for row in mine if row.passed]
+        methods, places = {row.method for row in stood}, {(row.market, row.level) for row in stood}
+        never = [f"`{method}`" for method in METHODS if method not in methods]
+        cases = dict.fromkeys((row.market, row.level) for row in mine)
+        lost = [f"{market} {level:.0%}" for market, level in cases if (market, level) not in places]
+        said.append(f"{step.capitalize()} returns: refused on every market and level: {', '.join(never) or 'none'};")
+        said.append(f"markets and levels on which every method is refused: {', '.join(lost) or 'none'}.")
+    missized = {row.method for row in rows if {"kupiec", "acerbi_szekely"} & set(row.found.refused_by())}
+    sized = [f"`{method}`" for method in METHODS if method not in missized]
+    said.append("Never refused for the number of violations (K) or for what they lose (Z):")
+    said.append(f"{', '.join(sized) or 'none'}.")
     return _prose(" ".join(said))
 
 

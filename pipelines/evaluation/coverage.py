@@ -16,7 +16,7 @@ from pipelines.contracts import Bools, Floats
 from pipelines.errors import BadShape, BadValues
 
 SIZE = 0.05  # of a test: how often it may refuse what is right
-DRAWS = 2000  # of the bootstrap that Acerbi and Székely's p comes from
+DRAWS = 1000  # of the bootstrap that Acerbi and Székely's p comes from
 
 
 class Significance(NamedTuple):

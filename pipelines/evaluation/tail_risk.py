@@ -10,6 +10,7 @@ Returns are simple returns: a loss of VaR is that fraction of value. `backtest` 
 `euler_es` tells whose the shortfall of a portfolio is.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -100,6 +101,21 @@ def _filtered(past, decay, burn_in):  # type: ignore[no-untyped-def]
     return standard[:made], np.sqrt(total / weight)
 
 
+@kernel
+def _between(table, x):  # type: ignore[no-untyped-def]
+    """The other three rows where the first, ascending, is x; the ends beyond them."""
+    low, high = 0, table.shape[1] - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if table[0, middle] > x:
+            high = middle
+        else:
+            low = middle
+    w = min(max((x - table[0, low]) / (table[0, high] - table[0, low]), 0.0), 1.0) if x == x else np.nan
+    at = (1.0 - w) * table[:, low] + w * table[:, high]
+    return at[1], at[2], at[3]
+
+
 # ---- the methods --------------------------------------------------------------------------------------------------
 # past (window,) finite returns, the newest last; level in (.5, 1) → TailRisk. NaN where fewer than 1 / (1 - level)
 # returns are left to judge by (one of them in the tail), where one is not finite, or where no loss is to be feared.
@@ -124,7 +140,8 @@ def student(past: Floats, level: float) -> TailRisk:
         return UNKNOWN
     mean, deviation, geary = _moments(past)
     table = unit_student(level)
-    return _losses(*(deviation * np.interp(geary, table[0], row) - mean for row in table[2:]))
+    _, var, es = _between(table, geary)
+    return _losses(deviation * var - mean, deviation * es - mean)
 
 
 def monte_carlo(past: Floats, level: float) -> TailRisk:
@@ -134,9 +151,8 @@ def monte_carlo(past: Floats, level: float) -> TailRisk:
     if _too_short(standard, level):
         return UNKNOWN
     _, deviation, geary = _moments(standard)
-    table = unit_student(level)
-    inverse = np.interp(geary, table[0], table[1])
-    if not np.isfinite(inverse):
+    inverse, _, _ = _between(unit_student(level), geary)
+    if math.isnan(inverse):
         return UNKNOWN
     drawn = _drawn(round(inverse * GRID), level)
     return _losses(volatility * deviation * drawn.var, volatility * deviation * drawn.es)
@@ -167,7 +183,7 @@ def _too_short(past: Floats, level: float) -> bool:
 
 
 def _losses(var: float, es: float) -> TailRisk:
-    return TailRisk(float(var), float(es)) if var > 0.0 and np.isfinite(es) else UNKNOWN
+    return TailRisk(float(var), float(es)) if var > 0.0 and math.isfinite(es) else UNKNOWN
 
 
 @cache

@@ -99,14 +99,14 @@ def tail_of(level: float) -> float:
     return 1.0 - level
 
 
-def refuse_missing(returns: Floats) -> None:
-    """Raises BadValues naming the first row of returns (n,) or (n, k) that is not finite."""
-    fine = np.isfinite(returns).all(axis=tuple(range(1, returns.ndim)))
+def refuse_missing(values: Floats, what: str = "return") -> None:
+    """Raises BadValues naming the first row of `values`, (n,) or (n, k), that is not finite."""
+    fine = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     if not fine.all():
         at = int(np.argmin(fine))
         raise BadValues(
-            f"return {returns[at]} of row {at} is not finite ({(~fine).sum()} of {len(returns)} rows are not). "
-            "Leave these rows out, or bridge them by the return between the prices on either side."
+            f"{what} {values[at]} of row {at} is not finite, as {(~fine).sum()} of {len(values)} are not. Leave such "
+            "rows out; the return over a gap is the one between the prices on either side."
         )
 
 

@@ -9,8 +9,9 @@ from scipy.stats import binom, norm, t
 from benchmarks.tail_risk import DAY_S, closes, simple_returns
 from pipelines.contracts import BAR_WIDTH, CLOSE, OPEN_TIME
 from pipelines.errors import BadShape, BadValues, UnknownName
+from pipelines.evaluation.allocation import euler_es
 from pipelines.evaluation.coverage import SIZE, acerbi_szekely, coverage, independence, kupiec
-from pipelines.evaluation.tail_risk import METHODS, backtest, estimate, euler_es, forecasts, unit_student
+from pipelines.evaluation.tail_risk import METHODS, backtest, estimate, forecasts, unit_student
 
 LEVEL, WINDOW = 0.95, 250
 RUNS = 200
@@ -293,6 +294,8 @@ def test_euler_refuses_what_is_missing_and_knows_nothing_of_too_few_rows():
     returns[7, 1] = np.nan
     with pytest.raises(BadValues, match="row 7 "):
         euler_es(returns, np.ones(2), LEVEL)
+    with pytest.raises(BadValues, match="weight nan of row 1 "):
+        euler_es(returns[:5], np.array([1.0, np.nan]), LEVEL)
 
 
 # ---- the recorded markets' days -----------------------------------------------------------------------------------

@@ -171,6 +171,13 @@ def test_monte_carlo_agrees_with_the_closed_form_of_what_it_draws():
         assert found.var / other.var == pytest.approx(table[2, shape] / unit_student(0.95)[2, shape], rel=0.02)
 
 
+def test_monte_carlo_and_filtered_history_scale_a_tail_alike():
+    for seed in range(5):
+        past = heavy(seed, 2000)
+        drawn, filtered = (estimate(past, method, LEVEL) for method in ("monte_carlo", "filtered_historical"))
+        assert drawn.var == pytest.approx(filtered.var, rel=0.15)
+
+
 @every_method
 def test_independent_returns_are_covered_by_every_method(method):
     found = [backtest(normal(seed, WINDOW + 500), method, LEVEL, WINDOW) for seed in range(12)]

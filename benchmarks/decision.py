@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from serving.account import Account
 from serving.ledger import Ledger
 from serving.live import decide
 from serving.policy import flatten
+from serving.risk.exposure import scenarios_of
 from serving.slots import Slots, Snapshot
 from serving.symbols import Closed, Symbol
 from serving.tiers import Tier
@@ -63,12 +65,14 @@ class Desk:
     def __init__(self, at: Stand, snapshot: Snapshot, store: Store) -> None:
         self.params, self.snapshot = at.params, snapshot
         self.symbol = Symbol(read_warm_start(Path(at.warm["path"]), at.warm["digest"]))
-        self.flat, self.account, self.ledger = flatten(at.params), Account(), Ledger(store)
+        self.flat, self.ledger = flatten(at.params), Ledger(store)
+        horizon_s = float(at.params.labels.horizon_bars * self.symbol.step_s)
+        self.account = Account(scenarios=scenarios_of({self.symbol.name: self.symbol.warm.closes}, horizon_s))
         self.n = 0
 
     def ask(self, snapshot: Snapshot) -> Decision:
         close, self.n = utc(self.symbol.closed.close_time), self.n + 1
-        portfolio = self.account.portfolio(close)
+        portfolio = partial(self.account.portfolio, close, self.symbol.name)
         return decide(
             self.symbol, snapshot, self.params, self.flat, portfolio, (), tier=TIER, id=f"{self.n}", asked_at=close,
             now=close,

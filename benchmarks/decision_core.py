@@ -19,7 +19,7 @@ from pipelines.errors import BellwetherError
 from pipelines.settings import ROOT, load_params
 from serving import core
 from serving.fusion import N_VOICES
-from serving.policy import DecisionInputs, Portfolio, decide, flatten, to_rows
+from serving.policy import NOTHING_OPEN, ONES, DecisionInputs, Portfolio, decide, flatten, to_rows
 
 SEED = 11
 SHARED = 500  # rows that both sides answer
@@ -34,7 +34,7 @@ def sample_rows(n: int) -> Floats:
     p = rng.uniform(0.4, 0.8, n)
     return to_rows(
         direction, rng.uniform(0.5, 1.0, (n, N_VOICES)), regime=rng.integers(0, 4, n), trend=side, event=side, tier=1,
-        age_bars=0, breakers=0, gross=0, open_count=0, trades_today=0, daily_pnl=0, drawdown=0,
+        age_bars=0, breakers=0, **NOTHING_OPEN, es_unit=0.03, volatility=0.003,
         atr=rng.uniform(0.002, 0.008, n), price=100.0, p=p, p_low=p - 0.05,
     )  # fmt: skip
 
@@ -56,9 +56,9 @@ def decide_us(n: int) -> Floats:
     took = np.empty(n)
     for i, row in enumerate(sample_rows(n)):
         inputs = DecisionInputs(
-            row[:N_VOICES], row[N_VOICES : 2 * N_VOICES], "TRENDING", row[core.TREND], row[core.UNICORN], "fvg",
-            row[core.EVENT], row[core.ATR], row[core.PRICE], row[core.P], row[core.P_LOW], None, 1, 0.0, (),
-            Portfolio(0, 0, 0, 0, 0),
+            row[: core.CONFIDENCES_AT], row[core.CONFIDENCES_AT : core.FACTORS_AT], ONES, ONES, "TRENDING",
+            row[core.TREND], row[core.UNICORN], "fvg", row[core.EVENT], row[core.VOLATILITY], row[core.ATR],
+            row[core.PRICE], row[core.P], row[core.P_LOW], None, 1, 0.0, (), Portfolio(**NOTHING_OPEN, es_unit=0.03),
         )  # fmt: skip
         began = time.perf_counter()
         decide(

@@ -21,7 +21,8 @@ from pipelines.signals.events import events
 from pipelines.signals.regimes import market_state
 from pipelines.signals.voices import Voices
 from serving import core, policy
-from serving.live import REGIME, UNICORN
+from serving.live import REGIME, UNICORN, VOLATILITY
+from serving.risk.exposure import Scenarios, exposure, scenarios_of
 
 ATR = FEATURES.index["atr_14"]
 
@@ -91,16 +92,28 @@ def replay_policy(
         regime = np.where(np.isfinite(told_regime), told_regime, regime)
     direction, confidence = voices.speak(signals)
     rows = policy.to_rows(
-        direction, confidence, regime=regime, trend=trend, unicorn=signals[:, UNICORN], event=side, tier=1.0,
-        age_bars=0.0, breakers=0.0, atr=np.where(side != 0, features[:, ATR], np.nan), price=decision[:, CLOSE],
-        p=told, p_low=low,
+        direction, confidence, independence=voices.independence, regime=regime, trend=trend,
+        unicorn=signals[:, UNICORN], event=side, tier=1.0, age_bars=0.0, breakers=0.0,
+        volatility=features[:, VOLATILITY], atr=np.where(side != 0, features[:, ATR], np.nan),
+        price=decision[:, CLOSE], p=told, p_low=low,
     )  # fmt: skip
-    flat = policy.flatten(params)
-    live = Core(core.decide_row, flat, core.ROW_WIDTH, core.OUT_WIDTH, core.ACCOUNT, core.ACTION, core.SIZE)
+    strategy = np.full(len(decision), np.nan)
+    strategy[raised.index] = np.unique(raised.kind, return_inverse=True)[1]
+    known = decision[: first + 1]
+    closes = np.column_stack([known[:, OPEN_TIME] + step_s, known[:, CLOSE]])
     walked = slice(first, None)
     return backtest(
-        live, rows[walked], decision[walked, OPEN_TIME] + step_s, columns["fill"][walked], columns["exit"][walked],
-        columns["gross"][walked], params.costs.round_trip_bps, params.gate.bootstrap, params.seed,
+        live_core(params, scenarios_of({"": closes}, float(params.labels.horizon_bars * step_s))), rows[walked],
+        decision[walked, OPEN_TIME] + step_s, columns["fill"][walked], columns["exit"][walked],
+        columns["gross"][walked], strategy[walked], params.costs.round_trip_bps, params.gate.bootstrap, params.seed,
+    )  # fmt: skip
+
+
+def live_core(params: Params, scenarios: Scenarios) -> Core:
+    """The core and the account's view as the service uses them, for the one market of a backtest."""
+    return Core(
+        core.decide_row, policy.flatten(params), core.ROW_WIDTH, core.OUT_WIDTH, core.EVENT, core.ACCOUNT, core.ACTION,
+        core.SIZE, exposure, scenarios.arrays,
     )  # fmt: skip
 
 

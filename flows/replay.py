@@ -125,7 +125,7 @@ def _one(site: Site, walk: _Walk, slots: "_Bundles", record: DecisionRecord, fou
     except (BellwetherError, OSError) as error:
         return str(error)
     new = decide(
-        walk.symbol, snapshot, site.params, walk.flat, policy.Portfolio(**old.account), old.breakers,
+        walk.symbol, snapshot, site.params, walk.flat, lambda *_: policy.Portfolio.of(old.account), old.breakers,
         tier=Tier(old.tier, old.tier_reason), heard=_heard(walk.symbol, snapshot, old), id=old.id,
         asked_at=old.known_at, now=old.ingested_at,
     )  # fmt: skip

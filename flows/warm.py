@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flows.backtest import live_core
 from flows.doctor import kernels_are_warm, warm_mark
 from pipelines.compiled import cache_dir, kernel_sources
 from pipelines.contracts import (
@@ -26,7 +27,7 @@ from pipelines.contracts import (
 from pipelines.data.alignment import align
 from pipelines.data.simulator import simulate
 from pipelines.data.timeframes import resample
-from pipelines.evaluation.backtest import Core, backtest
+from pipelines.evaluation.backtest import backtest
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import Fold
 from pipelines.labels.barriers import triple_barrier
@@ -41,6 +42,7 @@ from pipelines.signals.events import events
 from pipelines.signals.voices import Voices
 from serving import core
 from serving.policy import flatten, to_rows
+from serving.risk.exposure import scenarios_of
 
 MARKET_DAYS = 30  # long enough for every feature to warm up and for some events to happen
 
@@ -108,11 +110,15 @@ def warm(params: Params) -> None:
     rows = to_rows(direction, confidence, event=0.0, tier=3.0, age_bars=0.0, breakers=0.0)
     outs, codes = np.empty((len(rows), core.OUT_WIDTH)), np.empty(len(rows), np.int64)
     timed("decisions", lambda: (core.decide_row(rows[0], flat, outs[0]), core.core_batch(rows, flat, outs, codes)))
-    loop = Core(core.decide_row, flat, core.ROW_WIDTH, core.OUT_WIDTH, core.ACCOUNT, core.ACTION, core.SIZE)
+    closes = np.column_stack([bars[:, OPEN_TIME] + step_s, bars[:, CLOSE]])
+    loop = live_core(params, scenarios_of({"": closes}, params.labels.horizon_bars * step_s))
     fill, end, gross = np.full((3, len(bars)), np.nan)
     fill[found.index], end[found.index], gross[found.index] = labels.start_time, labels.exit_time, labels.gross_bps
     timed(
-        "backtest", lambda: backtest(loop, rows, bars[:, OPEN_TIME] + step_s, fill, end, gross, 0.0, 100, params.seed)
+        "backtest",
+        lambda: backtest(
+            loop, rows, bars[:, OPEN_TIME] + step_s, fill, end, gross, np.zeros(len(bars)), 0.0, 100, params.seed
+        ),
     )
     half = len(features) // 2
     timed("drift", lambda: block_effects(features[:half], features[half:], np.array([0]), half))

@@ -302,10 +302,18 @@ class Decision:
     generation: int = 0
     models: dict[str, Any] = field(default_factory=dict)  # family → arm → {version, digest, p, status, reason, …}
     lineage: dict[str, str] = field(default_factory=dict)  # data_hash, git_commit, catalogue_hash, warm_start, policy
-    account: dict[str, float] = field(default_factory=dict)  # what risk saw of it: the fields of policy.Portfolio
+    account: dict[str, float | None] = field(
+        default_factory=dict
+    )  # what risk saw of it: the fields of policy.Portfolio
     breakers: tuple[str, ...] = ()  # latched at that moment
     tier_reason: str = ""  # TIER_<n>: why; empty in decisions made before it was recorded
     tier_multiplier: float = 1.0  # what the tier leaves of a position's size
+    trail: dict[str, str] = field(default_factory=dict)  # risk.codes.LAYERS → passed, refused: …, not reached: …
+    said: dict[str, float] = field(default_factory=dict)  # category → side × confidence, in [-1, 1]; 0 = silent
+    validation: dict[str, float | None] = field(default_factory=dict)  # U4: `of` all, and each layer that speaks
+    stage: str = ""  # of the drawdown, risk.limits.STAGES
+    capped_by: str | None = None  # the cap that made the size smaller, risk.sizing.CAPS
+    learned: dict[str, float] = field(default_factory=dict)  # weights as learned from outcomes so far
 
 
 @dataclass(frozen=True, slots=True)

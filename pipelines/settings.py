@@ -256,10 +256,18 @@ class ImportanceParams(_Frozen):
     reselect_over: float = Field(gt=0, lt=1)
 
 
+class ValidationParams(_Frozen):
+    traditional: float = Field(ge=0)
+    ai: float = Field(ge=0)
+    correlation: float = Field(ge=0)
+    valid_above: float = Field(ge=0, lt=1)
+
+
 class FusionParams(_Frozen):
     weights: dict[str, float]
     regimes: dict[str, dict[str, float]]
     min_consensus: float
+    validation: ValidationParams
 
 
 class BaseThresholds(_Frozen):
@@ -298,12 +306,46 @@ class RegimeLimit(_Frozen):
     max_stop: float = Field(gt=0, le=1)
 
 
+class BudgetParams(_Frozen):
+    max_gross: float
+    max_strategy: float
+    max_market: float
+    max_asset: float
+    max_correlated: float
+    max_es: float
+    max_stress: float
+
+
+class Stage(_Frozen):
+    at: float = Field(gt=0, le=1)
+    size: float = Field(ge=0, le=1)
+
+
+class StageParams(_Frozen):
+    reduce: Stage
+    half: Stage
+    exit_only: Stage
+    flat: Stage
+
+    @model_validator(mode="after")
+    def _deepening(self) -> "StageParams":
+        stages = [self.reduce, self.half, self.exit_only, self.flat]
+        if [s.at for s in stages] != sorted({s.at for s in stages}) or self.flat.at != 1.0:
+            raise ValueError("`at` has to rise from stage to stage and end at 1, the drawdown limit itself")
+        if [s.size for s in stages] != sorted((s.size for s in stages), reverse=True) or self.exit_only.size != 0.0:
+            raise ValueError("`size` may not rise from stage to stage, and is 0 from exit_only on")
+        return self
+
+
 class RiskParams(_Frozen):
+    sizing: Literal["kelly", "confidence"]
     kelly_fraction: float = Field(ge=0, le=1)
     kelly_cap: float = Field(ge=0, le=1)
+    volatility_target: float = Field(gt=0)
     regime_multiplier: dict[str, float]
     regime_limits: dict[str, RegimeLimit]
-    max_gross: float
+    budgets: BudgetParams
+    stages: StageParams
     max_open: int
     max_trades_per_day: int
     max_daily_loss: float

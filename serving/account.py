@@ -7,9 +7,12 @@ sized on, and earns what its outcome says. It is rebuilt from the ledger at star
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
-from pipelines.contracts import Decision, Outcome
+import numpy as np
+
+from pipelines.contracts import Decision, Floats, Outcome
 from pipelines.store import Store
 from serving.policy import Portfolio
+from serving.risk.exposure import POSITION, Scenarios, view
 
 
 @dataclass(slots=True)
@@ -23,6 +26,8 @@ class Account:
     trades_today: int = 0
     open: dict[tuple[str, datetime], Decision] = field(default_factory=dict)
     sizes: dict[str, float] = field(default_factory=dict)  # decision id → size, until its outcome is known
+    scenarios: Scenarios = field(default_factory=Scenarios)  # of the symbols that are live
+    _strategies: dict[str, float] = field(default_factory=dict)  # signal → code
 
     @classmethod
     def restore(cls, store: Store) -> "Account":
@@ -70,24 +75,39 @@ class Account:
         if self.day is not None and ended < self.day:  # told late: it was never part of today
             self.day_start *= growth
 
-    def portfolio(self, at: datetime) -> Portfolio:
-        """The account as risk sees it at the close of a bar; a position past its expiry no longer counts as open.
+    def portfolio(self, at: datetime, symbol: str = "", strategy: str = "", side: float = 0.0) -> Portfolio:
+        """The account as a new position finds it at the close of a bar: one of `strategy` in `symbol` on `side`.
 
-        Days are days of event time, so a replay of last year is limited as last year would have been.
+        A position past its expiry no longer counts as open, nor one opened later than `at`: markets that are replayed
+        stand at times of their own. Days are days of event time, so a replay of last year is
+        limited as last year would have been.
         """
         self._turn_to(at)
         self.open = {key: d for key, d in self.open.items() if d.expiry is None or d.expiry > at}
+        held, asset = self.positions(at), self.scenarios.code(symbol)
         return Portfolio(
-            gross=self.gross,
-            open_count=float(len(self.open)),
+            **view(held, side, asset, self._code(strategy), self.scenarios),
+            open_count=float(len(held)),
             trades_today=float(self.trades_today),
             daily_pnl=self.equity / self.day_start - 1.0,
             drawdown=1.0 - self.equity / self.peak,
         )
 
+    def positions(self, at: datetime) -> Floats:
+        """(k, 3) positions open at that moment, as `risk.exposure` reads them."""
+        rows = [
+            (d.size if d.action == "BUY" else -d.size, self.scenarios.code(d.symbol), self._code(d.event or ""))
+            for d in self.open.values()
+            if d.as_of <= at
+        ]
+        return np.array(rows, dtype=np.float64).reshape(-1, len(POSITION))
+
     @property
     def gross(self) -> float:
         return sum(decision.size for decision in self.open.values())
+
+    def _code(self, strategy: str) -> float:
+        return self._strategies.setdefault(strategy, float(len(self._strategies)))
 
     def _turn_to(self, at: datetime) -> None:
         if self.day != at.date():

@@ -39,6 +39,7 @@ from serving.live import age_in_bars, decide, hear, seen_of, tier_at
 from serving.opinions import asks, faulty, opinions, raised_at
 from serving.policy import flatten
 from serving.remote import ModelClient
+from serving.risk.exposure import Scenarios, scenarios_of
 from serving.slots import Slots, Snapshot
 from serving.symbols import CLOCK_SKEW, Symbol, Symbols, replay
 from serving.tiers import EMERGENCY_LATCH, FULL, Freshness, State, Tier, TierBook, health, worst
@@ -154,7 +155,13 @@ class DecisionService:
             newest = utc(symbol.closed.close_time)
             self._remember(symbol, await asyncio.to_thread(self._store.decisions, warm.symbol, newest))
             self._symbols[warm.symbol] = symbol
+            self._account.scenarios = await asyncio.to_thread(self._scenarios, dict(self._symbols))
         log.info("%s: warm start %s and %d bars observed since", warm.symbol, warm.digest[:12], len(bars))
+
+    def _scenarios(self, symbols: dict[str, Symbol]) -> Scenarios:
+        """Tails over a position's longest life; where live symbols decide on unlike bars, the longest of theirs."""
+        horizon_s = self._params.labels.horizon_bars * max(symbol.step_s for symbol in symbols.values())
+        return scenarios_of({name: symbol.warm.closes for name, symbol in symbols.items()}, float(horizon_s))
 
     def _remember(self, symbol: Symbol, stored: list[DecisionRecord]) -> None:
         """Decisions of a process before this one: asked again, its bar gives the same answer, not a second one."""
@@ -173,10 +180,11 @@ class DecisionService:
         """One bar and one decision on copies, so that no request waits for a kernel to be loaded."""
         Symbol(symbol.warm).step(symbol.closed.bar)
         close = utc(symbol.closed.close_time)
-        account = Account().portfolio(close)
+        account = Account(scenarios=self._scenarios({symbol.name: symbol}))
+        portfolio = functools.partial(account.portfolio, close, symbol.name)
         tier = Tier(FULL if snapshot.slot("validator", "champion") else NO_SYMBOL.tier, "rehearsal")
         facts: dict[str, Any] = {"tier": tier, "id": "rehearsal", "asked_at": close, "now": close}
-        decide(symbol, snapshot, self._params, self._flat, account, (), **facts)
+        decide(symbol, snapshot, self._params, self._flat, portfolio, (), **facts)
 
     # ---- tiers and alarms -----------------------------------------------------------------------------------------
 
@@ -367,7 +375,7 @@ class DecisionService:
             snapshot,
             self._params,
             self._flat,
-            self._account.portfolio(utc(symbol.closed.close_time)),
+            functools.partial(self._account.portfolio, utc(symbol.closed.close_time), symbol.name),
             self._breakers,
             tier=tier_at(state, age_bars, self._params.risk.max_data_age_bars),
             heard=heard,

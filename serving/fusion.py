@@ -52,14 +52,16 @@ def weight_table(fusion: FusionParams) -> Floats:
 
 
 @kernel
-def fuse(directions, confidences, weights, shares, contributions):  # type: ignore[no-untyped-def]
+def fuse(directions, confidences, weights, independence, shares, contributions):  # type: ignore[no-untyped-def]
     """Weighted mean confidence and weighted log-odds vote of the categories that speak.
 
     directions     (N_VOICES,) −1, 0, 1, NaN = unavailable; confidences (N_VOICES,) percentile in [0, 1]
+    independence   (N_VOICES,) in (0, 1]: what is left of a category's vote where others tend to say the same
     shares         written: weight renormalised over the available; NaN = unavailable or without weight
     contributions  written: signed share of the vote; they sum to ± consensus; 0 = silent, NaN as above
-    Returns        (confidence, vote, consensus, coverage). vote = Σ w·d·logit(clip(½ + confidence/2, ½, .999));
-                   consensus = |vote| / Σ w·logit, 0 when nothing weighs. confidence NaN if nobody speaks.
+    Returns        (confidence, vote, consensus, coverage). vote = Σ w·u·d·logit(clip(½ + confidence/2, ½, .999)), u the
+                   independence; consensus = |vote| / Σ w·u·logit, 0 when nothing weighs. confidence NaN if nobody
+                   speaks; it is a mean, so that two saying the same do not change it.
 
     The odds are of agreement, not of profit: what a trade earns is asked of the validator's probability alone.
     """
@@ -80,7 +82,7 @@ def fuse(directions, confidences, weights, shares, contributions):  # type: igno
             contributions[c] = 0.0
             if directions[c] != 0.0 and confidences[c] == confidences[c]:
                 odds = min(max(0.5 + 0.5 * confidences[c], 0.5), 0.999)
-                part = weight * np.log(odds / (1.0 - odds))
+                part = weight * independence[c] * np.log(odds / (1.0 - odds))
                 speaking += weight
                 strength += weight * confidences[c]
                 parts += part

@@ -6,7 +6,7 @@ says which regime weights and caps apply; without one, or while it abstains, the
 scores, in shadow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -30,6 +30,7 @@ FAMILY = "validator"  # whose probability decides a trade
 REGIME = "regime"  # whose word chooses weights and caps
 TRADITIONAL = "traditional"  # who acts in tier 3
 UNICORN = SIGNALS.index["unicorn_rating_score"]  # stars of the leading side, signed: the backtest reads the same
+VOLATILITY = FEATURES.index["volatility_20"]
 
 
 def hear(symbol: Symbol, snapshot: Snapshot) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def decide(
     snapshot: Snapshot,
     params: Params,
     flat: Floats,
-    portfolio: policy.Portfolio,
+    portfolio: Callable[[str, float], policy.Portfolio],
     breakers: tuple[str, ...],
     *,
     tier: tiers.Tier,
@@ -74,6 +75,7 @@ def decide(
 ) -> Decision:
     """The decision on the last closed bar of `symbol`.
 
+    portfolio the account as a new position of (signal, side) finds it; ("", 0) where there is no event
     tier      who may act; serving.tiers says which in live service, the record in a replay
     heard     what the models said at this close, as `hear` gives it; None = ask those in this process
     asked_at  the instant decided for, `known_at` of the decision; BadTimes if that bar had not closed by then
@@ -97,15 +99,19 @@ def decide(
     direction, confidence = warm.voices.speak(closed.signals) if ready else (np.full(N_VOICES, np.nan),) * 2
     regime, regime_of, trend = regime_now(symbol, models)
     add_votes(models, snapshot, regime)
+    event, side = (str(acting.kind[0]), float(acting.direction[0])) if seen else ("", 0.0)
     decision = policy.decide(
         policy.DecisionInputs(
             direction=direction,
             confidence=confidence,
+            factor=policy.ONES,
+            independence=warm.voices.independence,
             regime=regime,
             trend=float(trend),
             unicorn=float(closed.signals[UNICORN]) if ready else np.nan,
-            event=str(acting.kind[0]) if seen else None,
-            event_direction=float(acting.direction[0]) if seen else 0.0,
+            event=event or None,
+            event_direction=side,
+            volatility=float(closed.features[VOLATILITY]) if seen else np.nan,
             atr=float(acting.atr[0]) if seen else np.nan,
             price=float(closed.bar[CLOSE]),
             p=np.nan if p is None else p,
@@ -114,7 +120,7 @@ def decide(
             tier=tier.number,
             age_bars=age_bars,
             breakers=breakers,
-            portfolio=portfolio,
+            portfolio=portfolio(event, side),
         ),
         params,
         flat,

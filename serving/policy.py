@@ -1,7 +1,7 @@
 """`decide`: one row through the compiled core, and its answer in words. Pure: every time and id is handed in."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from hashlib import sha256
 from math import isfinite
@@ -14,22 +14,50 @@ from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.settings import Params
 from serving import core
 from serving.fusion import N_VOICES, VOICES, weight_table
-from serving.risk.codes import REFUSALS, bits_of
-from serving.risk.sizing import LIMIT_ROWS
+from serving.risk.codes import REFUSALS, bits_of, trail
+from serving.risk.limits import STAGES
+from serving.risk.sizing import CAPS, LIMIT_ROWS, SIZINGS
 from serving.thresholds import confidence_table
 
 ACTIONS: dict[float, Literal["BUY", "SELL", "NO_TRADE"]] = {1.0: "BUY", -1.0: "SELL", 0.0: "NO_TRADE"}
 
 
+ONES: Floats = np.ones(N_VOICES)  # factors of the stated weights; independence of categories that never agree
+ONES.setflags(write=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Portfolio:
-    """The account at as_of; fractions are of equity. Meanings in core._STATE. NaN = not known, so nothing is opened."""
+    """The account at as_of, as a new position on the event's side would find it; fractions are of equity. Meanings in
+    core._STATE and risk.exposure. NaN = not known, so nothing is opened; es_unit is NaN where there is no event."""
 
     gross: float
+    strategy: float
+    market: float
+    asset: float
+    correlated: float
+    es: float
+    stress: float
+    es_unit: float
     open_count: float
     trades_today: float
     daily_pnl: float
     drawdown: float
+
+    @classmethod
+    def of(cls, record: Mapping[str, float | None]) -> "Portfolio":
+        """Back from `recorded`; a field that was not recorded is not known."""
+        told = {part.name: record.get(part.name) for part in fields(cls)}
+        return cls(**{name: np.nan if value is None else value for name, value in told.items()})
+
+    def recorded(self) -> dict[str, float | None]:
+        """As plain JSON: what is not known is null."""
+        return {name: _known(value) for name, value in asdict(self).items()}
+
+
+NOTHING_OPEN: Mapping[str, float] = dict.fromkeys(
+    (part.name for part in fields(Portfolio) if part.name != "es_unit"), 0.0
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +70,14 @@ class DecisionInputs:
 
     direction: Floats  # (N_VOICES,) Voices.speak
     confidence: Floats  # (N_VOICES,)
+    factor: Floats  # (N_VOICES,) on the stated weights; ONES = as stated
+    independence: Floats  # (N_VOICES,) Voices.independence
     regime: str | None
     trend: float
     unicorn: float
     event: str | None  # name of the signal that raised the event
     event_direction: float  # −1, 0 (no event), 1
+    volatility: float
     atr: float
     price: float
     p: float
@@ -71,7 +102,8 @@ def flatten(params: Params) -> Floats:
         if set(table) != set(names):
             raise UnknownName(f"params.yaml risk.{key} has {sorted(table)}, expected exactly {sorted(names)}")
     flat = np.full(core.PARAM_WIDTH, np.nan)
-    named = {**dict(fusion), **dict(labels), **dict(risk), **dict(params.thresholds)}
+    named = {**dict(fusion), **dict(labels), **dict(risk), **dict(risk.budgets), **dict(params.thresholds)}
+    named |= dict(fusion.validation) | {"sizing": float(SIZINGS.index(risk.sizing))}
     named["round_trip_bps"] = params.costs.round_trip_bps
     flat[: core.WEIGHTS_AT] = [named[name] for name in core.PARAM_FIELDS]
     flat[core.WEIGHTS_AT : core.MULTIPLIER_AT] = weight_table(fusion).ravel()
@@ -81,7 +113,10 @@ def flatten(params: Params) -> Floats:
         (core.MAX_STOP_AT, [risk.regime_limits[name].max_stop for name in LIMIT_ROWS]),
     ):
         flat[start : start + len(values) + 1] = [*values, min(values)]  # an unknown regime gets the least
-    flat[core.TIER_SIZE_AT : core.MIN_CONFIDENCE_AT] = [params.tiers.size[tier] for tier in (1, 2, 3, 4)]
+    stages = [getattr(risk.stages, name) for name in STAGES[1:]]
+    flat[core.STAGE_FROM_AT : core.STAGE_SIZE_AT] = [stage.at for stage in stages]
+    flat[core.STAGE_SIZE_AT : core.MIN_CONFIDENCE_AT] = [1.0, *(stage.size for stage in stages)]
+    flat[core.TIER_SIZE_AT : core.STAGE_FROM_AT] = [params.tiers.size[tier] for tier in (1, 2, 3, 4)]
     flat[core.MIN_CONFIDENCE_AT :] = confidence_table(params.thresholds).ravel()
     if not np.isfinite(flat).all() or (flat < 0.0).any():
         bad = [name for name, value in zip(core.PARAM_FIELDS, flat, strict=False) if not 0.0 <= value < np.inf]
@@ -94,21 +129,30 @@ def policy_digest(params: Params, flat: Floats) -> str:
     return sha256(flat.tobytes() + str(params.labels.horizon_bars).encode()).hexdigest()
 
 
-def to_rows(direction: Floats, confidence: Floats, **fields: Any) -> Floats:
+def to_rows(
+    direction: Floats,
+    confidence: Floats,
+    factor: Floats | None = None,
+    independence: Floats | None = None,
+    **fields: Any,
+) -> Floats:
     """(n, ROW_WIDTH) rows for `core_batch` and the backtest.
 
     direction, confidence  (n, N_VOICES); fields are scalars or (n,) arrays named as in core.ROW_FIELDS. A field left
-    out is NaN, which the core refuses where it needs it; the account columns are the backtest's to fill.
+    out is NaN, which the core refuses where it needs it; the account columns are the backtest's to fill. `factor` and
+    `independence` are of all voices, (N_VOICES,) or (n, N_VOICES); left out they are ONES.
     """
     if direction.shape != confidence.shape or direction.shape[1:] != (N_VOICES,):
         raise BadShape(
             f"directions {direction.shape} and confidences {confidence.shape}, expected (n, {N_VOICES}) both"
         )
     rows = np.full((len(direction), core.ROW_WIDTH), np.nan)
-    rows[:, :N_VOICES], rows[:, N_VOICES : 2 * N_VOICES] = direction, confidence
+    rows[:, : core.CONFIDENCES_AT], rows[:, core.CONFIDENCES_AT : core.FACTORS_AT] = direction, confidence
+    rows[:, core.FACTORS_AT : core.INDEPENDENCE_AT] = ONES if factor is None else factor
+    rows[:, core.INDEPENDENCE_AT : core.STATE_AT] = ONES if independence is None else independence
     for name, values in fields.items():
-        if name not in core.ROW_FIELDS[2 * N_VOICES :]:
-            raise UnknownName(f"no row field {name!r}; known: {', '.join(core.ROW_FIELDS[2 * N_VOICES :])}")
+        if name not in core.ROW_FIELDS[core.STATE_AT :]:
+            raise UnknownName(f"no row field {name!r}; known: {', '.join(core.ROW_FIELDS[core.STATE_AT :])}")
         rows[:, core.ROW_FIELDS.index(name)] = values
     return rows
 
@@ -119,18 +163,23 @@ def to_row(inputs: DecisionInputs) -> Floats:
         raise UnknownName(f"no regime {inputs.regime!r}; known: {', '.join(REGIMES)}")
     account = inputs.portfolio
     row = np.empty(core.ROW_WIDTH)
-    row[:N_VOICES] = inputs.direction
-    row[N_VOICES : 2 * N_VOICES] = inputs.confidence
-    row[core.REGIME :] = (
+    row[: core.CONFIDENCES_AT] = inputs.direction
+    row[core.CONFIDENCES_AT : core.FACTORS_AT] = inputs.confidence
+    row[core.FACTORS_AT : core.INDEPENDENCE_AT] = inputs.factor
+    row[core.INDEPENDENCE_AT : core.STATE_AT] = inputs.independence
+    row[core.STATE_AT :] = (
         np.nan if inputs.regime is None else REGIMES.index(inputs.regime), inputs.trend, inputs.unicorn,
         inputs.event_direction, inputs.tier, inputs.age_bars, float((1 << len(inputs.breakers)) - 1), account.gross,
-        account.open_count, account.trades_today, account.daily_pnl, account.drawdown, inputs.atr, inputs.price,
-        inputs.p, inputs.p_low,
+        account.strategy, account.market, account.asset, account.correlated, account.es, account.stress,
+        account.open_count, account.trades_today, account.daily_pnl, account.drawdown, account.es_unit,
+        inputs.volatility, inputs.atr, inputs.price, inputs.p, inputs.p_low,
     )  # fmt: skip
     return row
 
 
-def reasons(code: int, row: Floats, flat: Floats, out: Floats, abstained: str | None = None) -> tuple[str, ...]:
+def reasons(
+    code: int, row: Floats, flat: Floats, out: Floats, abstained: str | None = None, breakers: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """Every refusal in `code` in words with its numbers, primary first; empty when the core emitted."""
     if not code:
         return ()
@@ -138,11 +187,19 @@ def reasons(code: int, row: Floats, flat: Floats, out: Floats, abstained: str | 
     facts: dict[str, Any] = {
         **dict(zip(core.PARAM_FIELDS, flat.tolist(), strict=False)),
         **dict(zip(core.OUT_FIELDS, out.tolist(), strict=False)),
-        **dict(zip(core.ROW_FIELDS[core.REGIME :], row[core.REGIME :].tolist(), strict=True)),
+        **dict(zip(core.ROW_FIELDS[core.STATE_AT :], row[core.STATE_AT :].tolist(), strict=True)),
         "unusable": ",".join(name for i, name in enumerate(core.ROW_FIELDS) if mask >> i & 1),
         "abstained": abstained or "no reason given",
+        "latched": ", ".join(breakers) or f"breakers={row[core.BREAKERS]:.0f}",
+        "layers": ", ".join(f"{name} {value:.2f}" for name, value in layers_of(out).items()),
     }
     return tuple(REFUSALS[bit].format_map(facts) for bit in bits_of(code))
+
+
+def layers_of(out: Floats) -> dict[str, float]:
+    """U4: layer → how much it says for the event, in [0, 1]; one that does not speak is not there."""
+    at = {"traditional": core.LAYER_TRADITIONAL, "ai": core.LAYER_AI, "correlation": core.LAYER_CORRELATION}
+    return {name: float(out[i]) for name, i in at.items() if isfinite(out[i])}
 
 
 def _known(value: float) -> float | None:
@@ -169,11 +226,13 @@ def decide(
     models: Mapping[str, Any] | None = None,
     lineage: Mapping[str, str] | None = None,
     tier_reason: str = "",
+    learned: Mapping[str, float] | None = None,
 ) -> Decision:
     """One decision (U6). `flat` is `flatten(params)`, made once by the caller.
 
     An event keeps its entry, stop and target on NO_TRADE too, so that its outcome can be scored; size is then 0.
-    weights holds only the available categories; a silent one has contribution 0.
+    weights holds only the available categories; a silent one has contribution 0. `learned` stands beside them in the
+    record; what of it acts is in `inputs.factor`.
     Raises BadTimes for a naive as_of, UnknownName for an unknown regime. Doubtful numbers are refusals, not errors.
     """
     if as_of.tzinfo is None:
@@ -208,12 +267,18 @@ def decide(
         weights=_named(said[core.SHARES_AT : core.CONTRIBUTIONS_AT]),
         contributions=_named(said[core.CONTRIBUTIONS_AT : core.OUT_WIDTH]),
         coverage=_known(said[core.COVERAGE]) or 0.0,
-        reasons=reasons(code, row, flat, out, inputs.abstained),
+        reasons=reasons(code, row, flat, out, inputs.abstained, inputs.breakers),
         generation=generation,
         models=dict(models or {}),
         lineage=dict(lineage or {}),
-        account=asdict(inputs.portfolio),
+        account=inputs.portfolio.recorded(),
         breakers=inputs.breakers,
         tier_reason=tier_reason,
         tier_multiplier=params.tiers.size.get(inputs.tier, 0.0),
+        trail=trail(code),
+        said=_named((inputs.direction * np.where(inputs.direction == 0.0, 0.0, inputs.confidence)).tolist()),
+        validation={"of": _known(said[core.VALIDATION]), **layers_of(out)},
+        stage=STAGES[int(said[core.STAGE])],
+        capped_by=CAPS[int(said[core.CAP_OF])] if isfinite(said[core.CAP_OF]) else None,
+        learned=dict(learned or {}),
     )

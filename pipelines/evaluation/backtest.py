@@ -34,17 +34,24 @@ class Core:
     """The decision core as seen from here; `flows` fills it from `serving.core`.
 
     step     compiled (row, params, out) → 0 to emit, otherwise refusal bits
-    account  row indices of gross, open count, trades today, daily profit and loss, drawdown
+    event    row index of the event's side
+    account  row indices: what `exposure` writes, then open count, trades today, daily profit and loss, drawdown
     action, size  indices in `out`
+    exposure compiled (positions, count, side, asset, strategy, *scenarios, out): what open positions use of every
+             budget, as a new one finds it; positions (k, 3) signed size in equity, asset, strategy. One market: asset 0
+    scenarios  the arrays it reads tails from, of a time before the backtest
     """
 
     step: Any
     params: Floats
     row_width: int
     out_width: int
+    event: int
     account: tuple[int, ...]
     action: int
     size: int
+    exposure: Any
+    scenarios: tuple[Floats, Floats, Floats, Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +89,22 @@ class Backtest:
 
 @kernel
 def _run(  # type: ignore[no-untyped-def]
-    step, params, rows, account, action, size, out, decided, fill, exits, gross_bps, cost_bps, trades, codes, equity
-):
+    step, exposure, params, returns, unit_es, correlation, markets, rows, event, account, action, size, out, decided,
+    fill, exits, gross_bps, strategy, cost_bps, trades, codes, equity,
+):  # fmt: skip
     """Each row: settle what ended before this close, roll the UTC day, ask the core, open.
 
-    step  one-tuple of the core. Returns (trades, unresolved).
+    step, exposure  one-tuples of the two functions. Returns (trades, unresolved).
     """
     n = rows.shape[0]
     row = np.empty(rows.shape[1])
     opened = np.empty(n, dtype=np.int64)  # trade numbers still open
     notional = np.empty(n)
+    positions = np.zeros((n, 3))
+    used = account.shape[0] - 4  # the first account fields are what `exposure` writes
+    seen = np.empty(used)
     n_open, n_trades, unresolved, today = 0, 0, 0, 0
-    cash, peak, held = 1.0, 1.0, 0.0
+    cash, peak = 1.0, 1.0
     day, day_start = np.floor(decided[0] / DAY), 1.0
     for i in range(n):
         kept = 0
@@ -101,23 +112,26 @@ def _run(  # type: ignore[no-untyped-def]
             k = opened[j]
             if trades[k, T_EXIT] < decided[i]:
                 cash += trades[k, T_PNL]
-                held -= notional[k]
             else:
                 opened[kept] = k
                 kept += 1
         n_open = kept
-        if n_open == 0:
-            held = 0.0  # the remainder of many subtractions is not a position
         peak = max(peak, cash)
         equity[i] = cash
         if np.floor(decided[i] / DAY) != day:
             day, day_start, today = np.floor(decided[i] / DAY), cash, 0
         row[:] = rows[i]
-        row[account[0]] = max(held, 0.0) / cash
-        row[account[1]] = n_open
-        row[account[2]] = today
-        row[account[3]] = cash / day_start - 1.0
-        row[account[4]] = 1.0 - cash / peak
+        for j in range(n_open):
+            k = opened[j]
+            positions[j, 0] = trades[k, T_DIRECTION] * notional[k] / cash
+            positions[j, 2] = strategy[int(trades[k, T_ROW])]
+        exposure[0](positions, n_open, row[event], 0, strategy[i], returns, unit_es, correlation, markets, seen)
+        for j in range(used):
+            row[account[j]] = seen[j]
+        row[account[used]] = n_open
+        row[account[used + 1]] = today
+        row[account[used + 2]] = cash / day_start - 1.0
+        row[account[used + 3]] = 1.0 - cash / peak
         codes[i] = step[0](row, params, out)
         if codes[i] != 0:
             continue
@@ -134,7 +148,6 @@ def _run(  # type: ignore[no-untyped-def]
         trades[n_trades, T_GROSS] = gross_bps[i]
         trades[n_trades, T_NET] = net
         trades[n_trades, T_PNL] = notional[n_trades] * net * 1e-4
-        held += notional[n_trades]
         opened[n_open] = n_trades
         n_open += 1
         n_trades += 1
@@ -143,21 +156,24 @@ def _run(  # type: ignore[no-untyped-def]
 
 
 @contextmanager
-def _callable(core: Core) -> Iterator[tuple[Any]]:
-    """The core as a function pointer, so that the loop's machine code is cached whichever core it calls.
+def _callable(core: Core) -> Iterator[tuple[tuple[Any], tuple[Any]]]:
+    """The core and the account's view as function pointers: the loop's machine code is then cached whichever it calls.
 
     numba types a compiled function by its identity, which is new in every process, and would compile the loop anew each
     time. In a tuple, closed to further compilation, it is typed by its signature. numba calls that experimental; here a
     wrong choice could only be slower, never a different answer.
     """
     core.step(np.full(core.row_width, np.nan), core.params, np.empty(core.out_width))
+    core.exposure(np.zeros((1, 3)), 0, 0.0, 0, 0.0, *core.scenarios, np.empty(len(core.account) - 4))
     core.step.disable_compile()
+    core.exposure.disable_compile()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NumbaExperimentalFeatureWarning)
-            yield (core.step,)
+            yield (core.step,), (core.exposure,)
     finally:
         core.step.disable_compile(False)
+        core.exposure.disable_compile(False)
 
 
 def backtest(
@@ -167,6 +183,7 @@ def backtest(
     fill_time: Floats,
     exit_time: Floats,
     gross_bps: Floats,
+    strategy: Floats,
     cost_bps: float,
     draws: int,
     seed: int,
@@ -177,14 +194,16 @@ def backtest(
     decided_at  (n,) epoch seconds, close of each decision bar, ascending
     fill_time, exit_time, gross_bps  (n,) from labels.barriers, of the event on that row; NaN where there is none or it
                 is unresolved. The exit bar opens at exit_time and must close with or before a decision bar.
+    strategy    (n,) code of the signal behind the event on that row; any number where there is none
     cost_bps    round trip; draws, seed of the bootstrap
     Raises BadShape on lengths that differ, BadTimes on a fill before its decision or an exit before its fill.
     """
     n = len(rows)
-    if n == 0 or any(len(a) != n for a in (decided_at, fill_time, exit_time, gross_bps)):
-        lengths = [n, len(decided_at), len(fill_time), len(exit_time), len(gross_bps)]
+    if n == 0 or any(len(a) != n for a in (decided_at, fill_time, exit_time, gross_bps, strategy)):
+        lengths = [n, *map(len, (decided_at, fill_time, exit_time, gross_bps, strategy))]
         raise BadShape(
-            f"rows, decided_at, fill_time, exit_time, gross_bps have lengths {lengths}; all must be equal, not 0"
+            f"rows, decided_at, fill_time, exit_time, gross_bps, strategy have lengths {lengths}; all must be equal, "
+            "not 0"
         )
     known = np.isfinite(gross_bps)
     if not (np.diff(decided_at) > 0).all():
@@ -196,10 +215,11 @@ def backtest(
             f"exit {exit_time[early]:.0f}; a trade is filled at the next bar's open, never in the bar that decided it"
         )
     trades, codes, equity = np.empty((n, len(TRADE_FIELDS))), np.empty(n, dtype=np.int64), np.empty(n)
-    with _callable(core) as step:
+    with _callable(core) as (step, exposure):
         count, unresolved = _run(
-            step, core.params, rows, np.array(core.account), core.action, core.size, np.empty(core.out_width),
-            decided_at, fill_time, exit_time, gross_bps, cost_bps, trades, codes, equity,
+            step, exposure, core.params, *core.scenarios, rows, core.event, np.array(core.account), core.action,
+            core.size, np.empty(core.out_width), decided_at, fill_time, exit_time, gross_bps, strategy, cost_bps,
+            trades, codes, equity,
         )  # fmt: skip
     trades = trades[:count].copy()
     return Backtest(

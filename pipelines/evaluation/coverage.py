@@ -13,7 +13,8 @@ from scipy.special import xlogy
 from scipy.stats import chi2
 
 from pipelines.contracts import Bools, Floats
-from pipelines.errors import BadShape, BadValues
+from pipelines.errors import BadShape
+from pipelines.tails import refuse_missing, tail_of
 
 SIZE = 0.05  # of a test: how often it may refuse what is right
 DRAWS = 1000  # of the bootstrap that Acerbi and Székely's p comes from
@@ -90,24 +91,6 @@ def coverage(returns: Floats, var: Floats, es: Floats, level: float, seed: int =
         acerbi_szekely=acerbi_szekely(-returns[hits] / es[hits], n, tail, seed),
         es_over_var=float((es[known] / var[known]).mean()) if n else float("nan"),
     )
-
-
-def tail_of(level: float) -> float:
-    """1 - level. Raises BadValues unless .5 < level < 1."""
-    if not 0.5 < level < 1.0:
-        raise BadValues(f"level {level} of a VaR is not between .5 and 1. Write 99 % as 0.99.")
-    return 1.0 - level
-
-
-def refuse_missing(values: Floats, what: str = "return") -> None:
-    """Raises BadValues naming the first row of `values`, (n,) or (n, k), that is not finite."""
-    fine = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-    if not fine.all():
-        at = int(np.argmin(fine))
-        raise BadValues(
-            f"{what} {values[at]} of row {at} is not finite, as {(~fine).sum()} of {len(values)} are not. Leave such "
-            "rows out; the return over a gap is the one between the prices on either side."
-        )
 
 
 def kupiec(n: int, violations: int, tail: float) -> Significance:

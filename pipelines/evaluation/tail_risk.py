@@ -7,7 +7,7 @@
     filtered_historical  past returns in units of the EWMA volatility of their day, times the volatility now
 
 Returns are simple returns: a loss of VaR is that fraction of value. `backtest` holds a method to what came
-afterwards; whose the shortfall of a portfolio is, `allocation` tells.
+afterwards; whose the shortfall of a portfolio is, `pipelines.tails.euler_es` tells.
 """
 
 import math
@@ -22,7 +22,8 @@ from scipy.stats import norm, t
 from pipelines.compiled import kernel
 from pipelines.contracts import Floats
 from pipelines.errors import BadShape, UnknownName
-from pipelines.evaluation.coverage import Coverage, coverage, refuse_missing, tail_of
+from pipelines.evaluation.coverage import Coverage, coverage
+from pipelines.tails import refuse_missing, tail_losses, tail_of
 
 DECAY = 0.94  # of the squared return a step; RiskMetrics 1996, for daily returns; hours take it over unfitted
 BURN_IN = 20  # returns before an EWMA volatility is believed
@@ -41,37 +42,6 @@ class TailRisk(NamedTuple):
 UNKNOWN = TailRisk(float("nan"), float("nan"))
 
 # ---- from returns, compiled ---------------------------------------------------------------------------------------
-
-
-@kernel
-def _tail(values, tail):  # type: ignore[no-untyped-def]
-    """VaR and ES of equally likely `values`.
-
-    VaR is the loss of rank (n + 1) tail, between two by interpolation: where that is whole, the next of independent
-    returns exceeds it with chance `tail`; the empirical distribution's own quantile would be exceeded too often. ES is
-    the mean of the n · tail worst, the last one in part (Acerbi & Tasche 2002), so it is never under the VaR.
-    """
-    n = values.shape[0]
-    if n * tail < 1.0 - 1e-9:
-        return np.nan, np.nan
-    rank, share = (n + 1) * tail, n * tail
-    k, m = int(rank), int(share)
-    worst, kept = np.empty(k + 1), 0  # in order; by insertion, as numpy's partition takes half a minute to compile
-    for value in values:
-        if not np.isfinite(value):
-            return np.nan, np.nan
-        if kept <= k:
-            kept += 1
-        elif value >= worst[k]:
-            continue
-        j = kept - 1
-        while j > 0 and worst[j - 1] > value:
-            worst[j] = worst[j - 1]
-            j -= 1
-        worst[j] = value
-    var = -(worst[k - 1] + (rank - k) * (worst[k] - worst[k - 1]))
-    es = -(worst[:m].sum() + (share - m) * worst[m]) / share
-    return var, es
 
 
 @kernel
@@ -123,7 +93,7 @@ def _between(table, x):  # type: ignore[no-untyped-def]
 
 def historical(past: Floats, level: float) -> TailRisk:
     """Quantile and tail mean of the past itself. Knows no time: a calm past says calm."""
-    return _losses(*_tail(past, tail_of(level)))
+    return _losses(*tail_losses(past, tail_of(level)))
 
 
 def gaussian(past: Floats, level: float) -> TailRisk:
@@ -164,7 +134,7 @@ def filtered_historical(past: Floats, level: float) -> TailRisk:
     Source: Barone-Adesi, Giannopoulos & Vosper 1999, J. Futures Markets 19(5); theirs is a GARCH volatility.
     """
     standard, volatility = _filtered(past, DECAY, BURN_IN)
-    var, es = _tail(standard, tail_of(level))
+    var, es = tail_losses(standard, tail_of(level))
     return _losses(volatility * var, volatility * es)
 
 
@@ -212,7 +182,7 @@ def _drawn(step: int, level: float) -> TailRisk:
     inverse = step / GRID
     draws = rng.standard_normal(DRAWS) if step == 0 else rng.standard_t(1.0 / inverse, DRAWS)
     losses = np.sort(-np.abs(draws))  # either sign is as likely; sorted, `_tail` has little to do
-    return TailRisk(*(np.sqrt(1.0 - 2.0 * inverse) * x for x in _tail(losses, 2.0 * tail_of(level))))
+    return TailRisk(*(np.sqrt(1.0 - 2.0 * inverse) * x for x in tail_losses(losses, 2.0 * tail_of(level))))
 
 
 # ---- held to what came --------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ probability of direction. A category none of whose signals has its inputs is una
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -59,10 +59,12 @@ class Voices:
 
     scale      signal → median strength where it spoke; a signal that never spoke in the history is not heard
     quantiles  category → 101 quantiles of |sum of direction * strength / scale| over the bars on which it spoke
+    shared     category → sum of its correlations with the other categories, those above 0, over that history
     """
 
     scale: dict[str, float]
     quantiles: dict[str, list[float]]
+    shared: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
     def fit(signals: Floats) -> "Voices":
@@ -80,7 +82,14 @@ class Voices:
         }
         if not quantiles:
             raise NotEnoughData(f"no signal spoke in {len(signals)} bars; bring a longer history")
-        return Voices(scale, quantiles)
+        voices = Voices(scale, quantiles)
+        return replace(voices, shared=_shared(*voices.speak(signals)))
+
+    @property
+    def independence(self) -> Floats:
+        """(C,) in (0, 1]: what is left of a category's vote, so that n that always say the same count as one. The
+        traditional consensus votes alone, so it shares with nobody."""
+        return np.array([1.0 / (1.0 + self.shared.get(category, 0.0)) for category in VOICE_CATEGORIES])
 
     def speak(self, signals: Floats) -> tuple[Floats, Floats]:
         """What the categories say at one bar (ks,) or at n bars (n, ks), in the order of VOICE_CATEGORIES.
@@ -104,7 +113,7 @@ class Voices:
                 f"voices fitted on signals {data['signals'][:12]} {data['heard']}, these are "
                 f"{SIGNALS.catalogue_hash[:12]} {_HEARD}. Fit them again with Voices.fit."
             )
-        return Voices(data["scale"], data["quantiles"])
+        return Voices(data["scale"], data["quantiles"], data["shared"])
 
     @cached_property
     def _tables(self) -> tuple[Floats, Floats]:
@@ -120,6 +129,24 @@ class Voices:
         total, direction, confidence = np.empty((3, len(rows), len(VOICE_CATEGORIES)))
         _speak(rows, _SIDE, _STRENGTH, _CATEGORY, *self._tables, total, direction, confidence)
         return total, direction, confidence
+
+
+def _shared(direction: Floats, confidence: Floats) -> dict[str, float]:
+    """Category → Σ of its positive correlations with the others, of n bars of (n, C) statements.
+
+    A statement is side × confidence, 0 where silent, so categories that seldom speak together share little. Each
+    correlation is shrunk by its own sampling error, 1 / bars on which both spoke (James and Stein 1961, positive part).
+    """
+    said = np.where(direction == 0.0, 0.0, direction * confidence)
+    said = np.nan_to_num(said)[:, : len(CATEGORIES)]
+    both = (said != 0.0).T.astype(np.float64) @ (said != 0.0)
+    size = np.sqrt((said**2).sum(axis=0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alike = (said.T @ said) / np.outer(size, size)
+        alike *= np.maximum(0.0, 1.0 - 1.0 / (both * alike**2))
+    np.fill_diagonal(alike, 0.0)
+    shared = np.maximum(np.nan_to_num(alike), 0.0).sum(axis=1)
+    return {name: float(value) for name, value in zip(CATEGORIES, shared, strict=True) if value > 0.0}
 
 
 def _checked(signals: Floats) -> Floats:

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipelines.contracts import (
     BAR_WIDTH,
+    CLOSE,
     OPEN_TIME,
     TIMEFRAME_SECONDS,
     Books,
@@ -38,6 +39,7 @@ WEEK_S = 7 * 86400
 CLOSED_SHARE = 0.5
 CLOCK_CHANGE_S = 3600
 CLOSURE_WEEKS = 8
+CLOSES_KEPT = 16_384  # decision bars whose closing price is kept: half a year of 15 minutes, for the tails of risk
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
@@ -51,6 +53,7 @@ class WarmStart:
     history         the newest KEPT_BARS closed decision bars and everything known at their closes; the last is the
                     bar the states follow
     books, feed     records that a later close can still read; None where the snapshot holds no such record
+    closes          (n, 2) newest CLOSES_KEPT decision bars: close time, epoch s; price
     closures        (slots of the week,) True where the market is regularly closed: a bar missing there is no gap
     data_hash       of the data version; None before publication
     traditional     hit rate of the traditional consensus on that history; None if it had no resolved event
@@ -68,6 +71,7 @@ class WarmStart:
     history: History
     books: Books | None
     feed: ContextFeed | None
+    closes: Floats
     closures: Bools
     voices: Voices
     data_hash: str | None
@@ -103,7 +107,12 @@ def write_warm_start(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "features.state").write_bytes(FEATURES.dump(feature_state))
     (folder / "signals.state").write_bytes(SIGNALS.dump(signal_state))
-    arrays = {"tail": base[base[:, OPEN_TIME] >= open_from], "closures": weekly_closures(history.bars, step_s)}
+    newest = history.bars[-CLOSES_KEPT:]
+    arrays = {
+        "tail": base[base[:, OPEN_TIME] >= open_from],
+        "closes": np.column_stack([newest[:, OPEN_TIME] + step_s, newest[:, CLOSE]]),
+        "closures": weekly_closures(history.bars, step_s),
+    }
     for kind, told in (("history", history), ("book", books), ("context", feed)):
         if told is not None:
             arrays |= {f"{kind}.{part.name}": getattr(told, part.name) for part in fields(told)}
@@ -165,7 +174,7 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
             raise DigestMismatch(f"{folder / name} is not what the manifest of this warm start says; publish it again")
     meta = json.loads(content["meta.json"])
     arrays = {name[:-4]: np.load(folder / name, allow_pickle=False) for name in content if name.endswith(".npy")}
-    if lacking := sorted({"tail", "closures", "history.bars"} - arrays.keys()):
+    if lacking := sorted({"tail", "closes", "closures", "history.bars"} - arrays.keys()):
         raise StateError(
             f"{folder}: this warm start was written by an earlier release, without {', '.join(lacking)}; "
             "`bellwether run --once` trains and publishes a new one"
@@ -185,6 +194,7 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         history=_parts(History, arrays, "history"),
         books=_parts(Books, arrays, "book") if "book.known" in arrays else None,
         feed=_parts(ContextFeed, arrays, "context") if "context.known" in arrays else None,
+        closes=arrays["closes"],
         closures=arrays["closures"],
         voices=Voices.from_json(content["voices.json"].decode()),
         data_hash=meta["data_hash"],

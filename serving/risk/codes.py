@@ -7,27 +7,36 @@ CANNOT_COMPUTE = 1 << 0
 BREAKER_LATCHED = 1 << 1
 STALE_DATA = 1 << 2
 DRAWDOWN_AT_LIMIT = 1 << 3
-DAILY_LOSS_AT_LIMIT = 1 << 4
-TIER_CLOSED = 1 << 5
-NO_EVENT = 1 << 6
-MODEL_ABSTAINED = 1 << 7
-NO_VOICE = 1 << 8
-CONFLICT = 1 << 9
-CONFIDENCE_BELOW = 1 << 10
-TARGET_UNDER_COST = 1 << 11
-NO_EDGE_AFTER_COST = 1 << 12
-KELLY_ZERO = 1 << 13
-STOP_EXCEEDS_REGIME = 1 << 14
-GROSS_EXCEEDS_LIMIT = 1 << 15
-OPEN_COUNT_AT_LIMIT = 1 << 16
-TRADES_TODAY_AT_LIMIT = 1 << 17
+DRAWDOWN_EXIT_ONLY = 1 << 4
+DAILY_LOSS_AT_LIMIT = 1 << 5
+TIER_CLOSED = 1 << 6
+NO_EVENT = 1 << 7
+MODEL_ABSTAINED = 1 << 8
+NO_VOICE = 1 << 9
+CONFLICT = 1 << 10
+CONFIDENCE_BELOW = 1 << 11
+TARGET_UNDER_COST = 1 << 12
+NO_EDGE_AFTER_COST = 1 << 13
+NOT_VALIDATED = 1 << 14
+KELLY_ZERO = 1 << 15
+STOP_EXCEEDS_REGIME = 1 << 16
+GROSS_EXCEEDS_LIMIT = 1 << 17
+STRATEGY_AT_LIMIT = 1 << 18
+MARKET_AT_LIMIT = 1 << 19
+ASSET_AT_LIMIT = 1 << 20
+CORRELATED_AT_LIMIT = 1 << 21
+ES_AT_LIMIT = 1 << 22
+STRESS_AT_LIMIT = 1 << 23
+OPEN_COUNT_AT_LIMIT = 1 << 24
+TRADES_TODAY_AT_LIMIT = 1 << 25
 
 # The fields in braces are core.ROW_FIELDS, core.OUT_FIELDS and core.PARAM_FIELDS, plus what policy.reasons adds.
 REFUSALS: dict[int, str] = {
     CANNOT_COMPUTE: "CANNOT_COMPUTE: input={unusable}",
-    BREAKER_LATCHED: "BREAKER_LATCHED: breakers={breakers:.0f}",
+    BREAKER_LATCHED: "BREAKER_LATCHED: {latched}",
     STALE_DATA: "STALE_DATA: age_bars={age_bars:.2f}, limit={max_data_age_bars:.2f}",
     DRAWDOWN_AT_LIMIT: "DRAWDOWN_AT_LIMIT: drawdown={drawdown:.4f}, limit={max_drawdown:.4f}, stay flat",
+    DRAWDOWN_EXIT_ONLY: "DRAWDOWN_EXIT_ONLY: drawdown={drawdown:.4f}, limit={max_drawdown:.4f}, nothing new is opened",
     DAILY_LOSS_AT_LIMIT: "DAILY_LOSS_AT_LIMIT: daily_pnl={daily_pnl:.4f}, limit=-{max_daily_loss:.4f}",
     TIER_CLOSED: "TIER_CLOSED: tier={tier:.0f}, last tier that opens positions=3",
     NO_EVENT: "NO_EVENT",
@@ -37,11 +46,47 @@ REFUSALS: dict[int, str] = {
     CONFIDENCE_BELOW: "CONFIDENCE_BELOW: confidence={confidence:.3f}, minimum={min_confidence:.3f}",
     TARGET_UNDER_COST: "TARGET_UNDER_COST: target_bps={target_bps:.1f}, minimum={min_target_bps:.1f}",
     NO_EDGE_AFTER_COST: "NO_EDGE_AFTER_COST: edge_bps={edge_bps:.1f}, p={p:.3f}, break_even_p={break_even_p:.3f}",
+    NOT_VALIDATED: "NOT_VALIDATED: validation={validation:.3f}, above={valid_above:.2f} ({layers})",
     KELLY_ZERO: "KELLY_ZERO: kelly={kelly:.4f}, p_low={p_low:.3f}, conviction={conviction:.3f}, cap={cap:.4f}",
     STOP_EXCEEDS_REGIME: "STOP_EXCEEDS_REGIME: stop={stop_fraction:.4f}, limit={max_stop:.4f}",
     GROSS_EXCEEDS_LIMIT: "GROSS_EXCEEDS_LIMIT: gross={gross:.2f}, limit={max_gross:.2f}",
+    STRATEGY_AT_LIMIT: "STRATEGY_AT_LIMIT: strategy={strategy:.2f}, limit={max_strategy:.2f}",
+    MARKET_AT_LIMIT: "MARKET_AT_LIMIT: market={market:.2f}, limit={max_market:.2f}",
+    ASSET_AT_LIMIT: "ASSET_AT_LIMIT: asset={asset:.2f}, limit={max_asset:.2f}",
+    CORRELATED_AT_LIMIT: "CORRELATED_AT_LIMIT: correlated={correlated:.2f}, limit={max_correlated:.2f}",
+    ES_AT_LIMIT: "ES_AT_LIMIT: es={es:.4f}, limit={max_es:.4f}",
+    STRESS_AT_LIMIT: "STRESS_AT_LIMIT: stress={stress:.4f}, limit={max_stress:.4f}, were all to fall together",
     OPEN_COUNT_AT_LIMIT: "OPEN_COUNT_AT_LIMIT: open={open_count:.0f}, limit={max_open:.0f}",
     TRADES_TODAY_AT_LIMIT: "TRADES_TODAY_AT_LIMIT: trades={trades_today:.0f}, limit={max_trades_per_day:.0f}",
+}
+
+# The seven layers a decision passes (R6), in order; every refusal belongs to one of them.
+LAYERS: dict[str, tuple[int, ...]] = {
+    "data": (CANNOT_COMPUTE, STALE_DATA),
+    "model": (TIER_CLOSED, MODEL_ABSTAINED),
+    "signal": (
+        NO_EVENT,
+        NO_VOICE,
+        CONFLICT,
+        CONFIDENCE_BELOW,
+        TARGET_UNDER_COST,
+        NO_EDGE_AFTER_COST,
+        NOT_VALIDATED,
+    ),
+    "position": (KELLY_ZERO, STOP_EXCEEDS_REGIME),
+    "portfolio": (
+        GROSS_EXCEEDS_LIMIT,
+        STRATEGY_AT_LIMIT,
+        MARKET_AT_LIMIT,
+        ASSET_AT_LIMIT,
+        CORRELATED_AT_LIMIT,
+        ES_AT_LIMIT,
+        STRESS_AT_LIMIT,
+        OPEN_COUNT_AT_LIMIT,
+        TRADES_TODAY_AT_LIMIT,
+    ),
+    "drawdown": (DRAWDOWN_AT_LIMIT, DRAWDOWN_EXIT_ONLY, DAILY_LOSS_AT_LIMIT),
+    "system": (BREAKER_LATCHED,),
 }
 
 
@@ -53,3 +98,22 @@ def name_of(bit: int) -> str:
 def bits_of(code: int) -> list[int]:
     """The refusals inside one core answer, primary first; empty means emitted."""
     return [bit for bit in REFUSALS if code & bit]
+
+
+def trail(code: int) -> dict[str, str]:
+    """Layer → `passed`, `refused: <codes>`, or `not reached: <why>`, of one core answer (R6).
+
+    Without an event no model is asked and nothing is sized; with an input that cannot be used, or a model that is
+    silent, no size was computed, so `position` passed nothing.
+    """
+    stopped = next((bit for bit in (NO_EVENT, CANNOT_COMPUTE, MODEL_ABSTAINED) if code & bit), 0)
+    told = {}
+    for layer, bits in LAYERS.items():
+        refused = [name_of(bit) for bit in bits if code & bit]
+        if refused:
+            told[layer] = f"refused: {', '.join(refused)}"
+        elif stopped and (layer == "position" or (layer == "model" and stopped == NO_EVENT)):
+            told[layer] = f"not reached: {name_of(stopped)}"
+        else:
+            told[layer] = "passed"
+    return told

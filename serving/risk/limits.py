@@ -1,39 +1,75 @@
-"""Account and data limits (R5, L7): each one says no on its own, and none hides another."""
+"""Account and data limits (R4, R5, R8, L7): each one says no on its own, and none hides another."""
 
 from pipelines.compiled import kernel
 from serving.risk.codes import (
+    ASSET_AT_LIMIT,
     BREAKER_LATCHED,
+    CORRELATED_AT_LIMIT,
     DAILY_LOSS_AT_LIMIT,
     DRAWDOWN_AT_LIMIT,
+    DRAWDOWN_EXIT_ONLY,
+    ES_AT_LIMIT,
     GROSS_EXCEEDS_LIMIT,
+    MARKET_AT_LIMIT,
     OPEN_COUNT_AT_LIMIT,
     STALE_DATA,
+    STRATEGY_AT_LIMIT,
+    STRESS_AT_LIMIT,
     TRADES_TODAY_AT_LIMIT,
 )
+
+# What is used, in the order of `exposure.EXPOSURES`, and the refusal where its limit is reached.
+BUDGETS = {
+    "gross": GROSS_EXCEEDS_LIMIT, "strategy": STRATEGY_AT_LIMIT, "market": MARKET_AT_LIMIT, "asset": ASSET_AT_LIMIT,
+    "correlated": CORRELATED_AT_LIMIT, "es": ES_AT_LIMIT, "stress": STRESS_AT_LIMIT,
+}  # fmt: skip
+BUDGET_CODES = tuple(BUDGETS.values())
+N_BUDGETS = len(BUDGETS)
+
+# Drawdown stages (R8), by how much of the drawdown limit is used up; `normal` before the first of them.
+STAGES = ("normal", "reduce", "half", "exit_only", "flat")
+NORMAL, REDUCE, HALF, EXIT_ONLY, FLAT = range(len(STAGES))
+
+
+@kernel
+def budget_refusals(used, limits):  # type: ignore[no-untyped-def]
+    """Bits of every budget that is used up; used, limits (N_BUDGETS,). Met exactly is used up; NaN reaches nothing
+    here: the core has already refused it as CANNOT_COMPUTE, with the input's name."""
+    refused = 0
+    for i in range(N_BUDGETS):
+        if used[i] >= limits[i]:
+            refused |= BUDGET_CODES[i]
+    return refused
 
 
 @kernel
 def account_refusals(  # type: ignore[no-untyped-def]
-    gross, max_gross, open_count, max_open, trades_today, max_trades, daily_pnl, max_daily_loss, drawdown, max_drawdown,
-    age_bars, max_age_bars, breakers,
-):  # fmt: skip
-    """Bits of every limit that is reached. Fractions are of equity; a limit that is met exactly is reached.
-
-    NaN reaches no limit here: the core has already refused it as CANNOT_COMPUTE, with the input's name.
-    """
+    open_count, max_open, trades_today, max_trades, daily_pnl, max_daily_loss, stage, age_bars, max_age_bars, breakers
+):
+    """Bits of every other limit that is reached. A limit that is met exactly is reached; NaN as above."""
     refused = 0
     if breakers > 0.0:
         refused |= BREAKER_LATCHED
     if age_bars > max_age_bars:
         refused |= STALE_DATA
-    if drawdown >= max_drawdown:
+    if stage == EXIT_ONLY:
+        refused |= DRAWDOWN_EXIT_ONLY
+    if stage == FLAT:
         refused |= DRAWDOWN_AT_LIMIT
     if daily_pnl <= -max_daily_loss:
         refused |= DAILY_LOSS_AT_LIMIT
-    if gross >= max_gross:
-        refused |= GROSS_EXCEEDS_LIMIT
     if open_count >= max_open:
         refused |= OPEN_COUNT_AT_LIMIT
     if trades_today >= max_trades:
         refused |= TRADES_TODAY_AT_LIMIT
     return refused
+
+
+@kernel
+def stage_of(drawdown, limit, starts):  # type: ignore[no-untyped-def]
+    """Index into STAGES. starts (4,): shares of `limit` from which reduce, half, exit only and flat hold, ascending."""
+    stage = NORMAL
+    for i in range(starts.shape[0]):
+        if drawdown >= starts[i] * limit:
+            stage = i + 1
+    return stage

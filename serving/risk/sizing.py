@@ -1,5 +1,7 @@
 """How much, and where it ends: Kelly on the lower bound, under the smallest of all caps (R1, R2); ATR levels (R10)."""
 
+import numpy as np
+
 from pipelines.compiled import kernel
 
 # Rows of the regime limit table (R2); UNKNOWN holds the minimum of all.
@@ -30,18 +32,37 @@ def kelly(p, odds):  # type: ignore[no-untyped-def]
     return fraction if fraction > 0.0 else 0.0
 
 
-@kernel
-def position_size(  # type: ignore[no-untyped-def]
-    p_low, odds, conviction, kelly_fraction, multiplier, kelly_cap, max_position, room
-):
-    """Size as a fraction of equity: Kelly(p_low) × fraction × conviction² × regime multiplier, under every cap.
+# How conviction scales Kelly's fraction (R1): squared, or the documents' min(1.5 c, 2.0).
+SIZINGS = ("kelly", "confidence")
 
-    room  what is left under the gross limit. NaN in any input gives 0 (law L7).
+
+@kernel
+def wanted_size(p_low, odds, conviction, kelly_fraction, multiplier, sizing):  # type: ignore[no-untyped-def]
+    """Fraction of equity before any cap: Kelly(p_low) × fraction × regime multiplier × what conviction leaves of it.
+
+    sizing  index into SIZINGS. NaN in any input gives 0 (law L7).
     """
-    wanted = kelly(p_low, odds) * kelly_fraction * conviction * conviction * multiplier
-    size = min(min(wanted, kelly_cap), min(max_position, room))
-    total = p_low + odds + conviction + kelly_fraction + multiplier + kelly_cap + max_position + room
-    return size if size > 0.0 and total == total else 0.0
+    by = conviction * conviction if sizing == 0.0 else min(1.5 * conviction, 2.0)
+    wanted = kelly(p_low, odds) * kelly_fraction * multiplier * by
+    total = p_low + odds + conviction + kelly_fraction + multiplier
+    return wanted if wanted > 0.0 and total == total else 0.0
+
+
+# Every cap on a size, in the order they are asked; the smallest one holds.
+CAPS = ("kelly_cap", "regime", "volatility", "gross", "strategy", "market", "asset", "correlated", "es", "stress")
+N_CAPS = len(CAPS)
+
+
+@kernel
+def smallest_cap(caps):  # type: ignore[no-untyped-def]
+    """(cap, which): the smallest of caps (N_CAPS,), never under 0, and its index in CAPS. NaN in any gives (0, -1)."""
+    cap, which = np.inf, -1
+    for i in range(caps.shape[0]):
+        if caps[i] != caps[i]:
+            return 0.0, -1
+        if caps[i] < cap:
+            cap, which = caps[i], i
+    return max(cap, 0.0), which
 
 
 @kernel

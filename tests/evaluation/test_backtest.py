@@ -5,18 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from flows.backtest import live_core
 from pipelines.errors import BadShape, BadTimes
-from pipelines.evaluation.backtest import T_EXIT, T_FILL, T_ROW, T_SIZE, TRADE_FIELDS, Core, backtest
+from pipelines.evaluation.backtest import T_EXIT, T_FILL, T_ROW, T_SIZE, TRADE_FIELDS, backtest
 from pipelines.settings import load_params
-from serving import core
 from serving.fusion import N_VOICES
 from serving.policy import flatten, to_rows
 from serving.risk import codes
+from serving.risk.exposure import Scenarios
 
 PARAMS = load_params()
-CORE = Core(
-    core.decide_row, flatten(PARAMS), core.ROW_WIDTH, core.OUT_WIDTH, core.ACCOUNT, core.ACTION, core.SIZE
-)  # fmt: skip
+CALM = 1e-3  # expected shortfall of a unit: small, so that no tail budget stands in the way of what is tested
+CORE = replace(live_core(PARAMS, Scenarios()), scenarios=(
+    np.empty((0, 1)), np.full((2, 1), CALM), np.ones((1, 1)), np.zeros(1)
+))  # fmt: skip
 BAR = 900.0
 NAN = float("nan")
 
@@ -27,15 +29,15 @@ def rows_of(events):
     direction, confidence = np.full((len(events), N_VOICES), NAN), np.ones((len(events), N_VOICES))
     direction[:, 1:3] = events[:, None]
     return to_rows(
-        direction, confidence, regime=0, trend=events, event=events, tier=1, age_bars=0, breakers=0, atr=0.004,
-        price=100.0, p=0.95, p_low=0.9,
+        direction, confidence, regime=0, trend=events, event=events, tier=1, age_bars=0, breakers=0,
+        volatility=0.002, atr=0.004, price=100.0, p=0.95, p_low=0.9,
     )  # fmt: skip
 
 
 def run(events, fills, exits, gross, cost=5.0, core=CORE):
     decided = BAR * np.arange(1, len(events) + 1)
     arrays = (np.asarray(a, float) for a in (fills, exits, gross))
-    return backtest(core, rows_of(events), decided, *arrays, cost, 200, 1)
+    return backtest(core, rows_of(events), decided, *arrays, np.arange(len(events)) % 2.0, cost, 200, 1)
 
 
 def hand():
@@ -96,7 +98,9 @@ def test_no_limit_is_ever_passed_and_most_bite():
     fill, end, size = (result.trades[:, c] for c in (T_FILL, T_EXIT, T_SIZE))
     alive = (fill[None, :] <= fill[:, None]) & (end[None, :] >= fill[:, None])
     assert alive.sum(axis=1).max() == PARAMS.risk.max_open
-    assert (alive * size).sum(axis=1).max() <= PARAMS.risk.max_gross * 1.001  # notional over today's equity, not then's
+    assert (alive * size).sum(
+        axis=1
+    ).max() <= PARAMS.risk.budgets.max_asset * 1.001  # notional over today's equity, not then's
     assert np.unique(fill // 86400, return_counts=True)[1].max() == PARAMS.risk.max_trades_per_day
     assert result.max_drawdown.value > 0
     assert (result.codes & codes.OPEN_COUNT_AT_LIMIT).any()
@@ -104,7 +108,8 @@ def test_no_limit_is_ever_passed_and_most_bite():
 
 
 def test_gross_is_what_is_open_now_and_the_last_size_is_cut_to_fit():
-    risk = PARAMS.risk.model_copy(update={"max_gross": 0.25})
+    budgets = PARAMS.risk.budgets.model_copy(update={"max_gross": 0.25})
+    risk = PARAMS.risk.model_copy(update={"budgets": budgets})
     tight = replace(CORE, params=flatten(PARAMS.model_copy(update={"risk": risk})))
     decided = BAR * np.arange(1, 7)
     exits = [BAR * 5, BAR * 9, BAR * 9, BAR * 9, BAR * 9, BAR * 9]  # the first frees its room before row 5
@@ -114,13 +119,14 @@ def test_gross_is_what_is_open_now_and_the_last_size_is_cut_to_fit():
     assert result.codes.tolist() == [0, 0, 0, codes.GROSS_EXCEEDS_LIMIT, codes.GROSS_EXCEEDS_LIMIT, 0]
 
 
-def test_losses_stop_the_day_and_drawdown_stops_for_good():
+def test_losses_stop_the_day_and_the_third_stage_of_a_drawdown_stops_for_good():
     events = np.ones(3000)
     decided = BAR * np.arange(1, 3001)
     result = run(events, decided, decided, np.full(3000, -150.0))
     assert (result.codes & codes.DAILY_LOSS_AT_LIMIT).any()
-    assert result.codes[-1] & codes.DRAWDOWN_AT_LIMIT
-    assert PARAMS.risk.max_drawdown <= result.max_drawdown.value < PARAMS.risk.max_drawdown + 0.01
+    assert result.codes[-1] & codes.DRAWDOWN_EXIT_ONLY
+    stops = PARAMS.risk.stages.exit_only.at * PARAMS.risk.max_drawdown
+    assert stops <= result.max_drawdown.value < stops + 0.01
 
 
 def test_a_decision_does_not_know_how_open_trades_will_end():
@@ -147,7 +153,7 @@ def test_the_callers_rows_stay_as_they_were_and_no_trade_is_no_figure():
     rows = rows_of([1, 0, 1])
     before = rows.tobytes()
     holes = np.full(3, NAN)
-    result = backtest(CORE, rows, BAR * np.arange(1, 4), holes, holes, holes, 5.0, 100, 1)
+    result = backtest(CORE, rows, BAR * np.arange(1, 4), holes, holes, holes, holes, 5.0, 100, 1)
     assert rows.tobytes() == before
     assert (result.unresolved, len(result.trades), result.net_bps.n) == (2, 0, 0)
     assert np.isnan(result.net_bps.value)

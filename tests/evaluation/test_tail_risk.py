@@ -9,9 +9,9 @@ from scipy.stats import binom, norm, t
 from benchmarks.tail_risk import DAY_S, closes, simple_returns
 from pipelines.contracts import BAR_WIDTH, CLOSE, OPEN_TIME
 from pipelines.errors import BadShape, BadValues, UnknownName
-from pipelines.evaluation.allocation import euler_es
 from pipelines.evaluation.coverage import SIZE, acerbi_szekely, coverage, independence, kupiec
 from pipelines.evaluation.tail_risk import METHODS, backtest, estimate, forecasts, unit_student
+from pipelines.tails import euler_es
 
 LEVEL, WINDOW = 0.95, 250
 RUNS = 200

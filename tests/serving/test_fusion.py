@@ -24,7 +24,7 @@ def speak(weights=None, **voices):
         direction[VOICES.index(name)], confidence[VOICES.index(name)] = said
     shares, contributions = np.empty(N_VOICES), np.empty(N_VOICES)
     weights = weight_table(FUSION)[4] if weights is None else weights
-    answer = fuse(direction, confidence, weights, shares, contributions)
+    answer = fuse(direction, confidence, weights, np.ones(N_VOICES), shares, contributions)
     return answer, dict(zip(VOICES, shares, strict=True)), dict(zip(VOICES, contributions, strict=True))
 
 

@@ -11,8 +11,9 @@ from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.settings import load_params
 from serving import core
 from serving.fusion import N_VOICES, VOICES
-from serving.policy import DecisionInputs, Portfolio, decide, flatten, to_row, to_rows
-from serving.risk.codes import REFUSALS, bits_of, name_of
+from serving.policy import NOTHING_OPEN, ONES, DecisionInputs, Portfolio, decide, flatten, to_row, to_rows
+from serving.risk.codes import REFUSALS, bits_of, name_of, trail
+from serving.risk.limits import BUDGETS
 
 PARAMS = load_params()
 FLAT = flatten(PARAMS)
@@ -25,11 +26,14 @@ NAN = float("nan")
 INPUTS = DecisionInputs(
     direction=np.array([NAN, 1.0, 1.0, NAN, NAN, -1.0]),
     confidence=np.array([NAN, 0.8, 0.9, NAN, NAN, 0.9]),
+    factor=ONES,
+    independence=ONES,
     regime="TRENDING",
     trend=1.0,
     unicorn=NAN,
     event="fvg",
     event_direction=1.0,
+    volatility=0.003,
     atr=0.004,
     price=100.0,
     p=0.6,
@@ -38,7 +42,7 @@ INPUTS = DecisionInputs(
     tier=1,
     age_bars=0.0,
     breakers=(),
-    portfolio=Portfolio(gross=0.0, open_count=0, trades_today=0, daily_pnl=0.0, drawdown=0.0),
+    portfolio=Portfolio(**NOTHING_OPEN, es_unit=0.03),
 )
 
 
@@ -54,6 +58,9 @@ def test_one_decision_by_hand():
     assert d.weights == {"ict": pytest.approx(0.225 / 0.445), "order_flow": pytest.approx(0.22 / 0.445)}
     assert sum(d.contributions.values()) == pytest.approx(1.0)
     assert d.coverage == pytest.approx(0.445 / 1.065)
+    assert d.said == {"ict": 0.8, "order_flow": 0.9, "traditional": -0.9}
+    assert (set(d.trail.values()), d.stage, d.capped_by) == ({"passed"}, "normal", None)
+    assert d.validation["traditional"] == pytest.approx(0.05)
     assert (d.id, d.event, d.tier, d.generation, d.lineage) == ("d1", "fvg", 1, 3, {"data_hash": "abc"})
 
 
@@ -67,6 +74,7 @@ def test_a_refused_event_keeps_its_levels_so_that_its_outcome_can_be_scored():
     assert (d.action, d.size, d.entry) == ("NO_TRADE", 0.0, 100.0)
     assert d.reasons == (
         "NO_EDGE_AFTER_COST: edge_bps=-4.0, p=0.410, break_even_p=0.450",
+        "NOT_VALIDATED: validation=0.258, above=0.60 (traditional 0.05, ai 0.10, correlation 1.00)",
         "KELLY_ZERO: kelly=0.0000, p_low=0.350, conviction=0.661, cap=0.1000",
     )
 
@@ -94,6 +102,7 @@ def random_rows(n):
     rng = np.random.default_rng(3)
     p = rng.uniform(0.3, 0.95, n)
     pick = lambda values, odds: rng.choice(values, n, p=odds)  # noqa: E731
+    near_its_limit = lambda name: rng.uniform(0, 1.05, n) * getattr(PARAMS.risk.budgets, f"max_{name}")  # noqa: E731
     side = pick([-1.0, 1.0], [0.5, 0.5])
     direction = rng.choice([-1.0, 0.0, 1.0, 2.0, NAN], (n, N_VOICES), p=[0.2, 0.2, 0.39, 0.01, 0.2]) * side[:, None]
     rows = to_rows(
@@ -106,17 +115,23 @@ def random_rows(n):
         tier=pick([1.0, 2.0, 3.0, 4.0], [0.5, 0.2, 0.2, 0.1]),
         age_bars=pick([0.0, 1.0, 3.0], [0.6, 0.3, 0.1]),
         breakers=pick([0.0, 3.0], [0.95, 0.05]),
-        gross=rng.uniform(0, 0.6, n),
+        **{name: near_its_limit(name) for name in BUDGETS},
+        es_unit=rng.uniform(0.005, 0.05, n),
+        volatility=rng.uniform(0.001, 0.02, n),
         open_count=pick([0.0, 2.0, 5.0], [0.6, 0.3, 0.1]),
         trades_today=pick([0.0, 39.0, 40.0], [0.6, 0.3, 0.1]),
         daily_pnl=pick([0.01, 0.0, -0.03, NAN], [0.5, 0.4, 0.08, 0.02]),
-        drawdown=pick([0.0, 0.05, 0.09], [0.6, 0.3, 0.1]),
+        drawdown=pick([0.0, 0.05, 0.065, 0.09], [0.6, 0.2, 0.1, 0.1]),
+        factor=rng.uniform(0.5, 2.0, (n, N_VOICES)),
+        independence=rng.uniform(0.3, 1.0, (n, N_VOICES)),
         atr=np.exp(rng.uniform(np.log(0.0003), np.log(0.04), n)),
         price=rng.uniform(10, 60_000, n),
         p=p,
         p_low=p - rng.uniform(0, 0.15, n),
     )
     rows[rng.random(n) < 0.1, core.P :] = NAN
+    for field in (core.DAILY_PNL, core.ES, core.ES_UNIT, core.VOLATILITY):
+        rows[rng.random(n) < 0.005, field] = NAN
     return rows
 
 
@@ -125,6 +140,8 @@ def inputs_of(row):
     return DecisionInputs(
         direction=np.array([at[f"{v}.direction"] for v in VOICES]),
         confidence=np.array([at[f"{v}.confidence"] for v in VOICES]),
+        factor=np.array([at[f"{v}.factor"] for v in VOICES]),
+        independence=np.array([at[f"{v}.independence"] for v in VOICES]),
         regime=None if np.isnan(at["regime"]) else REGIMES[int(at["regime"])],
         event="fvg" if at["event"] else None,
         event_direction=at["event"],
@@ -132,7 +149,7 @@ def inputs_of(row):
         tier=int(at["tier"]),
         breakers=("daily_loss", "drawdown") if at["breakers"] else (),
         portfolio=Portfolio(*(at[name] for name in Portfolio.__slots__)),
-        **{name: at[name] for name in ("trend", "unicorn", "atr", "price", "p", "p_low", "age_bars")},
+        **{name: at[name] for name in ("trend", "unicorn", "volatility", "atr", "price", "p", "p_low", "age_bars")},
     )
 
 
@@ -146,6 +163,7 @@ def test_live_and_batch_agree_on_ten_thousand_rows_refusals_included():
         d = decide(inputs, PARAMS, FLAT, **FACTS)
         assert [words.split(":")[0] for words in d.reasons] == [name_of(bit) for bit in bits_of(code)]
         assert (d.size, {"BUY": 1, "SELL": -1, "NO_TRADE": 0}[d.action]) == (out[core.SIZE], out[core.ACTION])
+        assert d.trail == trail(code)
         assert (d.edge_bps is None, d.edge_bps or 0.0) == (
             np.isnan(out[core.EDGE_BPS]),
             np.nan_to_num(out[core.EDGE_BPS]),
@@ -155,9 +173,12 @@ def test_live_and_batch_agree_on_ten_thousand_rows_refusals_included():
 
 
 def test_layout_names_and_constants_agree():
-    for fields in (core.ROW_FIELDS[2 * N_VOICES :], core.PARAM_FIELDS):
-        for name in fields:
-            assert fields[getattr(core, name.upper()) - (2 * N_VOICES if fields[0] == "regime" else 0)] == name
+    for at, name in enumerate(core.ROW_FIELDS[core.STATE_AT :], core.STATE_AT):
+        assert getattr(core, name.upper()) == at
+    layers = {"traditional": "W_TRADITIONAL", "ai": "W_AI", "correlation": "W_CORRELATION"}
+    for at, name in enumerate(core.PARAM_FIELDS[: core.BUDGETS_AT]):
+        assert getattr(core, layers.get(name, name.upper())) == at
+    assert [f"max_{name}" for name in BUDGETS] == list(core.PARAM_FIELDS[core.BUDGETS_AT :])
     assert [getattr(core, name.upper()) for name in core.OUT_FIELDS] == list(range(len(core.OUT_FIELDS)))
 
 
@@ -174,8 +195,9 @@ def test_bad_callers_are_told_what_to_mend():
 
 def test_params_without_a_limit_are_refused_and_none_is_guessed():
     risk = PARAMS.risk
+    budgets = risk.budgets.model_copy(update={"max_gross": NAN})
     with pytest.raises(BadValues, match="max_gross"):
-        flatten(PARAMS.model_copy(update={"risk": risk.model_copy(update={"max_gross": NAN})}))
+        flatten(PARAMS.model_copy(update={"risk": risk.model_copy(update={"budgets": budgets})}))
     limits = {name: limit for name, limit in risk.regime_limits.items() if name != "bear"}
     with pytest.raises(UnknownName, match="bear"):
         flatten(PARAMS.model_copy(update={"risk": risk.model_copy(update={"regime_limits": limits})}))

@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import wait
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from serving.account import Account
 from serving.ledger import Ledger
 from serving.live import decide
 from serving.policy import flatten
+from serving.risk.exposure import scenarios_of
 from serving.slots import Slots, write_generation
 from serving.symbols import replay
 from serving.tiers import Tier
@@ -91,12 +93,13 @@ def site(tmp_path_factory):
             slots.refresh()
             if symbol is None or symbol.warm.digest != warm["digest"]:
                 symbol = replay(read_warm_start(Path(warm["path"]), warm["digest"]), store.bars(SYMBOL))
+                account.scenarios = scenarios_of({SYMBOL: symbol.warm.closes}, PARAMS.labels.horizon_bars * STEP_S)
         known, close = bar[np.newaxis, OPEN_TIME] + STEP_S, utc(bar[OPEN_TIME] + STEP_S)
         ledger.observe(BarBatch(SYMBOL, bar[np.newaxis], known, close)).result()
         symbol.advance(bar[np.newaxis])
         decision = decide(
-            symbol, slots.snapshot, PARAMS, flat, account.portfolio(close), (), tier=TIER, id=f"d{i}", asked_at=close,
-            now=close,
+            symbol, slots.snapshot, PARAMS, flat, partial(account.portfolio, close, SYMBOL), (), tier=TIER, id=f"d{i}",
+            asked_at=close, now=close,
         )  # fmt: skip
         account.take(decision)
         if decision.action != "NO_TRADE":

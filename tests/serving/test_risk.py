@@ -4,26 +4,41 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from pipelines.labels.barriers import levels
 from pipelines.settings import load_params
 from serving import core
-from serving.policy import flatten, reasons
+from serving.policy import NOTHING_OPEN, flatten, layers_of, reasons
 from serving.risk import codes
-from serving.risk.sizing import BEAR, BULL, HIGH_VOL, LOW_VOL, UNKNOWN_LIMIT, kelly, limit_row, position_size
+from serving.risk.limits import BUDGETS, STAGES
+from serving.risk.sizing import (
+    BEAR,
+    BULL,
+    CAPS,
+    HIGH_VOL,
+    LOW_VOL,
+    UNKNOWN_LIMIT,
+    kelly,
+    limit_row,
+    smallest_cap,
+    wanted_size,
+)
 
 PARAMS = load_params()
 FLAT = flatten(PARAMS)
 GOOD = {
     "ict.direction": 1, "ict.confidence": 0.8, "order_flow.direction": 1, "order_flow.confidence": 0.9, "regime": 0,
-    "trend": 1, "event": 1, "tier": 1, "age_bars": 0, "breakers": 0, "gross": 0, "open_count": 0, "trades_today": 0,
-    "daily_pnl": 0, "drawdown": 0, "atr": 0.004, "price": 100.0, "p": 0.6, "p_low": 0.55,
+    "trend": 1, "event": 1, "tier": 1, "age_bars": 0, "breakers": 0, **NOTHING_OPEN, "es_unit": 0.03,
+    "volatility": 0.003, "atr": 0.004, "price": 100.0, "p": 0.6, "p_low": 0.55,
 }  # fmt: skip
 NEEDED = [name for name in GOOD if name not in ("regime", "trend", "p") and not name.endswith("direction")]
+NEEDED += ["ict.factor", "order_flow.independence"]
 
 
 def row(**changes):
     values = np.full(core.ROW_WIDTH, np.nan)
+    values[core.FACTORS_AT : core.STATE_AT] = 1.0
     for name, value in {**GOOD, **changes}.items():
         values[core.ROW_FIELDS.index(name)] = value
     return values
@@ -43,6 +58,7 @@ REFUSED = {
     codes.BREAKER_LATCHED: {"breakers": 4},
     codes.STALE_DATA: {"age_bars": 2.5},
     codes.DRAWDOWN_AT_LIMIT: {"drawdown": 0.08},
+    codes.DRAWDOWN_EXIT_ONLY: {"drawdown": 0.06},
     codes.DAILY_LOSS_AT_LIMIT: {"daily_pnl": -0.02},
     codes.TIER_CLOSED: {"tier": 4},
     codes.NO_EVENT: {"event": 0},
@@ -50,11 +66,18 @@ REFUSED = {
     codes.NO_VOICE: {"ict.direction": 0, "order_flow.direction": np.nan},
     codes.CONFLICT: {"event": -1},
     codes.CONFIDENCE_BELOW: ict(0.66),
+    codes.NOT_VALIDATED: {"traditional.direction": -1, "traditional.confidence": 0.99, "p": 0.46, "p_low": 0.41},
     codes.TARGET_UNDER_COST: {"atr": 0.0006, "p": 0.9, "p_low": 0.8},
     codes.NO_EDGE_AFTER_COST: {"p": 0.449, "p_low": 0.42},
     codes.KELLY_ZERO: {"p_low": 0.39},
     codes.STOP_EXCEEDS_REGIME: {"atr": 0.021},
     codes.GROSS_EXCEEDS_LIMIT: {"gross": 0.61},
+    codes.STRATEGY_AT_LIMIT: {"strategy": 0.4},
+    codes.MARKET_AT_LIMIT: {"market": 0.5},
+    codes.ASSET_AT_LIMIT: {"asset": 0.3},
+    codes.CORRELATED_AT_LIMIT: {"correlated": 0.41},
+    codes.ES_AT_LIMIT: {"es": 0.015},
+    codes.STRESS_AT_LIMIT: {"stress": 0.02},
     codes.OPEN_COUNT_AT_LIMIT: {"open_count": 5},
     codes.TRADES_TODAY_AT_LIMIT: {"trades_today": 40},
 }
@@ -122,7 +145,7 @@ def test_an_unknown_regime_gets_base_weights_and_the_smallest_caps():
 def test_what_is_left_under_the_gross_limit_caps_the_size():
     _, out = decide(row(gross=0.45, p=0.95, p_low=0.95, **ict(1.0)))
     assert out[core.SIZE] == pytest.approx(0.05)
-    assert out[core.CAP] == out[core.SIZE]
+    assert (out[core.CAP], CAPS[int(out[core.CAP_OF])]) == (out[core.SIZE], "gross")
 
 
 @pytest.mark.parametrize(("regime", "factor"), [(0, 1.0), (1, 0.8), (2, 0.5), (3, 0.8), (np.nan, 0.5)])
@@ -146,12 +169,110 @@ def test_kelly_is_the_formula_and_never_negative():
     assert (kelly(0.1, 1.5), kelly(np.nan, 1.5)) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("which", range(8))
-def test_a_size_from_any_nan_is_zero(which):
-    arguments = [0.9, 1.5, 0.9, 0.25, 1.0, 0.1, 0.15, 0.5]
-    assert position_size(*arguments) == pytest.approx(0.1)
+@pytest.mark.parametrize("sizing", [0.0, 1.0])
+@pytest.mark.parametrize("which", range(5))
+def test_a_size_from_any_nan_is_zero(which, sizing):
+    arguments = [0.9, 1.5, 0.9, 0.25, 1.0]
+    assert wanted_size(*arguments, sizing) > 0.1
     arguments[which] = np.nan
-    assert position_size(*arguments) == 0.0
+    assert wanted_size(*arguments, sizing) == 0.0
+
+
+def test_the_smallest_cap_holds_whichever_it_is_and_an_unknown_one_leaves_nothing():
+    for which in range(len(CAPS)):
+        caps = np.full(len(CAPS), 0.1)
+        caps[which] = 0.04
+        assert smallest_cap(caps) == (0.04, which)
+        caps[which] = -0.2
+        assert smallest_cap(caps) == (0.0, which)
+        caps[which] = np.nan
+        assert smallest_cap(caps) == (0.0, -1)
+
+
+def test_conviction_counts_squared_or_as_the_documents_multiplier_and_never_above_the_cap():
+    plain = 0.25 * (0.5 * 1.5 - 0.5) / 1.5
+    assert wanted_size(0.5, 1.5, 0.8, 0.25, 1.0, 0.0) == pytest.approx(plain * 0.64)
+    assert wanted_size(0.5, 1.5, 0.8, 0.25, 1.0, 1.0) == pytest.approx(plain * 1.2)
+    risk = PARAMS.risk.model_copy(update={"sizing": "confidence"})
+    flat = flatten(PARAMS.model_copy(update={"risk": risk}))
+    assert decide(row(p=0.99, p_low=0.99, **ict(1.0)), flat)[1][core.SIZE] == PARAMS.risk.kelly_cap
+
+
+def test_a_wilder_market_gets_a_smaller_position():
+    _, out = decide(row(volatility=0.02, p=0.95, p_low=0.95, **ict(1.0)))
+    assert out[core.SIZE] == pytest.approx(PARAMS.risk.volatility_target / (0.02 * 4))
+    assert CAPS[int(out[core.CAP_OF])] == "volatility"
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_a_position_takes_what_is_left_of_every_budget(name):
+    limit, unit = getattr(PARAMS.risk.budgets, f"max_{name}"), 0.03 if name in ("es", "stress") else 1.0
+    code, out = decide(row(**{name: limit - 0.01 * unit}, p=0.95, p_low=0.95, **ict(1.0)))
+    assert (code, out[core.SIZE]) == (0, pytest.approx(0.01))
+    assert CAPS[int(out[core.CAP_OF])] == name
+
+
+@pytest.mark.parametrize(("share", "stage", "left"), [
+    (0.0, "normal", 1.0), (0.2499, "normal", 1.0), (0.25, "reduce", 0.75), (0.4999, "reduce", 0.75), (0.5, "half", 0.5),
+    (0.75, "exit_only", 0.0), (0.9999, "exit_only", 0.0), (1.0, "flat", 0.0), (3.0, "flat", 0.0),
+])  # fmt: skip
+def test_each_stage_of_the_drawdown_leaves_less(share, stage, left):
+    _, whole = decide(row())
+    code, out = decide(row(drawdown=share * PARAMS.risk.max_drawdown))
+    assert STAGES[int(out[core.STAGE])] == stage
+    assert out[core.SIZE] == pytest.approx(left * whole[core.SIZE])
+    assert (code == 0) == (left > 0)
+
+
+def test_the_layers_that_speak_are_weighed_and_one_that_is_silent_leaves_the_mean():
+    against = {"traditional.direction": -1, "traditional.confidence": 0.5}
+    _, out = decide(row(**against))
+    layers = layers_of(out)
+    assert layers["traditional"] == pytest.approx(0.25)
+    assert layers["correlation"] == pytest.approx(1.0)
+    assert layers["ai"] == pytest.approx(norm.cdf((0.6 - 0.45) / (0.05 / 1.959963984540054)))
+    assert out[core.VALIDATION] == pytest.approx(0.4 * 0.25 + 0.4 * layers["ai"] + 0.2)
+    _, out = decide(row())
+    assert "traditional" not in layers_of(out)
+    assert out[core.VALIDATION] == pytest.approx((0.4 * layers["ai"] + 0.2) / 0.6)
+
+
+def test_learned_factors_move_weight_between_categories_and_nothing_else():
+    moved = {"ict.factor": 0.0, "order_flow.factor": 2.0}
+    _, out = decide(row(**moved))
+    assert out[core.CONFIDENCE] == pytest.approx(0.9)
+    assert np.isnan(out[core.SHARES_AT + 1])
+
+
+def test_voices_that_say_the_same_vote_as_fewer_and_keep_the_mean_of_their_confidence():
+    split = {"cmt.direction": -1, "cmt.confidence": 0.8, "cmt.factor": 1.0, "cmt.independence": 1.0}
+    _, apart = decide(row(**split))
+    _, alike = decide(row(**split, **{"ict.independence": 0.5, "order_flow.independence": 0.5}))
+    assert alike[core.CONFIDENCE] == apart[core.CONFIDENCE]
+    assert apart[core.DIRECTION] == 1.0
+    assert alike[core.DIRECTION] == -1.0
+
+
+def test_every_refusal_belongs_to_one_of_the_seven_layers():
+    assert list(codes.LAYERS) == ["data", "model", "signal", "position", "portfolio", "drawdown", "system"]
+    assert sorted(bit for bits in codes.LAYERS.values() for bit in bits) == sorted(codes.REFUSALS)
+
+
+@pytest.mark.parametrize("bit", codes.REFUSALS, ids=codes.name_of)
+def test_the_trail_names_the_layer_that_refused(bit):
+    told = codes.trail(decide(row(**REFUSED[bit]))[0])
+    assert list(told) == list(codes.LAYERS)
+    (layer,) = (name for name, bits in codes.LAYERS.items() if bit in bits)
+    assert {name: what for name, what in told.items() if what.startswith("refused")} == {
+        layer: f"refused: {codes.name_of(bit)}"
+    }
+
+
+def test_the_trail_says_what_was_not_reached():
+    told = codes.trail(codes.NO_EVENT)
+    assert (told["model"], told["position"], told["portfolio"]) == ("not reached: NO_EVENT",) * 2 + ("passed",)
+    assert codes.trail(codes.CANNOT_COMPUTE)["position"] == "not reached: CANNOT_COMPUTE"
+    assert set(codes.trail(0).values()) == {"passed"}
 
 
 def test_stop_and_target_are_the_ones_the_labels_use():
@@ -181,8 +302,10 @@ sides = st.sampled_from([-1.0, 0.0, 1.0, np.nan])
 plausible = st.fixed_dictionaries(
     {**{f"{voice}.direction": sides for voice in core.VOICES}, **{f"{voice}.confidence": unit for voice in core.VOICES},
      "regime": st.sampled_from([0.0, 1.0, 2.0, 3.0, np.nan]), "trend": sides, "event": st.sampled_from([-1.0, 1.0]),
-     "tier": st.sampled_from([1.0, 2.0, 3.0]), "gross": st.floats(0, 0.6), "atr": st.floats(0.001, 0.02), "p": unit,
-     "p_low": unit}
+     "tier": st.sampled_from([1.0, 2.0, 3.0]), "gross": st.floats(0, 0.6), "asset": st.floats(0, 0.4),
+     "correlated": st.floats(0, 0.5), "es": st.floats(0, 0.02), "stress": st.floats(0, 0.03),
+     "es_unit": st.floats(0.001, 0.2), "volatility": st.floats(0.0005, 0.05), "drawdown": st.floats(0, 0.1),
+     "atr": st.floats(0.001, 0.02), "p": unit, "p_low": unit}
 )  # fmt: skip
 
 
@@ -191,7 +314,11 @@ plausible = st.fixed_dictionaries(
 def test_a_size_is_never_negative_nor_above_any_cap(fields):
     code, out = decide(row(**fields))
     limit = limit_row(float(fields["regime"]), float(fields["trend"]))
-    caps = (PARAMS.risk.kelly_cap, FLAT[core.MAX_POSITION_AT + limit], max(PARAMS.risk.max_gross - fields["gross"], 0))
+    caps = [PARAMS.risk.kelly_cap, FLAT[core.MAX_POSITION_AT + limit]]
+    caps += [PARAMS.risk.volatility_target / (fields["volatility"] * 4)]
+    for name in BUDGETS:
+        unit = fields["es_unit"] if name in ("es", "stress") else 1.0
+        caps.append(max(getattr(PARAMS.risk.budgets, f"max_{name}") - fields.get(name, 0.0), 0.0) / unit)
     assert 0.0 <= out[core.SIZE] <= min(caps)
     assert (code == 0) == (out[core.SIZE] > 0) == (out[core.ACTION] != 0)
 

@@ -11,7 +11,7 @@ from pipelines.errors import UnknownName
 from pipelines.settings import ThresholdParams, load_params
 from serving import core
 from serving.fusion import N_VOICES
-from serving.policy import flatten, to_rows
+from serving.policy import NOTHING_OPEN, flatten, to_rows
 from serving.risk.codes import CONFIDENCE_BELOW
 from serving.thresholds import confidence_table, thresholds
 
@@ -69,8 +69,8 @@ def said(regime, confidence, unicorn=NAN, event=1.0):
     """(was it too little, what was asked) for a row whose voices all say `confidence` for the event's side."""
     row = to_rows(
         np.full((1, N_VOICES), event), np.full((1, N_VOICES), confidence), trend=event, event=event, tier=1,
-        regime=NAN if regime is None else REGIMES.index(regime), unicorn=unicorn, age_bars=0, breakers=0, gross=0,
-        open_count=0, trades_today=0, daily_pnl=0, drawdown=0, atr=0.004, price=100.0, p=0.7, p_low=0.65,
+        regime=NAN if regime is None else REGIMES.index(regime), unicorn=unicorn, age_bars=0, breakers=0,
+        **NOTHING_OPEN, es_unit=0.02, volatility=0.003, atr=0.004, price=100.0, p=0.7, p_low=0.65,
     )[0]  # fmt: skip
     out = np.empty(core.OUT_WIDTH)
     code = core.decide_row(row, flatten(PARAMS), out)

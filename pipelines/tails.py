@@ -1,0 +1,81 @@
+"""The worst of a sample: value at risk, expected shortfall, and whose they are. Losses are positive fractions of value.
+
+Below everything that counts with them: the tests of forecasts (`evaluation.tail_risk`) and the risk engine's budgets.
+"""
+
+import numpy as np
+
+from pipelines.compiled import kernel
+from pipelines.contracts import Floats
+from pipelines.errors import BadShape, BadValues
+
+
+@kernel
+def tail_losses(values, tail):  # type: ignore[no-untyped-def]
+    """VaR and ES of equally likely `values`.
+
+    VaR is the loss of rank (n + 1) tail, between two by interpolation: where that is whole, the next of independent
+    returns exceeds it with chance `tail`; the empirical distribution's own quantile would be exceeded too often. ES is
+    the mean of the n · tail worst, the last one in part (Acerbi & Tasche 2002), so it is never under the VaR.
+    """
+    n = values.shape[0]
+    if n * tail < 1.0 - 1e-9:
+        return np.nan, np.nan
+    rank, share = (n + 1) * tail, n * tail
+    k, m = int(rank), int(share)
+    worst, kept = np.empty(k + 1), 0  # in order; by insertion, as numpy's partition takes half a minute to compile
+    for value in values:
+        if not np.isfinite(value):
+            return np.nan, np.nan
+        if kept <= k:
+            kept += 1
+        elif value >= worst[k]:
+            continue
+        j = kept - 1
+        while j > 0 and worst[j - 1] > value:
+            worst[j] = worst[j - 1]
+            j -= 1
+        worst[j] = value
+    var = -(worst[k - 1] + (rank - k) * (worst[k] - worst[k - 1]))
+    es = -(worst[:m].sum() + (share - m) * worst[m]) / share
+    return var, es
+
+
+def tail_of(level: float) -> float:
+    """1 - level. Raises BadValues unless .5 < level < 1."""
+    if not 0.5 < level < 1.0:
+        raise BadValues(f"level {level} of a VaR is not between .5 and 1. Write 99 % as 0.99.")
+    return 1.0 - level
+
+
+def refuse_missing(values: Floats, what: str = "return") -> None:
+    """Raises BadValues naming the first row of `values`, (n,) or (n, k), that is not finite."""
+    fine = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    if not fine.all():
+        at = int(np.argmin(fine))
+        raise BadValues(
+            f"{what} {values[at]} of row {at} is not finite, as {(~fine).sum()} of {len(values)} are not. Leave such "
+            "rows out; the return over a gap is the one between the prices on either side."
+        )
+
+
+def euler_es(returns: Floats, weights: Floats, level: float) -> Floats:
+    """(k,) what each of k positions adds to the portfolio's historical ES; the sum is that ES.
+
+    returns  (n, k) simple returns of the assets in the same rows; weights (k,) of value, negative if short
+    A position's part is its mean loss over the portfolio's worst n (1 - level) rows, the last in part: the derivative
+    of the ES in the position's size, times that size. Negative where it hedges. NaN under 1 / (1 - level) rows.
+    Raises   BadShape if widths differ; BadValues for a row or a weight that is not finite
+    Source   Tasche 1999, "Risk contributions and performance measurement"
+    """
+    tail = tail_of(level)
+    if returns.ndim != 2 or weights.shape != returns.shape[1:]:
+        raise BadShape(f"returns {returns.shape} and weights {weights.shape}; expected (n, k) and (k,).")
+    refuse_missing(returns)
+    refuse_missing(weights, "weight")
+    share = len(returns) * tail
+    if share < 1.0 - 1e-9:
+        return np.full(len(weights), np.nan)
+    order = np.argsort(returns @ weights, kind="stable")[: int(share) + 1]
+    counted = np.minimum(1.0, share - np.arange(len(order)))
+    return np.asarray(-(counted @ returns[order]) * weights / share, dtype=np.float64)

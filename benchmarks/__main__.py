@@ -18,7 +18,7 @@ from rich.table import Table
 from benchmarks.measured import Row, Spread
 
 NAMES = (
-    "features", "signals_speed", "heatmap", "sampling", "inference", "decision", "decision_core", "simulator",
+    "features", "signals_speed", "heatmap", "sampling", "inference", "decision", "decision_core", "risk", "simulator",
     "services",
 )  # fmt: skip
 

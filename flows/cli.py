@@ -425,6 +425,55 @@ def decide(
 
 
 @app.command()
+def risk(as_json: AsJson = False) -> None:
+    """What is used of every limit now, breakers, drawdown stage, whose the tail is, and what would be refused."""
+    from flows.client import Client
+
+    with Client(settings()) as client:
+        found = client.risk()
+    if as_json:
+        emit(found)
+        return
+    table(
+        f"limits at {found['as_of']}", ["limit", "of", "used", "at most", "left", "used of it"],
+        [[row["limit"], row["of"], number(row["used"], 4), number(row["at_most"], 4), number(row["left"], 4),
+          None if row["share"] is None else f"{row['share']:.0%}"] for row in found["limits"]],
+    )  # fmt: skip
+    tail = found["tail"]
+    if tail["by_asset"]:
+        table(
+            f"expected shortfall at {tail['level']:g} over {tail['hours']:g} h, {tail['scenarios']:,} scenarios",
+            ["asset", "net", "its part"],
+            [[name, number(part["net"], 4), number(part["es"], 5)] for name, part in tail["by_asset"].items()],
+        )
+    if found["positions"]:
+        table(
+            "open positions", ["symbol", "side", "size", "strategy", "entry", "stop", "until (UTC)"],
+            [[p["symbol"], p["side"], number(p["size"], 4), p["strategy"], p["entry"], p["stop"], p["expiry"]]
+             for p in found["positions"]],
+        )  # fmt: skip
+    table(
+        "a new position, were its signal beyond doubt", ["symbol", "side", "largest", "held down by", "refused"],
+        [[n["symbol"], n["side"], number(n["largest"], 4), n["capped_by"], "; ".join(n["refused"]) or None]
+         for n in found["next"]],
+    )  # fmt: skip
+    out.print(f"stage {found['stage']}: leaves {found['stage_leaves']:g} of a size; "
+              f"breakers: {', '.join(found['breakers']) or 'none latched'}")  # fmt: skip
+
+
+@app.command()
+def limits(as_json: AsJson = False) -> None:
+    """Every limit of params.yaml, by the layer that asks it."""
+    from serving.utilisation import limits_of
+
+    found = limits_of(load_params(settings().params_file))
+    if as_json:
+        emit(found)
+    else:
+        table("limits", ["layer", "limit", "value", "of"], [list(row.values()) for row in found])
+
+
+@app.command()
 def chart(
     symbol: Annotated[str | None, typer.Argument(help="The market of the newest snapshot by default.")] = None,
     last: Annotated[int, typer.Option(help="Decision bars to draw.", min=10)] = 300,

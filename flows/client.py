@@ -61,6 +61,9 @@ class Client:
     def status(self) -> dict[str, Any]:
         return self._post("status", {})
 
+    def risk(self) -> dict[str, Any]:
+        return self._post("risk", {})
+
     def wait_for_generation(self, generation: int, timeout_s: float = 60.0) -> dict[str, Any]:
         """Until the service answers with this generation. Raises ServiceDown with what it said last."""
         deadline, said = time.monotonic() + timeout_s, "no answer yet"

@@ -93,12 +93,15 @@ class Account:
             drawdown=1.0 - self.equity / self.peak,
         )
 
+    def held(self, at: datetime) -> list[Decision]:
+        """Decisions whose positions are open at that moment, oldest first."""
+        return [d for d in self.open.values() if d.as_of <= at and (d.expiry is None or d.expiry > at)]
+
     def positions(self, at: datetime) -> Floats:
         """(k, 3) positions open at that moment, as `risk.exposure` reads them."""
         rows = [
             (d.size if d.action == "BUY" else -d.size, self.scenarios.code(d.symbol), self._code(d.event or ""))
-            for d in self.open.values()
-            if d.as_of <= at
+            for d in self.held(at)
         ]
         return np.array(rows, dtype=np.float64).reshape(-1, len(POSITION))
 

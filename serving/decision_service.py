@@ -43,6 +43,7 @@ from serving.risk.exposure import Scenarios, scenarios_of
 from serving.slots import Slots, Snapshot
 from serving.symbols import CLOCK_SKEW, Symbol, Symbols, replay
 from serving.tiers import EMERGENCY_LATCH, FULL, Freshness, State, Tier, TierBook, health, worst
+from serving.utilisation import utilisation
 
 log = logging.getLogger("bellwether.decision")
 KEPT = 4096  # decisions remembered so that asking again gives the same one
@@ -445,6 +446,15 @@ class DecisionService:
             },
         }
 
+    @bentoml.api(route="/risk")
+    @answers
+    async def risk(self, request: Nothing, /) -> dict[str, Any]:
+        """Every limit with what is used of it, whose the tail is, breakers, stage, and what would be refused now."""
+        closes = [symbol.closed.close_time for symbol in self._symbols.values()]
+        at = utc(max(closes)) if closes else datetime.now(UTC)
+        tiers = {name: self._state(name).tier for name in self._symbols}
+        return utilisation(self._account, self._symbols, at, self._params, self._flat, self._breakers, tiers)
+
     @bentoml.api(route="/ready")
     @answers
     async def ready(self, request: Nothing, /) -> Any:
@@ -507,5 +517,5 @@ DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
     text="Show it closed bars, books and context; ask for a decision. Every answer says why, and is durable before it "
     "leaves. observe and outcome write: send Authorization: Bearer <key> (artifacts/write_key).",
     writes=("/observe", "/outcome"),
-    reads=("/models", "/status", "/ready"),
+    reads=("/models", "/status", "/risk", "/ready"),
 )

@@ -219,6 +219,35 @@ def test_an_outcome_is_taken_once_and_only_for_a_decision_of_ours(served):
     assert served.call("/outcome", outcome | {"decision_id": "never"}).status_code == 404
 
 
+def test_risk_tells_what_is_used_of_every_limit_and_what_would_be_refused(served):
+    told = served.http.get("/risk").json()
+    names = [row["limit"] for row in told["limits"]]
+    assert set(names) >= {"gross", "es", "stress", "open_count", "trades_today", "daily_loss", "drawdown"}
+    assert all(row["at_most"] > 0 and 0 <= row["share"] <= 1 for row in told["limits"])
+    assert (told["stage"], told["stage_leaves"]) == ("normal", 1.0)
+    assert told["tail"]["by_asset"].keys() == {p["symbol"] for p in told["positions"]}
+    sides = {(n["side"], n["symbol"]): n for n in told["next"]}
+    assert {side for side, _ in sides} == {"long", "short"}
+    assert all(n["refused"] == [] and n["largest"] > 0 and n["capped_by"] for n in sides.values())
+
+
+def test_risk_says_that_a_breaker_would_refuse_before_anybody_asks(served):
+    served.store().trip("daily_loss", AT, "-2.3 %")
+    until(lambda: served.http.get("/risk").json()["breakers"])
+    told = served.http.get("/risk").json()
+    assert all("BREAKER_LATCHED: daily_loss" in n["refused"] and n["largest"] == 0 for n in told["next"])
+    served.store().reset("daily_loss", AT, "ann", "test over")
+    until(lambda: not served.http.get("/risk").json()["breakers"])
+
+
+def until(holds):
+    for _ in range(100):
+        if holds():
+            return
+        time.sleep(0.05)
+    pytest.fail("never came true")
+
+
 def test_a_breaker_latched_by_anyone_stops_emission(served):
     served.store().trip("daily_loss", AT, "-2.3 %")
     for _ in range(100):

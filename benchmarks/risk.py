@@ -1,0 +1,145 @@
+"""Risk: one check with 100 positions open, beside the same figures made anew from tables; a year of minutes in the core."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.decision_core import sample_rows
+from benchmarks.measured import Row, pairs, spread
+from pipelines.contracts import Decision, Floats
+from pipelines.errors import BellwetherError
+from pipelines.settings import load_params
+from serving import core
+from serving.account import Account
+from serving.policy import flatten
+from serving.risk.exposure import ES_LEVEL, EXPOSURES, market_of, scenarios_of
+
+SEED = 11
+NOW = datetime(2024, 6, 1, tzinfo=UTC)
+POSITIONS, ASSETS, CLOSES = 100, 10, 16_384  # open at once; what they are in; closing prices each asset brings
+HORIZON_S, STEP_S = 4 * 3600.0, 900.0
+YEAR_OF_MINUTES = 527_040
+SYMBOLS = tuple(f"A{i}/{'USDT' if i % 2 else 'USD'}" for i in range(ASSETS))
+KINDS = ("fvg", "sweep", "order_block", "cisd", "smt")
+
+
+def desk() -> tuple[Account, dict[str, Floats]]:
+    """An account with POSITIONS open, and the closing prices its tails come from."""
+    rng = np.random.default_rng(SEED)
+    market = rng.normal(0, 0.002, CLOSES)
+    times = NOW.timestamp() - STEP_S * np.arange(CLOSES)[::-1]
+    closes = {
+        name: np.column_stack([times, 100 * np.exp(np.cumsum(market + rng.normal(0, 0.002, CLOSES)))])
+        for name in SYMBOLS
+    }
+    account = Account(scenarios=scenarios_of(closes, HORIZON_S))
+    for i in range(POSITIONS):
+        at = NOW - timedelta(seconds=i + 1)
+        side = 1 if rng.random() < 0.6 else -1
+        account.take(
+            Decision(
+                id=str(i), symbol=SYMBOLS[i % ASSETS], as_of=at, known_at=at, ingested_at=at,
+                action="BUY" if side > 0 else "SELL", direction=side, confidence=0.8, entry=100.0, stop=99.0,
+                take_profits=(101.5,), size=float(rng.uniform(0.001, 0.005)), expiry=NOW + timedelta(hours=4),
+                edge_bps=5.0, p=0.6, regime="TRENDING", tier=1, arm="champion", event=KINDS[i % len(KINDS)],
+            )
+        )  # fmt: skip
+    return account, closes
+
+
+def check(account: Account, flat: Floats, row: Floats, out: Floats, symbol: str, kind: str, side: float) -> int:
+    """What the service does of risk in one decision: the account as this position finds it, then the core."""
+    found = account.portfolio(NOW, symbol, kind, side)
+    for at, name in zip(
+        core.ACCOUNT, (*EXPOSURES, *("open_count", "trades_today", "daily_pnl", "drawdown")), strict=True
+    ):
+        row[at] = getattr(found, name)
+    row[core.EVENT] = side
+    return int(core.decide_row(row, flat, out))
+
+
+def anew(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind: str, side: float) -> dict[str, float]:
+    """The same exposures from tables, as they are usually made: nothing is kept between two calls."""
+    returns = (closes.shift(-int(HORIZON_S // STEP_S)) / closes - 1).dropna()
+    returns = returns[(returns.index % (HORIZON_S / 4)) == 0]
+    net = open_now.groupby("symbol")["signed"].sum().reindex(returns.columns).fillna(0.0)
+    size = open_now["signed"].abs()
+
+    def shortfall(earned: pd.Series) -> float:
+        share = len(earned) * (1 - ES_LEVEL)
+        worst = np.sort(earned.to_numpy())[: int(share) + 1]
+        return float(-(worst[:-1].sum() + (share - int(share)) * worst[-1]) / share)
+
+    unit = {name: (shortfall(returns[name]), shortfall(-returns[name])) for name in returns}
+    together = returns.corr()[symbol] * net * side
+    return {
+        "gross": float(size.sum()),
+        "strategy": float(size[open_now["kind"] == kind].sum()),
+        "market": float(size[open_now["symbol"].map(market_of) == market_of(symbol)].sum()),
+        "asset": float(size[open_now["symbol"] == symbol].sum()),
+        "correlated": float(together.clip(lower=0).sum()),
+        "es": shortfall((returns * net).sum(axis=1)),
+        "stress": float(sum(abs(w) * unit[name][0 if w > 0 else 1] for name, w in net.items())),
+        "es_unit": unit[symbol][0 if side > 0 else 1],
+    }
+
+
+def measure(tiny: bool = False) -> list[Row]:
+    account, closes = desk()
+    flat, out = flatten(load_params()), np.empty(core.OUT_WIDTH)
+    row = sample_rows(1)[0]
+    table = pd.DataFrame({name: prices[:, 1] for name, prices in closes.items()}, index=closes[SYMBOLS[0]][:, 0])
+    open_now = pd.DataFrame(
+        {
+            "symbol": [d.symbol for d in account.held(NOW)],
+            "kind": [d.event for d in account.held(NOW)],
+            "signed": account.positions(NOW)[:, 0],
+        }
+    )
+    rng = np.random.default_rng(SEED)
+    n, repeats = (200, 3) if tiny else (5_000, 25)
+    took = np.empty(n)
+    asked = [(SYMBOLS[i % ASSETS], KINDS[i % len(KINDS)], float(rng.choice([-1, 1]))) for i in range(n)]
+    for symbol, kind, side in asked[:20]:
+        check(account, flat, row, out, symbol, kind, side)
+        _same(account, anew(open_now, table, symbol, kind, side), symbol, kind, side)
+    for i, question in enumerate(asked):
+        began = time.perf_counter()
+        check(account, flat, row, out, *question)
+        took[i] = (time.perf_counter() - began) * 1e6
+    ours, usual = np.empty(repeats), np.empty(repeats)
+    for i in range(repeats):
+        ours[i] = timed(partial(check, account, flat, row, out, *asked[i]))
+        usual[i] = timed(partial(anew, open_now, table, *asked[i]))
+    minutes = sample_rows(YEAR_OF_MINUTES if not tiny else 5_000)
+    outs, codes = np.empty((len(minutes), core.OUT_WIDTH)), np.empty(len(minutes), np.int64)
+    passes = np.array([timed(partial(core.core_batch, minutes, flat, outs, codes)) / 1e6 for _ in range(3)])
+    return [
+        Row(f"risk check, {POSITIONS} positions in {ASSETS} assets", "us", spread(took, tail=True),
+            note="budgets, tails, correlation, the core; single calls"),
+        pairs(f"risk check, {POSITIONS} positions", "us", ours, "made anew from tables", usual, "same figures"),
+        Row("a year of minutes through the core", "s", spread(passes), note=f"{len(minutes):,} rows, one core"),
+    ]  # fmt: skip
+
+
+def timed(call: partial[object]) -> float:
+    """Wall microseconds of one call."""
+    began = time.perf_counter()
+    call()
+    return (time.perf_counter() - began) * 1e6
+
+
+def _same(account: Account, expected: dict[str, float], symbol: str, kind: str, side: float) -> None:
+    """Raises BellwetherError where the two do not agree; correlation is shrunk in one of them only."""
+    found = account.portfolio(NOW, symbol, kind, side)
+    for name, value in expected.items():
+        if not np.isclose(getattr(found, name), value, rtol=1e-2 if name == "correlated" else 1e-9, atol=1e-12):
+            raise BellwetherError(f"{name}: kept {getattr(found, name)}, made anew {value}; not the same check")
+
+
+if __name__ == "__main__":
+    for line in measure():
+        print(line)

@@ -1,4 +1,4 @@
-"""Risk: one check with 100 positions open, beside the same figures made anew from tables; a year of minutes in the core."""
+"""Risk: one check with 100 positions open, beside the same figures from tables; a year of minutes in the core."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -15,7 +15,7 @@ from pipelines.settings import load_params
 from serving import core
 from serving.account import Account
 from serving.policy import flatten
-from serving.risk.exposure import ES_LEVEL, EXPOSURES, market_of, scenarios_of
+from serving.risk.exposure import ES_LEVEL, market_of, scenarios_of
 
 SEED = 11
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
@@ -53,10 +53,8 @@ def desk() -> tuple[Account, dict[str, Floats]]:
 def check(account: Account, flat: Floats, row: Floats, out: Floats, symbol: str, kind: str, side: float) -> int:
     """What the service does of risk in one decision: the account as this position finds it, then the core."""
     found = account.portfolio(NOW, symbol, kind, side)
-    for at, name in zip(
-        core.ACCOUNT, (*EXPOSURES, *("open_count", "trades_today", "daily_pnl", "drawdown")), strict=True
-    ):
-        row[at] = getattr(found, name)
+    for at in core.ACCOUNT:
+        row[at] = getattr(found, core.ROW_FIELDS[at])
     row[core.EVENT] = side
     return int(core.decide_row(row, flat, out))
 

@@ -73,9 +73,9 @@ def exposure(positions, count, side, asset, strategy, scenarios, unit_es, correl
     out[ES] = out[STRESS]
     if scenarios.shape[0] > 0:
         earned = np.zeros(scenarios.shape[0])
-        for a in range(assets):
-            if net[a] != 0.0:
-                earned += net[a] * scenarios[:, a]
+        for i in range(scenarios.shape[0]):
+            for a in range(assets):
+                earned[i] += net[a] * scenarios[i, a]
         out[ES] = min(max(tail_losses(earned, 1.0 - ES_LEVEL)[1], 0.0), out[STRESS])
     if lost:
         out[MARKET] = out[CORRELATED] = out[ES] = out[STRESS] = np.nan

@@ -80,7 +80,9 @@ class Learning:
         """Raises StateError if it was learnt for other categories."""
         told = json.loads(text)
         if (categories := told.pop("categories", None)) != list(CATEGORIES):
-            raise StateError(f"weights learnt for {categories}, these are {list(CATEGORIES)}; learn again from the ledger")
+            raise StateError(
+                f"weights learnt for {categories}, these are {list(CATEGORIES)}; learn again from the ledger"
+            )
         told["losses"] = tuple(tuple((int(number), loss) for number, loss in heard) for heard in told["losses"])
         told["patterns"] = tuple(tuple(row) for row in told["patterns"])
         return Learning(**told | {name: tuple(told[name]) for name in ("stated", "weights", "opened", "labels")})
@@ -234,9 +236,7 @@ def _check(state: Learning, outcome: Resolved) -> None:
         raise UnknownName(f"no regime {outcome.regime!r}; known: {', '.join(REGIMES)}")
 
 
-def _counted(
-    state: Learning, outcome: Resolved, params: LearningParams
-) -> tuple[tuple[str, str, float, float], ...]:
+def _counted(state: Learning, outcome: Resolved, params: LearningParams) -> tuple[tuple[str, str, float, float], ...]:
     """The patterns' counts with this outcome; what a pattern counted before fades by the discount of one outcome."""
     counts = {(kind, regime): (won, lost) for kind, regime, won, lost in state.patterns}
     key = (outcome.kind, outcome.regime or UNKNOWN)

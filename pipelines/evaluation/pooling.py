@@ -35,7 +35,7 @@ class Pool:
     correlation: Floats
 
     def evidence(self, said: Floats, side: Floats) -> Floats:
-        """(n, C) log-odds over `base` that each category brings to n events; 0 where it says nothing or is not heard."""
+        """(n, C) log-odds over `base` that each category brings to n events; 0 where it is silent or not heard."""
         x = agreement(said, side)
         heard = (x != 0.0) & np.isfinite(self.slope)
         return np.where(heard, np.nan_to_num(self.slope) * x + np.nan_to_num(self.shift), 0.0)
@@ -86,7 +86,7 @@ def fit_pool(said: Floats, side: Floats, label: Floats, weight: Floats | None = 
 def held_out_evidence(
     said: Floats, side: Floats, label: Floats, known: Floats, ended: Floats, embargo_s: float
 ) -> tuple[Floats, Floats]:
-    """(n, C) evidence counted once and (n,) base log-odds of each event, by pools that had not seen it: purged stretches.
+    """(n, C) evidence counted once and (n,) base log-odds of events, by pools that had not seen them: purged stretches.
 
     Weights are fitted on these, else a category would be paid for having fitted the rows it is judged on. An event
     whose stretch leaves too few others is NaN in both.

@@ -48,7 +48,7 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What weights are chosen on: evidence (n, C) counted once and base (n,), both held-out log-odds; label, gross (n,).
+    """What weights are chosen on: held-out log-odds, evidence (n, C) counted once and base (n,); label, gross_bps (n,).
 
     floor     least weight of a category
     coverage  share of the most confident that `net_return` counts
@@ -129,7 +129,7 @@ def genetic_return(problem: Problem, seed: int) -> Chosen:
 
 
 def genetic(problem: Problem, fitness: Callable[[Floats], float], seed: int) -> Chosen:
-    """The fittest weights of all generations: tournaments among parents and offspring, blend crossover, Gaussian mutation.
+    """The fittest weights of all generations: tournaments of parents and offspring, blend crossover, Gaussian mutation.
 
     Genes in [0, 1] are what each category gets above the floor, before they are made to sum to 1. The library (DEAP)
     draws from Python's one generator, which is put back as it was.

@@ -1,4 +1,4 @@
-"""Pooling: golden vectors by hand, what is said twice counts once, and nothing is learnt from the rows it is asked of."""
+"""Pooling: vectors by hand, what is said twice counts once, and nothing is learnt from the rows it is asked of."""
 
 import numpy as np
 import pytest

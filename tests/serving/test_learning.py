@@ -14,8 +14,8 @@ from pipelines.errors import BadShape, BadTimes, BadValues, StateError, UnknownN
 from pipelines.settings import load_params
 from serving.learning import (
     DAY_S,
-    N,
     Learning,
+    N,
     Resolved,
     base_rate,
     beta_quantiles,

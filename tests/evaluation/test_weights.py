@@ -8,6 +8,7 @@ import pytest
 from pipelines.errors import BadShape
 from pipelines.evaluation import weights as ways
 from pipelines.evaluation.weights import Events, Problem, convex, equal, expressed, genetic_loss, genetic_return, judge
+from pipelines.models.losses import log_losses
 
 FLOOR = 0.02
 
@@ -82,12 +83,15 @@ def test_genes_become_weights_above_the_floor():
     assert expressed(np.zeros(4), 0.1) == pytest.approx([0.25] * 4)
 
 
-def test_out_of_sample_a_category_that_knows_is_weighed_more_and_beats_equal_weights():
+def test_calibrated_and_independent_evidence_asks_for_equal_weights_and_who_mutes_it_loses():
     told = events(n=4000)
-    found = judged(told)
-    assert (found.weights["convex"][:, 0] > 0.5).all()
+    found = judged(told, ways={"muted": ways.stated(np.array([0.02, 0.49, 0.49]))})
+    assert found.weights["convex"][:, 0] == pytest.approx(1 / 3, abs=0.05)
     loss = ways.losses(found, told.label)
-    assert loss["convex"].mean() < loss["equal"].mean() < np.log(2.0)
+    unheard = log_losses(found.base_rate, told.label[found.rows]).mean()
+    assert loss["convex"].mean() == pytest.approx(loss["equal"].mean(), abs=1e-3)
+    assert loss["convex"].mean() < loss["muted"].mean() - 0.02
+    assert loss["convex"].mean() < unheard - 0.02
     assert found.trials["equal"] == 0 < found.trials["convex"]
 
 

@@ -1,8 +1,8 @@
 """Calibrated log-odds pooling of what categories say (U3): evidence added up, and what is said twice counted once.
 
 A category's evidence is the log-odds its own Platt line gives an event, over the base rate's. Independent evidence adds
-up; where categories go together, each one's is divided by how many of it are there. A category that is silent or
-unavailable brings none: the base rate stands in its place.
+up; where categories go together, each one's is divided by how many of it are there. A category that is silent brings
+none: the base rate stands in its place. One that spoke too seldom to be fitted is out, and its weight is the others'.
 Sources: Platt 1999; Genest and Zidek 1986 (logarithmic pooling); Ledoit and Wolf 2004 (shrunk covariance).
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.contracts import Floats
+from pipelines.contracts import Bools, Floats
 from pipelines.errors import BadShape, BadValues, NotEnoughData
 from pipelines.labels.splits import combinatorial
 from pipelines.models.calibration import STRETCHES, fit_calibration
@@ -34,10 +34,15 @@ class Pool:
     shift: Floats
     correlation: Floats
 
+    @property
+    def heard(self) -> Bools:
+        """(C,) who has a line."""
+        return np.isfinite(self.slope)
+
     def evidence(self, said: Floats, side: Floats) -> Floats:
         """(n, C) log-odds over `base` that each category brings to n events; 0 where it is silent or not heard."""
         x = agreement(said, side)
-        heard = (x != 0.0) & np.isfinite(self.slope)
+        heard = (x != 0.0) & self.heard
         return np.where(heard, np.nan_to_num(self.slope) * x + np.nan_to_num(self.shift), 0.0)
 
     def once(self, evidence: Floats) -> Floats:
@@ -50,11 +55,15 @@ class Pool:
         return np.asarray(evidence / (1.0 + (evidence != 0.0) @ others))
 
     def pooled(self, evidence: Floats, weights: Floats) -> Floats:
-        """(n,) log-odds: base + Σ C · weight · evidence, counted once. weights (C,) or (n, C), each row summing to 1.
+        """(n,) log-odds: base + Σ C · weight · evidence, counted once, over the C categories heard.
 
-        Equal weights take everybody's evidence as it is; a weight of twice the equal share takes it twice.
+        weights  (C,) or (n, C), not negative; made to sum to 1 over the categories heard, as the live vote does over
+                 those available. Equal ones take everybody's evidence as it is, twice the equal share takes it twice
         """
-        return np.asarray(self.base + (len(self.slope) * weights * self.once(evidence)).sum(axis=1))
+        mine = np.where(self.heard, weights, 0.0)
+        total = mine.sum(axis=-1, keepdims=True)
+        shares = np.divide(mine, total, out=np.zeros_like(mine), where=total > 0.0)
+        return np.asarray(self.base + self.heard.sum() * (shares * self.once(evidence)).sum(axis=1))
 
 
 def agreement(said: Floats, side: Floats) -> Floats:

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import Floats, Ints
+from pipelines.contracts import Bools, Floats, Ints
 from pipelines.errors import BadShape, NotEnoughData
-from pipelines.evaluation.metrics import most_confident
 from pipelines.evaluation.pooling import fit_pool, held_out_evidence
 from pipelines.labels.splits import walk_forward
 from pipelines.models.losses import log_losses
@@ -50,6 +49,7 @@ class Events:
 class Problem:
     """What weights are chosen on: held-out log-odds, evidence (n, C) counted once and base (n,); label, gross_bps (n,).
 
+    heard     (all categories,) which of them the C are; weights here are theirs alone and sum to 1
     floor     least weight of a category
     coverage  share of the most confident that `net_return` counts
     """
@@ -58,6 +58,7 @@ class Problem:
     base: Floats
     label: Floats
     gross_bps: Floats
+    heard: Bools
     floor: float
     coverage: float
 
@@ -79,7 +80,9 @@ class Problem:
 
     def net_return(self, weights: Floats) -> float:
         """Mean gross bps of the most confident share: a round trip costs each trade the same and changes no order."""
-        return float(self.gross_bps[most_confident(self.odds(weights), self.coverage)].mean())
+        odds = self.odds(weights)
+        count = max(1, round(len(odds) * self.coverage))
+        return float(self.gross_bps[np.argpartition(-odds, count - 1)[:count]].mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,8 @@ def equal(problem: Problem, seed: int) -> Chosen:
 
 
 def stated(weights: Floats) -> Way:
-    """The same weights whatever the past says."""
-    return lambda problem, seed: Chosen(weights, 0)
+    """The same weights (all categories,) whatever the past says."""
+    return lambda problem, seed: Chosen(weights[problem.heard] / weights[problem.heard].sum(), 0)
 
 
 def convex(problem: Problem, seed: int) -> Chosen:
@@ -146,6 +149,11 @@ def genetic(problem: Problem, fitness: Callable[[Floats], float], seed: int) -> 
 
     c = problem.categories
 
+    def clone(one: Candidate) -> Candidate:
+        other = Candidate(one)
+        other.fitness.wvalues = one.fitness.wvalues
+        return other
+
     def held(change: Callable[..., tuple[Any, ...]], *genes: Candidate, **how: Any) -> tuple[Any, ...]:
         changed = change(*genes, **how)
         for candidate in changed:
@@ -153,6 +161,7 @@ def genetic(problem: Problem, fitness: Callable[[Floats], float], seed: int) -> 
         return changed
 
     toolbox = base.Toolbox()
+    toolbox.register("clone", clone)  # its own copies whatever hangs on a candidate, at ten times the price
     toolbox.register("evaluate", lambda genes: (fitness(expressed(np.array(genes), problem.floor)),))
     toolbox.register("mate", held, tools.cxBlend, alpha=0.5)
     toolbox.register("mutate", held, tools.mutGaussian, mu=0.0, sigma=_SPREAD, indpb=1.0 / c)
@@ -186,7 +195,7 @@ class Judged:
     """What each way's pooled forecast said of the same m events, out of sample.
 
     rows     (m,) row numbers of the events; base_rate (m,) what the training rows' share of targets said of them
-    p        way → (m,) probability; weights way → (folds, C), or (m, C) where they change from event to event
+    p        way → (m,) probability; weights way → (folds, C), 0 = not heard, or those given (m, C)
     trials   way → candidates looked at, over all folds
     """
 
@@ -216,23 +225,25 @@ def judge(
         train, test = split.train, split.test
         said, side, label = events.said[train], events.side[train], events.label[train]
         evidence, base = held_out_evidence(said, side, label, events.known[train], events.ended[train], embargo_s)
-        told = np.isfinite(base)
-        if not told.any():
-            raise NotEnoughData(
-                f"{len(train)} training events hold no purged stretch to learn from; bring more history"
-            )
-        problem = Problem(evidence[told], base[told], label[told], events.gross_bps[train][told], floor, coverage)
-        pool = fit_pool(said, side, label)
+        pool, told = fit_pool(said, side, label), np.isfinite(base)
+        if not (told.any() and pool.heard.any()):
+            raise NotEnoughData(f"{len(train)} training events: no category spoke often enough; bring a longer history")
+        problem = Problem(
+            evidence[np.ix_(told, pool.heard)], base[told], label[told], events.gross_bps[train][told], pool.heard,
+            floor, coverage,
+        )  # fmt: skip
         brought = pool.evidence(events.said[test], events.side[test])
         base_rate.append(np.full(len(test), _chance(np.array(pool.base))))
         for name, way in ways.items():
             chosen = way(problem, seed + number)
-            p[name].append(_chance(pool.pooled(brought, chosen.weights)))
-            found[name].append(chosen.weights[np.newaxis])
+            weights = np.zeros(len(pool.heard))
+            weights[pool.heard] = chosen.weights
+            p[name].append(_chance(pool.pooled(brought, weights)))
+            found[name].append(weights[np.newaxis])
             trials[name] += chosen.trials
-        for name, weights in given.items():
-            p[name].append(_chance(pool.pooled(brought, weights[test])))
-            found[name].append(weights[test])
+        for name, in_force in given.items():
+            p[name].append(_chance(pool.pooled(brought, in_force[test])))
+            found[name].append(in_force[test])
     return Judged(
         np.concatenate([split.test for split in splits]),
         np.concatenate(base_rate),

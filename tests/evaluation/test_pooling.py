@@ -44,6 +44,13 @@ def test_two_that_say_the_same_count_once_and_half_the_same_in_between():
         assert pool(together(rho)).pooled(twins, equal) == pytest.approx([-0.4 + counted])
 
 
+def test_who_is_not_heard_leaves_its_weight_to_the_others():
+    three = pool(slope=(2.0, 1.0, NAN), shift=(0.0, 0.1, NAN))
+    told = three.evidence(np.array([[0.5, -0.3, 0.9]]), np.array([1.0]))
+    assert three.pooled(told, np.array([0.25, 0.25, 0.5])) == pytest.approx([0.4])
+    assert three.pooled(told, np.array([[0.0, 0.0, 1.0]])) == pytest.approx([-0.4])
+
+
 def test_nobody_is_redundant_to_one_who_is_silent():
     assert pool(together(1.0)).once(np.array([[0.6, 0.0]])) == pytest.approx(np.array([[0.6, 0.0]]))
 

@@ -20,7 +20,7 @@ def problem(seed=0, n=1500, strength=(1.0, 0.4, 0.0)):
     odds = -0.4 + evidence @ np.array(strength)
     label = (rng.random(n) < 1.0 / (1.0 + np.exp(-odds))).astype(float)
     gross = np.where(label == 1.0, 45.0, -30.0)
-    return Problem(evidence, np.full(n, -0.4), label, gross, FLOOR, 0.2)
+    return Problem(evidence, np.full(n, -0.4), label, gross, np.ones(len(strength), bool), FLOOR, 0.2)
 
 
 def events(seed=0, n=1200, knows=1.5):
@@ -67,7 +67,8 @@ def test_the_genetic_search_finds_the_convex_solution_and_counts_what_it_looked_
     assert found.trials == ways.POPULATION * (ways.GENERATIONS + 1)
 
 
-def test_a_seed_is_a_search_and_pythons_own_generator_is_left_as_it_was():
+def test_a_seed_is_a_search_and_pythons_own_generator_is_left_as_it_was(monkeypatch):
+    monkeypatch.setattr(ways, "GENERATIONS", 10)
     p = problem(n=200)
     random.seed(5)
     awaited = random.Random(5).random()
@@ -93,6 +94,15 @@ def test_calibrated_and_independent_evidence_asks_for_equal_weights_and_who_mute
     assert loss["convex"].mean() < loss["muted"].mean() - 0.02
     assert loss["convex"].mean() < unheard - 0.02
     assert found.trials["equal"] == 0 < found.trials["convex"]
+
+
+def test_who_never_speaks_is_no_place_to_put_weight():
+    told = events()
+    told.said[:, 2] = np.nan
+    found = judged(told, ways={"stated": ways.stated(np.array([0.3, 0.2, 0.5]))})
+    assert all((weights[:, 2] == 0.0).all() for weights in found.weights.values())
+    assert found.weights["stated"][0] == pytest.approx([0.6, 0.4, 0.0])
+    assert found.weights["convex"].sum(axis=1) == pytest.approx(1.0)
 
 
 def test_what_comes_after_a_test_stretch_changes_nothing_in_it():

@@ -77,12 +77,12 @@ BTC = "binance_spot_btcusdt_1m_2024.parquet"
 GOLD = "../forex/oanda_xauusd_1h_to_2015h1.parquet"
 TOLD = {
     "stated": "U1, the same at every event",
-    "stated, by regime": "U1 times U2 of the rule's regime at the event",
+    "stated by regime": "U1 times U2 of the rule's regime at the event",
     "equal": "a fifth each: everybody's evidence as it is",
     "learnt": "`serving/learning.py`: Hedge with fixed share on what had resolved by then",
     "convex": "least log loss over the simplex above the floor",
-    "genetic, log loss": "genetic search for the same",
-    "genetic, net return": "genetic search for the return of the most confident share",
+    "genetic for log loss": "genetic search for the same",
+    "genetic for net return": "genetic search for the return of the most confident share",
 }
 
 
@@ -164,11 +164,11 @@ def weighed(asked: Asked, params: Params) -> Judged:
     return judge(
         given,
         {
-            "stated": stated(told), "equal": equal, "convex": convex, "genetic, log loss": genetic_loss,
-            "genetic, net return": genetic_return,
+            "stated": stated(told), "equal": equal, "convex": convex, "genetic for log loss": genetic_loss,
+            "genetic for net return": genetic_return,
         },
         {
-            "stated, by regime": table[row],
+            "stated by regime": table[row],
             "learnt": in_force(begin, given.said, given.side, given.label, given.ended, given.known, learning),
         },
         params.splits.folds, params.splits.min_train_fraction, float(memory * asked.step_s),
@@ -257,9 +257,9 @@ def verdict(told: Sequence[Figure], base: Mapping[str, Estimate], pbo: float) ->
     lucky = [f.way for f in told if f.deflated >= 0.95]
     return _prose(
         f"""Better than the stated weights by log loss, with the whole interval: {_list(better)}; worse: {_list(worse)}.
-        Better than the base rate, which hears nobody: {_list(knows)}; worse: {_list(misled)}. Net of cost above nought with the whole interval:
-        {_list(pays)}; with a deflated Sharpe of .95 or more: {_list(lucky)}. Probability that the best of the ways in
-        one half of the events is under their median in the other (PBO): {pbo:.2f}."""
+        Better than the base rate, which hears nobody: {_list(knows)}; worse: {_list(misled)}. Net of cost above nought
+        with the whole interval: {_list(pays)}; with a deflated Sharpe of .95 or more: {_list(lucky)}. Probability that
+        the best of the ways in one half of the events is under their median in the other (PBO): {pbo:.2f}."""
     )
 
 
@@ -285,8 +285,9 @@ def examined(asked: Asked, params: Params) -> Found:
         f"## {asked.told}",
         "",
         _prose(f"""{len(asked.events):,} resolved events worth their cost, {asked.days}; out of sample
-        {len(judged.rows):,}, whose target came first at {asked.events.label[judged.rows].mean():.3f} and which
-        returned {gross.mean():.1f} bps gross. Share of the events at which each category takes a side: {spoke}."""),
+        {len(judged.rows):,}, whose target came first at {asked.events.label[judged.rows].mean():.3f} and which,
+        all taken, returned {gross.mean():.1f} bps gross, {gross.mean() - params.costs.round_trip_bps:.1f} net. Share of
+        the events at which each category takes a side: {spoke}."""),
         "",
         *table(told, base),
         "",
@@ -346,8 +347,8 @@ def overall(found: Sequence[Found]) -> str:
             down = [m.told.split(",")[0] for m in found if m.figures[i].gain.high < 0.0]
             said.append(f"{way}: better on {_list(up)}, worse on {_list(down)}")
     by = [{f.way: f for f in market.figures} for market in found]
-    apart = max(float(np.abs(f["convex"].weights - f["genetic, log loss"].weights).max()) for f in by)
-    more = min(f["genetic, log loss"].trials / f["convex"].trials for f in by)
+    apart = max(float(np.abs(f["convex"].weights - f["genetic for log loss"].weights).max()) for f in by)
+    more = min(f["genetic for log loss"].trials / f["convex"].trials for f in by)
     return _prose(
         f"""Against the stated weights by log loss, whole intervals only. {"; ".join(said)}. The genetic search for the
         log loss ended at the convex solution (no weight of a last fold further off than {apart:.3f}) and looked at

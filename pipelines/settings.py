@@ -270,6 +270,18 @@ class FusionParams(_Frozen):
     validation: ValidationParams
 
 
+class LearningParams(_Frozen):
+    use: Literal["shadow", "act"] = "shadow"
+    floor: float = Field(ge=0, lt=1)
+    max_step_a_day: float = Field(gt=0, lt=1)
+    history_decisions: int = Field(gt=0)
+    outcomes_a_source: int = Field(gt=0)
+    rate: float = Field(gt=0)
+    share: float = Field(ge=0, lt=1)
+    discount: float = Field(gt=0, le=1)
+    prior_outcomes: float = Field(gt=0)
+
+
 class BaseThresholds(_Frozen):
     min_strength: float = Field(ge=0, le=100)
     min_confidence: float = Field(gt=0, le=1)
@@ -403,6 +415,7 @@ class Params(_Frozen):
     gate: GateParams
     importance: ImportanceParams
     fusion: FusionParams
+    learning: LearningParams
     thresholds: ThresholdParams
     risk: RiskParams
     tiers: TierParams

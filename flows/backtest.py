@@ -12,15 +12,17 @@ import numpy as np
 
 from flows.promotion import slots_of
 from flows.site import Site
-from pipelines.contracts import CLOSE, OPEN_TIME, REGIMES, TIMEFRAME_SECONDS, Floats
+from pipelines.contracts import CATEGORIES, CLOSE, OPEN_TIME, REGIMES, TIMEFRAME_SECONDS, Floats
 from pipelines.evaluation.backtest import Backtest, Core, backtest
 from pipelines.features.catalog import FEATURES
-from pipelines.labels.barriers import UNRESOLVED, triple_barrier
+from pipelines.labels.barriers import TARGET, UNRESOLVED, Barriers, triple_barrier
 from pipelines.settings import Params
-from pipelines.signals.events import events
+from pipelines.signals.events import Events, events
 from pipelines.signals.regimes import market_state
 from pipelines.signals.voices import Voices
 from serving import core, policy
+from serving.experience import begin, factor_of
+from serving.learning import in_force
 from serving.live import REGIME, UNICORN, VOLATILITY
 from serving.risk.exposure import Scenarios, exposure, scenarios_of
 
@@ -92,7 +94,8 @@ def replay_policy(
         regime = np.where(np.isfinite(told_regime), told_regime, regime)
     direction, confidence = voices.speak(signals)
     rows = policy.to_rows(
-        direction, confidence, independence=voices.independence, regime=regime, trend=trend,
+        direction, confidence, factor=_factors(raised, direction, confidence, outcome, base, decision, step_s, params),
+        independence=voices.independence, regime=regime, trend=trend,
         unicorn=signals[:, UNICORN], event=side, tier=1.0, age_bars=0.0, breakers=0.0,
         volatility=features[:, VOLATILITY], atr=np.where(side != 0, features[:, ATR], np.nan),
         price=decision[:, CLOSE], p=told, p_low=low,
@@ -107,6 +110,26 @@ def replay_policy(
         decision[walked, OPEN_TIME] + step_s, columns["fill"][walked], columns["exit"][walked],
         columns["gross"][walked], strategy[walked], params.costs.round_trip_bps, params.gate.bootstrap, params.seed,
     )  # fmt: skip
+
+
+def _factors(
+    raised: Events, direction: Floats, confidence: Floats, outcome: Barriers, base: Floats, decision: Floats,
+    step_s: int, params: Params,
+) -> Floats:  # fmt: skip
+    """(m, N_VOICES) what learning would have made of the weights by each bar; ones where it only records."""
+    factors = np.ones(direction.shape)
+    if params.learning.use != "act":
+        return factors
+    done, base_s = outcome.barrier != UNRESOLVED, float(np.diff(base[:, OPEN_TIME]).min())
+    at = raised.index[done]
+    said = np.where(direction == 0.0, 0.0, direction * confidence)[at, : len(CATEGORIES)]
+    weights = in_force(
+        begin(params), said, raised.direction[done], (outcome.barrier[done] == TARGET).astype(np.float64),
+        outcome.exit_time[done] + base_s, decision[at, OPEN_TIME] + step_s, params.learning,
+    )  # fmt: skip
+    for at_bar, row in zip(at, weights, strict=True):
+        factors[at_bar] = factor_of(row, params)
+    return factors
 
 
 def live_core(params: Params, scenarios: Scenarios) -> Core:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.contracts import FAMILIES
+from pipelines.contracts import FAMILIES, REGIMES
 from pipelines.errors import BadTimes, BadValues, BellwetherError, ServiceDown, UnknownName
 from pipelines.settings import load_params, settings
 
@@ -459,6 +459,40 @@ def risk(as_json: AsJson = False) -> None:
     )  # fmt: skip
     out.print(f"stage {found['stage']}: leaves {found['stage_leaves']:g} of a size; "
               f"breakers: {', '.join(found['breakers']) or 'none latched'}")  # fmt: skip
+
+
+@app.command()
+def weights(as_json: AsJson = False) -> None:
+    """Weights of the categories as stated and as learnt from outcomes so far, and how often each pattern paid."""
+    from flows.site import open_site
+    from serving.experience import FILE, Experience
+    from serving.fusion import regime_weights
+
+    site = open_site()
+    experience = Experience(site.settings.serving_dir / FILE, site.params)
+    stated = {regime: regime_weights(site.params.fusion, regime) for regime in (None, *REGIMES)}
+    patterns = [
+        {"pattern": kind, "regime": regime, "n": paid.n, "mean": paid.mean, "low": paid.low, "high": paid.high}
+        for kind, regime, paid in experience.patterns()
+    ]
+    found = {
+        "use": site.params.learning.use, "outcomes": experience.count, "learned": experience.weights,
+        "stated": {regime or "base": told for regime, told in stated.items()}, "patterns": patterns,
+    }  # fmt: skip
+    if as_json:
+        emit(found)
+        return
+    table(
+        f"weights; learnt from {experience.count:,} outcomes, which {site.params.learning.use}",
+        ["category", "stated", "learnt", *REGIMES],
+        [[name, number(stated[None][name], 4), number(weight, 4), *(number(stated[r][name], 4) for r in REGIMES)]
+         for name, weight in experience.weights.items()],
+    )  # fmt: skip
+    table(
+        "patterns: chance that the target comes first", ["pattern", "regime", "chance", "95 %", "n, discounted"],
+        [[p["pattern"], p["regime"], number(p["mean"], 3), f"{p['low']:.3f} to {p['high']:.3f}", number(p["n"], 1)]
+         for p in patterns],
+    )  # fmt: skip
 
 
 @app.command()

@@ -126,7 +126,7 @@ def _one(site: Site, walk: _Walk, slots: "_Bundles", record: DecisionRecord, fou
         return str(error)
     new = decide(
         walk.symbol, snapshot, site.params, walk.flat, lambda *_: policy.Portfolio.of(old.account), old.breakers,
-        tier=Tier(old.tier, old.tier_reason), heard=_heard(walk.symbol, snapshot, old), id=old.id,
+        tier=Tier(old.tier, old.tier_reason), learned=old.learned, heard=_heard(walk.symbol, snapshot, old), id=old.id,
         asked_at=old.known_at, now=old.ingested_at,
     )  # fmt: skip
     closed = walk.symbol.closed

@@ -730,11 +730,13 @@ class Store:
         return found
 
     def resolved(
-        self, since: datetime | None = None, until: datetime | None = None
+        self, since: datetime | None = None, until: datetime | None = None, ended_since: datetime | None = None
     ) -> list[tuple[DecisionRecord, Outcome]]:
-        """Decisions joined with their outcomes, since <= as_of < until, oldest decision first."""
+        """Decisions joined with their outcomes, since <= as_of < until, ended_since <= resolved_at; oldest decision
+        first."""
         joined = t.decisions.join(t.outcomes, t.outcomes.c.decision_id == t.decisions.c.id)
         query = _between(sa.select(t.decisions, t.outcomes).select_from(joined), t.decisions.c.as_of, since, until)
+        query = _between(query, t.outcomes.c.resolved_at, ended_since, None)
         names = [f.name for f in fields(Outcome)]
         return [
             (_record(row), Outcome(**{name: row[name] for name in names}))

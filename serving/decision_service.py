@@ -33,6 +33,8 @@ from serving.api import (
     answers,
     json_answer,
 )
+from serving.experience import FILE as EXPERIENCE_FILE
+from serving.experience import Experience
 from serving.following import Follower, families, refusals, slot_checks
 from serving.ledger import Ledger
 from serving.live import age_in_bars, decide, hear, seen_of, tier_at
@@ -73,6 +75,7 @@ class DecisionService:
         self._store = Store.open(self._where.store, self._where.durability)
         self._ledger = Ledger(self._store)
         self._account = Account.restore(self._store)
+        self._experience = Experience(self._where.serving_dir / EXPERIENCE_FILE, self._params)
         self._alarms: deque[tuple[str, str, str, str, bool]] = deque()
         self._slots = Slots(self._where.serving_dir, self._where.bundles, self._alarm)
         self._waiting: Snapshot | None = None  # a generation loaded, not yet served
@@ -133,6 +136,12 @@ class DecisionService:
 
     async def _follow_store(self) -> None:
         self._breakers = await asyncio.to_thread(lambda: tuple(latch.name for latch in self._store.latches()))
+        since = self._experience.since
+        ended = await asyncio.to_thread(self._store.resolved, None, None, since)
+        try:
+            await asyncio.to_thread(self._experience.follow, ended)
+        except OSError as error:
+            raise ServiceDown(f"{EXPERIENCE_FILE} cannot be written: {error}. Free the disk.") from error
         if self._account.sizes:
             for outcome in await asyncio.to_thread(self._store.outcomes_of, list(self._account.sizes)):
                 self._account.resolve(outcome)
@@ -379,6 +388,7 @@ class DecisionService:
             functools.partial(self._account.portfolio, utc(symbol.closed.close_time), symbol.name),
             self._breakers,
             tier=tier_at(state, age_bars, self._params.risk.max_data_age_bars),
+            learned=self._experience.weights,
             heard=heard,
             id=uuid4().hex,
             asked_at=asked_at,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, FAMILIES, REGIMES, Decision, Floats, utc
+from pipelines.contracts import CATEGORIES, CLOSE, FAMILIES, REGIMES, Decision, Floats, utc
 from pipelines.errors import BadTimes
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import Params
@@ -21,6 +21,7 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import events, traditional_events
 from pipelines.signals.regimes import market_state
 from serving import policy, tiers
+from serving.experience import factor_of
 from serving.fusion import N_VOICES, RULE_REGIME
 from serving.opinions import add_votes, answers_here, asks, faulty, foreign, opinions, raised_at
 from serving.slots import Slot, Snapshot
@@ -68,6 +69,7 @@ def decide(
     breakers: tuple[str, ...],
     *,
     tier: tiers.Tier,
+    learned: Mapping[str, float] | None = None,
     heard: Mapping[str, Any] | None = None,
     id: str,
     asked_at: datetime,
@@ -77,6 +79,7 @@ def decide(
 
     portfolio the account as a new position of (signal, side) finds it; ("", 0) where there is no event
     tier      who may act; serving.tiers says which in live service, the record in a replay
+    learned   category → weight learnt from outcomes so far, recorded; it decides where `learning.use` says so
     heard     what the models said at this close, as `hear` gives it; None = ask those in this process
     asked_at  the instant decided for, `known_at` of the decision; BadTimes if that bar had not closed by then
     now       becomes `ingested_at`
@@ -104,7 +107,7 @@ def decide(
         policy.DecisionInputs(
             direction=direction,
             confidence=confidence,
-            factor=policy.ONES,
+            factor=factor_of([learned[name] for name in CATEGORIES], params) if learned else policy.ONES,
             independence=warm.voices.independence,
             regime=regime,
             trend=float(trend),
@@ -133,6 +136,7 @@ def decide(
         bar_seconds=symbol.step_s,
         generation=snapshot.generation,
         tier_reason=tier.reason,
+        learned=learned,
         models=models,
         lineage=lineage
         | {

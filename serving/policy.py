@@ -126,7 +126,7 @@ def flatten(params: Params) -> Floats:
 
 def policy_digest(params: Params, flat: Floats) -> str:
     """sha256 of everything of `params.yaml` that `decide` rests on; `flat` is `flatten(params)`."""
-    return sha256(flat.tobytes() + str(params.labels.horizon_bars).encode()).hexdigest()
+    return sha256(flat.tobytes() + params.learning.use.encode()).hexdigest()
 
 
 def to_rows(

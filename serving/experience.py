@@ -1,0 +1,124 @@
+"""What resolved outcomes have taught the fusion so far, kept up as they come in (U5).
+
+The state is a file replaced by rename, so that a restart goes on from exactly there; without it, it is learnt anew from
+the ledger, in the order in which events resolved. It stands beside the stated weights in every decision; whether it
+also decides is `learning.use`. An outcome that is told after a later one is left to the next time that happens.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.contracts import CATEGORIES, Floats, Outcome, utc
+from pipelines.errors import BellwetherError
+from pipelines.settings import Params
+from pipelines.store import DecisionRecord
+from serving.fusion import N_VOICES, regime_weights
+from serving.learning import Confidence, Learning, Resolved, pattern, start, update
+from serving.slots import write_atomically
+
+
+def begin(params: Params) -> Learning:
+    """Nothing learnt: the stated weights, and the chance of a price without drift."""
+    weights = regime_weights(params.fusion, None)
+    return start(tuple(weights[name] for name in CATEGORIES), 1.0 / (1.0 + params.labels.odds), params.learning)
+
+
+def learn(state: Learning, resolved: Sequence[tuple[DecisionRecord, Outcome]], params: Params) -> Learning:
+    """The state after these outcomes, in the order in which they resolved; those before its last one are left out."""
+    for record, outcome in sorted(resolved, key=lambda pair: (pair[1].resolved_at, pair[0].decision.id)):
+        decision, at = record.decision, outcome.resolved_at.timestamp()
+        side = _side(record.decision.entry, record.decision.stop)
+        if side == 0.0 or not decision.said or (state.at is not None and at < state.at):
+            continue
+        said = tuple(decision.said.get(name, np.nan) for name in CATEGORIES)
+        told = Resolved(at, said, side, float(outcome.label), decision.event or "", decision.regime)
+        state = update(state, told, params.learning)
+    return state
+
+
+FILE = "experience.json"
+
+
+class Experience:
+    """One process's view of it. Not thread-safe: the caller follows with one thread at a time."""
+
+    def __init__(self, file: Path, params: Params) -> None:
+        self._file, self._params = file, params
+        self._counted: set[str] = set()  # decisions whose outcome came at the very moment of the last one
+        self._state = self._read() or begin(params)
+
+    @property
+    def since(self) -> datetime | None:
+        """Outcomes from this moment on are new, or were counted last; None = all of them."""
+        return None if self._state.at is None else utc(self._state.at)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Category → learnt weight, before a regime's factor; they sum to 1."""
+        return dict(zip(CATEGORIES, self._state.weights, strict=True))
+
+    @property
+    def count(self) -> int:
+        """Outcomes it has seen."""
+        return self._state.count
+
+    @property
+    def factor(self) -> Floats:
+        """(N_VOICES,) what learning makes of each stated weight where it decides; ones where it is only recorded."""
+        return factor_of(self._state.weights, self._params)
+
+    def pattern(self, kind: str, regime: str | None) -> Confidence:
+        return pattern(self._state, kind, regime, self._params.learning)
+
+    def patterns(self) -> list[tuple[str, str, Confidence]]:
+        """(kind, regime, confidence) of every pattern that ever resolved."""
+        return [(row[0], row[1], self.pattern(row[0], row[1])) for row in self._state.patterns]
+
+    def follow(self, resolved: Sequence[tuple[DecisionRecord, Outcome]]) -> int:
+        """Learn from outcomes since `since`; returns how many were new. Durable on return."""
+        new = [pair for pair in resolved if pair[0].decision.id not in self._counted]
+        before, self._state = self._state, learn(self._state, new, self._params)
+        if self._state is before:
+            return 0
+        last = self.since
+        if before.at is None or last != utc(before.at):
+            self._counted = set()
+        self._counted |= {record.decision.id for record, outcome in resolved if outcome.resolved_at == last}
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._file, {"state": self._state.to_json(), "counted": sorted(self._counted)})
+        return self._state.count - before.count
+
+    def _read(self) -> Learning | None:
+        try:
+            told = json.loads(self._file.read_text())
+            state = Learning.from_json(told["state"])
+            self._counted = set(told["counted"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, BellwetherError):
+            return None  # the ledger holds all it was learnt from
+        if state.stated == begin(self._params).stated:
+            return state
+        self._counted = set()  # other weights are stated now: what was learnt began elsewhere
+        return None
+
+
+def factor_of(weights: Sequence[float], params: Params) -> Floats:
+    """(N_VOICES,) learnt weights (C,) over the stated ones; ones where learning only records."""
+    factor = np.ones(N_VOICES)
+    if params.learning.use == "act":
+        stated = regime_weights(params.fusion, None)
+        factor[: len(CATEGORIES)] = [
+            weight / stated[name] if stated[name] > 0.0 else 1.0
+            for name, weight in zip(CATEGORIES, weights, strict=True)
+        ]
+    return factor
+
+
+def _side(entry: float | None, stop: float | None) -> float:
+    """Side of the event, from where its stop lies; 0 where no levels were computed."""
+    if entry is None or stop is None:
+        return 0.0
+    return float(np.sign(entry - stop))

@@ -1,0 +1,98 @@
+"""U5 as the service lives it: outcomes of the ledger teach once each, a restart goes on, and shadow decides nothing."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from test_ledger import DECISION
+
+from pipelines.contracts import CATEGORIES, Outcome
+from pipelines.settings import load_params
+from pipelines.store import DecisionRecord
+from serving.experience import Experience, begin, factor_of, learn
+from serving.fusion import N_VOICES
+
+PARAMS = load_params()
+ACT = PARAMS.model_copy(update={"learning": PARAMS.learning.model_copy(update={"use": "act"})})
+T0 = datetime(2024, 1, 1, tzinfo=UTC)
+GOOD, BAD = "order_flow", "cmt"
+
+
+def resolved(i, label=None):
+    """Order flow is always right, cmt always wrong; events and outcomes of both kinds."""
+    label = i % 2 if label is None else label
+    at = T0 + timedelta(hours=i)
+    said = {GOOD: 0.9 if label else -0.9, BAD: -0.9 if label else 0.9, "ict": 0.0}
+    decision = replace(
+        DECISION, id=f"d{i:04d}", as_of=at, known_at=at, entry=100.0, stop=99.0, event="fvg", said=said, regime="QUIET"
+    )
+    ended = Outcome(decision.id, at + timedelta(minutes=30), label, "target" if label else "stop", 10.0, 5.0, 5.0)
+    return DecisionRecord(decision, b"", b""), ended
+
+
+def test_who_is_right_gains_weight_and_who_is_wrong_loses_it(tmp_path):
+    experience = Experience(tmp_path / "e.json", PARAMS)
+    before = experience.weights
+    assert experience.follow([resolved(i) for i in range(200)]) == 200
+    after = experience.weights
+    assert after[GOOD] > 1.5 * before[GOOD]
+    assert after[BAD] < 0.5 * before[BAD]
+    assert sum(after.values()) == pytest.approx(1.0)
+    ((kind, regime, paid),) = experience.patterns()
+    assert (kind, regime, paid.low < 0.5 < paid.high) == ("fvg", "QUIET", True)
+
+
+def test_an_outcome_teaches_once_however_often_it_is_shown(tmp_path):
+    experience = Experience(tmp_path / "e.json", PARAMS)
+    seen = [resolved(i) for i in range(20)]
+    assert experience.follow(seen) == 20
+    last = [pair for pair in seen if pair[1].resolved_at >= experience.since]
+    assert len(last) == 1
+    assert experience.follow(last) == 0
+    twin = replace(last[0][0].decision, id="twin")
+    assert experience.follow([*last, (DecisionRecord(twin, b"", b""), replace(last[0][1], decision_id="twin"))]) == 1
+    assert experience.count == 21
+
+
+def test_a_restart_goes_on_from_the_same_bits(tmp_path):
+    whole = Experience(tmp_path / "whole.json", PARAMS)
+    for i in range(60):
+        whole.follow([resolved(i)])
+    first = Experience(tmp_path / "e.json", PARAMS)
+    first.follow([resolved(i) for i in range(30)])
+    again = Experience(tmp_path / "e.json", PARAMS)
+    assert (again.weights, again.count) == (first.weights, 30)
+    assert again.follow([resolved(29)]) == 0
+    again.follow([resolved(i) for i in range(30, 60)])
+    assert again.weights == whole.weights
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"state": "{}", "counted": []}', "[1, 2]"])
+def test_a_file_that_cannot_be_read_is_learnt_anew_from_the_ledger(tmp_path, content):
+    (tmp_path / "e.json").write_text(content)
+    assert Experience(tmp_path / "e.json", PARAMS).since is None
+
+
+def test_other_stated_weights_begin_anew(tmp_path):
+    Experience(tmp_path / "e.json", PARAMS).follow([resolved(i) for i in range(20)])
+    weights = {**PARAMS.fusion.weights, "cmt": 0.30, "ict": 0.30}
+    other = PARAMS.model_copy(update={"fusion": PARAMS.fusion.model_copy(update={"weights": weights})})
+    experience = Experience(tmp_path / "e.json", other)
+    assert (experience.count, experience.since, experience.weights) == (0, None, weights)
+
+
+def test_learnt_weights_decide_only_where_that_is_asked_for(tmp_path):
+    learnt = learn(begin(PARAMS), [resolved(i) for i in range(100)], PARAMS).weights
+    assert factor_of(learnt, PARAMS).tolist() == [1.0] * N_VOICES
+    factor = dict(zip((*CATEGORIES, "traditional"), factor_of(learnt, ACT), strict=True))
+    assert factor[GOOD] > 1.0 > factor[BAD]
+    assert factor["traditional"] == 1.0
+
+
+def test_what_cannot_be_judged_teaches_nothing():
+    record, ended = resolved(1)
+    for change in ({"entry": None}, {"stop": None}, {"said": {}}):
+        untaught = DecisionRecord(replace(record.decision, **change), b"", b"")
+        assert learn(begin(PARAMS), [(untaught, ended)], PARAMS) == begin(PARAMS)
+    assert np.isclose(sum(begin(PARAMS).weights), 1.0)

@@ -471,7 +471,7 @@ def weights(as_json: AsJson = False) -> None:
     site = open_site()
     experience = Experience(site.settings.serving_dir / FILE, site.params)
     stated = {regime: regime_weights(site.params.fusion, regime) for regime in (None, *REGIMES)}
-    patterns = [
+    patterns: list[dict[str, Any]] = [
         {"pattern": kind, "regime": regime, "n": paid.n, "mean": paid.mean, "low": paid.low, "high": paid.high}
         for kind, regime, paid in experience.patterns()
     ]

@@ -188,7 +188,8 @@ def section(market: Market, params: Params) -> list[str]:
     found, raised, small = lived(market, params)
     n = len(found[0].net)
     about = f"""{market.about} {raised:,} events; {small:,} whose target is under {params.labels.min_target_to_cost:g}
-    times the cost were left out, and {raised - small - n:,} that the bars do not see the end of."""
+    times the cost were left out, and {raised - small - n:,} without an outcome: no bar opened inside their
+    horizon, or the bars end before they do."""
     return [f"## {market.told}", "", _prose(about), "", *table(found, params), "", verdict(found, params), ""]
 
 

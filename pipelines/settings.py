@@ -146,6 +146,37 @@ class LabelParams(_Frozen):
         return self.target_atr / self.stop_atr
 
 
+class ExitParams(_Frozen):
+    plan: Literal["plain", "ladder", "trailing", "ladder_trailing"]
+    legs: list[tuple[float, float]] = Field(min_length=1, max_length=3)
+    trailing_atr: float = Field(gt=0, allow_inf_nan=False)
+    break_even_after_leg: int = Field(ge=0)
+
+    @property
+    def laddered(self) -> bool:
+        return self.plan in ("ladder", "ladder_trailing")
+
+    @property
+    def trails(self) -> bool:
+        return self.plan in ("trailing", "ladder_trailing")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ExitParams":
+        distances, shares = [leg[0] for leg in self.legs], [leg[1] for leg in self.legs]
+        if not all(near < far < float("inf") for near, far in zip([0.0, *distances], distances, strict=False)):
+            raise ValueError(
+                f"legs lie {distances} ATR away; each must be further out than the one before, from above 0"
+            )
+        if not min(shares) > 0 or not abs(sum(shares) - 1.0) <= 1e-9:
+            raise ValueError(f"legs take {shares} of the position, sum {sum(shares):g}; each above 0, together 1")
+        if self.break_even_after_leg >= len(self.legs):
+            raise ValueError(
+                f"break_even_after_leg {self.break_even_after_leg} of {len(self.legs)} legs leaves no position to "
+                "protect; at most one less than there are legs, 0 = never"
+            )
+        return self
+
+
 class SplitParams(_Frozen):
     folds: int = Field(ge=2)
     min_train_fraction: float = Field(gt=0, lt=1)
@@ -406,6 +437,7 @@ class Params(_Frozen):
     simulator: SimulatorParams
     costs: CostParams
     labels: LabelParams
+    exits: ExitParams
     splits: SplitParams
     validator: ValidatorParams
     predictor: PredictorParams

@@ -9,19 +9,16 @@ import pytest
 
 from benchmarks import evidence
 from benchmarks.__main__ import NAMES, measure, table
+from benchmarks.exits import Lived, verdict
 from benchmarks.measured import in_turn, pairs
 from benchmarks.signals import seen
 from pipelines.data.simulator import Planted
-from pipelines.settings import ROOT
+from pipelines.settings import ROOT, load_params
 
 
 def test_every_benchmark_the_readme_names_exists():
-    named = set(re.findall(r"benchmarks[./](\w+)", (ROOT / "README.md").read_text())) - {
-        "evidence",
-        "fusion",
-        "signals",
-        "tail_risk",
-    }  # those write what they found
+    named = set(re.findall(r"benchmarks[./](\w+)", (ROOT / "README.md").read_text()))
+    named -= {"evidence", "exits", "fusion", "portfolio", "signals", "stress", "tail_risk"}  # those write what they found
     assert named <= set(NAMES)
     assert all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in NAMES)
 
@@ -74,6 +71,16 @@ def test_chance_finds_what_speaking_so_often_finds():
     assert told.by_chance_recall == pytest.approx(1 - 0.95**4, abs=0.01)  # one of four bars speaks
     assert told.recall.value == pytest.approx(told.by_chance_recall, abs=0.05)
     assert told.precision.value == pytest.approx(told.by_chance_precision, abs=0.01)
+
+
+def test_a_plan_to_leave_a_position_is_called_better_only_where_its_whole_interval_is():
+    plain = np.random.default_rng(5).normal(0.0, 50.0, 2000)
+    none = np.zeros(2000, int)
+    gains = {"plain": 0.0, "ladder": 1.0, "trailing": -1.0, "ladder_trailing": np.tile([90.0, -90.0], 1000)}
+    found = [Lived(plan, plain + gain, plain + gain - 5.0, none, none, none) for plan, gain in gains.items()]
+    told = verdict(found, load_params()).replace("\n", " ")
+    assert "whole interval: `ladder`; worse: `trailing`.**" in told
+    assert "above nought with the whole interval: none." in told
 
 
 def test_evidence_goes_on_where_it_ended_and_forgets_figures_of_other_code(tmp_path):

@@ -37,7 +37,7 @@ BASELINE = "equal"
 
 @dataclass(frozen=True)
 class Market:
-    """told: heading; every: rows of a week; given: (k,) weights of `custom` with what they are, or None."""
+    """told: heading; every: rows of a week; given: (k,) weights of `custom`, None where there are none to give."""
 
     told: str
     about: str
@@ -87,7 +87,7 @@ def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
     loadings = np.column_stack([rng.uniform(0.5, 1.5, ASSETS), rng.normal(0.0, 0.7, ASSETS)])
     volatility, premium = np.array([0.15, 0.08]), np.array([0.06, 0.0])
     own = rng.uniform(0.10, 0.30, ASSETS)
-    mean = loadings @ premium + rng.normal(0.0, 0.02, ASSETS)
+    mean = loadings @ premium + rng.normal(0.0, 0.06, ASSETS)
     covariance = (loadings * volatility**2) @ loadings.T + np.diag(own**2)
     rows = DAYS_A_YEAR * years
     moves = rng.normal(size=(rows, 2)) * volatility @ loadings.T + rng.normal(size=(rows, ASSETS)) * own
@@ -98,7 +98,7 @@ def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
     return Market(
         told=f"Ten simulated assets, {years} years of {DAYS_A_YEAR} days, seed {seed}",
         about=f"""Two common factors (volatility {volatility[0]:.0%} and {volatility[1]:.0%} a year, premium
-        {premium[0]:.0%} and none), own volatility from 10 % to 30 %, own drift of 2 % standard deviation; drawn once,
+        {premium[0]:.0%} and none), own volatility from 10 % to 30 %, own drift of 6 % standard deviation; drawn once,
         the same on every day. `custom` is given the truth: the long-only weights with the highest Sharpe under the
         law that made the returns ({ratios[0]:.2f} a year; 1/N: {ratios[1]:.2f}). Nobody could know them; they show
         how much there was to find, and whether the intervals could see it.""",
@@ -174,7 +174,7 @@ def attributed(market: Market, found: Sequence[Walked]) -> list[str]:
     return lines
 
 
-def verdict(market: Market, found: Sequence[Walked], how: str) -> str:
+def verdict(found: Sequence[Walked], how: str) -> str:
     """Which beat 1/N with their whole interval; what was given the truth is not a method and is told apart."""
     heard = [one for one in found if not one.path.silent and one.path.method not in (BASELINE, "custom")]
     told = []
@@ -196,6 +196,19 @@ def _percent(estimate: Estimate) -> Estimate:
 
 
 # ---- the page ---------------------------------------------------------------------------------------------------
+
+
+def section(market: Market, params: Params) -> list[str]:
+    band = BAND_SHARE / len(market.assets)
+    plain, banded = walked(market, 0.0, params), walked(market, band, params)
+    about = f"""{market.about} {len(plain[0].path.net):,} rows after the first window, {plain[0].path.decisions}
+    decisions, one every {market.every} rows."""
+    return [
+        f"## {market.told}", "", _prose(about), "",
+        "### Without a band", "", *table(plain), "", verdict(plain, "Without a band"), "",
+        f"### With a band of ±{100 * band:g} points", "", *table(banded), "", verdict(banded, "With a band"), "",
+        "### Attribution", "", *attributed(market, plain), "",
+    ]  # fmt: skip
 
 
 def page(params: Params) -> str:
@@ -225,20 +238,7 @@ def page(params: Params) -> str:
         simulated(params.seed),
     )
     for market in markets:
-        band = BAND_SHARE / len(market.assets)
-        plain, banded = walked(market, 0.0, params), walked(market, band, params)
-        rows, decisions = len(plain[0].path.net), plain[0].path.decisions
-        lines += [
-            f"## {market.told}",
-            "",
-            _prose(f"{market.about} {rows:,} rows after the first window, {decisions} decisions, one every "
-                   f"{market.every} rows."),
-            "",
-            "### Without a band", "", *table(plain), "", verdict(market, plain, "Without a band"), "",
-            f"### With a band of ±{100 * band:g} points", "", *table(banded), "",
-            verdict(market, banded, "With a band"), "",
-            "### Attribution", "", *attributed(market, plain), "",
-        ]  # fmt: skip
+        lines += section(market, params)
     return "\n".join(lines)
 
 

@@ -115,7 +115,10 @@ def hierarchical(past: Past) -> Answer:
     if (past.returns.std(axis=0) == 0.0).any():
         return "an asset did not move in the window, so it has no correlation to cluster by"
     library = _library()
-    return _solved(library, library.HierarchicalRiskParity(prior_estimator=_shrunk(library)), past.returns)
+    # only the order of the tree is read; skfolio 1.0.5 fails to find its best number of clusters for two assets
+    tree = library.HierarchicalClustering(max_clusters=past.returns.shape[1])
+    estimator = library.HierarchicalRiskParity(prior_estimator=_shrunk(library), hierarchical_clustering_estimator=tree)
+    return _solved(library, estimator, past.returns)
 
 
 METHODS: dict[str, Method] = {
@@ -364,6 +367,7 @@ def figures(path: Path, one_over_n: Path, rows_a_year: float, block: int, draws:
 def _library() -> SimpleNamespace:
     """skfolio, loaded by who optimises: it takes seconds and nobody else needs it. Raises MissingPackage."""
     try:
+        from skfolio.cluster import HierarchicalClustering
         from skfolio.exceptions import OptimizationError
         from skfolio.moments import LedoitWolf
         from skfolio.optimization import HierarchicalRiskParity, MeanRisk, ObjectiveFunction, RiskBudgeting
@@ -376,6 +380,7 @@ def _library() -> SimpleNamespace:
     return SimpleNamespace(
         OptimizationError=OptimizationError,
         LedoitWolf=LedoitWolf,
+        HierarchicalClustering=HierarchicalClustering,
         HierarchicalRiskParity=HierarchicalRiskParity,
         MeanRisk=MeanRisk,
         ObjectiveFunction=ObjectiveFunction,

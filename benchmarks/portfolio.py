@@ -97,8 +97,8 @@ def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
     ratios = [float(w @ mean / np.sqrt(w @ covariance @ w)) for w in (best, np.full(ASSETS, 1.0 / ASSETS))]
     return Market(
         told=f"Ten simulated assets, {years} years of {DAYS_A_YEAR} days, seed {seed}",
-        about=f"""Two common factors (volatility {volatility[0]:.0%} and {volatility[1]:.0%} a year, premium
-        {premium[0]:.0%} and none), own volatility from 10 % to 30 %, own drift of 6 % standard deviation; drawn once,
+        about=f"""Two common factors (volatility {100 * volatility[0]:g} % and {100 * volatility[1]:g} % a year,
+        premium {100 * premium[0]:g} % and none), own volatility from 10 % to 30 %, own drift of 6 % standard deviation; drawn once,
         the same on every day. `custom` is given the truth: the long-only weights with the highest Sharpe under the
         law that made the returns ({ratios[0]:.2f} a year; 1/N: {ratios[1]:.2f}). Nobody could know them; they show
         how much there was to find, and whether the intervals could see it.""",
@@ -158,7 +158,13 @@ def table(found: Sequence[Walked]) -> list[str]:
     for one in found:
         for reason, count in one.path.abstained.items():
             share = "at every decision" if one.path.silent else f"at {count} of {one.path.decisions} decisions"
-            lines += ["", _prose(f"`{one.path.method}` abstained {share}: {reason}.")]
+            idle = float((one.path.weights[1:].sum(axis=1) < 0.5).mean())  # the first row ends with the first fill
+            cash = (
+                f" Before its first answer it held cash: in {100 * idle:.1f} % of the rows, where 1/N was invested."
+                if idle
+                else ""
+            )
+            lines += ["", _prose(f"`{one.path.method}` abstained {share}: {reason}.{'' if one.path.silent else cash}")]
     return lines
 
 

@@ -9,6 +9,7 @@ Time: row t of `returns` is the simple return from the close of row t - 1 to the
 sees rows up to t and is filled at the close of row t + 1, as nobody trades at the price he decides by.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -279,9 +280,8 @@ def walk(
         spent += costs
         idle -= float(trades.sum() + costs.sum())
         traded[fill], paid[fill] = np.abs(trades).sum() / now, costs.sum() / now
-        worth[fill : last + 1] = (before + trades) * np.vstack(
-            [np.ones(k), np.cumprod(1.0 + returns[fill + 1 : last + 1], axis=0)]
-        )
+        after = np.maximum(before + trades, 0.0)  # an asset sold whole is gone, and not short by a rounding error
+        worth[fill : last + 1] = after * np.vstack([np.ones(k), np.cumprod(1.0 + returns[fill + 1 : last + 1], axis=0)])
         cash[fill : last + 1] = idle
     wealth = worth.sum(axis=1) + cash
     return Path(
@@ -395,9 +395,13 @@ def _shrunk(library: SimpleNamespace) -> Any:
 
 def _solved(library: SimpleNamespace, estimator: Any, returns: Floats) -> Answer:
     try:
-        found = np.asarray(estimator.fit(returns).weights_, dtype=np.float64)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Solution may be inaccurate", category=UserWarning)
+            found = np.asarray(estimator.fit(returns).weights_, dtype=np.float64)
     except library.OptimizationError:
         return "the solver found no weights"
+    except UserWarning:
+        return "the solver stopped before its weights were accurate"
     return _shares(np.maximum(found, 0.0))  # a solver stops within its tolerance of nought
 
 

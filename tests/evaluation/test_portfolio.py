@@ -1,6 +1,7 @@
 """Portfolios: shares are shares, the past alone decides, bands spare trades, costs and attribution add up to a cent."""
 
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -131,6 +132,18 @@ def test_without_the_library_the_error_names_the_package(method, monkeypatch):
     monkeypatch.setitem(sys.modules, "skfolio", None)
     with pytest.raises(MissingPackage, match="skfolio"):
         weights(method, past())
+
+
+def test_weights_that_the_solver_calls_inaccurate_are_not_used(monkeypatch, library):
+    from skfolio.optimization import RiskBudgeting
+
+    def unsure(self, returns):
+        warnings.warn("Solution may be inaccurate. Try changing the solver params", stacklevel=2)
+        self.weights_ = np.array([0.9, 0.1])
+        return self
+
+    monkeypatch.setattr(RiskBudgeting, "fit", unsure)
+    assert weights("risk parity", past(market(k=2))) == "the solver stopped before its weights were accurate"
 
 
 # ---- bands ------------------------------------------------------------------------------------------------------
@@ -274,6 +287,15 @@ def test_a_method_that_abstains_keeps_what_is_held():
     assert not later.silent
     assert not later.traded[61 - later.start :].any()
     assert later.weights[-1].sum() == pytest.approx(1.0)
+
+
+def test_selling_everything_leaves_nothing_and_no_debt(monkeypatch):
+    """What is left of an asset sold whole is a rounding error, which must not be taken for a short position."""
+    monkeypatch.setitem(METHODS, "best row", lambda past: np.eye(7)[past.returns[-1].argmax()])
+    path = walk(market(n=3000, k=7), "best row", 1, 10, 2.5)
+    assert path.weights.min() == 0.0
+    assert path.weights.sum(axis=1).max() == pytest.approx(1.0, abs=1e-12)
+    assert path.attribution.sum() == pytest.approx(path.total, abs=1e-10)
 
 
 def test_a_history_too_short_to_fill_a_decision_is_refused():

@@ -99,7 +99,8 @@ def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
         told=f"Ten simulated assets, {years} years of {DAYS_A_YEAR} days, seed {seed}",
         about=f"""Two common factors (volatility {100 * volatility[0]:g} % and {100 * volatility[1]:g} % a year,
         premium {100 * premium[0]:g} % and none), own volatility from 10 % to 30 %, own
-        drift of 6 % standard deviation; drawn once, the same on every day. `custom` is given the truth: the long-only weights with the highest Sharpe under the
+        drift of 6 % standard deviation; drawn once, the same on every day.
+        `custom` is given the truth: the long-only weights with the highest Sharpe under the
         law that made the returns ({ratios[0]:.2f} a year; 1/N: {ratios[1]:.2f}). Nobody could know them; they show
         how much there was to find, and whether the intervals could see it.""",
         assets=tuple("ABCDEFGHIJ"),

@@ -262,7 +262,7 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
     """The same `count` decision bars with models in the process and with the model service asked; then that one killed.
 
     Returns bars, spoken (validator answers with a number), different (bars on which the two did not say the same), and
-    of the killed service: out (tier and the champion's reason at the next bar), back (tier once it answers again).
+    of the killed service: out (tier and the champion's reason at the next event), back (tier once it answers again).
     """
     said: dict[str, list[dict[str, Any]]] = {}
     found: dict[str, Any] = {}
@@ -277,7 +277,10 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
                 for process in gone:
                     process.kill()
                 psutil.wait_procs(gone, timeout=10.0)
-                found["out"] = _shown(client, load, next(bars))
+                for group in bars:  # until a bar on which a model is asked
+                    found["out"] = _shown(client, load, group)
+                    if found["out"]["event"] is not None:
+                        break
                 supervisor.up(settings, ("models",))
                 for group in bars:  # a bar at a time until trust is back
                     found["back"] = _shown(client, load, group)

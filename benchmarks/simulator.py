@@ -79,7 +79,7 @@ def _market(days: int) -> None:
 
 
 def measure(tiny: bool = False) -> list[Row]:
-    repeats, minutes, days, year = (3, 10, 2, 5) if tiny else (9, 60, 30, 365)
+    repeats, minutes, days, year = (3, 10, 2, 5) if tiny else (9, 60, 30, 90)
     block = _Minutes(minutes)
     ours, plain = in_turn(block.trade, lambda: block.trade(plain=True), repeats)
     whole, values = in_turn(lambda: _market(days), lambda: _values(days), repeats)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import talib
+from alone import Alone
 
-from pipelines.features.fold import Fold
 from pipelines.signals import amt
 
-FOLD = Fold("amt_alone", (amt.FAMILY,))
+FOLD = Alone("amt")
 AT = FOLD.index
 INSIDE, WIDE = (100.2, 99.8, 100.0), (101.0, 99.0, 100.0)  # high, low, close
 BALANCE = [WIDE] * 19 + [INSIDE] * 32

@@ -5,14 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from alone import Alone
 
 from pipelines.contracts import CLOSE, TIMEFRAME_SECONDS
 from pipelines.data.timeframes import resample
-from pipelines.features.fold import Fold
 from pipelines.signals import confluence
+from pipelines.signals.catalog import SIGNALS
 
 RECORDED = Path(__file__).parents[2] / "../shared/data/candles/binance_spot_btcusdt_1m_2024.parquet"
-FOLD = Fold("confluence_alone", (confluence.FAMILY,))
+FOLD = Alone("confluence")
 AT = FOLD.index
 WEIGHTS = {"5m": 0.10, "15m": 0.20, "1h": 0.30, "4h": 0.25, "1d": 0.15}
 
@@ -141,7 +142,7 @@ def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(mi
         FOLD.step(by_bar, bar)
         if bar[0] == bars[0, 0]:
             continue  # one bar does not tell how long bars are
-        of_minutes, of_bars = confluence.trends(by_minute), confluence.trends(by_bar)
+        of_minutes, of_bars = (confluence.trends(SIGNALS.family_state(s, "confluence")) for s in (by_minute, by_bar))
         expected = {}
         for name, made in candles.items():
             known = made[: np.searchsorted(made[:, 0], closed - TIMEFRAME_SECONDS[name], side="right")]

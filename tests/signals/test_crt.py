@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import talib
+from alone import Alone
 
 from pipelines.data.timeframes import resample
-from pipelines.features.fold import Fold
-from pipelines.signals import crt
 
-FOLD = Fold("crt_alone", (crt.FAMILY,))
+FOLD = Alone("crt")
 AT = FOLD.index
 QUIET = (100.5, 99.5, 100.0)  # high, low, close
 BEYOND, BACK = (101.1, 99.8, 101.0), (101.0, 99.8, 100.2)

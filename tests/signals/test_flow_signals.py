@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
+from alone import Alone
 from retold import HOLES, atr, holed, known, quiet, rank, rms, then
 
 from pipelines.contracts import CONTEXT_INDEX
-from pipelines.features.fold import Fold
-from pipelines.signals import absorption, hawkes, institutional
 
-FLOW = Fold("flow_signals", (absorption.FAMILY, hawkes.FAMILY, institutional.FAMILY))
+FLOW = Alone("absorption", "hawkes", "institutional")
 
 
 def last(bars, contexts=None):

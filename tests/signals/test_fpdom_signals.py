@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
+from alone import Alone
 from retold import HOLES, atr, holed, known, quiet, rank, rms, then
 
 from pipelines.contracts import CONTEXT_INDEX
-from pipelines.features.fold import Fold
-from pipelines.signals import footprint, heatmap, smart_money
 
-FPDOM = Fold("fpdom_signals", (footprint.FAMILY, heatmap.FAMILY, smart_money.FAMILY))
+FPDOM = Alone("footprint", "heatmap", "smart_money")
 
 
 def last(contexts, bars=None):

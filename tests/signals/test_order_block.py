@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import talib
+from alone import Alone
 
-from pipelines.features.fold import Fold
-from pipelines.signals import order_block
-
-FOLD = Fold("order_block", (order_block.FAMILY,))
+FOLD = Alone("order_block")
 QUIET = ((100.0, 100.6, 99.4, 100.1), (100.1, 100.6, 99.4, 100.0))  # no swing, ATR 1.2
 HIGH_OF = (100.0, 101.2, 99.4, 100.0)  # a swing high among them
 FALLING = (100.0, 100.2, 99.0, 99.2)

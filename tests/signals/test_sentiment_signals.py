@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
+from alone import Alone
 from retold import known, quiet, rank
 
 from pipelines.contracts import CONTEXT_INDEX
-from pipelines.features.fold import Fold
-from pipelines.signals import sentiment
 
-SENTIMENT = Fold("sentiment_signals", (sentiment.FAMILY,))
+SENTIMENT = Alone("sentiment")
 INTEREST = 1e-4
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from alone import Alone
 
 from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH, NO_CONTEXT
-from pipelines.features.fold import Fold
-from pipelines.signals import smt
 
-FOLD = Fold("smt", (smt.FAMILY,))
+FOLD = Alone("smt")
 CANDLES = Path(__file__).parents[2] / "../shared/data/candles"
 
 

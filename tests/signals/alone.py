@@ -1,0 +1,25 @@
+"""Families of SIGNALS seen alone: their columns of the very fold that training and serving run, already compiled."""
+
+import numpy as np
+
+from pipelines.contracts import NO_BOOK, NO_CONTEXT
+from pipelines.signals.catalog import SIGNALS
+
+
+class Alone:
+    """`run`, `step` and the catalogue of some families; a state is that of the whole fold."""
+
+    def __init__(self, *names):
+        self.families = tuple(family for family in SIGNALS.families if family.name in names)
+        self.catalogue = tuple(column for family in self.families for column in family.columns)
+        self.columns = tuple(column.name for column in self.catalogue)
+        self.index = {name: i for i, name in enumerate(self.columns)}
+        self._at = np.array([SIGNALS.index[name] for name in self.columns])
+        self.fresh, self.dump, self.load = SIGNALS.fresh, SIGNALS.dump, SIGNALS.load
+        assert len(self.families) == len(names)
+
+    def run(self, bars, books=None, contexts=None, state=None):
+        return SIGNALS.run(bars, books, contexts, state)[:, self._at]
+
+    def step(self, state, bar, book=NO_BOOK, context=NO_CONTEXT):
+        return SIGNALS.step(state, bar, book, context)[self._at]

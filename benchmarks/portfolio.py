@@ -181,6 +181,29 @@ def attributed(market: Market, found: Sequence[Walked]) -> list[str]:
     return lines
 
 
+def spared(market: Market, plain: Sequence[Walked], banded: Sequence[Walked], params: Params) -> list[str]:
+    """The band against its own method without one, on the same rows: what it spared, and what it changed."""
+    lines = [
+        "| method | net return, with a band over without, points a year | Sharpe, likewise | cost without, bps a year | of it spared |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for one, other in zip(banded, plain, strict=True):
+        if one.path.silent:
+            continue
+        beside = figures(one.path, other.path, market.rows_a_year, market.every, DRAWS, params.seed)
+        before, after = 1e4 * other.figures.cost, 1e4 * one.figures.cost
+        lines.append(
+            _line((
+                one.path.method,
+                shown(_percent(beside.return_over_equal), 2),
+                shown(beside.sharpe_over_equal, 3),
+                f"{before:.1f}",
+                f"{before - after:.1f}",
+            ))
+        )  # fmt: skip
+    return lines
+
+
 def verdict(found: Sequence[Walked], how: str) -> str:
     """Which beat 1/N with their whole interval; what was given the truth is not a method and is told apart."""
     heard = [one for one in found if not one.path.silent and one.path.method not in (BASELINE, "custom")]
@@ -214,6 +237,7 @@ def section(market: Market, params: Params) -> list[str]:
         f"## {market.told}", "", _prose(about), "",
         "### Without a band", "", *table(plain), "", verdict(plain, "Without a band"), "",
         f"### With a band of ±{100 * band:g} points", "", *table(banded), "", verdict(banded, "With a band"), "",
+        "### What the band was worth", "", *spared(market, plain, banded, params), "",
         "### Attribution", "", *attributed(market, plain), "",
     ]  # fmt: skip
 
@@ -235,8 +259,9 @@ def page(params: Params) -> str:
         bought and sold, in portfolios. A method that abstains keeps what it holds."""),
         "",
         _prose(f"""With a band, an asset is left alone while its share is within {BAND_SHARE:g}/N of its target; beyond,
-        it is brought to the edge. *Attribution*: what each asset added to the total return less what trading it cost,
-        in points of the starting portfolio; without a band."""),
+        it is brought to the edge, and the trades pay their own fee. *What the band was worth*: each method with it less
+        itself without, on the same rows and draws. *Attribution*: what each asset added to the total return less what
+        trading it cost, in points of the starting portfolio; without a band."""),
         "",
     ]
     markets = (

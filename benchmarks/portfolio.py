@@ -184,7 +184,8 @@ def attributed(market: Market, found: Sequence[Walked]) -> list[str]:
 def spared(market: Market, plain: Sequence[Walked], banded: Sequence[Walked], params: Params) -> list[str]:
     """The band against its own method without one, on the same rows: what it spared, and what it changed."""
     lines = [
-        "| method | net return, with a band over without, points a year | Sharpe, likewise | cost without, bps a year | of it spared |",
+        "| method | net return, with a band over without, points a year | Sharpe, likewise | cost without, bps a "
+        "year | of it spared |",
         "|---|--:|--:|--:|--:|",
     ]
     for one, other in zip(banded, plain, strict=True):

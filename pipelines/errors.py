@@ -20,6 +20,7 @@ BellwetherError
 │   ├── WrongSchema            it reads columns or windows that nobody here computes
 │   └── GoldenMismatch         the loaded model does not give its golden answers
 ├── StateError                 live state cannot be trusted (a gap, a wrong catalogue)
+├── MissingPackage             a library that only this needs is not installed
 └── ServiceError               a server we need is down, or its port is taken
     ├── PortTaken
     ├── ServiceDown
@@ -106,6 +107,10 @@ class GoldenMismatch(BundleError):
 
 
 class StateError(BellwetherError):
+    pass
+
+
+class MissingPackage(BellwetherError):
     pass
 
 

@@ -91,7 +91,7 @@ def test_a_step_is_counted_from_where_the_day_began():
 
 
 def test_who_is_right_rises_and_who_is_wrong_falls_to_the_floor():
-    told = stream(7, 1200, ict=lambda label: 1.6 * label - 0.8, fpdom=lambda label: 0.8 - 1.6 * label)
+    told = stream(7, 500, ict=lambda label: 1.6 * label - 0.8, fpdom=lambda label: 0.8 - 1.6 * label)
     weights = dict(zip(CATEGORIES, learnt(told).weights, strict=True))
     assert weights["fpdom"] == pytest.approx(FLOOR)
     assert weights["ict"] > 0.7
@@ -101,10 +101,10 @@ def test_who_is_right_rises_and_who_is_wrong_falls_to_the_floor():
 def test_who_says_nothing_true_neither_gains_nor_loses_on_average_however_boldly_it_speaks():
     rng, losses = np.random.default_rng(1), []
     for bold in (0.1, 1.0):
-        outcomes = [Resolved(float(k), (bold, *[NAN] * (N - 1)), 1.0, float(rng.random() < 0.4)) for k in range(1000)]
-        remembered = learnt(outcomes, RULES.model_copy(update={"outcomes_a_source": 1000})).losses[0]
+        outcomes = [Resolved(float(k), (bold, *[NAN] * (N - 1)), 1.0, float(rng.random() < 0.4)) for k in range(400)]
+        remembered = learnt(outcomes, RULES.model_copy(update={"outcomes_a_source": 400})).losses[0]
         losses.append(np.mean([loss for _, loss in remembered]))
-    assert losses == pytest.approx([0.5, 0.5], abs=0.03)
+    assert losses == pytest.approx([0.5, 0.5], abs=0.06)  # 3 standard errors of the bolder
 
 
 def test_who_was_never_heard_keeps_its_share_to_the_bit():
@@ -141,8 +141,8 @@ def test_one_outcome_by_hand():
 
 
 def test_without_evidence_the_shared_part_leads_back_to_the_stated_weights():
-    moved = learnt(stream(7, 400, ict=lambda label: 2.0 * label - 1.0))
-    tied = [Resolved(moved.at + DAY_S * k / 4, (0.5,) * N, 1.0, float(k % 2)) for k in range(400)]
+    moved = learnt(stream(7, 300, ict=lambda label: 2.0 * label - 1.0))
+    tied = [Resolved(moved.at + DAY_S * k / 4, (0.5,) * N, 1.0, float(k % 2)) for k in range(300)]
     back = learnt(tied, RULES, moved)
     assert np.abs(np.array(moved.weights) - STATED).max() > 0.3
     assert back.weights == pytest.approx(STATED, abs=1e-9)

@@ -1,0 +1,112 @@
+"""The most that the limits let anybody hold, under every scenario: do they keep the drawdown limit in a crisis?"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.contracts import Estimate, Floats
+from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult
+from pipelines.evaluation.stress import stress_all
+from pipelines.settings import RiskParams
+
+SIDES = {"long": 1.0, "short": -1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The largest gross exposure (fraction of equity) and widest stop (fraction of price) that a row of limits lets
+    through; `row` as in risk.regime_limits, or "unknown", which is the smallest of all."""
+
+    row: str
+    gross: float
+    stop: float
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One such portfolio and what became of it. `stopped` says whether its stops were there."""
+
+    allowed: Allowed
+    side: str
+    stopped: bool
+    results: tuple[StressResult, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.side} {self.allowed.gross:.0%}, {self.with_stop}"
+
+    @property
+    def with_stop(self) -> str:
+        return f"stop {self.allowed.stop:.1%}" if self.stopped else "no stop"
+
+    def broken(self, limit: float) -> dict[str, float]:
+        """Scenario → its drawdown, or its loss where it has no drawdown, of those above a limit."""
+        found = {r.scenario: told.value for r in self.results if (told := worst_of(r)) is not None}
+        return {name: value for name, value in found.items() if value > limit}
+
+    def told(self, limit: float) -> dict[str, Any]:
+        return {
+            "row": self.allowed.row,
+            "gross": self.allowed.gross,
+            "side": self.side,
+            "stop": self.allowed.stop if self.stopped else None,
+            "breaks_drawdown_limit": self.broken(limit),
+            "results": [result.told() for result in self.results],
+        }
+
+
+def worst_of(result: StressResult) -> Estimate | None:
+    """What is held to a drawdown limit: the drawdown, else the loss; None where the scenario is absent."""
+    return result.drawdown if result.drawdown is not None else result.loss
+
+
+def allowed(risk: RiskParams) -> list[Allowed]:
+    """A line a row of limits, in their order, and the unknown regime: positions of one market up to every cap."""
+    rows = {name: (row.max_position, row.max_stop) for name, row in risk.regime_limits.items()}
+    rows["unknown"] = (min(position for position, _ in rows.values()), min(stop for _, stop in rows.values()))
+    return [
+        Allowed(name, min(risk.max_gross, risk.max_open * min(position, risk.kelly_cap)), stop)
+        for name, (position, stop) in rows.items()
+    ]
+
+
+def at_most(risk: RiskParams) -> Allowed:
+    """The row with the largest gross exposure; of several, the one with the widest stop."""
+    return max(allowed(risk), key=lambda row: (row.gross, row.stop))
+
+
+def portfolio_of(row: Allowed, side: str, stopped: bool, shares: Floats, cost_bps: float) -> Portfolio:
+    """`shares` (k,) of the gross exposure, one a market; they sum to 1."""
+    stops = np.full(len(shares), row.stop if stopped else np.nan)
+    return Portfolio(SIDES[side] * row.gross * shares, stops, cost_bps)
+
+
+def stress_of_limits(recorded: Recorded, risk: RiskParams, cost_bps: float, draws: int, seed: int) -> list[Case]:
+    """Every row of limits, long and short, exposure shared evenly among the markets, with its widest stop; and the
+    largest of them as if no stop were there, which is what a venue that is down leaves of it. The largest comes first.
+
+    cost_bps  of one side
+    """
+    k = len(recorded.symbols)
+    largest = at_most(risk)
+    wanted = [(largest, True), (largest, False), *((row, True) for row in allowed(risk) if row != largest)]
+    return [
+        Case(row, side, stopped, tuple(stress_all(
+            portfolio_of(row, side, stopped, np.full(k, 1.0 / k), cost_bps), recorded, draws, seed)))
+        for row, stopped in wanted
+        for side in SIDES
+    ]  # fmt: skip
+
+
+def verdict(cases: list[Case], limit: float) -> list[str]:
+    """A sentence a side and kind of the largest portfolio: which scenarios break the drawdown limit."""
+    lines = []
+    for case in cases:
+        broken = case.broken(limit)
+        named = ", ".join(f"{name} ({value:.1%})" for name, value in broken.items())
+        told = f"breaks the drawdown limit of {limit:.0%} in {named}" if broken else f"stays under {limit:.0%} in all"
+        absent = [result.scenario for result in case.results if result.absent]
+        known = len(case.results) - len(absent)
+        lines.append(f"{case.allowed.row}: {case.name}: {told}" + (f" of {known} known" if not broken else ""))
+    return lines

@@ -18,7 +18,7 @@ class Portfolio:
     weights   (k,) signed fractions of equity at entry, negative if short
     stops     (k,) distance of the stop from the entry as a fraction of price; NaN = none
     cost_bps  of one side, of the position's value: fee and half of the ordinary spread
-    Raises    BadShape if lengths differ; BadValues for a weight or cost that is not finite, or a stop that is not above 0
+    Raises    BadShape if lengths differ; BadValues for a weight or cost that is not finite, or a stop not above 0
     """
 
     weights: Floats
@@ -49,7 +49,7 @@ class Recorded:
 
     bars         (n, k, 8) of `step_s` seconds, the same open time across a row, ascending; prices finite
     spread       (n, k) ask less bid as a fraction of the mid price; NaN = not recorded
-    crises       (m, k, 8) bars of `crises_step_s` seconds that may hold the windows of `crises.CRISES`; None = not given
+    crises       (m, k, 8) bars of `crises_step_s` seconds that may hold windows of `crises.CRISES`; None = not given
     crises_of    the market whose path that is, where one market's path stands for all assets
     equity       in quote currency, for what depends on absolute size; None = not given
     Raises       BadShape, BadTimes (rows out of order) or BadValues (a price that is not finite and above 0)

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, OPEN_TIME, VOLUME, Estimate, Floats, Ints
+from pipelines.contracts import CLOSE, OPEN_TIME, VOLUME, Floats, Ints
 from pipelines.errors import UnknownName
 from pipelines.evaluation.crises import CRISES, crisis
 from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult, as_recorded
@@ -172,9 +172,9 @@ def correlation_breakdown(portfolio: Portfolio, recorded: Recorded, draws: int, 
 def liquidity_drought(portfolio: Portfolio, recorded: Recorded, draws: int, seed: int) -> StressResult:
     """Everything is sold in one thin day: the cost of getting out, not of any move of the market.
 
-    Each position pays its ordinary cost, half of what the spread exceeds its median by at its 99 % quantile, and impact:
-    2/3 · Y · σ · sqrt(position / volume), Y = 1. The day's own σ / sqrt(volume) is taken at its 99 % quantile, so a
-    thin market and a wild one count together where they came together. The law was seen up to some tenth of a volume.
+    Each position pays its ordinary cost, half of what the spread exceeds its median by at its 99 % quantile, and an
+    impact of 2/3 · Y · σ · sqrt(position / volume), Y = 1. The day's own σ / sqrt(volume) is taken at its 99 % quantile:
+    thin and wild count together where they came together. The law was seen up to some tenth of a volume.
 
     Source: square root and Y of order one, Tóth et al. 2011, Phys. Rev. X 1, 021006, and for Bitcoin along the whole of
     an order Donier & Bonart 2015, arXiv:1412.4503. Almgren et al. 2005, Risk 18(7), have a power of 3/5.

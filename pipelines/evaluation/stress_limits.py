@@ -1,5 +1,6 @@
 """The most that the limits let anybody hold, under every scenario: do they keep the drawdown limit in a crisis?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ class Case:
 
     def told(self, limit: float) -> dict[str, Any]:
         return {
+            "name": self.name,
             "row": self.allowed.row,
             "gross": self.allowed.gross,
             "side": self.side,
@@ -89,8 +91,8 @@ def stress_of_limits(recorded: Recorded, risk: RiskParams, cost_bps: float, draw
     cost_bps  of one side
     """
     k = len(recorded.symbols)
-    largest = at_most(risk)
-    wanted = [(largest, True), (largest, False), *((row, True) for row in allowed(risk) if row != largest)]
+    most = at_most(risk)
+    wanted = [(most, True), (most, False), *((row, True) for row in allowed(risk) if row != most)]
     return [
         Case(row, side, stopped, tuple(stress_all(
             portfolio_of(row, side, stopped, np.full(k, 1.0 / k), cost_bps), recorded, draws, seed)))
@@ -99,14 +101,18 @@ def stress_of_limits(recorded: Recorded, risk: RiskParams, cost_bps: float, draw
     ]  # fmt: skip
 
 
-def verdict(cases: list[Case], limit: float) -> list[str]:
-    """A sentence a side and kind of the largest portfolio: which scenarios break the drawdown limit."""
+def largest(cases: Sequence[Case]) -> list[Case]:
+    """Those of the row that lets most through: the first one's."""
+    return [case for case in cases if case.allowed == cases[0].allowed]
+
+
+def verdict(cases: Sequence[Case], limit: float) -> list[str]:
+    """A sentence a side of the largest portfolio, with its stops and without: what breaks the drawdown limit."""
     lines = []
-    for case in cases:
-        broken = case.broken(limit)
-        named = ", ".join(f"{name} ({value:.1%})" for name, value in broken.items())
-        told = f"breaks the drawdown limit of {limit:.0%} in {named}" if broken else f"stays under {limit:.0%} in all"
-        absent = [result.scenario for result in case.results if result.absent]
-        known = len(case.results) - len(absent)
-        lines.append(f"{case.allowed.row}: {case.name}: {told}" + (f" of {known} known" if not broken else ""))
+    for case in largest(cases):
+        broken = ", ".join(f"{name} ({value:.1%})" for name, value in case.broken(limit).items())
+        absent = sum(result.absent is not None for result in case.results)
+        known = f"{len(case.results) - absent} scenarios of {len(case.results)} that could be computed"
+        told = f"breaks the drawdown limit of {limit:.0%} in {broken}" if broken else f"under the limit of {limit:.0%}"
+        lines.append(f"{case.name}: {told}; {known}")
     return lines

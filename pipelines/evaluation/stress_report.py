@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.contracts import Estimate
 from pipelines.evaluation.exposure import StressResult
-from pipelines.evaluation.stress_limits import Case, verdict, worst_of
+from pipelines.evaluation.stress_limits import Case, largest, verdict, worst_of
 
 COLOURS = {"long": "#3b5bdb", "short": "#d9730d"}
 LIMIT = "#b3261e"
@@ -27,14 +27,14 @@ def shown(estimate: Estimate | None) -> str:
 
 def write_page(path: Path, title: str, cases: Sequence[Case], limit: float, about: str) -> Path:
     """`cases` of `stress_limits.stress_of_limits`; `about` says in a sentence what it rests on. Needs no network."""
-    largest = [case for case in cases if case.allowed == cases[0].allowed]
+    most = largest(cases)
     pictures = "".join(
         figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"displaylogo": False})
         for i, figure in enumerate(
-            figure for figure in (bars(largest, limit), paths(largest, limit), losses(largest)) if figure is not None
+            figure for figure in (bars(most, limit), paths(most, limit), losses(most)) if figure is not None
         )
     )
-    said = "".join(f"<li>{escape(line)}</li>" for line in verdict(list(cases), limit))
+    said = "".join(f"<li>{escape(line)}</li>" for line in verdict(cases, limit))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"
@@ -42,9 +42,9 @@ def write_page(path: Path, title: str, cases: Sequence[Case], limit: float, abou
         "table{border-collapse:collapse;width:100%;font-size:14px}td,th{padding:.3rem .6rem;text-align:left;"
         "border-bottom:1px solid #e3e8ee;vertical-align:top}.no{color:#b3261e}.less{color:#5c6b7a}</style>"
         f"<h1>{escape(title)}</h1><p>{escape(about)}</p><ul>{said}</ul>"
-        f"{pictures}<h2>The largest portfolio the limits allow</h2>{_table(largest, limit)}"
+        f"{pictures}<h2>The largest portfolio the limits allow</h2>{_table(most, limit)}"
         f"<h2>Every row of limits</h2>{_rows(cases, limit)}"
-        "<h2>How each scenario is computed, and on what</h2>" + _methods(largest)
+        "<h2>How each scenario is computed, and on what</h2>" + _methods(most)
     )
     return path
 
@@ -79,8 +79,8 @@ def _rows(cases: Sequence[Case], limit: float) -> str:
         cells = ""
         for result in case.results:
             told = worst_of(result)
-            broken = told is not None and told.value > limit
-            cells += f"<td{' class="no"' if broken else ''}>{'–' if told is None else f'{told.value:.2%}'}</td>"
+            mark = " class='no'" if told is not None and told.value > limit else ""
+            cells += f"<td{mark}>{'–' if told is None else f'{told.value:.2%}'}</td>"
         body += f"<tr><td>{escape(case.allowed.row)}: {escape(case.name)}</td>{cells}</tr>"
     return (
         "<p class='less'>Drawdown, or the loss where a scenario has no way to it, as a share of equity.</p>"

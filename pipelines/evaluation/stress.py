@@ -173,7 +173,7 @@ def liquidity_drought(portfolio: Portfolio, recorded: Recorded, draws: int, seed
     """Everything is sold in one thin day: the cost of getting out, not of any move of the market.
 
     Each position pays its ordinary cost, half of what the spread exceeds its median by at its 99 % quantile, and an
-    impact of 2/3 · Y · σ · sqrt(position / volume), Y = 1. The day's own σ / sqrt(volume) is taken at its 99 % quantile:
+    impact of 2/3 · Y · σ · sqrt(position / volume), Y = 1. The day's own σ / sqrt(volume) is at its 99 % quantile:
     thin and wild count together where they came together. The law was seen up to some tenth of a volume.
 
     Source: square root and Y of order one, Tóth et al. 2011, Phys. Rev. X 1, 021006, and for Bitcoin along the whole of

@@ -104,6 +104,18 @@ def crises(cases: Sequence[Case], limit: float) -> list[str]:
     return _table(("crisis", *(case.name for case in most), "filled beyond a stop, of price"), rows)
 
 
+def again(cases: Sequence[Case], limit: float) -> list[str]:
+    """A line a crisis: who opens again after every stop, long and short."""
+    most = [case for case in largest(cases) if case.stopped]
+    at = {result.scenario: i for i, result in enumerate(most[0].results)}
+    rows = []
+    for name in CRISES:
+        results = [case.results[at[f"reopened:{name}"]] for case in most]
+        opened = [f"{r.figures['times opened'].value:.0f}" if r.figures else "–" for r in results]
+        rows.append([name, *(cell for r, n in zip(results, opened, strict=True) for cell in (_both(r, limit), n))])
+    return _table(("crisis", *(head for case in most for head in (case.name, "opened"))), rows)
+
+
 def _both(result: StressResult, limit: float) -> str:
     if result.loss is None or result.drawdown is None:
         return str(result.absent)
@@ -203,7 +215,12 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
         "",
         *crises(cases, limit),
         "",
-        "Each row of limits with its widest stop: drawdown.",
+        _prose(f"""Opened again at the next open after every stop, from the window's first bar on, until the account
+        limits forbid it (a UTC day that lost {params.risk.max_daily_loss:.0%}, a drawdown of {limit:.0%}):"""),
+        "",
+        *again(cases, limit),
+        "",
+        "Each row of limits with its widest stop, opened once: drawdown.",
         "",
         *by_row(cases, limit),
         "",

@@ -6,12 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import Estimate, Floats
-from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult
-from pipelines.evaluation.stress import stress_all
+from pipelines.contracts import OPEN_TIME, Estimate, Floats
+from pipelines.evaluation.crises import CRISES, inside, replay
+from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult, as_recorded
+from pipelines.evaluation.stress import DAY_S, stress_all
 from pipelines.settings import RiskParams
 
 SIDES = {"long": 1.0, "short": -1.0}
+AGAIN = (
+    "opened with the window's first bar and again at the next open after every stop, while the account limits let it"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +88,68 @@ def portfolio_of(row: Allowed, side: str, stopped: bool, shares: Floats, cost_bp
     return Portfolio(SIDES[side] * row.gross * shares, stops, cost_bps)
 
 
+def reopened(name: str, portfolio: Portfolio, recorded: Recorded, risk: RiskParams) -> StressResult:
+    """A crisis for who does not learn: all is opened again after every stop, at the same share of what is left.
+
+    Only the account limits stop it: nothing is opened on a UTC day that has lost `max_daily_loss`, nor after a drawdown
+    of `max_drawdown`. One stop closes everything. `path` is from the window's first bar on.
+    """
+    scenario, bars = f"reopened:{name}", inside(recorded, CRISES[name])
+    if isinstance(bars, str):
+        return StressResult(scenario, AGAIN, absent=bars)
+    if not np.isfinite(portfolio.stops).any():
+        return StressResult(scenario, AGAIN, absent="no stop: what is never closed is never opened again")
+    day = bars[:, 0, OPEN_TIME] // DAY_S
+    equity, path = np.ones(len(bars) + 1), np.empty(len(bars))  # equity before each bar, and after the last
+    first, opened = 0, 0
+    while first < len(bars):
+        peak, held = equity[: first + 1].max(), equity[first]
+        began = equity[np.searchsorted(day, day[first])]
+        may = held / peak > 1.0 - risk.max_drawdown and held / began > 1.0 - risk.max_daily_loss
+        if not may:
+            path[first], equity[first + 1] = 1.0 - held / peak, held
+            first += 1
+            continue
+        opened += 1
+        found = replay(bars[first:], portfolio)
+        hit = found.stopped[found.stopped >= 0]
+        upto = int(hit.min()) + 1 if len(hit) else len(bars) - first
+        after = slice(first + 1, first + 1 + upto)
+        equity[after] = held * found.close[:upto]
+        peaks = np.maximum.accumulate(np.concatenate([[peak], equity[after][:-1]]))
+        path[first : first + upto] = np.maximum(1.0 - held * found.worst[:upto] / peaks, 0.0)
+        first += upto
+    n = len(bars)
+    return StressResult(
+        scenario,
+        AGAIN,
+        loss=as_recorded(max(1.0 - equity.min(), 0.0), n),
+        drawdown=as_recorded(path.max(), n),
+        n=n,
+        detail=f"{CRISES[name].since:%F} to {CRISES[name].until:%F} UTC, {n:,} bars; opened {opened} times",
+        figures={"times opened": as_recorded(opened, n), "loss at the end": as_recorded(1.0 - equity[-1], n)},
+        at=bars[:, 0, OPEN_TIME],
+        path=path,
+    )
+
+
 def stress_of_limits(recorded: Recorded, risk: RiskParams, cost_bps: float, draws: int, seed: int) -> list[Case]:
     """Every row of limits, long and short, exposure shared evenly among the markets, with its widest stop; and the
     largest of them as if no stop were there, which is what a venue that is down leaves of it. The largest comes first.
+    Results are those of SCENARIOS, then `reopened` by crisis.
 
     cost_bps  of one side
     """
     k = len(recorded.symbols)
     most = at_most(risk)
     wanted = [(most, True), (most, False), *((row, True) for row in allowed(risk) if row != most)]
-    return [
-        Case(row, side, stopped, tuple(stress_all(
-            portfolio_of(row, side, stopped, np.full(k, 1.0 / k), cost_bps), recorded, draws, seed)))
-        for row, stopped in wanted
-        for side in SIDES
-    ]  # fmt: skip
+    cases = []
+    for row, stopped in wanted:
+        for side in SIDES:
+            held = portfolio_of(row, side, stopped, np.full(k, 1.0 / k), cost_bps)
+            again = [reopened(name, held, recorded, risk) for name in CRISES]
+            cases.append(Case(row, side, stopped, (*stress_all(held, recorded, draws, seed), *again)))
+    return cases
 
 
 def largest(cases: Sequence[Case]) -> list[Case]:

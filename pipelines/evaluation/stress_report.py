@@ -104,7 +104,7 @@ def _methods(cases: Sequence[Case]) -> str:
 def _figure(name: str, value: Estimate) -> str:
     if "_hours" in name:
         return f"{value.value:.0f}"
-    return f"{value.value:.2f}" if "times" in name else shown(value)
+    return f"{value.value:.3g}" if "times" in name else shown(value)
 
 
 # ---- pictures -----------------------------------------------------------------------------------------------------
@@ -151,7 +151,11 @@ def paths(cases: Sequence[Case], limit: float) -> Any:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    names = list(dict.fromkeys(r.scenario for case in cases for r in case.results if len(r.path)))
+    names = list(
+        dict.fromkeys(
+            r.scenario for case in cases for r in case.results if r.scenario.startswith("crisis:") and len(r.path)
+        )
+    )
     if not names:
         return None
     rows = -(-len(names) // 2)

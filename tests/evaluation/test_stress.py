@@ -22,7 +22,7 @@ from pipelines.evaluation.stress import (
     stress,
     stress_all,
 )
-from pipelines.evaluation.stress_limits import Allowed, Case, allowed, at_most, stress_of_limits, verdict
+from pipelines.evaluation.stress_limits import Allowed, Case, allowed, at_most, reopened, stress_of_limits, verdict
 from pipelines.settings import load_params
 
 RISK = load_params().risk
@@ -296,7 +296,8 @@ def test_limits_are_stressed_long_and_short_the_largest_first_and_also_without_s
         ("long", True), ("short", True), ("long", False), ("short", False),
     ]  # fmt: skip
     assert len(cases) == 2 * len(allowed(RISK)) + 2
-    assert all([r.scenario for r in case.results] == list(SCENARIOS) for case in cases)
+    names = [*SCENARIOS, *(f"reopened:{name}" for name in CRISES)]
+    assert all([r.scenario for r in case.results] == names for case in cases)
     assert len(verdict(cases, RISK.max_drawdown)) == 4
 
 
@@ -309,6 +310,30 @@ def test_a_broken_drawdown_limit_is_named_with_its_figure():
     assert set(told["long", False].broken(0.08)) == {"crisis:2020-03"}
     assert told["short", False].broken(0.08) == {}
     assert "breaks the drawdown limit of 8% in crisis:2020-03" in " ".join(verdict(cases, 0.08))
+
+
+def test_who_opens_again_after_every_stop_is_stopped_by_the_account_limits_at_last():
+    window = CRISES["2020-03"]
+    path = 100.0 * 0.998 ** np.arange(31 * 24 + 1)
+    falling = bars(*zip(path[:-1], path[:-1], path[1:], path[1:], strict=True), start=window.since.timestamp())
+    result = reopened("2020-03", held(0.5, stops=[0.02]), market(days=20, crises=falling), RISK)
+    once = 0.5 * (1 - 0.998**11)  # 11 bars to a stop, so the second one of a day ends that day
+    lost = 1 - (1 - once) ** np.arange(20)
+    opened = int(np.argmax(lost >= RISK.max_drawdown))  # and no more from there
+    assert result.figures["times opened"].value == opened
+    assert result.drawdown.value == pytest.approx(lost[opened])
+    assert RISK.max_drawdown < result.drawdown.value < RISK.max_drawdown + once
+
+
+def test_a_day_that_lost_its_limit_opens_nothing_more():
+    window = CRISES["2020-03"]
+    crash = np.full(31 * 24 + 1, 90.0)
+    crash[0] = 100.0
+    falling = bars(*zip(crash[:-1], crash[:-1], crash[1:], crash[1:], strict=True), start=window.since.timestamp())
+    result = reopened("2020-03", held(0.5, stops=[0.02]), market(days=20, crises=falling), RISK)
+    assert result.loss.value == pytest.approx(0.05)  # 10 % of half; the limit of a day is 2 %
+    assert result.figures["times opened"].value == 2  # at once, and on the second day
+    assert result.path[:24] == pytest.approx(0.05)
 
 
 def test_an_absent_scenario_breaks_no_limit_and_is_counted_as_unknown():

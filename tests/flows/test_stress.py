@@ -78,9 +78,9 @@ def test_a_dry_run_needs_no_server_and_writes_nothing(site, home, crisis):
     assert sorted(home.rglob("*")) == before
     assert (told["symbol"], told["drawdown_limit"]) == ("BTC/USDT", LIMIT)
     found = {result["scenario"]: result for result in told["cases"][0]["results"]}
-    assert list(found) == list(SCENARIOS)
+    assert list(found) == [*SCENARIOS, *(f"reopened:{name}" for name in CRISES)]
     known = {name for name, result in found.items() if result["absent"] is None}
-    assert known == {"crisis:2020-03", "bootstrap", "correlation_breakdown", "liquidity_drought"}
+    assert known == {"crisis:2020-03", "reopened:2020-03", "bootstrap", "correlation_breakdown", "liquidity_drought"}
     assert "hold 0 of its 744" in found["crisis:2021-05"]["absent"]
     assert "half the spread widens by" in found["liquidity_drought"]["detail"]
     assert found["bootstrap"]["loss"]["low"] <= found["bootstrap"]["loss"]["value"]

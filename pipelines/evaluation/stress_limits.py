@@ -13,9 +13,7 @@ from pipelines.evaluation.stress import DAY_S, stress_all
 from pipelines.settings import RiskParams
 
 SIDES = {"long": 1.0, "short": -1.0}
-AGAIN = (
-    "opened with the window's first bar and again at the next open after every stop, while the account limits let it"
-)
+AGAIN = "opened with the first bar and again at the next open after every stop, while the account limits let it"
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,11 +151,8 @@ def paths(cases: Sequence[Case], limit: float) -> Any:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    names = list(
-        dict.fromkeys(
-            r.scenario for case in cases for r in case.results if r.scenario.startswith("crisis:") and len(r.path)
-        )
-    )
+    found = [r for case in cases for r in case.results if r.scenario.startswith("crisis:") and len(r.path)]
+    names = list(dict.fromkeys(result.scenario for result in found))
     if not names:
         return None
     rows = -(-len(names) // 2)

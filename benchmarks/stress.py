@@ -19,7 +19,7 @@ from pipelines.data import schemas
 from pipelines.data.files import micros, numbers, read, read_table
 from pipelines.data.quality import assess
 from pipelines.errors import UnreadableFile
-from pipelines.evaluation.crises import CRISES, inside, moves
+from pipelines.evaluation.crises import CRISES, RESTING, inside, moves
 from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult
 from pipelines.evaluation.stress import SCENARIOS, stress
 from pipelines.evaluation.stress_limits import Case, at_most, largest, stress_of_limits, verdict, worst_of
@@ -98,10 +98,14 @@ def crises(cases: Sequence[Case], limit: float) -> list[str]:
     rows = []
     for i, name in enumerate(CRISES):
         results = [case.results[i] for case in most]
+        resting = [result.figures.get(RESTING) for result in results]
+        told = ", ".join(f"{each.value:.2%}" for each in resting if each is not None) or "–"
         slipped = [result.figures.get("furthest filled beyond a stop, of price") for result in results]
         furthest = max((each.value for each in slipped if each is not None), default=float("nan"))
-        rows.append([name, *(_both(result, limit) for result in results), f"{furthest:.2%}"])
-    return _table(("crisis", *(case.name for case in most), "filled beyond a stop, of price"), rows)
+        rows.append([name, *(_both(result, limit) for result in results), told, f"{furthest:.2%}"])
+    head = ("crisis", *(case.name for case in most), "loss if stops rest at the venue: long, short",
+            "furthest filled beyond a stop, of price")  # fmt: skip
+    return _table(head, rows)
 
 
 def again(cases: Sequence[Case], limit: float) -> list[str]:
@@ -211,7 +215,9 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
         "",
         _prose("""Opened once, at the worst hour's open of all: largest loss against equity at entry / largest drawdown.
         A stop that is reached is filled at its price or the next open, whichever is worse, and at the open where an
-        hour opens beyond it; nothing is opened again after it."""),
+        hour opens beyond it; nothing is opened again after it. So a stop is up to an hour late, which is most of what
+        is beyond it: orders that rest at the venue would have been filled between that and the column beside.
+        Drawdown is from the highest mark, so it counts profit that was never taken."""),
         "",
         *crises(cases, limit),
         "",

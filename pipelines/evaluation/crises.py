@@ -11,6 +11,7 @@ import numpy as np
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Estimate, Floats, Ints, utc
 from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult, as_recorded
 
+RESTING = "loss if stops rest at the venue and fill at their price unless the market opens beyond it"
 COVERED = 0.95  # share of a window's bars that must be there; exchanges had outages in all of them
 WORST = "replayed from every bar's open to the end of the window; the worst entry counts, marked at the bars' extremes"
 
@@ -49,12 +50,13 @@ class Replay(NamedTuple):
     slipped: Floats
 
 
-def replay(bars: Floats, portfolio: Portfolio) -> Replay:
+def replay(bars: Floats, portfolio: Portfolio, resting: bool = False) -> Replay:
     """Hold a portfolio through bars (m, k, 8), m >= 1.
 
     A bar that opens beyond a stop fills it at that open. One that reaches it inside fills it at the stop or at the next
-    bar's open, whichever is worse (in the last bar: at its close): never better than the stop. Positions are marked
-    together at the worst price each had in the bar, which overstates the loss of several that did not fall at once.
+    bar's open, whichever is worse (in the last bar: at its close): never better than the stop, up to a bar late. A
+    `resting` order at the venue is filled at the stop in such a bar, which is the best that could be hoped for.
+    Positions are marked together at the worst price each had in the bar: too bad, if they did not fall at once.
     """
     m, k = bars.shape[:2]
     stopped, slipped = np.full(k, -1, dtype=np.int64), np.full(k, np.nan)
@@ -71,7 +73,7 @@ def replay(bars: Floats, portfolio: Portfolio) -> Replay:
         reached = np.flatnonzero(adverse <= level)  # none where there is no stop: NaN
         if len(reached):
             t = int(reached[0])
-            after = opened[t + 1] if t + 1 < m else at_close[t]
+            after = level if resting else opened[t + 1] if t + 1 < m else at_close[t]
             fill = opened[t] if opened[t] <= level else min(level, after)
             adverse, at_close = adverse.copy(), at_close.copy()
             adverse[t:] = at_close[t:] = fill
@@ -125,8 +127,8 @@ def inside(recorded: Recorded, window: Window) -> Floats | str:
 def crisis(name: str, portfolio: Portfolio, recorded: Recorded) -> StressResult:
     """The path of `CRISES[name]` as it was recorded, for the entry at which it hurt the portfolio most.
 
-    `figures`: the loss of who opened with the window's first bar; the market's own largest fall and rise; how many
-    entries were stopped, and how far beyond the stop the worst of them was filled.
+    `figures`: the loss of who opened with the window's first bar; the market's own largest fall and rise; and with
+    stops the share of entries stopped, how far beyond it the worst was filled, and the loss if stops rest at the venue.
     """
     scenario, window = f"crisis:{name}", CRISES[name]
     bars = inside(recorded, window)
@@ -143,6 +145,8 @@ def crisis(name: str, portfolio: Portfolio, recorded: Recorded) -> StressResult:
         figures |= {f"{what} of {of}": as_recorded(value, n) for what, value in moves(bars[:, i]).items()}
     if np.isfinite(portfolio.stops).any():
         figures |= _stops(replays)
+        lows = [replay(bars[first:], portfolio, resting=True).worst.min() for first in range(n)]
+        figures[RESTING] = as_recorded(max(1.0 - min(lows), 0.0), n)
     entry = utc(bars[worst, 0, OPEN_TIME])
     return StressResult(
         scenario,

@@ -18,8 +18,8 @@ DAY_S = 86_400.0
 HORIZON_DAYS = 10  # of the bootstrap: what bank supervision holds market risk for
 VOLATILITY_DAYS = 30
 LEAST_SPELLS = 5  # of a horizon or a volatility window in the history: an extreme of fewer says nothing
-PATHS = 5000  # of the bootstrap
-HISTORIES, PATHS_EACH = 60, 250  # resampled histories its interval rests on, and paths drawn from each
+PATHS = 4000  # of the bootstrap
+HISTORIES, PATHS_EACH = 40, 200  # resampled histories its interval rests on, and paths drawn from each
 
 IMPACT = 1.0  # of a day's volatility at a day's volume: "of order one" in every market, Bitcoin too; see `drought`
 OVER_THE_ORDER = 2.0 / 3.0  # mean of the square root over an order's own course, against its end
@@ -28,16 +28,21 @@ OVER_THE_ORDER = 2.0 / 3.0  # mean of the square root over an order's own course
 # ---- block bootstrap ----------------------------------------------------------------------------------------------
 
 
-def stationary_rows(n: int, steps: int, block: float, draws: int, seed: int) -> Ints:
-    """(draws, steps) row numbers: blocks of geometric length, `block` in the mean, that go on at the first row after
-    the last. Source: Politis & Romano 1994, JASA 89(428)."""
-    rng = np.random.default_rng(seed)
-    fresh = rng.random((draws, steps)) < 1.0 / block
-    fresh[:, 0] = True
-    step = np.arange(steps)
-    begun = np.maximum.accumulate(np.where(fresh, step, 0), axis=1)
-    first = np.take_along_axis(rng.integers(0, n, size=(draws, steps)), begun, axis=1)
-    return np.asarray((first + step - begun) % n)
+@kernel
+def stationary_rows(n, steps, block, draws, seed):  # type: ignore[no-untyped-def]
+    """(draws, steps) row numbers under n: blocks of geometric length, `block` in the mean, that go on at the first row
+    after the last. Source: Politis & Romano 1994, JASA 89(428)."""
+    np.random.seed(seed)
+    rows = np.empty((draws, steps), dtype=np.int64)
+    for d in range(draws):
+        at, left = 0, 0
+        for s in range(steps):
+            at = at + 1 if at + 1 < n else 0
+            if left == 0:
+                at, left = np.random.randint(0, n), np.random.geometric(1.0 / block)
+            left -= 1
+            rows[d, s] = at
+    return rows
 
 
 @kernel
@@ -85,9 +90,10 @@ def bootstrap(portfolio: Portfolio, recorded: Recorded, draws: int, seed: int) -
         return StressResult("bootstrap", method, absent=f"{n:,} returns; {LEAST_SPELLS * steps:,} are needed")
     walked = partial(_walk, returns, weights=portfolio.weights, stops=portfolio.stops, cost=portfolio.cost)
     drawn = walked(rows=stationary_rows(n, steps, block, PATHS, seed))
-    inner = stationary_rows(n, steps, block, HISTORIES * PATHS_EACH, seed + 1).reshape(HISTORIES, PATHS_EACH, steps)
-    again = [walked(rows=history[rows]) for history, rows in
-             zip(block_indices(n, steps, HISTORIES, seed + 2), inner, strict=True)]  # fmt: skip
+    again = [
+        walked(rows=history[stationary_rows(n, steps, block, PATHS_EACH, seed + 1 + i)])
+        for i, history in enumerate(block_indices(n, steps, HISTORIES, seed))
+    ]
     figures = {
         f"{name} {level:.0%}": interval(
             np.array([np.quantile(each[row], level) for each in again]), float(np.quantile(drawn[row], level)), n
@@ -151,7 +157,7 @@ def correlation_breakdown(portfolio: Portfolio, recorded: Recorded, draws: int, 
 
     n = len(lost)
     each = parts(np.arange(n))
-    again = np.array([parts(rows).sum() for rows in block_indices(n, VOLATILITY_DAYS, draws, seed)])
+    again = parts(block_indices(n, VOLATILITY_DAYS, draws, seed)).sum(axis=-1)
     side = np.sign(portfolio.weights)
     measured = np.atleast_2d(np.corrcoef(moved.T)) * np.outer(side, side)
     figures = {
@@ -194,23 +200,23 @@ def liquidity_drought(portfolio: Portfolio, recorded: Recorded, draws: int, seed
     size, per_root = np.abs(portfolio.weights), realised[whole] / np.sqrt(traded[whole])
     widened, told = _widening(recorded, level)
 
-    def lost(rows: Ints) -> float:
-        thin = np.quantile(per_root[rows], level, axis=0)
-        impact = OVER_THE_ORDER * IMPACT * thin * np.sqrt(size * float(recorded.equity or 0.0))
-        return float(size @ (portfolio.cost + widened + impact))
+    to_sell = size * recorded.equity
 
-    rows = block_indices(n, VOLATILITY_DAYS, draws, seed)
+    def lost(rows: Ints) -> Floats:
+        """(…) of row numbers (…, n)."""
+        thin = np.quantile(per_root[rows], level, axis=-2)
+        return np.asarray((portfolio.cost + widened + OVER_THE_ORDER * IMPACT * thin * np.sqrt(to_sell)) @ size)
+
+    again = lost(block_indices(n, VOLATILITY_DAYS, draws, seed))
     depth = np.quantile(traded[whole], 1.0 - level, axis=0)
     return StressResult(
         scenario,
         method,
-        loss=interval(np.array([lost(each) for each in rows]), lost(np.arange(n)), n),
+        loss=interval(again, float(lost(np.arange(n))), n),
         n=n,
         detail=f"equity {recorded.equity:,.0f}; {told}",
         figures={
-            "largest position, of the 1 % thinnest day's volume": as_recorded(
-                float((size * recorded.equity / depth).max()), n
-            ),
+            "largest position, of the 1 % thinnest day's volume": as_recorded(float((to_sell / depth).max()), n),
             "1 % thinnest day's volume, of the median day's": as_recorded(
                 float((depth / np.median(traded[whole], axis=0)).min()), n
             ),

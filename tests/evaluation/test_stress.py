@@ -10,7 +10,7 @@ from benchmarks.house import recording
 from flows.stress import crisis_bars
 from pipelines.contracts import BAR_WIDTH, CLOSE, OPEN_TIME
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
-from pipelines.evaluation.crises import CRISES, drawdowns, inside, moves, replay
+from pipelines.evaluation.crises import CRISES, RESTING, drawdowns, inside, moves, replay
 from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult
 from pipelines.evaluation.stress import (
     IMPACT,
@@ -85,6 +85,13 @@ def test_a_stop_reached_inside_a_bar_is_never_filled_better_than_the_stop():
     found = replay(bars((100, 101, 97, 100), (104, 105, 103, 104)), held(0.5, stops=[0.02]))
     assert (found.stopped[0], found.slipped[0]) == (0, 0.0)
     assert found.close == pytest.approx([0.99, 0.99])
+
+
+def test_an_order_resting_at_the_venue_is_filled_at_the_stop_unless_the_market_opens_beyond_it():
+    inside_a_bar = bars((100, 101, 99, 100), (100, 100, 97, 99), (96, 98, 95, 97))
+    assert replay(inside_a_bar, held(0.5, stops=[0.02]), resting=True).close[-1] == pytest.approx(0.99)
+    beyond = bars((100, 100, 99, 99), (90, 95, 89, 95))
+    assert replay(beyond, held(0.5, stops=[0.02]), resting=True).close[-1] == pytest.approx(0.95)
 
 
 def test_a_bar_that_opens_beyond_the_stop_fills_at_that_open_and_not_at_the_stop():
@@ -367,4 +374,4 @@ def test_the_recorded_crises_are_held_whole_and_their_falls_bound_the_loss(btc, 
     assert free.loss.value == pytest.approx(0.5 * fall, rel=0.05)  # entries are at opens, the fall is from a high
     assert free.loss.value <= 0.5 * fall
     stopped = stress(f"crisis:{name}", held(0.5, stops=[0.025]), btc, 1, 1)
-    assert 0.5 * 0.025 <= stopped.loss.value < free.loss.value
+    assert 0.5 * 0.025 <= stopped.figures[RESTING].value <= stopped.loss.value < free.loss.value

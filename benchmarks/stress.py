@@ -22,7 +22,7 @@ from pipelines.errors import UnreadableFile
 from pipelines.evaluation.crises import CRISES, RESTING, inside, moves
 from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult
 from pipelines.evaluation.stress import SCENARIOS, stress
-from pipelines.evaluation.stress_limits import Case, at_most, largest, stress_of_limits, verdict, worst_of
+from pipelines.evaluation.stress_limits import Case, at_most, largest, stress_of_limits, verdict
 from pipelines.evaluation.stress_report import shown
 from pipelines.settings import ROOT, Params, load_params
 
@@ -124,14 +124,14 @@ def _both(result: StressResult, limit: float) -> str:
     if result.loss is None or result.drawdown is None:
         return str(result.absent)
     told = f"{result.loss.value:.2%} / {result.drawdown.value:.2%}"
-    return f"**{told}**" if result.drawdown.value > limit else told
+    return f"**{told}**" if result.loss.value > limit else told
 
 
 def by_row(cases: Sequence[Case], limit: float) -> list[str]:
-    """Drawdowns by row of limits and crisis."""
+    """Losses by row of limits and crisis."""
     rows = []
     for case in cases:
-        told = [worst_of(result) for result in case.results[: len(CRISES)]]
+        told = [result.loss for result in case.results[: len(CRISES)]]
         cells = ["–" if each is None else f"{each.value:.2%}" for each in told]
         marked = [f"**{c}**" if each is not None and each.value > limit else c
                   for c, each in zip(cells, told, strict=True)]  # fmt: skip
@@ -213,11 +213,12 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
         "",
         *recorded_moves(alone),
         "",
-        _prose("""Opened once, at the worst hour's open of all: largest loss against equity at entry / largest drawdown.
+        _prose("""Opened once, at the worst hour's open of all: largest loss against equity at entry / drawdown.
         A stop that is reached is filled at its price or the next open, whichever is worse, and at the open where an
         hour opens beyond it; nothing is opened again after it. So a stop is up to an hour late, which is most of what
         is beyond it: orders that rest at the venue would have been filled between that and the column beside.
-        Drawdown is from the highest mark, so it counts profit that was never taken."""),
+        Drawdown here is from the highest mark, so it counts profit that was never taken; the account's own, which the
+        limit is about, counts what was booked and is the loss."""),
         "",
         *crises(cases, limit),
         "",
@@ -226,7 +227,7 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
         "",
         *again(cases, limit),
         "",
-        "Each row of limits with its widest stop, opened once: drawdown.",
+        "Each row of limits with its widest stop, opened once: largest loss.",
         "",
         *by_row(cases, limit),
         "",
@@ -236,8 +237,8 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
         "",
         "## Resampled times and broken correlations, pairs hourly",
         "",
-        _prose("""Loss at the end of ten days drawn in blocks from the history, and drawdown on the way (a stop closes
-        at the end of the hour that went beyond it). Breakdown: a day's loss where correlations are at their harmful
+        _prose("""Largest loss and drawdown on the way of ten days drawn in blocks from the history (a stop closes at
+        the end of the hour that went beyond it). Breakdown: a day's loss where correlations are at their harmful
         extreme and volatility at its 99 % quantile; stops do not count on it. Beside it: if the two were independent,
         and at the correlation that was recorded."""),
         "",

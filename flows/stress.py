@@ -19,7 +19,7 @@ from pipelines.data.schemas import to_matrix
 from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.exposure import Recorded
-from pipelines.evaluation.stress_limits import Case, largest, stress_of_limits, verdict, worst_of
+from pipelines.evaluation.stress_limits import Case, largest, stress_of_limits, verdict
 from pipelines.evaluation.stress_report import shown, write_page
 
 HOUR_S = 3600
@@ -45,12 +45,12 @@ class Studied:
         }
 
     def metrics(self) -> dict[str, float]:
-        """Of the largest portfolio, for MLflow: what is held to the drawdown limit, by case and scenario."""
+        """Losses of the largest portfolio by case and scenario, for MLflow."""
         return {
-            f"{case.side}.{'stop' if case.stopped else 'no_stop'}.{result.scenario.replace(':', '.')}": told.value
+            f"{case.side}.{'stop' if case.stopped else 'no_stop'}.{told.scenario.replace(':', '.')}": told.loss.value
             for case in largest(self.cases)
-            for result in case.results
-            if (told := worst_of(result)) is not None
+            for told in case.results
+            if told.loss is not None
         }
 
 
@@ -175,8 +175,8 @@ def _largest(told: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cell(result: dict[str, Any]) -> str:
-    """From JSON: what the drawdown limit is held to, or why there is nothing."""
-    told = result["drawdown"] or result["loss"]
+    """The loss from JSON, or why there is none."""
+    told = result["loss"]
     if told is None:
         return str(result["absent"])
     value, low, high = (np.nan if told[name] is None else float(told[name]) for name in ("value", "low", "high"))

@@ -90,8 +90,10 @@ class Recorded:
 class StressResult:
     """What a portfolio loses under one scenario; either figures or the reason why there are none (law L1).
 
-    loss, drawdown  fractions of equity, never negative: below the equity at entry; below its highest so far. Bounds are
-                    95 %, NaN where nothing was estimated because it happened so
+    loss            largest fall on the way below the highest equity that was booked, a fraction of it: that at entry
+                    for what is opened once. An account counts its drawdown so, and its limit is held against this
+    drawdown        the same below the highest mark, so it counts profit that was never taken; never under the loss
+                    Neither is negative. Bounds are 95 %, NaN where nothing was estimated because it happened so
     figures         further ones by name, in the unit the name says; fractions of equity otherwise
     at, path        (m,) epoch seconds and drawdown on the way; empty where there is no way
     samples         (draws,) losses whose quantiles are told; empty where nothing was drawn

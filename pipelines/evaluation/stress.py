@@ -47,8 +47,8 @@ def stationary_rows(n, steps, block, draws, seed):  # type: ignore[no-untyped-de
 
 @kernel
 def _walk(returns, rows, weights, stops, cost):  # type: ignore[no-untyped-def]
-    """(2, draws) loss at the end and largest drawdown of positions that go through `rows` (draws, steps) of returns
-    (n, k). A stop closes at the first step beyond it, where that step ended: what was overshot is paid."""
+    """(2, draws) largest loss against the entry and largest drawdown of positions that go through `rows` (draws, steps)
+    of returns (n, k). A stop closes at the first step beyond it, where that step ended: what was overshot is paid."""
     draws, steps = rows.shape
     k = weights.shape[0]
     told = np.empty((2, draws))
@@ -58,7 +58,7 @@ def _walk(returns, rows, weights, stops, cost):  # type: ignore[no-untyped-def]
         for i in range(k):
             price[i], closed[i] = 1.0, 0.0
             paid += cost * abs(weights[i])
-        equity, peak, deepest = 1.0 - paid, 1.0, paid
+        peak, deepest, lost = 1.0, paid, paid
         for s in range(steps):
             equity = 1.0
             for i in range(k):
@@ -69,15 +69,16 @@ def _walk(returns, rows, weights, stops, cost):  # type: ignore[no-untyped-def]
                         paid += cost * abs(weights[i]) * price[i]
                 equity += weights[i] * (price[i] - 1.0)
             equity -= paid
+            lost = max(lost, 1.0 - equity)
             deepest = max(deepest, 1.0 - equity / peak)
             peak = max(peak, equity)
-        told[0, d] = max(1.0 - equity, 0.0)
+        told[0, d] = lost
         told[1, d] = deepest
     return told
 
 
 def bootstrap(portfolio: Portfolio, recorded: Recorded, draws: int, seed: int) -> StressResult:
-    """Loss after ten days of returns drawn in blocks, and the deepest drawdown on the way; `loss` at the 99 % level.
+    """Largest loss and deepest drawdown on the way of ten days of returns drawn in blocks; `loss` at the 99 % level.
 
     The intervals rest on histories that were themselves resampled in blocks of the horizon: they tell how few such
     spells there are in what was recorded, not how many paths were drawn.

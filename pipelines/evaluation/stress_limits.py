@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import OPEN_TIME, Estimate, Floats
+from pipelines.contracts import OPEN_TIME, Floats
 from pipelines.evaluation.crises import CRISES, inside, replay
 from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult, as_recorded
 from pipelines.evaluation.stress import DAY_S, stress_all
@@ -44,9 +44,8 @@ class Case:
         return f"stop {self.allowed.stop:.1%}" if self.stopped else "no stop"
 
     def broken(self, limit: float) -> dict[str, float]:
-        """Scenario → its drawdown, or its loss where it has no drawdown, of those above a limit."""
-        found = {r.scenario: told.value for r in self.results if (told := worst_of(r)) is not None}
-        return {name: value for name, value in found.items() if value > limit}
+        """Scenario → its loss, of those above a drawdown limit."""
+        return {r.scenario: r.loss.value for r in self.results if r.loss is not None and r.loss.value > limit}
 
     def told(self, limit: float) -> dict[str, Any]:
         return {
@@ -58,11 +57,6 @@ class Case:
             "breaks_drawdown_limit": self.broken(limit),
             "results": [result.told() for result in self.results],
         }
-
-
-def worst_of(result: StressResult) -> Estimate | None:
-    """What is held to a drawdown limit: the drawdown, else the loss; None where the scenario is absent."""
-    return result.drawdown if result.drawdown is not None else result.loss
 
 
 def allowed(risk: RiskParams) -> list[Allowed]:
@@ -98,14 +92,16 @@ def reopened(name: str, portfolio: Portfolio, recorded: Recorded, risk: RiskPara
     if not np.isfinite(portfolio.stops).any():
         return StressResult(scenario, AGAIN, absent="no stop: what is never closed is never opened again")
     day = bars[:, 0, OPEN_TIME] // DAY_S
-    equity, path = np.ones(len(bars) + 1), np.empty(len(bars))  # equity before each bar, and after the last
-    first, opened = 0, 0
+    equity = np.ones(len(bars) + 1)  # before each bar, and after the last
+    path, lost = np.empty(len(bars)), np.empty(len(bars))
+    first, opened, booked = 0, 0, 1.0
     while first < len(bars):
         peak, held = equity[: first + 1].max(), equity[first]
+        booked = max(booked, held)
         began = equity[np.searchsorted(day, day[first])]
-        may = held / peak > 1.0 - risk.max_drawdown and held / began > 1.0 - risk.max_daily_loss
+        may = held / booked > 1.0 - risk.max_drawdown and held / began > 1.0 - risk.max_daily_loss
         if not may:
-            path[first], equity[first + 1] = 1.0 - held / peak, held
+            path[first], lost[first], equity[first + 1] = 1.0 - held / peak, 1.0 - held / booked, held
             first += 1
             continue
         opened += 1
@@ -116,12 +112,13 @@ def reopened(name: str, portfolio: Portfolio, recorded: Recorded, risk: RiskPara
         equity[after] = held * found.close[:upto]
         peaks = np.maximum.accumulate(np.concatenate([[peak], equity[after][:-1]]))
         path[first : first + upto] = np.maximum(1.0 - held * found.worst[:upto] / peaks, 0.0)
+        lost[first : first + upto] = np.maximum(1.0 - held * found.worst[:upto] / booked, 0.0)
         first += upto
     n = len(bars)
     return StressResult(
         scenario,
         AGAIN,
-        loss=as_recorded(max(1.0 - equity.min(), 0.0), n),
+        loss=as_recorded(lost.max(), n),
         drawdown=as_recorded(path.max(), n),
         n=n,
         detail=f"{CRISES[name].since:%F} to {CRISES[name].until:%F} UTC, {n:,} bars; opened {opened} times",

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.contracts import Estimate
 from pipelines.evaluation.exposure import StressResult
-from pipelines.evaluation.stress_limits import Case, largest, verdict, worst_of
+from pipelines.evaluation.stress_limits import Case, largest, verdict
 
 COLOURS = {"long": "#3b5bdb", "short": "#d9730d"}
 LIMIT = "#b3261e"
@@ -55,8 +55,9 @@ def _table(cases: Sequence[Case], limit: float) -> str:
     for results in zip(*(case.results for case in cases), strict=True):
         body += f"<tr><td>{escape(results[0].scenario)}</td>{''.join(_cell(result, limit) for result in results)}</tr>"
     return (
-        "<p class='less'>Largest loss against the equity at entry, and under it the largest drawdown; for what is "
-        "estimated, its 99 % quantile with a 95 % interval. "
+        "<p class='less'>Largest loss below the highest equity that was booked (at entry, for what is opened once), as "
+        "the account counts its drawdown; beneath it the fall below the highest mark, which counts profit never taken. "
+        "What is estimated is a 99 % quantile with its 95 % interval. "
         f"<span class='no'>Red: above the drawdown limit of {limit:.0%}.</span></p>"
         f"<table><tr><th>scenario</th>{head}</tr>{body}</table>"
     )
@@ -65,8 +66,7 @@ def _table(cases: Sequence[Case], limit: float) -> str:
 def _cell(result: StressResult, limit: float) -> str:
     if result.absent:
         return f"<td class='less'>{escape(result.absent)}</td>"
-    told = worst_of(result)
-    mark = " class='no'" if told is not None and told.value > limit else ""
+    mark = " class='no'" if result.loss is not None and result.loss.value > limit else ""
     below = f"<br>drawdown {shown(result.drawdown)}" if result.drawdown is not None else ""
     return f"<td{mark}>{shown(result.loss)}{below}</td>"
 
@@ -78,14 +78,11 @@ def _rows(cases: Sequence[Case], limit: float) -> str:
     for case in cases:
         cells = ""
         for result in case.results:
-            told = worst_of(result)
+            told = result.loss
             mark = " class='no'" if told is not None and told.value > limit else ""
             cells += f"<td{mark}>{'–' if told is None else f'{told.value:.2%}'}</td>"
         body += f"<tr><td>{escape(case.allowed.row)}: {escape(case.name)}</td>{cells}</tr>"
-    return (
-        "<p class='less'>Drawdown, or the loss where a scenario has no way to it, as a share of equity.</p>"
-        f"<table><tr><th>limits</th>{head}</tr>{body}</table>"
-    )
+    return f"<p class='less'>Largest loss, share of equity.</p><table><tr><th>limits</th>{head}</tr>{body}</table>"
 
 
 def _methods(cases: Sequence[Case]) -> str:
@@ -118,12 +115,12 @@ def _layout(figure: Any, title: str, height: int) -> None:
 
 
 def bars(cases: Sequence[Case], limit: float) -> Any:
-    """Drawdown (or loss) by scenario beside the limit; None where every scenario is absent."""
+    """Loss by scenario beside the limit; None where every scenario is absent."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
     for case in cases:
-        told = {r.scenario: e for r in case.results if (e := worst_of(r)) is not None}
+        told = {r.scenario: e for r in case.results if (e := r.loss) is not None}
         if not told:
             continue
         up = [e.high - e.value if np.isfinite(e.high) else 0.0 for e in told.values()]
@@ -139,7 +136,7 @@ def bars(cases: Sequence[Case], limit: float) -> Any:
         return None
     figure.add_hline(y=limit, line={"color": LIMIT, "dash": "dash"}, annotation_text=f"drawdown limit {limit:.0%}",
                      annotation_position="top left", annotation_font_color=LIMIT)  # fmt: skip
-    figure.update_yaxes(title_text="drawdown, or loss, share of equity", tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(title_text="largest loss, share of equity", tickformat=".0%", rangemode="tozero")
     figure.update_xaxes(title_text="scenario")
     _layout(figure, "What the largest portfolio that the limits allow would lose", 430)
     figure.update_layout(barmode="group", legend={"orientation": "h", "y": 1.09, "x": 1.0, "xanchor": "right"})
@@ -198,7 +195,7 @@ def losses(cases: Sequence[Case]) -> Any:
                 line={"color": COLOURS[case.side], "dash": "solid" if case.stopped else "dot", "shape": "hvh"},
             )
         )  # fmt: skip
-    figure.update_xaxes(title_text="loss after the horizon, share of equity (no loss counts as nought)",
+    figure.update_xaxes(title_text="largest loss on the way, share of equity",
                         tickformat=".1%")  # fmt: skip
     figure.update_yaxes(title_text="share of paths", type="log", tickformat=".1%")
     _layout(figure, f"Resampled times: {drawn[0][1].method}", 400)

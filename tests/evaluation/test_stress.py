@@ -216,7 +216,7 @@ def test_blocks_follow_on_and_are_as_long_as_asked_in_the_mean():
 def test_the_bootstrap_of_independent_returns_finds_their_quantile():
     sd = 0.005 * np.sqrt(240)
     result = stress("bootstrap", held(1.0), market(days=1200), DRAWS, SEED)
-    assert result.loss.value == pytest.approx(1 - np.exp(-2.326 * sd), rel=0.12)
+    assert result.loss.value == pytest.approx(1 - np.exp(-2.576 * sd), rel=0.12)  # of the minimum: twice as likely
     assert result.figures["drawdown 99%"].value > result.loss.value
     assert result.figures["loss 95%"].value < result.loss.value
     assert result.loss.low < result.loss.value < result.loss.high
@@ -329,7 +329,8 @@ def test_who_opens_again_after_every_stop_is_stopped_by_the_account_limits_at_la
     opened = int(np.argmax(lost >= RISK.max_drawdown))  # and no more from there
     assert result.figures["times opened"].value == opened
     assert result.drawdown.value == pytest.approx(lost[opened])
-    assert RISK.max_drawdown < result.drawdown.value < RISK.max_drawdown + once
+    assert result.loss.value == pytest.approx(result.drawdown.value)  # nothing was ever gained
+    assert RISK.max_drawdown < result.loss.value < RISK.max_drawdown + once
 
 
 def test_a_day_that_lost_its_limit_opens_nothing_more():

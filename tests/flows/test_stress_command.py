@@ -17,7 +17,7 @@ from pipelines.evaluation.stress import SCENARIOS
 from pipelines.settings import settings
 from pipelines.tracking import Tracking
 
-STEP_S = 900
+STEP_S = 3600
 LIMIT = 0.08
 
 
@@ -43,14 +43,14 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def site(home):
     """A snapshot of 200 days with one level of a book beside each bar, as the features stage leaves it."""
-    bars, where = walk(200 * 96, STEP_S, 1.7040672e9, 2e-3), settings().workspace
+    bars, where = walk(200 * 24, STEP_S, 1.7040672e9, 4e-3), settings().workspace
     books = np.full((len(bars), 2, 1, 3), np.nan)
     books[:, 0, 0, 0], books[:, 1, 0, 0] = 0.9999 * bars[:, 4], 1.0001 * bars[:, 4]
     folder = where / "artifacts" / "features"
     folder.mkdir(parents=True)
     np.save(folder / "decision.npy", bars)
     np.save(folder / "books.npy", books)
-    (folder / "meta.json").write_text(json.dumps({"decision_timeframe": "15m"}))
+    (folder / "meta.json").write_text(json.dumps({"decision_timeframe": "1h"}))
     (where / "data").mkdir()
     (where / "data" / "manifest.json").write_text(json.dumps({"symbol": "BTC/USDT", "timeframe": "15m"}))
     return open_site()

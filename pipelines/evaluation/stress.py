@@ -138,7 +138,9 @@ def correlation_breakdown(portfolio: Portfolio, recorded: Recorded, draws: int, 
     its own losses in units of the volatility of the 30 days before. Stops are left out: a day's end may be beyond them.
     """
     level = LEVELS[-1]
-    method = "correlations +1 within a side and -1 across, volatility at its 99 % quantile, 99 % of a day's losses"
+    method = (
+        "correlations +1 within a side and -1 across, volatility at its 99 % quantile, 99 % of a day's losses, no stop"
+    )
     moved, realised, _ = daily(recorded)
     days = len(moved)
     if days < (LEAST_SPELLS + 1) * VOLATILITY_DAYS:

@@ -12,6 +12,7 @@ from pipelines.evaluation.exposure import StressResult
 from pipelines.evaluation.stress_limits import Case, largest, verdict
 
 COLOURS = {"long": "#3b5bdb", "short": "#d9730d"}
+PALE = {"long": "#b3c0f2", "short": "#f0c49b"}  # without a stop
 LIMIT = "#b3261e"
 BINS = 60
 
@@ -40,7 +41,8 @@ def write_page(path: Path, title: str, cases: Sequence[Case], limit: float, abou
         f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"
         "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1100px;color:#1c2733}"
         "table{border-collapse:collapse;width:100%;font-size:14px}td,th{padding:.3rem .6rem;text-align:left;"
-        "border-bottom:1px solid #e3e8ee;vertical-align:top}.no{color:#b3261e}.less{color:#5c6b7a}</style>"
+        "border-bottom:1px solid #e3e8ee;vertical-align:top}.no{color:#b3261e}.less{color:#5c6b7a}"
+        ".whole,.wide th{white-space:nowrap}.wide{overflow-x:auto}.wide td,.wide th{padding:.3rem .4rem}</style>"
         f"<h1>{escape(title)}</h1><p>{escape(about)}</p><ul>{said}</ul>"
         f"{pictures}<h2>The largest portfolio the limits allow</h2>{_table(most, limit)}"
         f"<h2>Every row of limits</h2>{_rows(cases, limit)}"
@@ -73,7 +75,7 @@ def _cell(result: StressResult, limit: float) -> str:
 
 def _rows(cases: Sequence[Case], limit: float) -> str:
     names = [result.scenario for result in cases[0].results]
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    head = "".join(f"<th>{_broken(escape(name))}</th>" for name in names)
     body = ""
     for case in cases:
         cells = ""
@@ -81,8 +83,11 @@ def _rows(cases: Sequence[Case], limit: float) -> str:
             told = result.loss
             mark = " class='no'" if told is not None and told.value > limit else ""
             cells += f"<td{mark}>{'–' if told is None else f'{told.value:.2%}'}</td>"
-        body += f"<tr><td>{escape(case.allowed.row)}: {escape(case.name)}</td>{cells}</tr>"
-    return f"<p class='less'>Largest loss, share of equity.</p><table><tr><th>limits</th>{head}</tr>{body}</table>"
+        body += f"<tr><td class='whole'>{escape(case.allowed.row)}: {escape(case.name)}</td>{cells}</tr>"
+    return (
+        "<p class='less'>Largest loss, share of equity.</p>"
+        f"<div class='wide'><table><tr><th>limits</th>{head}</tr>{body}</table></div>"
+    )
 
 
 def _methods(cases: Sequence[Case]) -> str:
@@ -108,10 +113,17 @@ def _figure(name: str, value: Estimate) -> str:
 
 
 def _layout(figure: Any, title: str, height: int) -> None:
+    """Title above, legend below the axis titles."""
     figure.update_layout(
-        title={"text": title, "font": {"size": 16}}, template="plotly_white", height=height,
-        margin={"t": 70, "l": 70, "r": 30, "b": 60},
+        title={"text": title, "font": {"size": 16}, "x": 0.01}, template="plotly_white", height=height,
+        margin={"t": 70, "l": 70, "r": 30, "b": 110},
+        legend={"orientation": "h", "yref": "container", "y": 0.01, "yanchor": "bottom", "x": 0.5, "xanchor": "center"},
     )  # fmt: skip
+
+
+def _broken(scenario: str) -> str:
+    """Its name on lines of their own, for narrow columns."""
+    return scenario.replace(":", "<br>").replace("_", "<br>")
 
 
 def bars(cases: Sequence[Case], limit: float) -> Any:
@@ -123,23 +135,23 @@ def bars(cases: Sequence[Case], limit: float) -> Any:
         told = {r.scenario: e for r in case.results if (e := r.loss) is not None}
         if not told:
             continue
-        up = [e.high - e.value if np.isfinite(e.high) else 0.0 for e in told.values()]
-        down = [e.value - e.low if np.isfinite(e.low) else 0.0 for e in told.values()]
+        up = [e.high - e.value if np.isfinite(e.high) else None for e in told.values()]
+        down = [e.value - e.low if np.isfinite(e.low) else None for e in told.values()]
         figure.add_trace(
             go.Bar(
-                x=list(told), y=[e.value for e in told.values()], name=case.name,
-                marker={"color": COLOURS[case.side], "opacity": 1.0 if case.stopped else 0.45},
+                x=[_broken(name) for name in told], y=[e.value for e in told.values()], name=case.name,
+                marker={"color": (COLOURS if case.stopped else PALE)[case.side]},
                 error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1},
             )
         )  # fmt: skip
     if not figure.data:
         return None
     figure.add_hline(y=limit, line={"color": LIMIT, "dash": "dash"}, annotation_text=f"drawdown limit {limit:.0%}",
-                     annotation_position="top left", annotation_font_color=LIMIT)  # fmt: skip
+                     annotation_position="top right", annotation_font_color=LIMIT)  # fmt: skip
     figure.update_yaxes(title_text="largest loss, share of equity", tickformat=".0%", rangemode="tozero")
     figure.update_xaxes(title_text="scenario")
     _layout(figure, "What the largest portfolio that the limits allow would lose", 430)
-    figure.update_layout(barmode="group", legend={"orientation": "h", "y": 1.09, "x": 1.0, "xanchor": "right"})
+    figure.update_layout(barmode="group")
     return figure
 
 
@@ -172,7 +184,7 @@ def paths(cases: Sequence[Case], limit: float) -> Any:
     figure.update_yaxes(title_text="drawdown, share of equity", col=1)
     figure.update_xaxes(tickformat="%d %b", title_text="UTC", row=rows)
     _layout(figure, "Crises as they were recorded, from the entry at which they hurt most", 320 * rows + 60)
-    figure.update_layout(legend={"orientation": "h", "y": 1.12, "x": 1.0, "xanchor": "right"}, margin_t=110)
+    figure.update_layout(margin_t=90)
     return figure
 
 
@@ -195,9 +207,8 @@ def losses(cases: Sequence[Case]) -> Any:
                 line={"color": COLOURS[case.side], "dash": "solid" if case.stopped else "dot", "shape": "hvh"},
             )
         )  # fmt: skip
-    figure.update_xaxes(title_text="largest loss on the way, share of equity",
+    figure.update_xaxes(title_text="largest loss on the way, share of equity; the last step holds what is beyond it",
                         tickformat=".1%")  # fmt: skip
-    figure.update_yaxes(title_text="share of paths", type="log", tickformat=".1%")
+    figure.update_yaxes(title_text="share of paths", type="log", dtick=1, tickformat=".2~%")
     _layout(figure, f"Resampled times: {drawn[0][1].method}", 400)
-    figure.update_layout(legend={"orientation": "h", "y": 1.09, "x": 1.0, "xanchor": "right"})
     return figure

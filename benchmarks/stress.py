@@ -245,7 +245,7 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
     ]
     for data in pairs:
         time = data.bars[:, 0, OPEN_TIME]
-        correlation = np.corrcoef(data.returns.T)[0, 1]
+        correlation = np.atleast_2d(np.corrcoef(data.returns.T))[0, 1]
         lines += [
             f"### {' + '.join(data.symbols)}, {len(time):,} common hours, {utc(time[0]):%F} to {utc(time[-1]):%F}, "
             f"hourly correlation {correlation:.2f}",

@@ -156,7 +156,7 @@ def correlation_breakdown(portfolio: Portfolio, recorded: Recorded, draws: int, 
     def parts(rows: Ints) -> Floats:
         """(…, k) of each asset's part, from row numbers (…, n)."""
         tail = np.quantile(lost[rows], level, axis=-2)
-        return np.abs(portfolio.weights) * np.quantile(calm[rows], level, axis=-2) * np.maximum(tail, 0.0)
+        return np.asarray(np.abs(portfolio.weights) * np.quantile(calm[rows], level, axis=-2) * np.maximum(tail, 0.0))
 
     n = len(lost)
     each = parts(np.arange(n))

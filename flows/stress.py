@@ -10,7 +10,7 @@ import numpy as np
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact
 
-from flows.progress import say, step
+from flows.progress import step
 from flows.site import Site, now, open_site
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
 from pipelines.data.files import read
@@ -152,8 +152,6 @@ def stress(crises: str | None = None, equity: float | None = None) -> dict[str, 
         studied = study(open_site(), Path(crises) if crises else None, equity)
     with step("stress: report"):
         where = report(studied)
-    for line in verdict(studied.cases, studied.limit):
-        say(line)
     return {**studied.told(), **where}
 
 

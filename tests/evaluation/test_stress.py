@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.house import recording
-from flows.stress import crisis_bars
+from benchmarks.stress import MARKETS, hourly, together
 from pipelines.contracts import BAR_WIDTH, CLOSE, OPEN_TIME
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.evaluation.crises import CRISES, RESTING, drawdowns, inside, moves, replay
@@ -354,15 +354,15 @@ def test_an_absent_scenario_breaks_no_limit_and_is_counted_as_unknown():
 
 # ---- as recorded --------------------------------------------------------------------------------------------------
 
-BTC = recording("binance_spot_btcusdt_1h_2017_2025h1.parquet")
+BTC = recording(MARKETS["BTC/USDT"])
 
 
 @pytest.fixture(scope="module")
 def btc():
     if not BTC.is_file():
         pytest.skip(f"no {BTC}: the recorded candles are not part of the repository")
-    path, step_s = crisis_bars(BTC, datetime(2025, 7, 1, tzinfo=UTC))
-    return Recorded(("BTC/USDT",), step_s, path[:, None], np.full((len(path), 1), np.nan), path[:, None], step_s)
+    found = together(["BTC/USDT"], {"BTC/USDT": hourly(MARKETS["BTC/USDT"], datetime(2025, 7, 1, tzinfo=UTC))})
+    return dataclasses.replace(found, crises=found.bars)
 
 
 @pytest.mark.parametrize("name", CRISES)

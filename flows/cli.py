@@ -738,6 +738,49 @@ def drift(symbol: str | None = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def stress(
+    crises: Annotated[
+        Path | None, typer.Option(help="Parquet, CSV or zip file of hourly or finer bars that hold the crises.")
+    ] = None,
+    equity: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="In the market's quote currency: what getting out costs depends on it."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only the table: no server, no page.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What the largest portfolio the limits allow loses in crises, resampled times, breakdowns and thin markets."""
+    from flows.progress import shown
+    from flows.site import open_site
+    from pipelines.data.files import check_path
+
+    site = open_site()
+    site.meta()  # before the first ingest it says what to run
+    if crises is not None:
+        check_path(crises)
+    if not dry_run:
+        need("mlflow", "prefect")
+    from flows import stress as stressed
+
+    with shown(err):
+        found = (
+            stressed.study(site, crises, equity).told()
+            if dry_run
+            else stressed.stress(str(crises.resolve()) if crises else None, equity)
+        )
+    if as_json:
+        emit(found)
+        return
+    table(
+        f"{found['about']}; drawdown limit {found['drawdown_limit']:.0%}", stressed.columns(found), stressed.rows(found)
+    )
+    for line in found["verdict"]:
+        out.print(escape(line), highlight=False)
+    if not dry_run:
+        out.print(f"drawn in {found['page']}\nin MLflow: {found['mlflow']}", soft_wrap=True)
+
+
+@app.command()
 def retrain(
     family: Annotated[str, typer.Argument(help="One family, or several with commas.")] = "validator",
     reason: str = "asked for by a person",

@@ -143,6 +143,12 @@ class Tracking:
         self._client.set_model_version_tag(family, version, "trials", str(trials))
         self._client.set_model_version_tag(family, version, "gate_verdict", word)
 
+    def log_study(self, name: str, tags: dict[str, str]) -> str:
+        """A run of its own for evidence that is about no version; `log_report` fills it. Returns its id."""
+        self._mlflow.set_experiment(EXPERIMENT)
+        with self._mlflow.start_run(run_name=name, tags=tags) as run:
+            return str(run.info.run_id)
+
     def log_report(self, run_id: str, files: list[Path], folder: str, metrics: dict[str, float]) -> None:
         """Add later evidence (a drift report) to the run of the version it is about."""
         for file in files:

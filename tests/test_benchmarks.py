@@ -18,7 +18,15 @@ from pipelines.settings import ROOT, load_params
 
 def test_every_benchmark_the_readme_names_exists():
     named = set(re.findall(r"benchmarks[./](\w+)", (ROOT / "README.md").read_text()))
-    named -= {"evidence", "exits", "fusion", "portfolio", "signals", "stress", "tail_risk"}  # those write what they found
+    named -= {
+        "evidence",
+        "exits",
+        "fusion",
+        "portfolio",
+        "signals",
+        "stress",
+        "tail_risk",
+    }  # those write what they found
     assert named <= set(NAMES)
     assert all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in NAMES)
 

@@ -1,0 +1,282 @@
+"""`python -m benchmarks.stress [--to FILE]`: docs/stress.md, what the limits' largest portfolio loses when it is worst.
+
+Every scenario of `pipelines/evaluation/stress.py` on recorded markets: one alone through the crises, pairs otherwise.
+"""
+
+import argparse
+import dataclasses
+import sys
+import textwrap
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.house import recording
+from pipelines.contracts import OPEN_TIME, Floats, utc
+from pipelines.data import schemas
+from pipelines.data.files import micros, numbers, read, read_table
+from pipelines.data.quality import assess
+from pipelines.errors import UnreadableFile
+from pipelines.evaluation.crises import CRISES, RESTING, inside, moves
+from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult
+from pipelines.evaluation.stress import SCENARIOS, stress
+from pipelines.evaluation.stress_limits import Case, at_most, largest, stress_of_limits, verdict
+from pipelines.evaluation.stress_report import shown
+from pipelines.settings import ROOT, Params, load_params
+
+PAGE = ROOT / "docs" / "stress.md"
+HOUR_S = 3600.0
+CRISES_OF = "BTC/USDT"
+MARKETS = {
+    "BTC/USDT": "binance_spot_btcusdt_1h_2017_2025h1.parquet",
+    "ETH/USDT": "binance_spot_ethusdt_1h_to_2025h1.parquet",
+    "XAU/USD": "../forex/oanda_xauusd_1h_to_2015h1.parquet",
+    "EUR/USD": "../forex/oanda_eurusd_1h_to_2015h1.parquet",
+}
+PAIRS = (("BTC/USDT", "ETH/USDT"), ("XAU/USD", "EUR/USD"))
+EQUITIES = (1e5, 1e6, 1e7, 1e8)  # an axis of the table, in quote currency
+STATISTICAL = tuple(name for name in SCENARIOS if not name.startswith("crisis:"))
+
+
+def hourly(name: str, now: datetime) -> tuple[Floats, Floats]:
+    """((n, 8) clean bars, (n,) spread at their close as a fraction of the mid price) of a recorded file."""
+    path = recording(name)
+    bars = schemas.to_matrix(assess(read(path, now, "1h"), "1h", now).clean)
+    table = read_table(path)
+    if "ask_close" not in table.column_names:
+        return bars, np.full(len(bars), np.nan)
+    bid, ask = (numbers(table, f"{side}_close", path) for side in ("bid", "ask"))
+    at = dict(zip(micros(table, "open_time", path).astype(np.int64) // 1_000_000, (ask - bid) / ((ask + bid) / 2.0),
+                  strict=True))  # fmt: skip
+    return bars, np.array([at[int(time)] for time in bars[:, OPEN_TIME]])
+
+
+def together(names: Sequence[str], markets: dict[str, tuple[Floats, Floats]]) -> Recorded:
+    """The hours that all of these markets have."""
+    time = markets[names[0]][0][:, OPEN_TIME]
+    for name in names[1:]:
+        time = np.intersect1d(time, markets[name][0][:, OPEN_TIME])
+    kept = [np.isin(markets[name][0][:, OPEN_TIME], time) for name in names]
+    bars = np.stack([markets[name][0][rows] for name, rows in zip(names, kept, strict=True)], axis=1)
+    spread = np.stack([markets[name][1][rows] for name, rows in zip(names, kept, strict=True)], axis=1)
+    return Recorded(tuple(names), HOUR_S, bars, spread)
+
+
+# ---- the page -----------------------------------------------------------------------------------------------------
+
+
+def _prose(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def recorded_moves(data: Recorded) -> list[str]:
+    """What each window did by itself."""
+    rows = []
+    for name, window in CRISES.items():
+        bars = inside(data, window)
+        if isinstance(bars, str):
+            rows.append([name, window.told, bars, *["–"] * 5])
+            continue
+        told = moves(bars[:, 0])
+        rows.append([name, window.told, f"{window.since:%F %H:%M} to {window.until:%F %H:%M}", f"{len(bars):,}",
+                     f"{told['fall']:.1%}", f"{told['fall_hours']:.0f}", f"{told['rise']:+.1%}",
+                     f"{told['rise_hours']:.0f}"])  # fmt: skip
+    head = ("crisis", "what", "UTC, the end exclusive", "bars", "fall", "in hours", "rise", "in hours")
+    return _table(head, rows)
+
+
+def crises(cases: Sequence[Case], limit: float) -> list[str]:
+    """A line a crisis: worst loss and drawdown of the largest portfolio; bold above the limit."""
+    most = largest(cases)
+    rows = []
+    for i, name in enumerate(CRISES):
+        results = [case.results[i] for case in most]
+        resting = [result.figures.get(RESTING) for result in results]
+        told = ", ".join(f"{each.value:.2%}" for each in resting if each is not None) or "–"
+        slipped = [result.figures.get("furthest filled beyond a stop, of price") for result in results]
+        furthest = max((each.value for each in slipped if each is not None), default=float("nan"))
+        rows.append([name, *(_both(result, limit) for result in results), told, f"{furthest:.2%}"])
+    head = ("crisis", *(case.name for case in most), "loss if stops rest at the venue: long, short",
+            "furthest filled beyond a stop, of price")  # fmt: skip
+    return _table(head, rows)
+
+
+def again(cases: Sequence[Case], limit: float) -> list[str]:
+    """A line a crisis: who opens again after every stop, long and short."""
+    most = [case for case in largest(cases) if case.stopped]
+    at = {result.scenario: i for i, result in enumerate(most[0].results)}
+    rows = []
+    for name in CRISES:
+        results = [case.results[at[f"reopened:{name}"]] for case in most]
+        opened = [f"{r.figures['times opened'].value:.0f}" if r.figures else "–" for r in results]
+        rows.append([name, *(cell for r, n in zip(results, opened, strict=True) for cell in (_both(r, limit), n))])
+    return _table(("crisis", *(head for case in most for head in (case.name, "opened"))), rows)
+
+
+def _both(result: StressResult, limit: float) -> str:
+    if result.loss is None or result.drawdown is None:
+        return str(result.absent)
+    told = f"{result.loss.value:.2%} / {result.drawdown.value:.2%}"
+    return f"**{told}**" if result.loss.value > limit else told
+
+
+def by_row(cases: Sequence[Case], limit: float) -> list[str]:
+    """Losses by row of limits and crisis."""
+    rows = []
+    for case in cases:
+        told = [result.loss for result in case.results[: len(CRISES)]]
+        cells = ["–" if each is None else f"{each.value:.2%}" for each in told]
+        marked = [f"**{c}**" if each is not None and each.value > limit else c
+                  for c, each in zip(cells, told, strict=True)]  # fmt: skip
+        rows.append([f"{case.allowed.row}: {case.name}", *marked])
+    return _table(("limits", *CRISES), rows)
+
+
+def pair(data: Recorded, params: Params) -> list[str]:
+    """The largest portfolio, half in each, both ways and one against the other: what is resampled or broken down."""
+    gross, stop = at_most(params.risk, 1).gross, at_most(params.risk, 1).stop
+    first, second = data.symbols
+    lines = []
+    for sides, told in (((1, 1), "long both"), ((-1, -1), "short both"), ((1, -1), f"long {first}, short {second}")):
+        for distance, stopped in ((stop, f"stop {stop:.1%}"), (np.nan, "no stop")):
+            held = Portfolio(gross / 2.0 * np.array(sides, float), np.full(2, distance), _side_bps(params))
+            found = {
+                name: stress(name, held, data, params.gate.bootstrap, params.seed)
+                for name in ("bootstrap", "correlation_breakdown")
+            }
+            if any(result.absent for result in found.values()):
+                why = "; ".join(f"{name}: {r.absent}" for name, r in found.items() if r.absent)
+                lines.append([f"{told}, {stopped}", why, *["–"] * 5])
+                continue
+            drawn, broken = (result.figures for result in found.values())
+            lines.append([
+                f"{told}, {stopped}", *(shown(drawn[f"{what} {level}"]) for what in ("loss", "drawdown")
+                                        for level in ("95%", "99%")),
+                shown(found["correlation_breakdown"].loss) if stopped == "no stop" else "as without",
+                f"{broken['loss if independent'].value:.2%}, {broken['loss at the correlations recorded'].value:.2%}",
+            ])  # fmt: skip
+    head = (f"{gross:.0%} gross", "10-day loss 95 %", "loss 99 %", "drawdown 95 %", "drawdown 99 %",
+            "breakdown, a day, 99 %", "if independent, as recorded")  # fmt: skip
+    return _table(head, lines)
+
+
+def droughts(pairs: Sequence[Recorded], params: Params) -> list[str]:
+    """What getting out costs by the size of the account."""
+    gross, rows = at_most(params.risk, 2).gross, []
+    for data in pairs:
+        for equity in EQUITIES:
+            given = dataclasses.replace(data, equity=equity)
+            held = Portfolio(np.full(2, gross / 2.0), np.full(2, np.nan), _side_bps(params))
+            told = stress("liquidity_drought", held, given, params.gate.bootstrap, params.seed)
+            name = " + ".join(data.symbols)
+            if told.loss is None:
+                rows.append([name, "any", str(told.absent), "–", "–", "–"])
+                break
+            part, thin = (each.value for each in told.figures.values())
+            rows.append([name, f"{equity:,.0f}", shown(told.loss), f"{part:.2%}", f"{thin:.1%}", f"{told.n:,}"])
+    return _table(("markets", "equity", "loss", "a position, of the thinnest 1 % of days' volume",
+                   "that volume, of the median day's", "days"), rows)  # fmt: skip
+
+
+def _side_bps(params: Params) -> float:
+    return params.costs.round_trip_bps / 2.0
+
+
+def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
+    """`markets`: name → hourly bars (n, 8) and spreads (n,)."""
+    limit, most = params.risk.max_drawdown, at_most(params.risk, 1)
+    alone = together([CRISES_OF], markets)
+    alone = dataclasses.replace(alone, crises=alone.bars)
+    pairs = [together(names, markets) for names in PAIRS]
+    cases = stress_of_limits(alone, params.risk, _side_bps(params), params.gate.bootstrap, params.seed)
+    lines = [
+        "# Stress: what the largest portfolio loses when it is worst",
+        "",
+        _prose("Written by `python -m benchmarks.stress`; nothing here was typed or chosen by hand."),
+        "",
+        _prose(f"""The largest portfolio that the limits of `params.yaml` let through holds {most.gross:.0%} of equity
+        in one market ({at_most(params.risk, 2).gross:.0%} in two), each position with a stop up to {most.stop:.1%} away. It is held to the drawdown limit of {limit:.0%}
+        (bold: broken), which stops opening; it closes nothing. Costs {_side_bps(params):g} bps a side. Per cent are of
+        equity unless said otherwise; in brackets 95 %; without brackets it is what happened."""),
+        "",
+        f"## Crises, {CRISES_OF} hourly",
+        "",
+        _prose("""Windows are whole calendar months. Fall and rise: from an earlier extreme, or an hour's open, to a
+        later one."""),
+        "",
+        *recorded_moves(alone),
+        "",
+        _prose("""Opened once, at the worst hour's open of all: largest loss against equity at entry / drawdown.
+        A stop that is reached is filled at its price or the next open, whichever is worse, and at the open where an
+        hour opens beyond it; nothing is opened again after it. So a stop is up to an hour late, which is most of what
+        is beyond it: orders that rest at the venue would have been filled between that and the column beside.
+        Drawdown here is from the highest mark, so it counts profit that was never taken; the account's own, which the
+        limit is about, counts what was booked and is the loss."""),
+        "",
+        *crises(cases, limit),
+        "",
+        _prose(f"""Opened again at the next open after every stop, from the window's first bar on, until the account
+        limits forbid it (a UTC day that lost {params.risk.max_daily_loss:.0%}, a drawdown of {limit:.0%}):"""),
+        "",
+        *again(cases, limit),
+        "",
+        "Each row of limits with its widest stop, opened once: largest loss.",
+        "",
+        *by_row(cases, limit),
+        "",
+        "What breaks the limit, of all scenarios with this market alone:",
+        "",
+        *[f"- {line}" for line in verdict(cases, limit)],
+        "",
+        "## Resampled times and broken correlations, pairs hourly",
+        "",
+        _prose("""Largest loss and drawdown on the way of ten days (240 hours of an open market) drawn
+        in blocks from the history (a stop closes at
+        the end of the hour that went beyond it). Breakdown: a day's loss where correlations are at their harmful
+        extreme and volatility at its 99 % quantile; stops do not count on it. Beside it: if the two were independent,
+        and at the correlation that was recorded."""),
+        "",
+    ]
+    for data in pairs:
+        time = data.bars[:, 0, OPEN_TIME]
+        correlation = np.atleast_2d(np.corrcoef(data.returns.T))[0, 1]
+        lines += [
+            f"### {' + '.join(data.symbols)}, {len(time):,} common hours, {utc(time[0]):%F} to {utc(time[-1]):%F}, "
+            f"hourly correlation {correlation:.2f}",
+            "",
+            *pair(data, params),
+            "",
+        ]
+    lines += [
+        "## Thin markets",
+        "",
+        _prose("""Everything is sold within one day as thin and wild as one in a hundred: ordinary cost, widened spread
+        where it was recorded, square-root impact with a coefficient of one (of order one in every market measured:
+        Tóth et al. 2011; Donier & Bonart 2015 for Bitcoin). That is one venue's volume. Figures far above a tenth of
+        a day's volume are beyond what the law was measured on."""),
+        "",
+        *droughts(pairs, params),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser(prog="python -m benchmarks.stress", description=__doc__)
+    asked.add_argument("--to", type=Path, default=PAGE, help="the page to write; docs/stress.md by default")
+    options = asked.parse_args()
+    if absent := sorted(str(recording(name)) for name in MARKETS.values() if not recording(name).is_file()):
+        raise UnreadableFile(f"no {', '.join(absent)}; BELLWETHER_RECORDED names the folder of the recorded candles")
+    now = datetime.now(UTC)
+    options.to.write_text(page({market: hourly(name, now) for market, name in MARKETS.items()}, load_params()))
+    print(f"wrote {options.to}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Stress: what the largest portfolio that the limits allow loses in crises, as a page and JSON in an MLflow run."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prefect import flow, task
+from prefect.artifacts import create_link_artifact
+
+from flows.progress import step
+from flows.site import Site, now, open_site
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
+from pipelines.data.files import read
+from pipelines.data.quality import assess
+from pipelines.data.schemas import to_matrix
+from pipelines.data.timeframes import infer_timeframe, resample
+from pipelines.errors import NotEnoughData
+from pipelines.evaluation.exposure import Recorded
+from pipelines.evaluation.stress_limits import Case, largest, stress_of_limits, verdict
+from pipelines.evaluation.stress_report import shown, write_page
+
+HOUR_S = 3600
+BID, ASK = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Studied:
+    """A market and its cases; `limit` is the drawdown limit, `about` what the figures rest on."""
+
+    symbol: str
+    about: str
+    limit: float
+    cases: list[Case]
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "symbol": self.symbol,
+            "about": self.about,
+            "drawdown_limit": self.limit,
+            "verdict": verdict(self.cases, self.limit),
+            "cases": [case.told(self.limit) for case in self.cases],
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """Losses of the largest portfolio by case and scenario, for MLflow."""
+        return {
+            f"{case.side}.{'stop' if case.stopped else 'no_stop'}.{told.scenario.replace(':', '.')}": told.loss.value
+            for case in largest(self.cases)
+            for told in case.results
+            if told.loss is not None
+        }
+
+
+def crisis_bars(path: Path, at: datetime) -> tuple[Floats, float]:
+    """((m, 8) bars of at least an hour, their seconds) of a recorded file. Raises as `files.read`."""
+    frame = read(path, at)
+    timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
+    bars = to_matrix(assess(frame, timeframe, at).clean)
+    step_s = TIMEFRAME_SECONDS[timeframe]
+    return (bars, float(step_s)) if step_s >= HOUR_S else (resample(bars, step_s, HOUR_S), float(HOUR_S))
+
+
+def gather(site: Site, crises: Path | None, equity: float | None) -> Recorded:
+    """The newest snapshot's decision bars and spreads, and the bars of crises from a file, if one is given.
+
+    Raises StateError before the first ingest; NotEnoughData for a snapshot of fewer than two bars; as `files.read`
+    """
+    described, meta = site.manifest(), site.meta()
+    path, step_s = None, float(HOUR_S)
+    if crises is not None:
+        path, step_s = crisis_bars(crises, now())
+    folder = site.workspace / "artifacts" / "features"
+    bars, levels = np.load(folder / "decision.npy"), np.load(folder / "books.npy")
+    if len(bars) < 2:
+        raise NotEnoughData(f"the newest snapshot holds {len(bars)} decision bars; ingest a longer history")
+    whole = np.isfinite(bars[:, [OPEN, HIGH, LOW, CLOSE]]).all(axis=1)
+    return Recorded(
+        symbols=(str(described["symbol"]),),
+        step_s=float(TIMEFRAME_SECONDS[meta["decision_timeframe"]]),
+        bars=bars[whole, None],
+        spread=spreads(levels)[whole, None],
+        crises=None if path is None else path[:, None],
+        crises_step_s=step_s,
+        crises_of="" if crises is None else crises.stem,
+        equity=equity,
+    )
+
+
+def spreads(levels: Floats) -> Floats:
+    """(n,) ask less bid as a fraction of the mid price, of books (n, 2, levels, 3); NaN where none was recorded."""
+    if levels.shape[2] == 0:
+        return np.full(len(levels), np.nan)
+    bid, ask = levels[:, BID, 0, 0], levels[:, ASK, 0, 0]
+    return np.asarray((ask - bid) / ((ask + bid) / 2.0))
+
+
+def study(site: Site, crises: Path | None = None, equity: float | None = None) -> Studied:
+    """Every row of the limits under every scenario; writes nothing, needs no server."""
+    recorded, params = gather(site, crises, equity), site.params
+    cases = stress_of_limits(
+        recorded, params.risk, params.costs.round_trip_bps / 2.0, params.gate.bootstrap, params.seed
+    )
+    time = recorded.bars[:, 0, OPEN_TIME]
+    file = f"crises from {crises.name}" if crises is not None else "no file of crises"
+    about = (
+        f"{recorded.symbols[0]}, {len(time):,} bars of {recorded.step_s / 60:g} minutes, {utc(time[0]):%F} to "
+        f"{utc(time[-1]):%F} UTC; {file}; {params.costs.round_trip_bps / 2.0:g} bps a side"
+    )
+    return Studied(recorded.symbols[0], about, params.risk.max_drawdown, cases)
+
+
+def write(studied: Studied, folder: Path) -> list[Path]:
+    """stress.html and stress.json in a folder, which is made if absent."""
+    title = f"Stress of {studied.symbol}"
+    page = write_page(folder / "stress.html", title, studied.cases, studied.limit, studied.about)
+    figures = folder / "stress.json"
+    figures.write_text(json.dumps(studied.told(), indent=1))
+    return [page, figures]
+
+
+def log(site: Site, studied: Studied, files: list[Path], at: datetime) -> str:
+    """Page, JSON and metrics as a run of their own in MLflow. Returns the address of its artifacts."""
+    name = studied.symbol.replace("/", "-")
+    tags = {"kind": "stress", "symbol": studied.symbol, "rests_on": studied.about[:500]}
+    run_id = site.tracking.log_study(f"stress-{name}-{at:%Y%m%dT%H%M%S}", tags)
+    site.tracking.log_report(run_id, files, "stress", studied.metrics())
+    return f"{site.tracking.run_link(run_id)}/artifacts"
+
+
+@task(timeout_seconds=900)
+def report(studied: Studied) -> dict[str, str]:
+    """Written under reports, logged in MLflow, linked in Prefect; where the page is in each."""
+    site, at = open_site(), now()
+    files = write(studied, site.settings.home / "reports" / f"{at:%Y%m%dT%H%M%S}")
+    link = log(site, studied, files, at)
+    create_link_artifact(
+        key="stress",
+        link=link,
+        link_text=f"Stress of {studied.symbol}, in its MLflow run",
+        description="\n\n".join(verdict(studied.cases, studied.limit)),
+    )
+    return {"page": str(files[0]), "mlflow": link}
+
+
+@flow(name="stress", log_prints=True)
+def stress(crises: str | None = None, equity: float | None = None) -> dict[str, Any]:
+    """Stress what the limits allow on the newest snapshot. Returns the figures and where the report is."""
+    with step("stress: scenarios"):
+        studied = study(open_site(), Path(crises) if crises else None, equity)
+    with step("stress: report"):
+        where = report(studied)
+    return {**studied.told(), **where}
+
+
+def rows(told: dict[str, Any]) -> list[list[str]]:
+    """A line a scenario for people: of the largest portfolio, by side, with its stops and without."""
+    return [
+        [results[0]["scenario"], *(_cell(result) for result in results)]
+        for results in zip(*(case["results"] for case in _largest(told)), strict=True)
+    ]
+
+
+def columns(told: dict[str, Any]) -> list[str]:
+    """Heads of `rows`."""
+    return ["scenario", *(case["name"] for case in _largest(told))]
+
+
+def _largest(told: dict[str, Any]) -> list[dict[str, Any]]:
+    return [case for case in told["cases"] if case["row"] == told["cases"][0]["row"]]
+
+
+def _cell(result: dict[str, Any]) -> str:
+    """The loss from JSON, or why there is none."""
+    told = result["loss"]
+    if told is None:
+        return str(result["absent"])
+    value, low, high = (np.nan if told[name] is None else float(told[name]) for name in ("value", "low", "high"))
+    return shown(Estimate(value, low, high, int(told["n"])))

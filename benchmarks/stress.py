@@ -202,9 +202,10 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
         _prose("Written by `python -m benchmarks.stress`; nothing here was typed or chosen by hand."),
         "",
         _prose(f"""The largest portfolio that the limits of `params.yaml` let through holds {most.gross:.0%} of equity
-        in one market ({at_most(params.risk, 2).gross:.0%} in two), each position with a stop up to {most.stop:.1%} away. It is held to the drawdown limit of {limit:.0%}
-        (bold: broken), which stops opening; it closes nothing. Costs {_side_bps(params):g} bps a side. Per cent are of
-        equity unless said otherwise; in brackets 95 %; without brackets it is what happened."""),
+        in one market ({at_most(params.risk, 2).gross:.0%} in two), each position with a stop up to {most.stop:.1%}
+        away. It is held to the drawdown limit of {limit:.0%} (bold: broken), which stops opening; it closes nothing.
+        Costs {_side_bps(params):g} bps a side. Per cent are of equity unless said otherwise; in brackets 95 %; without
+        brackets it is what happened."""),
         "",
         f"## Crises, {CRISES_OF} hourly",
         "",

@@ -26,7 +26,7 @@ def test_every_benchmark_the_readme_names_exists():
         "signals",
         "stress",
         "tail_risk",
-    }  # those write what they found
+    }
     assert named <= set(NAMES)
     assert all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in NAMES)
 

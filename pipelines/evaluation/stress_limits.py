@@ -60,8 +60,8 @@ class Case:
 
 
 def allowed(risk: RiskParams, assets: int) -> list[Allowed]:
-    """A line a row of limits, in their order, and the unknown regime: as much as caps and budgets let be open in so many
-    assets at once. Budgets of tails and of what moves together are left out: in a crisis they are what was wrong."""
+    """A line a row of limits, in their order, and the unknown regime: as much as caps and budgets let be open in
+    so many assets at once. Budgets of tails and of what moves together are left out: a crisis is where they are wrong."""
     rows = {name: (row.max_position, row.max_stop) for name, row in risk.regime_limits.items()}
     rows["unknown"] = (min(position for position, _ in rows.values()), min(stop for _, stop in rows.values()))
     return [
@@ -92,8 +92,8 @@ def portfolio_of(row: Allowed, side: str, stopped: bool, shares: Floats, cost_bp
 def reopened(name: str, portfolio: Portfolio, recorded: Recorded, risk: RiskParams) -> StressResult:
     """A crisis for who does not learn: all is opened again after every stop, as much as the drawdown's stage leaves.
 
-    Only the account limits stop it: nothing is opened on a UTC day that has lost `max_daily_loss`, nor from the stage on
-    that leaves nothing. One stop closes everything. `path` is from the window's first bar on.
+    Only the account limits stop it: nothing is opened on a UTC day that has lost `max_daily_loss`, nor from the stage
+    on that leaves nothing. One stop closes everything. `path` is from the window's first bar on.
     """
     scenario, bars = f"reopened:{name}", inside(recorded, CRISES[name])
     if isinstance(bars, str):

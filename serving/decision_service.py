@@ -294,7 +294,7 @@ class DecisionService:
         self._alarms.append(("breaker_tripped", "critical", f"{name}: {why}", f"{name}: ", False))
 
     def _judge_bars(self, symbol: Symbol, newest: int) -> None:
-        """The newest closed bars, oldest first. What a person has reset does not trip again when a restart looks again."""
+        """The newest closed bars, oldest first. What a person has reset does not trip when a restart looks again."""
         for back in reversed(range(min(newest, len(symbol.history)))):
             self._judge(of_bar(symbol, back, self._params.breakers.book_bars))
         self._judged[symbol.name] = symbol.closed.close_time

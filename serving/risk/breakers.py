@@ -73,7 +73,8 @@ def _volatility_spike(seen: Conditions, params: Params) -> str | None:
 
 def _liquidity(seen: Conditions, params: Params) -> str | None:
     limits = params.breakers
-    if seen.spread_bps >= limits.spread_multiple * seen.usual_spread_bps:
+    counted = 2.0 * params.costs.half_spread_bps  # where a tick is the spread, ten ticks may still cost nothing
+    if seen.spread_bps >= limits.spread_multiple * seen.usual_spread_bps and seen.spread_bps > counted:
         return (
             f"{seen.about}: spread {seen.spread_bps:.2f} bps, {limits.spread_multiple:g} times or more its median of "
             f"{seen.usual_spread_bps:.2f}"

@@ -145,6 +145,12 @@ def test_each_trips_at_its_limit_and_no_other_with_it(name, at, under):
     assert judged(**under) == set()
 
 
+def test_a_spread_that_costs_no_more_than_assumed_is_no_lack_of_liquidity():
+    assumed = 2 * PARAMS.costs.half_spread_bps
+    assert judged(spread_bps=assumed, usual_spread_bps=0.01) == set()
+    assert judged(spread_bps=assumed + 0.01, usual_spread_bps=0.01) == {"liquidity"}
+
+
 def test_what_is_not_known_is_not_judged():
     assert judged() == set()
     assert len(BREAKERS) == 7

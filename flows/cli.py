@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.contracts import FAMILIES, REGIMES
-from pipelines.errors import BadTimes, BadValues, BellwetherError, ServiceDown, UnknownName
+from pipelines.errors import BadTimes, BellwetherError, ServiceDown, UnknownName
 from pipelines.settings import load_params, settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -348,24 +348,15 @@ def status(as_json: AsJson = False) -> None:
 @app.command()
 def alarms(
     clear: Annotated[list[int] | None, typer.Option(help="Number of an alarm that was dealt with; repeatable.")] = None,
-    trip: Annotated[str | None, typer.Option(help="Breaker to latch: `emergency` stops all opening at once.")] = None,
-    reset: Annotated[str | None, typer.Option(help="Name of a latched breaker to reset.")] = None,
-    reason: Annotated[str, typer.Option(help="Why it is latched or may be reset; it is kept.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Open alarms and latched breakers, after clearing, latching or resetting those that are named."""
+    """Open alarms and latched breakers, after clearing those that are named; `breaker` trips and resets."""
     from flows.site import now, open_site
 
     store = open_site().store
     for number in clear or []:
         if not store.clear_alarm(number, now()):
             raise UnknownName(f"no alarm {number} is open; `bellwether alarms` shows the numbers of those that are")
-    if trip is not None:
-        if not reason.strip():
-            raise BadValues(f"breaker {trip} is latched for a reason: give --reason")
-        store.trip(trip, now(), f"{os.environ.get('USER', 'operator')}: {reason}")
-    if reset is not None:
-        store.reset(reset, now(), os.environ.get("USER", "operator"), reason)
     found = [{"id": a.id, "kind": a.kind, "severity": a.severity, "detail": a.detail, "at": a.at.isoformat()}
              for a in store.alarms()]  # fmt: skip
     latched = [{"name": b.name, "reason": b.reason, "at": b.tripped_at.isoformat()} for b in store.latches()]
@@ -376,6 +367,54 @@ def alarms(
           [[a["id"], a["kind"], a["severity"], a["detail"], a["at"]] for a in found])  # fmt: skip
     if latched:
         table("latched breakers", ["name", "why", "since (UTC)"], [[b["name"], b["reason"], b["at"]] for b in latched])
+
+
+breaker = typer.Typer(no_args_is_help=True, help="Circuit breakers: what is latched and why; trip and reset by hand.")
+app.add_typer(breaker, name="breaker")
+Reason = Annotated[str, typer.Option(help="Why; it is kept.")]
+By = Annotated[str | None, typer.Option(help="Whose decision it is; your user name if left out.")]
+
+
+@breaker.command("list")
+def breaker_list(
+    everything: Annotated[bool, typer.Option("--all", help="Every latch there ever was, with who and why.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Every breaker and whether it is latched; what is latched opens nothing until it is reset."""
+    from flows.breaker import breakers, history
+    from flows.site import open_site
+
+    store = open_site().store
+    found = history(store) if everything else breakers(store)
+    if as_json:
+        emit({"latches" if everything else "breakers": found})
+    elif everything:
+        columns = ["name", "tripped_at", "reason", "reset_at", "reset_by", "reset_reason"]
+        table("latches", ["name", "tripped (UTC)", "why", "reset (UTC)", "by", "why it may trade"],
+              [[latch[column] for column in columns] for latch in found])  # fmt: skip
+    else:
+        rows = [[b["name"], "latched" if b["latched"] else "armed", b["since"], b["reason"]] for b in found]
+        table("breakers", ["name", "", "since (UTC)", "why"], rows)
+
+
+@breaker.command("trip")
+def breaker_trip(name: str, reason: Reason = "", by: By = None, as_json: AsJson = False) -> None:
+    """Latch a breaker now: `emergency` puts every symbol into tier 4. Needs no server."""
+    from flows.breaker import trip
+    from flows.site import now, open_site
+
+    trip(open_site().store, name, now(), by or os.environ.get("USER", "operator"), reason)
+    breaker_list(as_json=as_json)
+
+
+@breaker.command("reset")
+def breaker_reset(name: str, reason: Reason = "", by: By = None, as_json: AsJson = False) -> None:
+    """Let a latched breaker go. Of `daily_loss` and `drawdown` the loss so far is accepted and counted anew."""
+    from flows.breaker import reset
+    from flows.site import now, open_site
+
+    reset(open_site().store, name, now(), by or os.environ.get("USER", "operator"), reason)
+    breaker_list(as_json=as_json)
 
 
 def moment(text: str | None, option: str = "--as-of") -> datetime | None:

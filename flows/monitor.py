@@ -1,6 +1,7 @@
 """Monitor: resolve outcomes, compare what the service really saw with the training history, watch the loss, report.
 
-Drift, loss or age asks for a retrain by an event; it never promotes anything.
+Drift, loss or age asks for a retrain by an event; it never promotes anything. A loss that drifted and costs money trips
+the breaker `model`.
 """
 
 from datetime import datetime, timedelta
@@ -17,11 +18,13 @@ from flows.progress import say, step
 from flows.site import Site, now, open_site
 from pipelines.contracts import FAMILIES, OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
 from pipelines.data import schemas
+from pipelines.evaluation.metrics import mean_estimate
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.monitoring.drift import DriftReference, DriftResult, detect, fit_reference
 from pipelines.monitoring.loss import LossDrift, loss_drift
 from pipelines.monitoring.outcomes import resolve
 from pipelines.monitoring.triggers import TriggerReason, overdue, retrain_reasons
+from serving.risk.breakers import Conditions, holding
 
 DRIFT_EVENT = "bellwether.retrain-asked"
 ACTING = "validator"  # the family whose probability decides trades: its losses are those outcomes can score
@@ -92,6 +95,36 @@ def look_at_loss(family: str, symbol: str) -> LossDrift | None:
     return loss_drift(p, y, judged, site.params.drift, site.params.gate.bootstrap, site.params.seed)
 
 
+def trip_model(site: Site, symbol: str, loss: LossDrift | None) -> str | None:
+    """Latch `model` where the acting champion's loss has drifted and its newest trades lost money; returns why.
+
+    Only trades that it decided count, since a person last reset the breaker. Input drift never comes here: it asks for
+    a retrain, and the loop closes by itself.
+    """
+    held = promotion.slots_of(site.store, ACTING).champion
+    if held is None or loss is None or not loss.alarm:
+        return None
+    resets = [x.reset_as_of for x in site.store.latches(tripped_only=False) if x.name == "model" and x.reset_as_of]
+    since, params = max(resets, default=None), site.params
+    traded = [
+        outcome.net_bps
+        for record, outcome in site.store.resolved(since)
+        if record.decision.symbol == symbol
+        and record.decision.action != "NO_TRADE"
+        and record.decision.arm == "champion"
+        and record.decision.models[ACTING]["champion"]["digest"] == held.digest
+        and (since is None or record.decision.as_of > since)
+    ][-params.breakers.trades :]
+    if not traded:
+        return None
+    worth = mean_estimate(np.array(traded), params.gate.bootstrap, params.seed, params.costs.round_trip_bps)
+    about = f"{ACTING} champion version {held.to_version} at {symbol}"
+    why = holding(Conditions(about, loss_drift=True, traded=worth), params).get("model")
+    if why is not None and site.store.trip("model", now(), why):
+        site.store.raise_alarm("breaker_tripped", "critical", f"model: {why}", now())
+    return why
+
+
 @task(timeout_seconds=600)
 def report(family: str, reference: DriftReference, result: DriftResult, seen: Floats) -> str:
     """Evidently's report (HTML and JSON) into the version's run and the Evidently UI. Returns where the page lies."""
@@ -160,7 +193,9 @@ def monitor(symbol: str | None = None) -> dict[str, Any]:
         for family in watched_families(site)
     }
     ask(site, {family: why for family, why in reasons.items() if why})
+    tripped = trip_model(site, name, loss)
     told = result.reason + (f"; loss: {loss.reason}" if loss else "")
+    told += f"; breaker model tripped: {tripped}" if tripped else ""
     create_markdown_artifact(
         key="monitor", markdown=f"# {name}\n\n{told}\n\n{resolved} outcomes resolved\n\nreport: {path}"
     )

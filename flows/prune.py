@@ -3,8 +3,8 @@
 Removed: decisions without an event or a trade, cleared alarms, closed retrain requests, and local copies of bundles
 that nothing names any more (MLflow keeps the models). Never removed: the promotion ledger, trials (the deflated Sharpe
 ratio counts them), observed bars and records (the next data version is made from them), decisions that were emitted,
-stood on an event or have an outcome, breakers, and every bundle that serves, could be rolled back to, or spoke in a
-decision that stays.
+stood on an event or have an outcome, fills, breakers, and each bundle that serves, could be rolled back to, or spoke in
+a decision that stays.
 """
 
 import shutil

@@ -409,6 +409,25 @@ class TierParams(_Frozen):
         return self
 
 
+class BreakerParams(_Frozen):
+    spike_atr: float = Field(gt=1)
+    book_bars: int = Field(ge=20)
+    spread_multiple: float = Field(gt=1)
+    depth_share: float = Field(gt=0, lt=1)
+    stale_bars: int = Field(ge=1)
+    fault_multiple: int = Field(ge=1)
+    trades: int = Field(ge=10)
+    fills: int = Field(ge=2)
+    max_rejected: int = Field(ge=1)
+    max_slippage_bps: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _within(self) -> "BreakerParams":
+        if self.max_rejected > self.fills:
+            raise ValueError(f"max_rejected {self.max_rejected} can never be reached among {self.fills} fills")
+        return self
+
+
 class DriftParams(_Frozen):
     block_bars: int
     min_bars: int
@@ -451,6 +470,7 @@ class Params(_Frozen):
     thresholds: ThresholdParams
     risk: RiskParams
     tiers: TierParams
+    breakers: BreakerParams
     drift: DriftParams
     retrain: RetrainParams
 

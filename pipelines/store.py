@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -164,6 +164,27 @@ class Latch:
     reset_at: datetime | None
     reset_by: str | None
     reset_reason: str | None
+    reset_as_of: datetime | None = None  # event time up to which its cause was accepted; None: before release 0.5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """What a venue reported of the order of an emitted decision.
+
+    id            the venue's own name of the report: the same one again changes nothing
+    at            the venue's clock
+    price         paid or got, quote currency; None where it was rejected
+    slippage_bps  of the decision's entry, positive = worse than decided; None where it was rejected
+    """
+
+    id: str
+    decision_id: str
+    at: datetime
+    ingested_at: datetime
+    status: Literal["filled", "rejected"]
+    price: float | None
+    slippage_bps: float | None
+    reason: str = ""
 
 
 _TIMES = ("as_of", "known_at", "ingested_at", "expiry")
@@ -743,6 +764,37 @@ class Store:
             for row in self._rows(query.order_by(t.decisions.c.as_of))
         ]
 
+    # ---- fills ----------------------------------------------------------------------------------------------------
+
+    def add_fill(self, fill: Fill, within: Connection | None = None) -> bool:
+        """Store what a venue reported; False if exactly this is stored already, whenever it came.
+
+        Raises  UnknownName for a decision we never made; BadValues for one that opened nothing, or if another fill is
+                stored under this id
+        """
+        with self.writing(within) as connection:
+            decided = _locked(connection, t.decisions, t.decisions.c.id == fill.decision_id)
+            if decided is None:
+                raise UnknownName(f"no decision {fill.decision_id!r} in the ledger: fills belong to decisions")
+            if decided["action"] == "NO_TRADE":
+                raise BadValues(f"decision {fill.decision_id} opened nothing, so nothing of it can be filled")
+            stored = connection.execute(sa.select(t.fills).where(t.fills.c.id == fill.id)).mappings().first()
+            if stored is None:
+                connection.execute(sa.insert(t.fills), asdict(fill))
+                return True
+            before = Fill(**stored)
+            if replace(before, ingested_at=fill.ingested_at) != fill:
+                raise BadValues(f"fill {fill.id}: stored {before}, now {fill}; kept the first")
+            return False
+
+    def fills(self, since: datetime | None = None, last: int | None = None) -> list[Fill]:
+        """Fills that came after `since`, oldest arrival first; `last` keeps the newest so many."""
+        f = t.fills
+        query = sa.select(f).order_by(f.c.ingested_at.desc(), f.c.at.desc(), f.c.id.desc()).limit(last)
+        if since is not None:
+            query = query.where(f.c.ingested_at > since)
+        return [Fill(**row) for row in reversed(self._rows(query))]
+
     # ---- promotions and trials ------------------------------------------------------------------------------------
 
     def add_promotion(self, promotion: Promotion, within: Connection | None = None) -> int:
@@ -897,25 +949,37 @@ class Store:
             query = query.where(t.alarms.c.cleared_at.is_(None))
         return [Alarm(**row) for row in self._rows(query)]
 
-    def trip(self, name: str, at: datetime, reason: str) -> bool:
+    def trip(self, name: str, at: datetime, reason: str, within: Connection | None = None) -> bool:
         """Latch a breaker (law L7); False if it is tripped already, and then the first reason stands."""
-        try:
-            with self.writing() as connection:
-                tripped = sa.select(t.latches.c.id).where(t.latches.c.name == name, t.latches.c.reset_at.is_(None))
-                if connection.scalar(tripped) is not None:
-                    return False
-                _new_id(connection, t.latches, {"name": name, "tripped_at": at, "reason": reason})
-        except IntegrityError:  # another process tripped it at the same moment
-            return False
+        with self.writing(within) as connection:
+            tripped = sa.select(t.latches.c.id).where(t.latches.c.name == name, t.latches.c.reset_at.is_(None))
+            if connection.scalar(tripped) is not None:
+                return False
+            try:
+                with connection.begin_nested():  # what was written beside it in this transaction stays whole
+                    _new_id(connection, t.latches, {"name": name, "tripped_at": at, "reason": reason})
+            except IntegrityError:  # another process tripped it at the same moment
+                return False
         return True
 
     def reset(self, name: str, at: datetime, by: str, reason: str) -> None:
-        """Reset a breaker by hand. Raises BadValues without a name and a reason, UnknownName if it is not tripped."""
+        """Reset a breaker by hand: what the ledger knows at this moment is accepted (`reset_as_of`).
+
+        Raises  BadValues without a name and a reason, UnknownName if it is not tripped
+        """
         if not by.strip() or not reason.strip():
             raise BadValues("a breaker is reset by somebody for a reason: give both")
         with self.writing() as connection:
+            known = [
+                connection.scalar(sa.select(sa.func.max(at_, type_=at_.type)))
+                for at_ in (t.decisions.c.as_of, t.outcomes.c.resolved_at)
+            ]
+            told = {
+                "reset_at": at, "reset_by": by, "reset_reason": reason,
+                "reset_as_of": max((moment for moment in known if moment is not None), default=None),
+            }  # fmt: skip
             query = sa.update(t.latches).where(t.latches.c.name == name, t.latches.c.reset_at.is_(None))
-            if not connection.execute(query.values(reset_at=at, reset_by=by, reset_reason=reason)).rowcount:
+            if not connection.execute(query.values(**told)).rowcount:
                 raise UnknownName(f"breaker {name!r} is not tripped; tripped: {[x.name for x in self.latches()]}")
 
     def latches(self, tripped_only: bool = True) -> list[Latch]:

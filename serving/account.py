@@ -10,8 +10,9 @@ from datetime import date, datetime
 import numpy as np
 
 from pipelines.contracts import Decision, Floats, Outcome
-from pipelines.store import Store
+from pipelines.store import Latch, Store
 from serving.policy import Portfolio
+from serving.risk.breakers import REBASED
 from serving.risk.exposure import POSITION, Scenarios, view
 
 
@@ -22,25 +23,32 @@ class Account:
     equity: float = 1.0
     peak: float = 1.0
     day: date | None = None  # UTC, of the latest decision or outcome
-    day_start: float = 1.0  # equity at 00:00 UTC of `day`
+    day_start: float = 1.0  # equity at 00:00 UTC of `day`, or when a reset `daily_loss` was accepted later that day
     trades_today: int = 0
     open: dict[tuple[str, datetime], Decision] = field(default_factory=dict)
     sizes: dict[str, float] = field(default_factory=dict)  # decision id → size, until its outcome is known
     scenarios: Scenarios = field(default_factory=Scenarios)  # of the symbols that are live
     _strategies: dict[str, float] = field(default_factory=dict)  # signal → code
+    peak_from: datetime | None = None  # event time up to which losses were accepted; None: never
+    day_from: datetime | None = None  # the same of the loss of the day
+    accepted: set[int] = field(default_factory=set)  # ids of the latches whose reset is counted
 
     @classmethod
     def restore(cls, store: Store) -> "Account":
-        """Replay every emitted decision and every outcome of one, in the order of event time."""
+        """Replay every emitted decision, every outcome of one and every reset, in the order of event time."""
         account = cls()
         emitted = [record.decision for record in store.decisions(emitted_only=True)]
-        moves: list[tuple[datetime, Decision | Outcome]] = [(d.as_of, d) for d in emitted]
+        moves: list[tuple[datetime, Decision | Outcome | Latch]] = [(d.as_of, d) for d in emitted]
         moves += [(o.resolved_at, o) for o in store.outcomes_of([d.id for d in emitted])]
+        resets = [(x.reset_as_of, x) for x in store.latches(tripped_only=False) if x.reset_as_of is not None]
+        moves += resets  # behind what ended at the same moment: it was known by then
         for _, move in sorted(moves, key=lambda pair: pair[0]):
             if isinstance(move, Decision):
                 account.take(move)
-            else:
+            elif isinstance(move, Outcome):
                 account.resolve(move)
+            else:
+                account.accept(move)
         return account
 
     def take(self, decision: Decision) -> None:
@@ -71,8 +79,11 @@ class Account:
         self.open = {key: d for key, d in self.open.items() if d.id != outcome.decision_id}
         growth = 1.0 + size * outcome.net_bps / 1e4
         self.equity *= growth
+        if self.peak_from is not None and outcome.resolved_at <= self.peak_from:  # told late: it was accepted
+            self.peak *= growth
         self.peak = max(self.peak, self.equity)
-        if self.day is not None and ended < self.day:  # told late: it was never part of today
+        accepted = self.day_from is not None and outcome.resolved_at <= self.day_from
+        if self.day is not None and (ended < self.day or accepted):  # told late: it was never part of today
             self.day_start *= growth
 
     def portfolio(self, at: datetime, symbol: str = "", strategy: str = "", side: float = 0.0) -> Portfolio:
@@ -115,3 +126,27 @@ class Account:
     def _turn_to(self, at: datetime) -> None:
         if self.day != at.date():
             self.day, self.day_start, self.trades_today = at.date(), self.equity, 0
+
+    # ---- what a person accepted -----------------------------------------------------------------------------------
+
+    def accept(self, latch: Latch) -> None:
+        """A person reset `drawdown` or `daily_loss`: its loss is counted anew from what the ledger knew then.
+
+        What ended up to `latch.reset_as_of`, an outcome told later included, was accepted with it. Any other breaker,
+        and the same reset again, change nothing.
+        """
+        if latch.id in self.accepted or latch.reset_as_of is None or latch.name not in REBASED:
+            return
+        self.accepted.add(latch.id)
+        if latch.name == "drawdown":
+            self.peak, self.peak_from = self.equity, latch.reset_as_of
+            return
+        if self.day is None or latch.reset_as_of.date() > self.day:
+            self._turn_to(latch.reset_as_of)
+        if latch.reset_as_of.date() == self.day:
+            self.day_start, self.day_from = self.equity, latch.reset_as_of
+
+    @property
+    def losses(self) -> tuple[float, float]:
+        """(daily_pnl, drawdown) as they stand, without turning to another day."""
+        return self.equity / self.day_start - 1.0, 1.0 - self.equity / self.peak

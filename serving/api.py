@@ -212,6 +212,33 @@ class OutcomeAnswer(BaseModel):
     new: bool
 
 
+class FillRequest(_Request):
+    """What a venue made of the order of an emitted decision: `filled` at a price, or `rejected` for a reason. `id` is
+    the venue's own name of the report, `at` its clock."""
+
+    id: Annotated[str, Field(min_length=1, max_length=64)]
+    decision_id: str
+    at: AwareDatetime
+    status: Literal["filled", "rejected"]
+    price: Annotated[FiniteFloat, Field(gt=0)] | None = None
+    reason: Annotated[str, Field(max_length=300)] = ""
+
+    @model_validator(mode="after")
+    def _priced(self) -> "FillRequest":
+        if (self.status == "filled") != (self.price is not None):
+            raise ValueError("a filled order has a price, a rejected one has none")
+        return self
+
+
+class FillAnswer(BaseModel):
+    """slippage_bps: how much worse than the decision's entry the price was; null where nothing was filled."""
+
+    id: str
+    new: bool
+    slippage_bps: float | None
+    breakers: list[str]
+
+
 class PredictRequest(_Request):
     """One of three: `rows` in the order of the model's columns (see /models), `features` by name, or, for a model that
     looks back, `windows` of its `steps` rows each, oldest first. null = missing."""

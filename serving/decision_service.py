@@ -18,12 +18,14 @@ import bentoml
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Outcome, utc
 from pipelines.errors import BadTimes, BellwetherError, ServiceDown
 from pipelines.settings import load_params, settings
-from pipelines.store import BarBatch, DecisionRecord, Store, StoreFault, decision_payload
+from pipelines.store import BarBatch, DecisionRecord, Fill, Store, StoreFault, decision_payload
 from pipelines.training.warm import read_warm_start
 from serving.account import Account
 from serving.api import (
     DecideAnswer,
     DecideRequest,
+    FillAnswer,
+    FillRequest,
     Guard,
     Nothing,
     ObserveAnswer,
@@ -36,11 +38,13 @@ from serving.api import (
 from serving.experience import FILE as EXPERIENCE_FILE
 from serving.experience import Experience
 from serving.following import Follower, families, refusals, slot_checks
+from serving.guarding import Latches, of_account, of_bar, of_champion, of_fills, of_outage, slippage_bps
 from serving.ledger import Ledger
-from serving.live import age_in_bars, decide, hear, seen_of, tier_at
+from serving.live import FAMILY, age_in_bars, decide, hear, seen_of, tier_at
 from serving.opinions import asks, faulty, opinions, raised_at
 from serving.policy import flatten
 from serving.remote import ModelClient
+from serving.risk.breakers import Conditions
 from serving.risk.exposure import Scenarios, scenarios_of
 from serving.slots import Slots, Snapshot
 from serving.symbols import CLOCK_SKEW, Symbol, Symbols, replay
@@ -81,7 +85,9 @@ class DecisionService:
         self._waiting: Snapshot | None = None  # a generation loaded, not yet served
         self._symbols = Symbols()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._breakers: tuple[str, ...] = ()
+        self._latches = Latches(self._params, self._ledger)
+        self._judged: dict[str, float] = {}  # symbol → close of the newest bar its breakers looked at
+        self._fills_judged = False  # those of a process before this one
         self._made: dict[tuple[Any, ...], _Made] = {}
         self._follower = Follower(self._look)
         self._tiers = TierBook(self._where.serving_dir / TIER_FILE, self._params.tiers)
@@ -122,8 +128,10 @@ class DecisionService:
                 await self._warm(self._waiting)
                 await asyncio.to_thread(self._slots.swap, self._waiting)
                 self._waiting = None
+            if (fault := self._latches.send_again()) is not None:
+                self._fault_of_store(fault)
             await self._follow_store()
-        except StoreFault as error:  # the next look tries again; until then nothing may be opened
+        except (StoreFault, ServiceDown) as error:  # the next look tries again; until then nothing may be opened
             self._fault_of_store(error)
         if self._remote is not None:
             await self._remote.look(time.monotonic())
@@ -135,7 +143,12 @@ class DecisionService:
             self._fault_of_store(error)
 
     async def _follow_store(self) -> None:
-        self._breakers = await asyncio.to_thread(lambda: tuple(latch.name for latch in self._store.latches()))
+        written = self._latches.written()
+        told = await asyncio.to_thread(self._store.latches, tripped_only=False)
+        for name, why in self._latches.follow(told, written).items():
+            self._tell_tripped(name, why)
+        for latch in told:
+            self._account.accept(latch)
         since = self._experience.since
         ended = await asyncio.to_thread(self._store.resolved, None, None, since)
         try:
@@ -145,6 +158,9 @@ class DecisionService:
         if self._account.sizes:
             for outcome in await asyncio.to_thread(self._store.outcomes_of, list(self._account.sizes)):
                 self._account.resolve(outcome)
+        self._judge(of_account(self._account))
+        if not self._fills_judged:
+            await self._judge_fills()
 
     async def _warm(self, new: Snapshot) -> None:
         """Start live state from the warm start a generation names; a refused one leaves the old state serving."""
@@ -210,16 +226,24 @@ class DecisionService:
             age_bars = (now.timestamp() - symbol.closed.close_time) / symbol.step_s
             stale = self._freshness.look(name, age_bars, limit)
             self._stale = {k: v for k, v in self._stale.items() if k != name} | ({name: stale} if stale else {})
+            if stale:
+                self._judge(of_outage(symbol, now))
+            if self._judged.get(name) != symbol.closed.close_time:
+                self._judge_bars(symbol, 1)
             self._see(symbol, snapshot, None)
 
     def _see(self, symbol: Symbol, snapshot: Snapshot, heard: dict[str, Any] | None) -> State:
         """Move the symbol's tier by what is seen now; a change is logged and an alarm."""
         emergency = (
-            "latched by a person; `emergency` is reset like any breaker" if EMERGENCY_LATCH in self._breakers else None
+            "latched by a person; `emergency` is reset like any breaker"
+            if EMERGENCY_LATCH in self._latches.names
+            else None
         )
         emergency = emergency or self._store_fault or self._stale.get(symbol.name)
         seen = seen_of(symbol, snapshot, heard, self._out(), emergency)
         before, after = self._tiers.see(symbol.name, seen)
+        champion = (heard or {}).get(FAMILY, {}).get("champion")
+        self._judge(of_champion(symbol, FAMILY, champion, after.faults))
         if before is not None and before.tier != after.tier:
             told = f"{symbol.name}: tier {before.tier} to {after.tier}: {after.reason}"
             log.warning("%s", told)
@@ -256,7 +280,7 @@ class DecisionService:
                 self._store.clear_alarm(told, at)
             self._alarms.popleft()
 
-    def _fault_of_store(self, error: Exception) -> None:
+    def _fault_of_store(self, error: BaseException) -> None:
         if self._store_fault is None:
             log.error("the store cannot be written: %s", error)
         self._store_fault = f"store not writable ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
@@ -275,6 +299,28 @@ class DecisionService:
                 except OSError as error:
                     why = f"{TIER_FILE} cannot be written: {error}. Free the disk; we go on by ourselves."
                     raise ServiceDown(why) from error
+
+    # ---- breakers -------------------------------------------------------------------------------------------------
+
+    def _judge(self, seen: Conditions) -> None:
+        """Trip what has to: refused from here on, on its way to the store ahead of the next decision, and an alarm."""
+        for name, why in self._latches.judge(seen, datetime.now(UTC)).items():
+            log.error("breaker %s tripped: %s", name, why)
+            self._tell_tripped(name, why)
+
+    def _tell_tripped(self, name: str, why: str) -> None:
+        self._alarms.append(("breaker_tripped", "critical", f"{name}: {why}", f"{name}: ", False))
+
+    def _judge_bars(self, symbol: Symbol, newest: int) -> None:
+        """The newest closed bars, oldest first. What a person has reset does not trip when a restart looks again."""
+        for back in reversed(range(min(newest, len(symbol.history)))):
+            self._judge(of_bar(symbol, back, self._params.breakers.book_bars))
+        self._judged[symbol.name] = symbol.closed.close_time
+
+    async def _judge_fills(self) -> None:
+        since, whole = self._latches.reset_at.get("execution"), self._params.breakers.fills
+        self._judge(of_fills(await asyncio.to_thread(self._store.fills, since, whole), whole))
+        self._fills_judged = True
 
     # ---- the calls ------------------------------------------------------------------------------------------------
 
@@ -301,6 +347,7 @@ class DecisionService:
                 await asyncio.wrap_future(self._ledger.observe(batch))
             symbol.hear(*new)
             closed = symbol.advance(fresh)
+            self._judge_bars(symbol, len(closed))
         return {
             "symbol": symbol.name,
             "received": len(rows),
@@ -324,6 +371,7 @@ class DecisionService:
         try:
             made = await self._decided(names, asked_at, now)
             await self._save_tiers()
+            await asyncio.gather(*(asyncio.wrap_future(done) for done in self._latches.waiting()))
             await asyncio.gather(*(asyncio.wrap_future(done) for _, done in made))
         except (StoreFault, ServiceDown) as error:
             self._fault_of_store(error)
@@ -364,7 +412,7 @@ class DecisionService:
         """All that a decision rests on, as it stands now."""
         stale, tier = age_bars > self._params.risk.max_data_age_bars, self._tier_of(symbol.name)
         close, warm = symbol.closed.close_time, symbol.warm.digest
-        return symbol.name, close, stale, snapshot.generation, warm, self._breakers, tier
+        return symbol.name, close, stale, snapshot.generation, warm, self._latches.names, tier
 
     def _tier_of(self, name: str) -> int | None:
         state = self._tiers[name]
@@ -386,7 +434,7 @@ class DecisionService:
             self._params,
             self._flat,
             functools.partial(self._account.portfolio, utc(symbol.closed.close_time), symbol.name),
-            self._breakers,
+            self._latches.names,
             tier=tier_at(state, age_bars, self._params.risk.max_data_age_bars),
             learned=self._experience.weights,
             heard=heard,
@@ -415,7 +463,23 @@ class DecisionService:
         outcome = Outcome(**request.model_dump())
         new = await asyncio.wrap_future(self._ledger.resolve(outcome))
         self._account.resolve(outcome)
+        self._judge(of_account(self._account))
         return {"decision_id": outcome.decision_id, "new": new}
+
+    @bentoml.api(route="/fill", output_spec=FillAnswer)
+    @answers
+    async def fill(self, request: FillRequest, /) -> Any:
+        """What a venue made of an emitted decision's order; idempotent by its id. Needs the bearer key."""
+        try:
+            decision = (await asyncio.to_thread(self._store.decision, request.decision_id)).decision
+            worse = None if request.price is None else slippage_bps(decision, request.price)
+            reported = Fill(**request.model_dump(), ingested_at=datetime.now(UTC), slippage_bps=worse)
+            new = await asyncio.wrap_future(self._ledger.fill(reported))
+            await self._judge_fills()
+        except (StoreFault, ServiceDown) as error:
+            self._fault_of_store(error)
+            return self._unwritten(error)
+        return {"id": reported.id, "new": new, "slippage_bps": worse, "breakers": list(self._latches.names)}
 
     @bentoml.api(route="/models")
     @answers
@@ -445,7 +509,8 @@ class DecisionService:
             "symbols": {
                 name: _described(symbol) | self._told_tier(self._state(name)) for name, symbol in self._symbols.items()
             },
-            "breakers": list(self._breakers),
+            "breakers": list(self._latches.names),
+            "breaker_reasons": self._latches.reasons,
             "account": {
                 "day": account.day and account.day.isoformat(),
                 "open": len(account.open),
@@ -463,7 +528,7 @@ class DecisionService:
         closes = [symbol.closed.close_time for symbol in self._symbols.values()]
         at = utc(max(closes)) if closes else datetime.now(UTC)
         tiers = {name: self._state(name).tier for name in self._symbols}
-        return utilisation(self._account, self._symbols, at, self._params, self._flat, self._breakers, tiers)
+        return utilisation(self._account, self._symbols, at, self._params, self._flat, self._latches.names, tiers)
 
     @bentoml.api(route="/ready")
     @answers
@@ -525,7 +590,7 @@ DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
     Guard,
     title="Bellwether decisions",
     text="Show it closed bars, books and context; ask for a decision. Every answer says why, and is durable before it "
-    "leaves. observe and outcome write: send Authorization: Bearer <key> (artifacts/write_key).",
-    writes=("/observe", "/outcome"),
+    "leaves. observe, outcome and fill write: send Authorization: Bearer <key> (artifacts/write_key).",
+    writes=("/observe", "/outcome", "/fill"),
     reads=("/models", "/status", "/risk", "/ready"),
 )

@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import datetime
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from pipelines.contracts import Decision, Outcome
 from pipelines.errors import BellwetherError, ServiceDown
-from pipelines.store import BarBatch, DecisionRecord, Store, StoreFault, Transaction
+from pipelines.store import BarBatch, DecisionRecord, Fill, Store, StoreFault, Transaction
 
 GROUP = 512  # most entries in one transaction: bounds how long the first of them waits
 
@@ -49,6 +50,14 @@ class Ledger:
     def resolve(self, outcome: Outcome) -> "Future[bool]":
         """Done when the outcome is durable; False if it was stored already."""
         return self._put(lambda within: self._store.add_outcome(outcome, within))
+
+    def trip(self, name: str, at: datetime, reason: str) -> "Future[bool]":
+        """Done when the breaker is latched durably, ahead of every decision handed in after it; False if it was."""
+        return self._put(lambda within: self._store.trip(name, at, reason, within))
+
+    def fill(self, fill: Fill) -> "Future[bool]":
+        """Done when what a venue reported is durable; False if it was stored already."""
+        return self._put(lambda within: self._store.add_fill(fill, within))
 
     def close(self) -> None:
         with self._order:

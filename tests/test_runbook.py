@@ -90,8 +90,11 @@ def parse(line: str) -> None:
         return
     known = get_command(app).commands
     assert words[1] in known, line
-    command = known[words[1]]
-    given, left, _ = command.make_parser(typer.Context(command)).parse_args(words[2:])
+    command, rest = known[words[1]], words[2:]
+    if (inner := getattr(command, "commands", None)) is not None:  # `breaker list`
+        assert {*rest[:1]} & {*inner}, line
+        command, rest = inner[rest[0]], rest[1:]
+    given, left, _ = command.make_parser(typer.Context(command)).parse_args(rest)
     assert not left, f"{line}: takes no {left}"
     lacking = [p.name for p in command.params if p.required and not given.get(p.name)]
     assert not lacking, f"{line}: lacks {lacking}"
@@ -149,7 +152,16 @@ def test_every_command_it_shows_exists_with_its_options_and_arguments(page):
 
 
 @pytest.mark.parametrize(
-    "line", ["bellwether dance", "bellwether retrain ONE TWO", "bellwether rollback", "bellwether status --loud"]
+    "line",
+    [
+        "bellwether dance",
+        "bellwether retrain ONE TWO",
+        "bellwether rollback",
+        "bellwether status --loud",
+        "bellwether breaker",
+        "bellwether breaker break",
+        "bellwether breaker reset --reason x",
+    ],
 )
 def test_a_command_that_does_not_exist_is_noticed(line):
     with pytest.raises((AssertionError, *typer.BadParameter.__bases__)):  # click's UsageError, whoever ships it

@@ -21,7 +21,7 @@ from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed, Dec
 from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, UnknownName
 from pipelines.migrations import tables
 from pipelines.migrations.tables import METADATA, SCHEMA
-from pipelines.store import BarBatch, DecisionRecord, Promotion, Store, packed
+from pipelines.store import BarBatch, DecisionRecord, Fill, Promotion, Store, packed
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -305,6 +305,65 @@ def test_a_breaker_stays_tripped_over_a_restart_until_somebody_resets_it_for_a_r
         store.reset("daily_loss", T0 + HOUR, "ann", "again")
 
 
+def test_a_reset_keeps_up_to_which_event_time_the_ledger_had_come(store):
+    store.trip("drawdown", T0, "-8 %")
+    store.reset("drawdown", T0 + 9 * HOUR, "ann", "nothing was ever decided")
+    store.add_decisions([record("d1"), record("d2", as_of=T0 - HOUR)])
+    store.trip("drawdown", T0, "-9 %")
+    store.reset("drawdown", T0 + 9 * HOUR, "ann", "seen")
+    store.add_outcome(outcome(resolved_at=T0 + 3 * HOUR))
+    store.trip("drawdown", T0, "-10 %")
+    store.reset("drawdown", T0 + 9 * HOUR, "ann", "seen")
+    assert [latch.reset_as_of for latch in store.latches(tripped_only=False)] == [None, T0, T0 + 3 * HOUR]
+
+
+def test_a_breaker_tripped_twice_in_one_transaction_leaves_what_was_written_beside_it(store):
+    with store.writing() as connection:
+        assert store.trip("model", T0, "first", within=connection) is True
+        store.add_bars(batch(), within=connection)
+        assert store.trip("model", T0, "second", within=connection) is False
+    assert [latch.reason for latch in store.latches()] == ["first"]
+    assert len(store.bars("BTC/USDT")) == 3
+
+
+def test_two_processes_that_trip_one_breaker_at_once_latch_it_once(url, store):
+    def trip(i):
+        other = Store.open(url)
+        try:
+            return other.trip("model", T0, f"by {i}")
+        finally:
+            other.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(trip, range(8))) == 1
+    assert len(store.latches()) == 1
+
+
+def fill(id="f1", **changes):
+    return replace(Fill(id, "d1", T0, T0 + HOUR, "filled", 100.1, 10.0), **changes)
+
+
+def test_a_fill_is_stored_once_and_only_for_a_decision_that_opened_something(store):
+    store.add_decisions([record("d1"), record("d2", action="NO_TRADE")])
+    assert store.add_fill(fill()) is True
+    assert store.add_fill(fill(ingested_at=T0 + 2 * HOUR)) is False  # told again later
+    with pytest.raises(BadValues, match="kept the first"):
+        store.add_fill(fill(price=99.0))
+    with pytest.raises(BadValues, match="opened nothing"):
+        store.add_fill(fill("f2", decision_id="d2"))
+    with pytest.raises(UnknownName):
+        store.add_fill(fill("f2", decision_id="never"))
+    assert store.fills() == [fill()]
+
+
+def test_fills_come_in_the_order_they_arrived_the_newest_kept(store):
+    store.add_decisions([record("d1")])
+    for i in (2, 0, 1):
+        store.add_fill(fill(f"f{i}", at=T0 - i * HOUR, ingested_at=T0 + i * HOUR))
+    assert [f.id for f in store.fills(last=2)] == ["f1", "f2"]
+    assert [f.id for f in store.fills(since=T0)] == ["f1", "f2"]
+
+
 def books_known_at(*moments):
     levels = np.full((len(moments), 2, BOOK_LEVELS, 3), np.nan)
     levels[:, 0, 0], levels[:, 1, 0] = (100.0, 1.0, 2.0), (101.0, 3.0, np.nan)
@@ -366,8 +425,9 @@ def test_a_store_of_the_release_before_is_brought_up_and_keeps_every_row_bit_for
     assert all(before.values())
     store = Store.open(url)
     after = contents(url)
-    assert set(after) - set(before) == {"records"}
+    assert set(after) - set(before) == {"records", "fills"}
     after["retrain_requests"] = [row[:-1] for row in after["retrain_requests"] if row[-1] == 0]  # attempts came later
+    after["latches"] = [row[:-1] for row in after["latches"] if row[-1] is None]  # so did what a reset accepted
     assert {table: after[table] for table in before} == before
     assert repr(after["bars"]) == repr(before["bars"])  # -0.0 equals 0.0, and its sign is a bit too
     assert after["records"] == []

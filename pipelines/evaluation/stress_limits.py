@@ -61,7 +61,7 @@ class Case:
 
 def allowed(risk: RiskParams, assets: int) -> list[Allowed]:
     """A line a row of limits, in their order, and the unknown regime: as much as caps and budgets let be open in
-    so many assets at once. Budgets of tails and of what moves together are left out: a crisis is where they are wrong."""
+    so many assets at once. Budgets of tails and of what moves together are left out: a crisis breaks those first."""
     rows = {name: (row.max_position, row.max_stop) for name, row in risk.regime_limits.items()}
     rows["unknown"] = (min(position for position, _ in rows.values()), min(stop for _, stop in rows.values()))
     return [

@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0003"  # the revision these tables belong to
+SCHEMA = "0004"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
@@ -181,5 +181,21 @@ latches = sa.Table(
     sa.Column("reset_at", UtcTime),
     sa.Column("reset_by", sa.String(64)),
     sa.Column("reset_reason", sa.Text),
+    sa.Column("reset_as_of", UtcTime),  # the newest event time the store knew then: up to there it was accepted
     sa.Index("latches_one_tripped", "name", unique=True, sqlite_where=_ONE_TRIPPED, postgresql_where=_ONE_TRIPPED),
+)
+
+fills = sa.Table(
+    "fills",  # what a venue reported of the order of a decision
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),  # the venue's own, so that telling it twice changes nothing
+    sa.Column("decision_id", sa.String(64), sa.ForeignKey("decisions.id"), nullable=False),
+    sa.Column("at", UtcTime, nullable=False),  # the venue's clock
+    sa.Column("ingested_at", UtcTime, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),  # filled | rejected
+    sa.Column("price", sa.Double),
+    sa.Column("slippage_bps", sa.Double),  # of the decision's entry; positive = worse than decided
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Index("fills_ingested_at", "ingested_at"),
+    sa.Index("fills_decision_id", "decision_id"),
 )

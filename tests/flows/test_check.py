@@ -11,10 +11,9 @@ from flows import cli
 from flows.check import check, training
 from flows.site import open_site
 from pipelines.data.quality import REASONS
-from pipelines.errors import BadColumns, BadValues, UnknownName
+from pipelines.errors import BadColumns, UnknownName
 from pipelines.features.catalog import FEATURES, absent_columns
 from pipelines.settings import load_params, settings
-from serving.tiers import EMERGENCY_LATCH
 
 PARAMS = load_params()
 AT = datetime(2025, 1, 1, tzinfo=UTC)
@@ -116,21 +115,3 @@ def test_an_alarm_is_shown_until_it_is_cleared_by_its_number(home):
     assert told == {"alarms": [], "breakers": []}
     again = CliRunner().invoke(cli.app, ["alarms", "--clear", str(number)])
     assert isinstance(again.exception, UnknownName)
-
-
-@pytest.mark.parametrize("word", ["--trip", "--reset"])
-def test_a_breaker_is_latched_and_reset_only_with_a_reason(home, word):
-    home.mkdir()
-    open_site().store.trip("daily_loss", AT, "-2.3 %")
-    done = CliRunner().invoke(cli.app, ["alarms", word, "daily_loss"])
-    assert isinstance(done.exception, BadValues)
-
-
-def test_the_emergency_breaker_is_latched_and_reset_by_hand(home):
-    home.mkdir()
-    done = CliRunner().invoke(cli.app, ["alarms", "--trip", "emergency", "--reason", "the venue halted", "--json"])
-    (breaker,) = json.loads(done.stdout)["breakers"]
-    assert breaker["name"] == EMERGENCY_LATCH
-    assert breaker["reason"].endswith("the venue halted")
-    done = CliRunner().invoke(cli.app, ["alarms", "--reset", "emergency", "--reason", "it trades again", "--json"])
-    assert json.loads(done.stdout)["breakers"] == []

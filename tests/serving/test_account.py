@@ -7,7 +7,7 @@ import pytest
 from test_ledger import DECISION
 
 from pipelines.contracts import Outcome
-from pipelines.store import DecisionRecord, Store
+from pipelines.store import DecisionRecord, Latch, Store
 from serving.account import Account
 
 T0 = datetime(2024, 1, 1, 12, tzinfo=UTC)
@@ -83,4 +83,80 @@ def test_a_restart_rebuilds_the_same_account_from_the_ledger(tmp_path):
             store.add_outcome(outcome)
     at = T0 + 5 * HOUR
     assert Account.restore(store).portfolio(at).recorded() == account.portfolio(at).recorded()
+    store.close()
+
+
+# ---- what a person accepted
+
+
+def was_reset(name, as_of, id=1):
+    return Latch(id, name, T0, "it tripped", T0, "ann", "seen", as_of)
+
+
+def lost(*outcomes):
+    """An account of six trades of half the equity each, with these outcomes booked."""
+    account = Account()
+    for i in range(6):
+        account.take(bought(str(i), T0 - 3 * HOUR + i * HOUR / 4, size=0.5))
+    for outcome in outcomes:
+        account.resolve(outcome)
+    return account
+
+
+def test_a_reset_drawdown_is_counted_from_where_it_was_accepted():
+    account = lost(ended("0", 400.0), ended("1", -1000.0))
+    account.accept(was_reset("drawdown", T0 + HOUR))
+    assert account.losses[1] == 0.0
+    account.resolve(ended("2", -100.0, T0 + 2 * HOUR))
+    assert account.losses[1] == pytest.approx(0.005)
+    account.accept(was_reset("drawdown", T0 + HOUR))  # the same reset, seen again
+    assert account.losses[1] == pytest.approx(0.005)
+
+
+def test_a_reset_daily_loss_is_counted_anew_that_day_and_touches_no_other():
+    account = lost(ended("0", -1000.0))
+    account.accept(was_reset("daily_loss", T0 + HOUR))
+    assert account.losses == pytest.approx((0.0, 0.05))
+    account.resolve(ended("1", -200.0, T0 + 2 * HOUR))
+    assert account.losses[0] == pytest.approx(-0.01)
+    account.portfolio(T0 + timedelta(days=1))
+    account.resolve(ended("2", -100.0, T0 + timedelta(days=1)))
+    before = account.losses
+    account.accept(was_reset("daily_loss", T0 + 3 * HOUR, id=2))  # of yesterday
+    assert account.losses == before
+
+
+def test_what_ended_before_a_reset_and_is_told_after_it_was_accepted_too():
+    early = lost(ended("0", -600.0), ended("1", -400.0))
+    late = lost(ended("0", -600.0))
+    for account in (early, late):
+        account.accept(was_reset("drawdown", T0 + HOUR))
+        account.accept(was_reset("daily_loss", T0 + HOUR, id=2))
+    late.resolve(ended("1", -400.0))
+    assert late.losses == pytest.approx(early.losses)
+    assert late.equity == pytest.approx(early.equity)
+
+
+def test_other_breakers_and_resets_of_an_older_release_change_nothing():
+    account = lost(ended("0", -1000.0))
+    before = account.losses
+    for latch in (was_reset("volatility_spike", T0 + HOUR), was_reset("drawdown", None, id=2)):
+        account.accept(latch)
+    assert account.losses == before
+
+
+def test_a_restart_replays_resets_where_they_were(tmp_path):
+    store, account = Store.open(f"sqlite:///{tmp_path / 's.db'}"), Account()
+    for i in range(4):
+        store.add_decisions([DecisionRecord(bought(str(i), T0 + i * HOUR, size=0.5), b"", b"")])
+        account.take(bought(str(i), T0 + i * HOUR, size=0.5))
+        outcome = ended(str(i), -300.0, T0 + i * HOUR + HOUR / 2)
+        store.add_outcome(outcome)
+        account.resolve(outcome)
+        if i in (1, 2):  # in the wall time of today, in the event time of T0
+            name = ("drawdown", "daily_loss")[i - 1]
+            store.trip(name, T0 + 1000 * HOUR, "over the limit")
+            store.reset(name, T0 + 2000 * HOUR, "ann", "seen")
+            account.accept(store.latches(tripped_only=False)[-1])
+    assert Account.restore(store).losses == account.losses == pytest.approx((-0.015, 1 - 0.985**2))
     store.close()

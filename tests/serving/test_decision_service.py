@@ -461,7 +461,7 @@ def test_a_bad_question_is_a_4xx_that_says_what_is_wrong(served, body, status, s
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
-@pytest.mark.parametrize("path", ["/observe", "/outcome"])
+@pytest.mark.parametrize("path", ["/observe", "/outcome", "/fill"])
 def test_writing_needs_the_key(served, path, headers):
     answer = served.call(path, {}, headers)
     assert answer.status_code == 401
@@ -475,7 +475,7 @@ def test_a_body_over_the_limit_is_not_even_read(served):
 
 def test_the_api_page_lists_every_call_with_its_fields(served):
     paths = served.http.get("/docs.json").json()["paths"]
-    assert {"/observe", "/decide", "/outcome", "/models", "/status", "/ready"} <= paths.keys()
+    assert {"/observe", "/decide", "/outcome", "/fill", "/models", "/status", "/ready"} <= paths.keys()
     fields = paths["/decide"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]["properties"]
     assert {"action", "confidence", "reasons", "lineage", "generation", "tier"} <= fields.keys()
 

@@ -1,0 +1,521 @@
+"""Seven breakers, each driven into its condition through the real service: latched, durable, reset by a person."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from math import inf, nan
+
+import numpy as np
+import pytest
+import yaml
+from serving_stand import HISTORY, SYMBOL, make_bundle, told
+from test_decision_service import Client, started
+from test_injected_faults import alarms, bar_with_event, eventually, next_decision, status
+from test_ledger import DECISION
+
+from flows.breaker import reset
+from pipelines.contracts import BOOK_LEVELS, CLOSE, HIGH, OPEN_TIME, TAPE_WIDTH, Books, Estimate, History
+from pipelines.data.alignment import align
+from pipelines.data.timeframes import resample
+from pipelines.features.catalog import FEATURES
+from pipelines.settings import ROOT, load_params
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.voices import Voices
+from pipelines.store import DecisionRecord, Fill, Store
+from pipelines.training.warm import read_warm_start, write_warm_start
+from serving.guarding import Latches, of_bar, of_fills, of_outage
+from serving.ledger import Ledger
+from serving.risk.breakers import BREAKERS, Conditions, holding
+from serving.slots import write_generation
+from serving.symbols import Symbol
+
+PARAMS = load_params()
+LIMITS, RISK = PARAMS.breakers, PARAMS.risk
+AT = datetime(2024, 1, 8, tzinfo=UTC)  # the day before the stand goes live
+LIVE = datetime(2024, 1, 9, 9, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def client(stand, home):
+    trades(home)
+    with started(stand, home) as client:
+        client.serve(told("1", client.champion), None)
+        client.observe(8)  # to the close of a decision bar
+        yield client
+
+
+def trades(home, n=30):
+    """Decisions t0, t1, … that were emitted before the service starts: 10 % of the equity each, bought at 100."""
+    store = Store.open(f"sqlite:///{home / 'store.db'}")
+    store.add_decisions([
+        DecisionRecord(replace(DECISION, id=f"t{i}", action="BUY", direction=1, size=0.1, entry=100.0, event="fvg",
+                               as_of=AT + i * timedelta(minutes=15)), b"", b"")
+        for i in range(n)
+    ])  # fmt: skip
+    store.close()
+
+
+def lose(client, id, fraction, at=LIVE):
+    """The trade ends with a loss of this fraction of the equity."""
+    bps = -fraction / 0.1 * 1e4
+    outcome = {"decision_id": id, "resolved_at": at.isoformat(), "label": 0, "barrier": "stop",
+               "gross_bps": bps + 5.0, "net_bps": bps, "cost_bps": 5.0}  # fmt: skip
+    assert client.call("/outcome", outcome).status_code == 200
+
+
+def fill(client, i, **changes):
+    body = {"id": f"f{i}", "decision_id": f"t{i % 30}", "at": LIVE.isoformat(), "status": "filled", "price": 100.0}
+    return client.call("/fill", body | changes)
+
+
+def spiked(client, times=1.1):
+    """A whole decision bar as JSON, of which one minute reached far up."""
+    bars = client.bars(15)
+    bars[7]["high"] *= times
+    return {"symbol": SYMBOL, "bars": bars}
+
+
+def spike(client):
+    assert client.call("/observe", spiked(client)).status_code == 200
+
+
+def latched(client):
+    return status(client)["breakers"]
+
+
+def released(client, name):
+    """A person resets it; the service has seen that."""
+    reset(client.store(), name, datetime.now(UTC), "ann", "looked at it")
+    return eventually(lambda: name not in latched(client))
+
+
+def stays(client, name):
+    """Latched, refusing and durable, also three quiet bars later; and an alarm says so."""
+    decision = client.decide()
+    assert (decision["breakers"], decision["action"]) == ([name], "NO_TRADE")
+    assert any(reason.startswith("BREAKER_LATCHED") for reason in decision["reasons"])
+    (latch,) = client.store().latches()
+    assert latch.name == name
+    assert [next_decision(client)["breakers"] for _ in range(3)] == [[name]] * 3
+    assert latched(client) == [name]
+    assert eventually(lambda: [a.detail for a in alarms(client, "breaker_tripped")] == [f"{name}: {latch.reason}"])
+    return latch.reason
+
+
+# ---- the conditions by themselves
+
+
+def judged(**seen):
+    return set(holding(Conditions("x", **seen), PARAMS))
+
+
+GONE = Estimate(-10.0, -15.0, -5.0, LIMITS.trades)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "under"),
+    [
+        ("daily_loss", {"daily_pnl": -RISK.max_daily_loss}, {"daily_pnl": -RISK.max_daily_loss + 1e-9}),
+        ("drawdown", {"drawdown": RISK.max_drawdown}, {"drawdown": RISK.max_drawdown - 1e-9}),
+        ("volatility_spike", {"true_range": LIMITS.spike_atr}, {"true_range": LIMITS.spike_atr - 1e-9}),
+        ("liquidity", {"spread_bps": LIMITS.spread_multiple, "usual_spread_bps": 1.0},
+         {"spread_bps": LIMITS.spread_multiple - 1e-9, "usual_spread_bps": 1.0}),
+        ("liquidity", {"depth": LIMITS.depth_share, "usual_depth": 1.0},
+         {"depth": LIMITS.depth_share + 1e-9, "usual_depth": 1.0}),
+        ("stale_data", {"missing_bars": LIMITS.stale_bars + 1.0}, {"missing_bars": float(LIMITS.stale_bars)}),
+        ("model", {"faults": float(LIMITS.fault_multiple * PARAMS.tiers.faults_in_row)},
+         {"faults": LIMITS.fault_multiple * PARAMS.tiers.faults_in_row - 1.0}),
+        ("model", {"loss_drift": True, "traded": GONE}, {"loss_drift": False, "traded": GONE}),
+        ("model", {"loss_drift": True, "traded": GONE}, {"loss_drift": True, "traded": replace(GONE, high=0.1)}),
+        ("model", {"loss_drift": True, "traded": GONE}, {"loss_drift": True, "traded": replace(GONE, n=GONE.n - 1)}),
+        ("execution", {"rejected": float(LIMITS.max_rejected), "fills": 9.0},
+         {"rejected": LIMITS.max_rejected - 1.0, "fills": 9.0}),
+        ("execution", {"slippage_bps": LIMITS.max_slippage_bps}, {"slippage_bps": LIMITS.max_slippage_bps - 1e-9}),
+    ],
+)  # fmt: skip
+def test_each_trips_at_its_limit_and_no_other_with_it(name, at, under):
+    assert judged(**at) == {name}
+    assert judged(**under) == set()
+
+
+def test_a_spread_that_costs_no_more_than_assumed_is_no_lack_of_liquidity():
+    assumed = 2 * PARAMS.costs.half_spread_bps
+    assert judged(spread_bps=assumed, usual_spread_bps=0.01) == set()
+    assert judged(spread_bps=assumed + 0.01, usual_spread_bps=0.01) == {"liquidity"}
+
+
+def test_what_is_not_known_is_not_judged():
+    assert judged() == set()
+    assert len(BREAKERS) == 7
+
+
+def test_a_reason_says_whom_how_much_and_the_limit():
+    (why,) = holding(Conditions("BTC/USDT, bar closed 2024-03-05 19:15 UTC", true_range=12.34), PARAMS).values()
+    assert why.startswith("BTC/USDT, bar closed 2024-03-05 19:15 UTC: true range 12.3 times")
+    assert why.endswith(f"limit {LIMITS.spike_atr:g}")
+
+
+# ---- what is known of a bar, an outage, fills
+
+
+def walked(stand, *groups):
+    symbol = Symbol(read_warm_start(stand.stage))
+    for rows in groups:
+        symbol.advance(rows)
+    return symbol
+
+
+def test_a_bar_is_measured_against_the_atr_before_it_never_with_itself(stand):
+    rows = stand.live[:23].copy()
+    symbol = walked(stand, rows[:8])
+    before = symbol.closed
+    rows[10, HIGH] *= 1.1
+    symbol.advance(rows[8:])
+    high, low = rows[8:, HIGH].max(), min(rows[8:, 3].min(), before.bar[CLOSE])
+    reach = before.features[FEATURES.index["atr_14"]] * before.bar[CLOSE]
+    assert of_bar(symbol, 0, 96).true_range == pytest.approx((high - low) / reach)
+
+
+def test_the_way_across_a_gap_belongs_to_no_bar(stand):
+    rows = stand.live[8:53].copy()
+    rows[30:, 1:5] *= 1.2  # the market opens elsewhere after two missing bars
+    symbol = walked(stand, stand.live[:8], rows[30:])
+    seen = of_bar(symbol, 0, 96)
+    assert seen.true_range < 4.0
+    assert np.isnan([seen.spread_bps, seen.depth]).all()
+
+
+def test_bars_are_not_missed_while_the_market_is_regularly_closed(stand):
+    symbol = walked(stand, stand.live[:8])
+    later = datetime.fromtimestamp(symbol.closed.close_time + 900.0 * 40 + 1.0, UTC)
+    assert of_outage(symbol, later).missing_bars == 40.0
+    slots = np.arange(40) + round(symbol.closed.close_time / 900)
+    closures = np.zeros(7 * 96, dtype=bool)
+    closures[slots[10:] % len(closures)] = True
+    symbol.warm = replace(symbol.warm, closures=closures)
+    assert of_outage(symbol, later).missing_bars == 10.0
+
+
+def test_slippage_needs_a_whole_window_and_rejects_do_not():
+    fills = [Fill(f"f{i}", "t", AT, AT, "filled", 101.0, 100.0) for i in range(3)]
+    fills.append(Fill("f3", "t", AT, AT, "rejected", None, None, "margin"))
+    assert np.isnan(of_fills(fills, 5).slippage_bps)
+    seen = of_fills(fills, 4)
+    assert (seen.slippage_bps, seen.rejected, seen.fills) == (100.0, 1.0, 4.0)
+    assert seen.about.startswith("orders to fill f3 at 2024-01-08 00:00:00 UTC, last reason 'margin'")
+    assert of_fills([], 4) == Conditions()
+
+
+# ---- through the service
+
+
+def test_a_bar_out_of_all_proportion_trips_and_stays_when_the_market_is_calm_again(client):
+    spike(client)
+    assert "true range" in stays(client, "volatility_spike")
+    with pytest.raises(Exception, match="give --reason"):
+        reset(client.store(), "volatility_spike", datetime.now(UTC), "ann", " ")
+    assert released(client, "volatility_spike")
+    assert next_decision(client)["breakers"] == []
+    (line,) = client.store().latches(tripped_only=False)
+    assert (line.reset_by, line.reset_reason) == ("ann", "looked at it")
+    assert all(alarm.cleared_at for alarm in alarms(client, "breaker_tripped"))
+
+
+def test_every_bar_of_a_request_is_looked_at_not_the_last_alone(client):
+    body = spiked(client)
+    body["bars"] += client.bars(15)
+    client.call("/observe", body)
+    assert client.decide()["breakers"] == ["volatility_spike"]
+
+
+@pytest.fixture
+def booked(stand, home, tmp_path):
+    """A service whose history holds a book a bar, half a basis point wide and 20 units deep."""
+    history = stand.base[:HISTORY]
+    closed = resample(history, 60, 900)
+    known = closed[:, OPEN_TIME] + 890.0
+    books = Books(known, np.stack([levels(bar[CLOSE]) for bar in closed]), np.full((len(known), TAPE_WIDTH), nan))
+    read, context = align(closed[:, OPEN_TIME] + 900.0, 900.0, books, None)
+    feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
+    features = FEATURES.run(closed, read, context, state=feature_state)
+    signals = SIGNALS.run(closed, read, context, state=signal_state)
+    write_warm_start(
+        tmp_path / "stage", symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=feature_state,
+        signal_state=signal_state, base=history, history=History(closed, features, signals, read, context),
+        voices=Voices.fit(signals), books=books,
+    )  # fmt: skip
+    with started(replace(stand, stage=tmp_path / "stage"), home) as client:
+        client.serve(told("1", client.champion), None)
+        client.observe(8)
+        yield client
+
+
+def levels(price, spread_bps=0.5, size=2.0):
+    half = price * spread_bps / 2e4
+    steps = half * (1.0 + np.arange(BOOK_LEVELS))
+    sides = [price - steps, price + steps]
+    return np.stack([np.column_stack([side, np.full((BOOK_LEVELS, 2), size)]) for side in sides])
+
+
+def bar_with_book(client, **book):
+    bars = client.bars(15)
+    price, at = bars[-1]["close"], datetime.fromisoformat(bars[-1]["open_time"]) + timedelta(seconds=30)
+    bids, asks = levels(price, **book).tolist()
+    told = {"known_at": at.isoformat(), "bids": bids, "asks": asks}
+    answer = client.call("/observe", {"symbol": SYMBOL, "bars": bars, "books": [told]})
+    assert answer.status_code == 200, answer.text
+    return client.decide()
+
+
+@pytest.mark.parametrize(
+    ("book", "says"),
+    [({"spread_bps": 0.5 * LIMITS.spread_multiple + 0.1}, "spread"), ({"size": 1.9 * LIMITS.depth_share}, "rest in")],
+)
+def test_a_book_that_is_wide_or_empty_trips(booked, book, says):
+    assert bar_with_book(booked)["breakers"] == []
+    assert next_decision(booked)["breakers"] == []  # a bar without a book is not judged
+    assert bar_with_book(booked, **book)["breakers"] == ["liquidity"]
+    assert bar_with_book(booked)["breakers"] == ["liquidity"]
+    assert says in stays(booked, "liquidity")
+
+
+class Clock(datetime):
+    """The service's clock, set by hand."""
+
+    moment: datetime
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls.moment
+
+
+def test_a_feed_that_stopped_trips_and_a_replay_of_last_year_does_not(client, monkeypatch):
+    assert next_decision(client)["breakers"] == []  # its bars are of 2024, seen now
+    close = datetime.fromtimestamp(client.close(), UTC)
+    monkeypatch.setattr("serving.decision_service.datetime", Clock)
+    Clock.moment = close + timedelta(seconds=90)  # as if fed live
+    for _ in range(2):  # the second is served by the look after one with this clock
+        client.serve(told("1", client.champion), None)
+    Clock.moment = close + LIMITS.stale_bars * timedelta(minutes=15) + timedelta(seconds=1)
+    assert eventually(lambda: status(client)["tier"] == 4)  # the tier that comes and goes
+    assert latched(client) == []
+    Clock.moment += timedelta(minutes=15)
+    assert eventually(lambda: latched(client) == ["stale_data"])
+    Clock.moment = close + timedelta(days=2)
+    client.observe(15)
+    assert "are missing since" in stays(client, "stale_data")
+    Clock.moment = datetime.fromtimestamp(client.close() + 60, UTC)
+    assert released(client, "stale_data")
+
+
+def test_the_loss_of_a_day_trips_and_a_reset_accepts_it(client):
+    assert next_decision(client)["breakers"] == []
+    lose(client, "t0", 0.015)
+    assert latched(client) == []
+    lose(client, "t1", 0.006)
+    reason = stays(client, "daily_loss")
+    assert reason.startswith("account on 2024-01-09: -2.09% of the equity at 00:00 UTC")
+    assert released(client, "daily_loss")
+    after = next_decision(client)
+    assert after["breakers"] == []
+    assert after["account"]["daily_pnl"] == pytest.approx(0.0)
+    assert not any(reason.startswith("DAILY_LOSS") for reason in after["reasons"])
+    lose(client, "t2", 0.015, LIVE + timedelta(hours=9))
+    assert latched(client) == []
+    lose(client, "t3", 0.006, LIVE + timedelta(hours=9))
+    assert latched(client) == ["daily_loss"]
+
+
+def test_a_drawdown_over_days_trips_and_a_reset_counts_from_there_also_after_a_restart(stand, home):
+    trades(home)
+    with started(stand, home) as client:
+        client.serve(told("1", client.champion), None)
+        for i in range(5):
+            lose(client, f"t{i}", 0.0172, AT + (1 + i) * DAY)
+        assert client.decide()["breakers"] == ["drawdown"]
+        assert released(client, "drawdown")
+        client.observe(8)
+        decision = client.decide()
+        assert (decision["breakers"], decision["account"]["drawdown"]) == ([], 0.0)
+        lose(client, "t5", 0.01, AT + 7 * DAY)
+        known = status(client)["account"]
+    with started(stand, home) as client:
+        found = status(client)["account"]
+        assert (found["equity"], found["peak"]) == pytest.approx((known["equity"], known["peak"]))
+        assert latched(client) == []
+        for i in range(6, 10):
+            lose(client, f"t{i}", 0.0185, AT + (2 + i) * DAY)
+        assert latched(client) == ["drawdown"]
+
+
+def test_a_champion_that_keeps_failing_trips_beyond_the_tier(stand, home, tmp_path):
+    told_params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    told_params["breakers"]["fault_multiple"] = 1
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(told_params))
+    with started(stand, home, BELLWETHER_PARAMS_FILE=str(tmp_path / "params.yaml")) as client:
+        broken = make_bundle(home / "bundles", stand.columns, stand.rows, 0.4, broken=True)
+        client.serve(told("3", broken), None)
+        found = [bar_with_event(client)["breakers"] for _ in range(PARAMS.tiers.faults_in_row)]
+        assert found == [[]] * (PARAMS.tiers.faults_in_row - 1) + [["model"]]  # the decision of the last fault itself
+        (latch,) = client.store().latches()
+        assert "validator champion version 3" in latch.reason
+        client.serve(told("1", client.champion), None)
+        assert next_decision(client)["breakers"] == ["model"]  # rolled back, and still a person's to reset
+        assert released(client, "model")
+
+
+def test_a_burst_of_rejected_orders_trips_and_those_before_a_reset_count_no_more(client):
+    for i in range(LIMITS.max_rejected - 1):
+        assert fill(client, i, status="rejected", price=None, reason="margin").json()["breakers"] == []
+    last = fill(client, LIMITS.max_rejected, status="rejected", price=None, reason="margin")
+    assert last.json() == {
+        "id": f"f{LIMITS.max_rejected}",
+        "new": True,
+        "slippage_bps": None,
+        "breakers": ["execution"],
+    }
+    assert "last reason 'margin'" in stays(client, "execution")
+    assert released(client, "execution")
+    assert fill(client, 20, status="rejected", price=None).json()["breakers"] == []
+
+
+def test_slippage_over_a_whole_window_trips(client):
+    answers = [fill(client, i, price=100.06).json() for i in range(LIMITS.fills)]
+    assert [a["breakers"] for a in answers] == [[]] * (LIMITS.fills - 1) + [["execution"]]
+    assert answers[0]["slippage_bps"] == pytest.approx(6.0)
+    assert "mean slippage" in stays(client, "execution")
+
+
+def test_a_fill_is_taken_once_and_only_of_a_decision_that_opened_something(client):
+    assert fill(client, 1).json()["new"] is True
+    assert fill(client, 1).json()["new"] is False
+    assert fill(client, 1, price=99.0).status_code == 400
+    assert fill(client, 2, decision_id="never").status_code == 404
+    idle = next_decision(client)
+    assert idle["action"] == "NO_TRADE"
+    assert fill(client, 3, decision_id=idle["id"]).status_code == 400
+    assert fill(client, 4, price=None).status_code == 400
+    assert fill(client, 5, status="rejected").status_code == 400
+    assert client.call("/fill", {}, {}).status_code == 401
+    assert [f.id for f in client.store().fills()] == ["f1"]
+
+
+# ---- fail closed, and what outlives a process
+
+
+def test_a_latch_that_cannot_be_written_refuses_all_the_same_and_is_written_when_it_can_be(client):
+    file = client.home / "store.db"
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("ALTER TABLE latches RENAME TO taken_away")
+    client.call("/observe", spiked(client))
+    body = {"symbol": SYMBOL, "as_of": datetime.fromtimestamp(client.close() + 1, UTC).isoformat()}
+    assert client.call("/decide", body).status_code == 503
+    assert latched(client) == ["volatility_spike"]
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("ALTER TABLE taken_away RENAME TO latches")
+    assert eventually(lambda: [latch.name for latch in client.store().latches()] == ["volatility_spike"])
+    assert client.decide()["breakers"] == ["volatility_spike"]
+
+
+def test_a_restart_looks_at_the_newest_bar_again_unless_a_person_has_reset_what_it_tripped(stand, home):
+    with started(stand, home) as client:
+        client.serve(told("1", client.champion), None)
+        client.observe(8)
+        spike(client)
+        assert latched(client) == ["volatility_spike"]
+        client.decide()
+        store = client.store()
+    with closing(sqlite3.connect(home / "store.db")) as other:  # as if killed between the bar and its latch
+        other.execute("DELETE FROM latches")
+        other.commit()
+    with started(stand, home) as client:
+        assert latched(client) == ["volatility_spike"]
+        assert eventually(store.latches)
+        reset(store, "volatility_spike", datetime.now(UTC), "ann", "a print of the venue")
+    with started(stand, home) as client:
+        assert latched(client) == []
+
+
+KILLED = """
+import json, os, signal, sys, warnings
+warnings.simplefilter("ignore")
+from starlette.testclient import TestClient
+from serving.decision_service import DecisionService
+with TestClient(DecisionService.to_asgi()) as http:
+    for path, body in json.load(sys.stdin):
+        answer = http.post(path, json=body, headers={"Authorization": "Bearer test-key"})
+        assert answer.status_code == 200, answer.text
+    print(json.dumps(answer.json()["breakers"]), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_kill_9_after_an_answer_leaves_the_breaker_it_named_latched(stand, home):
+    sender = Client(None, home, stand)
+    families = {"validator": {"champion": told("1", sender.champion)}}
+    write_generation(home / "serving", families, sender.warm, AT)
+    bodies = [("/observe", {"symbol": SYMBOL, "bars": sender.bars(8)}), ("/observe", spiked(sender))]
+    as_of = datetime.fromtimestamp(sender.close() + 1, UTC).isoformat()
+    bodies.append(("/decide", {"symbol": SYMBOL, "as_of": as_of}))
+    env = {**os.environ, "BELLWETHER_HOME": str(home), "BELLWETHER_WRITE_KEY": "test-key"}
+    done = subprocess.run([sys.executable, "-c", KILLED], input=json.dumps(bodies), cwd=ROOT, env=env,
+                          capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == ["volatility_spike"]
+    with started(stand, home) as client:
+        assert [latch.name for latch in client.store().latches()] == ["volatility_spike"]
+        client.sent = sender.sent
+        assert next_decision(client)["breakers"] == ["volatility_spike"]
+
+
+# ---- the latches of a process
+
+
+@pytest.fixture
+def latches(tmp_path):
+    store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
+    ledger = Ledger(store)
+    yield Latches(PARAMS, ledger), store
+    ledger.close()
+    store.close()
+
+
+SPIKE = Conditions("x", true_range=inf)
+
+
+def test_what_was_read_before_a_trip_was_written_does_not_let_it_go(latches):
+    mine, store = latches
+    written, told = mine.written(), store.latches(tripped_only=False)
+    assert list(mine.judge(SPIKE, AT)) == ["volatility_spike"]
+    mine.waiting()[0].result(10)
+    assert mine.follow(told, written) == {}
+    assert mine.names == ("volatility_spike",)
+    written, told = mine.written(), store.latches(tripped_only=False)
+    assert mine.follow(told, written) == {}
+    assert (mine.names, mine.sent) == (("volatility_spike",), {})
+
+
+def test_the_same_cause_trips_once_and_a_new_one_again(latches):
+    mine, store = latches
+    mine.judge(SPIKE, AT)
+    assert mine.judge(SPIKE, AT) == {}
+    mine.waiting()[0].result(10)
+    store.reset("volatility_spike", AT, "ann", "seen")
+    mine.follow(store.latches(tripped_only=False), mine.written())
+    assert (mine.names, mine.judge(SPIKE, AT)) == ((), {})
+    assert list(mine.judge(replace(SPIKE, about="y"), AT)) == ["volatility_spike"]
+
+
+def test_a_writer_that_has_ended_leaves_the_refusal_here(latches):
+    mine, _ = latches
+    mine.ledger.close()
+    assert list(mine.judge(SPIKE, AT)) == ["volatility_spike"]
+    assert mine.names == ("volatility_spike",)
+    assert mine.send_again() is not None

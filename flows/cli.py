@@ -522,7 +522,7 @@ def weights(as_json: AsJson = False) -> None:
         emit(found)
         return
     table(
-        f"weights; learnt from {experience.count:,} outcomes, which {site.params.learning.use}",
+        f"weights, learnt from {experience.count:,} outcomes (learning.use: {site.params.learning.use})",
         ["category", "stated", "learnt", *REGIMES],
         [[name, number(stated[None][name], 4), number(weight, 4), *(number(stated[r][name], 4) for r in REGIMES)]
          for name, weight in experience.weights.items()],

@@ -114,6 +114,8 @@ def limits_of(params: Params) -> list[dict[str, Any]]:
         add("drawdown", f"stage {name}", stage.at * risk.max_drawdown, f"leaves {stage.size:g} of a size")
     for tier, size in params.tiers.size.items():
         add("model", f"tier {tier}", size, "of a size")
+    for name, value in params.breakers:
+        add("system", name, value, "what trips a breaker: docs/breakers.md")
     return rows
 
 
@@ -131,7 +133,7 @@ def _limits(account: Account, at: datetime, params: Params, found: policy.Portfo
         ("stress", "", found.stress, budgets.max_stress),
         ("open_count", "", found.open_count, risk.max_open),
         ("trades_today", "", found.trades_today, risk.max_trades_per_day),
-        ("daily_loss", "", max(-found.daily_pnl, 0.0), risk.max_daily_loss),
+        ("daily_loss", "", abs(min(found.daily_pnl, 0.0)), risk.max_daily_loss),
         ("drawdown", "", found.drawdown, risk.max_drawdown),
     ]
     return [

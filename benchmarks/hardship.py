@@ -35,6 +35,7 @@ from serving.slots import write_generation
 
 DECISION = ("decision",)
 ASKERS = 2  # clients that ask while the feeder feeds
+ASK_EVERY_S = 0.02  # at most so often: a client that asks without a pause would only take the service's processor
 PIECE = 5  # minutes sent at a time: a kill may come in the middle of a decision bar
 PATIENCE_S = 60.0  # a service that was killed may take so long to answer again
 
@@ -100,7 +101,7 @@ class Load:
                 except BellwetherError as error:
                     if "is before" not in str(error):  # the next bar closed while we asked about this one
                         raise
-            time.sleep(self.pace_s)
+            time.sleep(max(self.pace_s, ASK_EVERY_S))
 
     def _insist(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE_S

@@ -9,20 +9,12 @@ import numpy as np
 import pandas as pd
 
 from flows.market import market_records
-from pipelines.contracts import (
-    CONTEXT_FIELDS,
-    FAMILIES,
-    OPEN_TIME,
-    TAKER_BUY,
-    TAPE_FIELDS,
-    TIMEFRAME_SECONDS,
-    VOLUME,
-    Floats,
-)
+from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TAKER_BUY, TAPE_FIELDS, TIMEFRAME_SECONDS, VOLUME, Floats
 from pipelines.data.quality import QualityReport, assess
 from pipelines.data.schemas import to_matrix
 from pipelines.data.sources import Records, make_source, normalise_symbol
 from pipelines.data.timeframes import infer_timeframe
+from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES, absent_columns
 from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.models import pattern_view

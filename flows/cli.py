@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.contracts import FAMILIES, REGIMES
+from pipelines.contracts import REGIMES
 from pipelines.errors import BadTimes, BellwetherError, ServiceDown, UnknownName
+from pipelines.families import FAMILIES
 from pipelines.settings import load_params, settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)

@@ -16,9 +16,10 @@ from prefect.events import emit_event
 from flows import promotion
 from flows.progress import say, step
 from flows.site import Site, now, open_site
-from pipelines.contracts import FAMILIES, OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
 from pipelines.data import schemas
 from pipelines.evaluation.metrics import mean_estimate
+from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.monitoring.drift import DriftReference, DriftResult, detect, fit_reference
 from pipelines.monitoring.loss import LossDrift, loss_drift

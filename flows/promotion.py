@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.site import Site, leased, now
-from pipelines.contracts import FAMILIES, Verdict
+from pipelines.contracts import Verdict
 from pipelines.errors import BundleError, GateRefused, StateError, UnknownName
+from pipelines.families import FAMILIES
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.views import check_schema
 from pipelines.store import Promotion, Store

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from flows.promotion import champions, moving, slots_of
 from flows.site import Site
-from pipelines.contracts import FAMILIES
+from pipelines.families import FAMILIES
 from serving.slots import read_generation
 
 RULES = {

@@ -14,8 +14,8 @@ from prefect.deployments import run_deployment
 
 from flows import promotion, supervisor
 from flows.site import Site, is_gone, now, open_site, repeating
-from pipelines.contracts import FAMILIES
 from pipelines.errors import LeaseHeld, StateError
+from pipelines.families import FAMILIES
 from pipelines.store import ATTEMPTS, RetrainRequest
 from serving.slots import read_generation
 

@@ -3,7 +3,8 @@
 numba's own cache looks at the file that holds a function only, so a kernel that calls one from another file would be
 served stale after that other file changed. Here the folder of a file's machine code is named by the content of the file
 and of all files of this project that it imports, directly or not, of numba and of the CPU: what did not change is not
-compiled again, in this copy of the project or in another that shares BELLWETHER_KERNEL_CACHE. fastmath, parallel and
+compiled again, in this copy of the project or in another that shares BELLWETHER_KERNEL_CACHE. Two files that nearly all
+import are left out, for no kernel may read them (a test looks): settings.py and errors.py. fastmath, parallel and
 SVML stay off: batch and live must be equal bit for bit.
 """
 
@@ -20,6 +21,7 @@ import numba
 from numba.core.caching import UserProvidedCacheLocator
 
 _ROOT = Path(__file__).resolve().parent.parent
+UNREAD = frozenset({_ROOT / "pipelines" / "settings.py", _ROOT / "pipelines" / "errors.py"})
 _IMPORT = re.compile(r"^\s*from ((?:pipelines|serving)[\w.]*) import (\([^)]*\)|[^\n#]+)", re.MULTILINE)
 
 
@@ -35,16 +37,21 @@ def cache_dir() -> Path:
     return Path(os.environ.get("BELLWETHER_KERNEL_CACHE", _ROOT / "artifacts" / "kernels"))
 
 
-@cache
-def digest_of(*sources: Path) -> str:
-    """Of files and everything of this project that they import, this numba and this CPU: sixteen hex digits."""
+def sources_of(*sources: Path) -> set[Path]:
+    """Files and everything of this project that they import, directly or not."""
     found, todo = set(sources), list(sources)
     while todo:
         new = set(_imported(todo.pop())) - found
         found |= new
         todo += new
+    return found
+
+
+@cache
+def digest_of(*sources: Path) -> str:
+    """Of files and everything of this project that they import, this numba and this CPU: sixteen hex digits."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.binding.get_host_cpu_name()}".encode())
-    for source in sorted(found, key=lambda path: (path.name, str(path))):
+    for source in sorted(sources_of(*sources), key=lambda path: (path.name, str(path))):
         digest.update(source.name.encode() + _content(source))
     return digest.hexdigest()[:16]
 
@@ -63,7 +70,7 @@ def _files_imported(text: str) -> Iterator[Path]:
     for module, names in _IMPORT.findall(text):
         at = _ROOT.joinpath(*module.split("."))
         for path in (at, *(at / name for name in re.findall(r"\w+", names))):
-            if (file := path.with_suffix(".py")).is_file():
+            if (file := path.with_suffix(".py")).is_file() and file not in UNREAD:
                 yield file
 
 

@@ -86,7 +86,6 @@ NO_CONTEXT: Floats = np.full(CONTEXT_WIDTH, np.nan)
 
 TIMEFRAME_SECONDS = {"1m": 60, "5m": 300, "15m": 900, "1h": 3600, "4h": 14400, "1d": 86400}
 
-FAMILIES = ("validator", "pattern", "regime", "predictor")
 Arm = Literal["champion", "challenger"]
 
 CATEGORIES = ("cmt", "ict", "order_flow", "fpdom", "sentiment")

@@ -5,8 +5,8 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.contracts import FAMILIES
 from pipelines.errors import GoldenMismatch
+from pipelines.families import FAMILIES
 from pipelines.models.runtime import check_golden
 from pipelines.store import Store
 from serving.slots import ARMS, POLL_SECONDS, Alarm, Snapshot

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CATEGORIES, CLOSE, FAMILIES, REGIMES, Decision, Floats, utc
+from pipelines.contracts import CATEGORIES, CLOSE, REGIMES, Decision, Floats, utc
 from pipelines.errors import BadTimes
+from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import Params
 from pipelines.signals.catalog import SIGNALS

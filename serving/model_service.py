@@ -6,8 +6,9 @@ from typing import Any
 import bentoml
 import numpy as np
 
-from pipelines.contracts import FAMILIES, Floats, Model
+from pipelines.contracts import Floats, Model
 from pipelines.errors import BadColumns, BadShape, UnknownName
+from pipelines.families import FAMILIES
 from pipelines.settings import settings
 from pipelines.store import Store
 from serving.api import AskAnswer, AskRequest, Guard, Nothing, PredictAnswer, PredictRequest, answers, json_answer

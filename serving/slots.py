@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.contracts import FAMILIES, Floats, Model, Predictions
+from pipelines.contracts import Floats, Model, Predictions
 from pipelines.errors import BundleError, StateError
+from pipelines.families import FAMILIES
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.views import check_schema, select
 

@@ -5,10 +5,14 @@ And the two databases the store runs on.
 
 import os
 
+import flows  # says how many threads a process takes, before anybody imports numpy
+
+# isort: split
 import pytest
 from postgres import postgres_server, postgres_url, second_postgres_url
 from xdist.scheduler import LoadScopeScheduling
 
+assert flows
 __all__ = ["postgres_server", "postgres_url", "second_postgres_url", "url"]
 SERVERS = "tests/integration/"  # one stack, started once
 LONG = ("tests/test_hardship.py", "tests/monitoring/test_drift_on_the_simulator.py", "tests/test_tutorials.py")

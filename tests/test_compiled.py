@@ -1,5 +1,6 @@
 """Machine code is kept by content: never stale, and never made anew for what did not change."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -63,3 +64,32 @@ def test_another_copy_of_the_project_compiles_nothing_again(project):
     shutil.copytree(project, project.parent / "second")
     assert answers(project.parent / "second") == [4.0, 0.5]
     assert kept(project) == before
+
+
+def read_by_kernels(file: Path) -> set[str]:
+    """Modules from which a name comes that a kernel of this file, or a constant beside it, makes use of."""
+    tree = ast.parse(file.read_text())
+    froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    source = {alias.asname or alias.name: str(node.module) for node in froms for alias in node.names}
+    source |= {name: f"{module}.{name}" for name, module in source.items() if module == "pipelines"}
+    parts: list[ast.AST] = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and "kernel" in {ast.unparse(each) for each in node.decorator_list}:
+            parts += node.body
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            parts.append(node.value)
+    return {source[n.id] for part in parts for n in ast.walk(part) if isinstance(n, ast.Name) and n.id in source}
+
+
+def test_no_kernel_reads_the_two_files_that_its_cache_does_not_look_at():
+    read = set().union(*map(read_by_kernels, compiled.kernel_sources()))
+    assert "pipelines.contracts" in read
+    assert read.isdisjoint({f"pipelines.{file.stem}" for file in compiled.UNREAD})
+
+
+def test_a_change_of_parameters_refusals_or_families_compiles_nothing_again():
+    packages = ("settings", "errors", "families")
+    wanted = {compiled._ROOT / "pipelines" / f"{name}.py" for name in packages}
+    assert all(file.is_file() for file in wanted)
+    for source in compiled.kernel_sources():
+        assert wanted.isdisjoint(compiled.sources_of(source)), source

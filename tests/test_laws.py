@@ -9,11 +9,12 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from pipelines.contracts import FAMILIES, OPEN_TIME, History
+from pipelines.contracts import OPEN_TIME, History
 from pipelines.data.alignment import align
 from pipelines.data.simulator import simulate
 from pipelines.data.timeframes import resample
 from pipelines.evaluation.gates import CHECKS
+from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES
 from pipelines.models.catalog import RECIPES
 from pipelines.models.views import KEPT_BARS, VIEWS

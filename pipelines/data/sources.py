@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,6 +76,16 @@ def _aware(as_of: datetime) -> pd.Timestamp:
     return pd.Timestamp(as_of)
 
 
+@lru_cache(maxsize=1)
+def _newest(spec: SimulatorParams, design: Design) -> Market:
+    """The market that was made last is kept: a turn asks for it twice, once for the live days, once for the history.
+    Nobody may write into it."""
+    made = simulate(spec, design)
+    for array in (made.bars, made.books.known, made.books.levels, made.books.tape, made.feed.value):
+        array.flags.writeable = False
+    return made
+
+
 class SimulatorSource:
     """The embedded market of data.simulator: 1-minute bars of one symbol, the books and the funding rates beside them,
     and their truth for those who may see it.
@@ -87,9 +97,9 @@ class SimulatorSource:
     def __init__(self, spec: SimulatorParams, design: Design = DESIGN) -> None:
         self.spec, self.design = spec, design
 
-    @cached_property
+    @property
     def market(self) -> Market:
-        return simulate(self.spec, self.design)
+        return _newest(self.spec, self.design)
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
         self.own(symbol)

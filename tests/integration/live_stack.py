@@ -33,10 +33,12 @@ TURN_SECONDS = 600.0
 STOP_SECONDS = 60.0
 PORTS = ("mlflow_port", "prefect_port", "decision_port", "model_port", "evidently_port")
 COMMAND = Path(sys.executable).with_name("bellwether")
-# market, splits and gate are those of the project; the two families with networks learn from less, to be done sooner
+# market, splits and gate are those of the project; the families learn from less and are asked less, to be done sooner
 SHORTER = {
-    "predictor": {"max_windows": 800, "epochs": 1, "trees": 40},
-    "pattern": {"max_windows": 2000, "epochs": 2, "trees": 60},
+    "predictor": {"max_windows": 800, "epochs": 1, "trees": 20, "folds": 1},
+    "pattern": {"max_windows": 1000, "epochs": 2, "trees": 30, "folds": 1},
+    "regime": {"em_iterations": 20, "folds": 1},
+    "importance": {"repeats": 1},
 }
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from live_stack import quiet
 
-from pipelines.contracts import FAMILIES
+from pipelines.families import FAMILIES
 from pipelines.settings import ROOT
 from pipelines.versioning import data_hash
 from serving.tiers import Seen, installed

@@ -10,7 +10,7 @@ from live_stack import COMMAND, until
 from flows import promotion, supervisor
 from flows.site import is_gone
 from flows.watch import REGISTRY_DOWN
-from pipelines.contracts import FAMILIES
+from pipelines.families import FAMILIES
 from pipelines.settings import ROOT
 
 pytestmark = pytest.mark.stack

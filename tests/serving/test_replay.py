@@ -92,10 +92,11 @@ def site(tmp_path_factory):
             write_generation(home / "serving", families, warm, utc(bar[OPEN_TIME]))
             slots.refresh()
             if symbol is None or symbol.warm.digest != warm["digest"]:
+                wait(waiting)  # what it is replayed from must be in the store
                 symbol = replay(read_warm_start(Path(warm["path"]), warm["digest"]), store.bars(SYMBOL))
                 account.scenarios = scenarios_of({SYMBOL: symbol.warm.closes}, PARAMS.labels.horizon_bars * STEP_S)
         known, close = bar[np.newaxis, OPEN_TIME] + STEP_S, utc(bar[OPEN_TIME] + STEP_S)
-        ledger.observe(BarBatch(SYMBOL, bar[np.newaxis], known, close)).result()
+        waiting.append(ledger.observe(BarBatch(SYMBOL, bar[np.newaxis], known, close)))
         symbol.advance(bar[np.newaxis])
         decision = decide(
             symbol, slots.snapshot, PARAMS, flat, partial(account.portfolio, close, SYMBOL), (), tier=TIER, id=f"d{i}",

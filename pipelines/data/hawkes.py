@@ -14,7 +14,6 @@ window looks like branching; no fit of one window can tell the two apart.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 
 from pipelines.compiled import kernel
 from pipelines.contracts import Estimate, Floats
@@ -314,6 +313,8 @@ def fit(times: Floats, start: float | None = None, end: float | None = None) -> 
         _kept(since, length, decay, kept)
         _, branching = _start(kept, counted, length, decay)
         logs = np.log([rate * (1.0 - branching), branching / (1.0 - branching), decay])
+        from scipy.optimize import minimize
+
         got = minimize(value, logs, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-15, "gtol": 1e-8})
         if best is None or got.fun < best.fun:
             best = got

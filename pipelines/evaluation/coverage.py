@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import xlogy
-from scipy.stats import chi2
+from scipy.special import chdtrc, xlogy
 
 from pipelines.contracts import Bools, Floats
 from pipelines.errors import BadShape
@@ -87,7 +86,7 @@ def coverage(returns: Floats, var: Floats, es: Floats, level: float, seed: int =
         expected=n * tail,
         kupiec=unconditional,
         independence=clustered,
-        conditional=Significance(both, float(chi2.sf(both, 2))),
+        conditional=Significance(both, float(chdtrc(2, both))),
         acerbi_szekely=acerbi_szekely(-returns[hits] / es[hits], n, tail, seed),
         es_over_var=float((es[known] / var[known]).mean()) if n else float("nan"),
     )
@@ -150,4 +149,4 @@ def _log_likelihood(hits: int, n: int, chance: float) -> float:
 
 def _likelihood_ratio(ratio: float) -> Significance:
     ratio = max(ratio, 0.0)  # of two equal likelihoods rounding may leave less than nought
-    return Significance(ratio, float(chi2.sf(ratio, 1)))
+    return Significance(ratio, float(chdtrc(1, ratio)))

@@ -3,7 +3,7 @@
 from itertools import combinations
 
 import numpy as np
-from scipy.stats import kurtosis, norm, skew
+from scipy.special import ndtr, ndtri
 
 from pipelines.contracts import Floats
 from pipelines.errors import BadShape
@@ -21,8 +21,10 @@ def probabilistic_sharpe(returns: Floats, benchmark: float = 0.0) -> float:
     if n < 10 or spread == 0.0:
         return float("nan")
     sharpe = returns.mean() / spread
-    variance = 1.0 - skew(returns) * sharpe + (kurtosis(returns, fisher=False) - 1.0) / 4.0 * sharpe**2
-    return float(norm.cdf((sharpe - benchmark) * np.sqrt(n - 1) / np.sqrt(max(variance, 1e-12))))
+    standard = (returns - returns.mean()) / returns.std()
+    skew, kurtosis = (standard**3).mean(), (standard**4).mean()
+    variance = 1.0 - skew * sharpe + (kurtosis - 1.0) / 4.0 * sharpe**2
+    return float(ndtr((sharpe - benchmark) * np.sqrt(n - 1) / np.sqrt(max(variance, 1e-12))))
 
 
 def expected_best_sharpe(n_rows: int, trials: int) -> float:
@@ -32,7 +34,7 @@ def expected_best_sharpe(n_rows: int, trials: int) -> float:
     """
     if trials <= 1:
         return 0.0
-    tail = (1 - _EULER) * norm.ppf(1 - 1 / trials) + _EULER * norm.ppf(1 - 1 / (trials * np.e))
+    tail = (1 - _EULER) * ndtri(1 - 1 / trials) + _EULER * ndtri(1 - 1 / (trials * np.e))
     return float(tail / np.sqrt(n_rows - 1))
 
 

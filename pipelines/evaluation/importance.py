@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import rankdata
 
 from pipelines.contracts import REGIMES, Estimate, Floats
 from pipelines.evaluation.metrics import mean_estimate
@@ -57,6 +56,8 @@ def asked_of(data: Dataset, params: Params) -> Asked | str:
 def clusters(rows: Floats, columns: tuple[str, ...], least: float) -> tuple[Group, ...]:
     """Columns joined where |rank correlation| (Spearman) is at least `least`, or where the catalogue calls one a copy
     of the other; through others too. rows (n, k), none missing. In the order of their first columns."""
+    from scipy.stats import rankdata  # a second of imports that only a fit needs
+
     ranks = rankdata(rows, axis=0)
     ranks -= ranks.mean(axis=0)
     size = np.sqrt((ranks**2).sum(axis=0))

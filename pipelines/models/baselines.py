@@ -1,9 +1,6 @@
 """M9: what every model has to beat, fitted on the same rows and scored on the same rows."""
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from pipelines.contracts import Floats
 from pipelines.models.base import Dataset, Rival
@@ -18,6 +15,10 @@ def base_rate(y: Floats, weight: Floats, n: int) -> Floats:
 
 def logistic(rows: Floats, y: Floats, weight: Floats, test: Floats) -> Floats:
     """(n,) probabilities of `test` by a regularised logistic regression on standardised columns."""
+    from sklearn.linear_model import LogisticRegression  # a second of imports that only a fit needs
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=500))
     model.fit(rows, y, logisticregression__sample_weight=weight)
     return np.asarray(model.predict_proba(test)[:, 1])

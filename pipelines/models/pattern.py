@@ -11,12 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xgboost
-from onnxmltools.convert import convert_xgboost
-from onnxmltools.convert.common.data_types import FloatTensorType as XgboostFloats
-from skl2onnx import convert_sklearn
-from skl2onnx.common.data_types import FloatTensorType
-from sklearn.ensemble import RandomForestClassifier
 
 from pipelines.contracts import Bools, Floats, Ints
 from pipelines.errors import NotEnoughData
@@ -169,6 +163,9 @@ def fit_trees(told: _Read, sides: Sided, params: Params) -> dict[str, Any]:
     weight, overlap = told.weight[told.there], float(told.evidence[told.there].mean())
     weight = weight / weight.mean()
     # a tree draws as many rows as are distinct: more would only repeat labels (López de Prado 2018, ch. 6.2)
+    import xgboost  # seconds of imports that only a fit needs
+    from sklearn.ensemble import RandomForestClassifier
+
     forest = RandomForestClassifier(
         p.trees, max_depth=p.forest_depth, min_samples_leaf=round(p.leaf), max_samples=overlap,
         random_state=params.seed, n_jobs=1,
@@ -245,9 +242,15 @@ def to_onnx(name: str, model: Any, sides: Sided, width: int) -> bytes:
     from pipelines.models.pattern_onnx import trees_to_onnx
 
     if name == "boosted":
+        from onnxmltools.convert import convert_xgboost
+        from onnxmltools.convert.common.data_types import FloatTensorType as XgboostFloats
+
         rows = [("rows", XgboostFloats([None, sides.width]))]
         converted = convert_xgboost(model, name=name, initial_types=rows, target_opset=15)
     else:
+        from skl2onnx import convert_sklearn
+        from skl2onnx.common.data_types import FloatTensorType
+
         converted = convert_sklearn(
             model, name=name, initial_types=[("rows", FloatTensorType([None, sides.width]))], target_opset=15,
             options={id(model): {"zipmap": False}},

@@ -10,15 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xgboost
-from onnxmltools.convert import convert_xgboost
-from onnxmltools.convert.common.data_types import FloatTensorType as XgboostFloats
-from skl2onnx import convert_sklearn
-from skl2onnx.common.data_types import FloatTensorType
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from pipelines.contracts import Floats, Ints
 from pipelines.errors import NotEnoughData
@@ -168,6 +159,12 @@ def fit_others(rows: Any, data: Dataset, params: Params) -> dict[str, Any]:
     p, y = params.predictor, data.y.astype(int)
     overlap = float(data.uniqueness.mean())
     weight = data.weight / data.weight.mean()
+    import xgboost  # seconds of imports that only a fit needs
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     line = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=500))
     line.fit(rows, y, logisticregression__sample_weight=weight)
     # a tree draws as many rows as are distinct: more would only repeat labels (López de Prado 2018, ch. 6.2)
@@ -186,10 +183,16 @@ def fit_others(rows: Any, data: Dataset, params: Params) -> dict[str, Any]:
 def to_onnx(name: str, model: Any, width: int) -> bytes:
     """Rows (n, width) float32 in, "probabilities" (n, 2) out; names of our own: the same model gives the same bytes."""
     if name == "xgboost":
+        from onnxmltools.convert import convert_xgboost
+        from onnxmltools.convert.common.data_types import FloatTensorType as XgboostFloats
+
         exported = convert_xgboost(
             model, name=name, initial_types=[("rows", XgboostFloats([None, width]))], target_opset=15
         )
     else:
+        from skl2onnx import convert_sklearn
+        from skl2onnx.common.data_types import FloatTensorType
+
         exported = convert_sklearn(
             model, name=name, initial_types=[("rows", FloatTensorType([None, width]))], target_opset=15,
             options={id(model): {"zipmap": False}},

@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xgboost
-from onnxmltools.convert import convert_xgboost
-from onnxmltools.convert.common.data_types import FloatTensorType
 
 from pipelines.contracts import Floats
 from pipelines.errors import NotEnoughData
@@ -17,6 +14,9 @@ from pipelines.models.calibration import Calibrated, export_calibrated, fit_cali
 from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
 from pipelines.settings import Params
+
+if TYPE_CHECKING:
+    from xgboost import XGBClassifier
 
 LEAST_EVENTS = 50
 
@@ -40,9 +40,11 @@ def dataset(artifacts: Path, params: Params) -> Dataset:
     )
 
 
-def fit_trees(rows: Floats, y: Floats, weight: Floats, params: Params) -> xgboost.XGBClassifier:
+def fit_trees(rows: Floats, y: Floats, weight: Floats, params: Params) -> "XGBClassifier":
     """100 trees of depth 6 at rate 0.1 unless params.yaml says otherwise; one thread, so the same bits every time."""
     p = params.validator
+    import xgboost  # seconds of imports that only a fit needs
+
     model = xgboost.XGBClassifier(
         n_estimators=p.trees,
         max_depth=p.depth,
@@ -69,8 +71,11 @@ def fit(data: Dataset, params: Params, embargo_s: float, say: Say) -> Calibrated
     )
 
 
-def to_onnx(model: xgboost.XGBClassifier, width: int) -> bytes:
+def to_onnx(model: "XGBClassifier", width: int) -> bytes:
     # a name of our own: the converter's default is random, and the same model must give the same bytes
+    from onnxmltools.convert import convert_xgboost
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
     rows = [("rows", FloatTensorType([None, width]))]
     exported = convert_xgboost(model, name="validator", initial_types=rows, target_opset=15)
     return bytes(exported.SerializeToString())
@@ -85,6 +90,8 @@ def contributions(fitted: Any, rows: Floats) -> Floats:
 
     Source: Lundberg et al. 2020, Nat. Mach. Intell. 2(1).
     """
+    import xgboost
+
     told = fitted.model.get_booster().predict(xgboost.DMatrix(rows, nthread=1), pred_contribs=True)
     return np.asarray(told[:, :-1], dtype=np.float64)  # the last one is what every row starts from
 

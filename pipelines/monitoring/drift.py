@@ -16,7 +16,6 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from scipy import stats
 
 from pipelines.compiled import kernel
 from pipelines.contracts import Floats, Ints
@@ -203,6 +202,8 @@ def fit_reference(values: Floats, columns: tuple[str, ...], params: DriftParams,
     scale = np.full(len(columns), np.nan)
     scale[watched] = np.maximum(np.nanmean(effects[:, watched], axis=0), LEAST_SCALE)
     scores = np.nanmax(effects[:, watched] / scale[watched], axis=1)
+    from scipy import stats  # a second of imports that only this needs
+
     location, spread = (float(x) for x in stats.gumbel_r.fit(scores))
     alarm_rate = 1.0 - (1.0 - params.false_alarm_budget) ** (1.0 / params.budget_blocks)
     return DriftReference(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from pipelines.contracts import Bools, Floats, Ints, Model
 from pipelines.errors import NotEnoughData
@@ -81,6 +80,8 @@ def ranked_alone(newest: Floats, y: Floats, columns: tuple[str, ...]) -> dict[st
     """
     if y.ndim != 1 or len(np.unique(y)) != 2:
         return {}
+    from scipy.stats import rankdata  # a second of imports that only a fit needs
+
     ranks = rankdata(newest, axis=0) / len(newest)
     found = {name: auc(ranks[:, j], y) for j, name in enumerate(columns)}
     best = max(found, key=lambda name: abs(found[name] - 0.5))

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import digamma, gammaln, logsumexp
 
 from pipelines.contracts import Floats
@@ -119,6 +118,8 @@ def _fit(
     start = np.concatenate([level, [0.5 if half_life is not None else 0.0, 0.0, 1.0]])
     bounds = [(each - 4.0, each + 4.0) for each in level]
     bounds += [(-1.0, 3.0) if half_life is not None else (0.0, 0.0), (-2.0, 2.0) if r > 1 else (0.0, 0.0), (-3.0, 6.0)]
+    from scipy.optimize import minimize
+
     best = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds)
     shifts, (power, sharp, tail) = best.x[:r], best.x[r:]
     density = Density(half_life, centre, float(power), tuple(shifts.tolist()), freedom_of(tail), float(np.exp(sharp)))

@@ -15,6 +15,9 @@ ifneq ($(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS)),)
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
+# A turn and the tests start a hundred processes: without bytecode each would compile all our files again, a second or two.
+unexport PYTHONDONTWRITEBYTECODE
+
 # No tool phones home. `bellwether` sets the same for itself (flows/supervisor.py); these lines cover tests and benchmarks.
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true

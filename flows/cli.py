@@ -482,7 +482,8 @@ def risk(as_json: AsJson = False) -> None:
     tail = found["tail"]
     if tail["by_asset"]:
         table(
-            f"expected shortfall at {tail['level']:g} over {tail['hours']:g} h, {tail['scenarios']:,} scenarios",
+            f"expected shortfall at {tail['level']:g} over {tail['hours']:g} h, {tail['scenarios']:,} scenarios, "
+            f"concentration {tail['concentration']:.2f}",
             ["asset", "net", "its part"],
             [[name, number(part["net"], 4), number(part["es"], 5)] for name, part in tail["by_asset"].items()],
         )

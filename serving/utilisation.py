@@ -72,6 +72,7 @@ def utilisation(
             "var": _var(held, account, net),
             "es": _known(found.es),
             "stress": _known(found.stress),
+            "concentration": _concentration(net),
             "by_asset": {
                 name: {"net": float(net[a]), "es": _known(float(parts[a]))}
                 for name, a in account.scenarios.codes.items()
@@ -188,6 +189,12 @@ def _var(held: Floats, account: Account, net: Floats) -> float | None:
     if not len(account.scenarios.returns) or (held[:, 1] < 0.0).any():
         return None
     return _known(max(float(tail_losses(account.scenarios.returns @ net, 1.0 - ES_LEVEL)[0]), 0.0))
+
+
+def _concentration(net: Floats) -> float | None:
+    """Herfindahl-Hirschman index of the net positions: 1 = all in one asset, 1/n = evenly in n; null without any."""
+    total = float(np.abs(net).sum())
+    return float(((net / total) ** 2).sum()) if total > 0.0 else None
 
 
 def _known(value: float) -> float | None:

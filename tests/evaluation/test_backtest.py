@@ -129,6 +129,23 @@ def test_losses_stop_the_day_and_the_third_stage_of_a_drawdown_stops_for_good():
     assert stops <= result.max_drawdown.value < stops + 0.01
 
 
+def test_a_drawdown_walks_through_its_stages_and_each_leaves_a_smaller_position():
+    events = np.ones(3000)
+    decided = BAR * np.arange(1, 3001)
+    result = run(events, decided, decided, np.full(3000, -150.0))
+    risk, sizes = PARAMS.risk, result.trades[:, T_SIZE]
+    drawdown = 1.0 - result.equity[result.trades[:, T_ROW].astype(int)]
+    for begins, ends, left in (
+        (0.0, risk.stages.reduce.at, 1.0),
+        (risk.stages.reduce.at, risk.stages.half.at, risk.stages.reduce.size),
+        (risk.stages.half.at, risk.stages.exit_only.at, risk.stages.half.size),
+    ):
+        inside = (drawdown >= begins * risk.max_drawdown) & (drawdown < ends * risk.max_drawdown)
+        assert inside.any()
+        assert sizes[inside] == pytest.approx(left * sizes[0])
+    assert drawdown.max() < risk.stages.exit_only.at * risk.max_drawdown
+
+
 def test_a_decision_does_not_know_how_open_trades_will_end():
     events, fills, exits, gross = random_history()
     cut = BAR * 1500

@@ -58,6 +58,23 @@ def test_status_of_an_empty_installation_answers_and_starts_nothing(tmp_path):
     assert (told["tier"], told["data_hash"], told["alarms"]) == (None, None, [])
 
 
+def test_limits_and_weights_answer_before_anything_was_trained(tmp_path):
+    limits = json.loads(bellwether(tmp_path / "home", "limits", "--json").stdout)
+    assert {row["layer"] for row in limits} == {
+        "data",
+        "model",
+        "signal",
+        "position",
+        "portfolio",
+        "drawdown",
+        "system",
+    }
+    assert next(row for row in limits if row["name"] == "max_drawdown")["value"] == 0.08
+    told = json.loads(bellwether(tmp_path / "home", "weights", "--json").stdout)
+    assert (told["use"], told["outcomes"], told["patterns"]) == ("shadow", 0, [])
+    assert told["learned"] == pytest.approx(told["stated"]["base"])
+
+
 def test_a_naive_moment_is_refused_with_the_way_to_write_it(tmp_path):
     done = bellwether(tmp_path / "home", "decide", "SIM/USDT", "--as-of", "2025-01-01T00:00:00")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
@@ -71,6 +88,7 @@ def test_a_naive_moment_is_refused_with_the_way_to_write_it(tmp_path):
         (["lineage", "nobody"], "bellwether decide"),
         (["decide"], "bellwether run --once"),
         (["drift"], "bellwether run --once"),
+        (["risk"], "bellwether up"),
         (["retrain"], "bellwether up"),
         (["promote", "validator", "1"], "bellwether up"),
         (["rollback", "validator"], "bellwether promote"),

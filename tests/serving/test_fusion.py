@@ -9,6 +9,7 @@ import pytest
 from pipelines.contracts import REGIMES
 from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import load_params
+from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.regimes import rule_regime
 from pipelines.signals.voices import VOICE_CATEGORIES
 from serving.fusion import N_VOICES, VOICES, fuse, regime_weights, weight_table
@@ -36,6 +37,15 @@ def test_weights_are_the_stated_ones_to_four_decimals(regime):
 
 def test_voices_are_in_the_order_the_signals_speak_in():
     assert VOICES == VOICE_CATEGORIES
+
+
+def test_every_weighted_category_has_producers_and_every_producer_one_category_with_a_weight():
+    assert set(PRODUCERS) == {*FUSION.weights, "traditional"}
+    assert all(PRODUCERS[name] and weight > 0 for name, weight in FUSION.weights.items())
+    heard = [signal for signals in PRODUCERS.values() for signal in signals]
+    assert len(heard) == len(set(heard))
+    assert (weight_table(FUSION)[:5, :-1] > 0).all()  # in every regime, and in none
+    assert {f"{signal}.direction" for signal in heard} <= set(SIGNALS.columns)
 
 
 def test_every_row_of_the_weight_table_sums_to_one():

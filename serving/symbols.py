@@ -7,7 +7,7 @@ pattern of its history, see training.warm) no bar is missing; a holiday is a gap
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -39,6 +39,7 @@ from pipelines.store import packed, unpacked
 from pipelines.training.warm import WarmStart
 
 CLOCK_SKEW = timedelta(seconds=5)  # how far a sender's clock may run ahead of ours
+ROOM = 8  # times KEPT_BARS: rows written before the newest are copied to a new place
 WARMUP_BARS = int(max(FEATURES.warmup.max(), SIGNALS.warmup.max()))
 
 
@@ -68,6 +69,7 @@ class Symbol:
         self.last_open_time = warm.last_open_time
         self._tail = warm.tail
         self._features, self._signals = warm.feature_state.copy(), warm.signal_state.copy()
+        self._recent = _Recent(warm.history)
         self.history = warm.history  # the newest closed bars, what models that look back read; the last is `closed`
         self.books, self.feed = warm.books, warm.feed
         self.closed = _newest(warm.history, self.step_s)
@@ -173,8 +175,7 @@ class Symbol:
         features = FEATURES.step(self._features, bar, levels, context)
         signals = SIGNALS.step(self._signals, bar, levels, context)
         self.warming_up = max(0, self.warming_up - 1)
-        row = History(*(part[np.newaxis] for part in (bar, features, signals, levels, context)))
-        self.history = self.history.then(row, KEPT_BARS)
+        self.history = self._recent.with_bar(bar, features, signals, levels, context)
         self.closed = _newest(self.history, self.step_s)
         return self.closed
 
@@ -196,6 +197,32 @@ class Symbol:
             for name, old, new in zip(BAR_FIELDS, before, row, strict=True):
                 if not (old == new or (np.isnan(old) and np.isnan(new))):
                     raise BadValues(f"{when} is stored with {name}={old:g}, now {name}={new:g}. The first one stands.")
+
+
+class _Recent:
+    """The newest KEPT_BARS bars as views of rows written once: a bar copies its own row, not those before it."""
+
+    def __init__(self, history: History) -> None:
+        self._begin(history)
+
+    def with_bar(self, *parts: Floats) -> History:
+        """The newest bars, this one the last; what was handed out before stays as it is."""
+        if self._end == ROOM * KEPT_BARS:
+            self._begin(self._view())
+        for rows, part in zip(self._rows, parts, strict=True):
+            rows[self._end] = part
+        self._end += 1
+        return self._view()
+
+    def _begin(self, history: History) -> None:
+        kept = [getattr(history, part.name)[-KEPT_BARS:] for part in fields(History)]
+        self._rows = [np.empty((ROOM * KEPT_BARS, *rows.shape[1:])) for rows in kept]
+        self._end = len(kept[0])
+        for mine, rows in zip(self._rows, kept, strict=True):
+            mine[: self._end] = rows
+
+    def _view(self) -> History:
+        return History(*(rows[max(0, self._end - KEPT_BARS) : self._end] for rows in self._rows))
 
 
 def _moment(at: float) -> str:

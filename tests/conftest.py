@@ -15,18 +15,28 @@ from xdist.scheduler import LoadScopeScheduling
 assert flows
 __all__ = ["postgres_server", "postgres_url", "second_postgres_url", "url"]
 SERVERS = "tests/integration/"  # one stack, started once
-LONG = ("tests/test_hardship.py", "tests/monitoring/test_drift_on_the_simulator.py", "tests/test_tutorials.py")
+# long ones early, so that none of them is last; hardship's services when the turn no longer takes both cores
+LONG = (
+    "tests/test_tutorials.py", "tests/monitoring/test_drift_on_the_simulator.py", "tests/training/test_controls.py",
+    "tests/serving/test_replay.py", "tests/test_hardship.py",
+)  # fmt: skip
 
 
 def pytest_runtest_setup(item):
     """Three workers on two cores: the one with the servers, whose tests take longest, goes first."""
     shared = "PYTEST_XDIST_WORKER" in os.environ
     if shared and not item.nodeid.startswith(SERVERS) and os.nice(0) == 0:
-        os.nice(5)
+        os.nice(10)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: 0 if item.get_closest_marker("stack") else 1 if item.nodeid.startswith(LONG) else 2)
+    items.sort(key=_turn_of)
+
+
+def _turn_of(item):
+    if item.get_closest_marker("stack"):
+        return 0
+    return next((at for at, name in enumerate(LONG, 1) if item.nodeid.startswith(name)), len(LONG) + 1)
 
 
 class ByFile(LoadScopeScheduling):

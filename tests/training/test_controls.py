@@ -122,5 +122,8 @@ def test_a_second_champion_of_the_same_recipe_is_no_better_than_the_first(market
         assert "gain_over_champion" in {check.name for check in verdict.checks if not check.passed}
 
 
-def test_another_year_of_the_same_market_has_another_hash(market, tmp_path):
-    assert history(tmp_path / "workspace", seed=8) != versioning.data_hash(market)
+def test_other_days_of_the_same_market_have_another_hash(tmp_path):
+    once, again, other = (
+        history(tmp_path / name, seed=seed, history_days=30) for name, seed in (("a", 7), ("b", 7), ("c", 8))
+    )
+    assert once == again != other

@@ -5,23 +5,20 @@ beside `plain` (target, stop and horizon of the labels). The ladder, the trailin
 of params.yaml; none was chosen by these figures.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.house import recording, simulated
+from benchmarks.pages import write
 from benchmarks.signals import STEP_S, _line, _prose
 from pipelines.contracts import CLOSE, OPEN_TIME, Estimate, Floats, Ints, utc
 from pipelines.data import schemas
 from pipelines.data.files import read
 from pipelines.data.quality import assess
 from pipelines.data.timeframes import resample
-from pipelines.errors import UnreadableFile
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.evaluation.signals import shown
 from pipelines.features import technical
@@ -224,13 +221,7 @@ def page(params: Params) -> str:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="python -m benchmarks.exits", description=__doc__)
-    asked.add_argument("--to", type=Path, default=PAGE, help="the page to write; docs/exits.md by default")
-    options = asked.parse_args()
-    if absent := sorted(str(recording(name)) for name in (BITCOIN, GOLD) if not recording(name).is_file()):
-        raise UnreadableFile(f"no {', '.join(absent)}; BELLWETHER_RECORDED names the folder of the recorded candles")
-    options.to.write_text(page(load_params()))
-    print(f"wrote {options.to}", file=sys.stderr)
+    write(PAGE, __doc__, (BITCOIN, GOLD), lambda: page(load_params()))
 
 
 if __name__ == "__main__":

@@ -4,18 +4,17 @@ Stated, equal, learnt as outcomes came in, convex and genetic weights of one poo
 events that none of them had seen: a simulated year, a recorded one, and a market that trades no nights.
 """
 
-import argparse
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
 from benchmarks.house import recording
+from benchmarks.pages import write
 from pipelines.contracts import (
     CATEGORIES,
     CLOSE,
@@ -34,7 +33,6 @@ from pipelines.data.files import read
 from pipelines.data.quality import assess
 from pipelines.data.simulator import simulate
 from pipelines.data.timeframes import resample
-from pipelines.errors import UnreadableFile
 from pipelines.evaluation.deflation import deflated_sharpe, overfitting_probability
 from pipelines.evaluation.gates import excess_of_chosen
 from pipelines.evaluation.metrics import lift_estimate, mean_estimate, most_confident, statistic_estimate
@@ -376,20 +374,17 @@ def _prose(text: str) -> str:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="python -m benchmarks.fusion", description=__doc__)
-    asked.add_argument("--to", type=Path, default=PAGE, help="the page to write; docs/fusion.md by default")
-    options = asked.parse_args()
-    needed = [recording(name) for name in (BTC, GOLD, *BESIDE)]
-    if absent := sorted({str(path) for path in needed if not path.is_file()}):
-        raise UnreadableFile(f"no {', '.join(absent)}; BELLWETHER_RECORDED names the folder of the recorded candles")
+    write(PAGE, __doc__, (BTC, GOLD, *BESIDE), _whole)
+
+
+def _whole() -> str:
     params = load_params()
     markets = [
         simulated_year(params),
         recorded("BTC/USDT, 15-minute bars, barriers walked on 1-minute bars", BTC, "1m", 900, BESIDE, params),
         recorded("XAU/USD, hourly bars", GOLD, "1h", 3600, (), params),
     ]
-    options.to.write_text(page([examined(market, params) for market in markets], params))
-    print(f"wrote {options.to}", file=sys.stderr)
+    return page([examined(market, params) for market in markets], params)
 
 
 if __name__ == "__main__":

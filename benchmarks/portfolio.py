@@ -5,24 +5,21 @@ costs, with 1/N beside it and intervals of the difference. Nothing was chosen by
 one band, written here before the first run.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
-from pathlib import Path as File
 
 import numpy as np
 from scipy.optimize import nnls
 
 from benchmarks.house import recording
+from benchmarks.pages import write
 from benchmarks.signals import _line, _prose
 from pipelines.contracts import CLOSE, OPEN_TIME, Estimate, Floats, utc
 from pipelines.data import schemas
 from pipelines.data.files import read
 from pipelines.data.quality import assess
-from pipelines.errors import UnreadableFile
 from pipelines.evaluation.portfolio import METHODS, Figures, Path, figures, walk
 from pipelines.evaluation.signals import WEEK_S, shown
 from pipelines.settings import ROOT, Params, load_params
@@ -276,14 +273,7 @@ def page(params: Params) -> str:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="python -m benchmarks.portfolio", description=__doc__)
-    asked.add_argument("--to", type=File, default=PAGE, help="the page to write; docs/portfolio.md by default")
-    options = asked.parse_args()
-    needed = [recording(name) for name in (*CRYPTO.values(), *FOREX.values())]
-    if absent := sorted({str(path) for path in needed if not path.is_file()}):
-        raise UnreadableFile(f"no {', '.join(absent)}; BELLWETHER_RECORDED names the folder of the recorded candles")
-    options.to.write_text(page(load_params()))
-    print(f"wrote {options.to}", file=sys.stderr)
+    write(PAGE, __doc__, (*CRYPTO.values(), *FOREX.values()), lambda: page(load_params()))
 
 
 if __name__ == "__main__":

@@ -5,17 +5,15 @@ and the number tried. On the simulator: patterns that were planted, so that prec
 what the same number of answers would find by chance.
 """
 
-import argparse
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.house import recording
+from benchmarks.pages import write
 from flows.signals import words
 from pipelines.contracts import (
     CONTEXT_FIELDS,
@@ -38,7 +36,6 @@ from pipelines.data.orderbook_design import FAKE, ICEBERG, LOOKBACK, SWEEP
 from pipelines.data.quality import assess
 from pipelines.data.simulator import Market, Planted, simulate
 from pipelines.data.timeframes import resample
-from pipelines.errors import UnreadableFile
 from pipelines.evaluation.signals import Scores, score_signals, shown
 from pipelines.features import technical
 from pipelines.features.catalog import absent_columns
@@ -288,14 +285,8 @@ def page(params: Params, markets: Sequence[Recorded] = MARKETS) -> str:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="python -m benchmarks.signals", description=__doc__)
-    asked.add_argument("--to", type=Path, default=PAGE, help="the page to write; docs/signals.md by default")
-    options = asked.parse_args()
-    needed = [recording(name) for market in MARKETS for name in (market.file, *market.beside)]
-    if absent := sorted({str(path) for path in needed if not path.is_file()}):
-        raise UnreadableFile(f"no {', '.join(absent)}; BELLWETHER_RECORDED names the folder of the recorded candles")
-    options.to.write_text(page(load_params()))
-    print(f"wrote {options.to}", file=sys.stderr)
+    needed = [name for market in MARKETS for name in (market.file, *market.beside)]
+    write(PAGE, __doc__, needed, lambda: page(load_params()))
 
 
 if __name__ == "__main__":

@@ -3,27 +3,24 @@
 Every scenario of `pipelines/evaluation/stress.py` on recorded markets: one alone through the crises, pairs otherwise.
 """
 
-import argparse
 import dataclasses
-import sys
 import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.house import recording
+from benchmarks.pages import write
 from pipelines.contracts import OPEN_TIME, Floats, utc
 from pipelines.data import schemas
 from pipelines.data.files import micros, numbers, read, read_table
 from pipelines.data.quality import assess
-from pipelines.errors import UnreadableFile
 from pipelines.evaluation.crises import CRISES, RESTING, inside, moves
-from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult
 from pipelines.evaluation.stress import SCENARIOS, stress
 from pipelines.evaluation.stress_limits import Case, at_most, largest, stress_of_limits, verdict
 from pipelines.evaluation.stress_report import shown
+from pipelines.evaluation.stressed import Portfolio, Recorded, StressResult
 from pipelines.settings import ROOT, Params, load_params
 
 PAGE = ROOT / "docs" / "stress.md"
@@ -269,14 +266,13 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="python -m benchmarks.stress", description=__doc__)
-    asked.add_argument("--to", type=Path, default=PAGE, help="the page to write; docs/stress.md by default")
-    options = asked.parse_args()
-    if absent := sorted(str(recording(name)) for name in MARKETS.values() if not recording(name).is_file()):
-        raise UnreadableFile(f"no {', '.join(absent)}; BELLWETHER_RECORDED names the folder of the recorded candles")
     now = datetime.now(UTC)
-    options.to.write_text(page({market: hourly(name, now) for market, name in MARKETS.items()}, load_params()))
-    print(f"wrote {options.to}", file=sys.stderr)
+    write(
+        PAGE,
+        __doc__,
+        MARKETS.values(),
+        lambda: page({market: hourly(name, now) for market, name in MARKETS.items()}, load_params()),
+    )
 
 
 if __name__ == "__main__":

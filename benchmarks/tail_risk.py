@@ -3,22 +3,19 @@
 Every method of `pipelines/evaluation/tail_risk.py`, hour by hour and day by day, held to what came afterwards.
 """
 
-import argparse
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.house import recording
+from benchmarks.pages import write
 from pipelines.contracts import CLOSE, OPEN_TIME, Floats, utc
 from pipelines.data import schemas
 from pipelines.data.files import read
 from pipelines.data.quality import assess
-from pipelines.errors import UnreadableFile
 from pipelines.evaluation.coverage import DRAWS, SIZE, Coverage, Significance
 from pipelines.evaluation.tail_risk import BURN_IN, DECAY, METHODS, backtest
 from pipelines.settings import ROOT
@@ -177,18 +174,14 @@ def page(markets: dict[str, Floats]) -> str:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="python -m benchmarks.tail_risk", description=__doc__)
-    asked.add_argument("--to", type=Path, default=PAGE, help="the page to write; docs/tail-risk.md by default")
-    options = asked.parse_args()
-    if absent := sorted(str(recording(name)) for name in MARKETS.values() if not recording(name).is_file()):
-        raise UnreadableFile(f"no {', '.join(absent)}; BELLWETHER_RECORDED names the folder of the recorded candles")
-    now = datetime.now(UTC)
-    bars = {
+    write(PAGE, __doc__, MARKETS.values(), lambda: page(_recorded(datetime.now(UTC))))
+
+
+def _recorded(now: datetime) -> dict[str, Floats]:
+    return {
         market: schemas.to_matrix(assess(read(recording(name), now, "1h"), "1h", now).clean)
         for market, name in MARKETS.items()
     }
-    options.to.write_text(page(bars))
-    print(f"wrote {options.to}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from pipelines.data.quality import assess
 from pipelines.data.schemas import to_matrix
 from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.errors import NotEnoughData
-from pipelines.evaluation.exposure import Recorded
 from pipelines.evaluation.stress_limits import Case, largest, stress_of_limits, verdict
 from pipelines.evaluation.stress_report import shown, write_page
+from pipelines.evaluation.stressed import Recorded
 
 HOUR_S = 3600
 BID, ASK = 0, 1

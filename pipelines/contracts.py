@@ -4,7 +4,7 @@ Time: every stamp is UTC. In frames a column is `datetime64[us, UTC]`; in compil
 float64 (exact to 2**53). A bar is named by its `open_time` and is known only at `open_time + timeframe`.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
@@ -177,12 +177,6 @@ class History:
 
     def __len__(self) -> int:
         return len(self.bars)
-
-    def then(self, later: "History", kept: int) -> "History":
-        """The newest `kept` bars of this history and what came later."""
-        return History(
-            *(np.concatenate([getattr(self, part.name), getattr(later, part.name)])[-kept:] for part in fields(History))
-        )
 
 
 @dataclass(frozen=True, slots=True)

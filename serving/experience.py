@@ -2,10 +2,11 @@
 
 The state is a file replaced by rename, so that a restart goes on from exactly there; without it, it is learnt anew from
 the ledger, in the order in which events resolved. It stands beside the stated weights in every decision; whether it
-also decides is `learning.use`. An outcome that is told after a later one is left to the next time that happens.
+also decides is `learning.use`. An outcome that is told after a later one teaches only where the ledger is learnt anew.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -42,6 +43,8 @@ def learn(state: Learning, resolved: Sequence[tuple[DecisionRecord, Outcome]], p
 
 FILE = "experience.json"
 
+log = logging.getLogger("bellwether.experience")
+
 
 class Experience:
     """One process's view of it. Not thread-safe: the caller follows with one thread at a time."""
@@ -50,11 +53,13 @@ class Experience:
         self._file, self._params = file, params
         self._counted: set[str] = set()  # decisions whose outcome came at the very moment of the last one
         self._state = self._read() or begin(params)
+        self._shown: datetime | None = None  # the newest outcome it was shown, whether or not it taught anything
 
     @property
     def since(self) -> datetime | None:
         """Outcomes from this moment on are new, or were counted last; None = all of them."""
-        return None if self._state.at is None else utc(self._state.at)
+        learnt = None if self._state.at is None else utc(self._state.at)
+        return max((at for at in (learnt, self._shown) if at is not None), default=None)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -80,11 +85,12 @@ class Experience:
 
     def follow(self, resolved: Sequence[tuple[DecisionRecord, Outcome]]) -> int:
         """Learn from outcomes since `since`; returns how many were new. Durable on return."""
+        self._shown = max((outcome.resolved_at for _, outcome in resolved), default=self._shown)
         new = [pair for pair in resolved if pair[0].decision.id not in self._counted]
         before, self._state = self._state, learn(self._state, new, self._params)
         if self._state is before:
             return 0
-        last = self.since
+        last = utc(self._state.at or 0.0)
         if before.at is None or last != utc(before.at):
             self._counted = set()
         self._counted |= {record.decision.id for record, outcome in resolved if outcome.resolved_at == last}
@@ -97,8 +103,11 @@ class Experience:
             told = json.loads(self._file.read_text())
             state = Learning.from_json(told["state"])
             self._counted = set(told["counted"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError, BellwetherError):
+        except FileNotFoundError:
             return None  # the ledger holds all it was learnt from
+        except (ValueError, KeyError, TypeError, BellwetherError) as error:
+            log.warning("%s cannot be read (%s); learning anew from the ledger", self._file, error)
+            return None
         if state.stated == begin(self._params).stated:
             return state
         self._counted = set()  # other weights are stated now: what was learnt began elsewhere

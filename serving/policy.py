@@ -92,8 +92,14 @@ class DecisionInputs:
 def flatten(params: Params) -> Floats:
     """Everything the core reads of `params.yaml` as its flat array (PARAM_WIDTH,); make it once a configuration.
 
-    Raises UnknownName for a missing regime or limit row, BadValues for a value that is not finite or not of this world.
+    Raises UnknownName for a missing regime or limit row, BadValues for a value that is not finite or not of this world,
+    or for an exit plan that nobody would follow.
     """
+    if params.exits.plan != "plain":
+        raise BadValues(
+            f"params.yaml exits.plan {params.exits.plan}: measured in docs/exits.md, but no venue follows it live yet; "
+            "set it to plain"
+        )
     fusion, risk, labels = params.fusion, params.risk, params.labels
     for key, table, names in (
         ("regime_multiplier", risk.regime_multiplier, REGIMES),

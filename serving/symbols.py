@@ -69,7 +69,7 @@ class Symbol:
         self.last_open_time = warm.last_open_time
         self._tail = warm.tail
         self._features, self._signals = warm.feature_state.copy(), warm.signal_state.copy()
-        self._recent = _Recent(warm.history)
+        self._recent = Recent(warm.history)
         self.history = warm.history  # the newest closed bars, what models that look back read; the last is `closed`
         self.books, self.feed = warm.books, warm.feed
         self.closed = _newest(warm.history, self.step_s)
@@ -199,7 +199,7 @@ class Symbol:
                     raise BadValues(f"{when} is stored with {name}={old:g}, now {name}={new:g}. The first one stands.")
 
 
-class _Recent:
+class Recent:
     """The newest KEPT_BARS bars as views of rows written once: a bar copies its own row, not those before it."""
 
     def __init__(self, history: History) -> None:

@@ -22,6 +22,7 @@ from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import event_rows, events
 from pipelines.training.labelling import LABELS, Sources
+from serving.symbols import Recent
 
 PARAMS, STEP_S = load_params(), 900
 HORIZON_S = max(
@@ -64,12 +65,11 @@ def told(market):
     first = [fold.run(bars[:RESTART], levels[:RESTART], contexts[:RESTART], state=state)
              for fold, state in zip((FEATURES, SIGNALS), states, strict=True)]  # fmt: skip
     saved = [state.copy() for state in states]
-    live = History(bars[:RESTART], *first, levels[:RESTART], contexts[:RESTART])
+    recent = Recent(History(bars[:RESTART], *first, levels[:RESTART], contexts[:RESTART]))
     for i in range(RESTART, NOW + 1):  # from saved state, bar by bar, keeping no more than serving keeps
         rows = [fold.step(state, bars[i], levels[i], contexts[i])
                 for fold, state in zip((FEATURES, SIGNALS), saved, strict=True)]  # fmt: skip
-        parts = (bars[i], *rows, levels[i], contexts[i])
-        live = live.then(History(*(part[np.newaxis].copy() for part in parts)), KEPT_BARS)
+        live = recent.with_bar(bars[i], *rows, levels[i], contexts[i])
     return {"whole": whole, "cut": cut, "ruined": other, "restarted and live": live}
 
 

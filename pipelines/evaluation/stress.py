@@ -10,8 +10,8 @@ from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, OPEN_TIME, VOLUME, Floats, Ints
 from pipelines.errors import UnknownName
 from pipelines.evaluation.crises import CRISES, crisis
-from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult, as_recorded
 from pipelines.evaluation.metrics import block_indices, default_block, interval
+from pipelines.evaluation.stressed import Portfolio, Recorded, StressResult, as_recorded
 
 LEVELS = (0.95, 0.99)
 DAY_S = 86_400.0

@@ -8,8 +8,8 @@ import numpy as np
 
 from pipelines.contracts import OPEN_TIME, Floats
 from pipelines.evaluation.crises import CRISES, inside, replay
-from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult, as_recorded
 from pipelines.evaluation.stress import DAY_S, stress_all
+from pipelines.evaluation.stressed import Portfolio, Recorded, StressResult, as_recorded
 from pipelines.settings import RiskParams
 
 SIDES = {"long": 1.0, "short": -1.0}

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import Estimate
-from pipelines.evaluation.exposure import StressResult
 from pipelines.evaluation.stress_limits import Case, largest, verdict
+from pipelines.evaluation.stressed import StressResult
 
 COLOURS = {"long": "#3b5bdb", "short": "#d9730d"}
 PALE = {"long": "#b3c0f2", "short": "#f0c49b"}  # without a stop

@@ -11,7 +11,6 @@ from benchmarks.stress import MARKETS, hourly, together
 from pipelines.contracts import BAR_WIDTH, CLOSE, OPEN_TIME
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.evaluation.crises import CRISES, RESTING, drawdowns, inside, moves, replay
-from pipelines.evaluation.exposure import Portfolio, Recorded, StressResult
 from pipelines.evaluation.stress import (
     IMPACT,
     OVER_THE_ORDER,
@@ -23,6 +22,7 @@ from pipelines.evaluation.stress import (
     stress_all,
 )
 from pipelines.evaluation.stress_limits import Allowed, Case, allowed, at_most, reopened, stress_of_limits, verdict
+from pipelines.evaluation.stressed import Portfolio, Recorded, StressResult
 from pipelines.settings import load_params
 
 RISK = load_params().risk

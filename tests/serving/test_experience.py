@@ -68,6 +68,24 @@ def test_a_restart_goes_on_from_the_same_bits(tmp_path):
     assert again.weights == whole.weights
 
 
+def test_outcomes_that_teach_nothing_are_not_asked_for_again(tmp_path):
+    experience = Experience(tmp_path / "e.json", PARAMS)
+    record, ended = resolved(1)
+    assert experience.follow([(DecisionRecord(replace(record.decision, said={}), b"", b""), ended)]) == 0
+    assert experience.since == ended.resolved_at
+    assert experience.follow([resolved(2)]) == 1
+    assert experience.follow([]) == 0
+    assert experience.since == resolved(2)[1].resolved_at
+
+
+def test_a_damaged_file_is_said_and_an_absent_one_is_not(tmp_path, caplog):
+    Experience(tmp_path / "e.json", PARAMS)
+    assert caplog.text == ""
+    (tmp_path / "e.json").write_text("{")
+    Experience(tmp_path / "e.json", PARAMS)
+    assert "learning anew from the ledger" in caplog.text
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"state": "{}", "counted": []}', "[1, 2]"])
 def test_a_file_that_cannot_be_read_is_learnt_anew_from_the_ledger(tmp_path, content):
     (tmp_path / "e.json").write_text(content)

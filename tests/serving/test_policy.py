@@ -193,6 +193,12 @@ def test_bad_callers_are_told_what_to_mend():
         to_rows(np.zeros((2, 3)), np.zeros((2, 3)))
 
 
+def test_an_exit_plan_that_nobody_would_follow_is_refused_and_not_ignored():
+    exits = PARAMS.exits.model_copy(update={"plan": "ladder"})
+    with pytest.raises(BadValues, match=r"exits\.plan ladder.*set it to plain"):
+        flatten(PARAMS.model_copy(update={"exits": exits}))
+
+
 def test_params_without_a_limit_are_refused_and_none_is_guessed():
     risk = PARAMS.risk
     budgets = risk.budgets.model_copy(update={"max_gross": NAN})

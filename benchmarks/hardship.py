@@ -31,7 +31,7 @@ from pipelines.settings import Settings
 from pipelines.store import Promotion, Store, decision_payload
 from pipelines.training.warm import read_warm_start
 from serving import symbols
-from serving.slots import write_generation
+from serving.generation import write_generation
 
 DECISION = ("decision",)
 ASKERS = 2  # clients that ask while the feeder feeds

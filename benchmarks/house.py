@@ -27,7 +27,7 @@ from pipelines.models.catalog import recipe
 from pipelines.settings import ROOT, Params, load_params
 from pipelines.training import stages
 from pipelines.training.warm import publish_warm_start
-from serving.slots import write_generation
+from serving.generation import write_generation
 
 RECORDED = (
     ROOT.parent / "shared" / "data" / "candles"

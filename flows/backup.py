@@ -18,7 +18,7 @@ from pipelines.backup import Backup, back_up, examine, refuse_existing, restore
 from pipelines.errors import LeaseHeld, StateError
 from pipelines.settings import Settings
 from pipelines.versioning import PROVENANCE
-from serving.slots import GENERATION_FILE, read_generation
+from serving.generation import GENERATION_FILE, read_generation
 
 OTHERS = {
     "MLflow": "runs, registered models and their bundles: its database and artifacts, <home>/mlflow by default. Stop "

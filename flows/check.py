@@ -21,7 +21,6 @@ from pipelines.models import pattern_view
 from pipelines.models.views import VIEWS
 from pipelines.settings import Params
 from pipelines.signals.catalog import SIGNALS
-from pipelines.training.stages import decision_timeframe
 
 ROWS_ARE_EVENTS = ("validator", "pattern")  # how many there are is known once signals were folded
 NAMED_GAPS = 5
@@ -80,7 +79,7 @@ def check(path: Path, symbol: str | None, context: list[Path], params: Params, a
     timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
     report = assess(frame, timeframe, at)
     bars = to_matrix(report.clean)
-    decision_tf = decision_timeframe(timeframe, params)
+    decision_tf = params.data.decided_on(timeframe)
     given = recorded(bars, market_records(source, name, [str(file) for file in context], at))
     held_back = timedelta(days=params.data.live_days).total_seconds()
     history = bars[bars[:, OPEN_TIME] < bars[-1, OPEN_TIME] - held_back, OPEN_TIME] if len(bars) else bars[:, OPEN_TIME]

@@ -445,13 +445,12 @@ def decide(
 ) -> None:
     """Ask the decision service, over HTTP, and show its reasons."""
     from flows.client import Client
-    from flows.lifecycle import site_last_close
     from flows.site import open_site
 
     site = open_site()
     name = symbol or site.manifest()["symbol"]
     with Client(site.settings) as client:
-        answer = client.decide(name, moment(as_of) or site_last_close(site, name))
+        answer = client.decide(name, moment(as_of) or site.last_close(name))
     if as_json:
         emit(answer)
         return

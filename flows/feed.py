@@ -19,7 +19,6 @@ from pipelines.data.timeframes import infer_timeframe
 from pipelines.errors import NotEnoughData, StateError
 from pipelines.monitoring.outcomes import resolve
 from pipelines.store import decision_of
-from pipelines.training.stages import decision_timeframe
 
 
 def live_tail(
@@ -73,7 +72,7 @@ def replay(client: Client, site: Site, symbol: str, bars: Floats, told: Records 
     if len(bars) == 0:
         return []
     base_s, cost_bps = TIMEFRAME_SECONDS[described["timeframe"]], site.params.costs.round_trip_bps
-    step_s = TIMEFRAME_SECONDS[decision_timeframe(described["timeframe"], site.params)]
+    step_s = TIMEFRAME_SECONDS[site.params.data.decided_on(described["timeframe"])]
     groups = list(by_decision_bar(bars, step_s))
     answers = []
     waiting: dict[str, Decision] = {}  # decisions on an event whose outcome lies ahead

@@ -52,7 +52,7 @@ def lifecycle(
         answers = replay(client, site, name, tail, told)
         if not answers:
             say(f"no live bars of {name} that the service has not seen; asking once about the last one")
-            answers = [client.decide(name, site_last_close(site, name))]
+            answers = [client.decide(name, site.last_close(name))]
     watched = monitor(name)
     if watched["event_families"]:
         retrained = wait_for_retrain(site, watched["event_families"], began)
@@ -67,19 +67,6 @@ def lifecycle(
         "monitor": watched,
         "retrained": retrained,
     }
-
-
-def site_last_close(site: Site, symbol: str) -> datetime:
-    """Close of the newest decision bar the service has seen, the moment a decision can be asked about."""
-    from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, utc
-    from pipelines.training.stages import decision_timeframe
-
-    described = site.manifest()
-    base_s = TIMEFRAME_SECONDS[described["timeframe"]]
-    step_s = TIMEFRAME_SECONDS[decision_timeframe(described["timeframe"], site.params)]
-    bars = site.store.bars(symbol)
-    end = bars[-1, OPEN_TIME] + base_s if len(bars) else datetime.fromisoformat(described["last"]).timestamp() + base_s
-    return utc(end // step_s * step_s)
 
 
 def wait_for_retrain(site: Site, families: list[str], since: datetime) -> dict[str, str]:

@@ -16,12 +16,9 @@ from flows.site import Site, leased, now
 from pipelines.contracts import Verdict
 from pipelines.errors import BundleError, GateRefused, StateError, UnknownName
 from pipelines.families import FAMILIES
-from pipelines.models.runtime import check_golden, load_bundle
-from pipelines.models.views import check_schema
 from pipelines.store import Promotion, Store
 from pipelines.tracking import Version
-from pipelines.training.warm import publish_warm_start
-from serving.slots import read_generation, write_generation
+from serving.generation import read_generation, write_generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +197,9 @@ def fetch_bundle(site: Site, version: Version) -> Path:
 
 def _servable(bundle: Path, version: Version) -> None:
     """What serving will ask of it. Raises BundleError."""
+    from pipelines.models.runtime import check_golden, load_bundle  # half a second that `status` does not wait for
+    from pipelines.models.views import check_schema
+
     model = load_bundle(bundle, version.digest, version.version)
     check_schema(model)
     check_golden(model)
@@ -257,6 +257,8 @@ def _served(line: Promotion | None) -> dict[str, Any] | None:
 
 def install_warm_start(site: Site) -> dict[str, str]:
     """Publish the folds' last state of the newest snapshot, with the measured hit rate of the traditional consensus."""
+    from pipelines.training.warm import publish_warm_start  # all kernels, which `status` does not need
+
     stage = site.workspace / "artifacts"
     told = json.loads((stage / "labels" / "traditional.json").read_text())
     into = site.settings.serving_dir / "warm"

@@ -16,7 +16,7 @@ from pathlib import Path
 from flows.promotion import champions, moving, slots_of
 from flows.site import Site
 from pipelines.families import FAMILIES
-from serving.slots import read_generation
+from serving.generation import read_generation
 
 RULES = {
     "decisions": "NO_TRADE without an event",

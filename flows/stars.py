@@ -19,7 +19,6 @@ from pipelines.evaluation.stars import Worth, Worths, worths
 from pipelines.settings import Params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.stars import history
-from pipelines.training.stages import decision_timeframe
 
 SHOWN = ("star", "true", "of bar x side", "lift bps [95 %]", "it is true for a side where")
 
@@ -59,7 +58,7 @@ def of_file(path: Path, symbol: str | None, context: list[Path], params: Params,
     frame = source.fetch(name, as_of=at, ingested_at=at)
     timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
     base = to_matrix(assess(frame, timeframe, at).clean)
-    decision_tf = decision_timeframe(timeframe, params)
+    decision_tf = params.data.decided_on(timeframe)
     step_s = TIMEFRAME_SECONDS[decision_tf]
     decision = resample(base, TIMEFRAME_SECONDS[timeframe], step_s)
     if not len(decision):

@@ -17,7 +17,7 @@ from flows.site import Site, is_gone, now, open_site, repeating
 from pipelines.errors import LeaseHeld, StateError
 from pipelines.families import FAMILIES
 from pipelines.store import ATTEMPTS, RetrainRequest
-from serving.slots import read_generation
+from serving.generation import read_generation
 
 log = logging.getLogger("bellwether.watch")
 LOOK_SECONDS = 2.0

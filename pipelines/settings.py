@@ -9,6 +9,7 @@ import yaml
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipelines.contracts import TIMEFRAME_SECONDS
 from pipelines.errors import BadValues
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,6 +110,11 @@ class DataParams(_Frozen):
     live_days: int = Field(ge=0)
     retention_days: int = Field(gt=0)
     exchange: ExchangeParams
+
+    def decided_on(self, base: str) -> str:
+        """The timeframe to decide on over bars of `base`: the stated one, or the source's own where that is coarser."""
+        coarser = TIMEFRAME_SECONDS[base] > TIMEFRAME_SECONDS[self.decision_timeframe]
+        return base if coarser else self.decision_timeframe
 
 
 class SimulatorParams(_Frozen):

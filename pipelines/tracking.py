@@ -17,6 +17,7 @@ from pipelines.errors import ServiceDown, UnknownName
 
 ALIASES = ("champion", "challenger", "previous")
 EXPERIMENT = "bellwether"
+NEEDED = ("numpy", "onnxruntime", "pandas", "mlflow")  # by whoever loads a version from MLflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +75,25 @@ class Tracking:
         mlflow.set_experiment(EXPERIMENT)
         with mlflow.start_run(run_name=f"{family}-{tags['digest'][:8]}", tags=tags):
             mlflow.log_params({name: str(value)[:500] for name, value in params.items()})
-            mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
-            for file in files:
-                mlflow.log_artifact(str(file), "evidence")
-            mlflow.log_artifacts(str(bundle), "bundle")
-            with contextlib.redirect_stderr(
-                io.StringIO()
-            ):  # MLflow prints there what we say ourselves; errors are raised
+            # before the metrics: of each one that a run has, MLflow would ask the server for its history
+            with _unprinted():
                 info = mlflow.pyfunc.log_model(
                     name=family,
                     python_model=str(Path(__file__).parent / "models" / "registered.py"),
                     artifacts={"bundle": str(bundle)},
-                    pip_requirements=[
-                        f"{name}=={_version_of(name)}" for name in ("numpy", "onnxruntime", "pandas", "mlflow")
-                    ],
-                    registered_model_name=family,
+                    pip_requirements=[f"{name}=={_version_of(name)}" for name in NEEDED],
                 )
-        version = str(info.registered_model_version)
+            mlflow.log_metrics({name: float(value) for name, value in metrics.items()}, model_id=info.model_id)
+            for file in files:
+                mlflow.log_artifact(str(file), "evidence")
+            mlflow.log_artifacts(str(bundle), "bundle")
+        # last, and with all its tags: whoever finds a version finds everything that belongs to it
+        with _unprinted():
+            made = mlflow.register_model(info.model_uri, family, tags={**tags, "gate_verdict": "pending"})
         if not self._client.get_registered_model(family).description:
             self._client.update_registered_model(family, title)
-        for key, value in {**tags, "gate_verdict": "pending"}.items():
-            self._client.set_model_version_tag(family, version, key, value)
-        self._client.update_model_version(family, version, (bundle / "card.md").read_text())
-        return self.version(family, version)
+        self._client.update_model_version(family, made.version, (bundle / "card.md").read_text())
+        return self.version(family, str(made.version))
 
     def version(self, family: str, version: str) -> Version:
         """Raises UnknownName naming the versions that exist."""
@@ -105,13 +102,14 @@ class Tracking:
         except self._mlflow.exceptions.MlflowException as error:
             known = ", ".join(v.version for v in self.versions(family)) or "none"
             raise UnknownName(f"{family} has no version {version!r}; known: {known}") from error
-        return self._read(found)
+        return _read(found, self._aliases(family))
 
     def versions(self, family: str) -> list[Version]:
         """Every version of a family, newest first; empty if the family was never trained."""
         found = self._client.search_model_versions(f"name = '{family}'")
         # the search result carries no aliases: they are on the registered model
-        return sorted((self._read(v) for v in found), key=lambda v: -int(v.version))
+        aliases = self._aliases(family) if found else {}
+        return sorted((_read(v, aliases) for v in found), key=lambda v: -int(v.version))
 
     def aliased(self, family: str, alias: str) -> Version | None:
         """The version an alias points to now, None if it points nowhere."""
@@ -153,8 +151,7 @@ class Tracking:
         """Add later evidence (a drift report) to the run of the version it is about."""
         for file in files:
             self._client.log_artifact(run_id, str(file), folder)
-        for name, value in metrics.items():
-            self._client.log_metric(run_id, name, value)
+        self._mlflow.log_metrics(metrics, run_id=run_id)
 
     def metrics(self, run_id: str) -> dict[str, float]:
         """Every metric of a run, by name."""
@@ -180,20 +177,26 @@ class Tracking:
                 return {}
             raise
 
-    def _read(self, found: Any) -> Version:
-        tags = {k: str(v) for k, v in found.tags.items()}
-        aliases = tuple(sorted(a for a, v in self._aliases(found.name).items() if v == str(found.version)))
-        return Version(
-            family=found.name,
-            version=str(found.version),
-            run_id=found.run_id or "",
-            digest=tags.get("digest", ""),
-            data_hash=tags.get("data_hash", ""),
-            git_commit=tags.get("git_commit", ""),
-            verdict=tags.get("gate_verdict", "pending"),
-            aliases=aliases,
-            tags=tags,
-        )
+
+def _read(found: Any, aliases: dict[str, str]) -> Version:
+    """A version as MLflow tells it; `aliases` are those of its family."""
+    tags = {k: str(v) for k, v in found.tags.items()}
+    return Version(
+        family=found.name,
+        version=str(found.version),
+        run_id=found.run_id or "",
+        digest=tags.get("digest", ""),
+        data_hash=tags.get("data_hash", ""),
+        git_commit=tags.get("git_commit", ""),
+        verdict=tags.get("gate_verdict", "pending"),
+        aliases=tuple(sorted(a for a, v in aliases.items() if v == str(found.version))),
+        tags=tags,
+    )
+
+
+def _unprinted() -> contextlib.redirect_stderr[io.StringIO]:
+    """Without what MLflow prints there: we say it ourselves, and errors are raised."""
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 def _version_of(package: str) -> str:

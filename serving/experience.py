@@ -18,8 +18,8 @@ from pipelines.errors import BellwetherError
 from pipelines.settings import Params
 from pipelines.store import DecisionRecord
 from serving.fusion import N_VOICES, regime_weights
+from serving.generation import write_atomically
 from serving.learning import Confidence, Learning, Resolved, pattern, start, update
-from serving.slots import write_atomically
 
 
 def begin(params: Params) -> Learning:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.settings import TierParams
-from serving.slots import write_atomically
+from serving.generation import write_atomically
 
 ACTING, REGIME, BESIDE = "validator", "regime", ("pattern", "predictor")
 FULL, SIMPLE, TRADITIONAL, EMERGENCY = 1, 2, 3, 4

@@ -44,7 +44,7 @@ def build_features(params: Params) -> None:
     described: dict[str, Any] = json.loads(Path("data/manifest.json").read_text())
     frame = schemas.read_bars(Path("data") / described["file"])
     base = schemas.to_matrix(frame)
-    base_tf, decision_tf = described["timeframe"], decision_timeframe(described["timeframe"], params)
+    base_tf, decision_tf = described["timeframe"], params.data.decided_on(described["timeframe"])
     decision = timeframes.resample(base, TIMEFRAME_SECONDS[base_tf], TIMEFRAME_SECONDS[decision_tf])
     say(f"features: {len(base):,} {base_tf} bars → {len(decision):,} {decision_tf} bars of {described['symbol']}")
     step_s = TIMEFRAME_SECONDS[decision_tf]
@@ -98,12 +98,6 @@ def read_records(data: Path, described: dict[str, Any]) -> tuple[Books | None, C
         records.to_books(records.read_book(data / book)) if book else None,
         records.to_feed(records.read_context(data / context)) if context else None,
     )
-
-
-def decision_timeframe(base: str, params: Params) -> str:
-    """The stated decision timeframe, or the source's own where that is coarser."""
-    wanted = params.data.decision_timeframe
-    return wanted if TIMEFRAME_SECONDS[base] <= TIMEFRAME_SECONDS[wanted] else base
 
 
 def build_labels(params: Params) -> None:

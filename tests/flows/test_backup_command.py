@@ -15,7 +15,7 @@ from flows import backup
 from pipelines.errors import LeaseHeld, StateError, UnreadableFile, WouldOverwrite
 from pipelines.settings import ROOT, Settings
 from pipelines.store import Store
-from serving.slots import read_generation, write_generation
+from serving.generation import read_generation, write_generation
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 DIGEST = "ab" * 32

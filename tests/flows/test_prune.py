@@ -15,7 +15,7 @@ from pipelines.contracts import Decision, Outcome
 from pipelines.errors import StateError
 from pipelines.settings import Settings, load_params
 from pipelines.store import DecisionRecord, Promotion, Store
-from serving.slots import write_generation
+from serving.generation import write_generation
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -17,7 +17,7 @@ from flows.watch import behind, fallen_retrains, registry_answers
 from pipelines.errors import LeaseHeld
 from pipelines.settings import Settings, load_params
 from pipelines.store import Promotion, Store
-from serving.slots import GENERATION_FILE, read_generation, write_generation
+from serving.generation import GENERATION_FILE, read_generation, write_generation
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ PORTS = ("mlflow_port", "prefect_port", "decision_port", "model_port", "evidentl
 COMMAND = Path(sys.executable).with_name("bellwether")
 # market, splits and gate are those of the project; the families learn from less and are asked less, to be done sooner
 SHORTER = {
+    "simulator": {"history_days": 150},
     "predictor": {"max_windows": 800, "epochs": 1, "trees": 20, "folds": 1},
     "pattern": {"max_windows": 1000, "epochs": 2, "trees": 30, "folds": 1},
     "regime": {"em_iterations": 20, "folds": 1},

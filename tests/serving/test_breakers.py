@@ -29,10 +29,10 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.voices import Voices
 from pipelines.store import DecisionRecord, Fill, Store
 from pipelines.training.warm import read_warm_start, write_warm_start
+from serving.generation import write_generation
 from serving.guarding import Latches, of_bar, of_fills, of_outage
 from serving.ledger import Ledger
 from serving.risk.breakers import BREAKERS, Conditions, holding
-from serving.slots import write_generation
 from serving.symbols import Symbol
 
 PARAMS = load_params()

@@ -23,7 +23,7 @@ from pipelines.settings import ROOT, settings
 from pipelines.store import Store
 from pipelines.training.warm import read_warm_start
 from serving.api import ObserveRequest
-from serving.slots import acknowledged, write_generation
+from serving.generation import acknowledged, write_generation
 from serving.symbols import Symbol, Symbols
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)

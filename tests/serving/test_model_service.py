@@ -17,8 +17,8 @@ from serving_stand import make_bundle, told
 from pipelines.models.runtime import load_bundle
 from pipelines.settings import ROOT
 from serving.api import Packed
+from serving.generation import write_generation
 from serving.remote import packed, unpacked
-from serving.slots import write_generation
 
 
 class Served:

@@ -23,11 +23,12 @@ from pipelines.signals.voices import Voices
 from pipelines.store import BarBatch, Promotion, Store
 from pipelines.training.warm import publish_warm_start, read_warm_start, write_warm_start
 from serving.account import Account
+from serving.generation import write_generation
 from serving.ledger import Ledger
 from serving.live import decide
 from serving.policy import flatten
 from serving.risk.exposure import scenarios_of
-from serving.slots import Slots, write_generation
+from serving.slots import Slots
 from serving.symbols import replay
 from serving.tiers import Tier
 

@@ -9,7 +9,8 @@ import pytest
 from serving_stand import make_bundle, told
 
 from pipelines.models.runtime import MANIFEST, sha256
-from serving.slots import GENERATION_FILE, Slots, acknowledged, write_generation
+from serving.generation import GENERATION_FILE, acknowledged, write_generation
+from serving.slots import Slots
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)
 

@@ -173,12 +173,12 @@ def ingest(
     last = utc(schemas.to_matrix(report.clean)[-1, 0])
     say(
         f"data {data_hash[:12]}: {len(report.clean):,} bars of {name} to {last:%F %H:%M} UTC, "
-        f"quality {report.score:.3f}, {len(report.quarantined)} quarantined{matches_pointer(site, data_hash)}"
+        f"quality {report.score:.3f}, {len(report.quarantined)} quarantined{matches_pointer(data_hash)}"
     )
     return data_hash
 
 
-def matches_pointer(site: Site, data_hash: str) -> str:
+def matches_pointer(data_hash: str) -> str:
     """Whether this is the snapshot the repository's own `data.dvc` describes."""
     return " (as data.dvc says)" if (ROOT / "data.dvc").is_file() and versioning.data_hash(ROOT) == data_hash else ""
 

@@ -3,6 +3,7 @@
 And the two databases the store runs on.
 """
 
+import gc
 import os
 
 import flows  # says how many threads a process takes, before anybody imports numpy
@@ -27,6 +28,17 @@ def pytest_runtest_setup(item):
     shared = "PYTEST_XDIST_WORKER" in os.environ
     if shared and not item.nodeid.startswith(SERVERS) and os.nice(0) == 0:
         os.nice(10)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported and collected stays, half a million objects: nobody walks over them looking for garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items):

@@ -5,19 +5,47 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-from pipelines.settings import ROOT
+from flows import cli
+from pipelines.settings import ROOT, settings
 
 COMMAND = Path(sys.executable).with_name("bellwether")
 
 
-def bellwether(home, *words):
-    outside = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_") and k != "CI"}
+def environment(home):
+    """An installation under `home` whose services answer nowhere; compiled code is shared."""
+    outside = {
+        k: v
+        for k, v in os.environ.items()
+        if k == "BELLWETHER_KERNEL_CACHE" or not (k.startswith("BELLWETHER_") or k == "CI")
+    }
     nowhere = {f"BELLWETHER_{name}_PORT": "9" for name in ("MLFLOW", "PREFECT", "DECISION", "MODEL", "EVIDENTLY")}
-    return subprocess.run([COMMAND, *words], cwd=ROOT, env={**outside, **nowhere, "BELLWETHER_HOME": str(home)},
-                          capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+    return {**outside, **nowhere, "BELLWETHER_HOME": str(home)}
+
+
+def bellwether(home, *words):
+    return subprocess.run([COMMAND, *words], cwd=ROOT, env=environment(home), capture_output=True, text=True,
+                          timeout=60, check=False)  # fmt: skip
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """A command typed in this process, which must end with exit code 1; returns what it says on standard error."""
+
+    def typed(*words):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["bellwether", *words])
+        settings.cache_clear()
+        with patch.dict(os.environ, environment(tmp_path / "home"), clear=True), pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 1
+        return capsys.readouterr().err
+
+    yield typed
+    settings.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -38,13 +66,14 @@ def bellwether(home, *words):
         (["--symbol", "DOGE/USDT"], "UnknownName", "no DOGE/USDT", "set simulator.symbol"),
     ],
 )  # fmt: skip
-def test_a_wrong_request_is_one_line_at_once_and_nothing_is_started_or_written(tmp_path, words, kind, says, remedy):
-    done = bellwether(tmp_path / "home", "run", "--once", *words)
-    assert done.returncode == 1
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith(f"{kind}: ")
-    assert says in done.stderr
-    assert remedy in done.stderr
+def test_a_wrong_request_is_one_line_at_once_and_nothing_is_started_or_written(
+    tmp_path, refused, words, kind, says, remedy
+):
+    told = refused("run", "--once", *words)
+    assert len(told.strip().splitlines()) == 1, told
+    assert told.startswith(f"{kind}: ")
+    assert says in told
+    assert remedy in told
     assert not (tmp_path / "home" / "run").exists()
     assert not (tmp_path / "home" / "logs").exists()
 

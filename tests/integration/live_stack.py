@@ -33,7 +33,8 @@ TURN_SECONDS = 600.0
 STOP_SECONDS = 60.0
 PORTS = ("mlflow_port", "prefect_port", "decision_port", "model_port", "evidently_port")
 COMMAND = Path(sys.executable).with_name("bellwether")
-# market, splits and gate are those of the project; the families learn from less and are asked less, to be done sooner
+# splits and gate are those of the project; there are fewer days, and the families learn from less, to be done sooner.
+# The whole year, which `data.dvc` describes, is learnt from in tests/training/test_controls.py.
 SHORTER = {
     "simulator": {"history_days": 150},
     "predictor": {"max_windows": 800, "epochs": 1, "trees": 20, "folds": 1},

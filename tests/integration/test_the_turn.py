@@ -10,7 +10,6 @@ import pytest
 from live_stack import quiet
 
 from pipelines.families import FAMILIES
-from pipelines.settings import ROOT
 from pipelines.versioning import data_hash
 from serving.tiers import Seen, installed
 
@@ -76,12 +75,6 @@ def test_the_gate_was_the_only_way_to_the_champion_slot(stack):
     assert (judged.actor, judged.action, judged.verdict_passed) == ("gate", "challenge", True)
     assert (promoted.actor, promoted.action, promoted.digest) == ("policy", "promote", judged.digest)
     assert promoted.evidence == {"verdict": judged.id}
-
-
-def test_the_first_snapshot_is_the_one_the_repository_describes(first):
-    if not (ROOT / "data.dvc").is_file():
-        pytest.skip("no data.dvc at the root of the repository yet")
-    assert first.data_hash == data_hash(ROOT)
 
 
 def test_the_planted_drift_raised_an_alarm_and_its_event_a_retrain(stack, refused):

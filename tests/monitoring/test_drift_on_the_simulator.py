@@ -13,7 +13,7 @@ from pipelines.settings import load_params
 PARAMS = load_params()
 BAR_SECONDS = TIMEFRAME_SECONDS[PARAMS.data.decision_timeframe]
 BARS_A_DAY = 86_400 // BAR_SECONDS
-HISTORY_DAYS = 180  # of a year: sixty blocks of three days; `make evidence` watches a hundred whole years
+HISTORY_DAYS = 120  # of a year: forty blocks of three days; `make evidence` watches a hundred whole years
 HISTORY = HISTORY_DAYS * BARS_A_DAY
 AT = [FEATURES.index[name] for name in WATCHED_COLUMNS]
 DRIFTED_SEEDS = (0, 1, 2, 3, PARAMS.simulator.seed)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flows.backtest import replay_policy
-from flows.ingest import write_snapshot
+from flows.ingest import matches_pointer, write_snapshot
 from pipelines import versioning
 from pipelines.data.quality import assess
 from pipelines.data.sources import make_source
@@ -58,6 +58,8 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_committed_pointer_describes_the_regenerated_snapshot(market):
     assert versioning.data_hash(market) == versioning.data_hash(ROOT)
+    assert matches_pointer(versioning.data_hash(market)) == " (as data.dvc says)"
+    assert matches_pointer("0" * 32) == ""
 
 
 def test_the_planted_edge_passes_the_gate_with_no_sign_of_a_leak(market):
@@ -76,7 +78,7 @@ def test_the_policy_emits_at_least_ten_times_a_simulated_week(market):
 
 
 def test_pure_noise_is_refused(tmp_path):
-    history(tmp_path / "workspace", edge=0.0, seed=11)
+    history(tmp_path / "workspace", edge=0.0, seed=11, history_days=180)
     verdict = judge(evidence(trained(tmp_path / "workspace")), PARAMS)
     failed = {check.name for check in verdict.checks if not check.passed}
     assert "gain_over_base_rate" in failed

@@ -12,7 +12,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows.market import market_records, market_source
 from flows.progress import say, step
-from flows.site import Site, now, open_site, writing
+from flows.site import now, open_site, writing
 from pipelines import versioning
 from pipelines.contracts import utc
 from pipelines.data import records, schemas

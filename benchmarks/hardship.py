@@ -267,9 +267,9 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
     """
     said: dict[str, list[dict[str, Any]]] = {}
     found: dict[str, Any] = {}
-    for mode in ("local", "remote"):
+    for mode, names in (("local", DECISION), ("remote", (*DECISION, "models"))):
         patient = {"BELLWETHER_MODELS": mode, "BELLWETHER_MODEL_TIMEOUT_MS": "5000"}
-        with house(tiny, "", ("decision", "models"), **patient) as (at, settings), Client(settings) as client:
+        with house(tiny, "", names, **patient) as (at, settings), Client(settings) as client:
             load = load_of(at, settings, 0.0, forgiving=False)
             bars = iter(load.groups)
             said[mode] = [_shown(client, load, next(bars)) for _ in range(count)]

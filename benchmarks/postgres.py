@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.services import free_ports
+from benchmarks.ports import free_ports
 from pipelines.errors import ServiceDown
 
 USER = "bellwether"

@@ -5,10 +5,9 @@ child. Run: python -m benchmarks services
 """
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import psutil
 
 from benchmarks.house import FAMILY, Stand, by_decision_bar, stand
 from benchmarks.measured import Row, Spread, pairs, spread
+from benchmarks.ports import free_ports
 from flows import supervisor
 from flows.client import Client
 from pipelines.contracts import OPEN_TIME, Floats, utc
@@ -25,14 +25,6 @@ from pipelines.settings import Settings
 
 SERVICES = ("decision", "models")
 MB = 2**20
-
-
-def free_ports(n: int) -> list[int]:
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(n)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import httpx
 import pytest
 import yaml
 
+from benchmarks.ports import free_ports
 from flows import promotion, supervisor
 from flows.client import Client
 from flows.site import Site
@@ -42,17 +42,6 @@ SHORTER = {
     "regime": {"em_iterations": 20, "folds": 1},
     "importance": {"repeats": 1},
 }
-
-
-def free_ports(n: int) -> list[int]:
-    """n different ports nobody listens on."""
-    probes = [socket.socket() for _ in range(n)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    found = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return found
 
 
 def environment(home: Path) -> dict[str, str]:

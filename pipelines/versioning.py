@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipelines.errors import BellwetherError, StateError
+from pipelines.settings import read_yaml
 
 _ONE_FOLDER = threading.RLock()
 STAGE_LOG = "BELLWETHER_STAGE_LOG"  # a stage that DVC runs writes what it says there
@@ -114,7 +113,7 @@ def data_hash(folder: Path) -> str:
     pointer = folder / "data.dvc"
     if not pointer.is_file():
         raise StateError(f"{folder}: no data.dvc; run `bellwether run --once` to ingest and version market data")
-    return str(yaml.safe_load(pointer.read_text())["outs"][0]["md5"])
+    return str(read_yaml(pointer)["outs"][0]["md5"])
 
 
 def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
@@ -196,7 +195,7 @@ def _stated(workspace: Path, name: str) -> tuple[str, list[str]]:
 
 def _locked(workspace: Path) -> dict[str, object]:
     lock = workspace / "dvc.lock"
-    return dict(yaml.safe_load(lock.read_text())["stages"]) if lock.is_file() else {}
+    return dict(read_yaml(lock)["stages"]) if lock.is_file() else {}
 
 
 def keep_version(workspace: Path, versions: Path) -> Path:

@@ -1,13 +1,19 @@
 """Compile every kernel once and keep the machine code, so that neither the first turn nor a service has to.
 
-`make setup` runs it: `python -m flows.warm`. It folds a short simulated market through each compiled part.
+`make setup` runs it: `python -m flows.warm`. One process folds a short simulated market through what a turn and the
+services run; beside it another one asks everything that only recordings, studies and other plans are asked.
 """
 
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from flows.backtest import live_core
 from flows.doctor import kernels_are_warm, warm_mark
@@ -19,15 +25,22 @@ from pipelines.contracts import (
     OPEN_TIME,
     TAPE_WIDTH,
     TIMEFRAME_SECONDS,
+    VOLUME,
     Books,
     ContextFeed,
     Floats,
     History,
+    Trades,
 )
+from pipelines.data import hawkes, recordings, sampling
 from pipelines.data.alignment import align
 from pipelines.data.simulator import simulate
 from pipelines.data.timeframes import resample
+from pipelines.data.trades import bars_from_trades
+from pipelines.evaluation import tail_risk
 from pipelines.evaluation.backtest import backtest
+from pipelines.evaluation.stress import bootstrap
+from pipelines.evaluation.stressed import Portfolio, Recorded
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import Fold
 from pipelines.labels.barriers import triple_barrier
@@ -42,6 +55,7 @@ from pipelines.signals.events import events
 from pipelines.signals.voices import Voices
 from serving import core
 from serving.policy import flatten, to_rows
+from serving.risk import exits
 from serving.risk.exposure import scenarios_of
 
 MARKET_DAYS = 30  # long enough for every feature to warm up and for some events to happen
@@ -49,9 +63,8 @@ MARKET_DAYS = 30  # long enough for every feature to warm up and for some events
 
 def timed(what: str, run: Callable[[], Any]) -> Any:
     began = time.perf_counter()
-    print(f"compiling {what} …", end=" ", flush=True)
     result = run()
-    print(f"{time.perf_counter() - began:.1f} s", flush=True)
+    print(f"compiled {what}: {time.perf_counter() - began:.1f} s", flush=True)
     return result
 
 
@@ -78,8 +91,8 @@ def fit_regimes(history: History, base: Floats, step_s: int, params: Params) -> 
     REGIME.fit(data, params, 0.0, lambda line: None).answer(data.inputs(np.arange(2)))
 
 
-def warm(params: Params) -> None:
-    """Run each compiled function on a small market, with the array types it meets in real use."""
+def warm_turn(params: Params) -> None:
+    """Run each compiled function of a turn on a small market, with the array types it meets in real use."""
     spec = params.simulator.model_copy(
         update={"history_days": MARKET_DAYS, "live_days": 0, "drift_after_live_days": None}
     )
@@ -91,7 +104,7 @@ def warm(params: Params) -> None:
     feed = ContextFeed(one, np.zeros(1, np.int64), one)
     timed("alignment", lambda: align(bars[:, OPEN_TIME] + step_s, step_s, books, feed))
     features = timed("features", lambda: fold_twice(FEATURES, bars))
-    signals = timed("signals", lambda: fold_twice(SIGNALS, bars))
+    signals = fold_twice(SIGNALS, bars)
     voices = timed("voices", lambda: Voices.fit(signals))
     context = np.full((len(bars), len(NO_CONTEXT)), np.nan)
     history = History(bars, features, signals, np.empty((len(bars), 2, 0, 3)), context)
@@ -124,13 +137,75 @@ def warm(params: Params) -> None:
     timed("drift", lambda: block_effects(features[:half], features[half:], np.array([0]), half))
 
 
+def walked(n: int, seed: int) -> Floats:
+    """(n, 8) one-minute bars of a random walk: enough for what only has to be compiled."""
+    rng = np.random.default_rng(seed)
+    close = 100.0 * np.exp(np.cumsum(rng.normal(0.0, 1e-3, n)))
+    first = np.concatenate([[100.0], close[:-1]])
+    volume = rng.uniform(1.0, 2.0, n)
+    high, low = np.maximum(first, close) * 1.0005, np.minimum(first, close) * 0.9995
+    return np.column_stack([60.0 * np.arange(n), first, high, low, close, volume, np.full(n, 9.0), volume / 2])
+
+
+def recorded(folder: Path) -> Path:
+    """A recording of three changes of a book, one a minute."""
+    at = pd.date_range("2024-01-01", periods=3, freq="1min", tz="UTC")
+    pd.DataFrame(
+        {"receive_time": at, "event_time": at, "final_update_id": [2, 3, 4], "prev_final_update_id": [1, 2, 3],
+         "side": "bid", "price": [99.0, 100.0, 99.5], "quantity": 1.0}
+    ).to_parquet(folder / "depth_updates.parquet")  # fmt: skip
+    pd.DataFrame(
+        {"last_update_id": 1, "side": ["bid", "ask"], "price": [98.0, 101.0], "quantity": [1.0, 1.0]}
+    ).to_parquet(folder / "depth_snapshot.parquet")
+    return folder
+
+
+def warm_rest(params: Params) -> None:
+    """Run what a turn does not: recordings, trades, sampling, fits of arrivals, other exits, stress and tails.
+
+    The signals come first, a third of all that is compiled: the other process finds them done when it is there.
+    """
+    bars, rng = walked(900, 1), np.random.default_rng(2)
+    timed("signals", lambda: fold_twice(SIGNALS, bars))
+    with tempfile.TemporaryDirectory() as folder:
+        timed("recordings", lambda: recordings.replay(recorded(Path(folder))))
+    trades = Trades(
+        bars[:, OPEN_TIME], bars[:, CLOSE], bars[:, VOLUME], np.where(rng.random(len(bars)) < 0.5, 1.0, -1.0)
+    )
+    timed("trades", lambda: bars_from_trades(trades, 60))
+    timed(
+        "sampling",
+        lambda: (
+            sampling.cusum(bars, 60.0),
+            sampling.sampled_bars(bars, sampling.volume_bars(bars, 60.0, 20.0)),
+            sampling.imbalance_bars(bars, 60.0, "volume", 20),
+        ),
+    )
+    timed("arrivals", lambda: hawkes.fit(hawkes.simulate(1.0, 0.5, 2.0, 300.0, 3)))
+    rules = exits.flatten(params.exits, params.labels)
+    one = np.array([0])
+    timed(
+        "exits", lambda: exits.follow(bars, bars[one, OPEN_TIME], bars[one, CLOSE], one + 1, one + 0.01, 600.0, rules)
+    )
+    returns = np.diff(np.log(bars[:, CLOSE]))
+    timed("tails", lambda: [tail_risk.estimate(returns, name, 0.95) for name in tail_risk.METHODS])
+    portfolio = Portfolio(np.array([0.1]), np.array([0.02]), 5.0)
+    daily = np.repeat(bars[:, np.newaxis], 1, axis=1)
+    daily[:, :, OPEN_TIME] *= 1440.0
+    past = Recorded(("SIM/USDT",), 86_400.0, daily, np.full((len(bars), 1), np.nan))
+    timed("stress", lambda: bootstrap(portfolio, past, 100, params.seed))
+
+
 def main() -> None:
     if kernels_are_warm():
         print("the kernel cache is warm")
         return
     print(f"{len(kernel_sources())} files of kernels → {cache_dir()}")
     began = time.perf_counter()
-    warm(load_params())
+    params = load_params()
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for part in [pool.submit(run, params) for run in (warm_turn, warm_rest)]:
+            part.result()
     warm_mark().touch()
     print(f"warm after {time.perf_counter() - began:.0f} s")
 

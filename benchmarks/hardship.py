@@ -228,12 +228,7 @@ def _compare(at: Stand, settings: Settings, store: Store, load: Load) -> dict[st
     walk = symbols.replay(read_warm_start(Path(at.warm["path"]), at.warm["digest"]), bars[:0])
     rows = {c.close_time: (c.features.tobytes(), c.signals.tobytes()) for c in walk.advance(bars)}
     keys = [(record.decision.as_of, record.decision.generation) for record in records]
-    line = Promotion(
-        at=utc(0), actor="house", action="promote", family=FAMILY, arm="champion", from_version=None, to_version="1",
-        digest=at.digests[0], run_id="benchmark", data_hash="benchmark", git_commit="benchmark", verdict_passed=True,
-        reason="house",
-    )  # fmt: skip
-    store.add_promotion(line)
+    store.add_promotion(_line_of(at))
     replayed = again(Site(settings, at.params, store), records)
     return {
         "lost": sum(
@@ -251,6 +246,15 @@ def _compare(at: Stand, settings: Settings, store: Store, load: Load) -> dict[st
     }  # fmt: skip
 
 
+def _line_of(at: Stand) -> Promotion:
+    """What the ledger would say of the champion that a house begins with."""
+    return Promotion(
+        at=utc(0), actor="house", action="promote", family=FAMILY, arm="champion", from_version=None, to_version="1",
+        digest=at.digests[0], run_id="benchmark", data_hash="benchmark", git_commit="benchmark", verdict_passed=True,
+        reason="house",
+    )  # fmt: skip
+
+
 def _same(stored: dict[str, Any], answered: dict[str, Any]) -> bool:
     """What was answered is what is stored, field by field; the answer may hold more."""
     return all(answered.get(name) == value for name, value in stored.items())
@@ -260,45 +264,45 @@ def _same(stored: dict[str, Any], answered: dict[str, Any]) -> bool:
 
 
 def together(count: int, tiny: bool = False) -> dict[str, Any]:
-    """The same `count` decision bars with models in the process and with the model service asked; then that one killed.
+    """`count` decision bars with the model service asked, made again with models in this process; then it is killed.
 
-    Returns bars, spoken (validator answers with a number), different (bars on which the two did not say the same), and
-    of the killed service: out (tier and the champion's reason at the next event), back (tier once it answers again).
+    Returns bars, spoken (validator answers with a number), different (of a decision and the one that is made again:
+    nothing may be), and of the killed service: out (tier and the champion's reason at the next event), back (tier once
+    it answers again).
     """
-    said: dict[str, list[dict[str, Any]]] = {}
-    found: dict[str, Any] = {}
-    for mode, names in (("local", DECISION), ("remote", (*DECISION, "models"))):
-        patient = {"BELLWETHER_MODELS": mode, "BELLWETHER_MODEL_TIMEOUT_MS": "5000"}
-        with house(tiny, "", names, **patient) as (at, settings), Client(settings) as client:
-            load = load_of(at, settings, 0.0, forgiving=False)
-            bars = iter(load.groups)
-            said[mode] = [_shown(client, load, next(bars)) for _ in range(count)]
-            if mode == "remote":
-                gone = [p for name, p in processes(settings, ("models",)).items() if name.startswith("models")]
-                for process in gone:
-                    process.kill()
-                psutil.wait_procs(gone, timeout=10.0)
-                for group in bars:  # until a bar on which a model is asked
-                    found["out"] = _shown(client, load, group)
-                    if found["out"]["event"] is not None:
-                        break
-                supervisor.up(settings, ("models",))
-                for group in bars:  # a bar at a time until trust is back
-                    found["back"] = _shown(client, load, group)
-                    if found["back"]["tier"] < 3:
-                        break
-    champions = [answer["models"][FAMILY]["champion"] for answer in said["remote"]]
-    told = {
-        "bars": count,
+    patient = {"BELLWETHER_MODELS": "remote", "BELLWETHER_MODEL_TIMEOUT_MS": "5000"}
+    with house(tiny, "", (*DECISION, "models"), **patient) as (at, settings), Client(settings) as client:
+        load = load_of(at, settings, 0.0, forgiving=False)
+        bars = iter(load.groups)
+        said = [_shown(client, load, next(bars)) for _ in range(count)]
+        gone = [p for name, p in processes(settings, ("models",)).items() if name.startswith("models")]
+        for process in gone:
+            process.kill()
+        psutil.wait_procs(gone, timeout=10.0)
+        for group in bars:  # until a bar on which a model is asked
+            out = _shown(client, load, group)
+            if out["event"] is not None:
+                break
+        supervisor.up(settings, ("models",))
+        for group in bars:  # a bar at a time until trust is back
+            back = _shown(client, load, group)
+            if back["tier"] < 3:
+                break
+        store = Store.open(settings.store)
+        try:
+            store.add_promotion(_line_of(at))
+            asked = {answer["id"] for answer in said}
+            replayed = again(Site(settings, at.params, store), [r for r in store.decisions() if r.decision.id in asked])
+        finally:
+            store.close()
+    champions = [answer["models"][FAMILY]["champion"] for answer in said]
+    return {
+        "bars": replayed.equal + len(replayed.different),
         "spoken": sum(champion["p"] is not None for champion in champions),
-        "different": [
-            i for i, (one, other) in enumerate(zip(said["local"], said["remote"], strict=True))
-            if any(one[name] != other[name] for name in ("models", "action", "size", "p", "tier", "edge_bps"))
-        ],
-    }  # fmt: skip
-    lost = found["out"]
-    reason = lost["models"][FAMILY]["champion"]["reason"]
-    return told | {"out": (lost["tier"], reason), "back": found["back"]["tier"]}
+        "different": replayed.different[:3],
+        "out": (out["tier"], out["models"][FAMILY]["champion"]["reason"]),
+        "back": back["tier"],
+    }
 
 
 def _shown(client: Client, load: Load, group: Floats) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from pipelines.store import Promotion, Store, decision_payload
 from pipelines.training.warm import read_warm_start
 from serving import symbols
 from serving.generation import write_generation
+from serving.opinions import faulty
 
 DECISION = ("decision",)
 ASKERS = 2  # clients that ask while the feeder feeds
@@ -266,7 +267,8 @@ def _same(stored: dict[str, Any], answered: dict[str, Any]) -> bool:
 def together(count: int, tiny: bool = False) -> dict[str, Any]:
     """`count` decision bars with the model service asked, made again with models in this process; then it is killed.
 
-    Returns bars, spoken (validator answers with a number), different (of a decision and the one that is made again:
+    Returns bars, spoken (validator answers with a number), faulty (answers that the service failed to give, which a
+    replay would take as recorded; nothing may be), different (of a decision and the one that is made again:
     nothing may be), and of the killed service: out (tier and the champion's reason at the next event), back (tier once
     it answers again).
     """
@@ -296,9 +298,11 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
         finally:
             store.close()
     champions = [answer["models"][FAMILY]["champion"] for answer in said]
+    answered = [told for answer in said for arms in answer["models"].values() for told in arms.values()]
     return {
         "bars": replayed.equal + len(replayed.different),
         "spoken": sum(champion["p"] is not None for champion in champions),
+        "faulty": sum(faulty(told) is not None for told in answered),
         "different": replayed.different[:3],
         "out": (out["tier"], out["models"][FAMILY]["champion"]["reason"]),
         "back": back["tier"],

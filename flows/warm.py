@@ -190,7 +190,7 @@ def warm_rest(params: Params) -> None:
     returns = np.diff(np.log(bars[:, CLOSE]))
     timed("tails", lambda: [tail_risk.estimate(returns, name, 0.95) for name in tail_risk.METHODS])
     portfolio = Portfolio(np.array([0.1]), np.array([0.02]), 5.0)
-    daily = np.repeat(bars[:, np.newaxis], 1, axis=1)
+    daily = bars[:, np.newaxis].copy()
     daily[:, :, OPEN_TIME] *= 1440.0
     past = Recorded(("SIM/USDT",), 86_400.0, daily, np.full((len(bars), 1), np.nan))
     timed("stress", lambda: bootstrap(portfolio, past, 100, params.seed))

@@ -192,7 +192,7 @@ def test_order_flow_moves_with_the_price(market):
 
 
 def test_without_edge_the_book_says_nothing_of_the_price_to_come():
-    market = simulate(SPEC.model_copy(update={"edge": 0.0, "history_days": 200}), tape=False)
+    market = simulate(SPEC.model_copy(update={"edge": 0.0, "history_days": 365}), tape=False)
     rows = market.bars[4::5, OPEN_TIME] + 60 == market.books.known
     assert rows.all()
     opened = np.log(market.bars[:, OPEN])

@@ -113,7 +113,7 @@ def test_volume_is_seasonal_clusters_and_follows_absolute_moves():
 
 
 def test_without_edge_pressure_and_flow_say_nothing_of_the_price():
-    market = made(history_days=200, live_days=0, edge=0.0)
+    market = made(history_days=365, live_days=0, edge=0.0)
     assert not market.truth.drift.any()
     moves = future_return(market.bars, 1)
     flow = market.bars[:-1, TAKER_BUY] / market.bars[:-1, VOLUME]
@@ -124,7 +124,7 @@ def test_without_edge_pressure_and_flow_say_nothing_of_the_price():
 
 
 def test_the_edge_moves_the_price_where_it_was_planted_and_nowhere_else():
-    market = made(history_days=200, live_days=0)
+    market = made(history_days=365, live_days=0)
     moves = future_return(market.bars, 60)[::60]
     pressure, regime = market.truth.pressure[:-60:60], market.truth.regime[:-60:60]
     t = np.array([slope_t(pressure[regime == r], moves[regime == r]) for r in range(len(REGIMES))])

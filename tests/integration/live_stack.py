@@ -36,7 +36,7 @@ COMMAND = Path(sys.executable).with_name("bellwether")
 # splits and gate are those of the project; there are fewer days, and the families learn from less, to be done sooner.
 # The whole year, which `data.dvc` describes, is learnt from in tests/training/test_controls.py.
 SHORTER = {
-    "simulator": {"history_days": 150, "live_days": 9},
+    "simulator": {"history_days": 150},
     "predictor": {"max_windows": 500, "epochs": 1, "trees": 20, "folds": 1},
     "pattern": {"max_windows": 600, "epochs": 2, "trees": 30, "folds": 1},
     "regime": {"em_iterations": 20, "folds": 1},

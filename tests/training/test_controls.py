@@ -78,7 +78,7 @@ def test_the_policy_emits_at_least_ten_times_a_simulated_week(market):
 
 
 def test_pure_noise_is_refused(tmp_path):
-    history(tmp_path / "workspace", edge=0.0, seed=11, history_days=180)
+    history(tmp_path / "workspace", edge=0.0, seed=11)
     verdict = judge(evidence(trained(tmp_path / "workspace")), PARAMS)
     failed = {check.name for check in verdict.checks if not check.passed}
     assert "gain_over_base_rate" in failed

@@ -24,6 +24,7 @@ from pipelines.models.networks import (
     Plan,
     RecurrentNetwork,
     Singles,
+    adam_of,
     best_device,
     mixed_precision,
     parameter_count,
@@ -120,7 +121,7 @@ def timed(call: Callable[[], None], device: str, most: int) -> Doubles:
 def costs(case: Case, device: str, batches: tuple[int, ...], most: int = MOST) -> list[Cost]:
     """Forward and training step of one network; windows lie on the device already."""
     network = case.network.to(device)
-    adam = torch.optim.Adam(network.parameters(), lr=0.0)  # a whole step, but the weights stay what they are
+    descend = adam_of(network, 0.0)  # a whole step, but the weights stay what they are
     found = []
     for batch in batches:
         x = torch.from_numpy(np.resize(case.windows, (batch, *case.windows.shape[1:]))).to(device)
@@ -134,11 +135,11 @@ def costs(case: Case, device: str, batches: tuple[int, ...], most: int = MOST) -
                     network(x)
 
             def step(x: torch.Tensor = x, y: torch.Tensor = y, bf16: bool = precision == "bf16") -> None:
-                adam.zero_grad(set_to_none=True)
+                network.zero_grad(set_to_none=True)
                 with mixed_precision(device, bf16):
                     logits = network(x)
                 nn.functional.binary_cross_entropy_with_logits(logits.float(), y).backward()
-                adam.step()
+                descend()
 
             for what, call in (("forward", forward), ("training step", step)):
                 network.train(what != "forward")

@@ -136,7 +136,7 @@ def run(
                 since=begin,
                 context=[str(file.resolve()) for file in context or []],
             )
-        result = {**summary(turn), "seconds": round(time.monotonic() - began, 1)}
+        result = {**turn, **stored_status(), "seconds": round(time.monotonic() - began, 1)}
         emit(result) if as_json else show_turn(result)
         turned = True
         if not once:
@@ -214,21 +214,6 @@ def let_go_of_prefect() -> None:
 
     for worker in (APILogWorker, EventsWorker):
         worker.drain_all(timeout=10)
-
-
-def summary(turn: dict[str, Any]) -> dict[str, Any]:
-    """What a turn did, small enough to print."""
-    decisions = turn["decisions"]
-    actions: dict[str, int] = {}
-    refusals: dict[str, int] = {}
-    for answer in decisions:
-        actions[answer["action"]] = actions.get(answer["action"], 0) + 1
-        if answer["action"] == "NO_TRADE":
-            code = answer["reasons"][0].split(":")[0]
-            refusals[code] = refusals.get(code, 0) + 1
-    traded = [d for d in decisions if d["action"] != "NO_TRADE"]
-    return {**{k: v for k, v in turn.items() if k != "decisions"}, "actions": actions, "refusals": refusals,
-            "last_decisions": (traded[-4:] + decisions[-2:]), **stored_status()}  # fmt: skip
 
 
 def show_turn(result: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """One turn of the loop: history → model → gate → champion → live bars → decisions → outcomes → drift → retrain."""
 
 import time
+from collections import Counter
 from datetime import datetime
 from typing import Any
 
@@ -29,7 +30,10 @@ def lifecycle(
     since: datetime | None = None,
     context: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Turn once. Returns what happened: data hash, versions, verdicts, decisions by action, alarms, retrain."""
+    """Turn once. Returns what happened: data hash, versions, verdicts, decisions by action, alarms, retrain.
+
+    Decisions are told, not returned: Prefect walks over whatever a flow returns, and they are all in the ledger.
+    """
     site = open_site()
     began = now()
     name = symbol or site.params.simulator.symbol
@@ -63,9 +67,20 @@ def lifecycle(
         "data_hash": data_hash,
         "versions": versions,
         "passed": verdicts,
-        "decisions": answers,
+        **told_of(answers),
         "monitor": watched,
         "retrained": retrained,
+    }
+
+
+def told_of(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts by action and, of NO_TRADE, by its first refusal; the last four trades and the last two decisions."""
+    traded = [answer for answer in answers if answer["action"] != "NO_TRADE"]
+    refused = [answer["reasons"][0].split(":")[0] for answer in answers if answer["action"] == "NO_TRADE"]
+    return {
+        "actions": dict(Counter(answer["action"] for answer in answers)),
+        "refusals": dict(Counter(refused)),
+        "last_decisions": traded[-4:] + answers[-2:],
     }
 
 

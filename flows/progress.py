@@ -23,7 +23,8 @@ def shown(console: Console) -> Iterator[None]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    # a file shows the end only: nobody draws what nobody sees
+    with Progress(*columns, console=console, auto_refresh=console.is_terminal, refresh_per_second=4) as progress:
         token = _SHOWN.set(progress)
         try:
             yield

@@ -1,5 +1,6 @@
 """M4: both networks, one trainer, the export, and what the family learns of an oracle, of noise and of a market."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pipelines.models.networks import (
     FOUR,
     Plan,
     RecurrentNetwork,
+    adam_of,
     logits_of,
     parameter_count,
     probabilities_of,
@@ -156,6 +158,22 @@ def test_a_row_that_weighs_nothing_teaches_nothing():
     assert auc(probabilities_of(network, x)[:, 0], y) > 0.99
 
 
+def test_a_step_is_that_of_torchs_adam_bit_for_bit():
+    windows = torch.from_numpy(np.random.default_rng(8).normal(size=(50, 4, 2)).astype(np.float32))
+    with repeatable(8):
+        ours = RecurrentNetwork(2, (6,))
+    theirs = copy.deepcopy(ours)
+    step, adam = adam_of(ours, 0.01), torch.optim.Adam(theirs.parameters(), lr=0.01)
+    for _ in range(20):
+        for network in (ours, theirs):
+            network.eval()
+            network.zero_grad()
+            network(windows).square().mean().backward()
+        step()
+        adam.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
 def test_missing_values_and_rows_that_do_not_match_are_refused():
     x, y = np.zeros((10, 3, 2), np.float32), np.zeros(10)
     network, plan = RecurrentNetwork(2, (4,)), Plan(1, 4, 0.01, 1, 0)
@@ -165,11 +183,11 @@ def test_missing_values_and_rows_that_do_not_match_are_refused():
         train_network(network, x, y, np.ones(10), (x, y[:9], np.ones(10)), plan)
 
 
-def test_the_networks_and_their_benchmark_need_torch_and_numpy_alone():
+def test_the_networks_and_their_benchmark_need_torch_and_numpy_alone_and_training_loads_no_compiler():
     code = (
         "import sys; from benchmarks import gpu; text, gap = gpu.report('cpu', tiny=True);"
         "assert 'LSTM 128/64/32' in text and 'No CUDA card' in text and gap is None, text;"
-        "heavy = ('sklearn', 'xgboost', 'onnx', 'onnxruntime', 'pandas', 'numba', 'pydantic');"
+        "heavy = ('sklearn', 'xgboost', 'onnx', 'onnxruntime', 'pandas', 'numba', 'pydantic', 'torch._dynamo');"
         "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -83,9 +83,16 @@ def site(tmp_path_factory):
     for version, digest in enumerate(digests, 1):
         store.add_promotion(line(str(version), digest))
     slots, account, ledger = Slots(home / "serving", home / "bundles", lambda *_: None), Account(), Ledger(store)
-    flat, warm, symbol, waiting = flatten(PARAMS), first, None, []
-    for i, bar in enumerate(bars[HISTORY:]):
+    flat, warm, symbol, waiting, live = flatten(PARAMS), first, None, [], bars[HISTORY:]
+
+    def observed(shown):
+        known = shown[:, OPEN_TIME] + STEP_S
+        waiting.append(ledger.observe(BarBatch(SYMBOL, shown, known, utc(known[-1]))))
+
+    for i, bar in enumerate(live):
         if i % EVERY == 0:  # the next champion, and its challenger in shadow; once also a newer warm start
+            if i > 0:
+                observed(live[i - EVERY : i])
             arms = {"champion": i // EVERY % 3, "challenger": (i // EVERY + 1) % 3}
             families = {"validator": {arm: told(str(k + 1), digests[k]) for arm, k in arms.items()}}
             if i == DECISIONS // 2:
@@ -96,8 +103,7 @@ def site(tmp_path_factory):
                 wait(waiting)  # what it is replayed from must be in the store
                 symbol = replay(read_warm_start(Path(warm["path"]), warm["digest"]), store.bars(SYMBOL))
                 account.scenarios = scenarios_of({SYMBOL: symbol.warm.closes}, PARAMS.labels.horizon_bars * STEP_S)
-        known, close = bar[np.newaxis, OPEN_TIME] + STEP_S, utc(bar[OPEN_TIME] + STEP_S)
-        waiting.append(ledger.observe(BarBatch(SYMBOL, bar[np.newaxis], known, close)))
+        close = utc(bar[OPEN_TIME] + STEP_S)
         symbol.advance(bar[np.newaxis])
         decision = decide(
             symbol, slots.snapshot, PARAMS, flat, partial(account.portfolio, close, SYMBOL), (), tier=TIER, id=f"d{i}",
@@ -109,6 +115,7 @@ def site(tmp_path_factory):
             account.resolve(Outcome(decision.id, ended, i % 2, "target", 20.0 if i % 2 else -30.0, 15.0, 5.0))
         closed = symbol.closed
         waiting.append(ledger.append(decision, closed.features.tobytes(), closed.signals.tobytes()))
+    observed(live[-EVERY:])
     wait(waiting)
     ledger.close()
     yield Site(Settings(home=home, store_url=""), PARAMS, store)

@@ -47,7 +47,7 @@ def live_tail(
         cut = cut.replace(hour=0, minute=0, second=0, microsecond=0)
     start = cut.timestamp()
     if source == "exchange" and already_ingested(site, symbol):  # the market went on while nobody ran
-        start = min(start, site.store.bars(symbol)[-1, OPEN_TIME])
+        start = min(start, site.store.newest_bar(symbol) or start)
     return cut, bars[bars[:, OPEN_TIME] >= start], told
 
 
@@ -57,7 +57,7 @@ def already_ingested(site: Site, symbol: str) -> bool:
         described = site.manifest()
     except StateError:
         return False
-    return bool(described["symbol"] == symbol and len(site.store.bars(symbol)) > 0)
+    return bool(described["symbol"] == symbol and site.store.newest_bar(symbol) is not None)
 
 
 def replay(client: Client, site: Site, symbol: str, bars: Floats, told: Records = (None, None)) -> list[dict[str, Any]]:
@@ -65,9 +65,9 @@ def replay(client: Client, site: Site, symbol: str, bars: Floats, told: Records 
 
     Bars already stored are not sent again, nor what was known when the last of them closed.
     """
-    stored, described = site.store.bars(symbol), site.manifest()
-    last = stored[-1, OPEN_TIME] if len(stored) else datetime.fromisoformat(described["last"]).timestamp()
-    if len(stored):
+    newest, described = site.store.newest_bar(symbol), site.manifest()
+    last = datetime.fromisoformat(described["last"]).timestamp() if newest is None else newest
+    if newest is not None:
         bars = bars[bars[:, OPEN_TIME] > last]
     if len(bars) == 0:
         return []

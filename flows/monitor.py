@@ -56,19 +56,18 @@ def seen_rows(site: Site, symbol: str, since: datetime) -> Floats:
     return np.array(rows, dtype=np.float64).reshape(-1, len(_AT))
 
 
-def history(site: Site) -> tuple[Floats, datetime]:
-    """(WATCHED_COLUMNS rows of the newest snapshot, moment its last decision bar closed)."""
-    folder = site.workspace / "artifacts" / "features"
-    step_s = TIMEFRAME_SECONDS[site.meta()["decision_timeframe"]]
-    return np.load(folder / "features.npy")[:, _AT], utc(np.load(folder / "decision.npy")[-1, OPEN_TIME] + step_s)
+def learnt_until(site: Site) -> datetime:
+    """When the last decision bar of the newest snapshot closed."""
+    bars = np.load(site.workspace / "artifacts" / "features" / "decision.npy", mmap_mode="r")
+    return utc(bars[-1, OPEN_TIME] + TIMEFRAME_SECONDS[site.meta()["decision_timeframe"]])
 
 
 @task
 def look_for_drift(symbol: str) -> tuple[DriftReference, DriftResult, Floats]:
     site = open_site()
-    rows, until = history(site)
+    rows = np.load(site.workspace / "artifacts" / "features" / "features.npy")[:, _AT]
     reference = fit_reference(rows, WATCHED_COLUMNS, site.params.drift, site.params.seed)
-    seen = seen_rows(site, symbol, until)
+    seen = seen_rows(site, symbol, learnt_until(site))
     return reference, detect(reference, seen), seen
 
 
@@ -222,9 +221,8 @@ def reasons_of(site: Site, family: str, symbol: str, drift: DriftResult, loss: L
 
 def market_age(site: Site, symbol: str) -> timedelta:
     """How far the market went on since the newest snapshot, in its own time: a recorded year may be replayed today."""
-    _, last = history(site)
-    seen = site.store.bars(symbol)
-    return max(utc(seen[-1, OPEN_TIME]) - last, timedelta(0)) if len(seen) else timedelta(0)
+    last, newest = learnt_until(site), site.store.newest_bar(symbol)
+    return timedelta(0) if newest is None else max(utc(newest) - last, timedelta(0))
 
 
 def ask(site: Site, reasons: dict[str, list[TriggerReason]]) -> None:

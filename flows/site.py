@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from pipelines import versioning
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, utc
+from pipelines.contracts import TIMEFRAME_SECONDS, utc
 from pipelines.errors import LeaseHeld, StateError
 from pipelines.settings import ROOT, Params, Settings, load_params, settings
 from pipelines.store import Store
@@ -59,8 +59,9 @@ class Site:
         described = self.manifest()
         base_s = TIMEFRAME_SECONDS[described["timeframe"]]
         step_s = TIMEFRAME_SECONDS[self.params.data.decided_on(described["timeframe"])]
-        bars = self.store.bars(symbol)
-        opened = bars[-1, OPEN_TIME] if len(bars) else datetime.fromisoformat(described["last"]).timestamp()
+        opened = self.store.newest_bar(symbol)
+        if opened is None:
+            opened = datetime.fromisoformat(described["last"]).timestamp()
         return utc((opened + base_s) // step_s * step_s)
 
     def _read(self, path: Path) -> dict[str, Any]:

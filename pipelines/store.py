@@ -639,6 +639,12 @@ class Store:
             rows = connection.execute(query.order_by(t.bars.c.open_time)).all()
         return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)
 
+    def newest_bar(self, symbol: str) -> float | None:
+        """Open time of the newest observed bar in epoch seconds; None without one."""
+        with self._engine.connect() as connection:
+            newest = connection.scalar(sa.select(sa.func.max(t.bars.c.open_time)).where(t.bars.c.symbol == symbol))
+        return None if newest is None else float(newest)
+
     def records(
         self, symbol: str, after: float = -np.inf, until: float = np.inf
     ) -> tuple[Books | None, ContextFeed | None]:

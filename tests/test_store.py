@@ -109,6 +109,8 @@ def test_bars_come_back_bit_for_bit_with_their_gaps(store):
     assert store.add_bars(batch()) == 3
     np.testing.assert_array_equal(store.bars("BTC/USDT"), batch().bars)
     assert len(store.bars("BTC/USDT", after=T0.timestamp())) == 2
+    assert store.newest_bar("BTC/USDT") == batch().bars[-1, 0]
+    assert store.newest_bar("ETH/USDT") is None
     assert store.symbols() == ("BTC/USDT",)
 
 

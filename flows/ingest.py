@@ -22,7 +22,6 @@ from pipelines.data.sources import Records
 from pipelines.data.timeframes import infer_timeframe
 from pipelines.errors import NotEnoughData, QualityBlocked
 from pipelines.settings import ROOT
-from pipelines.training.stages import read_records
 
 
 @task(retries=3, retry_delay_seconds=[2, 10, 60])
@@ -46,7 +45,7 @@ def observed(symbol: str) -> tuple[pd.DataFrame, Records, dict[str, Any]]:
     stored = schemas.read_bars(data / described["file"])
     after = stored["open_time"].iloc[-1].timestamp()
     fresh = schemas.to_frame(site.store.bars(symbol, after=after), described["timeframe"], None)
-    (books, feed), (heard, told) = read_records(data, described), site.store.records(symbol)
+    (books, feed), (heard, told) = records.of_snapshot(data, described), site.store.records(symbol)
     everything = joined(books, heard), joined(feed, told)  # of what is in both, the snapshot's stands
     return pd.concat([stored, fresh], ignore_index=True), everything, described["source"]
 

@@ -212,3 +212,12 @@ def write_context(frame: pd.DataFrame, path: Path) -> None:
 
 def read_context(path: Path) -> pd.DataFrame:
     return _read(path, CONTEXT)
+
+
+def of_snapshot(data: Path, described: dict[str, Any]) -> tuple[Books | None, ContextFeed | None]:
+    """Books and context of the snapshot in `data`; None where its manifest `described` names no file of them."""
+    book, context = described.get("book"), described.get("context")
+    return (
+        to_books(read_book(data / book)) if book else None,
+        to_feed(read_context(data / context)) if context else None,
+    )

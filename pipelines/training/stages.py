@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TIMEFRAME_SECONDS, Books, ContextFeed, History
-from pipelines.data import records, schemas, timeframes
+from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TIMEFRAME_SECONDS, History
+from pipelines.data import timeframes
 from pipelines.data.alignment import align
 from pipelines.errors import UnknownName
 from pipelines.features.catalog import FEATURES
@@ -41,6 +41,8 @@ def fresh(folder: Path) -> Path:
 
 def build_features(params: Params) -> None:
     """data/ → decision bars, what was known beside them, features, signals, and the warm start of the live service."""
+    from pipelines.data import records, schemas  # pandas and Parquet: a second that no fit waits for
+
     described: dict[str, Any] = json.loads(Path("data/manifest.json").read_text())
     frame = schemas.read_bars(Path("data") / described["file"])
     base = schemas.to_matrix(frame)
@@ -48,7 +50,7 @@ def build_features(params: Params) -> None:
     decision = timeframes.resample(base, TIMEFRAME_SECONDS[base_tf], TIMEFRAME_SECONDS[decision_tf])
     say(f"features: {len(base):,} {base_tf} bars → {len(decision):,} {decision_tf} bars of {described['symbol']}")
     step_s = TIMEFRAME_SECONDS[decision_tf]
-    books, feed = read_records(Path("data"), described)
+    books, feed = records.of_snapshot(Path("data"), described)
     levels, context = align(decision[:, OPEN_TIME] + step_s, step_s, books, feed)
     present = [name for name, values in zip(CONTEXT_FIELDS, context.T, strict=True) if not np.isnan(values).all()]
     if books is not None or feed is not None:
@@ -88,15 +90,6 @@ def build_features(params: Params) -> None:
         voices=voices,
         books=books,
         feed=feed,
-    )
-
-
-def read_records(data: Path, described: dict[str, Any]) -> tuple[Books | None, ContextFeed | None]:
-    """Books and context of the snapshot in `data`; None where its manifest `described` names no file of them."""
-    book, context = described.get("book"), described.get("context")
-    return (
-        records.to_books(records.read_book(data / book)) if book else None,
-        records.to_feed(records.read_context(data / context)) if context else None,
     )
 
 

@@ -8,4 +8,7 @@ reads it once, when it is imported.
 
 import os
 
+import pipelines  # says how often garbage is looked for, before anything large is loaded
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+assert pipelines

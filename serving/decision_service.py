@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import logging
 import time
 from collections import defaultdict, deque
@@ -107,6 +108,7 @@ class DecisionService:
             wait_s, retry_s = self._where.model_timeout_ms / 1e3, self._where.model_retry_seconds
             self._remote = ModelClient(self._where.model_url, wait_s, retry_s, self._params.tiers.faults_in_row)
         await self._look()
+        gc.freeze()  # what is loaded stays: no request waits while it is searched for cycles
         self._follower.start()
 
     @bentoml.on_shutdown

@@ -1,6 +1,7 @@
 """The model service: raw predictions of any family and arm, over the same slots the decision service follows (V1)."""
 
 import asyncio
+import gc
 from typing import Any
 
 import bentoml
@@ -43,6 +44,7 @@ class ModelService:
     @bentoml.on_startup
     async def start(self) -> None:
         await self._look()
+        gc.freeze()  # what is loaded stays: no request waits while it is searched for cycles
         self._follower.start()
 
     @bentoml.on_shutdown

@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -181,10 +181,19 @@ def served_or_ended(process: subprocess.Popen[bytes], log: Path) -> bool:
     return "Serving." in log.read_text()
 
 
+HELD = ExitStack()  # the running stack, until the last test that needs it is over (conftest.py)
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
-    """After one whole turn, still serving. At the end Ctrl-C must leave no process behind and git as it was."""
-    folder = tmp_path_factory.mktemp("stack")
+    """After one whole turn, still serving."""
+    with HELD:
+        yield HELD.enter_context(turned(tmp_path_factory.mktemp("stack")))
+
+
+@contextmanager
+def turned(folder: Path) -> Iterator[Stack]:
+    """Six services and one whole turn. At the end Ctrl-C must leave no process behind and git as it was."""
     before = repository()
     running = Stack(environment(folder / "home"), folder / "run.log")
     with running.log.open("w") as output:

@@ -88,7 +88,7 @@ def wait_for_retrain(site: Site, families: list[str], since: datetime) -> dict[s
     """The retrain runs in its own deployment, started by the event; waiting for it shows the circle closed."""
     told: dict[str, str] = {}
     deadline = time.monotonic() + RETRAIN_WAIT_S
-    with step("retrain: started by the drift event, in its own deployment"):
+    with step("retrain: by the drift event, in its own deployment"):
         while len(told) < len(families) and time.monotonic() < deadline:
             for family in families:
                 newest = [r for r in site.store.retrain_requests(family, last=1) if r.at >= since]

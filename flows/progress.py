@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 T = TypeVar("T")
 _SHOWN: ContextVar[Progress | None] = ContextVar("progress", default=None)
@@ -16,12 +17,12 @@ _SHOWN: ContextVar[Progress | None] = ContextVar("progress", default=None)
 @contextmanager
 def shown(console: Console) -> Iterator[None]:
     """Everything inside that calls `step` or `track` is drawn on this console."""
-    columns = (
+    columns = (  # on a narrow terminal the description is cut, never how far or how long
         SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=9)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
     )
     # a file shows the end only: nobody draws what nobody sees
     with Progress(*columns, console=console, auto_refresh=console.is_terminal, refresh_per_second=4) as progress:

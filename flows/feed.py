@@ -46,8 +46,9 @@ def live_tail(
         cut = utc(bars[-1, OPEN_TIME]) - timedelta(days=live_days)
         cut = cut.replace(hour=0, minute=0, second=0, microsecond=0)
     start = cut.timestamp()
-    if source == "exchange" and already_ingested(site, symbol):  # the market went on while nobody ran
-        start = min(start, site.store.newest_bar(symbol) or start)
+    newest = site.store.newest_bar(symbol)
+    if source == "exchange" and newest is not None and already_ingested(site, symbol):  # it went on while nobody ran
+        start = min(start, newest)
     return cut, bars[bars[:, OPEN_TIME] >= start], told
 
 

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.contracts import REGIMES
-from pipelines.errors import BadTimes, BellwetherError, ServiceDown, UnknownName
+from pipelines.errors import BadTimes, BadValues, BellwetherError, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
 from pipelines.settings import load_params, settings
 
@@ -57,6 +57,8 @@ def need(*names: str) -> None:
 
     found = supervisor.services(settings())
     for name in names:
+        if found[name]["state"] == "key refused":
+            raise ServiceDown(f"{name} at {found[name]['url']}: {found[name]['detail']}.")
         if found[name]["state"] != "up":
             raise ServiceDown(f"{name} does not answer at {found[name]['url']}. Start it with `bellwether up`.")
 
@@ -72,6 +74,7 @@ def start(quiet: bool) -> None:
     from flows import supervisor
 
     supervisor.up(settings(), progress=(lambda line: None) if quiet else out.print)
+    connect()  # the first start made the key
 
 
 @app.command()
@@ -90,7 +93,14 @@ def show_services(as_json: bool) -> None:
     if as_json:
         emit(found)
     else:
-        table("services", ["service", "state", "url"], [[n, s["state"], s.get("url")] for n, s in found.items()])
+        show_states(found)
+
+
+def show_states(found: dict[str, Any]) -> None:
+    table("services", ["service", "state", "url"], [[n, s["state"], s.get("url")] for n, s in found.items()])
+    for name, state in found.items():
+        if state["detail"]:
+            out.print(f"{name}: {state['detail']}", highlight=False)
 
 
 @app.command()
@@ -323,9 +333,7 @@ def status(as_json: AsJson = False) -> None:
                     ]
                 )
     table("families", ["family", "arm", "version", "digest", "data", "commit", "gate"], rows)
-    table(
-        "services", ["service", "state", "url"], [[n, s["state"], s.get("url")] for n, s in found["services"].items()]
-    )
+    show_states(found["services"])
     out.print(f"tier {found['tier']}, data {found['data_hash']}")
     for alarm in found["alarms"]:
         out.print(f"[bold]{alarm['severity']}[/] {alarm['kind']}: {escape(alarm['detail'])} ({alarm['at']})")
@@ -946,10 +954,70 @@ def doctor(as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command("open")
+def open_tool(
+    tool: Annotated[str, typer.Argument(help="mlflow | prefect | decision | models | evidently")],
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the link.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Open a tool in the browser: a link that works once, within a minute, and lets that browser in for 12 hours."""
+    import webbrowser
+
+    from flows import supervisor
+    from serving import keys
+
+    known = [name for name, service in supervisor.SERVICES.items() if service.port_field]
+    if tool not in known:
+        raise UnknownName(f"no tool {tool!r}; known: {', '.join(known)}")
+    need(tool)
+    port = supervisor.services(settings(), {tool: supervisor.SERVICES[tool]})[tool]["port"]
+    host = "127.0.0.1" if settings().host == "0.0.0.0" else settings().host
+    ticket = keys.make_ticket(settings(), tool)
+    url = f"http://{host}:{port}/session?ticket={ticket}"
+    if as_json:
+        emit({"tool": tool, "url": url, "seconds": keys.TICKET_SECONDS})
+        return
+    out.print(url, highlight=False, soft_wrap=True)
+    has_screen = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if has_screen and not no_browser:
+        webbrowser.open(url)
+    else:
+        out.print(f"Open it in a browser within {keys.TICKET_SECONDS} s; it works once.")
+
+
+key_app = typer.Typer(no_args_is_help=True, help="The key of this home: whoever has it may do everything.")
+app.add_typer(key_app, name="key")
+
+
+@key_app.command("path")
+def key_path() -> None:
+    """Where the key is: for scripts, and for the login page."""
+    from serving import keys
+
+    if keys.given_key(settings()) is not None:
+        raise BadValues("the key is that of BELLWETHER_WRITE_KEY; no file is read")
+    typer.echo(keys.key_file(settings()))
+
+
+@key_app.command("rotate")
+def key_rotate(as_json: AsJson = False) -> None:
+    """Make a new key and restart what runs: the old key and every session end."""
+    from flows import supervisor
+    from serving import keys
+
+    running = [name for name, state in supervisor.services(settings()).items() if state["pid"] is not None]
+    keys.rotate(settings())
+    supervisor.down(settings())
+    connect()
+    if running:
+        supervisor.up(settings(), running, progress=supervisor.silent if as_json else out.print)
+    show_services(as_json)
+
+
 def main() -> None:
     """Entry point: our own errors are one line, anything else is a bug and shows its traceback."""
-    connect()
     try:
+        connect()
         app()
     except BellwetherError as error:
         # one line however long, and brackets in it are the message's own

@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.contracts import BAR_FIELDS, CONTEXT_FIELDS, TAPE_FIELDS, Books, ContextFeed, Floats, Outcome, utc
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
-from serving.api import write_key
+from serving.keys import write_key
 
 TOGETHER = 300  # records of a kind in one request: 300 books of five levels a side and a whole tape take about 500 kB
 

@@ -142,7 +142,9 @@ def open_ports(settings: Settings) -> Iterator[Finding]:
         if field is None:
             continue
         port = int(getattr(settings, field))
-        if states[name]["pid"] is not None:
+        if states[name]["state"] == "key refused":
+            yield Finding(f"port {port}", "fail", f"{name} refuses our key", str(states[name]["detail"]))
+        elif states[name]["pid"] is not None:
             yield Finding(f"port {port}", "ok", f"{name} is {states[name]['state']}")
         elif ports.is_free(settings.host, port):
             yield Finding(f"port {port}", "ok", f"free for {name}")

@@ -27,6 +27,8 @@ from honcho.manager import Manager
 from flows import ports
 from pipelines.errors import ServiceDown, UnknownName
 from pipelines.settings import ROOT, Settings
+from serving import keys
+from serving.guard import SESSION_PATH
 
 START_SECONDS = 240.0  # until a service must answer; on two cores with fresh databases all answer within a minute
 STOP_SECONDS = 20.0  # a service may take this long to end its work before it is killed
@@ -76,23 +78,27 @@ WORKERS = ("flows",)  # stopped before the servers they talk to: a Prefect runne
 
 
 class State(TypedDict):
-    """How one service is. `since` is its start, ISO 8601 in UTC."""
+    """How one service is. `since` is its start, ISO 8601 in UTC; `detail` says why a state is not what it should be."""
 
-    state: Literal["up", "down", "starting"]
+    state: Literal["up", "down", "starting", "key refused"]
     url: str | None
     port: int | None
     pid: int | None
     since: str | None
+    detail: str | None
 
 
 def environment(settings: Settings) -> dict[str, str]:
     """What the tools must be told so that they find each other, write under `home` only and report to nobody.
 
-    Services inherit it; the command line puts it into its own environment before it imports Prefect or MLflow.
+    Services inherit it; the command line puts it into its own environment before it imports Prefect or MLflow. Before
+    there is a key, nothing of it is said.
     """
     home = settings.home.resolve()
     return {
         **TELEMETRY_OFF,
+        **_key_of_the_clients(settings),
+        **_second_wall(settings),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
         "BELLWETHER_HOME": str(home),
@@ -109,6 +115,31 @@ def environment(settings: Settings) -> dict[str, str]:
         "DVC_GLOBAL_CONFIG_DIR": str(home / "dvc" / "config"),
         "DVC_SITE_CACHE_DIR": str(home / "dvc" / "site"),
         "MPLCONFIGDIR": str(home / "matplotlib"),
+    }
+
+
+def _key_of_the_clients(settings: Settings) -> dict[str, str]:
+    """What makes the clients of Prefect (HTTP and WebSocket) and MLflow send our key."""
+    key = keys.known_key(settings)
+    if key is None:
+        return {}
+    headers = json.dumps({"Authorization": f"Bearer {key}"})
+    return {"PREFECT_CLIENT_CUSTOM_HEADERS": headers, "MLFLOW_TRACKING_TOKEN": key}
+
+
+def _second_wall(settings: Settings) -> dict[str, str]:
+    """What the tools themselves let in, behind our guard: the same names, no page of others.
+
+    The Prefect UI looks for its API where it came from, by whatever name that was.
+    """
+    proxied = [name.strip() for name in settings.allowed_hosts.split(",") if name.strip()]
+    hosts = ["localhost:*", "127.0.0.1:*", "[::1]:*", f"{settings.host}:*", *proxied]
+    origins = [f"{scheme}://{name}" for name in proxied for scheme in ("http", "https")]
+    return {
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join([settings.mlflow_url, *origins]),
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join([settings.prefect_url, *origins]),
+        "PREFECT_UI_API_URL": "/api",
     }
 
 
@@ -168,6 +199,8 @@ def await_healthy(
             waiting.remove(name)
             progress(f"{name} up after {waited:.0f} s")
         for name in waiting:
+            if states[name]["state"] == "key refused":
+                raise ServiceDown(f"{name}: {states[name]['detail']}")
             if states[name]["state"] == "down" and (ended := _how_it_ended(settings, name)):
                 raise ServiceDown(f"{name} {ended}. {_log_tail(settings, name)}")
             if waited > START_SECONDS:
@@ -179,6 +212,7 @@ def _launch(settings: Settings, run: str, wanted: Mapping[str, int | None], proc
     """Start a supervisor in a session of its own; return when each of `wanted` (name → port) has a process."""
     for folder in ("run", "logs", "mlflow", "prefect", "evidently", "bentoml"):
         (settings.home / folder).mkdir(parents=True, exist_ok=True)
+    keys.write_key(settings)  # before anything asks for it
     lines = [f"{name}={port or ''}" for name, port in wanted.items()]
     with _fresh_log(settings, "supervisor").open("w") as output:
         subprocess.run(
@@ -209,38 +243,78 @@ def services(settings: Settings, known: Mapping[str, Service] = SERVICES) -> dic
 
 
 def answers(settings: Settings, name: str) -> bool:
-    """Whether this service answers on its port now, whoever started it; cheaper than `services`."""
+    """Whether this service answers us on its port now, whoever started it; cheaper than `services`."""
     service = SERVICES[name]
-    return bool(_answers(f"http://{settings.host}:{_port(settings, service)}{service.health}"))
+    try:
+        return bool(_answers(settings, f"http://{settings.host}:{_port(settings, service)}{service.health}"))
+    except _KeyRefused:
+        return False
 
 
 def _state(settings: Settings, service: Service, entry: Mapping[str, Any]) -> State:
     port = entry.get("port") or _port(settings, service)
     url = f"http://{settings.host}:{port}" if port else None
-    healthy = _answers(f"{url}{service.health}") if url else bool(entry) and _polls(settings, entry["since"])
+    state: Literal["up", "down", "starting", "key refused"] = "starting" if entry else "down"
+    detail = None
+    try:
+        if _is_healthy(settings, service, url, entry):
+            state = "up"
+    except _KeyRefused:
+        state, detail = "key refused", KEY_REFUSED
     return State(
-        state="up" if healthy else "starting" if entry else "down",
+        state=state,
         url=url,
         port=port,
         pid=entry.get("pid"),
         since=entry.get("since"),
+        detail=detail,
     )
 
 
-def _answers(url: str, body: dict[str, Any] | None = None) -> Any:
-    """True, or the parsed answer to `body`, if `url` replies with 200 in PROBE_SECONDS; None otherwise."""
+class _KeyRefused(Exception):
+    """Something answers there, and does not take our key."""
+
+
+KEY_REFUSED = (
+    "it is up, and refuses our key: it has read another, or belongs to another home. `bellwether down`, then "
+    "`bellwether up`; and give both the same BELLWETHER_HOME and BELLWETHER_WRITE_KEY"
+)
+
+
+def _is_healthy(settings: Settings, service: Service, url: str | None, entry: Mapping[str, Any]) -> bool:
+    """Raises _KeyRefused; on a path that is open to all the key is tried by itself."""
+    if url is None:
+        return bool(entry) and _polls(settings, entry["since"])
+    if not _answers(settings, f"{url}{service.health}"):
+        return False
+    _answers(settings, f"{url}{SESSION_PATH}")
+    return True
+
+
+def _answers(settings: Settings, url: str, body: dict[str, Any] | None = None) -> Any:
+    """True, or the parsed answer to `body`, if `url` replies with 2xx in PROBE_SECONDS; None otherwise.
+
+    It sends our key. Raises _KeyRefused at 401.
+    """
     data = None if body is None else json.dumps(body).encode()
+    key = keys.known_key(settings)
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    if key is not None:
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
         with urllib.request.urlopen(request, timeout=PROBE_SECONDS) as reply:
             return True if body is None else json.load(reply)
-    except (OSError, ValueError):  # refused, timed out, not 200, or not JSON: not healthy
+    except urllib.error.HTTPError as error:
+        if error.code == 401:
+            raise _KeyRefused from error
+        return None
+    except (OSError, ValueError):  # refused, timed out, or not JSON: not healthy
         return None
 
 
 def _polls(settings: Settings, since: str) -> bool:
     """True if work was asked for since this runner started and in the last minute; it asks every 2 s."""
-    known = _answers(f"{settings.prefect_url}/api/deployments/filter", {"limit": 50})
+    known = _answers(settings, f"{settings.prefect_url}/api/deployments/filter", {"limit": 50})
     oldest = max(datetime.fromisoformat(since), datetime.now(UTC) - timedelta(minutes=1))
     return any(d["last_polled"] and datetime.fromisoformat(d["last_polled"]) > oldest for d in known or [])
 

@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     store_url: str = ""  # empty = SQLite under `home`
     remote_url: str = ""  # DVC remote; empty = a folder under `home`
     write_key: SecretStr | None = None  # bearer key of write calls; empty = made once under `home`, mode 0600
+    allowed_hosts: str = ""  # names besides our own that a Host may say, as a proxy is called: "desk.example,desk:8443"
     durability: Literal["process", "power"] = "process"
     models: Literal["local", "remote"] = "local"  # who answers for the decision service: itself, or the model service
     model_timeout_ms: int = Field(default=150, gt=0)  # remote: a model service slower than this is not waited for

@@ -1,20 +1,16 @@
-"""What goes over the wire: typed requests, JSON answers, errors that name the field and the remedy, and the guard.
+"""What goes over the wire: typed requests, JSON answers, errors that name the field and the remedy.
 
 Unknown, missing, NaN and naive fields are a 400; our own refusals are 400 (bad input), 404 (unknown name) or 409 (not
 now). Every error body is {"error", "kind", "fields": [{"field", "problem", "remedy"}]}.
 """
 
 import functools
-import hmac
-import json
-import os
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal, ParamSpec, get_type_hints
 
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, create_model, model_validator
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.contracts import (
     BAR_WIDTH,
@@ -29,8 +25,8 @@ from pipelines.contracts import (
 )
 from pipelines.data.alignment import book_fault
 from pipelines.errors import BadValues, BellwetherError, InputError, UnknownName
-from pipelines.settings import Settings, settings
-from serving.page import page
+from serving.guard import error_answer as error_answer
+from serving.guard import json_answer as json_answer
 
 MAX_BARS = 2000
 MAX_SYMBOLS = 256
@@ -308,14 +304,6 @@ class PredictAnswer(BaseModel):
 # ---- answers ------------------------------------------------------------------------------------------------------
 
 
-def json_answer(content: Any, status: int = 200) -> Response:
-    return Response(json.dumps(content, allow_nan=False, separators=(",", ":")), status, media_type="application/json")
-
-
-def error_answer(status: int, kind: str, error: str, fields: list[dict[str, str]] | None = None) -> Response:
-    return json_answer({"error": error, "kind": kind, "fields": fields or []}, status)
-
-
 def answers(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Response]]:
     """Give an endpoint's plain content as JSON, and our own errors as 4xx with their message."""
 
@@ -345,7 +333,7 @@ _REMEDIES = {
 }
 
 
-def _explained(detail: list[dict[str, Any]]) -> list[dict[str, str]]:
+def explained(detail: list[dict[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             "field": ".".join(str(part) for part in found["loc"]) or "body",
@@ -354,107 +342,3 @@ def _explained(detail: list[dict[str, Any]]) -> list[dict[str, str]]:
         }
         for found in detail
     ]
-
-
-# ---- the guard ----------------------------------------------------------------------------------------------------
-
-
-def write_key(where: Settings) -> str:
-    """The bearer key of write calls: `BELLWETHER_WRITE_KEY`, else the file `<home>/write_key`, made once, mode 0600."""
-    if where.write_key is not None:
-        return where.write_key.get_secret_value()
-    file = where.home / "write_key"
-    where.home.mkdir(parents=True, exist_ok=True)
-    draft = where.home / f".write_key.{os.getpid()}"
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as handle:
-        handle.write(os.urandom(24).hex())
-    try:
-        os.link(draft, file)  # fails if another process was first; its key stands
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
-    return file.read_text().strip()
-
-
-class Guard:
-    """ASGI middleware: bearer key on `writes`, a body limit, GET for `reads`, our own page, errors in our own words."""
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        title: str,
-        text: str,
-        writes: tuple[str, ...] = (),
-        reads: tuple[str, ...] = (),
-        max_body: int = MAX_BODY,
-    ) -> None:
-        self._app, self._writes, self._reads, self._max_body = app, writes, reads, max_body
-        self._page = page(title, text)
-        self._key = write_key(settings()).encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        refusal = self._refusal(scope)
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
-        if scope["method"] == "GET" and scope["path"] == "/":
-            await self._page(scope, receive, send)
-            return
-        if scope["path"] == "/readyz":  # the probe's own path, in our words: tier, reason and every check
-            scope = {**scope, "path": "/ready", "raw_path": b"/ready"}
-        if scope["method"] == "GET" and scope["path"] in self._reads:
-            scope = {**scope, "method": "POST"}  # BentoML routes POST only
-        await self._app(scope, receive, _Reworded(send))
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        headers = dict(scope["headers"])
-        if scope["path"] in self._writes:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, b"Bearer " + self._key):
-                remedy = "send `Authorization: Bearer <key>`; the key is BELLWETHER_WRITE_KEY or artifacts/write_key"
-                return error_answer(401, "Unauthorized", f"{scope['path']} writes: {remedy}")
-        if scope["method"] == "POST":
-            length = headers.get(b"content-length", b"")
-            if b"transfer-encoding" in headers or not (length.isdigit() or length == b""):
-                return error_answer(411, "LengthRequired", "send the body with a Content-Length, not in chunks")
-            if int(length or 0) > self._max_body:
-                return error_answer(
-                    413, "BodyTooLarge", f"body of {int(length)} bytes, limit {self._max_body}; send less at a time"
-                )
-        return None
-
-
-class _Reworded:
-    """Passes a response on; the body of a 400 is read whole and said in our own words."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._start: Message | None = None
-        self._body = b""
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 400:
-            self._start = message
-        elif self._start is None:
-            await self._send(message)
-        else:
-            self._body += message.get("body", b"")
-            if not message.get("more_body", False):
-                body = _reworded(self._body)
-                kept = [(name, value) for name, value in self._start["headers"] if name.lower() != b"content-length"]
-                await self._send({**self._start, "headers": [*kept, (b"content-length", str(len(body)).encode())]})
-                await self._send({"type": "http.response.body", "body": body})
-
-
-def _reworded(body: bytes) -> bytes:
-    content = json.loads(body)
-    if not (isinstance(content, dict) and isinstance(content.get("detail"), list)):
-        return body
-    fields = _explained(content["detail"])
-    error = "; ".join(f"{f['field']}: {f['problem']} ({f['remedy']})" for f in fields[:3])
-    more = f"; and {len(fields) - 3} more" if len(fields) > 3 else ""
-    return bytes(error_answer(400, "BadRequest", error + more, fields[:50]).body)

@@ -27,7 +27,6 @@ from serving.api import (
     DecideRequest,
     FillAnswer,
     FillRequest,
-    Guard,
     Nothing,
     ObserveAnswer,
     ObserveRequest,
@@ -36,10 +35,13 @@ from serving.api import (
     answers,
     json_answer,
 )
+from serving.calls import PROBES, Calls
 from serving.experience import FILE as EXPERIENCE_FILE
 from serving.experience import Experience
 from serving.following import Follower, families, refusals, slot_checks
+from serving.guard import Guard
 from serving.guarding import Latches, of_account, of_bar, of_champion, of_fills, of_outage, slippage_bps
+from serving.keys import write_key
 from serving.ledger import Ledger
 from serving.live import FAMILY, age_in_bars, decide, hear, seen_of, tier_at
 from serving.opinions import asks, faulty, opinions, raised_at
@@ -106,7 +108,9 @@ class DecisionService:
     async def start(self) -> None:
         if self._where.models == "remote":
             wait_s, retry_s = self._where.model_timeout_ms / 1e3, self._where.model_retry_seconds
-            self._remote = ModelClient(self._where.model_url, wait_s, retry_s, self._params.tiers.faults_in_row)
+            self._remote = ModelClient(
+                self._where.model_url, write_key(self._where), wait_s, retry_s, self._params.tiers.faults_in_row
+            )
         await self._look()
         gc.freeze()  # what is loaded stays: no request waits while it is searched for cycles
         self._follower.start()
@@ -588,11 +592,16 @@ def _described(symbol: Symbol) -> dict[str, Any]:
     }
 
 
+READS = ("/models", "/status", "/risk", "/ready")
 DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
-    Guard,
+    Guard, tool="decision", open_paths=(*PROBES, *READS), open_folders=("/static_content/",)
+)
+DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
+    Calls,
     title="Bellwether decisions",
     text="Show it closed bars, books and context; ask for a decision. Every answer says why, and is durable before it "
-    "leaves. observe, outcome and fill write: send Authorization: Bearer <key> (artifacts/write_key).",
-    writes=("/observe", "/outcome", "/fill"),
-    reads=("/models", "/status", "/risk", "/ready"),
+    "leaves. observe, decide, outcome and fill need the key (artifacts/write_key): press Authorize, or open this page "
+    "with `bellwether open decision`.",
+    keyed=("/observe", "/decide", "/outcome", "/fill"),
+    reads=READS,
 )

@@ -12,8 +12,10 @@ from pipelines.errors import BadColumns, BadShape, UnknownName
 from pipelines.families import FAMILIES
 from pipelines.settings import settings
 from pipelines.store import Store
-from serving.api import AskAnswer, AskRequest, Guard, Nothing, PredictAnswer, PredictRequest, answers, json_answer
+from serving.api import AskAnswer, AskRequest, Nothing, PredictAnswer, PredictRequest, answers, json_answer
+from serving.calls import PROBES, Calls
 from serving.following import Follower, alarm_to, families, refusals, slot_checks
+from serving.guard import Guard
 from serving.remote import answer_asked
 from serving.slots import Slots
 
@@ -164,10 +166,17 @@ def _by_class(values: Floats, classes: tuple[str, ...]) -> list[Any]:
     ]
 
 
+READS = ("/models", "/ready")
 ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
-    Guard,
+    Guard, tool="models", open_paths=(*PROBES, *READS), open_folders=("/static_content/",)
+)
+ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
+    Calls,
     title="Bellwether models",
-    text="Raw predictions of what is served, champion and challenger, from the same verified bundles that decide.",
-    reads=("/models", "/ready"),
+    text="Raw predictions of what is served, champion and challenger, from the same verified bundles that decide. "
+    "predict and answer need the key (artifacts/write_key): press Authorize, or open this page with "
+    "`bellwether open models`.",
+    keyed=("/predict", "/answer"),
+    reads=READS,
     max_body=MAX_ASK_BODY,
 )

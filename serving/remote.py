@@ -89,8 +89,8 @@ def _packed_answer(said: Answer) -> dict[str, Any]:
 class ModelClient:
     """Keep-alive connections to one model service. `out` says why it is not asked now; None = it is."""
 
-    def __init__(self, url: str, timeout_s: float, retry_s: float, slow_in_row: int) -> None:
-        self._client = httpx.AsyncClient(base_url=url, timeout=None)
+    def __init__(self, url: str, key: str, timeout_s: float, retry_s: float, slow_in_row: int) -> None:
+        self._client = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=None)
         self._timeout_s, self._retry_s, self._slow_in_row = timeout_s, retry_s, slow_in_row
         self._slow, self._next_look = 0, 0.0
         self.out: str | None = None

@@ -10,7 +10,7 @@ import pytest
 
 from flows.client import bar_json
 from pipelines.contracts import OPEN_TIME
-from serving.api import write_key
+from serving.keys import write_key
 
 pytestmark = pytest.mark.stack
 SYMBOL = "SIM/USDT"

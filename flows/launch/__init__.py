@@ -1,0 +1,1 @@
+"""The tools' servers, each started in a process of its own with our guard around its app."""

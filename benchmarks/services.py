@@ -22,6 +22,7 @@ from flows import supervisor
 from flows.client import Client
 from pipelines.contracts import OPEN_TIME, Floats, utc
 from pipelines.settings import Settings
+from serving.keys import write_key
 
 SERVICES = ("decision", "models")
 MB = 2**20
@@ -83,7 +84,8 @@ def talk(at: Stand, settings: Settings, n: int) -> dict[str, Floats]:
     calls: dict[str, list[float]] = {name: [] for name in ("observe", "decide", "alive", "predict")}
     symbol, step_s = at.params.simulator.symbol, groups[1][0, OPEN_TIME] - groups[0][0, OPEN_TIME]
     urls = (settings.decision_url, settings.model_url)
-    with Client(settings) as client, httpx.Client(base_url=urls[0]) as bare, httpx.Client(base_url=urls[1]) as models:
+    key = {"Authorization": f"Bearer {write_key(settings)}"}
+    with Client(settings) as client, httpx.Client(base_url=urls[0]) as bare, httpx.Client(base_url=urls[1], headers=key) as models:
         width = len(models.get("/models").json()["families"][FAMILY]["champion"]["columns"])
         body = {"family": FAMILY, "rows": [[0.5] * width]}
         for group in groups:

@@ -297,7 +297,7 @@ class PredictAnswer(BaseModel):
     status: list[str]
     reason: list[str | None]
     novelty: list[float | None]
-    label: list[str | None] | None
+    label: Any  # list[str | None] | None: BentoML's client cannot read a list that its schema knows and that is null
     members: dict[str, list[Any]] | None
 
 

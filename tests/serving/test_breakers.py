@@ -448,7 +448,7 @@ import json, os, signal, sys, warnings
 warnings.simplefilter("ignore")
 from starlette.testclient import TestClient
 from serving.decision_service import DecisionService
-with TestClient(DecisionService.to_asgi()) as http:
+with TestClient(DecisionService.to_asgi(), base_url="http://127.0.0.1:3000") as http:
     for path, body in json.load(sys.stdin):
         answer = http.post(path, json=body, headers={"Authorization": "Bearer test-key"})
         assert answer.status_code == 200, answer.text

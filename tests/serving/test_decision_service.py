@@ -100,7 +100,7 @@ def started(stand, home, **env):
     os.environ |= named
     settings.cache_clear()
     try:
-        with TestClient(DecisionService.to_asgi()) as http:
+        with TestClient(DecisionService.to_asgi(), base_url="http://127.0.0.1:3000") as http:
             yield Client(http, home, stand)
     finally:
         for name in named:
@@ -461,7 +461,7 @@ def test_a_bad_question_is_a_4xx_that_says_what_is_wrong(served, body, status, s
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
-@pytest.mark.parametrize("path", ["/observe", "/outcome", "/fill"])
+@pytest.mark.parametrize("path", ["/observe", "/decide", "/outcome", "/fill"])
 def test_writing_needs_the_key(served, path, headers):
     answer = served.call(path, {}, headers)
     assert answer.status_code == 401

@@ -6,9 +6,11 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
+import bentoml
 import httpx
 import numpy as np
 import pytest
@@ -21,12 +23,18 @@ from serving.generation import write_generation
 from serving.remote import packed, unpacked
 
 
+KEY = {"Authorization": "Bearer test-key"}
+
+
 class Served:
     def __init__(self, url, bundle, stand):
         self.url, self.bundle, self.stand = url, bundle, stand
 
     def predict(self, **body):
-        return httpx.post(f"{self.url}/predict", json={"family": "validator", **body}, timeout=30)
+        return self.post("/predict", {"family": "validator", **body})
+
+    def post(self, path, body, headers=KEY):
+        return httpx.post(f"{self.url}{path}", json=body, headers=headers, timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +49,7 @@ def served(stand, tmp_path_factory):
         port = free.getsockname()[1]
     bentoml = Path(sys.executable).with_name("bentoml")
     command = [bentoml, "serve", "serving.model_service:ModelService", "--host", "127.0.0.1", "--port", str(port)]
-    env = {**os.environ, "BELLWETHER_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
+    env = {**os.environ, "BELLWETHER_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "BELLWETHER_WRITE_KEY": "test-key"}
     log = (home / "log").open("w")
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
     try:
@@ -90,7 +98,7 @@ def test_a_batched_call_gives_the_bundles_own_bytes_row_by_row_and_only_from_the
         {**asked, "digests": {"champion": here.digest, "challenger": "0" * 64}, "rows": packed(row[np.newaxis])}
         for row in served.stand.rows[:7]
     ]
-    told = httpx.post(f"{served.url}/answer", json={"asks": asks}, timeout=30).json()
+    told = served.post("/answer", {"asks": asks}).json()
     for row, answer in zip(served.stand.rows[:7], told["answers"], strict=True):
         alone = here.predict(row[np.newaxis])
         assert unpacked(Packed(**answer["champion"]["p"])).tobytes() == alone.p.tobytes()
@@ -110,8 +118,19 @@ def test_a_batched_call_gives_the_bundles_own_bytes_row_by_row_and_only_from_the
 )
 def test_a_bad_batched_call_is_a_400_naming_what_is_wrong(served, change, says):
     one = {"family": "validator", "digests": {}, "columns": ["one"], "rows": {"shape": [1, 1], "f8": "AAAAAAAA8D8="}}
-    answer = httpx.post(f"{served.url}/answer", json={"asks": [one | change]}, timeout=30)
+    answer = served.post("/answer", {"asks": [one | change]})
     assert (answer.status_code, says in answer.json()["error"]) == (400, True), answer.text
+
+
+def test_a_prediction_needs_the_key_and_bentomls_own_client_sends_it(served):
+    for path in ("/predict", "/answer"):
+        assert served.post(path, {"asks": []}, {}).status_code == 401
+    assert served.post("/answer", {"asks": []}).status_code == 200
+    body = {"family": "validator", "rows": served.stand.rows[:1].tolist()}
+    with warnings.catch_warnings(), bentoml.SyncHTTPClient(served.url, token="test-key") as client:
+        warnings.simplefilter("ignore", ResourceWarning)  # the client leaves its folder to the end of the process
+        assert client.predict(body)["p"] == served.predict(rows=body["rows"]).json()["p"]
+        client._temp_dir.cleanup()
 
 
 def test_readyz_shows_every_check(served):

@@ -27,8 +27,14 @@ SESSION_PATH = "/session"
 MAX_FORM = 4096  # bytes of the login form
 READS = ("GET", "HEAD")
 CLOSE_CODES = {400: 4400, 401: 4401, 403: 4403}  # how a refused WebSocket is closed
-# Added where the tool says nothing itself: no other page may frame it, embed what it answers, or learn where one was.
+# Added where the tool says nothing itself: no other page may frame it, embed what it answers, or learn where one was,
+# and a tool's own page talks to its own server only, whatever telemetry it has.
 _HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'; "
+        b"object-src 'none'; base-uri 'self'",
+    ),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"SAMEORIGIN"),
     (b"referrer-policy", b"same-origin"),

@@ -1,0 +1,97 @@
+"""A headless Chromium that a test drives over its debugging socket: open a page, run JavaScript in it, wait."""
+
+import base64
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+SECONDS = 30.0
+
+
+class Page:
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket, self._ids = socket, itertools.count(1)
+
+    def send(self, method: str, **params: Any) -> Any:
+        number = next(self._ids)
+        self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
+        while True:  # news of the browser come between
+            told = json.loads(self._socket.recv(timeout=SECONDS))
+            if told.get("id") == number:
+                assert "error" not in told, told
+                return told["result"]
+
+    def open(self, url: str) -> None:
+        self.send("Page.navigate", url=url)
+
+    def run(self, code: str) -> Any:
+        """The value of a JavaScript expression in the page; of a promise what it comes to. Fails if it throws."""
+        told = self.send("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in told, told["exceptionDetails"]
+        return told["result"].get("value")
+
+    def until(self, code: str) -> Any:
+        """The first true value of an expression, True for an element; a page that is not there yet is waited for."""
+        deadline = time.monotonic() + SECONDS
+        ask = f"(() => {{ try {{ const v = {code}; return v instanceof Node || v }} catch (e) {{ return null }} }})()"
+        while not (found := self.run(ask)):
+            if time.monotonic() > deadline:
+                pytest.fail(f"waited for {code} at {self.run('document.URL')}: {self.run('document.body.innerText')}")
+            time.sleep(0.1)
+        return found
+
+    def fill(self, selector: str, text: str) -> None:
+        """Type a text, as React sees it too."""
+        self.run(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            "Object.getOwnPropertyDescriptor(Object.getPrototypeOf(e), 'value').set.call(e, "
+            f"{json.dumps(text)}); e.dispatchEvent(new Event('input', {{bubbles: true}})); return 1 }})()"
+        )
+
+    def click(self, selector: str) -> None:
+        self.until(f"(e => e && (e.click(), true))(document.querySelector({json.dumps(selector)}))")
+
+    def picture(self, file: Path) -> None:
+        file.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
+
+
+@contextmanager
+def chromium(folder: Path) -> Iterator[Page]:
+    """An empty page of a browser of its own. Skips the test where there is no Chromium."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    browser = subprocess.Popen(
+        [program, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         "--window-size=1280,900", "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        port_file = folder / "DevToolsActivePort"
+        deadline = time.monotonic() + SECONDS
+        while not port_file.exists() or len(port_file.read_text().split()) < 2:
+            assert browser.poll() is None and time.monotonic() < deadline, "Chromium does not start"
+            time.sleep(0.05)
+        port, path = port_file.read_text().split()
+        with connect(f"ws://127.0.0.1:{port}{path}", proxy=None) as whole:
+            targets = Page(whole).send("Target.getTargets")["targetInfos"]
+        page = next(target["targetId"] for target in targets if target["type"] == "page")
+        with connect(f"ws://127.0.0.1:{port}/devtools/page/{page}", proxy=None, max_size=None) as socket:
+            yield Page(socket)
+    finally:
+        browser.send_signal(signal.SIGTERM)
+        try:
+            browser.wait(10)
+        except subprocess.TimeoutExpired:
+            browser.kill()
+            browser.wait()

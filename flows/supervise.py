@@ -8,6 +8,8 @@ keeps `state.json` in step. SIGTERM stops every service, workers first, and ends
 """
 
 import contextlib
+import fcntl
+import functools
 import http.client
 import json
 import os
@@ -22,7 +24,7 @@ import traceback
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +40,7 @@ from pipelines.settings import ROOT, Settings
 
 STEP_S = 0.25
 READ_BYTES = 64 * 2**10
+PIPE_BYTES = 2**20  # what a service may write while nobody reads; no more is allowed to all users
 JSON_LOGS = ("decision", "models")  # they write JSON lines themselves; text of all others is wrapped
 PROBE_S = 5.0  # a service that needs longer for its health check has not answered
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # our own services are behind no proxy
@@ -122,26 +125,31 @@ class Supervisor:
 
     def step(self) -> bool:
         """Drain what services wrote and do what is due; True once there is nothing left to do."""
-        try:
-            if self.told_to_leave and not self.leaving:
-                self.leaving = True
-                self.stop(list(self.children))
-            self._take_orders()
-            self._take_probes()
-            for child in list(self.children.values()):
-                self._look_at(child, time.monotonic())
-            self._look_at_disk(time.monotonic())
-            self._write_state()
-            while not self._said.empty():
-                self.log.say(self._said.get())
-            self._drain(STEP_S)
-        except Exception as error:  # noqa: BLE001 - a supervisor that ends helps nobody: say it, go on
-            self.log.say(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-            time.sleep(STEP_S)
+        parts: list[Callable[[], None]] = [
+            self._leave_if_told,
+            self._take_orders,
+            self._take_probes,
+            self._look_at_disk,
+        ]
+        parts += [functools.partial(self._look_at, child) for child in self.children.values()]
+        for part in [*parts, self._write_state, self._pass_on_lines, self._drain]:
+            try:
+                part()
+            except Exception as error:  # noqa: BLE001 - a supervisor that ends helps nobody: say it, go on
+                self.log.say(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
         return (self.leaving or self.ordered) and not self.children
+
+    def _leave_if_told(self) -> None:
+        if self.told_to_leave and not self.leaving:
+            self.leaving = True
+            self.stop(list(self.children))
 
     def _say(self, text: str) -> None:
         self._said.put(text)
+
+    def _pass_on_lines(self) -> None:
+        while not self._said.empty():
+            self.log.say(self._said.get())
 
     # ---- orders ---------------------------------------------------------------------------------------------------
 
@@ -154,13 +162,15 @@ class Supervisor:
             except (OSError, ValueError) as error:
                 self.log.say(f"{file} is no order: {error}")
                 order = {}
-            if not self.leaving:
-                self._carry_out(order)
-            self._write_state()  # who gave the order finds its effect there
             try:
-                file.unlink()
-            except OSError:  # a file system that became read-only: carried out all the same
-                self._done.add(file.name)
+                if not self.leaving:
+                    self._carry_out(order)
+            finally:
+                self._write_state()  # who gave the order finds its effect there
+                try:
+                    file.unlink()
+                except OSError:  # a file system that became read-only: carried out all the same
+                    self._done.add(file.name)
 
     def _carry_out(self, order: dict[str, Any]) -> None:
         for name, told in order.get("start", {}).items():
@@ -192,7 +202,8 @@ class Supervisor:
 
     # ---- one service ----------------------------------------------------------------------------------------------
 
-    def _look_at(self, child: Child, now: float) -> None:
+    def _look_at(self, child: Child) -> None:
+        now = time.monotonic()
         if child.process is not None and (code := child.process.poll()) is not None:
             self._ended(child, code, now)
         if child.state == "stopping":
@@ -209,13 +220,16 @@ class Supervisor:
             self._judge(child, now)
 
     def _spawn(self, child: Child, now: float) -> None:
+        """Start the command. It keeps the reading end too: were we killed, its next line must not be a broken pipe."""
         env = {**os.environ, **child.env, supervisor.SERVICE_MARK: child.name}
         read, write = os.pipe()
         os.set_blocking(read, False)
+        with contextlib.suppress(OSError):  # this user's pipes together are too large: the usual size will do
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             child.process = subprocess.Popen(
                 ["/bin/sh", "-c", child.command], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=write,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                stderr=subprocess.STDOUT, start_new_session=True, pass_fds=(read,),
             )  # fmt: skip
         except OSError as error:  # no memory for a process, say
             os.close(read)
@@ -335,7 +349,8 @@ class Supervisor:
 
     # ---- disk -----------------------------------------------------------------------------------------------------
 
-    def _look_at_disk(self, now: float) -> None:
+    def _look_at_disk(self) -> None:
+        now = time.monotonic()
         if now < self._disk_due:
             return
         self._disk_due = now + self.policy.disk_every_s
@@ -379,8 +394,9 @@ class Supervisor:
 
     # ---- output and state -----------------------------------------------------------------------------------------
 
-    def _drain(self, wait_s: float) -> None:
-        """Read what is in the pipes. Always: a service whose pipe is full would stand still."""
+    def _drain(self, wait_s: float | None = None) -> None:
+        """Read what is in the pipes, waiting up to a step. Always: a service whose pipe is full would stand still."""
+        wait_s = STEP_S if wait_s is None else wait_s
         if not self.selector.get_map():
             time.sleep(wait_s)
             return

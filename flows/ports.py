@@ -1,7 +1,7 @@
 """Are our ports free, and if not, who holds them?"""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import psutil
 
@@ -21,14 +21,22 @@ def is_free(host: str, port: int) -> bool:
 
 def holder(port: int) -> str:
     """Who listens on `port`, as "process 4711 (python -m http.server)"; another user's process cannot be named."""
-    for connection in psutil.net_connections(kind="tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-            try:
-                command = " ".join(psutil.Process(connection.pid).cmdline())
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                command = "command not readable"
-            return f"process {connection.pid} ({command[:100]})"
+    for pid in holders(port):
+        try:
+            command = " ".join(psutil.Process(pid).cmdline())
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            command = "command not readable"
+        return f"process {pid} ({command[:100]})"
     return "a process of another user"
+
+
+def holders(port: int) -> list[int]:
+    """Processes that listen on `port`, as far as this user may see them."""
+    return [
+        connection.pid
+        for connection in psutil.net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid
+    ]
 
 
 def variable(field: str) -> str:
@@ -36,10 +44,11 @@ def variable(field: str) -> str:
     return f"BELLWETHER_{field.upper()}"
 
 
-def check(host: str, wanted: Mapping[str, tuple[str, int]]) -> None:
+def check(host: str, wanted: Mapping[str, tuple[str, int]], ours: Collection[int] = ()) -> None:
     """Refuse to start when a port is not ours to have.
 
     wanted    service → (its field in Settings, its port)
+    ours      processes that may hold one: they are ended before the port is needed
     Raises    BadValues if two services were given one port; PortTaken naming port, service, holder and setting
     """
     owners: dict[int, str] = {}
@@ -50,7 +59,7 @@ def check(host: str, wanted: Mapping[str, tuple[str, int]]) -> None:
             )
         owners[port] = service
     for service, (field, port) in wanted.items():
-        if not is_free(host, port):
+        if not is_free(host, port) and not (ours and set(holders(port)) & set(ours)):
             raise PortTaken(
                 f"port {port} of {service} is held by {holder(port)}. "
                 f"Stop it, or give {service} another port: {variable(field)}={_next_free(host, port, owners)}"

@@ -39,7 +39,19 @@ class Settings(BaseSettings):
     exchange_pause_ms: int = Field(default=0, ge=0)  # at least this between two requests; 0 = the venue's own limit
     fit_timeout_minutes: float = Field(default=30.0, gt=0)  # a family that takes longer is stopped; the others go on
     keep_days: int = Field(default=365, ge=30)  # `bellwether prune` lets go of what is older, where it may
+    disk_warn_mb: int = Field(default=2048, ge=0)  # less free under `home` than this is an alarm
+    disk_stop_mb: int = Field(default=512, ge=0)  # less than this: no position is opened, nothing more is recorded
+    hang_seconds: float = Field(default=60.0, ge=0)  # a service that answered, and then not for this long, is restarted
     params_file: Path = ROOT / "params.yaml"
+
+    @model_validator(mode="after")
+    def _warned_before_stopped(self) -> "Settings":
+        if self.disk_stop_mb > self.disk_warn_mb:
+            raise ValueError(
+                f"BELLWETHER_DISK_STOP_MB is {self.disk_stop_mb}, above BELLWETHER_DISK_WARN_MB {self.disk_warn_mb}; "
+                "warn before you stop"
+            )
+        return self
 
     @property
     def mlflow_url(self) -> str:

@@ -39,11 +39,9 @@ def test_the_top_level_is_what_the_architecture_says():
 
 
 def test_the_same_services_stand_in_the_procfile_and_in_the_supervisor():
-    from honcho.environ import parse_procfile
+    from flows.supervisor import SERVICES, parse_procfile
 
-    from flows.supervisor import SERVICES
-
-    assert set(parse_procfile((ROOT / "Procfile").read_text()).processes) == set(SERVICES)
+    assert set(parse_procfile(ROOT / "Procfile")) == set(SERVICES)
 
 
 def test_tests_and_benchmarks_are_as_silent_as_the_services():

@@ -1,0 +1,163 @@
+"""The log of one service: JSON lines, rotated by size, limited in rate, and never a reason to stop.
+
+A line on disk is one JSON object with at least `at` (UTC) and `service`. Text of a service cannot end a line or look
+like one: it is a JSON string under `text`. A full disk, a folder that is gone, no right to write: lines are counted and
+dropped, the file is tried again every second, and the next line that fits says how many are missing.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+MAX_BYTES = 10 * 2**20  # of one file
+FILES = 3  # the current one and those before it, .1 the newest
+LINES_A_SECOND = 500  # a fresh MLflow database writes 200 in its first second
+RETRY_S = 1.0
+LONGEST_LINE = 64 * 2**10  # bytes; what is longer is cut into lines of this length
+
+
+def as_record(service: str, raw: bytes, is_json: bool) -> dict[str, object]:
+    """One line of output as a record. `is_json`: this service writes JSON objects itself; they keep their fields."""
+    text = raw.decode(errors="replace").rstrip("\r\n")
+    stamp = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "service": service}
+    if is_json and text.startswith("{"):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):  # not JSON, or nested to harm: text like any other
+            found = None
+        if isinstance(found, dict):
+            return {**stamp, **found, "service": service}
+    return {**stamp, "text": text}
+
+
+def text_of(line: str) -> str:
+    """What a stored line says, for a person: its text or message, or the line itself."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return line
+    if not isinstance(found, dict):
+        return line
+    return str(found.get("text") or found.get("message") or line)
+
+
+class ServiceLog:
+    """Takes the raw output of one service and keeps it as lines. Never raises OSError, never waits."""
+
+    def __init__(
+        self,
+        path: Path,
+        service: str,
+        is_json: bool = False,
+        max_bytes: int = MAX_BYTES,
+        lines_a_second: int = LINES_A_SECOND,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.path, self.service, self.is_json = path, service, is_json
+        self.max_bytes, self.lines_a_second, self._clock = max_bytes, lines_a_second, clock
+        self.last = ""  # text of the newest line, whether it could be kept or not
+        self.lost = 0  # lines not kept since the last one that was, and why
+        self._why = ""
+        self._rest = b""
+        self._fd: int | None = None
+        self._size = 0
+        self._retry_at = 0.0
+        self._second, self._in_second, self._over = 0.0, 0, 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Take bytes as they come from the pipe; what does not end a line yet waits for the rest."""
+        lines = (self._rest + chunk).split(b"\n")
+        self._rest = lines.pop()
+        for line in lines:
+            for start in range(0, len(line) or 1, LONGEST_LINE):
+                self._line(line[start : start + LONGEST_LINE])
+        while len(self._rest) > LONGEST_LINE:
+            self._line(self._rest[:LONGEST_LINE])
+            self._rest = self._rest[LONGEST_LINE:]
+
+    def flush(self) -> None:
+        """Keep a last line without an end, and say now what the limit on the rate held back."""
+        if self._rest:
+            self._line(self._rest)
+            self._rest = b""
+        self._tell_over()
+
+    def say(self, text: str) -> None:
+        """A line of the supervisor's own about this service."""
+        self._keep(as_record(self.service, text.encode(), is_json=False))
+
+    def close(self) -> None:
+        self.flush()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _line(self, raw: bytes) -> None:
+        now = self._clock()
+        if now - self._second >= 1.0:
+            self._tell_over()
+            self._second, self._in_second = now, 0
+        self._in_second += 1
+        if self._in_second > self.lines_a_second:
+            self._over += 1
+            return
+        record = as_record(self.service, raw, self.is_json)
+        self.last = str(record.get("text") or record.get("message") or "") or self.last
+        self._keep(record)
+
+    def _tell_over(self) -> None:
+        over, self._over = self._over, 0
+        if over:
+            self.say(f"{over:,} lines dropped: more than {self.lines_a_second:,} in a second")
+
+    def _keep(self, record: dict[str, object]) -> None:
+        if self._fd is None and self._clock() < self._retry_at:
+            self.lost += 1
+            return
+        try:
+            self._open()
+            if self.lost:
+                told = as_record(self.service, f"{self.lost:,} lines lost: {self._why}".encode(), is_json=False)
+                self._write(told)
+                self.lost = 0
+            self._write(record)
+        except OSError as error:
+            self.lost += 1
+            self._why = error.strerror or str(error)
+            self._retry_at = self._clock() + RETRY_S
+            self._drop_file()
+
+    def _open(self) -> None:
+        if self._fd is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.fchmod(self._fd, 0o600)  # a file of an earlier release may be open to others
+            self._size = os.fstat(self._fd).st_size
+
+    def _write(self, record: dict[str, object]) -> None:
+        line = json.dumps(record, default=str).encode() + b"\n"  # ASCII: no control character gets through
+        if self._size and self._size + len(line) > self.max_bytes:
+            self._rotate()
+        assert self._fd is not None
+        written = os.write(self._fd, line)
+        if written < len(line):  # the disk took half a line: take it back, a half line is none
+            os.ftruncate(self._fd, self._size)
+            raise OSError(28, "No space left on device")
+        self._size += written
+
+    def _rotate(self) -> None:
+        for i in range(FILES - 1, 0, -1):
+            older = self.path.with_suffix(f".log.{i}")
+            newer = self.path if i == 1 else self.path.with_suffix(f".log.{i - 1}")
+            if newer.exists():
+                newer.replace(older)
+        self._drop_file()
+        self._open()
+
+    def _drop_file(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

@@ -1,0 +1,67 @@
+"""How much room is left where an installation writes, and when there will be none. Reads the file system only."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+MB = 2**20
+DAY_S = 86_400.0
+MIN_SPAN_S = 3_600.0  # a forecast from less than an hour would say more about one run than about a day
+
+
+@dataclass(frozen=True)
+class DiskState:
+    """What may still be done with the room that is left.
+
+    level       "ok"; "warn": free some soon; "stop": open no position and record nothing more
+    free_bytes  what this user may still write
+    detail      one sentence with both numbers
+    """
+
+    level: Literal["ok", "warn", "stop"]
+    free_bytes: int
+    detail: str
+
+
+def look(home: Path, warn_bytes: int, stop_bytes: int) -> DiskState:
+    """Compare the free bytes of the file system under `home` with the two limits.
+
+    A home that does not exist yet is judged by the nearest folder that does. Raises OSError if it cannot be read.
+    """
+    free_bytes = free(home)
+    if free_bytes < stop_bytes:
+        return DiskState("stop", free_bytes, f"{size(free_bytes)} free, at least {size(stop_bytes)} needed")
+    if free_bytes < warn_bytes:
+        return DiskState("warn", free_bytes, f"{size(free_bytes)} free, {size(warn_bytes)} wanted")
+    return DiskState("ok", free_bytes, f"{size(free_bytes)} free")
+
+
+def free(home: Path) -> int:
+    """Bytes an unprivileged process may still write under `home`."""
+    folder = home.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def days_left(samples: Sequence[tuple[float, int]], now_s: float) -> float | None:
+    """Forecast in how many days the disk is full, at the pace between the oldest and the newest sample.
+
+    samples  (epoch seconds, free bytes), in any order; those after `now_s` are of a clock that jumped: left out
+    Returns  None while the samples span less than an hour or the room does not shrink
+    """
+    usable = sorted(sample for sample in samples if sample[0] <= now_s)
+    if len(usable) < 2:
+        return None
+    (first_s, first_free), (last_s, last_free) = usable[0], usable[-1]
+    if last_s - first_s < MIN_SPAN_S or last_free >= first_free:
+        return None
+    return last_free / ((first_free - last_free) / (last_s - first_s)) / DAY_S
+
+
+def size(n_bytes: int) -> str:
+    """Bytes as a person reads them: 1.5 GB, 12 MB (binary units)."""
+    return f"{n_bytes / 2**30:.1f} GB" if n_bytes >= 2**30 else f"{n_bytes / MB:.0f} MB"

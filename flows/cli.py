@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines import permissions
 from pipelines.contracts import REGIMES
 from pipelines.errors import BadTimes, BellwetherError, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
@@ -71,7 +72,14 @@ def up(as_json: AsJson = False) -> None:
 def start(quiet: bool) -> None:
     from flows import supervisor
 
+    tighten(err)
     supervisor.up(settings(), progress=(lambda line: None) if quiet else out.print)
+
+
+def tighten(console: Console) -> None:
+    """Close the home to other users, and say what was open."""
+    if told := permissions.tighten(settings().home):
+        console.print(f"{settings().home}: {told}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -948,8 +956,11 @@ def doctor(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: our own errors are one line, anything else is a bug and shows its traceback."""
+    permissions.restrict()
     connect()
     try:
+        if permissions.is_loose(settings().home):  # of a release that left it open
+            tighten(err)
         app()
     except BellwetherError as error:
         # one line however long, and brackets in it are the message's own

@@ -26,6 +26,7 @@ from honcho.manager import Manager
 
 from flows import ports
 from pipelines.errors import ServiceDown, UnknownName
+from pipelines.permissions import restrict
 from pipelines.settings import ROOT, Settings
 
 START_SECONDS = 240.0  # until a service must answer; on two cores with fresh databases all answer within a minute
@@ -436,6 +437,7 @@ def supervise(settings: Settings, procfile: Path, wanted: Mapping[str, int | Non
 
 
 if __name__ == "__main__":
+    restrict()  # every service and what it starts inherits this
     home, procfile, *lines = sys.argv[1:]
     if os.fork():  # the caller waits for this half only, and so leaves no zombie behind
         os._exit(0)

@@ -936,6 +936,50 @@ def prune(
         out.print("Nothing was removed. `bellwether prune --yes` does it.")
 
 
+schedules = typer.Typer(help="When the flows run by themselves; edited in the Prefect UI, put back to the plan here.")
+app.add_typer(schedules, name="schedules")
+
+
+@schedules.callback(invoke_without_command=True)
+def schedules_bare(context: typer.Context, as_json: AsJson = False) -> None:
+    """What is scheduled, as `list` does, where no command is given."""
+    if context.invoked_subcommand is None:
+        schedules_list(as_json)
+
+
+@schedules.command("list")
+def schedules_list(as_json: AsJson = False) -> None:
+    """Each deployment with its schedules, active or paused, and what differs from the plan of this release."""
+    need("prefect")
+    from flows.schedules import standings
+
+    show_schedules("schedules", standings(load_params(settings().params_file)), as_json)
+
+
+@schedules.command("reset")
+def schedules_reset(dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Put schedules, default parameters and the drift trigger back to the plan; shows what was not as planned."""
+    need("prefect")
+    from flows.schedules import reset, standings
+
+    params = load_params(settings().params_file)
+    found = [s for s in standings(params) if s.differences] if dry_run else reset(params)
+    show_schedules("would be put back to the plan" if dry_run else "put back to the plan", found, as_json)
+
+
+def show_schedules(title: str, found: Any, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        emit([asdict(one) for one in found])
+        return
+    table(title, ["deployment", "schedules and triggers", "not as planned"], [
+        [one.deployment, "\n".join(("paused as a whole", *one.schedules) if one.paused else one.schedules) or None,
+         "\n".join(one.differences) or None]
+        for one in found
+    ])  # fmt: skip
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Ports, disk, versions, leftovers: what is wrong here, and what to do."""

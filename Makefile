@@ -6,8 +6,6 @@ SHELL := bash
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
 BIN := .venv/bin
-KERNELS := pipelines/contracts.py $(shell grep -rl --include='*.py' '@kernel' pipelines serving)
-KERNEL_CACHE := $(or $(BELLWETHER_KERNEL_CACHE),artifacts/kernels)
 ONCE ?= $(CI)
 
 # uv looks for wheels where pip was told to look (a folder with a CPU build of torch, say).
@@ -27,7 +25,9 @@ export BENTOML_DO_NOT_TRACK := True
 export EVIDENTLY_DISABLE_TELEMETRY := 1
 export ORT_DISABLE_TELEMETRY := 1
 
-setup: $(KERNEL_CACHE)/.warmed
+# The cache is looked at each time, in a second: a stamp would hide one that was cut short or that others may write in.
+setup: .venv/.installed
+	@$(BIN)/python -c 'import sys; from pipelines.compiled import kernels_are_warm; sys.exit(not kernels_are_warm())' || $(BIN)/python -m flows.warm
 
 run: setup
 	$(BIN)/bellwether run $(if $(filter-out 0 false,$(ONCE)),--once)
@@ -55,8 +55,4 @@ evidence: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
-	touch $@
-
-$(KERNEL_CACHE)/.warmed: .venv/.installed $(KERNELS)
-	$(BIN)/python -m flows.warm
 	touch $@

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines import permissions
 from pipelines.contracts import REGIMES
 from pipelines.errors import BadTimes, BadValues, BellwetherError, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
@@ -73,8 +74,15 @@ def up(as_json: AsJson = False) -> None:
 def start(quiet: bool) -> None:
     from flows import supervisor
 
+    tighten(err)
     supervisor.up(settings(), progress=(lambda line: None) if quiet else out.print)
     connect()  # the first start made the key
+
+
+def tighten(console: Console) -> None:
+    """Close the home to other users, and say what was open."""
+    if told := permissions.tighten(settings().home):
+        console.print(f"{settings().home}: {told}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -936,6 +944,50 @@ def prune(
         out.print("Nothing was removed. `bellwether prune --yes` does it.")
 
 
+schedules = typer.Typer(help="When the flows run by themselves; edited in the Prefect UI, put back to the plan here.")
+app.add_typer(schedules, name="schedules")
+
+
+@schedules.callback(invoke_without_command=True)
+def schedules_bare(context: typer.Context, as_json: AsJson = False) -> None:
+    """What is scheduled, as `list` does, where no command is given."""
+    if context.invoked_subcommand is None:
+        schedules_list(as_json)
+
+
+@schedules.command("list")
+def schedules_list(as_json: AsJson = False) -> None:
+    """Each deployment with its schedules, active or paused, and what differs from the plan of this release."""
+    need("prefect")
+    from flows.schedules import standings
+
+    show_schedules("schedules", standings(load_params(settings().params_file)), as_json)
+
+
+@schedules.command("reset")
+def schedules_reset(dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Put schedules, default parameters and the drift trigger back to the plan; shows what was not as planned."""
+    need("prefect")
+    from flows.schedules import reset, standings
+
+    params = load_params(settings().params_file)
+    found = [s for s in standings(params) if s.differences] if dry_run else reset(params)
+    show_schedules("would be put back to the plan" if dry_run else "put back to the plan", found, as_json)
+
+
+def show_schedules(title: str, found: Any, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        emit([asdict(one) for one in found])
+        return
+    table(title, ["deployment", "schedules and triggers", "not as planned"], [
+        [one.deployment, "\n".join(("paused as a whole", *one.schedules) if one.paused else one.schedules) or None,
+         "\n".join(one.differences) or None]
+        for one in found
+    ])  # fmt: skip
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Ports, disk, versions, leftovers: what is wrong here, and what to do."""
@@ -1016,7 +1068,10 @@ def key_rotate(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: our own errors are one line, anything else is a bug and shows its traceback."""
+    permissions.restrict()
     try:
+        if permissions.is_loose(settings().home):  # of a release that left it open
+            tighten(err)
         connect()
         app()
     except BellwetherError as error:

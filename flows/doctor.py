@@ -15,7 +15,7 @@ from typing import Literal
 import psutil
 
 from flows import ports, supervisor
-from pipelines.compiled import cache_dir, digest_of, kernel_sources
+from pipelines import compiled
 from pipelines.settings import ROOT, Settings
 
 GIB = 1024**3
@@ -120,18 +120,14 @@ def memory(settings: Settings) -> Finding:
     return Finding("memory", "warn", f"{detail}, wanted {FREE_MEMORY / GIB:.0f}", "close something large")
 
 
-def warm_mark() -> Path:
-    """The file `flows.warm` leaves in the kernel cache when it is done, named by all kernels, this numba and CPU."""
-    return cache_dir() / f"warmed_{digest_of(*kernel_sources())}"
-
-
-def kernels_are_warm() -> bool:
-    return warm_mark().exists()
-
-
 def kernels() -> Finding:
-    if kernels_are_warm():
-        return Finding("kernels", "ok", f"compiled in {cache_dir()}")
+    folder = compiled.configured_dir()
+    if reason := compiled.refusal(folder):
+        return Finding("kernels", "warn", f"{reason}: every process compiles for itself", "make setup")
+    if compiled.kernels_are_warm():
+        return Finding("kernels", "ok", f"compiled and sealed in {folder}")
+    if bad := compiled.unsound(folder):
+        return Finding("kernels", "warn", f"{len(bad)} files do not match their seal, {bad[0]} first", "make setup")
     return Finding("kernels", "warn", "not compiled: the first turn and each service will do it", "make setup")
 
 

@@ -1,20 +1,32 @@
-"""Promote: by policy, or by a person who resumes the paused flow in the Prefect UI. Reconcile: aliases and ledger."""
+"""Promote: by policy, or by a person who resumes the suspended run in the Prefect UI. Reconcile: aliases and ledger."""
 
-from prefect import flow, pause_flow_run, task
+import re
+from datetime import timedelta
+from typing import Any
+
+from prefect import flow, get_client, suspend_flow_run, task
 from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.input import RunInput
+from prefect.runtime import deployment, flow_run
+from pydantic import Field
 
 from flows import promotion
 from flows.progress import say, step
-from flows.site import open_site
+from flows.site import Site, now, open_site
+from pipelines.store import Alarm
+
+WAITS = "approval_waits"
+LAPSED = "approval_lapsed"
+SAID = r"\S"  # something that is not blank; Prefect refuses to resume without it, and the run stays suspended
 
 
 class Approval(RunInput):
     """What a person fills in when resuming the flow."""
 
-    approve: bool
-    name: str
-    reason: str
+    approve: bool = Field(default=False, description="Make it champion; otherwise it is declined")
+    name: str = Field(pattern=SAID, description="Who decides; it goes on the ledger")
+    reason: str = Field(pattern=SAID, description="Why; it goes on the ledger")
 
 
 @task(retries=2, retry_delay_seconds=[2, 10])
@@ -22,18 +34,30 @@ def move_champion(family: str, version: str, actor: str, reason: str) -> None:
     promotion.promote(open_site(), family, version, actor, reason)
 
 
-@flow(name="promote", log_prints=True)
+@flow(name="promote", log_prints=True, persist_result=True)
 def promote(
-    family: str, version: str, approval: str | None = None, actor: str = "policy", reason: str = "passed the gate"
+    family: str,
+    version: str,
+    approval: str | None = None,
+    actor: str = "policy",
+    reason: str = "passed the gate",
+    wait_hours: float = 168.0,
 ) -> bool:
-    """Make a version champion. approval: auto | manual (waits for a person); None = retrain.approval of params.yaml."""
+    """Make a version champion; False if a person declined it or is still to be asked.
+
+    approval    auto | manual (waits for a person); None = retrain.approval of params.yaml
+    wait_hours  so long a person may take; then the run fails and nothing is promoted
+
+    While it waits the run is suspended: no process is held, and nothing is lost when flows or Prefect are killed. The
+    one that resumes it begins here again, with the answer.
+    """
     site = open_site()
     if (approval or site.params.retrain.approval) == "manual":
-        answer = pause_flow_run(wait_for_input=Approval.with_initial_data(
-            description=f"Promote **{family}** version **{version}** to champion? Its evidence is in MLflow.",
-            approve=False, name="", reason="",
-        ), timeout=7 * 86400)  # fmt: skip
-        actor, reason = answer.name or "unnamed", answer.reason or "no reason given"
+        if not deployment.id:  # only the run of a deployment can be begun again by another process
+            ask(family, version, reason, wait_hours)
+            return False
+        answer = answered(site, family, version, wait_hours)
+        actor, reason = answer.name.strip(), answer.reason.strip()
         if not answer.approve:
             say(f"{family} version {version}: declined by {actor}: {reason}")
             return False
@@ -43,20 +67,104 @@ def promote(
     return True
 
 
-def propose(family: str, version: str, reason: str) -> None:
-    """After a passing verdict: promote by policy, or start the flow that waits for a person, and go on without it."""
-    if open_site().params.retrain.approval == "auto":
-        promote(family, version, reason=reason)
-        return
-    wanted = {"family": family, "version": version, "approval": "manual", "reason": reason}
+def answered(site: Site, family: str, version: str, wait_hours: float) -> Approval:
+    """What a person said, once; before that this process ends here and the run stays suspended."""
+    run_id = str(flow_run.id)
+    if not any(run_id in alarm.detail for alarm in site.store.alarms(open_only=False)):
+        until = now() + timedelta(hours=wait_hours)
+        told = (
+            f"{family} version {version} waits for a person until {until:%F %T} UTC, then nothing is promoted: resume "
+            f"{site.settings.prefect_url}/runs/flow-run/{run_id}"
+        )
+        site.store.raise_alarm(WAITS, "warning", told, now())
+    asked = Approval.with_initial_data(description=case(site, family, version))
+    answer: Approval = suspend_flow_run(wait_for_input=asked, timeout=round(3600 * wait_hours), key="approval")
+    for alarm in waiting(site):
+        if run_id in alarm.detail:
+            site.store.clear_alarm(alarm.id, now())
+    return answer
+
+
+def case(site: Site, family: str, version: str) -> str:
+    """What a person decides on, as Markdown: the evidence, the gain over the champion with its interval and n."""
+    wanted = site.tracking.version(family, version)
+    held = promotion.slots_of(site.store, family).champion
+    verdict = promotion.verdict_line(site.store, family, version, wanted.digest)
+    lines = [
+        f"Promote **{family}** version **{version}** to champion, in place of "
+        f"{f'version {held.to_version}' if held else 'none'}?",
+        f"Evidence: {site.tracking.run_link(wanted.run_id)}",
+        f"Gate: {verdict.reason}" if verdict else "Gate: it never judged these bytes; the promotion will be refused.",
+    ]
+    checks = {check["name"]: check for check in verdict.evidence.get("checks", [])} if verdict else {}
+    lines.append(gain_told(checks.get("gain_over_champion")))
+    return "\n\n".join(lines)
+
+
+def gain_told(check: dict[str, Any] | None) -> str:
+    """The gate's check of the gain over the champion, in words."""
+    if check is None:
+        return "Gain over the champion: not judged, for there was none."
+    if check["value"] is None:
+        return f"Gain over the champion: unknown ({check['detail']}), n = {check['n']:,}."
+    return (
+        f"Gain over the champion: {check['value']:+.4f} {check['detail']}, 95 % interval "
+        f"{check['low']:+.4f} to {check['high']:+.4f}, n = {check['n']:,} (wanted: {check['threshold']})."
+    )
+
+
+def ask(family: str, version: str, reason: str, wait_hours: float = 168.0) -> None:
+    """Start the run that waits for a person, and go on without it."""
+    wanted = {"family": family, "version": version, "approval": "manual", "reason": reason, "wait_hours": wait_hours}
     run = run_deployment("promote/promote", parameters=wanted, timeout=0, as_subflow=False)
     say(f"{family} version {version} waits for approval in the Prefect UI, flow run {run.name}")
+
+
+def propose(family: str, version: str, reason: str) -> None:
+    """After a passing verdict: promote by policy, or ask a person and go on."""
+    if open_site().params.retrain.approval == "auto":
+        promote(family, version, reason=reason)
+    else:
+        ask(family, version, reason)
+
+
+def waiting(site: Site) -> list[Alarm]:
+    """The open alarms of runs that wait for a person."""
+    return [alarm for alarm in site.store.alarms() if alarm.kind == WAITS]
+
+
+def lapsed(site: Site) -> list[str]:
+    """Runs that waited for a person and have ended without one: said, and alarmed. Nothing was promoted."""
+    done = []
+    for alarm in waiting(site):
+        run_id = re.search(r"[0-9a-f-]{36}$", alarm.detail)
+        state = run_id and state_of(run_id[0])
+        if state in ("SCHEDULED", "PENDING", "RUNNING", "PAUSED"):
+            continue
+        site.store.clear_alarm(alarm.id, now())
+        what = alarm.detail.partition(" waits ")[0]
+        if state != "COMPLETED":
+            told = f"{what} was not decided by anybody ({str(state or 'its run is gone').lower()}) and is not promoted"
+            site.store.raise_alarm(LAPSED, "warning", f"{told}: {run_id[0] if run_id else alarm.id}", now())
+            done.append(told)
+    return done
+
+
+def state_of(run_id: str) -> str | None:
+    """Type of the state a flow run is in, None if Prefect no longer knows it."""
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(run_id).state
+        except ObjectNotFound:
+            return None
+    return state.type.value if state else None
 
 
 @flow(name="reconcile", log_prints=True)
 def reconcile() -> list[str]:
     """A champion alias moved by hand is a request: taken over with a passing verdict, put back and alarmed without."""
-    done = promotion.reconcile(open_site())
+    site = open_site()
+    done = [*promotion.reconcile(site), *lapsed(site)]
     for line in done:
         say(line)
     return done

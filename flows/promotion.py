@@ -5,8 +5,10 @@ rests on is the ledger's own `challenge` line with the same digest: a tag edited
 """
 
 import json
+import logging
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,9 +18,12 @@ from flows.site import Site, leased, now
 from pipelines.contracts import Verdict
 from pipelines.errors import BundleError, GateRefused, StateError, UnknownName
 from pipelines.families import FAMILIES
-from pipelines.store import Promotion, Store
+from pipelines.store import Alarm, Promotion, Store
 from pipelines.tracking import Version
 from serving.generation import read_generation, write_generation
+
+log = logging.getLogger("bellwether.promotion")
+FAULT = "family_fault"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +160,42 @@ def _move(site: Site, line: Promotion) -> None:
     _publish(site)
 
 
-def reconcile(site: Site) -> list[str]:
+def reconcile(site: Site, families: Iterable[str] = FAMILIES) -> list[str]:
     """Compare the `champion` aliases with the ledger. A moved alias is a request: taken over with a passing verdict
     (actor `mlflow-ui`), put back and alarmed without one. Returns what was done, in words."""
     with moving(site):  # what somebody else is moving right now is not a request
-        return [told for family in FAMILIES if (told := _reconcile(site, family))]
+        done = []
+        for family in families:
+            with alone(site, family, "alias"):
+                if told := _reconcile(site, family):
+                    done.append(told)
+        return done
+
+
+@contextmanager
+def alone(site: Site, family: str, what: str) -> Iterator[None]:
+    """A fault of one family is logged and alarmed once and ends here: the others go on. Gone, its alarm is cleared."""
+    known = [alarm for alarm in site.store.alarms() if alarm.kind == FAULT and _about(alarm) == (family, what)]
+    try:
+        yield
+    except Exception as fault:
+        if not known:
+            log.exception("%s %s", family, what)
+            told = f"{family} {what}: {type(fault).__name__}: {' '.join(str(fault).split())}"[:400]
+            site.store.raise_alarm(FAULT, "high", told, now())
+    else:
+        for alarm in known:
+            site.store.clear_alarm(alarm.id, now())
+
+
+def faulty(site: Site) -> set[str]:
+    """The families whose fault is still alarmed."""
+    return {_about(alarm)[0] for alarm in site.store.alarms() if alarm.kind == FAULT}
+
+
+def _about(alarm: Alarm) -> tuple[str, str]:
+    family, _, what = alarm.detail.partition(":")[0].partition(" ")
+    return family, what
 
 
 def _reconcile(site: Site, family: str) -> str | None:
@@ -217,24 +253,35 @@ def publish(site: Site, fresh: bool = False) -> int:
 
 
 def _publish(site: Site, fresh: bool = False) -> int:
+    published = _published(site) or {}
+    named = published.get("families") or {}
     families: dict[str, Any] = {}
     for family in FAMILIES:
-        slots = slots_of(site.store, family)
-        families[family] = {"champion": _served(slots.champion), "challenger": _served(slots.challenger)}
-        for arm, line in (("champion", slots.champion), ("challenger", slots.challenger)):
-            if line is None or not line.digest or (site.settings.bundles / line.digest).exists():
-                continue
-            try:
-                fetch_bundle(site, site.tracking.version(family, str(line.to_version)))
-            except BundleError as refusal:
-                if arm == "champion":
-                    raise
-                families[family][arm] = None  # one that only watches must not hold up those that decide
-                told = f"{family} challenger {line.to_version}: {refusal}"
-                site.store.raise_alarm("bundle_refused", "high", told, now())
-    served = None if fresh else _published(site)
-    warm_start = served["warm_start"] if served and served["warm_start"] else install_warm_start(site)
-    return write_generation(site.settings.serving_dir, families, warm_start, now())
+        families[family] = named.get(family) or {"champion": None, "challenger": None}  # what stays if it has a fault
+        with alone(site, family, "bundle"):
+            families[family] = _servable_arms(site, family)
+    warm_start = None if fresh else published.get("warm_start")
+    if warm_start and families == named:
+        return int(published["generation"])  # nobody has anything to follow
+    return write_generation(site.settings.serving_dir, families, warm_start or install_warm_start(site), now())
+
+
+def _servable_arms(site: Site, family: str) -> dict[str, dict[str, Any] | None]:
+    """Both slots of a family as the generation file names them, their bundles fetched. Raises for a bad champion."""
+    slots = slots_of(site.store, family)
+    arms = {"champion": _served(slots.champion), "challenger": _served(slots.challenger)}
+    for arm, line in (("champion", slots.champion), ("challenger", slots.challenger)):
+        if line is None or not line.digest or (site.settings.bundles / line.digest).exists():
+            continue
+        try:
+            fetch_bundle(site, site.tracking.version(family, str(line.to_version)))
+        except BundleError as refusal:
+            if arm == "champion":
+                raise
+            arms[arm] = None  # one that only watches must not hold up those that decide
+            told = f"{family} challenger {line.to_version}: {refusal}"
+            site.store.raise_alarm("bundle_refused", "high", told, now())
+    return arms
 
 
 def _published(site: Site) -> dict[str, Any] | None:

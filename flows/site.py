@@ -1,6 +1,7 @@
 """One installation, opened: where it runs, what it runs, its store, and (when asked for) its registry."""
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -22,6 +23,7 @@ from pipelines.settings import ROOT, Params, Settings, load_params, settings
 from pipelines.store import Store
 from pipelines.tracking import Tracking
 
+log = logging.getLogger("bellwether.site")
 WORKSPACE = "workspace"  # name of the lease: one writer of market data and models at a time
 
 
@@ -87,12 +89,22 @@ def is_gone(holder: str) -> bool:
 
 @contextmanager
 def repeating(act: Callable[[], object], every_s: float, name: str) -> Iterator[None]:
-    """Call `act` every `every_s` seconds, in a thread of its own, until the block ends."""
+    """Call `act` every `every_s` seconds, in a thread of its own, until the block ends.
+
+    A fault is not the end: it is logged, once as long as it says the same, and the next call may find it gone.
+    """
     ended = threading.Event()
 
     def keep() -> None:
+        said = ""
         while not ended.wait(every_s):
-            act()
+            try:
+                act()
+                said = ""
+            except Exception as fault:
+                if repr(fault) != said:
+                    log.exception("%s: in vain this time, again in %g s", name, every_s)
+                said = repr(fault)
 
     thread = threading.Thread(target=keep, name=name, daemon=True)
     thread.start()

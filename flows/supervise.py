@@ -36,6 +36,7 @@ from flows import supervisor
 from flows.alarm_outbox import AlarmOutbox
 from flows.service_log import ServiceLog
 from pipelines import disk
+from pipelines.permissions import restrict
 from pipelines.settings import ROOT, Settings
 
 STEP_S = 0.25
@@ -464,7 +465,7 @@ def main() -> None:
     """The detached process: `python -m flows.supervise HOME`."""
     if os.fork():  # the caller waits for this half only, and so leaves no zombie behind
         os._exit(0)
-    os.umask(0o077)
+    restrict()
     watcher = Supervisor(Settings(home=Path(sys.argv[1])))
 
     def leave(*_: object) -> None:

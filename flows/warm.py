@@ -4,6 +4,7 @@
 services run; beside it another one asks everything that only recordings, studies and other plans are asked.
 """
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,8 +17,7 @@ import numpy as np
 import pandas as pd
 
 from flows.backtest import live_core
-from flows.doctor import kernels_are_warm, warm_mark
-from pipelines.compiled import cache_dir, kernel_sources
+from pipelines import compiled
 from pipelines.contracts import (
     BOOK_LEVELS,
     CLOSE,
@@ -49,6 +49,7 @@ from pipelines.models.base import Dataset
 from pipelines.models.regime.recipe import REGIME
 from pipelines.models.views import VIEWS
 from pipelines.monitoring.drift import block_effects
+from pipelines.permissions import restrict
 from pipelines.settings import Params, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import events
@@ -197,16 +198,22 @@ def warm_rest(params: Params) -> None:
 
 
 def main() -> None:
-    if kernels_are_warm():
+    restrict()
+    try:
+        if told := compiled.prepare():
+            print(told)
+    except OSError as error:
+        sys.exit(f"kernels cannot be kept: {error}")
+    if compiled.kernels_are_warm():
         print("the kernel cache is warm")
         return
-    print(f"{len(kernel_sources())} files of kernels → {cache_dir()}")
+    print(f"{len(compiled.kernel_sources())} files of kernels → {compiled.cache_dir()}")
     began = time.perf_counter()
     params = load_params()
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for part in [pool.submit(run, params) for run in (warm_turn, warm_rest)]:
             part.result()
-    warm_mark().touch()
+    compiled.mark_warm()
     print(f"warm after {time.perf_counter() - began:.0f} s")
 
 

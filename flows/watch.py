@@ -6,7 +6,7 @@ died, a registry that does not answer. Each look is cheap: one request to MLflow
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -22,19 +22,37 @@ from serving.generation import read_generation
 log = logging.getLogger("bellwether.watch")
 LOOK_SECONDS = 2.0
 REGISTRY_DOWN = "registry_down"
+FAULT = "watch_fault"
+REST = timedelta(minutes=1)  # between two looks at a family with a fault: each may ask the registry for its bundle
 PATIENCE = timedelta(minutes=2)  # a run that was asked for may take so long to claim its request
 NEVER = datetime.min.replace(tzinfo=UTC)
 
 Begun = dict[tuple[int, int], datetime]  # (request, attempt) → when it was begun again
+Tried = dict[str, datetime]  # family with a fault → when it was looked at last
 
 
-def look(site: Site, begun: Begun) -> list[str]:
-    """One look; what was done about what it saw, in words. `begun` remembers which retrains were begun once more."""
+def look(site: Site, begun: Begun, tried: Tried | None = None) -> list[str]:
+    """One look; what was done about what it saw, in words.
+
+    begun  remembers which retrains were begun once more
+    tried  remembers when a family with a fault was looked at: again after REST only, the others each time
+    """
+    tried = {} if tried is None else tried
     done = fallen_retrains(site, begun)
     if registry_answers(site):
-        done += promotion.reconcile(site) if moved(site) else []
-        if behind(site):
-            done.append(f"generation {promotion.publish(site)} published: the file was behind the ledger")
+        resting = {family for family, at in tried.items() if now() - at < REST}
+        doubtful = promotion.faulty(site) - resting
+        if doubtful or behind(site, resting):
+            before, generation = generation_of(site), promotion.publish(site)
+            if generation != before:
+                done.append(f"generation {generation} published: the file was behind the ledger")
+        asked = [family for family in FAMILIES if family in (doubtful | moved(site)) - resting]
+        done += promotion.reconcile(site, asked) if asked else []
+        still = promotion.faulty(site)
+        for family in (still - resting) | (tried.keys() - still):
+            tried.pop(family, None)
+            if family in still:
+                tried[family] = now()
     return done
 
 
@@ -50,14 +68,17 @@ def registry_answers(site: Site) -> bool:
     return True
 
 
-def moved(site: Site) -> bool:
-    """Whether a champion alias is not where the ledger says."""
+def moved(site: Site) -> set[str]:
+    """The families whose champion alias is not where the ledger says."""
     asked = site.tracking.aliases("champion")
-    return any(asked.get(family) != version for family, (version, _) in held(site).items())
+    return {family for family, (version, _) in held(site).items() if asked.get(family) != version}
 
 
-def behind(site: Site) -> bool:
-    """Whether the generation file names another champion than the ledger, or none though there is one."""
+def behind(site: Site, besides: Collection[str] = ()) -> bool:
+    """Whether the generation file names another champion than the ledger, or none though there is one; or is broken.
+
+    besides  families that are not looked at
+    """
     try:
         content = read_generation(site.settings.serving_dir)
     except StateError:
@@ -65,8 +86,19 @@ def behind(site: Site) -> bool:
     named = {} if content is None else content["families"]
     served = {family: (named.get(family) or {}).get("champion") or {} for family in FAMILIES}
     return any(
-        (served[family].get("version"), served[family].get("digest")) != fact for family, fact in held(site).items()
+        (served[family].get("version"), served[family].get("digest")) != fact
+        for family, fact in held(site).items()
+        if family not in besides
     )
+
+
+def generation_of(site: Site) -> int | None:
+    """Number of the published generation; None where there is none, or where it cannot be read."""
+    try:
+        content = read_generation(site.settings.serving_dir)
+    except StateError:
+        return None
+    return int(content["generation"]) if content else None
 
 
 def held(site: Site) -> dict[str, tuple[str | None, str | None]]:
@@ -108,17 +140,21 @@ def watching() -> Iterator[None]:
     """Look every LOOK_SECONDS in a thread of its own until the block ends."""
     site = open_site()
     begun: Begun = {}
+    tried: Tried = {}
 
     def watch() -> None:
         try:
-            for line in look(site, begun):
+            for line in look(site, begun, tried):
                 log.warning(line)
+            for alarm in site.store.alarms():
+                if alarm.kind == FAULT:
+                    site.store.clear_alarm(alarm.id, now())
         except LeaseHeld:  # somebody is moving a champion right now
             return
-        except Exception as error:  # a watch that ends unseen would be worse than one that complains
-            log.exception("a look of the watch failed")
+        except Exception as error:
             told = f"{type(error).__name__}: {error}"[:300]
-            site.store.raise_alarm("watch_fault", "high", f"aliases and retrains are not watched: {told}", now())
+            site.store.raise_alarm(FAULT, "high", f"aliases and retrains are not watched: {told}", now())
+            raise  # `repeating` logs it and goes on
 
     with repeating(watch, LOOK_SECONDS, "watch"):
         yield

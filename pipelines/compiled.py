@@ -8,21 +8,36 @@ import are left out, for no kernel may read them (a test looks): settings.py and
 SVML stay off: batch and live must be equal bit for bit.
 """
 
+import atexit
+import fcntl
 import hashlib
+import io
+import logging
 import os
+import pickle
 import re
+import shutil
+import stat
+import tempfile
+import time
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
 import numba
-from numba.core.caching import UserProvidedCacheLocator
+from numba.core.caching import FunctionCache, IndexDataCacheFile, UserProvidedCacheLocator
 
+log = logging.getLogger("bellwether.kernels")
 _ROOT = Path(__file__).resolve().parent.parent
 UNREAD = frozenset({_ROOT / "pipelines" / "settings.py", _ROOT / "pipelines" / "errors.py"})
 _IMPORT = re.compile(r"^\s*from ((?:pipelines|serving)[\w.]*) import (\([^)]*\)|[^\n#]+)", re.MULTILINE)
+SEALS = "seals.sha256"  # in the cache folder, as `sha256sum` writes it; of two lines for one file the later one counts
+LOOSE = stat.S_IWGRP | stat.S_IWOTH
+LOCK_SECONDS = 10.0  # to write one entry takes milliseconds
 
 
 @cache
@@ -32,9 +47,55 @@ def kernel_sources() -> tuple[Path, ...]:
     return tuple(sorted(f for f in files if "@kernel" in f.read_text() or f.name == "contracts.py"))
 
 
+def configured_dir() -> Path:
+    """Folder of all compiled kernels, as BELLWETHER_KERNEL_CACHE says; `cache_dir` says whether it may be used."""
+    return Path(os.environ.get("BELLWETHER_KERNEL_CACHE", _ROOT / "artifacts" / "kernels")).resolve()
+
+
 def cache_dir() -> Path:
-    """Folder of all compiled kernels."""
-    return Path(os.environ.get("BELLWETHER_KERNEL_CACHE", _ROOT / "artifacts" / "kernels"))
+    """Folder this process keeps compiled kernels in: the configured one, or a new one if others could write there."""
+    return _usable(configured_dir())
+
+
+@cache
+def _usable(folder: Path) -> Path:
+    reason = refusal(folder)
+    if reason is None:
+        try:
+            _make_private(folder)
+        except OSError as error:  # a read-only disk: what is sealed there can still be read
+            reason = None if folder.is_dir() else f"{folder} cannot be made ({error.strerror})"
+    if reason is None:
+        return folder
+    own = Path(tempfile.mkdtemp(prefix="bellwether-kernels-"))
+    atexit.register(_remove_own, own, os.getpid())
+    log.warning("%s: it is not used and this process compiles for itself alone; `make setup` mends it", reason)
+    return own
+
+
+def _remove_own(folder: Path, maker: int) -> None:
+    if os.getpid() == maker:  # a fork of it is not its end
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def refusal(folder: Path) -> str | None:
+    """Why machine code in this folder cannot be trusted, None if it can or if there is no folder yet."""
+    if not folder.exists():
+        return None
+    found = folder.stat()
+    if not folder.is_dir():
+        return f"the kernel cache {folder} is no folder"
+    if found.st_uid != os.geteuid():
+        return f"the kernel cache {folder} belongs to another user (uid {found.st_uid})"
+    if found.st_mode & LOOSE:
+        return f"others may write in the kernel cache {folder} (mode {stat.S_IMODE(found.st_mode):04o})"
+    return None
+
+
+def _make_private(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if stat.S_IMODE(folder.stat().st_mode) != 0o700:
+        folder.chmod(0o700)
 
 
 def sources_of(*sources: Path) -> set[Path]:
@@ -74,6 +135,182 @@ def _files_imported(text: str) -> Iterator[Path]:
                 yield file
 
 
+# ---- seals ----------------------------------------------------------------------------------------------------------
+
+
+def prepare() -> str | None:
+    """Make the configured folder fit to be used; what was wrong, in words, and None if nothing was.
+
+    Files that do not match their seal are removed, and all of them if others could write here. Raises PermissionError
+    if the folder belongs to another user or is open to all on purpose, as /tmp is.
+    """
+    folder = configured_dir()
+    reason = refusal(folder)
+    if reason and not _can_be_closed(folder):
+        raise PermissionError(f"{reason}; set BELLWETHER_KERNEL_CACHE to a folder of your own")
+    _make_private(folder)
+    if reason:
+        (folder / SEALS).unlink(missing_ok=True)
+        shutil.rmtree(folder / "folds", ignore_errors=True)  # generated sources and their bytecode
+    _usable.cache_clear()
+    bad = mend(folder)
+    if reason:
+        return f"{reason}: closed to them, and what was in it ({bad} files) is compiled anew"
+    return f"{bad} files in {folder} do not match their seal: compiled anew" if bad else None
+
+
+def _can_be_closed(folder: Path) -> bool:
+    """A folder of ours, and not one like /tmp, which is open on purpose."""
+    found = folder.stat()
+    return folder.is_dir() and found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX
+
+
+def mend(folder: Path) -> int:
+    """Remove what is not as it was sealed, and its seal; how many files that were."""
+    with _locked(folder):
+        bad = unsound(folder)
+        for name in bad:
+            (folder / name).unlink(missing_ok=True)
+        for draft in folder.rglob("*.tmp.*"):  # whoever writes holds the lock, so nobody is writing these
+            draft.unlink(missing_ok=True)
+        if bad:
+            kept = {name: digest for name, digest in _sealed(folder).items() if name not in bad}
+            text = "".join(f"{digest}  {name}\n" for name, digest in kept.items())
+            with open(_opened(folder / SEALS, os.O_WRONLY | os.O_TRUNC), "w") as seals:
+                seals.write(text)
+    return len(bad)
+
+
+def unsound(folder: Path) -> list[str]:
+    """Names of files that are sealed and gone or changed, and of machine code nobody sealed. Reads all of them."""
+    if not folder.is_dir():
+        return []
+    seals = _sealed(folder)
+    found = {str(file.relative_to(folder)) for file in folder.rglob("*.nb[ci]")}
+    return sorted({name for name in seals if _whole(folder, name) is None} | (found - seals.keys()))
+
+
+def read_sealed(folder: Path, name: str) -> bytes | None:
+    """The bytes of a file of this folder, None if it is not there or not as it was sealed (said once a process)."""
+    content = _whole(folder, name)
+    if content is None and (folder / name).exists():
+        _tell_once(folder)
+    return content
+
+
+@cache
+def _tell_once(folder: Path) -> None:
+    log.warning("the kernel cache %s holds files that do not match their seal: these are compiled anew", folder)
+
+
+def _whole(folder: Path, name: str) -> bytes | None:
+    file = folder / name
+    try:
+        if file.parent.lstat().st_mode & LOOSE:
+            return None
+        with open(_opened(file, os.O_RDONLY), "rb") as handle:
+            content = handle.read()
+    except OSError:  # not there, a link, or not ours to read
+        return None
+    return content if hashlib.sha256(content).hexdigest() == _sealed(folder).get(name) else None
+
+
+def _opened(file: Path, flags: int) -> int:
+    """Descriptor of a plain file of ours that nobody else may write. Raises OSError for any other."""
+    descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & LOOSE:
+        os.close(descriptor)
+        raise PermissionError(f"{file} is not a plain file that only this user may write")
+    return descriptor
+
+
+def _sealed(folder: Path) -> dict[str, str]:
+    """name → sha256 of everything sealed in this folder; a line that is not whole counts for nothing."""
+    try:
+        found = (folder / SEALS).stat()
+        return _seals(folder, found.st_ino, found.st_mtime_ns, found.st_size)
+    except OSError:
+        return {}
+
+
+@cache
+def _seals(folder: Path, *_written: int) -> dict[str, str]:
+    with open(_opened(folder / SEALS, os.O_RDONLY), errors="replace") as seals:
+        lines = [line.rstrip("\n").partition("  ") for line in seals if line.endswith("\n")]
+    return {name: digest for digest, _, name in lines if len(digest) == 64}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time. Raises OSError if this folder takes none, or another one writes for LOCK_SECONDS."""
+    descriptor = _opened(folder / SEALS, os.O_RDWR | os.O_CREAT)
+    deadline = time.monotonic() + LOCK_SECONDS
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"another process has been writing in {folder} for {LOCK_SECONDS:.0f} s"
+                    ) from None
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)  # gives the lock back
+
+
+def seal(folder: Path, name: str, content: bytes) -> None:
+    """Write a file of this folder, whole or not at all, and its seal. Raises OSError."""
+    with _locked(folder):
+        _seal(folder, name, content)
+
+
+def _seal(folder: Path, name: str, content: bytes) -> None:
+    file = folder / name
+    _make_private(file.parent)
+    draft = file.with_name(f"{file.name}.tmp.{uuid.uuid4().hex[:16]}")
+    try:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+            handle.write(content)
+        draft.replace(file)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    line = f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode()
+    with open(_opened(folder / SEALS, os.O_RDWR | os.O_APPEND), "rb+") as seals:
+        before = seals.read()
+        seals.truncate(before.rfind(b"\n") + 1)  # a line that was cut short is none
+        seals.write(line)
+
+
+# ---- warm or not ----------------------------------------------------------------------------------------------------
+
+
+def _warm_mark() -> str:
+    return f"warmed_{digest_of(*kernel_sources())}"
+
+
+def mark_warm() -> None:
+    """Say that all kernels of this content are in the cache: the names of everything that is sealed now, sealed."""
+    folder = configured_dir()
+    seal(folder, _warm_mark(), "\n".join(sorted(_sealed(folder))).encode())
+
+
+def kernels_are_warm() -> bool:
+    """Whether `mark_warm` was called for this content, numba and CPU, and each file it named is as it was sealed."""
+    folder = configured_dir()
+    if refusal(folder) is not None:
+        return False
+    names = _whole(folder, _warm_mark())
+    return names is not None and all(_whole(folder, name) is not None for name in names.decode().split("\n"))
+
+
+# ---- numba's hooks --------------------------------------------------------------------------------------------------
+
+
 class ByContent(UserProvidedCacheLocator):  # type: ignore[misc]
     """Where numba keeps the machine code of a function."""
 
@@ -82,9 +319,67 @@ class ByContent(UserProvidedCacheLocator):  # type: ignore[misc]
         source = Path(py_file)
         self._cache_path = str(cache_dir() / f"{source.stem}_{digest_of(source)}")
 
+    def ensure_cache_path(self) -> None:
+        """Leave it to whoever has something to write: what is compiled already can be read from a read-only disk."""
+
+
+class SealedFiles(IndexDataCacheFile):  # type: ignore[misc]
+    """Index and data files of one function, of which only what is sealed is unpickled."""
+
+    def save(self, key: Any, data: Any) -> None:
+        """Keep an entry; a disk that takes none costs the next process a compilation and this one nothing."""
+        try:
+            with _locked(cache_dir()):  # two at once would give the same data file to two signatures
+                super().save(key, data)
+        except OSError as error:
+            log.warning("%s was compiled and cannot be kept: %s", self._index_name, error)
+
+    def _load_index(self) -> dict[Any, str]:
+        content = self._read(self._index_name)
+        if content is None:
+            return {}
+        stream = io.BytesIO(content)
+        if pickle.load(stream) != self._version:  # noqa: S301 (sealed, see above)
+            return {}
+        stamp, overloads = pickle.load(stream)  # noqa: S301
+        return dict(overloads) if stamp == self._source_stamp else {}
+
+    def _save_index(self, overloads: dict[Any, str]) -> None:
+        version = pickle.dumps(self._version, protocol=-1)
+        self._write(self._index_name, version + self._dump((self._source_stamp, overloads)))
+
+    def _load_data(self, name: str) -> Any:
+        content = self._read(name)
+        if content is None:
+            raise FileNotFoundError(name)  # which numba takes for a miss
+        return pickle.loads(content)  # noqa: S301
+
+    def _save_data(self, name: str, data: Any) -> None:
+        self._write(name, self._dump(data))
+
+    def _name(self, name: str) -> str:
+        return f"{Path(self._cache_path).name}/{name}"
+
+    def _read(self, name: str) -> bytes | None:
+        return read_sealed(Path(self._cache_path).parent, self._name(name))
+
+    def _write(self, name: str, content: bytes) -> None:
+        _seal(Path(self._cache_path).parent, self._name(name), content)
+
+
+class SealedCache(FunctionCache):  # type: ignore[misc]
+    """numba's cache of one function, on sealed files."""
+
+    def __init__(self, py_func: Any) -> None:
+        super().__init__(py_func)
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file: Any = SealedFiles(self._cache_path, self._impl.filename_base, stamp)
+
 
 def kernel(function: Any) -> Any:
     """Compile `function` with numba, cached on disk; a drop-in for `numba.njit`."""
     numba.config.CACHE_DIR = str(cache_dir())
     numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{ByContent.__name__}"
-    return numba.njit(cache=True, error_model="numpy", fastmath=False)(function)
+    compiled = numba.njit(error_model="numpy", fastmath=False)(function)
+    compiled._cache = SealedCache(function)  # what cache=True does, with ours in place of numba's
+    return compiled

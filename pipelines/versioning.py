@@ -59,9 +59,19 @@ def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None
     _project(workspace, workspace.parent / "dvc-cache", remote)
 
 
-def _hush() -> None:
-    """DVC sets its own log level when it is imported; its everyday news is in our own progress."""
+def _tame() -> None:
+    """What DVC decides for itself when it is imported.
+
+    Its log level: its everyday news is in our own progress. The mode of what it keeps, which ignores the umask: 0444.
+    And that of its site cache, a folder that all may write unless it is there already.
+    """
+    from dvc_data.hashfile.db.local import LocalHashFileDB
+
     logging.getLogger("dvc").setLevel(logging.WARNING)
+    LocalHashFileDB.CACHE_MODE = 0o400
+    if site := os.environ.get("DVC_SITE_CACHE_DIR"):
+        Path(site).mkdir(mode=0o700, parents=True, exist_ok=True)
+        (Path(site) / "repo").mkdir(mode=0o700, exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -70,7 +80,7 @@ def _standing_in(workspace: Path) -> Iterator[Any]:
     those: threads take turns."""
     from dvc.repo import Repo
 
-    _hush()
+    _tame()
     with _ONE_FOLDER, contextlib.chdir(workspace), Repo() as repo:
         yield repo
 
@@ -79,7 +89,7 @@ def _project(folder: Path, cache: Path, remote: str) -> None:
     """Make `folder` a DVC project without SCM, on our cache and remote."""
     from dvc.repo import Repo
 
-    _hush()
+    _tame()
     if not (folder / ".dvc").exists():
         Repo.init(str(folder), no_scm=True).close()
     with Repo(str(folder)) as repo, repo.config.edit() as config:

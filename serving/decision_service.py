@@ -18,6 +18,7 @@ import bentoml
 
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Outcome, utc
 from pipelines.errors import BadTimes, BellwetherError, ServiceDown
+from pipelines.permissions import restrict
 from pipelines.settings import load_params, settings
 from pipelines.store import BarBatch, DecisionRecord, Fill, Store, StoreFault, decision_payload
 from pipelines.training.warm import read_warm_start
@@ -76,6 +77,7 @@ class DecisionService:
     """Live decisions on closed bars, each durable before its answer leaves. One process owns its symbols."""
 
     def __init__(self) -> None:
+        restrict()
         self._where = settings()
         self._params = load_params(self._where.params_file)
         self._flat = flatten(self._params)

@@ -10,6 +10,7 @@ import numpy as np
 from pipelines.contracts import Floats, Model
 from pipelines.errors import BadColumns, BadShape, UnknownName
 from pipelines.families import FAMILIES
+from pipelines.permissions import restrict
 from pipelines.settings import settings
 from pipelines.store import Store
 from serving.api import AskAnswer, AskRequest, Nothing, PredictAnswer, PredictRequest, answers, json_answer
@@ -35,6 +36,7 @@ class ModelService:
     """Champion and challenger of every family, resident."""
 
     def __init__(self) -> None:
+        restrict()
         where = settings()
         self._store = Store.open(where.store, where.durability)
         self._slots = Slots(where.serving_dir, where.bundles, alarm_to(self._store))

@@ -178,10 +178,11 @@ class Fold:
         source = _composite(self.name, self.families)
         name = f"fold_{self.name}_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
         path = cache_dir() / "folds" / f"{name}.py"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text() != source:  # it is about to be run: not what was put or cut there
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             draft = path.with_suffix(f".{os.getpid()}")
             draft.write_text(source)
+            draft.chmod(0o600)
             draft.replace(path)  # whole or not at all: another process may be importing it
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:

@@ -1,5 +1,6 @@
 """What dies holding something gives it back, and a retrain is followed once; no server is needed for either."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from flows import promotion
+from flows import promotion, watch
 from flows import site as sites
 from flows.site import Site, is_gone, leased, now
 from flows.watch import behind, fallen_retrains, registry_answers
@@ -136,3 +137,151 @@ class Healthy(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         """Nobody reads it."""
+
+
+# ---- one fault leaves the others alone
+
+
+class Registry:
+    """MLflow's edge: aliases, and one family that cannot be read."""
+
+    def __init__(self, broken=()):
+        self.broken, self.asked = set(broken), []
+
+    def aliases(self, alias):
+        return {"pattern": "7", "regime": "7"}  # nobody promoted these: moved by hand
+
+    def aliased(self, family, alias):
+        self.asked.append(family)
+        if family in self.broken:
+            raise ConnectionError(f"500 from the registry\nfor {family}")
+
+    def set_alias(self, family, alias, version):
+        pass
+
+    def version(self, family, version):
+        self.asked.append(family)
+        raise ConnectionError(f"{family} {version}: no answer")
+
+
+@pytest.fixture
+def looked(site, monkeypatch):
+    """A site whose registry answers, and the registry."""
+    registry = Registry()
+    monkeypatch.setattr(watch, "registry_answers", lambda site: True)
+    monkeypatch.setattr(promotion, "install_warm_start", lambda site: {"data_hash": "h", "digest": "d", "path": "p"})
+    site.__dict__["tracking"] = registry
+    return site, registry
+
+
+def open_alarms(site):
+    return [(alarm.kind, alarm.detail.partition(":")[0]) for alarm in site.store.alarms()]
+
+
+def test_a_fault_of_one_family_in_the_registry_is_its_own_alarm_and_the_others_go_on(looked, caplog):
+    site, registry = looked
+    registry.broken = {"pattern"}
+    tried = {}
+    assert watch.look(site, {}, tried) == []
+    assert {"pattern", "regime"} <= set(registry.asked)
+    assert open_alarms(site) == [("family_fault", "pattern alias")]
+    assert "500 from the registry" in caplog.text
+    assert "\n" not in site.store.alarms()[0].detail
+    registry.asked.clear()
+    watch.look(site, {}, tried)
+    assert "regime" in registry.asked  # looked at each time
+    assert "pattern" not in registry.asked  # rests
+    assert caplog.text.count("Traceback") == 1
+    tried["pattern"] -= watch.REST
+    registry.broken.clear()
+    watch.look(site, {}, tried)
+    assert open_alarms(site) == []
+    assert tried == {}
+
+
+def promoted(site, family, version, digest):
+    line = Promotion(
+        at=now(), actor="tests", action="promote", family=family, arm="champion", from_version=None,
+        to_version=version, digest=digest, run_id="r", data_hash="d", git_commit="c", verdict_passed=True, reason="t",
+    )  # fmt: skip
+    site.store.add_promotion(line)
+
+
+def test_a_champion_that_cannot_be_fetched_keeps_its_predecessor_and_does_not_hold_up_another_family(looked):
+    site, _ = looked
+    for digest in ("a" * 64, "b" * 64):
+        (site.settings.bundles / digest).mkdir(parents=True)
+    promoted(site, "validator", "1", "a" * 64)
+    promotion.publish(site)
+    promoted(site, "validator", "2", "c" * 64)  # whose bundle is nowhere
+    promoted(site, "predictor", "1", "b" * 64)
+    tried = {}
+    assert [line for line in watch.look(site, {}, tried) if "published" in line]
+    families = read_generation(site.settings.serving_dir)["families"]
+    assert families["predictor"]["champion"]["version"] == "1"
+    assert families["validator"]["champion"]["version"] == "1"
+    assert ("family_fault", "validator bundle") in open_alarms(site)
+    before = read_generation(site.settings.serving_dir)["generation"]
+    for _ in range(3):  # nothing new: nobody is made to follow
+        tried.clear()
+        assert not any("published" in line for line in watch.look(site, {}, tried))
+    assert read_generation(site.settings.serving_dir)["generation"] == before
+    (site.settings.bundles / ("c" * 64)).mkdir()
+    tried.clear()
+    watch.look(site, {}, tried)
+    assert read_generation(site.settings.serving_dir)["families"]["validator"]["champion"]["version"] == "2"
+    assert ("family_fault", "validator bundle") not in open_alarms(site)
+
+
+@pytest.mark.parametrize("spoil", [lambda content: content.pop("warm_start"), lambda content: content.clear()])
+def test_a_generation_file_that_was_edited_by_hand_is_written_anew_from_the_ledger(looked, spoil):
+    site, _ = looked
+    (site.settings.bundles / ("a" * 64)).mkdir(parents=True)
+    promoted(site, "validator", "1", "a" * 64)
+    promotion.publish(site)
+    file = site.settings.serving_dir / GENERATION_FILE
+    content = json.loads(file.read_text())
+    spoil(content)
+    file.write_text(json.dumps(content))
+    promotion.publish(site)
+    again = read_generation(file.parent)
+    assert again["families"]["validator"]["champion"]["version"] == "1"
+    assert again["warm_start"]["digest"] == "d"
+
+
+def test_the_watch_survives_its_faults_logs_each_once_and_clears_the_alarm_when_they_are_gone(
+    looked, monkeypatch, caplog
+):
+    site, _ = looked
+    faults = [OSError("disk full"), OSError("disk full"), KeyError("odd")]
+    looks = []
+
+    def look(site, begun, tried):
+        looks.append(1)
+        if faults:
+            raise faults.pop(0)
+        return []
+
+    monkeypatch.setattr(watch, "look", look)
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(watch, "open_site", lambda: site)
+    with watch.watching():
+        deadline = time.monotonic() + 5.0
+        while not (len(looks) > 5 and open_alarms(site) == []) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert len(looks) > 5
+    assert open_alarms(site) == []
+    assert [alarm.kind for alarm in site.store.alarms(open_only=False)] == ["watch_fault", "watch_fault"]
+    assert caplog.text.count("Traceback") == 2
+
+
+def test_what_repeats_outlives_a_fault_it_cannot_even_alarm():
+    calls = []
+
+    def act():
+        calls.append(1)
+        raise OSError("store locked")
+
+    with sites.repeating(act, 0.01, "tests"):
+        time.sleep(0.2)
+    assert len(calls) > 3

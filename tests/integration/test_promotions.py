@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from live_stack import COMMAND, register_again, until
 from sqlalchemy.exc import DatabaseError
 
-from flows import promotion
+from flows import promotion, supervisor
 from pipelines.errors import GateRefused, UnknownName
 from pipelines.models.runtime import MANIFEST, sha256
 from pipelines.settings import ROOT
@@ -215,35 +216,92 @@ def test_promoting_the_champion_again_does_not_make_it_its_own_predecessor(stack
 
 # ---- a person approves or declines in Prefect
 
-DECLINING = (
+ASKING = (
     "from flows.cli import connect; connect(); import sys; from flows.promote import promote;"
     "sys.exit(promote('validator', sys.argv[1], approval='manual'))"
 )
 
 
-def paused(stack, known):
+def suspended(stack, known=()):
     """Promote runs that wait for a person, other than those known before."""
     runs = stack.prefect("flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}})
     return [run["id"] for run in runs if run["id"] not in known]
 
 
-def test_a_promotion_by_hand_waits_in_prefect_until_somebody_declines_or_approves(stack, first, second):
+def waiting(stack):
+    return [alarm.detail for alarm in stack.store.alarms() if alarm.kind == "approval_waits"]
+
+
+def killed(stack, name):
+    pid = supervisor.services(stack.settings)[name]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: supervisor.services(stack.settings)[name]["pid"] != pid, 20.0, f"{name} to be gone")
+    supervisor.up(stack.settings, [name])
+
+
+def test_a_promotion_by_hand_holds_no_process_and_outlives_a_kill_until_somebody_declines_or_approves(
+    stack, first, second
+):
     before = len(lines(stack, "promote"))
-    declined = subprocess.Popen([sys.executable, "-c", DECLINING, second], cwd=ROOT, env=connected(stack))
-    [to_decline] = until(lambda: paused(stack, []), 60.0, "the run that is to be declined")
+    # a run that no deployment started cannot be suspended: it asks, and ends
+    assert subprocess.run([sys.executable, "-c", ASKING, second], cwd=ROOT, env=connected(stack), check=False,
+                          timeout=120).returncode == 0  # fmt: skip
+    [to_decline] = until(lambda: suspended(stack), 60.0, "the run that is to be declined")
     to_approve = stack.start("promote", {"family": "validator", "version": second, "approval": "manual"})
+    until(lambda: suspended(stack, [to_decline]), 60.0, "the run that is to be approved")
+    assert len(waiting(stack)) == 2
+    assert any(to_approve in told and f"version {second} waits" in told for told in waiting(stack))
+    until(lambda: not workers(stack), 20.0, "no process to be held")
+
+    killed(stack, "flows")
+    assert sorted(suspended(stack)) == sorted([to_decline, to_approve])
+
+    for said in ({}, {"approve": True, "name": " ", "reason": "x"}, {"approve": True, "name": "ann", "reason": ""}):
+        assert stack.prefect(f"flow_runs/{to_approve}/resume", {"run_input": said})["status"] == "REJECT"
+    assert len(suspended(stack)) == 2
+    case = described(stack, to_approve)
+    assert f"version **{second}**" in case
+    assert "in place of version" in case
+    assert f"{stack.settings.mlflow_url}/#/experiments/" in case
+    assert "Gain over the champion" in case
+
     resume(stack, to_decline, approve=False, name="bob", reason="not on a Friday")
-    assert declined.wait(60) == 0
-    assert stack.wait(to_decline, "COMPLETED")
-    stack.wait(to_approve, "PAUSED")
+    stack.wait(to_decline, "COMPLETED")
     assert len(lines(stack, "promote")) == before  # neither the waiting nor the declined run has moved anything
     resume(stack, to_approve, approve=True, name="ann", reason="read the evidence")
     stack.wait(to_approve, "COMPLETED")
     told = lines(stack, "promote")[-1]
     assert (told.actor, told.reason, told.to_version) == ("ann", "read the evidence", second)
     assert len(lines(stack, "promote")) == before + 1
+    assert waiting(stack) == []
     assert stack.champion() == second
     promotion.rollback(stack.site, "validator", "tests", "as it was")
+
+
+def test_a_promotion_nobody_decides_in_time_fails_says_so_and_moves_nothing(stack, first, second):
+    run_id = stack.start(
+        "promote", {"family": "validator", "version": second, "approval": "manual", "wait_hours": 2 / 3600}
+    )
+    stack.wait(run_id, "FAILED")
+    stack.wait(stack.start("reconcile", {}), "COMPLETED")
+    assert waiting(stack) == []
+    (alarm,) = [alarm for alarm in stack.store.alarms() if alarm.kind == "approval_lapsed"]
+    assert f"validator version {second} was not decided by anybody" in alarm.detail
+    assert run_id in alarm.detail
+    assert stack.champion() == first
+    stack.store.clear_alarm(alarm.id, alarm.at)
+
+
+def workers(stack):
+    """Processes that run a flow."""
+    return [p for p in supervisor.members(stack.settings) if "prefect.flow_engine" in " ".join(p.cmdline())]
+
+
+def described(stack, run_id):
+    """What the form that resumes a run tells about it."""
+    state = stack.prefect(f"flow_runs/{run_id}")["state"]
+    key = state["state_details"]["run_input_keyset"]["description"]
+    return stack.prefect(f"flow_runs/{run_id}/input/{key}")
 
 
 def resume(stack, run_id, **said):

@@ -22,7 +22,6 @@ from serving.api import Packed
 from serving.generation import write_generation
 from serving.remote import packed, unpacked
 
-
 KEY = {"Authorization": "Bearer test-key"}
 
 

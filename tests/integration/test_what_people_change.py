@@ -1,0 +1,83 @@
+"""What a person changed in Prefect outlives restarts; what was written is for nobody else to read."""
+
+import json
+import os
+import signal
+import stat
+
+import httpx
+import pytest
+from live_stack import until
+
+from flows import supervisor
+
+pytestmark = pytest.mark.stack
+DAILY = {"cron": "5 5 * * *", "timezone": "Europe/Paris"}
+WEEKLY = {"interval": 14 * 86400}
+
+
+def patch(stack, path, body):
+    answer = httpx.patch(f"{stack.settings.prefect_url}/api/{path}", json=body, timeout=30)
+    assert answer.is_success, answer.text
+
+
+def deployment(stack, name):
+    return stack.prefect(f"deployments/name/{name}/{name}")
+
+
+def triggers(stack):
+    return stack.prefect("automations/filter", {})
+
+
+def told(stack, name):
+    return next(one for one in stack.json("schedules", "list") if one["deployment"] == name)
+
+
+def flows_killed_and_back(stack):
+    pid = supervisor.services(stack.settings)["flows"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: supervisor.services(stack.settings)["flows"]["pid"] != pid, 20.0, "flows to be gone")
+    supervisor.up(stack.settings, ["flows"])
+
+
+def test_schedules_that_were_edited_paused_or_added_outlive_a_kill_and_reset_restores_the_plan(stack):
+    assert all(one["differences"] == [] for one in stack.json("schedules"))
+    monitor, retrain, reconcile = (deployment(stack, name) for name in ("monitor", "retrain", "reconcile"))
+    patch(stack, f"deployments/{monitor['id']}/schedules/{monitor['schedules'][0]['id']}", {"active": False})
+    stack.prefect(f"deployments/{monitor['id']}/schedules", [{"schedule": DAILY, "active": True}])
+    patch(stack, f"deployments/{retrain['id']}/schedules/{retrain['schedules'][0]['id']}", {"schedule": WEEKLY})
+    patch(stack, f"deployments/{retrain['id']}", {"parameters": {"family": "validator", "reason": "mine"}})
+    patch(stack, f"deployments/{reconcile['id']}", {"paused": True})
+    (automation,) = triggers(stack)
+    patch(stack, f"automations/{automation['id']}", {"enabled": False})
+    before = {name: told(stack, name) for name in ("monitor", "retrain", "reconcile")}
+    ids = {name: sorted(s["id"] for s in deployment(stack, name)["schedules"]) for name in before}
+
+    flows_killed_and_back(stack)
+
+    assert {name: told(stack, name) for name in before} == before
+    assert {name: sorted(s["id"] for s in deployment(stack, name)["schedules"]) for name in before} == ids
+    assert [(a["id"], a["enabled"]) for a in triggers(stack)] == [(automation["id"], False)]
+    assert before["monitor"]["differences"] == [
+        "schedule not planned: cron 5 5 * * * Europe/Paris",
+        "schedule not planned: cron */30 * * * * UTC (paused)",
+        "schedule missing: cron */30 * * * * UTC",
+    ]
+    assert "schedule not planned: every 14 d" in before["retrain"]["differences"]
+    assert before["reconcile"]["differences"] == ["paused as a whole"]
+
+    shown = stack.json("schedules", "reset", "--dry-run")
+    assert {one["deployment"] for one in shown} == set(before)
+    assert told(stack, "monitor") == before["monitor"]
+    assert stack.json("schedules", "reset") == shown
+    assert all(one["differences"] == [] for one in stack.json("schedules"))
+    assert [a["enabled"] for a in triggers(stack)] == [True]
+
+
+def test_nothing_under_a_home_that_was_used_is_open_to_other_users(stack):
+    loose = [
+        f"{stat.S_IMODE(path.lstat().st_mode):04o} {path}"
+        for path in (stack.settings.home, *stack.settings.home.rglob("*"))
+        if not path.is_symlink() and stat.S_IMODE(path.lstat().st_mode) & 0o077
+    ]
+    assert loose == [], json.dumps(loose[:20], indent=1)

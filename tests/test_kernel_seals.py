@@ -1,0 +1,172 @@
+"""Machine code is unpickled only where nobody else may write and as it was sealed; anything else is compiled anew."""
+
+import os
+import pickle
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from test_compiled import ASK, project
+
+from pipelines import compiled
+
+__all__ = ["project"]
+
+
+class Planted:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def asked(root, cache=None):
+    """What the kernels say in a process of their own, and what that process complains of."""
+    mine = {"PYTHONPATH": str(root), "BELLWETHER_KERNEL_CACHE": str(cache or root.parent / "cache"),
+            "TMPDIR": str(root.parent)}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], cwd=root, env=os.environ | mine, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [float(word) for word in done.stdout.split()] == [4.0, 0.5]
+    return done.stderr
+
+
+def test_what_is_cut_short_swapped_or_not_sealed_is_compiled_anew_and_said_once(project, tmp_path):
+    cache, trace = project.parent / "cache", tmp_path / "trace"
+    assert asked(project) == ""
+    [inner] = cache.glob("inner_*/*.nbi")
+    [outer] = cache.glob("outer_*/*.nbc")
+    [other] = cache.glob("other_*/*.nbi")
+    inner.write_bytes(inner.read_bytes()[:40])
+    outer.write_bytes(b"")
+    other.write_bytes(pickle.dumps(compiled.numba.__version__) + pickle.dumps(Planted(trace)))
+    assert len(compiled.unsound(cache)) == 3
+    told = asked(project)
+    assert told.count("\n") == 1, told
+    assert "do not match their seal" in told
+    assert not trace.exists()
+    assert compiled.unsound(cache) == []
+    assert asked(project) == ""  # nothing was compiled in vain
+    assert {stat.S_IMODE(path.stat().st_mode) for path in cache.rglob("*.nb*")} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (cache, inner.parent, outer.parent)} == {0o700}
+
+    (cache / compiled.SEALS).unlink()  # as an earlier release left its cache, or somebody who brings his own
+    other.write_bytes(pickle.dumps(compiled.numba.__version__) + pickle.dumps(Planted(trace)))
+    assert "do not match their seal" in asked(project)
+    assert not trace.exists()
+    assert compiled.unsound(cache) == []
+
+
+def test_a_folder_others_may_write_is_not_used_and_the_process_leaves_nothing_of_its_own(project):
+    cache, trace = project.parent / "cache", project.parent / "trace"
+    asked(project)
+    [other] = cache.glob("other_*/*.nbi")
+    before = other.stat().st_mtime_ns
+    cache.chmod(0o777)
+    told = asked(project)
+    assert "others may write in the kernel cache" in told
+    assert "make setup" in told
+    assert other.stat().st_mtime_ns == before
+    assert not trace.exists()
+    assert list(project.parent.glob("bellwether-kernels-*")) == []
+
+
+def test_a_cache_that_takes_nothing_costs_no_answer(project):
+    (project.parent / "cache" / compiled.SEALS).mkdir(parents=True)
+    assert "cannot be kept" in asked(project)
+    assert "no folder" in asked(project, cache=project / "pipelines" / "inner.py")
+
+
+# ---- seals, without a kernel
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "kernels"
+    monkeypatch.setenv("BELLWETHER_KERNEL_CACHE", str(folder))
+    assert compiled.prepare() is None
+    for name in ("a/one.nbi", "a/one.1.nbc", "b/two.nbi"):
+        compiled.seal(folder, name, name.encode())
+    return folder
+
+
+def test_warm_is_said_of_a_whole_cache_only_and_setup_mends_the_rest(cache):
+    assert not compiled.kernels_are_warm()
+    compiled.mark_warm()
+    assert compiled.kernels_are_warm()
+    (cache / "a" / "one.1.nbc").write_bytes(b"a/one.1")
+    assert not compiled.kernels_are_warm()
+    assert "1 files" in compiled.prepare()
+    assert not (cache / "a" / "one.1.nbc").exists()
+    assert compiled.unsound(cache) == []
+    assert not compiled.kernels_are_warm()  # until it is compiled again
+    compiled.mark_warm()
+    assert compiled.kernels_are_warm()
+    (cache / compiled.SEALS).unlink()
+    assert not compiled.kernels_are_warm()
+
+
+def test_setup_throws_away_what_others_could_have_written(cache):
+    compiled.mark_warm()
+    cache.chmod(0o770)
+    assert not compiled.kernels_are_warm()
+    assert "closed to them" in compiled.prepare()
+    assert list(cache.rglob("*.nb?")) == []
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+
+
+def test_a_folder_open_to_all_on_purpose_or_of_another_user_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("BELLWETHER_KERNEL_CACHE", str(tmp_path / "shared"))
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+    with pytest.raises(PermissionError, match="a folder of your own"):
+        compiled.prepare()
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o1777
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    (tmp_path / "shared").chmod(0o700)
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        compiled.prepare()
+
+
+@pytest.mark.parametrize("bits", [0o666, 0o620])
+def test_a_file_others_may_write_a_link_and_one_in_such_a_folder_are_not_read(cache, bits):
+    assert compiled.read_sealed(cache, "b/two.nbi") == b"b/two.nbi"
+    (cache / "b" / "two.nbi").chmod(bits)
+    assert compiled.read_sealed(cache, "b/two.nbi") is None
+    (cache / "a").chmod(0o777)
+    assert compiled.read_sealed(cache, "a/one.nbi") is None
+    (cache / "a").chmod(0o700)
+    (cache / "a" / "one.nbi").rename(cache / "a" / "elsewhere")
+    (cache / "a" / "one.nbi").symlink_to(cache / "a" / "elsewhere")
+    assert compiled.read_sealed(cache, "a/one.nbi") is None
+
+
+def test_a_list_of_seals_cut_in_a_line_loses_that_line_and_takes_the_next(cache):
+    seals = cache / compiled.SEALS
+    seals.write_bytes(seals.read_bytes()[:-5])
+    assert compiled.read_sealed(cache, "b/two.nbi") is None
+    assert compiled.read_sealed(cache, "a/one.nbi") == b"a/one.nbi"
+    compiled.seal(cache, "b/two.nbi", b"again")
+    assert compiled.read_sealed(cache, "b/two.nbi") == b"again"
+    assert compiled.unsound(cache) == []
+
+
+def test_many_writers_at_once_lose_no_seal(cache):
+    def write(number):
+        for at in range(20):
+            compiled.seal(cache, f"c{number}/{at}.nbi", f"{number} {at}".encode())
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert compiled.unsound(cache) == []
+    assert all(compiled.read_sealed(cache, f"c{n}/{at}.nbi") for n in range(4) for at in range(20))

@@ -1,0 +1,121 @@
+"""An installation is for its own user only: what an earlier release left open is closed, nothing new is open."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import permissions, versioning
+from pipelines.settings import ROOT
+
+COMMAND = Path(sys.executable).with_name("bellwether")
+
+
+def mode(path):
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def loose(home):
+    return [path for path in (home, *home.rglob("*")) if not path.is_symlink() and mode(path) & 0o077]
+
+
+@pytest.fixture
+def open_home(tmp_path):
+    """As release 0.5.0 leaves one under the usual umask, with a link that leads outside."""
+    home = tmp_path / "home"
+    folders = ("mlflow/artifacts/1", "dvc/site/repo", "logs", "dvc-cache/files")
+    files = {"store.db": 0o644, "logs/flows.log": 0o644, "write_key": 0o600, "mlflow/artifacts/1/model.onnx": 0o664,
+             "dvc-cache/files/ab": 0o444}  # fmt: skip
+    for name in folders:
+        (home / name).mkdir(parents=True)
+    for name, bits in files.items():
+        (home / name).write_text(name)
+        (home / name).chmod(bits)
+    for folder in (home, *(path for path in home.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)
+    for folder in (home / "dvc" / "site", home / "dvc" / "site" / "repo"):
+        folder.chmod(0o777)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    outside.chmod(0o755)
+    (home / "link").symlink_to(outside)
+    return home
+
+
+def test_an_open_home_is_closed_and_what_was_open_is_counted_links_are_not_followed(open_home):
+    told = permissions.tighten(open_home)
+    assert (told.files, told.folders, told.foreign) == (4, 10, ())
+    assert loose(open_home) == []
+    assert mode(open_home / "store.db") == 0o600
+    assert mode(open_home / "dvc-cache" / "files" / "ab") == 0o400  # what was read-only still is
+    assert mode((open_home / "link").readlink()) == 0o755
+    assert permissions.tighten(open_home) is None
+
+
+def test_the_seals_of_a_kernel_cache_others_could_write_are_worth_nothing(open_home):
+    for name, bits in (("kernels", 0o755), ("shared", 0o775)):
+        (open_home / name).mkdir()
+        (open_home / name / permissions.SEALS).write_text("")
+        (open_home / name).chmod(bits)
+    permissions.tighten(open_home)
+    assert (open_home / "kernels" / permissions.SEALS).exists()
+    assert not (open_home / "shared" / permissions.SEALS).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_what_belongs_to_another_user_is_named_and_left(open_home):
+    theirs = open_home / "dvc" / "site" / "repo" / "planted"
+    theirs.write_text("")
+    os.chown(theirs, 65534, 65534)
+    told = permissions.tighten(open_home)
+    assert told.foreign == (theirs,)
+    assert f"{theirs} first" in str(told)
+
+
+def typed(home, *words):
+    def as_usual():
+        os.umask(0o022)
+
+    mine = {"BELLWETHER_HOME": str(home)} | {
+        f"BELLWETHER_{n}_PORT": "9" for n in ("MLFLOW", "PREFECT", "DECISION", "MODEL", "EVIDENTLY")
+    }
+    return subprocess.run([COMMAND, *words], cwd=ROOT, env=os.environ | mine, capture_output=True, text=True,
+                          timeout=60, check=True, preexec_fn=as_usual)  # fmt: skip
+
+
+def test_the_first_command_closes_an_open_home_with_one_line_and_what_commands_write_is_closed(open_home):
+    (open_home / "store.db").unlink()
+    done = typed(open_home, "status", "--json")
+    assert done.stderr.splitlines() == [
+        f"{open_home}: 3 files and 10 folders were open to other users and are closed now"
+    ]
+    assert loose(open_home) == []
+    assert typed(open_home, "status", "--json").stderr == ""
+
+
+def test_a_new_home_has_nothing_others_can_open(tmp_path):
+    typed(tmp_path / "home", "status", "--json")
+    assert (tmp_path / "home" / "store.db").is_file()
+    assert loose(tmp_path / "home") == []
+
+
+def test_what_dvc_keeps_is_closed_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "dvc" / "site"))
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "dvc" / "config"))
+    before = os.umask(0o077)
+    try:
+        versioning._project(tmp_path / "workspace", tmp_path / "dvc-cache", str(tmp_path / "remote"))
+        with versioning._standing_in(tmp_path / "workspace") as repo:
+            (tmp_path / "workspace" / "data").mkdir()
+            (tmp_path / "workspace" / "data" / "bars").write_text("1")
+            repo.add(["data"])
+            assert repo.site_cache_dir
+            repo.push()
+    finally:
+        os.umask(before)
+    assert list((tmp_path / "dvc-cache").rglob("*"))
+    assert list((tmp_path / "remote").rglob("*"))
+    assert loose(tmp_path) == []

@@ -12,8 +12,21 @@ from pipelines.errors import BadColumns, BadShape, UnknownName
 from pipelines.families import FAMILIES
 from pipelines.settings import settings
 from pipelines.store import Store
-from serving.api import AskAnswer, AskRequest, Guard, Nothing, PredictAnswer, PredictRequest, answers, json_answer
+from serving import logs
+from serving.api import (
+    AskAnswer,
+    AskRequest,
+    Guard,
+    JsonOnly,
+    Nothing,
+    PredictAnswer,
+    PredictRequest,
+    answers,
+    json_answer,
+)
 from serving.following import Follower, alarm_to, families, refusals, slot_checks
+from serving.logs import RequestLog
+from serving.protocol import guard_worker
 from serving.remote import answer_asked
 from serving.slots import Slots
 
@@ -164,6 +177,7 @@ def _by_class(values: Floats, classes: tuple[str, ...]) -> list[Any]:
     ]
 
 
+ModelService.add_asgi_middleware(RequestLog)  # type: ignore[attr-defined]
 ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
     Guard,
     title="Bellwether models",
@@ -171,3 +185,6 @@ ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
     reads=("/models", "/ready"),
     max_body=MAX_ASK_BODY,
 )
+ModelService.add_asgi_middleware(JsonOnly)  # type: ignore[attr-defined]
+guard_worker()
+logs.configure()

@@ -25,6 +25,7 @@ from pydantic import (
     create_model,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -67,7 +68,7 @@ def _not_a_number_of_seconds(value: Any) -> Any:
     if isinstance(value, datetime):
         return value
     if not isinstance(value, str) or not re.match(r"\d{4}-", value):
-        raise ValueError("a time is text with its zone, such as 2024-01-01T00:00:00Z")
+        raise PydanticCustomError("no_time", "this is no time")
     return value
 
 
@@ -77,19 +78,20 @@ def _in_range(at: datetime) -> datetime:
     except OverflowError:  # an offset beyond year 1 or 9999
         inside = False
     if not inside:
-        raise ValueError(f"a time lies between {EARLIEST:%F} and {LATEST:%F}, both UTC")
+        raise PydanticCustomError("no_time_of_ours", f"a time lies between {EARLIEST:%F} and {LATEST:%F}, both UTC")
     return at
 
 
 def _not_too_near_0(value: float) -> float:
     if 0 < abs(value) < SMALLEST_ABOVE_0:
-        raise ValueError(f"a price or a size is 0 or at least {SMALLEST_ABOVE_0:g}")
+        raise PydanticCustomError("too_near_0", f"a price or a size is 0 or at least {SMALLEST_ABOVE_0:g}")
     return value
 
 
 Moment = Annotated[AwareDatetime, BeforeValidator(_not_a_number_of_seconds), AfterValidator(_in_range)]
 Number = Annotated[FiniteFloat, Field(strict=True, ge=-LARGEST, le=LARGEST)]  # strict: no text, no true, no false
-Amount = Annotated[Number, AfterValidator(_not_too_near_0)]  # a price, a size, a volume
+Amount = Annotated[Number, AfterValidator(_not_too_near_0)]  # a price or a size that may be 0, or is judged later
+Price = Annotated[Number, Field(gt=0), AfterValidator(_not_too_near_0)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=f"^{_PLAIN}+$")]
 Text = Annotated[str, Field(max_length=300, pattern=f"^{_PLAIN}*$")]
 
@@ -274,7 +276,7 @@ class FillRequest(_Request):
     decision_id: Name
     at: Moment
     status: Literal["filled", "rejected"]
-    price: Annotated[Amount, Field(gt=0)] | None = None
+    price: Price | None = None
     reason: Text = ""
 
     @model_validator(mode="after")
@@ -395,6 +397,9 @@ _REMEDIES = {
     "datetime_from_date_parsing": "send an ISO 8601 time with its zone, such as 2024-01-01T00:00:00Z",
     "datetime_parsing": "send an ISO 8601 time with its zone, such as 2024-01-01T00:00:00Z",
     "json_invalid": "send one valid JSON object",
+    "no_time": "send an ISO 8601 time with its zone, such as 2024-01-01T00:00:00Z",
+    "no_time_of_ours": "send a time within the range",
+    "too_near_0": "send 0 or a number within the range",
     "too_long": "send less at a time",
     "string_too_long": "send a shorter one",
     "string_pattern_mismatch": "leave control characters out",

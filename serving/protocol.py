@@ -110,7 +110,7 @@ class GuardedProtocol(HttpToolsProtocol):
         else:
             self.transport.abort()
 
-    # ---- how long an answer may take ----------------------------------------------------------------------------------
+    # ---- how long an answer may take --------------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
         super().pause_writing()

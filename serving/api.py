@@ -1,15 +1,28 @@
 """What goes over the wire: typed requests, JSON answers, errors that name the field and the remedy.
 
-Unknown, missing, NaN and naive fields are a 400; our own refusals are 400 (bad input), 404 (unknown name) or 409 (not
-now). Every error body is {"error", "kind", "fields": [{"field", "problem", "remedy"}]}.
+Unknown, missing, NaN, naive and out-of-range fields are a 400; our own refusals are 400 (bad input), 404 (unknown
+name) or 409 (not now). Every error body is {"error", "kind", "fields": [{"field", "problem", "remedy"}]}.
 """
 
 import functools
+import re
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, ParamSpec, get_type_hints
 
 import numpy as np
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    create_model,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from pipelines.contracts import (
@@ -32,8 +45,51 @@ MAX_BARS = 2000
 MAX_SYMBOLS = 256
 MAX_ROWS = 4096
 MAX_WINDOWS = 256  # a window is many rows
+MAX_ALONG = 1 << 16  # rows, steps or columns of an array that is sent packed
 MAX_BODY = 1 << 20  # bytes; 2,000 bars take about 400 kB
 P = ParamSpec("P")
+
+# ---- what a field may hold ------------------------------------------------------------------------------------------
+
+# Every clock, store and calendar we use can hold these instants; years 1 and 9999 leave them with a zone's offset.
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+LARGEST = 1e15  # beyond it products and ratios of two such numbers leave float64
+SMALLEST_ABOVE_0 = 1e-15
+MAX_NAME = 64  # characters
+_PLAIN = r"[^\x00-\x1f\x7f-\x9f]"  # no control character: PostgreSQL refuses NUL, a terminal obeys the others
+
+
+def _not_a_number_of_seconds(value: Any) -> Any:
+    """A number would be taken as seconds or milliseconds, whichever it looks like, and its zone guessed."""
+    if isinstance(value, datetime):
+        return value
+    if not isinstance(value, str) or not re.match(r"\d{4}-", value):
+        raise PydanticCustomError("no_time", "this is no time")
+    return value
+
+
+def _in_range(at: datetime) -> datetime:
+    try:
+        inside = EARLIEST <= at <= LATEST
+    except OverflowError:  # an offset beyond year 1 or 9999
+        inside = False
+    if not inside:
+        raise PydanticCustomError("no_time_of_ours", f"a time lies between {EARLIEST:%F} and {LATEST:%F}, both UTC")
+    return at
+
+
+def _not_too_near_0(value: float) -> float:
+    if 0 < abs(value) < SMALLEST_ABOVE_0:
+        raise PydanticCustomError("too_near_0", f"a price or a size is 0 or at least {SMALLEST_ABOVE_0:g}")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_not_a_number_of_seconds), AfterValidator(_in_range)]
+Number = Annotated[FiniteFloat, Field(strict=True, ge=-LARGEST, le=LARGEST)]  # strict: no text, no true, no false
+Amount = Annotated[Number, AfterValidator(_not_too_near_0)]  # a price or a size that may be 0, or is judged later
+Price = Annotated[Number, Field(gt=0), AfterValidator(_not_too_near_0)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=f"^{_PLAIN}+$")]
+Text = Annotated[str, Field(max_length=300, pattern=f"^{_PLAIN}*$")]
 
 
 class _Request(BaseModel):
@@ -47,17 +103,17 @@ class Nothing(_Request):
 class Bar(_Request):
     """One closed base bar. Prices in quote currency, volumes in base asset; null or left out = the source has none."""
 
-    open_time: AwareDatetime
-    open: FiniteFloat
-    high: FiniteFloat
-    low: FiniteFloat
-    close: FiniteFloat
-    volume: FiniteFloat | None = None
-    trades: FiniteFloat | None = None
-    taker_buy_volume: FiniteFloat | None = None
+    open_time: Moment
+    open: Amount
+    high: Amount
+    low: Amount
+    close: Amount
+    volume: Amount | None = None
+    trades: Amount | None = None
+    taker_buy_volume: Amount | None = None
 
 
-Level = Annotated[list[FiniteFloat | None], Field(min_length=2, max_length=3)]  # price, size, orders where known
+Level = Annotated[list[Amount | None], Field(min_length=2, max_length=3)]  # price, size, orders where known
 Side = Annotated[list[Level], Field(min_length=1, max_length=BOOK_LEVELS)]
 
 
@@ -66,20 +122,20 @@ class BookRecord(_Request):
     where the venue does not count them. The tape tells of the events since the book before, or as of this one; null or
     left out = not recorded. Its two flows may also be given beside it."""
 
-    known_at: AwareDatetime
+    known_at: Moment
     bids: Side
     asks: Side
-    tape: dict[Literal[TAPE_FIELDS], FiniteFloat | None] = {}  # type: ignore[valid-type]  # the names are in one place
-    order_flow: FiniteFloat | None = None
-    order_flow_fast: FiniteFloat | None = None
+    tape: dict[Literal[TAPE_FIELDS], Number | None] = {}  # type: ignore[valid-type]  # the names are in one place
+    order_flow: Number | None = None
+    order_flow_fast: Number | None = None
 
 
 class ContextRecord(_Request):
     """A value of the market's surroundings as it became known."""
 
     field: Literal[CONTEXT_FIELDS]  # type: ignore[valid-type]  # the names are in one place
-    known_at: AwareDatetime
-    value: FiniteFloat
+    known_at: Moment
+    value: Number
 
 
 class ObserveRequest(_Request):
@@ -87,7 +143,7 @@ class ObserveRequest(_Request):
     same again changes nothing. What became known before a decision bar closed must come with or before the bar that
     closes it."""
 
-    symbol: str
+    symbol: Name
     bars: Annotated[list[Bar], Field(max_length=MAX_BARS)] = []
     books: Annotated[list[BookRecord], Field(max_length=MAX_BARS)] = []
     context: Annotated[list[ContextRecord], Field(max_length=MAX_BARS)] = []
@@ -172,9 +228,9 @@ class ObserveAnswer(BaseModel):
 class DecideRequest(_Request):
     """One `symbol` or many `symbols`; `as_of` is the instant decided for, now if left out."""
 
-    symbol: str | None = None
-    symbols: Annotated[list[str], Field(min_length=1, max_length=MAX_SYMBOLS)] | None = None
-    as_of: AwareDatetime | None = None
+    symbol: Name | None = None
+    symbols: Annotated[list[Name], Field(min_length=1, max_length=MAX_SYMBOLS)] | None = None
+    as_of: Moment | None = None
 
     @model_validator(mode="after")
     def _one_of(self) -> "DecideRequest":
@@ -194,13 +250,13 @@ DecideAnswer: type[BaseModel] = create_model(
 class OutcomeRequest(_Request):
     """What happened to a decision's event; contracts.Outcome."""
 
-    decision_id: str
-    resolved_at: AwareDatetime
+    decision_id: Name
+    resolved_at: Moment
     label: Literal[0, 1]
     barrier: Literal["target", "stop", "time"]
-    gross_bps: FiniteFloat
-    net_bps: FiniteFloat
-    cost_bps: FiniteFloat
+    gross_bps: Number
+    net_bps: Number
+    cost_bps: Number
 
 
 class OutcomeAnswer(BaseModel):
@@ -212,12 +268,12 @@ class FillRequest(_Request):
     """What a venue made of the order of an emitted decision: `filled` at a price, or `rejected` for a reason. `id` is
     the venue's own name of the report, `at` its clock."""
 
-    id: Annotated[str, Field(min_length=1, max_length=64)]
-    decision_id: str
-    at: AwareDatetime
+    id: Name
+    decision_id: Name
+    at: Moment
     status: Literal["filled", "rejected"]
-    price: Annotated[FiniteFloat, Field(gt=0)] | None = None
-    reason: Annotated[str, Field(max_length=300)] = ""
+    price: Price | None = None
+    reason: Text = ""
 
     @model_validator(mode="after")
     def _priced(self) -> "FillRequest":
@@ -239,10 +295,10 @@ class PredictRequest(_Request):
     """One of three: `rows` in the order of the model's columns (see /models), `features` by name, or, for a model that
     looks back, `windows` of its `steps` rows each, oldest first. null = missing."""
 
-    family: str
-    rows: Annotated[list[list[FiniteFloat | None]], Field(min_length=1, max_length=MAX_ROWS)] | None = None
-    features: Annotated[list[dict[str, FiniteFloat | None]], Field(min_length=1, max_length=MAX_ROWS)] | None = None
-    windows: Annotated[list[list[list[FiniteFloat | None]]], Field(min_length=1, max_length=MAX_WINDOWS)] | None = None
+    family: Name
+    rows: Annotated[list[list[Number | None]], Field(min_length=1, max_length=MAX_ROWS)] | None = None
+    features: Annotated[list[dict[Name, Number | None]], Field(min_length=1, max_length=MAX_ROWS)] | None = None
+    windows: Annotated[list[list[list[Number | None]]], Field(min_length=1, max_length=MAX_WINDOWS)] | None = None
     arm: Literal["champion", "challenger"] = "champion"
 
     @model_validator(mode="after")
@@ -255,16 +311,16 @@ class PredictRequest(_Request):
 class Packed(_Request):
     """An array bit for bit: its shape and the base64 of its little-endian float64 bytes in C order; NaN = missing."""
 
-    shape: Annotated[list[int], Field(min_length=1, max_length=3)]
+    shape: Annotated[list[Annotated[int, Field(strict=True, ge=1, le=MAX_ALONG)]], Field(min_length=1, max_length=3)]
     f8: str
 
 
 class AskedRow(_Request):
     """One row for a family: (1, columns), or (1, steps, columns) where it looks back; arm → digest that must answer."""
 
-    family: str
-    digests: dict[Literal["champion", "challenger"], str]
-    columns: list[str]
+    family: Name
+    digests: dict[Literal["champion", "challenger"], Name]
+    columns: Annotated[list[Name], Field(min_length=1, max_length=MAX_ALONG)]
     rows: Packed
 
 
@@ -329,7 +385,14 @@ _REMEDIES = {
     "datetime_from_date_parsing": "send an ISO 8601 time with its zone, such as 2024-01-01T00:00:00Z",
     "datetime_parsing": "send an ISO 8601 time with its zone, such as 2024-01-01T00:00:00Z",
     "json_invalid": "send one valid JSON object",
+    "no_time": "send an ISO 8601 time with its zone, such as 2024-01-01T00:00:00Z",
+    "no_time_of_ours": "send a time within the range",
+    "too_near_0": "send 0 or a number within the range",
     "too_long": "send less at a time",
+    "string_too_long": "send a shorter one",
+    "string_pattern_mismatch": "leave control characters out",
+    "greater_than_equal": "send a number within the range",
+    "less_than_equal": "send a number within the range",
 }
 
 
@@ -342,3 +405,17 @@ def explained(detail: list[dict[str, Any]]) -> list[dict[str, str]]:
         }
         for found in detail
     ]
+
+
+class JsonOnly:
+    """ASGI middleware, next to BentoML: every body it parses is JSON, whatever the content type says. Its forms, files
+    and pickles are never reached, by a call or by the header of a GET."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+            scope = {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
+        await self._app(scope, receive, send)

@@ -2,13 +2,13 @@
 what only reads, our own page at `/`, `docs.json` that knows about the key, errors in our own words."""
 
 import json
-from typing import Any
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api import MAX_BODY, explained
 from serving.guard import error_answer, json_answer
+from serving.openapi import completed
 from serving.page import page
 
 PROBES = ("/", "/livez", "/healthz", "/readyz", "/docs.json", "/schema.json", "/metrics")  # open, beside `reads`
@@ -64,26 +64,12 @@ class Calls:
         return None
 
     async def _documented(self, scope: Scope, receive: Receive) -> Response:
-        """BentoML's `docs.json` with the key in it, read once."""
+        """BentoML's `docs.json`, completed, read once."""
         if self._docs is None:
             read = _Read()
             await self._app(scope, receive, read)
-            self._docs = json_answer(with_key(json.loads(read.body), self._keyed))
+            self._docs = json_answer(completed(json.loads(read.body), needs_key=self._keyed))
         return self._docs
-
-
-def with_key(spec: dict[str, Any], keyed: tuple[str, ...]) -> dict[str, Any]:
-    """An OpenAPI description that says which calls need the key, and how it is sent."""
-    bearer = {"type": "http", "scheme": "bearer", "description": "The key: artifacts/write_key"}
-    components = spec.get("components", {})
-    schemes = {**components.get("securitySchemes", {}), "bearer": bearer}
-    paths = {
-        path: {method: call | {"security": [{"bearer": []}]} for method, call in calls.items()}
-        if path in keyed
-        else calls
-        for path, calls in spec["paths"].items()
-    }
-    return {**spec, "paths": paths, "components": {**components, "securitySchemes": schemes}}
 
 
 def _is_json(kind: bytes) -> bool:

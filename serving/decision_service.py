@@ -22,12 +22,14 @@ from pipelines.permissions import restrict
 from pipelines.settings import load_params, settings
 from pipelines.store import BarBatch, DecisionRecord, Fill, Store, StoreFault, decision_payload
 from pipelines.training.warm import read_warm_start
+from serving import logs
 from serving.account import Account
 from serving.api import (
     DecideAnswer,
     DecideRequest,
     FillAnswer,
     FillRequest,
+    JsonOnly,
     Nothing,
     ObserveAnswer,
     ObserveRequest,
@@ -39,14 +41,17 @@ from serving.api import (
 from serving.calls import PROBES, Calls
 from serving.experience import FILE as EXPERIENCE_FILE
 from serving.experience import Experience
+from serving.fairness import FairQueue, decision_lanes
 from serving.following import Follower, families, refusals, slot_checks
 from serving.guard import Guard
 from serving.guarding import Latches, of_account, of_bar, of_champion, of_fills, of_outage, slippage_bps
 from serving.keys import write_key
 from serving.ledger import Ledger
 from serving.live import FAMILY, age_in_bars, decide, hear, seen_of, tier_at
+from serving.logs import RequestLog
 from serving.opinions import asks, faulty, opinions, raised_at
 from serving.policy import flatten
+from serving.protocol import guard_worker
 from serving.remote import ModelClient
 from serving.risk.breakers import Conditions
 from serving.risk.exposure import Scenarios, scenarios_of
@@ -595,6 +600,8 @@ def _described(symbol: Symbol) -> dict[str, Any]:
 
 
 READS = ("/models", "/status", "/risk", "/ready")
+
+DecisionService.add_asgi_middleware(RequestLog)  # type: ignore[attr-defined]
 DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
     Guard, tool="decision", open_paths=(*PROBES, *READS), open_folders=("/static_content/",)
 )
@@ -607,3 +614,7 @@ DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
     keyed=("/observe", "/decide", "/outcome", "/fill"),
     reads=READS,
 )
+DecisionService.add_asgi_middleware(FairQueue, lanes=decision_lanes())  # type: ignore[attr-defined]
+DecisionService.add_asgi_middleware(JsonOnly)  # type: ignore[attr-defined]
+guard_worker()
+logs.configure()

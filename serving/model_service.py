@@ -13,10 +13,13 @@ from pipelines.families import FAMILIES
 from pipelines.permissions import restrict
 from pipelines.settings import settings
 from pipelines.store import Store
-from serving.api import AskAnswer, AskRequest, Nothing, PredictAnswer, PredictRequest, answers, json_answer
+from serving import logs
+from serving.api import AskAnswer, AskRequest, JsonOnly, Nothing, PredictAnswer, PredictRequest, answers, json_answer
 from serving.calls import PROBES, Calls
 from serving.following import Follower, alarm_to, families, refusals, slot_checks
 from serving.guard import Guard
+from serving.logs import RequestLog
+from serving.protocol import guard_worker
 from serving.remote import answer_asked
 from serving.slots import Slots
 
@@ -169,6 +172,8 @@ def _by_class(values: Floats, classes: tuple[str, ...]) -> list[Any]:
 
 
 READS = ("/models", "/ready")
+
+ModelService.add_asgi_middleware(RequestLog)  # type: ignore[attr-defined]
 ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
     Guard, tool="models", open_paths=(*PROBES, *READS), open_folders=("/static_content/",)
 )
@@ -182,3 +187,6 @@ ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
     reads=READS,
     max_body=MAX_ASK_BODY,
 )
+ModelService.add_asgi_middleware(JsonOnly)  # type: ignore[attr-defined]
+guard_worker()
+logs.configure()

@@ -8,6 +8,7 @@ is slow or down the arms abstain, and while it is out nobody waits for it: a loo
 import asyncio
 import base64
 import binascii
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def unpacked(told: Packed) -> Floats:
         values = np.frombuffer(base64.b64decode(told.f8, validate=True), dtype="<f8").astype(np.float64)
     except (binascii.Error, ValueError) as error:
         raise BadValues(f"rows.f8: not base64 of little-endian float64: {error}") from error
-    if min(told.shape, default=0) < 1 or values.size != int(np.prod(told.shape)):
+    if values.size != math.prod(told.shape):  # of Python's integers: numpy's would wrap around
         raise BadShape(f"rows: {values.size} values do not fill shape {told.shape}")
     return values.reshape(told.shape)
 

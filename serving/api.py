@@ -405,17 +405,3 @@ def explained(detail: list[dict[str, Any]]) -> list[dict[str, str]]:
         }
         for found in detail
     ]
-
-
-class JsonOnly:
-    """ASGI middleware, next to BentoML: every body it parses is JSON, whatever the content type says. Its forms, files
-    and pickles are never reached, by a call or by the header of a GET."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-            scope = {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
-        await self._app(scope, receive, send)

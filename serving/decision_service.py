@@ -29,7 +29,6 @@ from serving.api import (
     DecideRequest,
     FillAnswer,
     FillRequest,
-    JsonOnly,
     Nothing,
     ObserveAnswer,
     ObserveRequest,
@@ -38,7 +37,7 @@ from serving.api import (
     answers,
     json_answer,
 )
-from serving.calls import PROBES, Calls
+from serving.calls import PROBES, Calls, JsonOnly
 from serving.experience import FILE as EXPERIENCE_FILE
 from serving.experience import Experience
 from serving.fairness import FairQueue, decision_lanes

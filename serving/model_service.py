@@ -14,8 +14,8 @@ from pipelines.permissions import restrict
 from pipelines.settings import settings
 from pipelines.store import Store
 from serving import logs
-from serving.api import AskAnswer, AskRequest, JsonOnly, Nothing, PredictAnswer, PredictRequest, answers, json_answer
-from serving.calls import PROBES, Calls
+from serving.api import AskAnswer, AskRequest, Nothing, PredictAnswer, PredictRequest, answers, json_answer
+from serving.calls import PROBES, Calls, JsonOnly
 from serving.following import Follower, alarm_to, families, refusals, slot_checks
 from serving.guard import Guard
 from serving.logs import RequestLog

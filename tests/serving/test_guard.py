@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 from pipelines.errors import BadValues, StateError
 from pipelines.settings import Settings
 from serving import keys
-from serving.calls import Calls, with_key
+from serving.calls import Calls
 from serving.guard import Guard
 
 with warnings.catch_warnings():
@@ -444,12 +444,3 @@ def test_what_is_open_is_listed_and_all_else_needs_the_key(called, key):
     assert called.get("/").is_success
     for path in ("/decide", "/decide/", "/status/../decide", "/new", "//status"):
         assert called.post(f"http://{US}{path}", json={}).status_code == 401
-
-
-def test_the_description_says_which_calls_need_the_key():
-    spec = {"paths": {"/decide": {"post": {"x": 1}}, "/status": {"post": {}}}, "components": {"schemas": {"A": {}}}}
-    told = with_key(spec, ("/decide",))
-    assert told["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
-    assert told["components"]["schemas"] == {"A": {}}
-    assert told["paths"]["/decide"]["post"] == {"x": 1, "security": [{"bearer": []}]}
-    assert told["paths"]["/status"]["post"] == {}

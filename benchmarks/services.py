@@ -85,7 +85,11 @@ def talk(at: Stand, settings: Settings, n: int) -> dict[str, Floats]:
     symbol, step_s = at.params.simulator.symbol, groups[1][0, OPEN_TIME] - groups[0][0, OPEN_TIME]
     urls = (settings.decision_url, settings.model_url)
     key = {"Authorization": f"Bearer {write_key(settings)}"}
-    with Client(settings) as client, httpx.Client(base_url=urls[0]) as bare, httpx.Client(base_url=urls[1], headers=key) as models:
+    with (
+        Client(settings) as client,
+        httpx.Client(base_url=urls[0]) as bare,
+        httpx.Client(base_url=urls[1], headers=key) as models,
+    ):
         width = len(models.get("/models").json()["families"][FAMILY]["champion"]["columns"])
         body = {"family": FAMILY, "rows": [[0.5] * width]}
         for group in groups:

@@ -76,7 +76,7 @@ def start(quiet: bool) -> None:
 
     tighten(err)
     supervisor.up(settings(), progress=(lambda line: None) if quiet else out.print)
-    connect()  # the first start made the key
+    connect()  # the first start created the key
 
 
 def tighten(console: Console) -> None:
@@ -1012,7 +1012,7 @@ def open_tool(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the link.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Open a tool in the browser: a link that works once, within a minute, and lets that browser in for 12 hours."""
+    """Open a tool in the browser, by a one-time link."""
     import webbrowser
 
     from flows import supervisor
@@ -1024,7 +1024,7 @@ def open_tool(
     need(tool)
     port = supervisor.services(settings(), {tool: supervisor.SERVICES[tool]})[tool]["port"]
     host = "127.0.0.1" if settings().host == "0.0.0.0" else settings().host
-    ticket = keys.make_ticket(settings(), tool)
+    ticket = keys.create_ticket(settings(), tool)
     url = f"http://{host}:{port}/session?ticket={ticket}"
     if as_json:
         emit({"tool": tool, "url": url, "seconds": keys.TICKET_SECONDS})
@@ -1034,31 +1034,31 @@ def open_tool(
     if has_screen and not no_browser:
         webbrowser.open(url)
     else:
-        out.print(f"Open it in a browser within {keys.TICKET_SECONDS} s; it works once.")
+        out.print(f"Open the link in a browser within {keys.TICKET_SECONDS} s. It works once.")
 
 
-key_app = typer.Typer(no_args_is_help=True, help="The key of this home: whoever has it may do everything.")
+key_app = typer.Typer(no_args_is_help=True, help="Manage the key of this installation.")
 app.add_typer(key_app, name="key")
 
 
 @key_app.command("path")
 def key_path() -> None:
-    """Where the key is: for scripts, and for the login page."""
+    """Print the path of the key file."""
     from serving import keys
 
-    if keys.given_key(settings()) is not None:
-        raise BadValues("the key is that of BELLWETHER_WRITE_KEY; no file is read")
+    if keys.configured_key(settings()) is not None:
+        raise BadValues("the key comes from BELLWETHER_WRITE_KEY, not from a file")
     typer.echo(keys.key_file(settings()))
 
 
 @key_app.command("rotate")
 def key_rotate(as_json: AsJson = False) -> None:
-    """Make a new key and restart what runs: the old key and every session end."""
+    """Replace the key and restart what is running."""
     from flows import supervisor
     from serving import keys
 
     running = [name for name, state in supervisor.services(settings()).items() if state["pid"] is not None]
-    keys.rotate(settings())
+    keys.rotate_key(settings())
     supervisor.down(settings())
     connect()
     if running:

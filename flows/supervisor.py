@@ -91,7 +91,7 @@ WORKERS = ("flows",)  # stopped before the servers they talk to: a Prefect runne
 
 
 class State(TypedDict):
-    """How one service is. `since` is its start, ISO 8601 in UTC; `detail` says why a state is not what it should be."""
+    """How one service is. `since` is its start, ISO 8601 in UTC; `detail` explains a state that needs attention."""
 
     state: Literal["up", "down", "starting", "not ready", "key refused"]
     url: str | None
@@ -104,14 +104,14 @@ class State(TypedDict):
 def environment(settings: Settings) -> dict[str, str]:
     """What the tools must be told so that they find each other, write under `home` only and report to nobody.
 
-    Services inherit it; the command line puts it into its own environment before it imports Prefect or MLflow. Before
-    there is a key, nothing of it is said.
+    Services inherit it; the command line puts it into its own environment before it imports Prefect or MLflow. Until
+    there is a key, it contains no credentials.
     """
     home = settings.home.resolve()
     return {
         **TELEMETRY_OFF,
-        **_key_of_the_clients(settings),
-        **_second_wall(settings),
+        **_client_credentials(settings),
+        **_tool_access_lists(settings),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
         "BELLWETHER_HOME": str(home),
@@ -131,23 +131,22 @@ def environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def _key_of_the_clients(settings: Settings) -> dict[str, str]:
-    """What makes the clients of Prefect (HTTP and WebSocket) and MLflow send our key."""
-    key = keys.known_key(settings)
+def _client_credentials(settings: Settings) -> dict[str, str]:
+    """Return the variables that make Prefect's clients (HTTP and WebSocket) and MLflow's client send our key."""
+    key = keys.read_key(settings)
     if key is None:
         return {}
     headers = json.dumps({"Authorization": f"Bearer {key}"})
     return {"PREFECT_CLIENT_CUSTOM_HEADERS": headers, "MLFLOW_TRACKING_TOKEN": key}
 
 
-def _second_wall(settings: Settings) -> dict[str, str]:
-    """What the tools themselves let in, behind our guard: the same names, no page of others.
+def _tool_access_lists(settings: Settings) -> dict[str, str]:
+    """Return the hosts and origins that the tools accept themselves, behind our guard: the same as the guard.
 
-    The Prefect UI looks for its API where it came from, by whatever name that was.
+    The Prefect UI calls its API at the address it was loaded from.
     """
-    proxied = [name.strip() for name in settings.allowed_hosts.split(",") if name.strip()]
-    hosts = ["localhost:*", "127.0.0.1:*", "[::1]:*", f"{settings.host}:*", *proxied]
-    origins = [f"{scheme}://{name}" for name in proxied for scheme in ("http", "https")]
+    hosts = ["localhost:*", "127.0.0.1:*", "[::1]:*", f"{settings.host}:*", *settings.proxy_hosts]
+    origins = [f"{scheme}://{name}" for name in settings.proxy_hosts for scheme in ("http", "https")]
     return {
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
         "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join([settings.mlflow_url, *origins]),
@@ -503,17 +502,17 @@ def _state(settings: Settings, service: Service, entry: Mapping[str, Any]) -> St
 
 
 class _KeyRefused(Exception):
-    """Something answers there, and does not take our key."""
+    """The server answered 401 to our key."""
 
 
 KEY_REFUSED = (
-    "it is up, and refuses our key: it has read another, or belongs to another home. `bellwether down`, then "
-    "`bellwether up`; and give both the same BELLWETHER_HOME and BELLWETHER_WRITE_KEY"
+    "up, but it refuses our key: it started with another key or belongs to another home. Check BELLWETHER_HOME and "
+    "BELLWETHER_WRITE_KEY, then run `bellwether down` and `bellwether up`"
 )
 
 
 def _is_healthy(settings: Settings, service: Service, url: str | None, entry: Mapping[str, Any]) -> bool:
-    """Raises _KeyRefused; on a path that is open to all the key is tried by itself."""
+    """Ask the health path, then check our key, since some health paths need none. Raises _KeyRefused."""
     if url is None:
         return bool(entry) and _polls(settings, entry["since"])
     if not _answers(settings, f"{url}{service.health}"):
@@ -528,7 +527,7 @@ def _answers(settings: Settings, url: str, body: dict[str, Any] | None = None) -
     It sends our key. Raises _KeyRefused at 401.
     """
     data = None if body is None else json.dumps(body).encode()
-    key = keys.known_key(settings)
+    key = keys.read_key(settings)
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     if key is not None:
         request.add_unredirected_header("Authorization", f"Bearer {key}")

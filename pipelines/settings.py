@@ -29,8 +29,8 @@ class Settings(BaseSettings):
     evidently_port: int = 8000
     store_url: str = ""  # empty = SQLite under `home`
     remote_url: str = ""  # DVC remote; empty = a folder under `home`
-    write_key: SecretStr | None = None  # bearer key of write calls; empty = made once under `home`, mode 0600
-    allowed_hosts: str = ""  # names besides our own that a Host may say, as a proxy is called: "desk.example,desk:8443"
+    write_key: SecretStr | None = None  # the key of all servers; empty = made once under `home`, mode 0600
+    allowed_hosts: str = ""  # further values of Host, as a proxy in front passes them: "desk.example,desk:8443"
     durability: Literal["process", "power"] = "process"
     models: Literal["local", "remote"] = "local"  # who answers for the decision service: itself, or the model service
     model_timeout_ms: int = Field(default=150, gt=0)  # remote: a model service slower than this is not waited for
@@ -72,6 +72,11 @@ class Settings(BaseSettings):
     @property
     def evidently_url(self) -> str:
         return f"http://{self.host}:{self.evidently_port}"
+
+    @property
+    def proxy_hosts(self) -> tuple[str, ...]:
+        """`allowed_hosts` as a list, in lower case."""
+        return tuple(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
 
     @property
     def store(self) -> str:

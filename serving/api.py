@@ -396,7 +396,7 @@ _REMEDIES = {
 }
 
 
-def explained(detail: list[dict[str, Any]]) -> list[dict[str, str]]:
+def field_errors(detail: list[dict[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             "field": ".".join(str(part) for part in found["loc"]) or "body",

@@ -1,21 +1,21 @@
-"""What a call of our two services must look like, and how they say that it does not: JSON of a known length, GET for
-what only reads, our own page at `/`, `docs.json` that knows about the key, errors in our own words."""
+"""HTTP rules of our two services: JSON bodies of a known length, GET for read-only calls, our page at `/`, the key in
+`docs.json`, and error bodies in our own format."""
 
 import json
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api import MAX_BODY, explained
+from serving.api import MAX_BODY, field_errors
 from serving.guard import error_answer, json_answer
 from serving.openapi import completed
 from serving.page import page
 
-PROBES = ("/", "/livez", "/healthz", "/readyz", "/docs.json", "/schema.json", "/metrics")  # open, beside `reads`
+PROBES = ("/", "/livez", "/healthz", "/readyz", "/docs.json", "/schema.json", "/metrics")  # need no key, as `reads`
 
 
 class Calls:
-    """ASGI middleware: JSON bodies only and not too long, GET for `reads`, our page, errors in our own words."""
+    """ASGI middleware inside the guard. `keyed`: paths that `docs.json` marks; `reads`: paths that also take GET."""
 
     def __init__(
         self,
@@ -34,13 +34,13 @@ class Calls:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"] == "/readyz":  # the probe's own path, in our words: tier, reason and every check
+        if scope["path"] == "/readyz":  # the probe path of BentoML, answered with tier, reason and every check
             scope = {**scope, "path": "/ready", "raw_path": b"/ready"}
         method, path = scope["method"], scope["path"]
         if method in ("GET", "HEAD") and path == "/":
             await self._page(scope, receive, send)
         elif method == "GET" and path == "/docs.json":
-            await (await self._documented(scope, receive))(scope, receive, send)
+            await (await self._documentation(scope, receive))(scope, receive, send)
         elif method == "GET" and path in self._reads:
             await self._app(_posted(scope), _without_body(receive), _Reworded(send))  # BentoML routes POST only
         elif method not in ("GET", "HEAD") and (refusal := self._refusal(scope)) is not None:
@@ -57,42 +57,47 @@ class Calls:
             return error_answer(
                 413, "BodyTooLarge", f"body of {int(length)} bytes, limit {self._max_body}; send less at a time"
             )
-        kinds = [value for name, value in scope["headers"] if name == b"content-type"]
-        if (kinds or int(length or 0)) and not (len(kinds) == 1 and _is_json(kinds[0])):
-            told = b" and ".join(kinds)[:100].decode("latin-1") or "no Content-Type"
-            return error_answer(415, "UnsupportedMediaType", f"{told}: send JSON, with Content-Type: application/json")
+        content_types = [value for name, value in scope["headers"] if name == b"content-type"]
+        if (content_types or int(length or 0)) and not (len(content_types) == 1 and _is_json(content_types[0])):
+            found = b" and ".join(content_types)[:100].decode("latin-1") or "no Content-Type"
+            return error_answer(415, "UnsupportedMediaType", f"{found}: send JSON with Content-Type: application/json")
         return None
 
-    async def _documented(self, scope: Scope, receive: Receive) -> Response:
-        """BentoML's `docs.json`, completed, read once."""
+    async def _documentation(self, scope: Scope, receive: Receive) -> Response:
+        """Return BentoML's `docs.json` as valid OpenAPI that knows the key, built once."""
         if self._docs is None:
-            read = _Read()
-            await self._app(scope, receive, read)
-            self._docs = json_answer(completed(json.loads(read.body), needs_key=self._keyed))
+            body = b""
+
+            async def collect(message: Message) -> None:
+                nonlocal body
+                body += message.get("body", b"")
+
+            await self._app(scope, receive, collect)
+            self._docs = json_answer(completed(json.loads(body), needs_key=self._keyed))
         return self._docs
 
 
-def _is_json(kind: bytes) -> bool:
-    """`application/json`, alone or with the one charset JSON has."""
-    media, *parameters = (part.strip().lower() for part in kind.split(b";"))
+def _is_json(content_type: bytes) -> bool:
+    """Accept `application/json`, alone or with charset utf-8."""
+    media, *parameters = (part.strip().lower() for part in content_type.split(b";"))
     return media == b"application/json" and parameters in ([], [b"charset=utf-8"], [b'charset="utf-8"'])
 
 
 def _posted(scope: Scope) -> Scope:
-    """A GET as the POST without a body that BentoML routes."""
+    """Turn a GET into the POST without a body that BentoML routes."""
     kept = [(n, v) for n, v in scope["headers"] if n not in (b"content-type", b"content-length", b"transfer-encoding")]
     return {**scope, "method": "POST", "headers": kept}
 
 
 def _without_body(receive: Receive) -> Receive:
-    """An empty body first, whatever was sent; then what `receive` says, such as that the caller left."""
-    told = False
+    """Return an empty body first, whatever was sent; then what `receive` returns, such as a disconnect."""
+    is_sent = False
 
     async def read() -> Message:
-        nonlocal told
-        if told:
+        nonlocal is_sent
+        if is_sent:
             return await receive()
-        told = True
+        is_sent = True
         return {"type": "http.request", "body": b"", "more_body": False}
 
     return read
@@ -110,16 +115,6 @@ class JsonOnly:
             kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
             scope = {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
         await self._app(scope, receive, send)
-
-
-class _Read:
-    """Keeps the body of a response."""
-
-    def __init__(self) -> None:
-        self.body = b""
-
-    async def __call__(self, message: Message) -> None:
-        self.body += message.get("body", b"")
 
 
 class _Reworded:
@@ -148,7 +143,7 @@ def _reworded(body: bytes) -> bytes:
     content = json.loads(body)
     if not (isinstance(content, dict) and isinstance(content.get("detail"), list)):
         return body
-    fields = explained(content["detail"])
+    fields = field_errors(content["detail"])
     error = "; ".join(f"{f['field']}: {f['problem']} ({f['remedy']})" for f in fields[:3])
     more = f"; and {len(fields) - 3} more" if len(fields) > 3 else ""
     return bytes(error_answer(400, "BadRequest", error + more, fields[:50]).body)

@@ -25,7 +25,7 @@ _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{ti
 <script src="./static_content/swagger-ui-bundle.js" charset="utf-8"></script>
 <script>{script}</script></body></html>
 """
-_LOGIN = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Bellwether {tool}</title>{again}
+_LOGIN = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Bellwether {tool}</title>{reload}
 <meta name="viewport" content="width=device-width"><style>{style}</style></head>
 <body><main><h1>Bellwether {tool}</h1>{problem}
 <p>Run <code>bellwether open {tool}</code> in a terminal of this machine, or paste the key (the file
@@ -40,31 +40,33 @@ def _digest(text: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
 
-# nothing on the pages may call out, whatever a later BentoML puts into its files, and no page may frame them
+# the pages may load nothing from elsewhere, whatever a later BentoML puts into its files, and no page may frame them
 _SEALED = "frame-ancestors 'none'; base-uri 'none'; object-src 'none'; form-action 'self'"
 _POLICY = (
     f"default-src 'self'; script-src 'self' {_digest(_SCRIPT)}; style-src 'self' 'unsafe-inline'; "
     f"img-src 'self' data:; {_SEALED}"
 )
 _LOGIN_POLICY = f"default-src 'none'; style-src {_digest(_STYLE)}; {_SEALED}"
-_PRIVATE = {"Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
-NO_STORE = _PRIVATE | {"Cache-Control": "no-store"}
-# with no-referrer a browser also hides the Origin of a form that is sent, and we could not tell whose it is
-_LOGIN_HEADERS = NO_STORE | {"Referrer-Policy": "same-origin", "Content-Security-Policy": _LOGIN_POLICY}
+_NO_EMBED = {"Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY"}
+PRIVATE_HEADERS = _NO_EMBED | {"Cache-Control": "no-store"}
+# with no-referrer a browser sends `Origin: null` with the form, and the guard could not check where it comes from
+_LOGIN_HEADERS = PRIVATE_HEADERS | {"Referrer-Policy": "same-origin", "Content-Security-Policy": _LOGIN_POLICY}
 
 
 def page(title: str, text: str) -> HTMLResponse:
     content = _PAGE.format(title=escape(title), text=escape(text), style=_STYLE, script=_SCRIPT)
-    return HTMLResponse(content, headers=_PRIVATE | {"Content-Security-Policy": _POLICY})
+    return HTMLResponse(content, headers=_NO_EMBED | {"Content-Security-Policy": _POLICY})
 
 
-def login_page(tool: str, status: int = 200, problem: str = "", again: bool = False) -> HTMLResponse:
-    """How to come in. `again`: ask for `/` once more from this page, since a browser sends no strict cookie along when
-    a page of another site, as a terminal in a browser, led here."""
+def login_page(tool: str, status: int = 200, problem: str = "", reload: bool = False) -> HTMLResponse:
+    """Return the login page.
+
+    reload    request `/` again from this page: a browser withholds a strict cookie when a link on another site led here
+    """
     content = _LOGIN.format(
         tool=escape(tool),
         style=_STYLE,
         problem=f'<p class="problem">{escape(problem)}</p>' if problem else "",
-        again='<meta http-equiv="refresh" content="0;url=/">' if again else "",
+        reload='<meta http-equiv="refresh" content="0;url=/">' if reload else "",
     )
     return HTMLResponse(content, status, headers=_LOGIN_HEADERS)

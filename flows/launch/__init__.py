@@ -1,1 +1,1 @@
-"""The tools' servers, each started in a process of its own with our guard around its app."""
+"""Launchers of the tools' servers: each wraps the tool's app in our guard, in the tool's own process."""

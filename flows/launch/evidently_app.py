@@ -10,14 +10,14 @@ HEALTH = "/api/version"
 
 
 def main() -> None:
-    """Serve the reports under `<home>/evidently` on the host and port of our settings until told to stop."""
+    """Serve the reports under `<home>/evidently` on the host and port of our settings, until SIGTERM."""
     where = settings()
     config = get_config(where.host, where.evidently_port, str(where.home / "evidently"))
     uvicorn.run(
         Guard(create_app(config), tool="evidently", probes=dict.fromkeys(("/livez", "/healthz", "/readyz"), HEALTH)),
         host=where.host,
         port=where.evidently_port,
-        access_log=False,  # it would keep the tickets of one-time links
+        access_log=False,  # it would record the tickets of one-time links
     )
 
 

@@ -1,5 +1,4 @@
-"""MLflow's server behind our guard: an entry point (pyproject.toml) by which `mlflow server --app-name bellwether` finds
-it."""
+"""MLflow's server behind our guard: the app of `mlflow server --app-name bellwether` (an entry point in pyproject.toml)."""
 
 from starlette.types import ASGIApp
 
@@ -9,8 +8,7 @@ HEALTH = "/health"
 
 
 def create_app() -> ASGIApp:
-    """The app of the tracking server, in the process that `mlflow server` starts. It tells it all by its environment,
-    read when the app is imported; so it is imported here."""
+    """Return the guarded app. Imports it here: it reads the environment that `mlflow server` sets for this process."""
     from mlflow.server.fastapi_app import app
 
     return Guard(app, tool="mlflow", probes=dict.fromkeys(("/livez", "/healthz", "/readyz"), HEALTH))

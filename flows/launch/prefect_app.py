@@ -11,7 +11,7 @@ HEALTH = "/api/ready"
 
 
 def main() -> None:
-    """Serve on the host and port of our settings until told to stop: API, UI, and the server's own services."""
+    """Serve the API, the UI and the background services on the host and port of our settings, until SIGTERM."""
     where, prefect = settings(), get_current_settings()
     uvicorn.run(
         Guard(
@@ -25,7 +25,7 @@ def main() -> None:
         ws_ping_interval=prefect.server.api.websocket_ping_interval,
         ws_ping_timeout=prefect.server.api.websocket_ping_timeout,
         log_level=prefect.server.logging_level.lower(),
-        access_log=False,  # it would keep the tickets of one-time links
+        access_log=False,  # it would record the tickets of one-time links
     )
 
 

@@ -51,7 +51,8 @@ class Page:
         return found
 
     def fill(self, selector: str, text: str) -> None:
-        """Type a text, as React sees it too."""
+        """Type a text, as React sees it too, once the field is there."""
+        self.until(f"document.querySelector({json.dumps(selector)})")
         self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             "Object.getOwnPropertyDescriptor(Object.getPrototypeOf(e), 'value').set.call(e, "
@@ -80,7 +81,8 @@ def chromium(folder: Path) -> Iterator[Page]:
         port_file = folder / "DevToolsActivePort"
         deadline = time.monotonic() + SECONDS
         while not port_file.exists() or len(port_file.read_text().split()) < 2:
-            assert browser.poll() is None and time.monotonic() < deadline, "Chromium does not start"
+            assert browser.poll() is None, "Chromium ended"
+            assert time.monotonic() < deadline, "Chromium does not start"
             time.sleep(0.05)
         port, path = port_file.read_text().split()
         with connect(f"ws://127.0.0.1:{port}{path}", proxy=None) as whole:

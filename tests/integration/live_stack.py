@@ -28,6 +28,7 @@ from pipelines.contracts import Check, Verdict
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.store import Store
 from pipelines.tracking import Version
+from serving.keys import write_key
 
 TURN_SECONDS = 600.0
 STOP_SECONDS = 60.0
@@ -140,6 +141,11 @@ class Stack:
         """Somebody moves the champion alias in MLflow."""
         self.site.tracking.set_alias("validator", "champion", version)
 
+    @property
+    def key(self) -> dict[str, str]:
+        """The header that lets a caller in."""
+        return {"Authorization": f"Bearer {write_key(self.settings)}"}
+
     def counts(self) -> dict[str, int]:
         """Rows stored of what must never be lost or invented."""
         with closing(sqlite3.connect(self.settings.home / "store.db")) as database:
@@ -149,7 +155,8 @@ class Stack:
     def prefect(self, path: str, body: dict[str, Any] | None = None) -> Any:
         url = f"{self.settings.prefect_url}/api/{path}"
         for _ in range(10):  # Prefect answers 503 while its SQLite is busy, and asks its clients to come again
-            answer = httpx.get(url, timeout=30) if body is None else httpx.post(url, json=body, timeout=30)
+            method = "GET" if body is None else "POST"
+            answer = httpx.request(method, url, json=body, headers=self.key, timeout=30)
             if answer.status_code != 503:
                 break
             time.sleep(1.0)
@@ -212,7 +219,9 @@ def turned(folder: Path) -> Iterator[Stack]:
             if time.monotonic() > deadline:
                 pytest.fail(f"not serving after {TURN_SECONDS:.0f} s:\n{running.log.read_text()[-6000:]}")
             time.sleep(0.5)
-        yield running
+        with pytest.MonkeyPatch.context() as patch:  # what MLflow's client in this process sends
+            patch.setenv("MLFLOW_TRACKING_TOKEN", write_key(running.settings))
+            yield running
         process.send_signal(signal.SIGINT)
         assert process.wait(STOP_SECONDS) == 0, running.log.read_text()[-3000:]
         left = [process.cmdline() for process in supervisor.members(running.settings)]

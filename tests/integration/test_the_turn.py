@@ -93,10 +93,10 @@ def test_the_planted_drift_raised_an_alarm_and_its_event_a_retrain(stack, refuse
 
 def test_the_drift_report_opens_in_evidently_and_lies_in_the_run_of_the_model_it_is_about(stack, first):
     url = f"{stack.settings.evidently_url}/api/projects"
-    project = next(p for p in httpx.get(url).json() if p["name"] == "Bellwether")
-    reports = httpx.get(f"{url}/{project['id']}/reports").json()
+    project = next(p for p in httpx.get(url, headers=stack.key).json() if p["name"] == "Bellwether")
+    reports = httpx.get(f"{url}/{project['id']}/reports", headers=stack.key).json()
     assert reports[-1]["name"] == "validator: SIM/USDT"
-    opened = httpx.get(f"{url}/{project['id']}/{reports[-1]['id']}/data", timeout=30)
+    opened = httpx.get(f"{url}/{project['id']}/{reports[-1]['id']}/data", headers=stack.key, timeout=30)
     assert opened.status_code == 200
     assert len(opened.json()["widgets"]) > 1
     page = next(stack.settings.home.glob("reports/*/drift.html"))
@@ -139,7 +139,8 @@ def test_the_model_from_mlflow_the_bundle_and_the_service_give_the_same_probabil
         mlflow.set_tracking_uri(stack.settings.mlflow_url)
         registered = mlflow.pyfunc.load_model("models:/validator@champion")
         said = registered.predict(pd.DataFrame(golden["rows"], columns=columns))
-    answer = httpx.post(f"{stack.settings.model_url}/predict", json={"family": "validator", "rows": rows})
+    body = {"family": "validator", "rows": rows}
+    answer = httpx.post(f"{stack.settings.model_url}/predict", json=body, headers=stack.key)
     expected = golden["p"]
     assert np.isfinite(expected).sum() >= 5
     np.testing.assert_allclose(said["p"].to_numpy(), expected, atol=1e-6)

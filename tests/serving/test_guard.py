@@ -69,7 +69,7 @@ def basic(name, password):
 
 def signed_in(client, where, key):
     """The same client as a browser that came by `bellwether open`."""
-    answer = client.get("/session", params={"ticket": keys.make_ticket(where, "prefect")})
+    answer = client.get("/session", params={"ticket": keys.create_ticket(where, "prefect")})
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
     return client
 
@@ -253,7 +253,7 @@ def test_the_key_ready_can_be_asked_for(guarded, key):
 
 
 def test_a_one_time_link_opens_a_session_once(guarded, where, key):
-    ticket = keys.make_ticket(where, "prefect")
+    ticket = keys.create_ticket(where, "prefect")
     answer = guarded.get("/session", params={"ticket": ticket})
     cookie = answer.headers["set-cookie"]
     assert answer.status_code == 303
@@ -267,13 +267,13 @@ def test_a_one_time_link_opens_a_session_once(guarded, where, key):
 
 
 def test_of_many_who_use_a_link_at_once_one_comes_in(where, key):
-    ticket = keys.make_ticket(where, "prefect")
+    ticket = keys.create_ticket(where, "prefect")
     with ThreadPoolExecutor(16) as pool:
-        assert sum(pool.map(lambda _: keys.use_ticket(where, "prefect", ticket), range(64))) == 1
+        assert sum(pool.map(lambda _: keys.redeem_ticket(where, "prefect", ticket), range(64))) == 1
 
 
 def test_a_link_of_another_tool_an_old_one_and_a_made_up_one_open_nothing(guarded, where, key, monkeypatch):
-    other, old = keys.make_ticket(where, "mlflow"), keys.make_ticket(where, "prefect")
+    other, old = keys.create_ticket(where, "mlflow"), keys.create_ticket(where, "prefect")
     assert guarded.get("/session", params={"ticket": other}).status_code == 401
     for made_up in ("x", "../../write_key", "%00", "é" * 3000):
         assert guarded.get("/session", params={"ticket": made_up}).status_code == 401
@@ -283,7 +283,7 @@ def test_a_link_of_another_tool_an_old_one_and_a_made_up_one_open_nothing(guarde
 
 
 def test_a_ticket_is_a_file_that_only_we_can_read_and_that_does_not_hold_it(where, key):
-    ticket = keys.make_ticket(where, "prefect")
+    ticket = keys.create_ticket(where, "prefect")
     folder = where.home / "run" / "tickets"
     assert (folder.stat().st_mode & 0o777, [f.stat().st_mode & 0o777 for f in folder.iterdir()]) == (0o700, [0o600])
     assert not any(ticket in file.name + file.read_text() for file in folder.iterdir())
@@ -332,7 +332,7 @@ def test_a_socket_with_a_session_needs_an_origin_of_ours(guarded, where, key):
 
 
 def test_a_session_is_for_one_tool_for_a_while_and_for_this_key(where, key, monkeypatch):
-    token = keys.session(key, "prefect")
+    token = keys.create_session(key, "prefect")
     assert keys.is_session(token, key, "prefect")
     said, _, signature = token.rpartition(".")
     later = f"{int(said.partition('.')[0]) + 9}.{said.partition('.')[2]}.{signature}"
@@ -373,7 +373,7 @@ def test_a_key_that_others_may_read_or_write_is_refused_with_the_remedy(where, k
 @pytest.mark.parametrize("content", ["", "  \n", "two words", "ключ"])
 def test_an_empty_or_impossible_key_lets_nobody_in(where, key, content):
     keys.key_file(where).write_text(content)
-    with pytest.raises(StateError, match="holds no key"):
+    with pytest.raises(StateError, match="holds no valid key"):
         Guard(tool, tool="prefect", where=where)
 
 
@@ -386,16 +386,16 @@ def test_an_empty_variable_is_no_key(tmp_path, monkeypatch):
 
 
 def test_a_new_key_ends_the_old_one_and_its_sessions(where, key, monkeypatch):
-    token = keys.session(key, "prefect")
-    keys.rotate(where)
+    token = keys.create_session(key, "prefect")
+    keys.rotate_key(where)
     new = keys.write_key(where)
     assert new != key
     assert not keys.is_session(token, new, "prefect")
     assert keys.key_file(where).stat().st_mode & 0o777 == 0o600
     assert os.listdir(where.home) == ["write_key"]
     monkeypatch.setenv("BELLWETHER_WRITE_KEY", "given")
-    with pytest.raises(BadValues, match="set another there"):
-        keys.rotate(Settings(_env_file=None, home=where.home))
+    with pytest.raises(BadValues, match="Set another there"):
+        keys.rotate_key(Settings(_env_file=None, home=where.home))
 
 
 # ---- what a call of our services looks like

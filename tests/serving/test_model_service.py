@@ -48,7 +48,12 @@ def served(stand, tmp_path_factory):
         port = free.getsockname()[1]
     bentoml = Path(sys.executable).with_name("bentoml")
     command = [bentoml, "serve", "serving.model_service:ModelService", "--host", "127.0.0.1", "--port", str(port)]
-    env = {**os.environ, "BELLWETHER_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "BELLWETHER_WRITE_KEY": "test-key"}
+    env = {
+        **os.environ,
+        "BELLWETHER_HOME": str(home),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "BELLWETHER_WRITE_KEY": "test-key",
+    }
     log = (home / "log").open("w")
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
     try:

@@ -1,11 +1,13 @@
 """`bellwether`: every command a person types. Each has `--json`; each error is one clear line and exit code 1."""
 
+import errno
 import json
 import logging
 import os
 import signal
 import sys
 import time
+import traceback
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,7 +60,8 @@ def need(*names: str) -> None:
     found = supervisor.services(settings())
     for name in names:
         if found[name]["state"] != "up":
-            raise ServiceDown(f"{name} does not answer at {found[name]['url']}. Start it with `bellwether up`.")
+            why = found[name]["detail"] or f"does not answer at {found[name]['url']}"
+            raise ServiceDown(f"{name} is {found[name]['state']}: {why}. Start it with `bellwether up`.")
 
 
 @app.command()
@@ -68,10 +71,10 @@ def up(as_json: AsJson = False) -> None:
     show_services(as_json)
 
 
-def start(quiet: bool) -> None:
+def start(quiet: bool, ready: bool = True) -> None:
     from flows import supervisor
 
-    supervisor.up(settings(), progress=(lambda line: None) if quiet else out.print)
+    supervisor.up(settings(), progress=(lambda line: None) if quiet else out.print, ready=ready)
 
 
 @app.command()
@@ -90,7 +93,12 @@ def show_services(as_json: bool) -> None:
     if as_json:
         emit(found)
     else:
-        table("services", ["service", "state", "url"], [[n, s["state"], s.get("url")] for n, s in found.items()])
+        show_states(found)
+
+
+def show_states(found: Any) -> None:
+    rows = [[name, state["state"], state["url"], state["detail"]] for name, state in found.items()]
+    table("services", ["service", "state", "url", "why"], rows)
 
 
 @app.command()
@@ -108,6 +116,9 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Start what is not up, turn the loop once, show what is live, and keep serving until Ctrl-C."""
+    home = settings().home
+    if home.exists() and not home.is_dir():  # before Prefect is imported, which would say it at greater length
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
     from flows import supervisor
     from flows.market import asked_since, exchange_plan
     from flows.progress import shown
@@ -125,7 +136,7 @@ def run(
     ours = any(s["state"] == "down" for s in supervisor.services(settings()).values())
     console, turned = err if as_json else out, False
     try:
-        start(as_json)
+        start(as_json, ready=False)  # a refused warm start is red until this turn has written a new one
         from flows.lifecycle import lifecycle
 
         with shown(console):
@@ -323,9 +334,7 @@ def status(as_json: AsJson = False) -> None:
                     ]
                 )
     table("families", ["family", "arm", "version", "digest", "data", "commit", "gate"], rows)
-    table(
-        "services", ["service", "state", "url"], [[n, s["state"], s.get("url")] for n, s in found["services"].items()]
-    )
+    show_states(found["services"])
     out.print(f"tier {found['tier']}, data {found['data_hash']}")
     for alarm in found["alarms"]:
         out.print(f"[bold]{alarm['severity']}[/] {alarm['kind']}: {escape(alarm['detail'])} ({alarm['at']})")
@@ -947,16 +956,29 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def main() -> None:
-    """Entry point: our own errors are one line, anything else is a bug and shows its traceback."""
-    connect()
+    """Entry point: every error is one sentence with its remedy; a bug's traceback is in a file."""
     try:
+        connect()
         app()
     except BellwetherError as error:
-        # one line however long, and brackets in it are the message's own
-        err.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
-        if isinstance(error, ServiceDown):
-            err.print("`bellwether status` shows what is up; logs are under artifacts/logs.")
-        sys.exit(1)
+        fail(error, str(error))
+    except Exception as error:  # noqa: BLE001 - whatever third parties raise: nobody is shown a traceback unasked
+        from flows.explain import sentence, unforeseen
+
+        fail(error, sentence(error) or unforeseen(error))
+
+
+def fail(error: Exception, told: str) -> None:
+    """Say it on standard error, with the traceback where BELLWETHER_DEBUG asks for it, and end with exit code 1."""
+    from flows.explain import debugging
+
+    if debugging():
+        err.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
+    # one line however long, and brackets in it are the message's own
+    err.print(f"[bold red]{type(error).__name__}[/]: {escape(told)}", highlight=False, soft_wrap=True)
+    if isinstance(error, ServiceDown):
+        err.print("`bellwether status` shows what is up; logs are under artifacts/logs.")
+    sys.exit(1)
 
 
 if __name__ == "__main__":

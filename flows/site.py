@@ -54,7 +54,7 @@ class Site:
     def manifest(self) -> dict[str, Any]:
         path = self.workspace / "data" / "manifest.json"
         found = self._read(path)
-        if lacking := {"symbol", "timeframe", "last"} - set(found):
+        if lacking := {"symbol", "timeframe"} - set(found):
             raise UnreadableFile(
                 f"{path} is damaged: no {', '.join(sorted(lacking))}. `bellwether run --once` writes it again."
             )

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import patch
 
@@ -276,13 +275,14 @@ def test_an_error_nobody_foresaw_is_not_explained_away():
         assert explain.sentence(error) is None
 
 
-def test_a_locked_store_is_said_to_be_locked(home, monkeypatch):
-    monkeypatch.setattr("pipelines.store.BUSY_TIMEOUT_MS", 10)
+def test_a_locked_store_is_said_to_be_locked(home):
     url = f"sqlite:///{home / 'store.db'}"
     with closing(Store.open(url)) as store, closing(sqlite3.connect(home / "store.db")) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreFault) as caught:
-            store.raise_alarm("a", "info", "b", datetime.now(UTC))
+        with store._engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA busy_timeout=10")
+            with pytest.raises(StoreFault) as caught:
+                connection.exec_driver_sql("CREATE TABLE one (x)")
     told = explain.sentence(caught.value)
     assert "locked" in told
     assert "bellwether doctor" in told

@@ -22,7 +22,7 @@ class AlarmOutbox:
         self._thread = threading.Thread(target=self._run, name="alarms", daemon=True)
         self._thread.start()
 
-    def alarm(self, kind: str, severity: str, detail: str) -> None:
+    def raise_alarm(self, kind: str, severity: str, detail: str) -> None:
         self._put(("raise", kind, severity, detail, datetime.now(UTC).isoformat()))
 
     def clear(self, about: str, *kinds: str) -> None:

@@ -1,11 +1,13 @@
 """`bellwether`: every command a person types. Each has `--json`; each error is one clear line and exit code 1."""
 
+import errno
 import json
 import logging
 import os
 import signal
 import sys
 import time
+import traceback
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,7 +54,7 @@ def connect() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def need(*names: str) -> None:
+def need(*names: str, ready: bool = True) -> None:
     """Raise ServiceDown, with the way to start it, if one of these services does not answer."""
     from flows import supervisor
 
@@ -60,8 +62,9 @@ def need(*names: str) -> None:
     for name in names:
         if found[name]["state"] == "key refused":
             raise ServiceDown(f"{name} at {found[name]['url']}: {found[name]['detail']}.")
-        if found[name]["state"] != "up":
-            raise ServiceDown(f"{name} does not answer at {found[name]['url']}. Start it with `bellwether up`.")
+        if found[name]["state"] != "up" and (ready or found[name]["state"] != "not ready"):
+            why = found[name]["detail"] or f"does not answer at {found[name]['url']}"
+            raise ServiceDown(f"{name} is {found[name]['state']}: {why}. Start it with `bellwether up`.")
 
 
 @app.command()
@@ -71,11 +74,11 @@ def up(as_json: AsJson = False) -> None:
     show_services(as_json)
 
 
-def start(quiet: bool) -> None:
+def start(quiet: bool, ready: bool = True) -> None:
     from flows import supervisor
 
     tighten(err)
-    supervisor.up(settings(), progress=(lambda line: None) if quiet else out.print)
+    supervisor.up(settings(), progress=(lambda line: None) if quiet else out.print, ready=ready)
     connect()  # the first start created the key
 
 
@@ -104,11 +107,9 @@ def show_services(as_json: bool) -> None:
         show_states(found)
 
 
-def show_states(found: dict[str, Any]) -> None:
-    table("services", ["service", "state", "url"], [[n, s["state"], s.get("url")] for n, s in found.items()])
-    for name, state in found.items():
-        if state["detail"]:
-            out.print(f"{name}: {state['detail']}", highlight=False)
+def show_states(found: Any) -> None:
+    rows = [[name, state["state"], state["url"], state["detail"]] for name, state in found.items()]
+    table("services", ["service", "state", "url", "why"], rows)
 
 
 @app.command()
@@ -126,6 +127,9 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Start what is not up, turn the loop once, show what is live, and keep serving until Ctrl-C."""
+    home = settings().home
+    if home.exists() and not home.is_dir():  # before Prefect is imported, which would say it at greater length
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
     from flows import supervisor
     from flows.market import asked_since, exchange_plan
     from flows.progress import shown
@@ -143,7 +147,7 @@ def run(
     ours = any(s["state"] == "down" for s in supervisor.services(settings()).values())
     console, turned = err if as_json else out, False
     try:
-        start(as_json)
+        start(as_json, ready=False)  # a refused warm start is red until this turn has written a new one
         from flows.lifecycle import lifecycle
 
         with shown(console):
@@ -1021,7 +1025,7 @@ def open_tool(
     known = [name for name, service in supervisor.SERVICES.items() if service.port_field]
     if tool not in known:
         raise UnknownName(f"no tool {tool!r}; known: {', '.join(known)}")
-    need(tool)
+    need(tool, ready=False)  # a page that says what is wrong is worth opening
     port = supervisor.services(settings(), {tool: supervisor.SERVICES[tool]})[tool]["port"]
     host = "127.0.0.1" if settings().host == "0.0.0.0" else settings().host
     ticket = keys.create_ticket(settings(), tool)
@@ -1067,7 +1071,7 @@ def key_rotate(as_json: AsJson = False) -> None:
 
 
 def main() -> None:
-    """Entry point: our own errors are one line, anything else is a bug and shows its traceback."""
+    """Entry point: every error is one sentence with its remedy; a bug's traceback is in a file."""
     permissions.restrict()
     try:
         if permissions.is_loose(settings().home):  # of a release that left it open
@@ -1075,11 +1079,24 @@ def main() -> None:
         connect()
         app()
     except BellwetherError as error:
-        # one line however long, and brackets in it are the message's own
-        err.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
-        if isinstance(error, ServiceDown):
-            err.print("`bellwether status` shows what is up; logs are under artifacts/logs.")
-        sys.exit(1)
+        fail(error, str(error))
+    except Exception as error:  # noqa: BLE001 - whatever third parties raise: nobody is shown a traceback unasked
+        from flows.explain import sentence, unforeseen
+
+        fail(error, sentence(error) or unforeseen(error))
+
+
+def fail(error: Exception, told: str) -> None:
+    """Say it on standard error, with the traceback where BELLWETHER_DEBUG asks for it, and end with exit code 1."""
+    from flows.explain import debugging
+
+    if debugging():
+        err.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
+    # one line however long, and brackets in it are the message's own
+    err.print(f"[bold red]{type(error).__name__}[/]: {escape(told)}", highlight=False, soft_wrap=True)
+    if isinstance(error, ServiceDown):
+        err.print("`bellwether status` shows what is up; logs are under artifacts/logs.")
+    sys.exit(1)
 
 
 if __name__ == "__main__":

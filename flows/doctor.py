@@ -4,22 +4,27 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 
 from flows import ports, supervisor
-from pipelines import compiled
+from pipelines import compiled, disk
+from pipelines.errors import BellwetherError
 from pipelines.settings import ROOT, Settings
 
 GIB = 1024**3
-FREE_DISK = 2 * GIB  # databases, models and reports of many turns
+SOON_DAYS = 3.0  # a disk that is full by then is a warning today
+WRITE_SECONDS = 2.0  # a store that takes longer for the smallest write is locked
 FREE_MEMORY = 4 * GIB  # the six services take about 2.5 GiB, a training run about 1 GiB more
 
 
@@ -41,11 +46,14 @@ def examine(settings: Settings) -> list[Finding]:
         git(ROOT),
         mlflow_library(ROOT),
         writable(settings.home),
-        disk(settings.home),
+        room(settings),
         memory(settings),
         kernels(),
         *open_ports(settings),
+        supervising(settings),
         old_runs(settings),
+        *store(settings),
+        *services(settings),
     ]
 
 
@@ -98,14 +106,18 @@ def writable(home: Path) -> Finding:
     return Finding("write access", "fail", f"cannot write in {folder}", "chown it, or set BELLWETHER_HOME elsewhere")
 
 
-def disk(home: Path) -> Finding:
-    free = shutil.disk_usage(_existing(home)).free
-    detail = f"{free / GIB:.1f} GiB free"
-    if free >= FREE_DISK:
-        return Finding("disk", "ok", detail)
-    return Finding(
-        "disk", "warn", f"{detail}, wanted {FREE_DISK / GIB:.0f}", "free some, or set BELLWETHER_HOME elsewhere"
-    )
+def room(settings: Settings) -> Finding:
+    """Free room against the two limits, and when it will be used up at the pace of the last day."""
+    found = disk.look(settings.home, settings.disk_warn_mb * disk.MB, settings.disk_stop_mb * disk.MB)
+    now_s = time.time()
+    left = disk.days_left([*supervisor.disk_samples(settings), (now_s, found.free_bytes)], now_s)
+    detail = found.detail if left is None else f"{found.detail}; at the pace of the last day full in {left:.1f} days"
+    remedy = "free some (`bellwether prune` shows what may go), or set BELLWETHER_HOME elsewhere"
+    if found.level == "stop":
+        return Finding("disk", "fail", f"{detail}: no position is opened", remedy)
+    if found.level == "warn" or (left is not None and left < SOON_DAYS):
+        return Finding("disk", "warn", detail, remedy)
+    return Finding("disk", "ok", detail)
 
 
 def memory(settings: Settings) -> Finding:
@@ -151,6 +163,126 @@ def open_ports(settings: Settings) -> Iterator[Finding]:
                 f"wanted by {name}, held by {ports.holder(port)}",
                 f"stop it, or set {ports.variable(field)} to another port",
             )
+
+
+def supervising(settings: Settings) -> Finding:
+    """Whether what runs is watched: without its supervisor nothing is restarted, and logs stand still."""
+    found = supervisor.supervisor_of(settings)
+    if found is None:
+        living = supervisor.members(settings)
+        if living:
+            return Finding("supervisor", "fail", f"gone; {len(living)} processes run without it", "bellwether up")
+        return Finding("supervisor", "ok", "nothing runs")
+    with suppress(psutil.NoSuchProcess):
+        if found.status() == psutil.STATUS_STOPPED:
+            remedy = f"kill -CONT {found.pid}, or bellwether down and bellwether up"
+            return Finding("supervisor", "fail", f"process {found.pid} is stopped", remedy)
+    return Finding("supervisor", "ok", f"process {found.pid}")
+
+
+def store(settings: Settings) -> Iterator[Finding]:
+    """Whether the store can be read and written, and what is open in it."""
+    from flows import explain  # only here and below: what follows loads the database's library
+    from pipelines.store import Store, StoreFault, exists
+
+    try:
+        if not exists(settings.store):
+            yield Finding("store", "ok", "none yet")
+            return
+        opened = Store.open(settings.store, settings.durability)
+    except (BellwetherError, StoreFault, OSError, ValueError) as error:
+        yield Finding("store", "fail", explain.sentence(error) or str(error), "see the detail")
+        return
+    try:
+        fault = _write_fault(opened)
+        if fault is None:
+            yield Finding("store", "ok", "can be read and written")
+        else:
+            yield Finding("store", "fail", fault, "end what holds it (bellwether down ends all of ours), then repeat")
+        alarms = [f"{a.kind}: {a.detail}" for a in opened.alarms() if a.severity in ("critical", "high")]
+        if alarms:
+            yield Finding("alarms", "warn", f"{len(alarms)} open, newest: {alarms[-1][:200]}", "bellwether alarms")
+        else:
+            yield Finding("alarms", "ok", "none open")
+        latched = [f"{latch.name} ({latch.reason})" for latch in opened.latches()]
+        if latched:
+            yield Finding("breakers", "warn", "; ".join(latched), "bellwether breaker reset NAME --by YOU --reason WHY")
+        else:
+            yield Finding("breakers", "ok", "none latched")
+    except (BellwetherError, StoreFault, OSError) as error:
+        yield Finding("store", "fail", explain.sentence(error) or str(error), "see the detail")
+    finally:
+        opened.close()
+
+
+def _write_fault(opened: Any) -> str | None:
+    """Why the smallest write did not succeed in WRITE_SECONDS; None if it did."""
+    from flows.site import now
+
+    told = [f"a write did not get through in {WRITE_SECONDS:g} s: another process holds the lock"]
+
+    def write() -> None:
+        try:
+            opened.acquire_lease("doctor", "doctor", now(), timedelta(seconds=1))
+            opened.release_lease("doctor", "doctor")
+            told.clear()
+        except Exception as error:  # noqa: BLE001 - whatever a database raises is what is found
+            told[:] = [(str(error).splitlines() or [type(error).__name__])[0]]
+
+    thread = threading.Thread(target=write, name="doctor", daemon=True)  # it may wait much longer than we do
+    thread.start()
+    thread.join(WRITE_SECONDS)
+    return told[0] if told else None
+
+
+def services(settings: Settings) -> Iterator[Finding]:
+    """Services that run and do not work, and what the decision service says of itself."""
+    states = supervisor.services(settings)
+    for name, state in states.items():
+        if state["state"] == "up" and state["detail"] is None:
+            continue
+        if state["state"] != "down" or state["detail"]:
+            detail = f"{state['state']}: {state['detail'] or 'no answer yet'}"
+            level: Literal["warn", "fail"] = "warn" if state["state"] in ("starting", "up") else "fail"
+            yield Finding(f"service {name}", level, detail, f"bellwether up; {supervisor.log_file(settings, name)}")
+    if states["decision"]["state"] in ("up", "not ready"):
+        yield from decisions(settings)
+
+
+def decisions(settings: Settings) -> Iterator[Finding]:
+    """Tier, warm-up, silent symbols and refused models, as the decision service tells them."""
+    from flows.client import Client
+
+    try:
+        with Client(settings) as client:
+            told = client.status()
+    except BellwetherError as error:
+        yield Finding("decisions", "fail", " ".join(str(error).split())[:300], "bellwether up")
+        return
+    yield from _of_status(told)
+
+
+def _of_status(told: Mapping[str, Any]) -> Iterator[Finding]:
+    """Findings from an answer of /status."""
+    runbook = "docs/runbook.md says what each reason asks for"
+    tier, reason = told.get("tier"), str(told.get("tier_reason", ""))
+    if not told.get("symbols"):
+        yield Finding("decisions", "warn", reason or "no symbol yet", "bellwether run --once")
+        return
+    health = told.get("health", "")
+    level: Literal["ok", "warn", "fail"] = "fail" if tier == 4 else "ok" if health == "HEALTHY" else "warn"
+    why = str(told.get("health_reason") or reason)
+    yield Finding("decisions", level, f"tier {tier}, {health}: {why}", "" if level == "ok" else runbook)
+    for name, symbol in told["symbols"].items():
+        if symbol.get("reason"):
+            yield Finding(
+                f"symbol {name}", "warn", f"warming up: {symbol['reason']}", "send it bars; it ends by itself"
+            )
+        elif symbol.get("tier") == 4:
+            yield Finding(f"symbol {name}", "fail", f"tier 4: {symbol.get('tier_reason')}", runbook)
+    for refused in told.get("refused", []):
+        detail = f"{refused['family']} {refused['arm']} version {refused['version']}: {refused['reason']}"
+        yield Finding("model refused", "warn", detail, f"bellwether rollback {refused['family']}")
 
 
 def old_runs(settings: Settings) -> Finding:

@@ -18,7 +18,7 @@ import psutil
 
 from pipelines import versioning
 from pipelines.contracts import TIMEFRAME_SECONDS, utc
-from pipelines.errors import LeaseHeld, StateError
+from pipelines.errors import LeaseHeld, StateError, UnreadableFile
 from pipelines.settings import ROOT, Params, Settings, load_params, settings
 from pipelines.store import Store
 from pipelines.tracking import Tracking
@@ -54,7 +54,13 @@ class Site:
         return self._read(self.workspace / "artifacts" / "features" / "meta.json")
 
     def manifest(self) -> dict[str, Any]:
-        return self._read(self.workspace / "data" / "manifest.json")
+        path = self.workspace / "data" / "manifest.json"
+        found = self._read(path)
+        if lacking := {"symbol", "timeframe"} - set(found):
+            raise UnreadableFile(
+                f"{path} is damaged: no {', '.join(sorted(lacking))}. `bellwether run --once` writes it again."
+            )
+        return found
 
     def last_close(self, symbol: str) -> datetime:
         """Close of the newest decision bar the service has seen, the last moment a decision can be asked about."""
@@ -69,7 +75,10 @@ class Site:
     def _read(self, path: Path) -> dict[str, Any]:
         if not path.is_file():
             raise StateError(f"{path} is not there yet; run `bellwether run --once` first")
-        return dict(json.loads(path.read_text()))
+        try:
+            return dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:  # cut off, no text at all, or JSON of another shape
+            raise UnreadableFile(f"{path} is damaged: {error}. `bellwether run --once` writes it again.") from error
 
 
 def open_site() -> Site:

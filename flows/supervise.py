@@ -272,13 +272,13 @@ class Supervisor:
                 f"{how}; gave up after {count} deaths in {self.policy.window_s:.0f} s. Fix what "
                 f"{child.log.path} says, then run `bellwether up`"
             )
-            self.outbox.alarm("service_gave_up", "critical", f"{child.name}: {child.detail}.{last}")
+            self.outbox.raise_alarm("service_gave_up", "critical", f"{child.name}: {child.detail}.{last}")
             return
         delay_s = self.policy.delay_s(count)
         child.state, child.start_at = "waiting", now + delay_s
         child.detail = f"{how}; starts again after {delay_s:g} s"
         if child.hung is None:  # else its alarm was raised when it was killed
-            self.outbox.alarm("service_died", "high", f"{child.name}: {child.detail}.{last}")
+            self.outbox.raise_alarm("service_died", "high", f"{child.name}: {child.detail}.{last}")
 
     def _clear_strays(self, child: Child, then: Literal["restart", "stay down", "died"]) -> None:
         """End what a service left behind (workers of a killed parent hold its port) before anything else happens."""
@@ -324,7 +324,7 @@ class Supervisor:
     def _hung(self, child: Child, silent_s: float, now: float) -> None:
         assert child.process is not None
         child.hung = f"gave no sign of life for {silent_s:.0f} s"
-        self.outbox.alarm("service_hung", "high", f"{child.name}: {child.hung}; killed and started again.")
+        self.outbox.raise_alarm("service_hung", "high", f"{child.name}: {child.hung}; killed and started again.")
         child.process.terminate()
         child.state, child.signalled, child.kill_at, child.then = "stopping", True, now + CLEAR_S, "died"
 
@@ -374,9 +374,11 @@ class Supervisor:
             about = f"{self.settings.home}: "
             self.outbox.clear(about, "disk_low", "disk_full")
             if level == "stop":
-                self.outbox.alarm("disk_full", "critical", f"{about}{found.detail}; no position is opened. Free some.")
+                self.outbox.raise_alarm(
+                    "disk_full", "critical", f"{about}{found.detail}; no position is opened. Free some."
+                )
             elif level == "warn":
-                self.outbox.alarm("disk_low", "high", f"{about}{found.detail}. Free some before it is full.")
+                self.outbox.raise_alarm("disk_low", "high", f"{about}{found.detail}. Free some before it is full.")
             if before == "stop":
                 self._forgive()
         self._disk_level = level

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, Val
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.contracts import TIMEFRAME_SECONDS
-from pipelines.errors import BadValues
+from pipelines.errors import BadValues, UnreadableFile
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -501,8 +501,12 @@ class Params(_Frozen):
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds, by libyaml where PyYAML was built with it: a seventeenth of the time, and every process
-    reads params.yaml."""
-    return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    reads params.yaml. Raises UnreadableFile if it is damaged."""
+    try:
+        return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise UnreadableFile(f"{path} is damaged: {why}. Restore it from git or a backup.") from error
 
 
 def load_params(path: Path = ROOT / "params.yaml") -> Params:

@@ -50,6 +50,7 @@ from pipelines.migrations.tables import SCHEMA
 Transaction = Connection  # what `Store.writing` hands out
 StoreFault = SQLAlchemyError  # what a database raises when it cannot
 ATTEMPTS = 2  # a retrain whose worker died is begun once more, never a third time
+CONNECT_TIMEOUT_S = 4  # PostgreSQL: a server that does not answer is said to be down after this
 BUSY_TIMEOUT_MS = 30_000  # a writer waits this long for the other writer before it gives up
 _BOOK_BYTES = 8 * (2 * BOOK_LEVELS * 3 + TAPE_WIDTH)
 _NOT_RECORDED = np.array([np.nan], dtype="<f8").tobytes()
@@ -271,7 +272,8 @@ def _engine(url: str, durability: str) -> Engine:
         if not parsed.database or parsed.database == ":memory:":
             raise BadValues(f"store url {url!r} keeps nothing. Name a file: sqlite:////folder/store.db")
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(parsed, json_serializer=_dumps)
+    server = {"connect_timeout": CONNECT_TIMEOUT_S} if parsed.get_backend_name() == "postgresql" else {}
+    engine = sa.create_engine(parsed, json_serializer=_dumps, connect_args=server)
     if engine.dialect.name == "sqlite":
         _tune_sqlite(engine, durability)
     return engine

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import BellwetherError, StateError
+from pipelines.errors import BellwetherError, StateError, UnreadableFile
 from pipelines.settings import read_yaml
 
 _ONE_FOLDER = threading.RLock()
@@ -123,7 +123,10 @@ def data_hash(folder: Path) -> str:
     pointer = folder / "data.dvc"
     if not pointer.is_file():
         raise StateError(f"{folder}: no data.dvc; run `bellwether run --once` to ingest and version market data")
-    return str(read_yaml(pointer)["outs"][0]["md5"])
+    try:
+        return str(read_yaml(pointer)["outs"][0]["md5"])
+    except (UnreadableFile, KeyError, IndexError, TypeError) as error:
+        raise UnreadableFile(f"{pointer} is cut off. Delete it; `bellwether run --once` writes it again.") from error
 
 
 def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
@@ -205,7 +208,10 @@ def _stated(workspace: Path, name: str) -> tuple[str, list[str]]:
 
 def _locked(workspace: Path) -> dict[str, object]:
     lock = workspace / "dvc.lock"
-    return dict(read_yaml(lock)["stages"]) if lock.is_file() else {}
+    try:
+        return dict(read_yaml(lock)["stages"]) if lock.is_file() else {}
+    except (UnreadableFile, KeyError, TypeError, ValueError) as error:
+        raise UnreadableFile(f"{lock} is cut off. Delete it; the next run writes it again.") from error
 
 
 def keep_version(workspace: Path, versions: Path) -> Path:

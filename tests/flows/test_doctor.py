@@ -1,9 +1,17 @@
+import json
+import os
 import socket
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from datetime import UTC, datetime
 
 import pytest
 
-from flows import doctor
+from flows import doctor, supervisor
 from pipelines.settings import ROOT, Settings
+from pipelines.store import Store
 
 
 def by_name(findings):
@@ -79,3 +87,88 @@ def test_the_state_of_a_crashed_run_is_a_warning(here):
     assert doctor.old_runs(here).state == "ok"
     (here.home / "run" / "0123456789ab.json").write_text("{}")
     assert doctor.old_runs(here).state == "warn"
+
+
+def test_room_is_judged_by_the_limits_of_the_settings_and_forecast_from_samples(here, monkeypatch):
+    monkeypatch.setattr(doctor.disk, "free", lambda _: 3 * 2**30)
+    assert doctor.room(here).state == "ok"
+    assert doctor.room(here.model_copy(update={"disk_warn_mb": 4096})).state == "warn"
+    assert doctor.room(here.model_copy(update={"disk_warn_mb": 9999, "disk_stop_mb": 4096})).state == "fail"
+    now = time.time()
+    file = supervisor.disk_file(here)
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps([[now - 43_200, 5 * 2**30]]))
+    found = doctor.room(here)
+    assert (found.state, "at the pace of the last day full in 0." in found.detail) == ("warn", True)
+    file.write_text('[["damaged", ')
+    assert doctor.room(here).state == "ok"
+
+
+def test_what_runs_without_its_supervisor_is_a_failure(here, monkeypatch):
+    assert doctor.supervising(here).state == "ok"
+    env = {**os.environ, "BELLWETHER_HOME": str(here.home.resolve()), supervisor.RUN_MARK: "x"}
+    with subprocess.Popen(["sleep", "60"], env=env) as orphan:
+        try:
+            found = doctor.supervising(here)
+        finally:
+            orphan.kill()
+    assert (found.state, found.remedy) == ("fail", "bellwether up")
+
+
+def test_a_store_that_is_locked_damaged_or_away_is_found(here, monkeypatch):
+    monkeypatch.setattr(doctor, "WRITE_SECONDS", 0.2)
+    assert [f.state for f in doctor.store(here)] == ["ok"]
+    assert not here.home.exists()
+    Store.open(here.store).close()
+    assert {f.name: f.state for f in doctor.store(here)} == {"store": "ok", "alarms": "ok", "breakers": "ok"}
+    with closing(sqlite3.connect(here.home / "store.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        found = by_name(doctor.store(here))["store"]
+    assert (found.state, "another process holds the lock" in found.detail) == ("fail", True)
+    (here.home / "store.db").write_bytes(b"nothing" * 1000)
+    found = by_name(doctor.store(here))["store"]
+    assert (found.state, "not a database" in found.detail) == ("fail", True)
+    away = here.model_copy(update={"store_url": "postgresql://me:secret@127.0.0.1:9/x"})
+    (found,) = doctor.store(away)
+    assert found.state == "fail"
+    assert "secret" not in found.detail
+
+
+def test_alarms_and_latched_breakers_are_found_without_a_service(here):
+    with closing(Store.open(here.store)) as store:
+        store.raise_alarm("service_gave_up", "critical", "mlflow: gave up", datetime.now(UTC))
+        store.trip("drawdown", datetime.now(UTC), "lost too much")
+    found = by_name(doctor.store(here))
+    assert (found["alarms"].state, "mlflow: gave up" in found["alarms"].detail) == ("warn", True)
+    assert (found["breakers"].state, "lost too much" in found["breakers"].detail) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("state", "detail", "level"),
+    [("not ready", "store: locked", "fail"), ("key refused", "another key", "fail"), ("starting", None, "warn"),
+     ("down", "gave up after 8 deaths", "fail"), ("up", supervisor.UNWATCHED, "warn"), ("down", None, None),
+     ("up", None, None)],
+)  # fmt: skip
+def test_a_service_that_does_not_work_is_found_with_its_reason(here, monkeypatch, state, detail, level):
+    quiet = {"state": "down", "url": None, "port": None, "pid": None, "since": None, "detail": None}
+    told = {name: dict(quiet) for name in supervisor.SERVICES} | {"mlflow": quiet | {"state": state, "detail": detail}}
+    monkeypatch.setattr(supervisor, "services", lambda _: told)
+    found = list(doctor.services(here))
+    assert [f.state for f in found] == ([] if level is None else [level])
+    assert all(str(detail or state) in f.detail and "mlflow.log" in f.remedy for f in found)
+
+
+def test_what_the_decision_service_says_of_itself_is_told():
+    symbol = {"reason": None, "tier": 1, "tier_reason": "all well"}
+    well = {"tier": 1, "health": "HEALTHY", "tier_reason": "all well", "symbols": {"A/B": symbol}, "refused": []}
+    assert [f.state for f in doctor._of_status(well)] == ["ok"]
+    silent = symbol | {"tier": 4, "tier_reason": "no bar for 12 bars"}
+    refused = {"family": "validator", "arm": "champion", "version": "3", "reason": "bytes differ"}
+    bad = well | {"tier": 4, "health": "UNHEALTHY", "tier_reason": "no bar for 12 bars", "refused": [refused],
+                  "symbols": {"A/B": silent, "C/D": symbol | {"reason": "30 bars missing"}}}  # fmt: skip
+    found = by_name(doctor._of_status(bad))
+    assert {name: f.state for name, f in found.items()} == {
+        "decisions": "fail", "symbol A/B": "fail", "symbol C/D": "warn", "model refused": "warn"
+    }  # fmt: skip
+    assert all(f.remedy for f in found.values())
+    assert [f.remedy for f in doctor._of_status({"tier": 3, "symbols": {}})] == ["bellwether run --once"]

@@ -77,7 +77,7 @@ def test_without_registry_prefect_and_evidently_decisions_go_on(stack):
         kill(psutil.Process(states[name]["pid"]))
     decision = stack.json("decide")
     assert set(decision["models"]) <= set(FAMILIES)
-    assert stack.json("status")["services"]["mlflow"]["state"] == "down"
+    assert stack.json("status")["services"]["mlflow"]["state"] in ("down", "starting")  # it comes back by itself
     supervisor.up(stack.settings)
     assert {s["state"] for s in supervisor.services(stack.settings).values()} == {"up"}
 

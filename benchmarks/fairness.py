@@ -18,6 +18,8 @@ from benchmarks.hardship import house
 from flows.client import bar_json
 from serving.api import write_key
 
+OBSERVE_EVERY_S = 0.01  # a feed pauses; clients that decide here do not
+
 
 class Connection:
     """One keep-alive connection; `ask` gives status, milliseconds, and the answer's head and body."""
@@ -55,14 +57,16 @@ async def beside(url: str, key: str, symbol: str, bars: Iterator[Any], deciders:
 
     async def go_on(kind: str, bodies: Iterator[Any]) -> None:
         connection = await Connection.to(url, key)
-        while time.monotonic() < until:
-            status, ms, head, answer = await connection.ask(f"/{kind}", next(bodies))
+        while time.monotonic() < until and (body := next(bodies, None)) is not None:
+            status, ms, head, answer = await connection.ask(f"/{kind}", body)
             statuses[f"{kind} {status}"] += 1
             if status == 200:
                 took[kind].append(ms)
             elif status == 429:
                 refused[:] = [(head, answer)]
                 await asyncio.sleep(1.0)  # as Retry-After asks
+            if kind == "observe":
+                await asyncio.sleep(OBSERVE_EVERY_S)
         connection.close()
 
     observed = ({"symbol": symbol, "bars": [bar]} for bar in bars)

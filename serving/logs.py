@@ -83,27 +83,23 @@ def not_a_callers_mistake(record: logging.LogRecord) -> bool:
     return not isinstance(raised, ValidationError) and int(code) >= 500
 
 
+_AT_MOST = AtMost()
+
+
 def configure() -> None:
-    """Have this worker's loggers write JSON lines to its output; anywhere but in a worker, do nothing."""
+    """Filter what a caller can cause; in a worker of BentoML also write every logger's records as JSON lines."""
+    logging.getLogger("bentoml._internal.server.http_app").addFilter(not_a_callers_mistake)
+    for name in (log.name, "uvicorn.error"):  # uvicorn warns of every request that is no HTTP
+        logging.getLogger(name).addFilter(_AT_MOST)
     if not in_worker():
         return
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
+    logging.getLogger().handlers[:] = [handler]
     logging.getLogger("bellwether").setLevel(logging.INFO)
     for name in ("bentoml", "uvicorn.error", "circus"):  # had handlers of their own, set by BentoML before it loads us
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    limit_refusals()
-
-
-def limit_refusals() -> None:
-    """Filters on the loggers that speak once a request: in a worker, and in whatever process serves the app."""
-    logging.getLogger("bentoml._internal.server.http_app").addFilter(not_a_callers_mistake)
-    at_most = AtMost()
-    for name in (log.name, "uvicorn.error"):  # uvicorn warns of every request that is no HTTP
-        logging.getLogger(name).addFilter(at_most)
 
 
 # ---- requests -------------------------------------------------------------------------------------------------------

@@ -87,9 +87,8 @@ def talk(at: Stand, settings: Settings, n: int) -> dict[str, Floats]:
         width = len(models.get("/models").json()["families"][FAMILY]["champion"]["columns"])
         body = {"family": FAMILY, "rows": [[0.5] * width]}
         for group in groups:
-            close = utc(group[0, OPEN_TIME] + step_s)
             calls["observe"].append(timed_ms(lambda group=group: client.observe(symbol, group)))  # type: ignore[misc]
-            calls["decide"].append(timed_ms(lambda close=close: client.decide(symbol, close)))  # type: ignore[misc]
+            calls["decide"].append(timed_ms(lambda: client.decide(symbol)))
             calls["alive"].append(timed_ms(lambda: bare.get("/livez").raise_for_status()))
             calls["predict"].append(timed_ms(lambda: models.post("/predict", json=body).raise_for_status()))
     return {name: np.array(took) for name, took in calls.items()}

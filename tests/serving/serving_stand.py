@@ -126,7 +126,7 @@ def stand(tmp_path_factory) -> Stand:
     write_warm_start(
         stage, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=feature_state,
         signal_state=signal_state, base=history, history=History(closed, features, signals, levels, context),
-        voices=Voices.fit(signals),
+        voices=Voices.fit(signals), clock="market",
     )  # fmt: skip
     rows = validator_columns(features, signals)[600:]
     present = ~np.isnan(rows).any(axis=0)

@@ -20,7 +20,7 @@ from benchmarks.measured import Row, Spread, pairs, spread
 from benchmarks.ports import free_ports
 from flows import supervisor
 from flows.client import Client
-from pipelines.contracts import OPEN_TIME, Floats, utc
+from pipelines.contracts import Floats
 from pipelines.settings import Settings
 
 SERVICES = ("decision", "models")
@@ -81,7 +81,7 @@ def talk(at: Stand, settings: Settings, n: int) -> dict[str, Floats]:
     """Milliseconds (n,) of each call, in turn, over n decision bars: one client, one connection a service."""
     groups = by_decision_bar(at.live, at.params)[:n]
     calls: dict[str, list[float]] = {name: [] for name in ("observe", "decide", "alive", "predict")}
-    symbol, step_s = at.params.simulator.symbol, groups[1][0, OPEN_TIME] - groups[0][0, OPEN_TIME]
+    symbol = at.params.simulator.symbol
     urls = (settings.decision_url, settings.model_url)
     with Client(settings) as client, httpx.Client(base_url=urls[0]) as bare, httpx.Client(base_url=urls[1]) as models:
         width = len(models.get("/models").json()["families"][FAMILY]["champion"]["columns"])

@@ -27,9 +27,9 @@ def mode_of_source(source: str | None) -> Mode:
 
 def mode_of(manifest: Mapping[str, Any]) -> Mode:
     """The clock a data manifest names; of a manifest from before release 0.6.0, the one its source has."""
-    told = manifest.get("clock")
-    if told in MODES:
-        return told
+    for mode in MODES:
+        if manifest.get("clock") == mode:
+            return mode
     origin = manifest.get("source")
     return mode_of_source(origin.get("source") if isinstance(origin, Mapping) else None)
 

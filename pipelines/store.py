@@ -279,8 +279,9 @@ def _engine(url: str, durability: str, wait_ms: int = FLOW_WAIT_MS) -> Engine:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     waits = {"pool_timeout": wait_ms / 1e3}
     if parsed.get_backend_name() == "postgresql":  # libpq counts in whole seconds, two at least
-        options = {"connect_timeout": min(10, max(2, wait_ms // 1000)), "options": f"-c lock_timeout={wait_ms}"}
-        engine = sa.create_engine(parsed, json_serializer=_dumps, connect_args=options, **waits)
+        options = f"{parsed.query.get('options', '')} -c lock_timeout={wait_ms}".strip()
+        told = {"connect_timeout": min(10, max(2, wait_ms // 1000)), "options": options}
+        engine = sa.create_engine(parsed, json_serializer=_dumps, connect_args=told, **waits)
     else:
         engine = sa.create_engine(parsed, json_serializer=_dumps, **waits)
     if engine.dialect.name == "sqlite":

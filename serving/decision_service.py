@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import bentoml
 import numpy as np
@@ -78,6 +78,7 @@ CLOCK, LOOK, PAGES = "clock: ", "decision service: ", "store: "  # what alarms o
 NO_SYMBOL = State(3, "no symbol has a warm start yet; `bellwether run --once` publishes one")
 
 P = ParamSpec("P")
+T = TypeVar("T")
 _Made = tuple[Decision, "Future[Decision]"]
 
 
@@ -196,8 +197,8 @@ class DecisionService:
             await self._warm(self._waiting)
             await asyncio.to_thread(self._slots.swap, self._waiting)
             self._waiting = None
-        if (fault := self._latches.send_again()) is not None:
-            self._fault_of_store(fault)
+        if self._latches.send_again() is not None:  # what was refused before: a fault only if it is refused again
+            await written(self._ledger, self._all(self._latches.waiting()))
         await self._follow_store()
         if self._remote is not None:
             await self._remote.look(time.monotonic())
@@ -510,7 +511,9 @@ class DecisionService:
         check_bars(rows, symbol.base_s, now)
         opened = float(rows[-1, OPEN_TIME])
         closes_now = now.timestamp() - (opened + symbol.base_s) <= 2.0 * symbol.step_s
-        if not closes_now or len(await self._asking.short(self._store.bars, symbol.name, opened - 1.0, opened)):
+        known = opened <= symbol.warm.last_open_time  # then it is the clock that is behind
+        stored = await self._asking.short(self._store.bars, symbol.name, opened - 1.0, opened)
+        if known or not closes_now or len(stored):
             return symbol
         gone = await self._asking.short(self._store.withdraw_bars, symbol.name, (now + CLOCK_SKEW).timestamp())
         await self._begin(symbol.warm, self._slots.snapshot)
@@ -542,8 +545,12 @@ class DecisionService:
         self._clock_fault(now)
         made = await self._decided(names, now)
         await self._save_tiers()
-        await asyncio.gather(*(asyncio.wrap_future(done) for done in self._latches.waiting()))
-        return await asyncio.gather(*(asyncio.wrap_future(done) for _, done in made))
+        await self._all(self._latches.waiting())
+        return await self._all([done for _, done in made])
+
+    @staticmethod
+    async def _all(waited: "Sequence[Future[T]]") -> list[T]:
+        return list(await asyncio.gather(*(asyncio.wrap_future(done) for done in waited)))
 
     def _unwritten(self, error: Exception) -> Any:
         told = f"nothing was decided or stored: {str(error).rstrip('.')}. Asking again is safe."

@@ -28,10 +28,10 @@ class _Strict(BaseModel):
 class _Arm(_Strict):
     version: Annotated[str, Field(min_length=1)]
     digest: _Sha256
-    run_id: str | None
-    data_hash: str | None
-    git_commit: str | None
-    verdict: str
+    run_id: str | None = None
+    data_hash: str | None = None
+    git_commit: str | None = None
+    verdict: str = ""
     promotion: int | None = None
 
 
@@ -103,7 +103,9 @@ def read_generation(serving_dir: Path) -> dict[str, Any] | None:
         why = str(error)
     except OSError as error:
         raise StateError(f"{file} cannot be read: {error}. Mend the disk or its rights.") from error
-    raise StateError(f"{file} is refused ({why[:300]}); `bellwether promote` or `bellwether rollback` writes it anew")
+    raise StateError(
+        f"{file} is not a generation file ({why[:300]}); `bellwether promote` or `bellwether rollback` writes it anew"
+    )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

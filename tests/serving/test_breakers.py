@@ -14,7 +14,7 @@ from math import inf, nan
 import numpy as np
 import pytest
 import yaml
-from serving_stand import HISTORY, SYMBOL, make_bundle, told
+from serving_stand import HISTORY, SYMBOL, make_bundle, on_wall_clock, told
 from test_decision_service import Client, started
 from test_injected_faults import alarms, bar_with_event, eventually, next_decision, status
 from test_ledger import DECISION
@@ -296,8 +296,20 @@ class Clock(datetime):
         return cls.moment
 
 
-def test_a_feed_that_stopped_trips_and_a_replay_of_last_year_does_not(client, monkeypatch):
+@pytest.fixture
+def trading(stand, home, tmp_path):
+    """The same of a market that trades now."""
+    trades(home)
+    with started(on_wall_clock(stand, tmp_path / "wall"), home) as client:
+        client.serve(told("1", client.champion), None)
+        client.observe(8)
+        yield client
+
+
+def test_a_feed_that_stopped_trips_and_one_that_catches_up_does_not(trading, monkeypatch):
+    client = trading
     assert next_decision(client)["breakers"] == []  # its bars are of 2024, seen now
+    monkeypatch.setattr("serving.decision_service.ClockWatch.look", lambda *times: None)  # the clock is set on purpose
     close = datetime.fromtimestamp(client.close(), UTC)
     monkeypatch.setattr("serving.decision_service.datetime", Clock)
     Clock.moment = close + timedelta(seconds=90)  # as if fed live

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -22,7 +22,7 @@ import numpy as np
 from pipelines import disk
 from pipelines.clock import Clock, ClockWatch, mode_of
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Books, ContextFeed, Decision, Floats, Outcome, utc
-from pipelines.errors import BellwetherError, ClockJumped, ServiceDown, StoredAlready
+from pipelines.errors import BellwetherError, ClockJumped, InputError, ServiceDown, StoredAlready, UnknownName
 from pipelines.settings import load_params, settings
 from pipelines.store import (
     SERVICE_WAIT_MS,
@@ -134,6 +134,11 @@ class DecisionService:
         self._judged: dict[str, float] = {}  # symbol → close of the newest bar its breakers looked at
         self._fills_judged = False  # those of a process before this one
         self._made: dict[tuple[Any, ...], _Made] = {}
+        # by what a decision is about, see `about`, whatever tier and breakers have become since:
+        self._pending: dict[tuple[Any, ...], _Made] = {}  # handed to the ledger, which has not answered yet
+        self._doubted: set[tuple[Any, ...]] = set()  # of those pending: somebody was told that it failed
+        self._unsure: dict[tuple[Any, ...], Decision] = {}  # told as failed; it may be stored all the same
+        self._late: dict[tuple[Any, ...], Decision] = {}  # told as failed, and found in the store since
         self._follower = Follower(self._look, self._tell_look)
         self._tiers = TierBook(self._where.serving_dir / TIER_FILE, self._params.tiers)
         self._saving = asyncio.Lock()
@@ -229,6 +234,7 @@ class DecisionService:
         self._damage, self._pages_at, self._pages = found, steady_s(), None
 
     async def _follow_store(self) -> None:
+        await self._find_late(self._symbols)
         in_store = self._latches.written()
         told = await self._asking.short(self._store.latches, tripped_only=False)
         for name, why in self._latches.follow(told, in_store).items():
@@ -301,9 +307,7 @@ class DecisionService:
                     symbol.name, symbol.closed.close_time, stale, decision.generation, decision.lineage["warm_start"],
                     decision.breakers, self._tier_of(symbol.name) if stale else decision.tier,
                 )  # fmt: skip
-                done: Future[Decision] = Future()
-                done.set_result(decision)
-                self._made.setdefault(key, (decision, done))
+                self._made.setdefault(key, (decision, done_with(decision)))
 
     def _rehearse(self, symbol: Symbol, snapshot: Snapshot) -> None:
         """One bar and one decision on copies, so that no request waits for a kernel to be loaded."""
@@ -533,7 +537,11 @@ class DecisionService:
         """Decide on the last closed bar of one symbol or many, for now by the clock of its market; asked again, the
         same bar gives the same answer. Needs the bearer key."""
         names = request.symbols or [str(request.symbol)]
-        made = await written(self._ledger, self._make(names, datetime.now(UTC)))
+        try:
+            made = await written(self._ledger, self._make(names, datetime.now(UTC)))
+        except (StoreFault, ServiceDown, asyncio.CancelledError):
+            self._doubted |= {subject for subject, (decision, _) in self._pending.items() if decision.symbol in names}
+            raise
         told = [decision_payload(decision) for decision in made]
         return told[0] if request.symbols is None else {"decisions": told}
 
@@ -543,17 +551,37 @@ class DecisionService:
             self._symbols[name]  # an unknown name is said before anything else
         self._refuse_what_cannot_be_kept(None, np.empty((0, 0)), now)
         self._clock_fault(now)
+        await self._find_late(names)
         made = await self._decided(names, now)
         await self._save_tiers()
         await self._all(self._latches.waiting())
         return await self._all([done for _, done in made])
+
+    async def _find_late(self, names: Collection[str]) -> None:
+        """Look for decisions whose write was told as failed: a stored one counts, and is the answer on its bar."""
+        for subject, decision in [(s, d) for s, d in self._unsure.items() if d.symbol in names]:
+            try:
+                stored = (await self._asking.short(self._store.decision, decision.id)).decision
+            except UnknownName:
+                self._unsure.pop(subject, None)
+                continue
+            if self._unsure.pop(subject, None) is not None:
+                log.warning("decision %s was stored after all", stored.id)
+                self._account.take(stored)
+                self._stands(subject, stored)
+
+    def _stands(self, subject: tuple[Any, ...], decision: Decision) -> None:
+        """Whoever asked was told that it failed: asked again, this is the answer, whatever the tier has become."""
+        self._late[subject] = decision
+        if len(self._late) > KEPT:
+            del self._late[next(iter(self._late))]
 
     @staticmethod
     async def _all(waited: "Sequence[Future[T]]") -> list[T]:
         return list(await asyncio.gather(*(asyncio.wrap_future(done) for done in waited)))
 
     def _unwritten(self, error: Exception) -> Any:
-        told = f"nothing was decided or stored: {str(error).rstrip('.')}. Asking again is safe."
+        told = f"not done: {str(error).rstrip('.')}. Asking again is safe; what was stored all the same is found"
         content = {"error": told, "kind": type(error).__name__, "fields": [], **self._told_tier(self._worst())}
         return json_answer(content, 503)
 
@@ -592,6 +620,11 @@ class DecisionService:
 
     def _decide(self, symbol: Symbol, now: datetime, snapshot: Snapshot, heard: dict[str, Any] | None) -> _Made:
         """Decide and hand to the ledger, or find the decision already made on exactly this."""
+        subject = about(symbol, snapshot)
+        if (late := self._late.get(subject)) is not None:
+            return late, done_with(late)
+        if (waiting := self._pending.get(subject)) is not None:
+            return waiting
         asked_at = self._now(symbol, now)
         age_bars = age_in_bars(symbol, asked_at)
         if (before := self._made.get(self._key(symbol, age_bars, snapshot))) is not None:
@@ -622,11 +655,11 @@ class DecisionService:
         except ServiceDown:
             self._account.drop(decision)
             raise
-        self._made[key] = decision, done
+        self._made[key] = self._pending[subject] = decision, done
         if len(self._made) > KEPT:
             del self._made[next(iter(self._made))]
         loop = asyncio.get_running_loop()
-        done.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._settle, key, decision, ended))
+        done.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._settle, key, subject, decision, ended))
         return decision, done
 
     def _stored(self, decision: Decision, done: "Future[None]") -> "Future[Decision]":
@@ -649,15 +682,26 @@ class DecisionService:
         done.add_done_callback(ended)
         return stands
 
-    def _settle(self, key: tuple[Any, ...], decision: Decision, ended: "Future[Decision]") -> None:
-        if ended.exception() is not None:  # the caller gets the error; nothing may rest on a decision never written
+    def _settle(
+        self, key: tuple[Any, ...], subject: tuple[Any, ...], decision: Decision, ended: "Future[Decision]"
+    ) -> None:
+        if self._pending.get(subject, (None,))[0] is decision:
+            del self._pending[subject]
+        doubted = subject in self._doubted
+        self._doubted.discard(subject)
+        if (error := ended.exception()) is not None:  # nothing may rest on a decision that was not written
             self._account.drop(decision)
             self._made.pop(key, None)
-        elif (stored := ended.result()) is not decision:
+            if not isinstance(error, InputError):  # that one was refused; any other may have been done
+                self._unsure[subject] = decision
+            return
+        if (stored := ended.result()) is not decision:
             self._account.drop(decision)
             self._account.take(stored)
             if key in self._made:
                 self._made[key] = stored, ended
+        if doubted:
+            self._stands(subject, stored)
 
     @bentoml.api(route="/outcome", output_spec=OutcomeAnswer)
     @answers
@@ -802,6 +846,17 @@ class DecisionService:
             {"name": "disk", "ok": True, "detail": self._disk.detail},
             *slot_checks(self._slots.snapshot),
         ]
+
+
+def about(symbol: Symbol, snapshot: Snapshot) -> tuple[Any, ...]:
+    """What a decision is about: two on the same are a decision made twice, unless tier or breakers changed between."""
+    return symbol.name, symbol.closed.close_time, snapshot.generation, symbol.warm.digest
+
+
+def done_with(decision: Decision) -> "Future[Decision]":
+    done: Future[Decision] = Future()
+    done.set_result(decision)
+    return done
 
 
 def id_of(key: tuple[Any, ...], snapshot: Snapshot) -> str:

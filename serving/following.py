@@ -84,7 +84,7 @@ class Follower:
         try:
             await self._look()
         except Exception as error:  # whoever follows must go on: the next look may find it mended
-            told = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+            told = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:300]
             if told != self._fault:
                 log.exception("a look failed")
                 self._tell(told)

@@ -125,12 +125,12 @@ def test_a_decision_that_was_told_as_failed_and_stored_all_the_same_is_found_and
     assert failed
     (stored,) = client.store().decisions()
     assert eventually(lambda: client.http.get("/ready").status_code == 200)
-    # the tier is part of what a decision rests on: in the tier it was made in, it is found
-    service_tier = client.decide()
     again = [client.decide() for _ in range(3)]
-    assert {one["id"] for one in again} == {service_tier["id"]}
-    assert stored.decision.id in {record.decision.id for record in client.store().decisions()}
-    assert doubled(client) == 0
+    assert {one["id"] for one in again} == {stored.decision.id}
+    assert again[0]["tier"] == 2  # as it was made; the next bar feels the fault
+    client.observe(15)
+    assert client.decide()["tier"] == 4
+    assert len(client.store().decisions()) == 2
 
 
 def test_the_same_question_has_the_same_id_in_any_process_and_another_question_another(stand, home):
@@ -184,6 +184,9 @@ def test_a_database_that_hangs_holds_nobody_and_what_it_did_late_is_found(client
     answer = client.call(path, body)
     assert answer.status_code in ({200} if hangs != "decision" else {200, 400}), answer.text
     assert doubled(client) == 0
+    if hangs == "add_decisions":
+        (late,) = [r.decision for r in client.store().decisions() if r.decision.as_of.timestamp() == client.close()]
+        assert (late.id, late.tier) == (answer.json()["id"], 2)
 
 
 # ---- a disk that is full

@@ -90,18 +90,13 @@ class Load:
                 self._insist(lambda part=group[first : first + PIECE]: client.observe(self.symbol, part))  # type: ignore[misc]
                 time.sleep(self.pace_s)
             self._close = utc(group[0, OPEN_TIME] + self.step_s)
-            self._take(self._insist(lambda: client.decide(self.symbol, self._close)))
+            self._take(self._insist(lambda: client.decide(self.symbol)))
             self.fed += 1
 
     def _ask(self, client: Client) -> None:
         while not self._ended.is_set():
-            close = self._close
-            if close is not None:
-                try:
-                    self._take(self._insist(lambda close=close: client.decide(self.symbol, close)))  # type: ignore[misc]
-                except BellwetherError as error:
-                    if "is before" not in str(error):  # the next bar closed while we asked about this one
-                        raise
+            if self._close is not None:
+                self._take(self._insist(lambda: client.decide(self.symbol)))
             time.sleep(max(self.pace_s, ASK_EVERY_S))
 
     def _insist(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -135,11 +130,15 @@ def house(
         home.mkdir()
         for name in ("bundles", "serving"):
             shutil.copytree(at.home / name, home / name, ignore=shutil.ignore_patterns("ack"))
-        write_generation(
-            home / "serving", {FAMILY: {"champion": arm_of(at.digests[0], "1")}}, at.warm, datetime.now(UTC)
-        )
+        arms = {"champion": arm_of(at.digests[0], "1")}
+        write_generation(home / "serving", {FAMILY: arms}, warm_in(at, home / "serving"), datetime.now(UTC))
         with serving(home, names, store_url, **more) as settings:
             yield at, settings
+
+
+def warm_in(at: Stand, serving_dir: Path) -> dict[str, str]:
+    """The stand's warm start as it lies in a copy of it: a service reads only what is published in its own home."""
+    return {**at.warm, "path": str(serving_dir / "warm" / at.warm["digest"])}
 
 
 def load_of(at: Stand, settings: Settings, pace_s: float, forgiving: bool) -> Load:
@@ -164,7 +163,9 @@ def swaps(count: int, tiny: bool = False) -> dict[str, Any]:
         for i in range(count):
             digest = at.digests[(i + 1) % 2]
             arms = {"champion": arm_of(digest, str(i + 2))}
-            generation = write_generation(settings.serving_dir, {FAMILY: arms}, at.warm, datetime.now(UTC))
+            generation = write_generation(
+                settings.serving_dir, {FAMILY: arms}, warm_in(at, settings.serving_dir), datetime.now(UTC)
+            )
             told = client.wait_for_generation(generation)
             if told["families"][FAMILY]["champion"]["version"] != str(i + 2) or told["refused"]:
                 load.faults.append(f"swap {i + 1}: {told['families'][FAMILY]}, refused {told['refused']}")
@@ -311,4 +312,4 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
 
 def _shown(client: Client, load: Load, group: Floats) -> dict[str, Any]:
     client.observe(load.symbol, group)
-    return client.decide(load.symbol, utc(group[0, OPEN_TIME] + load.step_s))
+    return client.decide(load.symbol)

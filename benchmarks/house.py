@@ -56,7 +56,7 @@ def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: b
     """features, labels, train (and evaluate, with `figures`) as dvc.yaml runs them; returns their artifacts folder."""
     (workspace / "data").mkdir(parents=True)
     schemas.write_bars(schemas.to_frame(bars, "1m", None), workspace / "data" / "1m.parquet")
-    described = {"symbol": symbol, "timeframe": "1m", "file": "1m.parquet"}
+    described = {"symbol": symbol, "timeframe": "1m", "file": "1m.parquet", "clock": "market"}
     (workspace / "data" / "manifest.json").write_text(json.dumps(described))
     content = hashlib.md5((workspace / "data" / "1m.parquet").read_bytes(), usedforsecurity=False).hexdigest()
     (workspace / "data.dvc").write_text(json.dumps({"outs": [{"md5": content}]}))  # the stages name the data by it

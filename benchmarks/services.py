@@ -20,7 +20,7 @@ from benchmarks.measured import Row, Spread, pairs, spread
 from benchmarks.ports import free_ports
 from flows import supervisor
 from flows.client import Client
-from pipelines.contracts import OPEN_TIME, Floats, utc
+from pipelines.contracts import Floats
 from pipelines.settings import Settings
 from serving.keys import write_key
 
@@ -82,7 +82,7 @@ def talk(at: Stand, settings: Settings, n: int) -> dict[str, Floats]:
     """Milliseconds (n,) of each call, in turn, over n decision bars: one client, one connection a service."""
     groups = by_decision_bar(at.live, at.params)[:n]
     calls: dict[str, list[float]] = {name: [] for name in ("observe", "decide", "alive", "predict")}
-    symbol, step_s = at.params.simulator.symbol, groups[1][0, OPEN_TIME] - groups[0][0, OPEN_TIME]
+    symbol = at.params.simulator.symbol
     urls = (settings.decision_url, settings.model_url)
     key = {"Authorization": f"Bearer {write_key(settings)}"}
     with (
@@ -93,9 +93,8 @@ def talk(at: Stand, settings: Settings, n: int) -> dict[str, Floats]:
         width = len(models.get("/models").json()["families"][FAMILY]["champion"]["columns"])
         body = {"family": FAMILY, "rows": [[0.5] * width]}
         for group in groups:
-            close = utc(group[0, OPEN_TIME] + step_s)
             calls["observe"].append(timed_ms(lambda group=group: client.observe(symbol, group)))  # type: ignore[misc]
-            calls["decide"].append(timed_ms(lambda close=close: client.decide(symbol, close)))  # type: ignore[misc]
+            calls["decide"].append(timed_ms(lambda: client.decide(symbol)))
             calls["alive"].append(timed_ms(lambda: bare.get("/livez").raise_for_status()))
             calls["predict"].append(timed_ms(lambda: models.post("/predict", json=body).raise_for_status()))
     return {name: np.array(took) for name, took in calls.items()}

@@ -293,6 +293,7 @@ def stored_status() -> dict[str, Any]:
     families = promotion.live(site)
     tier = last[0].decision.tier if last else None
     return {
+        **told_health(),
         "families": families,
         "services": supervisor.services(settings()),
         "tier": tier,
@@ -303,6 +304,18 @@ def stored_status() -> dict[str, Any]:
             for a in site.store.alarms()
         ],
     }
+
+
+def told_health() -> dict[str, Any]:
+    """health and health_reason as the decision service says them; nobody to say it is UNHEALTHY."""
+    from flows.client import Client
+
+    try:
+        with Client(settings()) as client:
+            told = client.ready()
+    except BellwetherError as error:
+        return {"health": "UNHEALTHY", "health_reason": str(error), "waiting_for_first_turn": False}
+    return {name: told[name] for name in ("health", "health_reason", "waiting_for_first_turn")}
 
 
 def scored(site: Any) -> dict[str, Any]:
@@ -329,6 +342,9 @@ def status(as_json: AsJson = False) -> None:
     if as_json:
         emit(found)
         return
+    out.print(f"[bold]{found['health']}[/] {escape(found['health_reason'])}")
+    if found["waiting_for_first_turn"]:
+        out.print("waiting for the first turn: `bellwether run`")
     rows = []
     for family, slots in found["families"].items():
         for arm, held in slots.items():
@@ -423,7 +439,7 @@ def breaker_reset(name: str, reason: Reason = "", by: By = None, as_json: AsJson
     breaker_list(as_json=as_json)
 
 
-def moment(text: str | None, option: str = "--as-of") -> datetime | None:
+def moment(text: str | None, option: str) -> datetime | None:
     if text is None:
         return None
     found = datetime.fromisoformat(text)
@@ -445,17 +461,16 @@ def day_or_moment(text: str | None) -> datetime | None:
 @app.command()
 def decide(
     symbol: Annotated[str | None, typer.Argument(help="Such as BTC/USDT; the newest snapshot's by default.")] = None,
-    as_of: Annotated[str | None, typer.Option(help="Moment with time zone; the last closed bar by default.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the decision service, over HTTP, and show its reasons."""
+    """Ask the decision service for a decision now, over HTTP, and show its reasons; `replay` makes old ones again."""
     from flows.client import Client
     from flows.site import open_site
 
     site = open_site()
     name = symbol or site.manifest()["symbol"]
     with Client(site.settings) as client:
-        answer = client.decide(name, moment(as_of) or site.last_close(name))
+        answer = client.decide(name)
     if as_json:
         emit(answer)
         return

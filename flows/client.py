@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import asdict
-from datetime import datetime
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +13,7 @@ from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from serving.keys import write_key
 
+READY_SECONDS = 3.0
 TOGETHER = 300  # records of a kind in one request: 300 books of five levels a side and a whole tape take about 500 kB
 
 
@@ -49,17 +49,28 @@ class Client:
         body = {"symbol": symbol, "bars": [bar_json(bar) for bar in bars], "books": told, "context": values}
         return self._post("observe", body)
 
-    def decide(self, symbol: str, as_of: datetime | None = None) -> dict[str, Any]:
-        body: dict[str, Any] = {"symbol": symbol}
-        if as_of is not None:
-            body["as_of"] = as_of.isoformat()
-        return self._post("decide", body)
+    def decide(self, symbol: str) -> dict[str, Any]:
+        """Decide for now, by the clock of the symbol's market."""
+        return self._post("decide", {"symbol": symbol})
 
     def outcome(self, outcome: Outcome) -> dict[str, Any]:
         return self._post("outcome", {**asdict(outcome), "resolved_at": outcome.resolved_at.isoformat()})
 
     def status(self) -> dict[str, Any]:
         return self._post("status", {})
+
+    def ready(self) -> dict[str, Any]:
+        """What /ready says, ready or not. Raises ServiceDown if nobody answers in READY_SECONDS."""
+        try:
+            answer = self._http.get("/ready", timeout=READY_SECONDS)
+            found = answer.json() if answer.status_code in (200, 503) else None
+        except (httpx.HTTPError, ValueError) as error:
+            raise ServiceDown(
+                f"the decision service does not answer at {self.url}: {error}. Start it with `bellwether up`."
+            ) from error
+        if not isinstance(found, dict) or "health" not in found:
+            raise ServiceDown(f"{self.url}/ready answered {answer.status_code}: {answer.text[:200]}")
+        return found
 
     def risk(self) -> dict[str, Any]:
         return self._post("risk", {})

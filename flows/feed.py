@@ -85,7 +85,7 @@ def replay(client: Client, site: Site, symbol: str, bars: Floats, told: Records 
         for outcome in resolve(list(waiting.values()), bars[:seen], base_s, cost_bps):
             client.outcome(outcome)  # at once, so that the account the next decision rests on is the real one
             del waiting[outcome.decision_id]
-        answer = client.decide(symbol, utc(close))
+        answer = client.decide(symbol)
         if answer["event"] is not None and answer["stop"] is not None:
             waiting[answer["id"]] = decision_of(answer)
         answers.append(answer)

@@ -14,6 +14,7 @@ from flows.market import market_records, market_source
 from flows.progress import say, step
 from flows.site import now, open_site, writing
 from pipelines import versioning
+from pipelines.clock import Mode, mode_of
 from pipelines.contracts import utc
 from pipelines.data import records, schemas
 from pipelines.data.alignment import joined
@@ -56,11 +57,18 @@ def check(frame: pd.DataFrame, as_of: datetime) -> QualityReport:
 
 
 @task
-def version(symbol: str, report: QualityReport, told: Records, origin: dict[str, Any], taken: datetime | None) -> str:
+def version(
+    symbol: str,
+    report: QualityReport,
+    told: Records,
+    origin: dict[str, Any],
+    taken: datetime | None,
+    clock: Mode | None = None,
+) -> str:
     """Write the snapshot into the private workspace and version it. Rows already stored keep their ingestion time."""
     site = open_site()
     with writing(site):
-        write_snapshot(site.workspace / "data", symbol, report, origin, told, taken)
+        write_snapshot(site.workspace / "data", symbol, report, origin, told, taken, clock)
         data_hash = versioning.snapshot(site.workspace)
         versioning.keep_version(site.workspace, site.versions)
     return data_hash
@@ -73,11 +81,13 @@ def write_snapshot(
     origin: dict[str, Any],
     told: Records = (None, None),
     taken: datetime | None = None,
+    clock: Mode | None = None,
 ) -> None:
     """`manifest.json`, bars, books, context, the quarantine with its reasons. The same input gives the same bytes.
 
     taken  when the records were taken in; None stamps each with the moment it was known, as the bars of a simulated
            market and those the service saw are
+    clock  of the market, see pipelines.clock; None = the one its source has
     """
     frame = report.clean
     if len(frame) == 0:
@@ -117,6 +127,7 @@ def write_snapshot(
         "first": frame["open_time"].iloc[0].isoformat(),
         "last": frame["open_time"].iloc[-1].isoformat(),
         "source": origin,
+        "clock": clock or mode_of({"source": origin}),
         "quality": {"score": report.score, "counts": report.counts, "quarantined": len(report.quarantined)},
     }
     (folder / "manifest.json").write_text(json.dumps(described, indent=1, sort_keys=True, default=str) + "\n")
@@ -168,7 +179,8 @@ def ingest(
         )
     with step("ingest: version with DVC"):
         at = None if source in ("observed", "simulator") else now()
-        data_hash: str = version(name, report, told, origin, at)
+        clock = mode_of(site.manifest()) if source == "observed" else None  # what was said at ingest stands
+        data_hash: str = version(name, report, told, origin, at, clock)
     last = utc(schemas.to_matrix(report.clean)[-1, 0])
     say(
         f"data {data_hash[:12]}: {len(report.clean):,} bars of {name} to {last:%F %H:%M} UTC, "

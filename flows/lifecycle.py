@@ -56,7 +56,7 @@ def lifecycle(
         answers = replay(client, site, name, tail, told)
         if not answers:
             say(f"no live bars of {name} that the service has not seen; asking once about the last one")
-            answers = [client.decide(name, site.last_close(name))]
+            answers = [client.decide(name)]
     watched = monitor(name)
     if watched["event_families"]:
         retrained = wait_for_retrain(site, watched["event_families"], began)

@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 
 from pipelines import versioning
-from pipelines.contracts import TIMEFRAME_SECONDS, utc
 from pipelines.errors import LeaseHeld, StateError, UnreadableFile
 from pipelines.settings import ROOT, Params, Settings, load_params, settings
 from pipelines.store import Store
@@ -61,16 +60,6 @@ class Site:
                 f"{path} is damaged: no {', '.join(sorted(lacking))}. `bellwether run --once` writes it again."
             )
         return found
-
-    def last_close(self, symbol: str) -> datetime:
-        """Close of the newest decision bar the service has seen, the last moment a decision can be asked about."""
-        described = self.manifest()
-        base_s = TIMEFRAME_SECONDS[described["timeframe"]]
-        step_s = TIMEFRAME_SECONDS[self.params.data.decided_on(described["timeframe"])]
-        opened = self.store.newest_bar(symbol)
-        if opened is None:
-            opened = datetime.fromisoformat(described["last"]).timestamp()
-        return utc((opened + base_s) // step_s * step_s)
 
     def _read(self, path: Path) -> dict[str, Any]:
         if not path.is_file():

@@ -5,6 +5,7 @@ BellwetherError
 │   ├── BadColumns             a column is missing, unknown or of the wrong type
 │   ├── BadTimes               naive, duplicate, out of order, or from the future
 │   ├── BadValues              not finite, non-positive, or impossible (high below low)
+│   │   └── StoredAlready      a decision stands under this id
 │   ├── BadShape               arrays whose lengths or widths do not agree
 │   ├── UnreadableFile         a file that is truncated or not of its kind
 │   └── UnknownName            a symbol, family, source, timeframe or version nobody registered
@@ -24,6 +25,7 @@ BellwetherError
 └── ServiceError               a server we need is down, or its port is taken
     ├── PortTaken
     ├── ServiceDown
+    ├── ClockJumped            the wall clock was set: no bar and no decision can be dated
     └── VenueDown              an exchange that gives no bars, now or ever
 """
 
@@ -45,6 +47,10 @@ class BadTimes(InputError):
 
 
 class BadValues(InputError):
+    pass
+
+
+class StoredAlready(BadValues):
     pass
 
 
@@ -123,6 +129,10 @@ class PortTaken(ServiceError):
 
 
 class ServiceDown(ServiceError):
+    pass
+
+
+class ClockJumped(ServiceError):
     pass
 
 

@@ -8,8 +8,10 @@ import base64
 import itertools
 import json
 import math
+import sqlite3
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,7 +20,8 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import DataError, DontWrapMixin, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DontWrapMixin, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pipelines.contracts import (
     BAR_FIELDS,
@@ -40,6 +43,7 @@ from pipelines.errors import (
     BadValues,
     LeaseHeld,
     StateError,
+    StoredAlready,
     UnknownName,
     UnreadableFile,
     WouldOverwrite,
@@ -50,8 +54,10 @@ from pipelines.migrations.tables import SCHEMA
 Transaction = Connection  # what `Store.writing` hands out
 StoreFault = SQLAlchemyError  # what a database raises when it cannot
 ATTEMPTS = 2  # a retrain whose worker died is begun once more, never a third time
+OUTAGES = (OperationalError, InterfaceError, PoolTimeout)  # of the database itself, whatever was to be written
 CONNECT_TIMEOUT_S = 4  # PostgreSQL: a server that does not answer is said to be down after this
-BUSY_TIMEOUT_MS = 30_000  # a writer waits this long for the other writer before it gives up
+FLOW_WAIT_MS = 30_000  # a writer of a flow waits this long for the other writer before it gives up
+SERVICE_WAIT_MS = 500  # one of a service: whoever asked it is told at once, and asks again
 _BOOK_BYTES = 8 * (2 * BOOK_LEVELS * 3 + TAPE_WIDTH)
 _NOT_RECORDED = np.array([np.nan], dtype="<f8").tobytes()
 _LOOKUP = 500  # values in one IN (...): under every database's parameter limit
@@ -217,7 +223,7 @@ def _dumps(value: Any) -> str:
         raise _BadJson(f"not storable as JSON: {error}. Use null for what is missing and plain types only.") from error
 
 
-def _tune_sqlite(engine: Engine, durability: str) -> None:
+def _tune_sqlite(engine: Engine, durability: str, wait_ms: int) -> None:
     """Pragmas on connect; BEGIN IMMEDIATE for writers, so that a read never has to be upgraded under contention."""
     synchronous = {"process": "NORMAL", "power": "FULL"}[durability]
 
@@ -225,7 +231,7 @@ def _tune_sqlite(engine: Engine, durability: str) -> None:
     def connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
         for pragma in (
-            f"busy_timeout={BUSY_TIMEOUT_MS}",
+            f"busy_timeout={wait_ms}",
             "journal_mode=WAL",
             f"synchronous={synchronous}",
             "foreign_keys=ON",
@@ -266,17 +272,66 @@ def _known_revision(connection: Connection) -> str | None:
     return found
 
 
-def _engine(url: str, durability: str) -> Engine:
+def _engine(url: str, durability: str, wait_ms: int = FLOW_WAIT_MS) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         if not parsed.database or parsed.database == ":memory:":
             raise BadValues(f"store url {url!r} keeps nothing. Name a file: sqlite:////folder/store.db")
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    server = {"connect_timeout": CONNECT_TIMEOUT_S} if parsed.get_backend_name() == "postgresql" else {}
-    engine = sa.create_engine(parsed, json_serializer=_dumps, connect_args=server)
+    waits = {"pool_timeout": wait_ms / 1e3}
+    if parsed.get_backend_name() == "postgresql":  # libpq counts in whole seconds, two at least
+        options = f"{parsed.query.get('options', '')} -c lock_timeout={wait_ms}".strip()
+        told = {"connect_timeout": min(CONNECT_TIMEOUT_S, max(2, wait_ms // 1000)), "options": options}
+        engine = sa.create_engine(parsed, json_serializer=_dumps, connect_args=told, **waits)
+    else:
+        engine = sa.create_engine(parsed, json_serializer=_dumps, **waits)
     if engine.dialect.name == "sqlite":
-        _tune_sqlite(engine, durability)
+        _tune_sqlite(engine, durability, wait_ms)
     return engine
+
+
+# ---- whether its pages are whole ----------------------------------------------------------------------------------
+
+
+class PageCheck:
+    """Reads every page of a SQLite store on a connection of its own: no writer waits for it. `stop` ends it early."""
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(url)
+        self._connection: sqlite3.Connection | None = None
+        self._stopped = False
+
+    def run(self) -> str | None:
+        """What is damaged; None if nothing is, if it was stopped, or where the database checks its own pages
+        (PostgreSQL, with `data_checksums`). A byte changed within a value passes: SQLite has no checksums."""
+        if self._url.get_backend_name() != "sqlite" or self._stopped:
+            return None
+        file = Path(self._url.database or "")
+        if not file.is_file():
+            return f"{file} is not there"
+        try:
+            uri = f"file:{urllib.parse.quote(str(file.resolve()))}?mode=ro"
+            with closing(sqlite3.connect(uri, uri=True, timeout=FLOW_WAIT_MS / 1e3, check_same_thread=False)) as opened:
+                self._connection = opened
+                found = [str(row[0]) for row in opened.execute("PRAGMA quick_check(5)")]
+        except sqlite3.DatabaseError as error:
+            if self._stopped or (isinstance(error, sqlite3.OperationalError) and "lock" in str(error)):
+                return None  # ended by `stop`, or never begun: the next check says more
+            found = [str(error)]
+        finally:
+            self._connection = None
+        told = [line for line in found if line != "ok"]
+        return "; ".join(line.splitlines()[-1] for line in told)[:300] or None
+
+    def stop(self) -> None:
+        self._stopped = True
+        if (connection := self._connection) is not None:
+            connection.interrupt()
+
+
+def damage(url: str) -> str | None:
+    """What is damaged in the pages of a store; None if nothing is. Minutes for a large one."""
+    return PageCheck(url).run()
 
 
 def packed(books: Books | None, feed: ContextFeed | None) -> Iterator[tuple[tuple[str, float], bytes]]:
@@ -519,14 +574,17 @@ class Store:
         self._writer = engine.execution_options(writes=True)
 
     @classmethod
-    def open(cls, url: str, durability: Literal["process", "power"] = "process") -> "Store":
+    def open(
+        cls, url: str, durability: Literal["process", "power"] = "process", wait_ms: int = FLOW_WAIT_MS
+    ) -> "Store":
         """Open `url` (made, with its folder, if it is a new SQLite file) and migrate it to the current schema.
 
         durability  SQLite only. "process": every commit survives kill -9; "power": a power cut too, at one disk
                     flush a commit
+        wait_ms     how long a call waits for somebody else's lock, or for a connection
         Raises      StateError if the database was written by a newer release
         """
-        engine = _engine(url, durability)
+        engine = _engine(url, durability, wait_ms)
         store = cls(engine)
         with engine.connect() as connection:
             found = _known_revision(connection)
@@ -546,6 +604,13 @@ class Store:
             return
         with self._writer.begin() as connection:
             yield connection
+
+    def reach(self) -> None:
+        """Take the writer's place and give it back, without writing a byte. Raises a StoreFault while that cannot be
+        had within `wait_ms`."""
+        with self.writing() as connection:
+            if connection.dialect.name == "postgresql":  # what every insert takes
+                connection.exec_driver_sql("LOCK TABLE bars, decisions, outcomes, latches IN ROW EXCLUSIVE MODE")
 
     def _rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
         with self._engine.connect() as connection:
@@ -641,6 +706,23 @@ class Store:
             rows = connection.execute(query.order_by(t.bars.c.open_time)).all()
         return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)
 
+    def withdraw_bars(self, symbol: str, closed_after: float) -> Floats:
+        """Take back bars that were stored before they can have closed, because the clock was wrong; returns them.
+
+        closed_after  epoch seconds: bars whose close is later than this go, and with them every record known later
+        """
+        with self.writing() as connection:
+            _one_writer(connection, t.bars)
+            late = sa.and_(t.bars.c.symbol == symbol, t.bars.c.known_at > closed_after)
+            found = connection.execute(
+                sa.select(*(t.bars.c[name] for name in BAR_FIELDS)).where(late).order_by(t.bars.c.open_time)
+            ).all()
+            connection.execute(sa.delete(t.bars).where(late))
+            connection.execute(
+                sa.delete(t.records).where(t.records.c.symbol == symbol, t.records.c.known_at > closed_after)
+            )
+        return np.array([tuple(row) for row in found], dtype=np.float64).reshape(-1, BAR_WIDTH)
+
     def newest_bar(self, symbol: str) -> float | None:
         """Open time of the newest observed bar in epoch seconds; None without one."""
         with self._engine.connect() as connection:
@@ -669,7 +751,7 @@ class Store:
     # ---- decisions and outcomes -----------------------------------------------------------------------------------
 
     def add_decisions(self, records: Sequence[DecisionRecord], within: Connection | None = None) -> None:
-        """Store decisions whole. Raises BadValues if an id is there already or a figure is not finite."""
+        """Store decisions whole. Raises StoredAlready if an id is there, BadValues if a figure is not finite."""
         rows = [
             {
                 **{c: getattr(r.decision, c) for c in _DECISION_COLUMNS},
@@ -685,7 +767,7 @@ class Store:
             with self.writing(within) as connection:
                 connection.execute(sa.insert(t.decisions), rows)
         except IntegrityError as error:
-            raise BadValues("a decision with this id is stored already; ids are never reused") from error
+            raise StoredAlready("a decision with this id is stored already; ids are never reused") from error
 
     def decision(self, decision_id: str) -> DecisionRecord:
         """One decision. Raises UnknownName."""

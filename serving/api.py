@@ -226,11 +226,20 @@ class ObserveAnswer(BaseModel):
 
 
 class DecideRequest(_Request):
-    """One `symbol` or many `symbols`; `as_of` is the instant decided for, now if left out."""
+    """One `symbol` or many `symbols`, decided for now: the clock of a market is not the caller's to set."""
 
     symbol: Name | None = None
     symbols: Annotated[list[Name], Field(min_length=1, max_length=MAX_SYMBOLS)] | None = None
-    as_of: Moment | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _now(cls, told: Any) -> Any:
+        if isinstance(told, dict) and "as_of" in told:
+            raise ValueError(
+                "as_of is not taken: a decision is made for now, by the clock of its market. `bellwether replay` makes "
+                "a stored one again, as it was"
+            )
+        return told
 
     @model_validator(mode="after")
     def _one_of(self) -> "DecideRequest":

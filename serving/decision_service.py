@@ -3,25 +3,39 @@
 import asyncio
 import functools
 import gc
+import hashlib
+import json
 import logging
+import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, ParamSpec, TypeVar
 
 import bentoml
+import numpy as np
 
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Outcome, utc
-from pipelines.errors import BadTimes, BellwetherError, ServiceDown
+from pipelines import disk
+from pipelines.clock import Clock, ClockWatch, mode_of
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Books, ContextFeed, Decision, Floats, Outcome, utc
+from pipelines.errors import BellwetherError, ClockJumped, InputError, ServiceDown, StoredAlready, UnknownName
 from pipelines.permissions import restrict
 from pipelines.settings import load_params, settings
-from pipelines.store import BarBatch, DecisionRecord, Fill, Store, StoreFault, decision_payload
-from pipelines.training.warm import read_warm_start
+from pipelines.store import (
+    SERVICE_WAIT_MS,
+    BarBatch,
+    DecisionRecord,
+    Fill,
+    PageCheck,
+    Store,
+    StoreFault,
+    decision_payload,
+)
+from pipelines.training.warm import WarmStart, read_warm_start
 from serving import logs
 from serving.account import Account
 from serving.api import (
@@ -37,13 +51,15 @@ from serving.api import (
     answers,
     json_answer,
 )
+from serving.asking import Asking, written
 from serving.calls import PROBES, Calls, JsonOnly
 from serving.experience import FILE as EXPERIENCE_FILE
 from serving.experience import Experience
 from serving.fairness import FairQueue, decision_lanes
-from serving.following import Follower, families, refusals, slot_checks
+from serving.following import Alarms, Follower, families, refusals, slot_checks
 from serving.guard import Guard
 from serving.guarding import Latches, of_account, of_bar, of_champion, of_fills, of_outage, slippage_bps
+from serving.health import Health, health, waits_for_first_turn
 from serving.keys import write_key
 from serving.ledger import Ledger
 from serving.live import FAMILY, age_in_bars, decide, hear, seen_of, tier_at
@@ -55,18 +71,45 @@ from serving.remote import ModelClient
 from serving.risk.breakers import Conditions
 from serving.risk.exposure import Scenarios, scenarios_of
 from serving.slots import Slots, Snapshot
-from serving.symbols import CLOCK_SKEW, Symbol, Symbols, replay
-from serving.tiers import EMERGENCY_LATCH, FULL, Freshness, State, Tier, TierBook, health, worst
+from serving.symbols import CLOCK_SKEW, Symbol, Symbols, check_bars, clock_of, replay
+from serving.tiers import EMERGENCY_LATCH, FULL, Freshness, State, Tier, TierBook, worst
 from serving.utilisation import utilisation
 
 log = logging.getLogger("bellwether.decision")
 KEPT = 4096  # decisions remembered so that asking again gives the same one
 
-TIER_FILE = "tiers.json"
+TIER_FILE, FRESHNESS_FILE = "tiers.json", "freshness.json"
 PROBE = "store probe"  # a lease: the smallest real write, tried while the store is not writable
+PAGES_EVERY_S = 86_400.0  # between two checks of the store's pages
+CLOCK, LOOK, PAGES = "clock: ", "decision service: ", "store: "  # what alarms of a kind are about
 NO_SYMBOL = State(3, "no symbol has a warm start yet; `bellwether run --once` publishes one")
 
-_Made = tuple[Decision, "Future[None]"]
+P = ParamSpec("P")
+T = TypeVar("T")
+_Made = tuple[Decision, "Future[Decision]"]
+
+
+def steady_s() -> float:
+    """Seconds on the clock that nobody sets; it goes on while a machine sleeps, where the system has such a one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def durable(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Any]]:
+    """Say 503, with the reason, when the store, the disk or the clock is in the way of a call; nothing happened then,
+    or it is found when the same is asked again."""
+
+    @functools.wraps(endpoint)
+    async def kept(*args: P.args, **kwargs: P.kwargs) -> Any:
+        service: Any = args[0]
+        try:
+            return await endpoint(*args, **kwargs)
+        except (StoreFault, ServiceDown, ClockJumped, OSError) as error:
+            if not isinstance(error, ClockJumped):
+                service._fault_of_store(error)
+            service._look_at_tiers(datetime.now(UTC))
+            return service._unwritten(error)
+
+    return kept
 
 
 @bentoml.service(
@@ -85,11 +128,12 @@ class DecisionService:
         self._where = settings()
         self._params = load_params(self._where.params_file)
         self._flat = flatten(self._params)
-        self._store = Store.open(self._where.store, self._where.durability)
+        self._store = Store.open(self._where.store, self._where.durability, SERVICE_WAIT_MS)
+        self._asking = Asking()
         self._ledger = Ledger(self._store)
         self._account = Account.restore(self._store)
         self._experience = Experience(self._where.serving_dir / EXPERIENCE_FILE, self._params)
-        self._alarms: deque[tuple[str, str, str, str, bool]] = deque()
+        self._alarms = Alarms()
         self._slots = Slots(self._where.serving_dir, self._where.bundles, self._alarm)
         self._waiting: Snapshot | None = None  # a generation loaded, not yet served
         self._symbols = Symbols()
@@ -98,12 +142,23 @@ class DecisionService:
         self._judged: dict[str, float] = {}  # symbol → close of the newest bar its breakers looked at
         self._fills_judged = False  # those of a process before this one
         self._made: dict[tuple[Any, ...], _Made] = {}
-        self._follower = Follower(self._look)
+        # by what a decision is about, see `about`, whatever tier and breakers have become since:
+        self._pending: dict[tuple[Any, ...], _Made] = {}  # handed to the ledger, which has not answered yet
+        self._doubted: set[tuple[Any, ...]] = set()  # of those pending: somebody was told that it failed
+        self._unsure: dict[tuple[Any, ...], Decision] = {}  # told as failed; it may be stored all the same
+        self._late: dict[tuple[Any, ...], Decision] = {}  # told as failed, and found in the store since
+        self._follower = Follower(self._look, self._tell_look)
         self._tiers = TierBook(self._where.serving_dir / TIER_FILE, self._params.tiers)
         self._saving = asyncio.Lock()
-        self._freshness = Freshness()
+        self._freshness = Freshness(self._where.serving_dir / FRESHNESS_FILE)
         self._stale: dict[str, str] = {}
         self._store_fault: str | None = None
+        self._clock_watch = ClockWatch(steady_s(), time.time())
+        self._clock_told: str | None = None  # why the clock cannot be believed, as last told
+        self._disk = disk.DiskState("ok", 0, "not looked at yet")
+        self._pages: PageCheck | None = None  # while the store's pages are checked
+        self._pages_at: float | None = None  # steady time of the last check
+        self._damage: str | None = None
         self._spoilt: set[tuple[str, str, str]] = set()  # (family, arm, digest) whose fault was told
         self._outage: str | None = None  # of the model service, as last told
         self._remote: ModelClient | None = None
@@ -117,7 +172,7 @@ class DecisionService:
             self._remote = ModelClient(
                 self._where.model_url, write_key(self._where), wait_s, retry_s, self._params.tiers.faults_in_row
             )
-        await self._look()
+        await self._follower.look()
         gc.freeze()  # what is loaded stays: no request waits while it is searched for cycles
         self._follower.start()
 
@@ -126,49 +181,85 @@ class DecisionService:
         await self._follower.stop()
         if self._remote is not None:
             await self._remote.close()
+        if self._pages is not None:
+            self._pages.stop()
         await asyncio.to_thread(self._ledger.close)
         self._slots.close()
+        self._asking.close()
         self._store.close()
 
     async def _look(self) -> None:
         """New generation, breakers and outcomes written by others; what this look says of every symbol's tier."""
-        self._waiting = await asyncio.to_thread(self._slots.pending) or self._waiting
         try:
-            if self._store_fault is not None:
-                await asyncio.to_thread(self._probe)
-            if self._waiting is not None:
-                await self._warm(self._waiting)
-                await asyncio.to_thread(self._slots.swap, self._waiting)
-                self._waiting = None
-            if (fault := self._latches.send_again()) is not None:
-                self._fault_of_store(fault)
-            await self._follow_store()
+            await self._look_around()
         except (StoreFault, ServiceDown) as error:  # the next look tries again; until then nothing may be opened
             self._fault_of_store(error)
+        finally:  # whatever else went wrong, tiers follow what is known, and alarms go out
+            self._look_at_tiers(datetime.now(UTC))
+            try:
+                await self._save_tiers()
+                await self._asking.short(self._alarms.tell, self._store)
+            except (StoreFault, ServiceDown) as error:
+                self._fault_of_store(error)
+
+    async def _look_around(self) -> None:
+        self._clock_fault(datetime.now(UTC))
+        self._look_at_disk()
+        await self._asking.short(self._reach if self._store_fault is None else self._probe)
+        self._look_at_pages()
+        self._waiting = await asyncio.to_thread(self._slots.pending) or self._waiting
+        if self._waiting is not None:
+            await self._warm(self._waiting)
+            await asyncio.to_thread(self._slots.swap, self._waiting)
+            self._waiting = None
+        if self._latches.send_again() is not None:  # what was refused before: a fault only if it is refused again
+            await written(self._ledger, self._all(self._latches.waiting()))
+        await self._follow_store()
         if self._remote is not None:
             await self._remote.look(time.monotonic())
-        self._look_at_tiers(datetime.now(UTC))
-        try:
-            await self._save_tiers()
-            await asyncio.to_thread(self._tell_alarms)
-        except (StoreFault, ServiceDown) as error:
-            self._fault_of_store(error)
+
+    def _tell_look(self, fault: str | None) -> None:
+        told = f"{LOOK}{fault or 'looks are whole again'}"
+        self._alarms.append(("look_fault", "high" if fault else "info", told, LOOK, fault is None))
+
+    def _look_at_disk(self) -> None:
+        where = self._where
+        self._disk = disk.look(where.home, where.disk_warn_mb * disk.MB, where.disk_stop_mb * disk.MB)
+
+    def _look_at_pages(self) -> None:
+        """Begin a check of the store's pages where one is due; no call and no writer waits for it."""
+        due = self._pages_at is None or steady_s() - self._pages_at >= PAGES_EVERY_S
+        if self._pages is None and due:
+            self._pages = PageCheck(self._where.store)
+            threading.Thread(target=self._check_pages, args=(self._pages,), name="pages", daemon=True).start()
+
+    def _check_pages(self, check: PageCheck) -> None:
+        found = check.run()
+        if found is not None:
+            told = f"{PAGES}{found}. Stop everything and restore a backup: `bellwether restore`"
+            log.error("the store is damaged: %s", found)
+            self._alarms.append(("store_damaged", "critical", told, PAGES, False))
+        elif self._damage is not None:
+            self._alarms.append(("store_damaged", "info", f"{PAGES}whole again", PAGES, True))
+        self._damage, self._pages_at, self._pages = found, steady_s(), None
 
     async def _follow_store(self) -> None:
-        written = self._latches.written()
-        told = await asyncio.to_thread(self._store.latches, tripped_only=False)
-        for name, why in self._latches.follow(told, written).items():
+        await self._find_late(self._symbols)
+        in_store = self._latches.written()
+        told = await self._asking.short(self._store.latches, tripped_only=False)
+        for name, why in self._latches.follow(told, in_store).items():
             self._tell_tripped(name, why)
         for latch in told:
             self._account.accept(latch)
         since = self._experience.since
-        ended = await asyncio.to_thread(self._store.resolved, None, None, since)
-        try:
-            await asyncio.to_thread(self._experience.follow, ended)
-        except OSError as error:
-            raise ServiceDown(f"{EXPERIENCE_FILE} cannot be written: {error}. Free the disk.") from error
+        ended = await self._asking.long(self._store.resolved, None, None, since)
+        if self._disk.level != "stop":  # it is learnt from the store when there is room again
+            try:
+                await asyncio.to_thread(self._experience.follow, ended)
+            except OSError as error:
+                raise ServiceDown(f"{EXPERIENCE_FILE} cannot be written: {error}. Make room on the disk") from error
         if self._account.sizes:
-            for outcome in await asyncio.to_thread(self._store.outcomes_of, list(self._account.sizes)):
+            for outcome in await self._asking.long(self._store.outcomes_of, list(self._account.sizes)):
                 self._account.resolve(outcome)
         self._judge(of_account(self._account))
         if not self._fills_judged:
@@ -185,16 +276,32 @@ class DecisionService:
             self._alarm("warm_start_refused", "high", str(error))
             return
         async with self._locks[warm.symbol]:
-            bars = await asyncio.to_thread(self._store.bars, warm.symbol, warm.last_open_time)
-            last_close = warm.history.bars[-1, OPEN_TIME] + TIMEFRAME_SECONDS[warm.decision_timeframe]
-            records = await asyncio.to_thread(self._store.records, warm.symbol, last_close)
-            symbol = await asyncio.to_thread(replay, warm, bars, *records)
-            await asyncio.to_thread(self._rehearse, symbol, new)
-            newest = utc(symbol.closed.close_time)
-            self._remember(symbol, await asyncio.to_thread(self._store.decisions, warm.symbol, newest))
-            self._symbols[warm.symbol] = symbol
-            self._account.scenarios = await asyncio.to_thread(self._scenarios, dict(self._symbols))
+            await self._begin(warm, new)
+
+    async def _begin(self, warm: WarmStart, new: Snapshot) -> None:
+        """Live state of a symbol: its warm start, then what was observed since. The caller holds the symbol's lock."""
+        bars = await self._asking.long(self._store.bars, warm.symbol, warm.last_open_time)
+        last_close = warm.history.bars[-1, OPEN_TIME] + TIMEFRAME_SECONDS[warm.decision_timeframe]
+        records = await self._asking.long(self._store.records, warm.symbol, last_close)
+        symbol = await asyncio.to_thread(replay, warm, bars, *records, await asyncio.to_thread(self._clock_of, warm))
+        await asyncio.to_thread(self._rehearse, symbol, new)
+        newest = utc(symbol.closed.close_time)
+        self._remember(symbol, await self._asking.long(self._store.decisions, warm.symbol, newest))
+        self._symbols[warm.symbol] = symbol
+        self._account.scenarios = await asyncio.to_thread(self._scenarios, dict(self._symbols))
         log.info("%s: warm start %s and %d bars observed since", warm.symbol, warm.digest[:12], len(bars))
+
+    def _clock_of(self, warm: WarmStart) -> Clock:
+        """The clock a warm start names. One of an earlier release names none: then what the data it was made from say,
+        where they can be seen from here."""
+        if warm.clock is None:
+            try:
+                manifest = json.loads((self._where.workspace / "data" / "manifest.json").read_text())
+                if manifest["symbol"] == warm.symbol:
+                    return Clock(mode_of(manifest), "the warm start names no clock; its data's manifest was asked")
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                pass  # `clock_of` says which clock is taken then, and why
+        return clock_of(warm)
 
     def _scenarios(self, symbols: dict[str, Symbol]) -> Scenarios:
         """Tails over a position's longest life; where live symbols decide on unlike bars, the longest of theirs."""
@@ -203,8 +310,6 @@ class DecisionService:
 
     def _remember(self, symbol: Symbol, stored: list[DecisionRecord]) -> None:
         """Decisions of a process before this one: asked again, its bar gives the same answer, not a second one."""
-        done: Future[None] = Future()
-        done.set_result(None)
         for decision in (record.decision for record in stored):
             if decision.as_of.timestamp() == symbol.closed.close_time:
                 stale = age_in_bars(symbol, decision.known_at) > self._params.risk.max_data_age_bars
@@ -212,7 +317,7 @@ class DecisionService:
                     symbol.name, symbol.closed.close_time, stale, decision.generation, decision.lineage["warm_start"],
                     decision.breakers, self._tier_of(symbol.name) if stale else decision.tier,
                 )  # fmt: skip
-                self._made.setdefault(key, (decision, done))
+                self._made.setdefault(key, (decision, done_with(decision)))
 
     def _rehearse(self, symbol: Symbol, snapshot: Snapshot) -> None:
         """One bar and one decision on copies, so that no request waits for a kernel to be loaded."""
@@ -235,8 +340,9 @@ class DecisionService:
             self._alarms.append(("model_service_out", "info", "it answers again", "", True))
         self._outage = outage
         for name, symbol in self._symbols.items():
-            age_bars = (now.timestamp() - symbol.closed.close_time) / symbol.step_s
-            stale = self._freshness.look(name, age_bars, limit)
+            stale = None
+            if symbol.clock.mode == "wall":
+                stale = self._freshness.look(name, (now.timestamp() - symbol.closed.close_time) / symbol.step_s, limit)
             self._stale = {k: v for k, v in self._stale.items() if k != name} | ({name: stale} if stale else {})
             if stale:
                 self._judge(of_outage(symbol, now))
@@ -246,13 +352,7 @@ class DecisionService:
 
     def _see(self, symbol: Symbol, snapshot: Snapshot, heard: dict[str, Any] | None) -> State:
         """Move the symbol's tier by what is seen now; a change is logged and an alarm."""
-        emergency = (
-            "latched by a person; `emergency` is reset like any breaker"
-            if EMERGENCY_LATCH in self._latches.names
-            else None
-        )
-        emergency = emergency or self._store_fault or self._stale.get(symbol.name)
-        seen = seen_of(symbol, snapshot, heard, self._out(), emergency)
+        seen = seen_of(symbol, snapshot, heard, self._out(), self._emergency(symbol, datetime.now(UTC)))
         before, after = self._tiers.see(symbol.name, seen)
         champion = (heard or {}).get(FAMILY, {}).get("champion")
         self._judge(of_champion(symbol, FAMILY, champion, after.faults))
@@ -271,6 +371,40 @@ class DecisionService:
                     self._alarm("model_fault", "high", f"{family} {arm} version {said['version']}: {fault}")
         return after
 
+    def _emergency(self, symbol: Symbol, now: datetime) -> str | None:
+        """Why nothing may be opened on a symbol, whatever its models say; None if nothing stands against it."""
+        if EMERGENCY_LATCH in self._latches.names:
+            return "latched by a person; `emergency` is reset like any breaker"
+        if self._store_fault is not None:
+            return self._store_fault
+        if self._damage is not None:
+            return f"the store is damaged ({self._damage}); restore a backup"
+        if self._disk.level == "stop":
+            return self._disk.detail
+        if self._clock_told is not None:
+            return self._clock_told
+        if symbol.clock.mode == "wall" and symbol.position > now + CLOCK_SKEW:
+            return (
+                f"the newest bar closes at {symbol.position:%F %T} UTC, after now, {now:%F %T} UTC: the clock is "
+                "behind, or was ahead when that bar came. Fix the clock; a bar that closes now takes its place"
+            )
+        return self._stale.get(symbol.name)
+
+    def _clock_fault(self, now: datetime) -> str | None:
+        """Why the clock cannot be believed now; told once, and once when it can be again."""
+        told = self._clock_watch.look(steady_s(), now.timestamp())
+        if told is not None and told != self._clock_told:
+            log.error("%s", told)
+            self._alarms.append(("clock_jumped", "critical", f"{CLOCK}{told}", CLOCK, False))
+        elif told is None and self._clock_told is not None:
+            log.warning("the clock is believed again")
+            self._alarms.append(("clock_jumped", "info", f"{CLOCK}it is believed again", CLOCK, True))
+        self._clock_told = told
+        return told
+
+    def _now(self, symbol: Symbol, wall: datetime) -> datetime:
+        return symbol.clock.now(symbol.position, wall)
+
     def _out(self) -> str | None:
         """Why the model service is out; None where models answer here."""
         return None if self._remote is None else self._remote.out
@@ -279,38 +413,37 @@ class DecisionService:
         """Told to the store by the next look: no request waits for it, and a store that is down loses none."""
         self._alarms.append((kind, severity, detail, detail, False))
 
-    def _tell_alarms(self) -> None:
-        """Entries are (kind, severity, detail, about, over): one replaces its kind's about the same; over = closed."""
-        while self._alarms:
-            kind, severity, detail, about, over = self._alarms[0]
-            at = datetime.now(UTC)
-            for alarm in self._store.alarms():
-                if alarm.kind == kind and alarm.detail.startswith(about) and alarm.detail != detail:
-                    self._store.clear_alarm(alarm.id, at)
-            told = self._store.raise_alarm(kind, severity, detail, at)
-            if over:
-                self._store.clear_alarm(told, at)
-            self._alarms.popleft()
-
     def _fault_of_store(self, error: BaseException) -> None:
         if self._store_fault is None:
             log.error("the store cannot be written: %s", error)
-        self._store_fault = f"store not writable ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+        said = str(error).splitlines()[0][:200] if str(error) else "no reason given"
+        self._store_fault = f"store not writable ({type(error).__name__}: {said})"
+
+    def _reach(self) -> None:
+        """Whether a write could begin now, without one."""
+        self._store.reach()
 
     def _probe(self) -> None:
+        """A write, after one failed: the place may be there and the disk full."""
         now = datetime.now(UTC)
         self._store.acquire_lease(PROBE, PROBE, now, timedelta(seconds=1))
+        if self._tiers.unsaved:
+            try:
+                self._tiers.save()
+            except OSError as error:
+                raise ServiceDown(f"{TIER_FILE} cannot be written: {error}. Make room on the disk") from error
         self._store_fault = None
 
     async def _save_tiers(self) -> None:
         """Raises ServiceDown if what was decided about tiers cannot be kept."""
         async with self._saving:
-            if self._tiers.unsaved:
-                try:
+            try:
+                if self._tiers.unsaved:
                     await asyncio.to_thread(self._tiers.save)
-                except OSError as error:
-                    why = f"{TIER_FILE} cannot be written: {error}. Free the disk; we go on by ourselves."
-                    raise ServiceDown(why) from error
+                if self._freshness.unsaved and self._disk.level != "stop":
+                    await asyncio.to_thread(self._freshness.save)
+            except OSError as error:
+                raise ServiceDown(f"{TIER_FILE} or {FRESHNESS_FILE} cannot be written: {error}") from error
 
     # ---- breakers -------------------------------------------------------------------------------------------------
 
@@ -331,34 +464,41 @@ class DecisionService:
 
     async def _judge_fills(self) -> None:
         since, whole = self._latches.reset_at.get("execution"), self._params.breakers.fills
-        self._judge(of_fills(await asyncio.to_thread(self._store.fills, since, whole), whole))
+        self._judge(of_fills(await self._asking.short(self._store.fills, since, whole), whole))
         self._fills_judged = True
 
     # ---- the calls ------------------------------------------------------------------------------------------------
 
     @bentoml.api(route="/observe", output_spec=ObserveAnswer)
     @answers
+    @durable
     async def observe(self, request: ObserveRequest, /) -> Any:
         """Take closed base bars, books and context of one symbol. Durable before the answer; needs the bearer key."""
         # a caller that goes away or a timeout ends the waiting, never a fold between the store and live state
-        try:
-            return await asyncio.shield(self._take(request, datetime.now(UTC)))
-        except (StoreFault, ServiceDown) as error:
-            self._fault_of_store(error)
-            return self._unwritten(error)
+        return await written(self._ledger, self._take(request, datetime.now(UTC)))
 
     async def _take(self, request: ObserveRequest, now: datetime) -> dict[str, Any]:
         rows, told = request.matrix(), request.records()
         symbol = self._symbols[request.symbol]
+        self._refuse_what_cannot_be_kept(symbol, rows, now)
         async with self._locks[symbol.name]:
             symbol = self._symbols[request.symbol]  # a new warm start may have come while we waited
-            fresh = symbol.admit(rows, now, functools.partial(self._store.bars, symbol.name))
-            new = symbol.admit_records(*told, now, functools.partial(self._store.records, symbol.name))
+            if symbol.clock.mode == "wall" and symbol.position > now + CLOCK_SKEW and len(rows):
+                symbol = await self._back_from_the_future(symbol, rows, now)
+            admit = functools.partial(symbol.admit, rows, now, functools.partial(self._store.bars, symbol.name))
+            known = len(rows) > 0 and not rows[0, OPEN_TIME] > symbol.last_open_time  # only then the store is asked
+            fresh = await self._asking.short(admit) if known else admit()
+            new: tuple[Books | None, ContextFeed | None] = (None, None)
+            if any(told):
+                stored = functools.partial(self._store.records, symbol.name)
+                new = await self._asking.short(symbol.admit_records, *told, now, stored)
             if len(fresh) or any(new):
                 batch = BarBatch(symbol.name, fresh, fresh[:, OPEN_TIME] + symbol.base_s, now, *new)
                 await asyncio.wrap_future(self._ledger.observe(batch))
             symbol.hear(*new)
             closed = symbol.advance(fresh)
+            if len(fresh):
+                self._freshness.heard(symbol.name, now.timestamp())
             self._judge_bars(symbol, len(closed))
         return {
             "symbol": symbol.name,
@@ -369,37 +509,95 @@ class DecisionService:
             "reason": symbol.reason,
         }
 
+    def _refuse_what_cannot_be_kept(self, symbol: Symbol | None, rows: Floats, now: datetime) -> None:
+        """Raises ServiceDown while the store is known to be out, which is seen again by a look and not by a caller;
+        ClockJumped while bars cannot be dated."""
+        if self._store_fault is not None:
+            raise ServiceDown(self._store_fault)
+        if symbol is not None and (fault := self._clock_fault(now)) is not None:
+            if symbol.clock.mode == "wall" and len(rows):
+                self._clock_watch.witness(float(rows[-1, OPEN_TIME]) + symbol.base_s, steady_s())
+            raise ClockJumped(fault)
+
+    async def _back_from_the_future(self, symbol: Symbol, rows: Floats, now: datetime) -> Symbol:
+        """Bars ahead of the clock stand in the way of the feed. If what it sends now closes now and is not stored, feed
+        and clock agree against them: they came while the clock was ahead, and are taken back."""
+        check_bars(rows, symbol.base_s, now)
+        opened = float(rows[-1, OPEN_TIME])
+        closes_now = now.timestamp() - (opened + symbol.base_s) <= 2.0 * symbol.step_s
+        known = opened <= symbol.warm.last_open_time  # then it is the clock that is behind
+        stored = await self._asking.short(self._store.bars, symbol.name, opened - 1.0, opened)
+        if known or not closes_now or len(stored):
+            return symbol
+        gone = await self._asking.short(self._store.withdraw_bars, symbol.name, (now + CLOCK_SKEW).timestamp())
+        await self._begin(symbol.warm, self._slots.snapshot)
+        told = (
+            f"{CLOCK}{len(gone)} bar(s) of {symbol.name} that closed up to {symbol.position:%F %T} UTC came while the "
+            f"clock was ahead; they are taken back, for the feed and the clock now agree on {now:%F %T} UTC: "
+            f"{[row.tolist() for row in gone[:3]]}"
+        )
+        log.error("%s", told)
+        self._alarms.append(("clock_jumped", "high", told, told, False))
+        return self._symbols[symbol.name]
+
     @bentoml.api(route="/decide", output_spec=DecideAnswer)
     @answers
+    @durable
     async def decide(self, request: DecideRequest, /) -> Any:
-        """Decide on the last closed bar of one symbol or many; asked again, the same bar gives the same answer."""
-        now = datetime.now(UTC)
-        asked_at = request.as_of or now
-        if asked_at > now + CLOCK_SKEW:
-            raise BadTimes(
-                f"as_of: {asked_at.isoformat()} is in the future (now {now:%F %T} UTC); leave it out for now"
-            )
+        """Decide on the last closed bar of one symbol or many, for now by the clock of its market; asked again, the
+        same bar gives the same answer. Needs the bearer key."""
         names = request.symbols or [str(request.symbol)]
         try:
-            made = await self._decided(names, asked_at, now)
-            await self._save_tiers()
-            await asyncio.gather(*(asyncio.wrap_future(done) for done in self._latches.waiting()))
-            await asyncio.gather(*(asyncio.wrap_future(done) for _, done in made))
-        except (StoreFault, ServiceDown) as error:
-            self._fault_of_store(error)
-            self._look_at_tiers(now)
-            return self._unwritten(error)
-        told = [decision_payload(decision) for decision, _ in made]
+            made = await written(self._ledger, self._make(names, datetime.now(UTC)))
+        except (StoreFault, ServiceDown, asyncio.CancelledError):
+            self._doubted |= {subject for subject, (decision, _) in self._pending.items() if decision.symbol in names}
+            raise
+        told = [decision_payload(decision) for decision in made]
         return told[0] if request.symbols is None else {"decisions": told}
 
+    async def _make(self, names: Sequence[str], now: datetime) -> list[Decision]:
+        """Decisions, durable; of what a failed write stored all the same, the stored one."""
+        for name in names:
+            self._symbols[name]  # an unknown name is said before anything else
+        self._refuse_what_cannot_be_kept(None, np.empty((0, 0)), now)
+        self._clock_fault(now)
+        await self._find_late(names)
+        made = await self._decided(names, now)
+        await self._save_tiers()
+        await self._all(self._latches.waiting())
+        return await self._all([done for _, done in made])
+
+    async def _find_late(self, names: Collection[str]) -> None:
+        """Look for decisions whose write was told as failed: a stored one counts, and is the answer on its bar."""
+        for subject, decision in [(s, d) for s, d in self._unsure.items() if d.symbol in names]:
+            try:
+                stored = (await self._asking.short(self._store.decision, decision.id)).decision
+            except UnknownName:
+                self._unsure.pop(subject, None)
+                continue
+            if self._unsure.pop(subject, None) is not None:
+                log.warning("decision %s was stored after all", stored.id)
+                self._account.take(stored)
+                self._stands(subject, stored)
+
+    def _stands(self, subject: tuple[Any, ...], decision: Decision) -> None:
+        """Whoever asked was told that it failed: asked again, this is the answer, whatever the tier has become."""
+        self._late[subject] = decision
+        if len(self._late) > KEPT:
+            del self._late[next(iter(self._late))]
+
+    @staticmethod
+    async def _all(waited: "Sequence[Future[T]]") -> list[T]:
+        return list(await asyncio.gather(*(asyncio.wrap_future(done) for done in waited)))
+
     def _unwritten(self, error: Exception) -> Any:
-        told = f"nothing was decided or stored: {error}. Mend the store; asking again is safe."
+        told = f"not done: {str(error).rstrip('.')}. Asking again is safe; what was stored all the same is found"
         content = {"error": told, "kind": type(error).__name__, "fields": [], **self._told_tier(self._worst())}
         return json_answer(content, 503)
 
-    async def _decided(self, names: Sequence[str], asked_at: datetime, now: datetime) -> list[_Made]:
+    async def _decided(self, names: Sequence[str], now: datetime) -> list[_Made]:
         if self._remote is None:
-            return [self._decide(self._symbols[name], asked_at, now, self._slots.snapshot, None) for name in names]
+            return [self._decide(self._symbols[name], now, self._slots.snapshot, None) for name in names]
         async with AsyncExitStack() as held:
             for name in sorted(set(names)):  # in one order, so that two requests never wait for each other
                 await held.enter_async_context(self._locks[self._symbols[name].name])
@@ -407,7 +605,7 @@ class DecisionService:
             new = [
                 symbol
                 for symbol in (self._symbols[name] for name in dict.fromkeys(names))
-                if self._key(symbol, age_in_bars(symbol, asked_at), snapshot) not in self._made
+                if self._key(symbol, age_in_bars(symbol, self._now(symbol, now)), snapshot) not in self._made
             ]
             raised = [raised_at(symbol) for symbol in new]
             asked = [asks(snapshot, symbol, some) for symbol, some in zip(new, raised, strict=True)]
@@ -418,7 +616,7 @@ class DecisionService:
                 )
                 for symbol, some, mine in zip(new, raised, asked, strict=True)
             }
-            return [self._decide(self._symbols[name], asked_at, now, snapshot, heard.get(name)) for name in names]
+            return [self._decide(self._symbols[name], now, snapshot, heard.get(name)) for name in names]
 
     def _key(self, symbol: Symbol, age_bars: float, snapshot: Snapshot) -> tuple[Any, ...]:
         """All that a decision rests on, as it stands now."""
@@ -430,10 +628,14 @@ class DecisionService:
         state = self._tiers[name]
         return None if state is None else state.tier
 
-    def _decide(
-        self, symbol: Symbol, asked_at: datetime, now: datetime, snapshot: Snapshot, heard: dict[str, Any] | None
-    ) -> _Made:
+    def _decide(self, symbol: Symbol, now: datetime, snapshot: Snapshot, heard: dict[str, Any] | None) -> _Made:
         """Decide and hand to the ledger, or find the decision already made on exactly this."""
+        subject = about(symbol, snapshot)
+        if (late := self._late.get(subject)) is not None:
+            return late, done_with(late)
+        if (waiting := self._pending.get(subject)) is not None:
+            return waiting
+        asked_at = self._now(symbol, now)
         age_bars = age_in_bars(symbol, asked_at)
         if (before := self._made.get(self._key(symbol, age_bars, snapshot))) is not None:
             return before
@@ -450,29 +652,76 @@ class DecisionService:
             tier=tier_at(state, age_bars, self._params.risk.max_data_age_bars),
             learned=self._experience.weights,
             heard=heard,
-            id=uuid4().hex,
+            id=id_of(key, snapshot),
             asked_at=asked_at,
             now=now,
         )
         self._account.take(decision)  # before it is durable: the next decision must see it
-        done = self._ledger.append(decision, symbol.closed.features.tobytes(), symbol.closed.signals.tobytes())
-        self._made[key] = decision, done
+        try:
+            done = self._stored(
+                decision,
+                self._ledger.append(decision, symbol.closed.features.tobytes(), symbol.closed.signals.tobytes()),
+            )
+        except ServiceDown:
+            self._account.drop(decision)
+            raise
+        self._made[key] = self._pending[subject] = decision, done
         if len(self._made) > KEPT:
             del self._made[next(iter(self._made))]
         loop = asyncio.get_running_loop()
-        done.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._settle, key, decision, ended))
+        done.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._settle, key, subject, decision, ended))
         return decision, done
 
-    def _settle(self, key: tuple[Any, ...], decision: Decision, ended: "Future[None]") -> None:
-        if ended.exception() is not None:  # the caller gets the error; nothing may rest on a decision never written
+    def _stored(self, decision: Decision, done: "Future[None]") -> "Future[Decision]":
+        """The decision that stands in the ledger under this id: this one, or the one of a write that was told as failed
+        and was done all the same. Its id says what it rests on, so that it is found and not made a second time."""
+        stands: Future[Decision] = Future()
+
+        def ended(told: "Future[None]") -> None:
+            error = told.exception()
+            if error is None:
+                stands.set_result(decision)
+            elif not isinstance(error, StoredAlready):
+                stands.set_exception(error)
+            else:
+                try:
+                    stands.set_result(self._store.decision(decision.id).decision)
+                except (BellwetherError, StoreFault, OSError) as gone:
+                    stands.set_exception(gone)
+
+        done.add_done_callback(ended)
+        return stands
+
+    def _settle(
+        self, key: tuple[Any, ...], subject: tuple[Any, ...], decision: Decision, ended: "Future[Decision]"
+    ) -> None:
+        if self._pending.get(subject, (None,))[0] is decision:
+            del self._pending[subject]
+        doubted = subject in self._doubted
+        self._doubted.discard(subject)
+        if (error := ended.exception()) is not None:  # nothing may rest on a decision that was not written
             self._account.drop(decision)
             self._made.pop(key, None)
+            if not isinstance(error, InputError):  # that one was refused; any other may have been done
+                self._unsure[subject] = decision
+            return
+        if (stored := ended.result()) is not decision:
+            self._account.drop(decision)
+            self._account.take(stored)
+            if key in self._made:
+                self._made[key] = stored, ended
+        if doubted:
+            self._stands(subject, stored)
 
     @bentoml.api(route="/outcome", output_spec=OutcomeAnswer)
     @answers
+    @durable
     async def outcome(self, request: OutcomeRequest, /) -> dict[str, Any]:
         """What became of a decision; idempotent by decision id. Needs the bearer key."""
-        outcome = Outcome(**request.model_dump())
+        return await written(self._ledger, self._resolve(Outcome(**request.model_dump())))
+
+    async def _resolve(self, outcome: Outcome) -> dict[str, Any]:
+        self._refuse_what_cannot_be_kept(None, np.empty((0, 0)), datetime.now(UTC))
         new = await asyncio.wrap_future(self._ledger.resolve(outcome))
         self._account.resolve(outcome)
         self._judge(of_account(self._account))
@@ -480,17 +729,18 @@ class DecisionService:
 
     @bentoml.api(route="/fill", output_spec=FillAnswer)
     @answers
+    @durable
     async def fill(self, request: FillRequest, /) -> Any:
         """What a venue made of an emitted decision's order; idempotent by its id. Needs the bearer key."""
-        try:
-            decision = (await asyncio.to_thread(self._store.decision, request.decision_id)).decision
-            worse = None if request.price is None else slippage_bps(decision, request.price)
-            reported = Fill(**request.model_dump(), ingested_at=datetime.now(UTC), slippage_bps=worse)
-            new = await asyncio.wrap_future(self._ledger.fill(reported))
-            await self._judge_fills()
-        except (StoreFault, ServiceDown) as error:
-            self._fault_of_store(error)
-            return self._unwritten(error)
+        return await written(self._ledger, self._fill(request))
+
+    async def _fill(self, request: FillRequest) -> dict[str, Any]:
+        self._refuse_what_cannot_be_kept(None, np.empty((0, 0)), datetime.now(UTC))
+        decision = (await self._asking.short(self._store.decision, request.decision_id)).decision
+        worse = None if request.price is None else slippage_bps(decision, request.price)
+        reported = Fill(**request.model_dump(), ingested_at=datetime.now(UTC), slippage_bps=worse)
+        new = await asyncio.wrap_future(self._ledger.fill(reported))
+        await self._judge_fills()
         return {"id": reported.id, "new": new, "slippage_bps": worse, "breakers": list(self._latches.names)}
 
     @bentoml.api(route="/models")
@@ -513,13 +763,15 @@ class DecisionService:
         account = self._account
         return {
             "generation": snapshot.generation,
-            "health": self._health(all(check["ok"] for check in self._checks())),
+            **self._told_health(self._checks()),
             **self._told_tier(self._worst()),  # the worst of all symbols: an operator looks here first
             "data_hash": None if snapshot.warm_start is None else snapshot.warm_start["data_hash"],
             "families": families(snapshot),
             "refused": refusals(snapshot),
             "symbols": {
-                name: _described(symbol) | self._told_tier(self._state(name)) for name, symbol in self._symbols.items()
+                name: _described(symbol, self._freshness.arrived(name), datetime.now(UTC))
+                | self._told_tier(self._state(name))
+                for name, symbol in self._symbols.items()
             },
             "breakers": list(self._latches.names),
             "breaker_reasons": self._latches.reasons,
@@ -547,9 +799,8 @@ class DecisionService:
     async def ready(self, request: Nothing, /) -> Any:
         """Every check behind readiness; 503 until all of them hold."""
         checks = self._checks()
-        ready = all(check["ok"] for check in checks)
-        told = {"ready": ready, "health": self._health(ready), **self._told_tier(self._worst())}
-        return json_answer({**told, "checks": checks}, 200 if ready else 503)
+        told = {**self._told_health(checks), **self._told_tier(self._worst())}
+        return json_answer({**told, "checks": checks}, 200 if told["ready"] else 503)
 
     async def __is_ready__(self) -> bool:
         return all(check["ok"] for check in self._checks())
@@ -560,8 +811,26 @@ class DecisionService:
     def _worst(self) -> State:
         return worst(self._state(name) for name in self._symbols) or NO_SYMBOL
 
-    def _health(self, ready: bool) -> str:
-        return health(self._worst(), ready)
+    def _refused(self) -> list[str]:
+        """What was refused and does not stand in the way of what is served."""
+        refused = [
+            f"{r.family} {r.arm} version {r.version} was refused: {r.reason}" for r in self._slots.snapshot.refused
+        ]
+        return refused + ([self._slots.refusal] if self._slots.refusal is not None else [])
+
+    def _health(self, checks: list[dict[str, Any]]) -> Health:
+        warming = {name: symbol.reason for name, symbol in self._symbols.items() if symbol.reason is not None}
+        return health(checks, self._worst(), self._latches.reasons, warming, self._refused())
+
+    def _told_health(self, checks: list[dict[str, Any]]) -> dict[str, Any]:
+        """What /ready and /status say first; the table is in docs/health.md."""
+        found = self._health(checks)
+        return {
+            "ready": all(check["ok"] for check in checks),
+            "health": found.word,
+            "health_reason": found.reason,
+            "waiting_for_first_turn": waits_for_first_turn(checks, self._slots.snapshot.generation, self._refused()),
+        }
 
     def _told_tier(self, state: State) -> dict[str, Any]:
         tier = state.now()
@@ -569,25 +838,51 @@ class DecisionService:
         return {"tier": tier.number, "tier_reason": tier.reason, "tier_multiplier": multiplier, "held": state.held}
 
     def _checks(self) -> list[dict[str, Any]]:
-        fault = self._follower.fault()
+        """What readiness rests on: all of them hold, or bars and decisions cannot be taken now. `ok` is true of those
+        that only tell."""
+        fault, told = self._follower.fault(), self._slots.snapshot.warm_start
+        followed = fault or self._slots.refusal or f"{self._slots.snapshot.generation}"
         current = {symbol.warm.digest for symbol in self._symbols.values()}
-        told = self._slots.snapshot.warm_start
         warm = told is not None and told["digest"] in current
         wanted = "no generation file yet: run `bellwether run`" if told is None else f"warm start {told['digest'][:12]}"
+        refused = wanted if told is None or warm else f"{wanted} was refused"
+        pages = "checking" if self._pages is not None else "whole" if self._pages_at is not None else "not checked yet"
         return [
-            {
-                "name": "follows generation",
-                "ok": fault is None,
-                "detail": fault or f"{self._slots.snapshot.generation}",
-            },
-            {"name": "warm start", "ok": warm, "detail": wanted if warm or told is None else f"{wanted} was refused"},
-            {"name": "store", "ok": self._store_fault is None, "detail": self._store_fault or "writable"},
+            {"name": "follows generation", "ok": fault is None, "detail": followed},
+            {"name": "warm start", "ok": bool(current), "detail": refused},
+            {"name": "store", "ok": self._store_fault is None, "detail": self._store_fault or f"writable; {pages}"},
+            {"name": "store pages", "ok": self._damage is None, "detail": self._damage or pages},
+            {"name": "clock", "ok": self._clock_told is None, "detail": self._clock_told or "runs evenly"},
+            {"name": "disk", "ok": True, "detail": self._disk.detail},
             *slot_checks(self._slots.snapshot),
         ]
 
 
-def _described(symbol: Symbol) -> dict[str, Any]:
+def about(symbol: Symbol, snapshot: Snapshot) -> tuple[Any, ...]:
+    """What a decision is about: two on the same are a decision made twice, unless tier or breakers changed between."""
+    return symbol.name, symbol.closed.close_time, snapshot.generation, symbol.warm.digest
+
+
+def done_with(decision: Decision) -> "Future[Decision]":
+    done: Future[Decision] = Future()
+    done.set_result(decision)
+    return done
+
+
+def id_of(key: tuple[Any, ...], snapshot: Snapshot) -> str:
+    """The name of a decision, from all that it rests on: the same question has the same name, in any process."""
+    served = sorted((family, arm, slot.digest) for (family, arm), slot in snapshot.slots.items())
+    return hashlib.sha256(json.dumps([key, served]).encode()).hexdigest()[:32]
+
+
+def _described(symbol: Symbol, arrived: float | None, now: datetime) -> dict[str, Any]:
+    at = symbol.clock.now(symbol.position, now)
     return {
+        "clock": symbol.clock.mode,
+        "clock_why": symbol.clock.why,
+        "now": at.isoformat(),
+        "age_bars": round((at.timestamp() - symbol.closed.close_time) / symbol.step_s, 2),
+        "last_bar_arrived": None if arrived is None else utc(arrived).isoformat(),
         "base_timeframe": symbol.warm.base_timeframe,
         "decision_timeframe": symbol.warm.decision_timeframe,
         "last_bar": utc(symbol.last_open_time).isoformat(),

@@ -1,11 +1,14 @@
 """The ledger's one writer: what is handed in is durable before its future is done (V5).
 
 Requests queue up; a thread takes whatever is waiting and commits it as one transaction, so that many requests share
-one disk write. If that transaction is refused, each entry is written alone, so one bad entry spoils nothing else.
+one disk write. If that transaction is refused, each entry is written alone, so one bad entry spoils nothing else. If
+it is the database itself that cannot, everybody who waits is told so at once: nobody waits for the same lock in turn.
 """
 
+import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,9 +17,12 @@ from typing import Any, TypeVar
 
 from pipelines.contracts import Decision, Outcome
 from pipelines.errors import BellwetherError, ServiceDown
-from pipelines.store import BarBatch, DecisionRecord, Fill, Store, StoreFault, Transaction
+from pipelines.store import OUTAGES, BarBatch, DecisionRecord, Fill, Store, StoreFault, Transaction
+
+log = logging.getLogger("bellwether.ledger")
 
 GROUP = 512  # most entries in one transaction: bounds how long the first of them waits
+STUCK_S = 0.8  # one transaction takes longer: the database has not given up and not answered
 
 T = TypeVar("T")
 
@@ -35,11 +41,12 @@ class Ledger:
         self._queue: SimpleQueue[_Entry | None] = SimpleQueue()
         self._closed = False
         self._order = threading.Lock()  # nothing is queued behind the end mark
+        self._since: float | None = None  # monotonic: when the transaction that runs now was begun
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
     def append(self, decision: Decision, features: bytes, signals: bytes) -> "Future[None]":
-        """Done when the decision, with the bytes it was made from, is durable."""
+        """Done when the decision, with the bytes it was made from, is durable. StoredAlready: one is, under this id."""
         record = DecisionRecord(decision, features, signals)
         return self._put(lambda within: self._store.add_decisions([record], within))
 
@@ -58,6 +65,13 @@ class Ledger:
     def fill(self, fill: Fill) -> "Future[bool]":
         """Done when what a venue reported is durable; False if it was stored already."""
         return self._put(lambda within: self._store.add_fill(fill, within))
+
+    def stuck(self) -> str | None:
+        """Why nobody should wait any longer; None while the writer gets on. What was handed in may still be written:
+        it is found under its id when it is asked for again."""
+        began = self._since
+        waited = 0.0 if began is None else time.monotonic() - began
+        return None if waited <= STUCK_S else f"the database has not answered for {waited:.1f} s"
 
     def close(self) -> None:
         with self._order:
@@ -78,32 +92,54 @@ class Ledger:
         group: list[_Entry] = []
         try:
             while (first := self._queue.get()) is not None:
-                group = [first]
-                while len(group) < GROUP and not self._queue.empty():
-                    if (entry := self._queue.get()) is None:
-                        self._queue.put(None)  # nothing is queued behind it: seen again after this group
-                        break
-                    group.append(entry)
-                self._commit(group)
+                group = [first, *self._waiting(GROUP - 1)]
+                outage = self._commit(group)
+                while outage is not None and (group := self._waiting(GROUP)):  # queued while the database was asked
+                    _fail(group, outage)
         finally:  # also when a fault of our own ends the thread: nobody may wait for ever
             with self._order:
                 self._closed = True
             while not self._queue.empty():
                 group += [entry] if (entry := self._queue.get()) is not None else []
-            for entry in group:
-                if not entry.done.done():
-                    entry.done.set_exception(ServiceDown("the ledger's writer stopped; see the log, then restart"))
+            _fail(group, ServiceDown("the ledger's writer stopped; see the log, then restart"))
 
-    def _commit(self, group: list[_Entry]) -> None:
+    def _waiting(self, most: int) -> list[_Entry]:
+        """What is queued now, up to the end mark, which stays."""
+        taken: list[_Entry] = []
+        while len(taken) < most and not self._queue.empty():
+            if (entry := self._queue.get()) is None:
+                self._queue.put(None)  # nothing is queued behind it: seen again after this group
+                break
+            taken.append(entry)
+        return taken
+
+    def _commit(self, group: list[_Entry]) -> Exception | None:
+        """Write a group; returns why the database cannot, and then every entry of the group was told."""
+        self._since = time.monotonic()
         try:
             with self._store.writing() as connection:
                 results = [entry.write(connection) for entry in group]
-        except (BellwetherError, StoreFault) as error:
-            if len(group) == 1:
-                group[0].done.set_exception(error)
-            else:
-                for entry in group:
-                    self._commit([entry])
-            return
+        except (BellwetherError, StoreFault, OSError) as error:
+            if len(group) == 1 or isinstance(error, OUTAGES):
+                _fail(group, error)
+                return error if isinstance(error, OUTAGES) else None
+            for i, entry in enumerate(group):
+                if (outage := self._commit([entry])) is not None:
+                    _fail(group[i:], outage)
+                    return outage
+            return None
+        except Exception as error:  # a fault of our own belongs to those who wait; the writer goes on
+            log.exception("the ledger's writer met a fault")
+            _fail(group, error)
+            return None
+        finally:
+            self._since = None
         for entry, result in zip(group, results, strict=True):
             entry.done.set_result(result)
+        return None
+
+
+def _fail(group: Sequence[_Entry], error: Exception) -> None:
+    for entry in group:
+        if not entry.done.done():
+            entry.done.set_exception(error)

@@ -47,18 +47,17 @@ def age_in_bars(symbol: Symbol, asked_at: datetime) -> float:
     age_bars = (asked_at.timestamp() - symbol.closed.close_time) / symbol.step_s
     if age_bars < 0:
         raise BadTimes(
-            f"as_of: {asked_at:%F %T %Z} is before {utc(symbol.closed.close_time):%F %T} UTC, the close of the "
-            f"last bar of {symbol.name}. Live state answers for now; past decisions are in the ledger (`bellwether "
-            "lineage`)."
+            f"{asked_at:%F %T %Z} is before {utc(symbol.closed.close_time):%F %T} UTC, the close of the last bar of "
+            f"{symbol.name}: nothing could be decided on it then."
         )
     return age_bars
 
 
 def tier_at(state: tiers.State, age_bars: float, limit_bars: float) -> tiers.Tier:
-    """The tier of one answer: the symbol's, or emergency where the data are too old for the instant asked about."""
+    """The tier of one answer: the symbol's, or emergency where the data are too old for now."""
     if age_bars <= limit_bars or state.tier == tiers.EMERGENCY:
         return state.now()
-    return tiers.Tier(tiers.EMERGENCY, f"TIER_4: data are {age_bars:.2f} bars old at as_of, limit {limit_bars:g}")
+    return tiers.Tier(tiers.EMERGENCY, f"TIER_4: data are {age_bars:.2f} bars old, limit {limit_bars:g}")
 
 
 def decide(
@@ -82,7 +81,7 @@ def decide(
     tier      who may act; serving.tiers says which in live service, the record in a replay
     learned   category → weight learnt from outcomes so far, recorded; it decides where `learning.use` says so
     heard     what the models said at this close, as `hear` gives it; None = ask those in this process
-    asked_at  the instant decided for, `known_at` of the decision; BadTimes if that bar had not closed by then
+    asked_at  now by the clock of this market, `known_at` of the decision; BadTimes if that bar had not closed by then
     now       becomes `ingested_at`
     """
     closed, warm = symbol.closed, symbol.warm

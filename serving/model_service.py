@@ -2,27 +2,31 @@
 
 import asyncio
 import gc
+import logging
 from typing import Any
 
 import bentoml
 import numpy as np
 
 from pipelines.contracts import Floats, Model
-from pipelines.errors import BadColumns, BadShape, UnknownName
+from pipelines.errors import BadColumns, BadShape, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
 from pipelines.permissions import restrict
 from pipelines.settings import settings
-from pipelines.store import Store
+from pipelines.store import SERVICE_WAIT_MS, Store, StoreFault
 from serving import logs
 from serving.api import AskAnswer, AskRequest, Nothing, PredictAnswer, PredictRequest, answers, json_answer
+from serving.asking import Asking
 from serving.calls import PROBES, Calls, JsonOnly
-from serving.following import Follower, alarm_to, families, refusals, slot_checks
+from serving.following import Alarms, Follower, families, refusals, slot_checks
 from serving.guard import Guard
 from serving.logs import RequestLog
 from serving.protocol import guard_worker
 from serving.remote import answer_asked
 from serving.slots import Slots
 
+log = logging.getLogger("bellwether.models")
+ABOUT = "model service: "
 MAX_ASK_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB
 DEVICE = "cpu"  # the bundles of today run on onnxruntime's CPU provider
 
@@ -41,16 +45,30 @@ class ModelService:
     def __init__(self) -> None:
         restrict()
         where = settings()
-        self._store = Store.open(where.store, where.durability)
-        self._slots = Slots(where.serving_dir, where.bundles, alarm_to(self._store))
-        self._follower = Follower(self._look)
+        self._store = Store.open(where.store, where.durability, SERVICE_WAIT_MS)
+        self._alarms, self._asking = Alarms(), Asking()
+        self._slots = Slots(where.serving_dir, where.bundles, self._alarm)
+        self._follower = Follower(self._look, self._tell_look)
+
+    def _alarm(self, kind: str, severity: str, detail: str) -> None:
+        self._alarms.append((kind, severity, detail, detail, False))
+
+    def _tell_look(self, fault: str | None) -> None:
+        told = f"{ABOUT}{fault or 'whole again'}"
+        self._alarms.append(("look_fault", "high" if fault else "info", told, ABOUT, fault is None))
 
     async def _look(self) -> None:
-        await asyncio.to_thread(self._slots.refresh)
+        try:
+            await asyncio.to_thread(self._slots.refresh)
+        finally:
+            try:
+                await self._asking.short(self._alarms.tell, self._store)
+            except (StoreFault, ServiceDown, OSError) as error:  # predictions need no store; alarms wait for it
+                log.warning("alarms wait for the store: %s", error)
 
     @bentoml.on_startup
     async def start(self) -> None:
-        await self._look()
+        await self._follower.look()
         gc.freeze()  # what is loaded stays: no request waits while it is searched for cycles
         self._follower.start()
 
@@ -58,6 +76,7 @@ class ModelService:
     async def stop(self) -> None:
         await self._follower.stop()
         self._slots.close()
+        self._asking.close()
         self._store.close()
 
     @bentoml.api(route="/predict", output_spec=PredictAnswer)
@@ -124,7 +143,8 @@ class ModelService:
     def _checks(self) -> list[dict[str, Any]]:
         snapshot, fault = self._slots.snapshot, self._follower.fault()
         followed = fault is None and snapshot.generation > 0
-        detail = fault or (str(snapshot.generation) if followed else "no generation file yet: run `bellwether run`")
+        nothing = self._slots.refusal or "no generation file yet: run `bellwether run`"
+        detail = fault or (str(snapshot.generation) if followed else nothing)
         return [{"name": "follows generation", "ok": followed, "detail": detail}, *slot_checks(snapshot)]
 
 

@@ -6,6 +6,7 @@ refused with its reason and the model before it stays. Readers take one immutabl
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,7 +89,8 @@ class Slots:
     def __init__(self, serving_dir: Path, bundles_dir: Path, alarm: Alarm) -> None:
         self._serving_dir, self._bundles_dir, self._alarm = serving_dir, bundles_dir, alarm
         self.snapshot = Snapshot()
-        self._seen: tuple[int, int] | None = None  # of the generation file: changes with every rename
+        self.refusal: str | None = None  # why the newest generation file is not followed; None while it is
+        self._seen: tuple[int, int, int] | None = None  # of the generation file: changes with every rename
 
     def refresh(self) -> bool:
         """Follow the generation file; True if something was swapped."""
@@ -98,22 +100,31 @@ class Slots:
         return new is not None
 
     def pending(self) -> Snapshot | None:
-        """Look at the generation file; load and check what a new one names. Nothing is swapped yet."""
+        """Look at the generation file; load and check what a new one names. Nothing is swapped yet.
+
+        A file that is none is refused as a whole, with an alarm, and what is served stays. Raises OSError if the file
+        cannot be looked at; the next look tries again.
+        """
         try:
             stat = (self._serving_dir / GENERATION_FILE).stat()
         except FileNotFoundError:
             return None
-        if (stat.st_ino, stat.st_mtime_ns) == self._seen:
+        seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if seen == self._seen:
             return None
-        self._seen = (stat.st_ino, stat.st_mtime_ns)
         try:
             content = read_generation(self._serving_dir)
         except StateError as error:
-            self._alarm("generation_refused", "high", str(error))
+            if str(error) != self.refusal:
+                self._alarm("generation_refused", "high", str(error))
+            self.refusal = str(error)
+            self._seen = None if isinstance(error.__cause__, OSError) else seen  # a disk may read it the next time
             return None
-        if content is None or content["generation"] == self.snapshot.generation:
-            return None
-        return self._load(content)
+        new = None
+        if content is not None and content["generation"] != self.snapshot.generation:
+            new = self._load(content)
+        self._seen, self.refusal = seen, None
+        return new
 
     def swap(self, new: Snapshot) -> None:
         """Serve `new` from here on, and tell whoever wrote it."""
@@ -121,7 +132,9 @@ class Slots:
         self._acknowledge()
 
     def close(self) -> None:
-        (self._serving_dir / "ack" / f"{os.getpid()}.json").unlink(missing_ok=True)
+        """Take the acknowledgement back; a disk that refuses leaves it to be found stale, by its process id."""
+        with suppress(OSError):
+            (self._serving_dir / "ack" / f"{os.getpid()}.json").unlink(missing_ok=True)
 
     def _load(self, content: dict[str, Any]) -> Snapshot:
         slots: dict[tuple[str, str], Slot] = {}

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from pipelines.clock import Clock
 from pipelines.contracts import (
     BAR_FIELDS,
     BAR_WIDTH,
@@ -61,8 +62,9 @@ class Closed:
 class Symbol:
     """One symbol's folds. Not thread-safe: the caller serialises `admit`, storing, and `advance`."""
 
-    def __init__(self, warm: WarmStart) -> None:
+    def __init__(self, warm: WarmStart, clock: Clock | None = None) -> None:
         self.warm = warm
+        self.clock = clock or clock_of(warm)
         self.name = warm.symbol
         self.base_s = TIMEFRAME_SECONDS[warm.base_timeframe]
         self.step_s = TIMEFRAME_SECONDS[warm.decision_timeframe]
@@ -75,6 +77,11 @@ class Symbol:
         self.closed = _newest(warm.history, self.step_s)
         self.warming_up = 0  # decision bars still to come before rows can be trusted again
         self._gap = ""
+
+    @property
+    def position(self) -> datetime:
+        """Close of the newest base bar observed, or of the warm start: what a `market` clock says."""
+        return utc(self.last_open_time + self.base_s)
 
     @property
     def reason(self) -> str | None:
@@ -235,9 +242,22 @@ def _newest(history: History, step_s: int) -> Closed:
     return Closed(h.bars[-1], h.features[-1], h.signals[-1], h.levels[-1], h.context[-1], close)
 
 
-def replay(warm: WarmStart, bars: Floats, books: Books | None = None, feed: ContextFeed | None = None) -> Symbol:
+def clock_of(warm: WarmStart) -> Clock:
+    """The clock its data version names; the time of day, which is never too kind to old data, where it names none."""
+    if warm.clock is not None:
+        return Clock(warm.clock)
+    return Clock("wall", "the warm start is of an earlier release and names no clock; the time of day is taken")
+
+
+def replay(
+    warm: WarmStart,
+    bars: Floats,
+    books: Books | None = None,
+    feed: ContextFeed | None = None,
+    clock: Clock | None = None,
+) -> Symbol:
     """A live symbol: the warm start, then the observed base bars (n, 8) after it and the records observed since."""
-    symbol = Symbol(warm)
+    symbol = Symbol(warm, clock)
     symbol.hear(books, feed)  # some of it may be in the snapshot already
     symbol.advance(bars[bars[:, OPEN_TIME] > warm.last_open_time])
     return symbol

@@ -13,7 +13,6 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from pipelines.settings import TierParams
 from serving.generation import write_atomically
@@ -21,9 +20,8 @@ from serving.generation import write_atomically
 ACTING, REGIME, BESIDE = "validator", "regime", ("pattern", "predictor")
 FULL, SIMPLE, TRADITIONAL, EMERGENCY = 1, 2, 3, 4
 NAMES = {FULL: "full AI", SIMPLE: "simple AI", TRADITIONAL: "traditional only", EMERGENCY: "emergency"}
+ARRIVAL_S = 60.0  # how far the kept moment of an arrival may lag behind
 EMERGENCY_LATCH = "emergency"  # the breaker that puts every symbol into tier 4 until a person resets it
-
-Health = Literal["HEALTHY", "DEGRADED", "UNHEALTHY"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +124,6 @@ def step(before: State | None, seen: Seen, rules: TierParams) -> State:
     return State(held, held_reason + back, held, held_reason, calm, bar, faults)
 
 
-def health(state: State | None, ready: bool) -> Health:
-    """HEALTHY: models act and nothing holds them back; UNHEALTHY: nothing can be opened, or a check is red."""
-    if not ready or state is None or state.tier == EMERGENCY:
-        return "UNHEALTHY"
-    return "HEALTHY" if state.tier <= SIMPLE and state.held == FULL else "DEGRADED"
-
-
 def worst(states: Iterable[State]) -> State | None:
     """What an operator looks at first; None = no symbol yet."""
     return max(states, key=lambda state: (state.tier, state.held), default=None)
@@ -162,19 +153,63 @@ def _fault(seen: Seen, failing: Collection[str], best: int) -> tuple[int, str]:
 
 
 class Freshness:
-    """Which symbols are fed live, judged by the clock at looks: a replay of last year is old, not stale."""
+    """Which symbols were fed live, and when their newest bar arrived, kept in one file over restarts.
 
-    def __init__(self) -> None:
+    On a `wall` clock a symbol is fed live from the first look at which its last close is no older than the limit; from
+    then on older data are stale, after a restart too. Before that it is catching up, which is no fault. On a `market`
+    clock data are never old: how fast such a market is replayed nobody says, and a file that ended is no dead feed;
+    when its newest bar arrived is shown, and judged by whoever knows how fast it should come.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
         self._live: set[str] = set()
+        self._arrived: dict[str, float] = {}  # epoch s, by our own clock
+        self._saved: tuple[set[str], dict[str, float]] = set(), {}
+        self._read()
+
+    def heard(self, symbol: str, at: float) -> None:
+        """A new bar of this symbol arrived, epoch seconds."""
+        self._arrived[symbol] = at
+
+    def arrived(self, symbol: str) -> float | None:
+        return self._arrived.get(symbol)
 
     def look(self, symbol: str, age_bars: float, limit_bars: float) -> str | None:
-        """Why this symbol's data is stale now; None if it is fresh, or never was."""
+        """Why the data of a symbol on a `wall` clock are stale now; None if they are fresh, or never were."""
         if age_bars <= limit_bars:
             self._live.add(symbol)
             return None
         if symbol not in self._live:
             return None
         return f"data stale: last closed bar is {int(age_bars)} bars old, limit {limit_bars:g}"
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether a restart would have to know what the file does not say; an arrival may be ARRIVAL_S behind."""
+        live, arrived = self._saved
+        return live != self._live or any(at - arrived.get(name, 0.0) >= ARRIVAL_S for name, at in self._arrived.items())
+
+    def save(self) -> None:
+        """Durable on return."""
+        live, arrived = set(self._live), dict(self._arrived)
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._file, {"live": sorted(live), "arrived": arrived})
+        self._saved = live, arrived
+
+    def _read(self) -> None:
+        if self._file is None:
+            return
+        try:
+            told = json.loads(self._file.read_text())
+            self._live = {str(name) for name in told["live"]}
+            self._arrived = {str(name): float(at) for name, at in told["arrived"].items()}
+        except FileNotFoundError:
+            return
+        except (ValueError, TypeError, AttributeError, KeyError):  # it is written anew with the first symbol seen fresh
+            self._live, self._arrived = set(), {}
+        self._saved = set(self._live), dict(self._arrived)
 
 
 class TierBook:

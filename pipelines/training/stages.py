@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.clock import mode_of
 from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TIMEFRAME_SECONDS, History
 from pipelines.data import timeframes
 from pipelines.data.alignment import align
@@ -88,6 +89,7 @@ def build_features(params: Params) -> None:
         base=base,
         history=History(decision, features, signals, levels, context),
         voices=voices,
+        clock=mode_of(described),
         books=books,
         feed=feed,
     )

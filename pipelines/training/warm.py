@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.clock import MODES, Mode
 from pipelines.contracts import (
     BAR_WIDTH,
     CLOSE,
@@ -55,6 +56,7 @@ class WarmStart:
     books, feed     records that a later close can still read; None where the snapshot holds no such record
     closes          (n, 2) newest CLOSES_KEPT decision bars: close time, epoch s; price
     closures        (slots of the week,) True where the market is regularly closed: a bar missing there is no gap
+    clock           the clock of the data version, see pipelines.clock; None: from before release 0.6.0, it does not say
     data_hash       of the data version; None before publication
     traditional     hit rate of the traditional consensus on that history; None if it had no resolved event
     reference       what drift is measured against, as its writer defined it
@@ -74,6 +76,7 @@ class WarmStart:
     closes: Floats
     closures: Bools
     voices: Voices
+    clock: Mode | None
     data_hash: str | None
     traditional: Estimate | None
     reference: Mapping[str, Any]
@@ -91,6 +94,7 @@ def write_warm_start(
     base: Floats,
     history: History,
     voices: Voices,
+    clock: Mode,
     books: Books | None = None,
     feed: ContextFeed | None = None,
 ) -> None:
@@ -124,6 +128,7 @@ def write_warm_start(
         "symbol": symbol,
         "base_timeframe": base_timeframe,
         "decision_timeframe": decision_timeframe,
+        "clock": clock,
         "last_open_time": float(base[-1, OPEN_TIME]),
         "catalogue_hash": FEATURES.catalogue_hash,
         "signal_catalogue_hash": SIGNALS.catalogue_hash,
@@ -197,6 +202,7 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         closes=arrays["closes"],
         closures=arrays["closures"],
         voices=Voices.from_json(content["voices.json"].decode()),
+        clock=meta["clock"] if meta.get("clock") in MODES else None,
         data_hash=meta["data_hash"],
         traditional=hit_rate(told["hits"], told["n"]) if told and told["n"] else None,
         reference=meta["reference"],

@@ -105,7 +105,7 @@ def test_limits_and_weights_answer_before_anything_was_trained(tmp_path):
 
 
 def test_a_naive_moment_is_refused_with_the_way_to_write_it(tmp_path):
-    done = bellwether(tmp_path / "home", "decide", "SIM/USDT", "--as-of", "2025-01-01T00:00:00")
+    done = bellwether(tmp_path / "home", "replay", "--since", "2025-01-01T00:00:00")
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "2025-01-01T00:00:00+00:00 for UTC" in done.stderr
 

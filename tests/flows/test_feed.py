@@ -52,8 +52,8 @@ class Listener:
     def observe(self, symbol, bars, books=None, feed=None):
         self.heard.append((bars, books, feed))
 
-    def decide(self, symbol, as_of):
-        self.asked.append(as_of.timestamp())
+    def decide(self, symbol):
+        self.asked.append(self.heard[-1][0][-1, OPEN_TIME] + 60.0)
         return {"event": None, "stop": None}
 
 

@@ -134,7 +134,10 @@ def test_bundles_stay_that_serve_could_serve_again_or_spoke_in_a_kept_decision(s
     ledger(site, "promote", "2", "b")  # champion
     ledger(site, "challenge", "3", "c")  # in shadow
     write_generation(
-        site.settings.serving_dir, {"regime": {"champion": {"digest": "d" * 64}, "challenger": None}}, None, NOW
+        site.settings.serving_dir,
+        {"regime": {"champion": {"version": "4", "digest": "d" * 64}, "challenger": None}},
+        None,
+        NOW,
     )
     decide(site, "kept", action="BUY", digest="e" * 64)
     decide(site, "goes", digest="f" * 64)

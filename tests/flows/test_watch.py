@@ -103,7 +103,7 @@ def test_a_broken_generation_file_is_behind_and_is_written_anew(site, monkeypatc
     file = site.settings.serving_dir / GENERATION_FILE
     file.parent.mkdir()
     file.write_text('{"generation": 2')
-    newest = {"data_hash": "h", "digest": "d", "path": "p"}
+    newest = {"data_hash": "h", "digest": "d" * 64, "path": str(file.parent / "warm" / ("d" * 64))}
     monkeypatch.setattr(promotion, "install_warm_start", lambda site: newest)  # no snapshot is there to publish from
     assert behind(site)
     assert promotion.publish(site) > 2

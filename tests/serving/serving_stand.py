@@ -1,7 +1,9 @@
 """A small real stand: a seeded market, its folds, a warm start, a bundle. Built once a session, no network."""
 
+import json
 import shutil
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import validator_columns
 from pipelines.signals.voices import Voices
+from pipelines.training.warm import _seal as seal
 from pipelines.training.warm import publish_warm_start, write_warm_start
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC).timestamp()
@@ -126,7 +129,7 @@ def stand(tmp_path_factory) -> Stand:
     write_warm_start(
         stage, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=feature_state,
         signal_state=signal_state, base=history, history=History(closed, features, signals, levels, context),
-        voices=Voices.fit(signals),
+        voices=Voices.fit(signals), clock="market",
     )  # fmt: skip
     rows = validator_columns(features, signals)[600:]
     present = ~np.isnan(rows).any(axis=0)
@@ -134,6 +137,32 @@ def stand(tmp_path_factory) -> Stand:
     return Stand(
         base, base[HISTORY:], decision, FEATURES.run(decision), SIGNALS.run(decision), stage, columns, rows[:, present]
     )
+
+
+def on_wall_clock(stand: Stand, folder: Path, clock: str | None = "wall") -> Stand:
+    """The same market as one that trades now; None: its warm start is of a release that named no clock."""
+    shutil.copytree(stand.stage, folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["clock"]
+    seal(folder, meta if clock is None else meta | {"clock": clock})
+    return replace(stand, stage=folder)
+
+
+def trading_now(stand: Stand, folder: Path) -> Stand:
+    """The same bars at other times, on a wall clock: 23 live minutes, the last of which closed less than 15 ago."""
+    live = stand.base[HISTORY:]
+    base = stand.base.copy()
+    base[:, OPEN_TIME] += np.floor(time.time() / 900.0) * 900.0 - live[22, OPEN_TIME] - 60.0
+    history, states = base[:HISTORY], (FEATURES.fresh(), SIGNALS.fresh())
+    closed = resample(history, 60, 900)
+    features, signals = FEATURES.run(closed, state=states[0]), SIGNALS.run(closed, state=states[1])
+    levels, context = align(closed[:, OPEN_TIME] + 900.0, 900.0, None, None)
+    write_warm_start(
+        folder, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=states[0],
+        signal_state=states[1], base=history, history=History(closed, features, signals, levels, context),
+        voices=Voices.fit(signals), clock="wall",
+    )  # fmt: skip
+    return replace(stand, base=base, live=base[HISTORY:], stage=folder)
 
 
 @pytest.fixture

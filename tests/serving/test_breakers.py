@@ -14,7 +14,7 @@ from math import inf, nan
 import numpy as np
 import pytest
 import yaml
-from serving_stand import HISTORY, SYMBOL, make_bundle, told
+from serving_stand import HISTORY, SYMBOL, make_bundle, on_wall_clock, told
 from test_decision_service import Client, started
 from test_injected_faults import alarms, bar_with_event, eventually, next_decision, status
 from test_ledger import DECISION
@@ -249,7 +249,7 @@ def booked(stand, home, tmp_path):
     write_warm_start(
         tmp_path / "stage", symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=feature_state,
         signal_state=signal_state, base=history, history=History(closed, features, signals, read, context),
-        voices=Voices.fit(signals), books=books,
+        voices=Voices.fit(signals), clock="market", books=books,
     )  # fmt: skip
     with started(replace(stand, stage=tmp_path / "stage"), home) as client:
         client.serve(told("1", client.champion), None)
@@ -296,8 +296,20 @@ class Clock(datetime):
         return cls.moment
 
 
-def test_a_feed_that_stopped_trips_and_a_replay_of_last_year_does_not(client, monkeypatch):
+@pytest.fixture
+def trading(stand, home, tmp_path):
+    """The same of a market that trades now."""
+    trades(home)
+    with started(on_wall_clock(stand, tmp_path / "wall"), home) as client:
+        client.serve(told("1", client.champion), None)
+        client.observe(8)
+        yield client
+
+
+def test_a_feed_that_stopped_trips_and_one_that_catches_up_does_not(trading, monkeypatch):
+    client = trading
     assert next_decision(client)["breakers"] == []  # its bars are of 2024, seen now
+    monkeypatch.setattr("serving.decision_service.ClockWatch.look", lambda *times: None)  # the clock is set on purpose
     close = datetime.fromtimestamp(client.close(), UTC)
     monkeypatch.setattr("serving.decision_service.datetime", Clock)
     Clock.moment = close + timedelta(seconds=90)  # as if fed live
@@ -415,8 +427,7 @@ def test_a_latch_that_cannot_be_written_refuses_all_the_same_and_is_written_when
     with closing(sqlite3.connect(file)) as other:
         other.execute("ALTER TABLE latches RENAME TO taken_away")
     client.call("/observe", spiked(client))
-    body = {"symbol": SYMBOL, "as_of": datetime.fromtimestamp(client.close() + 1, UTC).isoformat()}
-    assert client.call("/decide", body).status_code == 503
+    assert client.call("/decide", {"symbol": SYMBOL}).status_code == 503
     assert latched(client) == ["volatility_spike"]
     with closing(sqlite3.connect(file)) as other:
         other.execute("ALTER TABLE taken_away RENAME TO latches")
@@ -462,8 +473,7 @@ def test_kill_9_after_an_answer_leaves_the_breaker_it_named_latched(stand, home)
     families = {"validator": {"champion": told("1", sender.champion)}}
     write_generation(home / "serving", families, sender.warm, AT)
     bodies = [("/observe", {"symbol": SYMBOL, "bars": sender.bars(8)}), ("/observe", spiked(sender))]
-    as_of = datetime.fromtimestamp(sender.close() + 1, UTC).isoformat()
-    bodies.append(("/decide", {"symbol": SYMBOL, "as_of": as_of}))
+    bodies.append(("/decide", {"symbol": SYMBOL}))
     env = {**os.environ, "BELLWETHER_HOME": str(home), "BELLWETHER_WRITE_KEY": "test-key"}
     done = subprocess.run([sys.executable, "-c", KILLED], input=json.dumps(bodies), cwd=ROOT, env=env,
                           capture_output=True, text=True, timeout=120, check=False)  # fmt: skip

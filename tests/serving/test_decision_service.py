@@ -18,13 +18,16 @@ import pytest
 from prometheus_client import REGISTRY
 from serving_stand import HISTORY, SYMBOL, last_close, make_bundle, publish, told
 
+from pipelines.clock import ClockWatch
 from pipelines.contracts import BAR_FIELDS, OPEN_TIME, tape_of
 from pipelines.settings import ROOT, settings
 from pipelines.store import Store
 from pipelines.training.warm import read_warm_start
 from serving.api import ObserveRequest
+from serving.asking import Asking
 from serving.generation import acknowledged, write_generation
 from serving.symbols import Symbol, Symbols
+from serving.tiers import Freshness
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)
 KEY = {"Authorization": "Bearer test-key"}
@@ -75,9 +78,8 @@ class Client:
         self._store = Store.open(settings().store)
         return self._store
 
-    def decide(self, after=1.0):
-        as_of = datetime.fromtimestamp(self.close() + after, tz=UTC).isoformat()
-        return self.call("/decide", {"symbol": SYMBOL, "as_of": as_of}).json()
+    def decide(self):
+        return self.call("/decide", {"symbol": SYMBOL}).json()
 
 
 def as_json(row):
@@ -191,19 +193,16 @@ def test_live_decisions_come_from_the_rows_training_would_have_read(served):
 
 
 def test_asking_again_about_the_same_bar_gives_the_same_decision(served):
-    first = served.decide(after=1.0)
-    assert served.decide(after=901.0)["id"] == first["id"]
-    assert served.decide(after=10 * 900.0)["id"] != first["id"]  # by then the data is stale, and the answer another
-
-
-def test_data_that_is_too_old_is_refused_by_the_policy_not_by_an_error(served):
-    decision = served.decide(after=10 * 900.0)
-    assert decision["action"] == "NO_TRADE"
-    assert any(reason.startswith("STALE_DATA") for reason in decision["reasons"])
+    first = served.decide()
+    assert served.decide()["id"] == first["id"]
+    served.observe(7)
+    assert served.decide() == first  # the market's clock has moved on, and no other bar has closed
+    served.observe(8)
+    assert served.decide()["id"] != first["id"]
 
 
 def test_many_symbols_are_answered_in_their_order(served):
-    body = {"symbols": [SYMBOL, SYMBOL], "as_of": datetime.fromtimestamp(served.close(), tz=UTC).isoformat()}
+    body = {"symbols": [SYMBOL, SYMBOL]}
     assert [d["symbol"] for d in served.call("/decide", body).json()["decisions"]] == [SYMBOL, SYMBOL]
 
 
@@ -292,12 +291,14 @@ class SlowLedger:
 
 
 def test_a_caller_that_goes_away_while_its_bars_are_written_leaves_store_and_live_state_as_one(stand, tmp_path):
-    from serving.decision_service import DecisionService
+    from serving.decision_service import DecisionService, steady_s
 
     service, symbol = object.__new__(DecisionService.inner), Symbol(read_warm_start(stand.stage))
     store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
     service._symbols, service._store, service._ledger = Symbols({SYMBOL: symbol}), store, SlowLedger(store)
-    service._locks = defaultdict(asyncio.Lock)
+    service._locks, service._asking, service._freshness = defaultdict(asyncio.Lock), Asking(), Freshness()
+    service._store_fault, service._clock_watch = None, ClockWatch(steady_s(), time.time())
+    service._clock_told = None
     request = ObserveRequest.model_validate({"symbol": SYMBOL, "bars": [as_json(row) for row in stand.live[:8]]})
 
     async def leave():
@@ -449,9 +450,9 @@ def test_a_record_of_a_bar_that_has_been_folded_comes_late(served):
     [
         ({"symbol": "DOGE/USDT"}, 404, SYMBOL),
         ({}, 400, "exactly one of symbol and symbols"),
-        ({"symbol": SYMBOL, "as_of": "2099-01-01T00:00:00Z"}, 400, "future"),
-        ({"symbol": SYMBOL, "as_of": "2024-01-01T00:00:00Z"}, 400, "as_of"),
-        ({"symbol": SYMBOL, "as_of": "2024-01-10T00:00:00"}, 400, "add the zone"),
+        ({"symbol": SYMBOL, "as_of": "2099-01-01T00:00:00Z"}, 400, "bellwether replay"),
+        ({"symbol": SYMBOL, "as_of": "2024-01-09T08:00:01Z"}, 400, "by the clock of its market"),
+        ({"symbol": SYMBOL, "as_of": None}, 400, "as_of"),
     ],
 )
 def test_a_bad_question_is_a_4xx_that_says_what_is_wrong(served, body, status, says):

@@ -106,23 +106,13 @@ def test_a_model_that_fails_abstains_alone_and_so_many_in_a_row_hand_over_to_tra
     assert eventually(lambda: all(a.cleared_at for a in alarms(client, "tier_changed")))
 
 
-def test_data_too_old_for_the_question_are_an_emergency_of_that_answer_only(client):
-    next_decision(client)
-    stale = client.decide(after=10 * 900.0)
-    assert (stale["tier"], stale["tier_multiplier"], stale["action"]) == (4, 0.0, "NO_TRADE")
-    assert stale["tier_reason"] == "TIER_4: data are 10.00 bars old at as_of, limit 2"
-    assert any(reason.startswith("TIER_CLOSED") for reason in stale["reasons"])
-    assert next_decision(client)["tier"] == 2
-
-
 def test_a_store_that_cannot_be_written_is_an_emergency_and_nothing_is_decided(client):
     next_decision(client)
     file = client.home / "store.db"
     with closing(sqlite3.connect(file)) as other:
         other.execute("ALTER TABLE decisions RENAME TO taken_away")
     client.observe(15)
-    body = {"symbol": SYMBOL, "as_of": datetime.fromtimestamp(client.close() + 1, tz=UTC).isoformat()}
-    answer = client.call("/decide", body)
+    answer = client.call("/decide", {"symbol": SYMBOL})
     assert (answer.status_code, answer.json()["tier"]) == (503, 4)
     assert "store not writable" in answer.json()["tier_reason"]
     with closing(sqlite3.connect(file)) as other:

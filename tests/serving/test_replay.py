@@ -54,7 +54,7 @@ def warm_start(home, bars, name):
     write_warm_start(
         home / name, symbol=SYMBOL, base_timeframe="15m", decision_timeframe="15m", feature_state=states[0],
         signal_state=states[1], base=bars, history=History(bars, features, signals, levels, context),
-        voices=Voices.fit(signals),
+        voices=Voices.fit(signals), clock="market",
     )  # fmt: skip
     told = publish_warm_start(home / name, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500)
     return told, validator_columns(features, signals)

@@ -224,7 +224,7 @@ def recorded(stand, tmp_path_factory):
     write_warm_start(
         folder, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=state, signal_state=other,
         base=stand.base[:HISTORY], history=History(closed, features, signals, *(c[:CLOSED] for c in context)),
-        voices=Voices.fit(signals), books=before(books, HISTORY), feed=before(feed, HISTORY),
+        voices=Voices.fit(signals), clock="market", books=before(books, HISTORY), feed=before(feed, HISTORY),
     )  # fmt: skip
     return read_warm_start(folder), books, feed, batch
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import BadValues
 from pipelines.settings import ROOT, TierParams, load_params
-from serving.tiers import Freshness, Seen, State, TierBook, health, installed, step, worst
+from serving.tiers import Freshness, Seen, State, TierBook, installed, step, worst
 
 RULES = TierParams(size={1: 1.0, 2: 0.8, 3: 0.5, 4: 0.0}, good_bars=3, faults_in_row=2)
 ALL = {"validator": "v1", "regime": "r1", "pattern": "p1", "predictor": "q1"}
@@ -181,12 +180,9 @@ def test_only_a_symbol_that_was_fed_live_can_be_stale():
     assert fresh.look("SIM/USDT", 3.0, 2.0) == "data stale: last closed bar is 3 bars old, limit 2"
 
 
-def test_health_in_one_word_is_that_of_the_worst_symbol():
+def test_an_operator_looks_at_the_worst_symbol_first():
     good, low = step(None, Seen(0.0, ALL), RULES), step(None, Seen(0.0, {}), RULES)
     assert worst([good, low]) == low
-    words = [health(s, True) for s in (good, low, replace(good, held=2), replace(good, tier=4), None)]
-    assert words == ["HEALTHY", "DEGRADED", "DEGRADED", "UNHEALTHY", "UNHEALTHY"]
-    assert health(good, False) == "UNHEALTHY"
 
 
 @pytest.mark.parametrize("size", ["{1: 1.0}", "{1: 0.5, 2: 0.8, 3: 0.5, 4: 0.0}", "{1: 1.0, 2: 0.8, 3: 0.5, 4: 0.1}"])

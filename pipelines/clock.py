@@ -1,0 +1,92 @@
+"""What time it is for a market, and whether the clock of this machine can be believed. Pure: every time is an argument.
+
+A data version says which clock its market runs by, set at ingest and never by a caller:
+
+    market  a simulated or recorded market: now is its own position, the close of the newest base bar observed. It
+            moves when bars are observed and at no other time, so data are never old by it
+    wall    a market that trades now: now is the time of day, and data are as old as their newest close
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+Mode = Literal["market", "wall"]
+MODES: tuple[Mode, ...] = ("market", "wall")
+RECORDED = ("simulator", "files")  # sources whose time is past, or made up
+JUMP_S = 5.0  # a clock that is set moves by more; one that is slewed, or a busy machine, never shows as much
+STEADY_S = 120.0  # a clock that was set and runs evenly for so long was set on purpose
+SLEW = 1e-3  # s a s: the fastest that a clock is corrected without a jump
+
+
+def mode_of_source(source: str | None) -> Mode:
+    """The clock of what this source gives; `wall`, the safe one, of a source nobody here knows."""
+    return "market" if source in RECORDED else "wall"
+
+
+def mode_of(manifest: Mapping[str, Any]) -> Mode:
+    """The clock a data manifest names; of a manifest from before release 0.6.0, the one its source has."""
+    for mode in MODES:
+        if manifest.get("clock") == mode:
+            return mode
+    origin = manifest.get("source")
+    return mode_of_source(origin.get("source") if isinstance(origin, Mapping) else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The clock of one market. `why` says where its mode comes from, if not from the data version itself."""
+
+    mode: Mode
+    why: str = ""
+
+    def now(self, position: datetime, wall: datetime) -> datetime:
+        """position: close of the newest base bar observed. A bar may close a little after our own clock says."""
+        return position if self.mode == "market" else max(position, wall)
+
+
+class ClockWatch:
+    """Tells when the wall clock was set: it moved against a clock that nobody can set.
+
+    The trusted time follows slow corrections. After a jump it stands until the clock is back, or until it has run
+    evenly for STEADY_S with no bar that speaks against it. All times in seconds.
+    """
+
+    def __init__(self, steady_s: float, wall_s: float) -> None:
+        self._offset, self._at = wall_s - steady_s, steady_s
+        self._jump: tuple[float, float] | None = None  # (offset since the jump, steady time it is counted from)
+        self._told = ""
+
+    def look(self, steady_s: float, wall_s: float) -> str | None:
+        """Why the clock cannot be believed now; None if it can."""
+        offset = wall_s - steady_s
+        gap = offset - self._offset
+        passed, self._at = max(0.0, steady_s - self._at), max(self._at, steady_s)
+        if abs(gap) <= JUMP_S:
+            self._offset += max(-SLEW * passed, min(SLEW * passed, gap))
+            self._jump = None
+            return None
+        if self._jump is None or abs(offset - self._jump[0]) > JUMP_S:
+            self._jump = offset, steady_s
+            self._told = (
+                f"clock jumped by {gap:+,.0f} s: it says {_shown(wall_s)}, and by the time that has passed it is "
+                f"{_shown(steady_s + self._offset)}. Fix the clock; one that runs evenly for {STEADY_S:.0f} s is "
+                "believed again"
+            )
+        if steady_s - self._jump[1] >= STEADY_S:
+            self._offset, self._jump = offset, None
+            return None
+        return self._told
+
+    def witness(self, close_s: float, steady_s: float) -> None:
+        """A bar of a market that trades now was offered after a jump: one that closes where the trusted time is, and
+        not where the clock stands, says that the clock is wrong; the steady time is counted anew."""
+        if self._jump is not None:
+            trusted, shown = steady_s + self._offset, steady_s + self._jump[0]
+            if abs(close_s - trusted) < abs(close_s - shown):
+                self._jump = self._jump[0], steady_s
+
+
+def _shown(at_s: float) -> str:
+    return f"{datetime.fromtimestamp(at_s, UTC):%F %T} UTC"

@@ -69,9 +69,11 @@ def up(as_json: AsJson = False) -> None:
 
 
 def start(quiet: bool) -> None:
-    from flows import supervisor
+    from flows import supervisor, warm_starts
 
-    supervisor.up(settings(), progress=(lambda line: None) if quiet else out.print)
+    progress = supervisor.silent if quiet else out.print
+    warm_starts.before_start(settings(), progress)
+    supervisor.up(settings(), progress=progress)
 
 
 @app.command()

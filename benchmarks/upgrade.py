@@ -1,8 +1,8 @@
 """The release before this one, running under load, stopped; `bellwether up` of this release on the same home.
 
 The old code is taken from git and runs from a folder of its own: it makes the home (market, model, warm start,
-workspace) and serves from it. A client sends bars and asks for decisions all the time, before, between and after. In a second home
-the old release has another feature, so that its warm start is refused by this one and has to be folded again.
+workspace) and serves from it. A client sends bars and asks for decisions all the time, before, between and after. In a
+second home the old release has another feature, so that its warm start is refused by this one and is folded again.
 
 Run: python -m benchmarks.evidence upgrade
 """
@@ -175,8 +175,8 @@ def drill(revision: str | None = None) -> dict[str, Any]:
     """Upgrade two homes of `revision` (default: `previous`) under load: as it is, and with another feature.
 
     Returns of the first: from (version), silent_s (last good answer of the old to first of the new), recovery_s (start
-    of `up` to first good answer), acknowledged, lost, doubled, lost_bars, loose_before and loose_after (files and folders
-    under home that others may read or write), tiers before and after, said (by `up`), faults; and under
+    of `up` to first good answer), acknowledged, lost, doubled, lost_bars, loose_before and loose_after (files and
+    folders under home that others may read or write), tiers before and after, said (by `up`), faults; and under
     `other_catalogue` the same of the second.
     """
     wanted = revision or previous()

@@ -468,6 +468,8 @@ def observe_fault(house: House, fault: Fault, compare: bool = True) -> Figures:
         }  # fmt: skip
     if compare:
         figures |= compared(house)
+    if house.load.over:
+        figures["faults"] = [*figures.get("faults", []), "the load ran out of bars or ended before this fault did"]
     return figures
 
 

@@ -71,6 +71,11 @@ class Load:
         self._threads[0].join()
         self.stop()
 
+    @property
+    def over(self) -> bool:
+        """Whether the feeder has no bars left, or gave up."""
+        return not self._threads[0].is_alive()
+
     def stop(self) -> None:
         self._ended.set()
         for thread in self._threads:

@@ -233,7 +233,7 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any
         "lost_bars": int(len(shown) - len(np.intersect1d(shown[:, OPEN_TIME], kept[:, OPEN_TIME]))),
         "loose_before": loose_before, "loose_after": loose(home),
         "tiers_before": sorted(set(caller.tiers[:answered])), "tiers_after": sorted(set(caller.tiers[answered + 1 :])),
-        "said": [line for line in said.splitlines() if " up after" not in line][:12],
+        "said": [line for line in said.splitlines() if line.isascii() and " up after" not in line][:8],
         "warm_start": "folded again" if "folded again" in said else "read as it was", "faults": caller.faults[:5],
     }  # fmt: skip
 

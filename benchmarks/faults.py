@@ -35,6 +35,7 @@ from benchmarks.probes import CALLS, READS, Log, Probe, ailments, detected, in_s
 from benchmarks.services import processes
 from flows import supervisor
 from flows.client import Client
+from flows.warm_starts import before_start
 from pipelines.errors import BellwetherError
 from pipelines.settings import Settings
 from pipelines.store import Store
@@ -43,10 +44,11 @@ from serving.generation import GENERATION_FILE, write_generation
 Figures = dict[str, Any]
 
 PACE_S = 0.1  # between the pieces of a decision bar: one bar takes about half a second, a month of them lasts a case
-LOOK_AGAIN_S = 1.0
+LOOK_AGAIN_S = 1.0  # what was asked sooner after the end of a fault says nothing of it
+NOTICE_S = 3.0  # the same for a kill: who restarts a process has to see first that it is gone
 LISTENED = (*READS, *CALLS, "services", "up", "the new key")
 CALM_S = 2.0  # everything has to be well for so long before a fault is caused
-HEAL_S = 60.0  # a fault that is not over by itself after this waits for a person
+HEAL_S = 45.0  # a fault that is not over by itself after this waits for a person
 MB = 2**20
 TMPFS_MB = 64
 LIBFAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -306,14 +308,31 @@ def of_bundle(house: House) -> Path:
     return max((house.settings.bundles / house.at.digests[0]).rglob("*.onnx"))
 
 
-def of_warm_start(house: House) -> Path:
-    """The house's warm start lies in its stand, which others use too: this house gets a copy of its own first."""
-    mine = house.settings.serving_dir / "warm" / house.at.warm["digest"]
-    if house.at.warm["path"] != str(mine):
-        house.at = replace(house.at, warm=house.at.warm | {"path": str(mine)})
-        house.serve_again()
-        time.sleep(1.0)
-    return mine / "features.state"
+@contextmanager
+def warm_start_flipped(house: House) -> Iterator[None]:
+    """One byte of the warm start is flipped and the worker has to read it again; the workspace is that of a turn."""
+    mine = house.settings.serving_dir / "warm" / house.at.warm["digest"]  # of this house: others use the stand's
+    house.at = replace(house.at, warm=house.at.warm | {"path": str(mine)})
+    trained = house.at.home.parent / f"seed-{house.at.params.seed + 1}"  # whose warm start the stand published
+    labels = Path("artifacts") / "labels"
+    shutil.copytree(trained / "data", house.settings.workspace / "data")
+    shutil.copytree(trained / labels, house.settings.workspace / labels)
+    pointer = json.dumps({"outs": [{"md5": house.at.warm["data_hash"]}]})
+    (house.settings.workspace / "data.dvc").write_text(pointer)
+    house.serve_again()
+    time.sleep(1.0)
+    file = mine / "features.state"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 0xFF]))
+    house.member("decision, worker").kill()
+    yield
+
+
+def down_and_up(house: House) -> None:
+    """What `bellwether down` and `bellwether up` do, for the services of this house."""
+    supervisor.down(house.settings)
+    before_start(house.settings)
+    house.up()
 
 
 def again_with_the_worker(house: House) -> None:
@@ -403,8 +422,8 @@ FAULTS: dict[str, Fault] = {
                                         generation_replaced(naming_no_bundle), 5.0),
     "bundle_flipped": Fault("one byte of the champion's bundle", flipped(of_bundle), 15.0, repair=again_with_the_worker,
                             person="`bellwether promote`: it is fetched anew"),
-    "warm_start_flipped": Fault("one byte of the warm start", flipped(of_warm_start), 15.0,
-                                repair=again_with_the_worker, person="`bellwether up`: it is folded anew"),
+    "warm_start_flipped": Fault("one byte of the warm start", warm_start_flipped, 15.0, repair=down_and_up,
+                                person="`bellwether down`, `bellwether up`: it is folded anew"),
     "clock_a_day_ahead": Fault("clock a day ahead, 10 s, and back", clock_ahead, 10.0, where="faketime",
                                needs=no_faketime),
     "model_service_killed": Fault("kill -9: models, parent; remote mode", kill(whole("models")), where="remote"),
@@ -440,21 +459,21 @@ def observe_fault(house: House, fault: Fault, compare: bool = True) -> Figures:
                 found = set(ailments(house.settings))
                 time.sleep(max(0.0, began + fault.lasts_s - time.monotonic()))
             during = time.monotonic()
-        ended = during if fault.lasts_s else began
+        ended, look_s = (during, LOOK_AGAIN_S) if fault.lasts_s else (began, NOTICE_S)
         heals, person = "by itself", fault.person
         if fault.person and fault.repair is not House.up:
             fault.repair(house)  # known not to heal by itself: what the person does is part of the case
             heals, ended = REPAIRED, time.monotonic()
         elif fault.person.endswith("`bellwether up`"):
             house.up()
-        healed = _until_as_before(house, probe, healthy, ended, HEAL_S)
+        healed = _until_as_before(house, probe, healthy, ended, look_s)
         if not fault.lasts_s:
             found = set(ailments(house.settings)) if healed is None else found
         if healed is None:
             with suppress(BellwetherError, OSError):
                 fault.repair(house)
             heals, person, ended = REPAIRED, person or fault.tried, time.monotonic()
-            healed = _until_as_before(house, probe, healthy, ended, HEAL_S)
+            healed = _until_as_before(house, probe, healthy, ended, look_s)
         if healed is None:
             heals = "not in time"
         until = max(during, ended) if heals != "by itself" else during + (healed or 0.0)
@@ -497,16 +516,13 @@ def _calm(house: House, probe: Probe) -> dict[str, str]:
     return well
 
 
-def _until_as_before(
-    house: House, probe: Probe, healthy: dict[str, str], ended: float, patience_s: float
-) -> float | None:
+def _until_as_before(house: House, probe: Probe, healthy: dict[str, str], ended: float, look_s: float) -> float | None:
     """Seconds after `ended` until every endpoint and service says what it said before and the feeder gets answers."""
-    deadline = ended + patience_s
+    deadline = ended + HEAL_S
     while time.monotonic() < deadline:
         calls, everyone = [house.log.of(name) for name in CALLS], [house.log.of(name) for name in (*CALLS, *healthy)]
         well = probe.healthy() == healthy and all(call.now().startswith("200") for call in calls)
-        # what was asked before the end says nothing of it, and a worker may die a moment after it was asked last
-        if well and min(said.asked for said in everyone) > ended + LOOK_AGAIN_S:
+        if well and min(said.asked for said in everyone) > ended + look_s:
             return max(0.0, max(said.changes[-1][0] for said in everyone) - ended)
         time.sleep(0.1)
     return None

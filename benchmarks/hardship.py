@@ -26,7 +26,7 @@ from flows.client import Client
 from flows.replay import again
 from flows.site import Site
 from pipelines.contracts import OPEN_TIME, Decision, Floats, utc
-from pipelines.errors import BellwetherError, ServiceDown
+from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from pipelines.store import Promotion, Store, decision_payload
 from pipelines.training.warm import read_warm_start
@@ -116,14 +116,13 @@ class Load:
         while True:
             try:
                 return ask()
-            except ServiceDown as error:
-                if not self.forgiving or time.monotonic() > began + self.patience_s:
+            except (ServiceDown, InputError) as error:
+                told = str(error)
+                if not self.forgiving or "is before" in told or time.monotonic() > began + self.patience_s:
                     raise
-                if "answered 5" in str(error) and "answered 503" not in str(
-                    error
-                ):  # nobody may get that; told once each
-                    with self._lock:
-                        self.faults += [told for told in [str(error)] if told not in self.faults]
+                if "answered" in told and "answered 503" not in told or isinstance(error, InputError):
+                    with self._lock:  # nobody may get that; told once each
+                        self.faults += [told] if told not in self.faults else []
             time.sleep(0.05)
 
     def _take(self, answer: dict[str, Any]) -> None:

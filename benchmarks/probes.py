@@ -171,7 +171,9 @@ class Probe:
         began = time.monotonic()
         try:
             states = supervisor.services(self.settings, self._known)
-            bad = [f"{name} {state['state']}" for name, state in states.items() if state["state"] != "up"]
+            # what answers though its process is gone is an orphan: nobody would restart or stop it
+            told = {n: s["state"] if s["state"] != "up" or s["pid"] else "orphan" for n, s in states.items()}
+            bad = [f"{name} {state}" for name, state in told.items() if state != "up"]
             words = ", ".join(bad) or "up"
         except (BellwetherError, OSError) as error:
             words = type(error).__name__

@@ -207,23 +207,31 @@ def disk_full(house: House) -> Iterator[None]:
 
 
 @contextmanager
-def read_only_at_start(house: House) -> Iterator[None]:
-    """Linux makes no file system read-only under open files: so the services are stopped, and asked to start."""
-    supervisor.down(house.settings)
-    mount = str(house.scratch / "disk")
-    subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
+def read_only(house: House) -> Iterator[None]:
+    """The home is mounted over itself, read-only: what is opened from now on cannot be written, open files can."""
+    home = str(house.settings.home)
+    subprocess.run(["mount", "--bind", home, home], check=True)
     try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", home], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", home], check=True)
+
+
+@contextmanager
+def read_only_at_start(house: House) -> Iterator[None]:
+    supervisor.down(house.settings)
+    with read_only(house):
         began = time.monotonic()
         try:
             house.up()
-            house.log.add("up", "started")
+            words = "started"
         except BellwetherError as error:
-            house.log.add("up", type(error).__name__, time.monotonic() - began)
+            words = type(error).__name__
         except OSError as error:
-            house.log.add("up", f"traceback {type(error).__name__}", time.monotonic() - began)
+            words = f"traceback {type(error).__name__}"
+        house.log.add("up", words, time.monotonic() - began)
         yield
-    finally:
-        subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
 
 
 @contextmanager
@@ -392,7 +400,7 @@ def no_mount() -> str:
             ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False
         )
         if tried.returncode:
-            return f"a tmpfs cannot be mounted: {tried.stderr.strip() or tried.returncode}"
+            return f"nothing can be mounted: {tried.stderr.strip() or tried.returncode}"
         subprocess.run(["umount", folder], check=True)
     return ""
 
@@ -410,8 +418,9 @@ FAULTS: dict[str, Fault] = {
     "store_locked": Fault("store locked by another, 20 s", store_locked, 20.0),
     "postgresql_frozen": Fault("SIGSTOP 20 s: PostgreSQL", freeze(database), 20.0, where="postgresql"),
     "disk_full": Fault("disk full, 10 s", disk_full, 10.0, person="free space", where="tmpfs", needs=no_mount),
-    "home_read_only": Fault("home read-only at start", read_only_at_start, 1.0, where="tmpfs", needs=no_mount,
-                            person="make it writable, `bellwether up`"),
+    "home_read_only": Fault("home read-only, 10 s", read_only, 10.0, person="make it writable", needs=no_mount),
+    "home_read_only_at_start": Fault("home read-only at start", read_only_at_start, 1.0, needs=no_mount,
+                                     person="make it writable, `bellwether up`"),
     "store_page_flipped": Fault("one page of store.db overwritten", page_flipped, 20.0, repair=restore_store,
                                 person="`bellwether restore` of the newest backup"),
     "generation_garbage": Fault("generation.json: garbage, 5 s", generation_replaced(lambda _: "}{ \0"), 5.0),

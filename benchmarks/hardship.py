@@ -120,7 +120,7 @@ class Load:
                 told = str(error)
                 if not self.forgiving or "is before" in told or time.monotonic() > began + self.patience_s:
                     raise
-                if "answered" in told and "answered 503" not in told or isinstance(error, InputError):
+                if isinstance(error, InputError) or ("answered" in told and "answered 503" not in told):
                     with self._lock:  # nobody may get that; told once each
                         self.faults += [told] if told not in self.faults else []
             time.sleep(0.05)

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.evidence [NAME ...] [--again] [--write]`: long runs that show what tests are too short to show.
+"""`python -m benchmarks.evidence [NAME ...]`: long runs that show what tests are too short to show.
 
 Every case is stored when it is done, in `artifacts/evidence/<name>.json`; a second run goes on where the first ended
 and skips what is there. Figures of another params.yaml or of other code are not mixed in: they are measured anew.
-`--write` makes the pages under `docs/results` from what is stored, and runs nothing.
+`--case` names one case of many; `--write` makes the pages under `docs/results` from what is stored, and runs nothing.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -253,12 +253,12 @@ def fingerprint(code: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def stored(path: Path, part: Part, again: bool) -> dict[str, Figures]:
+def stored(path: Path, again: bool, code: tuple[str, ...] = ()) -> dict[str, Figures]:
     """Cases of an earlier run of the same code and params; none if it was another, or with `again`."""
     if again or not path.is_file():
         return {}
     content = json.loads(path.read_text())
-    return dict(content["cases"]) if content["fingerprint"] == fingerprint(part.code) else {}
+    return dict(content["cases"]) if content["fingerprint"] == fingerprint(code) else {}
 
 
 @cache
@@ -287,11 +287,14 @@ def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]
     return figures
 
 
-def run(name: str, part: Part, folder: Path, again: bool, jobs: int, news: Console) -> dict[str, Figures]:
-    """Do what is not done yet, `jobs` cases at a time."""
-    path = folder / f"{name}.json"
-    done = stored(path, part, again)
-    todo = [case for case in part.cases if case not in done]
+def run(
+    name: str, part: Part, folder: Path, again: bool, jobs: int, news: Console, only: Collection[str] = ()
+) -> dict[str, Figures]:
+    """Do what is not done yet, `jobs` cases at a time; with `only`, nothing else is done or, with `again`, forgotten."""
+    path, wanted = folder / f"{name}.json", only or part.cases
+    done = stored(path, again and not only, part.code)
+    done = {case: figures for case, figures in done.items() if not (again and case in wanted)}
+    todo = [case for case in part.cases if case not in done and case in wanted]
     if part.run is real:
         todo = [case for case in todo if recording(RECORDINGS[case]).is_file()]
     news.print(f"{name}: {len(done)} of {len(part.cases)} cases stored, {len(todo)} to run")
@@ -309,11 +312,15 @@ def main() -> None:
     asked = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     asked.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(PARTS)}; all by default")
     asked.add_argument("--again", action="store_true", help="forget what is stored and measure anew")
+    asked.add_argument("--case", action="append", default=[], metavar="CASE", help="only this case; may be repeated")
     asked.add_argument("--write", action="store_true", help="write docs/results from what is stored; run nothing")
     asked.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases at a time")
     options = asked.parse_args()
     if unknown := set(options.names) - set(PARTS):
         asked.error(f"no evidence {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    known = {case for name in options.names or PARTS for case in PARTS[name].cases}
+    if unknown := set(options.case) - known:
+        asked.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     folder, news = Settings().home / "evidence", Console(stderr=True)
     if options.write:
         from benchmarks.results import write_faults
@@ -324,7 +331,7 @@ def main() -> None:
     for heading in ("part", "figure", "value", "95 % interval", "n"):
         drawn.add_column(heading)
     for name in options.names or PARTS:
-        figures = run(name, PARTS[name], folder, options.again, options.jobs, news)
+        figures = run(name, PARTS[name], folder, options.again, options.jobs, news, options.case)
         if not figures:
             drawn.add_row(PARTS[name].told, "not run: its recordings are not there", "", "", "0")
         for figure, e in figures.items():

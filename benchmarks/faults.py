@@ -253,9 +253,9 @@ def page_flipped(house: House) -> Iterator[None]:
 
 
 def _leaf(store: sqlite3.Connection) -> int:
-    """The last page that belongs to the table of bars: content, so that every index and header stays whole."""
-    found = store.execute("SELECT max(pageno) FROM dbstat WHERE name = 'bars' AND pagetype = 'leaf'").fetchone()[0]
-    return int(found)
+    """A page with the oldest decisions: nothing reads it at a start, so that only somebody who checks can know."""
+    wanted = "SELECT min(pageno) FROM dbstat WHERE name = 'decisions' AND pagetype = 'leaf'"
+    return int(store.execute(wanted).fetchone()[0])
 
 
 def restore_store(house: House) -> None:

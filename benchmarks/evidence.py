@@ -290,7 +290,7 @@ def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]
 def run(
     name: str, part: Part, folder: Path, again: bool, jobs: int, news: Console, only: Collection[str] = ()
 ) -> dict[str, Figures]:
-    """Do what is not done yet, `jobs` cases at a time; with `only`, nothing else is done or, with `again`, forgotten."""
+    """Do what is not done yet, `jobs` cases at a time; with `only`, nothing else is done, or forgotten by `again`."""
     path, wanted = folder / f"{name}.json", only or part.cases
     done = stored(path, again and not only, part.code)
     done = {case: figures for case, figures in done.items() if not (again and case in wanted)}

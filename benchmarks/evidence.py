@@ -1,7 +1,8 @@
-"""`python -m benchmarks.evidence [NAME ...] [--again]`: long runs that show what tests are too short to show.
+"""`python -m benchmarks.evidence [NAME ...]`: long runs that show what tests are too short to show.
 
 Every case is stored when it is done, in `artifacts/evidence/<name>.json`; a second run goes on where the first ended
 and skips what is there. Figures of another params.yaml or of other code are not mixed in: they are measured anew.
+`--case` names one case of many; `--write` makes the pages under `docs/results` from what is stored, and runs nothing.
 """
 
 import argparse
@@ -9,18 +10,21 @@ import hashlib
 import json
 import multiprocessing
 import os
+import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import hardship
+from benchmarks import faults, hardship, upgrade
 from benchmarks.house import FAMILY, recorded, recording, simulated, train
 from benchmarks.postgres import postgresql
 from pipelines.contracts import TIMEFRAME_SECONDS
@@ -33,7 +37,9 @@ RECORDINGS = {
     "BTC/USDT 2024": "binance_spot_btcusdt_1m_2024.parquet",
     "BTC/USDT 2025H1": "binance_spot_btcusdt_1m_2025h1.parquet",
 }
-KILLS, SWAPS = 5, 50  # of a case: an interrupted run loses no more
+KILLS, SWAPS = 20, 50  # of a case: an interrupted run loses no more
+BARS_AFTER = 200  # fed after the last kill of a case, so that what it broke would show
+INPUTS = 10_000  # of a case
 CRASH = ("kills", "acknowledged", "lost", "doubled", "lost_bars", "state", "not_replayed")
 DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched block begins
 
@@ -46,6 +52,8 @@ class Part:
     cases: tuple[str, ...]
     run: Callable[[str], Figures]
     sums: Callable[[list[Figures]], dict[str, Figures]]
+    jobs: int | None = None  # cases at a time, where a case measures time or takes the whole machine
+    code: tuple[str, ...] = ()  # folders besides pipelines/ that its figures rest on
 
 
 def share(name: str) -> Callable[[list[Figures]], dict[str, Figures]]:
@@ -128,16 +136,27 @@ def real(name: str) -> Figures:
 
 
 def killed(seed: str) -> Figures:
-    return hardship.crashes(KILLS, store_url="", seed=int(seed))
+    return hardship.crashes(KILLS, store_url="", seed=int(seed), bars_after=BARS_AFTER)
 
 
 def killed_on_postgresql(seed: str) -> Figures:
     with postgresql() as url:
-        return hardship.crashes(KILLS, store_url=url, seed=int(seed))
+        return hardship.crashes(KILLS, store_url=url, seed=int(seed), bars_after=BARS_AFTER)
 
 
 def swapped(seed: str) -> Figures:
     return hardship.swaps(SWAPS)
+
+
+def odd_inputs(seed: str) -> Figures:
+    """What the services answer to INPUTS generated requests; see benchmarks/inputs.py."""
+    from benchmarks import inputs  # Schemathesis takes seconds to import
+
+    return dict(inputs.run(int(seed), INPUTS))
+
+
+def upgraded(revision: str) -> Figures:
+    return upgrade.drill(None if revision == "previous" else revision)
 
 
 def sum_of(*names: str) -> Callable[[list[Figures]], dict[str, Figures]]:
@@ -148,6 +167,33 @@ def sum_of(*names: str) -> Callable[[list[Figures]], dict[str, Figures]]:
         return {name: {"value": v, "low": v, "high": v, "n": len(found)} for name, v in sums.items()} if found else {}
 
     return of
+
+
+def all_sums(found: list[Figures]) -> dict[str, Figures]:
+    """Every whole number that all cases have, added up."""
+    shared = set.intersection(*(set(case) for case in found)) if found else set()
+    return sum_of(*sorted(n for n in shared if all(type(case[n]) is int for case in found)))(found)
+
+
+def fault_figures(found: list[Figures]) -> dict[str, Figures]:
+    """How many faults of the matrix were seen, healed by themselves, and lost or doubled anything."""
+    ran = [case for case in found if "not_run" not in case]
+    counts = {
+        "faults caused": len(ran),
+        "detected": sum(case["detected_s"] is not None for case in ran),
+        "healed by themselves": sum(case["heals"] == "by itself" for case in ran),
+        "healed after a person": sum(case["heals"] == faults.REPAIRED for case in ran),
+        "lost": sum(case["lost"] for case in ran),
+        "doubled": sum(case["doubled"] for case in ran),
+        "lost bars": sum(case["lost_bars"] for case in ran),
+        "not run": len(found) - len(ran),
+    }
+    return {name: {"value": float(v), "low": float(v), "high": float(v), "n": len(found)} for name, v in counts.items()}
+
+
+def upgrade_figures(found: list[Figures]) -> dict[str, Figures]:
+    names = ("silent_s", "recovery_s", "acknowledged", "lost", "doubled", "lost_bars")
+    return {name: {"value": float(case[name]), "low": None, "high": None, "n": 1} for case in found for name in names}
 
 
 def validator_figures(found: list[Figures]) -> dict[str, Figures]:
@@ -164,6 +210,7 @@ def seeds(n: int) -> tuple[str, ...]:
     return tuple(str(seed) for seed in range(n))
 
 
+RUNNING = ("serving", "flows")
 PARTS = {
     "drift_false_alarms": Part("stationary markets that raised a drift alarm", seeds(100), stationary, share("alarm")),
     "drift_detection": Part("drifted markets that raised a drift alarm", seeds(50), drifted,
@@ -172,10 +219,15 @@ PARTS = {
     "gate_on_planted_edge": Part("candidates trained on a planted edge that the gate promoted", seeds(20), planted,
                                  share("promoted")),
     "swaps": Part(f"cases of {SWAPS} champion swaps under load", seeds(4), swapped,
-                  sum_of("swaps", "answers", "failed", "mb_at_tenth", "mb_at_last")),
-    "crashes": Part(f"cases of {KILLS} times kill -9 under load, SQLite", seeds(20), killed, sum_of(*CRASH)),
-    "crashes_on_postgresql": Part(f"cases of {KILLS} times kill -9 under load, PostgreSQL", seeds(20),
-                                  killed_on_postgresql, sum_of(*CRASH)),
+                  sum_of("swaps", "answers", "failed", "mb_at_tenth", "mb_at_last"), code=RUNNING),
+    "crashes": Part(f"cases of {KILLS} times kill -9 under load, SQLite", seeds(5), killed, sum_of(*CRASH),
+                    code=RUNNING),
+    "crashes_on_postgresql": Part(f"cases of {KILLS} times kill -9 under load, PostgreSQL", seeds(5),
+                                  killed_on_postgresql, sum_of(*CRASH), code=RUNNING),
+    "faults": Part("the fault matrix", tuple(faults.FAULTS), faults.case, fault_figures, jobs=1, code=RUNNING),
+    "odd_inputs": Part(f"cases of {INPUTS:,} generated requests", seeds(10), odd_inputs, all_sums, code=RUNNING),
+    "upgrade": Part("the release before, upgraded under load", ("previous",), upgraded, upgrade_figures, jobs=1,
+                    code=RUNNING),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -183,29 +235,49 @@ PARTS = {
 # ---- stored, resumed ----------------------------------------------------------------------------------------------
 
 
+OTHERS = ("params.yaml", "flows/monitor.py", "flows/evaluate.py", "benchmarks/house.py", "benchmarks/evidence.py")
+HARD = ("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py")  # under benchmarks/
+
+
 @cache
-def fingerprint() -> str:
-    """sha256 of params.yaml and of all code that a figure could rest on."""
-    others = ("params.yaml", "flows/monitor.py", "flows/evaluate.py", "benchmarks/house.py", "benchmarks/evidence.py")
+def fingerprint(code: tuple[str, ...] = ()) -> str:
+    """sha256 of params.yaml and of all code that a figure could rest on; `code` names folders besides pipelines/."""
+    files = [ROOT / name for name in OTHERS]
+    if code:
+        files += [ROOT / "Procfile", *(ROOT / "benchmarks" / name for name in HARD)]
+    for folder in ("pipelines", *code):
+        files += sorted((ROOT / folder).rglob("*.py"))
     digest = hashlib.sha256()
-    for source in (*(ROOT / name for name in others), *sorted((ROOT / "pipelines").rglob("*.py"))):
+    for source in filter(Path.is_file, files):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
-def stored(path: Path, again: bool) -> dict[str, Figures]:
+def stored(path: Path, again: bool, code: tuple[str, ...] = ()) -> dict[str, Figures]:
     """Cases of an earlier run of the same code and params; none if it was another, or with `again`."""
     if again or not path.is_file():
         return {}
     content = json.loads(path.read_text())
-    return dict(content["cases"]) if content["fingerprint"] == fingerprint() else {}
+    return dict(content["cases"]) if content["fingerprint"] == fingerprint(code) else {}
+
+
+@cache
+def machine() -> str:
+    """CPU, cores, and the versions a figure was measured under."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    names = ("bentoml", "mlflow", "prefect", "evidently", "sqlalchemy")
+    installed = ", ".join(f"{name} {version(name)}" for name in names)
+    return f"{cpu}, {os.cpu_count()} cores; {platform.system()}, Python {platform.python_version()}; {installed}"
 
 
 def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]:
     """Write what is known so far, by rename; returns its figures."""
     figures = part.sums([{"case": case, **done[case]} for case in part.cases if case in done])
     content = {
-        "told": part.told, "complete": len(done) == len(part.cases), "figures": figures, "fingerprint": fingerprint(),
+        "told": part.told, "complete": len(done) == len(part.cases), "figures": figures,
+        "fingerprint": fingerprint(part.code), "machine": machine(), "at": f"{datetime.now(UTC):%Y-%m-%d}",
         "cases": done,
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,16 +287,19 @@ def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]
     return figures
 
 
-def run(name: str, part: Part, folder: Path, again: bool, jobs: int, news: Console) -> dict[str, Figures]:
-    """Do what is not done yet, `jobs` cases at a time."""
-    path = folder / f"{name}.json"
-    done = stored(path, again)
-    todo = [case for case in part.cases if case not in done]
+def run(
+    name: str, part: Part, folder: Path, again: bool, jobs: int, news: Console, only: Collection[str] = ()
+) -> dict[str, Figures]:
+    """Do what is not done yet, `jobs` cases at a time; with `only`, nothing else is done, or forgotten by `again`."""
+    path, wanted = folder / f"{name}.json", only or part.cases
+    done = stored(path, again and not only, part.code)
+    done = {case: figures for case, figures in done.items() if not (again and case in wanted)}
+    todo = [case for case in part.cases if case not in done and case in wanted]
     if part.run is real:
         todo = [case for case in todo if recording(RECORDINGS[case]).is_file()]
     news.print(f"{name}: {len(done)} of {len(part.cases)} cases stored, {len(todo)} to run")
     if todo:
-        with ProcessPoolExecutor(min(jobs, len(todo)), multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(min(part.jobs or jobs, len(todo)), multiprocessing.get_context("spawn")) as pool:
             waiting = {pool.submit(part.run, case): case for case in todo}
             for ended in as_completed(waiting):
                 done[waiting[ended]] = ended.result()
@@ -237,16 +312,26 @@ def main() -> None:
     asked = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     asked.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(PARTS)}; all by default")
     asked.add_argument("--again", action="store_true", help="forget what is stored and measure anew")
+    asked.add_argument("--case", action="append", default=[], metavar="CASE", help="only this case; may be repeated")
+    asked.add_argument("--write", action="store_true", help="write docs/results from what is stored; run nothing")
     asked.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases at a time")
     options = asked.parse_args()
     if unknown := set(options.names) - set(PARTS):
         asked.error(f"no evidence {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    known = {case for name in options.names or PARTS for case in PARTS[name].cases}
+    if unknown := set(options.case) - known:
+        asked.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     folder, news = Settings().home / "evidence", Console(stderr=True)
+    if options.write:
+        from benchmarks.results import write_faults
+
+        print(write_faults(folder, ROOT / "docs" / "results" / "faults.md"))
+        return
     drawn = Table(title=f"evidence, in full under {folder}", title_justify="left")
     for heading in ("part", "figure", "value", "95 % interval", "n"):
         drawn.add_column(heading)
     for name in options.names or PARTS:
-        figures = run(name, PARTS[name], folder, options.again, options.jobs, news)
+        figures = run(name, PARTS[name], folder, options.again, options.jobs, news, options.case)
         if not figures:
             drawn.add_row(PARTS[name].told, "not run: its recordings are not there", "", "", "0")
         for figure, e in figures.items():

@@ -25,8 +25,8 @@ from flows import supervisor
 from flows.client import Client
 from flows.replay import again
 from flows.site import Site
-from pipelines.contracts import OPEN_TIME, Floats, utc
-from pipelines.errors import BellwetherError, ServiceDown
+from pipelines.contracts import OPEN_TIME, Decision, Floats, utc
+from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from pipelines.store import Promotion, Store, decision_payload
 from pipelines.training.warm import read_warm_start
@@ -51,6 +51,8 @@ class Load:
     step_s: float
     pace_s: float
     forgiving: bool  # a service that does not answer is asked again: it was killed on purpose
+    patience_s: float = PATIENCE_S
+    client: Callable[[Settings], Client] = Client
     acknowledged: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers: int = 0
     fed: int = 0  # decision bars shown and acknowledged
@@ -69,6 +71,11 @@ class Load:
         self._threads[0].join()
         self.stop()
 
+    @property
+    def over(self) -> bool:
+        """Whether the feeder has no bars left, or gave up."""
+        return not self._threads[0].is_alive()
+
     def stop(self) -> None:
         self._ended.set()
         for thread in self._threads:
@@ -76,7 +83,7 @@ class Load:
 
     def _guard(self, target: Callable[[Client], None]) -> None:
         try:
-            with Client(self.settings) as client:
+            with self.client(self.settings) as client:
                 target(client)
         except BellwetherError as error:
             self.faults.append(str(error))
@@ -100,15 +107,17 @@ class Load:
             time.sleep(max(self.pace_s, ASK_EVERY_S))
 
     def _insist(self, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        deadline = time.monotonic() + PATIENCE_S
+        began = time.monotonic()
         while True:
             try:
                 return ask()
-            except ServiceDown as error:
-                if not self.forgiving or time.monotonic() > deadline:
+            except (ServiceDown, InputError) as error:
+                told = str(error)
+                if not self.forgiving or "is before" in told or time.monotonic() > began + self.patience_s:
                     raise
-                if "answered 5" in str(error) and "503" not in str(error):
-                    raise
+                if isinstance(error, InputError) or ("answered" in told and "answered 503" not in told):
+                    with self._lock:  # nobody may get that; told once each
+                        self.faults += [told] if told not in self.faults else []
             time.sleep(0.05)
 
     def _take(self, answer: dict[str, Any]) -> None:
@@ -121,16 +130,25 @@ class Load:
 
 @contextmanager
 def house(
-    tiny: bool, store_url: str = "", names: tuple[str, ...] = DECISION, **more: str
+    tiny: bool,
+    store_url: str = "",
+    names: tuple[str, ...] = DECISION,
+    inside: Path | None = None,
+    champion: bool = True,
+    **more: str,
 ) -> Iterator[tuple[Stand, Settings]]:
-    """The decision service in a copy of the stand, alone by default: nothing of an earlier run is in its store."""
+    """The decision service in a copy of the stand, alone by default: nothing of an earlier run is in its store.
+
+    inside    an existing folder for the home; None = a temporary one
+    champion  False: no model serves, and the traditional consensus decides
+    """
     at = stand(tiny)
-    with tempfile.TemporaryDirectory(prefix="bellwether-hardship-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="bellwether-hardship-", dir=inside) as scratch:
         home = Path(scratch) / "home"
         home.mkdir()
         for name in ("bundles", "serving"):
             shutil.copytree(at.home / name, home / name, ignore=shutil.ignore_patterns("ack"))
-        arms = {"champion": arm_of(at.digests[0], "1")}
+        arms = {"champion": arm_of(at.digests[0], "1") if champion else None}
         write_generation(home / "serving", {FAMILY: arms}, warm_in(at, home / "serving"), datetime.now(UTC))
         with serving(home, names, store_url, **more) as settings:
             yield at, settings
@@ -181,12 +199,16 @@ def swaps(count: int, tiny: bool = False) -> dict[str, Any]:
 # ---- kill -9 --------------------------------------------------------------------------------------------------------
 
 
-def crashes(count: int, tiny: bool = False, store_url: str = "", seed: int = 7) -> dict[str, Any]:
+def crashes(
+    count: int, tiny: bool = False, store_url: str = "", seed: int = 7, bars_after: int | None = None
+) -> dict[str, Any]:
     """kill -9 at random moments under load, now the worker alone, now everything; then compare what is stored.
 
     Returns kills, acknowledged decisions, and what must be nought: lost (acknowledged, not stored or stored otherwise),
     doubled (two on the same bar and generation), lost_bars, state (decisions whose feature or signal bytes an
     uninterrupted run would not have had), not_replayed, faults.
+
+    bars_after  decision bars fed after the last kill; None = all there are
     """
     rng = np.random.default_rng(seed)
     with house(tiny, store_url) as (at, settings):
@@ -198,10 +220,12 @@ def crashes(count: int, tiny: bool = False, store_url: str = "", seed: int = 7) 
             with Client(settings) as client:
                 client.wait_for_generation(1, PATIENCE_S)
         load.pace_s = 0.0
+        if bars_after is not None:
+            del load.groups[load.fed + bars_after :]
         load.join()
         store = Store.open(settings.store)
         try:
-            found = _compare(at, settings, store, load)
+            found = compare(at, settings, store, load)
         finally:
             store.close()
     return {"kills": count, "acknowledged": len(load.acknowledged), "answers": load.answers} | found
@@ -222,14 +246,14 @@ def _kill(settings: Settings, whole: bool) -> None:
     supervisor.up(settings, DECISION)
 
 
-def _compare(at: Stand, settings: Settings, store: Store, load: Load) -> dict[str, Any]:
+def compare(at: Stand, settings: Settings, store: Store, load: Load) -> dict[str, Any]:
     records = store.decisions()
     stored = {record.decision.id: record for record in records}
     bars = np.vstack(load.groups[: load.fed])
     kept = store.bars(load.symbol)
     walk = symbols.replay(read_warm_start(Path(at.warm["path"]), at.warm["digest"]), bars[:0])
     rows = {c.close_time: (c.features.tobytes(), c.signals.tobytes()) for c in walk.advance(bars)}
-    keys = [(record.decision.as_of, record.decision.generation) for record in records]
+    keys = [_key(record.decision) for record in records]
     store.add_promotion(_line_of(at))
     replayed = again(Site(settings, at.params, store), records)
     return {
@@ -246,6 +270,11 @@ def _compare(at: Stand, settings: Settings, store: Store, load: Load) -> dict[st
         "why": dict(replayed.untold) | {d["id"]: d["fields"] for d in replayed.different[:3]},
         "faults": load.faults[:5],
     }  # fmt: skip
+
+
+def _key(decision: Decision) -> tuple[Any, ...]:
+    """What makes a decision another one. A fault that lowers the tier is a reason to decide on the same bar again."""
+    return decision.symbol, decision.as_of, decision.generation, decision.tier, decision.breakers
 
 
 def _line_of(at: Stand) -> Promotion:

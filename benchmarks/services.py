@@ -30,11 +30,15 @@ MB = 2**20
 
 @contextmanager
 def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", **more: str) -> Iterator[Settings]:
-    """The services up. The store is named in the environment, so that an exported one is never written to."""
+    """The services up. The store is named in the environment, so that an exported one is never written to; an empty
+    value in `more` takes a variable away."""
     before = dict(os.environ)
     os.environ |= {"BELLWETHER_STORE_URL": store_url, "BELLWETHER_WRITE_KEY": "benchmark", **more}
-    decision, models = free_ports(2)
-    settings = Settings(home=home, decision_port=decision, model_port=models)
+    for name in [name for name, value in more.items() if not value]:
+        del os.environ[name]
+    decision, models, mlflow, prefect, evidently = free_ports(5)
+    settings = Settings(home=home, decision_port=decision, model_port=models, mlflow_port=mlflow, prefect_port=prefect,
+                        evidently_port=evidently)  # fmt: skip
     try:
         supervisor.up(settings, names)
         yield settings

@@ -75,10 +75,12 @@ def up(as_json: AsJson = False) -> None:
 
 
 def start(quiet: bool, ready: bool = True) -> None:
-    from flows import supervisor
+    from flows import supervisor, warm_starts
 
+    progress = supervisor.silent if quiet else out.print
     tighten(err)
-    supervisor.up(settings(), progress=(lambda line: None) if quiet else out.print, ready=ready)
+    warm_starts.before_start(settings(), progress)
+    supervisor.up(settings(), progress=progress, ready=ready)
     connect()  # the first start created the key
 
 

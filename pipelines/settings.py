@@ -38,10 +38,6 @@ class Settings(BaseSettings):
     exchange_url: str = ""  # put before the URL of every exchange request (ccxt's proxyUrl); empty = straight there
     exchange_pause_ms: int = Field(default=0, ge=0)  # at least this between two requests; 0 = the venue's own limit
     fit_timeout_minutes: float = Field(default=30.0, gt=0)  # a family that takes longer is stopped; the others go on
-    disk_warn_mb: int = Field(default=1000, ge=0)  # less free than this: a warning
-    disk_stop_mb: int = Field(
-        default=200, ge=0
-    )  # less free than this: nothing is opened, what is optional not recorded
     keep_days: int = Field(default=365, ge=30)  # `bellwether prune` lets go of what is older, where it may
     disk_warn_mb: int = Field(default=2048, ge=0)  # less free under `home` than this is an alarm
     disk_stop_mb: int = Field(default=512, ge=0)  # less than this: no position is opened, nothing more is recorded

@@ -19,8 +19,9 @@ SERVERS = "tests/integration/"  # one stack, started once
 # long ones early, so that none of them is last; hardship's services when the turn no longer takes both cores
 LONG = (
     "tests/test_tutorials.py", "tests/monitoring/test_drift_on_the_simulator.py", "tests/training/test_controls.py",
-    "tests/serving/test_replay.py", "tests/test_hardship.py",
+    "tests/serving/test_replay.py", "tests/test_hardship.py", "tests/test_faults.py",
 )  # fmt: skip
+ONE_STAND = {"tests/test_faults.py": "tests/test_hardship.py"}  # in one process: their stand is trained once
 
 
 def pytest_runtest_setup(item):
@@ -53,7 +54,8 @@ def _turn_of(item):
 
 class ByFile(LoadScopeScheduling):
     def _split_scope(self, nodeid):
-        return SERVERS if nodeid.startswith(SERVERS) else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        return SERVERS if nodeid.startswith(SERVERS) else ONE_STAND.get(file, file)
 
 
 def pytest_xdist_make_scheduler(config, log):

@@ -1,4 +1,4 @@
-"""MLflow's server behind our guard: the app of `mlflow server --app-name bellwether` (an entry point in pyproject.toml)."""
+"""MLflow's server behind our guard: `mlflow server --app-name bellwether` finds it by its entry point."""
 
 from starlette.types import ASGIApp
 

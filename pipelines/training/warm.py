@@ -154,11 +154,20 @@ def publish_warm_start(
     told = {"hits": int(hits), "n": int(n)}
     digest = _seal(draft, meta | {"data_hash": data_hash, "traditional": told, "reference": dict(reference or {})})
     path = into / digest
-    if path.exists():
+    if _is_whole(path, digest):
         shutil.rmtree(draft)
     else:
+        shutil.rmtree(path, ignore_errors=True)  # damaged since it was published
         draft.rename(path)
     return {"data_hash": data_hash, "digest": digest, "path": str(path)}
+
+
+def _is_whole(folder: Path, digest: str) -> bool:
+    try:
+        read_warm_start(folder, digest)
+    except (StateError, DigestMismatch):
+        return False
+    return True
 
 
 def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmStart:

@@ -1,0 +1,289 @@
+"""The release before this one, running under load, stopped; `bellwether up` of this release on the same home.
+
+The old code is taken from git and runs from a folder of its own: it makes the home (market, model, warm start,
+workspace) and serves from it. A client sends bars and asks for decisions all the time, before, between and after. In a
+second home the old release has another feature, so that its warm start is refused by this one and is folded again.
+
+Run: python -m benchmarks.evidence upgrade
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from benchmarks.ports import free_ports
+from flows import supervisor
+from flows.client import bar_json
+from pipelines.contracts import OPEN_TIME, Floats, utc
+from pipelines.errors import ServiceDown
+from pipelines.settings import ROOT, Settings, load_params
+from pipelines.store import Store, decision_payload
+
+FIRST = "d51897f"  # release 0.5.0, taken where git has no earlier tag
+BARS_BEFORE, BARS_AFTER = 60, 100  # decision bars answered by the old release, and by this one
+PACE_S = 0.02
+PATIENCE_S = 300.0
+OTHER_FEATURE = "pipelines/features/volume.py"
+
+MAKE = """
+import json, shutil, sys
+from datetime import UTC, datetime
+from pathlib import Path
+import numpy as np
+from benchmarks.hardship import _line_of
+from benchmarks.house import FAMILY, arm_of, stand
+from pipelines.store import Store
+from serving.generation import write_generation
+home = Path(sys.argv[1])
+at = stand(False)
+home.mkdir()
+shutil.copytree(at.home / "bundles", home / "bundles")
+shutil.copytree(at.home / "serving" / "warm", home / "serving" / "warm")
+warm = at.warm | {"path": str(home / "serving" / "warm" / at.warm["digest"])}
+write_generation(home / "serving", {FAMILY: {"champion": arm_of(at.digests[0], "1")}}, warm, datetime.now(UTC))
+trained = at.home.parent / f"seed-{at.params.seed}"
+for name in ("data", "data.dvc", "artifacts/features", "artifacts/labels"):
+    source, target = trained / name, home / "workspace" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
+store = Store.open(f"sqlite:///{home / 'store.db'}")
+store.add_promotion(_line_of(at))
+store.close()
+np.save(sys.argv[2], at.live)
+"""
+UP = "from flows import supervisor; from pipelines.settings import Settings; supervisor.up(Settings(), ('decision',))"
+DOWN = "from flows import supervisor; from pipelines.settings import Settings; supervisor.down(Settings())"
+THIS_UP = "from flows.cli import main; main()"
+
+
+@dataclass
+class Caller:
+    """Sends bars and asks at each close, one after the other; what is not answered with 200 is sent again.
+
+    good     monotonic seconds of each good answer
+    answers  acknowledged decisions, by id
+    """
+
+    settings: Settings
+    symbol: str
+    groups: list[Floats]
+    key: str
+    good: list[float] = field(default_factory=list)
+    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fed: int = 0
+    tiers: list[int] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    until: int = 0  # decision bars to show before it waits
+    _as_of: bool = True  # the old release is asked about a moment; this one knows its own
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def wait(self, bars: int, patience_s: float) -> None:
+        """Until so many bars were answered. Raises ServiceDown with what was said last."""
+        deadline = time.monotonic() + patience_s
+        while self.fed < bars:
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                raise ServiceDown(
+                    f"{self.fed} of {bars} decision bars answered in {patience_s:.0f} s: {self.faults[-1:]}"
+                )
+            time.sleep(0.05)
+
+    def _run(self) -> None:
+        step_s = float(self.groups[1][0, OPEN_TIME] - self.groups[0][0, OPEN_TIME])
+        headers = {"Authorization": f"Bearer {self.key}"}
+        with httpx.Client(base_url=self.settings.decision_url, headers=headers, timeout=10.0) as http:
+            for group in self.groups:
+                bars = [bar_json(bar) for bar in group]
+                self._insist(http, "/observe", {"symbol": self.symbol, "bars": bars})
+                told = self._insist(
+                    http, "/decide", {"symbol": self.symbol}, utc(group[0, OPEN_TIME] + step_s).isoformat()
+                )
+                if told is None:
+                    return
+                if self.answers.setdefault(told["id"], told) != told:
+                    self.faults.append(f"decision {told['id']} was answered in two ways")
+                self.tiers.append(told["tier"])
+                self.fed += 1
+                time.sleep(PACE_S)
+
+    def _insist(
+        self, http: httpx.Client, path: str, body: dict[str, Any], as_of: str | None = None
+    ) -> dict[str, Any] | None:
+        while not self._ended.is_set():
+            asked = body | ({"as_of": as_of} if as_of and self._as_of else {})
+            try:
+                answer = http.post(path, json=asked)
+            except httpx.HTTPError:
+                time.sleep(0.05)
+                continue
+            if answer.status_code == 200:
+                self.good.append(time.monotonic())
+                return dict(answer.json())
+            if answer.status_code == 400 and "as_of" in asked and "as_of" in answer.text:
+                self._as_of = False
+            elif answer.status_code != 503:
+                told = f"{path} answered {answer.status_code}: {answer.text[:200]}"
+                self.faults += [told] if told not in self.faults else []
+            time.sleep(0.05)
+        return None
+
+
+def previous() -> str:
+    """The newest tag before this commit, else release 0.5.0."""
+    found = _git("describe", "--tags", "--abbrev=0", "HEAD^")
+    return found.stdout.strip() if found.returncode == 0 else FIRST
+
+
+def _git(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def check_out(revision: str, into: Path) -> str:
+    """The tracked files of a revision, as a tree of their own; returns its version. Raises ServiceDown without it."""
+    into.mkdir()
+    packed = into.with_suffix(".tar")
+    done = _git("archive", "--output", str(packed), revision)
+    if done.returncode:
+        raise ServiceDown(f"git has no revision {revision}: {done.stderr.strip()}; name one that is there")
+    subprocess.run(["tar", "-xf", str(packed), "-C", str(into)], check=True)
+    packed.unlink()
+    found = re.search(r'^version = "([^"]+)"', (into / "pyproject.toml").read_text(), re.MULTILINE)
+    return found[1] if found else revision
+
+
+def drill(revision: str | None = None) -> dict[str, Any]:
+    """Upgrade two homes of `revision` (default: `previous`) under load: as it is, and with another feature.
+
+    Returns of the first: from (version), silent_s (last good answer of the old to first of the new), recovery_s (start
+    of `up` to first good answer), acknowledged, lost, doubled, lost_bars, loose_before and loose_after (files and
+    folders under home that others may read or write), tiers before and after, said (by `up`), faults; and under
+    `other_catalogue` the same of the second.
+    """
+    wanted = revision or previous()
+    with tempfile.TemporaryDirectory(prefix="bellwether-upgrade-") as scratch:
+        found = upgraded(Path(scratch), wanted, other_feature=False)
+    with tempfile.TemporaryDirectory(prefix="bellwether-upgrade-") as scratch:
+        other = upgraded(Path(scratch), wanted, other_feature=True)
+    return found | {"other_catalogue": other}
+
+
+def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any]:
+    old, home = scratch / "old", scratch / "home"
+    release = check_out(revision, old)
+    if other_feature:
+        source = old / OTHER_FEATURE
+        source.write_text(source.read_text() + "\n_OF_AN_EARLIER_RELEASE = 1\n")
+    env = _environment(home)
+    with _umask(0o022):
+        _python(old, env, MAKE, str(home), str(scratch / "live.npy"))
+        _python(old, env, UP)
+    settings = Settings(home=home, **_ports(env))
+    params = load_params(old / "params.yaml")
+    live = np.load(scratch / "live.npy")
+    slot = live[:, OPEN_TIME] // 900
+    groups = np.split(live, np.flatnonzero(np.diff(slot)) + 1)[:-1]
+    caller = Caller(settings, params.simulator.symbol, groups, (home / "write_key").read_text().strip())
+    caller.start()
+    try:
+        caller.wait(BARS_BEFORE, PATIENCE_S)
+        loose_before = loose(home)
+        _python(old, env, DOWN)
+        stopped, answered = time.monotonic(), caller.fed
+        last = caller.good[-1]
+        said = _python(ROOT, env, THIS_UP, "up")
+        caller.wait(answered + BARS_AFTER, PATIENCE_S)
+        first = next(at for at in caller.good if at > stopped)
+    finally:
+        caller.stop()
+        supervisor.down(settings)
+    store = Store.open(settings.store)
+    try:
+        records = store.decisions()
+        kept = store.bars(caller.symbol)
+    finally:
+        store.close()
+    stored = {record.decision.id: decision_payload(record.decision) for record in records}
+    keys = [(r.decision.symbol, r.decision.as_of, r.decision.generation, r.decision.tier) for r in records]
+    shown = np.vstack(groups[: caller.fed])
+    return {
+        "from": f"{release} ({revision})", "silent_s": first - last, "recovery_s": first - stopped,
+        "acknowledged": len(caller.answers),
+        "lost": sum(_differs(stored.get(id), told) for id, told in caller.answers.items()),
+        "doubled": len(keys) - len(set(keys)),
+        "lost_bars": int(len(shown) - len(np.intersect1d(shown[:, OPEN_TIME], kept[:, OPEN_TIME]))),
+        "loose_before": loose_before, "loose_after": loose(home),
+        "tiers_before": sorted(set(caller.tiers[:answered])), "tiers_after": sorted(set(caller.tiers[answered + 1 :])),
+        "said": [line for line in said.splitlines() if line.isascii() and " up after" not in line][:8],
+        "warm_start": "folded again" if "folded again" in said else "read as it was", "faults": caller.faults[:5],
+    }  # fmt: skip
+
+
+def _differs(stored: dict[str, Any] | None, told: dict[str, Any]) -> bool:
+    """Whether what was answered is not what is stored. Fields that a release added later are not held against it."""
+    return stored is None or any(stored[name] != value for name, value in told.items() if name in stored)
+
+
+def loose(home: Path) -> int:
+    """Files and folders under `home` that the group or others may read or write."""
+    return sum(bool(path.lstat().st_mode & 0o077) for path in (home, *home.rglob("*")) if not path.is_symlink())
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """Of an installation of its own; nothing of ours that is set outside counts, but for compiled kernels."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_") and k != "PYTHONPATH"}
+    kernels = {k: v for k, v in os.environ.items() if k == "BELLWETHER_KERNEL_CACHE"}
+    ports = zip(("MLFLOW", "PREFECT", "DECISION", "MODEL", "EVIDENTLY"), free_ports(5), strict=True)
+    return outside | kernels | {"BELLWETHER_HOME": str(home)} | {f"BELLWETHER_{n}_PORT": str(p) for n, p in ports}
+
+
+def _ports(env: dict[str, str]) -> dict[str, Any]:
+    return {
+        k.removeprefix("BELLWETHER_").lower(): int(v)
+        for k, v in env.items()
+        if k.startswith("BELLWETHER_") and k.endswith("_PORT")
+    }
+
+
+def _python(tree: Path, env: dict[str, str], code: str, *words: str) -> str:
+    """Run code of one tree; returns what it printed. Raises ServiceDown with the end of it if it fails."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tree, env=env | {"PYTHONPATH": str(tree)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise ServiceDown(f"{code.splitlines()[-1]} {' '.join(words)} of {tree} ended with {done.returncode}: "
+                          f"{done.stdout[-1500:]}")  # fmt: skip
+    return done.stdout
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+if __name__ == "__main__":
+    print(json.dumps(drill(sys.argv[1] if len(sys.argv) > 1 else None), indent=1))

@@ -1,0 +1,144 @@
+"""A warm start that this release refuses is folded again from the workspace, before the services start."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from benchmarks.house import arm_of, simulated
+from benchmarks.ports import free_ports
+from flows import warm_starts
+from pipelines.data import schemas
+from pipelines.settings import Settings, load_params
+from pipelines.store import Store
+from pipelines.training import stages
+from pipelines.training.warm import _seal, publish_warm_start, read_warm_start
+from pipelines.versioning import data_hash as data_hash_of
+from serving.generation import read_generation, write_generation
+
+FAMILIES = {"validator": {"champion": arm_of("a" * 64), "challenger": None}}
+DAYS = 30
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A workspace after the features and labels stages, as a turn leaves it."""
+    workspace, params = tmp_path_factory.mktemp("made"), load_params()
+    (workspace / "data").mkdir()
+    file = workspace / "data" / "1m.parquet"
+    schemas.write_bars(schemas.to_frame(simulated(params, DAYS), "1m", None), file)
+    described = {"symbol": params.simulator.symbol, "timeframe": "1m", "file": file.name}
+    (workspace / "data" / "manifest.json").write_text(json.dumps(described))
+    content = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+    (workspace / "data.dvc").write_text(json.dumps({"outs": [{"md5": content}]}))
+    with contextlib.chdir(workspace):
+        stages.build_features(params)
+        stages.build_labels(params)
+    return workspace
+
+
+@pytest.fixture
+def home(made, tmp_path):
+    """An installation that serves that data, with its workspace."""
+    (port,) = free_ports(1)
+    settings = Settings(home=tmp_path / "home", store_url="", decision_port=port)
+    shutil.copytree(made, settings.workspace)
+    into = settings.serving_dir / "warm"
+    into.mkdir(parents=True)
+    warm = publish_warm_start(made / "artifacts" / "features" / "warm", into, data_hash="0" * 32, hits=3, n=7)
+    write_generation(settings.serving_dir, FAMILIES, warm, datetime.now(UTC))
+    Store.open(settings.store).close()
+    return settings
+
+
+def of_another_release(settings):
+    """The published warm start as a release with another feature would have written it."""
+    told = read_generation(settings.serving_dir)["warm_start"]
+    folder = Path(told["path"])
+    state = folder / "features.state"
+    state.write_bytes(b"f" * 64 + state.read_bytes()[64:])
+    told["digest"] = _seal(folder, json.loads((folder / "meta.json").read_text()))
+    write_generation(settings.serving_dir, FAMILIES, told, datetime.now(UTC))
+
+
+def before_start(settings):
+    said = []
+    warm_starts.before_start(settings, said.append)
+    return said, read_generation(settings.serving_dir)
+
+
+def test_a_warm_start_of_another_catalogue_is_folded_again_and_models_stay(home, made):
+    of_another_release(home)
+    before = read_generation(home.serving_dir)["generation"]
+    said, now = before_start(home)
+    assert "StateError: state of catalogue" in said[0]
+    assert said[1:] == [f"warm start folded again: generation {before + 1}"]
+    assert (now["generation"], now["families"]) == (before + 1, FAMILIES)
+    again = read_warm_start(Path(now["warm_start"]["path"]), now["warm_start"]["digest"])
+    first = read_warm_start(made / "artifacts" / "features" / "warm")
+    assert again.feature_state.tobytes() == first.feature_state.tobytes()
+    assert again.signal_state.tobytes() == first.signal_state.tobytes()
+    assert again.history.bars.tobytes() == first.history.bars.tobytes()
+    assert again.data_hash == data_hash_of(made)
+    assert again.traditional is not None
+    assert sorted(home.home.iterdir()) == [home.home / name for name in ("serving", "store.db", "workspace")]
+    assert before_start(home) == ([], now)
+
+
+def test_one_that_was_damaged_is_put_back_under_its_own_name(home, made):
+    data_hash, hits = data_hash_of(made), json.loads((made / "artifacts" / "labels" / "traditional.json").read_text())
+    stage, into = made / "artifacts" / "features" / "warm", home.serving_dir / "warm"
+    told = publish_warm_start(stage, into, data_hash=data_hash, hits=hits["hits"], n=hits["n"])
+    write_generation(home.serving_dir, FAMILIES, told, datetime.now(UTC))
+    damaged = Path(told["path"]) / "closes.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    said, now = before_start(home)
+    assert "DigestMismatch" in said[0]
+    assert said[-1].startswith("warm start folded again"), said
+    assert now["warm_start"] == told
+    read_warm_start(Path(told["path"]), told["digest"])
+
+
+@pytest.mark.parametrize("broken", ["gone", "another layout"])
+def test_what_is_gone_or_of_another_layout_is_refused_in_words(home, broken):
+    told = read_generation(home.serving_dir)["warm_start"]
+    folder = Path(told["path"])
+    if broken == "gone":
+        shutil.rmtree(folder)
+    else:
+        meta = json.loads((folder / "meta.json").read_text())
+        del meta["last_open_time"]
+        told["digest"] = _seal(folder, meta)
+        write_generation(home.serving_dir, FAMILIES, told, datetime.now(UTC))
+    (home.workspace / "data.dvc").unlink()  # nothing to fold: the refusal alone is looked at
+    said, _ = before_start(home)
+    assert said[0].startswith("the published warm start is refused (")
+
+
+@pytest.mark.parametrize("lost", ["data.dvc", "data/manifest.json", "artifacts/labels/traditional.json"])
+def test_without_the_workspace_it_says_which_command_makes_one_and_changes_nothing(home, lost):
+    of_another_release(home)
+    before = read_generation(home.serving_dir)
+    (home.workspace / lost).unlink()
+    said, now = before_start(home)
+    assert lost in said[-1]
+    assert "`bellwether run --once`" in said[-1]
+    assert now == before
+
+
+def test_data_that_cannot_be_folded_is_said_in_one_line(home):
+    of_another_release(home)
+    (home.workspace / "data" / "1m.parquet").write_bytes(b"no parquet")
+    said, _ = before_start(home)
+    assert "cannot be folded again" in said[-1]
+    assert "Traceback" not in said[-1]
+    assert "\n" not in said[-1]
+
+
+def test_nothing_is_looked_at_where_nothing_was_published(tmp_path):
+    warm_starts.before_start(Settings(home=tmp_path / "new", store_url=""))
+    assert not (tmp_path / "new").exists()

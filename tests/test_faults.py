@@ -1,0 +1,57 @@
+"""What breaks under load, in small and on real processes: a killed process of serving, a locked store, a full disk.
+
+The whole matrix is `python -m benchmarks.evidence faults`. One house on a file system of 64 MB is broken several times,
+since starting one takes longer than most faults last.
+"""
+
+import pytest
+
+from benchmarks import faults
+from benchmarks.faults import FAULTS, observe_fault, running
+
+NOUGHT = dict.fromkeys(("lost", "doubled", "lost_bars", "state", "not_replayed"), 0)
+KIND = "tmpfs" if not faults.no_mount() else "house"
+
+
+@pytest.fixture(scope="module")
+def house():
+    with running(FAULTS["disk_full"] if KIND == "tmpfs" else FAULTS["store_locked"], tiny=True) as found:
+        yield found
+
+
+def broken(house, name, lasts_s=None):
+    """The fault's figures; it healed by itself and nothing was lost, which every test here is about."""
+    fault = FAULTS[name]
+    changes = {} if lasts_s is None else {"lasts_s": lasts_s}
+    found = observe_fault(house, faults.replace(fault, person="", **changes))
+    assert found == found | NOUGHT | {"faults": [], "heals": "by itself"}, found
+    assert found["detected_s"] is not None
+    return found
+
+
+@pytest.mark.parametrize("process", ["worker", "parent"])
+def test_a_decision_process_that_is_killed_is_there_again_and_lost_nothing(house, process):
+    found = broken(house, f"decision_{process}_killed")
+    assert found["answers_s"] < 30.0
+    if process == "parent":
+        assert found["alarms"], "a service that died raises an alarm"
+
+
+def test_a_locked_store_is_said_within_a_second_and_nobody_hangs(house):
+    found = broken(house, "store_locked", lasts_s=5.0)
+    for endpoint in ("/readyz", "/ready"):
+        assert any(words.startswith("503") and "store" in words for words in found["said"][endpoint]), found["said"]
+    assert "503" in str(found["said"]["/observe"])
+    assert found["detected_s"] < 2.0
+    assert max(found["slowest_s"].values()) < 2.0, found["slowest_s"]
+    assert "200 HEALTHY" in found["said"]["/status"][0]
+    assert any("UNHEALTHY tier 4" in words for words in found["said"]["/status"])
+
+
+@pytest.mark.skipif(KIND != "tmpfs", reason=faults.no_mount())
+def test_a_full_disk_is_said_kills_nothing_and_is_over_when_there_is_room(house):
+    found = broken(house, "disk_full", lasts_s=5.0)
+    assert set(found["said"]["/livez"]) == {"200"}, "the service lives on"
+    assert any(words.startswith("503") for words in found["said"]["/readyz"])
+    assert found["answers_s"] < 15.0
+    assert "disk" in str(found["doctor"])

@@ -93,6 +93,8 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        if scope["type"] == "http":
+            send = _with_security_headers(send)
         hosts = self._allowed_hosts(scope)
         refusal = _check_host(scope, hosts) or _check_origin(scope, hosts)
         if refusal is not None:
@@ -115,7 +117,7 @@ class Guard:
             if refusal is not None:
                 await self._refusal_or_login(refusal, scope)(scope, receive, send)
                 return
-        await self._app(self._without_credentials(scope), receive, _with_security_headers(send))
+        await self._app(self._without_credentials(scope), receive, send)
 
     async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._check_key(scope)
@@ -323,7 +325,8 @@ async def _read_body(receive: Receive) -> bytes:
     body = b""
     while True:
         message = await receive()
-        body += message.get("body", b"")
+        chunk: bytes = message.get("body", b"")
+        body += chunk
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             return body
 

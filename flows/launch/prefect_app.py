@@ -1,8 +1,8 @@
 """`python -m flows.launch.prefect_app`: the Prefect server as `prefect server start` runs it, behind our guard."""
 
+import os
+
 import uvicorn
-from prefect.server.api.server import create_app
-from prefect.settings import get_current_settings
 
 from pipelines.settings import settings
 from serving.guard import Guard
@@ -12,6 +12,11 @@ HEALTH = "/api/ready"
 
 def main() -> None:
     """Serve the API, the UI and the background services on the host and port of our settings, until SIGTERM."""
+    # for clients; the server lists its settings at /api/admin/settings, where a browser session could read the key
+    os.environ.pop("PREFECT_CLIENT_CUSTOM_HEADERS", None)
+    from prefect.server.api.server import create_app
+    from prefect.settings import get_current_settings
+
     where, prefect = settings(), get_current_settings()
     uvicorn.run(
         Guard(

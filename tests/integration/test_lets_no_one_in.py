@@ -69,6 +69,7 @@ def test_no_server_changes_or_tells_anything_without_the_key(stack, server):
     assert client.post(writes, json={}, headers=stack.key).status_code not in (401, 403)
 
 
+@pytest.mark.parametrize("tool", TOOLS)
 def test_a_socket_of_a_foreign_page_or_name_or_without_the_key_is_never_opened(stack, tool):
     url = url_of(stack, tool).replace("http", "ws") + CALLS[tool][2]
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Host": "evil.example", **stack.key},
@@ -130,6 +131,13 @@ def test_a_one_time_link_lets_one_browser_in_once(stack, server):
     assert client.get("/session").status_code == 401
     for log in (stack.settings.home / "logs").iterdir():
         assert ticket not in log.read_text(errors="replace")
+
+
+def test_no_server_tells_the_key_to_a_browser_that_has_a_session_only(stack):
+    """Prefect lists its settings, those of its clients among them."""
+    told = httpx.get(f"{stack.settings.prefect_url}/api/admin/settings", headers=stack.key)
+    assert told.json()["server"]
+    assert stack.key["Authorization"].removeprefix("Bearer ") not in told.text
 
 
 def test_open_prints_a_link_of_the_tool_it_is_asked_for(stack):

@@ -225,6 +225,7 @@ def test_without_the_key_there_is_a_login_page_and_an_open_probe(guarded):
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
     assert "bellwether open prefect" in page.text
     assert guarded.get("/runs", headers={"Accept": "text/html,*/*"}).status_code == 401
+    assert guarded.get("/<script>", headers={"Accept": "*/*"}).headers["x-content-type-options"] == "nosniff"
     assert "<form" in guarded.get("/runs", headers={"Accept": "text/html,*/*"}).text
     assert guarded.get("/readyz").json()["path"] == "/api/ready"
     assert guarded.post("/readyz").status_code == guarded.post("/").status_code == 401

@@ -95,7 +95,19 @@ def down(as_json: AsJson = False) -> None:
     """Stop everything `up` started, workers before servers."""
     from flows import supervisor
 
-    supervisor.down(settings())
+    supervisor.down(settings(), progress=supervisor.silent if as_json else out.print)
+    show_services(as_json)
+
+
+@app.command()
+def restart(
+    names: Annotated[list[str] | None, typer.Argument(help="Services; all that run by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stop and start services that run."""
+    from flows import supervisor
+
+    supervisor.restart(settings(), names or None, progress=supervisor.silent if as_json else out.print)
     show_services(as_json)
 
 

@@ -239,7 +239,7 @@ def services(settings: Settings) -> Iterator[Finding]:
     """Services that run and do not work, and what the decision service says of itself."""
     states = supervisor.services(settings)
     for name, state in states.items():
-        if state["state"] == "up" and state["detail"] is None:
+        if state["state"] == "up" and state["detail"] in (None, supervisor.UNWATCHED):  # that is a finding of its own
             continue
         if state["state"] != "down" or state["detail"]:
             detail = f"{state['state']}: {state['detail'] or 'no answer yet'}"

@@ -41,7 +41,7 @@ def text_of(line: str) -> str:
         return line
     if not isinstance(found, dict):
         return line
-    return str(found.get("text") or found.get("message") or line)
+    return str(next((found[name] for name in ("text", "message") if name in found), line))
 
 
 class ServiceLog:

@@ -39,7 +39,7 @@ STOP_SECONDS = 20.0  # a service may take this long to end its work before it is
 PROBE_SECONDS = 0.7
 READY_SECONDS = 20.0  # a service that answers may be not ready this long before `up` does something about it
 ORDER_SECONDS = 10.0  # the supervisor looks for orders four times a second
-LOCK_SECONDS = 15.0  # `up` and `down` wait this long for each other
+LOCK_SECONDS = 60.0  # `up` and `down` wait this long for each other: most starts are over by then
 RUN_MARK = "BELLWETHER_RUN"
 SERVICE_MARK = "BELLWETHER_SERVICE"
 LOG_LINES = 15
@@ -324,6 +324,7 @@ def _end_orphans(settings: Settings, progress: Progress) -> None:
         return
     if left := members(settings):
         progress(f"ending {len(left)} processes whose supervisor is gone")
+        _end_leaders(_leaders(settings), progress)
         _end_family(left, settings)
     with contextlib.suppress(FileNotFoundError):
         state_file(settings).unlink()
@@ -660,8 +661,8 @@ def members(settings: Settings, service: str | None = None) -> list[psutil.Proce
 
 
 def supervisor_of(settings: Settings) -> psutil.Process | None:
-    """The living supervisor of this home; None if there is none."""
-    for process, marks in _family(settings):
+    """The living supervisor of this home; None if there is none. For one of its services that is a parent."""
+    for process, marks in _family(settings, with_parents=True):
         if SERVICE_MARK not in marks:
             with contextlib.suppress(psutil.Error):
                 if "flows.supervise" in process.cmdline() and is_alive(process):
@@ -669,9 +670,9 @@ def supervisor_of(settings: Settings) -> psutil.Process | None:
     return None
 
 
-def _family(settings: Settings) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+def _family(settings: Settings, with_parents: bool = False) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
     home = str(settings.home.resolve())
-    me = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    me = {os.getpid()} if with_parents else {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
         try:
             marks = process.environ()

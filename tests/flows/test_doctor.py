@@ -146,7 +146,7 @@ def test_alarms_and_latched_breakers_are_found_without_a_service(here):
 @pytest.mark.parametrize(
     ("state", "detail", "level"),
     [("not ready", "store: locked", "fail"), ("key refused", "another key", "fail"), ("starting", None, "warn"),
-     ("down", "gave up after 8 deaths", "fail"), ("up", supervisor.UNWATCHED, "warn"), ("down", None, None),
+     ("down", "gave up after 8 deaths", "fail"), ("up", supervisor.UNWATCHED, None), ("down", None, None),
      ("up", None, None)],
 )  # fmt: skip
 def test_a_service_that_does_not_work_is_found_with_its_reason(here, monkeypatch, state, detail, level):

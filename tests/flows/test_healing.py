@@ -44,6 +44,13 @@ for _ in range(3):
     c, _ = s.accept(); c.recv(1000); c.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\n"); c.close()
 time.sleep(600)
 """
+# says whether it has a supervisor
+SUPERVISED = """import sys, time
+from flows import supervisor
+from pipelines.settings import Path, Settings
+print("supervised", supervisor.supervisor_of(Settings(home=Path(sys.argv[1]))) is not None, flush=True)
+time.sleep(600)
+"""
 
 
 def free_port():
@@ -110,6 +117,15 @@ def test_a_killed_parent_is_started_again_its_worker_ended_and_the_alarm_is_in_t
     assert (alarm.kind, alarm.severity) == ("service_died", "high")
     assert alarm.detail.startswith("alpha: killed by SIGKILL")
     assert "Last line: " in alarm.detail
+
+
+def test_a_service_knows_that_it_is_supervised(home):
+    """The flows wait for Prefect as anybody does; the supervisor is their parent."""
+    (home.home.parent / "Procfile").write_text(f"alpha: {script(home.home.parent, SUPERVISED)} {home.home}\n")
+    start(home, only=["alpha"], wait=False)
+    log = supervisor.log_file(home, "alpha")
+    wait_for(lambda: log.exists() and "supervised" in log.read_text(), 10.0, "its answer")
+    assert "supervised True" in log.read_text()
 
 
 def test_without_a_supervisor_the_services_go_on_and_up_ends_them_and_starts_again(home):

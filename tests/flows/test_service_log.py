@@ -52,6 +52,7 @@ def test_a_service_that_writes_json_keeps_its_fields_but_not_another_name(path):
     assert first == {"at": "t", "level": "error", "message": "a\nb", "request_id": "r1", "service": "decision"}
     assert [set(other) for other in others] == [{"at", "service", "text"}] * 3
     assert text_of(path.read_text().splitlines()[0]) == "a\nb"
+    assert [text_of(line) for line in ('{"text": ""}', "[1]", "no json")] == ["", "[1]", "no json"]
 
 
 def test_a_line_comes_in_pieces_and_a_last_one_without_an_end_is_kept(path):

@@ -236,7 +236,7 @@ class DecisionService:
     def _check_pages(self, check: PageCheck) -> None:
         found = check.run()
         if found is not None:
-            told = f"{PAGES}{found}. Stop everything and restore a backup: `bellwether restore`"
+            told = f"{PAGES}{found}. Stop everything and restore a backup: `bellwether restore FILE`"
             log.error("the store is damaged: %s", found)
             self._alarms.append(("store_damaged", "critical", told, PAGES, False))
         elif self._damage is not None:
@@ -332,7 +332,7 @@ class DecisionService:
     # ---- tiers and alarms -----------------------------------------------------------------------------------------
 
     def _look_at_tiers(self, now: datetime) -> None:
-        snapshot, limit = self._slots.snapshot, self._params.risk.max_data_age_bars
+        snapshot = self._slots.snapshot
         outage = self._out()
         if outage and not self._outage:
             self._alarm("model_service_out", "high", outage)
@@ -340,15 +340,20 @@ class DecisionService:
             self._alarms.append(("model_service_out", "info", "it answers again", "", True))
         self._outage = outage
         for name, symbol in self._symbols.items():
-            stale = None
-            if symbol.clock.mode == "wall":
-                stale = self._freshness.look(name, (now.timestamp() - symbol.closed.close_time) / symbol.step_s, limit)
+            stale = self._look_at_age(symbol, now)
             self._stale = {k: v for k, v in self._stale.items() if k != name} | ({name: stale} if stale else {})
             if stale:
                 self._judge(of_outage(symbol, now))
             if self._judged.get(name) != symbol.closed.close_time:
                 self._judge_bars(symbol, 1)
             self._see(symbol, snapshot, None)
+
+    def _look_at_age(self, symbol: Symbol, now: datetime) -> str | None:
+        """Why the data of a symbol on the time of day are stale; None if they are not, or its clock is the market's."""
+        if symbol.clock.mode == "market":
+            return None
+        age_bars = (now.timestamp() - symbol.closed.close_time) / symbol.step_s
+        return self._freshness.look(symbol.name, age_bars, self._params.risk.max_data_age_bars)
 
     def _see(self, symbol: Symbol, snapshot: Snapshot, heard: dict[str, Any] | None) -> State:
         """Move the symbol's tier by what is seen now; a change is logged and an alarm."""
@@ -499,6 +504,7 @@ class DecisionService:
             closed = symbol.advance(fresh)
             if len(fresh):
                 self._freshness.heard(symbol.name, now.timestamp())
+                self._look_at_age(symbol, now)
             self._judge_bars(symbol, len(closed))
         return {
             "symbol": symbol.name,

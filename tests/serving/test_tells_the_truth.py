@@ -140,7 +140,7 @@ def test_a_symbol_that_was_fed_and_is_silent_is_seen_also_after_a_restart(stand,
         assert client.decide()["tier"] == 2
         holds(client, "none", "TIER_2")
         assert status(client)["symbols"][SYMBOL]["last_bar_arrived"] is not None
-        assert eventually(lambda: SYMBOL in (home / "serving" / "freshness.json").read_text())
+        assert json.loads((home / "serving" / "freshness.json").read_text())["live"] == [SYMBOL]
     ahead.by = timedelta(hours=1)
     with started(made, home) as client:
         holds(client, "a symbol that was fed and is silent", "data stale")

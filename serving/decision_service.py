@@ -29,12 +29,12 @@ from serving.api import (
     FillAnswer,
     FillRequest,
     Guard,
-    JsonOnly,
     Nothing,
     ObserveAnswer,
     ObserveRequest,
     OutcomeAnswer,
     OutcomeRequest,
+    WholeJson,
     answers,
     json_answer,
 )
@@ -602,7 +602,7 @@ DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
     writes=("/observe", "/outcome", "/fill"),
     reads=("/models", "/status", "/risk", "/ready"),
 )
+DecisionService.add_asgi_middleware(WholeJson)  # type: ignore[attr-defined]
 DecisionService.add_asgi_middleware(FairQueue, lanes=decision_lanes())  # type: ignore[attr-defined]
-DecisionService.add_asgi_middleware(JsonOnly)  # type: ignore[attr-defined]
 guard_worker()
 logs.configure()

@@ -17,10 +17,10 @@ from serving.api import (
     AskAnswer,
     AskRequest,
     Guard,
-    JsonOnly,
     Nothing,
     PredictAnswer,
     PredictRequest,
+    WholeJson,
     answers,
     json_answer,
 )
@@ -185,6 +185,6 @@ ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
     reads=("/models", "/ready"),
     max_body=MAX_ASK_BODY,
 )
-ModelService.add_asgi_middleware(JsonOnly)  # type: ignore[attr-defined]
+ModelService.add_asgi_middleware(WholeJson)  # type: ignore[attr-defined]
 guard_worker()
 logs.configure()

@@ -69,7 +69,7 @@ def decision_lanes() -> dict[str, Lane]:
         "/outcome": Lane(at_work=8, room=64),
         "/fill": Lane(at_work=8, room=64),
         "/decide": decide,
-        **dict.fromkeys(("/status", "/risk", "/models", "/docs.json", "/schema.json"), reads),
+        **dict.fromkeys(("/status", "/risk", "/models", "/schema.json"), reads),
     }
 
 

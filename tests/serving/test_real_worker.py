@@ -152,4 +152,4 @@ def test_a_connection_over_the_limit_is_refused(worker):
 def test_a_request_that_is_never_whole_ends_after_ten_seconds(half_sent):
     said = half_sent()
     assert (said["answer"][:12], said["ended"]) == (b"HTTP/1.1 408", True)
-    assert WHOLE_WITHIN_S - 0.5 < said["after"] < WHOLE_WITHIN_S + 3.0
+    assert WHOLE_WITHIN_S - 0.5 < said["after"] < 2 * WHOLE_WITHIN_S

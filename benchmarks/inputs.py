@@ -238,7 +238,7 @@ def spoilt(rng: random.Random, value: Any) -> Any:
         case 1 if isinstance(at, dict):
             at[rng.choice(KEYS)] = rng.choice(VALUES)
         case 2 if isinstance(at, list):
-            at *= rng.choice((0, 2, 3000))
+            at *= rng.choice((0, 2, 3000 if len(dumped(at)) < 10_000 else 3))
         case 3:
             at[where] = rng.choice(("x" * 1_000_000, "x" * 65, [1.5] * 10_000, {str(i): i for i in range(3000)}))
         case _:

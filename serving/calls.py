@@ -103,18 +103,39 @@ def _without_body(receive: Receive) -> Receive:
     return read
 
 
-class JsonOnly:
-    """ASGI middleware, next to BentoML: every body it parses is JSON, whatever the content type says. Its forms, files
-    and pickles are never reached, by a call or by the header of a GET."""
+class WholeJson:
+    """ASGI middleware: a body is whole before anybody waits or works for it, and JSON to BentoML whatever its content
+    type says: the forms, files and pickles of BentoML are never reached, by a call or by the header of a GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-            scope = {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body = await _whole(receive)
+        if body is None:  # the caller went away: nobody is there to answer
+            return
+        kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+        pending = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def received() -> Message:
+            return pending.pop() if pending else await receive()
+
+        await self._app({**scope, "headers": [*kept, (b"content-type", b"application/json")]}, received, send)
+
+
+async def _whole(receive: Receive) -> bytes | None:
+    """The body; None if the caller went away before it was whole."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
 
 
 class _Reworded:

@@ -48,11 +48,12 @@ from serving.api import (
     ObserveRequest,
     OutcomeAnswer,
     OutcomeRequest,
+    WholeJson,
     answers,
     json_answer,
 )
 from serving.asking import Asking, written
-from serving.calls import PROBES, Calls, JsonOnly
+from serving.calls import PROBES, Calls, WholeJson
 from serving.experience import FILE as EXPERIENCE_FILE
 from serving.experience import Experience
 from serving.fairness import FairQueue, decision_lanes
@@ -914,7 +915,7 @@ DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
     keyed=("/observe", "/decide", "/outcome", "/fill"),
     reads=READS,
 )
+DecisionService.add_asgi_middleware(WholeJson)  # type: ignore[attr-defined]
 DecisionService.add_asgi_middleware(FairQueue, lanes=decision_lanes())  # type: ignore[attr-defined]
-DecisionService.add_asgi_middleware(JsonOnly)  # type: ignore[attr-defined]
 guard_worker()
 logs.configure()

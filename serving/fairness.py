@@ -69,12 +69,12 @@ def decision_lanes() -> dict[str, Lane]:
         "/outcome": Lane(at_work=8, room=64),
         "/fill": Lane(at_work=8, room=64),
         "/decide": decide,
-        **dict.fromkeys(("/status", "/risk", "/models", "/docs.json", "/schema.json"), reads),
+        **dict.fromkeys(("/status", "/risk", "/models", "/schema.json"), reads),
     }
 
 
 class FairQueue:
-    """ASGI middleware, the innermost of ours: what was refused at the door takes no place."""
+    """ASGI middleware, the innermost of ours: what was refused at the door, or is still on its way, takes no place."""
 
     def __init__(self, app: ASGIApp, lanes: Mapping[str, Lane], wait_s: float = WAIT_S) -> None:
         self._app, self._lanes, self._wait_s = app, lanes, wait_s
@@ -83,9 +83,6 @@ class FairQueue:
         lane = self._lanes.get(scope["path"]) if scope["type"] == "http" else None
         if lane is None:
             await self._app(scope, receive, send)
-            return
-        body = await _whole(receive)  # before its turn: a caller that sends slowly holds no place
-        if body is None:
             return
         if not await lane.enter(self._wait_s):
             busy = f"{lane.at_work} of this kind are at work and {lane.room} wait, which is the limit; ask again in 1 s"
@@ -102,27 +99,10 @@ class FairQueue:
                 lane.leave()
 
         async def sent(message: Message) -> None:
-            leave()  # the work is done: a caller that reads slowly holds no place either
+            leave()  # the work is done: a caller that reads slowly holds no place
             await send(message)
 
-        pending = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def received() -> Message:
-            return pending.pop() if pending else await receive()
-
         try:
-            await self._app(scope, received, sent)
+            await self._app(scope, receive, sent)
         finally:
             leave()
-
-
-async def _whole(receive: Receive) -> bytes | None:
-    """The body; None if the caller went away."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)

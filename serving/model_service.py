@@ -17,7 +17,7 @@ from pipelines.store import SERVICE_WAIT_MS, Store, StoreFault
 from serving import logs
 from serving.api import AskAnswer, AskRequest, Nothing, PredictAnswer, PredictRequest, answers, json_answer
 from serving.asking import Asking
-from serving.calls import PROBES, Calls, JsonOnly
+from serving.calls import PROBES, Calls, WholeJson
 from serving.following import Alarms, Follower, families, refusals, slot_checks
 from serving.guard import Guard
 from serving.logs import RequestLog
@@ -207,6 +207,6 @@ ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
     reads=READS,
     max_body=MAX_ASK_BODY,
 )
-ModelService.add_asgi_middleware(JsonOnly)  # type: ignore[attr-defined]
+ModelService.add_asgi_middleware(WholeJson)  # type: ignore[attr-defined]
 guard_worker()
 logs.configure()

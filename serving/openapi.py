@@ -94,7 +94,7 @@ def completed(spec: dict[str, Any], *, needs_key: Collection[str]) -> dict[str, 
         **spec,
         "openapi": "3.1.0",
         "paths": paths,
-        "components": {"schemas": schemas, "securitySchemes": {"key": bearer}},
+        "components": {"schemas": schemas, "securitySchemes": {"bearer": bearer}},
     }
 
 
@@ -116,7 +116,7 @@ def _operation(
         responses.setdefault(status, _answer(why, {"$ref": REF.format(model="Error")}))
     kept["responses"] = responses
     if path in needs_key:
-        kept["security"] = [{"key": []}]
+        kept["security"] = [{"bearer": []}]
     return kept
 
 

@@ -8,6 +8,7 @@ worker) and counts as one of MAX_CONNECTIONS until then; a WebSocket counts too.
 
 import asyncio
 import json
+import os
 import sys
 
 import uvicorn.config
@@ -168,10 +169,12 @@ def in_worker() -> bool:
 
 
 def guard_worker() -> None:
-    """Have the uvicorn that this worker is about to build speak GuardedProtocol; anywhere else, do nothing.
+    """Have the uvicorn that a worker is about to build speak GuardedProtocol and trust no proxy; elsewhere do nothing.
 
     BentoML builds `uvicorn.Config` itself, after it has imported the service, and passes no `http`: uvicorn then reads
     the entry `auto` of its table of protocols.
     """
     if in_worker():
         uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{GuardedProtocol.__name__}"
+        # uvicorn would believe what any local caller says of its address and scheme; who has a proxy names it
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "")

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from serving.api import WholeJson
 from serving.fairness import FairQueue, Lane, decision_lanes
 
 
@@ -109,8 +110,9 @@ def test_a_caller_that_is_cut_off_while_it_waits_or_works_gives_its_place_back()
 
 def test_a_slow_sender_and_a_slow_reader_hold_no_place():
     async def check():
-        app = FairQueue(Work(), {"/decide": Lane(at_work=1, room=0)})
-        app._app.free.set()
+        work = Work()
+        app = WholeJson(FairQueue(work, {"/decide": Lane(at_work=1, room=0)}))
+        work.free.set()
         never = asyncio.Event()
 
         async def slow_body():

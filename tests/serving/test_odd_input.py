@@ -56,21 +56,16 @@ def refused(answer, status=400):
         "application/x-www-form-urlencoded", "application/vnd.bentoml+pickle", "application/json; charset=utf-16", ";",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"--b\r\nbad header\r\n\r\nx\r\n--b--",
-        b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' * 1001,
-    ],
-)
-def test_no_content_type_reaches_bentomls_forms_files_and_pickles(served, kind, body):
+def test_no_content_type_reaches_bentomls_forms_files_and_pickles(served, kind):
+    many = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n' * 1001 + b"--b--"
+    headers = KEY | {"Content-Type": kind}
     for path in CALLS:
-        answer = served.http.post(path, content=body, headers=KEY | {"Content-Type": kind})
-        assert answer.status_code < 500, (path, answer.text[:300])
+        for body in (b"", b"--b\r\nbad header\r\n\r\nx\r\n--b--", many):
+            answer = served.http.post(path, content=body, headers=headers)
+            assert answer.status_code < 500, (path, answer.text[:300])
     for path in READS:
-        for method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE"):
-            answer = served.http.request(method, path, content=body, headers=KEY | {"Content-Type": kind})
+        for method in ("GET", "HEAD"):
+            answer = served.http.request(method, path, content=many, headers=headers)
             assert answer.status_code < 500, (method, path, answer.text[:300])
 
 
@@ -178,7 +173,7 @@ def test_right_bodies_with_an_odd_value_somewhere_are_never_a_5xx_and_leave_the_
         "/outcome": outcome | {"gross_bps": 1.0, "net_bps": 1.0, "cost_bps": 0.0},
         "/fill": {"id": "a", "decision_id": "a", "status": "filled", "price": 1.0, "at": "2024-01-09T08:00:00Z"},
     }  # fmt: skip
-    for i in range(150):
+    for i in range(400):
         path = rng.choice(tuple(right))
         body = inputs.body_of(rng, right[path])
         answer = served.http.post(path, content=body, headers=JSON)
@@ -193,7 +188,7 @@ def test_right_bodies_with_an_odd_value_somewhere_are_never_a_5xx_and_leave_the_
      "/" + "a" * 9000, "/static_content/%2e%2e/x", "/static_content/a%00b", "/%ff"]
 )  # fmt: skip
 def test_an_odd_path_is_answered_below_500(served, path):
-    for method in ("GET", "POST", "HEAD", "DELETE"):
+    for method in ("GET", "POST", "HEAD", "DELETE", "OPTIONS", "PUT", "PATCH", "TRACE", "FOO"):
         assert served.http.request(method, path, headers=JSON, follow_redirects=False).status_code < 500
 
 

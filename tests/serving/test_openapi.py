@@ -42,10 +42,10 @@ def test_schemathesis_reads_every_call(written):
 
 def test_keyed_calls_declare_the_bearer_key_and_only_they(written):
     spec = completed(written, needs_key=KEYED)
-    assert spec["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert spec["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     for path, item in spec["paths"].items():
         for told in item.values():
-            assert told.get("security") == ([{"key": []}] if path in KEYED else None), path
+            assert told.get("security") == ([{"bearer": []}] if path in KEYED else None), path
 
 
 def test_every_call_declares_our_errors_in_their_one_shape(written):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 
 import pytest
 from test_decision_service import KEY, started
@@ -88,9 +89,10 @@ def test_neither_key_nor_body_nor_query_is_written(client, lines):
 
 
 def test_who_asks_too_often_fills_no_disk(client, lines):
+    began = time.monotonic()
     for _ in range(200):
         client.call("/decide", {})
-    assert len(lines) <= 3 * logs.REFUSALS_A_SECOND  # a slow machine takes some seconds
+    assert len(lines) <= logs.REFUSALS_A_SECOND * (2 + time.monotonic() - began) < 200
 
 
 def test_at_most_so_many_a_second_and_the_next_line_says_how_many_were_not_written():

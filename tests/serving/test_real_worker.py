@@ -1,0 +1,155 @@
+"""The decision service as BentoML really starts it: its connections, its lanes, its lines, on a real socket."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from serving_stand import SYMBOL, make_bundle, publish, told
+from test_decision_service import as_json
+from test_model_service import wait_until_ready
+
+from benchmarks import fairness, inputs
+from benchmarks.ports import free_ports
+from pipelines.settings import ROOT
+from serving.generation import write_generation
+from serving.protocol import MAX_CONNECTIONS, WHOLE_WITHIN_S
+
+DECIDERS = 64
+
+
+class Worker:
+    def __init__(self, port, log, stand):
+        self.port, self.log, self.stand = port, log, stand
+        self.url = f"http://127.0.0.1:{port}"
+
+    def connect(self):
+        return socket.create_connection(("127.0.0.1", self.port), timeout=2 * WHOLE_WITHIN_S)
+
+    def lines(self):
+        """What its log holds of the worker."""
+        return [line for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+
+@pytest.fixture(scope="module")
+def worker(stand, tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    (home / "bundles").mkdir()
+    champion = make_bundle(home / "bundles", stand.columns, stand.rows)
+    arms = {"validator": {"champion": told("1", champion), "challenger": None}}
+    write_generation(home / "serving", arms, publish(stand, home), datetime(2024, 1, 1, tzinfo=UTC))
+    (port,) = free_ports(1)
+    bentoml = Path(sys.executable).with_name("bentoml")
+    command = [bentoml, "serve", "serving.decision_service:DecisionService", "--host", "127.0.0.1", "--port", str(port)]
+    env = os.environ | {
+        "BELLWETHER_HOME": str(home),
+        "BELLWETHER_WRITE_KEY": "test-key",
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+        try:
+            wait_until_ready(f"http://127.0.0.1:{port}", process, home / "log")
+            yield Worker(port, home / "log", stand)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def half_sent(worker):
+    """A request that is never whole, begun before the other tests; what its connection said and after how long."""
+    said = {}
+
+    def wait():
+        with worker.connect() as connection:
+            began = time.monotonic()
+            connection.sendall(b"POST /decide HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nhalf")
+            said["answer"] = connection.recv(1 << 16)
+            said["ended"] = connection.recv(1) == b""
+            said["after"] = time.monotonic() - began
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    yield lambda: (waiting.join(), said)[1]
+    waiting.join()
+
+
+def test_odd_requests_over_a_real_socket_are_never_a_5xx_and_their_log_is_one_short_json_line_each(worker):
+    rng = random.Random(11)
+    right = {"/observe": {"symbol": SYMBOL, "bars": [as_json(worker.stand.live[0])]}, "/decide": {"symbol": SYMBOL}}
+    right |= {path: {} for path in ("/status", "/ready", "/risk", "/models")}
+    for _ in range(200):
+        path = rng.choice(tuple(right))
+        asked, ends = inputs.request_of(rng, path, right[path], f"127.0.0.1:{worker.port}".encode(), "test-key")
+        status, answer = inputs.answer_to(worker.port, asked, ends)
+        assert not status.startswith("5"), (asked[:500], answer[-500:])
+        assert status != "none", asked[:500]
+    lines = [json.loads(line) for line in worker.lines()]
+    refused = [line for line in lines if line["logger"] == "bellwether.requests"]
+    assert refused
+    assert all(line.keys() >= {"time", "request_id", "path", "status", "kind", "client"} for line in refused)
+    assert [line for line in lines if "traceback" in line] == []
+    assert max(len(line) for line in worker.lines()) < 2000
+    assert "Traceback" not in worker.log.read_text()
+    assert "test-key" not in worker.log.read_text()
+
+
+def test_no_caller_can_say_that_it_is_another(worker):
+    asked = b"GET /nowhere HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 9.9.9.9\r\nx-request-id: forged-1\r\n\r\n"
+    inputs.answer_to(worker.port, asked, ends=False)
+    time.sleep(1.1)  # the second in which lines were dropped is over
+    inputs.answer_to(worker.port, asked, ends=False)
+    told = [line for line in map(json.loads, worker.lines()) if line.get("request_id") == "forged-1"]
+    assert {line["client"] for line in told} == {"127.0.0.1"}
+
+
+def test_observe_does_not_starve_beside_many_decide_and_who_is_too_much_is_told_so(worker):
+    bars = iter([as_json(row) for row in worker.stand.live])
+    told = asyncio.run(fairness.beside(worker.url, "test-key", SYMBOL, bars, DECIDERS, 2.0))
+    assert {status.split()[1] for status in told["answers"]} <= {"200", "429"}
+    assert told["answers"]["observe 200"] > 5
+    assert told["observe_p50_ms"] < told["decide_p50_ms"], told  # without lanes it waits longer than they do
+    crowd = asyncio.run(fairness.beside(worker.url, "test-key", SYMBOL, iter(()), 200, 1.0))
+    head, body = crowd["refused"]
+    assert b"retry-after: 1" in head.lower()
+    assert json.loads(body).keys() == {"error", "kind", "fields"}
+    assert json.loads(body)["kind"] == "TooManyRequests"
+
+
+def test_a_connection_over_the_limit_is_refused(worker):
+    with ExitStack() as held:
+        for _ in range(MAX_CONNECTIONS):
+            held.enter_context(worker.connect())
+        deadline = time.monotonic() + 5
+        said = b""
+        while not said.startswith(b"HTTP/1.1 503") and time.monotonic() < deadline:
+            with worker.connect() as one_more:
+                one_more.settimeout(1.0)
+                try:
+                    said = one_more.recv(1 << 16)
+                except (TimeoutError, ConnectionResetError):
+                    said = b""
+        assert said.startswith(b"HTTP/1.1 503")
+        assert b"TooManyConnections" in said
+    deadline = time.monotonic() + 5
+    status = ""
+    while status != "200" and time.monotonic() < deadline:
+        status, _ = inputs.answer_to(worker.port, b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n", ends=False)
+    assert status == "200"
+
+
+def test_a_request_that_is_never_whole_ends_after_ten_seconds(half_sent):
+    said = half_sent()
+    assert (said["answer"][:12], said["ended"]) == (b"HTTP/1.1 408", True)
+    assert WHOLE_WITHIN_S - 0.5 < said["after"] < 2 * WHOLE_WITHIN_S

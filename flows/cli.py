@@ -1003,8 +1003,6 @@ def main() -> None:
     permissions.restrict()
     connect()
     try:
-        if permissions.is_loose(settings().home):  # of a release that left it open
-            tighten(err)
         app()
     except BellwetherError as error:
         # one line however long, and brackets in it are the message's own

@@ -16,6 +16,7 @@ import psutil
 
 from flows import ports, supervisor
 from pipelines import compiled
+from pipelines.permissions import is_loose
 from pipelines.settings import ROOT, Settings
 
 GIB = 1024**3
@@ -41,6 +42,7 @@ def examine(settings: Settings) -> list[Finding]:
         git(ROOT),
         mlflow_library(ROOT),
         writable(settings.home),
+        closed(settings.home),
         disk(settings.home),
         memory(settings),
         kernels(),
@@ -96,6 +98,12 @@ def writable(home: Path) -> Finding:
     if os.access(folder, os.W_OK | os.X_OK):
         return Finding("write access", "ok", str(home))
     return Finding("write access", "fail", f"cannot write in {folder}", "chown it, or set BELLWETHER_HOME elsewhere")
+
+
+def closed(home: Path) -> Finding:
+    if is_loose(home):
+        return Finding("closed to others", "warn", f"other users can open {home}", "bellwether up")
+    return Finding("closed to others", "ok", str(home))
 
 
 def disk(home: Path) -> Finding:

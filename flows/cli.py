@@ -78,7 +78,6 @@ def start(quiet: bool, ready: bool = True) -> None:
     from flows import supervisor, warm_starts
 
     progress = supervisor.silent if quiet else out.print
-    tighten(err)
     warm_starts.before_start(settings(), progress)
     supervisor.up(settings(), progress=progress, ready=ready)
     connect()  # the first start created the key
@@ -1103,7 +1102,7 @@ def main() -> None:
     """Entry point: every error is one sentence with its remedy; a bug's traceback is in a file."""
     permissions.restrict()
     try:
-        if permissions.is_loose(settings().home):  # of a release that left it open
+        if sys.argv[1:2] in (["up"], ["run"]):  # a home of a release that left it open, before its key is read
             tighten(err)
         connect()
         app()

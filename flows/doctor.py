@@ -20,6 +20,7 @@ import psutil
 from flows import ports, supervisor
 from pipelines import compiled, disk
 from pipelines.errors import BellwetherError
+from pipelines.permissions import is_loose
 from pipelines.settings import ROOT, Settings
 
 GIB = 1024**3
@@ -46,6 +47,7 @@ def examine(settings: Settings) -> list[Finding]:
         git(ROOT),
         mlflow_library(ROOT),
         writable(settings.home),
+        closed(settings.home),
         room(settings),
         memory(settings),
         kernels(),
@@ -104,6 +106,12 @@ def writable(home: Path) -> Finding:
     if os.access(folder, os.W_OK | os.X_OK):
         return Finding("write access", "ok", str(home))
     return Finding("write access", "fail", f"cannot write in {folder}", "chown it, or set BELLWETHER_HOME elsewhere")
+
+
+def closed(home: Path) -> Finding:
+    if is_loose(home):
+        return Finding("closed to others", "warn", f"other users can open {home}", "bellwether up")
+    return Finding("closed to others", "ok", str(home))
 
 
 def room(settings: Settings) -> Finding:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import BellwetherError, StateError, UnreadableFile
+from pipelines.permissions import tighten
 from pipelines.settings import read_yaml
 
 _ONE_FOLDER = threading.RLock()
@@ -50,12 +51,13 @@ def git_state(root: Path) -> GitState:
 def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None:
     """Lay out or refresh the private workspace; data, outputs and the lock of earlier runs stay."""
     workspace.mkdir(parents=True, exist_ok=True)
-    shutil.copy(root / "dvc.yaml", workspace / "dvc.yaml")
-    shutil.copy(params_file, workspace / "params.yaml")
+    shutil.copyfile(root / "dvc.yaml", workspace / "dvc.yaml")
+    shutil.copyfile(params_file, workspace / "params.yaml")
     code = workspace / "pipelines"
     if code.exists():
         shutil.rmtree(code)
     shutil.copytree(root / "pipelines", code, ignore=shutil.ignore_patterns("__pycache__"))
+    tighten(code)  # the clone is open to others, its copy need not be
     _project(workspace, workspace.parent / "dvc-cache", remote)
 
 
@@ -112,7 +114,7 @@ def restore(workspace: Path, pointer: Path) -> str:
     """Bring back the data a `data.dvc` describes, from cache or remote. Returns its hash."""
     from dvc.repo import Repo
 
-    shutil.copy(pointer, workspace / "data.dvc")
+    shutil.copyfile(pointer, workspace / "data.dvc")
     with Repo(str(workspace)) as repo:
         repo.pull([str(workspace / "data.dvc")], force=True)
     return data_hash(workspace)
@@ -220,7 +222,7 @@ def keep_version(workspace: Path, versions: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in PROVENANCE:
         if (workspace / name).is_file():
-            shutil.copy(workspace / name, folder / name)
+            shutil.copyfile(workspace / name, folder / name)
     return folder
 
 
@@ -241,7 +243,7 @@ def collect(workspace: Path, versions: Path, protected: set[str]) -> list[str]:
             project = Path(scratch) / name
             project.mkdir()
             _project(project, cache, remote)
-            shutil.copy(versions / name / "data.dvc", project / "data.dvc")
+            shutil.copyfile(versions / name / "data.dvc", project / "data.dvc")
             projects.append(str(project))
         repo.gc(workspace=True, cloud=True, repos=projects, force=True)
     for folder in gone:

@@ -48,7 +48,6 @@ from serving.api import (
     ObserveRequest,
     OutcomeAnswer,
     OutcomeRequest,
-    WholeJson,
     answers,
     json_answer,
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from test_compiled import ASK, project
 
+from flows import doctor
 from pipelines import compiled
 
 __all__ = ["project"]
@@ -170,3 +171,14 @@ def test_many_writers_at_once_lose_no_seal(cache):
         thread.join()
     assert compiled.unsound(cache) == []
     assert all(compiled.read_sealed(cache, f"c{n}/{at}.nbi") for n in range(4) for at in range(20))
+
+
+def test_doctor_tells_an_open_a_damaged_and_a_cold_cache_apart_and_make_setup_mends_each(cache):
+    assert "not compiled" in doctor.kernels().detail
+    compiled.mark_warm()
+    assert doctor.kernels().state == "ok"
+    (cache / "b" / "two.nbi").write_bytes(b"")
+    assert "1 files do not match their seal, b/two.nbi first" in doctor.kernels().detail
+    cache.chmod(0o720)
+    assert "others may write" in doctor.kernels().detail
+    assert doctor.kernels().remedy == "make setup"

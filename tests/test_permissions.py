@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from flows import cli, doctor, supervisor
 from pipelines import permissions, versioning
-from pipelines.settings import ROOT
+from pipelines.settings import ROOT, Settings
 
 COMMAND = Path(sys.executable).with_name("bellwether")
 
@@ -86,14 +87,18 @@ def typed(home, *words):
                           timeout=60, check=True, preexec_fn=as_usual)  # fmt: skip
 
 
-def test_the_first_command_closes_an_open_home_with_one_line_and_what_commands_write_is_closed(open_home):
-    (open_home / "store.db").unlink()
-    done = typed(open_home, "status", "--json")
-    assert done.stderr.splitlines() == [
-        f"{open_home}: 3 files and 10 folders were open to other users and are closed now"
+def test_up_closes_an_open_home_before_it_starts_anything_and_says_so_in_one_line(open_home, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(supervisor, "up", lambda settings, progress: started.append(loose(settings.home)))
+    monkeypatch.setattr(cli, "settings", lambda: Settings(home=open_home))
+    assert doctor.closed(open_home).remedy == "bellwether up"
+    cli.start(quiet=True)
+    cli.start(quiet=True)
+    assert started == [[], []]
+    assert capsys.readouterr().err.splitlines() == [
+        f"{open_home}: 4 files and 10 folders were open to other users and are closed now"
     ]
-    assert loose(open_home) == []
-    assert typed(open_home, "status", "--json").stderr == ""
+    assert doctor.closed(open_home).state == "ok"
 
 
 def test_a_new_home_has_nothing_others_can_open(tmp_path):
@@ -118,4 +123,15 @@ def test_what_dvc_keeps_is_closed_too(tmp_path, monkeypatch):
         os.umask(before)
     assert list((tmp_path / "dvc-cache").rglob("*"))
     assert list((tmp_path / "remote").rglob("*"))
+    assert loose(tmp_path) == []
+
+
+def test_the_copy_of_the_code_in_a_workspace_is_closed(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "dvc" / "site"))
+    before = os.umask(0o077)
+    try:
+        versioning.prepare(tmp_path / "workspace", ROOT, ROOT / "params.yaml", str(tmp_path / "remote"))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "workspace" / "pipelines" / "permissions.py").is_file()
     assert loose(tmp_path) == []

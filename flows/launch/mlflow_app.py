@@ -1,4 +1,4 @@
-"""MLflow's server behind our guard, as `mlflow server --app-name bellwether` runs it (entry point in pyproject.toml)."""
+"""MLflow's server behind our guard: `mlflow server --app-name bellwether` finds it by its entry point."""
 
 from starlette.types import ASGIApp
 

@@ -1,4 +1,4 @@
-"""What our own probes and the tools' clients do with the key: they send it, to our servers only, and say so if refused."""
+"""What our own probes and the tools' clients do with the key: they send it to our servers only, and say a refusal."""
 
 import json
 import threading

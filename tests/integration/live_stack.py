@@ -25,6 +25,7 @@ from flows import promotion, supervisor
 from flows.client import Client
 from flows.site import Site
 from pipelines.contracts import Check, Verdict
+from pipelines.permissions import restrict
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.store import Store
 from pipelines.tracking import Version
@@ -201,6 +202,7 @@ def stack(tmp_path_factory):
 @contextmanager
 def turned(folder: Path) -> Iterator[Stack]:
     """Six services and one whole turn. At the end Ctrl-C must leave no process behind and git as it was."""
+    restrict()  # some tests move champions in this process, as a command would
     before = repository()
     running = Stack(environment(folder / "home"), folder / "run.log")
     with running.log.open("w") as output:

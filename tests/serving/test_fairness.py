@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from serving.api import WholeJson
+from serving.calls import WholeJson
 from serving.fairness import FairQueue, Lane, decision_lanes
 
 

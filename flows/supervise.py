@@ -228,7 +228,7 @@ class Supervisor:
         env = {**os.environ, **child.env, supervisor.SERVICE_MARK: child.name}
         read, write = os.pipe()
         os.set_blocking(read, False)
-        with contextlib.suppress(OSError):  # this user's pipes together are too large: the usual size will do
+        with contextlib.suppress(OSError, AttributeError):  # not on Linux, or this user's pipes are too many: as it is
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             child.process = subprocess.Popen(

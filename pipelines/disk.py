@@ -32,7 +32,7 @@ def look(home: Path, warn_bytes: int, stop_bytes: int) -> DiskState:
     """
     free_bytes = free(home)
     if free_bytes < stop_bytes:
-        return DiskState("stop", free_bytes, f"{size(free_bytes)} free, at least {size(stop_bytes)} needed")
+        return DiskState("stop", free_bytes, f"disk full: {size(free_bytes)} free, at least {size(stop_bytes)} needed")
     if free_bytes < warn_bytes:
         return DiskState("warn", free_bytes, f"{size(free_bytes)} free, {size(warn_bytes)} wanted")
     return DiskState("ok", free_bytes, f"{size(free_bytes)} free")

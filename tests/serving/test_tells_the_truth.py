@@ -317,3 +317,19 @@ def test_a_look_that_fails_is_told_and_the_next_one_goes_on(client, monkeypatch,
     holds(client, "none", "TIER_2")
     assert eventually(lambda: all(a.cleared_at for a in alarms(client, "look_fault")))
     client.serve(told("2", client.challenger), None)
+
+
+# ---- the command line
+
+
+def test_status_says_health_and_its_reason_first_and_nobody_to_ask_is_unhealthy(tmp_path, monkeypatch, capsys):
+    from flows import cli
+    from pipelines.settings import Settings
+
+    monkeypatch.setattr(cli, "settings", lambda: Settings(home=tmp_path, decision_port=9))
+    found = cli.told_health()
+    assert (found["health"], "Start it with `bellwether up`" in found["health_reason"]) == ("UNHEALTHY", True)
+    shown = {"families": {}, "services": {}, "tier": 2, "data_hash": "d", "alarms": []}
+    monkeypatch.setattr(cli, "stored_status", lambda: shown | found)
+    cli.status(as_json=False)
+    assert capsys.readouterr().out.startswith("UNHEALTHY the decision service does not answer")

@@ -121,7 +121,7 @@ MOMENTS = (
 )  # fmt: skip
 VALUES = (
     *map(Raw, (
-        "NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1e308", "-1e308", "5e-324", "1e15", "1e16", "-0.0",
+        "NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1e308", "-1e308", "5e-324", "1e18", "1e19", "-0.0",
         "1" + "0" * 400,
         "9223372036854775807", "9223372036854775808", "-9223372036854775809", "18446744073709551616",
         "4611686018427387904",
@@ -165,11 +165,11 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
         at = datetime.fromisoformat(told["last_bar"])  # the bar after it is one that fits
         bars = []
         for _ in range(rng.choice((1, 1, 2, 15))):
-            low = 10.0 ** rng.choice((-15, -9, 0, 4, 4, 4, 9, 14))
+            low = 10.0 ** rng.choice((-15, -9, 0, 4, 4, 4, 9, 17))
             at += timedelta(minutes=1)
             bars.append(
                 {"open_time": at.isoformat(), "open": low, "high": low * rng.choice((1.0, 1.001, 9.0)), "low": low,
-                 "close": low, "volume": rng.choice((0.0, 1e-15, 3.0, 1e15)), "trades": 3.0, "taker_buy_volume": 0.0}
+                 "close": low, "volume": rng.choice((0.0, 1e-15, 3.0, 1e18)), "trades": 3.0, "taker_buy_volume": 0.0}
             )  # fmt: skip
         book = {
             "known_at": at.isoformat(),
@@ -177,21 +177,21 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
             "asks": [[low * 1.001, 1.0]],
             "tape": {"vpin": 0.5},
         }
-        value = {"field": "open_interest", "known_at": at.isoformat(), "value": rng.choice((7.0, -1e15, 1e15))}
+        value = {"field": "open_interest", "known_at": at.isoformat(), "value": rng.choice((7.0, -1e18, 1e18))}
         return {"symbol": symbol, "bars": bars} | rng.choice(({}, {"books": [book]}, {"context": [value]}))
 
     def outcome(rng: random.Random) -> dict[str, Any]:
-        figures = {name: rng.choice((0.0, 5.0, -1e15, 1e15)) for name in ("gross_bps", "net_bps", "cost_bps")}
+        figures = {name: rng.choice((0.0, 5.0, -1e18, 1e18)) for name in ("gross_bps", "net_bps", "cost_bps")}
         at = rng.choice(("2024-01-09T08:00:00Z", "1970-01-01T00:00:00Z", "2200-01-01T00:00:00Z"))
         return {"decision_id": decision, "resolved_at": at, "label": 1, "barrier": "target"} | figures
 
     def fill(rng: random.Random) -> dict[str, Any]:
-        price = rng.choice((1e-15, 1.0, 1e15))
+        price = rng.choice((1e-15, 1.0, 1e18))
         told = {"id": f"fill-{rng.random()}", "decision_id": decision, "at": "2024-01-09T08:00:00Z"}
         return told | rng.choice(({"status": "filled", "price": price}, {"status": "rejected", "reason": "no"}))
 
     def predict(rng: random.Random) -> dict[str, Any]:
-        row = [rng.choice((0.5, 0.0, -1e15, 1e15, 1e-300, None)) for _ in columns]
+        row = [rng.choice((0.5, 0.0, -1e18, 1e18, 1e-300, None)) for _ in columns]
         return {"family": FAMILY} | rng.choice(({"rows": [row]}, {"features": [dict(zip(columns, row, strict=True))]}))
 
     def answer(rng: random.Random) -> dict[str, Any]:

@@ -53,7 +53,7 @@ P = ParamSpec("P")
 
 # Every clock, store and calendar we use can hold these instants; years 1 and 9999 leave them with a zone's offset.
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
-LARGEST = 1e15  # beyond it products and ratios of two such numbers leave float64
+LARGEST = 1e18  # the volume of a coin worth next to nothing; beyond it products of such numbers leave float64
 SMALLEST_ABOVE_0 = 1e-15
 MAX_NAME = 64  # characters
 _PLAIN = r"[^\x00-\x1f\x7f-\x9f]"  # no control character: PostgreSQL refuses NUL, a terminal obeys the others

@@ -108,7 +108,7 @@ def test_a_time_within_the_range_is_taken(served, when):
 
 @pytest.mark.parametrize(
     "value",
-    ["NaN", "Infinity", "1e400", "-1e400", "1" + "0" * 400, "1e16", "5e-324", "true", '"1.5"', "[]", "{}", '"x"'],
+    ["NaN", "Infinity", "1e400", "-1e400", "1" + "0" * 400, "1e19", "5e-324", "true", '"1.5"', "[]", "{}", '"x"'],
 )
 @pytest.mark.parametrize("field", ["open", "high", "volume"])
 def test_a_number_that_is_none_or_out_of_range_is_a_400_naming_its_field(served, field, value):
@@ -216,7 +216,7 @@ def test_a_shape_its_values_do_not_fill_is_refused_whatever_the_product(shape, v
 
 
 def test_rows_by_name_and_by_order_take_numbers_and_nothing_else():
-    for rows in ([["1"]], [[True]], [[1e16]], [["x" * 65]]):
+    for rows in ([["1"]], [[True]], [[1e19]], [["x" * 65]]):
         with pytest.raises(ValidationError):
             PredictRequest.model_validate_json(json.dumps({"family": "validator", "rows": rows}))
     with pytest.raises(ValidationError):

@@ -42,6 +42,7 @@ from serving.following import Follower, families, refusals, slot_checks
 from serving.guarding import Latches, of_account, of_bar, of_champion, of_fills, of_outage, slippage_bps
 from serving.ledger import Ledger
 from serving.live import FAMILY, age_in_bars, decide, hear, seen_of, tier_at
+from serving.metrics_folder import keep_in_memory
 from serving.opinions import asks, faulty, opinions, raised_at
 from serving.policy import flatten
 from serving.remote import ModelClient
@@ -74,6 +75,7 @@ class DecisionService:
     """Live decisions on closed bars, each durable before its answer leaves. One process owns its symbols."""
 
     def __init__(self) -> None:
+        keep_in_memory()
         self._where = settings()
         self._params = load_params(self._where.params_file)
         self._flat = flatten(self._params)

@@ -14,6 +14,7 @@ from pipelines.settings import settings
 from pipelines.store import Store
 from serving.api import AskAnswer, AskRequest, Guard, Nothing, PredictAnswer, PredictRequest, answers, json_answer
 from serving.following import Follower, alarm_to, families, refusals, slot_checks
+from serving.metrics_folder import keep_in_memory
 from serving.remote import answer_asked
 from serving.slots import Slots
 
@@ -33,6 +34,7 @@ class ModelService:
     """Champion and challenger of every family, resident."""
 
     def __init__(self) -> None:
+        keep_in_memory()
         where = settings()
         self._store = Store.open(where.store, where.durability)
         self._slots = Slots(where.serving_dir, where.bundles, alarm_to(self._store))

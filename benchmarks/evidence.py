@@ -172,7 +172,7 @@ def sum_of(*names: str) -> Callable[[list[Figures]], dict[str, Figures]]:
 def all_sums(found: list[Figures]) -> dict[str, Figures]:
     """Every whole number that all cases have, added up."""
     shared = set.intersection(*(set(case) for case in found)) if found else set()
-    return sum_of(*sorted(n for n in shared if all(type(case[n]) is int for case in found)))(found)
+    return sum_of(*sorted(n for n in shared - {"seed"} if all(type(case[n]) is int for case in found)))(found)
 
 
 def fault_figures(found: list[Figures]) -> dict[str, Figures]:

@@ -191,7 +191,7 @@ def supervising(settings: Settings) -> Finding:
 def store(settings: Settings) -> Iterator[Finding]:
     """Whether the store can be read and written, and what is open in it."""
     from flows import explain  # only here and below: what follows loads the database's library
-    from pipelines.store import Store, StoreFault, exists
+    from pipelines.store import Store, StoreFault, damage, exists
 
     try:
         if not exists(settings.store):
@@ -202,9 +202,11 @@ def store(settings: Settings) -> Iterator[Finding]:
         yield Finding("store", "fail", explain.sentence(error) or str(error), "see the detail")
         return
     try:
-        fault = _write_fault(opened)
-        if fault is None:
-            yield Finding("store", "ok", "can be read and written")
+        fault, damaged = _write_fault(opened), damage(settings.store)
+        if damaged is not None:
+            yield Finding("store", "fail", f"damaged: {damaged}", "bellwether down, then restore the newest backup")
+        elif fault is None:
+            yield Finding("store", "ok", "can be read and written, no page damaged")
         else:
             yield Finding("store", "fail", fault, "end what holds it (bellwether down ends all of ours), then repeat")
         alarms = [f"{a.kind}: {a.detail}" for a in opened.alarms() if a.severity in ("critical", "high")]

@@ -64,6 +64,7 @@ from serving.keys import write_key
 from serving.ledger import Ledger
 from serving.live import FAMILY, age_in_bars, decide, hear, seen_of, tier_at
 from serving.logs import RequestLog
+from serving.metrics_folder import keep_in_memory
 from serving.opinions import asks, faulty, opinions, raised_at
 from serving.policy import flatten
 from serving.protocol import guard_worker
@@ -125,6 +126,7 @@ class DecisionService:
 
     def __init__(self) -> None:
         restrict()
+        keep_in_memory()
         self._where = settings()
         self._params = load_params(self._where.params_file)
         self._flat = flatten(self._params)

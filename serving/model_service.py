@@ -21,6 +21,7 @@ from serving.calls import PROBES, Calls, WholeJson
 from serving.following import Alarms, Follower, families, refusals, slot_checks
 from serving.guard import Guard
 from serving.logs import RequestLog
+from serving.metrics_folder import keep_in_memory
 from serving.protocol import guard_worker
 from serving.remote import answer_asked
 from serving.slots import Slots
@@ -44,6 +45,7 @@ class ModelService:
 
     def __init__(self) -> None:
         restrict()
+        keep_in_memory()
         where = settings()
         self._store = Store.open(where.store, where.durability, SERVICE_WAIT_MS)
         self._alarms, self._asking = Alarms(), Asking()

@@ -1,4 +1,4 @@
-"""MLflow's server behind our guard, as `mlflow server --app-name bellwether` runs it (entry point in pyproject.toml)."""
+"""MLflow's server behind our guard, run by `mlflow server --app-name bellwether` (entry point in pyproject.toml)."""
 
 from starlette.types import ASGIApp
 

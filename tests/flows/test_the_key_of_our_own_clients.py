@@ -1,4 +1,4 @@
-"""What our own probes and the tools' clients do with the key: they send it, to our servers only, and say so if refused."""
+"""What our probes and the clients of the tools do with the key: they send it, to our servers only."""
 
 import json
 import threading

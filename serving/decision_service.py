@@ -421,6 +421,8 @@ class DecisionService:
         self._alarms.append((kind, severity, detail, detail, False))
 
     def _fault_of_store(self, error: BaseException) -> None:
+        if str(error) == self._store_fault:  # a call that was refused for what is known
+            return
         if self._store_fault is None:
             log.error("the store cannot be written: %s", error)
         said = str(error).splitlines()[0][:200] if str(error) else "no reason given"

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import sqlalchemy as sa
 from serving_stand import SYMBOL, told
@@ -187,6 +188,33 @@ def test_a_database_that_hangs_holds_nobody_and_what_it_did_late_is_found(client
     if hangs == "add_decisions":
         (late,) = [r.decision for r in client.store().decisions() if r.decision.as_of.timestamp() == client.close()]
         assert (late.id, late.tier) == (answer.json()["id"], 2)
+
+
+def test_a_postgresql_that_is_stopped_holds_nobody_and_all_is_found_when_it_goes_on(stand, home, postgres_url):
+    port = sa.make_url(postgres_url).port
+    with started(stand, home, BELLWETHER_STORE_URL=postgres_url) as client:
+        client.serve(told("1", client.champion), None)
+        client.observe(8)
+        decision = client.decide()
+        client.observe(15)
+        head = next(c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == "LISTEN")
+        server = [psutil.Process(head), *psutil.Process(head).children(recursive=True)]
+        for process in server:
+            process.suspend()
+        try:
+            for path, body in calls(client, decision):
+                answer, took = timed(lambda path=path, body=body: client.call(path, body))
+                assert (answer.status_code, took < AT_ONCE_S) == (503, True), (path, took, answer.text)
+            shown = client.http.get("/ready")
+            assert (shown.status_code, shown.json()["health_reason"].count("not writable")) == (503, 1)
+        finally:
+            for process in server:
+                process.resume()
+        healed, waited = timed(lambda: eventually(lambda: client.http.get("/ready").status_code == 200))
+        assert (healed, waited < 2.0) == (True, True)
+        answers = [client.call(path, body).status_code for path, body in calls(client, decision)]
+        assert answers == [200, 200, 200, 400]  # nothing was opened, so that nothing can be filled
+        assert (doubled(client), len(client.store().decisions())) == (0, 2)
 
 
 # ---- a disk that is full

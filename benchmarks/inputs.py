@@ -149,6 +149,7 @@ KEYS = (
     "k" * 5000,
 )
 DEEP = 50_000
+MAX_BODY = 3 << 20  # bytes; more than the decision service takes
 
 
 def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random], dict[str, Any]]]:
@@ -250,7 +251,7 @@ def body_of(rng: random.Random, right: dict[str, Any]) -> bytes:
     value: Any = right
     for _ in range(rng.choice((0, 0, 1, 1, 1, 2))):
         value = spoilt(rng, value)
-    body = dumped(value).encode("utf-8", "surrogatepass")
+    body = dumped(value).encode("utf-8", "surrogatepass")[:MAX_BODY]
     match rng.randrange(40):
         case 0:
             return body[: rng.randrange(len(body) + 1)]
@@ -344,7 +345,8 @@ def path_of(rng: random.Random, path: str) -> bytes:
 
 
 def request_of(rng: random.Random, path: str, right: dict[str, Any], host: bytes, key: str) -> tuple[bytes, bool]:
-    """The bytes of a request, and whether it lies about its length, so that no answer is due."""
+    """The bytes of a request, and whether the connection may end without an answer: it lies about its length, waits for
+    what never comes, or asks to be closed while it may still be sending."""
     method = b"POST" if rng.random() < 0.75 else rng.choice(METHODS)
     body = body_of(rng, right)
     headers = (
@@ -370,7 +372,7 @@ def request_of(rng: random.Random, path: str, right: dict[str, Any], host: bytes
     rng.shuffle(headers)
     lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
     whole = method + b" " + path_of(rng, path) + b" HTTP/1.1\r\n" + lines + b"\r\n" + body
-    waits = any(name in (b"transfer-encoding", b"upgrade", b"expect") for name, _ in headers)  # of what never comes
+    waits = any(name in (b"transfer-encoding", b"upgrade", b"expect", b"connection") for name, _ in headers)
     return whole, lies or waits
 
 

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 MAX_CONNECTIONS = 256
 MAX_HEAD = 1 << 16  # bytes of request line and headers
 WHOLE_WITHIN_S = 10.0  # from a request's first byte (of the first one: from the connection) to its last
+LEAVE_WITHIN_S = 1.0  # how long a refused caller may go on sending
 WORKER = "_bentoml_impl.worker.service"  # the module that BentoML runs in the process that answers
 
 
@@ -33,6 +34,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     _waiting: asyncio.TimerHandle | None = None  # runs while a request is on its way
     _taking: asyncio.TimerHandle | None = None  # runs while an answer is not taken
+    _leaving: asyncio.TimerHandle | None = None  # runs from a refusal to the end of the connection
     _in_head = True
     _head_bytes = 0
 
@@ -50,18 +52,20 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._arrived()
         self._taken()
+        if self._leaving is not None:
+            self._leaving.cancel()
         super().connection_lost(exc)
 
     # ---- how long a request may take --------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():  # refused already: what still comes is not read
+        if self._leaving is not None:  # refused already: what still comes is thrown away
             return
         if self._waiting is None and (self.cycle is None or self.cycle.response_complete):
             self._await_whole()
         self._head_bytes += len(data) if self._in_head else 0
         super().data_received(data)
-        if self._in_head and self._head_bytes > MAX_HEAD and not self.transport.is_closing():
+        if self._in_head and self._head_bytes > MAX_HEAD and self._leaving is None:
             self._refuse_head()
 
     def on_message_begin(self) -> None:
@@ -144,7 +148,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be parsed as HTTP, in the words and shape of every other refusal."""
-        if not self.transport.is_closing():
+        if self._leaving is None:
             self._refuse(400, "BadRequest", f"{msg.rstrip('.')}: this is not HTTP/1.1 as RFC 9112 has it")
 
     def _refuse_head(self) -> None:
@@ -152,14 +156,19 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, kind: str, error: str, more: str = "") -> None:
         self._arrived()
+        self._unset_keepalive_if_required()
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # its answer would be written after ours
             self.cycle.message_event.set()
         body = json.dumps({"error": error, "kind": kind, "fields": []}).encode()
         head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n{more}\r\n"
         self.transport.write(STATUS_LINE[status] + head.encode() + body)
-        self.transport.close()
-        self._await_taken()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.connections.discard(self)  # it takes nobody's place while it goes
+        # closed with bytes of the caller unread, the connection would be reset, and our answer lost with it
+        self.flow.resume_reading()
+        self._leaving = self.loop.call_later(LEAVE_WITHIN_S, self.transport.abort)
 
 
 def in_worker() -> bool:

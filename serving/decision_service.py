@@ -53,6 +53,7 @@ from serving.symbols import CLOCK_SKEW, Symbol, Symbols, replay
 from serving.tiers import EMERGENCY_LATCH, FULL, Freshness, State, Tier, TierBook, health, worst
 from serving.utilisation import utilisation
 
+keep_in_memory()  # before BentoML makes its first counter
 log = logging.getLogger("bellwether.decision")
 KEPT = 4096  # decisions remembered so that asking again gives the same one
 
@@ -75,7 +76,6 @@ class DecisionService:
     """Live decisions on closed bars, each durable before its answer leaves. One process owns its symbols."""
 
     def __init__(self) -> None:
-        keep_in_memory()
         self._where = settings()
         self._params = load_params(self._where.params_file)
         self._flat = flatten(self._params)

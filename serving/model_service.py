@@ -18,6 +18,7 @@ from serving.metrics_folder import keep_in_memory
 from serving.remote import answer_asked
 from serving.slots import Slots
 
+keep_in_memory()  # before BentoML makes its first counter
 MAX_ASK_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB
 DEVICE = "cpu"  # the bundles of today run on onnxruntime's CPU provider
 
@@ -34,7 +35,6 @@ class ModelService:
     """Champion and challenger of every family, resident."""
 
     def __init__(self) -> None:
-        keep_in_memory()
         where = settings()
         self._store = Store.open(where.store, where.durability)
         self._slots = Slots(where.serving_dir, where.bundles, alarm_to(self._store))

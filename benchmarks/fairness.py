@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.hardship import house
 from flows.client import bar_json
-from serving.api import write_key
+from serving.keys import write_key
 
 OBSERVE_EVERY_S = 0.01  # a feed pauses; clients that decide here do not
 

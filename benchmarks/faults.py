@@ -49,6 +49,7 @@ NOTICE_S = 3.0  # the same for a kill: who restarts a process has to see first t
 LISTENED = (*READS, *CALLS, "services", "up", "the new key")
 CALM_S = 1.0  # everything has to be well for so long before a fault is caused
 HEAL_S = 45.0  # a fault that is not over by itself after this waits for a person
+LOAD_PATIENCE_S = 900.0  # the feeder outlasts every fault: what it is told is part of the finding
 MB = 2**20
 TMPFS_MB = 64
 LIBFAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
@@ -586,7 +587,7 @@ def running(
 def _loaded(at: Stand, settings: Settings, names: tuple[str, ...], scratch: Path, pace_s: float) -> House:
     log = Log()
     load = load_of(at, settings, pace_s, forgiving=True)
-    load.client, load.patience_s = recorder(log), 4 * HEAL_S
+    load.client, load.patience_s = recorder(log), LOAD_PATIENCE_S
     load.start()
     return House(at, settings, names, load, log, scratch)
 

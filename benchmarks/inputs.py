@@ -33,7 +33,7 @@ from benchmarks.house import FAMILY
 from benchmarks.services import processes
 from flows.client import Client
 from pipelines.settings import Settings
-from serving.api import write_key
+from serving.keys import write_key
 from serving.openapi import completed
 from serving.remote import packed
 

@@ -76,6 +76,7 @@ from serving.symbols import CLOCK_SKEW, Symbol, Symbols, check_bars, clock_of, r
 from serving.tiers import EMERGENCY_LATCH, FULL, Freshness, State, Tier, TierBook, worst
 from serving.utilisation import utilisation
 
+keep_in_memory()  # before BentoML makes its first counter
 log = logging.getLogger("bellwether.decision")
 KEPT = 4096  # decisions remembered so that asking again gives the same one
 
@@ -126,7 +127,6 @@ class DecisionService:
 
     def __init__(self) -> None:
         restrict()
-        keep_in_memory()
         self._where = settings()
         self._params = load_params(self._where.params_file)
         self._flat = flatten(self._params)

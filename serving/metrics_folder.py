@@ -18,7 +18,8 @@ PREFIX = "bellwether-metrics-"
 
 
 def keep_in_memory() -> None:
-    """Give this process a folder of its own for its metrics. Call it before the first request.
+    """Give this process a folder of its own for its metrics. Call it when the service is imported: BentoML
+    makes its first counter before it makes the service.
 
     Does nothing outside a worker of BentoML, which alone sets the variable, and where there is no /dev/shm to write to.
     What a process that was killed left there is removed.

@@ -26,6 +26,7 @@ from serving.protocol import guard_worker
 from serving.remote import answer_asked
 from serving.slots import Slots
 
+keep_in_memory()  # before BentoML makes its first counter
 log = logging.getLogger("bellwether.models")
 ABOUT = "model service: "
 MAX_ASK_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB
@@ -45,7 +46,6 @@ class ModelService:
 
     def __init__(self) -> None:
         restrict()
-        keep_in_memory()
         where = settings()
         self._store = Store.open(where.store, where.durability, SERVICE_WAIT_MS)
         self._alarms, self._asking = Alarms(), Asking()

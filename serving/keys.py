@@ -46,7 +46,7 @@ def read_key(where: Settings) -> str | None:
     file = key_file(where)
     try:
         handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a home that is a file is for whoever needs the home to say
         return None
     except OSError as error:
         raise StateError(f"cannot read the key {file}: {error.strerror}. Run as the user that owns it.") from error

@@ -89,11 +89,14 @@ def typed(home, *words):
 
 def test_up_closes_an_open_home_before_it_starts_anything_and_says_so_in_one_line(open_home, monkeypatch, capsys):
     started = []
-    monkeypatch.setattr(supervisor, "up", lambda settings, progress: started.append(loose(settings.home)))
+    monkeypatch.setattr(supervisor, "up", lambda settings, **_: started.append(loose(settings.home)))
     monkeypatch.setattr(cli, "settings", lambda: Settings(home=open_home))
+    monkeypatch.setattr(sys, "argv", ["bellwether", "up"])
     assert doctor.closed(open_home).remedy == "bellwether up"
-    cli.start(quiet=True)
-    cli.start(quiet=True)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
     assert started == [[], []]
     assert capsys.readouterr().err.splitlines() == [
         f"{open_home}: 4 files and 10 folders were open to other users and are closed now"

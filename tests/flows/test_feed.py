@@ -60,7 +60,7 @@ class Listener:
 def snapshot_until(site, last):
     """As `ingest` leaves it: a manifest whose last minute opens at `last`."""
     site.workspace.joinpath("data").mkdir(parents=True)
-    described = {"timeframe": "1m", "last": utc(last).isoformat()}
+    described = {"symbol": "SIM/USDT", "timeframe": "1m", "last": utc(last).isoformat()}
     site.workspace.joinpath("data", "manifest.json").write_text(json.dumps(described))
 
 

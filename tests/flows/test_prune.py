@@ -181,7 +181,7 @@ def test_what_came_after_the_newest_data_version_stays_however_old(site):
     file = site.workspace / "data" / "manifest.json"
     file.parent.mkdir(parents=True)
     for last, expected in ((OLD, OLD), (YOUNG, BEFORE)):
-        file.write_text(json.dumps({"last": last.isoformat()}))
+        file.write_text(json.dumps({"symbol": "SIM/USDT", "timeframe": "1m", "last": last.isoformat()}))
         assert horizon(site, 365, NOW) == expected
 
 

@@ -169,7 +169,15 @@ def looked(site, monkeypatch):
     """A site whose registry answers, and the registry."""
     registry = Registry()
     monkeypatch.setattr(watch, "registry_answers", lambda site: True)
-    monkeypatch.setattr(promotion, "install_warm_start", lambda site: {"data_hash": "h", "digest": "d", "path": "p"})
+    monkeypatch.setattr(
+        promotion,
+        "install_warm_start",
+        lambda site: {
+            "data_hash": "h",
+            "digest": "d" * 64,
+            "path": str(site.settings.serving_dir / "warm" / ("d" * 64)),
+        },
+    )
     site.__dict__["tracking"] = registry
     return site, registry
 
@@ -246,7 +254,7 @@ def test_a_generation_file_that_was_edited_by_hand_is_written_anew_from_the_ledg
     promotion.publish(site)
     again = read_generation(file.parent)
     assert again["families"]["validator"]["champion"]["version"] == "1"
-    assert again["warm_start"]["digest"] == "d"
+    assert again["warm_start"]["digest"] == "d" * 64
 
 
 def test_the_watch_survives_its_faults_logs_each_once_and_clears_the_alarm_when_they_are_gone(

@@ -17,7 +17,7 @@ WEEKLY = {"interval": 14 * 86400}
 
 
 def patch(stack, path, body):
-    answer = httpx.patch(f"{stack.settings.prefect_url}/api/{path}", json=body, timeout=30)
+    answer = httpx.patch(f"{stack.settings.prefect_url}/api/{path}", json=body, headers=stack.key, timeout=30)
     assert answer.is_success, answer.text
 
 

@@ -245,11 +245,11 @@ def await_healthy(
 ) -> None:
     """Wait until each named service answers, whoever starts it.
 
-    deaths  a service that died so often is waited for no longer; None = until its supervisor gives up
+    deaths  one that dies so often meanwhile is waited for no longer; None = until its supervisor gives up
     Raises  ServiceDown with the end of its log if one of ours is gone, or if there is no answer in START_SECONDS
     """
     waiting = list(names)
-    began = time.monotonic()
+    began, before = time.monotonic(), {name: _deaths(settings, name) for name in waiting}
     while waiting:
         states = services(settings, {name: known[name] for name in waiting})
         waited = time.monotonic() - began
@@ -259,7 +259,7 @@ def await_healthy(
         for name in waiting:
             if states[name]["state"] == "key refused":
                 raise ServiceDown(f"{name}: {states[name]['detail']}")
-            if ended := _how_it_ended(settings, name, deaths):
+            if ended := _how_it_ended(settings, name, None if deaths is None else before[name] + deaths):
                 raise ServiceDown(f"{name} {ended}. {_log_tail(settings, name)}")
             if waited > START_SECONDS:
                 raise ServiceDown(f"{name} gave no answer in {START_SECONDS:.0f} s. {_log_tail(settings, name)}")
@@ -747,9 +747,14 @@ def _how_it_ended(settings: Settings, name: str, deaths: int | None) -> str:
     ended = f"ended with code {code}" if code is not None else "ended"
     if entry.get("state") == "gave up":
         return str(entry.get("detail") or ended)
-    if deaths is not None and int(entry.get("deaths") or 0) >= deaths:
+    if deaths is not None and _deaths(settings, name) >= deaths:
         return f"{ended}, {entry['deaths']} times in a row"
     return "" if supervisor_of(settings) is not None else f"{ended}, and its supervisor is gone"
+
+
+def _deaths(settings: Settings, name: str) -> int:
+    """How often a service died lately, as its supervisor counts."""
+    return int(_read(settings).get(name, {}).get("deaths") or 0)
 
 
 def log_file(settings: Settings, name: str) -> Path:

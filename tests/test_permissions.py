@@ -110,20 +110,28 @@ def test_a_new_home_has_nothing_others_can_open(tmp_path):
     assert loose(tmp_path / "home") == []
 
 
-def test_what_dvc_keeps_is_closed_too(tmp_path, monkeypatch):
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "dvc" / "site"))
-    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "dvc" / "config"))
-    before = os.umask(0o077)
-    try:
-        versioning._project(tmp_path / "workspace", tmp_path / "dvc-cache", str(tmp_path / "remote"))
-        with versioning._standing_in(tmp_path / "workspace") as repo:
-            (tmp_path / "workspace" / "data").mkdir()
-            (tmp_path / "workspace" / "data" / "bars").write_text("1")
-            repo.add(["data"])
-            assert repo.site_cache_dir
-            repo.push()
-    finally:
-        os.umask(before)
+VERSIONED = """
+import sys
+from pathlib import Path
+from pipelines import permissions, versioning
+permissions.restrict()  # before DVC is imported: it reads the umask once
+at = Path(sys.argv[1])
+versioning._project(at / "workspace", at / "dvc-cache", str(at / "remote"))
+with versioning._standing_in(at / "workspace") as repo:
+    (at / "workspace" / "data").mkdir()
+    (at / "workspace" / "data" / "bars").write_text("1")
+    repo.add(["data"])
+    assert repo.site_cache_dir
+    repo.push()
+"""
+
+
+def test_what_dvc_keeps_is_closed_too(tmp_path):
+    own = {
+        "DVC_SITE_CACHE_DIR": str(tmp_path / "dvc" / "site"),
+        "DVC_GLOBAL_CONFIG_DIR": str(tmp_path / "dvc" / "config"),
+    }
+    subprocess.run([sys.executable, "-c", VERSIONED, tmp_path], cwd=ROOT, env=os.environ | own, check=True)
     assert list((tmp_path / "dvc-cache").rglob("*"))
     assert list((tmp_path / "remote").rglob("*"))
     assert loose(tmp_path) == []

@@ -483,7 +483,7 @@ def test_what_an_exchange_did_while_nobody_ran_is_in_the_tail(site):
     long_ago = site.recording[:96]
     site.store.add_bars(BarBatch("BTC/USDT", long_ago, long_ago[:, OPEN_TIME] + STEP, now()))
     (site.workspace / "data").mkdir(parents=True)
-    (site.workspace / "data" / "manifest.json").write_text(json.dumps({"symbol": "BTC/USDT"}))
+    (site.workspace / "data" / "manifest.json").write_text(json.dumps({"symbol": "BTC/USDT", "timeframe": "15m"}))
     _, tail, _ = live_tail(site, "exchange", "BTC/USDT", None, days_ago(DAYS))
     assert tail[0, OPEN_TIME] == long_ago[-1, OPEN_TIME]
 

@@ -84,5 +84,7 @@ def test_status_answers_from_stored_state_when_every_server_is_down(stack, tmp_p
     done = stack.cli("status", "--json", env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
     told, live = json.loads(done.stdout), stack.json("status")
-    assert {name: told[name] for name in told if name != "services"} == {n: live[n] for n in live if n != "services"}
+    asked = ("services", "health", "health_reason")  # of the servers themselves
+    assert {name: told[name] for name in told if name not in asked} == {n: live[n] for n in live if n not in asked}
+    assert (told["health"], "does not answer" in told["health_reason"]) == ("UNHEALTHY", True)
     assert {service["state"] for service in told["services"].values()} == {"down"}

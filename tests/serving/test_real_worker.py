@@ -74,7 +74,9 @@ def half_sent(worker):
     def wait():
         with worker.connect() as connection:
             began = time.monotonic()
-            connection.sendall(b"POST /decide HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\nhalf")
+            head = f"POST /decide HTTP/1.1\r\nhost: 127.0.0.1:{worker.port}\r\nauthorization: Bearer test-key\r\n"
+            kind = "content-type: application/json\r\ncontent-length: 100\r\n\r\nhalf"
+            connection.sendall((head + kind).encode())
             said["answer"] = connection.recv(1 << 16)
             said["ended"] = connection.recv(1) == b""
             said["after"] = time.monotonic() - began
@@ -143,9 +145,9 @@ def test_a_connection_over_the_limit_is_refused(worker):
         assert said.startswith(b"HTTP/1.1 503")
         assert b"TooManyConnections" in said
     deadline = time.monotonic() + 5
-    status = ""
+    status, asked = "", f"GET /livez HTTP/1.1\r\nhost: 127.0.0.1:{worker.port}\r\n\r\n".encode()
     while status != "200" and time.monotonic() < deadline:
-        status, _ = inputs.answer_to(worker.port, b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n", ends=False)
+        status, _ = inputs.answer_to(worker.port, asked, ends=False)
     assert status == "200"
 
 

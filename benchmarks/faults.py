@@ -567,6 +567,7 @@ def running(
             store_url = held.enter_context(postgresql())
         elif fault.where == "tmpfs":
             inside = held.enter_context(tmpfs(scratch / "disk"))
+            variables = {"BELLWETHER_DISK_WARN_MB": "8", "BELLWETHER_DISK_STOP_MB": "2"}
         elif fault.where == "remote":
             names = (*DECISION, "models")
             variables = {"BELLWETHER_MODELS": "remote"}

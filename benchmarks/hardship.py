@@ -252,7 +252,9 @@ def compare(at: Stand, settings: Settings, store: Store, load: Load) -> dict[str
     bars = np.vstack(load.groups[: load.fed])
     kept = store.bars(load.symbol)
     walk = symbols.replay(read_warm_start(Path(at.warm["path"]), at.warm["digest"]), bars[:0])
-    rows = {c.close_time: (c.features.tobytes(), c.signals.tobytes()) for c in walk.advance(bars)}
+    # one bar more: a client may have its decision before the feeder has
+    told = np.vstack(load.groups[: load.fed + 1])
+    rows = {c.close_time: (c.features.tobytes(), c.signals.tobytes()) for c in walk.advance(told)}
     keys = [_key(record.decision) for record in records]
     store.add_promotion(_line_of(at))
     replayed = again(Site(settings, at.params, store), records)

@@ -242,8 +242,14 @@ def _kill(settings: Settings, whole: bool) -> None:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(everything, timeout=10.0)
+    _until_gone(everything)
     supervisor.up(settings, DECISION)
+
+
+def _until_gone(killed: list[psutil.Process]) -> None:
+    """Return once all have ended, also those that nobody has asked how: the supervisor starts them again in seconds."""
+    while any(map(supervisor.is_alive, killed)):
+        time.sleep(0.01)
 
 
 def compare(at: Stand, settings: Settings, store: Store, load: Load) -> dict[str, Any]:
@@ -312,14 +318,15 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
         gone = [p for name, p in processes(settings, ("models",)).items() if name.startswith("models")]
         for process in gone:
             process.kill()
-        psutil.wait_procs(gone, timeout=10.0)
+        _until_gone(gone)
         for group in bars:  # until a bar on which a model is asked
             out = _shown(client, load, group)
             if out["event"] is not None:
                 break
         supervisor.up(settings, ("models",))
-        for group in bars:  # a bar at a time until trust is back
+        for group in bars:  # a bar at a time until trust is back; the client looks for it every two seconds
             back = _shown(client, load, group)
+            time.sleep(0.05)
             if back["tier"] < 3:
                 break
         store = Store.open(settings.store)

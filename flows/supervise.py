@@ -281,8 +281,12 @@ class Supervisor:
             self.outbox.raise_alarm("service_died", "high", f"{child.name}: {child.detail}.{last}")
 
     def _clear_strays(self, child: Child, then: Literal["restart", "stay down", "died"]) -> None:
-        """End what a service left behind (workers of a killed parent hold its port) before anything else happens."""
-        child.strays = supervisor.members(self.settings, child.name)
+        """End what a server left behind (workers of a killed parent hold its port) before anything else happens.
+
+        A flow run goes on without the process that started it, and ends by itself: it is ended only to stay down.
+        """
+        ended = child.port is not None or then == "stay down"
+        child.strays = supervisor.members(self.settings, child.name) if ended else []
         _signal(child.strays, signal.SIGTERM)
         child.state, child.then, child.kill_at = "clearing", then, time.monotonic() + CLEAR_S
 

@@ -294,7 +294,7 @@ def test_a_promotion_nobody_decides_in_time_fails_says_so_and_moves_nothing(stac
 
 def workers(stack):
     """Processes that run a flow."""
-    return [p for p in supervisor.members(stack.settings) if "prefect.flow_engine" in " ".join(p.cmdline())]
+    return [p for p in supervisor.members(stack.settings) if "prefect.engine" in " ".join(p.cmdline())]
 
 
 def described(stack, run_id):

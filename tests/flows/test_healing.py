@@ -152,7 +152,7 @@ def test_two_ups_at_once_start_everything_once(home):
     for thread in threads:
         thread.join(30)
     assert sorted(found, key=len) == [[], ["alpha", "beta"]]
-    assert sum(line.startswith("waiting for process") for line in told) == 1
+    assert sum(line.startswith("waiting for ") for line in told) == 1
     assert states(home) == {"alpha": "up", "beta": "up"}
 
 

@@ -547,6 +547,8 @@ class DecisionService:
             f"{[row.tolist() for row in gone[:3]]}"
         )
         log.error("%s", told)
+        for row in gone:  # the alarm shows three; nothing that was stored is lost without a trace
+            log.error("taken back: %s %s", symbol.name, row.tolist())
         self._alarms.append(("clock_jumped", "high", told, told, False))
         return self._symbols[symbol.name]
 

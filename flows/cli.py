@@ -1123,7 +1123,8 @@ def fail(error: Exception, told: str) -> None:
     # one line however long, and brackets in it are the message's own
     err.print(f"[bold red]{type(error).__name__}[/]: {escape(told)}", highlight=False, soft_wrap=True)
     if isinstance(error, ServiceDown):
-        err.print("`bellwether status` shows what is up; logs are under artifacts/logs.")
+        where = escape(str(settings().home / "logs"))
+        err.print(f"`bellwether status` shows what is up; logs are in {where}.", highlight=False, soft_wrap=True)
     sys.exit(1)
 
 

@@ -209,14 +209,19 @@ def disk_full(house: House) -> Iterator[None]:
 
 @contextmanager
 def read_only(house: House) -> Iterator[None]:
-    """The home is mounted over itself, read-only: what is opened from now on cannot be written, open files can."""
-    home = str(house.settings.home)
-    subprocess.run(["mount", "--bind", home, home], check=True)
+    with read_only_folder(house.settings.home):
+        yield
+
+
+@contextmanager
+def read_only_folder(folder: Path) -> Iterator[None]:
+    """A folder mounted over itself, read-only: what is opened from now on cannot be written, open files can."""
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
     try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", home], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
         yield
     finally:
-        subprocess.run(["umount", "--lazy", home], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @contextmanager

@@ -54,6 +54,7 @@ from pipelines.migrations.tables import SCHEMA
 Transaction = Connection  # what `Store.writing` hands out
 StoreFault = SQLAlchemyError  # what a database raises when it cannot
 ATTEMPTS = 2  # a retrain whose worker died is begun once more, never a third time
+STICKY = ("readonly database", "disk I/O error")  # of a SQLite connection: it does not get over them
 OUTAGES = (OperationalError, InterfaceError, PoolTimeout)  # of the database itself, whatever was to be written
 CONNECT_TIMEOUT_S = 4  # PostgreSQL: a server that does not answer is said to be down after this
 FLOW_WAIT_MS = 30_000  # a writer of a flow waits this long for the other writer before it gives up
@@ -242,6 +243,12 @@ def _tune_sqlite(engine: Engine, durability: str, wait_ms: int) -> None:
     def begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    @sa.event.listens_for(engine, "handle_error")
+    def error(found: Any) -> None:
+        """What was opened while the file could not be written, or lost its disk, stays so: open it again next time."""
+        if any(sign in str(found.original_exception) for sign in STICKY):
+            found.is_disconnect = True
 
 
 def _migrate(connection: Connection, revision: str = "head") -> None:

@@ -72,6 +72,7 @@ from serving.remote import ModelClient
 from serving.risk.breakers import Conditions
 from serving.risk.exposure import Scenarios, scenarios_of
 from serving.slots import Slots, Snapshot
+from serving.startup import starting
 from serving.symbols import CLOCK_SKEW, Symbol, Symbols, check_bars, clock_of, replay
 from serving.tiers import EMERGENCY_LATCH, FULL, Freshness, State, Tier, TierBook, worst
 from serving.utilisation import utilisation
@@ -127,14 +128,15 @@ class DecisionService:
 
     def __init__(self) -> None:
         restrict()
-        self._where = settings()
-        self._params = load_params(self._where.params_file)
-        self._flat = flatten(self._params)
-        self._store = Store.open(self._where.store, self._where.durability, SERVICE_WAIT_MS)
+        with starting():
+            self._where = settings()
+            self._params = load_params(self._where.params_file)
+            self._flat = flatten(self._params)
+            self._store = Store.open(self._where.store, self._where.durability, SERVICE_WAIT_MS)
+            self._account = Account.restore(self._store)
+            self._experience = Experience(self._where.serving_dir / EXPERIENCE_FILE, self._params)
         self._asking = Asking()
         self._ledger = Ledger(self._store)
-        self._account = Account.restore(self._store)
-        self._experience = Experience(self._where.serving_dir / EXPERIENCE_FILE, self._params)
         self._alarms = Alarms()
         self._slots = Slots(self._where.serving_dir, self._where.bundles, self._alarm)
         self._waiting: Snapshot | None = None  # a generation loaded, not yet served

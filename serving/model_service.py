@@ -25,6 +25,7 @@ from serving.metrics_folder import keep_in_memory
 from serving.protocol import guard_worker
 from serving.remote import answer_asked
 from serving.slots import Slots
+from serving.startup import starting
 
 keep_in_memory()  # before BentoML makes its first counter
 log = logging.getLogger("bellwether.models")
@@ -46,8 +47,9 @@ class ModelService:
 
     def __init__(self) -> None:
         restrict()
-        where = settings()
-        self._store = Store.open(where.store, where.durability, SERVICE_WAIT_MS)
+        with starting():
+            where = settings()
+            self._store = Store.open(where.store, where.durability, SERVICE_WAIT_MS)
         self._alarms, self._asking = Alarms(), Asking()
         self._slots = Slots(where.serving_dir, where.bundles, self._alarm)
         self._follower = Follower(self._look, self._tell_look)

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -16,9 +17,11 @@ from sqlalchemy.exc import OperationalError
 from test_decision_service import started
 from test_injected_faults import alarms, eventually, next_decision
 
+from benchmarks.faults import no_mount, read_only_folder
 from pipelines.store import FLOW_WAIT_MS, SERVICE_WAIT_MS, PageCheck, Store, damage
 from serving import tiers
 
+T0 = datetime(2024, 1, 1, tzinfo=UTC)
 AT_ONCE_S = 1.3  # a second, and what a busy machine takes to say so
 OUTCOME = {
     "resolved_at": "2024-01-09T09:00:00Z", "label": 1, "barrier": "target", "gross_bps": 6.0, "net_bps": 5.0,
@@ -326,3 +329,16 @@ def test_a_store_that_is_damaged_turns_readiness_red_opens_nothing_and_says_what
         assert shown["health"] == "UNHEALTHY"
         assert eventually(lambda: alarms(client, "store_damaged"))
         assert "bellwether restore" in alarms(client, "store_damaged")[0].detail
+
+
+@pytest.mark.skipif(bool(no_mount()), reason=no_mount())
+def test_a_connection_that_was_opened_while_nothing_could_be_written_is_opened_again(tmp_path):
+    home = tmp_path / "home"
+    store = Store.open(f"sqlite:///{home / 'store.db'}", wait_ms=SERVICE_WAIT_MS)
+    with closing(sqlite3.connect(home / "store.db")) as other:  # as another process has it open
+        other.execute("SELECT count(*) FROM alarms").fetchall()
+        store._engine.dispose()
+        with read_only_folder(home), pytest.raises(OperationalError, match="readonly"):
+            store.raise_alarm("test", "info", "not written", T0)
+        assert store.raise_alarm("test", "info", "written", T0)
+    store.close()

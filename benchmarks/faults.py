@@ -28,7 +28,7 @@ from typing import Any, Literal
 import psutil
 
 from benchmarks import hardship
-from benchmarks.hardship import DECISION, Load, load_of
+from benchmarks.hardship import DECISION, Load, load_of, warm_in
 from benchmarks.house import FAMILY, Stand, arm_of
 from benchmarks.postgres import postgresql
 from benchmarks.probes import CALLS, READS, Log, Probe, ailments, detected, in_short, recorder
@@ -82,7 +82,8 @@ class House:
     def serve_again(self) -> None:
         """Name the house's model and warm start in a new generation, as `bellwether promote` does."""
         arms = {"champion": arm_of(self.at.digests[0], "1")} if "mlflow" not in self.names else {"champion": None}
-        write_generation(self.settings.serving_dir, {FAMILY: arms}, self.at.warm, datetime.now(UTC))
+        warm = warm_in(self.at, self.settings.serving_dir)
+        write_generation(self.settings.serving_dir, {FAMILY: arms}, warm, datetime.now(UTC))
 
     def up(self) -> None:
         supervisor.up(self.settings, self.names)

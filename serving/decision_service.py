@@ -490,7 +490,7 @@ class DecisionService:
 
     async def _take(self, request: ObserveRequest, now: datetime) -> dict[str, Any]:
         rows, told = request.matrix(), request.records()
-        symbol = self._symbols[request.symbol]
+        symbol = self._live(request.symbol)
         self._refuse_what_cannot_be_kept(symbol, rows, now)
         async with self._locks[symbol.name]:
             symbol = self._symbols[request.symbol]  # a new warm start may have come while we waited
@@ -520,6 +520,16 @@ class DecisionService:
             "closed": [utc(bar.bar[OPEN_TIME]).isoformat() for bar in closed],
             "reason": symbol.reason,
         }
+
+    def _live(self, name: str) -> Symbol:
+        """Raises UnknownName; ServiceDown where nothing is live though something was published: its warm start was
+        refused, which is no fault of whoever asks."""
+        if not self._symbols and (named := self._slots.snapshot.warm_start) is not None:
+            raise ServiceDown(
+                f"no live state: warm start {named['digest'][:12]} was refused. `bellwether down` and `bellwether up` "
+                "fold it again"
+            )
+        return self._symbols[name]
 
     def _refuse_what_cannot_be_kept(self, symbol: Symbol | None, rows: Floats, now: datetime) -> None:
         """Raises ServiceDown while the store is known to be out, which is seen again by a look and not by a caller;
@@ -572,7 +582,7 @@ class DecisionService:
     async def _make(self, names: Sequence[str], now: datetime) -> list[Decision]:
         """Decisions, durable; of what a failed write stored all the same, the stored one."""
         for name in names:
-            self._symbols[name]  # an unknown name is said before anything else
+            self._live(name)  # an unknown name is said before anything else
         self._refuse_what_cannot_be_kept(None, np.empty((0, 0)), now)
         self._clock_fault(now)
         await self._find_late(names)

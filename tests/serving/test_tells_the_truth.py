@@ -333,3 +333,14 @@ def test_status_says_health_and_its_reason_first_and_nobody_to_ask_is_unhealthy(
     monkeypatch.setattr(cli, "stored_status", lambda: shown | found)
     cli.status(as_json=False)
     assert capsys.readouterr().out.startswith("UNHEALTHY the decision service does not answer")
+
+
+def test_without_live_state_because_its_warm_start_was_refused_nobody_is_told_that_the_symbol_is_unknown(stand, home):
+    with started(stand, home) as client:
+        for file in (home / "serving" / "warm").rglob("*.npy"):
+            file.write_bytes(file.read_bytes()[:-1] + b"!")
+        client.serve(told("1", client.champion), None)
+        holds(client, "the warm start was refused and nothing is live", "was refused")
+        for path, body in (("/decide", {"symbol": SYMBOL}), ("/observe", {"symbol": SYMBOL, "bars": client.bars(1)})):
+            answer = client.call(path, body)
+            assert (answer.status_code, "was refused" in answer.json()["error"]) == (503, True), answer.text

@@ -302,6 +302,11 @@ def run(
         with ProcessPoolExecutor(min(part.jobs or jobs, len(todo)), multiprocessing.get_context("spawn")) as pool:
             waiting = {pool.submit(part.run, case): case for case in todo}
             for ended in as_completed(waiting):
+                if (error := ended.exception()) is not None:  # the others go on; the next run does this one again
+                    news.print(
+                        f"{name}: case {waiting[ended]} ended with {type(error).__name__}: {error}", markup=False
+                    )
+                    continue
                 done[waiting[ended]] = ended.result()
                 save(path, part, done)
                 news.print(f"{name}: {len(done)} of {len(part.cases)}, case {waiting[ended]}")

@@ -1,11 +1,14 @@
 """Are our ports free, and if not, who holds them?"""
 
 import socket
+import time
 from collections.abc import Collection, Mapping
 
 import psutil
 
 from pipelines.errors import BadValues, PortTaken
+
+CLOSING_SECONDS = 3.0  # a process that was killed may need so long until its sockets are closed
 
 
 def is_free(host: str, port: int) -> bool:
@@ -39,6 +42,17 @@ def holders(port: int) -> list[int]:
     ]
 
 
+def _gets_free(host: str, port: int) -> bool:
+    """Whether a taken port that nobody is seen to hold gets free: threads of a process that was just killed may have it
+    a moment longer than the process can be seen."""
+    deadline = time.monotonic() + CLOSING_SECONDS
+    while time.monotonic() < deadline and not holders(port):
+        if is_free(host, port):
+            return True
+        time.sleep(0.05)
+    return is_free(host, port)
+
+
 def variable(field: str) -> str:
     """The environment variable that sets a field of Settings."""
     return f"BELLWETHER_{field.upper()}"
@@ -59,7 +73,9 @@ def check(host: str, wanted: Mapping[str, tuple[str, int]], ours: Collection[int
             )
         owners[port] = service
     for service, (field, port) in wanted.items():
-        if not is_free(host, port) and not (ours and set(holders(port)) & set(ours)):
+        if is_free(host, port) or (ours and set(holders(port)) & set(ours)):
+            continue
+        if not _gets_free(host, port):
             raise PortTaken(
                 f"port {port} of {service} is held by {holder(port)}. "
                 f"Stop it, or give {service} another port: {variable(field)}={_next_free(host, port, owners)}"

@@ -26,8 +26,9 @@ export EVIDENTLY_DISABLE_TELEMETRY := 1
 export ORT_DISABLE_TELEMETRY := 1
 
 # The cache is looked at each time, in a second: a stamp would hide one that was cut short or that others may write in.
+# What is made under artifacts/ is for its user alone from the first folder on.
 setup: .venv/.installed
-	@$(BIN)/python -c 'import sys; from pipelines.compiled import kernels_are_warm; sys.exit(not kernels_are_warm())' || $(BIN)/python -m flows.warm
+	@umask 077; $(BIN)/python -c 'import sys; from pipelines.compiled import kernels_are_warm; sys.exit(not kernels_are_warm())' || $(BIN)/python -m flows.warm
 
 run: setup
 	$(BIN)/bellwether run $(if $(filter-out 0 false,$(ONCE)),--once)

@@ -13,8 +13,9 @@ from test_slots import Place, spoil_weights
 
 from pipelines import disk
 from pipelines.clock import ClockWatch
-from pipelines.errors import StateError
+from pipelines.errors import GoldenMismatch, StateError
 from pipelines.settings import ROOT
+from serving import following
 from serving.generation import GENERATION_FILE, acknowledged, read_generation
 from serving.health import health, waits_for_first_turn
 from serving.tiers import Freshness, State
@@ -344,3 +345,13 @@ def test_without_live_state_because_its_warm_start_was_refused_nobody_is_told_th
         for path, body in (("/decide", {"symbol": SYMBOL}), ("/observe", {"symbol": SYMBOL, "bars": client.bars(1)})):
             answer = client.call(path, body)
             assert (answer.status_code, "was refused" in answer.json()["error"]) == (503, True), answer.text
+
+
+def test_a_loaded_model_that_no_longer_gives_its_golden_answers_is_told(client, monkeypatch):
+    def differs(model):
+        raise GoldenMismatch("golden rows differ by 0.5")
+
+    monkeypatch.setattr(following, "check_golden", differs)
+    holds(client, "a loaded model fails its golden rows", "golden:validator.champion")
+    monkeypatch.undo()
+    holds(client, "none", "validator champion decides")

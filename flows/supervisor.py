@@ -453,24 +453,33 @@ def _explained(settings: Settings, service: Service, state: State, entry: Mappin
 
 
 def _red(url: str, settings: Settings) -> str | None:
-    """Failing checks of a service that answers; None if it is ready, or only waits for the first turn of the loop."""
+    """Failing checks of a service that answers; None if `up` is done with it."""
     try:
         with _DIRECT.open(url, timeout=PROBE_SECONDS):
             return None
     except urllib.error.HTTPError as error:
-        if error.code in (401, 403):  # the guard's matter: it lives
-            return None
-        try:
-            found = json.load(error)
-            failing = {str(c["name"]): str(c["detail"]) for c in found["checks"] if not c["ok"]}
-        except (OSError, ValueError, KeyError, TypeError):
-            return f"{url} answers {error.code}"
-        first = found.get("waiting_for_first_turn") is True
-        if not first and not (settings.serving_dir / "generation.json").exists():
-            first = set(failing) <= {"follows generation", "warm start"}
-        return None if first else "; ".join(f"{name}: {why}" for name, why in failing.items())
+        with error:
+            return failing_checks(settings, error.code, error.read())
     except (OSError, ValueError) as error:
         return f"{url} gives no answer ({error})"
+
+
+def failing_checks(settings: Settings, status: int, answer: bytes) -> str | None:
+    """What keeps `up` waiting, of the status and the JSON of a readiness probe.
+
+    None if the service is ready, or waits only for the first turn of the loop, or refuses our key (then it lives).
+    """
+    if status in (200, 401, 403):
+        return None
+    try:
+        found = json.loads(answer)
+        failing = {str(c["name"]): str(c["detail"]) for c in found["checks"] if not c["ok"]}
+    except (ValueError, KeyError, TypeError):
+        return f"its readiness probe answers {status}"
+    first = found.get("waiting_for_first_turn") is True
+    if not first and not (settings.serving_dir / "generation.json").exists():
+        first = set(failing) <= {"follows generation", "warm start"}
+    return None if first else "; ".join(f"{name}: {why}" for name, why in failing.items())
 
 
 def answers(settings: Settings, name: str) -> bool:

@@ -1,8 +1,10 @@
-"""kill -9 of every server beside the decision service: each is started again by itself, with an alarm. Runs last."""
+"""Every server is killed and starts again by itself, with an alarm; then their key is rotated, which has to come last."""
 
+import httpx
 import psutil
 import pytest
 from live_stack import until
+from test_lets_no_one_in import CALLS, url_of
 
 from flows import supervisor
 
@@ -29,3 +31,24 @@ def test_every_server_that_is_killed_is_started_again_by_itself_and_an_alarm_nam
         assert any(name in detail for detail in told), (name, told)
     children = [process.cmdline() for process in supervisor.members(stack.settings)]
     assert len([line for line in children if "flows.deploy" in line]) == 1, "no second one beside an orphan"
+
+
+def test_a_rotated_key_is_the_only_one_that_every_server_takes_and_all_are_back(stack):
+    before, old = supervisor.services(stack.settings), stack.key
+    session = stack.json("open", "prefect")["url"]
+    with httpx.Client() as browser:
+        assert browser.get(session, follow_redirects=True).status_code == 200
+        bars = stack.counts()["bars"]
+        states = stack.json("key", "rotate")
+        assert {name: state["state"] for name, state in states.items()} == dict.fromkeys(before, "up")
+        assert all(states[name]["pid"] != before[name]["pid"] for name in before)
+        assert stack.key != old
+        for tool, (reads, _, _) in CALLS.items():
+            url = url_of(stack, tool) + (reads if tool not in ("decision", "models") else "/livez")
+            assert httpx.get(url, headers=stack.key, timeout=30).status_code in (200, 405), tool
+        for tool, (_, writes, _) in CALLS.items():
+            assert httpx.post(url_of(stack, tool) + writes, json={}, headers=old, timeout=30).status_code == 401, tool
+        assert browser.get(f"{stack.settings.prefect_url}/session").status_code == 401  # sessions end with their key
+    assert stack.json("decide")["id"]
+    assert stack.counts()["bars"] == bars
+    assert all(one["differences"] == [] for one in stack.json("schedules"))

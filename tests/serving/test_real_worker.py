@@ -10,11 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+import bentoml
 import pytest
+from bentoml.exceptions import BentoMLException
 from serving_stand import SYMBOL, make_bundle, publish, told
 from test_decision_service import as_json
 from test_model_service import wait_until_ready
@@ -85,6 +88,21 @@ def half_sent(worker):
     waiting.start()
     yield lambda: (waiting.join(), said)[1]
     waiting.join()
+
+
+def test_bentomls_own_client_decides_with_the_key_and_not_without(worker):
+    """As the README shows it."""
+    body = {"symbol": SYMBOL}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the client leaves its folder to the end of the process
+        with bentoml.SyncHTTPClient(worker.url, token="test-key") as client:
+            decided = client.decide(body)
+            client._temp_dir.cleanup()
+        assert (decided["symbol"], decided["arm"]) == (SYMBOL, "champion")
+        with bentoml.SyncHTTPClient(worker.url) as client:
+            with pytest.raises(BentoMLException, match="Unauthorized"):
+                client.decide(body)
+            client._temp_dir.cleanup()
 
 
 def test_odd_requests_over_a_real_socket_are_never_a_5xx_and_their_log_is_one_short_json_line_each(worker):

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import sqlalchemy as sa
+from health_page import holds
 from serving_stand import SYMBOL, told
 from sqlalchemy.exc import OperationalError
 from test_decision_service import started
@@ -93,8 +94,9 @@ def test_under_a_write_lock_every_call_is_refused_at_once_and_all_is_well_when_i
             assert (answer.status_code, took < AT_ONCE_S) == (503, True), (path, took, answer.text)
             assert answer.json()["fields"] == []
             assert "Asking again is safe" in answer.json()["error"]
+        holds(client, "the store is locked or does not answer", "store: store not writable")
         shown = client.http.get("/ready").json()
-        assert (shown["ready"], shown["health"], shown["tier"]) == (False, "UNHEALTHY", 4)
+        assert shown["tier"] == 4
         assert "locked" in shown["health_reason"]
     healed, waited = timed(lambda: eventually(lambda: client.http.get("/ready").status_code == 200))
     assert (healed, waited < 2.0) == (True, True)
@@ -238,7 +240,7 @@ def test_state_that_cannot_be_kept_is_a_503_and_no_500_and_heals_when_there_is_r
     answer = client.call("/decide", {"symbol": SYMBOL})
     assert answer.status_code == 503, answer.text
     assert "No space left" in answer.json()["error"]
-    assert client.http.get("/ready").status_code == 503
+    holds(client, "the disk is full", "No space left")
     full[0] = False
     assert eventually(lambda: client.http.get("/ready").status_code == 200)
     assert client.call("/decide", {"symbol": SYMBOL}).status_code == 200
@@ -264,6 +266,7 @@ def test_a_full_database_is_a_503_of_every_call_and_heals_when_there_is_room(cli
                 break
         assert refused["/observe"].status_code == 503
         assert "full" in refused["/observe"].json()["error"]
+        holds(client, "the disk is full", "full")
     finally:
         full[0] = False
     assert eventually(lambda: client.http.get("/ready").status_code == 200)
@@ -322,11 +325,7 @@ def test_a_store_that_is_damaged_turns_readiness_red_opens_nothing_and_says_what
         root = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'promotions'").fetchone()[0]
     spoil(home / "store.db", root - 1)
     with started(stand, home) as client:
-        assert eventually(lambda: client.http.get("/ready").status_code == 503)
-        shown = eventually(
-            lambda: (r := client.http.get("/ready").json())["health_reason"].startswith("store pages") and r
-        )
-        assert shown["health"] == "UNHEALTHY"
+        holds(client, "the store is damaged", "store pages:")
         assert eventually(lambda: alarms(client, "store_damaged"))
         assert "bellwether restore" in alarms(client, "store_damaged")[0].detail
 

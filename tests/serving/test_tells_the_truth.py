@@ -2,25 +2,25 @@
 
 import json
 import os
-import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from health_page import TABLE, documented, holds, row_of, said
 from serving_stand import SYMBOL, make_bundle, publish, told, trading_now
 from test_decision_service import started
 from test_injected_faults import alarms, eventually, next_decision, status
 from test_slots import Place, spoil_weights
 
+from flows import supervisor
 from pipelines import disk
 from pipelines.clock import ClockWatch
 from pipelines.errors import GoldenMismatch, StateError
-from pipelines.settings import ROOT
+from pipelines.settings import Settings
 from serving import following
 from serving.generation import GENERATION_FILE, acknowledged, read_generation
 from serving.health import health, waits_for_first_turn
 from serving.tiers import Freshness, State
-
-TABLE = (ROOT / "docs" / "health.md").read_text()
 
 
 @pytest.fixture
@@ -29,33 +29,6 @@ def client(stand, home):
         client.serve(told("1", client.champion), None)
         client.observe(8)
         yield client
-
-
-def said(client):
-    """(status of /readyz, health, reason): /ready, /readyz and /status say the same."""
-    for _ in range(3):  # a look may come between two of them
-        answers = [client.http.get(path) for path in ("/ready", "/readyz")]
-        words = {(a["health"], a["ready"]) for a in [*(answer.json() for answer in answers), status(client)]}
-        if len(words) == 1:
-            break
-    assert len(words) == 1, words
-    assert answers[0].status_code == answers[1].status_code == (200 if answers[0].json()["ready"] else 503)
-    told_now = answers[0].json()
-    return answers[0].status_code, told_now["health"], told_now["health_reason"]
-
-
-def documented(fault):
-    """(/readyz, health) of a row of the table in docs/health.md."""
-    (row,) = [line for line in TABLE.splitlines() if line.startswith(f"| {fault} |")]
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    return int(cells[2]), re.sub(r"[^A-Z]", "", cells[3].split(":")[0])
-
-
-def holds(client, fault, reason):
-    """Wait until what is said is what the table says of this fault."""
-    wanted = documented(fault)
-    assert eventually(lambda: said(client)[:2] == wanted), (fault, wanted, said(client))
-    assert eventually(lambda: reason in said(client)[2]), said(client)
 
 
 # ---- the table
@@ -85,6 +58,18 @@ def test_tier_four_latched_by_a_person(client):
 def test_tier_three(client):
     client.serve(None, None)
     holds(client, "tier 3, no champion or the model service out", "TIER_3")
+
+
+def test_a_tier_that_is_held_after_a_fault(client):
+    next_decision(client)
+    client.store().trip("emergency", datetime.now(UTC), "drill")
+    holds(client, "tier 4, latched by a person", "TIER_4")
+    client.store().reset("emergency", datetime.now(UTC), "an operator", "drill over")
+    assert eventually(lambda: "good bar" in said(client)[2])
+    assert said(client)[1] == "UNHEALTHY"  # nothing can be opened yet
+    while next_decision(client)["tier"] == 4:
+        pass
+    holds(client, "a tier that is held after a fault", "back to tier 2 after 4 good bar(s)")
 
 
 def test_warm_up_after_a_gap(client):
@@ -155,7 +140,7 @@ def test_one_that_was_never_fed_live_catches_up_without_a_fault(stand, home, tmp
     with started(trading_now(stand, tmp_path / "now"), home) as client:
         client.serve(told("1", client.champion), None)
         client.observe(23)
-        assert said(client)[:2] == documented("none")
+        assert said(client)[:2] == documented("none")[:2]
         assert client.decide()["tier"] == 4  # its answer is not acted on all the same
 
 
@@ -325,11 +310,15 @@ def test_a_look_that_fails_is_told_and_the_next_one_goes_on(client, monkeypatch,
 
 def test_status_says_health_and_its_reason_first_and_nobody_to_ask_is_unhealthy(tmp_path, monkeypatch, capsys):
     from flows import cli
-    from pipelines.settings import Settings
 
     monkeypatch.setattr(cli, "settings", lambda: Settings(home=tmp_path, decision_port=9))
     found = cli.told_health()
     assert (found["health"], "Start it with `bellwether up`" in found["health_reason"]) == ("UNHEALTHY", True)
+    assert row_of("the process is gone") == [
+        "none", "none", found["health"], "`does not answer`, from `bellwether status`", "starts it",
+    ]  # fmt: skip
+    assert "does not answer" in found["health_reason"]
+    assert supervisor.services(Settings(home=tmp_path, decision_port=9))["decision"]["state"] == "down"
     shown = {"families": {}, "services": {}, "tier": 2, "data_hash": "d", "alarms": []}
     monkeypatch.setattr(cli, "stored_status", lambda: shown | found)
     cli.status(as_json=False)
@@ -355,3 +344,11 @@ def test_a_loaded_model_that_no_longer_gives_its_golden_answers_is_told(client, 
     holds(client, "a loaded model fails its golden rows", "golden:validator.champion")
     monkeypatch.undo()
     holds(client, "none", "validator champion decides")
+
+
+def test_every_row_of_the_page_is_asked_by_a_test():
+    rows = [line.strip("|").split("|")[0].strip() for line in TABLE.splitlines() if line.startswith("| ")]
+    faults = rows[rows.index("none") :]
+    asked = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
+    assert len(faults) == 19
+    assert [fault for fault in faults if f'"{fault}"' not in asked] == []

@@ -1,4 +1,4 @@
-"""Every server is killed and starts again by itself, with an alarm; then their key is rotated, which has to come last."""
+"""Every server is killed and starts again by itself, with an alarm; the key of all is rotated, which comes last."""
 
 import httpx
 import psutil

@@ -10,8 +10,12 @@ import flows  # says how many threads a process takes, before anybody imports nu
 
 # isort: split
 import pytest
-from postgres import postgres_server, postgres_url, second_postgres_url
-from xdist.scheduler import LoadScopeScheduling
+
+pytest.register_assert_rewrite("support")
+
+# isort: split
+from support.postgres import postgres_server, postgres_url, second_postgres_url  # noqa: E402
+from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 assert flows
 __all__ = ["postgres_server", "postgres_url", "second_postgres_url", "url"]

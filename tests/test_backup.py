@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from stored_before import SCHEMA_010, alembic_to, contents, release_010
+from support.legacy_store import SCHEMA_010, alembic_to, contents, release_010
 
 from pipelines.backup import MANIFEST, back_up, examine, restore
 from pipelines.contracts import Outcome

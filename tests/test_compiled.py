@@ -7,29 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from support.kernel_project import ASK
 
 from pipelines import compiled
-
-FILES = {
-    "pipelines/inner.py": "from pipelines.compiled import kernel\n\n@kernel\ndef twice(x):\n    return 2.0 * x\n",
-    "pipelines/outer.py": (
-        "from pipelines.compiled import kernel\nfrom pipelines import (\n    inner,\n)\n"
-        "from pipelines.inner import twice\n\n@kernel\ndef four_times(x):\n    return twice(twice(x))\n"
-    ),
-    "pipelines/other.py": "from pipelines.compiled import kernel\n\n@kernel\ndef half(x):\n    return 0.5 * x\n",
-}
-ASK = "from pipelines.outer import four_times; from pipelines.other import half; print(four_times(1.0), half(1.0))"
-
-
-@pytest.fixture
-def project(tmp_path):
-    root = tmp_path / "first"
-    (root / "pipelines").mkdir(parents=True)
-    for name, text in FILES.items():
-        (root / name).write_text(text)
-    shutil.copy(compiled.__file__, root / "pipelines" / "compiled.py")
-    return root
 
 
 def answers(root: Path) -> list[float]:

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_compiled import ASK, project
+from support.kernel_project import ASK, project
 
 from flows import doctor
 from pipelines import compiled

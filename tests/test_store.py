@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from stored_before import contents, release_010
+from support.legacy_store import contents, release_010
 
 from pipelines import migrations
 from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed, Decision, Outcome, tape_of

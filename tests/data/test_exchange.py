@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recorded_exchange import (
+from support.recorded_exchange import (
     START,
     RecordedExchange,
     Told,

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
-from recorded_exchange import RecordedExchange, Told
+from support.recorded_exchange import RecordedExchange, Told
 
 from pipelines.data.exchange import Backfill
 from pipelines.data.schemas import LAYOUT, check, to_matrix, write_bars

@@ -8,8 +8,8 @@ import sys
 from datetime import UTC, datetime
 
 import pytest
-from stored_before import release_010
-from test_cli import bellwether
+from support.command_line import bellwether
+from support.legacy_store import release_010
 
 from flows import backup
 from pipelines.errors import LeaseHeld, StateError, UnreadableFile, WouldOverwrite

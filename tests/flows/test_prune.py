@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from stored_before import contents, release_010
-from test_cli import bellwether
+from support.command_line import bellwether
+from support.legacy_store import contents, release_010
 
 from flows.prune import horizon, idle_bundles, plan, prune
 from flows.site import Site

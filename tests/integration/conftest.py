@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from live_stack import HELD, refused, second, stack
+from support.stack import HELD, refused, second, stack
 
 __all__ = ["refused", "second", "stack"]
 

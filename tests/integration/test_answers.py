@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from live_stack import environment
+from support.stack import environment
 
 from flows.lineage import trace
 from pipelines.models.runtime import sha256

@@ -5,7 +5,8 @@ import re
 
 import httpx
 import pytest
-from browser import chromium
+from support.browser import chromium
+from support.servers import CALLS, TOOLS, url_of
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -14,20 +15,7 @@ from pipelines.settings import Settings
 from serving.keys import create_ticket
 
 pytestmark = pytest.mark.stack
-TOOLS = ("mlflow", "prefect", "decision", "models", "evidently")
-# of each server: what reads, what writes, where a WebSocket is or would be
-CALLS = {
-    "mlflow": ("/api/2.0/mlflow/registered-models/search", "/api/2.0/mlflow/registered-models/create", "/ws"),
-    "prefect": ("/api/admin/settings", "/api/deployments/filter", "/api/events/in"),
-    "decision": ("/status", "/decide", "/ws"),
-    "models": ("/models", "/predict", "/ws"),
-    "evidently": ("/api/projects", "/api/projects", "/ws"),
-}
 FOREIGN = ("http://evil.example", "null", "http://localhost:5000", "http://127.0.0.1:9")
-
-
-def url_of(stack, tool):
-    return getattr(stack.settings, f"{'model' if tool == 'models' else tool}_url")
 
 
 @pytest.fixture(params=TOOLS)

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from live_stack import COMMAND, register_again, until
 from sqlalchemy.exc import DatabaseError
+from support.stack import COMMAND, register_again, until
 
 from flows import promotion, supervisor
 from pipelines.errors import GateRefused, UnknownName

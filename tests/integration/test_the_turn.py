@@ -7,7 +7,7 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-from live_stack import quiet
+from support.stack import quiet
 
 from pipelines.families import FAMILIES
 from pipelines.versioning import data_hash

@@ -7,7 +7,7 @@ import stat
 
 import httpx
 import pytest
-from live_stack import until
+from support.stack import until
 
 from flows import supervisor
 

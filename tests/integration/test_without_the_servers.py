@@ -5,7 +5,7 @@ import time
 
 import psutil
 import pytest
-from live_stack import COMMAND, until
+from support.stack import COMMAND, until
 
 from flows import promotion, supervisor
 from flows.site import is_gone

@@ -3,8 +3,8 @@
 import httpx
 import psutil
 import pytest
-from live_stack import until
-from test_lets_no_one_in import CALLS, url_of
+from support.servers import CALLS, url_of
+from support.stack import until
 
 from flows import supervisor
 

@@ -1,5 +1,5 @@
 """Fixtures of the serving tests; what they are made of is in serving_stand.py."""
 
-from serving_stand import home, stand
+from support.serving_fixture import home, stand
 
 __all__ = ["home", "stand"]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from test_ledger import DECISION
+from support.records import DECISION
 
 from pipelines.contracts import Outcome
 from pipelines.store import DecisionRecord, Latch, Store

@@ -14,10 +14,10 @@ from math import inf, nan
 import numpy as np
 import pytest
 import yaml
-from serving_stand import HISTORY, SYMBOL, make_bundle, on_wall_clock, told
-from test_decision_service import Client, started
-from test_injected_faults import alarms, bar_with_event, eventually, next_decision, status
-from test_ledger import DECISION
+from support.decision_service import Client, running_service
+from support.records import DECISION
+from support.service_probes import alarms, bar_with_event, eventually, next_decision, status
+from support.serving_fixture import HISTORY, SYMBOL, make_bundle, on_wall_clock, slot_entry
 
 from flows.breaker import reset
 from pipelines.contracts import BOOK_LEVELS, CLOSE, HIGH, OPEN_TIME, TAPE_WIDTH, Books, Estimate, History
@@ -45,8 +45,8 @@ DAY = timedelta(days=1)
 @pytest.fixture
 def client(stand, home):
     trades(home)
-    with started(stand, home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(stand, home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         client.observe(8)  # to the close of a decision bar
         yield client
 
@@ -251,8 +251,8 @@ def booked(stand, home, tmp_path):
         signal_state=signal_state, base=history, history=History(closed, features, signals, read, context),
         voices=Voices.fit(signals), clock="market", books=books,
     )  # fmt: skip
-    with started(replace(stand, stage=tmp_path / "stage"), home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(replace(stand, stage=tmp_path / "stage"), home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         client.observe(8)
         yield client
 
@@ -300,8 +300,8 @@ class Clock(datetime):
 def trading(stand, home, tmp_path):
     """The same of a market that trades now."""
     trades(home)
-    with started(on_wall_clock(stand, tmp_path / "wall"), home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(on_wall_clock(stand, tmp_path / "wall"), home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         client.observe(8)
         yield client
 
@@ -314,7 +314,7 @@ def test_a_feed_that_stopped_trips_and_one_that_catches_up_does_not(trading, mon
     monkeypatch.setattr("serving.decision_service.datetime", Clock)
     Clock.moment = close + timedelta(seconds=90)  # as if fed live
     for _ in range(2):  # the second is served by the look after one with this clock
-        client.serve(told("1", client.champion), None)
+        client.serve(slot_entry("1", client.champion), None)
     Clock.moment = close + LIMITS.stale_bars * timedelta(minutes=15) + timedelta(seconds=1)
     assert eventually(lambda: status(client)["tier"] == 4)  # the tier that comes and goes
     assert latched(client) == []
@@ -347,8 +347,8 @@ def test_the_loss_of_a_day_trips_and_a_reset_accepts_it(client):
 
 def test_a_drawdown_over_days_trips_and_a_reset_counts_from_there_also_after_a_restart(stand, home):
     trades(home)
-    with started(stand, home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(stand, home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         for i in range(5):
             lose(client, f"t{i}", 0.0172, AT + (1 + i) * DAY)
         assert client.decide()["breakers"] == ["drawdown"]
@@ -358,7 +358,7 @@ def test_a_drawdown_over_days_trips_and_a_reset_counts_from_there_also_after_a_r
         assert (decision["breakers"], decision["account"]["drawdown"]) == ([], 0.0)
         lose(client, "t5", 0.01, AT + 7 * DAY)
         known = status(client)["account"]
-    with started(stand, home) as client:
+    with running_service(stand, home) as client:
         found = status(client)["account"]
         assert (found["equity"], found["peak"]) == pytest.approx((known["equity"], known["peak"]))
         assert latched(client) == []
@@ -371,14 +371,14 @@ def test_a_champion_that_keeps_failing_trips_beyond_the_tier(stand, home, tmp_pa
     told_params = yaml.safe_load((ROOT / "params.yaml").read_text())
     told_params["breakers"]["fault_multiple"] = 1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(told_params))
-    with started(stand, home, BELLWETHER_PARAMS_FILE=str(tmp_path / "params.yaml")) as client:
+    with running_service(stand, home, BELLWETHER_PARAMS_FILE=str(tmp_path / "params.yaml")) as client:
         broken = make_bundle(home / "bundles", stand.columns, stand.rows, 0.4, broken=True)
-        client.serve(told("3", broken), None)
+        client.serve(slot_entry("3", broken), None)
         found = [bar_with_event(client)["breakers"] for _ in range(PARAMS.tiers.faults_in_row)]
         assert found == [[]] * (PARAMS.tiers.faults_in_row - 1) + [["model"]]  # the decision of the last fault itself
         (latch,) = client.store().latches()
         assert "validator champion version 3" in latch.reason
-        client.serve(told("1", client.champion), None)
+        client.serve(slot_entry("1", client.champion), None)
         assert next_decision(client)["breakers"] == ["model"]  # rolled back, and still a person's to reset
         assert released(client, "model")
 
@@ -436,8 +436,8 @@ def test_a_latch_that_cannot_be_written_refuses_all_the_same_and_is_written_when
 
 
 def test_a_restart_looks_at_the_newest_bar_again_unless_a_person_has_reset_what_it_tripped(stand, home):
-    with started(stand, home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(stand, home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         client.observe(8)
         spike(client)
         assert latched(client) == ["volatility_spike"]
@@ -446,11 +446,11 @@ def test_a_restart_looks_at_the_newest_bar_again_unless_a_person_has_reset_what_
     with closing(sqlite3.connect(home / "store.db")) as other:  # as if killed between the bar and its latch
         other.execute("DELETE FROM latches")
         other.commit()
-    with started(stand, home) as client:
+    with running_service(stand, home) as client:
         assert latched(client) == ["volatility_spike"]
         assert eventually(store.latches)
         reset(store, "volatility_spike", datetime.now(UTC), "ann", "a print of the venue")
-    with started(stand, home) as client:
+    with running_service(stand, home) as client:
         assert latched(client) == []
 
 
@@ -470,7 +470,7 @@ with TestClient(DecisionService.to_asgi(), base_url="http://127.0.0.1:3000") as 
 
 def test_kill_9_after_an_answer_leaves_the_breaker_it_named_latched(stand, home):
     sender = Client(None, home, stand)
-    families = {"validator": {"champion": told("1", sender.champion)}}
+    families = {"validator": {"champion": slot_entry("1", sender.champion)}}
     write_generation(home / "serving", families, sender.warm, AT)
     bodies = [("/observe", {"symbol": SYMBOL, "bars": sender.bars(8)}), ("/observe", spiked(sender))]
     bodies.append(("/decide", {"symbol": SYMBOL}))
@@ -479,7 +479,7 @@ def test_kill_9_after_an_answer_leaves_the_breaker_it_named_latched(stand, home)
                           capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == ["volatility_spike"]
-    with started(stand, home) as client:
+    with running_service(stand, home) as client:
         assert [latch.name for latch in client.store().latches()] == ["volatility_spike"]
         client.sent = sender.sent
         assert next_decision(client)["breakers"] == ["volatility_spike"]

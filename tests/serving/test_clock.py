@@ -4,10 +4,10 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from health_page import holds
-from serving_stand import SYMBOL, on_wall_clock, told, trading_now
-from test_decision_service import as_json, started
-from test_injected_faults import alarms, eventually, status
+from support.decision_service import as_json, running_service
+from support.health_page import holds
+from support.service_probes import alarms, eventually, status
+from support.serving_fixture import SYMBOL, on_wall_clock, slot_entry, trading_now
 
 from flows.ingest import write_snapshot
 from pipelines.clock import JUMP_S, STEADY_S, Clock, ClockWatch, mode_of, mode_of_source
@@ -68,8 +68,8 @@ def test_now_is_the_feeds_position_or_the_time_of_day():
 
 
 def test_on_a_market_clock_now_moves_with_observed_bars_alone_and_data_are_never_old(stand, home):
-    with started(stand, home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(stand, home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         client.observe(8)
         first = client.decide()
         assert first["known_at"] == first["as_of"]
@@ -87,8 +87,8 @@ def test_on_a_market_clock_now_moves_with_observed_bars_alone_and_data_are_never
 @pytest.mark.parametrize("after_s", [1.0, 0.0, -900.0, 1e9])
 def test_a_caller_cannot_lift_the_gate_on_stale_data(stand, home, tmp_path, after_s):
     """Bars of 2024 on the clock of a market that trades now: they are old, whatever instant a caller names."""
-    with started(on_wall_clock(stand, tmp_path / "wall"), home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(on_wall_clock(stand, tmp_path / "wall"), home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         near = datetime.fromtimestamp(client.close() + after_s, UTC).isoformat()
         answer = client.call("/decide", {"symbol": SYMBOL, "as_of": near})
         assert (answer.status_code, "bellwether replay" in answer.json()["error"]) == (400, True)
@@ -103,8 +103,8 @@ def test_an_old_warm_start_takes_the_clock_of_the_manifest_it_was_made_from(stan
     data = home / "workspace" / "data"
     data.mkdir(parents=True)
     data.joinpath("manifest.json").write_text(json.dumps({"symbol": SYMBOL, "source": {"source": "simulator"}}))
-    with started(on_wall_clock(stand, tmp_path / "old", None), home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(on_wall_clock(stand, tmp_path / "old", None), home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         shown = status(client)["symbols"][SYMBOL]
         assert (shown["clock"], "names no clock" in shown["clock_why"]) == ("market", True)
         assert client.decide()["tier"] == 2
@@ -156,8 +156,8 @@ def test_bars_that_close_where_time_would_be_speak_against_the_clock():
 @pytest.fixture
 def trading(stand, home, tmp_path):
     """A market that trades now: its last minute closed a moment ago."""
-    with started(trading_now(stand, tmp_path / "now"), home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(trading_now(stand, tmp_path / "now"), home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         yield client
 
 

@@ -7,114 +7,32 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections import defaultdict
 from concurrent.futures import Future
-from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from prometheus_client import REGISTRY
-from serving_stand import HISTORY, SYMBOL, last_close, make_bundle, publish, told
+from support.decision_service import AT, KEY, as_json, running_service
+from support.serving_fixture import HISTORY, SYMBOL, make_bundle, slot_entry
 
 from pipelines.clock import ClockWatch
-from pipelines.contracts import BAR_FIELDS, OPEN_TIME, tape_of
-from pipelines.settings import ROOT, settings
+from pipelines.contracts import OPEN_TIME, tape_of
+from pipelines.settings import ROOT
 from pipelines.store import Store
 from pipelines.training.warm import read_warm_start
 from serving.api import ObserveRequest
 from serving.asking import Asking
-from serving.generation import acknowledged, write_generation
+from serving.generation import acknowledged
 from serving.symbols import Symbol, Symbols
 from serving.tiers import Freshness
-
-AT = datetime(2024, 1, 1, tzinfo=UTC)
-KEY = {"Authorization": "Bearer test-key"}
-
-
-class Client:
-    """The service in this process, with an installation of its own."""
-
-    def __init__(self, http, home, stand):
-        self.http, self.home, self.stand = http, home, stand
-        self.warm = publish(stand, home)
-        self.champion = make_bundle(home / "bundles", stand.columns, stand.rows, 0.1)
-        self.challenger = make_bundle(home / "bundles", stand.columns, stand.rows, 0.9)
-        self.sent = 0
-        self._store = None
-
-    def call(self, path, body=None, headers=KEY):
-        return self.http.post(path, json=body if body is not None else {}, headers=headers)
-
-    def serve(self, champion=None, challenger=None):
-        """Write a generation and wait, as an operator would, until this process acknowledges it."""
-        families = {"validator": {"champion": champion, "challenger": challenger}}
-        generation = write_generation(self.home / "serving", families, self.warm, AT)
-        for _ in range(2000):  # a machine that compiles its kernels first takes a while
-            if acknowledged(self.home / "serving") == {os.getpid(): generation}:
-                return generation
-            time.sleep(0.02)
-        raise AssertionError(f"generation {generation} was never served")
-
-    def bars(self, n):
-        """The next n live minutes as JSON."""
-        rows = self.stand.live[self.sent : self.sent + n]
-        self.sent += n
-        return [as_json(row) for row in rows]
-
-    def observe(self, n):
-        return self.call("/observe", {"symbol": SYMBOL, "bars": self.bars(n)})
-
-    def close(self):
-        """Close time of the last closed decision bar."""
-        seen = np.vstack([self.stand.base[: len(self.stand.base) - len(self.stand.live)], self.stand.live[: self.sent]])
-        return last_close(seen)
-
-    def store(self):
-        return self._store or self._open()
-
-    def _open(self):
-        self._store = Store.open(settings().store)
-        return self._store
-
-    def decide(self):
-        return self.call("/decide", {"symbol": SYMBOL}).json()
-
-
-def as_json(row):
-    bar = dict(zip(BAR_FIELDS, row.tolist(), strict=True))
-    return bar | {"open_time": datetime.fromtimestamp(bar["open_time"], tz=UTC).isoformat()}
-
-
-@contextmanager
-def started(stand, home, **env):
-    """The service in this process on a home of its own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # starlette would rather have a client that is not in the lock
-        from starlette.testclient import TestClient
-    from serving.decision_service import DecisionService
-
-    for collector, names in list(REGISTRY._collector_to_names.items()):  # BentoML registers its own once a process
-        if any(name.startswith("bentoml_service") for name in names):
-            REGISTRY.unregister(collector)
-    named = {"BELLWETHER_HOME": str(home), "BELLWETHER_WRITE_KEY": "test-key"} | env
-    os.environ |= named
-    settings.cache_clear()
-    try:
-        with TestClient(DecisionService.to_asgi(), base_url="http://127.0.0.1:3000") as http:
-            yield Client(http, home, stand)
-    finally:
-        for name in named:
-            del os.environ[name]
-        settings.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def client(stand, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "bundles").mkdir()
-    with started(stand, home) as client:
+    with running_service(stand, home) as client:
         yield client
 
 
@@ -123,7 +41,7 @@ def served(client):
     """A champion and a challenger that was refused, whatever test runs first."""
     answer = client.http.get("/models").json()["families"]["validator"]
     if (answer["champion"] or {}).get("version") != "1":
-        client.serve(told("1", client.champion), told("2", client.challenger, "refused"))
+        client.serve(slot_entry("1", client.champion), slot_entry("2", client.challenger, "refused"))
     return client
 
 
@@ -141,7 +59,7 @@ def test_it_is_not_ready_and_says_why_before_anything_was_promoted(client):
 
 
 def test_with_a_warm_start_but_no_champion_the_traditional_tier_decides(client):
-    client.serve(None, told("2", client.challenger, "refused"))
+    client.serve(None, slot_entry("2", client.challenger, "refused"))
     decision = client.decide()
     assert (decision["tier"], decision["arm"]) == (3, "traditional")
     assert decision["p"] in (None, 0.46)
@@ -154,7 +72,7 @@ def test_with_a_warm_start_but_no_champion_the_traditional_tier_decides(client):
 def test_a_champion_of_another_market_does_not_speak_of_this_one(client):
     stand = client.stand
     foreign = make_bundle(client.home / "bundles", stand.columns, stand.rows, bias=0.3, symbol="BTC/USDT")
-    client.serve(told("7", foreign), None)
+    client.serve(slot_entry("7", foreign), None)
     decision = client.decide()
     assert decision["tier"] == 3
     assert decision["models"]["validator"]["champion"]["p"] is None
@@ -259,7 +177,7 @@ def test_a_breaker_latched_by_anyone_stops_emission(served):
 
 
 def test_a_swap_changes_the_answering_model_and_the_generation(served):
-    generation = served.serve(told("2", served.challenger), None)
+    generation = served.serve(slot_entry("2", served.challenger), None)
     served.observe(15)
     decision = served.decide()
     assert (decision["generation"], decision["models"]["validator"]["champion"]["version"]) == (generation, "2")

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from test_ledger import DECISION
+from support.records import DECISION
 
 from pipelines.contracts import CATEGORIES, Outcome
 from pipelines.settings import load_params

@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from serving_stand import SYMBOL, make_bundle, told
-from test_decision_service import started
+from support.decision_service import running_service
+from support.service_probes import alarms, bar_with_event, eventually, next_decision, status
+from support.serving_fixture import SYMBOL, make_bundle, slot_entry
 
 from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.models.runtime import load_bundle
@@ -28,23 +29,9 @@ AT = datetime(2024, 1, 1, tzinfo=UTC)
 
 @pytest.fixture
 def client(stand, home):
-    with started(stand, home) as client:
-        client.serve(told("1", client.champion), told("2", client.challenger, "refused"))
+    with running_service(stand, home) as client:
+        client.serve(slot_entry("1", client.champion), slot_entry("2", client.challenger, "refused"))
         yield client
-
-
-def next_decision(client):
-    client.observe(15)
-    return client.decide()
-
-
-def bar_with_event(client, limit=60):
-    """Decide bar by bar until the validator is asked."""
-    for _ in range(limit):
-        decision = next_decision(client)
-        if decision["models"]["validator"]["champion"]["event"] is not None:
-            return decision
-    raise AssertionError(f"no event in {limit} bars")
 
 
 def shown(client):
@@ -52,21 +39,6 @@ def shown(client):
     found = [client.http.get(path).json() for path in ("/status", "/ready", "/readyz")]
     assert len({(f["tier"], f["tier_reason"], f["tier_multiplier"], f["health"]) for f in found}) == 1
     return found[0]["tier"], found[0]["tier_reason"]
-
-
-def status(client):
-    return client.http.get("/status").json()
-
-
-def eventually(told, seconds=15):
-    deadline = time.monotonic() + seconds
-    while not (found := told()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
-def alarms(client, kind):
-    return [alarm for alarm in client.store().alarms(open_only=False) if alarm.kind == kind]
 
 
 def test_every_answer_shows_tier_reason_and_multiplier(client):
@@ -84,7 +56,7 @@ def test_every_answer_shows_tier_reason_and_multiplier(client):
 def test_a_model_that_fails_abstains_alone_and_so_many_in_a_row_hand_over_to_tradition(client):
     stand = client.stand
     broken = make_bundle(client.home / "bundles", stand.columns, stand.rows, 0.4, broken=True)
-    client.serve(told("3", broken), told("2", client.challenger, "refused"))
+    client.serve(slot_entry("3", broken), slot_entry("2", client.challenger, "refused"))
     tiers = []
     while len(tiers) < RULES.faults_in_row:
         decision = bar_with_event(client)
@@ -100,7 +72,7 @@ def test_a_model_that_fails_abstains_alone_and_so_many_in_a_row_hand_over_to_tra
     assert eventually(lambda: alarms(client, "tier_changed"))
     assert [a.detail[:35] for a in alarms(client, "model_fault")] == ["validator champion version 3: MODEL"]
     assert alarms(client, "tier_changed")[0].cleared_at is None
-    client.serve(told("1", client.champion), None)  # the way out: roll back, then earn it
+    client.serve(slot_entry("1", client.champion), None)  # the way out: roll back, then earn it
     back = [next_decision(client)["tier"] for _ in range(RULES.good_bars)]
     assert back == [3] * (RULES.good_bars - 1) + [2]
     assert eventually(lambda: all(a.cleared_at for a in alarms(client, "tier_changed")))
@@ -133,12 +105,12 @@ def test_an_emergency_latched_by_a_person_lasts_until_a_person_resets_it(client)
 
 
 def test_a_restart_keeps_the_tier(stand, home):
-    with started(stand, home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(stand, home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         client.store().trip("emergency", datetime.now(UTC), "drill")
         assert eventually(lambda: status(client)["tier"] == 4)
         client.store().reset("emergency", datetime.now(UTC), "an operator", "over")
-    with started(stand, home) as client:
+    with running_service(stand, home) as client:
         assert shown(client)[0] == 4
 
 
@@ -196,9 +168,9 @@ def remote(stand, home):
     env = {"BELLWETHER_MODELS": "remote", "BELLWETHER_MODEL_PORT": str(service.port)}
     # time enough for a busy machine; the sleeper sleeps longer
     env |= {"BELLWETHER_MODEL_TIMEOUT_MS": "500", "BELLWETHER_MODEL_RETRY_SECONDS": "0.2"}
-    with started(stand, home, **env) as client:
+    with running_service(stand, home, **env) as client:
         client.service = service
-        client.serve(told("1", client.champion), told("2", client.challenger, "refused"))
+        client.serve(slot_entry("1", client.champion), slot_entry("2", client.challenger, "refused"))
         yield client
     service.server.shutdown()
     service.server.server_close()

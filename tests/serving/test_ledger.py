@@ -1,6 +1,5 @@
 """The ledger: durable before acknowledged, one bad entry spoils nothing, kill -9 loses nothing acknowledged."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,24 +9,22 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from support.records import DECISION
 
-from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, Decision
+from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books
 from pipelines.errors import BadValues, ServiceDown
 from pipelines.settings import ROOT
 from pipelines.store import BarBatch, Store
 from serving.ledger import Ledger
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
-DECISION = Decision(
-    id="", symbol="SIM/USDT", as_of=T0, known_at=T0, ingested_at=T0, action="NO_TRADE", direction=0, confidence=None,
-    entry=None, stop=None, take_profits=(), size=0.0, expiry=None, edge_bps=None, p=None, regime=None, tier=3,
-    arm="none", event=None,
-)  # fmt: skip
-
 WRITER = """
 import sys, itertools
 sys.path.insert(0, {tests!r})
-from test_ledger import DECISION, Ledger, Store, replace
+from dataclasses import replace
+from pipelines.store import Store
+from serving.ledger import Ledger
+from support.records import DECISION
 ledger = Ledger(Store.open({url!r}))
 for group in itertools.count():
     ids = [f"{{group}}-{{i}}" for i in range(5)]
@@ -114,7 +111,7 @@ def test_closing_writes_what_is_queued_and_takes_nothing_more(store):
 
 
 def test_every_acknowledged_decision_survives_kill_minus_nine(url):
-    code = WRITER.format(url=url, tests=os.path.dirname(__file__))
+    code = WRITER.format(url=url, tests=str(ROOT / "tests"))
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         acknowledged = [process.stdout.readline().strip() for _ in range(200)]
         process.send_signal(signal.SIGKILL)

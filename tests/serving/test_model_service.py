@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,8 @@ import bentoml
 import httpx
 import numpy as np
 import pytest
-from serving_stand import make_bundle, told
+from support.bentoml_process import wait_until_ready
+from support.serving_fixture import make_bundle, slot_entry
 
 from pipelines.models.runtime import load_bundle
 from pipelines.settings import ROOT
@@ -41,7 +41,7 @@ def served(stand, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "bundles").mkdir()
     digest = make_bundle(home / "bundles", stand.columns, stand.rows)
-    families = {"validator": {"champion": told("1", digest), "challenger": None}}
+    families = {"validator": {"champion": slot_entry("1", digest), "challenger": None}}
     write_generation(home / "serving", families, None, datetime(2024, 1, 1, tzinfo=UTC))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -64,17 +64,6 @@ def served(stand, tmp_path_factory):
         process.send_signal(signal.SIGTERM)
         process.wait(30)
         log.close()
-
-
-def wait_until_ready(url, process, log, seconds=90):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    pytest.fail(f"the model service did not come up:\n{log.read_text()[-2000:]}")
 
 
 def test_predictions_over_http_equal_the_bundle_by_order_and_by_name(served):

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from serving_stand import SYMBOL, told
-from test_decision_service import KEY, as_json, started
+from support.decision_service import KEY, as_json, running_service
+from support.serving_fixture import SYMBOL, slot_entry
 
 from benchmarks import inputs
 from pipelines.errors import BadShape
@@ -34,8 +34,8 @@ READS = (
 def served(stand, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "bundles").mkdir()
-    with started(stand, home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(stand, home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         yield client
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import bentoml
 import pytest
 from bentoml.exceptions import BentoMLException
-from serving_stand import SYMBOL, make_bundle, publish, told
-from test_decision_service import as_json
-from test_model_service import wait_until_ready
+from support.bentoml_process import wait_until_ready
+from support.decision_service import as_json
+from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry
 
 from benchmarks import fairness, inputs
 from benchmarks.ports import free_ports
@@ -49,7 +49,7 @@ def worker(stand, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "bundles").mkdir()
     champion = make_bundle(home / "bundles", stand.columns, stand.rows)
-    arms = {"validator": {"champion": told("1", champion), "challenger": None}}
+    arms = {"validator": {"champion": slot_entry("1", champion), "challenger": None}}
     write_generation(home / "serving", arms, publish(stand, home), datetime(2024, 1, 1, tzinfo=UTC))
     (port,) = free_ports(1)
     bentoml = Path(sys.executable).with_name("bentoml")

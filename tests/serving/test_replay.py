@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving_stand import make_bundle, market, onnx_bytes, told
+from support.serving_fixture import make_bundle, market, onnx_bytes
 
 from flows.replay import again, differences
 from flows.site import Site
@@ -94,7 +94,7 @@ def site(tmp_path_factory):
             if i > 0:
                 observed(live[i - EVERY : i])
             arms = {"champion": i // EVERY % 3, "challenger": (i // EVERY + 1) % 3}
-            families = {"validator": {arm: told(str(k + 1), digests[k]) for arm, k in arms.items()}}
+            families = {"validator": {arm: slot_entry(str(k + 1), digests[k]) for arm, k in arms.items()}}
             if i == DECISIONS // 2:
                 warm, _ = warm_start(home, bars[: HISTORY + i - 40], "second")
             write_generation(home / "serving", families, warm, utc(bar[OPEN_TIME]))

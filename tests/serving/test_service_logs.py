@@ -6,7 +6,7 @@ import logging
 import time
 
 import pytest
-from test_decision_service import KEY, started
+from support.decision_service import KEY, running_service
 
 from serving import logs
 from serving.logs import AtMost, JsonLines, RequestLog, not_a_callers_mistake, request_id
@@ -16,7 +16,7 @@ from serving.logs import AtMost, JsonLines, RequestLog, not_a_callers_mistake, r
 def client(stand, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "bundles").mkdir()
-    with started(stand, home) as client:
+    with running_service(stand, home) as client:
         yield client
 
 

@@ -6,28 +6,13 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from serving_stand import make_bundle, told
+from support.model_slots import Place, spoil_weights
+from support.serving_fixture import slot_entry
 
 from pipelines.models.runtime import MANIFEST, sha256
-from serving.generation import GENERATION_FILE, acknowledged, write_generation
-from serving.slots import Slots
+from serving.generation import GENERATION_FILE, acknowledged
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)
-
-
-class Place:
-    def __init__(self, home, stand):
-        self.serving, self.bundles, self.alarms = home / "serving", home / "bundles", []
-        self.slots = Slots(self.serving, self.bundles, lambda *alarm: self.alarms.append(alarm))
-        self.first = make_bundle(self.bundles, stand.columns, stand.rows, 0.1)
-        self.second = make_bundle(self.bundles, stand.columns, stand.rows, 0.9)
-
-    def serve(self, champion, challenger=None, family="validator"):
-        arms = {"champion": champion, "challenger": challenger}
-        return write_generation(self.serving, {family: arms}, None, AT)
-
-    def champion(self):
-        return self.slots.snapshot.slot("validator", "champion")
 
 
 @pytest.fixture
@@ -42,7 +27,7 @@ def test_nothing_is_served_before_anything_was_promoted(place):
 
 
 def test_a_generation_is_loaded_checked_swapped_and_acknowledged(place, stand):
-    place.serve(told("1", place.first), told("2", place.second, "refused"))
+    place.serve(slot_entry("1", place.first), slot_entry("2", place.second, "refused"))
     assert place.slots.refresh() is True
     assert place.slots.refresh() is False
     answers = place.slots.snapshot.predict("validator", stand.rows[:3], stand.columns)
@@ -52,24 +37,20 @@ def test_a_generation_is_loaded_checked_swapped_and_acknowledged(place, stand):
 
 
 def test_generations_count_up_and_a_reader_keeps_the_snapshot_it_took(place):
-    place.serve(told("1", place.first))
+    place.serve(slot_entry("1", place.first))
     place.slots.refresh()
     before = place.slots.snapshot
-    assert place.serve(told("2", place.second)) == 2
+    assert place.serve(slot_entry("2", place.second)) == 2
     place.slots.refresh()
     assert (before.generation, before.slot("validator", "champion").version) == (1, "1")
     assert place.champion().version == "2"
 
 
 def test_a_column_nobody_computes_makes_the_model_abstain_by_name(place, stand):
-    place.serve(told("1", place.first))
+    place.serve(slot_entry("1", place.first))
     place.slots.refresh()
     answer = place.slots.snapshot.predict("validator", stand.rows[:1, 1:], stand.columns[1:])["champion"]
     assert answer.reason == [f"MISSING_FEATURE:{stand.columns[0]}"]
-
-
-def spoil_weights(bundle):
-    (bundle / "model.onnx").write_bytes((bundle / "model.onnx").read_bytes() + b" ")
 
 
 def add_pickle(bundle):
@@ -111,10 +92,10 @@ def read_another_column(bundle):
     ],
 )  # fmt: skip
 def test_a_bundle_that_fails_a_check_is_refused_with_an_alarm_and_the_old_model_stays(place, spoil, why):
-    place.serve(told("1", place.first))
+    place.serve(slot_entry("1", place.first))
     place.slots.refresh()
     digest = spoil(place.bundles / place.second) or place.second
-    place.serve(told("2", digest))
+    place.serve(slot_entry("2", digest))
     assert place.slots.refresh() is True
     snapshot = place.slots.snapshot
     assert (snapshot.generation, place.champion().version) == (2, "1")
@@ -124,14 +105,14 @@ def test_a_bundle_that_fails_a_check_is_refused_with_an_alarm_and_the_old_model_
 
 
 def test_an_entry_that_names_no_bundle_is_refused(place):
-    place.serve(told("9", "0" * 64))
+    place.serve(slot_entry("9", "0" * 64))
     assert place.slots.refresh() is True
     assert place.champion() is None
     assert len(place.slots.snapshot.refused) == 1
 
 
 def test_a_generation_file_that_is_not_one_changes_nothing(place):
-    place.serve(told("1", place.first))
+    place.serve(slot_entry("1", place.first))
     place.slots.refresh()
     (place.serving / GENERATION_FILE).write_text('{"generation": 2')
     assert place.slots.refresh() is False
@@ -140,8 +121,8 @@ def test_a_generation_file_that_is_not_one_changes_nothing(place):
 
 
 def test_removing_a_challenger_takes_it_out(place):
-    place.serve(told("1", place.first), told("2", place.second))
+    place.serve(slot_entry("1", place.first), slot_entry("2", place.second))
     place.slots.refresh()
-    place.serve(told("1", place.first))
+    place.serve(slot_entry("1", place.first))
     place.slots.refresh()
     assert place.slots.snapshot.slot("validator", "challenger") is None

@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 import sqlalchemy as sa
-from health_page import holds
-from serving_stand import SYMBOL, told
 from sqlalchemy.exc import OperationalError
-from test_decision_service import started
-from test_injected_faults import alarms, eventually, next_decision
+from support.decision_service import running_service
+from support.health_page import holds
+from support.service_probes import alarms, eventually, next_decision
+from support.serving_fixture import SYMBOL, slot_entry
 
 from benchmarks.faults import no_mount, read_only_folder
 from pipelines.store import FLOW_WAIT_MS, SERVICE_WAIT_MS, PageCheck, Store, damage
@@ -32,8 +32,8 @@ OUTCOME = {
 
 @pytest.fixture
 def client(stand, home):
-    with started(stand, home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(stand, home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         client.observe(8)
         yield client
 
@@ -140,8 +140,8 @@ def test_a_decision_that_was_told_as_failed_and_stored_all_the_same_is_found_and
 
 
 def test_the_same_question_has_the_same_id_in_any_process_and_another_question_another(stand, home):
-    with started(stand, home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(stand, home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         client.observe(8)
         first = client.decide()
         client.observe(15)
@@ -149,7 +149,7 @@ def test_the_same_question_has_the_same_id_in_any_process_and_another_question_a
     with closing(sqlite3.connect(home / "store.db")) as database:
         database.execute("DELETE FROM decisions")
         database.commit()
-    with started(stand, home) as client:
+    with running_service(stand, home) as client:
         assert eventually(lambda: client.http.get("/ready").status_code == 200)
         assert client.decide()["id"] == other["id"] != first["id"]
 
@@ -197,8 +197,8 @@ def test_a_database_that_hangs_holds_nobody_and_what_it_did_late_is_found(client
 
 def test_a_postgresql_that_is_stopped_holds_nobody_and_all_is_found_when_it_goes_on(stand, home, postgres_url):
     port = sa.make_url(postgres_url).port
-    with started(stand, home, BELLWETHER_STORE_URL=postgres_url) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(stand, home, BELLWETHER_STORE_URL=postgres_url) as client:
+        client.serve(slot_entry("1", client.champion), None)
         client.observe(8)
         decision = client.decide()
         client.observe(15)
@@ -316,15 +316,15 @@ def test_a_check_waits_for_no_writer_and_ends_when_it_is_stopped(tmp_path):
 
 
 def test_a_store_that_is_damaged_turns_readiness_red_opens_nothing_and_says_what_to_do(stand, home):
-    with started(stand, home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(stand, home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         for _ in range(3):
             client.observe(15)
         assert eventually(lambda: "whole" in client.http.get("/ready").text)
     with closing(sqlite3.connect(home / "store.db")) as database:  # an index nobody asks while it runs
         root = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'promotions'").fetchone()[0]
     spoil(home / "store.db", root - 1)
-    with started(stand, home) as client:
+    with running_service(stand, home) as client:
         holds(client, "the store is damaged", "store pages:")
         assert eventually(lambda: alarms(client, "store_damaged"))
         assert "bellwether restore" in alarms(client, "store_damaged")[0].detail

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from serving_stand import HISTORY, SYMBOL, T0
+from support.serving_fixture import HISTORY, SYMBOL, T0
 
 from pipelines.contracts import (
     BAR_FIELDS,

@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from health_page import TABLE, documented, holds, row_of, said
-from serving_stand import SYMBOL, make_bundle, publish, told, trading_now
-from test_decision_service import started
-from test_injected_faults import alarms, eventually, next_decision, status
-from test_slots import Place, spoil_weights
+from support.decision_service import running_service
+from support.health_page import TABLE, documented, holds, row_of, said
+from support.model_slots import Place, spoil_weights
+from support.service_probes import alarms, eventually, next_decision, status
+from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry, trading_now
 
 from flows import supervisor
 from pipelines import disk
@@ -25,8 +25,8 @@ from serving.tiers import Freshness, State
 
 @pytest.fixture
 def client(stand, home):
-    with started(stand, home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(stand, home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         client.observe(8)
         yield client
 
@@ -35,11 +35,11 @@ def client(stand, home):
 
 
 def test_healthy_and_before_the_first_turn(stand, home):
-    with started(stand, home) as client:
+    with running_service(stand, home) as client:
         first = client.http.get("/ready")
         assert (first.status_code, first.json()["waiting_for_first_turn"]) == (503, True)
         holds(client, "before the first turn", "bellwether run")
-        client.serve(told("1", client.champion), None)
+        client.serve(slot_entry("1", client.champion), None)
         next_decision(client)
         holds(client, "none", "TIER_2")
         assert client.http.get("/ready").json()["waiting_for_first_turn"] is False
@@ -81,13 +81,13 @@ def test_warm_up_after_a_gap(client):
 def test_a_refused_model_beside_the_one_that_serves(client):
     broken = make_bundle(client.home / "bundles", client.stand.columns, client.stand.rows, 0.7)
     spoil_weights(client.home / "bundles" / broken)
-    client.serve(told("1", client.champion), told("2", broken, "refused"))
+    client.serve(slot_entry("1", client.champion), slot_entry("2", broken, "refused"))
     holds(client, "a model was refused", "validator challenger version 2 was refused")
 
 
 def test_a_disk_without_room_opens_nothing_and_still_answers(stand, home):
-    with started(stand, home, BELLWETHER_DISK_STOP_MB=str(10**9), BELLWETHER_DISK_WARN_MB=str(10**9)) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(stand, home, BELLWETHER_DISK_STOP_MB=str(10**9), BELLWETHER_DISK_WARN_MB=str(10**9)) as client:
+        client.serve(slot_entry("1", client.champion), None)
         decision = next_decision(client)
         assert (decision["tier"], decision["action"]) == (4, "NO_TRADE")
         assert "disk full" in decision["tier_reason"]
@@ -120,15 +120,15 @@ def ahead(monkeypatch):
 
 def test_a_symbol_that_was_fed_and_is_silent_is_seen_also_after_a_restart(stand, home, tmp_path, ahead):
     made = trading_now(stand, tmp_path / "now")
-    with started(made, home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(made, home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         client.observe(23)
         assert client.decide()["tier"] == 2
         holds(client, "none", "TIER_2")
         assert status(client)["symbols"][SYMBOL]["last_bar_arrived"] is not None
         assert json.loads((home / "serving" / "freshness.json").read_text())["live"] == [SYMBOL]
     ahead.by = timedelta(hours=1)
-    with started(made, home) as client:
+    with running_service(made, home) as client:
         holds(client, "a symbol that was fed and is silent", "data stale")
         client.sent = 23
         assert client.observe(45).status_code == 200  # what was missed comes
@@ -137,8 +137,8 @@ def test_a_symbol_that_was_fed_and_is_silent_is_seen_also_after_a_restart(stand,
 
 def test_one_that_was_never_fed_live_catches_up_without_a_fault(stand, home, tmp_path, ahead):
     ahead.by = timedelta(days=30)
-    with started(trading_now(stand, tmp_path / "now"), home) as client:
-        client.serve(told("1", client.champion), None)
+    with running_service(trading_now(stand, tmp_path / "now"), home) as client:
+        client.serve(slot_entry("1", client.champion), None)
         client.observe(23)
         assert said(client)[:2] == documented("none")[:2]
         assert client.decide()["tier"] == 4  # its answer is not acted on all the same
@@ -194,7 +194,7 @@ def test_the_first_thing_to_look_at_is_the_reason():
 def place(home, stand):
     made = Place(home, stand)
     made.warm = publish(stand, home)
-    made.serve(told("1", made.first))
+    made.serve(slot_entry("1", made.first))
     made.slots.refresh()
     return made
 
@@ -232,7 +232,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_file_that_is_not_exactly_one_is_refused_whole_and_the_old_one_is_served(place, name):
-    good = {"families": {"validator": {"champion": told("2", place.second), "challenger": None}}}
+    good = {"families": {"validator": {"champion": slot_entry("2", place.second), "challenger": None}}}
     content = good | {"generation": 7, "written_at": "2024-01-01T00:00:00+00:00", "warm_start": dict(place.warm)}
     changed(content, *BAD[name])
     refused(place, json.dumps(content))
@@ -260,14 +260,14 @@ def refused(place, text):
     assert "bellwether promote" in place.slots.refusal
     with pytest.raises(StateError, match="is not a generation file"):
         read_generation(place.serving)
-    assert place.serve(told("2", place.second)) > 1  # a promotion writes it anew
+    assert place.serve(slot_entry("2", place.second)) > 1  # a promotion writes it anew
     assert place.slots.refresh() is True
     assert (place.champion().version, place.slots.refusal) == ("2", None)
 
 
 def test_the_whole_file_of_a_release_is_taken(place):
     families = {name: {"champion": None, "challenger": None} for name in ("regime", "pattern", "predictor")}
-    families["validator"] = {"champion": told("2", place.second) | {"promotion": 4}, "challenger": None}
+    families["validator"] = {"champion": slot_entry("2", place.second) | {"promotion": 4}, "challenger": None}
     content = {"generation": 9, "written_at": "2024-01-01T00:00:00+00:00", "families": families}
     (place.serving / GENERATION_FILE).write_text(json.dumps(content | {"warm_start": place.warm}))
     assert place.slots.refresh() is True
@@ -279,7 +279,7 @@ def test_a_refused_file_is_told_and_what_was_served_before_decides(client):
     assert next_decision(client)["tier"] == 2
     assert eventually(lambda: alarms(client, "generation_refused"))
     (client.home / "serving" / GENERATION_FILE).unlink()
-    client.serve(told("1", client.champion), None)
+    client.serve(slot_entry("1", client.champion), None)
     holds(client, "none", "TIER_2")
 
 
@@ -302,7 +302,7 @@ def test_a_look_that_fails_is_told_and_the_next_one_goes_on(client, monkeypatch,
     monkeypatch.undo()
     holds(client, "none", "TIER_2")
     assert eventually(lambda: all(a.cleared_at for a in alarms(client, "look_fault")))
-    client.serve(told("2", client.challenger), None)
+    client.serve(slot_entry("2", client.challenger), None)
 
 
 # ---- the command line
@@ -326,10 +326,10 @@ def test_status_says_health_and_its_reason_first_and_nobody_to_ask_is_unhealthy(
 
 
 def test_without_live_state_because_its_warm_start_was_refused_nobody_is_told_that_the_symbol_is_unknown(stand, home):
-    with started(stand, home) as client:
+    with running_service(stand, home) as client:
         for file in (home / "serving" / "warm").rglob("*.npy"):
             file.write_bytes(file.read_bytes()[:-1] + b"!")
-        client.serve(told("1", client.champion), None)
+        client.serve(slot_entry("1", client.champion), None)
         holds(client, "the warm start was refused and nothing is live", "was refused")
         for path, body in (("/decide", {"symbol": SYMBOL}), ("/observe", {"symbol": SYMBOL, "bars": client.bars(1)})):
             answer = client.call(path, body)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import talib
-from alone import Alone
+from support.signal_subset import Alone
 
 from pipelines.signals import amt
 

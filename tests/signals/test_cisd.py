@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import talib
-from alone import Alone
+from support.signal_subset import Alone
 
 FOLD = Alone("cisd")
 QUIET = ((100.0, 100.6, 99.4, 100.1), (100.1, 100.6, 99.4, 100.0))  # ATR 1.2

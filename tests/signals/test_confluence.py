@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from alone import Alone
+from support.signal_subset import Alone
 
 from pipelines.contracts import CLOSE, TIMEFRAME_SECONDS
 from pipelines.data.timeframes import resample

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from alone import Alone
-from retold import HOLES, atr, holed, known, quiet, rank, rms, then
+from support.reference_windows import HOLES, atr, holed, known, quiet, rank, rms, then
+from support.signal_subset import Alone
 
 from pipelines.contracts import CONTEXT_INDEX
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import talib
-from alone import Alone
+from support.signal_subset import Alone
 
 FOLD = Alone("order_block")
 QUIET = ((100.0, 100.6, 99.4, 100.1), (100.1, 100.6, 99.4, 100.0))  # no swing, ATR 1.2

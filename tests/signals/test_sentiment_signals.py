@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from alone import Alone
-from retold import known, quiet, rank
+from support.reference_windows import known, quiet, rank
+from support.signal_subset import Alone
 
 from pipelines.contracts import CONTEXT_INDEX
 

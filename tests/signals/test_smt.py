@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from alone import Alone
+from support.signal_subset import Alone
 
 from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH, NO_CONTEXT
 

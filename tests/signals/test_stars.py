@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from made_context import made_context
+from support.context_factory import made_context
 
 from pipelines.contracts import CLOSE, NO_BOOK, NO_CONTEXT, OPEN, OPEN_TIME, VOLUME
 from pipelines.errors import UnknownName

@@ -1,7 +1,7 @@
 """Fixtures of the regime tests; what they are made of is in regime_market.py."""
 
 import pytest
-from regime_market import PARAMS, STEP_S, dataset_of
+from support.regime_market import PARAMS, STEP_S, dataset_of
 
 from pipelines.data.simulator import simulate
 from pipelines.data.timeframes import resample

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from regime_market import SMALL, dataset_of, history_of, steady
+from support.regime_market import SMALL, dataset_of, history_of, steady
 
 from pipelines.contracts import REGIMES
 from pipelines.errors import NotEnoughData

@@ -1,9 +1,8 @@
 """What /ready, /readyz and /status say now, against the table of docs/health.md."""
 
-from test_injected_faults import eventually, status
-
 from flows import supervisor
 from pipelines.settings import ROOT, Settings
+from support.service_probes import eventually, status
 
 TABLE = (ROOT / "docs" / "health.md").read_text()
 

@@ -177,7 +177,7 @@ def publish(stand: Stand, home: Path) -> dict[str, str]:
     return publish_warm_start(stand.stage, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500)
 
 
-def told(version: str, digest: str, verdict: str = "passed") -> dict[str, str]:
+def slot_entry(version: str, digest: str, verdict: str = "passed") -> dict[str, str]:
     return {
         "version": version, "digest": digest, "run_id": f"run{version}", "data_hash": "d" * 32, "git_commit": "c" * 40,
         "verdict": verdict,

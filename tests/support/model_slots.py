@@ -1,0 +1,28 @@
+"""Slots on a home of their own, with two bundles to serve."""
+
+from datetime import UTC, datetime
+
+from serving.generation import write_generation
+from serving.slots import Slots
+from support.serving_fixture import make_bundle
+
+AT = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+class Place:
+    def __init__(self, home, stand):
+        self.serving, self.bundles, self.alarms = home / "serving", home / "bundles", []
+        self.slots = Slots(self.serving, self.bundles, lambda *alarm: self.alarms.append(alarm))
+        self.first = make_bundle(self.bundles, stand.columns, stand.rows, 0.1)
+        self.second = make_bundle(self.bundles, stand.columns, stand.rows, 0.9)
+
+    def serve(self, champion, challenger=None, family="validator"):
+        arms = {"champion": champion, "challenger": challenger}
+        return write_generation(self.serving, {family: arms}, None, AT)
+
+    def champion(self):
+        return self.slots.snapshot.slot("validator", "champion")
+
+
+def spoil_weights(bundle):
+    (bundle / "model.onnx").write_bytes((bundle / "model.onnx").read_bytes() + b" ")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.serving_fixture import make_bundle, market, onnx_bytes
+from support.serving_fixture import make_bundle, market, onnx_bytes, slot_entry
 
 from flows.replay import again, differences
 from flows.site import Site

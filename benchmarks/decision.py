@@ -31,8 +31,8 @@ from serving.ledger import Ledger
 from serving.live import decide
 from serving.policy import flatten
 from serving.risk.exposure import scenarios_of
-from serving.slots import Slots, Snapshot
-from serving.symbols import Closed, Symbol
+from serving.slots import ModelSlots, Snapshot
+from serving.symbols import ClosedBar, Symbol
 from serving.tiers import Tier
 
 TIER = Tier(2, "TIER_2: validator champion decides")
@@ -74,12 +74,12 @@ class Desk:
         close, self.n = utc(self.symbol.closed.close_time), self.n + 1
         portfolio = partial(self.account.portfolio, close, self.symbol.name)
         return decide(
-            self.symbol, snapshot, self.params, self.flat, portfolio, (), tier=TIER, id=f"{self.n}", asked_at=close,
+            self.symbol, snapshot, self.params, self.flat, portfolio, (), tier=TIER, id=f"{self.n}", known_at=close,
             now=close,
         )  # fmt: skip
 
     def store(self, decision: Decision) -> None:
-        closed: Closed = self.symbol.closed
+        closed: ClosedBar = self.symbol.closed
         self.ledger.append(decision, closed.features.tobytes(), closed.signals.tobytes()).result()
 
 
@@ -89,7 +89,7 @@ def timed(desk: Desk, bars: Floats, recomputed: Snapshot) -> tuple[Floats, Float
     seen: deque[Floats] = deque(bars[:WINDOW], WINDOW)
     for i, bar in enumerate(bars):
         marks = [time.perf_counter()]
-        desk.symbol.step(bar)
+        desk.symbol.on_bar(bar)
         marks.append(time.perf_counter())
         decision = desk.ask(desk.snapshot)
         marks.append(time.perf_counter())
@@ -109,7 +109,7 @@ def timed(desk: Desk, bars: Floats, recomputed: Snapshot) -> tuple[Floats, Float
 def measure(tiny: bool = False) -> list[Row]:
     at = stand(tiny)
     bars = resample(np.concatenate(by_decision_bar(at.live, at.params)), 60, 900)
-    slots = Slots(at.home / "serving", at.home / "bundles", lambda *refused: None)
+    slots = ModelSlots(at.home / "serving", at.home / "bundles", lambda *refused: None)
     snapshot = slots.pending()
     assert snapshot is not None
     assert not snapshot.refused, snapshot.refused

@@ -18,8 +18,8 @@ from pipelines.contracts import Floats
 from pipelines.errors import BellwetherError
 from pipelines.settings import ROOT, load_params
 from serving import core
-from serving.fusion import N_VOICES
-from serving.policy import NOTHING_OPEN, ONES, DecisionInputs, Portfolio, decide, flatten, to_rows
+from serving.fusion import N_SCORES
+from serving.policy import NOTHING_OPEN, ONES, DecisionInputs, ExposureSnapshot, decide, flatten, to_rows
 
 SEED = 11
 SHARED = 500  # rows that both sides answer
@@ -30,11 +30,11 @@ def sample_rows(n: int) -> Floats:
     """Event rows, the dearest kind: every check runs. Two of six categories available, as without an order book."""
     rng = np.random.default_rng(SEED)
     side = rng.choice([-1.0, 1.0], n)
-    direction = np.full((n, N_VOICES), np.nan)
+    direction = np.full((n, N_SCORES), np.nan)
     direction[:, 1:3] = side[:, None]
     p = rng.uniform(0.4, 0.8, n)
     return to_rows(
-        direction, rng.uniform(0.5, 1.0, (n, N_VOICES)), regime=rng.integers(0, 4, n), trend=side, event=side, tier=1,
+        direction, rng.uniform(0.5, 1.0, (n, N_SCORES)), regime=rng.integers(0, 4, n), trend=side, event=side, tier=1,
         age_bars=0, breakers=0, **NOTHING_OPEN, es_unit=0.03, volatility=0.003,
         atr=rng.uniform(0.002, 0.008, n), price=100.0, p=p, p_low=p - 0.05,
     )  # fmt: skip
@@ -44,7 +44,7 @@ def core_ns(rows: Floats) -> tuple[float, Floats]:
     """CPU nanoseconds a row, and the answers to the first SHARED rows: (SHARED, OUT_WIDTH + 1), the code last."""
     flat, outs, codes = flatten(load_params()), np.empty((len(rows), core.OUT_WIDTH)), np.empty(len(rows), np.int64)
     began = time.process_time()
-    core.core_batch(rows, flat, outs, codes)
+    core.decide_rows(rows, flat, outs, codes)
     elapsed = time.process_time() - began
     return elapsed / len(rows) * 1e9, np.column_stack([outs[:SHARED], codes[:SHARED]])
 
@@ -58,7 +58,7 @@ def decide_us(n: int) -> Floats:
         inputs = DecisionInputs(
             row[: core.CONFIDENCES_AT], row[core.CONFIDENCES_AT : core.FACTORS_AT], ONES, ONES, "TRENDING",
             row[core.TREND], row[core.UNICORN], "fvg", row[core.EVENT], row[core.VOLATILITY], row[core.ATR],
-            row[core.PRICE], row[core.P], row[core.P_LOW], None, 1, 0.0, (), Portfolio(**NOTHING_OPEN, es_unit=0.03),
+            row[core.PRICE], row[core.P], row[core.P_LOW], None, 1, 0.0, (), ExposureSnapshot(**NOTHING_OPEN, es_unit=0.03),
         )  # fmt: skip
         began = time.perf_counter()
         decide(

@@ -100,7 +100,7 @@ def drifted(seed: str) -> Figures:
 def gate(bars: Any, symbol: str) -> Figures:
     """The real stages, then the real gate on what they wrote; a candidate that passes is what gets promoted."""
     from flows.evaluate import gather
-    from flows.site import Site
+    from flows.site import Installation
     from pipelines.evaluation.gates import judge
     from pipelines.store import Store
 
@@ -109,7 +109,7 @@ def gate(bars: Any, symbol: str) -> Figures:
         settings = Settings(home=Path(scratch), store_url="")
         folder = train(settings.workspace, bars, symbol, params, figures=True)
         store = Store.open(settings.store)
-        verdict = judge(gather(Site(settings, params, store), FAMILY), params)
+        verdict = judge(gather(Installation(settings, params, store), FAMILY), params)
         store.close()
         figures = json.loads((folder / "evaluation" / f"{FAMILY}.json").read_text())
     keep = ("n", "hit_rate", "cost_bps", "loss", "gain_over", "auc", "selective", "every_row_net_bps")

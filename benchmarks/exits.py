@@ -20,16 +20,16 @@ from pipelines.data.files import read
 from pipelines.data.quality import assess
 from pipelines.data.timeframes import resample
 from pipelines.evaluation.metrics import mean_estimate
-from pipelines.evaluation.signals import shown
+from pipelines.evaluation.signals import format_estimate
 from pipelines.features import technical
 from pipelines.features.catalog import FEATURES
-from pipelines.features.fold import Fold
+from pipelines.features.fold import StreamingFold
 from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED
 from pipelines.settings import ROOT, Params, load_params
 from pipelines.signals import cisd, fvg, order_block, smt, sweep
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import Events, events
-from serving.risk.exits import Exits, flatten, follow
+from serving.risk.exits import Exits, flatten, simulate_exits
 
 PAGE = ROOT / "docs" / "exits.md"
 PLANS = ("plain", "ladder", "trailing", "ladder_trailing")
@@ -37,7 +37,7 @@ DRAWS = 1000
 LUCK = 0.025  # of a 95 % interval, beyond one end
 BITCOIN = "binance_spot_btcusdt_1m_2024.parquet"
 GOLD = "../forex/oanda_xauusd_1h_to_2015h1.parquet"
-HEARD = tuple(module.FAMILY for module in (fvg, sweep, order_block, cisd, smt))  # the families behind the ICT events
+HEARD = tuple(module.GROUP for module in (fvg, sweep, order_block, cisd, smt))  # the families behind the ICT events
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _days(bars: Floats) -> str:
 
 def ict_events(decision: Floats) -> Events:
     """Raw ICT events of decision bars (m, 8): what the product asks its validator about, with nothing known beside."""
-    heard, measured = Fold("ict", HEARD), Fold("technical", (technical.FAMILY,))
+    heard, measured = StreamingFold("ict", HEARD), StreamingFold("technical", (technical.GROUP,))
     signals = np.full((len(decision), len(SIGNALS.columns)), np.nan)
     signals[:, [SIGNALS.index[name] for name in heard.columns]] = heard.run(decision)
     features = np.full((len(decision), len(FEATURES.columns)), np.nan)
@@ -113,7 +113,7 @@ def lived(market: Market, params: Params) -> tuple[list[Lived], int, int]:
     found: dict[str, Exits] = {}
     for plan in PLANS:
         flat = flatten(params.exits.model_copy(update={"plan": plan}), labels)
-        found[plan] = follow(market.base, closes, market.decision[at, CLOSE], side, atr, horizon_s, flat)
+        found[plan] = simulate_exits(market.base, closes, market.decision[at, CLOSE], side, atr, horizon_s, flat)
     ended = np.all([one.barrier != UNRESOLVED for one in found.values()], axis=0)
     bar_s = float(np.diff(market.base[:, OPEN_TIME]).min())
     told = [
@@ -157,11 +157,11 @@ def table(found: Sequence[Lived], params: Params) -> list[str]:
             _line((
                 f"`{one.plan}`",
                 f"{len(one.net):,}",
-                shown(_mean(one.net, params, params.costs.round_trip_bps), 2),
-                shown(less[one.plan], 2) if one.plan in less else "–",
-                shown(_mean(one.gross, params), 2),
-                shown(won),
-                shown(_mean(one.hours, params), 2),
+                format_estimate(_mean(one.net, params, params.costs.round_trip_bps), 2),
+                format_estimate(less[one.plan], 2) if one.plan in less else "–",
+                format_estimate(_mean(one.gross, params), 2),
+                format_estimate(won),
+                format_estimate(_mean(one.hours, params), 2),
                 f"{one.net.min():.0f}",
                 ways,
                 f"{100.0 * (one.legs > 0).mean():.0f}",

@@ -16,7 +16,7 @@ from pipelines.contracts import BAR_FIELDS, Floats
 from pipelines.data.timeframes import resample
 from pipelines.features import technical
 from pipelines.features.catalog import FEATURES
-from pipelines.features.fold import Fold
+from pipelines.features.fold import StreamingFold
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 
@@ -74,7 +74,7 @@ def with_pandas(frame: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def live(fold: Fold, bars: Floats) -> Callable[[], Any]:
+def live(fold: StreamingFold, bars: Floats) -> Callable[[], Any]:
     """A call that takes the last `WINDOW` bars one by one, as serving does, after the history before them."""
     state = fold.fresh()
     fold.run(bars[:-WINDOW], state=state)
@@ -84,7 +84,7 @@ def live(fold: Fold, bars: Floats) -> Callable[[], Any]:
 def measure(tiny: bool = False) -> list[Row]:
     repeats = 3 if tiny else 25
     bars, told = market(tiny)
-    family = Fold("technical", (technical.FAMILY,))
+    family = StreamingFold("technical", (technical.GROUP,))
     high, low, close = (np.ascontiguousarray(bars[:, i]) for i in (2, 3, 4))
     frame = pd.DataFrame(bars[-WINDOW:], columns=list(BAR_FIELDS))
     batch, of_talib = in_turn(lambda: family.run(bars), lambda: with_talib(high, low, close), repeats)
@@ -105,7 +105,7 @@ def measure(tiny: bool = False) -> list[Row]:
     ]  # fmt: skip
 
 
-def gap(family: Fold, bars: Floats, frame: pd.DataFrame) -> float:
+def gap(family: StreamingFold, bars: Floats, frame: pd.DataFrame) -> float:
     """Largest relative difference of the two sides at the last bar: they compute the same thing."""
     said, folded = with_pandas(frame), family.run(bars)[-1]
     return max(float(abs(folded[family.index[name]] / value - 1.0)) for name, value in said.items() if value)

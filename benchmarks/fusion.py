@@ -28,7 +28,7 @@ from pipelines.contracts import (
 )
 from pipelines.data import schemas
 from pipelines.data.alignment import align
-from pipelines.data.context import combined, read_context
+from pipelines.data.context import merge_feeds, read_context
 from pipelines.data.files import read
 from pipelines.data.quality import assess
 from pipelines.data.simulator import simulate
@@ -37,13 +37,13 @@ from pipelines.evaluation.deflation import deflated_sharpe, overfitting_probabil
 from pipelines.evaluation.gates import excess_of_chosen
 from pipelines.evaluation.metrics import lift_estimate, mean_estimate, most_confident, statistic_estimate
 from pipelines.evaluation.pooling import LEAST
-from pipelines.evaluation.signals import shown
+from pipelines.evaluation.signals import format_estimate
 from pipelines.evaluation.weights import (
     GENERATIONS,
     MUTATION,
     POPULATION,
     Events,
-    Judged,
+    WalkForwardForecasts,
     convex,
     equal,
     genetic_loss,
@@ -59,9 +59,9 @@ from pipelines.settings import ROOT, Params, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import events
 from pipelines.signals.regimes import market_state
-from pipelines.signals.voices import Voices
+from pipelines.signals.voices import CategoryScores
 from serving.fusion import NO_REGIME, weight_table
-from serving.learning import in_force, start
+from serving.learning import weights_in_force, initial_state
 
 PAGE = ROOT / "docs" / "fusion.md"
 SIM_DAYS = 365
@@ -111,7 +111,7 @@ def asked_of(
     levels, context = align(decision[:, OPEN_TIME] + step_s, step_s, books, feed)
     features, signals = FEATURES.run(decision, levels, context), SIGNALS.run(decision, levels, context)
     first = int(len(decision) * HEARD_SHARE)
-    direction, confidence = Voices.fit(signals[:first]).speak(signals)
+    direction, confidence = CategoryScores.fit(signals[:first]).score(signals)
     said = np.where(direction == 0.0, 0.0, direction * confidence)[:, : len(CATEGORIES)]
     found, labels = events(features, signals), params.labels
     closes = decision[found.index, OPEN_TIME] + step_s
@@ -144,18 +144,18 @@ def simulated_year(params: Params) -> Asked:
 def recorded(told: str, file: str, timeframe: str, step_s: int, beside: Sequence[str], params: Params) -> Asked:
     now = datetime.now(UTC)
     base = schemas.to_matrix(assess(read(recording(file), now, timeframe), timeframe, now).clean)
-    feed = combined([read_context(recording(name)) for name in beside]) if beside else None
+    feed = merge_feeds([read_context(recording(name)) for name in beside]) if beside else None
     return asked_of(told, base, step_s, None, feed, params)
 
 
 # ---- figures ------------------------------------------------------------------------------------------------------
 
 
-def weighed(asked: Asked, params: Params) -> Judged:
+def weighed(asked: Asked, params: Params) -> WalkForwardForecasts:
     """Every way's forecasts of the same events, walked forward."""
     given, learning = asked.events, params.learning
     told = np.array([params.fusion.weights[name] for name in CATEGORIES])
-    begin = start(tuple(told.tolist()), 1.0 / (1.0 + params.labels.odds), learning)
+    begin = initial_state(tuple(told.tolist()), 1.0 / (1.0 + params.labels.odds), learning)
     table = weight_table(params.fusion)[:, : len(CATEGORIES)]
     row = np.where(np.isfinite(asked.regime), np.nan_to_num(asked.regime), NO_REGIME).astype(int)
     memory = max(params.labels.horizon_bars, int(FEATURES.warmup.max()), int(SIGNALS.warmup.max()))
@@ -167,7 +167,7 @@ def weighed(asked: Asked, params: Params) -> Judged:
         },
         {
             "stated by regime": table[row],
-            "learnt": in_force(begin, given.said, given.side, given.label, given.ended, given.known, learning),
+            "learnt": weights_in_force(begin, given.category_scores, given.side, given.label, given.ended, given.known, learning),
         },
         params.splits.folds, params.splits.min_train_fraction, float(memory * asked.step_s),
         learning.floor / len(CATEGORIES), params.gate.coverage, params.seed,
@@ -188,7 +188,7 @@ class Figure:
     weights: Floats  # (C,) of the last fold, or the mean where they change from event to event
 
 
-def figures(asked: Asked, judged: Judged, params: Params) -> list[Figure]:
+def figures(asked: Asked, judged: WalkForwardForecasts, params: Params) -> list[Figure]:
     label, gross = asked.events.label, asked.events.gross_bps[judged.rows]
     loss, found = losses(judged, label), []
     draws, seed, coverage = params.gate.bootstrap, params.seed, params.gate.coverage
@@ -218,7 +218,7 @@ def _net(p: Floats, gross: Floats, coverage: float, cost: float) -> Callable[[In
     return lambda rows: float(gross[rows][most_confident(p[rows], coverage)].mean() - cost)
 
 
-def against_the_base_rate(asked: Asked, judged: Judged, params: Params) -> Mapping[str, Estimate]:
+def against_the_base_rate(asked: Asked, judged: WalkForwardForecasts, params: Params) -> Mapping[str, Estimate]:
     """way → what it saves of the log loss of the training rows' base rate, millinats."""
     label = asked.events.label[judged.rows]
     plain = log_losses(judged.base_rate, label)
@@ -238,7 +238,7 @@ def table(told: Sequence[Figure], base: Mapping[str, Estimate]) -> list[str]:
         f"|---|{7 * '--:|'}",
     ]
     for f in told:
-        cells = (f.way, f"{f.loss:.4f}", shown(base[f.way], 2), shown(f.gain, 2), shown(f.net), shown(f.lift))
+        cells = (f.way, f"{f.loss:.4f}", format_estimate(base[f.way], 2), format_estimate(f.gain, 2), format_estimate(f.net), format_estimate(f.lift))
         lines.append(f"| {' | '.join((*cells, f'{f.trials:,}', _plain(f.deflated)))} |")
     lines += ["", f"| weights | {' | '.join(CATEGORIES)} |", f"|---|{len(CATEGORIES) * '--:|'}"]
     lines += [f"| {f.way} | {' | '.join(f'{w:.3f}' if w else '–' for w in f.weights)} |" for f in told]

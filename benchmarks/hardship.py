@@ -23,8 +23,8 @@ from benchmarks.house import FAMILY, Stand, arm_of, by_decision_bar, stand
 from benchmarks.services import MB, processes, serving
 from flows import supervisor
 from flows.client import Client
-from flows.replay import again
-from flows.site import Site
+from flows.replay import replay_decisions
+from flows.site import Installation
 from pipelines.contracts import OPEN_TIME, Decision, Floats, utc
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
@@ -236,7 +236,7 @@ def _kill(settings: Settings, whole: bool) -> None:
     if not whole:
         processes(settings, DECISION)["decision, worker"].kill()
         return
-    everything = supervisor.members(settings)
+    everything = supervisor.home_processes(settings)
     for process in everything:
         try:
             process.kill()
@@ -257,13 +257,13 @@ def compare(at: Stand, settings: Settings, store: Store, load: Load) -> dict[str
     stored = {record.decision.id: record for record in records}
     bars = np.vstack(load.groups[: load.fed])
     kept = store.bars(load.symbol)
-    walk = symbols.replay(read_warm_start(Path(at.warm["path"]), at.warm["digest"]), bars[:0])
+    walk = symbols.restore_symbol(read_warm_start(Path(at.warm["path"]), at.warm["digest"]), bars[:0])
     # one bar more: a client may have its decision before the feeder has
     told = np.vstack(load.groups[: load.fed + 1])
     rows = {c.close_time: (c.features.tobytes(), c.signals.tobytes()) for c in walk.advance(told)}
     keys = [_key(record.decision) for record in records]
     store.add_promotion(_line_of(at))
-    replayed = again(Site(settings, at.params, store), records)
+    replayed = replay_decisions(Installation(settings, at.params, store), records)
     return {
         "lost": sum(
             id not in stored or not _same(decision_payload(stored[id].decision), answer)
@@ -275,7 +275,7 @@ def compare(at: Stand, settings: Settings, store: Store, load: Load) -> dict[str
             rows.get(record.decision.as_of.timestamp()) != (record.features, record.signals) for record in records
         ),
         "not_replayed": replayed.decisions - replayed.equal,
-        "why": dict(replayed.untold) | {d["id"]: d["fields"] for d in replayed.different[:3]},
+        "why": dict(replayed.not_replayable) | {d["id"]: d["fields"] for d in replayed.different[:3]},
         "faults": load.faults[:5],
     }  # fmt: skip
 
@@ -333,7 +333,7 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
         try:
             store.add_promotion(_line_of(at))
             asked = {answer["id"] for answer in said}
-            replayed = again(Site(settings, at.params, store), [r for r in store.decisions() if r.decision.id in asked])
+            replayed = replay_decisions(Installation(settings, at.params, store), [r for r in store.decisions() if r.decision.id in asked])
         finally:
             store.close()
     champions = [answer["models"][FAMILY]["champion"] for answer in said]

@@ -11,20 +11,20 @@ import pandas as pd
 from benchmarks.measured import Row, in_turn, pairs
 from pipelines.contracts import Floats
 from pipelines.data.heatmap import (
-    FEWEST,
+    MIN_LEVELS,
     HEAT_STATE,
     LEVEL_BPS,
     LEVELS,
-    NEEDED,
-    PERSISTENT,
-    SIDE,
+    MIN_SNAPSHOTS,
+    MIN_PERSISTENCE,
+    LEVELS_PER_SIDE,
     SNAPSHOTS,
-    WALL,
-    heat_look,
-    heat_tell,
+    MIN_WALL_MEDIANS,
+    heatmap_add_snapshot,
+    heatmap_write_row,
 )
 
-Look = tuple[Any, int, int, int, int, int]  # what heat_look reads of a book
+Look = tuple[Any, int, int, int, int, int]  # what heatmap_add_snapshot reads of a book
 MARKETS = ((35_000, 1 << 10, "the simulator's book"), (640_000, 1 << 13, "a perpetual's, 1,600 ticks a side"))
 
 
@@ -65,13 +65,13 @@ class Pivoted:
         for side, ticks in ((0, np.arange(far_bid, best_bid + 1)), (1, np.arange(best_ask, far_ask + 1))):
             part = pd.DataFrame({"bucket": ticks // width, "side": side, "size": depth[side, ticks & mask]})
             away = (part["bucket"] - (best_bid, best_ask)[side] // width).abs()
-            parts.append(part[away < SIDE].groupby(["bucket", "side"], as_index=False)["size"].sum())
+            parts.append(part[away < LEVELS_PER_SIDE].groupby(["bucket", "side"], as_index=False)["size"].sum())
         self.kept.append(_Snapshot(width, (best_bid, best_ask), pd.concat(parts)))
 
     def tell(self, tick_price: float) -> Floats:
         out = np.full(7, np.nan)
         window = [kept for kept in self.kept if kept.width == self.kept[-1].width]
-        if len(window) < NEEDED:
+        if len(window) < MIN_SNAPSHOTS:
             return out
         table = pd.concat([kept.levels.assign(when=k) for k, kept in enumerate(window)])
         table = table[table["size"] > 0]
@@ -83,10 +83,10 @@ class Pivoted:
         out[1], out[2] = concentrated.mean(), (1 / (LEVELS * concentrated) / (1 + missing)).mean()
         for side, name in ((0, "bid"), (1, "ask")):
             sizes = table[table["side"] == side].pivot(index="when", columns="bucket", values="size")
-            sizes = sizes[sizes.count(axis=1) >= FEWEST].reindex(range(len(window)))
+            sizes = sizes[sizes.count(axis=1) >= MIN_LEVELS].reindex(range(len(window)))
             medians = sizes.div(sizes.median(axis=1), axis=0)
-            stands = medians >= WALL
-            lasting = stands.columns[(stands.sum() >= PERSISTENT * len(window)) & stands.iloc[-1]]
+            stands = medians >= MIN_WALL_MEDIANS
+            lasting = stands.columns[(stands.sum() >= MIN_PERSISTENCE * len(window)) & stands.iloc[-1]]
             if len(lasting):
                 nearest = int(lasting.max() if name == "bid" else lasting.min())
                 out[3 + side] = ((nearest + 0.5) * window[-1].width - 0.5) * tick_price
@@ -99,8 +99,8 @@ class _Compiled:
         self.state, self.out = np.zeros(HEAT_STATE), np.empty(7)
 
     def update(self, seen: Look) -> None:
-        heat_look(self.state, *seen)
-        heat_tell(self.state, 0.1, self.out)
+        heatmap_add_snapshot(self.state, *seen)
+        heatmap_write_row(self.state, 0.1, self.out)
 
 
 def measure(tiny: bool = False) -> list[Row]:

@@ -23,7 +23,7 @@ from pipelines.data.latent import MINUTES_A_DAY
 from pipelines.data.quality import assess
 from pipelines.data.simulator import simulate
 from pipelines.models.base import Dataset
-from pipelines.models.catalog import recipe
+from pipelines.models.catalog import model_family
 from pipelines.settings import ROOT, Params, load_params
 from pipelines.training import stages
 from pipelines.training.warm import publish_warm_start
@@ -103,7 +103,7 @@ def stand(tiny: bool) -> Stand:
     warm = publish_warm_start(made / "features" / "warm", into, data_hash="0" * 32, hits=told["hits"], n=told["n"])
     arms = {arm: arm_of(digest) for arm, digest in zip(("champion", "challenger"), digests, strict=True)}
     write_generation(root / "home" / "serving", {FAMILY: arms}, warm, datetime.now(UTC))
-    return Stand(root / "home", params, live, recipe(FAMILY).dataset(made, params), (digests[0], digests[1]), warm)
+    return Stand(root / "home", params, live, model_family(FAMILY).dataset(made, params), (digests[0], digests[1]), warm)
 
 
 def arm_of(digest: str, version: str = "benchmark") -> dict[str, Any]:

@@ -34,7 +34,7 @@ from benchmarks.services import processes
 from flows.client import Client
 from pipelines.settings import Settings
 from serving.keys import write_key
-from serving.openapi import completed
+from serving.openapi import complete_spec
 from serving.remote import packed
 
 NAMES = ("decision", "models")
@@ -71,7 +71,7 @@ def from_schema(service: str, url: str, key: str, seed: int, count: int, tally: 
 
     with requests.Session() as session:
         session.headers["Authorization"] = f"Bearer {key}"
-        spec = completed(session.get(f"{url}/docs.json", timeout=PATIENCE_S).json(), needs_key=())
+        spec = complete_spec(session.get(f"{url}/docs.json", timeout=PATIENCE_S).json(), needs_key=())
         calls = [found.ok() for found in schemathesis.openapi.from_dict(spec).get_all_operations()]
         bodies = [call for call in calls if call.body]  # the others have one case
 

@@ -21,7 +21,7 @@ from pipelines.data import schemas
 from pipelines.data.files import read
 from pipelines.data.quality import assess
 from pipelines.evaluation.portfolio import METHODS, Figures, Path, figures, walk
-from pipelines.evaluation.signals import WEEK_S, shown
+from pipelines.evaluation.signals import WEEK_S, format_estimate
 from pipelines.settings import ROOT, Params, load_params
 
 PAGE = ROOT / "docs" / "portfolio.md"
@@ -137,16 +137,16 @@ def table(found: Sequence[Walked]) -> list[str]:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for one in found:
-        if one.path.silent:
+        if one.path.never_allocated:
             continue
         f, baseline = one.figures, one.path.method == BASELINE
         lines.append(
             _line((
                 one.path.method,
-                shown(_percent(f.net_return)),
-                "–" if baseline else shown(_percent(f.return_over_equal)),
-                shown(f.sharpe, 2),
-                "–" if baseline else shown(f.sharpe_over_equal, 2),
+                format_estimate(_percent(f.net_return)),
+                "–" if baseline else format_estimate(_percent(f.return_over_equal)),
+                format_estimate(f.sharpe, 2),
+                "–" if baseline else format_estimate(f.sharpe_over_equal, 2),
                 f"{100 * f.volatility:.1f}",
                 f"{100 * f.max_drawdown:.1f}",
                 f"{f.turnover:.2f}",
@@ -155,14 +155,14 @@ def table(found: Sequence[Walked]) -> list[str]:
         )  # fmt: skip
     for one in found:
         for reason, count in one.path.abstained.items():
-            share = "at every decision" if one.path.silent else f"at {count} of {one.path.decisions} decisions"
+            share = "at every decision" if one.path.never_allocated else f"at {count} of {one.path.decisions} decisions"
             idle = float((one.path.weights[1:].sum(axis=1) < 0.5).mean())  # the first row ends with the first fill
             cash = (
                 f" Before its first answer it held cash: in {100 * idle:.1f} % of the rows, where 1/N was invested."
                 if idle
                 else ""
             )
-            lines += ["", _prose(f"`{one.path.method}` abstained {share}: {reason}.{'' if one.path.silent else cash}")]
+            lines += ["", _prose(f"`{one.path.method}` abstained {share}: {reason}.{'' if one.path.never_allocated else cash}")]
     return lines
 
 
@@ -172,7 +172,7 @@ def attributed(market: Market, found: Sequence[Walked]) -> list[str]:
         _line(("---", *["--:"] * (len(market.assets) + 1))),
     ]
     for one in found:
-        if not one.path.silent:
+        if not one.path.never_allocated:
             added = [f"{100 * value:+.1f}" for value in (*one.path.attribution, one.path.total)]
             lines.append(_line((one.path.method, *added)))
     return lines
@@ -186,15 +186,15 @@ def spared(market: Market, plain: Sequence[Walked], banded: Sequence[Walked], pa
         "|---|--:|--:|--:|--:|",
     ]
     for one, other in zip(banded, plain, strict=True):
-        if one.path.silent:
+        if one.path.never_allocated:
             continue
         beside = figures(one.path, other.path, market.rows_a_year, market.every, DRAWS, params.seed)
         before, after = 1e4 * other.figures.cost, 1e4 * one.figures.cost
         lines.append(
             _line((
                 one.path.method,
-                shown(_percent(beside.return_over_equal), 2),
-                shown(beside.sharpe_over_equal, 3),
+                format_estimate(_percent(beside.return_over_equal), 2),
+                format_estimate(beside.sharpe_over_equal, 3),
                 f"{before:.1f}",
                 f"{before - after:.1f}",
             ))
@@ -204,13 +204,13 @@ def spared(market: Market, plain: Sequence[Walked], banded: Sequence[Walked], pa
 
 def verdict(found: Sequence[Walked], how: str) -> str:
     """Which beat 1/N with their whole interval; what was given the truth is not a method and is told apart."""
-    heard = [one for one in found if not one.path.silent and one.path.method not in (BASELINE, "custom")]
+    heard = [one for one in found if not one.path.never_allocated and one.path.method not in (BASELINE, "custom")]
     told = []
     for what, of in (("net return", "return_over_equal"), ("Sharpe", "sharpe_over_equal")):
         above = [one.path.method for one in heard if getattr(one.figures, of).low > 0.0]
         below = [one.path.method for one in heard if getattr(one.figures, of).high < 0.0]
         told.append(f"{what}: above {', '.join(above) or 'none'}; below {', '.join(below) or 'none'}")
-    truth = [one for one in found if one.path.method == "custom" and not one.path.silent]
+    truth = [one for one in found if one.path.method == "custom" and not one.path.never_allocated]
     seen = ""
     if truth:
         sure = truth[0].figures.sharpe_over_equal.low > 0.0

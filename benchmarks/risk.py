@@ -39,7 +39,7 @@ def desk() -> tuple[Account, dict[str, Floats]]:
     for i in range(POSITIONS):
         at = NOW - timedelta(seconds=i + 1)
         side = 1 if rng.random() < 0.6 else -1
-        account.take(
+        account.add_decision(
             Decision(
                 id=str(i), symbol=SYMBOLS[i % ASSETS], as_of=at, known_at=at, ingested_at=at,
                 action="BUY" if side > 0 else "SELL", direction=side, confidence=0.8, entry=100.0, stop=99.0,
@@ -92,8 +92,8 @@ def measure(tiny: bool = False) -> list[Row]:
     table = pd.DataFrame({name: prices[:, 1] for name, prices in closes.items()}, index=closes[SYMBOLS[0]][:, 0])
     open_now = pd.DataFrame(
         {
-            "symbol": [d.symbol for d in account.held(NOW)],
-            "kind": [d.event for d in account.held(NOW)],
+            "symbol": [d.symbol for d in account.open_positions(NOW)],
+            "kind": [d.event for d in account.open_positions(NOW)],
             "signed": account.positions(NOW)[:, 0],
         }
     )
@@ -114,7 +114,7 @@ def measure(tiny: bool = False) -> list[Row]:
         usual[i] = timed(partial(anew, open_now, table, *asked[i]))
     minutes = sample_rows(YEAR_OF_MINUTES if not tiny else 5_000)
     outs, codes = np.empty((len(minutes), core.OUT_WIDTH)), np.empty(len(minutes), np.int64)
-    passes = np.array([timed(partial(core.core_batch, minutes, flat, outs, codes)) / 1e6 for _ in range(3)])
+    passes = np.array([timed(partial(core.decide_rows, minutes, flat, outs, codes)) / 1e6 for _ in range(3)])
     return [
         Row(f"risk check, {POSITIONS} positions in {ASSETS} assets", "us", spread(took, tail=True),
             note="budgets, tails, correlation, the core; single calls"),

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.measured import Row, Spread
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Bools, Floats
 from pipelines.data.latent import MINUTES_A_DAY
-from pipelines.data.sampling import Samples, cusum, dollar_bars, evaluated, imbalance_bars, usual, volume_bars
+from pipelines.data.sampling import Samples, cusum, dollar_bars, sampled_closes, imbalance_bars, mean_amount, volume_bars
 from pipelines.data.simulator import simulate
 from pipelines.evaluation.metrics import block_starts
 from pipelines.settings import load_params
@@ -28,8 +28,8 @@ def samplers(minutes: Floats, past: int) -> dict[str, Samples]:
     rows = 15 * BARS_A_SAMPLE
     return {
         "CUSUM": cusum(minutes, 60.0),
-        "volume bars": volume_bars(minutes, 60.0, usual(minutes[:past], "volume", rows)),
-        "dollar bars": dollar_bars(minutes, 60.0, usual(minutes[:past], "dollar", rows)),
+        "volume bars": volume_bars(minutes, 60.0, mean_amount(minutes[:past], "volume", rows)),
+        "dollar bars": dollar_bars(minutes, 60.0, mean_amount(minutes[:past], "dollar", rows)),
         "tick imbalance": imbalance_bars(minutes, 60.0, "tick", rows),
         "volume imbalance": imbalance_bars(minutes, 60.0, "volume", rows),
     }
@@ -77,7 +77,7 @@ def measure(tiny: bool = False) -> list[Row]:
     m, day = len(first), MINUTES_A_DAY // width
     rows = []
     for name, samples in samplers(market.bars, past).items():
-        asked = evaluated(samples, closes)
+        asked = sampled_closes(samples, closes)
         even = np.zeros(m, dtype=bool)
         even[np.linspace(0, m - 1, int(asked.sum())).astype(int)] = True
         size = np.abs(edge)

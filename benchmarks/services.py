@@ -50,7 +50,7 @@ def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", 
 
 def processes(settings: Settings, names: tuple[str, ...] = SERVICES) -> dict[str, psutil.Process]:
     """What serves, by name: the parent and the worker of each service, and the supervisor over all."""
-    found, everyone = {}, {p.pid: p for p in supervisor.members(settings)}
+    found, everyone = {}, {p.pid: p for p in supervisor.home_processes(settings)}
     for name, state in supervisor.services(settings, {n: supervisor.SERVICES[n] for n in names}).items():
         parent = everyone.pop(int(state["pid"] or 0))
         found[f"{name}, parent"] = parent

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.house import recording
 from benchmarks.pages import write
-from flows.signals import words
+from flows.signals import missing_inputs
 from pipelines.contracts import (
     CONTEXT_FIELDS,
     CONTEXT_INDEX,
@@ -30,19 +30,19 @@ from pipelines.contracts import (
 )
 from pipelines.data import schemas
 from pipelines.data.alignment import align
-from pipelines.data.context import combined, read_context
+from pipelines.data.context import merge_feeds, read_context
 from pipelines.data.files import read
 from pipelines.data.orderbook_design import FAKE, ICEBERG, LOOKBACK, SWEEP
 from pipelines.data.quality import assess
 from pipelines.data.simulator import Market, Planted, simulate
 from pipelines.data.timeframes import resample
-from pipelines.evaluation.signals import Scores, score_signals, shown
+from pipelines.evaluation.signals import Scores, score_signals, format_estimate
 from pipelines.features import technical
 from pipelines.features.catalog import absent_columns
-from pipelines.features.fold import Fold
+from pipelines.features.fold import StreamingFold
 from pipelines.settings import ROOT, Params, load_params
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.rows import ROWS, names, spoken
+from pipelines.signals.rows import SIGNAL_REGISTRY, signal_names, direction
 from pipelines.training.warm import hit_rate
 
 PAGE = ROOT / "docs" / "signals.md"
@@ -92,7 +92,7 @@ def scored(market: Recorded, params: Params) -> tuple[str, Scores, dict[str, str
     path, now = recording(market.file), datetime.now(UTC)
     base = schemas.to_matrix(assess(read(path, now), market.timeframe, now).clean)
     decision = base if market.timeframe == "15m" else resample(base, 60, STEP_S)
-    feed = combined([read_context(recording(name)) for name in market.beside])
+    feed = merge_feeds([read_context(recording(name)) for name in market.beside])
     return folded(base, decision, None, feed, params)
 
 
@@ -102,36 +102,36 @@ def folded(
     """The same of any bars and what was known beside them."""
     levels, context = align(decision[:, OPEN_TIME] + STEP_S, STEP_S, books, feed)
     signals = SIGNALS.run(decision, levels, context)
-    family = Fold("technical", (technical.FAMILY,))
+    family = StreamingFold("technical", (technical.GROUP,))
     atr = family.run(decision)[:, family.index["atr_14"]]
     given = {"volume": decision[:, VOLUME], "taker": decision[:, TAKER_BUY]}
     given |= {f"context:{name}": values for name, values in zip(CONTEXT_FIELDS, context.T, strict=True)}
     there = {name for name, values in given.items() if not np.isnan(values).all()} | ({"book"} if books else set())
     lacking = absent_columns(SIGNALS.catalogue, there)
-    silent = {name: words(lacking[f"{name}.direction"], there) for name in names() if f"{name}.direction" in lacking}
+    silent = {name: missing_inputs(lacking[f"{name}.direction"], there) for name in signal_names() if f"{name}.direction" in lacking}
     days = " to ".join(f"{utc(decision[i, OPEN_TIME]):%F}" for i in (0, -1))
     return days, score_signals(signals, decision, base, atr, STEP_S, params), silent
 
 
 def score_table(scores: Scores, silent: dict[str, str]) -> list[str]:
-    row_of = {name: row for row, about in ROWS.items() for name in about.signals}
+    row_of = {name: row for row, about in SIGNAL_REGISTRY.items() for name in about.signals}
     lines = [
         "| row | signal | n | a week | share of bars | long | bars held | hit rate | gross bps | net bps |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    places = list(ROWS)
+    places = list(SIGNAL_REGISTRY)
     for s in sorted(scores.scores, key=lambda s: places.index(row_of[s.signal])):
         if s.signal in silent:
             continue
         counts = (f"{s.gross_bps.n:,}", f"{s.per_week:.1f}", f"{s.share:.3f}", _plain(s.long))
-        told = (shown(s.hold_bars), shown(s.hit_rate, 3), shown(s.gross_bps), shown(s.net_bps))
+        told = (format_estimate(s.hold_bars), format_estimate(s.hit_rate, 3), format_estimate(s.gross_bps), format_estimate(s.net_bps))
         lines.append(_line((row_of[s.signal], s.signal, *counts, *told)))
     above = ", ".join(scores.above()) or "none"
     lines += [
         "",
         _prose(f"""{scores.bars:,} bars. Signals tested: **{scores.tested}**. With the whole net interval above nought:
         {above}; by luck alone {scores.tested * 0.025:.1f} of {scores.tested} would be. Buying at every bar returned
-        {shown(scores.market_bps)} bps gross over the same horizon."""),
+        {format_estimate(scores.market_bps)} bps gross over the same horizon."""),
     ]
     if silent:
         waits = "; ".join(f"{name} ({needs})" for name, needs in silent.items())
@@ -191,7 +191,7 @@ def planted_table(market: Market, params: Params) -> list[str]:
     every = params.simulator.book_every_minutes
     for minutes in (1, 5, 15):
         bars = market.bars if minutes == 1 else resample(market.bars, 60, 60 * minutes)
-        side = spoken(SIGNALS.run(bars), "sweep")
+        side = direction(SIGNALS.run(bars), "sweep")
         answers = np.column_stack([side > 0, side < 0])
         told = seen(answers, bars[:, OPEN_TIME], market.truth.planted, int(SWEEP), AFTER_BARS)
         lines.append(_seen_line("stop run", "`sweep`", minutes, told))
@@ -213,8 +213,8 @@ def planted_table(market: Market, params: Params) -> list[str]:
 def _seen_line(pattern: str, reader: str, minutes: int, told: Seen | None) -> str:
     if told is None:
         return _line((pattern, reader, f"{minutes} m", *["–"] * 6))
-    found = (f"{told.recall.n:,}", shown(told.recall, 3), f"{told.by_chance_recall:.3f}")
-    right = (f"{told.precision.n:,}", shown(told.precision, 3), f"{told.by_chance_precision:.3f}")
+    found = (f"{told.recall.n:,}", format_estimate(told.recall, 3), f"{told.by_chance_recall:.3f}")
+    right = (f"{told.precision.n:,}", format_estimate(told.precision, 3), f"{told.by_chance_precision:.3f}")
     return _line((pattern, reader, f"{minutes} m", *found, *right))
 
 

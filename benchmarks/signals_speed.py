@@ -19,7 +19,7 @@ from benchmarks.measured import Row, cpu_seconds, in_turn, pairs, spread
 from pipelines.contracts import BAR_FIELDS, BOOK_LEVELS, CLOSE, CONTEXT_WIDTH, OPEN_TIME, Floats
 from pipelines.features import technical
 from pipelines.features.catalog import FEATURES
-from pipelines.features.fold import Fold
+from pipelines.features.fold import StreamingFold
 from pipelines.signals import fvg, sweep
 from pipelines.signals.catalog import SIGNALS
 
@@ -109,7 +109,7 @@ def sweep_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
         told, shut = edge.to_numpy(), way * close
         for i in swings:
             level, beyond, extreme = told[i], 0, -np.inf
-            for j in range(i + sweep.SIDE + 1, n):
+            for j in range(i + sweep.BARS_PER_SIDE + 1, n):
                 if told[j] <= level and not beyond:
                     continue
                 beyond, extreme = beyond + 1, max(extreme, told[j])
@@ -124,12 +124,12 @@ def sweep_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"direction": side, "depth": depth}, index=frame.index)
 
 
-def same(fold: Fold, name: str, bars: Floats, said: pd.DataFrame) -> str:
+def same(fold: StreamingFold, name: str, bars: Floats, said: pd.DataFrame) -> str:
     """How often both sides say the same where one of them speaks, after the warm-up."""
     ours = np.nan_to_num(fold.run(bars)[:, fold.index[f"{name}.direction"]])[200:]
     theirs = said["direction"].to_numpy()[200:]
     either = (ours != 0) | (theirs != 0)
-    kept = f"; ours remembers {sweep.KEPT} swings a side, theirs all" if name == "sweep" else ""
+    kept = f"; ours remembers {sweep.MAX_SWINGS} swings a side, theirs all" if name == "sweep" else ""
     return f"the same answer on {(ours == theirs)[either].mean():.1%} of {either.sum():,} bars where one speaks{kept}"
 
 
@@ -167,7 +167,7 @@ def with_talipp(bars: Floats) -> tuple[Callable[[], Any], Callable[[], dict[str,
 
 
 def beside_talipp(bars: Floats, repeats: int) -> Row:
-    family = Fold("technical", (technical.FAMILY,))
+    family = StreamingFold("technical", (technical.GROUP,))
     what = f"{len(family.columns)} technical features, one live step"
     if importlib.util.find_spec("talipp") is None:
         took = np.array([cpu_seconds(live(family, bars)) for _ in range(repeats)])
@@ -199,8 +199,8 @@ def measure(tiny: bool = False) -> list[Row]:
             spread(np.array([a_million(bars, n) for _ in range(1 if tiny else 3)]))),
         beside_talipp(bars, repeats),
     ]  # fmt: skip
-    for name, family, usual in (("fvg", fvg.FAMILY, fvg_in_pandas), ("sweep", sweep.FAMILY, sweep_in_pandas)):
-        fold = Fold(f"{name}_alone", (family,))
+    for name, family, usual in (("fvg", fvg.GROUP, fvg_in_pandas), ("sweep", sweep.GROUP, sweep_in_pandas)):
+        fold = StreamingFold(f"{name}_alone", (family,))
         ours, theirs = in_turn(lambda f=fold: f.run(bars), lambda u=usual: u(frame), slow)  # type: ignore[misc]
         ns = 1e9 / len(bars)
         rows.append(

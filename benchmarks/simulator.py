@@ -49,7 +49,7 @@ class _Minutes:
 
     def __init__(self, n: int) -> None:
         self.path = _path(1)
-        self.drawn, self.out = self.path.latent(n), self.path.room(n)
+        self.drawn, self.out = self.path.latent(n), self.path.allocate(n)
         self.fresh, self.unread = self.path.market, self.path.tape
         self.log = np.empty((0, orderbook.LOG_WIDTH), np.int64)
         self.knobs = self.path.book_knobs

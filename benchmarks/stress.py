@@ -16,11 +16,11 @@ from pipelines.contracts import OPEN_TIME, Floats, utc
 from pipelines.data import schemas
 from pipelines.data.files import micros, numbers, read, read_table
 from pipelines.data.quality import assess
-from pipelines.evaluation.crises import CRISES, RESTING, inside, moves
+from pipelines.evaluation.crises import CRISES, RESTING, bars_in_window, moves
 from pipelines.evaluation.stress import SCENARIOS, stress
-from pipelines.evaluation.stress_limits import Case, at_most, largest, stress_of_limits, verdict
-from pipelines.evaluation.stress_report import shown
-from pipelines.evaluation.stressed import Portfolio, Recorded, StressResult
+from pipelines.evaluation.stress_limits import Case, largest_allowed, largest, stress_of_limits, verdict
+from pipelines.evaluation.stress_report import format_percent
+from pipelines.evaluation.stressed import Portfolio, MarketHistory, StressResult
 from pipelines.settings import ROOT, Params, load_params
 
 PAGE = ROOT / "docs" / "stress.md"
@@ -50,7 +50,7 @@ def hourly(name: str, now: datetime) -> tuple[Floats, Floats]:
     return bars, np.array([at[int(time)] for time in bars[:, OPEN_TIME]])
 
 
-def together(names: Sequence[str], markets: dict[str, tuple[Floats, Floats]]) -> Recorded:
+def together(names: Sequence[str], markets: dict[str, tuple[Floats, Floats]]) -> MarketHistory:
     """The hours that all of these markets have."""
     time = markets[names[0]][0][:, OPEN_TIME]
     for name in names[1:]:
@@ -58,7 +58,7 @@ def together(names: Sequence[str], markets: dict[str, tuple[Floats, Floats]]) ->
     kept = [np.isin(markets[name][0][:, OPEN_TIME], time) for name in names]
     bars = np.stack([markets[name][0][rows] for name, rows in zip(names, kept, strict=True)], axis=1)
     spread = np.stack([markets[name][1][rows] for name, rows in zip(names, kept, strict=True)], axis=1)
-    return Recorded(tuple(names), HOUR_S, bars, spread)
+    return MarketHistory(tuple(names), HOUR_S, bars, spread)
 
 
 # ---- the page -----------------------------------------------------------------------------------------------------
@@ -73,16 +73,16 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def recorded_moves(data: Recorded) -> list[str]:
+def recorded_moves(data: MarketHistory) -> list[str]:
     """What each window did by itself."""
     rows = []
     for name, window in CRISES.items():
-        bars = inside(data, window)
+        bars = bars_in_window(data, window)
         if isinstance(bars, str):
-            rows.append([name, window.told, bars, *["–"] * 5])
+            rows.append([name, window.description, bars, *["–"] * 5])
             continue
         told = moves(bars[:, 0])
-        rows.append([name, window.told, f"{window.since:%F %H:%M} to {window.until:%F %H:%M}", f"{len(bars):,}",
+        rows.append([name, window.description, f"{window.since:%F %H:%M} to {window.until:%F %H:%M}", f"{len(bars):,}",
                      f"{told['fall']:.1%}", f"{told['fall_hours']:.0f}", f"{told['rise']:+.1%}",
                      f"{told['rise_hours']:.0f}"])  # fmt: skip
     head = ("crisis", "what", "UTC, the end exclusive", "bars", "fall", "in hours", "rise", "in hours")
@@ -136,9 +136,9 @@ def by_row(cases: Sequence[Case], limit: float) -> list[str]:
     return _table(("limits", *CRISES), rows)
 
 
-def pair(data: Recorded, params: Params) -> list[str]:
+def pair(data: MarketHistory, params: Params) -> list[str]:
     """The largest portfolio, half in each, both ways and one against the other: what is resampled or broken down."""
-    gross, stop = at_most(params.risk, 1).gross, at_most(params.risk, 1).stop
+    gross, stop = largest_allowed(params.risk, 1).gross, largest_allowed(params.risk, 1).stop
     first, second = data.symbols
     lines = []
     for sides, told in (((1, 1), "long both"), ((-1, -1), "short both"), ((1, -1), f"long {first}, short {second}")):
@@ -154,9 +154,9 @@ def pair(data: Recorded, params: Params) -> list[str]:
                 continue
             drawn, broken = (result.figures for result in found.values())
             lines.append([
-                f"{told}, {stopped}", *(shown(drawn[f"{what} {level}"]) for what in ("loss", "drawdown")
+                f"{told}, {stopped}", *(format_percent(drawn[f"{what} {level}"]) for what in ("loss", "drawdown")
                                         for level in ("95%", "99%")),
-                shown(found["correlation_breakdown"].loss) if stopped == "no stop" else "as without",
+                format_percent(found["correlation_breakdown"].loss) if stopped == "no stop" else "as without",
                 f"{broken['loss if independent'].value:.2%}, {broken['loss at the correlations recorded'].value:.2%}",
             ])  # fmt: skip
     head = (f"{gross:.0%} gross", "10-day loss 95 %", "loss 99 %", "drawdown 95 %", "drawdown 99 %",
@@ -164,9 +164,9 @@ def pair(data: Recorded, params: Params) -> list[str]:
     return _table(head, lines)
 
 
-def droughts(pairs: Sequence[Recorded], params: Params) -> list[str]:
+def droughts(pairs: Sequence[MarketHistory], params: Params) -> list[str]:
     """What getting out costs by the size of the account."""
-    gross, rows = at_most(params.risk, 2).gross, []
+    gross, rows = largest_allowed(params.risk, 2).gross, []
     for data in pairs:
         for equity in EQUITIES:
             given = dataclasses.replace(data, equity=equity)
@@ -177,7 +177,7 @@ def droughts(pairs: Sequence[Recorded], params: Params) -> list[str]:
                 rows.append([name, "any", str(told.absent), "–", "–", "–"])
                 break
             part, thin = (each.value for each in told.figures.values())
-            rows.append([name, f"{equity:,.0f}", shown(told.loss), f"{part:.2%}", f"{thin:.1%}", f"{told.n:,}"])
+            rows.append([name, f"{equity:,.0f}", format_percent(told.loss), f"{part:.2%}", f"{thin:.1%}", f"{told.n:,}"])
     return _table(("markets", "equity", "loss", "a position, of the thinnest 1 % of days' volume",
                    "that volume, of the median day's", "days"), rows)  # fmt: skip
 
@@ -188,7 +188,7 @@ def _side_bps(params: Params) -> float:
 
 def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
     """`markets`: name → hourly bars (n, 8) and spreads (n,)."""
-    limit, most = params.risk.max_drawdown, at_most(params.risk, 1)
+    limit, most = params.risk.max_drawdown, largest_allowed(params.risk, 1)
     alone = together([CRISES_OF], markets)
     alone = dataclasses.replace(alone, crises=alone.bars)
     pairs = [together(names, markets) for names in PAIRS]
@@ -199,7 +199,7 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
         _prose("Written by `python -m benchmarks.stress`; nothing here was typed or chosen by hand."),
         "",
         _prose(f"""The largest portfolio that the limits of `params.yaml` let through holds {most.gross:.0%} of equity
-        in one market ({at_most(params.risk, 2).gross:.0%} in two), each position with a stop up to {most.stop:.1%}
+        in one market ({largest_allowed(params.risk, 2).gross:.0%} in two), each position with a stop up to {most.stop:.1%}
         away. It is held to the drawdown limit of {limit:.0%} (bold: broken), which stops opening; it closes nothing.
         Costs {_side_bps(params):g} bps a side. Per cent are of equity unless said otherwise; in brackets 95 %; without
         brackets it is what happened."""),

@@ -46,7 +46,7 @@ class Judged:
 
     @property
     def passed(self) -> bool:
-        return not self.found.refused_by()
+        return not self.found.rejected_by()
 
 
 def closes(bars: Floats, step: str) -> Floats:
@@ -85,7 +85,7 @@ def table(rows: Sequence[Judged]) -> list[str]:
 
 def _line(row: Judged) -> str:
     found = row.found
-    by = " ".join(SHORT[name] for name in found.refused_by()) or "–"
+    by = " ".join(SHORT[name] for name in found.rejected_by()) or "–"
     counts = (f"{found.n:,}", f"{found.violations:,}", f"{found.expected:,.1f}")
     tests = (_p(found.kupiec), _p(found.independence), _p(found.conditional))
     shortfall = (f"{found.acerbi_szekely.statistic:z.2f}", _p(found.acerbi_szekely), f"{found.es_over_var:.2f}")
@@ -110,7 +110,7 @@ def summary(rows: Sequence[Judged]) -> list[str]:
         stood = [row for row in mine if row.passed]
         by_step = [f"{sum(r.step == step for r in stood)} of {sum(r.step == step for r in mine)}" for step in WINDOWS]
         where = "; ".join(f"{r.market} {r.step} {r.level:.0%}" for r in stood) or "none"
-        by = [str(sum(name in r.found.refused_by() for r in mine)) for name in SHORT]
+        by = [str(sum(name in r.found.rejected_by() for r in mine)) for name in SHORT]
         lines.append(f"| {' | '.join((f'`{method}`', str(len(stood)), *by_step, where, *by))} |")
     return lines
 
@@ -127,7 +127,7 @@ def verdict(rows: Sequence[Judged]) -> str:
         lost = [f"{market} {level:.0%}" for market, level in cases if (market, level) not in places]
         said.append(f"{step.capitalize()} returns: refused on every market and level: {', '.join(never) or 'none'};")
         said.append(f"markets and levels on which every method is refused: {', '.join(lost) or 'none'}.")
-    missized = {row.method for row in rows if {"kupiec", "acerbi_szekely"} & set(row.found.refused_by())}
+    missized = {row.method for row in rows if {"kupiec", "acerbi_szekely"} & set(row.found.rejected_by())}
     sized = [f"`{method}`" for method in METHODS if method not in missized]
     said.append("Never refused for the number of violations (K) or for what they lose (Z):")
     said.append(f"{', '.join(sized) or 'none'}.")

@@ -31,11 +31,11 @@ class AlarmOutbox:
             return  # nothing was ever raised: no reason to make a store
         self._put(("clear", about, *kinds))
 
-    def close(self, patience_s: float) -> None:
-        """Wait up to `patience_s` seconds for what is left to be stored."""
+    def close(self, timeout_s: float) -> None:
+        """Wait up to `timeout_s` seconds for what is left to be stored."""
         self._ended.set()
         self._wake.set()
-        self._thread.join(patience_s)
+        self._thread.join(timeout_s)
 
     def _put(self, entry: tuple[str, ...]) -> None:
         self._waiting.append(entry)

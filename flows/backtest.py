@@ -11,27 +11,27 @@ from typing import Any
 import numpy as np
 
 from flows.promotion import slots_of
-from flows.site import Site
+from flows.site import Installation
 from pipelines.contracts import CATEGORIES, CLOSE, OPEN_TIME, REGIMES, TIMEFRAME_SECONDS, Floats
-from pipelines.evaluation.backtest import Backtest, Core, backtest
+from pipelines.evaluation.backtest import Backtest, DecisionKernel, backtest
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import TARGET, UNRESOLVED, Barriers, triple_barrier
 from pipelines.settings import Params
 from pipelines.signals.events import Events, events
 from pipelines.signals.regimes import market_state
-from pipelines.signals.voices import Voices
+from pipelines.signals.voices import CategoryScores
 from serving import core, policy
-from serving.experience import begin, factor_of
-from serving.learning import in_force
+from serving.experience import initial_weights, factor_of
+from serving.learning import weights_in_force
 from serving.live import REGIME, UNICORN, VOLATILITY
 from serving.risk.exposure import Scenarios, exposure, scenarios_of
 
 ATR = FEATURES.index["atr_14"]
 
 
-def run(site: Site, family: str) -> Backtest:
+def run(installation: Installation, family: str) -> Backtest:
     """Backtest the family's out-of-fold predictions on the newest snapshot."""
-    folder = site.workspace / "artifacts"
+    folder = installation.workspace / "artifacts"
     arrays = {
         name: np.load(folder / "features" / f"{name}.npy") for name in ("base", "decision", "features", "signals")
     }
@@ -39,17 +39,17 @@ def run(site: Site, family: str) -> Backtest:
         index = f["index"]
     with np.load(folder / family / "oof.npz", allow_pickle=False) as f:
         bars, p, p_low = index[f["row"]], f["p"], f["p_low"]
-    regime = served_regimes(site, len(arrays["decision"]))
+    regime = served_regimes(installation, len(arrays["decision"]))
     step_s = TIMEFRAME_SECONDS[json.loads((folder / "features" / "meta.json").read_text())["decision_timeframe"]]
-    return replay_policy(**arrays, bars=bars, p=p, p_low=p_low, step_s=step_s, params=site.params, told_regime=regime)
+    return backtest_policy(**arrays, bars=bars, p=p, p_low=p_low, step_s=step_s, params=installation.params, told_regime=regime)
 
 
-def served_regimes(site: Site, m: int) -> Floats:
+def served_regimes(installation: Installation, m: int) -> Floats:
     """(m,) regime codes that the champion's own training gave out of fold, NaN where it gave none: the live service
     takes the champion's word where there is one, so the backtest does."""
     codes = np.full(m, np.nan)
-    folder = site.workspace / "artifacts" / REGIME
-    held = slots_of(site.store, REGIME).champion
+    folder = installation.workspace / "artifacts" / REGIME
+    held = slots_of(installation.store, REGIME).champion
     if held is None or not (folder / "fit.json").is_file():
         return codes
     if json.loads((folder / "fit.json").read_text())["digest"] != held.digest:
@@ -64,7 +64,7 @@ def served_regimes(site: Site, m: int) -> Floats:
     return codes
 
 
-def replay_policy(
+def backtest_policy(
     base: Floats, decision: Floats, features: Floats, signals: Floats, bars: Any, p: Floats, p_low: Floats, step_s: int,
     params: Params, told_regime: Floats | None = None,
 ) -> Backtest:  # fmt: skip
@@ -75,7 +75,7 @@ def replay_policy(
     told_regime (m,) codes of the regime model, NaN = the rule decides
     """
     first = int(bars[0])
-    voices = Voices.fit(signals[:first])
+    voices = CategoryScores.fit(signals[:first])
     told, low = np.full(len(decision), np.nan), np.full(len(decision), np.nan)
     told[bars], low[bars] = p, p_low
     raised = events(features, signals)
@@ -92,7 +92,7 @@ def replay_policy(
     regime, trend = market_state(features, signals)
     if told_regime is not None:
         regime = np.where(np.isfinite(told_regime), told_regime, regime)
-    direction, confidence = voices.speak(signals)
+    direction, confidence = voices.score(signals)
     rows = policy.to_rows(
         direction, confidence, factor=_factors(raised, direction, confidence, outcome, base, decision, step_s, params),
         independence=voices.independence, regime=regime, trend=trend,
@@ -116,15 +116,15 @@ def _factors(
     raised: Events, direction: Floats, confidence: Floats, outcome: Barriers, base: Floats, decision: Floats,
     step_s: int, params: Params,
 ) -> Floats:  # fmt: skip
-    """(m, N_VOICES) what learning would have made of the weights by each bar; ones where it only records."""
+    """(m, N_SCORES) what learning would have made of the weights by each bar; ones where it only records."""
     factors = np.ones(direction.shape)
     if params.learning.use != "act":
         return factors
     done, base_s = outcome.barrier != UNRESOLVED, float(np.diff(base[:, OPEN_TIME]).min())
     at = raised.index[done]
     said = np.where(direction == 0.0, 0.0, direction * confidence)[at, : len(CATEGORIES)]
-    weights = in_force(
-        begin(params), said, raised.direction[done], (outcome.barrier[done] == TARGET).astype(np.float64),
+    weights = weights_in_force(
+        initial_weights(params), said, raised.direction[done], (outcome.barrier[done] == TARGET).astype(np.float64),
         outcome.exit_time[done] + base_s, decision[at, OPEN_TIME] + step_s, params.learning,
     )  # fmt: skip
     for at_bar, row in zip(at, weights, strict=True):
@@ -132,9 +132,9 @@ def _factors(
     return factors
 
 
-def live_core(params: Params, scenarios: Scenarios) -> Core:
+def live_core(params: Params, scenarios: Scenarios) -> DecisionKernel:
     """The core and the account's view as the service uses them, for the one market of a backtest."""
-    return Core(
+    return DecisionKernel(
         core.decide_row, policy.flatten(params), core.ROW_WIDTH, core.OUT_WIDTH, core.EVENT, core.ACCOUNT, core.ACTION,
         core.SIZE, exposure, scenarios.arrays,
     )  # fmt: skip

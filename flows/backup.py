@@ -1,7 +1,7 @@
 """Backup and restore of one installation: its store, and the small files under its home that the ledger relies on.
 
 The files are the generation file with the warm start it names, and the pointers of every kept data version. Models are
-MLflow's and data are DVC's: their own stores are backed up by their own means (`OTHERS` says which).
+MLflow's and data are DVC's: their own stores are backed up by their own means (`NOT_INCLUDED` says which).
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pipelines.settings import Settings
 from pipelines.versioning import PROVENANCE
 from serving.generation import GENERATION_FILE, read_generation
 
-OTHERS = {
+NOT_INCLUDED = {
     "MLflow": "runs, registered models and their bundles: its database and artifacts, <home>/mlflow by default. Stop "
     "the services and copy the folder, or use your database's own backup",
     "DVC": "the bytes of every data version: its remote, BELLWETHER_REMOTE_URL or <home>/dvc-remote. Its files never "
@@ -31,10 +31,10 @@ OTHERS = {
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A file of a backup, put under the home folder. `kept` is where what was there before lies now."""
+    """A file of a backup, put under the home folder. `moved_to` is where what was there before lies now."""
 
     path: Path
-    kept: Path | None
+    moved_to: Path | None
 
 
 def file_sha256(file: Path) -> str:
@@ -54,8 +54,8 @@ def make(settings: Settings, to: Path, at: datetime) -> Backup:
 def preview(settings: Settings, to: Path) -> dict[str, int]:
     """table → rows a backup would hold now. Raises what `make` would raise."""
     refuse_existing(to)
-    with store.dumping(settings.store) as dump:
-        held = store.occupied(settings.store)
+    with store.open_dump(settings.store) as dump:
+        held = store.nonempty_tables(settings.store)
         return {name: held.get(name, 0) for name in dump.columns}
 
 
@@ -83,29 +83,29 @@ def files_of(settings: Settings) -> Callable[[], dict[str, bytes]]:
 
 def refuse_running(settings: Settings) -> None:
     """Raises LeaseHeld while any process that `up` started under this home lives."""
-    if living := supervisor.members(settings):
+    if living := supervisor.home_processes(settings):
         raise LeaseHeld(
             f"services of {settings.home} run (processes {', '.join(str(p.pid) for p in living[:6])}) and would write "
             "into the store while it is restored. Stop them with `bellwether down`."
         )
 
 
-def rehearse(settings: Settings, file: Path) -> Backup:
-    """Everything `bring_back` checks before it writes. Raises what it would raise."""
+def verify(settings: Settings, file: Path) -> Backup:
+    """Everything `restore_installation` checks before it writes. Raises what it would raise."""
     refuse_running(settings)
     made = examine(file)
     store.refuse_unknown(made.schema)
-    store.refuse_occupied(store.occupied(settings.store))
+    store.refuse_nonempty(store.nonempty_tables(settings.store))
     return made
 
 
-def bring_back(settings: Settings, file: Path) -> tuple[Backup, list[Placed]]:
+def restore_installation(settings: Settings, file: Path) -> tuple[Backup, list[Placed]]:
     """Restore the store from a backup, then the files beside it; a file that differs is kept under another name.
 
     Raises  LeaseHeld while services run, WouldOverwrite if the store holds anything, UnreadableFile and StateError for
             the backup; in each case nothing was changed
     """
-    rehearse(settings, file)
+    verify(settings, file)
     made, files = restore(settings.store, file)
     return made, [placed for name, content in files.items() if (placed := _place(settings, name, content)) is not None]
 

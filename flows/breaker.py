@@ -6,14 +6,14 @@ from typing import Any
 
 from pipelines.errors import BadValues, UnknownName
 from pipelines.store import Store
-from serving.risk.breakers import KNOWN
+from serving.risk.breakers import BREAKER_NAMES
 
 ALARM = "breaker_tripped"
 
 
 def breakers(store: Store) -> list[dict[str, Any]]:
     """Every breaker there is, latched or not, and any other name that is latched."""
-    latched = {latch.name: latch for latch in store.latches()}
+    latched = {latch.name: latch for latch in store.breaker_trips()}
     return [
         {
             "name": name,
@@ -21,7 +21,7 @@ def breakers(store: Store) -> list[dict[str, Any]]:
             "since": latched[name].tripped_at.isoformat() if name in latched else None,
             "reason": latched[name].reason if name in latched else None,
         }
-        for name in dict.fromkeys((*KNOWN, *latched))
+        for name in dict.fromkeys((*BREAKER_NAMES, *latched))
     ]
 
 
@@ -30,13 +30,13 @@ def history(store: Store) -> list[dict[str, Any]]:
     times = ("tripped_at", "reset_at", "reset_as_of")
     return [
         asdict(latch) | {name: moment and moment.isoformat() for name in times for moment in [getattr(latch, name)]}
-        for latch in store.latches(tripped_only=False)
+        for latch in store.breaker_trips(tripped_only=False)
     ]
 
 
 def trip(store: Store, name: str, at: datetime, by: str, reason: str) -> bool:
     """Latch by hand; False if it is latched already. Raises UnknownName, and BadValues without a reason."""
-    refuse_unknown(name, KNOWN)
+    refuse_unknown(name, BREAKER_NAMES)
     if not reason.strip():
         raise BadValues(f"breaker {name} is latched for a reason: give --reason")
     return store.trip(name, at, f"{by}: {reason}")

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from flows.site import Site
+from flows.site import Installation
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, REGIMES, TIMEFRAME_SECONDS, VOLUME, Decision, Floats
 from pipelines.data.timeframes import resample
 from pipelines.errors import UnknownName
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
-from pipelines.signals.rows import begins, spoken
+from pipelines.signals.rows import onsets, direction
 from pipelines.store import DecisionRecord
 
 SHOWN = ("ict", "order_flow")  # categories drawn at once; the others wait in the legend
@@ -25,7 +25,7 @@ COLOURS = dict(zip(REGIMES, ("#4c78a8", "#b8b8b8", "#e45756", "#72b7b2"), strict
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class ChartData:
     """bars (n, 8) decision bars; signals (n, len(SIGNALS.columns)), NaN where none were computed; the decisions made
     on these bars, oldest first."""
 
@@ -48,26 +48,26 @@ class Mark:
     high: float
 
 
-def gather(site: Site, symbol: str | None, last: int) -> Drawn:
+def gather(installation: Installation, symbol: str | None, last: int) -> ChartData:
     """The newest `last` decision bars of a market. Raises UnknownName for one nobody has data of, StateError before the
     first ingest."""
-    described, meta = site.manifest(), site.meta()
+    described, meta = installation.manifest(), installation.meta()
     name = symbol or str(described["symbol"])
     step_s = TIMEFRAME_SECONDS[meta["decision_timeframe"]]
     bars, signals = np.empty((0, 8)), np.empty((0, len(SIGNALS.columns)))
     if name == described["symbol"]:
-        folder = site.workspace / "artifacts" / "features"
+        folder = installation.workspace / "artifacts" / "features"
         bars, signals = np.load(folder / "decision.npy"), np.load(folder / "signals.npy")
     end = float(bars[-1, OPEN_TIME] + step_s) if len(bars) else -np.inf
-    observed = site.store.bars(name, end - 1.0)
+    observed = installation.store.bars(name, end - 1.0)
     if not len(bars) and not len(observed):
-        raise UnknownName(f"no bars of {name!r}; known: {', '.join({described['symbol'], *site.store.symbols()})}")
+        raise UnknownName(f"no bars of {name!r}; known: {', '.join({described['symbol'], *installation.store.symbols()})}")
     live = resample(observed, TIMEFRAME_SECONDS[described["timeframe"]], step_s) if len(observed) else bars[:0]
     bars = np.vstack([bars, live])[-last:]
     first = datetime.fromtimestamp(bars[0, OPEN_TIME] + step_s, UTC)
-    records = site.store.decisions(name, since=first)
+    records = installation.store.decisions(name, since=first)
     signals = np.vstack([signals, _as_decided(live, records, step_s)])[-last:]
-    return Drawn(name, step_s, bars, signals, tuple(record.decision for record in records))
+    return ChartData(name, step_s, bars, signals, tuple(record.decision for record in records))
 
 
 def _as_decided(bars: Floats, records: Sequence[DecisionRecord], step_s: int) -> Floats:
@@ -82,15 +82,15 @@ def marks(signals: Floats) -> list[Mark]:
     """Where each signal began to speak: it says a side that it did not say at the bar before."""
     found = []
     for name in (name for names in PRODUCERS.values() for name in names):
-        side = spoken(signals, name)
+        side = direction(signals, name)
         strength, low, high = (signals[:, SIGNALS.index[f"{name}.{part}"]] for part in ("strength", "low", "high"))
         found += [
-            Mark(name, int(i), int(side[i]), float(strength[i]), float(low[i]), float(high[i])) for i in begins(side)
+            Mark(name, int(i), int(side[i]), float(strength[i]), float(low[i]), float(high[i])) for i in onsets(side)
         ]
     return sorted(found, key=lambda mark: (mark.at, mark.signal))
 
 
-def told(drawn: Drawn) -> dict[str, Any]:
+def to_dict(drawn: ChartData) -> dict[str, Any]:
     """The same as plain JSON."""
     times = [_moment(t + drawn.step_s) for t in drawn.bars[:, OPEN_TIME].tolist()]
     return {
@@ -112,7 +112,7 @@ def told(drawn: Drawn) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write(drawn: Drawn, file: Path) -> Path:
+def write(drawn: ChartData, file: Path) -> Path:
     """The picture as one self-contained page."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -196,7 +196,7 @@ def _add_decision(figure: Any, go: Any, decision: Decision) -> None:
                              line={"color": colour, "width": 1.5, "dash": dash}, row=1, col=1)  # fmt: skip
 
 
-def _stretches(drawn: Drawn) -> list[tuple[float, float, str]]:
+def _stretches(drawn: ChartData) -> list[tuple[float, float, str]]:
     """(from, to, regime) of decisions in a row that knew the same regime, epoch seconds."""
     found: list[tuple[float, float, str]] = []
     for decision in drawn.decisions:

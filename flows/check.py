@@ -79,7 +79,7 @@ def check(path: Path, symbol: str | None, context: list[Path], params: Params, a
     timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
     report = assess(frame, timeframe, at)
     bars = to_matrix(report.clean)
-    decision_tf = params.data.decided_on(timeframe)
+    decision_tf = params.data.decision_timeframe_for(timeframe)
     given = recorded(bars, market_records(source, name, [str(file) for file in context], at))
     held_back = timedelta(days=params.data.live_days).total_seconds()
     history = bars[bars[:, OPEN_TIME] < bars[-1, OPEN_TIME] - held_back, OPEN_TIME] if len(bars) else bars[:, OPEN_TIME]

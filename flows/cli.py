@@ -144,14 +144,14 @@ def run(
     if home.exists() and not home.is_dir():  # before Prefect is imported, which would say it at greater length
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
     from flows import supervisor
-    from flows.market import asked_since, exchange_plan
-    from flows.progress import shown
+    from flows.market import requested_since, exchange_plan
+    from flows.progress import progress_display
     from pipelines.data.sources import check_request, normalise_symbol
 
     name = normalise_symbol(symbol) if symbol else None
     # a wrong path, name or venue is said now, not after the servers are up
     params = load_params(settings().params_file)
-    begin = asked_since(source, days, day_or_moment(since), params.data.live_days)
+    begin = requested_since(source, days, day_or_moment(since), params.data.live_days)
     plan = exchange_plan(params, settings(), begin) if source == "exchange" else None
     check_request(source, path, name, params.simulator, plan, context or [])
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
@@ -163,7 +163,7 @@ def run(
         start(as_json, ready=False)  # a refused warm start is red until this turn has written a new one
         from flows.lifecycle import lifecycle
 
-        with shown(console):
+        with progress_display(console):
             turn = lifecycle(
                 source=source,
                 symbol=name,
@@ -297,29 +297,29 @@ def number(value: float | None, digits: int) -> str | None:
 def stored_status() -> dict[str, Any]:
     """`status`: families, services, tier, data hash, alarms, from stored state where servers are down."""
     from flows import promotion, supervisor
-    from flows.site import open_site
+    from flows.site import open_installation
     from pipelines import versioning
 
-    site = open_site()
-    pointer = site.workspace / "data.dvc"
-    last = site.store.decisions(last=1)
-    families = promotion.live(site)
+    installation = open_installation()
+    pointer = installation.workspace / "data.dvc"
+    last = installation.store.decisions(last=1)
+    families = promotion.live(installation)
     tier = last[0].decision.tier if last else None
     return {
-        **told_health(),
+        **decision_service_health(),
         "families": families,
         "services": supervisor.services(settings()),
         "tier": tier,
-        "data_hash": versioning.data_hash(site.workspace) if pointer.is_file() else None,
-        "figures": scored(site),
+        "data_hash": versioning.data_hash(installation.workspace) if pointer.is_file() else None,
+        "figures": scored(installation),
         "alarms": [
             {"kind": a.kind, "severity": a.severity, "detail": a.detail, "at": a.at.isoformat()}
-            for a in site.store.alarms()
+            for a in installation.store.alarms()
         ],
     }
 
 
-def told_health() -> dict[str, Any]:
+def decision_service_health() -> dict[str, Any]:
     """health and health_reason as the decision service says them; nobody to say it is UNHEALTHY."""
     from flows.client import Client
 
@@ -331,16 +331,16 @@ def told_health() -> dict[str, Any]:
     return {name: told[name] for name in ("health", "health_reason", "waiting_for_first_turn")}
 
 
-def scored(site: Any) -> dict[str, Any]:
+def scored(installation: Any) -> dict[str, Any]:
     """family → what its champion on this market, or without one its newest candidate, scored when it was judged."""
     from flows import promotion
 
-    market = site.manifest()["symbol"] if (site.workspace / "data" / "manifest.json").is_file() else None
+    market = installation.manifest()["symbol"] if (installation.workspace / "data" / "manifest.json").is_file() else None
     told: dict[str, Any] = {}
     for family in FAMILIES:
-        slots = promotion.slots_of(site.store, family)
+        slots = promotion.slots_of(installation.store, family)
         for arm, held in (("champion", slots.champion), ("challenger", slots.challenger)):
-            evidence = promotion.judged(site.store, held)
+            evidence = promotion.gate_evidence(installation.store, held)
             if family not in told and held is not None and evidence.get("symbol") == market:
                 gate = "passed" if evidence["passed"] else "refused"
                 told[family] = {"version": held.to_version, "arm": arm, "gate": gate, "symbol": market,
@@ -386,15 +386,15 @@ def alarms(
     as_json: AsJson = False,
 ) -> None:
     """Open alarms and latched breakers, after clearing those that are named; `breaker` trips and resets."""
-    from flows.site import now, open_site
+    from flows.site import now, open_installation
 
-    store = open_site().store
+    store = open_installation().store
     for number in clear or []:
         if not store.clear_alarm(number, now()):
             raise UnknownName(f"no alarm {number} is open; `bellwether alarms` shows the numbers of those that are")
     found = [{"id": a.id, "kind": a.kind, "severity": a.severity, "detail": a.detail, "at": a.at.isoformat()}
              for a in store.alarms()]  # fmt: skip
-    latched = [{"name": b.name, "reason": b.reason, "at": b.tripped_at.isoformat()} for b in store.latches()]
+    latched = [{"name": b.name, "reason": b.reason, "at": b.tripped_at.isoformat()} for b in store.breaker_trips()]
     if as_json:
         emit({"alarms": found, "breakers": latched})
         return
@@ -417,9 +417,9 @@ def breaker_list(
 ) -> None:
     """Every breaker and whether it is latched; what is latched opens nothing until it is reset."""
     from flows.breaker import breakers, history
-    from flows.site import open_site
+    from flows.site import open_installation
 
-    store = open_site().store
+    store = open_installation().store
     found = history(store) if everything else breakers(store)
     if as_json:
         emit({"latches" if everything else "breakers": found})
@@ -436,9 +436,9 @@ def breaker_list(
 def breaker_trip(name: str, reason: Reason = "", by: By = None, as_json: AsJson = False) -> None:
     """Latch a breaker now: `emergency` puts every symbol into tier 4. Needs no server."""
     from flows.breaker import trip
-    from flows.site import now, open_site
+    from flows.site import now, open_installation
 
-    trip(open_site().store, name, now(), by or os.environ.get("USER", "operator"), reason)
+    trip(open_installation().store, name, now(), by or os.environ.get("USER", "operator"), reason)
     breaker_list(as_json=as_json)
 
 
@@ -446,9 +446,9 @@ def breaker_trip(name: str, reason: Reason = "", by: By = None, as_json: AsJson 
 def breaker_reset(name: str, reason: Reason = "", by: By = None, as_json: AsJson = False) -> None:
     """Let a latched breaker go. Of `daily_loss` and `drawdown` the loss so far is accepted and counted anew."""
     from flows.breaker import reset
-    from flows.site import now, open_site
+    from flows.site import now, open_installation
 
-    reset(open_site().store, name, now(), by or os.environ.get("USER", "operator"), reason)
+    reset(open_installation().store, name, now(), by or os.environ.get("USER", "operator"), reason)
     breaker_list(as_json=as_json)
 
 
@@ -478,11 +478,11 @@ def decide(
 ) -> None:
     """Ask the decision service for a decision now, over HTTP, and show its reasons; `replay` makes old ones again."""
     from flows.client import Client
-    from flows.site import open_site
+    from flows.site import open_installation
 
-    site = open_site()
-    name = symbol or site.manifest()["symbol"]
-    with Client(site.settings) as client:
+    installation = open_installation()
+    name = symbol or installation.manifest()["symbol"]
+    with Client(installation.settings) as client:
         answer = client.decide(name)
     if as_json:
         emit(answer)
@@ -537,26 +537,26 @@ def risk(as_json: AsJson = False) -> None:
 @app.command()
 def weights(as_json: AsJson = False) -> None:
     """Weights of the categories as stated and as learnt from outcomes so far, and how often each pattern paid."""
-    from flows.site import open_site
-    from serving.experience import FILE, Experience
+    from flows.site import open_installation
+    from serving.experience import ONLINE_WEIGHTS_FILE, OnlineWeightsStore
     from serving.fusion import regime_weights
 
-    site = open_site()
-    experience = Experience(site.settings.serving_dir / FILE, site.params)
-    stated = {regime: regime_weights(site.params.fusion, regime) for regime in (None, *REGIMES)}
+    installation = open_installation()
+    experience = OnlineWeightsStore(installation.settings.serving_dir / ONLINE_WEIGHTS_FILE, installation.params)
+    stated = {regime: regime_weights(installation.params.fusion, regime) for regime in (None, *REGIMES)}
     patterns: list[dict[str, Any]] = [
         {"pattern": kind, "regime": regime, "n": paid.n, "mean": paid.mean, "low": paid.low, "high": paid.high}
         for kind, regime, paid in experience.patterns()
     ]
     found = {
-        "use": site.params.learning.use, "outcomes": experience.count, "learned": experience.weights,
+        "use": installation.params.learning.use, "outcomes": experience.count, "learned": experience.weights,
         "stated": {regime or "base": told for regime, told in stated.items()}, "patterns": patterns,
     }  # fmt: skip
     if as_json:
         emit(found)
         return
     table(
-        f"weights, learnt from {experience.count:,} outcomes (learning.use: {site.params.learning.use})",
+        f"weights, learnt from {experience.count:,} outcomes (learning.use: {installation.params.learning.use})",
         ["category", "stated", "learnt", *REGIMES],
         [[name, number(stated[None][name], 4), number(weight, 4), *(number(stated[r][name], 4) for r in REGIMES)]
          for name, weight in experience.weights.items()],
@@ -588,13 +588,13 @@ def chart(
     as_json: AsJson = False,
 ) -> None:
     """Draw a market: candles, where each signal began to speak, decisions with stop and target, regimes."""
-    from flows.chart import gather, told, write
-    from flows.site import open_site
+    from flows.chart import gather, to_dict, write
+    from flows.site import open_installation
 
-    site = open_site()
-    drawn = gather(site, symbol, last)
-    file = write(drawn, to or site.settings.home / "reports" / f"chart-{drawn.symbol.replace('/', '-')}.html")
-    found = told(drawn) | {"page": str(file)}
+    installation = open_installation()
+    drawn = gather(installation, symbol, last)
+    file = write(drawn, to or installation.settings.home / "reports" / f"chart-{drawn.symbol.replace('/', '-')}.html")
+    found = to_dict(drawn) | {"page": str(file)}
     if as_json:
         emit(found)
         return
@@ -613,22 +613,22 @@ def signals(
 ) -> None:
     """Every signal: which there are, what one that is silent waits for, when it last spoke; `--score`: its worth."""
     from flows import signals as told
-    from flows.site import open_site
+    from flows.site import open_installation
 
-    site = open_site()
+    installation = open_installation()
     if not score:
-        found = told.listing(site, symbol)
+        found = told.listing(installation, symbol)
         emit(found) if as_json else show_signals(found)
         return
-    name, scored = told.score(site, symbol)
-    file = told.write(name, scored, to or site.settings.home / "reports" / f"signals-{name.replace('/', '-')}.html")
+    name, scored = told.score(installation, symbol)
+    file = told.write(name, scored, to or installation.settings.home / "reports" / f"signals-{name.replace('/', '-')}.html")
     if as_json:
-        emit({"symbol": name, **scored.told(), "page": str(file)})
+        emit({"symbol": name, **scored.to_dict(), "page": str(file)})
         return
     table(
         f"{name}: {scored.tested} signals on {scored.bars:,} bars of {scored.weeks:.1f} weeks; buying at every bar: "
-        f"{told.shown(scored.market_bps)} bps over {scored.horizon_bars} bars",
-        list(told.SCORED),
+        f"{told.format_estimate(scored.market_bps)} bps over {scored.horizon_bars} bars",
+        list(told.SCORE_COLUMNS),
         told.score_rows(scored),
     )
     above = ", ".join(scored.above()) or "none"
@@ -656,15 +656,15 @@ def heatmap(
     as_json: AsJson = False,
 ) -> None:
     """Draw the end of a recorded order book: 50 snapshots of 100 levels, with walls, clusters and depth."""
-    from flows.heatmap import told, write
-    from pipelines.data.recordings import replay
+    from flows.heatmap import to_dict, write
+    from pipelines.data.recordings import replay_recording
     from pipelines.data.sources import BOOK_EVERY_S
-    from pipelines.data.tape import picture
+    from pipelines.data.tape import latest_heatmap
     from pipelines.settings import settings
 
-    drawn = picture(replay(recording, BOOK_EVERY_S).tape)
+    drawn = latest_heatmap(replay_recording(recording, BOOK_EVERY_S).tape)
     file = write(drawn, recording.name, to or settings().home / "reports" / f"heatmap-{recording.name}.html")
-    found = told(drawn) | {"page": str(file)}
+    found = to_dict(drawn) | {"page": str(file)}
     if as_json:
         emit(found)
         return
@@ -685,19 +685,19 @@ def stars(
     from dataclasses import asdict
 
     from flows import stars as measured
-    from flows.site import now, open_site
+    from flows.site import now, open_installation
 
     if path is None:
-        found = measured.of_snapshot(open_site(), symbol)
+        found = measured.of_snapshot(open_installation(), symbol)
     else:
         found = measured.of_file(path, symbol, context or [], load_params(settings().params_file), now())
     if as_json:
-        emit({**asdict(found), "worths": found.worths.told()})
+        emit({**asdict(found), "worths": found.worths.to_dict()})
         return
     table(
         f"{found.symbol}: {found.worths.bars:,} bars of {found.timeframe}, {found.first} to {found.last} UTC; mean "
         f"return over {found.worths.horizon_bars} bars on the star's side, true less false",
-        list(measured.SHOWN),
+        list(measured.COLUMNS),
         measured.rows(found.worths),
     )
     out.print(measured.verdict(found.worths))
@@ -710,9 +710,9 @@ def lineage(
 ) -> None:
     """From a decision back to its feature bytes, models, run, commit, data and promotion record."""
     from flows.lineage import trace
-    from flows.site import open_site
+    from flows.site import open_installation
 
-    chain = trace(open_site(), decision_id)
+    chain = trace(open_installation(), decision_id)
     if as_json:
         emit(chain)
         return
@@ -730,17 +730,17 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Decide again what was decided, from stored bars and bundles; exit code 1 unless all is the same to the bit."""
-    from flows.progress import shown
-    from flows.replay import again
-    from flows.site import open_site
+    from flows.progress import progress_display
+    from flows.replay import replay_decisions
+    from flows.site import open_installation
 
-    site = open_site()
+    installation = open_installation()
     if decision_id is not None:
-        records = [site.store.decision(decision_id)]
+        records = [installation.store.decision(decision_id)]
     else:
-        records = site.store.decisions(symbol, since=day_or_moment(since), last=last)
-    with shown(err):
-        found = again(site, records).told()
+        records = installation.store.decisions(symbol, since=day_or_moment(since), last=last)
+    with progress_display(err):
+        found = replay_decisions(installation, records).to_dict()
     if as_json:
         emit(found)
     else:
@@ -760,13 +760,13 @@ def promote(
 ) -> None:  # fmt: skip
     """Make a version champion; refused without a passing verdict, like an alias moved in MLflow."""
     from flows import promotion
-    from flows.site import open_site
+    from flows.site import open_installation
 
     need("mlflow")
-    site = open_site()
+    installation = open_installation()
     if dry_run:
-        wanted = site.tracking.version(family, version)
-        line = promotion.verdict_line(site.store, family, version, wanted.digest)
+        wanted = installation.tracking.version(family, version)
+        line = promotion.verdict_line(installation.store, family, version, wanted.digest)
         word = "would be promoted" if line and line.verdict_passed else "would be refused"
         told = {
             "family": family,
@@ -775,7 +775,7 @@ def promote(
         }
         emit(told) if as_json else out.print(f"{family} version {version} {told['told']}")
         return
-    line = promotion.promote(site, family, version, actor=os.environ.get("USER", "operator"), reason=reason)
+    line = promotion.promote(installation, family, version, actor=os.environ.get("USER", "operator"), reason=reason)
     found = {"family": family, "champion": line.to_version, "was": line.from_version, "digest": line.digest}
     emit(found) if as_json else out.print(f"{family}: version {line.to_version} is champion (was {line.from_version})")
 
@@ -788,9 +788,9 @@ def rollback(
 ) -> None:
     """The previous champion back: preloaded, smoke-tested, pointer moved."""
     from flows import promotion
-    from flows.site import open_site
+    from flows.site import open_installation
 
-    line = promotion.rollback(open_site(), family, actor=os.environ.get("USER", "operator"), reason=reason)
+    line = promotion.rollback(open_installation(), family, actor=os.environ.get("USER", "operator"), reason=reason)
     found = {"family": family, "champion": line.to_version, "was": line.from_version, "digest": line.digest}
     emit(found) if as_json else out.print(f"{family}: back to version {line.to_version} (was {line.from_version})")
 
@@ -798,14 +798,14 @@ def rollback(
 @app.command()
 def drift(symbol: str | None = None, as_json: AsJson = False) -> None:
     """Resolve outcomes, look for drift, write the Evidently report, and ask for a retrain if there is reason."""
-    from flows.progress import shown
-    from flows.site import open_site
+    from flows.progress import progress_display
+    from flows.site import open_installation
 
-    name = symbol or open_site().manifest()["symbol"]
+    name = symbol or open_installation().manifest()["symbol"]
     need("mlflow", "prefect")
     from flows.monitor import monitor
 
-    with shown(err):
+    with progress_display(err):
         found = monitor(name)
     emit(found) if as_json else out.print(f"drift: {found['told']}\nreport: {found['report']}")
 
@@ -823,21 +823,21 @@ def stress(
     as_json: AsJson = False,
 ) -> None:
     """What the largest portfolio the limits allow loses in crises, resampled times, breakdowns and thin markets."""
-    from flows.progress import shown
-    from flows.site import open_site
+    from flows.progress import progress_display
+    from flows.site import open_installation
     from pipelines.data.files import check_path
 
-    site = open_site()
-    site.meta()  # before the first ingest it says what to run
+    installation = open_installation()
+    installation.meta()  # before the first ingest it says what to run
     if crises is not None:
         check_path(crises)
     if not dry_run:
         need("mlflow", "prefect")
     from flows import stress as stressed
 
-    with shown(err):
+    with progress_display(err):
         found = (
-            stressed.study(site, crises, equity).told()
+            stressed.study(installation, crises, equity).to_dict()
             if dry_run
             else stressed.stress(str(crises.resolve()) if crises else None, equity)
         )
@@ -861,12 +861,12 @@ def retrain(
     as_json: AsJson = False,
 ) -> None:
     """A new challenger from everything seen so far; the gate decides."""
-    from flows.progress import shown
+    from flows.progress import progress_display
 
     need("mlflow", "prefect")
     from flows.retrain import retrain as retrain_flow
 
-    with shown(err):
+    with progress_display(err):
         versions = retrain_flow(family, reason, force)
     if as_json:
         emit({"versions": versions})
@@ -902,14 +902,14 @@ def backup(
         "files": made and sorted(made.files),
         "bytes": made and file.stat().st_size,
         "sha256": made and backups.file_sha256(file),
-        "not_in_it": backups.OTHERS,
+        "not_in_it": backups.NOT_INCLUDED,
     }
     if as_json:
         emit(told)
         return
     show_backup("backup", told["rows"], made and made.files)
     out.print(f"{'would be written to' if dry_run else 'written to'} {file}", highlight=False, soft_wrap=True)
-    for name, text in backups.OTHERS.items():
+    for name, text in backups.NOT_INCLUDED.items():
         out.print(f"{name}: {text}", highlight=False)
 
 
@@ -927,17 +927,17 @@ def restore(file: Path, dry_run: DryRun = False, as_json: AsJson = False) -> Non
     """
     from flows import backup as backups
 
-    made, placed = (backups.rehearse(settings(), file), []) if dry_run else backups.bring_back(settings(), file)
+    made, placed = (backups.verify(settings(), file), []) if dry_run else backups.restore_installation(settings(), file)
     if as_json:
         emit({"file": str(file), "restored": not dry_run, "schema": made.schema, "made_at": made.made_at.isoformat(),
               "rows": made.rows(), "files": sorted(made.files),
-              "placed": [{"path": p.path, "kept": p.kept} for p in placed]})  # fmt: skip
+              "placed": [{"path": p.path, "kept": p.moved_to} for p in placed]})  # fmt: skip
         return
     show_backup("restore", made.rows(), made.files)
     word = "checked; would be restored" if dry_run else "restored"
     out.print(f"{word}: {file} of {made.made_at:%F %T} UTC", highlight=False, soft_wrap=True)
     for one in placed:
-        out.print(f"wrote {one.path}{f'; what was there is {one.kept}' if one.kept else ''}", highlight=False)
+        out.print(f"wrote {one.path}{f'; what was there is {one.moved_to}' if one.moved_to else ''}", highlight=False)
 
 
 @app.command()
@@ -954,12 +954,12 @@ def prune(
     Never of promotions, trials, observed bars, emitted or resolved decisions, or a bundle that something names.
     """
     from flows import prune as retention
-    from flows.site import now, open_site
+    from flows.site import now, open_installation
 
-    site = open_site()
-    before = retention.horizon(site, days or site.settings.keep_days, now())
+    installation = open_installation()
+    before = retention.cutoff(installation, days or installation.settings.keep_days, now())
     really = yes and not dry_run
-    found = retention.prune(site, before) if really else retention.plan(site, before)
+    found = retention.prune(installation, before) if really else retention.plan(installation, before)
     if as_json:
         removals = {
             r.what: {"n": r.n, "oldest": r.oldest and r.oldest.isoformat(), "bytes": r.bytes, "rule": r.rule}
@@ -991,19 +991,19 @@ def schedules_bare(context: typer.Context, as_json: AsJson = False) -> None:
 def schedules_list(as_json: AsJson = False) -> None:
     """Each deployment with its schedules, active or paused, and what differs from the plan of this release."""
     need("prefect")
-    from flows.schedules import standings
+    from flows.schedules import deployment_statuses
 
-    show_schedules("schedules", standings(load_params(settings().params_file)), as_json)
+    show_schedules("schedules", deployment_statuses(load_params(settings().params_file)), as_json)
 
 
 @schedules.command("reset")
 def schedules_reset(dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Put schedules, default parameters and the drift trigger back to the plan; shows what was not as planned."""
     need("prefect")
-    from flows.schedules import reset, standings
+    from flows.schedules import deployment_statuses, reset
 
     params = load_params(settings().params_file)
-    found = [s for s in standings(params) if s.differences] if dry_run else reset(params)
+    found = [s for s in deployment_statuses(params) if s.differences] if dry_run else reset(params)
     show_schedules("would be put back to the plan" if dry_run else "put back to the plan", found, as_json)
 
 
@@ -1109,9 +1109,9 @@ def main() -> None:
     except BellwetherError as error:
         fail(error, str(error))
     except Exception as error:  # noqa: BLE001 - whatever third parties raise: nobody is shown a traceback unasked
-        from flows.explain import sentence, unforeseen
+        from flows.explain import describe_known_error, describe_unexpected_error
 
-        fail(error, sentence(error) or unforeseen(error))
+        fail(error, describe_known_error(error) or describe_unexpected_error(error))
 
 
 def fail(error: Exception, told: str) -> None:

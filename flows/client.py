@@ -14,7 +14,7 @@ from pipelines.settings import Settings
 from serving.keys import write_key
 
 READY_SECONDS = 3.0
-TOGETHER = 300  # records of a kind in one request: 300 books of five levels a side and a whole tape take about 500 kB
+BATCH_SIZE = 300  # records of a kind in one request: 300 books of five levels a side and a whole tape take about 500 kB
 
 
 class Client:
@@ -38,14 +38,14 @@ class Client:
     ) -> dict[str, Any]:
         """Send base bars (n, 8) of a symbol and the records known by their close; what is NaN is left out.
 
-        More than TOGETHER records of a kind go ahead of the bars in requests of their own: a body has a limit.
+        More than BATCH_SIZE records of a kind go ahead of the bars in requests of their own: a body has a limit.
         """
         told = [] if books is None else [book_json(books, i) for i in range(len(books.known))]
         values = [] if feed is None else context_json(feed)
-        while len(told) > TOGETHER or len(values) > TOGETHER:
-            ahead = {"books": told[:TOGETHER], "context": values[:TOGETHER]}
+        while len(told) > BATCH_SIZE or len(values) > BATCH_SIZE:
+            ahead = {"books": told[:BATCH_SIZE], "context": values[:BATCH_SIZE]}
             self._post("observe", {"symbol": symbol, **ahead})
-            told, values = told[TOGETHER:], values[TOGETHER:]
+            told, values = told[BATCH_SIZE:], values[BATCH_SIZE:]
         body = {"symbol": symbol, "bars": [bar_json(bar) for bar in bars], "books": told, "context": values}
         return self._post("observe", body)
 

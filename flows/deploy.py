@@ -12,14 +12,14 @@ from flows.monitor import monitor
 from flows.promote import promote, reconcile
 from flows.retrain import retrain
 from flows.rollback import rollback
-from flows.schedules import Registered, drift_trigger, plan
+from flows.schedules import RegisterOnceDeployment, drift_trigger, plan
 from flows.train import train
-from flows.watch import watching
+from flows.watch import watch_in_background
 from pipelines.permissions import restrict
 from pipelines.settings import load_params, settings
 
 # flow, what it is for
-TABLE: list[tuple[Any, str]] = [
+DEPLOYMENTS: list[tuple[Any, str]] = [
     (ingest, "Market data into a checked, versioned snapshot"),
     (train, "Fit and register candidates from the newest snapshot"),
     (evaluate, "Put a registered version through the gate"),
@@ -32,10 +32,10 @@ TABLE: list[tuple[Any, str]] = [
 ]
 
 
-def deployments() -> list[Registered]:
+def deployments() -> list[RegisterOnceDeployment]:
     planned = plan(load_params(settings().params_file))
     return [
-        Registered.from_flow(
+        RegisterOnceDeployment.from_flow(
             flow,
             name=flow.name,
             schedules=list(planned[flow.name].schedules),
@@ -45,7 +45,7 @@ def deployments() -> list[Registered]:
             concurrency_limit=1,
             tags=["bellwether"],
         )
-        for flow, description in TABLE
+        for flow, description in DEPLOYMENTS
     ]
 
 
@@ -53,5 +53,5 @@ if __name__ == "__main__":
     restrict()
     supervisor.await_healthy(settings(), ["prefect"])  # registering needs the server
     # schedules stay as a person left them: stopping this process does not pause them
-    with watching():
+    with watch_in_background():
         serve(*deployments(), limit=8, print_starting_message=False, pause_on_shutdown=False)

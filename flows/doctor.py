@@ -47,12 +47,12 @@ def examine(settings: Settings) -> list[Finding]:
         git(ROOT),
         mlflow_library(ROOT),
         writable(settings.home),
-        closed(settings.home),
-        room(settings),
+        home_permissions(settings.home),
+        disk_space(settings),
         memory(settings),
         kernels(),
         *open_ports(settings),
-        supervising(settings),
+        supervisor_running(settings),
         old_runs(settings),
         *store(settings),
         *services(settings),
@@ -108,15 +108,15 @@ def writable(home: Path) -> Finding:
     return Finding("write access", "fail", f"cannot write in {folder}", "chown it, or set BELLWETHER_HOME elsewhere")
 
 
-def closed(home: Path) -> Finding:
+def home_permissions(home: Path) -> Finding:
     if is_loose(home):
         return Finding("closed to others", "warn", f"other users can open {home}", "bellwether up")
     return Finding("closed to others", "ok", str(home))
 
 
-def room(settings: Settings) -> Finding:
+def disk_space(settings: Settings) -> Finding:
     """Free room against the two limits, and when it will be used up at the pace of the last day."""
-    found = disk.look(settings.home, settings.disk_warn_mb * disk.MB, settings.disk_stop_mb * disk.MB)
+    found = disk.check_space(settings.home, settings.disk_warn_mb * disk.MB, settings.disk_stop_mb * disk.MB)
     now_s = time.time()
     left = disk.days_left([*supervisor.disk_samples(settings), (now_s, found.free_bytes)], now_s)
     detail = found.detail if left is None else f"{found.detail}; at the pace of the last day full in {left:.1f} days"
@@ -131,7 +131,7 @@ def room(settings: Settings) -> Finding:
 def memory(settings: Settings) -> Finding:
     """What is available to us: what our own services hold already counts."""
     free = psutil.virtual_memory().available
-    for process in supervisor.members(settings):
+    for process in supervisor.home_processes(settings):
         with suppress(psutil.NoSuchProcess):  # it ended just now
             free += process.memory_info().rss
     detail = f"{free / GIB:.1f} GiB available"
@@ -142,11 +142,11 @@ def memory(settings: Settings) -> Finding:
 
 def kernels() -> Finding:
     folder = compiled.configured_dir()
-    if reason := compiled.refusal(folder):
+    if reason := compiled.untrusted_reason(folder):
         return Finding("kernels", "warn", f"{reason}: every process compiles for itself", "make setup")
     if compiled.kernels_are_warm():
         return Finding("kernels", "ok", f"compiled and sealed in {folder}")
-    if bad := compiled.unsound(folder):
+    if bad := compiled.invalid_files(folder):
         return Finding("kernels", "warn", f"{len(bad)} files do not match their seal, {bad[0]} first", "make setup")
     return Finding("kernels", "warn", "not compiled: the first turn and each service will do it", "make setup")
 
@@ -173,11 +173,11 @@ def open_ports(settings: Settings) -> Iterator[Finding]:
             )
 
 
-def supervising(settings: Settings) -> Finding:
+def supervisor_running(settings: Settings) -> Finding:
     """Whether what runs is watched: without its supervisor nothing is restarted, and logs stand still."""
     found = supervisor.supervisor_of(settings)
     if found is None:
-        living = supervisor.members(settings)
+        living = supervisor.home_processes(settings)
         if living:
             return Finding("supervisor", "fail", f"gone; {len(living)} processes run without it", "bellwether up")
         return Finding("supervisor", "ok", "nothing runs")
@@ -199,7 +199,7 @@ def store(settings: Settings) -> Iterator[Finding]:
             return
         opened = Store.open(settings.store, settings.durability)
     except (BellwetherError, StoreFault, OSError, ValueError) as error:
-        yield Finding("store", "fail", explain.sentence(error) or str(error), "see the detail")
+        yield Finding("store", "fail", explain.describe_known_error(error) or str(error), "see the detail")
         return
     try:
         fault, damaged = _write_fault(opened), damage(settings.store)
@@ -214,13 +214,13 @@ def store(settings: Settings) -> Iterator[Finding]:
             yield Finding("alarms", "warn", f"{len(alarms)} open, newest: {alarms[-1][:200]}", "bellwether alarms")
         else:
             yield Finding("alarms", "ok", "none open")
-        latched = [f"{latch.name} ({latch.reason})" for latch in opened.latches()]
+        latched = [f"{latch.name} ({latch.reason})" for latch in opened.breaker_trips()]
         if latched:
             yield Finding("breakers", "warn", "; ".join(latched), "bellwether breaker reset NAME --by YOU --reason WHY")
         else:
             yield Finding("breakers", "ok", "none latched")
     except (BellwetherError, StoreFault, OSError) as error:
-        yield Finding("store", "fail", explain.sentence(error) or str(error), "see the detail")
+        yield Finding("store", "fail", explain.describe_known_error(error) or str(error), "see the detail")
     finally:
         opened.close()
 

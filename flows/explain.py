@@ -47,7 +47,7 @@ _STORE = (  # words of SQLite or PostgreSQL → what to do
 )
 
 
-def sentence(error: BaseException) -> str | None:
+def describe_known_error(error: BaseException) -> str | None:
     """One line that names the file or service and the remedy; None for an error nobody foresaw."""
     for one in _chain(error):
         told = _settings_fault(one) or _of_others(one) or _system_fault(one)
@@ -56,7 +56,7 @@ def sentence(error: BaseException) -> str | None:
     return None
 
 
-def unforeseen(error: BaseException) -> str:
+def describe_unexpected_error(error: BaseException) -> str:
     """One line for a bug, with the file its traceback was written to."""
     first = (str(error).splitlines() or [""])[0][:300]
     where = _keep_traceback(error)

@@ -9,7 +9,7 @@ import numpy as np
 from flows.client import Client
 from flows.market import market_records, market_source
 from flows.progress import track
-from flows.site import Site, now
+from flows.site import Installation, now
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
 from pipelines.data import schemas
 from pipelines.data.alignment import known_between
@@ -22,7 +22,7 @@ from pipelines.store import decision_of
 
 
 def live_tail(
-    site: Site, source: str, symbol: str, path: str | None, since: datetime | None = None, context: Sequence[str] = ()
+    installation: Installation, source: str, symbol: str, path: str | None, since: datetime | None = None, context: Sequence[str] = ()
 ) -> tuple[datetime, Floats, Records]:
     """(end of the history, base bars (n, 8) after it, all records): the simulator's live days, or the last of a file or
     exchange.
@@ -30,13 +30,13 @@ def live_tail(
     since    first bar asked of an exchange; None = data.retention_days ago
     context  files of context beside the bars, or the folder of a recorded book
     """
-    origin = market_source(site, source, path, since)
+    origin = market_source(installation, source, path, since)
     frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
     told = market_records(origin, symbol, context, now())
     bars = schemas.to_matrix(assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), now()).clean)
-    live_days = site.params.data.live_days
+    live_days = installation.params.data.live_days
     if source == "simulator":
-        cut = site.params.simulator.start + timedelta(days=site.params.simulator.history_days)
+        cut = installation.params.simulator.start + timedelta(days=installation.params.simulator.history_days)
     elif len(bars) == 0 or bars[-1, OPEN_TIME] - bars[0, OPEN_TIME] <= 86400 * (live_days + 1):
         raise NotEnoughData(
             f"{symbol}: {path or source} has {len(bars):,} usable bars, no history before the last {live_days} days, "
@@ -46,34 +46,34 @@ def live_tail(
         cut = utc(bars[-1, OPEN_TIME]) - timedelta(days=live_days)
         cut = cut.replace(hour=0, minute=0, second=0, microsecond=0)
     start = cut.timestamp()
-    newest = site.store.newest_bar(symbol)
-    if source == "exchange" and newest is not None and already_ingested(site, symbol):  # it went on while nobody ran
+    newest = installation.store.newest_bar(symbol)
+    if source == "exchange" and newest is not None and already_ingested(installation, symbol):  # it went on while nobody ran
         start = min(start, newest)
     return cut, bars[bars[:, OPEN_TIME] >= start], told
 
 
-def already_ingested(site: Site, symbol: str) -> bool:
+def already_ingested(installation: Installation, symbol: str) -> bool:
     """Whether the newest snapshot is of this market and the service has seen bars after it."""
     try:
-        described = site.manifest()
+        described = installation.manifest()
     except StateError:
         return False
-    return bool(described["symbol"] == symbol and site.store.newest_bar(symbol) is not None)
+    return bool(described["symbol"] == symbol and installation.store.newest_bar(symbol) is not None)
 
 
-def replay(client: Client, site: Site, symbol: str, bars: Floats, told: Records = (None, None)) -> list[dict[str, Any]]:
+def send_live_bars(client: Client, installation: Installation, symbol: str, bars: Floats, told: Records = (None, None)) -> list[dict[str, Any]]:
     """Observe base bars, with the records known by then, and ask for a decision at each decision bar's close.
 
     Bars already stored are not sent again, nor what was known when the last of them closed.
     """
-    newest, described = site.store.newest_bar(symbol), site.manifest()
+    newest, described = installation.store.newest_bar(symbol), installation.manifest()
     last = datetime.fromisoformat(described["last"]).timestamp() if newest is None else newest
     if newest is not None:
         bars = bars[bars[:, OPEN_TIME] > last]
     if len(bars) == 0:
         return []
-    base_s, cost_bps = TIMEFRAME_SECONDS[described["timeframe"]], site.params.costs.round_trip_bps
-    step_s = TIMEFRAME_SECONDS[site.params.data.decided_on(described["timeframe"])]
+    base_s, cost_bps = TIMEFRAME_SECONDS[described["timeframe"]], installation.params.costs.round_trip_bps
+    step_s = TIMEFRAME_SECONDS[installation.params.data.decision_timeframe_for(described["timeframe"])]
     groups = list(by_decision_bar(bars, step_s))
     answers = []
     waiting: dict[str, Decision] = {}  # decisions on an event whose outcome lies ahead

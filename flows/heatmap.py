@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import Floats
-from pipelines.data.heatmap import SIDE, Heatmap
+from pipelines.data.heatmap import LEVELS_PER_SIDE, Heatmap
 
 BID, ASK = "#1a9e6a", "#d1495b"
 
@@ -46,13 +46,13 @@ def figure(heatmap: Heatmap, title: str) -> Any:
         drawn.add_trace(
             go.Scatter(x=times, y=heatmap.best[:, side], mode="lines", line=line, name=f"best {name}"), 1, 1
         )
-        j = np.arange(SIDE)
-        level = heatmap.prices[-1, SIDE + j] if side else heatmap.prices[-1, SIDE - 1 - j]
+        j = np.arange(LEVELS_PER_SIDE)
+        level = heatmap.prices[-1, LEVELS_PER_SIDE + j] if side else heatmap.prices[-1, LEVELS_PER_SIDE - 1 - j]
         drawn.add_trace(
             go.Scatter(x=heatmap.profile[side], y=level, mode="lines", fill="tozerox", line={"color": colour},
                        name=f"depth of {name}s, mean"), 1, 2,
         )  # fmt: skip
-    for wall in heatmap.walls:
+    for wall in heatmap.liquidity_walls:
         colour = BID if wall.side > 0 else ASK
         drawn.add_hline(y=wall.price, row=1, col=1, line={"color": colour, "width": 1.5, "dash": "dot"})
         drawn.add_annotation(
@@ -64,7 +64,7 @@ def figure(heatmap: Heatmap, title: str) -> Any:
             y0=cluster.low - heatmap.width / 2, y1=cluster.high + heatmap.width / 2, row=1, col=2, line_width=0,
             fillcolor=BID if cluster.side > 0 else ASK, opacity=0.3,
         )  # fmt: skip
-    imbalance, concentration, liquidity = heatmap.told[:3].tolist()
+    imbalance, concentration, liquidity = heatmap.summary[:3].tolist()
     drawn.update_layout(
         title=f"{title}: {len(times)} snapshots to {times[-1].replace('T', ' ')} UTC, levels of {heatmap.width:g}; "
         f"imbalance {imbalance:+.2f}, concentration {concentration:.3f}, liquidity {liquidity:.2f}",
@@ -76,9 +76,9 @@ def figure(heatmap: Heatmap, title: str) -> Any:
     return drawn
 
 
-def told(heatmap: Heatmap) -> dict[str, Any]:
+def to_dict(heatmap: Heatmap) -> dict[str, Any]:
     """What the picture shows, JSON-ready: prices in quote currency, sizes of walls in medians."""
-    imbalance, concentration, liquidity = heatmap.told[:3].tolist()
+    imbalance, concentration, liquidity = heatmap.summary[:3].tolist()
     return {
         "snapshots": len(heatmap.times),
         "from": datetime.fromtimestamp(heatmap.times[0], UTC).isoformat(),
@@ -87,7 +87,7 @@ def told(heatmap: Heatmap) -> dict[str, Any]:
         "imbalance": imbalance,
         "concentration": concentration,
         "liquidity": liquidity,
-        "walls": [asdict(wall) for wall in heatmap.walls],
+        "walls": [asdict(wall) for wall in heatmap.liquidity_walls],
         "clusters": [asdict(cluster) for cluster in heatmap.clusters],
     }
 

@@ -11,13 +11,13 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
 from flows.market import market_records, market_source
-from flows.progress import say, step
-from flows.site import now, open_site, writing
+from flows.progress import report_progress, step
+from flows.site import now, open_installation, workspace_lease
 from pipelines import versioning
 from pipelines.clock import Mode, mode_of
 from pipelines.contracts import utc
 from pipelines.data import records, schemas
-from pipelines.data.alignment import joined
+from pipelines.data.alignment import merge_records
 from pipelines.data.quality import QualityReport, assess
 from pipelines.data.sources import Records
 from pipelines.data.timeframes import infer_timeframe
@@ -30,9 +30,9 @@ def fetch(
     source: str, symbol: str, path: str | None, through: datetime | None, since: datetime | None, context: list[str]
 ) -> tuple[pd.DataFrame, Records, dict[str, Any]]:
     """Bars and records of one symbol up to `through`, with their provenance. I/O only, so this may be retried."""
-    site = open_site()
+    installation = open_installation()
     at = now()
-    origin = market_source(site, source, path, since)
+    origin = market_source(installation, source, path, since)
     frame = origin.fetch(symbol, as_of=through or at, ingested_at=at)
     told = market_records(origin, symbol, context, through or at)
     return frame, told, {**origin.describe(), **({"context": context} if context else {})}
@@ -41,13 +41,13 @@ def fetch(
 @task
 def observed(symbol: str) -> tuple[pd.DataFrame, Records, dict[str, Any]]:
     """The newest snapshot plus everything the service has seen since."""
-    site = open_site()
-    described, data = site.manifest(), site.workspace / "data"
+    installation = open_installation()
+    described, data = installation.manifest(), installation.workspace / "data"
     stored = schemas.read_bars(data / described["file"])
     after = stored["open_time"].iloc[-1].timestamp()
-    fresh = schemas.to_frame(site.store.bars(symbol, after=after), described["timeframe"], None)
-    (books, feed), (heard, told) = records.of_snapshot(data, described), site.store.records(symbol)
-    everything = joined(books, heard), joined(feed, told)  # of what is in both, the snapshot's stands
+    fresh = schemas.to_frame(installation.store.bars(symbol, after=after), described["timeframe"], None)
+    (books, feed), (heard, told) = records.read_snapshot(data, described), installation.store.records(symbol)
+    everything = merge_records(books, heard), merge_records(feed, told)  # of what is in both, the snapshot's stands
     return pd.concat([stored, fresh], ignore_index=True), everything, described["source"]
 
 
@@ -66,11 +66,11 @@ def version(
     clock: Mode | None = None,
 ) -> str:
     """Write the snapshot into the private workspace and version it. Rows already stored keep their ingestion time."""
-    site = open_site()
-    with writing(site):
-        write_snapshot(site.workspace / "data", symbol, report, origin, told, taken, clock)
-        data_hash = versioning.snapshot(site.workspace)
-        versioning.keep_version(site.workspace, site.versions)
+    installation = open_installation()
+    with workspace_lease(installation):
+        write_snapshot(installation.workspace / "data", symbol, report, origin, told, taken, clock)
+        data_hash = versioning.snapshot(installation.workspace)
+        versioning.keep_version(installation.workspace, installation.versions)
     return data_hash
 
 
@@ -163,8 +163,8 @@ def ingest(
     since    first bar asked of an exchange; None = data.retention_days ago
     context  files of context beside the bars (funding, fear and greed …), or the folder of a recorded book
     """
-    site = open_site()
-    name = symbol or site.params.simulator.symbol
+    installation = open_installation()
+    name = symbol or installation.params.simulator.symbol
     with step(f"ingest: fetch {name} from {source}"):
         frame, told, origin = (
             observed(name) if source == "observed" else fetch(source, name, path, through, since, context or [])
@@ -172,17 +172,17 @@ def ingest(
     with step(f"ingest: check {len(frame):,} bars"):
         report = check(frame, now())
     tell_quality(name, report)
-    if report.score < site.params.data.quality_floor:
+    if report.score < installation.params.data.quality_floor:
         raise QualityBlocked(
-            f"{name}: quality {report.score:.3f} is under the floor {site.params.data.quality_floor} "
+            f"{name}: quality {report.score:.3f} is under the floor {installation.params.data.quality_floor} "
             f"({dict(report.counts)}); mend the source or lower data.quality_floor in params.yaml"
         )
     with step("ingest: version with DVC"):
         at = None if source in ("observed", "simulator") else now()
-        clock = mode_of(site.manifest()) if source == "observed" else None  # what was said at ingest stands
+        clock = mode_of(installation.manifest()) if source == "observed" else None  # what was said at ingest stands
         data_hash: str = version(name, report, told, origin, at, clock)
     last = utc(schemas.to_matrix(report.clean)[-1, 0])
-    say(
+    report_progress(
         f"data {data_hash[:12]}: {len(report.clean):,} bars of {name} to {last:%F %H:%M} UTC, "
         f"quality {report.score:.3f}, {len(report.quarantined)} quarantined{matches_pointer(data_hash)}"
     )

@@ -10,12 +10,12 @@ from prefect import flow
 from flows import promotion
 from flows.client import Client
 from flows.evaluate import evaluate
-from flows.feed import already_ingested, live_tail, replay
+from flows.feed import already_ingested, live_tail, send_live_bars
 from flows.ingest import ingest
 from flows.monitor import monitor
-from flows.progress import say, step
+from flows.progress import report_progress, step
 from flows.promote import propose
-from flows.site import Site, now, open_site
+from flows.site import Installation, now, open_installation
 from flows.train import train
 
 RETRAIN_WAIT_S = 300.0
@@ -34,11 +34,11 @@ def lifecycle(
 
     Decisions are told, not returned: Prefect walks over whatever a flow returns, and they are all in the ledger.
     """
-    site = open_site()
+    installation = open_installation()
     began = now()
-    name = symbol or site.params.simulator.symbol
-    cut, tail, told = live_tail(site, source, name, path, since, context or [])
-    if already_ingested(site, name):
+    name = symbol or installation.params.simulator.symbol
+    cut, tail, told = live_tail(installation, source, name, path, since, context or [])
+    if already_ingested(installation, name):
         data_hash = ingest(source="observed", symbol=name)
     else:
         data_hash = ingest(source=source, symbol=name, path=path, through=cut, since=since, context=context)
@@ -46,20 +46,20 @@ def lifecycle(
     verdicts = {}
     for family, version in versions.items():
         verdicts[family] = evaluate(family, version)
-        held = promotion.slots_of(site.store, family).champion
+        held = promotion.slots_of(installation.store, family).champion
         if verdicts[family] and (held is None or held.to_version != version):
             propose(family, version, reason="passed the gate")
-    generation = promotion.publish(site)
-    with Client(site.settings) as client:
+    generation = promotion.publish(installation)
+    with Client(installation.settings) as client:
         with step("serve: load, verify, warm up"):
             client.wait_for_generation(generation)
-        answers = replay(client, site, name, tail, told)
+        answers = send_live_bars(client, installation, name, tail, told)
         if not answers:
-            say(f"no live bars of {name} that the service has not seen; asking once about the last one")
+            report_progress(f"no live bars of {name} that the service has not seen; asking once about the last one")
             answers = [client.decide(name)]
     watched = monitor(name)
     if watched["event_families"]:
-        retrained = wait_for_retrain(site, watched["event_families"], began)
+        retrained = wait_for_retrain(installation, watched["event_families"], began)
     else:  # nobody asks for a retrain, but what was seen is versioned all the same
         retrained, data_hash = {}, ingest(source="observed", symbol=name)
     return {
@@ -84,14 +84,14 @@ def told_of(answers: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def wait_for_retrain(site: Site, families: list[str], since: datetime) -> dict[str, str]:
+def wait_for_retrain(installation: Installation, families: list[str], since: datetime) -> dict[str, str]:
     """The retrain runs in its own deployment, started by the event; waiting for it shows the circle closed."""
     told: dict[str, str] = {}
     deadline = time.monotonic() + RETRAIN_WAIT_S
     with step("retrain: by the drift event, in its own deployment"):
         while len(told) < len(families) and time.monotonic() < deadline:
             for family in families:
-                newest = [r for r in site.store.retrain_requests(family, last=1) if r.at >= since]
+                newest = [r for r in installation.store.retrain_requests(family, last=1) if r.at >= since]
                 if newest and newest[0].state in ("done", "failed"):
                     told[family] = f"{newest[0].state}: {newest[0].detail}"
             time.sleep(0.5)
@@ -99,5 +99,5 @@ def wait_for_retrain(site: Site, families: list[str], since: datetime) -> dict[s
         told.setdefault(
             family, f"no retrain ended within {RETRAIN_WAIT_S:.0f} s; see the retrain deployment in the Prefect UI"
         )
-        say(f"retrain of {family}: {told[family]}")
+        report_progress(f"retrain of {family}: {told[family]}")
     return told

@@ -2,23 +2,23 @@
 
 from typing import Any
 
-from flows.site import Site
+from flows.site import Installation
 from pipelines.errors import BundleError, UnknownName
 from pipelines.models.runtime import read_manifest, sha256
 
 
-def trace(site: Site, decision_id: str | None) -> dict[str, Any]:
+def trace(installation: Installation, decision_id: str | None) -> dict[str, Any]:
     """decision → feature bytes → model and digest → run → commit → data hash → promotion record.
 
     Returns {"decision", "links", "broken"}; `broken` names every link that does not hold. None = the newest decision.
     Raises UnknownName if there is no such decision.
     """
     if decision_id is None:
-        newest = site.store.decisions(last=1)
+        newest = installation.store.decisions(last=1)
         if not newest:
             raise UnknownName("no decision in the ledger yet; run `bellwether run --once`")
         decision_id = newest[0].decision.id
-    record = site.store.decision(decision_id)
+    record = installation.store.decision(decision_id)
     decision = record.decision
     links: dict[str, Any] = {
         "as_of": decision.as_of.isoformat(),
@@ -35,12 +35,12 @@ def trace(site: Site, decision_id: str | None) -> dict[str, Any]:
     broken = [] if record.features else ["feature bytes: none stored"]
     for arms in decision.models.values():
         for arm, said in arms.items():
-            broken += _model_links(site, arm, said, links)
+            broken += _model_links(installation, arm, said, links)
     if not decision.models:
         links["model"] = "none: the traditional tier decided"
     live = decision.lineage.get("data_hash")
-    if live and not (site.versions / live / "data.dvc").is_file():
-        broken.append(f"data version {live} is not kept under {site.versions}")
+    if live and not (installation.versions / live / "data.dvc").is_file():
+        broken.append(f"data version {live} is not kept under {installation.versions}")
     return {
         "decision": {"id": decision.id, "symbol": decision.symbol, "action": decision.action},
         "links": links,
@@ -48,11 +48,11 @@ def trace(site: Site, decision_id: str | None) -> dict[str, Any]:
     }
 
 
-def _model_links(site: Site, arm: str, said: dict[str, Any], links: dict[str, Any]) -> list[str]:
+def _model_links(installation: Installation, arm: str, said: dict[str, Any], links: dict[str, Any]) -> list[str]:
     broken, name = [], f"{said['family']}.{arm}"
     lines = [
         p
-        for p in site.store.promotions(said["family"])
+        for p in installation.store.promotions(said["family"])
         if p.to_version == said["version"] and p.digest == said["digest"]
     ]
     links[f"{name}.version"], links[f"{name}.digest"] = said["version"], said["digest"]
@@ -65,9 +65,9 @@ def _model_links(site: Site, arm: str, said: dict[str, Any], links: dict[str, An
         f"{line.id}: {line.action} by {line.actor}, {line.reason[:120]}",
     )
     try:
-        read_manifest(site.settings.bundles / said["digest"], said["digest"])
+        read_manifest(installation.settings.bundles / said["digest"], said["digest"])
     except BundleError as error:
         broken.append(f"{name}: {error}")
-    if not (site.versions / str(line.data_hash) / "data.dvc").is_file():
-        broken.append(f"{name}: data version {line.data_hash} is not kept under {site.versions}")
+    if not (installation.versions / str(line.data_hash) / "data.dvc").is_file():
+        broken.append(f"{name}: data version {line.data_hash} is not kept under {installation.versions}")
     return broken

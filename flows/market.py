@@ -4,26 +4,26 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from flows.progress import say
-from flows.site import Site, now
-from pipelines.data.context import combined
+from flows.progress import report_progress
+from flows.site import Installation, now
+from pipelines.data.context import merge_feeds
 from pipelines.data.exchange import Backfill
-from pipelines.data.sources import MarketSource, Records, beside, make_source
+from pipelines.data.sources import MarketSource, Records, read_books_and_context, make_source
 from pipelines.errors import BadTimes, BadValues
 from pipelines.settings import Params, Settings
 
 
-def market_source(site: Site, source: str, path: str | None, since: datetime | None) -> MarketSource:
+def market_source(installation: Installation, source: str, path: str | None, since: datetime | None) -> MarketSource:
     """since: first bar asked of an exchange; None = data.retention_days ago."""
-    plan = exchange_plan(site.params, site.settings, since) if source == "exchange" else None
-    return make_source(source, spec=site.params.simulator, path=Path(path) if path else None, plan=plan)
+    plan = exchange_plan(installation.params, installation.settings, since) if source == "exchange" else None
+    return make_source(source, spec=installation.params.simulator, path=Path(path) if path else None, plan=plan)
 
 
 def market_records(source: MarketSource, symbol: str, context: Sequence[str], as_of: datetime) -> Records:
     """Books and context known at `as_of`: those that come with the source, and those of the files beside it."""
     books, feed = source.records(symbol, as_of)
-    recorded, told = beside([Path(file) for file in context], symbol, as_of)
-    return recorded if books is None else books, combined([each for each in (feed, told) if each is not None])
+    recorded, told = read_books_and_context([Path(file) for file in context], symbol, as_of)
+    return recorded if books is None else books, merge_feeds([each for each in (feed, told) if each is not None])
 
 
 def exchange_plan(params: Params, where: Settings, since: datetime | None) -> Backfill:
@@ -33,7 +33,7 @@ def exchange_plan(params: Params, where: Settings, since: datetime | None) -> Ba
         where.exchange_pages,
         where.exchange_url,
         where.exchange_pause_ms,
-        say,
+        report_progress,
     )
 
 
@@ -42,7 +42,7 @@ def days_ago(days: int) -> datetime:
     return (now() - timedelta(days=days)).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
-def asked_since(source: str, days: int | None, since: datetime | None, live_days: int) -> datetime | None:
+def requested_since(source: str, days: int | None, since: datetime | None, live_days: int) -> datetime | None:
     """First bar that `--days` or `--since` asks for; None if neither is given.
 
     Raises BadValues if both are, or either for a source other than an exchange; BadTimes if it leaves no history.

@@ -14,8 +14,8 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.events import emit_event
 
 from flows import promotion
-from flows.progress import say, step
-from flows.site import Site, now, open_site
+from flows.progress import report_progress, step
+from flows.site import Installation, now, open_installation
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
 from pipelines.data import schemas
 from pipelines.evaluation.metrics import mean_estimate
@@ -25,7 +25,7 @@ from pipelines.monitoring.drift import DriftReference, DriftResult, detect, fit_
 from pipelines.monitoring.loss import LossDrift, loss_drift
 from pipelines.monitoring.outcomes import resolve
 from pipelines.monitoring.triggers import TriggerReason, overdue, retrain_reasons
-from serving.risk.breakers import Conditions, holding
+from serving.risk.breakers import BreakerInputs, triggered
 
 DRIFT_EVENT = "bellwether.retrain-asked"
 ACTING = "validator"  # the family whose probability decides trades: its losses are those outcomes can score
@@ -35,55 +35,55 @@ _AT = np.array([FEATURES.index[name] for name in WATCHED_COLUMNS])
 @task
 def settle(symbol: str) -> int:
     """Give every decision on an event its outcome, by the labels' own definition. Returns how many were resolved."""
-    site = open_site()
-    pending = [r.decision for r in site.store.unresolved(until=now()) if r.decision.symbol == symbol]
+    installation = open_installation()
+    pending = [r.decision for r in installation.store.unresolved(until=now()) if r.decision.symbol == symbol]
     if not pending:
         return 0
-    described = site.manifest()
+    described = installation.manifest()
     base_s = TIMEFRAME_SECONDS[described["timeframe"]]
-    bars = schemas.to_matrix(schemas.read_bars(site.workspace / "data" / described["file"]))
-    seen = site.store.bars(symbol, after=bars[-1, OPEN_TIME])
-    found = resolve(pending, np.concatenate([bars, seen]), base_s, site.params.costs.round_trip_bps)
-    return sum(site.store.add_outcome(outcome) for outcome in found)
+    bars = schemas.to_matrix(schemas.read_bars(installation.workspace / "data" / described["file"]))
+    seen = installation.store.bars(symbol, after=bars[-1, OPEN_TIME])
+    found = resolve(pending, np.concatenate([bars, seen]), base_s, installation.params.costs.round_trip_bps)
+    return sum(installation.store.add_outcome(outcome) for outcome in found)
 
 
-def seen_rows(site: Site, symbol: str, since: datetime) -> Floats:
+def seen_rows(installation: Installation, symbol: str, since: datetime) -> Floats:
     """(n, k) rows of WATCHED_COLUMNS as the service used them, one a decision bar, oldest first."""
     by_bar = {
-        r.decision.as_of: r.features for r in site.store.decisions(symbol, since=since) if r.decision.as_of > since
+        r.decision.as_of: r.features for r in installation.store.decisions(symbol, since=since) if r.decision.as_of > since
     }
     rows = [np.frombuffer(by_bar[at], dtype=np.float64)[_AT] for at in sorted(by_bar)]
     return np.array(rows, dtype=np.float64).reshape(-1, len(_AT))
 
 
-def learnt_until(site: Site) -> datetime:
+def learnt_until(installation: Installation) -> datetime:
     """When the last decision bar of the newest snapshot closed."""
-    bars = np.load(site.workspace / "artifacts" / "features" / "decision.npy", mmap_mode="r")
-    return utc(bars[-1, OPEN_TIME] + TIMEFRAME_SECONDS[site.meta()["decision_timeframe"]])
+    bars = np.load(installation.workspace / "artifacts" / "features" / "decision.npy", mmap_mode="r")
+    return utc(bars[-1, OPEN_TIME] + TIMEFRAME_SECONDS[installation.meta()["decision_timeframe"]])
 
 
 @task
 def look_for_drift(symbol: str) -> tuple[DriftReference, DriftResult, Floats]:
-    site = open_site()
-    rows = np.load(site.workspace / "artifacts" / "features" / "features.npy")[:, _AT]
-    reference = fit_reference(rows, WATCHED_COLUMNS, site.params.drift, site.params.seed)
-    seen = seen_rows(site, symbol, learnt_until(site))
+    installation = open_installation()
+    rows = np.load(installation.workspace / "artifacts" / "features" / "features.npy")[:, _AT]
+    reference = fit_reference(rows, WATCHED_COLUMNS, installation.params.drift, installation.params.seed)
+    seen = seen_rows(installation, symbol, learnt_until(installation))
     return reference, detect(reference, seen), seen
 
 
 @task
 def look_at_loss(family: str, symbol: str) -> LossDrift | None:
     """The champion's live loss beside the one it was judged on; None without a champion."""
-    site = open_site()
-    held = promotion.slots_of(site.store, family).champion
+    installation = open_installation()
+    held = promotion.slots_of(installation.store, family).champion
     if held is None or held.run_id is None:
         return None
-    told = site.tracking.metrics(held.run_id)
+    told = installation.tracking.metrics(held.run_id)
     value, low, high = (told[f"loss.model.{name}"] for name in ("value", "low", "high"))
     judged = Estimate(value, low, high, int(told["n"]))
     scored = [
         (said["p"], outcome.label)
-        for record, outcome in site.store.resolved()
+        for record, outcome in installation.store.resolved()
         if record.decision.symbol == symbol
         and (said := record.decision.models.get(family, {}).get("champion")) is not None
         and said["digest"] == held.digest
@@ -92,23 +92,23 @@ def look_at_loss(family: str, symbol: str) -> LossDrift | None:
     p, y = (
         (np.array(values, dtype=np.float64) for values in zip(*scored, strict=True)) if scored else (np.empty(0),) * 2
     )
-    return loss_drift(p, y, judged, site.params.drift, site.params.gate.bootstrap, site.params.seed)
+    return loss_drift(p, y, judged, installation.params.drift, installation.params.gate.bootstrap, installation.params.seed)
 
 
-def trip_model(site: Site, symbol: str, loss: LossDrift | None) -> str | None:
+def trip_model(installation: Installation, symbol: str, loss: LossDrift | None) -> str | None:
     """Latch `model` where the acting champion's loss has drifted and its newest trades lost money; returns why.
 
     Only trades that it decided count, since a person last reset the breaker. Input drift never comes here: it asks for
     a retrain, and the loop closes by itself.
     """
-    held = promotion.slots_of(site.store, ACTING).champion
+    held = promotion.slots_of(installation.store, ACTING).champion
     if held is None or loss is None or not loss.alarm:
         return None
-    resets = [x.reset_as_of for x in site.store.latches(tripped_only=False) if x.name == "model" and x.reset_as_of]
-    since, params = max(resets, default=None), site.params
+    resets = [x.reset_as_of for x in installation.store.breaker_trips(tripped_only=False) if x.name == "model" and x.reset_as_of]
+    since, params = max(resets, default=None), installation.params
     traded = [
         outcome.net_bps
-        for record, outcome in site.store.resolved(since)
+        for record, outcome in installation.store.resolved(since)
         if record.decision.symbol == symbol
         and record.decision.action != "NO_TRADE"
         and record.decision.arm == "champion"
@@ -119,9 +119,9 @@ def trip_model(site: Site, symbol: str, loss: LossDrift | None) -> str | None:
         return None
     worth = mean_estimate(np.array(traded), params.gate.bootstrap, params.seed, params.costs.round_trip_bps)
     about = f"{ACTING} champion version {held.to_version} at {symbol}"
-    why = holding(Conditions(about, loss_drift=True, traded=worth), params).get("model")
-    if why is not None and site.store.trip("model", now(), why):
-        site.store.raise_alarm("breaker_tripped", "critical", f"model: {why}", now())
+    why = triggered(BreakerInputs(about, loss_drift=True, traded=worth), params).get("model")
+    if why is not None and installation.store.trip("model", now(), why):
+        installation.store.raise_alarm("breaker_tripped", "critical", f"model: {why}", now())
     return why
 
 
@@ -130,7 +130,7 @@ def report(family: str, reference: DriftReference, result: DriftResult, seen: Fl
     """Evidently's report (HTML and JSON) into the version's run and the Evidently UI. Returns where the page lies."""
     from pipelines.monitoring.report import write_report
 
-    site = open_site()
+    installation = open_installation()
     block = strangest(result)
     current = seen[block.start : block.start + block.n] if block else seen
     watched = [FEATURES_AT[name] for name in reference.watched]
@@ -138,19 +138,19 @@ def report(family: str, reference: DriftReference, result: DriftResult, seen: Fl
         pd.DataFrame(reference.sample[:, watched], columns=list(reference.watched)),
         pd.DataFrame(current[:, watched], columns=list(reference.watched)),
         reference.thresholds,
-        site.settings.home / "reports" / f"{now():%Y%m%dT%H%M%S}",
-        site.settings.home / "evidently",
+        installation.settings.home / "reports" / f"{now():%Y%m%dT%H%M%S}",
+        installation.settings.home / "evidently",
         now(),
-        f"{family}: {site.meta()['symbol']}",
+        f"{family}: {installation.meta()['symbol']}",
     )
-    slots = promotion.slots_of(site.store, family)
+    slots = promotion.slots_of(installation.store, family)
     held = slots.champion or slots.challenger
     if held is not None and held.run_id is not None:
         metrics = {"drift.score": block.score, "drift.threshold": block.threshold} if block else {}
-        site.tracking.log_report(held.run_id, [files.html, files.json], "drift", metrics)
+        installation.tracking.log_report(held.run_id, [files.html, files.json], "drift", metrics)
         create_link_artifact(
             key=f"drift-{family}",
-            link=f"{site.tracking.run_link(held.run_id)}/artifacts",
+            link=f"{installation.tracking.run_link(held.run_id)}/artifacts",
             link_text=f"Drift report of {family} version {held.to_version}, in its MLflow run",
             description=result.reason,
         )
@@ -166,19 +166,19 @@ def strangest(result: DriftResult) -> Any:
     return alarms[0] if alarms else max(result.blocks, key=lambda b: b.score, default=None)
 
 
-def watched_families(site: Site) -> list[str]:
+def watched_families(installation: Installation) -> list[str]:
     """Families with a champion: only what serves can be hurt. Without one, the family that acts, once it was judged:
     before that it is being trained for the first time, and a second training beside it helps nobody."""
-    held = [family for family in FAMILIES if promotion.slots_of(site.store, family).champion is not None]
-    judged = promotion.slots_of(site.store, ACTING).challenger is not None
+    held = [family for family in FAMILIES if promotion.slots_of(installation.store, family).champion is not None]
+    judged = promotion.slots_of(installation.store, ACTING).challenger is not None
     return held or ([ACTING] if judged else [])
 
 
 @flow(name="monitor", log_prints=True)
 def monitor(symbol: str | None = None) -> dict[str, Any]:
     """Look once. Returns what was resolved, what drifts, where the report is, and who was asked to retrain."""
-    site = open_site()
-    name = symbol or site.manifest()["symbol"]
+    installation = open_installation()
+    name = symbol or installation.manifest()["symbol"]
     with step("monitor: outcomes"):
         resolved = settle(name)
     with step("monitor: drift and loss"):
@@ -189,18 +189,18 @@ def monitor(symbol: str | None = None) -> dict[str, Any]:
         with step("monitor: Evidently report"):
             path = report(ACTING, reference, result, seen)
     reasons = {
-        family: reasons_of(site, family, name, result, loss if family == ACTING else None)
-        for family in watched_families(site)
+        family: reasons_of(installation, family, name, result, loss if family == ACTING else None)
+        for family in watched_families(installation)
     }
-    ask(site, {family: why for family, why in reasons.items() if why})
-    tripped = trip_model(site, name, loss)
+    ask(installation, {family: why for family, why in reasons.items() if why})
+    tripped = trip_model(installation, name, loss)
     told = result.reason + (f"; loss: {loss.reason}" if loss else "")
     told += f"; breaker model tripped: {tripped}" if tripped else ""
     create_markdown_artifact(
         key="monitor", markdown=f"# {name}\n\n{told}\n\n{resolved} outcomes resolved\n\nreport: {path}"
     )
-    known = len(site.store.resolved())
-    say(f"{known} outcomes known, {resolved} of them resolved now; {told}")
+    known = len(installation.store.resolved())
+    report_progress(f"{known} outcomes known, {resolved} of them resolved now; {told}")
     return {
         "resolved": resolved,
         "told": told,
@@ -210,26 +210,26 @@ def monitor(symbol: str | None = None) -> dict[str, Any]:
     }
 
 
-def reasons_of(site: Site, family: str, symbol: str, drift: DriftResult, loss: LossDrift | None) -> list[TriggerReason]:
+def reasons_of(installation: Installation, family: str, symbol: str, drift: DriftResult, loss: LossDrift | None) -> list[TriggerReason]:
     """Why this family should be trained again; raises the alarm where its retrains have stopped coming."""
-    slots, rules, at = promotion.slots_of(site.store, family), site.params.retrain, now()
+    slots, rules, at = promotion.slots_of(installation.store, family), installation.params.retrain, now()
     held = slots.champion or slots.challenger
     if held is not None and (late := overdue(at, held.at, held.at, rules.overdue_intervals, rules)):
-        site.store.raise_alarm(late.kind, "critical", f"{family}: {late.detail}", at)
-    return retrain_reasons(at, held.at if held else None, at - market_age(site, symbol), drift, loss, rules)
+        installation.store.raise_alarm(late.kind, "critical", f"{family}: {late.detail}", at)
+    return retrain_reasons(at, held.at if held else None, at - market_age(installation, symbol), drift, loss, rules)
 
 
-def market_age(site: Site, symbol: str) -> timedelta:
+def market_age(installation: Installation, symbol: str) -> timedelta:
     """How far the market went on since the newest snapshot, in its own time: a recorded year may be replayed today."""
-    last, newest = learnt_until(site), site.store.newest_bar(symbol)
+    last, newest = learnt_until(installation), installation.store.newest_bar(symbol)
     return timedelta(0) if newest is None else max(utc(newest) - last, timedelta(0))
 
 
-def ask(site: Site, reasons: dict[str, list[TriggerReason]]) -> None:
+def ask(installation: Installation, reasons: dict[str, list[TriggerReason]]) -> None:
     """An alarm a family for people, one event for the automation that starts the retrain of all of them."""
     for family, why in reasons.items():
         for reason in why:
-            site.store.raise_alarm(reason.kind, "warning", f"{family}: {reason.kind}: {reason.detail}", now())
+            installation.store.raise_alarm(reason.kind, "warning", f"{family}: {reason.kind}: {reason.detail}", now())
     if reasons:
         first = next(iter(reasons.values()))[0]
         emit_event(

@@ -15,7 +15,7 @@ _SHOWN: ContextVar[Progress | None] = ContextVar("progress", default=None)
 
 
 @contextmanager
-def shown(console: Console) -> Iterator[None]:
+def progress_display(console: Console) -> Iterator[None]:
     """Everything inside that calls `step` or `track` is drawn on this console."""
     columns = (  # on a narrow terminal the description is cut, never how far or how long
         SpinnerColumn(),
@@ -46,14 +46,14 @@ def step(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def following(name: str) -> Iterator[Callable[[str], None]]:
+def line_progress(name: str) -> Iterator[Callable[[str], None]]:
     """A bar for work that tells how far it is: yields a function for its lines, of which `[2/5] …` moves the bar."""
     progress = _SHOWN.get()
     task = progress.add_task(name, total=None) if progress is not None else None
 
     def tell(line: str) -> None:
         if progress is None or task is None:
-            say(f"{name}: {line}")
+            report_progress(f"{name}: {line}")
         elif at := re.match(r"\[(\d+)/(\d+)\] (.*)", line):
             progress.update(task, completed=int(at[1]), total=int(at[2]), description=f"{name}: {at[3]}")
         elif line:
@@ -77,7 +77,7 @@ def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
         progress.advance(task)
 
 
-def say(line: str) -> None:
+def report_progress(line: str) -> None:
     """A line above the bars; a log line of the flow where nobody watches a terminal."""
     progress = _SHOWN.get()
     if progress is None:

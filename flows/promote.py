@@ -12,8 +12,8 @@ from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
 from flows import promotion
-from flows.progress import say, step
-from flows.site import Site, now, open_site
+from flows.progress import report_progress, step
+from flows.site import Installation, now, open_installation
 from pipelines.store import Alarm
 
 WAITS = "approval_waits"
@@ -31,7 +31,7 @@ class Approval(RunInput):
 
 @task(retries=2, retry_delay_seconds=[2, 10])
 def move_champion(family: str, version: str, actor: str, reason: str) -> None:
-    promotion.promote(open_site(), family, version, actor, reason)
+    promotion.promote(open_installation(), family, version, actor, reason)
 
 
 @flow(name="promote", log_prints=True, persist_result=True)
@@ -51,57 +51,57 @@ def promote(
     While it waits the run is suspended: no process is held, and nothing is lost when flows or Prefect are killed. The
     one that resumes it begins here again, with the answer.
     """
-    site = open_site()
-    if (approval or site.params.retrain.approval) == "manual":
+    installation = open_installation()
+    if (approval or installation.params.retrain.approval) == "manual":
         if not deployment.id:  # only the run of a deployment can be begun again by another process
             ask(family, version, reason, wait_hours)
             return False
-        answer = answered(site, family, version, wait_hours)
+        answer = answered(installation, family, version, wait_hours)
         actor, reason = answer.name.strip(), answer.reason.strip()
         if not answer.approve:
-            say(f"{family} version {version}: declined by {actor}: {reason}")
+            report_progress(f"{family} version {version}: declined by {actor}: {reason}")
             return False
     with step(f"promote: {family} version {version}"):
         move_champion(family, version, actor, reason)
-    say(f"{family} version {version} is champion ({actor}: {reason})")
+    report_progress(f"{family} version {version} is champion ({actor}: {reason})")
     return True
 
 
-def answered(site: Site, family: str, version: str, wait_hours: float) -> Approval:
+def answered(installation: Installation, family: str, version: str, wait_hours: float) -> Approval:
     """What a person said, once; before that this process ends here and the run stays suspended."""
     run_id = str(flow_run.id)
-    if not any(run_id in alarm.detail for alarm in site.store.alarms(open_only=False)):
+    if not any(run_id in alarm.detail for alarm in installation.store.alarms(open_only=False)):
         until = now() + timedelta(hours=wait_hours)
         told = (
             f"{family} version {version} waits for a person until {until:%F %T} UTC, then nothing is promoted: resume "
-            f"{site.settings.prefect_url}/runs/flow-run/{run_id}"
+            f"{installation.settings.prefect_url}/runs/flow-run/{run_id}"
         )
-        site.store.raise_alarm(WAITS, "warning", told, now())
-    asked = Approval.with_initial_data(description=case(site, family, version))
+        installation.store.raise_alarm(WAITS, "warning", told, now())
+    asked = Approval.with_initial_data(description=case(installation, family, version))
     answer: Approval = suspend_flow_run(wait_for_input=asked, timeout=round(3600 * wait_hours), key="approval")
-    for alarm in waiting(site):
+    for alarm in waiting(installation):
         if run_id in alarm.detail:
-            site.store.clear_alarm(alarm.id, now())
+            installation.store.clear_alarm(alarm.id, now())
     return answer
 
 
-def case(site: Site, family: str, version: str) -> str:
+def case(installation: Installation, family: str, version: str) -> str:
     """What a person decides on, as Markdown: the evidence, the gain over the champion with its interval and n."""
-    wanted = site.tracking.version(family, version)
-    held = promotion.slots_of(site.store, family).champion
-    verdict = promotion.verdict_line(site.store, family, version, wanted.digest)
+    wanted = installation.tracking.version(family, version)
+    held = promotion.slots_of(installation.store, family).champion
+    verdict = promotion.verdict_line(installation.store, family, version, wanted.digest)
     lines = [
         f"Promote **{family}** version **{version}** to champion, in place of "
         f"{f'version {held.to_version}' if held else 'none'}?",
-        f"Evidence: {site.tracking.run_link(wanted.run_id)}",
+        f"Evidence: {installation.tracking.run_link(wanted.run_id)}",
         f"Gate: {verdict.reason}" if verdict else "Gate: it never judged these bytes; the promotion will be refused.",
     ]
     checks = {check["name"]: check for check in verdict.evidence.get("checks", [])} if verdict else {}
-    lines.append(gain_told(checks.get("gain_over_champion")))
+    lines.append(describe_gain(checks.get("gain_over_champion")))
     return "\n\n".join(lines)
 
 
-def gain_told(check: dict[str, Any] | None) -> str:
+def describe_gain(check: dict[str, Any] | None) -> str:
     """The gate's check of the gain over the champion, in words."""
     if check is None:
         return "Gain over the champion: not judged, for there was none."
@@ -117,35 +117,35 @@ def ask(family: str, version: str, reason: str, wait_hours: float = 168.0) -> No
     """Start the run that waits for a person, and go on without it."""
     wanted = {"family": family, "version": version, "approval": "manual", "reason": reason, "wait_hours": wait_hours}
     run = run_deployment("promote/promote", parameters=wanted, timeout=0, as_subflow=False)
-    say(f"{family} version {version} waits for approval in the Prefect UI, flow run {run.name}")
+    report_progress(f"{family} version {version} waits for approval in the Prefect UI, flow run {run.name}")
 
 
 def propose(family: str, version: str, reason: str) -> None:
     """After a passing verdict: promote by policy, or ask a person and go on."""
-    if open_site().params.retrain.approval == "auto":
+    if open_installation().params.retrain.approval == "auto":
         promote(family, version, reason=reason)
     else:
         ask(family, version, reason)
 
 
-def waiting(site: Site) -> list[Alarm]:
+def waiting(installation: Installation) -> list[Alarm]:
     """The open alarms of runs that wait for a person."""
-    return [alarm for alarm in site.store.alarms() if alarm.kind == WAITS]
+    return [alarm for alarm in installation.store.alarms() if alarm.kind == WAITS]
 
 
-def lapsed(site: Site) -> list[str]:
+def lapsed(installation: Installation) -> list[str]:
     """Runs that waited for a person and have ended without one: said, and alarmed. Nothing was promoted."""
     done = []
-    for alarm in waiting(site):
+    for alarm in waiting(installation):
         run_id = re.search(r"[0-9a-f-]{36}$", alarm.detail)
         state = run_id and state_of(run_id[0])
         if state in ("SCHEDULED", "PENDING", "RUNNING", "PAUSED"):
             continue
-        site.store.clear_alarm(alarm.id, now())
+        installation.store.clear_alarm(alarm.id, now())
         what = alarm.detail.partition(" waits ")[0]
         if state != "COMPLETED":
             told = f"{what} was not decided by anybody ({str(state or 'its run is gone').lower()}) and is not promoted"
-            site.store.raise_alarm(LAPSED, "warning", f"{told}: {run_id[0] if run_id else alarm.id}", now())
+            installation.store.raise_alarm(LAPSED, "warning", f"{told}: {run_id[0] if run_id else alarm.id}", now())
             done.append(told)
     return done
 
@@ -163,8 +163,8 @@ def state_of(run_id: str) -> str | None:
 @flow(name="reconcile", log_prints=True)
 def reconcile() -> list[str]:
     """A champion alias moved by hand is a request: taken over with a passing verdict, put back and alarmed without."""
-    site = open_site()
-    done = [*promotion.reconcile(site), *lapsed(site)]
+    installation = open_installation()
+    done = [*promotion.reconcile(installation), *lapsed(installation)]
     for line in done:
-        say(line)
+        report_progress(line)
     return done

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from flows.promotion import champions, moving, slots_of
-from flows.site import Site
+from flows.promotion import champions, promotion_lease, slots_of
+from flows.site import Installation
 from pipelines.families import FAMILIES
 from serving.generation import read_generation
 
@@ -42,48 +42,48 @@ class Removal:
         return RULES[self.what]
 
 
-def horizon(site: Site, days: int, at: datetime) -> datetime:
+def cutoff(installation: Installation, days: int, at: datetime) -> datetime:
     """Only what is older than this goes: `days` before `at`, and nothing that came after the newest data version,
     which drift is still measured on."""
     before = at - timedelta(days=days)
-    if (site.workspace / "data" / "manifest.json").is_file():
-        return min(before, datetime.fromisoformat(site.manifest()["last"]))
+    if (installation.workspace / "data" / "manifest.json").is_file():
+        return min(before, datetime.fromisoformat(installation.manifest()["last"]))
     return before
 
 
-def plan(site: Site, before: datetime) -> list[Removal]:
+def plan(installation: Installation, before: datetime) -> list[Removal]:
     """What `prune` would remove now. Changes nothing."""
-    rows = [Removal(table, n, oldest, None) for table, (n, oldest) in site.store.prunable(before).items()]
-    return [*rows, _told(list(idle_bundles(site, before)))]
+    rows = [Removal(table, n, oldest, None) for table, (n, oldest) in installation.store.prunable(before).items()]
+    return [*rows, _told(list(idle_bundles(installation, before)))]
 
 
-def prune(site: Site, before: datetime) -> list[Removal]:
+def prune(installation: Installation, before: datetime) -> list[Removal]:
     """Remove what `plan` shows, and say what went. Services may run. Raises LeaseHeld while a champion is moved."""
-    oldest = {table: moment for table, (_, moment) in site.store.prunable(before).items()}
-    rows = [Removal(table, n, oldest[table], None) for table, n in site.store.prune(before).items()]
-    with moving(site):  # nobody fetches or publishes a bundle meanwhile
-        idle = list(idle_bundles(site, before))
+    oldest = {table: moment for table, (_, moment) in installation.store.prunable(before).items()}
+    rows = [Removal(table, n, oldest[table], None) for table, n in installation.store.prune(before).items()]
+    with promotion_lease(installation):  # nobody fetches or publishes a bundle meanwhile
+        idle = list(idle_bundles(installation, before))
         told = _told(idle)
         for bundle in idle:
             bundle.rename(bundle.with_name(GONE + bundle.name))
-        for gone in site.settings.bundles.glob(f"{GONE}*"):  # and what an interrupted prune left
+        for gone in installation.settings.bundles.glob(f"{GONE}*"):  # and what an interrupted prune left
             shutil.rmtree(gone)
     return [*rows, told]
 
 
-def idle_bundles(site: Site, before: datetime) -> Iterator[Path]:
+def idle_bundles(installation: Installation, before: datetime) -> Iterator[Path]:
     """Local bundles older than `before` that nothing names.
 
     Raises  StateError if the generation file cannot be read: then it is not known what is served
     """
-    named = site.store.served_digests(before)
+    named = installation.store.served_digests(before)
     for family in FAMILIES:
-        slots, held = slots_of(site.store, family), set(champions(site.store, family))
-        lines = [line for line in site.store.promotions(family) if line.to_version in held]
+        slots, held = slots_of(installation.store, family), set(champions(installation.store, family))
+        lines = [line for line in installation.store.promotions(family) if line.to_version in held]
         named |= {str(line.digest) for line in (*lines, slots.champion, slots.challenger) if line is not None}
-    served = read_generation(site.settings.serving_dir) or {"families": {}}
+    served = read_generation(installation.settings.serving_dir) or {"families": {}}
     named |= {str(slot["digest"]) for slots in served["families"].values() for slot in slots.values() if slot}
-    for folder in sorted(site.settings.bundles.glob("[0-9a-f]*")):
+    for folder in sorted(installation.settings.bundles.glob("[0-9a-f]*")):
         is_bundle = folder.is_dir() and len(folder.name) == DIGEST_LETTERS
         if is_bundle and folder.name not in named and _modified(folder) < before:
             yield folder

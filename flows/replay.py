@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flows.progress import track
-from flows.site import Site
+from flows.site import Installation
 from pipelines.contracts import OPEN_TIME, Decision
 from pipelines.errors import BellwetherError, StateError
 from pipelines.models.runtime import load_bundle
 from pipelines.store import DecisionRecord, decision_payload
 from pipelines.training.warm import read_warm_start
 from serving import policy
-from serving.live import decide, hear
+from serving.live import decide, predict_all
 from serving.opinions import faulty
 from serving.slots import Slot, Snapshot
 from serving.symbols import Symbol
@@ -33,28 +33,28 @@ class Replayed:
     decisions: int = 0
     equal: int = 0
     different: list[dict[str, Any]] = field(default_factory=list)  # id, as_of, fields that differ
-    untold: Counter[str] = field(default_factory=Counter)  # why it could not be made again → how many
+    not_replayable: Counter[str] = field(default_factory=Counter)  # why it could not be made again → how many
     models: set[tuple[str, str, str]] = field(default_factory=set)  # (family, arm, digest) that answered
     champions: set[tuple[str, str]] = field(default_factory=set)  # (family, digest)
     generations: set[int] = field(default_factory=set)
     warm_starts: set[str] = field(default_factory=set)
 
     @property
-    def whole(self) -> bool:
+    def bit_for_bit(self) -> bool:
         return self.equal == self.decisions > 0
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "decisions": self.decisions, "equal": self.equal, "different": len(self.different),
-            "not_replayable": dict(self.untold), "first_different": self.different[:SHOWN],
+            "not_replayable": dict(self.not_replayable), "first_different": self.different[:SHOWN],
             "models": len(self.models), "champions": len(self.champions), "generations": len(self.generations),
-            "warm_starts": len(self.warm_starts), "bit_for_bit": self.whole,
+            "warm_starts": len(self.warm_starts), "bit_for_bit": self.bit_for_bit,
         }  # fmt: skip
 
 
-def again(site: Site, records: Sequence[DecisionRecord]) -> Replayed:
+def replay_decisions(installation: Installation, records: Sequence[DecisionRecord]) -> Replayed:
     """Make every one of these decisions again and compare it, feature and signal bytes included."""
-    found, slots = Replayed(decisions=len(records)), _Bundles(site)
+    found, slots = Replayed(decisions=len(records)), _Bundles(installation)
     groups: dict[tuple[str, str], list[DecisionRecord]] = defaultdict(list)
     for record in records:
         groups[record.decision.symbol, record.decision.lineage.get("warm_start", "")].append(record)
@@ -63,11 +63,11 @@ def again(site: Site, records: Sequence[DecisionRecord]) -> Replayed:
     for key, record in track(items, f"replay: {len(records):,} decisions", len(records)):
         if key not in walked:
             walked.clear()  # one symbol's history at a time
-            walked[key] = _walk(site, groups[key], *key)
+            walked[key] = _walk(installation, groups[key], *key)
         walk = walked[key]
-        why = walk if isinstance(walk, str) else _one(site, walk, slots, record, found)
+        why = walk if isinstance(walk, str) else _one(installation, walk, slots, record, found)
         if why is not None:
-            found.untold[why] += 1
+            found.not_replayable[why] += 1
     return found
 
 
@@ -96,9 +96,9 @@ class _Walk:
         return bool(self.symbol.closed.close_time == close)
 
 
-def _walk(site: Site, group: Sequence[DecisionRecord], name: str, warm_start: str) -> "_Walk | str":
+def _walk(installation: Installation, group: Sequence[DecisionRecord], name: str, warm_start: str) -> "_Walk | str":
     """The walk from a warm start through what was observed; in words why there is none."""
-    folder = site.settings.serving_dir / "warm" / warm_start
+    folder = installation.settings.serving_dir / "warm" / warm_start
     if not warm_start or not folder.is_dir():
         return f"warm start {warm_start[:12] or 'not recorded'} is not kept under {folder.parent}"
     try:
@@ -107,16 +107,16 @@ def _walk(site: Site, group: Sequence[DecisionRecord], name: str, warm_start: st
         return str(error)
     symbol = Symbol(warm)
     last = max(record.decision.as_of for record in group).timestamp()
-    symbol.hear(*site.store.records(name, symbol.closed.close_time, last))
-    return _Walk(symbol, site.store.bars(name, warm.last_open_time, last), policy.flatten(site.params))
+    symbol.ingest_records(*installation.store.records(name, symbol.closed.close_time, last))
+    return _Walk(symbol, installation.store.bars(name, warm.last_open_time, last), policy.flatten(installation.params))
 
 
-def _one(site: Site, walk: _Walk, slots: "_Bundles", record: DecisionRecord, found: Replayed) -> str | None:
+def _one(installation: Installation, walk: _Walk, slots: "_Bundles", record: DecisionRecord, found: Replayed) -> str | None:
     """Make one decision again; why that cannot be, or None after `found` was told how it compares."""
     old = record.decision
     if not old.account:
         return "the account was not recorded: an earlier release wrote it"
-    if old.lineage.get("policy") != policy.policy_digest(site.params, walk.flat):
+    if old.lineage.get("policy") != policy.policy_digest(installation.params, walk.flat):
         return f"params.yaml has changed since: policy {str(old.lineage.get('policy'))[:12]} decided"
     if not walk.to(old.as_of.timestamp()):
         return f"no stored bar of {old.symbol} closes at its as_of"
@@ -125,9 +125,9 @@ def _one(site: Site, walk: _Walk, slots: "_Bundles", record: DecisionRecord, fou
     except (BellwetherError, OSError) as error:
         return str(error)
     new = decide(
-        walk.symbol, snapshot, site.params, walk.flat, lambda *_: policy.Portfolio.of(old.account), old.breakers,
-        tier=Tier(old.tier, old.tier_reason), learned=old.learned, heard=_heard(walk.symbol, snapshot, old), id=old.id,
-        asked_at=old.known_at, now=old.ingested_at,
+        walk.symbol, snapshot, installation.params, walk.flat, lambda *_: policy.ExposureSnapshot.from_dict(old.account), old.breakers,
+        tier=Tier(old.tier, old.tier_reason), learned=old.learned, predictions=_heard(walk.symbol, snapshot, old), id=old.id,
+        known_at=old.known_at, now=old.ingested_at,
     )  # fmt: skip
     closed = walk.symbol.closed
     differs = differences(decision_payload(old), decision_payload(new))
@@ -153,7 +153,7 @@ def _heard(symbol: Symbol, snapshot: Snapshot, old: Decision) -> dict[str, Any]:
             arm: said if faulty(old.models[family][arm]) is None else old.models[family][arm]
             for arm, said in arms.items()
         }
-        for family, arms in hear(symbol, snapshot).items()
+        for family, arms in predict_all(symbol, snapshot).items()
     }
 
 
@@ -176,10 +176,10 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
 class _Bundles:
     """Verified bundles by digest, and snapshots as a decision saw them; each is loaded once."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
+    def __init__(self, installation: Installation) -> None:
+        self._site = installation
         self._slots: dict[tuple[str, str, str, str], Slot] = {}
-        self._lines = {(p.family, str(p.to_version), p.digest): p for p in site.store.promotions()}
+        self._lines = {(p.family, str(p.to_version), p.digest): p for p in installation.store.promotions()}
 
     def snapshot(self, decision: Decision) -> Snapshot:
         """Raises BundleError for a bundle that is gone or damaged, StateError for one the ledger does not know."""

@@ -6,29 +6,29 @@ from prefect import flow
 
 from flows.evaluate import evaluate
 from flows.ingest import ingest
-from flows.progress import say
+from flows.progress import report_progress
 from flows.promote import propose
-from flows.site import Site, holder, now, open_site, renewing
+from flows.site import Installation, holder, now, open_installation, renew_periodically
 from flows.train import train
 from pipelines.store import RetrainRequest
 
 
-def claim(site: Site, family: str, reason: str, force: bool) -> RetrainRequest | None:
+def claim(installation: Installation, family: str, reason: str, force: bool) -> RetrainRequest | None:
     """This family's request, leased to us; None while it cools down or somebody else works on it."""
-    wait = timedelta(0) if force else timedelta(hours=site.params.retrain.cooldown_hours)
-    answer = site.store.request_retrain(family, reason, now(), wait)
-    lease = timedelta(minutes=site.params.retrain.lease_minutes)
-    mine = None if answer.state == "cooling_down" else site.store.claim_retrain(holder(), now(), lease, family)
+    wait = timedelta(0) if force else timedelta(hours=installation.params.retrain.cooldown_hours)
+    answer = installation.store.request_retrain(family, reason, now(), wait)
+    lease = timedelta(minutes=installation.params.retrain.lease_minutes)
+    mine = None if answer.state == "cooling_down" else installation.store.claim_retrain(holder(), now(), lease, family)
     if mine is None:
-        say(f"retrain of {family} not started ({answer.state}): {answer.detail}")
+        report_progress(f"retrain of {family} not started ({answer.state}): {answer.detail}")
     return mine
 
 
-def keep(site: Site, requests: dict[str, RetrainRequest]) -> None:
+def keep(installation: Installation, requests: dict[str, RetrainRequest]) -> None:
     """Move the leases of these requests on."""
-    until = now() + timedelta(minutes=site.params.retrain.lease_minutes)
+    until = now() + timedelta(minutes=installation.params.retrain.lease_minutes)
     for request in requests.values():
-        site.store.keep_retrain(request.id, holder(), until)
+        installation.store.renew_retrain_lease(request.id, holder(), until)
 
 
 @flow(name="retrain", log_prints=True)
@@ -38,15 +38,15 @@ def retrain(family: str = "validator", reason: str = "asked for", force: bool = 
     family  one, or several with commas: they share the snapshot and are fitted side by side
     force   a person's wish: no cool-down. An open request of the same family is still never doubled.
     """
-    site = open_site()
-    claimed = {name: claim(site, name, reason, force) for name in family.split(",")}
+    installation = open_installation()
+    claimed = {name: claim(installation, name, reason, force) for name in family.split(",")}
     requests = {name: request for name, request in claimed.items() if request is not None}
     told = dict.fromkeys(requests, "interrupted")
     versions: dict[str, str] = {}
     try:
-        with renewing(lambda: keep(site, requests), timedelta(minutes=site.params.retrain.lease_minutes)):
+        with renew_periodically(lambda: keep(installation, requests), timedelta(minutes=installation.params.retrain.lease_minutes)):
             if requests:
-                ingest(source="observed", symbol=site.manifest()["symbol"])
+                ingest(source="observed", symbol=installation.manifest()["symbol"])
                 told = dict.fromkeys(requests, "could not be trained")
                 versions = train(list(requests))
             for name, version in versions.items():
@@ -57,6 +57,6 @@ def retrain(family: str = "validator", reason: str = "asked for", force: bool = 
     finally:
         # whatever happened, no request stays open: the next trigger may ask again
         for name, request in requests.items():
-            site.store.finish_retrain(request.id, holder(), now(), name in versions, told[name])
-            say(f"retrain of {name} ({request.reason}): {told[name]}")
+            installation.store.finish_retrain(request.id, holder(), now(), name in versions, told[name])
+            report_progress(f"retrain of {name} ({request.reason}): {told[name]}")
     return versions

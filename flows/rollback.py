@@ -3,13 +3,13 @@
 from prefect import flow
 
 from flows import promotion
-from flows.progress import say
-from flows.site import open_site
+from flows.progress import report_progress
+from flows.site import open_installation
 
 
 @flow(name="rollback", log_prints=True)
 def rollback(family: str, actor: str = "operator", reason: str = "asked for") -> str:
     """Preload, smoke-test, move the pointer. Returns the version that is champion now."""
-    line = promotion.rollback(open_site(), family, actor, reason)
-    say(f"{family}: back to version {line.to_version} from {line.from_version}")
+    line = promotion.rollback(open_installation(), family, actor, reason)
+    report_progress(f"{family}: back to version {line.to_version} from {line.from_version}")
     return str(line.to_version)

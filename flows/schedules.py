@@ -19,7 +19,7 @@ from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectNotFound
 
 from flows.monitor import DRIFT_EVENT
-from pipelines.models.catalog import RECIPES
+from pipelines.models.catalog import MODEL_FAMILIES
 from pipelines.settings import Params
 
 TRIGGER = "bellwether-drift-asks-for-retrain"
@@ -56,7 +56,7 @@ def plan(params: Params) -> dict[str, Plan]:
         "monitor": Plan((CronSchedule(cron="*/30 * * * *", timezone="UTC"),)),
         "retrain": Plan(
             (IntervalSchedule(interval=timedelta(days=params.retrain.interval_days)),),
-            {"family": ",".join(RECIPES), "reason": "schedule"},
+            {"family": ",".join(MODEL_FAMILIES), "reason": "schedule"},
             on_drift=True,
         ),
         "rollback": Plan(),
@@ -64,7 +64,7 @@ def plan(params: Params) -> dict[str, Plan]:
     }
 
 
-class Registered(RunnerDeployment):
+class RegisterOnceDeployment(RunnerDeployment):
     """A deployment that is sent whole once; after that only what ties it to this code follows."""
 
     async def aapply(self, *args: Any, **kwargs: Any) -> UUID:
@@ -91,7 +91,7 @@ class Registered(RunnerDeployment):
 
 
 @dataclass(frozen=True)
-class Standing:
+class DeploymentStatus:
     """How one deployment is on the server, each thing in words, and what of it is not as planned."""
 
     deployment: str
@@ -100,13 +100,13 @@ class Standing:
     differences: tuple[str, ...]
 
 
-def standings(params: Params) -> list[Standing]:
+def deployment_statuses(params: Params) -> list[DeploymentStatus]:
     """Every planned deployment, in the order of the plan. Needs the Prefect server."""
     with get_client(sync_client=True) as client:
         return [_standing(client, name, planned) for name, planned in plan(params).items()]
 
 
-def reset(params: Params) -> list[Standing]:
+def reset(params: Params) -> list[DeploymentStatus]:
     """Put schedules, default parameters and the drift trigger back to the plan; what was not as planned before.
 
     The new stands before the old goes: whoever is stopped half-way leaves one too many, which the next reset removes.
@@ -131,24 +131,24 @@ def reset(params: Params) -> list[Standing]:
     return changed
 
 
-def _standing(client: Any, name: str, planned: Plan) -> Standing:
+def _standing(client: Any, name: str, planned: Plan) -> DeploymentStatus:
     found = _deployment(client, name)
     if found is None:
-        return Standing(name, (), False, ("it is not on the server yet; `bellwether up` registers it",))
+        return DeploymentStatus(name, (), False, ("it is not on the server yet; `bellwether up` registers it",))
     has = tuple(_told(s.schedule, s.active, s.parameters) for s in found.schedules)
-    differences = differing("schedule", has, [_told(schedule) for schedule in planned.schedules])
+    differences = list_differences("schedule", has, [_told(schedule) for schedule in planned.schedules])
     if found.paused:
         differences.append("paused as a whole")
     given = {key: value for key, value in found.parameters.items() if value is not None}
-    differences += differing("parameter", _words(given), _words(planned.parameters))
+    differences += list_differences("parameter", _words(given), _words(planned.parameters))
     if planned.on_drift:
         triggers = [_trigger_told(automation) for automation in client.read_automations_by_name(TRIGGER)]
-        differences += differing("trigger", triggers, [_trigger_told(_automation(found.id))])
+        differences += list_differences("trigger", triggers, [_trigger_told(_automation(found.id))])
         has = (*has, *triggers)
-    return Standing(name, has, bool(found.paused), tuple(differences))
+    return DeploymentStatus(name, has, bool(found.paused), tuple(differences))
 
 
-def differing(what: str, has: Iterable[str], planned: Sequence[str]) -> list[str]:
+def list_differences(what: str, has: Iterable[str], planned: Sequence[str]) -> list[str]:
     """What is there and not planned, and the other way round; one that is there twice is one too many."""
     missing, unplanned = list(planned), []
     for one in has:

@@ -85,7 +85,7 @@ class ServiceLog:
             self._rest = b""
         self._tell_over()
 
-    def say(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         """A line of the supervisor's own about this service."""
         self._keep(as_record(self.service, text.encode(), is_json=False))
 
@@ -111,7 +111,7 @@ class ServiceLog:
     def _tell_over(self) -> None:
         over, self._over = self._over, 0
         if over:
-            self.say(f"{over:,} lines dropped: more than {self.lines_a_second:,} in a second")
+            self.write_line(f"{over:,} lines dropped: more than {self.lines_a_second:,} in a second")
 
     def _keep(self, record: dict[str, object]) -> None:
         if self._fd is None and self._clock() < self._retry_at:

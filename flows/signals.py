@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from flows.chart import gather
-from flows.site import Site
+from flows.site import Installation
 from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TAKER_BUY, TAPE, TIMEFRAME_SECONDS, VOLUME, Floats
 from pipelines.errors import StateError, UnknownName
-from pipelines.evaluation.signals import Scores, score_signals, shown, write_page
+from pipelines.evaluation.signals import Scores, score_signals, format_estimate, write_page
 from pipelines.features.catalog import absent_columns
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
-from pipelines.signals.rows import ROWS, begins, spoken
+from pipelines.signals.rows import SIGNAL_REGISTRY, onsets, direction
 
-__all__ = ["SCORED", "listing", "score", "score_rows", "shown", "words", "write"]
+__all__ = ["SCORE_COLUMNS", "listing", "missing_inputs", "score", "score_rows", "format_estimate", "write"]
 EVERY_BAR = 2**31  # of a market that is only observed
-SCORED = ("signal", "n", "a week", "bars held", "hit rate", "gross bps", "net bps")
+SCORE_COLUMNS = ("signal", "n", "a week", "bars held", "hit rate", "gross bps", "net bps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +38,16 @@ class Known:
     given: set[str]
 
 
-def listing(site: Site, symbol: str | None) -> dict[str, Any]:
+def listing(installation: Installation, symbol: str | None) -> dict[str, Any]:
     """Every row S1–S17 and D7 with its signals, JSON-ready; before the first ingest, what each of them needs.
 
     Raises UnknownName for a market nobody has data of, StateError for one asked for before the first ingest, or if the
     snapshot was folded by another catalogue.
     """
-    known = None if symbol is None and not _ingested(site) else _known(site, symbol)
+    known = None if symbol is None and not _ingested(installation) else _known(installation, symbol)
     lines = [
-        {"row": row, "told": about.told, "signal": name, **_line(known, name)}
-        for row, about in ROWS.items()
+        {"row": row, "told": about.description, "signal": name, **_line(known, name)}
+        for row, about in SIGNAL_REGISTRY.items()
         for name in about.signals or (None,)
     ]
     n = 0 if known is None else len(known.bars)
@@ -71,15 +71,15 @@ def _line(known: Known | None, name: str | None) -> dict[str, Any]:
         return silent | {"category": category, "status": "unavailable: needs a producer", "needs": "a producer"}
     needs = SIGNALS.catalogue[column].needs
     if known is None:
-        return silent | {"category": category, "status": f"needs {words(needs)}" if needs else "needs prices",
+        return silent | {"category": category, "status": f"needs {missing_inputs(needs)}" if needs else "needs prices",
                          "needs": needs}  # fmt: skip
-    side = spoken(known.signals, name)
-    at = begins(side)
+    side = direction(known.signals, name)
+    at = onsets(side)
     lacking = absent_columns((SIGNALS.catalogue[column],), known.given)
     warmup = int(SIGNALS.warmup[column])
     status = "available"
     if lacking and not len(at):
-        status = f"unavailable: needs {words(lacking[f'{name}.direction'], known.given)}"
+        status = f"unavailable: needs {missing_inputs(lacking[f'{name}.direction'], known.given)}"
     elif len(known.bars) < warmup:
         status = f"unavailable: needs {warmup:,} bars"
     spoke = None if status != "available" else len(at)
@@ -87,7 +87,7 @@ def _line(known: Known | None, name: str | None) -> dict[str, Any]:
             "last": _moment(known, int(at[-1])) if len(at) else None}  # fmt: skip
 
 
-def words(needs: str, given: Set[str] = frozenset()) -> str:
+def missing_inputs(needs: str, given: Set[str] = frozenset()) -> str:
     """What of `Column.needs` is not among `given`, for people; a tape is one thing to record."""
     ways = []
     for way in needs.split(" or "):
@@ -98,23 +98,23 @@ def words(needs: str, given: Set[str] = frozenset()) -> str:
     return " or ".join(ways)
 
 
-def _ingested(site: Site) -> bool:
-    return (site.workspace / "artifacts" / "features" / "meta.json").is_file()
+def _ingested(installation: Installation) -> bool:
+    return (installation.workspace / "artifacts" / "features" / "meta.json").is_file()
 
 
-def _known(site: Site, symbol: str | None) -> Known:
-    described, meta = site.manifest(), site.meta()
+def _known(installation: Installation, symbol: str | None) -> Known:
+    described, meta = installation.manifest(), installation.meta()
     step_s = TIMEFRAME_SECONDS[meta["decision_timeframe"]]
     if symbol in (None, described["symbol"]):
-        bars, signals, levels, context = (_array(site, name) for name in ("decision", "signals", "books", "context"))
+        bars, signals, levels, context = (_array(installation, name) for name in ("decision", "signals", "books", "context"))
         return Known(str(described["symbol"]), step_s, bars, _of_this_catalogue(meta, signals),
                      _given(bars, levels, context))  # fmt: skip
-    drawn = gather(site, symbol, EVERY_BAR)
+    drawn = gather(installation, symbol, EVERY_BAR)
     return Known(drawn.symbol, drawn.step_s, drawn.bars, drawn.signals, _given(drawn.bars, None, None))
 
 
-def _array(site: Site, name: str) -> Floats:
-    array: Floats = np.load(site.workspace / "artifacts" / "features" / f"{name}.npy")
+def _array(installation: Installation, name: str) -> Floats:
+    array: Floats = np.load(installation.workspace / "artifacts" / "features" / f"{name}.npy")
     return array
 
 
@@ -137,26 +137,26 @@ def _given(bars: Floats, levels: Floats | None, context: Floats | None) -> set[s
     return {name for name, values in told.items() if values.size and not np.isnan(values).all()}
 
 
-def score(site: Site, symbol: str | None) -> tuple[str, Scores]:
+def score(installation: Installation, symbol: str | None) -> tuple[str, Scores]:
     """The market of the newest snapshot and its scores. Raises UnknownName for another one: it has no history here."""
-    described, meta = site.manifest(), site.meta()
+    described, meta = installation.manifest(), installation.meta()
     name = str(described["symbol"])
     if symbol not in (None, name):
         raise UnknownName(
             f"the newest snapshot is of {name}, not of {symbol!r}; ingest that one to score signals on it"
         )
-    signals = _of_this_catalogue(meta, _array(site, "signals"))
-    features, step_s = _array(site, "features"), TIMEFRAME_SECONDS[meta["decision_timeframe"]]
+    signals = _of_this_catalogue(meta, _array(installation, "signals"))
+    features, step_s = _array(installation, "features"), TIMEFRAME_SECONDS[meta["decision_timeframe"]]
     atr = features[:, meta["feature_columns"].index("atr_14")]
-    return name, score_signals(signals, _array(site, "decision"), _array(site, "base"), atr, step_s, site.params)
+    return name, score_signals(signals, _array(installation, "decision"), _array(installation, "base"), atr, step_s, installation.params)
 
 
 def score_rows(scores: Scores) -> list[list[Any]]:
-    """A line a signal under SCORED, the best net return first and those that never spoke last."""
+    """A line a signal under SCORE_COLUMNS, the best net return first and those that never spoke last."""
     ranked = sorted(scores.scores, key=lambda s: (s.net_bps.n == 0, -s.net_bps.value if s.net_bps.n else 0.0))
     return [
-        [s.signal, f"{s.began:,}", f"{s.per_week:.1f}", shown(s.hold_bars), shown(s.hit_rate, 3), shown(s.gross_bps),
-         shown(s.net_bps)]
+        [s.signal, f"{s.began:,}", f"{s.per_week:.1f}", format_estimate(s.hold_bars), format_estimate(s.hit_rate, 3), format_estimate(s.gross_bps),
+         format_estimate(s.net_bps)]
         for s in ranked
     ]  # fmt: skip
 

@@ -31,7 +31,7 @@ def now() -> datetime:
 
 
 @dataclass
-class Site:
+class Installation:
     settings: Settings
     params: Params
     store: Store
@@ -70,9 +70,9 @@ class Site:
             raise UnreadableFile(f"{path} is damaged: {error}. `bellwether run --once` writes it again.") from error
 
 
-def open_site() -> Site:
+def open_installation() -> Installation:
     where = settings()
-    return Site(where, load_params(where.params_file), Store.open(where.store, where.durability))
+    return Installation(where, load_params(where.params_file), Store.open(where.store, where.durability))
 
 
 def holder() -> str:
@@ -86,7 +86,7 @@ def is_gone(holder: str) -> bool:
 
 
 @contextmanager
-def repeating(act: Callable[[], object], every_s: float, name: str) -> Iterator[None]:
+def run_periodically(act: Callable[[], object], every_s: float, name: str) -> Iterator[None]:
     """Call `act` every `every_s` seconds, in a thread of its own, until the block ends.
 
     A fault is not the end: it is logged, once as long as it says the same, and the next call may find it gone.
@@ -113,36 +113,36 @@ def repeating(act: Callable[[], object], every_s: float, name: str) -> Iterator[
         thread.join(timeout=10.0)
 
 
-def renewing(renew: Callable[[], object], duration: timedelta) -> AbstractContextManager[None]:
+def renew_periodically(renew: Callable[[], object], duration: timedelta) -> AbstractContextManager[None]:
     """Call `renew` three times a `duration` until the block ends: only who died loses what he holds."""
-    return repeating(renew, duration.total_seconds() / 3, "lease")
+    return run_periodically(renew, duration.total_seconds() / 3, "lease")
 
 
 @contextmanager
-def leased(site: Site, name: str, duration: timedelta, patience_s: float) -> Iterator[None]:
-    """Hold a lease, waiting up to `patience_s` for whoever has it. Raises LeaseHeld naming the holder."""
-    deadline = time.monotonic() + patience_s
+def hold_lease(installation: Installation, name: str, duration: timedelta, timeout_s: float) -> Iterator[None]:
+    """Hold a lease, waiting up to `timeout_s` for whoever has it. Raises LeaseHeld naming the holder."""
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
-            site.store.acquire_lease(name, holder(), now(), duration)
+            installation.store.acquire_lease(name, holder(), now(), duration)
             break
         except LeaseHeld as held:
             if is_gone(held.holder):
-                site.store.release_lease(name, held.holder)
+                installation.store.release_lease(name, held.holder)
                 continue
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
     try:
-        with renewing(lambda: site.store.renew_lease(name, holder(), now(), duration), duration):
+        with renew_periodically(lambda: installation.store.renew_lease(name, holder(), now(), duration), duration):
             yield
     finally:
-        site.store.release_lease(name, holder())
+        installation.store.release_lease(name, holder())
 
 
 @contextmanager
-def writing(site: Site) -> Iterator[None]:
+def workspace_lease(installation: Installation) -> Iterator[None]:
     """Hold the workspace: DVC takes one writer."""
-    with leased(site, WORKSPACE, timedelta(minutes=site.params.retrain.lease_minutes), patience_s=60.0):
-        versioning.prepare(site.workspace, ROOT, site.settings.params_file, site.settings.remote)
+    with hold_lease(installation, WORKSPACE, timedelta(minutes=installation.params.retrain.lease_minutes), timeout_s=60.0):
+        versioning.prepare(installation.workspace, ROOT, installation.settings.params_file, installation.settings.remote)
         yield

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from flows.market import market_records
-from flows.site import Site
+from flows.site import Installation
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats
 from pipelines.data.alignment import align
 from pipelines.data.quality import assess
@@ -15,12 +15,12 @@ from pipelines.data.schemas import to_matrix
 from pipelines.data.sources import make_source, normalise_symbol
 from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.errors import StateError, UnknownName
-from pipelines.evaluation.stars import Worth, Worths, worths
+from pipelines.evaluation.stars import Contribution, Contributions, measure_contributions
 from pipelines.settings import Params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.stars import history
 
-SHOWN = ("star", "true", "of bar x side", "lift bps [95 %]", "it is true for a side where")
+COLUMNS = ("star", "true", "of bar x side", "lift bps [95 %]", "it is true for a side where")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,13 @@ class Measured:
     timeframe: str
     first: str
     last: str
-    worths: Worths
+    worths: Contributions
 
 
-def of_snapshot(site: Site, symbol: str | None) -> Measured:
+def of_snapshot(installation: Installation, symbol: str | None) -> Measured:
     """From what the last ingest folded. Raises UnknownName for another market, StateError before the first ingest or
     if the snapshot was folded by another catalogue."""
-    described, meta = site.manifest(), site.meta()
+    described, meta = installation.manifest(), installation.meta()
     if symbol is not None and normalise_symbol(symbol) != described["symbol"]:
         raise UnknownName(
             f"the newest snapshot is of {described['symbol']}, not of {symbol}; ingest that market with `bellwether "
@@ -45,9 +45,9 @@ def of_snapshot(site: Site, symbol: str | None) -> Measured:
         )
     if meta["signal_catalogue_hash"] != SIGNALS.catalogue_hash:
         raise StateError("the newest snapshot was folded by other signals; `bellwether run --once` folds it again")
-    folder = site.workspace / "artifacts" / "features"
+    folder = installation.workspace / "artifacts" / "features"
     base, decision, signals = (np.load(folder / f"{name}.npy") for name in ("base", "decision", "signals"))
-    return _measured(str(described["symbol"]), meta["decision_timeframe"], decision, signals, base, site.params)
+    return _measured(str(described["symbol"]), meta["decision_timeframe"], decision, signals, base, installation.params)
 
 
 def of_file(path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime) -> Measured:
@@ -58,7 +58,7 @@ def of_file(path: Path, symbol: str | None, context: list[Path], params: Params,
     frame = source.fetch(name, as_of=at, ingested_at=at)
     timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
     base = to_matrix(assess(frame, timeframe, at).clean)
-    decision_tf = params.data.decided_on(timeframe)
+    decision_tf = params.data.decision_timeframe_for(timeframe)
     step_s = TIMEFRAME_SECONDS[decision_tf]
     decision = resample(base, TIMEFRAME_SECONDS[timeframe], step_s)
     if not len(decision):
@@ -76,15 +76,15 @@ def _measured(
     step_s = TIMEFRAME_SECONDS[timeframe]
     first, last = (_moment(decision[i, OPEN_TIME] + step_s) for i in (0, -1))
     truth = history(decision, signals, SIGNALS.columns)
-    return Measured(symbol, timeframe, first, last, worths(truth, decision, base, step_s, params))
+    return Measured(symbol, timeframe, first, last, measure_contributions(truth, decision, base, step_s, params))
 
 
-def rows(found: Worths) -> list[list[str]]:
-    """A row a star and a rating, in the order of SHOWN."""
+def rows(found: Contributions) -> list[list[str]]:
+    """A row a star and a rating, in the order of COLUMNS."""
     return [_row(each) for each in (*found.stars, *found.ratings)]
 
 
-def _row(star: Worth) -> list[str]:
+def _row(star: Contribution) -> list[str]:
     lift, told = star.lift_bps, "–"
     if not star.known:
         told = "inputs missing"
@@ -96,7 +96,7 @@ def _row(star: Worth) -> list[str]:
     return [star.name, share, f"{star.known:,}", told, star.definition]
 
 
-def verdict(found: Worths) -> str:
+def verdict(found: Contributions) -> str:
     """How many intervals exclude nought, against how many would by luck."""
     outside = found.excluding_zero
     return (

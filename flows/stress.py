@@ -11,7 +11,7 @@ from prefect import flow, task
 from prefect.artifacts import create_link_artifact
 
 from flows.progress import step
-from flows.site import Site, now, open_site
+from flows.site import Installation, now, open_installation
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
 from pipelines.data.files import read
 from pipelines.data.quality import assess
@@ -19,8 +19,8 @@ from pipelines.data.schemas import to_matrix
 from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.stress_limits import Case, largest, stress_of_limits, verdict
-from pipelines.evaluation.stress_report import shown, write_page
-from pipelines.evaluation.stressed import Recorded
+from pipelines.evaluation.stress_report import format_percent, write_page
+from pipelines.evaluation.stressed import MarketHistory
 
 HOUR_S = 3600
 BID, ASK = 0, 1
@@ -35,13 +35,13 @@ class Studied:
     limit: float
     cases: list[Case]
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "symbol": self.symbol,
             "about": self.about,
             "drawdown_limit": self.limit,
             "verdict": verdict(self.cases, self.limit),
-            "cases": [case.told(self.limit) for case in self.cases],
+            "cases": [case.to_dict(self.limit) for case in self.cases],
         }
 
     def metrics(self) -> dict[str, float]:
@@ -63,28 +63,28 @@ def crisis_bars(path: Path, at: datetime) -> tuple[Floats, float]:
     return (bars, float(step_s)) if step_s >= HOUR_S else (resample(bars, step_s, HOUR_S), float(HOUR_S))
 
 
-def gather(site: Site, crises: Path | None, equity: float | None) -> Recorded:
+def gather(installation: Installation, crises: Path | None, equity: float | None) -> MarketHistory:
     """The newest snapshot's decision bars and spreads, and the bars of crises from a file, if one is given.
 
     Raises StateError before the first ingest; NotEnoughData for a snapshot of fewer than two bars; as `files.read`
     """
-    described, meta = site.manifest(), site.meta()
+    described, meta = installation.manifest(), installation.meta()
     path, step_s = None, float(HOUR_S)
     if crises is not None:
         path, step_s = crisis_bars(crises, now())
-    folder = site.workspace / "artifacts" / "features"
+    folder = installation.workspace / "artifacts" / "features"
     bars, levels = np.load(folder / "decision.npy"), np.load(folder / "books.npy")
     if len(bars) < 2:
         raise NotEnoughData(f"the newest snapshot holds {len(bars)} decision bars; ingest a longer history")
     whole = np.isfinite(bars[:, [OPEN, HIGH, LOW, CLOSE]]).all(axis=1)
-    return Recorded(
+    return MarketHistory(
         symbols=(str(described["symbol"]),),
         step_s=float(TIMEFRAME_SECONDS[meta["decision_timeframe"]]),
         bars=bars[whole, None],
         spread=spreads(levels)[whole, None],
         crises=None if path is None else path[:, None],
         crises_step_s=step_s,
-        crises_of="" if crises is None else crises.stem,
+        crises_market="" if crises is None else crises.stem,
         equity=equity,
     )
 
@@ -97,9 +97,9 @@ def spreads(levels: Floats) -> Floats:
     return np.asarray((ask - bid) / ((ask + bid) / 2.0))
 
 
-def study(site: Site, crises: Path | None = None, equity: float | None = None) -> Studied:
+def study(installation: Installation, crises: Path | None = None, equity: float | None = None) -> Studied:
     """Every row of the limits under every scenario; writes nothing, needs no server."""
-    recorded, params = gather(site, crises, equity), site.params
+    recorded, params = gather(installation, crises, equity), installation.params
     cases = stress_of_limits(
         recorded, params.risk, params.costs.round_trip_bps / 2.0, params.gate.bootstrap, params.seed
     )
@@ -117,25 +117,25 @@ def write(studied: Studied, folder: Path) -> list[Path]:
     title = f"Stress of {studied.symbol}"
     page = write_page(folder / "stress.html", title, studied.cases, studied.limit, studied.about)
     figures = folder / "stress.json"
-    figures.write_text(json.dumps(studied.told(), indent=1))
+    figures.write_text(json.dumps(studied.to_dict(), indent=1))
     return [page, figures]
 
 
-def log(site: Site, studied: Studied, files: list[Path], at: datetime) -> str:
+def log(installation: Installation, studied: Studied, files: list[Path], at: datetime) -> str:
     """Page, JSON and metrics as a run of their own in MLflow. Returns the address of its artifacts."""
     name = studied.symbol.replace("/", "-")
     tags = {"kind": "stress", "symbol": studied.symbol, "rests_on": studied.about[:500]}
-    run_id = site.tracking.log_study(f"stress-{name}-{at:%Y%m%dT%H%M%S}", tags)
-    site.tracking.log_report(run_id, files, "stress", studied.metrics())
-    return f"{site.tracking.run_link(run_id)}/artifacts"
+    run_id = installation.tracking.log_study(f"stress-{name}-{at:%Y%m%dT%H%M%S}", tags)
+    installation.tracking.log_report(run_id, files, "stress", studied.metrics())
+    return f"{installation.tracking.run_link(run_id)}/artifacts"
 
 
 @task(timeout_seconds=900)
 def report(studied: Studied) -> dict[str, str]:
     """Written under reports, logged in MLflow, linked in Prefect; where the page is in each."""
-    site, at = open_site(), now()
-    files = write(studied, site.settings.home / "reports" / f"{at:%Y%m%dT%H%M%S}")
-    link = log(site, studied, files, at)
+    installation, at = open_installation(), now()
+    files = write(studied, installation.settings.home / "reports" / f"{at:%Y%m%dT%H%M%S}")
+    link = log(installation, studied, files, at)
     create_link_artifact(
         key="stress",
         link=link,
@@ -149,10 +149,10 @@ def report(studied: Studied) -> dict[str, str]:
 def stress(crises: str | None = None, equity: float | None = None) -> dict[str, Any]:
     """Stress what the limits allow on the newest snapshot. Returns the figures and where the report is."""
     with step("stress: scenarios"):
-        studied = study(open_site(), Path(crises) if crises else None, equity)
+        studied = study(open_installation(), Path(crises) if crises else None, equity)
     with step("stress: report"):
         where = report(studied)
-    return {**studied.told(), **where}
+    return {**studied.to_dict(), **where}
 
 
 def rows(told: dict[str, Any]) -> list[list[str]]:
@@ -178,4 +178,4 @@ def _cell(result: dict[str, Any]) -> str:
     if told is None:
         return str(result["absent"])
     value, low, high = (np.nan if told[name] is None else float(told[name]) for name in ("value", "low", "high"))
-    return shown(Estimate(value, low, high, int(told["n"])))
+    return format_percent(Estimate(value, low, high, int(told["n"])))

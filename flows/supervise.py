@@ -101,9 +101,9 @@ class Supervisor:
     def __init__(self, settings: Settings, policy: Policy | None = None) -> None:
         self.settings, self.policy = settings, policy or Policy()
         self.children: dict[str, Child] = {}
-        self.told_to_leave = False  # set by a signal handler, which must not touch anything else
+        self.stop_requested = False  # set by a signal handler, which must not touch anything else
         self.leaving = False
-        self.ordered = False
+        self.received_order = False
         self.log = ServiceLog(supervisor.log_file(settings, "supervisor"), "supervisor")
         self.outbox = AlarmOutbox(settings, self._say)
         self.selector = selectors.DefaultSelector()
@@ -121,7 +121,7 @@ class Supervisor:
         """Until SIGTERM has stopped everything, or an order has stopped the last service."""
         while not self.step():
             pass
-        self.outbox.close(patience_s=3.0)
+        self.outbox.close(timeout_s=3.0)
         self.log.close()
 
     def step(self) -> bool:
@@ -137,11 +137,11 @@ class Supervisor:
             try:
                 part()
             except Exception as error:  # noqa: BLE001 - a supervisor that ends helps nobody: say it, go on
-                self.log.say(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-        return (self.leaving or self.ordered) and not self.children
+                self.log.write_line(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+        return (self.leaving or self.received_order) and not self.children
 
     def _leave_if_told(self) -> None:
-        if self.told_to_leave and not self.leaving:
+        if self.stop_requested and not self.leaving:
             self.leaving = True
             self.stop(list(self.children))
 
@@ -150,7 +150,7 @@ class Supervisor:
 
     def _pass_on_lines(self) -> None:
         while not self._said.empty():
-            self.log.say(self._said.get())
+            self.log.write_line(self._said.get())
 
     # ---- orders ---------------------------------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class Supervisor:
             try:
                 order = json.loads(file.read_text())
             except (OSError, ValueError) as error:
-                self.log.say(f"{file} is no order: {error}")
+                self.log.write_line(f"{file} is no order: {error}")
                 order = {}
             try:
                 if not self.leaving:
@@ -181,7 +181,7 @@ class Supervisor:
                 self.children[name].env = order["env"]
         self.stop(order.get("restart", []), then="restart")
         self.stop(order.get("stop", []))
-        self.ordered = self.ordered or bool(order)
+        self.received_order = self.received_order or bool(order)
 
     def start(self, name: str, command: str, port: int | None, health: str | None, env: dict[str, str]) -> None:
         """Start a service now, with a clean record; one that runs is left alone."""
@@ -237,7 +237,7 @@ class Supervisor:
             )  # fmt: skip
         except OSError as error:  # no memory for a process, say
             os.close(read)
-            child.log.say(f"cannot be started: {error}")
+            child.log.write_line(f"cannot be started: {error}")
             self._died(child, f"could not be started ({error.strerror})", now)
             return
         finally:
@@ -248,14 +248,14 @@ class Supervisor:
         child.was_healthy = child.steady = False
         child.then, child.hung = "died", None
         self.selector.register(read, selectors.EVENT_READ, child.log)
-        self.log.say(f"{child.name} started as process {child.pid}")
+        self.log.write_line(f"{child.name} started as process {child.pid}")
 
     def _ended(self, child: Child, code: int, now: float) -> None:
         self._drain(0.0)
         child.log.flush()
         child.process, child.pid, child.returncode = None, None, code
         how = child.hung or _how(code)
-        self.log.say(f"{child.name} {how}")
+        self.log.write_line(f"{child.name} {how}")
         if child.then == "died":
             self._died(child, how, now)
         self._clear_strays(child, child.then)
@@ -286,7 +286,7 @@ class Supervisor:
         A flow run goes on without the process that started it, and ends by itself: it is ended only to stay down.
         """
         ended = child.port is not None or then == "stay down"
-        child.strays = supervisor.members(self.settings, child.name) if ended else []
+        child.strays = supervisor.home_processes(self.settings, child.name) if ended else []
         _signal(child.strays, signal.SIGTERM)
         child.state, child.then, child.kill_at = "clearing", then, time.monotonic() + CLEAR_S
 
@@ -311,7 +311,7 @@ class Supervisor:
         elif now >= child.kill_at:
             assert child.process is not None
             child.process.kill()
-            _signal(supervisor.members(self.settings, child.name), signal.SIGKILL)
+            _signal(supervisor.home_processes(self.settings, child.name), signal.SIGKILL)
 
     # ---- health ---------------------------------------------------------------------------------------------------
 
@@ -364,9 +364,9 @@ class Supervisor:
         self._disk_due = now + self.policy.disk_every_s
         warn_bytes, stop_bytes = self.settings.disk_warn_mb * disk.MB, self.settings.disk_stop_mb * disk.MB
         try:
-            found = disk.look(self.settings.home, warn_bytes, stop_bytes)
+            found = disk.check_space(self.settings.home, warn_bytes, stop_bytes)
         except OSError as error:
-            self.log.say(f"{self.settings.home} cannot be looked at: {error}")
+            self.log.write_line(f"{self.settings.home} cannot be looked at: {error}")
             return
         before, level = self._disk_level, found.level
         # close to a limit it would be raised and cleared every minute: a tenth more has to be free than at the fall
@@ -400,7 +400,7 @@ class Supervisor:
             return
         self._samples = [*known, (at_s, free_bytes)]
         with contextlib.suppress(OSError):  # the disk is full: the next sample tries again
-            supervisor.write_whole(supervisor.disk_file(self.settings), json.dumps(self._samples))
+            supervisor.write_atomic(supervisor.disk_file(self.settings), json.dumps(self._samples))
 
     # ---- output and state -----------------------------------------------------------------------------------------
 
@@ -430,7 +430,7 @@ class Supervisor:
         text = json.dumps(entries, indent=1)
         if text != self._written:
             with contextlib.suppress(OSError):  # the disk is full: tried again at the next step
-                supervisor.write_whole(supervisor.state_file(self.settings), text)
+                supervisor.write_atomic(supervisor.state_file(self.settings), text)
                 self._written = text
 
 
@@ -475,7 +475,7 @@ def main() -> None:
     watcher = Supervisor(Settings(home=Path(sys.argv[1])))
 
     def leave(*_: object) -> None:
-        watcher.told_to_leave = True
+        watcher.stop_requested = True
 
     for ignored in (signal.SIGHUP, signal.SIGINT):  # a handler, not SIG_IGN: services would inherit that
         signal.signal(ignored, lambda *_: None)

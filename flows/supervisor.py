@@ -178,7 +178,7 @@ def up(
     for name in wanted:
         if name not in known:
             raise UnknownName(f"no service {name!r}; known: {', '.join(known)}")
-    with one_at_a_time(settings, "up", progress):
+    with home_lock(settings, "up", progress):
         _end_orphans(settings, progress)
         running = _running(settings)
         missing = [name for name in wanted if name not in running]
@@ -209,7 +209,7 @@ def restart(
     They start with the caller's settings. Raises ServiceDown without a living supervisor, UnknownName for a name that
     is none.
     """
-    with one_at_a_time(settings, "restart", progress):
+    with home_lock(settings, "restart", progress):
         return _restart(settings, names, progress, known)
 
 
@@ -313,7 +313,7 @@ def _passed_on(settings: Settings) -> dict[str, str]:
 
 def _check_ports(settings: Settings, fields: Mapping[str, str]) -> None:
     """Raises PortTaken for a port that somebody else holds; what our own dead left behind the supervisor ends."""
-    ours = {process.pid for process in members(settings)}
+    ours = {process.pid for process in home_processes(settings)}
     wanted = {name: (field, int(getattr(settings, field))) for name, field in fields.items()}
     ports.check(settings.host, wanted, ours)
 
@@ -322,7 +322,7 @@ def _end_orphans(settings: Settings, progress: Progress) -> None:
     """End what runs without a supervisor: nobody restarts it or reads its output, and it holds our ports."""
     if supervisor_of(settings) is not None:
         return
-    if left := members(settings):
+    if left := home_processes(settings):
         progress(f"ending {len(left)} processes whose supervisor is gone")
         _end_leaders(_leaders(settings), progress)
         _end_family(left, settings)
@@ -338,7 +338,7 @@ def _order(settings: Settings, order: Mapping[str, Any]) -> None:
     for one in (folder, *(settings.home / name for name in ("logs", "mlflow", "prefect", "evidently", "bentoml"))):
         one.mkdir(parents=True, exist_ok=True)
     file = folder / f"{time.time_ns()}.json"
-    write_whole(file, json.dumps(order))
+    write_atomic(file, json.dumps(order))
     if supervisor_of(settings) is None:
         _launch(settings)
     deadline = time.monotonic() + ORDER_SECONDS
@@ -386,7 +386,7 @@ def _crash_output(settings: Settings) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def one_at_a_time(settings: Settings, what: str, progress: Progress = silent) -> Iterator[None]:
+def home_lock(settings: Settings, what: str, progress: Progress = silent) -> Iterator[None]:
     """Hold this home's lock: nobody else starts or stops anything here. It ends with the process that holds it.
 
     Raises LeaseHeld, naming the holder, after LOCK_SECONDS.
@@ -482,7 +482,7 @@ def failing_checks(settings: Settings, status: int, answer: bytes) -> str | None
     return None if first else "; ".join(f"{name}: {why}" for name, why in failing.items())
 
 
-def answers(settings: Settings, name: str) -> bool:
+def is_responding(settings: Settings, name: str) -> bool:
     """Whether this service answers us on its port now, whoever started it; cheaper than `services`."""
     service = SERVICES[name]
     try:
@@ -567,9 +567,9 @@ def down(settings: Settings, progress: Progress = silent) -> list[str]:
 
     Nothing survives: what has not ended after STOP_SECONDS is killed, with every descendant, known or strayed.
     """
-    with one_at_a_time(settings, "down", progress):
+    with home_lock(settings, "down", progress):
         leaders = _leaders(settings)
-        family = members(settings)
+        family = home_processes(settings)
         found = supervisor_of(settings)
         if found is not None:
             _ask_to_leave(found, dict(leaders), progress)
@@ -583,7 +583,7 @@ def down(settings: Settings, progress: Progress = silent) -> list[str]:
 
 def leftovers(settings: Settings) -> list[Path]:
     """State files of which no process is left: a crash, a reboot."""
-    return [] if members(settings) else sorted((settings.home / "run").glob("*.json"))
+    return [] if home_processes(settings) else sorted((settings.home / "run").glob("*.json"))
 
 
 def _ask_to_leave(found: psutil.Process, leaders: dict[str, psutil.Process], progress: Progress) -> None:
@@ -612,14 +612,14 @@ def _stop_some(settings: Settings, names: list[str], progress: Progress) -> None
             deadline = time.monotonic() + 2 * STOP_SECONDS
             while set(names) & set(_read(settings)) and supervisor_of(settings) and time.monotonic() < deadline:
                 time.sleep(0.05)
-    left = [process for name in names for process in members(settings, name)]
+    left = [process for name in names for process in home_processes(settings, name)]
     if left or not _running(settings):
         found = supervisor_of(settings)
         end([*left, *([found] if found is not None and not _running(settings) else [])], STOP_SECONDS)
 
 
 def _leaders(settings: Settings) -> dict[str, psutil.Process]:
-    by_pid = {process.pid: process for process in members(settings)}
+    by_pid = {process.pid: process for process in home_processes(settings)}
     return {name: by_pid[e["pid"]] for name, e in _running(settings).items() if e["pid"] in by_pid}
 
 
@@ -632,7 +632,7 @@ def _end_leaders(leaders: Mapping[str, psutil.Process], progress: Progress) -> N
 
 def _end_family(family: list[psutil.Process], settings: Settings) -> None:
     everyone = set(family) | {child for process in family for child in _descendants(process)}
-    while rest := [p for p in everyone | set(members(settings)) if is_alive(p)]:  # a dying parent may still fork
+    while rest := [p for p in everyone | set(home_processes(settings)) if is_alive(p)]:  # a dying parent may still fork
         end(rest, 3.0)
 
 
@@ -664,7 +664,7 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def members(settings: Settings, service: str | None = None) -> list[psutil.Process]:
+def home_processes(settings: Settings, service: str | None = None) -> list[psutil.Process]:
     """Living processes of this home (of one of its services), without the caller and its parents."""
     return [process for process, marks in _family(settings) if service in (None, marks.get(SERVICE_MARK))]
 
@@ -719,7 +719,7 @@ def disk_samples(settings: Settings) -> list[tuple[float, int]]:
         return []
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Replace a file by one that is whole and readable by its owner only."""
     draft = path.with_suffix(".tmp")
     number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -743,7 +743,7 @@ def _read(settings: Settings) -> dict[str, dict[str, Any]]:
 
 def _running(settings: Settings) -> dict[str, dict[str, Any]]:
     """The entries of the services whose process lives and is really ours (a pid may have been given out again)."""
-    living = {process.pid for process in members(settings)}
+    living = {process.pid for process in home_processes(settings)}
     return {name: entry for name, entry in _read(settings).items() if entry.get("pid") in living}
 
 

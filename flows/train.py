@@ -10,12 +10,12 @@ from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.progress import following, say, step
-from flows.site import Site, now, open_site, writing
+from flows.progress import line_progress, report_progress, step
+from flows.site import Installation, now, open_installation, workspace_lease
 from pipelines import versioning
 from pipelines.errors import BellwetherError
 from pipelines.evaluation.report import flat_metrics
-from pipelines.models.catalog import RECIPES, recipe
+from pipelines.models.catalog import MODEL_FAMILIES, model_family
 from pipelines.settings import ROOT
 from pipelines.store import Store
 from pipelines.tracking import Version
@@ -24,9 +24,9 @@ from pipelines.tracking import Version
 @task(timeout_seconds=1800)
 def prepare_rows() -> list[str]:
     """Features and labels of the newest snapshot."""
-    site = open_site()
-    with writing(site):
-        return versioning.reproduce(site.workspace, ["features", "labels"])
+    installation = open_installation()
+    with workspace_lease(installation):
+        return versioning.reproduce(installation.workspace, ["features", "labels"])
 
 
 @task(task_run_name="fit-{family}")
@@ -35,20 +35,20 @@ def fit(family: str) -> list[str]:
 
     Never retried: a failed fit is news. It runs in processes of its own, so families can run side by side.
     """
-    site = open_site()
-    stages = versioning.stale(site.workspace, [f"train@{family}", f"evaluate@{family}"])
-    with following(f"train: {family}") as tell:
+    installation = open_installation()
+    stages = versioning.stale(installation.workspace, [f"train@{family}", f"evaluate@{family}"])
+    with line_progress(f"train: {family}") as tell:
         for stage in stages:
-            versioning.run_stage(site.workspace, stage, 60 * site.settings.fit_timeout_minutes, tell)
+            versioning.run_stage(installation.workspace, stage, 60 * installation.settings.fit_timeout_minutes, tell)
     return stages
 
 
 @task
 def record(stages: list[str]) -> None:
     """What ran is known to DVC, and the version's files are kept."""
-    site = open_site()
-    versioning.record(site.workspace, stages)
-    versioning.keep_version(site.workspace, site.versions)
+    installation = open_installation()
+    versioning.record(installation.workspace, stages)
+    versioning.keep_version(installation.workspace, installation.versions)
 
 
 def fit_side_by_side(families: list[str]) -> list[str]:
@@ -56,8 +56,8 @@ def fit_side_by_side(families: list[str]) -> list[str]:
 
     Returns those that did not fail. Raises BellwetherError if none is left.
     """
-    site = open_site()
-    with writing(site):
+    installation = open_installation()
+    with workspace_lease(installation):
         waiting = {family: fit.submit(family) for family in families}
         for running in waiting.values():
             running.wait()
@@ -68,8 +68,8 @@ def fit_side_by_side(families: list[str]) -> list[str]:
         detail = (
             f"{family} was not trained: {state.message}. The others go on; mend it and `bellwether retrain {family}`"
         )
-        site.store.raise_alarm("training_failed", "high", detail, now())
-        say(detail)
+        installation.store.raise_alarm("training_failed", "high", detail, now())
+        report_progress(detail)
     if not done:
         raise BellwetherError(f"no family could be trained ({', '.join(failed)}); each said why above")
     return done
@@ -78,32 +78,32 @@ def fit_side_by_side(families: list[str]) -> list[str]:
 @task(retries=2, retry_delay_seconds=[2, 10], task_run_name="log-{family}")
 def log(family: str) -> str:
     """Register the candidate; the same bytes trained on the same data are not registered twice. Returns the version."""
-    site = open_site()
-    report = json.loads((site.workspace / "artifacts" / family / "fit.json").read_text())
-    data_hash = site.meta()["data_hash"]
-    for known in site.tracking.versions(family):
+    installation = open_installation()
+    report = json.loads((installation.workspace / "artifacts" / family / "fit.json").read_text())
+    data_hash = installation.meta()["data_hash"]
+    for known in installation.tracking.versions(family):
         if known.digest == report["digest"] and known.data_hash == data_hash:
             return known.version
-    version = register(site, family, report["digest"], data_hash)
+    version = register(installation, family, report["digest"], data_hash)
     create_link_artifact(
         key=f"candidate-{family}",
-        link=site.tracking.run_link(version.run_id),
+        link=installation.tracking.run_link(version.run_id),
         link_text=f"{family} version {version.version} in MLflow",
     )
     return version.version
 
 
-def register(site: Site, family: str, digest: str, data_hash: str) -> Version:
-    folder = site.workspace / "artifacts"
+def register(installation: Installation, family: str, digest: str, data_hash: str) -> Version:
+    folder = installation.workspace / "artifacts"
     figures = json.loads((folder / "evaluation" / f"{family}.json").read_text())
     git = versioning.git_state(ROOT)
-    meta = site.meta()
-    version = site.tracking.log_candidate(
+    meta = installation.meta()
+    version = installation.tracking.log_candidate(
         family,
         folder / family / "bundle",
-        params=flat_params(site.params.model_dump(mode="json")),
+        params=flat_params(installation.params.model_dump(mode="json")),
         metrics=flat_metrics(figures),
-        files=[*provenance(site), folder / "evaluation" / f"{family}.json", folder / family / "importance.json"],
+        files=[*provenance(installation), folder / "evaluation" / f"{family}.json", folder / family / "importance.json"],
         tags={
             "digest": digest,
             "data_hash": data_hash,
@@ -115,9 +115,9 @@ def register(site: Site, family: str, digest: str, data_hash: str) -> Version:
             "reselection": figures["reselection"],
             "flow_run": str(flow_run.id or "none"),
         },
-        title=recipe(family).title,
+        title=model_family(family).title,
     )
-    count_trial(site.store, family, version)
+    count_trial(installation.store, family, version)
     return version
 
 
@@ -125,8 +125,8 @@ def count_trial(store: Store, family: str, version: Version) -> int:
     return store.add_trial(family, version.run_id, version.digest, now())
 
 
-def provenance(site: Site) -> list[Path]:
-    return [site.workspace / name for name in versioning.PROVENANCE if (site.workspace / name).is_file()]
+def provenance(installation: Installation) -> list[Path]:
+    return [installation.workspace / name for name in versioning.PROVENANCE if (installation.workspace / name).is_file()]
 
 
 def flat_params(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -145,8 +145,8 @@ def train(families: list[str] | None = None) -> dict[str, str]:
     with step("train: features and labels"):
         prepare_rows()
     versions = {}
-    for family in fit_side_by_side(families or list(RECIPES)):
+    for family in fit_side_by_side(families or list(MODEL_FAMILIES)):
         with step(f"train: log {family} to MLflow"):
             versions[family] = log(family)
-        say(f"{family} version {versions[family]} registered")
+        report_progress(f"{family} version {versions[family]} registered")
     return versions

@@ -40,9 +40,9 @@ from pipelines.data.trades import bars_from_trades
 from pipelines.evaluation import tail_risk
 from pipelines.evaluation.backtest import backtest
 from pipelines.evaluation.stress import bootstrap
-from pipelines.evaluation.stressed import Portfolio, Recorded
+from pipelines.evaluation.stressed import Portfolio, MarketHistory
 from pipelines.features.catalog import FEATURES
-from pipelines.features.fold import Fold
+from pipelines.features.fold import StreamingFold
 from pipelines.labels.barriers import triple_barrier
 from pipelines.labels.returns import return_labels
 from pipelines.models.base import Dataset
@@ -53,7 +53,7 @@ from pipelines.permissions import restrict
 from pipelines.settings import Params, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import events
-from pipelines.signals.voices import Voices
+from pipelines.signals.voices import CategoryScores
 from serving import core
 from serving.policy import flatten, to_rows
 from serving.risk import exits
@@ -69,7 +69,7 @@ def timed(what: str, run: Callable[[], Any]) -> Any:
     return result
 
 
-def fold_twice(fold: Fold, bars: Floats) -> Floats:
+def fold_twice(fold: StreamingFold, bars: Floats) -> Floats:
     """Batch, then one live step: the two drivers of the same kernel."""
     state = fold.fresh()
     values = fold.run(bars, state=state)
@@ -85,11 +85,11 @@ def fit_regimes(history: History, base: Floats, step_s: int, params: Params) -> 
     index, values = told["index"][keep], {name: told[name][keep] for name in told}
     data = Dataset(
         view.columns, lambda rows: view.build(history, index[rows]), at=np.arange(len(index)),
-        more={"ewma": values["ewma"]},
+        extras={"ewma": values["ewma"]},
         **{name: values[name] for name in ("y", "weight", "uniqueness", "known", "ended")},
     )  # fmt: skip
-    data = data.narrow(np.asarray(np.isfinite(data.newest()).all(axis=0)))
-    REGIME.fit(data, params, 0.0, lambda line: None).answer(data.inputs(np.arange(2)))
+    data = data.select_columns(np.asarray(np.isfinite(data.newest()).all(axis=0)))
+    REGIME.fit(data, params, 0.0, lambda line: None).predict(data.inputs(np.arange(2)))
 
 
 def warm_turn(params: Params) -> None:
@@ -106,11 +106,11 @@ def warm_turn(params: Params) -> None:
     timed("alignment", lambda: align(bars[:, OPEN_TIME] + step_s, step_s, books, feed))
     features = timed("features", lambda: fold_twice(FEATURES, bars))
     signals = fold_twice(SIGNALS, bars)
-    voices = timed("voices", lambda: Voices.fit(signals))
+    voices = timed("voices", lambda: CategoryScores.fit(signals))
     context = np.full((len(bars), len(NO_CONTEXT)), np.nan)
     history = History(bars, features, signals, np.empty((len(bars), 2, 0, 3)), context)
     timed("regimes", lambda: fit_regimes(history, base, step_s, params))
-    direction, confidence = voices.speak(signals)
+    direction, confidence = voices.score(signals)
     found = events(features, signals)
     closed = bars[found.index, OPEN_TIME] + step_s
     labels = timed(
@@ -123,7 +123,7 @@ def warm_turn(params: Params) -> None:
     flat = flatten(params)
     rows = to_rows(direction, confidence, event=0.0, tier=3.0, age_bars=0.0, breakers=0.0)
     outs, codes = np.empty((len(rows), core.OUT_WIDTH)), np.empty(len(rows), np.int64)
-    timed("decisions", lambda: (core.decide_row(rows[0], flat, outs[0]), core.core_batch(rows, flat, outs, codes)))
+    timed("decisions", lambda: (core.decide_row(rows[0], flat, outs[0]), core.decide_rows(rows, flat, outs, codes)))
     closes = np.column_stack([bars[:, OPEN_TIME] + step_s, bars[:, CLOSE]])
     loop = live_core(params, scenarios_of({"": closes}, params.labels.horizon_bars * step_s))
     fill, end, gross = np.full((3, len(bars)), np.nan)
@@ -169,7 +169,7 @@ def warm_rest(params: Params) -> None:
     bars, rng = walked(900, 1), np.random.default_rng(2)
     timed("signals", lambda: fold_twice(SIGNALS, bars))
     with tempfile.TemporaryDirectory() as folder:
-        timed("recordings", lambda: recordings.replay(recorded(Path(folder))))
+        timed("recordings", lambda: recordings.replay_recording(recorded(Path(folder))))
     trades = Trades(
         bars[:, OPEN_TIME], bars[:, CLOSE], bars[:, VOLUME], np.where(rng.random(len(bars)) < 0.5, 1.0, -1.0)
     )
@@ -186,14 +186,14 @@ def warm_rest(params: Params) -> None:
     rules = exits.flatten(params.exits, params.labels)
     one = np.array([0])
     timed(
-        "exits", lambda: exits.follow(bars, bars[one, OPEN_TIME], bars[one, CLOSE], one + 1, one + 0.01, 600.0, rules)
+        "exits", lambda: exits.simulate_exits(bars, bars[one, OPEN_TIME], bars[one, CLOSE], one + 1, one + 0.01, 600.0, rules)
     )
     returns = np.diff(np.log(bars[:, CLOSE]))
     timed("tails", lambda: [tail_risk.estimate(returns, name, 0.95) for name in tail_risk.METHODS])
     portfolio = Portfolio(np.array([0.1]), np.array([0.02]), 5.0)
     daily = bars[:, np.newaxis].copy()
     daily[:, :, OPEN_TIME] *= 1440.0
-    past = Recorded(("SIM/USDT",), 86_400.0, daily, np.full((len(bars), 1), np.nan))
+    past = MarketHistory(("SIM/USDT",), 86_400.0, daily, np.full((len(bars), 1), np.nan))
     timed("stress", lambda: bootstrap(portfolio, past, 100, params.seed))
 
 

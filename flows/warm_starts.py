@@ -14,8 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from flows import supervisor
-from flows.promotion import moving
-from flows.site import WORKSPACE, Site, leased, now
+from flows.promotion import promotion_lease
+from flows.site import WORKSPACE, Installation, hold_lease, now
 from flows.supervisor import Progress, silent
 from pipelines import versioning
 from pipelines.errors import BellwetherError, LeaseHeld, StateError
@@ -24,12 +24,12 @@ from pipelines.store import Store
 from serving.generation import GENERATION_FILE, read_generation, write_generation
 
 
-def refused(site: Site) -> str | None:
+def refused(installation: Installation) -> str | None:
     """Why this release cannot go on from the published warm start; None if it can, or if none is published.
 
     Raises StateError if the generation file is not one.
     """
-    served = read_generation(site.settings.serving_dir)
+    served = read_generation(installation.settings.serving_dir)
     published = served and served.get("warm_start")
     if not published:
         return None
@@ -54,20 +54,20 @@ def before_start(settings: Settings, progress: Progress = silent) -> None:
     The services start all the same: without live state the decision service is not ready, and its alarm says why.
     Nothing is looked at where nothing was ever published, or while the decision service answers.
     """
-    if not (settings.serving_dir / GENERATION_FILE).is_file() or supervisor.answers(settings, "decision"):
+    if not (settings.serving_dir / GENERATION_FILE).is_file() or supervisor.is_responding(settings, "decision"):
         return
-    site = Site(settings, load_params(settings.params_file), Store.open(settings.store, settings.durability))
+    installation = Installation(settings, load_params(settings.params_file), Store.open(settings.store, settings.durability))
     try:
-        if (why := refused(site)) is not None:
+        if (why := refused(installation)) is not None:
             progress(f"the published warm start is refused ({why}); folding it again")
-            progress(f"warm start folded again: generation {rebuild(site)}")
+            progress(f"warm start folded again: generation {rebuild(installation)}")
     except (StateError, LeaseHeld) as error:
         progress(str(error))
     finally:
-        site.store.close()
+        installation.store.close()
 
 
-def rebuild(site: Site) -> int:
+def rebuild(installation: Installation) -> int:
     """Fold the workspace's data once more, publish the result and name it to serving; returns the new generation.
 
     What was observed since is in the store, and the service folds it on top. Raises StateError without a workspace
@@ -76,29 +76,29 @@ def rebuild(site: Site) -> int:
     from pipelines.training.warm import publish_warm_start
 
     remedy = "`bellwether run --once` trains and publishes a new one"
-    workspace, labels = site.workspace, site.workspace / "artifacts" / "labels" / "traditional.json"
+    workspace, labels = installation.workspace, installation.workspace / "artifacts" / "labels" / "traditional.json"
     for wanted in (workspace / "data" / "manifest.json", workspace / "data.dvc", labels):
         if not wanted.is_file():
             raise StateError(f"the warm start cannot be folded again: {wanted} is not there; {remedy}")
-    lease = timedelta(minutes=site.params.retrain.lease_minutes)
+    lease = timedelta(minutes=installation.params.retrain.lease_minutes)
     with (
-        leased(site, WORKSPACE, lease, patience_s=60.0),
-        tempfile.TemporaryDirectory(dir=site.settings.home) as scratch,
+        hold_lease(installation, WORKSPACE, lease, timeout_s=60.0),
+        tempfile.TemporaryDirectory(dir=installation.settings.home) as scratch,
     ):
         folder = Path(scratch)
         (folder / "data").symlink_to(workspace / "data")
         shutil.copy2(workspace / "data.dvc", folder / "data.dvc")
-        shutil.copy2(site.settings.params_file, folder / "params.yaml")
+        shutil.copy2(installation.settings.params_file, folder / "params.yaml")
         _fold(folder, remedy)
         told, data_hash = json.loads(labels.read_text()), versioning.data_hash(folder)
-        into = site.settings.serving_dir / "warm"
+        into = installation.settings.serving_dir / "warm"
         into.mkdir(parents=True, exist_ok=True)
         stage = folder / "artifacts" / "features" / "warm"
         published = publish_warm_start(stage, into, data_hash=data_hash, hits=told["hits"], n=told["n"])
-    with moving(site):
-        served = read_generation(site.settings.serving_dir)
+    with promotion_lease(installation):
+        served = read_generation(installation.settings.serving_dir)
         families = served["families"] if served else {}
-        return write_generation(site.settings.serving_dir, families, published, now())
+        return write_generation(installation.settings.serving_dir, families, published, now())
 
 
 def _fold(folder: Path, remedy: str) -> None:

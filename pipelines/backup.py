@@ -69,7 +69,7 @@ def back_up(url: str, to: Path, at: datetime, files: Callable[[], Mapping[str, b
     try:
         with beside.open("wb") as raw:
             with (
-                store.dumping(url) as dump,
+                store.open_dump(url) as dump,
                 zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED, compresslevel=_FASTEST) as archive,
             ):
                 tables = {name: _write_table(archive, dump, name) for name in dump.columns}

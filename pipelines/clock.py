@@ -58,7 +58,7 @@ class ClockWatch:
         self._jump: tuple[float, float] | None = None  # (offset since the jump, steady time it is counted from)
         self._told = ""
 
-    def look(self, steady_s: float, wall_s: float) -> str | None:
+    def check(self, steady_s: float, wall_s: float) -> str | None:
         """Why the clock cannot be believed now; None if it can."""
         offset = wall_s - steady_s
         gap = offset - self._offset
@@ -79,7 +79,7 @@ class ClockWatch:
             return None
         return self._told
 
-    def witness(self, close_s: float, steady_s: float) -> None:
+    def observe_bar(self, close_s: float, steady_s: float) -> None:
         """A bar of a market that trades now was offered after a jump: one that closes where the trusted time is, and
         not where the clock stands, says that the clock is wrong; the steady time is counted anew."""
         if self._jump is not None:

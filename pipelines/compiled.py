@@ -33,7 +33,7 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile, UserProvidedCa
 
 log = logging.getLogger("bellwether.kernels")
 _ROOT = Path(__file__).resolve().parent.parent
-UNREAD = frozenset({_ROOT / "pipelines" / "settings.py", _ROOT / "pipelines" / "errors.py"})
+EXCLUDED_SOURCES = frozenset({_ROOT / "pipelines" / "settings.py", _ROOT / "pipelines" / "errors.py"})
 _IMPORT = re.compile(r"^\s*from ((?:pipelines|serving)[\w.]*) import (\([^)]*\)|[^\n#]+)", re.MULTILINE)
 SEALS = "seals.sha256"  # in the cache folder, as `sha256sum` writes it; of two lines for one file the later one counts
 LOOSE = stat.S_IWGRP | stat.S_IWOTH
@@ -59,7 +59,7 @@ def cache_dir() -> Path:
 
 @cache
 def _usable(folder: Path) -> Path:
-    reason = refusal(folder)
+    reason = untrusted_reason(folder)
     if reason is None:
         try:
             _make_private(folder)
@@ -78,7 +78,7 @@ def _remove_own(folder: Path, maker: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def refusal(folder: Path) -> str | None:
+def untrusted_reason(folder: Path) -> str | None:
     """Why machine code in this folder cannot be trusted, None if it can or if there is no folder yet."""
     if not folder.exists():
         return None
@@ -131,7 +131,7 @@ def _files_imported(text: str) -> Iterator[Path]:
     for module, names in _IMPORT.findall(text):
         at = _ROOT.joinpath(*module.split("."))
         for path in (at, *(at / name for name in re.findall(r"\w+", names))):
-            if (file := path.with_suffix(".py")).is_file() and file not in UNREAD:
+            if (file := path.with_suffix(".py")).is_file() and file not in EXCLUDED_SOURCES:
                 yield file
 
 
@@ -145,7 +145,7 @@ def prepare() -> str | None:
     if the folder belongs to another user or is open to all on purpose, as /tmp is.
     """
     folder = configured_dir()
-    reason = refusal(folder)
+    reason = untrusted_reason(folder)
     if reason and not _can_be_closed(folder):
         raise PermissionError(f"{reason}; set BELLWETHER_KERNEL_CACHE to a folder of your own")
     _make_private(folder)
@@ -168,7 +168,7 @@ def _can_be_closed(folder: Path) -> bool:
 def mend(folder: Path) -> int:
     """Remove what is not as it was sealed, and its seal; how many files that were."""
     with _locked(folder):
-        bad = unsound(folder)
+        bad = invalid_files(folder)
         for name in bad:
             (folder / name).unlink(missing_ok=True)
         for draft in folder.rglob("*.tmp.*"):  # whoever writes holds the lock, so nobody is writing these
@@ -181,7 +181,7 @@ def mend(folder: Path) -> int:
     return len(bad)
 
 
-def unsound(folder: Path) -> list[str]:
+def invalid_files(folder: Path) -> list[str]:
     """Names of files that are sealed and gone or changed, and of machine code nobody sealed. Reads all of them."""
     if not folder.is_dir():
         return []
@@ -302,7 +302,7 @@ def mark_warm() -> None:
 def kernels_are_warm() -> bool:
     """Whether `mark_warm` was called for this content, numba and CPU, and each file it named is as it was sealed."""
     folder = configured_dir()
-    if refusal(folder) is not None:
+    if untrusted_reason(folder) is not None:
         return False
     names = _whole(folder, _warm_mark())
     return names is not None and all(_whole(folder, name) is not None for name in names.decode().split("\n"))

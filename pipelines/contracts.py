@@ -297,7 +297,7 @@ class Decision:
     lineage: dict[str, str] = field(default_factory=dict)  # data_hash, git_commit, catalogue_hash, warm_start, policy
     account: dict[str, float | None] = field(
         default_factory=dict
-    )  # what risk saw of it: the fields of policy.Portfolio
+    )  # what risk saw of it: the fields of policy.ExposureSnapshot
     breakers: tuple[str, ...] = ()  # latched at that moment
     tier_reason: str = ""  # TIER_<n>: why; empty in decisions made before it was recorded
     tier_multiplier: float = 1.0  # what the tier leaves of a position's size

@@ -25,17 +25,17 @@ class DiskState:
     detail: str
 
 
-def look(home: Path, warn_bytes: int, stop_bytes: int) -> DiskState:
+def check_space(home: Path, warn_bytes: int, stop_bytes: int) -> DiskState:
     """Compare the free bytes of the file system under `home` with the two limits.
 
     A home that does not exist yet is judged by the nearest folder that does. Raises OSError if it cannot be read.
     """
     free_bytes = free(home)
     if free_bytes < stop_bytes:
-        return DiskState("stop", free_bytes, f"disk full: {size(free_bytes)} free, at least {size(stop_bytes)} needed")
+        return DiskState("stop", free_bytes, f"disk full: {format_bytes(free_bytes)} free, at least {format_bytes(stop_bytes)} needed")
     if free_bytes < warn_bytes:
-        return DiskState("warn", free_bytes, f"{size(free_bytes)} free, {size(warn_bytes)} wanted")
-    return DiskState("ok", free_bytes, f"{size(free_bytes)} free")
+        return DiskState("warn", free_bytes, f"{format_bytes(free_bytes)} free, {format_bytes(warn_bytes)} wanted")
+    return DiskState("ok", free_bytes, f"{format_bytes(free_bytes)} free")
 
 
 def free(home: Path) -> int:
@@ -62,6 +62,6 @@ def days_left(samples: Sequence[tuple[float, int]], now_s: float) -> float | Non
     return last_free / ((first_free - last_free) / (last_s - first_s)) / DAY_S
 
 
-def size(n_bytes: int) -> str:
+def format_bytes(n_bytes: int) -> str:
     """Bytes as a person reads them: 1.5 GB, 12 MB (binary units)."""
     return f"{n_bytes / 2**30:.1f} GB" if n_bytes >= 2**30 else f"{n_bytes / MB:.0f} MB"

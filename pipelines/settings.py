@@ -129,7 +129,7 @@ class DataParams(_Frozen):
     retention_days: int = Field(gt=0)
     exchange: ExchangeParams
 
-    def decided_on(self, base: str) -> str:
+    def decision_timeframe_for(self, base: str) -> str:
         """The timeframe to decide on over bars of `base`: the stated one, or the source's own where that is coarser."""
         coarser = TIMEFRAME_SECONDS[base] > TIMEFRAME_SECONDS[self.decision_timeframe]
         return base if coarser else self.decision_timeframe

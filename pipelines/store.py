@@ -162,7 +162,7 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True)
-class Latch:
+class BreakerTrip:
     """A tripped circuit breaker; it stays until a named person resets it with a reason."""
 
     id: int
@@ -406,7 +406,7 @@ def exists(url: str) -> bool:
 
 
 @contextmanager
-def dumping(url: str) -> Iterator[Dump]:
+def open_dump(url: str) -> Iterator[Dump]:
     """A store's tables as they were at one moment, whoever writes meanwhile. It is not migrated first, so that a
     release can back up what the one before it left. Raises StateError if there is no store, or a newer one."""
     shown = make_url(url).render_as_string(hide_password=True)
@@ -426,7 +426,7 @@ def dumping(url: str) -> Iterator[Dump]:
         engine.dispose()
 
 
-def occupied(url: str) -> dict[str, int]:
+def nonempty_tables(url: str) -> dict[str, int]:
     """table → rows, of the tables that hold any; empty where nothing was ever stored. Changes nothing."""
     if not exists(url):
         return {}
@@ -454,7 +454,7 @@ def load(url: str, schema: str, rows: Callable[[str], Iterator[Row]], check: Cal
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
                 for name in _present(connection):  # no row may come in between our look and our taking the tables away
                     connection.exec_driver_sql(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
-            refuse_occupied(_occupied(connection))
+            refuse_nonempty(_occupied(connection))
             _clear(connection)
             _migrate(connection, schema)
             for table in _reflected(connection):
@@ -473,7 +473,7 @@ def refuse_unknown(schema: str) -> None:
         raise UnreadableFile(f"the backup names schema {schema!r}, which no release had; is it a backup of this store?")
 
 
-def refuse_occupied(held: Mapping[str, int]) -> None:
+def refuse_nonempty(held: Mapping[str, int]) -> None:
     """Raises WouldOverwrite, saying what is held, if it is anything."""
     if held:
         told = ", ".join(f"{n:,} {table}" for table, n in held.items())
@@ -612,7 +612,7 @@ class Store:
         with self._writer.begin() as connection:
             yield connection
 
-    def reach(self) -> None:
+    def check_writable(self) -> None:
         """Take the writer's place and give it back, without writing a byte. Raises a StoreFault while that cannot be
         had within `wait_ms`."""
         with self.writing() as connection:
@@ -995,7 +995,7 @@ class Store:
             connection.execute(sa.update(q).where(q.c.id == row["id"]).values(**mine))
             return RetrainRequest(**{**row, **mine})
 
-    def keep_retrain(self, request_id: int, holder: str, until: datetime) -> bool:
+    def renew_retrain_lease(self, request_id: int, holder: str, until: datetime) -> bool:
         """A worker still at it moves its lease on; False if the request is no longer its own."""
         q = t.retrain_requests
         mine = sa.update(q).where(q.c.id == request_id, q.c.holder == holder, q.c.state == "running")
@@ -1077,14 +1077,14 @@ class Store:
             }  # fmt: skip
             query = sa.update(t.latches).where(t.latches.c.name == name, t.latches.c.reset_at.is_(None))
             if not connection.execute(query.values(**told)).rowcount:
-                raise UnknownName(f"breaker {name!r} is not tripped; tripped: {[x.name for x in self.latches()]}")
+                raise UnknownName(f"breaker {name!r} is not tripped; tripped: {[x.name for x in self.breaker_trips()]}")
 
-    def latches(self, tripped_only: bool = True) -> list[Latch]:
+    def breaker_trips(self, tripped_only: bool = True) -> list[BreakerTrip]:
         """Breakers, oldest first; tripped ones only unless asked for the history."""
         query = sa.select(t.latches).order_by(t.latches.c.id)
         if tripped_only:
             query = query.where(t.latches.c.reset_at.is_(None))
-        return [Latch(**row) for row in self._rows(query)]
+        return [BreakerTrip(**row) for row in self._rows(query)]
 
     # ---- retention ------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def tail_losses(values, tail):  # type: ignore[no-untyped-def]
     return var, es
 
 
-def tail_of(level: float) -> float:
+def tail_probability(level: float) -> float:
     """1 - level. Raises BadValues unless .5 < level < 1."""
     if not 0.5 < level < 1.0:
         raise BadValues(f"level {level} of a VaR is not between .5 and 1. Write 99 % as 0.99.")
@@ -68,7 +68,7 @@ def euler_es(returns: Floats, weights: Floats, level: float) -> Floats:
     Raises   BadShape if widths differ; BadValues for a row or a weight that is not finite
     Source   Tasche 1999, "Risk contributions and performance measurement"
     """
-    tail = tail_of(level)
+    tail = tail_probability(level)
     if returns.ndim != 2 or weights.shape != returns.shape[1:]:
         raise BadShape(f"returns {returns.shape} and weights {weights.shape}; expected (n, k) and (k,).")
     refuse_missing(returns)

@@ -111,7 +111,7 @@ class Tracking:
         aliases = self._aliases(family) if found else {}
         return sorted((_read(v, aliases) for v in found), key=lambda v: -int(v.version))
 
-    def aliased(self, family: str, alias: str) -> Version | None:
+    def version_by_alias(self, family: str, alias: str) -> Version | None:
         """The version an alias points to now, None if it points nowhere."""
         number = self._aliases(family).get(alias)
         return None if number is None else self.version(family, number)

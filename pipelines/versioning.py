@@ -226,7 +226,7 @@ def keep_version(workspace: Path, versions: Path) -> Path:
     return folder
 
 
-def collect(workspace: Path, versions: Path, protected: set[str]) -> list[str]:
+def collect_garbage(workspace: Path, versions: Path, protected: set[str]) -> list[str]:
     """Let DVC remove cached data of versions no registered model was trained on. Returns the hashes let go.
 
     protected  data hashes of registered versions; the workspace's own is always kept

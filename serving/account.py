@@ -10,10 +10,10 @@ from datetime import date, datetime
 import numpy as np
 
 from pipelines.contracts import Decision, Floats, Outcome
-from pipelines.store import Latch, Store
-from serving.policy import Portfolio
+from pipelines.store import BreakerTrip, Store
+from serving.policy import ExposureSnapshot
 from serving.risk.breakers import REBASED
-from serving.risk.exposure import POSITION, Scenarios, view
+from serving.risk.exposure import POSITION, Scenarios, exposure_by_name
 
 
 @dataclass(slots=True)
@@ -38,20 +38,20 @@ class Account:
         """Replay every emitted decision, every outcome of one and every reset, in the order of event time."""
         account = cls()
         emitted = [record.decision for record in store.decisions(emitted_only=True)]
-        moves: list[tuple[datetime, Decision | Outcome | Latch]] = [(d.as_of, d) for d in emitted]
+        moves: list[tuple[datetime, Decision | Outcome | BreakerTrip]] = [(d.as_of, d) for d in emitted]
         moves += [(o.resolved_at, o) for o in store.outcomes_of([d.id for d in emitted])]
-        resets = [(x.reset_as_of, x) for x in store.latches(tripped_only=False) if x.reset_as_of is not None]
+        resets = [(x.reset_as_of, x) for x in store.breaker_trips(tripped_only=False) if x.reset_as_of is not None]
         moves += resets  # behind what ended at the same moment: it was known by then
         for _, move in sorted(moves, key=lambda pair: pair[0]):
             if isinstance(move, Decision):
-                account.take(move)
+                account.add_decision(move)
             elif isinstance(move, Outcome):
                 account.resolve(move)
             else:
-                account.accept(move)
+                account.apply_reset(move)
         return account
 
-    def take(self, decision: Decision) -> None:
+    def add_decision(self, decision: Decision) -> None:
         """Count an emitted decision; any other is ignored."""
         if decision.action == "NO_TRADE":
             return
@@ -62,7 +62,7 @@ class Account:
             self.open[key] = decision
             self.sizes[decision.id] = decision.size
 
-    def drop(self, decision: Decision) -> None:
+    def remove_decision(self, decision: Decision) -> None:
         """Take back a decision that never became durable."""
         if self.sizes.pop(decision.id, None) is not None:
             self.open.pop((decision.symbol, decision.as_of), None)
@@ -86,7 +86,7 @@ class Account:
         if self.day is not None and (ended < self.day or accepted):  # told late: it was never part of today
             self.day_start *= growth
 
-    def portfolio(self, at: datetime, symbol: str = "", strategy: str = "", side: float = 0.0) -> Portfolio:
+    def portfolio(self, at: datetime, symbol: str = "", strategy: str = "", side: float = 0.0) -> ExposureSnapshot:
         """The account as a new position finds it at the close of a bar: one of `strategy` in `symbol` on `side`.
 
         A position past its expiry no longer counts as open, nor one opened later than `at`: markets that are replayed
@@ -96,15 +96,15 @@ class Account:
         self._turn_to(at)
         self.open = {key: d for key, d in self.open.items() if d.expiry is None or d.expiry > at}
         held, asset = self.positions(at), self.scenarios.code(symbol)
-        return Portfolio(
-            **view(held, side, asset, self._code(strategy), self.scenarios),
+        return ExposureSnapshot(
+            **exposure_by_name(held, side, asset, self._code(strategy), self.scenarios),
             open_count=float(len(held)),
             trades_today=float(self.trades_today),
             daily_pnl=self.equity / self.day_start - 1.0,
             drawdown=1.0 - self.equity / self.peak,
         )
 
-    def held(self, at: datetime) -> list[Decision]:
+    def open_positions(self, at: datetime) -> list[Decision]:
         """Decisions whose positions are open at that moment, oldest first."""
         return [d for d in self.open.values() if d.as_of <= at and (d.expiry is None or d.expiry > at)]
 
@@ -112,7 +112,7 @@ class Account:
         """(k, 3) positions open at that moment, as `risk.exposure` reads them."""
         rows = [
             (d.size if d.action == "BUY" else -d.size, self.scenarios.code(d.symbol), self._code(d.event or ""))
-            for d in self.held(at)
+            for d in self.open_positions(at)
         ]
         return np.array(rows, dtype=np.float64).reshape(-1, len(POSITION))
 
@@ -129,7 +129,7 @@ class Account:
 
     # ---- what a person accepted -----------------------------------------------------------------------------------
 
-    def accept(self, latch: Latch) -> None:
+    def apply_reset(self, latch: BreakerTrip) -> None:
         """A person reset `drawdown` or `daily_loss`: its loss is counted anew from what the ledger knew then.
 
         What ended up to `latch.reset_as_of`, an outcome told later included, was accepted with it. Any other breaker,

@@ -38,8 +38,8 @@ from pipelines.contracts import (
 )
 from pipelines.data.alignment import book_fault
 from pipelines.errors import BadValues, BellwetherError, InputError, UnknownName
-from serving.guard import error_answer as error_answer
-from serving.guard import json_answer as json_answer
+from serving.guard import error_response as error_response
+from serving.guard import json_response as json_response
 
 MAX_BARS = 2000
 MAX_SYMBOLS = 256
@@ -96,7 +96,7 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Nothing(_Request):
+class EmptyRequest(_Request):
     """No fields: send {} or an empty body."""
 
 
@@ -213,7 +213,7 @@ def _feed(sent: list[ContextRecord]) -> ContextFeed | None:
     )
 
 
-class ObserveAnswer(BaseModel):
+class ObserveResponse(BaseModel):
     """received, new: bars sent, and stored now; records: books and context values stored now; closed: open times of the
     decision bars they closed; reason: why decisions must wait."""
 
@@ -249,8 +249,8 @@ class DecideRequest(_Request):
 
 
 # Every field of a Decision for `symbol`; `decisions` alone for `symbols`. Flat, as BentoML's API page needs it.
-DecideAnswer: type[BaseModel] = create_model(
-    "DecideAnswer",
+DecideResponse: type[BaseModel] = create_model(
+    "DecideResponse",
     decisions=(list[Decision] | None, None),
     **{name: (hint, ...) for name, hint in get_type_hints(Decision).items()},  # type: ignore[call-overload]
 )
@@ -268,7 +268,7 @@ class OutcomeRequest(_Request):
     cost_bps: Number
 
 
-class OutcomeAnswer(BaseModel):
+class OutcomeResponse(BaseModel):
     decision_id: str
     new: bool
 
@@ -291,7 +291,7 @@ class FillRequest(_Request):
         return self
 
 
-class FillAnswer(BaseModel):
+class FillResponse(BaseModel):
     """slippage_bps: how much worse than the decision's entry the price was; null where nothing was filled."""
 
     id: str
@@ -324,7 +324,7 @@ class Packed(_Request):
     f8: str
 
 
-class AskedRow(_Request):
+class PackedInferenceRequest(_Request):
     """One row for a family: (1, columns), or (1, steps, columns) where it looks back; arm → digest that must answer."""
 
     family: Name
@@ -333,20 +333,20 @@ class AskedRow(_Request):
     rows: Packed
 
 
-class AskRequest(_Request):
+class PredictBatchRequest(_Request):
     """All that one request of the decision service asks; an empty list asks whether we are there."""
 
-    asks: Annotated[list[AskedRow], Field(max_length=MAX_ROWS)]
+    asks: Annotated[list[PackedInferenceRequest], Field(max_length=MAX_ROWS)]
 
 
-class AskAnswer(BaseModel):
+class PredictBatchResponse(BaseModel):
     """One entry an ask, in order: arm → predictions with their arrays packed, or {"fault": why}."""
 
     generation: int
     answers: list[dict[str, Any]]
 
 
-class PredictAnswer(BaseModel):
+class PredictResponse(BaseModel):
     """One entry a row. p and p_low are numbers of a model with one class, class → number of one with several; null
     where the model abstains, and `reason` says why. `label` is its one word; `members` are its voters."""
 
@@ -369,7 +369,7 @@ class PredictAnswer(BaseModel):
 # ---- answers ------------------------------------------------------------------------------------------------------
 
 
-def answers(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Response]]:
+def json_endpoint(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Response]]:
     """Give an endpoint's plain content as JSON, and our own errors as 4xx with their message."""
 
     @functools.wraps(endpoint)
@@ -378,8 +378,8 @@ def answers(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Resp
             content = await endpoint(*args, **kwargs)
         except BellwetherError as error:
             status = 404 if isinstance(error, UnknownName) else 400 if isinstance(error, InputError) else 409
-            return error_answer(status, type(error).__name__, str(error))
-        return content if isinstance(content, Response) else json_answer(content)
+            return error_response(status, type(error).__name__, str(error))
+        return content if isinstance(content, Response) else json_response(content)
 
     return answered
 

@@ -15,19 +15,19 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Asking:
+class StoreExecutor:
     """Threads of its own, so that a database that hangs stops nothing else. One event loop owns it."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, "store")
         self._hung = 0  # calls that nobody waits for any more and that have not come back
 
-    async def short(self, ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(self, ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`ask` in a thread. Raises ServiceDown after STUCK_S, and at once while an earlier call still hangs."""
         return await self._ask(STUCK_S, functools.partial(ask, *args, **kwargs))
 
-    async def long(self, ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `short`, but LONG_S are waited for: a large answer takes its time."""
+    async def run_long(self, ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run`, but LONG_S are waited for: a large answer takes its time."""
         return await self._ask(LONG_S, functools.partial(ask, *args, **kwargs))
 
     async def _ask(self, patience_s: float, ask: Callable[[], T]) -> T:
@@ -50,7 +50,7 @@ class Asking:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-async def written(ledger: Ledger, work: Awaitable[T]) -> T:
+async def wait_for_write(ledger: Ledger, work: Awaitable[T]) -> T:
     """What `work` gives, which waits for the ledger's writer; it goes on if its caller goes away.
 
     Raises ServiceDown once the writer is stuck. The work is not called back: it is finished when the database is.

@@ -7,26 +7,26 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api import MAX_BODY, field_errors
-from serving.guard import error_answer, json_answer
-from serving.openapi import completed
+from serving.guard import error_response, json_response
+from serving.openapi import complete_spec
 from serving.page import page
 
 PROBES = ("/", "/livez", "/healthz", "/readyz", "/docs.json", "/schema.json", "/metrics")  # need no key, as `reads`
 
 
-class Calls:
-    """ASGI middleware inside the guard. `keyed`: paths that `docs.json` marks; `reads`: paths that also take GET."""
+class HttpRules:
+    """ASGI middleware inside the guard. `protected_paths`: paths that `docs.json` marks; `reads`: paths that also take GET."""
 
     def __init__(
         self,
         app: ASGIApp,
         title: str,
         text: str,
-        keyed: tuple[str, ...],
+        protected_paths: tuple[str, ...],
         reads: tuple[str, ...],
         max_body: int = MAX_BODY,
     ) -> None:
-        self._app, self._keyed, self._reads, self._max_body = app, keyed, reads, max_body
+        self._app, self._keyed, self._reads, self._max_body = app, protected_paths, reads, max_body
         self._page = page(title, text)
         self._docs: Response | None = None
 
@@ -52,15 +52,15 @@ class Calls:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         if b"transfer-encoding" in headers or not (length.isdigit() or length == b""):
-            return error_answer(411, "LengthRequired", "send the body with a Content-Length, not in chunks")
+            return error_response(411, "LengthRequired", "send the body with a Content-Length, not in chunks")
         if int(length or 0) > self._max_body:
-            return error_answer(
+            return error_response(
                 413, "BodyTooLarge", f"body of {int(length)} bytes, limit {self._max_body}; send less at a time"
             )
         content_types = [value for name, value in scope["headers"] if name == b"content-type"]
         if (content_types or int(length or 0)) and not (len(content_types) == 1 and _is_json(content_types[0])):
             found = b" and ".join(content_types)[:100].decode("latin-1") or "no Content-Type"
-            return error_answer(415, "UnsupportedMediaType", f"{found}: send JSON with Content-Type: application/json")
+            return error_response(415, "UnsupportedMediaType", f"{found}: send JSON with Content-Type: application/json")
         return None
 
     async def _documentation(self, scope: Scope, receive: Receive) -> Response:
@@ -73,7 +73,7 @@ class Calls:
                 body += message.get("body", b"")
 
             await self._app(scope, receive, collect)
-            self._docs = json_answer(completed(json.loads(body), needs_key=self._keyed))
+            self._docs = json_response(complete_spec(json.loads(body), needs_key=self._keyed))
         return self._docs
 
 
@@ -103,7 +103,7 @@ def _without_body(receive: Receive) -> Receive:
     return read
 
 
-class WholeJson:
+class BufferedJsonBody:
     """ASGI middleware: a body is whole before anybody waits or works for it, and JSON to BentoML whatever its content
     type says: the forms, files and pickles of BentoML are never reached, by a call or by the header of a GET."""
 
@@ -167,4 +167,4 @@ def _reworded(body: bytes) -> bytes:
     fields = field_errors(content["detail"])
     error = "; ".join(f"{f['field']}: {f['problem']} ({f['remedy']})" for f in fields[:3])
     more = f"; and {len(fields) - 3} more" if len(fields) > 3 else ""
-    return bytes(error_answer(400, "BadRequest", error + more, fields[:50]).body)
+    return bytes(error_response(400, "BadRequest", error + more, fields[:50]).body)

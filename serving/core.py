@@ -11,7 +11,7 @@ from math import erf, sqrt
 import numpy as np
 
 from pipelines.compiled import kernel
-from serving.fusion import N_VOICES, NO_REGIME, TRADITIONAL, TRADITIONAL_ONLY, VOICES, WEIGHT_ROWS, fuse
+from serving.fusion import N_SCORES, NO_REGIME, TRADITIONAL, TRADITIONAL_ONLY, SCORE_NAMES, WEIGHT_ROWS, fuse
 from serving.risk.codes import (
     CANNOT_COMPUTE,
     CONFIDENCE_BELOW,
@@ -31,7 +31,7 @@ from serving.risk.limits import BUDGETS, N_BUDGETS, STAGES, account_refusals, bu
 from serving.risk.sizing import N_CAPS, kelly, level, limit_row, smallest_cap, wanted_size
 
 # ---- row: what is known at the close of one decision bar ---------------------------------------------------------
-# N_VOICES each of: directions, confidences, factors, independence (order of fusion.VOICES), then:
+# N_SCORES each of: directions, confidences, factors, independence (order of fusion.SCORE_NAMES), then:
 _STATE = (
     "regime",  # code in the order of contracts.REGIMES; NaN = unknown: base weights, smallest caps
     "trend",  # −1, 0, 1; NaN = unknown
@@ -53,11 +53,11 @@ _STATE = (
     "p_low",  # its lower 95 % bound
 )
 ROW_FIELDS = (
-    *(f"{voice}.{part}" for part in ("direction", "confidence", "factor", "independence") for voice in VOICES),
+    *(f"{voice}.{part}" for part in ("direction", "confidence", "factor", "independence") for voice in SCORE_NAMES),
     *_STATE,
 )
 ROW_WIDTH = len(ROW_FIELDS)
-CONFIDENCES_AT, FACTORS_AT, INDEPENDENCE_AT, STATE_AT = N_VOICES, 2 * N_VOICES, 3 * N_VOICES, 4 * N_VOICES
+CONFIDENCES_AT, FACTORS_AT, INDEPENDENCE_AT, STATE_AT = N_SCORES, 2 * N_SCORES, 3 * N_SCORES, 4 * N_SCORES
 (REGIME, TREND, UNICORN, EVENT, TIER, AGE_BARS, BREAKERS, GROSS, STRATEGY, MARKET, ASSET, CORRELATED, ES, STRESS,
  OPEN_COUNT, TRADES_TODAY, DAILY_PNL, DRAWDOWN, ES_UNIT, VOLATILITY, ATR, PRICE, P,
  P_LOW) = range(STATE_AT, ROW_WIDTH)  # fmt: skip
@@ -87,8 +87,8 @@ PARAM_FIELDS = (
  KELLY_FRACTION, KELLY_CAP, VOLATILITY_TARGET, MAX_OPEN, MAX_TRADES_PER_DAY, MAX_DAILY_LOSS, MAX_DRAWDOWN,
  MAX_DATA_AGE_BARS, W_TRADITIONAL, W_AI, W_CORRELATION, VALID_ABOVE) = range(20)  # fmt: skip
 BUDGETS_AT = 20  # N_BUDGETS limits, in the order of limits.BUDGETS
-WEIGHTS_AT = len(PARAM_FIELDS)  # (WEIGHT_ROWS, N_VOICES) fusion.weight_table
-MULTIPLIER_AT = WEIGHTS_AT + WEIGHT_ROWS * N_VOICES  # one a regime, then the smallest
+WEIGHTS_AT = len(PARAM_FIELDS)  # (WEIGHT_ROWS, N_SCORES) fusion.weight_table
+MULTIPLIER_AT = WEIGHTS_AT + WEIGHT_ROWS * N_SCORES  # one a regime, then the smallest
 MAX_POSITION_AT = MULTIPLIER_AT + NO_REGIME + 1  # sizing.LIMIT_ROWS, then the smallest
 MAX_STOP_AT = MAX_POSITION_AT + 5  # the same rows
 TIER_SIZE_AT = MAX_STOP_AT + 5  # what each of the four tiers leaves of a size
@@ -122,9 +122,9 @@ OUT_FIELDS = (
 (ACTION, SIZE, DIRECTION, CONFIDENCE, CONSENSUS, COVERAGE, MIN_CONFIDENCE, LAYER_TRADITIONAL, LAYER_AI,
  LAYER_CORRELATION, VALIDATION, CONVICTION, STOP, TARGET, STOP_FRACTION, TARGET_BPS, MIN_TARGET_BPS, EDGE_BPS,
  BREAK_EVEN_P, KELLY, CAP, CAP_OF, STAGE, MAX_STOP, UNUSABLE_MASK) = range(len(OUT_FIELDS))  # fmt: skip
-SHARES_AT = len(OUT_FIELDS)  # N_VOICES weights, then N_VOICES contributions, see fusion.fuse
-CONTRIBUTIONS_AT = SHARES_AT + N_VOICES
-OUT_WIDTH = CONTRIBUTIONS_AT + N_VOICES
+SHARES_AT = len(OUT_FIELDS)  # N_SCORES weights, then N_SCORES contributions, see fusion.fuse
+CONTRIBUTIONS_AT = SHARES_AT + N_SCORES
+OUT_WIDTH = CONTRIBUTIONS_AT + N_SCORES
 
 
 @kernel
@@ -156,7 +156,7 @@ def _unusable(row, weights):  # type: ignore[no-untyped-def]
     regime = row[REGIME]
     if regime == regime and not (0.0 <= regime < NO_REGIME and regime == np.floor(regime)):
         mask |= 1 << REGIME
-    for c in range(N_VOICES):
+    for c in range(N_SCORES):
         side = row[c]
         if weights[c] > 0.0:
             if not (0.0 <= row[FACTORS_AT + c] <= _BIG):
@@ -261,14 +261,14 @@ def decide_row(row, params, out):  # type: ignore[no-untyped-def]
     if 0.0 <= row[REGIME] < NO_REGIME:
         regime = int(row[REGIME])
     table = TRADITIONAL_ONLY if row[TIER] == 3.0 else regime
-    stated = params[WEIGHTS_AT + table * N_VOICES : WEIGHTS_AT + (table + 1) * N_VOICES]
+    stated = params[WEIGHTS_AT + table * N_SCORES : WEIGHTS_AT + (table + 1) * N_SCORES]
 
     unusable = _unusable(row, stated)
     confidence, vote, consensus, coverage = fuse(
-        row[:N_VOICES],
-        row[CONFIDENCES_AT : CONFIDENCES_AT + N_VOICES],
-        stated * row[FACTORS_AT : FACTORS_AT + N_VOICES],
-        row[INDEPENDENCE_AT : INDEPENDENCE_AT + N_VOICES],
+        row[:N_SCORES],
+        row[CONFIDENCES_AT : CONFIDENCES_AT + N_SCORES],
+        stated * row[FACTORS_AT : FACTORS_AT + N_SCORES],
+        row[INDEPENDENCE_AT : INDEPENDENCE_AT + N_SCORES],
         out[SHARES_AT:CONTRIBUTIONS_AT],
         out[CONTRIBUTIONS_AT:OUT_WIDTH],
     )
@@ -321,7 +321,7 @@ def decide_row(row, params, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def core_batch(rows, params, outs, codes):  # type: ignore[no-untyped-def]
+def decide_rows(rows, params, outs, codes):  # type: ignore[no-untyped-def]
     """The same core over rows (n, ROW_WIDTH) into outs (n, OUT_WIDTH) and codes (n,) int64."""
     for i in range(rows.shape[0]):
         codes[i] = decide_row(rows[i], params, outs[i])

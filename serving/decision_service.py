@@ -39,47 +39,47 @@ from pipelines.training.warm import WarmStart, read_warm_start
 from serving import logs
 from serving.account import Account
 from serving.api import (
-    DecideAnswer,
+    DecideResponse,
     DecideRequest,
-    FillAnswer,
+    FillResponse,
     FillRequest,
-    Nothing,
-    ObserveAnswer,
+    EmptyRequest,
+    ObserveResponse,
     ObserveRequest,
-    OutcomeAnswer,
+    OutcomeResponse,
     OutcomeRequest,
-    answers,
-    json_answer,
+    json_endpoint,
+    json_response,
 )
-from serving.asking import Asking, written
-from serving.calls import PROBES, Calls, WholeJson
-from serving.experience import FILE as EXPERIENCE_FILE
-from serving.experience import Experience
+from serving.asking import StoreExecutor, wait_for_write
+from serving.calls import PROBES, HttpRules, BufferedJsonBody
+from serving.experience import ONLINE_WEIGHTS_FILE
+from serving.experience import OnlineWeightsStore
 from serving.fairness import FairQueue, decision_lanes
-from serving.following import Alarms, Follower, families, refusals, slot_checks
+from serving.following import AlarmQueue, GenerationWatcher, families, refusals, slot_checks
 from serving.guard import Guard
-from serving.guarding import Latches, of_account, of_bar, of_champion, of_fills, of_outage, slippage_bps
-from serving.health import Health, health, waits_for_first_turn
+from serving.guarding import BreakerMonitor, account_inputs, bar_inputs, champion_inputs, fill_inputs, outage_inputs, slippage_bps
+from serving.health import Health, health, waits_for_first_run
 from serving.keys import write_key
 from serving.ledger import Ledger
-from serving.live import FAMILY, age_in_bars, decide, hear, seen_of, tier_at
+from serving.live import DECISION_FAMILY, age_in_bars, decide, predict_all, tier_inputs, tier_at
 from serving.logs import RequestLog
 from serving.metrics_folder import keep_in_memory
-from serving.opinions import asks, faulty, opinions, raised_at
+from serving.opinions import inference_requests, faulty, prediction_records, events_at_close
 from serving.policy import flatten
 from serving.protocol import guard_worker
 from serving.remote import ModelClient
-from serving.risk.breakers import Conditions
+from serving.risk.breakers import BreakerInputs
 from serving.risk.exposure import Scenarios, scenarios_of
-from serving.slots import Slots, Snapshot
+from serving.slots import ModelSlots, Snapshot
 from serving.startup import starting
-from serving.symbols import CLOCK_SKEW, Symbol, Symbols, check_bars, clock_of, replay
-from serving.tiers import EMERGENCY_LATCH, FULL, Freshness, State, Tier, TierBook, worst
+from serving.symbols import CLOCK_SKEW, Symbol, Symbols, check_bars, clock_of, restore_symbol
+from serving.tiers import EMERGENCY_BREAKER, FULL, Freshness, State, Tier, TierStore, worst
 from serving.utilisation import utilisation
 
 keep_in_memory()  # before BentoML makes its first counter
 log = logging.getLogger("bellwether.decision")
-KEPT = 4096  # decisions remembered so that asking again gives the same one
+MAX_CACHED_DECISIONS = 4096  # decisions remembered so that asking again gives the same one
 
 TIER_FILE, FRESHNESS_FILE = "tiers.json", "freshness.json"
 PROBE = "store probe"  # a lease: the smallest real write, tried while the store is not writable
@@ -134,15 +134,15 @@ class DecisionService:
             self._flat = flatten(self._params)
             self._store = Store.open(self._where.store, self._where.durability, SERVICE_WAIT_MS)
             self._account = Account.restore(self._store)
-            self._experience = Experience(self._where.serving_dir / EXPERIENCE_FILE, self._params)
-        self._asking = Asking()
+            self._experience = OnlineWeightsStore(self._where.serving_dir / ONLINE_WEIGHTS_FILE, self._params)
+        self._executor = StoreExecutor()
         self._ledger = Ledger(self._store)
-        self._alarms = Alarms()
-        self._slots = Slots(self._where.serving_dir, self._where.bundles, self._alarm)
+        self._alarms = AlarmQueue()
+        self._slots = ModelSlots(self._where.serving_dir, self._where.bundles, self._alarm)
         self._waiting: Snapshot | None = None  # a generation loaded, not yet served
         self._symbols = Symbols()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._latches = Latches(self._params, self._ledger)
+        self._latches = BreakerMonitor(self._params, self._ledger)
         self._judged: dict[str, float] = {}  # symbol → close of the newest bar its breakers looked at
         self._fills_judged = False  # those of a process before this one
         self._made: dict[tuple[Any, ...], _Made] = {}
@@ -151,8 +151,8 @@ class DecisionService:
         self._doubted: set[tuple[Any, ...]] = set()  # of those pending: somebody was told that it failed
         self._unsure: dict[tuple[Any, ...], Decision] = {}  # told as failed; it may be stored all the same
         self._late: dict[tuple[Any, ...], Decision] = {}  # told as failed, and found in the store since
-        self._follower = Follower(self._look, self._tell_look)
-        self._tiers = TierBook(self._where.serving_dir / TIER_FILE, self._params.tiers)
+        self._watcher = GenerationWatcher(self._look, self._tell_look)
+        self._tiers = TierStore(self._where.serving_dir / TIER_FILE, self._params.tiers)
         self._saving = asyncio.Lock()
         self._freshness = Freshness(self._where.serving_dir / FRESHNESS_FILE)
         self._stale: dict[str, str] = {}
@@ -176,20 +176,20 @@ class DecisionService:
             self._remote = ModelClient(
                 self._where.model_url, write_key(self._where), wait_s, retry_s, self._params.tiers.faults_in_row
             )
-        await self._follower.look()
+        await self._watcher.poll()
         gc.freeze()  # what is loaded stays: no request waits while it is searched for cycles
-        self._follower.start()
+        self._watcher.start()
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        await self._follower.stop()
+        await self._watcher.stop()
         if self._remote is not None:
             await self._remote.close()
         if self._pages is not None:
             self._pages.stop()
         await asyncio.to_thread(self._ledger.close)
         self._slots.close()
-        self._asking.close()
+        self._executor.close()
         self._store.close()
 
     async def _look(self) -> None:
@@ -202,25 +202,25 @@ class DecisionService:
             self._look_at_tiers(datetime.now(UTC))
             try:
                 await self._save_tiers()
-                await self._asking.short(self._alarms.tell, self._store)
+                await self._executor.run(self._alarms.flush, self._store)
             except (StoreFault, ServiceDown) as error:
                 self._fault_of_store(error)
 
     async def _look_around(self) -> None:
         self._clock_fault(datetime.now(UTC))
         self._look_at_disk()
-        await self._asking.short(self._reach if self._store_fault is None else self._probe)
+        await self._executor.run(self._reach if self._store_fault is None else self._probe)
         self._look_at_pages()
         self._waiting = await asyncio.to_thread(self._slots.pending) or self._waiting
         if self._waiting is not None:
             await self._warm(self._waiting)
             await asyncio.to_thread(self._slots.swap, self._waiting)
             self._waiting = None
-        if self._latches.send_again() is not None:  # what was refused before: a fault only if it is refused again
-            await written(self._ledger, self._all(self._latches.waiting()))
+        if self._latches.retry_writes() is not None:  # what was refused before: a fault only if it is refused again
+            await wait_for_write(self._ledger, self._all(self._latches.pending_writes()))
         await self._follow_store()
         if self._remote is not None:
-            await self._remote.look(time.monotonic())
+            await self._remote.probe(time.monotonic())
 
     def _tell_look(self, fault: str | None) -> None:
         told = f"{LOOK}{fault or 'looks are whole again'}"
@@ -228,7 +228,7 @@ class DecisionService:
 
     def _look_at_disk(self) -> None:
         where = self._where
-        self._disk = disk.look(where.home, where.disk_warn_mb * disk.MB, where.disk_stop_mb * disk.MB)
+        self._disk = disk.check_space(where.home, where.disk_warn_mb * disk.MB, where.disk_stop_mb * disk.MB)
 
     def _look_at_pages(self) -> None:
         """Begin a check of the store's pages where one is due; no call and no writer waits for it."""
@@ -249,23 +249,23 @@ class DecisionService:
 
     async def _follow_store(self) -> None:
         await self._find_late(self._symbols)
-        in_store = self._latches.written()
-        told = await self._asking.short(self._store.latches, tripped_only=False)
-        for name, why in self._latches.follow(told, in_store).items():
+        in_store = self._latches.confirmed_writes()
+        told = await self._executor.run(self._store.breaker_trips, tripped_only=False)
+        for name, why in self._latches.sync(told, in_store).items():
             self._tell_tripped(name, why)
         for latch in told:
-            self._account.accept(latch)
+            self._account.apply_reset(latch)
         since = self._experience.since
-        ended = await self._asking.long(self._store.resolved, None, None, since)
+        ended = await self._executor.run_long(self._store.resolved, None, None, since)
         if self._disk.level != "stop":  # it is learnt from the store when there is room again
             try:
-                await asyncio.to_thread(self._experience.follow, ended)
+                await asyncio.to_thread(self._experience.update, ended)
             except OSError as error:
-                raise ServiceDown(f"{EXPERIENCE_FILE} cannot be written: {error}. Make room on the disk") from error
+                raise ServiceDown(f"{ONLINE_WEIGHTS_FILE} cannot be written: {error}. Make room on the disk") from error
         if self._account.sizes:
-            for outcome in await self._asking.long(self._store.outcomes_of, list(self._account.sizes)):
+            for outcome in await self._executor.run_long(self._store.outcomes_of, list(self._account.sizes)):
                 self._account.resolve(outcome)
-        self._judge(of_account(self._account))
+        self._judge(account_inputs(self._account))
         if not self._fills_judged:
             await self._judge_fills()
 
@@ -284,13 +284,13 @@ class DecisionService:
 
     async def _begin(self, warm: WarmStart, new: Snapshot) -> None:
         """Live state of a symbol: its warm start, then what was observed since. The caller holds the symbol's lock."""
-        bars = await self._asking.long(self._store.bars, warm.symbol, warm.last_open_time)
+        bars = await self._executor.run_long(self._store.bars, warm.symbol, warm.last_open_time)
         last_close = warm.history.bars[-1, OPEN_TIME] + TIMEFRAME_SECONDS[warm.decision_timeframe]
-        records = await self._asking.long(self._store.records, warm.symbol, last_close)
-        symbol = await asyncio.to_thread(replay, warm, bars, *records, await asyncio.to_thread(self._clock_of, warm))
+        records = await self._executor.run_long(self._store.records, warm.symbol, last_close)
+        symbol = await asyncio.to_thread(restore_symbol, warm, bars, *records, await asyncio.to_thread(self._clock_of, warm))
         await asyncio.to_thread(self._rehearse, symbol, new)
         newest = utc(symbol.closed.close_time)
-        self._remember(symbol, await self._asking.long(self._store.decisions, warm.symbol, newest))
+        self._remember(symbol, await self._executor.run_long(self._store.decisions, warm.symbol, newest))
         self._symbols[warm.symbol] = symbol
         self._account.scenarios = await asyncio.to_thread(self._scenarios, dict(self._symbols))
         log.info("%s: warm start %s and %d bars observed since", warm.symbol, warm.digest[:12], len(bars))
@@ -325,12 +325,12 @@ class DecisionService:
 
     def _rehearse(self, symbol: Symbol, snapshot: Snapshot) -> None:
         """One bar and one decision on copies, so that no request waits for a kernel to be loaded."""
-        Symbol(symbol.warm).step(symbol.closed.bar)
+        Symbol(symbol.warm).on_bar(symbol.closed.bar)
         close = utc(symbol.closed.close_time)
         account = Account(scenarios=self._scenarios({symbol.name: symbol}))
         portfolio = functools.partial(account.portfolio, close, symbol.name)
         tier = Tier(FULL if snapshot.slot("validator", "champion") else NO_SYMBOL.tier, "rehearsal")
-        facts: dict[str, Any] = {"tier": tier, "id": "rehearsal", "asked_at": close, "now": close}
+        facts: dict[str, Any] = {"tier": tier, "id": "rehearsal", "known_at": close, "now": close}
         decide(symbol, snapshot, self._params, self._flat, portfolio, (), **facts)
 
     # ---- tiers and alarms -----------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ class DecisionService:
             stale = self._look_at_age(symbol, now)
             self._stale = {k: v for k, v in self._stale.items() if k != name} | ({name: stale} if stale else {})
             if stale:
-                self._judge(of_outage(symbol, now))
+                self._judge(outage_inputs(symbol, now))
             if self._judged.get(name) != symbol.closed.close_time:
                 self._judge_bars(symbol, 1)
             self._see(symbol, snapshot, None)
@@ -357,21 +357,21 @@ class DecisionService:
         if symbol.clock.mode == "market":
             return None
         age_bars = (now.timestamp() - symbol.closed.close_time) / symbol.step_s
-        return self._freshness.look(symbol.name, age_bars, self._params.risk.max_data_age_bars)
+        return self._freshness.stale_reason(symbol.name, age_bars, self._params.risk.max_data_age_bars)
 
-    def _see(self, symbol: Symbol, snapshot: Snapshot, heard: dict[str, Any] | None) -> State:
+    def _see(self, symbol: Symbol, snapshot: Snapshot, predictions: dict[str, Any] | None) -> State:
         """Move the symbol's tier by what is seen now; a change is logged and an alarm."""
-        seen = seen_of(symbol, snapshot, heard, self._out(), self._emergency(symbol, datetime.now(UTC)))
-        before, after = self._tiers.see(symbol.name, seen)
-        champion = (heard or {}).get(FAMILY, {}).get("champion")
-        self._judge(of_champion(symbol, FAMILY, champion, after.faults))
+        seen = tier_inputs(symbol, snapshot, predictions, self._out(), self._emergency(symbol, datetime.now(UTC)))
+        before, after = self._tiers.update(symbol.name, seen)
+        champion = (predictions or {}).get(DECISION_FAMILY, {}).get("champion")
+        self._judge(champion_inputs(symbol, DECISION_FAMILY, champion, after.faults))
         if before is not None and before.tier != after.tier:
             told = f"{symbol.name}: tier {before.tier} to {after.tier}: {after.reason}"
             log.warning("%s", told)
             fell = after.tier > before.tier
             severity = "info" if not fell else "critical" if after.tier == 4 else "high"
             self._alarms.append(("tier_changed", severity, told, f"{symbol.name}: ", not fell and after.held == FULL))
-        for family, arms in (heard or {}).items():
+        for family, arms in (predictions or {}).items():
             for arm, said in arms.items():
                 key = (family, arm, said["digest"])
                 fault = faulty(said)
@@ -382,7 +382,7 @@ class DecisionService:
 
     def _emergency(self, symbol: Symbol, now: datetime) -> str | None:
         """Why nothing may be opened on a symbol, whatever its models say; None if nothing stands against it."""
-        if EMERGENCY_LATCH in self._latches.names:
+        if EMERGENCY_BREAKER in self._latches.names:
             return "latched by a person; `emergency` is reset like any breaker"
         if self._store_fault is not None:
             return self._store_fault
@@ -392,16 +392,16 @@ class DecisionService:
             return self._disk.detail
         if self._clock_told is not None:
             return self._clock_told
-        if symbol.clock.mode == "wall" and symbol.position > now + CLOCK_SKEW:
+        if symbol.clock.mode == "wall" and symbol.last_bar_close > now + CLOCK_SKEW:
             return (
-                f"the newest bar closes at {symbol.position:%F %T} UTC, after now, {now:%F %T} UTC: the clock is "
+                f"the newest bar closes at {symbol.last_bar_close:%F %T} UTC, after now, {now:%F %T} UTC: the clock is "
                 "behind, or was ahead when that bar came. Fix the clock; a bar that closes now takes its place"
             )
         return self._stale.get(symbol.name)
 
     def _clock_fault(self, now: datetime) -> str | None:
         """Why the clock cannot be believed now; told once, and once when it can be again."""
-        told = self._clock_watch.look(steady_s(), now.timestamp())
+        told = self._clock_watch.check(steady_s(), now.timestamp())
         if told is not None and told != self._clock_told:
             log.error("%s", told)
             self._alarms.append(("clock_jumped", "critical", f"{CLOCK}{told}", CLOCK, False))
@@ -412,11 +412,11 @@ class DecisionService:
         return told
 
     def _now(self, symbol: Symbol, wall: datetime) -> datetime:
-        return symbol.clock.now(symbol.position, wall)
+        return symbol.clock.now(symbol.last_bar_close, wall)
 
     def _out(self) -> str | None:
         """Why the model service is out; None where models answer here."""
-        return None if self._remote is None else self._remote.out
+        return None if self._remote is None else self._remote.outage
 
     def _alarm(self, kind: str, severity: str, detail: str) -> None:
         """Told to the store by the next look: no request waits for it, and a store that is down loses none."""
@@ -432,7 +432,7 @@ class DecisionService:
 
     def _reach(self) -> None:
         """Whether a write could begin now, without one."""
-        self._store.reach()
+        self._store.check_writable()
 
     def _probe(self) -> None:
         """A write, after one failed: the place may be there and the disk full."""
@@ -458,9 +458,9 @@ class DecisionService:
 
     # ---- breakers -------------------------------------------------------------------------------------------------
 
-    def _judge(self, seen: Conditions) -> None:
+    def _judge(self, seen: BreakerInputs) -> None:
         """Trip what has to: refused from here on, on its way to the store ahead of the next decision, and an alarm."""
-        for name, why in self._latches.judge(seen, datetime.now(UTC)).items():
+        for name, why in self._latches.evaluate(seen, datetime.now(UTC)).items():
             log.error("breaker %s tripped: %s", name, why)
             self._tell_tripped(name, why)
 
@@ -470,23 +470,23 @@ class DecisionService:
     def _judge_bars(self, symbol: Symbol, newest: int) -> None:
         """The newest closed bars, oldest first. What a person has reset does not trip when a restart looks again."""
         for back in reversed(range(min(newest, len(symbol.history)))):
-            self._judge(of_bar(symbol, back, self._params.breakers.book_bars))
+            self._judge(bar_inputs(symbol, back, self._params.breakers.book_bars))
         self._judged[symbol.name] = symbol.closed.close_time
 
     async def _judge_fills(self) -> None:
         since, whole = self._latches.reset_at.get("execution"), self._params.breakers.fills
-        self._judge(of_fills(await self._asking.short(self._store.fills, since, whole), whole))
+        self._judge(fill_inputs(await self._executor.run(self._store.fills, since, whole), whole))
         self._fills_judged = True
 
     # ---- the calls ------------------------------------------------------------------------------------------------
 
-    @bentoml.api(route="/observe", output_spec=ObserveAnswer)
-    @answers
+    @bentoml.api(route="/observe", output_spec=ObserveResponse)
+    @json_endpoint
     @durable
     async def observe(self, request: ObserveRequest, /) -> Any:
         """Take closed base bars, books and context of one symbol. Durable before the answer; needs the bearer key."""
         # a caller that goes away or a timeout ends the waiting, never a fold between the store and live state
-        return await written(self._ledger, self._take(request, datetime.now(UTC)))
+        return await wait_for_write(self._ledger, self._take(request, datetime.now(UTC)))
 
     async def _take(self, request: ObserveRequest, now: datetime) -> dict[str, Any]:
         rows, told = request.matrix(), request.records()
@@ -494,22 +494,22 @@ class DecisionService:
         self._refuse_what_cannot_be_kept(symbol, rows, now)
         async with self._locks[symbol.name]:
             symbol = self._symbols[request.symbol]  # a new warm start may have come while we waited
-            if symbol.clock.mode == "wall" and symbol.position > now + CLOCK_SKEW and len(rows):
+            if symbol.clock.mode == "wall" and symbol.last_bar_close > now + CLOCK_SKEW and len(rows):
                 symbol = await self._back_from_the_future(symbol, rows, now)
-            admit = functools.partial(symbol.admit, rows, now, functools.partial(self._store.bars, symbol.name))
+            admit = functools.partial(symbol.validate_new, rows, now, functools.partial(self._store.bars, symbol.name))
             known = len(rows) > 0 and not rows[0, OPEN_TIME] > symbol.last_open_time  # only then the store is asked
-            fresh = await self._asking.short(admit) if known else admit()
+            fresh = await self._executor.run(admit) if known else admit()
             new: tuple[Books | None, ContextFeed | None] = (None, None)
             if any(told):
                 stored = functools.partial(self._store.records, symbol.name)
-                new = await self._asking.short(symbol.admit_records, *told, now, stored)
+                new = await self._executor.run(symbol.validate_new_records, *told, now, stored)
             if len(fresh) or any(new):
                 batch = BarBatch(symbol.name, fresh, fresh[:, OPEN_TIME] + symbol.base_s, now, *new)
                 await asyncio.wrap_future(self._ledger.observe(batch))
-            symbol.hear(*new)
+            symbol.ingest_records(*new)
             closed = symbol.advance(fresh)
             if len(fresh):
-                self._freshness.heard(symbol.name, now.timestamp())
+                self._freshness.record_arrival(symbol.name, now.timestamp())
                 self._look_at_age(symbol, now)
             self._judge_bars(symbol, len(closed))
         return {
@@ -538,7 +538,7 @@ class DecisionService:
             raise ServiceDown(self._store_fault)
         if symbol is not None and (fault := self._clock_fault(now)) is not None:
             if symbol.clock.mode == "wall" and len(rows):
-                self._clock_watch.witness(float(rows[-1, OPEN_TIME]) + symbol.base_s, steady_s())
+                self._clock_watch.observe_bar(float(rows[-1, OPEN_TIME]) + symbol.base_s, steady_s())
             raise ClockJumped(fault)
 
     async def _back_from_the_future(self, symbol: Symbol, rows: Floats, now: datetime) -> Symbol:
@@ -548,13 +548,13 @@ class DecisionService:
         opened = float(rows[-1, OPEN_TIME])
         closes_now = now.timestamp() - (opened + symbol.base_s) <= 2.0 * symbol.step_s
         known = opened <= symbol.warm.last_open_time  # then it is the clock that is behind
-        stored = await self._asking.short(self._store.bars, symbol.name, opened - 1.0, opened)
+        stored = await self._executor.run(self._store.bars, symbol.name, opened - 1.0, opened)
         if known or not closes_now or len(stored):
             return symbol
-        gone = await self._asking.short(self._store.withdraw_bars, symbol.name, (now + CLOCK_SKEW).timestamp())
+        gone = await self._executor.run(self._store.withdraw_bars, symbol.name, (now + CLOCK_SKEW).timestamp())
         await self._begin(symbol.warm, self._slots.snapshot)
         told = (
-            f"{CLOCK}{len(gone)} bar(s) of {symbol.name} that closed up to {symbol.position:%F %T} UTC came while the "
+            f"{CLOCK}{len(gone)} bar(s) of {symbol.name} that closed up to {symbol.last_bar_close:%F %T} UTC came while the "
             f"clock was ahead; they are taken back, for the feed and the clock now agree on {now:%F %T} UTC: "
             f"{[row.tolist() for row in gone[:3]]}"
         )
@@ -564,15 +564,15 @@ class DecisionService:
         self._alarms.append(("clock_jumped", "high", told, told, False))
         return self._symbols[symbol.name]
 
-    @bentoml.api(route="/decide", output_spec=DecideAnswer)
-    @answers
+    @bentoml.api(route="/decide", output_spec=DecideResponse)
+    @json_endpoint
     @durable
     async def decide(self, request: DecideRequest, /) -> Any:
         """Decide on the last closed bar of one symbol or many, for now by the clock of its market; asked again, the
         same bar gives the same answer. Needs the bearer key."""
         names = request.symbols or [str(request.symbol)]
         try:
-            made = await written(self._ledger, self._make(names, datetime.now(UTC)))
+            made = await wait_for_write(self._ledger, self._make(names, datetime.now(UTC)))
         except (StoreFault, ServiceDown, asyncio.CancelledError):
             self._doubted |= {subject for subject, (decision, _) in self._pending.items() if decision.symbol in names}
             raise
@@ -588,26 +588,26 @@ class DecisionService:
         await self._find_late(names)
         made = await self._decided(names, now)
         await self._save_tiers()
-        await self._all(self._latches.waiting())
+        await self._all(self._latches.pending_writes())
         return await self._all([done for _, done in made])
 
     async def _find_late(self, names: Collection[str]) -> None:
         """Look for decisions whose write was told as failed: a stored one counts, and is the answer on its bar."""
         for subject, decision in [(s, d) for s, d in self._unsure.items() if d.symbol in names]:
             try:
-                stored = (await self._asking.short(self._store.decision, decision.id)).decision
+                stored = (await self._executor.run(self._store.decision, decision.id)).decision
             except UnknownName:
                 self._unsure.pop(subject, None)
                 continue
             if self._unsure.pop(subject, None) is not None:
                 log.warning("decision %s was stored after all", stored.id)
-                self._account.take(stored)
+                self._account.add_decision(stored)
                 self._stands(subject, stored)
 
     def _stands(self, subject: tuple[Any, ...], decision: Decision) -> None:
         """Whoever asked was told that it failed: asked again, this is the answer, whatever the tier has become."""
         self._late[subject] = decision
-        if len(self._late) > KEPT:
+        if len(self._late) > MAX_CACHED_DECISIONS:
             del self._late[next(iter(self._late))]
 
     @staticmethod
@@ -617,7 +617,7 @@ class DecisionService:
     def _unwritten(self, error: Exception) -> Any:
         told = f"not done: {str(error).rstrip('.')}. Asking again is safe; what was stored all the same is found"
         content = {"error": told, "kind": type(error).__name__, "fields": [], **self._told_tier(self._worst())}
-        return json_answer(content, 503)
+        return json_response(content, 503)
 
     async def _decided(self, names: Sequence[str], now: datetime) -> list[_Made]:
         if self._remote is None:
@@ -631,16 +631,16 @@ class DecisionService:
                 for symbol in (self._symbols[name] for name in dict.fromkeys(names))
                 if self._key(symbol, age_in_bars(symbol, self._now(symbol, now)), snapshot) not in self._made
             ]
-            raised = [raised_at(symbol) for symbol in new]
-            asked = [asks(snapshot, symbol, some) for symbol, some in zip(new, raised, strict=True)]
-            answers = iter(await self._remote.ask(snapshot, [ask for some in asked for ask in some]))
-            heard = {
-                symbol.name: opinions(
+            raised = [events_at_close(symbol) for symbol in new]
+            asked = [inference_requests(snapshot, symbol, some) for symbol, some in zip(new, raised, strict=True)]
+            answers = iter(await self._remote.predict(snapshot, [ask for some in asked for ask in some]))
+            predictions = {
+                symbol.name: prediction_records(
                     snapshot, symbol, some, mine, {k: v for _ in mine for k, v in next(answers).items()}
                 )
                 for symbol, some, mine in zip(new, raised, asked, strict=True)
             }
-            return [self._decide(self._symbols[name], now, snapshot, heard.get(name)) for name in names]
+            return [self._decide(self._symbols[name], now, snapshot, predictions.get(name)) for name in names]
 
     def _key(self, symbol: Symbol, age_bars: float, snapshot: Snapshot) -> tuple[Any, ...]:
         """All that a decision rests on, as it stands now."""
@@ -652,19 +652,19 @@ class DecisionService:
         state = self._tiers[name]
         return None if state is None else state.tier
 
-    def _decide(self, symbol: Symbol, now: datetime, snapshot: Snapshot, heard: dict[str, Any] | None) -> _Made:
+    def _decide(self, symbol: Symbol, now: datetime, snapshot: Snapshot, predictions: dict[str, Any] | None) -> _Made:
         """Decide and hand to the ledger, or find the decision already made on exactly this."""
         subject = about(symbol, snapshot)
         if (late := self._late.get(subject)) is not None:
             return late, done_with(late)
         if (waiting := self._pending.get(subject)) is not None:
             return waiting
-        asked_at = self._now(symbol, now)
-        age_bars = age_in_bars(symbol, asked_at)
+        known_at = self._now(symbol, now)
+        age_bars = age_in_bars(symbol, known_at)
         if (before := self._made.get(self._key(symbol, age_bars, snapshot))) is not None:
             return before
-        heard = hear(symbol, snapshot) if heard is None else heard
-        state = self._see(symbol, snapshot, heard)
+        predictions = predict_all(symbol, snapshot) if predictions is None else predictions
+        state = self._see(symbol, snapshot, predictions)
         key = self._key(symbol, age_bars, snapshot)
         decision = decide(
             symbol,
@@ -675,22 +675,22 @@ class DecisionService:
             self._latches.names,
             tier=tier_at(state, age_bars, self._params.risk.max_data_age_bars),
             learned=self._experience.weights,
-            heard=heard,
+            predictions=predictions,
             id=id_of(key, snapshot),
-            asked_at=asked_at,
+            known_at=known_at,
             now=now,
         )
-        self._account.take(decision)  # before it is durable: the next decision must see it
+        self._account.add_decision(decision)  # before it is durable: the next decision must see it
         try:
             done = self._stored(
                 decision,
                 self._ledger.append(decision, symbol.closed.features.tobytes(), symbol.closed.signals.tobytes()),
             )
         except ServiceDown:
-            self._account.drop(decision)
+            self._account.remove_decision(decision)
             raise
         self._made[key] = self._pending[subject] = decision, done
-        if len(self._made) > KEPT:
+        if len(self._made) > MAX_CACHED_DECISIONS:
             del self._made[next(iter(self._made))]
         loop = asyncio.get_running_loop()
         done.add_done_callback(lambda ended: loop.call_soon_threadsafe(self._settle, key, subject, decision, ended))
@@ -724,43 +724,43 @@ class DecisionService:
         doubted = subject in self._doubted
         self._doubted.discard(subject)
         if (error := ended.exception()) is not None:  # nothing may rest on a decision that was not written
-            self._account.drop(decision)
+            self._account.remove_decision(decision)
             self._made.pop(key, None)
             if not isinstance(error, InputError):  # that one was refused; any other may have been done
                 self._unsure[subject] = decision
             return
         if (stored := ended.result()) is not decision:
-            self._account.drop(decision)
-            self._account.take(stored)
+            self._account.remove_decision(decision)
+            self._account.add_decision(stored)
             if key in self._made:
                 self._made[key] = stored, ended
         if doubted:
             self._stands(subject, stored)
 
-    @bentoml.api(route="/outcome", output_spec=OutcomeAnswer)
-    @answers
+    @bentoml.api(route="/outcome", output_spec=OutcomeResponse)
+    @json_endpoint
     @durable
     async def outcome(self, request: OutcomeRequest, /) -> dict[str, Any]:
         """What became of a decision; idempotent by decision id. Needs the bearer key."""
-        return await written(self._ledger, self._resolve(Outcome(**request.model_dump())))
+        return await wait_for_write(self._ledger, self._resolve(Outcome(**request.model_dump())))
 
     async def _resolve(self, outcome: Outcome) -> dict[str, Any]:
         self._refuse_what_cannot_be_kept(None, np.empty((0, 0)), datetime.now(UTC))
         new = await asyncio.wrap_future(self._ledger.resolve(outcome))
         self._account.resolve(outcome)
-        self._judge(of_account(self._account))
+        self._judge(account_inputs(self._account))
         return {"decision_id": outcome.decision_id, "new": new}
 
-    @bentoml.api(route="/fill", output_spec=FillAnswer)
-    @answers
+    @bentoml.api(route="/fill", output_spec=FillResponse)
+    @json_endpoint
     @durable
     async def fill(self, request: FillRequest, /) -> Any:
         """What a venue made of an emitted decision's order; idempotent by its id. Needs the bearer key."""
-        return await written(self._ledger, self._fill(request))
+        return await wait_for_write(self._ledger, self._fill(request))
 
     async def _fill(self, request: FillRequest) -> dict[str, Any]:
         self._refuse_what_cannot_be_kept(None, np.empty((0, 0)), datetime.now(UTC))
-        decision = (await self._asking.short(self._store.decision, request.decision_id)).decision
+        decision = (await self._executor.run(self._store.decision, request.decision_id)).decision
         worse = None if request.price is None else slippage_bps(decision, request.price)
         reported = Fill(**request.model_dump(), ingested_at=datetime.now(UTC), slippage_bps=worse)
         new = await asyncio.wrap_future(self._ledger.fill(reported))
@@ -768,8 +768,8 @@ class DecisionService:
         return {"id": reported.id, "new": new, "slippage_bps": worse, "breakers": list(self._latches.names)}
 
     @bentoml.api(route="/models")
-    @answers
-    async def models(self, request: Nothing, /) -> dict[str, Any]:
+    @json_endpoint
+    async def models(self, request: EmptyRequest, /) -> dict[str, Any]:
         """What is served: champion and challenger of every family, and what was refused."""
         snapshot = self._slots.snapshot
         return {
@@ -780,8 +780,8 @@ class DecisionService:
         }
 
     @bentoml.api(route="/status")
-    @answers
-    async def status(self, request: Nothing, /) -> dict[str, Any]:
+    @json_endpoint
+    async def status(self, request: EmptyRequest, /) -> dict[str, Any]:
         """Tier and why, models, symbols, breakers, account."""
         snapshot = self._slots.snapshot
         account = self._account
@@ -793,7 +793,7 @@ class DecisionService:
             "families": families(snapshot),
             "refused": refusals(snapshot),
             "symbols": {
-                name: _described(symbol, self._freshness.arrived(name), datetime.now(UTC))
+                name: _described(symbol, self._freshness.last_arrival(name), datetime.now(UTC))
                 | self._told_tier(self._state(name))
                 for name, symbol in self._symbols.items()
             },
@@ -810,8 +810,8 @@ class DecisionService:
         }
 
     @bentoml.api(route="/risk")
-    @answers
-    async def risk(self, request: Nothing, /) -> dict[str, Any]:
+    @json_endpoint
+    async def risk(self, request: EmptyRequest, /) -> dict[str, Any]:
         """Every limit with what is used of it, whose the tail is, breakers, stage, and what would be refused now."""
         closes = [symbol.closed.close_time for symbol in self._symbols.values()]
         at = utc(max(closes)) if closes else datetime.now(UTC)
@@ -819,12 +819,12 @@ class DecisionService:
         return utilisation(self._account, self._symbols, at, self._params, self._flat, self._latches.names, tiers)
 
     @bentoml.api(route="/ready")
-    @answers
-    async def ready(self, request: Nothing, /) -> Any:
+    @json_endpoint
+    async def ready(self, request: EmptyRequest, /) -> Any:
         """Every check behind readiness; 503 until all of them hold."""
         checks = self._checks()
         told = {**self._told_health(checks), **self._told_tier(self._worst())}
-        return json_answer({**told, "checks": checks}, 200 if told["ready"] else 503)
+        return json_response({**told, "checks": checks}, 200 if told["ready"] else 503)
 
     async def __is_ready__(self) -> bool:
         return all(check["ok"] for check in self._checks())
@@ -851,20 +851,20 @@ class DecisionService:
         found = self._health(checks)
         return {
             "ready": all(check["ok"] for check in checks),
-            "health": found.word,
+            "health": found.status,
             "health_reason": found.reason,
-            "waiting_for_first_turn": waits_for_first_turn(checks, self._slots.snapshot.generation, self._refused()),
+            "waiting_for_first_turn": waits_for_first_run(checks, self._slots.snapshot.generation, self._refused()),
         }
 
     def _told_tier(self, state: State) -> dict[str, Any]:
-        tier = state.now()
+        tier = state.current_tier()
         multiplier = self._params.tiers.size[tier.number]
         return {"tier": tier.number, "tier_reason": tier.reason, "tier_multiplier": multiplier, "held": state.held}
 
     def _checks(self) -> list[dict[str, Any]]:
         """What readiness rests on: all of them hold, or bars and decisions cannot be taken now. `ok` is true of those
         that only tell."""
-        fault, told = self._follower.fault(), self._slots.snapshot.warm_start
+        fault, told = self._watcher.fault(), self._slots.snapshot.warm_start
         followed = fault or self._slots.refusal or f"{self._slots.snapshot.generation}"
         current = {symbol.warm.digest for symbol in self._symbols.values()}
         warm = told is not None and told["digest"] in current
@@ -900,7 +900,7 @@ def id_of(key: tuple[Any, ...], snapshot: Snapshot) -> str:
 
 
 def _described(symbol: Symbol, arrived: float | None, now: datetime) -> dict[str, Any]:
-    at = symbol.clock.now(symbol.position, now)
+    at = symbol.clock.now(symbol.last_bar_close, now)
     return {
         "clock": symbol.clock.mode,
         "clock_why": symbol.clock.why,
@@ -924,15 +924,15 @@ DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
     Guard, tool="decision", open_paths=(*PROBES, *READS), open_folders=("/static_content/",)
 )
 DecisionService.add_asgi_middleware(  # type: ignore[attr-defined]
-    Calls,
+    HttpRules,
     title="Bellwether decisions",
     text="Show it closed bars, books and context; ask for a decision. Every answer says why, and is durable before it "
     "leaves. observe, decide, outcome and fill need the key (artifacts/write_key): press Authorize, or open this page "
     "with `bellwether open decision`.",
-    keyed=("/observe", "/decide", "/outcome", "/fill"),
+    protected_paths=("/observe", "/decide", "/outcome", "/fill"),
     reads=READS,
 )
-DecisionService.add_asgi_middleware(WholeJson)  # type: ignore[attr-defined]
+DecisionService.add_asgi_middleware(BufferedJsonBody)  # type: ignore[attr-defined]
 DecisionService.add_asgi_middleware(FairQueue, lanes=decision_lanes())  # type: ignore[attr-defined]
 guard_worker()
 logs.configure()

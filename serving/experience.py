@@ -17,18 +17,18 @@ from pipelines.contracts import CATEGORIES, Floats, Outcome, utc
 from pipelines.errors import BellwetherError
 from pipelines.settings import Params
 from pipelines.store import DecisionRecord
-from serving.fusion import N_VOICES, regime_weights
+from serving.fusion import N_SCORES, regime_weights
 from serving.generation import write_atomically
-from serving.learning import Confidence, Learning, Resolved, pattern, start, update
+from serving.learning import BetaPosterior, OnlineWeights, ResolvedEvent, pattern_posterior, initial_state, update
 
 
-def begin(params: Params) -> Learning:
+def initial_weights(params: Params) -> OnlineWeights:
     """Nothing learnt: the stated weights, and the chance of a price without drift."""
     weights = regime_weights(params.fusion, None)
-    return start(tuple(weights[name] for name in CATEGORIES), 1.0 / (1.0 + params.labels.odds), params.learning)
+    return initial_state(tuple(weights[name] for name in CATEGORIES), 1.0 / (1.0 + params.labels.odds), params.learning)
 
 
-def learn(state: Learning, resolved: Sequence[tuple[DecisionRecord, Outcome]], params: Params) -> Learning:
+def learn(state: OnlineWeights, resolved: Sequence[tuple[DecisionRecord, Outcome]], params: Params) -> OnlineWeights:
     """The state after these outcomes, in the order in which they resolved; those before its last one are left out."""
     for record, outcome in sorted(resolved, key=lambda pair: (pair[1].resolved_at, pair[0].decision.id)):
         decision, at = record.decision, outcome.resolved_at.timestamp()
@@ -36,23 +36,23 @@ def learn(state: Learning, resolved: Sequence[tuple[DecisionRecord, Outcome]], p
         if side == 0.0 or not decision.said or (state.at is not None and at < state.at):
             continue
         said = tuple(decision.said.get(name, np.nan) for name in CATEGORIES)
-        told = Resolved(at, said, side, float(outcome.label), decision.event or "", decision.regime)
+        told = ResolvedEvent(at, said, side, float(outcome.label), decision.event or "", decision.regime)
         state = update(state, told, params.learning)
     return state
 
 
-FILE = "experience.json"
+ONLINE_WEIGHTS_FILE = "experience.json"
 
 log = logging.getLogger("bellwether.experience")
 
 
-class Experience:
+class OnlineWeightsStore:
     """One process's view of it. Not thread-safe: the caller follows with one thread at a time."""
 
     def __init__(self, file: Path, params: Params) -> None:
         self._file, self._params = file, params
         self._counted: set[str] = set()  # decisions whose outcome came at the very moment of the last one
-        self._state = self._read() or begin(params)
+        self._state = self._read() or initial_weights(params)
         self._shown: datetime | None = None  # the newest outcome it was shown, whether or not it taught anything
 
     @property
@@ -73,17 +73,17 @@ class Experience:
 
     @property
     def factor(self) -> Floats:
-        """(N_VOICES,) what learning makes of each stated weight where it decides; ones where it is only recorded."""
+        """(N_SCORES,) what learning makes of each stated weight where it decides; ones where it is only recorded."""
         return factor_of(self._state.weights, self._params)
 
-    def pattern(self, kind: str, regime: str | None) -> Confidence:
-        return pattern(self._state, kind, regime, self._params.learning)
+    def pattern(self, kind: str, regime: str | None) -> BetaPosterior:
+        return pattern_posterior(self._state, kind, regime, self._params.learning)
 
-    def patterns(self) -> list[tuple[str, str, Confidence]]:
+    def patterns(self) -> list[tuple[str, str, BetaPosterior]]:
         """(kind, regime, confidence) of every pattern that ever resolved."""
         return [(row[0], row[1], self.pattern(row[0], row[1])) for row in self._state.patterns]
 
-    def follow(self, resolved: Sequence[tuple[DecisionRecord, Outcome]]) -> int:
+    def update(self, resolved: Sequence[tuple[DecisionRecord, Outcome]]) -> int:
         """Learn from outcomes since `since`; returns how many were new. Durable on return."""
         self._shown = max((outcome.resolved_at for _, outcome in resolved), default=self._shown)
         new = [pair for pair in resolved if pair[0].decision.id not in self._counted]
@@ -98,25 +98,25 @@ class Experience:
         write_atomically(self._file, {"state": self._state.to_json(), "counted": sorted(self._counted)})
         return self._state.count - before.count
 
-    def _read(self) -> Learning | None:
+    def _read(self) -> OnlineWeights | None:
         try:
             told = json.loads(self._file.read_text())
-            state = Learning.from_json(told["state"])
+            state = OnlineWeights.from_json(told["state"])
             self._counted = set(told["counted"])
         except FileNotFoundError:
             return None  # the ledger holds all it was learnt from
         except (ValueError, KeyError, TypeError, BellwetherError) as error:
             log.warning("%s cannot be read (%s); learning anew from the ledger", self._file, error)
             return None
-        if state.stated == begin(self._params).stated:
+        if state.stated == initial_weights(self._params).stated:
             return state
         self._counted = set()  # other weights are stated now: what was learnt began elsewhere
         return None
 
 
 def factor_of(weights: Sequence[float], params: Params) -> Floats:
-    """(N_VOICES,) learnt weights (C,) over the stated ones; ones where learning only records."""
-    factor = np.ones(N_VOICES)
+    """(N_SCORES,) learnt weights (C,) over the stated ones; ones where learning only records."""
+    factor = np.ones(N_SCORES)
     if params.learning.use == "act":
         stated = regime_weights(params.fusion, None)
         factor[: len(CATEGORIES)] = [

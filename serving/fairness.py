@@ -12,26 +12,26 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api import error_answer
+from serving.api import error_response
 
 WAIT_S = 2.0
 
 
 @dataclass
 class Lane:
-    """at_work: requests worked on at a time; room: how many may wait for that."""
+    """max_running: requests worked on at a time; max_waiting: how many may wait for that."""
 
-    at_work: int
-    room: int
+    max_running: int
+    max_waiting: int
     _busy: int = 0
     _waiting: deque["asyncio.Future[None]"] = field(default_factory=deque)
 
     async def enter(self, wait_s: float) -> bool:
         """Whether the turn came; a lane that was entered has to be left."""
-        if self._busy < self.at_work:
+        if self._busy < self.max_running:
             self._busy += 1
             return True
-        if len(self._waiting) >= self.room:
+        if len(self._waiting) >= self.max_waiting:
             return False
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
@@ -63,11 +63,11 @@ class Lane:
 
 def decision_lanes() -> dict[str, Lane]:
     """Path → its lane. What writes never waits for what decides, nor for what only reads; probes wait for nothing."""
-    decide, reads = Lane(at_work=8, room=128), Lane(at_work=2, room=32)
+    decide, reads = Lane(max_running=8, max_waiting=128), Lane(max_running=2, max_waiting=32)
     return {
-        "/observe": Lane(at_work=8, room=64),
-        "/outcome": Lane(at_work=8, room=64),
-        "/fill": Lane(at_work=8, room=64),
+        "/observe": Lane(max_running=8, max_waiting=64),
+        "/outcome": Lane(max_running=8, max_waiting=64),
+        "/fill": Lane(max_running=8, max_waiting=64),
         "/decide": decide,
         **dict.fromkeys(("/status", "/risk", "/models", "/schema.json"), reads),
     }
@@ -85,8 +85,8 @@ class FairQueue:
             await self._app(scope, receive, send)
             return
         if not await lane.enter(self._wait_s):
-            busy = f"{lane.at_work} of this kind are at work and {lane.room} wait, which is the limit; ask again in 1 s"
-            answer = error_answer(429, "TooManyRequests", busy)
+            busy = f"{lane.max_running} of this kind are at work and {lane.max_waiting} wait, which is the limit; ask again in 1 s"
+            answer = error_response(429, "TooManyRequests", busy)
             answer.headers["retry-after"] = "1"
             await answer(scope, receive, send)
             return

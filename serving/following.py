@@ -18,7 +18,7 @@ log = logging.getLogger("bellwether.following")
 AFTER_FAULT_SECONDS = 1.0
 
 
-class Alarms:
+class AlarmQueue:
     """Alarms on their way to the store: no request waits for it, and a store that is down loses none.
 
     An entry is (kind, severity, detail, about, over): one replaces its kind's open one about the same; over = closed.
@@ -33,7 +33,7 @@ class Alarms:
             if alarm not in self._waiting:
                 self._waiting.append(alarm)
 
-    def tell(self, store: Store) -> None:
+    def flush(self, store: Store) -> None:
         """Hand over what waits, oldest first; what the store refuses goes on waiting."""
         while self._waiting:
             self._raise(store, *self._waiting[0])
@@ -51,7 +51,7 @@ class Alarms:
             store.clear_alarm(told, at)
 
 
-class Follower:
+class GenerationWatcher:
     """Runs `look` every POLL_SECONDS on the event loop until stopped.
 
     A fault of whatever kind ends one look and never the next: it is logged, `tell` is called with it, readiness is red
@@ -79,7 +79,7 @@ class Follower:
             return self._fault or "not started"
         return "stopped; restart this service" if self._task.done() else self._fault
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """One look; its fault is told, not raised."""
         try:
             await self._look()
@@ -97,7 +97,7 @@ class Follower:
 
     async def _run(self) -> None:
         while True:
-            await self.look()
+            await self.poll()
             await asyncio.sleep(POLL_SECONDS if self._fault is None else AFTER_FAULT_SECONDS)
 
 

@@ -12,9 +12,9 @@ from pipelines.contracts import CATEGORIES, REGIMES, Floats
 from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import FusionParams
 
-VOICES = (*CATEGORIES, "traditional")
-N_VOICES = len(VOICES)
-TRADITIONAL = N_VOICES - 1
+SCORE_NAMES = (*CATEGORIES, "traditional")
+N_SCORES = len(SCORE_NAMES)
+TRADITIONAL = N_SCORES - 1
 
 # Rows of the weight table: one a regime, then no regime (base weights), then tier 3, where only tradition speaks.
 NO_REGIME = len(REGIMES)
@@ -43,8 +43,8 @@ def regime_weights(fusion: FusionParams, regime: str | None) -> dict[str, float]
 
 
 def weight_table(fusion: FusionParams) -> Floats:
-    """(WEIGHT_ROWS, N_VOICES): each row sums to 1. The traditional voice has weight in tier 3 only."""
-    table = np.zeros((WEIGHT_ROWS, N_VOICES))
+    """(WEIGHT_ROWS, N_SCORES): each row sums to 1. The traditional voice has weight in tier 3 only."""
+    table = np.zeros((WEIGHT_ROWS, N_SCORES))
     for row, regime in enumerate((*REGIMES, None)):
         table[row, :TRADITIONAL] = [regime_weights(fusion, regime)[name] for name in CATEGORIES]
     table[TRADITIONAL_ONLY, TRADITIONAL] = 1.0
@@ -55,8 +55,8 @@ def weight_table(fusion: FusionParams) -> Floats:
 def fuse(directions, confidences, weights, independence, shares, contributions):  # type: ignore[no-untyped-def]
     """Weighted mean confidence and weighted log-odds vote of the categories that speak.
 
-    directions     (N_VOICES,) −1, 0, 1, NaN = unavailable; confidences (N_VOICES,) percentile in [0, 1]
-    independence   (N_VOICES,) in (0, 1]: what is left of a category's vote where others tend to say the same
+    directions     (N_SCORES,) −1, 0, 1, NaN = unavailable; confidences (N_SCORES,) percentile in [0, 1]
+    independence   (N_SCORES,) in (0, 1]: what is left of a category's vote where others tend to say the same
     shares         written: weight renormalised over the available; NaN = unavailable or without weight
     contributions  written: signed share of the vote; they sum to ± consensus; 0 = silent, NaN as above
     Returns        (confidence, vote, consensus, coverage). vote = Σ w·u·d·logit(clip(½ + confidence/2, ½, .999)), u the

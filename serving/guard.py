@@ -41,12 +41,12 @@ SECURITY_HEADERS = (
 )
 
 
-def json_answer(content: Any, status: int = 200) -> Response:
+def json_response(content: Any, status: int = 200) -> Response:
     return Response(json.dumps(content, allow_nan=False, separators=(",", ":")), status, media_type="application/json")
 
 
-def error_answer(status: int, kind: str, error: str, fields: list[dict[str, str]] | None = None) -> Response:
-    return json_answer({"error": error, "kind": kind, "fields": fields or []}, status)
+def error_response(status: int, kind: str, error: str, fields: list[dict[str, str]] | None = None) -> Response:
+    return json_response({"error": error, "kind": kind, "fields": fields or []}, status)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Refusal:
     error: str
 
     def response(self) -> Response:
-        response = error_answer(self.status, self.kind, self.error)
+        response = error_response(self.status, self.kind, self.error)
         if self.status == 401:
             response.headers["www-authenticate"] = "Bearer"  # not Basic: no browser should store the key
         return response
@@ -195,7 +195,7 @@ class Guard:
         if scope["method"] == "POST":
             return await self._login(scope, receive)
         if scope["method"] != "GET":
-            return error_answer(405, "MethodNotAllowed", f"{SESSION_PATH} takes GET and POST")
+            return error_response(405, "MethodNotAllowed", f"{SESSION_PATH} takes GET and POST")
         ticket = parse_qs(scope["query_string"].decode("latin-1")).get("ticket", [""])[0]
         if not ticket:
             refusal = self._check_key(scope)
@@ -203,19 +203,19 @@ class Guard:
         try:
             is_valid = await asyncio.to_thread(keys.redeem_ticket, self._where, self._tool, ticket)
         except OSError as error:
-            return error_answer(503, "Unavailable", f"cannot check the link: {error.strerror}. Try again.")
+            return error_response(503, "Unavailable", f"cannot check the link: {error.strerror}. Try again.")
         if not is_valid:
             return login_page(self._tool, 401, "This link was used already or has expired.")
         return self._open_session(scope)
 
     async def _login(self, scope: Scope, receive: Receive) -> Response:
         if not (_header(scope, b"origin") or _header(scope, b"sec-fetch-site") == [b"same-origin"]):
-            return error_answer(403, "ForeignOrigin", "send the form from the login page")
+            return error_response(403, "ForeignOrigin", "send the form from the login page")
         if _header(scope, b"content-type") != [b"application/x-www-form-urlencoded"]:
-            return error_answer(415, "UnsupportedMediaType", "send the form of the login page")
+            return error_response(415, "UnsupportedMediaType", "send the form of the login page")
         length = b"".join(_header(scope, b"content-length"))
         if not length.isdigit() or int(length) > MAX_FORM_BYTES:
-            return error_answer(413, "BodyTooLarge", f"send the form with its length, at most {MAX_FORM_BYTES} bytes")
+            return error_response(413, "BodyTooLarge", f"send the form with its length, at most {MAX_FORM_BYTES} bytes")
         form = parse_qs((await _read_body(receive)).decode("utf-8", "replace"))
         if not keys.is_equal(form.get("key", [""])[0].strip(), self._key):
             return login_page(self._tool, 401, "Wrong key.")

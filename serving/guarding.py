@@ -17,10 +17,10 @@ from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, Decision, utc
 from pipelines.errors import BadValues, ServiceDown
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import Params
-from pipelines.store import Fill, Latch
+from pipelines.store import Fill, BreakerTrip
 from serving.account import Account
 from serving.ledger import Ledger
-from serving.risk.breakers import REBASED, Conditions, holding
+from serving.risk.breakers import REBASED, BreakerInputs, triggered
 from serving.symbols import Symbol
 
 ATR, SPREAD = FEATURES.index["atr_14"], FEATURES.index["spread"]
@@ -31,7 +31,7 @@ MODEL_FAULT = "MODEL_FAULT:"  # what counts as the model's own failing: a servic
 # ---- what is known --------------------------------------------------------------------------------------------------
 
 
-def of_bar(symbol: Symbol, back: int, book_bars: int) -> Conditions:
+def bar_inputs(symbol: Symbol, back: int, book_bars: int) -> BreakerInputs:
     """The closed decision bar `back` bars before the newest (0 = the newest), beside the bars before it.
 
     Over a gap, of bars or of a closed market, a bar is its own range: the way across belongs to no bar.
@@ -40,7 +40,7 @@ def of_bar(symbol: Symbol, back: int, book_bars: int) -> Conditions:
     close = utc(kept.bars[i, OPEN_TIME] + symbol.step_s)
     about = f"{symbol.name}, bar closed {close:%F %H:%M} UTC"
     if i < 1:
-        return Conditions(about)
+        return BreakerInputs(about)
     bar, before = kept.bars[i], kept.bars[i - 1]
     follows = bar[OPEN_TIME] - before[OPEN_TIME] == symbol.step_s
     high, low = (max(bar[HIGH], before[CLOSE]), min(bar[LOW], before[CLOSE])) if follows else (bar[HIGH], bar[LOW])
@@ -49,7 +49,7 @@ def of_bar(symbol: Symbol, back: int, book_bars: int) -> Conditions:
     sizes = np.nansum(kept.levels[max(0, i - book_bars) : i + 1, :, :, 1], axis=(1, 2))
     usual = np.isfinite(spreads[:-1])
     known = usual.sum() >= FEWEST_BOOKS and np.isfinite(spreads[-1])
-    return Conditions(
+    return BreakerInputs(
         about,
         true_range=float((high - low) / reach) if reach > 0 else nan,
         spread_bps=float(spreads[-1]) if known else nan,
@@ -59,39 +59,39 @@ def of_bar(symbol: Symbol, back: int, book_bars: int) -> Conditions:
     )
 
 
-def of_account(account: Account) -> Conditions:
+def account_inputs(account: Account) -> BreakerInputs:
     daily_pnl, drawdown = account.losses
     day = "no day yet" if account.day is None else f"{account.day:%F}"
-    return Conditions(f"account on {day}", daily_pnl=daily_pnl, drawdown=drawdown)
+    return BreakerInputs(f"account on {day}", daily_pnl=daily_pnl, drawdown=drawdown)
 
 
-def of_outage(symbol: Symbol, now: datetime) -> Conditions:
+def outage_inputs(symbol: Symbol, now: datetime) -> BreakerInputs:
     """A symbol that was fed live and is not: the decision bars that should have closed by now, closures left out."""
     last, step_s = symbol.closed.close_time, symbol.step_s
     closed = symbol.warm.closures
     slots = np.arange(round(last / step_s), floor(now.timestamp() / step_s))
     missing = float((~closed[slots % len(closed)]).sum())
-    return Conditions(f"{symbol.name}, last bar closed {utc(last):%F %H:%M} UTC", missing_bars=missing)
+    return BreakerInputs(f"{symbol.name}, last bar closed {utc(last):%F %H:%M} UTC", missing_bars=missing)
 
 
-def of_champion(symbol: Symbol, family: str, said: Mapping[str, Any] | None, faults: Mapping[str, int]) -> Conditions:
+def champion_inputs(symbol: Symbol, family: str, said: Mapping[str, Any] | None, faults: Mapping[str, int]) -> BreakerInputs:
     """The acting champion's entry in the record of a decision, and its faults in a row by digest."""
     if said is None or not (said["reason"] or "").startswith(MODEL_FAULT):
-        return Conditions()
+        return BreakerInputs()
     close = utc(symbol.closed.close_time)
     about = f"{family} champion version {said['version']} at {symbol.name}, bar closed {close:%F %H:%M} UTC"
-    return Conditions(about, faults=float(faults.get(said["digest"], 0)))
+    return BreakerInputs(about, faults=float(faults.get(said["digest"], 0)))
 
 
-def of_fills(fills: Sequence[Fill], whole: int) -> Conditions:
+def fill_inputs(fills: Sequence[Fill], whole: int) -> BreakerInputs:
     """The newest fills since execution was reset last, oldest first; `whole`: how many say what slippage is usual."""
     if not fills:
-        return Conditions()
+        return BreakerInputs()
     slippages = [fill.slippage_bps for fill in fills if fill.slippage_bps is not None]
     rejected = [fill for fill in fills if fill.status == "rejected"]
     newest = fills[-1]
     told = "" if not rejected or not rejected[-1].reason else f", last reason {rejected[-1].reason!r}"
-    return Conditions(
+    return BreakerInputs(
         f"orders to fill {newest.id} at {newest.at:%F %T} UTC{told}",
         rejected=float(len(rejected)),
         fills=float(len(fills)),
@@ -111,7 +111,7 @@ def slippage_bps(decision: Decision, price: float) -> float:
 
 
 @dataclass(slots=True)
-class Latches:
+class BreakerMonitor:
     """Breaker → why, of those that refuse now. One event loop owns it."""
 
     params: Params
@@ -130,13 +130,13 @@ class Latches:
         """In the order of their tripping, which decisions record."""
         return tuple(self.reasons)
 
-    def judge(self, seen: Conditions, at: datetime) -> dict[str, str]:
+    def evaluate(self, seen: BreakerInputs, at: datetime) -> dict[str, str]:
         """Trip what has to; returns breaker → why of those that tripped now.
 
         What a person has reset does not trip again for the same reason; losses are counted anew instead (`REBASED`).
         """
         tripped = {}
-        for name, why in holding(seen, self.params).items():
+        for name, why in triggered(seen, self.params).items():
             if name not in self.reasons and (name in REBASED or (name, why) not in self.reset):
                 self.sent[name] = self._send(name, at, why)
                 tripped[name] = why
@@ -150,11 +150,11 @@ class Latches:
             done.set_exception(error)
             return _Sent(at, why, done)
 
-    def written(self) -> dict[str, "_Sent"]:
-        """What is in the store by now: ask before the store is read, hand to `follow` with what it said."""
+    def confirmed_writes(self) -> dict[str, "_Sent"]:
+        """What is in the store by now: ask before the store is read, hand to `sync` with what it said."""
         return {name: sent for name, sent in self.sent.items() if sent.done.done() and not sent.done.exception()}
 
-    def follow(self, told: Iterable[Latch], written: Mapping[str, "_Sent"]) -> dict[str, str]:
+    def sync(self, told: Iterable[BreakerTrip], written: Mapping[str, "_Sent"]) -> dict[str, str]:
         """Take over what the store holds, history included. Returns breaker → why of those nobody here knew."""
         before, self.stored = self.reasons, {}
         for latch in told:
@@ -168,7 +168,7 @@ class Latches:
                 del self.sent[name]
         return {name: why for name, why in self.stored.items() if name not in before}
 
-    def send_again(self) -> BaseException | None:
+    def retry_writes(self) -> BaseException | None:
         """Hand over anew what the store refused; returns its last fault, None if there was none."""
         fault: BaseException | None = None
         for name, sent in list(self.sent.items()):
@@ -177,7 +177,7 @@ class Latches:
                 self.sent[name] = self._send(name, sent.at, sent.reason)
         return fault
 
-    def waiting(self) -> "list[Future[bool]]":
+    def pending_writes(self) -> "list[Future[bool]]":
         """What has to be durable before anything that rests on it leaves."""
         return [sent.done for sent in self.sent.values()]
 

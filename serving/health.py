@@ -17,7 +17,7 @@ Word = Literal["HEALTHY", "DEGRADED", "UNHEALTHY"]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    word: Word
+    status: Word
     reason: str  # the first thing to look at
 
 
@@ -33,19 +33,19 @@ def health(
     if red := [f"{check['name']}: {check['detail']}" for check in checks if not check["ok"]]:
         return Health("UNHEALTHY", "; ".join(red))
     if state.tier == EMERGENCY:
-        return Health("UNHEALTHY", state.now().reason)
+        return Health("UNHEALTHY", state.current_tier().reason)
     if breakers:
         return Health("UNHEALTHY", "; ".join(f"breaker {name} is latched: {why}" for name, why in breakers.items()))
     if state.tier > SIMPLE or state.held > FULL:
-        return Health("DEGRADED", state.now().reason)
+        return Health("DEGRADED", state.current_tier().reason)
     if warming:
         return Health("DEGRADED", "; ".join(f"{name}: {why}" for name, why in warming.items()))
     if refused:
         return Health("DEGRADED", "; ".join(refused))
-    return Health("HEALTHY", state.now().reason)
+    return Health("HEALTHY", state.current_tier().reason)
 
 
-def waits_for_first_turn(checks: Sequence[Mapping[str, Any]], generation: int, refused: Collection[str]) -> bool:
+def waits_for_first_run(checks: Sequence[Mapping[str, Any]], generation: int, refused: Collection[str]) -> bool:
     """Whether all that is missing is the first `bellwether run`."""
     red = {check["name"] for check in checks if not check["ok"]}
     return red == {"warm start"} and generation == 0 and not refused

@@ -28,18 +28,18 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedEvent:
     """An event whose outcome is known.
 
     at      epoch seconds at which it resolved
-    said    (C,) what each of CATEGORIES said when it was decided on: direction × confidence in [-1, 1], 0 = silent,
+    category_scores (C,) what each of CATEGORIES said when it was decided on: direction × confidence in [-1, 1], 0 = silent,
             NaN = unavailable
     side    -1 or 1, of the event; label 1 = its target came first, 0 = stop or time
     kind    name of the signal that raised it; regime one of REGIMES, None = not known
     """
 
     at: float
-    said: tuple[float, ...]
+    category_scores: tuple[float, ...]
     side: float
     label: float
     kind: str = ""
@@ -47,7 +47,7 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
-class Learning:
+class OnlineWeights:
     """Everything that is remembered. Weights (C,) in the order of CATEGORIES; each sums to 1.
 
     stated    weights to start from and to come back to
@@ -76,7 +76,7 @@ class Learning:
         return json.dumps({"categories": CATEGORIES, **asdict(self)})
 
     @staticmethod
-    def from_json(text: str) -> "Learning":
+    def from_json(text: str) -> "OnlineWeights":
         """Raises StateError if it was learnt for other categories."""
         told = json.loads(text)
         if (categories := told.pop("categories", None)) != list(CATEGORIES):
@@ -85,11 +85,11 @@ class Learning:
             )
         told["losses"] = tuple(tuple((int(number), loss) for number, loss in heard) for heard in told["losses"])
         told["patterns"] = tuple(tuple(row) for row in told["patterns"])
-        return Learning(**told | {name: tuple(told[name]) for name in ("stated", "weights", "opened", "labels")})
+        return OnlineWeights(**told | {name: tuple(told[name]) for name in ("stated", "weights", "opened", "labels")})
 
 
 @dataclass(frozen=True, slots=True)
-class Confidence:
+class BetaPosterior:
     """Beta posterior that a pattern's target comes first: mean with its 95 % interval.
 
     n  discounted number of outcomes it rests on; 0 = the prior alone speaks
@@ -103,7 +103,7 @@ class Confidence:
     n: float
 
 
-def start(stated: tuple[float, ...], prior: float, params: LearningParams) -> Learning:
+def initial_state(stated: tuple[float, ...], prior: float, params: LearningParams) -> OnlineWeights:
     """Nothing learnt yet. stated (C,) weights; prior in (0, 1), for instance stop / (target + stop).
 
     Raises BadShape, or BadValues where they do not sum to 1 or begin under the floor.
@@ -118,10 +118,10 @@ def start(stated: tuple[float, ...], prior: float, params: LearningParams) -> Le
         )
     if not 0.0 < prior < 1.0:
         raise BadValues(f"prior {prior} is no chance between 0 and 1; 1 / (1 + labels.odds) is the usual one")
-    return Learning(stated, prior, stated, stated)
+    return OnlineWeights(stated, prior, stated, stated)
 
 
-def update(state: Learning, outcome: Resolved, params: LearningParams) -> Learning:
+def update(state: OnlineWeights, outcome: ResolvedEvent, params: LearningParams) -> OnlineWeights:
     """The state after one more outcome; outcomes come in the order in which they resolved.
 
     A category's loss is that of a bet at the base rate's own odds: ½ - ½ · x · (label - π) / max(π, 1 - π), x what it
@@ -134,7 +134,7 @@ def update(state: Learning, outcome: Resolved, params: LearningParams) -> Learni
     rate = base_rate(state, params)
     oldest = state.count + 1 - params.history_decisions  # of the outcomes still remembered
     losses = []
-    for said, heard in zip(outcome.said, state.losses, strict=True):
+    for said, heard in zip(outcome.category_scores, state.losses, strict=True):
         if said == said and said != 0.0:
             gain = said * outcome.side * (outcome.label - rate) / max(rate, 1.0 - rate)
             heard = (*heard, (state.count, 0.5 - 0.5 * gain))[-params.outcomes_a_source :]
@@ -151,10 +151,10 @@ def update(state: Learning, outcome: Resolved, params: LearningParams) -> Learni
         losses=tuple(losses),
         patterns=_counted(state, outcome, params),
     )
-    return replace(told, weights=_bounded(target(told, params), told, params))
+    return replace(told, weights=_bounded(target_weights(told, params), told, params))
 
 
-def target(state: Learning, params: LearningParams) -> tuple[float, ...]:
+def target_weights(state: OnlineWeights, params: LearningParams) -> tuple[float, ...]:
     """(C,) where Hedge with fixed share stands after what is remembered, before floor and step. Sums to 1.
 
     Who is silent keeps its share; who is heard alone is compared with nobody, and keeps it too.
@@ -176,20 +176,20 @@ def target(state: Learning, params: LearningParams) -> tuple[float, ...]:
     return tuple(weights)
 
 
-def base_rate(state: Learning, params: LearningParams) -> float:
+def base_rate(state: OnlineWeights, params: LearningParams) -> float:
     """Share of the remembered outcomes whose target came first, with the prior as `prior_outcomes` more of them."""
     seen = params.prior_outcomes
     return (sum(state.labels) + seen * state.prior) / (len(state.labels) + seen)
 
 
-def pattern(state: Learning, kind: str, regime: str | None, params: LearningParams) -> Confidence:
+def pattern_posterior(state: OnlineWeights, kind: str, regime: str | None, params: LearningParams) -> BetaPosterior:
     """How sure it is that events of this kind pay in this regime. The prior counts as `prior_outcomes` outcomes."""
     key = (kind, regime or UNKNOWN)
     won, lost = next(((row[2], row[3]) for row in state.patterns if row[:2] == key), (0.0, 0.0))
     alpha = params.prior_outcomes * state.prior + won
     beta = params.prior_outcomes * (1.0 - state.prior) + lost
     low, high = beta_quantiles(alpha, beta, (0.025, 0.975))
-    return Confidence(alpha, beta, alpha / (alpha + beta), low, high, won + lost)
+    return BetaPosterior(alpha, beta, alpha / (alpha + beta), low, high, won + lost)
 
 
 def beta_quantiles(alpha: float, beta: float, levels: tuple[float, ...]) -> tuple[float, ...]:
@@ -203,12 +203,12 @@ def beta_quantiles(alpha: float, beta: float, levels: tuple[float, ...]) -> tupl
     return tuple(float(1.0 / (1.0 + np.exp(-q))) for q in np.interp(np.array(levels) * mass[-1], mass, t))
 
 
-def in_force(
-    state: Learning, said: Floats, side: Floats, label: Floats, at: Floats, decided: Floats, params: LearningParams
+def weights_in_force(
+    state: OnlineWeights, said: Floats, side: Floats, label: Floats, at: Floats, decided: Floats, params: LearningParams
 ) -> Floats:
     """(n, C) weights in force when each of n events was decided on: learnt from what had resolved by then.
 
-    said (n, C), side, label, at (n,) as in Resolved; decided (n,) epoch seconds, in any order
+    said (n, C), side, label, at (n,) as in ResolvedEvent; decided (n,) epoch seconds, in any order
     """
     n = len(side)
     if said.shape != (n, N) or any(values.shape != (n,) for values in (label, at, decided)):
@@ -217,26 +217,26 @@ def in_force(
     for i in np.argsort(decided, kind="stable"):
         while known < n and at[resolved[known]] <= decided[i]:
             k = resolved[known]
-            told = Resolved(float(at[k]), tuple(said[k].tolist()), float(side[k]), float(label[k]))
+            told = ResolvedEvent(float(at[k]), tuple(said[k].tolist()), float(side[k]), float(label[k]))
             state, known = update(state, told, params), known + 1
         weights[i] = state.weights
     return weights
 
 
-def _check(state: Learning, outcome: Resolved) -> None:
-    if len(outcome.said) != N:
-        raise BadShape(f"{len(outcome.said)} categories spoke, expected {N}: {', '.join(CATEGORIES)}")
+def _check(state: OnlineWeights, outcome: ResolvedEvent) -> None:
+    if len(outcome.category_scores) != N:
+        raise BadShape(f"{len(outcome.category_scores)} categories spoke, expected {N}: {', '.join(CATEGORIES)}")
     if not isfinite(outcome.at) or (state.at is not None and outcome.at < state.at):
         raise BadTimes(f"outcome at {outcome.at} after one at {state.at}; learn in the order in which they resolved")
     if outcome.side not in (-1.0, 1.0) or outcome.label not in (0.0, 1.0):
         raise BadValues(f"side {outcome.side} (expected -1 or 1) with label {outcome.label} (expected 0 or 1)")
-    if any(abs(value) > 1.0 for value in outcome.said):
-        raise BadValues(f"said {outcome.said}: direction × confidence lies in [-1, 1], NaN where unavailable")
+    if any(abs(value) > 1.0 for value in outcome.category_scores):
+        raise BadValues(f"said {outcome.category_scores}: direction × confidence lies in [-1, 1], NaN where unavailable")
     if outcome.regime is not None and outcome.regime not in REGIMES:
         raise UnknownName(f"no regime {outcome.regime!r}; known: {', '.join(REGIMES)}")
 
 
-def _counted(state: Learning, outcome: Resolved, params: LearningParams) -> tuple[tuple[str, str, float, float], ...]:
+def _counted(state: OnlineWeights, outcome: ResolvedEvent, params: LearningParams) -> tuple[tuple[str, str, float, float], ...]:
     """The patterns' counts with this outcome; what a pattern counted before fades by the discount of one outcome."""
     counts = {(kind, regime): (won, lost) for kind, regime, won, lost in state.patterns}
     key = (outcome.kind, outcome.regime or UNKNOWN)
@@ -249,7 +249,7 @@ def _floor(params: LearningParams) -> float:
     return params.floor / N
 
 
-def _bounded(wanted: tuple[float, ...], state: Learning, params: LearningParams) -> tuple[float, ...]:
+def _bounded(wanted: tuple[float, ...], state: OnlineWeights, params: LearningParams) -> tuple[float, ...]:
     """Of the weights that keep the floor and the step of the day and sum to 1, the nearest to `wanted`.
 
     Nearest by relative entropy: each is λ · wanted, cut at its bounds, with the one λ that makes the sum right. The

@@ -23,31 +23,31 @@ from pipelines.signals.events import events, traditional_events
 from pipelines.signals.regimes import market_state
 from serving import policy, tiers
 from serving.experience import factor_of
-from serving.fusion import N_VOICES, RULE_REGIME
-from serving.opinions import add_votes, answers_here, asks, faulty, foreign, opinions, raised_at
+from serving.fusion import N_SCORES, RULE_REGIME
+from serving.opinions import add_votes, predict_local, inference_requests, faulty, market_mismatch, prediction_records, events_at_close
 from serving.slots import Slot, Snapshot
 from serving.symbols import Symbol
 
-FAMILY = "validator"  # whose probability decides a trade
+DECISION_FAMILY = "validator"  # whose probability decides a trade
 REGIME = "regime"  # whose word chooses weights and caps
 TRADITIONAL = "traditional"  # who acts in tier 3
 UNICORN = SIGNALS.index["unicorn_rating_score"]  # stars of the leading side, signed: the backtest reads the same
 VOLATILITY = FEATURES.index["volatility_20"]
 
 
-def hear(symbol: Symbol, snapshot: Snapshot) -> dict[str, Any]:
+def predict_all(symbol: Symbol, snapshot: Snapshot) -> dict[str, Any]:
     """What the models in this process say at this close."""
-    raised = raised_at(symbol)
-    asked = asks(snapshot, symbol, raised)
-    return opinions(snapshot, symbol, raised, asked, answers_here(snapshot, asked))
+    raised = events_at_close(symbol)
+    asked = inference_requests(snapshot, symbol, raised)
+    return prediction_records(snapshot, symbol, raised, asked, predict_local(snapshot, asked))
 
 
-def age_in_bars(symbol: Symbol, asked_at: datetime) -> float:
-    """Decision bars between the last close and `asked_at`. Raises BadTimes if that bar had not closed by then."""
-    age_bars = (asked_at.timestamp() - symbol.closed.close_time) / symbol.step_s
+def age_in_bars(symbol: Symbol, known_at: datetime) -> float:
+    """Decision bars between the last close and `known_at`. Raises BadTimes if that bar had not closed by then."""
+    age_bars = (known_at.timestamp() - symbol.closed.close_time) / symbol.step_s
     if age_bars < 0:
         raise BadTimes(
-            f"{asked_at:%F %T %Z} is before {utc(symbol.closed.close_time):%F %T} UTC, the close of the last bar of "
+            f"{known_at:%F %T %Z} is before {utc(symbol.closed.close_time):%F %T} UTC, the close of the last bar of "
             f"{symbol.name}: nothing could be decided on it then."
         )
     return age_bars
@@ -56,7 +56,7 @@ def age_in_bars(symbol: Symbol, asked_at: datetime) -> float:
 def tier_at(state: tiers.State, age_bars: float, limit_bars: float) -> tiers.Tier:
     """The tier of one answer: the symbol's, or emergency where the data are too old for now."""
     if age_bars <= limit_bars or state.tier == tiers.EMERGENCY:
-        return state.now()
+        return state.current_tier()
     return tiers.Tier(tiers.EMERGENCY, f"TIER_4: data are {age_bars:.2f} bars old, limit {limit_bars:g}")
 
 
@@ -65,14 +65,14 @@ def decide(
     snapshot: Snapshot,
     params: Params,
     flat: Floats,
-    portfolio: Callable[[str, float], policy.Portfolio],
+    portfolio: Callable[[str, float], policy.ExposureSnapshot],
     breakers: tuple[str, ...],
     *,
     tier: tiers.Tier,
     learned: Mapping[str, float] | None = None,
-    heard: Mapping[str, Any] | None = None,
+    predictions: Mapping[str, Any] | None = None,
     id: str,
-    asked_at: datetime,
+    known_at: datetime,
     now: datetime,
 ) -> Decision:
     """The decision on the last closed bar of `symbol`.
@@ -80,26 +80,26 @@ def decide(
     portfolio the account as a new position of (signal, side) finds it; ("", 0) where there is no event
     tier      who may act; serving.tiers says which in live service, the record in a replay
     learned   category → weight learnt from outcomes so far, recorded; it decides where `learning.use` says so
-    heard     what the models said at this close, as `hear` gives it; None = ask those in this process
-    asked_at  now by the clock of this market, `known_at` of the decision; BadTimes if that bar had not closed by then
+    predictions  what the models said at this close, as `predict_all` gives it; None = ask those in this process
+    known_at  now by the clock of this market, `known_at` of the decision; BadTimes if that bar had not closed by then
     now       becomes `ingested_at`
     """
     closed, warm = symbol.closed, symbol.warm
-    age_bars = age_in_bars(symbol, asked_at)
+    age_bars = age_in_bars(symbol, known_at)
     ready = symbol.reason is None
     features, signals = closed.features[np.newaxis], closed.signals[np.newaxis]
-    models = _own(heard) if heard is not None else hear(symbol, snapshot)
+    models = _own(predictions) if predictions is not None else predict_all(symbol, snapshot)
     if tier.number <= tiers.SIMPLE:
         raised = events(features, signals)
-        acting, told, arm = raised, models[FAMILY]["champion"], "champion"
+        acting, told, arm = raised, models[DECISION_FAMILY]["champion"], "champion"
         p, p_low, abstained = told["p"], told["p_low"], told["reason"]
-        lineage = _lineage(snapshot.slots[FAMILY, "champion"])
+        lineage = _lineage(snapshot.slots[DECISION_FAMILY, "champion"])
     else:
         acting, record, arm = traditional_events(features, signals), warm.traditional, TRADITIONAL
         p, p_low, abstained = (record.value, record.low, None) if record else (None, None, "NO_TRACK_RECORD")
         lineage = {"data_hash": warm.data_hash or "none", "git_commit": "none: no model acted"}
     seen = ready and len(acting) > 0
-    direction, confidence = warm.voices.speak(closed.signals) if ready else (np.full(N_VOICES, np.nan),) * 2
+    direction, confidence = warm.category_scores.score(closed.signals) if ready else (np.full(N_SCORES, np.nan),) * 2
     regime, regime_of, trend = regime_now(symbol, models)
     add_votes(models, snapshot, regime)
     event, side = (str(acting.kind[0]), float(acting.direction[0])) if seen else ("", 0.0)
@@ -108,7 +108,7 @@ def decide(
             direction=direction,
             confidence=confidence,
             factor=factor_of([learned[name] for name in CATEGORIES], params) if learned else policy.ONES,
-            independence=warm.voices.independence,
+            independence=warm.category_scores.independence,
             regime=regime,
             trend=float(trend),
             unicorn=float(closed.signals[UNICORN]) if ready else np.nan,
@@ -130,7 +130,7 @@ def decide(
         id=id,
         symbol=symbol.name,
         as_of=utc(closed.close_time),
-        known_at=asked_at,
+        known_at=known_at,
         ingested_at=now,
         arm=arm,
         bar_seconds=symbol.step_s,
@@ -160,29 +160,29 @@ def regime_now(symbol: Symbol, models: dict[str, Any]) -> tuple[str | None, str,
     return None if np.isnan(code) else REGIMES[int(code)], RULE_REGIME, float(trend)
 
 
-def seen_of(
+def tier_inputs(
     symbol: Symbol,
     snapshot: Snapshot,
     models: Mapping[str, Any] | None,
     service: str | None = None,
     emergency: str | None = None,
-) -> tiers.Seen:
+) -> tiers.TierInputs:
     """What the tier machine is told of this symbol: at a decision with what the models said, at a look with None."""
     champions, absent = {}, {}
     for family in FAMILIES:
         slot = snapshot.slot(family, "champion")
-        why = None if slot is None else foreign(slot, symbol)
+        why = None if slot is None else market_mismatch(slot, symbol)
         if slot is not None and why is None:
             champions[family] = slot.digest
         else:
             absent[family] = (
                 f"no {family} champion serves" if slot is None else f"{family} champion {slot.version} abstains ({why})"
             )
-    heard = {family: arms["champion"] for family, arms in (models or {}).items() if "champion" in arms}
-    failed = {family: why for family, said in heard.items() if (why := faulty(said)) is not None}
+    predictions = {family: arms["champion"] for family, arms in (models or {}).items() if "champion" in arms}
+    failed = {family: why for family, said in predictions.items() if (why := faulty(said)) is not None}
     silent = ("WARMING_UP", "NO_EVENT", "TRAINED_ON:")
-    answered = {f for f, said in heard.items() if f not in failed and not (said["reason"] or "").startswith(silent)}
-    return tiers.Seen(
+    answered = {f for f, said in predictions.items() if f not in failed and not (said["reason"] or "").startswith(silent)}
+    return tiers.TierInputs(
         bar=None if models is None or symbol.reason is not None else symbol.closed.close_time,
         champions=champions,
         absent=absent,
@@ -194,8 +194,8 @@ def seen_of(
     )
 
 
-def _own(heard: Mapping[str, Any]) -> dict[str, Any]:
-    return {family: {arm: dict(said) for arm, said in arms.items()} for family, arms in heard.items()}
+def _own(predictions: Mapping[str, Any]) -> dict[str, Any]:
+    return {family: {arm: dict(said) for arm, said in arms.items()} for family, arms in predictions.items()}
 
 
 def _lineage(slot: Slot) -> dict[str, str]:

@@ -20,7 +20,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api import error_answer
+from serving.api import error_response
 from serving.protocol import in_worker
 
 REFUSALS_A_SECOND = 10
@@ -35,7 +35,7 @@ request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON; what `extra={"told": {...}}` holds are fields of it."""
+    """A record as one line of JSON; what `extra={"fields": {...}}` holds are fields of it."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -46,13 +46,13 @@ class JsonLines(logging.Formatter):
         }
         if (asked := request_id.get()) is not None:
             line["request_id"] = asked
-        line |= getattr(record, "told", {})
+        line |= getattr(record, "fields", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
 
-class AtMost:
+class RateLimitFilter:
     """Lets `limit` records a second through; the first one after that says how many were dropped. Faults always pass:
     only what a caller can cause as often as he likes is limited."""
 
@@ -67,7 +67,7 @@ class AtMost:
         if now - self._since >= 1.0:
             self._since, self._passed = now, 0
             if self._dropped:
-                record.told = getattr(record, "told", {}) | {"dropped_before": self._dropped}
+                record.fields = getattr(record, "fields", {}) | {"dropped_before": self._dropped}
                 self._dropped = 0
         if self._passed >= self._limit:
             self._dropped += 1
@@ -76,19 +76,19 @@ class AtMost:
         return True
 
 
-def not_a_callers_mistake(record: logging.LogRecord) -> bool:
+def is_server_fault(record: logging.LogRecord) -> bool:
     """BentoML logs what a caller got wrong as a fault, with 2 kB of traceback; RequestLog has a line for it."""
     raised = record.exc_info[1] if record.exc_info else None
     code = getattr(raised, "error_code", HTTPStatus.INTERNAL_SERVER_ERROR)
     return not isinstance(raised, ValidationError) and int(code) >= 500
 
 
-_AT_MOST = AtMost()
+_AT_MOST = RateLimitFilter()
 
 
 def configure() -> None:
     """Filter what a caller can cause; in a worker of BentoML also write every logger's records as JSON lines."""
-    logging.getLogger("bentoml._internal.server.http_app").addFilter(not_a_callers_mistake)
+    logging.getLogger("bentoml._internal.server.http_app").addFilter(is_server_fault)
     for name in (log.name, "uvicorn.error"):  # uvicorn warns of every request that is no HTTP
         logging.getLogger(name).addFilter(_AT_MOST)
     if not in_worker():
@@ -127,7 +127,7 @@ class RequestLog:
             log.exception("%s %s failed", scope["method"], scope["path"][:SHOWN])
             if answer.started:
                 raise  # half an answer is out: the connection has to end
-            await error_answer(500, "ServerFault", UNFORESEEN)(scope, receive, answer)
+            await error_response(500, "ServerFault", UNFORESEEN)(scope, receive, answer)
         finally:
             request_id.reset(token)
 
@@ -165,7 +165,7 @@ class _Answer:
         if "kind" not in told and "checks" not in told:  # of BentoML or starlette
             said = _PLAIN.get(status, HTTPStatus(status).phrase)
             told = {"error": UNFORESEEN if status == 500 else str(told.get("error", said)), "kind": _kind(status)}
-            made = error_answer(status, told["kind"], told["error"])
+            made = error_response(status, told["kind"], told["error"])
             body = bytes(made.body)
             kept = [(n, v) for n, v in headers if n.lower() not in (b"content-length", b"content-type")]
             headers = [*kept, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -175,7 +175,7 @@ class _Answer:
                 "method": self._scope["method"], "path": self._scope["path"][:SHOWN], "status": status,
                 "kind": told["kind"], "error": str(told.get("error"))[:SHOWN], "client": client[0],
             }  # fmt: skip
-            log.warning("refused", extra={"told": line})
+            log.warning("refused", extra={"fields": line})
         await self._send({**start, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 

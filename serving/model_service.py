@@ -15,16 +15,16 @@ from pipelines.permissions import restrict
 from pipelines.settings import settings
 from pipelines.store import SERVICE_WAIT_MS, Store, StoreFault
 from serving import logs
-from serving.api import AskAnswer, AskRequest, Nothing, PredictAnswer, PredictRequest, answers, json_answer
-from serving.asking import Asking
-from serving.calls import PROBES, Calls, WholeJson
-from serving.following import Alarms, Follower, families, refusals, slot_checks
+from serving.api import PredictBatchResponse, PredictBatchRequest, EmptyRequest, PredictResponse, PredictRequest, json_endpoint, json_response
+from serving.asking import StoreExecutor
+from serving.calls import PROBES, HttpRules, BufferedJsonBody
+from serving.following import AlarmQueue, GenerationWatcher, families, refusals, slot_checks
 from serving.guard import Guard
 from serving.logs import RequestLog
 from serving.metrics_folder import keep_in_memory
 from serving.protocol import guard_worker
-from serving.remote import answer_asked
-from serving.slots import Slots
+from serving.remote import run_inference
+from serving.slots import ModelSlots
 from serving.startup import starting
 
 keep_in_memory()  # before BentoML makes its first counter
@@ -50,9 +50,9 @@ class ModelService:
         with starting():
             where = settings()
             self._store = Store.open(where.store, where.durability, SERVICE_WAIT_MS)
-        self._alarms, self._asking = Alarms(), Asking()
-        self._slots = Slots(where.serving_dir, where.bundles, self._alarm)
-        self._follower = Follower(self._look, self._tell_look)
+        self._alarms, self._executor = AlarmQueue(), StoreExecutor()
+        self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarm)
+        self._watcher = GenerationWatcher(self._look, self._tell_look)
 
     def _alarm(self, kind: str, severity: str, detail: str) -> None:
         self._alarms.append((kind, severity, detail, detail, False))
@@ -66,25 +66,25 @@ class ModelService:
             await asyncio.to_thread(self._slots.refresh)
         finally:
             try:
-                await self._asking.short(self._alarms.tell, self._store)
+                await self._executor.run(self._alarms.flush, self._store)
             except (StoreFault, ServiceDown, OSError) as error:  # predictions need no store; alarms wait for it
                 log.warning("alarms wait for the store: %s", error)
 
     @bentoml.on_startup
     async def start(self) -> None:
-        await self._follower.look()
+        await self._watcher.poll()
         gc.freeze()  # what is loaded stays: no request waits while it is searched for cycles
-        self._follower.start()
+        self._watcher.start()
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        await self._follower.stop()
+        await self._watcher.stop()
         self._slots.close()
-        self._asking.close()
+        self._executor.close()
         self._store.close()
 
-    @bentoml.api(route="/predict", output_spec=PredictAnswer)
-    @answers
+    @bentoml.api(route="/predict", output_spec=PredictResponse)
+    @json_endpoint
     async def predict(self, request: PredictRequest, /) -> dict[str, Any]:
         """A calibrated probability a row, or an abstention with its reason; null = missing, on both sides."""
         snapshot = self._slots.snapshot
@@ -115,15 +115,15 @@ class ModelService:
             else {name: _by_class(p, classes) for name, p in answer.members.items()},
         }
 
-    @bentoml.api(route="/answer", output_spec=AskAnswer)
-    @answers
-    async def answer(self, request: AskRequest, /) -> dict[str, Any]:
+    @bentoml.api(route="/answer", output_spec=PredictBatchResponse)
+    @json_endpoint
+    async def answer(self, request: PredictBatchRequest, /) -> dict[str, Any]:
         """All rows of one decision request at once, each answered by the bundle whose digest is named."""
-        return answer_asked(self._slots.snapshot, request)
+        return run_inference(self._slots.snapshot, request)
 
     @bentoml.api(route="/models")
-    @answers
-    async def models(self, request: Nothing, /) -> dict[str, Any]:
+    @json_endpoint
+    async def models(self, request: EmptyRequest, /) -> dict[str, Any]:
         """What is served: champion and challenger of every family with their columns, and what was refused."""
         snapshot = self._slots.snapshot
         return {
@@ -134,18 +134,18 @@ class ModelService:
         }
 
     @bentoml.api(route="/ready")
-    @answers
-    async def ready(self, request: Nothing, /) -> Any:
+    @json_endpoint
+    async def ready(self, request: EmptyRequest, /) -> Any:
         """Every check behind readiness; 503 until all of them hold."""
         checks = self._checks()
         ready = all(check["ok"] for check in checks)
-        return json_answer({"ready": ready, "checks": checks}, 200 if ready else 503)
+        return json_response({"ready": ready, "checks": checks}, 200 if ready else 503)
 
     async def __is_ready__(self) -> bool:
         return all(check["ok"] for check in self._checks())
 
     def _checks(self) -> list[dict[str, Any]]:
-        snapshot, fault = self._slots.snapshot, self._follower.fault()
+        snapshot, fault = self._slots.snapshot, self._watcher.fault()
         followed = fault is None and snapshot.generation > 0
         nothing = self._slots.refusal or "no generation file yet: run `bellwether run`"
         detail = fault or (str(snapshot.generation) if followed else nothing)
@@ -202,15 +202,15 @@ ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
     Guard, tool="models", open_paths=(*PROBES, *READS), open_folders=("/static_content/",)
 )
 ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
-    Calls,
+    HttpRules,
     title="Bellwether models",
     text="Raw predictions of what is served, champion and challenger, from the same verified bundles that decide. "
     "predict and answer need the key (artifacts/write_key): press Authorize, or open this page with "
     "`bellwether open models`.",
-    keyed=("/predict", "/answer"),
+    protected_paths=("/predict", "/answer"),
     reads=READS,
     max_body=MAX_ASK_BODY,
 )
-ModelService.add_asgi_middleware(WholeJson)  # type: ignore[attr-defined]
+ModelService.add_asgi_middleware(BufferedJsonBody)  # type: ignore[attr-defined]
 guard_worker()
 logs.configure()

@@ -10,33 +10,33 @@ from typing import Any
 from pydantic import BaseModel
 
 from serving.api import (
-    AskAnswer,
-    AskRequest,
-    DecideAnswer,
+    PredictBatchResponse,
+    PredictBatchRequest,
+    DecideResponse,
     DecideRequest,
-    FillAnswer,
+    FillResponse,
     FillRequest,
-    Nothing,
-    ObserveAnswer,
+    EmptyRequest,
+    ObserveResponse,
     ObserveRequest,
-    OutcomeAnswer,
+    OutcomeResponse,
     OutcomeRequest,
-    PredictAnswer,
+    PredictResponse,
     PredictRequest,
 )
 
 # path → what is taken, what is answered (None = an object of any fields)
 CALLS: dict[str, tuple[type[BaseModel], type[BaseModel] | None]] = {
-    "/observe": (ObserveRequest, ObserveAnswer),
-    "/decide": (DecideRequest, DecideAnswer),
-    "/outcome": (OutcomeRequest, OutcomeAnswer),
-    "/fill": (FillRequest, FillAnswer),
-    "/predict": (PredictRequest, PredictAnswer),
-    "/answer": (AskRequest, AskAnswer),
-    "/models": (Nothing, None),
-    "/status": (Nothing, None),
-    "/risk": (Nothing, None),
-    "/ready": (Nothing, None),
+    "/observe": (ObserveRequest, ObserveResponse),
+    "/decide": (DecideRequest, DecideResponse),
+    "/outcome": (OutcomeRequest, OutcomeResponse),
+    "/fill": (FillRequest, FillResponse),
+    "/predict": (PredictRequest, PredictResponse),
+    "/answer": (PredictBatchRequest, PredictBatchResponse),
+    "/models": (EmptyRequest, None),
+    "/status": (EmptyRequest, None),
+    "/risk": (EmptyRequest, None),
+    "/ready": (EmptyRequest, None),
 }
 REF = "#/components/schemas/{model}"
 ERROR = {
@@ -74,7 +74,7 @@ REFUSALS = {
 }
 
 
-def completed(spec: dict[str, Any], *, needs_key: Collection[str]) -> dict[str, Any]:
+def complete_spec(spec: dict[str, Any], *, needs_key: Collection[str]) -> dict[str, Any]:
     """A valid OpenAPI 3.1 document out of the one that BentoML wrote; `spec` is left as it is.
 
     needs_key    paths whose calls need the bearer key
@@ -85,7 +85,7 @@ def completed(spec: dict[str, Any], *, needs_key: Collection[str]) -> dict[str, 
         for path, item in spec["paths"].items()
     }
     for path, item in paths.items():
-        if path in CALLS and CALLS[path][0] is Nothing:  # what only reads is GET too
+        if path in CALLS and CALLS[path][0] is EmptyRequest:  # what only reads is GET too
             post = item["post"]
             named = f"{post['operationId']}_read"
             item["get"] = {k: v for k, v in post.items() if k != "requestBody"} | {"operationId": named}
@@ -107,7 +107,7 @@ def _operation(
     if path in CALLS:
         taken, answered = CALLS[path]
         body = _of(taken, schemas, "validation")
-        kept["requestBody"] = {"required": taken is not Nothing, "content": {"application/json": {"schema": body}}}
+        kept["requestBody"] = {"required": taken is not EmptyRequest, "content": {"application/json": {"schema": body}}}
         schema = {"type": "object"} if answered is None else _of(answered, schemas, "serialization")
         responses = {"200": _answer("what the call answers", schema)}
         if path == "/ready":

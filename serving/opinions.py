@@ -20,15 +20,15 @@ from serving.slots import ARMS, Slot, Snapshot
 from serving.symbols import Symbol
 
 log = logging.getLogger("bellwether.models")
-JUDGE = "validator"  # judges the event of the bar; the others read the market itself
+DECISION_FAMILY = "validator"  # judges the event of the bar; the others read the market itself
 FAULTS = ("MODEL_FAULT:", "MODEL_SERVICE_")  # reasons that are a failure, not a reasoned abstention
 
-Answer = Predictions | str  # one row's predictions, or the fault in words
-Answers = Mapping[tuple[str, str], Answer]  # by (family, arm)
+PredictionOrFault = Predictions | str  # one row's predictions, or the fault in words
+Answers = Mapping[tuple[str, str], PredictionOrFault]  # by (family, arm)
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class InferenceRequest:
     """One row for all arms of a family. rows (1, …, len(columns)) float64, NaN = missing."""
 
     family: str
@@ -38,7 +38,7 @@ class Ask:
     event: dict[str, Any]  # what it is asked about
 
 
-def foreign(slot: Slot, symbol: Symbol) -> str | None:
+def market_mismatch(slot: Slot, symbol: Symbol) -> str | None:
     """Why this model may not speak of this market: it was trained on another one. None if it may."""
     trained_on = slot.model.schema.get("symbol"), slot.model.schema.get("decision_timeframe")
     if trained_on == (symbol.name, symbol.warm.decision_timeframe):
@@ -46,14 +46,14 @@ def foreign(slot: Slot, symbol: Symbol) -> str | None:
     return "TRAINED_ON:" + " ".join(str(part) for part in trained_on)
 
 
-def raised_at(symbol: Symbol) -> Events | None:
+def events_at_close(symbol: Symbol) -> Events | None:
     """The ICT events of the last closed bar, which the validator judges; None while the symbol warms up."""
     if symbol.reason is not None:
         return None
     return events(symbol.closed.features[np.newaxis], symbol.closed.signals[np.newaxis])
 
 
-def asks(snapshot: Snapshot, symbol: Symbol, raised: Events | None) -> list[Ask]:
+def inference_requests(snapshot: Snapshot, symbol: Symbol, raised: Events | None) -> list[InferenceRequest]:
     """What the served models are asked at this close; an arm that has to be silent is not asked."""
     found = []
     for family in dict.fromkeys(family for family, _ in snapshot.slots):
@@ -61,21 +61,21 @@ def asks(snapshot: Snapshot, symbol: Symbol, raised: Events | None) -> list[Ask]
             arm for arm in ARMS if (slot := snapshot.slot(family, arm)) and _silence(slot, symbol, raised) is None
         )
         if arms:
-            found.append(Ask(family, arms, *_rows(family, symbol, raised)))
+            found.append(InferenceRequest(family, arms, *_rows(family, symbol, raised)))
     return found
 
 
-def answers_here(snapshot: Snapshot, asked: Iterable[Ask]) -> dict[tuple[str, str], Answer]:
+def predict_local(snapshot: Snapshot, asked: Iterable[InferenceRequest]) -> dict[tuple[str, str], PredictionOrFault]:
     """The arms' answers from the models in this process; one that fails leaves the others."""
-    said: dict[tuple[str, str], Answer] = {}
+    said: dict[tuple[str, str], PredictionOrFault] = {}
     for ask in asked:
         for arm in ask.arms:
             model = snapshot.slots[ask.family, arm].model
-            said[ask.family, arm] = answer(model, select(ask.rows, ask.columns, model.columns), f"{ask.family} {arm}")
+            said[ask.family, arm] = predict(model, select(ask.rows, ask.columns, model.columns), f"{ask.family} {arm}")
     return said
 
 
-def answer(model: Model, rows: Floats, who: str) -> Answer:
+def predict(model: Model, rows: Floats, who: str) -> PredictionOrFault:
     """What one model says of its rows, or its fault."""
     try:
         return model.predict(rows)
@@ -84,8 +84,8 @@ def answer(model: Model, rows: Floats, who: str) -> Answer:
         return f"MODEL_FAULT:{type(error).__name__}: {error}"[:300]
 
 
-def opinions(
-    snapshot: Snapshot, symbol: Symbol, raised: Events | None, asked: Iterable[Ask], said: Answers
+def prediction_records(
+    snapshot: Snapshot, symbol: Symbol, raised: Events | None, asked: Iterable[InferenceRequest], said: Answers
 ) -> dict[str, Any]:
     """family → arm → what its model says at this close: numbers or null, and always why it is null."""
     told: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def _silence(slot: Slot, symbol: Symbol, raised: Events | None) -> str | None:
     """Why this model is not asked at this close."""
     if raised is None:
         return "WARMING_UP"
-    return foreign(slot, symbol) or ("NO_EVENT" if slot.family == JUDGE and len(raised) == 0 else None)
+    return market_mismatch(slot, symbol) or ("NO_EVENT" if slot.family == DECISION_FAMILY and len(raised) == 0 else None)
 
 
 _SPOILT: dict[str, Any] = dict.fromkeys(("p", "p_low", "novelty", "label")) | {"status": "ABSTAIN"}
@@ -137,7 +137,7 @@ _SILENT: dict[str, Any] = {"event": None, "direction": 0} | _SPOILT
 
 def _rows(family: str, symbol: Symbol, raised: Events | None) -> tuple[Floats, tuple[str, ...], dict[str, Any]]:
     """(one row for the family's models, its columns, what it is asked about)."""
-    if family == JUDGE:
+    if family == DECISION_FAMILY:
         assert raised is not None
         side = int(raised.direction[0])
         row = event_row(symbol.closed.features, symbol.closed.signals, side)[np.newaxis]

@@ -13,7 +13,7 @@ from pipelines.contracts import REGIMES, TIMEFRAME_SECONDS, Decision, Floats
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.settings import Params
 from serving import core
-from serving.fusion import N_VOICES, VOICES, weight_table
+from serving.fusion import N_SCORES, SCORE_NAMES, weight_table
 from serving.risk.codes import REFUSALS, bits_of, trail
 from serving.risk.limits import STAGES
 from serving.risk.sizing import CAPS, LIMIT_ROWS, SIZINGS
@@ -22,12 +22,12 @@ from serving.thresholds import confidence_table
 ACTIONS: dict[float, Literal["BUY", "SELL", "NO_TRADE"]] = {1.0: "BUY", -1.0: "SELL", 0.0: "NO_TRADE"}
 
 
-ONES: Floats = np.ones(N_VOICES)  # factors of the stated weights; independence of categories that never agree
+ONES: Floats = np.ones(N_SCORES)  # factors of the stated weights; independence of categories that never agree
 ONES.setflags(write=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Portfolio:
+class ExposureSnapshot:
     """The account at as_of, as a new position on the event's side would find it; fractions are of equity. Meanings in
     core._STATE and risk.exposure. NaN = not known, so nothing is opened; es_unit is NaN where there is no event."""
 
@@ -45,18 +45,18 @@ class Portfolio:
     drawdown: float
 
     @classmethod
-    def of(cls, record: Mapping[str, float | None]) -> "Portfolio":
-        """Back from `recorded`; a field that was not recorded is not known."""
+    def from_dict(cls, record: Mapping[str, float | None]) -> "ExposureSnapshot":
+        """Back from `to_dict`; a field that was not recorded is not known."""
         told = {part.name: record.get(part.name) for part in fields(cls)}
         return cls(**{name: np.nan if value is None else value for name, value in told.items()})
 
-    def recorded(self) -> dict[str, float | None]:
+    def to_dict(self) -> dict[str, float | None]:
         """As plain JSON: what is not known is null."""
         return {name: _known(value) for name, value in asdict(self).items()}
 
 
 NOTHING_OPEN: Mapping[str, float] = dict.fromkeys(
-    (part.name for part in fields(Portfolio) if part.name != "es_unit"), 0.0
+    (part.name for part in fields(ExposureSnapshot) if part.name != "es_unit"), 0.0
 )
 
 
@@ -68,10 +68,10 @@ class DecisionInputs:
     that consensus with its lower bound as p and p_low; the traditional voice alone then gives the confidence.
     """
 
-    direction: Floats  # (N_VOICES,) Voices.speak
-    confidence: Floats  # (N_VOICES,)
-    factor: Floats  # (N_VOICES,) on the stated weights; ONES = as stated
-    independence: Floats  # (N_VOICES,) Voices.independence
+    direction: Floats  # (N_SCORES,) CategoryScores.score
+    confidence: Floats  # (N_SCORES,)
+    factor: Floats  # (N_SCORES,) on the stated weights; ONES = as stated
+    independence: Floats  # (N_SCORES,) CategoryScores.independence
     regime: str | None
     trend: float
     unicorn: float
@@ -86,7 +86,7 @@ class DecisionInputs:
     tier: int
     age_bars: float
     breakers: tuple[str, ...]  # names of those that are latched
-    portfolio: Portfolio
+    portfolio: ExposureSnapshot
 
 
 def flatten(params: Params) -> Floats:
@@ -142,15 +142,15 @@ def to_rows(
     independence: Floats | None = None,
     **fields: Any,
 ) -> Floats:
-    """(n, ROW_WIDTH) rows for `core_batch` and the backtest.
+    """(n, ROW_WIDTH) rows for `decide_rows` and the backtest.
 
-    direction, confidence  (n, N_VOICES); fields are scalars or (n,) arrays named as in core.ROW_FIELDS. A field left
+    direction, confidence  (n, N_SCORES); fields are scalars or (n,) arrays named as in core.ROW_FIELDS. A field left
     out is NaN, which the core refuses where it needs it; the account columns are the backtest's to fill. `factor` and
-    `independence` are of all voices, (N_VOICES,) or (n, N_VOICES); left out they are ONES.
+    `independence` are of all voices, (N_SCORES,) or (n, N_SCORES); left out they are ONES.
     """
-    if direction.shape != confidence.shape or direction.shape[1:] != (N_VOICES,):
+    if direction.shape != confidence.shape or direction.shape[1:] != (N_SCORES,):
         raise BadShape(
-            f"directions {direction.shape} and confidences {confidence.shape}, expected (n, {N_VOICES}) both"
+            f"directions {direction.shape} and confidences {confidence.shape}, expected (n, {N_SCORES}) both"
         )
     rows = np.full((len(direction), core.ROW_WIDTH), np.nan)
     rows[:, : core.CONFIDENCES_AT], rows[:, core.CONFIDENCES_AT : core.FACTORS_AT] = direction, confidence
@@ -213,7 +213,7 @@ def _known(value: float) -> float | None:
 
 
 def _named(values: list[float]) -> dict[str, float]:
-    return {name: value for name, value in zip(VOICES, values, strict=True) if isfinite(value)}
+    return {name: value for name, value in zip(SCORE_NAMES, values, strict=True) if isfinite(value)}
 
 
 def decide(
@@ -277,7 +277,7 @@ def decide(
         generation=generation,
         models=dict(models or {}),
         lineage=dict(lineage or {}),
-        account=inputs.portfolio.recorded(),
+        account=inputs.portfolio.to_dict(),
         breakers=inputs.breakers,
         tier_reason=tier_reason,
         tier_multiplier=params.tiers.size.get(inputs.tier, 0.0),

@@ -1,7 +1,7 @@
 """HTTP/1.1 connections with limits: how many, how long a request may take to arrive and an answer to be taken.
 
 uvicorn waits as long as a caller likes for the rest of a request, for the first byte of one, and for an answer to be
-read. Here each of them ends after WHOLE_WITHIN_S, headers end at MAX_HEAD bytes, and connection MAX_CONNECTIONS + 1 is
+read. Here each of them ends after TRANSFER_TIMEOUT_S, headers end at MAX_HEAD bytes, and connection MAX_CONNECTIONS + 1 is
 told 503 and closed. A connection between two requests is closed by uvicorn's own keep-alive timeout (5 s in BentoML's
 worker) and counts as one of MAX_CONNECTIONS until then; a WebSocket counts too.
 """
@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 MAX_CONNECTIONS = 256
 MAX_HEAD = 1 << 16  # bytes of request line and headers
-WHOLE_WITHIN_S = 10.0  # from a request's first byte (of the first one: from the connection) to its last
+TRANSFER_TIMEOUT_S = 10.0  # from a request's first byte (of the first one: from the connection) to its last
 LEAVE_WITHIN_S = 1.0  # how long a refused caller may go on sending
 WORKER = "_bentoml_impl.worker.service"  # the module that BentoML runs in the process that answers
 
@@ -30,7 +30,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with those limits: `uvicorn.Config(app, http=GuardedProtocol)`."""
 
     max_connections = MAX_CONNECTIONS
-    whole_within_s = WHOLE_WITHIN_S
+    transfer_timeout_s = TRANSFER_TIMEOUT_S
 
     _waiting: asyncio.TimerHandle | None = None  # runs while a request is on its way
     _taking: asyncio.TimerHandle | None = None  # runs while an answer is not taken
@@ -92,7 +92,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def _await_whole(self) -> None:
-        self._waiting = self.loop.call_later(self.whole_within_s, self._too_slow)
+        self._waiting = self.loop.call_later(self.transfer_timeout_s, self._too_slow)
 
     def _arrived(self) -> None:
         if self._waiting is not None:
@@ -107,7 +107,7 @@ class GuardedProtocol(HttpToolsProtocol):
         ):  # it is us who do not read: an earlier answer or a part of the body is being worked on
             self._waiting = self.loop.call_later(1.0, self._too_slow)
             return
-        why = f"the request was not whole after {self.whole_within_s:g} s; send it at once"
+        why = f"the request was not whole after {self.transfer_timeout_s:g} s; send it at once"
         if self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started:
             self.transport.abort()  # an answer is half out: nothing may be written into it
         elif self.cycle is None or self.cycle.response_complete or not self._in_head:
@@ -132,7 +132,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _await_taken(self) -> None:
         if self._taking is None:
-            self._taking = self.loop.call_later(self.whole_within_s, self._not_taken)
+            self._taking = self.loop.call_later(self.transfer_timeout_s, self._not_taken)
 
     def _taken(self) -> None:
         if self._taking is not None:

@@ -18,8 +18,8 @@ import numpy as np
 from pipelines.contracts import Floats, Model, Predictions
 from pipelines.errors import BadShape, BadValues
 from pipelines.models.views import select
-from serving.api import AskedRow, AskRequest, Packed
-from serving.opinions import Answer, Ask, answer
+from serving.api import PackedInferenceRequest, PredictBatchRequest, Packed
+from serving.opinions import PredictionOrFault, InferenceRequest, predict
 from serving.slots import Snapshot
 
 
@@ -42,7 +42,7 @@ def unpacked(told: Packed) -> Floats:
 # ---- the model service's side -----------------------------------------------------------------------------------
 
 
-def answer_asked(snapshot: Snapshot, request: AskRequest) -> dict[str, Any]:
+def run_inference(snapshot: Snapshot, request: PredictBatchRequest) -> dict[str, Any]:
     """{"generation", "answers": [arm → predictions or {"fault"}]}, in the order asked."""
     by_digest = {(slot.family, slot.digest): slot.model for slot in snapshot.slots.values()}
     answers = []
@@ -56,7 +56,7 @@ def answer_asked(snapshot: Snapshot, request: AskRequest) -> dict[str, Any]:
             told[arm] = (
                 {"fault": f"MODEL_SERVICE_BEHIND: its generation {snapshot.generation} holds no {digest[:12]}"}
                 if model is None
-                else _packed_answer(answer(model, _fitting(rows, columns, model), f"{asked.family} {arm}"))
+                else _packed_answer(predict(model, _fitting(rows, columns, model), f"{asked.family} {arm}"))
             )
         answers.append(told)
     return {"generation": snapshot.generation, "answers": answers}
@@ -69,7 +69,7 @@ def _fitting(rows: Floats, columns: tuple[str, ...], model: Model) -> Floats:
     return select(rows, columns, model.columns)
 
 
-def _packed_answer(said: Answer) -> dict[str, Any]:
+def _packed_answer(said: PredictionOrFault) -> dict[str, Any]:
     if not isinstance(said, Predictions):
         return {"fault": said}
     return {
@@ -88,29 +88,29 @@ def _packed_answer(said: Answer) -> dict[str, Any]:
 
 
 class ModelClient:
-    """Keep-alive connections to one model service. `out` says why it is not asked now; None = it is."""
+    """Keep-alive connections to one model service. `outage` says why it is not asked now; None = it is."""
 
     def __init__(self, url: str, key: str, timeout_s: float, retry_s: float, slow_in_row: int) -> None:
         self._client = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=None)
         self._timeout_s, self._retry_s, self._slow_in_row = timeout_s, retry_s, slow_in_row
         self._slow, self._next_look = 0, 0.0
-        self.out: str | None = None
+        self.outage: str | None = None
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def look(self, now_s: float) -> None:
+    async def probe(self, now_s: float) -> None:
         """Ask nothing, every `retry_s` of the monotonic clock: finds it out, or back, and no request waits for that."""
         if now_s >= self._next_look:
             self._next_look = now_s + self._retry_s
             await self._post([])
 
-    async def ask(self, snapshot: Snapshot, asked: Sequence[Ask]) -> list[dict[tuple[str, str], Answer]]:
+    async def predict(self, snapshot: Snapshot, asked: Sequence[InferenceRequest]) -> list[dict[tuple[str, str], PredictionOrFault]]:
         """Each ask's answers by (family, arm), from the very bundles of `snapshot`; a fault where there is none."""
         if not asked:
             return []
         body = [
-            AskedRow.model_construct(
+            PackedInferenceRequest.model_construct(
                 family=ask.family,
                 digests={arm: snapshot.slots[ask.family, arm].digest for arm in ask.arms},
                 columns=list(ask.columns),
@@ -118,7 +118,7 @@ class ModelClient:
             ).model_dump()
             for ask in asked
         ]
-        told = self.out if self.out is not None else await self._post(body)
+        told = self.outage if self.outage is not None else await self._post(body)
         if isinstance(told, str):
             return [{(ask.family, arm): told for arm in ask.arms} for ask in asked]
         return [
@@ -135,7 +135,7 @@ class ModelClient:
             self._slow += 1
             fault = f"MODEL_SERVICE_SLOW: no answer within {self._timeout_s * 1e3:.0f} ms"
             if self._slow >= self._slow_in_row:
-                self.out = fault
+                self.outage = fault
             return fault
         except httpx.TransportError as error:
             return self._down(f"{type(error).__name__}: {error}")
@@ -147,15 +147,15 @@ class ModelClient:
             return self._down(f"no answer of a model service: {type(error).__name__}")
         if not isinstance(answers, list) or len(answers) != len(asks):
             return self._down(f"{len(asks)} asked, another number answered")
-        self._slow, self.out = 0, None
+        self._slow, self.outage = 0, None
         return answers
 
     def _down(self, why: str) -> str:
-        self.out = f"MODEL_SERVICE_DOWN: {why}"
-        return self.out
+        self.outage = f"MODEL_SERVICE_DOWN: {why}"
+        return self.outage
 
 
-def _answer_of(told: dict[str, Any] | None, digest: str) -> Answer:
+def _answer_of(told: dict[str, Any] | None, digest: str) -> PredictionOrFault:
     if told is None or "fault" in told:
         return str(told["fault"]) if told else "MODEL_SERVICE_DOWN: it left this arm out"
     if told["digest"] != digest:

@@ -83,7 +83,7 @@ class Snapshot:
         return answers
 
 
-class Slots:
+class ModelSlots:
     """Follows the generation file; `snapshot` is swapped as one reference. One thread at a time follows."""
 
     def __init__(self, serving_dir: Path, bundles_dir: Path, alarm: Alarm) -> None:

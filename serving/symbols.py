@@ -30,22 +30,22 @@ from pipelines.contracts import (
     History,
     utc,
 )
-from pipelines.data.alignment import align, joined, known_between, still_read
+from pipelines.data.alignment import align, merge_records, known_between, prune_records
 from pipelines.data.timeframes import resample
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.features.catalog import FEATURES
-from pipelines.models.views import KEPT_BARS
+from pipelines.models.views import RETAINED_BARS
 from pipelines.signals.catalog import SIGNALS
 from pipelines.store import packed, unpacked
 from pipelines.training.warm import WarmStart
 
 CLOCK_SKEW = timedelta(seconds=5)  # how far a sender's clock may run ahead of ours
-ROOM = 8  # times KEPT_BARS: rows written before the newest are copied to a new place
+ROOM = 8  # times RETAINED_BARS: rows written before the newest are copied to a new place
 WARMUP_BARS = int(max(FEATURES.warmup.max(), SIGNALS.warmup.max()))
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
+class ClosedBar:
     """A closed decision bar and its rows, known at `close_time` (epoch s).
 
     bar (8,) · features (kf,) · signals (ks,) · levels (2, levels, 3) of the newest book · context (CONTEXT_WIDTH,)
@@ -60,7 +60,7 @@ class Closed:
 
 
 class Symbol:
-    """One symbol's folds. Not thread-safe: the caller serialises `admit`, storing, and `advance`."""
+    """One symbol's folds. Not thread-safe: the caller serialises `validate_new`, storing, and `advance`."""
 
     def __init__(self, warm: WarmStart, clock: Clock | None = None) -> None:
         self.warm = warm
@@ -71,7 +71,7 @@ class Symbol:
         self.last_open_time = warm.last_open_time
         self._tail = warm.tail
         self._features, self._signals = warm.feature_state.copy(), warm.signal_state.copy()
-        self._recent = Recent(warm.history)
+        self._recent = RecentBars(warm.history)
         self.history = warm.history  # the newest closed bars, what models that look back read; the last is `closed`
         self.books, self.feed = warm.books, warm.feed
         self.closed = _newest(warm.history, self.step_s)
@@ -79,7 +79,7 @@ class Symbol:
         self._gap = ""
 
     @property
-    def position(self) -> datetime:
+    def last_bar_close(self) -> datetime:
         """Close of the newest base bar observed, or of the warm start: what a `market` clock says."""
         return utc(self.last_open_time + self.base_s)
 
@@ -90,7 +90,7 @@ class Symbol:
             return None
         return f"WARMING_UP: {self.warming_up} of {WARMUP_BARS} bars to go after {self._gap}"
 
-    def admit(self, rows: Floats, now: datetime, stored: Callable[[float, float], Floats]) -> Floats:
+    def validate_new(self, rows: Floats, now: datetime, stored: Callable[[float, float], Floats]) -> Floats:
         """Check bars before anything is stored; returns those that are new (the rest is stored already, identical).
 
         rows     (n, 8) as received, any number of them seen before; NaN only in volume, trades, taker_buy_volume
@@ -106,7 +106,7 @@ class Symbol:
             self._same(again, stored(again[0, OPEN_TIME] - 1.0, again[-1, OPEN_TIME]))
         return np.ascontiguousarray(rows[~known])
 
-    def admit_records(
+    def validate_new_records(
         self,
         books: Books | None,
         feed: ContextFeed | None,
@@ -149,28 +149,28 @@ class Symbol:
             fresh[kind, at] = payload
         return unpacked((kind, at, payload) for (kind, at), payload in sorted(fresh.items(), key=lambda kv: kv[0][1]))
 
-    def hear(self, books: Books | None, feed: ContextFeed | None) -> None:
+    def ingest_records(self, books: Books | None, feed: ContextFeed | None) -> None:
         """Take admitted records; they are read at the closes that follow.
 
         Books are read only where the data version holds books: where it does not, no model asks for a book, and the
         rows go on as training would have made them. They are stored, and are part of the next data version.
         """
         if self.books is not None:
-            self.books = joined(self.books, books)
-        self.feed = joined(self.feed, feed)
+            self.books = merge_records(self.books, books)
+        self.feed = merge_records(self.feed, feed)
 
-    def advance(self, rows: Floats) -> list[Closed]:
+    def advance(self, rows: Floats) -> list[ClosedBar]:
         """Fold new base bars (n, 8), ascending and after everything before; returns the decision bars they closed."""
         if len(rows) == 0:
             return []
         waiting = np.vstack([self._tail, rows])
         bars = resample(waiting, self.base_s, self.step_s)
-        closed = [self.step(bar) for bar in bars]
+        closed = [self.on_bar(bar) for bar in bars]
         self.last_open_time = float(rows[-1, OPEN_TIME])
         self._tail = waiting[waiting[:, OPEN_TIME] >= self.closed.close_time]
         return closed
 
-    def step(self, bar: Floats) -> Closed:
+    def on_bar(self, bar: Floats) -> ClosedBar:
         """Fold one closed decision bar (8,)."""
         missing = self._missing_before(bar)
         if missing:
@@ -178,7 +178,7 @@ class Symbol:
             self._gap = f"{missing} missing bar(s) before {utc(bar[OPEN_TIME]):%F %H:%M} UTC"
         close = float(bar[OPEN_TIME] + self.step_s)
         (levels,), (context,) = align(np.array([close]), self.step_s, self.books, self.feed)
-        self.books, self.feed = still_read(close, self.step_s, self.books, self.feed)
+        self.books, self.feed = prune_records(close, self.step_s, self.books, self.feed)
         features = FEATURES.step(self._features, bar, levels, context)
         signals = SIGNALS.step(self._signals, bar, levels, context)
         self.warming_up = max(0, self.warming_up - 1)
@@ -206,15 +206,15 @@ class Symbol:
                     raise BadValues(f"{when} is stored with {name}={old:g}, now {name}={new:g}. The first one stands.")
 
 
-class Recent:
-    """The newest KEPT_BARS bars as views of rows written once: a bar copies its own row, not those before it."""
+class RecentBars:
+    """The newest RETAINED_BARS bars as views of rows written once: a bar copies its own row, not those before it."""
 
     def __init__(self, history: History) -> None:
         self._begin(history)
 
     def with_bar(self, *parts: Floats) -> History:
         """The newest bars, this one the last; what was handed out before stays as it is."""
-        if self._end == ROOM * KEPT_BARS:
+        if self._end == ROOM * RETAINED_BARS:
             self._begin(self._view())
         for rows, part in zip(self._rows, parts, strict=True):
             rows[self._end] = part
@@ -222,24 +222,24 @@ class Recent:
         return self._view()
 
     def _begin(self, history: History) -> None:
-        kept = [getattr(history, part.name)[-KEPT_BARS:] for part in fields(History)]
-        self._rows = [np.empty((ROOM * KEPT_BARS, *rows.shape[1:])) for rows in kept]
+        kept = [getattr(history, part.name)[-RETAINED_BARS:] for part in fields(History)]
+        self._rows = [np.empty((ROOM * RETAINED_BARS, *rows.shape[1:])) for rows in kept]
         self._end = len(kept[0])
         for mine, rows in zip(self._rows, kept, strict=True):
             mine[: self._end] = rows
 
     def _view(self) -> History:
-        return History(*(rows[max(0, self._end - KEPT_BARS) : self._end] for rows in self._rows))
+        return History(*(rows[max(0, self._end - RETAINED_BARS) : self._end] for rows in self._rows))
 
 
 def _moment(at: float) -> str:
     return f"{utc(at):%F %T.%f} UTC"
 
 
-def _newest(history: History, step_s: int) -> Closed:
+def _newest(history: History, step_s: int) -> ClosedBar:
     h = history
     close = float(h.bars[-1, OPEN_TIME] + step_s)
-    return Closed(h.bars[-1], h.features[-1], h.signals[-1], h.levels[-1], h.context[-1], close)
+    return ClosedBar(h.bars[-1], h.features[-1], h.signals[-1], h.levels[-1], h.context[-1], close)
 
 
 def clock_of(warm: WarmStart) -> Clock:
@@ -249,7 +249,7 @@ def clock_of(warm: WarmStart) -> Clock:
     return Clock("wall", "the warm start is of an earlier release and names no clock; the time of day is taken")
 
 
-def replay(
+def restore_symbol(
     warm: WarmStart,
     bars: Floats,
     books: Books | None = None,
@@ -258,7 +258,7 @@ def replay(
 ) -> Symbol:
     """A live symbol: the warm start, then the observed base bars (n, 8) after it and the records observed since."""
     symbol = Symbol(warm, clock)
-    symbol.hear(books, feed)  # some of it may be in the snapshot already
+    symbol.ingest_records(books, feed)  # some of it may be in the snapshot already
     symbol.advance(bars[bars[:, OPEN_TIME] > warm.last_open_time])
     return symbol
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from pipelines.settings import TierParams
 from serving.generation import write_atomically
 
-ACTING, REGIME, BESIDE = "validator", "regime", ("pattern", "predictor")
+DECISION_FAMILY, REGIME, BESIDE = "validator", "regime", ("pattern", "predictor")
 FULL, SIMPLE, TRADITIONAL, EMERGENCY = 1, 2, 3, 4
 NAMES = {FULL: "full AI", SIMPLE: "simple AI", TRADITIONAL: "traditional only", EMERGENCY: "emergency"}
 ARRIVAL_S = 60.0  # how far the kept moment of an arrival may lag behind
-EMERGENCY_LATCH = "emergency"  # the breaker that puts every symbol into tier 4 until a person resets it
+EMERGENCY_BREAKER = "emergency"  # the breaker that puts every symbol into tier 4 until a person resets it
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Tier:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class TierInputs:
     """One symbol as it is at one decision or one look.
 
     bar        close of the decision bar decided on, epoch s; None at a look: it lowers a tier, it never earns one back
@@ -72,7 +72,7 @@ class State:
     bar: float = 0.0
     faults: Mapping[str, int] = field(default_factory=dict)
 
-    def now(self) -> Tier:
+    def current_tier(self) -> Tier:
         return Tier(self.tier, f"TIER_{self.tier}: {self.reason}")
 
 
@@ -80,28 +80,28 @@ class State:
 UNKNOWN = State(EMERGENCY, "its own state could not be read", EMERGENCY, "its own state could not be read")
 
 
-def installed(seen: Seen, failing: Collection[str] = ()) -> tuple[int, str]:
+def best_tier(seen: TierInputs, failing: Collection[str] = ()) -> tuple[int, str]:
     """(tier, why) that the champions allow, those that fail left out."""
     speak = {family for family in seen.champions if family not in failing}
     why = {**seen.absent, **{family: f"{family} champion keeps failing" for family in failing}}
-    if ACTING not in speak:
-        told = why.get(ACTING, f"no {ACTING} champion serves")
+    if DECISION_FAMILY not in speak:
+        told = why.get(DECISION_FAMILY, f"no {DECISION_FAMILY} champion serves")
         if seen.fallback:
             return TRADITIONAL, f"{told}; the traditional consensus decides"
         return EMERGENCY, f"{told}, and the traditional consensus has no track record; nobody decides"
     beside = [family for family in BESIDE if family in speak]
     if REGIME in speak and beside:
-        return FULL, f"{ACTING} champion decides; {', '.join((REGIME, *beside))} answer"
+        return FULL, f"{DECISION_FAMILY} champion decides; {', '.join((REGIME, *beside))} answer"
     missing = [why.get(f, f"no {f} champion serves") for f in (REGIME, *BESIDE) if f not in speak]
-    return SIMPLE, f"{ACTING} champion decides; {'; '.join(missing)}"
+    return SIMPLE, f"{DECISION_FAMILY} champion decides; {'; '.join(missing)}"
 
 
-def step(before: State | None, seen: Seen, rules: TierParams) -> State:
+def step(before: State | None, seen: TierInputs, rules: TierParams) -> State:
     """The state after one decision or look; `before` None = this symbol was never seen. Pure.
 
     The tier is never better than what is installed, nor than any fault seen now; it comes back one tier at a time.
     """
-    best, best_reason = installed(seen)
+    best, best_reason = best_tier(seen)
     faults = _counted(before.faults if before else {}, seen)
     failing = [family for family, digest in seen.champions.items() if faults.get(digest, 0) >= rules.faults_in_row]
     level, why = _fault(seen, failing, best)
@@ -129,7 +129,7 @@ def worst(states: Iterable[State]) -> State | None:
     return max(states, key=lambda state: (state.tier, state.held), default=None)
 
 
-def _counted(before: Mapping[str, int], seen: Seen) -> dict[str, int]:
+def _counted(before: Mapping[str, int], seen: TierInputs) -> dict[str, int]:
     """Faults in a row of the champions of now: one more for who failed, none for who answered, as before for others."""
     counts = {}
     for family, digest in seen.champions.items():
@@ -140,7 +140,7 @@ def _counted(before: Mapping[str, int], seen: Seen) -> dict[str, int]:
     return counts
 
 
-def _fault(seen: Seen, failing: Collection[str], best: int) -> tuple[int, str]:
+def _fault(seen: TierInputs, failing: Collection[str], best: int) -> tuple[int, str]:
     """(tier a fault allows, why); FULL = no fault that matters here."""
     if seen.emergency is not None:
         return EMERGENCY, seen.emergency
@@ -148,7 +148,7 @@ def _fault(seen: Seen, failing: Collection[str], best: int) -> tuple[int, str]:
         if seen.fallback:
             return TRADITIONAL, f"{seen.service}; the traditional consensus decides"
         return EMERGENCY, f"{seen.service}, and the traditional consensus has no track record; nobody decides"
-    level, why = installed(seen, failing)
+    level, why = best_tier(seen, failing)
     return (level, why) if level > best else (FULL, "")
 
 
@@ -168,14 +168,14 @@ class Freshness:
         self._saved: tuple[set[str], dict[str, float]] = set(), {}
         self._read()
 
-    def heard(self, symbol: str, at: float) -> None:
+    def record_arrival(self, symbol: str, at: float) -> None:
         """A new bar of this symbol arrived, epoch seconds."""
         self._arrived[symbol] = at
 
-    def arrived(self, symbol: str) -> float | None:
+    def last_arrival(self, symbol: str) -> float | None:
         return self._arrived.get(symbol)
 
-    def look(self, symbol: str, age_bars: float, limit_bars: float) -> str | None:
+    def stale_reason(self, symbol: str, age_bars: float, limit_bars: float) -> str | None:
         """Why the data of a symbol on a `wall` clock are stale now; None if they are fresh, or never were."""
         if age_bars <= limit_bars:
             self._live.add(symbol)
@@ -212,7 +212,7 @@ class Freshness:
         self._saved = set(self._live), dict(self._arrived)
 
 
-class TierBook:
+class TierStore:
     """State by symbol in one file, replaced by rename, so that it survives kill -9 and a store that is down."""
 
     def __init__(self, file: Path, rules: TierParams) -> None:
@@ -224,7 +224,7 @@ class TierBook:
     def __getitem__(self, symbol: str) -> State | None:
         return self._states.get(symbol, UNKNOWN if self._unreadable else None)
 
-    def see(self, symbol: str, seen: Seen) -> tuple[State | None, State]:
+    def update(self, symbol: str, seen: TierInputs) -> tuple[State | None, State]:
         """(state before, state now); call `save` before anything that rests on it leaves."""
         before = self[symbol]
         self._states[symbol] = after = step(before, seen, self._rules)

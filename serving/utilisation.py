@@ -13,7 +13,7 @@ from pipelines.settings import Params
 from pipelines.tails import tail_losses
 from serving import core, policy
 from serving.account import Account
-from serving.fusion import N_VOICES
+from serving.fusion import N_SCORES
 from serving.live import VOLATILITY, regime_now
 from serving.risk.codes import LAYERS, TIER_CLOSED, bits_of
 from serving.risk.exposure import ES_LEVEL, allocation, market_of
@@ -63,7 +63,7 @@ def utilisation(
                 "take_profits": list(d.take_profits),
                 "expiry": d.expiry and d.expiry.isoformat(),
             }
-            for d in account.held(at)
+            for d in account.open_positions(at)
         ],
         "tail": {
             "level": ES_LEVEL,
@@ -120,9 +120,9 @@ def limits_of(params: Params) -> list[dict[str, Any]]:
     return rows
 
 
-def _limits(account: Account, at: datetime, params: Params, found: policy.Portfolio) -> list[dict[str, Any]]:
+def _limits(account: Account, at: datetime, params: Params, found: policy.ExposureSnapshot) -> list[dict[str, Any]]:
     """Budgets from the whole account down, then tails, counts and losses; each with what is left."""
-    budgets, risk, held = params.risk.budgets, params.risk, account.held(at)
+    budgets, risk, held = params.risk.budgets, params.risk, account.open_positions(at)
     sums: dict[tuple[str, str], float] = {}
     for d in held:
         for level, of in (("strategy", d.event or ""), ("market", market_of(d.symbol)), ("asset", d.symbol)):
@@ -152,7 +152,7 @@ def _next(
 ) -> dict[str, Any]:  # fmt: skip
     """What a new position would meet were its signal and model beyond doubt: who refuses it, or how large it may be."""
     closed, sign = symbol.closed, SIDES[side]
-    sure = np.full(N_VOICES, sign), np.ones(N_VOICES)
+    sure = np.full(N_SCORES, sign), np.ones(N_SCORES)
     regime, regime_of, trend = regime_now(symbol, {})
     row = policy.to_row(
         policy.DecisionInputs(

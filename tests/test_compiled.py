@@ -64,7 +64,7 @@ def read_by_kernels(file: Path) -> set[str]:
 def test_no_kernel_reads_the_two_files_that_its_cache_does_not_look_at():
     read = set().union(*map(read_by_kernels, compiled.kernel_sources()))
     assert "pipelines.contracts" in read
-    assert read.isdisjoint({f"pipelines.{file.stem}" for file in compiled.UNREAD})
+    assert read.isdisjoint({f"pipelines.{file.stem}" for file in compiled.EXCLUDED_SOURCES})
 
 
 def test_a_change_of_parameters_refusals_or_families_compiles_nothing_again():

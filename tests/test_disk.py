@@ -12,7 +12,7 @@ DAY = disk.DAY_S
 )
 def test_the_level_follows_the_two_limits(monkeypatch, free_bytes, level):
     monkeypatch.setattr(disk, "free", lambda _: free_bytes)
-    found = disk.look(disk.Path("/"), warn_bytes=200, stop_bytes=100)
+    found = disk.check_space(disk.Path("/"), warn_bytes=200, stop_bytes=100)
     assert (found.level, found.free_bytes) == (level, free_bytes)
 
 
@@ -40,4 +40,4 @@ def test_the_forecast_is_the_pace_between_the_oldest_and_the_newest_sample(sampl
 
 
 def test_sizes_are_told_as_people_read_them():
-    assert [disk.size(n) for n in (0, 200 * 2**20, 3 * 2**29)] == ["0 MB", "200 MB", "1.5 GB"]
+    assert [disk.format_bytes(n) for n in (0, 200 * 2**20, 3 * 2**29)] == ["0 MB", "200 MB", "1.5 GB"]

@@ -48,12 +48,12 @@ def test_what_is_cut_short_swapped_or_not_sealed_is_compiled_anew_and_said_once(
     inner.write_bytes(inner.read_bytes()[:40])
     outer.write_bytes(b"")
     other.write_bytes(pickle.dumps(compiled.numba.__version__) + pickle.dumps(Planted(trace)))
-    assert len(compiled.unsound(cache)) == 3
+    assert len(compiled.invalid_files(cache)) == 3
     told = asked(project)
     assert told.count("\n") == 1, told
     assert "do not match their seal" in told
     assert not trace.exists()
-    assert compiled.unsound(cache) == []
+    assert compiled.invalid_files(cache) == []
     assert asked(project) == ""  # nothing was compiled in vain
     assert {stat.S_IMODE(path.stat().st_mode) for path in cache.rglob("*.nb*")} == {0o600}
     assert {stat.S_IMODE(path.stat().st_mode) for path in (cache, inner.parent, outer.parent)} == {0o700}
@@ -62,7 +62,7 @@ def test_what_is_cut_short_swapped_or_not_sealed_is_compiled_anew_and_said_once(
     other.write_bytes(pickle.dumps(compiled.numba.__version__) + pickle.dumps(Planted(trace)))
     assert "do not match their seal" in asked(project)
     assert not trace.exists()
-    assert compiled.unsound(cache) == []
+    assert compiled.invalid_files(cache) == []
 
 
 def test_a_folder_others_may_write_is_not_used_and_the_process_leaves_nothing_of_its_own(project):
@@ -106,7 +106,7 @@ def test_warm_is_said_of_a_whole_cache_only_and_setup_mends_the_rest(cache):
     assert not compiled.kernels_are_warm()
     assert "1 files" in compiled.prepare()
     assert not (cache / "a" / "one.1.nbc").exists()
-    assert compiled.unsound(cache) == []
+    assert compiled.invalid_files(cache) == []
     assert not compiled.kernels_are_warm()  # until it is compiled again
     compiled.mark_warm()
     assert compiled.kernels_are_warm()
@@ -156,7 +156,7 @@ def test_a_list_of_seals_cut_in_a_line_loses_that_line_and_takes_the_next(cache)
     assert compiled.read_sealed(cache, "a/one.nbi") == b"a/one.nbi"
     compiled.seal(cache, "b/two.nbi", b"again")
     assert compiled.read_sealed(cache, "b/two.nbi") == b"again"
-    assert compiled.unsound(cache) == []
+    assert compiled.invalid_files(cache) == []
 
 
 def test_many_writers_at_once_lose_no_seal(cache):
@@ -169,7 +169,7 @@ def test_many_writers_at_once_lose_no_seal(cache):
         thread.start()
     for thread in threads:
         thread.join()
-    assert compiled.unsound(cache) == []
+    assert compiled.invalid_files(cache) == []
     assert all(compiled.read_sealed(cache, f"c{n}/{at}.nbi") for n in range(4) for at in range(20))
 
 

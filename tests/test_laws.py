@@ -16,13 +16,13 @@ from pipelines.data.timeframes import resample
 from pipelines.evaluation.gates import CHECKS
 from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES
-from pipelines.models.catalog import RECIPES
-from pipelines.models.views import KEPT_BARS, VIEWS
+from pipelines.models.catalog import MODEL_FAMILIES
+from pipelines.models.views import RETAINED_BARS, VIEWS
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import event_rows, events
 from pipelines.training.labelling import LABELS, Sources
-from serving.symbols import Recent
+from serving.symbols import RecentBars
 
 PARAMS, STEP_S = load_params(), 900
 HORIZON_S = max(
@@ -30,7 +30,7 @@ HORIZON_S = max(
     PARAMS.predictor.horizon_bars * STEP_S, PARAMS.regime.horizon_minutes * 60,
 )  # fmt: skip
 NOW = 2200  # the decision bar after which everything is cut off or ruined
-RESTART = int(np.random.default_rng(3).integers(700, NOW - KEPT_BARS))
+RESTART = int(np.random.default_rng(3).integers(700, NOW - RETAINED_BARS))
 
 
 def folded(bars, levels, contexts):
@@ -65,7 +65,7 @@ def told(market):
     first = [fold.run(bars[:RESTART], levels[:RESTART], contexts[:RESTART], state=state)
              for fold, state in zip((FEATURES, SIGNALS), states, strict=True)]  # fmt: skip
     saved = [state.copy() for state in states]
-    recent = Recent(History(bars[:RESTART], *first, levels[:RESTART], contexts[:RESTART]))
+    recent = RecentBars(History(bars[:RESTART], *first, levels[:RESTART], contexts[:RESTART]))
     for i in range(RESTART, NOW + 1):  # from saved state, bar by bar, keeping no more than serving keeps
         rows = [fold.step(state, bars[i], levels[i], contexts[i])
                 for fold, state in zip((FEATURES, SIGNALS), saved, strict=True)]  # fmt: skip
@@ -87,8 +87,8 @@ def test_what_a_family_reads_at_a_bar_is_the_same_bytes_however_it_came_about(to
 def test_what_the_validator_reads_of_an_event_is_the_same_bytes(told, way):
     whole, other = told["whole"], told[way]
     end = NOW + 1 if way == "ruined" else len(other)
-    rows = slice(end - KEPT_BARS, end)
-    same = slice(NOW + 1 - KEPT_BARS, NOW + 1)
+    rows = slice(end - RETAINED_BARS, end)
+    same = slice(NOW + 1 - RETAINED_BARS, NOW + 1)
     found, again = events(whole.features[same], whole.signals[same]), events(other.features[rows], other.signals[rows])
     assert len(found.index) > 5
     for part in fields(found):
@@ -121,8 +121,8 @@ def parts(history):
 
 
 def test_every_family_is_in_every_catalogue():
-    assert set(FAMILIES) == set(RECIPES) == set(CHECKS) == set(VIEWS) | {"validator"}
-    assert all(RECIPES[name].family == name for name in FAMILIES)
+    assert set(FAMILIES) == set(MODEL_FAMILIES) == set(CHECKS) == set(VIEWS) | {"validator"}
+    assert all(MODEL_FAMILIES[name].family == name for name in FAMILIES)
 
 
 def test_every_law_names_tests_that_exist():

@@ -92,7 +92,7 @@ def test_up_closes_an_open_home_before_it_starts_anything_and_says_so_in_one_lin
     monkeypatch.setattr(supervisor, "up", lambda settings, **_: started.append(loose(settings.home)))
     monkeypatch.setattr(cli, "settings", lambda: Settings(home=open_home))
     monkeypatch.setattr(sys, "argv", ["bellwether", "up"])
-    assert doctor.closed(open_home).remedy == "bellwether up"
+    assert doctor.home_permissions(open_home).remedy == "bellwether up"
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -101,7 +101,7 @@ def test_up_closes_an_open_home_before_it_starts_anything_and_says_so_in_one_lin
     assert capsys.readouterr().err.splitlines() == [
         f"{open_home}: 4 files and 10 folders were open to other users and are closed now"
     ]
-    assert doctor.closed(open_home).state == "ok"
+    assert doctor.home_permissions(open_home).state == "ok"
 
 
 def test_a_new_home_has_nothing_others_can_open(tmp_path):

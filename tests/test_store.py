@@ -297,12 +297,12 @@ def test_an_alarm_that_says_the_same_is_raised_once_until_cleared(store):
 def test_a_breaker_stays_tripped_over_a_restart_until_somebody_resets_it_for_a_reason(url, store):
     assert store.trip("daily_loss", T0, "-2.3 %") is True
     assert store.trip("daily_loss", T0 + HOUR, "-2.4 %") is False
-    (latch,) = Store.open(url).latches()
+    (latch,) = Store.open(url).breaker_trips()
     assert latch.reason == "-2.3 %"
     with pytest.raises(BadValues):
         store.reset("daily_loss", T0 + HOUR, "ann", " ")
     store.reset("daily_loss", T0 + HOUR, "ann", "checked the fills")
-    assert store.latches() == []
+    assert store.breaker_trips() == []
     with pytest.raises(UnknownName):
         store.reset("daily_loss", T0 + HOUR, "ann", "again")
 
@@ -316,7 +316,7 @@ def test_a_reset_keeps_up_to_which_event_time_the_ledger_had_come(store):
     store.add_outcome(outcome(resolved_at=T0 + 3 * HOUR))
     store.trip("drawdown", T0, "-10 %")
     store.reset("drawdown", T0 + 9 * HOUR, "ann", "seen")
-    assert [latch.reset_as_of for latch in store.latches(tripped_only=False)] == [None, T0, T0 + 3 * HOUR]
+    assert [latch.reset_as_of for latch in store.breaker_trips(tripped_only=False)] == [None, T0, T0 + 3 * HOUR]
 
 
 def test_a_breaker_tripped_twice_in_one_transaction_leaves_what_was_written_beside_it(store):
@@ -324,7 +324,7 @@ def test_a_breaker_tripped_twice_in_one_transaction_leaves_what_was_written_besi
         assert store.trip("model", T0, "first", within=connection) is True
         store.add_bars(batch(), within=connection)
         assert store.trip("model", T0, "second", within=connection) is False
-    assert [latch.reason for latch in store.latches()] == ["first"]
+    assert [latch.reason for latch in store.breaker_trips()] == ["first"]
     assert len(store.bars("BTC/USDT")) == 3
 
 
@@ -338,7 +338,7 @@ def test_two_processes_that_trip_one_breaker_at_once_latch_it_once(url, store):
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(trip, range(8))) == 1
-    assert len(store.latches()) == 1
+    assert len(store.breaker_trips()) == 1
 
 
 def fill(id="f1", **changes):
@@ -445,7 +445,7 @@ def test_a_store_of_the_release_before_goes_on_where_it_was(url):
     assert store.add_promotion(promotion()) == 3
     assert store.add_trial("validator", "r8", "h", T0) == 3
     assert store.request_retrain("validator", "age", T0, HOUR).state == "duplicate"
-    assert [latch.reason for latch in store.latches()] == ["-2.1 %"]
+    assert [latch.reason for latch in store.breaker_trips()] == ["-2.1 %"]
     with pytest.raises(LeaseHeld, match="held by host:1"):
         store.acquire_lease("workspace", "me", T0, HOUR)
     store.add_bars(replace(batch(0), books=books_known_at(T0.timestamp())))

@@ -109,7 +109,7 @@ def book_fault(levels: Floats) -> str | None:
     return None
 
 
-def still_read(
+def prune_records(
     close: float, step_s: float, books: Books | None, feed: ContextFeed | None
 ) -> tuple[Books | None, ContextFeed | None]:
     """The records that `align` can still read at closes after `close` (epoch s), and the books of the bar closed there.
@@ -145,7 +145,7 @@ def known_between(
 T = TypeVar("T", Books, ContextFeed)
 
 
-def joined(before: T | None, after: T | None) -> T | None:
+def merge_records(before: T | None, after: T | None) -> T | None:
     """Both in the order they became known; of a record that is in both, the one before stands."""
     if before is None or after is None:
         return after if before is None else before

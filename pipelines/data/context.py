@@ -83,14 +83,14 @@ def ordered(known: Floats, field: Ints, value: Floats) -> ContextFeed:
     return ContextFeed(known[there][order], field[there][order], value[there][order])
 
 
-def combined(feeds: list[ContextFeed]) -> ContextFeed | None:
+def merge_feeds(feeds: list[ContextFeed]) -> ContextFeed | None:
     """Several feeds as one; None of none."""
     if not feeds:
         return None
     return ordered(*(np.concatenate([getattr(feed, name) for feed in feeds]) for name in ("known", "field", "value")))
 
 
-def only(feed: ContextFeed, fields: tuple[str, ...]) -> ContextFeed:
+def select_fields(feed: ContextFeed, fields: tuple[str, ...]) -> ContextFeed:
     """The named fields of a feed. Raises UnknownName naming those there are."""
     if unknown := set(fields) - set(CONTEXT_FIELDS):
         raise UnknownName(f"no context {', '.join(sorted(unknown))}; known: {', '.join(CONTEXT_FIELDS)}")

@@ -217,7 +217,7 @@ def quick_fit(times, counted, end, found):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def hawkes_trade(state, seconds, side):  # type: ignore[no-untyped-def]
+def hawkes_add_trade(state, seconds, side):  # type: ignore[no-untyped-def]
     """A trade came at `seconds` (any base, ascending); side +1 bought, -1 sold. One at the instant of the trade before
     (or earlier) belongs to the same arrival, which keeps the side of its first."""
     arrived = int(state[0])
@@ -229,7 +229,7 @@ def hawkes_trade(state, seconds, side):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def hawkes_tell(state, seconds, out):  # type: ignore[no-untyped-def]
+def hawkes_write_row(state, seconds, out):  # type: ignore[no-untyped-def]
     """Fit the last ARRIVALS arrivals as known at `seconds`, and say what they excite now.
 
     out[0]  branching, 0 … 1

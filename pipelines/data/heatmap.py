@@ -6,8 +6,8 @@ tick): the book decides it, not where the recording began. A snapshot holds the 
 the 50 from the best ask up; a bucket that both sides rest in is a level of each. Only snapshots of the newest one's
 width are compared; the width changes when the price doubles, and little is lost where it changes back and forth.
 
-A wall is a level of WALL medians of its side (over the levels that hold anything) or more, now and in PERSISTENT of the
-snapshots. Nothing is told before NEEDED snapshots. The caller looks every EVERY_S seconds and sets the state to zeros
+A wall is a level of MIN_WALL_MEDIANS medians of its side (over the levels that hold anything) or more, now and in MIN_PERSISTENCE of the
+snapshots. Nothing is told before MIN_SNAPSHOTS snapshots. The caller looks every EVERY_S seconds and sets the state to zeros
 where the book was lost.
 """
 
@@ -21,13 +21,13 @@ from pipelines.data.orderbook import NO_TICK
 from pipelines.errors import NotEnoughData
 
 SNAPSHOTS, EVERY_S = 50, 5.0
-SIDE = 50  # levels of a side
-LEVELS = 2 * SIDE
+LEVELS_PER_SIDE = 50  # levels of a side
+LEVELS = 2 * LEVELS_PER_SIDE
 LEVEL_BPS = 1.0  # of the mid: 50 levels reach some 25 to 50 bps
-WALL = 5.0  # medians
-PERSISTENT = 0.6  # share of the snapshots
-NEEDED = int(PERSISTENT * SNAPSHOTS)
-FEWEST = 10  # levels a side must hold before one of them can stand out
+MIN_WALL_MEDIANS = 5.0  # medians
+MIN_PERSISTENCE = 0.6  # share of the snapshots
+MIN_SNAPSHOTS = int(MIN_PERSISTENCE * SNAPSHOTS)
+MIN_LEVELS = 10  # levels a side must hold before one of them can stand out
 CLUSTER = 2.0  # medians of the window's mean level, from which neighbouring prices form a cluster
 
 # a snapshot's row: width of a level and best bid and ask in ticks, median level of each side (0 where no level can be a
@@ -48,7 +48,7 @@ def level_width(best_bid, best_ask):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def heat_look(state, depth, mask, best_bid, best_ask, far_bid, far_ask):  # type: ignore[no-untyped-def]
+def heatmap_add_snapshot(state, depth, mask, best_bid, best_ask, far_bid, far_ask):  # type: ignore[no-untyped-def]
     """Add a snapshot of a book: depth (2, ring) sizes at `tick & mask`, bid and ask; no level lies beyond far_bid or
     far_ask. Ticks are counted from price 0. A book without a bid or without an ask is not looked at."""
     if abs(best_bid) >= NO_TICK or abs(best_ask) >= NO_TICK:
@@ -64,7 +64,7 @@ def heat_look(state, depth, mask, best_bid, best_ask, far_bid, far_ask):  # type
         best, far = (best_ask, far_ask) if side else (best_bid, far_bid)
         bucket = best // width
         held, rests, largest = 0, 0.0, 0.0
-        for j in range(SIDE):
+        for j in range(LEVELS_PER_SIDE):
             low, high = (bucket + away * j) * width, (bucket + away * j + 1) * width - 1
             if side:
                 low, high = max(low, best), min(high, far)
@@ -78,12 +78,12 @@ def heat_look(state, depth, mask, best_bid, best_ask, far_bid, far_ask):  # type
                 rests += size
                 largest = max(largest, size)
                 squares += size * size
-                row[FIRST + SIDE + j if side else FIRST + SIDE - 1 - j] = size
+                row[FIRST + LEVELS_PER_SIDE + j if side else FIRST + LEVELS_PER_SIDE - 1 - j] = size
         row[RESTS + side] = rests
-        if held >= FEWEST:
-            levels, low_ones = row[FIRST + SIDE * side : FIRST + SIDE * (side + 1)], 0
+        if held >= MIN_LEVELS:
+            levels, low_ones = row[FIRST + LEVELS_PER_SIDE * side : FIRST + LEVELS_PER_SIDE * (side + 1)], 0
             for size in levels:
-                low_ones += 0.0 < size <= largest / WALL
+                low_ones += 0.0 < size <= largest / MIN_WALL_MEDIANS
             if 2 * low_ones >= held - 1:  # else the median is above that, and not even the largest level is a wall
                 row[MEDIAN + side] = np.median(levels[levels > 0.0])
     both = row[RESTS] + row[RESTS + 1]
@@ -111,34 +111,34 @@ def _place(state, at, side, bucket):  # type: ignore[no-untyped-def]
     """Index into a snapshot's levels of a price bucket of one side; -1 where its levels do not reach."""
     best = state[at + BEST_ASK] if side else state[at + BEST_BID]
     j = int((2 * side - 1) * (bucket - best // state[at + WIDTH]))
-    if j < 0 or j >= SIDE:
+    if j < 0 or j >= LEVELS_PER_SIDE:
         return -1
-    return SIDE + j if side else SIDE - 1 - j
+    return LEVELS_PER_SIDE + j if side else LEVELS_PER_SIDE - 1 - j
 
 
 @kernel
 def _stands_out(state, at, side, bucket):  # type: ignore[no-untyped-def]
     """Medians that the level holds, if it is a wall of this snapshot; else 0."""
     level, median = _place(state, at, side, bucket), state[at + MEDIAN + side]
-    if level < 0 or median == 0.0 or state[at + FIRST + level] < WALL * median:
+    if level < 0 or median == 0.0 or state[at + FIRST + level] < MIN_WALL_MEDIANS * median:
         return 0.0
     return state[at + FIRST + level] / median
 
 
 @kernel
-def find_walls(state, rows, found, side, most, walls):  # type: ignore[no-untyped-def]
+def find_liquidity_walls(state, rows, found, side, most, walls):  # type: ignore[no-untyped-def]
     """The nearest `most` persistent walls of a side into walls (most, 3): bucket, medians now, share of the snapshots
     it stands out in. Returns how many."""
     at, made, j = rows[0], 0, 0
     bucket = (state[at + BEST_ASK] if side else state[at + BEST_BID]) // state[at + WIDTH]
-    while j < SIDE and made < most:
+    while j < LEVELS_PER_SIDE and made < most:
         now = _stands_out(state, at, side, bucket)
         if now > 0.0:
             stood = 0
             for k in range(found):
                 if _stands_out(state, rows[k], side, bucket) > 0.0:
                     stood += 1
-            if stood >= PERSISTENT * found:
+            if stood >= MIN_PERSISTENCE * found:
                 walls[made, 0], walls[made, 1], walls[made, 2] = bucket, now, stood / found
                 made += 1
         bucket += 2 * side - 1
@@ -153,8 +153,8 @@ def middle(bucket, width, tick_price):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def heat_tell(state, tick_price, out):  # type: ignore[no-untyped-def]
-    """What the window shows; all NaN before NEEDED snapshots of one width. tick_price: quote currency of a tick.
+def heatmap_write_row(state, tick_price, out):  # type: ignore[no-untyped-def]
+    """What the window shows; all NaN before MIN_SNAPSHOTS snapshots of one width. tick_price: quote currency of a tick.
 
     out[0]     imbalance: (bid - ask) / both, of all that rested within the levels over the window
     out[1]     concentration: Herfindahl-Hirschman index of a snapshot's levels, mean of the window; 1/100 … 1
@@ -167,7 +167,7 @@ def heat_tell(state, tick_price, out):  # type: ignore[no-untyped-def]
     out[:7] = np.nan
     rows, walls = np.empty(SNAPSHOTS, np.int64), np.empty((1, 3))
     found = _newest(state, rows)
-    if found < NEEDED:
+    if found < MIN_SNAPSHOTS:
         return
     bid = ask = concentration = liquidity = 0.0
     for k in range(found):
@@ -178,7 +178,7 @@ def heat_tell(state, tick_price, out):  # type: ignore[no-untyped-def]
         liquidity += state[at + LIQUIDITY]
     out[0], out[1], out[2] = (bid - ask) / (bid + ask), concentration / found, liquidity / found
     for side in range(2):
-        if find_walls(state, rows, found, side, 1, walls):
+        if find_liquidity_walls(state, rows, found, side, 1, walls):
             out[3 + side] = middle(walls[0, 0], state[rows[0] + WIDTH], tick_price)
             out[5 + side] = walls[0, 1]
 
@@ -189,7 +189,7 @@ def _price(bucket: float, width: float, tick_price: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Wall:
+class LiquidityWall:
     """side +1 bid, -1 ask; price in quote currency, size in medians of its side now, share of the snapshots it stood
     out in."""
 
@@ -221,7 +221,7 @@ class Heatmap:
     intensity  (k, 100) volume / largest volume of the picture, 0 … 1
     profile    (2, 50) mean of what rested on the bid and ask within so many levels of the best price
     width      quote currency of a level
-    told       (7,) what heat_tell says
+    summary    (7,) what heatmap_write_row says
     """
 
     times: Floats
@@ -231,33 +231,33 @@ class Heatmap:
     intensity: Floats
     profile: Floats
     clusters: tuple[Cluster, ...]
-    walls: tuple[Wall, ...]
+    liquidity_walls: tuple[LiquidityWall, ...]
     width: float
-    told: Floats
+    summary: Floats
 
 
 def heatmap(state: Floats, tick_price: float, newest: float) -> Heatmap:
     """The picture in a state whose newest snapshot was taken at `newest` (epoch seconds).
 
-    Raises NotEnoughData before NEEDED snapshots of one width.
+    Raises NotEnoughData before MIN_SNAPSHOTS snapshots of one width.
     """
     rows = np.empty(SNAPSHOTS, np.int64)
     found = _newest(state, rows)
-    if found < NEEDED:
-        raise NotEnoughData(f"heatmap: {found} snapshots of one width, needs {NEEDED}. Look {EVERY_S:g} s apart.")
+    if found < MIN_SNAPSHOTS:
+        raise NotEnoughData(f"heatmap: {found} snapshots of one width, needs {MIN_SNAPSHOTS}. Look {EVERY_S:g} s apart.")
     newest_first = rows[:found].copy()
     back = (newest_first[0] - newest_first) // ROW % SNAPSHOTS
     table = state[newest_first[::-1, None] + np.arange(ROW)]
     volume, width = table[:, FIRST:], table[-1, WIDTH]
     bid, ask = (table[:, [at]] // width for at in (BEST_BID, BEST_ASK))
-    buckets = np.hstack([bid + np.arange(-SIDE + 1, 1), ask + np.arange(SIDE)])
+    buckets = np.hstack([bid + np.arange(-LEVELS_PER_SIDE + 1, 1), ask + np.arange(LEVELS_PER_SIDE)])
     told = np.empty(7)
-    heat_tell(state, tick_price, told)
+    heatmap_write_row(state, tick_price, told)
     walls = []
     for side in range(2):
-        room = np.empty((SIDE, 3))
-        for bucket, size, share in room[: find_walls(state, rows, found, side, SIDE, room)].tolist():
-            walls.append(Wall(1 - 2 * side, _price(bucket, width, tick_price), size, share))
+        room = np.empty((LEVELS_PER_SIDE, 3))
+        for bucket, size, share in room[: find_liquidity_walls(state, rows, found, side, LEVELS_PER_SIDE, room)].tolist():
+            walls.append(LiquidityWall(1 - 2 * side, _price(bucket, width, tick_price), size, share))
     mean = volume.mean(axis=0)
     return Heatmap(
         times=newest - EVERY_S * back[::-1],
@@ -265,22 +265,22 @@ def heatmap(state: Floats, tick_price: float, newest: float) -> Heatmap:
         prices=np.round(middle(buckets, width, tick_price), 8),
         volume=volume,
         intensity=volume / volume.max(),
-        profile=np.cumsum([mean[:SIDE][::-1], mean[SIDE:]], axis=1),
+        profile=np.cumsum([mean[:LEVELS_PER_SIDE][::-1], mean[LEVELS_PER_SIDE:]], axis=1),
         clusters=(*_clusters(buckets, volume, 0, width, tick_price), *_clusters(buckets, volume, 1, width, tick_price)),
-        walls=tuple(walls),
+        liquidity_walls=tuple(walls),
         width=round(float(width * tick_price), 8),
-        told=told,
+        summary=told,
     )
 
 
 def _clusters(buckets: Floats, volume: Floats, side: int, width: float, tick_price: float) -> list[Cluster]:
-    """Of a side, nearest first; a price counts where it was within the levels of at least NEEDED snapshots."""
-    mine = slice(SIDE, None) if side else slice(None, SIDE)
+    """Of a side, nearest first; a price counts where it was within the levels of at least MIN_SNAPSHOTS snapshots."""
+    mine = slice(LEVELS_PER_SIDE, None) if side else slice(None, LEVELS_PER_SIDE)
     known, at = np.unique(buckets[:, mine], return_inverse=True)
     rested = np.bincount(at.ravel(), volume[:, mine].ravel())
     often = np.bincount(at.ravel())
-    mean = np.where(often >= NEEDED, rested / often, 0.0)
-    if (mean > 0).sum() < FEWEST:
+    mean = np.where(often >= MIN_SNAPSHOTS, rested / often, 0.0)
+    if (mean > 0).sum() < MIN_LEVELS:
         return []
     dense = np.concatenate([[False], mean >= CLUSTER * np.median(mean[mean > 0]), [False]])
     edges = np.flatnonzero(dense[1:] != dense[:-1]).reshape(-1, 2)

@@ -73,8 +73,8 @@ def walk(  # type: ignore[no-untyped-def]
 
     first, drift_at  minute number of row 0 and of the first drifted minute; clock: minute of the day of row 0
     steps (n, 12)    value noise; noise (n, 3): pressure, share, volume; chance (n, 2): leave? where to?
-    table (4, 4)     see table_of
-    knobs            see knobs_of_walk; before, after: [vol, share noise, branching, keep of excitement, edge]
+    table (4, 4)     see regime_table
+    knobs            see walk_parameters; before, after: [vol, share noise, branching, keep of excitement, edge]
     path (n, 12)     gets the log value after each step; latent (n, LATENT): usual volume at its start,
                      volume, taker share, sd of the minute, u
     """
@@ -116,11 +116,11 @@ def walk(  # type: ignore[no-untyped-def]
     state[0], state[1], state[2], state[3], state[4] = price, u, excitement, now, minutes
 
 
-def keep_of(half_life: float) -> float:
+def decay_factor(half_life: float) -> float:
     return float(0.5 ** (1.0 / half_life))
 
 
-def table_of(spec: SimulatorParams, design: Design) -> Floats:
+def regime_table(spec: SimulatorParams, design: Design) -> Floats:
     """(4 quantities, 4 regimes): sd of a minute, base volume, drift a minute at u = 1, chance a minute to leave."""
     sd_15m = spec.vol_15m_bps * 1e-4 * np.array(design.vol_ratio)
     drift = np.array(design.gain) * design.drift_per_unit * sd_15m / 15.0
@@ -128,9 +128,9 @@ def table_of(spec: SimulatorParams, design: Design) -> Floats:
     return np.stack([sd_15m / np.sqrt(15.0), design.base_volume * np.array(design.volume_ratio), drift, leave])
 
 
-def knobs_of_walk(design: Design) -> tuple[float, ...]:
+def walk_parameters(design: Design) -> tuple[float, ...]:
     return (
-        keep_of(design.pressure_half_life_min),
+        decay_factor(design.pressure_half_life_min),
         design.share_lean,
         design.share_echo,
         design.share_noise,

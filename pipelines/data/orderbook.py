@@ -36,7 +36,7 @@ BOOK_FIELDS: list[Any] = [
     ("flow", _I),  # lots: order-flow imbalance so far
     ("events", _I),  # book events so far
     ("now", _I),  # epoch microseconds
-    ("keep", _I),  # what goes into the log: 0 nothing, 1 trades, 2 every event
+    ("log_mode", _I),  # what goes into the log: 0 nothing, 1 trades, 2 every event
     ("log", _I, (LOG_ROWS, LOG_WIDTH)),
     ("logged", _I),  # rows that the log holds or, where it is too short, would hold
     # trades since `traded` was last set to 0: ticks of the first, highest, lowest and last, and their number
@@ -84,7 +84,7 @@ def place(book, side, tick, lots, orders):  # type: ignore[no-untyped-def]
     if (tick - book.far[side]) * worse > 0:
         book.far[side] = tick
     book.events += 1
-    if book.keep == 2:
+    if book.log_mode == 2:
         _write(book, ADD, side, tick, lots, book.depth[side, at])
 
 
@@ -120,11 +120,11 @@ def _remove(book, side, tick, lots):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def withdraw(book, side, tick, lots):  # type: ignore[no-untyped-def]
+def cancel(book, side, tick, lots):  # type: ignore[no-untyped-def]
     """Cancel `lots` > 0 of a level; at most what is there."""
     _remove(book, side, tick, lots)
     book.events += 1
-    if book.keep == 2:
+    if book.log_mode == 2:
         _write(book, CANCEL, side, tick, lots, book.depth[side, tick & RING_MASK])
 
 
@@ -145,7 +145,7 @@ def clear(book, side, until):  # type: ignore[no-untyped-def]
             if not kept:
                 gone += lots
             book.events += 1
-            if book.keep == 2:
+            if book.log_mode == 2:
                 _write(book, CANCEL, side, tick, lots, left)
         kept = kept or left > 0
         tick += worse
@@ -175,7 +175,7 @@ def take(book, side, lots, spare):  # type: ignore[no-untyped-def]
         book.highest, book.lowest, book.last = max(book.highest, tick), min(book.lowest, tick), tick
         book.traded += 1
         book.events += 1
-        if book.keep > 0:
+        if book.log_mode > 0:
             _write(book, TRADE, side, tick, filled, there - filled)
         if side == book.ice_side and tick == book.ice_tick:
             hit = filled - (there - book.ice_shown)

@@ -102,7 +102,7 @@ def fresh_market(log_value: float) -> Any:
     return market
 
 
-def knobs_of(design: BookDesign) -> Any:
+def design_record(design: BookDesign) -> Any:
     """The constants as compiled code reads them: (1,) record."""
     return np.array([astuple(design)], np.dtype([(f.name, _F) for f in fields(BookDesign)]))
 

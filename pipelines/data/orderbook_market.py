@@ -27,7 +27,7 @@ from pipelines.data.orderbook import (
     place,
     take,
     top_levels,
-    withdraw,
+    cancel,
 )
 from pipelines.data.orderbook_design import (
     ARRIVALS,
@@ -52,7 +52,7 @@ from pipelines.data.orderbook_design import (
     uniform,
 )
 from pipelines.data.orderbook_patterns import end_patterns, start_fake, start_iceberg, sweep
-from pipelines.data.tape import read, rest, resume, tell
+from pipelines.data.tape import apply_events, load_book, skip_samples_until, write_row
 
 
 @kernel
@@ -151,7 +151,7 @@ def _requote(market, knobs, value, half):  # type: ignore[no-untyped-def]
         while not is_empty(market, side) and (tick - limit) * worse > 0:  # too far to matter
             lots = market.depth[side, tick & RING_MASK]
             if lots > 0:
-                withdraw(market, side, tick, lots)
+                cancel(market, side, tick, lots)
             tick -= worse
         if not is_empty(market, side):
             market.far[side] = limit
@@ -198,12 +198,12 @@ def _flicker(market, lean):  # type: ignore[no-untyped-def]
         from_, to = (tick, best) if comes else (best, tick)
         moved = min(lots, _free(market, side, from_))
         if moved > 0:
-            withdraw(market, side, from_, moved)
+            cancel(market, side, from_, moved)
             place(market, side, to, moved, 1)
             return
     free = _free(market, side, tick)
     if (not comes or free > 3.0 * usual) and free > 0:
-        withdraw(market, side, tick, min(lots, free))
+        cancel(market, side, tick, min(lots, free))
     else:
         place(market, side, tick, lots, 1)
 
@@ -279,7 +279,7 @@ def trade_minutes(  # type: ignore[no-untyped-def]
     reads               whether the tape reads the events; where it does not, nothing is told
     path (n, STEPS)     log value after each step; latent (n, LATENT): as data.latent.walk says
     cents               of quote currency in a tick; usual_sd: of a minute, at which a level has the usual depth
-    log (rows, LOG_WIDTH)    gets what markets[0].keep asks for, as far as there are rows
+    log (rows, LOG_WIDTH)    gets what markets[0].log_mode asks for, as far as there are rows
     bars (n, 8)         gets everything but the open time; events (n,) book events; premium (n,) mid over value less 1
     levels, flows (m, 2)     snapshots: ticks, lots and orders; lots since the one before, and of the last ten seconds
     told (m, TAPE_WIDTH)     but for its flows; NaN where an overfull minute lost events, or where nobody read them
@@ -287,7 +287,7 @@ def trade_minutes(  # type: ignore[no-untyped-def]
     counts              rows: snapshots, planted, log (also beyond its end), and those lost in an overfull minute
     """
     market, knobs, tape = markets[0], all_knobs[0], tapes[0]
-    keep, unread = market.keep, False
+    keep, unread = market.log_mode, False
     keep_thick = 0.5 ** (1.0 / knobs.thickness_half_life_min)
     keep_lean = 0.5 ** (1.0 / knobs.own_lean_half_life_min)
     for i in range(path.shape[0]):
@@ -318,22 +318,22 @@ def trade_minutes(  # type: ignore[no-untyped-def]
         shade = (1.0 + 1e-4 * knobs.shade_bps * u) * 100.0 / cents
         sd_ticks = sd * np.exp(market.value) * shade
         market.traded = market.events = market.ended = market.logged = 0
-        market.keep = 2 if reads else keep  # the tape reads every event, whatever of them is kept
+        market.log_mode = 2 if reads else keep  # the tape reads every event, whatever of them is kept
         quotes = 0
         if minute == 0:  # the opening quotes are no flow
             _requote(market, knobs, np.exp(market.value) * shade, 0.05 + knobs.half_spread * sd_ticks)
             market.flow = market.events = 0
             quotes = market.logged
-            resume(tape, market, began)
+            load_book(tape, market, began)
         lean = min(max(knobs.flicker_lean * u, -0.4), 0.4)
         fast = _minute(market, knobs, began, minute, path[i], sd_ticks, shade, lean)
 
         logged = min(market.logged, LOG_ROWS)
         if reads:
-            read(tape, market.log, quotes, logged)
+            apply_events(tape, market.log, quotes, logged)
             if market.logged > logged:
                 unread = True
-                resume(tape, market, began + MINUTE_US)
+                load_book(tape, market, began + MINUTE_US)
         market.value = path[i, STEPS - 1]
         bars[i, OPEN], bars[i, HIGH] = market.first * cents / 100.0, market.highest * cents / 100.0
         bars[i, LOW], bars[i, CLOSE] = market.lowest * cents / 100.0, market.last * cents / 100.0
@@ -351,8 +351,8 @@ def trade_minutes(  # type: ignore[no-untyped-def]
             market.flow_before = market.flow
             told[row] = np.nan
             if reads:
-                tell(tape, began + MINUTE_US, told[row])
-                rest(tape, began + (1 + every) * MINUTE_US)
+                write_row(tape, began + MINUTE_US, told[row])
+                skip_samples_until(tape, began + (1 + every) * MINUTE_US)
             if unread:
                 told[row] = np.nan
                 unread = False
@@ -367,4 +367,4 @@ def trade_minutes(  # type: ignore[no-untyped-def]
                         log[counts[2]] = market.log[k]
                     counts[2] += 1
             counts[3] += market.logged - logged
-    market.keep = keep
+    market.log_mode = keep

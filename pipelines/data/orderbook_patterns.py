@@ -10,7 +10,7 @@ fake     a large order beside the best prices that is withdrawn before the marke
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.data.orderbook import ASK, RING_MASK, is_empty, place, take, withdraw
+from pipelines.data.orderbook import ASK, RING_MASK, is_empty, place, take, cancel
 from pipelines.data.orderbook_design import (
     FAKE,
     ICEBERG,
@@ -43,7 +43,7 @@ def end_patterns(market, knobs, value, half, hold):  # type: ignore[no-untyped-d
         far = -beyond > knobs.band - 8.0
         if market.ice_shown == 0 or beyond > hold or far or market.now >= market.ice_until:
             if market.ice_shown > 0:
-                withdraw(market, side, tick, market.ice_shown)
+                cancel(market, side, tick, market.ice_shown)
             _plant(market, market.ice_from, market.now, ICEBERG, -worse, tick, market.ice_done)
             market.ice_side, market.ice_shown = -1, 0
     side = market.fake_side
@@ -52,7 +52,7 @@ def end_patterns(market, knobs, value, half, hold):  # type: ignore[no-untyped-d
         near = (tick - value) * worse < half + 2.0
         if near or market.now >= market.fake_until or (tick - value) * worse > knobs.band - 8.0:
             if market.fake_left > 0:
-                withdraw(market, side, tick, market.fake_left)
+                cancel(market, side, tick, market.fake_left)
             _plant(market, market.fake_from, market.now, FAKE, -worse, tick, market.fake_size)
             market.fake_side = -1
 
@@ -117,7 +117,7 @@ def sweep(market, knobs, sd_ticks):  # type: ignore[no-untyped-def]
             tick = best + worse * k
             there = market.depth[side, tick & RING_MASK]
             if there > allowed:
-                withdraw(market, side, tick, there - allowed)
+                cancel(market, side, tick, there - allowed)
             size += min(there, allowed)
         left = size
         for j in range(market.arrived, market.takers):

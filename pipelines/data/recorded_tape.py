@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.data.orderbook import ADD, ASK, BID, CANCEL, NO_TICK, TRADE
-from pipelines.data.tape import REACH, RING, RING_MASK, read
+from pipelines.data.tape import REACH, RING, RING_MASK, apply_events
 
 HALF = RING // 2
 MOVED = HALF - REACH  # ticks
@@ -25,7 +25,7 @@ TRADE_WIDTH = 5
 @kernel
 def _event(tape, row, now, kind, side, tick, lots, left):  # type: ignore[no-untyped-def]
     row[0, 0], row[0, 1], row[0, 2], row[0, 3], row[0, 4], row[0, 5] = now, kind, side, tick, lots, left
-    read(tape, row, 0, 1)
+    apply_events(tape, row, 0, 1)
 
 
 @kernel
@@ -72,7 +72,7 @@ def _settle(tape, row, trades, pending, i, now, made, side, tick, size):  # type
 
 
 @kernel
-def message(  # type: ignore[no-untyped-def]
+def apply_message(  # type: ignore[no-untyped-def]
     tape, row, trades, pending, i, now, made, tick, bid, first, last, centre, bids, asks, low, lot, top_bid, top_ask
 ):
     """The message of rows first..last, which bids and asks already hold; its best prices are top_bid and top_ask.

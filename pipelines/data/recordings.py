@@ -32,9 +32,9 @@ from pipelines.contracts import (
     Trades,
 )
 from pipelines.data.orderbook import ASK, BID, LOG_WIDTH
-from pipelines.data.recorded_tape import TRADE_WIDTH, centre_on, message, trades_until
+from pipelines.data.recorded_tape import TRADE_WIDTH, centre_on, apply_message, trades_until
 from pipelines.data.schemas import epoch_seconds
-from pipelines.data.tape import REACH, RING, forget, fresh_tape, tell
+from pipelines.data.tape import REACH, RING, reset_book, fresh_tape, write_row
 from pipelines.errors import BadColumns, BadValues, UnreadableFile
 
 NEAR_BPS = 2.5  # of the price: what counts as near the best one, as ten ticks do in the simulated market
@@ -101,7 +101,7 @@ def _replay(  # type: ignore[no-untyped-def]
             which[j] = m - 1
             until = np.int64(times[j] * 1e6)
             i, centre = trades_until(tape, row, trades, i, until, centre, bids, asks, low_tick, lot)
-            tell(tape, until, told[j])
+            write_row(tape, until, told[j])
             j += 1
         if end:
             break
@@ -110,13 +110,13 @@ def _replay(  # type: ignore[no-untyped-def]
         if broken[m]:
             bids[:], asks[:] = 0.0, 0.0
             top_bid, top_ask = -1, asks.shape[0]
-            forget(tape)
+            reset_book(tape)
             pending = i
         before_bid, before_ask = top_bid, top_ask
         bid_size = bids[top_bid] if top_bid >= 0 else 0.0
         ask_size = asks[top_ask] if top_ask < asks.shape[0] else 0.0
         top_bid, top_ask = _apply(tick, size, bid, starts[m], starts[m + 1], bids, asks, top_bid, top_ask)
-        pending, centre = message(
+        pending, centre = apply_message(
             tape, row, trades, pending, i, now, made[m], tick, bid, starts[m], starts[m + 1], centre,
             bids, asks, low_tick, lot, top_bid, top_ask,
         )  # fmt: skip
@@ -157,7 +157,7 @@ def _levels(bids, asks, top_bid, top_ask, unit, low, out):  # type: ignore[no-un
         k += 1
 
 
-def replay(folder: Path, every_s: float = 1.0) -> Replay:
+def replay_recording(folder: Path, every_s: float = 1.0) -> Replay:
     """Books of a recording every `every_s` seconds (multiples since the epoch), each after all messages known by then.
 
     order_flow       Cont, Kukanov and Stoikov's best-level imbalance summed over the messages since the book before;

@@ -214,7 +214,7 @@ def read_context(path: Path) -> pd.DataFrame:
     return _read(path, CONTEXT)
 
 
-def of_snapshot(data: Path, described: dict[str, Any]) -> tuple[Books | None, ContextFeed | None]:
+def read_snapshot(data: Path, described: dict[str, Any]) -> tuple[Books | None, ContextFeed | None]:
     """Books and context of the snapshot in `data`; None where its manifest `described` names no file of them."""
     book, context = described.get("book"), described.get("context")
     return (

@@ -154,7 +154,7 @@ def signed_flow(rows: Floats, unit: Unit) -> Floats:
     return np.asarray(b * volume if unit == "volume" else b * volume * rows[:, CLOSE])
 
 
-def usual(rows: Floats, unit: Literal["volume", "dollar"], expected: float) -> float:
+def mean_amount(rows: Floats, unit: Literal["volume", "dollar"], expected: float) -> float:
     """What `expected` of these rows trade on average: a threshold for the rows that come after them."""
     checked(rows, ("volume",))
     return float(expected * (rows[:, VOLUME] * (rows[:, CLOSE] if unit == "dollar" else 1.0)).mean())
@@ -168,7 +168,7 @@ def sampled_bars(rows: Floats, samples: Samples) -> Floats:
     return out
 
 
-def evaluated(samples: Samples, closes: Floats) -> Bools:
+def sampled_closes(samples: Samples, closes: Floats) -> Bools:
     """(m,) True at those of the `closes` (epoch seconds, ascending) by which a sample is newly known."""
     asked = np.zeros(len(closes) + 1, dtype=bool)
     asked[np.searchsorted(closes, samples.known)] = True
@@ -210,7 +210,7 @@ def _cut(rows: Floats, seconds: float, start: int, k: int, out: Samples, side: I
 
 def _totals_of(rows: Floats, seconds: float, amounts: Floats, limit: float) -> Samples:
     if not 0.0 < limit < np.inf:
-        raise BadValues(f"a threshold of {limit}: every row, or none, would end a sample; `usual` gives one")
+        raise BadValues(f"a threshold of {limit}: every row, or none, would end a sample; `mean_amount` gives one")
     out, side = _room(len(rows))
     k = _totals(amounts, limit, out.last, out.amount)
     side[:k], out.threshold[:k] = 0, limit

@@ -30,7 +30,7 @@ from pipelines.contracts import (
     Trades,
 )
 from pipelines.data import orderbook
-from pipelines.data.latent import DESIGN, LATENT, MINUTES_A_DAY, Design, keep_of, knobs_of_walk, table_of, walk
+from pipelines.data.latent import DESIGN, LATENT, MINUTES_A_DAY, Design, decay_factor, walk_parameters, regime_table, walk
 from pipelines.data.orderbook_design import (
     LOTS,
     PLANTED_A_MINUTE,
@@ -38,7 +38,7 @@ from pipelines.data.orderbook_design import (
     STEPS,
     STREAMS,
     fresh_market,
-    knobs_of,
+    design_record,
 )
 from pipelines.data.orderbook_market import trade_minutes
 from pipelines.data.tape import fresh_tape
@@ -155,15 +155,15 @@ class MarketPath:
         seeds = np.random.SeedSequence(spec.seed).spawn(7)
         self.steps, self.chance, origin, *self.noise = (np.random.default_rng(child) for child in seeds[:6])
         self.keys = seeds[6].generate_state(STREAMS, np.uint64)
-        self.table, self.knobs, self.book_knobs = table_of(spec, design), knobs_of_walk(design), knobs_of(design.book)
+        self.table, self.knobs, self.book_knobs = regime_table(spec, design), walk_parameters(design), design_record(design.book)
         self.usual_sd = spec.vol_15m_bps * 1e-4 / np.sqrt(15.0)
-        self.before = np.array([1.0, 1.0, design.branching, keep_of(design.excitement_half_life_min), spec.edge])
+        self.before = np.array([1.0, 1.0, design.branching, decay_factor(design.excitement_half_life_min), spec.edge])
         self.after = np.array(
             [
                 design.drift_vol,
                 design.drift_share_noise,
                 design.drift_branching,
-                keep_of(design.drift_excitement_half_life_min),
+                decay_factor(design.drift_excitement_half_life_min),
                 spec.edge * design.drift_edge,
             ]
         )
@@ -187,7 +187,7 @@ class MarketPath:
         return drawn | {"regime": regime, "drift": drift}
 
     def trade(self, drawn: dict[str, Any], log: Ints, out: dict[str, Any]) -> tuple[Ints, Ints]:
-        """Trade the minutes that were drawn. `out`: what `room` holds, of these minutes.
+        """Trade the minutes that were drawn. `out`: what `allocate` holds, of these minutes.
 
         Returns counts of snapshots, ended patterns, log rows and lost log rows, and the patterns (k, PLANTED_WIDTH).
         """
@@ -204,7 +204,7 @@ class MarketPath:
         self.made += size
         return counts, planted[: counts[1]].copy()
 
-    def room(self, size: int) -> dict[str, Any]:
+    def allocate(self, size: int) -> dict[str, Any]:
         """Arrays for `size` minutes; one snapshot more than can fall into them."""
         shots = size // self.every + 1
         return {
@@ -239,7 +239,7 @@ def simulate(spec: SimulatorParams, design: Design = DESIGN, tape: bool = True) 
     """
     path = MarketPath(spec, design, tape)
     n, shots, log = path.minutes, 0, np.empty((0, orderbook.LOG_WIDTH), np.int64)
-    out = path.room(n)
+    out = path.allocate(n)
     regime, pressure, drift, value = np.empty(n, np.int64), np.empty(n), np.empty(n), np.empty(n)
     planted = []
     for first in range(0, n, BLOCK):
@@ -329,17 +329,17 @@ def record(
     log = np.empty((0, orderbook.LOG_WIDTH), np.int64)
     while path.made < first_day * MINUTES_A_DAY:
         size = min(BLOCK, first_day * MINUTES_A_DAY - path.made)
-        path.trade(path.latent(size), log, path.room(size))
+        path.trade(path.latent(size), log, path.allocate(size))
     first, size = path.made, days * MINUTES_A_DAY
-    path.market["keep"] = 2 if orders else 1
+    path.market["log_mode"] = 2 if orders else 1
     drawn, before, read = path.latent(size), path.market.copy(), path.tape.copy()
-    counts, _ = path.trade(drawn, log, path.room(size))  # how much there is to keep
+    counts, _ = path.trade(drawn, log, path.allocate(size))  # how much there is to keep
     if counts[3]:
         raise BadValues(
             f"a minute of this market has over {orderbook.LOG_ROWS:,} book events: lower simulator.vol_15m_bps "
             f"({spec.vol_15m_bps})."
         )
-    log, out = np.empty((counts[2], orderbook.LOG_WIDTH), np.int64), path.room(size)
+    log, out = np.empty((counts[2], orderbook.LOG_WIDTH), np.int64), path.allocate(size)
     path.made, path.market, path.tape = first, before, read
     resting = orderbook.resting(before[0], (int(path.begin.timestamp()) + 60 * first) * 1_000_000)
     counts, _ = path.trade(drawn, log, out)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Books, ContextFeed
 from pipelines.data import exchange, files, recordings
-from pipelines.data.context import combined, read_context
+from pipelines.data.context import merge_feeds, read_context
 from pipelines.data.exchange import Backfill
 from pipelines.data.latent import DESIGN, Design
 from pipelines.data.pages import Page
@@ -235,10 +235,10 @@ def make_source(
     return SOURCES[name](spec, path, plan)
 
 
-def beside(paths: Sequence[Path], symbol: str, as_of: datetime) -> Records:
+def read_books_and_context(paths: Sequence[Path], symbol: str, as_of: datetime) -> Records:
     """Context and books known at `as_of` from files beside a source: context files, or folders of a recorded book.
 
-    Raises as `read_context` and `replay` do
+    Raises as `read_context` and `replay_recording` do
     """
     folders = [path for path in paths if path.is_dir()]
     if len(folders) > 1:
@@ -246,9 +246,9 @@ def beside(paths: Sequence[Path], symbol: str, as_of: datetime) -> Records:
     feeds = [read_context(path) for path in paths if not path.is_dir()]
     books = None
     for folder in folders:
-        books = recordings.replay(folder, BOOK_EVERY_S).books
+        books = recordings.replay_recording(folder, BOOK_EVERY_S).books
         feeds += [feed for feed in [recordings.read_funding(folder)] if feed is not None]
-    return known_at(as_of, books, combined(feeds))
+    return known_at(as_of, books, merge_feeds(feeds))
 
 
 def known_at(as_of: datetime, books: Books | None, feed: ContextFeed | None) -> Records:

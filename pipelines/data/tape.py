@@ -1,9 +1,9 @@
 """What the events inside a bar were, in numbers: a reader of book events that fills a row of contracts.TAPE.
 
 It reads rows as orderbook logs them, in time order, whoever wrote them, and keeps the size of each level from what a
-row says is left there. `read` takes events in, `tell` writes a row at a snapshot and begins the next span. All it
+row says is left there. `apply_events` takes events in, `write_row` writes a row at a snapshot and begins the next span. All it
 remembers lies in one flat record, so a tape read in two parts equals the same tape read at once. Integers throughout:
-lots, ticks, microseconds; `tell` turns them into base asset and quote currency.
+lots, ticks, microseconds; `write_row` turns them into base asset and quote currency.
 
 Fills of one side in the same microsecond are one order of a taker. What is called large, small or usual is measured
 against the last ORDERS orders, so nothing is told of it before there were as many.
@@ -31,8 +31,8 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import TAPE_INDEX
-from pipelines.data.hawkes import HAWKES_STATE, hawkes_tell, hawkes_trade
-from pipelines.data.heatmap import EVERY_S, HEAT_STATE, Heatmap, heat_look, heat_tell, heatmap
+from pipelines.data.hawkes import HAWKES_STATE, hawkes_write_row, hawkes_add_trade
+from pipelines.data.heatmap import EVERY_S, HEAT_STATE, Heatmap, heatmap_add_snapshot, heatmap_write_row, heatmap
 from pipelines.data.orderbook import ADD, ASK, BID, NO_TICK, TRADE
 from pipelines.data.orderbook import RING_MASK as BOOK_MASK
 
@@ -50,7 +50,7 @@ SUSPECTS = 8  # large orders that are watched at a time
 USUAL = 1000  # added orders whose mean size is the usual one, older ones weighing less; before as many none is known
 USUAL_RATE = 1.0 / USUAL
 PER_BUCKET, VPIN_BUCKETS = 20, 50
-LOOK_US = int(EVERY_S * 1e6)
+SAMPLE_US = int(EVERY_S * 1e6)
 MOST_LOOKS = 50  # at a book that did not change for longer
 
 _STACKED_BUYING, _STACKED_SELLING = TAPE_INDEX["stacked_buying"], TAPE_INDEX["stacked_selling"]
@@ -65,7 +65,7 @@ STATE: list[Any] = [
     ("lots", _F), ("price", _F),  # lots in one unit of the base asset; quote currency of a tick
     ("near", _I), ("grain", _I),  # ticks: how far from the best counts as near; in a cell of the footprint
     ("depth", _I, (2, RING)), ("best", _I, 2),  # lots at each level, as rows said; best tick of each side
-    ("look", _I),  # microseconds: when the heatmap next looks; 0 = not begun
+    ("next_sample", _I),  # microseconds: when the heatmap next looks; 0 = not begun
     # the order of a taker whose fills are still coming: microseconds, side of the book, lots, lots times ticks
     ("order_at", _I), ("order_side", _I), ("order_lots", _I), ("order_worth", _I),
     # the last orders, a ring: lots, lots times ticks; how many ever, what the ring's lots add up to
@@ -103,13 +103,13 @@ def fresh_tape(lots: float, price: float, near: int = 10, grain: int = 1) -> Any
     return tapes
 
 
-def picture(tape: Any) -> Heatmap:
+def latest_heatmap(tape: Any) -> Heatmap:
     """The heatmap of the last snapshots that a tape looked at. Raises NotEnoughData before there were enough."""
-    return heatmap(tape["heat"], float(tape["price"]), (int(tape["look"]) - LOOK_US) / 1e6)
+    return heatmap(tape["heat"], float(tape["price"]), (int(tape["next_sample"]) - SAMPLE_US) / 1e6)
 
 
 @kernel
-def forget(tape):  # type: ignore[no-untyped-def]
+def reset_book(tape):  # type: ignore[no-untyped-def]
     """The book was lost: no level is known any more, nor what was seen of them."""
     tape.depth[:] = 0
     tape.best[BID], tape.best[ASK] = -NO_TICK, NO_TICK
@@ -119,7 +119,7 @@ def forget(tape):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def resume(tape, book, now):  # type: ignore[no-untyped-def]
+def load_book(tape, book, now):  # type: ignore[no-untyped-def]
     """Take the levels as they rest in `book` (a record of data.orderbook) at `now`; what led there is not known."""
     tape.depth[:] = 0
     tape.best[:] = book.best
@@ -131,7 +131,7 @@ def resume(tape, book, now):  # type: ignore[no-untyped-def]
             tape.depth[side, tick & RING_MASK] = book.depth[side, tick & BOOK_MASK]
             tick += worse
     tape.suspects, tape.filled_tick[:], tape.order_lots = 0, 0, 0
-    tape.look = now - now % LOOK_US + LOOK_US
+    tape.next_sample = now - now % SAMPLE_US + SAMPLE_US
 
 
 @kernel
@@ -251,7 +251,7 @@ def _end_order(tape):  # type: ignore[no-untyped-def]
     lots, worth, side = tape.order_lots, tape.order_worth, tape.order_side
     tape.order_lots = tape.order_worth = 0
     way = 2 * side - 1  # who eats the ask buys
-    hawkes_trade(tape.hawkes, tape.order_at * 1e-6, float(way))
+    hawkes_add_trade(tape.hawkes, tape.order_at * 1e-6, float(way))
     if tape.orders >= ORDERS:
         if lots > tape.top[BEYOND]:
             tape.large[side] += lots
@@ -358,29 +358,29 @@ def _trade(tape, now, side, tick, lots):  # type: ignore[no-untyped-def]
 @kernel
 def _look(tape, now):  # type: ignore[no-untyped-def]
     """The heatmap looks at the book as it stood at each whole five seconds up to `now`."""
-    if tape.look == 0:
-        tape.look = now - now % LOOK_US + LOOK_US
-    if tape.look < now - MOST_LOOKS * LOOK_US:
-        tape.look = now - now % LOOK_US - (MOST_LOOKS - 1) * LOOK_US
-    while tape.look <= now:
+    if tape.next_sample == 0:
+        tape.next_sample = now - now % SAMPLE_US + SAMPLE_US
+    if tape.next_sample < now - MOST_LOOKS * SAMPLE_US:
+        tape.next_sample = now - now % SAMPLE_US - (MOST_LOOKS - 1) * SAMPLE_US
+    while tape.next_sample <= now:
         bid, ask = tape.best[BID], tape.best[ASK]
-        heat_look(tape.heat, tape.depth, RING_MASK, bid, ask, bid - REACH, ask + REACH)
-        tape.look += LOOK_US
+        heatmap_add_snapshot(tape.heat, tape.depth, RING_MASK, bid, ask, bid - REACH, ask + REACH)
+        tape.next_sample += SAMPLE_US
 
 
 @kernel
-def rest(tape, until):  # type: ignore[no-untyped-def]
+def skip_samples_until(tape, until):  # type: ignore[no-untyped-def]
     """Nothing will be told before `until` (microseconds): of the looks till then only the last ones would be kept."""
-    tape.look = max(tape.look, until - until % LOOK_US - (MOST_LOOKS - 1) * LOOK_US)
+    tape.next_sample = max(tape.next_sample, until - until % SAMPLE_US - (MOST_LOOKS - 1) * SAMPLE_US)
 
 
 @kernel
-def read(tape, rows, first, last):  # type: ignore[no-untyped-def]
+def apply_events(tape, rows, first, last):  # type: ignore[no-untyped-def]
     """Take in the events rows[first:last] (n, LOG_WIDTH), in time order and after all that were read before."""
     for r in range(first, last):
         now, kind, side = rows[r, 0], rows[r, 1], rows[r, 2]
         tick, lots, left = rows[r, 3], rows[r, 4], rows[r, 5]
-        if tape.look < now:
+        if tape.next_sample < now:
             _look(tape, now - 1)  # what happens at the very moment is not seen yet
         worse, best = 2 * side - 1, tape.best[side]
         behind = (tick - best) * worse
@@ -427,7 +427,7 @@ def _stacks(tape, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def tell(tape, now, out):  # type: ignore[no-untyped-def]
+def write_row(tape, now, out):  # type: ignore[no-untyped-def]
     """Write what the span up to `now` (microseconds) was into out (TAPE_WIDTH,), and begin the next one.
 
     The two order flows are left as they are: the book itself keeps them. All events up to `now` must have been read.
@@ -452,8 +452,8 @@ def tell(tape, now, out):  # type: ignore[no-untyped-def]
         for k in range(VPIN_BUCKETS):
             total += tape.imbalances[k]
         out[_VPIN] = total / VPIN_BUCKETS
-    hawkes_tell(tape.hawkes, now * 1e-6, out[_HAWKES : _HAWKES + 3])
-    heat_tell(tape.heat, price, out[_HEAT : _HEAT + 7])
+    hawkes_write_row(tape.hawkes, now * 1e-6, out[_HAWKES : _HAWKES + 3])
+    heatmap_write_row(tape.heat, price, out[_HEAT : _HEAT + 7])
     tape.stacked[:] = tape.large[:] = tape.iceberg[:] = tape.spoof[:] = 0
     tape.cvd_large = tape.cvd_small = tape.smart_lots = tape.smart_worth = tape.fills = 0
     if tape.orders >= ORDERS:

@@ -30,7 +30,7 @@ T_ROW, T_DIRECTION, T_SIZE, T_FILL, T_EXIT, T_GROSS, T_NET, T_PNL = range(len(TR
 
 
 @dataclass(frozen=True, slots=True)
-class Core:
+class DecisionKernel:
     """The decision core as seen from here; `flows` fills it from `serving.core`.
 
     step     compiled (row, params, out) → 0 to emit, otherwise refusal bits
@@ -156,7 +156,7 @@ def _run(  # type: ignore[no-untyped-def]
 
 
 @contextmanager
-def _callable(core: Core) -> Iterator[tuple[tuple[Any], tuple[Any]]]:
+def _callable(core: DecisionKernel) -> Iterator[tuple[tuple[Any], tuple[Any]]]:
     """The core and the account's view as function pointers: the loop's machine code is then cached whichever it calls.
 
     numba types a compiled function by its identity, which is new in every process, and would compile the loop anew each
@@ -177,7 +177,7 @@ def _callable(core: Core) -> Iterator[tuple[tuple[Any], tuple[Any]]]:
 
 
 def backtest(
-    core: Core,
+    core: DecisionKernel,
     rows: Floats,
     decided_at: Floats,
     fill_time: Floats,

@@ -13,7 +13,7 @@ from scipy.special import chdtrc, xlogy
 
 from pipelines.contracts import Bools, Floats
 from pipelines.errors import BadShape
-from pipelines.tails import refuse_missing, tail_of
+from pipelines.tails import refuse_missing, tail_probability
 
 SIZE = 0.05  # of a test: how often it may refuse what is right
 DRAWS = 1000  # of the bootstrap that Acerbi and Székely's p comes from
@@ -52,7 +52,7 @@ class Coverage:
     acerbi_szekely: Significance
     es_over_var: float
 
-    def refused_by(self, size: float = SIZE) -> tuple[str, ...]:
+    def rejected_by(self, size: float = SIZE) -> tuple[str, ...]:
         """Names of the tests whose p is under `size`. One that cannot say anything refuses nothing."""
         names = ("kupiec", "independence", "conditional", "acerbi_szekely")
         return tuple(name for name in names if getattr(self, name).p < size)
@@ -68,7 +68,7 @@ def coverage(returns: Floats, var: Floats, es: Floats, level: float, seed: int =
     Raises   BadShape if lengths differ; BadValues for a return that is not finite, naming its row, or for a level that
              is no tail
     """
-    tail = tail_of(level)
+    tail = tail_probability(level)
     if not len(returns) == len(var) == len(es):
         raise BadShape(f"{len(returns)} returns, {len(var)} VaR and {len(es)} ES: forecast each row once.")
     refuse_missing(returns)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Estimate, Floats, Ints, utc
-from pipelines.evaluation.stressed import Portfolio, Recorded, StressResult, as_recorded
+from pipelines.evaluation.stressed import Portfolio, MarketHistory, StressResult, exact_estimate
 
 RESTING = "loss if stops rest at the venue and fill at their price unless the market opens beyond it"
 COVERED = 0.95  # share of a window's bars that must be there; exchanges had outages in all of them
@@ -21,11 +21,11 @@ class Window(NamedTuple):
 
     since: datetime
     until: datetime
-    told: str
+    description: str
 
 
-def _month(year: int, month: int, told: str) -> Window:
-    return Window(datetime(year, month, 1, tzinfo=UTC), datetime(year, month + 1, 1, tzinfo=UTC), told)
+def _month(year: int, month: int, description: str) -> Window:
+    return Window(datetime(year, month, 1, tzinfo=UTC), datetime(year, month + 1, 1, tzinfo=UTC), description)
 
 
 CRISES: dict[str, Window] = {
@@ -36,21 +36,21 @@ CRISES: dict[str, Window] = {
 }
 
 
-class Replay(NamedTuple):
+class CrisisReplay(NamedTuple):
     """A portfolio from the open of the first of m bars on; equity as a fraction of what it was before entry.
 
     worst    (m,) at each bar's worst prices; close (m,) at its close; both after the costs paid until then
     stopped  (k,) bar in which a position's stop was reached, -1 where none was
-    slipped  (k,) how far beyond the stop it was filled, as a fraction of the entry price; NaN where none was
+    slippage  (k,) how far beyond the stop it was filled, as a fraction of the entry price; NaN where none was
     """
 
     worst: Floats
     close: Floats
     stopped: Ints
-    slipped: Floats
+    slippage: Floats
 
 
-def replay(bars: Floats, portfolio: Portfolio, resting: bool = False) -> Replay:
+def replay_crisis(bars: Floats, portfolio: Portfolio, resting: bool = False) -> CrisisReplay:
     """Hold a portfolio through bars (m, k, 8), m >= 1.
 
     A bar that opens beyond a stop fills it at that open. One that reaches it inside fills it at the stop or at the next
@@ -59,7 +59,7 @@ def replay(bars: Floats, portfolio: Portfolio, resting: bool = False) -> Replay:
     Positions are marked together at the worst price each had in the bar: too bad, if they did not fall at once.
     """
     m, k = bars.shape[:2]
-    stopped, slipped = np.full(k, -1, dtype=np.int64), np.full(k, np.nan)
+    stopped, slippage = np.full(k, -1, dtype=np.int64), np.full(k, np.nan)
     worst = np.full(m, 1.0 - portfolio.cost * portfolio.gross)
     close = worst.copy()
     for i, weight in enumerate(portfolio.weights):
@@ -77,16 +77,16 @@ def replay(bars: Floats, portfolio: Portfolio, resting: bool = False) -> Replay:
             fill = opened[t] if opened[t] <= level else min(level, after)
             adverse, at_close = adverse.copy(), at_close.copy()
             adverse[t:] = at_close[t:] = fill
-            stopped[i], slipped[i] = t, (level - fill) / entry
+            stopped[i], slippage[i] = t, (level - fill) / entry
             paid = portfolio.cost * abs(weight) * abs(fill) / entry
             worst[t:] -= paid
             close[t:] -= paid
         worst += abs(weight) * (adverse / entry - side)
         close += abs(weight) * (at_close / entry - side)
-    return Replay(worst, close, stopped, slipped)
+    return CrisisReplay(worst, close, stopped, slippage)
 
 
-def drawdowns(found: Replay) -> Floats:
+def drawdowns(found: CrisisReplay) -> Floats:
     """(m,) how far each bar's worst stands under the highest equity that was closed with before it, entry included."""
     peak = np.maximum.accumulate(np.concatenate([[1.0], found.close[:-1]]))
     return np.maximum(1.0 - found.worst / peak, 0.0)
@@ -110,7 +110,7 @@ def moves(bars: Floats) -> dict[str, float]:
     return found
 
 
-def inside(recorded: Recorded, window: Window) -> Floats | str:
+def bars_in_window(recorded: MarketHistory, window: Window) -> Floats | str:
     """(m, k, 8) bars of a window, or why they cannot be had."""
     if recorded.crises is None:
         return "no bars of it were given: --crises FILE with hourly bars that hold it"
@@ -124,47 +124,47 @@ def inside(recorded: Recorded, window: Window) -> Floats | str:
     return bars
 
 
-def crisis(name: str, portfolio: Portfolio, recorded: Recorded) -> StressResult:
+def crisis(name: str, portfolio: Portfolio, recorded: MarketHistory) -> StressResult:
     """The path of `CRISES[name]` as it was recorded, for the entry at which it hurt the portfolio most.
 
     `figures`: the loss of who opened with the window's first bar; the market's own largest fall and rise; and with
     stops the share of entries stopped, how far beyond it the worst was filled, and the loss if stops rest at the venue.
     """
     scenario, window = f"crisis:{name}", CRISES[name]
-    bars = inside(recorded, window)
+    bars = bars_in_window(recorded, window)
     if isinstance(bars, str):
         return StressResult(scenario, WORST, absent=bars)
     n = len(bars)
-    replays = [replay(bars[first:], portfolio) for first in range(n)]
+    replays = [replay_crisis(bars[first:], portfolio) for first in range(n)]
     losses = np.array([max(1.0 - found.worst.min(), 0.0) for found in replays])
     falls = np.array([drawdowns(found).max() for found in replays])
     worst = int(np.argmax(losses))
-    figures = {"loss of the first entry": as_recorded(losses[0], n)}
+    figures = {"loss of the first entry": exact_estimate(losses[0], n)}
     for i, symbol in enumerate(recorded.symbols):
-        of = recorded.crises_of or symbol
-        figures |= {f"{what} of {of}": as_recorded(value, n) for what, value in moves(bars[:, i]).items()}
+        of = recorded.crises_market or symbol
+        figures |= {f"{what} of {of}": exact_estimate(value, n) for what, value in moves(bars[:, i]).items()}
     if np.isfinite(portfolio.stops).any():
         figures |= _stops(replays)
-        lows = [replay(bars[first:], portfolio, resting=True).worst.min() for first in range(n)]
-        figures[RESTING] = as_recorded(max(1.0 - min(lows), 0.0), n)
+        lows = [replay_crisis(bars[first:], portfolio, resting=True).worst.min() for first in range(n)]
+        figures[RESTING] = exact_estimate(max(1.0 - min(lows), 0.0), n)
     entry = utc(bars[worst, 0, OPEN_TIME])
     return StressResult(
         scenario,
         WORST,
-        loss=as_recorded(losses[worst], n),
-        drawdown=as_recorded(falls.max(), n),
+        loss=exact_estimate(losses[worst], n),
+        drawdown=exact_estimate(falls.max(), n),
         n=n,
-        detail=f"{window.since:%F} to {window.until:%F} UTC ({window.told}), {n:,} bars; worst entry {entry:%F %H:%M}",
+        detail=f"{window.since:%F} to {window.until:%F} UTC ({window.description}), {n:,} bars; worst entry {entry:%F %H:%M}",
         figures=figures,
         at=bars[worst:, 0, OPEN_TIME],
         path=drawdowns(replays[worst]),
     )
 
 
-def _stops(replays: list[Replay]) -> dict[str, Estimate]:
-    slipped = np.array([found.slipped for found in replays])
-    known = slipped[np.isfinite(slipped)]
-    told = {"share of entries stopped": as_recorded(np.isfinite(slipped).any(axis=1).mean(), len(replays))}
+def _stops(replays: list[CrisisReplay]) -> dict[str, Estimate]:
+    slippage = np.array([found.slippage for found in replays])
+    known = slippage[np.isfinite(slippage)]
+    told = {"share of entries stopped": exact_estimate(np.isfinite(slippage).any(axis=1).mean(), len(replays))}
     if len(known):
-        told["furthest filled beyond a stop, of price"] = as_recorded(known.max(), len(known))
+        told["furthest filled beyond a stop, of price"] = exact_estimate(known.max(), len(known))
     return told

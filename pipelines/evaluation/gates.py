@@ -22,7 +22,7 @@ from pipelines.evaluation.metrics import (
     mean_estimate,
     most_confident,
 )
-from pipelines.evaluation.report import named, read_oof
+from pipelines.evaluation.report import arrays_with_prefix, read_oof
 from pipelines.models.losses import brier_losses
 from pipelines.settings import Params
 
@@ -33,7 +33,7 @@ class Evidence:
 
     loss_name      what a loss is measured in
     classes        what the columns of p speak of
-    loss           (n,) the candidate's losses; rivals  name → (n,) losses of a baseline on the same rows
+    loss           (n,) the candidate's losses; baseline_losses  name → (n,) losses of a baseline on the same rows
     p, y           (n,) or (n, classes): the candidate's out-of-fold probability, the outcome
     baselines      name → probabilities on the same rows, of the baselines that have one
     gross_bps      (n,) what taking each row's trade returned before cost; None for a family that speaks of no trade
@@ -49,7 +49,7 @@ class Evidence:
     loss_name: str
     classes: tuple[str, ...]
     loss: Floats
-    rivals: Mapping[str, Floats]
+    baseline_losses: Mapping[str, Floats]
     p: Floats
     y: Floats
     champion_loss: Floats | None
@@ -71,12 +71,12 @@ def evidence_of(folder: Path, champion_loss: Floats | None, trials: int) -> Evid
         loss_name=fit["loss_name"],
         classes=tuple(fit["classes"]),
         loss=oof["loss"],
-        rivals=named(oof, "loss_"),
+        baseline_losses=arrays_with_prefix(oof, "loss_"),
         p=oof["p"],
         y=oof["y"],
         champion_loss=champion_loss,
         trials=trials,
-        baselines=named(oof, "baseline_"),
+        baselines=arrays_with_prefix(oof, "baseline_"),
         gross_bps=oof.get("more_gross_bps"),
         alone=fit.get("alone", {}),
         **{key: fit[key] for key in ("parity_gap", "latency_ms", "schema_coverage", "novel_share")},
@@ -94,7 +94,7 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
     if n < g.min_events or (e.y.ndim == 1 and len(np.unique(e.y)) < 2):
         checks.append(_unknown("skill", n, f"needs {g.min_events} out-of-fold rows of different outcomes"))
         return _verdict(e.family, checks)
-    for name, loss in e.rivals.items():
+    for name, loss in e.baseline_losses.items():
         skill = mean_estimate(loss - e.loss, g.bootstrap, params.seed)
         if name == "logistic":  # the simpler model is kept unless the complex one is better; the interval is shown
             checks.append(_bounded(f"gain_over_{name}", skill, skill.value > 0, "value > 0", f"in {e.loss_name}"))

@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from pipelines.contracts import REGIMES, Estimate, Floats
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.features.catalog import COPIES
-from pipelines.models.base import Dataset, Fitted, Recipe
+from pipelines.models.base import Dataset, Fitted, ModelFamily
 from pipelines.settings import Params
 
 DRAWS = 200  # of the bootstrap: hundreds of figures, none of which the gate reads
@@ -26,7 +26,7 @@ Group = tuple[int, ...]  # column numbers that are dealt out together
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PermutationPlan:
     """What is dealt out: every column by itself, then the clusters of several columns. `clusters` holds all of them."""
 
     columns: tuple[str, ...]
@@ -38,19 +38,19 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class PermutationResult:
     """What n out-of-fold rows said. raised (n, groups): rise of a row's loss, mean of the repeats, in the order of
-    Asked.groups; contributions (n, k) of each column in the model's own unit, None where the family gives none."""
+    PermutationPlan.groups; contributions (n, k) of each column in the model's own unit, None where the family gives none."""
 
     raised: Floats
     contributions: Floats | None
 
 
-def asked_of(data: Dataset, params: Params) -> Asked | str:
+def plan_permutation(data: Dataset, params: Params) -> PermutationPlan | str:
     """What to deal out of a family's rows, or why nothing: rows of one bar only, no value missing."""
     if (shape := data.inputs(np.arange(1)).shape)[1:] != (len(data.columns),):
         return f"reads windows of {shape[1]} bars: columns of one bar cannot be dealt out by themselves"
-    return Asked(data.columns, clusters(data.all_inputs(), data.columns, params.importance.correlation))
+    return PermutationPlan(data.columns, clusters(data.all_inputs(), data.columns, params.importance.correlation))
 
 
 def clusters(rows: Floats, columns: tuple[str, ...], least: float) -> tuple[Group, ...]:
@@ -71,59 +71,59 @@ def clusters(rows: Floats, columns: tuple[str, ...], least: float) -> tuple[Grou
     return tuple(sorted(tuple(np.flatnonzero(label == each).tolist()) for each in np.unique(label)))
 
 
-def deal_out(recipe: Recipe, fitted: Fitted, test: Dataset, loss: Floats, asked: Asked, params: Params) -> Answers:
+def permute(model_family: ModelFamily, fitted: Fitted, test: Dataset, loss: Floats, plan: PermutationPlan, params: Params) -> PermutationResult:
     """One fold: `loss` (n,) is what `fitted` lost on the rows as they are. The seed and the fold's place give the
     deals; all groups are dealt the same way."""
     rows, repeats = test.all_inputs(), params.importance.repeats
     rng = np.random.default_rng([params.seed, int(test.at[0])])
-    raised = np.zeros((len(test), len(asked.groups)))
+    raised = np.zeros((len(test), len(plan.groups)))
     for _ in range(repeats):
         order = rng.permutation(len(test))
-        for g, group in enumerate(asked.groups):
+        for g, group in enumerate(plan.groups):
             dealt = rows.copy()
             dealt[:, group] = rows[order][:, group]
-            raised[:, g] += recipe.loss(fitted.answer(dealt).p, test, fitted.terms) - loss
-    told = None if recipe.contributions is None else recipe.contributions(fitted, rows)
-    return Answers(raised / repeats, told)
+            raised[:, g] += model_family.loss(fitted.predict(dealt).p, test, fitted.loss_params) - loss
+    told = None if model_family.contributions is None else model_family.contributions(fitted, rows)
+    return PermutationResult(raised / repeats, told)
 
 
-def together(folds: list[Answers]) -> Answers:
+def join_folds(folds: list[PermutationResult]) -> PermutationResult:
     told = [fold.contributions for fold in folds if fold.contributions is not None]
-    return Answers(np.concatenate([fold.raised for fold in folds]), np.concatenate(told) if told else None)
+    return PermutationResult(np.concatenate([fold.raised for fold in folds]), np.concatenate(told) if told else None)
 
 
-def importance(asked: Asked, answers: Answers, more: Mapping[str, Floats], loss_name: str, params: Params) -> Any:
+def importance(plan: PermutationPlan, answers: PermutationResult, extras: Mapping[str, Floats], loss_name: str, params: Params) -> Any:
     """JSON-ready: columns, clusters, by_regime, reselection. Shares are of the sum of all rises above nought, NaN-free:
     None where nothing rose.
 
-    more  what the dataset holds beside its columns on the same rows; `regime`: (n,) code of contracts.REGIMES, NaN
+    extras  what the dataset holds beside its columns on the same rows; `regime`: (n,) code of contracts.REGIMES, NaN
           where the rule knew none
     """
-    k, wide = len(asked.columns), [group for group in asked.clusters if len(group) > 1]
-    at = [group[0] if len(group) == 1 else k + wide.index(group) for group in asked.clusters]
+    k, wide = len(plan.columns), [group for group in plan.clusters if len(group) > 1]
+    at = [group[0] if len(group) == 1 else k + wide.index(group) for group in plan.clusters]
     raised, clustered = answers.raised[:, :k], answers.raised[:, at]
-    told, cluster_of = answers.contributions, {j: c for c, group in enumerate(asked.clusters) for j in group}
+    told, cluster_of = answers.contributions, {j: c for c, group in enumerate(plan.clusters) for j in group}
     alone, shared = shares(raised), shares(clustered)
     columns = {
         name: {
             "rise": _figure(raised[:, j], params), "share": alone[j], "cluster": cluster_of[j],
             "contribution": None if told is None else float(np.abs(told[:, j]).mean()),
         }
-        for j, name in enumerate(asked.columns)
+        for j, name in enumerate(plan.columns)
     }  # fmt: skip
     by_cluster = [
         {
-            "columns": [asked.columns[j] for j in group], "rise": _figure(clustered[:, c], params), "share": shared[c],
+            "columns": [plan.columns[j] for j in group], "rise": _figure(clustered[:, c], params), "share": shared[c],
             "contribution": None if told is None else float(np.abs(told[:, group].sum(axis=1)).mean()),
         }
-        for c, group in enumerate(asked.clusters)
+        for c, group in enumerate(plan.clusters)
     ]  # fmt: skip
-    held = {name: shared[cluster_of[j]] for j, name in enumerate(asked.columns)}
+    held = {name: shared[cluster_of[j]] for j, name in enumerate(plan.columns)}
     return {
         "loss_name": loss_name, "rows": len(raised), "repeats": params.importance.repeats, "seed": params.seed,
         "contributions": "mean |TreeSHAP| in log-odds before calibration" if told is not None else "none",
         "columns": columns, "clusters": by_cluster,
-        "by_regime": _by_regime(asked, clustered, more.get("regime"), params),
+        "by_regime": _by_regime(plan, clustered, extras.get("regime"), params),
         "reselection": reselection(held, params.importance.low_share, params.importance.reselect_over),
     }  # fmt: skip
 
@@ -155,13 +155,13 @@ def reselection(held: Mapping[str, float | None], low: float, over: float) -> di
             "low": few, "line": line}  # fmt: skip
 
 
-def unasked(why: str) -> dict[str, Any]:
+def not_permuted(why: str) -> dict[str, Any]:
     """What stands where nothing could be dealt out."""
     return {"columns": {}, "clusters": [], "by_regime": {},
             "reselection": {"proposed": None, "leave_out": [], "keep": [], "line": f"not judged: {why}"}}  # fmt: skip
 
 
-def _by_regime(asked: Asked, clustered: Floats, codes: Floats | None, params: Params) -> dict[str, Any]:
+def _by_regime(plan: PermutationPlan, clustered: Floats, codes: Floats | None, params: Params) -> dict[str, Any]:
     """Rule regime → rows and, of each cluster by its first column, rise and share. Unknown rows stand apart."""
     if codes is None:
         return {}
@@ -169,7 +169,7 @@ def _by_regime(asked: Asked, clustered: Floats, codes: Floats | None, params: Pa
     for code, name in [*enumerate(REGIMES), (None, "UNKNOWN")]:
         rows = clustered[np.isnan(codes) if code is None else codes == code]
         if len(rows):
-            names = [asked.columns[group[0]] for group in asked.clusters]
+            names = [plan.columns[group[0]] for group in plan.clusters]
             figures = zip(names, rows.T, shares(rows), strict=True)
             found[name] = {
                 "rows": len(rows),

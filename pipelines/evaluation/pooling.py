@@ -35,17 +35,17 @@ class Pool:
     correlation: Floats
 
     @property
-    def heard(self) -> Bools:
+    def is_fitted(self) -> Bools:
         """(C,) who has a line."""
         return np.isfinite(self.slope)
 
     def evidence(self, said: Floats, side: Floats) -> Floats:
         """(n, C) log-odds over `base` that each category brings to n events; 0 where it is silent or not heard."""
         x = agreement(said, side)
-        heard = (x != 0.0) & self.heard
+        heard = (x != 0.0) & self.is_fitted
         return np.where(heard, np.nan_to_num(self.slope) * x + np.nan_to_num(self.shift), 0.0)
 
-    def once(self, evidence: Floats) -> Floats:
+    def discount_redundancy(self, evidence: Floats) -> Floats:
         """(n, C) evidence over its redundancy: 1 + the sum of its positive correlations with all others that speak.
 
         Two that say the same are worth one; for equal evidence and equal correlations it is the optimum of a linear
@@ -60,10 +60,10 @@ class Pool:
         weights  (C,) or (n, C), not negative; made to sum to 1 over the categories heard, as the live vote does over
                  those available. Equal ones take everybody's evidence as it is, twice the equal share takes it twice
         """
-        mine = np.where(self.heard, weights, 0.0)
+        mine = np.where(self.is_fitted, weights, 0.0)
         total = mine.sum(axis=-1, keepdims=True)
         shares = np.divide(mine, total, out=np.zeros_like(mine), where=total > 0.0)
-        return np.asarray(self.base + self.heard.sum() * (shares * self.once(evidence)).sum(axis=1))
+        return np.asarray(self.base + self.is_fitted.sum() * (shares * self.discount_redundancy(evidence)).sum(axis=1))
 
 
 def agreement(said: Floats, side: Floats) -> Floats:
@@ -106,7 +106,7 @@ def held_out_evidence(
         if len(split.train) < LEAST or len(np.unique(label[split.train])) < 2:
             continue
         pool = fit_pool(said[split.train], side[split.train], label[split.train])
-        evidence[split.test] = pool.once(pool.evidence(said[split.test], side[split.test]))
+        evidence[split.test] = pool.discount_redundancy(pool.evidence(said[split.test], side[split.test]))
         base[split.test] = pool.base
     return evidence, base
 

@@ -233,7 +233,7 @@ class Path:
         return float(np.prod(1.0 + self.net) - 1.0)
 
     @property
-    def silent(self) -> bool:
+    def never_allocated(self) -> bool:
         """The method never had an answer."""
         return sum(self.abstained.values()) == self.decisions
 

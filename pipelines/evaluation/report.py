@@ -27,7 +27,7 @@ def read_oof(folder: Path) -> dict[str, Any]:
         return {name: f[name] for name in f.files}
 
 
-def named(oof: dict[str, Any], prefix: str) -> dict[str, Floats]:
+def arrays_with_prefix(oof: dict[str, Any], prefix: str) -> dict[str, Floats]:
     """The arrays whose name starts with `prefix`, without it."""
     return {name.removeprefix(prefix): values for name, values in oof.items() if name.startswith(prefix)}
 
@@ -37,8 +37,8 @@ def summarise(folder: Path, params: Params) -> dict[str, Any]:
     oof, fit = read_oof(folder), json.loads((folder / "fit.json").read_text())
     draws, seed, cost = params.gate.bootstrap, params.seed, params.costs.round_trip_bps
     y, p, gross = oof["y"], oof["p"], oof.get("more_gross_bps")
-    losses = {"model": oof["loss"], **named(oof, "loss_")}
-    told = {"model": p, **named(oof, "baseline_"), **named(oof, "member_")}
+    losses = {"model": oof["loss"], **arrays_with_prefix(oof, "loss_")}
+    told = {"model": p, **arrays_with_prefix(oof, "baseline_"), **arrays_with_prefix(oof, "member_")}
     figures: dict[str, Any] = {
         "n": len(y),
         "cost_bps": cost,
@@ -171,7 +171,7 @@ def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Pa
         for taken, name in ((chosen, "chosen 20 %, net"), (np.arange(len(p)), "every row, net")):
             figure.add_trace(go.Scatter(x=when[taken], y=np.cumsum(gross[taken] - cost), mode="lines", name=name), 1, 2)
     else:
-        for name, loss in named(oof, "loss_").items():
+        for name, loss in arrays_with_prefix(oof, "loss_").items():
             saved = np.cumsum(loss - oof["loss"])
             figure.add_trace(go.Scatter(x=when, y=saved, mode="lines", name=f"against {name.replace('_', ' ')}"), 1, 2)
     figure.update_layout(template="plotly_white", height=420, margin={"t": 50, "l": 50, "r": 20, "b": 40})

@@ -19,7 +19,7 @@ from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import forward_returns
 from pipelines.settings import Params
 from pipelines.signals.catalog import PRODUCERS
-from pipelines.signals.rows import begins, names, spoken
+from pipelines.signals.rows import onsets, signal_names, direction
 
 WEEK_S = 7 * 86400.0
 LEAST_BLOCKS = 5  # of a bootstrap: resampling fewer says nothing of the spread between them
@@ -72,7 +72,7 @@ class Scores:
         """Signals whose net return is above nought with its whole interval."""
         return [score.signal for score in self.scores if score.net_bps.low > 0]
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-ready; None where a figure is not known."""
         plain = {**asdict(self), "above_cost": self.above()}
         found: dict[str, Any] = _known(plain)
@@ -83,7 +83,7 @@ def score_signals(
     signals: Floats, decision: Floats, base: Floats, atr: Floats, step_s: int, params: Params
 ) -> Scores:  # fmt: skip
     """Every signal of SIGNALS: signals (n, ks) of the decision bars; else as `score_sides`."""
-    return score_sides({name: spoken(signals, name) for name in names()}, decision, base, atr, step_s, params)
+    return score_sides({name: direction(signals, name) for name in signal_names()}, decision, base, atr, step_s, params)
 
 
 def score_sides(
@@ -107,7 +107,7 @@ def score_sides(
     base_s = float(np.diff(base[:, OPEN_TIME]).min()) if len(base) > 1 else float(step_s)
     cost, found = params.costs.round_trip_bps, []
     for name, side in sides.items():
-        at = begins(side)
+        at = onsets(side)
         at = at[atr[at] > 0]
         way = side[at]
         hold, hit = _followed(decision, base, base_s, atr, at, way, step_s, horizon_s, params)
@@ -206,7 +206,7 @@ def write_page(path: Path, scores: Scores, title: str) -> Path:
                     legendgroup=category,
                     showlegend=column == 1 and bool(mine),
                     error_x={"type": "data", "symmetric": False, "array": up, "arrayminus": down},
-                    text=[f"{s.signal}: {shown(e)}, n {e.n:,}" for s, e in zip(mine, told, strict=True)],
+                    text=[f"{s.signal}: {format_estimate(e)}, n {e.n:,}" for s, e in zip(mine, told, strict=True)],
                     hovertemplate="%{text}<extra></extra>",
                 ),
                 row=1,
@@ -216,7 +216,7 @@ def write_page(path: Path, scores: Scores, title: str) -> Path:
     figure.update_yaxes(categoryorder="array", categoryarray=[s.signal for s in heard])
     figure.update_layout(
         title=f"{title}: {scores.tested} signals tested on {scores.bars:,} bars; {len(scores.above())} with the whole "
-        f"interval above nought.<br>Buying at every bar: {shown(scores.market_bps)} bps. 95 %, moving-block bootstrap; "
+        f"interval above nought.<br>Buying at every bar: {format_estimate(scores.market_bps)} bps. 95 %, moving-block bootstrap; "
         "no bar = too few events for one",
         template="plotly_white", height=220 + 28 * len(heard), margin={"l": 120, "r": 20, "t": 90, "b": 40},
     )  # fmt: skip
@@ -225,7 +225,7 @@ def write_page(path: Path, scores: Scores, title: str) -> Path:
     return path
 
 
-def shown(estimate: Estimate, digits: int = 1) -> str:
+def format_estimate(estimate: Estimate, digits: int = 1) -> str:
     """value [low, high], or what is known of it."""
     if not np.isfinite(estimate.value):
         return "–"

@@ -20,7 +20,7 @@ LEAST_BLOCKS = 10  # blocks in which a star is true: with fewer, resampling says
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
+class Contribution:
     """One star, or a rating from so many stars on. Counts are of bar x side.
 
     known       where its inputs are there; true: where it is true
@@ -38,14 +38,14 @@ class Worth:
 
 
 @dataclass(frozen=True, slots=True)
-class Worths:
+class Contributions:
     """All of them on one history; `measured` stars have an interval, and one in twenty excludes nought by luck."""
 
     bars: int
     horizon_bars: int
     block_bars: int
-    stars: tuple[Worth, ...]
-    ratings: tuple[Worth, ...]
+    stars: tuple[Contribution, ...]
+    ratings: tuple[Contribution, ...]
 
     @property
     def measured(self) -> int:
@@ -55,7 +55,7 @@ class Worths:
     def excluding_zero(self) -> tuple[str, ...]:
         return tuple(star.name for star in self.stars if star.lift_bps.low > 0.0 or star.lift_bps.high < 0.0)
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-ready; None where a figure is not known."""
         found: dict[str, Any] = _known(asdict(self))
         by_chance = round(0.05 * self.measured, 2)
@@ -64,7 +64,7 @@ class Worths:
         }  # fmt: skip
 
 
-def worths(truth: Floats, decision: Floats, base: Floats, step_s: int, params: Params) -> Worths:
+def measure_contributions(truth: Floats, decision: Floats, base: Floats, step_s: int, params: Params) -> Contributions:
     """Measure every star and the ratings from 15 and from 18.
 
     truth     (n, 21, 2) as `signals.stars.history` gives it for the n decision bars
@@ -90,7 +90,7 @@ def worths(truth: Floats, decision: Floats, base: Floats, step_s: int, params: P
         for least in (MIN_RATING, HIGH_RATING)
     ]
     found = [_worth(name, told, true, ahead, starts, block) for name, told, true in asked + whole]
-    return Worths(n, horizon, block, tuple(found[:N]), tuple(found[N:]))
+    return Contributions(n, horizon, block, tuple(found[:N]), tuple(found[N:]))
 
 
 def ratings(truth: Floats) -> Floats:
@@ -100,7 +100,7 @@ def ratings(truth: Floats) -> Floats:
     return np.where((known >= MIN_KNOWN)[:, np.newaxis], N * share, np.nan)
 
 
-def _worth(name: str, definition: str, truth: Floats, ahead: Floats, starts: Ints, block: int) -> Worth:
+def _worth(name: str, definition: str, truth: Floats, ahead: Floats, starts: Ints, block: int) -> Contribution:
     """truth (n, 2) of {0, 1, NaN}, ahead (n,) bps of going long, NaN where the horizon is not there."""
     there = ~np.isnan(truth)
     known, true = int(there.sum()), int(np.nansum(truth))
@@ -113,14 +113,14 @@ def _worth(name: str, definition: str, truth: Floats, ahead: Floats, starts: Int
     parts += [np.where(each, sided, 0.0).sum(axis=1) for each in (is_true, is_false)]
     n = int(counted.sum())
     if not parts[0].any() or not parts[1].any():
-        return Worth(name, definition, known, true, prevalence, Estimate(np.nan, np.nan, np.nan, n))
+        return Contribution(name, definition, known, true, prevalence, Estimate(np.nan, np.nan, np.nan, n))
     value = parts[2].sum() / parts[0].sum() - parts[3].sum() / parts[1].sum()
     if min(len(np.unique(np.flatnonzero(part) // block)) for part in parts[:2]) < LEAST_BLOCKS:
-        return Worth(name, definition, known, true, prevalence, Estimate(float(value), np.nan, np.nan, n))
+        return Contribution(name, definition, known, true, prevalence, Estimate(float(value), np.nan, np.nan, n))
     drawn = [block_sums(np.asarray(part, dtype=np.float64), starts, block) for part in parts]
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw without a true row has no lift, and is left out
         samples = drawn[2] / drawn[0] - drawn[3] / drawn[1]
-    return Worth(name, definition, known, true, prevalence, interval(samples, float(value), n))
+    return Contribution(name, definition, known, true, prevalence, interval(samples, float(value), n))
 
 
 def _known(value: Any) -> Any:

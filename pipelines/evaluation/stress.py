@@ -11,7 +11,7 @@ from pipelines.contracts import CLOSE, OPEN_TIME, VOLUME, Floats, Ints
 from pipelines.errors import UnknownName
 from pipelines.evaluation.crises import CRISES, crisis
 from pipelines.evaluation.metrics import block_indices, default_block, interval
-from pipelines.evaluation.stressed import Portfolio, Recorded, StressResult, as_recorded
+from pipelines.evaluation.stressed import Portfolio, MarketHistory, StressResult, exact_estimate
 
 LEVELS = (0.95, 0.99)
 DAY_S = 86_400.0
@@ -22,7 +22,7 @@ PATHS = 4000  # of the bootstrap
 HISTORIES, PATHS_EACH = 40, 200  # resampled histories its interval rests on, and paths drawn from each
 
 IMPACT = 1.0  # of a day's volatility at a day's volume: "of order one" in every market, Bitcoin too; see `drought`
-OVER_THE_ORDER = 2.0 / 3.0  # mean of the square root over an order's own course, against its end
+MEAN_TO_FINAL_IMPACT = 2.0 / 3.0  # mean of the square root over an order's own course, against its end
 
 
 # ---- block bootstrap ----------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def _walk(returns, rows, weights, stops, cost):  # type: ignore[no-untyped-def]
     return told
 
 
-def bootstrap(portfolio: Portfolio, recorded: Recorded, draws: int, seed: int) -> StressResult:
+def bootstrap(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
     """Largest loss and deepest drawdown on the way of ten days of returns drawn in blocks; `loss` at the 99 % level.
 
     The intervals rest on histories that were themselves resampled in blocks of the horizon: they tell how few such
@@ -117,7 +117,7 @@ def bootstrap(portfolio: Portfolio, recorded: Recorded, draws: int, seed: int) -
 # ---- day by day ---------------------------------------------------------------------------------------------------
 
 
-def daily(recorded: Recorded) -> tuple[Floats, Floats, Floats]:
+def daily(recorded: MarketHistory) -> tuple[Floats, Floats, Floats]:
     """By UTC day with a bar: return, realised volatility (root of the summed squares), and volume in quote currency,
     each (days, k); volume is NaN on a day of which a bar has none."""
     day = np.unique(recorded.bars[:, 0, OPEN_TIME] // DAY_S, return_inverse=True)[1]
@@ -130,7 +130,7 @@ def daily(recorded: Recorded) -> tuple[Floats, Floats, Floats]:
     return np.expm1(summed(np.log1p(returns))), np.sqrt(summed(returns**2)), summed(traded)
 
 
-def correlation_breakdown(portfolio: Portfolio, recorded: Recorded, draws: int, seed: int) -> StressResult:
+def correlation_breakdown(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
     """A day on which every position loses at once, at a volatility that is measured but rare.
 
     Correlations are set to 1 between positions of the same side and to -1 between opposite ones, so quantiles of the
@@ -164,12 +164,12 @@ def correlation_breakdown(portfolio: Portfolio, recorded: Recorded, draws: int, 
     side = np.sign(portfolio.weights)
     measured = np.atleast_2d(np.corrcoef(moved.T)) * np.outer(side, side)
     figures = {
-        "loss if independent": as_recorded(np.sqrt((each**2).sum()), n),
-        "loss at the correlations recorded": as_recorded(np.sqrt(max(each @ measured @ each, 0.0)), n),
+        "loss if independent": exact_estimate(np.sqrt((each**2).sum()), n),
+        "loss at the correlations recorded": exact_estimate(np.sqrt(max(each @ measured @ each, 0.0)), n),
     }
     for i, symbol in enumerate(recorded.symbols):
         ratio = np.quantile(calm[:, i], level) / np.median(calm[:, i])
-        figures[f"volatility of {symbol}, times its median"] = as_recorded(ratio, n)
+        figures[f"volatility of {symbol}, times its median"] = exact_estimate(ratio, n)
     told = interval(again, float(each.sum()), n)
     alone = "one asset: nothing to correlate, its volatility is stressed; " if len(side) == 1 else ""
     return StressResult(
@@ -178,7 +178,7 @@ def correlation_breakdown(portfolio: Portfolio, recorded: Recorded, draws: int, 
     )  # fmt: skip
 
 
-def liquidity_drought(portfolio: Portfolio, recorded: Recorded, draws: int, seed: int) -> StressResult:
+def liquidity_drought(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
     """Everything is sold in one thin day: the cost of getting out, not of any move of the market.
 
     Each position pays its ordinary cost, half of what the spread exceeds its median by at its 99 % quantile, and an
@@ -208,7 +208,7 @@ def liquidity_drought(portfolio: Portfolio, recorded: Recorded, draws: int, seed
     def lost(rows: Ints) -> Floats:
         """(…) of row numbers (…, n)."""
         thin = np.quantile(per_root[rows], level, axis=-2)
-        return np.asarray((portfolio.cost + widened + OVER_THE_ORDER * IMPACT * thin * np.sqrt(to_sell)) @ size)
+        return np.asarray((portfolio.cost + widened + MEAN_TO_FINAL_IMPACT * IMPACT * thin * np.sqrt(to_sell)) @ size)
 
     again = lost(block_indices(n, VOLATILITY_DAYS, draws, seed))
     depth = np.quantile(traded[whole], 1.0 - level, axis=0)
@@ -219,15 +219,15 @@ def liquidity_drought(portfolio: Portfolio, recorded: Recorded, draws: int, seed
         n=n,
         detail=f"equity {recorded.equity:,.0f}; {told}",
         figures={
-            "largest position, of the 1 % thinnest day's volume": as_recorded(float((to_sell / depth).max()), n),
-            "1 % thinnest day's volume, of the median day's": as_recorded(
+            "largest position, of the 1 % thinnest day's volume": exact_estimate(float((to_sell / depth).max()), n),
+            "1 % thinnest day's volume, of the median day's": exact_estimate(
                 float((depth / np.median(traded[whole], axis=0)).min()), n
             ),
         },
     )
 
 
-def _widening(recorded: Recorded, level: float) -> tuple[Floats, str]:
+def _widening(recorded: MarketHistory, level: float) -> tuple[Floats, str]:
     """(k,) half of what the spread exceeds its median by at a level, as a fraction of price; and what to say of it."""
     seen = np.isfinite(recorded.spread).all(axis=1)
     if not seen.any():
@@ -238,11 +238,11 @@ def _widening(recorded: Recorded, level: float) -> tuple[Floats, str]:
 
 # ---- all of them --------------------------------------------------------------------------------------------------
 
-Scenario = Callable[[Portfolio, Recorded, int, int], StressResult]
+Scenario = Callable[[Portfolio, MarketHistory, int, int], StressResult]
 
 
 def _replayed(name: str) -> Scenario:
-    def told(portfolio: Portfolio, recorded: Recorded, draws: int, seed: int) -> StressResult:
+    def told(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
         del draws, seed  # it happened once
         return crisis(name, portfolio, recorded)
 
@@ -257,13 +257,13 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def stress(name: str, portfolio: Portfolio, recorded: Recorded, draws: int, seed: int) -> StressResult:
+def stress(name: str, portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
     """One scenario by name; `draws` of the bootstrap that intervals rest on. Raises UnknownName."""
     if name not in SCENARIOS:
         raise UnknownName(f"no scenario {name!r}; known: {', '.join(SCENARIOS)}")
     return SCENARIOS[name](portfolio, recorded, draws, seed)
 
 
-def stress_all(portfolio: Portfolio, recorded: Recorded, draws: int, seed: int) -> list[StressResult]:
+def stress_all(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> list[StressResult]:
     """Every scenario, in the order of SCENARIOS."""
     return [told(portfolio, recorded, draws, seed) for told in SCENARIOS.values()]

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import OPEN_TIME, Floats
-from pipelines.evaluation.crises import CRISES, inside, replay
+from pipelines.evaluation.crises import CRISES, bars_in_window, replay_crisis
 from pipelines.evaluation.stress import DAY_S, stress_all
-from pipelines.evaluation.stressed import Portfolio, Recorded, StressResult, as_recorded
+from pipelines.evaluation.stressed import Portfolio, MarketHistory, StressResult, exact_estimate
 from pipelines.settings import RiskParams
 
 SIDES = {"long": 1.0, "short": -1.0}
@@ -43,19 +43,19 @@ class Case:
     def with_stop(self) -> str:
         return f"stop {self.allowed.stop:.1%}" if self.stopped else "no stop"
 
-    def broken(self, limit: float) -> dict[str, float]:
+    def breaches(self, limit: float) -> dict[str, float]:
         """Scenario → its loss, of those above a drawdown limit."""
         return {r.scenario: r.loss.value for r in self.results if r.loss is not None and r.loss.value > limit}
 
-    def told(self, limit: float) -> dict[str, Any]:
+    def to_dict(self, limit: float) -> dict[str, Any]:
         return {
             "name": self.name,
             "row": self.allowed.row,
             "gross": self.allowed.gross,
             "side": self.side,
             "stop": self.allowed.stop if self.stopped else None,
-            "breaks_drawdown_limit": self.broken(limit),
-            "results": [result.told() for result in self.results],
+            "breaks_drawdown_limit": self.breaches(limit),
+            "results": [result.to_dict() for result in self.results],
         }
 
 
@@ -78,7 +78,7 @@ def allowed(risk: RiskParams, assets: int) -> list[Allowed]:
     ]
 
 
-def at_most(risk: RiskParams, assets: int) -> Allowed:
+def largest_allowed(risk: RiskParams, assets: int) -> Allowed:
     """The row with the largest gross exposure; of several, the one with the widest stop."""
     return max(allowed(risk, assets), key=lambda row: (row.gross, row.stop))
 
@@ -89,13 +89,13 @@ def portfolio_of(row: Allowed, side: str, stopped: bool, shares: Floats, cost_bp
     return Portfolio(SIDES[side] * row.gross * shares, stops, cost_bps)
 
 
-def reopened(name: str, portfolio: Portfolio, recorded: Recorded, risk: RiskParams) -> StressResult:
+def reopened(name: str, portfolio: Portfolio, recorded: MarketHistory, risk: RiskParams) -> StressResult:
     """A crisis for who does not learn: all is opened again after every stop, as much as the drawdown's stage leaves.
 
     Only the account limits stop it: nothing is opened on a UTC day that has lost `max_daily_loss`, nor from the stage
     on that leaves nothing. One stop closes everything. `path` is from the window's first bar on.
     """
-    scenario, bars = f"reopened:{name}", inside(recorded, CRISES[name])
+    scenario, bars = f"reopened:{name}", bars_in_window(recorded, CRISES[name])
     if isinstance(bars, str):
         return StressResult(scenario, AGAIN, absent=bars)
     if not np.isfinite(portfolio.stops).any():
@@ -114,7 +114,7 @@ def reopened(name: str, portfolio: Portfolio, recorded: Recorded, risk: RiskPara
             first += 1
             continue
         opened += 1
-        found = replay(bars[first:], replace(portfolio, weights=portfolio.weights * left))
+        found = replay_crisis(bars[first:], replace(portfolio, weights=portfolio.weights * left))
         hit = found.stopped[found.stopped >= 0]
         upto = int(hit.min()) + 1 if len(hit) else len(bars) - first
         after = slice(first + 1, first + 1 + upto)
@@ -127,11 +127,11 @@ def reopened(name: str, portfolio: Portfolio, recorded: Recorded, risk: RiskPara
     return StressResult(
         scenario,
         AGAIN,
-        loss=as_recorded(lost.max(), n),
-        drawdown=as_recorded(path.max(), n),
+        loss=exact_estimate(lost.max(), n),
+        drawdown=exact_estimate(path.max(), n),
         n=n,
         detail=f"{CRISES[name].since:%F} to {CRISES[name].until:%F} UTC, {n:,} bars; opened {opened} times",
-        figures={"times opened": as_recorded(opened, n), "loss at the end": as_recorded(1.0 - equity[-1], n)},
+        figures={"times opened": exact_estimate(opened, n), "loss at the end": exact_estimate(1.0 - equity[-1], n)},
         at=bars[:, 0, OPEN_TIME],
         path=path,
     )
@@ -143,7 +143,7 @@ def _left(drawdown: float, risk: RiskParams) -> float:
     return next((s.size for s in reversed(stages) if drawdown >= s.at * risk.max_drawdown), 1.0)
 
 
-def stress_of_limits(recorded: Recorded, risk: RiskParams, cost_bps: float, draws: int, seed: int) -> list[Case]:
+def stress_of_limits(recorded: MarketHistory, risk: RiskParams, cost_bps: float, draws: int, seed: int) -> list[Case]:
     """Every row of limits, long and short, exposure shared evenly among the markets, with its widest stop; and the
     largest of them as if no stop were there, which is what a venue that is down leaves of it. The largest comes first.
     Results are those of SCENARIOS, then `reopened` by crisis.
@@ -151,7 +151,7 @@ def stress_of_limits(recorded: Recorded, risk: RiskParams, cost_bps: float, draw
     cost_bps  of one side
     """
     k = len(recorded.symbols)
-    most = at_most(risk, k)
+    most = largest_allowed(risk, k)
     wanted = [(most, True), (most, False), *((row, True) for row in allowed(risk, k) if row != most)]
     cases = []
     for row, stopped in wanted:
@@ -171,7 +171,7 @@ def verdict(cases: Sequence[Case], limit: float) -> list[str]:
     """A sentence a side of the largest portfolio, with its stops and without: what breaks the drawdown limit."""
     lines = []
     for case in largest(cases):
-        broken = ", ".join(f"{name} ({value:.1%})" for name, value in case.broken(limit).items())
+        broken = ", ".join(f"{name} ({value:.1%})" for name, value in case.breaches(limit).items())
         absent = sum(result.absent is not None for result in case.results)
         known = f"{len(case.results) - absent} scenarios of {len(case.results)} that could be computed"
         told = f"breaks the drawdown limit of {limit:.0%} in {broken}" if broken else f"under the limit of {limit:.0%}"

@@ -17,7 +17,7 @@ LIMIT = "#b3261e"
 BINS = 60
 
 
-def shown(estimate: Estimate | None) -> str:
+def format_percent(estimate: Estimate | None) -> str:
     """In per cent of equity: value [low, high]; what was counted has no bounds."""
     if estimate is None or not np.isfinite(estimate.value):
         return "–"
@@ -69,8 +69,8 @@ def _cell(result: StressResult, limit: float) -> str:
     if result.absent:
         return f"<td class='less'>{escape(result.absent)}</td>"
     mark = " class='no'" if result.loss is not None and result.loss.value > limit else ""
-    below = f"<br>drawdown {shown(result.drawdown)}" if result.drawdown is not None else ""
-    return f"<td{mark}>{shown(result.loss)}{below}</td>"
+    below = f"<br>drawdown {format_percent(result.drawdown)}" if result.drawdown is not None else ""
+    return f"<td{mark}>{format_percent(result.loss)}{below}</td>"
 
 
 def _rows(cases: Sequence[Case], limit: float) -> str:
@@ -106,7 +106,7 @@ def _methods(cases: Sequence[Case]) -> str:
 def _figure(name: str, value: Estimate) -> str:
     if "_hours" in name:
         return f"{value.value:.0f}"
-    return f"{value.value:.3g}" if "times" in name else shown(value)
+    return f"{value.value:.3g}" if "times" in name else format_percent(value)
 
 
 # ---- pictures -----------------------------------------------------------------------------------------------------

@@ -44,13 +44,13 @@ class Portfolio:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class MarketHistory:
     """What scenarios may read of the k assets; what is not here makes a scenario absent.
 
     bars         (n, k, 8) of `step_s` seconds, the same open time across a row, ascending; prices finite
     spread       (n, k) ask less bid as a fraction of the mid price; NaN = not recorded
     crises       (m, k, 8) bars of `crises_step_s` seconds that may hold windows of `crises.CRISES`; None = not given
-    crises_of    the market whose path that is, where one market's path stands for all assets
+    crises_market    the market whose path that is, where one market's path stands for all assets
     equity       in quote currency, for what depends on absolute size; None = not given
     Raises       BadShape, BadTimes (rows out of order) or BadValues (a price that is not finite and above 0)
     """
@@ -61,7 +61,7 @@ class Recorded:
     spread: Floats
     crises: Floats | None = None
     crises_step_s: float = 3600.0
-    crises_of: str = ""
+    crises_market: str = ""
     equity: float | None = None
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class StressResult:
     samples: Floats = field(default_factory=lambda: NOTHING)
     absent: str | None = None
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the long arrays; None where a figure is not known."""
         arrays = ("at", "path", "samples")
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in arrays}
@@ -126,6 +126,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def as_recorded(value: float, n: int) -> Estimate:
+def exact_estimate(value: float, n: int) -> Estimate:
     """A figure that was counted, not estimated: no bounds."""
     return Estimate(float(value), float("nan"), float("nan"), n)

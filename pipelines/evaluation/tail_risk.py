@@ -23,7 +23,7 @@ from pipelines.compiled import kernel
 from pipelines.contracts import Floats
 from pipelines.errors import BadShape, UnknownName
 from pipelines.evaluation.coverage import Coverage, coverage
-from pipelines.tails import refuse_missing, tail_losses, tail_of
+from pipelines.tails import refuse_missing, tail_losses, tail_probability
 
 DECAY = 0.94  # of the squared return a step; RiskMetrics 1996, for daily returns; hours take it over unfitted
 BURN_IN = 20  # returns before an EWMA volatility is believed
@@ -93,7 +93,7 @@ def _between(table, x):  # type: ignore[no-untyped-def]
 
 def historical(past: Floats, level: float) -> TailRisk:
     """Quantile and tail mean of the past itself. Knows no time: a calm past says calm."""
-    return _losses(*tail_losses(past, tail_of(level)))
+    return _losses(*tail_losses(past, tail_probability(level)))
 
 
 def gaussian(past: Floats, level: float) -> TailRisk:
@@ -134,7 +134,7 @@ def filtered_historical(past: Floats, level: float) -> TailRisk:
     Source: Barone-Adesi, Giannopoulos & Vosper 1999, J. Futures Markets 19(5); theirs is a GARCH volatility.
     """
     standard, volatility = _filtered(past, DECAY, BURN_IN)
-    var, es = tail_losses(standard, tail_of(level))
+    var, es = tail_losses(standard, tail_probability(level))
     return _losses(volatility * var, volatility * es)
 
 
@@ -149,7 +149,7 @@ METHODS: dict[str, Method] = {
 
 
 def _too_short(past: Floats, level: float) -> bool:
-    return len(past) * tail_of(level) < 1.0 - 1e-9
+    return len(past) * tail_probability(level) < 1.0 - 1e-9
 
 
 def _losses(var: float, es: float) -> TailRisk:
@@ -162,7 +162,7 @@ def unit_student(level: float) -> Floats:
 
     The last column is the normal's. ES of a Student-t: McNeil, Frey & Embrechts 2005, sec. 2.2.4.
     """
-    tail = tail_of(level)
+    tail = tail_probability(level)
     inverse = np.linspace(THICKEST, 0.0, 901)[:-1]
     nu = 1.0 / inverse
     geary = np.sqrt((nu - 2.0) / np.pi) * np.exp(gammaln((nu - 1.0) / 2.0) - gammaln(nu / 2.0))
@@ -182,7 +182,7 @@ def _drawn(step: int, level: float) -> TailRisk:
     inverse = step / GRID
     draws = rng.standard_normal(DRAWS) if step == 0 else rng.standard_t(1.0 / inverse, DRAWS)
     losses = np.sort(-np.abs(draws))  # either sign is as likely; sorted, `_tail` has little to do
-    return TailRisk(*(np.sqrt(1.0 - 2.0 * inverse) * x for x in tail_losses(losses, 2.0 * tail_of(level))))
+    return TailRisk(*(np.sqrt(1.0 - 2.0 * inverse) * x for x in tail_losses(losses, 2.0 * tail_probability(level))))
 
 
 # ---- held to what came --------------------------------------------------------------------------------------------

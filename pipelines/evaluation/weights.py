@@ -29,12 +29,12 @@ _TOURNAMENT = 3
 class Events:
     """n resolved events in the order in which they were known.
 
-    said       (n, C) direction × confidence in [-1, 1], 0 = silent, NaN = unavailable
+    category_scores       (n, C) direction × confidence in [-1, 1], 0 = silent, NaN = unavailable
     side       (n,) -1 or 1; label (n,) 1 target first, 0 not; gross_bps (n,) return from fill to exit, before cost
     known      (n,) epoch seconds at which each was decided on, ascending; ended (n,) at which it resolved
     """
 
-    said: Floats
+    category_scores: Floats
     side: Floats
     label: Floats
     gross_bps: Floats
@@ -49,7 +49,7 @@ class Events:
 class Problem:
     """What weights are chosen on: held-out log-odds, evidence (n, C) counted once and base (n,); label, gross_bps (n,).
 
-    heard     (all categories,) which of them the C are; weights here are theirs alone and sum to 1
+    is_fitted     (all categories,) which of them the C are; weights here are theirs alone and sum to 1
     floor     least weight of a category
     coverage  share of the most confident that `net_return` counts
     """
@@ -58,7 +58,7 @@ class Problem:
     base: Floats
     label: Floats
     gross_bps: Floats
-    heard: Bools
+    is_fitted: Bools
     floor: float
     coverage: float
 
@@ -102,7 +102,7 @@ def equal(problem: Problem, seed: int) -> Chosen:
 
 def stated(weights: Floats) -> Way:
     """The same weights (all categories,) whatever the past says."""
-    return lambda problem, seed: Chosen(weights[problem.heard] / weights[problem.heard].sum(), 0)
+    return lambda problem, seed: Chosen(weights[problem.is_fitted] / weights[problem.is_fitted].sum(), 0)
 
 
 def convex(problem: Problem, seed: int) -> Chosen:
@@ -191,7 +191,7 @@ def expressed(genes: Floats, floor: float) -> Floats:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class WalkForwardForecasts:
     """What each way's pooled forecast said of the same m events, out of sample.
 
     rows     (m,) row numbers of the events; base_rate (m,) what the training rows' share of targets said of them
@@ -209,13 +209,13 @@ class Judged:
 def judge(
     events: Events, ways: Mapping[str, Way], given: Mapping[str, Floats], folds: int, min_train_fraction: float,
     embargo_s: float, floor: float, coverage: float, seed: int,
-) -> Judged:  # fmt: skip
+) -> WalkForwardForecasts:  # fmt: skip
     """Walk forward; within each training window evidence is held out again before a way may choose weights on it.
 
     given  name → (n, C) weights in force at each event, found elsewhere and without a look ahead
     """
-    if any(weights.shape != events.said.shape for weights in given.values()):
-        raise BadShape(f"weights given for {[w.shape for w in given.values()]}, events {events.said.shape}")
+    if any(weights.shape != events.category_scores.shape for weights in given.values()):
+        raise BadShape(f"weights given for {[w.shape for w in given.values()]}, events {events.category_scores.shape}")
     splits = walk_forward(events.known, events.ended, folds, min_train_fraction, embargo_s)
     names = (*ways, *given)
     p: dict[str, list[Floats]] = {name: [] for name in names}
@@ -223,28 +223,28 @@ def judge(
     trials, base_rate = dict.fromkeys(names, 0), []
     for number, split in enumerate(splits):
         train, test = split.train, split.test
-        said, side, label = events.said[train], events.side[train], events.label[train]
+        said, side, label = events.category_scores[train], events.side[train], events.label[train]
         evidence, base = held_out_evidence(said, side, label, events.known[train], events.ended[train], embargo_s)
         pool, told = fit_pool(said, side, label), np.isfinite(base)
-        if not (told.any() and pool.heard.any()):
+        if not (told.any() and pool.is_fitted.any()):
             raise NotEnoughData(f"{len(train)} training events: no category spoke often enough; bring a longer history")
         problem = Problem(
-            evidence[np.ix_(told, pool.heard)], base[told], label[told], events.gross_bps[train][told], pool.heard,
+            evidence[np.ix_(told, pool.is_fitted)], base[told], label[told], events.gross_bps[train][told], pool.is_fitted,
             floor, coverage,
         )  # fmt: skip
-        brought = pool.evidence(events.said[test], events.side[test])
+        brought = pool.evidence(events.category_scores[test], events.side[test])
         base_rate.append(np.full(len(test), _chance(np.array(pool.base))))
         for name, way in ways.items():
             chosen = way(problem, seed + number)
-            weights = np.zeros(len(pool.heard))
-            weights[pool.heard] = chosen.weights
+            weights = np.zeros(len(pool.is_fitted))
+            weights[pool.is_fitted] = chosen.weights
             p[name].append(_chance(pool.pooled(brought, weights)))
             found[name].append(weights[np.newaxis])
             trials[name] += chosen.trials
         for name, in_force in given.items():
             p[name].append(_chance(pool.pooled(brought, in_force[test])))
             found[name].append(in_force[test])
-    return Judged(
+    return WalkForwardForecasts(
         np.concatenate([split.test for split in splits]),
         np.concatenate(base_rate),
         {name: np.concatenate(parts) for name, parts in p.items()},
@@ -253,7 +253,7 @@ def judge(
     )
 
 
-def losses(judged: Judged, label: Floats) -> dict[str, Floats]:
+def losses(judged: WalkForwardForecasts, label: Floats) -> dict[str, Floats]:
     """way → (m,) log loss of its forecasts; label (n,) of all events."""
     return {name: log_losses(p, label[judged.rows]) for name, p in judged.p.items()}
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CONTEXT_INDEX
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import mean, push
 
 WINDOW = 20  # bars of trailing depth
@@ -66,7 +66,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 INF = math.inf
 CKS = "Cont, Kukanov and Stoikov 2014, J. Financial Econometrics 12(1) 47-88, eq. 2-4"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "book",
     step,
     (

@@ -7,21 +7,21 @@ import numpy as np
 from pipelines.contracts import Floats
 from pipelines.errors import BadShape, NotEnoughData
 from pipelines.features import book, clock, indicators, price, regime, sentiment, technical, volume
-from pipelines.features.fold import Column, Fold
+from pipelines.features.fold import Column, StreamingFold
 
-FEATURES = Fold(
+FEATURES = StreamingFold(
     "features",
     (
-        price.FAMILY,
-        volume.FAMILY,
-        book.FAMILY,
-        technical.FAMILY,
+        price.GROUP,
+        volume.GROUP,
+        book.GROUP,
+        technical.GROUP,
         indicators.AVERAGES,
         indicators.OSCILLATORS,
         indicators.BANDS,
-        clock.FAMILY,
-        regime.FAMILY,
-        sentiment.FAMILY,
+        clock.GROUP,
+        regime.GROUP,
+        sentiment.GROUP,
     ),
 )
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import OPEN_TIME
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 
 DAY = 86400.0
 HOUR = 3600.0
@@ -25,7 +25,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 
 SESSION = "ruling: cash hours in UTC, no summer time"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "clock",
     step,
     (

@@ -52,7 +52,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class StepFamily:
+class FeatureGroup:
     """One compiled step and the columns it writes, in order. `initial` is its fresh state, 1-D.
 
     combines  its `out` is the bar's whole row so far: what the families before it wrote, and its own columns last
@@ -65,13 +65,13 @@ class StepFamily:
     combines: bool = False
 
 
-class Fold:
+class StreamingFold:
     """The families of one catalogue in turn. Nothing is compiled before the first `run` or `step`."""
 
-    def __init__(self, name: str, families: Sequence[StepFamily]) -> None:
+    def __init__(self, name: str, families: Sequence[FeatureGroup]) -> None:
         self.name = name
-        self.families = tuple(families)
-        self.catalogue = tuple(column for family in self.families for column in family.columns)
+        self.groups = tuple(families)
+        self.catalogue = tuple(column for family in self.groups for column in family.columns)
         self.columns = tuple(column.name for column in self.catalogue)
         self.index = {column: i for i, column in enumerate(self.columns)}
         self.warmup: Ints = np.array([column.warmup for column in self.catalogue], dtype=np.int64)
@@ -84,22 +84,22 @@ class Fold:
         digest = hashlib.sha256()
         for column in self.catalogue:
             digest.update(repr(column).encode())
-        for path in sorted({path for family in self.families for path in _sources(family.step)}):
+        for path in sorted({path for family in self.groups for path in _sources(family.step)}):
             digest.update(_code(path).encode())
         return digest.hexdigest()
 
     def fresh(self) -> Floats:
         """A new flat state, as before the first bar."""
-        return np.concatenate([family.initial for family in self.families])
+        return np.concatenate([family.initial for family in self.groups])
 
-    def family_state(self, state: Floats, name: str) -> Floats:
+    def group_state(self, state: Floats, name: str) -> Floats:
         """The slice of `state` that belongs to one family (a view)."""
         start = 0
-        for family in self.families:
+        for family in self.groups:
             if family.name == name:
                 return state[start : start + len(family.initial)]
             start += len(family.initial)
-        raise StateError(f"fold {self.name} has no family {name!r}; known: {', '.join(f.name for f in self.families)}")
+        raise StateError(f"fold {self.name} has no family {name!r}; known: {', '.join(f.name for f in self.groups)}")
 
     def run(
         self, bars: Floats, books: Floats | None = None, contexts: Floats | None = None, state: Floats | None = None
@@ -154,7 +154,7 @@ class Fold:
         if theirs != self.catalogue_hash:
             raise StateError(
                 f"state of catalogue {theirs[:12]!r}, this is {self.name} {self.catalogue_hash[:12]}. "
-                "Replay history through Fold.run to make a new one."
+                "Replay history through StreamingFold.run to make a new one."
             )
         if size != len(self.fresh()):
             raise StateError(f"{self.name} state holds {size:g} numbers, wanted {len(self.fresh())}: it is cut short")
@@ -170,12 +170,12 @@ class Fold:
 
     @cached_property
     def _size(self) -> int:
-        return sum(len(family.initial) for family in self.families)
+        return sum(len(family.initial) for family in self.groups)
 
     @cached_property
     def _module(self) -> ModuleType:
         """The composite step, written as a module so that numba's disk cache can find it again."""
-        source = _composite(self.name, self.families)
+        source = _composite(self.name, self.groups)
         name = f"fold_{self.name}_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
         path = cache_dir() / "folds" / f"{name}.py"
         if not path.is_file() or path.read_text() != source:  # it is about to be run: not what was put or cut there
@@ -193,7 +193,7 @@ class Fold:
         return module
 
 
-def _composite(name: str, families: tuple[StepFamily, ...]) -> str:
+def _composite(name: str, families: tuple[FeatureGroup, ...]) -> str:
     """Source of the module that runs the families in turn; slices are literal, so they cost nothing."""
     imports, calls, at, column = [], [], 0, 0
     for i, family in enumerate(families):

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, VOLUME
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import adx, atr, deviation, ema, highest, lowest, macd, mean, push, rsi, true_range
 
 LONG = 200  # closes kept: the longest average
@@ -333,7 +333,7 @@ def _points(name: str, warmup: int, formula: str, source: str, low: float = 0.0,
     return Column(name, "traditional", "points", low, 100.0, warmup, formula, source, needs=needs)
 
 
-AVERAGES = StepFamily(
+AVERAGES = FeatureGroup(
     "averages",
     averages,
     (
@@ -359,7 +359,7 @@ AVERAGES = StepFamily(
     np.concatenate([np.full(229, np.nan), np.zeros(38)]),
 )  # fmt: skip
 
-OSCILLATORS = StepFamily(
+OSCILLATORS = FeatureGroup(
     "oscillators",
     oscillators,
     (
@@ -390,7 +390,7 @@ OSCILLATORS = StepFamily(
     np.concatenate([np.full(142, np.nan), np.zeros(36)]),
 )  # fmt: skip
 
-BANDS = StepFamily(
+BANDS = FeatureGroup(
     "bands",
     bands,
     (

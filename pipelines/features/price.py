@@ -6,7 +6,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import highest, lowest, mean, push, root_mean_square
 
 
@@ -30,7 +30,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 
 INF = math.inf
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "price",
     step,
     (

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import mean, mid_rank, push, root_mean_square
 
 REFERENCE = CONTEXT_INDEX["reference_close"]
@@ -83,7 +83,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 INF = math.inf
 BESIDE = "context:reference_close"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "regime",
     step,
     (

@@ -4,7 +4,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CONTEXT_INDEX
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 
 FUNDING, FEAR_GREED = CONTEXT_INDEX["funding_rate"], CONTEXT_INDEX["fear_greed"]
 INTEREST = 1e-4  # funding where longs and shorts pay each other nothing but interest: Binance, 0.01 % a period of 8 h
@@ -29,7 +29,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     out[0] = total / parts  # none known: nought by nought, missing
 
 
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "sentiment",
     step,
     (

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import adx, atr, deviation, highest, lowest, macd, mean, push, rsi
 
 
@@ -53,7 +53,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 INF = math.inf
 WILDER = "Wilder 1978, New Concepts in Technical Trading Systems; seeds as TA-Lib"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "technical",
     step,
     (

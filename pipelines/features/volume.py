@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import TAKER_BUY, VOLUME
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import deviation, mean, push, replace_sorted
 
 
@@ -38,7 +38,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 
 INF = math.inf
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "volume",
     step,
     (

@@ -49,7 +49,7 @@ def forward_returns(base: Floats, close_time: Floats, horizon_s: float) -> Forwa
     return Forward(np.where(there, start, -1), np.where(there, exit, -1), gross)
 
 
-def weighed(told: Forward, index: Ints, known: Floats, horizon_s: float, n_base: int, params: Params) -> dict[str, Any]:
+def label_columns(told: Forward, index: Ints, known: Floats, horizon_s: float, n_base: int, params: Params) -> dict[str, Any]:
     """What the labels of the decision bars `index` have beside their `y`: index, weight, uniqueness, known, ended.
 
     known  (m,) closes of all decision bars, epoch seconds; n_base: how many base bars `told` points into
@@ -84,7 +84,7 @@ def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> d
     index = np.flatnonzero(np.abs(told.gross_bps) > params.costs.round_trip_bps)  # NaN is not above anything
     last_return = np.full(len(bars), np.nan)
     last_return[1:] = np.log(bars[1:, CLOSE] / bars[:-1, CLOSE])
-    return weighed(told, index, known, horizon_s, len(base), params) | {
+    return label_columns(told, index, known, horizon_s, len(base), params) | {
         "y": (told.gross_bps[index] > 0).astype(np.float64),
         "gross_bps": told.gross_bps[index],
         "last_return": last_return[index],

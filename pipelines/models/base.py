@@ -1,6 +1,6 @@
 """What a family brings to training. Serving never sees this; it sees `contracts.Model`.
 
-A family is one `Recipe`: what rows it learns from, how it is fitted and calibrated, its loss, what it has to beat, how
+A family is one `ModelFamily`: what rows it learns from, how it is fitted and calibrated, its loss, what it has to beat, how
 it is exported. Folds, novelty, bundles, registry, gate and slots are the same for all of them.
 """
 
@@ -15,7 +15,7 @@ from pipelines.contracts import Bools, Floats, Ints
 from pipelines.models.parts import Novelty
 from pipelines.settings import Params
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Dataset:
     weight        (m,) uniqueness × time decay: what a row counts in a fit
     uniqueness    (m,) share of a row's information that is its own: what it counts as evidence
     known, ended  (m,) epoch seconds at which the row was known, and its label ended
-    more          name → (m,) or (m, j): what only this family's baselines, loss or gate need
+    extras        name → (m,) or (m, j): what only this family's baselines, loss or gate need
     at            (m,) position of the row in the snapshot's dataset: which row of the whole this is
     """
 
@@ -40,7 +40,7 @@ class Dataset:
     known: Floats
     ended: Floats
     at: Ints
-    more: Mapping[str, Floats] = field(default_factory=dict)
+    extras: Mapping[str, Floats] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.known)
@@ -53,7 +53,7 @@ class Dataset:
         parts = [self.inputs(piece) for piece in np.array_split(np.arange(len(self)), max(1, len(self) // 4096))]
         return np.concatenate([part if part.ndim == 2 else part[:, -1] for part in parts])
 
-    def take(self, chosen: Ints | Bools) -> "Dataset":
+    def select_rows(self, chosen: Ints | Bools) -> "Dataset":
         """The chosen rows, in their order."""
         rows: Ints = np.arange(len(self))[chosen]
         read = self.inputs
@@ -66,10 +66,10 @@ class Dataset:
             known=self.known[rows],
             ended=self.ended[rows],
             at=self.at[rows],
-            more={name: values[rows] for name, values in self.more.items()},
+            extras={name: values[rows] for name, values in self.extras.items()},
         )
 
-    def narrow(self, keep: Bools) -> "Dataset":
+    def select_columns(self, keep: Bools) -> "Dataset":
         """The kept columns only."""
         read = self.inputs
         return replace(
@@ -80,7 +80,7 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class NativePredictions:
     """A native model's calibrated answer to n rows: as `contracts.Predictions`, without abstentions."""
 
     p: Floats
@@ -93,11 +93,11 @@ class Fitted(Protocol):
     """A native model and its calibration, fitted on one window."""
 
     @property
-    def terms(self) -> Mapping[str, Any]:
+    def loss_params(self) -> Mapping[str, Any]:
         """JSON-ready constants the loss needs beside p (the regime's volatilities); empty for most."""
         ...
 
-    def answer(self, inputs: Floats) -> Answer:
+    def predict(self, inputs: Floats) -> NativePredictions:
         """inputs (n, k) or (n, steps, k), no value missing in the newest bar."""
         ...
 
@@ -117,7 +117,7 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
+class Baseline:
     """A baseline on rows it has not seen: losses (n,) in the family's unit, and its p where it has one (else None)."""
 
     loss: Floats
@@ -125,19 +125,19 @@ class Rival:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class ModelFamily:
     """One family.
 
     loss_name  what a loss is called and measured in, for people: "log loss", "Brier score"
     dataset    (artifacts folder of a snapshot, params) → Dataset
-    fit        (training rows, params, embargo in seconds, say) → Fitted; calibrates on purged stretches of these rows
-    loss       (p, rows, terms) → (n,) losses of a model with those terms on those rows; lower is better
-    baselines  name → (training rows, test rows, params) → Rival
+    fit        (training rows, params, embargo in seconds, log) → Fitted; calibrates on purged stretches of these rows
+    loss       (p, rows, loss_params) → (n,) losses of a model with those loss_params on those rows; lower is better
+    baselines  name → (training rows, test rows, params) → Baseline
     export     (fitted, all training rows, params) → Export
     novelty    (newest bars of the training rows, params) → how far from them a row may be
     describe   (training rows, params) → lines of the model card: label, horizon, what it is not for
     folds      params → walk-forward folds of the everyday run
-    acts       its probability decides trades, so the gate also reads what they made
+    is_decision_model       its probability decides trades, so the gate also reads what they made
     contributions  (fitted, rows (n, k)) → (n, k): what each column adds to each answer; None where nobody can say
     """
 
@@ -146,14 +146,14 @@ class Recipe:
     classes: tuple[str, ...]
     loss_name: str
     dataset: Callable[[Path, Params], Dataset]
-    fit: Callable[[Dataset, Params, float, Say], Fitted]
+    fit: Callable[[Dataset, Params, float, Log], Fitted]
     loss: Callable[[Floats, Dataset, Mapping[str, Any]], Floats]
-    baselines: Mapping[str, Callable[[Dataset, Dataset, Params], Rival]]
+    baselines: Mapping[str, Callable[[Dataset, Dataset, Params], Baseline]]
     export: Callable[[Fitted, Dataset, Params], Export]
     novelty: Callable[[Floats, Params], Novelty]
     describe: Callable[[Dataset, Params], list[str]]
     folds: Callable[[Params], int] = lambda params: params.splits.folds
-    acts: bool = False
+    is_decision_model: bool = False
     contributions: Callable[[Fitted, Floats], Floats] | None = None
 
 

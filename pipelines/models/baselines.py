@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipelines.contracts import Floats
-from pipelines.models.base import Dataset, Rival
+from pipelines.models.base import Dataset, Baseline
 from pipelines.models.losses import log_losses
 from pipelines.settings import Params
 
@@ -24,11 +24,11 @@ def logistic(rows: Floats, y: Floats, weight: Floats, test: Floats) -> Floats:
     return np.asarray(model.predict_proba(test)[:, 1])
 
 
-def rival(p: Floats, test: Dataset) -> Rival:
+def log_loss_baseline(p: Floats, test: Dataset) -> Baseline:
     """A baseline's probabilities as a rival of a family that is scored by log loss."""
-    return Rival(log_losses(p, test.y), p)
+    return Baseline(log_losses(p, test.y), p)
 
 
-def always_base_rate(train: Dataset, test: Dataset, params: Params) -> Rival:
+def always_base_rate(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """The training share of class 1, for everybody."""
-    return rival(base_rate(train.y, train.weight, len(test)), test)
+    return log_loss_baseline(base_rate(train.y, train.weight, len(test)), test)

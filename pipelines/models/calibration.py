@@ -9,7 +9,7 @@ import numpy as np
 from pipelines.contracts import Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.labels.splits import combinatorial
-from pipelines.models.base import Answer, Dataset, Export
+from pipelines.models.base import NativePredictions, Dataset, Export
 from pipelines.models.export import json_bytes
 from pipelines.models.parts import Calibration, as_json, logit
 
@@ -60,10 +60,10 @@ class Calibrated:
 
     model: Any
     calibration: Calibration
-    terms: Mapping[str, Any] = field(default_factory=dict)
+    loss_params: Mapping[str, Any] = field(default_factory=dict)
 
-    def answer(self, inputs: Floats) -> Answer:
-        return Answer(*self.calibration.answer(raw(self.model, inputs)))
+    def predict(self, inputs: Floats) -> NativePredictions:
+        return NativePredictions(*self.calibration.calibrate(raw(self.model, inputs)))
 
 
 def raw(model: Any, rows: Floats) -> Floats:
@@ -79,7 +79,7 @@ def fit_calibrated(data: Dataset, embargo_s: float, least: int, fit: Callable[[D
     """
 
     def score(train: Ints, test: Ints) -> Floats:
-        return raw(fit(data.take(train)), data.inputs(test))
+        return raw(fit(data.select_rows(train)), data.inputs(test))
 
     told = held_out(data, embargo_s, least, score)
     seen = np.isfinite(told)

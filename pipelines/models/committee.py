@@ -17,8 +17,8 @@ from pipelines.models.ensemble import average
 from pipelines.models.parts import (
     Novelty,
     abstentions,
-    answer_all,
-    calibration_of,
+    calibrate_all,
+    calibration_from_json,
     check_shape,
     open_session,
     read_novelty,
@@ -54,7 +54,7 @@ class Voter:
         if whole.any():
             name = self.session.get_inputs()[0].name
             raw = self.session.run(["probabilities"], {name: block[whole].astype(np.float32)})[0].astype(np.float64)
-            p[whole], low[whole] = answer_all(self.calibration, raw[:, -len(self.calibration) :])
+            p[whole], low[whole] = calibrate_all(self.calibration, raw[:, -len(self.calibration) :])
         return p, low
 
 
@@ -132,7 +132,7 @@ def load(path: Path, identity: dict[str, Any], schema: dict[str, Any], golden: d
                 reads=told["reads"],
                 places=np.array([at[name] for name in told["columns"]]),
                 weight=told["weight"],
-                calibration=stacked([calibration_of(one) for one in calibrations[told["name"]]]),
+                calibration=stacked([calibration_from_json(one) for one in calibrations[told["name"]]]),
                 session=open_session(path / told["file"]),
             )
             for told in schema["members"]

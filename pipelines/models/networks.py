@@ -113,8 +113,8 @@ class Epoch:
     """Weighted mean log losses, nats an output: of the rows learnt from (with dropout), of the tail (without)."""
 
     number: int
-    learnt: float
-    tail: float
+    train_loss: float
+    tail_loss: float
 
 
 def train_network(
@@ -126,7 +126,7 @@ def train_network(
     plan: Plan,
     device: str = "cpu",
     bf16: bool = True,
-    heard: Callable[[Epoch], None] = lambda epoch: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> list[Epoch]:
     """Fit any network of logits in place by weighted binary cross-entropy; the weights of its best epoch stay.
 
@@ -135,7 +135,7 @@ def train_network(
     tail     the same three of later rows that no label of the rows before reaches (the caller purges): they decide when
              to stop, and are never learnt from
     bf16     mixed precision on a card; a CPU always works in float32
-    heard    called after every epoch
+    on_epoch    called after every epoch
     Returns  the epochs; the model is left on the CPU, in evaluation mode
     Raises   ValueError on NaN, on lengths that differ, and where the loss stops being finite
     """
@@ -147,7 +147,7 @@ def train_network(
         if not (np.isfinite(x).all() and np.isfinite(labels).all() and np.isfinite(w).all() and w.sum() > 0):
             raise ValueError(f"{name}: a window, label or weight is NaN, or no row has a weight; leave such rows out")
     with repeatable(plan.seed):
-        return _train(model.to(device), (windows, y, weight), tail, plan, device, bf16, heard)
+        return _train(model.to(device), (windows, y, weight), tail, plan, device, bf16, on_epoch)
 
 
 def _train(
@@ -157,7 +157,7 @@ def _train(
     plan: Plan,
     device: str,
     bf16: bool,
-    heard: Callable[[Epoch], None],
+    on_epoch: Callable[[Epoch], None],
 ) -> list[Epoch]:
     x, y, w = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).to(device) for a in rows)
     y = y.reshape(len(y), -1)
@@ -178,13 +178,13 @@ def _train(
             step()
             total += float(loss.detach()) * len(chosen)
         epochs.append(Epoch(number, total / len(x), _loss(logits_of(model, tail[0], device, bf16), tail[1], tail[2])))
-        heard(epochs[-1])
-        if not math.isfinite(epochs[-1].learnt + epochs[-1].tail):
+        on_epoch(epochs[-1])
+        if not math.isfinite(epochs[-1].train_loss + epochs[-1].tail_loss):
             raise ValueError(
                 f"epoch {number}: the loss is not finite at a rate of {plan.rate:g}; lower the learning rate"
             )
-        if epochs[-1].tail < best:
-            best, kept, since = epochs[-1].tail, copy.deepcopy(model.state_dict()), 0
+        if epochs[-1].tail_loss < best:
+            best, kept, since = epochs[-1].tail_loss, copy.deepcopy(model.state_dict()), 0
         else:
             since += 1
             if since >= plan.patience:

@@ -31,7 +31,7 @@ class Calibration:
     shift: float
     covariance: Floats  # (2, 2)
 
-    def answer(self, raw: Floats) -> tuple[Floats, Floats]:
+    def calibrate(self, raw: Floats) -> tuple[Floats, Floats]:
         """(p, p_low), (n,) each."""
         x = logit(raw)
         (slope, both), (_, shift) = self.covariance.tolist()
@@ -40,19 +40,19 @@ class Calibration:
         return 1.0 / (1.0 + np.exp(-line)), 1.0 / (1.0 + np.exp(-(line - 1.96 * error)))
 
     def apply(self, raw: Floats) -> Floats:
-        return self.answer(raw)[0]
+        return self.calibrate(raw)[0]
 
     def lower(self, raw: Floats) -> Floats:
-        return self.answer(raw)[1]
+        return self.calibrate(raw)[1]
 
 
 def stacked(lines: Sequence[Calibration]) -> Floats:
-    """(classes, 5): slope, shift and the covariance of each class's line, for `answer_all`."""
+    """(classes, 5): slope, shift and the covariance of each class's line, for `calibrate_all`."""
     return np.array([[c.slope, c.shift, c.covariance[0, 0], c.covariance[0, 1], c.covariance[1, 1]] for c in lines])
 
 
-def answer_all(lines: Floats, raw: Floats) -> tuple[Floats, Floats]:
-    """(p, p_low) of raw (n, classes): what `Calibration.answer` says class by class, at the price of one."""
+def calibrate_all(lines: Floats, raw: Floats) -> tuple[Floats, Floats]:
+    """(p, p_low) of raw (n, classes): what `Calibration.calibrate` says class by class, at the price of one."""
     slope, shift, both_slopes, mixed, both_shifts = lines.T
     x = logit(raw)
     line = slope * x + shift
@@ -86,7 +86,7 @@ def read_novelty(path: Path) -> Novelty:
         return Novelty(f["mean"], f["precision"], float(f["limit"]))
 
 
-def calibration_of(told: dict[str, Any]) -> Calibration:
+def calibration_from_json(told: dict[str, Any]) -> Calibration:
     """What `as_json` wrote."""
     return Calibration(told["slope"], told["shift"], np.array(told["covariance"]))
 

@@ -15,7 +15,7 @@ import numpy as np
 from pipelines.contracts import Bools, Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.labels.splits import walk_forward
-from pipelines.models.base import Answer, Dataset, Export, Recipe, Rival, Say
+from pipelines.models.base import NativePredictions, Dataset, Export, ModelFamily, Baseline, Log
 from pipelines.models.baselines import logistic
 from pipelines.models.calibration import fit_calibration
 from pipelines.models.ensemble import average
@@ -23,7 +23,7 @@ from pipelines.models.export import json_bytes
 from pipelines.models.losses import brier_losses
 from pipelines.models.novelty import fit_novelty
 from pipelines.models.parts import Calibration, as_json, logit
-from pipelines.models.pattern_rows import Sided, Singles, share_of_side, sided
+from pipelines.models.pattern_rows import MirrorLayout, Singles, share_of_side, mirror_layout
 from pipelines.models.pattern_view import CANDLE, DIRECTIONS, STEPS, TAKER
 from pipelines.models.snapshot import bar_rows
 from pipelines.models.views import VIEWS
@@ -50,25 +50,25 @@ class Recogniser:
     """
 
     classes: tuple[str, ...]
-    sides: Sided
+    sides: MirrorLayout
     window: Ints
     network: "PatternNetwork"
     trees: Mapping[str, Any]
     calibrations: Mapping[str, Sequence[Calibration]]
 
     @property
-    def terms(self) -> Mapping[str, Any]:
+    def loss_params(self) -> Mapping[str, Any]:
         return {}
 
-    def answer(self, inputs: Floats) -> Answer:
+    def predict(self, inputs: Floats) -> NativePredictions:
         newest = inputs[:, -1]
         there = newest[:, self.sides.sides] != 0.0
         p, low = {}, {}
         for name, raw in self.raw(newest, inputs[:, :, self.window].astype(np.float32)).items():
-            told = [self.calibrations[name][c].answer(raw[:, c]) for c in range(len(self.classes))]
+            told = [self.calibrations[name][c].calibrate(raw[:, c]) for c in range(len(self.classes))]
             p[name], low[name] = (np.where(there, np.column_stack(columns), 0.0) for columns in zip(*told, strict=True))
         equal = np.ones(len(p))
-        return Answer(average(np.stack(list(p.values())), equal), average(np.stack(list(low.values())), equal), p)
+        return NativePredictions(average(np.stack(list(p.values())), equal), average(np.stack(list(low.values())), equal), p)
 
     def raw(self, newest: Floats, windows: Singles) -> dict[str, Floats]:
         """Member → (n, classes) before calibration, 0 where a class is not there."""
@@ -77,7 +77,7 @@ class Recogniser:
         return {**told, NETWORK: network_answers(self.network, windows, there)}
 
 
-def tree_answers(model: Any, sides: Sided, newest: Floats, there: Bools) -> Floats:
+def tree_answers(model: Any, sides: MirrorLayout, newest: Floats, there: Bools) -> Floats:
     p = np.zeros(there.shape)
     if there.any():
         p[there] = model.predict_proba(sides.rows(newest)[there])[:, 1]
@@ -97,11 +97,11 @@ def dataset(artifacts: Path, params: Params) -> Dataset:
     """Bars on which some pattern is there. A class that never occurs in the snapshot is left out: its side is not among
     the columns and its label not among the targets, so this version does not answer it."""
     data = bar_rows(artifacts, "pattern", VIEWS["pattern"])
-    occurs = (data.more["direction"] != 0.0).any(axis=0)
+    occurs = (data.extras["direction"] != 0.0).any(axis=0)
     absent = {name for name, there in zip(DIRECTIONS, occurs, strict=True) if not there}
-    data = data.narrow(np.array([name not in absent for name in data.columns]))
-    direction = data.more["direction"][:, occurs]
-    return replace(data, y=data.y[:, occurs], more={**data.more, "direction": direction})
+    data = data.select_columns(np.array([name not in absent for name in data.columns]))
+    direction = data.extras["direction"][:, occurs]
+    return replace(data, y=data.y[:, occurs], extras={**data.extras, "direction": direction})
 
 
 def classes_of(columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ def read(data: Dataset, window: Ints) -> _Read:
         rows = data.inputs(piece)
         newest.append(rows[:, -1])
         windows.append(rows[:, :, window].astype(np.float32))
-    direction = data.more["direction"]
+    direction = data.extras["direction"]
     share = share_of_side(direction)
     return _Read(
         np.concatenate(newest), np.concatenate(windows), direction != 0.0, data.y,
@@ -135,20 +135,20 @@ def read(data: Dataset, window: Ints) -> _Read:
     )  # fmt: skip
 
 
-def fit(data: Dataset, params: Params, embargo_s: float, say: Say) -> Recogniser:
+def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Recogniser:
     """All members on the older part of the rows; the purged tail stops the network and calibrates every one of them.
     Then the trees, which nothing has to stop, learn from all rows, so that the newest market is in them too: what a
     voter's word is worth was measured on rows that it had not seen."""
     split = walk_forward(data.known, data.ended, 1, 1.0 - params.pattern.tail_share, embargo_s)[0]
-    sides, classes = sided(data.columns), classes_of(data.columns)
+    sides, classes = mirror_layout(data.columns), classes_of(data.columns)
     window = np.array([data.columns.index(n) for n in (*WINDOW_COLUMNS, *DIRECTIONS) if n in data.columns])
-    head, tail = (read(data.take(rows), window) for rows in (split.train, split.test))
+    head, tail = (read(data.select_rows(rows), window) for rows in (split.train, split.test))
     if len(split.train) < LEAST_ROWS or len(np.unique(head.y[head.there])) < 2:
         raise NotEnoughData(
             f"{len(split.train)} rows to learn from before the purged tail, needs {LEAST_ROWS} and both outcomes: "
             "bring a longer history"
         )
-    network = fit_network(head, tail, len(classes), data.columns, params, say)
+    network = fit_network(head, tail, len(classes), data.columns, params, log)
     model = Recogniser(classes, sides, window, network, fit_trees(head, sides, params), {})
     raw = model.raw(tail.newest, tail.windows)
     share = shares(head.y, head.there, head.weight)
@@ -157,7 +157,7 @@ def fit(data: Dataset, params: Params, embargo_s: float, say: Say) -> Recogniser
     return Recogniser(classes, sides, window, network, trees, calibrations)
 
 
-def fit_trees(told: _Read, sides: Sided, params: Params) -> dict[str, Any]:
+def fit_trees(told: _Read, sides: MirrorLayout, params: Params) -> dict[str, Any]:
     """Random forest and XGBoost on one row a bar and class that is there; one thread, so the same bits every time."""
     p, rows, y = params.pattern, sides.rows(told.newest)[told.there], told.y[told.there].astype(int)
     weight, overlap = told.weight[told.there], float(told.evidence[told.there].mean())
@@ -179,7 +179,7 @@ def fit_trees(told: _Read, sides: Sided, params: Params) -> dict[str, Any]:
 
 
 def fit_network(
-    head: _Read, tail: _Read, classes: int, columns: tuple[str, ...], params: Params, say: Say
+    head: _Read, tail: _Read, classes: int, columns: tuple[str, ...], params: Params, log: Log
 ) -> "PatternNetwork":
     # torch takes seconds to import: only a stage that fits pays for it
     from pipelines.models.networks import Plan, best_device, repeatable, train_network
@@ -203,7 +203,7 @@ def fit_network(
         network, head.windows[chosen], head.y[chosen], head.weight[chosen].sum(axis=1),
         (tail.windows, tail.y, tail.evidence.sum(axis=1)),
         Plan(p.epochs, p.batch, p.network_rate, p.patience, params.seed), best_device(),
-        heard=lambda e: say(f"pattern: network epoch {e.number}: loss {e.learnt:.4f}, tail {e.tail:.4f}"),
+        on_epoch=lambda e: log(f"pattern: network epoch {e.number}: loss {e.train_loss:.4f}, tail {e.tail_loss:.4f}"),
     )  # fmt: skip
     return network
 
@@ -237,7 +237,7 @@ def calibrate(raw: Floats, tail: _Read, share: Floats, pooled_rows: float) -> li
     return lines
 
 
-def to_onnx(name: str, model: Any, sides: Sided, width: int) -> bytes:
+def to_onnx(name: str, model: Any, sides: MirrorLayout, width: int) -> bytes:
     """Rows (n, width) float32 in, "probabilities" (n, classes) out; the same model gives the same bytes."""
     from pipelines.models.pattern_onnx import trees_to_onnx
 
@@ -282,32 +282,32 @@ def export(fitted: Any, data: Dataset, params: Params) -> Export:
     return Export("committee", files, schema)
 
 
-def loss(p: Floats, data: Dataset, terms: Mapping[str, Any]) -> Floats:
+def loss(p: Floats, data: Dataset, loss_params: Mapping[str, Any]) -> Floats:
     return brier_losses(p, data.y)
 
 
-def _rival(p: Floats, test: Dataset) -> Rival:
-    return Rival(brier_losses(p, test.y), p)
+def _rival(p: Floats, test: Dataset) -> Baseline:
+    return Baseline(brier_losses(p, test.y), p)
 
 
-def prevalence(train: Dataset, test: Dataset, params: Params) -> Rival:
+def prevalence(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """The training share that played out among the patterns of a class that were there; 0 where it is not there."""
-    there = train.more["direction"] != 0.0
+    there = train.extras["direction"] != 0.0
     share = shares(train.y, there, train.weight[:, np.newaxis])
-    return _rival(share * (test.more["direction"] != 0.0), test)
+    return _rival(share * (test.extras["direction"] != 0.0), test)
 
 
-def _pooled_logistic(train: Dataset, test: Dataset, rows: Any, of_test: Any) -> Rival:
+def _pooled_logistic(train: Dataset, test: Dataset, rows: Any, of_test: Any) -> Baseline:
     """A logistic regression on one row a bar and class, its class among the columns."""
-    there, asked = train.more["direction"] != 0.0, test.more["direction"] != 0.0
-    weight = (train.weight[:, np.newaxis] * share_of_side(train.more["direction"]))[there]
+    there, asked = train.extras["direction"] != 0.0, test.extras["direction"] != 0.0
+    weight = (train.weight[:, np.newaxis] * share_of_side(train.extras["direction"]))[there]
     p = np.zeros(asked.shape)
     if asked.any():
         p[asked] = logistic(rows[there].astype(np.float64), train.y[there], weight, of_test[asked].astype(np.float64))
     return _rival(p, test)
 
 
-def volatility_only(train: Dataset, test: Dataset, params: Params) -> Rival:
+def volatility_only(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Logistic regression on the class and volatility alone: catches a model that learnt only how wide barriers are."""
     places = [train.columns.index(name) for name in VOLATILITY_COLUMNS if name in train.columns]
 
@@ -320,14 +320,14 @@ def volatility_only(train: Dataset, test: Dataset, params: Params) -> Rival:
     return _pooled_logistic(train, test, rows(train), rows(test))
 
 
-def newest_bar(train: Dataset, test: Dataset, params: Params) -> Rival:
+def newest_bar(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Logistic regression on what the trees read, side and class included."""
-    sides = sided(train.columns)
+    sides = mirror_layout(train.columns)
     return _pooled_logistic(train, test, sides.rows(train.newest()), sides.rows(test.newest()))
 
 
 def describe(data: Dataset, params: Params) -> list[str]:
-    p, there = params.pattern, data.more["direction"] != 0.0
+    p, there = params.pattern, data.extras["direction"] != 0.0
     classes = classes_of(data.columns)
     told = [f"{n} {int(k):,} ({share:.3f})" for n, k, share in zip(
         classes, there.sum(axis=0), data.y.sum(axis=0) / np.maximum(there.sum(axis=0), 1), strict=True)]  # fmt: skip
@@ -341,7 +341,7 @@ def describe(data: Dataset, params: Params) -> list[str]:
     ]
 
 
-PATTERN = Recipe(
+PATTERN = ModelFamily(
     family="pattern",
     title="Pattern recogniser: P(a pattern that is there plays out)",
     classes=PATTERNS,

@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from pipelines.models.pattern_network import PatternNetwork
-from pipelines.models.pattern_rows import Sided
+from pipelines.models.pattern_rows import MirrorLayout
 
 OPSET, TREES_OPSET, IR = 15, 1, 8
 
@@ -43,8 +43,8 @@ class _Graph:
         return bytes(model.SerializeToString(deterministic=True))
 
 
-def trees_to_onnx(trees: onnx.ModelProto, sides: Sided, width: int, name: str) -> bytes:
-    """Rows (n, width) of the model's columns → `Sided.rows` → the converted trees → (n, classes).
+def trees_to_onnx(trees: onnx.ModelProto, sides: MirrorLayout, width: int, name: str) -> bytes:
+    """Rows (n, width) of the model's columns → `MirrorLayout.rows` → the converted trees → (n, classes).
 
     trees  a converted classifier with an input "rows" (n, sides.width) and an output "probabilities" (n, 2)
     """

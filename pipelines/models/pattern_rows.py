@@ -17,7 +17,7 @@ Singles = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Sided:
+class MirrorLayout:
     """Positions in a model's columns: what a mirror keeps, what it turns round `centres`, and the classes' sides."""
 
     even: Ints
@@ -47,11 +47,11 @@ class Sided:
         )
 
 
-def sided(columns: tuple[str, ...]) -> Sided:
+def mirror_layout(columns: tuple[str, ...]) -> MirrorLayout:
     """Of the columns a snapshot has left; a class whose side is not among them is not answered."""
     centre = {TAKER: 0.0, **ODD}
     odd = [name for name in columns if name in centre]
-    return Sided(
+    return MirrorLayout(
         even=_places(columns, [name for name in columns if name in EVEN]),
         odd=_places(columns, odd),
         centres=np.array([centre[name] for name in odd], dtype=np.float32),

@@ -15,8 +15,8 @@ from pipelines.contracts import Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.features.catalog import COPIES, CORE_COLUMNS
 from pipelines.labels.splits import walk_forward
-from pipelines.models.base import Answer, Dataset, Export, Recipe, Rival, Say
-from pipelines.models.baselines import always_base_rate, logistic, rival
+from pipelines.models.base import NativePredictions, Dataset, Export, ModelFamily, Baseline, Log
+from pipelines.models.baselines import always_base_rate, logistic, log_loss_baseline
 from pipelines.models.calibration import fit_calibration
 from pipelines.models.export import json_bytes
 from pipelines.models.losses import log_losses
@@ -52,14 +52,14 @@ class Directional:
     newest: Ints
     others: Mapping[str, Any]
     calibrations: Mapping[str, Calibration]
-    terms: Mapping[str, Any] = field(default_factory=dict)
+    loss_params: Mapping[str, Any] = field(default_factory=dict)
 
-    def answer(self, inputs: Floats) -> Answer:
+    def predict(self, inputs: Floats) -> NativePredictions:
         raw = {NETWORK: network_raw(self.network, inputs[:, :, self.window])}
         rows = inputs[:, -1][:, self.newest].astype(np.float32)
         raw |= {name: np.asarray(model.predict_proba(rows)[:, 1], np.float64) for name, model in self.others.items()}
-        members = {name: self.calibrations[name].answer(p) for name, p in raw.items()}
-        return Answer(*members[NETWORK], {name: p for name, (p, _) in members.items()})
+        members = {name: self.calibrations[name].calibrate(p) for name, p in raw.items()}
+        return NativePredictions(*members[NETWORK], {name: p for name, (p, _) in members.items()})
 
 
 def network_raw(network: "RecurrentNetwork", windows: Floats) -> Floats:
@@ -85,7 +85,7 @@ def places(columns: tuple[str, ...], wanted: tuple[str, ...]) -> Ints:
     return np.array([columns.index(name) for name in wanted if name in columns], dtype=np.int64)
 
 
-def spread_out(uniqueness: Floats, most: int) -> Ints:
+def systematic_sample(uniqueness: Floats, most: int) -> Ints:
     """Row numbers of a systematic sample: as many as there is distinct information, at most `most`.
 
     uniqueness  (m,) share of a row's label that is its own; rows are drawn in proportion to it, at even distances in
@@ -96,19 +96,19 @@ def spread_out(uniqueness: Floats, most: int) -> Ints:
     return np.unique(np.minimum(np.searchsorted(passed, np.arange(count) + 0.5), len(uniqueness) - 1))
 
 
-def fit(data: Dataset, params: Params, embargo_s: float, say: Say) -> Directional:
+def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Directional:
     """All members on the older part of the rows; the purged tail stops the network and calibrates every one of them."""
     p = params.predictor
     split = walk_forward(data.known, data.ended, 1, 1.0 - p.tail_share, embargo_s)[0]
-    head, tail = data.take(split.train), data.take(split.test)
+    head, tail = data.select_rows(split.train), data.select_rows(split.test)
     if len(head) < LEAST_ROWS or len(np.unique(head.y)) < 2:
         raise NotEnoughData(
             f"{len(head)} rows to learn from before the purged tail, needs {LEAST_ROWS} and both directions: bring a "
             "longer history"
         )
     window, newest = places(data.columns, WINDOW_COLUMNS[p.configuration]), places(data.columns, NEWEST_COLUMNS)
-    heard = tail.take(spread_out(tail.uniqueness, p.max_windows))
-    network = fit_network(head.take(spread_out(head.uniqueness, p.max_windows)), heard, window, params, say)
+    heard = tail.select_rows(systematic_sample(tail.uniqueness, p.max_windows))
+    network = fit_network(head.select_rows(systematic_sample(head.uniqueness, p.max_windows)), heard, window, params, log)
     others = fit_others(head.newest()[:, newest].astype(np.float32), head, params)
     inputs = heard.all_inputs()
     raw = {NETWORK: network_raw(network, inputs[:, :, window])}
@@ -119,7 +119,7 @@ def fit(data: Dataset, params: Params, embargo_s: float, say: Say) -> Directiona
     return Directional(network, window, newest, others, calibrations)
 
 
-def fit_network(learnt: Dataset, tail: Dataset, window: Ints, params: Params, say: Say) -> "RecurrentNetwork":
+def fit_network(learnt: Dataset, tail: Dataset, window: Ints, params: Params, log: Log) -> "RecurrentNetwork":
     """The configured network on these windows, standardised by them; on a card in mixed precision if there is one."""
     # torch takes seconds to import: only who fits a network pays for it
     from pipelines.models.networks import (
@@ -140,9 +140,9 @@ def fit_network(learnt: Dataset, tail: Dataset, window: Ints, params: Params, sa
         return of.all_inputs()[:, :, window].astype(np.float32), of.y, of.weight / of.uniqueness
 
     def heard(epoch: Epoch) -> None:
-        say(
+        log(
             f"predictor: {len(learnt):,} windows, epoch {epoch.number} of at most {p.epochs}: log loss "
-            f"{epoch.learnt:.4f}, on {len(tail):,} later windows {epoch.tail:.4f}"
+            f"{epoch.train_loss:.4f}, on {len(tail):,} later windows {epoch.tail_loss:.4f}"
         )
 
     windows, y, weight = rows(learnt)
@@ -150,7 +150,7 @@ def fit_network(learnt: Dataset, tail: Dataset, window: Ints, params: Params, sa
         network = RecurrentNetwork(len(window), layers, head, p.dropout)
     network.standardise(windows)
     plan = Plan(p.epochs, p.batch, p.learning_rate, p.patience, params.seed)
-    train_network(network, windows, y, weight, rows(tail), plan, best_device(), heard=heard)
+    train_network(network, windows, y, weight, rows(tail), plan, best_device(), on_epoch=heard)
     return network
 
 
@@ -226,31 +226,31 @@ def export(fitted: Any, data: Dataset, params: Params) -> Export:
     return Export("committee", files, schema)
 
 
-def loss(p: Floats, data: Dataset, terms: Mapping[str, Any]) -> Floats:
+def loss(p: Floats, data: Dataset, loss_params: Mapping[str, Any]) -> Floats:
     return log_losses(p, data.y)
 
 
-def last_sign(train: Dataset, test: Dataset, params: Params) -> Rival:
+def last_sign(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """The training share of rises after a bar that rose, fell or stood still: momentum or reversal, whichever it is."""
     overall = float(np.average(train.y, weights=train.weight))
-    before, now = np.sign(train.more["last_return"]), np.sign(test.more["last_return"])
+    before, now = np.sign(train.extras["last_return"]), np.sign(test.extras["last_return"])
     p = np.full(len(test), overall)
     for sign in (-1.0, 0.0, 1.0):
         seen = before == sign
         # one row's worth of the overall share: a sign that hardly occurred says hardly anything else
         p[now == sign] = (np.sum(train.weight[seen] * train.y[seen]) + overall) / (np.sum(train.weight[seen]) + 1.0)
-    return rival(p, test)
+    return log_loss_baseline(p, test)
 
 
-def newest_bar(train: Dataset, test: Dataset, params: Params) -> Rival:
+def newest_bar(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Logistic regression on the newest bar's core columns: what the sixty bars and the layers must add to."""
     read = places(train.columns, NEWEST_COLUMNS)
-    return rival(logistic(train.newest()[:, read], train.y, train.weight, test.newest()[:, read]), test)
+    return log_loss_baseline(logistic(train.newest()[:, read], train.y, train.weight, test.newest()[:, read]), test)
 
 
 def describe(data: Dataset, params: Params) -> list[str]:
     p = params.predictor
-    chosen = len(spread_out(data.uniqueness, p.max_windows))
+    chosen = len(systematic_sample(data.uniqueness, p.max_windows))
     return [
         f"label: direction over the next {p.horizon_bars} bars, only where the move was more than "
         f"{params.costs.round_trip_bps:g} bps (a round trip); {data.y.mean():.3f} of {len(data):,} rose",
@@ -260,7 +260,7 @@ def describe(data: Dataset, params: Params) -> list[str]:
     ]
 
 
-PREDICTOR = Recipe(
+PREDICTOR = ModelFamily(
     family="predictor",
     title="Market predictor: P(up) over the next bars, given a move worth its cost",
     classes=("up",),

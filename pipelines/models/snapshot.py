@@ -41,6 +41,6 @@ def bar_rows(artifacts: Path, labels: str, view: View) -> Dataset:
         columns=view.columns,
         inputs=inputs,
         at=np.arange(len(index)),
-        more={name: values for name, values in told.items() if name not in _SHARED},
+        extras={name: values for name, values in told.items() if name not in _SHARED},
         **{name: told[name] for name in _SHARED if name != "index"},
     )

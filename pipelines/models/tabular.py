@@ -13,7 +13,7 @@ from pipelines.models.parts import (
     Calibration,
     Novelty,
     abstentions,
-    calibration_of,
+    calibration_from_json,
     check_shape,
     open_session,
     read_novelty,
@@ -48,10 +48,10 @@ class TabularModel:
         n = len(rows)
         sure = distance <= self.novelty.limit
         if n and sure.all():  # the everyday case of one live row: no masks, no copies
-            return Predictions(*self.calibration.answer(self.raw(rows)), status, reason, distance, self.digest)
+            return Predictions(*self.calibration.calibrate(self.raw(rows)), status, reason, distance, self.digest)
         p, low = np.full(n, np.nan), np.full(n, np.nan)
         if sure.any():
-            p[sure], low[sure] = self.calibration.answer(self.raw(rows[sure]))
+            p[sure], low[sure] = self.calibration.calibrate(self.raw(rows[sure]))
         return Predictions(p, low, status, reason, distance, self.digest)
 
 
@@ -61,7 +61,7 @@ def load(path: Path, identity: dict[str, Any], schema: dict[str, Any], golden: d
         columns=tuple(schema["columns"]),
         classes=tuple(schema["classes"]),
         session=open_session(path / "model.onnx"),
-        calibration=calibration_of(json.loads((path / "calibration.json").read_text())),
+        calibration=calibration_from_json(json.loads((path / "calibration.json").read_text())),
         novelty=read_novelty(path / "novelty.npz"),
         golden=golden,
         schema=schema,

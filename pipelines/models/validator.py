@@ -8,8 +8,8 @@ import numpy as np
 
 from pipelines.contracts import Floats
 from pipelines.errors import NotEnoughData
-from pipelines.models.base import Dataset, Export, Recipe, Rival, Say
-from pipelines.models.baselines import always_base_rate, logistic, rival
+from pipelines.models.base import Dataset, Export, ModelFamily, Baseline, Log
+from pipelines.models.baselines import always_base_rate, logistic, log_loss_baseline
 from pipelines.models.calibration import Calibrated, export_calibrated, fit_calibrated
 from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
@@ -36,7 +36,7 @@ def dataset(artifacts: Path, params: Params) -> Dataset:
         inputs=lambda at: rows[at],
         at=np.arange(len(rows)),
         **{name: told[name] for name in ("y", "weight", "uniqueness", "known", "ended")},
-        more={name: told[name] for name in ("gross_bps", "direction", "atr", "volatility", "regime")},
+        extras={name: told[name] for name in ("gross_bps", "direction", "atr", "volatility", "regime")},
     )
 
 
@@ -60,7 +60,7 @@ def fit_trees(rows: Floats, y: Floats, weight: Floats, params: Params) -> "XGBCl
     return model.fit(rows, y.astype(int), sample_weight=weight / weight.mean())
 
 
-def fit(data: Dataset, params: Params, embargo_s: float, say: Say) -> Calibrated:
+def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Calibrated:
     """The native model on all rows, and its calibration from purged inner folds of the same window."""
     if len(data) < LEAST_EVENTS or len(np.unique(data.y)) < 2:
         raise NotEnoughData(
@@ -96,18 +96,18 @@ def contributions(fitted: Any, rows: Floats) -> Floats:
     return np.asarray(told[:, :-1], dtype=np.float64)  # the last one is what every row starts from
 
 
-def loss(p: Floats, data: Dataset, terms: Mapping[str, Any]) -> Floats:
+def loss(p: Floats, data: Dataset, loss_params: Mapping[str, Any]) -> Floats:
     return log_losses(p, data.y)
 
 
-def volatility_only(train: Dataset, test: Dataset, params: Params) -> Rival:
+def volatility_only(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Logistic regression on barrier width and volatility regime alone: catches a model that learnt only the width."""
-    return rival(logistic(train.more["volatility"], train.y, train.weight, test.more["volatility"]), test)
+    return log_loss_baseline(logistic(train.extras["volatility"], train.y, train.weight, test.extras["volatility"]), test)
 
 
-def all_columns(train: Dataset, test: Dataset, params: Params) -> Rival:
+def all_columns(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Logistic regression on all of the model's columns."""
-    return rival(logistic(train.all_inputs(), train.y, train.weight, test.all_inputs()), test)
+    return log_loss_baseline(logistic(train.all_inputs(), train.y, train.weight, test.all_inputs()), test)
 
 
 def describe(data: Dataset, params: Params) -> list[str]:
@@ -119,7 +119,7 @@ def describe(data: Dataset, params: Params) -> list[str]:
     ]
 
 
-VALIDATOR = Recipe(
+VALIDATOR = ModelFamily(
     family="validator",
     title="Signal validator: P(target before stop) of a signal",
     classes=("target_first",),
@@ -131,6 +131,6 @@ VALIDATOR = Recipe(
     export=export,
     novelty=lambda rows, params: fit_novelty(rows, params.validator.novelty_quantile),
     describe=describe,
-    acts=True,
+    is_decision_model=True,
     contributions=contributions,
 )

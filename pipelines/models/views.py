@@ -18,7 +18,7 @@ from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.models import pattern_view
 from pipelines.models.regime import inputs as regime_inputs
 
-KEPT_BARS = 256  # decision bars the live service keeps: the longest view must fit
+RETAINED_BARS = 256  # decision bars the live service keeps: the longest view must fit
 
 
 @dataclass(frozen=True, slots=True)

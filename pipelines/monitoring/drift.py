@@ -96,7 +96,7 @@ class BlockDrift:
     """One block of `block_bars` rows, `start` counted from the first row seen.
 
     effects   of every column judged, in the reference's standard deviations; rows: values behind each
-    drifted   columns whose effect is at or over its threshold, strongest first; held: those it holds in, in both halves
+    drifted   columns whose effect is at or over its threshold, strongest first; persistent: those it holds in, in both halves
     unjudged  watched columns with too few values here
     """
 
@@ -107,7 +107,7 @@ class BlockDrift:
     effects: dict[str, float]
     rows: dict[str, int]
     drifted: tuple[str, ...]
-    held: tuple[str, ...]
+    persistent: tuple[str, ...]
     unjudged: tuple[str, ...]
     alarm: bool
 
@@ -257,7 +257,7 @@ def _judge(reference: DriftReference, start: int, effects: Floats, least_half: F
         effects={names[c]: float(effects[c]) for c in judged},
         rows={names[c]: int(rows[c]) for c in judged},
         drifted=tuple(names[c] for c in over),
-        held=tuple(names[c] for c in held),
+        persistent=tuple(names[c] for c in held),
         unjudged=tuple(name for name in reference.watched if name not in {names[c] for c in judged}),
         alarm=bool(held),
     )
@@ -269,7 +269,7 @@ def _reason(reference: DriftReference, blocks: tuple[BlockDrift, ...], n: int) -
     judged = [block for block in blocks if block.effects]
     block = alarms[0] if alarms else max(judged, key=lambda b: b.score)
     strongest = (
-        block.held[0] if alarms else max(block.effects, key=lambda c: block.effects[c] / reference.thresholds[c])
+        block.persistent[0] if alarms else max(block.effects, key=lambda c: block.effects[c] / reference.thresholds[c])
     )
     text = (
         f"{'drift' if alarms else 'no drift'}: {len(alarms)} of {len(blocks)} blocks of {block.n} rows alarm; "
@@ -277,7 +277,7 @@ def _reason(reference: DriftReference, blocks: tuple[BlockDrift, ...], n: int) -
         f"{strongest} moved {block.effects[strongest]:.2f} sd on {block.rows[strongest]} rows"
     )
     if alarms:
-        text += f"; over their threshold and holding: {', '.join(block.held)}"
+        text += f"; over their threshold and holding: {', '.join(block.persistent)}"
     missing = sorted({name for each in blocks for name in each.unjudged})
     if missing:
         text += f"; too few values to judge: {', '.join(missing)}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, TAKER_BUY, VOLUME
-from pipelines.features.fold import StepFamily
+from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mid_rank, push, root_mean_square
 from pipelines.signals.columns import signal_columns
 
@@ -40,7 +40,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
             out[2], out[3] = bar[LOW], bar[HIGH]
 
 
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "absorption",
     step,
     signal_columns(

@@ -38,9 +38,9 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, VOLUME
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, highest, lowest, push
-from pipelines.signals.candles import sound
+from pipelines.signals.candles import has_valid_prices
 from pipelines.signals.columns import signal_columns
 
 BALANCE_BARS, BALANCE_ATR = 48, 7.0
@@ -169,7 +169,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """
     high, low, close = bar[HIGH], bar[LOW], bar[CLOSE]
     out[:] = np.nan
-    if not sound(high, low, close):
+    if not has_valid_prices(high, low, close):
         return
     reach = atr(state[0:ATR_STATE], high, low, close)
     push(state[LOWS:HIGHS], low)
@@ -206,7 +206,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 
 SOURCE = "auction market theory (Steidlmayer; Dalton, Mind over Markets 1990), ruling S12"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "amt",
     step,
     (

@@ -27,12 +27,12 @@ def bar_length(clock, open_time):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def ends(slot, frame, open_time, length):  # type: ignore[no-untyped-def]
+def candle_is_closed(slot, frame, open_time, length):  # type: ignore[no-untyped-def]
     """Is the candle in `slot` closed once the bar from `open_time` of `length` seconds is? False while that is NaN."""
     return (slot + 1.0) * frame <= open_time + length
 
 
 @kernel
-def sound(high, low, close):  # type: ignore[no-untyped-def]
+def has_valid_prices(high, low, close):  # type: ignore[no-untyped-def]
     """Does a bar hold prices at all? One that does not is passed over like a bar that is missing."""
     return low <= close <= high and high - low < np.inf

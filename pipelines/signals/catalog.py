@@ -1,6 +1,6 @@
 """SIGNALS: every rule-based signal, one fold. PRODUCERS: who speaks for which category."""
 
-from pipelines.features.fold import Fold
+from pipelines.features.fold import StreamingFold
 from pipelines.signals import (
     absorption,
     amt,
@@ -24,26 +24,26 @@ from pipelines.signals import (
 )
 
 _BEFORE = (  # the stars come last: they read the rest
-    fvg.FAMILY,
-    sweep.FAMILY,
-    order_block.FAMILY,
-    cisd.FAMILY,
-    smt.FAMILY,
-    cvd.FAMILY,
-    ofi.FAMILY,
-    absorption.FAMILY,
-    hawkes.FAMILY,
-    institutional.FAMILY,
-    footprint.FAMILY,
-    heatmap.FAMILY,
-    smart_money.FAMILY,
-    amt.FAMILY,
-    crt.FAMILY,
-    confluence.FAMILY,
-    sentiment.FAMILY,
-    strategies.FAMILY,
+    fvg.GROUP,
+    sweep.GROUP,
+    order_block.GROUP,
+    cisd.GROUP,
+    smt.GROUP,
+    cvd.GROUP,
+    ofi.GROUP,
+    absorption.GROUP,
+    hawkes.GROUP,
+    institutional.GROUP,
+    footprint.GROUP,
+    heatmap.GROUP,
+    smart_money.GROUP,
+    amt.GROUP,
+    crt.GROUP,
+    confluence.GROUP,
+    sentiment.GROUP,
+    strategies.GROUP,
 )
-SIGNALS = Fold("signals", (*_BEFORE, stars.family(_BEFORE)))
+SIGNALS = StreamingFold("signals", (*_BEFORE, stars.feature_group(_BEFORE)))
 
 PRODUCERS: dict[str, tuple[str, ...]] = {
     "cmt": ("amt_accumulation", "amt_distribution", "crt", "confluence", "unicorn"),

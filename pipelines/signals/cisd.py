@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN
-from pipelines.features.fold import StepFamily
+from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, push
 from pipelines.signals.columns import signal_columns
 
@@ -77,7 +77,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
                 out[3] = max(out[3], highs[k])
 
 
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "cisd",
     step,
     signal_columns(

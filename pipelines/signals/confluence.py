@@ -10,9 +10,9 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, TIMEFRAME_SECONDS, Floats
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import push
-from pipelines.signals.candles import CLOCK_STATE, bar_length, ends, sound
+from pipelines.signals.candles import CLOCK_STATE, bar_length, candle_is_closed, has_valid_prices
 from pipelines.signals.columns import signal_columns
 
 TIMEFRAMES = ("5m", "15m", "1h", "4h", "1d")
@@ -32,7 +32,7 @@ def _trend(candles, frame, open_time, length):  # type: ignore[no-untyped-def]
         return np.nan
     newest, oldest = candles[PER_FRAME - 1], 2
     total = 0.0
-    if ends(candles[0], frame, open_time, length):  # the candle that forms is closed too, and the oldest one is dropped
+    if candle_is_closed(candles[0], frame, open_time, length):  # the candle that forms is closed too, and the oldest one is dropped
         newest, oldest = candles[1], 3
     for i in range(PER_FRAME - 1, oldest - 1, -1):
         total += newest - candles[i]  # a sum of differences: equal closes give an exact nought
@@ -50,7 +50,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """
     close, open_time = bar[CLOSE], bar[OPEN_TIME]
     out[:] = np.nan
-    if not sound(bar[HIGH], bar[LOW], close):
+    if not has_valid_prices(bar[HIGH], bar[LOW], close):
         return
     length = bar_length(state[0:CLOCK_STATE], open_time)
     score, total, heard, apart = 0.0, 0.0, 0, 0.0
@@ -79,10 +79,10 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     state[LAST] = agreed
 
 
-def trends(family_state: Floats) -> dict[str, int]:
+def trends(group_state: Floats) -> dict[str, int]:
     """-1, 0, 1 of each timeframe heard at the last bar, from this family's slice of a state."""
-    open_time, length = family_state[:CLOCK_STATE]
-    rows = family_state[FIRST:].reshape(len(TIMEFRAMES), PER_FRAME)
+    open_time, length = group_state[:CLOCK_STATE]
+    rows = group_state[FIRST:].reshape(len(TIMEFRAMES), PER_FRAME)
     found = {
         name: _trend(row, FRAMES[f], open_time, length)
         for f, (name, row) in enumerate(zip(TIMEFRAMES, rows, strict=True))
@@ -92,7 +92,7 @@ def trends(family_state: Floats) -> dict[str, int]:
 
 SOURCE = "ruling S15: weights 5m .10, 15m .20, 1h .30, 4h .25, 1d .15"
 RULE = "sign of a timeframe's last closed close against the mean of its last six"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "confluence",
     step,
     (

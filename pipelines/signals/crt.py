@@ -13,9 +13,9 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr
-from pipelines.signals.candles import CLOCK_STATE, bar_length, ends, sound
+from pipelines.signals.candles import CLOCK_STATE, bar_length, candle_is_closed, has_valid_prices
 from pipelines.signals.columns import signal_columns
 
 FRAMES = np.array([14400.0, 86400.0])  # seconds
@@ -70,7 +70,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     """
     high, low, close, open_time = bar[HIGH], bar[LOW], bar[CLOSE], bar[OPEN_TIME]
     out[:] = np.nan
-    if not sound(high, low, close):
+    if not has_valid_prices(high, low, close):
         return
     reach = atr(state[0:ATR_STATE], high, low, close)
     length = bar_length(state[CLOCK:CANDLES], open_time)
@@ -87,14 +87,14 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
             out[0] = np.sign(below - above)
         if above != below:
             out[1], out[2], out[3] = max(above, below), bottom, top
-        if candle[WHOLE] == 1.0 and ends(candle[SLOT], frame, open_time, length):
+        if candle[WHOLE] == 1.0 and candle_is_closed(candle[SLOT], frame, open_time, length):
             top, bottom = candle[TOP], candle[BOTTOM]
         out[4], out[5], out[6] = (close - 0.5 * (top + bottom)) / reach, (top - close) / reach, (close - bottom) / reach
 
 
 SOURCE = "candle range theory, ruling S13"
 IN = "the last closed candle of 4 h (1 d where that holds fewer than four bars)"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "crt",
     step,
     (

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, TAKER_BUY, VOLUME
-from pipelines.features.fold import StepFamily
+from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import push
 from pipelines.signals.columns import signal_columns
 
@@ -49,7 +49,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
         out[4], out[5], out[6], out[7] = 1.0, (running - trough) / volume, closes[-1], bottom
 
 
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "cvd",
     step,
     (

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, Floats
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr
 from pipelines.signals.columns import signal_columns
 
@@ -74,14 +74,14 @@ class Gap:
     status: str
 
 
-def gaps(family_state: Floats) -> list[Gap]:
-    """The last eight gaps, oldest first, from this family's slice of a state (`SIGNALS.family_state(state, "fvg")`)."""
-    rows = family_state[GAPS:].reshape(KEPT, 4)
+def gaps(group_state: Floats) -> list[Gap]:
+    """The last eight gaps, oldest first, from this family's slice of a state (`SIGNALS.group_state(state, "fvg")`)."""
+    rows = group_state[GAPS:].reshape(KEPT, 4)
     return [Gap(int(d), float(low), float(high), STATUS[float(s)]) for d, low, high, s in rows if d != 0.0]
 
 
 SOURCE = "ruling S2: three-candle gap of at least 0.3 ATR 14"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "fvg",
     step,
     (

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CONTEXT_INDEX
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import mean, mid_rank, push
 from pipelines.signals.columns import signal_columns
 
@@ -44,7 +44,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 
 SOURCE = "Hawkes 1971, Biometrika 58(1) 83-90; ruling S8"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "hawkes",
     step,
     (

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, mid_rank, push
 from pipelines.signals.columns import signal_columns
 
@@ -46,7 +46,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 
 SOURCE = "ruling S9: 100 price levels, 50 snapshots"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "heatmap",
     step,
     (

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CONTEXT_INDEX
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import push, root_mean_square
 from pipelines.signals.columns import signal_columns
 
@@ -40,7 +40,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 
 SOURCE = "Easley, Lopez de Prado and O'Hara 2012, Review of Financial Studies 25(5) 1457-1493 (VPIN); ruling S11"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "institutional",
     step,
     (

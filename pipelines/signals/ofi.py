@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CONTEXT_INDEX
-from pipelines.features.fold import StepFamily
+from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import push, root_mean_square
 from pipelines.signals.columns import signal_columns
 
@@ -33,7 +33,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
             out[1] = abs(flow) / usual
 
 
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "ofi",
     step,
     signal_columns(

@@ -9,10 +9,10 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, VOLUME
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, push
 from pipelines.signals.columns import signal_columns
-from pipelines.signals.swings import SIDE, WIDTH, is_swing
+from pipelines.signals.swings import BARS_PER_SIDE, WIDTH, is_swing
 
 MIN_ATR = 1.5  # least displacement, in ATR 14
 WITHIN = 8  # bars of a displacement at most
@@ -46,8 +46,8 @@ def _run(opened, close, level, side, reach):  # type: ignore[no-untyped-def]
 def _follow(newest, values, side):  # type: ignore[no-untyped-def]
     """Keep the level of the newest swing and the bars since it stood; one out of sight is forgotten."""
     newest[1] += 1.0
-    if is_swing(values, SIDE, side):
-        newest[0], newest[1] = values[SIDE], SIDE
+    if is_swing(values, BARS_PER_SIDE, side):
+        newest[0], newest[1] = values[BARS_PER_SIDE], BARS_PER_SIDE
     elif newest[1] >= LOOK_BACK - 1:  # by the next bar
         newest[0] = np.nan
 
@@ -98,7 +98,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 
 SOURCE = "ruling S1: displacement of at least 1.5 ATR 14 that breaks the newest swing of 5 bars a side"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "order_block",
     step,
     (

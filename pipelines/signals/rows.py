@@ -12,11 +12,11 @@ from pipelines.signals.catalog import SIGNALS
 class Row:
     """A row: what it is in words, and the signals that make it. None: a rule, which is no signal."""
 
-    told: str
+    description: str
     signals: tuple[str, ...]
 
 
-ROWS: dict[str, Row] = {
+SIGNAL_REGISTRY: dict[str, Row] = {
     "S1": Row("order block", ("order_block",)),
     "S2": Row("fair-value gap", ("fvg",)),
     "S3": Row("liquidity sweep", ("sweep",)),
@@ -40,17 +40,17 @@ ROWS: dict[str, Row] = {
 }  # fmt: skip
 
 
-def names() -> tuple[str, ...]:
+def signal_names() -> tuple[str, ...]:
     """Every signal of SIGNALS, in its order."""
     return tuple(c.removesuffix(".direction") for c in SIGNALS.columns if c.endswith(".direction"))
 
 
-def spoken(signals: Floats, name: str) -> Ints:
+def direction(signals: Floats, name: str) -> Ints:
     """(n,) the side a signal takes at each bar of signals (n, ks): -1, 0 (none, or missing), 1."""
     side, strength = (signals[:, SIGNALS.index[f"{name}.{part}"]] for part in ("direction", "strength"))
     return np.nan_to_num(np.where(strength > 0, side, 0.0)).astype(np.int64)
 
 
-def begins(side: Ints) -> Ints:
+def onsets(side: Ints) -> Ints:
     """Rows on which a side (n,) is taken that was not taken at the bar before."""
     return np.flatnonzero((side != 0) & (side != np.concatenate([[0], side[:-1]])))

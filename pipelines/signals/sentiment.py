@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CONTEXT_INDEX
-from pipelines.features.fold import StepFamily
+from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import mean, mid_rank, push
 from pipelines.features.sentiment import INTEREST
 from pipelines.signals.columns import signal_columns
@@ -47,7 +47,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
             out[5] = abs(index - 50.0) / 50.0
 
 
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "sentiment",
     step,
     (

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, OPEN_TIME, VOLUME
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, mid_rank, push
 from pipelines.signals.columns import signal_columns
 from pipelines.signals.order_block import LONDON, NEW_YORK
@@ -93,7 +93,7 @@ NEEDS = " and ".join(
     ]
 )
 SOURCE = "ruling S10"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "smart_money",
     step,
     (

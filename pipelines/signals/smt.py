@@ -11,10 +11,10 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, CONTEXT_INDEX
-from pipelines.features.fold import StepFamily
+from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import mean, push
 from pipelines.signals.columns import signal_columns
-from pipelines.signals.swings import SIDE, is_swing
+from pipelines.signals.swings import BARS_PER_SIDE, is_swing
 
 BARS = 60  # both swings, the five bars on the far side of each, and the volatilities come from these
 REFERENCE = CONTEXT_INDEX["reference_close"]
@@ -46,14 +46,14 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     if known != known:
         return
     out[0] = 0.0
-    newest = BARS - 1 - SIDE
+    newest = BARS - 1 - BARS_PER_SIDE
     side = 1.0 if is_swing(closes, newest, 1.0) else -1.0
     if side < 0.0 and not is_swing(closes, newest, side):
         return
     before = newest - 1
-    while before >= SIDE and not is_swing(closes, before, side):
+    while before >= BARS_PER_SIDE and not is_swing(closes, before, side):
         before -= 1
-    if before < SIDE:
+    if before < BARS_PER_SIDE:
         return
     own, other = side * (closes[newest] - closes[before]), side * (others[newest] - others[before])
     if own > 0.0 > other:
@@ -62,7 +62,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
         out[2], out[3] = min(closes[newest], closes[before]), max(closes[newest], closes[before])
 
 
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "smt",
     step,
     signal_columns(

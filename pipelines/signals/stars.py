@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, OPEN, OPEN_TIME, VOLUME, Floats
 from pipelines.errors import BadShape, UnknownName
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import mean, push
 from pipelines.signals.columns import signal_columns
 from pipelines.signals.order_block import LONDON, NEW_YORK
@@ -230,7 +230,7 @@ def fresh_memory() -> Floats:
     return np.concatenate([np.tile([BARS, BARS, 0.0], N), np.full(VOLUME_BARS + 1, np.nan)])
 
 
-def family(before: Sequence[StepFamily]) -> StepFamily:
+def feature_group(before: Sequence[FeatureGroup]) -> FeatureGroup:
     """The stars over the families that stand before them in a fold. Raises UnknownName for a column none of them has.
 
     Where the columns stand is part of the state, so that no compiled code depends on their order.
@@ -244,7 +244,7 @@ def family(before: Sequence[StepFamily]) -> StepFamily:
         min(first[name] for name in star.reads) + (BARS - 1 if star.rule == RECENT else 0) for star in STARS
     )
     warmup = begins[MIN_KNOWN - 1]
-    return StepFamily("stars", step, _columns(warmup), state, combines=True)
+    return FeatureGroup("stars", step, _columns(warmup), state, combines=True)
 
 
 def _columns(warmup: int) -> tuple[Column, ...]:

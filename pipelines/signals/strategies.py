@@ -6,7 +6,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, TAKER_BUY, VOLUME
-from pipelines.features.fold import StepFamily
+from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import ADX_STATE, MACD_STATE, RSI_STATE, adx, macd, mean, push, rsi
 from pipelines.signals.columns import signal_columns
 
@@ -75,7 +75,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 SOURCE = "ruling S16"
 NONE = "none"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "strategies",
     step,
     (

@@ -9,14 +9,14 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, push
 from pipelines.signals.columns import signal_columns
-from pipelines.signals.swings import SIDE, WIDTH, is_swing
+from pipelines.signals.swings import BARS_PER_SIDE, WIDTH, is_swing
 
 MIN_ATR = 0.1  # least wick beyond the swing, in ATR 14
 WITHIN = 3  # bars from the first trade beyond until a close back inside
-KEPT = 64  # unspent swings remembered a side: of planted stop runs 15-minute bars show .26, with eight swings .21
+MAX_SWINGS = 64  # unspent swings remembered a side: of planted stop runs 15-minute bars show .26, with eight swings .21
 SWINGS = ATR_STATE + 2 * WIDTH  # where they start in the state: level, bars beyond, extreme of each
 
 
@@ -39,10 +39,10 @@ def _mirror_of_highs(window, swings, high, close, reach):  # type: ignore[no-unt
             elif swings[i + 1] >= WITHIN:
                 swings[i], swings[i + 1] = np.nan, 0.0
     push(window, high)
-    if is_swing(window, SIDE, 1.0):
+    if is_swing(window, BARS_PER_SIDE, 1.0):
         for i in range(swings.shape[0] - 3):
             swings[i] = swings[i + 3]
-        swings[-3], swings[-2], swings[-1] = window[SIDE], 0.0, np.nan
+        swings[-3], swings[-2], swings[-1] = window[BARS_PER_SIDE], 0.0, np.nan
     return depth, level, extreme
 
 
@@ -67,7 +67,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     highs, lows = state[ATR_STATE : ATR_STATE + WIDTH], state[ATR_STATE + WIDTH : SWINGS]
     high, low, close = bar[HIGH], bar[LOW], bar[CLOSE]
     reach = atr(state[0:ATR_STATE], high, low, close)
-    middle = SWINGS + 3 * KEPT
+    middle = SWINGS + 3 * MAX_SWINGS
     swing_highs, swing_lows = state[SWINGS:middle], state[middle:]
     above, top, peak = _mirror_of_highs(highs, swing_highs, high, close, reach)
     below, bottom, trough = _mirror_of_highs(lows, swing_lows, -low, -close, reach)
@@ -84,7 +84,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
 
 
 IMMINENCE = "1 - ATR from the close to the nearest unspent {} known at it, not below 0; 0 if there is none"
-FAMILY = StepFamily(
+GROUP = FeatureGroup(
     "sweep",
     step,
     (
@@ -101,5 +101,5 @@ FAMILY = StepFamily(
             "ruling S3", sparse=True,
         ),
     ),
-    np.concatenate([np.zeros(ATR_STATE), np.full(2 * WIDTH, np.nan), np.tile([np.nan, 0.0, np.nan], 2 * KEPT)]),
+    np.concatenate([np.zeros(ATR_STATE), np.full(2 * WIDTH, np.nan), np.tile([np.nan, 0.0, np.nan], 2 * MAX_SWINGS)]),
 )  # fmt: skip

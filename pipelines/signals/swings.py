@@ -2,8 +2,8 @@
 
 from pipelines.compiled import kernel
 
-SIDE = 5  # bars on each side of a swing
-WIDTH = 2 * SIDE + 1
+BARS_PER_SIDE = 5  # bars on each side of a swing
+WIDTH = 2 * BARS_PER_SIDE + 1
 
 
 @kernel
@@ -15,6 +15,6 @@ def is_swing(values, i, side):  # type: ignore[no-untyped-def]
     """
     here = side * values[i]
     stands = True
-    for k in range(1, SIDE + 1):
+    for k in range(1, BARS_PER_SIDE + 1):
         stands = stands and side * values[i - k] < here and side * values[i + k] <= here
     return stands

@@ -1,4 +1,4 @@
-"""Voices: what each category says, and how strongly by its own measure.
+"""CategoryScores: what each category says, and how strongly by its own measure.
 
 Confidence is a percentile of the category's own history (0.70 = stronger than 70 % of what it ever said), never a
 probability of direction. A category none of whose signals has its inputs is unavailable: NaN, not 0.
@@ -15,9 +15,9 @@ from pipelines.contracts import CATEGORIES, Floats, Ints
 from pipelines.errors import BadShape, NotEnoughData, StateError
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 
-VOICE_CATEGORIES = (*CATEGORIES, "traditional")
+SCORE_CATEGORIES = (*CATEGORIES, "traditional")
 LEVELS = 101  # quantiles a category: whole per cents
-_HEARD = [(name, j) for j, category in enumerate(VOICE_CATEGORIES) for name in PRODUCERS[category]]
+_HEARD = [(name, j) for j, category in enumerate(SCORE_CATEGORIES) for name in PRODUCERS[category]]
 _SIDE: Ints = np.array([SIGNALS.index[f"{name}.direction"] for name, _ in _HEARD], dtype=np.int64)
 _STRENGTH: Ints = np.array([SIGNALS.index[f"{name}.strength"] for name, _ in _HEARD], dtype=np.int64)
 _CATEGORY: Ints = np.array([j for _, j in _HEARD], dtype=np.int64)
@@ -54,7 +54,7 @@ def _speak(rows, side, strength, category, scale, quantiles, total, direction, c
 
 
 @dataclass(frozen=True)
-class Voices:
+class CategoryScores:
     """Calibrated categories.
 
     scale      signal → median strength where it spoke; a signal that never spoke in the history is not heard
@@ -67,32 +67,32 @@ class Voices:
     shared: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def fit(signals: Floats) -> "Voices":
+    def fit(signals: Floats) -> "CategoryScores":
         """Calibrate on history (n, ks) of SIGNALS. Raises NotEnoughData if no category spoke at all."""
         scale = {}
         for (name, _), at in zip(_HEARD, _STRENGTH, strict=True):
             strength = _checked(signals)[:, at]
             if not np.isnan(strength).all():
                 scale[name] = float(np.nanmedian(strength))
-        size = np.abs(Voices(scale, {})._answer(signals)[0])
+        size = np.abs(CategoryScores(scale, {})._answer(signals)[0])
         quantiles = {
             category: np.quantile(size[size[:, j] > 0.0, j], np.linspace(0.0, 1.0, LEVELS)).tolist()
-            for j, category in enumerate(VOICE_CATEGORIES)
+            for j, category in enumerate(SCORE_CATEGORIES)
             if (size[:, j] > 0.0).any()
         }
         if not quantiles:
             raise NotEnoughData(f"no signal spoke in {len(signals)} bars; bring a longer history")
-        voices = Voices(scale, quantiles)
-        return replace(voices, shared=_shared(*voices.speak(signals)))
+        voices = CategoryScores(scale, quantiles)
+        return replace(voices, shared=_shared(*voices.score(signals)))
 
     @property
     def independence(self) -> Floats:
         """(C,) in (0, 1]: what is left of a category's vote, so that n that always say the same count as one. The
         traditional consensus votes alone, so it shares with nobody."""
-        return np.array([1.0 / (1.0 + self.shared.get(category, 0.0)) for category in VOICE_CATEGORIES])
+        return np.array([1.0 / (1.0 + self.shared.get(category, 0.0)) for category in SCORE_CATEGORIES])
 
-    def speak(self, signals: Floats) -> tuple[Floats, Floats]:
-        """What the categories say at one bar (ks,) or at n bars (n, ks), in the order of VOICE_CATEGORIES.
+    def score(self, signals: Floats) -> tuple[Floats, Floats]:
+        """What the categories say at one bar (ks,) or at n bars (n, ks), in the order of SCORE_CATEGORIES.
 
         Returns  direction (C,) or (n, C): -1, 0 (says nothing), 1; NaN = unavailable
                  confidence, same shape: percentile in [0, 1]; NaN where direction is 0 or NaN
@@ -105,15 +105,15 @@ class Voices:
         return json.dumps({"signals": SIGNALS.catalogue_hash, "heard": _HEARD, **asdict(self)}, indent=1)
 
     @staticmethod
-    def from_json(text: str) -> "Voices":
+    def from_json(text: str) -> "CategoryScores":
         """Raises StateError if the voices were fitted on another catalogue of signals."""
         data = json.loads(text)
         if data["signals"] != SIGNALS.catalogue_hash or data["heard"] != [list(heard) for heard in _HEARD]:
             raise StateError(
                 f"voices fitted on signals {data['signals'][:12]} {data['heard']}, these are "
-                f"{SIGNALS.catalogue_hash[:12]} {_HEARD}. Fit them again with Voices.fit."
+                f"{SIGNALS.catalogue_hash[:12]} {_HEARD}. Fit them again with CategoryScores.fit."
             )
-        return Voices(data["scale"], data["quantiles"], data["shared"])
+        return CategoryScores(data["scale"], data["quantiles"], data["shared"])
 
     @cached_property
     def _tables(self) -> tuple[Floats, Floats]:
@@ -121,12 +121,12 @@ class Voices:
         missing = [np.nan] * LEVELS
         return (
             np.array([self.scale.get(name, np.nan) for name, _ in _HEARD]),
-            np.array([self.quantiles.get(category, missing) for category in VOICE_CATEGORIES]),
+            np.array([self.quantiles.get(category, missing) for category in SCORE_CATEGORIES]),
         )
 
     def _answer(self, signals: Floats) -> tuple[Floats, Floats, Floats]:
         rows = np.require(_checked(signals), np.float64, ["C", "W"])
-        total, direction, confidence = np.empty((3, len(rows), len(VOICE_CATEGORIES)))
+        total, direction, confidence = np.empty((3, len(rows), len(SCORE_CATEGORIES)))
         _speak(rows, _SIDE, _STRENGTH, _CATEGORY, *self._tables, total, direction, confidence)
         return total, direction, confidence
 

@@ -24,7 +24,7 @@ from pipelines.errors import UnknownName
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import Params, load_params
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.voices import Voices
+from pipelines.signals.voices import CategoryScores
 from pipelines.training.warm import write_warm_start
 from pipelines.versioning import data_hash
 
@@ -47,11 +47,11 @@ def build_features(params: Params) -> None:
     described: dict[str, Any] = json.loads(Path("data/manifest.json").read_text())
     frame = schemas.read_bars(Path("data") / described["file"])
     base = schemas.to_matrix(frame)
-    base_tf, decision_tf = described["timeframe"], params.data.decided_on(described["timeframe"])
+    base_tf, decision_tf = described["timeframe"], params.data.decision_timeframe_for(described["timeframe"])
     decision = timeframes.resample(base, TIMEFRAME_SECONDS[base_tf], TIMEFRAME_SECONDS[decision_tf])
     say(f"features: {len(base):,} {base_tf} bars → {len(decision):,} {decision_tf} bars of {described['symbol']}")
     step_s = TIMEFRAME_SECONDS[decision_tf]
-    books, feed = records.of_snapshot(Path("data"), described)
+    books, feed = records.read_snapshot(Path("data"), described)
     levels, context = align(decision[:, OPEN_TIME] + step_s, step_s, books, feed)
     present = [name for name, values in zip(CONTEXT_FIELDS, context.T, strict=True) if not np.isnan(values).all()]
     if books is not None or feed is not None:
@@ -60,7 +60,7 @@ def build_features(params: Params) -> None:
     feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
     features = FEATURES.run(decision, levels, context, feature_state)
     signals = SIGNALS.run(decision, levels, context, signal_state)
-    voices = Voices.fit(signals)
+    voices = CategoryScores.fit(signals)
     out = fresh(OUT / "features")
     arrays = {"base": base, "decision": decision, "books": levels, "context": context, "features": features,
               "signals": signals}  # fmt: skip
@@ -88,7 +88,7 @@ def build_features(params: Params) -> None:
         signal_state=signal_state,
         base=base,
         history=History(decision, features, signals, levels, context),
-        voices=voices,
+        category_scores=voices,
         clock=mode_of(described),
         books=books,
         feed=feed,
@@ -115,13 +115,13 @@ def embargo_seconds(params: Params, step_s: int) -> float:
 
 def fit_family(family: str, params: Params) -> None:
     # scikit-learn, xgboost and torch take seconds to import: only the stages that fit pay for them
-    from pipelines.models.catalog import recipe
+    from pipelines.models.catalog import model_family
     from pipelines.training.fit import train
 
     meta = json.loads((OUT / "features" / "meta.json").read_text())
     context = {k: meta[k] for k in ("data_hash", "symbol", "base_timeframe", "decision_timeframe", "catalogue_hash")}
     embargo = embargo_seconds(params, TIMEFRAME_SECONDS[meta["decision_timeframe"]])
-    chosen = recipe(family)
+    chosen = model_family(family)
     digest = train(chosen, chosen.dataset(OUT, params), fresh(OUT / family), params, context, embargo, say)
     say(f"{family}: bundle {digest[:12]}")
 

@@ -28,12 +28,12 @@ from pipelines.contracts import (
     Floats,
     History,
 )
-from pipelines.data.alignment import still_read
+from pipelines.data.alignment import prune_records
 from pipelines.errors import BadShape, DigestMismatch, NotEnoughData, StateError
 from pipelines.features.catalog import FEATURES
-from pipelines.models.views import KEPT_BARS
+from pipelines.models.views import RETAINED_BARS
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.voices import Voices
+from pipelines.signals.voices import CategoryScores
 
 MANIFEST = "manifest.json"
 WEEK_S = 7 * 86400
@@ -51,7 +51,7 @@ class WarmStart:
     last_open_time  epoch seconds: open of that base bar
     feature_state, signal_state  flat fold states after `bar`
     tail            (t, 8) base bars of the decision bar that is still open
-    history         the newest KEPT_BARS closed decision bars and everything known at their closes; the last is the
+    history         the newest RETAINED_BARS closed decision bars and everything known at their closes; the last is the
                     bar the states follow
     books, feed     records that a later close can still read; None where the snapshot holds no such record
     closes          (n, 2) newest CLOSES_KEPT decision bars: close time, epoch s; price
@@ -75,7 +75,7 @@ class WarmStart:
     feed: ContextFeed | None
     closes: Floats
     closures: Bools
-    voices: Voices
+    category_scores: CategoryScores
     clock: Mode | None
     data_hash: str | None
     traditional: Estimate | None
@@ -93,7 +93,7 @@ def write_warm_start(
     signal_state: Floats,
     base: Floats,
     history: History,
-    voices: Voices,
+    category_scores: CategoryScores,
     clock: Mode,
     books: Books | None = None,
     feed: ContextFeed | None = None,
@@ -107,7 +107,7 @@ def write_warm_start(
         raise NotEnoughData(f"{symbol}: no closed {decision_timeframe} bar in {len(base)} {base_timeframe} bars")
     step_s = TIMEFRAME_SECONDS[decision_timeframe]
     open_from = history.bars[-1, OPEN_TIME] + step_s
-    books, feed = still_read(open_from, step_s, books, feed)
+    books, feed = prune_records(open_from, step_s, books, feed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "features.state").write_bytes(FEATURES.dump(feature_state))
     (folder / "signals.state").write_bytes(SIGNALS.dump(signal_state))
@@ -121,9 +121,9 @@ def write_warm_start(
         if told is not None:
             arrays |= {f"{kind}.{part.name}": getattr(told, part.name) for part in fields(told)}
     for name, array in arrays.items():
-        kept = array[-KEPT_BARS:] if name.startswith("history.") else array
+        kept = array[-RETAINED_BARS:] if name.startswith("history.") else array
         np.save(folder / f"{name}.npy", np.ascontiguousarray(kept), allow_pickle=False)
-    (folder / "voices.json").write_text(voices.to_json())
+    (folder / "voices.json").write_text(category_scores.to_json())
     meta = {
         "symbol": symbol,
         "base_timeframe": base_timeframe,
@@ -210,7 +210,7 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         feed=_parts(ContextFeed, arrays, "context") if "context.known" in arrays else None,
         closes=arrays["closes"],
         closures=arrays["closures"],
-        voices=Voices.from_json(content["voices.json"].decode()),
+        category_scores=CategoryScores.from_json(content["voices.json"].decode()),
         clock=meta["clock"] if meta.get("clock") in MODES else None,
         data_hash=meta["data_hash"],
         traditional=hit_rate(told["hits"], told["n"]) if told and told["n"] else None,

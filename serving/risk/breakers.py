@@ -10,13 +10,13 @@ from math import nan
 
 from pipelines.contracts import Estimate
 from pipelines.settings import Params
-from serving.tiers import EMERGENCY_LATCH
+from serving.tiers import EMERGENCY_BREAKER
 
 REBASED = ("daily_loss", "drawdown")  # whose reset makes the account count anew
 
 
 @dataclass(frozen=True, slots=True)
-class Conditions:
+class BreakerInputs:
     """What is looked at in one go; what nobody looked at stays NaN or None.
 
     about           whom and when it concerns, for the reason: "BTC/USDT, bar closed 2024-03-05 19:15 UTC"
@@ -50,28 +50,28 @@ class Conditions:
     slippage_bps: float = nan
 
 
-def _daily_loss(seen: Conditions, params: Params) -> str | None:
+def _daily_loss(seen: BreakerInputs, params: Params) -> str | None:
     limit = params.risk.max_daily_loss
     if not seen.daily_pnl <= -limit:
         return None
     return f"{seen.about}: {seen.daily_pnl:+.2%} of the equity at 00:00 UTC, limit -{limit:.2%}"
 
 
-def _drawdown(seen: Conditions, params: Params) -> str | None:
+def _drawdown(seen: BreakerInputs, params: Params) -> str | None:
     limit = params.risk.max_drawdown
     if not seen.drawdown >= limit:
         return None
     return f"{seen.about}: {seen.drawdown:.2%} under the highest equity, limit {limit:.2%}"
 
 
-def _volatility_spike(seen: Conditions, params: Params) -> str | None:
+def _volatility_spike(seen: BreakerInputs, params: Params) -> str | None:
     limit = params.breakers.spike_atr
     if not seen.true_range >= limit:
         return None
     return f"{seen.about}: true range {seen.true_range:.1f} times the ATR before it, limit {limit:g}"
 
 
-def _liquidity(seen: Conditions, params: Params) -> str | None:
+def _liquidity(seen: BreakerInputs, params: Params) -> str | None:
     limits = params.breakers
     counted = 2.0 * params.costs.half_spread_bps  # where a tick is the spread, ten ticks may still cost nothing
     if seen.spread_bps >= limits.spread_multiple * seen.usual_spread_bps and seen.spread_bps > counted:
@@ -87,14 +87,14 @@ def _liquidity(seen: Conditions, params: Params) -> str | None:
     return None
 
 
-def _stale_data(seen: Conditions, params: Params) -> str | None:
+def _stale_data(seen: BreakerInputs, params: Params) -> str | None:
     limit = params.breakers.stale_bars
     if not seen.missing_bars > limit:
         return None
     return f"{seen.about}: more than {limit} decision bars are missing since"  # one outage says one thing
 
 
-def _model(seen: Conditions, params: Params) -> str | None:
+def _model(seen: BreakerInputs, params: Params) -> str | None:
     limit = params.breakers.fault_multiple * params.tiers.faults_in_row
     if seen.faults >= limit:
         return f"{seen.about}: failed {seen.faults:.0f} times in a row, limit {limit}"
@@ -107,7 +107,7 @@ def _model(seen: Conditions, params: Params) -> str | None:
     return None
 
 
-def _execution(seen: Conditions, params: Params) -> str | None:
+def _execution(seen: BreakerInputs, params: Params) -> str | None:
     limits = params.breakers
     if seen.rejected >= limits.max_rejected:
         told = f"{seen.rejected:.0f} of the last {seen.fills:.0f} orders were rejected"
@@ -120,7 +120,7 @@ def _execution(seen: Conditions, params: Params) -> str | None:
     return None
 
 
-BREAKERS: dict[str, Callable[[Conditions, Params], str | None]] = {
+BREAKERS: dict[str, Callable[[BreakerInputs, Params], str | None]] = {
     "daily_loss": _daily_loss,
     "drawdown": _drawdown,
     "volatility_spike": _volatility_spike,
@@ -129,9 +129,9 @@ BREAKERS: dict[str, Callable[[Conditions, Params], str | None]] = {
     "model": _model,
     "execution": _execution,
 }
-KNOWN = (*BREAKERS, EMERGENCY_LATCH)  # the last by hand only
+BREAKER_NAMES = (*BREAKERS, EMERGENCY_BREAKER)  # the last by hand only
 
 
-def holding(seen: Conditions, params: Params) -> dict[str, str]:
+def triggered(seen: BreakerInputs, params: Params) -> dict[str, str]:
     """Breaker → why it has to trip, of those whose condition holds."""
     return {name: why for name, holds in BREAKERS.items() if (why := holds(seen, params)) is not None}

@@ -1,6 +1,6 @@
 """Where a position ends: ATR stop, take-profit ladder, break-even, trailing stop and time (R10). Compiled, pure.
 
-`plan` sets the levels at the close that decided, `manage` moves a position on by one closed bar, `follow` walks many
+`plan` sets the levels at the close that decided, `manage` moves a position on by one closed bar, `simulate_exits` walks many
 over a history. A position is one flat float64 array: copied and handed back, it goes on where it stood.
 
 The labels' definition of an outcome (`pipelines/labels/barriers.py`) rules here too, and the plan `plain` gives its
@@ -77,7 +77,7 @@ REST, REST_FRACTION, STOP_NOW, REMAINING_NOW = range(LEGS, len(OUT_FIELDS))
 OUT_WIDTH = len(OUT_FIELDS)
 
 # ---- what `manage` answers: TARGET, STOP, TIME and UNRESOLVED of the labels, or one of these ----------------------
-HELD = 2  # still open
+STILL_OPEN = 2  # still open
 BAD_BAR = 3  # not read: a price missing or impossible, or a bar out of its turn. The stop stands where it stood
 NO_POSITION = 4  # no plan, or it ended before
 
@@ -234,7 +234,7 @@ def manage(position, bar, out):  # type: ignore[no-untyped-def]
         position[BEST] = favour
     _raise_stop(position)
     out[STOP_NOW], out[REMAINING_NOW] = position[STOP_PRICE], position[REMAINING]
-    return HELD
+    return STILL_OPEN
 
 
 # ---- many, over a history ---------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def _follow(base, starts, price, direction, atr, decided_at, horizon_s, bar_s, e
             i += 1
 
 
-def follow(
+def simulate_exits(
     base: Floats, decided_at: Floats, price: Floats, direction: Ints, atr: Floats, horizon_s: float, exits: Floats
 ) -> Exits:
     """Follow m positions over base bars (n, 8), each for itself.

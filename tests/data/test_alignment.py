@@ -16,7 +16,7 @@ from pipelines.contracts import (
     ContextFeed,
     tape_of,
 )
-from pipelines.data.alignment import MAX_AGE_S, align, joined, known_between, still_read
+from pipelines.data.alignment import MAX_AGE_S, align, merge_records, known_between, prune_records
 from pipelines.errors import BadShape
 
 STEP = 900.0
@@ -113,7 +113,7 @@ def test_garbage_after_a_close_changes_nothing_before_it(records):
 def test_one_close_at_a_time_gives_the_bytes_of_the_whole_history(records):
     levels, context = align(CLOSES, STEP, *records)
     for i in range(0, len(CLOSES), 7):
-        kept = still_read(CLOSES[i] - STEP, STEP, *records)
+        kept = prune_records(CLOSES[i] - STEP, STEP, *records)
         assert len(kept[0].known) < len(records[0].known) or i == 0
         one = align(CLOSES[i : i + 1], STEP, *kept)
         assert (one[0].tobytes(), one[1].tobytes()) == (levels[i].tobytes(), context[i].tobytes())
@@ -151,17 +151,17 @@ def test_the_records_of_a_span_are_those_known_after_its_start_up_to_its_end(rec
 def test_two_parts_of_the_records_joined_are_the_whole_and_nothing_is_there_twice(records):
     early = known_between(*records, -np.inf, records[0].known[900])
     for part, whole in zip(early, records, strict=True):
-        again = joined(part, whole)
+        again = merge_records(part, whole)
         for field in fields(whole):
             np.testing.assert_array_equal(getattr(again, field.name), getattr(whole, field.name))
-    assert joined(None, records[0]) is records[0]
-    assert joined(records[1], None) is records[1]
+    assert merge_records(None, records[0]) is records[0]
+    assert merge_records(records[1], None) is records[1]
 
 
 def test_of_a_record_that_is_in_both_parts_the_earlier_word_stands(records):
     books, _ = records
     other = replace(books, tape=books.tape + 1.0)
-    np.testing.assert_array_equal(joined(books, other).order_flow, books.order_flow)
+    np.testing.assert_array_equal(merge_records(books, other).order_flow, books.order_flow)
 
 
 def test_records_whose_columns_disagree_are_refused(records):

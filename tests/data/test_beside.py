@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from pipelines.contracts import CONTEXT_FIELDS
-from pipelines.data.sources import beside, check_request
+from pipelines.data.sources import read_books_and_context, check_request
 from pipelines.errors import BadValues, UnreadableFile
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -38,7 +38,7 @@ def recording(tmp_path):
 
 
 def test_books_and_all_context_are_one_feed_in_the_order_they_became_known(funding, recording):
-    books, feed = beside([funding, recording], "BTC/USDT", START + timedelta(days=1))
+    books, feed = read_books_and_context([funding, recording], "BTC/USDT", START + timedelta(days=1))
     assert (books.known - START.timestamp()).tolist() == [60.0, 120.0]
     assert books.levels[:, 0, 0, 0].tolist() == [99.0, 100.0]
     assert feed.value.tolist() == [1e-4, 3e-4, 3e-4, 4e-4, 2e-4]
@@ -46,16 +46,16 @@ def test_books_and_all_context_are_one_feed_in_the_order_they_became_known(fundi
 
 
 def test_nothing_is_given_that_was_not_known_yet(funding, recording):
-    books, feed = beside([funding, recording], "BTC/USDT", START + timedelta(seconds=119))
+    books, feed = read_books_and_context([funding, recording], "BTC/USDT", START + timedelta(seconds=119))
     assert (books.known - START.timestamp()).tolist() == [60.0]
     assert (feed.known - START.timestamp()).tolist() == [0.0, 30.0, 90.0]
 
 
 def test_what_nobody_gives_is_missing_and_two_books_of_one_market_are_refused(funding, recording):
-    assert beside([], "BTC/USDT", START) == (None, None)
-    assert beside([funding], "BTC/USDT", START)[0] is None
+    assert read_books_and_context([], "BTC/USDT", START) == (None, None)
+    assert read_books_and_context([funding], "BTC/USDT", START)[0] is None
     with pytest.raises(BadValues, match="2 recorded books given"):
-        beside([recording, recording], "BTC/USDT", START)
+        read_books_and_context([recording, recording], "BTC/USDT", START)
 
 
 def test_context_that_is_not_there_is_refused_before_anything_is_read(tmp_path):

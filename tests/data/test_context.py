@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_INDEX, ContextFeed
 from pipelines.data.alignment import align
-from pipelines.data.context import combined, only, read_context
+from pipelines.data.context import merge_feeds, select_fields, read_context
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.settings import ROOT
 
@@ -78,12 +78,12 @@ def test_context_that_could_mislead_is_refused(text, error, says, tmp_path):
 def test_several_feeds_are_one_in_the_order_they_became_known():
     a = ContextFeed(np.array([1.0, 3.0]), np.array([2, 2]), np.array([0.1, 0.3]))
     b = ContextFeed(np.array([2.0]), np.array([3]), np.array([50.0]))
-    both = combined([a, b])
+    both = merge_feeds([a, b])
     assert both.known.tolist() == [1.0, 2.0, 3.0]
-    assert only(both, (CONTEXT_FIELDS[3],)).value.tolist() == [50.0]
-    assert combined([]) is None
+    assert select_fields(both, (CONTEXT_FIELDS[3],)).value.tolist() == [50.0]
+    assert merge_feeds([]) is None
     with pytest.raises(UnknownName, match="mood"):
-        only(both, ("mood",))
+        select_fields(both, ("mood",))
 
 
 def test_what_is_no_context_is_refused_with_the_layouts_known(tmp_path):

@@ -25,8 +25,8 @@ from support.recorded_exchange import (
 
 from flows.cli import day_or_moment
 from flows.feed import live_tail
-from flows.market import asked_since, days_ago, market_source
-from flows.site import Site, now
+from flows.market import requested_since, days_ago, market_source
+from flows.site import Installation, now
 from pipelines.contracts import CLOSE, OPEN_TIME, TAKER_BUY, TRADES, utc
 from pipelines.data import files
 from pipelines.data.exchange import Backfill
@@ -453,7 +453,7 @@ DAYS = 20
 
 
 @pytest.fixture
-def site(exchange, tmp_path):
+def installation(exchange, tmp_path):
     """An installation whose exchange is recorded here, up to this minute."""
     midnight = days_ago(DAYS).timestamp()
     recording = made_bars(int((now().timestamp() - midnight) // STEP) + 1, start=midnight, step=STEP)
@@ -461,7 +461,7 @@ def site(exchange, tmp_path):
     params = load_params()
     reached = params.data.exchange.model_copy(update={"timeframe": "15m"})
     params = params.model_copy(update={"data": params.data.model_copy(update={"exchange": reached})})
-    opened = Site(
+    opened = Installation(
         Settings(home=tmp_path, exchange_url=recorded.url), params, Store.open(f"sqlite:///{tmp_path}/store.db")
     )
     opened.recorded, opened.recording = recorded, recording
@@ -469,28 +469,28 @@ def site(exchange, tmp_path):
     opened.store.close()
 
 
-def test_the_last_days_of_an_exchange_are_the_live_tail_and_the_history_before_costs_no_request(site):
-    cut, tail, _ = live_tail(site, "exchange", "BTC/USDT", None, days_ago(DAYS))
-    assert days_ago(site.params.data.live_days + 1) <= cut <= days_ago(site.params.data.live_days)
-    assert_equal_bit_for_bit(tail, site.recording[site.recording[:, OPEN_TIME] >= cut.timestamp()][: len(tail)])
-    asked = len(site.recorded.asked)
-    history = market_source(site, "exchange", None, days_ago(DAYS)).fetch("BTC/USDT", cut, cut)
+def test_the_last_days_of_an_exchange_are_the_live_tail_and_the_history_before_costs_no_request(installation):
+    cut, tail, _ = live_tail(installation, "exchange", "BTC/USDT", None, days_ago(DAYS))
+    assert days_ago(installation.params.data.live_days + 1) <= cut <= days_ago(installation.params.data.live_days)
+    assert_equal_bit_for_bit(tail, installation.recording[installation.recording[:, OPEN_TIME] >= cut.timestamp()][: len(tail)])
+    asked = len(installation.recorded.asked)
+    history = market_source(installation, "exchange", None, days_ago(DAYS)).fetch("BTC/USDT", cut, cut)
     assert len(history) == (cut - days_ago(DAYS)).total_seconds() / STEP
-    assert len(site.recorded.asked) == asked
+    assert len(installation.recorded.asked) == asked
 
 
-def test_what_an_exchange_did_while_nobody_ran_is_in_the_tail(site):
-    long_ago = site.recording[:96]
-    site.store.add_bars(BarBatch("BTC/USDT", long_ago, long_ago[:, OPEN_TIME] + STEP, now()))
-    (site.workspace / "data").mkdir(parents=True)
-    (site.workspace / "data" / "manifest.json").write_text(json.dumps({"symbol": "BTC/USDT", "timeframe": "15m"}))
-    _, tail, _ = live_tail(site, "exchange", "BTC/USDT", None, days_ago(DAYS))
+def test_what_an_exchange_did_while_nobody_ran_is_in_the_tail(installation):
+    long_ago = installation.recording[:96]
+    installation.store.add_bars(BarBatch("BTC/USDT", long_ago, long_ago[:, OPEN_TIME] + STEP, now()))
+    (installation.workspace / "data").mkdir(parents=True)
+    (installation.workspace / "data" / "manifest.json").write_text(json.dumps({"symbol": "BTC/USDT", "timeframe": "15m"}))
+    _, tail, _ = live_tail(installation, "exchange", "BTC/USDT", None, days_ago(DAYS))
     assert tail[0, OPEN_TIME] == long_ago[-1, OPEN_TIME]
 
 
-def test_too_little_to_have_a_history_is_refused(site):
+def test_too_little_to_have_a_history_is_refused(installation):
     with pytest.raises(NotEnoughData, match=r"exchange has .* no history before the last 12 days"):
-        live_tail(site, "exchange", "BTC/USDT", None, days_ago(2))
+        live_tail(installation, "exchange", "BTC/USDT", None, days_ago(2))
 
 
 @pytest.mark.parametrize(
@@ -504,14 +504,14 @@ def test_too_little_to_have_a_history_is_refused(site):
 )
 def test_a_beginning_that_cannot_be_is_refused(source_name, days, since, error, said):
     with pytest.raises(error, match=said):
-        asked_since(source_name, days, since, live_days=12)
+        requested_since(source_name, days, since, live_days=12)
 
 
 def test_a_beginning_is_a_day_a_moment_or_so_many_days_ago():
-    assert asked_since("exchange", 30, None, 12) == days_ago(30)
-    assert asked_since("exchange", None, day_or_moment("2024-01-31"), 12) == datetime(2024, 1, 31, tzinfo=UTC)
+    assert requested_since("exchange", 30, None, 12) == days_ago(30)
+    assert requested_since("exchange", None, day_or_moment("2024-01-31"), 12) == datetime(2024, 1, 31, tzinfo=UTC)
     assert day_or_moment("2024-01-31T06:00+02:00") == datetime(2024, 1, 31, 4, tzinfo=UTC)
-    assert asked_since("exchange", None, None, 12) is None
+    assert requested_since("exchange", None, None, 12) is None
     for wrong in ("yesterday", "2024-13-01", "2024-01-31T06:00"):
         with pytest.raises(BadTimes, match="--since"):
             day_or_moment(wrong)

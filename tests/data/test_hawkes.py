@@ -8,8 +8,8 @@ from pipelines.data.hawkes import (
     HAWKES_STATE,
     MIN_ARRIVALS,
     fit,
-    hawkes_tell,
-    hawkes_trade,
+    hawkes_write_row,
+    hawkes_add_trade,
     likelihood,
     simulate,
 )
@@ -51,13 +51,13 @@ def at(times, counted, end, parameters):
 def tape(times, sides, base=EPOCH):
     state = np.zeros(HAWKES_STATE)
     for seconds, side in zip(times, sides, strict=True):
-        hawkes_trade(state, base + seconds, side)
+        hawkes_add_trade(state, base + seconds, side)
     return state
 
 
 def told(state, seconds):
     out = np.empty(3)
-    hawkes_tell(state, seconds, out)
+    hawkes_write_row(state, seconds, out)
     return out
 
 

@@ -9,11 +9,11 @@ from pipelines.data.heatmap import (
     EVERY_S,
     HEAT_STATE,
     LEVELS,
-    NEEDED,
-    SIDE,
+    MIN_SNAPSHOTS,
+    LEVELS_PER_SIDE,
     SNAPSHOTS,
-    heat_look,
-    heat_tell,
+    heatmap_add_snapshot,
+    heatmap_write_row,
     heatmap,
     level_width,
 )
@@ -25,7 +25,7 @@ MID, TICK = 10_000, 0.5  # ticks, quote currency: a level is one tick wide
 NONE = slice(3, 7)
 
 
-def book(bid=MID, ask=MID + 1, size=10, more=(), reach=SIDE):
+def book(bid=MID, ask=MID + 1, size=10, more=(), reach=LEVELS_PER_SIDE):
     """A flat book with `more` (tick, size) put in; what lies at or under the best bid is a bid."""
     depth = np.zeros((2, RING), np.int64)
     depth[0, np.arange(bid - reach + 1, bid + 1) & MASK] = size
@@ -38,18 +38,18 @@ def book(bid=MID, ask=MID + 1, size=10, more=(), reach=SIDE):
 def seen(looks):
     state = np.zeros(HEAT_STATE)
     for look in looks:
-        heat_look(state, *look)
+        heatmap_add_snapshot(state, *look)
     return state
 
 
 def told(state):
     out = np.empty(7)
-    heat_tell(state, TICK, out)
+    heatmap_write_row(state, TICK, out)
     return out
 
 
 def test_a_flat_book_is_balanced_least_concentrated_fully_liquid_and_without_walls():
-    out = told(seen([book()] * NEEDED))
+    out = told(seen([book()] * MIN_SNAPSHOTS))
     np.testing.assert_allclose(out[:3], [0.0, 1 / LEVELS, 1.0], atol=1e-15)
     assert np.isnan(out[NONE]).all()
 
@@ -57,28 +57,28 @@ def test_a_flat_book_is_balanced_least_concentrated_fully_liquid_and_without_wal
 def test_three_to_one_is_an_imbalance_of_a_half():
     look = book()
     look[0][0] *= 3
-    assert told(seen([look] * NEEDED))[0] == pytest.approx(0.5)
+    assert told(seen([look] * MIN_SNAPSHOTS))[0] == pytest.approx(0.5)
 
 
 def test_liquidity_falls_with_levels_that_are_empty_uneven_or_far_apart():
-    half, uneven, apart = book(reach=SIDE // 2), book(more=((MID - 3, 500),)), book(ask=MID + 2)
-    flat, few, lumpy, wide = (told(seen([each] * NEEDED))[2] for each in (book(), half, uneven, apart))
+    half, uneven, apart = book(reach=LEVELS_PER_SIDE // 2), book(more=((MID - 3, 500),)), book(ask=MID + 2)
+    flat, few, lumpy, wide = (told(seen([each] * MIN_SNAPSHOTS))[2] for each in (book(), half, uneven, apart))
     assert few == pytest.approx(flat / 2)
     assert wide == pytest.approx(flat / 2)  # a whole level is missing
     assert lumpy < 0.2
 
 
 def test_all_at_two_levels_is_a_concentration_of_a_half():
-    assert told(seen([book(reach=1)] * NEEDED))[1] == pytest.approx(0.5)
+    assert told(seen([book(reach=1)] * MIN_SNAPSHOTS))[1] == pytest.approx(0.5)
 
 
 def test_a_wall_is_told_with_its_price_and_size_in_medians():
-    out = told(seen([book(more=((MID - 7, 50), (MID + 9, 80)))] * NEEDED))
+    out = told(seen([book(more=((MID - 7, 50), (MID + 9, 80)))] * MIN_SNAPSHOTS))
     assert out[NONE].tolist() == [(MID - 7) * TICK, (MID + 9) * TICK, 5.0, 8.0]
 
 
 def test_just_under_five_medians_is_no_wall_and_of_two_the_nearer_one_is_told():
-    out = told(seen([book(more=((MID - 7, 49), (MID + 9, 80), (MID + 20, 900)))] * NEEDED))
+    out = told(seen([book(more=((MID - 7, 49), (MID + 9, 80), (MID + 20, 900)))] * MIN_SNAPSHOTS))
     assert np.isnan(out[[3, 5]]).all()
     assert out[[4, 6]].tolist() == [(MID + 9) * TICK, 8.0]
 
@@ -123,7 +123,7 @@ WIDTH_CHANGES = (40_003, 1 << 10)  # where a level is 4 ticks wide, or 2
 def test_the_kernel_says_what_whole_tables_say(mid, ring):
     state, pivoted, walls = np.zeros(HEAT_STATE), Pivoted(), 0
     for k, look in enumerate(books(mid, ring, 140, seed=1)):
-        heat_look(state, *look)
+        heatmap_add_snapshot(state, *look)
         pivoted.look(*look)
         if k % 7 == 0:
             out = told(state)
@@ -139,17 +139,17 @@ def test_sizes_may_be_floats_and_their_unit_does_not_matter():
 
 
 def test_nothing_is_told_before_there_is_enough():
-    assert np.isnan(told(seen([book()] * (NEEDED - 1)))).all()
-    assert np.isfinite(told(seen([book()] * NEEDED))[:3]).all()
+    assert np.isnan(told(seen([book()] * (MIN_SNAPSHOTS - 1)))).all()
+    assert np.isfinite(told(seen([book()] * MIN_SNAPSHOTS))[:3]).all()
     with pytest.raises(NotEnoughData, match="29 snapshots"):
-        heatmap(seen([book()] * (NEEDED - 1)), TICK, 1000.0)
+        heatmap(seen([book()] * (MIN_SNAPSHOTS - 1)), TICK, 1000.0)
 
 
 def test_a_book_without_a_side_is_not_looked_at():
-    state = seen([book()] * NEEDED)
+    state = seen([book()] * MIN_SNAPSHOTS)
     before = state.copy()
-    heat_look(state, np.zeros((2, RING), np.int64), MASK, MID, NO_TICK, MID, -NO_TICK)
-    heat_look(state, np.zeros((2, RING), np.int64), MASK, -NO_TICK, MID, NO_TICK, MID)
+    heatmap_add_snapshot(state, np.zeros((2, RING), np.int64), MASK, MID, NO_TICK, MID, -NO_TICK)
+    heatmap_add_snapshot(state, np.zeros((2, RING), np.int64), MASK, -NO_TICK, MID, NO_TICK, MID)
     assert state.tobytes() == before.tobytes()
 
 
@@ -160,7 +160,7 @@ def test_the_window_is_the_last_fifty_whatever_came_before():
 
 def test_a_level_is_about_a_basis_point_and_other_widths_are_not_compared():
     assert [int(level_width(mid, mid + 1)) for mid in (9_000, 20_000, 39_999, 650_000)] == [1, 2, 2, 64]
-    narrow, wide = [book(19_990, 19_991)] * 45, [book(20_000, 20_001)] * NEEDED
+    narrow, wide = [book(19_990, 19_991)] * 45, [book(20_000, 20_001)] * MIN_SNAPSHOTS
     assert np.isnan(told(seen(narrow + wide[1:]))).all()
     assert told(seen(narrow + wide)).tobytes() == told(seen(wide)).tobytes()
 
@@ -174,12 +174,12 @@ def test_the_picture_holds_times_prices_intensity_profile_clusters_and_walls():
     at = np.argmax(made.intensity[0])
     assert (made.prices[0, at], made.intensity[0, at]) == ((MID - 7) * TICK, 1.0)
     assert made.profile[:, -1].tolist() == [49 * 10 + 60, 48 * 10 + 40]
-    assert [(w.side, w.price, w.size, w.persistence) for w in made.walls] == [(1, (MID - 7) * TICK, 6.0, 1.0)]
+    assert [(w.side, w.price, w.size, w.persistence) for w in made.liquidity_walls] == [(1, (MID - 7) * TICK, 6.0, 1.0)]
     bid, ask = made.clusters
     assert (bid.side, bid.low, bid.high) == (1, (MID - 7) * TICK, (MID - 7) * TICK)
     assert (ask.side, ask.low, ask.high) == (-1, (MID + 4) * TICK, (MID + 5) * TICK)
     assert ask.share == pytest.approx(40 / 520)
-    np.testing.assert_array_equal(made.told, told(seen([book(more=more)] * 60)))
+    np.testing.assert_array_equal(made.summary, told(seen([book(more=more)] * 60)))
 
 
 def test_the_picture_is_drawn_by_price_over_a_moving_market(tmp_path):

@@ -19,7 +19,7 @@ recorded = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"recorded order books
 
 @pytest.fixture(scope="module", params=WITH_SNAPSHOT)
 def session(request):
-    return FOLDER / request.param, recordings.replay(FOLDER / request.param)
+    return FOLDER / request.param, recordings.replay_recording(FOLDER / request.param)
 
 
 def quoted(folder, ids):
@@ -68,7 +68,7 @@ def part(folder, to, keep):
 def test_cutting_the_future_of_a_recording_changes_no_book_before(session, tmp_path):
     folder, found = session
     last = found.ids[len(found.ids) // 2]
-    cut = recordings.replay(part(folder, tmp_path / "cut", lambda ids: ids <= last)).books
+    cut = recordings.replay_recording(part(folder, tmp_path / "cut", lambda ids: ids <= last)).books
     n = len(cut.known)
     assert 200 < n < len(found.books.known)
     for name in ("known", "levels", "tape"):
@@ -79,7 +79,7 @@ def test_cutting_the_future_of_a_recording_changes_no_book_before(session, tmp_p
 def test_books_around_lost_messages_are_those_of_the_whole_recording_or_are_not_told(session, tmp_path):
     folder, found = session
     lost = found.ids[4000:4010]
-    holed = recordings.replay(part(folder, tmp_path / "holed", lambda ids: ~ids.isin(lost)))
+    holed = recordings.replay_recording(part(folder, tmp_path / "holed", lambda ids: ~ids.isin(lost)))
     known, told = found.books.known, holed.books.known
     at = np.searchsorted(known, told)
     assert (holed.sequence_breaks, len(holed.ids)) == (1, len(found.ids) - 10)
@@ -94,7 +94,7 @@ def test_without_its_snapshot_the_book_is_the_same_once_it_is_built_up(session, 
     folder, found = session
     bare = part(folder, tmp_path / "bare", lambda ids: ids > 0)
     (bare / "depth_snapshot.parquet").unlink()
-    books = recordings.replay(bare).books
+    books = recordings.replay_recording(bare).books
     assert len(books.known) > 350
     assert books.levels.tobytes() == found.books.levels[np.searchsorted(found.books.known, books.known)].tobytes()
 
@@ -113,7 +113,7 @@ def test_trades_are_all_there_and_their_bars_hold_their_volume(session):
 def test_a_session_without_a_snapshot_tells_nothing_before_its_levels_were_quoted():
     folder = FOLDER / "binance_spot_btcusdt_20230405"
     first = recordings._known(pd.read_parquet(folder / "depth_updates.parquet"))[0]
-    books = recordings.replay(folder).books
+    books = recordings.replay_recording(folder).books
     assert books.known[0] >= first + recordings.BUILD_UP_S
     assert (books.levels[:, 0, 0, 0] < books.levels[:, 1, 0, 0]).all()
 
@@ -123,9 +123,9 @@ def test_lost_spot_messages_are_seen_in_their_numbers(tmp_path):
     folder = FOLDER / "binance_spot_btcusdt_20230405"
     updates = pd.read_parquet(folder / "depth_updates.parquet")
     ids = updates["final_update_id"].unique()
-    assert recordings.replay(folder).sequence_breaks == 0
+    assert recordings.replay_recording(folder).sequence_breaks == 0
     updates[~updates["final_update_id"].isin(ids[2000:2003])].to_parquet(tmp_path / "depth_updates.parquet")
-    assert recordings.replay(tmp_path).sequence_breaks == 1
+    assert recordings.replay_recording(tmp_path).sequence_breaks == 1
 
 
 # ---- a small recording written here
@@ -158,7 +158,7 @@ ROWS = [
 
 
 def test_levels_flow_and_times_of_a_book_replayed_by_hand(tmp_path):
-    found = recordings.replay(write(tmp_path / "r", ROWS))
+    found = recordings.replay_recording(write(tmp_path / "r", ROWS))
     start = pd.Timestamp("2024-01-01", tz="UTC").timestamp()
     assert (found.books.known - start).tolist() == [2.0, 3.0]  # the last message came at 3.5
     np.testing.assert_allclose(found.books.levels[0, 0, :3, :2], [[100.0, 1.5], [99.9, 2.0], [np.nan, np.nan]])
@@ -169,7 +169,7 @@ def test_levels_flow_and_times_of_a_book_replayed_by_hand(tmp_path):
 
 
 def test_nothing_is_told_after_the_last_message(tmp_path):
-    whole, cut = recordings.replay(write(tmp_path / "a", ROWS)), recordings.replay(write(tmp_path / "b", ROWS[:4]))
+    whole, cut = recordings.replay_recording(write(tmp_path / "a", ROWS)), recordings.replay_recording(write(tmp_path / "b", ROWS[:4]))
     assert len(cut.books.known) == 1  # the book of second 3 would miss what came after the cut
     assert cut.books.levels.tobytes() == whole.books.levels[:1].tobytes()
 
@@ -177,12 +177,12 @@ def test_nothing_is_told_after_the_last_message(tmp_path):
 def test_a_crossed_book_is_refused(tmp_path):
     crossing = [*ROWS, (4.0, 6, "bid", 100.2, 1.0)]
     with pytest.raises(BadValues, match="crossed after 1 of 5"):
-        recordings.replay(write(tmp_path / "a", crossing))
+        recordings.replay_recording(write(tmp_path / "a", crossing))
 
 
 def test_after_a_lost_message_the_book_is_built_up_anew(tmp_path):
     later = [(100.5, 9, "bid", 100.0, 0.4), (100.5, 9, "ask", 100.3, 0.6), (200.0, 10, "bid", 99.5, 1.0)]
-    found = recordings.replay(write(tmp_path / "a", [*ROWS, *later]))
+    found = recordings.replay_recording(write(tmp_path / "a", [*ROWS, *later]))
     start = pd.Timestamp("2024-01-01", tz="UTC").timestamp()
     assert found.sequence_breaks == 1
     told = found.books.known - start
@@ -193,7 +193,7 @@ def test_after_a_lost_message_the_book_is_built_up_anew(tmp_path):
 
 def test_changes_that_do_not_reach_back_to_the_snapshot_are_a_loss(tmp_path):
     late = [(float(i), 5 + i, "bid", 100.0 - i / 10, 1.0) for i in range(4)]
-    assert recordings.replay(write(tmp_path / "a", late)).sequence_breaks == 1
+    assert recordings.replay_recording(write(tmp_path / "a", late)).sequence_breaks == 1
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_changes_that_cannot_be_are_refused(change, error, says, tmp_path):
     folder = write(tmp_path / "a", ROWS)
     pd.read_parquet(folder / "depth_updates.parquet").assign(**change).to_parquet(folder / "depth_updates.parquet")
     with pytest.raises(error, match=says):
-        recordings.replay(folder)
+        recordings.replay_recording(folder)
 
 
 @pytest.mark.parametrize(
@@ -219,12 +219,12 @@ def test_changes_without_a_column_or_numbers_are_refused(column, says, tmp_path)
     folder = write(tmp_path / "a", ROWS)
     pd.read_parquet(folder / "depth_updates.parquet").drop(columns=column).to_parquet(folder / "depth_updates.parquet")
     with pytest.raises(BadColumns, match=says):
-        recordings.replay(folder)
+        recordings.replay_recording(folder)
 
 
 def test_a_folder_that_is_no_recording_says_what_one_is(tmp_path):
     with pytest.raises(UnreadableFile, match=r"depth_updates\.parquet"):
-        recordings.replay(tmp_path)
+        recordings.replay_recording(tmp_path)
 
 
 # ---- the tape of a recording
@@ -248,18 +248,18 @@ SOLD = [(2.2, 100.0, 0.5, True), (2.6, 100.2, 1.0, False)]
 
 
 def test_what_trades_do_not_explain_of_a_change_was_added_or_withdrawn(tmp_path):
-    found = recordings.replay(trades_beside(write(tmp_path / "r", MESSAGES), SOLD)).books
+    found = recordings.replay_recording(trades_beside(write(tmp_path / "r", MESSAGES), SOLD)).books
     told = dict(zip(TAPE_FIELDS, found.tape[1], strict=True))
     assert told["stacking_bid"] == pytest.approx(0.2)
     assert told["stacking_ask"] == pytest.approx(-2.0)
-    bare = recordings.replay(write(tmp_path / "bare", MESSAGES)).books
+    bare = recordings.replay_recording(write(tmp_path / "bare", MESSAGES)).books
     assert np.isnan(bare.tape[:, 2:]).all()  # without trades nobody can tell one from the other
     assert bare.tape[:, :2].tobytes() == found.tape[:, :2].tobytes()
 
 
 def test_a_level_that_outlives_its_trades_was_refilled_once_a_message_knew_of_them(tmp_path):
     messages = [*MESSAGES[:1], (2.5, 3, "bid", 98.0, 1.0), (2.7, 4, "bid", 98.0, 2.0), (3.5, 5, "bid", 98.0, 1.0)]
-    found = recordings.replay(trades_beside(write(tmp_path / "r", messages), [(2.6, 100.0, 0.5, True)])).books
+    found = recordings.replay_recording(trades_beside(write(tmp_path / "r", messages), [(2.6, 100.0, 0.5, True)])).books
     assert dict(zip(TAPE_FIELDS, found.tape[1], strict=True))["stacking_bid"] == pytest.approx(0.5)
 
 

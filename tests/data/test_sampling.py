@@ -11,12 +11,12 @@ from pipelines.contracts import BAR_FIELDS, CLOSE, OPEN_TIME, TAKER_BUY, VOLUME,
 from pipelines.data.sampling import (
     cusum,
     dollar_bars,
-    evaluated,
+    sampled_closes,
     imbalance_bars,
     sampled_bars,
     signed_flow,
     ticks,
-    usual,
+    mean_amount,
     volume_bars,
 )
 from pipelines.data.trades import bars_from_trades
@@ -270,15 +270,15 @@ def test_trades_end_a_sample_at_their_own_time_and_give_the_volume_of_minutes():
 def test_a_close_is_evaluated_by_which_a_sample_is_newly_known():
     rows = minutes([100.0] * 60, volume=1.0)
     s = volume_bars(rows, 60, 7.0)  # known at 7, 14, 21, 28, 35, 42, 49, 56 minutes
-    assert evaluated(s, 900.0 * np.arange(1, 4)).tolist() == [True, True, True]
-    assert evaluated(s, 60.0 * np.array([7, 8, 13, 14])).tolist() == [True, False, False, True]
-    assert evaluated(volume_bars(rows, 60, 100.0), 900.0 * np.arange(1, 4)).tolist() == [False, False, False]
+    assert sampled_closes(s, 900.0 * np.arange(1, 4)).tolist() == [True, True, True]
+    assert sampled_closes(s, 60.0 * np.array([7, 8, 13, 14])).tolist() == [True, False, False, True]
+    assert sampled_closes(volume_bars(rows, 60, 100.0), 900.0 * np.arange(1, 4)).tolist() == [False, False, False]
 
 
 def test_what_cannot_be_sampled_is_refused_with_the_row():
     rows = minutes([100.0] * 10)
-    assert usual(rows, "volume", 30) == 30.0
-    assert usual(rows, "dollar", 30) == 3_000.0
+    assert mean_amount(rows, "volume", 30) == 30.0
+    assert mean_amount(rows, "dollar", 30) == 3_000.0
     with pytest.raises(BadShape):
         cusum(rows[:, :5], 60)
     with pytest.raises(BadTimes, match="row 1"):

@@ -76,7 +76,7 @@ def test_a_recording_is_the_same_path_bit_for_bit(market, recording):
 def test_compiled_and_plain_python_make_the_same_market():
     def some_minutes(plain):
         path = MarketPath(SPEC, DESIGN)
-        drawn, out = path.latent(12), path.room(12)
+        drawn, out = path.latent(12), path.allocate(12)
         if plain:
             path.market = path.market.view((np.record, path.market.dtype))
             path.tape = path.tape.view((np.record, path.tape.dtype))

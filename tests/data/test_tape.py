@@ -35,9 +35,9 @@ class Events:
     def tell(self, after_us=1):
         self.now += after_us
         rows, out = np.array(self.rows, np.int64).reshape(-1, LOG_WIDTH), np.zeros(TAPE_WIDTH)
-        reader.read(self.tapes[0], rows, self.read, len(rows))
+        reader.apply_events(self.tapes[0], rows, self.read, len(rows))
         self.read = len(rows)
-        reader.tell(self.tapes[0], self.now, out)
+        reader.write_row(self.tapes[0], self.now, out)
         return {name: out[j] for name, j in TAPE_INDEX.items()}
 
 
@@ -217,8 +217,8 @@ def simulated():
     """Two days of the simulator's events, and the tape that its books brought."""
     spec = load_params().simulator.model_copy(update={"history_days": 2, "live_days": 0, "drift_after_live_days": None})
     path = MarketPath(spec, DESIGN)
-    path.market["keep"] = 2
-    drawn, log, out = path.latent(2880), np.empty((2_000_000, LOG_WIDTH), np.int64), path.room(2880)
+    path.market["log_mode"] = 2
+    drawn, log, out = path.latent(2880), np.empty((2_000_000, LOG_WIDTH), np.int64), path.allocate(2880)
     counts, _ = path.trade(drawn, log, out)
     opening = int((log[: counts[2], 0] == 0).sum())  # the opening quotes are no flow
     return log[opening : counts[2]], opening and log[:opening], path.books(out, int(counts[0]), 0), path.cents / 100.0
@@ -228,16 +228,16 @@ def whole_tape(simulated, parts):
     log, opening, books, price = simulated
     tapes = reader.fresh_tape(LOTS, price)
     tape, out = tapes[0], np.zeros((len(books.known), TAPE_WIDTH))
-    reader.read(tape, opening, 0, len(opening))
+    reader.apply_events(tape, opening, 0, len(opening))
     tape["stacked"], tape["adds"], tape["usual"] = 0, 0, 0.0
-    tape["look"] = int(books.known[0] - 900.0) * 1_000_000 + reader.LOOK_US
+    tape["next_sample"] = int(books.known[0] - 900.0) * 1_000_000 + reader.SAMPLE_US
     done = 0
     for at, row in zip((books.known * 1e6).astype(np.int64), out, strict=True):
         end = int(np.searchsorted(log[:, 0], at))
         for cut in sorted({*np.random.default_rng(done).integers(done, end + 1, parts).tolist(), end}):
-            reader.read(tape, log, done, cut)
+            reader.apply_events(tape, log, done, cut)
             done = cut
-        reader.tell(tape, at, row)
+        reader.write_row(tape, at, row)
     return out
 
 

@@ -9,7 +9,7 @@ from flows.backtest import live_core
 from pipelines.errors import BadShape, BadTimes
 from pipelines.evaluation.backtest import T_EXIT, T_FILL, T_ROW, T_SIZE, TRADE_FIELDS, backtest
 from pipelines.settings import load_params
-from serving.fusion import N_VOICES
+from serving.fusion import N_SCORES
 from serving.policy import flatten, to_rows
 from serving.risk import codes
 from serving.risk.exposure import Scenarios
@@ -26,7 +26,7 @@ NAN = float("nan")
 def rows_of(events):
     """Rows sure enough for the largest size: ICT and order flow at full confidence, p_low 0.9, trend with the event."""
     events = np.asarray(events, float)
-    direction, confidence = np.full((len(events), N_VOICES), NAN), np.ones((len(events), N_VOICES))
+    direction, confidence = np.full((len(events), N_SCORES), NAN), np.ones((len(events), N_SCORES))
     direction[:, 1:3] = events[:, None]
     return to_rows(
         direction, confidence, regime=0, trend=events, event=events, tier=1, age_bars=0, breakers=0,

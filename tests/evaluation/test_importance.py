@@ -8,15 +8,15 @@ import pytest
 
 from pipelines.contracts import REGIMES
 from pipelines.evaluation.importance import (
-    Answers,
-    Asked,
-    asked_of,
+    PermutationResult,
+    PermutationPlan,
+    plan_permutation,
     clusters,
     importance,
     reselection,
     section,
     shares,
-    unasked,
+    not_permuted,
 )
 from pipelines.models.base import Dataset
 from pipelines.models.parts import logit
@@ -43,14 +43,14 @@ def events(n=3_000, seed=5):
     return Dataset(
         columns=COLUMNS, inputs=lambda at: rows[at], y=(rng.random(n) < 1 / (1 + np.exp(-pull))).astype(float),
         weight=np.ones(n), uniqueness=np.ones(n), known=known, ended=known + 900.0, at=np.arange(n),
-        more={"volatility": rng.normal(size=(n, 2)), "regime": regime},
+        extras={"volatility": rng.normal(size=(n, 2)), "regime": regime},
     )  # fmt: skip
 
 
 def told_of(data):
-    asked = asked_of(data, PARAMS)
+    asked = plan_permutation(data, PARAMS)
     oof = out_of_fold(VALIDATOR, data, PARAMS, 900.0, lambda line: None, asked)
-    return importance(asked, oof.dealt, data.take(oof.row).more, VALIDATOR.loss_name, PARAMS)
+    return importance(asked, oof.permutation, data.select_rows(oof.row).extras, VALIDATOR.loss_name, PARAMS)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_five_noise_columns_of_eight_propose_a_challenger_without_them_and_none_
     assert told["reselection"]["proposed"] is True
     assert told["reselection"]["leave_out"] == [name for name in COLUMNS if name.startswith("noise")]
     assert told["reselection"]["keep"] == ["twin", "oracle", "twin_stretched"]
-    without = told_of(events().narrow(np.array([not name.startswith("noise") for name in COLUMNS])))
+    without = told_of(events().select_columns(np.array([not name.startswith("noise") for name in COLUMNS])))
     assert without["reselection"]["proposed"] is False
     assert without["reselection"]["leave_out"] == []
 
@@ -105,8 +105,8 @@ def test_the_rule_fires_above_three_tenths_not_at_them():
 
 
 def test_where_nothing_is_missed_nothing_is_judged():
-    asked = Asked(("a", "b"), ((0,), (1,)))
-    none = importance(asked, Answers(-np.ones((50, 2)), None), {}, "log loss", PARAMS)
+    asked = PermutationPlan(("a", "b"), ((0,), (1,)))
+    none = importance(asked, PermutationResult(-np.ones((50, 2)), None), {}, "log loss", PARAMS)
     assert shares(-np.ones((50, 2))) == [None, None]
     assert none["reselection"]["proposed"] is None
     assert none["reselection"]["line"].startswith("not judged")
@@ -138,16 +138,16 @@ def test_the_same_seed_tells_the_same_and_the_figures_are_json(told):
 def test_dealing_columns_out_leaves_the_out_of_fold_answers_alone():
     data = events(1_200)
     plain = out_of_fold(VALIDATOR, data, PARAMS, 900.0, lambda line: None)
-    asked = out_of_fold(VALIDATOR, data, PARAMS, 900.0, lambda line: None, asked_of(data, PARAMS))
+    asked = out_of_fold(VALIDATOR, data, PARAMS, 900.0, lambda line: None, plan_permutation(data, PARAMS))
     np.testing.assert_array_equal(plain.p, asked.p)
-    assert plain.dealt is None
+    assert plain.permutation is None
 
 
 def test_windows_are_not_asked_and_say_so():
     data = events(50)
-    why = asked_of(replace(data, inputs=lambda at: np.zeros((len(at), 60, len(COLUMNS)))), PARAMS)
+    why = plan_permutation(replace(data, inputs=lambda at: np.zeros((len(at), 60, len(COLUMNS)))), PARAMS)
     assert "windows of 60 bars" in why
-    assert "windows of 60 bars" in section(unasked(why))
+    assert "windows of 60 bars" in section(not_permuted(why))
 
 
 def test_the_page_shows_the_rule_s_line_every_column_and_every_regime(told):

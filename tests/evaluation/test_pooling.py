@@ -52,13 +52,13 @@ def test_who_is_not_heard_leaves_its_weight_to_the_others():
 
 
 def test_nobody_is_redundant_to_one_who_is_silent():
-    assert pool(together(1.0)).once(np.array([[0.6, 0.0]])) == pytest.approx(np.array([[0.6, 0.0]]))
+    assert pool(together(1.0)).discount_redundancy(np.array([[0.6, 0.0]])) == pytest.approx(np.array([[0.6, 0.0]]))
 
 
 def test_the_optimum_of_a_linear_discriminant_at_equal_correlations():
     rho, n = together(0.3, 4), 4
     even = pool(rho, slope=(1.0,) * n, shift=(0.0,) * n)
-    assert even.once(np.ones((1, n)))[0] == pytest.approx(np.linalg.solve(rho, np.ones(n)))
+    assert even.discount_redundancy(np.ones((1, n)))[0] == pytest.approx(np.linalg.solve(rho, np.ones(n)))
 
 
 def test_a_line_finds_what_was_planted_and_a_copy_adds_nothing():

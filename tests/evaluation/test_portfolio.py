@@ -277,14 +277,14 @@ def test_with_a_band_less_is_traded_and_what_is_held_stays_near(method):
 
 def test_a_method_that_abstains_keeps_what_is_held():
     path = walk(market(n=100), "market cap", 10, 40, 5.0)
-    assert path.silent
+    assert path.never_allocated
     assert path.abstained == {"no market capitalisation of every asset was recorded": path.decisions}
     assert not path.net.any()
     assert not path.traded.any()
     caps = np.ones((100, 4))
     caps[60:] = np.nan
     later = walk(market(n=100), "market cap", 10, 40, 5.0, caps=caps)
-    assert not later.silent
+    assert not later.never_allocated
     assert not later.traded[61 - later.start :].any()
     assert later.weights[-1].sum() == pytest.approx(1.0)
 

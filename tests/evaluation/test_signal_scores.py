@@ -7,7 +7,7 @@ from pipelines.errors import BadShape
 from pipelines.evaluation.signals import LEAST_BLOCKS, score_sides, score_signals, write_page
 from pipelines.settings import load_params
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
-from pipelines.signals.rows import ROWS, begins, names, spoken
+from pipelines.signals.rows import SIGNAL_REGISTRY, onsets, signal_names, direction
 
 PARAMS = load_params()
 STEP_S, HORIZON = 900, PARAMS.labels.horizon_bars
@@ -70,7 +70,7 @@ def test_only_a_side_newly_taken_is_an_event_and_the_time_it_is_held_is_counted(
     side[50:90], side[90:95] = 1, -1
     bars, _ = market(1, n=400)
     found, of = scored(bars, stance=side)
-    assert begins(side).tolist() == [50, 90]
+    assert onsets(side).tolist() == [50, 90]
     assert (of["stance"].began, of["stance"].share, of["stance"].long) == (2, 45 / 400, 0.5)
     assert of["stance"].per_week == pytest.approx(2 / found.weeks)
 
@@ -96,7 +96,7 @@ def test_few_events_have_a_mean_but_no_interval_and_a_silent_signal_has_neither(
     assert np.isnan(of["rare"].net_bps.low)
     assert (of["silent"].began, of["silent"].net_bps.n) == (0, 0)
     assert found.tested == 1
-    assert found.told()["scores"][1]["net_bps"]["value"] is None
+    assert found.to_dict()["scores"][1]["net_bps"]["value"] is None
 
 
 def test_an_event_whose_future_is_not_over_is_left_out():
@@ -114,19 +114,19 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_every_signal_belongs_to_one_row_and_one_category():
-    rows = [name for row in ROWS.values() for name in row.signals]
+    rows = [name for row in SIGNAL_REGISTRY.values() for name in row.signals]
     heard = [name for told in PRODUCERS.values() for name in told]
     assert len(rows) == len(set(rows))
-    assert sorted(rows) == sorted(heard) == sorted(names())
-    assert list(ROWS)[:18] == [*(f"S{i}" for i in range(1, 18)), "D7"]  # then one's own
+    assert sorted(rows) == sorted(heard) == sorted(signal_names())
+    assert list(SIGNAL_REGISTRY)[:18] == [*(f"S{i}" for i in range(1, 18)), "D7"]  # then one's own
 
 
 def test_the_catalogue_is_scored_and_drawn(tmp_path):
     bars, _ = market(11, n=1500)
     signals = SIGNALS.run(bars)
     found = score_signals(signals, bars, bars, np.full(len(bars), 20e-4), STEP_S, PARAMS)
-    assert [score.signal for score in found.scores] == list(names())
-    assert found.scores[0].began == len(begins(spoken(signals, names()[0])))
+    assert [score.signal for score in found.scores] == list(signal_names())
+    assert found.scores[0].began == len(onsets(direction(signals, signal_names()[0])))
     page = write_page(tmp_path / "reports" / "signals.html", found, "TEST/USD").read_text()
     assert f"{found.tested} signals tested" in page
     assert "<script src" not in page

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.errors import BadShape
 from pipelines.evaluation.metrics import block_indices, block_starts, block_sums, default_block
-from pipelines.evaluation.stars import ratings, worths
+from pipelines.evaluation.stars import ratings, measure_contributions
 from pipelines.settings import load_params
 from pipelines.signals.stars import STARS, N
 
@@ -38,7 +38,7 @@ def named(found):
 
 def test_a_planted_lift_is_found_and_a_star_of_noise_has_none():
     truth, bars = market()
-    found = named(worths(truth, bars, bars, BAR, PARAMS))
+    found = named(measure_contributions(truth, bars, bars, BAR, PARAMS))
     planted = found[STARS[0].name].lift_bps
     assert planted.low > 0.0
     assert planted.low < planted.value < planted.high
@@ -49,7 +49,7 @@ def test_a_planted_lift_is_found_and_a_star_of_noise_has_none():
 
 def test_the_lift_is_the_difference_of_two_means_by_hand():
     truth, bars = market(900)
-    found = worths(truth, bars, bars, BAR, PARAMS)
+    found = measure_contributions(truth, bars, bars, BAR, PARAMS)
     ahead = np.full(900, np.nan)
     ahead[:-HORIZON] = (bars[HORIZON:, 4] / bars[1 : 901 - HORIZON, 1] - 1.0) * 1e4
     sided = np.column_stack([ahead, -ahead])
@@ -64,7 +64,7 @@ def test_a_market_that_only_drifts_lends_no_star_its_drift():
     truth, bars = market(drift=20.0)
     truth[:, 3, 0], truth[:, 3, 1] = 1.0, 1.0
     truth[::7, 3] = 0.0  # both sides at once: it says no side, so it cannot gain from one
-    assert named(worths(truth, bars, bars, BAR, PARAMS))[STARS[3].name].lift_bps.value == pytest.approx(0.0, abs=1e-9)
+    assert named(measure_contributions(truth, bars, bars, BAR, PARAMS))[STARS[3].name].lift_bps.value == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_star_that_is_never_known_or_hardly_ever_true_has_no_interval_and_is_not_counted():
@@ -72,14 +72,14 @@ def test_a_star_that_is_never_known_or_hardly_ever_true_has_no_interval_and_is_n
     truth[:, 5] = np.nan
     truth[:, 6] = 0.0
     truth[100:105, 6, 0] = 1.0
-    found = worths(truth, bars, bars, BAR, PARAMS)
+    found = measure_contributions(truth, bars, bars, BAR, PARAMS)
     unknown, rare = found.stars[5], found.stars[6]
     assert (unknown.known, unknown.true, unknown.lift_bps.n) == (0, 0, 0)
     assert np.isnan([unknown.prevalence, unknown.lift_bps.value]).all()
     assert np.isfinite(rare.lift_bps.value)
     assert np.isnan([rare.lift_bps.low, rare.lift_bps.high]).all()
     assert found.measured == N - 2
-    told = json.loads(json.dumps(found.told(), allow_nan=False))
+    told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert told["stars"][5]["prevalence"] is None
     assert told["expected_by_chance"] == pytest.approx(0.05 * (N - 2))
     assert STARS[0].name in told["excluding_zero"]
@@ -95,7 +95,7 @@ def test_a_rating_counts_the_known_stars_and_needs_twelve_of_them():
 
 def test_blocks_are_as_long_as_two_horizons_at_least():
     truth, bars = market(900)
-    assert worths(truth, bars, bars, BAR, PARAMS).block_bars == 2 * HORIZON > default_block(900)
+    assert measure_contributions(truth, bars, bars, BAR, PARAMS).block_bars == 2 * HORIZON > default_block(900)
 
 
 def test_sums_over_blocks_are_the_sums_of_the_rows_they_draw():
@@ -107,15 +107,15 @@ def test_sums_over_blocks_are_the_sums_of_the_rows_they_draw():
 def test_other_rows_than_the_bars_are_refused():
     truth, bars = market(900)
     with pytest.raises(BadShape, match="decision bar"):
-        worths(truth[1:], bars, bars, BAR, PARAMS)
+        measure_contributions(truth[1:], bars, bars, BAR, PARAMS)
 
 
 def test_the_same_history_gives_the_same_figures():
     truth, bars = market(900)
-    first, again = (worths(truth, bars, bars, BAR, PARAMS).told() for _ in range(2))
+    first, again = (measure_contributions(truth, bars, bars, BAR, PARAMS).to_dict() for _ in range(2))
     assert first == again
     gate = PARAMS.gate.model_copy(update={"bootstrap": 100})
-    other = worths(truth, bars, bars, BAR, PARAMS.model_copy(update={"gate": gate}))
+    other = measure_contributions(truth, bars, bars, BAR, PARAMS.model_copy(update={"gate": gate}))
     assert replace(other.stars[0].lift_bps, low=0, high=0) == replace(
-        worths(truth, bars, bars, BAR, PARAMS).stars[0].lift_bps, low=0, high=0
+        measure_contributions(truth, bars, bars, BAR, PARAMS).stars[0].lift_bps, low=0, high=0
     )

@@ -10,10 +10,10 @@ from benchmarks.house import recording
 from benchmarks.stress import MARKETS, hourly, together
 from pipelines.contracts import BAR_WIDTH, CLOSE, OPEN_TIME
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
-from pipelines.evaluation.crises import CRISES, RESTING, drawdowns, inside, moves, replay
+from pipelines.evaluation.crises import CRISES, RESTING, drawdowns, bars_in_window, moves, replay_crisis
 from pipelines.evaluation.stress import (
     IMPACT,
-    OVER_THE_ORDER,
+    MEAN_TO_FINAL_IMPACT,
     SCENARIOS,
     _walk,
     daily,
@@ -21,8 +21,8 @@ from pipelines.evaluation.stress import (
     stress,
     stress_all,
 )
-from pipelines.evaluation.stress_limits import Allowed, Case, allowed, at_most, reopened, stress_of_limits, verdict
-from pipelines.evaluation.stressed import Portfolio, Recorded, StressResult
+from pipelines.evaluation.stress_limits import Allowed, Case, allowed, largest_allowed, reopened, stress_of_limits, verdict
+from pipelines.evaluation.stressed import Portfolio, MarketHistory, StressResult
 from pipelines.settings import load_params
 
 RISK = load_params().risk
@@ -57,13 +57,13 @@ def walk(n, k=1, sd=0.005, seed=3, start=0.0, step=HOUR):
 
 def market(k=1, days=400, **more):
     given = walk(24 * days, k)
-    return Recorded(tuple("ABCD"[:k]), HOUR, given, more.pop("spread", np.full((len(given), k), np.nan)), **more)
+    return MarketHistory(tuple("ABCD"[:k]), HOUR, given, more.pop("spread", np.full((len(given), k), np.nan)), **more)
 
 
 @pytest.fixture(scope="module")
 def one():
     window = CRISES["2020-03"]
-    return market(crises=walk(31 * 24, sd=0.02, start=window.since.timestamp()), crises_of="made", equity=1e5)
+    return market(crises=walk(31 * 24, sd=0.02, start=window.since.timestamp()), crises_market="made", equity=1e5)
 
 
 @pytest.fixture(scope="module")
@@ -75,57 +75,57 @@ def two():
 
 
 def test_a_stop_reached_inside_a_bar_is_filled_at_the_next_open_where_that_is_worse():
-    found = replay(bars((100, 101, 99, 100), (100, 100, 97, 99), (96, 98, 95, 97)), held(0.5, stops=[0.02]))
+    found = replay_crisis(bars((100, 101, 99, 100), (100, 100, 97, 99), (96, 98, 95, 97)), held(0.5, stops=[0.02]))
     assert found.stopped[0] == 1
-    assert found.slipped[0] == pytest.approx(0.02)  # stop 98, filled at 96
+    assert found.slippage[0] == pytest.approx(0.02)  # stop 98, filled at 96
     assert found.worst == pytest.approx([1 - 0.5 * 0.01, 1 - 0.5 * 0.04, 1 - 0.5 * 0.04])
 
 
 def test_a_stop_reached_inside_a_bar_is_never_filled_better_than_the_stop():
-    found = replay(bars((100, 101, 97, 100), (104, 105, 103, 104)), held(0.5, stops=[0.02]))
-    assert (found.stopped[0], found.slipped[0]) == (0, 0.0)
+    found = replay_crisis(bars((100, 101, 97, 100), (104, 105, 103, 104)), held(0.5, stops=[0.02]))
+    assert (found.stopped[0], found.slippage[0]) == (0, 0.0)
     assert found.close == pytest.approx([0.99, 0.99])
 
 
 def test_an_order_resting_at_the_venue_is_filled_at_the_stop_unless_the_market_opens_beyond_it():
     inside_a_bar = bars((100, 101, 99, 100), (100, 100, 97, 99), (96, 98, 95, 97))
-    assert replay(inside_a_bar, held(0.5, stops=[0.02]), resting=True).close[-1] == pytest.approx(0.99)
+    assert replay_crisis(inside_a_bar, held(0.5, stops=[0.02]), resting=True).close[-1] == pytest.approx(0.99)
     beyond = bars((100, 100, 99, 99), (90, 95, 89, 95))
-    assert replay(beyond, held(0.5, stops=[0.02]), resting=True).close[-1] == pytest.approx(0.95)
+    assert replay_crisis(beyond, held(0.5, stops=[0.02]), resting=True).close[-1] == pytest.approx(0.95)
 
 
 def test_a_bar_that_opens_beyond_the_stop_fills_at_that_open_and_not_at_the_stop():
-    found = replay(bars((100, 100, 99, 99), (90, 95, 89, 95), (95, 99, 95, 99)), held(0.5, stops=[0.02]))
+    found = replay_crisis(bars((100, 100, 99, 99), (90, 95, 89, 95), (95, 99, 95, 99)), held(0.5, stops=[0.02]))
     assert found.stopped[0] == 1
-    assert found.slipped[0] == pytest.approx(0.08)
+    assert found.slippage[0] == pytest.approx(0.08)
     assert found.close == pytest.approx([0.995, 0.95, 0.95])  # 10 % of half, and out of the rebound
 
 
 def test_a_short_is_the_mirror_of_a_long():
-    found = replay(bars((100, 101, 99, 101), (110, 111, 105, 105)), held(-0.5, stops=[0.02]))
-    assert found.slipped[0] == pytest.approx(0.08)
+    found = replay_crisis(bars((100, 101, 99, 101), (110, 111, 105, 105)), held(-0.5, stops=[0.02]))
+    assert found.slippage[0] == pytest.approx(0.08)
     assert found.close == pytest.approx([0.995, 0.95])
 
 
 def test_in_the_last_bar_a_stop_is_filled_at_the_close_where_that_is_worse():
-    found = replay(bars((100, 101, 90, 92)), held(1.0, stops=[0.02]))
+    found = replay_crisis(bars((100, 101, 90, 92)), held(1.0, stops=[0.02]))
     assert found.close == pytest.approx([0.92])
 
 
 def test_without_a_stop_the_position_bears_the_extreme_and_keeps_the_rebound():
-    found = replay(bars((100, 100, 50, 60), (60, 90, 60, 90)), held(0.5))
+    found = replay_crisis(bars((100, 100, 50, 60), (60, 90, 60, 90)), held(0.5))
     assert found.worst == pytest.approx([0.75, 0.80])
     assert found.close == pytest.approx([0.80, 0.95])
     assert found.stopped[0] == -1
 
 
 def test_entry_and_stop_are_both_paid_for():
-    found = replay(bars((100, 100, 90, 98), (98, 99, 97, 98)), held(0.5, stops=[0.02], cost_bps=10.0))
+    found = replay_crisis(bars((100, 100, 90, 98), (98, 99, 97, 98)), held(0.5, stops=[0.02], cost_bps=10.0))
     assert found.close[-1] == pytest.approx(1 - 0.5 * 0.02 - 0.5 * 0.001 - 0.5 * 0.001 * 0.98)
 
 
 def test_drawdown_is_from_the_highest_close_of_equity_and_at_least_the_loss():
-    found = replay(bars((100, 120, 100, 120), (120, 120, 90, 90)), held(1.0))
+    found = replay_crisis(bars((100, 120, 100, 120), (120, 120, 90, 90)), held(1.0))
     assert drawdowns(found) == pytest.approx([0.0, 0.25])
     assert drawdowns(found).max() >= 1 - found.worst.min()
 
@@ -165,7 +165,7 @@ def test_loss_grows_with_size(one, name, side, stop):
 
 
 def test_the_same_seed_gives_the_same_figures(one):
-    told = [[r.told() for r in stress_all(held(0.3), one, DRAWS, SEED)] for _ in range(2)]
+    told = [[r.to_dict() for r in stress_all(held(0.3), one, DRAWS, SEED)] for _ in range(2)]
     assert told[0] == told[1]
 
 
@@ -247,7 +247,7 @@ def test_days_are_told_by_the_calendar():
 def test_a_drought_costs_what_the_square_root_says_and_more_where_the_spread_widens(one):
     _, realised, traded = daily(one)
     thin = np.quantile(realised / np.sqrt(traded), 0.99)
-    expected = 0.4 * (2.5e-4 + OVER_THE_ORDER * IMPACT * thin * np.sqrt(0.4 * 1e5))
+    expected = 0.4 * (2.5e-4 + MEAN_TO_FINAL_IMPACT * IMPACT * thin * np.sqrt(0.4 * 1e5))
     result = stress("liquidity_drought", held(0.4, cost_bps=2.5), one, DRAWS, SEED)
     assert result.loss.value == pytest.approx(expected)
     assert "no spread was recorded" in result.detail
@@ -277,9 +277,9 @@ def test_what_cannot_be_stressed_is_refused_with_the_remedy():
     with pytest.raises(BadValues, match="NaN for none"):
         held(0.1, stops=[-0.02])
     with pytest.raises(BadValues, match=r"quality\.assess"):
-        Recorded(("A",), HOUR, bars((1, 1, 0, 1)), np.full((1, 1), np.nan))
+        MarketHistory(("A",), HOUR, bars((1, 1, 0, 1)), np.full((1, 1), np.nan))
     with pytest.raises(BadTimes, match="ascending"):
-        Recorded(("A",), HOUR, bars((1, 1, 1, 1), (1, 1, 1, 1))[::-1], np.full((2, 1), np.nan))
+        MarketHistory(("A",), HOUR, bars((1, 1, 1, 1), (1, 1, 1, 1))[::-1], np.full((2, 1), np.nan))
 
 
 # ---- what the limits let through ----------------------------------------------------------------------------------
@@ -294,8 +294,8 @@ def test_the_most_that_is_allowed_is_under_every_cap():
         if name != "unknown":
             assert row.gross <= RISK.max_open * RISK.regime_limits[name].max_position + 1e-12
     assert rows["unknown"].gross == min(row.gross for row in rows.values())
-    assert at_most(RISK, 1).gross == max(row.gross for row in rows.values())
-    assert at_most(RISK, 1).gross < at_most(RISK, 2).gross <= RISK.budgets.max_gross
+    assert largest_allowed(RISK, 1).gross == max(row.gross for row in rows.values())
+    assert largest_allowed(RISK, 1).gross < largest_allowed(RISK, 2).gross <= RISK.budgets.max_gross
 
 
 def test_limits_are_stressed_long_and_short_the_largest_first_and_also_without_stops(one):
@@ -315,8 +315,8 @@ def test_a_broken_drawdown_limit_is_named_with_its_figure():
     falling = bars(*zip(path[:-1], path[:-1], path[1:], path[1:], strict=True), start=window.since.timestamp())
     cases = stress_of_limits(market(days=20, crises=falling), RISK, 0.0, 1, 1)
     told = dict(zip([(case.side, case.stopped) for case in cases], cases, strict=False))
-    assert set(told["long", False].broken(0.08)) == {"crisis:2020-03"}
-    assert told["short", False].broken(0.08) == {}
+    assert set(told["long", False].breaches(0.08)) == {"crisis:2020-03"}
+    assert told["short", False].breaches(0.08) == {}
     assert "breaks the drawdown limit of 8% in crisis:2020-03" in " ".join(verdict(cases, 0.08))
 
 
@@ -349,7 +349,7 @@ def test_a_day_that_lost_its_limit_opens_nothing_more():
 
 def test_an_absent_scenario_breaks_no_limit_and_is_counted_as_unknown():
     case = Case(Allowed("bull", 0.5, 0.02), "long", True, (StressResult("bootstrap", "how", absent="too short"),))
-    assert case.broken(0.0) == {}
+    assert case.breaches(0.0) == {}
     assert verdict([case], 0.08) == [
         "long 50%, stop 2.0%: under the limit of 8%; 0 scenarios of 1 that could be computed"
     ]
@@ -370,7 +370,7 @@ def btc():
 
 @pytest.mark.parametrize("name", CRISES)
 def test_the_recorded_crises_are_held_whole_and_their_falls_bound_the_loss(btc, name):
-    held_bars = inside(btc, CRISES[name])
+    held_bars = bars_in_window(btc, CRISES[name])
     assert not isinstance(held_bars, str)
     fall = -moves(held_bars[:, 0])["fall"]
     assert 0.2 < fall < 0.7

@@ -63,17 +63,17 @@ def test_right_forecasts_are_refused_about_as_often_as_a_test_of_this_size_may(l
 @pytest.mark.parametrize("level", [0.95, 0.99])
 def test_half_the_volatility_is_refused_and_double_the_volatility_by_kupiec(level):
     half, double = told(normal(1, 1000), 0.5, level), told(normal(1, 1000), 2.0, level)
-    assert {"kupiec", "conditional", "acerbi_szekely"} <= set(half.refused_by())
+    assert {"kupiec", "conditional", "acerbi_szekely"} <= set(half.rejected_by())
     assert half.acerbi_szekely.statistic < -1.0
-    assert "kupiec" in double.refused_by()
-    assert "acerbi_szekely" not in double.refused_by()  # it asks about too little only
+    assert "kupiec" in double.rejected_by()
+    assert "acerbi_szekely" not in double.rejected_by()  # it asks about too little only
 
 
 def test_an_expected_shortfall_too_small_behind_a_right_var_is_seen_by_acerbi_and_szekely_alone():
     returns = normal(2, 4000)
     var = np.full(4000, 0.01 * norm.ppf(LEVEL))
-    assert coverage(returns, var, 0.8 * var, LEVEL).refused_by() == ("acerbi_szekely",)
-    assert told(returns).refused_by() == ()
+    assert coverage(returns, var, 0.8 * var, LEVEL).rejected_by() == ("acerbi_szekely",)
+    assert told(returns).rejected_by() == ()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_violations_in_clusters_are_caught_by_christoffersen_and_not_by_kupiec()
         returns[start : start + 10] = -0.03
     found = coverage(returns, np.full(1000, 0.02), np.full(1000, 0.03), LEVEL)
     assert (found.violations, found.expected) == (50, pytest.approx(50))
-    assert found.refused_by() == ("independence", "conditional")
+    assert found.rejected_by() == ("independence", "conditional")
 
 
 def test_z2_is_what_its_formula_says_and_the_share_of_draws_under_the_null_as_low():
@@ -137,7 +137,7 @@ def test_without_violations_clustering_cannot_be_told_and_too_much_caution_can()
     found = coverage(np.full(500, 0.01), np.full(500, 0.02), np.full(500, 0.03), 0.99)
     assert math.isnan(found.independence.p)
     assert found.acerbi_szekely == (1.0, 1.0)
-    assert found.refused_by() == ("kupiec",)
+    assert found.rejected_by() == ("kupiec",)
 
 
 # ---- the methods --------------------------------------------------------------------------------------------------
@@ -186,8 +186,8 @@ def test_independent_returns_are_covered_by_every_method(method):
 
 def test_a_market_of_calm_and_wild_times_refuses_history_and_not_history_in_units_of_volatility():
     returns = restless(11, 6000)
-    assert {"independence", "conditional"} <= set(backtest(returns, "historical", 0.95, 500).refused_by())
-    assert backtest(returns, "filtered_historical", 0.95, 500).refused_by() == ()
+    assert {"independence", "conditional"} <= set(backtest(returns, "historical", 0.95, 500).rejected_by())
+    assert backtest(returns, "filtered_historical", 0.95, 500).rejected_by() == ()
 
 
 @every_method
@@ -228,7 +228,7 @@ def test_a_window_too_short_for_the_level_knows_nothing_and_says_so(method):
     assert np.isnan(forecasts(returns, method, 0.99, 50)).all()
     for window in (50, 130, 500):
         found = backtest(returns, method, 0.99, window)
-        assert (found.n, found.violations, found.refused_by()) == (0, 0, ())
+        assert (found.n, found.violations, found.rejected_by()) == (0, 0, ())
         assert np.isnan([found.kupiec.p, found.conditional.p, found.acerbi_szekely.p, found.es_over_var]).all()
 
 

@@ -98,7 +98,7 @@ def test_calibrated_and_independent_evidence_asks_for_equal_weights_and_who_mute
 
 def test_who_never_speaks_is_no_place_to_put_weight():
     told = events()
-    told.said[:, 2] = np.nan
+    told.category_scores[:, 2] = np.nan
     found = judged(told, ways={"stated": ways.stated(np.array([0.3, 0.2, 0.5]))})
     assert all((weights[:, 2] == 0.0).all() for weights in found.weights.values())
     assert found.weights["stated"][0] == pytest.approx([0.6, 0.4, 0.0])
@@ -110,7 +110,7 @@ def test_what_comes_after_a_test_stretch_changes_nothing_in_it():
     found = judged(told)
     turned = told.label.copy()
     turned[1000:] = 1.0 - turned[1000:]
-    again = judged(Events(told.said, told.side, turned, told.gross_bps, told.known, told.ended))
+    again = judged(Events(told.category_scores, told.side, turned, told.gross_bps, told.known, told.ended))
     early = found.rows < 960  # the last of three stretches begins at 960 and was not learnt from by the others
     assert early.any()
     for name in found.p:

@@ -8,7 +8,7 @@ import pytest
 from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_WIDTH
 from pipelines.errors import BadShape, StateError
 from pipelines.features.catalog import FEATURES
-from pipelines.features.fold import Column, Fold
+from pipelines.features.fold import Column, StreamingFold
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.stars import BARS
 
@@ -16,7 +16,7 @@ FOLDS = {"features": FEATURES, "signals": SIGNALS}
 ENTRIES = [pytest.param(fold, column, id=column.name) for fold in FOLDS.values() for column in fold.catalogue]
 CUT = 1733
 SPOILT = slice(1000, 1011)  # bars whose volume, book and context were not recorded
-COMBINED = {column.name for family in SIGNALS.families if family.combines for column in family.columns}
+COMBINED = {column.name for family in SIGNALS.groups if family.combines for column in family.columns}
 FIELDS = {f"context:{name}" for name in CONTEXT_FIELDS}
 CHANGED_BY_VOLUME = ("consensus", "amt")  # hears a vote that needs taker volume; counts time where there is none
 INPUTS = {  # ways of folding that withhold something, and what they still give
@@ -179,16 +179,16 @@ def test_bars_books_and_contexts_of_a_wrong_shape_are_refused(bars):
 
 
 def test_the_catalogue_hash_moves_with_a_formula_and_stays_otherwise():
-    first, *rest = SIGNALS.families
+    first, *rest = SIGNALS.groups
     other = replace(first, columns=(replace(first.columns[0], formula="another"), *first.columns[1:]))
-    assert Fold("signals", SIGNALS.families).catalogue_hash == SIGNALS.catalogue_hash
-    assert Fold("signals", (other, *rest)).catalogue_hash != SIGNALS.catalogue_hash
+    assert StreamingFold("signals", SIGNALS.groups).catalogue_hash == SIGNALS.catalogue_hash
+    assert StreamingFold("signals", (other, *rest)).catalogue_hash != SIGNALS.catalogue_hash
     with pytest.raises(BadShape, match="twice"):
-        Fold("doubled", (first, first))
+        StreamingFold("doubled", (first, first))
 
 
 @pytest.mark.parametrize(("fold", "column"), ENTRIES)
-def test_every_column_is_documented(fold: Fold, column: Column):
+def test_every_column_is_documented(fold: StreamingFold, column: Column):
     assert column.unit
     assert column.formula
     assert column.source

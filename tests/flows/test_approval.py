@@ -4,7 +4,7 @@ import pytest
 from prefect.utilities.schema_tools import validate
 from pydantic import ValidationError
 
-from flows.promote import Approval, gain_told
+from flows.promote import Approval, describe_gain
 
 
 @pytest.mark.parametrize("said", [
@@ -37,4 +37,4 @@ def test_somebody_for_a_reason_is_heard_and_silence_does_not_approve():
     ],
 )
 def test_the_gain_is_told_with_its_interval_and_n(check, told):
-    assert told in gain_told(check)
+    assert told in describe_gain(check)

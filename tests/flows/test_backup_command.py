@@ -93,11 +93,11 @@ def test_a_dry_run_refuses_what_the_real_one_refuses(old, new, tmp_path):
     with pytest.raises(StateError, match="no store"):
         backup.preview(new, tmp_path / "c.zip")
     with pytest.raises(WouldOverwrite, match="not empty"):
-        backup.rehearse(old, file)
+        backup.verify(old, file)
     with pytest.raises(UnreadableFile, match="no such file"):
-        backup.rehearse(new, tmp_path / "none.zip")
+        backup.verify(new, tmp_path / "none.zip")
     with pytest.raises(UnreadableFile, match="is no backup"):
-        backup.rehearse(new, ROOT / "README.md")
+        backup.verify(new, ROOT / "README.md")
     assert not new.home.exists()
 
 
@@ -109,12 +109,12 @@ def test_nothing_is_restored_while_a_service_of_this_home_runs(old, new, tmp_pat
     try:
         service.stdout.readline()
         with pytest.raises(LeaseHeld, match=rf"processes {service.pid}.*bellwether down"):
-            backup.bring_back(new, tmp_path / "b.zip")
+            backup.restore_installation(new, tmp_path / "b.zip")
         assert not (new.home / "store.db").exists()
     finally:
         service.kill()
         service.communicate()
-    backup.bring_back(new, tmp_path / "b.zip")
+    backup.restore_installation(new, tmp_path / "b.zip")
     assert len(Store.open(new.store).decisions()) == 2
 
 
@@ -125,9 +125,9 @@ def test_a_file_that_differs_is_kept_beside_and_one_that_is_the_same_stays(old, 
     same = new.serving_dir / "warm" / DIGEST / "bar.npy"
     same.parent.mkdir(parents=True)
     same.write_bytes(bytes(range(256)))
-    _, placed = backup.bring_back(new, tmp_path / "b.zip")
+    _, placed = backup.restore_installation(new, tmp_path / "b.zip")
     assert read_generation(new.serving_dir)["generation"] == 1
-    kept = {p.path.name: p.kept for p in placed}
+    kept = {p.path.name: p.moved_to for p in placed}
     assert kept == {"generation.json": new.serving_dir / "generation.json.before-restore", "data.dvc": None}
     assert json.loads(kept["generation.json"].read_text())["generation"] == 2
 
@@ -140,5 +140,5 @@ def test_a_generation_file_that_is_none_does_not_stop_a_backup(old, tmp_path):
 def test_a_store_moves_from_sqlite_to_postgresql_by_backup_and_restore(old, tmp_path, postgres_url):
     backup.make(old, tmp_path / "b.zip", T0)
     moved = Settings(home=tmp_path / "moved", store_url=postgres_url)
-    backup.bring_back(moved, tmp_path / "b.zip")
+    backup.restore_installation(moved, tmp_path / "b.zip")
     assert Store.open(postgres_url).decisions() == Store.open(old.store).decisions()

@@ -7,11 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import cli
-from flows.site import open_site
+from flows.site import open_installation
 from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import settings
-from serving.risk.breakers import KNOWN
-from serving.tiers import EMERGENCY_LATCH
+from serving.risk.breakers import BREAKER_NAMES
+from serving.tiers import EMERGENCY_BREAKER
 
 AT = datetime(2025, 1, 1, tzinfo=UTC)
 
@@ -22,7 +22,7 @@ def store(tmp_path, monkeypatch):
     monkeypatch.setenv("BELLWETHER_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USER", "bob")
     settings.cache_clear()
-    yield open_site().store
+    yield open_installation().store
     settings.cache_clear()
 
 
@@ -43,16 +43,16 @@ def latched(found):
 def test_the_list_has_every_breaker_latched_or_not(store):
     store.trip("daily_loss", AT, "-2.3 %")
     found = told("list")
-    assert [b["name"] for b in found["breakers"]] == list(KNOWN)
+    assert [b["name"] for b in found["breakers"]] == list(BREAKER_NAMES)
     assert latched(found) == {"daily_loss": "-2.3 %"}
     assert "armed" in breaker("list").stdout
 
 
 def test_the_emergency_breaker_is_latched_and_reset_by_hand(store):
-    assert latched(told("trip", EMERGENCY_LATCH, "--reason", "the venue halted")) == {
+    assert latched(told("trip", EMERGENCY_BREAKER, "--reason", "the venue halted")) == {
         "emergency": "bob: the venue halted"
     }
-    assert latched(told("reset", EMERGENCY_LATCH, "--reason", "it trades again")) == {}
+    assert latched(told("reset", EMERGENCY_BREAKER, "--reason", "it trades again")) == {}
 
 
 def test_the_history_says_who_reset_what_and_why(store):
@@ -69,16 +69,16 @@ def test_the_history_says_who_reset_what_and_why(store):
 def test_nothing_is_latched_or_reset_without_a_reason(store, word, reason):
     if word == "reset":
         store.trip("daily_loss", AT, "-2.3 %")
-    before = store.latches(tripped_only=False)
+    before = store.breaker_trips(tripped_only=False)
     assert isinstance(breaker(word, "daily_loss", *reason).exception, BadValues)
-    assert store.latches(tripped_only=False) == before
+    assert store.breaker_trips(tripped_only=False) == before
 
 
 @pytest.mark.parametrize("word", ["trip", "reset"])
 def test_an_unknown_name_is_answered_with_the_known_ones(store, word):
     error = breaker(word, "weather", "--reason", "rain").exception
     assert isinstance(error, UnknownName)
-    assert all(name in str(error) for name in KNOWN)
+    assert all(name in str(error) for name in BREAKER_NAMES)
 
 
 def test_a_breaker_that_is_not_latched_cannot_be_reset(store):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from flows.chart import Drawn, marks, told, write
+from flows.chart import ChartData, marks, to_dict, write
 from pipelines.contracts import Decision
 from pipelines.signals.catalog import SIGNALS
 
@@ -46,7 +46,7 @@ def drawn():
     say(signals, "ma_cross", slice(2, 6), 1)
     say(signals, "ma_cross", slice(6, 9), -1)
     say(signals, "fvg", 4, -1, 2.5)
-    return Drawn("SIM/USDT", STEP_S, rows(), signals, (trade(), trade(id="d2", action="NO_TRADE", entry=None)))
+    return ChartData("SIM/USDT", STEP_S, rows(), signals, (trade(), trade(id="d2", action="NO_TRADE", entry=None)))
 
 
 def test_a_signal_is_marked_where_it_begins_to_speak_and_where_it_turns(drawn):
@@ -57,13 +57,13 @@ def test_a_signal_is_marked_where_it_begins_to_speak_and_where_it_turns(drawn):
 def test_a_bar_without_signals_is_said_and_draws_none(drawn):
     blind = drawn.signals.copy()
     blind[3:5] = np.nan
-    found = told(replace(drawn, signals=blind))
+    found = to_dict(replace(drawn, signals=blind))
     assert found["without_signals"] == 2
     assert [s["signal"] for s in found["signals"]] == ["ma_cross", "ma_cross", "ma_cross"]  # it was lost in between
 
 
 def test_json_names_signals_by_their_close_and_trades_with_their_levels(drawn):
-    found = told(drawn)
+    found = to_dict(drawn)
     assert found["signals"][1] == {
         "signal": "fvg", "at": "2024-01-01 01:15", "direction": -1, "strength": 2.5, "low": 99.0, "high": 101.0,
     }  # fmt: skip

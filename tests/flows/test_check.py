@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from flows import cli
 from flows.check import check, training
-from flows.site import open_site
+from flows.site import open_installation
 from pipelines.data.quality import REASONS
 from pipelines.errors import BadColumns, UnknownName
 from pipelines.features.catalog import FEATURES, absent_columns
@@ -108,7 +108,7 @@ def test_the_command_exits_1_under_the_floor_and_starts_nothing(tmp_path, home):
 
 def test_an_alarm_is_shown_until_it_is_cleared_by_its_number(home):
     home.mkdir()
-    number = open_site().store.raise_alarm("registry_down", "high", "no answer", AT)
+    number = open_installation().store.raise_alarm("registry_down", "high", "no answer", AT)
     told = json.loads(CliRunner().invoke(cli.app, ["alarms", "--json"]).stdout)
     assert [alarm["id"] for alarm in told["alarms"]] == [number]
     told = json.loads(CliRunner().invoke(cli.app, ["alarms", "--clear", str(number), "--json"]).stdout)

@@ -259,7 +259,7 @@ def test_where_no_traceback_can_be_written_the_way_to_see_it_is_said(tmp_path, t
     ],
 )
 def test_errors_of_the_system_have_a_remedy(error, parts):
-    told = explain.sentence(error)
+    told = explain.describe_known_error(error)
     assert all(part in told for part in parts), told
     assert "\n" not in told
 
@@ -267,12 +267,12 @@ def test_errors_of_the_system_have_a_remedy(error, parts):
 def test_the_cause_of_an_error_is_what_is_told():
     error = RuntimeError("could not do it")
     error.__cause__ = OSError(errno.EROFS, "Read-only file system", "/data/x")
-    assert "/data/x" in explain.sentence(error)
+    assert "/data/x" in explain.describe_known_error(error)
 
 
 def test_an_error_nobody_foresaw_is_not_explained_away():
     for error in (RuntimeError("x"), KeyError("y"), ValueError("z"), OSError("made up")):
-        assert explain.sentence(error) is None
+        assert explain.describe_known_error(error) is None
 
 
 def test_a_locked_store_is_said_to_be_locked(home):
@@ -283,6 +283,6 @@ def test_a_locked_store_is_said_to_be_locked(home):
             connection.exec_driver_sql("PRAGMA busy_timeout=10")
             with pytest.raises(StoreFault) as caught:
                 connection.exec_driver_sql("CREATE TABLE one (x)")
-    told = explain.sentence(caught.value)
+    told = explain.describe_known_error(caught.value)
     assert "locked" in told
     assert "bellwether doctor" in told

@@ -6,7 +6,7 @@ import httpx
 import numpy as np
 import pytest
 
-from flows.client import TOGETHER, Client
+from flows.client import BATCH_SIZE, Client
 from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed
 from pipelines.settings import Settings
 from serving.api import MAX_BODY, ObserveRequest
@@ -64,7 +64,7 @@ def test_books_and_context_arrive_bit_for_bit(sent):
 
 def test_many_records_go_ahead_of_the_bars_in_pieces(sent):
     client, requests = sent
-    books, feed = records(2 * TOGETHER + 1)
+    books, feed = records(2 * BATCH_SIZE + 1)
     client.observe("BTC/USDT", bars(1440), books, feed)
     assert [len(request.bars) for request in requests] == [0, 0, 1440]
     known = [request.records()[0].known for request in requests]

@@ -91,25 +91,25 @@ def test_the_state_of_a_crashed_run_is_a_warning(here):
 
 def test_room_is_judged_by_the_limits_of_the_settings_and_forecast_from_samples(here, monkeypatch):
     monkeypatch.setattr(doctor.disk, "free", lambda _: 3 * 2**30)
-    assert doctor.room(here).state == "ok"
-    assert doctor.room(here.model_copy(update={"disk_warn_mb": 4096})).state == "warn"
-    assert doctor.room(here.model_copy(update={"disk_warn_mb": 9999, "disk_stop_mb": 4096})).state == "fail"
+    assert doctor.disk_space(here).state == "ok"
+    assert doctor.disk_space(here.model_copy(update={"disk_warn_mb": 4096})).state == "warn"
+    assert doctor.disk_space(here.model_copy(update={"disk_warn_mb": 9999, "disk_stop_mb": 4096})).state == "fail"
     now = time.time()
     file = supervisor.disk_file(here)
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps([[now - 43_200, 5 * 2**30]]))
-    found = doctor.room(here)
+    found = doctor.disk_space(here)
     assert (found.state, "at the pace of the last day full in 0." in found.detail) == ("warn", True)
     file.write_text('[["damaged", ')
-    assert doctor.room(here).state == "ok"
+    assert doctor.disk_space(here).state == "ok"
 
 
 def test_what_runs_without_its_supervisor_is_a_failure(here, monkeypatch):
-    assert doctor.supervising(here).state == "ok"
+    assert doctor.supervisor_running(here).state == "ok"
     env = {**os.environ, "BELLWETHER_HOME": str(here.home.resolve()), supervisor.RUN_MARK: "x"}
     with subprocess.Popen(["sleep", "60"], env=env) as orphan:
         try:
-            found = doctor.supervising(here)
+            found = doctor.supervisor_running(here)
         finally:
             orphan.kill()
     assert (found.state, found.remedy) == ("fail", "bellwether up")

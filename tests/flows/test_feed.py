@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.feed import live_tail, replay
-from flows.site import Site
+from flows.feed import live_tail, send_live_bars
+from flows.site import Installation
 from pipelines.contracts import BOOK_LEVELS, OPEN_TIME, Books, ContextFeed, tape_of, utc
 from pipelines.errors import NotEnoughData
 from pipelines.settings import Settings, load_params
@@ -15,8 +15,8 @@ from pipelines.store import BarBatch, Store
 
 
 @pytest.fixture
-def site(tmp_path):
-    opened = Site(Settings(home=tmp_path), load_params(), Store.open(f"sqlite:///{tmp_path}/store.db"))
+def installation(tmp_path):
+    opened = Installation(Settings(home=tmp_path), load_params(), Store.open(f"sqlite:///{tmp_path}/store.db"))
     yield opened
     opened.store.close()
 
@@ -36,9 +36,9 @@ def recorded(folder, days):
     return str(folder / "bars.parquet")
 
 
-def test_the_last_days_of_a_file_are_kept_from_the_history(site, tmp_path):
-    live_days = site.params.data.live_days
-    cut, tail, _ = live_tail(site, "files", "BTC/USDT", recorded(tmp_path, days=40))
+def test_the_last_days_of_a_file_are_kept_from_the_history(installation, tmp_path):
+    live_days = installation.params.data.live_days
+    cut, tail, _ = live_tail(installation, "files", "BTC/USDT", recorded(tmp_path, days=40))
     assert len(tail) == 96 * (live_days + 1)
     assert tail[0, OPEN_TIME] == cut.timestamp()
 
@@ -57,11 +57,11 @@ class Listener:
         return {"event": None, "stop": None}
 
 
-def snapshot_until(site, last):
+def snapshot_until(installation, last):
     """As `ingest` leaves it: a manifest whose last minute opens at `last`."""
-    site.workspace.joinpath("data").mkdir(parents=True)
+    installation.workspace.joinpath("data").mkdir(parents=True)
     described = {"symbol": "SIM/USDT", "timeframe": "1m", "last": utc(last).isoformat()}
-    site.workspace.joinpath("data", "manifest.json").write_text(json.dumps(described))
+    installation.workspace.joinpath("data", "manifest.json").write_text(json.dumps(described))
 
 
 def minutes(first, n):
@@ -70,39 +70,39 @@ def minutes(first, n):
     return bars
 
 
-def test_every_record_is_shown_once_with_the_bars_of_the_first_close_that_may_read_it(site):
+def test_every_record_is_shown_once_with_the_bars_of_the_first_close_that_may_read_it(installation):
     start = 1_704_067_200.0
-    snapshot_until(site, start - 60.0)
+    snapshot_until(installation, start - 60.0)
     known = start + np.array([-900.0, 0.0, 0.5, 899.0, 900.0, 900.5, 2000.0])  # the first two are in the snapshot
     told = books_known(known), ContextFeed(known, np.full(7, 3), np.arange(7.0))
     listener = Listener()
-    replay(listener, site, "BTC/USDT", minutes(start, 45), told)
+    send_live_bars(listener, installation, "BTC/USDT", minutes(start, 45), told)
     assert listener.asked == [start + 900.0, start + 1800.0, start + 2700.0]
     assert [books.known.tolist() for _, books, _ in listener.heard] == [k.tolist() for k in np.split(known[2:], [3, 4])]
     assert [feed.value.tolist() for *_, feed in listener.heard] == [[2.0, 3.0, 4.0], [5.0], [6.0]]
 
 
-def test_what_became_known_while_the_market_was_closed_comes_with_its_next_bar(site):
+def test_what_became_known_while_the_market_was_closed_comes_with_its_next_bar(installation):
     friday, sunday = 1_704_492_000.0, 1_704_664_800.0
-    snapshot_until(site, friday - 60.0)
+    snapshot_until(installation, friday - 60.0)
     told = None, ContextFeed(np.array([friday + 3600.0]), np.array([3]), np.array([40.0]))
     listener = Listener()
-    replay(listener, site, "XAU/USD", minutes(sunday, 15), told)
+    send_live_bars(listener, installation, "XAU/USD", minutes(sunday, 15), told)
     assert listener.heard[0][2].value.tolist() == [40.0]
 
 
-def test_the_second_time_only_what_came_since_the_last_stored_bar_is_shown(site):
+def test_the_second_time_only_what_came_since_the_last_stored_bar_is_shown(installation):
     start = 1_704_067_200.0
-    snapshot_until(site, start - 60.0)
+    snapshot_until(installation, start - 60.0)
     bars = minutes(start, 30)
-    site.store.add_bars(BarBatch("BTC/USDT", bars[:20], bars[:20, OPEN_TIME] + 60.0, utc(start)))
+    installation.store.add_bars(BarBatch("BTC/USDT", bars[:20], bars[:20, OPEN_TIME] + 60.0, utc(start)))
     known = start + np.array([600.0, 1200.0, 1230.0])
     listener = Listener()
-    replay(listener, site, "BTC/USDT", bars, (books_known(known), None))
+    send_live_bars(listener, installation, "BTC/USDT", bars, (books_known(known), None))
     ((shown, books, _),) = listener.heard
     assert (len(shown), books.known.tolist()) == (10, [start + 1230.0])
 
 
-def test_a_file_with_no_history_before_those_days_is_refused_with_its_length(site, tmp_path):
+def test_a_file_with_no_history_before_those_days_is_refused_with_its_length(installation, tmp_path):
     with pytest.raises(NotEnoughData, match=r"BTC/USDT: .*bars.parquet has 96 usable bars.*Give a longer file"):
-        live_tail(site, "files", "BTC/USDT", recorded(tmp_path, days=1))
+        live_tail(installation, "files", "BTC/USDT", recorded(tmp_path, days=1))

@@ -73,7 +73,7 @@ def home(tmp_path):
     )
     yield settings
     supervisor.down(settings)
-    assert supervisor.members(settings) == []
+    assert supervisor.home_processes(settings) == []
 
 
 def start(settings, **changes):
@@ -158,7 +158,7 @@ def test_two_ups_at_once_start_everything_once(home):
 
 def test_who_waits_too_long_for_the_lock_is_told_who_holds_it(home, monkeypatch):
     monkeypatch.setattr(supervisor, "LOCK_SECONDS", 0.2)
-    with supervisor.one_at_a_time(home, "up"):
+    with supervisor.home_lock(home, "up"):
         for act in (lambda: start(home), lambda: supervisor.down(home), lambda: supervisor.restart(home)):
             with pytest.raises(LeaseHeld, match=rf"process {os.getpid()} \(`bellwether up`\)"):
                 act()
@@ -179,16 +179,16 @@ def test_a_stopped_supervisor_does_not_keep_anything_running(home):
     start(home)
     supervisor.supervisor_of(home).suspend()
     assert sorted(supervisor.down(home)) == ["alpha", "beta"]
-    assert supervisor.members(home) == []
+    assert supervisor.home_processes(home) == []
 
 
 def test_a_damaged_state_file_is_no_reason_to_fail(home):
     start(home)
     supervisor.state_file(home).write_text('{"alpha": {"pid": ')
     assert states(home) == {"alpha": "up", "beta": "up"}
-    assert sorted(supervisor.members(home), key=lambda p: p.pid)
+    assert sorted(supervisor.home_processes(home), key=lambda p: p.pid)
     supervisor.down(home)
-    assert supervisor.members(home) == []
+    assert supervisor.home_processes(home) == []
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_on_a_full_disk_everything_lives_and_dies_and_comes_back_and_logging_goe
         first, found = supervisor._read(settings)["alpha"]["pid"], supervisor.supervisor_of(settings)
         time.sleep(1.0)
         os.kill(first, signal.SIGKILL)
-        wait_for(lambda: [p for p in supervisor.members(settings, "alpha") if p.pid != first], 6.0, "a new process")
+        wait_for(lambda: [p for p in supervisor.home_processes(settings, "alpha") if p.pid != first], 6.0, "a restart")
         assert log.stat().st_size <= size + 4096
         assert supervisor.is_alive(found)
         fill.unlink()
@@ -232,7 +232,7 @@ def test_on_a_full_disk_everything_lives_and_dies_and_comes_back_and_logging_goe
         assert supervisor.is_alive(found)
     finally:
         supervisor.down(settings)
-        assert supervisor.members(settings) == []
+        assert supervisor.home_processes(settings) == []
 
 
 # ---- readiness ------------------------------------------------------------------------------------------------------
@@ -336,13 +336,13 @@ def watching(home, monkeypatch):
         watcher = Supervisor(settings, Policy(**quick))
         made.append(watcher)
         watcher.start("alpha", command, port, "/", {"BELLWETHER_HOME": str(home.home), supervisor.RUN_MARK: "test"})
-        watcher.ordered = True
+        watcher.received_order = True
         return watcher
 
     (home.home / "run").mkdir(parents=True)
     yield make
     for watcher in made:
-        watcher.told_to_leave = True
+        watcher.stop_requested = True
         watcher.run()
 
 

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from pipelines.data.recordings import replay
+from pipelines.data.recordings import replay_recording
 from pipelines.settings import ROOT
 
 SESSION = ROOT.parent / "shared" / "data" / "orderbook" / "binance_usdm_btcusdt_20240718"
@@ -19,7 +19,7 @@ def test_a_recorded_session_is_drawn_and_told(tmp_path):
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert told["snapshots"] == 50
-    last = replay(SESSION, 60.0).books
+    last = replay_recording(SESSION, 60.0).books
     assert told["to"] <= "2024-07-19T00:05:00+00:00"
     assert told["imbalance"] == pytest.approx(last.tape[-1, 9], abs=0.2)
     assert page.stat().st_size > 1_000_000  # it needs no network

@@ -54,7 +54,7 @@ def test_a_snapshot_holds_the_books_and_context_its_manifest_names(tmp_path):
     books = records.read_book(tmp_path / "book/BTC-USDT.parquet")
     assert (books["ingested_at"] == TAKEN).all()
     described = {"book": "book/BTC-USDT.parquet", "context": "context/BTC-USDT.parquet"}
-    found, told = records.of_snapshot(tmp_path, described)
+    found, told = records.read_snapshot(tmp_path, described)
     np.testing.assert_array_equal(found.known, books_at(60, 120).known)
     assert told.value.tolist() == [0.0]
 

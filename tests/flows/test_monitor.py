@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flows.monitor import trip_model, watched_families
-from flows.site import Site
+from flows.site import Installation
 from pipelines.contracts import Decision, Estimate, Outcome
 from pipelines.monitoring.loss import LossDrift
 from pipelines.settings import Settings, load_params
@@ -25,12 +25,12 @@ def line(family, action, passed):
 
 def test_a_family_in_its_first_training_is_not_asked_to_train_again(tmp_path):
     store = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
-    site = Site(Settings(home=tmp_path, store_url=""), load_params(), store)
-    assert watched_families(site) == []
+    installation = Installation(Settings(home=tmp_path, store_url=""), load_params(), store)
+    assert watched_families(installation) == []
     store.add_promotion(line("validator", "challenge", passed=False))
-    assert watched_families(site) == ["validator"]
+    assert watched_families(installation) == ["validator"]
     store.add_promotion(line("pattern", "promote", passed=True))
-    assert watched_families(site) == ["pattern"]
+    assert watched_families(installation) == ["pattern"]
     store.close()
 
 
@@ -38,10 +38,10 @@ def test_a_family_in_its_first_training_is_not_asked_to_train_again(tmp_path):
 
 
 @pytest.fixture
-def site(tmp_path):
+def installation(tmp_path):
     store = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
     store.add_promotion(line("validator", "promote", passed=True))
-    yield Site(Settings(home=tmp_path, store_url=""), load_params(), store)
+    yield Installation(Settings(home=tmp_path, store_url=""), load_params(), store)
     store.close()
 
 
@@ -50,7 +50,7 @@ def drifted(alarm=True):
     return LossDrift(alarm, "degraded", worse, 0.8, 0.67, None)
 
 
-def traded(site, mean_bps, n=TRADES, first=0, **changes):
+def traded(installation, mean_bps, n=TRADES, first=0, **changes):
     """n trades of the champion that brought about this much each."""
     noise = np.random.default_rng(7).normal(0.0, 10.0, n)
     said = {"version": "1", "digest": changes.pop("digest", "a" * 64), "p": 0.6}
@@ -62,25 +62,25 @@ def traded(site, mean_bps, n=TRADES, first=0, **changes):
             entry=100.0, stop=99.0, take_profits=(101.0,), size=0.05, expiry=None, edge_bps=3.0, p=0.6, regime=None,
             tier=2, event="fvg", models={"validator": {"champion": said}}, **facts,
         )  # fmt: skip
-        site.store.add_decisions([DecisionRecord(decision, b"", b"")])
+        installation.store.add_decisions([DecisionRecord(decision, b"", b"")])
         net = float(mean_bps + noise[i - first] - noise.mean())
-        site.store.add_outcome(Outcome(f"d{i}", at + QUARTER, int(net > 0), "time", net + 5.0, net, 5.0))
+        installation.store.add_outcome(Outcome(f"d{i}", at + QUARTER, int(net > 0), "time", net + 5.0, net, 5.0))
 
 
-def test_a_drifted_loss_that_costs_money_latches_the_model_and_says_how_much(site):
-    traded(site, -12.0)
-    why = trip_model(site, "SIM/USDT", drifted())
-    (latch,) = site.store.latches()
+def test_a_drifted_loss_that_costs_money_latches_the_model_and_says_how_much(installation):
+    traded(installation, -12.0)
+    why = trip_model(installation, "SIM/USDT", drifted())
+    (latch,) = installation.store.breaker_trips()
     assert (latch.name, latch.reason) == ("model", why)
     assert f"its last {TRADES} trades brought -12.0 bps each" in why
-    assert [alarm.kind for alarm in site.store.alarms()] == ["breaker_tripped"]
+    assert [alarm.kind for alarm in installation.store.alarms()] == ["breaker_tripped"]
 
 
 @pytest.mark.parametrize("loss", [None, drifted(alarm=False), drifted(alarm=None)])
-def test_without_a_confirmed_drift_of_the_loss_nothing_latches_however_much_is_lost(site, loss):
-    traded(site, -50.0)
-    assert trip_model(site, "SIM/USDT", loss) is None
-    assert site.store.latches() == []
+def test_without_a_confirmed_drift_of_the_loss_nothing_latches_however_much_is_lost(installation, loss):
+    traded(installation, -50.0)
+    assert trip_model(installation, "SIM/USDT", loss) is None
+    assert installation.store.breaker_trips() == []
 
 
 @pytest.mark.parametrize(
@@ -94,18 +94,18 @@ def test_without_a_confirmed_drift_of_the_loss_nothing_latches_however_much_is_l
         {"mean_bps": -12.0, "digest": "b" * 64},
     ],
 )
-def test_a_drifted_loss_alone_asks_for_a_retrain_and_latches_nothing(site, trades):
-    traded(site, **trades)
-    assert trip_model(site, "SIM/USDT", drifted()) is None
-    assert site.store.latches() == []
+def test_a_drifted_loss_alone_asks_for_a_retrain_and_latches_nothing(installation, trades):
+    traded(installation, **trades)
+    assert trip_model(installation, "SIM/USDT", drifted()) is None
+    assert installation.store.breaker_trips() == []
 
 
-def test_only_trades_since_a_person_reset_it_count_and_only_the_newest(site):
-    traded(site, -12.0)
-    trip_model(site, "SIM/USDT", drifted())
-    site.store.reset("model", datetime.now(UTC), "ann", "kept on purpose")
-    assert trip_model(site, "SIM/USDT", drifted()) is None
-    traded(site, 12.0, first=TRADES + 2)
-    assert trip_model(site, "SIM/USDT", drifted()) is None
-    traded(site, -12.0, first=2 * TRADES + 2)
-    assert trip_model(site, "SIM/USDT", drifted()) is not None
+def test_only_trades_since_a_person_reset_it_count_and_only_the_newest(installation):
+    traded(installation, -12.0)
+    trip_model(installation, "SIM/USDT", drifted())
+    installation.store.reset("model", datetime.now(UTC), "ann", "kept on purpose")
+    assert trip_model(installation, "SIM/USDT", drifted()) is None
+    traded(installation, 12.0, first=TRADES + 2)
+    assert trip_model(installation, "SIM/USDT", drifted()) is None
+    traded(installation, -12.0, first=2 * TRADES + 2)
+    assert trip_model(installation, "SIM/USDT", drifted()) is not None

@@ -9,8 +9,8 @@ import pytest
 from support.command_line import bellwether
 from support.legacy_store import contents, release_010
 
-from flows.prune import horizon, idle_bundles, plan, prune
-from flows.site import Site
+from flows.prune import cutoff, idle_bundles, plan, prune
+from flows.site import Installation
 from pipelines.contracts import Decision, Outcome
 from pipelines.errors import StateError
 from pipelines.settings import Settings, load_params
@@ -24,13 +24,13 @@ OLD, YOUNG = BEFORE - DAY, BEFORE + DAY
 
 
 @pytest.fixture
-def site(url, tmp_path):
-    opened = Site(Settings(home=tmp_path / "home", store_url=url), load_params(), Store.open(url))
+def installation(url, tmp_path):
+    opened = Installation(Settings(home=tmp_path / "home", store_url=url), load_params(), Store.open(url))
     yield opened
     opened.store.close()
 
 
-def decide(site, id, as_of=OLD, action="NO_TRADE", event=None, digest=None):
+def decide(installation, id, as_of=OLD, action="NO_TRADE", event=None, digest=None):
     models = {"validator": {"champion": {"family": "validator", "digest": digest}}} if digest else {}
     made = Decision(
         id=id, symbol="BTC/USDT", as_of=as_of, known_at=as_of, ingested_at=as_of, action=action, direction=0,
@@ -38,151 +38,151 @@ def decide(site, id, as_of=OLD, action="NO_TRADE", event=None, digest=None):
         regime=None, tier=3, arm="champion", event=event, weights={}, reasons=("NO_EVENT",), generation=1,
         models=models, lineage={},
     )  # fmt: skip
-    site.store.add_decisions([DecisionRecord(made, b"\x00", b"\x01")])
+    installation.store.add_decisions([DecisionRecord(made, b"\x00", b"\x01")])
 
 
-def bundle(site, letter, modified=OLD):
-    folder = site.settings.bundles / (letter * 64)
+def bundle(installation, letter, modified=OLD):
+    folder = installation.settings.bundles / (letter * 64)
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"12345678")
     os.utime(folder, (modified.timestamp(),) * 2)
     return folder
 
 
-def ledger(site, action, version, digest, family="validator"):
+def ledger(installation, action, version, digest, family="validator"):
     arm = "challenger" if action == "challenge" else "champion"
-    site.store.add_promotion(
+    installation.store.add_promotion(
         Promotion(OLD, "policy", action, family, arm, None, version, digest * 64, "r", "h", "c", True, "gate")
     )
 
 
-def left(site):
-    return [r.decision.id for r in site.store.decisions()]
+def left(installation):
+    return [r.decision.id for r in installation.store.decisions()]
 
 
 def counts(removals):
     return {r.what: r.n for r in removals}
 
 
-def test_only_old_decisions_without_trade_event_or_outcome_go(site):
-    decide(site, "old")
-    decide(site, "young", as_of=YOUNG)
-    decide(site, "emitted", action="BUY")
-    decide(site, "on an event", event="fvg")
-    decide(site, "resolved")
-    site.store.add_outcome(Outcome("resolved", OLD, 1, "target", 1.0, 1.0, 0.0))
-    assert counts(plan(site, BEFORE))["decisions"] == 1
-    assert counts(prune(site, BEFORE))["decisions"] == 1
-    assert sorted(left(site)) == ["emitted", "on an event", "resolved", "young"]
+def test_only_old_decisions_without_trade_event_or_outcome_go(installation):
+    decide(installation, "old")
+    decide(installation, "young", as_of=YOUNG)
+    decide(installation, "emitted", action="BUY")
+    decide(installation, "on an event", event="fvg")
+    decide(installation, "resolved")
+    installation.store.add_outcome(Outcome("resolved", OLD, 1, "target", 1.0, 1.0, 0.0))
+    assert counts(plan(installation, BEFORE))["decisions"] == 1
+    assert counts(prune(installation, BEFORE))["decisions"] == 1
+    assert sorted(left(installation)) == ["emitted", "on an event", "resolved", "young"]
 
 
-def test_a_plan_says_the_oldest_and_changes_nothing(site):
-    decide(site, "a", as_of=OLD - DAY)
-    decide(site, "b")
-    before = contents(site.settings.store)
-    shown = {r.what: (r.n, r.oldest) for r in plan(site, BEFORE)}
+def test_a_plan_says_the_oldest_and_changes_nothing(installation):
+    decide(installation, "a", as_of=OLD - DAY)
+    decide(installation, "b")
+    before = contents(installation.settings.store)
+    shown = {r.what: (r.n, r.oldest) for r in plan(installation, BEFORE)}
     assert shown["decisions"] == (2, OLD - DAY)
     assert shown["alarms"] == shown["bundles"] == (0, None)
-    assert contents(site.settings.store) == before
+    assert contents(installation.settings.store) == before
 
 
-def test_more_decisions_than_one_transaction_takes_are_all_removed(site, monkeypatch):
+def test_more_decisions_than_one_transaction_takes_are_all_removed(installation, monkeypatch):
     monkeypatch.setattr("pipelines.store._FETCH", 4)
     for i in range(10):
-        decide(site, f"d{i}", as_of=OLD - i * DAY)
-    assert counts(prune(site, BEFORE))["decisions"] == 10
-    assert left(site) == []
+        decide(installation, f"d{i}", as_of=OLD - i * DAY)
+    assert counts(prune(installation, BEFORE))["decisions"] == 10
+    assert left(installation) == []
 
 
-def test_open_alarms_and_the_newest_stay(site):
-    kept_open = site.store.raise_alarm("a", "low", "still so", OLD)
-    cleared, recent, newest = (site.store.raise_alarm(kind, "low", "x", OLD) for kind in "bcd")
+def test_open_alarms_and_the_newest_stay(installation):
+    kept_open = installation.store.raise_alarm("a", "low", "still so", OLD)
+    cleared, recent, newest = (installation.store.raise_alarm(kind, "low", "x", OLD) for kind in "bcd")
     for alarm, at in ((cleared, OLD), (recent, YOUNG), (newest, OLD)):
-        site.store.clear_alarm(alarm, at)
-    assert counts(prune(site, BEFORE))["alarms"] == 1
-    assert [a.id for a in site.store.alarms(open_only=False)] == [kept_open, recent, newest]
+        installation.store.clear_alarm(alarm, at)
+    assert counts(prune(installation, BEFORE))["alarms"] == 1
+    assert [a.id for a in installation.store.alarms(open_only=False)] == [kept_open, recent, newest]
 
 
-def test_the_newest_request_of_each_family_stays_since_its_cool_down_counts_from_it(site):
+def test_the_newest_request_of_each_family_stays_since_its_cool_down_counts_from_it(installation):
     for family, times in (("validator", 3), ("regime", 1)):
         for i in range(times):
             at = OLD - (10 - i) * DAY
-            request = site.store.request_retrain(family, "age", at, timedelta(0))
-            site.store.claim_retrain("me", at, DAY, family)
-            site.store.finish_retrain(request.id, "me", at, True, "done")
-    site.store.request_retrain("pattern", "age", OLD, timedelta(0))
-    assert counts(prune(site, BEFORE))["retrain_requests"] == 2
-    assert sorted(r.family for r in site.store.retrain_requests()) == ["pattern", "regime", "validator"]
-    again = site.store.request_retrain("validator", "age", OLD - 8 * DAY, 2 * DAY)
+            request = installation.store.request_retrain(family, "age", at, timedelta(0))
+            installation.store.claim_retrain("me", at, DAY, family)
+            installation.store.finish_retrain(request.id, "me", at, True, "done")
+    installation.store.request_retrain("pattern", "age", OLD, timedelta(0))
+    assert counts(prune(installation, BEFORE))["retrain_requests"] == 2
+    assert sorted(r.family for r in installation.store.retrain_requests()) == ["pattern", "regime", "validator"]
+    again = installation.store.request_retrain("validator", "age", OLD - 8 * DAY, 2 * DAY)
     assert again.state == "cooling_down"
 
 
-def test_promotions_trials_bars_and_breakers_are_never_touched(site):
-    ledger(site, "promote", "1", "a")
-    site.store.add_trial("validator", "r", "h", OLD)
-    site.store.trip("daily_loss", OLD, "x")
-    site.store.reset("daily_loss", OLD, "ann", "seen")
-    before = contents(site.settings.store)
-    prune(site, NOW)
-    assert contents(site.settings.store) == before
+def test_promotions_trials_bars_and_breakers_are_never_touched(installation):
+    ledger(installation, "promote", "1", "a")
+    installation.store.add_trial("validator", "r", "h", OLD)
+    installation.store.trip("daily_loss", OLD, "x")
+    installation.store.reset("daily_loss", OLD, "ann", "seen")
+    before = contents(installation.settings.store)
+    prune(installation, NOW)
+    assert contents(installation.settings.store) == before
 
 
-def test_bundles_stay_that_serve_could_serve_again_or_spoke_in_a_kept_decision(site):
-    folders = {letter: bundle(site, letter) for letter in "abcdef0"}
-    young = bundle(site, "1", modified=YOUNG)
-    ledger(site, "promote", "1", "a")  # the previous champion
-    ledger(site, "promote", "2", "b")  # champion
-    ledger(site, "challenge", "3", "c")  # in shadow
+def test_bundles_stay_that_serve_could_serve_again_or_spoke_in_a_kept_decision(installation):
+    folders = {letter: bundle(installation, letter) for letter in "abcdef0"}
+    young = bundle(installation, "1", modified=YOUNG)
+    ledger(installation, "promote", "1", "a")  # the previous champion
+    ledger(installation, "promote", "2", "b")  # champion
+    ledger(installation, "challenge", "3", "c")  # in shadow
     write_generation(
-        site.settings.serving_dir,
+        installation.settings.serving_dir,
         {"regime": {"champion": {"version": "4", "digest": "d" * 64}, "challenger": None}},
         None,
         NOW,
     )
-    decide(site, "kept", action="BUY", digest="e" * 64)
-    decide(site, "goes", digest="f" * 64)
-    (site.settings.bundles / ".landing-abc").mkdir()
-    assert list(idle_bundles(site, BEFORE)) == [folders["0"], folders["f"]]
-    told = {r.what: r for r in prune(site, BEFORE)}["bundles"]
+    decide(installation, "kept", action="BUY", digest="e" * 64)
+    decide(installation, "goes", digest="f" * 64)
+    (installation.settings.bundles / ".landing-abc").mkdir()
+    assert list(idle_bundles(installation, BEFORE)) == [folders["0"], folders["f"]]
+    told = {r.what: r for r in prune(installation, BEFORE)}["bundles"]
     assert (told.n, told.bytes, told.oldest) == (2, 16, OLD)
-    here = {folder.name for folder in site.settings.bundles.iterdir()}
+    here = {folder.name for folder in installation.settings.bundles.iterdir()}
     assert here == {folders[letter].name for letter in "abcde"} | {young.name, ".landing-abc"}
 
 
-def test_a_bundle_named_by_a_decision_of_the_release_before_stays(site):
-    folder = bundle(site, "a")
-    decide(site, "kept", action="BUY")
-    held = site.store.decision("kept")
-    site.store.add_decisions(
+def test_a_bundle_named_by_a_decision_of_the_release_before_stays(installation):
+    folder = bundle(installation, "a")
+    decide(installation, "kept", action="BUY")
+    held = installation.store.decision("kept")
+    installation.store.add_decisions(
         [replace(held, decision=replace(held.decision, id="x", models={"champion": {"digest": "a" * 64}}))]
     )
-    assert list(idle_bundles(site, BEFORE)) == []
+    assert list(idle_bundles(installation, BEFORE)) == []
     assert folder.exists()
 
 
-def test_a_prune_that_was_interrupted_is_finished_by_the_next(site):
-    half = site.settings.bundles / ".gone-abc"
+def test_a_prune_that_was_interrupted_is_finished_by_the_next(installation):
+    half = installation.settings.bundles / ".gone-abc"
     half.mkdir(parents=True)
-    prune(site, BEFORE)
+    prune(installation, BEFORE)
     assert not half.exists()
 
 
-def test_nothing_is_removed_while_it_is_not_known_what_is_served(site):
-    folder = bundle(site, "a")
-    site.settings.serving_dir.mkdir(parents=True)
-    (site.settings.serving_dir / "generation.json").write_text("{")
+def test_nothing_is_removed_while_it_is_not_known_what_is_served(installation):
+    folder = bundle(installation, "a")
+    installation.settings.serving_dir.mkdir(parents=True)
+    (installation.settings.serving_dir / "generation.json").write_text("{")
     with pytest.raises(StateError, match="not a generation file"):
-        prune(site, BEFORE)
+        prune(installation, BEFORE)
     assert folder.exists()
 
 
-def test_what_came_after_the_newest_data_version_stays_however_old(site):
-    assert horizon(site, 365, NOW) == BEFORE
-    file = site.workspace / "data" / "manifest.json"
+def test_what_came_after_the_newest_data_version_stays_however_old(installation):
+    assert cutoff(installation, 365, NOW) == BEFORE
+    file = installation.workspace / "data" / "manifest.json"
     file.parent.mkdir(parents=True)
     for last, expected in ((OLD, OLD), (YOUNG, BEFORE)):
         file.write_text(json.dumps({"symbol": "SIM/USDT", "timeframe": "1m", "last": last.isoformat()}))
-        assert horizon(site, 365, NOW) == expected
+        assert cutoff(installation, 365, NOW) == expected
 
 
 def test_the_command_shows_first_and_removes_when_told(tmp_path):

@@ -10,7 +10,7 @@ from pipelines.settings import load_params
 
 
 def test_every_deployment_has_its_plan_and_every_plan_its_deployment():
-    assert {flow.name for flow, _ in deploy.TABLE} == schedules.plan(load_params()).keys()
+    assert {flow.name for flow, _ in deploy.DEPLOYMENTS} == schedules.plan(load_params()).keys()
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,4 @@ def test_when_an_interval_was_made_is_no_difference():
     ],
 )
 def test_what_is_there_once_too_often_is_a_difference_and_order_is_none(has, planned, differences):
-    assert schedules.differing("x", has, planned) == differences
+    assert schedules.list_differences("x", has, planned) == differences

@@ -11,7 +11,7 @@ from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import settings
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.rows import ROWS, begins, spoken
+from pipelines.signals.rows import SIGNAL_REGISTRY, onsets, direction
 
 STEP_S = 900
 
@@ -63,7 +63,7 @@ def asked(*words):
 def test_every_row_is_listed_before_anything_was_ingested(home):
     found = json.loads(asked("--json"))
     assert found["symbol"] is None
-    assert {line["row"] for line in found["signals"]} == set(ROWS)
+    assert {line["row"] for line in found["signals"]} == set(SIGNAL_REGISTRY)
     of = {line["signal"]: line for line in found["signals"]}
     assert of["cvd"]["status"] == "needs taker volume"
     assert of["ofi"]["needs"] == "context:order_flow"
@@ -79,7 +79,7 @@ def test_a_signal_without_its_input_says_what_it_needs_and_one_with_it_when_it_l
     assert of["ofi"]["status"] == "unavailable: needs order flow"
     assert of["smart_money"]["status"] == "unavailable: needs a tape of the book"  # volume is there
     assert of["cvd"]["spoke"] is None
-    at = begins(spoken(snapshot, "fvg"))
+    at = onsets(direction(snapshot, "fvg"))
     last = np.datetime64(int(1.7040672e9) + STEP_S * (int(at[-1]) + 1), "s").astype(str)
     assert (of["fvg"]["status"], of["fvg"]["spoke"]) == ("available", len(at))
     assert of["fvg"]["last"] == last[:16].replace("T", " ")

@@ -40,7 +40,7 @@ def file(minutes, tmp_path_factory):
 
 
 @pytest.fixture
-def site(minutes, tmp_path):
+def installation(minutes, tmp_path):
     """A workspace as the features stage leaves it."""
     decision = resample(minutes, 60, 900)
     folder = tmp_path / "artifacts" / "features"
@@ -53,16 +53,16 @@ def site(minutes, tmp_path):
     )
 
 
-def test_a_file_and_the_snapshot_of_its_bars_give_the_same_figures(site, file):
-    stored, read = measured.of_snapshot(site, None), measured.of_file(file, "SIM/USDT", [], PARAMS, AT)
-    assert stored.worths.told() == read.worths.told()
+def test_a_file_and_the_snapshot_of_its_bars_give_the_same_figures(installation, file):
+    stored, read = measured.of_snapshot(installation, None), measured.of_file(file, "SIM/USDT", [], PARAMS, AT)
+    assert stored.worths.to_dict() == read.worths.to_dict()
     assert (stored.symbol, stored.timeframe) == (read.symbol, read.timeframe) == ("SIM/USDT", "15m")
     assert read.worths.bars == 20 * 96
     assert read.worths.measured == 15  # what candles with taker volume let one judge
 
 
-def test_every_star_has_a_row_and_the_last_line_counts_against_luck(site):
-    found = measured.of_snapshot(site, "SIM/USDT").worths
+def test_every_star_has_a_row_and_the_last_line_counts_against_luck(installation):
+    found = measured.of_snapshot(installation, "SIM/USDT").worths
     rows = measured.rows(found)
     assert [row[0] for row in rows] == [star.name for star in STARS] + ["rating >= 15", "rating >= 18"]
     assert dict(zip(found.stars, rows, strict=False))[found.stars[4]][3] == "inputs missing"
@@ -70,12 +70,12 @@ def test_every_star_has_a_row_and_the_last_line_counts_against_luck(site):
     assert measured.verdict(found).endswith("; 0.8 would by luck")
 
 
-def test_another_market_and_another_catalogue_are_refused_with_what_to_do(site):
+def test_another_market_and_another_catalogue_are_refused_with_what_to_do(installation):
     with pytest.raises(UnknownName, match="--path"):
-        measured.of_snapshot(site, "ETH/USDT")
-    site.meta()["signal_catalogue_hash"] = "other"
+        measured.of_snapshot(installation, "ETH/USDT")
+    installation.meta()["signal_catalogue_hash"] = "other"
     with pytest.raises(StateError, match="bellwether run --once"):
-        measured.of_snapshot(site, None)
+        measured.of_snapshot(installation, None)
 
 
 def test_the_command_prints_json_and_nothing_else(file):

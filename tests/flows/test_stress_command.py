@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import cli, stress
-from flows.site import open_site
+from flows.site import open_installation
 from pipelines.contracts import OPEN_TIME
 from pipelines.errors import BellwetherError, ServiceDown, StateError, UnreadableFile
 from pipelines.evaluation.crises import CRISES
@@ -41,7 +41,7 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def site(home):
+def installation(home):
     """A snapshot of 200 days with one level of a book beside each bar, as the features stage leaves it."""
     bars, where = walk(200 * 24, STEP_S, 1.7040672e9, 4e-3), settings().workspace
     books = np.full((len(bars), 2, 1, 3), np.nan)
@@ -53,7 +53,7 @@ def site(home):
     (folder / "meta.json").write_text(json.dumps({"decision_timeframe": "1h"}))
     (where / "data").mkdir()
     (where / "data" / "manifest.json").write_text(json.dumps({"symbol": "BTC/USDT", "timeframe": "15m"}))
-    return open_site()
+    return open_installation()
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def asked(*words):
     return done.stdout
 
 
-def test_a_dry_run_needs_no_server_and_writes_nothing(site, home, crisis):
+def test_a_dry_run_needs_no_server_and_writes_nothing(installation, home, crisis):
     before = sorted(home.rglob("*"))
     told = json.loads(asked("--crises", str(crisis), "--equity", "100000", "--dry-run", "--json"))
     assert sorted(home.rglob("*")) == before
@@ -86,7 +86,7 @@ def test_a_dry_run_needs_no_server_and_writes_nothing(site, home, crisis):
     assert found["bootstrap"]["loss"]["low"] <= found["bootstrap"]["loss"]["value"]
 
 
-def test_without_a_file_the_crises_say_what_to_give_and_the_table_shows_it(site, monkeypatch):
+def test_without_a_file_the_crises_say_what_to_give_and_the_table_shows_it(installation, monkeypatch):
     monkeypatch.setattr(cli.out, "width", 200)
     shown = asked("--dry-run")
     assert "--crises FILE" in shown
@@ -95,15 +95,15 @@ def test_without_a_file_the_crises_say_what_to_give_and_the_table_shows_it(site,
     assert "under the limit" in shown
 
 
-def test_page_json_and_metrics_are_in_one_run_that_mlflow_shows(site, crisis, tmp_path, monkeypatch):
+def test_page_json_and_metrics_are_in_one_run_that_mlflow_shows(installation, crisis, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a store without a server keeps artifacts beside itself
-    site.tracking = Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    studied = stress.study(site, crisis, 1e5)
+    installation.tracking = Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    studied = stress.study(installation, crisis, 1e5)
     files = stress.write(studied, tmp_path / "report")
-    link = stress.log(site, studied, files, datetime(2025, 1, 2, tzinfo=UTC))
+    link = stress.log(installation, studied, files, datetime(2025, 1, 2, tzinfo=UTC))
     from mlflow import MlflowClient
 
-    client = MlflowClient(site.tracking.url)
+    client = MlflowClient(installation.tracking.url)
     experiment = client.get_experiment_by_name("bellwether")
     (run,) = client.search_runs([experiment.experiment_id], "tags.kind = 'stress'")
     assert f"/experiments/{experiment.experiment_id}/runs/{run.info.run_id}/artifacts" in link
@@ -116,7 +116,7 @@ def test_page_json_and_metrics_are_in_one_run_that_mlflow_shows(site, crisis, tm
     assert "Plotly.newPlot" in page
     assert page.count("Plotly.newPlot") >= 3
     assert "<script src=" not in page  # needs no network
-    assert json.loads(files[1].read_text()) == json.loads(json.dumps(studied.told()))
+    assert json.loads(files[1].read_text()) == json.loads(json.dumps(studied.to_dict()))
 
 
 def test_finer_bars_of_a_crisis_are_made_hourly(tmp_path):
@@ -128,7 +128,7 @@ def test_finer_bars_of_a_crisis_are_made_hourly(tmp_path):
     assert (len(made), step_s) == (6, 3600.0)
 
 
-def test_before_the_first_turn_it_says_what_to_run_and_a_wrong_file_is_refused_at_once(home, site, tmp_path):
+def test_before_the_first_turn_it_says_what_to_run_and_a_wrong_file_is_refused_at_once(home, installation, tmp_path):
     with pytest.raises(UnreadableFile, match="Check the path"):
         raise_of("--crises", str(tmp_path / "nowhere.parquet"))
     with pytest.raises(ServiceDown, match="bellwether up"):

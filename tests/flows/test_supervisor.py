@@ -33,7 +33,7 @@ def home(tmp_path):
     )
     yield settings
     supervisor.down(settings)
-    assert supervisor.members(settings) == []
+    assert supervisor.home_processes(settings) == []
 
 
 def start(settings, **changes):
@@ -53,7 +53,7 @@ def test_up_then_down_leaves_nothing_running(home):
     assert start(home, progress=told.append) == ["alpha", "beta"]
     assert states(home) == {"alpha": "up", "beta": "up"}
     assert [line.split(" up after")[0] for line in sorted(told)] == ["alpha", "beta"]
-    living = supervisor.members(home)
+    living = supervisor.home_processes(home)
     assert len([p for p in living if "sleep" in p.name()]) == 2
     assert sorted(supervisor.down(home)) == ["alpha", "beta"]
     assert not any(supervisor.is_alive(process) for process in living)
@@ -73,14 +73,14 @@ def test_down_finds_everything_after_the_supervisor_and_its_state_are_gone(home)
     for file in (home.home / "run").glob("*.json"):
         file.unlink()
     supervisor.down(home)
-    assert supervisor.members(home) == []
+    assert supervisor.home_processes(home) == []
 
 
 def test_the_state_of_a_crashed_run_is_forgotten(home):
     start(home)
-    for process in supervisor.members(home):
+    for process in supervisor.home_processes(home):
         process.kill()
-    supervisor.end(supervisor.members(home), 5.0)
+    supervisor.end(supervisor.home_processes(home), 5.0)
     assert len(supervisor.leftovers(home)) == 1
     assert states(home) == {"alpha": "down", "beta": "down"}
     assert start(home) == ["alpha", "beta"]
@@ -93,7 +93,7 @@ def test_a_service_that_ends_while_starting_is_named_with_the_end_of_its_log(hom
     )
     with pytest.raises(ServiceDown, match=r"alpha ended with code 3[\s\S]*alpha\.log[\s\S]*no database here"):
         start(home)
-    assert supervisor.members(home) == []
+    assert supervisor.home_processes(home) == []
 
 
 def test_a_service_that_never_answers_is_named_after_the_limit(home, monkeypatch):

@@ -13,8 +13,8 @@ import pytest
 
 from flows import promotion, watch
 from flows import site as sites
-from flows.site import Site, is_gone, leased, now
-from flows.watch import behind, fallen_retrains, registry_answers
+from flows.site import Installation, is_gone, hold_lease, now
+from flows.watch import is_behind_ledger, recover_dead_retrains, registry_answers
 from pipelines.errors import LeaseHeld
 from pipelines.settings import Settings, load_params
 from pipelines.store import Promotion, Store
@@ -22,9 +22,9 @@ from serving.generation import GENERATION_FILE, read_generation, write_generatio
 
 
 @pytest.fixture
-def site(tmp_path):
+def installation(tmp_path):
     store = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
-    yield Site(Settings(home=tmp_path, store_url=""), load_params(), store)
+    yield Installation(Settings(home=tmp_path, store_url=""), load_params(), store)
     store.close()
 
 
@@ -43,72 +43,72 @@ def test_only_a_process_of_this_machine_that_has_ended_is_gone(dead):
     assert not is_gone("somebody else")
 
 
-def test_the_lease_of_the_dead_is_taken_at_once_and_that_of_the_living_is_not(site, dead):
-    site.store.acquire_lease("workspace", dead, now(), timedelta(hours=1))
-    with leased(site, "workspace", timedelta(minutes=1), patience_s=0.0):
+def test_the_lease_of_the_dead_is_taken_at_once_and_that_of_the_living_is_not(installation, dead):
+    installation.store.acquire_lease("workspace", dead, now(), timedelta(hours=1))
+    with hold_lease(installation, "workspace", timedelta(minutes=1), timeout_s=0.0):
         pass
-    site.store.acquire_lease("workspace", "elsewhere:1", now(), timedelta(hours=1))
-    with pytest.raises(LeaseHeld, match="elsewhere:1"), leased(site, "workspace", timedelta(minutes=1), patience_s=0.0):
+    installation.store.acquire_lease("workspace", "elsewhere:1", now(), timedelta(hours=1))
+    with pytest.raises(LeaseHeld, match="elsewhere:1"), hold_lease(installation, "workspace", timedelta(minutes=1), timeout_s=0.0):
         pass
 
 
-def test_a_lease_outlives_its_length_while_its_holder_works(site):
-    with leased(site, "workspace", timedelta(seconds=0.6), patience_s=0.0):
+def test_a_lease_outlives_its_length_while_its_holder_works(installation):
+    with hold_lease(installation, "workspace", timedelta(seconds=0.6), timeout_s=0.0):
         time.sleep(1.2)
         with pytest.raises(LeaseHeld):
-            site.store.acquire_lease("workspace", "elsewhere:1", now(), timedelta(minutes=1))
-    site.store.acquire_lease("workspace", "elsewhere:1", now(), timedelta(minutes=1))
+            installation.store.acquire_lease("workspace", "elsewhere:1", now(), timedelta(minutes=1))
+    installation.store.acquire_lease("workspace", "elsewhere:1", now(), timedelta(minutes=1))
 
 
-def test_a_retrain_whose_worker_died_twice_is_failed_with_an_alarm_and_a_new_one_may_be_asked_for(site, dead):
-    asked = site.store.request_retrain("validator", "drift", now(), timedelta(0))
+def test_a_retrain_whose_worker_died_twice_is_failed_with_an_alarm_and_a_new_one_may_be_asked_for(installation, dead):
+    asked = installation.store.request_retrain("validator", "drift", now(), timedelta(0))
     for _ in range(2):
-        assert site.store.claim_retrain(dead, now(), timedelta(0), "validator").id == asked.id
-    assert site.store.claim_retrain("elsewhere:1", now(), timedelta(minutes=1), "validator") is None
-    (told,) = fallen_retrains(site, {})
+        assert installation.store.claim_retrain(dead, now(), timedelta(0), "validator").id == asked.id
+    assert installation.store.claim_retrain("elsewhere:1", now(), timedelta(minutes=1), "validator") is None
+    (told,) = recover_dead_retrains(installation, {})
     assert "died twice" in told
-    assert [(r.state, r.attempts) for r in site.store.retrain_requests("validator")] == [("failed", 2)]
-    assert [alarm.kind for alarm in site.store.alarms()] == ["retrain_died"]
-    assert site.store.request_retrain("validator", "drift", now(), timedelta(0)).state == "queued"
+    assert [(r.state, r.attempts) for r in installation.store.retrain_requests("validator")] == [("failed", 2)]
+    assert [alarm.kind for alarm in installation.store.alarms()] == ["retrain_died"]
+    assert installation.store.request_retrain("validator", "drift", now(), timedelta(0)).state == "queued"
 
 
-def test_a_retrain_that_was_begun_again_a_moment_ago_is_not_begun_a_third_time(site, dead):
-    asked = site.store.request_retrain("validator", "drift", now(), timedelta(0))
-    site.store.claim_retrain(dead, now(), timedelta(0), "validator")
-    assert fallen_retrains(site, {(asked.id, 1): now()}) == []
+def test_a_retrain_that_was_begun_again_a_moment_ago_is_not_begun_a_third_time(installation, dead):
+    asked = installation.store.request_retrain("validator", "drift", now(), timedelta(0))
+    installation.store.claim_retrain(dead, now(), timedelta(0), "validator")
+    assert recover_dead_retrains(installation, {(asked.id, 1): now()}) == []
 
 
-def test_a_retrain_at_work_elsewhere_is_left_alone_until_its_lease_runs_out(site):
-    site.store.request_retrain("validator", "drift", now(), timedelta(0))
-    site.store.claim_retrain("elsewhere:1", now(), timedelta(minutes=1), "validator")
-    assert fallen_retrains(site, {}) == []
+def test_a_retrain_at_work_elsewhere_is_left_alone_until_its_lease_runs_out(installation):
+    installation.store.request_retrain("validator", "drift", now(), timedelta(0))
+    installation.store.claim_retrain("elsewhere:1", now(), timedelta(minutes=1), "validator")
+    assert recover_dead_retrains(installation, {}) == []
 
 
-def test_a_generation_file_is_behind_when_it_names_another_champion_than_the_ledger(site):
-    assert not behind(site)
+def test_a_generation_file_is_behind_when_it_names_another_champion_than_the_ledger(installation):
+    assert not is_behind_ledger(installation)
     line = Promotion(
         at=now(), actor="tests", action="promote", family="validator", arm="champion", from_version=None,
         to_version="1", digest="a" * 64, run_id="r", data_hash="d", git_commit="c", verdict_passed=True, reason="t",
     )  # fmt: skip
-    site.store.add_promotion(line)
-    assert behind(site)
+    installation.store.add_promotion(line)
+    assert is_behind_ledger(installation)
     arm = {"version": "1", "digest": "a" * 64}
-    write_generation(site.settings.serving_dir, {"validator": {"champion": arm}}, None, now())
-    assert not behind(site)
-    (site.settings.serving_dir / "generation.json").write_text("{")
-    assert behind(site)
+    write_generation(installation.settings.serving_dir, {"validator": {"champion": arm}}, None, now())
+    assert not is_behind_ledger(installation)
+    (installation.settings.serving_dir / "generation.json").write_text("{")
+    assert is_behind_ledger(installation)
 
 
-def test_a_broken_generation_file_is_behind_and_is_written_anew(site, monkeypatch):
-    file = site.settings.serving_dir / GENERATION_FILE
+def test_a_broken_generation_file_is_behind_and_is_written_anew(installation, monkeypatch):
+    file = installation.settings.serving_dir / GENERATION_FILE
     file.parent.mkdir()
     file.write_text('{"generation": 2')
     newest = {"data_hash": "h", "digest": "d" * 64, "path": str(file.parent / "warm" / ("d" * 64))}
-    monkeypatch.setattr(promotion, "install_warm_start", lambda site: newest)  # no snapshot is there to publish from
-    assert behind(site)
-    assert promotion.publish(site) > 2
+    monkeypatch.setattr(promotion, "install_warm_start", lambda installation: newest)  # no snapshot is there to publish from
+    assert is_behind_ledger(installation)
+    assert promotion.publish(installation) > 2
     assert read_generation(file.parent)["warm_start"] == newest
-    assert not behind(site)
+    assert not is_behind_ledger(installation)
 
 
 def test_a_registry_that_does_not_answer_is_one_alarm_until_it_answers(tmp_path):
@@ -116,12 +116,12 @@ def test_a_registry_that_does_not_answer_is_one_alarm_until_it_answers(tmp_path)
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     store = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
-    site = Site(Settings(home=tmp_path, store_url="", mlflow_port=port), load_params(), store)
-    assert [registry_answers(site), registry_answers(site)] == [False, False]
+    installation = Installation(Settings(home=tmp_path, store_url="", mlflow_port=port), load_params(), store)
+    assert [registry_answers(installation), registry_answers(installation)] == [False, False]
     assert [(alarm.kind, alarm.severity) for alarm in store.alarms()] == [("registry_down", "high")]
     server = HTTPServer(("127.0.0.1", port), Healthy)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    assert registry_answers(site)
+    assert registry_answers(installation)
     assert store.alarms() == []
     server.shutdown()
     server.server_close()
@@ -151,7 +151,7 @@ class Registry:
     def aliases(self, alias):
         return {"pattern": "7", "regime": "7"}  # nobody promoted these: moved by hand
 
-    def aliased(self, family, alias):
+    def version_by_alias(self, family, alias):
         self.asked.append(family)
         if family in self.broken:
             raise ConnectionError(f"500 from the registry\nfor {family}")
@@ -165,93 +165,93 @@ class Registry:
 
 
 @pytest.fixture
-def looked(site, monkeypatch):
+def looked(installation, monkeypatch):
     """A site whose registry answers, and the registry."""
     registry = Registry()
-    monkeypatch.setattr(watch, "registry_answers", lambda site: True)
+    monkeypatch.setattr(watch, "registry_answers", lambda installation: True)
     monkeypatch.setattr(
         promotion,
         "install_warm_start",
-        lambda site: {
+        lambda installation: {
             "data_hash": "h",
             "digest": "d" * 64,
-            "path": str(site.settings.serving_dir / "warm" / ("d" * 64)),
+            "path": str(installation.settings.serving_dir / "warm" / ("d" * 64)),
         },
     )
-    site.__dict__["tracking"] = registry
-    return site, registry
+    installation.__dict__["tracking"] = registry
+    return installation, registry
 
 
-def open_alarms(site):
-    return [(alarm.kind, alarm.detail.partition(":")[0]) for alarm in site.store.alarms()]
+def open_alarms(installation):
+    return [(alarm.kind, alarm.detail.partition(":")[0]) for alarm in installation.store.alarms()]
 
 
 def test_a_fault_of_one_family_in_the_registry_is_its_own_alarm_and_the_others_go_on(looked, caplog):
-    site, registry = looked
+    installation, registry = looked
     registry.broken = {"pattern"}
     tried = {}
-    assert watch.look(site, {}, tried) == []
+    assert watch.poll(installation, {}, tried) == []
     assert {"pattern", "regime"} <= set(registry.asked)
-    assert open_alarms(site) == [("family_fault", "pattern alias")]
+    assert open_alarms(installation) == [("family_fault", "pattern alias")]
     assert "500 from the registry" in caplog.text
-    assert "\n" not in site.store.alarms()[0].detail
+    assert "\n" not in installation.store.alarms()[0].detail
     registry.asked.clear()
-    watch.look(site, {}, tried)
+    watch.poll(installation, {}, tried)
     assert "regime" in registry.asked  # looked at each time
     assert "pattern" not in registry.asked  # rests
     assert caplog.text.count("Traceback") == 1
-    tried["pattern"] -= watch.REST
+    tried["pattern"] -= watch.FAULT_COOLDOWN
     registry.broken.clear()
-    watch.look(site, {}, tried)
-    assert open_alarms(site) == []
+    watch.poll(installation, {}, tried)
+    assert open_alarms(installation) == []
     assert tried == {}
 
 
-def promoted(site, family, version, digest):
+def promoted(installation, family, version, digest):
     line = Promotion(
         at=now(), actor="tests", action="promote", family=family, arm="champion", from_version=None,
         to_version=version, digest=digest, run_id="r", data_hash="d", git_commit="c", verdict_passed=True, reason="t",
     )  # fmt: skip
-    site.store.add_promotion(line)
+    installation.store.add_promotion(line)
 
 
 def test_a_champion_that_cannot_be_fetched_keeps_its_predecessor_and_does_not_hold_up_another_family(looked):
-    site, _ = looked
+    installation, _ = looked
     for digest in ("a" * 64, "b" * 64):
-        (site.settings.bundles / digest).mkdir(parents=True)
-    promoted(site, "validator", "1", "a" * 64)
-    promotion.publish(site)
-    promoted(site, "validator", "2", "c" * 64)  # whose bundle is nowhere
-    promoted(site, "predictor", "1", "b" * 64)
+        (installation.settings.bundles / digest).mkdir(parents=True)
+    promoted(installation, "validator", "1", "a" * 64)
+    promotion.publish(installation)
+    promoted(installation, "validator", "2", "c" * 64)  # whose bundle is nowhere
+    promoted(installation, "predictor", "1", "b" * 64)
     tried = {}
-    assert [line for line in watch.look(site, {}, tried) if "published" in line]
-    families = read_generation(site.settings.serving_dir)["families"]
+    assert [line for line in watch.poll(installation, {}, tried) if "published" in line]
+    families = read_generation(installation.settings.serving_dir)["families"]
     assert families["predictor"]["champion"]["version"] == "1"
     assert families["validator"]["champion"]["version"] == "1"
-    assert ("family_fault", "validator bundle") in open_alarms(site)
-    before = read_generation(site.settings.serving_dir)["generation"]
+    assert ("family_fault", "validator bundle") in open_alarms(installation)
+    before = read_generation(installation.settings.serving_dir)["generation"]
     for _ in range(3):  # nothing new: nobody is made to follow
         tried.clear()
-        assert not any("published" in line for line in watch.look(site, {}, tried))
-    assert read_generation(site.settings.serving_dir)["generation"] == before
-    (site.settings.bundles / ("c" * 64)).mkdir()
+        assert not any("published" in line for line in watch.poll(installation, {}, tried))
+    assert read_generation(installation.settings.serving_dir)["generation"] == before
+    (installation.settings.bundles / ("c" * 64)).mkdir()
     tried.clear()
-    watch.look(site, {}, tried)
-    assert read_generation(site.settings.serving_dir)["families"]["validator"]["champion"]["version"] == "2"
-    assert ("family_fault", "validator bundle") not in open_alarms(site)
+    watch.poll(installation, {}, tried)
+    assert read_generation(installation.settings.serving_dir)["families"]["validator"]["champion"]["version"] == "2"
+    assert ("family_fault", "validator bundle") not in open_alarms(installation)
 
 
 @pytest.mark.parametrize("spoil", [lambda content: content.pop("warm_start"), lambda content: content.clear()])
 def test_a_generation_file_that_was_edited_by_hand_is_written_anew_from_the_ledger(looked, spoil):
-    site, _ = looked
-    (site.settings.bundles / ("a" * 64)).mkdir(parents=True)
-    promoted(site, "validator", "1", "a" * 64)
-    promotion.publish(site)
-    file = site.settings.serving_dir / GENERATION_FILE
+    installation, _ = looked
+    (installation.settings.bundles / ("a" * 64)).mkdir(parents=True)
+    promoted(installation, "validator", "1", "a" * 64)
+    promotion.publish(installation)
+    file = installation.settings.serving_dir / GENERATION_FILE
     content = json.loads(file.read_text())
     spoil(content)
     file.write_text(json.dumps(content))
-    promotion.publish(site)
+    promotion.publish(installation)
     again = read_generation(file.parent)
     assert again["families"]["validator"]["champion"]["version"] == "1"
     assert again["warm_start"]["digest"] == "d" * 64
@@ -260,26 +260,26 @@ def test_a_generation_file_that_was_edited_by_hand_is_written_anew_from_the_ledg
 def test_the_watch_survives_its_faults_logs_each_once_and_clears_the_alarm_when_they_are_gone(
     looked, monkeypatch, caplog
 ):
-    site, _ = looked
+    installation, _ = looked
     faults = [OSError("disk full"), OSError("disk full"), KeyError("odd")]
     looks = []
 
-    def look(site, begun, tried):
+    def poll(installation, begun, tried):
         looks.append(1)
         if faults:
             raise faults.pop(0)
         return []
 
-    monkeypatch.setattr(watch, "look", look)
-    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(watch, "open_site", lambda: site)
-    with watch.watching():
+    monkeypatch.setattr(watch, "poll", poll)
+    monkeypatch.setattr(watch, "POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(watch, "open_installation", lambda: installation)
+    with watch.watch_in_background():
         deadline = time.monotonic() + 5.0
-        while not (len(looks) > 5 and open_alarms(site) == []) and time.monotonic() < deadline:
+        while not (len(looks) > 5 and open_alarms(installation) == []) and time.monotonic() < deadline:
             time.sleep(0.02)
     assert len(looks) > 5
-    assert open_alarms(site) == []
-    assert [alarm.kind for alarm in site.store.alarms(open_only=False)] == ["watch_fault", "watch_fault"]
+    assert open_alarms(installation) == []
+    assert [alarm.kind for alarm in installation.store.alarms(open_only=False)] == ["watch_fault", "watch_fault"]
     assert caplog.text.count("Traceback") == 2
 
 
@@ -290,6 +290,6 @@ def test_what_repeats_outlives_a_fault_it_cannot_even_alarm():
         calls.append(1)
         raise OSError("store locked")
 
-    with sites.repeating(act, 0.01, "tests"):
+    with sites.run_periodically(act, 0.01, "tests"):
         time.sleep(0.2)
     assert len(calls) > 3

@@ -28,26 +28,26 @@ def test_the_lineage_of_an_emitted_decision_is_whole(stack, emitted):
     assert links["validator.champion.run_id"] == line.run_id
     assert links["validator.champion.git_commit"] == line.git_commit
     assert links["validator.champion.data_hash"] == line.data_hash
-    assert stack.site.tracking.metrics(line.run_id)
+    assert stack.installation.tracking.metrics(line.run_id)
 
 
 def test_a_lost_bundle_and_a_lost_data_version_are_named(stack, emitted):
     line = stack.store.promotions("validator")[0]
-    for lost in (stack.settings.bundles / line.digest, stack.site.versions / line.data_hash):
+    for lost in (stack.settings.bundles / line.digest, stack.installation.versions / line.data_hash):
         aside = lost.with_name(f"{lost.name}.aside")
         lost.rename(aside)
         try:
-            assert any(lost.name in gap for gap in trace(stack.site, emitted.decision.id)["broken"])
+            assert any(lost.name in gap for gap in trace(stack.installation, emitted.decision.id)["broken"])
         finally:
             aside.rename(lost)
-    assert trace(stack.site, emitted.decision.id)["broken"] == []
+    assert trace(stack.installation, emitted.decision.id)["broken"] == []
 
 
 def test_decide_answers_json_with_reasons_and_lineage(stack):
     decision = stack.json("decide")
     assert decision["symbol"] == "SIM/USDT"
     assert decision["reasons"] or decision["action"] != "NO_TRADE"
-    assert trace(stack.site, decision["id"])["broken"] == []
+    assert trace(stack.installation, decision["id"])["broken"] == []
 
 
 def test_the_chart_joins_the_snapshot_and_what_was_decided_since(stack):

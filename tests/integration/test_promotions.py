@@ -32,7 +32,7 @@ def first(stack):
     assert stack.champion() == version
     yield version
     if stack.champion() != version:
-        promotion.promote(stack.site, "validator", version, "tests", "as it was")
+        promotion.promote(stack.installation, "validator", version, "tests", "as it was")
     assert stack.champion() == version
 
 
@@ -43,7 +43,7 @@ def test_the_alias_moved_to_a_refused_version_is_put_back_ledgered_and_alarmed_w
     before = len(lines(stack, "refuse"))
     stack.alias(refused)
     until(lambda: len(lines(stack, "refuse")) > before, 20.0, "the refusal on the ledger")
-    until(lambda: stack.site.tracking.aliased("validator", "champion").version == first, 10.0, "the alias to be back")
+    until(lambda: stack.installation.tracking.version_by_alias("validator", "champion").version == first, 10.0, "the alias to be back")
     told = lines(stack, "refuse")[-1]
     assert (told.actor, told.from_version, told.to_version) == ("mlflow-ui", first, refused)
     assert told.verdict_passed is False
@@ -58,9 +58,9 @@ def test_a_verdict_tag_edited_by_hand_proves_nothing(stack, first, refused):
     client = MlflowClient(stack.settings.mlflow_url)
     client.set_model_version_tag("validator", refused, "gate_verdict", "passed")
     stack.alias(refused)
-    promotion.reconcile(stack.site)
+    promotion.reconcile(stack.installation)
     client.set_model_version_tag("validator", refused, "gate_verdict", "refused")
-    assert stack.site.tracking.aliased("validator", "champion").version == first
+    assert stack.installation.tracking.version_by_alias("validator", "champion").version == first
     assert stack.champion() == first
 
 
@@ -69,11 +69,11 @@ def test_a_digest_tag_edited_by_hand_proves_nothing(stack, first, refused):
     from mlflow import MlflowClient
 
     client = MlflowClient(stack.settings.mlflow_url)
-    own, passed = (stack.site.tracking.version("validator", v).digest for v in (refused, first))
+    own, passed = (stack.installation.tracking.version("validator", v).digest for v in (refused, first))
     client.set_model_version_tag("validator", refused, "digest", passed)
     try:
         with pytest.raises(GateRefused, match="never judged"):
-            promotion.promote(stack.site, "validator", refused, "mallory", "looks fine")
+            promotion.promote(stack.installation, "validator", refused, "mallory", "looks fine")
     finally:
         client.set_model_version_tag("validator", refused, "digest", own)
     assert stack.champion() == first
@@ -113,7 +113,7 @@ def test_a_version_that_must_not_be_served_is_refused_though_it_passed_and_statu
 ):
     version = register_spoiled(stack, first, tmp_path / "bundle", spoil)
     stack.alias(version)
-    until(lambda: stack.site.tracking.aliased("validator", "champion").version == first, 20.0, "the alias to be back")
+    until(lambda: stack.installation.tracking.version_by_alias("validator", "champion").version == first, 20.0, "the alias to be back")
     alarms = [alarm["detail"] for alarm in stack.json("status")["alarms"] if alarm["kind"] == "alias_refused"]
     assert any(why in detail for detail in alarms), alarms
     done = stack.cli("promote", "validator", version)
@@ -123,7 +123,7 @@ def test_a_version_that_must_not_be_served_is_refused_though_it_passed_and_statu
 
 def register_spoiled(stack, first, bundle, spoil):
     """Another version whose verdict passed, of bytes that are not the champion's and that `spoil` has been at."""
-    original = stack.site.tracking.version("validator", first)
+    original = stack.installation.tracking.version("validator", first)
     shutil.copytree(stack.settings.bundles / original.digest, bundle)
     (bundle / "card.md").write_text(f"# {spoil.__name__}\n")
     later = spoil is corrupted
@@ -134,18 +134,18 @@ def register_spoiled(stack, first, bundle, spoil):
     digest = sha256((bundle / MANIFEST).read_bytes())
     line = stack.store.promotions("validator")[0]
     version = register_again(
-        stack.site, replace(original, tags=original.tags | {"digest": digest}), line.evidence, bundle
+        stack.installation, replace(original, tags=original.tags | {"digest": digest}), line.evidence, bundle
     )
     if later:
-        run_id = stack.site.tracking.version("validator", version).run_id
+        run_id = stack.installation.tracking.version("validator", version).run_id
         spoil(bundle, lambda: next(stack.settings.home.rglob(f"{run_id}/artifacts/bundle")))
     return version
 
 
 def test_the_removed_alias_is_put_back(stack, first):
     stack.alias(None)
-    promotion.reconcile(stack.site)
-    assert stack.site.tracking.aliased("validator", "champion").version == first
+    promotion.reconcile(stack.installation)
+    assert stack.installation.tracking.version_by_alias("validator", "champion").version == first
     assert stack.champion() == first
 
 
@@ -162,18 +162,18 @@ def test_the_database_itself_refuses_to_rewrite_the_ledger(stack, statement):
 
 def test_the_alias_moved_to_a_passing_version_is_a_promotion_by_mlflow_ui_and_rollback_undoes_it(stack, first, second):
     stack.alias(second)
-    promotion.reconcile(stack.site)
+    promotion.reconcile(stack.installation)
     told = lines(stack, "promote")[-1]
     assert (told.actor, told.from_version, told.to_version) == ("mlflow-ui", first, second)
     assert stack.champion() == second
-    assert stack.site.tracking.aliased("validator", "previous").version == first
+    assert stack.installation.tracking.version_by_alias("validator", "previous").version == first
     back = stack.json("rollback", "validator", "--reason", "second thoughts")
     assert (back["champion"], back["was"]) == (first, second)
     assert stack.champion() == first
     line = lines(stack, "rollback")[-1]
     assert (line.from_version, line.to_version, line.reason) == (second, first, "second thoughts")
-    assert stack.site.tracking.aliased("validator", "champion").version == first
-    assert stack.site.tracking.aliased("validator", "previous") is None
+    assert stack.installation.tracking.version_by_alias("validator", "champion").version == first
+    assert stack.installation.tracking.version_by_alias("validator", "previous") is None
 
 
 def test_the_alias_moved_to_a_passing_version_is_served_within_seconds(stack, first, second):
@@ -181,8 +181,8 @@ def test_the_alias_moved_to_a_passing_version_is_served_within_seconds(stack, fi
     stack.followed(second)
     stack.alias(first)
     stack.followed(first)
-    promotion.rollback(stack.site, "validator", "tests", "as it was")
-    promotion.rollback(stack.site, "validator", "tests", "as it was")
+    promotion.rollback(stack.installation, "validator", "tests", "as it was")
+    promotion.rollback(stack.installation, "validator", "tests", "as it was")
     assert stack.champion() == first
 
 
@@ -209,9 +209,9 @@ def test_without_a_previous_champion_rollback_says_so_and_moves_nothing(stack, f
 
 
 def test_promoting_the_champion_again_does_not_make_it_its_own_predecessor(stack, first):
-    promotion.promote(stack.site, "validator", first, "ann", "once more")
+    promotion.promote(stack.installation, "validator", first, "ann", "once more")
     with pytest.raises(UnknownName, match="no previous champion"):
-        promotion.rollback(stack.site, "validator", "ann", "nowhere to go")
+        promotion.rollback(stack.installation, "validator", "ann", "nowhere to go")
 
 
 # ---- a person approves or declines in Prefect
@@ -275,7 +275,7 @@ def test_a_promotion_by_hand_holds_no_process_and_outlives_a_kill_until_somebody
     assert len(lines(stack, "promote")) == before + 1
     assert waiting(stack) == []
     assert stack.champion() == second
-    promotion.rollback(stack.site, "validator", "tests", "as it was")
+    promotion.rollback(stack.installation, "validator", "tests", "as it was")
 
 
 def test_a_promotion_nobody_decides_in_time_fails_says_so_and_moves_nothing(stack, first, second):
@@ -294,7 +294,7 @@ def test_a_promotion_nobody_decides_in_time_fails_says_so_and_moves_nothing(stac
 
 def workers(stack):
     """Processes that run a flow."""
-    return [p for p in supervisor.members(stack.settings) if "prefect.engine" in " ".join(p.cmdline())]
+    return [p for p in supervisor.home_processes(stack.settings) if "prefect.engine" in " ".join(p.cmdline())]
 
 
 def described(stack, run_id):

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.stack
 
 
 def versions(stack):
-    return [version.version for version in stack.site.tracking.versions("validator")]
+    return [version.version for version in stack.installation.tracking.versions("validator")]
 
 
 def test_within_the_cool_down_a_second_retrain_starts_nothing_and_says_until_when(stack):

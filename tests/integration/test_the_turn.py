@@ -11,7 +11,7 @@ from support.stack import quiet
 
 from pipelines.families import FAMILIES
 from pipelines.versioning import data_hash
-from serving.tiers import Seen, installed
+from serving.tiers import TierInputs, best_tier
 
 pytestmark = pytest.mark.stack
 LINEAGE = ("digest", "run_id", "data_hash", "git_commit")
@@ -25,7 +25,7 @@ def told(stack):
 @pytest.fixture(scope="module")
 def first(stack):
     """The version that the gate passed and the policy promoted."""
-    return stack.site.tracking.version("validator", stack.store.promotions("validator")[1].to_version)
+    return stack.installation.tracking.version("validator", stack.store.promotions("validator")[1].to_version)
 
 
 def test_status_names_the_champion_with_its_evidence_and_every_service_is_up(stack, told):
@@ -37,7 +37,7 @@ def test_status_names_the_champion_with_its_evidence_and_every_service_is_up(sta
         ("mlflow", "prefect", "decision", "flows", "models", "evidently"), "up"
     )
     champions = {family: "digest" for family, arms in told["families"].items() if arms["champion"]}
-    assert told["tier"] == installed(Seen(None, champions))[0]
+    assert told["tier"] == best_tier(TierInputs(None, champions))[0]
     assert told["data_hash"] == data_hash(stack.settings.workspace)
 
 
@@ -50,7 +50,7 @@ def test_every_family_has_a_version_a_verdict_and_figures_with_their_intervals(s
         gains = [row for row in scored["rows"] if row[0].startswith("gain over")]
         assert gains
         assert all("[" in interval for _, _, interval, _ in gains)
-        assert stack.site.tracking.version(family, judged.to_version).verdict in ("passed", "refused")
+        assert stack.installation.tracking.version(family, judged.to_version).verdict in ("passed", "refused")
 
 
 def test_prefect_shows_one_task_a_family_and_they_ran_side_by_side(stack):
@@ -87,8 +87,8 @@ def test_the_planted_drift_raised_an_alarm_and_its_event_a_retrain(stack, refuse
     assert ours[0]["state_type"] == "COMPLETED"
     assert ours[0]["deployment_id"]
     assert ours[0]["created_by"]["type"] == "AUTOMATION"
-    assert stack.site.tracking.version("validator", refused).verdict == "refused"
-    assert stack.site.tracking.version("validator", refused).data_hash == stack.json("status")["data_hash"]
+    assert stack.installation.tracking.version("validator", refused).verdict == "refused"
+    assert stack.installation.tracking.version("validator", refused).data_hash == stack.json("status")["data_hash"]
 
 
 def test_the_drift_report_opens_in_evidently_and_lies_in_the_run_of_the_model_it_is_about(stack, first):

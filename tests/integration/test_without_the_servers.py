@@ -28,8 +28,8 @@ def open_alarms(stack, kind):
 
 
 def test_a_retrain_killed_half_way_leaves_no_half_candidate_and_is_begun_once_more(stack):
-    before = stack.site.tracking.versions("validator")
-    served = promotion.live(stack.site)
+    before = stack.installation.tracking.versions("validator")
+    served = promotion.live(stack.installation)
     worker = subprocess.Popen([COMMAND, "retrain", "--force", "--reason", "to be killed"], cwd=ROOT, env=stack.env)
     request = until(lambda: running(stack), 60.0, "the retrain to be claimed")
     time.sleep(5.0)  # in the middle of the snapshot or of a fit
@@ -37,19 +37,19 @@ def test_a_retrain_killed_half_way_leaves_no_half_candidate_and_is_begun_once_mo
     kill(psutil.Process(worker.pid))
     worker.wait()
     assert is_gone(request.holder)
-    assert promotion.live(stack.site) == served
+    assert promotion.live(stack.installation) == served
     until(lambda: last(stack).state in ("done", "failed"), 180.0, "the second attempt to end")
     ended = last(stack)
     assert (ended.id, ended.state, ended.attempts) == (request.id, "done", 2), ended
     assert "the gate" in ended.detail
     known = {version.version for version in before}
-    made = [version for version in stack.site.tracking.versions("validator") if version.version not in known]
+    made = [version for version in stack.installation.tracking.versions("validator") if version.version not in known]
     assert len(made) <= 1  # the same rows may give the same bytes, which are registered already
     assert all(version.digest and version.verdict in ("passed", "refused") for version in made)
     assert (
         promotion.slots_of(stack.store, "validator").champion.to_version == served["validator"]["champion"]["version"]
     )
-    assert stack.site.store.retrain_requests("validator")[0].id == request.id
+    assert stack.installation.store.retrain_requests("validator")[0].id == request.id
 
 
 def last(stack):

@@ -29,7 +29,7 @@ def test_every_server_that_is_killed_is_started_again_by_itself_and_an_alarm_nam
     told = [alarm.detail for alarm in stack.store.alarms(open_only=False) if alarm.id not in known]
     for name in KILLED:
         assert any(name in detail for detail in told), (name, told)
-    children = [process.cmdline() for process in supervisor.members(stack.settings)]
+    children = [process.cmdline() for process in supervisor.home_processes(stack.settings)]
     assert len([line for line in children if "flows.deploy" in line]) == 1, "no second one beside an orphan"
 
 

@@ -18,13 +18,13 @@ from pipelines.labels.patterns import pattern_labels
 from pipelines.models import pattern
 from pipelines.models.base import Dataset
 from pipelines.models.networks import probabilities_of, repeatable
-from pipelines.models.parts import Calibration, answer_all, stacked
+from pipelines.models.parts import Calibration, calibrate_all, stacked
 from pipelines.models.pattern import PATTERN, calibrate, prevalence, shares
 from pipelines.models.pattern_network import PatternNetwork
-from pipelines.models.pattern_rows import share_of_side, sided
+from pipelines.models.pattern_rows import share_of_side, mirror_layout
 from pipelines.models.pattern_view import CANDLE, DIRECTIONS, STEPS, TAKER
 from pipelines.models.runtime import check_golden, load_bundle
-from pipelines.models.views import KEPT_BARS, VIEWS, select
+from pipelines.models.views import RETAINED_BARS, VIEWS, select
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.setups import PATTERNS, setups
@@ -53,7 +53,7 @@ def rows(oracle=0.0, m=2400, seed=0, classes=9):
     known = 900.0 * np.arange(m)
     return Dataset(
         columns=columns, inputs=lambda at: windows[at], y=(direction == rise[:, None]).astype(float), weight=np.ones(m),
-        uniqueness=np.ones(m), known=known, ended=known + 900.0, at=np.arange(m), more={"direction": direction},
+        uniqueness=np.ones(m), known=known, ended=known + 900.0, at=np.arange(m), extras={"direction": direction},
     )  # fmt: skip
 
 
@@ -109,12 +109,12 @@ def stage_files(folder, base, past, chosen):
 def test_the_bars_that_serving_keeps_give_the_bytes_of_the_whole_history(market):
     _, past = market
     view = VIEWS["pattern"]
-    at = np.arange(KEPT_BARS - 1, len(past), 61)
+    at = np.arange(RETAINED_BARS - 1, len(past), 61)
     whole = view.build(past, at)
     parts = (past.bars, past.features, past.signals, past.levels, past.context)
     for row, end in zip(whole, at + 1, strict=True):
-        kept = History(*(part[end - KEPT_BARS : end].copy() for part in parts))
-        assert view.build(kept, np.array([KEPT_BARS - 1]))[0].tobytes() == row.tobytes()
+        kept = History(*(part[end - RETAINED_BARS : end].copy() for part in parts))
+        assert view.build(kept, np.array([RETAINED_BARS - 1]))[0].tobytes() == row.tobytes()
 
 
 def test_candles_are_told_in_units_of_atr_and_sides_stand_on_the_newest_bar(market):
@@ -170,7 +170,7 @@ def test_the_network_answers_a_mirrored_market_with_mirrored_sides_alike():
 
 def test_the_trees_read_a_falling_pattern_as_a_rising_one():
     newest = np.array([[0.0] * 4 + [0.3, 0.6, 70.0, 1.0, 0.0, -1.0]])
-    sides = sided((*CANDLE, TAKER, "volatility_regime", "rsi_14", *DIRECTIONS[:3]))
+    sides = mirror_layout((*CANDLE, TAKER, "volatility_regime", "rsi_14", *DIRECTIONS[:3]))
     first, _, third = sides.rows(newest)[0]
     # volatility as it is; share and RSI from each side; who speaks with and against; the side; which class is asked
     np.testing.assert_allclose(first, [0.6, 0.3, 20.0, 1, 0, -1, 1, 1, 0, 0], rtol=1e-6)
@@ -210,15 +210,15 @@ def test_all_lines_at_once_say_what_each_says_alone():
     rng = np.random.default_rng(3)
     lines = [Calibration(rng.normal(1), rng.normal(), np.array([[0.2, 0.01], [0.01, 0.1]]) * k) for k in range(1, 4)]
     raw = rng.random((20, 3))
-    told = answer_all(stacked(lines), raw)
+    told = calibrate_all(stacked(lines), raw)
     for c, line in enumerate(lines):
-        for all_at_once, alone in zip(told, line.answer(raw[:, c]), strict=True):
+        for all_at_once, alone in zip(told, line.calibrate(raw[:, c]), strict=True):
             np.testing.assert_allclose(all_at_once[:, c], alone, rtol=1e-12)
 
 
 def test_prevalence_is_the_share_that_played_out_among_those_there_and_nought_elsewhere():
     data = rows(m=1000)
-    there = data.more["direction"] != 0
+    there = data.extras["direction"] != 0
     rival = prevalence(data, data, PARAMS)
     assert not rival.p[~there].any()
     expected = [data.y[there[:, c], c].mean() for c in range(9)]
@@ -271,7 +271,7 @@ def test_the_bundle_says_what_the_native_members_say(oracle):
     assert json.loads((out / "fit.json").read_text())["parity_gap"] <= 1e-5
     fitted = PATTERN.fit(data, params(), 900.0, lambda line: None)
     inputs = data.inputs(np.arange(0, len(data), 7))
-    said, native = model.predict(inputs), fitted.answer(inputs)
+    said, native = model.predict(inputs), fitted.predict(inputs)
     sure = np.isfinite(said.p).all(axis=1)
     assert sure.mean() > 0.95
     assert np.abs(said.p - native.p)[sure].max() <= 1e-5
@@ -307,13 +307,13 @@ def test_too_short_a_history_says_what_to_bring():
 
 
 def test_the_tail_that_stops_and_calibrates_is_purged_of_what_was_learnt(monkeypatch):
-    seen, took = [], Dataset.take
+    seen, took = [], Dataset.select_rows
 
     def watched(data, chosen):
         seen.append(took(data, chosen))
         return seen[-1]
 
-    monkeypatch.setattr(Dataset, "take", watched)
+    monkeypatch.setattr(Dataset, "select_rows", watched)
     PATTERN.fit(rows(m=900), params(epochs=1, trees=5), 36_000.0, lambda line: None)
     learnt, tail = seen
     assert learnt.ended.max() + 36_000.0 < tail.known.min()
@@ -330,7 +330,7 @@ def test_a_market_is_learnt_end_to_end_and_a_class_that_never_occurs_is_left_out
     data = PATTERN.dataset(tmp_path, chosen)
     assert "cisd.direction" not in data.columns
     assert data.y.shape[1] == 8
-    np.testing.assert_array_equal(data.newest()[:, -8:], data.more["direction"])  # the view sees what the labels saw
+    np.testing.assert_array_equal(data.newest()[:, -8:], data.extras["direction"])  # the view sees what the labels saw
 
     digest = train(PATTERN, data, tmp_path / "out", chosen, {"symbol": "SIM"}, 900.0 * 60, lambda line: None)
     model = load_bundle(tmp_path / "out" / "bundle", digest)

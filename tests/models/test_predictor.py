@@ -31,7 +31,7 @@ from pipelines.models.networks import (
     repeatable,
     train_network,
 )
-from pipelines.models.predictor import PREDICTOR, last_sign, spread_out
+from pipelines.models.predictor import PREDICTOR, last_sign, systematic_sample
 from pipelines.models.recurrent_onnx import recurrent_to_onnx
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.views import VIEWS
@@ -57,7 +57,7 @@ def rows(oracle=0.0, m=2000, seed=0):
     known = 900.0 * np.arange(m)
     return Dataset(
         columns=COLUMNS, inputs=lambda at: windows[at], y=y, weight=np.ones(m), uniqueness=np.ones(m), known=known,
-        ended=known + 900.0, at=np.arange(m), more={"last_return": windows[:, -1, 0]},
+        ended=known + 900.0, at=np.arange(m), extras={"last_return": windows[:, -1, 0]},
     )  # fmt: skip
 
 
@@ -115,10 +115,10 @@ def test_training_stops_early_keeps_its_best_epoch_and_repeats_itself():
         return network, train_network(network, x[:120], y[:120], np.ones(120), tail, Plan(50, 16, 0.02, 3, 3))
 
     (network, epochs), (again, _) = fitted(), fitted()
-    best = min(epochs, key=lambda epoch: epoch.tail)
+    best = min(epochs, key=lambda epoch: epoch.tail_loss)
     assert len(epochs) == best.number + 3 < 50  # noise: it learns by heart and the tail gets worse
     logits = logits_of(network, tail[0])[:, 0]
-    assert np.mean(np.logaddexp(0, logits) - tail[1] * logits) == pytest.approx(best.tail)
+    assert np.mean(np.logaddexp(0, logits) - tail[1] * logits) == pytest.approx(best.tail_loss)
     assert logits.tobytes() == logits_of(again, tail[0])[:, 0].tobytes()
     assert not network.training
 
@@ -143,7 +143,7 @@ def test_the_trainer_fits_any_network_of_several_logits():
         network, x[:600], y[:600], np.ones(600), (x[600:], y[600:], np.ones(300)), Plan(12, 32, 0.01, 3, 5)
     )
     assert probabilities_of(network, x).shape == (900, 3)
-    assert min(epoch.tail for epoch in epochs) < 0.6 * epochs[0].tail
+    assert min(epoch.tail_loss for epoch in epochs) < 0.6 * epochs[0].tail_loss
 
 
 def test_a_row_that_weighs_nothing_teaches_nothing():
@@ -216,7 +216,7 @@ def test_the_bundle_says_what_the_native_members_say(oracle):
     data, model, _, out = oracle
     fitted = PREDICTOR.fit(data, params(), 900.0, lambda line: None)
     inputs = data.inputs(np.arange(0, len(data), 5))
-    said, native = model.predict(inputs), fitted.answer(inputs)
+    said, native = model.predict(inputs), fitted.predict(inputs)
     sure = np.isfinite(said.p)
     assert sure.mean() > 0.9
     assert json.loads((out / "fit.json").read_text())["parity_gap"] <= 1e-5
@@ -270,20 +270,20 @@ def test_too_short_a_history_says_what_to_bring():
 
 def test_last_sign_is_the_training_share_after_the_same_sign():
     data = rows(m=1000)
-    data.more["last_return"][:] = np.where(np.arange(1000) % 4 == 0, 1.0, -1.0)
+    data.extras["last_return"][:] = np.where(np.arange(1000) % 4 == 0, 1.0, -1.0)
     data.y[:] = np.where(np.arange(1000) % 4 == 0, 1.0, 0.0)
-    p = last_sign(data, data.take(np.array([0, 1])), PARAMS).p
+    p = last_sign(data, data.select_rows(np.array([0, 1])), PARAMS).p
     assert p[0] == pytest.approx((250 + 0.25) / 251)
     assert p[1] == pytest.approx(0.25 / 751)
 
 
 def test_chosen_windows_are_even_in_time_and_no_more_than_there_is_information():
-    assert spread_out(np.ones(10), 100).tolist() == list(range(10))
-    chosen = spread_out(np.full(4000, 0.25), 600)
+    assert systematic_sample(np.ones(10), 100).tolist() == list(range(10))
+    chosen = systematic_sample(np.full(4000, 0.25), 600)
     assert len(chosen) == 600
     assert set(np.diff(chosen)) <= {6, 7}
-    assert len(spread_out(np.full(4000, 0.25), 20_000)) == 1000  # four overlapping labels count as one
-    crowded = spread_out(np.concatenate([np.full(900, 0.1), np.ones(100)]), 100)
+    assert len(systematic_sample(np.full(4000, 0.25), 20_000)) == 1000  # four overlapping labels count as one
+    crowded = systematic_sample(np.concatenate([np.full(900, 0.1), np.ones(100)]), 100)
     assert (crowded >= 900).mean() > 0.5
 
 

@@ -92,7 +92,7 @@ def test_doubled_spread_alarms_from_its_first_whole_block_on_and_names_the_colum
     values[2 * LENGTH :, 0] *= 3
     result = detect(reference, values)
     assert [block.alarm for block in result.blocks] == [False, False, True, True]
-    assert result.blocks[2].held == ("vol",)
+    assert result.blocks[2].persistent == ("vol",)
     assert result.blocks[2].effects["vol"] >= reference.thresholds["vol"]
     assert "vol moved" in result.reason
 

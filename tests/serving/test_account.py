@@ -7,7 +7,7 @@ import pytest
 from support.records import DECISION
 
 from pipelines.contracts import Outcome
-from pipelines.store import DecisionRecord, Latch, Store
+from pipelines.store import DecisionRecord, BreakerTrip, Store
 from serving.account import Account
 
 T0 = datetime(2024, 1, 1, 12, tzinfo=UTC)
@@ -26,8 +26,8 @@ def ended(id, net_bps, at=T0 + HOUR):
 
 def test_an_emitted_decision_is_exposure_until_its_outcome_and_a_refused_one_never():
     account = Account()
-    account.take(bought("a"))
-    account.take(replace(bought("b", T0 + HOUR), action="NO_TRADE"))
+    account.add_decision(bought("a"))
+    account.add_decision(replace(bought("b", T0 + HOUR), action="NO_TRADE"))
     assert account.portfolio(T0 + HOUR).gross == 0.1
     account.resolve(ended("a", 100.0))
     after = account.portfolio(T0 + HOUR)
@@ -37,7 +37,7 @@ def test_an_emitted_decision_is_exposure_until_its_outcome_and_a_refused_one_nev
 
 def test_a_position_past_its_expiry_no_longer_counts_as_open_but_its_profit_still_comes():
     account = Account()
-    account.take(bought("a"))
+    account.add_decision(bought("a"))
     assert account.portfolio(T0 + 4 * HOUR).open_count == 0.0
     account.resolve(ended("a", -200.0, T0 + 4 * HOUR))
     assert account.portfolio(T0 + 5 * HOUR).drawdown == pytest.approx(0.002)
@@ -45,8 +45,8 @@ def test_a_position_past_its_expiry_no_longer_counts_as_open_but_its_profit_stil
 
 def test_one_bar_opens_one_position_and_one_outcome_is_booked_once():
     account = Account()
-    account.take(bought("a"))
-    account.take(bought("again"))
+    account.add_decision(bought("a"))
+    account.add_decision(bought("again"))
     assert account.portfolio(T0).gross == 0.1
     account.resolve(ended("a", 100.0))
     account.resolve(ended("a", 100.0))
@@ -55,14 +55,14 @@ def test_one_bar_opens_one_position_and_one_outcome_is_booked_once():
 
 def test_a_decision_that_never_became_durable_leaves_no_trace():
     account = Account()
-    account.take(bought("a"))
-    account.drop(bought("a"))
+    account.add_decision(bought("a"))
+    account.remove_decision(bought("a"))
     assert (account.portfolio(T0).gross, account.trades_today, account.sizes) == (0.0, 0, {})
 
 
 def test_a_new_day_starts_at_nought_and_a_late_outcome_belongs_to_its_own_day():
     account = Account()
-    account.take(bought("a"))
+    account.add_decision(bought("a"))
     tomorrow = T0 + timedelta(days=1)
     assert account.portfolio(tomorrow).trades_today == 0.0
     account.resolve(ended("a", -300.0, T0 + HOUR))
@@ -75,14 +75,14 @@ def test_a_restart_rebuilds_the_same_account_from_the_ledger(tmp_path):
     store, account = Store.open(f"sqlite:///{tmp_path / 's.db'}"), Account()
     for i in range(5):
         decision = bought(str(i), T0 + i * HOUR)
-        account.take(decision)
+        account.add_decision(decision)
         store.add_decisions([DecisionRecord(decision, b"", b"")])
         if i < 3:
             outcome = ended(str(i), 80.0 - 60.0 * i, T0 + i * HOUR + HOUR / 2)
             account.resolve(outcome)
             store.add_outcome(outcome)
     at = T0 + 5 * HOUR
-    assert Account.restore(store).portfolio(at).recorded() == account.portfolio(at).recorded()
+    assert Account.restore(store).portfolio(at).to_dict() == account.portfolio(at).to_dict()
     store.close()
 
 
@@ -90,14 +90,14 @@ def test_a_restart_rebuilds_the_same_account_from_the_ledger(tmp_path):
 
 
 def was_reset(name, as_of, id=1):
-    return Latch(id, name, T0, "it tripped", T0, "ann", "seen", as_of)
+    return BreakerTrip(id, name, T0, "it tripped", T0, "ann", "seen", as_of)
 
 
 def lost(*outcomes):
     """An account of six trades of half the equity each, with these outcomes booked."""
     account = Account()
     for i in range(6):
-        account.take(bought(str(i), T0 - 3 * HOUR + i * HOUR / 4, size=0.5))
+        account.add_decision(bought(str(i), T0 - 3 * HOUR + i * HOUR / 4, size=0.5))
     for outcome in outcomes:
         account.resolve(outcome)
     return account
@@ -105,24 +105,24 @@ def lost(*outcomes):
 
 def test_a_reset_drawdown_is_counted_from_where_it_was_accepted():
     account = lost(ended("0", 400.0), ended("1", -1000.0))
-    account.accept(was_reset("drawdown", T0 + HOUR))
+    account.apply_reset(was_reset("drawdown", T0 + HOUR))
     assert account.losses[1] == 0.0
     account.resolve(ended("2", -100.0, T0 + 2 * HOUR))
     assert account.losses[1] == pytest.approx(0.005)
-    account.accept(was_reset("drawdown", T0 + HOUR))  # the same reset, seen again
+    account.apply_reset(was_reset("drawdown", T0 + HOUR))  # the same reset, seen again
     assert account.losses[1] == pytest.approx(0.005)
 
 
 def test_a_reset_daily_loss_is_counted_anew_that_day_and_touches_no_other():
     account = lost(ended("0", -1000.0))
-    account.accept(was_reset("daily_loss", T0 + HOUR))
+    account.apply_reset(was_reset("daily_loss", T0 + HOUR))
     assert account.losses == pytest.approx((0.0, 0.05))
     account.resolve(ended("1", -200.0, T0 + 2 * HOUR))
     assert account.losses[0] == pytest.approx(-0.01)
     account.portfolio(T0 + timedelta(days=1))
     account.resolve(ended("2", -100.0, T0 + timedelta(days=1)))
     before = account.losses
-    account.accept(was_reset("daily_loss", T0 + 3 * HOUR, id=2))  # of yesterday
+    account.apply_reset(was_reset("daily_loss", T0 + 3 * HOUR, id=2))  # of yesterday
     assert account.losses == before
 
 
@@ -130,8 +130,8 @@ def test_what_ended_before_a_reset_and_is_told_after_it_was_accepted_too():
     early = lost(ended("0", -600.0), ended("1", -400.0))
     late = lost(ended("0", -600.0))
     for account in (early, late):
-        account.accept(was_reset("drawdown", T0 + HOUR))
-        account.accept(was_reset("daily_loss", T0 + HOUR, id=2))
+        account.apply_reset(was_reset("drawdown", T0 + HOUR))
+        account.apply_reset(was_reset("daily_loss", T0 + HOUR, id=2))
     late.resolve(ended("1", -400.0))
     assert late.losses == pytest.approx(early.losses)
     assert late.equity == pytest.approx(early.equity)
@@ -141,7 +141,7 @@ def test_other_breakers_and_resets_of_an_older_release_change_nothing():
     account = lost(ended("0", -1000.0))
     before = account.losses
     for latch in (was_reset("volatility_spike", T0 + HOUR), was_reset("drawdown", None, id=2)):
-        account.accept(latch)
+        account.apply_reset(latch)
     assert account.losses == before
 
 
@@ -149,7 +149,7 @@ def test_a_restart_replays_resets_where_they_were(tmp_path):
     store, account = Store.open(f"sqlite:///{tmp_path / 's.db'}"), Account()
     for i in range(4):
         store.add_decisions([DecisionRecord(bought(str(i), T0 + i * HOUR, size=0.5), b"", b"")])
-        account.take(bought(str(i), T0 + i * HOUR, size=0.5))
+        account.add_decision(bought(str(i), T0 + i * HOUR, size=0.5))
         outcome = ended(str(i), -300.0, T0 + i * HOUR + HOUR / 2)
         store.add_outcome(outcome)
         account.resolve(outcome)
@@ -157,6 +157,6 @@ def test_a_restart_replays_resets_where_they_were(tmp_path):
             name = ("drawdown", "daily_loss")[i - 1]
             store.trip(name, T0 + 1000 * HOUR, "over the limit")
             store.reset(name, T0 + 2000 * HOUR, "ann", "seen")
-            account.accept(store.latches(tripped_only=False)[-1])
+            account.apply_reset(store.breaker_trips(tripped_only=False)[-1])
     assert Account.restore(store).losses == account.losses == pytest.approx((-0.015, 1 - 0.985**2))
     store.close()

@@ -26,13 +26,13 @@ from pipelines.data.timeframes import resample
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.voices import Voices
+from pipelines.signals.voices import CategoryScores
 from pipelines.store import DecisionRecord, Fill, Store
 from pipelines.training.warm import read_warm_start, write_warm_start
 from serving.generation import write_generation
-from serving.guarding import Latches, of_bar, of_fills, of_outage
+from serving.guarding import BreakerMonitor, bar_inputs, fill_inputs, outage_inputs
 from serving.ledger import Ledger
-from serving.risk.breakers import BREAKERS, Conditions, holding
+from serving.risk.breakers import BREAKERS, BreakerInputs, triggered
 from serving.symbols import Symbol
 
 PARAMS = load_params()
@@ -101,7 +101,7 @@ def stays(client, name):
     decision = client.decide()
     assert (decision["breakers"], decision["action"]) == ([name], "NO_TRADE")
     assert any(reason.startswith("BREAKER_LATCHED") for reason in decision["reasons"])
-    (latch,) = client.store().latches()
+    (latch,) = client.store().breaker_trips()
     assert latch.name == name
     assert [next_decision(client)["breakers"] for _ in range(3)] == [[name]] * 3
     assert latched(client) == [name]
@@ -113,7 +113,7 @@ def stays(client, name):
 
 
 def judged(**seen):
-    return set(holding(Conditions("x", **seen), PARAMS))
+    return set(triggered(BreakerInputs("x", **seen), PARAMS))
 
 
 GONE = Estimate(-10.0, -15.0, -5.0, LIMITS.trades)
@@ -157,7 +157,7 @@ def test_what_is_not_known_is_not_judged():
 
 
 def test_a_reason_says_whom_how_much_and_the_limit():
-    (why,) = holding(Conditions("BTC/USDT, bar closed 2024-03-05 19:15 UTC", true_range=12.34), PARAMS).values()
+    (why,) = triggered(BreakerInputs("BTC/USDT, bar closed 2024-03-05 19:15 UTC", true_range=12.34), PARAMS).values()
     assert why.startswith("BTC/USDT, bar closed 2024-03-05 19:15 UTC: true range 12.3 times")
     assert why.endswith(f"limit {LIMITS.spike_atr:g}")
 
@@ -180,14 +180,14 @@ def test_a_bar_is_measured_against_the_atr_before_it_never_with_itself(stand):
     symbol.advance(rows[8:])
     high, low = rows[8:, HIGH].max(), min(rows[8:, 3].min(), before.bar[CLOSE])
     reach = before.features[FEATURES.index["atr_14"]] * before.bar[CLOSE]
-    assert of_bar(symbol, 0, 96).true_range == pytest.approx((high - low) / reach)
+    assert bar_inputs(symbol, 0, 96).true_range == pytest.approx((high - low) / reach)
 
 
 def test_the_way_across_a_gap_belongs_to_no_bar(stand):
     rows = stand.live[8:53].copy()
     rows[30:, 1:5] *= 1.2  # the market opens elsewhere after two missing bars
     symbol = walked(stand, stand.live[:8], rows[30:])
-    seen = of_bar(symbol, 0, 96)
+    seen = bar_inputs(symbol, 0, 96)
     assert seen.true_range < 4.0
     assert np.isnan([seen.spread_bps, seen.depth]).all()
 
@@ -195,22 +195,22 @@ def test_the_way_across_a_gap_belongs_to_no_bar(stand):
 def test_bars_are_not_missed_while_the_market_is_regularly_closed(stand):
     symbol = walked(stand, stand.live[:8])
     later = datetime.fromtimestamp(symbol.closed.close_time + 900.0 * 40 + 1.0, UTC)
-    assert of_outage(symbol, later).missing_bars == 40.0
+    assert outage_inputs(symbol, later).missing_bars == 40.0
     slots = np.arange(40) + round(symbol.closed.close_time / 900)
     closures = np.zeros(7 * 96, dtype=bool)
     closures[slots[10:] % len(closures)] = True
     symbol.warm = replace(symbol.warm, closures=closures)
-    assert of_outage(symbol, later).missing_bars == 10.0
+    assert outage_inputs(symbol, later).missing_bars == 10.0
 
 
 def test_slippage_needs_a_whole_window_and_rejects_do_not():
     fills = [Fill(f"f{i}", "t", AT, AT, "filled", 101.0, 100.0) for i in range(3)]
     fills.append(Fill("f3", "t", AT, AT, "rejected", None, None, "margin"))
-    assert np.isnan(of_fills(fills, 5).slippage_bps)
-    seen = of_fills(fills, 4)
+    assert np.isnan(fill_inputs(fills, 5).slippage_bps)
+    seen = fill_inputs(fills, 4)
     assert (seen.slippage_bps, seen.rejected, seen.fills) == (100.0, 1.0, 4.0)
     assert seen.about.startswith("orders to fill f3 at 2024-01-08 00:00:00 UTC, last reason 'margin'")
-    assert of_fills([], 4) == Conditions()
+    assert fill_inputs([], 4) == BreakerInputs()
 
 
 # ---- through the service
@@ -223,7 +223,7 @@ def test_a_bar_out_of_all_proportion_trips_and_stays_when_the_market_is_calm_aga
         reset(client.store(), "volatility_spike", datetime.now(UTC), "ann", " ")
     assert released(client, "volatility_spike")
     assert next_decision(client)["breakers"] == []
-    (line,) = client.store().latches(tripped_only=False)
+    (line,) = client.store().breaker_trips(tripped_only=False)
     assert (line.reset_by, line.reset_reason) == ("ann", "looked at it")
     assert all(alarm.cleared_at for alarm in alarms(client, "breaker_tripped"))
 
@@ -249,7 +249,7 @@ def booked(stand, home, tmp_path):
     write_warm_start(
         tmp_path / "stage", symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=feature_state,
         signal_state=signal_state, base=history, history=History(closed, features, signals, read, context),
-        voices=Voices.fit(signals), clock="market", books=books,
+        category_scores=CategoryScores.fit(signals), clock="market", books=books,
     )  # fmt: skip
     with running_service(replace(stand, stage=tmp_path / "stage"), home) as client:
         client.serve(slot_entry("1", client.champion), None)
@@ -309,7 +309,7 @@ def trading(stand, home, tmp_path):
 def test_a_feed_that_stopped_trips_and_one_that_catches_up_does_not(trading, monkeypatch):
     client = trading
     assert next_decision(client)["breakers"] == []  # its bars are of 2024, seen now
-    monkeypatch.setattr("serving.decision_service.ClockWatch.look", lambda *times: None)  # the clock is set on purpose
+    monkeypatch.setattr("serving.decision_service.ClockWatch.check", lambda *times: None)  # the clock is set on purpose
     close = datetime.fromtimestamp(client.close(), UTC)
     monkeypatch.setattr("serving.decision_service.datetime", Clock)
     Clock.moment = close + timedelta(seconds=90)  # as if fed live
@@ -376,7 +376,7 @@ def test_a_champion_that_keeps_failing_trips_beyond_the_tier(stand, home, tmp_pa
         client.serve(slot_entry("3", broken), None)
         found = [bar_with_event(client)["breakers"] for _ in range(PARAMS.tiers.faults_in_row)]
         assert found == [[]] * (PARAMS.tiers.faults_in_row - 1) + [["model"]]  # the decision of the last fault itself
-        (latch,) = client.store().latches()
+        (latch,) = client.store().breaker_trips()
         assert "validator champion version 3" in latch.reason
         client.serve(slot_entry("1", client.champion), None)
         assert next_decision(client)["breakers"] == ["model"]  # rolled back, and still a person's to reset
@@ -431,7 +431,7 @@ def test_a_latch_that_cannot_be_written_refuses_all_the_same_and_is_written_when
     assert latched(client) == ["volatility_spike"]
     with closing(sqlite3.connect(file)) as other:
         other.execute("ALTER TABLE taken_away RENAME TO latches")
-    assert eventually(lambda: [latch.name for latch in client.store().latches()] == ["volatility_spike"])
+    assert eventually(lambda: [latch.name for latch in client.store().breaker_trips()] == ["volatility_spike"])
     assert client.decide()["breakers"] == ["volatility_spike"]
 
 
@@ -448,7 +448,7 @@ def test_a_restart_looks_at_the_newest_bar_again_unless_a_person_has_reset_what_
         other.commit()
     with running_service(stand, home) as client:
         assert latched(client) == ["volatility_spike"]
-        assert eventually(store.latches)
+        assert eventually(store.breaker_trips)
         reset(store, "volatility_spike", datetime.now(UTC), "ann", "a print of the venue")
     with running_service(stand, home) as client:
         assert latched(client) == []
@@ -480,7 +480,7 @@ def test_kill_9_after_an_answer_leaves_the_breaker_it_named_latched(stand, home)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == ["volatility_spike"]
     with running_service(stand, home) as client:
-        assert [latch.name for latch in client.store().latches()] == ["volatility_spike"]
+        assert [latch.name for latch in client.store().breaker_trips()] == ["volatility_spike"]
         client.sent = sender.sent
         assert next_decision(client)["breakers"] == ["volatility_spike"]
 
@@ -492,40 +492,40 @@ def test_kill_9_after_an_answer_leaves_the_breaker_it_named_latched(stand, home)
 def latches(tmp_path):
     store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
     ledger = Ledger(store)
-    yield Latches(PARAMS, ledger), store
+    yield BreakerMonitor(PARAMS, ledger), store
     ledger.close()
     store.close()
 
 
-SPIKE = Conditions("x", true_range=inf)
+SPIKE = BreakerInputs("x", true_range=inf)
 
 
 def test_what_was_read_before_a_trip_was_written_does_not_let_it_go(latches):
     mine, store = latches
-    written, told = mine.written(), store.latches(tripped_only=False)
-    assert list(mine.judge(SPIKE, AT)) == ["volatility_spike"]
-    mine.waiting()[0].result(10)
-    assert mine.follow(told, written) == {}
+    written, told = mine.confirmed_writes(), store.breaker_trips(tripped_only=False)
+    assert list(mine.evaluate(SPIKE, AT)) == ["volatility_spike"]
+    mine.pending_writes()[0].result(10)
+    assert mine.sync(told, written) == {}
     assert mine.names == ("volatility_spike",)
-    written, told = mine.written(), store.latches(tripped_only=False)
-    assert mine.follow(told, written) == {}
+    written, told = mine.confirmed_writes(), store.breaker_trips(tripped_only=False)
+    assert mine.sync(told, written) == {}
     assert (mine.names, mine.sent) == (("volatility_spike",), {})
 
 
 def test_the_same_cause_trips_once_and_a_new_one_again(latches):
     mine, store = latches
-    mine.judge(SPIKE, AT)
-    assert mine.judge(SPIKE, AT) == {}
-    mine.waiting()[0].result(10)
+    mine.evaluate(SPIKE, AT)
+    assert mine.evaluate(SPIKE, AT) == {}
+    mine.pending_writes()[0].result(10)
     store.reset("volatility_spike", AT, "ann", "seen")
-    mine.follow(store.latches(tripped_only=False), mine.written())
-    assert (mine.names, mine.judge(SPIKE, AT)) == ((), {})
-    assert list(mine.judge(replace(SPIKE, about="y"), AT)) == ["volatility_spike"]
+    mine.sync(store.breaker_trips(tripped_only=False), mine.confirmed_writes())
+    assert (mine.names, mine.evaluate(SPIKE, AT)) == ((), {})
+    assert list(mine.evaluate(replace(SPIKE, about="y"), AT)) == ["volatility_spike"]
 
 
 def test_a_writer_that_has_ended_leaves_the_refusal_here(latches):
     mine, _ = latches
     mine.ledger.close()
-    assert list(mine.judge(SPIKE, AT)) == ["volatility_spike"]
+    assert list(mine.evaluate(SPIKE, AT)) == ["volatility_spike"]
     assert mine.names == ("volatility_spike",)
-    assert mine.send_again() is not None
+    assert mine.retry_writes() is not None

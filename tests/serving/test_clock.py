@@ -118,7 +118,7 @@ def watched(moves, watch=None, step_s=1.0):
     watch, wall, told = watch or ClockWatch(0.0, DAY_S), DAY_S, []
     for second in range(1, 400):
         wall += step_s + moves.get(second, 0.0)
-        told.append(watch.look(float(second), wall))
+        told.append(watch.check(float(second), wall))
     return told
 
 
@@ -148,8 +148,8 @@ def test_bars_that_close_where_time_would_be_speak_against_the_clock():
     watch, told = ClockWatch(0.0, DAY_S), []
     for second in range(1, 400):
         wall = DAY_S + second + (DAY_S if second >= 100 else 0.0)
-        told.append(watch.look(float(second), wall))
-        watch.witness(DAY_S + second, float(second))
+        told.append(watch.check(float(second), wall))
+        watch.observe_bar(DAY_S + second, float(second))
     assert all(told[99:])
 
 
@@ -165,8 +165,8 @@ def test_while_the_clock_is_wrong_no_bar_is_taken_and_nothing_is_opened(trading,
     assert trading.observe(23).status_code == 200
     assert trading.decide()["tier"] == 2
     wrong = [0.0]
-    look = ClockWatch.look
-    monkeypatch.setattr(ClockWatch, "look", lambda self, steady, wall: look(self, steady, wall + wrong[0]))
+    look = ClockWatch.check
+    monkeypatch.setattr(ClockWatch, "check", lambda self, steady, wall: look(self, steady, wall + wrong[0]))
     wrong[0] = DAY_S
     before = len(trading.store().bars(SYMBOL))
     answer = trading.call("/observe", {"symbol": SYMBOL, "bars": [as_json(trading.stand.live[23])]})
@@ -196,7 +196,7 @@ def test_a_bar_of_tomorrow_does_not_keep_the_true_feed_out(trading, monkeypatch)
             return real.now(tz) + timedelta(seconds=cls.ahead_s)
 
     monkeypatch.setattr("serving.decision_service.datetime", Ahead)
-    monkeypatch.setattr("serving.decision_service.ClockWatch.look", lambda *times: None)
+    monkeypatch.setattr("serving.decision_service.ClockWatch.check", lambda *times: None)
     assert trading.call("/observe", {"symbol": SYMBOL, "bars": [as_json(tomorrow)]}).status_code == 200
     Ahead.ahead_s = 0.0
     decision = trading.decide()
@@ -219,7 +219,7 @@ def test_bars_ahead_of_the_clock_stay_while_only_the_clock_speaks_against_them(t
             return real.now(tz) - timedelta(days=1)
 
     monkeypatch.setattr("serving.decision_service.datetime", Behind)
-    monkeypatch.setattr("serving.decision_service.ClockWatch.look", lambda *times: None)
+    monkeypatch.setattr("serving.decision_service.ClockWatch.check", lambda *times: None)
     then = trading.stand.live[22, OPEN_TIME] - DAY_S
     (old,) = trading.stand.base[trading.stand.base[:, OPEN_TIME] == then]
     answer = trading.call("/observe", {"symbol": SYMBOL, "bars": [as_json(old)]})

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from pipelines.settings import ROOT
-from serving.protocol import MAX_CONNECTIONS, MAX_HEAD, WHOLE_WITHIN_S, GuardedProtocol, in_worker
+from serving.protocol import MAX_CONNECTIONS, MAX_HEAD, TRANSFER_TIMEOUT_S, GuardedProtocol, in_worker
 
 LIMIT, WITHIN_S = 5, 0.4  # what the services have as 256 and 10 s
 SOON_S = 5.0  # of a busy machine; what is waited for would otherwise never come
@@ -21,7 +21,7 @@ BIG = 20 << 20
 
 
 class Quick(GuardedProtocol):
-    max_connections, whole_within_s = LIMIT, WITHIN_S
+    max_connections, transfer_timeout_s = LIMIT, WITHIN_S
 
 
 async def app(scope, receive, send):
@@ -254,8 +254,8 @@ def test_what_is_no_http_is_a_400_in_our_shape(connect, sent):
 
 
 def test_the_limits_are_those_the_documentation_names():
-    assert (MAX_CONNECTIONS, WHOLE_WITHIN_S) == (256, 10.0)
-    assert (GuardedProtocol.max_connections, GuardedProtocol.whole_within_s) == (256, 10.0)
+    assert (MAX_CONNECTIONS, TRANSFER_TIMEOUT_S) == (256, 10.0)
+    assert (GuardedProtocol.max_connections, GuardedProtocol.transfer_timeout_s) == (256, 10.0)
 
 
 def test_only_bentomls_worker_has_uvicorns_table_changed():

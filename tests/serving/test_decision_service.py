@@ -22,7 +22,7 @@ from pipelines.settings import ROOT
 from pipelines.store import Store
 from pipelines.training.warm import read_warm_start
 from serving.api import ObserveRequest
-from serving.asking import Asking
+from serving.asking import StoreExecutor
 from serving.generation import acknowledged
 from serving.symbols import Symbol, Symbols
 from serving.tiers import Freshness
@@ -214,7 +214,7 @@ def test_a_caller_that_goes_away_while_its_bars_are_written_leaves_store_and_liv
     service, symbol = object.__new__(DecisionService.inner), Symbol(read_warm_start(stand.stage))
     store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
     service._symbols, service._store, service._ledger = Symbols({SYMBOL: symbol}), store, SlowLedger(store)
-    service._locks, service._asking, service._freshness = defaultdict(asyncio.Lock), Asking(), Freshness()
+    service._locks, service._executor, service._freshness = defaultdict(asyncio.Lock), StoreExecutor(), Freshness()
     service._store_fault, service._clock_watch = None, ClockWatch(steady_s(), time.time())
     service._clock_told = None
     request = ObserveRequest.model_validate({"symbol": SYMBOL, "bars": [as_json(row) for row in stand.live[:8]]})

@@ -71,7 +71,7 @@ def lived(position, *candles):
 def test_a_position_ends_as_worked_by_hand(plan, candles, barrier, gross_bps, legs, direction):
     position = laid_out(plan, direction)
     told = lived(position, *candles)
-    assert [code for code, _ in told] == [e.HELD] * (len(candles) - 1) + [barrier]
+    assert [code for code, _ in told] == [e.STILL_OPEN] * (len(candles) - 1) + [barrier]
     assert position[e.GROSS_BPS] == pytest.approx(gross_bps)
     assert (position[e.FILLED_LEGS], position[e.REMAINING]) == (legs, 0.0)
     assert position[e.EXIT_TIME] == 60.0 * (len(candles) - 1)
@@ -125,7 +125,7 @@ def same_as_the_labels(bars, step_s, count):
     labels, horizon_s = PARAMS.labels, 16.0 * 15.0 * step_s
     decided = asked(bars, step_s, count, seed=3)
     label = triple_barrier(bars, *decided, labels.target_atr, labels.stop_atr, horizon_s)
-    plain = e.follow(bars, *decided, horizon_s, rules("plain"))
+    plain = e.simulate_exits(bars, *decided, horizon_s, rules("plain"))
     over = label.barrier != UNRESOLVED
     assert set(label.barrier) == {TARGET, STOP, TIME, UNRESOLVED}
     np.testing.assert_array_equal(plain.barrier, label.barrier)
@@ -155,7 +155,7 @@ def test_a_trailing_stop_follows_the_closed_bars_and_never_loosens(direction):
         assert e.plan(price, direction, 2e-3, 60.0 * start, 6e3, 60.0, flat, position)
         stop, best = position[e.STOP_PRICE], bars[start, OPEN]
         for row in bars[start:]:
-            if e.manage(position, row, out) != e.HELD:
+            if e.manage(position, row, out) != e.STILL_OPEN:
                 break
             best = max(best, row[HIGH]) if direction > 0 else min(best, row[LOW])
             stop = direction * max(direction * stop, direction * (best - direction * price * 2.0 * 2e-3))
@@ -255,7 +255,7 @@ def test_a_bar_that_opened_before_the_decision_does_not_fill():
     position, out = np.empty(e.POSITION_WIDTH), np.empty(e.OUT_WIDTH)
     assert e.plan(100.0, 1.0, 0.01, 90.0, 600.0, 60.0, rules("plain"), position)
     assert e.manage(position, bar(1, FLAT), out) == e.BAD_BAR
-    assert e.manage(position, bar(2, (99.8, 100, 99.7, 99.9)), out) == e.HELD
+    assert e.manage(position, bar(2, (99.8, 100, 99.7, 99.9)), out) == e.STILL_OPEN
     assert (position[e.FILL], position[e.FILL_TIME]) == (99.8, 120.0)
 
 
@@ -287,4 +287,4 @@ def test_a_ladder_that_is_not_whole_is_refused_in_words(change, words):
 def test_lengths_that_differ_are_refused():
     one, two = np.ones(1), np.ones(2)
     with pytest.raises(BadShape, match="2 decisions"):
-        e.follow(market(9, 1), two, one, two, two, 60.0, rules("plain"))
+        e.simulate_exits(market(9, 1), two, one, two, two, 60.0, rules("plain"))

@@ -10,8 +10,8 @@ from support.records import DECISION
 from pipelines.contracts import CATEGORIES, Outcome
 from pipelines.settings import load_params
 from pipelines.store import DecisionRecord
-from serving.experience import Experience, begin, factor_of, learn
-from serving.fusion import N_VOICES
+from serving.experience import OnlineWeightsStore, initial_weights, factor_of, learn
+from serving.fusion import N_SCORES
 
 PARAMS = load_params()
 ACT = PARAMS.model_copy(update={"learning": PARAMS.learning.model_copy(update={"use": "act"})})
@@ -32,9 +32,9 @@ def resolved(i, label=None):
 
 
 def test_who_is_right_gains_weight_and_who_is_wrong_loses_it(tmp_path):
-    experience = Experience(tmp_path / "e.json", PARAMS)
+    experience = OnlineWeightsStore(tmp_path / "e.json", PARAMS)
     before = experience.weights
-    assert experience.follow([resolved(i) for i in range(200)]) == 200
+    assert experience.update([resolved(i) for i in range(200)]) == 200
     after = experience.weights
     assert after[GOOD] > 1.5 * before[GOOD]
     assert after[BAD] < 0.5 * before[BAD]
@@ -44,65 +44,65 @@ def test_who_is_right_gains_weight_and_who_is_wrong_loses_it(tmp_path):
 
 
 def test_an_outcome_teaches_once_however_often_it_is_shown(tmp_path):
-    experience = Experience(tmp_path / "e.json", PARAMS)
+    experience = OnlineWeightsStore(tmp_path / "e.json", PARAMS)
     seen = [resolved(i) for i in range(20)]
-    assert experience.follow(seen) == 20
+    assert experience.update(seen) == 20
     last = [pair for pair in seen if pair[1].resolved_at >= experience.since]
     assert len(last) == 1
-    assert experience.follow(last) == 0
+    assert experience.update(last) == 0
     twin = replace(last[0][0].decision, id="twin")
-    assert experience.follow([*last, (DecisionRecord(twin, b"", b""), replace(last[0][1], decision_id="twin"))]) == 1
+    assert experience.update([*last, (DecisionRecord(twin, b"", b""), replace(last[0][1], decision_id="twin"))]) == 1
     assert experience.count == 21
 
 
 def test_a_restart_goes_on_from_the_same_bits(tmp_path):
-    whole = Experience(tmp_path / "whole.json", PARAMS)
+    whole = OnlineWeightsStore(tmp_path / "whole.json", PARAMS)
     for i in range(60):
-        whole.follow([resolved(i)])
-    first = Experience(tmp_path / "e.json", PARAMS)
-    first.follow([resolved(i) for i in range(30)])
-    again = Experience(tmp_path / "e.json", PARAMS)
+        whole.update([resolved(i)])
+    first = OnlineWeightsStore(tmp_path / "e.json", PARAMS)
+    first.update([resolved(i) for i in range(30)])
+    again = OnlineWeightsStore(tmp_path / "e.json", PARAMS)
     assert (again.weights, again.count) == (first.weights, 30)
-    assert again.follow([resolved(29)]) == 0
-    again.follow([resolved(i) for i in range(30, 60)])
+    assert again.update([resolved(29)]) == 0
+    again.update([resolved(i) for i in range(30, 60)])
     assert again.weights == whole.weights
 
 
 def test_outcomes_that_teach_nothing_are_not_asked_for_again(tmp_path):
-    experience = Experience(tmp_path / "e.json", PARAMS)
+    experience = OnlineWeightsStore(tmp_path / "e.json", PARAMS)
     record, ended = resolved(1)
-    assert experience.follow([(DecisionRecord(replace(record.decision, said={}), b"", b""), ended)]) == 0
+    assert experience.update([(DecisionRecord(replace(record.decision, said={}), b"", b""), ended)]) == 0
     assert experience.since == ended.resolved_at
-    assert experience.follow([resolved(2)]) == 1
-    assert experience.follow([]) == 0
+    assert experience.update([resolved(2)]) == 1
+    assert experience.update([]) == 0
     assert experience.since == resolved(2)[1].resolved_at
 
 
 def test_a_damaged_file_is_said_and_an_absent_one_is_not(tmp_path, caplog):
-    Experience(tmp_path / "e.json", PARAMS)
+    OnlineWeightsStore(tmp_path / "e.json", PARAMS)
     assert caplog.text == ""
     (tmp_path / "e.json").write_text("{")
-    Experience(tmp_path / "e.json", PARAMS)
+    OnlineWeightsStore(tmp_path / "e.json", PARAMS)
     assert "learning anew from the ledger" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"state": "{}", "counted": []}', "[1, 2]"])
 def test_a_file_that_cannot_be_read_is_learnt_anew_from_the_ledger(tmp_path, content):
     (tmp_path / "e.json").write_text(content)
-    assert Experience(tmp_path / "e.json", PARAMS).since is None
+    assert OnlineWeightsStore(tmp_path / "e.json", PARAMS).since is None
 
 
 def test_other_stated_weights_begin_anew(tmp_path):
-    Experience(tmp_path / "e.json", PARAMS).follow([resolved(i) for i in range(20)])
+    OnlineWeightsStore(tmp_path / "e.json", PARAMS).update([resolved(i) for i in range(20)])
     weights = {**PARAMS.fusion.weights, "cmt": 0.30, "ict": 0.30}
     other = PARAMS.model_copy(update={"fusion": PARAMS.fusion.model_copy(update={"weights": weights})})
-    experience = Experience(tmp_path / "e.json", other)
+    experience = OnlineWeightsStore(tmp_path / "e.json", other)
     assert (experience.count, experience.since, experience.weights) == (0, None, weights)
 
 
 def test_learnt_weights_decide_only_where_that_is_asked_for(tmp_path):
-    learnt = learn(begin(PARAMS), [resolved(i) for i in range(100)], PARAMS).weights
-    assert factor_of(learnt, PARAMS).tolist() == [1.0] * N_VOICES
+    learnt = learn(initial_weights(PARAMS), [resolved(i) for i in range(100)], PARAMS).weights
+    assert factor_of(learnt, PARAMS).tolist() == [1.0] * N_SCORES
     factor = dict(zip((*CATEGORIES, "traditional"), factor_of(learnt, ACT), strict=True))
     assert factor[GOOD] > 1.0 > factor[BAD]
     assert factor["traditional"] == 1.0
@@ -112,5 +112,5 @@ def test_what_cannot_be_judged_teaches_nothing():
     record, ended = resolved(1)
     for change in ({"entry": None}, {"stop": None}, {"said": {}}):
         untaught = DecisionRecord(replace(record.decision, **change), b"", b"")
-        assert learn(begin(PARAMS), [(untaught, ended)], PARAMS) == begin(PARAMS)
-    assert np.isclose(sum(begin(PARAMS).weights), 1.0)
+        assert learn(initial_weights(PARAMS), [(untaught, ended)], PARAMS) == initial_weights(PARAMS)
+    assert np.isclose(sum(initial_weights(PARAMS).weights), 1.0)

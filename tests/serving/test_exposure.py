@@ -16,7 +16,7 @@ from serving.risk.exposure import (
     horizon_returns,
     scenarios_of,
     shrunk_correlation,
-    view,
+    exposure_by_name,
 )
 
 HOUR, HORIZON = 3600.0, 4 * 3600.0
@@ -46,15 +46,15 @@ def open_now(*positions):
 
 
 def test_nothing_open_uses_nothing_and_a_unit_has_its_own_tail(three):
-    seen = view(open_now(), 1.0, 0, 0.0, three)
+    seen = exposure_by_name(open_now(), 1.0, 0, 0.0, three)
     assert seen == dict.fromkeys(seen, 0.0) | {"es_unit": pytest.approx(three.unit_es[0, 0])}
-    assert view(open_now(), -1.0, 0, 0.0, three)["es_unit"] == three.unit_es[1, 0] != three.unit_es[0, 0]
-    assert np.isnan(view(open_now(), 0.0, 0, 0.0, three)["es_unit"])
+    assert exposure_by_name(open_now(), -1.0, 0, 0.0, three)["es_unit"] == three.unit_es[1, 0] != three.unit_es[0, 0]
+    assert np.isnan(exposure_by_name(open_now(), 0.0, 0, 0.0, three)["es_unit"])
 
 
 def test_budgets_by_hand(three):
     held = open_now((0.10, 0, 7.0), (-0.04, 0, 8.0), (0.05, 1, 7.0), (0.20, 2, 7.0))
-    seen = view(held, 1.0, 0, 7.0, three)
+    seen = exposure_by_name(held, 1.0, 0, 7.0, three)
     assert seen["gross"] == pytest.approx(0.39)
     assert seen["strategy"] == pytest.approx(0.35)
     assert seen["market"] == pytest.approx(0.19)  # what is quoted in USDT
@@ -67,8 +67,8 @@ def test_budgets_by_hand(three):
 
 def test_a_position_against_the_others_moves_with_none_of_them(three):
     held = open_now((0.10, 0, 0.0), (0.10, 1, 0.0))
-    assert view(held, 1.0, 0, 0.0, three)["correlated"] > 0.15
-    assert view(held, -1.0, 0, 0.0, three)["correlated"] == 0.0
+    assert exposure_by_name(held, 1.0, 0, 0.0, three)["correlated"] > 0.15
+    assert exposure_by_name(held, -1.0, 0, 0.0, three)["correlated"] == 0.0
 
 
 positions = st.lists(
@@ -79,7 +79,7 @@ positions = st.lists(
 @settings(max_examples=200, deadline=None)
 @given(positions, st.sampled_from([-1.0, 1.0]), st.sampled_from([0, 1, 2]))
 def test_the_tail_is_never_above_all_falling_together_nor_below_nothing(three, held, side, asset):
-    seen = view(open_now(*held), side, asset, 0.0, three)
+    seen = exposure_by_name(open_now(*held), side, asset, 0.0, three)
     assert 0.0 <= seen["es"] <= seen["stress"] + 1e-15
     assert all(seen[name] <= seen["gross"] + 1e-12 for name in ("strategy", "market", "asset", "correlated"))
 
@@ -88,9 +88,9 @@ def test_the_tail_is_never_above_all_falling_together_nor_below_nothing(three, h
 @given(positions, st.floats(0.01, 0.2))
 def test_a_size_that_the_tail_budget_leaves_keeps_the_budget(three, held, limit):
     held = open_now(*held)
-    seen = view(held, 1.0, 0, 0.0, three)
+    seen = exposure_by_name(held, 1.0, 0, 0.0, three)
     room = max(limit - seen["es"], 0.0) / seen["es_unit"]
-    after = view(np.vstack([held, [room, 0.0, 0.0]]), 1.0, 0, 0.0, three)
+    after = exposure_by_name(np.vstack([held, [room, 0.0, 0.0]]), 1.0, 0, 0.0, three)
     assert after["es"] <= max(limit, seen["es"]) + 1e-12
 
 
@@ -106,7 +106,7 @@ def test_assets_that_share_no_hours_are_taken_to_fall_together():
     apart = scenarios_of({"A/USD": walk(1), "B/USD": walk(2, start=1e5 * HORIZON)}, HORIZON)
     assert apart.returns.shape == (0, 2)
     held = open_now((0.1, 0, 0.0), (-0.1, 1, 0.0))
-    seen = view(held, 1.0, 0, 0.0, apart)
+    seen = exposure_by_name(held, 1.0, 0, 0.0, apart)
     assert seen["es"] == seen["stress"] == pytest.approx(0.1 * apart.unit_es[0, 0] + 0.1 * apart.unit_es[1, 1])
     assert seen["correlated"] == pytest.approx(0.2)
     _, parts = allocation(held, apart)
@@ -115,12 +115,12 @@ def test_assets_that_share_no_hours_are_taken_to_fall_together():
 
 def test_too_short_a_history_and_an_unknown_asset_leave_the_tail_unknown(three):
     short = scenarios_of({"A/USD": walk(1, n=LEAST_SCENARIOS + STRIDE - 1)}, HORIZON)
-    assert np.isnan(view(open_now(), 1.0, 0, 0.0, short)["es_unit"])
-    assert np.isnan(view(open_now(), 1.0, int(UNKNOWN_ASSET), 0.0, three)["es_unit"])
-    lost = view(open_now((0.1, UNKNOWN_ASSET, 0.0)), 1.0, 0, 0.0, three)
+    assert np.isnan(exposure_by_name(open_now(), 1.0, 0, 0.0, short)["es_unit"])
+    assert np.isnan(exposure_by_name(open_now(), 1.0, int(UNKNOWN_ASSET), 0.0, three)["es_unit"])
+    lost = exposure_by_name(open_now((0.1, UNKNOWN_ASSET, 0.0)), 1.0, 0, 0.0, three)
     assert np.isnan([lost["es"], lost["stress"], lost["market"], lost["correlated"]]).all()
     assert lost["gross"] == 0.1
-    assert np.isnan(view(open_now(), 1.0, 0, 0.0, Scenarios())["es_unit"])
+    assert np.isnan(exposure_by_name(open_now(), 1.0, 0, 0.0, Scenarios())["es_unit"])
 
 
 def test_a_horizon_with_a_missing_end_is_left_out():

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from serving.calls import WholeJson
+from serving.calls import BufferedJsonBody
 from serving.fairness import FairQueue, Lane, decision_lanes
 
 
@@ -73,7 +73,7 @@ def test_one_kind_never_waits_for_another_however_many_ask():
 
 def test_what_is_more_than_a_lane_holds_is_a_429_at_once_that_says_when_to_ask_again():
     async def check():
-        app = FairQueue(Work(), {"/decide": Lane(at_work=1, room=2)})
+        app = FairQueue(Work(), {"/decide": Lane(max_running=1, max_waiting=2)})
         async with asking(app, *["/decide"] * 3):
             status, headers, body = await asyncio.wait_for(ask(app, "/decide"), 0.5)
             assert (status, headers[b"retry-after"]) == (429, b"1")
@@ -86,7 +86,7 @@ def test_what_is_more_than_a_lane_holds_is_a_429_at_once_that_says_when_to_ask_a
 
 def test_a_turn_that_does_not_come_is_a_429_and_leaves_no_place_taken():
     async def check():
-        app = FairQueue(Work(), {"/decide": Lane(at_work=1, room=5)}, wait_s=0.05)
+        app = FairQueue(Work(), {"/decide": Lane(max_running=1, max_waiting=5)}, wait_s=0.05)
         async with asking(app, "/decide"):
             assert (await ask(app, "/decide"))[0] == 429
         assert (await ask(app, "/decide"))[0] == 200
@@ -97,7 +97,7 @@ def test_a_turn_that_does_not_come_is_a_429_and_leaves_no_place_taken():
 
 def test_a_caller_that_is_cut_off_while_it_waits_or_works_gives_its_place_back():
     async def check():
-        app = FairQueue(Work(), {"/decide": Lane(at_work=1, room=5)})
+        app = FairQueue(Work(), {"/decide": Lane(max_running=1, max_waiting=5)})
         async with asking(app, "/decide", "/decide", "/decide") as (first, second, _):
             second.cancel()
             first.cancel()
@@ -111,7 +111,7 @@ def test_a_caller_that_is_cut_off_while_it_waits_or_works_gives_its_place_back()
 def test_a_slow_sender_and_a_slow_reader_hold_no_place():
     async def check():
         work = Work()
-        app = WholeJson(FairQueue(work, {"/decide": Lane(at_work=1, room=0)}))
+        app = BufferedJsonBody(FairQueue(work, {"/decide": Lane(max_running=1, max_waiting=0)}))
         work.free.set()
         never = asyncio.Event()
 

@@ -11,8 +11,8 @@ from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import load_params
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.regimes import rule_regime
-from pipelines.signals.voices import VOICE_CATEGORIES
-from serving.fusion import N_VOICES, VOICES, fuse, regime_weights, weight_table
+from pipelines.signals.voices import SCORE_CATEGORIES
+from serving.fusion import N_SCORES, SCORE_NAMES, fuse, regime_weights, weight_table
 
 FUSION = load_params().fusion
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/fusion_weights.json").read_text())
@@ -20,13 +20,13 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden/fusion_weights.json").r
 
 def speak(weights=None, **voices):
     """(confidence, vote, consensus, coverage), shares, contributions; voices as name=(direction, confidence)."""
-    direction, confidence = np.full(N_VOICES, np.nan), np.full(N_VOICES, np.nan)
+    direction, confidence = np.full(N_SCORES, np.nan), np.full(N_SCORES, np.nan)
     for name, said in voices.items():
-        direction[VOICES.index(name)], confidence[VOICES.index(name)] = said
-    shares, contributions = np.empty(N_VOICES), np.empty(N_VOICES)
+        direction[SCORE_NAMES.index(name)], confidence[SCORE_NAMES.index(name)] = said
+    shares, contributions = np.empty(N_SCORES), np.empty(N_SCORES)
     weights = weight_table(FUSION)[4] if weights is None else weights
-    answer = fuse(direction, confidence, weights, np.ones(N_VOICES), shares, contributions)
-    return answer, dict(zip(VOICES, shares, strict=True)), dict(zip(VOICES, contributions, strict=True))
+    answer = fuse(direction, confidence, weights, np.ones(N_SCORES), shares, contributions)
+    return answer, dict(zip(SCORE_NAMES, shares, strict=True)), dict(zip(SCORE_NAMES, contributions, strict=True))
 
 
 @pytest.mark.parametrize("regime", GOLDEN)
@@ -36,7 +36,7 @@ def test_weights_are_the_stated_ones_to_four_decimals(regime):
 
 
 def test_voices_are_in_the_order_the_signals_speak_in():
-    assert VOICES == VOICE_CATEGORIES
+    assert SCORE_NAMES == SCORE_CATEGORIES
 
 
 def test_every_weighted_category_has_producers_and_every_producer_one_category_with_a_weight():

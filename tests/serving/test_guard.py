@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 from pipelines.errors import BadValues, StateError
 from pipelines.settings import Settings
 from serving import keys
-from serving.calls import Calls
+from serving.calls import HttpRules
 from serving.guard import Guard
 
 with warnings.catch_warnings():
@@ -404,7 +404,7 @@ def test_a_new_key_ends_the_old_one_and_its_sessions(where, key, monkeypatch):
 
 @pytest.fixture
 def called(where, key):
-    app = Calls(tool, title="t", text="t", keyed=("/decide",), reads=("/status",), max_body=100)
+    app = HttpRules(tool, title="t", text="t", protected_paths=("/decide",), reads=("/status",), max_body=100)
     return TestClient(Guard(app, tool="decision", open_paths=("/", "/status"), where=where), base_url=f"http://{US}")
 
 

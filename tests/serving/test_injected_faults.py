@@ -19,9 +19,9 @@ from pipelines.models.runtime import load_bundle
 from pipelines.models.views import select
 from pipelines.settings import load_params
 from pipelines.signals.events import event_row
-from serving.api import AskRequest
-from serving.remote import answer_asked
-from serving.slots import Slots
+from serving.api import PredictBatchRequest
+from serving.remote import run_inference
+from serving.slots import ModelSlots
 
 RULES = load_params().tiers
 AT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -121,7 +121,7 @@ class Service:
     """A model service over real HTTP that does what a test wants: answer, sleep, say 503 or something else."""
 
     def __init__(self, home):
-        self.slots = Slots(home / "serving", home / "bundles", lambda *alarm: None)
+        self.slots = ModelSlots(home / "serving", home / "bundles", lambda *alarm: None)
         self.mood, self.calls = "answer", []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.port = self.server.server_port
@@ -133,13 +133,13 @@ class Service:
 
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                request = AskRequest.model_validate_json(body)
+                request = PredictBatchRequest.model_validate_json(body)
                 if service.mood == "gone":
                     self.close_connection = True
                     return
                 service.calls.append(len(request.asks))
                 service.slots.refresh()
-                told, status = answer_asked(service.slots.snapshot, request), 200
+                told, status = run_inference(service.slots.snapshot, request), 200
                 if service.mood == "sleep":
                     time.sleep(1.0)
                 if service.mood == "overloaded":

@@ -14,15 +14,15 @@ from pipelines.errors import BadShape, BadTimes, BadValues, StateError, UnknownN
 from pipelines.settings import load_params
 from serving.learning import (
     DAY_S,
-    Learning,
+    OnlineWeights,
     N,
-    Resolved,
+    ResolvedEvent,
     base_rate,
     beta_quantiles,
-    in_force,
-    pattern,
-    start,
-    target,
+    weights_in_force,
+    pattern_posterior,
+    initial_state,
+    target_weights,
     update,
 )
 
@@ -37,7 +37,7 @@ SLACK = 1e-12
 
 
 def learnt(outcomes, rules=RULES, begin=None):
-    state = begin or start(STATED, 0.4, rules)
+    state = begin or initial_state(STATED, 0.4, rules)
     for outcome in outcomes:
         state = update(state, outcome, rules)
     return state
@@ -51,7 +51,7 @@ def stream(seed, n, a_day=20, **always):
         said = rng.choice([-1.0, 1.0], N) * rng.random(N)
         for name, words in always.items():
             said[CATEGORIES.index(name)] = side * words(label)
-        yield Resolved(k * DAY_S / a_day, tuple(said.tolist()), side, label)
+        yield ResolvedEvent(k * DAY_S / a_day, tuple(said.tolist()), side, label)
 
 
 word = st.one_of(st.just(NAN), st.just(0.0), st.floats(-1.0, 1.0))
@@ -67,10 +67,10 @@ outcome = st.tuples(
 @given(st.lists(outcome, max_size=60), st.floats(0.01, 20.0))
 def test_weights_sum_to_one_keep_the_floor_and_the_step_of_a_day_whatever_comes(moves, rate):
     rules = SHORT.model_copy(update={"rate": rate})
-    state, at = start(STATED, 0.4, rules), 0.0
+    state, at = initial_state(STATED, 0.4, rules), 0.0
     for wait, said, side, label in moves:
         at += wait
-        state = update(state, Resolved(at, said, side, label), rules)
+        state = update(state, ResolvedEvent(at, said, side, label), rules)
         now, opened = np.array(state.weights), np.array(state.opened)
         assert now.sum() == pytest.approx(1.0, abs=1e-9)
         assert now.min() >= FLOOR - SLACK
@@ -82,7 +82,7 @@ def test_weights_sum_to_one_keep_the_floor_and_the_step_of_a_day_whatever_comes(
 def test_a_step_is_counted_from_where_the_day_began():
     rules = RULES.model_copy(update={"rate": 50.0})
     right = {"ict": lambda label: 2.0 * label - 1.0}
-    state, weights = start(STATED, 0.4, rules), [STATED[1]]
+    state, weights = initial_state(STATED, 0.4, rules), [STATED[1]]
     for told in stream(3, 60, a_day=20, **right):
         state = update(state, told, rules)
         if state.count % 20 == 0:
@@ -101,7 +101,7 @@ def test_who_is_right_rises_and_who_is_wrong_falls_to_the_floor():
 def test_who_says_nothing_true_neither_gains_nor_loses_on_average_however_boldly_it_speaks():
     rng, losses = np.random.default_rng(1), []
     for bold in (0.1, 1.0):
-        outcomes = [Resolved(float(k), (bold, *[NAN] * (N - 1)), 1.0, float(rng.random() < 0.4)) for k in range(400)]
+        outcomes = [ResolvedEvent(float(k), (bold, *[NAN] * (N - 1)), 1.0, float(rng.random() < 0.4)) for k in range(400)]
         remembered = learnt(outcomes, RULES.model_copy(update={"outcomes_a_source": 400})).losses[0]
         losses.append(np.mean([loss for _, loss in remembered]))
     assert losses == pytest.approx([0.5, 0.5], abs=0.06)  # 3 standard errors of the bolder
@@ -118,8 +118,8 @@ def test_who_was_never_heard_keeps_its_share_to_the_bit():
 def test_who_sleeps_through_an_outcome_keeps_its_share_of_the_target():
     state = learnt(stream(2, 40), FREE)
     said = (0.9, NAN, -0.7, 0.0, 0.3)
-    then = target(update(state, Resolved(state.at + 1.0, said, 1.0, 1.0), FREE), FREE)
-    before = target(state, FREE)
+    then = target_weights(update(state, ResolvedEvent(state.at + 1.0, said, 1.0, 1.0), FREE), FREE)
+    before = target_weights(state, FREE)
     assert (then[1], then[3]) == (before[1], before[3])
     assert then[0] > before[0]
     assert then[2] < before[2]
@@ -127,13 +127,13 @@ def test_who_sleeps_through_an_outcome_keeps_its_share_of_the_target():
 
 
 def test_who_is_heard_alone_is_compared_with_nobody():
-    alone = Resolved(0.0, (NAN, 1.0, 0.0, NAN, 0.0), 1.0, 1.0)
+    alone = ResolvedEvent(0.0, (NAN, 1.0, 0.0, NAN, 0.0), 1.0, 1.0)
     assert learnt([alone] * 50).weights == STATED
 
 
 def test_one_outcome_by_hand():
     """Prior .4: a target is a gain of x, for a bet of the base rate's own odds; two awake share what the two had."""
-    state = learnt([Resolved(0.0, (0.5, -0.5, NAN, NAN, NAN), 1.0, 1.0)], FREE)
+    state = learnt([ResolvedEvent(0.0, (0.5, -0.5, NAN, NAN, NAN), 1.0, 1.0)], FREE)
     right, wrong = 0.35 * exp(-(0.5 - 0.25)), 0.25 * exp(-(0.5 + 0.25))
     assert state.weights[0] == pytest.approx(0.6 * right / (right + wrong))
     assert state.weights[1] == pytest.approx(0.6 * wrong / (right + wrong))
@@ -142,7 +142,7 @@ def test_one_outcome_by_hand():
 
 def test_without_evidence_the_shared_part_leads_back_to_the_stated_weights():
     moved = learnt(stream(7, 300, ict=lambda label: 2.0 * label - 1.0))
-    tied = [Resolved(moved.at + DAY_S * k / 4, (0.5,) * N, 1.0, float(k % 2)) for k in range(300)]
+    tied = [ResolvedEvent(moved.at + DAY_S * k / 4, (0.5,) * N, 1.0, float(k % 2)) for k in range(300)]
     back = learnt(tied, RULES, moved)
     assert np.abs(np.array(moved.weights) - STATED).max() > 0.3
     assert back.weights == pytest.approx(STATED, abs=1e-9)
@@ -152,7 +152,7 @@ def test_what_is_no_longer_remembered_no_longer_counts():
     state = learnt(stream(1, 100), SHORT)
     assert len(state.labels) == 30
     assert all(number >= 70 for heard in state.losses for number, _ in heard)
-    quiet = [Resolved(state.at + DAY_S * (k + 1), (NAN,) * N, 1.0, 0.0) for k in range(60)]
+    quiet = [ResolvedEvent(state.at + DAY_S * (k + 1), (NAN,) * N, 1.0, 0.0) for k in range(60)]
     forgotten = learnt(quiet, SHORT, state)
     assert forgotten.losses == ((),) * N
     assert forgotten.weights == pytest.approx(STATED, abs=1e-9)
@@ -161,28 +161,28 @@ def test_what_is_no_longer_remembered_no_longer_counts():
 def test_the_same_outcomes_give_the_same_bits_also_over_a_restart():
     outcomes = list(stream(9, 250))
     whole, part = learnt(outcomes), learnt(outcomes[:100])
-    again = learnt(outcomes[100:], RULES, Learning.from_json(part.to_json()))
+    again = learnt(outcomes[100:], RULES, OnlineWeights.from_json(part.to_json()))
     assert again == whole
     assert again.to_json() == whole.to_json()
 
 
 def test_weights_in_force_know_only_what_had_resolved():
     told = list(stream(4, 60, a_day=20, ict=lambda label: 2.0 * label - 1.0))
-    said, at = np.array([o.said for o in told]), np.array([o.at for o in told])
+    said, at = np.array([o.category_scores for o in told]), np.array([o.at for o in told])
     side, label = np.array([o.side for o in told]), np.array([o.label for o in told])
-    begin = start(STATED, 0.4, RULES)
+    begin = initial_state(STATED, 0.4, RULES)
     decided = at - 5.0 * DAY_S / 20  # an event resolves when the fifth after it is decided on
-    weights = in_force(begin, said, side, label, at, decided, RULES)
+    weights = weights_in_force(begin, said, side, label, at, decided, RULES)
     assert (weights[:5] == STATED).all()
     assert tuple(weights[-1]) == learnt(told[:55]).weights
     changed = label.copy()
     changed[30:] = 1.0 - changed[30:]
-    assert (in_force(begin, said, side, changed, at, decided, RULES)[:35] == weights[:35]).all()
+    assert (weights_in_force(begin, said, side, changed, at, decided, RULES)[:35] == weights[:35]).all()
 
 
 def test_what_cannot_be_learnt_from_is_refused():
-    state = learnt([Resolved(10.0, (0.0,) * N, 1.0, 1.0)])
-    good = Resolved(11.0, (0.0,) * N, 1.0, 1.0)
+    state = learnt([ResolvedEvent(10.0, (0.0,) * N, 1.0, 1.0)])
+    good = ResolvedEvent(11.0, (0.0,) * N, 1.0, 1.0)
     for refused, changes in (
         (BadTimes, {"at": 9.0}),
         (BadTimes, {"at": NAN}),
@@ -195,24 +195,24 @@ def test_what_cannot_be_learnt_from_is_refused():
         with pytest.raises(refused):
             update(state, replace(good, **changes), RULES)
     with pytest.raises(BadValues, match="floor"):
-        start((0.5, 0.3, 0.1, 0.09, 0.01), 0.4, RULES)
+        initial_state((0.5, 0.3, 0.1, 0.09, 0.01), 0.4, RULES)
     with pytest.raises(BadValues, match="sum to 1"):
-        start((0.5, 0.5, 0.1, 0.1, 0.1), 0.4, RULES)
+        initial_state((0.5, 0.5, 0.1, 0.1, 0.1), 0.4, RULES)
     with pytest.raises(StateError, match="learn again"):
-        Learning.from_json(state.to_json().replace('"cmt"', '"other"', 1))
+        OnlineWeights.from_json(state.to_json().replace('"cmt"', '"other"', 1))
 
 
 # ---- patterns -----------------------------------------------------------------------------------------------------
 
 
 def seen(kind, regime, *labels):
-    return [Resolved(float(k), (0.0,) * N, 1.0, label, kind, regime) for k, label in enumerate(labels)]
+    return [ResolvedEvent(float(k), (0.0,) * N, 1.0, label, kind, regime) for k, label in enumerate(labels)]
 
 
 def test_a_patterns_posterior_by_hand():
     """Prior .4 as ten outcomes is Beta(4, 6); won, lost, won at discount .5 leave 1.25 and .5."""
     rules = RULES.model_copy(update={"discount": 0.5})
-    told = pattern(learnt(seen("fvg", "QUIET", 1.0, 0.0, 1.0), rules), "fvg", "QUIET", rules)
+    told = pattern_posterior(learnt(seen("fvg", "QUIET", 1.0, 0.0, 1.0), rules), "fvg", "QUIET", rules)
     assert (told.alpha, told.beta, told.n) == (5.25, 6.5, 1.75)
     assert told.mean == pytest.approx(5.25 / 11.75)
     assert (told.low, told.high) == pytest.approx(beta(5.25, 6.5).ppf([0.025, 0.975]), abs=1e-5)
@@ -221,13 +221,13 @@ def test_a_patterns_posterior_by_hand():
 def test_each_regime_has_its_own_and_the_unknown_one_too():
     state = learnt(seen("fvg", "QUIET", *[1.0] * 30))
     state = learnt([replace(o, at=100.0) for o in seen("fvg", None, *[0.0] * 30)], RULES, state)
-    assert pattern(state, "fvg", "QUIET", RULES).low > pattern(state, "fvg", None, RULES).high
-    nothing = pattern(state, "sweep", "QUIET", RULES)
+    assert pattern_posterior(state, "fvg", "QUIET", RULES).low > pattern_posterior(state, "fvg", None, RULES).high
+    nothing = pattern_posterior(state, "sweep", "QUIET", RULES)
     assert (nothing.n, nothing.mean) == (0.0, 0.4)
 
 
 def test_effective_outcomes_level_off_where_the_discount_says():
-    told = pattern(learnt(seen("fvg", "QUIET", *[1.0] * 500)), "fvg", "QUIET", RULES)
+    told = pattern_posterior(learnt(seen("fvg", "QUIET", *[1.0] * 500)), "fvg", "QUIET", RULES)
     assert told.n == pytest.approx(1.0 / (1.0 - RULES.discount), rel=0.01)
 
 
@@ -238,7 +238,7 @@ def test_beta_quantiles_are_those_of_scipy(a, b):
 
 
 def test_the_base_rate_is_that_of_the_remembered_outcomes_and_the_prior():
-    assert base_rate(start(STATED, 0.4, RULES), RULES) == pytest.approx(0.4)
+    assert base_rate(initial_state(STATED, 0.4, RULES), RULES) == pytest.approx(0.4)
     assert base_rate(learnt(seen("fvg", None, *[1.0] * 10)), RULES) == pytest.approx((10 + 4) / 20)
 
 

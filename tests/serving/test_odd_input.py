@@ -12,7 +12,7 @@ from support.serving_fixture import SYMBOL, slot_entry
 
 from benchmarks import inputs
 from pipelines.errors import BadShape
-from serving.api import AskRequest, ObserveRequest, Packed, PredictRequest
+from serving.api import PredictBatchRequest, ObserveRequest, Packed, PredictRequest
 from serving.remote import unpacked
 
 JSON = KEY | {"Content-Type": "application/json"}
@@ -203,7 +203,7 @@ def test_an_odd_path_is_answered_below_500(served, path):
 def test_a_shape_that_would_wrap_around_is_refused_with_the_request(shape):
     asked = {"family": "validator", "digests": {}, "columns": ["a"], "rows": {"shape": shape, "f8": ""}}
     with pytest.raises(ValidationError):
-        AskRequest.model_validate_json(json.dumps({"asks": [asked]}))
+        PredictBatchRequest.model_validate_json(json.dumps({"asks": [asked]}))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
 
-from serving.openapi import CALLS, completed
+from serving.openapi import CALLS, complete_spec
 
 KEYED = ("/observe", "/decide", "/outcome", "/fill")
 
@@ -25,23 +25,23 @@ def test_what_bentoml_writes_is_not_valid_and_what_we_make_of_it_is(written):
     with pytest.raises(OpenAPIValidationError):
         validate(written)
     before = json.dumps(written)
-    spec = completed(written, needs_key=KEYED)
+    spec = complete_spec(written, needs_key=KEYED)
     validate(spec, cls=OpenAPIV31SpecValidator)
     assert json.dumps(written) == before
-    assert completed(spec, needs_key=KEYED) == spec  # made again, it stays as it is
+    assert complete_spec(spec, needs_key=KEYED) == spec  # made again, it stays as it is
     assert spec["paths"].keys() == written["paths"].keys()
 
 
 def test_schemathesis_reads_every_call(written):
     import schemathesis
 
-    spec = completed(written, needs_key=())
+    spec = complete_spec(written, needs_key=())
     labels = {found.ok().label for found in schemathesis.openapi.from_dict(spec).get_all_operations()}
     assert {f"POST {path}" for path in CALLS if path in written["paths"]} <= labels
 
 
 def test_keyed_calls_declare_the_bearer_key_and_only_they(written):
-    spec = completed(written, needs_key=KEYED)
+    spec = complete_spec(written, needs_key=KEYED)
     assert spec["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     for path, item in spec["paths"].items():
         for told in item.values():
@@ -49,7 +49,7 @@ def test_keyed_calls_declare_the_bearer_key_and_only_they(written):
 
 
 def test_every_call_declares_our_errors_in_their_one_shape(written):
-    spec = completed(written, needs_key=KEYED)
+    spec = complete_spec(written, needs_key=KEYED)
     for item in spec["paths"].values():
         for told in item.values():
             for status in ("400", "401", "404", "409", "411", "413", "415", "429"):
@@ -58,7 +58,7 @@ def test_every_call_declares_our_errors_in_their_one_shape(written):
 
 
 def test_what_may_be_null_is_said_to_be_and_limits_are_named(written):
-    spec = completed(written, needs_key=KEYED)
+    spec = complete_spec(written, needs_key=KEYED)
     if "/fill" not in spec["paths"]:
         return
     told = spec["paths"]["/fill"]["post"]

@@ -10,8 +10,8 @@ from pipelines.contracts import REGIMES
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.settings import load_params
 from serving import core
-from serving.fusion import N_VOICES, VOICES
-from serving.policy import NOTHING_OPEN, ONES, DecisionInputs, Portfolio, decide, flatten, to_row, to_rows
+from serving.fusion import N_SCORES, SCORE_NAMES
+from serving.policy import NOTHING_OPEN, ONES, DecisionInputs, ExposureSnapshot, decide, flatten, to_row, to_rows
 from serving.risk.codes import REFUSALS, bits_of, name_of, trail
 from serving.risk.limits import BUDGETS
 
@@ -42,7 +42,7 @@ INPUTS = DecisionInputs(
     tier=1,
     age_bars=0.0,
     breakers=(),
-    portfolio=Portfolio(**NOTHING_OPEN, es_unit=0.03),
+    portfolio=ExposureSnapshot(**NOTHING_OPEN, es_unit=0.03),
 )
 
 
@@ -104,10 +104,10 @@ def random_rows(n):
     pick = lambda values, odds: rng.choice(values, n, p=odds)  # noqa: E731
     near_its_limit = lambda name: rng.uniform(0, 1.05, n) * getattr(PARAMS.risk.budgets, f"max_{name}")  # noqa: E731
     side = pick([-1.0, 1.0], [0.5, 0.5])
-    direction = rng.choice([-1.0, 0.0, 1.0, 2.0, NAN], (n, N_VOICES), p=[0.2, 0.2, 0.39, 0.01, 0.2]) * side[:, None]
+    direction = rng.choice([-1.0, 0.0, 1.0, 2.0, NAN], (n, N_SCORES), p=[0.2, 0.2, 0.39, 0.01, 0.2]) * side[:, None]
     rows = to_rows(
         direction,
-        rng.uniform(0.4, 1.0, (n, N_VOICES)),
+        rng.uniform(0.4, 1.0, (n, N_SCORES)),
         regime=pick([0.0, 1.0, 2.0, 3.0, NAN], [0.3, 0.2, 0.2, 0.2, 0.1]),
         trend=pick([-1.0, 0.0, 1.0, NAN], [0.4, 0.1, 0.4, 0.1]),
         unicorn=np.where(rng.random(n) < 0.1, NAN, rng.integers(-21, 23, n)),
@@ -122,8 +122,8 @@ def random_rows(n):
         trades_today=pick([0.0, 39.0, 40.0], [0.6, 0.3, 0.1]),
         daily_pnl=pick([0.01, 0.0, -0.03, NAN], [0.5, 0.4, 0.08, 0.02]),
         drawdown=pick([0.0, 0.05, 0.065, 0.09], [0.6, 0.2, 0.1, 0.1]),
-        factor=rng.uniform(0.5, 2.0, (n, N_VOICES)),
-        independence=rng.uniform(0.3, 1.0, (n, N_VOICES)),
+        factor=rng.uniform(0.5, 2.0, (n, N_SCORES)),
+        independence=rng.uniform(0.3, 1.0, (n, N_SCORES)),
         atr=np.exp(rng.uniform(np.log(0.0003), np.log(0.04), n)),
         price=rng.uniform(10, 60_000, n),
         p=p,
@@ -138,17 +138,17 @@ def random_rows(n):
 def inputs_of(row):
     at = dict(zip(core.ROW_FIELDS, row.tolist(), strict=True))
     return DecisionInputs(
-        direction=np.array([at[f"{v}.direction"] for v in VOICES]),
-        confidence=np.array([at[f"{v}.confidence"] for v in VOICES]),
-        factor=np.array([at[f"{v}.factor"] for v in VOICES]),
-        independence=np.array([at[f"{v}.independence"] for v in VOICES]),
+        direction=np.array([at[f"{v}.direction"] for v in SCORE_NAMES]),
+        confidence=np.array([at[f"{v}.confidence"] for v in SCORE_NAMES]),
+        factor=np.array([at[f"{v}.factor"] for v in SCORE_NAMES]),
+        independence=np.array([at[f"{v}.independence"] for v in SCORE_NAMES]),
         regime=None if np.isnan(at["regime"]) else REGIMES[int(at["regime"])],
         event="fvg" if at["event"] else None,
         event_direction=at["event"],
         abstained="NOVEL",
         tier=int(at["tier"]),
         breakers=("daily_loss", "drawdown") if at["breakers"] else (),
-        portfolio=Portfolio(*(at[name] for name in Portfolio.__slots__)),
+        portfolio=ExposureSnapshot(*(at[name] for name in ExposureSnapshot.__slots__)),
         **{name: at[name] for name in ("trend", "unicorn", "volatility", "atr", "price", "p", "p_low", "age_bars")},
     )
 
@@ -156,7 +156,7 @@ def inputs_of(row):
 def test_live_and_batch_agree_on_ten_thousand_rows_refusals_included():
     rows = random_rows(10_000)
     outs, codes = np.empty((len(rows), core.OUT_WIDTH)), np.empty(len(rows), dtype=np.int64)
-    core.core_batch(rows, FLAT, outs, codes)
+    core.decide_rows(rows, FLAT, outs, codes)
     for row, out, code in zip(rows, outs, codes.tolist(), strict=True):
         inputs = inputs_of(row)
         assert to_row(inputs).tobytes() == row.tobytes()
@@ -188,7 +188,7 @@ def test_bad_callers_are_told_what_to_mend():
     with pytest.raises(UnknownName, match="SIDEWAYS"):
         decide(replace(INPUTS, regime="SIDEWAYS"), PARAMS, FLAT, **FACTS)
     with pytest.raises(UnknownName, match="moon"):
-        to_rows(np.zeros((2, N_VOICES)), np.zeros((2, N_VOICES)), moon=1.0)
+        to_rows(np.zeros((2, N_SCORES)), np.zeros((2, N_SCORES)), moon=1.0)
     with pytest.raises(BadShape, match="expected"):
         to_rows(np.zeros((2, 3)), np.zeros((2, 3)))
 

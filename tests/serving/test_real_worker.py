@@ -26,7 +26,7 @@ from benchmarks import fairness, inputs
 from benchmarks.ports import free_ports
 from pipelines.settings import ROOT
 from serving.generation import write_generation
-from serving.protocol import MAX_CONNECTIONS, WHOLE_WITHIN_S
+from serving.protocol import MAX_CONNECTIONS, TRANSFER_TIMEOUT_S
 
 DECIDERS = 64
 
@@ -37,7 +37,7 @@ class Worker:
         self.url = f"http://127.0.0.1:{port}"
 
     def connect(self):
-        return socket.create_connection(("127.0.0.1", self.port), timeout=2 * WHOLE_WITHIN_S)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=2 * TRANSFER_TIMEOUT_S)
 
     def lines(self):
         """What its log holds of the worker."""
@@ -172,4 +172,4 @@ def test_a_connection_over_the_limit_is_refused(worker):
 def test_a_request_that_is_never_whole_ends_after_ten_seconds(half_sent):
     said = half_sent()
     assert (said["answer"][:12], said["ended"]) == (b"HTTP/1.1 408", True)
-    assert WHOLE_WITHIN_S - 0.5 < said["after"] < 2 * WHOLE_WITHIN_S
+    assert TRANSFER_TIMEOUT_S - 0.5 < said["after"] < 2 * TRANSFER_TIMEOUT_S

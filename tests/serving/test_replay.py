@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from support.serving_fixture import make_bundle, market, onnx_bytes, slot_entry
 
-from flows.replay import again, differences
-from flows.site import Site
+from flows.replay import replay_decisions, differences
+from flows.site import Installation
 from pipelines.contracts import OPEN_TIME, History, Outcome, utc
 from pipelines.data.alignment import align
 from pipelines.features.catalog import FEATURES
@@ -19,7 +19,7 @@ from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.settings import Settings, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import validator_columns
-from pipelines.signals.voices import Voices
+from pipelines.signals.voices import CategoryScores
 from pipelines.store import BarBatch, Promotion, Store
 from pipelines.training.warm import publish_warm_start, read_warm_start, write_warm_start
 from serving.account import Account
@@ -28,8 +28,8 @@ from serving.ledger import Ledger
 from serving.live import decide
 from serving.policy import flatten
 from serving.risk.exposure import scenarios_of
-from serving.slots import Slots
-from serving.symbols import replay
+from serving.slots import ModelSlots
+from serving.symbols import restore_symbol
 from serving.tiers import Tier
 
 assert onnx_bytes
@@ -54,7 +54,7 @@ def warm_start(home, bars, name):
     write_warm_start(
         home / name, symbol=SYMBOL, base_timeframe="15m", decision_timeframe="15m", feature_state=states[0],
         signal_state=states[1], base=bars, history=History(bars, features, signals, levels, context),
-        voices=Voices.fit(signals), clock="market",
+        category_scores=CategoryScores.fit(signals), clock="market",
     )  # fmt: skip
     told = publish_warm_start(home / name, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500)
     return told, validator_columns(features, signals)
@@ -69,7 +69,7 @@ def line(version, digest, action="promote"):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def installation(tmp_path_factory):
     """Ten thousand decisions taken as the service takes them, over eight promotions and two warm starts."""
     home = tmp_path_factory.mktemp("home")
     (home / "bundles").mkdir()
@@ -82,7 +82,7 @@ def site(tmp_path_factory):
     digests = [make_bundle(home / "bundles", columns, rows[:, here], bias) for bias in (0.1, 0.2, 0.3)]
     for version, digest in enumerate(digests, 1):
         store.add_promotion(line(str(version), digest))
-    slots, account, ledger = Slots(home / "serving", home / "bundles", lambda *_: None), Account(), Ledger(store)
+    slots, account, ledger = ModelSlots(home / "serving", home / "bundles", lambda *_: None), Account(), Ledger(store)
     flat, warm, symbol, waiting, live = flatten(PARAMS), first, None, [], bars[HISTORY:]
 
     def observed(shown):
@@ -101,15 +101,15 @@ def site(tmp_path_factory):
             slots.refresh()
             if symbol is None or symbol.warm.digest != warm["digest"]:
                 wait(waiting)  # what it is replayed from must be in the store
-                symbol = replay(read_warm_start(Path(warm["path"]), warm["digest"]), store.bars(SYMBOL))
+                symbol = restore_symbol(read_warm_start(Path(warm["path"]), warm["digest"]), store.bars(SYMBOL))
                 account.scenarios = scenarios_of({SYMBOL: symbol.warm.closes}, PARAMS.labels.horizon_bars * STEP_S)
         close = utc(bar[OPEN_TIME] + STEP_S)
         symbol.advance(bar[np.newaxis])
         decision = decide(
             symbol, slots.snapshot, PARAMS, flat, partial(account.portfolio, close, SYMBOL), (), tier=TIER, id=f"d{i}",
-            asked_at=close, now=close,
+            known_at=close, now=close,
         )  # fmt: skip
-        account.take(decision)
+        account.add_decision(decision)
         if decision.action != "NO_TRADE":
             ended = close + timedelta(hours=4)
             account.resolve(Outcome(decision.id, ended, i % 2, "target", 20.0 if i % 2 else -30.0, 15.0, 5.0))
@@ -118,14 +118,14 @@ def site(tmp_path_factory):
     observed(live[-EVERY:])
     wait(waiting)
     ledger.close()
-    yield Site(Settings(home=home, store_url=""), PARAMS, store)
+    yield Installation(Settings(home=home, store_url=""), PARAMS, store)
     store.close()
 
 
-def test_ten_thousand_decisions_over_several_promotions_come_out_the_same_to_the_last_bit(site):
-    records = site.store.decisions()
-    found = again(site, records)
-    assert found.told() == found.told() | {"decisions": DECISIONS, "equal": DECISIONS, "bit_for_bit": True}
+def test_ten_thousand_decisions_over_several_promotions_come_out_the_same_to_the_last_bit(installation):
+    records = installation.store.decisions()
+    found = replay_decisions(installation, records)
+    assert found.to_dict() == found.to_dict() | {"decisions": DECISIONS, "equal": DECISIONS, "bit_for_bit": True}
     assert len(found.champions) == 3
     assert len(found.generations) == DECISIONS // EVERY
     assert len(found.warm_starts) == 2
@@ -133,8 +133,8 @@ def test_ten_thousand_decisions_over_several_promotions_come_out_the_same_to_the
     assert len({tuple(record.decision.account.values()) for record in records}) > 10
 
 
-def test_a_decision_that_was_altered_is_found_with_the_field(site):
-    record = site.store.decision("d7000")
+def test_a_decision_that_was_altered_is_found_with_the_field(installation):
+    record = installation.store.decision("d7000")
     altered = json.loads(json.dumps(record.decision.lineage)) | {"regime": "somebody else"}
     from dataclasses import replace
 
@@ -143,38 +143,38 @@ def test_a_decision_that_was_altered_is_found_with_the_field(site):
         (replace(record, decision=replace(record.decision, lineage=altered)), "lineage.regime"),
         (replace(record, features=record.features[:-1] + b"\x01"), "features"),
     ):
-        found = again(site, [changed])
+        found = replay_decisions(installation, [changed])
         assert (found.equal, found.different[0]["fields"]) == (0, [field])
 
 
 @pytest.mark.parametrize("lost", ["bundle", "warm start", "bars", "params"])
-def test_what_is_no_longer_there_is_named_and_nothing_passes_for_equal(site, lost, tmp_path):
-    record = site.store.decision("d1000")
+def test_what_is_no_longer_there_is_named_and_nothing_passes_for_equal(installation, lost, tmp_path):
+    record = installation.store.decision("d1000")
     digest = record.decision.models["validator"]["champion"]["digest"]
     folder = {
-        "bundle": site.settings.bundles / digest,
-        "warm start": site.settings.serving_dir / "warm" / record.decision.lineage["warm_start"],
+        "bundle": installation.settings.bundles / digest,
+        "warm start": installation.settings.serving_dir / "warm" / record.decision.lineage["warm_start"],
     }.get(lost)
     if folder is not None:
         folder.rename(tmp_path / "aside")
-        found = again(site, [record])
+        found = replay_decisions(installation, [record])
         (tmp_path / "aside").rename(folder)
     elif lost == "bars":
         empty = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
         for version, said in ((k["version"], k["digest"]) for k in record.decision.models["validator"].values()):
             empty.add_promotion(line(version, said))
-        found = again(Site(site.settings, site.params, empty), [record])
+        found = replay_decisions(Installation(installation.settings, installation.params, empty), [record])
         empty.close()
     else:
-        changed = site.params.model_copy(update={"labels": site.params.labels.model_copy(update={"horizon_bars": 17})})
-        found = again(Site(site.settings, changed, site.store), [record])
-    assert (found.equal, found.whole, sum(found.untold.values())) == (0, False, 1)
+        changed = installation.params.model_copy(update={"labels": installation.params.labels.model_copy(update={"horizon_bars": 17})})
+        found = replay_decisions(Installation(installation.settings, changed, installation.store), [record])
+    assert (found.equal, found.bit_for_bit, sum(found.not_replayable.values())) == (0, False, 1)
     word = {"bundle": digest[:12], "warm start": "is not kept", "bars": "no stored bar", "params": "params.yaml"}[lost]
-    assert word in next(iter(found.untold))
+    assert word in next(iter(found.not_replayable))
 
 
-def test_nothing_to_replay_is_not_a_success(site):
-    assert not again(site, []).whole
+def test_nothing_to_replay_is_not_a_success(installation):
+    assert not replay_decisions(installation, []).bit_for_bit
 
 
 def test_differences_are_named_by_their_path_numbers_to_the_last_bit():

@@ -300,7 +300,7 @@ def test_in_tier_three_only_the_traditional_voice_counts():
 unit = st.floats(0, 1)
 sides = st.sampled_from([-1.0, 0.0, 1.0, np.nan])
 plausible = st.fixed_dictionaries(
-    {**{f"{voice}.direction": sides for voice in core.VOICES}, **{f"{voice}.confidence": unit for voice in core.VOICES},
+    {**{f"{voice}.direction": sides for voice in core.SCORE_NAMES}, **{f"{voice}.confidence": unit for voice in core.SCORE_NAMES},
      "regime": st.sampled_from([0.0, 1.0, 2.0, 3.0, np.nan]), "trend": sides, "event": st.sampled_from([-1.0, 1.0]),
      "tier": st.sampled_from([1.0, 2.0, 3.0]), "gross": st.floats(0, 0.6), "asset": st.floats(0, 0.4),
      "correlated": st.floats(0, 0.5), "es": st.floats(0, 0.02), "stress": st.floats(0, 0.03),

@@ -9,7 +9,7 @@ import pytest
 from support.decision_service import KEY, running_service
 
 from serving import logs
-from serving.logs import AtMost, JsonLines, RequestLog, not_a_callers_mistake, request_id
+from serving.logs import RateLimitFilter, JsonLines, RequestLog, is_server_fault, request_id
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +97,16 @@ def test_who_asks_too_often_fills_no_disk(client, lines):
 
 def test_at_most_so_many_a_second_and_the_next_line_says_how_many_were_not_written():
     now = [0.0]
-    filtered = AtMost(3, lambda: now[0])
-    records = [logging.makeLogRecord({"levelno": logging.WARNING, "told": {"status": 400}}) for _ in range(9)]
+    filtered = RateLimitFilter(3, lambda: now[0])
+    records = [logging.makeLogRecord({"levelno": logging.WARNING, "fields": {"status": 400}}) for _ in range(9)]
     assert [filtered.filter(record) for record in records[:7]] == [True] * 3 + [False] * 4
     fault = logging.makeLogRecord({"levelno": logging.ERROR})
     assert filtered.filter(fault)  # never dropped
     now[0] = 1.0
     assert filtered.filter(records[7])
-    assert records[7].told == {"status": 400, "dropped_before": 4}
+    assert records[7].fields == {"status": 400, "dropped_before": 4}
     assert filtered.filter(records[8])
-    assert "dropped_before" not in records[8].told
+    assert "dropped_before" not in records[8].fields
 
 
 # ---- faults of ours
@@ -165,11 +165,11 @@ def test_only_what_a_caller_got_wrong_is_kept_out_of_bentomls_log():
 
     with pytest.raises(ValidationError) as wrong:
         Asked.model_validate({})
-    assert not not_a_callers_mistake(record(wrong.value))
-    assert not not_a_callers_mistake(record(BadInput("x")))
+    assert not is_server_fault(record(wrong.value))
+    assert not is_server_fault(record(BadInput("x")))
     for error in (ZeroDivisionError(), BentoMLException("x"), RuntimeError(), OSError(28, "full")):
-        assert not_a_callers_mistake(record(error))
-    assert not_a_callers_mistake(logging.makeLogRecord({"levelno": logging.ERROR}))
+        assert is_server_fault(record(error))
+    assert is_server_fault(logging.makeLogRecord({"levelno": logging.ERROR}))
 
 
 def test_a_path_or_method_that_is_not_ours_is_refused_in_our_shape(client):

@@ -75,12 +75,12 @@ def test_a_service_waits_half_a_second_for_a_lock_and_a_flow_half_a_minute(tmp_p
     assert (SERVICE_WAIT_MS, FLOW_WAIT_MS) == (500, 30_000)
     url = f"sqlite:///{tmp_path / 'store.db'}"
     with closing(Store.open(url, wait_ms=SERVICE_WAIT_MS)) as store, locked(tmp_path):
-        for ask in (store.reach, lambda: store.trip("x", None, "y")):
+        for ask in (store.check_writable, lambda: store.trip("x", None, "y")):
             with pytest.raises(OperationalError, match="locked"):
                 ask()
         began = time.monotonic()
         with pytest.raises(OperationalError):
-            store.reach()
+            store.check_writable()
         assert time.monotonic() - began < 1.0
 
 
@@ -156,7 +156,7 @@ def test_the_same_question_has_the_same_id_in_any_process_and_another_question_a
 
 def test_a_stored_decision_stands_for_the_one_that_is_made_again(client, monkeypatch):
     """As after a crash between COMMIT and the answer: nothing in memory knows of it."""
-    monkeypatch.setattr("serving.decision_service.KEPT", 0)
+    monkeypatch.setattr("serving.decision_service.MAX_CACHED_DECISIONS", 0)
     client.observe(15 * 3)
     answers = [client.decide() for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]

@@ -25,13 +25,13 @@ from pipelines.data.files import read
 from pipelines.data.timeframes import resample
 from pipelines.errors import BadShape, BadTimes, BadValues, DigestMismatch, StateError, UnknownName
 from pipelines.features.catalog import FEATURES
-from pipelines.models.views import KEPT_BARS
+from pipelines.models.views import RETAINED_BARS
 from pipelines.settings import ROOT
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.voices import Voices
+from pipelines.signals.voices import CategoryScores
 from pipelines.store import BarBatch, Store
 from pipelines.training.warm import hit_rate, publish_warm_start, read_warm_start, weekly_closures, write_warm_start
-from serving.symbols import WARMUP_BARS, Symbol, Symbols, replay
+from serving.symbols import WARMUP_BARS, Symbol, Symbols, restore_symbol
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 CLOSED = HISTORY // 15  # decision bars the warm start has already closed
@@ -75,7 +75,7 @@ def test_a_restart_replays_the_store_to_the_same_state(stand, warm, symbol, tmp_
     store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
     store.add_bars(BarBatch(SYMBOL, stand.live, stand.live[:, OPEN_TIME] + 60, NOW))
     symbol.advance(stand.live)
-    again = replay(warm, store.bars(SYMBOL))
+    again = restore_symbol(warm, store.bars(SYMBOL))
     assert again.closed.features.tobytes() == symbol.closed.features.tobytes()
     assert again.last_open_time == symbol.last_open_time
     store.close()
@@ -111,8 +111,8 @@ def test_a_missing_minute_inside_a_decision_bar_is_no_gap(stand, symbol):
 
 def test_bars_seen_before_are_dropped_if_identical(stand, symbol):
     symbol.advance(stand.live[:20])
-    assert len(symbol.admit(stand.live[:30], NOW, lambda a, u: stand.live[:20])) == 10
-    assert len(symbol.admit(stand.live[:20], NOW, lambda a, u: stand.live[:20])) == 0
+    assert len(symbol.validate_new(stand.live[:30], NOW, lambda a, u: stand.live[:20])) == 10
+    assert len(symbol.validate_new(stand.live[:20], NOW, lambda a, u: stand.live[:20])) == 0
 
 
 def test_a_bar_seen_before_with_another_value_is_refused_by_field(stand, symbol):
@@ -120,12 +120,12 @@ def test_a_bar_seen_before_with_another_value_is_refused_by_field(stand, symbol)
     changed = stand.live[:20].copy()
     changed[4, CLOSE + 1] *= 2  # volume
     with pytest.raises(BadValues, match="volume="):
-        symbol.admit(changed, NOW, lambda a, u: stand.live[:20])
+        symbol.validate_new(changed, NOW, lambda a, u: stand.live[:20])
 
 
 def test_a_bar_from_before_the_last_one_that_was_never_stored_is_refused(stand, symbol):
     with pytest.raises(BadTimes, match="comes late"):
-        symbol.admit(stand.base[HISTORY - 5 : HISTORY], NOW, nothing)
+        symbol.validate_new(stand.base[HISTORY - 5 : HISTORY], NOW, nothing)
 
 
 @pytest.mark.parametrize(
@@ -148,19 +148,19 @@ def test_an_impossible_bar_is_refused_naming_row_and_field(stand, symbol, field,
     rows = stand.live[:5].copy()
     rows[3, BAR_FIELDS.index(field)] = value
     with pytest.raises(error, match=rf"bars\.3\.\w+: .*{why}"):
-        symbol.admit(rows, NOW, nothing)
+        symbol.validate_new(rows, NOW, nothing)
 
 
 def test_a_bar_is_refused_until_it_has_closed_give_or_take_five_seconds(stand, symbol):
     closes = datetime.fromtimestamp(stand.live[0, OPEN_TIME] + 60, tz=UTC)
     with pytest.raises(BadTimes, match="has not closed"):
-        symbol.admit(stand.live[:1], closes - timedelta(seconds=6), nothing)
-    assert len(symbol.admit(stand.live[:1], closes - timedelta(seconds=4), nothing)) == 1
+        symbol.validate_new(stand.live[:1], closes - timedelta(seconds=6), nothing)
+    assert len(symbol.validate_new(stand.live[:1], closes - timedelta(seconds=4), nothing)) == 1
 
 
 def test_rows_of_another_shape_are_refused(symbol):
     with pytest.raises(BadShape):
-        symbol.admit(np.ones((3, 7)), NOW, nothing)
+        symbol.validate_new(np.ones((3, 7)), NOW, nothing)
 
 
 def test_an_unknown_symbol_is_refused_naming_the_known_ones(symbol):
@@ -224,7 +224,7 @@ def recorded(stand, tmp_path_factory):
     write_warm_start(
         folder, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=state, signal_state=other,
         base=stand.base[:HISTORY], history=History(closed, features, signals, *(c[:CLOSED] for c in context)),
-        voices=Voices.fit(signals), clock="market", books=before(books, HISTORY), feed=before(feed, HISTORY),
+        category_scores=CategoryScores.fit(signals), clock="market", books=before(books, HISTORY), feed=before(feed, HISTORY),
     )  # fmt: skip
     return read_warm_start(folder), books, feed, batch
 
@@ -246,19 +246,19 @@ def test_rows_with_books_and_context_are_the_batch_rows_also_after_a_restart_in_
     symbol, heard = Symbol(warm), T0 + 60.0 * HISTORY
     for number, part in enumerate(np.array_split(stand.live, 9)):
         if number == 5:
-            symbol = replay(warm, store.bars(SYMBOL), *store.records(SYMBOL))
+            symbol = restore_symbol(warm, store.bars(SYMBOL), *store.records(SYMBOL))
         end = part[-1, OPEN_TIME] + 60.0
         sent = since(books, heard, end), since(feed, heard, end)
-        fresh = symbol.admit_records(*sent, NOW, lambda *span: store.records(SYMBOL, *span))
+        fresh = symbol.validate_new_records(*sent, NOW, lambda *span: store.records(SYMBOL, *span))
         assert sum(len(r.known) for r in fresh if r is not None) == sum(len(r.known) for r in sent)
         store.add_bars(BarBatch(SYMBOL, part, part[:, OPEN_TIME] + 60, NOW, *fresh))
-        symbol.hear(*fresh)
+        symbol.ingest_records(*fresh)
         symbol.advance(part)
         heard = end
         row = round((symbol.closed.close_time - T0) / 900) - 1
         for name in ("bars", "features", "signals", "levels", "context"):
             kept, whole = getattr(symbol.history, name), getattr(batch, name)
-            assert kept.tobytes() == whole[row + 1 - KEPT_BARS : row + 1].tobytes()
+            assert kept.tobytes() == whole[row + 1 - RETAINED_BARS : row + 1].tobytes()
     closed = symbol.closed
     for name in ("features", "signals", "levels", "context"):
         assert getattr(closed, name).tobytes() == getattr(batch, name)[row].tobytes()
@@ -285,11 +285,11 @@ def test_a_record_sent_again_is_known_and_one_that_comes_late_or_from_the_future
     symbol = Symbol(warm)
     end = T0 + 60.0 * HISTORY
     later = since(books, end, end + 2700.0)
-    assert symbol.admit_records(later, None, NOW, lambda *_: (later, None)) == (None, None)
+    assert symbol.validate_new_records(later, None, NOW, lambda *_: (later, None)) == (None, None)
     with pytest.raises(BadTimes, match="comes late"):
-        symbol.admit_records(since(books, 0.0, symbol.closed.close_time), None, NOW, none_stored)
+        symbol.validate_new_records(since(books, 0.0, symbol.closed.close_time), None, NOW, none_stored)
     with pytest.raises(BadTimes, match="future"):
-        symbol.admit_records(later, None, datetime(2023, 1, 1, tzinfo=UTC), none_stored)
+        symbol.validate_new_records(later, None, datetime(2023, 1, 1, tzinfo=UTC), none_stored)
 
 
 def test_what_the_snapshot_holds_of_the_open_bar_is_not_heard_twice(stand, recorded):
@@ -297,8 +297,8 @@ def test_what_the_snapshot_holds_of_the_open_bar_is_not_heard_twice(stand, recor
     symbol = Symbol(warm)
     in_open_bar = since(books, symbol.closed.close_time, T0 + 60.0 * HISTORY)
     assert len(in_open_bar.known) > 0
-    assert symbol.admit_records(in_open_bar, None, NOW, none_stored) == (None, None)
-    symbol.hear(in_open_bar, None)
+    assert symbol.validate_new_records(in_open_bar, None, NOW, none_stored) == (None, None)
+    symbol.ingest_records(in_open_bar, None)
     np.testing.assert_array_equal(symbol.books.known, warm.books.known)
 
 
@@ -307,13 +307,13 @@ def test_another_record_in_the_place_of_one_that_is_known_is_refused(recorded):
     symbol, end = Symbol(warm), T0 + 60.0 * HISTORY
     held = since(books, symbol.closed.close_time, end)
     with pytest.raises(BadValues, match="another content"):
-        symbol.admit_records(replace(held, tape=held.tape + 1.0), None, NOW, none_stored)
+        symbol.validate_new_records(replace(held, tape=held.tape + 1.0), None, NOW, none_stored)
     new = since(books, end, end + 300.0)
     twice = Books(*(np.concatenate([getattr(new, f.name)] * 2) for f in fields(Books)))
-    assert len(symbol.admit_records(twice, None, NOW, none_stored)[0].known) == 1
+    assert len(symbol.validate_new_records(twice, None, NOW, none_stored)[0].known) == 1
     twice.order_flow[1] += 1.0
     with pytest.raises(BadValues, match="two different book records"):
-        symbol.admit_records(twice, None, NOW, none_stored)
+        symbol.validate_new_records(twice, None, NOW, none_stored)
 
 
 # ---- markets that close

@@ -19,7 +19,7 @@ from pipelines.errors import GoldenMismatch, StateError
 from pipelines.settings import Settings
 from serving import following
 from serving.generation import GENERATION_FILE, acknowledged, read_generation
-from serving.health import health, waits_for_first_turn
+from serving.health import health, waits_for_first_run
 from serving.tiers import Freshness, State
 
 
@@ -95,8 +95,8 @@ def test_a_disk_without_room_opens_nothing_and_still_answers(stand, home):
 
 
 def test_levels_of_a_disk(tmp_path):
-    free = disk.look(tmp_path / "not" / "there", 0, 0).free_bytes
-    assert [disk.look(tmp_path, *limits).level for limits in ((0, 0), (2 * free, 0), (2 * free, 2 * free))] == [
+    free = disk.check_space(tmp_path / "not" / "there", 0, 0).free_bytes
+    assert [disk.check_space(tmp_path, *limits).level for limits in ((0, 0), (2 * free, 0), (2 * free, 2 * free))] == [
         "ok", "warn", "stop",
     ]  # fmt: skip
 
@@ -114,7 +114,7 @@ def ahead(monkeypatch):
             return real.now(tz) + cls.by
 
     monkeypatch.setattr("serving.decision_service.datetime", Ahead)
-    monkeypatch.setattr(ClockWatch, "look", lambda *times: None)
+    monkeypatch.setattr(ClockWatch, "check", lambda *times: None)
     return Ahead
 
 
@@ -148,21 +148,21 @@ def test_one_that_was_never_fed_live_catches_up_without_a_fault(stand, home, tmp
 def test_freshness_that_cannot_be_read_starts_anew(tmp_path, content):
     (tmp_path / "f.json").write_text(content)
     fresh = Freshness(tmp_path / "f.json")
-    assert fresh.look("A", 9.0, 2.0) is None
-    fresh.look("A", 1.0, 2.0)
+    assert fresh.stale_reason("A", 9.0, 2.0) is None
+    fresh.stale_reason("A", 1.0, 2.0)
     fresh.save()
-    assert Freshness(tmp_path / "f.json").look("A", 9.0, 2.0) is not None
+    assert Freshness(tmp_path / "f.json").stale_reason("A", 9.0, 2.0) is not None
 
 
 def test_nothing_is_written_at_each_bar(tmp_path):
     fresh = Freshness(tmp_path / "f.json")
-    fresh.look("A", 0.0, 2.0)
-    fresh.heard("A", 1000.0)
+    fresh.stale_reason("A", 0.0, 2.0)
+    fresh.record_arrival("A", 1000.0)
     assert fresh.unsaved
     fresh.save()
-    fresh.heard("A", 1059.0)
+    fresh.record_arrival("A", 1059.0)
     assert not fresh.unsaved
-    fresh.heard("A", 1061.0)
+    fresh.record_arrival("A", 1061.0)
     assert fresh.unsaved
 
 
@@ -174,14 +174,14 @@ def test_the_first_thing_to_look_at_is_the_reason():
     red = [{"name": "store", "ok": False, "detail": "locked"}]
     assert health(red, State(4, "x"), {"b": "y"}, {}, []).reason == "store: locked"
     assert health([OK], State(4, "x"), {"b": "y"}, {}, []).reason == "TIER_4: x"
-    assert health([OK], low, {"b": "y"}, {}, []).word == "UNHEALTHY"
-    assert health([OK], low, {}, {}, []).word == "DEGRADED"
+    assert health([OK], low, {"b": "y"}, {}, []).status == "UNHEALTHY"
+    assert health([OK], low, {}, {}, []).status == "DEGRADED"
     assert health([OK], good, {}, {"A": "WARMING_UP"}, ["c"]).reason == "A: WARMING_UP"
-    assert health([OK], good, {}, {}, ["c"]).word == "DEGRADED"
-    assert health([OK], good, {}, {}, []).word == "HEALTHY"
+    assert health([OK], good, {}, {}, ["c"]).status == "DEGRADED"
+    assert health([OK], good, {}, {}, []).status == "HEALTHY"
     lacking = [OK, {"name": "warm start", "ok": False, "detail": ""}]
-    assert [waits_for_first_turn(lacking, 0, []), waits_for_first_turn(lacking, 3, [])] == [True, False]
-    assert [waits_for_first_turn(lacking + red, 0, []), waits_for_first_turn(lacking, 0, ["bad file"])] == [
+    assert [waits_for_first_run(lacking, 0, []), waits_for_first_run(lacking, 3, [])] == [True, False]
+    assert [waits_for_first_run(lacking + red, 0, []), waits_for_first_run(lacking, 0, ["bad file"])] == [
         False,
         False,
     ]
@@ -290,12 +290,12 @@ def test_a_refused_file_is_told_and_what_was_served_before_decides(client):
     "fault", [KeyError("warm_start"), OSError(5, "Input/output error"), RuntimeError(""), MemoryError()]
 )
 def test_a_look_that_fails_is_told_and_the_next_one_goes_on(client, monkeypatch, fault):
-    from serving.slots import Slots
+    from serving.slots import ModelSlots
 
     def broken(self):
         raise fault
 
-    monkeypatch.setattr(Slots, "pending", broken)
+    monkeypatch.setattr(ModelSlots, "pending", broken)
     holds(client, "a look fails", f"follows generation: {type(fault).__name__}")
     assert eventually(lambda: [a for a in alarms(client, "look_fault") if not a.cleared_at])
     assert client.call("/observe", {"symbol": SYMBOL, "bars": client.bars(15)}).status_code == 200
@@ -312,7 +312,7 @@ def test_status_says_health_and_its_reason_first_and_nobody_to_ask_is_unhealthy(
     from flows import cli
 
     monkeypatch.setattr(cli, "settings", lambda: Settings(home=tmp_path, decision_port=9))
-    found = cli.told_health()
+    found = cli.decision_service_health()
     assert (found["health"], "Start it with `bellwether up`" in found["health_reason"]) == ("UNHEALTHY", True)
     assert row_of("the process is gone") == [
         "none", "none", found["health"], "`does not answer`, from `bellwether status`", "starts it",

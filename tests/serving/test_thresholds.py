@@ -10,7 +10,7 @@ from pipelines.contracts import REGIMES
 from pipelines.errors import UnknownName
 from pipelines.settings import ThresholdParams, load_params
 from serving import core
-from serving.fusion import N_VOICES
+from serving.fusion import N_SCORES
 from serving.policy import NOTHING_OPEN, flatten, to_rows
 from serving.risk.codes import CONFIDENCE_BELOW
 from serving.thresholds import confidence_table, thresholds
@@ -68,7 +68,7 @@ def test_a_factor_that_asks_for_more_than_there_can_be_is_refused(key, factor):
 def said(regime, confidence, unicorn=NAN, event=1.0):
     """(was it too little, what was asked) for a row whose voices all say `confidence` for the event's side."""
     row = to_rows(
-        np.full((1, N_VOICES), event), np.full((1, N_VOICES), confidence), trend=event, event=event, tier=1,
+        np.full((1, N_SCORES), event), np.full((1, N_SCORES), confidence), trend=event, event=event, tier=1,
         regime=NAN if regime is None else REGIMES.index(regime), unicorn=unicorn, age_bars=0, breakers=0,
         **NOTHING_OPEN, es_unit=0.02, volatility=0.003, atr=0.004, price=100.0, p=0.7, p_low=0.65,
     )[0]  # fmt: skip
@@ -88,7 +88,7 @@ def test_the_core_asks_a_decision_for_its_regimes_confidence(regime, event, unic
 
 
 def test_more_stars_than_there_are_cannot_be_decided_with():
-    row = to_rows(np.ones((1, N_VOICES)), np.ones((1, N_VOICES)), unicorn=22.0)[0]
+    row = to_rows(np.ones((1, N_SCORES)), np.ones((1, N_SCORES)), unicorn=22.0)[0]
     out = np.empty(core.OUT_WIDTH)
     core.decide_row(row, flatten(PARAMS), out)
     assert int(out[core.UNUSABLE_MASK]) >> core.UNICORN & 1

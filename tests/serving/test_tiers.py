@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.errors import BadValues
 from pipelines.settings import ROOT, TierParams, load_params
-from serving.tiers import Freshness, Seen, State, TierBook, installed, step, worst
+from serving.tiers import Freshness, TierInputs, State, TierStore, best_tier, step, worst
 
 RULES = TierParams(size={1: 1.0, 2: 0.8, 3: 0.5, 4: 0.0}, good_bars=3, faults_in_row=2)
 ALL = {"validator": "v1", "regime": "r1", "pattern": "p1", "predictor": "q1"}
@@ -21,7 +21,7 @@ SIMPLE = {"validator": "v1"}
 
 def bars(first, n, **seen):
     """n decisions on bars first, first + 1, …"""
-    return [Seen(bar=float(first + i), **{"champions": ALL, **seen}) for i in range(n)]
+    return [TierInputs(bar=float(first + i), **{"champions": ALL, **seen}) for i in range(n)]
 
 
 def through(seen, state=None):
@@ -47,8 +47,8 @@ def through(seen, state=None):
     ],
 )
 def test_who_serves_sets_the_best_tier(families, fallback, tier, says):
-    seen = Seen(None, dict.fromkeys(families.split(), "d"), fallback=fallback)
-    assert installed(seen)[0] == step(None, seen, RULES).tier == tier
+    seen = TierInputs(None, dict.fromkeys(families.split(), "d"), fallback=fallback)
+    assert best_tier(seen)[0] == step(None, seen, RULES).tier == tier
     assert says in step(None, seen, RULES).reason
 
 
@@ -91,18 +91,18 @@ def test_a_new_champion_starts_with_a_clean_record_but_under_the_hold_of_the_old
 
 def test_a_bar_counts_once_however_often_it_is_decided_on_and_a_look_never_counts():
     _, state = through([*bars(0, 1), *bars(1, 1, emergency="store not writable")])
-    again = [*bars(2, 1) * 9, *[Seen(None, ALL)] * 9]
+    again = [*bars(2, 1) * 9, *[TierInputs(None, ALL)] * 9]
     assert through(again, state)[1].calm == 1
 
 
 def test_promotion_and_rollback_count_at_once():
-    told, _ = through([Seen(0.0, {}), Seen(1.0, SIMPLE), Seen(2.0, ALL), Seen(3.0, {})])
+    told, _ = through([TierInputs(0.0, {}), TierInputs(1.0, SIMPLE), TierInputs(2.0, ALL), TierInputs(3.0, {})])
     assert told == [3, 2, 1, 3]
 
 
 def test_a_reason_says_when_the_tier_may_come_back():
     _, state = through([*bars(0, 1), *bars(1, 1, emergency="data stale"), *bars(2, 1)])
-    assert state.now().reason == "TIER_4: data stale; back to tier 3 after 2 good bar(s)"
+    assert state.current_tier().reason == "TIER_4: data stale; back to tier 3 after 2 good bar(s)"
 
 
 faults = st.fixed_dictionaries(
@@ -122,18 +122,18 @@ def test_it_falls_at_once_never_rises_faster_than_allowed_and_a_restart_changes_
     state = None
     for i, one in enumerate(told):
         look = one.pop("look")
-        seen = Seen(bar=None if look else float(i), **one)
+        seen = TierInputs(bar=None if look else float(i), **one)
         if i == kill and state is not None:  # what a restart reads
             state = State(**json.loads(json.dumps({f: getattr(state, f) for f in State.__slots__})))
         before, state = state, step(state, seen, RULES)
-        assert state.tier >= installed(seen)[0]
+        assert state.tier >= best_tier(seen)[0]
         assert state.tier == 4 or not seen.emergency
         assert state.tier >= 3 or not seen.service
         rose = before is not None and state.held < before.held
-        if rose and before.held > installed(seen)[0]:
+        if rose and before.held > best_tier(seen)[0]:
             assert not look
             assert before.calm == RULES.good_bars - 1
-            assert state.held == before.held - 1 or state.held <= installed(seen)[0]
+            assert state.held == before.held - 1 or state.held <= best_tier(seen)[0]
         told[i] = {**one, "look": look}
 
 
@@ -142,46 +142,46 @@ def test_a_tier_survives_kill_nine(tmp_path):
 import os, signal
 from pathlib import Path
 from pipelines.settings import TierParams
-from serving.tiers import Seen, TierBook
-book = TierBook(Path({str(tmp_path)!r}) / "tiers.json", TierParams(**{RULES.model_dump()!r}))
-book.see("SIM/USDT", Seen(1.0, {ALL!r}))
-book.see("SIM/USDT", Seen(2.0, {ALL!r}, emergency="store not writable"))
+from serving.tiers import TierInputs, TierStore
+book = TierStore(Path({str(tmp_path)!r}) / "tiers.json", TierParams(**{RULES.model_dump()!r}))
+book.update("SIM/USDT", TierInputs(1.0, {ALL!r}))
+book.update("SIM/USDT", TierInputs(2.0, {ALL!r}, emergency="store not writable"))
 book.save()
 os.kill(os.getpid(), signal.SIGKILL)
 """
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, check=False)
     assert ended.returncode == -signal.SIGKILL
-    book = TierBook(tmp_path / "tiers.json", RULES)
+    book = TierStore(tmp_path / "tiers.json", RULES)
     assert (book["SIM/USDT"].tier, book["SIM/USDT"].held_reason) == (4, "store not writable")
-    assert book.see("SIM/USDT", Seen(2.0, ALL))[1].calm == 0  # that bar was counted before
-    assert book.see("SIM/USDT", Seen(3.0, ALL))[1].calm == 1
+    assert book.update("SIM/USDT", TierInputs(2.0, ALL))[1].calm == 0  # that bar was counted before
+    assert book.update("SIM/USDT", TierInputs(3.0, ALL))[1].calm == 1
     assert book["BTC/USDT"] is None
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"SIM/USDT": {"tier": 9, "reason": ""}}', '{"SIM/USDT": 1}'])
 def test_a_state_that_cannot_be_read_is_earned_back_from_the_bottom(tmp_path, content):
     (tmp_path / "tiers.json").write_text(content)
-    book = TierBook(tmp_path / "tiers.json", RULES)
-    assert book.see("SIM/USDT", Seen(1.0, ALL))[1].tier == 4
+    book = TierStore(tmp_path / "tiers.json", RULES)
+    assert book.update("SIM/USDT", TierInputs(1.0, ALL))[1].tier == 4
 
 
 def test_nothing_is_written_while_nothing_changes(tmp_path):
-    book = TierBook(tmp_path / "tiers.json", RULES)
-    book.see("SIM/USDT", Seen(1.0, ALL))
+    book = TierStore(tmp_path / "tiers.json", RULES)
+    book.update("SIM/USDT", TierInputs(1.0, ALL))
     book.save()
-    book.see("SIM/USDT", Seen(2.0, ALL, answered=tuple(ALL)))
+    book.update("SIM/USDT", TierInputs(2.0, ALL, answered=tuple(ALL)))
     assert book.unsaved is False
 
 
 def test_only_a_symbol_that_was_fed_live_can_be_stale():
     fresh = Freshness()
-    assert fresh.look("LAST/YEAR", 9e5, 2.0) is None
-    assert fresh.look("SIM/USDT", 1.0, 2.0) is None
-    assert fresh.look("SIM/USDT", 3.0, 2.0) == "data stale: last closed bar is 3 bars old, limit 2"
+    assert fresh.stale_reason("LAST/YEAR", 9e5, 2.0) is None
+    assert fresh.stale_reason("SIM/USDT", 1.0, 2.0) is None
+    assert fresh.stale_reason("SIM/USDT", 3.0, 2.0) == "data stale: last closed bar is 3 bars old, limit 2"
 
 
 def test_an_operator_looks_at_the_worst_symbol_first():
-    good, low = step(None, Seen(0.0, ALL), RULES), step(None, Seen(0.0, {}), RULES)
+    good, low = step(None, TierInputs(0.0, ALL), RULES), step(None, TierInputs(0.0, {}), RULES)
     assert worst([good, low]) == low
 
 

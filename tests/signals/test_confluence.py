@@ -142,7 +142,7 @@ def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(mi
         FOLD.step(by_bar, bar)
         if bar[0] == bars[0, 0]:
             continue  # one bar does not tell how long bars are
-        of_minutes, of_bars = (confluence.trends(SIGNALS.family_state(s, "confluence")) for s in (by_minute, by_bar))
+        of_minutes, of_bars = (confluence.trends(SIGNALS.group_state(s, "confluence")) for s in (by_minute, by_bar))
         expected = {}
         for name, made in candles.items():
             known = made[: np.searchsorted(made[:, 0], closed - TIMEFRAME_SECONDS[name], side="right")]

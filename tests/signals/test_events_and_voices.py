@@ -11,7 +11,7 @@ from pipelines.features.catalog import FEATURES
 from pipelines.features.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import event_row, event_rows, events, traditional_events
-from pipelines.signals.voices import VOICE_CATEGORIES, Voices
+from pipelines.signals.voices import SCORE_CATEGORIES, CategoryScores
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def test_rows_of_different_bars_are_refused(features, signals):
 
 
 def test_confidence_is_the_percentile_of_the_categorys_own_strength(signals):
-    direction, confidence = Voices.fit(signals).speak(signals)
-    for j, category in enumerate(VOICE_CATEGORIES):
+    direction, confidence = CategoryScores.fit(signals).score(signals)
+    for j, category in enumerate(SCORE_CATEGORIES):
         spoke = np.abs(direction[:, j]) > 0
         np.testing.assert_array_equal(np.isnan(confidence[:, j]), ~spoke)
         if category in ("cmt", "ict", "order_flow", "traditional"):
@@ -97,23 +97,23 @@ def test_confidence_is_the_percentile_of_the_categorys_own_strength(signals):
 
 
 def test_one_row_speaks_the_same_bytes_as_the_batch(signals):
-    voices = Voices.fit(signals)
-    direction, confidence = voices.speak(signals)
+    voices = CategoryScores.fit(signals)
+    direction, confidence = voices.score(signals)
     for i in range(0, 6000, 7):
-        one = voices.speak(signals[i])
+        one = voices.score(signals[i])
         assert one[0].tobytes() == direction[i].tobytes()
         assert one[1].tobytes() == confidence[i].tobytes()
 
 
 def test_a_voice_follows_its_signal_and_grows_with_its_strength(signals):
-    voices = Voices.fit(signals)
+    voices = CategoryScores.fit(signals)
     row = np.full(len(SIGNALS.columns), np.nan)
     heard = []
     for strength in (0.3, 0.6, 1.2, 50.0):
         row[SIGNALS.index["fvg.direction"]], row[SIGNALS.index["fvg.strength"]] = -1.0, strength
-        direction, confidence = voices.speak(row)
-        assert direction[VOICE_CATEGORIES.index("ict")] == -1.0
-        heard.append(float(confidence[VOICE_CATEGORIES.index("ict")]))
+        direction, confidence = voices.score(row)
+        assert direction[SCORE_CATEGORIES.index("ict")] == -1.0
+        heard.append(float(confidence[SCORE_CATEGORIES.index("ict")]))
     assert heard == sorted(heard)
     assert heard[0] < 0.1
     assert heard[-1] == 1.0
@@ -122,21 +122,21 @@ def test_a_voice_follows_its_signal_and_grows_with_its_strength(signals):
 def test_without_taker_volume_order_flow_is_unavailable_not_neutral(year, signals):
     forex = year[:500].copy()
     forex[:, 5:] = np.nan
-    direction, confidence = Voices.fit(signals).speak(SIGNALS.run(forex))
-    j = VOICE_CATEGORIES.index("order_flow")
+    direction, confidence = CategoryScores.fit(signals).score(SIGNALS.run(forex))
+    j = SCORE_CATEGORIES.index("order_flow")
     assert np.isnan(direction[:, j]).all()
     assert np.isnan(confidence[:, j]).all()
-    assert (np.abs(direction[:, VOICE_CATEGORIES.index("ict")]) > 0).any()
+    assert (np.abs(direction[:, SCORE_CATEGORIES.index("ict")]) > 0).any()
 
 
 def test_the_books_flow_joins_the_order_flow_voice_and_beside_it_only_the_stars_hear_it(year, signals):
     flow = np.full((6000, CONTEXT_WIDTH), np.nan)
     flow[:, CONTEXT_INDEX["order_flow"]] = np.random.default_rng(3).normal(0, 5, 6000)
     heard = SIGNALS.run(year[:6000], None, flow)
-    without, within = Voices.fit(signals).speak(signals)[0], Voices.fit(heard).speak(heard)[0]
-    flow_heard, stars_heard = VOICE_CATEGORIES.index("order_flow"), VOICE_CATEGORIES.index("cmt")
+    without, within = CategoryScores.fit(signals).score(signals)[0], CategoryScores.fit(heard).score(heard)[0]
+    flow_heard, stars_heard = SCORE_CATEGORIES.index("order_flow"), SCORE_CATEGORIES.index("cmt")
     assert np.mean(without[100:, flow_heard] != within[100:, flow_heard]) > 0.1
-    others = [j for j in range(len(VOICE_CATEGORIES)) if j not in (flow_heard, stars_heard)]
+    others = [j for j in range(len(SCORE_CATEGORIES)) if j not in (flow_heard, stars_heard)]
     assert without[:, others].tobytes() == within[:, others].tobytes()
     changed = np.flatnonzero(without[:, stars_heard] != within[:, stars_heard])
     unicorn = SIGNALS.index["unicorn.direction"]
@@ -145,13 +145,13 @@ def test_the_books_flow_joins_the_order_flow_voice_and_beside_it_only_the_stars_
 
 
 def test_voices_survive_json_and_refuse_another_catalogue(signals):
-    voices = Voices.fit(signals)
-    assert Voices.from_json(voices.to_json()) == voices
+    voices = CategoryScores.fit(signals)
+    assert CategoryScores.from_json(voices.to_json()) == voices
     other = json.loads(voices.to_json()) | {"signals": "0" * 64}
-    with pytest.raises(StateError, match=r"Voices\.fit"):
-        Voices.from_json(json.dumps(other))
+    with pytest.raises(StateError, match=r"CategoryScores\.fit"):
+        CategoryScores.from_json(json.dumps(other))
 
 
 def test_voices_are_not_fitted_on_silence():
     with pytest.raises(NotEnoughData, match="longer history"):
-        Voices.fit(np.full((10, len(SIGNALS.columns)), np.nan))
+        CategoryScores.fit(np.full((10, len(SIGNALS.columns)), np.nan))

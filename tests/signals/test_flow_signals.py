@@ -138,7 +138,7 @@ def test_a_hole_silences_each_signal_until_it_has_left_the_window(bars, contexts
         assert np.flatnonzero(silent).tolist() == [*range(59), *range(HOLES.start, HOLES.stop + 59)]
 
 
-@pytest.mark.parametrize("family", FLOW.families, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", FLOW.groups, ids=lambda family: family.name)
 def test_without_what_it_needs_a_signal_is_unavailable(family, bars, contexts):
     needs = {column.needs for column in family.columns}
     assert all(need == "taker" or need.startswith("context:") for need in needs)

@@ -7,7 +7,7 @@ import talib
 from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
 from pipelines.signals import fvg
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
-from pipelines.signals.voices import VOICE_CATEGORIES
+from pipelines.signals.voices import SCORE_CATEGORIES
 
 
 def scene(*candles, calm=30):
@@ -41,7 +41,7 @@ def test_a_gap_is_known_at_the_third_close_and_lives_open_mitigated_filled():
     for i in range(-3, 0):
         state = SIGNALS.fresh()
         SIGNALS.run(bars[: len(bars) + i + 1], state=state)
-        states.append([gap.status for gap in fvg.gaps(SIGNALS.family_state(state, "fvg"))])
+        states.append([gap.status for gap in fvg.gaps(SIGNALS.group_state(state, "fvg"))])
     assert states == [["open"], ["mitigated"], ["filled"]]
     assert [(r["fvg.open"], r["fvg.mitigated"], r["fvg.filled"]) for r in rows[-3:]] == [
         (1, 0, 0),
@@ -158,7 +158,7 @@ def test_strength_is_positive_exactly_where_a_signal_speaks(bars, contexts, name
 
 
 def test_every_category_has_producers_and_every_signal_speaks_for_one():
-    assert tuple(PRODUCERS) == VOICE_CATEGORIES
+    assert tuple(PRODUCERS) == SCORE_CATEGORIES
     said = [name for names in PRODUCERS.values() for name in names]
     assert len(said) == len(set(said))
     assert {f"{name}.direction" for name in said} == {c for c in SIGNALS.columns if c.endswith(".direction")}

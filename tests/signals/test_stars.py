@@ -7,7 +7,7 @@ from support.context_factory import made_context
 
 from pipelines.contracts import CLOSE, NO_BOOK, NO_CONTEXT, OPEN, OPEN_TIME, VOLUME
 from pipelines.errors import UnknownName
-from pipelines.features.fold import Column, StepFamily
+from pipelines.features.fold import Column, FeatureGroup
 from pipelines.signals import stars
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.stars import MIN_KNOWN, STARS, N
@@ -17,10 +17,10 @@ LEVELS = [f"{name}.{part}" for name in stars.STRUCTURE for part in ("low", "high
 COLUMNS = [*READ, *LEVELS]
 AT = {name: i for i, name in enumerate(COLUMNS)}
 NAMES = [star.name for star in STARS]
-WRITTEN = StepFamily(
+WRITTEN = FeatureGroup(
     "written", None, tuple(Column(name, "x", "x", -1.0, 1.0, 1, "given", "given") for name in COLUMNS), np.zeros(0)
 )
-FAMILY = stars.family([WRITTEN])
+GROUP = stars.feature_group([WRITTEN])
 LONG = dict.fromkeys(READ, 1.0) | {"crt_level_score": -1.0}  # every column speaks for a rise
 
 
@@ -44,7 +44,7 @@ def mirrored(said):
 
 def fold(bars, rows, state=None):
     """The family's own columns (n, 8), live: row by row."""
-    state = FAMILY.initial.copy() if state is None else state
+    state = GROUP.initial.copy() if state is None else state
     out = np.hstack([rows, np.zeros((len(rows), stars.WIDTH))])
     for bar, row in zip(bars, out, strict=True):
         stars.step(state, bar, NO_BOOK, NO_CONTEXT, row)
@@ -193,7 +193,7 @@ def test_the_mirror_image_of_a_market_has_the_mirror_images_stars():
 
 def test_it_goes_on_from_its_state_to_the_same_bytes():
     bars, rows = random_market()
-    state = FAMILY.initial.copy()
+    state = GROUP.initial.copy()
     halves = [fold(bars[:1111], rows[:1111], state), fold(bars[1111:], rows[1111:], state.copy())]
     assert np.vstack(halves).tobytes() == fold(bars, rows).tobytes()
 
@@ -223,6 +223,6 @@ def test_in_the_catalogue_the_stars_are_those_of_the_stored_columns_and_some_bec
 
 
 def test_a_column_that_nobody_writes_is_refused_by_its_name():
-    lacking = StepFamily("written", None, WRITTEN.columns[1:], np.zeros(0))
+    lacking = FeatureGroup("written", None, WRITTEN.columns[1:], np.zeros(0))
     with pytest.raises(UnknownName, match=READ[0].replace(".", r"\.")):
-        stars.family([lacking])
+        stars.feature_group([lacking])

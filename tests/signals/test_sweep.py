@@ -73,7 +73,7 @@ def lives(high, close, atr):
     told = []
     for number, i in enumerate(swings):
         newer = (
-            swings[number + sweep.KEPT] + 5 if number + sweep.KEPT < len(swings) else n
+            swings[number + sweep.MAX_SWINGS] + 5 if number + sweep.MAX_SWINGS < len(swings) else n
         )  # as many newer ones: forgotten
         life, beyond, extreme = [i + 5, n, high[i], 0.0, np.nan], 0, -np.inf
         for t in range(i + 6, min(newer + 1, n)):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.signals.swings import SIDE, is_swing
+from pipelines.signals.swings import BARS_PER_SIDE, is_swing
 
 FLAT = np.full(11, 1.0)
 
@@ -20,12 +20,12 @@ FLAT = np.full(11, 1.0)
 )
 def test_a_swing_is_the_first_highest_of_eleven(place, value, stands):
     values = FLAT.copy()
-    values[SIDE], values[place] = 3.0, value
-    assert is_swing(values, SIDE, 1.0) == stands
-    assert is_swing(-values, SIDE, -1.0) == stands
-    assert not is_swing(values, SIDE, -1.0)
+    values[BARS_PER_SIDE], values[place] = 3.0, value
+    assert is_swing(values, BARS_PER_SIDE, 1.0) == stands
+    assert is_swing(-values, BARS_PER_SIDE, -1.0) == stands
+    assert not is_swing(values, BARS_PER_SIDE, -1.0)
 
 
 def test_flat_values_have_no_swing():
-    assert not is_swing(FLAT, SIDE, 1.0)
-    assert not is_swing(FLAT, SIDE, -1.0)
+    assert not is_swing(FLAT, BARS_PER_SIDE, 1.0)
+    assert not is_swing(FLAT, BARS_PER_SIDE, -1.0)

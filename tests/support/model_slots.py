@@ -1,9 +1,9 @@
-"""Slots on a home of their own, with two bundles to serve."""
+"""ModelSlots on a home of their own, with two bundles to serve."""
 
 from datetime import UTC, datetime
 
 from serving.generation import write_generation
-from serving.slots import Slots
+from serving.slots import ModelSlots
 from support.serving_fixture import make_bundle
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -12,7 +12,7 @@ AT = datetime(2024, 1, 1, tzinfo=UTC)
 class Place:
     def __init__(self, home, stand):
         self.serving, self.bundles, self.alarms = home / "serving", home / "bundles", []
-        self.slots = Slots(self.serving, self.bundles, lambda *alarm: self.alarms.append(alarm))
+        self.slots = ModelSlots(self.serving, self.bundles, lambda *alarm: self.alarms.append(alarm))
         self.first = make_bundle(self.bundles, stand.columns, stand.rows, 0.1)
         self.second = make_bundle(self.bundles, stand.columns, stand.rows, 0.9)
 

@@ -33,7 +33,7 @@ def made_bars(n, start=START, seed=0, price=40_000.0, step=60):
 
 
 @dataclass
-class Asked:
+class PermutationPlan:
     venue: str
     path: str
     query: dict
@@ -101,7 +101,7 @@ class RecordedExchange:
             query = {"type": body["type"], **body.get("req", {})}
         venue = HOSTS.get(url.hostname)
         told = self.venues.get(venue)
-        asked = Asked(venue, url.path, query, time.monotonic())
+        asked = PermutationPlan(venue, url.path, query, time.monotonic())
         if venue is None:
             self.strays.append(url.geturl())
             return reply(handler, 421, {"msg": "no such venue here"})

@@ -47,7 +47,7 @@ def known(n, **fields):
 
 
 def then(usual, *last, n=70):
-    """n values: `usual` in turn, and `last` at the end."""
+    """n values: `mean_amount` in turn, and `last` at the end."""
     return np.concatenate([np.resize(usual, n - len(last)), last])
 
 

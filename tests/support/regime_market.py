@@ -10,7 +10,7 @@ from pipelines.labels.returns import return_labels
 from pipelines.models.base import Dataset, present_columns
 from pipelines.models.views import VIEWS
 from pipelines.settings import load_params
-from pipelines.training.fit import whole
+from pipelines.training.fit import complete_rows
 
 STEP_S = 900
 SHARED = ("y", "weight", "uniqueness", "known", "ended")
@@ -29,11 +29,11 @@ def dataset_of(bars):
     index = told["index"]
     data = Dataset(
         columns=view.columns, inputs=lambda rows: view.build(history, index[rows]), at=np.arange(len(index)),
-        more={"ewma": told["ewma"], "index": index}, **{name: told[name] for name in SHARED},
+        extras={"ewma": told["ewma"], "index": index}, **{name: told[name] for name in SHARED},
     )  # fmt: skip
     keep, _ = present_columns(data.newest(), data.columns)
-    data = data.narrow(keep)
-    data = data.take(whole(data))
+    data = data.select_columns(keep)
+    data = data.select_rows(complete_rows(data))
     return replace(data, at=np.arange(len(data)))
 
 

@@ -17,7 +17,7 @@ from pipelines.features.catalog import FEATURES
 from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import validator_columns
-from pipelines.signals.voices import Voices
+from pipelines.signals.voices import CategoryScores
 from pipelines.training.warm import _seal as seal
 from pipelines.training.warm import publish_warm_start, write_warm_start
 
@@ -129,7 +129,7 @@ def stand(tmp_path_factory) -> Stand:
     write_warm_start(
         stage, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=feature_state,
         signal_state=signal_state, base=history, history=History(closed, features, signals, levels, context),
-        voices=Voices.fit(signals), clock="market",
+        category_scores=CategoryScores.fit(signals), clock="market",
     )  # fmt: skip
     rows = validator_columns(features, signals)[600:]
     present = ~np.isnan(rows).any(axis=0)
@@ -160,7 +160,7 @@ def trading_now(stand: Stand, folder: Path) -> Stand:
     write_warm_start(
         folder, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=states[0],
         signal_state=states[1], base=history, history=History(closed, features, signals, levels, context),
-        voices=Voices.fit(signals), clock="wall",
+        category_scores=CategoryScores.fit(signals), clock="wall",
     )  # fmt: skip
     return replace(stand, base=base, live=base[HISTORY:], stage=folder)
 

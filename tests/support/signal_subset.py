@@ -10,13 +10,13 @@ class Alone:
     """`run`, `step` and the catalogue of some families; a state is that of the whole fold."""
 
     def __init__(self, *names):
-        self.families = tuple(family for family in SIGNALS.families if family.name in names)
-        self.catalogue = tuple(column for family in self.families for column in family.columns)
+        self.groups = tuple(family for family in SIGNALS.groups if family.name in names)
+        self.catalogue = tuple(column for family in self.groups for column in family.columns)
         self.columns = tuple(column.name for column in self.catalogue)
         self.index = {name: i for i, name in enumerate(self.columns)}
         self._at = np.array([SIGNALS.index[name] for name in self.columns])
         self.fresh, self.dump, self.load = SIGNALS.fresh, SIGNALS.dump, SIGNALS.load
-        assert len(self.families) == len(names)
+        assert len(self.groups) == len(names)
 
     def run(self, bars, books=None, contexts=None, state=None):
         return SIGNALS.run(bars, books, contexts, state)[:, self._at]

@@ -23,7 +23,7 @@ import yaml
 from benchmarks.ports import free_ports
 from flows import promotion, supervisor
 from flows.client import Client
-from flows.site import Site
+from flows.site import Installation
 from pipelines.contracts import Check, Verdict
 from pipelines.permissions import restrict
 from pipelines.settings import ROOT, Settings, load_params
@@ -96,12 +96,12 @@ class Stack:
         return Settings(_env_file=None, **own, **ports)
 
     @cached_property
-    def site(self) -> Site:
-        return Site(self.settings, load_params(self.settings.params_file), Store.open(self.settings.store))
+    def installation(self) -> Installation:
+        return Installation(self.settings, load_params(self.settings.params_file), Store.open(self.settings.store))
 
     @property
     def store(self) -> Store:
-        return self.site.store
+        return self.installation.store
 
     def cli(self, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -113,7 +113,7 @@ class Stack:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def slots(self, family: str = "validator") -> promotion.Slots:
+    def slots(self, family: str = "validator") -> promotion.ModelSlots:
         return promotion.slots_of(self.store, family)
 
     def champion(self) -> str | None:
@@ -140,7 +140,7 @@ class Stack:
 
     def alias(self, version: str | None) -> None:
         """Somebody moves the champion alias in MLflow."""
-        self.site.tracking.set_alias("validator", "champion", version)
+        self.installation.tracking.set_alias("validator", "champion", version)
 
     @property
     def key(self) -> dict[str, str]:
@@ -164,7 +164,7 @@ class Stack:
         assert answer.is_success, answer.text
         return answer.json()
 
-    def start(self, name: str, parameters: dict[str, Any]) -> str:
+    def initial_state(self, name: str, parameters: dict[str, Any]) -> str:
         """Start a run of a deployment, as the button in the Prefect UI does. Returns its id."""
         found = self.prefect(f"deployments/name/{name}/{name}")
         return str(self.prefect(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"])
@@ -189,14 +189,14 @@ def served_or_ended(process: subprocess.Popen[bytes], log: Path) -> bool:
     return "Serving." in log.read_text()
 
 
-HELD = ExitStack()  # the running stack, until the last test that needs it is over (conftest.py)
+STILL_OPEN = ExitStack()  # the running stack, until the last test that needs it is over (conftest.py)
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
     """After one whole turn, still serving."""
-    with HELD:
-        yield HELD.enter_context(turned(tmp_path_factory.mktemp("stack")))
+    with STILL_OPEN:
+        yield STILL_OPEN.enter_context(turned(tmp_path_factory.mktemp("stack")))
 
 
 @contextmanager
@@ -226,7 +226,7 @@ def turned(folder: Path) -> Iterator[Stack]:
             yield running
         process.send_signal(signal.SIGINT)
         assert process.wait(STOP_SECONDS) == 0, running.log.read_text()[-3000:]
-        left = [process.cmdline() for process in supervisor.members(running.settings)]
+        left = [process.cmdline() for process in supervisor.home_processes(running.settings)]
         assert left == [], f"still running: {left}"
         assert repository() - before == set()
     finally:
@@ -250,24 +250,24 @@ def refused(stack):
 def second(stack):
     """Another version with a passing verdict: the first champion's bytes, registered and judged again."""
     first = stack.store.promotions("validator")[0]
-    return register_again(stack.site, stack.site.tracking.version("validator", first.to_version), first.evidence)
+    return register_again(stack.installation, stack.installation.tracking.version("validator", first.to_version), first.evidence)
 
 
-def register_again(site: Site, original: Version, evidence: dict[str, Any], bundle: Path | None = None) -> str:
+def register_again(installation: Installation, original: Version, evidence: dict[str, Any], bundle: Path | None = None) -> str:
     """A new version with the tags of another and a passing verdict; of its bytes, or of those in `bundle`."""
     with quiet():
-        made = site.tracking.log_candidate(
+        made = installation.tracking.log_candidate(
             original.family,
-            bundle or site.settings.bundles / original.digest,
+            bundle or installation.settings.bundles / original.digest,
             params={},
-            metrics=site.tracking.metrics(original.run_id),
+            metrics=installation.tracking.metrics(original.run_id),
             files=[],
             tags={name: value for name, value in original.tags.items() if name not in ("gate_verdict", "trials")},
             title="",
         )
     checks = tuple(Check(**check) for check in evidence["checks"])
     verdict = Verdict(original.family, evidence["passed"], checks, tuple(evidence["reasons"]))
-    promotion.challenge(site, made, verdict, [], actor="gate")
+    promotion.challenge(installation, made, verdict, [], actor="gate")
     if bundle is None:
-        promotion.publish(site)
+        promotion.publish(installation)
     return made.version

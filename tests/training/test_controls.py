@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.backtest import replay_policy
+from flows.backtest import backtest_policy
 from flows.ingest import matches_pointer, write_snapshot
 from pipelines import versioning
 from pipelines.data.quality import assess
@@ -20,7 +20,7 @@ from pipelines.models.base import present_columns
 from pipelines.models.validator import VALIDATOR
 from pipelines.settings import ROOT, load_params
 from pipelines.training import stages
-from pipelines.training.fit import out_of_fold, whole
+from pipelines.training.fit import out_of_fold, complete_rows
 
 PARAMS = load_params()
 
@@ -72,7 +72,7 @@ def test_the_policy_emits_at_least_ten_times_a_simulated_week(market):
     arrays = {n: np.load(folder / "features" / f"{n}.npy") for n in ("base", "decision", "features", "signals")}
     with np.load(folder / "labels" / "events.npz") as f, np.load(folder / "validator" / "oof.npz") as oof:
         bars, p, p_low = f["index"][oof["row"]], oof["p"], oof["p_low"]
-    result = replay_policy(**arrays, bars=bars, p=p, p_low=p_low, step_s=900, params=PARAMS)
+    result = backtest_policy(**arrays, bars=bars, p=p, p_low=p_low, step_s=900, params=PARAMS)
     assert result.emissions_per_week.value >= 10.0
     assert result.net_bps.low > 0.0
 
@@ -111,10 +111,10 @@ def test_a_second_champion_of_the_same_recipe_is_no_better_than_the_first(market
     folder = market / "artifacts"
     data = VALIDATOR.dataset(folder, PARAMS)
     embargo_s = (PARAMS.labels.horizon_bars + 500) * 900.0
-    data = data.narrow(present_columns(data.newest(), data.columns)[0])
+    data = data.select_columns(present_columns(data.newest(), data.columns)[0])
     twins = [
         out_of_fold(
-            VALIDATOR, data.take(whole(data)), PARAMS.model_copy(update={"seed": seed}), embargo_s, lambda _: None
+            VALIDATOR, data.select_rows(complete_rows(data)), PARAMS.model_copy(update={"seed": seed}), embargo_s, lambda _: None
         )
         for seed in (PARAMS.seed, PARAMS.seed + 1)
     ]

@@ -41,7 +41,7 @@ def test_collecting_never_lets_go_of_a_version_a_registered_model_was_trained_on
     for k in range(3):
         hashes.append(write(workspace, f"a\n{k}\n"))
         versioning.keep_version(workspace, versions)
-    assert versioning.collect(workspace, versions, {hashes[0]}) == [hashes[1]]
+    assert versioning.collect_garbage(workspace, versions, {hashes[0]}) == [hashes[1]]
     assert versioning.restore(workspace, versions / hashes[0] / "data.dvc") == hashes[0]
     assert (workspace / "data" / "bars.csv").read_text() == "a\n0\n"
     assert not (versions / hashes[1]).exists()

@@ -42,14 +42,14 @@ class Density:
         log_scale = np.array(self.shifts) + away[:, np.newaxis]
         return np.asarray(-logsumexp(_weights(p, self.sharpness) - _losses(y, log_scale, self.freedom), axis=1))
 
-    def terms(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
 
 
-def density_of(terms: Mapping[str, Any]) -> Density:
-    """What `terms` told, also after a journey through JSON."""
-    return Density(**{**terms, "shifts": tuple(terms["shifts"])})
+def density_from_dict(loss_params: Mapping[str, Any]) -> Density:
+    """What `to_dict` returned, also after a journey through JSON."""
+    return Density(**{**loss_params, "shifts": tuple(loss_params["shifts"])})
 
 
 def _log_ewma(ewma: Floats, half_life: float | None) -> Floats:

@@ -32,7 +32,7 @@ class Detector:
     also    inputs it reads where the snapshot has them
     fit     (input → (m,) values of training bars in time order, those it reads first and in their order; (m,) where
             segments start; params) → parameters
-    say     (planes (inputs it reads, n, steps), parameters, out (n, steps, labels)) → None; fills out with
+    predict     (planes (inputs it reads, n, steps), parameters, out (n, steps, labels)) → None; fills out with
             probabilities of what is known at each bar of the window, NaN where it cannot speak
     """
 
@@ -40,7 +40,7 @@ class Detector:
     reads: tuple[str, ...]
     also: tuple[str, ...]
     fit: Callable[[Mapping[str, Floats], Bools, Params], dict[str, Floats]]
-    say: Callable[[Floats, Parameters, Floats], None]
+    predict: Callable[[Floats, Parameters, Floats], None]
 
 
 def _spread(values: Floats) -> tuple[float, float]:
@@ -91,7 +91,7 @@ def fit_hmm(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict
     found, moves, _ = max(ends, key=lambda end: end[2])
     order = name_states(found.means)
     low, high = transition_interval(moves[:, order][:, :, order], DAY_BARS, _DRAWS, seed=params.seed)
-    return found.named(order).parameters() | {"transition_low": low, "transition_high": high}
+    return found.reordered(order).parameters() | {"transition_low": low, "transition_high": high}
 
 
 def say_gaussians(planes: Floats, p: Parameters, out: Floats) -> None:
@@ -136,7 +136,7 @@ def fit_clusters(inputs: Mapping[str, Floats], starts: Bools, params: Params) ->
         params.regime.em_iterations,
         markov=False,
     )
-    return found.named(name_clusters(found.means, volatility=0, strength=1)).parameters()
+    return found.reordered(name_clusters(found.means, volatility=0, strength=1)).parameters()
 
 
 # ---- soft thresholds ----------------------------------------------------------------------------------------------

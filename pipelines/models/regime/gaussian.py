@@ -35,7 +35,7 @@ class Gaussians:
     transition: Floats
     stationary: Floats
 
-    def named(self, order: Ints) -> "Gaussians":
+    def reordered(self, order: Ints) -> "Gaussians":
         """The same model with its states in another order."""
         return replace(
             self, means=self.means[order], deviations=self.deviations[order],

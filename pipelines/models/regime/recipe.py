@@ -9,14 +9,14 @@ import numpy as np
 
 from pipelines.contracts import REGIMES, Floats, Ints
 from pipelines.errors import NotEnoughData
-from pipelines.models.base import Answer, Dataset, Export, Recipe, Rival, Say
+from pipelines.models.base import NativePredictions, Dataset, Export, ModelFamily, Baseline, Log
 from pipelines.models.export import npz_bytes
 from pipelines.models.novelty import fit_novelty
-from pipelines.models.regime.density import Density, density_of, fit_density
+from pipelines.models.regime.density import Density, density_from_dict, fit_density
 from pipelines.models.regime.detectors import DETECTORS, readings
 from pipelines.models.regime.gaussian import LEAST_ROWS
 from pipelines.models.regime.inputs import STEPS, planes, segment_starts
-from pipelines.models.regime.served import Ensemble, words
+from pipelines.models.regime.served import Ensemble, regime_names
 from pipelines.models.snapshot import bar_rows
 from pipelines.models.views import VIEWS
 from pipelines.settings import Params
@@ -33,19 +33,19 @@ class Regimes:
     silent: Mapping[str, str]
 
     @property
-    def terms(self) -> Mapping[str, Any]:
-        return self.density.terms()
+    def loss_params(self) -> Mapping[str, Any]:
+        return self.density.to_dict()
 
-    def answer(self, inputs: Floats) -> Answer:
-        said = self.ensemble.answer(inputs)
-        return Answer(said.p, np.full_like(said.p, np.nan), said.members, words(said.code))
+    def predict(self, inputs: Floats) -> NativePredictions:
+        said = self.ensemble.predict(inputs)
+        return NativePredictions(said.p, np.full_like(said.p, np.nan), said.members, regime_names(said.code))
 
 
 def dataset(artifacts: Path, params: Params) -> Dataset:
     return bar_rows(artifacts, "returns", VIEWS["regime"])
 
 
-def apart(data: Dataset) -> Ints:
+def non_overlapping_rows(data: Dataset) -> Ints:
     """Rows whose labels do not overlap: the next begins where the last ended. They tell a density as much as all do."""
     chosen, free = [], -np.inf
     for i, (known, ended) in enumerate(zip(data.known.tolist(), data.ended.tolist(), strict=True)):
@@ -74,38 +74,38 @@ def fit_ensemble(data: Dataset, params: Params) -> tuple[Ensemble, dict[str, str
     return Ensemble(data.columns, reads, parameters, weights, **rules), silent  # type: ignore[arg-type]
 
 
-def fit(data: Dataset, params: Params, embargo_s: float, say: Say) -> Regimes:
+def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Regimes:
     """Detectors first, then the few numbers of the density, by maximum likelihood on labels that do not overlap."""
     ensemble, silent = fit_ensemble(data, params)
-    rows = apart(data)
-    p = np.concatenate([ensemble.answer(data.inputs(part)).p for part in np.array_split(rows, -(-len(rows) // PIECE))])
-    density = fit_density(data.y[rows], data.more["ewma"][rows], p, data.weight[rows])
+    rows = non_overlapping_rows(data)
+    p = np.concatenate([ensemble.predict(data.inputs(part)).p for part in np.array_split(rows, -(-len(rows) // PIECE))])
+    density = fit_density(data.y[rows], data.extras["ewma"][rows], p, data.weight[rows])
     return Regimes(ensemble, density, silent)
 
 
-def loss(p: Floats, data: Dataset, terms: Mapping[str, Any]) -> Floats:
+def loss(p: Floats, data: Dataset, loss_params: Mapping[str, Any]) -> Floats:
     """(n,) negative log score of any bundle's answers, by that bundle's own density."""
-    return density_of(terms).losses(data.y, data.more["ewma"], p)
+    return density_from_dict(loss_params).losses(data.y, data.extras["ewma"], p)
 
 
-def _rival(train: Dataset, test: Dataset, tails: bool, volatile: bool) -> Rival:
-    rows = apart(train)
+def _rival(train: Dataset, test: Dataset, tails: bool, volatile: bool) -> Baseline:
+    rows = non_overlapping_rows(train)
     one = np.ones((len(rows), 1))
-    fitted = fit_density(train.y[rows], train.more["ewma"][rows], one, train.weight[rows], tails, volatile)
-    return Rival(fitted.losses(test.y, test.more["ewma"], np.ones((len(test), 1))), None)
+    fitted = fit_density(train.y[rows], train.extras["ewma"][rows], one, train.weight[rows], tails, volatile)
+    return Baseline(fitted.losses(test.y, test.extras["ewma"], np.ones((len(test), 1))), None)
 
 
-def ewma(train: Dataset, test: Dataset, params: Params) -> Rival:
+def ewma(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Gaussian EWMA volatility; decay, level and power fitted."""
     return _rival(train, test, tails=False, volatile=True)
 
 
-def ewma_student(train: Dataset, test: Dataset, params: Params) -> Rival:
+def ewma_student(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """The same with the model's own fat tail: what the regimes add is the gain over this."""
     return _rival(train, test, tails=True, volatile=True)
 
 
-def constant(train: Dataset, test: Dataset, params: Params) -> Rival:
+def constant(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """One Student-t for every hour."""
     return _rival(train, test, tails=True, volatile=False)
 
@@ -147,7 +147,7 @@ def describe(data: Dataset, params: Params) -> list[str]:
     ]
 
 
-REGIME = Recipe(
+REGIME = ModelFamily(
     family="regime",
     title="Regime detector: TRENDING, RANGING, VOLATILE or QUIET",
     classes=REGIMES,

@@ -42,19 +42,19 @@ class Ensemble:
     margin: float
     min_dwell_bars: int
 
-    def said(self, rows: Floats) -> dict[str, Floats]:
+    def detector_probabilities(self, rows: Floats) -> dict[str, Floats]:
         """detector → (n, steps, labels): its own words at every bar, each from the window up to that bar alone."""
         given = planes(rows, self.columns)
         told = {}
         for name, reads in self.reads.items():
             told[name] = np.empty((*rows.shape[:2], len(DETECTORS[name].labels)))
-            DETECTORS[name].say(np.stack([given[each] for each in reads]), self.parameters[name], told[name])
+            DETECTORS[name].predict(np.stack([given[each] for each in reads]), self.parameters[name], told[name])
         return told
 
-    def answer(self, rows: Floats) -> Opinion:
+    def predict(self, rows: Floats) -> Opinion:
         """rows (n, steps, columns), oldest first; a missing value silences whoever reads it at that bar, and the hidden
         Markov model passes over it."""
-        said = self.said(rows)
+        said = self.detector_probabilities(rows)
         first = np.cumsum([0, *(part.shape[2] for part in said.values())])
         n, voters = len(rows), len(said)
         p, voices, code = np.empty((n, len(REGIMES))), np.empty((voters, n, len(REGIMES))), np.empty(n, np.int64)
@@ -68,7 +68,7 @@ class Ensemble:
         return Opinion(p, code, members)
 
 
-def words(codes: Ints) -> list[str | None]:
+def regime_names(codes: Ints) -> list[str | None]:
     return [None if code < 0 else REGIMES[code] for code in codes]
 
 
@@ -95,8 +95,8 @@ class RegimeModel:
             if status[row] == "OK":
                 status[row] = "ABSTAIN"
                 reason[row] = f"WARMING_UP: {whole[row]} whole bars of {self.steps}, needs {MIN_BARS}"
-        said = self.ensemble.answer(rows)
-        label = words(said.code)
+        said = self.ensemble.predict(rows)
+        label = regime_names(said.code)
         for i, word in enumerate(status):
             if word != "OK":
                 label[i] = None

@@ -13,4 +13,4 @@ def simulated():
     spec = PARAMS.simulator.model_copy(update={"history_days": 120, "live_days": 0, "drift_after_live_days": None})
     market = simulate(spec, tape=False)
     data = dataset_of(resample(market.bars, 60, STEP_S))
-    return data, market.truth.regime.reshape(-1, 15)[:, -1][data.more["index"].astype(int)]
+    return data, market.truth.regime.reshape(-1, 15)[:, -1][data.extras["index"].astype(int)]

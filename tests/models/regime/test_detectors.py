@@ -49,7 +49,7 @@ def say(name, parameters, rows):
     reads = readings(COLUMNS)[0][name]
     given = planes(rows, COLUMNS)
     out = np.empty((*rows.shape[:2], len(DETECTORS[name].labels)))
-    DETECTORS[name].say(np.stack([given[each] for each in reads]), parameters, out)
+    DETECTORS[name].predict(np.stack([given[each] for each in reads]), parameters, out)
     return out
 
 
@@ -127,7 +127,7 @@ def refit(rows, guess):
     found, moves, score = fit_gaussians(
         rows, segment_starts(np.arange(float(len(rows)))), guess, np.ones(2), np.full((5, 2), np.nan), 100, True
     )
-    return found.named(name_states(found.means)), moves, score
+    return found.reordered(name_states(found.means)), moves, score
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from pipelines.errors import NotEnoughData
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.returns import HALF_LIVES
-from pipelines.models.regime.density import density_of, fit_density
+from pipelines.models.regime.density import density_from_dict, fit_density
 from pipelines.models.regime.inputs import STEPS
-from pipelines.models.regime.recipe import REGIME, apart
+from pipelines.models.regime.recipe import REGIME, non_overlapping_rows
 from pipelines.models.runtime import check_golden, load_bundle
-from pipelines.models.views import KEPT_BARS, VIEWS
+from pipelines.models.views import RETAINED_BARS, VIEWS
 from pipelines.settings import ROOT
 from pipelines.signals.regimes import rule_regime
 from pipelines.training.fit import out_of_fold, train
@@ -40,7 +40,7 @@ def bundle(simulated, tmp_path_factory):
 
 
 def gain(oof, rival):
-    return mean_estimate(oof.rivals[rival].loss - oof.loss, 500, seed=0)
+    return mean_estimate(oof.baselines[rival].loss - oof.loss, 500, seed=0)
 
 
 def test_the_true_regime_is_found_far_more_often_than_by_chance_or_by_the_rule(simulated, bundle):
@@ -48,7 +48,7 @@ def test_the_true_regime_is_found_far_more_often_than_by_chance_or_by_the_rule(s
     oof = bundle[2]
     rows = oof["row"]
     told, true = oof["label"], np.array(REGIMES)[truth[rows]]
-    newest = data.take(rows).newest()
+    newest = data.select_rows(rows).newest()
     at = [data.columns.index(name) for name in ("volatility_regime", "adx_14")]
     rule = np.array(REGIMES)[rule_regime(newest[:, at[0]], newest[:, at[1]], np.zeros(len(rows))).astype(int)]
     chance = sum((told == r).mean() * (true == r).mean() for r in REGIMES)
@@ -106,18 +106,18 @@ def test_a_row_alone_and_among_others_has_the_same_bytes(simulated, bundle):
 
 def test_the_live_window_is_the_training_window():
     history = history_of(steady(900))
-    kept = type(history)(*(getattr(history, part)[-KEPT_BARS:] for part in history.__slots__))
+    kept = type(history)(*(getattr(history, part)[-RETAINED_BARS:] for part in history.__slots__))
     build = VIEWS["regime"].build
-    assert build(history, np.array([899])).tobytes() == build(kept, np.array([KEPT_BARS - 1])).tobytes()
+    assert build(history, np.array([899])).tobytes() == build(kept, np.array([RETAINED_BARS - 1])).tobytes()
 
 
 def test_the_window_is_long_enough_to_forget_where_the_filter_began(simulated, bundle):
     data, ensemble = simulated[0], bundle[0].ensemble
-    rows = data.take(np.arange(2000))
-    endless = ensemble.said(rows.newest()[np.newaxis])["hmm"][0]
-    inside = ensemble.answer(rows.inputs(np.arange(500, 2000))).members["hmm"]
+    rows = data.select_rows(np.arange(2000))
+    endless = ensemble.detector_probabilities(rows.newest()[np.newaxis])["hmm"][0]
+    inside = ensemble.predict(rows.inputs(np.arange(500, 2000))).members["hmm"]
     assert np.abs(endless[500:] - inside).max() < 1e-6
-    short = ensemble.answer(rows.inputs(np.arange(500, 2000))[:, -8:]).members["hmm"]
+    short = ensemble.predict(rows.inputs(np.arange(500, 2000))[:, -8:]).members["hmm"]
     assert np.abs(endless[500:] - short).max() > 0.01
 
 
@@ -152,7 +152,7 @@ def test_it_abstains_on_a_missing_value_a_novel_bar_and_a_short_history(simulate
 
 def test_no_answer_changes_within_the_dwell_inside_a_window(simulated, bundle):
     data, ensemble = simulated[0], bundle[0].ensemble
-    words = ensemble.answer(data.inputs(np.arange(3000))).code
+    words = ensemble.predict(data.inputs(np.arange(3000))).code
     stays = np.diff(np.flatnonzero(np.concatenate([[True], words[1:] != words[:-1], [True]])))
     assert np.mean(stays[1:-1] < SMALL.regime.min_dwell_bars) < 0.02
 
@@ -167,7 +167,7 @@ def test_the_transition_matrix_stands_in_the_schema_inside_its_interval(bundle):
 
 def test_another_bundle_is_scored_by_its_own_terms(simulated, bundle):
     data, model = simulated[0], bundle[0]
-    rows = data.take(np.arange(2000))
+    rows = data.select_rows(np.arange(2000))
     p = model.predict(rows.all_inputs()).p
     own = REGIME.loss(p, rows, json.loads(json.dumps(model.schema["terms"])))
     wider = dict(model.schema["terms"]) | {"shifts": [shift + 1.0 for shift in model.schema["terms"]["shifts"]]}
@@ -182,7 +182,7 @@ def test_the_same_rows_give_the_same_bundle(simulated, bundle, tmp_path):
 
 def test_too_short_a_history_is_refused(simulated):
     with pytest.raises(NotEnoughData, match="needs 500"):
-        REGIME.fit(simulated[0].take(np.arange(300)), SMALL, 0.0, quiet)
+        REGIME.fit(simulated[0].select_rows(np.arange(300)), SMALL, 0.0, quiet)
 
 
 def test_serving_a_regime_needs_no_training_library():
@@ -211,7 +211,7 @@ def test_the_density_is_one_whose_parameters_are_found_again():
     grid = np.linspace(-20000, 20000, 400001)
     mass = np.exp(-found.losses(grid, np.tile(ewma[:1], (len(grid), 1)), np.tile(p[:1], (len(grid), 1))))
     assert np.trapezoid(mass, grid) == pytest.approx(1.0, abs=1e-3)
-    assert density_of(json.loads(json.dumps(found.terms()))) == found
+    assert density_from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
 def test_one_regime_for_all_is_the_ewma_model_with_the_same_tail():
@@ -223,7 +223,7 @@ def test_one_regime_for_all_is_the_ewma_model_with_the_same_tail():
 
 def test_rows_are_apart_when_the_next_begins_where_the_last_ended(simulated):
     data = simulated[0]
-    rows = apart(data)
+    rows = non_overlapping_rows(data)
     assert (data.known[rows][1:] >= data.ended[rows][:-1]).all()
     assert len(rows) == pytest.approx(len(data) / 4, rel=0.01)
 

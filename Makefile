@@ -16,7 +16,7 @@ endif
 # A turn and the tests start a hundred processes: without bytecode each would compile all our files again, a second or two.
 unexport PYTHONDONTWRITEBYTECODE
 
-# No tool phones home. `bellwether` sets the same for itself (flows/supervisor.py); these lines cover tests and benchmarks.
+# No tool phones home. `bellwether` sets the same for itself (flows/support/processes.py); these lines cover tests and benchmarks.
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
@@ -28,7 +28,7 @@ export ORT_DISABLE_TELEMETRY := 1
 # The cache is looked at each time, in a second: a stamp would hide one that was cut short or that others may write in.
 # What is made under artifacts/ is for its user alone from the first folder on.
 setup: .venv/.installed
-	@umask 077; $(BIN)/python -c 'import sys; from pipelines.compiled import kernels_are_warm; sys.exit(not kernels_are_warm())' || $(BIN)/python -m flows.warm
+	@umask 077; $(BIN)/python -c 'import sys; from pipelines.compiled import kernels_are_warm; sys.exit(not kernels_are_warm())' || $(BIN)/python -m bellwether.operations.compile_kernels
 
 run: setup
 	$(BIN)/bellwether run $(if $(filter-out 0 false,$(ONCE)),--once)

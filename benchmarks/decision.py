@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.features import WINDOW, with_pandas
-from benchmarks.house import FAMILY, Stand, by_decision_bar, stand
+from benchmarks.fixture import FAMILY, Stand, by_decision_bar, stand
 from benchmarks.inference import native
 from benchmarks.measured import Row, pairs, spread
 from pipelines.contracts import BAR_FIELDS, Decision, Floats, utc
@@ -25,15 +25,15 @@ from pipelines.models.calibration import raw
 from pipelines.models.tabular import TabularModel
 from pipelines.settings import Params
 from pipelines.store import Store
-from pipelines.training.warm import read_warm_start
-from serving.account import Account
-from serving.ledger import Ledger
-from serving.live import decide
-from serving.policy import flatten
+from pipelines.warm_start import read_warm_start
+from serving.inference.model_slots import ModelSlots, Snapshot
+from serving.policy.decide import decide
+from serving.policy.decision_row import flatten
 from serving.risk.exposure import scenarios_of
-from serving.slots import ModelSlots, Snapshot
-from serving.symbols import ClosedBar, Symbol
-from serving.tiers import Tier
+from serving.state.account import Account
+from serving.state.ledger import Ledger
+from serving.state.symbols import ClosedBar, Symbol
+from serving.state.tiers import Tier
 
 TIER = Tier(2, "TIER_2: validator champion decides")
 PARTS = ("features and signals", "models, fusion, risk", "durable in the ledger")

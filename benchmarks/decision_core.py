@@ -17,9 +17,9 @@ from benchmarks.measured import Row, pairs, spread
 from pipelines.contracts import Floats
 from pipelines.errors import BellwetherError
 from pipelines.settings import ROOT, load_params
-from serving import core
-from serving.fusion import N_SCORES
-from serving.policy import NOTHING_OPEN, ONES, DecisionInputs, ExposureSnapshot, decide, flatten, to_rows
+from serving.policy import kernel as decision_kernel
+from serving.policy.decision_row import NOTHING_OPEN, ONES, DecisionInputs, ExposureSnapshot, decide, flatten, to_rows
+from serving.policy.fusion import N_SCORES
 
 SEED = 11
 SHARED = 500  # rows that both sides answer
@@ -42,9 +42,13 @@ def sample_rows(n: int) -> Floats:
 
 def core_ns(rows: Floats) -> tuple[float, Floats]:
     """CPU nanoseconds a row, and the answers to the first SHARED rows: (SHARED, OUT_WIDTH + 1), the code last."""
-    flat, outs, codes = flatten(load_params()), np.empty((len(rows), core.OUT_WIDTH)), np.empty(len(rows), np.int64)
+    flat, outs, codes = (
+        flatten(load_params()),
+        np.empty((len(rows), decision_kernel.OUT_WIDTH)),
+        np.empty(len(rows), np.int64),
+    )
     began = time.process_time()
-    core.decide_rows(rows, flat, outs, codes)
+    decision_kernel.decide_rows(rows, flat, outs, codes)
     elapsed = time.process_time() - began
     return elapsed / len(rows) * 1e9, np.column_stack([outs[:SHARED], codes[:SHARED]])
 
@@ -56,9 +60,9 @@ def decide_us(n: int) -> Floats:
     took = np.empty(n)
     for i, row in enumerate(sample_rows(n)):
         inputs = DecisionInputs(
-            row[: core.CONFIDENCES_AT], row[core.CONFIDENCES_AT : core.FACTORS_AT], ONES, ONES, "TRENDING",
-            row[core.TREND], row[core.UNICORN], "fvg", row[core.EVENT], row[core.VOLATILITY], row[core.ATR],
-            row[core.PRICE], row[core.P], row[core.P_LOW], None, 1, 0.0, (), ExposureSnapshot(**NOTHING_OPEN, es_unit=0.03),
+            row[: decision_kernel.CONFIDENCES_AT], row[decision_kernel.CONFIDENCES_AT : decision_kernel.FACTORS_AT], ONES, ONES, "TRENDING",
+            row[decision_kernel.TREND], row[decision_kernel.UNICORN], "fvg", row[decision_kernel.EVENT], row[decision_kernel.VOLATILITY], row[decision_kernel.ATR],
+            row[decision_kernel.PRICE], row[decision_kernel.P], row[decision_kernel.P_LOW], None, 1, 0.0, (), ExposureSnapshot(**NOTHING_OPEN, es_unit=0.03),
         )  # fmt: skip
         began = time.perf_counter()
         decide(

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import faults, hardship, upgrade
-from benchmarks.house import FAMILY, recorded, recording, simulated, train
+from benchmarks.fixture import FAMILY, recorded, recording, simulated, train
 from benchmarks.postgres import postgresql
 from pipelines.contracts import TIMEFRAME_SECONDS
 from pipelines.data.timeframes import resample
 from pipelines.settings import ROOT, Settings, load_params
-from pipelines.training.warm import hit_rate
+from pipelines.warm_start import hit_rate
 
 Figures = dict[str, Any]
 RECORDINGS = {
@@ -100,7 +100,7 @@ def drifted(seed: str) -> Figures:
 def gate(bars: Any, symbol: str) -> Figures:
     """The real stages, then the real gate on what they wrote; a candidate that passes is what gets promoted."""
     from flows.evaluate import gather
-    from flows.site import Installation
+    from flows.support.installation import Installation
     from pipelines.evaluation.gates import judge
     from pipelines.store import Store
 
@@ -235,7 +235,7 @@ PARTS = {
 # ---- stored, resumed ----------------------------------------------------------------------------------------------
 
 
-OTHERS = ("params.yaml", "flows/monitor.py", "flows/evaluate.py", "benchmarks/house.py", "benchmarks/evidence.py")
+OTHERS = ("params.yaml", "flows/monitor.py", "flows/evaluate.py", "benchmarks/fixture.py", "benchmarks/evidence.py")
 HARD = ("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py")  # under benchmarks/
 
 

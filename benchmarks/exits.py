@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from benchmarks.house import recording, simulated
+from benchmarks.fixture import recording, simulated
 from benchmarks.pages import write
 from benchmarks.signals import STEP_S, _line, _prose
 from pipelines.contracts import CLOSE, OPEN_TIME, Estimate, Floats, Ints, utc
 from pipelines.data import schemas
-from pipelines.data.files import read
 from pipelines.data.quality import assess
+from pipelines.data.readers.files import read
 from pipelines.data.timeframes import resample
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.evaluation.signals import format_estimate

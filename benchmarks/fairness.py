@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from benchmarks.hardship import house
-from flows.client import bar_json
-from serving.keys import write_key
+from serving.client import bar_json
+from serving.service.keys import write_key
 
 OBSERVE_EVERY_S = 0.01  # a feed pauses; clients that decide here do not
 

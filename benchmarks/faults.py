@@ -27,19 +27,19 @@ from typing import Any, Literal
 
 import psutil
 
+from bellwether.operations.warm_starts import before_start
 from benchmarks import hardship
+from benchmarks.fixture import FAMILY, Stand, arm_of
 from benchmarks.hardship import DECISION, Load, load_of, warm_in
-from benchmarks.house import FAMILY, Stand, arm_of
 from benchmarks.postgres import postgresql
 from benchmarks.probes import CALLS, READS, Log, Probe, ailments, detected, in_short, recorder
-from benchmarks.services import processes
-from flows import supervisor
-from flows.client import Client
-from flows.warm_starts import before_start
+from benchmarks.services import service_processes
+from flows.support import processes
 from pipelines.errors import BellwetherError
 from pipelines.settings import Settings
 from pipelines.store import Store
-from serving.generation import GENERATION_FILE, write_generation
+from serving.client import Client
+from serving.inference.generation import GENERATION_FILE, write_generation
 
 Figures = dict[str, Any]
 
@@ -73,11 +73,11 @@ class House:
         return self.settings.serving_dir / GENERATION_FILE
 
     def member(self, name: str) -> psutil.Process:
-        """A process by its name in `benchmarks.services.processes`, such as `decision, worker`."""
-        return processes(self.settings, self.names)[name]
+        """A process by its name in `benchmarks.services.service_processes`, such as `decision, worker`."""
+        return service_processes(self.settings, self.names)[name]
 
     def parent(self, service: str) -> psutil.Process:
-        return psutil.Process(supervisor.services(self.settings)[service]["pid"])
+        return psutil.Process(processes.services(self.settings)[service]["pid"])
 
     def serve_again(self) -> None:
         """Name the house's model and warm start in a new generation, as `bellwether promote` does."""
@@ -86,7 +86,7 @@ class House:
         write_generation(self.settings.serving_dir, {FAMILY: arms}, warm, datetime.now(UTC))
 
     def up(self) -> None:
-        supervisor.up(self.settings, self.names)
+        processes.up(self.settings, self.names)
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def whole(service: str) -> Callable[[House], list[psutil.Process]]:
 
 
 def supervisors(house: House) -> list[psutil.Process]:
-    return [p for name, p in processes(house.settings, house.names).items() if name.startswith("supervisor")]
+    return [p for name, p in service_processes(house.settings, house.names).items() if name.startswith("supervisor")]
 
 
 def database(house: House) -> list[psutil.Process]:
@@ -227,7 +227,7 @@ def read_only_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def read_only_at_start(house: House) -> Iterator[None]:
-    supervisor.down(house.settings)
+    processes.down(house.settings)
     with read_only(house):
         began = time.monotonic()
         try:
@@ -244,7 +244,7 @@ def read_only_at_start(house: House) -> Iterator[None]:
 @contextmanager
 def page_flipped(house: House) -> Iterator[None]:
     """A page in the middle of store.db is overwritten while nothing runs; a backup of just before lies beside it."""
-    supervisor.down(house.settings)
+    processes.down(house.settings)
     file = house.settings.home / "store.db"
     with closing(sqlite3.connect(file)) as store:
         store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -266,7 +266,7 @@ def _leaf(store: sqlite3.Connection) -> int:
 
 
 def restore_store(house: House) -> None:
-    supervisor.down(house.settings)
+    processes.down(house.settings)
     for file in house.settings.home.glob("store.db*"):
         file.unlink()
     shutil.copy2(house.scratch / "backup.db", house.settings.home / "store.db")
@@ -345,7 +345,7 @@ def warm_start_flipped(house: House) -> Iterator[None]:
 
 def down_and_up(house: House) -> None:
     """What `bellwether down` and `bellwether up` do, for the services of this house."""
-    supervisor.down(house.settings)
+    processes.down(house.settings)
     before_start(house.settings)
     house.up()
 

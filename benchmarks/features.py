@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import talib
 
-from benchmarks.house import recorded, recording, simulated
+from benchmarks.fixture import recorded, recording, simulated
 from benchmarks.measured import Row, cpu_seconds, in_turn, pairs, spread
 from pipelines.contracts import BAR_FIELDS, Floats
 from pipelines.data.timeframes import resample

@@ -13,7 +13,7 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks.house import recording
+from benchmarks.fixture import recording
 from benchmarks.pages import write
 from pipelines.contracts import (
     CATEGORIES,
@@ -28,10 +28,10 @@ from pipelines.contracts import (
 )
 from pipelines.data import schemas
 from pipelines.data.alignment import align
-from pipelines.data.context import merge_feeds, read_context
-from pipelines.data.files import read
 from pipelines.data.quality import assess
-from pipelines.data.simulator import simulate
+from pipelines.data.readers.context import merge_feeds, read_context
+from pipelines.data.readers.files import read
+from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
 from pipelines.evaluation.deflation import deflated_sharpe, overfitting_probability
 from pipelines.evaluation.gates import excess_of_chosen
@@ -57,11 +57,11 @@ from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.models.losses import log_losses
 from pipelines.settings import ROOT, Params, load_params
 from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import events
 from pipelines.signals.regimes import market_state
-from pipelines.signals.voices import CategoryScores
-from serving.fusion import NO_REGIME, weight_table
-from serving.learning import weights_in_force, initial_state
+from serving.policy.fusion import NO_REGIME, weight_table
+from serving.policy.online_weights import initial_state, weights_in_force
 
 PAGE = ROOT / "docs" / "fusion.md"
 SIM_DAYS = 365
@@ -77,7 +77,7 @@ TOLD = {
     "stated": "U1, the same at every event",
     "stated by regime": "U1 times U2 of the rule's regime at the event",
     "equal": "a fifth each: everybody's evidence as it is",
-    "learnt": "`serving/learning.py`: Hedge with fixed share on what had resolved by then",
+    "learnt": "`serving/policy/online_weights.py`: Hedge with fixed share on what had resolved by then",
     "convex": "least log loss over the simplex above the floor",
     "genetic for log loss": "genetic search for the same",
     "genetic for net return": "genetic search for the return of the most confident share",
@@ -238,7 +238,14 @@ def table(told: Sequence[Figure], base: Mapping[str, Estimate]) -> list[str]:
         f"|---|{7 * '--:|'}",
     ]
     for f in told:
-        cells = (f.way, f"{f.loss:.4f}", format_estimate(base[f.way], 2), format_estimate(f.gain, 2), format_estimate(f.net), format_estimate(f.lift))
+        cells = (
+            f.way,
+            f"{f.loss:.4f}",
+            format_estimate(base[f.way], 2),
+            format_estimate(f.gain, 2),
+            format_estimate(f.net),
+            format_estimate(f.lift),
+        )
         lines.append(f"| {' | '.join((*cells, f'{f.trials:,}', _plain(f.deflated)))} |")
     lines += ["", f"| weights | {' | '.join(CATEGORIES)} |", f"|---|{len(CATEGORIES) * '--:|'}"]
     lines += [f"| {f.way} | {' | '.join(f'{w:.3f}' if w else '–' for w in f.weights)} |" for f in told]

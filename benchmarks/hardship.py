@@ -19,20 +19,20 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.house import FAMILY, Stand, arm_of, by_decision_bar, stand
-from benchmarks.services import MB, processes, serving
-from flows import supervisor
-from flows.client import Client
-from flows.replay import replay_decisions
-from flows.site import Installation
+from bellwether.operations.replay_decisions import replay_decisions
+from benchmarks.fixture import FAMILY, Stand, arm_of, by_decision_bar, stand
+from benchmarks.services import MB, service_processes, serving
+from flows.support import processes
+from flows.support.installation import Installation
 from pipelines.contracts import OPEN_TIME, Decision, Floats, utc
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from pipelines.store import Promotion, Store, decision_payload
-from pipelines.training.warm import read_warm_start
-from serving import symbols
-from serving.generation import write_generation
-from serving.opinions import faulty
+from pipelines.warm_start import read_warm_start
+from serving.client import Client
+from serving.inference.generation import write_generation
+from serving.inference.predictions import faulty
+from serving.state import symbols
 
 DECISION = ("decision",)
 ASKERS = 2  # clients that ask while the feeder feeds
@@ -177,7 +177,7 @@ def swaps(count: int, tiny: bool = False) -> dict[str, Any]:
     with house(tiny) as (at, settings), Client(settings) as client:
         load = load_of(at, settings, 0.01, forgiving=False)
         load.start()
-        worker, held = processes(settings, DECISION)["decision, worker"], []
+        worker, held = service_processes(settings, DECISION)["decision, worker"], []
         for i in range(count):
             digest = at.digests[(i + 1) % 2]
             arms = {"champion": arm_of(digest, str(i + 2))}
@@ -234,21 +234,21 @@ def crashes(
 def _kill(settings: Settings, whole: bool) -> None:
     """SIGKILL: to the worker, which its parent starts again; or to every process, and then `up`, as after a reboot."""
     if not whole:
-        processes(settings, DECISION)["decision, worker"].kill()
+        service_processes(settings, DECISION)["decision, worker"].kill()
         return
-    everything = supervisor.home_processes(settings)
+    everything = processes.home_processes(settings)
     for process in everything:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
     _until_gone(everything)
-    supervisor.up(settings, DECISION)
+    processes.up(settings, DECISION)
 
 
 def _until_gone(killed: list[psutil.Process]) -> None:
     """Return once all have ended, also those that nobody has asked how: the supervisor starts them again in seconds."""
-    while any(map(supervisor.is_alive, killed)):
+    while any(map(processes.is_alive, killed)):
         time.sleep(0.01)
 
 
@@ -315,7 +315,7 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
         load = load_of(at, settings, 0.0, forgiving=False)
         bars = iter(load.groups)
         said = [_shown(client, load, next(bars)) for _ in range(count)]
-        gone = [p for name, p in processes(settings, ("models",)).items() if name.startswith("models")]
+        gone = [p for name, p in service_processes(settings, ("models",)).items() if name.startswith("models")]
         for process in gone:
             process.kill()
         _until_gone(gone)
@@ -323,7 +323,7 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
             out = _shown(client, load, group)
             if out["event"] is not None:
                 break
-        supervisor.up(settings, ("models",))
+        processes.up(settings, ("models",))
         for group in bars:  # a bar at a time until trust is back; the client looks for it every two seconds
             back = _shown(client, load, group)
             time.sleep(0.05)
@@ -333,7 +333,9 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
         try:
             store.add_promotion(_line_of(at))
             asked = {answer["id"] for answer in said}
-            replayed = replay_decisions(Installation(settings, at.params, store), [r for r in store.decisions() if r.decision.id in asked])
+            replayed = replay_decisions(
+                Installation(settings, at.params, store), [r for r in store.decisions() if r.decision.id in asked]
+            )
         finally:
             store.close()
     champions = [answer["models"][FAMILY]["champion"] for answer in said]

@@ -10,16 +10,16 @@ import pandas as pd
 
 from benchmarks.measured import Row, in_turn, pairs
 from pipelines.contracts import Floats
-from pipelines.data.heatmap import (
-    MIN_LEVELS,
+from pipelines.data.orderbook.heatmap import (
     HEAT_STATE,
     LEVEL_BPS,
     LEVELS,
-    MIN_SNAPSHOTS,
-    MIN_PERSISTENCE,
     LEVELS_PER_SIDE,
-    SNAPSHOTS,
+    MIN_LEVELS,
+    MIN_PERSISTENCE,
+    MIN_SNAPSHOTS,
     MIN_WALL_MEDIANS,
+    SNAPSHOTS,
     heatmap_add_snapshot,
     heatmap_write_row,
 )

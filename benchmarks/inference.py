@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.house import Stand, stand
+from benchmarks.fixture import Stand, stand
 from benchmarks.measured import Row, in_turn, pairs
 from pipelines.contracts import Floats
 from pipelines.models.calibration import raw

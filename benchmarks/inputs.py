@@ -28,14 +28,14 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 
+from benchmarks.fixture import FAMILY
 from benchmarks.hardship import house
-from benchmarks.house import FAMILY
-from benchmarks.services import processes
-from flows.client import Client
+from benchmarks.services import service_processes
 from pipelines.settings import Settings
-from serving.keys import write_key
-from serving.openapi import complete_spec
-from serving.remote import packed
+from serving.client import Client
+from serving.inference.model_client import packed
+from serving.service.keys import write_key
+from serving.service.openapi import complete_spec
 
 NAMES = ("decision", "models")
 PATIENCE_S = 20.0
@@ -435,12 +435,12 @@ def run(seed: int, count: int, store_url: str = "") -> dict[str, Any]:
     tally, began = Tally(), time.monotonic()
     with house(tiny=True, store_url=store_url, names=NAMES) as (_, settings):
         key = write_key(settings)
-        before = {name: process.pid for name, process in processes(settings, NAMES).items()}
+        before = {name: process.pid for name, process in service_processes(settings, NAMES).items()}
         ours(settings, key, seed, count // 2, tally)
         for service, url in (("decision", settings.decision_url), ("models", settings.model_url)):
             from_schema(service, url, key, seed, count // 4, tally)
         ours(settings, key, seed + 1, max(0, count - tally.answers.total()), tally)
-        after = {name: process.pid for name, process in processes(settings, NAMES).items()}
+        after = {name: process.pid for name, process in service_processes(settings, NAMES).items()}
     by_status: Counter[str] = Counter()
     for (_, _, status), n in tally.answers.items():
         by_status[status] += n

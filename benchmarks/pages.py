@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from benchmarks.house import recording
+from benchmarks.fixture import recording
 from pipelines.errors import UnreadableFile
 
 

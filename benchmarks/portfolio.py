@@ -13,13 +13,13 @@ from functools import reduce
 import numpy as np
 from scipy.optimize import nnls
 
-from benchmarks.house import recording
+from benchmarks.fixture import recording
 from benchmarks.pages import write
 from benchmarks.signals import _line, _prose
 from pipelines.contracts import CLOSE, OPEN_TIME, Estimate, Floats, utc
 from pipelines.data import schemas
-from pipelines.data.files import read
 from pipelines.data.quality import assess
+from pipelines.data.readers.files import read
 from pipelines.evaluation.portfolio import METHODS, Figures, Path, figures, walk
 from pipelines.evaluation.signals import WEEK_S, format_estimate
 from pipelines.settings import ROOT, Params, load_params
@@ -162,7 +162,10 @@ def table(found: Sequence[Walked]) -> list[str]:
                 if idle
                 else ""
             )
-            lines += ["", _prose(f"`{one.path.method}` abstained {share}: {reason}.{'' if one.path.never_allocated else cash}")]
+            lines += [
+                "",
+                _prose(f"`{one.path.method}` abstained {share}: {reason}.{'' if one.path.never_allocated else cash}"),
+            ]
     return lines
 
 

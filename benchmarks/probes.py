@@ -14,11 +14,12 @@ from typing import Any
 
 import httpx
 
-from flows import doctor, supervisor
-from flows.client import Client
+from bellwether.operations import doctor
+from flows.support import processes
 from pipelines.errors import BellwetherError
 from pipelines.settings import Settings
 from pipelines.store import Store, StoreFault
+from serving.client import Client
 
 PATIENCE_S = 2.0  # an endpoint that takes longer counts as silent
 EVERY_S = 0.25
@@ -127,7 +128,7 @@ class Probe:
 
     def __init__(self, settings: Settings, names: tuple[str, ...], log: Log) -> None:
         self.settings, self.log = settings, log
-        self._known = {name: supervisor.SERVICES[name] for name in names}
+        self._known = {name: processes.SERVICES[name] for name in names}
         self._ended = threading.Event()
         self._store = Store.open(settings.store)
         self.alarms: dict[int, tuple[float, str]] = {}  # id → (monotonic seconds it was first seen, kind)
@@ -170,7 +171,7 @@ class Probe:
     def _services(self) -> None:
         began = time.monotonic()
         try:
-            states = supervisor.services(self.settings, self._known)
+            states = processes.services(self.settings, self._known)
             # what answers though its process is gone is an orphan: nobody would restart or stop it
             told = {n: s["state"] if s["state"] != "up" or s["pid"] else "orphan" for n, s in states.items()}
             bad = [f"{name} {state}" for name, state in told.items() if state != "up"]

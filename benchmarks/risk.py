@@ -12,10 +12,10 @@ from benchmarks.measured import Row, pairs, spread
 from pipelines.contracts import Decision, Floats
 from pipelines.errors import BellwetherError
 from pipelines.settings import load_params
-from serving import core
-from serving.account import Account
-from serving.policy import flatten
+from serving.policy import kernel as decision_kernel
+from serving.policy.decision_row import flatten
 from serving.risk.exposure import ES_LEVEL, market_of, scenarios_of
+from serving.state.account import Account
 
 SEED = 11
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
@@ -53,10 +53,10 @@ def desk() -> tuple[Account, dict[str, Floats]]:
 def check(account: Account, flat: Floats, row: Floats, out: Floats, symbol: str, kind: str, side: float) -> int:
     """What the service does of risk in one decision: the account as this position finds it, then the core."""
     found = account.portfolio(NOW, symbol, kind, side)
-    for at in core.ACCOUNT:
-        row[at] = getattr(found, core.ROW_FIELDS[at])
-    row[core.EVENT] = side
-    return int(core.decide_row(row, flat, out))
+    for at in decision_kernel.ACCOUNT:
+        row[at] = getattr(found, decision_kernel.ROW_FIELDS[at])
+    row[decision_kernel.EVENT] = side
+    return int(decision_kernel.decide_row(row, flat, out))
 
 
 def anew(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind: str, side: float) -> dict[str, float]:
@@ -87,7 +87,7 @@ def anew(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind: str, s
 
 def measure(tiny: bool = False) -> list[Row]:
     account, closes = desk()
-    flat, out = flatten(load_params()), np.empty(core.OUT_WIDTH)
+    flat, out = flatten(load_params()), np.empty(decision_kernel.OUT_WIDTH)
     row = sample_rows(1)[0]
     table = pd.DataFrame({name: prices[:, 1] for name, prices in closes.items()}, index=closes[SYMBOLS[0]][:, 0])
     open_now = pd.DataFrame(
@@ -113,8 +113,8 @@ def measure(tiny: bool = False) -> list[Row]:
         ours[i] = timed(partial(check, account, flat, row, out, *asked[i]))
         usual[i] = timed(partial(anew, open_now, table, *asked[i]))
     minutes = sample_rows(YEAR_OF_MINUTES if not tiny else 5_000)
-    outs, codes = np.empty((len(minutes), core.OUT_WIDTH)), np.empty(len(minutes), np.int64)
-    passes = np.array([timed(partial(core.decide_rows, minutes, flat, outs, codes)) / 1e6 for _ in range(3)])
+    outs, codes = np.empty((len(minutes), decision_kernel.OUT_WIDTH)), np.empty(len(minutes), np.int64)
+    passes = np.array([timed(partial(decision_kernel.decide_rows, minutes, flat, outs, codes)) / 1e6 for _ in range(3)])
     return [
         Row(f"risk check, {POSITIONS} positions in {ASSETS} assets", "us", spread(took, tail=True),
             note="budgets, tails, correlation, the core; single calls"),

@@ -11,9 +11,17 @@ import numpy as np
 
 from benchmarks.measured import Row, Spread
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Bools, Floats
-from pipelines.data.latent import MINUTES_A_DAY
-from pipelines.data.sampling import Samples, cusum, dollar_bars, sampled_closes, imbalance_bars, mean_amount, volume_bars
-from pipelines.data.simulator import simulate
+from pipelines.data.sampling import (
+    Samples,
+    cusum,
+    dollar_bars,
+    imbalance_bars,
+    mean_amount,
+    sampled_closes,
+    volume_bars,
+)
+from pipelines.data.simulator.latent import MINUTES_A_DAY
+from pipelines.data.simulator.market import simulate
 from pipelines.evaluation.metrics import block_starts
 from pipelines.settings import load_params
 

@@ -15,14 +15,14 @@ import httpx
 import numpy as np
 import psutil
 
-from benchmarks.house import FAMILY, Stand, by_decision_bar, stand
+from benchmarks.fixture import FAMILY, Stand, by_decision_bar, stand
 from benchmarks.measured import Row, Spread, pairs, spread
 from benchmarks.ports import free_ports
-from flows import supervisor
-from flows.client import Client
+from flows.support import processes
 from pipelines.contracts import Floats
 from pipelines.settings import Settings
-from serving.keys import write_key
+from serving.client import Client
+from serving.service.keys import write_key
 
 SERVICES = ("decision", "models")
 MB = 2**20
@@ -40,18 +40,18 @@ def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", 
     settings = Settings(home=home, decision_port=decision, model_port=models, mlflow_port=mlflow, prefect_port=prefect,
                         evidently_port=evidently)  # fmt: skip
     try:
-        supervisor.up(settings, names)
+        processes.up(settings, names)
         yield settings
     finally:
-        supervisor.down(settings)
+        processes.down(settings)
         os.environ.clear()
         os.environ |= before
 
 
-def processes(settings: Settings, names: tuple[str, ...] = SERVICES) -> dict[str, psutil.Process]:
+def service_processes(settings: Settings, names: tuple[str, ...] = SERVICES) -> dict[str, psutil.Process]:
     """What serves, by name: the parent and the worker of each service, and the supervisor over all."""
-    found, everyone = {}, {p.pid: p for p in supervisor.home_processes(settings)}
-    for name, state in supervisor.services(settings, {n: supervisor.SERVICES[n] for n in names}).items():
+    found, everyone = {}, {p.pid: p for p in processes.home_processes(settings)}
+    for name, state in processes.services(settings, {n: processes.SERVICES[n] for n in names}).items():
         parent = everyone.pop(int(state["pid"] or 0))
         found[f"{name}, parent"] = parent
         for child in parent.children(recursive=True):
@@ -65,7 +65,7 @@ def processes(settings: Settings, names: tuple[str, ...] = SERVICES) -> dict[str
 def memory_rows(settings: Settings) -> list[Row]:
     """USS: what ending the process would give back. Peak: the most it ever had resident, shared pages included."""
     rows = []
-    for name, process in sorted(processes(settings).items()):
+    for name, process in sorted(service_processes(settings).items()):
         uss = process.memory_full_info().uss / MB
         status = Path(f"/proc/{process.pid}/status")  # Linux: the peak is told nowhere else
         lines = status.read_text().splitlines() if status.is_file() else []

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from benchmarks.house import recording
+from bellwether.reports.signals import missing_inputs
+from benchmarks.fixture import recording
 from benchmarks.pages import write
-from flows.signals import missing_inputs
 from pipelines.contracts import (
     CONTEXT_FIELDS,
     CONTEXT_INDEX,
@@ -30,20 +30,20 @@ from pipelines.contracts import (
 )
 from pipelines.data import schemas
 from pipelines.data.alignment import align
-from pipelines.data.context import merge_feeds, read_context
-from pipelines.data.files import read
-from pipelines.data.orderbook_design import FAKE, ICEBERG, LOOKBACK, SWEEP
 from pipelines.data.quality import assess
-from pipelines.data.simulator import Market, Planted, simulate
+from pipelines.data.readers.context import merge_feeds, read_context
+from pipelines.data.readers.files import read
+from pipelines.data.simulator.book_design import FAKE, ICEBERG, LOOKBACK, SWEEP
+from pipelines.data.simulator.market import Market, Planted, simulate
 from pipelines.data.timeframes import resample
-from pipelines.evaluation.signals import Scores, score_signals, format_estimate
+from pipelines.evaluation.signals import Scores, format_estimate, score_signals
 from pipelines.features import technical
 from pipelines.features.catalog import absent_columns
 from pipelines.features.fold import StreamingFold
 from pipelines.settings import ROOT, Params, load_params
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.rows import SIGNAL_REGISTRY, signal_names, direction
-from pipelines.training.warm import hit_rate
+from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, signal_names
+from pipelines.warm_start import hit_rate
 
 PAGE = ROOT / "docs" / "signals.md"
 STEP_S = 900
@@ -108,7 +108,11 @@ def folded(
     given |= {f"context:{name}": values for name, values in zip(CONTEXT_FIELDS, context.T, strict=True)}
     there = {name for name, values in given.items() if not np.isnan(values).all()} | ({"book"} if books else set())
     lacking = absent_columns(SIGNALS.catalogue, there)
-    silent = {name: missing_inputs(lacking[f"{name}.direction"], there) for name in signal_names() if f"{name}.direction" in lacking}
+    silent = {
+        name: missing_inputs(lacking[f"{name}.direction"], there)
+        for name in signal_names()
+        if f"{name}.direction" in lacking
+    }
     days = " to ".join(f"{utc(decision[i, OPEN_TIME]):%F}" for i in (0, -1))
     return days, score_signals(signals, decision, base, atr, STEP_S, params), silent
 
@@ -124,7 +128,12 @@ def score_table(scores: Scores, silent: dict[str, str]) -> list[str]:
         if s.signal in silent:
             continue
         counts = (f"{s.gross_bps.n:,}", f"{s.per_week:.1f}", f"{s.share:.3f}", _plain(s.long))
-        told = (format_estimate(s.hold_bars), format_estimate(s.hit_rate, 3), format_estimate(s.gross_bps), format_estimate(s.net_bps))
+        told = (
+            format_estimate(s.hold_bars),
+            format_estimate(s.hit_rate, 3),
+            format_estimate(s.gross_bps),
+            format_estimate(s.net_bps),
+        )
         lines.append(_line((row_of[s.signal], s.signal, *counts, *told)))
     above = ", ".join(scores.above()) or "none"
     lines += [

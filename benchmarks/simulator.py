@@ -7,20 +7,12 @@ from contextlib import contextmanager
 import numpy as np
 
 from benchmarks.measured import Row, cpu_seconds, in_turn, pairs, spread
-from pipelines.data import (
-    hawkes,
-    heatmap,
-    orderbook,
-    orderbook_design,
-    orderbook_market,
-    orderbook_patterns,
-    simulator,
-    tape,
-)
-from pipelines.data.latent import DESIGN, MINUTES_A_DAY
+from pipelines.data.orderbook import hawkes, heatmap, limit_order_book, tape
+from pipelines.data.simulator import book_design, book_market, book_patterns, market
+from pipelines.data.simulator.latent import DESIGN, MINUTES_A_DAY
 from pipelines.settings import load_params
 
-MODULES = (orderbook, orderbook_design, orderbook_patterns, hawkes, heatmap, tape, orderbook_market, simulator)
+MODULES = (limit_order_book, book_design, book_patterns, hawkes, heatmap, tape, book_market, market)
 
 
 @contextmanager
@@ -37,11 +29,11 @@ def plain_python() -> Iterator[None]:
             setattr(module, name, function)
 
 
-def _path(days: int) -> simulator.MarketPath:
+def _path(days: int) -> market.MarketPath:
     spec = load_params().simulator.model_copy(
         update={"history_days": days, "live_days": 0, "drift_after_live_days": None}
     )
-    return simulator.MarketPath(spec, DESIGN)
+    return market.MarketPath(spec, DESIGN)
 
 
 class _Minutes:
@@ -51,7 +43,7 @@ class _Minutes:
         self.path = _path(1)
         self.drawn, self.out = self.path.latent(n), self.path.allocate(n)
         self.fresh, self.unread = self.path.market, self.path.tape
-        self.log = np.empty((0, orderbook.LOG_WIDTH), np.int64)
+        self.log = np.empty((0, limit_order_book.LOG_WIDTH), np.int64)
         self.knobs = self.path.book_knobs
 
     def trade(self, plain: bool = False) -> None:
@@ -70,12 +62,12 @@ class _Minutes:
 def _values(days: int) -> None:
     path = _path(days)
     while path.made < path.minutes:
-        path.latent(size := min(simulator.BLOCK, path.minutes - path.made))
+        path.latent(size := min(market.BLOCK, path.minutes - path.made))
         path.made += size
 
 
 def _market(days: int) -> None:
-    simulator.simulate(_path(days).spec)
+    market.simulate(_path(days).spec)
 
 
 def measure(tiny: bool = False) -> list[Row]:
@@ -85,7 +77,7 @@ def measure(tiny: bool = False) -> list[Row]:
     whole, values = in_turn(lambda: _market(days), lambda: _values(days), repeats)
     long = np.array([cpu_seconds(lambda: _market(year)) for _ in range(repeats)])
     us, each = 1e6 / minutes, 1e6 / (days * MINUTES_A_DAY)
-    events = simulator.simulate(_path(days).spec).events
+    events = market.simulate(_path(days).spec).events
     per_minute = spread(year * MINUTES_A_DAY / long * 60 / 1e6)
     told = f"{np.median(events):,.0f} book events a bar, at least {events.min()}"
     return [

@@ -10,17 +10,17 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from benchmarks.house import recording
+from benchmarks.fixture import recording
 from benchmarks.pages import write
 from pipelines.contracts import OPEN_TIME, Floats, utc
 from pipelines.data import schemas
-from pipelines.data.files import micros, numbers, read, read_table
 from pipelines.data.quality import assess
+from pipelines.data.readers.files import micros, numbers, read, read_table
 from pipelines.evaluation.crises import CRISES, RESTING, bars_in_window, moves
 from pipelines.evaluation.stress import SCENARIOS, stress
-from pipelines.evaluation.stress_limits import Case, largest_allowed, largest, stress_of_limits, verdict
+from pipelines.evaluation.stress_limits import Case, largest, largest_allowed, stress_of_limits, verdict
 from pipelines.evaluation.stress_report import format_percent
-from pipelines.evaluation.stressed import Portfolio, MarketHistory, StressResult
+from pipelines.evaluation.stressed import MarketHistory, Portfolio, StressResult
 from pipelines.settings import ROOT, Params, load_params
 
 PAGE = ROOT / "docs" / "stress.md"
@@ -177,7 +177,9 @@ def droughts(pairs: Sequence[MarketHistory], params: Params) -> list[str]:
                 rows.append([name, "any", str(told.absent), "–", "–", "–"])
                 break
             part, thin = (each.value for each in told.figures.values())
-            rows.append([name, f"{equity:,.0f}", format_percent(told.loss), f"{part:.2%}", f"{thin:.1%}", f"{told.n:,}"])
+            rows.append(
+                [name, f"{equity:,.0f}", format_percent(told.loss), f"{part:.2%}", f"{thin:.1%}", f"{told.n:,}"]
+            )
     return _table(("markets", "equity", "loss", "a position, of the thinnest 1 % of days' volume",
                    "that volume, of the median day's", "days"), rows)  # fmt: skip
 

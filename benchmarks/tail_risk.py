@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from benchmarks.house import recording
+from benchmarks.fixture import recording
 from benchmarks.pages import write
 from pipelines.contracts import CLOSE, OPEN_TIME, Floats, utc
 from pipelines.data import schemas
-from pipelines.data.files import read
 from pipelines.data.quality import assess
+from pipelines.data.readers.files import read
 from pipelines.evaluation.coverage import DRAWS, SIZE, Coverage, Significance
 from pipelines.evaluation.tail_risk import BURN_IN, DECAY, METHODS, backtest
 from pipelines.settings import ROOT

@@ -25,12 +25,12 @@ import httpx
 import numpy as np
 
 from benchmarks.ports import free_ports
-from flows import supervisor
-from flows.client import bar_json
+from flows.support import processes
 from pipelines.contracts import OPEN_TIME, Floats, utc
 from pipelines.errors import ServiceDown
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.store import Store, decision_payload
+from serving.client import bar_json
 
 FIRST = "d51897f"  # release 0.5.0, taken where git has no earlier tag
 BARS_BEFORE, BARS_AFTER = 60, 100  # decision bars answered by the old release, and by this one
@@ -44,9 +44,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 import numpy as np
 from benchmarks.hardship import _line_of
-from benchmarks.house import FAMILY, arm_of, stand
+from benchmarks.fixture import FAMILY, arm_of, stand
 from pipelines.store import Store
-from serving.generation import write_generation
+from serving.inference.generation import write_generation
 home = Path(sys.argv[1])
 at = stand(False)
 home.mkdir()
@@ -66,7 +66,7 @@ np.save(sys.argv[2], at.live)
 """
 UP = "from flows import supervisor; from pipelines.settings import Settings; supervisor.up(Settings(), ('decision',))"
 DOWN = "from flows import supervisor; from pipelines.settings import Settings; supervisor.down(Settings())"
-THIS_UP = "from flows.cli import main; main()"
+THIS_UP = "from bellwether.cli.main import main; main()"
 
 
 @dataclass
@@ -215,7 +215,7 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any
         first = next(at for at in caller.good if at > stopped)
     finally:
         caller.stop()
-        supervisor.down(settings)
+        processes.down(settings)
     store = Store.open(settings.store)
     try:
         records = store.decisions()

@@ -9,10 +9,10 @@ import numpy as np
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
-from flows import backtest
-from flows.progress import report_progress, step
-from flows.promotion import challenge, fetch_bundle, publish, slots_of, verdict_line
-from flows.site import Installation, open_installation
+from flows.support import backtest
+from flows.support.installation import Installation, open_installation
+from flows.support.progress import report_progress, step
+from flows.support.promotion import challenge, fetch_bundle, publish, slots_of, verdict_line
 from pipelines.contracts import Bools, Floats, Ints, Verdict
 from pipelines.evaluation.gates import Evidence, evidence_of, judge
 from pipelines.evaluation.report import figure_rows, flat_metrics, read_oof, write_page
@@ -77,7 +77,8 @@ def pass_gate(family: str, version: str) -> bool:
             installation.tracking.log_report(candidate.run_id, [report], "gate", flat_metrics(traded, "backtest."))
     challenge(installation, candidate, verdict, figure_rows(figures, traded), actor="gate")
     create_markdown_artifact(
-        key=f"verdict-{family}", markdown=verdict_markdown(verdict, version, installation.tracking.run_link(candidate.run_id))
+        key=f"verdict-{family}",
+        markdown=verdict_markdown(verdict, version, installation.tracking.run_link(candidate.run_id)),
     )
     report_progress(
         f"{family} version {version}: "

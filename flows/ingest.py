@@ -10,9 +10,9 @@ import pandas as pd
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
-from flows.market import market_records, market_source
-from flows.progress import report_progress, step
-from flows.site import now, open_installation, workspace_lease
+from flows.support.installation import now, open_installation, workspace_lease
+from flows.support.market_access import market_records, market_source
+from flows.support.progress import report_progress, step
 from pipelines import versioning
 from pipelines.clock import Mode, mode_of
 from pipelines.contracts import utc

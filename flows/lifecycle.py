@@ -7,16 +7,16 @@ from typing import Any
 
 from prefect import flow
 
-from flows import promotion
-from flows.client import Client
 from flows.evaluate import evaluate
-from flows.feed import already_ingested, live_tail, send_live_bars
 from flows.ingest import ingest
 from flows.monitor import monitor
-from flows.progress import report_progress, step
 from flows.promote import propose
-from flows.site import Installation, now, open_installation
+from flows.support import promotion
+from flows.support.installation import Installation, now, open_installation
+from flows.support.live_feed import already_ingested, live_tail, send_live_bars
+from flows.support.progress import report_progress, step
 from flows.train import train
+from serving.client import Client
 
 RETRAIN_WAIT_S = 300.0
 

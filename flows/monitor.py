@@ -13,9 +13,9 @@ from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.events import emit_event
 
-from flows import promotion
-from flows.progress import report_progress, step
-from flows.site import Installation, now, open_installation
+from flows.support import promotion
+from flows.support.installation import Installation, now, open_installation
+from flows.support.progress import report_progress, step
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
 from pipelines.data import schemas
 from pipelines.evaluation.metrics import mean_estimate
@@ -50,7 +50,9 @@ def settle(symbol: str) -> int:
 def seen_rows(installation: Installation, symbol: str, since: datetime) -> Floats:
     """(n, k) rows of WATCHED_COLUMNS as the service used them, one a decision bar, oldest first."""
     by_bar = {
-        r.decision.as_of: r.features for r in installation.store.decisions(symbol, since=since) if r.decision.as_of > since
+        r.decision.as_of: r.features
+        for r in installation.store.decisions(symbol, since=since)
+        if r.decision.as_of > since
     }
     rows = [np.frombuffer(by_bar[at], dtype=np.float64)[_AT] for at in sorted(by_bar)]
     return np.array(rows, dtype=np.float64).reshape(-1, len(_AT))
@@ -92,7 +94,9 @@ def look_at_loss(family: str, symbol: str) -> LossDrift | None:
     p, y = (
         (np.array(values, dtype=np.float64) for values in zip(*scored, strict=True)) if scored else (np.empty(0),) * 2
     )
-    return loss_drift(p, y, judged, installation.params.drift, installation.params.gate.bootstrap, installation.params.seed)
+    return loss_drift(
+        p, y, judged, installation.params.drift, installation.params.gate.bootstrap, installation.params.seed
+    )
 
 
 def trip_model(installation: Installation, symbol: str, loss: LossDrift | None) -> str | None:
@@ -104,7 +108,11 @@ def trip_model(installation: Installation, symbol: str, loss: LossDrift | None) 
     held = promotion.slots_of(installation.store, ACTING).champion
     if held is None or loss is None or not loss.alarm:
         return None
-    resets = [x.reset_as_of for x in installation.store.breaker_trips(tripped_only=False) if x.name == "model" and x.reset_as_of]
+    resets = [
+        x.reset_as_of
+        for x in installation.store.breaker_trips(tripped_only=False)
+        if x.name == "model" and x.reset_as_of
+    ]
     since, params = max(resets, default=None), installation.params
     traded = [
         outcome.net_bps
@@ -210,7 +218,9 @@ def monitor(symbol: str | None = None) -> dict[str, Any]:
     }
 
 
-def reasons_of(installation: Installation, family: str, symbol: str, drift: DriftResult, loss: LossDrift | None) -> list[TriggerReason]:
+def reasons_of(
+    installation: Installation, family: str, symbol: str, drift: DriftResult, loss: LossDrift | None
+) -> list[TriggerReason]:
     """Why this family should be trained again; raises the alarm where its retrains have stopped coming."""
     slots, rules, at = promotion.slots_of(installation.store, family), installation.params.retrain, now()
     held = slots.champion or slots.challenger

@@ -11,9 +11,9 @@ from prefect.input import RunInput
 from prefect.runtime import deployment, flow_run
 from pydantic import Field
 
-from flows import promotion
-from flows.progress import report_progress, step
-from flows.site import Installation, now, open_installation
+from flows.support import promotion
+from flows.support.installation import Installation, now, open_installation
+from flows.support.progress import report_progress, step
 from pipelines.store import Alarm
 
 WAITS = "approval_waits"

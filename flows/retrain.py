@@ -6,9 +6,9 @@ from prefect import flow
 
 from flows.evaluate import evaluate
 from flows.ingest import ingest
-from flows.progress import report_progress
 from flows.promote import propose
-from flows.site import Installation, holder, now, open_installation, renew_periodically
+from flows.support.installation import Installation, holder, now, open_installation, renew_periodically
+from flows.support.progress import report_progress
 from flows.train import train
 from pipelines.store import RetrainRequest
 
@@ -44,7 +44,9 @@ def retrain(family: str = "validator", reason: str = "asked for", force: bool = 
     told = dict.fromkeys(requests, "interrupted")
     versions: dict[str, str] = {}
     try:
-        with renew_periodically(lambda: keep(installation, requests), timedelta(minutes=installation.params.retrain.lease_minutes)):
+        with renew_periodically(
+            lambda: keep(installation, requests), timedelta(minutes=installation.params.retrain.lease_minutes)
+        ):
             if requests:
                 ingest(source="observed", symbol=installation.manifest()["symbol"])
                 told = dict.fromkeys(requests, "could not be trained")

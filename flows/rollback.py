@@ -2,9 +2,9 @@
 
 from prefect import flow
 
-from flows import promotion
-from flows.progress import report_progress
-from flows.site import open_installation
+from flows.support import promotion
+from flows.support.installation import open_installation
+from flows.support.progress import report_progress
 
 
 @flow(name="rollback", log_prints=True)

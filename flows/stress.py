@@ -10,11 +10,11 @@ import numpy as np
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact
 
-from flows.progress import step
-from flows.site import Installation, now, open_installation
+from flows.support.installation import Installation, now, open_installation
+from flows.support.progress import step
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
-from pipelines.data.files import read
 from pipelines.data.quality import assess
+from pipelines.data.readers.files import read
 from pipelines.data.schemas import to_matrix
 from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.errors import NotEnoughData

@@ -10,8 +10,8 @@ from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.progress import line_progress, report_progress, step
-from flows.site import Installation, now, open_installation, workspace_lease
+from flows.support.installation import Installation, now, open_installation, workspace_lease
+from flows.support.progress import line_progress, report_progress, step
 from pipelines import versioning
 from pipelines.errors import BellwetherError
 from pipelines.evaluation.report import flat_metrics
@@ -103,7 +103,11 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
         folder / family / "bundle",
         params=flat_params(installation.params.model_dump(mode="json")),
         metrics=flat_metrics(figures),
-        files=[*provenance(installation), folder / "evaluation" / f"{family}.json", folder / family / "importance.json"],
+        files=[
+            *provenance(installation),
+            folder / "evaluation" / f"{family}.json",
+            folder / family / "importance.json",
+        ],
         tags={
             "digest": digest,
             "data_hash": data_hash,
@@ -126,7 +130,9 @@ def count_trial(store: Store, family: str, version: Version) -> int:
 
 
 def provenance(installation: Installation) -> list[Path]:
-    return [installation.workspace / name for name in versioning.PROVENANCE if (installation.workspace / name).is_file()]
+    return [
+        installation.workspace / name for name in versioning.PROVENANCE if (installation.workspace / name).is_file()
+    ]
 
 
 def flat_params(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -162,6 +162,9 @@ class ContextFeed:
     value: Floats
 
 
+RETAINED_BARS = 256  # decision bars a live service and a warm start keep: the longest window of a model fits
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """m closed decision bars in time order with everything known at their closes: what any model may read.

@@ -32,7 +32,11 @@ def check_space(home: Path, warn_bytes: int, stop_bytes: int) -> DiskState:
     """
     free_bytes = free(home)
     if free_bytes < stop_bytes:
-        return DiskState("stop", free_bytes, f"disk full: {format_bytes(free_bytes)} free, at least {format_bytes(stop_bytes)} needed")
+        return DiskState(
+            "stop",
+            free_bytes,
+            f"disk full: {format_bytes(free_bytes)} free, at least {format_bytes(stop_bytes)} needed",
+        )
     if free_bytes < warn_bytes:
         return DiskState("warn", free_bytes, f"{format_bytes(free_bytes)} free, {format_bytes(warn_bytes)} wanted")
     return DiskState("ok", free_bytes, f"{format_bytes(free_bytes)} free")

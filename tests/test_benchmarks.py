@@ -12,7 +12,7 @@ from benchmarks.__main__ import NAMES, measure, table
 from benchmarks.exits import Lived, verdict
 from benchmarks.measured import in_turn, pairs
 from benchmarks.signals import seen
-from pipelines.data.simulator import Planted
+from pipelines.data.simulator.market import Planted
 from pipelines.settings import ROOT, load_params
 
 

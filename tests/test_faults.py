@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks import faults
 from benchmarks.faults import FAULTS, observe_fault, running
-from flows.client import Client
-from serving.metrics_folder import VARIABLE
+from serving.client import Client
+from serving.service.metrics_folder import VARIABLE
 
 NOUGHT = dict.fromkeys(("lost", "doubled", "lost_bars", "state", "not_replayed"), 0)
 KIND = "tmpfs" if not faults.no_mount() else "house"

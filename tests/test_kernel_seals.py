@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.kernel_project import ASK, project
 
-from flows import doctor
+from bellwether.operations import doctor
 from pipelines import compiled
 
 __all__ = ["project"]

@@ -9,20 +9,20 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from pipelines.contracts import OPEN_TIME, History
+from pipelines.contracts import OPEN_TIME, RETAINED_BARS, History
 from pipelines.data.alignment import align
-from pipelines.data.simulator import simulate
+from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
 from pipelines.evaluation.gates import CHECKS
 from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES
 from pipelines.models.catalog import MODEL_FAMILIES
-from pipelines.models.views import RETAINED_BARS, VIEWS
+from pipelines.models.views import VIEWS
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import event_rows, events
 from pipelines.training.labelling import LABELS, Sources
-from serving.symbols import RecentBars
+from serving.state.symbols import RecentBars
 
 PARAMS, STEP_S = load_params(), 900
 HORIZON_S = max(

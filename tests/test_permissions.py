@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli, doctor, supervisor
+from bellwether.cli import main as cli
+from bellwether.operations import doctor
+from flows.support import processes
 from pipelines import permissions, versioning
 from pipelines.settings import ROOT, Settings
 
@@ -89,7 +91,7 @@ def typed(home, *words):
 
 def test_up_closes_an_open_home_before_it_starts_anything_and_says_so_in_one_line(open_home, monkeypatch, capsys):
     started = []
-    monkeypatch.setattr(supervisor, "up", lambda settings, **_: started.append(loose(settings.home)))
+    monkeypatch.setattr(processes, "up", lambda settings, **_: started.append(loose(settings.home)))
     monkeypatch.setattr(cli, "settings", lambda: Settings(home=open_home))
     monkeypatch.setattr(sys, "argv", ["bellwether", "up"])
     assert doctor.home_permissions(open_home).remedy == "bellwether up"

@@ -5,7 +5,7 @@ import re
 import yaml
 from typer.main import get_command
 
-from flows.cli import app
+from bellwether.cli.main import app
 from pipelines.settings import ROOT, Settings
 
 README = (ROOT / "README.md").read_text()

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from flows.cli import app
+from bellwether.cli.main import app
 from pipelines.monitoring.triggers import TriggerReason
 from pipelines.settings import ROOT, Params, Settings, load_params
 from serving.risk.codes import REFUSALS, name_of

@@ -117,7 +117,7 @@ def _refusal(frame: pd.DataFrame, error: Any) -> InputError:
     else:
         detail = f"; {str(error).splitlines()[0][:160]}"
     return kind(
-        f"bars refused: {rule}{detail}. Read them with pipelines.data.files and clean them with quality.assess."
+        f"bars refused: {rule}{detail}. Read them with pipelines.data.readers.files and clean them with quality.assess."
     )
 
 
@@ -205,6 +205,6 @@ def read_bars(path: Path) -> pd.DataFrame:
     version = (table.schema.metadata or {}).get(b"bellwether.schema", b"none").decode()
     if version != BARS_VERSION:
         raise BadColumns(
-            f"{path}: schema {version!r}, expected {BARS_VERSION!r}. Ingest it again with pipelines.data.files."
+            f"{path}: schema {version!r}, expected {BARS_VERSION!r}. Ingest it again with pipelines.data.readers.files."
         )
     return check(table.to_pandas())

@@ -13,13 +13,15 @@ import numpy as np
 import pandas as pd
 
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Books, ContextFeed
-from pipelines.data import exchange, files, recordings
-from pipelines.data.context import merge_feeds, read_context
-from pipelines.data.exchange import Backfill
-from pipelines.data.latent import DESIGN, Design
-from pipelines.data.pages import Page
+from pipelines.data.readers import exchange
+from pipelines.data.readers import files
+from pipelines.data.readers import recordings
+from pipelines.data.readers.context import merge_feeds, read_context
+from pipelines.data.readers.exchange import Backfill
+from pipelines.data.simulator.latent import DESIGN, Design
+from pipelines.data.readers.pages import Page
 from pipelines.data.schemas import to_frame
-from pipelines.data.simulator import Market, simulate
+from pipelines.data.simulator.market import Market, simulate
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.settings import SimulatorParams

@@ -31,7 +31,7 @@ T_ROW, T_DIRECTION, T_SIZE, T_FILL, T_EXIT, T_GROSS, T_NET, T_PNL = range(len(TR
 
 @dataclass(frozen=True, slots=True)
 class DecisionKernel:
-    """The decision core as seen from here; `flows` fills it from `serving.core`.
+    """The decision core as seen from here; `flows` fills it from `serving.policy.kernel`.
 
     step     compiled (row, params, out) → 0 to emit, otherwise refusal bits
     event    row index of the event's side

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Estimate, Floats, Ints, utc
-from pipelines.evaluation.stressed import Portfolio, MarketHistory, StressResult, exact_estimate
+from pipelines.evaluation.stressed import MarketHistory, Portfolio, StressResult, exact_estimate
 
 RESTING = "loss if stops rest at the venue and fill at their price unless the market opens beyond it"
 COVERED = 0.95  # share of a window's bars that must be there; exchanges had outages in all of them

@@ -71,7 +71,9 @@ def clusters(rows: Floats, columns: tuple[str, ...], least: float) -> tuple[Grou
     return tuple(sorted(tuple(np.flatnonzero(label == each).tolist()) for each in np.unique(label)))
 
 
-def permute(model_family: ModelFamily, fitted: Fitted, test: Dataset, loss: Floats, plan: PermutationPlan, params: Params) -> PermutationResult:
+def permute(
+    model_family: ModelFamily, fitted: Fitted, test: Dataset, loss: Floats, plan: PermutationPlan, params: Params
+) -> PermutationResult:
     """One fold: `loss` (n,) is what `fitted` lost on the rows as they are. The seed and the fold's place give the
     deals; all groups are dealt the same way."""
     rows, repeats = test.all_inputs(), params.importance.repeats
@@ -92,7 +94,9 @@ def join_folds(folds: list[PermutationResult]) -> PermutationResult:
     return PermutationResult(np.concatenate([fold.raised for fold in folds]), np.concatenate(told) if told else None)
 
 
-def importance(plan: PermutationPlan, answers: PermutationResult, extras: Mapping[str, Floats], loss_name: str, params: Params) -> Any:
+def importance(
+    plan: PermutationPlan, answers: PermutationResult, extras: Mapping[str, Floats], loss_name: str, params: Params
+) -> Any:
     """JSON-ready: columns, clusters, by_regime, reselection. Shares are of the sum of all rises above nought, NaN-free:
     None where nothing rose.
 

@@ -14,7 +14,7 @@ from pipelines.contracts import Bools, Floats
 from pipelines.errors import BadShape, BadValues, NotEnoughData
 from pipelines.labels.splits import combinatorial
 from pipelines.models.calibration import STRETCHES, fit_calibration
-from pipelines.models.parts import logit
+from pipelines.models.calibration_and_novelty import logit
 
 LEAST = 50  # events a category must have spoken on before its line is fitted
 _STEADY = 1e-3  # a spread of what was said under which no slope can be seen

@@ -17,7 +17,7 @@ from pipelines.evaluation.metrics import (
     mean_estimate,
     most_confident,
 )
-from pipelines.models.ensemble import ensemble_losses
+from pipelines.models.directional_ensemble import ensemble_losses
 from pipelines.settings import Params
 
 

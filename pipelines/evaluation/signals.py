@@ -19,7 +19,7 @@ from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import forward_returns
 from pipelines.settings import Params
 from pipelines.signals.catalog import PRODUCERS
-from pipelines.signals.rows import onsets, signal_names, direction
+from pipelines.signals.signal_registry import direction, onsets, signal_names
 
 WEEK_S = 7 * 86400.0
 LEAST_BLOCKS = 5  # of a bootstrap: resampling fewer says nothing of the spread between them

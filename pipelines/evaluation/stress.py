@@ -11,7 +11,7 @@ from pipelines.contracts import CLOSE, OPEN_TIME, VOLUME, Floats, Ints
 from pipelines.errors import UnknownName
 from pipelines.evaluation.crises import CRISES, crisis
 from pipelines.evaluation.metrics import block_indices, default_block, interval
-from pipelines.evaluation.stressed import Portfolio, MarketHistory, StressResult, exact_estimate
+from pipelines.evaluation.stressed import MarketHistory, Portfolio, StressResult, exact_estimate
 
 LEVELS = (0.95, 0.99)
 DAY_S = 86_400.0

@@ -9,7 +9,7 @@ import numpy as np
 from pipelines.contracts import OPEN_TIME, Floats
 from pipelines.evaluation.crises import CRISES, bars_in_window, replay_crisis
 from pipelines.evaluation.stress import DAY_S, stress_all
-from pipelines.evaluation.stressed import Portfolio, MarketHistory, StressResult, exact_estimate
+from pipelines.evaluation.stressed import MarketHistory, Portfolio, StressResult, exact_estimate
 from pipelines.settings import RiskParams
 
 SIDES = {"long": 1.0, "short": -1.0}

@@ -49,7 +49,9 @@ def forward_returns(base: Floats, close_time: Floats, horizon_s: float) -> Forwa
     return Forward(np.where(there, start, -1), np.where(there, exit, -1), gross)
 
 
-def label_columns(told: Forward, index: Ints, known: Floats, horizon_s: float, n_base: int, params: Params) -> dict[str, Any]:
+def label_columns(
+    told: Forward, index: Ints, known: Floats, horizon_s: float, n_base: int, params: Params
+) -> dict[str, Any]:
     """What the labels of the decision bars `index` have beside their `y`: index, weight, uniqueness, known, ended.
 
     known  (m,) closes of all decision bars, epoch seconds; n_base: how many base bars `told` points into

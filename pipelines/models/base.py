@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipelines.contracts import Bools, Floats, Ints
-from pipelines.models.parts import Novelty
+from pipelines.models.calibration_and_novelty import Novelty
 from pipelines.settings import Params
 
 Log = Callable[[str], None]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipelines.contracts import Floats
-from pipelines.models.base import Dataset, Baseline
+from pipelines.models.base import Baseline, Dataset
 from pipelines.models.losses import log_losses
 from pipelines.settings import Params
 

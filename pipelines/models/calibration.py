@@ -9,9 +9,9 @@ import numpy as np
 from pipelines.contracts import Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.labels.splits import combinatorial
-from pipelines.models.base import NativePredictions, Dataset, Export
+from pipelines.models.base import Dataset, Export, NativePredictions
+from pipelines.models.calibration_and_novelty import Calibration, as_json, logit
 from pipelines.models.export import json_bytes
-from pipelines.models.parts import Calibration, as_json, logit
 
 STRETCHES = 4  # purged stretches of a training window, each scored by a fit on the others
 

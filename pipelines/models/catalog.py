@@ -4,7 +4,7 @@ from pipelines.errors import UnknownName
 from pipelines.models.base import ModelFamily
 from pipelines.models.pattern import PATTERN
 from pipelines.models.predictor import PREDICTOR
-from pipelines.models.regime.recipe import REGIME
+from pipelines.models.regime.model_family import REGIME
 from pipelines.models.validator import VALIDATOR
 
 # in the order in which they are fitted and judged: the longest fit first, and who acts after those it listens to

@@ -1,89 +1,145 @@
-"""Averages of several voters: a voter that could not speak leaves the average; it is never counted as a half (M5)."""
+"""A model made of voters: each an ONNX file that reads the newest bar or the whole window, each calibrated by class.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+The pattern recogniser votes with three over nine classes; the market predictor speaks with its LSTM and carries the
+other members of the directional ensemble (M5) beside it.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import onnxruntime
 
-from pipelines.contracts import REGIMES, Floats
-from pipelines.errors import UnknownName
-from pipelines.models.losses import log_losses
-
-STATED = "stated"
-
-
-def average(voices: Floats, weights: Floats) -> Floats:
-    """Weighted mean over the voters that speak.
-
-    voices   (m, …) probabilities of m voters, NaN where one does not speak
-    weights  (m,) not negative; a weight of 0 is a voter that is only heard
-    Returns  (…) the mean, renormalised over who speaks; NaN where nobody with a weight does
-    """
-    shape = (-1,) + (1,) * (voices.ndim - 1)
-    speaking = np.where(np.isfinite(voices), weights.reshape(shape), 0.0)
-    total = speaking.sum(axis=0)
-    said = (np.where(np.isfinite(voices), voices, 0.0) * speaking).sum(axis=0)
-    return np.asarray(np.where(total > 0, said / np.where(total > 0, total, 1.0), np.nan))
+from pipelines.contracts import Floats, Ints, Predictions
+from pipelines.models.calibration_and_novelty import (
+    Novelty,
+    abstentions,
+    calibrate_all,
+    calibration_from_json,
+    check_shape,
+    open_session,
+    read_novelty,
+    stacked,
+)
+from pipelines.models.directional_ensemble import average
 
 
 @dataclass(frozen=True, slots=True)
-class Vote:
-    """What the directional ensemble says of n rows.
+class Voter:
+    """One member.
 
-    p        (n,) the average; NaN where nobody spoke
-    weights  member → (n,) share it really had, summing to 1 where anybody spoke; 0 where it was missing
-    missing  n tuples of the members that did not speak
+    reads        "newest": rows (n, k) of the bar decided on; "window": (n, steps, k)
+    places       (k,) positions of its columns among the model's
+    weight       in the vote; 0 = heard, but not counted
+    calibration  (classes, 5) of `parts.stacked`: one line a class
+    session      ONNX with an output "probabilities": (n, classes), or (n, 2) of a single class
     """
 
-    p: Floats
-    weights: dict[str, Floats]
-    missing: list[tuple[str, ...]]
+    name: str
+    reads: Literal["newest", "window"]
+    places: Ints
+    weight: float
+    calibration: Floats
+    session: onnxruntime.InferenceSession
+
+    def answer(self, rows: Floats) -> tuple[Floats, Floats]:
+        """(p, p_low), (n, classes) each, of rows (n, steps, columns of the model); NaN where a value it reads is
+        missing."""
+        block = rows[:, :, self.places] if self.reads == "window" else rows[:, -1][:, self.places]
+        whole = np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
+        p = np.full((len(rows), len(self.calibration)), np.nan)
+        low = p.copy()
+        if whole.any():
+            name = self.session.get_inputs()[0].name
+            raw = self.session.run(["probabilities"], {name: block[whole].astype(np.float32)})[0].astype(np.float64)
+            p[whole], low[whole] = calibrate_all(self.calibration, raw[:, -len(self.calibration) :])
+        return p, low
 
 
-def phase_weights(ensemble: Mapping[str, Any], phase: str | None) -> Mapping[str, float]:
-    """Weights of a market phase: its own, or the stated ones where it has none (QUIET) or is not known (None).
+@dataclass(frozen=True, slots=True)
+class Committee:
+    """contracts.Model. With one class p is (n,), with several (n, classes).
 
-    ensemble  {"stated": {member: weight}, "phases": {phase: {member: weight}}}: `params.yaml`, or `schema["ensemble"]`
-              of a predictor's bundle
+    gates  (classes,) positions of columns: where such a column of the newest bar is 0, its class is not there, and p
+           and p_low are 0 whatever the voters say; empty = every class is always asked for
     """
-    if phase is not None and phase not in REGIMES:
-        raise UnknownName(f"no market phase {phase!r}; known: {', '.join(REGIMES)}")
-    weights: Mapping[str, float] = ensemble["phases"].get(phase, ensemble[STATED])
-    return weights
 
+    family: str
+    version: str
+    digest: str
+    columns: tuple[str, ...]
+    steps: int
+    classes: tuple[str, ...]
+    voters: tuple[Voter, ...]
+    sure_from: float | None  # a class is named in `label` from this probability on; None = no labels
+    novelty: Novelty  # of the newest bar
+    golden: dict[str, Any]
+    schema: dict[str, Any]
+    gates: Ints = field(default_factory=lambda: np.empty(0, np.int64))
 
-def directional(members: Mapping[str, Floats], ensemble: Mapping[str, Any], phase: str | None = None) -> Vote:
-    """M5: the weighted mean of the members' probabilities of a rise, by who speaks.
-
-    members  `Predictions.members`: member → (n,) its p, NaN where it could not speak; a member that is not there at
-             all is missing on every row
-    Raises   UnknownName on a member that has no weight: nobody is left out in silence
-    """
-    weights = phase_weights(ensemble, phase)
-    if unknown := set(members) - set(weights):
-        raise UnknownName(
-            f"no weight for {', '.join(sorted(unknown))}; ensemble in params.yaml has {', '.join(weights)}"
+    def predict(self, rows: Floats) -> Predictions:
+        check_shape(self.family, rows, self.steps, self.columns)
+        if self.steps == 1:
+            rows = rows[:, np.newaxis]
+        status, reason, distance = abstentions(rows[:, -1], self.columns, self.novelty)
+        sure = np.array([word == "OK" for word in status], dtype=bool)
+        p = np.full((len(self.voters), len(rows), len(self.classes)), np.nan)
+        low = p.copy()
+        asked = sure
+        if len(self.gates):
+            shut = rows[:, -1][:, self.gates] == 0.0
+            asked = sure & ~shut.all(axis=1)  # nobody is asked about a bar without any class
+            p[:, sure & ~asked] = low[:, sure & ~asked] = 0.0
+        if asked.any():
+            for i, voter in enumerate(self.voters):
+                p[i, asked], low[i, asked] = voter.answer(rows[asked])
+            if len(self.gates):
+                nought = np.isfinite(p) & shut
+                p[nought] = low[nought] = 0.0
+        weights = np.array([voter.weight for voter in self.voters])
+        said, least = average(p, weights), average(low, weights)
+        for row in np.flatnonzero(sure & ~np.isfinite(said).all(axis=1)):
+            status[row], reason[row] = "ABSTAIN", f"WARMING_UP: needs {self.steps} whole bars"
+            said[row] = least[row] = np.nan
+        members = {voter.name: self._shaped(p[i]) for i, voter in enumerate(self.voters)}
+        return Predictions(
+            self._shaped(said), self._shaped(least), status, reason, distance, self.digest, self._labels(said), members
         )
-    n = max((len(p) for p in members.values()), default=0)
-    voices = np.array([members.get(name, np.full(n, np.nan)) for name in weights])
-    stated = np.array(list(weights.values()))
-    heard = np.isfinite(voices)
-    share = np.where(heard, stated[:, np.newaxis], 0.0)
-    total = share.sum(axis=0)
-    share = share / np.where(total > 0, total, 1.0)
-    silent = [tuple(name for name, spoke in zip(weights, row, strict=True) if not spoke) for row in heard.T]
-    return Vote(average(voices, stated), dict(zip(weights, share, strict=True)), silent)
+
+    def _shaped(self, p: Floats) -> Floats:
+        return p[:, 0] if len(self.classes) == 1 else p
+
+    def _labels(self, p: Floats) -> list[str | None] | None:
+        if self.sure_from is None:
+            return None
+        return ["+".join(np.array(self.classes)[row >= self.sure_from].tolist()) or None for row in p]
 
 
-def ensemble_losses(oof: Mapping[str, Any], y: Floats, ensemble: Mapping[str, Any]) -> dict[str, Floats]:
-    """Log losses (n,) of the ensemble with its stated weights and of each member, on out-of-fold rows.
-
-    oof  arrays of a predictor's `oof.npz`: its `member_<name>`, (n,) each, are what votes; y (n,) outcomes
-    Raises UnknownName where it holds no member
-    """
-    members = {name.removeprefix("member_"): oof[name] for name in oof if name.startswith("member_")}
-    if not members:
-        raise UnknownName("no array named member_<name> among the out-of-fold rows; train the predictor again")
-    said = {f"ensemble_{STATED}": directional(members, ensemble).p, **members}
-    return {name: log_losses(p, y) for name, p in said.items()}
+def load(path: Path, identity: dict[str, Any], schema: dict[str, Any], golden: dict[str, Any]) -> Committee:
+    columns = tuple(schema["columns"])
+    at = {name: i for i, name in enumerate(columns)}
+    calibrations = json.loads((path / "calibration.json").read_text())
+    return Committee(
+        **identity,
+        columns=columns,
+        steps=schema["steps"],
+        classes=tuple(schema["classes"]),
+        voters=tuple(
+            Voter(
+                name=told["name"],
+                reads=told["reads"],
+                places=np.array([at[name] for name in told["columns"]]),
+                weight=told["weight"],
+                calibration=stacked([calibration_from_json(one) for one in calibrations[told["name"]]]),
+                session=open_session(path / told["file"]),
+            )
+            for told in schema["members"]
+        ),
+        sure_from=schema.get("sure_from"),
+        novelty=read_novelty(path / "novelty.npz"),
+        golden=golden,
+        schema=schema,
+        gates=np.array([at[name] for name in schema.get("gates", ())], dtype=np.int64),
+    )

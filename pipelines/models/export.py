@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.contracts import Floats
 from pipelines.models.base import Export
-from pipelines.models.parts import Novelty
+from pipelines.models.calibration_and_novelty import Novelty
 from pipelines.models.runtime import MANIFEST, load_bundle, sha256
 
 GOLDEN_ROWS = 16

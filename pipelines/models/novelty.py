@@ -3,7 +3,7 @@
 import numpy as np
 
 from pipelines.contracts import Floats
-from pipelines.models.parts import Novelty
+from pipelines.models.calibration_and_novelty import Novelty
 
 
 def fit_novelty(rows: Floats, quantile: float) -> Novelty:

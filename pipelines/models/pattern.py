@@ -15,15 +15,15 @@ import numpy as np
 from pipelines.contracts import Bools, Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.labels.splits import walk_forward
-from pipelines.models.base import NativePredictions, Dataset, Export, ModelFamily, Baseline, Log
+from pipelines.models.base import Baseline, Dataset, Export, Log, ModelFamily, NativePredictions
 from pipelines.models.baselines import logistic
 from pipelines.models.calibration import fit_calibration
-from pipelines.models.ensemble import average
+from pipelines.models.calibration_and_novelty import Calibration, as_json, logit
+from pipelines.models.directional_ensemble import average
 from pipelines.models.export import json_bytes
 from pipelines.models.losses import brier_losses
 from pipelines.models.novelty import fit_novelty
-from pipelines.models.parts import Calibration, as_json, logit
-from pipelines.models.pattern_rows import MirrorLayout, Singles, share_of_side, mirror_layout
+from pipelines.models.pattern_rows import MirrorLayout, Singles, mirror_layout, share_of_side
 from pipelines.models.pattern_view import CANDLE, DIRECTIONS, STEPS, TAKER
 from pipelines.models.snapshot import bar_rows
 from pipelines.models.views import VIEWS
@@ -68,7 +68,9 @@ class Recogniser:
             told = [self.calibrations[name][c].calibrate(raw[:, c]) for c in range(len(self.classes))]
             p[name], low[name] = (np.where(there, np.column_stack(columns), 0.0) for columns in zip(*told, strict=True))
         equal = np.ones(len(p))
-        return NativePredictions(average(np.stack(list(p.values())), equal), average(np.stack(list(low.values())), equal), p)
+        return NativePredictions(
+            average(np.stack(list(p.values())), equal), average(np.stack(list(low.values())), equal), p
+        )
 
     def raw(self, newest: Floats, windows: Singles) -> dict[str, Floats]:
         """Member → (n, classes) before calibration, 0 where a class is not there."""

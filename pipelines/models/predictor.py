@@ -15,13 +15,13 @@ from pipelines.contracts import Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.features.catalog import COPIES, CORE_COLUMNS
 from pipelines.labels.splits import walk_forward
-from pipelines.models.base import NativePredictions, Dataset, Export, ModelFamily, Baseline, Log
-from pipelines.models.baselines import always_base_rate, logistic, log_loss_baseline
+from pipelines.models.base import Baseline, Dataset, Export, Log, ModelFamily, NativePredictions
+from pipelines.models.baselines import always_base_rate, log_loss_baseline, logistic
 from pipelines.models.calibration import fit_calibration
+from pipelines.models.calibration_and_novelty import Calibration, as_json
 from pipelines.models.export import json_bytes
 from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
-from pipelines.models.parts import Calibration, as_json
 from pipelines.models.snapshot import bar_rows
 from pipelines.models.views import VIEWS, feature_view
 from pipelines.settings import Params
@@ -108,7 +108,9 @@ def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Directiona
         )
     window, newest = places(data.columns, WINDOW_COLUMNS[p.configuration]), places(data.columns, NEWEST_COLUMNS)
     heard = tail.select_rows(systematic_sample(tail.uniqueness, p.max_windows))
-    network = fit_network(head.select_rows(systematic_sample(head.uniqueness, p.max_windows)), heard, window, params, log)
+    network = fit_network(
+        head.select_rows(systematic_sample(head.uniqueness, p.max_windows)), heard, window, params, log
+    )
     others = fit_others(head.newest()[:, newest].astype(np.float32), head, params)
     inputs = heard.all_inputs()
     raw = {NETWORK: network_raw(network, inputs[:, :, window])}

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.contracts import Model
 from pipelines.errors import BundleError, DigestMismatch, GoldenMismatch, UnsafeBundle
-from pipelines.models import committee, tabular
+from pipelines.models import ensemble, tabular
 from pipelines.models.regime import served as regime
 
 MANIFEST = "manifest.json"
@@ -24,7 +24,7 @@ GOLDEN_TOLERANCE = 1e-6
 # how a bundle is served: `schema.kind` → loader(path, identity, schema, golden); identity = family, version, digest
 KINDS: dict[str, Callable[[Path, dict[str, Any], dict[str, Any], dict[str, Any]], Model]] = {
     "tabular": tabular.load,
-    "committee": committee.load,
+    "committee": ensemble.load,
     "regime": regime.load,
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from pipelines.contracts import Floats, Predictions
-from pipelines.models.parts import (
+from pipelines.models.calibration_and_novelty import (
     Calibration,
     Novelty,
     abstentions,

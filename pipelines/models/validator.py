@@ -8,8 +8,8 @@ import numpy as np
 
 from pipelines.contracts import Floats
 from pipelines.errors import NotEnoughData
-from pipelines.models.base import Dataset, Export, ModelFamily, Baseline, Log
-from pipelines.models.baselines import always_base_rate, logistic, log_loss_baseline
+from pipelines.models.base import Baseline, Dataset, Export, Log, ModelFamily
+from pipelines.models.baselines import always_base_rate, log_loss_baseline, logistic
 from pipelines.models.calibration import Calibrated, export_calibrated, fit_calibrated
 from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
@@ -102,7 +102,9 @@ def loss(p: Floats, data: Dataset, loss_params: Mapping[str, Any]) -> Floats:
 
 def volatility_only(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Logistic regression on barrier width and volatility regime alone: catches a model that learnt only the width."""
-    return log_loss_baseline(logistic(train.extras["volatility"], train.y, train.weight, test.extras["volatility"]), test)
+    return log_loss_baseline(
+        logistic(train.extras["volatility"], train.y, train.weight, test.extras["volatility"]), test
+    )
 
 
 def all_columns(train: Dataset, test: Dataset, params: Params) -> Baseline:

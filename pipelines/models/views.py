@@ -14,11 +14,9 @@ import numpy as np
 from pipelines.contracts import Floats, History, Ints, Model
 from pipelines.errors import WrongSchema
 from pipelines.features.catalog import CORE_COLUMNS, FEATURES
-from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.models import pattern_view
 from pipelines.models.regime import inputs as regime_inputs
-
-RETAINED_BARS = 256  # decision bars the live service keeps: the longest view must fit
+from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 
 
 @dataclass(frozen=True, slots=True)

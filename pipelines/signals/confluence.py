@@ -32,7 +32,9 @@ def _trend(candles, frame, open_time, length):  # type: ignore[no-untyped-def]
         return np.nan
     newest, oldest = candles[PER_FRAME - 1], 2
     total = 0.0
-    if candle_is_closed(candles[0], frame, open_time, length):  # the candle that forms is closed too, and the oldest one is dropped
+    if candle_is_closed(
+        candles[0], frame, open_time, length
+    ):  # the candle that forms is closed too, and the oldest one is dropped
         newest, oldest = candles[1], 3
     for i in range(PER_FRAME - 1, oldest - 1, -1):
         total += newest - candles[i]  # a sum of differences: equal closes give an exact nought

@@ -13,8 +13,8 @@ from pipelines.compiled import kernel
 from pipelines.contracts import Floats, Ints
 from pipelines.errors import BadShape
 from pipelines.features.catalog import FEATURES
-from pipelines.features.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
+from pipelines.signals.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 
 TRADITIONAL = ("consensus",)
 _ATR = FEATURES.index["atr_14"]

@@ -9,10 +9,18 @@ import numpy as np
 
 from pipelines.contracts import Bools, Floats, Ints, Model
 from pipelines.errors import NotEnoughData
-from pipelines.evaluation.importance import PermutationResult, PermutationPlan, plan_permutation, permute, importance, join_folds, not_permuted
+from pipelines.evaluation.importance import (
+    PermutationPlan,
+    PermutationResult,
+    importance,
+    join_folds,
+    not_permuted,
+    permute,
+    plan_permutation,
+)
 from pipelines.evaluation.metrics import auc
 from pipelines.labels.splits import walk_forward
-from pipelines.models.base import NativePredictions, Dataset, Fitted, ModelFamily, Baseline, Log, present_columns
+from pipelines.models.base import Baseline, Dataset, Fitted, Log, ModelFamily, NativePredictions, present_columns
 from pipelines.models.export import write_bundle, write_json
 from pipelines.models.runtime import load_bundle
 from pipelines.settings import Params
@@ -43,7 +51,12 @@ class OutOfFold:
 
 
 def out_of_fold(
-    model_family: ModelFamily, data: Dataset, params: Params, embargo_s: float, log: Log, plan: PermutationPlan | None = None
+    model_family: ModelFamily,
+    data: Dataset,
+    params: Params,
+    embargo_s: float,
+    log: Log,
+    plan: PermutationPlan | None = None,
 ) -> OutOfFold:
     """Walk forward: fit and calibrate on the window so far, score the next stretch, deal out its columns if `plan`."""
     folds = model_family.folds(params)
@@ -123,7 +136,13 @@ def complete_rows(data: Dataset) -> Bools:
 
 
 def train(
-    model_family: ModelFamily, data: Dataset, out: Path, params: Params, context: dict[str, Any], embargo_s: float, log: Log
+    model_family: ModelFamily,
+    data: Dataset,
+    out: Path,
+    params: Params,
+    context: dict[str, Any],
+    embargo_s: float,
+    log: Log,
 ) -> str:
     """Out-of-fold figures, final fit on everything, export. Writes `bundle/`, `oof.npz`, `importance.json`, `fit.json`.
 

@@ -14,7 +14,6 @@ import numpy as np
 from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Floats
 from pipelines.errors import NotEnoughData
 from pipelines.features.catalog import FEATURES
-from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import horizon_labels
 from pipelines.labels.patterns import pattern_labels
@@ -24,6 +23,7 @@ from pipelines.settings import Params
 from pipelines.signals.events import Events, event_rows, events, traditional_events
 from pipelines.signals.regimes import market_state
 from pipelines.signals.setups import setups
+from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 
 Labels = dict[str, Any]  # name → array; always `known` and `ended`, epoch seconds
 

@@ -24,9 +24,9 @@ from pipelines.errors import UnknownName
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import Params, load_params
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.voices import CategoryScores
-from pipelines.training.warm import write_warm_start
+from pipelines.signals.category_scores import CategoryScores
 from pipelines.versioning import data_hash
+from pipelines.warm_start import write_warm_start
 
 OUT = Path("artifacts")
 

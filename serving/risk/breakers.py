@@ -10,7 +10,7 @@ from math import nan
 
 from pipelines.contracts import Estimate
 from pipelines.settings import Params
-from serving.tiers import EMERGENCY_BREAKER
+from serving.state.tiers import EMERGENCY_BREAKER
 
 REBASED = ("daily_loss", "drawdown")  # whose reset makes the account count anew
 

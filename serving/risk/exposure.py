@@ -184,7 +184,9 @@ def allocation(positions: Floats, scenarios: Scenarios) -> tuple[Floats, Floats]
     return net, np.where(net != 0.0, np.abs(net) * side, 0.0)
 
 
-def exposure_by_name(positions: Floats, side: float, asset: float, strategy: float, scenarios: Scenarios) -> dict[str, Any]:
+def exposure_by_name(
+    positions: Floats, side: float, asset: float, strategy: float, scenarios: Scenarios
+) -> dict[str, Any]:
     """`exposure` of positions (k, 3), by name."""
     out = np.empty(len(EXPOSURES))
     exposure(positions, len(positions), float(side), int(asset), float(strategy), *scenarios.arrays, out)

@@ -23,18 +23,18 @@ from support.recorded_exchange import (
     too_many,
 )
 
-from flows.cli import day_or_moment
-from flows.feed import live_tail
-from flows.market import requested_since, days_ago, market_source
-from flows.site import Installation, now
+from bellwether.cli.main import day_or_moment
+from flows.support.live_feed import live_tail
+from flows.support.market_access import requested_since, days_ago, market_source
+from flows.support.installation import Installation, now
 from pipelines.contracts import CLOSE, OPEN_TIME, TAKER_BUY, TRADES, utc
-from pipelines.data import files
-from pipelines.data.exchange import Backfill
-from pipelines.data.pages import Page, read_page, write_page
+from pipelines.data.readers import files
+from pipelines.data.readers.exchange import Backfill
+from pipelines.data.readers.pages import Page, read_page, write_page
 from pipelines.data.quality import assess
 from pipelines.data.schemas import to_matrix
 from pipelines.data.sources import check_request, make_source
-from pipelines.data.venues import MAX_WAIT_S, Venue
+from pipelines.data.readers.venues import MAX_WAIT_S, Venue
 from pipelines.errors import BadTimes, BadValues, NotEnoughData, UnknownName, UnreadableFile, VenueDown
 from pipelines.settings import ExchangeParams, Settings, load_params
 from pipelines.store import BarBatch, Store

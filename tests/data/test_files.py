@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data.files import read
+from pipelines.data.readers.files import read
 from pipelines.data.schemas import LAYOUT, check, to_frame, write_bars
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.data.hawkes import (
+from pipelines.data.orderbook.hawkes import (
     ARRIVALS,
     HAWKES_STATE,
     MIN_ARRIVALS,

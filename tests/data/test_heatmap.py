@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.heatmap import MARKETS, Pivoted, books
-from flows.heatmap import grid, write
-from pipelines.data.heatmap import (
+from bellwether.reports.heatmap import grid, write
+from pipelines.data.orderbook.heatmap import (
     EVERY_S,
     HEAT_STATE,
     LEVELS,
@@ -17,7 +17,7 @@ from pipelines.data.heatmap import (
     heatmap,
     level_width,
 )
-from pipelines.data.orderbook import NO_TICK
+from pipelines.data.orderbook.limit_order_book import NO_TICK
 from pipelines.errors import NotEnoughData
 
 RING, MASK = 1 << 10, (1 << 10) - 1

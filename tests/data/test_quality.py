@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.files import read
+from pipelines.data.readers.files import read
 from pipelines.data.quality import assess, cross_source_divergence
 from pipelines.data.schemas import BARS, check, to_frame
 from pipelines.errors import BadColumns, BadTimes, NotEnoughData

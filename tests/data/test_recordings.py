@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from pipelines.contracts import TAPE_FIELDS, TAPE_INDEX
-from pipelines.data import recordings, records
-from pipelines.data.trades import bars_from_trades
+from pipelines.data import records
+from pipelines.data.readers import recordings
+from pipelines.data.readers.trades import bars_from_trades
 from pipelines.errors import BadColumns, BadValues, UnreadableFile
 from pipelines.settings import ROOT
 

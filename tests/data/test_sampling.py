@@ -19,7 +19,7 @@ from pipelines.data.sampling import (
     mean_amount,
     volume_bars,
 )
-from pipelines.data.trades import bars_from_trades
+from pipelines.data.readers.trades import bars_from_trades
 from pipelines.errors import BadShape, BadTimes, BadValues
 
 RECORDED = Path(__file__).parents[2] / "../shared/data/candles/binance_spot_btcusdt_1m_2024.parquet"

@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks.simulator import plain_python
 from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, TAPE_INDEX, TRADES, VOLUME
-from pipelines.data import orderbook
+from pipelines.data.orderbook import limit_order_book
 from pipelines.data.alignment import align
-from pipelines.data.orderbook_design import PATTERNS
-from pipelines.data.simulator import DESIGN, MarketPath, record, simulate, tick_of
+from pipelines.data.simulator.book_design import PATTERNS
+from pipelines.data.simulator.market import DESIGN, MarketPath, record, simulate, tick_of
 from pipelines.data.sources import SimulatorSource
 from pipelines.errors import BadValues
 from pipelines.settings import load_params
@@ -45,7 +45,7 @@ def replay(recording):
     ):
         s = 0 if side > 0 else 1
         had = levels[s].get(price, 0.0)
-        now = had + size if kind == orderbook.ADD else had - size
+        now = had + size if kind == limit_order_book.ADD else had - size
         assert abs(now - left) < 1e-9
         assert left >= 0.0
         if left > 0:
@@ -82,7 +82,7 @@ def test_compiled_and_plain_python_make_the_same_market():
             path.tape = path.tape.view((np.record, path.tape.dtype))
             path.book_knobs = path.book_knobs.view((np.record, path.book_knobs.dtype))
         with plain_python() if plain else nullcontext():
-            path.trade(drawn, np.empty((0, orderbook.LOG_WIDTH), np.int64), out)
+            path.trade(drawn, np.empty((0, limit_order_book.LOG_WIDTH), np.int64), out)
         return out["bars"], out["events"], out["levels"][:2], out["flows"][:2], out["tape"][:2, 2:]
 
     for compiled, plain in zip(some_minutes(False), some_minutes(True), strict=True):
@@ -111,7 +111,7 @@ def test_bars_are_the_sum_of_their_trades(recording):
 
 
 def test_every_trade_is_a_fill_of_the_book_at_the_time(recording):
-    fills = recording.orders.kind == orderbook.TRADE
+    fills = recording.orders.kind == limit_order_book.TRADE
     assert np.array_equal(recording.orders.price[fills], recording.trades.price)
     assert np.array_equal(recording.orders.side[fills], -recording.trades.side)
 
@@ -268,8 +268,8 @@ def test_an_iceberg_trades_more_than_it_shows_and_shows_again_at_its_price(marke
     for i in np.flatnonzero((p["start"] >= opened) & (p["end"] < opened + DAYS * 86400)):
         here = (e.price == p["price"][i]) & (e.time >= p["start"][i]) & (e.time <= p["end"][i])
         here &= e.side == p["direction"][i]
-        fills = np.flatnonzero(here & (e.kind == orderbook.TRADE))
-        again = (e.kind[np.minimum(fills + 1, len(e.kind) - 1)] == orderbook.ADD) & here[fills + 1]
+        fills = np.flatnonzero(here & (e.kind == limit_order_book.TRADE))
+        again = (e.kind[np.minimum(fills + 1, len(e.kind) - 1)] == limit_order_book.ADD) & here[fills + 1]
         assert p["size"][i] <= e.size[fills].sum() + 1e-9
         refills.append(again.sum())
     assert len(refills) >= 10
@@ -283,7 +283,7 @@ def test_a_fake_order_is_withdrawn_unfilled(market, recording):
     assert len(inside) > 20
     e, gone = recording.orders, 0
     for i in inside:
-        withdrawn = (e.time == p["end"][i]) & (e.price == p["price"][i]) & (e.kind == orderbook.CANCEL)
+        withdrawn = (e.time == p["end"][i]) & (e.price == p["price"][i]) & (e.kind == limit_order_book.CANCEL)
         gone += np.isclose(e.size[withdrawn], p["size"][i]).any()
     assert gone / len(inside) > 0.9
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.contracts import CLOSE, OPEN, OPEN_TIME, REGIMES, TAKER_BUY, TRADES, VOLUME
 from pipelines.data.schemas import check, to_frame
-from pipelines.data.simulator import DESIGN, simulate
+from pipelines.data.simulator.market import DESIGN, simulate
 from pipelines.errors import BadValues
 from pipelines.settings import SimulatorParams
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from support.recorded_exchange import RecordedExchange, Told
 
-from pipelines.data.exchange import Backfill
+from pipelines.data.readers.exchange import Backfill
 from pipelines.data.schemas import LAYOUT, check, to_matrix, write_bars
 from pipelines.data.sources import SOURCES, check_request, make_source, normalise_symbol
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile

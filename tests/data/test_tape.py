@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import TAPE_INDEX, TAPE_WIDTH
-from pipelines.data import tape as reader
-from pipelines.data.orderbook import ADD, ASK, BID, CANCEL, LOG_WIDTH, TRADE
-from pipelines.data.orderbook_design import LOTS
-from pipelines.data.simulator import DESIGN, MarketPath
+from pipelines.data.orderbook import tape as reader
+from pipelines.data.orderbook.limit_order_book import ADD, ASK, BID, CANCEL, LOG_WIDTH, TRADE
+from pipelines.data.simulator.book_design import LOTS
+from pipelines.data.simulator.market import DESIGN, MarketPath
 from pipelines.settings import load_params
 
 MS = 1000

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import Trades
-from pipelines.data.files import read, read_trades
-from pipelines.data.trades import bars_from_trades
+from pipelines.data.readers.files import read, read_trades
+from pipelines.data.readers.trades import bars_from_trades
 from pipelines.errors import BadColumns, BadTimes, BadValues
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)

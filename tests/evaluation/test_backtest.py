@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flows.backtest import live_core
+from flows.support.backtest import live_core
 from pipelines.errors import BadShape, BadTimes
 from pipelines.evaluation.backtest import T_EXIT, T_FILL, T_ROW, T_SIZE, TRADE_FIELDS, backtest
 from pipelines.settings import load_params
-from serving.fusion import N_SCORES
-from serving.policy import flatten, to_rows
+from serving.policy.decision_row import flatten, to_rows
+from serving.policy.fusion import N_SCORES
 from serving.risk import codes
 from serving.risk.exposure import Scenarios
 

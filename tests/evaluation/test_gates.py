@@ -34,7 +34,9 @@ def evidence(signal: float, seed: int = 0, n: int = 3000, told: float = 1.0) -> 
 def with_p(e: Evidence, **change) -> Evidence:
     """The evidence with other probabilities, and the losses that follow from them."""
     e = replace(e, **change)
-    return replace(e, loss=log_losses(e.p, e.y), baseline_losses={k: log_losses(p, e.y) for k, p in e.baselines.items()})
+    return replace(
+        e, loss=log_losses(e.p, e.y), baseline_losses={k: log_losses(p, e.y) for k, p in e.baselines.items()}
+    )
 
 
 def failed(verdict):

@@ -8,18 +8,18 @@ import pytest
 
 from pipelines.contracts import REGIMES
 from pipelines.evaluation.importance import (
-    PermutationResult,
     PermutationPlan,
-    plan_permutation,
+    PermutationResult,
     clusters,
     importance,
+    not_permuted,
+    plan_permutation,
     reselection,
     section,
     shares,
-    not_permuted,
 )
 from pipelines.models.base import Dataset
-from pipelines.models.parts import logit
+from pipelines.models.calibration_and_novelty import logit
 from pipelines.models.validator import VALIDATOR, contributions, fit_trees
 from pipelines.settings import load_params
 from pipelines.training.fit import out_of_fold

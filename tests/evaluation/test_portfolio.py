@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.house import recording
+from benchmarks.fixture import recording
 from benchmarks.portfolio import CRYPTO, FOREX, recorded, simulated
 from pipelines.errors import BadShape, BadValues, MissingPackage, NotEnoughData, UnknownName
 from pipelines.evaluation.portfolio import METHODS, Past, figures, no_trade_band, walk, weights

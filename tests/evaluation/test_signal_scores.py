@@ -7,7 +7,7 @@ from pipelines.errors import BadShape
 from pipelines.evaluation.signals import LEAST_BLOCKS, score_sides, score_signals, write_page
 from pipelines.settings import load_params
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
-from pipelines.signals.rows import SIGNAL_REGISTRY, onsets, signal_names, direction
+from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, onsets, signal_names
 
 PARAMS = load_params()
 STEP_S, HORIZON = 900, PARAMS.labels.horizon_bars

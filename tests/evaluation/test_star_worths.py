@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.errors import BadShape
 from pipelines.evaluation.metrics import block_indices, block_starts, block_sums, default_block
-from pipelines.evaluation.stars import ratings, measure_contributions
+from pipelines.evaluation.stars import measure_contributions, ratings
 from pipelines.settings import load_params
 from pipelines.signals.stars import STARS, N
 
@@ -64,7 +64,9 @@ def test_a_market_that_only_drifts_lends_no_star_its_drift():
     truth, bars = market(drift=20.0)
     truth[:, 3, 0], truth[:, 3, 1] = 1.0, 1.0
     truth[::7, 3] = 0.0  # both sides at once: it says no side, so it cannot gain from one
-    assert named(measure_contributions(truth, bars, bars, BAR, PARAMS))[STARS[3].name].lift_bps.value == pytest.approx(0.0, abs=1e-9)
+    assert named(measure_contributions(truth, bars, bars, BAR, PARAMS))[STARS[3].name].lift_bps.value == pytest.approx(
+        0.0, abs=1e-9
+    )
 
 
 def test_a_star_that_is_never_known_or_hardly_ever_true_has_no_interval_and_is_not_counted():

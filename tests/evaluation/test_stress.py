@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from benchmarks.house import recording
+from benchmarks.fixture import recording
 from benchmarks.stress import MARKETS, hourly, together
 from pipelines.contracts import BAR_WIDTH, CLOSE, OPEN_TIME
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
-from pipelines.evaluation.crises import CRISES, RESTING, drawdowns, bars_in_window, moves, replay_crisis
+from pipelines.evaluation.crises import CRISES, RESTING, bars_in_window, drawdowns, moves, replay_crisis
 from pipelines.evaluation.stress import (
     IMPACT,
     MEAN_TO_FINAL_IMPACT,
@@ -21,8 +21,16 @@ from pipelines.evaluation.stress import (
     stress,
     stress_all,
 )
-from pipelines.evaluation.stress_limits import Allowed, Case, allowed, largest_allowed, reopened, stress_of_limits, verdict
-from pipelines.evaluation.stressed import Portfolio, MarketHistory, StressResult
+from pipelines.evaluation.stress_limits import (
+    Allowed,
+    Case,
+    allowed,
+    largest_allowed,
+    reopened,
+    stress_of_limits,
+    verdict,
+)
+from pipelines.evaluation.stressed import MarketHistory, Portfolio, StressResult
 from pipelines.settings import load_params
 
 RISK = load_params().risk

@@ -11,7 +11,7 @@ from pipelines.features.catalog import (
     REGIME_COLUMNS,
     measured_copies,
 )
-from pipelines.features.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
+from pipelines.signals.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 
 
 def test_the_core_is_five_price_five_volume_six_book_and_nine_technical():

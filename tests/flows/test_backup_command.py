@@ -11,11 +11,11 @@ import pytest
 from support.command_line import bellwether
 from support.legacy_store import release_010
 
-from flows import backup
+from bellwether.operations import backup
 from pipelines.errors import LeaseHeld, StateError, UnreadableFile, WouldOverwrite
 from pipelines.settings import ROOT, Settings
 from pipelines.store import Store
-from serving.generation import read_generation, write_generation
+from serving.inference.generation import read_generation, write_generation
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 DIGEST = "ab" * 32

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 import pytest
 from typer.testing import CliRunner
 
-from flows import cli
-from flows.site import open_installation
+from bellwether.cli import main as cli
+from flows.support.installation import open_installation
 from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import settings
 from serving.risk.breakers import BREAKER_NAMES
-from serving.tiers import EMERGENCY_BREAKER
+from serving.state.tiers import EMERGENCY_BREAKER
 
 AT = datetime(2025, 1, 1, tzinfo=UTC)
 

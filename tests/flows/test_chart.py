@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from flows.chart import ChartData, marks, to_dict, write
+from bellwether.reports.chart import ChartData, marks, to_dict, write
 from pipelines.contracts import Decision
 from pipelines.signals.catalog import SIGNALS
 

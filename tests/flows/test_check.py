@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from flows import cli
-from flows.check import check, training
-from flows.site import open_installation
+from bellwether.cli import main as cli
+from bellwether.operations.check import check, training
+from flows.support.installation import open_installation
 from pipelines.data.quality import REASONS
 from pipelines.errors import BadColumns, UnknownName
 from pipelines.features.catalog import FEATURES, absent_columns

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 from support.command_line import bellwether, environment
 
-from flows import cli
+from bellwether.cli import main as cli
 from pipelines.settings import ROOT, settings
 
 

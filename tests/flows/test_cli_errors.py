@@ -15,7 +15,8 @@ from unittest.mock import patch
 
 import pytest
 
-from flows import cli, explain
+from bellwether import error_messages
+from bellwether.cli import main as cli
 from pipelines.settings import ROOT, settings
 from pipelines.store import Store, StoreFault
 
@@ -237,7 +238,7 @@ def test_where_no_traceback_can_be_written_the_way_to_see_it_is_said(tmp_path, t
     def bug(*_, **__):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("flows.supervisor.down", bug)
+    monkeypatch.setattr("flows.support.processes.down", bug)
     (tmp_path / "home").write_text("a file")
     told_once(typed("down"), "broken", "BELLWETHER_DEBUG=1")
     _, _, err = typed("down", BELLWETHER_DEBUG="1")
@@ -259,7 +260,7 @@ def test_where_no_traceback_can_be_written_the_way_to_see_it_is_said(tmp_path, t
     ],
 )
 def test_errors_of_the_system_have_a_remedy(error, parts):
-    told = explain.describe_known_error(error)
+    told = error_messages.describe_known_error(error)
     assert all(part in told for part in parts), told
     assert "\n" not in told
 
@@ -267,12 +268,12 @@ def test_errors_of_the_system_have_a_remedy(error, parts):
 def test_the_cause_of_an_error_is_what_is_told():
     error = RuntimeError("could not do it")
     error.__cause__ = OSError(errno.EROFS, "Read-only file system", "/data/x")
-    assert "/data/x" in explain.describe_known_error(error)
+    assert "/data/x" in error_messages.describe_known_error(error)
 
 
 def test_an_error_nobody_foresaw_is_not_explained_away():
     for error in (RuntimeError("x"), KeyError("y"), ValueError("z"), OSError("made up")):
-        assert explain.describe_known_error(error) is None
+        assert error_messages.describe_known_error(error) is None
 
 
 def test_a_locked_store_is_said_to_be_locked(home):
@@ -283,6 +284,6 @@ def test_a_locked_store_is_said_to_be_locked(home):
             connection.exec_driver_sql("PRAGMA busy_timeout=10")
             with pytest.raises(StoreFault) as caught:
                 connection.exec_driver_sql("CREATE TABLE one (x)")
-    told = explain.describe_known_error(caught.value)
+    told = error_messages.describe_known_error(caught.value)
     assert "locked" in told
     assert "bellwether doctor" in told

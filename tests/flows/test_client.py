@@ -6,10 +6,10 @@ import httpx
 import numpy as np
 import pytest
 
-from flows.client import BATCH_SIZE, Client
 from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed
 from pipelines.settings import Settings
-from serving.api import MAX_BODY, ObserveRequest
+from serving.client import BATCH_SIZE, Client
+from serving.service.schemas import MAX_BODY, ObserveRequest
 
 START = 1_704_067_200.0
 

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flows import doctor, supervisor
+from bellwether.operations import doctor
+from flows.support import processes
 from pipelines.settings import ROOT, Settings
 from pipelines.store import Store
 
@@ -95,7 +96,7 @@ def test_room_is_judged_by_the_limits_of_the_settings_and_forecast_from_samples(
     assert doctor.disk_space(here.model_copy(update={"disk_warn_mb": 4096})).state == "warn"
     assert doctor.disk_space(here.model_copy(update={"disk_warn_mb": 9999, "disk_stop_mb": 4096})).state == "fail"
     now = time.time()
-    file = supervisor.disk_file(here)
+    file = processes.disk_file(here)
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps([[now - 43_200, 5 * 2**30]]))
     found = doctor.disk_space(here)
@@ -106,7 +107,7 @@ def test_room_is_judged_by_the_limits_of_the_settings_and_forecast_from_samples(
 
 def test_what_runs_without_its_supervisor_is_a_failure(here, monkeypatch):
     assert doctor.supervisor_running(here).state == "ok"
-    env = {**os.environ, "BELLWETHER_HOME": str(here.home.resolve()), supervisor.RUN_MARK: "x"}
+    env = {**os.environ, "BELLWETHER_HOME": str(here.home.resolve()), processes.RUN_MARK: "x"}
     with subprocess.Popen(["sleep", "60"], env=env) as orphan:
         try:
             found = doctor.supervisor_running(here)
@@ -146,13 +147,13 @@ def test_alarms_and_latched_breakers_are_found_without_a_service(here):
 @pytest.mark.parametrize(
     ("state", "detail", "level"),
     [("not ready", "store: locked", "fail"), ("key refused", "another key", "fail"), ("starting", None, "warn"),
-     ("down", "gave up after 8 deaths", "fail"), ("up", supervisor.UNWATCHED, None), ("down", None, None),
+     ("down", "gave up after 8 deaths", "fail"), ("up", processes.UNWATCHED, None), ("down", None, None),
      ("up", None, None)],
 )  # fmt: skip
 def test_a_service_that_does_not_work_is_found_with_its_reason(here, monkeypatch, state, detail, level):
     quiet = {"state": "down", "url": None, "port": None, "pid": None, "since": None, "detail": None}
-    told = {name: dict(quiet) for name in supervisor.SERVICES} | {"mlflow": quiet | {"state": state, "detail": detail}}
-    monkeypatch.setattr(supervisor, "services", lambda _: told)
+    told = {name: dict(quiet) for name in processes.SERVICES} | {"mlflow": quiet | {"state": state, "detail": detail}}
+    monkeypatch.setattr(processes, "services", lambda _: told)
     found = list(doctor.services(here))
     assert [f.state for f in found] == ([] if level is None else [level])
     assert all(str(detail or state) in f.detail and "mlflow.log" in f.remedy for f in found)

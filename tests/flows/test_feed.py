@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.feed import live_tail, send_live_bars
-from flows.site import Installation
+from flows.support.installation import Installation
+from flows.support.live_feed import live_tail, send_live_bars
 from pipelines.contracts import BOOK_LEVELS, OPEN_TIME, Books, ContextFeed, tape_of, utc
 from pipelines.errors import NotEnoughData
 from pipelines.settings import Settings, load_params

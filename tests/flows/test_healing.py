@@ -14,9 +14,10 @@ from contextlib import closing, suppress
 import psutil
 import pytest
 
-from flows import supervise, supervisor
-from flows.supervise import Policy, Supervisor
-from flows.supervisor import Service
+from bellwether.operations import supervisor
+from bellwether.operations.supervisor import Policy, Supervisor
+from flows.support import processes
+from flows.support.processes import Service
 from pipelines.errors import LeaseHeld, ServiceDown
 from pipelines.settings import Settings
 from pipelines.store import Store
@@ -72,12 +73,12 @@ def home(tmp_path):
         f'alpha: {server} "$BELLWETHER_MLFLOW_PORT"\nbeta: {server} "$BELLWETHER_PREFECT_PORT"\n'
     )
     yield settings
-    supervisor.down(settings)
-    assert supervisor.home_processes(settings) == []
+    processes.down(settings)
+    assert processes.home_processes(settings) == []
 
 
 def start(settings, **changes):
-    return supervisor.up(
+    return processes.up(
         settings, procfile=settings.home.parent / "Procfile", known=changes.pop("known", KNOWN), **changes
     )
 
@@ -91,7 +92,7 @@ def wait_for(condition, seconds, what):
 
 
 def states(settings):
-    return {name: s["state"] for name, s in supervisor.services(settings, KNOWN).items()}
+    return {name: s["state"] for name, s in processes.services(settings, KNOWN).items()}
 
 
 def alarms(settings, open_only=True):
@@ -105,12 +106,12 @@ def alarms(settings, open_only=True):
 def test_a_killed_parent_is_started_again_its_worker_ended_and_the_alarm_is_in_the_store(home):
     (home.home.parent / "Procfile").write_text(f'alpha: {script(home.home.parent, PARENT)} "$BELLWETHER_MLFLOW_PORT"\n')
     start(home, only=["alpha"])
-    before = supervisor.services(home, KNOWN)["alpha"]
+    before = processes.services(home, KNOWN)["alpha"]
     (worker,) = psutil.Process(before["pid"]).children()
     began = time.monotonic()
     os.kill(before["pid"], signal.SIGKILL)
-    wait_for(lambda: supervisor._read(home)["alpha"]["pid"] not in (None, before["pid"]), 6.0, "a new process")
-    assert not supervisor.is_alive(worker)
+    wait_for(lambda: processes._read(home)["alpha"]["pid"] not in (None, before["pid"]), 6.0, "a new process")
+    assert not processes.is_alive(worker)
     wait_for(lambda: states(home)["alpha"] == "up", 6.0, "an answer")
     assert time.monotonic() - began < 8.0
     (alarm,) = wait_for(lambda: alarms(home), 10.0, "the alarm")
@@ -123,24 +124,24 @@ def test_a_service_knows_that_it_is_supervised(home):
     """The flows wait for Prefect as anybody does; the supervisor is their parent."""
     (home.home.parent / "Procfile").write_text(f"alpha: {script(home.home.parent, SUPERVISED)} {home.home}\n")
     start(home, only=["alpha"], wait=False)
-    log = supervisor.log_file(home, "alpha")
+    log = processes.log_file(home, "alpha")
     wait_for(lambda: log.exists() and "supervised" in log.read_text(), 10.0, "its answer")
     assert "supervised True" in log.read_text()
 
 
 def test_without_a_supervisor_the_services_go_on_and_up_ends_them_and_starts_again(home):
     start(home)
-    before = supervisor.services(home, KNOWN)
-    found = supervisor.supervisor_of(home)
+    before = processes.services(home, KNOWN)
+    found = processes.supervisor_of(home)
     found.kill()
-    wait_for(lambda: not supervisor.is_alive(found), 5.0, "the supervisor to die")
-    orphaned = supervisor.services(home, KNOWN)
+    wait_for(lambda: not processes.is_alive(found), 5.0, "the supervisor to die")
+    orphaned = processes.services(home, KNOWN)
     assert [s["state"] for s in orphaned.values()] == ["up", "up"]
     assert all("bellwether up" in s["detail"] for s in orphaned.values())
     told = []
     assert start(home, progress=told.append) == ["alpha", "beta"]
     assert "ending 2 processes whose supervisor is gone" in told
-    after = supervisor.services(home, KNOWN)
+    after = processes.services(home, KNOWN)
     assert all(after[name]["pid"] != before[name]["pid"] and after[name]["detail"] is None for name in KNOWN)
 
 
@@ -157,19 +158,19 @@ def test_two_ups_at_once_start_everything_once(home):
 
 
 def test_who_waits_too_long_for_the_lock_is_told_who_holds_it(home, monkeypatch):
-    monkeypatch.setattr(supervisor, "LOCK_SECONDS", 0.2)
-    with supervisor.home_lock(home, "up"):
-        for act in (lambda: start(home), lambda: supervisor.down(home), lambda: supervisor.restart(home)):
+    monkeypatch.setattr(processes, "LOCK_SECONDS", 0.2)
+    with processes.home_lock(home, "up"):
+        for act in (lambda: start(home), lambda: processes.down(home), lambda: processes.restart(home)):
             with pytest.raises(LeaseHeld, match=rf"process {os.getpid()} \(`bellwether up`\)"):
                 act()
-    assert supervisor.down(home) == []
+    assert processes.down(home) == []
 
 
 def test_restart_gives_a_new_process_and_no_alarm(home):
     start(home)
-    before = supervisor.services(home, KNOWN)
-    assert supervisor.restart(home, ["beta"], known=KNOWN) == ["beta"]
-    after = supervisor.services(home, KNOWN)
+    before = processes.services(home, KNOWN)
+    assert processes.restart(home, ["beta"], known=KNOWN) == ["beta"]
+    after = processes.services(home, KNOWN)
     assert after["beta"]["state"] == "up"
     assert [after[n]["pid"] == before[n]["pid"] for n in KNOWN] == [True, False]
     assert not (home.home / "store.db").exists()
@@ -177,18 +178,18 @@ def test_restart_gives_a_new_process_and_no_alarm(home):
 
 def test_a_stopped_supervisor_does_not_keep_anything_running(home):
     start(home)
-    supervisor.supervisor_of(home).suspend()
-    assert sorted(supervisor.down(home)) == ["alpha", "beta"]
-    assert supervisor.home_processes(home) == []
+    processes.supervisor_of(home).suspend()
+    assert sorted(processes.down(home)) == ["alpha", "beta"]
+    assert processes.home_processes(home) == []
 
 
 def test_a_damaged_state_file_is_no_reason_to_fail(home):
     start(home)
-    supervisor.state_file(home).write_text('{"alpha": {"pid": ')
+    processes.state_file(home).write_text('{"alpha": {"pid": ')
     assert states(home) == {"alpha": "up", "beta": "up"}
-    assert sorted(supervisor.home_processes(home), key=lambda p: p.pid)
-    supervisor.down(home)
-    assert supervisor.home_processes(home) == []
+    assert sorted(processes.home_processes(home), key=lambda p: p.pid)
+    processes.down(home)
+    assert processes.home_processes(home) == []
 
 
 @pytest.fixture
@@ -210,29 +211,29 @@ def test_on_a_full_disk_everything_lives_and_dies_and_comes_back_and_logging_goe
     monkeypatch.setenv("BELLWETHER_DISK_WARN_MB", "2")
     monkeypatch.setenv("BELLWETHER_DISK_STOP_MB", "1")
     try:
-        supervisor.up(settings, known=known, procfile=tmp_path / "Procfile", wait=False)
-        log = supervisor.log_file(settings, "alpha")
+        processes.up(settings, known=known, procfile=tmp_path / "Procfile", wait=False)
+        log = processes.log_file(settings, "alpha")
         wait_for(lambda: log.exists() and log.stat().st_size, 5.0, "a first line")
         fill = small_disk / "fill"
         with fill.open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(b"x" * 4096)
         size = log.stat().st_size
-        first, found = supervisor._read(settings)["alpha"]["pid"], supervisor.supervisor_of(settings)
+        first, found = processes._read(settings)["alpha"]["pid"], processes.supervisor_of(settings)
         time.sleep(1.0)
         os.kill(first, signal.SIGKILL)
-        wait_for(lambda: [p for p in supervisor.home_processes(settings, "alpha") if p.pid != first], 6.0, "a restart")
+        wait_for(lambda: [p for p in processes.home_processes(settings, "alpha") if p.pid != first], 6.0, "a restart")
         assert log.stat().st_size <= size + 4096
-        assert supervisor.is_alive(found)
+        assert processes.is_alive(found)
         fill.unlink()
         wait_for(lambda: "lines lost: No space left on device" in log.read_text(), 6.0, "logging to go on")
         assert all(json.loads(line)["service"] == "alpha" for line in log.read_text().splitlines())
-        wait_for(lambda: supervisor._read(settings)["alpha"]["pid"] not in (None, first), 5.0, "the state file")
+        wait_for(lambda: processes._read(settings)["alpha"]["pid"] not in (None, first), 5.0, "the state file")
         assert any(a.kind == "service_died" for a in wait_for(lambda: alarms(settings), 12.0, "the alarm"))
-        assert supervisor.is_alive(found)
+        assert processes.is_alive(found)
     finally:
-        supervisor.down(settings)
-        assert supervisor.home_processes(settings) == []
+        processes.down(settings)
+        assert processes.home_processes(settings) == []
 
 
 # ---- readiness ------------------------------------------------------------------------------------------------------
@@ -245,7 +246,7 @@ def red(home, monkeypatch):
     (home.home.parent / "Procfile").write_text(
         f'alpha: {script(home.home.parent, RED)} "$BELLWETHER_MLFLOW_PORT" {green}\n'
     )
-    monkeypatch.setattr(supervisor, "READY_SECONDS", 0.5)
+    monkeypatch.setattr(processes, "READY_SECONDS", 0.5)
     checks = [{"name": "store", "ok": False, "detail": "locked"}, {"name": "golden", "ok": True, "detail": ""}]
     monkeypatch.setenv("ANSWER", json.dumps({"checks": checks}))
     return green
@@ -257,22 +258,22 @@ READY = {"alpha": Service("mlflow_port", "/livez", "/readyz")}
 def test_what_answers_but_is_not_ready_is_not_up_and_up_says_which_check_fails(home, red):
     with pytest.raises(ServiceDown, match=r"alpha is not ready: store: locked.*bellwether doctor"):
         start(home, known=READY)
-    found = supervisor.services(home, READY)["alpha"]
+    found = processes.services(home, READY)["alpha"]
     assert (found["state"], found["detail"]) == ("not ready", "store: locked")
     assert found["pid"] is not None
     start(home, known=READY, ready=False)  # `run` begins there: its turn is what mends a refused warm start
     red.touch()
     start(home, known=READY)
-    assert supervisor.services(home, READY)["alpha"]["state"] == "up"
+    assert processes.services(home, READY)["alpha"]["state"] == "up"
 
 
 def test_what_ran_before_and_is_red_is_restarted_once(home, red):
     start(home, known=READY, ready=False)
-    before, told = supervisor.services(home, READY)["alpha"]["pid"], []
+    before, told = processes.services(home, READY)["alpha"]["pid"], []
     with pytest.raises(ServiceDown, match="alpha is not ready"):
         start(home, known=READY, progress=told.append)
     assert [line for line in told if "restarting" in line] == ["alpha not ready for 1 s: restarting"]
-    assert supervisor.services(home, READY)["alpha"]["pid"] not in (None, before)
+    assert processes.services(home, READY)["alpha"]["pid"] not in (None, before)
 
 
 @pytest.mark.parametrize(
@@ -289,14 +290,14 @@ def test_what_ran_before_and_is_red_is_restarted_once(home, red):
 def test_a_home_before_its_first_turn_is_up(home, answer, accepted):
     body = answer if isinstance(answer, str) else json.dumps(answer)
     with fake_ready(body) as url:
-        assert (supervisor._red(url, home) is None) == accepted
+        assert (processes._red(url, home) is None) == accepted
 
 
 def test_after_the_first_turn_a_missing_warm_start_is_red(home):
     home.serving_dir.mkdir(parents=True)
     (home.serving_dir / "generation.json").write_text("{}")
     with fake_ready(json.dumps({"checks": [{"name": "warm start", "ok": False, "detail": "refused"}]})) as url:
-        assert supervisor._red(url, home) == "warm start: refused"
+        assert processes._red(url, home) == "warm start: refused"
 
 
 def fake_ready(body):
@@ -329,13 +330,13 @@ def fake_ready(body):
 def watching(home, monkeypatch):
     """Make a Supervisor of this home that runs one command as `alpha`."""
     made = []
-    monkeypatch.setattr(supervise, "STEP_S", 0.02)
+    monkeypatch.setattr(supervisor, "STEP_S", 0.02)
 
     def make(command, port=None, settings=home, **policy):
         quick = {"first_delay_s": 0.02, "steady_s": 60.0, "probe_every_s": 0.05, "stop_s": 2.0, **policy}
         watcher = Supervisor(settings, Policy(**quick))
         made.append(watcher)
-        watcher.start("alpha", command, port, "/", {"BELLWETHER_HOME": str(home.home), supervisor.RUN_MARK: "test"})
+        watcher.start("alpha", command, port, "/", {"BELLWETHER_HOME": str(home.home), processes.RUN_MARK: "test"})
         watcher.received_order = True
         return watcher
 
@@ -372,7 +373,7 @@ def test_what_dies_again_and_again_is_given_up_with_a_critical_alarm_and_up_trie
     assert [a.severity for a in found] == ["critical"]
     assert "alpha: ended with code 3; gave up after 3 deaths" in found[0].detail
     assert "no database here" in found[0].detail
-    state = supervisor.services(home, KNOWN)["alpha"]
+    state = processes.services(home, KNOWN)["alpha"]
     assert state["state"] == "down"
     assert "bellwether up" in state["detail"]
     watcher.start("alpha", "exec sleep 600", None, None, child.env)
@@ -380,11 +381,11 @@ def test_what_dies_again_and_again_is_given_up_with_a_critical_alarm_and_up_trie
 
 
 def test_while_the_disk_is_full_nothing_is_given_up_and_room_is_a_new_beginning(home, watching, monkeypatch):
-    monkeypatch.setattr(supervise.disk, "free", lambda _: 0)
+    monkeypatch.setattr(supervisor.disk, "free", lambda _: 0)
     watcher = watching("exit 3", deaths=2, disk_every_s=0.0)
     child = watcher.children["alpha"]
     step_until(watcher, lambda: len(child.deaths) >= 4, 10.0, "four deaths")
-    monkeypatch.setattr(supervise.disk, "free", lambda _: 2**50)
+    monkeypatch.setattr(supervisor.disk, "free", lambda _: 2**50)
     child.command = "exec sleep 600"
     step_until(watcher, lambda: child.state == "running" and child.process.poll() is None, 10.0, "a start")
     step_until(watcher, lambda: "disk_full" not in kinds(home) and "service_died" in kinds(home), 10.0, "its alarm")
@@ -400,8 +401,8 @@ def test_alarms_of_a_service_are_cleared_once_it_has_been_back_up_for_a_while(ho
 
 @pytest.mark.parametrize("stopped", [True, False])
 def test_a_service_that_hangs_after_it_was_healthy_is_killed_and_started_again(home, watching, monkeypatch, stopped):
-    monkeypatch.setattr(supervise, "PROBE_S", 0.1)
-    monkeypatch.setattr(supervise, "CLEAR_S", 0.3)
+    monkeypatch.setattr(supervisor, "PROBE_S", 0.1)
+    monkeypatch.setattr(supervisor, "CLEAR_S", 0.3)
     port = free_port()
     server = f"exec {sys.executable} -m http.server --bind 127.0.0.1 {port}"
     command = server if stopped else f"{script(home.home.parent, SILENT)} {port}"
@@ -443,7 +444,7 @@ def _busy(child):
 
 
 def test_a_store_that_is_locked_or_damaged_holds_nobody_up_and_gets_its_alarm_later(home, watching, monkeypatch):
-    monkeypatch.setattr(supervise, "CLEAR_S", 0.2)
+    monkeypatch.setattr(supervisor, "CLEAR_S", 0.2)
     (home.home / "store.db").write_bytes(b"this is no database" * 100)
     watcher = watching("[ -e $BELLWETHER_HOME/died ] && exec sleep 600; touch $BELLWETHER_HOME/died; exit 1")
     watcher.outbox._retry_s = 0.1
@@ -456,7 +457,7 @@ def test_a_store_that_is_locked_or_damaged_holds_nobody_up_and_gets_its_alarm_la
 
 def test_an_order_that_cannot_be_read_is_no_reason_to_end(home, watching):
     watcher = watching("exec sleep 600")
-    folder = supervisor.orders_folder(home)
+    folder = processes.orders_folder(home)
     folder.mkdir()
     (folder / "1.json").write_text('{"start": ')
     (folder / "2.json").write_text('{"restart": 7}')

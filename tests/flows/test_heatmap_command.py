@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from flows.cli import app
-from pipelines.data.recordings import replay_recording
+from bellwether.cli.main import app
+from pipelines.data.readers.recordings import replay_recording
 from pipelines.settings import ROOT
 
 SESSION = ROOT.parent / "shared" / "data" / "orderbook" / "binance_usdm_btcusdt_20240718"

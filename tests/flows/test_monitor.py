@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flows.monitor import trip_model, watched_families
-from flows.site import Installation
+from flows.support.installation import Installation
 from pipelines.contracts import Decision, Estimate, Outcome
 from pipelines.monitoring.loss import LossDrift
 from pipelines.settings import Settings, load_params

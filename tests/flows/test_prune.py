@@ -9,13 +9,13 @@ import pytest
 from support.command_line import bellwether
 from support.legacy_store import contents, release_010
 
-from flows.prune import cutoff, idle_bundles, plan, prune
-from flows.site import Installation
+from bellwether.operations.retention import cutoff, idle_bundles, plan, prune
+from flows.support.installation import Installation
 from pipelines.contracts import Decision, Outcome
 from pipelines.errors import StateError
 from pipelines.settings import Settings, load_params
 from pipelines.store import DecisionRecord, Promotion, Store
-from serving.generation import write_generation
+from serving.inference.generation import write_generation
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -5,12 +5,13 @@ from datetime import timedelta
 import pytest
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 
-from flows import deploy, schedules
+from flows import deployments
+from flows.support import schedules
 from pipelines.settings import load_params
 
 
 def test_every_deployment_has_its_plan_and_every_plan_its_deployment():
-    assert {flow.name for flow, _ in deploy.DEPLOYMENTS} == schedules.plan(load_params()).keys()
+    assert {flow.name for flow, _ in deployments.DEPLOYMENTS} == schedules.plan(load_params()).keys()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import stat
 
 import pytest
 
-from flows import service_log
-from flows.service_log import ServiceLog, text_of
+from flows.support import service_log
+from flows.support.service_log import ServiceLog, text_of
 
 
 def lines(path):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from flows import cli
+from bellwether.cli import main as cli
 from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import settings
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.rows import SIGNAL_REGISTRY, onsets, direction
+from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, onsets
 
 STEP_S = 900
 

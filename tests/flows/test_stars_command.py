@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from flows import stars as measured
-from flows.cli import app
+from bellwether.cli.main import app
+from bellwether.reports import stars as measured
 from pipelines.contracts import OPEN_TIME
-from pipelines.data.simulator import simulate
+from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
 from pipelines.errors import StateError, UnknownName
 from pipelines.settings import load_params

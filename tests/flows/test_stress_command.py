@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from flows import cli, stress
-from flows.site import open_installation
+from bellwether.cli import main as cli
+from flows import stress
+from flows.support.installation import open_installation
 from pipelines.contracts import OPEN_TIME
 from pipelines.errors import BellwetherError, ServiceDown, StateError, UnreadableFile
 from pipelines.evaluation.crises import CRISES

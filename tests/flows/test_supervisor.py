@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import ports, supervisor
-from flows.supervisor import Service
+from flows.support import ports, processes
+from flows.support.processes import Service
 from pipelines.errors import BadValues, PortTaken, ServiceDown, UnknownName
 from pipelines.settings import Settings
 
@@ -32,18 +32,18 @@ def home(tmp_path):
         f'alpha: {SERVER} "$BELLWETHER_MLFLOW_PORT"\nbeta: {SERVER} "$BELLWETHER_PREFECT_PORT"\n'
     )
     yield settings
-    supervisor.down(settings)
-    assert supervisor.home_processes(settings) == []
+    processes.down(settings)
+    assert processes.home_processes(settings) == []
 
 
 def start(settings, **changes):
-    return supervisor.up(
+    return processes.up(
         settings, procfile=settings.home.parent / "Procfile", known=changes.pop("known", KNOWN), **changes
     )
 
 
 def states(settings):
-    return {name: s["state"] for name, s in supervisor.services(settings, KNOWN).items()}
+    return {name: s["state"] for name, s in processes.services(settings, KNOWN).items()}
 
 
 def test_up_then_down_leaves_nothing_running(home):
@@ -53,10 +53,10 @@ def test_up_then_down_leaves_nothing_running(home):
     assert start(home, progress=told.append) == ["alpha", "beta"]
     assert states(home) == {"alpha": "up", "beta": "up"}
     assert [line.split(" up after")[0] for line in sorted(told)] == ["alpha", "beta"]
-    living = supervisor.home_processes(home)
+    living = processes.home_processes(home)
     assert len([p for p in living if "sleep" in p.name()]) == 2
-    assert sorted(supervisor.down(home)) == ["alpha", "beta"]
-    assert not any(supervisor.is_alive(process) for process in living)
+    assert sorted(processes.down(home)) == ["alpha", "beta"]
+    assert not any(processes.is_alive(process) for process in living)
     assert states(home) == {"alpha": "down", "beta": "down"}
     assert sorted(file.name for file in (home.home / "run").rglob("*")) == ["lock", "orders"]
 
@@ -69,22 +69,22 @@ def test_up_starts_only_what_is_missing(home):
 
 def test_down_finds_everything_after_the_supervisor_and_its_state_are_gone(home):
     start(home)
-    supervisor.supervisor_of(home).kill()
+    processes.supervisor_of(home).kill()
     for file in (home.home / "run").glob("*.json"):
         file.unlink()
-    supervisor.down(home)
-    assert supervisor.home_processes(home) == []
+    processes.down(home)
+    assert processes.home_processes(home) == []
 
 
 def test_the_state_of_a_crashed_run_is_forgotten(home):
     start(home)
-    for process in supervisor.home_processes(home):
+    for process in processes.home_processes(home):
         process.kill()
-    supervisor.end(supervisor.home_processes(home), 5.0)
-    assert len(supervisor.leftovers(home)) == 1
+    processes.end(processes.home_processes(home), 5.0)
+    assert len(processes.leftovers(home)) == 1
     assert states(home) == {"alpha": "down", "beta": "down"}
     assert start(home) == ["alpha", "beta"]
-    assert supervisor.leftovers(home) == []
+    assert processes.leftovers(home) == []
 
 
 def test_a_service_that_ends_while_starting_is_named_with_the_end_of_its_log(home):
@@ -93,11 +93,11 @@ def test_a_service_that_ends_while_starting_is_named_with_the_end_of_its_log(hom
     )
     with pytest.raises(ServiceDown, match=r"alpha ended with code 3[\s\S]*alpha\.log[\s\S]*no database here"):
         start(home)
-    assert supervisor.home_processes(home) == []
+    assert processes.home_processes(home) == []
 
 
 def test_a_service_that_never_answers_is_named_after_the_limit(home, monkeypatch):
-    monkeypatch.setattr(supervisor, "START_SECONDS", 1.0)
+    monkeypatch.setattr(processes, "START_SECONDS", 1.0)
     (home.home.parent / "Procfile").write_text("alpha: exec sleep 60\n")
     with pytest.raises(ServiceDown, match="alpha gave no answer in 1 s"):
         start(home, only=["alpha"])
@@ -111,8 +111,8 @@ def test_a_taken_port_names_service_holder_and_setting_before_anything_starts(ho
             PortTaken, match=rf"port {home.prefect_port} of beta.*process {os.getpid()}.*BELLWETHER_PREFECT_PORT=\d+"
         ):
             start(home)
-    assert not supervisor.state_file(home).exists()
-    assert supervisor.supervisor_of(home) is None
+    assert not processes.state_file(home).exists()
+    assert processes.supervisor_of(home) is None
 
 
 def test_two_services_with_one_port_are_refused(home):
@@ -143,11 +143,11 @@ def test_asking_is_quick_when_everything_is_down(home):
 
 
 def test_every_tool_is_told_to_stay_at_home_and_silent(home):
-    told = supervisor.environment(home)
+    told = processes.environment(home)
     folders = ["PREFECT_HOME", "BENTOML_HOME", "DVC_GLOBAL_CONFIG_DIR", "DVC_SITE_CACHE_DIR", "MPLCONFIGDIR"]
     assert all(Path(told[name]).is_relative_to(home.home) for name in folders)
     assert told["PREFECT_API_URL"] == f"http://127.0.0.1:{home.prefect_port}/api"
-    assert supervisor.TELEMETRY_OFF.items() <= told.items()
+    assert processes.TELEMETRY_OFF.items() <= told.items()
 
 
 def test_a_process_in_our_environment_leaves_the_home_folder_of_the_user_alone(home, tmp_path):
@@ -162,6 +162,6 @@ model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir
 onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": np.ones(1, np.float32)})
 """
     outside = {name: value for name, value in os.environ.items() if name != "CI"}  # onnxruntime is silent in CI anyway
-    told = {**outside, **supervisor.environment(home), "HOME": str(user)}
+    told = {**outside, **processes.environment(home), "HOME": str(user)}
     subprocess.run([sys.executable, "-c", code], env=told, check=True)
     assert list(user.rglob("*")) == []

@@ -7,11 +7,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from flows import doctor, supervisor
-from flows.supervisor import Service
+from bellwether.operations import doctor
+from flows.support import processes
+from flows.support.processes import Service
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
-from serving import keys
+from serving.service import keys
 
 
 @contextmanager
@@ -46,7 +47,7 @@ def home(tmp_path):
 
 def state(home, port, health="/"):
     at = home.model_copy(update={"mlflow_port": port})
-    return supervisor.services(at, {"mlflow": Service("mlflow_port", health)})["mlflow"]
+    return processes.services(at, {"mlflow": Service("mlflow_port", health)})["mlflow"]
 
 
 @pytest.mark.parametrize("closed", [("/", "/session"), ("/session",)])
@@ -57,7 +58,7 @@ def test_a_server_with_another_key_is_a_state_of_its_own_even_where_its_health_i
         assert (found["state"], found["pid"]) == ("key refused", None)
         assert "BELLWETHER_WRITE_KEY" in found["detail"]
         with pytest.raises(ServiceDown, match="refuses our key"):
-            supervisor.await_healthy(
+            processes.await_healthy(
                 home.model_copy(update={"mlflow_port": port}), ["mlflow"], known={"mlflow": Service("mlflow_port")}
             )
 
@@ -86,27 +87,27 @@ def test_a_probe_that_is_led_elsewhere_does_not_take_the_key_along(home):
 
 
 def test_doctor_names_the_server_that_refuses_the_key_and_what_to_do(home, monkeypatch):
-    refused = {name: supervisor.State(state="key refused", url=None, port=1, pid=None, since=None, detail="do this")
-               for name in supervisor.SERVICES}  # fmt: skip
-    monkeypatch.setattr(supervisor, "services", lambda _: refused)
+    refused = {name: processes.State(state="key refused", url=None, port=1, pid=None, since=None, detail="do this")
+               for name in processes.SERVICES}  # fmt: skip
+    monkeypatch.setattr(processes, "services", lambda _: refused)
     findings = list(doctor.open_ports(home))
     assert {(f.state, f.remedy) for f in findings} == {("fail", "do this")}
     assert "mlflow refuses our key" in {f.detail for f in findings}
 
 
 def test_the_clients_of_the_tools_are_given_the_key_once_there_is_one(home):
-    before = supervisor.environment(home)
+    before = processes.environment(home)
     assert not {"PREFECT_CLIENT_CUSTOM_HEADERS", "MLFLOW_TRACKING_TOKEN"} & before.keys()
     assert not home.home.exists()  # asking creates nothing
     key = keys.write_key(home)
-    after = supervisor.environment(home)
+    after = processes.environment(home)
     assert json.loads(after["PREFECT_CLIENT_CUSTOM_HEADERS"]) == {"Authorization": f"Bearer {key}"}
     assert after["MLFLOW_TRACKING_TOKEN"] == key
 
 
 def test_behind_our_guard_the_tools_accept_the_same_names_and_no_other_page(home):
     at = home.model_copy(update={"allowed_hosts": "desk.example", "host": "10.0.0.5"})
-    told = supervisor.environment(at)
+    told = processes.environment(at)
     assert told["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")[0] == at.prefect_url
     assert "*" not in told["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] + told["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"]
     assert {"desk.example", "10.0.0.5:*", "127.0.0.1:*"} <= set(told["MLFLOW_SERVER_ALLOWED_HOSTS"].split(","))

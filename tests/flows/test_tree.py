@@ -39,13 +39,13 @@ def test_the_top_level_is_what_the_architecture_says():
 
 
 def test_the_same_services_stand_in_the_procfile_and_in_the_supervisor():
-    from flows.supervisor import SERVICES, parse_procfile
+    from flows.support.processes import SERVICES, parse_procfile
 
     assert set(parse_procfile(ROOT / "Procfile")) == set(SERVICES)
 
 
 def test_tests_and_benchmarks_are_as_silent_as_the_services():
-    from flows.supervisor import TELEMETRY_OFF
+    from flows.support.processes import TELEMETRY_OFF
 
     makefile = (ROOT / "Makefile").read_text()
     assert [n for n, value in TELEMETRY_OFF.items() if f"export {n} := {value}\n" not in makefile] == []

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.house import arm_of, simulated
+from bellwether.operations import warm_starts
+from benchmarks.fixture import arm_of, simulated
 from benchmarks.ports import free_ports
-from flows import warm_starts
 from pipelines.data import schemas
 from pipelines.settings import Settings, load_params
 from pipelines.store import Store
 from pipelines.training import stages
-from pipelines.training.warm import _seal, publish_warm_start, read_warm_start
 from pipelines.versioning import data_hash as data_hash_of
-from serving.generation import read_generation, write_generation
+from pipelines.warm_start import _seal, publish_warm_start, read_warm_start
+from serving.inference.generation import read_generation, write_generation
 
 FAMILIES = {"validator": {"champion": arm_of("a" * 64), "challenger": None}}
 DAYS = 30

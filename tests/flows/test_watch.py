@@ -11,14 +11,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from flows import promotion, watch
-from flows import site as sites
-from flows.site import Installation, is_gone, hold_lease, now
-from flows.watch import is_behind_ledger, recover_dead_retrains, registry_answers
+from flows import reconciler
+from flows.reconciler import is_behind_ledger, recover_dead_retrains, registry_answers
+from flows.support import installation as sites
+from flows.support import promotion
+from flows.support.installation import Installation, hold_lease, is_gone, now
 from pipelines.errors import LeaseHeld
 from pipelines.settings import Settings, load_params
 from pipelines.store import Promotion, Store
-from serving.generation import GENERATION_FILE, read_generation, write_generation
+from serving.inference.generation import GENERATION_FILE, read_generation, write_generation
 
 
 @pytest.fixture
@@ -48,7 +49,10 @@ def test_the_lease_of_the_dead_is_taken_at_once_and_that_of_the_living_is_not(in
     with hold_lease(installation, "workspace", timedelta(minutes=1), timeout_s=0.0):
         pass
     installation.store.acquire_lease("workspace", "elsewhere:1", now(), timedelta(hours=1))
-    with pytest.raises(LeaseHeld, match="elsewhere:1"), hold_lease(installation, "workspace", timedelta(minutes=1), timeout_s=0.0):
+    with (
+        pytest.raises(LeaseHeld, match="elsewhere:1"),
+        hold_lease(installation, "workspace", timedelta(minutes=1), timeout_s=0.0),
+    ):
         pass
 
 
@@ -104,7 +108,9 @@ def test_a_broken_generation_file_is_behind_and_is_written_anew(installation, mo
     file.parent.mkdir()
     file.write_text('{"generation": 2')
     newest = {"data_hash": "h", "digest": "d" * 64, "path": str(file.parent / "warm" / ("d" * 64))}
-    monkeypatch.setattr(promotion, "install_warm_start", lambda installation: newest)  # no snapshot is there to publish from
+    monkeypatch.setattr(
+        promotion, "install_warm_start", lambda installation: newest
+    )  # no snapshot is there to publish from
     assert is_behind_ledger(installation)
     assert promotion.publish(installation) > 2
     assert read_generation(file.parent)["warm_start"] == newest
@@ -168,7 +174,7 @@ class Registry:
 def looked(installation, monkeypatch):
     """A site whose registry answers, and the registry."""
     registry = Registry()
-    monkeypatch.setattr(watch, "registry_answers", lambda installation: True)
+    monkeypatch.setattr(reconciler, "registry_answers", lambda installation: True)
     monkeypatch.setattr(
         promotion,
         "install_warm_start",
@@ -190,19 +196,19 @@ def test_a_fault_of_one_family_in_the_registry_is_its_own_alarm_and_the_others_g
     installation, registry = looked
     registry.broken = {"pattern"}
     tried = {}
-    assert watch.poll(installation, {}, tried) == []
+    assert reconciler.poll(installation, {}, tried) == []
     assert {"pattern", "regime"} <= set(registry.asked)
     assert open_alarms(installation) == [("family_fault", "pattern alias")]
     assert "500 from the registry" in caplog.text
     assert "\n" not in installation.store.alarms()[0].detail
     registry.asked.clear()
-    watch.poll(installation, {}, tried)
+    reconciler.poll(installation, {}, tried)
     assert "regime" in registry.asked  # looked at each time
     assert "pattern" not in registry.asked  # rests
     assert caplog.text.count("Traceback") == 1
-    tried["pattern"] -= watch.FAULT_COOLDOWN
+    tried["pattern"] -= reconciler.FAULT_COOLDOWN
     registry.broken.clear()
-    watch.poll(installation, {}, tried)
+    reconciler.poll(installation, {}, tried)
     assert open_alarms(installation) == []
     assert tried == {}
 
@@ -224,7 +230,7 @@ def test_a_champion_that_cannot_be_fetched_keeps_its_predecessor_and_does_not_ho
     promoted(installation, "validator", "2", "c" * 64)  # whose bundle is nowhere
     promoted(installation, "predictor", "1", "b" * 64)
     tried = {}
-    assert [line for line in watch.poll(installation, {}, tried) if "published" in line]
+    assert [line for line in reconciler.poll(installation, {}, tried) if "published" in line]
     families = read_generation(installation.settings.serving_dir)["families"]
     assert families["predictor"]["champion"]["version"] == "1"
     assert families["validator"]["champion"]["version"] == "1"
@@ -232,11 +238,11 @@ def test_a_champion_that_cannot_be_fetched_keeps_its_predecessor_and_does_not_ho
     before = read_generation(installation.settings.serving_dir)["generation"]
     for _ in range(3):  # nothing new: nobody is made to follow
         tried.clear()
-        assert not any("published" in line for line in watch.poll(installation, {}, tried))
+        assert not any("published" in line for line in reconciler.poll(installation, {}, tried))
     assert read_generation(installation.settings.serving_dir)["generation"] == before
     (installation.settings.bundles / ("c" * 64)).mkdir()
     tried.clear()
-    watch.poll(installation, {}, tried)
+    reconciler.poll(installation, {}, tried)
     assert read_generation(installation.settings.serving_dir)["families"]["validator"]["champion"]["version"] == "2"
     assert ("family_fault", "validator bundle") not in open_alarms(installation)
 
@@ -270,10 +276,10 @@ def test_the_watch_survives_its_faults_logs_each_once_and_clears_the_alarm_when_
             raise faults.pop(0)
         return []
 
-    monkeypatch.setattr(watch, "poll", poll)
-    monkeypatch.setattr(watch, "POLL_INTERVAL_S", 0.02)
-    monkeypatch.setattr(watch, "open_installation", lambda: installation)
-    with watch.watch_in_background():
+    monkeypatch.setattr(reconciler, "poll", poll)
+    monkeypatch.setattr(reconciler, "POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(reconciler, "open_installation", lambda: installation)
+    with reconciler.watch_in_background():
         deadline = time.monotonic() + 5.0
         while not (len(looks) > 5 and open_alarms(installation) == []) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 from support.stack import environment
 
-from flows.lineage import trace
+from bellwether.operations.lineage import trace
 from pipelines.models.runtime import sha256
 
 pytestmark = pytest.mark.stack

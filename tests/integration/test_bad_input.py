@@ -8,9 +8,9 @@ import httpx
 import pandas as pd
 import pytest
 
-from flows.client import bar_json
 from pipelines.contracts import OPEN_TIME
-from serving.keys import write_key
+from serving.client import bar_json
+from serving.service.keys import write_key
 
 pytestmark = pytest.mark.stack
 SYMBOL = "SIM/USDT"

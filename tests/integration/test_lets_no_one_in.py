@@ -10,9 +10,9 @@ from support.servers import CALLS, TOOLS, url_of
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from flows import supervisor
+from flows.support import processes
 from pipelines.settings import Settings
-from serving.keys import create_ticket
+from serving.service.keys import create_ticket
 
 pytestmark = pytest.mark.stack
 FOREIGN = ("http://evil.example", "null", "http://localhost:5000", "http://127.0.0.1:9")
@@ -139,7 +139,7 @@ def test_open_prints_a_link_of_the_tool_it_is_asked_for(stack):
 
 def test_a_key_that_is_not_theirs_is_a_state_of_its_own_with_its_remedy(stack):
     other = Settings(_env_file=None, **{**stack.settings.model_dump(), "write_key": "another-key"})
-    states = supervisor.services(other)
+    states = processes.services(other)
     assert {name: state["state"] for name, state in states.items()} == dict.fromkeys((*TOOLS, "flows"), "key refused")
     assert all("BELLWETHER_WRITE_KEY" in state["detail"] for state in states.values())
     env = {**stack.env, "BELLWETHER_WRITE_KEY": "another-key"}

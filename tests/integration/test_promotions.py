@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError
 from support.stack import COMMAND, register_again, until
 
-from flows import promotion, supervisor
+from flows.support import processes, promotion
 from pipelines.errors import GateRefused, UnknownName
 from pipelines.models.runtime import MANIFEST, sha256
 from pipelines.settings import ROOT
@@ -43,7 +43,11 @@ def test_the_alias_moved_to_a_refused_version_is_put_back_ledgered_and_alarmed_w
     before = len(lines(stack, "refuse"))
     stack.alias(refused)
     until(lambda: len(lines(stack, "refuse")) > before, 20.0, "the refusal on the ledger")
-    until(lambda: stack.installation.tracking.version_by_alias("validator", "champion").version == first, 10.0, "the alias to be back")
+    until(
+        lambda: stack.installation.tracking.version_by_alias("validator", "champion").version == first,
+        10.0,
+        "the alias to be back",
+    )
     told = lines(stack, "refuse")[-1]
     assert (told.actor, told.from_version, told.to_version) == ("mlflow-ui", first, refused)
     assert told.verdict_passed is False
@@ -113,7 +117,11 @@ def test_a_version_that_must_not_be_served_is_refused_though_it_passed_and_statu
 ):
     version = register_spoiled(stack, first, tmp_path / "bundle", spoil)
     stack.alias(version)
-    until(lambda: stack.installation.tracking.version_by_alias("validator", "champion").version == first, 20.0, "the alias to be back")
+    until(
+        lambda: stack.installation.tracking.version_by_alias("validator", "champion").version == first,
+        20.0,
+        "the alias to be back",
+    )
     alarms = [alarm["detail"] for alarm in stack.json("status")["alarms"] if alarm["kind"] == "alias_refused"]
     assert any(why in detail for detail in alarms), alarms
     done = stack.cli("promote", "validator", version)
@@ -217,7 +225,7 @@ def test_promoting_the_champion_again_does_not_make_it_its_own_predecessor(stack
 # ---- a person approves or declines in Prefect
 
 ASKING = (
-    "from flows.cli import connect; connect(); import sys; from flows.promote import promote;"
+    "from bellwether.cli.main import connect; connect(); import sys; from flows.promote import promote;"
     "sys.exit(promote('validator', sys.argv[1], approval='manual'))"
 )
 
@@ -233,10 +241,10 @@ def waiting(stack):
 
 
 def killed(stack, name):
-    pid = supervisor.services(stack.settings)[name]["pid"]
+    pid = processes.services(stack.settings)[name]["pid"]
     os.kill(pid, signal.SIGKILL)
-    until(lambda: supervisor.services(stack.settings)[name]["pid"] != pid, 20.0, f"{name} to be gone")
-    supervisor.up(stack.settings, [name])
+    until(lambda: processes.services(stack.settings)[name]["pid"] != pid, 20.0, f"{name} to be gone")
+    processes.up(stack.settings, [name])
 
 
 def test_a_promotion_by_hand_holds_no_process_and_outlives_a_kill_until_somebody_declines_or_approves(
@@ -294,7 +302,7 @@ def test_a_promotion_nobody_decides_in_time_fails_says_so_and_moves_nothing(stac
 
 def workers(stack):
     """Processes that run a flow."""
-    return [p for p in supervisor.home_processes(stack.settings) if "prefect.engine" in " ".join(p.cmdline())]
+    return [p for p in processes.home_processes(stack.settings) if "prefect.engine" in " ".join(p.cmdline())]
 
 
 def described(stack, run_id):

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from flows.site import now
+from flows.support.installation import now
 
 pytestmark = pytest.mark.stack
 

@@ -11,7 +11,7 @@ from support.stack import quiet
 
 from pipelines.families import FAMILIES
 from pipelines.versioning import data_hash
-from serving.tiers import TierInputs, best_tier
+from serving.state.tiers import TierInputs, best_tier
 
 pytestmark = pytest.mark.stack
 LINEAGE = ("digest", "run_id", "data_hash", "git_commit")

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from support.stack import until
 
-from flows import supervisor
+from flows.support import processes
 
 pytestmark = pytest.mark.stack
 DAILY = {"cron": "5 5 * * *", "timezone": "Europe/Paris"}
@@ -35,10 +35,10 @@ def told(stack, *names):
 
 
 def flows_killed_and_back(stack):
-    pid = supervisor.services(stack.settings)["flows"]["pid"]
+    pid = processes.services(stack.settings)["flows"]["pid"]
     os.kill(pid, signal.SIGKILL)
-    until(lambda: supervisor.services(stack.settings)["flows"]["pid"] != pid, 20.0, "flows to be gone")
-    supervisor.up(stack.settings, ["flows"])
+    until(lambda: processes.services(stack.settings)["flows"]["pid"] != pid, 20.0, "flows to be gone")
+    processes.up(stack.settings, ["flows"])
 
 
 def test_schedules_that_were_edited_paused_or_added_outlive_a_kill_and_reset_restores_the_plan(stack):

@@ -7,9 +7,9 @@ import psutil
 import pytest
 from support.stack import COMMAND, until
 
-from flows import promotion, supervisor
-from flows.site import is_gone
-from flows.watch import REGISTRY_DOWN
+from flows.reconciler import REGISTRY_DOWN
+from flows.support import processes, promotion
+from flows.support.installation import is_gone
 from pipelines.families import FAMILIES
 from pipelines.settings import ROOT
 
@@ -62,24 +62,24 @@ def running(stack):
 
 
 def test_a_registry_that_dies_is_alarmed_serving_goes_on_and_the_alarm_ends_with_it(stack):
-    kill(psutil.Process(supervisor.services(stack.settings)["mlflow"]["pid"]))
+    kill(psutil.Process(processes.services(stack.settings)["mlflow"]["pid"]))
     until(lambda: open_alarms(stack, REGISTRY_DOWN), 20.0, "the alarm")
     decision = stack.json("decide")
     assert decision["models"]["validator"]["champion"]["version"]
     assert stack.champion()
-    supervisor.up(stack.settings)
+    processes.up(stack.settings)
     until(lambda: not open_alarms(stack, REGISTRY_DOWN), 20.0, "the alarm to be cleared")
 
 
 def test_without_registry_prefect_and_evidently_decisions_go_on(stack):
-    states = supervisor.services(stack.settings)
+    states = processes.services(stack.settings)
     for name in ("mlflow", "prefect", "evidently"):
         kill(psutil.Process(states[name]["pid"]))
     decision = stack.json("decide")
     assert set(decision["models"]) <= set(FAMILIES)
     assert stack.json("status")["services"]["mlflow"]["state"] in ("down", "starting")  # it comes back by itself
-    supervisor.up(stack.settings)
-    assert {s["state"] for s in supervisor.services(stack.settings).values()} == {"up"}
+    processes.up(stack.settings)
+    assert {s["state"] for s in processes.services(stack.settings).values()} == {"up"}
 
 
 def test_every_decision_of_the_turn_is_replayed_bit_for_bit(stack):

@@ -6,14 +6,14 @@ import pytest
 from support.servers import CALLS, url_of
 from support.stack import until
 
-from flows import supervisor
+from flows.support import processes
 
 pytestmark = pytest.mark.stack
 KILLED = ("mlflow", "prefect", "flows", "evidently")
 
 
 def test_every_server_that_is_killed_is_started_again_by_itself_and_an_alarm_names_it(stack):
-    before = supervisor.services(stack.settings)
+    before = processes.services(stack.settings)
     known = {alarm.id for alarm in stack.store.alarms(open_only=False)}
     for name in KILLED:
         psutil.Process(before[name]["pid"]).kill()
@@ -21,20 +21,20 @@ def test_every_server_that_is_killed_is_started_again_by_itself_and_an_alarm_nam
     assert decision["id"]
 
     def back() -> bool:
-        now = supervisor.services(stack.settings)
+        now = processes.services(stack.settings)
         return all(now[name]["state"] == "up" and now[name]["pid"] != before[name]["pid"] for name in KILLED)
 
     until(back, 180.0, "the supervisor to start what was killed")
-    assert supervisor.services(stack.settings)["decision"]["pid"] == before["decision"]["pid"]
+    assert processes.services(stack.settings)["decision"]["pid"] == before["decision"]["pid"]
     told = [alarm.detail for alarm in stack.store.alarms(open_only=False) if alarm.id not in known]
     for name in KILLED:
         assert any(name in detail for detail in told), (name, told)
-    children = [process.cmdline() for process in supervisor.home_processes(stack.settings)]
-    assert len([line for line in children if "flows.deploy" in line]) == 1, "no second one beside an orphan"
+    children = [process.cmdline() for process in processes.home_processes(stack.settings)]
+    assert len([line for line in children if "flows.deployments" in line]) == 1, "no second one beside an orphan"
 
 
 def test_a_rotated_key_is_the_only_one_that_every_server_takes_and_all_are_back(stack):
-    before, old = supervisor.services(stack.settings), stack.key
+    before, old = processes.services(stack.settings), stack.key
     session = stack.json("open", "prefect")["url"]
     with httpx.Client() as browser:
         assert browser.get(session, follow_redirects=True).status_code == 200

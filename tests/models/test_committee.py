@@ -7,10 +7,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pipelines.models.base import Export
-from pipelines.models.ensemble import average
+from pipelines.models.calibration_and_novelty import Calibration, as_json
+from pipelines.models.directional_ensemble import average
 from pipelines.models.export import json_bytes, write_bundle
 from pipelines.models.novelty import fit_novelty
-from pipelines.models.parts import Calibration, as_json
 from pipelines.models.runtime import check_golden, load_bundle
 
 COLUMNS, STEPS = ("a", "b"), 3

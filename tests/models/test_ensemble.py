@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.errors import UnknownName
-from pipelines.models.ensemble import directional, ensemble_losses
+from pipelines.models.directional_ensemble import directional, ensemble_losses
 from pipelines.models.losses import log_losses
 from pipelines.settings import EnsembleParams, load_params
 

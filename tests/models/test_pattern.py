@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.contracts import CLOSE, NO_CONTEXT, History
-from pipelines.data.simulator import simulate
+from pipelines.contracts import CLOSE, NO_CONTEXT, RETAINED_BARS, History
+from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.metrics import auc, mean_estimate
@@ -17,14 +17,14 @@ from pipelines.features.catalog import FEATURES
 from pipelines.labels.patterns import pattern_labels
 from pipelines.models import pattern
 from pipelines.models.base import Dataset
+from pipelines.models.calibration_and_novelty import Calibration, calibrate_all, stacked
 from pipelines.models.networks import probabilities_of, repeatable
-from pipelines.models.parts import Calibration, calibrate_all, stacked
 from pipelines.models.pattern import PATTERN, calibrate, prevalence, shares
 from pipelines.models.pattern_network import PatternNetwork
-from pipelines.models.pattern_rows import share_of_side, mirror_layout
+from pipelines.models.pattern_rows import mirror_layout, share_of_side
 from pipelines.models.pattern_view import CANDLE, DIRECTIONS, STEPS, TAKER
 from pipelines.models.runtime import check_golden, load_bundle
-from pipelines.models.views import RETAINED_BARS, VIEWS, select
+from pipelines.models.views import VIEWS, select
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.setups import PATTERNS, setups

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.data.simulator import simulate
+from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.metrics import auc, mean_estimate

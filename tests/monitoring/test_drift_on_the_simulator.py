@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import TIMEFRAME_SECONDS
-from pipelines.data.simulator import simulate
+from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.monitoring.drift import DriftReference, detect, fit_reference

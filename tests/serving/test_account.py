@@ -7,8 +7,8 @@ import pytest
 from support.records import DECISION
 
 from pipelines.contracts import Outcome
-from pipelines.store import DecisionRecord, BreakerTrip, Store
-from serving.account import Account
+from pipelines.store import BreakerTrip, DecisionRecord, Store
+from serving.state.account import Account
 
 T0 = datetime(2024, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

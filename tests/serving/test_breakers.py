@@ -19,21 +19,21 @@ from support.records import DECISION
 from support.service_probes import alarms, bar_with_event, eventually, next_decision, status
 from support.serving_fixture import HISTORY, SYMBOL, make_bundle, on_wall_clock, slot_entry
 
-from flows.breaker import reset
+from bellwether.operations.breakers import reset
 from pipelines.contracts import BOOK_LEVELS, CLOSE, HIGH, OPEN_TIME, TAPE_WIDTH, Books, Estimate, History
 from pipelines.data.alignment import align
 from pipelines.data.timeframes import resample
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.voices import CategoryScores
+from pipelines.signals.category_scores import CategoryScores
 from pipelines.store import DecisionRecord, Fill, Store
-from pipelines.training.warm import read_warm_start, write_warm_start
-from serving.generation import write_generation
-from serving.guarding import BreakerMonitor, bar_inputs, fill_inputs, outage_inputs
-from serving.ledger import Ledger
+from pipelines.warm_start import read_warm_start, write_warm_start
+from serving.inference.generation import write_generation
+from serving.risk.breaker_monitor import BreakerMonitor, bar_inputs, fill_inputs, outage_inputs
 from serving.risk.breakers import BREAKERS, BreakerInputs, triggered
-from serving.symbols import Symbol
+from serving.state.ledger import Ledger
+from serving.state.symbols import Symbol
 
 PARAMS = load_params()
 LIMITS, RISK = PARAMS.breakers, PARAMS.risk
@@ -309,9 +309,11 @@ def trading(stand, home, tmp_path):
 def test_a_feed_that_stopped_trips_and_one_that_catches_up_does_not(trading, monkeypatch):
     client = trading
     assert next_decision(client)["breakers"] == []  # its bars are of 2024, seen now
-    monkeypatch.setattr("serving.decision_service.ClockWatch.check", lambda *times: None)  # the clock is set on purpose
+    monkeypatch.setattr(
+        "serving.service.decision_service.ClockWatch.check", lambda *times: None
+    )  # the clock is set on purpose
     close = datetime.fromtimestamp(client.close(), UTC)
-    monkeypatch.setattr("serving.decision_service.datetime", Clock)
+    monkeypatch.setattr("serving.service.decision_service.datetime", Clock)
     Clock.moment = close + timedelta(seconds=90)  # as if fed live
     for _ in range(2):  # the second is served by the look after one with this clock
         client.serve(slot_entry("1", client.champion), None)
@@ -458,7 +460,7 @@ KILLED = """
 import json, os, signal, sys, warnings
 warnings.simplefilter("ignore")
 from starlette.testclient import TestClient
-from serving.decision_service import DecisionService
+from serving.service.decision_service import DecisionService
 with TestClient(DecisionService.to_asgi(), base_url="http://127.0.0.1:3000") as http:
     for path, body in json.load(sys.stdin):
         answer = http.post(path, json=body, headers={"Authorization": "Bearer test-key"})

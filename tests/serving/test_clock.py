@@ -14,8 +14,8 @@ from pipelines.clock import JUMP_S, STEADY_S, Clock, ClockWatch, mode_of, mode_o
 from pipelines.contracts import OPEN_TIME
 from pipelines.data.quality import assess
 from pipelines.data.schemas import to_frame
-from pipelines.training.warm import read_warm_start
-from serving.symbols import clock_of
+from pipelines.warm_start import read_warm_start
+from serving.state.symbols import clock_of
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 DAY_S = 86_400.0
@@ -195,8 +195,8 @@ def test_a_bar_of_tomorrow_does_not_keep_the_true_feed_out(trading, monkeypatch)
         def now(cls, tz=None):
             return real.now(tz) + timedelta(seconds=cls.ahead_s)
 
-    monkeypatch.setattr("serving.decision_service.datetime", Ahead)
-    monkeypatch.setattr("serving.decision_service.ClockWatch.check", lambda *times: None)
+    monkeypatch.setattr("serving.service.decision_service.datetime", Ahead)
+    monkeypatch.setattr("serving.service.decision_service.ClockWatch.check", lambda *times: None)
     assert trading.call("/observe", {"symbol": SYMBOL, "bars": [as_json(tomorrow)]}).status_code == 200
     Ahead.ahead_s = 0.0
     decision = trading.decide()
@@ -218,8 +218,8 @@ def test_bars_ahead_of_the_clock_stay_while_only_the_clock_speaks_against_them(t
         def now(cls, tz=None):
             return real.now(tz) - timedelta(days=1)
 
-    monkeypatch.setattr("serving.decision_service.datetime", Behind)
-    monkeypatch.setattr("serving.decision_service.ClockWatch.check", lambda *times: None)
+    monkeypatch.setattr("serving.service.decision_service.datetime", Behind)
+    monkeypatch.setattr("serving.service.decision_service.ClockWatch.check", lambda *times: None)
     then = trading.stand.live[22, OPEN_TIME] - DAY_S
     (old,) = trading.stand.base[trading.stand.base[:, OPEN_TIME] == then]
     answer = trading.call("/observe", {"symbol": SYMBOL, "bars": [as_json(old)]})

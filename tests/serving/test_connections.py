@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 
 from pipelines.settings import ROOT
-from serving.protocol import MAX_CONNECTIONS, MAX_HEAD, TRANSFER_TIMEOUT_S, GuardedProtocol, in_worker
+from serving.service.connection_limits import MAX_CONNECTIONS, MAX_HEAD, TRANSFER_TIMEOUT_S, GuardedProtocol, in_worker
 
 LIMIT, WITHIN_S = 5, 0.4  # what the services have as 256 and 10 s
 SOON_S = 5.0  # of a busy machine; what is waited for would otherwise never come
@@ -260,7 +260,7 @@ def test_the_limits_are_those_the_documentation_names():
 
 def test_only_bentomls_worker_has_uvicorns_table_changed():
     """In the worker's module `auto` is ours; in any other process it is uvicorn's."""
-    code = "import serving.protocol as p, uvicorn.config as c; p.guard_worker(); print(c.HTTP_PROTOCOLS['auto'])"
+    code = "import serving.service.connection_limits as p, uvicorn.config as c; p.guard_worker(); print(c.HTTP_PROTOCOLS['auto'])"
     worker = (
         "import sys, types, importlib.machinery as m;"
         "sys.modules['__main__'].__spec__ = m.ModuleSpec('_bentoml_impl.worker.service', None);" + code
@@ -271,5 +271,5 @@ def test_only_bentomls_worker_has_uvicorns_table_changed():
         ).stdout.strip()
         for text in (code, worker)
     ]
-    assert said == ["uvicorn.protocols.http.auto:AutoHTTPProtocol", "serving.protocol:GuardedProtocol"]
+    assert said == ["uvicorn.protocols.http.auto:AutoHTTPProtocol", "serving.service.connection_limits:GuardedProtocol"]
     assert not in_worker()

@@ -20,12 +20,12 @@ from pipelines.clock import ClockWatch
 from pipelines.contracts import OPEN_TIME, tape_of
 from pipelines.settings import ROOT
 from pipelines.store import Store
-from pipelines.training.warm import read_warm_start
-from serving.api import ObserveRequest
-from serving.asking import StoreExecutor
-from serving.generation import acknowledged
-from serving.symbols import Symbol, Symbols
-from serving.tiers import Freshness
+from pipelines.warm_start import read_warm_start
+from serving.inference.generation import acknowledged
+from serving.service.schemas import ObserveRequest
+from serving.service.store_executor import StoreExecutor
+from serving.state.symbols import Symbol, Symbols
+from serving.state.tiers import Freshness
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ class SlowLedger:
 
 
 def test_a_caller_that_goes_away_while_its_bars_are_written_leaves_store_and_live_state_as_one(stand, tmp_path):
-    from serving.decision_service import DecisionService, steady_s
+    from serving.service.decision_service import DecisionService, steady_s
 
     service, symbol = object.__new__(DecisionService.inner), Symbol(read_warm_start(stand.stage))
     store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
@@ -400,7 +400,7 @@ def test_the_api_page_lists_every_call_with_its_fields(served):
 
 
 def test_the_serving_process_loads_no_training_library():
-    code = "import sys, serving.decision_service, serving.model_service; print(*sys.modules)"
+    code = "import sys, serving.service.decision_service, serving.service.model_service; print(*sys.modules)"
     env = {**os.environ, "BELLWETHER_HOME": "/nonexistent"}
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in out.stdout.split()}

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME
 from pipelines.data import schemas
-from pipelines.data.files import read
 from pipelines.data.quality import assess
+from pipelines.data.readers.files import read
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED, triple_barrier
 from pipelines.settings import ROOT, load_params

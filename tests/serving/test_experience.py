@@ -10,8 +10,8 @@ from support.records import DECISION
 from pipelines.contracts import CATEGORIES, Outcome
 from pipelines.settings import load_params
 from pipelines.store import DecisionRecord
-from serving.experience import OnlineWeightsStore, initial_weights, factor_of, learn
-from serving.fusion import N_SCORES
+from serving.policy.fusion import N_SCORES
+from serving.state.online_weights_store import OnlineWeightsStore, factor_of, initial_weights, learn
 
 PARAMS = load_params()
 ACT = PARAMS.model_copy(update={"learning": PARAMS.learning.model_copy(update={"use": "act"})})

@@ -13,10 +13,10 @@ from serving.risk.exposure import (
     UNKNOWN_ASSET,
     Scenarios,
     allocation,
+    exposure_by_name,
     horizon_returns,
     scenarios_of,
     shrunk_correlation,
-    exposure_by_name,
 )
 
 HOUR, HORIZON = 3600.0, 4 * 3600.0

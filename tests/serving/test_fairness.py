@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from serving.calls import BufferedJsonBody
-from serving.fairness import FairQueue, Lane, decision_lanes
+from serving.service.fair_queue import FairQueue, Lane, decision_lanes
+from serving.service.http_rules import BufferedJsonBody
 
 
 class Work:

@@ -10,9 +10,9 @@ from pipelines.contracts import REGIMES
 from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import load_params
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
+from pipelines.signals.category_scores import SCORE_CATEGORIES
 from pipelines.signals.regimes import rule_regime
-from pipelines.signals.voices import SCORE_CATEGORIES
-from serving.fusion import N_SCORES, SCORE_NAMES, fuse, regime_weights, weight_table
+from serving.policy.fusion import N_SCORES, SCORE_NAMES, fuse, regime_weights, weight_table
 
 FUSION = load_params().fusion
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/fusion_weights.json").read_text())

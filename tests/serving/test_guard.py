@@ -13,9 +13,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from pipelines.errors import BadValues, StateError
 from pipelines.settings import Settings
-from serving import keys
-from serving.calls import HttpRules
-from serving.guard import Guard
+from serving.service import keys
+from serving.service.http_guard import Guard
+from serving.service.http_rules import HttpRules
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # starlette would rather have a client that is not in the lock

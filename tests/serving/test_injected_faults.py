@@ -14,14 +14,14 @@ from support.decision_service import running_service
 from support.service_probes import alarms, bar_with_event, eventually, next_decision, status
 from support.serving_fixture import SYMBOL, make_bundle, slot_entry
 
-from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.models.runtime import load_bundle
 from pipelines.models.views import select
 from pipelines.settings import load_params
 from pipelines.signals.events import event_row
-from serving.api import PredictBatchRequest
-from serving.remote import run_inference
-from serving.slots import ModelSlots
+from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
+from serving.inference.model_client import run_inference
+from serving.inference.model_slots import ModelSlots
+from serving.service.schemas import PredictBatchRequest
 
 RULES = load_params().tiers
 AT = datetime(2024, 1, 1, tzinfo=UTC)

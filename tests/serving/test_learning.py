@@ -12,18 +12,18 @@ from scipy.stats import beta
 from pipelines.contracts import CATEGORIES
 from pipelines.errors import BadShape, BadTimes, BadValues, StateError, UnknownName
 from pipelines.settings import load_params
-from serving.learning import (
+from serving.policy.online_weights import (
     DAY_S,
-    OnlineWeights,
     N,
+    OnlineWeights,
     ResolvedEvent,
     base_rate,
     beta_quantiles,
-    weights_in_force,
-    pattern_posterior,
     initial_state,
+    pattern_posterior,
     target_weights,
     update,
+    weights_in_force,
 )
 
 PARAMS = load_params()
@@ -101,7 +101,9 @@ def test_who_is_right_rises_and_who_is_wrong_falls_to_the_floor():
 def test_who_says_nothing_true_neither_gains_nor_loses_on_average_however_boldly_it_speaks():
     rng, losses = np.random.default_rng(1), []
     for bold in (0.1, 1.0):
-        outcomes = [ResolvedEvent(float(k), (bold, *[NAN] * (N - 1)), 1.0, float(rng.random() < 0.4)) for k in range(400)]
+        outcomes = [
+            ResolvedEvent(float(k), (bold, *[NAN] * (N - 1)), 1.0, float(rng.random() < 0.4)) for k in range(400)
+        ]
         remembered = learnt(outcomes, RULES.model_copy(update={"outcomes_a_source": 400})).losses[0]
         losses.append(np.mean([loss for _, loss in remembered]))
     assert losses == pytest.approx([0.5, 0.5], abs=0.06)  # 3 standard errors of the bolder

@@ -15,7 +15,7 @@ from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books
 from pipelines.errors import BadValues, ServiceDown
 from pipelines.settings import ROOT
 from pipelines.store import BarBatch, Store
-from serving.ledger import Ledger
+from serving.state.ledger import Ledger
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 WRITER = """
@@ -23,7 +23,7 @@ import sys, itertools
 sys.path.insert(0, {tests!r})
 from dataclasses import replace
 from pipelines.store import Store
-from serving.ledger import Ledger
+from serving.state.ledger import Ledger
 from support.records import DECISION
 ledger = Ledger(Store.open({url!r}))
 for group in itertools.count():

@@ -5,7 +5,7 @@ import stat
 import subprocess
 import sys
 
-from serving import metrics_folder
+from serving.service import metrics_folder
 
 
 def test_a_worker_gets_a_folder_of_its_own_in_memory_and_the_dead_leave_none(tmp_path, monkeypatch):

@@ -18,9 +18,9 @@ from support.serving_fixture import make_bundle, slot_entry
 
 from pipelines.models.runtime import load_bundle
 from pipelines.settings import ROOT
-from serving.api import Packed
-from serving.generation import write_generation
-from serving.remote import packed, unpacked
+from serving.inference.generation import write_generation
+from serving.inference.model_client import packed, unpacked
+from serving.service.schemas import Packed
 
 KEY = {"Authorization": "Bearer test-key"}
 
@@ -47,7 +47,15 @@ def served(stand, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     bentoml = Path(sys.executable).with_name("bentoml")
-    command = [bentoml, "serve", "serving.model_service:ModelService", "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        bentoml,
+        "serve",
+        "serving.service.model_service:ModelService",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     env = {
         **os.environ,
         "BELLWETHER_HOME": str(home),

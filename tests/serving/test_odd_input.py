@@ -12,8 +12,8 @@ from support.serving_fixture import SYMBOL, slot_entry
 
 from benchmarks import inputs
 from pipelines.errors import BadShape
-from serving.api import PredictBatchRequest, ObserveRequest, Packed, PredictRequest
-from serving.remote import unpacked
+from serving.inference.model_client import unpacked
+from serving.service.schemas import ObserveRequest, Packed, PredictBatchRequest, PredictRequest
 
 JSON = KEY | {"Content-Type": "application/json"}
 CALLS = ("/observe", "/decide", "/outcome", "/fill", "/models", "/status", "/risk", "/ready")

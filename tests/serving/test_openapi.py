@@ -6,7 +6,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
 
-from serving.openapi import CALLS, complete_spec
+from serving.service.openapi import CALLS, complete_spec
 
 KEYED = ("/observe", "/decide", "/outcome", "/fill")
 
@@ -14,8 +14,8 @@ KEYED = ("/observe", "/decide", "/outcome", "/fill")
 @pytest.fixture(scope="module", params=["decision", "models"])
 def written(request):
     """What BentoML writes of a service, as it goes over the wire."""
-    from serving.decision_service import DecisionService
-    from serving.model_service import ModelService
+    from serving.service.decision_service import DecisionService
+    from serving.service.model_service import ModelService
 
     service = DecisionService if request.param == "decision" else ModelService
     return json.loads(json.dumps(service.openapi_spec.asdict()))

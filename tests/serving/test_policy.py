@@ -9,9 +9,18 @@ import pytest
 from pipelines.contracts import REGIMES
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.settings import load_params
-from serving import core
-from serving.fusion import N_SCORES, SCORE_NAMES
-from serving.policy import NOTHING_OPEN, ONES, DecisionInputs, ExposureSnapshot, decide, flatten, to_row, to_rows
+from serving.policy import kernel as decision_kernel
+from serving.policy.decision_row import (
+    NOTHING_OPEN,
+    ONES,
+    DecisionInputs,
+    ExposureSnapshot,
+    decide,
+    flatten,
+    to_row,
+    to_rows,
+)
+from serving.policy.fusion import N_SCORES, SCORE_NAMES
 from serving.risk.codes import REFUSALS, bits_of, name_of, trail
 from serving.risk.limits import BUDGETS
 
@@ -129,14 +138,14 @@ def random_rows(n):
         p=p,
         p_low=p - rng.uniform(0, 0.15, n),
     )
-    rows[rng.random(n) < 0.1, core.P :] = NAN
-    for field in (core.DAILY_PNL, core.ES, core.ES_UNIT, core.VOLATILITY):
+    rows[rng.random(n) < 0.1, decision_kernel.P :] = NAN
+    for field in (decision_kernel.DAILY_PNL, decision_kernel.ES, decision_kernel.ES_UNIT, decision_kernel.VOLATILITY):
         rows[rng.random(n) < 0.005, field] = NAN
     return rows
 
 
 def inputs_of(row):
-    at = dict(zip(core.ROW_FIELDS, row.tolist(), strict=True))
+    at = dict(zip(decision_kernel.ROW_FIELDS, row.tolist(), strict=True))
     return DecisionInputs(
         direction=np.array([at[f"{v}.direction"] for v in SCORE_NAMES]),
         confidence=np.array([at[f"{v}.confidence"] for v in SCORE_NAMES]),
@@ -155,31 +164,36 @@ def inputs_of(row):
 
 def test_live_and_batch_agree_on_ten_thousand_rows_refusals_included():
     rows = random_rows(10_000)
-    outs, codes = np.empty((len(rows), core.OUT_WIDTH)), np.empty(len(rows), dtype=np.int64)
-    core.decide_rows(rows, FLAT, outs, codes)
+    outs, codes = np.empty((len(rows), decision_kernel.OUT_WIDTH)), np.empty(len(rows), dtype=np.int64)
+    decision_kernel.decide_rows(rows, FLAT, outs, codes)
     for row, out, code in zip(rows, outs, codes.tolist(), strict=True):
         inputs = inputs_of(row)
         assert to_row(inputs).tobytes() == row.tobytes()
         d = decide(inputs, PARAMS, FLAT, **FACTS)
         assert [words.split(":")[0] for words in d.reasons] == [name_of(bit) for bit in bits_of(code)]
-        assert (d.size, {"BUY": 1, "SELL": -1, "NO_TRADE": 0}[d.action]) == (out[core.SIZE], out[core.ACTION])
+        assert (d.size, {"BUY": 1, "SELL": -1, "NO_TRADE": 0}[d.action]) == (
+            out[decision_kernel.SIZE],
+            out[decision_kernel.ACTION],
+        )
         assert d.trail == trail(code)
         assert (d.edge_bps is None, d.edge_bps or 0.0) == (
-            np.isnan(out[core.EDGE_BPS]),
-            np.nan_to_num(out[core.EDGE_BPS]),
+            np.isnan(out[decision_kernel.EDGE_BPS]),
+            np.nan_to_num(out[decision_kernel.EDGE_BPS]),
         )
     assert {bit for bit in REFUSALS if (codes & bit).any()} == set(REFUSALS)
     assert (codes == 0).sum() > 100
 
 
 def test_layout_names_and_constants_agree():
-    for at, name in enumerate(core.ROW_FIELDS[core.STATE_AT :], core.STATE_AT):
-        assert getattr(core, name.upper()) == at
+    for at, name in enumerate(decision_kernel.ROW_FIELDS[decision_kernel.STATE_AT :], decision_kernel.STATE_AT):
+        assert getattr(decision_kernel, name.upper()) == at
     layers = {"traditional": "W_TRADITIONAL", "ai": "W_AI", "correlation": "W_CORRELATION"}
-    for at, name in enumerate(core.PARAM_FIELDS[: core.BUDGETS_AT]):
-        assert getattr(core, layers.get(name, name.upper())) == at
-    assert [f"max_{name}" for name in BUDGETS] == list(core.PARAM_FIELDS[core.BUDGETS_AT :])
-    assert [getattr(core, name.upper()) for name in core.OUT_FIELDS] == list(range(len(core.OUT_FIELDS)))
+    for at, name in enumerate(decision_kernel.PARAM_FIELDS[: decision_kernel.BUDGETS_AT]):
+        assert getattr(decision_kernel, layers.get(name, name.upper())) == at
+    assert [f"max_{name}" for name in BUDGETS] == list(decision_kernel.PARAM_FIELDS[decision_kernel.BUDGETS_AT :])
+    assert [getattr(decision_kernel, name.upper()) for name in decision_kernel.OUT_FIELDS] == list(
+        range(len(decision_kernel.OUT_FIELDS))
+    )
 
 
 def test_bad_callers_are_told_what_to_mend():

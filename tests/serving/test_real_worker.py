@@ -25,8 +25,8 @@ from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry
 from benchmarks import fairness, inputs
 from benchmarks.ports import free_ports
 from pipelines.settings import ROOT
-from serving.generation import write_generation
-from serving.protocol import MAX_CONNECTIONS, TRANSFER_TIMEOUT_S
+from serving.inference.generation import write_generation
+from serving.service.connection_limits import MAX_CONNECTIONS, TRANSFER_TIMEOUT_S
 
 DECIDERS = 64
 
@@ -53,7 +53,15 @@ def worker(stand, tmp_path_factory):
     write_generation(home / "serving", arms, publish(stand, home), datetime(2024, 1, 1, tzinfo=UTC))
     (port,) = free_ports(1)
     bentoml = Path(sys.executable).with_name("bentoml")
-    command = [bentoml, "serve", "serving.decision_service:DecisionService", "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        bentoml,
+        "serve",
+        "serving.service.decision_service:DecisionService",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     env = os.environ | {
         "BELLWETHER_HOME": str(home),
         "BELLWETHER_WRITE_KEY": "test-key",

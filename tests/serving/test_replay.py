@@ -10,27 +10,27 @@ import numpy as np
 import pytest
 from support.serving_fixture import make_bundle, market, onnx_bytes, slot_entry
 
-from flows.replay import replay_decisions, differences
-from flows.site import Installation
+from bellwether.operations.replay_decisions import differences, replay_decisions
+from flows.support.installation import Installation
 from pipelines.contracts import OPEN_TIME, History, Outcome, utc
 from pipelines.data.alignment import align
 from pipelines.features.catalog import FEATURES
-from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.settings import Settings, load_params
 from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import validator_columns
-from pipelines.signals.voices import CategoryScores
+from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 from pipelines.store import BarBatch, Promotion, Store
-from pipelines.training.warm import publish_warm_start, read_warm_start, write_warm_start
-from serving.account import Account
-from serving.generation import write_generation
-from serving.ledger import Ledger
-from serving.live import decide
-from serving.policy import flatten
+from pipelines.warm_start import publish_warm_start, read_warm_start, write_warm_start
+from serving.inference.generation import write_generation
+from serving.inference.model_slots import ModelSlots
+from serving.policy.decide import decide
+from serving.policy.decision_row import flatten
 from serving.risk.exposure import scenarios_of
-from serving.slots import ModelSlots
-from serving.symbols import restore_symbol
-from serving.tiers import Tier
+from serving.state.account import Account
+from serving.state.ledger import Ledger
+from serving.state.symbols import restore_symbol
+from serving.state.tiers import Tier
 
 assert onnx_bytes
 SYMBOL, STEP_S = "SIM/USDT", 900.0
@@ -166,7 +166,9 @@ def test_what_is_no_longer_there_is_named_and_nothing_passes_for_equal(installat
         found = replay_decisions(Installation(installation.settings, installation.params, empty), [record])
         empty.close()
     else:
-        changed = installation.params.model_copy(update={"labels": installation.params.labels.model_copy(update={"horizon_bars": 17})})
+        changed = installation.params.model_copy(
+            update={"labels": installation.params.labels.model_copy(update={"horizon_bars": 17})}
+        )
         found = replay_decisions(Installation(installation.settings, changed, installation.store), [record])
     assert (found.equal, found.bit_for_bit, sum(found.not_replayable.values())) == (0, False, 1)
     word = {"bundle": digest[:12], "warm start": "is not kept", "bars": "no stored bar", "params": "params.yaml"}[lost]

@@ -8,8 +8,8 @@ from scipy.stats import norm
 
 from pipelines.labels.barriers import levels
 from pipelines.settings import load_params
-from serving import core
-from serving.policy import NOTHING_OPEN, flatten, layers_of, reasons
+from serving.policy import kernel as decision_kernel
+from serving.policy.decision_row import NOTHING_OPEN, flatten, layers_of, reasons
 from serving.risk import codes
 from serving.risk.limits import BUDGETS, STAGES
 from serving.risk.sizing import (
@@ -37,16 +37,16 @@ NEEDED += ["ict.factor", "order_flow.independence"]
 
 
 def row(**changes):
-    values = np.full(core.ROW_WIDTH, np.nan)
-    values[core.FACTORS_AT : core.STATE_AT] = 1.0
+    values = np.full(decision_kernel.ROW_WIDTH, np.nan)
+    values[decision_kernel.FACTORS_AT : decision_kernel.STATE_AT] = 1.0
     for name, value in {**GOOD, **changes}.items():
-        values[core.ROW_FIELDS.index(name)] = value
+        values[decision_kernel.ROW_FIELDS.index(name)] = value
     return values
 
 
 def decide(values, flat=FLAT):
-    out = np.empty(core.OUT_WIDTH)
-    return core.decide_row(values, flat, out), out
+    out = np.empty(decision_kernel.OUT_WIDTH)
+    return decision_kernel.decide_row(values, flat, out), out
 
 
 def ict(value):
@@ -85,7 +85,7 @@ REFUSED = {
 
 def test_the_good_row_is_emitted():
     code, out = decide(row())
-    assert (code, out[core.ACTION]) == (0, 1.0)
+    assert (code, out[decision_kernel.ACTION]) == (0, 1.0)
 
 
 def test_the_table_of_refusals_is_whole():
@@ -99,7 +99,7 @@ def test_every_refusal_is_reachable_alone_and_says_its_numbers(bit):
     values = row(**REFUSED[bit])
     code, out = decide(values)
     assert code == bit
-    assert (out[core.ACTION], out[core.SIZE]) == (0.0, 0.0)
+    assert (out[decision_kernel.ACTION], out[decision_kernel.SIZE]) == (0.0, 0.0)
     (words,) = reasons(code, values, FLAT, out, "NOVEL:17.2>12.9")
     assert words.split(":")[0] == codes.name_of(bit)
     assert "nan" not in words
@@ -122,7 +122,7 @@ def test_a_needed_input_that_is_no_number_is_refused_by_name(name, bad):
     values = row(**{name: bad})
     code, out = decide(values)
     assert code & codes.CANNOT_COMPUTE
-    assert (out[core.ACTION], out[core.SIZE]) == (0.0, 0.0)
+    assert (out[decision_kernel.ACTION], out[decision_kernel.SIZE]) == (0.0, 0.0)
     assert reasons(code, values, FLAT, out)[0] == f"CANNOT_COMPUTE: input={name}"
 
 
@@ -132,26 +132,26 @@ def test_a_needed_input_that_is_no_number_is_refused_by_name(name, bad):
 def test_an_impossible_input_is_refused_by_name(change):
     code, out = decide(row(**change))
     assert code & codes.CANNOT_COMPUTE
-    assert int(out[core.UNUSABLE_MASK]) == 1 << core.ROW_FIELDS.index(next(iter(change)))
+    assert int(out[decision_kernel.UNUSABLE_MASK]) == 1 << decision_kernel.ROW_FIELDS.index(next(iter(change)))
 
 
 def test_an_unknown_regime_gets_base_weights_and_the_smallest_caps():
     sure = {"p_low": 0.95, "p": 0.95, **ict(1.0)}
     code, out = decide(row(regime=np.nan, trend=np.nan, **sure))
-    assert (code, out[core.MAX_STOP]) == (0, 0.01)
-    assert out[core.SIZE] == min(limit.max_position for limit in PARAMS.risk.regime_limits.values())
+    assert (code, out[decision_kernel.MAX_STOP]) == (0, 0.01)
+    assert out[decision_kernel.SIZE] == min(limit.max_position for limit in PARAMS.risk.regime_limits.values())
 
 
 def test_what_is_left_under_the_gross_limit_caps_the_size():
     _, out = decide(row(gross=0.45, p=0.95, p_low=0.95, **ict(1.0)))
-    assert out[core.SIZE] == pytest.approx(0.05)
-    assert (out[core.CAP], CAPS[int(out[core.CAP_OF])]) == (out[core.SIZE], "gross")
+    assert out[decision_kernel.SIZE] == pytest.approx(0.05)
+    assert (out[decision_kernel.CAP], CAPS[int(out[decision_kernel.CAP_OF])]) == (out[decision_kernel.SIZE], "gross")
 
 
 @pytest.mark.parametrize(("regime", "factor"), [(0, 1.0), (1, 0.8), (2, 0.5), (3, 0.8), (np.nan, 0.5)])
 def test_each_regime_scales_kelly_by_its_multiplier_and_none_by_the_smallest(regime, factor):
     _, out = decide(row(regime=regime, p_low=0.5, **ict(0.8)))
-    assert out[core.SIZE] == pytest.approx(0.25 * (0.5 * 1.5 - 0.5) / 1.5 * 0.8**2 * factor)
+    assert out[decision_kernel.SIZE] == pytest.approx(0.25 * (0.5 * 1.5 - 0.5) / 1.5 * 0.8**2 * factor)
 
 
 @pytest.mark.parametrize(
@@ -195,21 +195,21 @@ def test_conviction_counts_squared_or_as_the_documents_multiplier_and_never_abov
     assert wanted_size(0.5, 1.5, 0.8, 0.25, 1.0, 1.0) == pytest.approx(plain * 1.2)
     risk = PARAMS.risk.model_copy(update={"sizing": "confidence"})
     flat = flatten(PARAMS.model_copy(update={"risk": risk}))
-    assert decide(row(p=0.99, p_low=0.99, **ict(1.0)), flat)[1][core.SIZE] == PARAMS.risk.kelly_cap
+    assert decide(row(p=0.99, p_low=0.99, **ict(1.0)), flat)[1][decision_kernel.SIZE] == PARAMS.risk.kelly_cap
 
 
 def test_a_wilder_market_gets_a_smaller_position():
     _, out = decide(row(volatility=0.02, p=0.95, p_low=0.95, **ict(1.0)))
-    assert out[core.SIZE] == pytest.approx(PARAMS.risk.volatility_target / (0.02 * 4))
-    assert CAPS[int(out[core.CAP_OF])] == "volatility"
+    assert out[decision_kernel.SIZE] == pytest.approx(PARAMS.risk.volatility_target / (0.02 * 4))
+    assert CAPS[int(out[decision_kernel.CAP_OF])] == "volatility"
 
 
 @pytest.mark.parametrize("name", BUDGETS)
 def test_a_position_takes_what_is_left_of_every_budget(name):
     limit, unit = getattr(PARAMS.risk.budgets, f"max_{name}"), 0.03 if name in ("es", "stress") else 1.0
     code, out = decide(row(**{name: limit - 0.01 * unit}, p=0.95, p_low=0.95, **ict(1.0)))
-    assert (code, out[core.SIZE]) == (0, pytest.approx(0.01))
-    assert CAPS[int(out[core.CAP_OF])] == name
+    assert (code, out[decision_kernel.SIZE]) == (0, pytest.approx(0.01))
+    assert CAPS[int(out[decision_kernel.CAP_OF])] == name
 
 
 @pytest.mark.parametrize(("share", "stage", "left"), [
@@ -219,8 +219,8 @@ def test_a_position_takes_what_is_left_of_every_budget(name):
 def test_each_stage_of_the_drawdown_leaves_less(share, stage, left):
     _, whole = decide(row())
     code, out = decide(row(drawdown=share * PARAMS.risk.max_drawdown))
-    assert STAGES[int(out[core.STAGE])] == stage
-    assert out[core.SIZE] == pytest.approx(left * whole[core.SIZE])
+    assert STAGES[int(out[decision_kernel.STAGE])] == stage
+    assert out[decision_kernel.SIZE] == pytest.approx(left * whole[decision_kernel.SIZE])
     assert (code == 0) == (left > 0)
 
 
@@ -231,26 +231,26 @@ def test_the_layers_that_speak_are_weighed_and_one_that_is_silent_leaves_the_mea
     assert layers["traditional"] == pytest.approx(0.25)
     assert layers["correlation"] == pytest.approx(1.0)
     assert layers["ai"] == pytest.approx(norm.cdf((0.6 - 0.45) / (0.05 / 1.959963984540054)))
-    assert out[core.VALIDATION] == pytest.approx(0.4 * 0.25 + 0.4 * layers["ai"] + 0.2)
+    assert out[decision_kernel.VALIDATION] == pytest.approx(0.4 * 0.25 + 0.4 * layers["ai"] + 0.2)
     _, out = decide(row())
     assert "traditional" not in layers_of(out)
-    assert out[core.VALIDATION] == pytest.approx((0.4 * layers["ai"] + 0.2) / 0.6)
+    assert out[decision_kernel.VALIDATION] == pytest.approx((0.4 * layers["ai"] + 0.2) / 0.6)
 
 
 def test_learned_factors_move_weight_between_categories_and_nothing_else():
     moved = {"ict.factor": 0.0, "order_flow.factor": 2.0}
     _, out = decide(row(**moved))
-    assert out[core.CONFIDENCE] == pytest.approx(0.9)
-    assert np.isnan(out[core.SHARES_AT + 1])
+    assert out[decision_kernel.CONFIDENCE] == pytest.approx(0.9)
+    assert np.isnan(out[decision_kernel.SHARES_AT + 1])
 
 
 def test_voices_that_say_the_same_vote_as_fewer_and_keep_the_mean_of_their_confidence():
     split = {"cmt.direction": -1, "cmt.confidence": 0.8, "cmt.factor": 1.0, "cmt.independence": 1.0}
     _, apart = decide(row(**split))
     _, alike = decide(row(**split, **{"ict.independence": 0.5, "order_flow.independence": 0.5}))
-    assert alike[core.CONFIDENCE] == apart[core.CONFIDENCE]
-    assert apart[core.DIRECTION] == 1.0
-    assert alike[core.DIRECTION] == -1.0
+    assert alike[decision_kernel.CONFIDENCE] == apart[decision_kernel.CONFIDENCE]
+    assert apart[decision_kernel.DIRECTION] == 1.0
+    assert alike[decision_kernel.DIRECTION] == -1.0
 
 
 def test_every_refusal_belongs_to_one_of_the_seven_layers():
@@ -280,27 +280,27 @@ def test_stop_and_target_are_the_ones_the_labels_use():
         sides = {"event": direction, "ict.direction": direction, "order_flow.direction": direction}
         _, out = decide(row(price=41234.5, **sides))
         target, stop = levels(np.array([41234.5]), np.array([direction]), np.array([0.004]), 1.5, 1.0)
-        assert (out[core.TARGET], out[core.STOP]) == (target[0], stop[0])
+        assert (out[decision_kernel.TARGET], out[decision_kernel.STOP]) == (target[0], stop[0])
 
 
 def test_a_model_that_is_unsure_lowers_conviction_and_a_sure_one_never_raises_it():
     _, unsure = decide(row(p_low=0.42))
     _, sure = decide(row(p=0.95, p_low=0.9))
-    assert unsure[core.CONVICTION] == pytest.approx(unsure[core.CONFIDENCE] * 0.42 / 0.45)
-    assert sure[core.CONVICTION] == sure[core.CONFIDENCE]
+    assert unsure[decision_kernel.CONVICTION] == pytest.approx(unsure[decision_kernel.CONFIDENCE] * 0.42 / 0.45)
+    assert sure[decision_kernel.CONVICTION] == sure[decision_kernel.CONFIDENCE]
 
 
 def test_in_tier_three_only_the_traditional_voice_counts():
     tradition = {"traditional.direction": -1, "traditional.confidence": 0.75, "event": -1}
     code, out = decide(row(tier=3, **tradition))
-    assert (code, out[core.CONFIDENCE], out[core.ACTION]) == (0, 0.75, -1.0)
+    assert (code, out[decision_kernel.CONFIDENCE], out[decision_kernel.ACTION]) == (0, 0.75, -1.0)
     assert decide(row(tier=1, **tradition))[0] & codes.CONFLICT
 
 
 unit = st.floats(0, 1)
 sides = st.sampled_from([-1.0, 0.0, 1.0, np.nan])
 plausible = st.fixed_dictionaries(
-    {**{f"{voice}.direction": sides for voice in core.SCORE_NAMES}, **{f"{voice}.confidence": unit for voice in core.SCORE_NAMES},
+    {**{f"{voice}.direction": sides for voice in decision_kernel.SCORE_NAMES}, **{f"{voice}.confidence": unit for voice in decision_kernel.SCORE_NAMES},
      "regime": st.sampled_from([0.0, 1.0, 2.0, 3.0, np.nan]), "trend": sides, "event": st.sampled_from([-1.0, 1.0]),
      "tier": st.sampled_from([1.0, 2.0, 3.0]), "gross": st.floats(0, 0.6), "asset": st.floats(0, 0.4),
      "correlated": st.floats(0, 0.5), "es": st.floats(0, 0.02), "stress": st.floats(0, 0.03),
@@ -314,13 +314,13 @@ plausible = st.fixed_dictionaries(
 def test_a_size_is_never_negative_nor_above_any_cap(fields):
     code, out = decide(row(**fields))
     limit = limit_row(float(fields["regime"]), float(fields["trend"]))
-    caps = [PARAMS.risk.kelly_cap, FLAT[core.MAX_POSITION_AT + limit]]
+    caps = [PARAMS.risk.kelly_cap, FLAT[decision_kernel.MAX_POSITION_AT + limit]]
     caps += [PARAMS.risk.volatility_target / (fields["volatility"] * 4)]
     for name in BUDGETS:
         unit = fields["es_unit"] if name in ("es", "stress") else 1.0
         caps.append(max(getattr(PARAMS.risk.budgets, f"max_{name}") - fields.get(name, 0.0), 0.0) / unit)
-    assert 0.0 <= out[core.SIZE] <= min(caps)
-    assert (code == 0) == (out[core.SIZE] > 0) == (out[core.ACTION] != 0)
+    assert 0.0 <= out[decision_kernel.SIZE] <= min(caps)
+    assert (code == 0) == (out[decision_kernel.SIZE] > 0) == (out[decision_kernel.ACTION] != 0)
 
 
 @settings(max_examples=300, deadline=None)
@@ -328,13 +328,19 @@ def test_a_size_is_never_negative_nor_above_any_cap(fields):
 def test_more_confidence_never_means_a_smaller_size(low, high, other, p, p_low):
     low, high = sorted((low, high))
     values = {"p": max(p, p_low), "p_low": min(p, p_low), "order_flow.confidence": other}
-    small, large = (decide(row(**{**values, "ict.confidence": c}))[1][core.SIZE] for c in (low, high))
+    small, large = (decide(row(**{**values, "ict.confidence": c}))[1][decision_kernel.SIZE] for c in (low, high))
     assert small <= large
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=core.ROW_WIDTH, max_size=core.ROW_WIDTH))
+@given(
+    st.lists(
+        st.floats(allow_nan=True, allow_infinity=True),
+        min_size=decision_kernel.ROW_WIDTH,
+        max_size=decision_kernel.ROW_WIDTH,
+    )
+)
 def test_garbage_is_refused_and_never_breaks_the_core(values):
     code, out = decide(np.array(values))
     assert code != 0
-    assert (out[core.ACTION], out[core.SIZE]) == (0.0, 0.0)
+    assert (out[decision_kernel.ACTION], out[decision_kernel.SIZE]) == (0.0, 0.0)

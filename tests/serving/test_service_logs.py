@@ -8,8 +8,8 @@ import time
 import pytest
 from support.decision_service import KEY, running_service
 
-from serving import logs
-from serving.logs import RateLimitFilter, JsonLines, RequestLog, is_server_fault, request_id
+from serving.service import json_logs
+from serving.service.json_logs import JsonLines, RateLimitFilter, RequestLog, is_server_fault, request_id
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def lines(monkeypatch):
     handler = Keep()
     handler.setFormatter(JsonLines())
     logging.getLogger().addHandler(handler)
-    monkeypatch.setattr(logs._AT_MOST, "_passed", 0)  # each test has a second of its own
+    monkeypatch.setattr(json_logs._AT_MOST, "_passed", 0)  # each test has a second of its own
     yield written
     logging.getLogger().removeHandler(handler)
 
@@ -60,7 +60,7 @@ def test_an_id_that_is_not_sane_is_replaced(client, given):
     sent = [(b"x-request-id", given.encode("latin-1"))]
     told = client.http.get("/livez", headers=sent).headers["x-request-id"]
     assert told != given
-    assert logs.SANE_ID.fullmatch(told)
+    assert json_logs.SANE_ID.fullmatch(told)
 
 
 FORGED = '\n{"level":"CRITICAL","message":"forged"}\r\n\x1b[2J\u2028'
@@ -92,7 +92,7 @@ def test_who_asks_too_often_fills_no_disk(client, lines):
     began = time.monotonic()
     for _ in range(200):
         client.call("/decide", {})
-    assert len(lines) <= logs.REFUSALS_A_SECOND * (2 + time.monotonic() - began) < 200
+    assert len(lines) <= json_logs.REFUSALS_A_SECOND * (2 + time.monotonic() - began) < 200
 
 
 def test_at_most_so_many_a_second_and_the_next_line_says_how_many_were_not_written():
@@ -140,7 +140,7 @@ def test_what_nobody_foresaw_is_a_500_in_our_shape_and_once_in_the_log_with_its_
 
 
 def test_a_fault_in_an_endpoint_is_logged_whole_and_answered_in_our_shape(client, lines, monkeypatch):
-    from serving.decision_service import DecisionService
+    from serving.service.decision_service import DecisionService
 
     def broken(self):
         raise ZeroDivisionError("of ours")

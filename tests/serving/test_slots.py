@@ -10,7 +10,7 @@ from support.model_slots import Place, spoil_weights
 from support.serving_fixture import slot_entry
 
 from pipelines.models.runtime import MANIFEST, sha256
-from serving.generation import GENERATION_FILE, acknowledged
+from serving.inference.generation import GENERATION_FILE, acknowledged
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)
 

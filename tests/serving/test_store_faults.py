@@ -20,7 +20,7 @@ from support.serving_fixture import SYMBOL, slot_entry
 
 from benchmarks.faults import no_mount, read_only_folder
 from pipelines.store import FLOW_WAIT_MS, SERVICE_WAIT_MS, PageCheck, Store, damage
-from serving import tiers
+from serving.state import tiers
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 AT_ONCE_S = 1.3  # a second, and what a busy machine takes to say so
@@ -156,7 +156,7 @@ def test_the_same_question_has_the_same_id_in_any_process_and_another_question_a
 
 def test_a_stored_decision_stands_for_the_one_that_is_made_again(client, monkeypatch):
     """As after a crash between COMMIT and the answer: nothing in memory knows of it."""
-    monkeypatch.setattr("serving.decision_service.MAX_CACHED_DECISIONS", 0)
+    monkeypatch.setattr("serving.service.decision_service.MAX_CACHED_DECISIONS", 0)
     client.observe(15 * 3)
     answers = [client.decide() for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]

@@ -14,6 +14,7 @@ from pipelines.contracts import (
     CLOSE,
     CONTEXT_INDEX,
     OPEN_TIME,
+    RETAINED_BARS,
     TAPE_WIDTH,
     Books,
     ContextFeed,
@@ -21,17 +22,16 @@ from pipelines.contracts import (
 )
 from pipelines.data import schemas
 from pipelines.data.alignment import align
-from pipelines.data.files import read
+from pipelines.data.readers.files import read
 from pipelines.data.timeframes import resample
 from pipelines.errors import BadShape, BadTimes, BadValues, DigestMismatch, StateError, UnknownName
 from pipelines.features.catalog import FEATURES
-from pipelines.models.views import RETAINED_BARS
 from pipelines.settings import ROOT
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.voices import CategoryScores
+from pipelines.signals.category_scores import CategoryScores
 from pipelines.store import BarBatch, Store
-from pipelines.training.warm import hit_rate, publish_warm_start, read_warm_start, weekly_closures, write_warm_start
-from serving.symbols import WARMUP_BARS, Symbol, Symbols, restore_symbol
+from pipelines.warm_start import hit_rate, publish_warm_start, read_warm_start, weekly_closures, write_warm_start
+from serving.state.symbols import WARMUP_BARS, Symbol, Symbols, restore_symbol
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 CLOSED = HISTORY // 15  # decision bars the warm start has already closed

@@ -12,15 +12,15 @@ from support.model_slots import Place, spoil_weights
 from support.service_probes import alarms, eventually, next_decision, status
 from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry, trading_now
 
-from flows import supervisor
+from flows.support import processes
 from pipelines import disk
 from pipelines.clock import ClockWatch
 from pipelines.errors import GoldenMismatch, StateError
 from pipelines.settings import Settings
-from serving import following
-from serving.generation import GENERATION_FILE, acknowledged, read_generation
-from serving.health import health, waits_for_first_run
-from serving.tiers import Freshness, State
+from serving.inference import generation_watcher
+from serving.inference.generation import GENERATION_FILE, acknowledged, read_generation
+from serving.service.health import health, waits_for_first_run
+from serving.state.tiers import Freshness, State
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def ahead(monkeypatch):
         def now(cls, tz=None):
             return real.now(tz) + cls.by
 
-    monkeypatch.setattr("serving.decision_service.datetime", Ahead)
+    monkeypatch.setattr("serving.service.decision_service.datetime", Ahead)
     monkeypatch.setattr(ClockWatch, "check", lambda *times: None)
     return Ahead
 
@@ -290,7 +290,7 @@ def test_a_refused_file_is_told_and_what_was_served_before_decides(client):
     "fault", [KeyError("warm_start"), OSError(5, "Input/output error"), RuntimeError(""), MemoryError()]
 )
 def test_a_look_that_fails_is_told_and_the_next_one_goes_on(client, monkeypatch, fault):
-    from serving.slots import ModelSlots
+    from serving.inference.model_slots import ModelSlots
 
     def broken(self):
         raise fault
@@ -309,7 +309,7 @@ def test_a_look_that_fails_is_told_and_the_next_one_goes_on(client, monkeypatch,
 
 
 def test_status_says_health_and_its_reason_first_and_nobody_to_ask_is_unhealthy(tmp_path, monkeypatch, capsys):
-    from flows import cli
+    from bellwether.cli import main as cli
 
     monkeypatch.setattr(cli, "settings", lambda: Settings(home=tmp_path, decision_port=9))
     found = cli.decision_service_health()
@@ -318,7 +318,7 @@ def test_status_says_health_and_its_reason_first_and_nobody_to_ask_is_unhealthy(
         "none", "none", found["health"], "`does not answer`, from `bellwether status`", "starts it",
     ]  # fmt: skip
     assert "does not answer" in found["health_reason"]
-    assert supervisor.services(Settings(home=tmp_path, decision_port=9))["decision"]["state"] == "down"
+    assert processes.services(Settings(home=tmp_path, decision_port=9))["decision"]["state"] == "down"
     shown = {"families": {}, "services": {}, "tier": 2, "data_hash": "d", "alarms": []}
     monkeypatch.setattr(cli, "stored_status", lambda: shown | found)
     cli.status(as_json=False)
@@ -340,7 +340,7 @@ def test_a_loaded_model_that_no_longer_gives_its_golden_answers_is_told(client, 
     def differs(model):
         raise GoldenMismatch("golden rows differ by 0.5")
 
-    monkeypatch.setattr(following, "check_golden", differs)
+    monkeypatch.setattr(generation_watcher, "check_golden", differs)
     holds(client, "a loaded model fails its golden rows", "golden:validator.champion")
     monkeypatch.undo()
     holds(client, "none", "validator champion decides")

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from pipelines.contracts import REGIMES
 from pipelines.errors import UnknownName
 from pipelines.settings import ThresholdParams, load_params
-from serving import core
-from serving.fusion import N_SCORES
-from serving.policy import NOTHING_OPEN, flatten, to_rows
+from serving.policy import kernel as decision_kernel
+from serving.policy.decision_row import NOTHING_OPEN, flatten, to_rows
+from serving.policy.fusion import N_SCORES
+from serving.policy.thresholds import confidence_table, thresholds
 from serving.risk.codes import CONFIDENCE_BELOW
-from serving.thresholds import confidence_table, thresholds
 
 PARAMS = load_params()
 STATED = PARAMS.thresholds
@@ -72,9 +72,9 @@ def said(regime, confidence, unicorn=NAN, event=1.0):
         regime=NAN if regime is None else REGIMES.index(regime), unicorn=unicorn, age_bars=0, breakers=0,
         **NOTHING_OPEN, es_unit=0.02, volatility=0.003, atr=0.004, price=100.0, p=0.7, p_low=0.65,
     )[0]  # fmt: skip
-    out = np.empty(core.OUT_WIDTH)
-    code = core.decide_row(row, flatten(PARAMS), out)
-    return bool(code & CONFIDENCE_BELOW), out[core.MIN_CONFIDENCE]
+    out = np.empty(decision_kernel.OUT_WIDTH)
+    code = decision_kernel.decide_row(row, flatten(PARAMS), out)
+    return bool(code & CONFIDENCE_BELOW), out[decision_kernel.MIN_CONFIDENCE]
 
 
 @pytest.mark.parametrize("regime", GOLDEN)
@@ -89,9 +89,9 @@ def test_the_core_asks_a_decision_for_its_regimes_confidence(regime, event, unic
 
 def test_more_stars_than_there_are_cannot_be_decided_with():
     row = to_rows(np.ones((1, N_SCORES)), np.ones((1, N_SCORES)), unicorn=22.0)[0]
-    out = np.empty(core.OUT_WIDTH)
-    core.decide_row(row, flatten(PARAMS), out)
-    assert int(out[core.UNUSABLE_MASK]) >> core.UNICORN & 1
+    out = np.empty(decision_kernel.OUT_WIDTH)
+    decision_kernel.decide_row(row, flatten(PARAMS), out)
+    assert int(out[decision_kernel.UNUSABLE_MASK]) >> decision_kernel.UNICORN & 1
 
 
 def test_the_table_of_the_core_has_a_row_a_regime_and_one_for_none():

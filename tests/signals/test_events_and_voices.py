@@ -8,10 +8,10 @@ import pytest
 from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
 from pipelines.errors import BadShape, NotEnoughData, StateError
 from pipelines.features.catalog import FEATURES
-from pipelines.features.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.category_scores import SCORE_CATEGORIES, CategoryScores
 from pipelines.signals.events import event_row, event_rows, events, traditional_events
-from pipelines.signals.voices import SCORE_CATEGORIES, CategoryScores
+from pipelines.signals.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import talib
 from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
 from pipelines.signals import fvg
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
-from pipelines.signals.voices import SCORE_CATEGORIES
+from pipelines.signals.category_scores import SCORE_CATEGORIES
 
 
 def scene(*candles, calm=30):

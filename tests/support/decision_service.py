@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 from pipelines.contracts import BAR_FIELDS
 from pipelines.settings import settings
 from pipelines.store import Store
-from serving.generation import acknowledged, write_generation
+from serving.inference.generation import acknowledged, write_generation
 from support.serving_fixture import SYMBOL, last_close, make_bundle, publish
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)
@@ -79,7 +79,7 @@ def running_service(stand, home, **env):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # starlette would rather have a client that is not in the lock
         from starlette.testclient import TestClient
-    from serving.decision_service import DecisionService
+    from serving.service.decision_service import DecisionService
 
     for collector, names in list(REGISTRY._collector_to_names.items()):  # BentoML registers its own once a process
         if any(name.startswith("bentoml_service") for name in names):

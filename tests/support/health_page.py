@@ -1,6 +1,6 @@
 """What /ready, /readyz and /status say now, against the table of docs/health.md."""
 
-from flows import supervisor
+from flows.support import processes
 from pipelines.settings import ROOT, Settings
 from support.service_probes import eventually, status
 
@@ -17,7 +17,7 @@ def said(client):
     assert len(words) == 1, words
     assert answers[0].status_code == answers[1].status_code == (200 if answers[0].json()["ready"] else 503)
     told_now = answers[0].json()
-    waits_for = supervisor.failing_checks(Settings(home=client.home), answers[1].status_code, answers[1].content)
+    waits_for = processes.failing_checks(Settings(home=client.home), answers[1].status_code, answers[1].content)
     return answers[0].status_code, told_now["health"], told_now["health_reason"], waits_for is None
 
 

@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime
 
-from serving.generation import write_generation
-from serving.slots import ModelSlots
+from serving.inference.generation import write_generation
+from serving.inference.model_slots import ModelSlots
 from support.serving_fixture import make_bundle
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)

@@ -14,12 +14,12 @@ from pipelines.contracts import OPEN_TIME, Floats, History
 from pipelines.data.alignment import align
 from pipelines.data.timeframes import resample
 from pipelines.features.catalog import FEATURES
-from pipelines.features.validator_schema import VALIDATOR_COLUMNS
 from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import validator_columns
-from pipelines.signals.voices import CategoryScores
-from pipelines.training.warm import _seal as seal
-from pipelines.training.warm import publish_warm_start, write_warm_start
+from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
+from pipelines.warm_start import _seal as seal
+from pipelines.warm_start import publish_warm_start, write_warm_start
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC).timestamp()
 HISTORY = 15 * 800 + 7  # base bars: 800 closed decision bars and 7 minutes of the next
@@ -74,8 +74,8 @@ def make_bundle(
     """Write a real bundle under its digest; returns the digest. broken: it passes every check and fails at predict,
     since its golden rows are too novel to reach the model."""
     from pipelines.models.base import Export
+    from pipelines.models.calibration_and_novelty import Calibration, Novelty, as_json
     from pipelines.models.export import json_bytes, write_bundle
-    from pipelines.models.parts import Calibration, Novelty, as_json
 
     draft = bundles / f"draft-{bias}"
     novelty = Novelty(rows.mean(axis=0), np.linalg.pinv(np.cov(rows.T) + 1e-9 * np.eye(len(columns))), 100.0)

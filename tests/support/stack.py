@@ -21,15 +21,15 @@ import pytest
 import yaml
 
 from benchmarks.ports import free_ports
-from flows import promotion, supervisor
-from flows.client import Client
-from flows.site import Installation
+from flows.support import processes, promotion
+from flows.support.installation import Installation
 from pipelines.contracts import Check, Verdict
 from pipelines.permissions import restrict
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.store import Store
 from pipelines.tracking import Version
-from serving.keys import write_key
+from serving.client import Client
+from serving.service.keys import write_key
 
 TURN_SECONDS = 600.0
 STOP_SECONDS = 60.0
@@ -180,7 +180,7 @@ class Stack:
         return dict(until(there, 120.0, f"run {run_id} to be {' or '.join(states)}"))
 
     def stop(self) -> None:
-        supervisor.down(self.settings)
+        processes.down(self.settings)
 
 
 def served_or_ended(process: subprocess.Popen[bytes], log: Path) -> bool:
@@ -226,7 +226,7 @@ def turned(folder: Path) -> Iterator[Stack]:
             yield running
         process.send_signal(signal.SIGINT)
         assert process.wait(STOP_SECONDS) == 0, running.log.read_text()[-3000:]
-        left = [process.cmdline() for process in supervisor.home_processes(running.settings)]
+        left = [process.cmdline() for process in processes.home_processes(running.settings)]
         assert left == [], f"still running: {left}"
         assert repository() - before == set()
     finally:
@@ -250,10 +250,14 @@ def refused(stack):
 def second(stack):
     """Another version with a passing verdict: the first champion's bytes, registered and judged again."""
     first = stack.store.promotions("validator")[0]
-    return register_again(stack.installation, stack.installation.tracking.version("validator", first.to_version), first.evidence)
+    return register_again(
+        stack.installation, stack.installation.tracking.version("validator", first.to_version), first.evidence
+    )
 
 
-def register_again(installation: Installation, original: Version, evidence: dict[str, Any], bundle: Path | None = None) -> str:
+def register_again(
+    installation: Installation, original: Version, evidence: dict[str, Any], bundle: Path | None = None
+) -> str:
     """A new version with the tags of another and a passing verdict; of its bytes, or of those in `bundle`."""
     with quiet():
         made = installation.tracking.log_candidate(

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.backtest import backtest_policy
 from flows.ingest import matches_pointer, write_snapshot
+from flows.support.backtest import backtest_policy
 from pipelines import versioning
 from pipelines.data.quality import assess
 from pipelines.data.sources import make_source
@@ -20,7 +20,7 @@ from pipelines.models.base import present_columns
 from pipelines.models.validator import VALIDATOR
 from pipelines.settings import ROOT, load_params
 from pipelines.training import stages
-from pipelines.training.fit import out_of_fold, complete_rows
+from pipelines.training.fit import complete_rows, out_of_fold
 
 PARAMS = load_params()
 
@@ -114,7 +114,11 @@ def test_a_second_champion_of_the_same_recipe_is_no_better_than_the_first(market
     data = data.select_columns(present_columns(data.newest(), data.columns)[0])
     twins = [
         out_of_fold(
-            VALIDATOR, data.select_rows(complete_rows(data)), PARAMS.model_copy(update={"seed": seed}), embargo_s, lambda _: None
+            VALIDATOR,
+            data.select_rows(complete_rows(data)),
+            PARAMS.model_copy(update={"seed": seed}),
+            embargo_s,
+            lambda _: None,
         )
         for seed in (PARAMS.seed, PARAMS.seed + 1)
     ]

@@ -10,7 +10,7 @@ import pytest
 from pipelines.contracts import BOOK_LEVELS, CONTEXT_FIELDS, CONTEXT_INDEX, OPEN_TIME, Books, ContextFeed, tape_of
 from pipelines.data import records, schemas
 from pipelines.data.alignment import align
-from pipelines.data.simulator import simulate
+from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
 from pipelines.features.catalog import FEATURES
 from pipelines.models.snapshot import read_history

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import REGIMES, Floats, Ints, Predictions
-from pipelines.models.parts import Novelty, abstentions, check_shape, read_novelty
+from pipelines.models.calibration_and_novelty import Novelty, abstentions, check_shape, read_novelty
 from pipelines.models.regime.detectors import DETECTORS, change_probability
 from pipelines.models.regime.inputs import STEPS, planes
 from pipelines.models.regime.kernels import vote

@@ -3,7 +3,7 @@
 import pytest
 from support.regime_market import PARAMS, STEP_S, dataset_of
 
-from pipelines.data.simulator import simulate
+from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
 
 

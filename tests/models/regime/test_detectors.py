@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import REGIMES
-from pipelines.models.ensemble import average
+from pipelines.models.directional_ensemble import average
 from pipelines.models.regime import gaussian
 from pipelines.models.regime.detectors import (
     _PINS,

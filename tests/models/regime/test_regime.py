@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from support.regime_market import SMALL, dataset_of, history_of, steady
 
-from pipelines.contracts import REGIMES
+from pipelines.contracts import REGIMES, RETAINED_BARS
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.returns import HALF_LIVES
 from pipelines.models.regime.density import density_from_dict, fit_density
 from pipelines.models.regime.inputs import STEPS
-from pipelines.models.regime.recipe import REGIME, non_overlapping_rows
+from pipelines.models.regime.model_family import REGIME, non_overlapping_rows
 from pipelines.models.runtime import check_golden, load_bundle
-from pipelines.models.views import RETAINED_BARS, VIEWS
+from pipelines.models.views import VIEWS
 from pipelines.settings import ROOT
 from pipelines.signals.regimes import rule_regime
 from pipelines.training.fit import out_of_fold, train

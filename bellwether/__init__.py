@@ -1,0 +1,1 @@
+"""What a person types or imports: commands, operations, reports and the Python client."""

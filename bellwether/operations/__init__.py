@@ -1,0 +1,1 @@
+"""Start, stop, check, back up and prune an installation."""

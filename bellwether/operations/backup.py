@@ -1,0 +1,136 @@
+"""Backup and restore of one installation: its store, and the small files under its home that the ledger relies on.
+
+The files are the generation file with the warm start it names, and the pointers of every kept data version. Models are
+MLflow's and data are DVC's: their own stores are backed up by their own means (`NOT_INCLUDED` says which).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from flows.support import processes
+from pipelines import store
+from pipelines.backup import Backup, back_up, examine, refuse_existing, restore
+from pipelines.errors import LeaseHeld, StateError
+from pipelines.settings import Settings
+from pipelines.versioning import PROVENANCE
+from serving.inference.generation import GENERATION_FILE, read_generation
+
+NOT_INCLUDED = {
+    "MLflow": "runs, registered models and their bundles: its database and artifacts, <home>/mlflow by default. Stop "
+    "the services and copy the folder, or use your database's own backup",
+    "DVC": "the bytes of every data version: its remote, BELLWETHER_REMOTE_URL or <home>/dvc-remote. Its files never "
+    "change, so any copy of the folder will do",
+    "not needed": "Prefect's database (history of runs), <home>/bundles (fetched from MLflow again), reports and logs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A file of a backup, put under the home folder. `moved_to` is where what was there before lies now."""
+
+    path: Path
+    moved_to: Path | None
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def default_file(settings: Settings, at: datetime) -> Path:
+    return settings.home / "backups" / f"bellwether-{at:%Y%m%dT%H%M%SZ}.zip"
+
+
+def make(settings: Settings, to: Path, at: datetime) -> Backup:
+    """Write a backup to `to`, while services may go on. Raises WouldOverwrite, StateError."""
+    return back_up(settings.store, to, at, files_of(settings))
+
+
+def preview(settings: Settings, to: Path) -> dict[str, int]:
+    """table → rows a backup would hold now. Raises what `make` would raise."""
+    refuse_existing(to)
+    with store.open_dump(settings.store) as dump:
+        held = store.nonempty_tables(settings.store)
+        return {name: held.get(name, 0) for name in dump.columns}
+
+
+def files_of(settings: Settings) -> Callable[[], dict[str, bytes]]:
+    """Read now what serving follows, so that it names nothing younger than the ledger; the rest when it is asked for.
+
+    A generation file that is not one is left out: the next promotion or rollback writes it anew from the ledger.
+    """
+    home, found = settings.home, []
+    try:
+        generation = read_generation(settings.serving_dir)
+    except StateError:
+        generation = None
+    early = {} if generation is None else {f"serving/{GENERATION_FILE}": json.dumps(generation, indent=1).encode()}
+    if generation and generation["warm_start"]:
+        found = [file for file in Path(generation["warm_start"]["path"]).glob("*") if file.is_file()]
+    early |= {f"serving/warm/{file.parent.name}/{file.name}": file.read_bytes() for file in sorted(found)}
+
+    def read() -> dict[str, bytes]:
+        pointers = sorted(file for name in PROVENANCE for file in (home / "versions").glob(f"*/{name}"))
+        return early | {str(file.relative_to(home)): file.read_bytes() for file in pointers}
+
+    return read
+
+
+def refuse_running(settings: Settings) -> None:
+    """Raises LeaseHeld while any process that `up` started under this home lives."""
+    if living := processes.home_processes(settings):
+        raise LeaseHeld(
+            f"services of {settings.home} run (processes {', '.join(str(p.pid) for p in living[:6])}) and would write "
+            "into the store while it is restored. Stop them with `bellwether down`."
+        )
+
+
+def verify(settings: Settings, file: Path) -> Backup:
+    """Everything `restore_installation` checks before it writes. Raises what it would raise."""
+    refuse_running(settings)
+    made = examine(file)
+    store.refuse_unknown(made.schema)
+    store.refuse_nonempty(store.nonempty_tables(settings.store))
+    return made
+
+
+def restore_installation(settings: Settings, file: Path) -> tuple[Backup, list[Placed]]:
+    """Restore the store from a backup, then the files beside it; a file that differs is kept under another name.
+
+    Raises  LeaseHeld while services run, WouldOverwrite if the store holds anything, UnreadableFile and StateError for
+            the backup; in each case nothing was changed
+    """
+    verify(settings, file)
+    made, files = restore(settings.store, file)
+    return made, [placed for name, content in files.items() if (placed := _place(settings, name, content)) is not None]
+
+
+def _place(settings: Settings, name: str, content: bytes) -> Placed | None:
+    """Put one file in place; None if it is there as it is."""
+    target = settings.home / name
+    if target == settings.serving_dir / GENERATION_FILE:
+        content = _at_home(settings, content)
+    kept = None
+    if target.is_file():
+        if target.read_bytes() == content:
+            return None
+        kept = target.with_name(f"{target.name}.before-restore")
+        target.replace(kept)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.restoring")
+    beside.write_bytes(content)
+    beside.replace(target)
+    return Placed(target, kept)
+
+
+def _at_home(settings: Settings, content: bytes) -> bytes:
+    """The generation file with the path of its warm start as it is under this home."""
+    told: dict[str, Any] = json.loads(content)
+    if told["warm_start"]:
+        told["warm_start"]["path"] = str(settings.serving_dir / "warm" / told["warm_start"]["digest"])
+    return json.dumps(told, indent=1).encode()

@@ -1,0 +1,158 @@
+"""Check: what ingest would say of a file, and what could be trained from it, before any server is started."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flows.support.market_access import market_records
+from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TAKER_BUY, TAPE_FIELDS, TIMEFRAME_SECONDS, VOLUME, Floats
+from pipelines.data.quality import QualityReport, assess
+from pipelines.data.schemas import to_matrix
+from pipelines.data.sources import Records, make_source, normalise_symbol
+from pipelines.data.timeframes import infer_timeframe
+from pipelines.families import FAMILIES
+from pipelines.features.catalog import FEATURES, absent_columns
+from pipelines.models import pattern_view
+from pipelines.models.views import VIEWS
+from pipelines.settings import Params
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
+
+ROWS_ARE_EVENTS = ("validator", "pattern")  # how many there are is known once signals were folded
+NAMED_GAPS = 5
+UNNAMED = "UNNAMED/USD"  # what a file is read as where nobody said its symbol: judging bars needs none
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a family would learn from.
+
+    reads, absent  its columns that are there; those that are not → the input they wait for
+    scored         rows the gate could read at most: decision bars after the warm-up that are not kept for the first fit
+    told           whether that can be enough, in words
+    """
+
+    possible: bool
+    reads: int
+    absent: dict[str, str]
+    scored: int
+    told: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """JSON-ready. parts: factors of the score, each 1.0 where nothing is wrong. history_bars: decision bars before the
+    last days, which are kept for the live service."""
+
+    file: str
+    symbol: str | None
+    timeframe: str
+    decision_timeframe: str
+    rows: int
+    first: str | None
+    last: str | None
+    score: float
+    floor: float
+    parts: dict[str, float]
+    quarantined: dict[str, int]
+    flagged: dict[str, int]
+    gaps: list[dict[str, Any]]
+    weekly_sessions: bool
+    recorded: list[str]
+    history_bars: int
+    families: dict[str, Training]
+
+    @property
+    def passed(self) -> bool:
+        return self.score >= self.floor
+
+
+def check(path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime) -> Checked:
+    """Read the file as ingest does and judge it as of `at` (aware). Raises what the files source raises."""
+    name = normalise_symbol(symbol or UNNAMED)
+    source = make_source("files", path=path)
+    frame = source.fetch(name, as_of=at, ingested_at=at)
+    timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
+    report = assess(frame, timeframe, at)
+    bars = to_matrix(report.clean)
+    decision_tf = params.data.decision_timeframe_for(timeframe)
+    given = recorded(bars, market_records(source, name, [str(file) for file in context], at))
+    held_back = timedelta(days=params.data.live_days).total_seconds()
+    history = bars[bars[:, OPEN_TIME] < bars[-1, OPEN_TIME] - held_back, OPEN_TIME] if len(bars) else bars[:, OPEN_TIME]
+    n = len(np.unique(history // TIMEFRAME_SECONDS[decision_tf]))
+    stamps = report.clean["open_time"]
+    return Checked(
+        file=str(path),
+        symbol=name if symbol else None,
+        timeframe=timeframe,
+        decision_timeframe=decision_tf,
+        rows=report.rows,
+        first=stamps.iloc[0].isoformat() if len(stamps) else None,
+        last=stamps.iloc[-1].isoformat() if len(stamps) else None,
+        score=report.score,
+        floor=params.data.quality_floor,
+        parts=parts(report),
+        quarantined={str(reason): int(n) for reason, n in report.quarantined["reason"].value_counts().items()},
+        flagged={name: report.counts[name] for name in ("gaps", "missing", "disordered", "stale", "jumps")},
+        gaps=longest(report.gaps),
+        weekly_sessions=report.weekly_sessions,
+        recorded=sorted(given),
+        history_bars=n,
+        families={family: training(family, given, n, params) for family in FAMILIES},
+    )
+
+
+def parts(report: QualityReport) -> dict[str, float]:
+    """The four factors of the score, as quality.assess multiplies them."""
+    clean, counts = len(report.clean), report.counts
+    if clean == 0:
+        return {"complete": 0.0, "usable": 0.0, "in order": 1.0, "moving": 1.0}
+    return {
+        "complete": clean / (clean + counts["missing"]),
+        "usable": clean / report.rows,
+        "in order": 1 - counts["disordered"] / report.rows,
+        "moving": 1 - counts["stale"] / clean,
+    }
+
+
+def longest(gaps: pd.DataFrame) -> list[dict[str, Any]]:
+    told = gaps.nlargest(NAMED_GAPS, "missing")
+    return [
+        {"from": start.isoformat(), "until": end.isoformat(), "bars": int(missing)}
+        for start, end, missing in zip(told["start"], told["end"], told["missing"], strict=True)
+    ]
+
+
+def recorded(bars: Floats, beside: Records) -> set[str]:
+    """What is there beside prices, in the words of `Column.needs`."""
+    books, feed = beside
+    columns = {"volume": bars[:, VOLUME], "taker": bars[:, TAKER_BUY]}
+    given = {name for name, values in columns.items() if not np.isnan(values).all()}
+    if books is not None:
+        tape = zip(TAPE_FIELDS, books.tape.T, strict=True)
+        given |= {"book", *(f"context:{name}" for name, values in tape if not np.isnan(values).all())}
+    if feed is not None:
+        given |= {f"context:{CONTEXT_FIELDS[field]}" for field in np.unique(feed.field)}
+    return given
+
+
+def training(family: str, given: set[str], history_bars: int, params: Params) -> Training:
+    """Which variant of a family this data trains: the schema rule leaves out the columns that are not there."""
+    columns = VIEWS[family].columns if family in VIEWS else VALIDATOR_COLUMNS
+    lacking = absent_columns((*FEATURES.catalogue, *SIGNALS.catalogue), given)
+    lacking |= {} if "taker" in given else {pattern_view.TAKER: "taker"}
+    absent = {name: lacking[name] for name in columns if name in lacking}
+    warm = max(0, history_bars - int(FEATURES.warmup.max()))
+    scored = int(warm * (1 - params.splits.min_train_fraction))
+    least = params.gate.min_events
+    if scored < least:
+        told = f"too short: at most {scored:,} rows to score, the gate asks for {least:,}"
+    elif family in ROWS_ARE_EVENTS:
+        told = "yes, if it holds enough events"
+    else:
+        told = "yes"
+    return Training(scored >= least, len(columns) - len(absent), absent, scored, told)

@@ -1,0 +1,308 @@
+"""What is wrong with this installation, and what to do about it."""
+
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from flows.support import ports, processes
+from pipelines import compiled, disk
+from pipelines.errors import BellwetherError
+from pipelines.permissions import is_loose
+from pipelines.settings import ROOT, Settings
+
+GIB = 1024**3
+SOON_DAYS = 3.0  # a disk that is full by then is a warning today
+WRITE_SECONDS = 2.0  # a store that takes longer for the smallest write is locked
+FREE_MEMORY = 4 * GIB  # the six services take about 2.5 GiB, a training run about 1 GiB more
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `remedy` is empty when `state` is ok."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    detail: str
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Look at everything a run needs; changes nothing. `fail` would stop a run, `warn` would slow or confuse it."""
+    return [
+        python_version(sys.version_info[:2]),
+        packages(ROOT / "requirements.lock"),
+        git(ROOT),
+        mlflow_library(ROOT),
+        writable(settings.home),
+        home_permissions(settings.home),
+        disk_space(settings),
+        memory(settings),
+        kernels(),
+        *open_ports(settings),
+        supervisor_running(settings),
+        old_runs(settings),
+        *store(settings),
+        *services(settings),
+    ]
+
+
+def python_version(found: tuple[int, ...]) -> Finding:
+    detail = ".".join(map(str, found))
+    if (3, 11) <= found < (3, 13):
+        return Finding("python", "ok", detail)
+    return Finding("python", "fail", f"{detail}, wanted 3.11 or 3.12", "rm -rf .venv && make setup PYTHON=python3.11")
+
+
+def packages(lock: Path) -> Finding:
+    """Installed versions against the lock; a local build tag (`+cpu`) is no difference."""
+    pinned = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", lock.read_text(), flags=re.MULTILINE)
+    wrong = [f"{name} {has}, locked {wanted}" for name, wanted in pinned if (has := _installed(name)) != wanted]
+    if wrong:
+        return Finding("packages", "fail", f"{len(wrong)} differ: {'; '.join(wrong[:3])}", "make setup")
+    return Finding("packages", "ok", f"{len(pinned)} as in {lock.name}")
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name).partition("+")[0]
+    except PackageNotFoundError:
+        return "missing"
+
+
+def git(root: Path) -> Finding:
+    """Every training run records the commit it came from."""
+    if shutil.which("git") is None:
+        return Finding("git", "fail", "not found", "install git, with apt-get install git for instance")
+    if not (root / ".git").exists():
+        return Finding("git", "warn", f"{root} is no clone: runs cannot name their commit", "git clone the project")
+    return Finding("git", "ok", "present")
+
+
+def mlflow_library(root: Path) -> Finding:
+    """The folder mlflow/ holds files of the server. A Python file in it could hide the library of that name."""
+    modules = sorted(str(file.relative_to(root)) for file in (root / "mlflow").rglob("*.py"))
+    spec = find_spec("mlflow")
+    if modules or spec is None or spec.origin is None or Path(spec.origin).is_relative_to(root / "mlflow"):
+        detail = f"hidden by {', '.join(modules)}" if modules else "not installed"
+        return Finding("mlflow library", "fail", detail, "delete every .py under mlflow/, then make setup")
+    return Finding("mlflow library", "ok", spec.origin)
+
+
+def writable(home: Path) -> Finding:
+    folder = _existing(home)
+    if os.access(folder, os.W_OK | os.X_OK):
+        return Finding("write access", "ok", str(home))
+    return Finding("write access", "fail", f"cannot write in {folder}", "chown it, or set BELLWETHER_HOME elsewhere")
+
+
+def home_permissions(home: Path) -> Finding:
+    if is_loose(home):
+        return Finding("closed to others", "warn", f"other users can open {home}", "bellwether up")
+    return Finding("closed to others", "ok", str(home))
+
+
+def disk_space(settings: Settings) -> Finding:
+    """Free room against the two limits, and when it will be used up at the pace of the last day."""
+    found = disk.check_space(settings.home, settings.disk_warn_mb * disk.MB, settings.disk_stop_mb * disk.MB)
+    now_s = time.time()
+    left = disk.days_left([*processes.disk_samples(settings), (now_s, found.free_bytes)], now_s)
+    detail = found.detail if left is None else f"{found.detail}; at the pace of the last day full in {left:.1f} days"
+    remedy = "free some (`bellwether prune` shows what may go), or set BELLWETHER_HOME elsewhere"
+    if found.level == "stop":
+        return Finding("disk", "fail", f"{detail}: no position is opened", remedy)
+    if found.level == "warn" or (left is not None and left < SOON_DAYS):
+        return Finding("disk", "warn", detail, remedy)
+    return Finding("disk", "ok", detail)
+
+
+def memory(settings: Settings) -> Finding:
+    """What is available to us: what our own services hold already counts."""
+    free = psutil.virtual_memory().available
+    for process in processes.home_processes(settings):
+        with suppress(psutil.NoSuchProcess):  # it ended just now
+            free += process.memory_info().rss
+    detail = f"{free / GIB:.1f} GiB available"
+    if free >= FREE_MEMORY:
+        return Finding("memory", "ok", detail)
+    return Finding("memory", "warn", f"{detail}, wanted {FREE_MEMORY / GIB:.0f}", "close something large")
+
+
+def kernels() -> Finding:
+    folder = compiled.configured_dir()
+    if reason := compiled.untrusted_reason(folder):
+        return Finding("kernels", "warn", f"{reason}: every process compiles for itself", "make setup")
+    if compiled.kernels_are_warm():
+        return Finding("kernels", "ok", f"compiled and sealed in {folder}")
+    if bad := compiled.invalid_files(folder):
+        return Finding("kernels", "warn", f"{len(bad)} files do not match their seal, {bad[0]} first", "make setup")
+    return Finding("kernels", "warn", "not compiled: the first turn and each service will do it", "make setup")
+
+
+def open_ports(settings: Settings) -> Iterator[Finding]:
+    states = processes.services(settings)
+    for name, service in processes.SERVICES.items():
+        field = service.port_field
+        if field is None:
+            continue
+        port = int(getattr(settings, field))
+        if states[name]["state"] == "key refused":
+            yield Finding(f"port {port}", "fail", f"{name} refuses our key", str(states[name]["detail"]))
+        elif states[name]["pid"] is not None:
+            yield Finding(f"port {port}", "ok", f"{name} is {states[name]['state']}")
+        elif ports.is_free(settings.host, port):
+            yield Finding(f"port {port}", "ok", f"free for {name}")
+        else:
+            yield Finding(
+                f"port {port}",
+                "fail",
+                f"wanted by {name}, held by {ports.holder(port)}",
+                f"stop it, or set {ports.variable(field)} to another port",
+            )
+
+
+def supervisor_running(settings: Settings) -> Finding:
+    """Whether what runs is watched: without its supervisor nothing is restarted, and logs stand still."""
+    found = processes.supervisor_of(settings)
+    if found is None:
+        living = processes.home_processes(settings)
+        if living:
+            return Finding("supervisor", "fail", f"gone; {len(living)} processes run without it", "bellwether up")
+        return Finding("supervisor", "ok", "nothing runs")
+    with suppress(psutil.NoSuchProcess):
+        if found.status() == psutil.STATUS_STOPPED:
+            remedy = f"kill -CONT {found.pid}, or bellwether down and bellwether up"
+            return Finding("supervisor", "fail", f"process {found.pid} is stopped", remedy)
+    return Finding("supervisor", "ok", f"process {found.pid}")
+
+
+def store(settings: Settings) -> Iterator[Finding]:
+    """Whether the store can be read and written, and what is open in it."""
+    from bellwether import error_messages  # only here and below: what follows loads the database's library
+    from pipelines.store import Store, StoreFault, damage, exists
+
+    try:
+        if not exists(settings.store):
+            yield Finding("store", "ok", "none yet")
+            return
+        opened = Store.open(settings.store, settings.durability)
+    except (BellwetherError, StoreFault, OSError, ValueError) as error:
+        yield Finding("store", "fail", error_messages.describe_known_error(error) or str(error), "see the detail")
+        return
+    try:
+        fault, damaged = _write_fault(opened), damage(settings.store)
+        if damaged is not None:
+            yield Finding("store", "fail", f"damaged: {damaged}", "bellwether down, then restore the newest backup")
+        elif fault is None:
+            yield Finding("store", "ok", "can be read and written, no page damaged")
+        else:
+            yield Finding("store", "fail", fault, "end what holds it (bellwether down ends all of ours), then repeat")
+        alarms = [f"{a.kind}: {a.detail}" for a in opened.alarms() if a.severity in ("critical", "high")]
+        if alarms:
+            yield Finding("alarms", "warn", f"{len(alarms)} open, newest: {alarms[-1][:200]}", "bellwether alarms")
+        else:
+            yield Finding("alarms", "ok", "none open")
+        latched = [f"{latch.name} ({latch.reason})" for latch in opened.breaker_trips()]
+        if latched:
+            yield Finding("breakers", "warn", "; ".join(latched), "bellwether breaker reset NAME --by YOU --reason WHY")
+        else:
+            yield Finding("breakers", "ok", "none latched")
+    except (BellwetherError, StoreFault, OSError) as error:
+        yield Finding("store", "fail", error_messages.describe_known_error(error) or str(error), "see the detail")
+    finally:
+        opened.close()
+
+
+def _write_fault(opened: Any) -> str | None:
+    """Why the smallest write did not succeed in WRITE_SECONDS; None if it did."""
+    from flows.support.installation import now
+
+    told = [f"a write did not get through in {WRITE_SECONDS:g} s: another process holds the lock"]
+
+    def write() -> None:
+        try:
+            opened.acquire_lease("doctor", "doctor", now(), timedelta(seconds=1))
+            opened.release_lease("doctor", "doctor")
+            told.clear()
+        except Exception as error:  # noqa: BLE001 - whatever a database raises is what is found
+            told[:] = [(str(error).splitlines() or [type(error).__name__])[0]]
+
+    thread = threading.Thread(target=write, name="doctor", daemon=True)  # it may wait much longer than we do
+    thread.start()
+    thread.join(WRITE_SECONDS)
+    return told[0] if told else None
+
+
+def services(settings: Settings) -> Iterator[Finding]:
+    """Services that run and do not work, and what the decision service says of itself."""
+    states = processes.services(settings)
+    for name, state in states.items():
+        if state["state"] == "up" and state["detail"] in (None, processes.UNWATCHED):  # that is a finding of its own
+            continue
+        if state["state"] != "down" or state["detail"]:
+            detail = f"{state['state']}: {state['detail'] or 'no answer yet'}"
+            level: Literal["warn", "fail"] = "warn" if state["state"] in ("starting", "up") else "fail"
+            yield Finding(f"service {name}", level, detail, f"bellwether up; {processes.log_file(settings, name)}")
+    if states["decision"]["state"] in ("up", "not ready"):
+        yield from decisions(settings)
+
+
+def decisions(settings: Settings) -> Iterator[Finding]:
+    """Tier, warm-up, silent symbols and refused models, as the decision service tells them."""
+    from serving.client import Client
+
+    try:
+        with Client(settings) as client:
+            told = client.status()
+    except BellwetherError as error:
+        yield Finding("decisions", "fail", " ".join(str(error).split())[:300], "bellwether up")
+        return
+    yield from _of_status(told)
+
+
+def _of_status(told: Mapping[str, Any]) -> Iterator[Finding]:
+    """Findings from an answer of /status."""
+    runbook = "docs/runbook.md says what each reason asks for"
+    tier, reason = told.get("tier"), str(told.get("tier_reason", ""))
+    if not told.get("symbols"):
+        yield Finding("decisions", "warn", reason or "no symbol yet", "bellwether run --once")
+        return
+    health = told.get("health", "")
+    level: Literal["ok", "warn", "fail"] = "fail" if tier == 4 else "ok" if health == "HEALTHY" else "warn"
+    why = str(told.get("health_reason") or reason)
+    yield Finding("decisions", level, f"tier {tier}, {health}: {why}", "" if level == "ok" else runbook)
+    for name, symbol in told["symbols"].items():
+        if symbol.get("reason"):
+            yield Finding(
+                f"symbol {name}", "warn", f"warming up: {symbol['reason']}", "send it bars; it ends by itself"
+            )
+        elif symbol.get("tier") == 4:
+            yield Finding(f"symbol {name}", "fail", f"tier 4: {symbol.get('tier_reason')}", runbook)
+    for refused in told.get("refused", []):
+        detail = f"{refused['family']} {refused['arm']} version {refused['version']}: {refused['reason']}"
+        yield Finding("model refused", "warn", detail, f"bellwether rollback {refused['family']}")
+
+
+def old_runs(settings: Settings) -> Finding:
+    files = processes.leftovers(settings)
+    if files:
+        return Finding("old runs", "warn", f"{files[0]} is of a run that crashed", "bellwether down")
+    return Finding("old runs", "ok", "none left behind")
+
+
+def _existing(folder: Path) -> Path:
+    """The folder itself, or the nearest parent that exists."""
+    folder = folder.resolve()
+    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,0 +1,1 @@
+"""Servers of other projects, each with our guard around it."""

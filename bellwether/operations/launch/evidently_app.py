@@ -1,0 +1,25 @@
+"""`python -m bellwether.operations.launch.evidently_app`: Evidently's UI as `evidently ui` runs it, behind our guard."""
+
+import uvicorn
+from evidently.ui.service.app import create_app, get_config
+
+from pipelines.settings import settings
+from serving.service.http_guard import Guard
+
+HEALTH = "/api/version"
+
+
+def main() -> None:
+    """Serve the reports under `<home>/evidently` on the host and port of our settings, until SIGTERM."""
+    where = settings()
+    config = get_config(where.host, where.evidently_port, str(where.home / "evidently"))
+    uvicorn.run(
+        Guard(create_app(config), tool="evidently", probes=dict.fromkeys(("/livez", "/healthz", "/readyz"), HEALTH)),
+        host=where.host,
+        port=where.evidently_port,
+        access_log=False,  # it would record the tickets of one-time links
+    )
+
+
+if __name__ == "__main__":
+    main()

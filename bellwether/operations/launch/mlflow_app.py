@@ -1,0 +1,14 @@
+"""MLflow's server behind our guard: `mlflow server --app-name bellwether` finds it by its entry point."""
+
+from starlette.types import ASGIApp
+
+from serving.service.http_guard import Guard
+
+HEALTH = "/health"
+
+
+def create_app() -> ASGIApp:
+    """Return the guarded app. Imports it here: it reads the environment that `mlflow server` sets for this process."""
+    from mlflow.server.fastapi_app import app
+
+    return Guard(app, tool="mlflow", probes=dict.fromkeys(("/livez", "/healthz", "/readyz"), HEALTH))

@@ -1,0 +1,98 @@
+"""Retention: what an installation may let go of after `keep_days`, and what it never does.
+
+Removed: decisions without an event or a trade, cleared alarms, closed retrain requests, and local copies of bundles
+that nothing names any more (MLflow keeps the models). Never removed: the promotion ledger, trials (the deflated Sharpe
+ratio counts them), observed bars and records (the next data version is made from them), decisions that were emitted,
+stood on an event or have an outcome, fills, breakers, and each bundle that serves, could be rolled back to, or spoke in
+a decision that stays.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from flows.support.installation import Installation
+from flows.support.promotion import champions, promotion_lease, slots_of
+from pipelines.families import FAMILIES
+from serving.inference.generation import read_generation
+
+RULES = {
+    "decisions": "NO_TRADE without an event",
+    "alarms": "cleared; the newest stays",
+    "retrain_requests": "closed; the newest of each family stays",
+    "bundles": "named by no slot, earlier champion or kept decision",
+}
+DIGEST_LETTERS = 64
+GONE = ".gone-"  # a bundle on its way out, so that no reader meets half of one
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """n of one kind. `oldest` is the moment of the oldest; `bytes` on disk, None where a database reuses the space."""
+
+    what: str
+    n: int
+    oldest: datetime | None
+    bytes: int | None
+
+    @property
+    def rule(self) -> str:
+        return RULES[self.what]
+
+
+def cutoff(installation: Installation, days: int, at: datetime) -> datetime:
+    """Only what is older than this goes: `days` before `at`, and nothing that came after the newest data version,
+    which drift is still measured on."""
+    before = at - timedelta(days=days)
+    if (installation.workspace / "data" / "manifest.json").is_file():
+        return min(before, datetime.fromisoformat(installation.manifest()["last"]))
+    return before
+
+
+def plan(installation: Installation, before: datetime) -> list[Removal]:
+    """What `prune` would remove now. Changes nothing."""
+    rows = [Removal(table, n, oldest, None) for table, (n, oldest) in installation.store.prunable(before).items()]
+    return [*rows, _told(list(idle_bundles(installation, before)))]
+
+
+def prune(installation: Installation, before: datetime) -> list[Removal]:
+    """Remove what `plan` shows, and say what went. Services may run. Raises LeaseHeld while a champion is moved."""
+    oldest = {table: moment for table, (_, moment) in installation.store.prunable(before).items()}
+    rows = [Removal(table, n, oldest[table], None) for table, n in installation.store.prune(before).items()]
+    with promotion_lease(installation):  # nobody fetches or publishes a bundle meanwhile
+        idle = list(idle_bundles(installation, before))
+        told = _told(idle)
+        for bundle in idle:
+            bundle.rename(bundle.with_name(GONE + bundle.name))
+        for gone in installation.settings.bundles.glob(f"{GONE}*"):  # and what an interrupted prune left
+            shutil.rmtree(gone)
+    return [*rows, told]
+
+
+def idle_bundles(installation: Installation, before: datetime) -> Iterator[Path]:
+    """Local bundles older than `before` that nothing names.
+
+    Raises  StateError if the generation file cannot be read: then it is not known what is served
+    """
+    named = installation.store.served_digests(before)
+    for family in FAMILIES:
+        slots, held = slots_of(installation.store, family), set(champions(installation.store, family))
+        lines = [line for line in installation.store.promotions(family) if line.to_version in held]
+        named |= {str(line.digest) for line in (*lines, slots.champion, slots.challenger) if line is not None}
+    served = read_generation(installation.settings.serving_dir) or {"families": {}}
+    named |= {str(slot["digest"]) for slots in served["families"].values() for slot in slots.values() if slot}
+    for folder in sorted(installation.settings.bundles.glob("[0-9a-f]*")):
+        is_bundle = folder.is_dir() and len(folder.name) == DIGEST_LETTERS
+        if is_bundle and folder.name not in named and _modified(folder) < before:
+            yield folder
+
+
+def _modified(folder: Path) -> datetime:
+    return datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+
+
+def _told(bundles: list[Path]) -> Removal:
+    size = sum(file.stat().st_size for bundle in bundles for file in bundle.rglob("*") if file.is_file())
+    return Removal("bundles", len(bundles), min(map(_modified, bundles), default=None), size)

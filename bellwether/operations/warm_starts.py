@@ -1,0 +1,114 @@
+"""A warm start that this release cannot read is folded again, from the data version in the workspace.
+
+A release that changes a feature or a signal changes the catalogue, and refuses the state that an earlier one published.
+`bellwether up` looks before it starts the decision service, so that an upgrade needs no person.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+from flows.support import processes
+from flows.support.installation import WORKSPACE, Installation, hold_lease, now
+from flows.support.processes import Progress, silent
+from flows.support.promotion import promotion_lease
+from pipelines import versioning
+from pipelines.errors import BellwetherError, LeaseHeld, StateError
+from pipelines.settings import ROOT, Settings, load_params
+from pipelines.store import Store
+from serving.inference.generation import GENERATION_FILE, read_generation, write_generation
+
+
+def refused(installation: Installation) -> str | None:
+    """Why this release cannot go on from the published warm start; None if it can, or if none is published.
+
+    Raises StateError if the generation file is not one.
+    """
+    served = read_generation(installation.settings.serving_dir)
+    published = served and served.get("warm_start")
+    if not published:
+        return None
+    from pipelines.warm_start import read_warm_start  # all kernels, which no other command waits for
+
+    try:
+        read_warm_start(Path(published["path"]), published["digest"])
+    except (
+        BellwetherError,
+        LookupError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:  # another layout shows as any of them
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def before_start(settings: Settings, progress: Progress = silent) -> None:
+    """Rebuild a published warm start that this release refuses, and say so; what cannot be rebuilt is said too.
+
+    The services start all the same: without live state the decision service is not ready, and its alarm says why.
+    Nothing is looked at where nothing was ever published, or while the decision service answers.
+    """
+    if not (settings.serving_dir / GENERATION_FILE).is_file() or processes.is_responding(settings, "decision"):
+        return
+    installation = Installation(
+        settings, load_params(settings.params_file), Store.open(settings.store, settings.durability)
+    )
+    try:
+        if (why := refused(installation)) is not None:
+            progress(f"the published warm start is refused ({why}); folding it again")
+            progress(f"warm start folded again: generation {rebuild(installation)}")
+    except (StateError, LeaseHeld) as error:
+        progress(str(error))
+    finally:
+        installation.store.close()
+
+
+def rebuild(installation: Installation) -> int:
+    """Fold the workspace's data once more, publish the result and name it to serving; returns the new generation.
+
+    What was observed since is in the store, and the service folds it on top. Raises StateError without a workspace
+    that holds data, labels and a generation file, with the command that makes all of them.
+    """
+    from pipelines.warm_start import publish_warm_start
+
+    remedy = "`bellwether run --once` trains and publishes a new one"
+    workspace, labels = installation.workspace, installation.workspace / "artifacts" / "labels" / "traditional.json"
+    for wanted in (workspace / "data" / "manifest.json", workspace / "data.dvc", labels):
+        if not wanted.is_file():
+            raise StateError(f"the warm start cannot be folded again: {wanted} is not there; {remedy}")
+    lease = timedelta(minutes=installation.params.retrain.lease_minutes)
+    with (
+        hold_lease(installation, WORKSPACE, lease, timeout_s=60.0),
+        tempfile.TemporaryDirectory(dir=installation.settings.home) as scratch,
+    ):
+        folder = Path(scratch)
+        (folder / "data").symlink_to(workspace / "data")
+        shutil.copy2(workspace / "data.dvc", folder / "data.dvc")
+        shutil.copy2(installation.settings.params_file, folder / "params.yaml")
+        _fold(folder, remedy)
+        told, data_hash = json.loads(labels.read_text()), versioning.data_hash(folder)
+        into = installation.settings.serving_dir / "warm"
+        into.mkdir(parents=True, exist_ok=True)
+        stage = folder / "artifacts" / "features" / "warm"
+        published = publish_warm_start(stage, into, data_hash=data_hash, hits=told["hits"], n=told["n"])
+    with promotion_lease(installation):
+        served = read_generation(installation.settings.serving_dir)
+        families = served["families"] if served else {}
+        return write_generation(installation.settings.serving_dir, families, published, now())
+
+
+def _fold(folder: Path, remedy: str) -> None:
+    """The features stage in a process of its own, as dvc.yaml runs it: it reads and writes where it stands."""
+    words = [sys.executable, "-P", "-m", "pipelines.training.stages", "features"]
+    done = subprocess.run(
+        words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise StateError(f"the warm start cannot be folded again: {' '.join(said)[:300]}; {remedy}")

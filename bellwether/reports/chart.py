@@ -1,0 +1,220 @@
+"""A picture of a market and of what the product said: candles, signals where they began to speak, decisions, regimes.
+
+Everything drawn was computed before: signals of the newest snapshot, and after its end those stored with each decision.
+A bar nobody decided on after the snapshot has no signals, and is drawn without.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows.support.installation import Installation
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, REGIMES, TIMEFRAME_SECONDS, VOLUME, Decision, Floats
+from pipelines.data.timeframes import resample
+from pipelines.errors import UnknownName
+from pipelines.signals.catalog import PRODUCERS, SIGNALS
+from pipelines.signals.signal_registry import direction, onsets
+from pipelines.store import DecisionRecord
+
+SHOWN = ("ict", "order_flow")  # categories drawn at once; the others wait in the legend
+COLOURS = dict(zip(REGIMES, ("#4c78a8", "#b8b8b8", "#e45756", "#72b7b2"), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class ChartData:
+    """bars (n, 8) decision bars; signals (n, len(SIGNALS.columns)), NaN where none were computed; the decisions made
+    on these bars, oldest first."""
+
+    symbol: str
+    step_s: int
+    bars: Floats
+    signals: Floats
+    decisions: tuple[Decision, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A signal beginning to speak: at which bar, which way, how strongly, of which prices."""
+
+    signal: str
+    at: int
+    direction: int
+    strength: float
+    low: float
+    high: float
+
+
+def gather(installation: Installation, symbol: str | None, last: int) -> ChartData:
+    """The newest `last` decision bars of a market. Raises UnknownName for one nobody has data of, StateError before the
+    first ingest."""
+    described, meta = installation.manifest(), installation.meta()
+    name = symbol or str(described["symbol"])
+    step_s = TIMEFRAME_SECONDS[meta["decision_timeframe"]]
+    bars, signals = np.empty((0, 8)), np.empty((0, len(SIGNALS.columns)))
+    if name == described["symbol"]:
+        folder = installation.workspace / "artifacts" / "features"
+        bars, signals = np.load(folder / "decision.npy"), np.load(folder / "signals.npy")
+    end = float(bars[-1, OPEN_TIME] + step_s) if len(bars) else -np.inf
+    observed = installation.store.bars(name, end - 1.0)
+    if not len(bars) and not len(observed):
+        raise UnknownName(
+            f"no bars of {name!r}; known: {', '.join({described['symbol'], *installation.store.symbols()})}"
+        )
+    live = resample(observed, TIMEFRAME_SECONDS[described["timeframe"]], step_s) if len(observed) else bars[:0]
+    bars = np.vstack([bars, live])[-last:]
+    first = datetime.fromtimestamp(bars[0, OPEN_TIME] + step_s, UTC)
+    records = installation.store.decisions(name, since=first)
+    signals = np.vstack([signals, _as_decided(live, records, step_s)])[-last:]
+    return ChartData(name, step_s, bars, signals, tuple(record.decision for record in records))
+
+
+def _as_decided(bars: Floats, records: Sequence[DecisionRecord], step_s: int) -> Floats:
+    """(n, k) signal rows stored with the decisions on these bars; NaN for a bar nobody decided on."""
+    known = {record.decision.as_of.timestamp(): np.frombuffer(record.signals, dtype="<f8") for record in records}
+    missing = np.full(len(SIGNALS.columns), np.nan)
+    closes = (bars[:, OPEN_TIME] + step_s).tolist()
+    return np.array([known.get(close, missing) for close in closes]).reshape(len(bars), len(SIGNALS.columns))
+
+
+def marks(signals: Floats) -> list[Mark]:
+    """Where each signal began to speak: it says a side that it did not say at the bar before."""
+    found = []
+    for name in (name for names in PRODUCERS.values() for name in names):
+        side = direction(signals, name)
+        strength, low, high = (signals[:, SIGNALS.index[f"{name}.{part}"]] for part in ("strength", "low", "high"))
+        found += [
+            Mark(name, int(i), int(side[i]), float(strength[i]), float(low[i]), float(high[i])) for i in onsets(side)
+        ]
+    return sorted(found, key=lambda mark: (mark.at, mark.signal))
+
+
+def to_dict(drawn: ChartData) -> dict[str, Any]:
+    """The same as plain JSON."""
+    times = [_moment(t + drawn.step_s) for t in drawn.bars[:, OPEN_TIME].tolist()]
+    return {
+        "symbol": drawn.symbol,
+        "bars": len(times),
+        "from": times[0],
+        "to": times[-1],
+        "without_signals": int(np.isnan(drawn.signals).all(axis=1).sum()),
+        "signals": [
+            {"signal": m.signal, "at": times[m.at], "direction": m.direction, "strength": _known(m.strength),
+             "low": _known(m.low), "high": _known(m.high)}
+            for m in marks(drawn.signals)
+        ],
+        "decisions": [
+            {"id": d.id, "as_of": d.as_of.isoformat(), "action": d.action, "entry": d.entry, "stop": d.stop,
+             "target": d.take_profits[0] if d.take_profits else None, "regime": d.regime, "tier": d.tier}
+            for d in drawn.decisions if d.action != "NO_TRADE"
+        ],
+    }  # fmt: skip
+
+
+def write(drawn: ChartData, file: Path) -> Path:
+    """The picture as one self-contained page."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    bars, times = drawn.bars, [_moment(t + drawn.step_s) for t in drawn.bars[:, OPEN_TIME].tolist()]
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.85, 0.15], vertical_spacing=0.02)
+    figure.add_trace(
+        go.Candlestick(x=times, open=bars[:, OPEN], high=bars[:, HIGH], low=bars[:, LOW], close=bars[:, CLOSE],
+                       name=drawn.symbol, showlegend=False), row=1, col=1,
+    )  # fmt: skip
+    reach = float(np.median(bars[:, HIGH] - bars[:, LOW]))
+    for category, names in PRODUCERS.items():
+        for i, name in enumerate(names):
+            mine = [mark for mark in marks(drawn.signals) if mark.signal == name]
+            figure.add_trace(_trace(go, mine, bars, times, reach, i, category), row=1, col=1)
+    for decision in (d for d in drawn.decisions if d.action != "NO_TRADE" and d.entry is not None):
+        _add_decision(figure, go, decision)
+    figure.add_trace(go.Bar(x=times, y=bars[:, VOLUME], name="volume", marker_color="#9db2bf", showlegend=False),
+                     row=2, col=1)  # fmt: skip
+    for first, end, regime in _stretches(drawn):
+        figure.add_vrect(x0=_moment(first), x1=_moment(end), fillcolor=COLOURS[regime], opacity=0.12, line_width=0)
+    for regime, colour in COLOURS.items():
+        swatch = {"symbol": "square", "size": 12, "color": colour, "opacity": 0.4}
+        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", name=regime, marker=swatch))
+    blind = int(np.isnan(drawn.signals).all(axis=1).sum())
+    unseen = f", {blind} of them without signals" if blind else ""
+    emitted = sum(d.action != "NO_TRADE" for d in drawn.decisions)
+    figure.update_layout(
+        title=f"{drawn.symbol}: {len(bars):,} bars of {drawn.step_s // 60} min to {times[-1]} UTC{unseen}; "
+        f"{len(drawn.decisions):,} decisions, {emitted} emitted",
+        xaxis_rangeslider_visible=False, template="plotly_white", height=900, legend={"groupclick": "toggleitem"},
+        hovermode="closest", margin={"l": 60, "r": 20, "t": 60, "b": 40},
+    )  # fmt: skip
+    figure.update_yaxes(title_text="price", row=1, col=1)
+    figure.update_yaxes(title_text="volume", row=2, col=1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.write_html(file, include_plotlyjs=True)
+    return file
+
+
+def _trace(go: Any, mine: list[Mark], bars: Floats, times: list[str], reach: float, rank: int, category: str) -> Any:
+    """One signal's marks: under the bar where it speaks for a rise, over it for a fall, each at a height of its own."""
+    away = reach * (0.6 + 0.5 * rank)
+    return go.Scatter(
+        x=[times[m.at] for m in mine],
+        y=[bars[m.at, LOW] - away if m.direction > 0 else bars[m.at, HIGH] + away for m in mine],
+        mode="markers",
+        name=mine[0].signal if mine else "",
+        showlegend=bool(mine),
+        legendgroup=category,
+        legendgrouptitle_text=category,
+        visible=True if category in SHOWN else "legendonly",
+        marker={
+            "symbol": ["triangle-up" if m.direction > 0 else "triangle-down" for m in mine],
+            "size": 9,
+            "line": {"width": 1, "color": ["#1a7f37" if m.direction > 0 else "#b42318" for m in mine]},
+        },
+        text=[f"{m.signal} {'up' if m.direction > 0 else 'down'}, strength {m.strength:.2f}{_zone(m)}" for m in mine],
+        hovertemplate="%{text}<br>%{x}<extra></extra>",
+    )
+
+
+def _zone(mark: Mark) -> str:
+    return f", prices {mark.low:,.2f} to {mark.high:,.2f}" if np.isfinite(mark.low) and np.isfinite(mark.high) else ""
+
+
+def _add_decision(figure: Any, go: Any, decision: Decision) -> None:
+    """Entry with its stop and target until it expires."""
+    until = (decision.expiry or decision.as_of).isoformat()
+    colour = "#1a7f37" if decision.action == "BUY" else "#b42318"
+    hover = f"{decision.action} {decision.size:.2%}, edge {decision.edge_bps or 0:.1f} bps, {decision.id}"
+    figure.add_trace(
+        go.Scatter(x=[decision.as_of.isoformat()], y=[decision.entry], mode="markers+text", text=[decision.action],
+                   textposition="top center", marker={"symbol": "star", "size": 15, "color": colour}, showlegend=False,
+                   hovertext=hover),
+        row=1, col=1,
+    )  # fmt: skip
+    for level, dash in ((decision.stop, "dot"), (decision.take_profits[0] if decision.take_profits else None, "dash")):
+        if level is not None:
+            figure.add_shape(type="line", x0=decision.as_of.isoformat(), x1=until, y0=level, y1=level,
+                             line={"color": colour, "width": 1.5, "dash": dash}, row=1, col=1)  # fmt: skip
+
+
+def _stretches(drawn: ChartData) -> list[tuple[float, float, str]]:
+    """(from, to, regime) of decisions in a row that knew the same regime, epoch seconds."""
+    found: list[tuple[float, float, str]] = []
+    for decision in drawn.decisions:
+        if decision.regime is None:
+            continue
+        end = decision.as_of.timestamp()
+        if found and found[-1][2] == decision.regime and end - found[-1][1] <= drawn.step_s:
+            found[-1] = (found[-1][0], end, decision.regime)
+        else:
+            found.append((end - drawn.step_s, end, decision.regime))
+    return found
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,174 @@
+"""The signals of a market: which there are, what one that cannot speak waits for, and what each was worth.
+
+Counts and scores are those of the newest snapshot: what was folded when it was ingested. A market that is only observed
+has no snapshot; it is listed by the bars observed and by the signals stored with its decisions.
+"""
+
+from collections.abc import Set
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bellwether.reports.chart import gather
+from flows.support.installation import Installation
+from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TAKER_BUY, TAPE, TIMEFRAME_SECONDS, VOLUME, Floats
+from pipelines.errors import StateError, UnknownName
+from pipelines.evaluation.signals import Scores, format_estimate, score_signals, write_page
+from pipelines.features.catalog import absent_columns
+from pipelines.signals.catalog import PRODUCERS, SIGNALS
+from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, onsets
+
+__all__ = ["SCORE_COLUMNS", "format_estimate", "listing", "missing_inputs", "score", "score_rows", "write"]
+EVERY_BAR = 2**31  # of a market that is only observed
+SCORE_COLUMNS = ("signal", "n", "a week", "bars held", "hit rate", "gross bps", "net bps")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A market's decision bars (n, 8) of `step_s` seconds, signals (n, ks) on them, and what was recorded beside prices
+    in the words of `Column.needs`."""
+
+    symbol: str
+    step_s: int
+    bars: Floats
+    signals: Floats
+    given: set[str]
+
+
+def listing(installation: Installation, symbol: str | None) -> dict[str, Any]:
+    """Every row S1–S17 and D7 with its signals, JSON-ready; before the first ingest, what each of them needs.
+
+    Raises UnknownName for a market nobody has data of, StateError for one asked for before the first ingest, or if the
+    snapshot was folded by another catalogue.
+    """
+    known = None if symbol is None and not _ingested(installation) else _known(installation, symbol)
+    lines = [
+        {"row": row, "told": about.description, "signal": name, **_line(known, name)}
+        for row, about in SIGNAL_REGISTRY.items()
+        for name in about.signals or (None,)
+    ]
+    n = 0 if known is None else len(known.bars)
+    return {
+        "symbol": known and known.symbol,
+        "bars": n,
+        "to": _moment(known, n - 1) if known and n else None,
+        "recorded": known and sorted(known.given),
+        "signals": lines,
+    }
+
+
+def _line(known: Known | None, name: str | None) -> dict[str, Any]:
+    """What can be said of one signal: its category, whether it can speak, how often it began to, and when last."""
+    silent = {"category": None, "status": "rule, no signal", "needs": None, "spoke": None, "last": None}
+    if name is None:
+        return silent
+    category = next((group for group, heard in PRODUCERS.items() if name in heard), None)
+    column = SIGNALS.index.get(f"{name}.direction")
+    if column is None:
+        return silent | {"category": category, "status": "unavailable: needs a producer", "needs": "a producer"}
+    needs = SIGNALS.catalogue[column].needs
+    if known is None:
+        return silent | {"category": category, "status": f"needs {missing_inputs(needs)}" if needs else "needs prices",
+                         "needs": needs}  # fmt: skip
+    side = direction(known.signals, name)
+    at = onsets(side)
+    lacking = absent_columns((SIGNALS.catalogue[column],), known.given)
+    warmup = int(SIGNALS.warmup[column])
+    status = "available"
+    if lacking and not len(at):
+        status = f"unavailable: needs {missing_inputs(lacking[f'{name}.direction'], known.given)}"
+    elif len(known.bars) < warmup:
+        status = f"unavailable: needs {warmup:,} bars"
+    spoke = None if status != "available" else len(at)
+    return {"category": category, "status": status, "needs": needs, "spoke": spoke,
+            "last": _moment(known, int(at[-1])) if len(at) else None}  # fmt: skip
+
+
+def missing_inputs(needs: str, given: Set[str] = frozenset()) -> str:
+    """What of `Column.needs` is not among `given`, for people; a tape is one thing to record."""
+    ways = []
+    for way in needs.split(" or "):
+        lacking = [part.removeprefix("context:") for part in way.split(" and ") if part not in given]
+        told = [name for name in lacking if name not in TAPE or name.startswith("order_flow")]
+        told += ["a tape of the book"] if len(told) < len(lacking) else []
+        ways.append(" and ".join("taker volume" if name == "taker" else name.replace("_", " ") for name in told))
+    return " or ".join(ways)
+
+
+def _ingested(installation: Installation) -> bool:
+    return (installation.workspace / "artifacts" / "features" / "meta.json").is_file()
+
+
+def _known(installation: Installation, symbol: str | None) -> Known:
+    described, meta = installation.manifest(), installation.meta()
+    step_s = TIMEFRAME_SECONDS[meta["decision_timeframe"]]
+    if symbol in (None, described["symbol"]):
+        bars, signals, levels, context = (
+            _array(installation, name) for name in ("decision", "signals", "books", "context")
+        )
+        return Known(str(described["symbol"]), step_s, bars, _of_this_catalogue(meta, signals),
+                     _given(bars, levels, context))  # fmt: skip
+    drawn = gather(installation, symbol, EVERY_BAR)
+    return Known(drawn.symbol, drawn.step_s, drawn.bars, drawn.signals, _given(drawn.bars, None, None))
+
+
+def _array(installation: Installation, name: str) -> Floats:
+    array: Floats = np.load(installation.workspace / "artifacts" / "features" / f"{name}.npy")
+    return array
+
+
+def _of_this_catalogue(meta: dict[str, Any], signals: Floats) -> Floats:
+    if meta["signal_columns"] != list(SIGNALS.columns):
+        raise StateError(
+            f"the newest snapshot holds {len(meta['signal_columns'])} signal columns of another catalogue, this one "
+            f"has {len(SIGNALS.columns)}; run `bellwether run --once` to fold it again"
+        )
+    return signals
+
+
+def _given(bars: Floats, levels: Floats | None, context: Floats | None) -> set[str]:
+    """What is there beside prices: bars (n, 8), books (n, 2, levels, 3), context (n, CONTEXT_WIDTH)."""
+    told = {"volume": bars[:, VOLUME], "taker": bars[:, TAKER_BUY]}
+    if levels is not None:
+        told["book"] = levels[:, :, :1, 0]
+    if context is not None:
+        told |= {f"context:{name}": values for name, values in zip(CONTEXT_FIELDS, context.T, strict=True)}
+    return {name for name, values in told.items() if values.size and not np.isnan(values).all()}
+
+
+def score(installation: Installation, symbol: str | None) -> tuple[str, Scores]:
+    """The market of the newest snapshot and its scores. Raises UnknownName for another one: it has no history here."""
+    described, meta = installation.manifest(), installation.meta()
+    name = str(described["symbol"])
+    if symbol not in (None, name):
+        raise UnknownName(
+            f"the newest snapshot is of {name}, not of {symbol!r}; ingest that one to score signals on it"
+        )
+    signals = _of_this_catalogue(meta, _array(installation, "signals"))
+    features, step_s = _array(installation, "features"), TIMEFRAME_SECONDS[meta["decision_timeframe"]]
+    atr = features[:, meta["feature_columns"].index("atr_14")]
+    return name, score_signals(
+        signals, _array(installation, "decision"), _array(installation, "base"), atr, step_s, installation.params
+    )
+
+
+def score_rows(scores: Scores) -> list[list[Any]]:
+    """A line a signal under SCORE_COLUMNS, the best net return first and those that never spoke last."""
+    ranked = sorted(scores.scores, key=lambda s: (s.net_bps.n == 0, -s.net_bps.value if s.net_bps.n else 0.0))
+    return [
+        [s.signal, f"{s.began:,}", f"{s.per_week:.1f}", format_estimate(s.hold_bars), format_estimate(s.hit_rate, 3), format_estimate(s.gross_bps),
+         format_estimate(s.net_bps)]
+        for s in ranked
+    ]  # fmt: skip
+
+
+def write(symbol: str, scores: Scores, file: Path) -> Path:
+    return write_page(file, scores, symbol)
+
+
+def _moment(known: Known, at: int) -> str:
+    """Close of a bar: when what stands on it was known."""
+    return datetime.fromtimestamp(known.bars[at, OPEN_TIME] + known.step_s, UTC).strftime("%Y-%m-%d %H:%M")

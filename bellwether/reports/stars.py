@@ -1,0 +1,109 @@
+"""The stars of the unicorn rating, measured: on the newest snapshot, or on a file without anything ingested."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from flows.support.installation import Installation
+from flows.support.market_access import market_records
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats
+from pipelines.data.alignment import align
+from pipelines.data.quality import assess
+from pipelines.data.schemas import to_matrix
+from pipelines.data.sources import make_source, normalise_symbol
+from pipelines.data.timeframes import infer_timeframe, resample
+from pipelines.errors import StateError, UnknownName
+from pipelines.evaluation.stars import Contribution, Contributions, measure_contributions
+from pipelines.settings import Params
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.stars import history
+
+COLUMNS = ("star", "true", "of bar x side", "lift bps [95 %]", "it is true for a side where")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A market and what its stars were worth; UTC closes of its first and last decision bar."""
+
+    symbol: str
+    timeframe: str
+    first: str
+    last: str
+    worths: Contributions
+
+
+def of_snapshot(installation: Installation, symbol: str | None) -> Measured:
+    """From what the last ingest folded. Raises UnknownName for another market, StateError before the first ingest or
+    if the snapshot was folded by another catalogue."""
+    described, meta = installation.manifest(), installation.meta()
+    if symbol is not None and normalise_symbol(symbol) != described["symbol"]:
+        raise UnknownName(
+            f"the newest snapshot is of {described['symbol']}, not of {symbol}; ingest that market with `bellwether "
+            "run`, or measure a file with --path"
+        )
+    if meta["signal_catalogue_hash"] != SIGNALS.catalogue_hash:
+        raise StateError("the newest snapshot was folded by other signals; `bellwether run --once` folds it again")
+    folder = installation.workspace / "artifacts" / "features"
+    base, decision, signals = (np.load(folder / f"{name}.npy") for name in ("base", "decision", "signals"))
+    return _measured(str(described["symbol"]), meta["decision_timeframe"], decision, signals, base, installation.params)
+
+
+def of_file(path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime) -> Measured:
+    """Read a file as ingest does, fold its signals, and measure; nothing is written. Raises what the source raises,
+    StateError for a file without bars."""
+    name = normalise_symbol(symbol or "UNNAMED/USD")
+    source = make_source("files", path=path)
+    frame = source.fetch(name, as_of=at, ingested_at=at)
+    timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
+    base = to_matrix(assess(frame, timeframe, at).clean)
+    decision_tf = params.data.decision_timeframe_for(timeframe)
+    step_s = TIMEFRAME_SECONDS[decision_tf]
+    decision = resample(base, TIMEFRAME_SECONDS[timeframe], step_s)
+    if not len(decision):
+        raise StateError(f"{path} holds no whole {decision_tf} bar; bring a longer file")
+    levels, told = align(
+        decision[:, OPEN_TIME] + step_s, step_s, *market_records(source, name, [str(file) for file in context], at)
+    )
+    signals = SIGNALS.run(decision, levels, told)
+    return _measured(name if symbol else str(path), decision_tf, decision, signals, base, params)
+
+
+def _measured(
+    symbol: str, timeframe: str, decision: Floats, signals: Floats, base: Floats, params: Params
+) -> Measured:  # fmt: skip
+    step_s = TIMEFRAME_SECONDS[timeframe]
+    first, last = (_moment(decision[i, OPEN_TIME] + step_s) for i in (0, -1))
+    truth = history(decision, signals, SIGNALS.columns)
+    return Measured(symbol, timeframe, first, last, measure_contributions(truth, decision, base, step_s, params))
+
+
+def rows(found: Contributions) -> list[list[str]]:
+    """A row a star and a rating, in the order of COLUMNS."""
+    return [_row(each) for each in (*found.stars, *found.ratings)]
+
+
+def _row(star: Contribution) -> list[str]:
+    lift, told = star.lift_bps, "–"
+    if not star.known:
+        told = "inputs missing"
+    elif np.isfinite(lift.low):
+        told = f"{lift.value:+.1f} [{lift.low:+.1f}, {lift.high:+.1f}]"
+    elif np.isfinite(lift.value):
+        told = f"{lift.value:+.1f} [too few]"
+    share = f"{star.prevalence:.2%}" if star.known else "–"
+    return [star.name, share, f"{star.known:,}", told, star.definition]
+
+
+def verdict(found: Contributions) -> str:
+    """How many intervals exclude nought, against how many would by luck."""
+    outside = found.excluding_zero
+    return (
+        f"of {found.measured} stars that could be measured, {len(outside)} have an interval without nought"
+        f"{': ' + ', '.join(outside) if outside else ''}; {0.05 * found.measured:.1f} would by luck"
+    )
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")

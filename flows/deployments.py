@@ -1,0 +1,57 @@
+"""Every deployment, in one table; `python -m flows.deployments` serves them all. `flows.support.schedules` says when they run."""
+
+from typing import Any
+
+from prefect import serve
+
+from flows.evaluate import evaluate
+from flows.ingest import ingest
+from flows.lifecycle import lifecycle
+from flows.monitor import monitor
+from flows.promote import promote, reconcile
+from flows.reconciler import watch_in_background
+from flows.retrain import retrain
+from flows.rollback import rollback
+from flows.support import processes
+from flows.support.schedules import RegisterOnceDeployment, drift_trigger, plan
+from flows.train import train
+from pipelines.permissions import restrict
+from pipelines.settings import load_params, settings
+
+# flow, what it is for
+DEPLOYMENTS: list[tuple[Any, str]] = [
+    (ingest, "Market data into a checked, versioned snapshot"),
+    (train, "Fit and register candidates from the newest snapshot"),
+    (evaluate, "Put a registered version through the gate"),
+    (promote, "Make a version champion; `manual` waits for a person, and holds no process while it does"),
+    (reconcile, "Aliases and ledger once more; flows.reconciler saw them first"),
+    (monitor, "Resolve outcomes, watch drift and loss, report"),
+    (retrain, "A new challenger; started by drift, loss, age, the schedule, or a person"),
+    (rollback, "The previous champion back, in one step"),
+    (lifecycle, "One whole turn of the loop"),
+]
+
+
+def deployments() -> list[RegisterOnceDeployment]:
+    planned = plan(load_params(settings().params_file))
+    return [
+        RegisterOnceDeployment.from_flow(
+            flow,
+            name=flow.name,
+            schedules=list(planned[flow.name].schedules),
+            parameters=planned[flow.name].parameters,
+            triggers=[drift_trigger()] if planned[flow.name].on_drift else [],
+            description=description,
+            concurrency_limit=1,
+            tags=["bellwether"],
+        )
+        for flow, description in DEPLOYMENTS
+    ]
+
+
+if __name__ == "__main__":
+    restrict()
+    processes.await_healthy(settings(), ["prefect"])  # registering needs the server
+    # schedules stay as a person left them: stopping this process does not pause them
+    with watch_in_background():
+        serve(*deployments(), limit=8, print_starting_message=False, pause_on_shutdown=False)

@@ -1,0 +1,1 @@
+"""What flows and commands share: the installation, promotion, the process table, market access, progress."""

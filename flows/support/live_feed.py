@@ -1,0 +1,109 @@
+"""The live tail of a market, shown to the service bar by bar: what comes after the history it was trained on."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from flows.support.installation import Installation, now
+from flows.support.market_access import market_records, market_source
+from flows.support.progress import track
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
+from pipelines.data import schemas
+from pipelines.data.alignment import known_between
+from pipelines.data.quality import assess
+from pipelines.data.sources import Records
+from pipelines.data.timeframes import infer_timeframe
+from pipelines.errors import NotEnoughData, StateError
+from pipelines.monitoring.outcomes import resolve
+from pipelines.store import decision_of
+from serving.client import Client
+
+
+def live_tail(
+    installation: Installation,
+    source: str,
+    symbol: str,
+    path: str | None,
+    since: datetime | None = None,
+    context: Sequence[str] = (),
+) -> tuple[datetime, Floats, Records]:
+    """(end of the history, base bars (n, 8) after it, all records): the simulator's live days, or the last of a file or
+    exchange.
+
+    since    first bar asked of an exchange; None = data.retention_days ago
+    context  files of context beside the bars, or the folder of a recorded book
+    """
+    origin = market_source(installation, source, path, since)
+    frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
+    told = market_records(origin, symbol, context, now())
+    bars = schemas.to_matrix(assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), now()).clean)
+    live_days = installation.params.data.live_days
+    if source == "simulator":
+        cut = installation.params.simulator.start + timedelta(days=installation.params.simulator.history_days)
+    elif len(bars) == 0 or bars[-1, OPEN_TIME] - bars[0, OPEN_TIME] <= 86400 * (live_days + 1):
+        raise NotEnoughData(
+            f"{symbol}: {path or source} has {len(bars):,} usable bars, no history before the last {live_days} days, "
+            "kept for the live service. Give a longer file (or --days), or lower data.live_days in params.yaml."
+        )
+    else:
+        cut = utc(bars[-1, OPEN_TIME]) - timedelta(days=live_days)
+        cut = cut.replace(hour=0, minute=0, second=0, microsecond=0)
+    start = cut.timestamp()
+    newest = installation.store.newest_bar(symbol)
+    if (
+        source == "exchange" and newest is not None and already_ingested(installation, symbol)
+    ):  # it went on while nobody ran
+        start = min(start, newest)
+    return cut, bars[bars[:, OPEN_TIME] >= start], told
+
+
+def already_ingested(installation: Installation, symbol: str) -> bool:
+    """Whether the newest snapshot is of this market and the service has seen bars after it."""
+    try:
+        described = installation.manifest()
+    except StateError:
+        return False
+    return bool(described["symbol"] == symbol and installation.store.newest_bar(symbol) is not None)
+
+
+def send_live_bars(
+    client: Client, installation: Installation, symbol: str, bars: Floats, told: Records = (None, None)
+) -> list[dict[str, Any]]:
+    """Observe base bars, with the records known by then, and ask for a decision at each decision bar's close.
+
+    Bars already stored are not sent again, nor what was known when the last of them closed.
+    """
+    newest, described = installation.store.newest_bar(symbol), installation.manifest()
+    last = datetime.fromisoformat(described["last"]).timestamp() if newest is None else newest
+    if newest is not None:
+        bars = bars[bars[:, OPEN_TIME] > last]
+    if len(bars) == 0:
+        return []
+    base_s, cost_bps = TIMEFRAME_SECONDS[described["timeframe"]], installation.params.costs.round_trip_bps
+    step_s = TIMEFRAME_SECONDS[installation.params.data.decision_timeframe_for(described["timeframe"])]
+    groups = list(by_decision_bar(bars, step_s))
+    answers = []
+    waiting: dict[str, Decision] = {}  # decisions on an event whose outcome lies ahead
+    seen, heard = 0, last + base_s  # what became known while the market was closed comes with its next bar
+    for close, group in track(groups, f"live: {len(groups):,} decision bars of {symbol}", len(groups)):
+        client.observe(symbol, group, *known_between(*told, heard, close))
+        heard = close
+        seen += len(group)
+        for outcome in resolve(list(waiting.values()), bars[:seen], base_s, cost_bps):
+            client.outcome(outcome)  # at once, so that the account the next decision rests on is the real one
+            del waiting[outcome.decision_id]
+        answer = client.decide(symbol)
+        if answer["event"] is not None and answer["stop"] is not None:
+            waiting[answer["id"]] = decision_of(answer)
+        answers.append(answer)
+    return answers
+
+
+def by_decision_bar(bars: Floats, step_s: int) -> Iterator[tuple[float, Floats]]:
+    """(close time, its base bars) of each decision bar in `bars`, in time order."""
+    slot = np.floor(bars[:, OPEN_TIME] / step_s)
+    edges = np.flatnonzero(np.diff(slot)) + 1
+    for part in np.split(bars, edges):
+        yield (np.floor(part[0, OPEN_TIME] / step_s) + 1) * step_s, part

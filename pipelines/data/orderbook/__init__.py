@@ -1,0 +1,1 @@
+"""The limit order book and what is computed from its events."""

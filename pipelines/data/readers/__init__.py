@@ -1,0 +1,1 @@
+"""Readers of recorded markets: files, exchanges, recordings, context."""

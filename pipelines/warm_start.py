@@ -1,0 +1,261 @@
+"""Warm start: where the training fold ended, so that the live service goes on from exactly there (L2).
+
+Two steps. The features stage writes one beside its arrays (`write_warm_start`). When a data version goes live, it is
+published under its digest with what only a promotion knows (`publish_warm_start`). Pure arrays, bytes and JSON, every
+file under a sha256; nothing in it can carry code.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.clock import MODES, Mode
+from pipelines.contracts import (
+    BAR_WIDTH,
+    CLOSE,
+    OPEN_TIME,
+    RETAINED_BARS,
+    TIMEFRAME_SECONDS,
+    Books,
+    Bools,
+    ContextFeed,
+    Estimate,
+    Floats,
+    History,
+)
+from pipelines.data.alignment import prune_records
+from pipelines.errors import BadShape, DigestMismatch, NotEnoughData, StateError
+from pipelines.features.catalog import FEATURES
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.category_scores import CategoryScores
+
+MANIFEST = "manifest.json"
+WEEK_S = 7 * 86400
+CLOSED_SHARE = 0.5
+CLOCK_CHANGE_S = 3600
+CLOSURE_WEEKS = 8
+CLOSES_KEPT = 16_384  # decision bars whose closing price is kept: half a year of 15 minutes, for the tails of risk
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True, slots=True)
+class WarmStart:
+    """The state of one symbol after the last base bar of a data version.
+
+    last_open_time  epoch seconds: open of that base bar
+    feature_state, signal_state  flat fold states after `bar`
+    tail            (t, 8) base bars of the decision bar that is still open
+    history         the newest RETAINED_BARS closed decision bars and everything known at their closes; the last is the
+                    bar the states follow
+    books, feed     records that a later close can still read; None where the snapshot holds no such record
+    closes          (n, 2) newest CLOSES_KEPT decision bars: close time, epoch s; price
+    closures        (slots of the week,) True where the market is regularly closed: a bar missing there is no gap
+    clock           the clock of the data version, see pipelines.clock; None: from before release 0.6.0, it does not say
+    data_hash       of the data version; None before publication
+    traditional     hit rate of the traditional consensus on that history; None if it had no resolved event
+    reference       what drift is measured against, as its writer defined it
+    digest          sha256 of the manifest
+    """
+
+    symbol: str
+    base_timeframe: str
+    decision_timeframe: str
+    last_open_time: float
+    feature_state: Floats
+    signal_state: Floats
+    tail: Floats
+    history: History
+    books: Books | None
+    feed: ContextFeed | None
+    closes: Floats
+    closures: Bools
+    category_scores: CategoryScores
+    clock: Mode | None
+    data_hash: str | None
+    traditional: Estimate | None
+    reference: Mapping[str, Any]
+    digest: str
+
+
+def write_warm_start(
+    folder: Path,
+    *,
+    symbol: str,
+    base_timeframe: str,
+    decision_timeframe: str,
+    feature_state: Floats,
+    signal_state: Floats,
+    base: Floats,
+    history: History,
+    category_scores: CategoryScores,
+    clock: Mode,
+    books: Books | None = None,
+    feed: ContextFeed | None = None,
+) -> None:
+    """Write the stage's part.
+
+    base (n, 8) bars, `history` of all decision bars, books and feed of the snapshot. The states are the folds' after
+    the last decision bar. Raises NotEnoughData without a closed decision bar.
+    """
+    if len(history) == 0:
+        raise NotEnoughData(f"{symbol}: no closed {decision_timeframe} bar in {len(base)} {base_timeframe} bars")
+    step_s = TIMEFRAME_SECONDS[decision_timeframe]
+    open_from = history.bars[-1, OPEN_TIME] + step_s
+    books, feed = prune_records(open_from, step_s, books, feed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "features.state").write_bytes(FEATURES.dump(feature_state))
+    (folder / "signals.state").write_bytes(SIGNALS.dump(signal_state))
+    newest = history.bars[-CLOSES_KEPT:]
+    arrays = {
+        "tail": base[base[:, OPEN_TIME] >= open_from],
+        "closes": np.column_stack([newest[:, OPEN_TIME] + step_s, newest[:, CLOSE]]),
+        "closures": weekly_closures(history.bars, step_s),
+    }
+    for kind, told in (("history", history), ("book", books), ("context", feed)):
+        if told is not None:
+            arrays |= {f"{kind}.{part.name}": getattr(told, part.name) for part in fields(told)}
+    for name, array in arrays.items():
+        kept = array[-RETAINED_BARS:] if name.startswith("history.") else array
+        np.save(folder / f"{name}.npy", np.ascontiguousarray(kept), allow_pickle=False)
+    (folder / "voices.json").write_text(category_scores.to_json())
+    meta = {
+        "symbol": symbol,
+        "base_timeframe": base_timeframe,
+        "decision_timeframe": decision_timeframe,
+        "clock": clock,
+        "last_open_time": float(base[-1, OPEN_TIME]),
+        "catalogue_hash": FEATURES.catalogue_hash,
+        "signal_catalogue_hash": SIGNALS.catalogue_hash,
+        "data_hash": None,
+        "traditional": None,
+        "reference": {},
+    }
+    _seal(folder, meta)
+
+
+def publish_warm_start(
+    stage: Path, into: Path, *, data_hash: str, hits: int, n: int, reference: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Copy a stage's warm start to `into/<digest>` with its data version; returns {data_hash, digest, path}.
+
+    hits, n  of the traditional consensus: events whose target was touched first, and resolved events
+    """
+    read_warm_start(stage)  # what cannot be read back is never published
+    draft = into / f".{data_hash[:16]}"
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(stage, draft)
+    meta = json.loads((draft / "meta.json").read_text())
+    told = {"hits": int(hits), "n": int(n)}
+    digest = _seal(draft, meta | {"data_hash": data_hash, "traditional": told, "reference": dict(reference or {})})
+    path = into / digest
+    if _is_whole(path, digest):
+        shutil.rmtree(draft)
+    else:
+        shutil.rmtree(path, ignore_errors=True)  # damaged since it was published
+        draft.rename(path)
+    return {"data_hash": data_hash, "digest": digest, "path": str(path)}
+
+
+def _is_whole(folder: Path, digest: str) -> bool:
+    try:
+        read_warm_start(folder, digest)
+    except (StateError, DigestMismatch):
+        return False
+    return True
+
+
+def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmStart:
+    """Verify every byte and load. Raises DigestMismatch, StateError (absent, or another catalogue than this code's)."""
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError as error:
+        raise StateError(
+            f"no warm start in {folder}; the features stage writes one, a promotion publishes it"
+        ) from error
+    digest = hashlib.sha256(raw).hexdigest()
+    if expected_digest is not None and digest != expected_digest:
+        raise DigestMismatch(f"{folder}: warm start {digest[:12]}, the generation file promised {expected_digest[:12]}")
+    content = {}
+    for name, promised in json.loads(raw)["files"].items():
+        content[name] = (folder / name).read_bytes() if (folder / name).is_file() else b""
+        if hashlib.sha256(content[name]).hexdigest() != promised:
+            raise DigestMismatch(f"{folder / name} is not what the manifest of this warm start says; publish it again")
+    meta = json.loads(content["meta.json"])
+    arrays = {name[:-4]: np.load(folder / name, allow_pickle=False) for name in content if name.endswith(".npy")}
+    if lacking := sorted({"tail", "closes", "closures", "history.bars"} - arrays.keys()):
+        raise StateError(
+            f"{folder}: this warm start was written by an earlier release, without {', '.join(lacking)}; "
+            "`bellwether run --once` trains and publishes a new one"
+        )
+    tail, bars = arrays["tail"], arrays["history.bars"]
+    if tail.shape[1:] != (BAR_WIDTH,) or bars.shape[1:] != (BAR_WIDTH,) or len(bars) == 0:
+        raise BadShape(f"{folder}: tail {tail.shape} and bars {bars.shape}, want (t, 8) and (1 or more, 8)")
+    told = meta["traditional"]
+    return WarmStart(
+        symbol=meta["symbol"],
+        base_timeframe=meta["base_timeframe"],
+        decision_timeframe=meta["decision_timeframe"],
+        last_open_time=meta["last_open_time"],
+        feature_state=FEATURES.load(content["features.state"]),
+        signal_state=SIGNALS.load(content["signals.state"]),
+        tail=tail,
+        history=_parts(History, arrays, "history"),
+        books=_parts(Books, arrays, "book") if "book.known" in arrays else None,
+        feed=_parts(ContextFeed, arrays, "context") if "context.known" in arrays else None,
+        closes=arrays["closes"],
+        closures=arrays["closures"],
+        category_scores=CategoryScores.from_json(content["voices.json"].decode()),
+        clock=meta["clock"] if meta.get("clock") in MODES else None,
+        data_hash=meta["data_hash"],
+        traditional=hit_rate(told["hits"], told["n"]) if told and told["n"] else None,
+        reference=meta["reference"],
+        digest=digest,
+    )
+
+
+def _parts(kind: Any, arrays: Mapping[str, Any], name: str) -> Any:
+    return kind(**{part.name: arrays[f"{name}.{part.name}"] for part in fields(kind)})
+
+
+def weekly_closures(bars: Floats, step_s: int) -> Bools:
+    """(slots of a week,) True where a market is regularly closed, and for an hour on either side of that.
+
+    bars  (m, 8) decision bars. A slot is regularly closed if no bar came in at least CLOSED_SHARE of the weeks. Clocks
+    that change move a closing hour to the slot an hour away: in every week it is in one of the two, so one of them
+    passes the half and the other is its neighbour, also where the history ends before the clocks change. Under
+    CLOSURE_WEEKS weeks nothing can be told, and every missing bar is a gap. Slots count from the epoch, a Thursday.
+    """
+    slots = WEEK_S // step_s
+    traded = np.unique((bars[:, OPEN_TIME] // step_s).astype(np.int64))
+    passed = np.arange(traded[0], traded[-1] + 1)
+    closed = np.zeros(slots, dtype=bool)
+    if len(passed) < CLOSURE_WEEKS * slots:
+        return closed
+    weeks, with_bar = (np.bincount(each % slots, minlength=slots) for each in (passed, traded))
+    empty = weeks - with_bar >= CLOSED_SHARE * weeks
+    for by in range(-(CLOCK_CHANGE_S // step_s), CLOCK_CHANGE_S // step_s + 1):
+        closed |= np.roll(empty, by)
+    return closed
+
+
+def hit_rate(hits: int, n: int) -> Estimate:
+    """Share of hits with its 95 % Wilson interval. Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212."""
+    p, z2 = hits / n, _Z * _Z
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * float(np.sqrt(p * (1 - p) / n + z2 / (4 * n * n)))
+    return Estimate(p, max(centre - half, 0.0), min(centre + half, 1.0), n)
+
+
+def _seal(folder: Path, meta: Mapping[str, Any]) -> str:
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name != MANIFEST)
+    hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    manifest = json.dumps({"format": 1, "files": hashes}, indent=1, sort_keys=True).encode()
+    (folder / MANIFEST).write_bytes(manifest)
+    return hashlib.sha256(manifest).hexdigest()

@@ -1,0 +1,1 @@
+"""From predictions and category scores to one decision: fusion, sizing, the compiled decision kernel."""

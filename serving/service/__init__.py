@@ -1,0 +1,1 @@
+"""The two BentoML services: routes, HTTP guard, typed requests and answers, health."""

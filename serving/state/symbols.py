@@ -1,0 +1,302 @@
+"""Live state of one symbol: base bars in, closed decision bars out, each folded once through features and signals.
+
+It starts from the warm start of a data version and goes on with what was observed since, so its rows are the rows a
+batch fold over the whole history would give (L2). A missing decision bar is folded over as in training, and said:
+the symbol is WARMING_UP until every window has left the gap behind. Where the market is regularly closed (the weekly
+pattern of its history, see training.warm) no bar is missing; a holiday is a gap.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from pipelines.clock import Clock
+from pipelines.contracts import (
+    BAR_FIELDS,
+    BAR_WIDTH,
+    CLOSE,
+    HIGH,
+    LOW,
+    OPEN,
+    OPEN_TIME,
+    RETAINED_BARS,
+    TAKER_BUY,
+    TIMEFRAME_SECONDS,
+    VOLUME,
+    Books,
+    ContextFeed,
+    Floats,
+    History,
+    utc,
+)
+from pipelines.data.alignment import align, known_between, merge_records, prune_records
+from pipelines.data.timeframes import resample
+from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
+from pipelines.features.catalog import FEATURES
+from pipelines.signals.catalog import SIGNALS
+from pipelines.store import packed, unpacked
+from pipelines.warm_start import WarmStart
+
+CLOCK_SKEW = timedelta(seconds=5)  # how far a sender's clock may run ahead of ours
+ROOM = 8  # times RETAINED_BARS: rows written before the newest are copied to a new place
+WARMUP_BARS = int(max(FEATURES.warmup.max(), SIGNALS.warmup.max()))
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedBar:
+    """A closed decision bar and its rows, known at `close_time` (epoch s).
+
+    bar (8,) · features (kf,) · signals (ks,) · levels (2, levels, 3) of the newest book · context (CONTEXT_WIDTH,)
+    """
+
+    bar: Floats
+    features: Floats
+    signals: Floats
+    levels: Floats
+    context: Floats
+    close_time: float
+
+
+class Symbol:
+    """One symbol's folds. Not thread-safe: the caller serialises `validate_new`, storing, and `advance`."""
+
+    def __init__(self, warm: WarmStart, clock: Clock | None = None) -> None:
+        self.warm = warm
+        self.clock = clock or clock_of(warm)
+        self.name = warm.symbol
+        self.base_s = TIMEFRAME_SECONDS[warm.base_timeframe]
+        self.step_s = TIMEFRAME_SECONDS[warm.decision_timeframe]
+        self.last_open_time = warm.last_open_time
+        self._tail = warm.tail
+        self._features, self._signals = warm.feature_state.copy(), warm.signal_state.copy()
+        self._recent = RecentBars(warm.history)
+        self.history = warm.history  # the newest closed bars, what models that look back read; the last is `closed`
+        self.books, self.feed = warm.books, warm.feed
+        self.closed = _newest(warm.history, self.step_s)
+        self.warming_up = 0  # decision bars still to come before rows can be trusted again
+        self._gap = ""
+
+    @property
+    def last_bar_close(self) -> datetime:
+        """Close of the newest base bar observed, or of the warm start: what a `market` clock says."""
+        return utc(self.last_open_time + self.base_s)
+
+    @property
+    def reason(self) -> str | None:
+        """Why decisions on this symbol must wait; None if they need not."""
+        if not self.warming_up:
+            return None
+        return f"WARMING_UP: {self.warming_up} of {WARMUP_BARS} bars to go after {self._gap}"
+
+    def validate_new(self, rows: Floats, now: datetime, stored: Callable[[float, float], Floats]) -> Floats:
+        """Check bars before anything is stored; returns those that are new (the rest is stored already, identical).
+
+        rows     (n, 8) as received, any number of them seen before; NaN only in volume, trades, taker_buy_volume
+        stored   (after, until) → stored bars with after < open_time <= until, epoch seconds
+        Raises   BadTimes, BadValues, BadShape naming bar and field
+        """
+        if len(rows) == 0:  # records alone
+            return rows
+        check_bars(rows, self.base_s, now)
+        known = rows[:, OPEN_TIME] <= self.last_open_time
+        if known.any():
+            again = rows[known]
+            self._same(again, stored(again[0, OPEN_TIME] - 1.0, again[-1, OPEN_TIME]))
+        return np.ascontiguousarray(rows[~known])
+
+    def validate_new_records(
+        self,
+        books: Books | None,
+        feed: ContextFeed | None,
+        now: datetime,
+        stored: Callable[[float, float], tuple[Books | None, ContextFeed | None]],
+    ) -> tuple[Books | None, ContextFeed | None]:
+        """Check records before anything is stored; returns those that are new (the rest is known already, identical).
+
+        stored   (after, until) → (books, feed) stored with after < known <= until, epoch seconds
+        Raises   BadTimes on a record from the future, or one that a closed decision bar should have read; BadValues
+                 on another record in the place of one that is known
+        """
+        sent: dict[tuple[str, float], bytes] = {}
+        for (kind, at), payload in packed(books, feed):
+            if sent.setdefault((kind, at), payload) != payload:
+                raise BadValues(
+                    f"{self.name}: two different {kind} records known at {_moment(at)} in one request. Send one; "
+                    "nothing of this request was stored."
+                )
+        if not sent:
+            return None, None
+        moments = [at for _, at in sent]
+        span = min(moments) - 1.0, max(moments)
+        # the snapshot that live state started from may hold what was never observed here
+        before = dict(packed(*stored(*span))) | dict(packed(*known_between(self.books, self.feed, *span)))
+        fresh: dict[tuple[str, float], bytes] = {}
+        for (kind, at), payload in sent.items():
+            when = f"{self.name}: {kind} known at {_moment(at)}"
+            if (kind, at) in before:
+                if before[kind, at] != payload:
+                    raise BadValues(f"{when} is stored with another content. The first one stands.")
+                continue
+            if at > (now + CLOCK_SKEW).timestamp():
+                raise BadTimes(f"{when} lies in the future; it is {now:%F %T} UTC. Send what is known.")
+            if at <= self.closed.close_time:
+                raise BadTimes(
+                    f"{when} comes late: the bar that closed at {utc(self.closed.close_time):%F %T} UTC was folded "
+                    "without it. Send records with or before the bar that closes; the past is not rewritten."
+                )
+            fresh[kind, at] = payload
+        return unpacked((kind, at, payload) for (kind, at), payload in sorted(fresh.items(), key=lambda kv: kv[0][1]))
+
+    def ingest_records(self, books: Books | None, feed: ContextFeed | None) -> None:
+        """Take admitted records; they are read at the closes that follow.
+
+        Books are read only where the data version holds books: where it does not, no model asks for a book, and the
+        rows go on as training would have made them. They are stored, and are part of the next data version.
+        """
+        if self.books is not None:
+            self.books = merge_records(self.books, books)
+        self.feed = merge_records(self.feed, feed)
+
+    def advance(self, rows: Floats) -> list[ClosedBar]:
+        """Fold new base bars (n, 8), ascending and after everything before; returns the decision bars they closed."""
+        if len(rows) == 0:
+            return []
+        waiting = np.vstack([self._tail, rows])
+        bars = resample(waiting, self.base_s, self.step_s)
+        closed = [self.on_bar(bar) for bar in bars]
+        self.last_open_time = float(rows[-1, OPEN_TIME])
+        self._tail = waiting[waiting[:, OPEN_TIME] >= self.closed.close_time]
+        return closed
+
+    def on_bar(self, bar: Floats) -> ClosedBar:
+        """Fold one closed decision bar (8,)."""
+        missing = self._missing_before(bar)
+        if missing:
+            self.warming_up = WARMUP_BARS
+            self._gap = f"{missing} missing bar(s) before {utc(bar[OPEN_TIME]):%F %H:%M} UTC"
+        close = float(bar[OPEN_TIME] + self.step_s)
+        (levels,), (context,) = align(np.array([close]), self.step_s, self.books, self.feed)
+        self.books, self.feed = prune_records(close, self.step_s, self.books, self.feed)
+        features = FEATURES.step(self._features, bar, levels, context)
+        signals = SIGNALS.step(self._signals, bar, levels, context)
+        self.warming_up = max(0, self.warming_up - 1)
+        self.history = self._recent.with_bar(bar, features, signals, levels, context)
+        self.closed = _newest(self.history, self.step_s)
+        return self.closed
+
+    def _missing_before(self, bar: Floats) -> int:
+        """Decision bars missing before this one, those not counted that lie where the market is regularly closed."""
+        slots = np.arange(round(self.closed.close_time / self.step_s), round(bar[OPEN_TIME] / self.step_s))
+        return int((~self.warm.closures[slots % len(self.warm.closures)]).sum())
+
+    def _same(self, again: Floats, stored: Floats) -> None:
+        at = {row[OPEN_TIME]: row for row in stored}
+        for row in again:
+            before = at.get(row[OPEN_TIME])
+            when = f"{self.name}: bar {utc(row[OPEN_TIME]):%F %T} UTC"
+            if before is None:
+                raise BadTimes(
+                    f"{when} comes late: open_time is not after {utc(self.last_open_time):%F %T} UTC, the last taken. "
+                    "Send bars in order; the past is not rewritten."
+                )
+            for name, old, new in zip(BAR_FIELDS, before, row, strict=True):
+                if not (old == new or (np.isnan(old) and np.isnan(new))):
+                    raise BadValues(f"{when} is stored with {name}={old:g}, now {name}={new:g}. The first one stands.")
+
+
+class RecentBars:
+    """The newest RETAINED_BARS bars as views of rows written once: a bar copies its own row, not those before it."""
+
+    def __init__(self, history: History) -> None:
+        self._begin(history)
+
+    def with_bar(self, *parts: Floats) -> History:
+        """The newest bars, this one the last; what was handed out before stays as it is."""
+        if self._end == ROOM * RETAINED_BARS:
+            self._begin(self._view())
+        for rows, part in zip(self._rows, parts, strict=True):
+            rows[self._end] = part
+        self._end += 1
+        return self._view()
+
+    def _begin(self, history: History) -> None:
+        kept = [getattr(history, part.name)[-RETAINED_BARS:] for part in fields(History)]
+        self._rows = [np.empty((ROOM * RETAINED_BARS, *rows.shape[1:])) for rows in kept]
+        self._end = len(kept[0])
+        for mine, rows in zip(self._rows, kept, strict=True):
+            mine[: self._end] = rows
+
+    def _view(self) -> History:
+        return History(*(rows[max(0, self._end - RETAINED_BARS) : self._end] for rows in self._rows))
+
+
+def _moment(at: float) -> str:
+    return f"{utc(at):%F %T.%f} UTC"
+
+
+def _newest(history: History, step_s: int) -> ClosedBar:
+    h = history
+    close = float(h.bars[-1, OPEN_TIME] + step_s)
+    return ClosedBar(h.bars[-1], h.features[-1], h.signals[-1], h.levels[-1], h.context[-1], close)
+
+
+def clock_of(warm: WarmStart) -> Clock:
+    """The clock its data version names; the time of day, which is never too kind to old data, where it names none."""
+    if warm.clock is not None:
+        return Clock(warm.clock)
+    return Clock("wall", "the warm start is of an earlier release and names no clock; the time of day is taken")
+
+
+def restore_symbol(
+    warm: WarmStart,
+    bars: Floats,
+    books: Books | None = None,
+    feed: ContextFeed | None = None,
+    clock: Clock | None = None,
+) -> Symbol:
+    """A live symbol: the warm start, then the observed base bars (n, 8) after it and the records observed since."""
+    symbol = Symbol(warm, clock)
+    symbol.ingest_records(books, feed)  # some of it may be in the snapshot already
+    symbol.advance(bars[bars[:, OPEN_TIME] > warm.last_open_time])
+    return symbol
+
+
+class Symbols(dict[str, Symbol]):
+    """Name → live symbol."""
+
+    def __missing__(self, name: str) -> Symbol:
+        known = ", ".join(self) or "none yet: run `bellwether run` to train and promote on a data version"
+        raise UnknownName(f"symbol: no live state for {name!r}; known: {known}")
+
+
+def check_bars(rows: Floats, base_s: int, now: datetime) -> None:
+    """Refuse bars (n, 8) that cannot be. Raises BadShape, BadTimes, BadValues naming `bars.<row>.<field>`."""
+    if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH or len(rows) == 0:
+        raise BadShape(f"bars: shape {rows.shape}, want (n, {BAR_WIDTH}) with at least one row")
+    times = rows[:, OPEN_TIME]
+    _refuse(BadTimes, rows, OPEN_TIME, ~np.isfinite(times), "is not a time")
+    _refuse(BadTimes, rows, OPEN_TIME, times % base_s != 0, f"is not on the {base_s} s grid of the base bars")
+    _refuse(BadTimes, rows, OPEN_TIME, np.diff(times, prepend=-np.inf) <= 0, "is not after the bar before; sort them")
+    late = times + base_s > (now + CLOCK_SKEW).timestamp()
+    _refuse(BadTimes, rows, OPEN_TIME, late, f"has not closed yet at {now:%F %T} UTC; send closed bars only")
+    for field in (OPEN, HIGH, LOW, CLOSE):
+        bad = ~(np.isfinite(rows[:, field]) & (rows[:, field] > 0))
+        _refuse(BadValues, rows, field, bad, "must be a finite price above 0")
+    body_high, body_low = rows[:, [OPEN, CLOSE]].max(axis=1), rows[:, [OPEN, CLOSE]].min(axis=1)
+    _refuse(BadValues, rows, HIGH, rows[:, HIGH] < rows[:, LOW], "is below low")
+    _refuse(BadValues, rows, HIGH, rows[:, HIGH] < body_high, "is below open or close")
+    _refuse(BadValues, rows, LOW, rows[:, LOW] > body_low, "is above open or close")
+    for field in range(VOLUME, BAR_WIDTH):
+        bad = (rows[:, field] < 0) | np.isinf(rows[:, field])
+        _refuse(BadValues, rows, field, bad, "must be finite and not negative; leave it out if the source has none")
+    _refuse(BadValues, rows, TAKER_BUY, rows[:, TAKER_BUY] > rows[:, VOLUME], "is more than volume")
+
+
+def _refuse(error: type[BadTimes] | type[BadValues], rows: Floats, field: int, bad: np.ndarray, why: str) -> None:
+    if bad.any():
+        i = int(bad.argmax())
+        value = rows[i, field]
+        shown = f"{utc(value):%F %T} UTC" if field == OPEN_TIME and np.isfinite(value) else f"{value:g}"
+        raise error(f"bars.{i}.{BAR_FIELDS[field]}: {shown} {why}. Nothing of this request was stored.")

@@ -113,7 +113,7 @@ class Stack:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def slots(self, family: str = "validator") -> promotion.ModelSlots:
+    def slots(self, family: str = "validator") -> promotion.LedgerSlots:
         return promotion.slots_of(self.store, family)
 
     def champion(self) -> str | None:

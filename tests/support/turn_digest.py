@@ -3,8 +3,8 @@
     python tests/support/turn_digest.py HOME            # print it as JSON
     python tests/support/turn_digest.py HOME OTHER      # compare two homes; exit code 1 and the differences
 
-Data hash, figures and checks of each verdict, actions, refusal codes, and of each decision its action, tier, p, size and
-edge. Digests of bundles and ids are left out: they change with every release.
+Data hash, figures and checks of each verdict, actions, refusal codes, and of each decision its action, tier, p, size
+and edge. Digests of bundles and ids are left out: they change with every release.
 """
 
 import json

@@ -133,7 +133,7 @@ def verdict_markdown(verdict: Verdict, version: str, link: str) -> str:
 
 @flow(name="evaluate", log_prints=True)
 def evaluate(family: str, version: str) -> bool:
-    """Judge one registered version. Whatever the verdict, it serves in shadow as challenger, and answers say so."""
+    """Judge one registered version. With either verdict it serves in shadow as challenger, and answers show which."""
     with step(f"gate: {family} version {version}"):
         passed: bool = pass_gate(family, version)
         publish(open_installation(), fresh=True)

@@ -204,7 +204,7 @@ def snapshot_line(symbol: str, report: QualityReport, data_hash: str) -> str:
 
 
 def matches_pointer(data_hash: str) -> str:
-    """Return words that say so if this is the snapshot the repository's own `data.dvc` describes, else nothing."""
+    """Return a note if this is the snapshot the repository's own `data.dvc` describes, else nothing."""
     return " (as data.dvc says)" if (ROOT / "data.dvc").is_file() and versioning.data_hash(ROOT) == data_hash else ""
 
 
@@ -217,7 +217,7 @@ def ingest(
     since: datetime | None = None,
     context: list[str] | None = None,
 ) -> str:
-    """Market data → checked, versioned snapshot. Return the data hash.
+    """Turn market data into a checked, versioned snapshot. Return the data hash.
 
     source   simulator | files | exchange | observed (the newest snapshot plus what the service saw since)
     through  last moment to ingest, for a history that leaves a live tail; None = everything known by now

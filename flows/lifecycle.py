@@ -25,7 +25,7 @@ Answer = Mapping[str, Any]  # a decision, as the service sends it
 
 
 class DecisionSummary(TypedDict):
-    """What a turn says of its decisions: counts, and the few that are shown."""
+    """Hold the decisions of a turn by count, and the few that are shown."""
 
     actions: dict[str, int]
     refusals: dict[str, int]
@@ -50,7 +50,7 @@ def decide_once(client: Client, symbol: str) -> list[Answer]:
 
 
 def summarise(answers: Sequence[Answer]) -> DecisionSummary:
-    """Count the decisions by action and, of NO_TRADE, by first refusal; keep the last four trades and two decisions."""
+    """Count the decisions by action and, of NO_TRADE, by first refusal; return the last four trades and two decisions."""
     traded = [answer for answer in answers if answer["action"] != "NO_TRADE"]
     refused = [answer["reasons"][0].split(":")[0] for answer in answers if answer["action"] == "NO_TRADE"]
     return {

@@ -37,7 +37,7 @@ Reasons = dict[str, list[TriggerReason]]  # family → why it should be trained 
 
 
 class MonitorResult(TypedDict):
-    """The answer of one run of `monitor`; `report` is the path of the page, None where no decision is new."""
+    """Hold the answer of one run of `monitor`; `report` is the path of the page, None where no decision is new."""
 
     resolved: int
     summary: str
@@ -196,7 +196,7 @@ def watched_families(installation: Installation) -> list[str]:
     """Return the families with a champion: only what serves can be hurt.
 
     Without one, the deciding family, once it was judged: before that its first training is still running, and a second
-    one at the same time helps nobody.
+    one at the same time is of no use.
     """
     serving = [family for family in FAMILIES if promotion.slots_of(installation.store, family).champion is not None]
     judged = promotion.slots_of(installation.store, DECISION_FAMILY).challenger is not None

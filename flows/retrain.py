@@ -18,7 +18,7 @@ from pipelines.store import RetrainRequest
 
 @dataclass
 class ClaimedRetrains:
-    """The requests this run holds, and for each family how it stands: `outcomes` is what the queue will record."""
+    """Hold the requests this run has leased, the new versions, and the outcome the queue will record for each family."""
 
     requests: dict[str, RetrainRequest]
     versions: dict[str, str] = field(default_factory=dict)
@@ -75,7 +75,7 @@ def claimed_retrains(
 
 @flow(name="retrain", log_prints=True)
 def retrain(family: str = "validator", reason: str = "requested", force: bool = False) -> dict[str, str]:
-    """Data seen so far → snapshot → candidates → gate → shadow or champion. Return family → new version.
+    """Train new challengers on all data seen so far; the gate decides what they become. Return family → new version.
 
     family  one, or several with commas: they share the snapshot and are fitted side by side
     force   skip the cool-down, as a person may. An open request of the same family is still never doubled.

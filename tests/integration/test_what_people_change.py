@@ -5,7 +5,6 @@ import os
 import signal
 import stat
 
-import httpx
 import pytest
 from support.stack import until
 
@@ -17,8 +16,7 @@ WEEKLY = {"interval": 14 * 86400}
 
 
 def patch(stack, path, body):
-    answer = httpx.patch(f"{stack.settings.prefect_url}/api/{path}", json=body, headers=stack.key, timeout=30)
-    assert answer.is_success, answer.text
+    stack.prefect(path, body, "PATCH")
 
 
 def deployment(stack, name):
@@ -40,9 +38,7 @@ def put_back_to_release_0_6(stack, automation_id):
     content = {n: found[n] for n in ("description", "enabled", "tags", "actions", "trigger")}
     content["trigger"] |= {"expect": ["bellwether.retrain-asked"]}
     content |= {"name": "bellwether-drift-asks-for-retrain"}
-    url = f"{stack.settings.prefect_url}/api/automations/{automation_id}"
-    answer = httpx.put(url, json=content, headers=stack.key, timeout=30)
-    assert answer.is_success, answer.text
+    stack.prefect(f"automations/{automation_id}", content, "PUT")
 
 
 def flows_killed_and_back(stack):

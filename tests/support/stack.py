@@ -154,16 +154,17 @@ class Stack:
             names = ("bars", "decisions", "outcomes", "promotions")
             return {n: database.execute(f"SELECT count(*) FROM {n}").fetchone()[0] for n in names}
 
-    def prefect(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def prefect(self, path: str, body: dict[str, Any] | list[Any] | None = None, method: str = "") -> Any:
+        """Send a request to Prefect's API, by default GET or, with a body, POST. Return its answer, None if empty."""
         url = f"{self.settings.prefect_url}/api/{path}"
         for _ in range(10):  # Prefect answers 503 while its SQLite is busy, and wants its clients to retry
-            method = "GET" if body is None else "POST"
-            answer = httpx.request(method, url, json=body, headers=self.key, timeout=30)
+            verb = method or ("GET" if body is None else "POST")
+            answer = httpx.request(verb, url, json=body, headers=self.key, timeout=30)
             if answer.status_code != 503:
                 break
             time.sleep(1.0)
         assert answer.is_success, answer.text
-        return answer.json()
+        return answer.json() if answer.content else None
 
     def start(self, name: str, parameters: dict[str, Any]) -> str:
         """Start a run of a deployment, as the button in the Prefect UI does. Returns its id."""

@@ -50,7 +50,7 @@ def decide_once(client: Client, symbol: str) -> list[Answer]:
 
 
 def summarise(answers: Sequence[Answer]) -> DecisionSummary:
-    """Count the decisions by action and, of NO_TRADE, by first refusal; return the last four trades and two decisions."""
+    """Count decisions by action and, of NO_TRADE, by first refusal; pick the last four trades and two decisions."""
     traded = [answer for answer in answers if answer["action"] != "NO_TRADE"]
     refused = [answer["reasons"][0].split(":")[0] for answer in answers if answer["action"] == "NO_TRADE"]
     return {

@@ -18,7 +18,7 @@ from pipelines.store import RetrainRequest
 
 @dataclass
 class ClaimedRetrains:
-    """Hold the requests this run has leased, the new versions, and the outcome the queue will record for each family."""
+    """Hold the requests this run has leased, the new versions, and the outcome to record for each family."""
 
     requests: dict[str, RetrainRequest]
     versions: dict[str, str] = field(default_factory=dict)

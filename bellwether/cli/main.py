@@ -284,7 +284,7 @@ def show_turn(result: dict[str, Any]) -> None:
             + ", ".join(f"{k} {v:,}" for k, v in sorted(result["refusals"].items(), key=lambda kv: -kv[1]))
         )
     watched = result["monitor"]
-    out.print(f"drift: {watched['told']}")
+    out.print(f"drift: {watched['summary']}")
     for family, told in result["retrained"].items():
         out.print(f"retrain of {family}: {told}")
     table("open them", ["what", "where"], [[k, v["url"]] for k, v in result["services"].items() if v.get("url")])
@@ -812,7 +812,7 @@ def drift(symbol: str | None = None, as_json: AsJson = False) -> None:
 
     with progress_display(err):
         found = monitor(name)
-    emit(found) if as_json else out.print(f"drift: {found['told']}\nreport: {found['report']}")
+    emit(found) if as_json else out.print(f"drift: {found['summary']}\nreport: {found['report']}")
 
 
 @app.command()

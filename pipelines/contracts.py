@@ -164,7 +164,7 @@ class Books:
 
 @dataclass(frozen=True, slots=True)
 class Trades:
-    """Hold n trades in time order: epoch seconds, price in quote currency, size in base asset, aggressor +1 buy, -1 sell."""
+    """Hold n trades in time order: epoch seconds, price (quote), size (base asset), aggressor +1 buy, -1 sell."""
 
     time: Floats
     price: Floats
@@ -218,7 +218,7 @@ class Predictions:
     reason   n of None | reason code such as "MISSING_FEATURE:volume_ratio", "NOVEL:17.2>12.9"
     novelty  (n,) distance from the training data in the model's own unit; NaN if it could not be computed
     digest   sha256 of the manifest of the bundle that predicted
-    label    n of None | the prediction as one word (a regime, the patterns above their threshold); None if there is none
+    label    n of None | the prediction as one word (a regime, the patterns above their threshold)
     members  member → its own p, for models made of several; NaN where that member abstained
     """
 

@@ -100,7 +100,7 @@ NO_POSITION = 4  # no plan, or it ended before
 
 
 def flatten(exits: ExitParams, labels: LabelParams) -> Floats:
-    """Return `exits` of params.yaml as the flat array (PARAM_WIDTH,) of `plan`; stop and plain target are the labels'."""
+    """Return `exits` of params.yaml as the flat array (PARAM_WIDTH,) of `plan`; stop and plain target as the labels."""
     flat = np.full(PARAM_WIDTH, np.nan)
     legs = exits.legs if exits.laddered else [(labels.target_atr, 1.0)]
     flat[STOP_ATR] = labels.stop_atr
@@ -263,7 +263,7 @@ def manage(position: Floats, bar: Floats, out: Floats) -> int:
     return STILL_OPEN
 
 
-# ---- many positions over a history ---------------------------------------------------------------------------------------
+# ---- many positions over a history ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

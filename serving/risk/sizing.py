@@ -26,7 +26,7 @@ def limit_row(regime: float, trend: float) -> int:
         return BULL if trend > 0.0 else BEAR if trend < 0.0 else UNKNOWN_LIMIT
     if regime == _VOLATILE:
         return HIGH_VOL
-    if regime == _RANGING or regime == _QUIET:
+    if regime in (_RANGING, _QUIET):
         return LOW_VOL
     return UNKNOWN_LIMIT
 

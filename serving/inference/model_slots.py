@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+
 from pipelines.contracts import Floats, JsonObject, Model, Predictions
 from pipelines.errors import BundleError, StateError
 from pipelines.families import FAMILIES

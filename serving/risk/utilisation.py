@@ -141,7 +141,8 @@ def _limits(account: Account, at: datetime, params: Params, found: decision_row.
     ]
     return [
         {
-            "limit": name, "of": of, "used": finite_or_none(used), "at_most": most, "left": finite_or_none(max(most - used, 0.0)),
+            "limit": name, "of": of, "used": finite_or_none(used), "at_most": most,
+            "left": finite_or_none(max(most - used, 0.0)),
             "share": finite_or_none(used / most) if most else None,
         }
         for name, of, used, most in rows
@@ -194,6 +195,6 @@ def _var(positions: Floats, account: Account, net: Floats) -> float | None:
 
 
 def _concentration(net: Floats) -> float | None:
-    """Return the Herfindahl-Hirschman index of the net positions: 1 = all in one asset, 1/n = even; None without any."""
+    """Return the Herfindahl-Hirschman index of net positions: 1 = all in one asset, 1/n = even; None without any."""
     total = float(np.abs(net).sum())
     return float(((net / total) ** 2).sum()) if total > 0.0 else None

@@ -42,7 +42,7 @@ def initial_weights(params: Params) -> OnlineWeights:
 
 
 def learn(state: OnlineWeights, resolved: Sequence[tuple[DecisionRecord, Outcome]], params: Params) -> OnlineWeights:
-    """Return the state after these outcomes, in the order in which they resolved; earlier ones than its last are skipped."""
+    """Return the state after these outcomes, in the order in which they resolved; those before its last are skipped."""
     for record, outcome in sorted(resolved, key=lambda pair: (pair[1].resolved_at, pair[0].decision.id)):
         decision, at = record.decision, outcome.resolved_at.timestamp()
         side = _side(record.decision.entry, record.decision.stop)

@@ -200,8 +200,8 @@ class Symbol:
             when = f"{self.name}: bar {utc(row[OPEN_TIME]):%F %T} UTC"
             if before is None:
                 raise BadTimes(
-                    f"{when} comes late: open_time is not after {utc(self.last_open_time):%F %T} UTC, the last one stored. "
-                    "Send bars in order; the past is not rewritten."
+                    f"{when} comes late: open_time is not after {utc(self.last_open_time):%F %T} UTC, the last one "
+                    "stored. Send bars in order; the past is not rewritten."
                 )
             for name, old, new in zip(BAR_FIELDS, before, row, strict=True):
                 if not (old == new or (np.isnan(old) and np.isnan(new))):

@@ -162,8 +162,8 @@ def _fault(seen: TierInputs, failing: Collection[str], best: int) -> tuple[int, 
 class Freshness:
     """Record which symbols were fed live and when their newest bar arrived, in one file that survives restarts.
 
-    On a `wall` clock a symbol counts as fed live from the first poll at which its last close is no older than the limit;
-    from then on older data are stale, after a restart too. Before that it is catching up, which is no fault. On a
+    On a `wall` clock a symbol counts as fed live from the first poll at which its last close is within the limit; from
+    then on older data are stale, after a restart too. Before that it is catching up, which is no fault. On a
     `market` clock data are never stale: the speed of a replayed market is not known, and a file that ended is no dead
     feed. The time of its newest bar is shown for the operator to judge.
     """

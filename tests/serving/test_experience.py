@@ -23,9 +23,17 @@ def resolved(i, label=None):
     """Order flow is always right, cmt always wrong; events and outcomes of both kinds."""
     label = i % 2 if label is None else label
     at = T0 + timedelta(hours=i)
-    said = {GOOD: 0.9 if label else -0.9, BAD: -0.9 if label else 0.9, "ict": 0.0}
+    scores = {GOOD: 0.9 if label else -0.9, BAD: -0.9 if label else 0.9, "ict": 0.0}
     decision = replace(
-        DECISION, id=f"d{i:04d}", as_of=at, known_at=at, entry=100.0, stop=99.0, event="fvg", said=said, regime="QUIET"
+        DECISION,
+        id=f"d{i:04d}",
+        as_of=at,
+        known_at=at,
+        entry=100.0,
+        stop=99.0,
+        event="fvg",
+        category_scores=scores,
+        regime="QUIET",
     )
     ended = Outcome(decision.id, at + timedelta(minutes=30), label, "target" if label else "stop", 10.0, 5.0, 5.0)
     return DecisionRecord(decision, b"", b""), ended
@@ -71,7 +79,7 @@ def test_a_restart_goes_on_from_the_same_bits(tmp_path):
 def test_outcomes_that_teach_nothing_are_not_asked_for_again(tmp_path):
     experience = OnlineWeightsStore(tmp_path / "e.json", PARAMS)
     record, ended = resolved(1)
-    assert experience.update([(DecisionRecord(replace(record.decision, said={}), b"", b""), ended)]) == 0
+    assert experience.update([(DecisionRecord(replace(record.decision, category_scores={}), b"", b""), ended)]) == 0
     assert experience.since == ended.resolved_at
     assert experience.update([resolved(2)]) == 1
     assert experience.update([]) == 0
@@ -83,7 +91,7 @@ def test_a_damaged_file_is_said_and_an_absent_one_is_not(tmp_path, caplog):
     assert caplog.text == ""
     (tmp_path / "e.json").write_text("{")
     OnlineWeightsStore(tmp_path / "e.json", PARAMS)
-    assert "learning anew from the ledger" in caplog.text
+    assert "learning again from the ledger" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"state": "{}", "counted": []}', "[1, 2]"])
@@ -110,7 +118,7 @@ def test_learnt_weights_decide_only_where_that_is_asked_for(tmp_path):
 
 def test_what_cannot_be_judged_teaches_nothing():
     record, ended = resolved(1)
-    for change in ({"entry": None}, {"stop": None}, {"said": {}}):
+    for change in ({"entry": None}, {"stop": None}, {"category_scores": {}}):
         untaught = DecisionRecord(replace(record.decision, **change), b"", b"")
         assert learn(initial_weights(PARAMS), [(untaught, ended)], PARAMS) == initial_weights(PARAMS)
     assert np.isclose(sum(initial_weights(PARAMS).weights), 1.0)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipelines.tails import euler_es, tail_losses
 from serving.risk.exposure import (
     ES_LEVEL,
-    LEAST_SCENARIOS,
+    MIN_SCENARIOS,
     STRIDE,
     UNKNOWN_ASSET,
     Scenarios,
@@ -114,7 +114,7 @@ def test_assets_that_share_no_hours_are_taken_to_fall_together():
 
 
 def test_too_short_a_history_and_an_unknown_asset_leave_the_tail_unknown(three):
-    short = scenarios_of({"A/USD": walk(1, n=LEAST_SCENARIOS + STRIDE - 1)}, HORIZON)
+    short = scenarios_of({"A/USD": walk(1, n=MIN_SCENARIOS + STRIDE - 1)}, HORIZON)
     assert np.isnan(exposure_by_name(open_now(), 1.0, 0, 0.0, short)["es_unit"])
     assert np.isnan(exposure_by_name(open_now(), 1.0, int(UNKNOWN_ASSET), 0.0, three)["es_unit"])
     lost = exposure_by_name(open_now((0.1, UNKNOWN_ASSET, 0.0)), 1.0, 0, 0.0, three)

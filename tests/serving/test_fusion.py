@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.contracts import REGIMES
+from pipelines.contracts import REGIMES, SCORE_NAMES
 from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import load_params
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.category_scores import SCORE_CATEGORIES
 from pipelines.signals.regimes import rule_regime
-from serving.policy.fusion import N_SCORES, SCORE_NAMES, fuse, regime_weights, weight_table
+from serving.policy.fusion import N_SCORES, fuse, regime_weights, weight_table
 
 FUSION = load_params().fusion
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/fusion_weights.json").read_text())

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from pipelines.contracts import CATEGORIES
+from pipelines.contracts import CATEGORIES, DAY_S
 from pipelines.errors import BadShape, BadTimes, BadValues, StateError, UnknownName
 from pipelines.settings import load_params
 from serving.policy.online_weights import (
-    DAY_S,
     N,
     OnlineWeights,
     ResolvedEvent,
@@ -188,8 +187,8 @@ def test_what_cannot_be_learnt_from_is_refused():
     for refused, changes in (
         (BadTimes, {"at": 9.0}),
         (BadTimes, {"at": NAN}),
-        (BadShape, {"said": (0.0,) * 4}),
-        (BadValues, {"said": (1.1, 0.0, 0.0, 0.0, 0.0)}),
+        (BadShape, {"category_scores": (0.0,) * 4}),
+        (BadValues, {"category_scores": (1.1, 0.0, 0.0, 0.0, 0.0)}),
         (BadValues, {"side": 0.0}),
         (BadValues, {"label": NAN}),
         (UnknownName, {"regime": "CALM"}),

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from pipelines.contracts import REGIMES
+from pipelines.contracts import REGIMES, SCORE_NAMES, ModelAnswer
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.settings import load_params
 from serving.policy import kernel as decision_kernel
@@ -20,7 +20,7 @@ from serving.policy.decision_row import (
     to_row,
     to_rows,
 )
-from serving.policy.fusion import N_SCORES, SCORE_NAMES
+from serving.policy.fusion import N_SCORES
 from serving.risk.codes import REFUSALS, bits_of, name_of, trail
 from serving.risk.limits import BUDGETS
 
@@ -29,7 +29,7 @@ FLAT = flatten(PARAMS)
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 FACTS = {
     "id": "d1", "symbol": "SIM/USDT", "as_of": NOON, "known_at": NOON, "ingested_at": NOON, "arm": "champion",
-    "generation": 3, "models": {"champion": {"version": "1"}}, "lineage": {"data_hash": "abc"},
+    "generation": 3, "models": {"validator": {"champion": ModelAnswer("validator", version="1")}}, "lineage": {"data_hash": "abc"},
 }  # fmt: skip
 NAN = float("nan")
 INPUTS = DecisionInputs(
@@ -67,7 +67,7 @@ def test_one_decision_by_hand():
     assert d.weights == {"ict": pytest.approx(0.225 / 0.445), "order_flow": pytest.approx(0.22 / 0.445)}
     assert sum(d.contributions.values()) == pytest.approx(1.0)
     assert d.coverage == pytest.approx(0.445 / 1.065)
-    assert d.said == {"ict": 0.8, "order_flow": 0.9, "traditional": -0.9}
+    assert d.category_scores == {"ict": 0.8, "order_flow": 0.9, "traditional": -0.9}
     assert (set(d.trail.values()), d.stage, d.capped_by) == ({"passed"}, "normal", None)
     assert d.validation["traditional"] == pytest.approx(0.05)
     assert (d.id, d.event, d.tier, d.generation, d.lineage) == ("d1", "fvg", 1, 3, {"data_hash": "abc"})
@@ -187,9 +187,10 @@ def test_live_and_batch_agree_on_ten_thousand_rows_refusals_included():
 def test_layout_names_and_constants_agree():
     for at, name in enumerate(decision_kernel.ROW_FIELDS[decision_kernel.STATE_AT :], decision_kernel.STATE_AT):
         assert getattr(decision_kernel, name.upper()) == at
-    layers = {"traditional": "W_TRADITIONAL", "ai": "W_AI", "correlation": "W_CORRELATION"}
+    weights = slice(decision_kernel.W_LAYERS, decision_kernel.W_LAYERS + decision_kernel.N_LAYERS)
+    assert decision_kernel.PARAM_FIELDS[weights] == decision_kernel.VALIDATION_LAYERS
     for at, name in enumerate(decision_kernel.PARAM_FIELDS[: decision_kernel.BUDGETS_AT]):
-        assert getattr(decision_kernel, layers.get(name, name.upper())) == at
+        assert name in decision_kernel.VALIDATION_LAYERS or getattr(decision_kernel, name.upper()) == at
     assert [f"max_{name}" for name in BUDGETS] == list(decision_kernel.PARAM_FIELDS[decision_kernel.BUDGETS_AT :])
     assert [getattr(decision_kernel, name.upper()) for name in decision_kernel.OUT_FIELDS] == list(
         range(len(decision_kernel.OUT_FIELDS))

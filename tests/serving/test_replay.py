@@ -150,7 +150,7 @@ def test_a_decision_that_was_altered_is_found_with_the_field(installation):
 @pytest.mark.parametrize("lost", ["bundle", "warm start", "bars", "params"])
 def test_what_is_no_longer_there_is_named_and_nothing_passes_for_equal(installation, lost, tmp_path):
     record = installation.store.decision("d1000")
-    digest = record.decision.models["validator"]["champion"]["digest"]
+    digest = record.decision.models["validator"]["champion"].digest
     folder = {
         "bundle": installation.settings.bundles / digest,
         "warm start": installation.settings.serving_dir / "warm" / record.decision.lineage["warm_start"],
@@ -161,8 +161,8 @@ def test_what_is_no_longer_there_is_named_and_nothing_passes_for_equal(installat
         (tmp_path / "aside").rename(folder)
     elif lost == "bars":
         empty = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
-        for version, said in ((k["version"], k["digest"]) for k in record.decision.models["validator"].values()):
-            empty.add_promotion(line(version, said))
+        for version, bundle in ((k.version, k.digest) for k in record.decision.models["validator"].values()):
+            empty.add_promotion(line(version, bundle))
         found = replay_decisions(Installation(installation.settings, installation.params, empty), [record])
         empty.close()
     else:

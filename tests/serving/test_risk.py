@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from pipelines.contracts import SCORE_NAMES
 from pipelines.labels.barriers import levels
 from pipelines.settings import load_params
 from serving.policy import kernel as decision_kernel
@@ -63,7 +64,7 @@ REFUSED = {
     codes.TIER_CLOSED: {"tier": 4},
     codes.NO_EVENT: {"event": 0},
     codes.MODEL_ABSTAINED: {"p": np.nan, "p_low": np.nan},
-    codes.NO_VOICE: {"ict.direction": 0, "order_flow.direction": np.nan},
+    codes.NO_SIGNAL: {"ict.direction": 0, "order_flow.direction": np.nan},
     codes.CONFLICT: {"event": -1},
     codes.CONFIDENCE_BELOW: ict(0.66),
     codes.NOT_VALIDATED: {"traditional.direction": -1, "traditional.confidence": 0.99, "p": 0.46, "p_low": 0.41},
@@ -300,7 +301,7 @@ def test_in_tier_three_only_the_traditional_voice_counts():
 unit = st.floats(0, 1)
 sides = st.sampled_from([-1.0, 0.0, 1.0, np.nan])
 plausible = st.fixed_dictionaries(
-    {**{f"{voice}.direction": sides for voice in decision_kernel.SCORE_NAMES}, **{f"{voice}.confidence": unit for voice in decision_kernel.SCORE_NAMES},
+    {**{f"{voice}.direction": sides for voice in SCORE_NAMES}, **{f"{voice}.confidence": unit for voice in SCORE_NAMES},
      "regime": st.sampled_from([0.0, 1.0, 2.0, 3.0, np.nan]), "trend": sides, "event": st.sampled_from([-1.0, 1.0]),
      "tier": st.sampled_from([1.0, 2.0, 3.0]), "gross": st.floats(0, 0.6), "asset": st.floats(0, 0.4),
      "correlated": st.floats(0, 0.5), "es": st.floats(0, 0.02), "stress": st.floats(0, 0.03),

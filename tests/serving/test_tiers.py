@@ -65,7 +65,7 @@ def test_a_fault_is_felt_at_once_and_good_bars_give_back_one_tier_at_a_time(faul
     told, state = through([*bars(0, 1), *bars(1, 1, **fault), *bars(2, 12)])
     back = [t for t in range(tier, 1, -1) for _ in range(3)]
     assert told == [1, tier, *back[1:], *[1] * (13 - len(back))]
-    assert (state.held, state.calm, state.held_reason) == (1, 0, "")
+    assert (state.tier_floor, state.good_bars, state.tier_floor_reason) == (1, 0, "")
 
 
 def test_one_fault_of_a_champion_is_an_abstention_and_so_many_in_a_row_lower_the_tier():
@@ -92,7 +92,7 @@ def test_a_new_champion_starts_with_a_clean_record_but_under_the_hold_of_the_old
 def test_a_bar_counts_once_however_often_it_is_decided_on_and_a_look_never_counts():
     _, state = through([*bars(0, 1), *bars(1, 1, emergency="store not writable")])
     again = [*bars(2, 1) * 9, *[TierInputs(None, ALL)] * 9]
-    assert through(again, state)[1].calm == 1
+    assert through(again, state)[1].good_bars == 1
 
 
 def test_promotion_and_rollback_count_at_once():
@@ -129,11 +129,11 @@ def test_it_falls_at_once_never_rises_faster_than_allowed_and_a_restart_changes_
         assert state.tier >= best_tier(seen)[0]
         assert state.tier == 4 or not seen.emergency
         assert state.tier >= 3 or not seen.service
-        rose = before is not None and state.held < before.held
-        if rose and before.held > best_tier(seen)[0]:
+        rose = before is not None and state.tier_floor < before.tier_floor
+        if rose and before.tier_floor > best_tier(seen)[0]:
             assert not look
-            assert before.calm == RULES.good_bars - 1
-            assert state.held == before.held - 1 or state.held <= best_tier(seen)[0]
+            assert before.good_bars == RULES.good_bars - 1
+            assert state.tier_floor == before.tier_floor - 1 or state.tier_floor <= best_tier(seen)[0]
         told[i] = {**one, "look": look}
 
 
@@ -152,9 +152,9 @@ os.kill(os.getpid(), signal.SIGKILL)
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, check=False)
     assert ended.returncode == -signal.SIGKILL
     book = TierStore(tmp_path / "tiers.json", RULES)
-    assert (book["SIM/USDT"].tier, book["SIM/USDT"].held_reason) == (4, "store not writable")
-    assert book.update("SIM/USDT", TierInputs(2.0, ALL))[1].calm == 0  # that bar was counted before
-    assert book.update("SIM/USDT", TierInputs(3.0, ALL))[1].calm == 1
+    assert (book["SIM/USDT"].tier, book["SIM/USDT"].tier_floor_reason) == (4, "store not writable")
+    assert book.update("SIM/USDT", TierInputs(2.0, ALL))[1].good_bars == 0  # that bar was counted before
+    assert book.update("SIM/USDT", TierInputs(3.0, ALL))[1].good_bars == 1
     assert book["BTC/USDT"] is None
 
 

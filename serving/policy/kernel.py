@@ -219,7 +219,7 @@ def _unusable(row: Floats, weights: Floats) -> int:
     NaN has a meaning, so it is allowed, in a direction (unavailable), the regime, the trend and the unicorn (unknown).
     A category with a direction needs a confidence, a factor and an independence.
     """
-    mask = _out_of_range(row, EVENT, DRAWDOWN)
+    mask: int = _out_of_range(row, EVENT, DRAWDOWN)
     if row[EVENT] != np.floor(row[EVENT]):
         mask |= 1 << EVENT
     if row[TIER] != np.floor(row[TIER]):
@@ -363,7 +363,7 @@ def decide_row(row: Floats, params: Floats, out: Floats) -> int:
     stage = stage_of(row[DRAWDOWN], params[MAX_DRAWDOWN], params[STAGE_FROM_AT:STAGE_SIZE_AT])
     out[STAGE] = float(stage)
 
-    refused = budget_refusals(row[GROSS : GROSS + N_BUDGETS], params[BUDGETS_AT : BUDGETS_AT + N_BUDGETS])
+    refused: int = budget_refusals(row[GROSS : GROSS + N_BUDGETS], params[BUDGETS_AT : BUDGETS_AT + N_BUDGETS])
     refused |= account_refusals(
         row[OPEN_COUNT], params[MAX_OPEN], row[TRADES_TODAY], params[MAX_TRADES_PER_DAY], row[DAILY_PNL],
         params[MAX_DAILY_LOSS], stage, row[AGE_BARS], params[MAX_DATA_AGE_BARS], row[BREAKERS],

@@ -181,26 +181,25 @@ def _close_part(position: Floats, price: float, fraction: float) -> None:
 
 
 @kernel
-def _end(position: Floats, out: Floats, time: float, barrier: int) -> int:
-    """Mark the position as ended and return the barrier."""
+def _end(position: Floats, out: Floats, time: float, barrier: int) -> None:
+    """Mark the position as ended at a barrier."""
     position[REMAINING], position[EXIT_TIME], position[BARRIER] = 0.0, time, barrier
     out[STOP_NOW], out[REMAINING_NOW] = np.nan, 0.0
-    return barrier
 
 
 @kernel
-def _close_rest(position: Floats, out: Floats, price: float, time: float, barrier: int) -> int:
-    """Close the remainder at a price, end the position and return the barrier."""
+def _close_rest(position: Floats, out: Floats, price: float, time: float, barrier: int) -> None:
+    """Close the remainder at a price and end the position at a barrier."""
     out[REST], out[REST_FRACTION] = price, position[REMAINING]
     _close_part(position, price, position[REMAINING])
-    return _end(position, out, time, barrier)
+    _end(position, out, time, barrier)
 
 
 @kernel
 def _readable(bar: Floats) -> bool:
     """Return whether the prices and the time of a bar (8,) are finite and possible."""
     low, high = bar[LOW], bar[HIGH]
-    return 0.0 < low <= bar[OPEN] <= high < np.inf and low <= bar[CLOSE] <= high and bar[OPEN_TIME] < np.inf
+    return bool(0.0 < low <= bar[OPEN] <= high < np.inf and low <= bar[CLOSE] <= high and bar[OPEN_TIME] < np.inf)
 
 
 @kernel
@@ -233,9 +232,11 @@ def manage(position: Floats, bar: Floats, out: Floats) -> int:
         return BAD_BAR
     if opened >= position[END_TIME]:
         if position[FILL] == position[FILL]:
-            return _close_rest(position, out, position[LAST_CLOSE], position[LAST_TIME], TIME)
+            _close_rest(position, out, position[LAST_CLOSE], position[LAST_TIME], TIME)
+            return TIME
         position[GROSS_BPS] = np.nan
-        return _end(position, out, opened, UNRESOLVED)
+        _end(position, out, opened, UNRESOLVED)
+        return UNRESOLVED
     if position[FILL] != position[FILL]:
         position[FILL], position[FILL_TIME], position[BEST] = bar[OPEN], opened, bar[OPEN]
     position[LAST_TIME], position[LAST_CLOSE] = opened, bar[CLOSE]
@@ -243,7 +244,8 @@ def manage(position: Floats, bar: Floats, out: Floats) -> int:
     against, favour = (bar[LOW], bar[HIGH]) if direction > 0.0 else (bar[HIGH], bar[LOW])
     if _reached(against, position[STOP_PRICE], -direction):
         gapped = _reached(bar[OPEN], position[STOP_PRICE], -direction)
-        return _close_rest(position, out, bar[OPEN] if gapped else position[STOP_PRICE], opened, STOP)
+        _close_rest(position, out, bar[OPEN] if gapped else position[STOP_PRICE], opened, STOP)
+        return STOP
     for k in range(int(position[FILLED_LEGS]), LEGS):
         target = position[TAKE_PROFIT_AT + k]
         if not _reached(favour, target, direction):
@@ -253,9 +255,11 @@ def manage(position: Floats, bar: Floats, out: Floats) -> int:
         out[LEG_AT + k] = target
         position[FILLED_LEGS] = k + 1.0
         if last:
-            return _end(position, out, opened, TARGET)
+            _end(position, out, opened, TARGET)
+            return TARGET
     if opened + position[BAR_SECONDS] >= position[END_TIME]:
-        return _close_rest(position, out, bar[CLOSE], opened, TIME)
+        _close_rest(position, out, bar[CLOSE], opened, TIME)
+        return TIME
     if _reached(favour, position[BEST], direction):
         position[BEST] = favour
     _raise_stop(position)

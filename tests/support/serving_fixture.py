@@ -154,7 +154,7 @@ def on_wall_clock(stand: Stand, folder: Path, clock: str | None = "wall") -> Sta
 
 
 def trading_now(stand: Stand, folder: Path) -> Stand:
-    """Return the same bars moved to now, on a wall clock: 23 live minutes, the last of which closed less than 15 ago."""
+    """Return the same bars moved to now, on a wall clock: 23 live minutes, the last closed less than 15 minutes ago."""
     live = stand.base[HISTORY:]
     base = stand.base.copy()
     base[:, OPEN_TIME] += np.floor(time.time() / 900.0) * 900.0 - live[22, OPEN_TIME] - 60.0

@@ -84,12 +84,12 @@ def look_at_loss(family: str, symbol: str) -> LossDrift | None:
     value, low, high = (told[f"loss.model.{name}"] for name in ("value", "low", "high"))
     judged = Estimate(value, low, high, int(told["n"]))
     scored = [
-        (p, outcome.label)
+        (chance, outcome.label)
         for record, outcome in installation.store.resolved()
         if record.decision.symbol == symbol
         and (answer := record.decision.models.get(family, {}).get("champion")) is not None
         and answer.digest == held.digest
-        and (p := answer.p) is not None
+        and (chance := answer.chance[0]) is not None
     ]
     p, y = (
         (np.array(values, dtype=np.float64) for values in zip(*scored, strict=True)) if scored else (np.empty(0),) * 2

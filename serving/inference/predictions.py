@@ -72,7 +72,7 @@ def inference_requests(snapshot: Snapshot, symbol: Symbol, raised: Events | None
 
     raised  what `events_at_close` returned
     """
-    requests = []
+    requests: list[InferenceRequest] = []
     if raised is None:
         return requests
     for family in dict.fromkeys(family for family, _ in snapshot.slots):

@@ -197,7 +197,7 @@ def _same_row(stored: bytes, row: Floats, tolerance: float) -> bool:
 
 
 def _predict_again(symbol: Symbol, snapshot: Snapshot, old: Decision) -> ModelAnswers:
-    """Return the answers of the models now; the recorded one where a model had failed, for no row reproduces a fault."""
+    """Return the answers of the models now; the recorded one where a model had failed: no row reproduces a fault."""
     return {
         family: {
             arm: answer if faulty(old.models[family][arm]) is None else old.models[family][arm]

@@ -119,7 +119,7 @@ from pipelines import permissions, versioning
 permissions.restrict()  # before DVC is imported: it reads the umask once
 at = Path(sys.argv[1])
 versioning._project(at / "workspace", at / "dvc-cache", str(at / "remote"))
-with versioning._standing_in(at / "workspace") as repo:
+with versioning._repo_in(at / "workspace") as repo:
     (at / "workspace" / "data").mkdir()
     (at / "workspace" / "data" / "bars").write_text("1")
     repo.add(["data"])

@@ -136,7 +136,7 @@ def data_hash(folder: Path) -> str:
 
 
 def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
-    """Run the stale stages of the build graph; return those that ran. Raises BellwetherError with the stage's output."""
+    """Run the stale stages of the build graph; return those that ran. Raises BellwetherError with its output."""
     from dvc.exceptions import DvcException
 
     log = workspace / "stages.log"

@@ -6,10 +6,12 @@ And the two databases the store runs on.
 import gc
 import os
 
-import flows  # says how many threads a process takes, before anybody imports numpy
+from pipelines.bootstrap import bootstrap
+
+bootstrap()  # before numpy is imported
 
 # isort: split
-import pytest
+import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("support")
 
@@ -17,7 +19,6 @@ pytest.register_assert_rewrite("support")
 from support.postgres import postgres_server, postgres_url, second_postgres_url  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
-assert flows
 __all__ = ["postgres_server", "postgres_url", "second_postgres_url", "url"]
 SERVERS = "tests/integration/"  # one stack, started once
 # long ones early, so that none of them is last; hardship's services when the turn no longer takes both cores

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.contracts import REGIMES, TIMEFRAME_SECONDS, Decision, Floats
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
-from pipelines.settings import Params
+from pipelines.params import Params
 from serving.policy import kernel as decision_kernel
 from serving.policy.fusion import N_SCORES, SCORE_NAMES, weight_table
 from serving.policy.thresholds import confidence_table

@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.compiled import kernel
 from pipelines.contracts import CATEGORIES, REGIMES, Floats
 from pipelines.errors import BadValues, UnknownName
-from pipelines.settings import FusionParams
+from pipelines.params import FusionParams
 
 SCORE_NAMES = (*CATEGORIES, "traditional")
 N_SCORES = len(SCORE_NAMES)

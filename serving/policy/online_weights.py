@@ -19,7 +19,7 @@ import numpy as np
 
 from pipelines.contracts import CATEGORIES, REGIMES, Floats
 from pipelines.errors import BadShape, BadTimes, BadValues, StateError, UnknownName
-from pipelines.settings import LearningParams
+from pipelines.params import LearningParams
 
 DAY_S = 86_400.0
 UNKNOWN = "UNKNOWN"  # stands for a regime nobody knew

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from pipelines.settings import TierParams
+from pipelines.params import TierParams
 from serving.inference.generation import write_atomically
 
 DECISION_FAMILY, REGIME, BESIDE = "validator", "regime", ("pattern", "predictor")

@@ -324,7 +324,7 @@ def kernels_are_warm() -> bool:
 # ---- numba's hooks --------------------------------------------------------------------------------------------------
 
 
-class ByContent(UserProvidedCacheLocator):  # type: ignore[misc]
+class ByContent(UserProvidedCacheLocator):
     """Names the folder of a function's machine code by content."""
 
     def __init__(self, py_func: Any, py_file: str) -> None:
@@ -337,7 +337,7 @@ class ByContent(UserProvidedCacheLocator):  # type: ignore[misc]
         """Create nothing: the writer does, so that compiled code can be read from a read-only disk."""
 
 
-class SealedFiles(IndexDataCacheFile):  # type: ignore[misc]
+class SealedFiles(IndexDataCacheFile):
     """Index and data files of one function; only sealed files are unpickled."""
 
     def save(self, key: Any, data: Any) -> None:
@@ -388,7 +388,7 @@ class SealedFiles(IndexDataCacheFile):  # type: ignore[misc]
         _seal(Path(self._cache_path).parent, self._name(name), content)
 
 
-class SealedCache(FunctionCache):  # type: ignore[misc]
+class SealedCache(FunctionCache):
     """numba's cache of one function, with sealed files."""
 
     def __init__(self, py_func: Any) -> None:

@@ -12,7 +12,7 @@ from pipelines.errors import BadShape, BadValues
 
 
 @kernel
-def tail_losses(values, tail):  # type: ignore[no-untyped-def]
+def tail_losses(values: Floats, tail: float) -> tuple[float, float]:
     """Return (VaR, ES) of equally likely returns, as positive fractions; NaN if one is not finite or n · tail < 1.
 
     values  (n,) float64 returns; tail  float64 in (0, 1)

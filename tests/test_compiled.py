@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support.kernel_project import CALL_KERNELS
+from support.kernel_project import CALL_KERNELS, project
 
 from pipelines import compiled
+
+__all__ = ["project"]
 
 
 def kernel_results(root: Path) -> list[float]:

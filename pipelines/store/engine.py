@@ -6,7 +6,7 @@ SQLite by default (WAL, one file, survives kill -9; `durability="power"` also su
 import json
 import sqlite3
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -87,10 +87,10 @@ class Database:
             if connection.dialect.name == "postgresql":  # the lock that every insert takes
                 connection.exec_driver_sql("LOCK TABLE bars, decisions, outcomes, latches IN ROW EXCLUSIVE MODE")
 
-    def _rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
+    def _rows(self, query: sa.Select[Any]) -> Sequence[RowMapping]:
         """Return all rows of a query, column → value."""
         with self._engine.connect() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+            return connection.execute(query).mappings().all()
 
 
 # ---- connections ----------------------------------------------------------------------------------------------------
@@ -105,13 +105,13 @@ def connect_engine(url: str, durability: str, wait_ms: int = FLOW_WAIT_MS) -> En
                 f"store url {url!r} names no file, so nothing would be stored. Use sqlite:////folder/store.db"
             )
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"json_serializer": dump_json, "pool_timeout": wait_ms / 1e3}
+    connect_args: dict[str, str | int] = {}
     if parsed.get_backend_name() == "postgresql":
-        options["connect_args"] = {
+        connect_args = {
             "connect_timeout": min(CONNECT_TIMEOUT_S, max(2, wait_ms // 1000)),  # libpq: whole seconds, at least two
             "options": f"{parsed.query.get('options', '')} -c lock_timeout={wait_ms}".strip(),
         }
-    engine = sa.create_engine(parsed, **options)
+    engine = sa.create_engine(parsed, json_serializer=dump_json, pool_timeout=wait_ms / 1e3, connect_args=connect_args)
     if engine.dialect.name == "sqlite":
         _tune_sqlite(engine, durability, wait_ms)
     return engine

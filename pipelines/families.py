@@ -4,3 +4,4 @@ Not in contracts: every kernel imports that file, so a new family would recompil
 """
 
 FAMILIES = ("validator", "pattern", "regime", "predictor")
+DECISION_FAMILY = "validator"  # its probability decides a trade

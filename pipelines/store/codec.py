@@ -1,8 +1,6 @@
 """Records as they are stored, and back: decisions as JSON, order books and context values as bytes."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
-from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,10 @@ from pipelines.contracts import (
     Books,
     ContextFeed,
     Decision,
+    JsonObject,
 )
 from pipelines.renamed_keys import current_names, current_word
 
-_TIMES = ("as_of", "known_at", "ingested_at", "expiry")
-_LISTS = ("take_profits", "reasons", "breakers")
-_DECISION_FIELDS = frozenset(field.name for field in fields(Decision))
 _BOOK_BYTES = 8 * (2 * BOOK_LEVELS * 3 + TAPE_WIDTH)
 _NOT_RECORDED = np.array([np.nan], dtype="<f8").tobytes()
 
@@ -28,26 +24,19 @@ _NOT_RECORDED = np.array([np.nan], dtype="<f8").tobytes()
 # ---- decisions ------------------------------------------------------------------------------------------------------
 
 
-def decision_payload(decision: Decision) -> dict[str, Any]:
-    """Return a decision in plain JSON types; times in ISO 8601 with their zone."""
-    payload = {field.name: getattr(decision, field.name) for field in fields(Decision)}
-    for name in _TIMES:
-        payload[name] = payload[name] and payload[name].isoformat()
-    return payload | {name: list(payload[name]) for name in _LISTS}
+def decision_payload(decision: Decision) -> JsonObject:
+    """Return a decision as it is stored and sent: plain JSON, times in ISO 8601 with their zone."""
+    return decision.to_dict()
 
 
 def decision_of(payload: Mapping[str, Any]) -> Decision:
     """Return the decision of a `decision_payload`, also of one that an earlier release wrote."""
-    current = _current_decision(payload)
-    times = {name: current[name] and datetime.fromisoformat(current[name]) for name in _TIMES}
-    lists = {name: tuple(current.get(name, ())) for name in _LISTS}
-    return Decision(**{**current, **times, **lists})
+    return Decision.from_dict(_current_decision(payload))
 
 
-def _current_decision(payload: Mapping[str, Any]) -> dict[str, Any]:
+def _current_decision(payload: Mapping[str, Any]) -> JsonObject:
     """Return a stored payload with the keys and words of this release (`pipelines.renamed_keys`)."""
-    earlier = {key: value for key, value in payload.items() if key not in _DECISION_FIELDS}
-    current = {**{k: v for k, v in payload.items() if k not in earlier}, **current_names("decision", earlier)}
+    current = current_names("decision", payload)
     if validation := current.get("validation"):
         current["validation"] = current_names("decision.validation", validation)
     if reasons := current.get("reasons"):
@@ -67,7 +56,7 @@ def _current_codes(text: str) -> str:
     return current_word(head) + colon + rest
 
 
-def _current_roles(models: Mapping[str, Any]) -> dict[str, Any]:
+def _current_roles(models: Mapping[str, Any]) -> JsonObject:
     """Return family → arm → record with every `role` as it is named now, however deep it stands."""
     return {
         key: _current_roles(value)

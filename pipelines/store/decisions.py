@@ -1,12 +1,12 @@
 """Decisions, what became of them (outcomes), and what a venue reported of their orders (fills)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, RowMapping
 from sqlalchemy.exc import IntegrityError
 
 from pipelines.contracts import Decision, Outcome
@@ -189,6 +189,6 @@ class DecisionStore(Database):
         return [Fill(**row) for row in reversed(self._rows(query))]
 
 
-def _record(row: Mapping[str, Any]) -> DecisionRecord:
+def _record(row: RowMapping) -> DecisionRecord:
     """Return the record of a row of `decisions`."""
     return DecisionRecord(decision_of(row["payload"]), row["features"], row["signals"])

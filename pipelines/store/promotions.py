@@ -2,11 +2,12 @@
 
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from pipelines.contracts import JsonObject
 from pipelines.migrations import tables as t
 from pipelines.store.engine import Database, insert_row
 
@@ -28,7 +29,7 @@ class Promotion:
     git_commit: str | None
     verdict_passed: bool | None
     reason: str
-    evidence: dict[str, Any] = field(default_factory=dict)
+    evidence: JsonObject = field(default_factory=dict)
     id: int | None = None  # assigned by the store
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from pipelines.errors import ServiceDown, UnknownName
 
-ALIASES = ("champion", "challenger", "previous")
 EXPERIMENT = "bellwether"
 NEEDED = ("numpy", "onnxruntime", "pandas", "mlflow")  # to load a version from MLflow
 

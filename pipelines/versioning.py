@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -230,28 +229,3 @@ def keep_version(workspace: Path, versions: Path) -> Path:
         if (workspace / name).is_file():
             shutil.copyfile(workspace / name, folder / name)
     return folder
-
-
-def collect_garbage(workspace: Path, versions: Path, protected: set[str]) -> list[str]:
-    """Delete cached data of versions no registered model was trained on, and return their hashes.
-
-    protected  data hashes of registered versions; the workspace's own is always protected
-    """
-    from dvc.repo import Repo
-
-    retained = protected | {data_hash(workspace)}
-    unused = [folder for folder in sorted(versions.iterdir()) if folder.name not in retained]
-    with Repo(str(workspace)) as repo, tempfile.TemporaryDirectory() as scratch:
-        remote, cache = repo.config["remote"]["store"]["url"], Path(repo.cache.local.path)
-        projects = []
-        for name in sorted(retained & {folder.name for folder in versions.iterdir()}):
-            # a project with nothing but the pointer marks this data as in use for DVC's own collector
-            project = Path(scratch) / name
-            project.mkdir()
-            _project(project, cache, remote)
-            shutil.copyfile(versions / name / "data.dvc", project / "data.dvc")
-            projects.append(str(project))
-        repo.gc(workspace=True, cloud=True, repos=projects, force=True)
-    for folder in unused:
-        shutil.rmtree(folder)
-    return [folder.name for folder in unused]

@@ -443,7 +443,7 @@ def test_a_store_of_an_earlier_release_continues_where_it_was(url):
     store = Store.open(url)
     assert store.decision("d1").decision.confidence == 0.1 + 0.2
     assert [d.decision.id for d in store.decisions()] == ["d1", "d2"]
-    assert store.outcomes()[0].gross_bps == 150.00000000000003
+    assert store.outcomes_of(["d1"])[0].gross_bps == 150.00000000000003
     assert store.add_promotion(promotion()) == 3
     assert store.add_trial("validator", "r8", "h", T0) == 3
     assert store.request_retrain("validator", "age", T0, HOUR).state == "duplicate"

@@ -130,11 +130,6 @@ class DecisionStore(Database):
                 )
             return False
 
-    def outcomes(self, since: datetime | None = None, until: datetime | None = None) -> list[Outcome]:
-        """Return outcomes with since <= resolved_at < until, oldest first."""
-        query = between(sa.select(t.outcomes), t.outcomes.c.resolved_at, since, until)
-        return [Outcome(**row) for row in self._rows(query.order_by(t.outcomes.c.resolved_at))]
-
     def outcomes_of(self, decision_ids: Sequence[str]) -> list[Outcome]:
         """Return the outcomes of these decisions, as far as they are known."""
         found = []

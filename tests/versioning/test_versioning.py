@@ -35,18 +35,6 @@ def test_the_hash_names_the_content_and_an_old_version_is_restored_from_the_remo
     assert (workspace / "data" / "bars.csv").read_text() == "a\n1\n"
 
 
-def test_garbage_collection_never_deletes_a_version_a_registered_model_was_trained_on(workspace, tmp_path):
-    versions = tmp_path / "versions"
-    hashes = []
-    for k in range(3):
-        hashes.append(write(workspace, f"a\n{k}\n"))
-        versioning.keep_version(workspace, versions)
-    assert versioning.collect_garbage(workspace, versions, {hashes[0]}) == [hashes[1]]
-    assert versioning.restore(workspace, versions / hashes[0] / "data.dvc") == hashes[0]
-    assert (workspace / "data" / "bars.csv").read_text() == "a\n0\n"
-    assert not (versions / hashes[1]).exists()
-
-
 def test_a_workspace_without_data_names_the_command(workspace):
     with pytest.raises(StateError, match="bellwether run --once"):
         versioning.data_hash(workspace)

@@ -20,6 +20,7 @@ import bentoml
 import numpy as np
 
 from pipelines import disk
+from pipelines.bootstrap import bootstrap
 from pipelines.clock import Clock, ClockWatch, mode_of
 from pipelines.contracts import (
     OPEN_TIME,
@@ -95,6 +96,7 @@ from serving.state.online_weights_store import ONLINE_WEIGHTS_FILE, OnlineWeight
 from serving.state.symbols import CLOCK_SKEW, Symbol, Symbols, check_bars, clock_of, restore_symbol
 from serving.state.tiers import EMERGENCY_BREAKER, FULL, Freshness, State, Tier, TierStore, worst
 
+bootstrap()
 keep_in_memory()  # before BentoML makes its first counter
 log = logging.getLogger("bellwether.decision")
 MAX_CACHED_DECISIONS = 4096  # decisions remembered so that asking again gives the same one

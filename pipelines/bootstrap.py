@@ -16,7 +16,7 @@ def bootstrap() -> None:
 
     Threads: all sums here are small, and BLAS splits even those of three numbers. On a busy machine its threads spin
     while they wait for each other: fits of a Hawkes process on two busy cores took 25 times the processor time.
-    Cycles: our processes load half a million objects that stay. Python's default searches them after every 700 new ones,
+    Cycles: our processes load half a million objects that stay. By default each 700 new ones start a search,
     an eighth of the time that loading takes.
     """
     os.environ.setdefault(THREADS, "1")

@@ -43,10 +43,10 @@ def unpacked(told: Packed) -> Floats:
 
 
 def run_inference(snapshot: Snapshot, request: PredictBatchRequest) -> dict[str, Any]:
-    """{"generation", "answers": [arm → predictions or {"fault"}]}, in the order asked."""
+    """Return {"generation", "predictions": [arm → predictions or {"fault"}]}, in the order of the requests."""
     by_digest = {(slot.family, slot.digest): slot.model for slot in snapshot.slots.values()}
     answers = []
-    for asked in request.asks:
+    for asked in request.inference_requests:
         rows, columns = unpacked(asked.rows), tuple(asked.columns)
         if rows.shape[-1] != len(columns):
             raise BadShape(f"{asked.family}: rows {rows.shape} for {len(columns)} columns")
@@ -59,7 +59,7 @@ def run_inference(snapshot: Snapshot, request: PredictBatchRequest) -> dict[str,
                 else _packed_answer(predict(model, _fitting(rows, columns, model), f"{asked.family} {arm}"))
             )
         answers.append(told)
-    return {"generation": snapshot.generation, "answers": answers}
+    return {"generation": snapshot.generation, "predictions": answers}
 
 
 def _fitting(rows: Floats, columns: tuple[str, ...], model: Model) -> Floats:
@@ -132,7 +132,7 @@ class ModelClient:
         """The service's answers, or the fault in words."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._client.post("/answer", json={"asks": asks})
+                response = await self._client.post("/predict_batch", json={"inference_requests": asks})
         except TimeoutError:
             self._slow += 1
             fault = f"MODEL_SERVICE_SLOW: no answer within {self._timeout_s * 1e3:.0f} ms"
@@ -144,7 +144,7 @@ class ModelClient:
         if response.status_code != 200:
             return self._down(f"HTTP {response.status_code}: {response.text[:100]}")
         try:
-            answers = response.json()["answers"]
+            answers = response.json()["predictions"]
         except (ValueError, KeyError, TypeError) as error:
             return self._down(f"no answer of a model service: {type(error).__name__}")
         if not isinstance(answers, list) or len(answers) != len(asks):

@@ -106,7 +106,7 @@ def test_an_old_warm_start_takes_the_clock_of_the_manifest_it_was_made_from(stan
     with running_service(on_wall_clock(stand, tmp_path / "old", None), home) as client:
         client.serve(slot_entry("1", client.champion), None)
         shown = status(client)["symbols"][SYMBOL]
-        assert (shown["clock"], "names no clock" in shown["clock_why"]) == ("market", True)
+        assert (shown["clock"], "names no clock" in shown["clock_reason"]) == ("market", True)
         assert client.decide()["tier"] == 2
 
 
@@ -195,8 +195,8 @@ def test_a_bar_of_tomorrow_does_not_keep_the_true_feed_out(trading, monkeypatch)
         def now(cls, tz=None):
             return real.now(tz) + timedelta(seconds=cls.ahead_s)
 
-    monkeypatch.setattr("serving.service.decision_service.datetime", Ahead)
-    monkeypatch.setattr("serving.service.decision_service.ClockWatch.check", lambda *times: None)
+    monkeypatch.setattr("serving.service.system_clock.datetime", Ahead)
+    monkeypatch.setattr("serving.service.system_clock.ClockWatch.check", lambda *times: None)
     assert trading.call("/observe", {"symbol": SYMBOL, "bars": [as_json(tomorrow)]}).status_code == 200
     Ahead.ahead_s = 0.0
     decision = trading.decide()
@@ -205,7 +205,7 @@ def test_a_bar_of_tomorrow_does_not_keep_the_true_feed_out(trading, monkeypatch)
     answer = trading.observe(23)  # the feed and the clock agree
     assert (answer.status_code, answer.json()["new"]) == (200, 23), answer.text
     assert trading.store().bars(SYMBOL)[-1, OPEN_TIME] == trading.stand.live[22, OPEN_TIME]
-    assert eventually(lambda: any("taken back" in a.detail for a in alarms(trading, "clock_jumped")))
+    assert eventually(lambda: any("withdrawn" in a.detail for a in alarms(trading, "clock_jumped")))
 
 
 def test_bars_ahead_of_the_clock_stay_while_only_the_clock_speaks_against_them(trading, monkeypatch):
@@ -218,8 +218,8 @@ def test_bars_ahead_of_the_clock_stay_while_only_the_clock_speaks_against_them(t
         def now(cls, tz=None):
             return real.now(tz) - timedelta(days=1)
 
-    monkeypatch.setattr("serving.service.decision_service.datetime", Behind)
-    monkeypatch.setattr("serving.service.decision_service.ClockWatch.check", lambda *times: None)
+    monkeypatch.setattr("serving.service.system_clock.datetime", Behind)
+    monkeypatch.setattr("serving.service.system_clock.ClockWatch.check", lambda *times: None)
     then = trading.stand.live[22, OPEN_TIME] - DAY_S
     (old,) = trading.stand.base[trading.stand.base[:, OPEN_TIME] == then]
     answer = trading.call("/observe", {"symbol": SYMBOL, "bars": [as_json(old)]})

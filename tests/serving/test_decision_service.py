@@ -1,31 +1,21 @@
 """The decision service over its own HTTP: what it answers, what it refuses and how it says so, what it survives."""
 
-import asyncio
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections import defaultdict
-from concurrent.futures import Future
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from support.decision_service import AT, KEY, as_json, running_service
-from support.serving_fixture import HISTORY, SYMBOL, make_bundle, slot_entry
+from support.serving_fixture import SYMBOL, make_bundle, slot_entry
 
-from pipelines.clock import ClockWatch
 from pipelines.contracts import OPEN_TIME, tape_of
 from pipelines.settings import ROOT
-from pipelines.store import Store
-from pipelines.warm_start import read_warm_start
 from serving.inference.generation import acknowledged
-from serving.service.schemas import ObserveRequest
-from serving.service.store_executor import StoreExecutor
-from serving.state.symbols import Symbol, Symbols
-from serving.state.tiers import Freshness
+from serving.service.answers import BriefResponse, FullResponse
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +120,7 @@ def test_an_outcome_is_taken_once_and_only_for_a_decision_of_ours(served):
         "decision_id": decision["id"], "resolved_at": decision["as_of"], "label": 1, "barrier": "target",
         "gross_bps": 60.0, "net_bps": 55.0, "cost_bps": 5.0,
     }  # fmt: skip
-    assert served.call("/outcome", outcome).json() == {"decision_id": decision["id"], "new": True}
+    assert served.call("/outcome", outcome).json() == {"api": 1, "decision_id": decision["id"], "new": True}
     assert served.call("/outcome", outcome).json()["new"] is False
     assert served.call("/outcome", outcome | {"label": 0}).status_code == 400
     assert served.call("/outcome", outcome | {"decision_id": "never"}).status_code == 404
@@ -186,51 +176,6 @@ def test_a_swap_changes_the_answering_model_and_the_generation(served):
     assert status["families"]["validator"]["champion"]["run_id"] == "run2"
     assert status["families"]["predictor"] == {"champion": None, "challenger": None}
     assert served.http.get("/models").json()["generation"] == generation
-
-
-class SlowLedger:
-    """A ledger whose disk takes a while."""
-
-    def __init__(self, store):
-        self.store, self.asked, self.done = store, threading.Event(), threading.Event()
-
-    def observe(self, batch):
-        done = Future()
-        done.set_running_or_notify_cancel()  # a write that has begun is not called back
-
-        def write():
-            self.asked.set()
-            time.sleep(0.1)
-            done.set_result(self.store.add_bars(batch))
-            self.done.set()
-
-        threading.Thread(target=write).start()
-        return done
-
-
-def test_a_caller_that_goes_away_while_its_bars_are_written_leaves_store_and_live_state_as_one(stand, tmp_path):
-    from serving.service.decision_service import DecisionService, steady_s
-
-    service, symbol = object.__new__(DecisionService.inner), Symbol(read_warm_start(stand.stage))
-    store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
-    service._symbols, service._store, service._ledger = Symbols({SYMBOL: symbol}), store, SlowLedger(store)
-    service._locks, service._executor, service._freshness = defaultdict(asyncio.Lock), StoreExecutor(), Freshness()
-    service._store_fault, service._clock_watch = None, ClockWatch(steady_s(), time.time())
-    service._clock_told = None
-    request = ObserveRequest.model_validate({"symbol": SYMBOL, "bars": [as_json(row) for row in stand.live[:8]]})
-
-    async def leave():
-        asked = asyncio.ensure_future(DecisionService.inner.observe.func(service, request))
-        await asyncio.to_thread(service._ledger.asked.wait)
-        asked.cancel()
-        await asyncio.to_thread(service._ledger.done.wait)
-        await asyncio.sleep(0.05)
-        assert asked.cancelled()
-
-    asyncio.run(leave())
-    assert symbol.last_open_time == store.bars(SYMBOL)[-1, OPEN_TIME] == stand.live[7, OPEN_TIME]
-    assert symbol.closed.bar.tobytes() == stand.decision[HISTORY // 15].tobytes()
-    store.close()
 
 
 # ---- what it refuses
@@ -395,8 +340,35 @@ def test_a_body_over_the_limit_is_not_even_read(served):
 def test_the_api_page_lists_every_call_with_its_fields(served):
     paths = served.http.get("/docs.json").json()["paths"]
     assert {"/observe", "/decide", "/outcome", "/fill", "/models", "/status", "/ready"} <= paths.keys()
-    fields = paths["/decide"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]["properties"]
-    assert {"action", "confidence", "reasons", "lineage", "generation", "tier"} <= fields.keys()
+    views = paths["/decide"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
+    full, brief, many = (view["properties"].keys() for view in views)
+    assert {"api", "action", "confidence", "reasons", "lineage", "generation", "tier"} <= full
+    assert {"api", "action", "reason"} <= brief
+    assert many == {"api", "decisions"}
+
+
+def test_every_view_of_a_decision_is_as_the_api_page_says_and_carries_the_version(served):
+    full = served.decide()
+    FullResponse.model_validate_json(json.dumps(full))
+    assert full.keys() == FullResponse.model_fields.keys()
+    body = {"symbol": SYMBOL, "view": "brief"}
+    brief = served.call("/decide", body).json()
+    BriefResponse.model_validate_json(json.dumps(brief))
+    assert brief == {name: full[name] for name in brief if name != "reason"} | {"reason": full["reasons"][0]}
+    assert brief.keys() == BriefResponse.model_fields.keys()
+    many = served.call("/decide", {"symbols": [SYMBOL], "view": "brief"}).json()
+    assert many == {"api": 1, "decisions": [{k: v for k, v in brief.items() if k != "api"}]}
+    assert served.call("/decide", body | {"view": "short"}).status_code == 400
+    for path in ("/status", "/models", "/risk", "/ready"):
+        assert served.call(path).json()["api"] == 1
+
+
+def test_a_key_of_an_earlier_release_is_a_400_that_names_the_new_one(served):
+    answer = served.call("/observe", {"symbol": SYMBOL, "asks": []})
+    assert answer.status_code == 400
+    (field,) = [found for found in answer.json()["fields"] if found["field"] == "asks"]
+    assert "`inference_requests`" in field["remedy"]
+    assert "`inference_requests`" in answer.json()["error"]
 
 
 def test_the_serving_process_loads_no_training_library():

@@ -137,7 +137,7 @@ class Service:
                 if service.mood == "gone":
                     self.close_connection = True
                     return
-                service.calls.append(len(request.asks))
+                service.calls.append(len(request.inference_requests))
                 service.slots.refresh()
                 told, status = run_inference(service.slots.snapshot, request), 200
                 if service.mood == "sleep":
@@ -147,7 +147,7 @@ class Service:
                 if service.mood == "other":
                     told = {"hello": "world"}
                 if service.mood == "liar":
-                    for answer in told["answers"]:
+                    for answer in told["predictions"]:
                         for said in answer.values():
                             said["digest"] = "f" * 64
                 content = json.dumps(told).encode()

@@ -203,7 +203,7 @@ def test_an_odd_path_is_answered_below_500(served, path):
 def test_a_shape_that_would_wrap_around_is_refused_with_the_request(shape):
     asked = {"family": "validator", "digests": {}, "columns": ["a"], "rows": {"shape": shape, "f8": ""}}
     with pytest.raises(ValidationError):
-        PredictBatchRequest.model_validate_json(json.dumps({"asks": [asked]}))
+        PredictBatchRequest.model_validate_json(json.dumps({"inference_requests": [asked]}))
 
 
 @pytest.mark.parametrize(

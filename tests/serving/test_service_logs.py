@@ -10,6 +10,7 @@ from support.decision_service import KEY, running_service
 
 from serving.service import json_logs
 from serving.service.json_logs import JsonLines, RateLimitFilter, RequestLog, is_server_fault, request_id
+from serving.service.readiness import Readiness
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +141,10 @@ def test_what_nobody_foresaw_is_a_500_in_our_shape_and_once_in_the_log_with_its_
 
 
 def test_a_fault_in_an_endpoint_is_logged_whole_and_answered_in_our_shape(client, lines, monkeypatch):
-    from serving.service.decision_service import DecisionService
-
     def broken(self):
         raise ZeroDivisionError("of ours")
 
-    monkeypatch.setattr(DecisionService.inner, "_worst", broken)
+    monkeypatch.setattr(Readiness, "worst_tier", broken)
     answer = client.call("/status", {}, KEY | {"x-request-id": "mine-3"})
     assert (answer.status_code, answer.json()["kind"], answer.json()["fields"]) == (500, "ServerFault", [])
     assert answer.headers["x-request-id"] == "mine-3"

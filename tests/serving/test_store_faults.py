@@ -93,7 +93,7 @@ def test_under_a_write_lock_every_call_is_refused_at_once_and_all_is_well_when_i
             answer, took = timed(lambda path=path, body=body: client.call(path, body))
             assert (answer.status_code, took < AT_ONCE_S) == (503, True), (path, took, answer.text)
             assert answer.json()["fields"] == []
-            assert "Asking again is safe" in answer.json()["error"]
+            assert "Sending it again is safe" in answer.json()["error"]
         holds(client, "the store is locked or does not answer", "store: store not writable")
         shown = client.http.get("/ready").json()
         assert shown["tier"] == 4
@@ -156,7 +156,7 @@ def test_the_same_question_has_the_same_id_in_any_process_and_another_question_a
 
 def test_a_stored_decision_stands_for_the_one_that_is_made_again(client, monkeypatch):
     """As after a crash between COMMIT and the answer: nothing in memory knows of it."""
-    monkeypatch.setattr("serving.service.decision_service.MAX_CACHED_DECISIONS", 0)
+    monkeypatch.setattr("serving.service.decision_memory.MAX_CACHED_DECISIONS", 0)
     client.observe(15 * 3)
     answers = [client.decide() for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]

@@ -47,12 +47,12 @@ def test_healthy_and_before_the_first_turn(stand, home):
 
 def test_a_tripped_breaker(client):
     client.store().trip("daily_loss", datetime.now(UTC), "lost too much")
-    holds(client, "a tripped breaker", "breaker daily_loss is latched: lost too much")
+    holds(client, "a tripped breaker", "breaker daily_loss tripped: lost too much")
 
 
 def test_tier_four_latched_by_a_person(client):
     client.store().trip("emergency", datetime.now(UTC), "drill")
-    holds(client, "tier 4, latched by a person", "TIER_4")
+    holds(client, "tier 4, tripped by a person", "TIER_4")
 
 
 def test_tier_three(client):
@@ -63,7 +63,7 @@ def test_tier_three(client):
 def test_a_tier_that_is_held_after_a_fault(client):
     next_decision(client)
     client.store().trip("emergency", datetime.now(UTC), "drill")
-    holds(client, "tier 4, latched by a person", "TIER_4")
+    holds(client, "tier 4, tripped by a person", "TIER_4")
     client.store().reset("emergency", datetime.now(UTC), "an operator", "drill over")
     assert eventually(lambda: "good bar" in said(client)[2])
     assert said(client)[1] == "UNHEALTHY"  # nothing can be opened yet
@@ -113,7 +113,7 @@ def ahead(monkeypatch):
         def now(cls, tz=None):
             return real.now(tz) + cls.by
 
-    monkeypatch.setattr("serving.service.decision_service.datetime", Ahead)
+    monkeypatch.setattr("serving.service.system_clock.datetime", Ahead)
     monkeypatch.setattr(ClockWatch, "check", lambda *times: None)
     return Ahead
 
@@ -296,12 +296,12 @@ def test_a_look_that_fails_is_told_and_the_next_one_goes_on(client, monkeypatch,
         raise fault
 
     monkeypatch.setattr(ModelSlots, "pending", broken)
-    holds(client, "a look fails", f"follows generation: {type(fault).__name__}")
-    assert eventually(lambda: [a for a in alarms(client, "look_fault") if not a.cleared_at])
+    holds(client, "a poll fails", f"generation watcher: {type(fault).__name__}")
+    assert eventually(lambda: [a for a in alarms(client, "poll_failed") if not a.cleared_at])
     assert client.call("/observe", {"symbol": SYMBOL, "bars": client.bars(15)}).status_code == 200
     monkeypatch.undo()
     holds(client, "none", "TIER_2")
-    assert eventually(lambda: all(a.cleared_at for a in alarms(client, "look_fault")))
+    assert eventually(lambda: all(a.cleared_at for a in alarms(client, "poll_failed")))
     client.serve(slot_entry("2", client.challenger), None)
 
 

@@ -97,7 +97,7 @@ def timed(desk: Desk, bars: Floats, recomputed: Snapshot) -> tuple[Floats, Float
         marks.append(time.perf_counter())
         took[i] = np.diff(marks) * 1e6
         seen.append(bar)
-        event[i] = decision.models["validator"]["champion"]["event"] is not None
+        event[i] = decision.models["validator"]["champion"].event is not None
         if event[i]:
             began = time.perf_counter()
             with_pandas(pd.DataFrame(np.array(seen), columns=list(BAR_FIELDS)))

@@ -84,12 +84,12 @@ def look_at_loss(family: str, symbol: str) -> LossDrift | None:
     value, low, high = (told[f"loss.model.{name}"] for name in ("value", "low", "high"))
     judged = Estimate(value, low, high, int(told["n"]))
     scored = [
-        (said["p"], outcome.label)
+        (chance, outcome.label)
         for record, outcome in installation.store.resolved()
         if record.decision.symbol == symbol
-        and (said := record.decision.models.get(family, {}).get("champion")) is not None
-        and said["digest"] == held.digest
-        and said["p"] is not None
+        and (answer := record.decision.models.get(family, {}).get("champion")) is not None
+        and answer.digest == held.digest
+        and (chance := answer.chance[0]) is not None
     ]
     p, y = (
         (np.array(values, dtype=np.float64) for values in zip(*scored, strict=True)) if scored else (np.empty(0),) * 2
@@ -120,7 +120,7 @@ def trip_model(installation: Installation, symbol: str, loss: LossDrift | None) 
         if record.decision.symbol == symbol
         and record.decision.action != "NO_TRADE"
         and record.decision.arm == "champion"
-        and record.decision.models[ACTING]["champion"]["digest"] == held.digest
+        and record.decision.models[ACTING]["champion"].digest == held.digest
         and (since is None or record.decision.as_of > since)
     ][-params.breakers.trades :]
     if not traded:

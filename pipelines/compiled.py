@@ -109,9 +109,15 @@ def sources_of(*sources: Path) -> set[Path]:
 
 
 @cache
+def cpu_type() -> str:
+    """Return the type of this machine's CPU as LLVM names it, such as `skylake-avx512`."""
+    return str(llvmlite.binding.get_host_cpu_name())
+
+
+@cache
 def digest_of(*sources: Path) -> str:
     """Of files and everything of this project that they import, this numba and this CPU: sixteen hex digits."""
-    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.binding.get_host_cpu_name()}".encode())
+    digest = hashlib.sha256(f"{numba.__version__} {cpu_type()}".encode())
     for source in sorted(sources_of(*sources), key=lambda path: (path.name, str(path))):
         digest.update(source.name.encode() + _content(source))
     return digest.hexdigest()[:16]

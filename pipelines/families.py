@@ -4,3 +4,4 @@ Not in contracts: every kernel rests on that file, and a new family would have a
 """
 
 FAMILIES = ("validator", "pattern", "regime", "predictor")
+DECISION_FAMILY = "validator"  # its probability decides a trade

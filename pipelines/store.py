@@ -195,23 +195,14 @@ class Fill:
     reason: str = ""
 
 
-_TIMES = ("as_of", "known_at", "ingested_at", "expiry")
-_LISTS = ("take_profits", "reasons", "breakers")
-
-
 def decision_payload(decision: Decision) -> dict[str, Any]:
     """Decision → plain JSON types; times in ISO 8601 with their zone."""
-    payload = {f.name: getattr(decision, f.name) for f in fields(decision)}
-    for name in _TIMES:
-        payload[name] = payload[name] and payload[name].isoformat()
-    return payload | {name: list(payload[name]) for name in _LISTS}
+    return decision.to_dict()
 
 
 def decision_of(payload: dict[str, Any]) -> Decision:
     """The Decision that `decision_payload` wrote down."""
-    times = {name: payload[name] and datetime.fromisoformat(payload[name]) for name in _TIMES}
-    lists = {name: tuple(payload.get(name, ())) for name in _LISTS}
-    return Decision(**{**payload, **times, **lists})
+    return Decision.from_dict(payload)
 
 
 # ---- opening ------------------------------------------------------------------------------------------------------

@@ -3,12 +3,21 @@
 import time
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any
 
 import httpx
 import numpy as np
 
-from pipelines.contracts import BAR_FIELDS, CONTEXT_FIELDS, TAPE_FIELDS, Books, ContextFeed, Floats, Outcome, utc
+from pipelines.contracts import (
+    BAR_FIELDS,
+    CONTEXT_FIELDS,
+    TAPE_FIELDS,
+    Books,
+    ContextFeed,
+    Floats,
+    JsonObject,
+    Outcome,
+    utc,
+)
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from pipelines.settings import settings as process_settings
@@ -47,7 +56,7 @@ class Client:
 
     def observe(
         self, symbol: str, bars: Floats, books: Books | None = None, feed: ContextFeed | None = None
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Send base bars (n, 8) of a symbol and the records known by their close; NaN is left out.
 
         More than BATCH_SIZE records of a kind go ahead of the bars in requests of their own: a body has a limit.
@@ -62,19 +71,19 @@ class Client:
         body = {"symbol": symbol, "bars": [bar_json(bar) for bar in bars], "books": book_rows, "context": values}
         return self._post("observe", body)
 
-    def decide(self, symbol: str) -> dict[str, Any]:
+    def decide(self, symbol: str) -> JsonObject:
         """Return the decision on the symbol's newest closed bar, for now by the clock of its market."""
         return self._post("decide", {"symbol": symbol})
 
-    def outcome(self, outcome: Outcome) -> dict[str, Any]:
+    def outcome(self, outcome: Outcome) -> JsonObject:
         """Report what became of a decision; return whether it was new."""
         return self._post("outcome", {**asdict(outcome), "resolved_at": outcome.resolved_at.isoformat()})
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> JsonObject:
         """Return health, tier, models, symbols, breakers and account."""
         return self._post("status", {})
 
-    def ready(self) -> dict[str, Any]:
+    def ready(self) -> JsonObject:
         """Return the answer of `/ready`, ready or not. Raises ServiceDown without an answer within READY_SECONDS."""
         try:
             response = self._http.get("/ready", timeout=READY_SECONDS)
@@ -85,11 +94,11 @@ class Client:
             raise ServiceDown(f"{self.url}/ready answered {response.status_code}: {response.text[:200]}")
         return content
 
-    def risk(self) -> dict[str, Any]:
+    def risk(self) -> JsonObject:
         """Return every limit with what is used of it."""
         return self._post("risk", {})
 
-    def wait_for_generation(self, generation: int, timeout_s: float = 60.0) -> dict[str, Any]:
+    def wait_for_generation(self, generation: int, timeout_s: float = 60.0) -> JsonObject:
         """Wait until the service serves this generation; return its status. Raises ServiceDown with its last answer."""
         deadline, last = time.monotonic() + timeout_s, "no answer yet"
         while time.monotonic() < deadline:
@@ -103,7 +112,7 @@ class Client:
             time.sleep(0.25)
         raise ServiceDown(f"{self.url} did not take generation {generation} in {timeout_s:.0f} s: {last}")
 
-    def _post(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, name: str, body: JsonObject) -> JsonObject:
         """Return the JSON object that a call answers. Raises InputError for 4xx, ServiceDown for 5xx or no answer."""
         try:
             response = self._http.post(f"/{name}", json=body)
@@ -125,7 +134,7 @@ class Client:
         )
 
 
-def book_json(books: Books, i: int) -> dict[str, Any]:
+def book_json(books: Books, i: int) -> JsonObject:
     """Return book `i` as `/observe` reads it."""
 
     def side(s: int) -> list[list[float | None]]:
@@ -137,7 +146,7 @@ def book_json(books: Books, i: int) -> dict[str, Any]:
     return {"known_at": utc(books.known[i]).isoformat(), "bids": side(0), "asks": side(1), "tape": tape}
 
 
-def context_json(feed: ContextFeed) -> list[dict[str, Any]]:
+def context_json(feed: ContextFeed) -> list[JsonObject]:
     """Return the values of context as `/observe` reads them."""
     return [
         {"field": CONTEXT_FIELDS[field], "known_at": utc(at).isoformat(), "value": value}
@@ -145,7 +154,7 @@ def context_json(feed: ContextFeed) -> list[dict[str, Any]]:
     ]
 
 
-def bar_json(bar: Floats) -> dict[str, Any]:
+def bar_json(bar: Floats) -> JsonObject:
     """Return a bar (8,) as `/observe` reads it; NaN is left out."""
     values = {name: float(v) for name, v in zip(BAR_FIELDS[1:], bar[1:], strict=True) if np.isfinite(v)}
     return {"open_time": utc(bar[0]).isoformat(), **values}

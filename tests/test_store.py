@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from support.legacy_store import contents, release_010
 
 from pipelines import migrations
-from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed, Decision, Outcome, tape_of
+from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed, Decision, ModelAnswer, Outcome, tape_of
 from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, UnknownName
 from pipelines.migrations import tables
 from pipelines.migrations.tables import METADATA, SCHEMA
@@ -46,7 +46,7 @@ def decision(id="d1", **changes):
         confidence=0.8, entry=100.0, stop=99.0, take_profits=(101.0, 102.0), size=0.05,
         expiry=T0 + 4 * HOUR, edge_bps=3.5, p=0.6,
         regime=None, tier=2, arm="champion", event="fvg", weights={"ict": 1.0}, reasons=("because",), generation=3,
-        models={"champion": {"p": 0.6, "reason": None}}, lineage={"data_hash": "abc"},
+        models={"validator": {"champion": ModelAnswer("validator", p=0.6)}}, lineage={"data_hash": "abc"},
     )  # fmt: skip
     return replace(made, **changes)
 

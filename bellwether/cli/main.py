@@ -530,10 +530,10 @@ def risk(as_json: AsJson = False) -> None:
         )  # fmt: skip
     table(
         "a new position, were its signal beyond doubt", ["symbol", "side", "largest", "held down by", "refused"],
-        [[n["symbol"], n["side"], number(n["largest"], 4), n["capped_by"], "; ".join(n["refused"]) or None]
+        [[n["symbol"], n["side"], number(n["max_size"], 4), n["capped_by"], "; ".join(n["refused"]) or None]
          for n in found["next"]],
     )  # fmt: skip
-    out.print(f"stage {found['stage']}: leaves {found['stage_leaves']:g} of a size; "
+    out.print(f"stage {found['stage']}: leaves {found['stage_size_multiplier']:g} of a size; "
               f"breakers: {', '.join(found['breakers']) or 'none latched'}")  # fmt: skip
 
 
@@ -752,7 +752,7 @@ def replay(
         table(
             "replay", ["what", "found"], [[k.replace("_", " "), str(v)] for k, v in found.items() if v not in ({}, [])]
         )
-    if not found["bit_for_bit"]:
+    if not found["same"]:
         raise typer.Exit(1)
 
 

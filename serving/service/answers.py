@@ -12,7 +12,7 @@ from typing import Any, Literal, ParamSpec, get_type_hints
 from pydantic import AwareDatetime, BaseModel, create_model
 from starlette.responses import Response
 
-from pipelines.contracts import Decision
+from pipelines.contracts import Decision, JsonObject
 from pipelines.errors import BellwetherError, InputError, UnknownName
 from pipelines.store import decision_payload
 from serving.service.http_guard import error_response, json_response
@@ -117,7 +117,7 @@ class PredictBatchResponse(Answer):
     """One entry a request, in order: arm → predictions with their arrays packed, or {"fault": why}."""
 
     generation: int
-    predictions: list[dict[str, Any]]
+    predictions: list[JsonObject]
 
 
 # ---- from content to a response -------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def decisions_answer(request: DecideRequest, decisions: Sequence[Decision]) -> M
     return shown[0] if request.symbols is None else {"decisions": shown}
 
 
-def brief(decision: Decision) -> dict[str, Any]:
+def brief(decision: Decision) -> JsonObject:
     """Return the fields of BriefDecision as JSON."""
     full = decision_payload(decision)
     fields = {name: full[name] for name in BriefDecision.model_fields if name != "reason"}

@@ -2,12 +2,11 @@
 
 import asyncio
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
-from typing import Any
 
-from pipelines.contracts import Decision, Floats, utc
+from pipelines.contracts import Decision, Floats, ModelAnswers, utc
 from pipelines.errors import ServiceDown
 from pipelines.settings import Params
 from pipelines.store import StoreFault
@@ -93,8 +92,8 @@ class Decider:
 
     async def _predict_remote(
         self, client: ModelClient, names: Sequence[str], now: datetime, snapshot: Snapshot
-    ) -> dict[str, dict[str, Any]]:
-        """Return symbol → family → arm → record of what the model service answered, of the symbols not decided yet."""
+    ) -> dict[str, ModelAnswers]:
+        """Return symbol → answers of the model service, of the symbols not decided yet."""
         undecided = [
             symbol
             for symbol in (self._live.symbols[name] for name in dict.fromkeys(names))
@@ -112,12 +111,10 @@ class Decider:
             for symbol, event, some in zip(undecided, events, requests, strict=True)
         }
 
-    def _decide_one(
-        self, symbol: Symbol, now: datetime, snapshot: Snapshot, predictions: Mapping[str, Any] | None
-    ) -> Made:
+    def _decide_one(self, symbol: Symbol, now: datetime, snapshot: Snapshot, predictions: ModelAnswers | None) -> Made:
         """Decide and hand the decision to the ledger, or return the one already made on exactly this.
 
-        predictions  family → arm → record of what the models answered; None: run the models in this process
+        predictions  answers of the models at this close; None: run the models in this process
         """
         subject = subject_of(symbol, snapshot)
         if (found := self._memory.find(subject)) is not None:

@@ -79,7 +79,7 @@ class DecisionMemory:
         self.made: dict[DecisionKey, Made] = {}
         # by subject, whatever tier and breakers have become since:
         self._pending: dict[Subject, Made] = {}  # handed to the ledger, which has not answered yet
-        self._doubted: set[Subject] = set()  # pending ones that a caller was told had failed
+        self._doubted: set[Subject] = set()  # pending ones that were reported to a caller as failed
         self._unsure: dict[Subject, Decision] = {}  # reported as failed, may be stored all the same
         self._late: dict[Subject, Decision] = {}  # reported as failed, found in the store since
 
@@ -100,7 +100,7 @@ class DecisionMemory:
         )
 
     def doubt(self, names: Collection[str]) -> None:
-        """Note that the caller was told that the decisions pending on these symbols failed."""
+        """Note that the decisions pending on these symbols were reported to a caller as failed."""
         self._doubted |= {subject for subject, made in self._pending.items() if made.decision.symbol in names}
 
     def stored(self, decision: Decision, written: "Future[None]") -> "Future[Decision]":
@@ -160,7 +160,7 @@ class DecisionMemory:
                 self._add_late(subject, stored)
 
     def _add_late(self, subject: Subject, decision: Decision) -> None:
-        """Answer this decision from here on, whatever the tier has become: its caller was told that it failed."""
+        """Answer this decision from here on, whatever the tier has become: it was reported as failed."""
         self._late[subject] = decision
         if len(self._late) > MAX_CACHED_DECISIONS:
             del self._late[next(iter(self._late))]

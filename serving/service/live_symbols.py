@@ -12,6 +12,7 @@ from pathlib import Path
 from pipelines.clock import Clock, mode_of
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
 from pipelines.errors import BellwetherError, ServiceDown
+from pipelines.families import DECISION_FAMILY
 from pipelines.settings import Params, Settings
 from pipelines.store import DecisionRecord, Store
 from pipelines.warm_start import WarmStart, read_warm_start
@@ -127,7 +128,7 @@ class LiveSymbols:
             self._flat,
             functools.partial(account.portfolio, close, symbol.name),
             (),
-            tier=Tier(FULL if snapshot.slot("validator", "champion") else NO_SYMBOL.tier, "warm-up"),
+            tier=Tier(FULL if snapshot.slot(DECISION_FAMILY, "champion") else NO_SYMBOL.tier, "warm-up"),
             id="warm-up",
             known_at=close,
             now=close,

@@ -1,4 +1,4 @@
-"""`docs.json` as OpenAPI 3.1 that says what is really taken and answered.
+"""`docs.json` as OpenAPI 3.1 that describes what is really taken and answered.
 
 BentoML writes version 3.0.2 with schemas of 3.1 in it, leaves out that a field may be null, and knows nothing of our
 errors, our key, GET, or examples. Schemas are those of the requests and answers themselves; texts and examples are
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter
 
+from pipelines.contracts import JsonObject
 from serving.service.answers import (
     Answer,
     BriefResponse,
@@ -45,7 +46,6 @@ CALLS: dict[str, tuple[type[BaseModel], tuple[type[BaseModel], ...]]] = {
     "/risk": (EmptyRequest, (Answer,)),
     "/ready": (EmptyRequest, (Answer,)),
 }
-Spec = dict[str, Any]  # JSON of OpenAPI
 REF = "#/components/schemas/{model}"
 ERROR = {
     "type": "object",
@@ -82,12 +82,12 @@ REFUSALS = {
 }
 
 
-def complete_spec(spec: Spec, *, needs_key: Collection[str]) -> Spec:
+def complete_spec(spec: JsonObject, *, needs_key: Collection[str]) -> JsonObject:
     """Return a valid OpenAPI 3.1 document made of the one that BentoML wrote; `spec` is not changed.
 
     needs_key    paths whose calls need the bearer key
     """
-    schemas: Spec = {"Error": ERROR}
+    schemas: JsonObject = {"Error": ERROR}
     paths = {
         path: {method: _operation(path, method, written, schemas, needs_key) for method, written in item.items()}
         for path, item in spec["paths"].items()
@@ -108,7 +108,9 @@ def complete_spec(spec: Spec, *, needs_key: Collection[str]) -> Spec:
     }
 
 
-def _operation(path: str, method: str, written: Mapping[str, Any], schemas: Spec, needs_key: Collection[str]) -> Spec:
+def _operation(
+    path: str, method: str, written: Mapping[str, Any], schemas: JsonObject, needs_key: Collection[str]
+) -> JsonObject:
     """Return one operation with its texts, examples, schemas, errors and key; `schemas` takes what it refers to."""
     operation = {name: value for name, value in written.items() if value is not None}
     operation.setdefault("operationId", f"{method}_{path.strip('/')}")
@@ -135,7 +137,7 @@ def _operation(path: str, method: str, written: Mapping[str, Any], schemas: Spec
     return operation
 
 
-def _add_page(operation: Spec, response: Spec, path: str, needs_key: bool) -> None:
+def _add_page(operation: JsonObject, response: JsonObject, path: str, needs_key: bool) -> None:
     """Add summary, description, tag and examples of a path to its operation and to its answer."""
     page = PAGES[path]
     key = "Needs the bearer key." if needs_key else "Needs no key."
@@ -144,14 +146,14 @@ def _add_page(operation: Spec, response: Spec, path: str, needs_key: bool) -> No
     response["content"]["application/json"]["example"] = page.answer
 
 
-def _response(description: str, schema: Spec) -> Spec:
+def _response(description: str, schema: JsonObject) -> JsonObject:
     """Return a JSON response of OpenAPI."""
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 def _schema_of(
-    models: tuple[type[BaseModel], ...], schemas: Spec, mode: Literal["validation", "serialization"]
-) -> Spec:
+    models: tuple[type[BaseModel], ...], schemas: JsonObject, mode: Literal["validation", "serialization"]
+) -> JsonObject:
     """Return the JSON Schema of a model, or of any of several; what it refers to goes to `schemas`."""
     whole = [TypeAdapter(model).json_schema(ref_template=REF, mode=mode) for model in models]
     for schema in whole:

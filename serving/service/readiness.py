@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from pipelines.contracts import utc
+from pipelines.contracts import JsonObject, utc
 from pipelines.settings import Params
 from serving.inference.generation_watcher import Check, GenerationWatcher, families, refusals, slot_checks
 from serving.inference.model_slots import ModelSlots
@@ -139,7 +139,7 @@ class Readiness:
             "tier": tier.number,
             "tier_reason": tier.reason,
             "tier_multiplier": multiplier,
-            "tier_floor": state.held,
+            "tier_floor": state.tier_floor,
         }
 
     def _health_fields(self, checks: Sequence[Check]) -> HealthFields:
@@ -165,7 +165,7 @@ class Readiness:
         return bundles + ([self._slots.refusal] if self._slots.refusal is not None else [])
 
 
-def _symbol_fields(symbol: Symbol, last_arrival_s: float | None, now: datetime) -> dict[str, Any]:
+def _symbol_fields(symbol: Symbol, last_arrival_s: float | None, now: datetime) -> JsonObject:
     """Return what `/status` shows of one symbol; times are ISO 8601 UTC, `age_bars` decision bars since the close."""
     at = symbol.clock.now(symbol.last_bar_close, now)
     return {

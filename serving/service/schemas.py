@@ -1,4 +1,4 @@
-"""Typed requests of both services: what each field may hold, and where it says no.
+"""Typed requests of both services: what each field may hold.
 
 Unknown, missing, NaN, naive and out-of-range fields are a 400 that names the field and the remedy (field_errors).
 """

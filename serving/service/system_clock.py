@@ -1,4 +1,4 @@
-"""The time of this machine: now, a clock that nobody sets, and whether now can be trusted."""
+"""The time of this machine: now, a clock that cannot be set, and whether now can be trusted."""
 
 import logging
 import time
@@ -20,7 +20,7 @@ def utc_now() -> datetime:
 
 
 def steady_s() -> float:
-    """Return seconds on the clock that nobody sets; it counts through sleep where the system has such a clock."""
+    """Return seconds on the clock that cannot be set; it counts through sleep where the system has such a clock."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 

@@ -4,14 +4,15 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
+from pipelines.contracts import ModelAnswers
 from pipelines.errors import ServiceDown
+from pipelines.families import DECISION_FAMILY
 from pipelines.settings import Params
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.inference.predictions import faulty
-from serving.policy.decide import DECISION_FAMILY, tier_inputs
+from serving.policy.decide import tier_inputs
 from serving.risk.breaker_monitor import champion_inputs, outage_inputs
 from serving.service.alarm_queue import AlarmQueue
 from serving.service.breaker_watch import BreakerWatch
@@ -99,10 +100,10 @@ class TierWatch:
         self._freshness.record_arrival(symbol.name, now.timestamp())
         self._stale_reason(symbol, now)
 
-    def update(self, symbol: Symbol, snapshot: Snapshot, predictions: Mapping[str, Any] | None) -> State:
+    def update(self, symbol: Symbol, snapshot: Snapshot, predictions: ModelAnswers | None) -> State:
         """Move the symbol's tier by what is known now; return its state. A change is logged and raises an alarm.
 
-        predictions  family → arm → record of what the models answered at this close; None at a poll
+        predictions  answers of the models at this close; None at a poll
         """
         inputs = tier_inputs(symbol, snapshot, predictions, self.outage, self._emergency(symbol, utc_now()))
         before, after = self._tiers.update(symbol.name, inputs)
@@ -119,21 +120,19 @@ class TierWatch:
         log.warning("%s", change)
         if after.tier > before.tier:
             self._alarms.raise_alarm("tier_changed", "critical" if after.tier == EMERGENCY else "high", change, subject)
-        elif after.held == FULL:
+        elif after.tier_floor == FULL:
             self._alarms.close_alarm("tier_changed", change, subject)
         else:
             self._alarms.raise_alarm("tier_changed", "info", change, subject)
 
-    def _report_faults(self, predictions: Mapping[str, Any]) -> None:
+    def _report_faults(self, predictions: ModelAnswers) -> None:
         """Queue one alarm for each bundle whose own code failed."""
         for family, arms in predictions.items():
-            for arm, record in arms.items():
-                key, fault = (family, arm, record["digest"]), faulty(record)
+            for arm, answer in arms.items():
+                key, fault = (family, arm, answer.digest), faulty(answer)
                 if fault is not None and fault.startswith("MODEL_FAULT:") and key not in self._reported_faults:
                     self._reported_faults.add(key)
-                    self._alarms.raise_alarm(
-                        "model_fault", "high", f"{family} {arm} version {record['version']}: {fault}"
-                    )
+                    self._alarms.raise_alarm("model_fault", "high", f"{family} {arm} version {answer.version}: {fault}")
 
     def _stale_reason(self, symbol: Symbol, now: datetime) -> str | None:
         """Return why the data of a symbol on a `wall` clock are stale; None if they are not, or on a `market` clock."""

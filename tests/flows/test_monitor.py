@@ -7,7 +7,7 @@ import pytest
 
 from flows.monitor import trip_model, watched_families
 from flows.support.installation import Installation
-from pipelines.contracts import Decision, Estimate, Outcome
+from pipelines.contracts import Decision, Estimate, ModelAnswer, Outcome
 from pipelines.monitoring.loss import LossDrift
 from pipelines.settings import Settings, load_params
 from pipelines.store import DecisionRecord, Promotion, Store
@@ -53,14 +53,14 @@ def drifted(alarm=True):
 def traded(installation, mean_bps, n=TRADES, first=0, **changes):
     """n trades of the champion that brought about this much each."""
     noise = np.random.default_rng(7).normal(0.0, 10.0, n)
-    said = {"version": "1", "digest": changes.pop("digest", "a" * 64), "p": 0.6}
+    answer = ModelAnswer("validator", version="1", digest=changes.pop("digest", "a" * 64), p=0.6)
     for i in range(first, first + n):
         at = AT + i * QUARTER
         facts = {"action": "BUY", "arm": "champion"} | changes
         decision = Decision(
             id=f"d{i}", symbol="SIM/USDT", as_of=at, known_at=at, ingested_at=at, direction=1, confidence=0.8,
             entry=100.0, stop=99.0, take_profits=(101.0,), size=0.05, expiry=None, edge_bps=3.0, p=0.6, regime=None,
-            tier=2, event="fvg", models={"validator": {"champion": said}}, **facts,
+            tier=2, event="fvg", models={"validator": {"champion": answer}}, **facts,
         )  # fmt: skip
         installation.store.add_decisions([DecisionRecord(decision, b"", b"")])
         net = float(mean_bps + noise[i - first] - noise.mean())

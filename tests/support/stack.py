@@ -113,7 +113,7 @@ class Stack:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def slots(self, family: str = "validator") -> promotion.ModelSlots:
+    def slots(self, family: str = "validator") -> promotion.LedgerSlots:
         return promotion.slots_of(self.store, family)
 
     def champion(self) -> str | None:
@@ -164,7 +164,7 @@ class Stack:
         assert answer.is_success, answer.text
         return answer.json()
 
-    def initial_state(self, name: str, parameters: dict[str, Any]) -> str:
+    def start(self, name: str, parameters: dict[str, Any]) -> str:
         """Start a run of a deployment, as the button in the Prefect UI does. Returns its id."""
         found = self.prefect(f"deployments/name/{name}/{name}")
         return str(self.prefect(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"])
@@ -189,14 +189,14 @@ def served_or_ended(process: subprocess.Popen[bytes], log: Path) -> bool:
     return "Serving." in log.read_text()
 
 
-STILL_OPEN = ExitStack()  # the running stack, until the last test that needs it is over (conftest.py)
+HELD = ExitStack()  # the running stack, until the last test that needs it is over (conftest.py)
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
     """After one whole turn, still serving."""
-    with STILL_OPEN:
-        yield STILL_OPEN.enter_context(turned(tmp_path_factory.mktemp("stack")))
+    with HELD:
+        yield HELD.enter_context(turned(tmp_path_factory.mktemp("stack")))
 
 
 @contextmanager

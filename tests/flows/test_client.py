@@ -54,11 +54,11 @@ def test_books_and_context_arrive_bit_for_bit(sent):
     books, feed = records(40)
     client.observe("BTC/USDT", bars(15), books, feed)
     (request,) = requests
-    got, told = request.records()
+    got, context = request.records()
     for name in ("known", "levels", "tape"):
         assert getattr(got, name).tobytes() == getattr(books, name).tobytes()
     for name in ("known", "field", "value"):
-        assert getattr(told, name).tobytes() == getattr(feed, name).tobytes()
+        assert getattr(context, name).tobytes() == getattr(feed, name).tobytes()
     np.testing.assert_array_equal(request.matrix(), bars(15))
 
 

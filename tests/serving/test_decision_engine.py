@@ -129,21 +129,21 @@ SUBJECT = Subject("A", 900.0, 1, "w")
 class Stored:
     """A store that holds one decision, or none."""
 
-    def __init__(self, held=None):
-        self.held = held
+    def __init__(self, stored=None):
+        self.stored = stored
 
     def decision(self, id):
-        if self.held is None:
+        if self.stored is None:
             raise UnknownName(id)
-        return SimpleNamespace(decision=self.held)
+        return SimpleNamespace(decision=self.stored)
 
 
-def remembered(held, *outcomes, doubt=False):
-    """Hand one decision to the ledger, let it end with each outcome, then look for late ones."""
+def remembered(stored, *outcomes, doubt=False):
+    """Hand one decision to the ledger, let it end with each outcome, then find late ones."""
 
     async def run():
         executor = StoreExecutor()
-        memory = DecisionMemory(Stored(held), executor, Account())
+        memory = DecisionMemory(Stored(stored), executor, Account())
         made, written = decision("d"), Future()
         memory.add(KEY, SUBJECT, Made(made, memory.stored(made, written)))
         assert memory.find(SUBJECT).decision is made
@@ -185,7 +185,7 @@ def test_the_decision_that_is_stored_already_stands_for_the_one_made_again():
     assert (found, made.decision is earlier) == (None, True)
 
 
-def test_a_caller_that_was_told_of_a_failure_gets_the_decision_that_was_stored_after_all():
+def test_a_decision_reported_as_failed_is_answered_once_it_is_stored_after_all():
     found, _ = remembered(None, None, doubt=True)
     assert found.id == "d"
 

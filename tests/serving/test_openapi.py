@@ -61,7 +61,7 @@ def test_every_call_declares_our_errors_in_their_one_shape(written):
                 assert schema == {"$ref": "#/components/schemas/Error"}
 
 
-def test_what_may_be_null_is_said_to_be_and_limits_are_named(written):
+def test_fields_that_may_be_null_and_limits_are_declared(written):
     spec = complete_spec(written, needs_key=KEYED)
     if "/fill" not in spec["paths"]:
         return

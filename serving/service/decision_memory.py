@@ -111,6 +111,7 @@ class DecisionMemory:
         durable: Future[Decision] = Future()
 
         def ended(future: "Future[None]") -> None:
+            """Hand on what the write ended with; runs on the ledger's thread."""
             error = future.exception()
             if error is None:
                 durable.set_result(decision)

@@ -17,6 +17,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 JsonObject = dict[str, Any]  # a JSON object whose keys depend on its kind
+Arrays = dict[str, npt.NDArray[Any]]  # the arrays of an .npz by name
 
 DAY_S = 86_400.0  # seconds
 

@@ -67,9 +67,9 @@ def run_inference(snapshot: Snapshot, request: PredictBatchRequest) -> JsonObjec
 
 def _rows_for(model: Model, rows: Floats, columns: tuple[str, ...]) -> Floats:
     """Return the model's own columns of the rows; raise BadShape where they are not of its number of bars."""
-    wanted = 3 if model.steps > 1 else 2
-    if rows.ndim != wanted or (wanted == 3 and rows.shape[1] != model.steps):
-        raise BadShape(f"{model.family}: rows {rows.shape}, it looks back on {model.steps}")
+    expected = 3 if model.steps > 1 else 2
+    if rows.ndim != expected or (expected == 3 and rows.shape[1] != model.steps):
+        raise BadShape(f"{model.family}: rows {rows.shape}, expected {model.steps} bar(s) in each row")
     return select(rows, columns, model.columns)
 
 

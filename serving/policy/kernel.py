@@ -310,9 +310,8 @@ def _judge(row: Floats, params: Floats, out: Floats, multiplier: float, max_posi
         caps[KELLY_CAP_AT] = params[KELLY_CAP]
         caps[REGIME_CAP] = max_position
         caps[VOLATILITY_CAP] = params[VOLATILITY_TARGET] / (row[VOLATILITY] * sqrt(params[HORIZON_BARS]))
-        for i in range(
-            N_BUDGETS
-        ):  # what is left of each; a unit of position uses one unit, of the tail budgets es_unit
+        # what is left of each budget; a unit of position uses one unit of it, es_unit of the tail budgets
+        for i in range(N_BUDGETS):
             caps[BUDGET_CAPS + i] = params[BUDGETS_AT + i] - row[GROSS + i]
             if GROSS + i == ES or GROSS + i == STRESS:
                 caps[BUDGET_CAPS + i] /= row[ES_UNIT]

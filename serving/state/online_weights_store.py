@@ -79,11 +79,6 @@ class OnlineWeightsStore:
         """Return the number of outcomes so far."""
         return self._state.count
 
-    @property
-    def factor(self) -> Floats:
-        """Return (N_SCORES,) factors of learning on the stated weights; ones where it is only recorded."""
-        return factor_of(self._state.weights, self._params)
-
     def pattern(self, kind: str, regime: str | None) -> BetaPosterior:
         """Return how sure it is that events of this kind pay in this regime (None = not known)."""
         return pattern_posterior(self._state, kind, regime, self._params.learning)

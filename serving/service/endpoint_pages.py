@@ -13,7 +13,6 @@ TAGS: dict[Tag, str] = {
     "State": "How the service is, and what is used of every limit.",
     "Models": "What is served, and raw predictions.",
 }
-BENTOML_TAG = "BentoML"  # probes and metrics that BentoML adds
 
 
 @dataclass(frozen=True)
@@ -209,5 +208,21 @@ PAGES: dict[str, Page] = {
         "same.",
         {},
         {"api": 1, **_HEALTH, **_TIER, "checks": [_CHECK]},
+    ),
+}
+
+# Probes and metrics that BentoML adds, GET without a key: path → (summary, description, answer: JSON or text).
+PROBE_PAGES: dict[str, tuple[str, str, Mapping[str, object] | str]] = {
+    "/livez": ("Show that the process runs", "200 while the process runs, whatever its state.", ""),
+    "/healthz": ("Show that the process runs", "The same as /livez, under the name some tools expect.", ""),
+    "/readyz": (
+        "Show every check behind readiness",
+        "The same as /ready: 200 where all checks hold, 503 otherwise.",
+        PAGES["/ready"].answer,
+    ),
+    "/metrics": (
+        "Show the metrics in Prometheus' text format",
+        "Requests by path and status, their duration, and requests in progress.",
+        'bentoml_service_request_total{endpoint="/decide",http_response_code="200"} 17.0',
     ),
 }

@@ -22,7 +22,7 @@ from serving.service.answers import (
     PredictBatchResponse,
     PredictResponse,
 )
-from serving.service.endpoint_pages import BENTOML_TAG, PAGES, TAGS
+from serving.service.endpoint_pages import PAGES, PROBE_PAGES, TAGS
 from serving.service.schemas import (
     DecideRequest,
     EmptyRequest,
@@ -126,9 +126,11 @@ def _operation(
         if path == "/ready":
             responses["503"] = _response("not ready; the checks say why", schema)
         _add_page(operation, responses["200"], path, path in needs_key)
-    else:
-        operation["tags"] = [BENTOML_TAG]
-        operation.setdefault("summary", path)
+    elif path in PROBE_PAGES:
+        summary, description, example = PROBE_PAGES[path]
+        operation |= {"summary": summary, "description": f"{description} Needs no key.", "tags": ["State"]}
+        media = "text/plain" if isinstance(example, str) else "application/json"
+        responses = {"200": {"description": "the answer", "content": {media: {"example": example}}}}
     for status, reason in REFUSALS.items():
         responses.setdefault(status, _response(reason, {"$ref": REF.format(model="Error")}))
     operation["responses"] = responses

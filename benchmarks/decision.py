@@ -23,7 +23,7 @@ from pipelines.contracts import BAR_FIELDS, Decision, Floats, utc
 from pipelines.data.timeframes import resample
 from pipelines.models.calibration import raw
 from pipelines.models.tabular import TabularModel
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.store import Store
 from pipelines.warm_start import read_warm_start
 from serving.inference.model_slots import ModelSlots, Snapshot

@@ -1,5 +1,10 @@
 """Every deployment, in one table; `python -m flows.deployments` serves them all. `flows.support.schedules` says when they run."""
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 from typing import Any
 
 from prefect import serve

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines import permissions
+from pipelines.bootstrap import bootstrap
 from pipelines.contracts import REGIMES
 from pipelines.errors import BadTimes, BadValues, BellwetherError, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
@@ -1105,6 +1106,7 @@ def key_rotate(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: every error is one sentence with its remedy; a bug's traceback is in a file."""
+    bootstrap()
     permissions.restrict()
     try:
         if sys.argv[1:2] in (["up"], ["run"]):  # a home of a release that left it open, before its key is read

@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.monitor import DRIFT_EVENT
 from pipelines.models.catalog import MODEL_FAMILIES
-from pipelines.settings import Params
+from pipelines.params import Params
 
 TRIGGER = "bellwether-drift-asks-for-retrain"
 Schedule: TypeAlias = CronSchedule | IntervalSchedule

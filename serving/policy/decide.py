@@ -17,7 +17,7 @@ from pipelines.contracts import CATEGORIES, CLOSE, REGIMES, Decision, Floats, Mo
 from pipelines.errors import BadTimes
 from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.features.catalog import FEATURES
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import Events, events, traditional_events
 from pipelines.signals.regimes import market_state

@@ -20,7 +20,7 @@ from pipelines.contracts import (
     finite_or_none,
 )
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
-from pipelines.settings import Params
+from pipelines.params import Params
 from serving.policy import kernel as decision_kernel
 from serving.policy.fusion import N_SCORES, weight_table
 from serving.policy.thresholds import confidence_table

@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.compiled import kernel
 from pipelines.contracts import CATEGORIES, REGIMES, SCORE_NAMES, Floats
 from pipelines.errors import BadValues, UnknownName
-from pipelines.settings import FusionParams
+from pipelines.params import FusionParams
 
 N_SCORES = len(SCORE_NAMES)
 TRADITIONAL = SCORE_NAMES.index("traditional")

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipelines.contracts import CATEGORIES, DAY_S, REGIMES, Floats
 from pipelines.errors import BadShape, BadTimes, BadValues, StateError, UnknownName
-from pipelines.settings import LearningParams
+from pipelines.params import LearningParams
 
 UNKNOWN = "UNKNOWN"  # stands for a regime that was not known
 N = len(CATEGORIES)

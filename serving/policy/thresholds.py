@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.contracts import REGIMES, Floats
 from pipelines.errors import UnknownName
-from pipelines.settings import ThresholdFactors, ThresholdParams
+from pipelines.params import ThresholdFactors, ThresholdParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, Decision, ModelAnswer, utc
 from pipelines.errors import BadValues, ServiceDown
 from pipelines.features.catalog import FEATURES
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.store import BreakerTrip, Fill
 from serving.risk.breakers import REBASED, BreakerInputs, triggered
 from serving.state.account import Account

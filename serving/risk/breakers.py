@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import nan
 
 from pipelines.contracts import Estimate
-from pipelines.settings import Params
+from pipelines.params import Params
 from serving.state.tiers import EMERGENCY_BREAKER
 
 REBASED = ("daily_loss", "drawdown")  # after their reset the account counts losses from there

@@ -18,7 +18,7 @@ from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Floats, Ints
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED
-from pipelines.settings import ExitParams, LabelParams
+from pipelines.params import ExitParams, LabelParams
 from serving.risk.sizing import level
 
 LEGS = 3  # take-profits at most

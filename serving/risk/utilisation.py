@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.contracts import CLOSE, Floats, JsonObject, finite_or_none, utc
 from pipelines.features.catalog import FEATURES
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.tails import tail_losses
 from serving.policy import decision_row
 from serving.policy import kernel as decision_kernel

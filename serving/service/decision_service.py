@@ -6,6 +6,7 @@ from typing import Any, ParamSpec
 
 import bentoml
 
+from pipelines.bootstrap import bootstrap
 from pipelines.contracts import Outcome
 from pipelines.errors import ClockJumped, ServiceDown
 from pipelines.permissions import restrict
@@ -29,6 +30,7 @@ from serving.service.schemas import DecideRequest, EmptyRequest, FillRequest, Ob
 from serving.service.startup import starting
 from serving.service.system_clock import utc_now
 
+bootstrap()
 keep_in_memory()  # before BentoML makes its first counter
 
 P = ParamSpec("P")

@@ -9,6 +9,7 @@ from typing import Any
 import bentoml
 import numpy as np
 
+from pipelines.bootstrap import bootstrap
 from pipelines.contracts import Floats, Model
 from pipelines.errors import BadColumns, BadShape, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
@@ -26,6 +27,7 @@ from serving.service.schemas import EmptyRequest, PredictBatchRequest, PredictRe
 from serving.service.startup import starting
 from serving.service.store_executor import StoreExecutor
 
+bootstrap()
 keep_in_memory()  # before BentoML makes its first counter
 log = logging.getLogger("bellwether.models")
 MAX_BATCH_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.contracts import CATEGORIES, Floats, Outcome, utc
 from pipelines.errors import BellwetherError
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.store import DecisionRecord
 from serving.inference.generation import write_atomically
 from serving.policy.fusion import N_SCORES, regime_weights

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.families import DECISION_FAMILY
+from pipelines.params import TierParams
 from pipelines.renamed_keys import current_names
-from pipelines.settings import TierParams
 from serving.inference.generation import write_atomically
 
 REGIME, SUPPORTING = "regime", ("pattern", "predictor")

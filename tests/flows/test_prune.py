@@ -87,7 +87,7 @@ def test_a_plan_says_the_oldest_and_changes_nothing(installation):
 
 
 def test_more_decisions_than_one_transaction_takes_are_all_removed(installation, monkeypatch):
-    monkeypatch.setattr("pipelines.store._FETCH", 4)
+    monkeypatch.setattr("pipelines.store.retention.ROWS_PER_TRANSACTION", 4)
     for i in range(10):
         decide(installation, f"d{i}", as_of=OLD - i * DAY)
     assert counts(prune(installation, BEFORE))["decisions"] == 10

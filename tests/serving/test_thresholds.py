@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from pipelines.contracts import REGIMES
 from pipelines.errors import UnknownName
-from pipelines.settings import ThresholdParams, load_params
+from pipelines.params import ThresholdParams
+from pipelines.settings import load_params
 from serving.policy import kernel as decision_kernel
 from serving.policy.decision_row import NOTHING_OPEN, flatten, to_rows
 from serving.policy.fusion import N_SCORES

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import BadValues
-from pipelines.settings import ROOT, TierParams, load_params
+from pipelines.params import TierParams
+from pipelines.settings import ROOT, load_params
 from serving.state.tiers import Freshness, State, TierInputs, TierStore, best_tier, step, worst
 
 RULES = TierParams(size={1: 1.0, 2: 0.8, 3: 0.5, 4: 0.0}, good_bars=3, faults_in_row=2)
@@ -141,7 +142,7 @@ def test_a_tier_survives_kill_nine(tmp_path):
     code = f"""
 import os, signal
 from pathlib import Path
-from pipelines.settings import TierParams
+from pipelines.params import TierParams
 from serving.state.tiers import TierInputs, TierStore
 store = TierStore(Path({str(tmp_path)!r}) / "tiers.json", TierParams(**{RULES.model_dump()!r}))
 store.update("SIM/USDT", TierInputs(1.0, {ALL!r}))

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.store import Store
 from serving.risk.breaker_monitor import BreakerMonitor, account_inputs, bar_inputs, fill_inputs
 from serving.risk.breakers import BreakerInputs

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from pipelines.contracts import Decision, Floats, ModelAnswers, utc
 from pipelines.errors import ServiceDown
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.store import StoreFault
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots, Snapshot

@@ -5,7 +5,8 @@ import functools
 import gc
 
 from pipelines.contracts import utc
-from pipelines.settings import Params, Settings
+from pipelines.params import Params
+from pipelines.settings import Settings
 from pipelines.store import SERVICE_WAIT_MS, Store
 from serving.inference.generation_watcher import GenerationWatcher
 from serving.inference.model_client import ModelClient

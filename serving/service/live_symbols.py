@@ -13,7 +13,8 @@ from pipelines.clock import Clock, mode_of
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
 from pipelines.errors import BellwetherError, ServiceDown
 from pipelines.families import DECISION_FAMILY
-from pipelines.settings import Params, Settings
+from pipelines.params import Params
+from pipelines.settings import Settings
 from pipelines.store import DecisionRecord, Store
 from pipelines.warm_start import WarmStart, read_warm_start
 from serving.inference.model_slots import ModelSlots, Snapshot

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import TypedDict
 
 from pipelines.contracts import JsonObject, utc
-from pipelines.settings import Params
+from pipelines.params import Params
 from serving.inference.generation_watcher import Check, GenerationWatcher, families, refusals, slot_checks
 from serving.inference.model_slots import ModelSlots
 from serving.service.breaker_watch import BreakerWatch

@@ -8,7 +8,7 @@ from datetime import datetime
 from pipelines.contracts import ModelAnswers
 from pipelines.errors import ServiceDown
 from pipelines.families import DECISION_FAMILY
-from pipelines.settings import Params
+from pipelines.params import Params
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.inference.predictions import faulty

@@ -200,7 +200,7 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
         row = [rng.choice((0.5, 0.0, -1e18, 1e18, 1e-300, None)) for _ in columns]
         return {"family": FAMILY} | rng.choice(({"rows": [row]}, {"features": [dict(zip(columns, row, strict=True))]}))
 
-    def answer(rng: random.Random) -> dict[str, Any]:
+    def predict_batch(rng: random.Random) -> dict[str, Any]:
         values = np.array([[rng.choice((0.5, np.nan, np.inf, -np.inf, 1e308, 5e-324)) for _ in columns]])
         rows = packed(values)
         wrapping = rng.choice(
@@ -210,7 +210,7 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
             rows = {"shape": wrapping, "f8": rng.choice((rows["f8"], "", base64.b64encode(b"\0" * 8).decode()))}
         digest = rng.choice((champion["digest"], "0" * 64))
         asked = {"family": FAMILY, "digests": {"champion": digest}, "columns": columns, "rows": rows}
-        return {"asks": [asked] * rng.choice((0, 1, 2))}
+        return {"inference_requests": [asked] * rng.choice((0, 1, 2))}
 
     nothing: Callable[[random.Random], dict[str, Any]] = lambda rng: {}  # noqa: E731
     decide: Callable[[random.Random], dict[str, Any]] = lambda rng: rng.choice(  # noqa: E731
@@ -218,7 +218,7 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
     )
     return {
         "/observe": observe, "/decide": decide, "/outcome": outcome, "/fill": fill, "/predict": predict,
-        "/answer": answer, "/models": nothing, "/status": nothing, "/risk": nothing, "/ready": nothing,
+        "/predict_batch": predict_batch, "/models": nothing, "/status": nothing, "/risk": nothing, "/ready": nothing,
     }  # fmt: skip
 
 
@@ -415,7 +415,7 @@ def ours(settings: Settings, key: str, seed: int, count: int, tally: Tally) -> N
     by_service = {"decision": settings.decision_url, "models": settings.model_url}
     paths = {
         "decision": ["/observe", "/observe", "/decide", "/outcome", "/fill", "/models", "/status", "/risk", "/ready"],
-        "models": ["/predict", "/predict", "/answer", "/answer", "/models", "/ready"],
+        "models": ["/predict", "/predict", "/predict_batch", "/predict_batch", "/models", "/ready"],
     }
     for _ in range(count):
         service = rng.choice(("decision", "models"))

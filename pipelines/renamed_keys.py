@@ -14,6 +14,7 @@ RENAMED: dict[str, dict[str, str]] = {
     "tier state": {"held": "tier_floor", "held_reason": "tier_floor_reason", "calm": "good_bars"},
     "bundle schema": {"terms": "loss_params"},
     "category scores": {"heard": "signals_used"},
+    "request": {"asks": "inference_requests"},
 }
 # Values that are words of our own, in any artefact.
 RENAMED_WORDS: dict[str, str] = {"NO_VOICE": "NO_SIGNAL", "acts": "active", "committee": "ensemble"}

@@ -480,7 +480,7 @@ def failing_checks(settings: Settings, status: int, answer: bytes) -> str | None
         return f"its readiness probe answers {status}"
     first = found.get("waiting_for_first_turn") is True
     if not first and not (settings.serving_dir / "generation.json").exists():
-        first = set(failing) <= {"follows generation", "warm start"}
+        first = set(failing) <= {"generation watcher", "warm start"}
     return None if first else "; ".join(f"{name}: {why}" for name, why in failing.items())
 
 

@@ -46,10 +46,10 @@ def unpacked(array: Packed) -> Floats:
 
 
 def run_inference(snapshot: Snapshot, request: PredictBatchRequest) -> JsonObject:
-    """Return {"generation", "answers": [arm → predictions or {"fault"}]}, in the order of the requests."""
+    """Return {"generation", "predictions": [arm → predictions or {"fault"}]}, in the order of the requests."""
     by_digest = {(slot.family, slot.digest): slot.model for slot in snapshot.slots.values()}
     answers = []
-    for one in request.asks:
+    for one in request.inference_requests:
         rows, columns = unpacked(one.rows), tuple(one.columns)
         if rows.shape[-1] != len(columns):
             raise BadShape(f"{one.family}: rows {rows.shape} for {len(columns)} columns")
@@ -62,7 +62,7 @@ def run_inference(snapshot: Snapshot, request: PredictBatchRequest) -> JsonObjec
                 else _packed_predictions(predict(model, _rows_for(model, rows, columns), f"{one.family} {arm}"))
             )
         answers.append(by_arm)
-    return {"generation": snapshot.generation, "answers": answers}
+    return {"generation": snapshot.generation, "predictions": answers}
 
 
 def _rows_for(model: Model, rows: Floats, columns: tuple[str, ...]) -> Floats:
@@ -143,7 +143,7 @@ class ModelClient:
         """Return the service's answers, or the fault as text, which also sets `outage`."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._client.post("/answer", json={"asks": body})
+                response = await self._client.post("/predict_batch", json={"inference_requests": body})
         except TimeoutError:
             self._slow += 1
             fault = f"MODEL_SERVICE_SLOW: no answer within {self._timeout_s * 1e3:.0f} ms"
@@ -155,7 +155,7 @@ class ModelClient:
         if response.status_code != 200:
             return self._down(f"HTTP {response.status_code}: {response.text[:100]}")
         try:
-            answers = response.json()["answers"]
+            answers = response.json()["predictions"]
         except (ValueError, KeyError, TypeError) as error:
             return self._down(f"not an answer of a model service: {type(error).__name__}")
         if not isinstance(answers, list) or len(answers) != len(body):

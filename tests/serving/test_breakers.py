@@ -310,10 +310,10 @@ def test_a_feed_that_stopped_trips_and_one_that_catches_up_does_not(trading, mon
     client = trading
     assert next_decision(client)["breakers"] == []  # its bars are of 2024, seen now
     monkeypatch.setattr(
-        "serving.service.decision_service.ClockWatch.check", lambda *times: None
+        "serving.service.system_clock.ClockWatch.check", lambda *times: None
     )  # the clock is set on purpose
     close = datetime.fromtimestamp(client.close(), UTC)
-    monkeypatch.setattr("serving.service.decision_service.datetime", Clock)
+    monkeypatch.setattr("serving.service.system_clock.datetime", Clock)
     Clock.moment = close + timedelta(seconds=90)  # as if fed live
     for _ in range(2):  # the second is served by the poll after one with this clock
         client.serve(slot_entry("1", client.champion), None)
@@ -390,6 +390,7 @@ def test_a_burst_of_rejected_orders_trips_and_those_before_a_reset_count_no_more
         assert fill(client, i, status="rejected", price=None, reason="margin").json()["breakers"] == []
     last = fill(client, LIMITS.max_rejected, status="rejected", price=None, reason="margin")
     assert last.json() == {
+        "api": 1,
         "id": f"f{LIMITS.max_rejected}",
         "new": True,
         "slippage_bps": None,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.decision_service import running_service
-from support.health_page import TABLE, documented, holds, row_of, said
+from support.health_page import TABLE, documented, holds, reported, row_of
 from support.model_slots import Place, spoil_weights
 from support.service_probes import alarms, eventually, next_decision, status
 from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry, trading_now
@@ -47,12 +47,12 @@ def test_healthy_and_before_the_first_turn(stand, home):
 
 def test_a_tripped_breaker(client):
     client.store().trip("daily_loss", datetime.now(UTC), "lost too much")
-    holds(client, "a tripped breaker", "breaker daily_loss is latched: lost too much")
+    holds(client, "a tripped breaker", "breaker daily_loss tripped: lost too much")
 
 
-def test_tier_four_latched_by_a_person(client):
+def test_tier_four_tripped_by_a_person(client):
     client.store().trip("emergency", datetime.now(UTC), "drill")
-    holds(client, "tier 4, latched by a person", "TIER_4")
+    holds(client, "tier 4, tripped by a person", "TIER_4")
 
 
 def test_tier_three(client):
@@ -60,16 +60,16 @@ def test_tier_three(client):
     holds(client, "tier 3, no champion or the model service out", "TIER_3")
 
 
-def test_a_tier_that_is_held_after_a_fault(client):
+def test_a_tier_floor_after_a_fault(client):
     next_decision(client)
     client.store().trip("emergency", datetime.now(UTC), "drill")
-    holds(client, "tier 4, latched by a person", "TIER_4")
+    holds(client, "tier 4, tripped by a person", "TIER_4")
     client.store().reset("emergency", datetime.now(UTC), "an operator", "drill over")
-    assert eventually(lambda: "good bar" in said(client)[2])
-    assert said(client)[1] == "UNHEALTHY"  # nothing can be opened yet
+    assert eventually(lambda: "good bar" in reported(client)[2])
+    assert reported(client)[1] == "UNHEALTHY"  # nothing can be opened yet
     while next_decision(client)["tier"] == 4:
         pass
-    holds(client, "a tier that is held after a fault", "back to tier 2 after 4 good bar(s)")
+    holds(client, "a tier floor after a fault", "back to tier 2 after 4 good bar(s)")
 
 
 def test_warm_up_after_a_gap(client):
@@ -78,7 +78,7 @@ def test_warm_up_after_a_gap(client):
     holds(client, "warm-up after a gap", "WARMING_UP")
 
 
-def test_a_refused_model_beside_the_one_that_serves(client):
+def test_a_refused_model_next_to_the_one_that_serves(client):
     broken = make_bundle(client.home / "bundles", client.stand.columns, client.stand.rows, 0.7)
     spoil_weights(client.home / "bundles" / broken)
     client.serve(slot_entry("1", client.champion), slot_entry("2", broken, "refused"))
@@ -113,7 +113,7 @@ def ahead(monkeypatch):
         def now(cls, tz=None):
             return real.now(tz) + cls.by
 
-    monkeypatch.setattr("serving.service.decision_service.datetime", Ahead)
+    monkeypatch.setattr("serving.service.system_clock.datetime", Ahead)
     monkeypatch.setattr(ClockWatch, "check", lambda *times: None)
     return Ahead
 
@@ -132,7 +132,7 @@ def test_a_symbol_that_was_fed_and_is_silent_is_seen_also_after_a_restart(stand,
         holds(client, "a symbol that was fed and is silent", "data stale")
         client.sent = 23
         assert client.observe(45).status_code == 200  # what was missed comes
-        assert eventually(lambda: "back to tier 3" in said(client)[2])
+        assert eventually(lambda: "back to tier 3" in reported(client)[2])
 
 
 def test_one_that_was_never_fed_live_catches_up_without_a_fault(stand, home, tmp_path, ahead):
@@ -140,12 +140,12 @@ def test_one_that_was_never_fed_live_catches_up_without_a_fault(stand, home, tmp
     with running_service(trading_now(stand, tmp_path / "now"), home) as client:
         client.serve(slot_entry("1", client.champion), None)
         client.observe(23)
-        assert said(client)[:2] == documented("none")[:2]
+        assert reported(client)[:2] == documented("none")[:2]
         assert client.decide()["tier"] == 4  # its answer is not acted on all the same
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"live": 3}', '{"live": [], "arrived": {"a": "x"}}', "null"])
-def test_freshness_that_cannot_be_read_starts_anew(tmp_path, content):
+def test_freshness_that_cannot_be_read_starts_empty(tmp_path, content):
     (tmp_path / "f.json").write_text(content)
     fresh = Freshness(tmp_path / "f.json")
     assert fresh.stale_reason("A", 9.0, 2.0) is None
@@ -169,8 +169,8 @@ def test_nothing_is_written_at_each_bar(tmp_path):
 OK = {"name": "store", "ok": True, "detail": "writable"}
 
 
-def test_the_first_thing_to_look_at_is_the_reason():
-    good, low = State(2, "validator decides"), State(3, "nobody")
+def test_the_gravest_fault_is_the_reason():
+    good, low = State(2, "validator decides"), State(3, "no champion")
     red = [{"name": "store", "ok": False, "detail": "locked"}]
     assert health(red, State(4, "x"), {"b": "y"}, {}, []).reason == "store: locked"
     assert health([OK], State(4, "x"), {"b": "y"}, {}, []).reason == "TIER_4: x"
@@ -215,7 +215,7 @@ BAD = {
     "no warm start": (("warm_start",), None), "no generation": (("generation",), None),
     "no families": (("families",), None), "no digest": ((*ARM, "digest"), None),
     "no version": ((*ARM, "version"), None),
-    "a generation in words": (("generation",), "7"), "true": (("generation",), True), "nought": (("generation",), 0),
+    "a generation in words": (("generation",), "7"), "true": (("generation",), True), "zero": (("generation",), 0),
     "half": (("generation",), 7.5), "a list of families": (("families",), []), "an arm of words": (ARM, "validator"),
     "an arm no list": (ARM, [1]), "another word": (("colour",), "red"),
     "another arm": (("families", "validator", "third"), 1),
@@ -245,7 +245,7 @@ def test_a_file_that_is_not_exactly_one_is_refused_whole_and_the_old_one_is_serv
         " " * (1 << 20) + "{}",
     ],
 )  # fmt: skip
-def test_what_is_no_json_of_ours_is_refused_whole(place, text):
+def test_what_is_not_our_json_is_refused_whole(place, text):
     refused(place, text)
 
 
@@ -260,7 +260,7 @@ def refused(place, text):
     assert "bellwether promote" in place.slots.refusal
     with pytest.raises(StateError, match="is not a generation file"):
         read_generation(place.serving)
-    assert place.serve(slot_entry("2", place.second)) > 1  # a promotion writes it anew
+    assert place.serve(slot_entry("2", place.second)) > 1  # a promotion writes it again
     assert place.slots.refresh() is True
     assert (place.champion().version, place.slots.refusal) == ("2", None)
 
@@ -273,7 +273,7 @@ def test_the_whole_file_of_a_release_is_taken(place):
     assert place.slots.refresh() is True
 
 
-def test_a_refused_file_is_told_and_what_was_served_before_decides(client):
+def test_a_refused_file_is_reported_and_what_was_served_before_decides(client):
     (client.home / "serving" / GENERATION_FILE).write_text('{"generation": 9, "families": {}}')
     holds(client, "the generation file was refused", "is not a generation file")
     assert next_decision(client)["tier"] == 2
@@ -283,32 +283,32 @@ def test_a_refused_file_is_told_and_what_was_served_before_decides(client):
     holds(client, "none", "TIER_2")
 
 
-# ---- looks
+# ---- polls
 
 
 @pytest.mark.parametrize(
     "fault", [KeyError("warm_start"), OSError(5, "Input/output error"), RuntimeError(""), MemoryError()]
 )
-def test_a_look_that_fails_is_told_and_the_next_one_goes_on(client, monkeypatch, fault):
+def test_a_poll_that_fails_is_reported_and_the_next_one_goes_on(client, monkeypatch, fault):
     from serving.inference.model_slots import ModelSlots
 
     def broken(self):
         raise fault
 
     monkeypatch.setattr(ModelSlots, "pending", broken)
-    holds(client, "a look fails", f"follows generation: {type(fault).__name__}")
-    assert eventually(lambda: [a for a in alarms(client, "look_fault") if not a.cleared_at])
+    holds(client, "a poll fails", f"generation watcher: {type(fault).__name__}")
+    assert eventually(lambda: [a for a in alarms(client, "poll_failed") if not a.cleared_at])
     assert client.call("/observe", {"symbol": SYMBOL, "bars": client.bars(15)}).status_code == 200
     monkeypatch.undo()
     holds(client, "none", "TIER_2")
-    assert eventually(lambda: all(a.cleared_at for a in alarms(client, "look_fault")))
+    assert eventually(lambda: all(a.cleared_at for a in alarms(client, "poll_failed")))
     client.serve(slot_entry("2", client.challenger), None)
 
 
 # ---- the command line
 
 
-def test_status_says_health_and_its_reason_first_and_nobody_to_ask_is_unhealthy(tmp_path, monkeypatch, capsys):
+def test_status_shows_health_and_its_reason_first_and_no_service_is_unhealthy(tmp_path, monkeypatch, capsys):
     from bellwether.cli import main as cli
 
     monkeypatch.setattr(cli, "settings", lambda: Settings(home=tmp_path, decision_port=9))
@@ -325,7 +325,7 @@ def test_status_says_health_and_its_reason_first_and_nobody_to_ask_is_unhealthy(
     assert capsys.readouterr().out.startswith("UNHEALTHY the decision service does not answer")
 
 
-def test_without_live_state_because_its_warm_start_was_refused_nobody_is_told_that_the_symbol_is_unknown(stand, home):
+def test_without_live_state_because_its_warm_start_was_refused_no_symbol_is_called_unknown(stand, home):
     with running_service(stand, home) as client:
         for file in (home / "serving" / "warm").rglob("*.npy"):
             file.write_bytes(file.read_bytes()[:-1] + b"!")
@@ -336,7 +336,7 @@ def test_without_live_state_because_its_warm_start_was_refused_nobody_is_told_th
             assert (answer.status_code, "was refused" in answer.json()["error"]) == (503, True), answer.text
 
 
-def test_a_loaded_model_that_no_longer_gives_its_golden_answers_is_told(client, monkeypatch):
+def test_a_loaded_model_that_fails_its_golden_rows_is_reported(client, monkeypatch):
     def differs(model):
         raise GoldenMismatch("golden rows differ by 0.5")
 
@@ -346,9 +346,9 @@ def test_a_loaded_model_that_no_longer_gives_its_golden_answers_is_told(client, 
     holds(client, "none", "validator champion decides")
 
 
-def test_every_row_of_the_page_is_asked_by_a_test():
+def test_every_row_of_the_page_has_a_test():
     rows = [line.strip("|").split("|")[0].strip() for line in TABLE.splitlines() if line.startswith("| ")]
     faults = rows[rows.index("none") :]
-    asked = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
     assert len(faults) == 19
-    assert [fault for fault in faults if f'"{fault}"' not in asked] == []
+    assert [fault for fault in faults if f'"{fault}"' not in tests] == []

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.exits [--to FILE]`: docs/exits.md, what ways to leave a position were worth.
+"""`python -m benchmarks.exits [--to FILE]`: docs/results/exits.md, what ways to leave a position were worth.
 
 The four plans of `serving/risk/exits.py` on the same raw ICT events, on a simulated year and on recorded markets, each
 beside `plain` (target, stop and horizon of the labels). The ladder, the trailing distance and the break-even are those
@@ -31,7 +31,7 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import Events, events
 from serving.risk.exits import Exits, flatten, simulate_exits
 
-PAGE = ROOT / "docs" / "exits.md"
+PAGE = ROOT / "docs" / "results" / "exits.md"
 PLANS = ("plain", "ladder", "trailing", "ladder_trailing")
 DRAWS = 1000
 LUCK = 0.025  # of a 95 % interval, beyond one end

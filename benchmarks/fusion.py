@@ -1,4 +1,4 @@
-"""`python -m benchmarks.fusion [--to FILE]`: docs/fusion.md, which weights of the categories were worth anything.
+"""`python -m benchmarks.fusion [--to FILE]`: docs/results/fusion.md, which weights of the categories were worth anything.
 
 Stated, equal, learnt as outcomes came in, convex and genetic weights of one pooled forecast (pipelines/evaluation), on
 events that none of them had seen: a simulated year, a recorded one, and a market that trades no nights.
@@ -63,7 +63,7 @@ from pipelines.signals.regimes import market_state
 from serving.policy.fusion import NO_REGIME, weight_table
 from serving.policy.online_weights import initial_state, weights_in_force
 
-PAGE = ROOT / "docs" / "fusion.md"
+PAGE = ROOT / "docs" / "results" / "fusion.md"
 SIM_DAYS = 365
 HEARD_SHARE = 0.1  # of a history, the bars by whose strengths voices are calibrated; events come after them
 BESIDE = (

@@ -1,7 +1,7 @@
 """What the networks cost where they run: forward and training step, batch 1, 64 and 1024, float32 beside bfloat16.
 
 Run: python -m benchmarks.gpu [--out FILE]. Needs torch and numpy and nothing else of this project's environment; uses a
-CUDA card if there is one, says so and measures the CPU if there is none. See docs/gpu.md.
+CUDA card if there is one, says so and measures the CPU if there is none. See docs/results/gpu.md.
 """
 
 import argparse
@@ -37,7 +37,7 @@ PATTERN = {"inputs": 7, "steps": 32, "classes": 9, "channels": 24}  # columns of
 BATCHES = (1, 64, 1024)
 WARM_UP = 3
 LEAST, MOST, BUDGET_S = 5, 300, 3.0  # calls a figure: as many as fit the budget, within these bounds
-TOLERANCE = 0.02  # largest |p(bfloat16) - p(float32)| that is accepted; docs/gpu.md says where it comes from
+TOLERANCE = 0.02  # largest |p(bfloat16) - p(float32)| that is accepted; docs/results/gpu.md says where it comes from
 SEED = 7
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark that writes a page of docs/ does: say where to, look whether the recordings are there, write."""
+"""What every benchmark that writes a page of docs/results does: say where to, look whether the recordings are there, write."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ def write(page: Path, about: str | None, recordings: Iterable[str], make: Callab
     about  the module's docstring, for --help. Raises UnreadableFile naming every recording that is not there.
     """
     asked = argparse.ArgumentParser(description=about)
-    asked.add_argument("--to", type=Path, default=page, help=f"the page to write; docs/{page.name} by default")
+    asked.add_argument("--to", type=Path, default=page, help=f"the page to write; docs/results/{page.name} by default")
     options = asked.parse_args()
     if absent := sorted({str(recording(name)) for name in recordings if not recording(name).is_file()}):
         raise UnreadableFile(f"no {', '.join(absent)}; BELLWETHER_RECORDED names the folder of the recorded candles")

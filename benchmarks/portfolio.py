@@ -1,4 +1,4 @@
-"""`python -m benchmarks.portfolio [--to FILE]`: docs/portfolio.md, what ways to share out a portfolio were worth.
+"""`python -m benchmarks.portfolio [--to FILE]`: docs/results/portfolio.md, what ways to share out a portfolio were worth.
 
 Every method of the registry, walked forward on recorded markets and on simulated assets whose truth is known, after
 costs, with 1/N beside it and intervals of the difference. Nothing was chosen by these figures: one window, one rhythm,
@@ -24,7 +24,7 @@ from pipelines.evaluation.portfolio import METHODS, Figures, Path, figures, walk
 from pipelines.evaluation.signals import WEEK_S, format_estimate
 from pipelines.settings import ROOT, Params, load_params
 
-PAGE = ROOT / "docs" / "portfolio.md"
+PAGE = ROOT / "docs" / "results" / "portfolio.md"
 YEAR_S = 365.25 * 86400.0
 WINDOW_WEEKS = 26
 BAND_SHARE = 0.2  # of 1/N: half the width of a band

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.signals [--to FILE]`: docs/signals.md, what every signal was worth and how well it sees.
+"""`python -m benchmarks.signals [--to FILE]`: docs/results/signals.md, what every signal was worth and how well it sees.
 
 Two parts. On recorded markets: every signal of the catalogue over a year of 15-minute bars, after costs, with intervals
 and the number tried. On the simulator: patterns that were planted, so that precision and recall can be counted, beside
@@ -45,7 +45,7 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, signal_names
 from pipelines.warm_start import hit_rate
 
-PAGE = ROOT / "docs" / "signals.md"
+PAGE = ROOT / "docs" / "results" / "signals.md"
 STEP_S = 900
 PLANTED_DAYS = 60
 AFTER_BARS = 3  # bars after the one a pattern ends in during which an answer still counts

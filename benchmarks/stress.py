@@ -1,4 +1,4 @@
-"""`python -m benchmarks.stress [--to FILE]`: docs/stress.md, what the limits' largest portfolio loses when it is worst.
+"""`python -m benchmarks.stress [--to FILE]`: docs/results/stress.md, what the limits' largest portfolio loses when it is worst.
 
 Every scenario of `pipelines/evaluation/stress.py` on recorded markets: one alone through the crises, pairs otherwise.
 """
@@ -23,7 +23,7 @@ from pipelines.evaluation.stress_report import format_percent
 from pipelines.evaluation.stressed import MarketHistory, Portfolio, StressResult
 from pipelines.settings import ROOT, Params, load_params
 
-PAGE = ROOT / "docs" / "stress.md"
+PAGE = ROOT / "docs" / "results" / "stress.md"
 HOUR_S = 3600.0
 CRISES_OF = "BTC/USDT"
 MARKETS = {

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.tail_risk [--to FILE]`: docs/tail-risk.md, which forecasts of tail losses markets refuse.
+"""`python -m benchmarks.tail_risk [--to FILE]`: docs/results/tail-risk.md, which forecasts of tail losses markets refuse.
 
 Every method of `pipelines/evaluation/tail_risk.py`, hour by hour and day by day, held to what came afterwards.
 """
@@ -20,7 +20,7 @@ from pipelines.evaluation.coverage import DRAWS, SIZE, Coverage, Significance
 from pipelines.evaluation.tail_risk import BURN_IN, DECAY, METHODS, backtest
 from pipelines.settings import ROOT
 
-PAGE = ROOT / "docs" / "tail-risk.md"
+PAGE = ROOT / "docs" / "results" / "tail-risk.md"
 MARKETS = {
     "BTC/USDT": "binance_spot_btcusdt_1h_2017_2025h1.parquet",
     "ETH/USDT": "binance_spot_ethusdt_1h_to_2025h1.parquet",

@@ -41,7 +41,7 @@ def number(value: float) -> str:
 
 
 def shown(figure: Spread | None) -> str:
-    """median [quartiles] and, where single calls were timed, the 99th percentile."""
+    """Return "median [quartiles]" and, where single calls were timed, the 99th percentile."""
     if figure is None:
         return ""
     text = number(figure.median)
@@ -51,50 +51,50 @@ def shown(figure: Spread | None) -> str:
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
-    drawn = Table(
+    result = Table(
         title=title, title_justify="left", caption="median \\[quartiles]; ratio: theirs over ours, pair by pair"
     )
     for heading, justify in (
-        ("what", "left"), ("unit", "left"), ("ours", "right"), ("beside it", "left"), ("theirs", "right"),
+        ("what", "left"), ("unit", "left"), ("ours", "right"), ("compared with", "left"), ("theirs", "right"),
         ("ratio", "right"), ("n", "right"), ("note", "left"),
     ):  # fmt: skip
-        drawn.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        result.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for r in rows:
         cells = (
             r.what,
             r.unit,
             shown(r.ours),
-            r.beside or "",
+            r.compared_with or "",
             shown(r.theirs),
             shown(r.ratio),
             f"{r.ours.n:,}",
             r.note,
         )
-        drawn.add_row(*cells)
-    return drawn
+        result.add_row(*cells)
+    return result
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    asked.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(NAMES)}; all by default")
-    asked.add_argument("--json", action="store_true", help="figures as JSON on standard output")
-    options = asked.parse_args()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(NAMES)}; all by default")
+    parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
+    options = parser.parse_args()
     if unknown := set(options.names) - set(NAMES):
-        asked.error(f"no benchmark {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
-    told, news = machine(), Console(stderr=True)
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
+    description, progress = machine(), Console(stderr=True)
     rows: dict[str, list[Row]] = {}
     for name in options.names or NAMES:
-        began = time.perf_counter()
+        started = time.perf_counter()
         rows[name] = measure(name)
-        news.print(f"{name}: {time.perf_counter() - began:.0f} s")
+        progress.print(f"{name}: {time.perf_counter() - started:.0f} s")
     if options.json:
         print(
-            json.dumps({"machine": told, "rows": {n: [asdict(r) for r in each] for n, each in rows.items()}}, indent=1)
+            json.dumps({"machine": description, "rows": {n: [asdict(r) for r in each] for n, each in rows.items()}}, indent=1)
         )
         return
     out = Console()
     wide = Console(width=max(out.width, 200))
-    wide.print(table([row for each in rows.values() for row in each], f"benchmarks on {told}"))
+    wide.print(table([row for each in rows.values() for row in each], f"benchmarks on {description}"))
 
 
 if __name__ == "__main__":

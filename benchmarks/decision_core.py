@@ -47,9 +47,9 @@ def core_ns(rows: Floats) -> tuple[float, Floats]:
         np.empty((len(rows), decision_kernel.OUT_WIDTH)),
         np.empty(len(rows), np.int64),
     )
-    began = time.process_time()
+    started = time.process_time()
     decision_kernel.decide_rows(rows, flat, outs, codes)
-    elapsed = time.process_time() - began
+    elapsed = time.process_time() - started
     return elapsed / len(rows) * 1e9, np.column_stack([outs[:SHARED], codes[:SHARED]])
 
 
@@ -64,11 +64,11 @@ def decide_us(n: int) -> Floats:
             row[decision_kernel.TREND], row[decision_kernel.UNICORN], "fvg", row[decision_kernel.EVENT], row[decision_kernel.VOLATILITY], row[decision_kernel.ATR],
             row[decision_kernel.PRICE], row[decision_kernel.P], row[decision_kernel.P_LOW], None, 1, 0.0, (), ExposureSnapshot(**NOTHING_OPEN, es_unit=0.03),
         )  # fmt: skip
-        began = time.perf_counter()
+        started = time.perf_counter()
         decide(
             inputs, params, flat, id="b", symbol="SIM/USDT", as_of=now, known_at=now, ingested_at=now, arm="champion"
         )
-        took[i] = (time.perf_counter() - began) * 1e6
+        took[i] = (time.perf_counter() - started) * 1e6
     return took
 
 
@@ -88,7 +88,7 @@ def measure(tiny: bool = False) -> list[Row]:
         for i in range(repeats):
             other.stdin.write("\n")
             other.stdin.flush()
-            plain[i], theirs = _told(other.stdout.readline())
+            plain[i], theirs = _parse(other.stdout.readline())
             ours[i], mine = core_ns(rows)
             # NumPy's exp and log differ between CPUs by a unit in the last place, and plain Python uses NumPy's
             if theirs.shape != mine.shape or not np.allclose(theirs, mine, rtol=SAME, atol=0.0, equal_nan=True):
@@ -101,7 +101,7 @@ def measure(tiny: bool = False) -> list[Row]:
     ]
 
 
-def answer_plain() -> None:
+def serve_plain_core() -> None:
     """The other process: one measurement a line of input."""
     rows = sample_rows(SHARED)
     for _ in sys.stdin:
@@ -109,7 +109,7 @@ def answer_plain() -> None:
         print(took_ns, base64.b64encode(answers.tobytes()).decode(), flush=True)
 
 
-def _told(line: str) -> tuple[float, Floats]:
+def _parse(line: str) -> tuple[float, Floats]:
     """What the other process measured and answered; no rows where it ended."""
     took_ns, _, answers = line.partition(" ")
     if not answers:
@@ -118,4 +118,4 @@ def _told(line: str) -> tuple[float, Floats]:
 
 
 if __name__ == "__main__":
-    answer_plain()
+    serve_plain_core()

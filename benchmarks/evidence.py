@@ -1,7 +1,7 @@
 """`python -m benchmarks.evidence [NAME ...]`: long runs that show what tests are too short to show.
 
 Every case is stored when it is done, in `artifacts/evidence/<name>.json`; a second run goes on where the first ended
-and skips what is there. Figures of another params.yaml or of other code are not mixed in: they are measured anew.
+and skips what is there. Figures of another params.yaml or of other code are not mixed in: they are measured again.
 `--case` names one case of many; `--write` makes the pages under `docs/results` from what is stored, and runs nothing.
 """
 
@@ -48,7 +48,7 @@ DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched bloc
 class Part:
     """cases are run one by one by `run(case)` in processes of their own; `sums` turns what they found into figures."""
 
-    told: str
+    description: str
     cases: tuple[str, ...]
     run: Callable[[str], Figures]
     sums: Callable[[list[Figures]], dict[str, Figures]]
@@ -199,10 +199,10 @@ def upgrade_figures(found: list[Figures]) -> dict[str, Figures]:
 def validator_figures(found: list[Figures]) -> dict[str, Figures]:
     table = {}
     for case in found:
-        name, told = case["case"], case["figures"]
-        table[f"{name}: AUC"] = told["auc"]["model"]
-        table |= {f"{name}: log loss gain over {k}": v for k, v in told["gain_over"].items()}
-        table |= {f"{name}: {k}, top 20 %": v for k, v in told["selective"]["20%"].items() if isinstance(v, dict)}
+        name, figures = case["case"], case["figures"]
+        table[f"{name}: AUC"] = figures["auc"]["model"]
+        table |= {f"{name}: log loss gain over {k}": v for k, v in figures["gain_over"].items()}
+        table |= {f"{name}: {k}, top 20 %": v for k, v in figures["selective"]["20%"].items() if isinstance(v, dict)}
     return table | share("promoted")(found)
 
 
@@ -276,7 +276,7 @@ def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]
     """Write what is known so far, by rename; returns its figures."""
     figures = part.sums([{"case": case, **done[case]} for case in part.cases if case in done])
     content = {
-        "told": part.told, "complete": len(done) == len(part.cases), "figures": figures,
+        "description": part.description, "complete": len(done) == len(part.cases), "figures": figures,
         "fingerprint": fingerprint(part.code), "machine": machine(), "at": f"{datetime.now(UTC):%Y-%m-%d}",
         "cases": done,
     }  # fmt: skip
@@ -288,7 +288,7 @@ def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]
 
 
 def run(
-    name: str, part: Part, folder: Path, again: bool, jobs: int, news: Console, only: Collection[str] = ()
+    name: str, part: Part, folder: Path, again: bool, jobs: int, progress: Console, only: Collection[str] = ()
 ) -> dict[str, Figures]:
     """Do what is not done yet, `jobs` cases at a time; with `only`, nothing else is done, or forgotten by `again`."""
     path, wanted = folder / f"{name}.json", only or part.cases
@@ -297,52 +297,52 @@ def run(
     todo = [case for case in part.cases if case not in done and case in wanted]
     if part.run is real:
         todo = [case for case in todo if recording(RECORDINGS[case]).is_file()]
-    news.print(f"{name}: {len(done)} of {len(part.cases)} cases stored, {len(todo)} to run")
+    progress.print(f"{name}: {len(done)} of {len(part.cases)} cases stored, {len(todo)} to run")
     if todo:
         with ProcessPoolExecutor(min(part.jobs or jobs, len(todo)), multiprocessing.get_context("spawn")) as pool:
             waiting = {pool.submit(part.run, case): case for case in todo}
             for ended in as_completed(waiting):
                 if (error := ended.exception()) is not None:  # the others go on; the next run does this one again
-                    news.print(
+                    progress.print(
                         f"{name}: case {waiting[ended]} ended with {type(error).__name__}: {error}", markup=False
                     )
                     continue
                 done[waiting[ended]] = ended.result()
                 save(path, part, done)
-                news.print(f"{name}: {len(done)} of {len(part.cases)}, case {waiting[ended]}")
+                progress.print(f"{name}: {len(done)} of {len(part.cases)}, case {waiting[ended]}")
     return save(path, part, done) if done else {}
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
-    asked.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(PARTS)}; all by default")
-    asked.add_argument("--again", action="store_true", help="forget what is stored and measure anew")
-    asked.add_argument("--case", action="append", default=[], metavar="CASE", help="only this case; may be repeated")
-    asked.add_argument("--write", action="store_true", help="write docs/results from what is stored; run nothing")
-    asked.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases at a time")
-    options = asked.parse_args()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--again", action="store_true", help="forget what is stored and measure again")
+    parser.add_argument("--case", action="append", default=[], metavar="CASE", help="only this case; may be repeated")
+    parser.add_argument("--write", action="store_true", help="write docs/results from what is stored; run nothing")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases at a time")
+    options = parser.parse_args()
     if unknown := set(options.names) - set(PARTS):
-        asked.error(f"no evidence {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+        parser.error(f"no evidence {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
     known = {case for name in options.names or PARTS for case in PARTS[name].cases}
     if unknown := set(options.case) - known:
-        asked.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
-    folder, news = Settings().home / "evidence", Console(stderr=True)
+        parser.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+    folder, progress = Settings().home / "evidence", Console(stderr=True)
     if options.write:
         from benchmarks.results import write_faults
 
         print(write_faults(folder, ROOT / "docs" / "results" / "faults.md"))
         return
-    drawn = Table(title=f"evidence, in full under {folder}", title_justify="left")
+    table = Table(title=f"evidence, in full under {folder}", title_justify="left")
     for heading in ("part", "figure", "value", "95 % interval", "n"):
-        drawn.add_column(heading)
+        table.add_column(heading)
     for name in options.names or PARTS:
-        figures = run(name, PARTS[name], folder, options.again, options.jobs, news, options.case)
+        figures = run(name, PARTS[name], folder, options.again, options.jobs, progress, options.case)
         if not figures:
-            drawn.add_row(PARTS[name].told, "not run: its recordings are not there", "", "", "0")
+            table.add_row(PARTS[name].description, "not run: its recordings are not there", "", "", "0")
         for figure, e in figures.items():
             cells = [f"{e[k]:.4g}" if e[k] is not None else "too few" for k in ("value", "low", "high")]
-            drawn.add_row(PARTS[name].told, figure, cells[0], f"{cells[1]} to {cells[2]}", f"{e['n']:,}")
-    Console(width=max(Console().width, 140)).print(drawn)
+            table.add_row(PARTS[name].description, figure, cells[0], f"{cells[1]} to {cells[2]}", f"{e['n']:,}")
+    Console(width=max(Console().width, 140)).print(table)
 
 
 if __name__ == "__main__":

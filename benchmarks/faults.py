@@ -29,10 +29,10 @@ import psutil
 
 from bellwether.operations.warm_starts import before_start
 from benchmarks import hardship
-from benchmarks.fixture import FAMILY, Stand, arm_of
+from benchmarks.fixture import FAMILY, Fixture, arm_of
 from benchmarks.hardship import DECISION, Load, load_of, warm_in
 from benchmarks.postgres import postgresql
-from benchmarks.probes import CALLS, READS, Log, Probe, ailments, detected, in_short, recorder
+from benchmarks.probes import CALLS, READS, Log, Probe, doctor_findings, detected, shorten, recorder
 from benchmarks.services import service_processes
 from flows.support import processes
 from pipelines.errors import BellwetherError
@@ -44,9 +44,9 @@ from serving.inference.generation import GENERATION_FILE, write_generation
 Figures = dict[str, Any]
 
 PACE_S = 0.1  # between the pieces of a decision bar: one bar takes about half a second, a month of them lasts a case
-LOOK_AGAIN_S = 1.0  # what was asked sooner after the end of a fault says nothing of it
+POLL_AGAIN_S = 1.0  # what was asked sooner after the end of a fault says nothing of it
 NOTICE_S = 3.0  # the same for a kill: who restarts a process has to see first that it is gone
-LISTENED = (*READS, *CALLS, "services", "up", "the new key")
+ENDPOINTS = (*READS, *CALLS, "services", "up", "the new key")
 CALM_S = 1.0  # everything has to be well for so long before a fault is caused
 HEAL_S = 45.0  # a fault that is not over by itself after this waits for a person
 LOAD_PATIENCE_S = 900.0  # the feeder outlasts every fault: what it is told is part of the finding
@@ -58,10 +58,10 @@ REPAIRED = "was done by a person"
 
 
 @dataclass
-class House:
+class Target:
     """A running installation: the stand it is made of, its settings, which services run, a folder beside its home."""
 
-    at: Stand
+    at: Fixture
     settings: Settings
     names: tuple[str, ...]
     load: Load
@@ -80,7 +80,7 @@ class House:
         return psutil.Process(processes.services(self.settings)[service]["pid"])
 
     def serve_again(self) -> None:
-        """Name the house's model and warm start in a new generation, as `bellwether promote` does."""
+        """Name its model and warm start in a new generation, as `bellwether promote` does."""
         arms = {"champion": arm_of(self.at.digests[0], "1")} if "mlflow" not in self.names else {"champion": None}
         warm = warm_in(self.at, self.settings.serving_dir)
         write_generation(self.settings.serving_dir, {FAMILY: arms}, warm, datetime.now(UTC))
@@ -94,32 +94,32 @@ class Fault:
     """One row of the matrix.
 
     cause     starts the fault and ends it
-    lasts_s   how long it is held; 0 = it is over as soon as it is caused, as a kill is
+    lasts_s   how long it is context; 0 = it is over as soon as it is caused, as a kill is
     person    what a person has to do, where it is known beforehand that nothing else helps; empty = nothing
     repair    does that, or what the runbook would have a person try if it does not heal by itself
-    where     house: the decision service alone; postgresql: with its store there; remote: with the model service asked;
+    where     target: the decision service alone; postgresql: with its store there; remote: with the model service asked;
               tmpfs: in a home of TMPFS_MB; faketime: with a clock that can be moved; file_key: its key in a file;
               stack: all six services, one installation for all such faults
     needs     says why it cannot be caused on this machine; empty = it can
     """
 
-    told: str
-    cause: Callable[[House], AbstractContextManager[None]]
+    description: str
+    cause: Callable[[Target], AbstractContextManager[None]]
     lasts_s: float = 0.0
     person: str = ""
-    repair: Callable[[House], None] = House.up
+    repair: Callable[[Target], None] = Target.up
     tried: str = "`bellwether up`"
-    where: Literal["house", "postgresql", "remote", "tmpfs", "faketime", "file_key", "stack"] = "house"
+    where: Literal["plain", "postgresql", "remote", "tmpfs", "faketime", "file_key", "stack"] = "plain"
     needs: Callable[[], str] = lambda: ""
 
 
 # ---- causes ---------------------------------------------------------------------------------------------------------
 
 
-def kill(pick: Callable[[House], list[psutil.Process]]) -> Callable[[House], AbstractContextManager[None]]:
+def kill(pick: Callable[[Target], list[psutil.Process]]) -> Callable[[Target], AbstractContextManager[None]]:
     @contextmanager
-    def cause(house: House) -> Iterator[None]:
-        for process in pick(house):
+    def cause(target: Target) -> Iterator[None]:
+        for process in pick(target):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         yield
@@ -127,12 +127,12 @@ def kill(pick: Callable[[House], list[psutil.Process]]) -> Callable[[House], Abs
     return cause
 
 
-def freeze(pick: Callable[[House], list[psutil.Process]]) -> Callable[[House], AbstractContextManager[None]]:
+def freeze(pick: Callable[[Target], list[psutil.Process]]) -> Callable[[Target], AbstractContextManager[None]]:
     """SIGSTOP, later SIGCONT: the process is there, its sockets accept, and nothing answers."""
 
     @contextmanager
-    def cause(house: House) -> Iterator[None]:
-        frozen = pick(house)
+    def cause(target: Target) -> Iterator[None]:
+        frozen = pick(target)
         for process in frozen:
             process.send_signal(signal.SIGSTOP)
         try:
@@ -145,33 +145,33 @@ def freeze(pick: Callable[[House], list[psutil.Process]]) -> Callable[[House], A
     return cause
 
 
-def worker(house: House) -> list[psutil.Process]:
-    return [house.member("decision, worker")]
+def worker(target: Target) -> list[psutil.Process]:
+    return [target.member("decision, worker")]
 
 
-def decision_parent(house: House) -> list[psutil.Process]:
-    return [house.member("decision, parent")]
+def decision_parent(target: Target) -> list[psutil.Process]:
+    return [target.member("decision, parent")]
 
 
-def parent_of(service: str) -> Callable[[House], list[psutil.Process]]:
-    return lambda house: [house.parent(service)]
+def parent_of(service: str) -> Callable[[Target], list[psutil.Process]]:
+    return lambda target: [target.parent(service)]
 
 
-def whole(service: str) -> Callable[[House], list[psutil.Process]]:
-    def pick(house: House) -> list[psutil.Process]:
-        parent = house.parent(service)
+def whole(service: str) -> Callable[[Target], list[psutil.Process]]:
+    def pick(target: Target) -> list[psutil.Process]:
+        parent = target.parent(service)
         return [parent, *parent.children(recursive=True)]
 
     return pick
 
 
-def supervisors(house: House) -> list[psutil.Process]:
-    return [p for name, p in service_processes(house.settings, house.names).items() if name.startswith("supervisor")]
+def supervisors(target: Target) -> list[psutil.Process]:
+    return [p for name, p in service_processes(target.settings, target.names).items() if name.startswith("supervisor")]
 
 
-def database(house: House) -> list[psutil.Process]:
-    """The processes of this house's PostgreSQL."""
-    port = house.settings.store.rsplit(":", 1)[1].split("/")[0]
+def database(target: Target) -> list[psutil.Process]:
+    """The processes of the target's PostgreSQL."""
+    port = target.settings.store.rsplit(":", 1)[1].split("/")[0]
     found = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] and _listens(p.info["cmdline"], port)]
     return [process for parent in found for process in (parent, *parent.children(recursive=True))]
 
@@ -181,9 +181,9 @@ def _listens(cmdline: list[str], port: str) -> bool:
 
 
 @contextmanager
-def store_locked(house: House) -> Iterator[None]:
+def store_locked(target: Target) -> Iterator[None]:
     """Somebody holds the write lock: a report of another program, a backup that hangs."""
-    with closing(sqlite3.connect(house.settings.home / "store.db", isolation_level=None, timeout=30.0)) as other:
+    with closing(sqlite3.connect(target.settings.home / "store.db", isolation_level=None, timeout=30.0)) as other:
         other.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -192,9 +192,9 @@ def store_locked(house: House) -> Iterator[None]:
 
 
 @contextmanager
-def disk_full(house: House) -> Iterator[None]:
+def disk_full(target: Target) -> Iterator[None]:
     """The last byte of the home's file system is taken, and kept taken."""
-    ballast = house.settings.home / "ballast"
+    ballast = target.settings.home / "ballast"
     with ballast.open("wb", buffering=0) as file:
         with suppress(OSError):
             while file.write(b"\0" * MB):
@@ -209,8 +209,8 @@ def disk_full(house: House) -> Iterator[None]:
 
 
 @contextmanager
-def read_only(house: House) -> Iterator[None]:
-    with read_only_folder(house.settings.home):
+def read_only(target: Target) -> Iterator[None]:
+    with read_only_folder(target.settings.home):
         yield
 
 
@@ -226,36 +226,36 @@ def read_only_folder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def read_only_at_start(house: House) -> Iterator[None]:
-    processes.down(house.settings)
-    with read_only(house):
-        began = time.monotonic()
+def read_only_at_start(target: Target) -> Iterator[None]:
+    processes.down(target.settings)
+    with read_only(target):
+        started = time.monotonic()
         try:
-            house.up()
+            target.up()
             words = "started"
         except BellwetherError as error:
             words = type(error).__name__
         except OSError as error:
             words = f"traceback {type(error).__name__}"
-        house.log.add("up", words, time.monotonic() - began)
+        target.log.add("up", words, time.monotonic() - started)
         yield
 
 
 @contextmanager
-def page_flipped(house: House) -> Iterator[None]:
+def page_flipped(target: Target) -> Iterator[None]:
     """A page in the middle of store.db is overwritten while nothing runs; a backup of just before lies beside it."""
-    processes.down(house.settings)
-    file = house.settings.home / "store.db"
+    processes.down(target.settings)
+    file = target.settings.home / "store.db"
     with closing(sqlite3.connect(file)) as store:
         store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (size,) = store.execute("PRAGMA page_size").fetchone()
         page = _leaf(store)
-    shutil.copy2(file, house.scratch / "backup.db")
+    shutil.copy2(file, target.scratch / "backup.db")
     with file.open("r+b") as handle:
         handle.seek((page - 1) * size)
         handle.write(os.urandom(size))
     with suppress(BellwetherError):  # a store that is known to be broken may stop the start
-        house.up()
+        target.up()
     yield
 
 
@@ -265,27 +265,27 @@ def _leaf(store: sqlite3.Connection) -> int:
     return int(store.execute(wanted).fetchone()[0])
 
 
-def restore_store(house: House) -> None:
-    processes.down(house.settings)
-    for file in house.settings.home.glob("store.db*"):
+def restore_store(target: Target) -> None:
+    processes.down(target.settings)
+    for file in target.settings.home.glob("store.db*"):
         file.unlink()
-    shutil.copy2(house.scratch / "backup.db", house.settings.home / "store.db")
-    house.up()
+    shutil.copy2(target.scratch / "backup.db", target.settings.home / "store.db")
+    target.up()
 
 
-def generation_replaced(change: Callable[[dict[str, Any]], str]) -> Callable[[House], AbstractContextManager[None]]:
+def generation_replaced(change: Callable[[dict[str, Any]], str]) -> Callable[[Target], AbstractContextManager[None]]:
     """The generation file is replaced by what `change` makes of it, by rename; the fault ends with a right one."""
 
     @contextmanager
-    def cause(house: House) -> Iterator[None]:
-        content = json.loads(house.generation_file.read_text())
-        draft = house.generation_file.with_name(".by_hand")
+    def cause(target: Target) -> Iterator[None]:
+        content = json.loads(target.generation_file.read_text())
+        draft = target.generation_file.with_name(".by_hand")
         draft.write_text(change({**content, "generation": content["generation"] + 1}))
-        draft.replace(house.generation_file)
+        draft.replace(target.generation_file)
         try:
             yield
         finally:
-            house.serve_again()
+            target.serve_again()
 
     return cause
 
@@ -299,66 +299,66 @@ def naming_no_bundle(content: dict[str, Any]) -> str:
     return json.dumps(content | {"families": {FAMILY: arms}})
 
 
-def flipped(pick: Callable[[House], Path]) -> Callable[[House], AbstractContextManager[None]]:
+def flipped(pick: Callable[[Target], Path]) -> Callable[[Target], AbstractContextManager[None]]:
     """One byte of a file is flipped, and the worker has to read it again."""
 
     @contextmanager
-    def cause(house: House) -> Iterator[None]:
-        file = pick(house)
-        whole = file.read_bytes()
+    def cause(target: Target) -> Iterator[None]:
+        file = pick(target)
+        content = file.read_bytes()
         file.chmod(0o600)
-        broken = bytearray(whole)
+        broken = bytearray(content)
         broken[len(broken) // 2] ^= 0xFF
         file.write_bytes(bytes(broken))
-        house.member("decision, worker").kill()
+        target.member("decision, worker").kill()
         try:
             yield
         finally:
-            file.write_bytes(whole)
+            file.write_bytes(content)
 
     return cause
 
 
-def of_bundle(house: House) -> Path:
-    return max((house.settings.bundles / house.at.digests[0]).rglob("*.onnx"))
+def of_bundle(target: Target) -> Path:
+    return max((target.settings.bundles / target.at.digests[0]).rglob("*.onnx"))
 
 
 @contextmanager
-def warm_start_flipped(house: House) -> Iterator[None]:
+def warm_start_flipped(target: Target) -> Iterator[None]:
     """One byte of the warm start is flipped and the worker has to read it again; the workspace is that of a turn."""
-    mine = house.settings.serving_dir / "warm" / house.at.warm["digest"]  # of this house: others use the stand's
-    house.at = replace(house.at, warm=house.at.warm | {"path": str(mine)})
-    trained = house.at.home.parent / f"seed-{house.at.params.seed + 1}"  # whose warm start the stand published
+    mine = target.settings.serving_dir / "warm" / target.at.warm["digest"]  # of this target: others use the stand's
+    target.at = replace(target.at, warm=target.at.warm | {"path": str(mine)})
+    trained = target.at.home.parent / f"seed-{target.at.params.seed + 1}"  # whose warm start the stand published
     labels = Path("artifacts") / "labels"
-    shutil.copytree(trained / "data", house.settings.workspace / "data")
-    shutil.copytree(trained / labels, house.settings.workspace / labels)
-    pointer = json.dumps({"outs": [{"md5": house.at.warm["data_hash"]}]})
-    (house.settings.workspace / "data.dvc").write_text(pointer)
-    house.serve_again()
+    shutil.copytree(trained / "data", target.settings.workspace / "data")
+    shutil.copytree(trained / labels, target.settings.workspace / labels)
+    pointer = json.dumps({"outs": [{"md5": target.at.warm["data_hash"]}]})
+    (target.settings.workspace / "data.dvc").write_text(pointer)
+    target.serve_again()
     time.sleep(1.0)
     file = mine / "features.state"
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 0xFF]))
-    house.member("decision, worker").kill()
+    target.member("decision, worker").kill()
     yield
 
 
-def down_and_up(house: House) -> None:
-    """What `bellwether down` and `bellwether up` do, for the services of this house."""
-    processes.down(house.settings)
-    before_start(house.settings)
-    house.up()
+def down_and_up(target: Target) -> None:
+    """What `bellwether down` and `bellwether up` do, for the services of this target."""
+    processes.down(target.settings)
+    before_start(target.settings)
+    target.up()
 
 
-def again_with_the_worker(house: House) -> None:
-    house.serve_again()
-    house.member("decision, worker").kill()
+def again_with_the_worker(target: Target) -> None:
+    target.serve_again()
+    target.member("decision, worker").kill()
 
 
 @contextmanager
-def clock_ahead(house: House) -> Iterator[None]:
+def clock_ahead(target: Target) -> Iterator[None]:
     """The wall clock of the service runs a day ahead, then right again; its monotonic clock is left alone."""
-    file = house.scratch / "clock"
+    file = target.scratch / "clock"
     file.write_text("+1d\n")
     try:
         yield
@@ -367,8 +367,8 @@ def clock_ahead(house: House) -> Iterator[None]:
 
 
 @contextmanager
-def key_gone(house: House) -> Iterator[None]:
-    file = house.settings.home / "write_key"
+def key_gone(target: Target) -> Iterator[None]:
+    file = target.settings.home / "write_key"
     aside = file.with_name("write_key.aside")
     file.rename(aside)
     try:
@@ -378,19 +378,19 @@ def key_gone(house: House) -> Iterator[None]:
 
 
 @contextmanager
-def key_replaced(house: House) -> Iterator[None]:
+def key_replaced(target: Target) -> Iterator[None]:
     """Somebody writes another key into the file and restarts nothing."""
-    file = house.settings.home / "write_key"
+    file = target.settings.home / "write_key"
     before = file.read_text()
     file.write_text("0" * 48)
     try:
         words = "200"
-        with Client(house.settings) as other:  # with the new key, beside the feeder with the old one
+        with Client(target.settings) as other:  # with the new key, beside the feeder with the old one
             try:
-                other.observe(house.load.symbol, house.load.groups[0][:1])
+                other.observe(target.load.symbol, target.load.groups[0][:1])
             except BellwetherError as error:
-                words = in_short(str(error))
-        house.log.add("the new key", words)
+                words = shorten(str(error))
+        target.log.add("the new key", words)
         yield
     finally:
         file.write_text(before)
@@ -437,9 +437,9 @@ FAULTS: dict[str, Fault] = {
     "generation_names_no_bundle": Fault("generation.json: a bundle that is missing, 5 s",
                                         generation_replaced(naming_no_bundle), 5.0),
     "bundle_flipped": Fault("one byte of the champion's bundle", flipped(of_bundle), 15.0, repair=again_with_the_worker,
-                            person="`bellwether promote FAMILY VERSION`: it is fetched anew"),
+                            person="`bellwether promote FAMILY VERSION`: it is fetched again"),
     "warm_start_flipped": Fault("one byte of the warm start", warm_start_flipped, 15.0, repair=down_and_up,
-                                person="`bellwether down`, `bellwether up`: it is folded anew"),
+                                person="`bellwether down`, `bellwether up`: it is folded again"),
     "clock_a_day_ahead": Fault("clock a day ahead, 10 s, and back", clock_ahead, 10.0, where="faketime",
                                needs=no_faketime),
     "model_service_killed": Fault("kill -9: models, parent; remote mode", kill(whole("models")), where="remote"),
@@ -457,89 +457,89 @@ FAULTS: dict[str, Fault] = {
 # ---- one fault, measured --------------------------------------------------------------------------------------------
 
 
-def observe_fault(house: House, fault: Fault, compare: bool = True) -> Figures:
-    """Cause `fault` on a running house under its load, end it, wait until all is as before, compare what is stored.
+def observe_fault(target: Target, fault: Fault, compare: bool = True) -> Figures:
+    """Cause `fault` on a running target under its load, end it, wait until all is as before, compare what is stored.
 
     Returns detected_s and by; said: endpoint → words during the fault; slowest_s of each; alarms; doctor: what it found
     during the fault and not before; heals: "by itself", REPAIRED or "not in time"; answers_s and healed_s after the end
     of the fault; person: what had to be done; lost, doubled, lost_bars and the rest of hardship's comparison.
     """
-    before = set(ailments(house.settings))
-    with Probe(house.settings, house.names, house.log) as probe:
-        healthy = _calm(house, probe)
-        began = time.monotonic()
+    before = set(doctor_findings(target.settings))
+    with Probe(target.settings, target.names, target.log) as probe:
+        healthy = _wait_until_calm(target, probe)
+        started = time.monotonic()
         found: set[str] = set()
-        with fault.cause(house):
+        with fault.cause(target):
             if fault.lasts_s:
                 time.sleep(fault.lasts_s / 2)
-                found = set(ailments(house.settings))
-                time.sleep(max(0.0, began + fault.lasts_s - time.monotonic()))
+                found = set(doctor_findings(target.settings))
+                time.sleep(max(0.0, started + fault.lasts_s - time.monotonic()))
             during = time.monotonic()
-        ended, look_s = (during, LOOK_AGAIN_S) if fault.lasts_s else (began, NOTICE_S)
+        ended, poll_after_s = (during, POLL_AGAIN_S) if fault.lasts_s else (started, NOTICE_S)
         heals, person = "by itself", fault.person
-        if fault.person and fault.repair is not House.up:
-            fault.repair(house)  # known not to heal by itself: what the person does is part of the case
+        if fault.person and fault.repair is not Target.up:
+            fault.repair(target)  # known not to heal by itself: what the person does is part of the case
             heals, ended = REPAIRED, time.monotonic()
         elif fault.person.endswith("`bellwether up`"):
-            house.up()
-        healed = _until_as_before(house, probe, healthy, ended, look_s)
+            target.up()
+        healed = _until_as_before(target, probe, healthy, ended, poll_after_s)
         if not fault.lasts_s:
-            found = set(ailments(house.settings)) if healed is None else found
+            found = set(doctor_findings(target.settings)) if healed is None else found
         if healed is None:
             with suppress(BellwetherError, OSError):
-                fault.repair(house)
+                fault.repair(target)
             heals, person, ended = REPAIRED, person or fault.tried, time.monotonic()
-            healed = _until_as_before(house, probe, healthy, ended, look_s)
+            healed = _until_as_before(target, probe, healthy, ended, poll_after_s)
         if healed is None:
             heals = "not in time"
         until = max(during, ended) if heals != "by itself" else during + (healed or 0.0)
-        seen_s, by = detected(probe, healthy, began)
+        detected_s, by = detected(probe, healthy, started)
         figures: Figures = {
-            "told": fault.told, "detected_s": seen_s, "by": by, "heals": heals, "person": person,
-            "answers_s": _answers_again(house.log, ended), "healed_s": healed,
-            "said": {name: house.log.of(name).between(began, until) for name in LISTENED},
-            "slowest_s": {name: house.log.of(name).slowest_s(began, until) for name in (*READS, *CALLS)},
-            "alarms": sorted({kind for _, kind in probe.new_alarms(began)}), "doctor": sorted(found - before),
+            "description": fault.description, "detected_s": detected_s, "by": by, "heals": heals, "person": person,
+            "answers_s": _answers_again(target.log, ended), "healed_s": healed,
+            "responses": {name: target.log.of(name).between(started, until) for name in ENDPOINTS},
+            "slowest_s": {name: target.log.of(name).slowest_s(started, until) for name in (*READS, *CALLS)},
+            "alarms": sorted({kind for _, kind in probe.new_alarms(started)}), "doctor": sorted(found - before),
         }  # fmt: skip
     if compare:
-        figures |= compared(house)
-    if house.load.over:
+        figures |= compared(target)
+    if target.load.over:
         figures["faults"] = [*figures.get("faults", []), "the load ran out of bars or ended before this fault did"]
     return figures
 
 
-def compared(house: House) -> Figures:
+def compared(target: Target) -> Figures:
     """hardship's comparison of what is stored with what was acknowledged, for the load so far."""
-    acknowledged, faults = dict(house.load.acknowledged), list(house.load.faults)
-    so_far = replace(house.load, acknowledged=acknowledged, faults=faults)
-    so_far.fed = house.load.fed
-    store = Store.open(house.settings.store)
+    acknowledged, faults = dict(target.load.acknowledged), list(target.load.faults)
+    so_far = replace(target.load, acknowledged=acknowledged, faults=faults)
+    so_far.fed = target.load.fed
+    store = Store.open(target.settings.store)
     try:
-        return {"acknowledged": len(acknowledged)} | hardship.compare(house.at, house.settings, store, so_far)
+        return {"acknowledged": len(acknowledged)} | hardship.compare(target.at, target.settings, store, so_far)
     finally:
         store.close()
 
 
-def _calm(house: House, probe: Probe) -> dict[str, str]:
+def _wait_until_calm(target: Target, probe: Probe) -> dict[str, str]:
     """Wait until everything was well for CALM_S; returns what everything says then. Goes on with what there is after a
     while: a fault on top of one that does not heal is measured too."""
     deadline, since, well = time.monotonic() + HEAL_S, time.monotonic(), probe.healthy()
     while time.monotonic() - since < CALM_S and time.monotonic() < deadline:
         time.sleep(0.1)
         now = probe.healthy()
-        if now != well or not all(now.values()) or now["services"] != "up" or house.load.fed < 1:
+        if now != well or not all(now.values()) or now["services"] != "up" or target.load.fed < 1:
             since, well = time.monotonic(), now
     return well
 
 
-def _until_as_before(house: House, probe: Probe, healthy: dict[str, str], ended: float, look_s: float) -> float | None:
+def _until_as_before(target: Target, probe: Probe, healthy: dict[str, str], ended: float, poll_after_s: float) -> float | None:
     """Seconds after `ended` until every endpoint and service says what it said before and the feeder gets answers."""
     deadline = ended + HEAL_S
     while time.monotonic() < deadline:
-        calls, everyone = [house.log.of(name) for name in CALLS], [house.log.of(name) for name in (*CALLS, *healthy)]
+        calls, everyone = [target.log.of(name) for name in CALLS], [target.log.of(name) for name in (*CALLS, *healthy)]
         well = probe.healthy() == healthy and all(call.now().startswith("200") for call in calls)
-        if well and min(said.asked for said in everyone) > ended + look_s:
-            return max(0.0, max(said.changes[-1][0] for said in everyone) - ended)
+        if well and min(each.requested_at for each in everyone) > ended + poll_after_s:
+            return max(0.0, max(each.changes[-1][0] for each in everyone) - ended)
         time.sleep(0.1)
     return None
 
@@ -563,16 +563,16 @@ def _answers_again(log: Log, ended: float) -> float | None:
 
 @contextmanager
 def running(
-    fault: Fault, tiny: bool = False, pace_s: float = PACE_S, inside: Path | None = None, store_url: str = ""
-) -> Iterator[House]:
-    """A house as `fault` needs it, with its load started."""
-    with ExitStack() as held:
-        scratch = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="bellwether-fault-")))
+    fault: Fault, tiny: bool = False, pace_s: float = PACE_S, parent: Path | None = None, store_url: str = ""
+) -> Iterator[Target]:
+    """A target as `fault` needs it, with its load started."""
+    with ExitStack() as context:
+        scratch = Path(context.enter_context(tempfile.TemporaryDirectory(prefix="bellwether-fault-")))
         names, variables = DECISION, {}
         if fault.where == "postgresql":
-            store_url = held.enter_context(postgresql())
+            store_url = context.enter_context(postgresql())
         elif fault.where == "tmpfs":
-            inside = held.enter_context(tmpfs(scratch / "disk"))
+            parent = context.enter_context(tmpfs(scratch / "disk"))
             variables = {"BELLWETHER_DISK_WARN_MB": "8", "BELLWETHER_DISK_STOP_MB": "2"}
         elif fault.where == "remote":
             names = (*DECISION, "models")
@@ -585,21 +585,21 @@ def running(
             }  # fmt: skip
         elif fault.where == "file_key":
             variables = {"BELLWETHER_WRITE_KEY": ""}
-        at, settings = held.enter_context(hardship.house(tiny, store_url, names, inside=inside, **variables))
-        house = _loaded(at, settings, names, scratch, pace_s)
-        held.callback(_stopped, house.load)
-        yield house
+        at, settings = context.enter_context(hardship.serving_fixture(tiny, store_url, names, parent=parent, **variables))
+        target = _start_load(at, settings, names, scratch, pace_s)
+        context.callback(_stop_load, target.load)
+        yield target
 
 
-def _loaded(at: Stand, settings: Settings, names: tuple[str, ...], scratch: Path, pace_s: float) -> House:
+def _start_load(at: Fixture, settings: Settings, names: tuple[str, ...], scratch: Path, pace_s: float) -> Target:
     log = Log()
-    load = load_of(at, settings, pace_s, forgiving=True)
+    load = load_of(at, settings, pace_s, retries=True)
     load.client, load.patience_s = recorder(log), LOAD_PATIENCE_S
     load.start()
-    return House(at, settings, names, load, log, scratch)
+    return Target(at, settings, names, load, log, scratch)
 
 
-def _stopped(load: Load) -> None:
+def _stop_load(load: Load) -> None:
     load.patience_s = 0.0
     load.stop()
 
@@ -619,26 +619,26 @@ _STACK = ExitStack()  # the six services, once a process; stopped when it ends
 
 
 @cache
-def stack() -> House:
+def stack() -> Target:
     """All six services on the stand's warm start. No model is registered, so the consensus decides: what is looked at
     here is the servers beside the decision service."""
     atexit.register(_STACK.close)
     scratch = Path(_STACK.enter_context(tempfile.TemporaryDirectory(prefix="bellwether-stack-")))
-    at, settings = _STACK.enter_context(hardship.house(False, "", STACK, champion=False))
-    house = _loaded(at, settings, STACK, scratch, PACE_S)
-    _STACK.callback(_stopped, house.load)
-    return house
+    at, settings = _STACK.enter_context(hardship.serving_fixture(False, "", STACK, champion=False))
+    target = _start_load(at, settings, STACK, scratch, PACE_S)
+    _STACK.callback(_stop_load, target.load)
+    return target
 
 
 def case(name: str) -> Figures:
     """One row of the matrix, on an installation of its own or the shared one. Never raises: what broke is found."""
     fault = FAULTS[name]
     if why := fault.needs():
-        return {"told": fault.told, "not_run": why}
+        return {"description": fault.description, "not_run": why}
     try:
         if fault.where == "stack":
             return observe_fault(stack(), fault)
-        with running(fault) as house:
-            return observe_fault(house, fault)
+        with running(fault) as target:
+            return observe_fault(target, fault)
     except Exception as error:  # noqa: BLE001  # a matrix with a hole says less than one with what made the hole
-        return {"told": fault.told, "not_run": f"{type(error).__name__}: {str(error)[:400]}"}
+        return {"description": fault.description, "not_run": f"{type(error).__name__}: {str(error)[:400]}"}

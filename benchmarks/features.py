@@ -83,7 +83,7 @@ def live(fold: StreamingFold, bars: Floats) -> Callable[[], Any]:
 
 def measure(tiny: bool = False) -> list[Row]:
     repeats = 3 if tiny else 25
-    bars, told = market(tiny)
+    bars, description = market(tiny)
     family = StreamingFold("technical", (technical.GROUP,))
     high, low, close = (np.ascontiguousarray(bars[:, i]) for i in (2, 3, 4))
     frame = pd.DataFrame(bars[-WINDOW:], columns=list(BAR_FIELDS))
@@ -95,7 +95,7 @@ def measure(tiny: bool = False) -> list[Row]:
     same = f"same values within {gap(family, bars, frame):.0e}"
     return [
         pairs(f"{columns} technical features, batch", "ns a bar", batch * ns, "TA-Lib batch", of_talib * ns,
-              f"{told}, {len(bars):,} bars"),
+              f"{description}, {len(bars):,} bars"),
         pairs(f"{columns} technical features, one live step", "us a bar", step / WINDOW * 1e6,
               f"pandas, 9 of them over {WINDOW} bars", of_pandas * 1e6, same),
         pairs(f"all {len(FEATURES.columns)} features, one live step", "us a bar", whole / WINDOW * 1e6,
@@ -107,5 +107,5 @@ def measure(tiny: bool = False) -> list[Row]:
 
 def gap(family: StreamingFold, bars: Floats, frame: pd.DataFrame) -> float:
     """Largest relative difference of the two sides at the last bar: they compute the same thing."""
-    said, folded = with_pandas(frame), family.run(bars)[-1]
-    return max(float(abs(folded[family.index[name]] / value - 1.0)) for name, value in said.items() if value)
+    expected, folded = with_pandas(frame), family.run(bars)[-1]
+    return max(float(abs(folded[family.index[name]] / value - 1.0)) for name, value in expected.items() if value)

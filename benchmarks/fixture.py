@@ -70,7 +70,7 @@ def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: b
 
 
 @dataclass(frozen=True)
-class Stand:
+class Fixture:
     """home: bundles and generation file, ready to serve; live: 1-minute bars (n, 8) after the history."""
 
     home: Path
@@ -82,7 +82,7 @@ class Stand:
 
 
 @cache
-def stand(tiny: bool) -> Stand:
+def fixture(tiny: bool) -> Fixture:
     """Champion and challenger trained on a simulated history, from two seeds. `tiny`: quick, and of no other use."""
     params, history_days, live_days = load_params(), 120, 30
     if tiny:
@@ -95,16 +95,16 @@ def stand(tiny: bool) -> Stand:
     (root / "home" / "bundles").mkdir(parents=True)
     digests = []
     for seed in (params.seed, params.seed + 1):
-        made = train(root / f"seed-{seed}", history, params.simulator.symbol, params.model_copy(update={"seed": seed}))
-        digests.append(json.loads((made / FAMILY / "fit.json").read_text())["digest"])
-        (made / FAMILY / "bundle").rename(root / "home" / "bundles" / digests[-1])
-    told = json.loads((made / "labels" / "traditional.json").read_text())
+        artifacts = train(root / f"seed-{seed}", history, params.simulator.symbol, params.model_copy(update={"seed": seed}))
+        digests.append(json.loads((artifacts / FAMILY / "fit.json").read_text())["digest"])
+        (artifacts / FAMILY / "bundle").rename(root / "home" / "bundles" / digests[-1])
+    record = json.loads((artifacts / "labels" / "traditional.json").read_text())
     into = root / "home" / "serving" / "warm"
-    warm = publish_warm_start(made / "features" / "warm", into, data_hash="0" * 32, hits=told["hits"], n=told["n"])
+    warm = publish_warm_start(artifacts / "features" / "warm", into, data_hash="0" * 32, hits=record["hits"], n=record["n"])
     arms = {arm: arm_of(digest) for arm, digest in zip(("champion", "challenger"), digests, strict=True)}
     write_generation(root / "home" / "serving", {FAMILY: arms}, warm, datetime.now(UTC))
-    return Stand(
-        root / "home", params, live, model_family(FAMILY).dataset(made, params), (digests[0], digests[1]), warm
+    return Fixture(
+        root / "home", params, live, model_family(FAMILY).dataset(artifacts, params), (digests[0], digests[1]), warm
     )
 
 

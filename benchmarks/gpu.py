@@ -64,7 +64,7 @@ class Cost:
     n: int
 
 
-def taught(name: str, network: nn.Module, steps: int, inputs: int, outputs: int, rows: int) -> Case:
+def trained(name: str, network: nn.Module, steps: int, inputs: int, outputs: int, rows: int) -> Case:
     """Train a little on a rule it can see: is the newest value of a column above zero? float32, on the CPU."""
     rng = np.random.default_rng(SEED)
     windows = rng.normal(size=(rows, steps, inputs)).astype(np.float32)
@@ -87,14 +87,14 @@ def pattern_case(rows: int) -> Case | str:
         return f"pattern network: {error}"
     inputs, classes, steps = PATTERN["inputs"], PATTERN["classes"], PATTERN["steps"]
     name = f"convolutions of {PATTERN['channels']}, {inputs} inputs × {steps} steps, {classes} classes"
-    return taught(name, network, steps, inputs + classes, classes, rows)
+    return trained(name, network, steps, inputs + classes, classes, rows)
 
 
 def cases(rows: int) -> tuple[list[Case], list[str]]:
     """(what can be measured, reasons of what cannot)."""
     torch.manual_seed(SEED)
     built = [
-        taught(f"LSTM {'/'.join(map(str, layers))}, {inputs} inputs × {STEPS} steps",
+        trained(f"LSTM {'/'.join(map(str, layers))}, {inputs} inputs × {STEPS} steps",
                RecurrentNetwork(inputs, layers, head), STEPS, inputs, 1, rows)
         for inputs, layers, head in (FOUR, CORE)
     ]  # fmt: skip
@@ -109,8 +109,8 @@ def timed(call: Callable[[], None], device: str, most: int) -> Doubles:
         call()
     wait()
     took: list[float] = []
-    began = time.perf_counter()
-    while len(took) < min(LEAST, most) or (len(took) < most and time.perf_counter() - began < BUDGET_S):
+    started = time.perf_counter()
+    while len(took) < min(LEAST, most) or (len(took) < most and time.perf_counter() - started < BUDGET_S):
         start = time.perf_counter()
         call()
         wait()
@@ -202,10 +202,10 @@ def report(device: str, tiny: bool = False) -> tuple[str, float | None]:
 
 
 def main() -> int:
-    asked = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    asked.add_argument("--out", type=Path, help="also write the table into this file")
-    asked.add_argument("--tiny", action="store_true", help="a few calls only: does it run?")
-    options = asked.parse_args()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, help="also write the table into this file")
+    parser.add_argument("--tiny", action="store_true", help="a few calls only: does it run?")
+    options = parser.parse_args()
     device = best_device()
     if device == "cpu":
         print("no CUDA card: measuring the CPU", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Odd input to the two services as they are really started: nothing that arrives may be answered with a 5xx.
 
-Half of it is made by Schemathesis from what `docs.json` says is taken, right and wrong; half is our own: bodies that
-would be right but for one or two odd values, and requests that are odd as HTTP. Both come from one seed. A 5xx, a
+Half of it is made by Schemathesis from what `docs.json` says is accepted, valid and faulty; half is our own: bodies that
+would be valid but for one or two odd values, and requests that are odd as HTTP. Both come from one seed. A 5xx, a
 connection that ends without an answer where one is due, and a worker that had to be started again are counted.
 
 `python -m benchmarks.inputs [--count N] [--seed N] [--store URL]` prints the counts as JSON; exit 1 if any is not 0.
@@ -29,7 +29,7 @@ import httpx
 import numpy as np
 
 from benchmarks.fixture import FAMILY
-from benchmarks.hardship import house
+from benchmarks.hardship import serving_fixture
 from benchmarks.services import service_processes
 from pipelines.settings import Settings
 from serving.client import Client
@@ -44,18 +44,18 @@ SHOWN = 20  # answers nobody may get, kept as examples
 
 @dataclass
 class Tally:
-    """answers: (service, source, status) → how many; taken: path → how many of ours were right and did their work;
-    `wrong` are the first of those nobody may get."""
+    """answers: (service, source, status) → how many; accepted: path → how many of ours were valid and did their work;
+    `faulty` are the first of those nobody may get."""
 
     answers: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    taken: Counter[str] = field(default_factory=Counter)
-    wrong: list[dict[str, str]] = field(default_factory=list)
+    accepted: Counter[str] = field(default_factory=Counter)
+    faulty: list[dict[str, str]] = field(default_factory=list)
 
-    def take(self, service: str, source: str, status: str, asked: bytes, answer: bytes) -> None:
+    def add(self, service: str, source: str, status: str, sent: bytes, answer: bytes) -> None:
         self.answers[service, source, status] += 1
-        if (status.startswith("5") or status == "none") and len(self.wrong) < SHOWN:
-            self.wrong.append(
-                {"service": service, "status": status, "asked": repr(asked[:600]), "answer": repr(answer[-300:])}
+        if (status.startswith("5") or status == "none") and len(self.faulty) < SHOWN:
+            self.faulty.append(
+                {"service": service, "status": status, "request": repr(sent[:600]), "answer": repr(answer[-300:])}
             )
 
 
@@ -78,10 +78,10 @@ def from_schema(service: str, url: str, key: str, seed: int, count: int, tally: 
         def ask(case: Any) -> None:
             kwargs = case.as_transport_kwargs(base_url=url)
             answer = session.request(**{**kwargs, "timeout": PATIENCE_S})
-            asked = f"{case.method} {case.formatted_path} {kwargs.get('json', kwargs.get('data'))}".encode(
+            sent = f"{case.method} {case.formatted_path} {kwargs.get('json', kwargs.get('data'))}".encode(
                 errors="replace"
             )
-            tally.take(service, "schema", str(answer.status_code), asked, answer.content)
+            tally.add(service, "schema", str(answer.status_code), sent, answer.content)
 
         for i, call in enumerate(calls):
             for mode in GenerationMode if call in bodies else (GenerationMode.POSITIVE,):
@@ -162,8 +162,8 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
     columns = champion["columns"]
 
     def observe(rng: random.Random) -> dict[str, Any]:
-        told = httpx.post(f"{settings.decision_url}/status", json={}, headers=headers).json()["symbols"][symbol]
-        at = datetime.fromisoformat(told["last_bar"])  # the bar after it is one that fits
+        status = httpx.post(f"{settings.decision_url}/status", json={}, headers=headers).json()["symbols"][symbol]
+        at = datetime.fromisoformat(status["last_bar"])  # the bar after it is one that fits
         bars = []
         for _ in range(rng.choice((1, 1, 2, 15))):
             low = 10.0 ** rng.choice((-15, -9, 0, 4, 4, 4, 9, 17))
@@ -188,14 +188,14 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
 
     def fill(rng: random.Random) -> dict[str, Any]:
         price = rng.choice((1e-15, 1.0, 1e18))
-        told = {"id": f"fill-{rng.random()}", "decision_id": decision, "at": "2024-01-09T08:00:00Z"}
-        return told | rng.choice(({"status": "filled", "price": price}, {"status": "rejected", "reason": "no"}))
+        report = {"id": f"fill-{rng.random()}", "decision_id": decision, "at": "2024-01-09T08:00:00Z"}
+        return report | rng.choice(({"status": "filled", "price": price}, {"status": "rejected", "reason": "no"}))
 
     def predict(rng: random.Random) -> dict[str, Any]:
         row = [rng.choice((0.5, 0.0, -1e18, 1e18, 1e-300, None)) for _ in columns]
         return {"family": FAMILY} | rng.choice(({"rows": [row]}, {"features": [dict(zip(columns, row, strict=True))]}))
 
-    def answer(rng: random.Random) -> dict[str, Any]:
+    def predict_batch(rng: random.Random) -> dict[str, Any]:
         values = np.array([[rng.choice((0.5, np.nan, np.inf, -np.inf, 1e308, 5e-324)) for _ in columns]])
         rows = packed(values)
         wrapping = rng.choice(
@@ -204,8 +204,8 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
         if wrapping is not None:
             rows = {"shape": wrapping, "f8": rng.choice((rows["f8"], "", base64.b64encode(b"\0" * 8).decode()))}
         digest = rng.choice((champion["digest"], "0" * 64))
-        asked = {"family": FAMILY, "digests": {"champion": digest}, "columns": columns, "rows": rows}
-        return {"asks": [asked] * rng.choice((0, 1, 2))}
+        sent = {"family": FAMILY, "digests": {"champion": digest}, "columns": columns, "rows": rows}
+        return {"asks": [sent] * rng.choice((0, 1, 2))}
 
     nothing: Callable[[random.Random], dict[str, Any]] = lambda rng: {}  # noqa: E731
     decide: Callable[[random.Random], dict[str, Any]] = lambda rng: rng.choice(  # noqa: E731
@@ -213,11 +213,11 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
     )
     return {
         "/observe": observe, "/decide": decide, "/outcome": outcome, "/fill": fill, "/predict": predict,
-        "/answer": answer, "/models": nothing, "/status": nothing, "/risk": nothing, "/ready": nothing,
+        "/answer": predict_batch, "/models": nothing, "/status": nothing, "/risk": nothing, "/ready": nothing,
     }  # fmt: skip
 
 
-def spoilt(rng: random.Random, value: Any) -> Any:
+def corrupt(rng: random.Random, value: Any) -> Any:
     """The same with one value, key or part of it odd."""
     value = copy.deepcopy(value)
     holders: list[Any] = []
@@ -247,10 +247,10 @@ def spoilt(rng: random.Random, value: Any) -> Any:
     return value
 
 
-def body_of(rng: random.Random, right: dict[str, Any]) -> bytes:
-    value: Any = right
+def body_of(rng: random.Random, valid: dict[str, Any]) -> bytes:
+    value: Any = valid
     for _ in range(rng.choice((0, 0, 1, 1, 1, 2))):
-        value = spoilt(rng, value)
+        value = corrupt(rng, value)
     body = dumped(value).encode("utf-8", "surrogatepass")[:MAX_BODY]
     match rng.randrange(40):
         case 0:
@@ -344,11 +344,11 @@ def path_of(rng: random.Random, path: str) -> bytes:
     )  # fmt: skip
 
 
-def request_of(rng: random.Random, path: str, right: dict[str, Any], host: bytes, key: str) -> tuple[bytes, bool]:
-    """The bytes of a request, and whether the connection may end without an answer: it lies about its length, waits for
+def request_of(rng: random.Random, path: str, valid: dict[str, Any], host: bytes, key: str) -> tuple[bytes, bool]:
+    """The bytes of a request, and whether the connection may end without an answer: it false_length about its length, waits for
     what never comes, or asks to be closed while it may still be sending."""
     method = b"POST" if rng.random() < 0.75 else rng.choice(METHODS)
-    body = body_of(rng, right)
+    body = body_of(rng, valid)
     headers = (
         [(b"host", host)]
         if rng.random() < 0.97
@@ -358,13 +358,13 @@ def request_of(rng: random.Random, path: str, right: dict[str, Any], host: bytes
         headers.append((b"authorization", b"Bearer " + key.encode()))
     headers.append((b"content-type", b"application/json" if rng.random() < 0.8 else rng.choice(TYPES)))
     length = len(body)
-    lies = False
+    false_length = False
     if rng.random() < 0.01:
-        lies, length = True, length + rng.choice((1, 10**6, 10**12, 10**30))
+        false_length, length = True, length + rng.choice((1, 10**6, 10**12, 10**30))
     if (method == b"POST" or rng.random() < 0.3) and rng.random() < 0.99:
         headers.append((b"content-length", str(length).encode()))
     else:
-        body, lies = b"", False
+        body, false_length = b"", False
     if rng.random() < 0.15:
         headers += rng.sample(HEADERS, rng.randint(1, 3))
     if any(name == b"x-many" for name, _ in headers):
@@ -373,19 +373,19 @@ def request_of(rng: random.Random, path: str, right: dict[str, Any], host: bytes
     lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
     whole = method + b" " + path_of(rng, path) + b" HTTP/1.1\r\n" + lines + b"\r\n" + body
     waits = any(name in (b"transfer-encoding", b"upgrade", b"expect", b"connection") for name, _ in headers)
-    return whole, lies or waits
+    return whole, false_length or waits
 
 
-def answer_to(port: int, asked: bytes, ends: bool) -> tuple[str, bytes]:
+def answer_to(port: int, sent: bytes, ends: bool) -> tuple[str, bytes]:
     """Status and bytes of the answer; "none" where the connection ends without one. `ends`: say that no more comes."""
     answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # leave no port behind
         try:
-            connection.sendall(asked)
+            connection.sendall(sent)
             if ends:
                 connection.settimeout(0.5)  # what is due comes at once; for the rest we do not wait
-            while not _whole(answer, asked.startswith(b"HEAD")) and (piece := connection.recv(1 << 16)):
+            while not _whole(answer, sent.startswith(b"HEAD")) and (piece := connection.recv(1 << 16)):
                 answer += piece
         except (ConnectionError, TimeoutError):
             pass  # it is told by what had come
@@ -405,8 +405,8 @@ def _whole(answer: bytes, bare: bool) -> bool:
     return bare or body.endswith(b"0\r\n\r\n")
 
 
-def ours(settings: Settings, key: str, seed: int, count: int, tally: Tally) -> None:
-    rng, right = random.Random(seed), templates(settings, key)
+def send_ours(settings: Settings, key: str, seed: int, count: int, tally: Tally) -> None:
+    rng, valid = random.Random(seed), templates(settings, key)
     by_service = {"decision": settings.decision_url, "models": settings.model_url}
     paths = {
         "decision": ["/observe", "/observe", "/decide", "/outcome", "/fill", "/models", "/status", "/risk", "/ready"],
@@ -415,10 +415,10 @@ def ours(settings: Settings, key: str, seed: int, count: int, tally: Tally) -> N
     for _ in range(count):
         service = rng.choice(("decision", "models"))
         path, port = rng.choice(paths[service]), urlsplit(by_service[service]).port or 0
-        asked, ends = request_of(rng, path, right[path](rng), f"127.0.0.1:{port}".encode(), key)
-        status, answer = answer_to(port, asked, ends)
-        tally.take(service, "ours", status, asked, answer)
-        tally.taken[path] += status == "200" and asked.startswith(b"POST " + path.encode() + b" ")
+        sent, ends = request_of(rng, path, valid[path](rng), f"127.0.0.1:{port}".encode(), key)
+        status, answer = answer_to(port, sent, ends)
+        tally.add(service, "ours", status, sent, answer)
+        tally.accepted[path] += status == "200" and sent.startswith(b"POST " + path.encode() + b" ")
 
 
 # ---- together --------------------------------------------------------------------------------------------------------
@@ -427,19 +427,19 @@ def ours(settings: Settings, key: str, seed: int, count: int, tally: Tally) -> N
 def run(seed: int, count: int, store_url: str = "") -> dict[str, Any]:
     """About `count` inputs to both services, started for it.
 
-    Returns inputs (how many), answers (service, source and status → how many), taken (path → how many of our own bodies
-    were taken), and what must be 0: server_faults (5xx),
-    unanswered, restarts (of a worker); wrong are examples of those; seconds.
+    Returns inputs (how many), answers (service, source and status → how many), accepted (path → how many of our own bodies
+    were accepted), and what must be 0: server_faults (5xx),
+    unanswered, restarts (of a worker); faulty are examples of those; seconds.
     """
     warnings.simplefilter("ignore")  # of Schemathesis, about what our schemas leave open
-    tally, began = Tally(), time.monotonic()
-    with house(tiny=True, store_url=store_url, names=NAMES) as (_, settings):
+    tally, started = Tally(), time.monotonic()
+    with serving_fixture(tiny=True, store_url=store_url, names=NAMES) as (_, settings):
         key = write_key(settings)
         before = {name: process.pid for name, process in service_processes(settings, NAMES).items()}
-        ours(settings, key, seed, count // 2, tally)
+        send_ours(settings, key, seed, count // 2, tally)
         for service, url in (("decision", settings.decision_url), ("models", settings.model_url)):
             from_schema(service, url, key, seed, count // 4, tally)
-        ours(settings, key, seed + 1, max(0, count - tally.answers.total()), tally)
+        send_ours(settings, key, seed + 1, max(0, count - tally.answers.total()), tally)
         after = {name: process.pid for name, process in service_processes(settings, NAMES).items()}
     by_status: Counter[str] = Counter()
     for (_, _, status), n in tally.answers.items():
@@ -447,13 +447,13 @@ def run(seed: int, count: int, store_url: str = "") -> dict[str, Any]:
     return {
         "seed": seed,
         "inputs": by_status.total(),
-        "answers": {" ".join(told): n for told, n in sorted(tally.answers.items())},
-        "taken": dict(tally.taken),
+        "answers": {" ".join(key): n for key, n in sorted(tally.answers.items())},
+        "accepted": dict(tally.accepted),
         "server_faults": sum(n for status, n in by_status.items() if status.startswith("5")),
         "unanswered": by_status["none"],
         "restarts": sum(after.get(name) != pid for name, pid in before.items()),
-        "wrong": tally.wrong,
-        "seconds": round(time.monotonic() - began, 1),
+        "faulty": tally.faulty,
+        "seconds": round(time.monotonic() - started, 1),
     }
 
 
@@ -462,8 +462,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--store", default="", help="URL of the store; a SQLite file of its own if left out")
-    asked = parser.parse_args()
-    found = run(asked.seed, asked.count, asked.store)
+    options = parser.parse_args()
+    found = run(options.seed, options.count, options.store)
     print(json.dumps(found, indent=2))
     sys.exit(bool(found["server_faults"] or found["unanswered"] or found["restarts"]))
 

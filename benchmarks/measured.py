@@ -31,7 +31,7 @@ class Row:
     what: str
     unit: str
     ours: Spread
-    beside: str | None = None
+    compared_with: str | None = None
     theirs: Spread | None = None
     ratio: Spread | None = None
     note: str = ""
@@ -44,29 +44,29 @@ def spread(values: Floats, tail: bool = False) -> Spread:
 
 
 def pairs(
-    what: str, unit: str, ours: Floats, beside: str, theirs: Floats, note: str = "", tail: bool = False
+    what: str, unit: str, ours: Floats, compared_with: str, theirs: Floats, note: str = "", tail: bool = False
 ) -> Row:  # fmt: skip
     """A row of two sides measured in turn: ours (n,), theirs (n,) in the same unit."""
-    return Row(what, unit, spread(ours, tail), beside, spread(theirs, tail), spread(theirs / ours), note)
+    return Row(what, unit, spread(ours, tail), compared_with, spread(theirs, tail), spread(theirs / ours), note)
 
 
 def in_turn(ours: Work, theirs: Work, repeats: int) -> tuple[Floats, Floats]:
     """CPU seconds of one call of each side, (repeats,) each; the order changes every time, so that neither side
     always finds the caches warm. CPU time of this process: what else the machine does is not counted."""
     loops = [_loops(work) for work in (ours, theirs)]
-    took = np.empty((repeats, 2))
+    seconds = np.empty((repeats, 2))
     for i in range(repeats):
         for side in (0, 1) if i % 2 else (1, 0):
-            took[i, side] = cpu_seconds((ours, theirs)[side], loops[side])
-    return took[:, 0], took[:, 1]
+            seconds[i, side] = cpu_seconds((ours, theirs)[side], loops[side])
+    return seconds[:, 0], seconds[:, 1]
 
 
 def cpu_seconds(work: Work, loops: int = 1) -> float:
     """CPU seconds of one call, the mean of `loops` calls."""
-    began = time.process_time()
+    started = time.process_time()
     for _ in range(loops):
         work()
-    return (time.process_time() - began) / loops
+    return (time.process_time() - started) / loops
 
 
 def _loops(work: Work) -> int:

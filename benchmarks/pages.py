@@ -14,9 +14,9 @@ def write(page: Path, about: str | None, recordings: Iterable[str], make: Callab
 
     about  the module's docstring, for --help. Raises UnreadableFile naming every recording that is not there.
     """
-    asked = argparse.ArgumentParser(description=about)
-    asked.add_argument("--to", type=Path, default=page, help=f"the page to write; docs/results/{page.name} by default")
-    options = asked.parse_args()
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--to", type=Path, default=page, help=f"the page to write; docs/results/{page.name} by default")
+    options = parser.parse_args()
     if absent := sorted({str(recording(name)) for name in recordings if not recording(name).is_file()}):
         raise UnreadableFile(f"no {', '.join(absent)}; BELLWETHER_RECORDED names the folder of the recorded candles")
     options.to.write_text(make())

@@ -18,8 +18,8 @@ USER = "bellwether"
 def programs() -> Path | None:
     """The folder of initdb and pg_ctl: on PATH, or where Debian keeps them; None if there is none."""
     found = shutil.which("initdb")
-    kept = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return Path(found).resolve().parent if found else kept[-1].parent if kept else None
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return Path(found).resolve().parent if found else installed[-1].parent if installed else None
 
 
 @contextmanager

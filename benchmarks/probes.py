@@ -28,7 +28,7 @@ CALLS = ("/decide", "/observe")
 
 
 @dataclass
-class Said:
+class EndpointLog:
     """What one endpoint said over time: (monotonic seconds, words), one entry a change.
 
     asked  when the newest answer was asked for: what was asked before a fault says nothing of it
@@ -38,12 +38,12 @@ class Said:
     took: list[tuple[float, float]] = field(default_factory=list)  # (asked, seconds until it was answered)
 
     @property
-    def asked(self) -> float:
+    def requested_at(self) -> float:
         return self.took[-1][0] if self.took else 0.0
 
     def slowest_s(self, start: float, end: float) -> float:
         """Of the answers asked for in a span."""
-        return max((took for asked, took in self.took if start <= asked <= end), default=0.0)
+        return max((took for at, took in self.took if start <= at <= end), default=0.0)
 
     def add(self, at: float, words: str, took_s: float = 0.0) -> None:
         self.took.append((at - took_s, took_s))
@@ -59,25 +59,25 @@ class Said:
 
     def between(self, start: float, end: float) -> list[str]:
         """The different words said in a span, in order, what held at its start included."""
-        held = self.before(start)
+        first = self.before(start)
         later = [words for moment, words in self.changes if start < moment <= end]
-        return list(dict.fromkeys([held, *later] if held else later))
+        return list(dict.fromkeys([first, *later] if first else later))
 
 
 @dataclass
 class Log:
-    """All that was said, by endpoint; `began` anew for each fault."""
+    """All that was said, by endpoint; `started` anew for each fault."""
 
-    said: dict[str, Said] = field(default_factory=dict)
+    endpoints: dict[str, EndpointLog] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, endpoint: str, words: str, took_s: float = 0.0) -> None:
         with self._lock:
-            self.said.setdefault(endpoint, Said()).add(time.monotonic(), words, took_s)
+            self.endpoints.setdefault(endpoint, EndpointLog()).add(time.monotonic(), words, took_s)
 
-    def of(self, endpoint: str) -> Said:
+    def of(self, endpoint: str) -> EndpointLog:
         with self._lock:
-            return self.said.get(endpoint, Said())
+            return self.endpoints.get(endpoint, EndpointLog())
 
 
 def recorder(log: Log) -> Callable[[Settings], Client]:
@@ -85,7 +85,7 @@ def recorder(log: Log) -> Callable[[Settings], Client]:
 
     class Recorder(Client):
         def _post(self, name: str, body: dict[str, Any], *more: Any, **named: Any) -> dict[str, Any]:
-            began = time.monotonic()
+            started = time.monotonic()
             words = "200"
             try:
                 answer: dict[str, Any] = super()._post(name, body, *more, **named)
@@ -93,15 +93,15 @@ def recorder(log: Log) -> Callable[[Settings], Client]:
                     words = "200 tier 4"
                 return answer
             except BellwetherError as error:
-                words = in_short(str(error))
+                words = shorten(str(error))
                 raise
             finally:
-                log.add(f"/{name}", words, time.monotonic() - began)
+                log.add(f"/{name}", words, time.monotonic() - started)
 
     return Recorder
 
 
-def in_short(refusal: str) -> str:
+def shorten(refusal: str) -> str:
     """A client's error as `503 StoreFault` or `refused`: the code and kind that stand in its text."""
     code = re.search(r"answered (\d{3})|refused \((\d{3})\)", refusal)
     if code is None:
@@ -112,14 +112,14 @@ def in_short(refusal: str) -> str:
 
 def words_of(endpoint: str, answer: httpx.Response) -> str:
     """Code, and of what an endpoint says of itself the part that tells states apart."""
-    told: Any = None
+    payload: Any = None
     with suppress(ValueError):
-        told = answer.json()
-    if not isinstance(told, dict) or endpoint == "/livez":
+        payload = answer.json()
+    if not isinstance(payload, dict) or endpoint == "/livez":
         return str(answer.status_code)
     if endpoint == "/status":
-        return f"{answer.status_code} {told.get('health', '')} tier {told.get('tier', '?')}"
-    red = [str(check.get("name")) for check in told.get("checks", []) if not check.get("ok", True)]
+        return f"{answer.status_code} {payload.get('health', '')} tier {payload.get('tier', '?')}"
+    red = [str(check.get("name")) for check in payload.get("checks", []) if not check.get("ok", True)]
     return f"{answer.status_code} {', '.join(red)}".strip()
 
 
@@ -132,14 +132,14 @@ class Probe:
         self._ended = threading.Event()
         self._store = Store.open(settings.store)
         self.alarms: dict[int, tuple[float, str]] = {}  # id → (monotonic seconds it was first seen, kind)
-        self._asked = Client(settings)  # for its key: some calls need it
+        self._client = Client(settings)  # for its key: some calls need it
         loops: list[tuple[Callable[[], None], float]] = [(self._services, 0.5), (self._alarms, EVERY_S)]
         loops += [(lambda endpoint=endpoint: self._read(endpoint), EVERY_S) for endpoint in READS]  # type: ignore[misc]
         self._threads = [threading.Thread(target=self._loop, args=loop, daemon=True) for loop in loops]
 
     def __enter__(self) -> "Probe":
         self._alarms()  # those of before are no news
-        self._old = set(self.alarms)
+        self._earlier = set(self.alarms)
         for thread in self._threads:
             thread.start()
         return self
@@ -148,37 +148,37 @@ class Probe:
         self._ended.set()
         for thread in self._threads:
             thread.join(timeout=60.0)
-        self._asked.__exit__(None, None, None)
+        self._client.__exit__(None, None, None)
         self._store.close()
 
-    def _loop(self, ask: Callable[[], None], every_s: float) -> None:
+    def _loop(self, poll: Callable[[], None], every_s: float) -> None:
         while not self._ended.wait(every_s):
-            ask()
+            poll()
 
     def _read(self, endpoint: str) -> None:
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             answer = httpx.get(
-                f"{self.settings.decision_url}{endpoint}", timeout=PATIENCE_S, headers=self._asked._http.headers
+                f"{self.settings.decision_url}{endpoint}", timeout=PATIENCE_S, headers=self._client._http.headers
             )
             words = words_of(endpoint, answer)
         except httpx.TimeoutException:
             words = "silent"
         except httpx.HTTPError:
             words = "refused"
-        self.log.add(endpoint, words, time.monotonic() - began)
+        self.log.add(endpoint, words, time.monotonic() - started)
 
     def _services(self) -> None:
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             states = processes.services(self.settings, self._known)
             # what answers though its process is gone is an orphan: nobody would restart or stop it
-            told = {n: s["state"] if s["state"] != "up" or s["pid"] else "orphan" for n, s in states.items()}
-            bad = [f"{name} {state}" for name, state in told.items() if state != "up"]
+            seen = {n: s["state"] if s["state"] != "up" or s["pid"] else "orphan" for n, s in states.items()}
+            bad = [f"{name} {state}" for name, state in seen.items() if state != "up"]
             words = ", ".join(bad) or "up"
         except (BellwetherError, OSError) as error:
             words = type(error).__name__
-        self.log.add("services", words, time.monotonic() - began)
+        self.log.add("services", words, time.monotonic() - started)
 
     def _alarms(self) -> None:
         with suppress(StoreFault, BellwetherError, OSError):  # a store that is out raises no alarm
@@ -187,7 +187,7 @@ class Probe:
 
     def new_alarms(self, since: float) -> list[tuple[float, str]]:
         """(monotonic seconds, kind) of the alarms raised since then, oldest first."""
-        found = [told for id, told in list(self.alarms.items()) if id not in self._old and told[0] >= since]
+        found = [alarm for id, alarm in list(self.alarms.items()) if id not in self._earlier and alarm[0] >= since]
         return sorted(found)
 
     def healthy(self) -> dict[str, str]:
@@ -207,7 +207,7 @@ def detected(probe: Probe, healthy: Mapping[str, str], since: float) -> tuple[fl
     return at - since, who
 
 
-def ailments(settings: Settings) -> list[str]:
+def doctor_findings(settings: Settings) -> list[str]:
     """What `bellwether doctor` finds wrong, by name."""
     try:
         return sorted(finding.name for finding in doctor.examine(settings) if finding.state != "ok")

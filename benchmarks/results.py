@@ -15,16 +15,16 @@ Made by `python -m benchmarks.evidence --write` from what a run stored; nothing 
 (about an hour on two cores; an interrupted run goes on where it stopped), then write the page. Times are of this
 machine and of one sample each: orders of magnitude."""
 MATRIX = """\
-Each fault is caused on real processes while a feeder sends bars and two clients ask for decisions; endpoints are asked
-four times a second from outside. *Seen*: until anything says so, and what. *Calls; all as before*: after the fault has
-ended (a kill has ended at once), until calls are answered, and until everything says what it said before. *Lost*,
+Each fault is caused on real processes while a feeder sends bars and two clients request decisions; endpoints are polled
+four times a second from outside. *Seen*: until the first sign of it, and which. *Calls; all as before*: after the fault
+has ended (a kill has ended at once), until calls are answered, and until every endpoint answers as before. *Lost*,
 *doubled*: decisions that were acknowledged and are not stored as answered, or stored twice; lost bars likewise."""
 ENDPOINTS = """\
-Words in the order they came, those from before the fault included: a status code, and of readiness the checks that are
+Answers in order, those from before the fault included: a status code, and of readiness the checks that are
 red. `refused`: no connection. `silent`: no answer in 2 s. In brackets the slowest answer, from half a second on."""
 UPGRADE = """\
 The old release makes a home and serves from it, is stopped, and `bellwether up` of this one starts on that home. A
-client sends bars and asks for decisions all the time. In the second home the old release has another feature, so that
+client sends bars and requests decisions all the time. In the second home the old release has another feature, so that
 this one refuses its warm start and folds it again."""
 PARTS = ("faults", "crashes", "crashes_on_postgresql", "swaps", "odd_inputs", "upgrade")
 
@@ -32,21 +32,21 @@ PARTS = ("faults", "crashes", "crashes_on_postgresql", "swaps", "odd_inputs", "u
 def write_faults(folder: Path, page: Path) -> str:
     """Write the page of faults from what is stored in `folder`; returns in words what was written and what lacks."""
     found = {name: json.loads(file.read_text()) for name in PARTS if (file := folder / f"{name}.json").is_file()}
-    lacking = [name for name in PARTS if name not in found or not found[name]["complete"]]
+    incomplete = [name for name in PARTS if name not in found or not found[name]["complete"]]
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(faults_page(found, lacking))
-    told = f"; not there or not whole: {', '.join(lacking)}" if lacking else ""
-    return f"{page}: {', '.join(found) or 'nothing'}{told}"
+    page.write_text(faults_page(found, incomplete))
+    missing = f"; missing or incomplete: {', '.join(incomplete)}" if incomplete else ""
+    return f"{page}: {', '.join(found) or 'nothing'}{missing}"
 
 
-def faults_page(found: dict[str, Any], lacking: Sequence[str]) -> str:
+def faults_page(found: dict[str, Any], incomplete: Sequence[str]) -> str:
     blocks = [
         "# Faults, kills, swaps, odd input and an upgrade",
         INTRODUCTION.format(parts=" ".join(PARTS)),
         *machines(found),
     ]
-    if lacking:
-        blocks.append(f"**Not run, or not to its end: {', '.join(lacking)}.**")
+    if incomplete:
+        blocks.append(f"**Not run, or not to its end: {', '.join(incomplete)}.**")
     if "faults" in found:
         blocks += matrix(found["faults"]["cases"])
     blocks += counts(found)
@@ -68,7 +68,7 @@ def matrix(cases: dict[str, Figures]) -> list[str]:
     known = [(name, cases[name]) for name in FAULTS if name in cases]
     ran = [(name, case) for name, case in known if "not_run" not in case]
     rows = [
-        [case["told"], _seen(case), _over(case), str(case["lost"]), str(case["doubled"]), str(case["lost_bars"]),
+        [case["description"], _seen(case), _over(case), str(case["lost"]), str(case["doubled"]), str(case["lost_bars"]),
          case["person"] or "nothing", ", ".join(case["alarms"]) or "none"]
         for _, case in ran
     ]  # fmt: skip
@@ -79,22 +79,25 @@ def matrix(cases: dict[str, Figures]) -> list[str]:
             ["fault", "seen after", "calls; all as before", "lost", "doubled", "lost bars", "a person must", "alarms"],
             rows,
         ),
-        "### What each endpoint said",
+        "### Answers of each endpoint",
         ENDPOINTS,
     ]
-    said = [[case["told"], *(_said(case, name) for name in (*READS, *CALLS)), *_beside(case)] for _, case in ran]
-    heads = ["fault", *(name for name in (*READS, *CALLS)), "services", "doctor"]
-    blocks.append(table(heads, said))
-    if extra := [
-        f"- {case['told']}: {name} {' → '.join(words)}"
+    rows_by_endpoint = [
+        [case["description"], *(_responses(case, name) for name in (*READS, *CALLS)), *_services_and_doctor(case)]
         for _, case in ran
-        for name, words in case["said"].items()
+    ]
+    heads = ["fault", *(name for name in (*READS, *CALLS)), "services", "doctor"]
+    blocks.append(table(heads, rows_by_endpoint))
+    if extra := [
+        f"- {case['description']}: {name} {' → '.join(words)}"
+        for _, case in ran
+        for name, words in case["responses"].items()
         if words and name not in (*READS, *CALLS, "services")
     ]:
         blocks.append("\n".join(extra))
-    if wrong := [f"- {case['told']}: {fault}" for _, case in ran for fault in case["faults"]]:
+    if wrong := [f"- {case['description']}: {fault}" for _, case in ran for fault in case["faults"]]:
         blocks.append("Answers that nobody may get:\n\n" + "\n".join(wrong))
-    if holes := [f"- {case['told']}: {case['not_run']}" for _, case in known if "not_run" in case]:
+    if holes := [f"- {case['description']}: {case['not_run']}" for _, case in known if "not_run" in case]:
         blocks.append("Not run:\n\n" + "\n".join(holes))
     return blocks
 
@@ -110,26 +113,26 @@ def _over(case: Figures) -> str:
     return f"{calls}; {case['healed_s']:.1f} s{'' if case['heals'] == 'by itself' else ' after that'}"
 
 
-def _said(case: Figures, name: str) -> str:
+def _responses(case: Figures, name: str) -> str:
     slowest = case["slowest_s"][name]
     slow = f" [{slowest:.1f} s]" if slowest >= 0.5 else ""
-    return " → ".join(case["said"].get(name) or ["–"]) + slow
+    return " → ".join(case["responses"].get(name) or ["–"]) + slow
 
 
-def _beside(case: Figures) -> tuple[str, str]:
-    return " → ".join(case["said"].get("services") or ["–"]), ", ".join(case["doctor"]) or "–"
+def _services_and_doctor(case: Figures) -> tuple[str, str]:
+    return " → ".join(case["responses"].get("services") or ["–"]), ", ".join(case["doctor"]) or "–"
 
 
 def counts(found: dict[str, Any]) -> list[str]:
-    told = {
+    titles = {
         "crashes": "`kill -9` at random moments under load, the worker or everything in turn; store on SQLite",
         "crashes_on_postgresql": "the same, store on PostgreSQL",
         "swaps": "champions swapped under load",
         "odd_inputs": "requests that Schemathesis made from the published description",
     }
     rows = [
-        [told[name], figure, f"{e['value']:,.0f}", f"{e['n']:,}"]
-        for name in told
+        [titles[name], figure, f"{e['value']:,.0f}", f"{e['n']:,}"]
+        for name in titles
         if name in found
         for figure, e in found[name]["figures"].items()
         if not figure.startswith("mb_")
@@ -140,9 +143,9 @@ def counts(found: dict[str, Any]) -> list[str]:
 def upgrade(cases: dict[str, Figures]) -> list[str]:
     rows = []
     for case in cases.values():
-        for told, found in (("as it is", case), ("with another feature", case["other_catalogue"])):
+        for variant, found in (("as it is", case), ("with another feature", case["other_catalogue"])):
             rows.append([
-                f"{found['from']}, {told}", f"{found['recovery_s']:.0f} s", f"{found['silent_s']:.0f} s",
+                f"{found['from']}, {variant}", f"{found['recovery_s']:.0f} s", f"{found['silent_s']:.0f} s",
                 f"{found['acknowledged']:,}", str(found["lost"]), str(found["doubled"]), str(found["lost_bars"]),
                 found["warm_start"], f"{found['loose_before']} → {found['loose_after']}",
                 f"{found['tiers_before']} → {found['tiers_after']}",

@@ -4,7 +4,7 @@ A decision bar is evaluated if a sample became known in it. Its edge is the drif
 label lasts. Two questions of each sampler: is there more edge at an evaluation than at any bar, and what is left of
 the edge if somebody who knows the drift of the moment, but no later one, takes its side only at evaluations, and keeps
 it until the next or for a label's life?
-Thresholds stand before the measured days: a sample every four bars is asked for, CUSUM's are the stated 0.5 and 0.7.
+Thresholds stand before the measured days: a sample every four bars is sampled for, CUSUM's are the stated 0.5 and 0.7.
 Run: python -m benchmarks sampling"""
 
 import numpy as np
@@ -26,7 +26,7 @@ from pipelines.evaluation.metrics import block_starts
 from pipelines.settings import load_params
 
 SEED, EDGE = 8, 1.3
-BARS_A_SAMPLE = 4  # asked of the bars with a threshold of their own: three evaluations of four saved
+BARS_A_SAMPLE = 4  # sampled of the bars with a threshold of their own: three evaluations of four saved
 DRAWS = 1_000
 BOOTSTRAP_SEED = 1
 
@@ -43,12 +43,12 @@ def samplers(minutes: Floats, past: int) -> dict[str, Samples]:
     }
 
 
-def taken(now: Floats, bar: Floats, asked: Bools, life: int) -> Floats:
-    """(m,) drift earned in each following bar by the side of `now` at the newest asked bar, none after `life` bars."""
+def earned(now: Floats, bar: Floats, sampled: Bools, life: int) -> Floats:
+    """(m,) drift earned in each following bar by the side of `now` at the newest sampled bar, none after `life` bars."""
     m = len(now)
-    newest = np.maximum.accumulate(np.where(asked, np.arange(m), -life))
-    held = (newest >= 0) & (np.arange(m) - newest < life)
-    return np.where(held, np.sign(now[np.maximum(newest, 0)]), 0.0) * bar
+    newest = np.maximum.accumulate(np.where(sampled, np.arange(m), -life))
+    active = (newest >= 0) & (np.arange(m) - newest < life)
+    return np.where(active, np.sign(now[np.maximum(newest, 0)]), 0.0) * bar
 
 
 def redrawn(values: Floats, block: int) -> Floats:
@@ -85,17 +85,17 @@ def measure(tiny: bool = False) -> list[Row]:
     m, day = len(first), MINUTES_A_DAY // width
     rows = []
     for name, samples in samplers(market.bars, past).items():
-        asked = sampled_closes(samples, closes)
+        sampled = sampled_closes(samples, closes)
         even = np.zeros(m, dtype=bool)
-        even[np.linspace(0, m - 1, int(asked.sum())).astype(int)] = True
+        even[np.linspace(0, m - 1, int(sampled.sum())).astype(int)] = True
         size = np.abs(edge)
         parts = np.column_stack(
-            [size * asked, asked, size, every, *(taken(now, bar, at, life) for at in (asked, even, every))]
+            [size * sampled, sampled, size, every, *(earned(now, bar, at, life) for at in (sampled, even, every))]
         )
-        draws, n = redrawn(parts, day), int(asked.sum())
-        at_asked, at_every = draws[:, 0] / draws[:, 1], draws[:, 2] / draws[:, 3]
-        kept, spaced = 100 * draws[:, 4] / draws[:, 6], 100 * draws[:, 5] / draws[:, 6]
-        inside, covered = int((samples.known > closes[0]).sum()), 100 * size[asked].sum() / size.sum()
+        draws, n = redrawn(parts, day), int(sampled.sum())
+        at_sampled, at_every = draws[:, 0] / draws[:, 1], draws[:, 2] / draws[:, 3]
+        retained, spaced = 100 * draws[:, 4] / draws[:, 6], 100 * draws[:, 5] / draws[:, 6]
+        inside, covered = int((samples.known > closes[0]).sum()), 100 * size[sampled].sum() / size.sum()
         rows += [
             Row(
                 f"{name}: evaluations saved", "% of bars", figure(100 * (1 - draws[:, 1] / draws[:, 3]), m),
@@ -103,14 +103,14 @@ def measure(tiny: bool = False) -> list[Row]:
                 "stands on the evaluated ones",
             ),
             Row(
-                f"{name}: true edge at an evaluation", f"bps in {life} bars", figure(at_asked, n),
-                "every bar", figure(at_every, m), figure(at_every / at_asked, m),
-                f"ours over theirs, 95 %: {interval(at_asked / at_every)}",
+                f"{name}: true edge at an evaluation", f"bps in {life} bars", figure(at_sampled, n),
+                "every bar", figure(at_every, m), figure(at_every / at_sampled, m),
+                f"ours over theirs, 95 %: {interval(at_sampled / at_every)}",
             ),
             Row(
-                f"{name}: edge kept, side taken only then", "% of every bar", figure(kept, n),
-                "as many, evenly spaced", figure(spaced, n), figure(spaced / kept, m),
-                f"ours, 95 %: {interval(kept)}",
+                f"{name}: edge retained, side taken only then", "% of every bar", figure(retained, n),
+                "as many, evenly spaced", figure(spaced, n), figure(spaced / retained, m),
+                f"ours, 95 %: {interval(retained)}",
             ),
         ]  # fmt: skip
     return rows

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import psutil
 
-from benchmarks.fixture import FAMILY, Stand, by_decision_bar, stand
+from benchmarks.fixture import FAMILY, Fixture, by_decision_bar, fixture
 from benchmarks.measured import Row, Spread, pairs, spread
 from benchmarks.ports import free_ports
 from flows.support import processes
@@ -29,12 +29,12 @@ MB = 2**20
 
 
 @contextmanager
-def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", **more: str) -> Iterator[Settings]:
+def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", **variables: str) -> Iterator[Settings]:
     """The services up. The store is named in the environment, so that an exported one is never written to; an empty
-    value in `more` takes a variable away."""
+    value in `variables` takes a variable away."""
     before = dict(os.environ)
-    os.environ |= {"BELLWETHER_STORE_URL": store_url, "BELLWETHER_WRITE_KEY": "benchmark", **more}
-    for name in [name for name, value in more.items() if not value]:
+    os.environ |= {"BELLWETHER_STORE_URL": store_url, "BELLWETHER_WRITE_KEY": "benchmark", **variables}
+    for name in [name for name, value in variables.items() if not value]:
         del os.environ[name]
     decision, models, mlflow, prefect, evidently = free_ports(5)
     settings = Settings(home=home, decision_port=decision, model_port=models, mlflow_port=mlflow, prefect_port=prefect,
@@ -67,7 +67,7 @@ def memory_rows(settings: Settings) -> list[Row]:
     rows = []
     for name, process in sorted(service_processes(settings).items()):
         uss = process.memory_full_info().uss / MB
-        status = Path(f"/proc/{process.pid}/status")  # Linux: the peak is told nowhere else
+        status = Path(f"/proc/{process.pid}/status")  # Linux: the peak is reported nowhere else
         lines = status.read_text().splitlines() if status.is_file() else []
         peak = next(
             (f"peak RSS {int(line.split()[1]) / 1024:.0f} MB" for line in lines if line.startswith("VmHWM")), ""
@@ -76,13 +76,13 @@ def memory_rows(settings: Settings) -> list[Row]:
     return rows
 
 
-def timed_ms(ask: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    ask()
-    return (time.perf_counter() - began) * 1e3
+def timed_ms(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e3
 
 
-def talk(at: Stand, settings: Settings, n: int) -> dict[str, Floats]:
+def time_calls(at: Fixture, settings: Settings, n: int) -> dict[str, Floats]:
     """Milliseconds (n,) of each call, in turn, over n decision bars: one client, one connection a service."""
     groups = by_decision_bar(at.live, at.params)[:n]
     calls: dict[str, list[float]] = {name: [] for name in ("observe", "decide", "alive", "predict")}
@@ -105,9 +105,9 @@ def talk(at: Stand, settings: Settings, n: int) -> dict[str, Floats]:
 
 
 def measure(tiny: bool = False) -> list[Row]:
-    at = stand(tiny)
+    at = fixture(tiny)
     with serving(at.home) as settings:
-        took = talk(at, settings, 20 if tiny else 1500)
+        took = time_calls(at, settings, 20 if tiny else 1500)
         memory = memory_rows(settings)
     floor = took["alive"]
     return [

@@ -27,7 +27,7 @@ MILLION = 1_000_000
 TALIPP = "2.7.0"  # the version the figures were made with
 
 
-def beside(bars: Floats) -> tuple[Floats, Floats]:
+def made_up_context(bars: Floats) -> tuple[Floats, Floats]:
     """Books (n, 2, levels, 3) and context (n, CONTEXT_WIDTH) made up so that no step can leave early: only their cost
     is looked at."""
     rng = np.random.default_rng(7)
@@ -41,7 +41,7 @@ def beside(bars: Floats) -> tuple[Floats, Floats]:
 def everything_live(bars: Floats) -> tuple[Callable[[], Any], Callable[[int], float]]:
     """A call that takes the last `WINDOW` bars through features and signals as serving does; and the CPU seconds of the
     i-th of them alone."""
-    levels, context = beside(bars)
+    levels, context = made_up_context(bars)
     states = []
     for fold in (FEATURES, SIGNALS):
         state = fold.fresh()
@@ -59,9 +59,9 @@ def everything_live(bars: Floats) -> tuple[Callable[[], Any], Callable[[int], fl
     return window, lambda i: cpu_seconds(partial(one, i - WINDOW))
 
 
-def a_million(bars: Floats, n: int) -> float:
+def seconds_for(bars: Floats, n: int) -> float:
     """CPU seconds of n bars through features and signals, a history after the other, states carried on."""
-    levels, context = beside(bars)
+    levels, context = made_up_context(bars)
     states = [(fold, fold.fresh()) for fold in (FEATURES, SIGNALS)]
     span, done, took = bars[-1, OPEN_TIME] - 2.0 * bars[0, OPEN_TIME] + bars[1, OPEN_TIME], 0, 0.0
     while done < n:
@@ -106,13 +106,13 @@ def sweep_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
     for way, column in ((1.0, "high"), (-1.0, "low")):
         edge = way * frame[column]
         swings = np.flatnonzero(edge == edge.rolling(sweep.WIDTH, center=True).max())
-        told, shut = edge.to_numpy(), way * close
+        levels, shut = edge.to_numpy(), way * close
         for i in swings:
-            level, beyond, extreme = told[i], 0, -np.inf
+            level, beyond, extreme = levels[i], 0, -np.inf
             for j in range(i + sweep.BARS_PER_SIDE + 1, n):
-                if told[j] <= level and not beyond:
+                if levels[j] <= level and not beyond:
                     continue
-                beyond, extreme = beyond + 1, max(extreme, told[j])
+                beyond, extreme = beyond + 1, max(extreme, levels[j])
                 if shut[j] < level:
                     if extreme - level >= least[j]:
                         if extreme - level > depth[j]:
@@ -124,13 +124,13 @@ def sweep_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"direction": side, "depth": depth}, index=frame.index)
 
 
-def same(fold: StreamingFold, name: str, bars: Floats, said: pd.DataFrame) -> str:
+def same(fold: StreamingFold, name: str, bars: Floats, expected: pd.DataFrame) -> str:
     """How often both sides say the same where one of them speaks, after the warm-up."""
     ours = np.nan_to_num(fold.run(bars)[:, fold.index[f"{name}.direction"]])[200:]
-    theirs = said["direction"].to_numpy()[200:]
+    theirs = expected["direction"].to_numpy()[200:]
     either = (ours != 0) | (theirs != 0)
-    kept = f"; ours remembers {sweep.MAX_SWINGS} swings a side, theirs all" if name == "sweep" else ""
-    return f"the same answer on {(ours == theirs)[either].mean():.1%} of {either.sum():,} bars where one speaks{kept}"
+    difference = f"; ours remembers {sweep.MAX_SWINGS} swings a side, theirs all" if name == "sweep" else ""
+    return f"the same answer on {(ours == theirs)[either].mean():.1%} of {either.sum():,} bars where one speaks{difference}"
 
 
 # ---- talipp -----------------------------------------------------------------------------------------------------
@@ -152,10 +152,10 @@ def with_talipp(bars: Floats) -> tuple[Callable[[], Any], Callable[[], dict[str,
                 indicator.add(close)
             for indicator in of_bar:
                 indicator.add(bar)
-        for indicator in (*of_close, *of_bar):  # it keeps all it was ever given; a service would let go of it
+        for indicator in (*of_close, *of_bar):  # it keeps all it was ever given; a service would discard it
             indicator.purge_oldest(max(0, len(indicator) - 4 * WINDOW))
 
-    def told() -> dict[str, float]:
+    def values() -> dict[str, float]:
         rsi, _, _, roc = (indicator[-1] for indicator in of_close)
         _, williams, cci, atr, adx = (indicator[-1] for indicator in of_bar)
         close = float(bars[-1, CLOSE])
@@ -163,20 +163,20 @@ def with_talipp(bars: Floats) -> tuple[Callable[[], Any], Callable[[], dict[str,
                 "adx_14": adx.adx}  # fmt: skip
 
     add(bars[-10 * WINDOW : -WINDOW])
-    return lambda: add(bars[-WINDOW:]), told
+    return lambda: add(bars[-WINDOW:]), values
 
 
-def beside_talipp(bars: Floats, repeats: int) -> Row:
+def compare_with_talipp(bars: Floats, repeats: int) -> Row:
     family = StreamingFold("technical", (technical.GROUP,))
     what = f"{len(family.columns)} technical features, one live step"
     if importlib.util.find_spec("talipp") is None:
         took = np.array([cpu_seconds(live(family, bars)) for _ in range(repeats)])
         note = f"talipp is not installed, so nothing stands beside it: pip install talipp=={TALIPP}"
         return Row(what, "us a bar", spread(took / WINDOW * 1e6), note=note)
-    call, told = with_talipp(bars)
+    call, values = with_talipp(bars)
     call()
     last = family.run(bars)[-1]
-    gaps = {name: abs(last[family.index[name]] / value - 1.0) for name, value in told().items() if name in family.index}
+    gaps = {name: abs(last[family.index[name]] / value - 1.0) for name, value in values().items() if name in family.index}
     version = importlib.metadata.version("talipp")
     step, theirs = in_turn(live(family, bars), call, repeats)
     return pairs(what, "us a bar", step / WINDOW * 1e6, f"talipp {version}, nine of them", theirs / WINDOW * 1e6,
@@ -185,7 +185,7 @@ def beside_talipp(bars: Floats, repeats: int) -> Row:
 
 def measure(tiny: bool = False) -> list[Row]:
     repeats, slow = (3, 2) if tiny else (25, 5)
-    bars, told = market(tiny)
+    bars, description = market(tiny)
     window, single = everything_live(bars)
     window()
     alone = np.array([single(i) for _ in range(1 if tiny else 4) for i in range(WINDOW)]) * 1e6
@@ -196,8 +196,8 @@ def measure(tiny: bool = False) -> list[Row]:
         Row(f"all {columns} features and signals, one live bar", "us a bar", spread(alone, tail=True),
             note="CPU of the two calls; book and context given"),
         Row(f"all {columns} features and signals, batch of {n:,}", "s",
-            spread(np.array([a_million(bars, n) for _ in range(1 if tiny else 3)]))),
-        beside_talipp(bars, repeats),
+            spread(np.array([seconds_for(bars, n) for _ in range(1 if tiny else 3)]))),
+        compare_with_talipp(bars, repeats),
     ]  # fmt: skip
     for name, family, usual in (("fvg", fvg.GROUP, fvg_in_pandas), ("sweep", sweep.GROUP, sweep_in_pandas)):
         fold = StreamingFold(f"{name}_alone", (family,))
@@ -205,7 +205,7 @@ def measure(tiny: bool = False) -> list[Row]:
         ns = 1e9 / len(bars)
         rows.append(
             pairs(f"{name}, batch", "ns a bar", ours * ns, "pandas over all bars", theirs * ns,
-                  f"{told}; {same(fold, name, bars, usual(frame))}")
+                  f"{description}; {same(fold, name, bars, usual(frame))}")
         )  # fmt: skip
         newest = frame[-WINDOW:]
         step, again = in_turn(live(fold, bars), lambda u=usual, w=newest: u(w), repeats)  # type: ignore[misc]

@@ -79,11 +79,11 @@ def measure(tiny: bool = False) -> list[Row]:
     us, each = 1e6 / minutes, 1e6 / (days * MINUTES_A_DAY)
     events = market.simulate(_path(days).spec).events
     per_minute = spread(year * MINUTES_A_DAY / long * 60 / 1e6)
-    told = f"{np.median(events):,.0f} book events a bar, at least {events.min()}"
+    events_note = f"{np.median(events):,.0f} book events a bar, at least {events.min()}"
     return [
         pairs("simulated minute with its book", "us a bar", ours * us, "same events, plain Python", plain * us,
               f"the first {minutes} minutes"),
         pairs("simulated minute with its book", "us a bar", whole * each, "the path of values alone", values * each,
-              told),
+              events_note),
         Row("simulator, bars with book columns", "million bars a minute", per_minute, note=f"{year} days at a time"),
     ]  # fmt: skip

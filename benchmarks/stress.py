@@ -1,7 +1,6 @@
-"""`python -m benchmarks.stress [--to FILE]`: docs/results/stress.md, what the limits' largest portfolio loses when it is worst.
-
-Every scenario of `pipelines/evaluation/stress.py` on recorded markets: one alone through the crises, pairs otherwise.
-"""
+"""`python -m benchmarks.stress [--to FILE]`: docs/results/stress.md, what the limits' largest portfolio loses when it
+        is worst. Every scenario of `pipelines/evaluation/stress.py` on recorded markets: one alone through the crises,
+        pairs otherwise."""
 
 import dataclasses
 import textwrap
@@ -55,9 +54,9 @@ def together(names: Sequence[str], markets: dict[str, tuple[Floats, Floats]]) ->
     time = markets[names[0]][0][:, OPEN_TIME]
     for name in names[1:]:
         time = np.intersect1d(time, markets[name][0][:, OPEN_TIME])
-    kept = [np.isin(markets[name][0][:, OPEN_TIME], time) for name in names]
-    bars = np.stack([markets[name][0][rows] for name, rows in zip(names, kept, strict=True)], axis=1)
-    spread = np.stack([markets[name][1][rows] for name, rows in zip(names, kept, strict=True)], axis=1)
+    common = [np.isin(markets[name][0][:, OPEN_TIME], time) for name in names]
+    bars = np.stack([markets[name][0][rows] for name, rows in zip(names, common, strict=True)], axis=1)
+    spread = np.stack([markets[name][1][rows] for name, rows in zip(names, common, strict=True)], axis=1)
     return MarketHistory(tuple(names), HOUR_S, bars, spread)
 
 
@@ -81,10 +80,10 @@ def recorded_moves(data: MarketHistory) -> list[str]:
         if isinstance(bars, str):
             rows.append([name, window.description, bars, *["–"] * 5])
             continue
-        told = moves(bars[:, 0])
+        moved = moves(bars[:, 0])
         rows.append([name, window.description, f"{window.since:%F %H:%M} to {window.until:%F %H:%M}", f"{len(bars):,}",
-                     f"{told['fall']:.1%}", f"{told['fall_hours']:.0f}", f"{told['rise']:+.1%}",
-                     f"{told['rise_hours']:.0f}"])  # fmt: skip
+                     f"{moved['fall']:.1%}", f"{moved['fall_hours']:.0f}", f"{moved['rise']:+.1%}",
+                     f"{moved['rise_hours']:.0f}"])  # fmt: skip
     head = ("crisis", "what", "UTC, the end exclusive", "bars", "fall", "in hours", "rise", "in hours")
     return _table(head, rows)
 
@@ -96,10 +95,10 @@ def crises(cases: Sequence[Case], limit: float) -> list[str]:
     for i, name in enumerate(CRISES):
         results = [case.results[i] for case in most]
         resting = [result.figures.get(RESTING) for result in results]
-        told = ", ".join(f"{each.value:.2%}" for each in resting if each is not None) or "–"
+        resting_losses = ", ".join(f"{each.value:.2%}" for each in resting if each is not None) or "–"
         slipped = [result.figures.get("furthest filled beyond a stop, of price") for result in results]
         furthest = max((each.value for each in slipped if each is not None), default=float("nan"))
-        rows.append([name, *(_both(result, limit) for result in results), told, f"{furthest:.2%}"])
+        rows.append([name, *(_both(result, limit) for result in results), resting_losses, f"{furthest:.2%}"])
     head = ("crisis", *(case.name for case in most), "loss if stops rest at the venue: long, short",
             "furthest filled beyond a stop, of price")  # fmt: skip
     return _table(head, rows)
@@ -120,18 +119,18 @@ def again(cases: Sequence[Case], limit: float) -> list[str]:
 def _both(result: StressResult, limit: float) -> str:
     if result.loss is None or result.drawdown is None:
         return str(result.absent)
-    told = f"{result.loss.value:.2%} / {result.drawdown.value:.2%}"
-    return f"**{told}**" if result.loss.value > limit else told
+    text = f"{result.loss.value:.2%} / {result.drawdown.value:.2%}"
+    return f"**{text}**" if result.loss.value > limit else text
 
 
 def by_row(cases: Sequence[Case], limit: float) -> list[str]:
     """Losses by row of limits and crisis."""
     rows = []
     for case in cases:
-        told = [result.loss for result in case.results[: len(CRISES)]]
-        cells = ["–" if each is None else f"{each.value:.2%}" for each in told]
+        losses = [result.loss for result in case.results[: len(CRISES)]]
+        cells = ["–" if each is None else f"{each.value:.2%}" for each in losses]
         marked = [f"**{c}**" if each is not None and each.value > limit else c
-                  for c, each in zip(cells, told, strict=True)]  # fmt: skip
+                  for c, each in zip(cells, losses, strict=True)]  # fmt: skip
         rows.append([f"{case.allowed.row}: {case.name}", *marked])
     return _table(("limits", *CRISES), rows)
 
@@ -141,20 +140,21 @@ def pair(data: MarketHistory, params: Params) -> list[str]:
     gross, stop = largest_allowed(params.risk, 1).gross, largest_allowed(params.risk, 1).stop
     first, second = data.symbols
     lines = []
-    for sides, told in (((1, 1), "long both"), ((-1, -1), "short both"), ((1, -1), f"long {first}, short {second}")):
+    positions = (((1, 1), "long both"), ((-1, -1), "short both"), ((1, -1), f"long {first}, short {second}"))
+    for sides, description in positions:
         for distance, stopped in ((stop, f"stop {stop:.1%}"), (np.nan, "no stop")):
-            held = Portfolio(gross / 2.0 * np.array(sides, float), np.full(2, distance), _side_bps(params))
+            portfolio = Portfolio(gross / 2.0 * np.array(sides, float), np.full(2, distance), _side_bps(params))
             found = {
-                name: stress(name, held, data, params.gate.bootstrap, params.seed)
+                name: stress(name, portfolio, data, params.gate.bootstrap, params.seed)
                 for name in ("bootstrap", "correlation_breakdown")
             }
             if any(result.absent for result in found.values()):
                 why = "; ".join(f"{name}: {r.absent}" for name, r in found.items() if r.absent)
-                lines.append([f"{told}, {stopped}", why, *["–"] * 5])
+                lines.append([f"{description}, {stopped}", why, *["–"] * 5])
                 continue
             drawn, broken = (result.figures for result in found.values())
             lines.append([
-                f"{told}, {stopped}", *(format_percent(drawn[f"{what} {level}"]) for what in ("loss", "drawdown")
+                f"{description}, {stopped}", *(format_percent(drawn[f"{what} {level}"]) for what in ("loss", "drawdown")
                                         for level in ("95%", "99%")),
                 format_percent(found["correlation_breakdown"].loss) if stopped == "no stop" else "as without",
                 f"{broken['loss if independent'].value:.2%}, {broken['loss at the correlations recorded'].value:.2%}",
@@ -170,15 +170,15 @@ def droughts(pairs: Sequence[MarketHistory], params: Params) -> list[str]:
     for data in pairs:
         for equity in EQUITIES:
             given = dataclasses.replace(data, equity=equity)
-            held = Portfolio(np.full(2, gross / 2.0), np.full(2, np.nan), _side_bps(params))
-            told = stress("liquidity_drought", held, given, params.gate.bootstrap, params.seed)
+            portfolio = Portfolio(np.full(2, gross / 2.0), np.full(2, np.nan), _side_bps(params))
+            result = stress("liquidity_drought", portfolio, given, params.gate.bootstrap, params.seed)
             name = " + ".join(data.symbols)
-            if told.loss is None:
-                rows.append([name, "any", str(told.absent), "–", "–", "–"])
+            if result.loss is None:
+                rows.append([name, "any", str(result.absent), "–", "–", "–"])
                 break
-            part, thin = (each.value for each in told.figures.values())
+            part, thin = (each.value for each in result.figures.values())
             rows.append(
-                [name, f"{equity:,.0f}", format_percent(told.loss), f"{part:.2%}", f"{thin:.1%}", f"{told.n:,}"]
+                [name, f"{equity:,.0f}", format_percent(result.loss), f"{part:.2%}", f"{thin:.1%}", f"{result.n:,}"]
             )
     return _table(("markets", "equity", "loss", "a position, of the thinnest 1 % of days' volume",
                    "that volume, of the median day's", "days"), rows)  # fmt: skip
@@ -191,32 +191,32 @@ def _side_bps(params: Params) -> float:
 def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
     """`markets`: name → hourly bars (n, 8) and spreads (n,)."""
     limit, most = params.risk.max_drawdown, largest_allowed(params.risk, 1)
-    alone = together([CRISES_OF], markets)
-    alone = dataclasses.replace(alone, crises=alone.bars)
+    single = together([CRISES_OF], markets)
+    single = dataclasses.replace(single, crises=single.bars)
     pairs = [together(names, markets) for names in PAIRS]
-    cases = stress_of_limits(alone, params.risk, _side_bps(params), params.gate.bootstrap, params.seed)
+    cases = stress_of_limits(single, params.risk, _side_bps(params), params.gate.bootstrap, params.seed)
     lines = [
-        "# Stress: what the largest portfolio loses when it is worst",
+        "# Stress: the worst loss of the largest portfolio",
         "",
         _prose("Written by `python -m benchmarks.stress`; nothing here was typed or chosen by hand."),
         "",
         _prose(f"""The largest portfolio that the limits of `params.yaml` let through holds {most.gross:.0%} of equity
-        in one market ({largest_allowed(params.risk, 2).gross:.0%} in two), each position with a stop up to {most.stop:.1%}
-        away. It is held to the drawdown limit of {limit:.0%} (bold: broken), which stops opening; it closes nothing.
-        Costs {_side_bps(params):g} bps a side. Per cent are of equity unless said otherwise; in brackets 95 %; without
-        brackets it is what happened."""),
+        in one market ({largest_allowed(params.risk, 2).gross:.0%} in two), each position with a stop up to
+        {most.stop:.1%} away. It is compared with the drawdown limit of {limit:.0%} (bold: broken), which stops opening;
+        it closes nothing. Costs {_side_bps(params):g} bps a side. Per cent are of equity unless stated otherwise; in
+        brackets 95 %; without brackets it is what happened."""),
         "",
         f"## Crises, {CRISES_OF} hourly",
         "",
         _prose("""Windows are whole calendar months. Fall and rise: from an earlier extreme, or an hour's open, to a
         later one."""),
         "",
-        *recorded_moves(alone),
+        *recorded_moves(single),
         "",
         _prose("""Opened once, at the worst hour's open of all: largest loss against equity at entry / drawdown.
         A stop that is reached is filled at its price or the next open, whichever is worse, and at the open where an
         hour opens beyond it; nothing is opened again after it. So a stop is up to an hour late, which is most of what
-        is beyond it: orders that rest at the venue would have been filled between that and the column beside.
+        is beyond it: orders that rest at the venue would have been filled between that and the column next to it.
         Drawdown here is from the highest mark, so it counts profit that was never taken; the account's own, which the
         limit is about, counts what was booked and is the loss."""),
         "",
@@ -240,7 +240,7 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
         _prose("""Largest loss and drawdown on the way of ten days (240 hours of an open market) drawn
         in blocks from the history (a stop closes at
         the end of the hour that went beyond it). Breakdown: a day's loss where correlations are at their harmful
-        extreme and volatility at its 99 % quantile; stops do not count on it. Beside it: if the two were independent,
+        extreme and volatility at its 99 % quantile; stops do not count on it. Next to it: if the two were independent,
         and at the correlation that was recorded."""),
         "",
     ]

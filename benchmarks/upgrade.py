@@ -44,9 +44,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 import numpy as np
 from benchmarks.hardship import _line_of
-from benchmarks.fixture import FAMILY, arm_of, stand
+from benchmarks.house import FAMILY, arm_of, stand
 from pipelines.store import Store
-from serving.inference.generation import write_generation
+from serving.generation import write_generation
 home = Path(sys.argv[1])
 at = stand(False)
 home.mkdir()
@@ -87,7 +87,7 @@ class Caller:
     tiers: list[int] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     until: int = 0  # decision bars to show before it waits
-    _as_of: bool = True  # the old release is asked about a moment; this one knows its own
+    _as_of: bool = True  # the old release is sent about a moment; this one knows its own
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
@@ -114,36 +114,36 @@ class Caller:
         with httpx.Client(base_url=self.settings.decision_url, headers=headers, timeout=10.0) as http:
             for group in self.groups:
                 bars = [bar_json(bar) for bar in group]
-                self._insist(http, "/observe", {"symbol": self.symbol, "bars": bars})
-                told = self._insist(
+                self._retry(http, "/observe", {"symbol": self.symbol, "bars": bars})
+                decision = self._retry(
                     http, "/decide", {"symbol": self.symbol}, utc(group[0, OPEN_TIME] + step_s).isoformat()
                 )
-                if told is None:
+                if decision is None:
                     return
-                if self.answers.setdefault(told["id"], told) != told:
-                    self.faults.append(f"decision {told['id']} was answered in two ways")
-                self.tiers.append(told["tier"])
+                if self.answers.setdefault(decision["id"], decision) != decision:
+                    self.faults.append(f"decision {decision['id']} was answered in two ways")
+                self.tiers.append(decision["tier"])
                 self.fed += 1
                 time.sleep(PACE_S)
 
-    def _insist(
+    def _retry(
         self, http: httpx.Client, path: str, body: dict[str, Any], as_of: str | None = None
     ) -> dict[str, Any] | None:
         while not self._ended.is_set():
-            asked = body | ({"as_of": as_of} if as_of and self._as_of else {})
+            sent = body | ({"as_of": as_of} if as_of and self._as_of else {})
             try:
-                answer = http.post(path, json=asked)
+                answer = http.post(path, json=sent)
             except httpx.HTTPError:
                 time.sleep(0.05)
                 continue
             if answer.status_code == 200:
                 self.good.append(time.monotonic())
                 return dict(answer.json())
-            if answer.status_code == 400 and "as_of" in asked and "as_of" in answer.text:
+            if answer.status_code == 400 and "as_of" in sent and "as_of" in answer.text:
                 self._as_of = False
             elif answer.status_code != 503:
-                told = f"{path} answered {answer.status_code}: {answer.text[:200]}"
-                self.faults += [told] if told not in self.faults else []
+                fault = f"{path} answered {answer.status_code}: {answer.text[:200]}"
+                self.faults += [fault] if fault not in self.faults else []
             time.sleep(0.05)
         return None
 
@@ -171,7 +171,7 @@ def check_out(revision: str, into: Path) -> str:
     return found[1] if found else revision
 
 
-def drill(revision: str | None = None) -> dict[str, Any]:
+def run_drill(revision: str | None = None) -> dict[str, Any]:
     """Upgrade two homes of `revision` (default: `previous`) under load: as it is, and with another feature.
 
     Returns of the first: from (version), silent_s (last good answer of the old to first of the new), recovery_s (start
@@ -210,7 +210,7 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any
         _python(old, env, DOWN)
         stopped, answered = time.monotonic(), caller.fed
         last = caller.good[-1]
-        said = _python(ROOT, env, THIS_UP, "up")
+        output = _python(ROOT, env, THIS_UP, "up")
         caller.wait(answered + BARS_AFTER, PATIENCE_S)
         first = next(at for at in caller.good if at > stopped)
     finally:
@@ -219,7 +219,7 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any
     store = Store.open(settings.store)
     try:
         records = store.decisions()
-        kept = store.bars(caller.symbol)
+        stored_bars = store.bars(caller.symbol)
     finally:
         store.close()
     stored = {record.decision.id: decision_payload(record.decision) for record in records}
@@ -228,19 +228,19 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any
     return {
         "from": f"{release} ({revision})", "silent_s": first - last, "recovery_s": first - stopped,
         "acknowledged": len(caller.answers),
-        "lost": sum(_differs(stored.get(id), told) for id, told in caller.answers.items()),
+        "lost": sum(_differs(stored.get(id), answer) for id, answer in caller.answers.items()),
         "doubled": len(keys) - len(set(keys)),
-        "lost_bars": int(len(shown) - len(np.intersect1d(shown[:, OPEN_TIME], kept[:, OPEN_TIME]))),
+        "lost_bars": int(len(shown) - len(np.intersect1d(shown[:, OPEN_TIME], stored_bars[:, OPEN_TIME]))),
         "loose_before": loose_before, "loose_after": loose(home),
         "tiers_before": sorted(set(caller.tiers[:answered])), "tiers_after": sorted(set(caller.tiers[answered + 1 :])),
-        "said": [line for line in said.splitlines() if line.isascii() and " up after" not in line][:8],
-        "warm_start": "folded again" if "folded again" in said else "read as it was", "faults": caller.faults[:5],
+        "output": [line for line in output.splitlines() if line.isascii() and " up after" not in line][:8],
+        "warm_start": "folded again" if "folded again" in output else "read as it was", "faults": caller.faults[:5],
     }  # fmt: skip
 
 
-def _differs(stored: dict[str, Any] | None, told: dict[str, Any]) -> bool:
+def _differs(stored: dict[str, Any] | None, answer: dict[str, Any]) -> bool:
     """Whether what was answered is not what is stored. Fields that a release added later are not held against it."""
-    return stored is None or any(stored[name] != value for name, value in told.items() if name in stored)
+    return stored is None or any(stored[name] != value for name, value in answer.items() if name in stored)
 
 
 def loose(home: Path) -> int:
@@ -286,4 +286,4 @@ def _umask(mask: int) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(drill(sys.argv[1] if len(sys.argv) > 1 else None), indent=1))
+    print(json.dumps(run_drill(sys.argv[1] if len(sys.argv) > 1 else None), indent=1))

@@ -1,6 +1,6 @@
-"""`python -m benchmarks [NAME ...] [--json]`: every figure of the README again, on this machine, in one run.
+"""`python -m benchmarks [NAME ...] [--json]`: measure every figure of the README again, on this machine, in one run.
 
-Two sides of a ratio are measured in turn; nothing here passes or fails by how many seconds it took.
+Two sides of a ratio are measured in turn; nothing here passes or fails by its seconds.
 """
 
 import argparse
@@ -24,12 +24,13 @@ NAMES = (
 
 
 def measure(name: str, tiny: bool = False) -> list[Row]:
-    """Rows of one benchmark; its libraries are loaded only now."""
+    """Return the rows of one benchmark; its libraries are imported only now."""
     rows: list[Row] = import_module(f"benchmarks.{name}").measure(tiny)
     return rows
 
 
 def machine() -> str:
+    """Return this machine in words: cores, architecture, system, Python and the load before."""
     return (
         f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, Python {platform.python_version()}, "
         f"load before {os.getloadavg()[0]:.1f}"
@@ -37,6 +38,7 @@ def machine() -> str:
 
 
 def number(value: float) -> str:
+    """Format a figure with three significant digits, whole from 100 on."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -51,6 +53,7 @@ def shown(figure: Spread | None) -> str:
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
+    """Return the table of all rows under a title."""
     result = Table(
         title=title, title_justify="left", caption="median \\[quartiles]; ratio: theirs over ours, pair by pair"
     )
@@ -75,6 +78,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
 
 
 def main() -> None:
+    """Parse the command line, run the benchmarks and print their table, or JSON with `--json`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(NAMES)}; all by default")
     parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
@@ -89,7 +93,9 @@ def main() -> None:
         progress.print(f"{name}: {time.perf_counter() - started:.0f} s")
     if options.json:
         print(
-            json.dumps({"machine": description, "rows": {n: [asdict(r) for r in each] for n, each in rows.items()}}, indent=1)
+            json.dumps(
+                {"machine": description, "rows": {n: [asdict(r) for r in each] for n, each in rows.items()}}, indent=1
+            )
         )
         return
     out = Console()

@@ -1,7 +1,7 @@
-"""One whole decision in this process: features, signals, both arms, fusion, risk, durable on SQLite before it counts.
+"""Time one whole decision in this process: features, signals, both arms, fusion, risk, durable on SQLite.
 
-Beside it the usual way at its cheapest: nine indicators recomputed with pandas over the last bars and the native
-models of both arms; signals, voices, fusion, risk and ledger are the same code. Run: python -m benchmarks decision
+Compared with the usual way at its cheapest: nine indicators recomputed with pandas over the last bars and the native
+models of both arms; signals, category scores, fusion, risk and ledger are the same code. Run: python -m benchmarks decision
 """
 
 import tempfile
@@ -41,16 +41,17 @@ PARTS = ("features and signals", "models, fusion, risk", "durable in the ledger"
 
 @dataclass(frozen=True, slots=True)
 class NativeModel(TabularModel):
-    """The same model, answered by the library it was trained with."""
+    """The same model, evaluated by the library that trained it."""
 
     trees: Any = None
 
     def raw(self, rows: Floats) -> Floats:
+        """Return the raw scores (n,) of rows (n, k) from the native trees."""
         return raw(self.trees, rows)
 
 
 def with_native_models(snapshot: Snapshot, at: Fixture) -> Snapshot:
-    """The same slots on the native models."""
+    """Return the same slots with native models in place of the exported ones."""
     slots = {}
     for (family, arm), slot in snapshot.slots.items():
         params: Params = at.params.model_copy(update={"seed": at.params.seed + at.digests.index(slot.digest)})
@@ -60,9 +61,10 @@ def with_native_models(snapshot: Snapshot, at: Fixture) -> Snapshot:
 
 
 class DecisionPath:
-    """What the decision service does between a closed bar and its answer, without the HTTP around it."""
+    """What the decision service does between a closed bar and its answer, without HTTP."""
 
     def __init__(self, at: Fixture, snapshot: Snapshot, store: Store) -> None:
+        """Start from the fixture's warm start, with an empty account and a ledger on `store`."""
         self.params, self.snapshot = at.params, snapshot
         self.symbol = Symbol(read_warm_start(Path(at.warm["path"]), at.warm["digest"]))
         self.flat, self.ledger = flatten(at.params), Ledger(store)
@@ -71,6 +73,7 @@ class DecisionPath:
         self.n = 0
 
     def decide(self, snapshot: Snapshot) -> Decision:
+        """Return the decision at the newest close with the models of `snapshot`; nothing is stored."""
         close, self.n = utc(self.symbol.closed.close_time), self.n + 1
         portfolio = partial(self.account.portfolio, close, self.symbol.name)
         return decide(
@@ -79,12 +82,15 @@ class DecisionPath:
         )  # fmt: skip
 
     def store(self, decision: Decision) -> None:
+        """Append the decision with its feature and signal bytes, and wait until it is durable."""
         closed: ClosedBar = self.symbol.closed
         self.ledger.append(decision, closed.features.tobytes(), closed.signals.tobytes()).result()
 
 
 def timed(path: DecisionPath, bars: Floats, recomputed: Snapshot) -> tuple[Floats, Floats, Floats]:
-    """Of m decision bars: microseconds (m, 3) by PARTS; of the usual way (m,), NaN without an event; events (m,)."""
+    """Time m decision bars: microseconds (m, 3) by PARTS, of the usual way (m,) with NaN where there is no event, and
+    whether each bar had an event (m,).
+    """
     took, usual, event = np.empty((len(bars), 3)), np.full(len(bars), np.nan), np.zeros(len(bars))
     seen: deque[Floats] = deque(bars[:WINDOW], WINDOW)
     for i, bar in enumerate(bars):
@@ -107,6 +113,7 @@ def timed(path: DecisionPath, bars: Floats, recomputed: Snapshot) -> tuple[Float
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     at = fixture(tiny)
     bars = resample(np.concatenate(by_decision_bar(at.live, at.params)), 60, 900)
     slots = ModelSlots(at.home / "serving", at.home / "bundles", lambda *refused: None)
@@ -127,4 +134,6 @@ def measure(tiny: bool = False) -> list[Row]:
         pairs("one decision, bars with an event", "us", whole[with_event], f"pandas over {WINDOW} bars, native XGBoost",
               usual[with_event], f"both arms of {FAMILY} score", tail=True),
     ]  # fmt: skip
-    return rows + [Row(f"  of that: {name}", "us", spread(took[with_event, i], tail=True)) for i, name in enumerate(PARTS)]
+    return rows + [
+        Row(f"  of that: {name}", "us", spread(took[with_event, i], tail=True)) for i, name in enumerate(PARTS)
+    ]

@@ -1,7 +1,7 @@
 """`python -m benchmarks.evidence [NAME ...]`: long runs that show what tests are too short to show.
 
-Every case is stored when it is done, in `artifacts/evidence/<name>.json`; a second run goes on where the first ended
-and skips what is there. Figures of another params.yaml or of other code are not mixed in: they are measured again.
+Every case is stored when it is done, in `artifacts/evidence/<name>.json`; a second run continues where the first ended
+and skips what is stored. Figures of another params.yaml or of other code are not mixed in: they are measured again.
 `--case` names one case of many; `--write` makes the pages under `docs/results` from what is stored, and runs nothing.
 """
 
@@ -38,7 +38,7 @@ RECORDINGS = {
     "BTC/USDT 2025H1": "binance_spot_btcusdt_1m_2025h1.parquet",
 }
 KILLS, SWAPS = 20, 50  # of a case: an interrupted run loses no more
-BARS_AFTER = 200  # fed after the last kill of a case, so that what it broke would show
+BARS_AFTER = 200  # fed after the last kill of a case, so that damage would show
 INPUTS = 10_000  # of a case
 CRASH = ("kills", "acknowledged", "lost", "doubled", "lost_bars", "state", "not_replayed")
 DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched block begins
@@ -46,7 +46,7 @@ DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched bloc
 
 @dataclass(frozen=True)
 class Part:
-    """cases are run one by one by `run(case)` in processes of their own; `sums` turns what they found into figures."""
+    """One long run. `run(case)` runs each case in a process of its own; `sums` turns the results into figures."""
 
     description: str
     cases: tuple[str, ...]
@@ -57,9 +57,10 @@ class Part:
 
 
 def share(name: str) -> Callable[[list[Figures]], dict[str, Figures]]:
-    """Of the cases, how many have a true `name`, with the 95 % Wilson interval."""
+    """Return a function that counts the cases with a true `name`, with the 95 % Wilson interval."""
 
     def of(found: list[Figures]) -> dict[str, Figures]:
+        """Return the share of the cases found."""
         return {name: asdict(hit_rate(sum(bool(f[name]) for f in found), len(found)))} if found else {}
 
     return of
@@ -69,7 +70,9 @@ def share(name: str) -> Callable[[list[Figures]], dict[str, Figures]]:
 
 
 def watch(seed: str, drifted: bool) -> Figures:
-    """A year of history, then as many blocks as the false-alarm budget speaks of, watched as the monitor watches."""
+    """Simulate a year of history, then as many blocks as the false-alarm budget covers, and detect drift as the monitor
+    does.
+    """
     from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
     from pipelines.monitoring.drift import detect, fit_reference
 
@@ -90,15 +93,17 @@ def watch(seed: str, drifted: bool) -> Figures:
 
 
 def stationary(seed: str) -> Figures:
+    """Watch a market without drift."""
     return watch(seed, drifted=False)
 
 
 def drifted(seed: str) -> Figures:
+    """Watch a market whose drift begins after DRIFT_AFTER_BLOCKS blocks."""
     return watch(seed, drifted=True)
 
 
 def gate(bars: Any, symbol: str) -> Figures:
-    """The real stages, then the real gate on what they wrote; a candidate that passes is what gets promoted."""
+    """Run the real stages and the real gate on bars (n, 8); return the verdict, its checks and the figures."""
     from flows.evaluate import gather
     from flows.support.installation import Installation
     from pipelines.evaluation.gates import judge
@@ -122,47 +127,55 @@ def gate(bars: Any, symbol: str) -> Figures:
 
 
 def noise(seed: str) -> Figures:
+    """Run the gate on a simulated market without an edge."""
     params = load_params()
     return gate(simulated(params, params.simulator.history_days, seed=int(seed), edge=0.0), params.simulator.symbol)
 
 
 def planted(seed: str) -> Figures:
+    """Run the gate on a simulated market with the planted edge."""
     params = load_params()
     return gate(simulated(params, params.simulator.history_days, seed=int(seed)), params.simulator.symbol)
 
 
 def real(name: str) -> Figures:
+    """Run the gate on a recorded market."""
     return gate(recorded(recording(RECORDINGS[name])), name.split()[0])
 
 
 def killed(seed: str) -> Figures:
+    """Kill the decision service KILLS times under load, store on SQLite."""
     return hardship.crashes(KILLS, store_url="", seed=int(seed), bars_after=BARS_AFTER)
 
 
 def killed_on_postgresql(seed: str) -> Figures:
+    """Kill the decision service KILLS times under load, store on PostgreSQL."""
     with postgresql() as url:
         return hardship.crashes(KILLS, store_url=url, seed=int(seed), bars_after=BARS_AFTER)
 
 
 def swapped(seed: str) -> Figures:
+    """Swap the champion SWAPS times under load."""
     return hardship.swaps(SWAPS)
 
 
 def odd_inputs(seed: str) -> Figures:
-    """What the services answer to INPUTS generated requests; see benchmarks/inputs.py."""
+    """Send INPUTS generated requests to both services; see benchmarks/inputs.py."""
     from benchmarks import inputs  # Schemathesis takes seconds to import
 
     return dict(inputs.run(int(seed), INPUTS))
 
 
 def upgraded(revision: str) -> Figures:
+    """Upgrade a home of the given revision under load; `previous` is the newest tag."""
     return upgrade.drill(None if revision == "previous" else revision)
 
 
 def sum_of(*names: str) -> Callable[[list[Figures]], dict[str, Figures]]:
-    """Counts over all cases: exact numbers, no interval."""
+    """Return a function that sums the named counts over all cases: exact numbers, no interval."""
 
     def of(found: list[Figures]) -> dict[str, Figures]:
+        """Return the sums of the cases found."""
         sums = {name: float(sum(f[name] for f in found)) for name in names}
         return {name: {"value": v, "low": v, "high": v, "n": len(found)} for name, v in sums.items()} if found else {}
 
@@ -170,13 +183,13 @@ def sum_of(*names: str) -> Callable[[list[Figures]], dict[str, Figures]]:
 
 
 def all_sums(found: list[Figures]) -> dict[str, Figures]:
-    """Every whole number that all cases have, added up."""
+    """Return the sum of every whole number that all cases have."""
     shared = set.intersection(*(set(case) for case in found)) if found else set()
     return sum_of(*sorted(n for n in shared - {"seed"} if all(type(case[n]) is int for case in found)))(found)
 
 
 def fault_figures(found: list[Figures]) -> dict[str, Figures]:
-    """How many faults of the matrix were seen, healed by themselves, and lost or doubled anything."""
+    """Count the faults of the matrix that were detected and recovered from, and what they lost or doubled."""
     ran = [case for case in found if "not_run" not in case]
     counts = {
         "faults caused": len(ran),
@@ -192,11 +205,13 @@ def fault_figures(found: list[Figures]) -> dict[str, Figures]:
 
 
 def upgrade_figures(found: list[Figures]) -> dict[str, Figures]:
+    """Return seconds and counts of the upgrade, without an interval."""
     names = ("silent_s", "recovery_s", "acknowledged", "lost", "doubled", "lost_bars")
     return {name: {"value": float(case[name]), "low": None, "high": None, "n": 1} for case in found for name in names}
 
 
 def validator_figures(found: list[Figures]) -> dict[str, Figures]:
+    """Return AUC, gains over the baselines and lift of the validator on each recorded market."""
     table = {}
     for case in found:
         name, figures = case["case"], case["figures"]
@@ -207,6 +222,7 @@ def validator_figures(found: list[Figures]) -> dict[str, Figures]:
 
 
 def seeds(n: int) -> tuple[str, ...]:
+    """Return the case names "0" to n - 1."""
     return tuple(str(seed) for seed in range(n))
 
 
@@ -241,7 +257,9 @@ HARD = ("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "i
 
 @cache
 def fingerprint(code: tuple[str, ...] = ()) -> str:
-    """sha256 of params.yaml and of all code that a figure could rest on; `code` names folders besides pipelines/."""
+    """Return the sha256 of params.yaml and of all code that a figure could depend on; `code` names folders besides
+    pipelines/.
+    """
     files = [ROOT / name for name in OTHERS]
     if code:
         files += [ROOT / "Procfile", *(ROOT / "benchmarks" / name for name in HARD)]
@@ -254,7 +272,7 @@ def fingerprint(code: tuple[str, ...] = ()) -> str:
 
 
 def stored(path: Path, again: bool, code: tuple[str, ...] = ()) -> dict[str, Figures]:
-    """Cases of an earlier run of the same code and params; none if it was another, or with `again`."""
+    """Return the cases of an earlier run of the same code and params; none if they differ, or with `again`."""
     if again or not path.is_file():
         return {}
     content = json.loads(path.read_text())
@@ -263,7 +281,7 @@ def stored(path: Path, again: bool, code: tuple[str, ...] = ()) -> dict[str, Fig
 
 @cache
 def machine() -> str:
-    """CPU, cores, and the versions a figure was measured under."""
+    """Return CPU, cores and versions under which a figure is measured."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -273,7 +291,7 @@ def machine() -> str:
 
 
 def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]:
-    """Write what is known so far, by rename; returns its figures."""
+    """Write what is known so far, by rename; return its figures."""
     figures = part.sums([{"case": case, **done[case]} for case in part.cases if case in done])
     content = {
         "description": part.description, "complete": len(done) == len(part.cases), "figures": figures,
@@ -290,7 +308,10 @@ def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]
 def run(
     name: str, part: Part, folder: Path, again: bool, jobs: int, progress: Console, only: Collection[str] = ()
 ) -> dict[str, Figures]:
-    """Do what is not done yet, `jobs` cases at a time; with `only`, nothing else is done, or forgotten by `again`."""
+    """Run the missing cases, `jobs` at a time, and return the figures.
+
+    With `only`, no other case is run, or forgotten by `again`.
+    """
     path, wanted = folder / f"{name}.json", only or part.cases
     done = stored(path, again and not only, part.code)
     done = {case: figures for case, figures in done.items() if not (again and case in wanted)}
@@ -302,7 +323,7 @@ def run(
         with ProcessPoolExecutor(min(part.jobs or jobs, len(todo)), multiprocessing.get_context("spawn")) as pool:
             waiting = {pool.submit(part.run, case): case for case in todo}
             for ended in as_completed(waiting):
-                if (error := ended.exception()) is not None:  # the others go on; the next run does this one again
+                if (error := ended.exception()) is not None:  # the others continue; the next run repeats this one
                     progress.print(
                         f"{name}: case {waiting[ended]} ended with {type(error).__name__}: {error}", markup=False
                     )
@@ -314,6 +335,7 @@ def run(
 
 
 def main() -> None:
+    """Parse the command line; run parts and print their figures, or write the pages with `--write`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(PARTS)}; all by default")
     parser.add_argument("--again", action="store_true", help="forget what is stored and measure again")

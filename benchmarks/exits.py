@@ -1,7 +1,9 @@
-"""`python -m benchmarks.exits [--to FILE]`: docs/results/exits.md, what ways to leave a position were worth.
+"""Compare the exit plans; writes docs/results/exits.md.
+
+Run: python -m benchmarks.exits [--to FILE]
 
 The four plans of `serving/risk/exits.py` on the same raw ICT events, on a simulated year and on recorded markets, each
-beside `plain` (target, stop and horizon of the labels). The ladder, the trailing distance and the break-even are those
+against `plain` (target, stop and horizon of the labels). The ladder, the trailing distance and the break-even are those
 of params.yaml; none was chosen by these figures.
 """
 
@@ -42,7 +44,7 @@ ICT_GROUPS = tuple(module.GROUP for module in (fvg, sweep, order_block, cisd, sm
 
 @dataclass(frozen=True)
 class Market:
-    """title: heading; base (n, 8) bars a position is followed on; decision (m, 8) bars of `step_s` seconds."""
+    """One market. base (n, 8) are the bars a position is followed on; decision (m, 8) are bars of `step_s` seconds."""
 
     title: str
     about: str
@@ -53,7 +55,7 @@ class Market:
 
 @dataclass(frozen=True)
 class PlanResult:
-    """What one plan made of n events that every plan ended: arrays (n,), bps and hours, and how each ended."""
+    """The n outcomes of one plan, of events that every plan ended: arrays (n,), bps and hours, and how each ended."""
 
     plan: str
     gross: Floats
@@ -67,11 +69,13 @@ class PlanResult:
 
 
 def recorded(name: str, timeframe: str) -> Floats:
+    """Return the clean bars (n, 8) of a recorded file."""
     now = datetime.now(UTC)
     return schemas.to_matrix(assess(read(recording(name), now, timeframe), timeframe, now).clean)
 
 
 def markets(params: Params) -> list[Market]:
+    """Return the simulated year and the two recorded markets."""
     spec = params.simulator
     year, bitcoin, gold = simulated(params, spec.history_days), recorded(BITCOIN, "1m"), recorded(GOLD, "1h")
     minutes = "15-minute decisions, followed on 1-minute bars"
@@ -91,11 +95,12 @@ def markets(params: Params) -> list[Market]:
 
 
 def _days(bars: Floats) -> str:
+    """Return the first and the last day of bars (n, 8)."""
     return " to ".join(f"{utc(bars[i, OPEN_TIME]):%F}" for i in (0, -1))
 
 
 def ict_events(decision: Floats) -> Events:
-    """Raw ICT events of decision bars (m, 8): what the product asks its validator about, with nothing known beside."""
+    """Return the raw ICT events of decision bars (m, 8): those that the validator scores, without context."""
     ict, measured = StreamingFold("ict", ICT_GROUPS), StreamingFold("technical", (technical.GROUP,))
     signals = np.full((len(decision), len(SIGNALS.columns)), np.nan)
     signals[:, [SIGNALS.index[name] for name in ict.columns]] = ict.run(decision)
@@ -105,7 +110,9 @@ def ict_events(decision: Floats) -> Events:
 
 
 def compare_plans(market: Market, params: Params) -> tuple[list[PlanResult], int, int]:
-    """(every plan on the same events, events raised, of them too small to be worth their cost)."""
+    """Return every plan's outcomes on the same events, the number of events, and how many were too small to cover their
+    cost.
+    """
     raised, labels, cost = ict_events(market.decision), params.labels, params.costs.round_trip_bps
     large_enough = labels.target_atr * raised.atr * 1e4 >= labels.min_target_to_cost * cost
     at, side, atr = raised.index[large_enough], raised.direction[large_enough], raised.atr[large_enough]
@@ -134,16 +141,18 @@ def compare_plans(market: Market, params: Params) -> tuple[list[PlanResult], int
 
 
 def over_plain(found: Sequence[PlanResult], params: Params) -> dict[str, Estimate]:
-    """Mean of each other plan's net less plain's on the same events; both sides from the same draws."""
+    """Return plan → mean net bps less plain's on the same events; both sides from the same draws."""
     plain = found[0]
     return {one.plan: _mean(one.net - plain.net, params) for one in found[1:]}
 
 
 def _mean(values: Floats, params: Params, cost_bps: float | None = None) -> Estimate:
+    """Return the mean with its 95 % moving-block bootstrap interval."""
     return mean_estimate(values, DRAWS, params.seed, cost_bps)
 
 
 def table(found: Sequence[PlanResult], params: Params) -> list[str]:
+    """Return the lines of the table of plans."""
     heads = ("plan", "n", "net bps", "net less plain's, bps", "gross bps", "won, % after cost", "hours open")
     less = over_plain(found, params)
     lines = [
@@ -171,7 +180,7 @@ def table(found: Sequence[PlanResult], params: Params) -> list[str]:
 
 
 def verdict(found: Sequence[PlanResult], params: Params) -> str:
-    """In words: which plans differ from plain with their whole interval, and whether any pays its costs."""
+    """Describe which plans differ from plain with their whole interval, and whether any pays its costs."""
     less = over_plain(found, params)
     better = [f"`{plan}`" for plan, one in less.items() if one.low > 0.0]
     worse = [f"`{plan}`" for plan, one in less.items() if one.high < 0.0]
@@ -182,6 +191,7 @@ def verdict(found: Sequence[PlanResult], params: Params) -> str:
 
 
 def section(market: Market, params: Params) -> list[str]:
+    """Return the lines of one market's section."""
     found, raised, small = compare_plans(market, params)
     n = len(found[0].net)
     about = f"""{market.about} {raised:,} events; {small:,} whose target is under {params.labels.min_target_to_cost:g}
@@ -191,6 +201,7 @@ def section(market: Market, params: Params) -> list[str]:
 
 
 def page(params: Params) -> str:
+    """Return the whole page."""
     labels, exits, cost = params.labels, params.exits, params.costs.round_trip_bps
     ladder = ", then ".join(f"{100 * share:g} % at {distance:g} ATR" for distance, share in exits.legs)
     lines = [
@@ -221,6 +232,7 @@ def page(params: Params) -> str:
 
 
 def main() -> None:
+    """Write the page."""
     write(PAGE, __doc__, (BITCOIN, GOLD), lambda: page(load_params()))
 
 

@@ -1,4 +1,4 @@
-"""What one `observe` waits for while many ask `decide`: the real service, one event loop, clients that never pause.
+"""Time one `observe` while many clients call `decide`: the real service, one event loop, clients that never pause.
 
 Run: python -m benchmarks.fairness [--deciders N] [--seconds S]
 """
@@ -22,18 +22,21 @@ OBSERVE_EVERY_S = 0.01  # a feed pauses; clients that decide here do not
 
 
 class Connection:
-    """One keep-alive connection; `request` returns status, milliseconds, and the answer's head and body."""
+    """One keep-alive connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: str) -> None:
+        """Hold the streams and the head sent with each request."""
         self._reader, self._writer, self._head = reader, writer, head
 
     @classmethod
     async def to(cls, url: str, key: str) -> "Connection":
+        """Open a connection to `url` with `key`."""
         at = urlsplit(url)
         head = f"Host: {at.netloc}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
         return cls(*await asyncio.open_connection(at.hostname, at.port), head)
 
     async def request(self, path: str, body: Any) -> tuple[int, float, bytes, bytes]:
+        """Send one POST; return status, milliseconds, and the answer's head and body."""
         sent, started = json.dumps(body).encode(), time.perf_counter()
         self._writer.write(f"POST {path} HTTP/1.1\r\n{self._head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
         head = await self._reader.readuntil(b"\r\n\r\n")
@@ -42,11 +45,14 @@ class Connection:
         return int(head[9:12]), (time.perf_counter() - started) * 1e3, head, answer
 
     def close(self) -> None:
+        """Close the connection."""
         self._writer.close()
 
 
-async def observe_among_deciders(url: str, key: str, symbol: str, bars: Iterator[Any], deciders: int, seconds: float) -> dict[str, Any]:
-    """One observer and `deciders` clients for so long.
+async def observe_among_deciders(
+    url: str, key: str, symbol: str, bars: Iterator[Any], deciders: int, seconds: float
+) -> dict[str, Any]:
+    """Run one observer and `deciders` clients for `seconds`.
 
     Returns milliseconds of each kind at p50 and p99, how many were answered with which status, and one 429 as it came.
     """
@@ -56,6 +62,7 @@ async def observe_among_deciders(url: str, key: str, symbol: str, bars: Iterator
     until = time.monotonic() + seconds
 
     async def run_client(kind: str, bodies: Iterator[Any]) -> None:
+        """Send bodies until the time is over; wait a second after a 429."""
         connection = await Connection.to(url, key)
         while time.monotonic() < until and (body := next(bodies, None)) is not None:
             status, ms, head, answer = await connection.request(f"/{kind}", body)
@@ -64,7 +71,7 @@ async def observe_among_deciders(url: str, key: str, symbol: str, bars: Iterator
                 took[kind].append(ms)
             elif status == 429:
                 refused[:] = [(head, answer)]
-                await asyncio.sleep(1.0)  # as Retry-After asks
+                await asyncio.sleep(1.0)  # as Retry-After says
             if kind == "observe":
                 await asyncio.sleep(OBSERVE_EVERY_S)
         connection.close()
@@ -81,6 +88,7 @@ async def observe_among_deciders(url: str, key: str, symbol: str, bars: Iterator
 
 
 def main() -> None:
+    """Print the figures with no decider, one, and many."""
     parser = argparse.ArgumentParser(description="Time observe among many decide clients.")
     parser.add_argument("--deciders", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=15.0)
@@ -89,7 +97,9 @@ def main() -> None:
         bars = iter([bar_json(bar) for bar in at.live])
         symbol, key = at.params.simulator.symbol, write_key(settings)
         for deciders in (0, 1, options.deciders):
-            figures = asyncio.run(observe_among_deciders(settings.decision_url, key, symbol, bars, deciders, options.seconds))
+            figures = asyncio.run(
+                observe_among_deciders(settings.decision_url, key, symbol, bars, deciders, options.seconds)
+            )
             print(json.dumps({"deciders": deciders} | {k: v for k, v in figures.items() if k != "refused"}))
 
 

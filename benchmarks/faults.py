@@ -1,92 +1,76 @@
-"""The fault matrix: what breaks, who says so and when, when it is well again, and what is lost. `FAULTS` is the table.
+"""Measure the fault matrix: what breaks, when it is detected, when it has recovered, and what is lost.
 
-Each fault is caused on real processes under the feeder and clients of `hardship`, ended, and watched by a `Probe`.
-`observe_fault` measures one on a running installation; `case` starts what it needs. A fault that the product does not
-come through is recorded as it was seen, with what a person did then.
+`FAULTS` is the table. Each fault is caused on real processes under the feeder and clients of `hardship`, ended, and
+observed by a `Probe`. `observe_fault` measures one on a running installation; `case` starts what it needs. A fault that
+the product does not recover from is recorded as observed, with what a person did then.
 
 Run: python -m benchmarks.evidence faults
 """
 
 import atexit
-import json
-import os
-import shutil
-import signal
-import sqlite3
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
-from bellwether.operations.warm_starts import before_start
 from benchmarks import hardship
-from benchmarks.fixture import FAMILY, Fixture, arm_of
-from benchmarks.hardship import DECISION, Load, load_of, warm_in
+from benchmarks.fault_causes import (
+    LIBFAKETIME,
+    Cause,
+    Target,
+    again_with_the_worker,
+    clock_ahead,
+    database,
+    decision_parent,
+    disk_full,
+    down_and_up,
+    flipped,
+    freeze,
+    generation_replaced,
+    key_gone,
+    key_replaced,
+    kill,
+    naming_no_bundle,
+    no_faketime,
+    no_mount,
+    of_bundle,
+    page_flipped,
+    parent_of,
+    read_only,
+    read_only_at_start,
+    restore_store,
+    store_locked,
+    supervisors,
+    warm_start_flipped,
+    whole,
+    without_warm_start,
+    worker,
+)
+from benchmarks.fixture import Fixture
+from benchmarks.hardship import DECISION, Load, load_of
 from benchmarks.postgres import postgresql
-from benchmarks.probes import CALLS, READS, Log, Probe, doctor_findings, detected, shorten, recorder
-from benchmarks.services import service_processes
-from flows.support import processes
+from benchmarks.probes import CALLS, READS, Log, Probe, detected, doctor_findings, recorder
 from pipelines.errors import BellwetherError
 from pipelines.settings import Settings
 from pipelines.store import Store
-from serving.client import Client
-from serving.inference.generation import GENERATION_FILE, write_generation
 
 Figures = dict[str, Any]
 
 PACE_S = 0.1  # between the pieces of a decision bar: one bar takes about half a second, a month of them lasts a case
-POLL_AGAIN_S = 1.0  # what was asked sooner after the end of a fault says nothing of it
-NOTICE_S = 3.0  # the same for a kill: who restarts a process has to see first that it is gone
+POLL_AGAIN_S = 1.0  # requests sent sooner after the end of a fault do not count
+NOTICE_S = 3.0  # the same for a kill: the supervisor has to notice it first
 ENDPOINTS = (*READS, *CALLS, "services", "up", "the new key")
 CALM_S = 1.0  # everything has to be well for so long before a fault is caused
 HEAL_S = 45.0  # a fault that is not over by itself after this waits for a person
-LOAD_PATIENCE_S = 900.0  # the feeder outlasts every fault: what it is told is part of the finding
-MB = 2**20
+LOAD_PATIENCE_S = 900.0  # the feeder outlasts every fault: its answers are part of the result
 TMPFS_MB = 64
-LIBFAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 STACK = ("mlflow", "prefect", "decision", "flows", "models", "evidently")
 REPAIRED = "was done by a person"
-
-
-@dataclass
-class Target:
-    """A running installation: the stand it is made of, its settings, which services run, a folder beside its home."""
-
-    at: Fixture
-    settings: Settings
-    names: tuple[str, ...]
-    load: Load
-    log: Log
-    scratch: Path
-
-    @property
-    def generation_file(self) -> Path:
-        return self.settings.serving_dir / GENERATION_FILE
-
-    def member(self, name: str) -> psutil.Process:
-        """A process by its name in `benchmarks.services.service_processes`, such as `decision, worker`."""
-        return service_processes(self.settings, self.names)[name]
-
-    def parent(self, service: str) -> psutil.Process:
-        return psutil.Process(processes.services(self.settings)[service]["pid"])
-
-    def serve_again(self) -> None:
-        """Name its model and warm start in a new generation, as `bellwether promote` does."""
-        arms = {"champion": arm_of(self.at.digests[0], "1")} if "mlflow" not in self.names else {"champion": None}
-        warm = warm_in(self.at, self.settings.serving_dir)
-        write_generation(self.settings.serving_dir, {FAMILY: arms}, warm, datetime.now(UTC))
-
-    def up(self) -> None:
-        processes.up(self.settings, self.names)
 
 
 @dataclass(frozen=True)
@@ -94,327 +78,23 @@ class Fault:
     """One row of the matrix.
 
     cause     starts the fault and ends it
-    lasts_s   how long it is context; 0 = it is over as soon as it is caused, as a kill is
+    lasts_s   how long it lasts; 0 = it is over as soon as it is caused, as a kill is
     person    what a person has to do, where it is known beforehand that nothing else helps; empty = nothing
     repair    does that, or what the runbook would have a person try if it does not heal by itself
-    where     target: the decision service alone; postgresql: with its store there; remote: with the model service asked;
+    where     plain: the decision service alone; postgresql: with its store there; remote: with the model service;
               tmpfs: in a home of TMPFS_MB; faketime: with a clock that can be moved; file_key: its key in a file;
               stack: all six services, one installation for all such faults
     needs     says why it cannot be caused on this machine; empty = it can
     """
 
     description: str
-    cause: Callable[[Target], AbstractContextManager[None]]
+    cause: Cause
     lasts_s: float = 0.0
     person: str = ""
     repair: Callable[[Target], None] = Target.up
     tried: str = "`bellwether up`"
     where: Literal["plain", "postgresql", "remote", "tmpfs", "faketime", "file_key", "stack"] = "plain"
     needs: Callable[[], str] = lambda: ""
-
-
-# ---- causes ---------------------------------------------------------------------------------------------------------
-
-
-def kill(pick: Callable[[Target], list[psutil.Process]]) -> Callable[[Target], AbstractContextManager[None]]:
-    @contextmanager
-    def cause(target: Target) -> Iterator[None]:
-        for process in pick(target):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        yield
-
-    return cause
-
-
-def freeze(pick: Callable[[Target], list[psutil.Process]]) -> Callable[[Target], AbstractContextManager[None]]:
-    """SIGSTOP, later SIGCONT: the process is there, its sockets accept, and nothing answers."""
-
-    @contextmanager
-    def cause(target: Target) -> Iterator[None]:
-        frozen = pick(target)
-        for process in frozen:
-            process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for process in frozen:
-                with suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal.SIGCONT)
-
-    return cause
-
-
-def worker(target: Target) -> list[psutil.Process]:
-    return [target.member("decision, worker")]
-
-
-def decision_parent(target: Target) -> list[psutil.Process]:
-    return [target.member("decision, parent")]
-
-
-def parent_of(service: str) -> Callable[[Target], list[psutil.Process]]:
-    return lambda target: [target.parent(service)]
-
-
-def whole(service: str) -> Callable[[Target], list[psutil.Process]]:
-    def pick(target: Target) -> list[psutil.Process]:
-        parent = target.parent(service)
-        return [parent, *parent.children(recursive=True)]
-
-    return pick
-
-
-def supervisors(target: Target) -> list[psutil.Process]:
-    return [p for name, p in service_processes(target.settings, target.names).items() if name.startswith("supervisor")]
-
-
-def database(target: Target) -> list[psutil.Process]:
-    """The processes of the target's PostgreSQL."""
-    port = target.settings.store.rsplit(":", 1)[1].split("/")[0]
-    found = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] and _listens(p.info["cmdline"], port)]
-    return [process for parent in found for process in (parent, *parent.children(recursive=True))]
-
-
-def _listens(cmdline: list[str], port: str) -> bool:
-    return "postgres" in cmdline[0] and any(pair == ("-p", port) for pair in pairwise(cmdline))
-
-
-@contextmanager
-def store_locked(target: Target) -> Iterator[None]:
-    """Somebody holds the write lock: a report of another program, a backup that hangs."""
-    with closing(sqlite3.connect(target.settings.home / "store.db", isolation_level=None, timeout=30.0)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        finally:
-            other.execute("ROLLBACK")
-
-
-@contextmanager
-def disk_full(target: Target) -> Iterator[None]:
-    """The last byte of the home's file system is taken, and kept taken."""
-    ballast = target.settings.home / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        with suppress(OSError):
-            while file.write(b"\0" * MB):
-                pass
-        with suppress(OSError):
-            while file.write(b"\0" * 512):
-                pass
-    try:
-        yield
-    finally:
-        ballast.unlink()
-
-
-@contextmanager
-def read_only(target: Target) -> Iterator[None]:
-    with read_only_folder(target.settings.home):
-        yield
-
-
-@contextmanager
-def read_only_folder(folder: Path) -> Iterator[None]:
-    """A folder mounted over itself, read-only: what is opened from now on cannot be written, open files can."""
-    subprocess.run(["mount", "--bind", folder, folder], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@contextmanager
-def read_only_at_start(target: Target) -> Iterator[None]:
-    processes.down(target.settings)
-    with read_only(target):
-        started = time.monotonic()
-        try:
-            target.up()
-            words = "started"
-        except BellwetherError as error:
-            words = type(error).__name__
-        except OSError as error:
-            words = f"traceback {type(error).__name__}"
-        target.log.add("up", words, time.monotonic() - started)
-        yield
-
-
-@contextmanager
-def page_flipped(target: Target) -> Iterator[None]:
-    """A page in the middle of store.db is overwritten while nothing runs; a backup of just before lies beside it."""
-    processes.down(target.settings)
-    file = target.settings.home / "store.db"
-    with closing(sqlite3.connect(file)) as store:
-        store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        (size,) = store.execute("PRAGMA page_size").fetchone()
-        page = _leaf(store)
-    shutil.copy2(file, target.scratch / "backup.db")
-    with file.open("r+b") as handle:
-        handle.seek((page - 1) * size)
-        handle.write(os.urandom(size))
-    with suppress(BellwetherError):  # a store that is known to be broken may stop the start
-        target.up()
-    yield
-
-
-def _leaf(store: sqlite3.Connection) -> int:
-    """A page with the oldest decisions: nothing reads it at a start, so that only somebody who checks can know."""
-    wanted = "SELECT min(pageno) FROM dbstat WHERE name = 'decisions' AND pagetype = 'leaf'"
-    return int(store.execute(wanted).fetchone()[0])
-
-
-def restore_store(target: Target) -> None:
-    processes.down(target.settings)
-    for file in target.settings.home.glob("store.db*"):
-        file.unlink()
-    shutil.copy2(target.scratch / "backup.db", target.settings.home / "store.db")
-    target.up()
-
-
-def generation_replaced(change: Callable[[dict[str, Any]], str]) -> Callable[[Target], AbstractContextManager[None]]:
-    """The generation file is replaced by what `change` makes of it, by rename; the fault ends with a right one."""
-
-    @contextmanager
-    def cause(target: Target) -> Iterator[None]:
-        content = json.loads(target.generation_file.read_text())
-        draft = target.generation_file.with_name(".by_hand")
-        draft.write_text(change({**content, "generation": content["generation"] + 1}))
-        draft.replace(target.generation_file)
-        try:
-            yield
-        finally:
-            target.serve_again()
-
-    return cause
-
-
-def without_warm_start(content: dict[str, Any]) -> str:
-    return json.dumps({name: value for name, value in content.items() if name != "warm_start"})
-
-
-def naming_no_bundle(content: dict[str, Any]) -> str:
-    arms = {"champion": arm_of("0" * 64, "9"), "challenger": None}
-    return json.dumps(content | {"families": {FAMILY: arms}})
-
-
-def flipped(pick: Callable[[Target], Path]) -> Callable[[Target], AbstractContextManager[None]]:
-    """One byte of a file is flipped, and the worker has to read it again."""
-
-    @contextmanager
-    def cause(target: Target) -> Iterator[None]:
-        file = pick(target)
-        content = file.read_bytes()
-        file.chmod(0o600)
-        broken = bytearray(content)
-        broken[len(broken) // 2] ^= 0xFF
-        file.write_bytes(bytes(broken))
-        target.member("decision, worker").kill()
-        try:
-            yield
-        finally:
-            file.write_bytes(content)
-
-    return cause
-
-
-def of_bundle(target: Target) -> Path:
-    return max((target.settings.bundles / target.at.digests[0]).rglob("*.onnx"))
-
-
-@contextmanager
-def warm_start_flipped(target: Target) -> Iterator[None]:
-    """One byte of the warm start is flipped and the worker has to read it again; the workspace is that of a turn."""
-    mine = target.settings.serving_dir / "warm" / target.at.warm["digest"]  # of this target: others use the stand's
-    target.at = replace(target.at, warm=target.at.warm | {"path": str(mine)})
-    trained = target.at.home.parent / f"seed-{target.at.params.seed + 1}"  # whose warm start the stand published
-    labels = Path("artifacts") / "labels"
-    shutil.copytree(trained / "data", target.settings.workspace / "data")
-    shutil.copytree(trained / labels, target.settings.workspace / labels)
-    pointer = json.dumps({"outs": [{"md5": target.at.warm["data_hash"]}]})
-    (target.settings.workspace / "data.dvc").write_text(pointer)
-    target.serve_again()
-    time.sleep(1.0)
-    file = mine / "features.state"
-    content = file.read_bytes()
-    file.write_bytes(content[:-1] + bytes([content[-1] ^ 0xFF]))
-    target.member("decision, worker").kill()
-    yield
-
-
-def down_and_up(target: Target) -> None:
-    """What `bellwether down` and `bellwether up` do, for the services of this target."""
-    processes.down(target.settings)
-    before_start(target.settings)
-    target.up()
-
-
-def again_with_the_worker(target: Target) -> None:
-    target.serve_again()
-    target.member("decision, worker").kill()
-
-
-@contextmanager
-def clock_ahead(target: Target) -> Iterator[None]:
-    """The wall clock of the service runs a day ahead, then right again; its monotonic clock is left alone."""
-    file = target.scratch / "clock"
-    file.write_text("+1d\n")
-    try:
-        yield
-    finally:
-        file.write_text("+0\n")
-
-
-@contextmanager
-def key_gone(target: Target) -> Iterator[None]:
-    file = target.settings.home / "write_key"
-    aside = file.with_name("write_key.aside")
-    file.rename(aside)
-    try:
-        yield
-    finally:
-        aside.replace(file)
-
-
-@contextmanager
-def key_replaced(target: Target) -> Iterator[None]:
-    """Somebody writes another key into the file and restarts nothing."""
-    file = target.settings.home / "write_key"
-    before = file.read_text()
-    file.write_text("0" * 48)
-    try:
-        words = "200"
-        with Client(target.settings) as other:  # with the new key, beside the feeder with the old one
-            try:
-                other.observe(target.load.symbol, target.load.groups[0][:1])
-            except BellwetherError as error:
-                words = shorten(str(error))
-        target.log.add("the new key", words)
-        yield
-    finally:
-        file.write_text(before)
-
-
-# ---- what the machine has to have -----------------------------------------------------------------------------------
-
-
-@cache
-def no_mount() -> str:
-    """Why a tmpfs cannot be mounted here; empty if it can."""
-    with tempfile.TemporaryDirectory(prefix="bellwether-mount-") as folder:
-        tried = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True, check=False
-        )
-        if tried.returncode:
-            return f"nothing can be mounted: {tried.stderr.strip() or tried.returncode}"
-        subprocess.run(["umount", folder], check=True)
-    return ""
-
-
-@cache
-def no_faketime() -> str:
-    return "" if LIBFAKETIME.is_file() else f"{LIBFAKETIME} is not there; Debian's package is faketime"
 
 
 FAULTS: dict[str, Fault] = {
@@ -460,7 +140,7 @@ FAULTS: dict[str, Fault] = {
 def observe_fault(target: Target, fault: Fault, compare: bool = True) -> Figures:
     """Cause `fault` on a running target under its load, end it, wait until all is as before, compare what is stored.
 
-    Returns detected_s and by; said: endpoint → words during the fault; slowest_s of each; alarms; doctor: what it found
+    Returns detected_s and by; responses: endpoint → words during the fault; slowest_s of each; alarms; doctor: what it found
     during the fault and not before; heals: "by itself", REPAIRED or "not in time"; answers_s and healed_s after the end
     of the fault; person: what had to be done; lost, doubled, lost_bars and the rest of hardship's comparison.
     """
@@ -509,7 +189,7 @@ def observe_fault(target: Target, fault: Fault, compare: bool = True) -> Figures
 
 
 def compared(target: Target) -> Figures:
-    """hardship's comparison of what is stored with what was acknowledged, for the load so far."""
+    """Compare what is stored with what was acknowledged so far; return hardship's figures."""
     acknowledged, faults = dict(target.load.acknowledged), list(target.load.faults)
     so_far = replace(target.load, acknowledged=acknowledged, faults=faults)
     so_far.fed = target.load.fed
@@ -521,8 +201,10 @@ def compared(target: Target) -> Figures:
 
 
 def _wait_until_calm(target: Target, probe: Probe) -> dict[str, str]:
-    """Wait until everything was well for CALM_S; returns what everything says then. Goes on with what there is after a
-    while: a fault on top of one that does not heal is measured too."""
+    """Wait until everything was well for CALM_S; return the state of every endpoint then.
+
+    Returns after HEAL_S in any case: a fault on top of one that does not heal is measured too.
+    """
     deadline, since, well = time.monotonic() + HEAL_S, time.monotonic(), probe.healthy()
     while time.monotonic() - since < CALM_S and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -532,8 +214,12 @@ def _wait_until_calm(target: Target, probe: Probe) -> dict[str, str]:
     return well
 
 
-def _until_as_before(target: Target, probe: Probe, healthy: dict[str, str], ended: float, poll_after_s: float) -> float | None:
-    """Seconds after `ended` until every endpoint and service says what it said before and the feeder gets answers."""
+def _until_as_before(
+    target: Target, probe: Probe, healthy: dict[str, str], ended: float, poll_after_s: float
+) -> float | None:
+    """Return the seconds after `ended` until every endpoint and service answers as before and the feeder's calls
+    succeed; None after HEAL_S.
+    """
     deadline = ended + HEAL_S
     while time.monotonic() < deadline:
         calls, everyone = [target.log.of(name) for name in CALLS], [target.log.of(name) for name in (*CALLS, *healthy)]
@@ -545,7 +231,7 @@ def _until_as_before(target: Target, probe: Probe, healthy: dict[str, str], ende
 
 
 def _answers_again(log: Log, ended: float) -> float | None:
-    """Seconds after `ended` until the feeder's calls are answered with 200; 0 if they always were."""
+    """Return the seconds after `ended` until the feeder's calls are answered with 200; 0 if they always were."""
     calls = [log.of(name) for name in CALLS]
     if not all(call.now().startswith("200") for call in calls):
         return None
@@ -565,7 +251,7 @@ def _answers_again(log: Log, ended: float) -> float | None:
 def running(
     fault: Fault, tiny: bool = False, pace_s: float = PACE_S, parent: Path | None = None, store_url: str = ""
 ) -> Iterator[Target]:
-    """A target as `fault` needs it, with its load started."""
+    """Start a target as `fault` needs it, with its load; stop both at the end."""
     with ExitStack() as context:
         scratch = Path(context.enter_context(tempfile.TemporaryDirectory(prefix="bellwether-fault-")))
         names, variables = DECISION, {}
@@ -585,13 +271,16 @@ def running(
             }  # fmt: skip
         elif fault.where == "file_key":
             variables = {"BELLWETHER_WRITE_KEY": ""}
-        at, settings = context.enter_context(hardship.serving_fixture(tiny, store_url, names, parent=parent, **variables))
+        at, settings = context.enter_context(
+            hardship.serving_fixture(tiny, store_url, names, parent=parent, **variables)
+        )
         target = _start_load(at, settings, names, scratch, pace_s)
         context.callback(_stop_load, target.load)
         yield target
 
 
 def _start_load(at: Fixture, settings: Settings, names: tuple[str, ...], scratch: Path, pace_s: float) -> Target:
+    """Start feeder and clients with a log of their answers; return the target."""
     log = Log()
     load = load_of(at, settings, pace_s, retries=True)
     load.client, load.patience_s = recorder(log), LOAD_PATIENCE_S
@@ -600,13 +289,14 @@ def _start_load(at: Fixture, settings: Settings, names: tuple[str, ...], scratch
 
 
 def _stop_load(load: Load) -> None:
+    """Stop feeder and clients without waiting for answers."""
     load.patience_s = 0.0
     load.stop()
 
 
 @contextmanager
 def tmpfs(folder: Path, megabytes: int = TMPFS_MB) -> Iterator[Path]:
-    """A small file system of its own. Needs the right to mount."""
+    """Mount a small file system of its own. Needs the right to mount."""
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
     try:
@@ -620,8 +310,10 @@ _STACK = ExitStack()  # the six services, once a process; stopped when it ends
 
 @cache
 def stack() -> Target:
-    """All six services on the stand's warm start. No model is registered, so the consensus decides: what is looked at
-    here is the servers beside the decision service."""
+    """Start all six services on the fixture's warm start, once a process.
+
+    No model is registered, so the consensus decides: these faults are about the servers next to the decision service.
+    """
     atexit.register(_STACK.close)
     scratch = Path(_STACK.enter_context(tempfile.TemporaryDirectory(prefix="bellwether-stack-")))
     at, settings = _STACK.enter_context(hardship.serving_fixture(False, "", STACK, champion=False))
@@ -631,7 +323,10 @@ def stack() -> Target:
 
 
 def case(name: str) -> Figures:
-    """One row of the matrix, on an installation of its own or the shared one. Never raises: what broke is found."""
+    """Measure one row of the matrix, on a target of its own or the shared one.
+
+    Never raises: a failure becomes `not_run`.
+    """
     fault = FAULTS[name]
     if why := fault.needs():
         return {"description": fault.description, "not_run": why}
@@ -640,5 +335,5 @@ def case(name: str) -> Figures:
             return observe_fault(stack(), fault)
         with running(fault) as target:
             return observe_fault(target, fault)
-    except Exception as error:  # noqa: BLE001  # a matrix with a hole says less than one with what made the hole
+    except Exception as error:  # noqa: BLE001  # a gap in the matrix with its cause is better than no matrix
         return {"description": fault.description, "not_run": f"{type(error).__name__}: {str(error)[:400]}"}

@@ -1,4 +1,4 @@
-"""What a feature costs: the compiled fold beside TA-Lib's batch functions, and beside pandas recomputed at each bar.
+"""Time features: the compiled fold against TA-Lib's batch functions, and against pandas recomputed at each bar.
 
 On recorded BTC/USDT bars where they are there, else on a simulated year. Run: python -m benchmarks features
 """
@@ -24,7 +24,7 @@ WINDOW = 500  # bars that the usual code recomputes at every bar
 
 
 def market(tiny: bool) -> tuple[Floats, str]:
-    """15-minute bars (n, 8) and what they are."""
+    """Return 15-minute bars (n, 8) and their description."""
     path = recording("binance_spot_btcusdt_1m_2024.parquet")
     if path.is_file() and not tiny:
         return resample(recorded(path), 60, 900), "BTC/USDT 2024, 15m"
@@ -32,7 +32,7 @@ def market(tiny: bool) -> tuple[Floats, str]:
 
 
 def with_talib(high: Floats, low: Floats, close: Floats) -> None:
-    """The indicators of the technical family, each by its TA-Lib batch function."""
+    """Compute the indicators of the technical group, each by its TA-Lib batch function."""
     talib.RSI(close, 14)
     talib.MACD(close, 12, 26, 9)
     talib.BBANDS(close, 20, 2.0, 2.0)
@@ -46,7 +46,7 @@ def with_talib(high: Floats, low: Floats, close: Floats) -> None:
 
 
 def with_pandas(frame: pd.DataFrame) -> dict[str, float]:
-    """The usual way to serve: nine of the technical family, recomputed over the last bars to read their last row."""
+    """Return nine of the technical group, recomputed over the last bars for their last row: the usual way to serve."""
     high, low, close = frame["high"], frame["low"], frame["close"]
     change = close.diff()
     gain = change.clip(lower=0).ewm(alpha=1 / 14, adjust=False).mean()
@@ -75,13 +75,16 @@ def with_pandas(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def live(fold: StreamingFold, bars: Floats) -> Callable[[], Any]:
-    """A call that takes the last `WINDOW` bars one by one, as serving does, after the history before them."""
+    """Return a call that steps through the last `WINDOW` bars one by one, as serving does, after the history before
+    them.
+    """
     state = fold.fresh()
     fold.run(bars[:-WINDOW], state=state)
     return lambda: [fold.step(state, bar) for bar in bars[-WINDOW:]]
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     repeats = 3 if tiny else 25
     bars, description = market(tiny)
     family = StreamingFold("technical", (technical.GROUP,))
@@ -106,6 +109,6 @@ def measure(tiny: bool = False) -> list[Row]:
 
 
 def gap(family: StreamingFold, bars: Floats, frame: pd.DataFrame) -> float:
-    """Largest relative difference of the two sides at the last bar: they compute the same thing."""
+    """Return the largest relative difference of the two sides at the last bar: they compute the same thing."""
     expected, folded = with_pandas(frame), family.run(bars)[-1]
     return max(float(abs(folded[family.index[name]] / value - 1.0)) for name, value in expected.items() if value)

@@ -1,7 +1,9 @@
-"""`python -m benchmarks.fusion [--to FILE]`: docs/results/fusion.md, which weights of the categories were worth
-        anything. Stated, equal, learnt as outcomes came in, convex and genetic weights of one pooled forecast
-        (pipelines/evaluation), on events that none of them had seen: a simulated year, a recorded one, and a market
-        that trades no nights."""
+"""Compare weights of the categories; writes docs/results/fusion.md.
+
+Run: python -m benchmarks.fusion [--to FILE]
+anything. Stated, equal, learnt as outcomes came in, convex and genetic weights of one pooled forecast
+(pipelines/evaluation), on events that none of them had seen: a simulated year, a recorded one, and a market
+that trades no nights."""
 
 import sys
 import textwrap
@@ -85,7 +87,7 @@ WEIGHTINGS = {
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A market's resolved events, the regime code of each (NaN unknown), and what its history looked like.
+    """A market's resolved events, the regime code of each (NaN unknown), and a description of its history.
 
     active_share  (C,) share of the events at which each category took a side; step_s seconds of a decision bar
     """
@@ -137,6 +139,7 @@ def evaluation_set(
 
 
 def simulated_year(params: Params) -> EvaluationSet:
+    """Return the evaluation set of the simulated year."""
     spec = params.simulator.model_copy(update={"history_days": SIM_DAYS, "live_days": 0, "drift_after_live_days": None})
     market = simulate(spec)
     title = f"The simulator, {SIM_DAYS} days, edge {spec.edge:g}, seed {spec.seed}"
@@ -157,7 +160,7 @@ def recorded(
 
 
 def walk_forward(market_events: EvaluationSet, params: Params) -> WalkForwardForecasts:
-    """Every way's forecasts of the same events, walked forward."""
+    """Return every weighting's forecasts of the same events, walked forward."""
     given, learning = market_events.events, params.learning
     base_weights = np.array([params.fusion.weights[name] for name in CATEGORIES])
     begin = initial_state(tuple(base_weights.tolist()), 1.0 / (1.0 + params.labels.odds), learning)
@@ -182,7 +185,10 @@ def walk_forward(market_events: EvaluationSet, params: Params) -> WalkForwardFor
 
 @dataclass(frozen=True)
 class Figure:
-    """One way on one market, out of sample. gain: log loss of the stated weights less its own, paired, in millinats."""
+    """One weighting on one market, out of sample.
+
+    gain: log loss of the stated weights less its own, paired, in millinats.
+    """
 
     way: str
     loss: float
@@ -195,6 +201,7 @@ class Figure:
 
 
 def figures(market_events: EvaluationSet, judged: WalkForwardForecasts, params: Params) -> list[Figure]:
+    """Return the figures of every weighting, out of sample."""
     label, gross = market_events.events.label, market_events.events.gross_bps[judged.rows]
     loss, found = losses(judged, label), []
     draws, seed, coverage = params.gate.bootstrap, params.seed, params.gate.coverage
@@ -220,7 +227,7 @@ def figures(market_events: EvaluationSet, judged: WalkForwardForecasts, params: 
 
 
 def _net(p: Floats, gross: Floats, coverage: float, cost: float) -> Callable[[Ints], float]:
-    """Of row numbers the mean net bps of the most confident share."""
+    """Return a function of row numbers: the mean net bps of their most confident share."""
     return lambda rows: float(gross[rows][most_confident(p[rows], coverage)].mean() - cost)
 
 
@@ -240,6 +247,7 @@ def gains_over_base_rate(
 
 
 def table(results: Sequence[Figure], base: Mapping[str, Estimate]) -> list[str]:
+    """Return the lines of two tables: figures and weights of every weighting."""
     lines = [
         "| weights | log loss | saves against the base rate | saves against stated | net bps of the top | lift bps | "
         "candidates | deflated |",
@@ -261,7 +269,7 @@ def table(results: Sequence[Figure], base: Mapping[str, Estimate]) -> list[str]:
 
 
 def verdict(results: Sequence[Figure], base: Mapping[str, Estimate], pbo: float) -> str:
-    """In words, from the intervals alone."""
+    """Describe what the intervals show."""
     better = [f.way for f in results if f.gain.low > 0.0]
     worse = [f.way for f in results if f.gain.high < 0.0]
     better_than_base = [way for way, saved in base.items() if saved.low > 0.0]
@@ -288,6 +296,7 @@ class MarketSection:
 
 
 def evaluate_market(market_events: EvaluationSet, params: Params) -> MarketSection:
+    """Walk all weightings forward on one market and return its section."""
     started = perf_counter()
     judged = walk_forward(market_events, params)
     results, base = figures(market_events, judged, params), gains_over_base_rate(market_events, judged, params)
@@ -315,6 +324,7 @@ def evaluate_market(market_events: EvaluationSet, params: Params) -> MarketSecti
 
 
 def page(found: Sequence[MarketSection], params: Params) -> str:
+    """Return the whole page."""
     labels, learning, splits = params.labels, params.learning, params.splits
     ways = "\n".join(f"- **{way}**: {about}" for way, about in WEIGHTINGS.items())
     return "\n".join(
@@ -382,22 +392,27 @@ def overall(found: Sequence[MarketSection]) -> str:
 
 
 def _list(names: Sequence[str]) -> str:
+    """Return names separated by commas, or "none"."""
     return ", ".join(names) or "none"
 
 
 def _plain(value: float) -> str:
+    """Format a figure with two decimals; a dash for NaN."""
     return f"{value:.2f}" if np.isfinite(value) else "–"
 
 
 def _prose(text: str) -> str:
+    """Return text as one paragraph wrapped at 118 columns."""
     return textwrap.fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> None:
+    """Write the page."""
     write(PAGE, __doc__, (BTC, GOLD, *CONTEXT_FILES), _whole)
 
 
 def _whole() -> str:
+    """Evaluate all markets and return the page."""
     params = load_params()
     markets = [
         simulated_year(params),

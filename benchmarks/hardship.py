@@ -1,8 +1,8 @@
-"""What a service must come through: its champion swapped under load, and kill -9 at any moment under load.
+"""Stress the decision service: its champion swapped under load, and kill -9 at any moment under load.
 
-The real decision service under the real supervisor, over HTTP, in a home of its own. A feeder shows it bars in pieces
-and asks for a decision at every close, as a connector of a venue would: what was not acknowledged is sent again. Others
-ask at the same time. Tests run these with small counts, `python -m benchmarks.evidence` with large ones.
+The real decision service under the real supervisor, over HTTP, in a home of its own. A feeder sends bars in pieces and
+requests a decision at every close, as a connector of a venue would: what was not acknowledged is sent again. Clients
+request decisions at the same time. Tests run these with small counts, `python -m benchmarks.evidence` with large ones.
 """
 
 import shutil
@@ -35,53 +35,57 @@ from serving.inference.predictions import faulty
 from serving.state import symbols
 
 DECISION = ("decision",)
-CLIENTS = 2  # clients that ask while the feeder feeds
-REQUEST_EVERY_S = 0.02  # at most so often: a client that asks without a pause would only take the service's processor
+CLIENTS = 2  # clients that request decisions while the feeder feeds
+REQUEST_EVERY_S = 0.02  # at most so often: a client without a pause would only take the service's processor
 PIECE = 5  # minutes sent at a time: a kill may come in the middle of a decision bar
 PATIENCE_S = 60.0  # a service that was killed may take so long to answer again
 
 
 @dataclass
 class Load:
-    """A feeder and CLIENTS clients. What was acknowledged is kept; `faults` are answers nobody may get."""
+    """A feeder and CLIENTS clients. Acknowledged decisions are recorded; `faults` are answers that must not occur."""
 
     settings: Settings
     symbol: str
     groups: list[Floats]  # the minutes of each decision bar
     step_s: float
     pace_s: float
-    retries: bool  # a service that does not answer is asked again: it was killed on purpose
+    retries: bool  # requests without an answer are sent again: the service was killed on purpose
     patience_s: float = PATIENCE_S
     client: Callable[[Settings], Client] = Client
     acknowledged: dict[str, dict[str, Any]] = field(default_factory=dict)
     answers: int = 0
-    fed: int = 0  # decision bars shown and acknowledged
+    fed: int = 0  # decision bars sent and acknowledged
     faults: list[str] = field(default_factory=list)
     _close: datetime | None = None
     _ended: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self) -> None:
+        """Start the threads of feeder and clients."""
         targets = [self._feed, *[self._request_decisions] * CLIENTS]
         self._threads = [threading.Thread(target=self._guard, args=(target,), daemon=True) for target in targets]
         for thread in self._threads:
             thread.start()
 
     def join(self) -> None:
+        """Wait for the end of the feeder, then stop the clients."""
         self._threads[0].join()
         self.stop()
 
     @property
     def over(self) -> bool:
-        """Whether the feeder has no bars left, or gave up."""
+        """Return whether the feeder has no bars left, or gave up."""
         return not self._threads[0].is_alive()
 
     def stop(self) -> None:
+        """Stop all threads and wait for their end."""
         self._ended.set()
         for thread in self._threads:
             thread.join()
 
     def _guard(self, target: Callable[[Client], None]) -> None:
+        """Run one client; an error becomes a fault and ends the load."""
         try:
             with self.client(self.settings) as client:
                 target(client)
@@ -90,6 +94,7 @@ class Load:
             self._ended.set()
 
     def _feed(self, client: Client) -> None:
+        """Send the minutes of each decision bar in pieces and request a decision at its close."""
         for group in self.groups:
             for first in range(0, len(group), PIECE):
                 if self._ended.is_set():
@@ -101,12 +106,14 @@ class Load:
             self.fed += 1
 
     def _request_decisions(self, client: Client) -> None:
+        """Request decisions until the load ends."""
         while not self._ended.is_set():
             if self._close is not None:
                 self._acknowledge(self._retry(lambda: client.decide(self.symbol)))
             time.sleep(max(self.pace_s, REQUEST_EVERY_S))
 
     def _retry(self, request: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Send a request until it is answered; record answers that must not occur once each."""
         started = time.monotonic()
         while True:
             try:
@@ -116,11 +123,12 @@ class Load:
                 if not self.retries or "is before" in text or time.monotonic() > started + self.patience_s:
                     raise
                 if isinstance(error, InputError) or ("answered" in text and "answered 503" not in text):
-                    with self._lock:  # nobody may get that; told once each
+                    with self._lock:  # must not occur; recorded once each
                         self.faults += [text] if text not in self.faults else []
             time.sleep(0.05)
 
     def _acknowledge(self, answer: dict[str, Any]) -> None:
+        """Record a decision; two different answers under one id are a fault."""
         with self._lock:
             self.answers += 1
             before = self.acknowledged.setdefault(answer["id"], answer)
@@ -137,7 +145,7 @@ def serving_fixture(
     champion: bool = True,
     **variables: str,
 ) -> Iterator[tuple[Fixture, Settings]]:
-    """The decision service in a copy of the stand, alone by default: nothing of an earlier run is in its store.
+    """Run the decision service in a copy of the fixture, alone by default, with an empty store.
 
     parent    an existing folder for the home; None = a temporary one
     champion  False: no model serves, and the traditional consensus decides
@@ -155,11 +163,15 @@ def serving_fixture(
 
 
 def warm_in(at: Fixture, serving_dir: Path) -> dict[str, str]:
-    """The stand's warm start as it lies in a copy of it: a service reads only what is published in its own home."""
+    """Return the fixture's warm start with its path in a copy.
+
+    A service reads only what is published in its own home.
+    """
     return {**at.warm, "path": str(serving_dir / "warm" / at.warm["digest"])}
 
 
 def load_of(at: Fixture, settings: Settings, pace_s: float, retries: bool) -> Load:
+    """Return a load of the fixture's live bars, not started yet."""
     groups = by_decision_bar(at.live, at.params)
     step_s = float(groups[1][0, OPEN_TIME] - groups[0][0, OPEN_TIME])
     return Load(settings, at.params.simulator.symbol, groups, step_s, pace_s, retries)
@@ -169,7 +181,7 @@ def load_of(at: Fixture, settings: Settings, pace_s: float, retries: bool) -> Lo
 
 
 def swaps(count: int, tiny: bool = False) -> dict[str, Any]:
-    """Swap the champion `count` times under load; every swap loads, verifies and rehearses another bundle.
+    """Swap the champion `count` times under load; every swap loads, verifies and warms up another bundle.
 
     Returns swaps, answers, failed (answers that were no decision), generations answered, and the worker's memory:
     MB at the tenth swap and at the last.
@@ -202,9 +214,9 @@ def swaps(count: int, tiny: bool = False) -> dict[str, Any]:
 def crashes(
     count: int, tiny: bool = False, store_url: str = "", seed: int = 7, bars_after: int | None = None
 ) -> dict[str, Any]:
-    """kill -9 at random moments under load, now the worker alone, now everything; then compare what is stored.
+    """Kill -9 at random moments under load, the worker and everything in turn; then compare what is stored.
 
-    Returns kills, acknowledged decisions, and what must be nought: lost (acknowledged, not stored or stored otherwise),
+    Returns kills, acknowledged decisions, and what must be 0: lost (acknowledged, not stored or stored otherwise),
     doubled (two on the same bar and generation), lost_bars, state (decisions whose feature or signal bytes an
     uninterrupted run would not have had), not_replayed, faults.
 
@@ -232,7 +244,9 @@ def crashes(
 
 
 def _kill(settings: Settings, whole: bool) -> None:
-    """SIGKILL: to the worker, which its parent starts again; or to every process, and then `up`, as after a reboot."""
+    """Send SIGKILL to the worker, which its parent starts again; or to every process, and then run `up`, as after a
+    reboot.
+    """
     if not whole:
         service_processes(settings, DECISION)["decision, worker"].kill()
         return
@@ -247,12 +261,13 @@ def _kill(settings: Settings, whole: bool) -> None:
 
 
 def _until_gone(killed: list[psutil.Process]) -> None:
-    """Return once all have ended, also those that nobody has asked how: the supervisor starts them again in seconds."""
+    """Wait until all have ended, also those not reaped: the supervisor starts them again in seconds."""
     while any(map(processes.is_alive, killed)):
         time.sleep(0.01)
 
 
 def compare(at: Fixture, settings: Settings, store: Store, load: Load) -> dict[str, Any]:
+    """Compare what was acknowledged with what is stored, and replay it; return the figures of `crashes`."""
     records = store.decisions()
     stored = {record.decision.id: record for record in records}
     bars = np.vstack(load.groups[: load.fed])
@@ -281,12 +296,15 @@ def compare(at: Fixture, settings: Settings, store: Store, load: Load) -> dict[s
 
 
 def _key(decision: Decision) -> tuple[Any, ...]:
-    """What makes a decision another one. A fault that lowers the tier is a reason to decide on the same bar again."""
+    """Return what makes a decision distinct.
+
+    A fault that lowers the tier is a reason to decide on the same bar again.
+    """
     return decision.symbol, decision.as_of, decision.generation, decision.tier, decision.breakers
 
 
 def _ledger_line(at: Fixture) -> Promotion:
-    """What the ledger would say of the champion that a house begins with."""
+    """Return the ledger's line of the champion that a fixture begins with."""
     return Promotion(
         at=utc(0), actor="fixture", action="promote", family=FAMILY, arm="champion", from_version=None, to_version="1",
         digest=at.digests[0], run_id="benchmark", data_hash="benchmark", git_commit="benchmark", verdict_passed=True,
@@ -295,19 +313,19 @@ def _ledger_line(at: Fixture) -> Promotion:
 
 
 def _same(stored: dict[str, Any], answered: dict[str, Any]) -> bool:
-    """What was answered is what is stored, field by field; the answer may hold more."""
+    """Return whether the stored decision equals the answer, field by field; the answer may have more."""
     return all(answered.get(name) == value for name, value in stored.items())
 
 
-# ---- the model service beside it ------------------------------------------------------------------------------------
+# ---- with the model service --------------------------------------------------------------------------------------
 
 
 def together(count: int, tiny: bool = False) -> dict[str, Any]:
-    """`count` decision bars with the model service asked, made again with models in this process; then it is killed.
+    """Decide `count` bars with the model service, and again with models in this process; then kill the service.
 
-    Returns bars, spoken (validator answers with a number), faulty (answers that the service failed to give, which a
-    replay would take as recorded; nothing may be), different (of a decision and the one that is made again:
-    nothing may be), and of the killed service: out (tier and the champion's reason at the next event), back (tier once
+    Returns bars, predicted (validator answers with a number), faulty (answers that the service failed to give, which a
+    replay would accept as recorded; must be 0), different (between a decision and its replay; must be empty), and of
+    the killed service: out (tier and the champion's reason at the next event), back (tier once
     it answers again).
     """
     patient = {"BELLWETHER_MODELS": "remote", "BELLWETHER_MODEL_TIMEOUT_MS": "5000"}
@@ -319,12 +337,12 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
         for process in gone:
             process.kill()
         _until_gone(gone)
-        for group in bars:  # until a bar on which a model is asked
+        for group in bars:  # until a bar with an event
             out = _observe_and_decide(client, load, group)
             if out["event"] is not None:
                 break
         processes.up(settings, ("models",))
-        for group in bars:  # a bar at a time until trust is back; the client looks for it every two seconds
+        for group in bars:  # until the tier rises; the client retries every two seconds
             back = _observe_and_decide(client, load, group)
             time.sleep(0.05)
             if back["tier"] < 3:
@@ -351,5 +369,6 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
 
 
 def _observe_and_decide(client: Client, load: Load, group: Floats) -> dict[str, Any]:
+    """Send the minutes of one decision bar and return the decision at its close."""
     client.observe(load.symbol, group)
     return client.decide(load.symbol)

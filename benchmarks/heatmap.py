@@ -1,5 +1,7 @@
-"""What one update of the order-book heatmap takes (a snapshot added, the window told), beside the same rules as a
-pandas pivot of the window's levels. Run: python -m benchmarks heatmap"""
+"""Time one update of the order-book heatmap (a snapshot added, its row written) against a pandas pivot of the levels.
+
+Run: python -m benchmarks heatmap
+"""
 
 from collections import deque
 from dataclasses import dataclass
@@ -29,7 +31,9 @@ MARKETS = ((35_000, 1 << 10, "the simulator's book"), (640_000, 1 << 13, "a perp
 
 
 def books(mid: int, ring: int, n: int, seed: int) -> list[BookView]:
-    """n books 5 s apart around a wandering mid (ticks), a third of their levels empty, with a wall on both sides."""
+    """Return n books 5 s apart around a wandering mid (ticks), a third of their levels empty, with a liquidity wall on
+    both sides.
+    """
     noise, made = np.random.default_rng(seed), []
     liquidity_walls = mid - mid // 2000, mid + mid // 1500
     for _ in range(n):
@@ -48,18 +52,22 @@ def books(mid: int, ring: int, n: int, seed: int) -> list[BookView]:
 
 @dataclass(frozen=True)
 class _Snapshot:
+    """One book in price buckets."""
+
     width: int
     best: tuple[int, int]
     levels: pd.DataFrame  # bucket, side, size
 
 
 class PandasHeatmap:
-    """The same rules over whole tables, anew at each update."""
+    """The same rules over whole tables, recomputed at each update."""
 
     def __init__(self) -> None:
+        """Start without snapshots."""
         self.snapshots: deque[_Snapshot] = deque(maxlen=SNAPSHOTS)
 
     def add_snapshot(self, depth: Any, mask: int, best_bid: int, best_ask: int, far_bid: int, far_ask: int) -> None:
+        """Add a book; the arguments are those of `heatmap_add_snapshot`, prices in ticks."""
         width = 2 ** max(0, int(np.floor(np.log2(LEVEL_BPS * 1e-4 * (best_bid + best_ask) / 2))))
         parts = []
         for side, ticks in ((0, np.arange(far_bid, best_bid + 1)), (1, np.arange(best_ask, far_ask + 1))):
@@ -69,6 +77,7 @@ class PandasHeatmap:
         self.snapshots.append(_Snapshot(width, (best_bid, best_ask), pd.concat(parts)))
 
     def row(self, tick_price: float) -> Floats:
+        """Return the heatmap's row (7,), prices in quote currency; NaN with fewer than MIN_SNAPSHOTS."""
         out = np.full(7, np.nan)
         window = [snapshots for snapshots in self.snapshots if snapshots.width == self.snapshots[-1].width]
         if len(window) < MIN_SNAPSHOTS:
@@ -95,15 +104,20 @@ class PandasHeatmap:
 
 
 class _Compiled:
+    """The product's heatmap."""
+
     def __init__(self) -> None:
+        """Start with a fresh state."""
         self.state, self.out = np.zeros(HEAT_STATE), np.empty(7)
 
     def update(self, view: BookView) -> None:
+        """Add a book and write the row."""
         heatmap_add_snapshot(self.state, *view)
         heatmap_write_row(self.state, 0.1, self.out)
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark. Raises AssertionError if the two sides differ by more than 1e-12."""
     rows = []
     for mid, ring, note in MARKETS:
         seen = books(mid, ring, SNAPSHOTS + 1, seed=1)
@@ -114,9 +128,11 @@ def measure(tiny: bool = False) -> list[Row]:
         np.testing.assert_allclose(compiled.out, pandas_heatmap.row(0.1), rtol=1e-12)
 
         def ours(compiled: _Compiled = compiled, newest: BookView = seen[-1]) -> None:
+            """Update the compiled heatmap with the newest book."""
             compiled.update(newest)
 
         def theirs(pandas_heatmap: PandasHeatmap = pandas_heatmap, newest: BookView = seen[-1]) -> None:
+            """Update the heatmap of tables with the newest book."""
             pandas_heatmap.add_snapshot(*newest)
             pandas_heatmap.row(0.1)
 

@@ -1,4 +1,4 @@
-"""What a prediction costs: the exported bundle on ONNX Runtime beside the native model it was exported from.
+"""Time a prediction: the exported bundle against the native model it was exported from.
 
 Run: python -m benchmarks inference
 """
@@ -24,7 +24,7 @@ BATCH = 64
 
 
 def native(of: Fixture, columns: tuple[str, ...], params: Params) -> tuple[Any, Floats, Floats]:
-    """(the model the bundle was exported from, fitted again; its rows; its outcomes)."""
+    """Return the model that the bundle was exported from, fitted again; its rows (n, k); its outcomes (n,)."""
     data = of.dataset
     rows = data.all_inputs()[:, [data.columns.index(name) for name in columns]]
     whole = np.isfinite(rows).all(axis=1)
@@ -32,12 +32,13 @@ def native(of: Fixture, columns: tuple[str, ...], params: Params) -> tuple[Any, 
 
 
 def cycling(predict: Callable[[Floats], Any], parts: list[Floats]) -> Callable[[], Any]:
-    """A call that asks with the next part each time, so that no answer is ready from the last one."""
+    """Return a call that predicts the next part each time, so that no result is cached from the last one."""
     turn = cycle(parts)
     return lambda: predict(next(turn))
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     repeats = 3 if tiny else 25
     at = fixture(tiny)
     model: Any = load_bundle(at.home / "bundles" / at.digests[0], at.digests[0])
@@ -53,6 +54,7 @@ def measure(tiny: bool = False) -> list[Row]:
         def compare(
             name: str, predict: Callable[[Floats], Any], note: str = "", parts: list[Floats] = parts, size: int = size
         ) -> Row:
+            """Return the row of the exported model against another way to predict the same parts."""
             ours, theirs = in_turn(cycling(model.raw, parts), cycling(predict, parts), repeats)
             what = f"exported validator, {'one row' if size == 1 else f'batch of {size}'}"
             return pairs(what, "us", ours * 1e6, name, theirs * 1e6, note)

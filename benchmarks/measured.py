@@ -1,4 +1,4 @@
-"""What a benchmark answers: rows of figures, each with its spread and n; two sides are always measured in turn."""
+"""Rows of figures that a benchmark returns, each with its spread and n; two sides are always measured in turn."""
 
 import time
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class Row:
 
 
 def spread(values: Floats, tail: bool = False) -> Spread:
-    """Of (n,) figures; `tail` adds the 99th percentile."""
+    """Return the spread of (n,) figures; `tail` adds the 99th percentile."""
     low, median, high = (float(x) for x in np.quantile(values, [0.25, 0.5, 0.75]))
     return Spread(median, low, high, len(values), float(np.quantile(values, 0.99)) if tail else None)
 
@@ -46,13 +46,16 @@ def spread(values: Floats, tail: bool = False) -> Spread:
 def pairs(
     what: str, unit: str, ours: Floats, compared_with: str, theirs: Floats, note: str = "", tail: bool = False
 ) -> Row:  # fmt: skip
-    """A row of two sides measured in turn: ours (n,), theirs (n,) in the same unit."""
+    """Return the row of two sides measured in turn: ours (n,), theirs (n,) in the same unit."""
     return Row(what, unit, spread(ours, tail), compared_with, spread(theirs, tail), spread(theirs / ours), note)
 
 
 def in_turn(ours: Work, theirs: Work, repeats: int) -> tuple[Floats, Floats]:
-    """CPU seconds of one call of each side, (repeats,) each; the order changes every time, so that neither side
-    always finds the caches warm. CPU time of this process: what else the machine does is not counted."""
+    """Return the CPU seconds of one call of each side, (repeats,) each.
+
+    The order changes every time, so that neither side always finds the caches warm. CPU time of this process: other
+    work of the machine is not counted.
+    """
     loops = [_loops(work) for work in (ours, theirs)]
     seconds = np.empty((repeats, 2))
     for i in range(repeats):
@@ -62,7 +65,7 @@ def in_turn(ours: Work, theirs: Work, repeats: int) -> tuple[Floats, Floats]:
 
 
 def cpu_seconds(work: Work, loops: int = 1) -> float:
-    """CPU seconds of one call, the mean of `loops` calls."""
+    """Return the CPU seconds of one call, the mean of `loops` calls."""
     started = time.process_time()
     for _ in range(loops):
         work()
@@ -70,6 +73,6 @@ def cpu_seconds(work: Work, loops: int = 1) -> float:
 
 
 def _loops(work: Work) -> int:
-    """How many calls make a measurement long beside the clock's own step. The first call only loads."""
+    """Return how many calls make a measurement long compared with the clock's step. The first call only loads."""
     work()
     return max(1, round(PROBE_S / max(cpu_seconds(work), 1e-7)))

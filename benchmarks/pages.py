@@ -1,4 +1,4 @@
-"""What every benchmark that writes a page of docs/results does: say where to, look whether the recordings are there, write."""
+"""Write a page of docs/results: parse the path, check that the recordings are there, write."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from pipelines.errors import UnreadableFile
 
 
 def write(page: Path, about: str | None, recordings: Iterable[str], make: Callable[[], str]) -> None:
-    """`python -m benchmarks.<name> [--to FILE]`: what `make` gives, into FILE or `page`.
+    """Run `python -m benchmarks.<name> [--to FILE]`: write the text of `make` into FILE or `page`.
 
     about  the module's docstring, for --help. Raises UnreadableFile naming every recording that is not there.
     """

@@ -1,7 +1,9 @@
-"""`python -m benchmarks.portfolio [--to FILE]`: docs/results/portfolio.md, what ways to share out a portfolio were
-        worth. Every method of the registry, walked forward on recorded markets and on simulated assets whose truth is
-        known, after costs, with 1/N beside it and intervals of the difference. Nothing was chosen by these figures: one
-        window, one rhythm, one band, written here before the first run."""
+"""Compare portfolio methods; writes docs/results/portfolio.md.
+
+Run: python -m benchmarks.portfolio [--to FILE]
+worth. Every method of the registry, walked forward on recorded markets and on simulated assets whose truth is
+known, after costs, against 1/N with intervals of the difference. Nothing was chosen by these figures: one
+window, one rhythm, one band, written here before the first run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ BASELINE = "equal"
 
 @dataclass(frozen=True)
 class Market:
-    """title: heading; every: rows of a week; given: (k,) weights of `custom`, None where there are none to give."""
+    """One market. every: rows of a week; given: (k,) weights of `custom`, None where there are none to give."""
 
     title: str
     about: str
@@ -56,7 +58,7 @@ FOREX = {
 
 
 def recorded(files: dict[str, str], about: str) -> Market:
-    """Hourly closes of the hours that all the files have; mid prices where bid and ask were recorded."""
+    """Return hourly returns of the hours that all the files have; mid prices where bid and ask were recorded."""
     now = datetime.now(UTC)
     bars = [schemas.to_matrix(assess(read(recording(name), now, "1h"), "1h", now).clean) for name in files.values()]
     opened = reduce(np.intersect1d, (matrix[:, OPEN_TIME] for matrix in bars))
@@ -77,7 +79,7 @@ DAYS_A_YEAR, SIMULATED_YEARS, ASSETS = 252, 10, 10
 
 
 def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
-    """Ten assets of two factors and something of their own, the same law on every day; `given` is the truth."""
+    """Return ten assets of two factors and noise of their own, the same law on every day; `given` is the truth."""
     rng = np.random.default_rng(seed)
     loadings = np.column_stack([rng.uniform(0.5, 1.5, ASSETS), rng.normal(0.0, 0.7, ASSETS)])
     volatility, premium = np.array([0.15, 0.08]), np.array([0.06, 0.0])
@@ -110,12 +112,14 @@ def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
 
 @dataclass(frozen=True)
 class Walked:
+    """A method's path through a market, and its figures."""
+
     path: Path
     figures: Figures
 
 
 def walk_all(market: Market, band: float, params: Params) -> list[Walked]:
-    """Every method of the registry, 1/N first."""
+    """Walk every method of the registry, 1/N first."""
     cost_bps = params.costs.round_trip_bps / 2.0
     window = WINDOW_WEEKS * market.every
     paths = [
@@ -128,6 +132,7 @@ def walk_all(market: Market, band: float, params: Params) -> list[Walked]:
 
 
 def table(found: Sequence[Walked]) -> list[str]:
+    """Return the lines of the table of methods, and of their abstentions."""
     lines = [
         "| method | net return, % a year | over 1/N, points | Sharpe | over 1/N | volatility, % | drawdown, % | "
         "turnover a year | cost, bps a year |",
@@ -167,6 +172,7 @@ def table(found: Sequence[Walked]) -> list[str]:
 
 
 def attributed(market: Market, found: Sequence[Walked]) -> list[str]:
+    """Return the lines of the table of what each asset added."""
     lines = [
         _line(("method", *market.assets, "total")),
         _line(("---", *["--:"] * (len(market.assets) + 1))),
@@ -179,7 +185,7 @@ def attributed(market: Market, found: Sequence[Walked]) -> list[str]:
 
 
 def band_effect(market: Market, plain: Sequence[Walked], banded: Sequence[Walked], params: Params) -> list[str]:
-    """The band against its own method without one, on the same rows: what it spared, and what it changed."""
+    """Return the lines of the table of the band against its own method without one, on the same rows."""
     lines = [
         "| method | net return, with a band over without, points a year | Sharpe, likewise | cost without, bps a "
         "year | saved by the band |",
@@ -203,7 +209,10 @@ def band_effect(market: Market, plain: Sequence[Walked], banded: Sequence[Walked
 
 
 def verdict(found: Sequence[Walked], how: str) -> str:
-    """Which beat 1/N with their whole interval; what was given the truth is not a method and is told apart."""
+    """Describe which methods beat 1/N with their whole interval.
+
+    The given truth is not a method and is listed apart.
+    """
     methods = [one for one in found if not one.path.never_allocated and one.path.method not in (BASELINE, "custom")]
     comparisons = []
     for what, of in (("net return", "return_over_equal"), ("Sharpe", "sharpe_over_equal")):
@@ -220,6 +229,7 @@ def verdict(found: Sequence[Walked], how: str) -> str:
 
 
 def _percent(estimate: Estimate) -> Estimate:
+    """Return an estimate in per cent."""
     return Estimate(100 * estimate.value, 100 * estimate.low, 100 * estimate.high, estimate.n, estimate.cost_bps)
 
 
@@ -227,6 +237,7 @@ def _percent(estimate: Estimate) -> Estimate:
 
 
 def section(market: Market, params: Params) -> list[str]:
+    """Return the lines of one market's section."""
     band = BAND_SHARE / len(market.assets)
     plain, banded = walk_all(market, 0.0, params), walk_all(market, band, params)
     about = f"""{market.about} {len(plain[0].path.net):,} rows after the first window, {plain[0].path.decisions}
@@ -241,6 +252,7 @@ def section(market: Market, params: Params) -> list[str]:
 
 
 def page(params: Params) -> str:
+    """Return the whole page."""
     cost = params.costs.round_trip_bps / 2.0
     lines = [
         "# Portfolio methods, compared",
@@ -273,6 +285,7 @@ def page(params: Params) -> str:
 
 
 def main() -> None:
+    """Write the page."""
     write(PAGE, __doc__, (*CRYPTO.values(), *FOREX.values()), lambda: page(load_params()))
 
 

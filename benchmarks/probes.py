@@ -1,7 +1,7 @@
-"""What an installation says of itself while something is broken: every endpoint, its alarms and its services, in turn.
+"""Poll an installation while something is broken: every endpoint, its alarms and its services.
 
-A `Probe` asks twice a second from the outside, as a monitoring system would, and keeps each answer that differs from
-the one before with its time. `Recorder` is the feeder's client and keeps what its calls were answered.
+A `Probe` polls from the outside, as a monitoring system would, and stores each answer that differs from the one before
+with its time. `recorder` makes the feeder's client, which logs the answers of its calls.
 """
 
 import re
@@ -29,36 +29,36 @@ CALLS = ("/decide", "/observe")
 
 @dataclass
 class EndpointLog:
-    """What one endpoint said over time: (monotonic seconds, words), one entry a change.
-
-    asked  when the newest answer was asked for: what was asked before a fault says nothing of it
-    """
+    """The answers of one endpoint over time: (monotonic seconds, words), one entry a change."""
 
     changes: list[tuple[float, str]] = field(default_factory=list)
-    took: list[tuple[float, float]] = field(default_factory=list)  # (asked, seconds until it was answered)
+    took: list[tuple[float, float]] = field(default_factory=list)  # (requested at, seconds until it was answered)
 
     @property
     def requested_at(self) -> float:
+        """Return when the newest answer was requested: one requested before a fault does not describe it."""
         return self.took[-1][0] if self.took else 0.0
 
     def slowest_s(self, start: float, end: float) -> float:
-        """Of the answers asked for in a span."""
+        """Return the longest wait of the requests sent in a span, in seconds."""
         return max((took for at, took in self.took if start <= at <= end), default=0.0)
 
     def add(self, at: float, words: str, took_s: float = 0.0) -> None:
+        """Add an answer that arrived `at` after `took_s` seconds."""
         self.took.append((at - took_s, took_s))
         if not self.changes or self.changes[-1][1] != words:
             self.changes.append((at, words))
 
     def now(self) -> str:
+        """Return the newest words; empty without an answer."""
         return self.changes[-1][1] if self.changes else ""
 
     def before(self, at: float) -> str:
-        """The words that held at a moment; empty if nothing was said by then."""
+        """Return the words at a moment; empty if there was no answer by then."""
         return next((words for moment, words in reversed(self.changes) if moment <= at), "")
 
     def between(self, start: float, end: float) -> list[str]:
-        """The different words said in a span, in order, what held at its start included."""
+        """Return the different words in a span, in order, those at its start included."""
         first = self.before(start)
         later = [words for moment, words in self.changes if start < moment <= end]
         return list(dict.fromkeys([first, *later] if first else later))
@@ -66,25 +66,30 @@ class EndpointLog:
 
 @dataclass
 class Log:
-    """All that was said, by endpoint; `started` anew for each fault."""
+    """All answers, by endpoint."""
 
     endpoints: dict[str, EndpointLog] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, endpoint: str, words: str, took_s: float = 0.0) -> None:
+        """Add an answer of an endpoint that arrives now."""
         with self._lock:
             self.endpoints.setdefault(endpoint, EndpointLog()).add(time.monotonic(), words, took_s)
 
     def of(self, endpoint: str) -> EndpointLog:
+        """Return the log of one endpoint; an empty one if it never answered."""
         with self._lock:
             return self.endpoints.get(endpoint, EndpointLog())
 
 
 def recorder(log: Log) -> Callable[[Settings], Client]:
-    """A client that tells `log` what each of its calls was answered: a status code and the kind of a refusal."""
+    """Return a client class that logs the answer of each of its calls: a status code and the kind of a refusal."""
 
     class Recorder(Client):
+        """A client that logs its answers."""
+
         def _post(self, name: str, body: dict[str, Any], *more: Any, **named: Any) -> dict[str, Any]:
+            """Send a request and log its answer."""
             started = time.monotonic()
             words = "200"
             try:
@@ -102,7 +107,7 @@ def recorder(log: Log) -> Callable[[Settings], Client]:
 
 
 def shorten(refusal: str) -> str:
-    """A client's error as `503 StoreFault` or `refused`: the code and kind that stand in its text."""
+    """Return a client's error as `503 StoreFault` or `refused`: the code and kind in its text."""
     code = re.search(r"answered (\d{3})|refused \((\d{3})\)", refusal)
     if code is None:
         return "silent" if "timed out" in refusal else "refused"
@@ -111,7 +116,7 @@ def shorten(refusal: str) -> str:
 
 
 def words_of(endpoint: str, answer: httpx.Response) -> str:
-    """Code, and of what an endpoint says of itself the part that tells states apart."""
+    """Return the status code and the part of the answer that distinguishes states."""
     payload: Any = None
     with suppress(ValueError):
         payload = answer.json()
@@ -124,9 +129,10 @@ def words_of(endpoint: str, answer: httpx.Response) -> str:
 
 
 class Probe:
-    """Asks until stopped. Use as a context manager."""
+    """Polls an installation until stopped. Use as a context manager."""
 
     def __init__(self, settings: Settings, names: tuple[str, ...], log: Log) -> None:
+        """Open the store and prepare one thread an endpoint, one for the services and one for the alarms."""
         self.settings, self.log = settings, log
         self._known = {name: processes.SERVICES[name] for name in names}
         self._ended = threading.Event()
@@ -138,13 +144,15 @@ class Probe:
         self._threads = [threading.Thread(target=self._loop, args=loop, daemon=True) for loop in loops]
 
     def __enter__(self) -> "Probe":
-        self._alarms()  # those of before are no news
+        """Start the threads; alarms raised before are not counted."""
+        self._alarms()  # those raised before do not count
         self._earlier = set(self.alarms)
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop the threads and close the store."""
         self._ended.set()
         for thread in self._threads:
             thread.join(timeout=60.0)
@@ -152,10 +160,12 @@ class Probe:
         self._store.close()
 
     def _loop(self, poll: Callable[[], None], every_s: float) -> None:
+        """Call `poll` every `every_s` seconds until stopped."""
         while not self._ended.wait(every_s):
             poll()
 
     def _read(self, endpoint: str) -> None:
+        """Poll one endpoint and log its answer."""
         started = time.monotonic()
         try:
             answer = httpx.get(
@@ -169,10 +179,11 @@ class Probe:
         self.log.add(endpoint, words, time.monotonic() - started)
 
     def _services(self) -> None:
+        """Poll the state of the services and log those that are not up."""
         started = time.monotonic()
         try:
             states = processes.services(self.settings, self._known)
-            # what answers though its process is gone is an orphan: nobody would restart or stop it
+            # a service that answers without a process of ours is an orphan: nothing would restart or stop it
             seen = {n: s["state"] if s["state"] != "up" or s["pid"] else "orphan" for n, s in states.items()}
             bad = [f"{name} {state}" for name, state in seen.items() if state != "up"]
             words = ", ".join(bad) or "up"
@@ -181,22 +192,25 @@ class Probe:
         self.log.add("services", words, time.monotonic() - started)
 
     def _alarms(self) -> None:
+        """Read the store's alarms and note when each was first seen."""
         with suppress(StoreFault, BellwetherError, OSError):  # a store that is out raises no alarm
             for alarm in self._store.alarms(open_only=False):
                 self.alarms.setdefault(alarm.id, (time.monotonic(), alarm.kind))
 
     def new_alarms(self, since: float) -> list[tuple[float, str]]:
-        """(monotonic seconds, kind) of the alarms raised since then, oldest first."""
+        """Return (monotonic seconds, kind) of the alarms raised since then, oldest first."""
         found = [alarm for id, alarm in list(self.alarms.items()) if id not in self._earlier and alarm[0] >= since]
         return sorted(found)
 
     def healthy(self) -> dict[str, str]:
-        """What everything says now: the state to come back to."""
+        """Return the words of every endpoint now: the state to come back to."""
         return {endpoint: self.log.of(endpoint).now() for endpoint in (*READS, "services")}
 
 
 def detected(probe: Probe, healthy: Mapping[str, str], since: float) -> tuple[float | None, str]:
-    """(seconds after `since`, who said it): the first sign that anything is wrong; (None, "") if nobody said a word."""
+    """Return the seconds from `since` to the first sign that anything is wrong, and its source; (None, "") if there was
+    no sign.
+    """
     signs = [(at, f"alarm {kind}") for at, kind in probe.new_alarms(since)]
     for endpoint, well in healthy.items():
         changes = probe.log.of(endpoint).changes
@@ -208,7 +222,7 @@ def detected(probe: Probe, healthy: Mapping[str, str], since: float) -> tuple[fl
 
 
 def doctor_findings(settings: Settings) -> list[str]:
-    """What `bellwether doctor` finds wrong, by name."""
+    """Return the names of what `bellwether doctor` finds wrong."""
     try:
         return sorted(finding.name for finding in doctor.examine(settings) if finding.state != "ok")
     except (BellwetherError, OSError) as error:

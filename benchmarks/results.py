@@ -30,7 +30,7 @@ PARTS = ("faults", "crashes", "crashes_on_postgresql", "swaps", "odd_inputs", "u
 
 
 def write_faults(folder: Path, page: Path) -> str:
-    """Write the page of faults from what is stored in `folder`; returns in words what was written and what lacks."""
+    """Write the page of faults from what is stored in `folder`; return what was written and what is missing."""
     found = {name: json.loads(file.read_text()) for name in PARTS if (file := folder / f"{name}.json").is_file()}
     incomplete = [name for name in PARTS if name not in found or not found[name]["complete"]]
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +40,7 @@ def write_faults(folder: Path, page: Path) -> str:
 
 
 def faults_page(found: dict[str, Any], incomplete: Sequence[str]) -> str:
+    """Return the page of the parts found; `incomplete` names those missing or not finished."""
     blocks = [
         "# Faults, kills, swaps, odd input and an upgrade",
         INTRODUCTION.format(parts=" ".join(PARTS)),
@@ -56,7 +57,7 @@ def faults_page(found: dict[str, Any], incomplete: Sequence[str]) -> str:
 
 
 def machines(found: dict[str, Any]) -> list[str]:
-    """One line a machine, with the parts measured there and their days."""
+    """Return one line a machine, with the parts measured there and their days."""
     where: dict[str, list[str]] = {}
     for name, part in found.items():
         where.setdefault(part["machine"], []).append(f"{name} {part['at']}")
@@ -64,7 +65,7 @@ def machines(found: dict[str, Any]) -> list[str]:
 
 
 def matrix(cases: dict[str, Figures]) -> list[str]:
-    """Two tables: when a fault was seen and over and what it cost; and what everything said meanwhile."""
+    """Return two tables: detection, recovery and cost of each fault; and the answers of every endpoint meanwhile."""
     known = [(name, cases[name]) for name in FAULTS if name in cases]
     ran = [(name, case) for name, case in known if "not_run" not in case]
     rows = [
@@ -96,17 +97,19 @@ def matrix(cases: dict[str, Figures]) -> list[str]:
     ]:
         blocks.append("\n".join(extra))
     if wrong := [f"- {case['description']}: {fault}" for _, case in ran for fault in case["faults"]]:
-        blocks.append("Answers that nobody may get:\n\n" + "\n".join(wrong))
+        blocks.append("Answers that must not occur:\n\n" + "\n".join(wrong))
     if holes := [f"- {case['description']}: {case['not_run']}" for _, case in known if "not_run" in case]:
         blocks.append("Not run:\n\n" + "\n".join(holes))
     return blocks
 
 
 def _seen(case: Figures) -> str:
+    """Return the seconds until a fault was detected, and by what."""
     return "never" if case["detected_s"] is None else f"{case['detected_s']:.1f} s, {case['by']}"
 
 
 def _over(case: Figures) -> str:
+    """Return the seconds until calls were answered again, and until all was as before."""
     calls = "never" if case["answers_s"] is None else f"{case['answers_s']:.1f} s"
     if case["healed_s"] is None:
         return f"{calls}; not in time"
@@ -114,16 +117,19 @@ def _over(case: Figures) -> str:
 
 
 def _responses(case: Figures, name: str) -> str:
+    """Return the answers of an endpoint during a fault, and the slowest one from half a second on."""
     slowest = case["slowest_s"][name]
     slow = f" [{slowest:.1f} s]" if slowest >= 0.5 else ""
     return " → ".join(case["responses"].get(name) or ["–"]) + slow
 
 
 def _services_and_doctor(case: Figures) -> tuple[str, str]:
+    """Return the states of the services, and the findings of the doctor."""
     return " → ".join(case["responses"].get("services") or ["–"]), ", ".join(case["doctor"]) or "–"
 
 
 def counts(found: dict[str, Any]) -> list[str]:
+    """Return the table of counts of kills, swaps and odd inputs."""
     titles = {
         "crashes": "`kill -9` at random moments under load, the worker or everything in turn; store on SQLite",
         "crashes_on_postgresql": "the same, store on PostgreSQL",
@@ -141,6 +147,7 @@ def counts(found: dict[str, Any]) -> list[str]:
 
 
 def upgrade(cases: dict[str, Figures]) -> list[str]:
+    """Return the section of the upgrade."""
     rows = []
     for case in cases.values():
         for variant, found in (("as it is", case), ("with another feature", case["other_catalogue"])):
@@ -160,5 +167,6 @@ def upgrade(cases: dict[str, Figures]) -> list[str]:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -1,4 +1,4 @@
-"""Risk: one check with 100 positions open, beside the same figures from tables; a year of minutes in the core."""
+"""Time risk: one check with 100 positions open, against the same figures from tables; a year of minutes in the kernel."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ KINDS = ("fvg", "sweep", "order_block", "cisd", "smt")
 
 
 def account_and_closes() -> tuple[Account, dict[str, Floats]]:
-    """An account with POSITIONS open, and the closing prices its tails come from."""
+    """Return an account with POSITIONS open, and the closing prices its tails come from."""
     rng = np.random.default_rng(SEED)
     market = rng.normal(0, 0.002, CLOSES)
     times = NOW.timestamp() - STEP_S * np.arange(CLOSES)[::-1]
@@ -51,7 +51,10 @@ def account_and_closes() -> tuple[Account, dict[str, Floats]]:
 
 
 def check(account: Account, flat: Floats, row: Floats, out: Floats, symbol: str, kind: str, side: float) -> int:
-    """What the service does of risk in one decision: the account as this position finds it, then the core."""
+    """Run the risk part of one decision: the account as this position finds it, then the kernel.
+
+    Returns the refusal code.
+    """
     found = account.portfolio(NOW, symbol, kind, side)
     for at in decision_kernel.ACCOUNT:
         row[at] = getattr(found, decision_kernel.ROW_FIELDS[at])
@@ -60,13 +63,14 @@ def check(account: Account, flat: Floats, row: Floats, out: Floats, symbol: str,
 
 
 def from_tables(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind: str, side: float) -> dict[str, float]:
-    """The same exposures from tables, as they are usually made: nothing is kept between two calls."""
+    """Return the same exposures computed from tables, the usual way: nothing is carried over between two calls."""
     returns = (closes.shift(-int(HORIZON_S // STEP_S)) / closes - 1).dropna()
     returns = returns[(returns.index % (HORIZON_S / 4)) == 0]
     net = open_now.groupby("symbol")["signed"].sum().reindex(returns.columns).fillna(0.0)
     size = open_now["signed"].abs()
 
     def shortfall(earned: pd.Series) -> float:
+        """Return the expected shortfall of returns (n,) at ES_LEVEL, positive for a loss."""
         share = len(earned) * (1 - ES_LEVEL)
         worst = np.sort(earned.to_numpy())[: int(share) + 1]
         return float(-(worst[:-1].sum() + (share - int(share)) * worst[-1]) / share)
@@ -86,6 +90,7 @@ def from_tables(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind:
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     account, closes = account_and_closes()
     flat, out = flatten(load_params()), np.empty(decision_kernel.OUT_WIDTH)
     row = sample_rows(1)[0]
@@ -124,18 +129,20 @@ def measure(tiny: bool = False) -> list[Row]:
 
 
 def timed(call: partial[object]) -> float:
-    """Wall microseconds of one call."""
+    """Return the wall microseconds of one call."""
     started = time.perf_counter()
     call()
     return (time.perf_counter() - started) * 1e6
 
 
 def _same(account: Account, expected: dict[str, float], symbol: str, kind: str, side: float) -> None:
-    """Raises BellwetherError where the two do not agree; correlation is shrunk in one of them only."""
+    """Raise BellwetherError where the two do not agree; correlation is shrunk in one of them only."""
     found = account.portfolio(NOW, symbol, kind, side)
     for name, value in expected.items():
         if not np.isclose(getattr(found, name), value, rtol=1e-2 if name == "correlated" else 1e-9, atol=1e-12):
-            raise BellwetherError(f"{name}: incremental {getattr(found, name)}, from tables {value}; not the same check")
+            raise BellwetherError(
+                f"{name}: incremental {getattr(found, name)}, from tables {value}; not the same check"
+            )
 
 
 if __name__ == "__main__":

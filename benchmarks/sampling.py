@@ -1,9 +1,9 @@
-"""How many evaluations event sampling saves, and how much of the planted edge it keeps, where the truth is known.
+"""Measure how many evaluations event sampling saves, and how much of the planted edge it retains.
 
 A decision bar is evaluated if a sample became known in it. Its edge is the drift the simulator planted in the bars a
 label lasts. Two questions of each sampler: is there more edge at an evaluation than at any bar, and what is left of
-the edge if somebody who knows the drift of the moment, but no later one, takes its side only at evaluations, and keeps
-it until the next or for a label's life?
+the edge for a trader who knows the current drift and no later one, takes its side only at evaluations, and holds it
+until the next or for a label's life?
 Thresholds stand before the measured days: a sample every four bars is sampled for, CUSUM's are the stated 0.5 and 0.7.
 Run: python -m benchmarks sampling"""
 
@@ -32,7 +32,10 @@ BOOTSTRAP_SEED = 1
 
 
 def samplers(minutes: Floats, past: int) -> dict[str, Samples]:
-    """Every sampler over all minutes; volume and value that is usual is measured on the first `past` alone."""
+    """Return every sampler's samples over all minutes.
+
+    Usual volume and value are measured on the first `past` alone.
+    """
     rows = 15 * BARS_A_SAMPLE
     return {
         "CUSUM": cusum(minutes, 60.0),
@@ -44,7 +47,9 @@ def samplers(minutes: Floats, past: int) -> dict[str, Samples]:
 
 
 def earned(now: Floats, bar: Floats, sampled: Bools, life: int) -> Floats:
-    """(m,) drift earned in each following bar by the side of `now` at the newest sampled bar, none after `life` bars."""
+    """Return (m,) drift earned in each following bar by the side of `now` at the newest sampled bar, none after `life`
+    bars.
+    """
     m = len(now)
     newest = np.maximum.accumulate(np.where(sampled, np.arange(m), -life))
     active = (newest >= 0) & (np.arange(m) - newest < life)
@@ -52,7 +57,7 @@ def earned(now: Floats, bar: Floats, sampled: Bools, life: int) -> Floats:
 
 
 def redrawn(values: Floats, block: int) -> Floats:
-    """(DRAWS, k) sums of (m, k) values over moving blocks of whole days."""
+    """Return (DRAWS, k) sums of (m, k) values over moving blocks of whole days."""
     m = len(values)
     starts = block_starts(m, block, DRAWS, BOOTSTRAP_SEED)[:, : m // block]
     total = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
@@ -60,17 +65,19 @@ def redrawn(values: Floats, block: int) -> Floats:
 
 
 def figure(draws: Floats, n: int) -> Spread:
-    """Median and quartiles over the draws of a figure that rests on n bars."""
+    """Return median and quartiles over the draws of a figure that depends on n bars."""
     low, median, high = (float(x) for x in np.quantile(draws, [0.25, 0.5, 0.75]))
     return Spread(median, low, high, n)
 
 
 def interval(draws: Floats) -> str:
+    """Return the 95 % interval of draws in words."""
     low, high = np.quantile(draws, [0.025, 0.975])
     return f"[{low:.3g}, {high:.3g}]"
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     params = load_params()
     days, past_days = (30, 10) if tiny else (90, 10)
     wanted = {"seed": SEED, "edge": EDGE, "history_days": days, "live_days": 0, "drift_after_live_days": None}

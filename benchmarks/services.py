@@ -1,4 +1,4 @@
-"""What serving takes: memory of every process, and a decision over HTTP from one client.
+"""Measure serving: memory of every process, and a decision over HTTP from one client.
 
 Starts the real services under the real supervisor in a home of its own, on free ports, and stops them to the last
 child. Run: python -m benchmarks services
@@ -30,8 +30,11 @@ MB = 2**20
 
 @contextmanager
 def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", **variables: str) -> Iterator[Settings]:
-    """The services up. The store is named in the environment, so that an exported one is never written to; an empty
-    value in `variables` takes a variable away."""
+    """Run the services.
+
+    The store is named in the environment, so that an exported one is never written to; an empty value in `variables`
+    removes a variable.
+    """
     before = dict(os.environ)
     os.environ |= {"BELLWETHER_STORE_URL": store_url, "BELLWETHER_WRITE_KEY": "benchmark", **variables}
     for name in [name for name, value in variables.items() if not value]:
@@ -49,7 +52,7 @@ def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", 
 
 
 def service_processes(settings: Settings, names: tuple[str, ...] = SERVICES) -> dict[str, psutil.Process]:
-    """What serves, by name: the parent and the worker of each service, and the supervisor over all."""
+    """Return the serving processes by name: the parent and the worker of each service, and the supervisor."""
     found, everyone = {}, {p.pid: p for p in processes.home_processes(settings)}
     for name, state in processes.services(settings, {n: processes.SERVICES[n] for n in names}).items():
         parent = everyone.pop(int(state["pid"] or 0))
@@ -63,7 +66,10 @@ def service_processes(settings: Settings, names: tuple[str, ...] = SERVICES) -> 
 
 
 def memory_rows(settings: Settings) -> list[Row]:
-    """USS: what ending the process would give back. Peak: the most it ever had resident, shared pages included."""
+    """Return the memory of each process.
+
+    USS: what its end would free. Peak: the most it ever had resident, shared pages included.
+    """
     rows = []
     for name, process in sorted(service_processes(settings).items()):
         uss = process.memory_full_info().uss / MB
@@ -77,13 +83,17 @@ def memory_rows(settings: Settings) -> list[Row]:
 
 
 def timed_ms(call: Callable[[], Any]) -> float:
+    """Return the milliseconds of one call."""
     started = time.perf_counter()
     call()
     return (time.perf_counter() - started) * 1e3
 
 
 def time_calls(at: Fixture, settings: Settings, n: int) -> dict[str, Floats]:
-    """Milliseconds (n,) of each call, in turn, over n decision bars: one client, one connection a service."""
+    """Return the milliseconds (n,) of each call, in turn, over n decision bars.
+
+    One client, one connection a service.
+    """
     groups = by_decision_bar(at.live, at.params)[:n]
     calls: dict[str, list[float]] = {name: [] for name in ("observe", "decide", "alive", "predict")}
     symbol = at.params.simulator.symbol
@@ -105,6 +115,7 @@ def time_calls(at: Fixture, settings: Settings, n: int) -> dict[str, Floats]:
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     at = fixture(tiny)
     with serving(at.home) as settings:
         took = time_calls(at, settings, 20 if tiny else 1500)

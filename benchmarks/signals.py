@@ -1,7 +1,9 @@
-"""`python -m benchmarks.signals [--to FILE]`: docs/results/signals.md, what every signal was worth and how well it
-        sees. Two parts. On recorded markets: every signal of the catalogue over a year of 15-minute bars, after costs,
-        with intervals and the number tried. On the simulator: patterns that were planted, so that precision and recall
-        can be counted, beside what the same number of answers would find by chance."""
+"""Measure every signal; writes docs/results/signals.md.
+
+Run: python -m benchmarks.signals [--to FILE]
+sees. Two parts. On recorded markets: every signal of the catalogue over a year of 15-minute bars, after costs,
+with intervals and the number tried. On the simulator: patterns that were planted, so that precision and recall
+can be counted, beside what the same number of answers would find by chance."""
 
 import textwrap
 from collections.abc import Sequence
@@ -52,7 +54,7 @@ SHIFTS = 200  # by which answers are moved along the history to see what chance 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded market: its file and timeframe, and files of what was known beside it."""
+    """A recorded market: its file and timeframe, and the files of its context."""
 
     title: str
     file: str
@@ -86,7 +88,7 @@ MARKETS = (
 
 
 def score_market(market: Recorded, params: Params) -> tuple[str, Scores, dict[str, str]]:
-    """First and last day, scores on 15-minute bars, and the signals that could not speak with what they wait for."""
+    """Return first and last day, scores on 15-minute bars, and the signals without input with what they wait for."""
     path, now = recording(market.file), datetime.now(UTC)
     base = schemas.to_matrix(assess(read(path, now), market.timeframe, now).clean)
     decision = base if market.timeframe == "15m" else resample(base, 60, STEP_S)
@@ -97,7 +99,7 @@ def score_market(market: Recorded, params: Params) -> tuple[str, Scores, dict[st
 def score_bars(
     base: Floats, decision: Floats, books: Books | None, feed: ContextFeed | None, params: Params
 ) -> tuple[str, Scores, dict[str, str]]:
-    """The same of any bars and what was known beside them."""
+    """Return the same for any bars and their books and context."""
     levels, context = align(decision[:, OPEN_TIME] + STEP_S, STEP_S, books, feed)
     signals = SIGNALS.run(decision, levels, context)
     family = StreamingFold("technical", (technical.GROUP,))
@@ -116,6 +118,7 @@ def score_bars(
 
 
 def score_table(scores: Scores, without_input: dict[str, str]) -> list[str]:
+    """Return the lines of the table of signals."""
     row_of = {name: row for row, about in SIGNAL_REGISTRY.items() for name in about.signals}
     lines = [
         "| row | signal | n | a week | share of bars | long | bars open | hit rate | gross bps | net bps |",
@@ -151,7 +154,7 @@ def score_table(scores: Scores, without_input: dict[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Detection:
-    """Of the planted patterns the share that was found; of the answers the share that stood on one; Wilson intervals.
+    """The share of the planted patterns that was found, and of the answers that met one; Wilson intervals.
 
     by_chance_*  the same of the same answers, moved along the history: means over `SHIFTS` moves
     """
@@ -163,7 +166,7 @@ class Detection:
 
 
 def detection(answers: Bools, opens: Floats, planted: Planted, kind: int, after: int) -> Detection | None:
-    """How well answers tell planted patterns of a kind. None where there are no patterns or no answers.
+    """Measure how well answers find planted patterns of a kind. None where there are no patterns or no answers.
 
     answers  (n, 2) answers long and short at the close of the bars that opened at `opens` (n,)
     after    a pattern counts as found by an answer of its direction from the bar it began in to so many bars after the
@@ -180,6 +183,7 @@ def detection(answers: Bools, opens: Floats, planted: Planted, kind: int, after:
         windows[begin : end + 1, s] = True
 
     def counted(shifted: Bools) -> tuple[int, int]:
+        """Return the patterns met, and the answers that met one."""
         total = np.vstack([[0, 0], np.cumsum(shifted, axis=0)])
         return int((total[last + 1, side] > total[first, side]).sum()), int((shifted & windows).sum())
 
@@ -192,6 +196,7 @@ def detection(answers: Bools, opens: Floats, planted: Planted, kind: int, after:
 
 
 def planted_table(market: Market, params: Params) -> list[str]:
+    """Return the lines of the table of planted patterns."""
     lines = [
         "| pattern | read by | bars | planted | found | by chance | answers | of them right | by chance |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|",
@@ -219,6 +224,7 @@ def planted_table(market: Market, params: Params) -> list[str]:
 
 
 def _detection_line(pattern: str, reader: str, minutes: int, detected: Detection | None) -> str:
+    """Return one line of that table."""
     if detected is None:
         return _line((pattern, reader, f"{minutes} m", *["–"] * 6))
     found = (f"{detected.recall.n:,}", format_estimate(detected.recall, 3), f"{detected.by_chance_recall:.3f}")
@@ -227,14 +233,17 @@ def _detection_line(pattern: str, reader: str, minutes: int, detected: Detection
 
 
 def _line(cells: Sequence[str]) -> str:
+    """Return a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def _prose(text: str) -> str:
+    """Return text as one paragraph wrapped at 118 columns."""
     return textwrap.fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False)
 
 
 def _plain(value: float) -> str:
+    """Format a figure with two decimals; a dash for NaN."""
     return f"{value:.2f}" if np.isfinite(value) else "–"
 
 
@@ -242,6 +251,7 @@ def _plain(value: float) -> str:
 
 
 def page(params: Params, markets: Sequence[Recorded] = MARKETS) -> str:
+    """Return the whole page."""
     wanted = params.labels
     lines = [
         "# Signals: contribution and detection",
@@ -293,6 +303,7 @@ def page(params: Params, markets: Sequence[Recorded] = MARKETS) -> str:
 
 
 def main() -> None:
+    """Write the page."""
     needed = [name for market in MARKETS for name in (market.file, *market.context)]
     write(PAGE, __doc__, needed, lambda: page(load_params()))
 

@@ -1,7 +1,7 @@
-"""What a signal costs: everything for one live bar, a million bars in batch, and the usual code beside the same rules.
+"""Time signals: everything for one live bar, a million bars in batch, and the usual code for the same rules.
 
-Beside it: talipp (incremental indicators, one value a call) where it is installed, and pandas as such rules are
-usually written. On recorded BTC/USDT bars where they are there, else on a simulated year.
+Compared with talipp (incremental indicators, one value a call) where it is installed, and with pandas as such rules
+are usually written. On recorded BTC/USDT bars where they are there, else on a simulated year.
 Run: python -m benchmarks signals_speed
 """
 
@@ -28,8 +28,9 @@ TALIPP = "2.7.0"  # the version the figures were made with
 
 
 def made_up_context(bars: Floats) -> tuple[Floats, Floats]:
-    """Books (n, 2, levels, 3) and context (n, CONTEXT_WIDTH) made up so that no step can leave early: only their cost
-    is looked at."""
+    """Return books (n, 2, levels, 3) and context (n, CONTEXT_WIDTH), made up so that no step can return early: only
+    their cost counts.
+    """
     rng = np.random.default_rng(7)
     levels = np.empty((len(bars), 2, BOOK_LEVELS, 3))
     for side, way in enumerate((-1.0, 1.0)):
@@ -39,8 +40,9 @@ def made_up_context(bars: Floats) -> tuple[Floats, Floats]:
 
 
 def everything_live(bars: Floats) -> tuple[Callable[[], Any], Callable[[int], float]]:
-    """A call that takes the last `WINDOW` bars through features and signals as serving does; and the CPU seconds of the
-    i-th of them alone."""
+    """Return a call that steps through the last `WINDOW` bars with features and signals as serving does, and a function
+    that gives the CPU seconds of the i-th of them.
+    """
     levels, context = made_up_context(bars)
     states = []
     for fold in (FEATURES, SIGNALS):
@@ -49,10 +51,12 @@ def everything_live(bars: Floats) -> tuple[Callable[[], Any], Callable[[int], fl
         states.append((fold, state))
 
     def one(i: int) -> None:
+        """Step through one bar."""
         for fold, state in states:
             fold.step(state, bars[i], levels[i], context[i])
 
     def window() -> None:
+        """Step through the last `WINDOW` bars."""
         for i in range(-WINDOW, 0):
             one(i)
 
@@ -60,7 +64,7 @@ def everything_live(bars: Floats) -> tuple[Callable[[], Any], Callable[[int], fl
 
 
 def seconds_for(bars: Floats, n: int) -> float:
-    """CPU seconds of n bars through features and signals, a history after the other, states carried on."""
+    """Return the CPU seconds of n bars through features and signals, one history after another, states carried on."""
     levels, context = made_up_context(bars)
     states = [(fold, fold.fresh()) for fold in (FEATURES, SIGNALS)]
     span, done, took = bars[-1, OPEN_TIME] - 2.0 * bars[0, OPEN_TIME] + bars[1, OPEN_TIME], 0, 0.0
@@ -78,13 +82,14 @@ def seconds_for(bars: Floats, n: int) -> float:
 
 
 def _atr(frame: pd.DataFrame) -> pd.Series:
+    """Return the ATR 14 of each bar, in price units."""
     last = frame["close"].shift()
     reach = pd.concat([frame["high"] - frame["low"], (frame["high"] - last).abs(), (frame["low"] - last).abs()], axis=1)
     return reach.max(axis=1).ewm(alpha=1 / 14, adjust=False).mean()
 
 
 def fvg_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
-    """Gaps of all bars, and the bar that first traded into each: found in vectors, followed in a loop."""
+    """Return the gaps of all bars, and the bar that first traded into each: found in vectors, followed in a loop."""
     least = fvg.MIN_ATR * _atr(frame)
     up = frame["low"] - frame["high"].shift(2) >= least
     down = frame["low"].shift(2) - frame["high"] >= least
@@ -100,7 +105,7 @@ def fvg_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def sweep_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sweeps of all bars: swings by centred rolling extremes, each followed bar by bar until it is swept or left."""
+    """Return the sweeps of all bars: swings by centred rolling extremes, each followed until it is swept or broken."""
     n, close, least = len(frame), frame["close"].to_numpy(), sweep.MIN_ATR * _atr(frame).to_numpy()
     depth, side = np.zeros(n), np.zeros(n)
     for way, column in ((1.0, "high"), (-1.0, "low")):
@@ -125,20 +130,23 @@ def sweep_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def same(fold: StreamingFold, name: str, bars: Floats, expected: pd.DataFrame) -> str:
-    """How often both sides say the same where one of them speaks, after the warm-up."""
+    """Describe how often both sides agree where one of them takes a side, after the warm-up."""
     ours = np.nan_to_num(fold.run(bars)[:, fold.index[f"{name}.direction"]])[200:]
     theirs = expected["direction"].to_numpy()[200:]
     either = (ours != 0) | (theirs != 0)
-    difference = f"; ours remembers {sweep.MAX_SWINGS} swings a side, theirs all" if name == "sweep" else ""
-    return f"the same answer on {(ours == theirs)[either].mean():.1%} of {either.sum():,} bars where one speaks{difference}"
+    difference = f"; ours tracks {sweep.MAX_SWINGS} swings a side, theirs all" if name == "sweep" else ""
+    return (
+        f"the same answer on {(ours == theirs)[either].mean():.1%} of {either.sum():,} bars where one does{difference}"
+    )
 
 
 # ---- talipp -----------------------------------------------------------------------------------------------------
 
 
 def with_talipp(bars: Floats) -> tuple[Callable[[], Any], Callable[[], dict[str, float]]]:
-    """A call that adds the last `WINDOW` bars one by one to nine of talipp's indicators after the history before them;
-    and what they then say, in our units."""
+    """Return a call that adds the last `WINDOW` bars one by one to nine of talipp's indicators after the history before
+    them, and a function that gives their values in our units.
+    """
     from talipp.indicators import ADX, ATR, BB, CCI, MACD, ROC, RSI, Stoch, Williams
     from talipp.ohlcv import OHLCV
 
@@ -146,16 +154,18 @@ def with_talipp(bars: Floats) -> tuple[Callable[[], Any], Callable[[], dict[str,
     of_bar: Any = [Stoch(14, 1), Williams(14), CCI(20), ATR(14), ADX(14, 14)]
 
     def add(rows: Floats) -> None:
+        """Add rows (m, 8) to every indicator."""
         for _, opened, high, low, close, volume, *_ in rows.tolist():
             bar = OHLCV(opened, high, low, close, volume)
             for indicator in of_close:
                 indicator.add(close)
             for indicator in of_bar:
                 indicator.add(bar)
-        for indicator in (*of_close, *of_bar):  # it keeps all it was ever given; a service would discard it
+        for indicator in (*of_close, *of_bar):  # it stores all it was ever given; a service would discard it
             indicator.purge_oldest(max(0, len(indicator) - 4 * WINDOW))
 
     def values() -> dict[str, float]:
+        """Return the newest value of six indicators."""
         rsi, _, _, roc = (indicator[-1] for indicator in of_close)
         _, williams, cci, atr, adx = (indicator[-1] for indicator in of_bar)
         close = float(bars[-1, CLOSE])
@@ -167,16 +177,19 @@ def with_talipp(bars: Floats) -> tuple[Callable[[], Any], Callable[[], dict[str,
 
 
 def compare_with_talipp(bars: Floats, repeats: int) -> Row:
+    """Return the row against talipp; without talipp, our side only."""
     family = StreamingFold("technical", (technical.GROUP,))
     what = f"{len(family.columns)} technical features, one live step"
     if importlib.util.find_spec("talipp") is None:
         took = np.array([cpu_seconds(live(family, bars)) for _ in range(repeats)])
-        note = f"talipp is not installed, so nothing stands beside it: pip install talipp=={TALIPP}"
+        note = f"talipp is not installed, so there is no comparison: pip install talipp=={TALIPP}"
         return Row(what, "us a bar", spread(took / WINDOW * 1e6), note=note)
     call, values = with_talipp(bars)
     call()
     last = family.run(bars)[-1]
-    gaps = {name: abs(last[family.index[name]] / value - 1.0) for name, value in values().items() if name in family.index}
+    gaps = {
+        name: abs(last[family.index[name]] / value - 1.0) for name, value in values().items() if name in family.index
+    }
     version = importlib.metadata.version("talipp")
     step, theirs = in_turn(live(family, bars), call, repeats)
     return pairs(what, "us a bar", step / WINDOW * 1e6, f"talipp {version}, nine of them", theirs / WINDOW * 1e6,
@@ -184,6 +197,7 @@ def compare_with_talipp(bars: Floats, repeats: int) -> Row:
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     repeats, slow = (3, 2) if tiny else (25, 5)
     bars, description = market(tiny)
     window, single = everything_live(bars)

@@ -1,6 +1,8 @@
-"""`python -m benchmarks.stress [--to FILE]`: docs/results/stress.md, what the limits' largest portfolio loses when it
-        is worst. Every scenario of `pipelines/evaluation/stress.py` on recorded markets: one alone through the crises,
-        pairs otherwise."""
+"""Stress the largest portfolio the limits allow; writes docs/results/stress.md.
+
+Run: python -m benchmarks.stress [--to FILE]
+is worst. Every scenario of `pipelines/evaluation/stress.py` on recorded markets: one alone through the crises,
+pairs otherwise."""
 
 import dataclasses
 import textwrap
@@ -37,7 +39,9 @@ STATISTICAL = tuple(name for name in SCENARIOS if not name.startswith("crisis:")
 
 
 def hourly(name: str, now: datetime) -> tuple[Floats, Floats]:
-    """((n, 8) clean bars, (n,) spread at their close as a fraction of the mid price) of a recorded file."""
+    """Return the clean bars (n, 8) of a recorded file, and the spread (n,) at their close as a fraction of the mid
+    price.
+    """
     path = recording(name)
     bars = schemas.to_matrix(assess(read(path, now, "1h"), "1h", now).clean)
     table = read_table(path)
@@ -50,7 +54,7 @@ def hourly(name: str, now: datetime) -> tuple[Floats, Floats]:
 
 
 def together(names: Sequence[str], markets: dict[str, tuple[Floats, Floats]]) -> MarketHistory:
-    """The hours that all of these markets have."""
+    """Return the history of the hours that all of these markets have."""
     time = markets[names[0]][0][:, OPEN_TIME]
     for name in names[1:]:
         time = np.intersect1d(time, markets[name][0][:, OPEN_TIME])
@@ -64,16 +68,18 @@ def together(names: Sequence[str], markets: dict[str, tuple[Floats, Floats]]) ->
 
 
 def _prose(text: str) -> str:
+    """Return text as one paragraph wrapped at 118 columns."""
     return textwrap.fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
     lines = [f"| {' | '.join(head)} |", f"|---|{'--:|' * (len(head) - 1)}"]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def recorded_moves(data: MarketHistory) -> list[str]:
-    """What each window did by itself."""
+    """Return the table of the fall and rise of each window."""
     rows = []
     for name, window in CRISES.items():
         bars = bars_in_window(data, window)
@@ -89,7 +95,7 @@ def recorded_moves(data: MarketHistory) -> list[str]:
 
 
 def crises(cases: Sequence[Case], limit: float) -> list[str]:
-    """A line a crisis: worst loss and drawdown of the largest portfolio; bold above the limit."""
+    """Return a line a crisis: worst loss and drawdown of the largest portfolio; bold above the limit."""
     most = largest(cases)
     rows = []
     for i, name in enumerate(CRISES):
@@ -105,7 +111,7 @@ def crises(cases: Sequence[Case], limit: float) -> list[str]:
 
 
 def again(cases: Sequence[Case], limit: float) -> list[str]:
-    """A line a crisis: who opens again after every stop, long and short."""
+    """Return a line a crisis, reopened after every stop, long and short."""
     most = [case for case in largest(cases) if case.stopped]
     at = {result.scenario: i for i, result in enumerate(most[0].results)}
     rows = []
@@ -117,6 +123,7 @@ def again(cases: Sequence[Case], limit: float) -> list[str]:
 
 
 def _both(result: StressResult, limit: float) -> str:
+    """Return loss and drawdown in words, bold above the limit; the reason where there are none."""
     if result.loss is None or result.drawdown is None:
         return str(result.absent)
     text = f"{result.loss.value:.2%} / {result.drawdown.value:.2%}"
@@ -124,7 +131,7 @@ def _both(result: StressResult, limit: float) -> str:
 
 
 def by_row(cases: Sequence[Case], limit: float) -> list[str]:
-    """Losses by row of limits and crisis."""
+    """Return the losses by row of limits and crisis."""
     rows = []
     for case in cases:
         losses = [result.loss for result in case.results[: len(CRISES)]]
@@ -136,7 +143,9 @@ def by_row(cases: Sequence[Case], limit: float) -> list[str]:
 
 
 def pair(data: MarketHistory, params: Params) -> list[str]:
-    """The largest portfolio, half in each, both ways and one against the other: what is resampled or broken down."""
+    """Return the table of the largest portfolio, half in each, both ways and one against the other, resampled and with
+    broken correlations.
+    """
     gross, stop = largest_allowed(params.risk, 1).gross, largest_allowed(params.risk, 1).stop
     first, second = data.symbols
     lines = []
@@ -165,7 +174,7 @@ def pair(data: MarketHistory, params: Params) -> list[str]:
 
 
 def droughts(pairs: Sequence[MarketHistory], params: Params) -> list[str]:
-    """What getting out costs by the size of the account."""
+    """Return the cost of closing everything in a thin market, by the size of the account."""
     gross, rows = largest_allowed(params.risk, 2).gross, []
     for data in pairs:
         for equity in EQUITIES:
@@ -185,11 +194,12 @@ def droughts(pairs: Sequence[MarketHistory], params: Params) -> list[str]:
 
 
 def _side_bps(params: Params) -> float:
+    """Return the cost of one side in bps."""
     return params.costs.round_trip_bps / 2.0
 
 
 def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
-    """`markets`: name → hourly bars (n, 8) and spreads (n,)."""
+    """Return the whole page. `markets`: name → hourly bars (n, 8) and spreads (n,)."""
     limit, most = params.risk.max_drawdown, largest_allowed(params.risk, 1)
     single = together([CRISES_OF], markets)
     single = dataclasses.replace(single, crises=single.bars)
@@ -268,6 +278,7 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
 
 
 def main() -> None:
+    """Write the page."""
     now = datetime.now(UTC)
     write(
         PAGE,

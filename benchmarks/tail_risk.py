@@ -1,6 +1,8 @@
-"""`python -m benchmarks.tail_risk [--to FILE]`: docs/results/tail-risk.md, which forecasts of tail losses markets
-        refuse. Every method of `pipelines/evaluation/tail_risk.py`, hour by hour and day by day, held to what came
-        afterwards."""
+"""Compare forecasts of tail losses with what followed; writes docs/results/tail-risk.md.
+
+Run: python -m benchmarks.tail_risk [--to FILE]
+refuse. Every method of `pipelines/evaluation/tail_risk.py`, hour by hour and day by day, held to what came
+afterwards."""
 
 import textwrap
 from collections.abc import Sequence
@@ -27,7 +29,7 @@ MARKETS = {
     "XAU/USD": "../forex/oanda_xauusd_1h_to_2015h1.parquet",
 }
 LEVELS = (0.95, 0.99)
-WINDOWS = {"hourly": 1000, "daily": 500}  # returns a forecast rests on; set before anything was looked at
+WINDOWS = {"hourly": 1000, "daily": 500}  # returns a forecast uses; set before any figure was read
 HOURS_OF_A_DAY = 12  # a UTC day with fewer, such as the Sunday evening of a currency, is none of its own
 DAY_S = 86_400
 SHORT = {"kupiec": "K", "independence": "I", "conditional": "C", "acerbi_szekely": "Z"}
@@ -45,11 +47,12 @@ class Backtested:
 
     @property
     def passed(self) -> bool:
+        """Return whether no test refuses the method."""
         return not self.found.rejected_by()
 
 
 def closes(bars: Floats, step: str) -> Floats:
-    """Closes (m,) of hourly bars (n, 8): of each hour, or of the last hour of each UTC day that has hours enough."""
+    """Return closes (m,) of hourly bars (n, 8): of each hour, or of the last hour of each UTC day with enough hours."""
     if step == "hourly":
         return bars[:, CLOSE]
     _, first, hours = np.unique(bars[:, OPEN_TIME] // DAY_S, return_index=True, return_counts=True)
@@ -57,11 +60,14 @@ def closes(bars: Floats, step: str) -> Floats:
 
 
 def simple_returns(prices: Floats) -> Floats:
-    """(m - 1,) from each price to the next one there is: a closed weekend is one return, as holders bear it."""
+    """Return (m - 1,) returns from each price to the next available one: a closed weekend is one return, as a holder
+    bears it.
+    """
     return np.asarray(prices[1:] / prices[:-1] - 1.0)
 
 
 def backtest_all(market: str, bars: Floats) -> list[Backtested]:
+    """Backtest every method on hourly and daily returns at both levels."""
     return [
         Backtested(market, step, level, method, backtest(simple_returns(closes(bars, step)), method, level, window))
         for step, window in WINDOWS.items()
@@ -74,6 +80,7 @@ def backtest_all(market: str, bars: Floats) -> list[Backtested]:
 
 
 def table(rows: Sequence[Backtested]) -> list[str]:
+    """Return the lines of one market's table."""
     names = ("level", "method", "n", "violations", "expected", "Kupiec p", "independence p", "conditional p")
     return [
         f"| {' | '.join((*names, 'Z2', 'Z2 p', 'ES / VaR', 'refused by'))} |",
@@ -83,6 +90,7 @@ def table(rows: Sequence[Backtested]) -> list[str]:
 
 
 def _line(row: Backtested) -> str:
+    """Return one line of that table."""
     found = row.found
     by = " ".join(SHORT[name] for name in found.rejected_by()) or "–"
     counts = (f"{found.n:,}", f"{found.violations:,}", f"{found.expected:,.1f}")
@@ -92,13 +100,14 @@ def _line(row: Backtested) -> str:
 
 
 def _p(test: Significance) -> str:
+    """Format a p value."""
     if not np.isfinite(test.p):
         return "–"
     return f"{test.p:.3f}" if test.p >= 0.001 else "< .001"
 
 
 def summary(rows: Sequence[Backtested]) -> list[str]:
-    """A line a method: how often it stands, and where."""
+    """Return a line a method: in how many cases it is not refused, and where."""
     cases = len(rows) // len(METHODS)
     lines = [
         f"| method | not refused, of {cases} | hourly | daily | where | by K | by I | by C | by Z |",
@@ -115,7 +124,7 @@ def summary(rows: Sequence[Backtested]) -> list[str]:
 
 
 def verdict(rows: Sequence[Backtested]) -> str:
-    """In words: which methods are refused everywhere, where all are, and which are right in number and size."""
+    """Describe which methods are refused everywhere, where all are, and which are right in number and size."""
     sentences = []
     for step in WINDOWS:
         own = [row for row in rows if row.step == step]
@@ -136,11 +145,12 @@ def verdict(rows: Sequence[Backtested]) -> str:
 
 
 def _prose(text: str) -> str:
+    """Return text as one paragraph wrapped at 118 columns."""
     return textwrap.fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False)
 
 
 def page(markets: dict[str, Floats]) -> str:
-    """`markets`: name → hourly bars (n, 8)."""
+    """Return the whole page. `markets`: name → hourly bars (n, 8)."""
     rows = [row for market, bars in markets.items() for row in backtest_all(market, bars)]
     lines = [
         "# Value at risk and expected shortfall against what followed",
@@ -175,10 +185,12 @@ def page(markets: dict[str, Floats]) -> str:
 
 
 def main() -> None:
+    """Write the page."""
     write(PAGE, __doc__, MARKETS.values(), lambda: page(_recorded(datetime.now(UTC))))
 
 
 def _recorded(now: datetime) -> dict[str, Floats]:
+    """Return the clean hourly bars (n, 8) of every market."""
     return {
         market: schemas.to_matrix(assess(read(recording(name), now, "1h"), "1h", now).clean)
         for market, name in MARKETS.items()

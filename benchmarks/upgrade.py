@@ -1,7 +1,7 @@
-"""The release before this one, running under load, stopped; `bellwether up` of this release on the same home.
+"""Upgrade under load: stop the release before this one, and start this release on the same home.
 
-The old code is taken from git and runs from a folder of its own: it makes the home (market, model, warm start,
-workspace) and serves from it. A client sends bars and asks for decisions all the time, before, between and after. In a
+The old code is read from git and runs from a folder of its own: it makes the home (market, model, warm start,
+workspace) and serves from it. A client sends bars and requests decisions all the time, before, between and after. In a
 second home the old release has another feature, so that its warm start is refused by this one and is folded again.
 
 Run: python -m benchmarks.evidence upgrade
@@ -32,7 +32,7 @@ from pipelines.settings import ROOT, Settings, load_params
 from pipelines.store import Store, decision_payload
 from serving.client import bar_json
 
-FIRST = "d51897f"  # release 0.5.0, taken where git has no earlier tag
+FIRST = "d51897f"  # release 0.5.0, used where git has no earlier tag
 BARS_BEFORE, BARS_AFTER = 60, 100  # decision bars answered by the old release, and by this one
 PACE_S = 0.02
 PATIENCE_S = 300.0
@@ -71,7 +71,8 @@ THIS_UP = "from bellwether.cli.main import main; main()"
 
 @dataclass
 class Caller:
-    """Sends bars and asks at each close, one after the other; what is not answered with 200 is sent again.
+    """Sends bars and requests a decision at each close, one after the other; what is not answered with 200 is sent
+    again.
 
     good     monotonic seconds of each good answer
     answers  acknowledged decisions, by id
@@ -86,20 +87,22 @@ class Caller:
     fed: int = 0
     tiers: list[int] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    until: int = 0  # decision bars to show before it waits
+    until: int = 0  # decision bars to send before it waits
     _as_of: bool = True  # the old release is sent about a moment; this one knows its own
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
+        """End the thread and wait for it."""
         self._ended.set()
         self._thread.join()
 
     def wait(self, bars: int, patience_s: float) -> None:
-        """Until so many bars were answered. Raises ServiceDown with what was said last."""
+        """Wait until so many bars were answered. Raises ServiceDown with the last fault after `patience_s`."""
         deadline = time.monotonic() + patience_s
         while self.fed < bars:
             if time.monotonic() > deadline or not self._thread.is_alive():
@@ -109,6 +112,7 @@ class Caller:
             time.sleep(0.05)
 
     def _run(self) -> None:
+        """Send every bar and request its decision."""
         step_s = float(self.groups[1][0, OPEN_TIME] - self.groups[0][0, OPEN_TIME])
         headers = {"Authorization": f"Bearer {self.key}"}
         with httpx.Client(base_url=self.settings.decision_url, headers=headers, timeout=10.0) as http:
@@ -129,6 +133,7 @@ class Caller:
     def _retry(
         self, http: httpx.Client, path: str, body: dict[str, Any], as_of: str | None = None
     ) -> dict[str, Any] | None:
+        """Send a request until it is answered with 200; None once stopped."""
         while not self._ended.is_set():
             sent = body | ({"as_of": as_of} if as_of and self._as_of else {})
             try:
@@ -149,17 +154,21 @@ class Caller:
 
 
 def previous() -> str:
-    """The newest tag before this commit, else release 0.5.0."""
+    """Return the newest tag before this commit, else release 0.5.0."""
     found = _git("describe", "--tags", "--abbrev=0", "HEAD^")
     return found.stdout.strip() if found.returncode == 0 else FIRST
 
 
 def _git(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run git in this repository."""
     return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def check_out(revision: str, into: Path) -> str:
-    """The tracked files of a revision, as a tree of their own; returns its version. Raises ServiceDown without it."""
+    """Write the tracked files of a revision into a folder of their own; return its version.
+
+    Raises ServiceDown without it.
+    """
     into.mkdir()
     packed = into.with_suffix(".tar")
     done = _git("archive", "--output", str(packed), revision)
@@ -176,7 +185,7 @@ def run_drill(revision: str | None = None) -> dict[str, Any]:
 
     Returns of the first: from (version), silent_s (last good answer of the old to first of the new), recovery_s (start
     of `up` to first good answer), acknowledged, lost, doubled, lost_bars, loose_before and loose_after (files and
-    folders under home that others may read or write), tiers before and after, said (by `up`), faults; and under
+    folders under home that others may read or write), tiers before and after, output (of `up`), faults; and under
     `other_catalogue` the same of the second.
     """
     wanted = revision or previous()
@@ -188,6 +197,7 @@ def run_drill(revision: str | None = None) -> dict[str, Any]:
 
 
 def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any]:
+    """Upgrade one home and return the figures of `run_drill`."""
     old, home = scratch / "old", scratch / "home"
     release = check_out(revision, old)
     if other_feature:
@@ -239,17 +249,17 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any
 
 
 def _differs(stored: dict[str, Any] | None, answer: dict[str, Any]) -> bool:
-    """Whether what was answered is not what is stored. Fields that a release added later are not held against it."""
+    """Return whether the stored decision differs from the answer. Fields that only one release has do not count."""
     return stored is None or any(stored[name] != value for name, value in answer.items() if name in stored)
 
 
 def loose(home: Path) -> int:
-    """Files and folders under `home` that the group or others may read or write."""
+    """Return the number of files and folders under `home` that the group or others may read or write."""
     return sum(bool(path.lstat().st_mode & 0o077) for path in (home, *home.rglob("*")) if not path.is_symlink())
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """Of an installation of its own; nothing of ours that is set outside counts, but for compiled kernels."""
+    """Return the environment of an installation of its own; of ours only the kernel cache counts."""
     outside = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_") and k != "PYTHONPATH"}
     kernels = {k: v for k, v in os.environ.items() if k == "BELLWETHER_KERNEL_CACHE"}
     ports = zip(("MLFLOW", "PREFECT", "DECISION", "MODEL", "EVIDENTLY"), free_ports(5), strict=True)
@@ -257,6 +267,7 @@ def _environment(home: Path) -> dict[str, str]:
 
 
 def _ports(env: dict[str, str]) -> dict[str, Any]:
+    """Return the ports of an environment as arguments of Settings."""
     return {
         k.removeprefix("BELLWETHER_").lower(): int(v)
         for k, v in env.items()
@@ -265,7 +276,7 @@ def _ports(env: dict[str, str]) -> dict[str, Any]:
 
 
 def _python(tree: Path, env: dict[str, str], code: str, *words: str) -> str:
-    """Run code of one tree; returns what it printed. Raises ServiceDown with the end of it if it fails."""
+    """Run code of one tree; return its output. Raises ServiceDown with the end of it if it fails."""
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=tree, env=env | {"PYTHONPATH": str(tree)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
@@ -278,6 +289,7 @@ def _python(tree: Path, env: dict[str, str], code: str, *words: str) -> str:
 
 @contextmanager
 def _umask(mask: int) -> Iterator[None]:
+    """Set the umask, and restore it at the end."""
     before = os.umask(mask)
     try:
         yield

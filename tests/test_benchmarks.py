@@ -1,4 +1,4 @@
-"""Every benchmark the README names is there, runs at a tiny size, and gives figures and ratios that can be read."""
+"""Every benchmark the README names exists, runs at a tiny size, and gives finite figures and ratios."""
 
 import json
 import math

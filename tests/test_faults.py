@@ -1,7 +1,7 @@
-"""What breaks under load, in small and on real processes: a killed process of serving, a locked store, a full disk.
+"""Faults under load, in small and on real processes: a killed process of serving, a locked store, a full disk.
 
-The whole matrix is `python -m benchmarks.evidence faults`. One installation on a file system of 64 MB is broken several times,
-since starting one takes longer than most faults last.
+The whole matrix is `python -m benchmarks.evidence faults`. One installation on a file system of 64 MB is broken several
+times, since starting one takes longer than most faults last.
 """
 
 import re
@@ -11,12 +11,13 @@ import httpx
 import pytest
 
 from benchmarks import faults
+from benchmarks.fault_causes import no_mount
 from benchmarks.faults import FAULTS, observe_fault, running
 from serving.client import Client
 from serving.service.metrics_folder import VARIABLE
 
 NONE_LOST = dict.fromkeys(("lost", "doubled", "lost_bars", "state", "not_replayed"), 0)
-KIND = "tmpfs" if not faults.no_mount() else "fixture"
+KIND = "tmpfs" if not no_mount() else "fixture"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def target():
 
 
 def break_and_recover(target, name, lasts_s=None):
-    """The fault's figures; it healed by itself and nothing was lost, which every test here is about."""
+    """The fault's figures; it recovered by itself and nothing was lost, which every test here checks."""
     fault = FAULTS[name]
     changes = {} if lasts_s is None else {"lasts_s": lasts_s}
     found = observe_fault(target, faults.replace(fault, person="", **changes))
@@ -55,8 +56,10 @@ def test_a_killed_decision_process_is_restarted_and_lost_nothing(target, process
 def test_a_locked_store_is_reported_within_seconds_and_no_call_hangs(target):
     found = break_and_recover(target, "store_locked", lasts_s=3.0)
     for endpoint in ("/readyz", "/ready"):
-        assert any(words.startswith("503") and "store" in words for words in found["responses"][endpoint]), found["responses"]
-    # the feeder insists on the call it was at: a bar that must be stored, or the decision on one
+        assert any(words.startswith("503") and "store" in words for words in found["responses"][endpoint]), found[
+            "responses"
+        ]
+    # the feeder repeats the call it was at: a bar that must be stored, or the decision on one
     assert "503" in str([found["responses"]["/observe"], found["responses"]["/decide"]])
     assert found["detected_s"] < 2.0
     assert max(found["slowest_s"].values()) < 2.0, found["slowest_s"]
@@ -64,7 +67,7 @@ def test_a_locked_store_is_reported_within_seconds_and_no_call_hangs(target):
     assert any("UNHEALTHY tier 4" in words for words in found["responses"]["/status"])
 
 
-@pytest.mark.skipif(KIND != "tmpfs", reason=faults.no_mount())
+@pytest.mark.skipif(KIND != "tmpfs", reason=no_mount())
 def test_a_full_disk_is_reported_kills_nothing_and_recovers_with_free_space(target):
     found = break_and_recover(target, "disk_full", lasts_s=3.0)
     assert set(found["responses"]["/livez"]) == {"200"}, "the service lives on"

@@ -1,4 +1,4 @@
-"""Y8 and V5 on the real service: swapped under load without a failed answer, killed under load without a lost one."""
+"""Y8 and V5 on the real service: swaps under load without a failed answer, kills under load without a lost one."""
 
 from benchmarks import hardship
 

@@ -1,4 +1,4 @@
-"""The README says only what is there: its commands, targets, settings, files and links."""
+"""The README names only what exists: its commands, targets, settings, files and links."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The page of faults shows what was stored: each fault, also one that was not detected, did not recover or did not run."""
+"""The page of faults shows what was stored: each fault, also if undetected, not recovered from or not run."""
 
 import json
 from dataclasses import replace

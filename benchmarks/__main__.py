@@ -57,11 +57,8 @@ def table(rows: Sequence[Row], title: str) -> Table:
     result = Table(
         title=title, title_justify="left", caption="median \\[quartiles]; ratio: theirs over ours, pair by pair"
     )
-    for heading, justify in (
-        ("what", "left"), ("unit", "left"), ("ours", "right"), ("compared with", "left"), ("theirs", "right"),
-        ("ratio", "right"), ("n", "right"), ("note", "left"),
-    ):  # fmt: skip
-        result.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for heading in ("what", "unit", "ours", "compared with", "theirs", "ratio", "n", "note"):
+        result.add_column(heading, justify="right" if heading in ("ours", "theirs", "ratio", "n") else "left")
     for r in rows:
         cells = (
             r.what,

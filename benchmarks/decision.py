@@ -1,7 +1,9 @@
 """Time one whole decision in this process: features, signals, both arms, fusion, risk, durable on SQLite.
 
 Compared with the usual way at its cheapest: nine indicators recomputed with pandas over the last bars and the native
-models of both arms; signals, category scores, fusion, risk and ledger are the same code. Run: python -m benchmarks decision
+models of both arms; signals, category scores, fusion, risk and ledger are the same code.
+
+Run: python -m benchmarks decision
 """
 
 import tempfile

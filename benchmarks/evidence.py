@@ -1,7 +1,7 @@
 """`python -m benchmarks.evidence [NAME ...]`: long runs that show what tests are too short to show.
 
 Every case is stored when it is done, in `artifacts/evidence/<name>.json`; a second run continues where the first ended
-and skips what is stored. Figures of another params.yaml or of other code are not mixed in: they are measured again.
+and skips what is stored. JsonObject of another params.yaml or of other code are not mixed in: they are measured again.
 `--case` names one case of many; `--write` makes the pages under `docs/results` from what is stored, and runs nothing.
 """
 
@@ -27,12 +27,11 @@ from rich.table import Table
 from benchmarks import faults, hardship, upgrade
 from benchmarks.fixture import FAMILY, recorded, recording, simulated, train
 from benchmarks.postgres import postgresql
-from pipelines.contracts import TIMEFRAME_SECONDS
+from pipelines.contracts import TIMEFRAME_SECONDS, JsonObject
 from pipelines.data.timeframes import resample
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.warm_start import hit_rate
 
-Figures = dict[str, Any]
 RECORDINGS = {
     "BTC/USDT 2024": "binance_spot_btcusdt_1m_2024.parquet",
     "BTC/USDT 2025H1": "binance_spot_btcusdt_1m_2025h1.parquet",
@@ -50,16 +49,16 @@ class Part:
 
     description: str
     cases: tuple[str, ...]
-    run: Callable[[str], Figures]
-    sums: Callable[[list[Figures]], dict[str, Figures]]
+    run: Callable[[str], JsonObject]
+    sums: Callable[[list[JsonObject]], dict[str, JsonObject]]
     jobs: int | None = None  # cases at a time, where a case measures time or takes the whole machine
-    code: tuple[str, ...] = ()  # folders besides pipelines/ that its figures rest on
+    code: tuple[str, ...] = ()  # folders besides pipelines/ that its figures depend on
 
 
-def share(name: str) -> Callable[[list[Figures]], dict[str, Figures]]:
+def share(name: str) -> Callable[[list[JsonObject]], dict[str, JsonObject]]:
     """Return a function that counts the cases with a true `name`, with the 95 % Wilson interval."""
 
-    def of(found: list[Figures]) -> dict[str, Figures]:
+    def of(found: list[JsonObject]) -> dict[str, JsonObject]:
         """Return the share of the cases found."""
         return {name: asdict(hit_rate(sum(bool(f[name]) for f in found), len(found)))} if found else {}
 
@@ -69,7 +68,7 @@ def share(name: str) -> Callable[[list[Figures]], dict[str, Figures]]:
 # ---- the runs -----------------------------------------------------------------------------------------------------
 
 
-def watch(seed: str, drifted: bool) -> Figures:
+def watch(seed: str, drifted: bool) -> JsonObject:
     """Simulate a year of history, then as many blocks as the false-alarm budget covers, and detect drift as the monitor
     does.
     """
@@ -92,17 +91,17 @@ def watch(seed: str, drifted: bool) -> Figures:
     return {"alarm": result.alarm, "before_drift": before, "blocks": alarms, "reason": result.reason}
 
 
-def stationary(seed: str) -> Figures:
+def stationary(seed: str) -> JsonObject:
     """Watch a market without drift."""
     return watch(seed, drifted=False)
 
 
-def drifted(seed: str) -> Figures:
+def drifted(seed: str) -> JsonObject:
     """Watch a market whose drift begins after DRIFT_AFTER_BLOCKS blocks."""
     return watch(seed, drifted=True)
 
 
-def gate(bars: Any, symbol: str) -> Figures:
+def gate(bars: Any, symbol: str) -> JsonObject:
     """Run the real stages and the real gate on bars (n, 8); return the verdict, its checks and the figures."""
     from flows.evaluate import gather
     from flows.support.installation import Installation
@@ -126,55 +125,55 @@ def gate(bars: Any, symbol: str) -> Figures:
     }
 
 
-def noise(seed: str) -> Figures:
+def noise(seed: str) -> JsonObject:
     """Run the gate on a simulated market without an edge."""
     params = load_params()
     return gate(simulated(params, params.simulator.history_days, seed=int(seed), edge=0.0), params.simulator.symbol)
 
 
-def planted(seed: str) -> Figures:
+def planted(seed: str) -> JsonObject:
     """Run the gate on a simulated market with the planted edge."""
     params = load_params()
     return gate(simulated(params, params.simulator.history_days, seed=int(seed)), params.simulator.symbol)
 
 
-def real(name: str) -> Figures:
+def real(name: str) -> JsonObject:
     """Run the gate on a recorded market."""
     return gate(recorded(recording(RECORDINGS[name])), name.split()[0])
 
 
-def killed(seed: str) -> Figures:
+def killed(seed: str) -> JsonObject:
     """Kill the decision service KILLS times under load, store on SQLite."""
     return hardship.crashes(KILLS, store_url="", seed=int(seed), bars_after=BARS_AFTER)
 
 
-def killed_on_postgresql(seed: str) -> Figures:
+def killed_on_postgresql(seed: str) -> JsonObject:
     """Kill the decision service KILLS times under load, store on PostgreSQL."""
     with postgresql() as url:
         return hardship.crashes(KILLS, store_url=url, seed=int(seed), bars_after=BARS_AFTER)
 
 
-def swapped(seed: str) -> Figures:
+def swapped(seed: str) -> JsonObject:
     """Swap the champion SWAPS times under load."""
     return hardship.swaps(SWAPS)
 
 
-def odd_inputs(seed: str) -> Figures:
+def odd_inputs(seed: str) -> JsonObject:
     """Send INPUTS generated requests to both services; see benchmarks/inputs.py."""
     from benchmarks import inputs  # Schemathesis takes seconds to import
 
     return dict(inputs.run(int(seed), INPUTS))
 
 
-def upgraded(revision: str) -> Figures:
+def upgraded(revision: str) -> JsonObject:
     """Upgrade a home of the given revision under load; `previous` is the newest tag."""
-    return upgrade.drill(None if revision == "previous" else revision)
+    return upgrade.run_drill(None if revision == "previous" else revision)
 
 
-def sum_of(*names: str) -> Callable[[list[Figures]], dict[str, Figures]]:
+def sum_of(*names: str) -> Callable[[list[JsonObject]], dict[str, JsonObject]]:
     """Return a function that sums the named counts over all cases: exact numbers, no interval."""
 
-    def of(found: list[Figures]) -> dict[str, Figures]:
+    def of(found: list[JsonObject]) -> dict[str, JsonObject]:
         """Return the sums of the cases found."""
         sums = {name: float(sum(f[name] for f in found)) for name in names}
         return {name: {"value": v, "low": v, "high": v, "n": len(found)} for name, v in sums.items()} if found else {}
@@ -182,13 +181,13 @@ def sum_of(*names: str) -> Callable[[list[Figures]], dict[str, Figures]]:
     return of
 
 
-def all_sums(found: list[Figures]) -> dict[str, Figures]:
+def all_sums(found: list[JsonObject]) -> dict[str, JsonObject]:
     """Return the sum of every whole number that all cases have."""
     shared = set.intersection(*(set(case) for case in found)) if found else set()
     return sum_of(*sorted(n for n in shared - {"seed"} if all(type(case[n]) is int for case in found)))(found)
 
 
-def fault_figures(found: list[Figures]) -> dict[str, Figures]:
+def fault_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
     """Count the faults of the matrix that were detected and recovered from, and what they lost or doubled."""
     ran = [case for case in found if "not_run" not in case]
     counts = {
@@ -204,13 +203,13 @@ def fault_figures(found: list[Figures]) -> dict[str, Figures]:
     return {name: {"value": float(v), "low": float(v), "high": float(v), "n": len(found)} for name, v in counts.items()}
 
 
-def upgrade_figures(found: list[Figures]) -> dict[str, Figures]:
+def upgrade_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
     """Return seconds and counts of the upgrade, without an interval."""
     names = ("silent_s", "recovery_s", "acknowledged", "lost", "doubled", "lost_bars")
     return {name: {"value": float(case[name]), "low": None, "high": None, "n": 1} for case in found for name in names}
 
 
-def validator_figures(found: list[Figures]) -> dict[str, Figures]:
+def validator_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
     """Return AUC, gains over the baselines and lift of the validator on each recorded market."""
     table = {}
     for case in found:
@@ -271,7 +270,7 @@ def fingerprint(code: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def stored(path: Path, again: bool, code: tuple[str, ...] = ()) -> dict[str, Figures]:
+def stored(path: Path, again: bool, code: tuple[str, ...] = ()) -> dict[str, JsonObject]:
     """Return the cases of an earlier run of the same code and params; none if they differ, or with `again`."""
     if again or not path.is_file():
         return {}
@@ -290,7 +289,7 @@ def machine() -> str:
     return f"{cpu}, {os.cpu_count()} cores; {platform.system()}, Python {platform.python_version()}; {installed}"
 
 
-def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]:
+def save(path: Path, part: Part, done: dict[str, JsonObject]) -> dict[str, JsonObject]:
     """Write what is known so far, by rename; return its figures."""
     figures = part.sums([{"case": case, **done[case]} for case in part.cases if case in done])
     content = {
@@ -307,7 +306,7 @@ def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]
 
 def run(
     name: str, part: Part, folder: Path, again: bool, jobs: int, progress: Console, only: Collection[str] = ()
-) -> dict[str, Figures]:
+) -> dict[str, JsonObject]:
     """Run the missing cases, `jobs` at a time, and return the figures.
 
     With `only`, no other case is run, or forgotten by `again`.

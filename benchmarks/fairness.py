@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from benchmarks.hardship import serving_fixture
+from pipelines.contracts import JsonObject
 from serving.client import bar_json
 from serving.service.keys import write_key
 
@@ -51,7 +52,7 @@ class Connection:
 
 async def observe_among_deciders(
     url: str, key: str, symbol: str, bars: Iterator[Any], deciders: int, seconds: float
-) -> dict[str, Any]:
+) -> JsonObject:
     """Run one observer and `deciders` clients for `seconds`.
 
     Returns milliseconds of each kind at p50 and p99, how many were answered with which status, and one 429 as it came.

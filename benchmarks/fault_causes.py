@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -29,6 +28,7 @@ from benchmarks.hardship import Load, warm_in
 from benchmarks.probes import Log, shorten
 from benchmarks.services import service_processes
 from flows.support import processes
+from pipelines.contracts import JsonObject
 from pipelines.errors import BellwetherError
 from pipelines.settings import Settings
 from serving.client import Client
@@ -260,7 +260,7 @@ def restore_store(target: Target) -> None:
     target.up()
 
 
-def generation_replaced(change: Callable[[dict[str, Any]], str]) -> Cause:
+def generation_replaced(change: Callable[[JsonObject], str]) -> Cause:
     """Return a cause that replaces the generation file by `change` of its content, by rename; the fault ends with a
     valid one.
     """
@@ -280,12 +280,12 @@ def generation_replaced(change: Callable[[dict[str, Any]], str]) -> Cause:
     return cause
 
 
-def without_warm_start(content: dict[str, Any]) -> str:
+def without_warm_start(content: JsonObject) -> str:
     """Return the generation file's JSON without its warm start."""
     return json.dumps({name: value for name, value in content.items() if name != "warm_start"})
 
 
-def naming_no_bundle(content: dict[str, Any]) -> str:
+def naming_no_bundle(content: JsonObject) -> str:
     """Return the generation file's JSON with the digest of a missing bundle."""
     arms = {"champion": arm_of("0" * 64, "9"), "challenger": None}
     return json.dumps(content | {"families": {FAMILY: arms}})
@@ -320,9 +320,9 @@ def of_bundle(target: Target) -> Path:
 @contextmanager
 def warm_start_flipped(target: Target) -> Iterator[None]:
     """Flip one byte of the warm start and make the worker read it again; the workspace is that of a turn."""
-    mine = target.settings.serving_dir / "warm" / target.at.warm["digest"]  # of this target: others use the stand's
+    mine = target.settings.serving_dir / "warm" / target.at.warm["digest"]  # of this target: others use the fixture's
     target.at = replace(target.at, warm=target.at.warm | {"path": str(mine)})
-    trained = target.at.home.parent / f"seed-{target.at.params.seed + 1}"  # whose warm start the stand published
+    trained = target.at.home.parent / f"seed-{target.at.params.seed + 1}"  # whose warm start the fixture published
     labels = Path("artifacts") / "labels"
     shutil.copytree(trained / "data", target.settings.workspace / "data")
     shutil.copytree(trained / labels, target.settings.workspace / labels)
@@ -381,7 +381,7 @@ def key_replaced(target: Target) -> Iterator[None]:
     file.write_text("0" * 48)
     try:
         words = "200"
-        with Client(target.settings) as other:  # with the new key, beside the feeder with the old one
+        with Client(target.settings) as other:  # with the new key; the feeder has the old one
             try:
                 other.observe(target.load.symbol, target.load.groups[0][:1])
             except BellwetherError as error:

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from benchmarks import hardship
 from benchmarks.fault_causes import (
@@ -55,11 +55,10 @@ from benchmarks.fixture import Fixture
 from benchmarks.hardship import DECISION, Load, load_of
 from benchmarks.postgres import postgresql
 from benchmarks.probes import CALLS, READS, Log, Probe, detected, doctor_findings, recorder
+from pipelines.contracts import JsonObject
 from pipelines.errors import BellwetherError
 from pipelines.settings import Settings
 from pipelines.store import Store
-
-Figures = dict[str, Any]
 
 PACE_S = 0.1  # between the pieces of a decision bar: one bar takes about half a second, a month of them lasts a case
 POLL_AGAIN_S = 1.0  # requests sent sooner after the end of a fault do not count
@@ -137,12 +136,13 @@ FAULTS: dict[str, Fault] = {
 # ---- one fault, measured --------------------------------------------------------------------------------------------
 
 
-def observe_fault(target: Target, fault: Fault, compare: bool = True) -> Figures:
+def observe_fault(target: Target, fault: Fault, compare: bool = True) -> JsonObject:
     """Cause `fault` on a running target under its load, end it, wait until all is as before, compare what is stored.
 
-    Returns detected_s and by; responses: endpoint → words during the fault; slowest_s of each; alarms; doctor: what it found
-    during the fault and not before; heals: "by itself", REPAIRED or "not in time"; answers_s and healed_s after the end
-    of the fault; person: what had to be done; lost, doubled, lost_bars and the rest of hardship's comparison.
+    Returns detected_s and by; responses: endpoint → words during the fault; slowest_s of each; alarms; doctor: its
+    findings during the fault and not before; heals: "by itself", REPAIRED or "not in time"; answers_s and
+    healed_s after the end of the fault; person: what had to be done; lost, doubled, lost_bars and the rest of
+    hardship's comparison.
     """
     before = set(doctor_findings(target.settings))
     with Probe(target.settings, target.names, target.log) as probe:
@@ -174,7 +174,7 @@ def observe_fault(target: Target, fault: Fault, compare: bool = True) -> Figures
             heals = "not in time"
         until = max(during, ended) if heals != "by itself" else during + (healed or 0.0)
         detected_s, by = detected(probe, healthy, started)
-        figures: Figures = {
+        figures: JsonObject = {
             "description": fault.description, "detected_s": detected_s, "by": by, "heals": heals, "person": person,
             "answers_s": _answers_again(target.log, ended), "healed_s": healed,
             "responses": {name: target.log.of(name).between(started, until) for name in ENDPOINTS},
@@ -188,7 +188,7 @@ def observe_fault(target: Target, fault: Fault, compare: bool = True) -> Figures
     return figures
 
 
-def compared(target: Target) -> Figures:
+def compared(target: Target) -> JsonObject:
     """Compare what is stored with what was acknowledged so far; return hardship's figures."""
     acknowledged, faults = dict(target.load.acknowledged), list(target.load.faults)
     so_far = replace(target.load, acknowledged=acknowledged, faults=faults)
@@ -254,7 +254,8 @@ def running(
     """Start a target as `fault` needs it, with its load; stop both at the end."""
     with ExitStack() as context:
         scratch = Path(context.enter_context(tempfile.TemporaryDirectory(prefix="bellwether-fault-")))
-        names, variables = DECISION, {}
+        names: tuple[str, ...] = DECISION
+        variables: dict[str, str] = {}
         if fault.where == "postgresql":
             store_url = context.enter_context(postgresql())
         elif fault.where == "tmpfs":
@@ -272,7 +273,7 @@ def running(
         elif fault.where == "file_key":
             variables = {"BELLWETHER_WRITE_KEY": ""}
         at, settings = context.enter_context(
-            hardship.serving_fixture(tiny, store_url, names, parent=parent, **variables)
+            hardship.serving_fixture(tiny, store_url, names, parent=parent, variables=variables)
         )
         target = _start_load(at, settings, names, scratch, pace_s)
         context.callback(_stop_load, target.load)
@@ -322,7 +323,7 @@ def stack() -> Target:
     return target
 
 
-def case(name: str) -> Figures:
+def case(name: str) -> JsonObject:
     """Measure one row of the matrix, on a target of its own or the shared one.
 
     Never raises: a failure becomes `not_run`.

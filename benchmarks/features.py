@@ -4,6 +4,7 @@ On recorded BTC/USDT bars where they are there, else on a simulated year. Run: p
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def measure(tiny: bool = False) -> list[Row]:
     batch, of_talib = in_turn(lambda: family.run(bars), lambda: with_talib(high, low, close), repeats)
     step, of_pandas = in_turn(live(family, bars), lambda: with_pandas(frame), repeats)
     whole, again = in_turn(live(FEATURES, bars), lambda: with_pandas(frame), repeats)
-    run = np.array([[cpu_seconds(lambda f=f: f.run(bars)) for f in (FEATURES, SIGNALS)] for _ in range(repeats)])  # type: ignore[misc]
+    run = np.array([[cpu_seconds(partial(f.run, bars)) for f in (FEATURES, SIGNALS)] for _ in range(repeats)])
     columns, ns = len(family.columns), 1e9 / len(bars)
     same = f"same values within {gap(family, bars, frame):.0e}"
     return [

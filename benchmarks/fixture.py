@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats, JsonObject
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
@@ -115,7 +115,7 @@ def fixture(tiny: bool) -> Fixture:
     )
 
 
-def arm_of(digest: str, version: str = "benchmark") -> dict[str, Any]:
+def arm_of(digest: str, version: str = "benchmark") -> JsonObject:
     """Return the entry of an arm in a generation file."""
     names = ("run_id", "data_hash", "git_commit")
     return dict.fromkeys(names, "benchmark") | {"version": version, "digest": digest, "verdict": "passed"}

@@ -1,9 +1,10 @@
 """Compare weights of the categories; writes docs/results/fusion.md.
 
 Run: python -m benchmarks.fusion [--to FILE]
-anything. Stated, equal, learnt as outcomes came in, convex and genetic weights of one pooled forecast
-(pipelines/evaluation), on events that none of them had seen: a simulated year, a recorded one, and a market
-that trades no nights."""
+
+Stated, equal, learnt as outcomes came in, convex and genetic weights of one pooled forecast (pipelines/evaluation), on
+events that none of them had seen: a simulated year, a recorded one, and a market that does not trade at night.
+"""
 
 import sys
 import textwrap
@@ -66,7 +67,7 @@ from serving.policy.online_weights import initial_state, weights_in_force
 
 PAGE = ROOT / "docs" / "results" / "fusion.md"
 SIM_DAYS = 365
-CALIBRATION_SHARE = 0.1  # of a history, the bars by whose strengths voices are calibrated; events come after them
+CALIBRATION_SHARE = 0.1  # of a history, the bars on which category scores are calibrated; events come after them
 CONTEXT_FILES = (
     "binance_spot_ethusdt_5m_to_2025h1.parquet",
     "../alternative/binance_usdm_btcusdt_funding_8h.parquet",

@@ -9,10 +9,11 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from benchmarks.fixture import FAMILY, Fixture, arm_of, by_decision_bar, fixture
 from benchmarks.services import MB, service_processes, serving
 from flows.support import processes
 from flows.support.installation import Installation
-from pipelines.contracts import OPEN_TIME, Decision, Floats, utc
+from pipelines.contracts import OPEN_TIME, Decision, Floats, JsonObject, utc
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from pipelines.store import Promotion, Store, decision_payload
@@ -53,7 +54,7 @@ class Load:
     retries: bool  # requests without an answer are sent again: the service was killed on purpose
     patience_s: float = PATIENCE_S
     client: Callable[[Settings], Client] = Client
-    acknowledged: dict[str, dict[str, Any]] = field(default_factory=dict)
+    acknowledged: dict[str, JsonObject] = field(default_factory=dict)
     answers: int = 0
     fed: int = 0  # decision bars sent and acknowledged
     faults: list[str] = field(default_factory=list)
@@ -99,7 +100,7 @@ class Load:
             for first in range(0, len(group), PIECE):
                 if self._ended.is_set():
                     return
-                self._retry(lambda part=group[first : first + PIECE]: client.observe(self.symbol, part))  # type: ignore[misc]
+                self._retry(partial(client.observe, self.symbol, group[first : first + PIECE]))
                 time.sleep(self.pace_s)
             self._close = utc(group[0, OPEN_TIME] + self.step_s)
             self._acknowledge(self._retry(lambda: client.decide(self.symbol)))
@@ -112,7 +113,7 @@ class Load:
                 self._acknowledge(self._retry(lambda: client.decide(self.symbol)))
             time.sleep(max(self.pace_s, REQUEST_EVERY_S))
 
-    def _retry(self, request: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _retry(self, request: Callable[[], JsonObject]) -> JsonObject:
         """Send a request until it is answered; record answers that must not occur once each."""
         started = time.monotonic()
         while True:
@@ -127,7 +128,7 @@ class Load:
                         self.faults += [text] if text not in self.faults else []
             time.sleep(0.05)
 
-    def _acknowledge(self, answer: dict[str, Any]) -> None:
+    def _acknowledge(self, answer: JsonObject) -> None:
         """Record a decision; two different answers under one id are a fault."""
         with self._lock:
             self.answers += 1
@@ -143,12 +144,13 @@ def serving_fixture(
     names: tuple[str, ...] = DECISION,
     parent: Path | None = None,
     champion: bool = True,
-    **variables: str,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Fixture, Settings]]:
     """Run the decision service in a copy of the fixture, alone by default, with an empty store.
 
     parent    an existing folder for the home; None = a temporary one
     champion  False: no model serves, and the traditional consensus decides
+    variables  environment of the services; an empty value removes a variable
     """
     at = fixture(tiny)
     with tempfile.TemporaryDirectory(prefix="bellwether-hardship-", dir=parent) as scratch:
@@ -158,7 +160,7 @@ def serving_fixture(
             shutil.copytree(at.home / name, home / name, ignore=shutil.ignore_patterns("ack"))
         arms = {"champion": arm_of(at.digests[0], "1") if champion else None}
         write_generation(home / "serving", {FAMILY: arms}, warm_in(at, home / "serving"), datetime.now(UTC))
-        with serving(home, names, store_url, **variables) as settings:
+        with serving(home, names, store_url, **(variables or {})) as settings:
             yield at, settings
 
 
@@ -180,7 +182,7 @@ def load_of(at: Fixture, settings: Settings, pace_s: float, retries: bool) -> Lo
 # ---- swaps ----------------------------------------------------------------------------------------------------------
 
 
-def swaps(count: int, tiny: bool = False) -> dict[str, Any]:
+def swaps(count: int, tiny: bool = False) -> JsonObject:
     """Swap the champion `count` times under load; every swap loads, verifies and warms up another bundle.
 
     Returns swaps, answers, failed (answers that were no decision), generations answered, and the worker's memory:
@@ -213,7 +215,7 @@ def swaps(count: int, tiny: bool = False) -> dict[str, Any]:
 
 def crashes(
     count: int, tiny: bool = False, store_url: str = "", seed: int = 7, bars_after: int | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """Kill -9 at random moments under load, the worker and everything in turn; then compare what is stored.
 
     Returns kills, acknowledged decisions, and what must be 0: lost (acknowledged, not stored or stored otherwise),
@@ -266,7 +268,7 @@ def _until_gone(killed: list[psutil.Process]) -> None:
         time.sleep(0.01)
 
 
-def compare(at: Fixture, settings: Settings, store: Store, load: Load) -> dict[str, Any]:
+def compare(at: Fixture, settings: Settings, store: Store, load: Load) -> JsonObject:
     """Compare what was acknowledged with what is stored, and replay it; return the figures of `crashes`."""
     records = store.decisions()
     stored = {record.decision.id: record for record in records}
@@ -312,7 +314,7 @@ def _ledger_line(at: Fixture) -> Promotion:
     )  # fmt: skip
 
 
-def _same(stored: dict[str, Any], answered: dict[str, Any]) -> bool:
+def _same(stored: JsonObject, answered: JsonObject) -> bool:
     """Return whether the stored decision equals the answer, field by field; the answer may have more."""
     return all(answered.get(name) == value for name, value in stored.items())
 
@@ -320,7 +322,7 @@ def _same(stored: dict[str, Any], answered: dict[str, Any]) -> bool:
 # ---- with the model service --------------------------------------------------------------------------------------
 
 
-def together(count: int, tiny: bool = False) -> dict[str, Any]:
+def together(count: int, tiny: bool = False) -> JsonObject:
     """Decide `count` bars with the model service, and again with models in this process; then kill the service.
 
     Returns bars, predicted (validator answers with a number), faulty (answers that the service failed to give, which a
@@ -329,7 +331,10 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
     it answers again).
     """
     patient = {"BELLWETHER_MODELS": "remote", "BELLWETHER_MODEL_TIMEOUT_MS": "5000"}
-    with serving_fixture(tiny, "", (*DECISION, "models"), **patient) as (at, settings), Client(settings) as client:
+    with (
+        serving_fixture(tiny, "", (*DECISION, "models"), variables=patient) as (at, settings),
+        Client(settings) as client,
+    ):
         load = load_of(at, settings, 0.0, retries=False)
         bars = iter(load.groups)
         decisions = [_observe_and_decide(client, load, next(bars)) for _ in range(count)]
@@ -368,7 +373,7 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
     }
 
 
-def _observe_and_decide(client: Client, load: Load, group: Floats) -> dict[str, Any]:
+def _observe_and_decide(client: Client, load: Load, group: Floats) -> JsonObject:
     """Send the minutes of one decision bar and return the decision at its close."""
     client.observe(load.symbol, group)
     return client.decide(load.symbol)

@@ -31,6 +31,7 @@ import numpy as np
 from benchmarks.fixture import FAMILY
 from benchmarks.hardship import serving_fixture
 from benchmarks.services import service_processes
+from pipelines.contracts import JsonObject
 from pipelines.settings import Settings
 from serving.client import Client
 from serving.inference.model_client import packed
@@ -80,7 +81,7 @@ def from_schema(service: str, url: str, key: str, seed: int, count: int, tally: 
         calls = [found.ok() for found in schemathesis.openapi.from_dict(spec).get_all_operations()]
         bodies = [call for call in calls if call.body]  # the others have one case
 
-        def ask(case: Any) -> None:
+        def send(case: Any) -> None:
             """Send one case and count its answer."""
             kwargs = case.as_transport_kwargs(base_url=url)
             answer = session.request(**{**kwargs, "timeout": PATIENCE_S})
@@ -97,7 +98,7 @@ def from_schema(service: str, url: str, key: str, seed: int, count: int, tally: 
                     hypothesis.settings(
                         max_examples=n, database=None, deadline=None, phases=[hypothesis.Phase.generate],
                         suppress_health_check=list(hypothesis.HealthCheck),
-                    )(hypothesis.given(strategy)(ask))
+                    )(hypothesis.given(strategy)(send))
                 )()  # fmt: skip
 
 
@@ -126,7 +127,7 @@ MOMENTS = (
     "2024-01-09", "2024-01-09T08:00:00+25:00", "2024-01-09T24:00:00Z", "2024-01-09T23:59:60Z", "-0001-01-01T00:00:00Z",
     "2024-01-09T08:00:00.123456789123Z", "1704787200", "soon", "",
 )  # fmt: skip
-VALUES = (
+VALUES: tuple[Any, ...] = (
     *map(Raw, (
         "NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1e308", "-1e308", "5e-324", "1e18", "1e19", "-0.0",
         "1" + "0" * 400,
@@ -159,7 +160,7 @@ DEEP = 50_000
 MAX_BODY = 3 << 20  # bytes; more than the decision service takes
 
 
-def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random], dict[str, Any]]]:
+def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random], JsonObject]]:
     """Return path → a function that makes a body the service accepts."""
     headers = {"Authorization": f"Bearer {key}"}
     with Client(settings) as client:
@@ -168,7 +169,7 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
     champion = httpx.get(f"{settings.model_url}/models").json()["families"][FAMILY]["champion"]
     columns = champion["columns"]
 
-    def observe(rng: random.Random) -> dict[str, Any]:
+    def observe(rng: random.Random) -> JsonObject:
         """Return bars after the newest one, at times with a book or context."""
         status = httpx.post(f"{settings.decision_url}/status", json={}, headers=headers).json()["symbols"][symbol]
         at = datetime.fromisoformat(status["last_bar"])  # the bar after it is one that fits
@@ -189,24 +190,24 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
         value = {"field": "open_interest", "known_at": at.isoformat(), "value": rng.choice((7.0, -1e18, 1e18))}
         return {"symbol": symbol, "bars": bars} | rng.choice(({}, {"books": [book]}, {"context": [value]}))
 
-    def outcome(rng: random.Random) -> dict[str, Any]:
+    def outcome(rng: random.Random) -> JsonObject:
         """Return an outcome of the known decision."""
         figures = {name: rng.choice((0.0, 5.0, -1e18, 1e18)) for name in ("gross_bps", "net_bps", "cost_bps")}
         at = rng.choice(("2024-01-09T08:00:00Z", "1970-01-01T00:00:00Z", "2200-01-01T00:00:00Z"))
         return {"decision_id": decision, "resolved_at": at, "label": 1, "barrier": "target"} | figures
 
-    def fill(rng: random.Random) -> dict[str, Any]:
+    def fill(rng: random.Random) -> JsonObject:
         """Return a fill or a rejection of the known decision."""
         price = rng.choice((1e-15, 1.0, 1e18))
         report = {"id": f"fill-{rng.random()}", "decision_id": decision, "at": "2024-01-09T08:00:00Z"}
         return report | rng.choice(({"status": "filled", "price": price}, {"status": "rejected", "reason": "no"}))
 
-    def predict(rng: random.Random) -> dict[str, Any]:
+    def predict(rng: random.Random) -> JsonObject:
         """Return one row, as a list or by column name."""
         row = [rng.choice((0.5, 0.0, -1e18, 1e18, 1e-300, None)) for _ in columns]
         return {"family": FAMILY} | rng.choice(({"rows": [row]}, {"features": [dict(zip(columns, row, strict=True))]}))
 
-    def predict_batch(rng: random.Random) -> dict[str, Any]:
+    def predict_batch(rng: random.Random) -> JsonObject:
         """Return packed inference requests, at times with an impossible shape."""
         values = np.array([[rng.choice((0.5, np.nan, np.inf, -np.inf, 1e308, 5e-324)) for _ in columns]])
         rows = packed(values)
@@ -219,8 +220,8 @@ def templates(settings: Settings, key: str) -> dict[str, Callable[[random.Random
         sent = {"family": FAMILY, "digests": {"champion": digest}, "columns": columns, "rows": rows}
         return {"asks": [sent] * rng.choice((0, 1, 2))}
 
-    nothing: Callable[[random.Random], dict[str, Any]] = lambda rng: {}  # noqa: E731
-    decide: Callable[[random.Random], dict[str, Any]] = lambda rng: rng.choice(  # noqa: E731
+    nothing: Callable[[random.Random], JsonObject] = lambda rng: {}  # noqa: E731
+    decide: Callable[[random.Random], JsonObject] = lambda rng: rng.choice(  # noqa: E731
         ({"symbol": symbol}, {"symbols": [symbol] * rng.choice((1, 3, 256, 257))})
     )
     return {
@@ -260,7 +261,7 @@ def corrupt(rng: random.Random, value: Any) -> Any:
     return value
 
 
-def body_of(rng: random.Random, valid: dict[str, Any]) -> bytes:
+def body_of(rng: random.Random, valid: JsonObject) -> bytes:
     """Return the bytes of a body: valid, or corrupted in one or two places, or odd as a whole."""
     value: Any = valid
     for _ in range(rng.choice((0, 0, 1, 1, 1, 2))):
@@ -359,7 +360,7 @@ def path_of(rng: random.Random, path: str) -> bytes:
     )  # fmt: skip
 
 
-def request_of(rng: random.Random, path: str, valid: dict[str, Any], host: bytes, key: str) -> tuple[bytes, bool]:
+def request_of(rng: random.Random, path: str, valid: JsonObject, host: bytes, key: str) -> tuple[bytes, bool]:
     """Return the bytes of a request, and whether the connection may end without an answer: its length is false, it
     waits for what never comes, or it asks to be closed while it may still be sending.
     """
@@ -445,7 +446,7 @@ def send_ours(settings: Settings, key: str, seed: int, count: int, tally: Tally)
 # ---- together --------------------------------------------------------------------------------------------------------
 
 
-def run(seed: int, count: int, store_url: str = "") -> dict[str, Any]:
+def run(seed: int, count: int, store_url: str = "") -> JsonObject:
     """Send about `count` inputs to both services, started for it.
 
     Returns inputs (how many), answers (service, source and status → how many), accepted (path → how many of our own

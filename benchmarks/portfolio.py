@@ -1,9 +1,11 @@
 """Compare portfolio methods; writes docs/results/portfolio.md.
 
 Run: python -m benchmarks.portfolio [--to FILE]
-worth. Every method of the registry, walked forward on recorded markets and on simulated assets whose truth is
-known, after costs, against 1/N with intervals of the difference. Nothing was chosen by these figures: one
-window, one rhythm, one band, written here before the first run."""
+
+Every method of the registry, walked forward on recorded markets and on simulated assets whose truth is known, after
+costs, against 1/N with intervals of the difference. Nothing was chosen by these figures: one window, one rhythm, one
+band, written here before the first run.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +60,7 @@ FOREX = {
 
 
 def recorded(files: dict[str, str], about: str) -> Market:
-    """Return hourly returns of the hours that all the files have; mid prices where bid and ask were recorded."""
+    """Return the market of the hours that all the files have; mid prices where bid and ask were recorded."""
     now = datetime.now(UTC)
     bars = [schemas.to_matrix(assess(read(recording(name), now, "1h"), "1h", now).clean) for name in files.values()]
     opened = reduce(np.intersect1d, (matrix[:, OPEN_TIME] for matrix in bars))
@@ -79,7 +81,7 @@ DAYS_A_YEAR, SIMULATED_YEARS, ASSETS = 252, 10, 10
 
 
 def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
-    """Return ten assets of two factors and noise of their own, the same law on every day; `given` is the truth."""
+    """Return a market of ten assets of two factors and own noise, the same law every day; `given` is the truth."""
     rng = np.random.default_rng(seed)
     loadings = np.column_stack([rng.uniform(0.5, 1.5, ASSETS), rng.normal(0.0, 0.7, ASSETS)])
     volatility, premium = np.array([0.15, 0.08]), np.array([0.06, 0.0])
@@ -160,7 +162,7 @@ def table(found: Sequence[Walked]) -> list[str]:
             share = "at every decision" if one.path.never_allocated else f"at {count} of {one.path.decisions} decisions"
             idle = float((one.path.weights[1:].sum(axis=1) < 0.5).mean())  # the first row ends with the first fill
             cash = (
-                f" Before its first answer it held cash: in {100 * idle:.1f} % of the rows, where 1/N was invested."
+                f" Before its first weights it was in cash: in {100 * idle:.1f} % of the rows, where 1/N was invested."
                 if idle
                 else ""
             )

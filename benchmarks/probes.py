@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
 
 from bellwether.operations import doctor
 from flows.support import processes
+from pipelines.contracts import JsonObject
 from pipelines.errors import BellwetherError
 from pipelines.settings import Settings
 from pipelines.store import Store, StoreFault
@@ -88,12 +90,12 @@ def recorder(log: Log) -> Callable[[Settings], Client]:
     class Recorder(Client):
         """A client that logs its answers."""
 
-        def _post(self, name: str, body: dict[str, Any], *more: Any, **named: Any) -> dict[str, Any]:
+        def _post(self, name: str, body: JsonObject, *more: Any, **named: Any) -> JsonObject:
             """Send a request and log its answer."""
             started = time.monotonic()
             words = "200"
             try:
-                answer: dict[str, Any] = super()._post(name, body, *more, **named)
+                answer: JsonObject = super()._post(name, body, *more, **named)
                 if name == "decide" and answer.get("tier") == 4:
                     words = "200 tier 4"
                 return answer
@@ -140,7 +142,7 @@ class Probe:
         self.alarms: dict[int, tuple[float, str]] = {}  # id → (monotonic seconds it was first seen, kind)
         self._client = Client(settings)  # for its key: some calls need it
         loops: list[tuple[Callable[[], None], float]] = [(self._services, 0.5), (self._alarms, EVERY_S)]
-        loops += [(lambda endpoint=endpoint: self._read(endpoint), EVERY_S) for endpoint in READS]  # type: ignore[misc]
+        loops += [(partial(self._read, endpoint), EVERY_S) for endpoint in READS]
         self._threads = [threading.Thread(target=self._loop, args=loop, daemon=True) for loop in loops]
 
     def __enter__(self) -> "Probe":

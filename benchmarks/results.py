@@ -3,12 +3,11 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.faults import FAULTS
 from benchmarks.probes import CALLS, READS
+from pipelines.contracts import JsonObject
 
-Figures = dict[str, Any]
 INTRODUCTION = """\
 Made by `python -m benchmarks.evidence --write` from what a run stored; nothing here was typed in. Repeat it with
 `python -m benchmarks.evidence {parts}`
@@ -39,7 +38,7 @@ def write_faults(folder: Path, page: Path) -> str:
     return f"{page}: {', '.join(found) or 'nothing'}{missing}"
 
 
-def faults_page(found: dict[str, Any], incomplete: Sequence[str]) -> str:
+def faults_page(found: JsonObject, incomplete: Sequence[str]) -> str:
     """Return the page of the parts found; `incomplete` names those missing or not finished."""
     blocks = [
         "# Faults, kills, swaps, odd input and an upgrade",
@@ -56,7 +55,7 @@ def faults_page(found: dict[str, Any], incomplete: Sequence[str]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def machines(found: dict[str, Any]) -> list[str]:
+def machines(found: JsonObject) -> list[str]:
     """Return one line a machine, with the parts measured there and their days."""
     where: dict[str, list[str]] = {}
     for name, part in found.items():
@@ -64,7 +63,7 @@ def machines(found: dict[str, Any]) -> list[str]:
     return [f"- {machine}: {', '.join(parts)}" for machine, parts in where.items()]
 
 
-def matrix(cases: dict[str, Figures]) -> list[str]:
+def matrix(cases: dict[str, JsonObject]) -> list[str]:
     """Return two tables: detection, recovery and cost of each fault; and the answers of every endpoint meanwhile."""
     known = [(name, cases[name]) for name in FAULTS if name in cases]
     ran = [(name, case) for name, case in known if "not_run" not in case]
@@ -103,12 +102,12 @@ def matrix(cases: dict[str, Figures]) -> list[str]:
     return blocks
 
 
-def _seen(case: Figures) -> str:
+def _seen(case: JsonObject) -> str:
     """Return the seconds until a fault was detected, and by what."""
     return "never" if case["detected_s"] is None else f"{case['detected_s']:.1f} s, {case['by']}"
 
 
-def _over(case: Figures) -> str:
+def _over(case: JsonObject) -> str:
     """Return the seconds until calls were answered again, and until all was as before."""
     calls = "never" if case["answers_s"] is None else f"{case['answers_s']:.1f} s"
     if case["healed_s"] is None:
@@ -116,19 +115,19 @@ def _over(case: Figures) -> str:
     return f"{calls}; {case['healed_s']:.1f} s{'' if case['heals'] == 'by itself' else ' after that'}"
 
 
-def _responses(case: Figures, name: str) -> str:
+def _responses(case: JsonObject, name: str) -> str:
     """Return the answers of an endpoint during a fault, and the slowest one from half a second on."""
     slowest = case["slowest_s"][name]
     slow = f" [{slowest:.1f} s]" if slowest >= 0.5 else ""
     return " → ".join(case["responses"].get(name) or ["–"]) + slow
 
 
-def _services_and_doctor(case: Figures) -> tuple[str, str]:
+def _services_and_doctor(case: JsonObject) -> tuple[str, str]:
     """Return the states of the services, and the findings of the doctor."""
     return " → ".join(case["responses"].get("services") or ["–"]), ", ".join(case["doctor"]) or "–"
 
 
-def counts(found: dict[str, Any]) -> list[str]:
+def counts(found: JsonObject) -> list[str]:
     """Return the table of counts of kills, swaps and odd inputs."""
     titles = {
         "crashes": "`kill -9` at random moments under load, the worker or everything in turn; store on SQLite",
@@ -146,7 +145,7 @@ def counts(found: dict[str, Any]) -> list[str]:
     return ["## Counts", table(["what", "figure", "sum", "cases"], rows)] if rows else []
 
 
-def upgrade(cases: dict[str, Figures]) -> list[str]:
+def upgrade(cases: dict[str, JsonObject]) -> list[str]:
     """Return the section of the upgrade."""
     rows = []
     for case in cases.values():

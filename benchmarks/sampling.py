@@ -4,8 +4,10 @@ A decision bar is evaluated if a sample became known in it. Its edge is the drif
 label lasts. Two questions of each sampler: is there more edge at an evaluation than at any bar, and what is left of
 the edge for a trader who knows the current drift and no later one, takes its side only at evaluations, and holds it
 until the next or for a label's life?
-Thresholds stand before the measured days: a sample every four bars is sampled for, CUSUM's are the stated 0.5 and 0.7.
-Run: python -m benchmarks sampling"""
+Thresholds are set before the measured days: one sample every four bars is wanted, CUSUM's are the stated 0.5 and 0.7.
+
+Run: python -m benchmarks sampling
+"""
 
 import numpy as np
 
@@ -26,7 +28,7 @@ from pipelines.evaluation.metrics import block_starts
 from pipelines.settings import load_params
 
 SEED, EDGE = 8, 1.3
-BARS_A_SAMPLE = 4  # sampled of the bars with a threshold of their own: three evaluations of four saved
+BARS_A_SAMPLE = 4  # wanted of the samplers with a threshold of their own: three evaluations of four saved
 DRAWS = 1_000
 BOOTSTRAP_SEED = 1
 

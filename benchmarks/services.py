@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def time_calls(at: Fixture, settings: Settings, n: int) -> dict[str, Floats]:
         width = len(models.get("/models").json()["families"][FAMILY]["champion"]["columns"])
         body = {"family": FAMILY, "rows": [[0.5] * width]}
         for group in groups:
-            calls["observe"].append(timed_ms(lambda group=group: client.observe(symbol, group)))  # type: ignore[misc]
+            calls["observe"].append(timed_ms(partial(client.observe, symbol, group)))
             calls["decide"].append(timed_ms(lambda: client.decide(symbol)))
             calls["alive"].append(timed_ms(lambda: bare.get("/livez").raise_for_status()))
             calls["predict"].append(timed_ms(lambda: models.post("/predict", json=body).raise_for_status()))

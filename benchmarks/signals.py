@@ -1,9 +1,11 @@
 """Measure every signal; writes docs/results/signals.md.
 
 Run: python -m benchmarks.signals [--to FILE]
-sees. Two parts. On recorded markets: every signal of the catalogue over a year of 15-minute bars, after costs,
-with intervals and the number tried. On the simulator: patterns that were planted, so that precision and recall
-can be counted, beside what the same number of answers would find by chance."""
+
+Two parts. On recorded markets: every signal of the catalogue over a year of 15-minute bars, after costs, with intervals
+and the number tried. On the simulator: patterns that were planted, so that precision and recall can be counted, against
+what the same number of answers would find by chance.
+"""
 
 import textwrap
 from collections.abc import Sequence

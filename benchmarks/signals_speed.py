@@ -20,7 +20,7 @@ from pipelines.contracts import BAR_FIELDS, BOOK_LEVELS, CLOSE, CONTEXT_WIDTH, O
 from pipelines.features import technical
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import StreamingFold
-from pipelines.signals import fvg, sweep
+from pipelines.signals import fvg, sweep, swings
 from pipelines.signals.catalog import SIGNALS
 
 MILLION = 1_000_000
@@ -110,11 +110,11 @@ def sweep_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
     depth, side = np.zeros(n), np.zeros(n)
     for way, column in ((1.0, "high"), (-1.0, "low")):
         edge = way * frame[column]
-        swings = np.flatnonzero(edge == edge.rolling(sweep.WIDTH, center=True).max())
+        found = np.flatnonzero(edge == edge.rolling(swings.WIDTH, center=True).max())
         levels, shut = edge.to_numpy(), way * close
-        for i in swings:
+        for i in found:
             level, beyond, extreme = levels[i], 0, -np.inf
-            for j in range(i + sweep.BARS_PER_SIDE + 1, n):
+            for j in range(i + swings.BARS_PER_SIDE + 1, n):
                 if levels[j] <= level and not beyond:
                     continue
                 beyond, extreme = beyond + 1, max(extreme, levels[j])
@@ -215,14 +215,14 @@ def measure(tiny: bool = False) -> list[Row]:
     ]  # fmt: skip
     for name, family, usual in (("fvg", fvg.GROUP, fvg_in_pandas), ("sweep", sweep.GROUP, sweep_in_pandas)):
         fold = StreamingFold(f"{name}_alone", (family,))
-        ours, theirs = in_turn(lambda f=fold: f.run(bars), lambda u=usual: u(frame), slow)  # type: ignore[misc]
+        ours, theirs = in_turn(partial(fold.run, bars), partial(usual, frame), slow)
         ns = 1e9 / len(bars)
         rows.append(
             pairs(f"{name}, batch", "ns a bar", ours * ns, "pandas over all bars", theirs * ns,
                   f"{description}; {same(fold, name, bars, usual(frame))}")
         )  # fmt: skip
         newest = frame[-WINDOW:]
-        step, again = in_turn(live(fold, bars), lambda u=usual, w=newest: u(w), repeats)  # type: ignore[misc]
+        step, again = in_turn(live(fold, bars), partial(usual, newest), repeats)
         rows.append(
             pairs(f"{name}, one live step", "us a bar", step / WINDOW * 1e6, f"pandas over the last {WINDOW} bars",
                   again * 1e6)

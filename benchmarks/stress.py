@@ -1,8 +1,9 @@
 """Stress the largest portfolio the limits allow; writes docs/results/stress.md.
 
 Run: python -m benchmarks.stress [--to FILE]
-is worst. Every scenario of `pipelines/evaluation/stress.py` on recorded markets: one alone through the crises,
-pairs otherwise."""
+
+Every scenario of `pipelines/evaluation/stress.py` on recorded markets: one market through the crises, pairs otherwise.
+"""
 
 import dataclasses
 import textwrap

@@ -1,8 +1,9 @@
 """Compare forecasts of tail losses with what followed; writes docs/results/tail-risk.md.
 
 Run: python -m benchmarks.tail_risk [--to FILE]
-refuse. Every method of `pipelines/evaluation/tail_risk.py`, hour by hour and day by day, held to what came
-afterwards."""
+
+Every method of `pipelines/evaluation/tail_risk.py`, hour by hour and day by day, on recorded markets.
+"""
 
 import textwrap
 from collections.abc import Sequence

@@ -19,14 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 
 from benchmarks.ports import free_ports
 from flows.support import processes
-from pipelines.contracts import OPEN_TIME, Floats, utc
+from pipelines.contracts import OPEN_TIME, Floats, JsonObject, utc
 from pipelines.errors import ServiceDown
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.store import Store, decision_payload
@@ -83,12 +82,12 @@ class Caller:
     groups: list[Floats]
     key: str
     good: list[float] = field(default_factory=list)
-    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[str, JsonObject] = field(default_factory=dict)
     fed: int = 0
     tiers: list[int] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     until: int = 0  # decision bars to send before it waits
-    _as_of: bool = True  # the old release is sent about a moment; this one knows its own
+    _as_of: bool = True  # the old release needs a time in the request; this one has a clock
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
@@ -130,9 +129,7 @@ class Caller:
                 self.fed += 1
                 time.sleep(PACE_S)
 
-    def _retry(
-        self, http: httpx.Client, path: str, body: dict[str, Any], as_of: str | None = None
-    ) -> dict[str, Any] | None:
+    def _retry(self, http: httpx.Client, path: str, body: JsonObject, as_of: str | None = None) -> JsonObject | None:
         """Send a request until it is answered with 200; None once stopped."""
         while not self._ended.is_set():
             sent = body | ({"as_of": as_of} if as_of and self._as_of else {})
@@ -180,7 +177,7 @@ def check_out(revision: str, into: Path) -> str:
     return found[1] if found else revision
 
 
-def run_drill(revision: str | None = None) -> dict[str, Any]:
+def run_drill(revision: str | None = None) -> JsonObject:
     """Upgrade two homes of `revision` (default: `previous`) under load: as it is, and with another feature.
 
     Returns of the first: from (version), silent_s (last good answer of the old to first of the new), recovery_s (start
@@ -196,7 +193,7 @@ def run_drill(revision: str | None = None) -> dict[str, Any]:
     return found | {"other_catalogue": other}
 
 
-def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any]:
+def upgraded(scratch: Path, revision: str, other_feature: bool) -> JsonObject:
     """Upgrade one home and return the figures of `run_drill`."""
     old, home = scratch / "old", scratch / "home"
     release = check_out(revision, old)
@@ -248,7 +245,7 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any
     }  # fmt: skip
 
 
-def _differs(stored: dict[str, Any] | None, answer: dict[str, Any]) -> bool:
+def _differs(stored: JsonObject | None, answer: JsonObject) -> bool:
     """Return whether the stored decision differs from the answer. Fields that only one release has do not count."""
     return stored is None or any(stored[name] != value for name, value in answer.items() if name in stored)
 
@@ -266,7 +263,7 @@ def _environment(home: Path) -> dict[str, str]:
     return outside | kernels | {"BELLWETHER_HOME": str(home)} | {f"BELLWETHER_{n}_PORT": str(p) for n, p in ports}
 
 
-def _ports(env: dict[str, str]) -> dict[str, Any]:
+def _ports(env: dict[str, str]) -> JsonObject:
     """Return the ports of an environment as arguments of Settings."""
     return {
         k.removeprefix("BELLWETHER_").lower(): int(v)

@@ -14,6 +14,9 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+JsonObject = dict[str, Any]  # a JSON object whose keys depend on its kind
+
+DAY_S = 86_400.0  # seconds
 
 # ---- bars in compiled code: one row of eight float64, C-contiguous; NaN = not recorded --------------------------
 BAR_FIELDS = ("open_time", "open", "high", "low", "close", "volume", "trades", "taker_buy_volume")

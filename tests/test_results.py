@@ -8,13 +8,15 @@ from benchmarks.probes import CALLS, READS, Log, shorten
 
 SEEN = {
     "description": "kill -9: decision, worker", "detected_s": 1.04, "by": "/livez", "heals": "by itself", "person": "",
-    "answers_s": 5.2, "healed_s": 7.9, "responses": {"/livez": ["200", "silent"], "services": ["up", "decision starting"]},
+    "answers_s": 5.2, "healed_s": 7.9,
+    "responses": {"/livez": ["200", "silent"], "services": ["up", "decision starting"]},
     "slowest_s": dict.fromkeys((*READS, *CALLS), 0.1) | {"/observe": 6.4}, "alarms": ["service_died"], "doctor": [],
     "lost": 0, "doubled": 0, "lost_bars": 0, "faults": [],
 }  # fmt: skip
 UNSEEN = SEEN | {
-    "description": "store locked | by another, 20 s", "detected_s": None, "by": "", "heals": "not in time", "answers_s": None,
-    "healed_s": None, "person": "`bellwether up`", "lost": 2, "alarms": [], "faults": ["observe answered 504"],
+    "description": "store locked | by another, 20 s", "detected_s": None, "by": "", "heals": "not in time",
+    "answers_s": None, "healed_s": None, "person": "`bellwether up`", "lost": 2, "alarms": [],
+    "faults": ["observe answered 504"],
 }  # fmt: skip
 HOLE = {"description": "disk full, 10 s", "not_run": "nothing can be mounted: not permitted"}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks import results
 from pipelines.settings import ROOT
 
 PAGES = sorted(
@@ -185,3 +186,25 @@ def test_results_lie_in_their_own_folder():
         "glossary.md", "health.md", "runbook.md", "security.md", "specification.md",
     }  # fmt: skip
     assert Path(ROOT / "docs" / "results" / "faults.md").is_file()
+
+
+def sentences_of(writer):
+    """Literal text of `page` in a benchmark that writes a page: headings, and the fixed parts of its paragraphs."""
+    tree = ast.parse((ROOT / "benchmarks" / f"{writer}.py").read_text())
+    page = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "page")
+    nodes = (node for statement in page.body[1:] for node in ast.walk(statement))  # without the docstring
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [text for text in (" ".join(text.split()) for text in texts) if len(text) > 30]
+
+
+@pytest.mark.parametrize("writer", ["exits", "fusion", "portfolio", "signals", "stress", "tail_risk"])
+def test_a_measured_page_has_the_words_of_its_writer(writer):
+    page = " ".join((ROOT / "docs" / "results" / f"{writer.replace('_', '-')}.md").read_text().split())
+    missing = [text for text in sentences_of(writer) if text not in page]
+    assert missing == []
+
+
+def test_the_page_of_faults_has_the_words_of_its_writer():
+    page = (ROOT / "docs" / "results" / "faults.md").read_text()
+    assert all(text in page for text in (results.MATRIX, results.ENDPOINTS, results.UPGRADE))
+    assert results.INTRODUCTION.format(parts=" ".join(results.PARTS)) in page

@@ -43,7 +43,7 @@ PARTS = ("features and signals", "models, fusion, risk", "durable in the ledger"
 
 @dataclass(frozen=True, slots=True)
 class NativeModel(TabularModel):
-    """The same model, evaluated by the library that trained it."""
+    """Evaluate the same model with the library that trained it."""
 
     trees: Any = None
 
@@ -63,7 +63,7 @@ def with_native_models(snapshot: Snapshot, at: Fixture) -> Snapshot:
 
 
 class DecisionPath:
-    """What the decision service does between a closed bar and its answer, without HTTP."""
+    """Run what the decision service does between a closed bar and its answer, without HTTP."""
 
     def __init__(self, at: Fixture, snapshot: Snapshot, store: Store) -> None:
         """Start from the fixture's warm start, with an empty account and a ledger on `store`."""

@@ -45,7 +45,7 @@ DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched bloc
 
 @dataclass(frozen=True)
 class Part:
-    """One long run. `run(case)` runs each case in a process of its own; `sums` turns the results into figures."""
+    """Describe one long run. `run(case)` runs a case in a process of its own; `sums` turns the results into figures."""
 
     description: str
     cases: tuple[str, ...]

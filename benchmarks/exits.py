@@ -44,7 +44,10 @@ ICT_GROUPS = tuple(module.GROUP for module in (fvg, sweep, order_block, cisd, sm
 
 @dataclass(frozen=True)
 class Market:
-    """One market. base (n, 8) are the bars a position is followed on; decision (m, 8) are bars of `step_s` seconds."""
+    """Describe one market.
+
+    base (n, 8) are the bars a position is followed on; decision (m, 8) are bars of `step_s` seconds.
+    """
 
     title: str
     about: str
@@ -55,7 +58,7 @@ class Market:
 
 @dataclass(frozen=True)
 class PlanResult:
-    """The n outcomes of one plan, of events that every plan ended: arrays (n,), bps and hours, and how each ended."""
+    """Hold the n outcomes of one plan, of events that every plan ended: arrays (n,), in bps and hours."""
 
     plan: str
     gross: Floats

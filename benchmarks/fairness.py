@@ -23,7 +23,7 @@ OBSERVE_EVERY_S = 0.01  # a feed pauses; clients that decide here do not
 
 
 class Connection:
-    """One keep-alive connection."""
+    """Send requests over one keep-alive connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: str) -> None:
         """Hold the streams and the head sent with each request."""

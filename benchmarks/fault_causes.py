@@ -42,8 +42,8 @@ Pick = Callable[["Target"], list[psutil.Process]]
 
 @dataclass
 class Target:
-    """A running installation: its fixture, settings and services, its load and log, and a scratch folder next to its
-    home.
+    """Describe a running installation: its fixture, settings and services, its load and log, and a scratch folder next
+    to its home.
     """
 
     at: Fixture

@@ -74,7 +74,7 @@ REPAIRED = "was done by a person"
 
 @dataclass(frozen=True)
 class Fault:
-    """One row of the matrix.
+    """Describe one row of the matrix.
 
     cause     starts the fault and ends it
     lasts_s   how long it lasts; 0 = it is over as soon as it is caused, as a kill is

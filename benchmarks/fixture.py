@@ -71,7 +71,9 @@ def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: b
 
 @dataclass(frozen=True)
 class Fixture:
-    """A small installation.
+    """Describe a small installation.
+
+    home has bundles and a generation file, ready to serve; live are 1-minute bars (n, 8) after the history.
 
     home has bundles and a generation file, ready to serve; live are 1-minute bars (n, 8) after the history.
     """

@@ -88,7 +88,7 @@ WEIGHTINGS = {
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """A market's resolved events, the regime code of each (NaN unknown), and a description of its history.
+    """Hold a market's resolved events, the regime code of each (NaN unknown), and a description of its history.
 
     active_share  (C,) share of the events at which each category took a side; step_s seconds of a decision bar
     """
@@ -186,7 +186,9 @@ def walk_forward(market_events: EvaluationSet, params: Params) -> WalkForwardFor
 
 @dataclass(frozen=True)
 class Figure:
-    """One weighting on one market, out of sample.
+    """Hold one weighting's figures on one market, out of sample.
+
+    gain: log loss of the stated weights less its own, paired, in millinats.
 
     gain: log loss of the stated weights less its own, paired, in millinats.
     """
@@ -288,7 +290,7 @@ def verdict(results: Sequence[Figure], base: Mapping[str, Estimate], pbo: float)
 
 @dataclass(frozen=True)
 class MarketSection:
-    """A market's section of the page, and its figures."""
+    """Hold a market's section of the page, and its figures."""
 
     title: str
     lines: list[str]

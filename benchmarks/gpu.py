@@ -43,7 +43,7 @@ SEED = 7
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A briefly trained network, so that its probabilities spread, and windows it can read."""
+    """Hold a briefly trained network, so that its probabilities spread, and windows it can read."""
 
     name: str
     network: nn.Module
@@ -52,7 +52,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Milliseconds a call: median and 5 to 95 % of n calls."""
+    """Hold the milliseconds of a call: median and 5 to 95 % of n calls."""
 
     name: str
     what: str

@@ -52,7 +52,7 @@ def books(mid: int, ring: int, n: int, seed: int) -> list[BookView]:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """One book in price buckets."""
+    """Hold one book in price buckets."""
 
     width: int
     best: tuple[int, int]
@@ -60,7 +60,7 @@ class _Snapshot:
 
 
 class PandasHeatmap:
-    """The same rules over whole tables, recomputed at each update."""
+    """Compute the same figures over whole tables, again at each update."""
 
     def __init__(self) -> None:
         """Start without snapshots."""
@@ -104,7 +104,7 @@ class PandasHeatmap:
 
 
 class _Compiled:
-    """The product's heatmap."""
+    """Run the product's heatmap."""
 
     def __init__(self) -> None:
         """Start with a fresh state."""

@@ -45,7 +45,7 @@ SHOWN = 20  # answers that must not occur, stored as examples
 
 @dataclass
 class Tally:
-    """Counts of answers.
+    """Count answers.
 
     answers   (service, source, status) → how many
     accepted  path → how many of our own bodies were valid and took effect
@@ -106,7 +106,7 @@ def from_schema(service: str, url: str, key: str, seed: int, count: int, tally: 
 
 
 class Raw(str):
-    """Text that goes into JSON unchanged."""
+    """Hold text that goes into JSON unchanged."""
 
 
 def dumped(value: Any) -> str:

@@ -15,7 +15,7 @@ PROBE_S = 0.02  # a call is repeated inside one measurement until it takes about
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Median and quartiles of n figures; p99 where single calls were timed."""
+    """Hold median and quartiles of n figures; p99 where single calls were timed."""
 
     median: float
     low: float
@@ -26,7 +26,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. `ratio` is theirs over ours, pair by pair: above 1, ours is that many times faster."""
+    """Hold one line of the table. `ratio` is theirs over ours, pair by pair: above 1, ours is that many times faster."""
 
     what: str
     unit: str

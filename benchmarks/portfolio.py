@@ -36,7 +36,7 @@ BASELINE = "equal"
 
 @dataclass(frozen=True)
 class Market:
-    """One market. every: rows of a week; given: (k,) weights of `custom`, None where there are none to give."""
+    """Describe one market. every: rows of a week; given: (k,) weights of `custom`, None where there are none to give."""
 
     title: str
     about: str
@@ -114,7 +114,7 @@ def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
 
 @dataclass(frozen=True)
 class Walked:
-    """A method's path through a market, and its figures."""
+    """Hold a method's path through a market, and its figures."""
 
     path: Path
     figures: Figures

@@ -31,7 +31,7 @@ CALLS = ("/decide", "/observe")
 
 @dataclass
 class EndpointLog:
-    """The answers of one endpoint over time: (monotonic seconds, words), one entry a change."""
+    """Record the answers of one endpoint over time: (monotonic seconds, words), one entry a change."""
 
     changes: list[tuple[float, str]] = field(default_factory=list)
     took: list[tuple[float, float]] = field(default_factory=list)  # (requested at, seconds until it was answered)
@@ -68,7 +68,7 @@ class EndpointLog:
 
 @dataclass
 class Log:
-    """All answers, by endpoint."""
+    """Record all answers, by endpoint."""
 
     endpoints: dict[str, EndpointLog] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -88,7 +88,7 @@ def recorder(log: Log) -> Callable[[Settings], Client]:
     """Return a client class that logs the answer of each of its calls: a status code and the kind of a refusal."""
 
     class Recorder(Client):
-        """A client that logs its answers."""
+        """Log the answers of every call."""
 
         def _post(self, name: str, body: JsonObject, *more: Any, **named: Any) -> JsonObject:
             """Send a request and log its answer."""
@@ -131,7 +131,7 @@ def words_of(endpoint: str, answer: httpx.Response) -> str:
 
 
 class Probe:
-    """Polls an installation until stopped. Use as a context manager."""
+    """Poll an installation until stopped. Use as a context manager."""
 
     def __init__(self, settings: Settings, names: tuple[str, ...], log: Log) -> None:
         """Open the store and prepare one thread an endpoint, one for the services and one for the alarms."""

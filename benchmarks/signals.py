@@ -56,7 +56,7 @@ SHIFTS = 200  # by which answers are moved along the history to see what chance 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded market: its file and timeframe, and the files of its context."""
+    """Describe a recorded market: its file and timeframe, and the files of its context."""
 
     title: str
     file: str
@@ -156,7 +156,7 @@ def score_table(scores: Scores, without_input: dict[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Detection:
-    """The share of the planted patterns that was found, and of the answers that met one; Wilson intervals.
+    """Hold the share of the planted patterns that was found, and of the answers that met one; Wilson intervals.
 
     by_chance_*  the same of the same answers, moved along the history: means over `SHIFTS` moves
     """

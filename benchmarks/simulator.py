@@ -40,7 +40,7 @@ def _path(days: int) -> market.MarketPath:
 
 
 class _Minutes:
-    """The same `n` minutes, drawn once and traded again at each call."""
+    """Trade the same `n` minutes, drawn once, at each call."""
 
     def __init__(self, n: int) -> None:
         """Draw the minutes and store the state before the first."""

@@ -38,7 +38,7 @@ SHORT = {"kupiec": "K", "independence": "I", "conditional": "C", "acerbi_szekely
 
 @dataclass(frozen=True)
 class Backtested:
-    """A method on one market, one step and one level."""
+    """Hold the coverage of a method on one market, one step and one level."""
 
     market: str
     step: str

@@ -70,8 +70,7 @@ THIS_UP = "from bellwether.cli.main import main; main()"
 
 @dataclass
 class Caller:
-    """Sends bars and requests a decision at each close, one after the other; what is not answered with 200 is sent
-    again.
+    """Send bars and request a decision at each close, one after the other; what is not answered with 200 is sent again.
 
     good     monotonic seconds of each good answer
     answers  acknowledged decisions, by id

@@ -50,3 +50,10 @@ def test_the_hash_in_its_output_is_the_committed_one():
 def test_ci_runs_the_test_command_it_shows():
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
     assert "make test" in README
+
+
+def test_the_python_it_shows_imports_what_exists():
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert blocks
+    for line in re.findall(r"^(?:from|import) .*$", "\n".join(blocks), re.MULTILINE):
+        exec(line, {})

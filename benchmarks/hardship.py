@@ -44,7 +44,7 @@ PATIENCE_S = 60.0  # a service that was killed may take so long to answer again
 
 @dataclass
 class Load:
-    """Run a feeder and CLIENTS clients. Acknowledged decisions are recorded; `faults` are answers that must not occur."""
+    """Run a feeder and CLIENTS clients; record acknowledged decisions. `faults` are answers that must not occur."""
 
     settings: Settings
     symbol: str

@@ -26,7 +26,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Hold one line of the table. `ratio` is theirs over ours, pair by pair: above 1, ours is that many times faster."""
+    """Hold one line of the table. `ratio` is theirs over ours, pair by pair: above 1, ours is so many times faster."""
 
     what: str
     unit: str

@@ -36,7 +36,7 @@ BASELINE = "equal"
 
 @dataclass(frozen=True)
 class Market:
-    """Describe one market. every: rows of a week; given: (k,) weights of `custom`, None where there are none to give."""
+    """Describe one market. every: rows of a week; given: (k,) weights of `custom`, None if there are none to give."""
 
     title: str
     about: str

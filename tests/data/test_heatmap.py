@@ -124,10 +124,10 @@ def test_the_kernel_says_what_whole_tables_say(mid, ring):
     state, pivoted, walls = np.zeros(HEAT_STATE), PandasHeatmap(), 0
     for k, look in enumerate(books(mid, ring, 140, seed=1)):
         heatmap_add_snapshot(state, *look)
-        pivoted.look(*look)
+        pivoted.add_snapshot(*look)
         if k % 7 == 0:
             out = told(state)
-            np.testing.assert_allclose(out, pivoted.tell(TICK), rtol=1e-12)
+            np.testing.assert_allclose(out, pivoted.row(TICK), rtol=1e-12)
             walls += int(np.isfinite(out[3:5]).sum())
     assert walls > 10
 

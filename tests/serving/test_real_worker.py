@@ -144,11 +144,11 @@ def test_no_caller_can_say_that_it_is_another(worker):
 
 def test_observe_does_not_starve_beside_many_decide_and_who_is_too_much_is_told_so(worker):
     bars = iter([as_json(row) for row in worker.stand.live])
-    told = asyncio.run(fairness.beside(worker.url, "test-key", SYMBOL, bars, DECIDERS, 2.0))
+    told = asyncio.run(fairness.observe_among_deciders(worker.url, "test-key", SYMBOL, bars, DECIDERS, 2.0))
     assert {status.split()[1] for status in told["answers"]} <= {"200", "429"}
     assert told["answers"]["observe 200"] > 5
     assert told["observe_p50_ms"] < told["decide_p50_ms"], told  # without lanes it waits longer than they do
-    crowd = asyncio.run(fairness.beside(worker.url, "test-key", SYMBOL, iter(()), 200, 1.0))
+    crowd = asyncio.run(fairness.observe_among_deciders(worker.url, "test-key", SYMBOL, iter(()), 200, 1.0))
     head, body = crowd["refused"]
     assert b"retry-after: 1" in head.lower()
     assert json.loads(body).keys() == {"error", "kind", "fields"}

@@ -143,19 +143,9 @@ VALUES: tuple[Any, ...] = (
     *MOMENTS,
 )  # fmt: skip
 KEYS = (
-    "",
-    "__class__",
-    "__proto__",
-    "model_config",
-    "model_fields",
-    "symbol",
-    "self",
-    "a\nb",
-    "\x1b[2J",
-    "\x00",
-    "é",
+    "", "__class__", "__proto__", "model_config", "model_fields", "symbol", "self", "a\nb", "\x1b[2J", "\x00", "é",
     "k" * 5000,
-)
+)  # fmt: skip
 DEEP = 50_000
 MAX_BODY = 3 << 20  # bytes; more than the decision service takes
 
@@ -302,19 +292,8 @@ def body_of(rng: random.Random, valid: JsonObject) -> bytes:
 
 
 METHODS = (
-    b"GET",
-    b"HEAD",
-    b"OPTIONS",
-    b"PUT",
-    b"DELETE",
-    b"PATCH",
-    b"TRACE",
-    b"POST",
-    b"CONNECT",
-    b"PROPFIND",
-    b"post",
-    b"FOO",
-)
+    b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"PATCH", b"TRACE", b"POST", b"CONNECT", b"PROPFIND", b"post", b"FOO",
+)  # fmt: skip
 TYPES = (
     b"multipart/form-data", b"multipart/form-data; boundary=", b"multipart/form-data; boundary=b", b"multipart/mixed",
     b'multipart/form-data; boundary="b', b"application/x-www-form-urlencoded", b"application/vnd.bentoml+pickle",

@@ -292,7 +292,8 @@ def body_of(rng: random.Random, valid: JsonObject) -> bytes:
 
 
 METHODS = (
-    b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"PATCH", b"TRACE", b"POST", b"CONNECT", b"PROPFIND", b"post", b"FOO",
+    b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"PATCH", b"TRACE", b"POST", b"CONNECT", b"PROPFIND", b"post",
+    b"FOO",
 )  # fmt: skip
 TYPES = (
     b"multipart/form-data", b"multipart/form-data; boundary=", b"multipart/form-data; boundary=b", b"multipart/mixed",

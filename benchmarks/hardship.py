@@ -25,7 +25,7 @@ from benchmarks.fixture import FAMILY, Fixture, arm_of, by_decision_bar, fixture
 from benchmarks.services import MB, service_processes, serving
 from flows.support import processes
 from flows.support.installation import Installation
-from pipelines.contracts import OPEN_TIME, Decision, Floats, JsonObject, utc
+from pipelines.contracts import OPEN_TIME, Decision, Floats, JsonObject, ModelAnswer, utc
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from pipelines.store import Promotion, Store, decision_payload
@@ -366,7 +366,7 @@ def together(count: int, tiny: bool = False) -> JsonObject:
     return {
         "bars": replayed.equal + len(replayed.different),
         "predicted": sum(champion["p"] is not None for champion in champions),
-        "faulty": sum(faulty(record) is not None for record in records),
+        "faulty": sum(faulty(ModelAnswer.from_dict(record)) is not None for record in records),
         "different": replayed.different[:3],
         "out": (out["tier"], out["models"][FAMILY]["champion"]["reason"]),
         "back": back["tier"],

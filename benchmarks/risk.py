@@ -1,5 +1,10 @@
 """Time risk: one check with 100 open positions against the same figures from tables; a year of minutes."""
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -118,7 +118,7 @@ def limits_of(params: Params) -> list[JsonObject]:
     for tier, size in params.tiers.size.items():
         add("model", f"tier {tier}", size, "of a size")
     for name, value in params.breakers:
-        add("system", name, value, "what trips a breaker: docs/breakers.md")
+        add("system", name, value, "what trips a breaker: docs/results/breakers.md")
     return rows
 
 

@@ -144,11 +144,11 @@ def test_no_caller_can_pass_for_another(worker):
 
 def test_observe_does_not_starve_next_to_many_decide_and_what_is_too_much_is_refused(worker):
     bars = iter([as_json(row) for row in worker.stand.live])
-    figures = asyncio.run(fairness.beside(worker.url, "test-key", SYMBOL, bars, DECIDERS, 2.0))
+    figures = asyncio.run(fairness.observe_among_deciders(worker.url, "test-key", SYMBOL, bars, DECIDERS, 2.0))
     assert {status.split()[1] for status in figures["answers"]} <= {"200", "429"}
     assert figures["answers"]["observe 200"] > 5
     assert figures["observe_p50_ms"] < figures["decide_p50_ms"], figures  # without lanes it waits longer than they do
-    crowd = asyncio.run(fairness.beside(worker.url, "test-key", SYMBOL, iter(()), 200, 1.0))
+    crowd = asyncio.run(fairness.observe_among_deciders(worker.url, "test-key", SYMBOL, iter(()), 200, 1.0))
     head, body = crowd["refused"]
     assert b"retry-after: 1" in head.lower()
     assert json.loads(body).keys() == {"error", "kind", "fields"}

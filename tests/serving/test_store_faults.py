@@ -18,7 +18,7 @@ from support.health_page import holds
 from support.service_probes import alarms, eventually, next_decision
 from support.serving_fixture import SYMBOL, slot_entry
 
-from benchmarks.faults import no_mount, read_only_folder
+from benchmarks.fault_causes import no_mount, read_only_folder
 from pipelines.store import FLOW_WAIT_MS, SERVICE_WAIT_MS, PageCheck, Store, damage
 from serving.state import tiers
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+JsonObject = dict[str, Any]  # a decoded JSON object whose keys its reader knows
 
 # ---- bars in compiled code: one row of eight float64, C-contiguous; NaN = not recorded --------------------------
 BAR_FIELDS = ("open_time", "open", "high", "low", "close", "volume", "trades", "taker_buy_volume")
@@ -232,7 +233,7 @@ class Model(Protocol):
 
     @property
     def schema(self) -> dict[str, Any]:
-        """What it was trained on: kind, symbol, decision_timeframe, trained_through, dropped, terms."""
+        """What it was trained on: kind, symbol, decision_timeframe, trained_through, dropped, loss_params."""
         ...
 
     def predict(self, rows: Floats) -> Predictions:

@@ -14,6 +14,8 @@ RENAMED: dict[str, dict[str, str]] = {
     "tier state": {"held": "tier_floor", "held_reason": "tier_floor_reason", "calm": "good_bars"},
     "bundle schema": {"terms": "loss_params"},
     "category scores": {"heard": "signals_used"},
+    "fit figures": {"alone": "single_column_auc"},
+    "evaluation figures": {"alone": "single_column_auc", "heard": "ensemble_loss"},
 }
 # Values that are words of ours, in any artefact.
 RENAMED_WORDS: dict[str, str] = {"NO_VOICE": "NO_SIGNAL", "acts": "active", "committee": "ensemble"}

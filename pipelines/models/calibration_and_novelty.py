@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
 from pipelines.contracts import Floats
 from pipelines.errors import BadShape
 
-Arrays = dict[str, npt.NDArray[Any]]  # arrays of an .npz by name
 _EPS = 1e-7
 
 

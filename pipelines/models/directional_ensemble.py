@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pipelines.contracts import REGIMES, Floats
+from pipelines.contracts import REGIMES, Arrays, Floats
 from pipelines.errors import UnknownName
 from pipelines.models.losses import log_losses
 
@@ -84,7 +83,7 @@ def directional(
     return EnsemblePrediction(average(p, stated), dict(zip(weights, share, strict=True)), missing)
 
 
-def ensemble_losses(oof: Mapping[str, npt.NDArray[Any]], y: Floats, ensemble: Mapping[str, Any]) -> dict[str, Floats]:
+def ensemble_losses(oof: Arrays, y: Floats, ensemble: Mapping[str, Any]) -> dict[str, Floats]:
     """Return log losses (n,) in nats of the ensemble with its stated weights and of each member, out of fold.
 
     oof     arrays of a predictor's `oof.npz`, of which `member_<name>` (n,) are read; y (n,) outcomes

@@ -12,9 +12,8 @@ from typing import Literal
 import numpy as np
 import onnxruntime
 
-from pipelines.contracts import Bools, Floats, Ints, JsonObject, Predictions
+from pipelines.contracts import Arrays, Bools, Floats, Ints, JsonObject, Predictions
 from pipelines.models.calibration_and_novelty import (
-    Arrays,
     BundleIdentity,
     Novelty,
     abstentions,

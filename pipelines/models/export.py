@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import Floats
+from pipelines.contracts import Arrays, Floats
 from pipelines.models.base import Export
-from pipelines.models.calibration_and_novelty import Arrays, Novelty
+from pipelines.models.calibration_and_novelty import Novelty
 from pipelines.models.runtime import MANIFEST, load_bundle, sha256
 
 GOLDEN_ROWS = 16

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import JsonObject, Model
+from pipelines.contracts import Arrays, JsonObject, Model
 from pipelines.errors import BundleError, DigestMismatch, GoldenMismatch, UnsafeBundle
 from pipelines.models import ensemble, tabular
-from pipelines.models.calibration_and_novelty import Arrays, BundleIdentity
+from pipelines.models.calibration_and_novelty import BundleIdentity
 from pipelines.models.regime import served as regime
 from pipelines.renamed_keys import current_names, current_word
 

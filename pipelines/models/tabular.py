@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from pipelines.contracts import Floats, JsonObject, Predictions
+from pipelines.contracts import Arrays, Floats, JsonObject, Predictions
 from pipelines.models.calibration_and_novelty import (
-    Arrays,
     BundleIdentity,
     Calibration,
     Novelty,

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import REGIMES, Floats, Ints, JsonObject, Predictions
+from pipelines.contracts import REGIMES, Arrays, Floats, Ints, JsonObject, Predictions
 from pipelines.models.calibration_and_novelty import (
-    Arrays,
     BundleIdentity,
     Novelty,
     abstentions,

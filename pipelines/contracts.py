@@ -4,8 +4,10 @@ Time: every stamp is UTC. In frames a column is `datetime64[us, UTC]`; in compil
 float64 (exact to 2**53). A bar is named by its `open_time` and is known only at `open_time + timeframe`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,8 +16,10 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-JsonObject = dict[str, Any]  # a decoded JSON object whose keys its reader knows
+JsonObject = dict[str, Any]  # a JSON object whose keys depend on its kind
 Arrays = dict[str, npt.NDArray[Any]]  # the arrays of an .npz by name
+
+DAY_S = 86_400.0  # seconds
 
 # ---- bars in compiled code: one row of eight float64, C-contiguous; NaN = not recorded --------------------------
 BAR_FIELDS = ("open_time", "open", "high", "low", "close", "volume", "trades", "taker_buy_volume")
@@ -97,6 +101,15 @@ REGIMES = ("TRENDING", "RANGING", "VOLATILE", "QUIET")
 def utc(seconds: float) -> datetime:
     """Epoch seconds → aware datetime."""
     return datetime.fromtimestamp(float(seconds), tz=UTC)
+
+
+def json_ready(value: Any) -> Any:
+    """Return plain data with every float that is not finite replaced by None; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: json_ready(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def tape_of(n: int, **columns: Any) -> Floats:

@@ -16,12 +16,11 @@ import numpy as np
 from numba.core.errors import NumbaExperimentalFeatureWarning
 
 from pipelines.compiled import kernel
-from pipelines.contracts import Estimate, Floats, Ints
+from pipelines.contracts import DAY_S, Estimate, Floats, Ints
 from pipelines.errors import BadShape, BadTimes
 from pipelines.evaluation.deflation import probabilistic_sharpe
 from pipelines.evaluation.metrics import default_block, mean_estimate, statistic_estimate
 
-DAY = 86400.0
 DAYS_A_YEAR = 365.0  # these markets do not close
 
 TRADE_FIELDS = ("row", "direction", "size", "fill_time", "exit_time", "gross_bps", "net_bps", "pnl")
@@ -107,7 +106,7 @@ def _run(
     used_now = np.empty(used)
     n_open, n_trades, unresolved, today = 0, 0, 0, 0
     cash, peak = 1.0, 1.0
-    day, day_start = np.floor(decided[0] / DAY), 1.0
+    day, day_start = np.floor(decided[0] / DAY_S), 1.0
     for i in range(n):
         still_open = 0
         for j in range(n_open):
@@ -120,8 +119,8 @@ def _run(
         n_open = still_open
         peak = max(peak, cash)
         equity[i] = cash
-        if np.floor(decided[i] / DAY) != day:
-            day, day_start, today = np.floor(decided[i] / DAY), cash, 0
+        if np.floor(decided[i] / DAY_S) != day:
+            day, day_start, today = np.floor(decided[i] / DAY_S), cash, 0
         row[:] = rows[i]
         for j in range(n_open):
             k = opened[j]
@@ -262,15 +261,15 @@ def _with_figures(
     draws: int,
     seed: int,
 ) -> Backtest:
-    """Return the Backtest with its estimates; days are UTC days from the first to the last decision, also empty ones."""
+    """Return the Backtest with its estimates; daily ones over all UTC days from the first to the last decision."""
     emitted = codes == 0
     ended = trades[np.argsort(trades[:, T_EXIT], kind="stable")]
-    pnl, first = ended[:, T_PNL], int(decided_at[0] // DAY)
-    days = max(int(decided_at[-1] // DAY), int(ended[-1, T_EXIT] // DAY) if len(ended) else 0) - first + 1
+    pnl, first = ended[:, T_PNL], int(decided_at[0] // DAY_S)
+    days = max(int(decided_at[-1] // DAY_S), int(ended[-1, T_EXIT] // DAY_S) if len(ended) else 0) - first + 1
 
     def daily(times: Floats, values: Floats) -> Floats:
         """Return (days,) sums of values by UTC day."""
-        at = (times // DAY).astype(np.int64) - first
+        at = (times // DAY_S).astype(np.int64) - first
         return np.asarray(np.bincount(at, weights=values, minlength=days), dtype=np.float64)
 
     earned = daily(ended[:, T_EXIT], pnl)

@@ -93,7 +93,7 @@ def coverage(returns: Floats, var: Floats, es: Floats, level: float, seed: int =
 
 
 def kupiec(n: int, violations: int, tail: float) -> Significance:
-    """Return the likelihood ratio test of the share of violations against `tail`; χ², one degree of freedom.
+    """Return the likelihood ratio test of the share of violations against `tail`; χ², 1 degree of freedom.
 
     NaN without a forecast. Source: Kupiec 1995, J. Derivatives 3(2), the test of the proportion of failures.
     """
@@ -104,7 +104,7 @@ def kupiec(n: int, violations: int, tail: float) -> Significance:
 
 
 def independence(before: Bools, after: Bools) -> Significance:
-    """Return the likelihood ratio test of independent violations against a Markov chain; χ², one degree of freedom.
+    """Return the likelihood ratio test of independent violations against a Markov chain; χ², 1 degree of freedom.
 
     before, after  (m,) violations of neighbouring rows
     NaN without any violation. Source: Christoffersen 1998, Int. Economic Review 39(4), sec. 3.2.

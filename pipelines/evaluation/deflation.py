@@ -44,7 +44,7 @@ def deflated_sharpe(returns: Floats, trials: int) -> float:
 
 
 def overfitting_probability(performance: Floats, groups: int = 10) -> float:
-    """Return PBO by combinatorially symmetric cross-validation: how often the in-sample winner is below the median outside.
+    """Return PBO: how often the in-sample winner is below the median outside, by symmetric cross-validation.
 
     performance  (rows, strategies) per-row result of each competing strategy, in time order
     Raises       BadShape under 2 strategies or `groups` rows

@@ -110,7 +110,7 @@ def build_labels(params: Params) -> None:
 
 
 def embargo_seconds(params: Params, step_s: int) -> float:
-    """Return the embargo in seconds, max(label horizon, feature memory): no bar is in a test row and a training label."""
+    """Return the embargo in seconds: the larger of label horizon and feature memory."""
     return float(max(params.labels.horizon_bars, int(FEATURES.warmup.max()), int(SIGNALS.warmup.max())) * step_s)
 
 

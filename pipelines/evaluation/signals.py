@@ -26,7 +26,7 @@ LEAST_BLOCKS = 5  # of a bootstrap: fewer do not measure the spread between them
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Hold one signal's score; estimates are NaN without an event, their bounds under `LEAST_BLOCKS` blocks of events.
+    """Hold one signal's score. NaN without events; bounds are NaN under `LEAST_BLOCKS` blocks of events.
 
     onsets     number of events: bars on which it took a new side, with an ATR to set barriers by
     per_week   events a calendar week of the history
@@ -170,7 +170,7 @@ COLOURS = ("#3b5bdb", "#1a7f37", "#d9730d", "#c2255c", "#7048e8", "#495057")  # 
 
 
 def write_page(path: Path, scores: Scores, title: str) -> Path:
-    """Write net return and hit rate of each tested signal, with intervals, as one self-contained page; return its path."""
+    """Write net return and hit rate of each tested signal as one self-contained page; return its path."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 

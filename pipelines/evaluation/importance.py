@@ -137,8 +137,11 @@ def importance(
     }  # fmt: skip
     by_cluster = [
         {
-            "columns": [plan.columns[j] for j in group], "rise": _figure(clustered[:, c], params), "share": cluster_share[c],
-            "contribution": None if contributions is None else float(np.abs(contributions[:, group].sum(axis=1)).mean()),
+            "columns": [plan.columns[j] for j in group], "rise": _figure(clustered[:, c], params),
+            "share": cluster_share[c],
+            "contribution": (
+                None if contributions is None else float(np.abs(contributions[:, group].sum(axis=1)).mean())
+            ),
         }
         for c, group in enumerate(plan.clusters)
     ]  # fmt: skip

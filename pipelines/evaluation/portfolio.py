@@ -261,7 +261,7 @@ def walk(
     n, k = returns.shape
     if every < 1 or window + 2 > n:
         raise NotEnoughData(
-            f"{n} rows, every {every}: a window of {window}, a fill and a row after it need {window + 2} rows, every >= 1"
+            f"{n} rows, every {every}: a window of {window}, a fill and a row after it need {window + 2}; every >= 1"
         )
     if caps is not None and caps.shape != (n, k):
         raise BadShape(f"capitalisations {caps.shape} for returns {returns.shape}; pass the same shape")

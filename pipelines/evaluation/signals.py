@@ -97,7 +97,7 @@ def score_sides(
     n = len(decision)
     if atr.shape != (n,) or any(side.shape != (n,) for side in sides.values()):
         raise BadShape(
-            f"{n} decision bars, {atr.shape} ATR and sides {[s.shape for s in sides.values()]}; pass one of each per bar"
+            f"{n} decision bars, {atr.shape} ATR and sides {[s.shape for s in sides.values()]}; pass one per bar"
         )
     horizon_s = float(params.labels.horizon_bars * step_s)
     closes = decision[:, OPEN_TIME] + step_s

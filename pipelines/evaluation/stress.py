@@ -85,7 +85,7 @@ def _walk(returns: Floats, rows: Ints, weights: Floats, stops: Floats, cost: flo
 
 
 def bootstrap(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
-    """Return the largest loss and deepest drawdown within ten days of returns drawn in blocks; `loss` at the 99 % level.
+    """Return the loss and drawdown within ten days of returns drawn in blocks; `loss` at the 99 % level.
 
     The intervals come from histories that are themselves resampled in blocks of the horizon: they reflect the few such
     spells in the recording, not the number of paths drawn.
@@ -125,7 +125,7 @@ def bootstrap(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: i
 
 
 def daily(recorded: MarketHistory) -> tuple[Floats, Floats, Floats]:
-    """Return, realised volatility and quote volume of every UTC day with a bar, (days, k) each.
+    """Return (return, realised volatility, quote volume) of every UTC day with a bar, (days, k) each.
 
     Volatility is the root of the summed squares; volume is NaN on a day with a bar without volume.
     """

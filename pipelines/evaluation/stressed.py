@@ -31,7 +31,7 @@ class Portfolio:
             raise BadShape(f"weights {self.weights.shape} and stops {self.stops.shape}; expected (k,) both.")
         if not np.isfinite(self.weights).all() or not 0.0 <= self.cost_bps < np.inf:
             raise BadValues(
-                f"weights {self.weights.tolist()}, cost {self.cost_bps} bps: pass finite weights and a cost of 0 or more."
+                f"weights {self.weights.tolist()}, cost {self.cost_bps} bps: pass finite weights and a cost >= 0."
             )
         if (self.stops <= 0.0).any():
             raise BadValues(f"stops {self.stops.tolist()}: pass a distance above 0, or NaN for none.")

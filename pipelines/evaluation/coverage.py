@@ -124,8 +124,8 @@ def acerbi_szekely(severity: Floats, n: int, tail: float, seed: int = 0) -> Sign
 
     severity  (violations,) loss / ES of each violation; n forecasts
     p         under the null violations are independent with probability `tail` and their mean loss is the ES. Their
-              number is drawn from the binomial, their severities from the observed ones divided by their mean, so the shape
-              of the tail is the data's own. One-sided: the share of draws with a Z2 as low; 1 without a violation
+              number is drawn from the binomial, their severities from the observed ones divided by their mean, so the
+              shape of the tail is the data's own. One-sided: the share of draws with a Z2 as low; 1 without a violation
     NaN       without a forecast
     Source    Acerbi & Székely 2014, Risk, "Back-testing expected shortfall", the second test; their p comes from the
               model's own distribution, ours needs none

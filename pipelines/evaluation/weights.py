@@ -231,7 +231,7 @@ def judge(
     """
     if any(weights.shape != events.category_scores.shape for weights in given.values()):
         raise BadShape(
-            f"given weights {[w.shape for w in given.values()]}, scores {events.category_scores.shape}; pass equal shapes"
+            f"given weights {[w.shape for w in given.values()]}, scores {events.category_scores.shape}: must be equal"
         )
     splits = walk_forward(events.known, events.ended, folds, min_train_fraction, embargo_s)
     names = (*optimisers, *given)

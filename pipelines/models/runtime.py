@@ -49,7 +49,7 @@ def read_manifest(path: Path, expected_digest: str | None) -> tuple[JsonObject, 
     raw = source.read_bytes()
     digest = sha256(raw)
     if expected_digest is not None and digest != expected_digest:
-        raise DigestMismatch(f"{path}: manifest digest {digest[:12]}, the registry promised {expected_digest[:12]}")
+        raise DigestMismatch(f"{path}: manifest digest {digest[:12]}, the registry has {expected_digest[:12]}")
     manifest: JsonObject = json.loads(raw)
     listed = set(manifest["files"])
     found = {str(f.relative_to(path)) for f in path.rglob("*") if f.is_file()} - {MANIFEST}

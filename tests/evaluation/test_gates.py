@@ -26,7 +26,8 @@ def evidence(signal: float, seed: int = 0, n: int = 3000, known: float = 1.0) ->
     gross = np.where(y == 1, 60.0, -40.0) + rng.normal(0, 3, n)
     return with_p(
         Evidence(
-            family="validator", loss_name="log loss", classes=("target_first",), loss=np.empty(0), baseline_losses={}, p=p, y=y,
+            family="validator", loss_name="log loss", classes=("target_first",), loss=np.empty(0),
+            baseline_losses={}, p=p, y=y,
             champion_loss=None, trials=1, parity_gap=1e-7, latency_ms=0.1, schema_coverage=1.0, novel_share=0.001,
             baselines={"base_rate": base, "volatility_only": base, "logistic": faint}, gross_bps=gross,
         )

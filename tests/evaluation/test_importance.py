@@ -31,7 +31,7 @@ TRENDING, RANGING = REGIMES.index("TRENDING"), REGIMES.index("RANGING")
 
 
 def events(n=3_000, seed=5):
-    """Return rows whose y depends on the oracle in trends and, weakly, on a factor of two columns; the rest is noise."""
+    """Return rows whose y depends on the oracle in trends and, weakly, on a factor of two columns."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(n, len(COLUMNS)))
     factor = rng.normal(size=n)

@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support.earlier_bundle import as_release_0_5
 
+from pipelines.errors import GoldenMismatch
 from pipelines.models.base import Export
 from pipelines.models.calibration_and_novelty import Calibration, as_json
 from pipelines.models.directional_ensemble import average
@@ -104,6 +105,19 @@ def test_classes_are_named_from_the_stated_probability_on(tmp_path):
     predicted = model.predict(np.stack([np.full((STEPS, 2), -0.5), np.full((STEPS, 2), 1.0)]))
     assert predicted.label == [None, "up+down"]
     check_golden(model)
+
+
+def test_a_golden_label_may_differ_only_where_rounding_decides(tmp_path):
+    with_labels = ensemble(tmp_path / "b", sure_from=0.7)
+    near = with_labels.golden["p"][0, 0]
+    at_threshold = replace(with_labels, label_from=near + 1e-9, schema={**with_labels.schema, "sure_from": near + 1e-9})
+    at_threshold.golden["label"] = np.array(
+        [label or "" for label in at_threshold.predict(at_threshold.golden["rows"]).label]
+    )
+    rounded_up = replace(at_threshold, label_from=near)
+    assert check_golden(rounded_up) == 0.0
+    with pytest.raises(GoldenMismatch, match="labels"):
+        check_golden(replace(at_threshold, label_from=near - 0.05))
 
 
 def test_an_ensemble_of_one_class_predicts_one_number_a_row(tmp_path):

@@ -335,9 +335,9 @@ def test_a_market_is_fitted_end_to_end_and_a_class_that_never_occurs_is_left_out
     digest = train(PATTERN, data, tmp_path / "out", chosen, {"symbol": "SIM"}, 900.0 * 60, lambda line: None)
     model = load_bundle(tmp_path / "out" / "bundle", digest)
     assert model.classes == tuple(name for name in PATTERNS if name != "cisd")
-    told = json.loads((tmp_path / "out" / "fit.json").read_text())
-    assert told["classes"] == list(model.classes)
-    assert told["parity_gap"] <= 1e-5
+    fit = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert fit["classes"] == list(model.classes)
+    assert fit["parity_gap"] <= 1e-5
     assert "absent" in model.schema["dropped"]["book_imbalance"]
     assert "never occur in the snapshot: cisd" in (tmp_path / "out" / "bundle" / "card.md").read_text()
     assert check_golden(model) == 0.0

@@ -3,6 +3,11 @@
 Two sides of a ratio are measured in turn; nothing here passes or fails by how many seconds it took.
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import argparse
 import json
 import os

@@ -23,7 +23,7 @@ from pipelines.contracts import BAR_FIELDS, Decision, Floats, utc
 from pipelines.data.timeframes import resample
 from pipelines.models.calibration import raw
 from pipelines.models.tabular import TabularModel
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.store import Store
 from pipelines.warm_start import read_warm_start
 from serving.inference.model_slots import ModelSlots, Snapshot
@@ -97,7 +97,7 @@ def timed(desk: Desk, bars: Floats, recomputed: Snapshot) -> tuple[Floats, Float
         marks.append(time.perf_counter())
         took[i] = np.diff(marks) * 1e6
         seen.append(bar)
-        event[i] = decision.models["validator"]["champion"]["event"] is not None
+        event[i] = decision.models["validator"]["champion"].event is not None
         if event[i]:
             began = time.perf_counter()
             with_pandas(pd.DataFrame(np.array(seen), columns=list(BAR_FIELDS)))

@@ -5,6 +5,11 @@ and skips what is there. Figures of another params.yaml or of other code are not
 `--case` names one case of many; `--write` makes the pages under `docs/results` from what is stored, and runs nothing.
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import argparse
 import hashlib
 import json

@@ -5,6 +5,11 @@ beside `plain` (target, stop and horizon of the labels). The ladder, the trailin
 of params.yaml; none was chosen by these figures.
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +30,8 @@ from pipelines.features import technical
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import StreamingFold
 from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED
-from pipelines.settings import ROOT, Params, load_params
+from pipelines.params import Params
+from pipelines.settings import ROOT, load_params
 from pipelines.signals import cisd, fvg, order_block, smt, sweep
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import Events, events

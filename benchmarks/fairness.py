@@ -3,6 +3,11 @@
 Run: python -m benchmarks.fairness [--deciders N] [--seconds S]
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import argparse
 import asyncio
 import json

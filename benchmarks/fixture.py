@@ -24,7 +24,8 @@ from pipelines.data.simulator.latent import MINUTES_A_DAY
 from pipelines.data.simulator.market import simulate
 from pipelines.models.base import Dataset
 from pipelines.models.catalog import model_family
-from pipelines.settings import ROOT, Params, load_params
+from pipelines.params import Params
+from pipelines.settings import ROOT, load_params
 from pipelines.training import stages
 from pipelines.warm_start import publish_warm_start
 from serving.inference.generation import write_generation

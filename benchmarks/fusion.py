@@ -4,6 +4,11 @@ Stated, equal, learnt as outcomes came in, convex and genetic weights of one poo
 events that none of them had seen: a simulated year, a recorded one, and a market that trades no nights.
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +60,8 @@ from pipelines.evaluation.weights import (
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.models.losses import log_losses
-from pipelines.settings import ROOT, Params, load_params
+from pipelines.params import Params
+from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import events

@@ -4,6 +4,11 @@ Run: python -m benchmarks.gpu [--out FILE]. Needs torch and numpy and nothing el
 CUDA card if there is one, says so and measures the CPU if there is none. See docs/gpu.md.
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import argparse
 import platform
 import sys

@@ -24,7 +24,7 @@ from benchmarks.fixture import FAMILY, Stand, arm_of, by_decision_bar, stand
 from benchmarks.services import MB, service_processes, serving
 from flows.support import processes
 from flows.support.installation import Installation
-from pipelines.contracts import OPEN_TIME, Decision, Floats, utc
+from pipelines.contracts import OPEN_TIME, Decision, Floats, ModelAnswer, utc
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from pipelines.store import Promotion, Store, decision_payload
@@ -343,7 +343,7 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
     return {
         "bars": replayed.equal + len(replayed.different),
         "spoken": sum(champion["p"] is not None for champion in champions),
-        "faulty": sum(faulty(told) is not None for told in answered),
+        "faulty": sum(faulty(ModelAnswer.from_dict(told)) is not None for told in answered),
         "different": replayed.different[:3],
         "out": (out["tier"], out["models"][FAMILY]["champion"]["reason"]),
         "back": back["tier"],

@@ -18,7 +18,7 @@ from pipelines.contracts import Floats
 from pipelines.models.calibration import raw
 from pipelines.models.runtime import load_bundle
 from pipelines.models.validator import fit_trees
-from pipelines.settings import Params
+from pipelines.params import Params
 
 BATCH = 64
 

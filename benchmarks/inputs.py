@@ -7,6 +7,11 @@ connection that ends without an answer where one is due, and a worker that had t
 `python -m benchmarks.inputs [--count N] [--seed N] [--store URL]` prints the counts as JSON; exit 1 if any is not 0.
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import argparse
 import base64
 import copy

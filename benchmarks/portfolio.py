@@ -5,6 +5,11 @@ costs, with 1/N beside it and intervals of the difference. Nothing was chosen by
 one band, written here before the first run.
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +27,8 @@ from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
 from pipelines.evaluation.portfolio import METHODS, Figures, Path, figures, walk
 from pipelines.evaluation.signals import WEEK_S, format_estimate
-from pipelines.settings import ROOT, Params, load_params
+from pipelines.params import Params
+from pipelines.settings import ROOT, load_params
 
 PAGE = ROOT / "docs" / "portfolio.md"
 YEAR_S = 365.25 * 86400.0

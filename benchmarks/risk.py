@@ -1,5 +1,10 @@
 """Risk: one check with 100 positions open, beside the same figures from tables; a year of minutes in the core."""
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import time
 from datetime import UTC, datetime, timedelta
 from functools import partial

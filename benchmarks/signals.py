@@ -5,6 +5,11 @@ and the number tried. On the simulator: patterns that were planted, so that prec
 what the same number of answers would find by chance.
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +45,8 @@ from pipelines.evaluation.signals import Scores, format_estimate, score_signals
 from pipelines.features import technical
 from pipelines.features.catalog import absent_columns
 from pipelines.features.fold import StreamingFold
-from pipelines.settings import ROOT, Params, load_params
+from pipelines.params import Params
+from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, signal_names
 from pipelines.warm_start import hit_rate

@@ -3,6 +3,11 @@
 Every scenario of `pipelines/evaluation/stress.py` on recorded markets: one alone through the crises, pairs otherwise.
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import dataclasses
 import textwrap
 from collections.abc import Sequence
@@ -21,7 +26,8 @@ from pipelines.evaluation.stress import SCENARIOS, stress
 from pipelines.evaluation.stress_limits import Case, largest, largest_allowed, stress_of_limits, verdict
 from pipelines.evaluation.stress_report import format_percent
 from pipelines.evaluation.stressed import MarketHistory, Portfolio, StressResult
-from pipelines.settings import ROOT, Params, load_params
+from pipelines.params import Params
+from pipelines.settings import ROOT, load_params
 
 PAGE = ROOT / "docs" / "stress.md"
 HOUR_S = 3600.0

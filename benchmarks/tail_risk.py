@@ -3,6 +3,11 @@
 Every method of `pipelines/evaluation/tail_risk.py`, hour by hour and day by day, held to what came afterwards.
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,6 +7,11 @@ second home the old release has another feature, so that its warm start is refus
 Run: python -m benchmarks.evidence upgrade
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import json
 import os
 import re

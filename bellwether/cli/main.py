@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines import permissions
+from pipelines.bootstrap import bootstrap
 from pipelines.contracts import REGIMES
 from pipelines.errors import BadTimes, BadValues, BellwetherError, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
@@ -284,7 +285,7 @@ def show_turn(result: dict[str, Any]) -> None:
             + ", ".join(f"{k} {v:,}" for k, v in sorted(result["refusals"].items(), key=lambda kv: -kv[1]))
         )
     watched = result["monitor"]
-    out.print(f"drift: {watched['told']}")
+    out.print(f"drift: {watched['summary']}")
     for family, told in result["retrained"].items():
         out.print(f"retrain of {family}: {told}")
     table("open them", ["what", "where"], [[k, v["url"]] for k, v in result["services"].items() if v.get("url")])
@@ -530,10 +531,10 @@ def risk(as_json: AsJson = False) -> None:
         )  # fmt: skip
     table(
         "a new position, were its signal beyond doubt", ["symbol", "side", "largest", "held down by", "refused"],
-        [[n["symbol"], n["side"], number(n["largest"], 4), n["capped_by"], "; ".join(n["refused"]) or None]
+        [[n["symbol"], n["side"], number(n["max_size"], 4), n["capped_by"], "; ".join(n["refused"]) or None]
          for n in found["next"]],
     )  # fmt: skip
-    out.print(f"stage {found['stage']}: leaves {found['stage_leaves']:g} of a size; "
+    out.print(f"stage {found['stage']}: leaves {found['stage_size_multiplier']:g} of a size; "
               f"breakers: {', '.join(found['breakers']) or 'none latched'}")  # fmt: skip
 
 
@@ -752,7 +753,7 @@ def replay(
         table(
             "replay", ["what", "found"], [[k.replace("_", " "), str(v)] for k, v in found.items() if v not in ({}, [])]
         )
-    if not found["bit_for_bit"]:
+    if not found["same"]:
         raise typer.Exit(1)
 
 
@@ -812,7 +813,7 @@ def drift(symbol: str | None = None, as_json: AsJson = False) -> None:
 
     with progress_display(err):
         found = monitor(name)
-    emit(found) if as_json else out.print(f"drift: {found['told']}\nreport: {found['report']}")
+    emit(found) if as_json else out.print(f"drift: {found['summary']}\nreport: {found['report']}")
 
 
 @app.command()
@@ -1105,6 +1106,7 @@ def key_rotate(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Entry point: every error is one sentence with its remedy; a bug's traceback is in a file."""
+    bootstrap()
     permissions.restrict()
     try:
         if sys.argv[1:2] in (["up"], ["run"]):  # a home of a release that left it open, before its key is read

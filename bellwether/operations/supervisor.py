@@ -36,6 +36,7 @@ from bellwether.operations.alarm_outbox import AlarmOutbox
 from flows.support import processes
 from flows.support.service_log import ServiceLog
 from pipelines import disk
+from pipelines.bootstrap import bootstrap
 from pipelines.permissions import restrict
 from pipelines.settings import ROOT, Settings
 
@@ -471,6 +472,7 @@ def main() -> None:
     """The detached process: `python -m bellwether.operations.supervisor HOME`."""
     if os.fork():  # the caller waits for this half only, and so leaves no zombie behind
         os._exit(0)
+    bootstrap()
     restrict()
     watcher = Supervisor(Settings(home=Path(sys.argv[1])))
 

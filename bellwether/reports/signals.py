@@ -4,7 +4,7 @@ Counts and scores are those of the newest snapshot: what was folded when it was 
 has no snapshot; it is listed by the bars observed and by the signals stored with its decisions.
 """
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,7 +120,7 @@ def _array(installation: Installation, name: str) -> Floats:
     return array
 
 
-def _of_this_catalogue(meta: dict[str, Any], signals: Floats) -> Floats:
+def _of_this_catalogue(meta: Mapping[str, Any], signals: Floats) -> Floats:
     if meta["signal_columns"] != list(SIGNALS.columns):
         raise StateError(
             f"the newest snapshot holds {len(meta['signal_columns'])} signal columns of another catalogue, this one "

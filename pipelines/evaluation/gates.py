@@ -24,8 +24,8 @@ from pipelines.evaluation.metrics import (
 )
 from pipelines.evaluation.report import arrays_with_prefix, read_oof
 from pipelines.models.losses import brier_losses
+from pipelines.params import Params
 from pipelines.renamed_keys import current_names
-from pipelines.settings import Params
 
 
 @dataclass(frozen=True, slots=True)

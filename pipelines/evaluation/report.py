@@ -20,8 +20,8 @@ from pipelines.evaluation.metrics import (
     most_confident,
 )
 from pipelines.models.directional_ensemble import ensemble_losses
+from pipelines.params import Params
 from pipelines.renamed_keys import current_names
-from pipelines.settings import Params
 
 
 def read_oof(folder: Path) -> Arrays:

@@ -9,7 +9,7 @@ from pipelines.contracts import DAY_S, OPEN_TIME, Floats, JsonObject
 from pipelines.evaluation.crises import CRISES, bars_in_window, replay_crisis
 from pipelines.evaluation.stress import stress_all
 from pipelines.evaluation.stressed import MarketHistory, Portfolio, StressResult, exact_estimate
-from pipelines.settings import RiskParams
+from pipelines.params import RiskParams
 
 SIDES = {"long": 1.0, "short": -1.0}
 AGAIN = "opened with the first bar and again at the next open after every stop, while the account limits allow it"

@@ -10,7 +10,7 @@ from typing import Literal
 from pipelines.errors import BadTimes
 from pipelines.monitoring.drift import DriftResult
 from pipelines.monitoring.loss import LossDrift
-from pipelines.settings import RetrainParams
+from pipelines.params import RetrainParams
 
 DAY = timedelta(days=1)
 AGE_INTERVALS = 2  # age of training data in retrain intervals: retrains ran, but on data that was not updated

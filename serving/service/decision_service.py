@@ -20,9 +20,21 @@ import bentoml
 import numpy as np
 
 from pipelines import disk
+from pipelines.bootstrap import bootstrap
 from pipelines.clock import Clock, ClockWatch, mode_of
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Books, ContextFeed, Decision, Floats, Outcome, utc
+from pipelines.contracts import (
+    OPEN_TIME,
+    TIMEFRAME_SECONDS,
+    Books,
+    ContextFeed,
+    Decision,
+    Floats,
+    ModelAnswers,
+    Outcome,
+    utc,
+)
 from pipelines.errors import BellwetherError, ClockJumped, InputError, ServiceDown, StoredAlready, UnknownName
+from pipelines.families import DECISION_FAMILY
 from pipelines.permissions import restrict
 from pipelines.settings import load_params, settings
 from pipelines.store import (
@@ -40,7 +52,7 @@ from serving.inference.generation_watcher import AlarmQueue, GenerationWatcher, 
 from serving.inference.model_client import ModelClient
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.inference.predictions import events_at_close, faulty, inference_requests, prediction_records
-from serving.policy.decide import DECISION_FAMILY, age_in_bars, decide, predict_all, tier_at, tier_inputs
+from serving.policy.decide import age_in_bars, decide, predict_all, tier_at, tier_inputs
 from serving.policy.decision_row import flatten
 from serving.risk.breaker_monitor import (
     BreakerMonitor,
@@ -84,6 +96,7 @@ from serving.state.online_weights_store import ONLINE_WEIGHTS_FILE, OnlineWeight
 from serving.state.symbols import CLOCK_SKEW, Symbol, Symbols, check_bars, clock_of, restore_symbol
 from serving.state.tiers import EMERGENCY_BREAKER, FULL, Freshness, State, Tier, TierStore, worst
 
+bootstrap()
 keep_in_memory()  # before BentoML makes its first counter
 log = logging.getLogger("bellwether.decision")
 MAX_CACHED_DECISIONS = 4096  # decisions remembered so that asking again gives the same one
@@ -368,7 +381,7 @@ class DecisionService:
         age_bars = (now.timestamp() - symbol.closed.close_time) / symbol.step_s
         return self._freshness.stale_reason(symbol.name, age_bars, self._params.risk.max_data_age_bars)
 
-    def _see(self, symbol: Symbol, snapshot: Snapshot, predictions: dict[str, Any] | None) -> State:
+    def _see(self, symbol: Symbol, snapshot: Snapshot, predictions: ModelAnswers | None) -> State:
         """Move the symbol's tier by what is seen now; a change is logged and an alarm."""
         seen = tier_inputs(symbol, snapshot, predictions, self._out(), self._emergency(symbol, datetime.now(UTC)))
         before, after = self._tiers.update(symbol.name, seen)
@@ -379,14 +392,16 @@ class DecisionService:
             log.warning("%s", told)
             fell = after.tier > before.tier
             severity = "info" if not fell else "critical" if after.tier == 4 else "high"
-            self._alarms.append(("tier_changed", severity, told, f"{symbol.name}: ", not fell and after.held == FULL))
+            self._alarms.append(
+                ("tier_changed", severity, told, f"{symbol.name}: ", not fell and after.tier_floor == FULL)
+            )
         for family, arms in (predictions or {}).items():
             for arm, said in arms.items():
-                key = (family, arm, said["digest"])
+                key = (family, arm, said.digest)
                 fault = faulty(said)
                 if fault is not None and fault.startswith("MODEL_FAULT:") and key not in self._spoilt:
                     self._spoilt.add(key)
-                    self._alarm("model_fault", "high", f"{family} {arm} version {said['version']}: {fault}")
+                    self._alarm("model_fault", "high", f"{family} {arm} version {said.version}: {fault}")
         return after
 
     def _emergency(self, symbol: Symbol, now: datetime) -> str | None:
@@ -661,7 +676,7 @@ class DecisionService:
         state = self._tiers[name]
         return None if state is None else state.tier
 
-    def _decide(self, symbol: Symbol, now: datetime, snapshot: Snapshot, predictions: dict[str, Any] | None) -> _Made:
+    def _decide(self, symbol: Symbol, now: datetime, snapshot: Snapshot, predictions: ModelAnswers | None) -> _Made:
         """Decide and hand to the ledger, or find the decision already made on exactly this."""
         subject = about(symbol, snapshot)
         if (late := self._late.get(subject)) is not None:
@@ -868,7 +883,12 @@ class DecisionService:
     def _told_tier(self, state: State) -> dict[str, Any]:
         tier = state.current_tier()
         multiplier = self._params.tiers.size[tier.number]
-        return {"tier": tier.number, "tier_reason": tier.reason, "tier_multiplier": multiplier, "held": state.held}
+        return {
+            "tier": tier.number,
+            "tier_reason": tier.reason,
+            "tier_multiplier": multiplier,
+            "held": state.tier_floor,
+        }
 
     def _checks(self) -> list[dict[str, Any]]:
         """What readiness rests on: all of them hold, or bars and decisions cannot be taken now. `ok` is true of those

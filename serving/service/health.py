@@ -36,7 +36,7 @@ def health(
         return Health("UNHEALTHY", state.current_tier().reason)
     if breakers:
         return Health("UNHEALTHY", "; ".join(f"breaker {name} is latched: {why}" for name, why in breakers.items()))
-    if state.tier > SIMPLE or state.held > FULL:
+    if state.tier > SIMPLE or state.tier_floor > FULL:
         return Health("DEGRADED", state.current_tier().reason)
     if warming:
         return Health("DEGRADED", "; ".join(f"{name}: {why}" for name, why in warming.items()))

@@ -8,6 +8,7 @@ from typing import Any
 import bentoml
 import numpy as np
 
+from pipelines.bootstrap import bootstrap
 from pipelines.contracts import Floats, Model
 from pipelines.errors import BadColumns, BadShape, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
@@ -35,6 +36,7 @@ from serving.service.schemas import (
 from serving.service.startup import starting
 from serving.service.store_executor import StoreExecutor
 
+bootstrap()
 keep_in_memory()  # before BentoML makes its first counter
 log = logging.getLogger("bellwether.models")
 ABOUT = "model service: "

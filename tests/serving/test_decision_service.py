@@ -141,18 +141,18 @@ def test_risk_tells_what_is_used_of_every_limit_and_what_would_be_refused(served
     names = [row["limit"] for row in told["limits"]]
     assert set(names) >= {"gross", "es", "stress", "open_count", "trades_today", "daily_loss", "drawdown"}
     assert all(row["at_most"] > 0 and 0 <= row["share"] <= 1 for row in told["limits"])
-    assert (told["stage"], told["stage_leaves"]) == ("normal", 1.0)
+    assert (told["stage"], told["stage_size_multiplier"]) == ("normal", 1.0)
     assert told["tail"]["by_asset"].keys() == {p["symbol"] for p in told["positions"]}
     sides = {(n["side"], n["symbol"]): n for n in told["next"]}
     assert {side for side, _ in sides} == {"long", "short"}
-    assert all(n["refused"] == [] and n["largest"] > 0 and n["capped_by"] for n in sides.values())
+    assert all(n["refused"] == [] and n["max_size"] > 0 and n["capped_by"] for n in sides.values())
 
 
 def test_risk_says_that_a_breaker_would_refuse_before_anybody_asks(served):
     served.store().trip("daily_loss", AT, "-2.3 %")
     until(lambda: served.http.get("/risk").json()["breakers"])
     told = served.http.get("/risk").json()
-    assert all("BREAKER_LATCHED: daily_loss" in n["refused"] and n["largest"] == 0 for n in told["next"])
+    assert all("BREAKER_LATCHED: daily_loss" in n["refused"] and n["max_size"] == 0 for n in told["next"])
     served.store().reset("daily_loss", AT, "ann", "test over")
     until(lambda: not served.http.get("/risk").json()["breakers"])
 

@@ -73,22 +73,21 @@ def agreement(scores: Floats, side: Floats) -> Floats:
     return np.nan_to_num(scores) * side[:, None]
 
 
-def fit_pool(scores: Floats, side: Floats, label: Floats, weight: Floats | None = None) -> Pool:
+def fit_pool(scores: Floats, side: Floats, label: Floats) -> Pool:
     """Fit a pool on n past events.
 
     scores  (n, C) direction × confidence in [-1, 1], 0 = neutral, NaN = unavailable; side (n,) -1 or 1
-    label   (n,) 1 target first, 0 not; weight (n,) uniqueness of each label, None = 1
+    label   (n,) 1 target first, 0 not
     Raises  NotEnoughData with a single outcome, BadShape, BadValues
     """
     x = agreement(scores, side)
-    weight = np.ones(len(label)) if weight is None else weight
     if not np.isin(label, (0.0, 1.0)).all() or not (np.abs(x) <= 1.0).all():
         raise BadValues("labels must be 0 or 1 and scores in [-1, 1]; drop unresolved events first")
-    rate = float(np.average(label, weights=weight)) if len(label) else 0.0
+    rate = float(label.mean()) if len(label) else 0.0
     if not 0.0 < rate < 1.0:
         raise NotEnoughData(f"{len(label)} events of a single outcome; bring a longer history")
     base = float(logit(np.array(rate)))
-    lines = np.array([_line(x[:, c], label, weight, base) for c in range(x.shape[1])])
+    lines = np.array([_line(x[:, c], label, base) for c in range(x.shape[1])])
     return Pool(base, lines[:, 0], lines[:, 1], correlation(x, label))
 
 
@@ -133,14 +132,14 @@ def correlation(x: Floats, label: Floats) -> Floats:
     return found
 
 
-def _line(x: Floats, label: Floats, weight: Floats, base: float) -> tuple[float, float]:
+def _line(x: Floats, label: Floats, base: float) -> tuple[float, float]:
     """Return slope and shift of one category over the events it scored; NaN if these are too few."""
     rows = np.flatnonzero(x)
     if len(rows) < LEAST or len(np.unique(label[rows])) < 2:
         return np.nan, np.nan
     if x[rows].std() < _STEADY:  # a constant score: only its hit rate can be measured
-        hit_rate = float(np.average(label[rows], weights=weight[rows]))
+        hit_rate = float(label[rows].mean())
         return 0.0, float(logit(np.array(hit_rate))) - base
     chance = 1.0 / (1.0 + np.exp(-(base + x[rows])))  # log-odds of x around the base rate, whose line is then fitted
-    line = fit_calibration(chance, label[rows], weight[rows], around=base)
+    line = fit_calibration(chance, label[rows], np.ones(len(rows)), around=base)
     return line.slope, line.shift

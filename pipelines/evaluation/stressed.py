@@ -5,7 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import BAR_WIDTH, CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Estimate, Floats, JsonObject
+from pipelines.contracts import (
+    BAR_WIDTH,
+    CLOSE,
+    HIGH,
+    LOW,
+    OPEN,
+    OPEN_TIME,
+    Estimate,
+    Floats,
+    JsonObject,
+    finite_or_none,
+)
 from pipelines.errors import BadShape, BadTimes, BadValues
 
 NOTHING: Floats = np.empty(0)
@@ -130,8 +141,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, Estimate):
-        bounds = {name: getattr(value, name) for name in ("value", "low", "high")}
-        return {name: x if np.isfinite(x) else None for name, x in bounds.items()} | {"n": value.n}
+        bounds = {name: finite_or_none(getattr(value, name)) for name in ("value", "low", "high")}
+        return bounds | {"n": value.n}
     return value
 
 

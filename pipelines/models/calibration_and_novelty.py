@@ -48,14 +48,6 @@ class Calibration:
         error = np.sqrt(np.maximum(slope * x * x + 2.0 * both * x + shift, 0.0))
         return 1.0 / (1.0 + np.exp(-line)), 1.0 / (1.0 + np.exp(-(line - 1.96 * error)))
 
-    def apply(self, raw: Floats) -> Floats:
-        """Return calibrated probabilities (n,)."""
-        return self.calibrate(raw)[0]
-
-    def lower(self, raw: Floats) -> Floats:
-        """Return the lower 95 % bounds (n,) of the calibrated probabilities."""
-        return self.calibrate(raw)[1]
-
 
 def stacked(lines: Sequence[Calibration]) -> Floats:
     """Return (classes, 5): slope, shift and covariance of each class's line, as `calibrate_all` reads them."""

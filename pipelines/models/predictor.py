@@ -284,7 +284,7 @@ def describe(data: Dataset, params: Params) -> list[str]:
 
 PREDICTOR = ModelFamily(
     family="predictor",
-    title="Market predictor: P(up) over the next bars, given a move worth its cost",
+    title="Market predictor: P(up) over the next bars, given a move larger than its cost",
     classes=("up",),
     loss_name="log loss",
     dataset=dataset,

@@ -21,7 +21,6 @@ class ReportFiles:
 
     html: Path
     json: Path
-    project_id: str
     run_id: str
     left_out: tuple[str, ...]
 
@@ -81,4 +80,4 @@ def write_report(
     project = existing[0] if existing else evidently.create_project(PROJECT)
     reference_to_run = evidently.add_run(project.id, run, name=name)
     left_out = tuple(column for column in thresholds if column not in shown)
-    return ReportFiles(html, data, str(project.id), str(reference_to_run.id), left_out)
+    return ReportFiles(html, data, str(reference_to_run.id), left_out)

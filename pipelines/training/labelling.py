@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Arrays, Bools, Floats
+from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, TIMEFRAME_SECONDS, Arrays, Bools, Floats
 from pipelines.errors import NotEnoughData
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
@@ -73,7 +73,7 @@ def event_labels(sources: Sources, params: Params) -> Labels:
         "columns": np.array(VALIDATOR_COLUMNS),
         "rows": rows[labelled],
         "y": outcome.label[labelled],
-        "weight": outcome.uniqueness[labelled] * time_decay(known, params.labels.decay_half_life_days * 86400.0),
+        "weight": outcome.uniqueness[labelled] * time_decay(known, params.labels.decay_half_life_days * DAY_S),
         "uniqueness": outcome.uniqueness[labelled],
         "known": known,
         "ended": outcome.ended[labelled],

@@ -200,8 +200,8 @@ def test_a_rare_class_is_calibrated_around_its_own_share_by_the_line_of_all_clas
     common, rare = calibrate(np.where(present, raw, 0.0), tail, share, pooled_rows=300.0)
     assert common.slope == pytest.approx(0.5, abs=0.12)
     assert rare.slope == pytest.approx(0.5, abs=0.2)
-    assert rare.apply(share[1:])[0] == pytest.approx(0.2, abs=0.06)
-    assert common.apply(share[:1])[0] == pytest.approx(0.5, abs=0.03)
+    assert rare.calibrate(share[1:])[0][0] == pytest.approx(0.2, abs=0.06)
+    assert common.calibrate(share[:1])[0][0] == pytest.approx(0.5, abs=0.03)
     ratio = rare.covariance[0, 0] / common.covariance[0, 0]
     assert ratio > 2.0  # six rows and 300 of others are less evidence than 3,000
 

@@ -131,7 +131,7 @@ def refit(rows, guess):
 
 
 @pytest.fixture(scope="module")
-def learnt():
+def planted_fit():
     rows, states, transition = planted()
     found, moves, score = refit(rows, first_states(*rows.T, "either"))
     return rows, states, transition, found, moves, score
@@ -147,14 +147,14 @@ def filtered(found, rows):
     return out[0]
 
 
-def test_a_planted_chain_is_found_again(learnt):
-    rows, states, transition, found, *_ = learnt
+def test_a_planted_chain_is_found_again(planted_fit):
+    rows, states, transition, found, *_ = planted_fit
     assert (filtered(found, rows).argmax(axis=1) == states).mean() > 0.9
     np.testing.assert_allclose(found.transition, transition, atol=0.02)
 
 
-def test_states_keep_their_names_whatever_order_the_fit_started_in(learnt):
-    rows, _, _, found, *_ = learnt
+def test_states_keep_their_names_whatever_order_the_fit_started_in(planted_fit):
+    rows, _, _, found, *_ = planted_fit
     guess = first_states(*rows.T, "either")
     for order in ([4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
         again, *_ = refit(rows, np.array(order)[guess])
@@ -183,8 +183,8 @@ def test_clusters_are_named_by_volatility_and_strength_alone():
     assert name_clusters(means[::-1], 0, 1).tolist() == [3, 0, 2, 1]
 
 
-def test_the_filter_is_the_forward_recursion_written_out(learnt):
-    rows, _, _, found, *_ = learnt
+def test_the_filter_is_the_forward_recursion_written_out(planted_fit):
+    rows, _, _, found, *_ = planted_fit
     x = np.clip((rows[:300] - found.centre) / found.scale, -gaussian.BOUND, gaussian.BOUND)
     away = (x[:, np.newaxis] - found.means) / found.deviations
     density = np.exp(found.peaks - 0.5 * (away**2).sum(axis=2))
@@ -205,8 +205,8 @@ def test_every_iteration_of_em_gains_likelihood():
     assert np.all(np.diff(scores) > -1e-6 * len(rows))
 
 
-def test_the_transition_interval_contains_the_planted_chain(learnt):
-    _, _, transition, _, moves, _ = learnt
+def test_the_transition_interval_contains_the_planted_chain(planted_fit):
+    _, _, transition, _, moves, _ = planted_fit
     low, high = transition_interval(moves, 96, 500, seed=0)
     assert (low <= high).all()
     fitted_here = moves.sum(axis=0) + 1.0
@@ -230,8 +230,8 @@ def test_no_step_is_counted_across_a_gap():
     assert moves[701].sum() == pytest.approx(1.0)
 
 
-def test_a_change_is_likely_where_the_planted_state_changes(learnt):
-    rows, states, _, found, *_ = learnt
+def test_a_change_is_likely_where_the_planted_state_changes(planted_fit):
+    rows, states, _, found, *_ = planted_fit
     p = filtered(found, rows)
     change = change_probability(np.stack([p[:-1], p[1:]], axis=1), found.transition)
     moved = states[1:] != states[:-1]

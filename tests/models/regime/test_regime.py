@@ -100,10 +100,10 @@ def test_a_row_alone_and_among_others_has_the_same_bytes(simulated, bundle):
     rows = data.inputs(np.arange(500, 540))
     together = model.predict(rows)
     for i in (0, 17, 39):
-        alone = model.predict(rows[i : i + 1])
-        assert alone.p[0].tobytes() == together.p[i].tobytes()
-        assert alone.label[0] == together.label[i]
-        assert all(alone.members[name][0].tobytes() == together.members[name][i].tobytes() for name in alone.members)
+        single = model.predict(rows[i : i + 1])
+        assert single.p[0].tobytes() == together.p[i].tobytes()
+        assert single.label[0] == together.label[i]
+        assert all(single.members[name][0].tobytes() == together.members[name][i].tobytes() for name in single.members)
 
 
 def test_the_live_window_is_the_training_window():

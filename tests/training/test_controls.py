@@ -26,14 +26,14 @@ PARAMS = load_params()
 
 
 def history(workspace: Path, **changes: object) -> str:
-    """The simulator's history in a workspace of its own, ingested as `ingest` does. Returns its hash."""
+    """Write the simulator's history into a workspace of its own, as `ingest` does; return its hash."""
     versioning.prepare(workspace, ROOT, ROOT / "params.yaml", str(workspace.parent / "remote"))
     spec = PARAMS.simulator.model_copy(update=changes)
     origin = make_source("simulator", spec=spec)
     until = spec.start + timedelta(days=spec.history_days)
     frame = origin.fetch(spec.symbol, until, datetime.now(UTC))
-    told = origin.records(spec.symbol, until)
-    write_snapshot(workspace / "data", spec.symbol, assess(frame, "1m", until), origin.describe(), told)
+    records = origin.records(spec.symbol, until)
+    write_snapshot(workspace / "data", spec.symbol, assess(frame, "1m", until), origin.describe(), records)
     return versioning.snapshot(workspace)
 
 
@@ -62,7 +62,7 @@ def test_the_committed_pointer_describes_the_regenerated_snapshot(market):
     assert matches_pointer("0" * 32) == ""
 
 
-def test_the_planted_edge_passes_the_gate_with_no_sign_of_a_leak(market):
+def test_the_planted_edge_passes_the_gate_without_a_suspected_leak(market):
     verdict = judge(evidence(market / "artifacts"), PARAMS)
     assert verdict.passed, verdict.reasons
 
@@ -89,11 +89,11 @@ def test_a_leaking_column_is_exploited_and_then_refused_by_name(market, tmp_path
     folder = tmp_path / "artifacts"
     shutil.copytree(market / "artifacts", folder, ignore=shutil.ignore_patterns("validator"))
     with np.load(folder / "labels" / "events.npz") as f:
-        told = dict(f)
-    column = "momentum_10" if "momentum_10" in told["columns"] else str(told["columns"][0])
-    noise = np.random.default_rng(3).normal(0.0, 0.2, len(told["y"]))
-    told["rows"][:, told["columns"].tolist().index(column)] = told["y"] + noise
-    np.savez(folder / "labels" / "events.npz", **told)
+        labels = dict(f)
+    column = "momentum_10" if "momentum_10" in labels["columns"] else str(labels["columns"][0])
+    noise = np.random.default_rng(3).normal(0.0, 0.2, len(labels["y"]))
+    labels["rows"][:, labels["columns"].tolist().index(column)] = labels["y"] + noise
+    np.savez(folder / "labels" / "events.npz", **labels)
     with contextlib.chdir(tmp_path):
         shutil.copy(market / "params.yaml", tmp_path)
         shutil.copy(market / "data.dvc", tmp_path)
@@ -106,7 +106,7 @@ def test_a_leaking_column_is_exploited_and_then_refused_by_name(market, tmp_path
     assert f"{column} alone ranks it" in leak.detail
 
 
-def test_a_second_champion_of_the_same_recipe_is_no_better_than_the_first(market, tmp_path):
+def test_a_second_model_of_the_same_family_is_no_better_than_the_first(market, tmp_path):
     """A/A: another seed on the same rows is not promoted over its twin, whichever came first."""
     folder = market / "artifacts"
     data = VALIDATOR.dataset(folder, PARAMS)

@@ -11,6 +11,8 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import (
+    Ints,
+    Bools,
     BOOK_LEVELS,
     CONTEXT_FIELDS,
     CONTEXT_INDEX,
@@ -32,7 +34,17 @@ _AT = np.array([CONTEXT_INDEX[name] for name in TAPE_FIELDS], dtype=np.int64)
 
 
 @kernel
-def _align_books(closes, step_s, known, levels, tape, summed, at, out_levels, out_values):  # type: ignore[no-untyped-def]
+def _align_books(
+    closes: Floats,
+    step_s: float,
+    known: Floats,
+    levels: Floats,
+    tape: Floats,
+    summed: Bools,
+    at: Ints,
+    out_levels: Floats,
+    out_values: Floats,
+) -> None:
     first = 0
     told = np.empty(tape.shape[1])
     for i in range(closes.shape[0]):
@@ -52,7 +64,7 @@ def _align_books(closes, step_s, known, levels, tape, summed, at, out_levels, ou
 
 
 @kernel
-def _align_feed(closes, known, field, value, max_age, out):  # type: ignore[no-untyped-def]
+def _align_feed(closes: Floats, known: Floats, field: Ints, value: Floats, max_age: Floats, out: Floats) -> None:
     newest = np.full(out.shape[1], np.nan)
     when = np.full(out.shape[1], -np.inf)
     j = 0

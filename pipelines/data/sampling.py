@@ -218,7 +218,7 @@ def _totals_of(rows: Floats, seconds: float, amounts: Floats, limit: float) -> S
 
 
 @kernel
-def _totals(amounts, limit, last, amount):  # type: ignore[no-untyped-def]
+def _totals(amounts: Floats, limit: float, last: Ints, amount: Floats) -> int:
     k, total = 0, 0.0
     for i in range(amounts.shape[0]):
         total += amounts[i]
@@ -229,9 +229,20 @@ def _totals(amounts, limit, last, amount):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _cusum(  # type: ignore[no-untyped-def]
-    close, horizon, calm, high, half_life, every, ring, high_rank, last, side, amount, threshold
-):
+def _cusum(
+    close: Floats,
+    horizon: float,
+    calm: float,
+    high: float,
+    half_life: int,
+    every: int,
+    ring: Floats,
+    high_rank: float,
+    last: Ints,
+    side: Ints,
+    amount: Floats,
+    threshold: Floats,
+) -> tuple[int, int]:
     """Returns the first row a sample could hold, and how many samples there are."""
     keep, memory = 0.5 ** (1.0 / half_life), ring.shape[0]
     up, down, variance, rank = 0.0, 0.0, 0.0, 0.0
@@ -260,7 +271,17 @@ def _cusum(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _imbalance(flow, expected, keep_bar, keep_row, within, last, side, amount, threshold):  # type: ignore[no-untyped-def]
+def _imbalance(
+    flow: Floats,
+    expected: int,
+    keep_bar: float,
+    keep_row: float,
+    within: float,
+    last: Ints,
+    side: Ints,
+    amount: Floats,
+    threshold: Floats,
+) -> tuple[int, int]:
     """Returns the first row a sample could hold, and how many samples there are."""
     rows, mean, square = float(expected), 0.0, 0.0
     total, limit, length, k = 0.0, 0.0, 0, 0
@@ -282,7 +303,7 @@ def _imbalance(flow, expected, keep_bar, keep_row, within, last, side, amount, t
 
 
 @kernel
-def _merge(rows, first, last, out):  # type: ignore[no-untyped-def]
+def _merge(rows: Floats, first: Ints, last: Ints, out: Floats) -> None:
     for k in range(first.shape[0]):
         out[k, :] = rows[first[k], :]
         for i in range(first[k] + 1, last[k] + 1):

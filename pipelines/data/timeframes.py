@@ -26,7 +26,7 @@ def seconds(timeframe: str) -> int:
 
 
 @kernel
-def _resample(bars, target, seen_until, out):  # type: ignore[no-untyped-def]
+def _resample(bars: Floats, target: float, seen_until: float, out: Floats) -> int:
     """Fill `out` (n, 8) from the top; return how many target bars are closed at `seen_until` (epoch seconds)."""
     made = -1
     for i in range(bars.shape[0]):

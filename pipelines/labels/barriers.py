@@ -21,7 +21,14 @@ BARRIERS = {TARGET: "target", STOP: "stop", TIME: "time", UNRESOLVED: "unresolve
 
 
 @kernel
-def first_touch(bars, start, direction, target, stop, end_time):  # type: ignore[no-untyped-def]
+def first_touch(
+    bars: Floats,
+    start: int,
+    direction: int,
+    target: float,
+    stop: float,
+    end_time: float,
+) -> tuple[int, int, float]:
     """Walk base bars from index `start` until a barrier or `end_time`.
 
     bars       (n, 8) base bars in time order
@@ -59,7 +66,17 @@ def first_touch(bars, start, direction, target, stop, end_time):  # type: ignore
 
 
 @kernel
-def _label_all(bars, starts, directions, targets, stops, ends, exits, barriers, prices):  # type: ignore[no-untyped-def]
+def _label_all(
+    bars: Floats,
+    starts: Ints,
+    directions: Ints,
+    targets: Floats,
+    stops: Floats,
+    ends: Floats,
+    exits: Ints,
+    barriers: Ints,
+    prices: Floats,
+) -> None:
     for k in range(starts.shape[0]):
         if starts[k] >= bars.shape[0]:
             exits[k], barriers[k], prices[k] = bars.shape[0], UNRESOLVED, np.nan

@@ -20,7 +20,7 @@ _LEAST_RETURNS = 20  # before there is a volatility
 
 
 @kernel
-def _ewma(returns, keep, least, out):  # type: ignore[no-untyped-def]
+def _ewma(returns: Floats, keep: Floats, least: int, out: Floats) -> None:
     for k in range(keep.shape[0]):
         total, weight, seen = 0.0, 0.0, 0
         for i in range(returns.shape[0]):

@@ -1,4 +1,4 @@
-"""A limit order book in one flat record, and what happens to it: orders are placed, withdrawn and taken.
+"""A limit order book in one flat record, and its events: orders are placed, cancelled and taken.
 
 Prices are whole ticks, sizes whole lots, time whole microseconds: the book is exact and the same on every machine. A
 side is BID (0) or ASK (1). Level sizes and order counts lie in a ring a side, at `tick & RING_MASK`, so a side may span
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import BOOK_LEVELS, Ints
+from pipelines.contracts import BOOK_LEVELS, Floats, Ints
 
-BID, ASK = np.arange(2)  # typed: compiled code is not made anew for each value
+BID, ASK = np.arange(2)  # int64 scalars, so that compiled code is not specialised for each value
 ADD, CANCEL, TRADE = np.arange(3)  # kinds of event
 RING = 1024
 RING_MASK = RING - 1
@@ -27,12 +27,13 @@ LOG_WIDTH = 6  # epoch microseconds, kind, side, tick, lots, lots left at the le
 LOG_ROWS = 1 << 14  # of one minute
 
 _I = np.int64
+BookRecord = Any  # one element of an array of dtype BOOK_FIELDS: numpy and numba have no common type for it
 BOOK_FIELDS: list[Any] = [
     ("depth", _I, (2, RING)),  # lots that rest at each level
     ("orders", _I, (2, RING)),  # in how many orders
     ("best", _I, 2),  # best tick of each side
     ("far", _I, 2),  # no level of the side lies beyond this tick
-    ("hole", _I, 2),  # the worst tick that was emptied since the makers last looked
+    ("hole", _I, 2),  # the worst tick that was emptied since the makers last quoted
     ("flow", _I),  # lots: order-flow imbalance so far
     ("events", _I),  # book events so far
     ("now", _I),  # epoch microseconds
@@ -48,8 +49,8 @@ BOOK_FIELDS: list[Any] = [
 ]  # fmt: skip
 
 
-def empty_book(fields: list[Any] = BOOK_FIELDS) -> Any:
-    """(1,) record without orders; `fields`: BOOK_FIELDS and whatever else shall travel with them."""
+def empty_book(fields: list[Any] = BOOK_FIELDS) -> BookRecord:
+    """Return a (1,) record without orders; `fields`: BOOK_FIELDS and the caller's own fields after them."""
     books = np.zeros(1, np.dtype(fields))
     book = books[0]
     book["best"] = -NO_TICK, NO_TICK
@@ -59,12 +60,14 @@ def empty_book(fields: list[Any] = BOOK_FIELDS) -> Any:
 
 
 @kernel
-def is_empty(book, side):  # type: ignore[no-untyped-def]
+def is_empty(book: BookRecord, side: int) -> bool:
+    """Return whether a side (0 bid, 1 ask; int64) of the book record holds no order."""
     return abs(book.best[side]) == NO_TICK
 
 
 @kernel
-def _write(book, kind, side, tick, lots, left):  # type: ignore[no-untyped-def]
+def _write(book: BookRecord, kind: int, side: int, tick: int, lots: int, left: int) -> None:
+    """Append one event to the record's log (LOG_ROWS, LOG_WIDTH) int64; beyond its end only the count grows."""
     row = book.logged
     book.logged = row + 1
     if row < LOG_ROWS:
@@ -73,8 +76,8 @@ def _write(book, kind, side, tick, lots, left):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def place(book, side, tick, lots, orders):  # type: ignore[no-untyped-def]
-    """Add `lots` > 0 in `orders` orders to a level, which must not cross the other side."""
+def place(book: BookRecord, side: int, tick: int, lots: int, orders: int) -> None:
+    """Add `lots` > 0 in `orders` orders (int64) to a level, which must not cross the other side."""
     at, worse = tick & RING_MASK, 2 * side - 1
     book.depth[side, at] += lots
     book.orders[side, at] += orders
@@ -89,8 +92,8 @@ def place(book, side, tick, lots, orders):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _find_best(book, side, tick):  # type: ignore[no-untyped-def]
-    """The side's best level is `tick` or the first one beyond it that holds an order."""
+def _find_best(book: BookRecord, side: int, tick: int) -> None:
+    """Set the side's best level: `tick` or the first one beyond it that holds an order (all int64)."""
     worse, far = 2 * side - 1, book.far[side]
     while (far - tick) * worse >= 0 and book.depth[side, tick & RING_MASK] == 0:
         tick += worse
@@ -100,8 +103,8 @@ def _find_best(book, side, tick):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _remove(book, side, tick, lots):  # type: ignore[no-untyped-def]
-    """Take `lots` off a level, and its orders in proportion."""
+def _remove(book: BookRecord, side: int, tick: int, lots: int) -> None:
+    """Take `lots` (int64) off a level, and its orders in proportion."""
     at, worse = tick & RING_MASK, 2 * side - 1
     before = book.depth[side, at]
     left = before - lots
@@ -120,8 +123,8 @@ def _remove(book, side, tick, lots):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def cancel(book, side, tick, lots):  # type: ignore[no-untyped-def]
-    """Cancel `lots` > 0 of a level; at most what is there."""
+def cancel(book: BookRecord, side: int, tick: int, lots: int) -> None:
+    """Cancel `lots` > 0 (int64) of a level; at most what is there."""
     _remove(book, side, tick, lots)
     book.events += 1
     if book.log_mode == 2:
@@ -129,8 +132,8 @@ def cancel(book, side, tick, lots):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def clear(book, side, until):  # type: ignore[no-untyped-def]
-    """Cancel every level of a side that is better than the tick `until`; what an iceberg shows stays."""
+def clear(book: BookRecord, side: int, until: int) -> None:
+    """Cancel every level of a side that is better than the tick `until` (int64); what an iceberg shows stays."""
     worse = 2 * side - 1
     tick, gone, kept = book.best[side], 0, False
     while (until - tick) * worse > 0 and (book.far[side] - tick) * worse >= 0:
@@ -154,11 +157,11 @@ def clear(book, side, until):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def take(book, side, lots, spare):  # type: ignore[no-untyped-def]
-    """A market order eats `lots` of `side`, level after level: one trade a level, and one more for each refill of it.
+def take(book: BookRecord, side: int, lots: int, spare: int) -> None:
+    """Fill a market order of `lots` (int64) from `side`: one trade a level, and one more for each refill of it.
 
-    An iceberg trades after the orders shown beside it, then shows its next slice at the same price. Should a side be
-    eaten whole, a maker answers one tick further with what is asked and `spare` more: every order is filled.
+    An iceberg trades after the orders shown next to it, then shows its next slice at the same price. If a side is
+    emptied, a maker quotes the remaining lots and `spare` more one tick further: every order is filled.
     """
     worse = 2 * side - 1
     while lots > 0:
@@ -192,8 +195,8 @@ def take(book, side, lots, spare):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def top_levels(book, out):  # type: ignore[no-untyped-def]
-    """Write the best levels into out (2, BOOK_LEVELS, 3): tick, lots, orders; NaN where the side has fewer."""
+def top_levels(book: BookRecord, out: Floats) -> None:
+    """Write the best levels into out (2, BOOK_LEVELS, 3) float64: tick, lots, orders; NaN where the side has fewer."""
     out[:] = np.nan
     for side in range(2):
         worse, tick, level = 2 * side - 1, book.best[side], 0
@@ -206,8 +209,8 @@ def top_levels(book, out):  # type: ignore[no-untyped-def]
             tick += worse
 
 
-def resting(book: Any, now: int) -> Ints:
-    """What rests in the book as log rows (k, LOG_WIDTH) of kind ADD at `now` (epoch microseconds), best level first."""
+def resting(book: BookRecord, now: int) -> Ints:
+    """Return the resting lots as log rows (k, LOG_WIDTH), kind ADD at `now` (epoch microseconds), best level first."""
     rows = []
     for side, worse in ((BID, -1), (ASK, 1)):
         if abs(book["best"][side]) == NO_TICK:

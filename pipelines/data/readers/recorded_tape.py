@@ -12,6 +12,7 @@ further away is not an event of the tape before it comes near.
 import numpy as np
 
 from pipelines.compiled import kernel
+from pipelines.contracts import Ints, Floats, Bools
 from pipelines.data.orderbook.limit_order_book import ADD, ASK, BID, CANCEL, NO_TICK, TRADE
 from pipelines.data.orderbook.tape import REACH, RING, RING_MASK, apply_events
 
@@ -23,13 +24,13 @@ TRADE_WIDTH = 5
 
 
 @kernel
-def _event(tape, row, now, kind, side, tick, lots, left):  # type: ignore[no-untyped-def]
+def _event(tape: TapeRecord, row: Ints, now: int, kind: int, side: int, tick: int, lots: int, left: int) -> None:
     row[0, 0], row[0, 1], row[0, 2], row[0, 3], row[0, 4], row[0, 5] = now, kind, side, tick, lots, left
     apply_events(tape, row, 0, 1)
 
 
 @kernel
-def centre_on(tape, bids, asks, low, lot, tick):  # type: ignore[no-untyped-def]
+def centre_on(tape: TapeRecord, bids: Floats, asks: Floats, low: int, lot: float, tick: int) -> int:
     """Lay the ring around `tick`. bids, asks: size of each level from tick `low` on, as messages said."""
     tape.depth[:] = 0
     tape.best[BID], tape.best[ASK] = -NO_TICK, NO_TICK
@@ -45,7 +46,18 @@ def centre_on(tape, bids, asks, low, lot, tick):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def trades_until(tape, row, trades, i, until, centre, bids, asks, low, lot):  # type: ignore[no-untyped-def]
+def trades_until(
+    tape: TapeRecord,
+    row: Ints,
+    trades: Ints,
+    i: int,
+    until: int,
+    centre: int,
+    bids: Floats,
+    asks: Floats,
+    low: int,
+    lot: float,
+) -> tuple[int, int]:
     """The trades from number `i` on that were known by `until`. Returns the number of the next one, and the centre."""
     while i < trades.shape[0] and trades[i, KNOWN] <= until:
         side, tick, lots = trades[i, SIDE], trades[i, TICK], trades[i, LOTS]
@@ -58,7 +70,18 @@ def trades_until(tape, row, trades, i, until, centre, bids, asks, low, lot):  # 
 
 
 @kernel
-def _settle(tape, row, trades, pending, i, now, made, side, tick, size):  # type: ignore[no-untyped-def]
+def _settle(
+    tape: TapeRecord,
+    row: Ints,
+    trades: Ints,
+    pending: int,
+    i: int,
+    now: int,
+    made: int,
+    side: int,
+    tick: int,
+    size: int,
+) -> None:
     """The message made at `made` has `size` lots at this level; trades `pending` to `i` may be news to it."""
     for k in range(pending, i):
         if trades[k, MADE] >= made and trades[k, SIDE] == side and trades[k, TICK] == tick:
@@ -72,9 +95,26 @@ def _settle(tape, row, trades, pending, i, now, made, side, tick, size):  # type
 
 
 @kernel
-def apply_message(  # type: ignore[no-untyped-def]
-    tape, row, trades, pending, i, now, made, tick, bid, first, last, centre, bids, asks, low, lot, top_bid, top_ask
-):
+def apply_message(
+    tape: TapeRecord,
+    row: Ints,
+    trades: Ints,
+    pending: int,
+    i: int,
+    now: int,
+    made: int,
+    tick: Ints,
+    bid: Bools,
+    first: int,
+    last: int,
+    centre: int,
+    bids: Floats,
+    asks: Floats,
+    low: int,
+    lot: float,
+    top_bid: int,
+    top_ask: int,
+) -> tuple[int, int]:
     """The message of rows first..last, which bids and asks already hold; its best prices are top_bid and top_ask.
 
     Returns the first trade that a later message has still to settle, and the centre.

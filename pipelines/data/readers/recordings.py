@@ -64,7 +64,17 @@ class Replay:
 
 
 @kernel
-def _apply(tick, size, bid, first, last, bids, asks, top_bid, top_ask):  # type: ignore[no-untyped-def]
+def _apply(
+    tick: Ints,
+    size: Floats,
+    bid: Bools,
+    first: int,
+    last: int,
+    bids: Floats,
+    asks: Floats,
+    top_bid: int,
+    top_ask: int,
+) -> tuple[int, int]:
     """Apply rows first..last; returns the best ticks. A level is a tick number; sizes are absolute."""
     for r in range(first, last):
         k = tick[r]
@@ -84,10 +94,29 @@ def _apply(tick, size, bid, first, last, bids, asks, top_bid, top_ask):  # type:
 
 
 @kernel
-def _replay(  # type: ignore[no-untyped-def]
-    tick, size, bid, starts, known, made, broken, unit, low, bids, asks, times, trades, lot, low_tick, tapes,
-    best, flow, levels, which, told,
-):  # fmt: skip
+def _replay(
+    tick: Ints,
+    size: Floats,
+    bid: Bools,
+    starts: Ints,
+    known: Floats,
+    made: Ints,
+    broken: Bools,
+    unit: float,
+    low: float,
+    bids: Floats,
+    asks: Floats,
+    times: Floats,
+    trades: Ints,
+    lot: float,
+    low_tick: int,
+    tapes: TapeRecords,
+    best: Floats,
+    flow: Floats,
+    levels: Floats,
+    which: Ints,
+    told: Floats,
+) -> int:
     """Messages in order; book `j` is the one after the last message known at times[j], told[j] what led from the one
     before to it. Returns crossed messages."""
     top_bid, top_ask = _apply(tick, size, bid, 0, 0, bids, asks, bids.shape[0] - 1, 0)
@@ -141,7 +170,7 @@ def _replay(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _levels(bids, asks, top_bid, top_ask, unit, low, out):  # type: ignore[no-untyped-def]
+def _levels(bids: Floats, asks: Floats, top_bid: int, top_ask: int, unit: float, low: float, out: Floats) -> None:
     out[:] = np.nan
     k, found = top_bid, 0
     while k >= 0 and found < out.shape[1]:

@@ -25,7 +25,7 @@ COLUMNS = (6, 7, 8)
 
 
 @kernel
-def _bars(time, price, size, side, fills, width, out):  # type: ignore[no-untyped-def]
+def _bars(time: Floats, price: Floats, size: Floats, side: Floats, fills: Floats, width: float, out: Floats) -> int:
     made = -1
     for i in range(time.shape[0]):
         start = np.floor(time[i] / width) * width

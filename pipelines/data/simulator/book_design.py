@@ -108,7 +108,7 @@ def design_record(design: BookDesign) -> Any:
 
 
 @kernel
-def draw(market, stream):  # type: ignore[no-untyped-def]
+def draw(market: MarketRecord, stream: int) -> np.uint64:
     """64 random bits (Steele, Lea and Flood 2014, OOPSLA: SplitMix64)."""
     z = market.random[stream] + _STEP
     market.random[stream] = z
@@ -118,13 +118,13 @@ def draw(market, stream):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def uniform(market, stream):  # type: ignore[no-untyped-def]
+def uniform(market: MarketRecord, stream: int) -> float:
     """In [0, 1)."""
     return np.int64(draw(market, stream) >> S11) * UNIT
 
 
 @kernel
-def normal(market, stream):  # type: ignore[no-untyped-def]
+def normal(market: MarketRecord, stream: int) -> float:
     """About normal, within 3.5: four uniforms."""
     total = 0.0
     for _ in range(4):

@@ -14,7 +14,7 @@ decides at the close of a bar cannot use that; do not score forecasts shorter th
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, TAKER_BUY, TRADES, VOLUME
+from pipelines.contracts import Ints, Floats, CLOSE, HIGH, LOW, OPEN, TAKER_BUY, TRADES, VOLUME
 from pipelines.data.orderbook.limit_order_book import (
     ASK,
     BID,
@@ -56,7 +56,7 @@ from pipelines.data.orderbook.tape import apply_events, load_book, skip_samples_
 
 
 @kernel
-def _arrive(market, knobs, expected):  # type: ignore[no-untyped-def]
+def _arrive(market: MarketRecord, knobs: DesignRecord, expected: float) -> None:
     """Arrival times of the minute's takers: a Hawkes process with an exponential kernel, exactly, without thinning.
 
     Source: Dassios and Zhao 2013, Electronic Communications in Probability 18(62), algorithm 3.1.
@@ -84,7 +84,7 @@ def _arrive(market, knobs, expected):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _divide(market, knobs, total, bought):  # type: ignore[no-untyped-def]
+def _divide(market: MarketRecord, knobs: DesignRecord, total: int, bought: int) -> None:
     """Give each taker a side and a size: buyers divide `bought` lots, sellers the rest of `total`."""
     n, share, buyers = market.takers, bought / total, 0
     for j in range(n):
@@ -113,7 +113,7 @@ def _divide(market, knobs, total, bought):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _fill(market, side, outer, inner):  # type: ignore[no-untyped-def]
+def _fill(market: MarketRecord, side: int, outer: int, inner: int) -> None:
     """Makers fill the empty ticks from `outer` to `inner`, the better price last, as a market steps forward.
 
     Little at the best price, all of a level's usual size six ticks behind it.
@@ -130,7 +130,7 @@ def _fill(market, side, outer, inner):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _requote(market, knobs, value, half):  # type: ignore[no-untyped-def]
+def _requote(market: MarketRecord, knobs: DesignRecord, value: float, half: float) -> None:
     """Makers follow the value (ticks): first they cancel on both sides, then they quote, so nothing ever crosses."""
     bid_edge, ask_edge = np.int64(np.floor(value - half)), np.int64(np.ceil(value + half))
     if market.ice_side == ASK:
@@ -168,7 +168,7 @@ def _requote(market, knobs, value, half):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _free(market, side, tick):  # type: ignore[no-untyped-def]
+def _free(market: MarketRecord, side: int, tick: int) -> int:
     """Lots of a level that belong to no planted pattern."""
     lots = market.depth[side, tick & RING_MASK]
     if side == market.ice_side and tick == market.ice_tick:
@@ -179,7 +179,7 @@ def _free(market, side, tick):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _flicker(market, lean):  # type: ignore[no-untyped-def]
+def _flicker(market: MarketRecord, lean: float) -> None:
     """An order comes or goes near the best prices, or one moves to the best from behind it, or back.
 
     `lean` is the chance over a half that a move favours buyers: a bid steps forward or an ask steps back. What comes or
@@ -209,7 +209,7 @@ def _flicker(market, lean):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _arrivals_until(market, knobs, began, until):  # type: ignore[no-untyped-def]
+def _arrivals_until(market: MarketRecord, knobs: DesignRecord, began: int, until: float) -> None:
     """The takers that arrive before second `until` of the minute; makers answer most of them at once."""
     j = market.arrived
     while j < market.takers and market.time[j] <= until:
@@ -226,7 +226,16 @@ def _arrivals_until(market, knobs, began, until):  # type: ignore[no-untyped-def
 
 
 @kernel
-def _minute(market, knobs, began, minute, path, sd_ticks, shade, lean):  # type: ignore[no-untyped-def]
+def _minute(
+    market: MarketRecord,
+    knobs: DesignRecord,
+    began: int,
+    minute: int,
+    path: Floats,
+    sd_ticks: float,
+    shade: float,
+    lean: float,
+) -> int:
     """The events of one minute in time order. Returns the flow as it stood ten seconds before its end.
 
     path (STEPS,) log values; shade: ticks a unit of value, with the quotes' own lean; lean: see _flicker
@@ -268,10 +277,29 @@ def _minute(market, knobs, began, minute, path, sd_ticks, shade, lean):  # type:
 
 
 @kernel
-def trade_minutes(  # type: ignore[no-untyped-def]
-    first, opened, every, reads, keys, path, latent, all_knobs, cents, usual_sd, markets, tapes, log,
-    bars, events, premium, levels, flows, told, planted, counts,
-):  # fmt: skip
+def trade_minutes(
+    first: int,
+    opened: int,
+    every: int,
+    reads: bool,
+    keys: UInts,
+    path: Floats,
+    latent: Floats,
+    all_knobs: DesignRecords,
+    cents: int,
+    usual_sd: float,
+    markets: MarketRecords,
+    tapes: TapeRecords,
+    log: Ints,
+    bars: Floats,
+    events: Ints,
+    premium: Floats,
+    levels: Floats,
+    flows: Floats,
+    told: Floats,
+    planted: Ints,
+    counts: Ints,
+) -> None:
     """Trade one block of n minutes; markets[0] and tapes[0] carry over to the next block.
 
     first, opened       number of minutes before row 0; its open in epoch microseconds

@@ -26,7 +26,7 @@ from pipelines.data.simulator.book_design import (
 
 
 @kernel
-def _plant(market, start, end, kind, direction, tick, lots):  # type: ignore[no-untyped-def]
+def _plant(market: MarketRecord, start: int, end: int, kind: int, direction: int, tick: int, lots: int) -> None:
     row = market.ended
     market.planted[row, 0], market.planted[row, 1], market.planted[row, 2] = start, end, kind
     market.planted[row, 3], market.planted[row, 4], market.planted[row, 5] = direction, tick, lots
@@ -34,7 +34,7 @@ def _plant(market, start, end, kind, direction, tick, lots):  # type: ignore[no-
 
 
 @kernel
-def end_patterns(market, knobs, value, half, hold):  # type: ignore[no-untyped-def]
+def end_patterns(market: MarketRecord, knobs: DesignRecord, value: float, half: float, hold: float) -> None:
     """Withdraw the iceberg and the fake whose time is over, or that the value has reached or left behind."""
     side = market.ice_side
     if side >= 0:
@@ -58,7 +58,7 @@ def end_patterns(market, knobs, value, half, hold):  # type: ignore[no-untyped-d
 
 
 @kernel
-def start_iceberg(market, knobs, sd_ticks, volume):  # type: ignore[no-untyped-def]
+def start_iceberg(market: MarketRecord, knobs: DesignRecord, sd_ticks: float, volume: float) -> None:
     side = np.int64(draw(market, PLANS) & ONE)
     behind = np.int64(uniform(market, PLANS) * knobs.ice_behind * sd_ticks)
     life = -np.log(1.0 - uniform(market, PLANS)) * knobs.ice_minutes
@@ -73,7 +73,7 @@ def start_iceberg(market, knobs, sd_ticks, volume):  # type: ignore[no-untyped-d
 
 
 @kernel
-def start_fake(market, knobs):  # type: ignore[no-untyped-def]
+def start_fake(market: MarketRecord, knobs: DesignRecord) -> None:
     bits = np.int64(draw(market, PLANS) >> S11)
     side, behind = bits & 1, 4 + ((bits >> 1) & 7)
     life = -np.log(1.0 - uniform(market, PLANS)) * knobs.fake_slots
@@ -86,7 +86,7 @@ def start_fake(market, knobs):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sweep(market, knobs, sd_ticks):  # type: ignore[no-untyped-def]
+def sweep(market: MarketRecord, knobs: DesignRecord, sd_ticks: float) -> None:
     """A stop run, if a recent extreme is near: pull the quotes up to beyond it, then one order takes what is left.
 
     The order is made of what the takers of that side would still have brought in this minute, so the minute's volume

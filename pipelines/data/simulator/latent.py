@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import Floats
+from pipelines.contracts import Ints, Floats
 from pipelines.data.simulator.book_design import STEPS, BookDesign
 from pipelines.settings import SimulatorParams
 
@@ -66,9 +66,23 @@ DESIGN = Design()
 
 
 @kernel
-def walk(  # type: ignore[no-untyped-def]
-    first, drift_at, clock, state, steps, noise, chance, table, knobs, before, after, path, latent, regime, drift
-):
+def walk(
+    first: int,
+    drift_at: int,
+    clock: int,
+    state: Floats,
+    steps: Floats,
+    noise: Floats,
+    chance: Floats,
+    table: Floats,
+    knobs: tuple[float, ...],
+    before: Floats,
+    after: Floats,
+    path: Floats,
+    latent: Floats,
+    regime: Ints,
+    drift: Floats,
+) -> None:
     """Walk one block of minutes; `state` carries log value, u, excitement, regime, minutes in it to the next block.
 
     first, drift_at  minute number of row 0 and of the first drifted minute; clock: minute of the day of row 0

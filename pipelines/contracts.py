@@ -14,6 +14,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+JsonObject = dict[str, Any]  # a JSON object whose keys depend on its kind
+Arrays = dict[str, npt.NDArray[Any]]  # the arrays of an .npz by name
 
 # ---- bars in compiled code: one row of eight float64, C-contiguous; NaN = not recorded --------------------------
 BAR_FIELDS = ("open_time", "open", "high", "low", "close", "volume", "trades", "taker_buy_volume")

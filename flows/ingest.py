@@ -16,13 +16,12 @@ from flows.support.progress import report_progress, step
 from pipelines import versioning
 from pipelines.clock import Mode, mode_of
 from pipelines.contracts import utc
-from pipelines.data import records, schemas
+from pipelines.data import records, reference_year, schemas
 from pipelines.data.alignment import merge_records
 from pipelines.data.quality import QualityReport, assess
 from pipelines.data.sources import Records
 from pipelines.data.timeframes import infer_timeframe
 from pipelines.errors import NotEnoughData, QualityBlocked
-from pipelines.settings import ROOT
 
 
 @task(retries=3, retry_delay_seconds=[2, 10, 60])
@@ -184,14 +183,15 @@ def ingest(
     last = utc(schemas.to_matrix(report.clean)[-1, 0])
     report_progress(
         f"data {data_hash[:12]}: {len(report.clean):,} bars of {name} to {last:%F %H:%M} UTC, "
-        f"quality {report.score:.3f}, {len(report.quarantined)} quarantined{matches_pointer(data_hash)}"
+        f"quality {report.score:.3f}, {len(report.quarantined)} quarantined{matches_pointer(data_hash, report.clean)}"
     )
     return data_hash
 
 
-def matches_pointer(data_hash: str) -> str:
-    """Whether this is the snapshot the repository's own `data.dvc` describes."""
-    return " (as data.dvc says)" if (ROOT / "data.dvc").is_file() and versioning.data_hash(ROOT) == data_hash else ""
+def matches_pointer(data_hash: str, bars: pd.DataFrame) -> str:
+    """Return a note if these bars are the market that the repository's own `data.dvc` describes, else ""."""
+    match = reference_year.compare(data_hash, schemas.to_matrix(bars))
+    return f" ({match})" if match else ""
 
 
 def tell_quality(symbol: str, report: QualityReport) -> None:

@@ -1,6 +1,6 @@
 """Warm start: the state at the end of the training fold, from which the live service continues (L2).
 
-Two steps. The features stage writes one beside its arrays (`write_warm_start`). When a data version goes live, it is
+Two steps. The features stage writes one next to its arrays (`write_warm_start`). When a data version goes live, it is
 published under its digest with the facts that only a promotion knows (`publish_warm_start`). Pure arrays, bytes and
 JSON, every file under a sha256; nothing in it can carry code.
 """
@@ -22,6 +22,7 @@ from pipelines.contracts import (
     OPEN_TIME,
     RETAINED_BARS,
     TIMEFRAME_SECONDS,
+    Arrays,
     Books,
     Bools,
     ContextFeed,
@@ -231,7 +232,7 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
     )
 
 
-def _parts(kind: type[T], arrays: Mapping[str, Floats], name: str) -> T:
+def _parts(kind: type[T], arrays: Arrays, name: str) -> T:
     """Return a record of class `kind` from the arrays whose names begin with `name`."""
     return kind(**{part.name: arrays[f"{name}.{part.name}"] for part in fields(kind)})
 

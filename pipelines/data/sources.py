@@ -151,8 +151,7 @@ class FileSource:
         if ingested_at is None:
             frame["ingested_at"] = frame["known_at"]
         # Bars between as_of and ingestion are for a later fetch. A bar from after its own ingestion has a false stamp,
-        # one
-        # without a time a broken row: both stay, so that quality.assess quarantines them in the open.
+        # one without a time is a broken row: both stay, so that quality.assess quarantines them with a reason.
         later = (frame["known_at"] > moment) & (frame["known_at"] <= pd.Timestamp(taken))
         return frame[~later].reset_index(drop=True)
 

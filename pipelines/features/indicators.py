@@ -45,11 +45,11 @@ EMA_STATE, CHAIN_STATE = 2, 3  # of one average, and of one average of a chain
 )  # fmt: skip
 (
     O_HIGHS, O_LOWS, O_RANGES, O_PRESSURES, O_FAST, O_SLOW, O_STRENGTHS, O_TRENDS, O_MACD, O_EMA_26, O_CHAIN,
-    O_LAST_OF_CHAIN, O_RSI, O_ADX, _, O_LAST_CLOSE, O_BARS, O_EMA_12,
+    O_LAST_OF_CHAIN, O_RSI, O_ADX, O_LAST_CLOSE, O_BARS, O_EMA_12,
 ), OSCILLATORS_FRESH = lay_out(
     highs=window(26), lows=window(26), ranges=window(28), pressures=window(28), fast=window(3), slow=window(3),
     strengths=window(14), trends=window(14), macd=zeros(MACD_STATE), ema_26=zeros(EMA_STATE),
-    chain=zeros(3 * CHAIN_STATE), last_of_chain=zeros(1), rsi=zeros(RSI_STATE), adx=zeros(ADX_STATE), unused=zeros(1),
+    chain=zeros(3 * CHAIN_STATE), last_of_chain=zeros(1), rsi=zeros(RSI_STATE), adx=zeros(ADX_STATE),
     last_close=zeros(1), bars=zeros(1), ema_12=zeros(EMA_STATE),
 )  # fmt: skip
 (
@@ -122,7 +122,8 @@ def _kama(state: Floats, closes: Floats) -> float:
     speed = share * (2.0 / 3.0 - slow) + slow
     before = state[0] if state[0] == state[0] else closes[9]
     state[0] = before + (closes[10] - before) * speed * speed
-    return state[0]
+    average: float = state[0]
+    return average
 
 
 @kernel
@@ -158,7 +159,8 @@ def _parabolic(state: Floats, high: float, low: float) -> float:
         stop += state[_RATE] * (state[_EXTREME] - stop)
         state[_STOP] = min(stop, inner) if side > 0.0 else max(stop, inner)
     state[_HIGH], state[_LOW] = high, low
-    return value
+    level: float = value
+    return level
 
 
 @kernel
@@ -173,7 +175,8 @@ def _since(window: Floats, sign: float) -> float:
     for i in range(window.shape[0]):
         if sign * window[i] >= sign * best:
             best, at = window[i], i
-    return window.shape[0] - 1.0 - at
+    bars: float = window.shape[0] - 1.0 - at
+    return bars
 
 
 @kernel
@@ -234,7 +237,7 @@ def averages(state: Floats, bar: Floats, book: Floats, context: Floats, out: Flo
 def oscillators(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write fifteen oscillators.
 
-    arrays   float64: state (178,), bar (8,), book and context unread, out (15,)
+    arrays   float64: state (177,), bar (8,), book and context unread, out (15,)
     state    windows, NaN when fresh: highs 26, lows 26, true ranges 28, buying pressures 28, fast %K 3, slow %K 3,
              RSI 14, ADX 14; zeros when fresh: MACD 7, EMA 26 (2), chain of three of 15 (9), last of the chain 1, RSI 4,
              ADX 8, last close 1, bars 1, EMA 12 (2)

@@ -26,10 +26,11 @@ def push(window: Floats, value: float) -> None:
 @kernel
 def mean(window: Floats) -> float:
     """Return the mean of a window (w,) float64, added in time order; NaN if any value is."""
-    total = 0.0
+    total: float = 0.0
     for value in window:
         total += value
-    return total / window.shape[0]
+    average: float = total / window.shape[0]
+    return average
 
 
 @kernel
@@ -54,7 +55,7 @@ def root_mean_square(window: Floats) -> float:
 @kernel
 def highest(window: Floats) -> float:
     """Return the greatest value of a window (w,) float64; NaN if any value is."""
-    best = window[0]
+    best: float = window[0]
     for value in window:
         if value > best or value != value:
             best = value
@@ -64,7 +65,7 @@ def highest(window: Floats) -> float:
 @kernel
 def lowest(window: Floats) -> float:
     """Return the least value of a window (w,) float64; NaN if any value is."""
-    best = window[0]
+    best: float = window[0]
     for value in window:
         if value < best or value != value:
             best = value
@@ -82,7 +83,8 @@ def mid_rank(window: Floats, value: float) -> float:
     twice = 0
     for i in range(window.shape[0]):  # counted as integers by index: the compiler then takes several at once
         twice += int(window[i] < value) + int(window[i] <= value)
-    return 0.5 * twice / window.shape[0]
+    rank: float = 0.5 * twice / window.shape[0]
+    return rank
 
 
 @kernel
@@ -119,12 +121,12 @@ def ema(state: Floats, value: float, period: float) -> float:
         state[1] = (state[1] + value) / period
     else:
         state[1] += (value - state[1]) * (2.0 / (period + 1.0))
-    return state[1]
+    average: float = state[1]
+    return average
 
 
-_MACD, _ = lay_out(bars=zeros(1), fast=zeros(2), slow=zeros(2), signal=zeros(2))
-_, _FAST, _SLOW, _SIGNAL = _MACD
-MACD_STATE = _SIGNAL.stop
+(_M_BARS, _FAST, _SLOW, _SIGNAL), _MACD_FRESH = lay_out(bars=zeros(1), fast=zeros(2), slow=zeros(2), signal=zeros(2))
+MACD_STATE = len(_MACD_FRESH)
 
 
 @kernel
@@ -169,7 +171,8 @@ def rsi(state: Floats, close: float) -> float:
     else:
         state[_R_GAIN] = (state[_R_GAIN] * 13.0 + gain) / 14.0
         state[_R_LOSS] = (state[_R_LOSS] * 13.0 + loss) / 14.0
-    return 100.0 * (state[_R_GAIN] / (state[_R_GAIN] + state[_R_LOSS]))
+    strength: float = 100.0 * (state[_R_GAIN] / (state[_R_GAIN] + state[_R_LOSS]))
+    return strength
 
 
 @kernel
@@ -200,7 +203,8 @@ def atr(state: Floats, high: float, low: float, close: float) -> float:
             return np.nan
     else:
         state[_T_AVERAGE] = (state[_T_AVERAGE] * 13.0 + reach) / 14.0
-    return state[_T_AVERAGE]
+    average: float = state[_T_AVERAGE]
+    return average
 
 
 ADX_FIELDS = ("bars", "last_high", "last_low", "last_close", "plus_dm", "minus_dm", "true_range", "average")

@@ -31,7 +31,8 @@ def persistence(returns: Floats) -> float:
         here = returns[i] - centre
         both += here * (returns[i - 1] - centre)
         own += here * here
-    return both / own
+    correlation: float = both / own
+    return correlation
 
 
 @kernel

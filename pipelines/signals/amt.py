@@ -169,11 +169,14 @@ def _score(machine: Floats, close: float) -> float:
             0.5 * (machine[VALUE_LOW] + machine[VALUE_HIGH]),
             0.5 * (machine[VALUE_HIGH] - machine[VALUE_LOW]),
         )
-        return max(-1.0, min(1.0, (middle - close) / half)) / 3.0
+        lean: float = max(-1.0, min(1.0, (middle - close) / half)) / 3.0
+        return lean
     if phase == MANIPULATION:
-        return -side * (2.0 / 3.0) * (1.0 - machine[OUTSIDE] / ACCEPTED)
+        against: float = -side * (2.0 / 3.0) * (1.0 - machine[OUTSIDE] / ACCEPTED)
+        return against
     if phase == DISTRIBUTION:
-        return side * (1.0 - machine[AGE] / LIMIT)
+        following: float = side * (1.0 - machine[AGE] / LIMIT)
+        return following
     return 0.0
 
 

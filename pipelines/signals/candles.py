@@ -24,7 +24,8 @@ def bar_length(clock: Floats, open_time: float) -> float:
     clock[0] = open_time
     if spacing > 0.0 and not clock[1] <= spacing:
         clock[1] = spacing
-    return clock[1]
+    shortest: float = clock[1]
+    return shortest
 
 
 @kernel

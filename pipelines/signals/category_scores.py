@@ -104,7 +104,7 @@ class CategoryScores:
     def independence(self) -> Floats:
         """Return (C,) in (0, 1], the share left of a category's vote: n categories that always agree count as one.
 
-        The traditional consensus votes alone, so it keeps its whole vote.
+        The traditional consensus votes alone, so its share is 1.
         """
         return np.array([1.0 / (1.0 + self.shared.get(category, 0.0)) for category in SCORE_CATEGORIES])
 

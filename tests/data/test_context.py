@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_INDEX, ContextFeed
 from pipelines.data.alignment import align
-from pipelines.data.readers.context import merge_feeds, select_fields, read_context
+from pipelines.data.readers.context import merge_feeds, read_context, select_fields
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.settings import ROOT
 

@@ -33,18 +33,18 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("told", "out", "back", "write", "read"), KINDS, ids=["book", "trades", "context"])
+@pytest.mark.parametrize(("records_in", "out", "back", "write", "read"), KINDS, ids=["book", "trades", "context"])
 def test_what_is_written_is_what_is_read_and_the_same_records_give_the_same_bytes(
-    told, out, back, write, read, tmp_path
+    records_in, out, back, write, read, tmp_path
 ):
-    frame = out(told, None)
+    frame = out(records_in, None)
     write(frame, tmp_path / "a.parquet")
     write(frame.copy(), tmp_path / "b.parquet")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     pd.testing.assert_frame_equal(read(tmp_path / "a.parquet"), frame)
     again = back(frame)
-    for name in told.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(again, name), getattr(told, name))
+    for name in records_in.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(again, name), getattr(records_in, name))
 
 
 @pytest.mark.parametrize(

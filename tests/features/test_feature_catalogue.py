@@ -68,7 +68,7 @@ def test_session_flags_and_the_clock_follow_utc():
     assert np.isclose(row["time_of_day_cos"], -np.sqrt(3) / 2)
 
 
-def test_a_flat_market_has_missing_oscillators_not_made_up_ones():
+def test_a_flat_market_has_missing_oscillators():
     bars = np.tile([0.0, 9, 9, 9, 9, 5, 1, 2], (80, 1))
     last = dict(zip(FEATURES.columns, FEATURES.run(bars)[-1], strict=True))
     for name in ("rsi_14", "stoch_k_14", "bollinger_b_20", "cci_20", "price_momentum", "persistence_60"):

@@ -34,7 +34,7 @@ def trend(candles):
     return None if len(closes) < 6 else int(np.sign((closes[-1] - closes).sum()))
 
 
-def heard(bars, seconds):
+def expected_trends(bars, seconds):
     """Trends at the close of the last bar, from candles made of the bars directly."""
     found = {}
     for name in WEIGHTS:
@@ -65,7 +65,7 @@ def test_a_market_that_turns_is_agreed_on_once_all_timeframes_have_turned():
     np.testing.assert_array_equal(column(mirrored, "confluence.direction"), -direction)
 
 
-def test_weights_of_those_not_heard_are_renormalised_and_lower_the_coverage():
+def test_weights_of_those_without_a_vote_are_renormalised_and_lower_the_coverage():
     rows = FOLD.run(market(1000 + np.arange(700.0)))
     coverage = rows[:, AT["confluence.coverage"]]
     begins = {5: 0.20, 23: 0.50, 95: 0.75, 575: 0.90}  # six candles of 15 m, 1 h, 4 h, 1 d; 5 m is never there
@@ -107,12 +107,12 @@ def test_it_is_as_strong_as_its_trends_are_wide_and_names_no_levels(real_year):
     assert np.isnan(rows[:, [AT["confluence.low"], AT["confluence.high"]]]).all()
 
 
-def test_fold_over_bars_with_holes_is_what_candles_made_directly_say(real_year):
+def test_fold_over_bars_with_holes_is_that_of_candles_made_directly(real_year):
     bars = real_year[:2000]
     bars = bars[np.random.default_rng(4).random(len(bars)) > 0.03]
     rows, last, spoken = FOLD.run(bars), None, 0
     for t in range(1, len(bars)):
-        ways = heard(bars[: t + 1], 900)
+        ways = expected_trends(bars[: t + 1], 900)
         total = sum(WEIGHTS[name] for name in ways)
         assert rows[t, AT["confluence.coverage"]] == pytest.approx(total)
         agreed = None
@@ -133,7 +133,7 @@ def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(mi
     by_minute, by_bar = FOLD.fresh(), FOLD.fresh()
     bars = resample(minutes, 60, 900)
     candles = {name: resample(minutes, 60, TIMEFRAME_SECONDS[name]) for name in WEIGHTS}
-    seen, all_heard = 0, 0
+    seen, all_voting = 0, 0
     for bar in bars:
         closed = bar[0] + 900
         while seen < len(minutes) and minutes[seen, 0] + 60 <= closed:
@@ -151,8 +151,8 @@ def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(mi
         assert of_minutes == expected
         expected.pop("5m", None)  # finer than the bars
         assert of_bars == expected
-        all_heard += len(expected) == 4
-    assert all_heard > 250
+        all_voting += len(expected) == 4
+    assert all_voting > 250
 
 
 def test_the_batch_over_minutes_is_the_live_steps(minutes):

@@ -31,7 +31,7 @@ def directions(bars):
     return FOLD.run(bars)[:, AT["crt.direction"]]
 
 
-def test_the_first_close_back_inside_speaks_against_the_side_that_was_swept():
+def test_the_first_close_back_inside_signals_against_the_side_that_was_swept():
     bars = market(BEYOND, BACK, BACK)
     rows = FOLD.run(bars)[-3:]
     assert rows[:, AT["crt.direction"]].tolist() == [0.0, -1.0, 0.0]
@@ -52,7 +52,7 @@ def test_the_first_close_back_inside_speaks_against_the_side_that_was_swept():
         ([BEYOND, BEYOND], "still beyond"),
     ],
 )
-def test_it_says_nothing_where(tail, why):
+def test_it_gives_no_signal_where(tail, why):
     assert directions(market(*tail))[-1] == 0.0, why
 
 

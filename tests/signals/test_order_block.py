@@ -1,4 +1,4 @@
-"""S1 order block: drawn by hand, against its rule told over whole arrays, and without volume."""
+"""S1 order block: drawn by hand, against its rule written over whole arrays, and without volume."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_the_block_is_the_last_falling_candle_and_known_only_when_the_swing_brea
     assert last["order_block.strength"] == pytest.approx((101.8 - 99.2) / talib.ATR(*bars.T[2:5].copy(), 14)[-1])
 
 
-def test_a_falling_market_speaks_for_a_fall():
+def test_a_falling_market_signals_a_fall():
     last = last_of(upside_down(market(HIGH_OF, *QUIET * 4, FALLING, *RISE)))
     assert last["order_block.direction"] == -1.0
     assert (last["order_block.low"], last["order_block.high"]) == (-100.2, -99.0)
@@ -58,7 +58,7 @@ def test_a_falling_market_speaks_for_a_fall():
         pytest.param((HIGH_OF, *QUIET * 4, FALLING, RISE[0], *((100.1, 100.9, 100.0, 100.1),) * 7, RISE[1]), id="late"),
     ],
 )
-def test_without_displacement_or_a_first_break_it_says_nothing(tail):
+def test_without_displacement_or_a_first_break_it_gives_no_signal(tail):
     assert last_of(market(*tail))["order_block.direction"] == 0.0
 
 
@@ -96,7 +96,7 @@ def is_swing(high, i):
     return high[i - 5 : i].max() < high[i] >= high[i + 1 : i + 6].max()
 
 
-def told(bars, atr, t):
+def expected(bars, atr, t):
     """The row of bar t by the rule of the recogniser's setups, with Wilder's ATR."""
     for side in (1.0, -1.0):
         opened, close, high = side * bars[:, 1], side * bars[:, 4], bars[:, 2] if side > 0 else -bars[:, 3]
@@ -115,9 +115,9 @@ def told(bars, atr, t):
     return [0.0] + [np.nan] * 6
 
 
-def test_it_is_the_rule_told_over_whole_arrays(year):
+def test_it_is_the_rule_over_whole_arrays(year):
     bars = year[:4000]
     atr = talib.ATR(*bars.T[2:5].copy(), 14)
-    wanted = np.array([told(bars, atr, t) for t in range(28, len(bars))])
+    wanted = np.array([expected(bars, atr, t) for t in range(28, len(bars))])
     assert np.abs(wanted[:, 0]).sum() > 50
     np.testing.assert_allclose(FOLD.run(bars)[28:], wanted, rtol=1e-9, atol=1e-12)

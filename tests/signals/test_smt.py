@@ -1,4 +1,4 @@
-"""S5 SMT divergence: drawn by hand, against its rule told over whole arrays, and on ETH beside BTC."""
+"""S5 SMT divergence: drawn by hand, against its rule written over whole arrays, and on ETH beside BTC."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -35,7 +35,7 @@ def peaks(first, second):
 
 
 @pytest.mark.parametrize("turn", [1.0, -1.0])
-def test_a_higher_high_that_the_reference_does_not_confirm_speaks_against_it(turn):
+def test_a_higher_high_that_the_reference_does_not_confirm_signals_against_it(turn):
     own, other = turn * peaks(103.0, 104.0), turn * peaks(5010.0, 5008.0)
     rows = FOLD.run(market(own), None, beside(other))
     assert not rows[59:-1, 0].any()
@@ -56,7 +56,7 @@ def test_a_higher_high_that_the_reference_does_not_confirm_speaks_against_it(tur
         pytest.param(peaks(103.0, 104.0)[:-1], peaks(110.0, 108.0)[:-1], id="not confirmed yet"),
     ],
 )
-def test_it_says_nothing_where_the_two_agree_or_a_swing_is_not_known(own, other):
+def test_it_gives_no_signal_where_the_two_agree_or_a_swing_is_not_known(own, other):
     assert FOLD.run(market(own), None, beside(other))[-1, 0] == 0.0
 
 
@@ -72,7 +72,7 @@ def test_without_a_reference_it_is_missing_and_it_recovers_once_the_gap_has_left
     assert np.isfinite(whole[59:, 0]).all()
 
 
-def told(close, other):
+def expected(close, other):
     """Direction, strength, low, high of every bar, by pairs of swings; missing where 60 bars are not known."""
     n = len(close)
     wanted = np.full((n, 4), np.nan)
@@ -106,9 +106,9 @@ def ether() -> pd.DataFrame:
     return frame
 
 
-def test_on_ether_beside_bitcoin_it_is_the_rule_told_over_whole_arrays(ether):
+def test_on_ether_next_to_bitcoin_it_is_the_rule_over_whole_arrays(ether):
     rows = FOLD.run(market(ether["close"].to_numpy()), None, beside(ether["reference"].to_numpy()))
-    np.testing.assert_allclose(rows, told(ether["close"].to_numpy(), ether["reference"].to_numpy()), rtol=1e-9)
+    np.testing.assert_allclose(rows, expected(ether["close"].to_numpy(), ether["reference"].to_numpy()), rtol=1e-9)
     spoken = pd.Series(rows[:, 0], ether.index)
     sides = spoken.groupby(spoken.index.year).agg([lambda s: (s > 0).sum(), lambda s: (s < 0).sum()])
     assert (sides > 10).to_numpy().all()  # in every year, both ways

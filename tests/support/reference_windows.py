@@ -1,4 +1,4 @@
-"""Trailing windows told over whole arrays, for the oracles; and small markets drawn by hand."""
+"""Trailing windows computed over whole arrays, for the oracles; and small markets drawn by hand."""
 
 import numpy as np
 import talib

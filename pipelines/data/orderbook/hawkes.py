@@ -90,7 +90,8 @@ def likelihood(
     hessian[0, 1] = hessian[1, 0] = h01
     hessian[0, 2] = hessian[2, 0] = h02
     hessian[1, 2] = hessian[2, 1] = h12 + a1
-    return total + math.log(product) - mu * end - branching * (n - a)
+    value: float = total + math.log(product) - mu * end - branching * (n - a)
+    return value
 
 
 @kernel

@@ -143,7 +143,8 @@ def _stands_out(state: Floats, at: int, side: int, bucket: float) -> float:
     level, median = _place(state, at, side, bucket), state[at + MEDIAN + side]
     if level < 0 or median == 0.0 or state[at + FIRST + level] < MIN_WALL_MEDIANS * median:
         return 0.0
-    return state[at + FIRST + level] / median
+    medians: float = state[at + FIRST + level] / median
+    return medians
 
 
 @kernel

@@ -2,10 +2,10 @@
 
 Prices are whole ticks, sizes whole lots, time whole microseconds: the book is exact and the same on every machine. A
 side is BID (0) or ASK (1). Level sizes and order counts lie in a ring a side, at `tick & RING_MASK`, so a side may span
-at most RING ticks. Orders of a level count as equally large: what is left of a level keeps that share of its orders.
+at most RING ticks. Orders of a level count as equally large: the rest of a level has that share of its orders.
 
-Every change keeps the order-flow imbalance of Cont, Kukanov and Stoikov (2014, J. Financial Econometrics 12(1), 47-88).
-Event by event their formula is: what joins or betters the best bid, less what leaves it, less the same of the ask.
+Every change updates the order-flow imbalance of Cont, Kukanov and Stoikov (2014, J. Financial Econometrics 12(1), 47-88).
+Event by event their formula is: the lots that join or improve the best bid, less the lots that leave it, less the same of the ask.
 
 Compiled code gets the record itself (`books[0]`), a bare pointer: passing it from function to function costs nothing,
 where arrays would be counted in and out at each call (that was half of the time).
@@ -62,7 +62,8 @@ def empty_book(fields: list[Any] = BOOK_FIELDS) -> BookRecord:
 @kernel
 def is_empty(book: BookRecord, side: int) -> bool:
     """Return whether a side (0 bid, 1 ask; int64) of the book record holds no order."""
-    return abs(book.best[side]) == NO_TICK
+    best: int = book.best[side]
+    return abs(best) == NO_TICK
 
 
 @kernel
@@ -135,7 +136,7 @@ def cancel(book: BookRecord, side: int, tick: int, lots: int) -> None:
 def clear(book: BookRecord, side: int, until: int) -> None:
     """Cancel every level of a side that is better than the tick `until` (int64); what an iceberg shows stays."""
     worse = 2 * side - 1
-    tick, gone, kept = book.best[side], 0, False
+    tick, gone, iceberg_met = book.best[side], 0, False
     while (until - tick) * worse > 0 and (book.far[side] - tick) * worse >= 0:
         at = tick & RING_MASK
         lots, left = book.depth[side, at], 0
@@ -145,12 +146,12 @@ def clear(book: BookRecord, side: int, until: int) -> None:
         if lots > 0:
             book.depth[side, at] = left
             book.orders[side, at] = min(left, 1)
-            if not kept:
+            if not iceberg_met:
                 gone += lots
             book.events += 1
             if book.log_mode == 2:
                 _write(book, CANCEL, side, tick, lots, left)
-        kept = kept or left > 0
+        iceberg_met = iceberg_met or left > 0
         tick += worse
     book.flow += worse * gone
     _find_best(book, side, book.best[side])

@@ -50,7 +50,7 @@ RING_MASK = RING - 1
 REACH = RING // 2 - 64  # ticks behind the best price that surely lie in the ring
 ORDERS = 1000
 BEYOND = 10  # orders of the window that the 99 % quantile leaves above it
-TOP = 64  # largest orders of the window that are kept in order
+TOP = 64  # largest orders of the window that are stored in order
 BUCKETS, RATIO, RUN = 16, 3, 3
 REFILL_US, REFILLS = 100_000, 2
 SPOOF, WITHDRAWN, SPOOF_US = 5.0, 0.8, 60_000_000
@@ -241,7 +241,8 @@ def _median(values: Ints, scratch: Ints) -> int:
             low = i
         if wanted < i:
             high = j
-    return scratch[wanted]
+    median: int = scratch[wanted]
+    return median
 
 
 @kernel

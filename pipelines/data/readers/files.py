@@ -3,7 +3,7 @@
 A file is refused whole, with its name and a remedy, when it is cut off, not of its kind, or has unreliable times.
 Layouts (column names of a Parquet file or a CSV header; further columns are ignored):
 
-    canonical   the columns of schemas.COLUMNS; its known_at and ingested_at are kept as recorded
+    canonical   the columns of schemas.COLUMNS; its known_at and ingested_at stay as recorded
     candles     open_time, open, high, low, close, volume | volume_base
                 [trades | trade_count | count] [taker_buy_volume | taker_buy_volume_base]
     bid/ask     open_time, bid_open … bid_close, ask_open … ask_close: the mid price, volume not recorded
@@ -66,9 +66,9 @@ MS_FROM, US_FROM, US_UNTIL = 10**11, 10**14, 10**17  # epochs of 1973–5138 in 
 
 
 def read(path: Path, ingested_at: datetime, timeframe: str | None = None) -> pd.DataFrame:
-    """Return the bars of one file in the order of the file, columns and types of schemas.LAYOUT; values not yet judged.
+    """Return the bars of one file in the order of the file, columns and types of schemas.LAYOUT; values not yet checked.
 
-    ingested_at  when this file is taken in (aware), stamped on every row; a canonical file keeps its own
+    ingested_at  when this file is taken in (aware), stamped on every row; a canonical file has its own
     timeframe    None: the commonest spacing of the file
     Raises       UnreadableFile (missing, empty, cut off, not of its kind), BadColumns (names the column and the layouts
                  known), BadTimes (naive, unreadable, or known before its close), BadValues (a cell that is no number)

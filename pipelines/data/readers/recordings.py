@@ -204,7 +204,7 @@ def replay_recording(folder: Path, every_s: float = 1.0) -> Replay:
     order_flow       Cont, Kukanov and Stoikov's best-level imbalance summed over the messages since the book before;
                      NaN where there is no book `every_s` before
     order_flow_fast  the same over the last FAST_S seconds; NaN before there were as many
-    The rest of the tape comes from the trades beside the changes (recorded_tape); without them all of it is NaN.
+    The rest of the tape comes from the trades recorded with the changes (recorded_tape); without them all of it is NaN.
     No book is returned after the last message, nor for BUILD_UP_S where the book is rebuilt from the changes.
     Raises UnreadableFile where the changes are missing, BadColumns where they have no numbers or miss another column,
     BadValues where the book was ever crossed, a side is neither bid nor ask, or the prices span more than MAX_TICKS.
@@ -272,8 +272,8 @@ def replay_recording(folder: Path, every_s: float = 1.0) -> Replay:
 def _lost(updates: pd.DataFrame, first: Ints, newest: int | None, folder: Path) -> Bools:
     """Return (messages,): whether a message is missing before this one; the first is compared with the snapshot.
 
-    Futures name the message before (`prev_final_update_id`); spot numbers every change of the book, and a message says
-    from which to which.
+    Futures name the message before (`prev_final_update_id`); spot numbers every change of the book, and a message names
+    its first and last.
     """
     last = updates["final_update_id"].to_numpy(np.int64)[first]
     before = np.concatenate([[last[0] if newest is None else newest], last[:-1]])

@@ -120,7 +120,7 @@ def draw(market: MarketRecord, stream: int) -> np.uint64:
 
     Source: SplitMix64 (Steele, Lea and Flood 2014, OOPSLA).
     """
-    z = market.random[stream] + _STEP
+    z: np.uint64 = market.random[stream] + _STEP
     market.random[stream] = z
     z = (z ^ (z >> _S30)) * _MIX_1
     z = (z ^ (z >> _S27)) * _MIX_2

@@ -179,7 +179,7 @@ def _requote(market: MarketRecord, knobs: DesignRecord, value: float, half: floa
 @kernel
 def _free(market: MarketRecord, side: int, tick: int) -> int:
     """Return the lots (int64) of a level that belong to no planted pattern."""
-    lots = market.depth[side, tick & RING_MASK]
+    lots: int = market.depth[side, tick & RING_MASK]
     if side == market.ice_side and tick == market.ice_tick:
         lots -= market.ice_shown
     if side == market.fake_side and tick == market.fake_tick:
@@ -255,7 +255,7 @@ def _minute(
     ice_slot = np.int64(uniform(market, PLANS) / knobs.icebergs_a_day * (1440.0 * STEPS))
     sweep_slot = 1 + np.int64(uniform(market, PLANS) / knobs.sweeps_a_day * (1440.0 * (STEPS - 4)))
     fake_slot = np.int64(uniform(market, PLANS) / knobs.fakes_a_day * (1440.0 * STEPS))
-    fast = market.flow
+    fast: int = market.flow
     for action in range(-1, STEPS * (FLICKERS + 1)):  # -1: the book as the minute before left it is requoted
         k, j = action // (FLICKERS + 1), action % (FLICKERS + 1)
         requotes = action < 0 or j == FLICKERS // 2

@@ -23,8 +23,9 @@ _VECTORS = {"X86_V4": "AVX-512", "AVX512_SKX": "AVX-512", "X86_V3": "AVX2", "AVX
 
 def cpu_type() -> str:
     """Return the machine type and the widest vector instructions that NumPy uses, such as "x86_64 AVX-512"."""
-    active = np._core._multiarray_umath.__cpu_features__
-    return " ".join([platform.machine(), *[name for feature, name in _VECTORS.items() if active.get(feature)][:1]])
+    active = set(np.show_config(mode="dicts")["SIMD Extensions"].get("found", []))
+    vectors = [name for feature, name in _VECTORS.items() if feature in active]
+    return " ".join([platform.machine(), *vectors[:1]])
 
 
 def compare(data_hash: str, bars: Floats, pointer: Path = POINTER, sample: Path = SAMPLE) -> str | None:

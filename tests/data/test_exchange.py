@@ -62,7 +62,7 @@ def no_other_host(monkeypatch):
 
 @pytest.fixture
 def exchange():
-    """Start recorded exchanges with `exchange(binance=VenueScript(...), ...)`; the last one asked for nothing unrecorded."""
+    """Start recorded exchanges with `exchange(binance=VenueScript(...), ...)`; the last got no unrecorded request."""
     running = []
 
     def start(clock=NOW, **venues):

@@ -15,7 +15,7 @@ from pipelines.signals.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 
 
 def test_the_core_is_five_price_five_volume_six_book_and_nine_technical():
-    groups = [FEATURES.catalogue[FEATURES.index[name]].group for name in CORE_COLUMNS]
+    groups = [FEATURES.catalogue[FEATURES.index[name]].category for name in CORE_COLUMNS]
     assert [groups.count(g) for g in ("price", "volume", "book", "technical")] == [5, 5, 6, 9]
     assert len(CORE_COLUMNS) == 25
 

@@ -157,7 +157,7 @@ def test_a_read_only_or_strided_bar_gives_the_same_bytes(fold, bars):
 
 
 def test_state_of_another_catalogue_is_refused():
-    with pytest.raises(StateError, match="Replay history"):
+    with pytest.raises(StateError, match="`bellwether up` folds the history again"):
         FEATURES.load(SIGNALS.dump(SIGNALS.fresh()))
     with pytest.raises(StateError, match="cut short"):
         FEATURES.load(FEATURES.dump(FEATURES.fresh())[:-8])

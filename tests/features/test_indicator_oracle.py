@@ -8,7 +8,7 @@ import talib
 
 from pipelines.features.catalog import FEATURES
 
-COLUMNS = [column.name for column in FEATURES.catalogue if column.group == "traditional"]
+COLUMNS = [column.name for column in FEATURES.catalogue if column.category == "traditional"]
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_it_equals_its_oracle(ours, market, name):
 
 
 def test_the_catalogue_has_at_least_fifty_indicators_each_with_formula_unit_range_warmup_and_source():
-    columns = [c for c in FEATURES.catalogue if c.group in ("traditional", "technical")]
+    columns = [c for c in FEATURES.catalogue if c.category in ("traditional", "technical")]
     assert len(columns) >= 50
     assert set(ORACLES) == set(COLUMNS)
     assert all(c.formula and c.unit and c.source and c.warmup >= 1 and c.low < c.high for c in columns)

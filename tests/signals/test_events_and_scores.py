@@ -1,4 +1,4 @@
-"""Events and voices: one row at a time gives what the batch gives, and a silent or absent category says so."""
+"""Events and category scores: one row at a time equals the batch; neutral and unavailable categories differ."""
 
 import json
 
@@ -97,21 +97,21 @@ def test_confidence_is_the_percentile_of_the_categorys_own_strength(signals):
 
 
 def test_one_row_gives_the_same_bytes_as_the_batch(signals):
-    voices = CategoryScores.fit(signals)
-    direction, confidence = voices.score(signals)
+    scores = CategoryScores.fit(signals)
+    direction, confidence = scores.score(signals)
     for i in range(0, 6000, 7):
-        one = voices.score(signals[i])
+        one = scores.score(signals[i])
         assert one[0].tobytes() == direction[i].tobytes()
         assert one[1].tobytes() == confidence[i].tobytes()
 
 
-def test_a_voice_follows_its_signal_and_grows_with_its_strength(signals):
-    voices = CategoryScores.fit(signals)
+def test_a_category_score_follows_its_signal_and_grows_with_its_strength(signals):
+    scores = CategoryScores.fit(signals)
     row = np.full(len(SIGNALS.columns), np.nan)
     confidences = []
     for strength in (0.3, 0.6, 1.2, 50.0):
         row[SIGNALS.index["fvg.direction"]], row[SIGNALS.index["fvg.strength"]] = -1.0, strength
-        direction, confidence = voices.score(row)
+        direction, confidence = scores.score(row)
         assert direction[SCORE_CATEGORIES.index("ict")] == -1.0
         confidences.append(float(confidence[SCORE_CATEGORIES.index("ict")]))
     assert confidences == sorted(confidences)
@@ -129,7 +129,7 @@ def test_without_taker_volume_order_flow_is_unavailable_not_neutral(year, signal
     assert (np.abs(direction[:, SCORE_CATEGORIES.index("ict")]) > 0).any()
 
 
-def test_the_books_flow_joins_the_order_flow_score_and_next_tos_it_only_the_stars(year, signals):
+def test_the_books_flow_joins_the_order_flow_score_and_the_stars_alone(year, signals):
     flow = np.full((6000, CONTEXT_WIDTH), np.nan)
     flow[:, CONTEXT_INDEX["order_flow"]] = np.random.default_rng(3).normal(0, 5, 6000)
     with_flow = SIGNALS.run(year[:6000], None, flow)
@@ -145,13 +145,13 @@ def test_the_books_flow_joins_the_order_flow_score_and_next_tos_it_only_the_star
 
 
 def test_category_scores_survive_json_and_refuse_another_catalogue(signals):
-    voices = CategoryScores.fit(signals)
-    assert CategoryScores.from_json(voices.to_json()) == voices
-    other = json.loads(voices.to_json()) | {"signals": "0" * 64}
-    with pytest.raises(StateError, match=r"CategoryScores\.fit"):
+    scores = CategoryScores.fit(signals)
+    assert CategoryScores.from_json(scores.to_json()) == scores
+    other = json.loads(scores.to_json()) | {"signals": "0" * 64}
+    with pytest.raises(StateError, match="`bellwether up`"):
         CategoryScores.from_json(json.dumps(other))
 
 
-def test_category_scores_are_not_fitted_on_silence():
+def test_category_scores_are_not_fitted_on_neutral_signals():
     with pytest.raises(NotEnoughData, match="longer history"):
         CategoryScores.fit(np.full((10, len(SIGNALS.columns)), np.nan))

@@ -4,8 +4,9 @@ Prices are whole ticks, sizes whole lots, time whole microseconds: the book is e
 side is BID (0) or ASK (1). Level sizes and order counts lie in a ring a side, at `tick & RING_MASK`, so a side may span
 at most RING ticks. Orders of a level count as equally large: the rest of a level has that share of its orders.
 
-Every change updates the order-flow imbalance of Cont, Kukanov and Stoikov (2014, J. Financial Econometrics 12(1), 47-88).
-Event by event their formula is: the lots that join or improve the best bid, less the lots that leave it, less the same of the ask.
+Every change updates the order-flow imbalance of Cont, Kukanov and Stoikov (2014, J. Financial Econometrics 12(1),
+47-88). Event by event their formula is: the lots that join or improve the best bid, less the lots that leave it, less
+the same of the ask.
 
 Compiled code gets the record itself (`books[0]`), a bare pointer: passing it from function to function costs nothing,
 where arrays would be counted in and out at each call (that was half of the time).

@@ -66,7 +66,7 @@ MS_FROM, US_FROM, US_UNTIL = 10**11, 10**14, 10**17  # epochs of 1973–5138 in 
 
 
 def read(path: Path, ingested_at: datetime, timeframe: str | None = None) -> pd.DataFrame:
-    """Return the bars of one file in the order of the file, columns and types of schemas.LAYOUT; values not yet checked.
+    """Return the bars of one file in the order of the file, columns and types of schemas.LAYOUT, unchecked.
 
     ingested_at  when this file is taken in (aware), stamped on every row; a canonical file has its own
     timeframe    None: the commonest spacing of the file

@@ -188,7 +188,7 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
     digest = hashlib.sha256(raw).hexdigest()
     if expected_digest is not None and digest != expected_digest:
         raise DigestMismatch(
-            f"{folder}: warm start {digest[:12]}, the generation file names {expected_digest[:12]}. "
+            f"{folder}: warm start {digest[:12]}, the generation file promised {expected_digest[:12]}. "
             "`bellwether up` folds the history again."
         )
     content = {}

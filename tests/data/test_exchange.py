@@ -187,7 +187,7 @@ def test_it_waits_as_long_as_retry_after_says_and_else_twice_as_long_each_time(e
 def test_a_ban_that_is_too_long_is_not_waited_for(exchange, source):
     recorded = exchange(binance=VenueScript(made_bars(N), faults={1: too_many("86400", status=418)}))
     made = source(recorded)
-    with pytest.raises(VenueDown, match=rf"binance wants 86,400 s of silence, limit {MAX_WAIT_S:.0f} s"):
+    with pytest.raises(VenueDown, match=rf"binance demands a pause of 86,400 s, limit {MAX_WAIT_S:.0f} s"):
         bars_of(made)
     assert (made.waits, len(recorded.candle_requests())) == ([], 1)
 
@@ -377,7 +377,7 @@ def test_when_every_venue_is_down_it_says_which_how_far_and_what_to_do(exchange,
     text = str(raised.value)
     for venue in ("binance", "coinbase", "hyperliquid"):
         assert f"{venue} does not give" in text
-    for part in ("BTC/USDT", "from 2024-01-01 16:40", "1,000 bars", "goes on from there", "HTTPS_PROXY"):
+    for part in ("BTC/USDT", "from 2024-01-01 16:40", "1,000 bars", "the same command continues", "HTTPS_PROXY"):
         assert part in text
     assert "https" not in text
     assert "503 Service Unavailable" in text

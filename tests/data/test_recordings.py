@@ -217,7 +217,7 @@ def test_changes_that_cannot_be_are_refused(change, error, says, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("column", "says"), [("quantity", "no column quantity"), ("prev_final_update_id", "nobody could tell")]
+    ("column", "says"), [("quantity", "no column quantity"), ("prev_final_update_id", "could not be detected")]
 )
 def test_changes_without_a_column_or_numbers_are_refused(column, says, tmp_path):
     folder = write(tmp_path / "a", ROWS)

@@ -173,7 +173,7 @@ def test_order_flow_moves_with_the_price(market):
     assert np.corrcoef(market.books.order_flow[1:], moved)[0, 1] > 0.5
 
 
-def test_without_edge_the_book_gives_no_signal_of_the_price_to_come():
+def test_without_edge_the_book_does_not_predict_the_price_to_come():
     market = simulate(SPEC.model_copy(update={"edge": 0.0, "history_days": 365}), tape=False)
     rows = market.bars[4::5, OPEN_TIME] + 60 == market.books.known
     assert rows.all()

@@ -99,7 +99,7 @@ def test_simulated_bars_do_not_depend_on_the_clock_of_the_ingestion():
         ("simulator", "a.parquet", None, BadValues, "reads no file"),
         ("files", None, "BTCUSDT", BadValues, "needs a path"),
         ("files", "absent.csv", "BTCUSDT", UnreadableFile, "no such file"),
-        ("files", "a.parquet", None, BadValues, "which symbol"),
+        ("files", "a.parquet", None, BadValues, "names its symbol"),
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_is_read(name, path, symbol, error, message, tmp_path):

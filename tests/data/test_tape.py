@@ -47,7 +47,7 @@ def events():
     for side, worse in ((BID, -1), (ASK, 1)):
         for k in range(30):
             made(ADD, side, (100 if side == BID else 101) + worse * k, 10)
-    made.tell()
+    made.row()
     return made
 
 

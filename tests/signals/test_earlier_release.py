@@ -1,4 +1,4 @@
-"""Category scores and warm starts as release 0.5.0 wrote them: read under their old names, or refused with a command."""
+"""Category scores and warm starts as release 0.5.0 wrote them: read under old names, or refused with a command."""
 
 import json
 
@@ -55,7 +55,8 @@ def folder(tmp_path):
     history = History(bars, *rows, np.empty((len(bars), 2, 0, 3)), np.full((len(bars), CONTEXT_WIDTH), np.nan))
     write_warm_start(
         tmp_path, symbol="SIM/USDT", base_timeframe="1m", decision_timeframe="15m", feature_state=features,
-        signal_state=signals, base=base, history=history, category_scores=CategoryScores.fit(rows[1]), clock="simulated",
+        signal_state=signals, base=base, history=history, clock="market",
+        category_scores=CategoryScores.fit(rows[1]),
     )  # fmt: skip
     return tmp_path
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipelines.contracts import Floats
 from pipelines.errors import BadShape, NotEnoughData
-from pipelines.features import book, clock, indicators, price, regime, sentiment, technical, volume
+from pipelines.features import averages, book, clock, indicators, price, regime, sentiment, technical, volume
 from pipelines.features.fold import Column, StreamingFold
 
 FEATURES = StreamingFold(
@@ -16,7 +16,7 @@ FEATURES = StreamingFold(
         volume.GROUP,
         book.GROUP,
         technical.GROUP,
-        indicators.AVERAGES,
+        averages.GROUP,
         indicators.OSCILLATORS,
         indicators.BANDS,
         clock.GROUP,

@@ -1,4 +1,4 @@
-"""The traditional indicator set (F3), next to the core's nine: averages, oscillators, bands, volume.
+"""The traditional indicator set (F3), next to the core's nine: oscillators, bands, volume. Averages: `averages.py`.
 
 No model family reads it; rules, charts and new families do. Conventions and seeds are TA-Lib's where TA-Lib has the
 indicator; where it returns 0 for something undefined, the value is missing. Prices are relative to the close.
@@ -14,6 +14,8 @@ from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import (
     ADX_STATE,
     ATR_STATE,
+    CHAIN_STATE,
+    EMA_STATE,
     MACD_STATE,
     MINUS_DM,
     PLUS_DM,
@@ -21,6 +23,7 @@ from pipelines.features.kernels import (
     TRUE_RANGE,
     adx,
     atr,
+    chain,
     deviation,
     ema,
     highest,
@@ -29,20 +32,14 @@ from pipelines.features.kernels import (
     mean,
     push,
     rsi,
+    tail,
+    total,
     true_range,
 )
 from pipelines.layout import lay_out, window, zeros
 
 LONG = 200  # closes in the window: the longest average
 
-_SAR = ("bars", "side", "stop", "extreme", "rate", "high", "low")
-_BARS, _SIDE, _STOP, _EXTREME, _RATE, _HIGH, _LOW = range(len(_SAR))
-EMA_STATE, CHAIN_STATE = 2, 3  # of one average, and of one average of a chain
-
-(A_CLOSES, A_HIGHS, A_LOWS, A_KAMA, A_EMA_12, A_EMA_26, A_THREE, A_SIX, A_SAR), AVERAGES_FRESH = lay_out(
-    closes=window(LONG), highs=window(14), lows=window(14), kama=window(1), ema_12=zeros(EMA_STATE),
-    ema_26=zeros(EMA_STATE), three=zeros(3 * CHAIN_STATE), six=zeros(6 * CHAIN_STATE), sar=zeros(len(_SAR)),
-)  # fmt: skip
 (
     O_HIGHS, O_LOWS, O_RANGES, O_PRESSURES, O_FAST, O_SLOW, O_STRENGTHS, O_TRENDS, O_MACD, O_EMA_26, O_CHAIN,
     O_LAST_OF_CHAIN, O_RSI, O_ADX, O_LAST_CLOSE, O_BARS, O_EMA_12,
@@ -65,105 +62,6 @@ EMA_STATE, CHAIN_STATE = 2, 3  # of one average, and of one average of a chain
 
 
 @kernel
-def _tail(window: Floats, n: int) -> Floats:
-    """Return the newest n values of a window (w,) float64, a view."""
-    return window[window.shape[0] - n :]
-
-
-@kernel
-def _total(window: Floats) -> float:
-    """Return the sum of a window (w,) float64, added in time order."""
-    total = 0.0
-    for value in window:
-        total += value
-    return total
-
-
-@kernel
-def _chain(state: Floats, value: float, period: float, length: int) -> None:
-    """Update `length` exponential averages, each of the one before.
-
-    state  (3·length,) float64: for each average the two of `ema`, then its last value
-    """
-    for i in range(length):
-        if value == value:
-            value = ema(state[3 * i : 3 * i + 2], value, period)
-        state[3 * i + 2] = value
-
-
-@kernel
-def _line(window: Floats) -> tuple[float, float]:
-    """Return (value at the newest point, slope a bar) of the least-squares line through a window (w,) float64."""
-    n = window.shape[0]
-    centre, middle = (n - 1) / 2.0, mean(window)
-    over, under = 0.0, 0.0
-    for i in range(n):
-        over += (i - centre) * (window[i] - middle)
-        under += (i - centre) * (i - centre)
-    slope = over / under
-    return middle + slope * (n - 1 - centre), slope
-
-
-@kernel
-def _kama(state: Floats, closes: Floats) -> float:
-    """Return Kaufman's average over ten bars, in price units.
-
-    state (1,) float64: the average before, NaN when fresh. closes (11,): the newest eleven.
-    """
-    moved = 0.0
-    for i in range(1, 11):
-        moved += abs(closes[i] - closes[i - 1])
-    if moved != moved:
-        return np.nan
-    share = 1.0
-    if moved > 0.0:
-        share = abs(closes[10] - closes[0]) / moved
-    slow = 2.0 / 31.0
-    speed = share * (2.0 / 3.0 - slow) + slow
-    before = state[0] if state[0] == state[0] else closes[9]
-    state[0] = before + (closes[10] - before) * speed * speed
-    average: float = state[0]
-    return average
-
-
-@kernel
-def _parabolic(state: Floats, high: float, low: float) -> float:
-    """Return the parabolic stop, .02 to .2, in price units; state (7,) float64 of _SAR, zeros when fresh."""
-    state[_BARS] += 1.0
-    if state[_BARS] == 1.0:
-        state[_HIGH], state[_LOW] = high, low
-        return np.nan
-    if state[_BARS] == 2.0:
-        fell = state[_LOW] - low > 0.0 and state[_LOW] - low > high - state[_HIGH]
-        state[_SIDE] = -1.0 if fell else 1.0
-        state[_STOP] = state[_HIGH] if fell else state[_LOW]
-        state[_EXTREME] = low if fell else high
-        state[_RATE] = 0.02
-        state[_HIGH], state[_LOW] = high, low
-    side, stop = state[_SIDE], state[_STOP]
-    inner = max(state[_HIGH], high) if side < 0.0 else min(state[_LOW], low)  # the stop stays outside the last two bars
-    outer = min(state[_LOW], low) if side < 0.0 else max(state[_HIGH], high)
-    if (side > 0.0 and low <= stop) or (side < 0.0 and high >= stop):
-        stop = max(state[_EXTREME], outer) if side > 0.0 else min(state[_EXTREME], outer)
-        value = stop
-        state[_SIDE], state[_RATE] = -side, 0.02
-        state[_EXTREME] = low if side > 0.0 else high
-        stop += state[_RATE] * (state[_EXTREME] - stop)
-        state[_STOP] = max(stop, outer) if side > 0.0 else min(stop, outer)
-    else:
-        value = stop
-        further = high > state[_EXTREME] if side > 0.0 else low < state[_EXTREME]
-        if further:
-            state[_EXTREME] = high if side > 0.0 else low
-            state[_RATE] = min(state[_RATE] + 0.02, 0.2)
-        stop += state[_RATE] * (state[_EXTREME] - stop)
-        state[_STOP] = min(stop, inner) if side > 0.0 else max(stop, inner)
-    state[_HIGH], state[_LOW] = high, low
-    level: float = value
-    return level
-
-
-@kernel
 def _since(window: Floats, sign: float) -> float:
     """Return the bars since the greatest (sign 1) or least (sign -1) value of a window (w,) float64.
 
@@ -177,60 +75,6 @@ def _since(window: Floats, sign: float) -> float:
             best, at = window[i], i
     bars: float = window.shape[0] - 1.0 - at
     return bars
-
-
-@kernel
-def averages(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
-    """Write fifteen averages and levels: log distance of the close from each (the slope: a fraction of price a bar).
-
-    arrays   float64: state (267,), bar (8,), book and context unread, out (15,)
-    state    windows, NaN when fresh: closes 200, highs 14, lows 14, average of Kaufman 1;
-             zeros when fresh: EMA 12 (2), EMA 26 (2), chain of three of 20 (9), chain of six of 5 (18), parabolic 7
-    """
-    closes, highs, lows = state[A_CLOSES], state[A_HIGHS], state[A_LOWS]
-    high, low, close = bar[HIGH], bar[LOW], bar[CLOSE]
-    push(closes, close)
-    push(highs, high)
-    push(lows, low)
-
-    out[0] = math.log(close / mean(_tail(closes, 50)))
-    out[1] = math.log(close / mean(closes))
-    out[2] = math.log(close / ema(state[A_EMA_12], close, 12.0))
-    out[3] = math.log(close / ema(state[A_EMA_26], close, 26.0))
-
-    twenty = _tail(closes, 20)
-    rising, triangle = 0.0, 0.0
-    for i in range(20):
-        rising += (i + 1.0) * twenty[i]
-        triangle += min(i + 1.0, 20.0 - i) * twenty[i]
-    out[4] = math.log(close / (rising / 210.0))
-    out[5] = math.log(close / (triangle / 110.0))
-
-    three = state[A_THREE]
-    _chain(three, close, 20.0, 3)
-    out[6] = math.log(close / (2.0 * three[2] - three[5]))
-    out[7] = math.log(close / (3.0 * three[2] - 3.0 * three[5] + three[8]))
-
-    six, v = state[A_SIX], 0.7
-    _chain(six, close, 5.0, 6)
-    out[8] = math.log(
-        close
-        / (
-            -v * v * v * six[17]
-            + (3.0 * v * v + 3.0 * v * v * v) * six[14]
-            - (6.0 * v * v + 3.0 * v + 3.0 * v * v * v) * six[11]
-            + (1.0 + 3.0 * v + v * v * v + 3.0 * v * v) * six[8]
-        )
-    )
-
-    out[9] = math.log(close / _kama(state[A_KAMA], _tail(closes, 11)))
-    value, slope = _line(_tail(closes, 14))
-    out[10] = math.log(close / value)
-    out[11] = slope / close
-    fourteen = _tail(closes, 14)
-    out[12] = math.log(close / ((highest(fourteen) + lowest(fourteen)) / 2.0))
-    out[13] = math.log(close / ((highest(highs) + lowest(lows)) / 2.0))
-    out[14] = math.log(close / _parabolic(state[A_SAR], high, low))
 
 
 @kernel
@@ -257,20 +101,21 @@ def oscillators(state: Floats, bar: Floats, book: Floats, context: Floats, out: 
     long = ema(state[O_EMA_26], close, 26.0)  # each average from its own first bars, unlike MACD's
     out[2] = 100.0 * ((ema(state[O_EMA_12], close, 12.0) - long) / long)
 
-    chain, before = state[O_CHAIN], last_of_chain[0]
-    _chain(chain, close, 15.0, 3)
-    out[3] = 100.0 * (chain[8] / before - 1.0) if before > 0.0 else np.nan
-    last_of_chain[0] = chain[8] if chain[8] == chain[8] else 0.0
+    triple, before = state[O_CHAIN], last_of_chain[0]
+    chain(triple, close, 15.0, 3)
+    newest = triple[-1]
+    out[3] = 100.0 * (newest / before - 1.0) if before > 0.0 else np.nan
+    last_of_chain[0] = newest if newest == newest else 0.0
 
     if bars[0] > 1.0:
         floor = min(low, last)
         push(pressures, close - floor)
         push(reaches, max(high, last) - floor)
-    short = _total(_tail(pressures, 7)) / _total(_tail(reaches, 7))
-    middle = _total(_tail(pressures, 14)) / _total(_tail(reaches, 14))
-    out[4] = 100.0 * (4.0 * short + 2.0 * middle + _total(pressures) / _total(reaches)) / 7.0
+    short = total(tail(pressures, 7)) / total(tail(reaches, 7))
+    middle = total(tail(pressures, 14)) / total(tail(reaches, 14))
+    out[4] = 100.0 * (4.0 * short + 2.0 * middle + total(pressures) / total(reaches)) / 7.0
 
-    top, bottom = highest(_tail(highs, 14)), lowest(_tail(lows, 14))
+    top, bottom = highest(tail(highs, 14)), lowest(tail(lows, 14))
     push(fast, 100.0 * ((close - bottom) / (top - bottom)))
     out[5] = mean(fast)
     push(slow, out[5])
@@ -334,24 +179,24 @@ def bands(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats
         push(inflows, typical * volume if moved > noise else volume * 0.0)
         push(outflows, typical * volume if moved < -noise else volume * 0.0)
 
-    twenty = _tail(closes, 20)
+    twenty = tail(closes, 20)
     centre, sd = mean(twenty), deviation(twenty, 0)
     out[0] = 4.0 * sd / centre
     out[1] = reaches[-1] / close
-    into = _total(inflows)
-    out[2] = 100.0 * (into / (into + _total(outflows)))
-    traded = _total(volumes)
-    out[3] = _total(signed) / traded
-    out[4] = _total(placed) / traded
-    out[5] = math.log(close / (_total(values) / traded))
+    into = total(inflows)
+    out[2] = 100.0 * (into / (into + total(outflows)))
+    traded = total(volumes)
+    out[3] = total(signed) / traded
+    out[4] = total(placed) / traded
+    out[5] = math.log(close / (total(values) / traded))
 
     reach = atr(state[B_ATR], high, low, close)
     out[6] = (close - ema(state[B_EMA_20], close, 20.0)) / (2.0 * reach)
     out[7] = 1.0 if 2.0 * sd < 1.5 * reach else 0.0
     if sd != sd or reach != reach:
         out[7] = np.nan
-    bottom = lowest(_tail(lows, 20))
-    out[8] = (close - bottom) / (highest(_tail(highs, 20)) - bottom)
+    bottom = lowest(tail(lows, 20))
+    out[8] = (close - bottom) / (highest(tail(highs, 20)) - bottom)
 
     body = (opened + high + low + close) / 4.0
     start = (opened + close) / 2.0 if bars == 0.0 else (heikin[0] + heikin[1]) / 2.0
@@ -359,23 +204,23 @@ def bands(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats
     out[9] = (body - start) / close
     out[10] = (close - lowest(lows)) / reach
     out[11] = (highest(highs) - close) / reach
-    signs = np.sign(close - centre) + np.sign(close - mean(_tail(closes, 50))) + np.sign(close - mean(closes))
+    signs = np.sign(close - centre) + np.sign(close - mean(tail(closes, 50))) + np.sign(close - mean(closes))
     out[12] = signs / 3.0
 
-    ranged = _total(reaches)
-    out[13] = 100.0 * math.log10(ranged / (highest(_tail(highs, 14)) - lowest(_tail(lows, 14)))) / math.log10(14.0)
-    out[14] = _total(ups) / ranged
-    out[15] = _total(downs) / ranged
+    ranged = total(reaches)
+    out[13] = 100.0 * math.log10(ranged / (highest(tail(highs, 14)) - lowest(tail(lows, 14)))) / math.log10(14.0)
+    out[14] = total(ups) / ranged
+    out[15] = total(downs) / ranged
     thirteen = ema(state[B_EMA_13], close, 13.0)
     out[16] = (high - thirteen) / reach
     out[17] = (low - thirteen) / reach
-    out[18] = (mean(_tail(middles, 5)) - mean(middles)) / close
+    out[18] = (mean(tail(middles, 5)) - mean(middles)) / close
 
     nine = state[B_NINE]
-    _chain(nine, high - low, 9.0, 2)
+    chain(nine, high - low, 9.0, 2)
     push(ratios, nine[2] / nine[5] if nine[5] > 0.0 else np.nan)
-    out[19] = _total(ratios)
-    peak = highest(_tail(closes, 14))
+    out[19] = total(ratios)
+    peak = highest(tail(closes, 14))
     push(falls, (100.0 * (close / peak - 1.0)) ** 2)
     out[20] = math.sqrt(mean(falls))
 
@@ -395,41 +240,10 @@ INF = math.inf
 APPEL, WILDER, TALIB = "Appel 1979; TA-Lib", "Wilder 1978; TA-Lib", "TA-Lib"
 
 
-def _distance(name: str, of: str, warmup: int, source: str) -> Column:
-    """Return the column of the log distance of the close from `of`."""
-    return Column(name, "traditional", "log", -INF, INF, warmup, f"log(close / {of})", source)
-
-
 def _points(name: str, warmup: int, formula: str, source: str, low: float = 0.0, needs: str | None = None) -> Column:
     """Return a column in points, at most 100."""
     return Column(name, "traditional", "points", low, 100.0, warmup, formula, source, needs=needs)
 
-
-AVERAGES = FeatureGroup(
-    "averages",
-    averages,
-    (
-        _distance("close_to_sma_50", "mean of 50 closes", 50, TALIB),
-        _distance("close_to_sma_200", "mean of 200 closes", 200, TALIB),
-        _distance("close_to_ema_12", "EMA 12 of the close", 12, TALIB),
-        _distance("close_to_ema_26", "EMA 26 of the close", 26, TALIB),
-        _distance("close_to_wma_20", "mean of 20 closes weighted 1 to 20", 20, TALIB),
-        _distance("close_to_trima_20", "mean of 20 closes weighted 1 to 10 to 1", 20, TALIB),
-        _distance("close_to_dema_20", "2 EMA 20 - EMA 20 of it", 39, "Mulloy 1994; TA-Lib"),
-        _distance("close_to_tema_20", "3 EMA 20 - 3 EMA 20 of it + EMA 20 of that", 58, "Mulloy 1994; TA-Lib"),
-        _distance("close_to_t3_5", "Tillson's T3 of 5 bars, factor .7", 25, "Tillson 1998; TA-Lib"),
-        _distance("close_to_kama_10", "Kaufman's adaptive average of 10 bars", 11, "Kaufman 1995; TA-Lib"),
-        _distance("close_to_linreg_14", "end of the least-squares line through 14 closes", 14, TALIB),
-        Column(
-            "linreg_slope_14", "traditional", "fraction of price a bar", -INF, INF, 14,
-            "slope of the least-squares line through 14 closes / close", TALIB,
-        ),
-        _distance("close_to_midpoint_14", "middle of the 14 closes' range", 14, TALIB),
-        _distance("close_to_midprice_14", "middle of high and low of 14 bars", 14, TALIB),
-        _distance("close_to_sar", "parabolic stop, .02 to .2", 2, WILDER),
-    ),
-    AVERAGES_FRESH,
-)  # fmt: skip
 
 OSCILLATORS = FeatureGroup(
     "oscillators",

@@ -243,3 +243,33 @@ def adx(state: Floats, high: float, low: float, close: float) -> float:
             state[_X_AVERAGE] + dx / 14.0 if state[_X_BARS] <= 28.0 else (state[_X_AVERAGE] * 13.0 + dx) / 14.0
         )
     return state[_X_AVERAGE] if state[_X_BARS] >= 28.0 else np.nan
+
+
+EMA_STATE, CHAIN_STATE = 2, 3  # of one average, and of one average of a chain
+
+
+@kernel
+def tail(window: Floats, n: int) -> Floats:
+    """Return the newest n values of a window (w,) float64, a view."""
+    return window[window.shape[0] - n :]
+
+
+@kernel
+def total(window: Floats) -> float:
+    """Return the sum of a window (w,) float64, added in time order."""
+    added: float = 0.0
+    for value in window:
+        added += value
+    return added
+
+
+@kernel
+def chain(state: Floats, value: float, period: float, length: int) -> None:
+    """Update `length` exponential averages, each of the one before.
+
+    state  (3·length,) float64: for each average the two of `ema`, then its last value
+    """
+    for i in range(length):
+        if value == value:
+            value = ema(state[3 * i : 3 * i + 2], value, period)
+        state[3 * i + 2] = value

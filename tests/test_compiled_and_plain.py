@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from support.context_factory import made_context
+from support.context_factory import make_context
 from support.market_bars import random_walk
 from support.plain_python import plain_python
 
@@ -47,7 +47,7 @@ def market():
     bars, rng = random_walk(BARS), np.random.default_rng(5)
     away = np.cumsum(rng.uniform(0.1, 1.0, (BARS, 2, BOOK_LEVELS)), axis=2) * np.array([[-1.0], [1.0]])
     books = np.stack([bars[:, CLOSE, None, None] + away, *rng.uniform(0.1, 9.0, (2, BARS, 2, BOOK_LEVELS))], axis=3)
-    return bars, books, made_context(bars)
+    return bars, books, make_context(bars)
 
 
 @pytest.mark.parametrize("fold", [FEATURES, SIGNALS], ids=lambda fold: fold.name)

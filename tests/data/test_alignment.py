@@ -1,4 +1,4 @@
-"""What was known beside each bar at its close: nothing later, nothing stale, and the same for one close as for all."""
+"""Records known at each bar's close: nothing later, nothing stale, and the same for one close as for all."""
 
 from dataclasses import fields, replace
 

@@ -1,4 +1,4 @@
-"""Files beside a source: context and recorded books, as far as they were known."""
+"""Files added to a source: context and recorded books, as far as they were known."""
 
 from datetime import UTC, datetime, timedelta
 

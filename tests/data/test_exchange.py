@@ -53,7 +53,7 @@ def no_other_host(monkeypatch):
     resolve = socket.getaddrinfo
 
     def only_here(host, *args, **kwargs):
-        assert host in ("127.0.0.1", "localhost"), f"a test asked for {host}"
+        assert host in ("127.0.0.1", "localhost"), f"a test requested {host}"
         return resolve(host, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", only_here)
@@ -109,10 +109,10 @@ def test_the_whole_recording_comes_bit_for_bit_with_one_request_a_page(exchange,
     recorded = exchange(binance=VenueScript(with_open_candle(recording)))
     assert_equal_bit_for_bit(bars_of(source(recorded)), recording)
     assert len(recorded.candle_requests()) == 4
-    assert len(recorded.asked) == 6  # markets and time besides
+    assert len(recorded.requests) == 6  # and one each for markets and time
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="no recorded data beside the repository")
+@pytest.mark.skipif(not DATA.is_dir(), reason="no recorded data next to the repository")
 def test_recorded_bitcoin_minutes_come_bit_for_bit(exchange, source):
     taken = datetime(2026, 1, 1, tzinfo=UTC)
     recording = to_matrix(files.read(DATA / "candles/binance_spot_btcusdt_1m_2025h1.parquet", taken, "1m")[:4321])
@@ -149,7 +149,7 @@ FAULTS = {
     "a page without its first candles": ({2: late}, 1),
     "overlapping pages, each candle twice": ({1: doubled, 2: doubled, 3: doubled, 4: doubled}, 0),
     "candles in any order": ({1: out_of_order, 2: out_of_order}, 0),
-    "a page that says maintenance": ({2: maintenance}, 1),
+    "a maintenance page": ({2: maintenance}, 1),
 }
 
 
@@ -232,7 +232,7 @@ def test_an_interrupted_backfill_goes_on_at_the_first_missing_bar(exchange, sour
         bars_of(source(broken_off))
     healthy = exchange(binance=VenueScript(recording))
     assert_equal_bit_for_bit(bars_of(source(healthy)), recording)
-    assert [asked.since - START for asked in healthy.candle_requests()] == [60 * 2000, 60 * 3000]
+    assert [request.since - START for request in healthy.candle_requests()] == [60 * 2000, 60 * 3000]
 
 
 def test_a_later_run_asks_only_from_the_newest_short_page_on(exchange, source):
@@ -240,8 +240,8 @@ def test_a_later_run_asks_only_from_the_newest_short_page_on(exchange, source):
     bars_of(source(exchange(binance=VenueScript(recording))), as_of=utc(START + 60 * 1200))
     later = exchange(binance=VenueScript(recording))
     assert_equal_bit_for_bit(bars_of(source(later)), recording)
-    assert [asked.since - START for asked in later.candle_requests()] == [60 * 1000, 60 * 2000, 60 * 3000]
-    assert [int(asked.query["limit"]) for asked in later.candle_requests()] == [1000, 1000, 500]
+    assert [request.since - START for request in later.candle_requests()] == [60 * 1000, 60 * 2000, 60 * 3000]
+    assert [int(request.query["limit"]) for request in later.candle_requests()] == [1000, 1000, 500]
 
 
 def test_a_bar_that_was_stored_stays_when_the_venue_forgets_it(exchange, source):
@@ -274,11 +274,11 @@ def test_what_is_stored_is_not_requested_again(exchange, source):
     recorded = exchange(binance=VenueScript(recording))
     made = source(recorded)
     bars_of(made)
-    before = len(recorded.asked)
+    before = len(recorded.requests)
     again = source(recorded)
     assert_equal_bit_for_bit(bars_of(again, as_of=utc(START + 60 * 2222)), recording[:2222])
     assert_equal_bit_for_bit(bars_of(again), recording)
-    assert len(recorded.asked) == before
+    assert len(recorded.requests) == before
     assert again.describe() == made.describe()
 
 
@@ -288,7 +288,7 @@ def test_an_earlier_beginning_asks_only_for_what_lies_before(exchange, source):
     bars_of(source(recorded, since=utc(START + 60 * 2000)))
     before = len(recorded.candle_requests())
     assert_equal_bit_for_bit(bars_of(source(recorded)), recording)
-    assert [asked.since - START for asked in recorded.candle_requests()[before:]] == [0, 60 * 1000]
+    assert [request.since - START for request in recorded.candle_requests()[before:]] == [0, 60 * 1000]
 
 
 def test_the_next_venue_goes_on_at_the_first_missing_bar_and_the_seam_is_measured(exchange, source):
@@ -306,7 +306,7 @@ def test_the_next_venue_goes_on_at_the_first_missing_bar_and_the_seam_is_measure
     [change] = made.describe()["venue_changes"]
     assert (change["from"], change["to"], change["at"]) == ("binance", "coinbase", second["first"])
     assert change["close_difference_bps"] == pytest.approx((two[1999, CLOSE] / one[1999, CLOSE] - 1) * 1e4, abs=1e-3)
-    assert min(asked.since for asked in recorded.candle_requests("coinbase")) == START + 60 * 1999
+    assert min(request.since for request in recorded.candle_requests("coinbase")) == START + 60 * 1999
     assert any("binance failed at 2024-01-02 09:20" in line for line in lines)
 
 
@@ -315,10 +315,10 @@ def test_bars_of_two_venues_are_kept_with_the_venue_of_each(exchange, source):
     recorded = exchange(binance=VenueScript(recording, dead_after=2), coinbase=VenueScript(recording))
     once = source(recorded, ["binance", "coinbase"])
     bars_of(once)
-    before = len(recorded.asked)
+    before = len(recorded.requests)
     again = source(recorded, ["binance", "coinbase"])
     bars_of(again)
-    assert len(recorded.asked) == before
+    assert len(recorded.requests) == before
     assert again.describe() == once.describe()
     assert json.loads(json.dumps(again.describe())) == again.describe()
 
@@ -354,19 +354,19 @@ def test_a_candle_that_closed_this_second_may_still_be_corrected_and_is_left_for
 
 
 def test_requests_keep_the_distance_that_was_set(exchange, source, monkeypatch):
-    left, hear = (
+    left, remember = (
         [],
         Venue._remember_response,
     )  # ms, where requests leave: one that is held up on its way shortens the gap behind it
 
     def on_response(venue, response, *rest, **more):
         left.append(venue._client.lastRestRequestTimestamp)
-        hear(venue, response, *rest, **more)
+        remember(venue, response, *rest, **more)
 
     monkeypatch.setattr(Venue, "_remember_response", on_response)
     recorded = exchange(binance=VenueScript(made_bars(N), most=500))
     bars_of(source(recorded, pause_ms=150))
-    assert len(recorded.asked) == len(left) == 9
+    assert len(recorded.requests) == len(left) == 9
     assert np.diff(left).min() >= 149  # the clock may be set right meanwhile
 
 
@@ -480,10 +480,10 @@ def test_the_last_days_of_an_exchange_are_the_live_tail_and_the_history_before_c
     assert_equal_bit_for_bit(
         tail, installation.recording[installation.recording[:, OPEN_TIME] >= cut.timestamp()][: len(tail)]
     )
-    asked = len(installation.recorded.asked)
+    before = len(installation.recorded.requests)
     history = market_source(installation, "exchange", None, days_ago(DAYS)).fetch("BTC/USDT", cut, cut)
     assert len(history) == (cut - days_ago(DAYS)).total_seconds() / STEP
-    assert len(installation.recorded.asked) == asked
+    assert len(installation.recorded.requests) == before
 
 
 def test_what_an_exchange_did_while_no_service_ran_is_in_the_tail(installation):

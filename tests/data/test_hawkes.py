@@ -1,4 +1,4 @@
-"""S8: the fit finds what arrivals were made from, its intervals hold what they promise, and the tape says the same."""
+"""S8: the fit finds what arrivals were made from, its intervals cover as they promise, and the tape agrees."""
 
 import numpy as np
 import pytest
@@ -173,7 +173,7 @@ def test_its_row_depends_on_the_last_arrivals_alone():
     sides = np.where(np.random.default_rng(1).random(len(times)) < 0.5, 1.0, -1.0)
     whole, last = tape(times, sides), tape(times[-ARRIVALS:], sides[-ARRIVALS:])
     for state in (whole, tape(times[:700], sides[:700])):
-        row_of(state, EPOCH + times[699])  # having spoken changes nothing
+        row_of(state, EPOCH + times[699])  # writing a row changes nothing
     assert row_of(whole, EPOCH + times[-1]).tobytes() == row_of(last, EPOCH + times[-1]).tobytes()
 
 

@@ -1,4 +1,4 @@
-"""Recorded books replayed: they end where the recording says, are never crossed, and know nothing of tomorrow."""
+"""Recorded books replayed: they end where the recording ends, are never crossed, and read nothing later."""
 
 from pathlib import Path
 
@@ -201,7 +201,7 @@ def test_changes_that_do_not_reach_back_to_the_snapshot_are_a_loss(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "says"),
+    ("change", "error", "message"),
     [
         ({"side": "buy"}, BadValues, "4 changes without a side"),
         ({"price": np.nan}, BadValues, "a price above 0"),
@@ -209,20 +209,20 @@ def test_changes_that_do_not_reach_back_to_the_snapshot_are_a_loss(tmp_path):
         ({"price": [100.0, 100.0, 100.1, 1e12, 100.1]}, BadValues, "ticks of 0.1"),
     ],
 )
-def test_changes_that_cannot_be_are_refused(change, error, says, tmp_path):
+def test_changes_that_cannot_be_are_refused(change, error, message, tmp_path):
     folder = write(tmp_path / "a", ROWS)
     pd.read_parquet(folder / "depth_updates.parquet").assign(**change).to_parquet(folder / "depth_updates.parquet")
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         recordings.replay_recording(folder)
 
 
 @pytest.mark.parametrize(
-    ("column", "says"), [("quantity", "no column quantity"), ("prev_final_update_id", "could not be detected")]
+    ("column", "message"), [("quantity", "no column quantity"), ("prev_final_update_id", "could not be detected")]
 )
-def test_changes_without_a_column_or_numbers_are_refused(column, says, tmp_path):
+def test_changes_without_a_column_or_numbers_are_refused(column, message, tmp_path):
     folder = write(tmp_path / "a", ROWS)
     pd.read_parquet(folder / "depth_updates.parquet").drop(columns=column).to_parquet(folder / "depth_updates.parquet")
-    with pytest.raises(BadColumns, match=says):
+    with pytest.raises(BadColumns, match=message):
         recordings.replay_recording(folder)
 
 
@@ -257,7 +257,7 @@ def test_what_trades_do_not_explain_of_a_change_was_added_or_withdrawn(tmp_path)
     assert recorded["stacking_bid"] == pytest.approx(0.2)
     assert recorded["stacking_ask"] == pytest.approx(-2.0)
     bare = recordings.replay_recording(write(tmp_path / "bare", MESSAGES)).books
-    assert np.isnan(bare.tape[:, 2:]).all()  # without trades nobody can tell one from the other
+    assert np.isnan(bare.tape[:, 2:]).all()  # without trades the two cannot be distinguished
     assert bare.tape[:, :2].tobytes() == found.tape[:, :2].tobytes()
 
 

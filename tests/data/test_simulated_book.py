@@ -321,7 +321,7 @@ def test_the_source_hands_out_only_books_and_rates_that_were_known():
 
 
 def detected_and_planted(market, name, kind, ended):
-    """(snapshots, 2) whether the tape tells of the pattern on the bid and on the ask, and whether one was planted there
+    """(snapshots, 2) whether the tape shows the pattern on the bid and on the ask, and whether one was planted there
     in the five minutes before: one that traded while it stood, or one that ended."""
     planted, known = market.truth.planted, market.books.known
     detected = np.stack([market.books.tape[:, TAPE_INDEX[f"{name}_{side}"]] > 0 for side in ("bid", "ask")], axis=1)

@@ -19,7 +19,7 @@ DAY = 1440
 
 @cache
 def made(**changes):
-    """A market nobody writes into: the same one is asked for by many."""
+    """A read-only market that many tests share."""
     return simulate(SPEC.model_copy(update=changes), tape=False)
 
 

@@ -1,4 +1,4 @@
-"""What a tape tells of hand-made events, against the definition worked out apart, and the same in parts as at once."""
+"""The row of a tape for hand-made events, against the definition computed apart, and in parts as at once."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_refills_of_other_sizes_or_that_come_late_are_none(events, sizes, wait):
 
 def test_only_what_a_refill_replaces_is_the_icebergs(events):
     refilled(events, 7, 7)
-    events(ADD, BID, 99, 20, 200 * MS)  # somebody joins the level, and trades first
+    events(ADD, BID, 99, 20, 200 * MS)  # another order joins the level, and trades first
     events(TRADE, BID, 99, 24)  # 20 of it his, 4 of the iceberg
     events(ADD, BID, 99, 4)
     assert events.row()["iceberg_bid"] == 14.0 + 4.0
@@ -242,7 +242,7 @@ def whole_tape(simulated, parts):
 
 
 def test_a_tape_read_in_parts_is_the_one_read_at_once_and_the_one_that_came_with_the_books(simulated):
-    # the books' own tape skips the looks at the depth that no snapshot would tell of
+    # the books' own tape skips the samples of the depth that no row would show
     once = whole_tape(simulated, 0)
     assert once.tobytes() == whole_tape(simulated, 7).tobytes()
     np.testing.assert_array_equal(once[:, 2:], simulated[2].tape[:, 2:])

@@ -1,4 +1,4 @@
-"""Columns of the book and of what is known beside the market, against hand-checked values and numpy."""
+"""Columns of the book and of context, against hand-checked values and numpy."""
 
 import numpy as np
 import pytest

@@ -18,7 +18,7 @@ CUT = 1733
 SPOILT = slice(1000, 1011)  # bars whose volume, book and context were not recorded
 COMBINED = {column.name for family in SIGNALS.groups if family.combines for column in family.columns}
 FIELDS = {f"context:{name}" for name in CONTEXT_FIELDS}
-CHANGED_BY_VOLUME = ("consensus", "amt")  # hears a vote that needs taker volume; counts time where there is none
+CHANGED_BY_VOLUME = ("consensus", "amt")  # counts a vote that needs taker volume; counts time where there is none
 INPUTS = {  # ways of folding that withhold something, and what they still give
     "forex": {"book"} | FIELDS,
     "no_book": {"volume", "taker"} | FIELDS,

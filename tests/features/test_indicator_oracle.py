@@ -27,7 +27,7 @@ def frame(m):
 
 
 def away(average):
-    """What `close_to_…` says of an average in price units."""
+    """Return `close_to_…` of an average in price units."""
     return lambda m: np.log(m["c"] / average(m))
 
 
@@ -190,7 +190,7 @@ ORACLES = {
     "tsi_25_13": blau,
     "dpo_20": lambda m: (np.roll(m["c"], 11) - talib.SMA(m["c"], 20)) / m["c"],
 }
-SHOWN_LATER = {"stoch_slow_k_14": 18, "stoch_rsi_14": 28}  # TA-Lib shows these only once a line beside them is there
+SHOWN_LATER = {"stoch_slow_k_14": 18, "stoch_rsi_14": 28}  # TA-Lib shows these only once their other line is there
 
 
 def rounded_moves(m):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import talib
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.signals import amt
 
-FOLD = Alone("amt")
+FOLD = SignalSubset("amt")
 AT = FOLD.index
 INSIDE, WIDE = (100.2, 99.8, 100.0), (101.0, 99.0, 100.0)  # high, low, close
 BALANCE = [WIDE] * 19 + [INSIDE] * 32

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import talib
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
-FOLD = Alone("cisd")
+FOLD = SignalSubset("cisd")
 QUIET = ((100.0, 100.6, 99.4, 100.1), (100.1, 100.6, 99.4, 100.0))  # ATR 1.2
 RUN = ((100.0, 100.1, 99.0, 99.1), (99.1, 99.2, 98.3, 98.5))
 BACK = ((98.5, 99.5, 98.4, 99.4), (99.4, 100.5, 99.3, 100.3))

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.contracts import CLOSE, TIMEFRAME_SECONDS
 from pipelines.data.timeframes import resample
@@ -13,7 +13,7 @@ from pipelines.signals import confluence
 from pipelines.signals.catalog import SIGNALS
 
 RECORDED = Path(__file__).parents[2] / "../shared/data/candles/binance_spot_btcusdt_1m_2024.parquet"
-FOLD = Alone("confluence")
+FOLD = SignalSubset("confluence")
 AT = FOLD.index
 WEIGHTS = {"5m": 0.10, "15m": 0.20, "1h": 0.30, "4h": 0.25, "1d": 0.15}
 
@@ -92,9 +92,9 @@ def test_a_quiet_timeframe_has_no_trend_and_no_agreement():
 def test_it_is_as_strong_as_its_trends_are_wide_and_names_no_levels(real_year):
     bars = real_year[:3000]
     rows = FOLD.run(bars)
-    speaks = np.flatnonzero(np.nan_to_num(rows[:, AT["confluence.direction"]]) != 0)
-    assert len(speaks) > 50
-    for t in speaks[::9]:
+    signalled = np.flatnonzero(np.nan_to_num(rows[:, AT["confluence.direction"]]) != 0)
+    assert len(signalled) > 50
+    for t in signalled[::9]:
         apart = {}
         for name in WEIGHTS:
             if TIMEFRAME_SECONDS[name] >= 900:
@@ -103,14 +103,14 @@ def test_it_is_as_strong_as_its_trends_are_wide_and_names_no_levels(real_year):
                     apart[name] = abs(closes[-1] - closes.mean())
         mean = sum(WEIGHTS[name] * width for name, width in apart.items()) / sum(WEIGHTS[name] for name in apart)
         assert rows[t, AT["confluence.strength"]] == pytest.approx(mean / bars[t, CLOSE])
-    assert np.isnan(np.delete(rows[:, AT["confluence.strength"]], speaks)).all()
+    assert np.isnan(np.delete(rows[:, AT["confluence.strength"]], signalled)).all()
     assert np.isnan(rows[:, [AT["confluence.low"], AT["confluence.high"]]]).all()
 
 
 def test_fold_over_bars_with_holes_is_that_of_candles_made_directly(real_year):
     bars = real_year[:2000]
     bars = bars[np.random.default_rng(4).random(len(bars)) > 0.03]
-    rows, last, spoken = FOLD.run(bars), None, 0
+    rows, last, signals_seen = FOLD.run(bars), None, 0
     for t in range(1, len(bars)):
         ways = expected_trends(bars[: t + 1], 900)
         total = sum(WEIGHTS[name] for name in ways)
@@ -123,9 +123,9 @@ def test_fold_over_bars_with_holes_is_that_of_candles_made_directly(real_year):
             agreed = min(ways.values()) if len(set(ways.values())) == 1 else 0
             new = agreed if last is not None and agreed != last else 0
             assert rows[t, AT["confluence.direction"]] == new
-            spoken += new != 0
+            signals_seen += new != 0
         last = agreed
-    assert spoken > 30
+    assert signals_seen > 30
 
 
 def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(minutes):
@@ -141,7 +141,7 @@ def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(mi
             seen += 1
         FOLD.step(by_bar, bar)
         if bar[0] == bars[0, 0]:
-            continue  # one bar does not tell how long bars are
+            continue  # one bar does not show the length of bars
         of_minutes, of_bars = (confluence.trends(SIGNALS.group_state(s, "confluence")) for s in (by_minute, by_bar))
         expected = {}
         for name, made in candles.items():

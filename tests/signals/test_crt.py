@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import talib
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.data.timeframes import resample
 
-FOLD = Alone("crt")
+FOLD = SignalSubset("crt")
 AT = FOLD.index
 QUIET = (100.5, 99.5, 100.0)  # high, low, close
 BEYOND, BACK = (101.1, 99.8, 101.0), (101.0, 99.8, 100.2)
@@ -115,7 +115,7 @@ def test_it_is_the_stateless_rule_on_recorded_bars_with_holes(real_year, seconds
     bars = bars[np.random.default_rng(2).random(len(bars)) > 0.03]
     high, low, close = bars[:, 2], bars[:, 3], bars[:, 4]
     reach, slots = talib.ATR(high, low, close, 14), bars[:, 0] // (14400 if seconds == 900 else 86400)
-    rows, spoken = FOLD.run(bars), np.zeros(3)
+    rows, signalled = FOLD.run(bars), np.zeros(3)
     for t in range(100, len(bars)):
         part = slice(t - 60, t + 1)
         above = range_setup(high[part], low[part], close[part], slots[part], reach[t])
@@ -124,8 +124,8 @@ def test_it_is_the_stateless_rule_on_recorded_bars_with_holes(real_year, seconds
         assert rows[t, AT["crt.direction"]] == expected
         if expected:
             assert rows[t, AT["crt.strength"]] == pytest.approx(max(above, below))
-        spoken[int(expected)] += 1
-    assert spoken[[1, -1]].min() > 20
+        signalled[int(expected)] += 1
+    assert signalled[[1, -1]].min() > 20
 
 
 def test_the_distances_are_to_the_last_candle_that_resampling_gives(real_year):

@@ -35,8 +35,8 @@ def test_a_live_row_raises_the_event_the_batch_raises(features, signals, raise_e
     for i in range(2000):
         live = raise_events(features[i : i + 1], signals[i : i + 1])
         found += [(i, int(live.direction[0]), str(live.kind[0]), float(live.atr[0]))] if len(live) else []
-    asked = whole.index < 2000
-    rows = zip(whole.index[asked], whole.direction[asked], whole.kind[asked], whole.atr[asked], strict=True)
+    early = whole.index < 2000
+    rows = zip(whole.index[early], whole.direction[early], whole.kind[early], whole.atr[early], strict=True)
     assert found == [(int(i), int(d), str(k), float(a)) for i, d, k, a in rows]
     assert len(found) > 20
 
@@ -86,12 +86,12 @@ def test_rows_of_different_bars_are_refused(features, signals):
 def test_confidence_is_the_percentile_of_the_categorys_own_strength(signals):
     direction, confidence = CategoryScores.fit(signals).score(signals)
     for j, category in enumerate(SCORE_CATEGORIES):
-        spoke = np.abs(direction[:, j]) > 0
-        np.testing.assert_array_equal(np.isnan(confidence[:, j]), ~spoke)
+        active = np.abs(direction[:, j]) > 0
+        np.testing.assert_array_equal(np.isnan(confidence[:, j]), ~active)
         if category in ("cmt", "ict", "order_flow", "traditional"):
-            assert spoke.sum() > 500
+            assert active.sum() > 500
             for level in (0.2, 0.7, 0.95):
-                assert np.isclose(np.mean(confidence[spoke, j] < level), level, atol=0.01), category
+                assert np.isclose(np.mean(confidence[active, j] < level), level, atol=0.01), category
         else:
             assert np.isnan(direction[:, j]).all()
 

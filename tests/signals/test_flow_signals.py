@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from support.reference_windows import HOLES, atr, holed, known, quiet, rank, rms, then
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.contracts import CONTEXT_INDEX
 
-FLOW = Alone("absorption", "hawkes", "institutional")
+FLOW = SignalSubset("absorption", "hawkes", "institutional")
 
 
 def last(bars, contexts=None):
@@ -92,9 +92,9 @@ def test_large_trades_alone_signal():
 
 
 def expected_columns(direction, strength, low=np.nan, high=np.nan):
-    """Four columns as a signal gives them: strength and levels only where it speaks."""
-    spoken = np.abs(direction) > 0.0
-    return np.column_stack([direction, *(np.where(spoken, values, np.nan) for values in (strength, low, high))])
+    """Return the four columns of a signal: strength and levels only where it has a side."""
+    active = np.abs(direction) > 0.0
+    return np.column_stack([direction, *(np.where(active, values, np.nan) for values in (strength, low, high))])
 
 
 def test_absorption_is_the_reference_rule_on_a_year(year):
@@ -126,8 +126,8 @@ def test_hawkes_and_institutional_are_the_reference_rules(bars, contexts):
     flow = np.where(np.isnan(usual), np.nan, np.where(own, np.sign(large), 0.0))
     wanted = expected_columns(flow, np.abs(large) / usual * (1.0 + of["vpin"]))
     np.testing.assert_allclose(signal_of(out, "institutional"), wanted, rtol=1e-9)
-    for spoken in (burst, flow):
-        assert {-1.0, 0.0, 1.0} == set(spoken[~np.isnan(spoken)])
+    for active in (burst, flow):
+        assert {-1.0, 0.0, 1.0} == set(active[~np.isnan(active)])
 
 
 def test_a_hole_silences_each_signal_until_it_has_left_the_window(bars, contexts):

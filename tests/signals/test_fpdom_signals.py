@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from support.reference_windows import HOLES, atr, holed, known, quiet, rank, rms, then
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.contracts import CONTEXT_INDEX
 
-FPDOM = Alone("footprint", "heatmap", "smart_money")
+FPDOM = SignalSubset("footprint", "heatmap", "smart_money")
 
 
 def last(contexts, bars=None):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import talib
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
-FOLD = Alone("order_block")
+FOLD = SignalSubset("order_block")
 QUIET = ((100.0, 100.6, 99.4, 100.1), (100.1, 100.6, 99.4, 100.0))  # no swing, ATR 1.2
 HIGH_OF = (100.0, 101.2, 99.4, 100.0)  # a swing high among them
 FALLING = (100.0, 100.2, 99.0, 99.2)
@@ -110,8 +110,8 @@ def expected(bars, atr, t):
             run, usual = bars[begin + 1 : t + 1], bars[begin - 19 : begin + 1]
             hour = int(bars[t, 0] // 3600 % 24)
             delta = side * (2.0 * run[:, 7] - run[:, 5]).sum() / run[:, 5].sum()
-            beside = [hour in (7, 8, 9, 12, 13, 14), run[:, 5].mean() / usual[:, 5].mean(), delta]
-            return [side, (close[t] - close[begin]) / atr[t], bars[begin, 3], bars[begin, 2], *beside]
+            quality = [hour in (7, 8, 9, 12, 13, 14), run[:, 5].mean() / usual[:, 5].mean(), delta]
+            return [side, (close[t] - close[begin]) / atr[t], bars[begin, 3], bars[begin, 2], *quality]
     return [0.0] + [np.nan] * 6
 
 

@@ -1,13 +1,13 @@
-"""Funding and fear-and-greed speak against the crowd while the extreme stands."""
+"""Funding and fear-and-greed signal against the crowd while the extreme stands."""
 
 import numpy as np
 import pytest
 from support.reference_windows import known, quiet, rank
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.contracts import CONTEXT_INDEX
 
-SENTIMENT = Alone("sentiment")
+SENTIMENT = SignalSubset("sentiment")
 INTEREST = 1e-4
 
 
@@ -16,7 +16,7 @@ def column(out, name):
 
 
 def settled(*rates):
-    """What sentiment says, (n, 8), of rates that stand 32 bars each."""
+    """Return the sentiment signals (n, 8) of rates that stand 32 bars each."""
     rate = np.repeat(rates, 32)
     return SENTIMENT.run(quiet(len(rate)), None, known(len(rate), funding_rate=rate))
 

@@ -1,9 +1,9 @@
-"""S14: the 21 stars against definitions written over whole arrays, and when the unicorn speaks."""
+"""S14: the 21 stars against definitions written over whole arrays, and when the unicorn begins."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from support.context_factory import made_context
+from support.context_factory import make_context
 
 from pipelines.contracts import CLOSE, NO_BOOK, NO_CONTEXT, OPEN, OPEN_TIME, VOLUME
 from pipelines.errors import UnknownName
@@ -21,7 +21,7 @@ WRITTEN = FeatureGroup(
     "written", None, tuple(Column(name, "x", "x", -1.0, 1.0, 1, "given", "given") for name in COLUMNS), np.zeros(0)
 )
 GROUP = stars.feature_group([WRITTEN])
-LONG = dict.fromkeys(READ, 1.0) | {"crt_level_score": -1.0}  # every column speaks for a rise
+LONG = dict.fromkeys(READ, 1.0) | {"crt_level_score": -1.0}  # every column is long
 
 
 def candles(n, side=1.0):
@@ -52,7 +52,7 @@ def fold(bars, rows, state=None):
 
 
 def random_market(n=3000, seed=5):
-    """Columns that speak now and then, with holes and infinities."""
+    """Columns with a side now and then, with holes and infinities."""
     rng = np.random.default_rng(seed)
     bars = 100.0 + rng.normal(0, 1, (n, 8))
     bars[:, OPEN_TIME] = 1.7040672e9 + 900.0 * np.arange(n)
@@ -143,8 +143,8 @@ def test_a_unicorn_signals_once_when_a_side_first_has_fifteen(side):
     values |= {"order_block.low": 98.0, "order_block.high": 99.0, "fvg.low": 90.0, "fvg.high": 91.0}
     quiet = rows_of(30, {"crt_level_score": -side})
     out = fold(np.vstack([candles(30, side), candles(10, side)]), np.vstack([quiet, rows_of(10, values)]))
-    spoke = np.flatnonzero(out[:, 0] != 0.0)
-    assert spoke[np.isfinite(out[spoke, 0])].tolist() == [30]
+    begins = np.flatnonzero(out[:, 0] != 0.0)
+    assert begins[np.isfinite(out[begins, 0])].tolist() == [30]
     assert out[30, 0] == side
     assert out[30, 1:5].tolist() == [21.0, 98.0, 99.0, side * 21.0]
     assert np.isnan(out[31:, 1:4]).all()  # it goes on, and is not signalled again
@@ -200,7 +200,7 @@ def test_it_goes_on_from_its_state_to_the_same_bytes():
 
 @pytest.mark.parametrize(("recorded", "known"), [("everything", 21), ("candles", 15), ("prices alone", 12)])
 def test_the_records_determine_how_many_stars_can_be_judged(bars, recorded, known):
-    seen, context = bars.copy(), made_context(bars) if recorded == "everything" else None
+    seen, context = bars.copy(), make_context(bars) if recorded == "everything" else None
     if recorded == "prices alone":
         seen[:, VOLUME:] = np.nan
     out = SIGNALS.run(seen, None, context)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import talib
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.signals import sweep
 
-FOLD = Alone("sweep")
+FOLD = SignalSubset("sweep")
 AT = FOLD.index
 CALM = (100.0, 100.5, 99.5, 100.0)  # ATR 1
 SWING = (100.0, 102.0, 99.6, 100.0)

@@ -1,7 +1,7 @@
-"""A real HTTP server on this machine that speaks as Binance, Coinbase and Hyperliquid do, from bars it was given.
+"""A real HTTP server on this machine that answers as Binance, Coinbase and Hyperliquid do, from given bars.
 
 It is reached as a gateway: ccxt puts its address before the URL it would have called, so the venue is read from that.
-Anything else it is asked for is kept in `strays` and answered 421.
+Any other request is listed in `strays` and answered 421.
 """
 
 import json
@@ -20,7 +20,7 @@ START = 1_704_067_200  # 2024-01-01T00:00:00Z
 
 
 def made_bars(n, start=START, seed=0, price=40_000.0, step=60):
-    """(n, 8) bars of a random walk; every number has few enough decimals to be written as an exchange writes it."""
+    """Return (n, 8) bars of a random walk; every number has few enough decimals to be written as an exchange writes it."""
     rng = np.random.default_rng(seed)
     close = np.round(price + np.cumsum(rng.normal(0.0, 8.0, n)), 2)
     opened = np.r_[price, close[:-1]]
@@ -33,7 +33,9 @@ def made_bars(n, start=START, seed=0, price=40_000.0, step=60):
 
 
 @dataclass
-class PermutationPlan:
+class RecordedRequest:
+    """One request: its venue, path and query, and when it came (monotonic seconds)."""
+
     venue: str
     path: str
     query: dict
@@ -41,7 +43,7 @@ class PermutationPlan:
 
     @property
     def since(self):
-        """First open time asked for, epoch seconds; None if no candles were asked for."""
+        """Return the first open time requested, epoch seconds; None if no candles were requested."""
         if "startTime" in self.query:
             return int(self.query["startTime"]) // 1000
         return int(self.query["start"]) if "start" in self.query else None
@@ -49,23 +51,23 @@ class PermutationPlan:
 
 @dataclass
 class VenueScript:
-    """What a venue does with candle requests: its bars, its symbol, and faults by number of the request (from 1)."""
+    """Describe how a venue answers candle requests: its bars, its symbol, and faults by number of the request (from 1)."""
 
     bars: np.ndarray
     symbol: str = "BTC/USDT"
     faults: dict = field(default_factory=dict)
     dead_after: int | None = None  # candle requests it still answers; then 503 to everything
-    most: int = 1000  # candles it gives at once, however many are asked for
+    most: int = 1000  # candles of one answer, however many are requested
     heeds_limit: bool = True
     candles: int = 0
 
 
 class RecordedExchange:
-    """`clock` is what every venue shows as its time: the candle that holds it is still open, and is served."""
+    """Serve the venues' answers. `clock` is the time of every venue: the candle that holds it is still open, and is served."""
 
     def __init__(self, clock, **venues):
         self.clock, self.venues = clock, venues
-        self.asked, self.strays = [], []
+        self.requests, self.strays = [], []
         exchange = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -92,7 +94,7 @@ class RecordedExchange:
         self.thread.join()
 
     def candle_requests(self, venue=None):
-        return [asked for asked in self.asked if asked.since is not None and venue in (None, asked.venue)]
+        return [request for request in self.requests if request.since is not None and venue in (None, request.venue)]
 
     def answer(self, handler, body):
         url = urlsplit(unquote(handler.path[1:]))
@@ -101,14 +103,14 @@ class RecordedExchange:
             query = {"type": body["type"], **body.get("req", {})}
         venue = HOSTS.get(url.hostname)
         script = self.venues.get(venue)
-        asked = PermutationPlan(venue, url.path, query, time.monotonic())
+        request = RecordedRequest(venue, url.path, query, time.monotonic())
         if venue is None:
             self.strays.append(url.geturl())
             return reply(handler, 421, {"msg": "no such venue here"})
-        self.asked.append(asked)
+        self.requests.append(request)
         if script is None or (script.dead_after is not None and script.candles >= script.dead_after):
             return reply(handler, 503, {"msg": "down"})
-        if asked.since is not None:
+        if request.since is not None:
             script.candles += 1
             fault = script.faults.get(script.candles)
             if fault is not None:
@@ -122,7 +124,7 @@ class RecordedExchange:
         return reply(handler, 200, found)
 
     def seen(self, script, timeframe):
-        """Closed bars, and the candle that is open now; of days only the times are true."""
+        """Return closed bars, and the candle that is open now; of days only the times are true."""
         rows = script.bars[script.bars[:, 0] <= self.clock]
         if timeframe in ("1d", "ONE_DAY"):
             rows = rows[np.unique(rows[:, 0] // 86400, return_index=True)[1]].copy()
@@ -219,13 +221,13 @@ def reply(handler, status, value, **headers):
     handler.send_response(status)
     handler.send_header("Content-Type", "text/html" if isinstance(value, bytes) else "application/json")
     handler.send_header("Content-Length", str(len(body)))
-    for name, value in headers.items():
-        handler.send_header(name.replace("_", "-"), value)
+    for name, content in headers.items():
+        handler.send_header(name.replace("_", "-"), content)
     handler.end_headers()
     handler.wfile.write(body)
 
 
-# faults: each takes the handler and what would have been answered
+# faults: each takes the handler and the function that would have answered
 
 
 def too_many(seconds, status=429):
@@ -237,7 +239,7 @@ def broken(status=503):
 
 
 def hang_up(handler, answer):
-    """The connection is reset in the middle of the answer."""
+    """Reset the connection in the middle of the answer."""
     handler.send_response(200)
     handler.send_header("Content-Type", "application/json")
     handler.send_header("Content-Length", "5000")
@@ -259,12 +261,12 @@ def half(handler, answer):
 
 
 def late(handler, answer):
-    """The first forty candles of the page are left out."""
+    """Leave out the first forty candles of the page."""
     answer(lambda rows, all_rows: rows[40:])
 
 
 def doubled(handler, answer):
-    """Each candle twice, and fifty from before what was asked for."""
+    """Send each candle twice, and fifty from before the requested time."""
 
     def change(rows, all_rows):
         before = all_rows[all_rows[:, 0] < rows[0, 0]][-50:]

@@ -127,7 +127,7 @@ def test_the_kernel_gives_the_values_of_whole_tables(mid, ring):
         pivoted.look(*look)
         if k % 7 == 0:
             out = summary_of(state)
-            np.testing.assert_allclose(out, pivoted.summary(TICK), rtol=1e-12)
+            np.testing.assert_allclose(out, pivoted.tell(TICK), rtol=1e-12)
             walls += int(np.isfinite(out[3:5]).sum())
     assert walls > 10
 

@@ -20,7 +20,7 @@ START = 1_704_067_200  # 2024-01-01T00:00:00Z
 
 
 def made_bars(n, start=START, seed=0, price=40_000.0, step=60):
-    """Return (n, 8) bars of a random walk; every number has few enough decimals to be written as an exchange writes it."""
+    """Return (n, 8) bars of a random walk; with as few decimals as an exchange writes."""
     rng = np.random.default_rng(seed)
     close = np.round(price + np.cumsum(rng.normal(0.0, 8.0, n)), 2)
     opened = np.r_[price, close[:-1]]
@@ -51,7 +51,7 @@ class RecordedRequest:
 
 @dataclass
 class VenueScript:
-    """Describe how a venue answers candle requests: its bars, its symbol, and faults by number of the request (from 1)."""
+    """Describe how a venue answers candle requests: bars, symbol, faults by number of the request (from 1)."""
 
     bars: np.ndarray
     symbol: str = "BTC/USDT"
@@ -63,7 +63,7 @@ class VenueScript:
 
 
 class RecordedExchange:
-    """Serve the venues' answers. `clock` is the time of every venue: the candle that holds it is still open, and is served."""
+    """Serve the venues' answers. `clock` is the time of every venue: the candle that holds it is open, and is served."""
 
     def __init__(self, clock, **venues):
         self.clock, self.venues = clock, venues

@@ -11,7 +11,7 @@ from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, TAKER_BUY, VOLUME, Float
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mid_rank, push, root_mean_square
 from pipelines.layout import lay_out, window, zeros
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, STRENGTH, signal_columns
 
 BARS = 60
 HIGH_RANK = 0.9  # of |delta| among the last 60: aggressive volume from here on is high
@@ -34,13 +34,13 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     usual = root_mean_square(sizes)
     out[:] = np.nan
     if usual == usual and reach == reach:
-        out[0] = 0.0
+        out[DIRECTION] = 0.0
         aggressor = np.sign(delta)
         move = aggressor * (bar[CLOSE] - bar[OPEN]) / reach
         if aggressor != 0.0 and mid_rank(sizes, abs(delta)) >= HIGH_RANK and move <= SMALL_MOVE:
-            out[0] = -aggressor
-            out[1] = abs(delta) / usual * (1.0 - max(move, 0.0))
-            out[2], out[3] = bar[LOW], bar[HIGH]
+            out[DIRECTION] = -aggressor
+            out[STRENGTH] = abs(delta) / usual * (1.0 - max(move, 0.0))
+            out[LOW_LEVEL], out[HIGH_LEVEL] = bar[LOW], bar[HIGH]
 
 
 GROUP = FeatureGroup(

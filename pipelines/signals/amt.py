@@ -42,7 +42,7 @@ from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, highest, lowest, push
 from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.candles import has_valid_prices
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, SIGNAL_PARTS, STRENGTH, signal_columns
 
 BALANCE_BARS, BALANCE_ATR = 48, 7.0
 PRICE_BINS, VALUE_SHARE = 32, 0.70
@@ -60,6 +60,8 @@ BOTTOM, TOP, SPAN = range(len(AREA_FIELDS))
     atr=zeros(ATR_STATE), lows=window(BALANCE_BARS), highs=window(BALANCE_BARS), volumes=window(BALANCE_BARS),
     closes=window(ACCEPTED), areas=window(len(AREA_FIELDS) * ACCEPTED), machine=zeros(len(MACHINE_FIELDS)),
 )  # fmt: skip
+SECOND = len(SIGNAL_PARTS)  # where amt_distribution's columns start
+PHASE_OUT, SCORE_OUT = range(2 * SECOND, 2 * SECOND + 2)
 
 
 @kernel
@@ -193,6 +195,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     """
     high, low, close = bar[HIGH], bar[LOW], bar[CLOSE]
     out[:] = np.nan
+    distribution = out[SECOND:]
     if not has_valid_prices(high, low, close):
         return
     reach = atr(state[ATR], high, low, close)
@@ -205,27 +208,26 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     if lows[0] == lows[0]:
         bottom, top, span = value_area(lows, highs, volumes)
         balanced = 0.0 < span <= BALANCE_ATR * reach
-        out[0] = 0.0
+        out[DIRECTION] = 0.0
         if balanced and bottom <= close <= top and not bottom <= before <= top:
             if before < bottom:
-                out[0], out[1] = 1.0, (bottom - before) / reach
+                out[DIRECTION], out[STRENGTH] = 1.0, (bottom - before) / reach
             else:
-                out[0], out[1] = -1.0, (before - top) / reach
-            out[2], out[3] = bottom, top
+                out[DIRECTION], out[STRENGTH] = -1.0, (before - top) / reach
+            out[LOW_LEVEL], out[HIGH_LEVEL] = bottom, top
         if areas[BOTTOM] == areas[BOTTOM]:
-            out[4] = 0.0
+            distribution[DIRECTION] = 0.0
             if 0.0 < areas[SPAN] <= BALANCE_ATR * reach and areas[BOTTOM] <= closes[0] <= areas[TOP]:
                 up, down = close > areas[TOP], close < areas[BOTTOM]
                 for i in range(1, ACCEPTED):
                     up, down = up and closes[i] > areas[TOP], down and closes[i] < areas[BOTTOM]
                 if up or down:
-                    out[4], out[5] = (
-                        (1.0, (close - areas[TOP]) / reach) if up else (-1.0, (areas[BOTTOM] - close) / reach)
-                    )
-                    out[6], out[7] = areas[BOTTOM], areas[TOP]
+                    beyond = close - areas[TOP] if up else areas[BOTTOM] - close
+                    distribution[DIRECTION], distribution[STRENGTH] = 1.0 if up else -1.0, beyond / reach
+                    distribution[LOW_LEVEL], distribution[HIGH_LEVEL] = areas[BOTTOM], areas[TOP]
         _turn(machine, high, low, close, reach, bottom, top, balanced)
-        out[8] = machine[PHASE]
-        out[9] = _score(machine, close)
+        out[PHASE_OUT] = machine[PHASE]
+        out[SCORE_OUT] = _score(machine, close)
         push(areas, bottom)
         push(areas, top)
         push(areas, span)

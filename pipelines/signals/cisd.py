@@ -12,7 +12,7 @@ from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, push
 from pipelines.layout import lay_out, window, zeros
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, STRENGTH, signal_columns
 
 CANDLES = 2  # least length of a run
 MIN_ATR = 1.0  # least way from its open to its close, in ATR 14
@@ -65,7 +65,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     out[:] = np.nan
     if reach != reach:
         return
-    out[0] = 0.0
+    out[DIRECTION] = 0.0
     side = 1.0
     begin, end = _run(opens, closes, side, reach)
     if end == 0:
@@ -73,14 +73,14 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
         begin, end = _run(opens, closes, side, reach)
     if end > 0:
         level = opens[begin]
-        out[0] = side
-        out[1] = side * (level - closes[end]) / reach
-        out[2], out[3] = level, level
+        out[DIRECTION] = side
+        out[STRENGTH] = side * (level - closes[end]) / reach
+        out[LOW_LEVEL], out[HIGH_LEVEL] = level, level
         for k in range(begin, end + 1):  # one of the two stays the level, the other becomes the run's extreme
             if side > 0.0:
-                out[2] = min(out[2], lows[k])
+                out[LOW_LEVEL] = min(out[LOW_LEVEL], lows[k])
             else:
-                out[3] = max(out[3], highs[k])
+                out[HIGH_LEVEL] = max(out[HIGH_LEVEL], highs[k])
 
 
 GROUP = FeatureGroup(

@@ -14,7 +14,7 @@ from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import push
 from pipelines.layout import lay_out, offsets, window
 from pipelines.signals.candles import CLOCK_STATE, bar_length, candle_is_closed, has_valid_prices
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, SIGNAL_PARTS, STRENGTH, signal_columns
 
 TIMEFRAMES = ("5m", "15m", "1h", "4h", "1d")
 FRAMES = np.array([float(TIMEFRAME_SECONDS[name]) for name in TIMEFRAMES])
@@ -26,6 +26,8 @@ PER_FRAME = sum(_FRAME_PARTS.values())
 (CLOCK, AGREEMENT, FRAME_STATES), FRESH = lay_out(
     clock=window(CLOCK_STATE), agreement=window(1), frames=window(PER_FRAME * len(FRAMES))
 )
+MORE = ("confluence.score", "confluence.coverage")
+SCORE_OUT, COVERAGE_OUT = range(len(SIGNAL_PARTS), len(SIGNAL_PARTS) + len(MORE))
 
 
 @kernel
@@ -75,15 +77,15 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
             apart += WEIGHTS[f] * abs(trend)
             total += WEIGHTS[f]
             voting += 1
-    out[5] = total / 100.0
+    out[COVERAGE_OUT] = total / 100.0
     agreed = np.nan
     if voting > 0:
-        out[4] = score / total
+        out[SCORE_OUT] = score / total
     if voting > 1:
         agreed = np.sign(score) if abs(score) == total else 0.0
-        out[0] = 0.0
+        out[DIRECTION] = 0.0
         if agreed != 0.0 and agreement[0] == agreement[0] and agreed != agreement[0]:
-            out[0], out[1] = agreed, apart / total / close
+            out[DIRECTION], out[STRENGTH] = agreed, apart / total / close
     agreement[0] = agreed
 
 

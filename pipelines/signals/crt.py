@@ -17,7 +17,7 @@ from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr
 from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.candles import CLOCK_STATE, bar_length, candle_is_closed, has_valid_prices
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, SIGNAL_PARTS, STRENGTH, signal_columns
 
 FRAMES = np.array([14400.0, 86400.0])  # seconds
 LEAST_BARS = 4  # bars a candle of the frame must hold
@@ -28,6 +28,8 @@ PER_FRAME = len(FRAME_FIELDS)
 (ATR, CLOCK, CANDLES), FRESH = lay_out(
     atr=zeros(ATR_STATE), clock=window(CLOCK_STATE), candles=window(PER_FRAME * len(FRAMES))
 )
+MORE = ("crt_level_score", "crt.to_high", "crt.to_low")
+SCORE_OUT, TO_HIGH, TO_LOW = range(len(SIGNAL_PARTS), len(SIGNAL_PARTS) + len(MORE))
 
 
 @kernel
@@ -95,12 +97,13 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
         chosen = True
         top, bottom = candle[RANGE_HIGH], candle[RANGE_LOW]
         if top == top:
-            out[0] = np.sign(below - above)
+            out[DIRECTION] = np.sign(below - above)
         if above != below:
-            out[1], out[2], out[3] = max(above, below), bottom, top
+            out[STRENGTH], out[LOW_LEVEL], out[HIGH_LEVEL] = max(above, below), bottom, top
         if candle[WHOLE] == 1.0 and candle_is_closed(candle[SLOT], frame, open_time, length):
             top, bottom = candle[TOP], candle[BOTTOM]
-        out[4], out[5], out[6] = (close - 0.5 * (top + bottom)) / reach, (top - close) / reach, (close - bottom) / reach
+        out[SCORE_OUT] = (close - 0.5 * (top + bottom)) / reach
+        out[TO_HIGH], out[TO_LOW] = (top - close) / reach, (close - bottom) / reach
 
 
 SOURCE = "candle range theory, ruling S13"

@@ -10,11 +10,12 @@ from pipelines.contracts import CLOSE, TAKER_BUY, VOLUME, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import push
 from pipelines.layout import lay_out, window
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, SIGNAL_PARTS, STRENGTH, signal_columns
 
 BARS = 20
 MIN_SHORTFALL = 0.05  # of the window's volume: a smaller divergence is none
 (CLOSES, VOLUMES, DELTAS), FRESH = lay_out(closes=window(BARS), volumes=window(BARS), deltas=window(BARS))
+SECOND = len(SIGNAL_PARTS)  # where the columns of the divergence start
 
 
 @kernel
@@ -30,6 +31,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     push(volumes, bar[VOLUME])
     push(deltas, 2.0 * bar[TAKER_BUY] - bar[VOLUME])
     out[:] = np.nan
+    divergence = out[SECOND:]
 
     volume, running, peak, trough = 0.0, 0.0, -np.inf, np.inf
     top, bottom = -np.inf, np.inf
@@ -42,14 +44,16 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     if not (volume > 0.0 and running == running):
         return
 
-    out[0] = np.sign(running)
+    out[DIRECTION] = np.sign(running)
     if running != 0.0:
-        out[1] = abs(running) / volume
-    out[4] = 0.0
+        out[STRENGTH] = abs(running) / volume
+    divergence[DIRECTION] = 0.0
     if closes[-1] > top and peak - running >= MIN_SHORTFALL * volume:
-        out[4], out[5], out[6], out[7] = -1.0, (peak - running) / volume, top, closes[-1]
+        divergence[DIRECTION], divergence[STRENGTH] = -1.0, (peak - running) / volume
+        divergence[LOW_LEVEL], divergence[HIGH_LEVEL] = top, closes[-1]
     elif closes[-1] < bottom and running - trough >= MIN_SHORTFALL * volume:
-        out[4], out[5], out[6], out[7] = 1.0, (running - trough) / volume, closes[-1], bottom
+        divergence[DIRECTION], divergence[STRENGTH] = 1.0, (running - trough) / volume
+        divergence[LOW_LEVEL], divergence[HIGH_LEVEL] = closes[-1], bottom
 
 
 GROUP = FeatureGroup(

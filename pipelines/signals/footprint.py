@@ -13,7 +13,7 @@ from pipelines.contracts import CONTEXT_INDEX, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import push, root_mean_square
 from pipelines.layout import lay_out, window
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, STRENGTH, signal_columns
 
 BARS = 60
 MIN_LEAN = 1.0  # mean of the two leans, each in its root mean square of 60 bars
@@ -44,10 +44,10 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     lean = 0.5 * (traded + rested)
     out[:] = np.nan
     if lean == lean:
-        out[0] = 0.0
+        out[DIRECTION] = 0.0
         if abs(lean) >= MIN_LEAN and traded * rested >= 0.0:
-            out[0] = np.sign(lean)
-            out[1] = abs(lean)
+            out[DIRECTION] = np.sign(lean)
+            out[STRENGTH] = abs(lean)
 
 
 GROUP = FeatureGroup(

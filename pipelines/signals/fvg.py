@@ -13,16 +13,17 @@ from pipelines.contracts import CLOSE, HIGH, LOW, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr
 from pipelines.layout import lay_out, window, zeros
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, SIGNAL_PARTS, STRENGTH, signal_columns
 
 MIN_ATR = 0.3  # least gap, in ATR 14
 MAX_GAPS = 8  # the newest gaps, oldest first
 GAP_FIELDS = ("direction", "low", "high", "status")
-DIRECTION, BOTTOM, TOP, STATUS_AT = range(len(GAP_FIELDS))
+SIDE, BOTTOM, TOP, STATUS_AT = range(len(GAP_FIELDS))
 GAP = len(GAP_FIELDS)
 (ATR, BEFORE, GAPS), FRESH = lay_out(atr=zeros(ATR_STATE), before=window(4), gaps=zeros(GAP * MAX_GAPS))
 OPEN, MITIGATED, FILLED = 1.0, 2.0, 3.0  # 0 = no gap in this place yet
 STATUS = {1.0: "open", 2.0: "mitigated", 3.0: "filled"}
+COUNTS = slice(len(SIGNAL_PARTS), len(SIGNAL_PARTS) + len(STATUS))  # how many gaps have each status, in its order
 
 
 @kernel
@@ -40,9 +41,9 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
 
     for i in range(0, gaps.shape[0], GAP):
         near, far = (low <= gaps[i + TOP], low <= gaps[i + BOTTOM])
-        if gaps[i + DIRECTION] < 0.0:
+        if gaps[i + SIDE] < 0.0:
             near, far = (high >= gaps[i + BOTTOM], high >= gaps[i + TOP])
-        if far and gaps[i + DIRECTION] != 0.0:
+        if far and gaps[i + SIDE] != 0.0:
             gaps[i + STATUS_AT] = FILLED
         elif near and gaps[i + STATUS_AT] == OPEN:
             gaps[i + STATUS_AT] = MITIGATED
@@ -54,17 +55,17 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
             direction, bottom, top = 1.0, before[2], low
         elif before[3] - high >= MIN_ATR * reach:
             direction, bottom, top = -1.0, high, before[3]
-        out[0] = direction
+        out[DIRECTION] = direction
         if direction != 0.0:
-            out[1] = (top - bottom) / reach
-            out[2], out[3] = bottom, top
+            out[STRENGTH] = (top - bottom) / reach
+            out[LOW_LEVEL], out[HIGH_LEVEL] = bottom, top
             for i in range(gaps.shape[0] - GAP):
                 gaps[i] = gaps[i + GAP]
             gaps[-4], gaps[-3], gaps[-2], gaps[-1] = direction, bottom, top, OPEN
-        out[4:7] = 0.0
+        out[COUNTS] = 0.0
         for i in range(0, gaps.shape[0], GAP):
-            if gaps[i + DIRECTION] != 0.0:
-                out[3 + int(gaps[i + STATUS_AT])] += 1.0
+            if gaps[i + SIDE] != 0.0:
+                out[COUNTS][int(gaps[i + STATUS_AT]) - 1] += 1.0
     before[2], before[3] = before[0], before[1]
     before[0], before[1] = high, low
 

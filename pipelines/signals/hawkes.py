@@ -12,7 +12,7 @@ from pipelines.compiled import kernel
 from pipelines.contracts import CONTEXT_INDEX, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import mean, mid_rank, push
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, SIGNAL_PARTS, STRENGTH, signal_columns
 
 BARS = 60
 HIGH_RANK = 0.9  # of the excess among the last 60
@@ -22,6 +22,8 @@ BRANCHING, EXCESS, SIDE = (
     CONTEXT_INDEX["hawkes_excess"],
     CONTEXT_INDEX["hawkes_side"],
 )
+MORE = ("hawkes.branching", "hawkes.excess")
+BRANCHING_OUT, EXCESS_OUT = range(len(SIGNAL_PARTS), len(SIGNAL_PARTS) + len(MORE))
 
 
 @kernel
@@ -37,11 +39,11 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     out[:] = np.nan
     whole = mean(state)  # NaN while a missing value is in the window
     if whole == whole and side == side:
-        out[0] = 0.0
+        out[DIRECTION] = 0.0
         if excess > 0.0 and abs(side) >= MIN_SIDE and mid_rank(state, excess) >= HIGH_RANK:
-            out[0] = np.sign(side)
-            out[1] = excess * abs(side)
-    out[4], out[5] = context[BRANCHING], excess
+            out[DIRECTION] = np.sign(side)
+            out[STRENGTH] = excess * abs(side)
+    out[BRANCHING_OUT], out[EXCESS_OUT] = context[BRANCHING], excess
 
 
 SOURCE = "Hawkes 1971, Biometrika 58(1) 83-90; ruling S8"

@@ -13,7 +13,7 @@ from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, mid_rank, push
 from pipelines.layout import lay_out, window, zeros
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, SIGNAL_PARTS, STRENGTH, signal_columns
 
 BARS = 60
 HIGH_RANK = 0.8  # of |imbalance| among the last 60
@@ -21,6 +21,8 @@ IMBALANCE = CONTEXT_INDEX["heat_imbalance"]
 CONCENTRATION, LIQUIDITY = CONTEXT_INDEX["heat_concentration"], CONTEXT_INDEX["heat_liquidity"]
 WALL_BID, WALL_ASK = CONTEXT_INDEX["wall_bid"], CONTEXT_INDEX["wall_ask"]
 (ATR, SIZES), FRESH = lay_out(atr=zeros(ATR_STATE), sizes=window(BARS))
+MORE = ("heatmap.concentration", "heatmap.liquidity", "heatmap.wall_distance")
+CONCENTRATION_OUT, LIQUIDITY_OUT, DISTANCE_OUT = range(len(SIGNAL_PARTS), len(SIGNAL_PARTS) + len(MORE))
 
 
 @kernel
@@ -38,14 +40,14 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     out[:] = np.nan
     whole = mean(sizes)  # NaN while a missing value is in the window
     if whole == whole:
-        out[0] = 0.0
+        out[DIRECTION] = 0.0
         if imbalance != 0.0 and mid_rank(sizes, abs(imbalance)) >= HIGH_RANK:
-            out[0] = np.sign(imbalance)
-            out[1] = abs(imbalance)
-            out[2], out[3] = below, above
-    out[4], out[5] = context[CONCENTRATION], context[LIQUIDITY]
+            out[DIRECTION] = np.sign(imbalance)
+            out[STRENGTH] = abs(imbalance)
+            out[LOW_LEVEL], out[HIGH_LEVEL] = below, above
+    out[CONCENTRATION_OUT], out[LIQUIDITY_OUT] = context[CONCENTRATION], context[LIQUIDITY]
     down, up = (below - bar[CLOSE]) / reach, (above - bar[CLOSE]) / reach
-    out[6] = up if abs(up) < abs(down) or down != down else down  # of two as near, the support
+    out[DISTANCE_OUT] = up if abs(up) < abs(down) or down != down else down  # of two as near, the support
 
 
 SOURCE = "ruling S9: 100 price levels, 50 snapshots"

@@ -13,11 +13,12 @@ from pipelines.contracts import CONTEXT_INDEX, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import push, root_mean_square
 from pipelines.layout import lay_out, window
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, SIGNAL_PARTS, STRENGTH, signal_columns
 
 BARS = 60
 LARGE, SMALL, VPIN = CONTEXT_INDEX["cvd_large"], CONTEXT_INDEX["cvd_small"], CONTEXT_INDEX["vpin"]
 (LARGES, SMALLS), FRESH = lay_out(larges=window(BARS), smalls=window(BARS))
+VPIN_OUT = len(SIGNAL_PARTS)
 
 
 @kernel
@@ -34,12 +35,12 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     usual, usual_small = root_mean_square(state[LARGES]), root_mean_square(state[SMALLS])
     out[:] = np.nan
     if usual == usual and usual_small == usual_small and vpin == vpin:
-        out[0] = 0.0
+        out[DIRECTION] = 0.0
         further = abs(large) * usual_small > abs(small) * usual  # each over its own usual, without dividing by 0
         if large != 0.0 and (large * small < 0.0 or further or small == 0.0):
-            out[0] = np.sign(large)
-            out[1] = abs(large) / usual * (1.0 + vpin)
-    out[4] = vpin
+            out[DIRECTION] = np.sign(large)
+            out[STRENGTH] = abs(large) / usual * (1.0 + vpin)
+    out[VPIN_OUT] = vpin
 
 
 SOURCE = "Easley, Lopez de Prado and O'Hara 2012, Review of Financial Studies 25(5) 1457-1493 (VPIN); ruling S11"

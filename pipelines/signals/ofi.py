@@ -10,7 +10,7 @@ from pipelines.compiled import kernel
 from pipelines.contracts import CONTEXT_INDEX, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import push, root_mean_square
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, STRENGTH, signal_columns
 
 BARS = 60
 FLOW = CONTEXT_INDEX["order_flow"]
@@ -29,9 +29,9 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     out[:] = np.nan
     usual = root_mean_square(state) if flow == flow else np.nan
     if usual == usual:
-        out[0] = np.sign(flow)
+        out[DIRECTION] = np.sign(flow)
         if flow != 0.0:
-            out[1] = abs(flow) / usual
+            out[STRENGTH] = abs(flow) / usual
 
 
 GROUP = FeatureGroup(

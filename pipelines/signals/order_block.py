@@ -12,7 +12,7 @@ from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, VO
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, push
 from pipelines.layout import lay_out, window, zeros
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, SIGNAL_PARTS, STRENGTH, signal_columns
 from pipelines.signals.swings import BARS_PER_SIDE, WIDTH, is_swing
 
 MIN_ATR = 1.5  # least displacement, in ATR 14
@@ -30,6 +30,8 @@ CANDLES = WITHIN + 1
     swing_low=window(1), swing_low_age=zeros(1),
 )  # fmt: skip
 TOP, BOTTOM = slice(SWING_HIGH.start, SWING_HIGH_AGE.stop), slice(SWING_LOW.start, SWING_LOW_AGE.stop)
+MORE = ("order_block.killzone", "order_block.volume", "order_block.delta")
+KILLZONE_OUT, VOLUME_OUT, DELTA_OUT = range(len(SIGNAL_PARTS), len(SIGNAL_PARTS) + len(MORE))
 
 
 @kernel
@@ -82,25 +84,25 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
 
     out[:] = np.nan
     if reach == reach:
-        out[0] = 0.0
+        out[DIRECTION] = 0.0
         side = 1.0
         run = _run(opens, closes, top[0], side, reach)
         if run == 0:
             side = -1.0
             run = _run(opens, closes, bottom[0], side, reach)
         if run > 0:
-            out[0] = side
-            out[1] = side * (closes[WITHIN] - closes[WITHIN - run]) / reach
-            out[2], out[3] = lows[WIDTH - 1 - run], highs[WIDTH - 1 - run]
+            out[DIRECTION] = side
+            out[STRENGTH] = side * (closes[WITHIN] - closes[WITHIN - run]) / reach
+            out[LOW_LEVEL], out[HIGH_LEVEL] = lows[WIDTH - 1 - run], highs[WIDTH - 1 - run]
             hour = bar[OPEN_TIME] % 86400.0 / 3600.0
-            out[4] = int(LONDON[0] <= hour < LONDON[1] or NEW_YORK[0] <= hour < NEW_YORK[1])
+            out[KILLZONE_OUT] = int(LONDON[0] <= hour < LONDON[1] or NEW_YORK[0] <= hour < NEW_YORK[1])
             begin = volumes.shape[0] - run
-            out[5] = mean(volumes[begin:]) / mean(volumes[begin - BEFORE : begin])
+            out[VOLUME_OUT] = mean(volumes[begin:]) / mean(volumes[begin - BEFORE : begin])
             taken, traded = 0.0, 0.0
             for k in range(run):
                 taken += 2.0 * takers[WITHIN - run + k] - volumes[begin + k]
                 traded += volumes[begin + k]
-            out[6] = side * taken / traded
+            out[DELTA_OUT] = side * taken / traded
     _track_swing(top, highs, 1.0)
     _track_swing(bottom, lows, -1.0)
 

@@ -12,12 +12,13 @@ from pipelines.contracts import CONTEXT_INDEX, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import mean, mid_rank, push
 from pipelines.features.sentiment import INTEREST
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, SIGNAL_PARTS, STRENGTH, signal_columns
 
 BARS = 288  # three days of 15 minutes: nine funding periods of 8 h
 HIGH_RANK, LOW_RANK = 0.9, 0.1
 FEAR, GREED = 25.0, 75.0  # the publisher's own bands of extreme fear and extreme greed
 FUNDING, FEAR_GREED = CONTEXT_INDEX["funding_rate"], CONTEXT_INDEX["fear_greed"]
+SECOND = len(SIGNAL_PARTS)  # where the columns of fear_greed start
 
 
 @kernel
@@ -31,21 +32,22 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     rate, index = context[FUNDING], context[FEAR_GREED]
     push(state, rate)
     out[:] = np.nan
+    mood = out[SECOND:]
     whole = mean(state)  # NaN while a missing value is in the window
     if whole == whole:
         rank, excess = mid_rank(state, rate), rate - INTEREST
-        out[0] = 0.0
+        out[DIRECTION] = 0.0
         if rank >= HIGH_RANK and excess > 0.0:
-            out[0] = -1.0
+            out[DIRECTION] = -1.0
         elif rank <= LOW_RANK and excess < 0.0:
-            out[0] = 1.0
-        if out[0] != 0.0:
-            out[1] = abs(excess) / (abs(excess) + INTEREST)
+            out[DIRECTION] = 1.0
+        if out[DIRECTION] != 0.0:
+            out[STRENGTH] = abs(excess) / (abs(excess) + INTEREST)
     if index == index:
-        out[4] = 0.0
+        mood[DIRECTION] = 0.0
         if index <= FEAR or index >= GREED:
-            out[4] = 1.0 if index <= FEAR else -1.0
-            out[5] = abs(index - 50.0) / 50.0
+            mood[DIRECTION] = 1.0 if index <= FEAR else -1.0
+            mood[STRENGTH] = abs(index - 50.0) / 50.0
 
 
 GROUP = FeatureGroup(

@@ -20,7 +20,7 @@ from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, OPEN_TIME, VOLU
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, mid_rank, push
 from pipelines.layout import lay_out, window, zeros
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, SIGNAL_PARTS, STRENGTH, signal_columns
 from pipelines.signals.order_block import LONDON, NEW_YORK
 
 BARS = 60
@@ -36,6 +36,8 @@ PRICE, WALL_BID, WALL_ASK = CONTEXT_INDEX["smart_price"], CONTEXT_INDEX["wall_bi
 (ATR, LARGES, ICEBERGS, SPOOFS), FRESH = lay_out(
     atr=zeros(ATR_STATE), larges=window(BARS), icebergs=window(BARS), spoofs=window(BARS)
 )
+MORE = ("smart_money.score", "smart_money.target")
+SCORE_OUT, TARGET_OUT = range(len(SIGNAL_PARTS), len(SIGNAL_PARTS) + len(MORE))
 
 
 @kernel
@@ -76,17 +78,17 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
 
     out[:] = np.nan
     if score == score and side == side:
-        out[0] = 0.0
-        out[4] = score
+        out[DIRECTION] = 0.0
+        out[SCORE_OUT] = score
         if score > DRIVEN and side != 0.0:
             bottom, top = context[PRICE] - ZONE * reach, context[PRICE] + ZONE * reach
-            out[0] = side
-            out[1] = score * abs(bought - sold) / (bought + sold)
-            out[2], out[3] = bottom, top
+            out[DIRECTION] = side
+            out[STRENGTH] = score * abs(bought - sold) / (bought + sold)
+            out[LOW_LEVEL], out[HIGH_LEVEL] = bottom, top
             if side > 0.0:
-                out[5] = context[WALL_ASK] if context[WALL_ASK] > top else top + TARGET * reach
+                out[TARGET_OUT] = context[WALL_ASK] if context[WALL_ASK] > top else top + TARGET * reach
             else:
-                out[5] = context[WALL_BID] if context[WALL_BID] < bottom else bottom - TARGET * reach
+                out[TARGET_OUT] = context[WALL_BID] if context[WALL_BID] < bottom else bottom - TARGET * reach
 
 
 NEEDS = " and ".join(

@@ -14,7 +14,7 @@ from pipelines.contracts import CLOSE, CONTEXT_INDEX, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import mean, push
 from pipelines.layout import lay_out, window
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, STRENGTH, signal_columns
 from pipelines.signals.swings import BARS_PER_SIDE, is_swing
 
 BARS = 60  # both swings, the five bars on the far side of each, and the volatilities come from these
@@ -48,7 +48,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     known = mean(closes) + mean(others)
     if known != known:
         return
-    out[0] = 0.0
+    out[DIRECTION] = 0.0
     newest = BARS - 1 - BARS_PER_SIDE
     side = 1.0 if is_swing(closes, newest, 1.0) else -1.0
     if side < 0.0 and not is_swing(closes, newest, side):
@@ -60,9 +60,9 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
         return
     own, other = side * (closes[newest] - closes[before]), side * (others[newest] - others[before])
     if own > 0.0 > other:
-        out[0] = -side
-        out[1] = (own / _volatility(closes) - other / _volatility(others)) / math.sqrt(newest - before)
-        out[2], out[3] = min(closes[newest], closes[before]), max(closes[newest], closes[before])
+        out[DIRECTION] = -side
+        out[STRENGTH] = (own / _volatility(closes) - other / _volatility(others)) / math.sqrt(newest - before)
+        out[LOW_LEVEL], out[HIGH_LEVEL] = min(closes[newest], closes[before]), max(closes[newest], closes[before])
 
 
 GROUP = FeatureGroup(

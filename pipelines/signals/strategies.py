@@ -7,7 +7,7 @@ from pipelines.contracts import CLOSE, HIGH, LOW, TAKER_BUY, VOLUME, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import ADX_STATE, MACD_STATE, RSI_STATE, adx, macd, mean, push, rsi
 from pipelines.layout import lay_out, window, zeros
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, SIGNAL_PARTS, STRENGTH, signal_columns
 
 OVERSOLD, OVERBOUGHT = 30.0, 70.0  # RSI points, Wilder's
 TREND_ADX = 25.0  # Wilder's line between trend and none
@@ -20,15 +20,15 @@ LONG, SHORT = 50, 20  # closes of the two means
     macd=zeros(MACD_STATE), adx=zeros(ADX_STATE), last_side=window(1),
 )  # fmt: skip
 STANCES = ("ma_cross", "rsi", "macd", "regime_ma", "market_imbalance", "consensus")
-MA_CROSS, RSI_OUT, MACD_OUT, REGIME_MA, FLOW_OUT, CONSENSUS = (4 * k for k in range(len(STANCES)))
+MA_CROSS, RSI_OUT, MACD_OUT, REGIME_MA, FLOW_OUT, CONSENSUS = (len(SIGNAL_PARTS) * k for k in range(len(STANCES)))
 
 
 @kernel
 def _write_stance(out: Floats, value: float, strength: float) -> None:
     """Write the sign of `value` (missing stays missing) and, if it has one, its strength into out (4,) float64."""
-    out[0] = np.sign(value)
+    out[DIRECTION] = np.sign(value)
     if abs(value) > 0.0:
-        out[1] = strength
+        out[STRENGTH] = strength
 
 
 @kernel
@@ -72,7 +72,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
         begins = side != 0.0 and side != last_side[0] and last_side[0] == last_side[0]
         out[CONSENSUS] = side if begins else 0.0
         if begins:
-            out[CONSENSUS + 1] = abs(votes)
+            out[CONSENSUS + STRENGTH] = abs(votes)
         last_side[0] = side
 
 

@@ -12,7 +12,7 @@ from pipelines.contracts import CLOSE, HIGH, LOW, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, push
 from pipelines.layout import lay_out, window, zeros
-from pipelines.signals.columns import signal_columns
+from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, SIGNAL_PARTS, STRENGTH, signal_columns
 from pipelines.signals.swings import BARS_PER_SIDE, WIDTH, is_swing
 
 MIN_ATR = 0.1  # least wick beyond the swing, in ATR 14
@@ -26,6 +26,8 @@ SWING = len(SWING_FIELDS)
     swing_lows=window(SWING * MAX_SWINGS),
 )  # fmt: skip
 FRESH[SWING_HIGHS][BEYOND::SWING] = FRESH[SWING_LOWS][BEYOND::SWING] = 0.0
+MORE = ("sweep.imminence_high", "sweep.imminence_low", "sweep.reversal")
+IMMINENCE_HIGH, IMMINENCE_LOW, REVERSAL = range(len(SIGNAL_PARTS), len(SIGNAL_PARTS) + len(MORE))
 
 
 @kernel
@@ -92,14 +94,17 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     below, bottom, trough = _sweep_of_highs(lows, swing_lows, -low, -close, reach)
     out[:] = np.nan
     if reach == reach:
-        out[0] = 0.0
+        out[DIRECTION] = 0.0
         if above > below:
-            out[0], out[1], out[2], out[3] = -1.0, above, top, peak
-            out[6] = (peak - close) / (peak - low)
+            out[DIRECTION], out[STRENGTH], out[LOW_LEVEL], out[HIGH_LEVEL] = -1.0, above, top, peak
+            out[REVERSAL] = (peak - close) / (peak - low)
         elif below > above:
-            out[0], out[1], out[2], out[3] = 1.0, below, -trough, -bottom
-            out[6] = (close + trough) / (high + trough)
-        out[4], out[5] = _imminence(swing_highs, close, reach), _imminence(swing_lows, -close, reach)
+            out[DIRECTION], out[STRENGTH], out[LOW_LEVEL], out[HIGH_LEVEL] = 1.0, below, -trough, -bottom
+            out[REVERSAL] = (close + trough) / (high + trough)
+        out[IMMINENCE_HIGH], out[IMMINENCE_LOW] = (
+            _imminence(swing_highs, close, reach),
+            _imminence(swing_lows, -close, reach),
+        )
 
 
 IMMINENCE = "1 - ATR from the close to the nearest unspent {} known at it, not below 0; 0 if there is none"

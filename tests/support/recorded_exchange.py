@@ -63,7 +63,7 @@ class VenueScript:
 
 
 class RecordedExchange:
-    """Serve the venues' answers. `clock` is the time of every venue: the candle that holds it is open, and is served."""
+    """Serve the venues' answers. `clock` is the time of every venue: the candle that holds it is open and served."""
 
     def __init__(self, clock, **venues):
         self.clock, self.venues = clock, venues

@@ -19,11 +19,14 @@ import numpy as np
 from pipelines.compiled import kernel
 from pipelines.contracts import Estimate, Floats
 from pipelines.errors import BadTimes, BadValues, NotEnoughData
+from pipelines.layout import lay_out, zeros
 
 ARRIVALS = 512  # of the window that is fitted as trades come in
 HAWKES_WIDTH = 3  # numbers that `hawkes_write_row` writes
 MIN_ARRIVALS = 100  # fewer cannot identify three parameters
-HAWKES_STATE = 1 + 2 * ARRIVALS  # arrivals so far; ring of their times; ring of their sides. All 0: nothing has come
+# arrivals so far; ring of their times; ring of their sides. All 0: no arrival yet
+(_COUNT, _TIMES, _SIDES), _FRESH = lay_out(count=zeros(1), times=zeros(ARRIVALS), sides=zeros(ARRIVALS))
+HAWKES_STATE = len(_FRESH)
 
 _STEPS = 60  # of Newton's method: it needs 4 to 10, or it gets nowhere
 _CLOSE = 1e-5  # what a further step would add to the log-likelihood once the fit is done
@@ -246,12 +249,12 @@ def hawkes_add_trade(state: Floats, seconds: float, side: float) -> None:
 
     A trade at the instant of the one before (or earlier) belongs to the same arrival, which keeps its first side.
     """
-    arrived = int(state[0])
-    if arrived > 0 and seconds <= state[1 + (arrived - 1) % ARRIVALS]:
+    count, times, sides = state[_COUNT], state[_TIMES], state[_SIDES]
+    arrived = int(count[0])
+    if arrived > 0 and seconds <= times[(arrived - 1) % ARRIVALS]:
         return
-    at = arrived % ARRIVALS
-    state[1 + at], state[1 + ARRIVALS + at] = seconds, side
-    state[0] = arrived + 1
+    times[arrived % ARRIVALS], sides[arrived % ARRIVALS] = seconds, side
+    count[0] = arrived + 1
 
 
 @kernel
@@ -265,14 +268,15 @@ def hawkes_write_row(state: Floats, seconds: float, out: Floats) -> None:
     found (explosive, or a memory longer than the window: the base rate moved).
     """
     out[0] = out[1] = out[2] = np.nan
-    arrived = int(state[0])
+    ring, sides = state[_TIMES], state[_SIDES]
+    arrived = int(state[_COUNT][0])
     n = min(arrived, ARRIVALS)
     if n < MIN_ARRIVALS:
         return
     times, found = np.empty(n), np.empty(3)
-    origin = state[1 + (arrived - n) % ARRIVALS]
+    origin = ring[(arrived - n) % ARRIVALS]
     for i in range(n):
-        times[i] = state[1 + (arrived - n + i) % ARRIVALS] - origin
+        times[i] = ring[(arrived - n + i) % ARRIVALS] - origin
     end = max(seconds - origin, times[n - 1])
     if not quick_fit(times, 1, end, found):
         return
@@ -283,7 +287,7 @@ def hawkes_write_row(state: Floats, seconds: float, out: Floats) -> None:
     for i in range(n):
         weight = math.exp(found[2] * (times[i] - end))
         both += weight
-        net += weight * state[1 + ARRIVALS + (arrived - n + i) % ARRIVALS]
+        net += weight * sides[(arrived - n + i) % ARRIVALS]
     out[0], out[1] = found[1], found[1] * found[2] * both / found[0]
     if both > 0.0:
         out[2] = net / both

@@ -24,7 +24,8 @@ ADD, CANCEL, TRADE = np.arange(3)  # kinds of event
 RING = 1024
 RING_MASK = RING - 1
 NO_TICK = 1 << 40  # best tick of an empty ask; an empty bid has the negative
-LOG_WIDTH = 6  # epoch microseconds, kind, side, tick, lots, lots left at the level
+LOG_FIELDS = ("time", "kind", "side", "tick", "lots", "left")  # epoch microseconds; lots left at the level
+LOG_WIDTH = len(LOG_FIELDS)
 LOG_ROWS = 1 << 14  # of one minute
 
 _I = np.int64

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import psutil
 
+from bellwether.operations import start_stop
 from bellwether.operations.warm_starts import before_start
 from benchmarks import hardship
 from benchmarks.fixture import FAMILY, Stand, arm_of
@@ -86,7 +87,7 @@ class House:
         write_generation(self.settings.serving_dir, {FAMILY: arms}, warm, datetime.now(UTC))
 
     def up(self) -> None:
-        processes.up(self.settings, self.names)
+        start_stop.up(self.settings, self.names)
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def read_only_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def read_only_at_start(house: House) -> Iterator[None]:
-    processes.down(house.settings)
+    start_stop.down(house.settings)
     with read_only(house):
         began = time.monotonic()
         try:
@@ -244,7 +245,7 @@ def read_only_at_start(house: House) -> Iterator[None]:
 @contextmanager
 def page_flipped(house: House) -> Iterator[None]:
     """A page in the middle of store.db is overwritten while nothing runs; a backup of just before lies beside it."""
-    processes.down(house.settings)
+    start_stop.down(house.settings)
     file = house.settings.home / "store.db"
     with closing(sqlite3.connect(file)) as store:
         store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -266,7 +267,7 @@ def _leaf(store: sqlite3.Connection) -> int:
 
 
 def restore_store(house: House) -> None:
-    processes.down(house.settings)
+    start_stop.down(house.settings)
     for file in house.settings.home.glob("store.db*"):
         file.unlink()
     shutil.copy2(house.scratch / "backup.db", house.settings.home / "store.db")
@@ -345,7 +346,7 @@ def warm_start_flipped(house: House) -> Iterator[None]:
 
 def down_and_up(house: House) -> None:
     """What `bellwether down` and `bellwether up` do, for the services of this house."""
-    processes.down(house.settings)
+    start_stop.down(house.settings)
     before_start(house.settings)
     house.up()
 

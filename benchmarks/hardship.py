@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from bellwether.operations import start_stop
 from bellwether.operations.replay_decisions import replay_decisions
 from benchmarks.fixture import FAMILY, Stand, arm_of, by_decision_bar, stand
 from benchmarks.services import MB, service_processes, serving
@@ -243,7 +244,7 @@ def _kill(settings: Settings, whole: bool) -> None:
         except psutil.NoSuchProcess:
             continue
     _until_gone(everything)
-    processes.up(settings, DECISION)
+    start_stop.up(settings, DECISION)
 
 
 def _until_gone(killed: list[psutil.Process]) -> None:
@@ -323,7 +324,7 @@ def together(count: int, tiny: bool = False) -> dict[str, Any]:
             out = _shown(client, load, group)
             if out["event"] is not None:
                 break
-        processes.up(settings, ("models",))
+        start_stop.up(settings, ("models",))
         for group in bars:  # a bar at a time until trust is back; the client looks for it every two seconds
             back = _shown(client, load, group)
             time.sleep(0.05)

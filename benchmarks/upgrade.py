@@ -24,8 +24,8 @@ from typing import Any
 import httpx
 import numpy as np
 
+from bellwether.operations import start_stop
 from benchmarks.ports import free_ports
-from flows.support import processes
 from pipelines.contracts import OPEN_TIME, Floats, utc
 from pipelines.errors import ServiceDown
 from pipelines.settings import ROOT, Settings, load_params
@@ -215,7 +215,7 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any
         first = next(at for at in caller.good if at > stopped)
     finally:
         caller.stop()
-        processes.down(settings)
+        start_stop.down(settings)
     store = Store.open(settings.store)
     try:
         records = store.decisions()

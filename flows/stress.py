@@ -12,14 +12,14 @@ from prefect.artifacts import create_link_artifact
 
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import step
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TIMEFRAME_SECONDS, Floats, utc
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
 from pipelines.data.schemas import to_matrix
 from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.stress_limits import Case, largest, stress_of_limits, verdict
-from pipelines.evaluation.stress_report import format_percent, write_page
+from pipelines.evaluation.stress_report import write_page
 from pipelines.evaluation.stressed import MarketHistory
 
 HOUR_S = 3600
@@ -153,29 +153,3 @@ def stress(crises: str | None = None, equity: float | None = None) -> dict[str, 
     with step("stress: report"):
         where = report(studied)
     return {**studied.to_dict(), **where}
-
-
-def rows(told: dict[str, Any]) -> list[list[str]]:
-    """A line a scenario for people: of the largest portfolio, by side, with its stops and without."""
-    return [
-        [results[0]["scenario"], *(_cell(result) for result in results)]
-        for results in zip(*(case["results"] for case in _largest(told)), strict=True)
-    ]
-
-
-def columns(told: dict[str, Any]) -> list[str]:
-    """Heads of `rows`."""
-    return ["scenario", *(case["name"] for case in _largest(told))]
-
-
-def _largest(told: dict[str, Any]) -> list[dict[str, Any]]:
-    return [case for case in told["cases"] if case["row"] == told["cases"][0]["row"]]
-
-
-def _cell(result: dict[str, Any]) -> str:
-    """The loss from JSON, or why there is none."""
-    told = result["loss"]
-    if told is None:
-        return str(result["absent"])
-    value, low, high = (np.nan if told[name] is None else float(told[name]) for name in ("value", "low", "high"))
-    return format_percent(Estimate(value, low, high, int(told["n"])))

@@ -1,4 +1,4 @@
-"""What our own probes and the tools' clients do with the key: they send it to our servers only, and say a refusal."""
+"""Our own probes and the tools' clients with the key: they send it to our servers only, and report a refusal."""
 
 import json
 import threading
@@ -107,7 +107,7 @@ def test_the_clients_of_the_tools_are_given_the_key_once_there_is_one(home):
 
 def test_behind_our_guard_the_tools_accept_the_same_names_and_no_other_page(home):
     at = home.model_copy(update={"allowed_hosts": "desk.example", "host": "10.0.0.5"})
-    told = processes.environment(at)
-    assert told["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")[0] == at.prefect_url
-    assert "*" not in told["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] + told["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"]
-    assert {"desk.example", "10.0.0.5:*", "127.0.0.1:*"} <= set(told["MLFLOW_SERVER_ALLOWED_HOSTS"].split(","))
+    variables = processes.environment(at)
+    assert variables["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")[0] == at.prefect_url
+    assert "*" not in variables["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] + variables["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert {"desk.example", "10.0.0.5:*", "127.0.0.1:*"} <= set(variables["MLFLOW_SERVER_ALLOWED_HOSTS"].split(","))

@@ -67,7 +67,7 @@ def raised_in(source: str) -> set[str]:
 
 
 def sources() -> list[Path]:
-    return [file for layer in ("pipelines", "serving", "flows") for file in (ROOT / layer).rglob("*.py")]
+    return [file for layer in ("pipelines", "serving", "flows", "bellwether") for file in (ROOT / layer).rglob("*.py")]
 
 
 def sections(title: str) -> list[str]:

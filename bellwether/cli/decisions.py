@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from bellwether.cli.options import AsJson, NewestMarket, day_or_moment, new_group
-from bellwether.cli.output import emit, err, line, number, out, table
+from bellwether.cli.output import emit, err, number, paragraph, table
 from pipelines.settings import load_params, settings
 
 app = new_group()
@@ -39,7 +39,7 @@ def decide(
     table(name, ["field", "value"], list((full_fields(answer) if full else brief(answer)).items()))
     if full:
         for reason in answer["reasons"] or ["emitted: nothing stood against it"]:
-            line(f"· {reason}")
+            paragraph(f"· {reason}")
 
 
 def brief(answer: Mapping[str, Any]) -> dict[str, object]:
@@ -108,7 +108,7 @@ def show_risk(found: Mapping[str, Any]) -> None:
         [[n["symbol"], n["side"], number(n["largest"], 4), n["capped_by"], "; ".join(n["refused"]) or None]
          for n in found["next"]],
     )  # fmt: skip
-    line(f"drawdown stage {found['stage']}: leaves {found['stage_leaves']:g} of a size; "
+    paragraph(f"drawdown stage {found['stage']}: leaves {found['stage_leaves']:g} of a size; "
          f"breakers: {', '.join(found['breakers']) or 'none tripped'}")  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def weights(as_json: AsJson = False) -> None:
     )
     table(
         "stated weights by regime",
-        ["category", *(regime.lower() for regime in REGIMES)],
+        ["category", *REGIMES],
         [[name, *(number(stated[regime][name], 4) for regime in REGIMES)] for name in online.weights],
     )
     table(
@@ -218,5 +218,4 @@ def lineage(
         return
     table(f"lineage of {chain['decision']['id']}", ["link", "value"], list(chain["links"].items()))
     for gap in chain["broken"]:
-        out.print("[bold red]broken[/]", end=" ")
-        line(gap)
+        paragraph(gap, lead="broken")

@@ -8,7 +8,7 @@ import typer
 
 from bellwether.cli.connection import require_services
 from bellwether.cli.options import AsJson, NewestMarket, Page, new_group
-from bellwether.cli.output import emit, err, line, out, table
+from bellwether.cli.output import emit, err, line, paragraph, table
 from pipelines.settings import load_params, settings
 
 app = new_group()
@@ -98,7 +98,7 @@ def signals(
         report.score_rows(scored),
     )
     above = ", ".join(scored.above()) or "none"
-    line(f"net return above zero with the whole interval: {above}; of {scored.tested} tested, "
+    paragraph(f"net return above zero with the whole interval: {above}; of {scored.tested} tested, "
          f"{scored.tested * 0.025:.1f} would be by chance. Drawn in {file}")  # fmt: skip
 
 
@@ -108,9 +108,17 @@ def show_signals(found: Mapping[str, Any]) -> None:
     about = f"{of}: {found['bars']:,} bars to {found['to']} UTC" if of else "signals; nothing was ingested yet"
     table(
         about,
-        ["row", "what", "signal", "category", "status", "onsets", "last (UTC)"],
+        ["row", "signal", "category", "onsets", "last (UTC)", "status", "what"],
         [
-            [s["row"], s["description"], s["signal"], s["category"], s["status"], s["onsets"], s["last"]]
+            [
+                s["row"],
+                s["signal"],
+                s["category"],
+                s["onsets"],
+                s["last"],
+                s["status"].removeprefix("unavailable: "),
+                s["description"],
+            ]
             for s in found["signals"]
         ],
     )
@@ -146,7 +154,7 @@ def stars(
         list(report.COLUMNS),
         report.rows(measured),
     )
-    line(report.verdict(measured))
+    paragraph(report.verdict(measured))
 
 
 @app.command()
@@ -189,6 +197,6 @@ def stress(
         return
     table(f"{found['about']}; drawdown limit {found['drawdown_limit']:.0%}", columns(found), rows(found))
     for text in found["verdict"]:
-        out.print(text, markup=False, highlight=False)
+        paragraph(text)
     if not dry_run:
         line(f"drawn in {found['page']}\nin MLflow: {found['mlflow']}")

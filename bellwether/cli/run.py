@@ -36,7 +36,7 @@ def run(
 ) -> None:
     """Turn the whole loop once, then serve until Ctrl-C.
 
-    Starts the services that are down, and stops them at the end if all of them were.
+    Starts the services that are down; if any was, all are stopped at the end.
     """
     home = settings().home
     if home.exists() and not home.is_dir():  # before Prefect is imported, whose message would be longer

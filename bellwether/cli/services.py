@@ -7,11 +7,10 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from bellwether.cli.connection import connect, require_services
 from bellwether.cli.options import AsJson, new_group
-from bellwether.cli.output import emit, line, out, progress_of, table
+from bellwether.cli.output import emit, line, paragraph, progress_of, table
 from flows.support import processes
 from pipelines.errors import UnknownName
 from pipelines.settings import settings
@@ -92,7 +91,7 @@ def status(as_json: AsJson = False) -> None:
 
 def show_status(found: Mapping[str, Any]) -> None:
     """Print a status, health and its reason first."""
-    out.print(f"[bold]{found['health']}[/] {escape(found['health_reason'])}", highlight=False, soft_wrap=True)
+    paragraph(found["health_reason"], lead=found["health"])
     if found["waiting_for_first_turn"]:
         line("waiting for the first turn: `bellwether run`")
     rows = [
@@ -106,8 +105,7 @@ def show_status(found: Mapping[str, Any]) -> None:
     show_states(found["services"])
     line(f"tier {found['tier']}, data {found['data_hash']}")
     for alarm in found["alarms"]:
-        text = f"[bold]{alarm['severity']}[/] {alarm['kind']}: {escape(alarm['detail'])} ({alarm['at']})"
-        out.print(text, highlight=False, soft_wrap=True)
+        paragraph(f"{alarm['kind']}: {alarm['detail']} ({alarm['at']})", lead=alarm["severity"])
 
 
 @app.command()

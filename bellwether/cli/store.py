@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bellwether.cli.options import AsJson, DryRun, new_group
-from bellwether.cli.output import emit, line, table
+from bellwether.cli.output import emit, line, paragraph, table
 from pipelines.settings import settings
 
 app = new_group()
@@ -48,9 +48,9 @@ def backup(
         return
     show_backup("backup", counts, None if made is None else made.files)
     line(f"{'would be written to' if dry_run else 'written to'} {file}")
-    line("not included:")
+    line("Not included:")
     for name, text in backups.NOT_INCLUDED.items():
-        line(f"  {name}: {text}")
+        paragraph(f"{name}: {text}")
 
 
 def show_backup(title: str, rows: Mapping[str, int], files: Collection[str] | None) -> None:

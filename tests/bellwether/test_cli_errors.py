@@ -238,7 +238,7 @@ def test_where_no_traceback_can_be_written_the_variable_that_shows_it_is_named(t
     def bug(*_, **__):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("flows.support.start_stop.down", bug)
+    monkeypatch.setattr("bellwether.operations.start_stop.down", bug)
     (tmp_path / "home").write_text("a file")
     one_line(typed("down"), "broken", "BELLWETHER_DEBUG=1")
     _, _, err = typed("down", BELLWETHER_DEBUG="1")

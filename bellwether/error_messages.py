@@ -153,7 +153,7 @@ def _system_message(error: BaseException) -> str | None:
         return f"a service does not answer: {what}. See `bellwether status`; `bellwether up` starts what is down."
     remedy = _BY_ERRNO.get(error.errno or 0)
     if not names and remedy is None:
-        return None  # raised by a library for reasons of its own: its traceback says more
+        return None  # raised by a library for reasons of its own: its traceback shows more
     where = " → ".join(names) or str(settings().home)
     return f"{where}: {what}. {remedy or 'Check that file and its folder, then repeat'}."
 

@@ -19,7 +19,7 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
     "status": ("services", "Show health, live models, services and alarms"),
     "doctor": ("services", "Check this installation and show what to fix"),
     "open": ("services", "Open a tool in the browser, by one-time link"),
-    "run": ("run", "Turn the whole loop once, then serve until Ctrl-C"),
+    "run": ("run", "Run the whole loop once, then serve until Ctrl-C"),
     "check": ("data", "Check a data file without starting anything"),
     "decide": ("decisions", "Request a decision now and show it"),
     "risk": ("decisions", "Show what is used of every risk limit"),

@@ -34,7 +34,7 @@ def run(
     once: Annotated[bool, typer.Option("--once", help="One turn, then stop everything this command started.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn the whole loop once, then serve until Ctrl-C.
+    """Run the whole loop once, then serve until Ctrl-C.
 
     Starts the services that are down; if any was, all are stopped at the end.
     """
@@ -91,7 +91,7 @@ def _turn(
     since: datetime | None,
     context: list[Path],
     console_is_err: bool,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Run the lifecycle flow with its progress on the console; return its result and the status after it."""
     from bellwether.operations.status import stored_status
     from flows.lifecycle import lifecycle

@@ -98,7 +98,7 @@ class Child:
             self.failing_since = self.failing_since or now
 
     def entry(self) -> dict[str, object]:
-        """Return this service as it stands in the state file."""
+        """Return the entry of this service in the state file."""
         return {
             "pid": self.pid, "port": self.port, "since": self.since, "returncode": self.returncode,
             "state": self.state, "detail": self.detail, "deaths": len(self.deaths),

@@ -241,7 +241,7 @@ def _write_fault(opened: "Store") -> str | None:
     faults = [f"a write did not get through in {WRITE_SECONDS:g} s: another process holds the lock"]
 
     def write() -> None:
-        """Acquire and release a lease; record what goes wrong."""
+        """Acquire and release a lease; record a fault."""
         try:
             opened.acquire_lease("doctor", "doctor", now(), timedelta(seconds=1))
             opened.release_lease("doctor", "doctor")

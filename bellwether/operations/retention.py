@@ -1,7 +1,7 @@
 """Retention: what an installation removes after `keep_days`, and what it never removes.
 
 Removed: decisions without an event or a trade, cleared alarms, closed retrain requests, and local copies of bundles
-that nothing names any more (MLflow keeps the models). Never removed: the promotion ledger, trials (the deflated Sharpe
+that nothing names any more (MLflow stores the models). Never removed: the promotion ledger, trials (the deflated Sharpe
 ratio counts them), observed bars and records (the next data version is made from them), decisions that were emitted,
 rest on an event or have an outcome, fills, breakers, and each bundle that serves, could be rolled back to, or took part
 in a decision that stays.

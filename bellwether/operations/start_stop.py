@@ -25,6 +25,8 @@ from flows.support.processes import (
     SERVICES,
     STOP_SECONDS,
     WORKERS,
+    Command,
+    Order,
     Progress,
     Service,
     await_healthy,
@@ -156,16 +158,16 @@ def _await_ready(
             began = time.monotonic()
         elif waited > READY_SECONDS:
             causes = "; ".join(f"{name} is not ready: {why}" for name, why in failing.items())
-            raise ServiceDown(f"{causes}. It runs on. Fix the cause; `bellwether doctor` says more.")
+            raise ServiceDown(f"{causes}. All services go on running. Fix the cause; `bellwether doctor` shows more.")
         time.sleep(0.3)
 
 
 def _commands(
     settings: Settings, names: Iterable[str], known: Mapping[str, Service], procfile: Path
-) -> dict[str, dict[str, object]]:
+) -> dict[str, Command]:
     """Return name → command, port and health path. Raises UnknownName for a service the Procfile has no line for."""
     commands = parse_procfile(procfile)
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, Command] = {}
     for name in names:
         if name not in commands:
             raise UnknownName(f"{procfile} has no line for {name}; it has {', '.join(commands)}")
@@ -204,7 +206,7 @@ def _end_orphans(settings: Settings, progress: Progress) -> None:
 # ---- supervisor and lock --------------------------------------------------------------------------------------------
 
 
-def _send_order(settings: Settings, order: Mapping[str, object]) -> None:
+def _send_order(settings: Settings, order: Order) -> None:
     """Hand an order to the supervisor, starting one if none lives; return when it has been carried out."""
     folder = orders_folder(settings)
     for one in (folder, *(settings.home / name for name in ("logs", "mlflow", "prefect", "evidently", "bentoml"))):

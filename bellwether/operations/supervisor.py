@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bellwether.operations.alarm_outbox import AlarmOutbox
 from bellwether.operations.child import Child, OutputPipes, exit_text, send_signal
@@ -61,7 +61,7 @@ class OrderInbox:
         self._folder, self._log = folder, log
         self._done: set[str] = set()  # orders carried out whose file could not be removed
 
-    def pending(self) -> list[tuple[Path, dict[str, Any]]]:
+    def pending(self) -> list[tuple[Path, processes.Order]]:
         """Return file and order, oldest first; an empty order for a file that cannot be read."""
         return [(file, self._read(file)) for file in sorted(self._folder.glob("*.json")) if file.name not in self._done]
 
@@ -72,10 +72,10 @@ class OrderInbox:
         except OSError:  # a file system that became read-only: carried out all the same
             self._done.add(file.name)
 
-    def _read(self, file: Path) -> dict[str, Any]:
+    def _read(self, file: Path) -> processes.Order:
         """Return the order in a file."""
         try:
-            order: dict[str, Any] = json.loads(file.read_text())
+            order: processes.Order = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             self._log(f"{file} is no order: {error}")
             return {}
@@ -116,11 +116,8 @@ class Supervisor:
     def step(self) -> bool:
         """Drain what services wrote and do what is due; return True once there is nothing left to do."""
         parts: list[Callable[[], None]] = [
-            self._stop_if_requested,
-            self._take_orders,
-            self._take_probes,
-            self._check_disk,
-        ]
+            self._stop_if_requested, self._take_orders, self._take_probes, self._check_disk,
+        ]  # fmt: skip
         parts += [functools.partial(self._advance, child) for child in self.children.values()]
         for part in [*parts, self._write_state, self._write_lines, self._drain]:
             try:
@@ -163,8 +160,8 @@ class Supervisor:
                 self._write_state()  # the caller finds the effect of its order there
                 self.orders.remove(file)
 
-    def _carry_out(self, order: dict[str, Any]) -> None:
-        """Start, restart and stop the services an order names; its `env` replaces theirs."""
+    def _carry_out(self, order: processes.Order) -> None:
+        """Execute an order; its `env` replaces that of the services it restarts."""
         for name, service in order.get("start", {}).items():
             self.start(name, service["command"], service["port"], service["health"], order["env"])
         for name in order.get("restart", []):
@@ -245,8 +242,8 @@ class Supervisor:
         if self.disk.level != "stop" and count >= self.policy.deaths:  # a full disk empties again: then we go on
             child.state, child.gave_up = "gave up", True
             child.detail = (
-                f"{how}; gave up after {count} deaths in {self.policy.window_s:.0f} s. Fix what "
-                f"{child.log.path} says, then run `bellwether up`"
+                f"{how}; gave up after {count} deaths in {self.policy.window_s:.0f} s. Fix the "
+                f"cause shown in {child.log.path}, then run `bellwether up`"
             )
             self.outbox.raise_alarm("service_gave_up", "critical", f"{child.name}: {child.detail}.{last}")
             return
@@ -259,7 +256,7 @@ class Supervisor:
     def _clear_strays(self, child: Child, then: Literal["restart", "stay down", "died"]) -> None:
         """End what a server left behind, since workers of a killed parent hold its port.
 
-        A flow run goes on without the process that started it, and ends by itself: only to stay down is it ended.
+        A flow run goes on without the process that started it, and ends by itself: it is ended only to stay down.
         """
         ended = child.port is not None or then == "stay down"
         child.strays = processes.home_processes(self.settings, child.name) if ended else []

@@ -69,7 +69,7 @@ def is_responsive(host: str, target: Target) -> bool:
         with _DIRECT.open(f"http://{host}:{target.port}{target.health or '/'}", timeout=PROBE_S):
             return True
     except (urllib.error.HTTPError, http.client.HTTPException):
-        return True  # it refuses us, is not ready, or speaks another protocol: it lives
+        return True  # it refuses us, is not ready, or uses another protocol: it lives
     except (OSError, ValueError):
         return False
 
@@ -110,13 +110,13 @@ class DiskWatch:
         if before in ("warn", "stop") and level == "ok" and found.free_bytes < 1.1 * warn_bytes:
             level = "warn"
         if level != before:
-            self._alarm(level, found.detail)
+            self._replace_alarm(level, found.detail)
         self.level = level
         self._sample(time.time(), found.free_bytes)
         return before == "stop" != level
 
-    def _alarm(self, level: str, detail: str) -> None:
-        """Replace the alarm of the level before by the one of this level."""
+    def _replace_alarm(self, level: str, detail: str) -> None:
+        """Clear the alarm of the level before, and raise that of this level."""
         about = f"{self._settings.home}: "
         self._outbox.clear(about, "disk_low", "disk_full")
         if level == "stop":

@@ -71,7 +71,7 @@ def of_file(path: Path, symbol: str | None, context: list[Path], params: Params,
     step_s = TIMEFRAME_SECONDS[decision_tf]
     decision = resample(base, TIMEFRAME_SECONDS[timeframe], step_s)
     if not len(decision):
-        raise StateError(f"{path} holds no whole {decision_tf} bar; bring a longer file")
+        raise StateError(f"{path} holds no whole {decision_tf} bar; use a longer file")
     levels, aligned = align(
         decision[:, OPEN_TIME] + step_s, step_s, *market_records(source, name, [str(file) for file in context], at)
     )

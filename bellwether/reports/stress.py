@@ -22,7 +22,7 @@ def rows(study: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _largest(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _largest(study: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the cases of the largest portfolio."""
     return [case for case in study["cases"] if case["row"] == study["cases"][0]["row"]]
 

@@ -106,6 +106,23 @@ class Entry(TypedDict, total=False):
     deaths: int
 
 
+class Command(TypedDict):
+    """Order the supervisor to run a command, and to probe it at a path of its port."""
+
+    command: str
+    port: int | None
+    health: str | None
+
+
+class Order(TypedDict, total=False):
+    """Order the supervisor to start, restart and stop services; `env` replaces the environment of those it starts."""
+
+    start: dict[str, Command]
+    restart: list[str]
+    stop: list[str]
+    env: dict[str, str]
+
+
 def environment(settings: Settings) -> dict[str, str]:
     """Return the variables that make the tools find each other, write under `home` only and send no telemetry.
 
@@ -169,6 +186,7 @@ def services(settings: Settings, known: Mapping[str, Service] = SERVICES) -> dic
     watched = supervisor_of(settings) is not None
 
     def probe(name: str) -> State:
+        """Return the state of one service."""
         state = _probed_state(settings, known[name], running.get(name, {}))
         return _with_detail(settings, known[name], state, entries.get(name, {}), watched)
 
@@ -266,7 +284,7 @@ def failing_readiness(url: str, settings: Settings) -> str | None:
 
 
 def failing_checks(settings: Settings, status: int, answer: bytes) -> str | None:
-    """Return what keeps `up` waiting, read from the HTTP status and the JSON of a readiness probe.
+    """Return what `up` still waits for, read from the HTTP status and the JSON of a readiness probe.
 
     None if the service is ready, waits only for the first turn of the loop, or refuses our key (then it lives).
     """
@@ -477,4 +495,4 @@ def log_tail(settings: Settings, name: str) -> str:
     if name == "supervisor" and not path.exists():
         path = path.with_suffix(".err")
     last = path.read_text(errors="replace").splitlines()[-LOG_LINES:] if path.exists() else []
-    return f"Fix what its log says, then repeat. End of {path}:\n" + "\n".join(map(text_of, last))
+    return f"Fix the cause shown in its log, then repeat. End of {path}:\n" + "\n".join(map(text_of, last))

@@ -41,7 +41,7 @@ class Plan:
     """Define when one deployment runs by itself: its schedules, default parameters, and if a drift event starts it."""
 
     schedules: tuple[Schedule, ...] = ()
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
     on_drift: bool = False
 
 

@@ -1,8 +1,11 @@
-"""Every deployment, in one table; `python -m flows.deployments` serves them all. `flows.support.schedules` says when they run."""
+"""Every deployment, in one table; `python -m flows.deployments` serves them all.
+
+`flows.support.schedules` says when they run.
+"""
 
 from typing import Any
 
-from prefect import serve
+from prefect import Flow, serve
 
 from flows.evaluate import evaluate
 from flows.ingest import ingest
@@ -19,12 +22,12 @@ from pipelines.permissions import restrict
 from pipelines.settings import load_params, settings
 
 # flow, what it is for
-DEPLOYMENTS: list[tuple[Any, str]] = [
+DEPLOYMENTS: list[tuple[Flow[..., Any], str]] = [
     (ingest, "Market data into a checked, versioned snapshot"),
     (train, "Fit and register candidates from the newest snapshot"),
     (evaluate, "Put a registered version through the gate"),
     (promote, "Make a version champion; `manual` waits for a person, and holds no process while it does"),
-    (reconcile, "Aliases and ledger once more; flows.reconciler saw them first"),
+    (reconcile, "Compare aliases with the ledger; the reconciler does so every two seconds"),
     (monitor, "Resolve outcomes, watch drift and loss, report"),
     (retrain, "A new challenger; started by drift, loss, age, the schedule, or a person"),
     (rollback, "The previous champion back, in one step"),
@@ -33,6 +36,7 @@ DEPLOYMENTS: list[tuple[Any, str]] = [
 
 
 def deployments() -> list[RegisterOnceDeployment]:
+    """Return every deployment of the table with its planned schedules, parameters and triggers."""
     planned = plan(load_params(settings().params_file))
     return [
         RegisterOnceDeployment.from_flow(

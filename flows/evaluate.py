@@ -1,9 +1,10 @@
-"""Evaluate: put a candidate through the gate, beside the champion, and ledger the verdict."""
+"""Evaluate: put a candidate through the gate, next to the champion, and record the verdict on the ledger."""
 
 import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from prefect import flow, task
@@ -19,19 +20,23 @@ from pipelines.evaluation.report import figure_rows, flat_metrics, read_oof, wri
 from pipelines.models.catalog import model_family
 from pipelines.models.runtime import load_bundle
 from pipelines.models.views import select
+from pipelines.store import Promotion
+from pipelines.tracking import Version
 
 
 def champion_on_unseen(installation: Installation, family: str, at: Ints) -> Floats | None:
-    """(n,) the champion's losses on rows `at` of the family's dataset, NaN where it had trained on them or abstains;
-    None without a champion of this market."""
-    held = slots_of(installation.store, family).champion
-    if held is None:
+    """Return (n,) losses of the champion on rows `at` of the family's dataset; None without a champion of this market.
+
+    NaN where the champion had trained on the row, or abstains.
+    """
+    champion = slots_of(installation.store, family).champion
+    if champion is None:
         return None
-    version = installation.tracking.version(family, str(held.to_version))
+    version = installation.tracking.version(family, str(champion.to_version))
     model = load_bundle(fetch_bundle(installation, version), version.digest, version.version)
     meta = installation.meta()
     if any(model.schema.get(key) != meta[key] for key in ("symbol", "decision_timeframe")):
-        return None  # a champion of another market has no opinion on these rows
+        return None  # a champion of another market cannot be compared on these rows
     chosen = model_family(family)
     data = chosen.dataset(installation.workspace / "artifacts", installation.params).select_rows(at)
     unseen = np.flatnonzero(data.known > model.schema["trained_through"])
@@ -45,49 +50,73 @@ def champion_on_unseen(installation: Installation, family: str, at: Ints) -> Flo
 
 
 def gather(installation: Installation, family: str) -> Evidence:
-    """What the gate reads, from the stage outputs of the newest snapshot and the current champion."""
+    """Return what the gate reads, from the stage outputs of the newest snapshot and the current champion."""
     folder = installation.workspace / "artifacts" / family
-    held = slots_of(installation.store, family).champion
-    itself = held is not None and held.digest == json.loads((folder / "fit.json").read_text())["digest"]
-    unseen = None if itself else champion_on_unseen(installation, family, read_oof(folder)["row"])
+    champion = slots_of(installation.store, family).champion
+    is_champion = champion is not None and champion.digest == json.loads((folder / "fit.json").read_text())["digest"]
+    unseen = None if is_champion else champion_on_unseen(installation, family, read_oof(folder)["row"])
     return evidence_of(folder, unseen, max(1, installation.store.count_trials(family)))
 
 
 @task(timeout_seconds=900, task_run_name="judge-{family}")
 def pass_gate(family: str, version: str) -> bool:
-    """Judge once per digest, ledger the verdict, put the evidence into the version's run, and serve it in shadow."""
+    """Return whether the version passes the gate; the same bytes are judged once."""
     installation = open_installation()
     candidate = installation.tracking.version(family, version)
     earlier = verdict_line(installation.store, family, version, candidate.digest)
-    if earlier is not None:
-        report_progress(f"{family} version {version}: judged before, {earlier.reason}")
-        return bool(earlier.verdict_passed)
+    return judged_before(earlier) if earlier is not None else judge_candidate(installation, candidate)
+
+
+def judged_before(line: Promotion) -> bool:
+    """Return the verdict that the ledger already has."""
+    report_progress(f"{line.family} version {line.to_version}: judged before, {line.reason}")
+    return bool(line.verdict_passed)
+
+
+def judge_candidate(installation: Installation, candidate: Version) -> bool:
+    """Judge a version, put the evidence into its run and the verdict on the ledger, and serve it in shadow."""
+    family, version = candidate.family, candidate.version
     evidence = gather(installation, family)
     verdict = judge(evidence, installation.params)
-    folder = installation.workspace / "artifacts"
-    figures = json.loads((folder / "evaluation" / f"{family}.json").read_text())
+    figures = json.loads((installation.workspace / "artifacts" / "evaluation" / f"{family}.json").read_text())
     traded = backtest.figures(backtest.run(installation, family)) if model_family(family).is_decision_model else None
-    with tempfile.TemporaryDirectory() as scratch:
-        page = Path(scratch) / "evidence.html"
-        write_page(page, verdict, figures, folder / family, f"{family} version {version}")
-        installation.tracking.record_verdict(family, version, verdict.passed, asdict(verdict), [page], evidence.trials)
-        if traded is not None:
-            report = Path(scratch) / "backtest.json"
-            report.write_text(json.dumps(traded, indent=1) + "\n")
-            installation.tracking.log_report(candidate.run_id, [report], "gate", flat_metrics(traded, "backtest."))
+    log_evidence(installation, candidate, verdict, evidence.trials, figures, traded)
     challenge(installation, candidate, verdict, figure_rows(figures, traded), actor="gate")
     create_markdown_artifact(
         key=f"verdict-{family}",
         markdown=verdict_markdown(verdict, version, installation.tracking.run_link(candidate.run_id)),
     )
-    report_progress(
-        f"{family} version {version}: "
-        + ("passed the gate" if verdict.passed else "refused: " + "; ".join(verdict.reasons))
-    )
+    outcome = "passed the gate" if verdict.passed else "refused: " + "; ".join(verdict.reasons)
+    report_progress(f"{family} version {version}: {outcome}")
     return verdict.passed
 
 
+def log_evidence(
+    installation: Installation,
+    candidate: Version,
+    verdict: Verdict,
+    trials: int,
+    figures: dict[str, Any],
+    traded: dict[str, Any] | None,
+) -> None:
+    """Log evidence page, verdict and the backtest's figures to the version's run.
+
+    figures  of the walk-forward evaluation; traded: of the backtest, None for a family that decides no trade
+    """
+    family, version = candidate.family, candidate.version
+    with tempfile.TemporaryDirectory() as scratch:
+        page = Path(scratch) / "evidence.html"
+        folder = installation.workspace / "artifacts" / family
+        write_page(page, verdict, figures, folder, f"{family} version {version}")
+        installation.tracking.record_verdict(family, version, verdict.passed, asdict(verdict), [page], trials)
+        if traded is not None:
+            report = Path(scratch) / "backtest.json"
+            report.write_text(json.dumps(traded, indent=1) + "\n")
+            installation.tracking.log_report(candidate.run_id, [report], "gate", flat_metrics(traded, "backtest."))
+
+
 def verdict_markdown(verdict: Verdict, version: str, link: str) -> str:
+    """Return the verdict as Markdown: a table of the checks, with a link to the evidence."""
     lines = [
         f"# {verdict.family} version {version}: {'passed' if verdict.passed else 'refused'}",
         f"[Evidence in MLflow]({link})",
@@ -104,7 +133,7 @@ def verdict_markdown(verdict: Verdict, version: str, link: str) -> str:
 
 @flow(name="evaluate", log_prints=True)
 def evaluate(family: str, version: str) -> bool:
-    """Gate one registered version. Whatever the verdict, it serves in shadow as challenger, and answers say so."""
+    """Judge one registered version. With either verdict it serves in shadow as challenger, and answers show which."""
     with step(f"gate: {family} version {version}"):
         passed: bool = pass_gate(family, version)
         publish(open_installation(), fresh=True)

@@ -1,7 +1,7 @@
-"""Ingest: fetch, assess, version. What a source gives is checked row by row; the snapshot's hash is the authority."""
+"""Ingest: fetch, assess, version. Every row of a source is checked; the snapshot's hash is the authority."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pandas as pd
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
-from flows.support.installation import now, open_installation, workspace_lease
+from flows.support.installation import Installation, now, open_installation, workspace_lease
 from flows.support.market_access import market_records, market_source
 from flows.support.progress import report_progress, step
 from pipelines import versioning
@@ -24,35 +24,41 @@ from pipelines.data.timeframes import infer_timeframe
 from pipelines.errors import NotEnoughData, QualityBlocked
 from pipelines.settings import ROOT
 
+Provenance = Mapping[str, Any]  # what a source says of itself; it goes into the manifest
+MarketData = tuple[pd.DataFrame, Records, Provenance]
+
 
 @task(retries=3, retry_delay_seconds=[2, 10, 60])
 def fetch(
     source: str, symbol: str, path: str | None, through: datetime | None, since: datetime | None, context: list[str]
-) -> tuple[pd.DataFrame, Records, dict[str, Any]]:
-    """Bars and records of one symbol up to `through`, with their provenance. I/O only, so this may be retried."""
+) -> MarketData:
+    """Return bars and records of one symbol up to `through`, with their provenance. I/O only, so it may be retried."""
     installation = open_installation()
     at = now()
     origin = market_source(installation, source, path, since)
     frame = origin.fetch(symbol, as_of=through or at, ingested_at=at)
-    told = market_records(origin, symbol, context, through or at)
-    return frame, told, {**origin.describe(), **({"context": context} if context else {})}
+    known = market_records(origin, symbol, context, through or at)
+    return frame, known, {**origin.describe(), **({"context": context} if context else {})}
 
 
 @task
-def observed(symbol: str) -> tuple[pd.DataFrame, Records, dict[str, Any]]:
-    """The newest snapshot plus everything the service has seen since."""
+def observed(symbol: str) -> MarketData:
+    """Return the newest snapshot plus everything the service has seen since, with the snapshot's provenance."""
     installation = open_installation()
-    described, data = installation.manifest(), installation.workspace / "data"
-    stored = schemas.read_bars(data / described["file"])
+    manifest, data = installation.manifest(), installation.workspace / "data"
+    stored = schemas.read_bars(data / manifest["file"])
     after = stored["open_time"].iloc[-1].timestamp()
-    fresh = schemas.to_frame(installation.store.bars(symbol, after=after), described["timeframe"], None)
-    (books, feed), (heard, told) = records.read_snapshot(data, described), installation.store.records(symbol)
-    everything = merge_records(books, heard), merge_records(feed, told)  # of what is in both, the snapshot's stands
-    return pd.concat([stored, fresh], ignore_index=True), everything, described["source"]
+    newer = schemas.to_frame(installation.store.bars(symbol, after=after), manifest["timeframe"], None)
+    books, feed = records.read_snapshot(data, dict(manifest))
+    newer_books, newer_feed = installation.store.records(symbol)
+    # where both hold a record, the snapshot's is used
+    merged = merge_records(books, newer_books), merge_records(feed, newer_feed)
+    return pd.concat([stored, newer], ignore_index=True), merged, manifest["source"]
 
 
 @task
 def check(frame: pd.DataFrame, as_of: datetime) -> QualityReport:
+    """Return the clean rows, the quarantined ones with their reasons, and the score."""
     return assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), as_of)
 
 
@@ -60,15 +66,18 @@ def check(frame: pd.DataFrame, as_of: datetime) -> QualityReport:
 def version(
     symbol: str,
     report: QualityReport,
-    told: Records,
-    origin: dict[str, Any],
-    taken: datetime | None,
+    known: Records,
+    provenance: Provenance,
+    ingested_at: datetime | None,
     clock: Mode | None = None,
 ) -> str:
-    """Write the snapshot into the private workspace and version it. Rows already stored keep their ingestion time."""
+    """Write the snapshot into the private workspace and version it. Return its data hash.
+
+    Rows already stored keep their ingestion time. Arguments as of `write_snapshot`.
+    """
     installation = open_installation()
     with workspace_lease(installation):
-        write_snapshot(installation.workspace / "data", symbol, report, origin, told, taken, clock)
+        write_snapshot(installation.workspace / "data", symbol, report, provenance, known, ingested_at, clock)
         data_hash = versioning.snapshot(installation.workspace)
         versioning.keep_version(installation.workspace, installation.versions)
     return data_hash
@@ -78,46 +87,47 @@ def write_snapshot(
     folder: Path,
     symbol: str,
     report: QualityReport,
-    origin: dict[str, Any],
-    told: Records = (None, None),
-    taken: datetime | None = None,
+    provenance: Provenance,
+    known: Records = (None, None),
+    ingested_at: datetime | None = None,
     clock: Mode | None = None,
 ) -> None:
-    """`manifest.json`, bars, books, context, the quarantine with its reasons. The same input gives the same bytes.
+    """Write `manifest.json`, bars, books, context, the quarantine with its reasons. Same input, same bytes.
 
-    taken  when the records were taken in; None stamps each with the moment it was known, as the bars of a simulated
-           market and those the service saw are
-    clock  of the market, see pipelines.clock; None = the one its source has
+    known        books and context; what is None is removed from the folder
+    ingested_at  when the records were ingested; None stamps each with the moment it was known, as the bars of a
+                 simulated market and those the service saw are
+    clock        of the market, see pipelines.clock; None = the one its source has
+    Raises       NotEnoughData without a usable row
     """
     frame = report.clean
     if len(frame) == 0:
-        raise NotEnoughData(f"{symbol}: no usable row of {len(report.quarantined)}; reasons are in the quality report")
+        raise NotEnoughData(
+            f"{symbol}: no usable row of {len(report.quarantined)}; the quality report names the reason of each. "
+            "Correct the source and ingest it again."
+        )
     timeframe = infer_timeframe(schemas.to_matrix(frame)[:, 0])
     slug = symbol.replace("/", "-")
     file = Path("bars") / slug / f"{timeframe}.parquet"
-    frame = keep_first_ingestion(frame, folder / file, schemas.read_bars, ["open_time"])
+    frame = retain_first_ingestion(frame, folder / file, schemas.read_bars, ["open_time"])
     schemas.write_bars(frame, folder / file)
-    quarantine = folder / "quarantine" / f"{slug}.parquet"
-    if len(report.quarantined):
-        quarantine.parent.mkdir(parents=True, exist_ok=True)
-        report.quarantined.to_parquet(quarantine, index=False)
-    else:
-        quarantine.unlink(missing_ok=True)
-    books, feed = told
+    write_quarantine(report.quarantined, folder / "quarantine" / f"{slug}.parquet")
+    books, feed = known
     book, context = (Path(kind) / f"{slug}.parquet" for kind in ("book", "context"))
     if books is None:
         (folder / book).unlink(missing_ok=True)
     else:
-        held = records.from_books(books, taken)
-        held = keep_first_ingestion(held, folder / book, records.read_book, ["known_at"])
-        records.write_book(held, folder / book)
+        rows = records.from_books(books, ingested_at)
+        records.write_book(retain_first_ingestion(rows, folder / book, records.read_book, ["known_at"]), folder / book)
     if feed is None:
         (folder / context).unlink(missing_ok=True)
     else:
-        said = records.from_feed(feed, taken).sort_values(["known_at", "field"], kind="stable", ignore_index=True)
-        said = keep_first_ingestion(said, folder / context, records.read_context, ["known_at", "field"])
-        records.write_context(said, folder / context)
-    described = {
+        key = ["known_at", "field"]
+        rows = records.from_feed(feed, ingested_at).sort_values(key, kind="stable", ignore_index=True)
+        records.write_context(
+            retain_first_ingestion(rows, folder / context, records.read_context, key), folder / context
+        )
+    manifest = {
         "symbol": symbol,
         "timeframe": timeframe,
         "file": str(file),
@@ -126,17 +136,26 @@ def write_snapshot(
         "rows": len(frame),
         "first": frame["open_time"].iloc[0].isoformat(),
         "last": frame["open_time"].iloc[-1].isoformat(),
-        "source": origin,
-        "clock": clock or mode_of({"source": origin}),
+        "source": provenance,
+        "clock": clock or mode_of({"source": provenance}),
         "quality": {"score": report.score, "counts": report.counts, "quarantined": len(report.quarantined)},
     }
-    (folder / "manifest.json").write_text(json.dumps(described, indent=1, sort_keys=True, default=str) + "\n")
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True, default=str) + "\n")
 
 
-def keep_first_ingestion(
+def write_quarantine(rows: pd.DataFrame, file: Path) -> None:
+    """Write the quarantined rows, or remove the file where there are none."""
+    if len(rows):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows.to_parquet(file, index=False)
+    else:
+        file.unlink(missing_ok=True)
+
+
+def retain_first_ingestion(
     frame: pd.DataFrame, stored: Path, read: Callable[[Path], pd.DataFrame], key: list[str]
 ) -> pd.DataFrame:
-    """Rows we had before keep the time we first had them: a second ingest of the same data gives the same hash.
+    """Return the frame in which rows stored before have their first ingestion time: the same data gives the same hash.
 
     read, key  of the file `stored`: its reader, and the columns that name a row
     """
@@ -145,6 +164,48 @@ def keep_first_ingestion(
     earlier = read(stored).drop_duplicates(key)[[*key, "ingested_at"]]
     first = frame[key].merge(earlier, on=key, how="left")["ingested_at"].set_axis(frame.index)
     return frame.assign(ingested_at=first.where(first.notna(), frame["ingested_at"]).astype(frame["ingested_at"].dtype))
+
+
+def require_quality(symbol: str, report: QualityReport, floor: float) -> None:
+    """Raise QualityBlocked if the score of the data is under the floor."""
+    if report.score < floor:
+        raise QualityBlocked(
+            f"{symbol}: quality {report.score:.3f} is under the floor {floor} ({dict(report.counts)}). "
+            "Correct the source, or lower data.quality_floor in params.yaml."
+        )
+
+
+def show_quality(symbol: str, report: QualityReport) -> None:
+    """Write score and counts of the checks to the flow run's artifacts."""
+    rows = [{"check": name, "rows": count} for name, count in report.counts.items()]
+    create_table_artifact(
+        key=f"quality-{symbol.replace('/', '-').lower()}",
+        table=[{"check": "score", "rows": round(report.score, 4)}, *rows],
+        description=f"Quality of {symbol}: {len(report.clean):,} clean rows, {len(report.quarantined):,} quarantined",
+    )
+
+
+def ingestion_stamp(installation: Installation, source: str) -> tuple[datetime | None, Mode | None]:
+    """Return (time of ingestion, clock of the market) as `write_snapshot` reads them.
+
+    Simulated and observed records keep the moment each was known, and observed ones the clock of the first ingest.
+    """
+    at = None if source in ("observed", "simulator") else now()
+    return at, mode_of(installation.manifest()) if source == "observed" else None
+
+
+def snapshot_line(symbol: str, report: QualityReport, data_hash: str) -> str:
+    """Return one line on a snapshot: hash, bars, last bar, quality."""
+    last = utc(schemas.to_matrix(report.clean)[-1, 0])
+    return (
+        f"data {data_hash[:12]}: {len(report.clean):,} bars of {symbol} to {last:%F %H:%M} UTC, "
+        f"quality {report.score:.3f}, {len(report.quarantined)} quarantined{matches_pointer(data_hash)}"
+    )
+
+
+def matches_pointer(data_hash: str) -> str:
+    """Return a note if this is the snapshot the repository's own `data.dvc` describes, else nothing."""
+    return " (as data.dvc says)" if (ROOT / "data.dvc").is_file() and versioning.data_hash(ROOT) == data_hash else ""
 
 
 @flow(name="ingest", log_prints=True)
@@ -156,48 +217,25 @@ def ingest(
     since: datetime | None = None,
     context: list[str] | None = None,
 ) -> str:
-    """Market data → checked, versioned snapshot. Returns the data hash.
+    """Turn market data into a checked, versioned snapshot. Return the data hash.
 
     source   simulator | files | exchange | observed (the newest snapshot plus what the service saw since)
-    through  last moment to take, for a history that leaves a live tail; None = everything known by now
-    since    first bar asked of an exchange; None = data.retention_days ago
-    context  files of context beside the bars (funding, fear and greed …), or the folder of a recorded book
+    through  last moment to ingest, for a history that leaves a live tail; None = everything known by now
+    since    first bar requested from an exchange; None = data.retention_days ago
+    context  files of context next to the bars (funding, fear and greed …), or the folder of a recorded book
     """
     installation = open_installation()
     name = symbol or installation.params.simulator.symbol
     with step(f"ingest: fetch {name} from {source}"):
-        frame, told, origin = (
+        frame, known, provenance = (
             observed(name) if source == "observed" else fetch(source, name, path, through, since, context or [])
         )
     with step(f"ingest: check {len(frame):,} bars"):
         report = check(frame, now())
-    tell_quality(name, report)
-    if report.score < installation.params.data.quality_floor:
-        raise QualityBlocked(
-            f"{name}: quality {report.score:.3f} is under the floor {installation.params.data.quality_floor} "
-            f"({dict(report.counts)}); mend the source or lower data.quality_floor in params.yaml"
-        )
+    show_quality(name, report)
+    require_quality(name, report, installation.params.data.quality_floor)
     with step("ingest: version with DVC"):
-        at = None if source in ("observed", "simulator") else now()
-        clock = mode_of(installation.manifest()) if source == "observed" else None  # what was said at ingest stands
-        data_hash: str = version(name, report, told, origin, at, clock)
-    last = utc(schemas.to_matrix(report.clean)[-1, 0])
-    report_progress(
-        f"data {data_hash[:12]}: {len(report.clean):,} bars of {name} to {last:%F %H:%M} UTC, "
-        f"quality {report.score:.3f}, {len(report.quarantined)} quarantined{matches_pointer(data_hash)}"
-    )
+        ingested_at, clock = ingestion_stamp(installation, source)
+        data_hash: str = version(name, report, known, provenance, ingested_at, clock)
+    report_progress(snapshot_line(name, report, data_hash))
     return data_hash
-
-
-def matches_pointer(data_hash: str) -> str:
-    """Whether this is the snapshot the repository's own `data.dvc` describes."""
-    return " (as data.dvc says)" if (ROOT / "data.dvc").is_file() and versioning.data_hash(ROOT) == data_hash else ""
-
-
-def tell_quality(symbol: str, report: QualityReport) -> None:
-    rows = [{"check": k, "rows": v} for k, v in report.counts.items()]
-    create_table_artifact(
-        key=f"quality-{symbol.replace('/', '-').lower()}",
-        table=[{"check": "score", "rows": round(report.score, 4)}, *rows],
-        description=f"Quality of {symbol}: {len(report.clean):,} clean rows, {len(report.quarantined):,} quarantined",
-    )

@@ -2,8 +2,9 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
 from prefect import flow
 
@@ -20,6 +21,66 @@ from serving.client import Client
 
 RETRAIN_WAIT_S = 300.0
 
+Answer = Mapping[str, Any]  # a decision, as the service sends it
+
+
+class DecisionSummary(TypedDict):
+    """Hold the decisions of a turn by count, and the few that are shown."""
+
+    actions: dict[str, int]
+    refusals: dict[str, int]
+    last_decisions: list[Answer]
+
+
+def judge_and_propose(installation: Installation, versions: Mapping[str, str]) -> dict[str, bool]:
+    """Gate each new version and propose those that passed and do not serve yet. Return family → whether it passed."""
+    passed = {}
+    for family, version in versions.items():
+        passed[family] = evaluate(family, version)
+        champion = promotion.slots_of(installation.store, family).champion
+        if passed[family] and (champion is None or champion.to_version != version):
+            propose(family, version, reason="passed the gate")
+    return passed
+
+
+def decide_once(client: Client, symbol: str) -> list[Answer]:
+    """Request one decision on the newest bar, for a market without bars that the service has not seen."""
+    report_progress(f"no live bars of {symbol} that the service has not seen; requesting one decision on the last one")
+    return [client.decide(symbol)]
+
+
+def summarise(answers: Sequence[Answer]) -> DecisionSummary:
+    """Count decisions by action and, of NO_TRADE, by first refusal; pick the last four trades and two decisions."""
+    traded = [answer for answer in answers if answer["action"] != "NO_TRADE"]
+    refused = [answer["reasons"][0].split(":")[0] for answer in answers if answer["action"] == "NO_TRADE"]
+    return {
+        "actions": dict(Counter(answer["action"] for answer in answers)),
+        "refusals": dict(Counter(refused)),
+        "last_decisions": [*traded[-4:], *answers[-2:]],
+    }
+
+
+def wait_for_retrain(installation: Installation, families: Sequence[str], since: datetime) -> dict[str, str]:
+    """Wait up to RETRAIN_WAIT_S for the retrain that the event started in its own deployment.
+
+    Return family → how it ended, or where to find out.
+    """
+    ended: dict[str, str] = {}
+    deadline = time.monotonic() + RETRAIN_WAIT_S
+    with step("retrain: by the drift event, in its own deployment"):
+        while len(ended) < len(families) and time.monotonic() < deadline:
+            for family in families:
+                newest = [r for r in installation.store.retrain_requests(family, last=1) if r.at >= since]
+                if newest and newest[0].state in ("done", "failed"):
+                    ended[family] = f"{newest[0].state}: {newest[0].detail}"
+            time.sleep(0.5)
+    for family in families:
+        ended.setdefault(
+            family, f"no retrain ended within {RETRAIN_WAIT_S:.0f} s; see the retrain deployment in the Prefect UI"
+        )
+        report_progress(f"retrain of {family}: {ended[family]}")
+    return ended
+
 
 @flow(name="lifecycle", log_prints=True)
 def lifecycle(
@@ -29,75 +90,37 @@ def lifecycle(
     families: list[str] | None = None,
     since: datetime | None = None,
     context: list[str] | None = None,
-) -> dict[str, Any]:
-    """Turn once. Returns what happened: data hash, versions, verdicts, decisions by action, alarms, retrain.
+) -> dict[str, object]:
+    """Run one turn. Return what happened: data hash, versions, verdicts, decisions by action, alarms, retrain.
 
-    Decisions are told, not returned: Prefect walks over whatever a flow returns, and they are all in the ledger.
+    Decisions are counted, not returned: Prefect walks over whatever a flow returns, and all of them are in the ledger.
     """
     installation = open_installation()
     began = now()
     name = symbol or installation.params.simulator.symbol
-    cut, tail, told = live_tail(installation, source, name, path, since, context or [])
+    cut, tail, market_records = live_tail(installation, source, name, path, since, context or [])
     if already_ingested(installation, name):
         data_hash = ingest(source="observed", symbol=name)
     else:
         data_hash = ingest(source=source, symbol=name, path=path, through=cut, since=since, context=context)
     versions = train(families)
-    verdicts = {}
-    for family, version in versions.items():
-        verdicts[family] = evaluate(family, version)
-        held = promotion.slots_of(installation.store, family).champion
-        if verdicts[family] and (held is None or held.to_version != version):
-            propose(family, version, reason="passed the gate")
+    passed = judge_and_propose(installation, versions)
     generation = promotion.publish(installation)
     with Client(installation.settings) as client:
         with step("serve: load, verify, warm up"):
             client.wait_for_generation(generation)
-        answers = send_live_bars(client, installation, name, tail, told)
-        if not answers:
-            report_progress(f"no live bars of {name} that the service has not seen; asking once about the last one")
-            answers = [client.decide(name)]
+        answers = send_live_bars(client, installation, name, tail, market_records) or decide_once(client, name)
     watched = monitor(name)
-    if watched["event_families"]:
-        retrained = wait_for_retrain(installation, watched["event_families"], began)
-    else:  # nobody asks for a retrain, but what was seen is versioned all the same
+    if watched["retrain_families"]:
+        retrained = wait_for_retrain(installation, watched["retrain_families"], began)
+    else:  # no retrain was requested, but what the service saw is versioned all the same
         retrained, data_hash = {}, ingest(source="observed", symbol=name)
     return {
         "symbol": name,
         "data_hash": data_hash,
         "versions": versions,
-        "passed": verdicts,
-        **told_of(answers),
+        "passed": passed,
+        **summarise(answers),
         "monitor": watched,
         "retrained": retrained,
     }
-
-
-def told_of(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts by action and, of NO_TRADE, by its first refusal; the last four trades and the last two decisions."""
-    traded = [answer for answer in answers if answer["action"] != "NO_TRADE"]
-    refused = [answer["reasons"][0].split(":")[0] for answer in answers if answer["action"] == "NO_TRADE"]
-    return {
-        "actions": dict(Counter(answer["action"] for answer in answers)),
-        "refusals": dict(Counter(refused)),
-        "last_decisions": traded[-4:] + answers[-2:],
-    }
-
-
-def wait_for_retrain(installation: Installation, families: list[str], since: datetime) -> dict[str, str]:
-    """The retrain runs in its own deployment, started by the event; waiting for it shows the circle closed."""
-    told: dict[str, str] = {}
-    deadline = time.monotonic() + RETRAIN_WAIT_S
-    with step("retrain: by the drift event, in its own deployment"):
-        while len(told) < len(families) and time.monotonic() < deadline:
-            for family in families:
-                newest = [r for r in installation.store.retrain_requests(family, last=1) if r.at >= since]
-                if newest and newest[0].state in ("done", "failed"):
-                    told[family] = f"{newest[0].state}: {newest[0].detail}"
-            time.sleep(0.5)
-    for family in families:
-        told.setdefault(
-            family, f"no retrain ended within {RETRAIN_WAIT_S:.0f} s; see the retrain deployment in the Prefect UI"
-        )
-        report_progress(f"retrain of {family}: {told[family]}")
-    return told

@@ -1,11 +1,12 @@
-"""Monitor: resolve outcomes, compare what the service really saw with the training history, watch the loss, report.
+"""Monitor: resolve outcomes, compare what the service saw with the training history, compare the loss, report.
 
-Drift, loss or age asks for a retrain by an event; it never promotes anything. A loss that drifted and costs money trips
+Drift, loss or age requests a retrain by an event; it never promotes anything. A loss that drifted and costs money trips
 the breaker `model`.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -21,75 +22,95 @@ from pipelines.data import schemas
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
-from pipelines.monitoring.drift import DriftReference, DriftResult, detect, fit_reference
+from pipelines.monitoring.drift import BlockDrift, DriftReference, DriftResult, detect, fit_reference
 from pipelines.monitoring.loss import LossDrift, loss_drift
 from pipelines.monitoring.outcomes import resolve
 from pipelines.monitoring.triggers import TriggerReason, overdue, retrain_reasons
+from serving.policy.decide import DECISION_FAMILY
 from serving.risk.breakers import BreakerInputs, triggered
 
-DRIFT_EVENT = "bellwether.retrain-asked"
-ACTING = "validator"  # the family whose probability decides trades: its losses are those outcomes can score
-_AT = np.array([FEATURES.index[name] for name in WATCHED_COLUMNS])
+DRIFT_EVENT = "bellwether.retrain-requested"
+WATCHED = np.array([FEATURES.index[name] for name in WATCHED_COLUMNS])  # their columns in a row of features
+POSITION = {name: i for i, name in enumerate(WATCHED_COLUMNS)}  # their columns in a row of watched features
+
+Reasons = dict[str, list[TriggerReason]]  # family → why it should be trained again; an empty list: no reason
+
+
+class MonitorResult(TypedDict):
+    """Hold the answer of one run of `monitor`; `report` is the path of the page, None where no decision is new."""
+
+    resolved: int
+    summary: str
+    report: str | None
+    retrain_families: list[str]
+    reasons: dict[str, list[str]]
 
 
 @task
-def settle(symbol: str) -> int:
-    """Give every decision on an event its outcome, by the labels' own definition. Returns how many were resolved."""
+def resolve_outcomes(symbol: str) -> int:
+    """Give every decision on an event its outcome, by the labels' own definition. Return how many were resolved."""
     installation = open_installation()
     pending = [r.decision for r in installation.store.unresolved(until=now()) if r.decision.symbol == symbol]
     if not pending:
         return 0
-    described = installation.manifest()
-    base_s = TIMEFRAME_SECONDS[described["timeframe"]]
-    bars = schemas.to_matrix(schemas.read_bars(installation.workspace / "data" / described["file"]))
-    seen = installation.store.bars(symbol, after=bars[-1, OPEN_TIME])
-    found = resolve(pending, np.concatenate([bars, seen]), base_s, installation.params.costs.round_trip_bps)
+    manifest = installation.manifest()
+    base_s = TIMEFRAME_SECONDS[manifest["timeframe"]]
+    bars = schemas.to_matrix(schemas.read_bars(installation.workspace / "data" / manifest["file"]))
+    newer = installation.store.bars(symbol, after=bars[-1, OPEN_TIME])
+    found = resolve(pending, np.concatenate([bars, newer]), base_s, installation.params.costs.round_trip_bps)
     return sum(installation.store.add_outcome(outcome) for outcome in found)
 
 
-def seen_rows(installation: Installation, symbol: str, since: datetime) -> Floats:
-    """(n, k) rows of WATCHED_COLUMNS as the service used them, one a decision bar, oldest first."""
+def served_rows(installation: Installation, symbol: str, since: datetime) -> Floats:
+    """Return (n, k) rows of WATCHED_COLUMNS as the service used them, one a decision bar after `since`, oldest first.
+
+    NaN where a feature was missing at that bar.
+    """
     by_bar = {
         r.decision.as_of: r.features
         for r in installation.store.decisions(symbol, since=since)
         if r.decision.as_of > since
     }
-    rows = [np.frombuffer(by_bar[at], dtype=np.float64)[_AT] for at in sorted(by_bar)]
-    return np.array(rows, dtype=np.float64).reshape(-1, len(_AT))
+    rows = [np.frombuffer(by_bar[at], dtype=np.float64)[WATCHED] for at in sorted(by_bar)]
+    return np.array(rows, dtype=np.float64).reshape(-1, len(WATCHED))
 
 
-def learnt_until(installation: Installation) -> datetime:
-    """When the last decision bar of the newest snapshot closed."""
+def history_end(installation: Installation) -> datetime:
+    """Return when the last decision bar of the newest snapshot closed."""
     bars = np.load(installation.workspace / "artifacts" / "features" / "decision.npy", mmap_mode="r")
     return utc(bars[-1, OPEN_TIME] + TIMEFRAME_SECONDS[installation.meta()["decision_timeframe"]])
 
 
 @task
-def look_for_drift(symbol: str) -> tuple[DriftReference, DriftResult, Floats]:
+def detect_drift(symbol: str) -> tuple[DriftReference, DriftResult, Floats]:
+    """Compare the rows served since the newest snapshot with its own blocks. Return reference, result and those rows.
+
+    The rows are (n, k) of WATCHED_COLUMNS, as of `served_rows`.
+    """
     installation = open_installation()
-    rows = np.load(installation.workspace / "artifacts" / "features" / "features.npy")[:, _AT]
+    rows = np.load(installation.workspace / "artifacts" / "features" / "features.npy")[:, WATCHED]
     reference = fit_reference(rows, WATCHED_COLUMNS, installation.params.drift, installation.params.seed)
-    seen = seen_rows(installation, symbol, learnt_until(installation))
-    return reference, detect(reference, seen), seen
+    served = served_rows(installation, symbol, history_end(installation))
+    return reference, detect(reference, served), served
 
 
 @task
-def look_at_loss(family: str, symbol: str) -> LossDrift | None:
-    """The champion's live loss beside the one it was judged on; None without a champion."""
+def compare_loss(family: str, symbol: str) -> LossDrift | None:
+    """Compare the champion's live loss with the one it was judged on; None without a champion."""
     installation = open_installation()
-    held = promotion.slots_of(installation.store, family).champion
-    if held is None or held.run_id is None:
+    champion = promotion.slots_of(installation.store, family).champion
+    if champion is None or champion.run_id is None:
         return None
-    told = installation.tracking.metrics(held.run_id)
-    value, low, high = (told[f"loss.model.{name}"] for name in ("value", "low", "high"))
-    judged = Estimate(value, low, high, int(told["n"]))
+    metrics = installation.tracking.metrics(champion.run_id)
+    value, low, high = (metrics[f"loss.model.{name}"] for name in ("value", "low", "high"))
+    judged = Estimate(value, low, high, int(metrics["n"]))
     scored = [
-        (said["p"], outcome.label)
+        (answer["p"], outcome.label)
         for record, outcome in installation.store.resolved()
         if record.decision.symbol == symbol
-        and (said := record.decision.models.get(family, {}).get("champion")) is not None
-        and said["digest"] == held.digest
-        and said["p"] is not None
+        and (answer := record.decision.models.get(family, {}).get("champion")) is not None
+        and answer["digest"] == champion.digest
+        and answer["p"] is not None
     ]
     p, y = (
         (np.array(values, dtype=np.float64) for values in zip(*scored, strict=True)) if scored else (np.empty(0),) * 2
@@ -100,18 +121,18 @@ def look_at_loss(family: str, symbol: str) -> LossDrift | None:
 
 
 def trip_model(installation: Installation, symbol: str, loss: LossDrift | None) -> str | None:
-    """Latch `model` where the acting champion's loss has drifted and its newest trades lost money; returns why.
+    """Trip `model` if the deciding champion's loss has drifted and its newest trades lost money; return why, else None.
 
-    Only trades that it decided count, since a person last reset the breaker. Input drift never comes here: it asks for
+    Only trades that it decided count, since a person last reset the breaker. Input drift never comes here: it requests
     a retrain, and the loop closes by itself.
     """
-    held = promotion.slots_of(installation.store, ACTING).champion
-    if held is None or loss is None or not loss.alarm:
+    champion = promotion.slots_of(installation.store, DECISION_FAMILY).champion
+    if champion is None or loss is None or not loss.alarm:
         return None
     resets = [
-        x.reset_as_of
-        for x in installation.store.breaker_trips(tripped_only=False)
-        if x.name == "model" and x.reset_as_of
+        trip.reset_as_of
+        for trip in installation.store.breaker_trips(tripped_only=False)
+        if trip.name == "model" and trip.reset_as_of
     ]
     since, params = max(resets, default=None), installation.params
     traded = [
@@ -120,31 +141,31 @@ def trip_model(installation: Installation, symbol: str, loss: LossDrift | None) 
         if record.decision.symbol == symbol
         and record.decision.action != "NO_TRADE"
         and record.decision.arm == "champion"
-        and record.decision.models[ACTING]["champion"]["digest"] == held.digest
+        and record.decision.models[DECISION_FAMILY]["champion"]["digest"] == champion.digest
         and (since is None or record.decision.as_of > since)
     ][-params.breakers.trades :]
     if not traded:
         return None
-    worth = mean_estimate(np.array(traded), params.gate.bootstrap, params.seed, params.costs.round_trip_bps)
-    about = f"{ACTING} champion version {held.to_version} at {symbol}"
-    why = triggered(BreakerInputs(about, loss_drift=True, traded=worth), params).get("model")
+    net_bps = mean_estimate(np.array(traded), params.gate.bootstrap, params.seed, params.costs.round_trip_bps)
+    about = f"{DECISION_FAMILY} champion version {champion.to_version} at {symbol}"
+    why = triggered(BreakerInputs(about, loss_drift=True, traded=net_bps), params).get("model")
     if why is not None and installation.store.trip("model", now(), why):
         installation.store.raise_alarm("breaker_tripped", "critical", f"model: {why}", now())
     return why
 
 
 @task(timeout_seconds=600)
-def report(family: str, reference: DriftReference, result: DriftResult, seen: Floats) -> str:
-    """Evidently's report (HTML and JSON) into the version's run and the Evidently UI. Returns where the page lies."""
+def report(family: str, reference: DriftReference, result: DriftResult, served: Floats) -> str:
+    """Write Evidently's report (HTML and JSON) into the version's run and the Evidently UI. Return the page's path."""
     from pipelines.monitoring.report import write_report
 
     installation = open_installation()
-    block = strangest(result)
-    current = seen[block.start : block.start + block.n] if block else seen
-    watched = [FEATURES_AT[name] for name in reference.watched]
+    block = worst_block(result)
+    current = served[block.start : block.start + block.n] if block else served
+    columns = [POSITION[name] for name in reference.watched]
     files = write_report(
-        pd.DataFrame(reference.sample[:, watched], columns=list(reference.watched)),
-        pd.DataFrame(current[:, watched], columns=list(reference.watched)),
+        pd.DataFrame(reference.sample[:, columns], columns=list(reference.watched)),
+        pd.DataFrame(current[:, columns], columns=list(reference.watched)),
         reference.thresholds,
         installation.settings.home / "reports" / f"{now():%Y%m%dT%H%M%S}",
         installation.settings.home / "evidently",
@@ -152,98 +173,127 @@ def report(family: str, reference: DriftReference, result: DriftResult, seen: Fl
         f"{family}: {installation.meta()['symbol']}",
     )
     slots = promotion.slots_of(installation.store, family)
-    held = slots.champion or slots.challenger
-    if held is not None and held.run_id is not None:
+    watched = slots.champion or slots.challenger
+    if watched is not None and watched.run_id is not None:
         metrics = {"drift.score": block.score, "drift.threshold": block.threshold} if block else {}
-        installation.tracking.log_report(held.run_id, [files.html, files.json], "drift", metrics)
+        installation.tracking.log_report(watched.run_id, [files.html, files.json], "drift", metrics)
         create_link_artifact(
             key=f"drift-{family}",
-            link=f"{installation.tracking.run_link(held.run_id)}/artifacts",
-            link_text=f"Drift report of {family} version {held.to_version}, in its MLflow run",
+            link=f"{installation.tracking.run_link(watched.run_id)}/artifacts",
+            link_text=f"Drift report of {family} version {watched.to_version}, in its MLflow run",
             description=result.reason,
         )
     return str(files.html)
 
 
-FEATURES_AT = {name: i for i, name in enumerate(WATCHED_COLUMNS)}
-
-
-def strangest(result: DriftResult) -> Any:
-    """The block that decided: the first alarm, else the highest score; None before the first whole block."""
+def worst_block(result: DriftResult) -> BlockDrift | None:
+    """Return the block that decided: the first alarm, else the highest score; None before the first whole block."""
     alarms = [b for b in result.blocks if b.alarm]
     return alarms[0] if alarms else max(result.blocks, key=lambda b: b.score, default=None)
 
 
 def watched_families(installation: Installation) -> list[str]:
-    """Families with a champion: only what serves can be hurt. Without one, the family that acts, once it was judged:
-    before that it is being trained for the first time, and a second training beside it helps nobody."""
-    held = [family for family in FAMILIES if promotion.slots_of(installation.store, family).champion is not None]
-    judged = promotion.slots_of(installation.store, ACTING).challenger is not None
-    return held or ([ACTING] if judged else [])
+    """Return the families with a champion: only what serves can be hurt.
 
-
-@flow(name="monitor", log_prints=True)
-def monitor(symbol: str | None = None) -> dict[str, Any]:
-    """Look once. Returns what was resolved, what drifts, where the report is, and who was asked to retrain."""
-    installation = open_installation()
-    name = symbol or installation.manifest()["symbol"]
-    with step("monitor: outcomes"):
-        resolved = settle(name)
-    with step("monitor: drift and loss"):
-        reference, result, seen = look_for_drift(name)
-        loss = look_at_loss(ACTING, name)
-    path = None
-    if len(seen):
-        with step("monitor: Evidently report"):
-            path = report(ACTING, reference, result, seen)
-    reasons = {
-        family: reasons_of(installation, family, name, result, loss if family == ACTING else None)
-        for family in watched_families(installation)
-    }
-    ask(installation, {family: why for family, why in reasons.items() if why})
-    tripped = trip_model(installation, name, loss)
-    told = result.reason + (f"; loss: {loss.reason}" if loss else "")
-    told += f"; breaker model tripped: {tripped}" if tripped else ""
-    create_markdown_artifact(
-        key="monitor", markdown=f"# {name}\n\n{told}\n\n{resolved} outcomes resolved\n\nreport: {path}"
-    )
-    known = len(installation.store.resolved())
-    report_progress(f"{known} outcomes known, {resolved} of them resolved now; {told}")
-    return {
-        "resolved": resolved,
-        "told": told,
-        "report": path,
-        "event_families": [family for family, why in reasons.items() if why],
-        "reasons": {family: [f"{r.kind}: {r.detail}" for r in why] for family, why in reasons.items()},
-    }
+    Without one, the deciding family, once it was judged: before that its first training is still running, and a second
+    one at the same time is of no use.
+    """
+    serving = [family for family in FAMILIES if promotion.slots_of(installation.store, family).champion is not None]
+    judged = promotion.slots_of(installation.store, DECISION_FAMILY).challenger is not None
+    return serving or ([DECISION_FAMILY] if judged else [])
 
 
 def reasons_of(
     installation: Installation, family: str, symbol: str, drift: DriftResult, loss: LossDrift | None
 ) -> list[TriggerReason]:
-    """Why this family should be trained again; raises the alarm where its retrains have stopped coming."""
+    """Return why this family should be trained again; raise an alarm where its retrains have stopped coming."""
     slots, rules, at = promotion.slots_of(installation.store, family), installation.params.retrain, now()
-    held = slots.champion or slots.challenger
-    if held is not None and (late := overdue(at, held.at, held.at, rules.overdue_intervals, rules)):
+    newest = slots.champion or slots.challenger
+    if newest is not None and (late := overdue(at, newest.at, newest.at, rules.overdue_intervals, rules)):
         installation.store.raise_alarm(late.kind, "critical", f"{family}: {late.detail}", at)
-    return retrain_reasons(at, held.at if held else None, at - market_age(installation, symbol), drift, loss, rules)
+    return retrain_reasons(at, newest.at if newest else None, at - market_age(installation, symbol), drift, loss, rules)
 
 
 def market_age(installation: Installation, symbol: str) -> timedelta:
-    """How far the market went on since the newest snapshot, in its own time: a recorded year may be replayed today."""
-    last, newest = learnt_until(installation), installation.store.newest_bar(symbol)
+    """Return how far the market went on since the newest snapshot, in its own time (a recorded year may run today)."""
+    last, newest = history_end(installation), installation.store.newest_bar(symbol)
     return timedelta(0) if newest is None else max(utc(newest) - last, timedelta(0))
 
 
-def ask(installation: Installation, reasons: dict[str, list[TriggerReason]]) -> None:
-    """An alarm a family for people, one event for the automation that starts the retrain of all of them."""
-    for family, why in reasons.items():
+def reasons_by_family(installation: Installation, symbol: str, drift: DriftResult, loss: LossDrift | None) -> Reasons:
+    """Return the reasons of every watched family; the loss is that of the deciding family alone."""
+    return {
+        family: reasons_of(installation, family, symbol, drift, loss if family == DECISION_FAMILY else None)
+        for family in watched_families(installation)
+    }
+
+
+def request_retrains(installation: Installation, reasons: Reasons) -> list[str]:
+    """Raise an alarm for each reason, and emit one event for the automation that starts the retrain of all families.
+
+    Return the families whose retrain was requested.
+    """
+    requested = {family: why for family, why in reasons.items() if why}
+    for family, why in requested.items():
         for reason in why:
             installation.store.raise_alarm(reason.kind, "warning", f"{family}: {reason.kind}: {reason.detail}", now())
-    if reasons:
-        first = next(iter(reasons.values()))[0]
+    if requested:
+        first = next(iter(requested.values()))[0]
         emit_event(
             DRIFT_EVENT,
-            resource={"prefect.resource.id": "bellwether.families", "prefect.resource.name": ", ".join(reasons)},
-            payload={"family": ",".join(reasons), "reason": f"{first.kind}: {first.detail}"},
+            resource={"prefect.resource.id": "bellwether.families", "prefect.resource.name": ", ".join(requested)},
+            payload={"family": ",".join(requested), "reason": f"{first.kind}: {first.detail}"},
         )
+    return list(requested)
+
+
+def summary_of(drift: DriftResult, loss: LossDrift | None, tripped: str | None) -> str:
+    """Return one line on drift, loss and the breaker `model`."""
+    parts = [drift.reason]
+    if loss:
+        parts.append(f"loss: {loss.reason}")
+    if tripped:
+        parts.append(f"breaker model tripped: {tripped}")
+    return "; ".join(parts)
+
+
+def publish_summary(installation: Installation, symbol: str, summary: str, resolved: int, page: str | None) -> None:
+    """Write the summary to the flow run's artifacts and to the progress lines."""
+    create_markdown_artifact(
+        key="monitor", markdown=f"# {symbol}\n\n{summary}\n\n{resolved} outcomes resolved\n\nreport: {page}"
+    )
+    known = len(installation.store.resolved())
+    report_progress(f"{known} outcomes known, {resolved} of them resolved now; {summary}")
+
+
+def as_text(reasons: Mapping[str, list[TriggerReason]]) -> dict[str, list[str]]:
+    """Return the reasons of each family as `kind: detail`."""
+    return {family: [f"{r.kind}: {r.detail}" for r in why] for family, why in reasons.items()}
+
+
+@flow(name="monitor", log_prints=True)
+def monitor(symbol: str | None = None) -> MonitorResult:
+    """Run all checks once. Return what was resolved, what drifts, where the report is, and the retrains requested."""
+    installation = open_installation()
+    name = symbol or installation.manifest()["symbol"]
+    with step("monitor: outcomes"):
+        resolved = resolve_outcomes(name)
+    with step("monitor: drift and loss"):
+        reference, drift, served = detect_drift(name)
+        loss = compare_loss(DECISION_FAMILY, name)
+    page = None
+    if len(served):
+        with step("monitor: Evidently report"):
+            page = report(DECISION_FAMILY, reference, drift, served)
+    reasons = reasons_by_family(installation, name, drift, loss)
+    requested = request_retrains(installation, reasons)
+    tripped = trip_model(installation, name, loss)
+    summary = summary_of(drift, loss, tripped)
+    publish_summary(installation, name, summary, resolved, page)
+    return {
+        "resolved": resolved,
+        "summary": summary,
+        "report": page,
+        "retrain_families": requested,
+        "reasons": as_text(reasons),
+    }

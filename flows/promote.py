@@ -1,6 +1,7 @@
 """Promote: by policy, or by a person who resumes the suspended run in the Prefect UI. Reconcile: aliases and ledger."""
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -18,20 +19,118 @@ from pipelines.store import Alarm
 
 WAITS = "approval_waits"
 LAPSED = "approval_lapsed"
-SAID = r"\S"  # something that is not blank; Prefect refuses to resume without it, and the run stays suspended
+NOT_BLANK = r"\S"  # Prefect refuses to resume without it, and the run stays suspended
 
 
 class Approval(RunInput):
-    """What a person fills in when resuming the flow."""
+    """Ask a person for the decision, who makes it and why; filled in when resuming the flow."""
 
     approve: bool = Field(default=False, description="Make it champion; otherwise it is declined")
-    name: str = Field(pattern=SAID, description="Who decides; it goes on the ledger")
-    reason: str = Field(pattern=SAID, description="Why; it goes on the ledger")
+    name: str = Field(pattern=NOT_BLANK, description="Who decides; it goes on the ledger")
+    reason: str = Field(pattern=NOT_BLANK, description="Why; it goes on the ledger")
 
 
 @task(retries=2, retry_delay_seconds=[2, 10])
 def move_champion(family: str, version: str, actor: str, reason: str) -> None:
+    """Make the version champion on the ledger, in MLflow and in the generation file. Raises as `promotion.promote`."""
     promotion.promote(open_installation(), family, version, actor, reason)
+
+
+def await_approval(installation: Installation, family: str, version: str, wait_hours: float) -> Approval:
+    """Return the decision of a person, once there is one; until then this process ends here, the run suspended."""
+    run_id = str(flow_run.id)
+    if not any(run_id in alarm.detail for alarm in installation.store.alarms(open_only=False)):
+        until = now() + timedelta(hours=wait_hours)
+        detail = (
+            f"{family} version {version} waits for a person until {until:%F %T} UTC, then nothing is promoted: resume "
+            f"{installation.settings.prefect_url}/runs/flow-run/{run_id}"
+        )
+        installation.store.raise_alarm(WAITS, "warning", detail, now())
+    form = Approval.with_initial_data(description=evidence_text(installation, family, version))
+    decision: Approval = suspend_flow_run(wait_for_input=form, timeout=round(3600 * wait_hours), key="approval")
+    for alarm in open_approvals(installation):
+        if run_id in alarm.detail:
+            installation.store.clear_alarm(alarm.id, now())
+    return decision
+
+
+def evidence_text(installation: Installation, family: str, version: str) -> str:
+    """Return what a person decides on, as Markdown: the evidence, the gain over the champion with interval and n."""
+    wanted = installation.tracking.version(family, version)
+    champion = promotion.slots_of(installation.store, family).champion
+    verdict = promotion.verdict_line(installation.store, family, version, wanted.digest)
+    lines = [
+        f"Promote **{family}** version **{version}** to champion, in place of "
+        f"{f'version {champion.to_version}' if champion else 'none'}?",
+        f"Evidence: {installation.tracking.run_link(wanted.run_id)}",
+        f"Gate: {verdict.reason}" if verdict else "Gate: it never judged these bytes; the promotion will be refused.",
+    ]
+    checks = {check["name"]: check for check in verdict.evidence.get("checks", [])} if verdict else {}
+    lines.append(describe_gain(checks.get("gain_over_champion")))
+    return "\n\n".join(lines)
+
+
+def describe_gain(check: Mapping[str, Any] | None) -> str:
+    """Return the gate's check of the gain over the champion in words: value, 95 % interval, n, threshold."""
+    if check is None:
+        return "Gain over the champion: not judged, for there was none."
+    if check["value"] is None:
+        return f"Gain over the champion: unknown ({check['detail']}), n = {check['n']:,}."
+    return (
+        f"Gain over the champion: {check['value']:+.4f} {check['detail']}, 95 % interval "
+        f"{check['low']:+.4f} to {check['high']:+.4f}, n = {check['n']:,} (wanted: {check['threshold']})."
+    )
+
+
+def request_approval(family: str, version: str, reason: str, wait_hours: float = 168.0) -> None:
+    """Start the run that waits for a person, and return without waiting for it."""
+    wanted = {"family": family, "version": version, "approval": "manual", "reason": reason, "wait_hours": wait_hours}
+    run = run_deployment("promote/promote", parameters=wanted, timeout=0, as_subflow=False)
+    report_progress(f"{family} version {version} waits for approval in the Prefect UI, flow run {run.name}")
+
+
+def propose(family: str, version: str, reason: str) -> None:
+    """Promote a version that passed the gate by policy, or request a person's approval, as `retrain.approval` says."""
+    if open_installation().params.retrain.approval == "auto":
+        promote(family, version, reason=reason)
+    else:
+        request_approval(family, version, reason)
+
+
+def open_approvals(installation: Installation) -> list[Alarm]:
+    """Return the open alarms of runs that wait for a person."""
+    return [alarm for alarm in installation.store.alarms() if alarm.kind == WAITS]
+
+
+def clear_lapsed_approvals(installation: Installation) -> list[str]:
+    """Clear the alarms of runs that wait no more, and raise one where a run ended without a decision.
+
+    Return a line for each of those; nothing was promoted.
+    """
+    lapsed = []
+    for alarm in open_approvals(installation):
+        run_id = re.search(r"[0-9a-f-]{36}$", alarm.detail)
+        state = run_id and state_of(run_id[0])
+        if state in ("SCHEDULED", "PENDING", "RUNNING", "PAUSED"):
+            continue
+        installation.store.clear_alarm(alarm.id, now())
+        candidate = alarm.detail.partition(" waits ")[0]  # as `await_approval` writes it
+        if state != "COMPLETED":
+            ended = str(state or "its run is gone").lower()
+            line = f"{candidate} was not decided by anybody ({ended}) and is not promoted"
+            installation.store.raise_alarm(LAPSED, "warning", f"{line}: {run_id[0] if run_id else alarm.id}", now())
+            lapsed.append(line)
+    return lapsed
+
+
+def state_of(run_id: str) -> str | None:
+    """Return the type of the state a flow run is in; None if Prefect no longer knows the run."""
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(run_id).state
+        except ObjectNotFound:
+            return None
+    return state.type.value if state else None
 
 
 @flow(name="promote", log_prints=True, persist_result=True)
@@ -43,22 +142,22 @@ def promote(
     reason: str = "passed the gate",
     wait_hours: float = 168.0,
 ) -> bool:
-    """Make a version champion; False if a person declined it or is still to be asked.
+    """Make a version champion. Return False if a person declined it or has still to decide.
 
     approval    auto | manual (waits for a person); None = retrain.approval of params.yaml
-    wait_hours  so long a person may take; then the run fails and nothing is promoted
+    wait_hours  how long a person may take; then the run fails and nothing is promoted
 
     While it waits the run is suspended: no process is held, and nothing is lost when flows or Prefect are killed. The
-    one that resumes it begins here again, with the answer.
+    process that resumes it runs this function from the start, now with the decision.
     """
     installation = open_installation()
     if (approval or installation.params.retrain.approval) == "manual":
-        if not deployment.id:  # only the run of a deployment can be begun again by another process
-            ask(family, version, reason, wait_hours)
+        if not deployment.id:  # only the run of a deployment can be resumed by another process
+            request_approval(family, version, reason, wait_hours)
             return False
-        answer = answered(installation, family, version, wait_hours)
-        actor, reason = answer.name.strip(), answer.reason.strip()
-        if not answer.approve:
+        decision = await_approval(installation, family, version, wait_hours)
+        actor, reason = decision.name.strip(), decision.reason.strip()
+        if not decision.approve:
             report_progress(f"{family} version {version}: declined by {actor}: {reason}")
             return False
     with step(f"promote: {family} version {version}"):
@@ -67,104 +166,14 @@ def promote(
     return True
 
 
-def answered(installation: Installation, family: str, version: str, wait_hours: float) -> Approval:
-    """What a person said, once; before that this process ends here and the run stays suspended."""
-    run_id = str(flow_run.id)
-    if not any(run_id in alarm.detail for alarm in installation.store.alarms(open_only=False)):
-        until = now() + timedelta(hours=wait_hours)
-        told = (
-            f"{family} version {version} waits for a person until {until:%F %T} UTC, then nothing is promoted: resume "
-            f"{installation.settings.prefect_url}/runs/flow-run/{run_id}"
-        )
-        installation.store.raise_alarm(WAITS, "warning", told, now())
-    asked = Approval.with_initial_data(description=case(installation, family, version))
-    answer: Approval = suspend_flow_run(wait_for_input=asked, timeout=round(3600 * wait_hours), key="approval")
-    for alarm in waiting(installation):
-        if run_id in alarm.detail:
-            installation.store.clear_alarm(alarm.id, now())
-    return answer
-
-
-def case(installation: Installation, family: str, version: str) -> str:
-    """What a person decides on, as Markdown: the evidence, the gain over the champion with its interval and n."""
-    wanted = installation.tracking.version(family, version)
-    held = promotion.slots_of(installation.store, family).champion
-    verdict = promotion.verdict_line(installation.store, family, version, wanted.digest)
-    lines = [
-        f"Promote **{family}** version **{version}** to champion, in place of "
-        f"{f'version {held.to_version}' if held else 'none'}?",
-        f"Evidence: {installation.tracking.run_link(wanted.run_id)}",
-        f"Gate: {verdict.reason}" if verdict else "Gate: it never judged these bytes; the promotion will be refused.",
-    ]
-    checks = {check["name"]: check for check in verdict.evidence.get("checks", [])} if verdict else {}
-    lines.append(describe_gain(checks.get("gain_over_champion")))
-    return "\n\n".join(lines)
-
-
-def describe_gain(check: dict[str, Any] | None) -> str:
-    """The gate's check of the gain over the champion, in words."""
-    if check is None:
-        return "Gain over the champion: not judged, for there was none."
-    if check["value"] is None:
-        return f"Gain over the champion: unknown ({check['detail']}), n = {check['n']:,}."
-    return (
-        f"Gain over the champion: {check['value']:+.4f} {check['detail']}, 95 % interval "
-        f"{check['low']:+.4f} to {check['high']:+.4f}, n = {check['n']:,} (wanted: {check['threshold']})."
-    )
-
-
-def ask(family: str, version: str, reason: str, wait_hours: float = 168.0) -> None:
-    """Start the run that waits for a person, and go on without it."""
-    wanted = {"family": family, "version": version, "approval": "manual", "reason": reason, "wait_hours": wait_hours}
-    run = run_deployment("promote/promote", parameters=wanted, timeout=0, as_subflow=False)
-    report_progress(f"{family} version {version} waits for approval in the Prefect UI, flow run {run.name}")
-
-
-def propose(family: str, version: str, reason: str) -> None:
-    """After a passing verdict: promote by policy, or ask a person and go on."""
-    if open_installation().params.retrain.approval == "auto":
-        promote(family, version, reason=reason)
-    else:
-        ask(family, version, reason)
-
-
-def waiting(installation: Installation) -> list[Alarm]:
-    """The open alarms of runs that wait for a person."""
-    return [alarm for alarm in installation.store.alarms() if alarm.kind == WAITS]
-
-
-def lapsed(installation: Installation) -> list[str]:
-    """Runs that waited for a person and have ended without one: said, and alarmed. Nothing was promoted."""
-    done = []
-    for alarm in waiting(installation):
-        run_id = re.search(r"[0-9a-f-]{36}$", alarm.detail)
-        state = run_id and state_of(run_id[0])
-        if state in ("SCHEDULED", "PENDING", "RUNNING", "PAUSED"):
-            continue
-        installation.store.clear_alarm(alarm.id, now())
-        what = alarm.detail.partition(" waits ")[0]
-        if state != "COMPLETED":
-            told = f"{what} was not decided by anybody ({str(state or 'its run is gone').lower()}) and is not promoted"
-            installation.store.raise_alarm(LAPSED, "warning", f"{told}: {run_id[0] if run_id else alarm.id}", now())
-            done.append(told)
-    return done
-
-
-def state_of(run_id: str) -> str | None:
-    """Type of the state a flow run is in, None if Prefect no longer knows it."""
-    with get_client(sync_client=True) as client:
-        try:
-            state = client.read_flow_run(run_id).state
-        except ObjectNotFound:
-            return None
-    return state.type.value if state else None
-
-
 @flow(name="reconcile", log_prints=True)
 def reconcile() -> list[str]:
-    """A champion alias moved by hand is a request: taken over with a passing verdict, put back and alarmed without."""
+    """Compare aliases with the ledger: a champion alias moved by hand is a request.
+
+    With a passing verdict it becomes a promotion; without one it is put back, with an alarm. Return what was done.
+    """
     installation = open_installation()
-    done = [*promotion.reconcile(installation), *lapsed(installation)]
+    done = [*promotion.reconcile(installation), *clear_lapsed_approvals(installation)]
     for line in done:
         report_progress(line)
     return done

@@ -1,12 +1,12 @@
-"""What must be seen within seconds and is rarely there to be seen; beside the deployments, it starts a run when needed.
+"""The reconciler: a thread next to the deployments that checks every two seconds what must be noticed within seconds.
 
 An alias moved by hand in MLflow, a generation file behind the ledger (a crash between the two), a retrain whose worker
-died, a registry that does not answer. Each look is cheap: one request to MLflow and a few rows of the store.
+died, a registry that does not answer. Each poll is cheap: one request to MLflow and a few rows of the store.
 """
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
@@ -19,39 +19,37 @@ from pipelines.families import FAMILIES
 from pipelines.store import ATTEMPTS, RetrainRequest
 from serving.inference.generation import read_generation
 
-log = logging.getLogger("bellwether.watch")
+log = logging.getLogger("bellwether.reconciler")
 POLL_INTERVAL_S = 2.0
 REGISTRY_DOWN = "registry_down"
 FAULT = "watch_fault"
-FAULT_COOLDOWN = timedelta(
-    minutes=1
-)  # between two looks at a family with a fault: each may ask the registry for its bundle
-PATIENCE = timedelta(minutes=2)  # a run that was asked for may take so long to claim its request
+FAULT_COOLDOWN = timedelta(minutes=1)  # between two polls of a family with a fault: each may request its bundle
+CLAIM_PATIENCE = timedelta(minutes=2)  # how long a restarted run may take to claim its request
 NEVER = datetime.min.replace(tzinfo=UTC)
 
-Begun = dict[tuple[int, int], datetime]  # (request, attempt) → when it was begun again
-Tried = dict[str, datetime]  # family with a fault → when it was looked at last
+Restarted = dict[tuple[int, int], datetime]  # (request, attempt) → when its run was started again
+Tried = dict[str, datetime]  # family with a fault → when it was polled last
 
 
-def poll(installation: Installation, begun: Begun, tried: Tried | None = None) -> list[str]:
-    """One look; what was done about what it saw, in words.
+def poll(installation: Installation, restarted: Restarted, tried: Tried | None = None) -> list[str]:
+    """Check everything once. Return what was done, one line each.
 
-    begun  remembers which retrains were begun once more
-    tried  remembers when a family with a fault was looked at: again after FAULT_COOLDOWN only, the others each time
+    restarted  remembers which retrains were started again
+    tried      remembers when a family with a fault was polled: again after FAULT_COOLDOWN only, the others each time
     """
     tried = {} if tried is None else tried
-    done = recover_dead_retrains(installation, begun)
+    done = recover_dead_retrains(installation, restarted)
     if registry_answers(installation):
-        resting = {family for family, at in tried.items() if now() - at < FAULT_COOLDOWN}
-        doubtful = promotion.faulty(installation) - resting
-        if doubtful or is_behind_ledger(installation, resting):
+        cooling = {family for family, at in tried.items() if now() - at < FAULT_COOLDOWN}
+        doubtful = promotion.faulty(installation) - cooling
+        if doubtful or is_behind_ledger(installation, cooling):
             before, generation = generation_of(installation), promotion.publish(installation)
             if generation != before:
                 done.append(f"generation {generation} published: the file was behind the ledger")
-        asked = [family for family in FAMILIES if family in (doubtful | moved(installation)) - resting]
-        done += promotion.reconcile(installation, asked) if asked else []
+        due = [family for family in FAMILIES if family in (doubtful | moved(installation)) - cooling]
+        done += promotion.reconcile(installation, due) if due else []
         still = promotion.faulty(installation)
-        for family in (still - resting) | (tried.keys() - still):
+        for family in (still - cooling) | (tried.keys() - still):
             tried.pop(family, None)
             if family in still:
                 tried[family] = now()
@@ -59,10 +57,11 @@ def poll(installation: Installation, begun: Begun, tried: Tried | None = None) -
 
 
 def registry_answers(installation: Installation) -> bool:
-    """Whether MLflow answers; raises the alarm when it does not and clears it when it does again."""
+    """Return whether MLflow answers; raise the alarm when it does not and clear it when it does again."""
     if not processes.is_responding(installation.settings, "mlflow"):
-        told = f"MLflow does not answer at {installation.settings.mlflow_url}; what is served goes on, nothing can be promoted"
-        installation.store.raise_alarm(REGISTRY_DOWN, "high", told, now())
+        url = installation.settings.mlflow_url
+        detail = f"MLflow does not answer at {url}; what is served goes on, nothing can be promoted"
+        installation.store.raise_alarm(REGISTRY_DOWN, "high", detail, now())
         return False
     for alarm in installation.store.alarms():
         if alarm.kind == REGISTRY_DOWN:
@@ -71,15 +70,15 @@ def registry_answers(installation: Installation) -> bool:
 
 
 def moved(installation: Installation) -> set[str]:
-    """The families whose champion alias is not where the ledger says."""
-    asked = installation.tracking.aliases("champion")
-    return {family for family, (version, _) in held(installation).items() if asked.get(family) != version}
+    """Return the families whose champion alias is not where the ledger says."""
+    aliases = installation.tracking.aliases("champion")
+    return {family for family, (version, _) in champions_of(installation).items() if aliases.get(family) != version}
 
 
-def is_behind_ledger(installation: Installation, besides: Collection[str] = ()) -> bool:
-    """Whether the generation file names another champion than the ledger, or none though there is one; or is broken.
+def is_behind_ledger(installation: Installation, skipped: Collection[str] = ()) -> bool:
+    """Return whether the generation file is broken, or names another champion than the ledger (or none).
 
-    besides  families that are not looked at
+    skipped  families that are not compared
     """
     try:
         content = read_generation(installation.settings.serving_dir)
@@ -89,13 +88,13 @@ def is_behind_ledger(installation: Installation, besides: Collection[str] = ()) 
     served = {family: (named.get(family) or {}).get("champion") or {} for family in FAMILIES}
     return any(
         (served[family].get("version"), served[family].get("digest")) != fact
-        for family, fact in held(installation).items()
-        if family not in besides
+        for family, fact in champions_of(installation).items()
+        if family not in skipped
     )
 
 
 def generation_of(installation: Installation) -> int | None:
-    """Number of the published generation; None where there is none, or where it cannot be read."""
+    """Return the number of the published generation; None where there is none, or where it cannot be read."""
     try:
         content = read_generation(installation.settings.serving_dir)
     except StateError:
@@ -103,61 +102,80 @@ def generation_of(installation: Installation) -> int | None:
     return int(content["generation"]) if content else None
 
 
-def held(installation: Installation) -> dict[str, tuple[str | None, str | None]]:
-    """family → (version, digest) of its champion on the ledger, (None, None) without one."""
+def champions_of(installation: Installation) -> dict[str, tuple[str | None, str | None]]:
+    """Return family → (version, digest) of its champion on the ledger, (None, None) without one."""
     slots = {family: promotion.slots_of(installation.store, family).champion for family in FAMILIES}
     return {family: (line.to_version, line.digest) if line else (None, None) for family, line in slots.items()}
 
 
-def recover_dead_retrains(installation: Installation, begun: Begun) -> list[str]:
-    """A retrain whose worker died is begun once more; the second time it ends as failed, with an alarm."""
-    again: dict[str, list[RetrainRequest]] = defaultdict(list)
-    done = []
+def recover_dead_retrains(installation: Installation, restarted: Restarted) -> list[str]:
+    """Start a retrain whose worker died once more; the second time end it as failed, with an alarm.
+
+    Return what was done, one line each.
+    """
+    orphans, done = orphaned_retrains(installation), []
+    to_restart: dict[str, list[RetrainRequest]] = defaultdict(list)
+    for worker, request in orphans:
+        if request.attempts < ATTEMPTS:
+            if now() - restarted.get((request.id, request.attempts), NEVER) > CLAIM_PATIENCE:
+                to_restart[worker].append(request)
+            continue
+        line = f"retrain of {request.family} (request {request.id}): its worker died twice; nothing was promoted"
+        installation.store.finish_retrain(request.id, worker, now(), False, "its worker died twice")
+        installation.store.raise_alarm("retrain_died", "high", line, now())
+        done.append(line)
+    return done + restart(to_restart, restarted)
+
+
+def orphaned_retrains(installation: Installation) -> list[tuple[str, RetrainRequest]]:
+    """Return (worker, request) of the running retrains whose worker is gone or whose lease ran out.
+
+    The lease of a worker that is gone ends now: it will not return for the rest of it.
+    """
+    orphans = []
     for request in installation.store.retrain_requests(last=20):
         if request.state != "running" or request.lease_until is None or request.holder is None:
             continue
         if request.lease_until > now():
             if not is_gone(request.holder):
                 continue
-            installation.store.renew_retrain_lease(
-                request.id, request.holder, now()
-            )  # it will not come back for the rest of it
-        if request.attempts < ATTEMPTS:
-            if now() - begun.get((request.id, request.attempts), NEVER) > PATIENCE:
-                again[request.holder].append(request)
-            continue
-        told = f"retrain of {request.family} (request {request.id}): its worker died twice; nothing was promoted"
-        installation.store.finish_retrain(request.id, request.holder, now(), False, "its worker died twice")
-        installation.store.raise_alarm("retrain_died", "high", told, now())
-        done.append(told)
-    for dead, requests in again.items():
+            installation.store.renew_retrain_lease(request.id, request.holder, now())
+        orphans.append((request.holder, request))
+    return orphans
+
+
+def restart(to_restart: Mapping[str, list[RetrainRequest]], restarted: Restarted) -> list[str]:
+    """Start one run for the requests of each dead worker and remember when. Return a line for each run."""
+    done = []
+    for worker, requests in to_restart.items():
         families = ",".join(request.family for request in requests)
         parameters = {"family": families, "reason": requests[0].reason}
         run_deployment("retrain/retrain", parameters=parameters, timeout=0, as_subflow=False)
-        begun |= {(request.id, request.attempts): now() for request in requests}
-        done.append(f"retrain of {families}: its worker {dead} died, begun once more")
+        restarted |= {(request.id, request.attempts): now() for request in requests}
+        done.append(f"retrain of {families}: its worker {worker} died, started once more")
     return done
 
 
 @contextmanager
 def watch_in_background() -> Iterator[None]:
-    """Look every POLL_INTERVAL_S in a thread of its own until the block ends."""
+    """Poll every POLL_INTERVAL_S in a thread of its own until the block ends."""
     installation = open_installation()
-    begun: Begun = {}
+    restarted: Restarted = {}
     tried: Tried = {}
 
     def watch() -> None:
+        """Poll once; an unknown error is an alarm until a poll succeeds."""
         try:
-            for line in poll(installation, begun, tried):
+            for line in poll(installation, restarted, tried):
                 log.warning(line)
             for alarm in installation.store.alarms():
                 if alarm.kind == FAULT:
                     installation.store.clear_alarm(alarm.id, now())
-        except LeaseHeld:  # somebody is moving a champion right now
+        except LeaseHeld:  # a champion is being moved right now
             return
         except Exception as error:
-            told = f"{type(error).__name__}: {error}"[:300]
-            installation.store.raise_alarm(FAULT, "high", f"aliases and retrains are not watched: {told}", now())
+            fault = f"{type(error).__name__}: {error}"[:300]
+            installation.store.raise_alarm(FAULT, "high", f"aliases and retrains are not watched: {fault}", now())
             raise  # `run_periodically` logs it and goes on
 
     with run_periodically(watch, POLL_INTERVAL_S, "watch"):

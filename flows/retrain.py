@@ -1,5 +1,8 @@
 """Retrain: one request a family at a time, deduplicated and cooled down; new challengers, promoted only by the gate."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from prefect import flow
@@ -13,52 +16,79 @@ from flows.train import train
 from pipelines.store import RetrainRequest
 
 
+@dataclass
+class ClaimedRetrains:
+    """Hold the requests this run has leased, the new versions, and the outcome to record for each family."""
+
+    requests: dict[str, RetrainRequest]
+    versions: dict[str, str] = field(default_factory=dict)
+    outcomes: dict[str, str] = field(default_factory=dict)
+
+    def set_all(self, outcome: str) -> None:
+        """Record the same outcome for every family."""
+        self.outcomes = dict.fromkeys(self.requests, outcome)
+
+
 def claim(installation: Installation, family: str, reason: str, force: bool) -> RetrainRequest | None:
-    """This family's request, leased to us; None while it cools down or somebody else works on it."""
+    """Request and lease the retrain of this family; None while it cools down or another worker has it."""
     wait = timedelta(0) if force else timedelta(hours=installation.params.retrain.cooldown_hours)
     answer = installation.store.request_retrain(family, reason, now(), wait)
     lease = timedelta(minutes=installation.params.retrain.lease_minutes)
-    mine = None if answer.state == "cooling_down" else installation.store.claim_retrain(holder(), now(), lease, family)
-    if mine is None:
+    claimed = (
+        None if answer.state == "cooling_down" else installation.store.claim_retrain(holder(), now(), lease, family)
+    )
+    if claimed is None:
         report_progress(f"retrain of {family} not started ({answer.state}): {answer.detail}")
-    return mine
+    return claimed
 
 
-def keep(installation: Installation, requests: dict[str, RetrainRequest]) -> None:
-    """Move the leases of these requests on."""
+def renew_leases(installation: Installation, requests: Mapping[str, RetrainRequest]) -> None:
+    """Extend the leases of these requests by `retrain.lease_minutes` from now."""
     until = now() + timedelta(minutes=installation.params.retrain.lease_minutes)
     for request in requests.values():
         installation.store.renew_retrain_lease(request.id, holder(), until)
 
 
-@flow(name="retrain", log_prints=True)
-def retrain(family: str = "validator", reason: str = "asked for", force: bool = False) -> dict[str, str]:
-    """Data seen so far → snapshot → candidates → gate → shadow or champion. Returns family → new version.
+@contextmanager
+def claimed_retrains(
+    installation: Installation, families: list[str], reason: str, force: bool
+) -> Iterator[ClaimedRetrains]:
+    """Claim what can be claimed of these families, renew its leases, and finish every request at the end.
 
-    family  one, or several with commas: they share the snapshot and are fitted side by side
-    force   a person's wish: no cool-down. An open request of the same family is still never doubled.
+    Whatever happens inside, no request stays open, so that the next trigger may request one again.
     """
-    installation = open_installation()
-    claimed = {name: claim(installation, name, reason, force) for name in family.split(",")}
-    requests = {name: request for name, request in claimed.items() if request is not None}
-    told = dict.fromkeys(requests, "interrupted")
-    versions: dict[str, str] = {}
+    found = {name: claim(installation, name, reason, force) for name in families}
+    claimed = ClaimedRetrains({name: request for name, request in found.items() if request is not None})
+    claimed.set_all("interrupted")
     try:
         with renew_periodically(
-            lambda: keep(installation, requests), timedelta(minutes=installation.params.retrain.lease_minutes)
+            lambda: renew_leases(installation, claimed.requests),
+            timedelta(minutes=installation.params.retrain.lease_minutes),
         ):
-            if requests:
-                ingest(source="observed", symbol=installation.manifest()["symbol"])
-                told = dict.fromkeys(requests, "could not be trained")
-                versions = train(list(requests))
-            for name, version in versions.items():
-                passed = evaluate(name, version)
-                if passed:
-                    propose(name, version, reason=f"retrain: {requests[name].reason}")
-                told[name] = f"version {version} {'passed' if passed else 'was refused by'} the gate"
+            yield claimed
     finally:
-        # whatever happened, no request stays open: the next trigger may ask again
-        for name, request in requests.items():
-            installation.store.finish_retrain(request.id, holder(), now(), name in versions, told[name])
-            report_progress(f"retrain of {name} ({request.reason}): {told[name]}")
-    return versions
+        for name, request in claimed.requests.items():
+            outcome = claimed.outcomes[name]
+            installation.store.finish_retrain(request.id, holder(), now(), name in claimed.versions, outcome)
+            report_progress(f"retrain of {name} ({request.reason}): {outcome}")
+
+
+@flow(name="retrain", log_prints=True)
+def retrain(family: str = "validator", reason: str = "requested", force: bool = False) -> dict[str, str]:
+    """Train new challengers on all data seen so far; the gate decides what they become. Return family → new version.
+
+    family  one, or several with commas: they share the snapshot and are fitted side by side
+    force   skip the cool-down, as a person may. An open request of the same family is still never doubled.
+    """
+    installation = open_installation()
+    with claimed_retrains(installation, family.split(","), reason, force) as claimed:
+        if claimed.requests:
+            ingest(source="observed", symbol=installation.manifest()["symbol"])
+            claimed.set_all("could not be trained")
+            claimed.versions = train(list(claimed.requests))
+        for name, version in claimed.versions.items():
+            passed = evaluate(name, version)
+            if passed:
+                propose(name, version, reason=f"retrain: {claimed.requests[name].reason}")
+            claimed.outcomes[name] = f"version {version} {'passed' if passed else 'was refused by'} the gate"
+    return claimed.versions

@@ -8,8 +8,8 @@ from flows.support.progress import report_progress
 
 
 @flow(name="rollback", log_prints=True)
-def rollback(family: str, actor: str = "operator", reason: str = "asked for") -> str:
-    """Preload, smoke-test, move the pointer. Returns the version that is champion now."""
+def rollback(family: str, actor: str = "operator", reason: str = "requested") -> str:
+    """Load the previous champion, smoke-test it and move the pointer. Return the version that is champion now."""
     line = promotion.rollback(open_installation(), family, actor, reason)
     report_progress(f"{family}: back to version {line.to_version} from {line.from_version}")
     return str(line.to_version)

@@ -1,6 +1,7 @@
 """Stress: what the largest portfolio that the limits allow loses in crises, as a page and JSON in an MLflow run."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -27,15 +28,16 @@ BID, ASK = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
-class Studied:
-    """A market and its cases; `limit` is the drawdown limit, `about` what the figures rest on."""
+class StressStudy:
+    """Hold a market and its cases; `limit` is the drawdown limit, `about` what the figures rest on."""
 
     symbol: str
     about: str
     limit: float
     cases: list[Case]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Mapping[str, Any]:
+        """Return the figures as JSON; losses are fractions of equity."""
         return {
             "symbol": self.symbol,
             "about": self.about,
@@ -45,17 +47,17 @@ class Studied:
         }
 
     def metrics(self) -> dict[str, float]:
-        """Losses of the largest portfolio by case and scenario, for MLflow."""
+        """Return the losses of the largest portfolio by case and scenario, for MLflow."""
         return {
-            f"{case.side}.{'stop' if case.stopped else 'no_stop'}.{told.scenario.replace(':', '.')}": told.loss.value
+            f"{case.side}.{'stop' if case.stopped else 'no_stop'}.{r.scenario.replace(':', '.')}": r.loss.value
             for case in largest(self.cases)
-            for told in case.results
-            if told.loss is not None
+            for r in case.results
+            if r.loss is not None
         }
 
 
 def crisis_bars(path: Path, at: datetime) -> tuple[Floats, float]:
-    """((m, 8) bars of at least an hour, their seconds) of a recorded file. Raises as `files.read`."""
+    """Return ((m, 8) bars of at least an hour, their seconds) of a recorded file. Raises as `files.read`."""
     frame = read(path, at)
     timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
     bars = to_matrix(assess(frame, timeframe, at).clean)
@@ -64,11 +66,11 @@ def crisis_bars(path: Path, at: datetime) -> tuple[Floats, float]:
 
 
 def gather(installation: Installation, crises: Path | None, equity: float | None) -> MarketHistory:
-    """The newest snapshot's decision bars and spreads, and the bars of crises from a file, if one is given.
+    """Return the newest snapshot's decision bars and spreads, and the bars of crises from a file, if one is given.
 
     Raises StateError before the first ingest; NotEnoughData for a snapshot of fewer than two bars; as `files.read`
     """
-    described, meta = installation.manifest(), installation.meta()
+    manifest, meta = installation.manifest(), installation.meta()
     path, step_s = None, float(HOUR_S)
     if crises is not None:
         path, step_s = crisis_bars(crises, now())
@@ -78,7 +80,7 @@ def gather(installation: Installation, crises: Path | None, equity: float | None
         raise NotEnoughData(f"the newest snapshot holds {len(bars)} decision bars; ingest a longer history")
     whole = np.isfinite(bars[:, [OPEN, HIGH, LOW, CLOSE]]).all(axis=1)
     return MarketHistory(
-        symbols=(str(described["symbol"]),),
+        symbols=(str(manifest["symbol"]),),
         step_s=float(TIMEFRAME_SECONDS[meta["decision_timeframe"]]),
         bars=bars[whole, None],
         spread=spreads(levels)[whole, None],
@@ -90,15 +92,15 @@ def gather(installation: Installation, crises: Path | None, equity: float | None
 
 
 def spreads(levels: Floats) -> Floats:
-    """(n,) ask less bid as a fraction of the mid price, of books (n, 2, levels, 3); NaN where none was recorded."""
+    """Return (n,) spreads as fractions of the mid price, of books (n, 2, levels, 3); NaN where none was recorded."""
     if levels.shape[2] == 0:
         return np.full(len(levels), np.nan)
     bid, ask = levels[:, BID, 0, 0], levels[:, ASK, 0, 0]
     return np.asarray((ask - bid) / ((ask + bid) / 2.0))
 
 
-def study(installation: Installation, crises: Path | None = None, equity: float | None = None) -> Studied:
-    """Every row of the limits under every scenario; writes nothing, needs no server."""
+def study(installation: Installation, crises: Path | None = None, equity: float | None = None) -> StressStudy:
+    """Return every row of the limits under every scenario; writes nothing, needs no server."""
     recorded, params = gather(installation, crises, equity), installation.params
     cases = stress_of_limits(
         recorded, params.risk, params.costs.round_trip_bps / 2.0, params.gate.bootstrap, params.seed
@@ -109,11 +111,11 @@ def study(installation: Installation, crises: Path | None = None, equity: float 
         f"{recorded.symbols[0]}, {len(time):,} bars of {recorded.step_s / 60:g} minutes, {utc(time[0]):%F} to "
         f"{utc(time[-1]):%F} UTC; {file}; {params.costs.round_trip_bps / 2.0:g} bps a side"
     )
-    return Studied(recorded.symbols[0], about, params.risk.max_drawdown, cases)
+    return StressStudy(recorded.symbols[0], about, params.risk.max_drawdown, cases)
 
 
-def write(studied: Studied, folder: Path) -> list[Path]:
-    """stress.html and stress.json in a folder, which is made if absent."""
+def write(studied: StressStudy, folder: Path) -> list[Path]:
+    """Write stress.html and stress.json to a folder, which is created if absent. Return both paths."""
     title = f"Stress of {studied.symbol}"
     page = write_page(folder / "stress.html", title, studied.cases, studied.limit, studied.about)
     figures = folder / "stress.json"
@@ -121,8 +123,8 @@ def write(studied: Studied, folder: Path) -> list[Path]:
     return [page, figures]
 
 
-def log(installation: Installation, studied: Studied, files: list[Path], at: datetime) -> str:
-    """Page, JSON and metrics as a run of their own in MLflow. Returns the address of its artifacts."""
+def log(installation: Installation, studied: StressStudy, files: list[Path], at: datetime) -> str:
+    """Log page, JSON and metrics as a run of their own in MLflow. Return the address of its artifacts."""
     name = studied.symbol.replace("/", "-")
     tags = {"kind": "stress", "symbol": studied.symbol, "rests_on": studied.about[:500]}
     run_id = installation.tracking.log_study(f"stress-{name}-{at:%Y%m%dT%H%M%S}", tags)
@@ -131,8 +133,8 @@ def log(installation: Installation, studied: Studied, files: list[Path], at: dat
 
 
 @task(timeout_seconds=900)
-def report(studied: Studied) -> dict[str, str]:
-    """Written under reports, logged in MLflow, linked in Prefect; where the page is in each."""
+def report(studied: StressStudy) -> dict[str, str]:
+    """Write the study under reports, log it in MLflow, link it in Prefect. Return where the page is."""
     installation, at = open_installation(), now()
     files = write(studied, installation.settings.home / "reports" / f"{at:%Y%m%dT%H%M%S}")
     link = log(installation, studied, files, at)
@@ -146,8 +148,8 @@ def report(studied: Studied) -> dict[str, str]:
 
 
 @flow(name="stress", log_prints=True)
-def stress(crises: str | None = None, equity: float | None = None) -> dict[str, Any]:
-    """Stress what the limits allow on the newest snapshot. Returns the figures and where the report is."""
+def stress(crises: str | None = None, equity: float | None = None) -> Mapping[str, Any]:
+    """Stress what the limits allow on the newest snapshot. Return the figures and where the report is."""
     with step("stress: scenarios"):
         studied = study(open_installation(), Path(crises) if crises else None, equity)
     with step("stress: report"):

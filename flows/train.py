@@ -2,8 +2,8 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact
@@ -17,13 +17,12 @@ from pipelines.errors import BellwetherError
 from pipelines.evaluation.report import flat_metrics
 from pipelines.models.catalog import MODEL_FAMILIES, model_family
 from pipelines.settings import ROOT
-from pipelines.store import Store
 from pipelines.tracking import Version
 
 
 @task(timeout_seconds=1800)
 def prepare_rows() -> list[str]:
-    """Features and labels of the newest snapshot."""
+    """Compute features and labels of the newest snapshot, where they are stale. Return the stages that ran."""
     installation = open_installation()
     with workspace_lease(installation):
         return versioning.reproduce(installation.workspace, ["features", "labels"])
@@ -31,60 +30,62 @@ def prepare_rows() -> list[str]:
 
 @task(task_run_name="fit-{family}")
 def fit(family: str) -> list[str]:
-    """The family's stages: walk-forward figures, final fit, export, evaluation. Returns those that ran.
+    """Run the family's stages: walk-forward figures, final fit, export, evaluation. Return those that ran.
 
     Never retried: a failed fit is news. It runs in processes of its own, so families can run side by side.
     """
     installation = open_installation()
     stages = versioning.stale(installation.workspace, [f"train@{family}", f"evaluate@{family}"])
-    with line_progress(f"train: {family}") as tell:
+    timeout_s = 60 * installation.settings.fit_timeout_minutes
+    with line_progress(f"train: {family}") as show_line:
         for stage in stages:
-            versioning.run_stage(installation.workspace, stage, 60 * installation.settings.fit_timeout_minutes, tell)
+            versioning.run_stage(installation.workspace, stage, timeout_s, show_line)
     return stages
 
 
 @task
 def record(stages: list[str]) -> None:
-    """What ran is known to DVC, and the version's files are kept."""
+    """Record in DVC what ran, and save the files of this version."""
     installation = open_installation()
     versioning.record(installation.workspace, stages)
     versioning.keep_version(installation.workspace, installation.versions)
 
 
 def fit_side_by_side(families: list[str]) -> list[str]:
-    """Fit every family, as many at a time as there are workers. A family that fails is named and leaves the others.
+    """Fit every family, as many at a time as there are workers. A failed family is named and the others go on.
 
-    Returns those that did not fail. Raises BellwetherError if none is left.
+    Return those that did not fail. Raises BellwetherError if none is left.
     """
     installation = open_installation()
     with workspace_lease(installation):
-        waiting = {family: fit.submit(family) for family in families}
-        for running in waiting.values():
-            running.wait()
-        failed = {family: running.state for family, running in waiting.items() if not running.state.is_completed()}
+        running = {family: fit.submit(family) for family in families}
+        for future in running.values():
+            future.wait()
+        failed = {family: future.state for family, future in running.items() if not future.state.is_completed()}
         done = [family for family in families if family not in failed]
-        record([stage for family in done for stage in waiting[family].result()])
+        record([stage for family in done for stage in running[family].result()])
     for family, state in failed.items():
         detail = (
-            f"{family} was not trained: {state.message}. The others go on; mend it and `bellwether retrain {family}`"
+            f"{family} was not trained: {state.message}. The others go on; fix the cause and "
+            f"`bellwether retrain {family}`"
         )
         installation.store.raise_alarm("training_failed", "high", detail, now())
         report_progress(detail)
     if not done:
-        raise BellwetherError(f"no family could be trained ({', '.join(failed)}); each said why above")
+        raise BellwetherError(f"no family could be trained ({', '.join(failed)}); the reason of each is above")
     return done
 
 
 @task(retries=2, retry_delay_seconds=[2, 10], task_run_name="log-{family}")
 def log(family: str) -> str:
-    """Register the candidate; the same bytes trained on the same data are not registered twice. Returns the version."""
+    """Register the candidate and return its version; the same bytes trained on the same data are registered once."""
     installation = open_installation()
-    report = json.loads((installation.workspace / "artifacts" / family / "fit.json").read_text())
+    digest = json.loads((installation.workspace / "artifacts" / family / "fit.json").read_text())["digest"]
     data_hash = installation.meta()["data_hash"]
     for known in installation.tracking.versions(family):
-        if known.digest == report["digest"] and known.data_hash == data_hash:
+        if known.digest == digest and known.data_hash == data_hash:
             return known.version
-    version = register(installation, family, report["digest"], data_hash)
+    version = register(installation, family, digest, data_hash)
     create_link_artifact(
         key=f"candidate-{family}",
         link=installation.tracking.run_link(version.run_id),
@@ -94,6 +95,7 @@ def log(family: str) -> str:
 
 
 def register(installation: Installation, family: str, digest: str, data_hash: str) -> Version:
+    """Log the family's bundle, figures and provenance as a new version in MLflow, and count the trial."""
     folder = installation.workspace / "artifacts"
     figures = json.loads((folder / "evaluation" / f"{family}.json").read_text())
     git = versioning.git_state(ROOT)
@@ -121,22 +123,20 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
         },
         title=model_family(family).title,
     )
-    count_trial(installation.store, family, version)
+    installation.store.add_trial(family, version.run_id, version.digest, now())
     return version
 
 
-def count_trial(store: Store, family: str, version: Version) -> int:
-    return store.add_trial(family, version.run_id, version.digest, now())
-
-
 def provenance(installation: Installation) -> list[Path]:
+    """Return the workspace files that trace a version: those of versioning.PROVENANCE that exist."""
     return [
         installation.workspace / name for name in versioning.PROVENANCE if (installation.workspace / name).is_file()
     ]
 
 
-def flat_params(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat_params(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested parameters as one level with dotted names."""
+    flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= flat_params(value, f"{prefix}{key}.")
@@ -147,7 +147,7 @@ def flat_params(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @flow(name="train", log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=os.cpu_count()))
 def train(families: list[str] | None = None) -> dict[str, str]:
-    """Fit and register every family (or those named), side by side. Returns family → new version; never promotes."""
+    """Fit and register every family (or those named), side by side. Return family → new version; never promotes."""
     with step("train: features and labels"):
         prepare_rows()
     versions = {}

@@ -1,4 +1,4 @@
-"""The runbook says what there is: a section an alarm, a row a refusal code, and commands and settings that exist."""
+"""The runbook matches the code: a section an alarm, a row a refusal code, and commands and settings that exist."""
 
 import ast
 import re
@@ -22,12 +22,12 @@ REASONS = set(get_args(get_type_hints(TriggerReason)["kind"]))  # an alarm a rea
 
 
 def named(node: ast.expr) -> str:
-    """The last name of `a.b.c` or `c`."""
+    """Return the last name of `a.b.c` or `c`."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def raised_in(source: str) -> set[str]:
-    """Kinds of the alarms a module raises, handed to a thread or queued in `_alarms` to be raised soon."""
+    """Return the kinds of alarm a module raises, passes to a thread or queues in `_alarms`."""
     tree, kinds = ast.parse(source), set()
     constants = {
         target.id: node.value.value
@@ -62,7 +62,7 @@ def raised_in(source: str) -> set[str]:
         elif isinstance(kind, ast.Attribute) and kind.attr == "kind":
             kinds |= REASONS
         else:
-            assert named(kind) in passes_on, f"line {node.lineno}: nobody can read which alarm is raised there"
+            assert named(kind) in passes_on, f"line {node.lineno}: which alarm is raised there cannot be read"
     return kinds
 
 
@@ -76,7 +76,7 @@ def sections(title: str) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """Every command line in code, without comments and leading variables."""
+    """Return every command line in code, without comments and leading variables."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     spans = re.findall(r"`((?:[A-Z_]+=\S+ )?bellwether [^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
     lines = [line for block in blocks for line in block.splitlines()]
@@ -84,7 +84,7 @@ def commands(text: str) -> list[str]:
 
 
 def parse(line: str) -> None:
-    """Fails if the command, one of its options or the number of its arguments is wrong."""
+    """Fail if the command, one of its options or the number of its arguments is wrong."""
     words = [word for word in shlex.split(line, comments=True) if "=" not in word or word.startswith("-")]
     if len(words) == 1:
         return
@@ -105,7 +105,7 @@ def test_every_alarm_the_code_raises_has_its_section_and_every_section_its_alarm
     assert {title.strip("`") for title in sections("Alarms")} == raised
 
 
-def test_every_alarm_says_when_to_clear_it():
+def test_every_alarm_has_a_line_on_when_to_clear_it():
     for section in RUNBOOK.split("\n## Alarms\n", 1)[1].split("\n## ", 1)[0].split("\n### ")[1:]:
         assert "\n- Clear: " in section, section.splitlines()[0]
 
@@ -113,11 +113,11 @@ def test_every_alarm_says_when_to_clear_it():
 @pytest.mark.parametrize(
     ("code", "kinds"),
     [
-        ("store.raise_alarm('a', 'high', told, at)", {"a"}),
-        ("KIND = 'b'\nself._alarm(KIND, 'high', told)", {"b"}),
-        ("await to_thread(self._alarm, 'c', 'high', told)", {"c"}),
-        ("self._alarms.append(('e', 'high', told))", {"e"}),
-        ("store.raise_alarm(kind='d', severity='high', detail=told, at=at)", {"d"}),
+        ("store.raise_alarm('a', 'high', detail, at)", {"a"}),
+        ("KIND = 'b'\nself._alarm(KIND, 'high', detail)", {"b"}),
+        ("await to_thread(self._alarm, 'c', 'high', detail)", {"c"}),
+        ("self._alarms.append(('e', 'high', detail))", {"e"}),
+        ("store.raise_alarm(kind='d', severity='high', detail=detail, at=at)", {"d"}),
         ("lambda kind, severity, detail: store.raise_alarm(kind, severity, detail, at)", set()),
     ],
 )
@@ -127,7 +127,7 @@ def test_alarms_are_found_in_whatever_form_they_are_raised(code, kinds):
 
 def test_an_alarm_whose_kind_nobody_can_read_is_a_failure():
     with pytest.raises(AssertionError, match="line 1"):
-        raised_in("store.raise_alarm(f'{a}_down', 'high', told, at)")
+        raised_in("store.raise_alarm(f'{a}_down', 'high', detail, at)")
 
 
 def test_the_table_of_refusals_is_the_catalogue_in_its_order():
@@ -164,7 +164,9 @@ def test_every_command_it_shows_exists_with_its_options_and_arguments(page):
     ],
 )
 def test_a_command_that_does_not_exist_is_noticed(line):
-    with pytest.raises((AssertionError, *typer.BadParameter.__bases__)):  # click's UsageError, whoever ships it
+    with pytest.raises(
+        (AssertionError, *typer.BadParameter.__bases__)
+    ):  # click's UsageError, whichever package ships it
         parse(line)
 
 

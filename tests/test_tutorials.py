@@ -1,7 +1,7 @@
-"""Tutorials are followed from top to bottom, in a copy of the project; what they say one sees is what one sees.
+"""Tutorials are followed from top to bottom, in a copy of the project; their output must be the real output.
 
 Of a tutorial's code blocks, those with `title="path"` are files: a new one, or (language `diff`) a change to one.
-`sh` blocks are typed, `text` blocks are lines their output must hold (`…` = anything; a changed number is a finding),
+`sh` blocks are run, `text` blocks are lines their output must hold (`…` = anything; a changed number is a finding),
 `console` blocks are shown only: they start servers. All changes are made before anything runs, so that kernels are
 compiled once for all tutorials; a test of their own shows that none of them needs another.
 """
@@ -23,13 +23,15 @@ from pipelines.settings import ROOT
 
 FOLDER = ROOT / "docs" / "tutorials"
 TUTORIALS = sorted(file.stem for file in FOLDER.glob("*.md"))
-LINES = {"add-a-model": 300}  # a family is a label, parameters, a view, a recipe and five catalogues: more than a page
+LINES = {
+    "add-a-model": 300
+}  # a family is a label, parameters, a view, a model family and five catalogues: more than a page
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Block:
-    """path: the file it is, None if it is typed or seen; before: the prose since the block before."""
+    """Hold a code block. path: the file it is, None if it is run or shown; before: the prose since the last block."""
 
     language: str
     path: str | None
@@ -50,7 +52,7 @@ def edits(name: str) -> list[Block]:
 
 
 def changed(old: str | None, block: Block) -> str:
-    """The file after a block. A change names the lines around it, which must be there exactly once."""
+    """Return the file after a block. A change shows the lines around it, which must be there exactly once."""
     if block.language != "diff":
         assert old is None, f"{block.path} exists; show the change as a diff"
         return block.text
@@ -65,18 +67,18 @@ def changed(old: str | None, block: Block) -> str:
 
 
 def tracked() -> list[str]:
-    """Files of the project; outside a git checkout, all of its source folders."""
+    """Return the files of the project; outside a git checkout, all of its source folders."""
     done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return [path for path in done.stdout.splitlines() if (ROOT / path).is_file()]
-    kept = ("docs", "flows", "mlflow", "pipelines", "serving", "tests")
-    inside = [file for folder in kept for file in (ROOT / folder).rglob("*") if "__pycache__" not in file.parts]
+    folders = ("bellwether", "benchmarks", "docs", "flows", "mlflow", "pipelines", "serving", "tests")
+    inside = [file for folder in folders for file in (ROOT / folder).rglob("*") if "__pycache__" not in file.parts]
     return [str(file.relative_to(ROOT)) for file in [*ROOT.glob("*"), *inside] if file.is_file()]
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Iterator[Path]:
-    """The project with the changes of all tutorials."""
+    """Yield a copy of the project with the changes of all tutorials."""
     root = tmp_path_factory.mktemp("tutorial") / "bellwether"
     for path in tracked():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ def copy(tmp_path_factory) -> Iterator[Path]:
 
 
 def typed(script: str, root: Path) -> subprocess.CompletedProcess[str]:
-    """Run a block as somebody would in an activated environment, in the copy."""
+    """Run a block as in an activated environment, in the copy."""
     outside = {k: v for k, v in os.environ.items() if not k.startswith(("BELLWETHER_", "PYTEST_")) and k != "CI"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     mine = {"PATH": path, "PYTHONPATH": str(root), "COLUMNS": "120", "OMP_NUM_THREADS": "1"}
@@ -101,23 +103,23 @@ def typed(script: str, root: Path) -> subprocess.CompletedProcess[str]:
 
 
 def plain(text: str) -> str:
-    """Without what frames a table, and with single blanks."""
+    """Return the text without table frames, with single blanks."""
     return re.sub(r"[│┃ \t]+", " ", text).strip()
 
 
 @pytest.mark.parametrize("name", TUTORIALS)
-def test_a_tutorial_can_be_followed_and_shows_what_it_says(name, copy):
-    said = ""
+def test_a_tutorial_can_be_followed_and_its_output_is_real(name, copy):
+    output = ""
     for block in blocks(name):
         if block.language == "sh":
             fails = block.before.rstrip().endswith("(exit code 1):")
             done = typed(block.text, copy)
-            said = plain(done.stdout)
+            output = plain(done.stdout)
             assert done.returncode == int(fails), f"{block.text}\n{done.stdout[-4000:]}"
         elif block.language == "text" and block.path is None:
             for line in filter(None, map(plain, block.text.splitlines())):
                 wanted = ".*".join(map(re.escape, line.split("…")))
-                assert re.search(wanted, said), f"not seen: {line}\n{said[-4000:]}"
+                assert re.search(wanted, output), f"not seen: {line}\n{output[-4000:]}"
 
 
 def test_the_code_of_tutorials_is_in_our_style(copy):

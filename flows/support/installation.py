@@ -1,4 +1,4 @@
-"""One installation, opened: where it runs, what it runs, its store, and (when asked for) its registry."""
+"""One installation, opened: its settings, parameters and store, and (once it is used) its registry; leases on it."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,46 +22,54 @@ from pipelines.settings import ROOT, Params, Settings, load_params, settings
 from pipelines.store import Store
 from pipelines.tracking import Tracking
 
-log = logging.getLogger("bellwether.site")
+log = logging.getLogger("bellwether.installation")
 WORKSPACE = "workspace"  # name of the lease: one writer of market data and models at a time
 
 
 def now() -> datetime:
+    """Return the current time, in UTC."""
     return datetime.now(UTC)
 
 
 @dataclass
 class Installation:
+    """Hold what every flow and command needs: settings, parameters and the open store."""
+
     settings: Settings
     params: Params
     store: Store
 
     @cached_property
     def tracking(self) -> Tracking:
+        """Return the model registry, connected at first use."""
         return Tracking(self.settings.mlflow_url)
 
     @property
     def workspace(self) -> Path:
+        """Return the folder where DVC builds snapshots and models."""
         return self.settings.workspace
 
     @property
     def versions(self) -> Path:
+        """Return the folder with the files of each data version."""
         return self.settings.home / "versions"
 
-    def meta(self) -> dict[str, Any]:
-        """What the last `features` stage says of its data. Raises StateError before the first ingest."""
+    def meta(self) -> Mapping[str, Any]:
+        """Return what the last `features` stage wrote of its data. Raises StateError before the first ingest."""
         return self._read(self.workspace / "artifacts" / "features" / "meta.json")
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Mapping[str, Any]:
+        """Return the manifest of the newest snapshot. Raises StateError before the first, UnreadableFile if damaged."""
         path = self.workspace / "data" / "manifest.json"
-        found = self._read(path)
-        if lacking := {"symbol", "timeframe"} - set(found):
+        manifest = self._read(path)
+        if lacking := {"symbol", "timeframe"} - set(manifest):
             raise UnreadableFile(
                 f"{path} is damaged: no {', '.join(sorted(lacking))}. `bellwether run --once` writes it again."
             )
-        return found
+        return manifest
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read(self, path: Path) -> Mapping[str, Any]:
+        """Return the JSON object in a file. Raises as `manifest`."""
         if not path.is_file():
             raise StateError(f"{path} is not there yet; run `bellwether run --once` first")
         try:
@@ -71,16 +79,18 @@ class Installation:
 
 
 def open_installation() -> Installation:
-    where = settings()
-    return Installation(where, load_params(where.params_file), Store.open(where.store, where.durability))
+    """Open the installation that the environment names."""
+    found = settings()
+    return Installation(found, load_params(found.params_file), Store.open(found.store, found.durability))
 
 
 def holder() -> str:
+    """Return the name under which this process holds leases: `host:pid`."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def is_gone(holder: str) -> bool:
-    """True if the process that held something ran on this machine and has ended; it cannot give anything back."""
+    """Return whether this holder ran on this machine and has ended; it cannot release its leases any more."""
     host, _, pid = holder.rpartition(":")
     return host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid))
 
@@ -89,22 +99,23 @@ def is_gone(holder: str) -> bool:
 def run_periodically(act: Callable[[], object], every_s: float, name: str) -> Iterator[None]:
     """Call `act` every `every_s` seconds, in a thread of its own, until the block ends.
 
-    A fault is not the end: it is logged, once as long as it says the same, and the next call may find it gone.
+    An error does not end it: the same error in a row is logged once, and the next call may find it gone.
     """
     ended = threading.Event()
 
-    def keep() -> None:
-        said = ""
+    def repeat() -> None:
+        """Call `act` until the block ends; log each new error."""
+        logged = ""
         while not ended.wait(every_s):
             try:
                 act()
-                said = ""
+                logged = ""
             except Exception as fault:
-                if repr(fault) != said:
-                    log.exception("%s: in vain this time, again in %g s", name, every_s)
-                said = repr(fault)
+                if repr(fault) != logged:
+                    log.exception("%s failed; next attempt in %g s", name, every_s)
+                logged = repr(fault)
 
-    thread = threading.Thread(target=keep, name=name, daemon=True)
+    thread = threading.Thread(target=repeat, name=name, daemon=True)
     thread.start()
     try:
         yield
@@ -114,21 +125,21 @@ def run_periodically(act: Callable[[], object], every_s: float, name: str) -> It
 
 
 def renew_periodically(renew: Callable[[], object], duration: timedelta) -> AbstractContextManager[None]:
-    """Call `renew` three times a `duration` until the block ends: only who died loses what he holds."""
+    """Call `renew` three times a `duration` until the block ends: only a process that died loses its lease."""
     return run_periodically(renew, duration.total_seconds() / 3, "lease")
 
 
 @contextmanager
 def hold_lease(installation: Installation, name: str, duration: timedelta, timeout_s: float) -> Iterator[None]:
-    """Hold a lease, waiting up to `timeout_s` for whoever has it. Raises LeaseHeld naming the holder."""
+    """Hold a lease, waiting up to `timeout_s` for its holder. Raises LeaseHeld naming the holder."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             installation.store.acquire_lease(name, holder(), now(), duration)
             break
-        except LeaseHeld as held:
-            if is_gone(held.holder):
-                installation.store.release_lease(name, held.holder)
+        except LeaseHeld as refusal:
+            if is_gone(refusal.holder):
+                installation.store.release_lease(name, refusal.holder)
                 continue
             if time.monotonic() > deadline:
                 raise
@@ -142,7 +153,7 @@ def hold_lease(installation: Installation, name: str, duration: timedelta, timeo
 
 @contextmanager
 def workspace_lease(installation: Installation) -> Iterator[None]:
-    """Hold the workspace: DVC takes one writer."""
+    """Hold the workspace, prepared: DVC takes one writer."""
     with hold_lease(
         installation, WORKSPACE, timedelta(minutes=installation.params.retrain.lease_minutes), timeout_s=60.0
     ):

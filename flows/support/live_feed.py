@@ -1,6 +1,6 @@
-"""The live tail of a market, shown to the service bar by bar: what comes after the history it was trained on."""
+"""The live tail of a market, sent to the service bar by bar: what comes after the history it was trained on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -29,15 +29,17 @@ def live_tail(
     since: datetime | None = None,
     context: Sequence[str] = (),
 ) -> tuple[datetime, Floats, Records]:
-    """(end of the history, base bars (n, 8) after it, all records): the simulator's live days, or the last of a file or
-    exchange.
+    """Return (end of the history, base bars (n, 8) after it, all records known now).
 
-    since    first bar asked of an exchange; None = data.retention_days ago
-    context  files of context beside the bars, or the folder of a recorded book
+    The tail is the simulator's live days, or the last data.live_days of a file or exchange.
+
+    since    first bar requested from an exchange; None = data.retention_days ago
+    context  files of context next to the bars, or the folder of a recorded book
+    Raises   NotEnoughData where no history is left before the tail
     """
     origin = market_source(installation, source, path, since)
     frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
-    told = market_records(origin, symbol, context, now())
+    known = market_records(origin, symbol, context, now())
     bars = schemas.to_matrix(assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), now()).clean)
     live_days = installation.params.data.live_days
     if source == "simulator":
@@ -45,64 +47,63 @@ def live_tail(
     elif len(bars) == 0 or bars[-1, OPEN_TIME] - bars[0, OPEN_TIME] <= 86400 * (live_days + 1):
         raise NotEnoughData(
             f"{symbol}: {path or source} has {len(bars):,} usable bars, no history before the last {live_days} days, "
-            "kept for the live service. Give a longer file (or --days), or lower data.live_days in params.yaml."
+            "which are for the live service. Give a longer file (or --days), or lower data.live_days in params.yaml."
         )
     else:
         cut = utc(bars[-1, OPEN_TIME]) - timedelta(days=live_days)
         cut = cut.replace(hour=0, minute=0, second=0, microsecond=0)
     start = cut.timestamp()
     newest = installation.store.newest_bar(symbol)
-    if (
-        source == "exchange" and newest is not None and already_ingested(installation, symbol)
-    ):  # it went on while nobody ran
-        start = min(start, newest)
-    return cut, bars[bars[:, OPEN_TIME] >= start], told
+    if source == "exchange" and newest is not None and already_ingested(installation, symbol):
+        start = min(start, newest)  # the market went on while the service was stopped
+    return cut, bars[bars[:, OPEN_TIME] >= start], known
 
 
 def already_ingested(installation: Installation, symbol: str) -> bool:
-    """Whether the newest snapshot is of this market and the service has seen bars after it."""
+    """Return whether the newest snapshot is of this market and the service has seen bars after it."""
     try:
-        described = installation.manifest()
+        manifest = installation.manifest()
     except StateError:
         return False
-    return bool(described["symbol"] == symbol and installation.store.newest_bar(symbol) is not None)
+    return bool(manifest["symbol"] == symbol and installation.store.newest_bar(symbol) is not None)
 
 
 def send_live_bars(
-    client: Client, installation: Installation, symbol: str, bars: Floats, told: Records = (None, None)
-) -> list[dict[str, Any]]:
-    """Observe base bars, with the records known by then, and ask for a decision at each decision bar's close.
+    client: Client, installation: Installation, symbol: str, bars: Floats, known: Records = (None, None)
+) -> list[Mapping[str, Any]]:
+    """Send base bars with the records known by then, and request a decision at each decision bar's close.
 
-    Bars already stored are not sent again, nor what was known when the last of them closed.
+    bars     (n, 8) in time order; those already stored are not sent again, nor what was known when the last one closed
+    Returns  the decisions, as the service sends them
     """
-    newest, described = installation.store.newest_bar(symbol), installation.manifest()
-    last = datetime.fromisoformat(described["last"]).timestamp() if newest is None else newest
+    newest, manifest = installation.store.newest_bar(symbol), installation.manifest()
+    last = datetime.fromisoformat(manifest["last"]).timestamp() if newest is None else newest
     if newest is not None:
         bars = bars[bars[:, OPEN_TIME] > last]
     if len(bars) == 0:
         return []
-    base_s, cost_bps = TIMEFRAME_SECONDS[described["timeframe"]], installation.params.costs.round_trip_bps
-    step_s = TIMEFRAME_SECONDS[installation.params.data.decision_timeframe_for(described["timeframe"])]
+    base_s, cost_bps = TIMEFRAME_SECONDS[manifest["timeframe"]], installation.params.costs.round_trip_bps
+    step_s = TIMEFRAME_SECONDS[installation.params.data.decision_timeframe_for(manifest["timeframe"])]
     groups = list(by_decision_bar(bars, step_s))
-    answers = []
-    waiting: dict[str, Decision] = {}  # decisions on an event whose outcome lies ahead
-    seen, heard = 0, last + base_s  # what became known while the market was closed comes with its next bar
+    answers: list[Mapping[str, Any]] = []
+    pending: dict[str, Decision] = {}  # decisions on an event whose outcome is not known yet
+    seen, sent_until = 0, last + base_s  # what became known while the market was closed comes with its next bar
     for close, group in track(groups, f"live: {len(groups):,} decision bars of {symbol}", len(groups)):
-        client.observe(symbol, group, *known_between(*told, heard, close))
-        heard = close
+        client.observe(symbol, group, *known_between(*known, sent_until, close))
+        sent_until = close
         seen += len(group)
-        for outcome in resolve(list(waiting.values()), bars[:seen], base_s, cost_bps):
+        for outcome in resolve(list(pending.values()), bars[:seen], base_s, cost_bps):
             client.outcome(outcome)  # at once, so that the account the next decision rests on is the real one
-            del waiting[outcome.decision_id]
+            del pending[outcome.decision_id]
         answer = client.decide(symbol)
         if answer["event"] is not None and answer["stop"] is not None:
-            waiting[answer["id"]] = decision_of(answer)
+            pending[answer["id"]] = decision_of(answer)
         answers.append(answer)
     return answers
 
 
 def by_decision_bar(bars: Floats, step_s: int) -> Iterator[tuple[float, Floats]]:
-    """(close time, its base bars) of each decision bar in `bars`, in time order."""
+    """Yield (close time in epoch seconds, its base bars) of each decision bar in `bars`, in time order."""
     slot = np.floor(bars[:, OPEN_TIME] / step_s)
     edges = np.flatnonzero(np.diff(slot)) + 1
     for part in np.split(bars, edges):

@@ -1,4 +1,4 @@
-"""Where this installation's bars come from: the named source, with what params and settings say of it."""
+"""The named market source of this installation, set up by its parameters and settings."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -14,49 +14,55 @@ from pipelines.settings import Params, Settings
 
 
 def market_source(installation: Installation, source: str, path: str | None, since: datetime | None) -> MarketSource:
-    """since: first bar asked of an exchange; None = data.retention_days ago."""
+    """Return the source of that name, ready to fetch.
+
+    path   of a recorded file; since: first bar requested from an exchange, None = data.retention_days ago
+    """
     plan = exchange_plan(installation.params, installation.settings, since) if source == "exchange" else None
     return make_source(source, spec=installation.params.simulator, path=Path(path) if path else None, plan=plan)
 
 
 def market_records(source: MarketSource, symbol: str, context: Sequence[str], as_of: datetime) -> Records:
-    """Books and context known at `as_of`: those that come with the source, and those of the files beside it."""
+    """Return books and context known at `as_of`: those of the source itself, and those of the context files."""
     books, feed = source.records(symbol, as_of)
-    recorded, told = read_books_and_context([Path(file) for file in context], symbol, as_of)
-    return recorded if books is None else books, merge_feeds([each for each in (feed, told) if each is not None])
+    recorded, from_files = read_books_and_context([Path(file) for file in context], symbol, as_of)
+    return recorded if books is None else books, merge_feeds([each for each in (feed, from_files) if each is not None])
 
 
-def exchange_plan(params: Params, where: Settings, since: datetime | None) -> Backfill:
+def exchange_plan(params: Params, settings: Settings, since: datetime | None) -> Backfill:
+    """Return which exchange to fetch from, from when on, and how fast; `since` as of `market_source`."""
     return Backfill(
         params.data.exchange,
         since or days_ago(params.data.retention_days),
-        where.exchange_pages,
-        where.exchange_url,
-        where.exchange_pause_ms,
+        settings.exchange_pages,
+        settings.exchange_url,
+        settings.exchange_pause_ms,
         report_progress,
     )
 
 
 def days_ago(days: int) -> datetime:
-    """Midnight UTC, so that every run of a day asks for the same history."""
+    """Return midnight UTC so many days ago, so that every run of a day requests the same history."""
     return (now() - timedelta(days=days)).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def requested_since(source: str, days: int | None, since: datetime | None, live_days: int) -> datetime | None:
-    """First bar that `--days` or `--since` asks for; None if neither is given.
+    """Return the first bar that `--days` or `--since` requests; None if neither is given.
 
     Raises BadValues if both are, or either for a source other than an exchange; BadTimes if it leaves no history.
     """
     if days is None and since is None:
         return None
     if source != "exchange":
-        raise BadValues(f"--days and --since are for --source exchange; source {source!r} gives all it has.")
+        raise BadValues(
+            f"--days and --since are for --source exchange; source {source!r} gives all it has. Leave them out."
+        )
     if days is not None and since is not None:
         raise BadValues(f"--days {days} and --since {since:%F} say the same thing twice. Give one.")
     first = since or days_ago(days or 0)
     if first > days_ago(live_days + 1):
         raise BadTimes(
-            f"from {first:%F %H:%M} UTC on there is no history before the last {live_days} days, kept for the live "
-            "service. Ask for more, or lower data.live_days in params.yaml."
+            f"from {first:%F %H:%M} UTC on there is no history before the last {live_days} days, which are for the "
+            "live service. Request more days, or lower data.live_days in params.yaml."
         )
     return first

@@ -1,4 +1,4 @@
-"""Progress for people: a live display when a terminal command asked for one, the flow's own log otherwise."""
+"""Progress for people: a live display inside `progress_display`, the flow's own log otherwise."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ _SHOWN: ContextVar[Progress | None] = ContextVar("progress", default=None)
 
 @contextmanager
 def progress_display(console: Console) -> Iterator[None]:
-    """Everything inside that calls `step` or `track` is drawn on this console."""
+    """Draw everything inside that calls `step` or `track` on this console."""
     columns = (  # on a narrow terminal the description is cut, never how far or how long
         SpinnerColumn(),
         TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
@@ -24,7 +24,7 @@ def progress_display(console: Console) -> Iterator[None]:
         MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=9)),
         TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
     )
-    # a file shows the end only: nobody draws what nobody sees
+    # a file shows the end only: drawing in between would fill it with frames
     with Progress(*columns, console=console, auto_refresh=console.is_terminal, refresh_per_second=4) as progress:
         token = _SHOWN.set(progress)
         try:
@@ -35,7 +35,7 @@ def progress_display(console: Console) -> Iterator[None]:
 
 @contextmanager
 def step(name: str) -> Iterator[None]:
-    """One step of unknown length."""
+    """Show one step of unknown length."""
     progress = _SHOWN.get()
     if progress is None:
         yield
@@ -47,11 +47,12 @@ def step(name: str) -> Iterator[None]:
 
 @contextmanager
 def line_progress(name: str) -> Iterator[Callable[[str], None]]:
-    """A bar for work that tells how far it is: yields a function for its lines, of which `[2/5] …` moves the bar."""
+    """Show a bar for work that prints lines: yield a function for them, of which `[2/5] …` moves the bar."""
     progress = _SHOWN.get()
     task = progress.add_task(name, total=None) if progress is not None else None
 
-    def tell(line: str) -> None:
+    def show_line(line: str) -> None:
+        """Show one line of the work, and move the bar if it holds a position."""
         if progress is None or task is None:
             report_progress(f"{name}: {line}")
         elif at := re.match(r"\[(\d+)/(\d+)\] (.*)", line):
@@ -59,14 +60,14 @@ def line_progress(name: str) -> Iterator[Callable[[str], None]]:
         elif line:
             progress.update(task, description=f"{name}: {line[:90]}")
 
-    yield tell
+    yield show_line
     if progress is not None and task is not None:
         total = progress.tasks[task].total or 1
         progress.update(task, completed=total, total=total, description=name)
 
 
 def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
-    """The items, with a bar of `total`."""
+    """Yield the items, with a bar of `total`."""
     progress = _SHOWN.get()
     if progress is None:
         yield from items
@@ -78,7 +79,7 @@ def track(items: Iterable[T], name: str, total: int) -> Iterator[T]:
 
 
 def report_progress(line: str) -> None:
-    """A line above the bars; a log line of the flow where nobody watches a terminal."""
+    """Print a line above the bars; without a display, log it in the flow run."""
     progress = _SHOWN.get()
     if progress is None:
         from prefect.logging import get_logger

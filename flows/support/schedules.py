@@ -16,13 +16,15 @@ from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
+from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
 from flows.monitor import DRIFT_EVENT
 from pipelines.models.catalog import MODEL_FAMILIES
 from pipelines.settings import Params
 
-TRIGGER = "bellwether-drift-asks-for-retrain"
+TRIGGER = "bellwether-drift-requests-retrain"
+OLD_TRIGGER, OLD_EVENT = "bellwether-drift-asks-for-retrain", "bellwether.retrain-asked"  # of 0.5.0, 0.6.0
 Schedule: TypeAlias = CronSchedule | IntervalSchedule
 
 
@@ -83,11 +85,31 @@ class RegisterOnceDeployment(RunnerDeployment):
                 enforce_parameter_schema=self.enforce_parameter_schema,
             )
             await client.update_deployment(found.id, code)
+            if self.triggers:
+                await rename_old_automations(client)
             return UUID(str(found.id))
 
     def apply(self, *args: Any, **kwargs: Any) -> UUID:
         """Register from synchronous code; Prefect's own method would send everything again."""
         return asyncio.run(self.aapply(*args, **kwargs))
+
+
+async def rename_old_automations(client: Any) -> None:
+    """Give the drift automation of an earlier release its new name and event; all else of it stays as it is.
+
+    In particular it stays paused if a person paused it.
+    """
+    for automation in await client.read_automations_by_name(OLD_TRIGGER):
+        renamed = AutomationCore.model_validate(automation.model_dump(exclude={"id", "owner_resource"}))
+        renamed.name = TRIGGER
+        if expected := getattr(renamed.trigger, "expect", None):  # a person may have put another kind of trigger there
+            renamed.trigger.expect = {DRIFT_EVENT if event == OLD_EVENT else event for event in expected}
+        await client.update_automation(automation.id, renamed)
+
+
+def _drift_automations(client: Any) -> list[Any]:
+    """Return the drift automations on the server, also one under its old name."""
+    return [found for name in (TRIGGER, OLD_TRIGGER) for found in client.read_automations_by_name(name)]
 
 
 @dataclass(frozen=True)
@@ -123,7 +145,7 @@ def reset(params: Params) -> list[DeploymentStatus]:
                 client.delete_deployment_schedule(found.id, old.id)
             client.update_deployment(found.id, DeploymentUpdate(parameters=planned.parameters, paused=False))
             if planned.on_drift:
-                old_triggers = client.read_automations_by_name(TRIGGER)
+                old_triggers = _drift_automations(client)
                 client.create_automation(_automation(found.id))
                 for automation in old_triggers:
                     client.delete_automation(automation.id)
@@ -143,7 +165,7 @@ def _status(client: Any, name: str, planned: Plan) -> DeploymentStatus:
     given = {key: value for key, value in found.parameters.items() if value is not None}
     differences += list_differences("parameter", _assignments(given), _assignments(planned.parameters))
     if planned.on_drift:
-        triggers = [_describe_trigger(automation) for automation in client.read_automations_by_name(TRIGGER)]
+        triggers = [_describe_trigger(automation) for automation in _drift_automations(client)]
         differences += list_differences("trigger", triggers, [_describe_trigger(_automation(found.id))])
         has = (*has, *triggers)
     return DeploymentStatus(name, has, bool(found.paused), tuple(differences))

@@ -1,24 +1,48 @@
-"""The shape of the repository: nothing may hide a library, and nothing may appear at the top unseen."""
+"""The shape of the repository: nothing may hide a library, and each folder holds what its name says."""
 
+import ast
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = {"pipelines", "flows", "serving", "mlflow", "tests", "benchmarks", "docs"}
-FIXED = {
-    "dvc.yaml",
-    "pyproject.toml",
-    "params.yaml",
-    "Makefile",
-    "Procfile",
-    "LICENSE",
-    "requirements.in",
-    "requirements.lock",
-}
+FOLDERS = {"bellwether", "flows", "pipelines", "serving", "mlflow", "tests", "benchmarks", "docs"}
+FILES = {
+    "data.dvc", "dvc.yaml", "params.yaml", "pyproject.toml", "requirements.in", "requirements.lock",
+    "Makefile", "Procfile", "LICENSE", "README.md", "ARCHITECTURE.md", "CHANGELOG.md",
+}  # fmt: skip
+DOTTED = {".ci", ".dvc", ".dvcignore", ".env.example", ".gitattributes", ".github", ".gitignore", ".importlinter"}
+NO_FLOW = {"__init__.py", "deployments.py", "reconciler.py"}  # of the files in flows/
+
+
+def tracked() -> list[str]:
+    """Return the paths of all files in git."""
+    return subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+
+
+def has_flow(file: Path) -> bool:
+    """Return whether a module defines a function decorated with `@flow(…)`."""
+    return any(
+        isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id == "flow"
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        for decorator in node.decorator_list
+    )
+
+
+def imported(file: Path) -> set[str]:
+    """Return the top-level packages a module imports, at its top or inside its functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
 
 
 def test_mlflow_is_the_library_also_from_the_root_of_the_repository():
@@ -31,20 +55,46 @@ def test_the_folder_of_the_tracking_server_holds_no_python():
     assert list((ROOT / "mlflow").rglob("*.py*")) == []
 
 
-def test_the_top_level_is_what_the_architecture_says():
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    folders = {name.split("/")[0] for name in tracked if "/" in name and not name.startswith(".")}
-    assert folders <= FOLDERS
-    assert {name for name in FIXED if not (ROOT / name).is_file()} == set()
+def test_only_the_fixed_names_stand_at_the_top_level():
+    paths = tracked()
+    folders = {path.split("/")[0] for path in paths if "/" in path and not path.startswith(".")}
+    files = {path for path in paths if "/" not in path and not path.startswith(".")}
+    dotted = {path.split("/")[0] for path in paths if path.startswith(".")}
+    assert (folders, files) == (FOLDERS, FILES)
+    assert dotted <= DOTTED
 
 
-def test_the_same_services_stand_in_the_procfile_and_in_the_supervisor():
+def test_flows_holds_flows_and_their_support_only():
+    inside = [Path(path).relative_to("flows") for path in tracked() if path.startswith("flows/")]
+    assert {path.parts[0] for path in inside if len(path.parts) > 1} == {"support"}
+    files = {path.name for path in inside if len(path.parts) == 1}
+    assert {name for name in files if not has_flow(ROOT / "flows" / name)} == NO_FLOW
+    assert [path for path in inside if path.parts[0] == "support" and has_flow(ROOT / "flows" / path)] == []
+
+
+def test_no_layer_imports_what_people_type_and_import():
+    for layer in ("flows", "serving", "pipelines"):
+        assert [str(file) for file in (ROOT / layer).rglob("*.py") if "bellwether" in imported(file)] == []
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "flows").glob("*.py")))
+def test_the_body_of_a_flow_reads_like_a_table_of_contents(name):
+    for function in ast.walk(ast.parse((ROOT / "flows" / name).read_text())):
+        if isinstance(function, ast.FunctionDef) and "flow" in {
+            getattr(getattr(decorator, "func", None), "id", None) for decorator in function.decorator_list
+        }:
+            inside = [node for statement in function.body for node in ast.walk(statement)]
+            assert [ast.unparse(node) for node in inside if isinstance(node, ast.Try | ast.BinOp)] == []
+            assert function.end_lineno - function.lineno < 60, f"{function.name} is too long to read at a glance"
+
+
+def test_procfile_and_process_table_name_the_same_services():
     from flows.support.processes import SERVICES, parse_procfile
 
     assert set(parse_procfile(ROOT / "Procfile")) == set(SERVICES)
 
 
-def test_tests_and_benchmarks_are_as_silent_as_the_services():
+def test_the_makefile_turns_telemetry_off_as_the_services_do():
     from flows.support.processes import TELEMETRY_OFF
 
     makefile = (ROOT / "Makefile").read_text()

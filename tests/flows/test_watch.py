@@ -1,4 +1,4 @@
-"""What dies holding something gives it back, and a retrain is followed once; no server is needed for either."""
+"""Leases of dead processes are released, dead retrains restarted, faults isolated; without a server."""
 
 import json
 import socket
@@ -13,9 +13,8 @@ import pytest
 
 from flows import reconciler
 from flows.reconciler import is_behind_ledger, recover_dead_retrains, registry_answers
-from flows.support import installation as sites
 from flows.support import promotion
-from flows.support.installation import Installation, hold_lease, is_gone, now
+from flows.support.installation import Installation, hold_lease, holder, is_gone, now, run_periodically
 from pipelines.errors import LeaseHeld
 from pipelines.settings import Settings, load_params
 from pipelines.store import Promotion, Store
@@ -31,7 +30,7 @@ def installation(tmp_path):
 
 @pytest.fixture(scope="module")
 def dead():
-    """Who held something on this machine and has ended."""
+    """Return the holder name of a process of this machine that has ended."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     return f"{socket.gethostname()}:{ended.pid}"
@@ -39,7 +38,7 @@ def dead():
 
 def test_only_a_process_of_this_machine_that_has_ended_is_gone(dead):
     assert is_gone(dead)
-    assert not is_gone(sites.holder())
+    assert not is_gone(holder())
     assert not is_gone(f"elsewhere:{dead.rpartition(':')[2]}")
     assert not is_gone("somebody else")
 
@@ -64,22 +63,22 @@ def test_a_lease_outlives_its_length_while_its_holder_works(installation):
     installation.store.acquire_lease("workspace", "elsewhere:1", now(), timedelta(minutes=1))
 
 
-def test_a_retrain_whose_worker_died_twice_is_failed_with_an_alarm_and_a_new_one_may_be_asked_for(installation, dead):
-    asked = installation.store.request_retrain("validator", "drift", now(), timedelta(0))
+def test_a_retrain_whose_worker_died_twice_is_failed_with_an_alarm_and_a_new_one_may_be_requested(installation, dead):
+    request = installation.store.request_retrain("validator", "drift", now(), timedelta(0))
     for _ in range(2):
-        assert installation.store.claim_retrain(dead, now(), timedelta(0), "validator").id == asked.id
+        assert installation.store.claim_retrain(dead, now(), timedelta(0), "validator").id == request.id
     assert installation.store.claim_retrain("elsewhere:1", now(), timedelta(minutes=1), "validator") is None
-    (told,) = recover_dead_retrains(installation, {})
-    assert "died twice" in told
+    (line,) = recover_dead_retrains(installation, {})
+    assert "died twice" in line
     assert [(r.state, r.attempts) for r in installation.store.retrain_requests("validator")] == [("failed", 2)]
     assert [alarm.kind for alarm in installation.store.alarms()] == ["retrain_died"]
     assert installation.store.request_retrain("validator", "drift", now(), timedelta(0)).state == "queued"
 
 
-def test_a_retrain_that_was_begun_again_a_moment_ago_is_not_begun_a_third_time(installation, dead):
-    asked = installation.store.request_retrain("validator", "drift", now(), timedelta(0))
+def test_a_retrain_that_was_restarted_a_moment_ago_is_not_started_a_third_time(installation, dead):
+    request = installation.store.request_retrain("validator", "drift", now(), timedelta(0))
     installation.store.claim_retrain(dead, now(), timedelta(0), "validator")
-    assert recover_dead_retrains(installation, {(asked.id, 1): now()}) == []
+    assert recover_dead_retrains(installation, {(request.id, 1): now()}) == []
 
 
 def test_a_retrain_at_work_elsewhere_is_left_alone_until_its_lease_runs_out(installation):
@@ -103,7 +102,7 @@ def test_a_generation_file_is_behind_when_it_names_another_champion_than_the_led
     assert is_behind_ledger(installation)
 
 
-def test_a_broken_generation_file_is_behind_and_is_written_anew(installation, monkeypatch):
+def test_a_broken_generation_file_is_behind_and_is_rewritten(installation, monkeypatch):
     file = installation.settings.serving_dir / GENERATION_FILE
     file.parent.mkdir()
     file.write_text('{"generation": 2')
@@ -135,30 +134,30 @@ def test_a_registry_that_does_not_answer_is_one_alarm_until_it_answers(tmp_path)
 
 
 class Healthy(BaseHTTPRequestHandler):
-    """As MLflow's health check answers."""
+    """Answer as MLflow's health check."""
 
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
 
     def log_message(self, *_):
-        """Nobody reads it."""
+        """Log nothing."""
 
 
 # ---- one fault leaves the others alone
 
 
 class Registry:
-    """MLflow's edge: aliases, and one family that cannot be read."""
+    """Stand in for MLflow: two moved aliases, and families that cannot be read."""
 
     def __init__(self, broken=()):
-        self.broken, self.asked = set(broken), []
+        self.broken, self.requested = set(broken), []
 
     def aliases(self, alias):
-        return {"pattern": "7", "regime": "7"}  # nobody promoted these: moved by hand
+        return {"pattern": "7", "regime": "7"}  # never promoted: moved by hand
 
     def version_by_alias(self, family, alias):
-        self.asked.append(family)
+        self.requested.append(family)
         if family in self.broken:
             raise ConnectionError(f"500 from the registry\nfor {family}")
 
@@ -166,13 +165,13 @@ class Registry:
         pass
 
     def version(self, family, version):
-        self.asked.append(family)
+        self.requested.append(family)
         raise ConnectionError(f"{family} {version}: no answer")
 
 
 @pytest.fixture
-def looked(installation, monkeypatch):
-    """A site whose registry answers, and the registry."""
+def registered(installation, monkeypatch):
+    """An installation whose registry answers, and the registry."""
     registry = Registry()
     monkeypatch.setattr(reconciler, "registry_answers", lambda installation: True)
     monkeypatch.setattr(
@@ -192,19 +191,19 @@ def open_alarms(installation):
     return [(alarm.kind, alarm.detail.partition(":")[0]) for alarm in installation.store.alarms()]
 
 
-def test_a_fault_of_one_family_in_the_registry_is_its_own_alarm_and_the_others_go_on(looked, caplog):
-    installation, registry = looked
+def test_a_fault_of_one_family_in_the_registry_is_its_own_alarm_and_the_others_go_on(registered, caplog):
+    installation, registry = registered
     registry.broken = {"pattern"}
     tried = {}
     assert reconciler.poll(installation, {}, tried) == []
-    assert {"pattern", "regime"} <= set(registry.asked)
+    assert {"pattern", "regime"} <= set(registry.requested)
     assert open_alarms(installation) == [("family_fault", "pattern alias")]
     assert "500 from the registry" in caplog.text
     assert "\n" not in installation.store.alarms()[0].detail
-    registry.asked.clear()
+    registry.requested.clear()
     reconciler.poll(installation, {}, tried)
-    assert "regime" in registry.asked  # looked at each time
-    assert "pattern" not in registry.asked  # rests
+    assert "regime" in registry.requested  # polled each time
+    assert "pattern" not in registry.requested  # cools down
     assert caplog.text.count("Traceback") == 1
     tried["pattern"] -= reconciler.FAULT_COOLDOWN
     registry.broken.clear()
@@ -221,8 +220,8 @@ def promoted(installation, family, version, digest):
     installation.store.add_promotion(line)
 
 
-def test_a_champion_that_cannot_be_fetched_keeps_its_predecessor_and_does_not_hold_up_another_family(looked):
-    installation, _ = looked
+def test_a_champion_that_cannot_be_fetched_keeps_its_predecessor_and_does_not_hold_up_another_family(registered):
+    installation, _ = registered
     for digest in ("a" * 64, "b" * 64):
         (installation.settings.bundles / digest).mkdir(parents=True)
     promoted(installation, "validator", "1", "a" * 64)
@@ -236,7 +235,7 @@ def test_a_champion_that_cannot_be_fetched_keeps_its_predecessor_and_does_not_ho
     assert families["validator"]["champion"]["version"] == "1"
     assert ("family_fault", "validator bundle") in open_alarms(installation)
     before = read_generation(installation.settings.serving_dir)["generation"]
-    for _ in range(3):  # nothing new: nobody is made to follow
+    for _ in range(3):  # nothing new: no new generation
         tried.clear()
         assert not any("published" in line for line in reconciler.poll(installation, {}, tried))
     assert read_generation(installation.settings.serving_dir)["generation"] == before
@@ -248,8 +247,8 @@ def test_a_champion_that_cannot_be_fetched_keeps_its_predecessor_and_does_not_ho
 
 
 @pytest.mark.parametrize("spoil", [lambda content: content.pop("warm_start"), lambda content: content.clear()])
-def test_a_generation_file_that_was_edited_by_hand_is_written_anew_from_the_ledger(looked, spoil):
-    installation, _ = looked
+def test_a_generation_file_that_was_edited_by_hand_is_rewritten_from_the_ledger(registered, spoil):
+    installation, _ = registered
     (installation.settings.bundles / ("a" * 64)).mkdir(parents=True)
     promoted(installation, "validator", "1", "a" * 64)
     promotion.publish(installation)
@@ -263,15 +262,15 @@ def test_a_generation_file_that_was_edited_by_hand_is_written_anew_from_the_ledg
     assert again["warm_start"]["digest"] == "d" * 64
 
 
-def test_the_watch_survives_its_faults_logs_each_once_and_clears_the_alarm_when_they_are_gone(
-    looked, monkeypatch, caplog
+def test_the_reconciler_survives_its_faults_logs_each_once_and_clears_the_alarm_when_they_are_gone(
+    registered, monkeypatch, caplog
 ):
-    installation, _ = looked
+    installation, _ = registered
     faults = [OSError("disk full"), OSError("disk full"), KeyError("odd")]
-    looks = []
+    polls = []
 
-    def poll(installation, begun, tried):
-        looks.append(1)
+    def poll(installation, restarted, tried):
+        polls.append(1)
         if faults:
             raise faults.pop(0)
         return []
@@ -281,21 +280,21 @@ def test_the_watch_survives_its_faults_logs_each_once_and_clears_the_alarm_when_
     monkeypatch.setattr(reconciler, "open_installation", lambda: installation)
     with reconciler.watch_in_background():
         deadline = time.monotonic() + 5.0
-        while not (len(looks) > 5 and open_alarms(installation) == []) and time.monotonic() < deadline:
+        while not (len(polls) > 5 and open_alarms(installation) == []) and time.monotonic() < deadline:
             time.sleep(0.02)
-    assert len(looks) > 5
+    assert len(polls) > 5
     assert open_alarms(installation) == []
     assert [alarm.kind for alarm in installation.store.alarms(open_only=False)] == ["watch_fault", "watch_fault"]
     assert caplog.text.count("Traceback") == 2
 
 
-def test_what_repeats_outlives_a_fault_it_cannot_even_alarm():
+def test_a_periodic_call_outlives_a_fault_that_cannot_even_be_alarmed():
     calls = []
 
     def act():
         calls.append(1)
         raise OSError("store locked")
 
-    with sites.run_periodically(act, 0.01, "tests"):
+    with run_periodically(act, 0.01, "tests"):
         time.sleep(0.2)
     assert len(calls) > 3

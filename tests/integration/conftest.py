@@ -1,4 +1,4 @@
-"""Fixtures of the integration tests; what they are made of is in live_stack.py."""
+"""Fixtures of the integration tests; support/stack.py makes them."""
 
 from pathlib import Path
 
@@ -10,6 +10,6 @@ __all__ = ["refused", "second", "stack"]
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(nextitem):
-    """The servers stop after the last of their tests, not of all tests: idle, they take a tenth of a processor."""
+    """Stop the servers after the last of their tests: idle, they use a tenth of a processor."""
     if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
         HELD.close()

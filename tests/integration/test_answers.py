@@ -58,10 +58,10 @@ def test_the_chart_joins_the_snapshot_and_what_was_decided_since(stack):
     assert (stack.settings.home / "reports" / "chart-SIM-USDT.html").is_file()
 
 
-def test_drift_answers_json_and_asks_for_no_second_retrain(stack):
+def test_drift_answers_json_and_requests_no_second_retrain(stack):
     before = stack.store.retrain_requests("validator")
     found = stack.json("drift")
-    assert found.keys() >= {"resolved", "told", "report", "reasons"}
+    assert found.keys() >= {"resolved", "summary", "report", "reasons"}
     assert stack.store.retrain_requests("validator") == before
 
 
@@ -72,7 +72,7 @@ def test_doctor_answers_json_and_finds_this_installation_sound(stack):
 
 
 def test_status_answers_from_stored_state_when_every_server_is_down(stack, tmp_path):
-    """The same stored state in another place, with ports nobody listens on."""
+    """The same stored state in another folder, with ports on which nothing listens."""
     with (
         closing(sqlite3.connect(stack.settings.home / "store.db")) as live,
         closing(sqlite3.connect(tmp_path / "store.db")) as copy,
@@ -83,8 +83,8 @@ def test_status_answers_from_stored_state_when_every_server_is_down(stack, tmp_p
         shutil.copy(stack.settings.workspace / name, tmp_path / "workspace" / name)
     done = stack.cli("status", "--json", env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
-    told, live = json.loads(done.stdout), stack.json("status")
-    asked = ("services", "health", "health_reason")  # of the servers themselves
-    assert {name: told[name] for name in told if name not in asked} == {n: live[n] for n in live if n not in asked}
-    assert (told["health"], "does not answer" in told["health_reason"]) == ("UNHEALTHY", True)
-    assert {service["state"] for service in told["services"].values()} == {"down"}
+    offline, live = json.loads(done.stdout), stack.json("status")
+    differing = ("services", "health", "health_reason")  # of the servers themselves
+    assert {n: offline[n] for n in offline if n not in differing} == {n: live[n] for n in live if n not in differing}
+    assert (offline["health"], "does not answer" in offline["health_reason"]) == ("UNHEALTHY", True)
+    assert {service["state"] for service in offline["services"].values()} == {"down"}

@@ -61,7 +61,7 @@ def test_a_bad_bar_is_refused_with_field_and_remedy_and_nothing_changes(stack, b
     assert stack.counts() == before
 
 
-def test_a_write_without_the_right_key_is_refused_and_says_where_the_key_is(stack, bars):
+def test_a_write_without_the_right_key_is_refused_and_the_error_names_where_the_key_is(stack, bars):
     before = stack.counts()
     answer = observe(stack, json.dumps(one()(*bars)), key="wrong")
     assert answer.status_code == 401
@@ -85,7 +85,7 @@ def market():
 
 @pytest.fixture(scope="module")
 def answers(stack, tmp_path_factory):
-    """What `bellwether run` says of each broken file, asked two at a time; and the state before."""
+    """What `bellwether run` answers to each broken file, run two at a time; and the state before."""
     folder = tmp_path_factory.mktemp("files")
     good = market()
     good.drop(columns="close").to_parquet(folder / "column.parquet")
@@ -94,12 +94,12 @@ def answers(stack, tmp_path_factory):
     os.truncate(folder / "cut.parquet", (folder / "cut.parquet").stat().st_size // 2)
     before = stack.json("status"), stack.counts()
 
-    def ask(name):
+    def run(name):
         return stack.cli("run", "--once", "--source", "files", "--path", str(folder / name), "--symbol", "BTC/USDT")
 
     names = ["cut.parquet", "column.parquet", "naive.parquet"]
     with ThreadPoolExecutor(2) as pool:
-        return before, dict(zip(names, pool.map(ask, names), strict=True))
+        return before, dict(zip(names, pool.map(run, names), strict=True))
 
 
 @pytest.mark.parametrize(

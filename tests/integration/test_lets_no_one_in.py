@@ -37,7 +37,7 @@ def test_a_page_of_another_origin_gets_nothing_from_any_server_whatever_it_sends
                 assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_a_name_that_is_not_ours_is_refused_by_every_server(stack, server):
+def test_a_host_name_that_is_not_ours_is_refused_by_every_server(stack, server):
     tool, client = server
     port = client.base_url.port
     for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", "127.0.0.1:9", f"localhost.evil.example:{port}"):
@@ -46,7 +46,7 @@ def test_a_name_that_is_not_ours_is_refused_by_every_server(stack, server):
             assert (answer.status_code, answer.json()["kind"]) == (400, "UnknownHost"), (host, path)
 
 
-def test_no_server_changes_or_tells_anything_without_the_key(stack, server):
+def test_no_server_changes_or_returns_anything_without_the_key(stack, server):
     tool, client = server
     reads, writes, _ = CALLS[tool]
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Cookie": "bellwether_prefect=x"}):
@@ -123,9 +123,9 @@ def test_a_one_time_link_lets_one_browser_in_once(stack, server):
 
 def test_no_server_tells_the_key_to_a_browser_that_has_a_session_only(stack):
     """Prefect lists its settings, those of its clients among them."""
-    told = httpx.get(f"{stack.settings.prefect_url}/api/admin/settings", headers=stack.key)
-    assert told.json()["server"]
-    assert stack.key["Authorization"].removeprefix("Bearer ") not in told.text
+    answer = httpx.get(f"{stack.settings.prefect_url}/api/admin/settings", headers=stack.key)
+    assert answer.json()["server"]
+    assert stack.key["Authorization"].removeprefix("Bearer ") not in answer.text
 
 
 def test_open_prints_a_link_of_the_tool_it_is_asked_for(stack):

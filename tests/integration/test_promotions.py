@@ -1,4 +1,4 @@
-"""Law L5 on the real registry, ledger and service: whoever moves the champion, evidence decides."""
+"""Law L5 on the real registry, ledger and service: no matter who moves the champion, evidence decides."""
 
 import json
 import os
@@ -49,10 +49,10 @@ def test_the_alias_moved_to_a_refused_version_is_put_back_ledgered_and_alarmed_w
         10.0,
         "the alias to be back",
     )
-    told = lines(stack, "refuse")[-1]
-    assert (told.actor, told.from_version, told.to_version) == ("mlflow-ui", first, refused)
-    assert told.verdict_passed is False
-    assert "gain_over_champion" in told.reason
+    line = lines(stack, "refuse")[-1]
+    assert (line.actor, line.from_version, line.to_version) == ("mlflow-ui", first, refused)
+    assert line.verdict_passed is False
+    assert "gain_over_champion" in line.reason
     assert any(a.kind == "alias_refused" and f"version {refused}" in a.detail for a in stack.store.alarms())
     assert stack.champion() == first
 
@@ -90,8 +90,8 @@ def test_the_command_refuses_it_too_with_one_line_and_exit_code_1(stack, first, 
     assert len(done.stderr.strip().splitlines()) == 1
     assert f"GateRefused: validator version {refused} is not promoted: refused by the gate" in done.stderr
     assert "bellwether retrain validator" in done.stderr
-    told = stack.cli("promote", "validator", refused, "--dry-run")
-    assert (told.returncode, "would be refused" in told.stdout) == (0, True)
+    preview = stack.cli("promote", "validator", refused, "--dry-run")
+    assert (preview.returncode, "would be refused" in preview.stdout) == (0, True)
     assert stack.champion() == first
 
 
@@ -113,7 +113,7 @@ def made_of_pickle(bundle, published):
 @pytest.mark.parametrize(
     ("spoil", "why"), [(corrupted, "sha256"), (of_another_schema, "moon_phase"), (made_of_pickle, "could carry code")]
 )
-def test_a_version_that_must_not_be_served_is_refused_though_it_passed_and_status_says_why(
+def test_a_version_that_must_not_be_served_is_refused_though_it_passed_and_status_gives_the_reason(
     stack, first, tmp_path, spoil, why
 ):
     version = register_spoiled(stack, first, tmp_path / "bundle", spoil)
@@ -131,7 +131,7 @@ def test_a_version_that_must_not_be_served_is_refused_though_it_passed_and_statu
 
 
 def register_spoiled(stack, first, bundle, spoil):
-    """Another version whose verdict passed, of bytes that are not the champion's and that `spoil` has been at."""
+    """Register another version whose verdict passed, of bytes that `spoil` changed. Return its number."""
     original = stack.installation.tracking.version("validator", first)
     shutil.copytree(stack.settings.bundles / original.digest, bundle)
     (bundle / "card.md").write_text(f"# {spoil.__name__}\n")
@@ -172,8 +172,8 @@ def test_the_database_itself_refuses_to_rewrite_the_ledger(stack, statement):
 def test_the_alias_moved_to_a_passing_version_is_a_promotion_by_mlflow_ui_and_rollback_undoes_it(stack, first, second):
     stack.alias(second)
     promotion.reconcile(stack.installation)
-    told = lines(stack, "promote")[-1]
-    assert (told.actor, told.from_version, told.to_version) == ("mlflow-ui", first, second)
+    promoted = lines(stack, "promote")[-1]
+    assert (promoted.actor, promoted.from_version, promoted.to_version) == ("mlflow-ui", first, second)
     assert stack.champion() == second
     assert stack.installation.tracking.version_by_alias("validator", "previous").version == first
     back = stack.json("rollback", "validator", "--reason", "second thoughts")
@@ -195,11 +195,11 @@ def test_the_alias_moved_to_a_passing_version_is_served_within_seconds(stack, fi
     assert stack.champion() == first
 
 
-def test_the_deployment_looks_once_more(stack):
+def test_the_deployment_reconciles_too(stack):
     stack.wait(stack.start("reconcile", {}), "COMPLETED")
 
 
-def test_a_generation_file_behind_the_ledger_is_written_anew(stack, first):
+def test_a_generation_file_behind_the_ledger_is_rewritten(stack, first):
     file = stack.settings.serving_dir / "generation.json"
     content = json.loads(file.read_text())
     content["families"]["validator"]["champion"] = None
@@ -209,7 +209,7 @@ def test_a_generation_file_behind_the_ledger_is_written_anew(stack, first):
     stack.followed(first)
 
 
-def test_without_a_previous_champion_rollback_says_so_and_moves_nothing(stack, first):
+def test_without_a_previous_champion_rollback_is_refused_and_moves_nothing(stack, first):
     done = stack.cli("rollback", "validator")
     assert done.returncode == 1
     assert "UnknownName: validator has no previous champion to go back to" in done.stderr
@@ -225,14 +225,14 @@ def test_promoting_the_champion_again_does_not_make_it_its_own_predecessor(stack
 
 # ---- a person approves or declines in Prefect
 
-ASKING = (
+PROMOTE_MANUALLY = (
     "from bellwether.cli.connection import connect; connect(); import sys; from flows.promote import promote;"
     "sys.exit(promote('validator', sys.argv[1], approval='manual'))"
 )
 
 
 def suspended(stack, known=()):
-    """Promote runs that wait for a person, other than those known before."""
+    """Return the promote runs that wait for a person, other than those known before."""
     runs = stack.prefect("flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}})
     return [run["id"] for run in runs if run["id"] not in known]
 
@@ -248,25 +248,25 @@ def killed(stack, name):
     start_stop.up(stack.settings, [name])
 
 
-def test_a_promotion_by_hand_holds_no_process_and_outlives_a_kill_until_somebody_declines_or_approves(
+def test_a_promotion_by_hand_holds_no_process_and_outlives_a_kill_until_it_is_declined_or_approved(
     stack, first, second
 ):
     before = len(lines(stack, "promote"))
-    # a run that no deployment started cannot be suspended: it asks, and ends
-    assert subprocess.run([sys.executable, "-c", ASKING, second], cwd=ROOT, env=connected(stack), check=False,
+    # a run that no deployment started cannot be suspended: it starts one that waits, and ends
+    assert subprocess.run([sys.executable, "-c", PROMOTE_MANUALLY, second], cwd=ROOT, env=connected(stack), check=False,
                           timeout=120).returncode == 0  # fmt: skip
     [to_decline] = until(lambda: suspended(stack), 60.0, "the run that is to be declined")
     to_approve = stack.start("promote", {"family": "validator", "version": second, "approval": "manual"})
     until(lambda: suspended(stack, [to_decline]), 60.0, "the run that is to be approved")
     assert len(waiting(stack)) == 2
-    assert any(to_approve in told and f"version {second} waits" in told for told in waiting(stack))
+    assert any(to_approve in text and f"version {second} waits" in text for text in waiting(stack))
     until(lambda: not workers(stack), 20.0, "no process to be held")
 
     killed(stack, "flows")
     assert sorted(suspended(stack)) == sorted([to_decline, to_approve])
 
-    for said in ({}, {"approve": True, "name": " ", "reason": "x"}, {"approve": True, "name": "ann", "reason": ""}):
-        assert stack.prefect(f"flow_runs/{to_approve}/resume", {"run_input": said})["status"] == "REJECT"
+    for entered in ({}, {"approve": True, "name": " ", "reason": "x"}, {"approve": True, "name": "ann", "reason": ""}):
+        assert stack.prefect(f"flow_runs/{to_approve}/resume", {"run_input": entered})["status"] == "REJECT"
     assert len(suspended(stack)) == 2
     case = described(stack, to_approve)
     assert f"version **{second}**" in case
@@ -279,15 +279,15 @@ def test_a_promotion_by_hand_holds_no_process_and_outlives_a_kill_until_somebody
     assert len(lines(stack, "promote")) == before  # neither the waiting nor the declined run has moved anything
     resume(stack, to_approve, approve=True, name="ann", reason="read the evidence")
     stack.wait(to_approve, "COMPLETED")
-    told = lines(stack, "promote")[-1]
-    assert (told.actor, told.reason, told.to_version) == ("ann", "read the evidence", second)
+    line = lines(stack, "promote")[-1]
+    assert (line.actor, line.reason, line.to_version) == ("ann", "read the evidence", second)
     assert len(lines(stack, "promote")) == before + 1
     assert waiting(stack) == []
     assert stack.champion() == second
     promotion.rollback(stack.installation, "validator", "tests", "as it was")
 
 
-def test_a_promotion_nobody_decides_in_time_fails_says_so_and_moves_nothing(stack, first, second):
+def test_a_promotion_not_decided_in_time_fails_raises_an_alarm_and_moves_nothing(stack, first, second):
     run_id = stack.start(
         "promote", {"family": "validator", "version": second, "approval": "manual", "wait_hours": 2 / 3600}
     )
@@ -302,19 +302,20 @@ def test_a_promotion_nobody_decides_in_time_fails_says_so_and_moves_nothing(stac
 
 
 def workers(stack):
-    """Processes that run a flow."""
+    """Return the processes that run a flow."""
     return [p for p in processes.home_processes(stack.settings) if "prefect.engine" in " ".join(p.cmdline())]
 
 
 def described(stack, run_id):
-    """What the form that resumes a run tells about it."""
+    """Return the text of the form that resumes a run."""
     state = stack.prefect(f"flow_runs/{run_id}")["state"]
     key = state["state_details"]["run_input_keyset"]["description"]
     return stack.prefect(f"flow_runs/{run_id}/input/{key}")
 
 
-def resume(stack, run_id, **said):
-    answer = stack.prefect(f"flow_runs/{run_id}/resume", {"run_input": said})
+def resume(stack, run_id, **entered):
+    """Resume a suspended run with this form."""
+    answer = stack.prefect(f"flow_runs/{run_id}/resume", {"run_input": entered})
     assert answer["status"] == "ACCEPT", answer
 
 

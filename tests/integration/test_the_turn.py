@@ -1,4 +1,4 @@
-"""One turn of the loop on the simulator: what it leaves in each of the four tools, and that they tell one story."""
+"""One turn of the loop on the simulator: what it leaves in each of the four tools, and that they agree."""
 
 import json
 from itertools import pairwise
@@ -18,7 +18,7 @@ LINEAGE = ("digest", "run_id", "data_hash", "git_commit")
 
 
 @pytest.fixture(scope="module")
-def told(stack):
+def status(stack):
     return stack.json("status")
 
 
@@ -28,25 +28,25 @@ def first(stack):
     return stack.installation.tracking.version("validator", stack.store.promotions("validator")[1].to_version)
 
 
-def test_status_names_the_champion_with_its_evidence_and_every_service_is_up(stack, told):
-    champion = told["families"]["validator"]["champion"]
+def test_status_names_the_champion_with_its_evidence_and_every_service_is_up(stack, status):
+    champion = status["families"]["validator"]["champion"]
     assert champion["verdict"] == "passed"
     assert all(champion[name] for name in ("version", *LINEAGE))
-    assert set(told["families"]) == {"validator", "pattern", "regime", "predictor"}
-    assert {name: service["state"] for name, service in told["services"].items()} == dict.fromkeys(
+    assert set(status["families"]) == {"validator", "pattern", "regime", "predictor"}
+    assert {name: service["state"] for name, service in status["services"].items()} == dict.fromkeys(
         ("mlflow", "prefect", "decision", "flows", "models", "evidently"), "up"
     )
-    champions = {family: "digest" for family, arms in told["families"].items() if arms["champion"]}
-    assert told["tier"] == best_tier(TierInputs(None, champions))[0]
-    assert told["data_hash"] == data_hash(stack.settings.workspace)
+    champions = {family: "digest" for family, arms in status["families"].items() if arms["champion"]}
+    assert status["tier"] == best_tier(TierInputs(None, champions))[0]
+    assert status["data_hash"] == data_hash(stack.settings.workspace)
 
 
-def test_every_family_has_a_version_a_verdict_and_figures_with_their_intervals(stack, told):
+def test_every_family_has_a_version_a_verdict_and_figures_with_their_intervals(stack, status):
     for family in FAMILIES:
         judged = stack.store.promotions(family)[0]
         assert (judged.actor, judged.action) == ("gate", "challenge")
-        assert judged.verdict_passed == (told["families"][family]["champion"] is not None)
-        scored = told["figures"][family]
+        assert judged.verdict_passed == (status["families"][family]["champion"] is not None)
+        scored = status["figures"][family]
         gains = [row for row in scored["rows"] if row[0].startswith("gain over")]
         assert gains
         assert all("[" in interval for _, _, interval, _ in gains)
@@ -61,12 +61,12 @@ def test_prefect_shows_one_task_a_family_and_they_ran_side_by_side(stack):
     assert any(later[0] < earlier[1] for earlier, later in pairwise(spans))
 
 
-def test_every_family_answers_at_every_close_and_says_why_where_it_does_not(stack):
+def test_every_family_answers_at_every_close_or_gives_its_reason(stack):
     newest = stack.store.decisions(last=1)[0].decision
     assert set(newest.models) == set(FAMILIES)
     for arms in newest.models.values():
-        for said in arms.values():
-            assert (said["p"] is not None) if said["status"] == "OK" else said["reason"]
+        for answer in arms.values():
+            assert (answer["p"] is not None) if answer["status"] == "OK" else answer["reason"]
     assert newest.lineage["regime"]
 
 
@@ -138,12 +138,12 @@ def test_the_model_from_mlflow_the_bundle_and_the_service_give_the_same_probabil
 
         mlflow.set_tracking_uri(stack.settings.mlflow_url)
         registered = mlflow.pyfunc.load_model("models:/validator@champion")
-        said = registered.predict(pd.DataFrame(golden["rows"], columns=columns))
+        predicted = registered.predict(pd.DataFrame(golden["rows"], columns=columns))
     body = {"family": "validator", "rows": rows}
     answer = httpx.post(f"{stack.settings.model_url}/predict", json=body, headers=stack.key)
     expected = golden["p"]
     assert np.isfinite(expected).sum() >= 5
-    np.testing.assert_allclose(said["p"].to_numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(predicted["p"].to_numpy(), expected, atol=1e-6)
     np.testing.assert_allclose(np.array(answer.json()["p"], dtype=float), expected, atol=1e-6)
     assert answer.json()["digest"] == first.digest
 
@@ -156,7 +156,8 @@ def test_prefect_shows_the_schedules_and_the_automation_of_the_drift_event(stack
     }  # fmt: skip
     automation = next(a for a in stack.prefect("automations/filter", {}) if "drift" in a["name"])
     assert automation["enabled"]
-    assert automation["trigger"]["expect"] == ["bellwether.retrain-asked"]
+    assert automation["trigger"]["expect"] == ["bellwether.retrain-requested"]
+    assert automation["name"] == "bellwether-drift-requests-retrain"
     assert automation["actions"][0]["type"] == "run-deployment"
 
 
@@ -175,5 +176,5 @@ def test_decisions_were_taken_over_http_with_reasons_and_models(stack):
         assert record.decision.edge_bps > 0
         assert record.decision.models["validator"]["champion"]["verdict"] == "passed"
         assert record.decision.stop is not None
-    silent = [r.decision for r in stack.store.decisions() if r.decision.action == "NO_TRADE"]
-    assert all(decision.reasons for decision in silent)
+    refused = [r.decision for r in stack.store.decisions() if r.decision.action == "NO_TRADE"]
+    assert all(decision.reasons for decision in refused)

@@ -1,11 +1,10 @@
-"""What a person changed in Prefect outlives restarts; what was written is for nobody else to read."""
+"""What a person changed in Prefect outlives restarts; what was written is readable by no other user."""
 
 import json
 import os
 import signal
 import stat
 
-import httpx
 import pytest
 from support.stack import until
 
@@ -18,8 +17,7 @@ WEEKLY = {"interval": 14 * 86400}
 
 
 def patch(stack, path, body):
-    answer = httpx.patch(f"{stack.settings.prefect_url}/api/{path}", json=body, headers=stack.key, timeout=30)
-    assert answer.is_success, answer.text
+    stack.prefect(path, body, "PATCH")
 
 
 def deployment(stack, name):
@@ -30,12 +28,22 @@ def triggers(stack):
     return stack.prefect("automations/filter", {})
 
 
-def told(stack, *names):
-    """Of these deployments, what the command says of each."""
+def listed(stack, *names):
+    """Return what `schedules list` shows of these deployments."""
     return {one["deployment"]: one for one in stack.json("schedules", "list") if one["deployment"] in names}
 
 
+def put_back_to_release_0_6(stack, automation_id):
+    """Give the drift automation the name and event it had in releases 0.5.0 and 0.6.0."""
+    (found,) = triggers(stack)
+    content = {n: found[n] for n in ("description", "enabled", "tags", "actions", "trigger")}
+    content["trigger"] |= {"expect": ["bellwether.retrain-asked"]}
+    content |= {"name": "bellwether-drift-asks-for-retrain"}
+    stack.prefect(f"automations/{automation_id}", content, "PUT")
+
+
 def flows_killed_and_back(stack):
+    """Kill the process of the flows and start it again."""
     pid = processes.services(stack.settings)["flows"]["pid"]
     os.kill(pid, signal.SIGKILL)
     until(lambda: processes.services(stack.settings)["flows"]["pid"] != pid, 20.0, "flows to be gone")
@@ -52,14 +60,17 @@ def test_schedules_that_were_edited_paused_or_added_outlive_a_kill_and_reset_res
     patch(stack, f"deployments/{reconcile['id']}", {"paused": True})
     (automation,) = triggers(stack)
     patch(stack, f"automations/{automation['id']}", {"enabled": False})
-    before = told(stack, "monitor", "retrain", "reconcile")
+    before = listed(stack, "monitor", "retrain", "reconcile")
+    put_back_to_release_0_6(stack, automation["id"])
     ids = {name: sorted(s["id"] for s in deployment(stack, name)["schedules"]) for name in before}
 
     flows_killed_and_back(stack)
 
-    assert told(stack, *before) == before
+    assert listed(stack, *before) == before
     assert {name: sorted(s["id"] for s in deployment(stack, name)["schedules"]) for name in before} == ids
-    assert [(a["id"], a["enabled"]) for a in triggers(stack)] == [(automation["id"], False)]
+    (renamed,) = triggers(stack)
+    assert (renamed["id"], renamed["enabled"]) == (automation["id"], False)
+    assert (renamed["name"], renamed["trigger"]["expect"]) == (automation["name"], automation["trigger"]["expect"])
     assert before["monitor"]["differences"] == [
         "schedule not planned: cron 5 5 * * * Europe/Paris",
         "schedule not planned: cron */30 * * * * UTC (paused)",
@@ -75,7 +86,7 @@ def test_schedules_that_were_edited_paused_or_added_outlive_a_kill_and_reset_res
     assert [a["enabled"] for a in triggers(stack)] == [True]
 
 
-def test_nothing_under_a_home_that_was_used_is_open_to_other_users(stack):
+def test_nothing_under_a_used_home_is_open_to_other_users(stack):
     loose = [
         f"{stat.S_IMODE(path.lstat().st_mode):04o} {path}"
         for path in (stack.settings.home, *stack.settings.home.rglob("*"))

@@ -1,4 +1,4 @@
-"""What the loop comes through: a registry that is gone, a retrain killed half-way. Runs last: it breaks things."""
+"""What the loop survives: a registry that is gone, a retrain killed half-way. Runs last: it breaks things."""
 
 import subprocess
 import time
@@ -28,7 +28,7 @@ def open_alarms(stack, kind):
     return [alarm for alarm in stack.store.alarms() if alarm.kind == kind]
 
 
-def test_a_retrain_killed_half_way_leaves_no_half_candidate_and_is_begun_once_more(stack):
+def test_a_retrain_killed_half_way_leaves_no_half_candidate_and_is_started_once_more(stack):
     before = stack.installation.tracking.versions("validator")
     served = promotion.live(stack.installation)
     worker = subprocess.Popen([COMMAND, "retrain", "--force", "--reason", "to be killed"], cwd=ROOT, env=stack.env)

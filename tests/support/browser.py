@@ -19,39 +19,45 @@ SECONDS = 30.0
 
 
 class Page:
+    """Drive one page of the browser."""
+
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._ids = socket, itertools.count(1)
 
     def send(self, method: str, **params: Any) -> Any:
+        """Send a command of the debugging protocol and return its result."""
         number = next(self._ids)
         self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
-        while True:  # news of the browser come between
-            told = json.loads(self._socket.recv(timeout=SECONDS))
-            if told.get("id") == number:
-                assert "error" not in told, told
-                return told["result"]
+        while True:  # the browser sends events in between
+            message = json.loads(self._socket.recv(timeout=SECONDS))
+            if message.get("id") == number:
+                assert "error" not in message, message
+                return message["result"]
 
     def open(self, url: str) -> None:
+        """Go to a URL."""
         self.send("Page.navigate", url=url)
 
     def run(self, code: str) -> Any:
-        """The value of a JavaScript expression in the page; of a promise what it comes to. Fails if it throws."""
-        told = self.send("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in told, told["exceptionDetails"]
-        return told["result"].get("value")
+        """Return the value of a JavaScript expression in the page, awaited if a promise. Fails if it throws."""
+        answer = self.send("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def until(self, code: str) -> Any:
-        """The first true value of an expression, True for an element; a page that is not there yet is waited for."""
+        """Return the first true value of an expression, True for an element; wait for a page that is not there yet."""
         deadline = time.monotonic() + SECONDS
-        ask = f"(() => {{ try {{ const v = {code}; return v instanceof Node || v }} catch (e) {{ return null }} }})()"
-        while not (found := self.run(ask)):
+        guarded = (
+            f"(() => {{ try {{ const v = {code}; return v instanceof Node || v }} catch (e) {{ return null }} }})()"
+        )
+        while not (found := self.run(guarded)):
             if time.monotonic() > deadline:
                 pytest.fail(f"waited for {code} at {self.run('document.URL')}: {self.run('document.body.innerText')}")
             time.sleep(0.1)
         return found
 
     def fill(self, selector: str, text: str) -> None:
-        """Type a text, as React sees it too, once the field is there."""
+        """Type a text into a field once it is there, in a way that React notices."""
         self.until(f"document.querySelector({json.dumps(selector)})")
         self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
@@ -60,15 +66,17 @@ class Page:
         )
 
     def click(self, selector: str) -> None:
+        """Click an element once it is there."""
         self.until(f"(e => e && (e.click(), true))(document.querySelector({json.dumps(selector)}))")
 
     def picture(self, file: Path) -> None:
+        """Save a screenshot."""
         file.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[Page]:
-    """An empty page of a browser of its own. Skips the test where there is no Chromium."""
+    """Yield an empty page of a browser of its own. Skip the test where there is no Chromium."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("needs Chromium: apt-get install chromium")

@@ -1,4 +1,4 @@
-"""The five servers of an installation, and what to ask of each."""
+"""The five servers of an installation, and a read, a write and a WebSocket path of each."""
 
 TOOLS = ("mlflow", "prefect", "decision", "models", "evidently")
 # of each server: what reads, what writes, where a WebSocket is or would be
@@ -12,4 +12,5 @@ CALLS = {
 
 
 def url_of(stack, tool):
+    """Return the base URL of a server."""
     return getattr(stack.settings, f"{'model' if tool == 'models' else tool}_url")

@@ -1,4 +1,4 @@
-"""One real stack for all integration tests: six services and one whole turn, started and stopped as a user would."""
+"""One real stack for all integration tests: six services and one whole turn, started and stopped like a user's."""
 
 import json
 import os
@@ -36,8 +36,8 @@ TURN_SECONDS = 600.0
 STOP_SECONDS = 60.0
 PORTS = ("mlflow_port", "prefect_port", "decision_port", "model_port", "evidently_port")
 COMMAND = Path(sys.executable).with_name("bellwether")
-# splits and gate are those of the project; there are fewer days, and the families learn from less, to be done sooner.
-# The whole year, which `data.dvc` describes, is learnt from in tests/training/test_controls.py.
+# splits and gate are those of the project; there are fewer days, and the families train on less, to finish sooner.
+# The whole year, which `data.dvc` describes, is trained on in tests/training/test_controls.py.
 SHORTER = {
     "simulator": {"history_days": 150},
     "predictor": {"max_windows": 500, "epochs": 1, "trees": 20, "folds": 1},
@@ -48,7 +48,7 @@ SHORTER = {
 
 
 def environment(home: Path) -> dict[str, str]:
-    """An installation of its own under `home`; nothing of ours that is set outside counts."""
+    """Return the environment of an installation of its own under `home`; our variables set outside are dropped."""
     outside = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_") and k not in ("CI", "COLUMNS")}
     ports = zip(PORTS, free_ports(len(PORTS)), strict=True)
     kernels = {k: v for k, v in os.environ.items() if k == "BELLWETHER_KERNEL_CACHE"}  # compiled code is shared
@@ -62,7 +62,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true answer of `holds`. Fails, saying what was waited for, after `seconds`."""
+    """Return the first true answer of `holds`. Fails after `seconds`, naming what was awaited."""
     deadline = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
@@ -77,7 +77,7 @@ def repository() -> set[str]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """MLflow warns while it is imported, logs and loads; that is not what these tests are about."""
+    """Ignore the warnings of MLflow while it is imported, logs and loads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -85,7 +85,7 @@ def quiet() -> Iterator[None]:
 
 @dataclass
 class Stack:
-    """The running installation: its environment, its log, and every way to talk to it."""
+    """Drive the running installation: commands, HTTP, registry, store."""
 
     env: dict[str, str]
     log: Path
@@ -114,64 +114,66 @@ class Stack:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def slots(self, family: str = "validator") -> promotion.ModelSlots:
+    def slots(self, family: str = "validator") -> promotion.LedgerSlots:
+        """Return the slots of a family on the ledger."""
         return promotion.slots_of(self.store, family)
 
     def champion(self) -> str | None:
-        """The version that the ledger, the generation file and the answering process agree on."""
-        held = self.slots().champion
-        version = held.to_version if held else None
+        """Return the version on which ledger, generation file and the answering process agree."""
+        line = self.slots().champion
+        version = line.to_version if line else None
         with Client(self.settings) as client:
             generation = json.loads((self.settings.serving_dir / "generation.json").read_text())["generation"]
             served = client.wait_for_generation(generation)["families"]["validator"]["champion"]
         assert (served and served["version"]) == version
-        assert (served and served["digest"]) == (held and held.digest)
+        assert (served and served["digest"]) == (line and line.digest)
         return version
 
     def followed(self, version: str) -> None:
-        """Wait until ledger and generation file have this champion, then see that it is served."""
+        """Wait until ledger and generation file have this champion, then check that it is served."""
         file = self.settings.serving_dir / "generation.json"
 
         def there() -> bool:
-            held, told = self.slots().champion, json.loads(file.read_text())["families"]["validator"]["champion"]
-            return (held and held.to_version) == (told and told["version"]) == version
+            line, served = self.slots().champion, json.loads(file.read_text())["families"]["validator"]["champion"]
+            return (line and line.to_version) == (served and served["version"]) == version
 
         until(there, 20.0, f"version {version} on the ledger and in the generation file")
         assert self.champion() == version
 
     def alias(self, version: str | None) -> None:
-        """Somebody moves the champion alias in MLflow."""
+        """Move the champion alias in MLflow, as a person does."""
         self.installation.tracking.set_alias("validator", "champion", version)
 
     @property
     def key(self) -> dict[str, str]:
-        """The header that lets a caller in."""
+        """Return the header with the key."""
         return {"Authorization": f"Bearer {write_key(self.settings)}"}
 
     def counts(self) -> dict[str, int]:
-        """Rows stored of what must never be lost or invented."""
+        """Return how many rows are stored of what must never be lost or invented."""
         with closing(sqlite3.connect(self.settings.home / "store.db")) as database:
             names = ("bars", "decisions", "outcomes", "promotions")
             return {n: database.execute(f"SELECT count(*) FROM {n}").fetchone()[0] for n in names}
 
-    def prefect(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def prefect(self, path: str, body: dict[str, Any] | list[Any] | None = None, method: str = "") -> Any:
+        """Send a request to Prefect's API, by default GET or, with a body, POST. Return its answer, None if empty."""
         url = f"{self.settings.prefect_url}/api/{path}"
-        for _ in range(10):  # Prefect answers 503 while its SQLite is busy, and asks its clients to come again
-            method = "GET" if body is None else "POST"
-            answer = httpx.request(method, url, json=body, headers=self.key, timeout=30)
+        for _ in range(10):  # Prefect answers 503 while its SQLite is busy, and wants its clients to retry
+            verb = method or ("GET" if body is None else "POST")
+            answer = httpx.request(verb, url, json=body, headers=self.key, timeout=30)
             if answer.status_code != 503:
                 break
             time.sleep(1.0)
         assert answer.is_success, answer.text
-        return answer.json()
+        return answer.json() if answer.content else None
 
-    def initial_state(self, name: str, parameters: dict[str, Any]) -> str:
+    def start(self, name: str, parameters: dict[str, Any]) -> str:
         """Start a run of a deployment, as the button in the Prefect UI does. Returns its id."""
         found = self.prefect(f"deployments/name/{name}/{name}")
         return str(self.prefect(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"])
 
     def wait(self, run_id: str, *states: str) -> dict[str, Any]:
-        """Until a flow run is in one of these states (its type, as COMPLETED)."""
+        """Wait until a flow run is in one of these states (its type, as COMPLETED). Return the run."""
 
         def there() -> dict[str, Any] | None:
             run: dict[str, Any] = self.prefect(f"flow_runs/{run_id}")
@@ -190,19 +192,19 @@ def served_or_ended(process: subprocess.Popen[bytes], log: Path) -> bool:
     return "Serving." in log.read_text()
 
 
-STILL_OPEN = ExitStack()  # the running stack, until the last test that needs it is over (conftest.py)
+HELD = ExitStack()  # the running stack, until the last test that needs it is over (conftest.py)
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
-    """After one whole turn, still serving."""
-    with STILL_OPEN:
-        yield STILL_OPEN.enter_context(turned(tmp_path_factory.mktemp("stack")))
+    """Yield the stack after one whole turn, still serving."""
+    with HELD:
+        yield HELD.enter_context(turned(tmp_path_factory.mktemp("stack")))
 
 
 @contextmanager
 def turned(folder: Path) -> Iterator[Stack]:
-    """Six services and one whole turn. At the end Ctrl-C must leave no process behind and git as it was."""
+    """Run six services and one whole turn. At the end Ctrl-C must leave no process and no change in git."""
     restrict()  # some tests move champions in this process, as a command would
     before = repository()
     running = Stack(environment(folder / "home"), folder / "run.log")
@@ -241,7 +243,7 @@ def turned(folder: Path) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def refused(stack):
-    """The version of the challenger that drift asked for and the gate refused."""
+    """Return the version of the challenger that drift requested and the gate refused."""
     lines = [p for p in stack.store.promotions("validator") if p.action == "challenge" and p.verdict_passed is False]
     assert lines, "the turn made no refused challenger: these tests need one"
     return lines[-1].to_version
@@ -249,7 +251,7 @@ def refused(stack):
 
 @pytest.fixture(scope="session")
 def second(stack):
-    """Another version with a passing verdict: the first champion's bytes, registered and judged again."""
+    """Return another version with a passing verdict: the first champion's bytes, registered and judged again."""
     first = stack.store.promotions("validator")[0]
     return register_again(
         stack.installation, stack.installation.tracking.version("validator", first.to_version), first.evidence
@@ -259,7 +261,7 @@ def second(stack):
 def register_again(
     installation: Installation, original: Version, evidence: dict[str, Any], bundle: Path | None = None
 ) -> str:
-    """A new version with the tags of another and a passing verdict; of its bytes, or of those in `bundle`."""
+    """Register a version with the tags of another and a passing verdict; of its bytes, or of those in `bundle`."""
     with quiet():
         made = installation.tracking.log_candidate(
             original.family,

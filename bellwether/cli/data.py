@@ -63,7 +63,7 @@ def show_checked(found: "Checked") -> None:
         [[name, family.explanation, family.reads, _absent_by_input(family.absent)]
          for name, family in found.families.items()],
     )  # fmt: skip
-    verdict = "passed" if found.passed else "refused. Fix the file, or lower data.quality_floor in params.yaml"
+    verdict = "passed" if found.passed else "refused: fix the file, or lower data.quality_floor in params.yaml"
     line(f"quality {found.score:.3f}, floor {found.floor}: {verdict}")
 
 

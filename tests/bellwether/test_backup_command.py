@@ -132,7 +132,7 @@ def test_a_file_that_differs_is_moved_aside_and_an_identical_one_stays(old, new,
     assert json.loads(moved["generation.json"].read_text())["generation"] == 2
 
 
-def test_a_generation_file_that_is_none_does_not_stop_a_backup(old, tmp_path):
+def test_a_damaged_generation_file_does_not_stop_a_backup(old, tmp_path):
     (old.serving_dir / "generation.json").write_text("{")
     assert set(backup.make(old, tmp_path / "b.zip", T0).files) == {"versions/0fc2.dir/data.dvc"}
 

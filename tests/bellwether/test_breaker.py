@@ -55,7 +55,7 @@ def test_the_emergency_breaker_is_tripped_and_reset_by_hand(store):
     assert tripped(run_json("reset", EMERGENCY_BREAKER, "--reason", "it trades again")) == {}
 
 
-def test_the_history_says_who_reset_what_and_why(store):
+def test_the_history_names_who_reset_what_and_why(store):
     store.trip("drawdown", AT, "8.2 %")
     run_json("reset", "drawdown", "--reason", "a smaller size from now on", "--by", "ann")
     (line,) = run_json("list", "--all")["trips"]

@@ -70,7 +70,7 @@ def test_json_names_signals_by_their_close_and_trades_with_their_levels(drawn):
     assert [(d["id"], d["entry"], d["stop"], d["target"]) for d in found["decisions"]] == [("d1", 102.0, 101.0, 104.0)]
 
 
-def test_the_page_stands_alone_and_holds_every_mark(drawn, tmp_path):
+def test_the_page_is_self_contained_and_holds_every_mark(drawn, tmp_path):
     page = write(drawn, tmp_path / "reports" / "chart.html").read_text()
     assert "fvg down, strength 2.50, prices 99.00 to 101.00" in page
     assert "2 decisions, 1 emitted" in page

@@ -72,7 +72,7 @@ def test_a_server_that_takes_the_key_or_knows_none_is_up(home):
         assert state(home, port)["state"] == "up"
 
 
-def test_a_probe_that_is_led_elsewhere_does_not_take_the_key_along(home):
+def test_a_redirected_probe_does_not_send_the_key(home):
     keys.write_key(home)
     seen = []
 
@@ -105,7 +105,7 @@ def test_the_clients_of_the_tools_are_given_the_key_once_there_is_one(home):
     assert after["MLFLOW_TRACKING_TOKEN"] == key
 
 
-def test_behind_our_guard_the_tools_accept_the_same_names_and_no_other_page(home):
+def test_behind_our_guard_the_tools_accept_the_same_hosts_and_no_other_origin(home):
     at = home.model_copy(update={"allowed_hosts": "desk.example", "host": "10.0.0.5"})
     variables = processes.environment(at)
     assert variables["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")[0] == at.prefect_url

@@ -105,7 +105,7 @@ def test_room_is_judged_by_the_limits_of_the_settings_and_forecast_from_samples(
     assert doctor.disk_space(here).state == "ok"
 
 
-def test_what_runs_without_its_supervisor_is_a_failure(here, monkeypatch):
+def test_services_without_their_supervisor_are_a_failure(here, monkeypatch):
     assert doctor.supervisor_running(here).state == "ok"
     env = {**os.environ, "BELLWETHER_HOME": str(here.home.resolve()), processes.RUN_MARK: "x"}
     with subprocess.Popen(["sleep", "60"], env=env) as orphan:

@@ -76,7 +76,7 @@ def test_only_old_decisions_without_trade_event_or_outcome_go(installation):
     assert sorted(left(installation)) == ["emitted", "on an event", "resolved", "young"]
 
 
-def test_a_plan_says_the_oldest_and_changes_nothing(installation):
+def test_a_plan_names_the_oldest_and_changes_nothing(installation):
     decide(installation, "a", as_of=OLD - DAY)
     decide(installation, "b")
     before = contents(installation.settings.store)
@@ -167,7 +167,7 @@ def test_a_prune_that_was_interrupted_is_finished_by_the_next(installation):
     assert not half.exists()
 
 
-def test_nothing_is_removed_while_it_is_not_known_what_is_served(installation):
+def test_nothing_is_removed_while_the_generation_file_is_damaged(installation):
     folder = bundle(installation, "a")
     installation.settings.serving_dir.mkdir(parents=True)
     (installation.settings.serving_dir / "generation.json").write_text("{")
@@ -176,7 +176,7 @@ def test_nothing_is_removed_while_it_is_not_known_what_is_served(installation):
     assert folder.exists()
 
 
-def test_what_came_after_the_newest_data_version_stays_however_old(installation):
+def test_records_after_the_newest_data_version_stay_however_old(installation):
     assert cutoff(installation, 365, NOW) == BEFORE
     file = installation.workspace / "data" / "manifest.json"
     file.parent.mkdir(parents=True)

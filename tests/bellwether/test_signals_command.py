@@ -86,7 +86,7 @@ def test_a_signal_without_its_input_names_it_and_one_with_it_has_its_onsets(snap
     assert of[None]["row"] == "S17"
 
 
-def test_the_table_shows_what_the_json_says(snapshot):
+def test_the_table_shows_what_the_json_holds(snapshot):
     shown = run()
     assert "BTC/USDT: 600 bars" in shown
     assert "S17" in shown

@@ -88,7 +88,7 @@ def test_a_dry_run_needs_no_server_and_writes_nothing(installation, home, crisis
     assert found["bootstrap"]["loss"]["low"] <= found["bootstrap"]["loss"]["value"]
 
 
-def test_without_a_file_the_crises_say_what_to_give_and_the_table_shows_it(installation, monkeypatch):
+def test_without_a_file_the_crises_name_the_option_and_the_table_shows_it(installation, monkeypatch):
     monkeypatch.setattr(output.out, "width", 500)
     shown = run("--dry-run")
     assert "--crises FILE" in shown

@@ -177,7 +177,7 @@ def test_restart_gives_a_new_process_and_no_alarm(home):
     assert not (home.home / "store.db").exists()
 
 
-def test_a_stopped_supervisor_does_not_keep_anything_running(home):
+def test_down_works_with_a_suspended_supervisor(home):
     start(home)
     processes.supervisor_of(home).suspend()
     assert sorted(start_stop.down(home)) == ["alpha", "beta"]
@@ -204,7 +204,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_on_a_full_disk_everything_lives_and_dies_and_comes_back_and_logging_goes_on(small_disk, tmp_path, monkeypatch):
+def test_on_a_full_disk_services_are_restarted_and_logging_resumes_with_free_room(small_disk, tmp_path, monkeypatch):
     settings = Settings(home=small_disk / "home", mlflow_port=free_port(), prefect_port=free_port())
     talk = "import time\nwhile True: print('still here', flush=True); time.sleep(0.005)"
     (tmp_path / "Procfile").write_text(f"alpha: {script(tmp_path, talk)}\n")
@@ -256,7 +256,7 @@ def red(home, monkeypatch):
 READY = {"alpha": Service("mlflow_port", "/livez", "/readyz")}
 
 
-def test_what_answers_but_is_not_ready_is_not_up_and_up_says_which_check_fails(home, red):
+def test_a_service_that_answers_but_is_not_ready_is_not_up_and_up_names_the_failing_check(home, red):
     with pytest.raises(ServiceDown, match=r"alpha is not ready: store: locked.*bellwether doctor"):
         start(home, known=READY)
     found = processes.services(home, READY)["alpha"]
@@ -268,7 +268,7 @@ def test_what_answers_but_is_not_ready_is_not_up_and_up_says_which_check_fails(h
     assert processes.services(home, READY)["alpha"]["state"] == "up"
 
 
-def test_what_ran_before_and_is_red_is_restarted_once(home, red):
+def test_a_service_that_ran_before_and_is_not_ready_is_restarted_once(home, red):
     start(home, known=READY, ready=False)
     before, lines = processes.services(home, READY)["alpha"]["pid"], []
     with pytest.raises(ServiceDown, match="alpha is not ready"):
@@ -294,7 +294,7 @@ def test_a_home_before_its_first_turn_is_up(home, answer, accepted):
         assert (processes.failing_readiness(url, home) is None) == accepted
 
 
-def test_after_the_first_turn_a_missing_warm_start_is_red(home):
+def test_after_the_first_turn_a_missing_warm_start_is_not_ready(home):
     home.serving_dir.mkdir(parents=True)
     (home.serving_dir / "generation.json").write_text("{}")
     with fake_ready(json.dumps({"checks": [{"name": "warm start", "ok": False, "detail": "refused"}]})) as url:
@@ -364,7 +364,7 @@ def test_the_delay_grows_with_each_death_and_not_longer_than_the_longest():
     assert [policy.delay_s(n) for n in (1, 2, 3, 7, 20)] == [0.5, 1.0, 2.0, 30.0, 30.0]
 
 
-def test_what_dies_again_and_again_is_given_up_with_a_critical_alarm_and_up_tries_again(home, supervise):
+def test_a_service_that_dies_repeatedly_is_given_up_with_a_critical_alarm_and_up_tries_again(home, supervise):
     supervised = supervise("echo no database here; exit 3", deaths=3)
     child = supervised.children["alpha"]
     step_until(supervised, lambda: child.state == "gave up", 10.0, "it to give up")
@@ -381,7 +381,7 @@ def test_what_dies_again_and_again_is_given_up_with_a_critical_alarm_and_up_trie
     step_until(supervised, lambda: supervised.children["alpha"].pid, 5.0, "a new start")
 
 
-def test_while_the_disk_is_full_nothing_is_given_up_and_room_is_a_new_beginning(home, supervise, monkeypatch):
+def test_while_the_disk_is_full_no_service_is_given_up_and_free_room_resets_the_count(home, supervise, monkeypatch):
     monkeypatch.setattr(disk, "free", lambda _: 0)
     supervised = supervise("exit 3", deaths=2, disk_every_s=0.0)
     child = supervised.children["alpha"]
@@ -429,7 +429,7 @@ def test_a_slow_start_is_no_hang(home, supervise):
     assert (child.pid, child.state, kinds(home)) == (first, "running", [])
 
 
-def test_a_flood_never_stands_still_and_ends_on_a_bounded_disk(home, supervise):
+def test_a_flood_of_output_never_blocks_and_takes_bounded_disk(home, supervise):
     supervised = supervise(f"{sys.executable} -c 'print((chr(120) * 99 + chr(10)) * 200000)'; exec sleep 600")
     child = supervised.children["alpha"]
     step_until(supervised, lambda: child.log._over > 1000, 20.0, "the flood")
@@ -444,7 +444,7 @@ def _busy(child):
     return child.process is None or bool(psutil.Process(child.pid).children())
 
 
-def test_a_store_that_is_locked_or_damaged_holds_nobody_up_and_gets_its_alarm_later(home, supervise, monkeypatch):
+def test_a_locked_or_damaged_store_delays_nothing_and_gets_its_alarm_later(home, supervise, monkeypatch):
     monkeypatch.setattr(supervisor, "CLEAR_S", 0.2)
     (home.home / "store.db").write_bytes(b"this is no database" * 100)
     supervised = supervise("[ -e $BELLWETHER_HOME/died ] && exec sleep 600; touch $BELLWETHER_HOME/died; exit 1")

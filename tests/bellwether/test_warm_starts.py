@@ -89,7 +89,7 @@ def test_a_warm_start_of_another_catalogue_is_folded_again_and_models_stay(home,
     assert before_start(home) == ([], now)
 
 
-def test_one_that_was_damaged_is_put_back_under_its_own_name(home, made):
+def test_a_damaged_warm_start_is_rebuilt_under_its_own_name(home, made):
     data_hash, hits = data_hash_of(made), json.loads((made / "artifacts" / "labels" / "traditional.json").read_text())
     stage, into = made / "artifacts" / "features" / "warm", home.serving_dir / "warm"
     published = publish_warm_start(stage, into, data_hash=data_hash, hits=hits["hits"], n=hits["n"])
@@ -104,7 +104,7 @@ def test_one_that_was_damaged_is_put_back_under_its_own_name(home, made):
 
 
 @pytest.mark.parametrize("broken", ["gone", "another layout"])
-def test_what_is_gone_or_of_another_layout_is_refused_with_the_reason(home, broken):
+def test_a_warm_start_that_is_gone_or_of_another_layout_is_refused_with_the_reason(home, broken):
     published = read_generation(home.serving_dir)["warm_start"]
     folder = Path(published["path"])
     if broken == "gone":

@@ -31,7 +31,7 @@ def test_a_schedule_is_described_in_words(schedule, expected):
     assert schedules.describe_schedule(schedule, False, {"b": 1, "a": 2}) == f"{expected} with a = 2, b = 1 (paused)"
 
 
-def test_when_an_interval_was_made_is_no_difference():
+def test_the_creation_time_of_an_interval_is_no_difference():
     once, later = (IntervalSchedule(interval=timedelta(days=1)) for _ in range(2))
     assert once.anchor_date != later.anchor_date
     assert schedules.describe_schedule(once) == schedules.describe_schedule(later)
@@ -49,5 +49,5 @@ def test_when_an_interval_was_made_is_no_difference():
         (["b", "a"], ["a", "b"], []),
     ],
 )
-def test_what_is_there_once_too_often_is_a_difference_and_order_is_none(has, planned, differences):
+def test_a_duplicate_is_a_difference_and_order_is_none(has, planned, differences):
     assert schedules.list_differences("x", has, planned) == differences

@@ -63,7 +63,7 @@ def test_a_line_comes_in_pieces_and_a_last_one_without_an_end_is_kept(path):
     assert [line["text"] for line in lines(path)] == ["one line", "two", "no end"]
 
 
-def test_it_is_rotated_while_it_runs_and_never_grows_past_its_files(path):
+def test_the_log_is_rotated_while_it_runs_and_never_exceeds_its_files(path):
     log = ServiceLog(path, "mlflow", max_bytes=2_000, lines_a_second=10_000)
     for i in range(200):
         log.feed(f"line {i}\n".encode())
@@ -119,7 +119,7 @@ def test_lines_that_do_not_fit_are_counted_and_logging_goes_on_when_they_do(path
     assert texts == ["before", f"3 lines lost: {os.strerror(number)}", "after"]
 
 
-def test_a_log_folder_that_cannot_be_made_stops_nobody(tmp_path):
+def test_a_log_folder_that_cannot_be_made_stops_no_service(tmp_path):
     (tmp_path / "logs").write_text("a file")
     log = ServiceLog(tmp_path / "logs" / "mlflow.log", "mlflow")
     log.feed(b"one\ntwo\n")

@@ -1,4 +1,4 @@
-# Everything anyone types: setup, run, test, check, bench, evidence.
+# The commands of the project: setup, run, test, check, bench, evidence.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := setup
@@ -8,12 +8,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3
 BIN := .venv/bin
 ONCE ?= $(CI)
 
-# uv looks for wheels where pip was told to look (a folder with a CPU build of torch, say).
+# uv searches for wheels where pip does (such as a folder with a CPU build of torch).
 ifneq ($(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS)),)
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-# A turn and the tests start a hundred processes: without bytecode each would compile all our files again, a second or two.
+# A turn and the tests start a hundred processes: without bytecode each would compile all files again, a second or two.
 unexport PYTHONDONTWRITEBYTECODE
 
 # No tool phones home. `bellwether` sets the same for itself (flows/support/processes.py); these lines cover tests and benchmarks.
@@ -25,8 +25,8 @@ export BENTOML_DO_NOT_TRACK := True
 export EVIDENTLY_DISABLE_TELEMETRY := 1
 export ORT_DISABLE_TELEMETRY := 1
 
-# The cache is looked at each time, in a second: a stamp would hide one that was cut short or that others may write in.
-# What is made under artifacts/ is for its user alone from the first folder on.
+# The cache is checked each time, in a second: a stamp would hide one that is incomplete or that others may write to.
+# Everything under artifacts/ belongs to its user alone from the first folder on.
 setup: .venv/.installed
 	@umask 077; $(BIN)/python -c 'import sys; from pipelines.compiled import kernels_are_warm; sys.exit(not kernels_are_warm())' || $(BIN)/python -m bellwether.operations.compile_kernels
 

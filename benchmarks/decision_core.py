@@ -1,8 +1,13 @@
-"""What one decision costs: `policy.decide`, the compiled core, and the same core as plain Python.
+"""Time one decision: `policy.decide`, the compiled kernel, and the same kernel as plain Python.
 
 Run: python -m benchmarks decision_core. The plain side is this file again with numba switched off, on the same rows;
-its answers must be equal bit for bit, or the ratio would compare two different programs.
+its answers must be equal to SAME, or the ratio would compare two different programs.
 """
+
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
 
 import base64
 import os
@@ -17,7 +22,7 @@ from benchmarks.measured import Row, pairs, spread
 from pipelines.contracts import Floats
 from pipelines.errors import BellwetherError
 from pipelines.settings import ROOT, load_params
-from serving.policy import kernel as decision_kernel
+from serving.policy import kernel as k
 from serving.policy.decision_row import NOTHING_OPEN, ONES, DecisionInputs, ExposureSnapshot, decide, flatten, to_rows
 from serving.policy.fusion import N_SCORES
 
@@ -27,7 +32,10 @@ SAME = 1e-12  # relative: as near as compiled and plain arithmetic are on every 
 
 
 def sample_rows(n: int) -> Floats:
-    """Event rows, the dearest kind: every check runs. Two of six categories available, as without an order book."""
+    """Return n event rows (n, ROW_WIDTH), the most expensive kind: every check runs.
+
+    Two of six categories are available, as without an order book.
+    """
     rng = np.random.default_rng(SEED)
     side = rng.choice([-1.0, 1.0], n)
     direction = np.full((n, N_SCORES), np.nan)
@@ -41,38 +49,45 @@ def sample_rows(n: int) -> Floats:
 
 
 def core_ns(rows: Floats) -> tuple[float, Floats]:
-    """CPU nanoseconds a row, and the answers to the first SHARED rows: (SHARED, OUT_WIDTH + 1), the code last."""
+    """Return CPU nanoseconds a row, and the answers to the first SHARED rows.
+
+    (SHARED, OUT_WIDTH + 1), the code last.
+    """
     flat, outs, codes = (
         flatten(load_params()),
-        np.empty((len(rows), decision_kernel.OUT_WIDTH)),
+        np.empty((len(rows), k.OUT_WIDTH)),
         np.empty(len(rows), np.int64),
     )
-    began = time.process_time()
-    decision_kernel.decide_rows(rows, flat, outs, codes)
-    elapsed = time.process_time() - began
+    started = time.process_time()
+    k.decide_rows(rows, flat, outs, codes)
+    elapsed = time.process_time() - started
     return elapsed / len(rows) * 1e9, np.column_stack([outs[:SHARED], codes[:SHARED]])
 
 
 def decide_us(n: int) -> Floats:
-    """(n,) microseconds of one `policy.decide`, emitted and refused alike."""
+    """Return (n,) microseconds of single calls of `policy.decide`, emitted and refused alike."""
     params = load_params()
     flat, now = flatten(params), datetime(2024, 1, 1, tzinfo=UTC)
     took = np.empty(n)
     for i, row in enumerate(sample_rows(n)):
         inputs = DecisionInputs(
-            row[: decision_kernel.CONFIDENCES_AT], row[decision_kernel.CONFIDENCES_AT : decision_kernel.FACTORS_AT], ONES, ONES, "TRENDING",
-            row[decision_kernel.TREND], row[decision_kernel.UNICORN], "fvg", row[decision_kernel.EVENT], row[decision_kernel.VOLATILITY], row[decision_kernel.ATR],
-            row[decision_kernel.PRICE], row[decision_kernel.P], row[decision_kernel.P_LOW], None, 1, 0.0, (), ExposureSnapshot(**NOTHING_OPEN, es_unit=0.03),
+            row[: k.CONFIDENCES_AT], row[k.CONFIDENCES_AT : k.FACTORS_AT], ONES, ONES, "TRENDING", row[k.TREND],
+            row[k.UNICORN], "fvg", row[k.EVENT], row[k.VOLATILITY], row[k.ATR], row[k.PRICE], row[k.P], row[k.P_LOW],
+            None, 1, 0.0, (), ExposureSnapshot(**NOTHING_OPEN, es_unit=0.03),
         )  # fmt: skip
-        began = time.perf_counter()
+        started = time.perf_counter()
         decide(
             inputs, params, flat, id="b", symbol="SIM/USDT", as_of=now, known_at=now, ingested_at=now, arm="champion"
         )
-        took[i] = (time.perf_counter() - began) * 1e6
+        took[i] = (time.perf_counter() - started) * 1e6
     return took
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark.
+
+    Raises BellwetherError if compiled and plain answers differ by more than SAME.
+    """
     repeats, n = (3, 2000) if tiny else (25, 50_000)
     rows = sample_rows(n)
     rows[:SHARED] = sample_rows(SHARED)
@@ -88,7 +103,7 @@ def measure(tiny: bool = False) -> list[Row]:
         for i in range(repeats):
             other.stdin.write("\n")
             other.stdin.flush()
-            plain[i], theirs = _told(other.stdout.readline())
+            plain[i], theirs = _parse(other.stdout.readline())
             ours[i], mine = core_ns(rows)
             # NumPy's exp and log differ between CPUs by a unit in the last place, and plain Python uses NumPy's
             if theirs.shape != mine.shape or not np.allclose(theirs, mine, rtol=SAME, atol=0.0, equal_nan=True):
@@ -101,16 +116,16 @@ def measure(tiny: bool = False) -> list[Row]:
     ]
 
 
-def answer_plain() -> None:
-    """The other process: one measurement a line of input."""
+def serve_plain_core() -> None:
+    """Run in the other process: one measurement for each line of input."""
     rows = sample_rows(SHARED)
     for _ in sys.stdin:
         took_ns, answers = core_ns(rows)
         print(took_ns, base64.b64encode(answers.tobytes()).decode(), flush=True)
 
 
-def _told(line: str) -> tuple[float, Floats]:
-    """What the other process measured and answered; no rows where it ended."""
+def _parse(line: str) -> tuple[float, Floats]:
+    """Return nanoseconds and answers from a line of the other process; no rows if it has ended."""
     took_ns, _, answers = line.partition(" ")
     if not answers:
         return float("nan"), np.empty((0, 0))
@@ -118,4 +133,4 @@ def _told(line: str) -> tuple[float, Floats]:
 
 
 if __name__ == "__main__":
-    answer_plain()
+    serve_plain_core()

@@ -1,9 +1,14 @@
 """`python -m benchmarks.evidence [NAME ...]`: long runs that show what tests are too short to show.
 
-Every case is stored when it is done, in `artifacts/evidence/<name>.json`; a second run goes on where the first ended
-and skips what is there. Figures of another params.yaml or of other code are not mixed in: they are measured anew.
+Every case is stored when it is done, in `artifacts/evidence/<name>.json`; a second run continues where the first ended
+and skips what is stored. JsonObject of another params.yaml or of other code are not mixed in: they are measured again.
 `--case` names one case of many; `--write` makes the pages under `docs/results` from what is stored, and runs nothing.
 """
+
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
 
 import argparse
 import hashlib
@@ -27,18 +32,17 @@ from rich.table import Table
 from benchmarks import faults, hardship, upgrade
 from benchmarks.fixture import FAMILY, recorded, recording, simulated, train
 from benchmarks.postgres import postgresql
-from pipelines.contracts import TIMEFRAME_SECONDS
+from pipelines.contracts import TIMEFRAME_SECONDS, JsonObject
 from pipelines.data.timeframes import resample
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.warm_start import hit_rate
 
-Figures = dict[str, Any]
 RECORDINGS = {
     "BTC/USDT 2024": "binance_spot_btcusdt_1m_2024.parquet",
     "BTC/USDT 2025H1": "binance_spot_btcusdt_1m_2025h1.parquet",
 }
 KILLS, SWAPS = 20, 50  # of a case: an interrupted run loses no more
-BARS_AFTER = 200  # fed after the last kill of a case, so that what it broke would show
+BARS_AFTER = 200  # fed after the last kill of a case, so that damage would show
 INPUTS = 10_000  # of a case
 CRASH = ("kills", "acknowledged", "lost", "doubled", "lost_bars", "state", "not_replayed")
 DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched block begins
@@ -46,20 +50,21 @@ DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched bloc
 
 @dataclass(frozen=True)
 class Part:
-    """cases are run one by one by `run(case)` in processes of their own; `sums` turns what they found into figures."""
+    """Describe one long run. `run(case)` runs a case in a process of its own; `sums` turns the results into figures."""
 
-    told: str
+    description: str
     cases: tuple[str, ...]
-    run: Callable[[str], Figures]
-    sums: Callable[[list[Figures]], dict[str, Figures]]
+    run: Callable[[str], JsonObject]
+    sums: Callable[[list[JsonObject]], dict[str, JsonObject]]
     jobs: int | None = None  # cases at a time, where a case measures time or takes the whole machine
-    code: tuple[str, ...] = ()  # folders besides pipelines/ that its figures rest on
+    code: tuple[str, ...] = ()  # folders besides pipelines/ that its figures depend on
 
 
-def share(name: str) -> Callable[[list[Figures]], dict[str, Figures]]:
-    """Of the cases, how many have a true `name`, with the 95 % Wilson interval."""
+def share(name: str) -> Callable[[list[JsonObject]], dict[str, JsonObject]]:
+    """Return a function that counts the cases with a true `name`, with the 95 % Wilson interval."""
 
-    def of(found: list[Figures]) -> dict[str, Figures]:
+    def of(found: list[JsonObject]) -> dict[str, JsonObject]:
+        """Return the share of the cases found."""
         return {name: asdict(hit_rate(sum(bool(f[name]) for f in found), len(found)))} if found else {}
 
     return of
@@ -68,8 +73,10 @@ def share(name: str) -> Callable[[list[Figures]], dict[str, Figures]]:
 # ---- the runs -----------------------------------------------------------------------------------------------------
 
 
-def watch(seed: str, drifted: bool) -> Figures:
-    """A year of history, then as many blocks as the false-alarm budget speaks of, watched as the monitor watches."""
+def watch(seed: str, drifted: bool) -> JsonObject:
+    """Simulate a year of history, then as many blocks as the false-alarm budget covers, and detect drift as the monitor
+    does.
+    """
     from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
     from pipelines.monitoring.drift import detect, fit_reference
 
@@ -89,16 +96,18 @@ def watch(seed: str, drifted: bool) -> Figures:
     return {"alarm": result.alarm, "before_drift": before, "blocks": alarms, "reason": result.reason}
 
 
-def stationary(seed: str) -> Figures:
+def stationary(seed: str) -> JsonObject:
+    """Watch a market without drift."""
     return watch(seed, drifted=False)
 
 
-def drifted(seed: str) -> Figures:
+def drifted(seed: str) -> JsonObject:
+    """Watch a market whose drift begins after DRIFT_AFTER_BLOCKS blocks."""
     return watch(seed, drifted=True)
 
 
-def gate(bars: Any, symbol: str) -> Figures:
-    """The real stages, then the real gate on what they wrote; a candidate that passes is what gets promoted."""
+def gate(bars: Any, symbol: str) -> JsonObject:
+    """Run the real stages and the real gate on bars (n, 8); return the verdict, its checks and the figures."""
     from flows.evaluate import gather
     from flows.support.installation import Installation
     from pipelines.evaluation.gates import judge
@@ -121,62 +130,70 @@ def gate(bars: Any, symbol: str) -> Figures:
     }
 
 
-def noise(seed: str) -> Figures:
+def noise(seed: str) -> JsonObject:
+    """Run the gate on a simulated market without an edge."""
     params = load_params()
     return gate(simulated(params, params.simulator.history_days, seed=int(seed), edge=0.0), params.simulator.symbol)
 
 
-def planted(seed: str) -> Figures:
+def planted(seed: str) -> JsonObject:
+    """Run the gate on a simulated market with the planted edge."""
     params = load_params()
     return gate(simulated(params, params.simulator.history_days, seed=int(seed)), params.simulator.symbol)
 
 
-def real(name: str) -> Figures:
+def real(name: str) -> JsonObject:
+    """Run the gate on a recorded market."""
     return gate(recorded(recording(RECORDINGS[name])), name.split()[0])
 
 
-def killed(seed: str) -> Figures:
+def killed(seed: str) -> JsonObject:
+    """Kill the decision service KILLS times under load, store on SQLite."""
     return hardship.crashes(KILLS, store_url="", seed=int(seed), bars_after=BARS_AFTER)
 
 
-def killed_on_postgresql(seed: str) -> Figures:
+def killed_on_postgresql(seed: str) -> JsonObject:
+    """Kill the decision service KILLS times under load, store on PostgreSQL."""
     with postgresql() as url:
         return hardship.crashes(KILLS, store_url=url, seed=int(seed), bars_after=BARS_AFTER)
 
 
-def swapped(seed: str) -> Figures:
+def swapped(seed: str) -> JsonObject:
+    """Swap the champion SWAPS times under load."""
     return hardship.swaps(SWAPS)
 
 
-def odd_inputs(seed: str) -> Figures:
-    """What the services answer to INPUTS generated requests; see benchmarks/inputs.py."""
+def odd_inputs(seed: str) -> JsonObject:
+    """Send INPUTS generated requests to both services; see benchmarks/inputs.py."""
     from benchmarks import inputs  # Schemathesis takes seconds to import
 
     return dict(inputs.run(int(seed), INPUTS))
 
 
-def upgraded(revision: str) -> Figures:
-    return upgrade.drill(None if revision == "previous" else revision)
+def upgraded(revision: str) -> JsonObject:
+    """Upgrade a home of the given revision under load; `previous` is the newest tag."""
+    return upgrade.run_drill(None if revision == "previous" else revision)
 
 
-def sum_of(*names: str) -> Callable[[list[Figures]], dict[str, Figures]]:
-    """Counts over all cases: exact numbers, no interval."""
+def sum_of(*names: str) -> Callable[[list[JsonObject]], dict[str, JsonObject]]:
+    """Return a function that sums the named counts over all cases: exact numbers, no interval."""
 
-    def of(found: list[Figures]) -> dict[str, Figures]:
+    def of(found: list[JsonObject]) -> dict[str, JsonObject]:
+        """Return the sums of the cases found."""
         sums = {name: float(sum(f[name] for f in found)) for name in names}
         return {name: {"value": v, "low": v, "high": v, "n": len(found)} for name, v in sums.items()} if found else {}
 
     return of
 
 
-def all_sums(found: list[Figures]) -> dict[str, Figures]:
-    """Every whole number that all cases have, added up."""
+def all_sums(found: list[JsonObject]) -> dict[str, JsonObject]:
+    """Return the sum of every whole number that all cases have."""
     shared = set.intersection(*(set(case) for case in found)) if found else set()
     return sum_of(*sorted(n for n in shared - {"seed"} if all(type(case[n]) is int for case in found)))(found)
 
 
-def fault_figures(found: list[Figures]) -> dict[str, Figures]:
-    """How many faults of the matrix were seen, healed by themselves, and lost or doubled anything."""
+def fault_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
+    """Count the faults of the matrix that were detected and recovered from, and what they lost or doubled."""
     ran = [case for case in found if "not_run" not in case]
     counts = {
         "faults caused": len(ran),
@@ -191,22 +208,25 @@ def fault_figures(found: list[Figures]) -> dict[str, Figures]:
     return {name: {"value": float(v), "low": float(v), "high": float(v), "n": len(found)} for name, v in counts.items()}
 
 
-def upgrade_figures(found: list[Figures]) -> dict[str, Figures]:
+def upgrade_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
+    """Return seconds and counts of the upgrade, without an interval."""
     names = ("silent_s", "recovery_s", "acknowledged", "lost", "doubled", "lost_bars")
     return {name: {"value": float(case[name]), "low": None, "high": None, "n": 1} for case in found for name in names}
 
 
-def validator_figures(found: list[Figures]) -> dict[str, Figures]:
+def validator_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
+    """Return AUC, gains over the baselines and lift of the validator on each recorded market."""
     table = {}
     for case in found:
-        name, told = case["case"], case["figures"]
-        table[f"{name}: AUC"] = told["auc"]["model"]
-        table |= {f"{name}: log loss gain over {k}": v for k, v in told["gain_over"].items()}
-        table |= {f"{name}: {k}, top 20 %": v for k, v in told["selective"]["20%"].items() if isinstance(v, dict)}
+        name, figures = case["case"], case["figures"]
+        table[f"{name}: AUC"] = figures["auc"]["model"]
+        table |= {f"{name}: log loss gain over {k}": v for k, v in figures["gain_over"].items()}
+        table |= {f"{name}: {k}, top 20 %": v for k, v in figures["selective"]["20%"].items() if isinstance(v, dict)}
     return table | share("promoted")(found)
 
 
 def seeds(n: int) -> tuple[str, ...]:
+    """Return the case names "0" to n - 1."""
     return tuple(str(seed) for seed in range(n))
 
 
@@ -241,7 +261,9 @@ HARD = ("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "i
 
 @cache
 def fingerprint(code: tuple[str, ...] = ()) -> str:
-    """sha256 of params.yaml and of all code that a figure could rest on; `code` names folders besides pipelines/."""
+    """Return the sha256 of params.yaml and of all code that a figure could depend on; `code` names folders besides
+    pipelines/.
+    """
     files = [ROOT / name for name in OTHERS]
     if code:
         files += [ROOT / "Procfile", *(ROOT / "benchmarks" / name for name in HARD)]
@@ -253,8 +275,8 @@ def fingerprint(code: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-def stored(path: Path, again: bool, code: tuple[str, ...] = ()) -> dict[str, Figures]:
-    """Cases of an earlier run of the same code and params; none if it was another, or with `again`."""
+def stored(path: Path, again: bool, code: tuple[str, ...] = ()) -> dict[str, JsonObject]:
+    """Return the cases of an earlier run of the same code and params; none if they differ, or with `again`."""
     if again or not path.is_file():
         return {}
     content = json.loads(path.read_text())
@@ -263,7 +285,7 @@ def stored(path: Path, again: bool, code: tuple[str, ...] = ()) -> dict[str, Fig
 
 @cache
 def machine() -> str:
-    """CPU, cores, and the versions a figure was measured under."""
+    """Return CPU, cores and versions under which a figure is measured."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -272,11 +294,11 @@ def machine() -> str:
     return f"{cpu}, {os.cpu_count()} cores; {platform.system()}, Python {platform.python_version()}; {installed}"
 
 
-def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]:
-    """Write what is known so far, by rename; returns its figures."""
+def save(path: Path, part: Part, done: dict[str, JsonObject]) -> dict[str, JsonObject]:
+    """Write what is known so far, by rename; return its figures."""
     figures = part.sums([{"case": case, **done[case]} for case in part.cases if case in done])
     content = {
-        "told": part.told, "complete": len(done) == len(part.cases), "figures": figures,
+        "description": part.description, "complete": len(done) == len(part.cases), "figures": figures,
         "fingerprint": fingerprint(part.code), "machine": machine(), "at": f"{datetime.now(UTC):%Y-%m-%d}",
         "cases": done,
     }  # fmt: skip
@@ -288,61 +310,65 @@ def save(path: Path, part: Part, done: dict[str, Figures]) -> dict[str, Figures]
 
 
 def run(
-    name: str, part: Part, folder: Path, again: bool, jobs: int, news: Console, only: Collection[str] = ()
-) -> dict[str, Figures]:
-    """Do what is not done yet, `jobs` cases at a time; with `only`, nothing else is done, or forgotten by `again`."""
+    name: str, part: Part, folder: Path, again: bool, jobs: int, progress: Console, only: Collection[str] = ()
+) -> dict[str, JsonObject]:
+    """Run the missing cases, `jobs` at a time, and return the figures.
+
+    With `only`, no other case is run, or forgotten by `again`.
+    """
     path, wanted = folder / f"{name}.json", only or part.cases
     done = stored(path, again and not only, part.code)
     done = {case: figures for case, figures in done.items() if not (again and case in wanted)}
     todo = [case for case in part.cases if case not in done and case in wanted]
     if part.run is real:
         todo = [case for case in todo if recording(RECORDINGS[case]).is_file()]
-    news.print(f"{name}: {len(done)} of {len(part.cases)} cases stored, {len(todo)} to run")
+    progress.print(f"{name}: {len(done)} of {len(part.cases)} cases stored, {len(todo)} to run")
     if todo:
         with ProcessPoolExecutor(min(part.jobs or jobs, len(todo)), multiprocessing.get_context("spawn")) as pool:
             waiting = {pool.submit(part.run, case): case for case in todo}
             for ended in as_completed(waiting):
-                if (error := ended.exception()) is not None:  # the others go on; the next run does this one again
-                    news.print(
+                if (error := ended.exception()) is not None:  # the others continue; the next run repeats this one
+                    progress.print(
                         f"{name}: case {waiting[ended]} ended with {type(error).__name__}: {error}", markup=False
                     )
                     continue
                 done[waiting[ended]] = ended.result()
                 save(path, part, done)
-                news.print(f"{name}: {len(done)} of {len(part.cases)}, case {waiting[ended]}")
+                progress.print(f"{name}: {len(done)} of {len(part.cases)}, case {waiting[ended]}")
     return save(path, part, done) if done else {}
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
-    asked.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(PARTS)}; all by default")
-    asked.add_argument("--again", action="store_true", help="forget what is stored and measure anew")
-    asked.add_argument("--case", action="append", default=[], metavar="CASE", help="only this case; may be repeated")
-    asked.add_argument("--write", action="store_true", help="write docs/results from what is stored; run nothing")
-    asked.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases at a time")
-    options = asked.parse_args()
+    """Parse the command line; run parts and print their figures, or write the pages with `--write`."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--again", action="store_true", help="forget what is stored and measure again")
+    parser.add_argument("--case", action="append", default=[], metavar="CASE", help="only this case; may be repeated")
+    parser.add_argument("--write", action="store_true", help="write docs/results from what is stored; run nothing")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases at a time")
+    options = parser.parse_args()
     if unknown := set(options.names) - set(PARTS):
-        asked.error(f"no evidence {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+        parser.error(f"no evidence {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
     known = {case for name in options.names or PARTS for case in PARTS[name].cases}
     if unknown := set(options.case) - known:
-        asked.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
-    folder, news = Settings().home / "evidence", Console(stderr=True)
+        parser.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+    folder, progress = Settings().home / "evidence", Console(stderr=True)
     if options.write:
         from benchmarks.results import write_faults
 
         print(write_faults(folder, ROOT / "docs" / "results" / "faults.md"))
         return
-    drawn = Table(title=f"evidence, in full under {folder}", title_justify="left")
+    table = Table(title=f"evidence, in full under {folder}", title_justify="left")
     for heading in ("part", "figure", "value", "95 % interval", "n"):
-        drawn.add_column(heading)
+        table.add_column(heading)
     for name in options.names or PARTS:
-        figures = run(name, PARTS[name], folder, options.again, options.jobs, news, options.case)
+        figures = run(name, PARTS[name], folder, options.again, options.jobs, progress, options.case)
         if not figures:
-            drawn.add_row(PARTS[name].told, "not run: its recordings are not there", "", "", "0")
+            table.add_row(PARTS[name].description, "not run: its recordings are not there", "", "", "0")
         for figure, e in figures.items():
             cells = [f"{e[k]:.4g}" if e[k] is not None else "too few" for k in ("value", "low", "high")]
-            drawn.add_row(PARTS[name].told, figure, cells[0], f"{cells[1]} to {cells[2]}", f"{e['n']:,}")
-    Console(width=max(Console().width, 140)).print(drawn)
+            table.add_row(PARTS[name].description, figure, cells[0], f"{cells[1]} to {cells[2]}", f"{e['n']:,}")
+    Console(width=max(Console().width, 140)).print(table)
 
 
 if __name__ == "__main__":

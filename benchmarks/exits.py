@@ -1,9 +1,16 @@
-"""`python -m benchmarks.exits [--to FILE]`: docs/exits.md, what ways to leave a position were worth.
+"""Compare the exit plans; writes docs/results/exits.md.
+
+Run: python -m benchmarks.exits [--to FILE]
 
 The four plans of `serving/risk/exits.py` on the same raw ICT events, on a simulated year and on recorded markets, each
-beside `plain` (target, stop and horizon of the labels). The ladder, the trailing distance and the break-even are those
+against `plain` (target, stop and horizon of the labels). The ladder, the trailing distance and the break-even are those
 of params.yaml; none was chosen by these figures.
 """
+
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,26 +32,30 @@ from pipelines.features import technical
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import StreamingFold
 from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED
-from pipelines.settings import ROOT, Params, load_params
+from pipelines.params import Params
+from pipelines.settings import ROOT, load_params
 from pipelines.signals import cisd, fvg, order_block, smt, sweep
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import Events, events
 from serving.risk.exits import Exits, flatten, simulate_exits
 
-PAGE = ROOT / "docs" / "exits.md"
+PAGE = ROOT / "docs" / "results" / "exits.md"
 PLANS = ("plain", "ladder", "trailing", "ladder_trailing")
 DRAWS = 1000
 LUCK = 0.025  # of a 95 % interval, beyond one end
 BITCOIN = "binance_spot_btcusdt_1m_2024.parquet"
 GOLD = "../forex/oanda_xauusd_1h_to_2015h1.parquet"
-HEARD = tuple(module.GROUP for module in (fvg, sweep, order_block, cisd, smt))  # the families behind the ICT events
+ICT_GROUPS = tuple(module.GROUP for module in (fvg, sweep, order_block, cisd, smt))  # feature groups of the ICT events
 
 
 @dataclass(frozen=True)
 class Market:
-    """told: heading; base (n, 8) bars a position is followed on; decision (m, 8) bars of `step_s` seconds."""
+    """Describe one market.
 
-    told: str
+    base (n, 8) are the bars a position is followed on; decision (m, 8) are bars of `step_s` seconds.
+    """
+
+    title: str
     about: str
     base: Floats
     decision: Floats
@@ -52,8 +63,8 @@ class Market:
 
 
 @dataclass(frozen=True)
-class Lived:
-    """What one plan made of n events that every plan ended: arrays (n,), bps and hours, and how each ended."""
+class PlanResult:
+    """Hold the n outcomes of one plan, of events that every plan ended: arrays (n,), in bps and hours."""
 
     plan: str
     gross: Floats
@@ -67,21 +78,23 @@ class Lived:
 
 
 def recorded(name: str, timeframe: str) -> Floats:
+    """Return the clean bars (n, 8) of a recorded file."""
     now = datetime.now(UTC)
     return schemas.to_matrix(assess(read(recording(name), now, timeframe), timeframe, now).clean)
 
 
 def markets(params: Params) -> list[Market]:
+    """Return the simulated year and the two recorded markets."""
     spec = params.simulator
-    made, bitcoin, gold = simulated(params, spec.history_days), recorded(BITCOIN, "1m"), recorded(GOLD, "1h")
+    year, bitcoin, gold = simulated(params, spec.history_days), recorded(BITCOIN, "1m"), recorded(GOLD, "1h")
     minutes = "15-minute decisions, followed on 1-minute bars"
-    told = f"{spec.symbol}, {spec.history_days} simulated days, edge {spec.edge:g}, seed {spec.seed}"
+    title = f"{spec.symbol}, {spec.history_days} simulated days, edge {spec.edge:g}, seed {spec.seed}"
     return [
-        Market(f"{told}, {minutes}", "", made, resample(made, 60, STEP_S), STEP_S),
+        Market(f"{title}, {minutes}", "", year, resample(year, 60, STEP_S), STEP_S),
         Market(f"BTC/USDT, {_days(bitcoin)}, {minutes}", "", bitcoin, resample(bitcoin, 60, STEP_S), STEP_S),
         Market(
             f"XAU/USD, {_days(gold)}, 1-hour decisions, followed on 1-hour bars",
-            """Mid prices, and nothing finer was recorded: an hour that holds both stop and target counts as the stop,
+            """Mid prices, and nothing finer was recorded: an hour that reaches both stop and target counts as the stop,
             and a trailing stop moves once an hour. An hour may follow a break of days.""",
             gold,
             gold,
@@ -91,24 +104,27 @@ def markets(params: Params) -> list[Market]:
 
 
 def _days(bars: Floats) -> str:
+    """Return the first and the last day of bars (n, 8)."""
     return " to ".join(f"{utc(bars[i, OPEN_TIME]):%F}" for i in (0, -1))
 
 
 def ict_events(decision: Floats) -> Events:
-    """Raw ICT events of decision bars (m, 8): what the product asks its validator about, with nothing known beside."""
-    heard, measured = StreamingFold("ict", HEARD), StreamingFold("technical", (technical.GROUP,))
+    """Return the raw ICT events of decision bars (m, 8): those that the validator scores, without context."""
+    ict, measured = StreamingFold("ict", ICT_GROUPS), StreamingFold("technical", (technical.GROUP,))
     signals = np.full((len(decision), len(SIGNALS.columns)), np.nan)
-    signals[:, [SIGNALS.index[name] for name in heard.columns]] = heard.run(decision)
+    signals[:, [SIGNALS.index[name] for name in ict.columns]] = ict.run(decision)
     features = np.full((len(decision), len(FEATURES.columns)), np.nan)
     features[:, FEATURES.index["atr_14"]] = measured.run(decision)[:, measured.index["atr_14"]]
     return events(features, signals)
 
 
-def lived(market: Market, params: Params) -> tuple[list[Lived], int, int]:
-    """(every plan on the same events, events raised, of them too small to be worth their cost)."""
+def compare_plans(market: Market, params: Params) -> tuple[list[PlanResult], int, int]:
+    """Return every plan's outcomes on the same events, the number of events, and how many were too small to cover their
+    cost.
+    """
     raised, labels, cost = ict_events(market.decision), params.labels, params.costs.round_trip_bps
-    worth = labels.target_atr * raised.atr * 1e4 >= labels.min_target_to_cost * cost
-    at, side, atr = raised.index[worth], raised.direction[worth], raised.atr[worth]
+    large_enough = labels.target_atr * raised.atr * 1e4 >= labels.min_target_to_cost * cost
+    at, side, atr = raised.index[large_enough], raised.direction[large_enough], raised.atr[large_enough]
     closes, horizon_s = market.decision[at, OPEN_TIME] + market.step_s, float(labels.horizon_bars * market.step_s)
     found: dict[str, Exits] = {}
     for plan in PLANS:
@@ -116,8 +132,8 @@ def lived(market: Market, params: Params) -> tuple[list[Lived], int, int]:
         found[plan] = simulate_exits(market.base, closes, market.decision[at, CLOSE], side, atr, horizon_s, flat)
     ended = np.all([one.barrier != UNRESOLVED for one in found.values()], axis=0)
     bar_s = float(np.diff(market.base[:, OPEN_TIME]).min())
-    told = [
-        Lived(
+    results = [
+        PlanResult(
             plan,
             one.gross_bps[ended],
             one.gross_bps[ended] - cost,
@@ -127,24 +143,26 @@ def lived(market: Market, params: Params) -> tuple[list[Lived], int, int]:
         )
         for plan, one in found.items()
     ]
-    return told, len(raised), int((~worth).sum())
+    return results, len(raised), int((~large_enough).sum())
 
 
 # ---- the page ---------------------------------------------------------------------------------------------------
 
 
-def over_plain(found: Sequence[Lived], params: Params) -> dict[str, Estimate]:
-    """Mean of each other plan's net less plain's on the same events; both sides from the same draws."""
+def over_plain(found: Sequence[PlanResult], params: Params) -> dict[str, Estimate]:
+    """Return plan → mean net bps less plain's on the same events; both sides from the same draws."""
     plain = found[0]
     return {one.plan: _mean(one.net - plain.net, params) for one in found[1:]}
 
 
 def _mean(values: Floats, params: Params, cost_bps: float | None = None) -> Estimate:
+    """Return the mean with its 95 % moving-block bootstrap interval."""
     return mean_estimate(values, DRAWS, params.seed, cost_bps)
 
 
-def table(found: Sequence[Lived], params: Params) -> list[str]:
-    heads = ("plan", "n", "net bps", "net less plain's, bps", "gross bps", "won, % after cost", "hours held")
+def table(found: Sequence[PlanResult], params: Params) -> list[str]:
+    """Return the lines of the table of plans."""
+    heads = ("plan", "n", "net bps", "net less plain's, bps", "gross bps", "won, % after cost", "hours open")
     less = over_plain(found, params)
     lines = [
         _line((*heads, "worst, net bps", "to target / stop / time, %", "a leg filled, %")),
@@ -170,49 +188,51 @@ def table(found: Sequence[Lived], params: Params) -> list[str]:
     return lines
 
 
-def verdict(found: Sequence[Lived], params: Params) -> str:
-    """In words: which plans differ from plain with their whole interval, and whether any pays its costs."""
+def verdict(found: Sequence[PlanResult], params: Params) -> str:
+    """Describe which plans differ from plain with their whole interval, and whether any pays its costs."""
     less = over_plain(found, params)
     better = [f"`{plan}`" for plan, one in less.items() if one.low > 0.0]
     worse = [f"`{plan}`" for plan, one in less.items() if one.high < 0.0]
     paying = [f"`{one.plan}`" for one in found if _mean(one.net, params).low > 0.0]
     return _prose(f"""**Better than plain with the whole interval: {", ".join(better) or "none"}; worse:
     {", ".join(worse) or "none"}.** By luck alone {LUCK * len(less):.2f} of {len(less)} on either side. Net return above
-    nought with the whole interval: {", ".join(paying) or "none"}.""")
+    zero with the whole interval: {", ".join(paying) or "none"}.""")
 
 
 def section(market: Market, params: Params) -> list[str]:
-    found, raised, small = lived(market, params)
+    """Return the lines of one market's section."""
+    found, raised, small = compare_plans(market, params)
     n = len(found[0].net)
     about = f"""{market.about} {raised:,} events; {small:,} whose target is under {params.labels.min_target_to_cost:g}
     times the cost were left out, and {raised - small - n:,} without an outcome: no bar opened inside their
     horizon, or the bars end before they do."""
-    return [f"## {market.told}", "", _prose(about), "", *table(found, params), "", verdict(found, params), ""]
+    return [f"## {market.title}", "", _prose(about), "", *table(found, params), "", verdict(found, params), ""]
 
 
 def page(params: Params) -> str:
+    """Return the whole page."""
     labels, exits, cost = params.labels, params.exits, params.costs.round_trip_bps
     ladder = ", then ".join(f"{100 * share:g} % at {distance:g} ATR" for distance, share in exits.legs)
     lines = [
-        "# What ways to leave a position were worth",
+        "# Exit plans, compared",
         "",
         _prose("""Written by `python -m benchmarks.exits`; nothing here was typed or chosen by hand. The plans are those
         that `params.yaml` stated before the first run; no other distance was tried."""),
         "",
-        _prose(f"""Every plan follows the same raw ICT events (gaps, sweeps, order blocks, changes of delivery; no other
-        market beside, so divergences are silent), each for itself, from the open of the first bar after the decision;
-        the stop begins {labels.stop_atr:g} ATR away and time runs out after {labels.horizon_bars} decision bars.
-        `plain` takes the whole position at {labels.target_atr:g} ATR and is the labels' definition of an outcome.
+        _prose(f"""Every plan follows the same raw ICT events (gaps, sweeps, order blocks, changes of delivery; without
+        a second market, so divergences give no signal), each independently, from the open of the first bar after the
+        decision; the stop begins {labels.stop_atr:g} ATR away and time runs out after {labels.horizon_bars} decision
+        bars. `plain` takes the whole position at {labels.target_atr:g} ATR and is the labels' definition of an outcome.
         `ladder` takes {ladder}; after leg {exits.break_even_after_leg} the stop is the fill or better (0: never).
         `trailing` is plain with a stop {exits.trailing_atr:g} ATR behind the best price of the closed bars.
         `ladder_trailing` is both. Where prices have no drift no plan can change the mean of its trades (optional
         stopping), only their spread."""),
         "",
-        _prose(f"""A bar that holds stop and target counts as the stop; a bar that opens beyond the stop is left at its
-        open, a target is never better than its price; a bar moves the stop of the bars after it. *Net* is gross less
-        {cost:g} bps of a round trip, whatever the number of parts: costs are shares of what is traded. *Hours held*:
-        until the last part is closed. In brackets 95 % intervals of a moving-block bootstrap over the events in time
-        order, {DRAWS:,} draws, a difference from the same draws of both; many events overlap."""),
+        _prose(f"""A bar that reaches both stop and target counts as the stop; a bar that opens beyond the stop is
+        closed at its open, a target is never better than its price; a bar moves the stop of the bars after it. *Net* is
+        gross less {cost:g} bps of a round trip, whatever the number of parts: costs are shares of what is traded.
+        *Hours open*: until the last part is closed. In brackets 95 % intervals of a moving-block bootstrap over the
+        events in time order, {DRAWS:,} draws, a difference from the same draws of both; many events overlap."""),
         "",
     ]
     for market in markets(params):
@@ -221,6 +241,7 @@ def page(params: Params) -> str:
 
 
 def main() -> None:
+    """Write the page."""
     write(PAGE, __doc__, (BITCOIN, GOLD), lambda: page(load_params()))
 
 

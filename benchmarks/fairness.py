@@ -1,7 +1,12 @@
-"""What one `observe` waits for while many ask `decide`: the real service, one event loop, clients that never pause.
+"""Time one `observe` while many clients call `decide`: the real service, one event loop, clients that never pause.
 
 Run: python -m benchmarks.fairness [--deciders N] [--seconds S]
 """
+
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
 
 import argparse
 import asyncio
@@ -14,7 +19,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from benchmarks.hardship import house
+from benchmarks.hardship import serving_fixture
+from pipelines.contracts import JsonObject
 from serving.client import bar_json
 from serving.service.keys import write_key
 
@@ -22,31 +28,37 @@ OBSERVE_EVERY_S = 0.01  # a feed pauses; clients that decide here do not
 
 
 class Connection:
-    """One keep-alive connection; `ask` gives status, milliseconds, and the answer's head and body."""
+    """Send requests over one keep-alive connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: str) -> None:
+        """Hold the streams and the head sent with each request."""
         self._reader, self._writer, self._head = reader, writer, head
 
     @classmethod
     async def to(cls, url: str, key: str) -> "Connection":
+        """Open a connection to `url` with `key`."""
         at = urlsplit(url)
         head = f"Host: {at.netloc}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
         return cls(*await asyncio.open_connection(at.hostname, at.port), head)
 
-    async def ask(self, path: str, body: Any) -> tuple[int, float, bytes, bytes]:
-        sent, began = json.dumps(body).encode(), time.perf_counter()
+    async def request(self, path: str, body: Any) -> tuple[int, float, bytes, bytes]:
+        """Send one POST; return status, milliseconds, and the answer's head and body."""
+        sent, started = json.dumps(body).encode(), time.perf_counter()
         self._writer.write(f"POST {path} HTTP/1.1\r\n{self._head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
         answer = await self._reader.readexactly(int(length.partition(b":")[2]))
-        return int(head[9:12]), (time.perf_counter() - began) * 1e3, head, answer
+        return int(head[9:12]), (time.perf_counter() - started) * 1e3, head, answer
 
     def close(self) -> None:
+        """Close the connection."""
         self._writer.close()
 
 
-async def beside(url: str, key: str, symbol: str, bars: Iterator[Any], deciders: int, seconds: float) -> dict[str, Any]:
-    """One observer and `deciders` clients for so long.
+async def observe_among_deciders(
+    url: str, key: str, symbol: str, bars: Iterator[Any], deciders: int, seconds: float
+) -> JsonObject:
+    """Run one observer and `deciders` clients for `seconds`.
 
     Returns milliseconds of each kind at p50 and p99, how many were answered with which status, and one 429 as it came.
     """
@@ -55,23 +67,24 @@ async def beside(url: str, key: str, symbol: str, bars: Iterator[Any], deciders:
     refused: list[tuple[bytes, bytes]] = []
     until = time.monotonic() + seconds
 
-    async def go_on(kind: str, bodies: Iterator[Any]) -> None:
+    async def run_client(kind: str, bodies: Iterator[Any]) -> None:
+        """Send bodies until the time is over; wait a second after a 429."""
         connection = await Connection.to(url, key)
         while time.monotonic() < until and (body := next(bodies, None)) is not None:
-            status, ms, head, answer = await connection.ask(f"/{kind}", body)
+            status, ms, head, answer = await connection.request(f"/{kind}", body)
             statuses[f"{kind} {status}"] += 1
             if status == 200:
                 took[kind].append(ms)
             elif status == 429:
                 refused[:] = [(head, answer)]
-                await asyncio.sleep(1.0)  # as Retry-After asks
+                await asyncio.sleep(1.0)  # as Retry-After says
             if kind == "observe":
                 await asyncio.sleep(OBSERVE_EVERY_S)
         connection.close()
 
     observed = ({"symbol": symbol, "bars": [bar]} for bar in bars)
     same = iter(lambda: {"symbol": symbol}, None)
-    await asyncio.gather(go_on("observe", observed), *(go_on("decide", same) for _ in range(deciders)))
+    await asyncio.gather(run_client("observe", observed), *(run_client("decide", same) for _ in range(deciders)))
     figures = {
         f"{kind}_p{q}_ms": round(float(np.percentile(ms, q)), 1) if ms else None
         for kind, ms in took.items()
@@ -81,16 +94,19 @@ async def beside(url: str, key: str, symbol: str, bars: Iterator[Any], deciders:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One observe beside many decide.")
+    """Print the figures with no decider, one, and many."""
+    parser = argparse.ArgumentParser(description="Time observe among many decide clients.")
     parser.add_argument("--deciders", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=15.0)
-    asked = parser.parse_args()
-    with house(tiny=True) as (at, settings):
+    options = parser.parse_args()
+    with serving_fixture(tiny=True) as (at, settings):
         bars = iter([bar_json(bar) for bar in at.live])
         symbol, key = at.params.simulator.symbol, write_key(settings)
-        for deciders in (0, 1, asked.deciders):
-            told = asyncio.run(beside(settings.decision_url, key, symbol, bars, deciders, asked.seconds))
-            print(json.dumps({"deciders": deciders} | {k: v for k, v in told.items() if k != "refused"}))
+        for deciders in (0, 1, options.deciders):
+            figures = asyncio.run(
+                observe_among_deciders(settings.decision_url, key, symbol, bars, deciders, options.seconds)
+            )
+            print(json.dumps({"deciders": deciders} | {k: v for k, v in figures.items() if k != "refused"}))
 
 
 if __name__ == "__main__":

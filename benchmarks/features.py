@@ -1,9 +1,10 @@
-"""What a feature costs: the compiled fold beside TA-Lib's batch functions, and beside pandas recomputed at each bar.
+"""Time features: the compiled fold against TA-Lib's batch functions, and against pandas recomputed at each bar.
 
 On recorded BTC/USDT bars where they are there, else on a simulated year. Run: python -m benchmarks features
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ WINDOW = 500  # bars that the usual code recomputes at every bar
 
 
 def market(tiny: bool) -> tuple[Floats, str]:
-    """15-minute bars (n, 8) and what they are."""
+    """Return 15-minute bars (n, 8) and their description."""
     path = recording("binance_spot_btcusdt_1m_2024.parquet")
     if path.is_file() and not tiny:
         return resample(recorded(path), 60, 900), "BTC/USDT 2024, 15m"
@@ -32,7 +33,7 @@ def market(tiny: bool) -> tuple[Floats, str]:
 
 
 def with_talib(high: Floats, low: Floats, close: Floats) -> None:
-    """The indicators of the technical family, each by its TA-Lib batch function."""
+    """Compute the indicators of the technical group, each by its TA-Lib batch function."""
     talib.RSI(close, 14)
     talib.MACD(close, 12, 26, 9)
     talib.BBANDS(close, 20, 2.0, 2.0)
@@ -46,7 +47,7 @@ def with_talib(high: Floats, low: Floats, close: Floats) -> None:
 
 
 def with_pandas(frame: pd.DataFrame) -> dict[str, float]:
-    """The usual way to serve: nine of the technical family, recomputed over the last bars to read their last row."""
+    """Return nine of the technical group, recomputed over the last bars for their last row: the usual way to serve."""
     high, low, close = frame["high"], frame["low"], frame["close"]
     change = close.diff()
     gain = change.clip(lower=0).ewm(alpha=1 / 14, adjust=False).mean()
@@ -75,27 +76,30 @@ def with_pandas(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def live(fold: StreamingFold, bars: Floats) -> Callable[[], Any]:
-    """A call that takes the last `WINDOW` bars one by one, as serving does, after the history before them."""
+    """Return a call that steps through the last `WINDOW` bars one by one, as serving does, after the history before
+    them.
+    """
     state = fold.fresh()
     fold.run(bars[:-WINDOW], state=state)
     return lambda: [fold.step(state, bar) for bar in bars[-WINDOW:]]
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     repeats = 3 if tiny else 25
-    bars, told = market(tiny)
+    bars, description = market(tiny)
     family = StreamingFold("technical", (technical.GROUP,))
     high, low, close = (np.ascontiguousarray(bars[:, i]) for i in (2, 3, 4))
     frame = pd.DataFrame(bars[-WINDOW:], columns=list(BAR_FIELDS))
     batch, of_talib = in_turn(lambda: family.run(bars), lambda: with_talib(high, low, close), repeats)
     step, of_pandas = in_turn(live(family, bars), lambda: with_pandas(frame), repeats)
     whole, again = in_turn(live(FEATURES, bars), lambda: with_pandas(frame), repeats)
-    run = np.array([[cpu_seconds(lambda f=f: f.run(bars)) for f in (FEATURES, SIGNALS)] for _ in range(repeats)])  # type: ignore[misc]
+    run = np.array([[cpu_seconds(partial(f.run, bars)) for f in (FEATURES, SIGNALS)] for _ in range(repeats)])
     columns, ns = len(family.columns), 1e9 / len(bars)
     same = f"same values within {gap(family, bars, frame):.0e}"
     return [
         pairs(f"{columns} technical features, batch", "ns a bar", batch * ns, "TA-Lib batch", of_talib * ns,
-              f"{told}, {len(bars):,} bars"),
+              f"{description}, {len(bars):,} bars"),
         pairs(f"{columns} technical features, one live step", "us a bar", step / WINDOW * 1e6,
               f"pandas, 9 of them over {WINDOW} bars", of_pandas * 1e6, same),
         pairs(f"all {len(FEATURES.columns)} features, one live step", "us a bar", whole / WINDOW * 1e6,
@@ -106,6 +110,6 @@ def measure(tiny: bool = False) -> list[Row]:
 
 
 def gap(family: StreamingFold, bars: Floats, frame: pd.DataFrame) -> float:
-    """Largest relative difference of the two sides at the last bar: they compute the same thing."""
-    said, folded = with_pandas(frame), family.run(bars)[-1]
-    return max(float(abs(folded[family.index[name]] / value - 1.0)) for name, value in said.items() if value)
+    """Return the largest relative difference of the two sides at the last bar: they compute the same thing."""
+    expected, folded = with_pandas(frame), family.run(bars)[-1]
+    return max(float(abs(folded[family.index[name]] / value - 1.0)) for name, value in expected.items() if value)

@@ -1,4 +1,4 @@
-"""A small installation to measure in: a market, the real training stages, two bundles, a published warm start."""
+"""Make a small installation to measure in: a market, the real training stages, two bundles, a published warm start."""
 
 import atexit
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats, JsonObject
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
@@ -24,7 +24,8 @@ from pipelines.data.simulator.latent import MINUTES_A_DAY
 from pipelines.data.simulator.market import simulate
 from pipelines.models.base import Dataset
 from pipelines.models.catalog import model_family
-from pipelines.settings import ROOT, Params, load_params
+from pipelines.params import Params
+from pipelines.settings import ROOT, load_params
 from pipelines.training import stages
 from pipelines.warm_start import publish_warm_start
 from serving.inference.generation import write_generation
@@ -36,24 +37,24 @@ FAMILY = "validator"
 
 
 def recording(name: str) -> Path:
-    """Where a recorded candle file would be; it may be absent."""
+    """Return the path of a recorded candle file; it may be absent."""
     return Path(os.environ.get("BELLWETHER_RECORDED", RECORDED)) / name
 
 
 def recorded(path: Path) -> Floats:
-    """Clean 1-minute bars (n, 8) of a recorded file."""
+    """Return the clean 1-minute bars (n, 8) of a recorded file."""
     now = datetime.now(UTC)
     return schemas.to_matrix(assess(read(path, now), "1m", now).clean)
 
 
 def simulated(params: Params, history_days: int, live_days: int = 0, **changes: Any) -> Floats:
-    """1-minute bars (n, 8) of a stationary simulated market, unless `changes` of its spec say otherwise."""
+    """Return 1-minute bars (n, 8) of a stationary simulated market, unless `changes` of its spec make it another."""
     wanted = {"history_days": history_days, "live_days": live_days, "drift_after_live_days": None} | changes
     return simulate(params.simulator.model_copy(update=wanted), tape=False).bars
 
 
 def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: bool = False) -> Path:
-    """features, labels, train (and evaluate, with `figures`) as dvc.yaml runs them; returns their artifacts folder."""
+    """Run features, labels, train (and evaluate, with `figures`) as dvc.yaml does; return their artifacts folder."""
     (workspace / "data").mkdir(parents=True)
     schemas.write_bars(schemas.to_frame(bars, "1m", None), workspace / "data" / "1m.parquet")
     described = {"symbol": symbol, "timeframe": "1m", "file": "1m.parquet", "clock": "market"}
@@ -70,8 +71,13 @@ def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: b
 
 
 @dataclass(frozen=True)
-class Stand:
-    """home: bundles and generation file, ready to serve; live: 1-minute bars (n, 8) after the history."""
+class Fixture:
+    """Describe a small installation.
+
+    home has bundles and a generation file, ready to serve; live are 1-minute bars (n, 8) after the history.
+
+    home has bundles and a generation file, ready to serve; live are 1-minute bars (n, 8) after the history.
+    """
 
     home: Path
     params: Params
@@ -82,8 +88,8 @@ class Stand:
 
 
 @cache
-def stand(tiny: bool) -> Stand:
-    """Champion and challenger trained on a simulated history, from two seeds. `tiny`: quick, and of no other use."""
+def fixture(tiny: bool) -> Fixture:
+    """Train champion and challenger on a simulated history, from two seeds. `tiny` is quick and measures nothing."""
     params, history_days, live_days = load_params(), 120, 30
     if tiny:
         history_days, live_days = 45, 2
@@ -95,26 +101,30 @@ def stand(tiny: bool) -> Stand:
     (root / "home" / "bundles").mkdir(parents=True)
     digests = []
     for seed in (params.seed, params.seed + 1):
-        made = train(root / f"seed-{seed}", history, params.simulator.symbol, params.model_copy(update={"seed": seed}))
-        digests.append(json.loads((made / FAMILY / "fit.json").read_text())["digest"])
-        (made / FAMILY / "bundle").rename(root / "home" / "bundles" / digests[-1])
-    told = json.loads((made / "labels" / "traditional.json").read_text())
+        artifacts = train(
+            root / f"seed-{seed}", history, params.simulator.symbol, params.model_copy(update={"seed": seed})
+        )
+        digests.append(json.loads((artifacts / FAMILY / "fit.json").read_text())["digest"])
+        (artifacts / FAMILY / "bundle").rename(root / "home" / "bundles" / digests[-1])
+    record = json.loads((artifacts / "labels" / "traditional.json").read_text())
     into = root / "home" / "serving" / "warm"
-    warm = publish_warm_start(made / "features" / "warm", into, data_hash="0" * 32, hits=told["hits"], n=told["n"])
+    warm = publish_warm_start(
+        artifacts / "features" / "warm", into, data_hash="0" * 32, hits=record["hits"], n=record["n"]
+    )
     arms = {arm: arm_of(digest) for arm, digest in zip(("champion", "challenger"), digests, strict=True)}
     write_generation(root / "home" / "serving", {FAMILY: arms}, warm, datetime.now(UTC))
-    return Stand(
-        root / "home", params, live, model_family(FAMILY).dataset(made, params), (digests[0], digests[1]), warm
+    return Fixture(
+        root / "home", params, live, model_family(FAMILY).dataset(artifacts, params), (digests[0], digests[1]), warm
     )
 
 
-def arm_of(digest: str, version: str = "benchmark") -> dict[str, Any]:
-    """What a generation file says of an arm."""
+def arm_of(digest: str, version: str = "benchmark") -> JsonObject:
+    """Return the entry of an arm in a generation file."""
     names = ("run_id", "data_hash", "git_commit")
     return dict.fromkeys(names, "benchmark") | {"version": version, "digest": digest, "verdict": "passed"}
 
 
 def by_decision_bar(live: Floats, params: Params) -> list[Floats]:
-    """The live minutes of each decision bar, whole ones only."""
+    """Return the live minutes of each whole decision bar."""
     slot = live[:, OPEN_TIME] // TIMEFRAME_SECONDS[params.data.decision_timeframe]
     return np.split(live, np.flatnonzero(np.diff(slot)) + 1)[:-1]

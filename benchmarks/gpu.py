@@ -1,8 +1,13 @@
-"""What the networks cost where they run: forward and training step, batch 1, 64 and 1024, float32 beside bfloat16.
+"""Time the networks: forward and training step, batch 1, 64 and 1024, float32 and bfloat16.
 
 Run: python -m benchmarks.gpu [--out FILE]. Needs torch and numpy and nothing else of this project's environment; uses a
-CUDA card if there is one, says so and measures the CPU if there is none. See docs/gpu.md.
+CUDA card if there is one, and reports that it measures the CPU if there is none. See docs/results/gpu.md.
 """
+
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
 
 import argparse
 import platform
@@ -37,13 +42,13 @@ PATTERN = {"inputs": 7, "steps": 32, "classes": 9, "channels": 24}  # columns of
 BATCHES = (1, 64, 1024)
 WARM_UP = 3
 LEAST, MOST, BUDGET_S = 5, 300, 3.0  # calls a figure: as many as fit the budget, within these bounds
-TOLERANCE = 0.02  # largest |p(bfloat16) - p(float32)| that is accepted; docs/gpu.md says where it comes from
+TOLERANCE = 0.02  # largest |p(bfloat16) - p(float32)| that is accepted; docs/results/gpu.md says where it comes from
 SEED = 7
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A network that has learnt something, so that its probabilities spread, and windows it can read."""
+    """Hold a briefly trained network, so that its probabilities spread, and windows it can read."""
 
     name: str
     network: nn.Module
@@ -52,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Milliseconds a call: median and 5 to 95 % of n calls."""
+    """Hold the milliseconds of a call: median and 5 to 95 % of n calls."""
 
     name: str
     what: str
@@ -64,8 +69,8 @@ class Cost:
     n: int
 
 
-def taught(name: str, network: nn.Module, steps: int, inputs: int, outputs: int, rows: int) -> Case:
-    """Train a little on a rule it can see: is the newest value of a column above zero? float32, on the CPU."""
+def trained(name: str, network: nn.Module, steps: int, inputs: int, outputs: int, rows: int) -> Case:
+    """Train briefly on a visible rule: is the newest value of a column above zero? float32, on the CPU."""
     rng = np.random.default_rng(SEED)
     windows = rng.normal(size=(rows, steps, inputs)).astype(np.float32)
     y = (windows[:, -1, np.arange(outputs) % inputs] > 0).astype(np.float64)
@@ -76,7 +81,7 @@ def taught(name: str, network: nn.Module, steps: int, inputs: int, outputs: int,
 
 
 def pattern_case(rows: int) -> Case | str:
-    """The pattern recogniser's network at its everyday size, or why it cannot be measured."""
+    """Return the pattern recogniser's network at its default size, or why it cannot be measured."""
     try:
         module = import_module("pipelines.models.pattern_network")
         network = module.PatternNetwork(
@@ -87,14 +92,14 @@ def pattern_case(rows: int) -> Case | str:
         return f"pattern network: {error}"
     inputs, classes, steps = PATTERN["inputs"], PATTERN["classes"], PATTERN["steps"]
     name = f"convolutions of {PATTERN['channels']}, {inputs} inputs × {steps} steps, {classes} classes"
-    return taught(name, network, steps, inputs + classes, classes, rows)
+    return trained(name, network, steps, inputs + classes, classes, rows)
 
 
 def cases(rows: int) -> tuple[list[Case], list[str]]:
-    """(what can be measured, reasons of what cannot)."""
+    """Return what can be measured, and the reasons of what cannot."""
     torch.manual_seed(SEED)
     built = [
-        taught(f"LSTM {'/'.join(map(str, layers))}, {inputs} inputs × {STEPS} steps",
+        trained(f"LSTM {'/'.join(map(str, layers))}, {inputs} inputs × {STEPS} steps",
                RecurrentNetwork(inputs, layers, head), STEPS, inputs, 1, rows)
         for inputs, layers, head in (FOUR, CORE)
     ]  # fmt: skip
@@ -103,14 +108,14 @@ def cases(rows: int) -> tuple[list[Case], list[str]]:
 
 
 def timed(call: Callable[[], None], device: str, most: int) -> Doubles:
-    """Milliseconds of single calls, each waited for."""
+    """Return milliseconds of single calls, each synchronised with the device."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     for _ in range(min(WARM_UP, most)):
         call()
     wait()
     took: list[float] = []
-    began = time.perf_counter()
-    while len(took) < min(LEAST, most) or (len(took) < most and time.perf_counter() - began < BUDGET_S):
+    started = time.perf_counter()
+    while len(took) < min(LEAST, most) or (len(took) < most and time.perf_counter() - started < BUDGET_S):
         start = time.perf_counter()
         call()
         wait()
@@ -119,9 +124,9 @@ def timed(call: Callable[[], None], device: str, most: int) -> Doubles:
 
 
 def costs(case: Case, device: str, batches: tuple[int, ...], most: int = MOST) -> list[Cost]:
-    """Forward and training step of one network; windows lie on the device already."""
+    """Return the costs of the forward and the training step of one network; windows are on the device already."""
     network = case.network.to(device)
-    descend = adam_of(network, 0.0)  # a whole step, but the weights stay what they are
+    descend = adam_of(network, 0.0)  # a whole step that leaves the weights unchanged
     found = []
     for batch in batches:
         x = torch.from_numpy(np.resize(case.windows, (batch, *case.windows.shape[1:]))).to(device)
@@ -131,10 +136,12 @@ def costs(case: Case, device: str, batches: tuple[int, ...], most: int = MOST) -
         for precision in ("fp32", "bf16") if device == "cuda" else ("fp32",):
 
             def forward(x: torch.Tensor = x, bf16: bool = precision == "bf16") -> None:
+                """Run the network without gradients."""
                 with torch.inference_mode(), mixed_precision(device, bf16):
                     network(x)
 
             def step(x: torch.Tensor = x, y: torch.Tensor = y, bf16: bool = precision == "bf16") -> None:
+                """Run one training step."""
                 network.zero_grad(set_to_none=True)
                 with mixed_precision(device, bf16):
                     logits = network(x)
@@ -151,7 +158,7 @@ def costs(case: Case, device: str, batches: tuple[int, ...], most: int = MOST) -
 
 
 def bf16_gap(case: Case, device: str) -> float:
-    """Largest difference of a probability between bfloat16 on the card and float32 on the card."""
+    """Return the largest difference of a probability between bfloat16 and float32 on the card."""
     network = case.network.to(device)
     exact, mixed = (probabilities_of(network, case.windows, device, bf16) for bf16 in (False, True))
     network.to("cpu")
@@ -159,10 +166,12 @@ def bf16_gap(case: Case, device: str) -> float:
 
 
 def ms(value: float) -> str:
+    """Format milliseconds with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def device_words(device: str) -> str:
+    """Return the device and the versions in words."""
     what = (
         torch.cuda.get_device_name()
         if device == "cuda"
@@ -172,7 +181,7 @@ def device_words(device: str) -> str:
 
 
 def report(device: str, tiny: bool = False) -> tuple[str, float | None]:
-    """(markdown, largest bfloat16 gap; None without a card)."""
+    """Return the page's table, and the largest bfloat16 gap; None without a card."""
     measured, reasons = cases(rows=64 if tiny else 1024)
     lines = [f"Measured on {device_words(device)}."]
     if device == "cpu":
@@ -202,10 +211,11 @@ def report(device: str, tiny: bool = False) -> tuple[str, float | None]:
 
 
 def main() -> int:
-    asked = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    asked.add_argument("--out", type=Path, help="also write the table into this file")
-    asked.add_argument("--tiny", action="store_true", help="a few calls only: does it run?")
-    options = asked.parse_args()
+    """Print the table; return 1 if bfloat16 differs by more than TOLERANCE."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, help="also write the table into this file")
+    parser.add_argument("--tiny", action="store_true", help="a few calls only: does it run?")
+    options = parser.parse_args()
     device = best_device()
     if device == "cpu":
         print("no CUDA card: measuring the CPU", file=sys.stderr)

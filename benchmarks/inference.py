@@ -1,4 +1,4 @@
-"""What a prediction costs: the exported bundle on ONNX Runtime beside the native model it was exported from.
+"""Time a prediction: the exported bundle against the native model it was exported from.
 
 Run: python -m benchmarks inference
 """
@@ -12,54 +12,56 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.fixture import Stand, stand
+from benchmarks.fixture import Fixture, fixture
 from benchmarks.measured import Row, in_turn, pairs
 from pipelines.contracts import Floats
 from pipelines.models.calibration import raw
 from pipelines.models.runtime import load_bundle
 from pipelines.models.validator import fit_trees
-from pipelines.settings import Params
+from pipelines.params import Params
 
 BATCH = 64
 
 
-def native(of: Stand, columns: tuple[str, ...], params: Params) -> tuple[Any, Floats, Floats]:
-    """(the model the bundle was exported from, fitted again; its rows; its outcomes)."""
+def native(of: Fixture, columns: tuple[str, ...], params: Params) -> tuple[Any, Floats, Floats]:
+    """Return the model that the bundle was exported from, fitted again; its rows (n, k); its outcomes (n,)."""
     data = of.dataset
     rows = data.all_inputs()[:, [data.columns.index(name) for name in columns]]
     whole = np.isfinite(rows).all(axis=1)
     return fit_trees(rows[whole], data.y[whole], data.weight[whole], params), rows[whole], data.y[whole]
 
 
-def in_cycle(ask: Callable[[Floats], Any], parts: list[Floats]) -> Callable[[], Any]:
-    """A call that asks with the next part each time, so that no answer is ready from the last one."""
+def cycling(predict: Callable[[Floats], Any], parts: list[Floats]) -> Callable[[], Any]:
+    """Return a call that predicts the next part each time, so that no result is cached from the last one."""
     turn = cycle(parts)
-    return lambda: ask(next(turn))
+    return lambda: predict(next(turn))
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     repeats = 3 if tiny else 25
-    at = stand(tiny)
+    at = fixture(tiny)
     model: Any = load_bundle(at.home / "bundles" / at.digests[0], at.digests[0])
     trees, rows, y = native(at, model.columns, at.params)
     booster = trees.get_booster()
     booster.set_param({"nthread": 1})
     logistic = make_pipeline(StandardScaler(), LogisticRegression()).fit(rows, y)
     gap = f"largest difference {np.abs(model.raw(rows) - raw(trees, rows)).max():.0e}"
-    answers = []
+    rows_measured = []
     for size in (1, BATCH):
         parts = [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
 
-        def beside(
-            name: str, ask: Callable[[Floats], Any], note: str = "", parts: list[Floats] = parts, size: int = size
+        def compare(
+            name: str, predict: Callable[[Floats], Any], note: str = "", parts: list[Floats] = parts, size: int = size
         ) -> Row:
-            ours, theirs = in_turn(in_cycle(model.raw, parts), in_cycle(ask, parts), repeats)
+            """Return the row of the exported model against another way to predict the same parts."""
+            ours, theirs = in_turn(cycling(model.raw, parts), cycling(predict, parts), repeats)
             what = f"exported validator, {'one row' if size == 1 else f'batch of {size}'}"
             return pairs(what, "us", ours * 1e6, name, theirs * 1e6, note)
 
-        answers += [
-            beside("XGBoost predict_proba", lambda x: raw(trees, x), gap),
-            beside("XGBoost inplace_predict, 1 thread", booster.inplace_predict),
-            beside("scikit-learn logistic, a simpler model", logistic.predict_proba),
+        rows_measured += [
+            compare("XGBoost predict_proba", lambda x: raw(trees, x), gap),
+            compare("XGBoost inplace_predict, 1 thread", booster.inplace_predict),
+            compare("scikit-learn logistic, a simpler model", logistic.predict_proba),
         ]
-    return answers
+    return rows_measured

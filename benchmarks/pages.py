@@ -1,4 +1,4 @@
-"""What every benchmark that writes a page of docs/ does: say where to, look whether the recordings are there, write."""
+"""Write a page of docs/results: parse the path, check that the recordings are there, write."""
 
 import argparse
 import sys
@@ -10,13 +10,13 @@ from pipelines.errors import UnreadableFile
 
 
 def write(page: Path, about: str | None, recordings: Iterable[str], make: Callable[[], str]) -> None:
-    """`python -m benchmarks.<name> [--to FILE]`: what `make` gives, into FILE or `page`.
+    """Run `python -m benchmarks.<name> [--to FILE]`: write the text of `make` into FILE or `page`.
 
     about  the module's docstring, for --help. Raises UnreadableFile naming every recording that is not there.
     """
-    asked = argparse.ArgumentParser(description=about)
-    asked.add_argument("--to", type=Path, default=page, help=f"the page to write; docs/{page.name} by default")
-    options = asked.parse_args()
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--to", type=Path, default=page, help=f"the page to write; docs/results/{page.name} by default")
+    options = parser.parse_args()
     if absent := sorted({str(recording(name)) for name in recordings if not recording(name).is_file()}):
         raise UnreadableFile(f"no {', '.join(absent)}; BELLWETHER_RECORDED names the folder of the recorded candles")
     options.to.write_text(make())

@@ -1,9 +1,16 @@
-"""`python -m benchmarks.portfolio [--to FILE]`: docs/portfolio.md, what ways to share out a portfolio were worth.
+"""Compare portfolio methods; writes docs/results/portfolio.md.
+
+Run: python -m benchmarks.portfolio [--to FILE]
 
 Every method of the registry, walked forward on recorded markets and on simulated assets whose truth is known, after
-costs, with 1/N beside it and intervals of the difference. Nothing was chosen by these figures: one window, one rhythm,
-one band, written here before the first run.
+costs, against 1/N with intervals of the difference. Nothing was chosen by these figures: one window, one rhythm, one
+band, written here before the first run.
 """
+
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +29,10 @@ from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
 from pipelines.evaluation.portfolio import METHODS, Figures, Path, figures, walk
 from pipelines.evaluation.signals import WEEK_S, format_estimate
-from pipelines.settings import ROOT, Params, load_params
+from pipelines.params import Params
+from pipelines.settings import ROOT, load_params
 
-PAGE = ROOT / "docs" / "portfolio.md"
+PAGE = ROOT / "docs" / "results" / "portfolio.md"
 YEAR_S = 365.25 * 86400.0
 WINDOW_WEEKS = 26
 BAND_SHARE = 0.2  # of 1/N: half the width of a band
@@ -34,9 +42,9 @@ BASELINE = "equal"
 
 @dataclass(frozen=True)
 class Market:
-    """told: heading; every: rows of a week; given: (k,) weights of `custom`, None where there are none to give."""
+    """Describe one market. every: rows of a week; given: (k,) weights of `custom`, None if there are none to give."""
 
-    told: str
+    title: str
     about: str
     assets: tuple[str, ...]
     returns: Floats
@@ -58,7 +66,7 @@ FOREX = {
 
 
 def recorded(files: dict[str, str], about: str) -> Market:
-    """Hourly closes of the hours that all the files have; mid prices where bid and ask were recorded."""
+    """Return the market of the hours that all the files have; mid prices where bid and ask were recorded."""
     now = datetime.now(UTC)
     bars = [schemas.to_matrix(assess(read(recording(name), now, "1h"), "1h", now).clean) for name in files.values()]
     opened = reduce(np.intersect1d, (matrix[:, OPEN_TIME] for matrix in bars))
@@ -66,7 +74,7 @@ def recorded(files: dict[str, str], about: str) -> Market:
     span = float(opened[-1] - opened[0])
     days = " to ".join(f"{utc(moment):%F}" for moment in (opened[0], opened[-1]))
     return Market(
-        told=f"{' and '.join(files)}, {days}, hourly",
+        title=f"{' and '.join(files)}, {days}, hourly",
         about=about,
         assets=tuple(files),
         returns=closes[1:] / closes[:-1] - 1.0,
@@ -79,7 +87,7 @@ DAYS_A_YEAR, SIMULATED_YEARS, ASSETS = 252, 10, 10
 
 
 def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
-    """Ten assets of two factors and something of their own, the same law on every day; `given` is the truth."""
+    """Return a market of ten assets of two factors and own noise, the same law every day; `given` is the truth."""
     rng = np.random.default_rng(seed)
     loadings = np.column_stack([rng.uniform(0.5, 1.5, ASSETS), rng.normal(0.0, 0.7, ASSETS)])
     volatility, premium = np.array([0.15, 0.08]), np.array([0.06, 0.0])
@@ -93,13 +101,12 @@ def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
     best /= best.sum()
     ratios = [float(w @ mean / np.sqrt(w @ covariance @ w)) for w in (best, np.full(ASSETS, 1.0 / ASSETS))]
     return Market(
-        told=f"Ten simulated assets, {years} years of {DAYS_A_YEAR} days, seed {seed}",
-        about=f"""Two common factors (volatility {100 * volatility[0]:g} % and {100 * volatility[1]:g} % a year,
-        premium {100 * premium[0]:g} % and none), own volatility from 10 % to 30 %, own
-        drift of 6 % standard deviation; drawn once, the same on every day.
-        `custom` is given the truth: the long-only weights with the highest Sharpe under the
-        law that made the returns ({ratios[0]:.2f} a year; 1/N: {ratios[1]:.2f}). Nobody could know them; they show
-        how much there was to find, and whether the intervals could see it.""",
+        title=f"Ten simulated assets, {years} years of {DAYS_A_YEAR} days, seed {seed}",
+        about=f"""Two common factors (volatility {100 * volatility[0]:g} % and {100 * volatility[1]:g} % a year, premium
+        {100 * premium[0]:g} % and none), own volatility from 10 % to 30 %, own drift of 6 % standard deviation; drawn
+        once, the same on every day. `custom` is given the truth: the long-only weights with the highest Sharpe under
+        the law that made the returns ({ratios[0]:.2f} a year; 1/N: {ratios[1]:.2f}). They could not be known in
+        advance; they show how much there was to find, and whether the intervals could detect it.""",
         assets=tuple("ABCDEFGHIJ"),
         returns=mean / DAYS_A_YEAR + moves / np.sqrt(DAYS_A_YEAR),
         rows_a_year=float(DAYS_A_YEAR),
@@ -113,12 +120,14 @@ def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
 
 @dataclass(frozen=True)
 class Walked:
+    """Hold a method's path through a market, and its figures."""
+
     path: Path
     figures: Figures
 
 
-def walked(market: Market, band: float, params: Params) -> list[Walked]:
-    """Every method of the registry, 1/N first."""
+def walk_all(market: Market, band: float, params: Params) -> list[Walked]:
+    """Walk every method of the registry, 1/N first."""
     cost_bps = params.costs.round_trip_bps / 2.0
     window = WINDOW_WEEKS * market.every
     paths = [
@@ -131,6 +140,7 @@ def walked(market: Market, band: float, params: Params) -> list[Walked]:
 
 
 def table(found: Sequence[Walked]) -> list[str]:
+    """Return the lines of the table of methods, and of their abstentions."""
     lines = [
         "| method | net return, % a year | over 1/N, points | Sharpe | over 1/N | volatility, % | drawdown, % | "
         "turnover a year | cost, bps a year |",
@@ -158,7 +168,7 @@ def table(found: Sequence[Walked]) -> list[str]:
             share = "at every decision" if one.path.never_allocated else f"at {count} of {one.path.decisions} decisions"
             idle = float((one.path.weights[1:].sum(axis=1) < 0.5).mean())  # the first row ends with the first fill
             cash = (
-                f" Before its first answer it held cash: in {100 * idle:.1f} % of the rows, where 1/N was invested."
+                f" Before its first weights it was in cash: in {100 * idle:.1f} % of the rows, where 1/N was invested."
                 if idle
                 else ""
             )
@@ -170,6 +180,7 @@ def table(found: Sequence[Walked]) -> list[str]:
 
 
 def attributed(market: Market, found: Sequence[Walked]) -> list[str]:
+    """Return the lines of the table of what each asset added."""
     lines = [
         _line(("method", *market.assets, "total")),
         _line(("---", *["--:"] * (len(market.assets) + 1))),
@@ -181,23 +192,23 @@ def attributed(market: Market, found: Sequence[Walked]) -> list[str]:
     return lines
 
 
-def spared(market: Market, plain: Sequence[Walked], banded: Sequence[Walked], params: Params) -> list[str]:
-    """The band against its own method without one, on the same rows: what it spared, and what it changed."""
+def band_effect(market: Market, plain: Sequence[Walked], banded: Sequence[Walked], params: Params) -> list[str]:
+    """Return the lines of the table of the band against its own method without one, on the same rows."""
     lines = [
         "| method | net return, with a band over without, points a year | Sharpe, likewise | cost without, bps a "
-        "year | of it spared |",
+        "year | saved by the band |",
         "|---|--:|--:|--:|--:|",
     ]
     for one, other in zip(banded, plain, strict=True):
         if one.path.never_allocated:
             continue
-        beside = figures(one.path, other.path, market.rows_a_year, market.every, DRAWS, params.seed)
+        difference = figures(one.path, other.path, market.rows_a_year, market.every, DRAWS, params.seed)
         before, after = 1e4 * other.figures.cost, 1e4 * one.figures.cost
         lines.append(
             _line((
                 one.path.method,
-                format_estimate(_percent(beside.return_over_equal), 2),
-                format_estimate(beside.sharpe_over_equal, 3),
+                format_estimate(_percent(difference.return_over_equal), 2),
+                format_estimate(difference.sharpe_over_equal, 3),
                 f"{before:.1f}",
                 f"{before - after:.1f}",
             ))
@@ -206,23 +217,27 @@ def spared(market: Market, plain: Sequence[Walked], banded: Sequence[Walked], pa
 
 
 def verdict(found: Sequence[Walked], how: str) -> str:
-    """Which beat 1/N with their whole interval; what was given the truth is not a method and is told apart."""
-    heard = [one for one in found if not one.path.never_allocated and one.path.method not in (BASELINE, "custom")]
-    told = []
+    """Describe which methods beat 1/N with their whole interval.
+
+    The given truth is not a method and is listed apart.
+    """
+    methods = [one for one in found if not one.path.never_allocated and one.path.method not in (BASELINE, "custom")]
+    comparisons = []
     for what, of in (("net return", "return_over_equal"), ("Sharpe", "sharpe_over_equal")):
-        above = [one.path.method for one in heard if getattr(one.figures, of).low > 0.0]
-        below = [one.path.method for one in heard if getattr(one.figures, of).high < 0.0]
-        told.append(f"{what}: above {', '.join(above) or 'none'}; below {', '.join(below) or 'none'}")
+        above = [one.path.method for one in methods if getattr(one.figures, of).low > 0.0]
+        below = [one.path.method for one in methods if getattr(one.figures, of).high < 0.0]
+        comparisons.append(f"{what}: above {', '.join(above) or 'none'}; below {', '.join(below) or 'none'}")
     truth = [one for one in found if one.path.method == "custom" and not one.path.never_allocated]
     seen = ""
     if truth:
         sure = truth[0].figures.sharpe_over_equal.low > 0.0
-        seen = f" The truth itself {'is' if sure else 'is not'} told apart from 1/N by Sharpe in so many years."
-    return _prose(f"""**{how}. Of {len(heard)} methods with their whole interval against 1/N** – {"; ".join(told)}. By
-    luck alone {len(heard) * 0.025:.2f} on either side of either figure.{seen}""")
+        seen = f" The truth itself {'is' if sure else 'is not'} distinguished from 1/N by Sharpe in so many years."
+    return _prose(f"""**{how}. Of {len(methods)} methods with their whole interval against 1/N** –
+    {"; ".join(comparisons)}. By luck alone {len(methods) * 0.025:.2f} on either side of either figure.{seen}""")
 
 
 def _percent(estimate: Estimate) -> Estimate:
+    """Return an estimate in per cent."""
     return Estimate(100 * estimate.value, 100 * estimate.low, 100 * estimate.high, estimate.n, estimate.cost_bps)
 
 
@@ -230,26 +245,28 @@ def _percent(estimate: Estimate) -> Estimate:
 
 
 def section(market: Market, params: Params) -> list[str]:
+    """Return the lines of one market's section."""
     band = BAND_SHARE / len(market.assets)
-    plain, banded = walked(market, 0.0, params), walked(market, band, params)
+    plain, banded = walk_all(market, 0.0, params), walk_all(market, band, params)
     about = f"""{market.about} {len(plain[0].path.net):,} rows after the first window, {plain[0].path.decisions}
     decisions, one every {market.every} rows."""
     return [
-        f"## {market.told}", "", _prose(about), "",
+        f"## {market.title}", "", _prose(about), "",
         "### Without a band", "", *table(plain), "", verdict(plain, "Without a band"), "",
         f"### With a band of ±{100 * band:g} points", "", *table(banded), "", verdict(banded, "With a band"), "",
-        "### What the band was worth", "", *spared(market, plain, banded, params), "",
+        "### Effect of the band", "", *band_effect(market, plain, banded, params), "",
         "### Attribution", "", *attributed(market, plain), "",
     ]  # fmt: skip
 
 
 def page(params: Params) -> str:
+    """Return the whole page."""
     cost = params.costs.round_trip_bps / 2.0
     lines = [
-        "# What ways to share out a portfolio were worth",
+        "# Portfolio methods, compared",
         "",
         _prose("""Written by `python -m benchmarks.portfolio`; nothing here was typed or chosen by hand. One window, one
-        rhythm and one band were set before the first run, and none was tried beside them."""),
+        rhythm and one band were set before the first run, and no other was tried."""),
         "",
         _prose(f"""Each method sees the last {WINDOW_WEEKS} weeks, decides once a week and is filled one row after it
         decided. Long only; cash earns nothing, and neither carry nor swap is counted. Costs: {cost:g} bps on what is
@@ -257,10 +274,10 @@ def page(params: Params) -> str:
         covariance shrunk by Ledoit and Wolf; *max Sharpe* counts what getting there costs. *Net return* is compounded.
         *Over 1/N* is the difference to equal weights on the same rows at the same cost and band. In brackets 95 %
         intervals of a moving-block bootstrap, both sides of a difference from the same {DRAWS:,} draws. *Turnover*:
-        bought and sold, in portfolios. A method that abstains keeps what it holds."""),
+        bought and sold, in portfolios. A method that abstains keeps its positions."""),
         "",
         _prose(f"""With a band, an asset is left alone while its share is within {BAND_SHARE:g}/N of its target; beyond,
-        it is brought to the edge, and the trades pay their own fee. *What the band was worth*: each method with it less
+        it is brought to the edge, and the trades pay their own fee. *Effect of the band*: each method with it less
         itself without, on the same rows and draws. *Attribution*: what each asset added to the total return less what
         trading it cost, in points of the starting portfolio; without a band."""),
         "",
@@ -276,6 +293,7 @@ def page(params: Params) -> str:
 
 
 def main() -> None:
+    """Write the page."""
     write(PAGE, __doc__, (*CRYPTO.values(), *FOREX.values()), lambda: page(load_params()))
 
 

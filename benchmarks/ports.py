@@ -1,15 +1,15 @@
-"""Ports nobody listens on, for servers that a test or a benchmark starts."""
+"""Find free ports for servers that a test or a benchmark starts."""
 
 import random
 import socket
 
-# Below the ports that Linux gives to outgoing connections (32768 and up): while a server is down after a kill, nobody's
-# client is on its port when it comes back.
+# Below the ports that Linux gives to outgoing connections (32768 and up): while a server is down after a kill, no
+# client of another is on its port when it comes back.
 LOWEST, HIGHEST = 15_000, 32_000
 
 
 def free_ports(n: int) -> list[int]:
-    """n different free ports of loopback. Another process may take one before it is used."""
+    """Return n different free ports of loopback. Another process may take one before it is used."""
     found: list[int] = []
     while len(found) < n:
         port = random.randint(LOWEST, HIGHEST)

@@ -1,4 +1,4 @@
-"""A real PostgreSQL of one's own, for tests and evidence: started on a free port, gone with everything afterwards."""
+"""Run a real PostgreSQL for tests and evidence: started on a free port, removed with everything afterwards."""
 
 import os
 import pwd
@@ -16,15 +16,17 @@ USER = "bellwether"
 
 
 def programs() -> Path | None:
-    """The folder of initdb and pg_ctl: on PATH, or where Debian keeps them; None if there is none."""
+    """Return the folder of initdb and pg_ctl: on PATH, or where Debian installs them; None if there is none."""
     found = shutil.which("initdb")
-    kept = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return Path(found).resolve().parent if found else kept[-1].parent if kept else None
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return Path(found).resolve().parent if found else installed[-1].parent if installed else None
 
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """URL of an empty database `postgres`; more can be created in it. Raises ServiceDown if there is no PostgreSQL.
+    """Yield the URL of an empty database `postgres`; more can be created in it.
+
+    Raises ServiceDown if there is no PostgreSQL.
 
     PostgreSQL refuses to run as root: then it runs as `postgres` or `nobody`, in a folder that user owns.
     """
@@ -39,6 +41,7 @@ def postgresql() -> Iterator[str]:
     data = root / "data"
 
     def call(*words: str) -> None:
+        """Run a program as the database's user. Raises ServiceDown with the end of its output."""
         done = subprocess.run(words, user=user, cwd=root, env={"PATH": os.defpath, "LC_ALL": "C"}, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
         if done.returncode:
@@ -58,5 +61,6 @@ def postgresql() -> Iterator[str]:
 
 
 def _other_user() -> str:
+    """Return a user that PostgreSQL may run as when we are root."""
     names = {entry.pw_name for entry in pwd.getpwall()}
     return next(name for name in ("postgres", "nobody") if name in names)

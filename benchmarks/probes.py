@@ -1,7 +1,7 @@
-"""What an installation says of itself while something is broken: every endpoint, its alarms and its services, in turn.
+"""Poll an installation while something is broken: every endpoint, its alarms and its services.
 
-A `Probe` asks twice a second from the outside, as a monitoring system would, and keeps each answer that differs from
-the one before with its time. `Recorder` is the feeder's client and keeps what its calls were answered.
+A `Probe` polls from the outside, as a monitoring system would, and stores each answer that differs from the one before
+with its time. `recorder` makes the feeder's client, which logs the answers of its calls.
 """
 
 import re
@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
 
 from bellwether.operations import doctor
 from flows.support import processes
+from pipelines.contracts import JsonObject
 from pipelines.errors import BellwetherError
 from pipelines.settings import Settings
 from pipelines.store import Store, StoreFault
@@ -28,81 +30,86 @@ CALLS = ("/decide", "/observe")
 
 
 @dataclass
-class Said:
-    """What one endpoint said over time: (monotonic seconds, words), one entry a change.
-
-    asked  when the newest answer was asked for: what was asked before a fault says nothing of it
-    """
+class EndpointLog:
+    """Record the answers of one endpoint over time: (monotonic seconds, words), one entry a change."""
 
     changes: list[tuple[float, str]] = field(default_factory=list)
-    took: list[tuple[float, float]] = field(default_factory=list)  # (asked, seconds until it was answered)
+    took: list[tuple[float, float]] = field(default_factory=list)  # (requested at, seconds until it was answered)
 
     @property
-    def asked(self) -> float:
+    def requested_at(self) -> float:
+        """Return when the newest answer was requested: one requested before a fault does not describe it."""
         return self.took[-1][0] if self.took else 0.0
 
     def slowest_s(self, start: float, end: float) -> float:
-        """Of the answers asked for in a span."""
-        return max((took for asked, took in self.took if start <= asked <= end), default=0.0)
+        """Return the longest wait of the requests sent in a span, in seconds."""
+        return max((took for at, took in self.took if start <= at <= end), default=0.0)
 
     def add(self, at: float, words: str, took_s: float = 0.0) -> None:
+        """Add an answer that arrived `at` after `took_s` seconds."""
         self.took.append((at - took_s, took_s))
         if not self.changes or self.changes[-1][1] != words:
             self.changes.append((at, words))
 
     def now(self) -> str:
+        """Return the newest words; empty without an answer."""
         return self.changes[-1][1] if self.changes else ""
 
     def before(self, at: float) -> str:
-        """The words that held at a moment; empty if nothing was said by then."""
+        """Return the words at a moment; empty if there was no answer by then."""
         return next((words for moment, words in reversed(self.changes) if moment <= at), "")
 
     def between(self, start: float, end: float) -> list[str]:
-        """The different words said in a span, in order, what held at its start included."""
-        held = self.before(start)
+        """Return the different words in a span, in order, those at its start included."""
+        first = self.before(start)
         later = [words for moment, words in self.changes if start < moment <= end]
-        return list(dict.fromkeys([held, *later] if held else later))
+        return list(dict.fromkeys([first, *later] if first else later))
 
 
 @dataclass
 class Log:
-    """All that was said, by endpoint; `began` anew for each fault."""
+    """Record all answers, by endpoint."""
 
-    said: dict[str, Said] = field(default_factory=dict)
+    endpoints: dict[str, EndpointLog] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, endpoint: str, words: str, took_s: float = 0.0) -> None:
+        """Add an answer of an endpoint that arrives now."""
         with self._lock:
-            self.said.setdefault(endpoint, Said()).add(time.monotonic(), words, took_s)
+            self.endpoints.setdefault(endpoint, EndpointLog()).add(time.monotonic(), words, took_s)
 
-    def of(self, endpoint: str) -> Said:
+    def of(self, endpoint: str) -> EndpointLog:
+        """Return the log of one endpoint; an empty one if it never answered."""
         with self._lock:
-            return self.said.get(endpoint, Said())
+            return self.endpoints.get(endpoint, EndpointLog())
 
 
 def recorder(log: Log) -> Callable[[Settings], Client]:
-    """A client that tells `log` what each of its calls was answered: a status code and the kind of a refusal."""
+    """Return a client class that logs the answer of each of its calls: a status code and the kind of a refusal."""
 
     class Recorder(Client):
-        def _post(self, name: str, body: dict[str, Any], *more: Any, **named: Any) -> dict[str, Any]:
-            began = time.monotonic()
+        """Log the answers of every call."""
+
+        def _post(self, name: str, body: JsonObject, *more: Any, **named: Any) -> JsonObject:
+            """Send a request and log its answer."""
+            started = time.monotonic()
             words = "200"
             try:
-                answer: dict[str, Any] = super()._post(name, body, *more, **named)
+                answer: JsonObject = super()._post(name, body, *more, **named)
                 if name == "decide" and answer.get("tier") == 4:
                     words = "200 tier 4"
                 return answer
             except BellwetherError as error:
-                words = in_short(str(error))
+                words = shorten(str(error))
                 raise
             finally:
-                log.add(f"/{name}", words, time.monotonic() - began)
+                log.add(f"/{name}", words, time.monotonic() - started)
 
     return Recorder
 
 
-def in_short(refusal: str) -> str:
-    """A client's error as `503 StoreFault` or `refused`: the code and kind that stand in its text."""
+def shorten(refusal: str) -> str:
+    """Return a client's error as `503 StoreFault` or `refused`: the code and kind in its text."""
     code = re.search(r"answered (\d{3})|refused \((\d{3})\)", refusal)
     if code is None:
         return "silent" if "timed out" in refusal else "refused"
@@ -111,92 +118,101 @@ def in_short(refusal: str) -> str:
 
 
 def words_of(endpoint: str, answer: httpx.Response) -> str:
-    """Code, and of what an endpoint says of itself the part that tells states apart."""
-    told: Any = None
+    """Return the status code and the part of the answer that distinguishes states."""
+    payload: Any = None
     with suppress(ValueError):
-        told = answer.json()
-    if not isinstance(told, dict) or endpoint == "/livez":
+        payload = answer.json()
+    if not isinstance(payload, dict) or endpoint == "/livez":
         return str(answer.status_code)
     if endpoint == "/status":
-        return f"{answer.status_code} {told.get('health', '')} tier {told.get('tier', '?')}"
-    red = [str(check.get("name")) for check in told.get("checks", []) if not check.get("ok", True)]
+        return f"{answer.status_code} {payload.get('health', '')} tier {payload.get('tier', '?')}"
+    red = [str(check.get("name")) for check in payload.get("checks", []) if not check.get("ok", True)]
     return f"{answer.status_code} {', '.join(red)}".strip()
 
 
 class Probe:
-    """Asks until stopped. Use as a context manager."""
+    """Poll an installation until stopped. Use as a context manager."""
 
     def __init__(self, settings: Settings, names: tuple[str, ...], log: Log) -> None:
+        """Open the store and prepare one thread an endpoint, one for the services and one for the alarms."""
         self.settings, self.log = settings, log
         self._known = {name: processes.SERVICES[name] for name in names}
         self._ended = threading.Event()
         self._store = Store.open(settings.store)
         self.alarms: dict[int, tuple[float, str]] = {}  # id → (monotonic seconds it was first seen, kind)
-        self._asked = Client(settings)  # for its key: some calls need it
+        self._client = Client(settings)  # for its key: some calls need it
         loops: list[tuple[Callable[[], None], float]] = [(self._services, 0.5), (self._alarms, EVERY_S)]
-        loops += [(lambda endpoint=endpoint: self._read(endpoint), EVERY_S) for endpoint in READS]  # type: ignore[misc]
+        loops += [(partial(self._read, endpoint), EVERY_S) for endpoint in READS]
         self._threads = [threading.Thread(target=self._loop, args=loop, daemon=True) for loop in loops]
 
     def __enter__(self) -> "Probe":
-        self._alarms()  # those of before are no news
-        self._old = set(self.alarms)
+        """Start the threads; alarms raised before are not counted."""
+        self._alarms()  # those raised before do not count
+        self._earlier = set(self.alarms)
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop the threads and close the store."""
         self._ended.set()
         for thread in self._threads:
             thread.join(timeout=60.0)
-        self._asked.__exit__(None, None, None)
+        self._client.__exit__(None, None, None)
         self._store.close()
 
-    def _loop(self, ask: Callable[[], None], every_s: float) -> None:
+    def _loop(self, poll: Callable[[], None], every_s: float) -> None:
+        """Call `poll` every `every_s` seconds until stopped."""
         while not self._ended.wait(every_s):
-            ask()
+            poll()
 
     def _read(self, endpoint: str) -> None:
-        began = time.monotonic()
+        """Poll one endpoint and log its answer."""
+        started = time.monotonic()
         try:
             answer = httpx.get(
-                f"{self.settings.decision_url}{endpoint}", timeout=PATIENCE_S, headers=self._asked._http.headers
+                f"{self.settings.decision_url}{endpoint}", timeout=PATIENCE_S, headers=self._client._http.headers
             )
             words = words_of(endpoint, answer)
         except httpx.TimeoutException:
             words = "silent"
         except httpx.HTTPError:
             words = "refused"
-        self.log.add(endpoint, words, time.monotonic() - began)
+        self.log.add(endpoint, words, time.monotonic() - started)
 
     def _services(self) -> None:
-        began = time.monotonic()
+        """Poll the state of the services and log those that are not up."""
+        started = time.monotonic()
         try:
             states = processes.services(self.settings, self._known)
-            # what answers though its process is gone is an orphan: nobody would restart or stop it
-            told = {n: s["state"] if s["state"] != "up" or s["pid"] else "orphan" for n, s in states.items()}
-            bad = [f"{name} {state}" for name, state in told.items() if state != "up"]
+            # a service that answers without a process of ours is an orphan: nothing would restart or stop it
+            seen = {n: s["state"] if s["state"] != "up" or s["pid"] else "orphan" for n, s in states.items()}
+            bad = [f"{name} {state}" for name, state in seen.items() if state != "up"]
             words = ", ".join(bad) or "up"
         except (BellwetherError, OSError) as error:
             words = type(error).__name__
-        self.log.add("services", words, time.monotonic() - began)
+        self.log.add("services", words, time.monotonic() - started)
 
     def _alarms(self) -> None:
+        """Read the store's alarms and note when each was first seen."""
         with suppress(StoreFault, BellwetherError, OSError):  # a store that is out raises no alarm
             for alarm in self._store.alarms(open_only=False):
                 self.alarms.setdefault(alarm.id, (time.monotonic(), alarm.kind))
 
     def new_alarms(self, since: float) -> list[tuple[float, str]]:
-        """(monotonic seconds, kind) of the alarms raised since then, oldest first."""
-        found = [told for id, told in list(self.alarms.items()) if id not in self._old and told[0] >= since]
+        """Return (monotonic seconds, kind) of the alarms raised since then, oldest first."""
+        found = [alarm for id, alarm in list(self.alarms.items()) if id not in self._earlier and alarm[0] >= since]
         return sorted(found)
 
     def healthy(self) -> dict[str, str]:
-        """What everything says now: the state to come back to."""
+        """Return the words of every endpoint now: the state to come back to."""
         return {endpoint: self.log.of(endpoint).now() for endpoint in (*READS, "services")}
 
 
 def detected(probe: Probe, healthy: Mapping[str, str], since: float) -> tuple[float | None, str]:
-    """(seconds after `since`, who said it): the first sign that anything is wrong; (None, "") if nobody said a word."""
+    """Return the seconds from `since` to the first sign that anything is wrong, and its source; (None, "") if there was
+    no sign.
+    """
     signs = [(at, f"alarm {kind}") for at, kind in probe.new_alarms(since)]
     for endpoint, well in healthy.items():
         changes = probe.log.of(endpoint).changes
@@ -207,8 +223,8 @@ def detected(probe: Probe, healthy: Mapping[str, str], since: float) -> tuple[fl
     return at - since, who
 
 
-def ailments(settings: Settings) -> list[str]:
-    """What `bellwether doctor` finds wrong, by name."""
+def doctor_findings(settings: Settings) -> list[str]:
+    """Return the names of what `bellwether doctor` finds wrong."""
     try:
         return sorted(finding.name for finding in doctor.examine(settings) if finding.state != "ok")
     except (BellwetherError, OSError) as error:

@@ -3,50 +3,50 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.faults import FAULTS
 from benchmarks.probes import CALLS, READS
+from pipelines.contracts import JsonObject
 
-Figures = dict[str, Any]
 INTRODUCTION = """\
 Made by `python -m benchmarks.evidence --write` from what a run stored; nothing here was typed in. Repeat it with
 `python -m benchmarks.evidence {parts}`
 (about an hour on two cores; an interrupted run goes on where it stopped), then write the page. Times are of this
 machine and of one sample each: orders of magnitude."""
 MATRIX = """\
-Each fault is caused on real processes while a feeder sends bars and two clients ask for decisions; endpoints are asked
-four times a second from outside. *Seen*: until anything says so, and what. *Calls; all as before*: after the fault has
-ended (a kill has ended at once), until calls are answered, and until everything says what it said before. *Lost*,
+Each fault is caused on real processes while a feeder sends bars and two clients request decisions; endpoints are polled
+four times a second from outside. *Seen*: until the first sign of it, and which. *Calls; all as before*: after the fault
+has ended (a kill has ended at once), until calls are answered, and until every endpoint answers as before. *Lost*,
 *doubled*: decisions that were acknowledged and are not stored as answered, or stored twice; lost bars likewise."""
 ENDPOINTS = """\
-Words in the order they came, those from before the fault included: a status code, and of readiness the checks that are
+Answers in order, those from before the fault included: a status code, and of readiness the checks that are
 red. `refused`: no connection. `silent`: no answer in 2 s. In brackets the slowest answer, from half a second on."""
 UPGRADE = """\
 The old release makes a home and serves from it, is stopped, and `bellwether up` of this one starts on that home. A
-client sends bars and asks for decisions all the time. In the second home the old release has another feature, so that
+client sends bars and requests decisions all the time. In the second home the old release has another feature, so that
 this one refuses its warm start and folds it again."""
 PARTS = ("faults", "crashes", "crashes_on_postgresql", "swaps", "odd_inputs", "upgrade")
 
 
 def write_faults(folder: Path, page: Path) -> str:
-    """Write the page of faults from what is stored in `folder`; returns in words what was written and what lacks."""
+    """Write the page of faults from what is stored in `folder`; return what was written and what is missing."""
     found = {name: json.loads(file.read_text()) for name in PARTS if (file := folder / f"{name}.json").is_file()}
-    lacking = [name for name in PARTS if name not in found or not found[name]["complete"]]
+    incomplete = [name for name in PARTS if name not in found or not found[name]["complete"]]
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(faults_page(found, lacking))
-    told = f"; not there or not whole: {', '.join(lacking)}" if lacking else ""
-    return f"{page}: {', '.join(found) or 'nothing'}{told}"
+    page.write_text(faults_page(found, incomplete))
+    missing = f"; missing or incomplete: {', '.join(incomplete)}" if incomplete else ""
+    return f"{page}: {', '.join(found) or 'nothing'}{missing}"
 
 
-def faults_page(found: dict[str, Any], lacking: Sequence[str]) -> str:
+def faults_page(found: JsonObject, incomplete: Sequence[str]) -> str:
+    """Return the page of the parts found; `incomplete` names those missing or not finished."""
     blocks = [
         "# Faults, kills, swaps, odd input and an upgrade",
         INTRODUCTION.format(parts=" ".join(PARTS)),
         *machines(found),
     ]
-    if lacking:
-        blocks.append(f"**Not run, or not to its end: {', '.join(lacking)}.**")
+    if incomplete:
+        blocks.append(f"**Not run, or not to its end: {', '.join(incomplete)}.**")
     if "faults" in found:
         blocks += matrix(found["faults"]["cases"])
     blocks += counts(found)
@@ -55,20 +55,20 @@ def faults_page(found: dict[str, Any], lacking: Sequence[str]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def machines(found: dict[str, Any]) -> list[str]:
-    """One line a machine, with the parts measured there and their days."""
+def machines(found: JsonObject) -> list[str]:
+    """Return one line a machine, with the parts measured there and their days."""
     where: dict[str, list[str]] = {}
     for name, part in found.items():
         where.setdefault(part["machine"], []).append(f"{name} {part['at']}")
     return [f"- {machine}: {', '.join(parts)}" for machine, parts in where.items()]
 
 
-def matrix(cases: dict[str, Figures]) -> list[str]:
-    """Two tables: when a fault was seen and over and what it cost; and what everything said meanwhile."""
+def matrix(cases: dict[str, JsonObject]) -> list[str]:
+    """Return two tables: detection, recovery and cost of each fault; and the answers of every endpoint meanwhile."""
     known = [(name, cases[name]) for name in FAULTS if name in cases]
     ran = [(name, case) for name, case in known if "not_run" not in case]
     rows = [
-        [case["told"], _seen(case), _over(case), str(case["lost"]), str(case["doubled"]), str(case["lost_bars"]),
+        [case["description"], _seen(case), _over(case), str(case["lost"]), str(case["doubled"]), str(case["lost_bars"]),
          case["person"] or "nothing", ", ".join(case["alarms"]) or "none"]
         for _, case in ran
     ]  # fmt: skip
@@ -79,57 +79,65 @@ def matrix(cases: dict[str, Figures]) -> list[str]:
             ["fault", "seen after", "calls; all as before", "lost", "doubled", "lost bars", "a person must", "alarms"],
             rows,
         ),
-        "### What each endpoint said",
+        "### Answers of each endpoint",
         ENDPOINTS,
     ]
-    said = [[case["told"], *(_said(case, name) for name in (*READS, *CALLS)), *_beside(case)] for _, case in ran]
-    heads = ["fault", *(name for name in (*READS, *CALLS)), "services", "doctor"]
-    blocks.append(table(heads, said))
-    if extra := [
-        f"- {case['told']}: {name} {' → '.join(words)}"
+    rows_by_endpoint = [
+        [case["description"], *(_responses(case, name) for name in (*READS, *CALLS)), *_services_and_doctor(case)]
         for _, case in ran
-        for name, words in case["said"].items()
+    ]
+    heads = ["fault", *(name for name in (*READS, *CALLS)), "services", "doctor"]
+    blocks.append(table(heads, rows_by_endpoint))
+    if extra := [
+        f"- {case['description']}: {name} {' → '.join(words)}"
+        for _, case in ran
+        for name, words in case["responses"].items()
         if words and name not in (*READS, *CALLS, "services")
     ]:
         blocks.append("\n".join(extra))
-    if wrong := [f"- {case['told']}: {fault}" for _, case in ran for fault in case["faults"]]:
-        blocks.append("Answers that nobody may get:\n\n" + "\n".join(wrong))
-    if holes := [f"- {case['told']}: {case['not_run']}" for _, case in known if "not_run" in case]:
+    if wrong := [f"- {case['description']}: {fault}" for _, case in ran for fault in case["faults"]]:
+        blocks.append("Answers that must not occur:\n\n" + "\n".join(wrong))
+    if holes := [f"- {case['description']}: {case['not_run']}" for _, case in known if "not_run" in case]:
         blocks.append("Not run:\n\n" + "\n".join(holes))
     return blocks
 
 
-def _seen(case: Figures) -> str:
+def _seen(case: JsonObject) -> str:
+    """Return the seconds until a fault was detected, and by what."""
     return "never" if case["detected_s"] is None else f"{case['detected_s']:.1f} s, {case['by']}"
 
 
-def _over(case: Figures) -> str:
+def _over(case: JsonObject) -> str:
+    """Return the seconds until calls were answered again, and until all was as before."""
     calls = "never" if case["answers_s"] is None else f"{case['answers_s']:.1f} s"
     if case["healed_s"] is None:
         return f"{calls}; not in time"
     return f"{calls}; {case['healed_s']:.1f} s{'' if case['heals'] == 'by itself' else ' after that'}"
 
 
-def _said(case: Figures, name: str) -> str:
+def _responses(case: JsonObject, name: str) -> str:
+    """Return the answers of an endpoint during a fault, and the slowest one from half a second on."""
     slowest = case["slowest_s"][name]
     slow = f" [{slowest:.1f} s]" if slowest >= 0.5 else ""
-    return " → ".join(case["said"].get(name) or ["–"]) + slow
+    return " → ".join(case["responses"].get(name) or ["–"]) + slow
 
 
-def _beside(case: Figures) -> tuple[str, str]:
-    return " → ".join(case["said"].get("services") or ["–"]), ", ".join(case["doctor"]) or "–"
+def _services_and_doctor(case: JsonObject) -> tuple[str, str]:
+    """Return the states of the services, and the findings of the doctor."""
+    return " → ".join(case["responses"].get("services") or ["–"]), ", ".join(case["doctor"]) or "–"
 
 
-def counts(found: dict[str, Any]) -> list[str]:
-    told = {
+def counts(found: JsonObject) -> list[str]:
+    """Return the table of counts of kills, swaps and odd inputs."""
+    titles = {
         "crashes": "`kill -9` at random moments under load, the worker or everything in turn; store on SQLite",
         "crashes_on_postgresql": "the same, store on PostgreSQL",
         "swaps": "champions swapped under load",
         "odd_inputs": "requests that Schemathesis made from the published description",
     }
     rows = [
-        [told[name], figure, f"{e['value']:,.0f}", f"{e['n']:,}"]
-        for name in told
+        [titles[name], figure, f"{e['value']:,.0f}", f"{e['n']:,}"]
+        for name in titles
         if name in found
         for figure, e in found[name]["figures"].items()
         if not figure.startswith("mb_")
@@ -137,12 +145,13 @@ def counts(found: dict[str, Any]) -> list[str]:
     return ["## Counts", table(["what", "figure", "sum", "cases"], rows)] if rows else []
 
 
-def upgrade(cases: dict[str, Figures]) -> list[str]:
+def upgrade(cases: dict[str, JsonObject]) -> list[str]:
+    """Return the section of the upgrade."""
     rows = []
     for case in cases.values():
-        for told, found in (("as it is", case), ("with another feature", case["other_catalogue"])):
+        for variant, found in (("as it is", case), ("with another feature", case["other_catalogue"])):
             rows.append([
-                f"{found['from']}, {told}", f"{found['recovery_s']:.0f} s", f"{found['silent_s']:.0f} s",
+                f"{found['from']}, {variant}", f"{found['recovery_s']:.0f} s", f"{found['silent_s']:.0f} s",
                 f"{found['acknowledged']:,}", str(found["lost"]), str(found["doubled"]), str(found["lost_bars"]),
                 found["warm_start"], f"{found['loose_before']} → {found['loose_after']}",
                 f"{found['tiers_before']} → {found['tiers_after']}",
@@ -157,5 +166,6 @@ def upgrade(cases: dict[str, Figures]) -> list[str]:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

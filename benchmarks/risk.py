@@ -1,6 +1,12 @@
-"""Risk: one check with 100 positions open, beside the same figures from tables; a year of minutes in the core."""
+"""Time risk: one check with 100 open positions against the same figures from tables; a year of minutes."""
+
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -26,8 +32,8 @@ SYMBOLS = tuple(f"A{i}/{'USDT' if i % 2 else 'USD'}" for i in range(ASSETS))
 KINDS = ("fvg", "sweep", "order_block", "cisd", "smt")
 
 
-def desk() -> tuple[Account, dict[str, Floats]]:
-    """An account with POSITIONS open, and the closing prices its tails come from."""
+def account_and_closes() -> tuple[Account, dict[str, Floats]]:
+    """Return an account with POSITIONS open, and the closing prices its tails come from."""
     rng = np.random.default_rng(SEED)
     market = rng.normal(0, 0.002, CLOSES)
     times = NOW.timestamp() - STEP_S * np.arange(CLOSES)[::-1]
@@ -51,7 +57,10 @@ def desk() -> tuple[Account, dict[str, Floats]]:
 
 
 def check(account: Account, flat: Floats, row: Floats, out: Floats, symbol: str, kind: str, side: float) -> int:
-    """What the service does of risk in one decision: the account as this position finds it, then the core."""
+    """Run the risk part of one decision: the account as this position finds it, then the kernel.
+
+    Returns the refusal code.
+    """
     found = account.portfolio(NOW, symbol, kind, side)
     for at in decision_kernel.ACCOUNT:
         row[at] = getattr(found, decision_kernel.ROW_FIELDS[at])
@@ -59,14 +68,15 @@ def check(account: Account, flat: Floats, row: Floats, out: Floats, symbol: str,
     return int(decision_kernel.decide_row(row, flat, out))
 
 
-def anew(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind: str, side: float) -> dict[str, float]:
-    """The same exposures from tables, as they are usually made: nothing is kept between two calls."""
+def from_tables(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind: str, side: float) -> dict[str, float]:
+    """Return the same exposures computed from tables, the usual way: nothing is carried over between two calls."""
     returns = (closes.shift(-int(HORIZON_S // STEP_S)) / closes - 1).dropna()
     returns = returns[(returns.index % (HORIZON_S / 4)) == 0]
     net = open_now.groupby("symbol")["signed"].sum().reindex(returns.columns).fillna(0.0)
     size = open_now["signed"].abs()
 
     def shortfall(earned: pd.Series) -> float:
+        """Return the expected shortfall of returns (n,) at ES_LEVEL, positive for a loss."""
         share = len(earned) * (1 - ES_LEVEL)
         worst = np.sort(earned.to_numpy())[: int(share) + 1]
         return float(-(worst[:-1].sum() + (share - int(share)) * worst[-1]) / share)
@@ -86,7 +96,8 @@ def anew(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind: str, s
 
 
 def measure(tiny: bool = False) -> list[Row]:
-    account, closes = desk()
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
+    account, closes = account_and_closes()
     flat, out = flatten(load_params()), np.empty(decision_kernel.OUT_WIDTH)
     row = sample_rows(1)[0]
     table = pd.DataFrame({name: prices[:, 1] for name, prices in closes.items()}, index=closes[SYMBOLS[0]][:, 0])
@@ -100,42 +111,44 @@ def measure(tiny: bool = False) -> list[Row]:
     rng = np.random.default_rng(SEED)
     n, repeats = (200, 3) if tiny else (5_000, 25)
     took = np.empty(n)
-    asked = [(SYMBOLS[i % ASSETS], KINDS[i % len(KINDS)], float(rng.choice([-1, 1]))) for i in range(n)]
-    for symbol, kind, side in asked[:20]:
+    requests = [(SYMBOLS[i % ASSETS], KINDS[i % len(KINDS)], float(rng.choice([-1, 1]))) for i in range(n)]
+    for symbol, kind, side in requests[:20]:
         check(account, flat, row, out, symbol, kind, side)
-        _same(account, anew(open_now, table, symbol, kind, side), symbol, kind, side)
-    for i, question in enumerate(asked):
-        began = time.perf_counter()
-        check(account, flat, row, out, *question)
-        took[i] = (time.perf_counter() - began) * 1e6
+        _same(account, from_tables(open_now, table, symbol, kind, side), symbol, kind, side)
+    for i, request in enumerate(requests):
+        started = time.perf_counter()
+        check(account, flat, row, out, *request)
+        took[i] = (time.perf_counter() - started) * 1e6
     ours, usual = np.empty(repeats), np.empty(repeats)
     for i in range(repeats):
-        ours[i] = timed(partial(check, account, flat, row, out, *asked[i]))
-        usual[i] = timed(partial(anew, open_now, table, *asked[i]))
+        ours[i] = timed(partial(check, account, flat, row, out, *requests[i]))
+        usual[i] = timed(partial(from_tables, open_now, table, *requests[i]))
     minutes = sample_rows(YEAR_OF_MINUTES if not tiny else 5_000)
     outs, codes = np.empty((len(minutes), decision_kernel.OUT_WIDTH)), np.empty(len(minutes), np.int64)
     passes = np.array([timed(partial(decision_kernel.decide_rows, minutes, flat, outs, codes)) / 1e6 for _ in range(3)])
     return [
         Row(f"risk check, {POSITIONS} positions in {ASSETS} assets", "us", spread(took, tail=True),
             note="budgets, tails, correlation, the core; single calls"),
-        pairs(f"risk check, {POSITIONS} positions", "us", ours, "made anew from tables", usual, "same figures"),
+        pairs(f"risk check, {POSITIONS} positions", "us", ours, "recomputed from tables", usual, "same figures"),
         Row("a year of minutes through the core", "s", spread(passes), note=f"{len(minutes):,} rows, one core"),
     ]  # fmt: skip
 
 
-def timed(call: partial[object]) -> float:
-    """Wall microseconds of one call."""
-    began = time.perf_counter()
+def timed(call: Callable[[], object]) -> float:
+    """Return the wall microseconds of one call."""
+    started = time.perf_counter()
     call()
-    return (time.perf_counter() - began) * 1e6
+    return (time.perf_counter() - started) * 1e6
 
 
 def _same(account: Account, expected: dict[str, float], symbol: str, kind: str, side: float) -> None:
-    """Raises BellwetherError where the two do not agree; correlation is shrunk in one of them only."""
+    """Raise BellwetherError where the two do not agree; correlation is shrunk in one of them only."""
     found = account.portfolio(NOW, symbol, kind, side)
     for name, value in expected.items():
         if not np.isclose(getattr(found, name), value, rtol=1e-2 if name == "correlated" else 1e-9, atol=1e-12):
-            raise BellwetherError(f"{name}: kept {getattr(found, name)}, made anew {value}; not the same check")
+            raise BellwetherError(
+                f"{name}: incremental {getattr(found, name)}, from tables {value}; not the same check"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What serving takes: memory of every process, and a decision over HTTP from one client.
+"""Measure serving: memory of every process, and a decision over HTTP from one client.
 
 Starts the real services under the real supervisor in a home of its own, on free ports, and stops them to the last
 child. Run: python -m benchmarks services
@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import psutil
 
 from bellwether.operations import start_stop
-from benchmarks.fixture import FAMILY, Stand, by_decision_bar, stand
+from benchmarks.fixture import FAMILY, Fixture, by_decision_bar, fixture
 from benchmarks.measured import Row, Spread, pairs, spread
 from benchmarks.ports import free_ports
 from flows.support import processes
@@ -30,12 +31,15 @@ MB = 2**20
 
 
 @contextmanager
-def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", **more: str) -> Iterator[Settings]:
-    """The services up. The store is named in the environment, so that an exported one is never written to; an empty
-    value in `more` takes a variable away."""
+def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", **variables: str) -> Iterator[Settings]:
+    """Run the services.
+
+    The store is named in the environment, so that an exported one is never written to; an empty value in `variables`
+    removes a variable.
+    """
     before = dict(os.environ)
-    os.environ |= {"BELLWETHER_STORE_URL": store_url, "BELLWETHER_WRITE_KEY": "benchmark", **more}
-    for name in [name for name, value in more.items() if not value]:
+    os.environ |= {"BELLWETHER_STORE_URL": store_url, "BELLWETHER_WRITE_KEY": "benchmark", **variables}
+    for name in [name for name, value in variables.items() if not value]:
         del os.environ[name]
     decision, models, mlflow, prefect, evidently = free_ports(5)
     settings = Settings(home=home, decision_port=decision, model_port=models, mlflow_port=mlflow, prefect_port=prefect,
@@ -50,7 +54,7 @@ def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", 
 
 
 def service_processes(settings: Settings, names: tuple[str, ...] = SERVICES) -> dict[str, psutil.Process]:
-    """What serves, by name: the parent and the worker of each service, and the supervisor over all."""
+    """Return the serving processes by name: the parent and the worker of each service, and the supervisor."""
     found, everyone = {}, {p.pid: p for p in processes.home_processes(settings)}
     for name, state in processes.services(settings, {n: processes.SERVICES[n] for n in names}).items():
         parent = everyone.pop(int(state["pid"] or 0))
@@ -64,11 +68,14 @@ def service_processes(settings: Settings, names: tuple[str, ...] = SERVICES) -> 
 
 
 def memory_rows(settings: Settings) -> list[Row]:
-    """USS: what ending the process would give back. Peak: the most it ever had resident, shared pages included."""
+    """Return the memory of each process.
+
+    USS: what its end would free. Peak: the most it ever had resident, shared pages included.
+    """
     rows = []
     for name, process in sorted(service_processes(settings).items()):
         uss = process.memory_full_info().uss / MB
-        status = Path(f"/proc/{process.pid}/status")  # Linux: the peak is told nowhere else
+        status = Path(f"/proc/{process.pid}/status")  # Linux: the peak is reported nowhere else
         lines = status.read_text().splitlines() if status.is_file() else []
         peak = next(
             (f"peak RSS {int(line.split()[1]) / 1024:.0f} MB" for line in lines if line.startswith("VmHWM")), ""
@@ -77,14 +84,18 @@ def memory_rows(settings: Settings) -> list[Row]:
     return rows
 
 
-def timed_ms(ask: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    ask()
-    return (time.perf_counter() - began) * 1e3
+def timed_ms(call: Callable[[], Any]) -> float:
+    """Return the milliseconds of one call."""
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1e3
 
 
-def talk(at: Stand, settings: Settings, n: int) -> dict[str, Floats]:
-    """Milliseconds (n,) of each call, in turn, over n decision bars: one client, one connection a service."""
+def time_calls(at: Fixture, settings: Settings, n: int) -> dict[str, Floats]:
+    """Return the milliseconds (n,) of each call, in turn, over n decision bars.
+
+    One client, one connection a service.
+    """
     groups = by_decision_bar(at.live, at.params)[:n]
     calls: dict[str, list[float]] = {name: [] for name in ("observe", "decide", "alive", "predict")}
     symbol = at.params.simulator.symbol
@@ -98,7 +109,7 @@ def talk(at: Stand, settings: Settings, n: int) -> dict[str, Floats]:
         width = len(models.get("/models").json()["families"][FAMILY]["champion"]["columns"])
         body = {"family": FAMILY, "rows": [[0.5] * width]}
         for group in groups:
-            calls["observe"].append(timed_ms(lambda group=group: client.observe(symbol, group)))  # type: ignore[misc]
+            calls["observe"].append(timed_ms(partial(client.observe, symbol, group)))
             calls["decide"].append(timed_ms(lambda: client.decide(symbol)))
             calls["alive"].append(timed_ms(lambda: bare.get("/livez").raise_for_status()))
             calls["predict"].append(timed_ms(lambda: models.post("/predict", json=body).raise_for_status()))
@@ -106,9 +117,10 @@ def talk(at: Stand, settings: Settings, n: int) -> dict[str, Floats]:
 
 
 def measure(tiny: bool = False) -> list[Row]:
-    at = stand(tiny)
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
+    at = fixture(tiny)
     with serving(at.home) as settings:
-        took = talk(at, settings, 20 if tiny else 1500)
+        took = time_calls(at, settings, 20 if tiny else 1500)
         memory = memory_rows(settings)
     floor = took["alive"]
     return [

@@ -1,7 +1,7 @@
-"""What a signal costs: everything for one live bar, a million bars in batch, and the usual code beside the same rules.
+"""Time signals: everything for one live bar, a million bars in batch, and the usual code for the same rules.
 
-Beside it: talipp (incremental indicators, one value a call) where it is installed, and pandas as such rules are
-usually written. On recorded BTC/USDT bars where they are there, else on a simulated year.
+Compared with talipp (incremental indicators, one value a call) where it is installed, and with pandas as such rules
+are usually written. On recorded BTC/USDT bars where they are there, else on a simulated year.
 Run: python -m benchmarks signals_speed
 """
 
@@ -20,16 +20,17 @@ from pipelines.contracts import BAR_FIELDS, BOOK_LEVELS, CLOSE, CONTEXT_WIDTH, O
 from pipelines.features import technical
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import StreamingFold
-from pipelines.signals import fvg, sweep
+from pipelines.signals import fvg, sweep, swings
 from pipelines.signals.catalog import SIGNALS
 
 MILLION = 1_000_000
 TALIPP = "2.7.0"  # the version the figures were made with
 
 
-def beside(bars: Floats) -> tuple[Floats, Floats]:
-    """Books (n, 2, levels, 3) and context (n, CONTEXT_WIDTH) made up so that no step can leave early: only their cost
-    is looked at."""
+def made_up_context(bars: Floats) -> tuple[Floats, Floats]:
+    """Return books (n, 2, levels, 3) and context (n, CONTEXT_WIDTH), made up so that no step can return early: only
+    their cost counts.
+    """
     rng = np.random.default_rng(7)
     levels = np.empty((len(bars), 2, BOOK_LEVELS, 3))
     for side, way in enumerate((-1.0, 1.0)):
@@ -39,9 +40,10 @@ def beside(bars: Floats) -> tuple[Floats, Floats]:
 
 
 def everything_live(bars: Floats) -> tuple[Callable[[], Any], Callable[[int], float]]:
-    """A call that takes the last `WINDOW` bars through features and signals as serving does; and the CPU seconds of the
-    i-th of them alone."""
-    levels, context = beside(bars)
+    """Return a call that steps through the last `WINDOW` bars with features and signals as serving does, and a function
+    that gives the CPU seconds of the i-th of them.
+    """
+    levels, context = made_up_context(bars)
     states = []
     for fold in (FEATURES, SIGNALS):
         state = fold.fresh()
@@ -49,19 +51,21 @@ def everything_live(bars: Floats) -> tuple[Callable[[], Any], Callable[[int], fl
         states.append((fold, state))
 
     def one(i: int) -> None:
+        """Step through one bar."""
         for fold, state in states:
             fold.step(state, bars[i], levels[i], context[i])
 
     def window() -> None:
+        """Step through the last `WINDOW` bars."""
         for i in range(-WINDOW, 0):
             one(i)
 
     return window, lambda i: cpu_seconds(partial(one, i - WINDOW))
 
 
-def a_million(bars: Floats, n: int) -> float:
-    """CPU seconds of n bars through features and signals, a history after the other, states carried on."""
-    levels, context = beside(bars)
+def seconds_for(bars: Floats, n: int) -> float:
+    """Return the CPU seconds of n bars through features and signals, one history after another, states carried on."""
+    levels, context = made_up_context(bars)
     states = [(fold, fold.fresh()) for fold in (FEATURES, SIGNALS)]
     span, done, took = bars[-1, OPEN_TIME] - 2.0 * bars[0, OPEN_TIME] + bars[1, OPEN_TIME], 0, 0.0
     while done < n:
@@ -78,13 +82,14 @@ def a_million(bars: Floats, n: int) -> float:
 
 
 def _atr(frame: pd.DataFrame) -> pd.Series:
+    """Return the ATR 14 of each bar, in price units."""
     last = frame["close"].shift()
     reach = pd.concat([frame["high"] - frame["low"], (frame["high"] - last).abs(), (frame["low"] - last).abs()], axis=1)
     return reach.max(axis=1).ewm(alpha=1 / 14, adjust=False).mean()
 
 
 def fvg_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
-    """Gaps of all bars, and the bar that first traded into each: found in vectors, followed in a loop."""
+    """Return the gaps of all bars, and the bar that first traded into each: found in vectors, followed in a loop."""
     least = fvg.MIN_ATR * _atr(frame)
     up = frame["low"] - frame["high"].shift(2) >= least
     down = frame["low"].shift(2) - frame["high"] >= least
@@ -100,19 +105,19 @@ def fvg_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def sweep_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sweeps of all bars: swings by centred rolling extremes, each followed bar by bar until it is swept or left."""
+    """Return the sweeps of all bars: swings by centred rolling extremes, each followed until it is swept or broken."""
     n, close, least = len(frame), frame["close"].to_numpy(), sweep.MIN_ATR * _atr(frame).to_numpy()
     depth, side = np.zeros(n), np.zeros(n)
     for way, column in ((1.0, "high"), (-1.0, "low")):
         edge = way * frame[column]
-        swings = np.flatnonzero(edge == edge.rolling(sweep.WIDTH, center=True).max())
-        told, shut = edge.to_numpy(), way * close
-        for i in swings:
-            level, beyond, extreme = told[i], 0, -np.inf
-            for j in range(i + sweep.BARS_PER_SIDE + 1, n):
-                if told[j] <= level and not beyond:
+        found = np.flatnonzero(edge == edge.rolling(swings.WIDTH, center=True).max())
+        levels, shut = edge.to_numpy(), way * close
+        for i in found:
+            level, beyond, extreme = levels[i], 0, -np.inf
+            for j in range(i + swings.BARS_PER_SIDE + 1, n):
+                if levels[j] <= level and not beyond:
                     continue
-                beyond, extreme = beyond + 1, max(extreme, told[j])
+                beyond, extreme = beyond + 1, max(extreme, levels[j])
                 if shut[j] < level:
                     if extreme - level >= least[j]:
                         if extreme - level > depth[j]:
@@ -124,21 +129,24 @@ def sweep_in_pandas(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"direction": side, "depth": depth}, index=frame.index)
 
 
-def same(fold: StreamingFold, name: str, bars: Floats, said: pd.DataFrame) -> str:
-    """How often both sides say the same where one of them speaks, after the warm-up."""
+def same(fold: StreamingFold, name: str, bars: Floats, expected: pd.DataFrame) -> str:
+    """Describe how often both sides agree where one of them takes a side, after the warm-up."""
     ours = np.nan_to_num(fold.run(bars)[:, fold.index[f"{name}.direction"]])[200:]
-    theirs = said["direction"].to_numpy()[200:]
+    theirs = expected["direction"].to_numpy()[200:]
     either = (ours != 0) | (theirs != 0)
-    kept = f"; ours remembers {sweep.MAX_SWINGS} swings a side, theirs all" if name == "sweep" else ""
-    return f"the same answer on {(ours == theirs)[either].mean():.1%} of {either.sum():,} bars where one speaks{kept}"
+    difference = f"; ours tracks {sweep.MAX_SWINGS} swings a side, theirs all" if name == "sweep" else ""
+    return (
+        f"the same answer on {(ours == theirs)[either].mean():.1%} of {either.sum():,} bars where one does{difference}"
+    )
 
 
 # ---- talipp -----------------------------------------------------------------------------------------------------
 
 
 def with_talipp(bars: Floats) -> tuple[Callable[[], Any], Callable[[], dict[str, float]]]:
-    """A call that adds the last `WINDOW` bars one by one to nine of talipp's indicators after the history before them;
-    and what they then say, in our units."""
+    """Return a call that adds the last `WINDOW` bars one by one to nine of talipp's indicators after the history before
+    them, and a function that gives their values in our units.
+    """
     from talipp.indicators import ADX, ATR, BB, CCI, MACD, ROC, RSI, Stoch, Williams
     from talipp.ohlcv import OHLCV
 
@@ -146,16 +154,18 @@ def with_talipp(bars: Floats) -> tuple[Callable[[], Any], Callable[[], dict[str,
     of_bar: Any = [Stoch(14, 1), Williams(14), CCI(20), ATR(14), ADX(14, 14)]
 
     def add(rows: Floats) -> None:
+        """Add rows (m, 8) to every indicator."""
         for _, opened, high, low, close, volume, *_ in rows.tolist():
             bar = OHLCV(opened, high, low, close, volume)
             for indicator in of_close:
                 indicator.add(close)
             for indicator in of_bar:
                 indicator.add(bar)
-        for indicator in (*of_close, *of_bar):  # it keeps all it was ever given; a service would let go of it
+        for indicator in (*of_close, *of_bar):  # it stores all it was ever given; a service would discard it
             indicator.purge_oldest(max(0, len(indicator) - 4 * WINDOW))
 
-    def told() -> dict[str, float]:
+    def values() -> dict[str, float]:
+        """Return the newest value of six indicators."""
         rsi, _, _, roc = (indicator[-1] for indicator in of_close)
         _, williams, cci, atr, adx = (indicator[-1] for indicator in of_bar)
         close = float(bars[-1, CLOSE])
@@ -163,20 +173,23 @@ def with_talipp(bars: Floats) -> tuple[Callable[[], Any], Callable[[], dict[str,
                 "adx_14": adx.adx}  # fmt: skip
 
     add(bars[-10 * WINDOW : -WINDOW])
-    return lambda: add(bars[-WINDOW:]), told
+    return lambda: add(bars[-WINDOW:]), values
 
 
-def beside_talipp(bars: Floats, repeats: int) -> Row:
+def compare_with_talipp(bars: Floats, repeats: int) -> Row:
+    """Return the row against talipp; without talipp, our side only."""
     family = StreamingFold("technical", (technical.GROUP,))
     what = f"{len(family.columns)} technical features, one live step"
     if importlib.util.find_spec("talipp") is None:
         took = np.array([cpu_seconds(live(family, bars)) for _ in range(repeats)])
-        note = f"talipp is not installed, so nothing stands beside it: pip install talipp=={TALIPP}"
+        note = f"talipp is not installed, so there is no comparison: pip install talipp=={TALIPP}"
         return Row(what, "us a bar", spread(took / WINDOW * 1e6), note=note)
-    call, told = with_talipp(bars)
+    call, values = with_talipp(bars)
     call()
     last = family.run(bars)[-1]
-    gaps = {name: abs(last[family.index[name]] / value - 1.0) for name, value in told().items() if name in family.index}
+    gaps = {
+        name: abs(last[family.index[name]] / value - 1.0) for name, value in values().items() if name in family.index
+    }
     version = importlib.metadata.version("talipp")
     step, theirs = in_turn(live(family, bars), call, repeats)
     return pairs(what, "us a bar", step / WINDOW * 1e6, f"talipp {version}, nine of them", theirs / WINDOW * 1e6,
@@ -184,8 +197,9 @@ def beside_talipp(bars: Floats, repeats: int) -> Row:
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     repeats, slow = (3, 2) if tiny else (25, 5)
-    bars, told = market(tiny)
+    bars, description = market(tiny)
     window, single = everything_live(bars)
     window()
     alone = np.array([single(i) for _ in range(1 if tiny else 4) for i in range(WINDOW)]) * 1e6
@@ -196,19 +210,19 @@ def measure(tiny: bool = False) -> list[Row]:
         Row(f"all {columns} features and signals, one live bar", "us a bar", spread(alone, tail=True),
             note="CPU of the two calls; book and context given"),
         Row(f"all {columns} features and signals, batch of {n:,}", "s",
-            spread(np.array([a_million(bars, n) for _ in range(1 if tiny else 3)]))),
-        beside_talipp(bars, repeats),
+            spread(np.array([seconds_for(bars, n) for _ in range(1 if tiny else 3)]))),
+        compare_with_talipp(bars, repeats),
     ]  # fmt: skip
     for name, family, usual in (("fvg", fvg.GROUP, fvg_in_pandas), ("sweep", sweep.GROUP, sweep_in_pandas)):
         fold = StreamingFold(f"{name}_alone", (family,))
-        ours, theirs = in_turn(lambda f=fold: f.run(bars), lambda u=usual: u(frame), slow)  # type: ignore[misc]
+        ours, theirs = in_turn(partial(fold.run, bars), partial(usual, frame), slow)
         ns = 1e9 / len(bars)
         rows.append(
             pairs(f"{name}, batch", "ns a bar", ours * ns, "pandas over all bars", theirs * ns,
-                  f"{told}; {same(fold, name, bars, usual(frame))}")
+                  f"{description}; {same(fold, name, bars, usual(frame))}")
         )  # fmt: skip
         newest = frame[-WINDOW:]
-        step, again = in_turn(live(fold, bars), lambda u=usual, w=newest: u(w), repeats)  # type: ignore[misc]
+        step, again = in_turn(live(fold, bars), partial(usual, newest), repeats)
         rows.append(
             pairs(f"{name}, one live step", "us a bar", step / WINDOW * 1e6, f"pandas over the last {WINDOW} bars",
                   again * 1e6)

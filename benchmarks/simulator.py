@@ -1,5 +1,7 @@
-"""How fast the simulator makes 1-minute bars with their order book, compile time apart: against the same events in
-plain Python, and against the path of values alone. Run: python -m benchmarks simulator"""
+"""Time the simulator's 1-minute bars with their order book, without compiling.
+
+Compared with the same events in plain Python, and with the path of values alone. Run: python -m benchmarks simulator
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ MODULES = (limit_order_book, book_design, book_patterns, hawkes, heatmap, tape, 
 
 @contextmanager
 def plain_python() -> Iterator[None]:
-    """Every kernel of the simulated book is the Python it was compiled from."""
+    """Replace every kernel of the simulated book by the Python it was compiled from."""
     compiled = [(m, name, f) for m in MODULES for name, f in vars(m).items() if hasattr(f, "py_func")]
     for module, name, function in compiled:
         setattr(module, name, function.py_func)
@@ -30,6 +32,7 @@ def plain_python() -> Iterator[None]:
 
 
 def _path(days: int) -> market.MarketPath:
+    """Return a market path of so many days."""
     spec = load_params().simulator.model_copy(
         update={"history_days": days, "live_days": 0, "drift_after_live_days": None}
     )
@@ -37,9 +40,10 @@ def _path(days: int) -> market.MarketPath:
 
 
 class _Minutes:
-    """The same `n` minutes, drawn once and traded again at each call."""
+    """Trade the same `n` minutes, drawn once, at each call."""
 
     def __init__(self, n: int) -> None:
+        """Draw the minutes and store the state before the first."""
         self.path = _path(1)
         self.drawn, self.out = self.path.latent(n), self.path.allocate(n)
         self.fresh, self.unread = self.path.market, self.path.tape
@@ -47,6 +51,7 @@ class _Minutes:
         self.knobs = self.path.book_knobs
 
     def trade(self, plain: bool = False) -> None:
+        """Trade the minutes, compiled or in plain Python."""
         path, market = self.path, self.fresh.copy()
         path.made, path.market, path.tape, path.book_knobs = 0, market, self.unread.copy(), self.knobs
         if not plain:
@@ -60,6 +65,7 @@ class _Minutes:
 
 
 def _values(days: int) -> None:
+    """Draw the values of so many days, without a book."""
     path = _path(days)
     while path.made < path.minutes:
         path.latent(size := min(market.BLOCK, path.minutes - path.made))
@@ -67,10 +73,12 @@ def _values(days: int) -> None:
 
 
 def _market(days: int) -> None:
+    """Simulate so many days with their book."""
     market.simulate(_path(days).spec)
 
 
 def measure(tiny: bool = False) -> list[Row]:
+    """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     repeats, minutes, days, year = (3, 10, 2, 5) if tiny else (9, 60, 30, 90)
     block = _Minutes(minutes)
     ours, plain = in_turn(block.trade, lambda: block.trade(plain=True), repeats)
@@ -79,11 +87,11 @@ def measure(tiny: bool = False) -> list[Row]:
     us, each = 1e6 / minutes, 1e6 / (days * MINUTES_A_DAY)
     events = market.simulate(_path(days).spec).events
     per_minute = spread(year * MINUTES_A_DAY / long * 60 / 1e6)
-    told = f"{np.median(events):,.0f} book events a bar, at least {events.min()}"
+    events_note = f"{np.median(events):,.0f} book events a bar, at least {events.min()}"
     return [
         pairs("simulated minute with its book", "us a bar", ours * us, "same events, plain Python", plain * us,
               f"the first {minutes} minutes"),
         pairs("simulated minute with its book", "us a bar", whole * each, "the path of values alone", values * each,
-              told),
+              events_note),
         Row("simulator, bars with book columns", "million bars a minute", per_minute, note=f"{year} days at a time"),
     ]  # fmt: skip

@@ -1,7 +1,14 @@
-"""`python -m benchmarks.tail_risk [--to FILE]`: docs/tail-risk.md, which forecasts of tail losses markets refuse.
+"""Compare forecasts of tail losses with what followed; writes docs/results/tail-risk.md.
 
-Every method of `pipelines/evaluation/tail_risk.py`, hour by hour and day by day, held to what came afterwards.
+Run: python -m benchmarks.tail_risk [--to FILE]
+
+Every method of `pipelines/evaluation/tail_risk.py`, hour by hour and day by day, on recorded markets.
 """
+
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
 
 import textwrap
 from collections.abc import Sequence
@@ -20,7 +27,7 @@ from pipelines.evaluation.coverage import DRAWS, SIZE, Coverage, Significance
 from pipelines.evaluation.tail_risk import BURN_IN, DECAY, METHODS, backtest
 from pipelines.settings import ROOT
 
-PAGE = ROOT / "docs" / "tail-risk.md"
+PAGE = ROOT / "docs" / "results" / "tail-risk.md"
 MARKETS = {
     "BTC/USDT": "binance_spot_btcusdt_1h_2017_2025h1.parquet",
     "ETH/USDT": "binance_spot_ethusdt_1h_to_2025h1.parquet",
@@ -28,15 +35,15 @@ MARKETS = {
     "XAU/USD": "../forex/oanda_xauusd_1h_to_2015h1.parquet",
 }
 LEVELS = (0.95, 0.99)
-WINDOWS = {"hourly": 1000, "daily": 500}  # returns a forecast rests on; set before anything was looked at
+WINDOWS = {"hourly": 1000, "daily": 500}  # returns a forecast uses; set before any figure was read
 HOURS_OF_A_DAY = 12  # a UTC day with fewer, such as the Sunday evening of a currency, is none of its own
 DAY_S = 86_400
 SHORT = {"kupiec": "K", "independence": "I", "conditional": "C", "acerbi_szekely": "Z"}
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A method on one market, one step and one level."""
+class Backtested:
+    """Hold the coverage of a method on one market, one step and one level."""
 
     market: str
     step: str
@@ -46,11 +53,12 @@ class Judged:
 
     @property
     def passed(self) -> bool:
+        """Return whether no test refuses the method."""
         return not self.found.rejected_by()
 
 
 def closes(bars: Floats, step: str) -> Floats:
-    """Closes (m,) of hourly bars (n, 8): of each hour, or of the last hour of each UTC day that has hours enough."""
+    """Return closes (m,) of hourly bars (n, 8): of each hour, or of the last hour of each UTC day with enough hours."""
     if step == "hourly":
         return bars[:, CLOSE]
     _, first, hours = np.unique(bars[:, OPEN_TIME] // DAY_S, return_index=True, return_counts=True)
@@ -58,13 +66,16 @@ def closes(bars: Floats, step: str) -> Floats:
 
 
 def simple_returns(prices: Floats) -> Floats:
-    """(m - 1,) from each price to the next one there is: a closed weekend is one return, as holders bear it."""
+    """Return (m - 1,) returns from each price to the next available one: a closed weekend is one return, as a holder
+    bears it.
+    """
     return np.asarray(prices[1:] / prices[:-1] - 1.0)
 
 
-def judged(market: str, bars: Floats) -> list[Judged]:
+def backtest_all(market: str, bars: Floats) -> list[Backtested]:
+    """Backtest every method on hourly and daily returns at both levels."""
     return [
-        Judged(market, step, level, method, backtest(simple_returns(closes(bars, step)), method, level, window))
+        Backtested(market, step, level, method, backtest(simple_returns(closes(bars, step)), method, level, window))
         for step, window in WINDOWS.items()
         for level in LEVELS
         for method in METHODS
@@ -74,7 +85,8 @@ def judged(market: str, bars: Floats) -> list[Judged]:
 # ---- the page ---------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Judged]) -> list[str]:
+def table(rows: Sequence[Backtested]) -> list[str]:
+    """Return the lines of one market's table."""
     names = ("level", "method", "n", "violations", "expected", "Kupiec p", "independence p", "conditional p")
     return [
         f"| {' | '.join((*names, 'Z2', 'Z2 p', 'ES / VaR', 'refused by'))} |",
@@ -83,7 +95,8 @@ def table(rows: Sequence[Judged]) -> list[str]:
     ]
 
 
-def _line(row: Judged) -> str:
+def _line(row: Backtested) -> str:
+    """Return one line of that table."""
     found = row.found
     by = " ".join(SHORT[name] for name in found.rejected_by()) or "–"
     counts = (f"{found.n:,}", f"{found.violations:,}", f"{found.expected:,.1f}")
@@ -93,60 +106,64 @@ def _line(row: Judged) -> str:
 
 
 def _p(test: Significance) -> str:
+    """Format a p value."""
     if not np.isfinite(test.p):
         return "–"
     return f"{test.p:.3f}" if test.p >= 0.001 else "< .001"
 
 
-def summary(rows: Sequence[Judged]) -> list[str]:
-    """A line a method: how often it stands, and where."""
+def summary(rows: Sequence[Backtested]) -> list[str]:
+    """Return a line a method: in how many cases it is not refused, and where."""
     cases = len(rows) // len(METHODS)
     lines = [
-        f"| method | stands, of {cases} | hourly | daily | stands on | by K | by I | by C | by Z |",
+        f"| method | not refused, of {cases} | hourly | daily | where | by K | by I | by C | by Z |",
         "|---|--:|--:|--:|---|--:|--:|--:|--:|",
     ]
     for method in METHODS:
-        mine = [row for row in rows if row.method == method]
-        stood = [row for row in mine if row.passed]
-        by_step = [f"{sum(r.step == step for r in stood)} of {sum(r.step == step for r in mine)}" for step in WINDOWS]
-        where = "; ".join(f"{r.market} {r.step} {r.level:.0%}" for r in stood) or "none"
-        by = [str(sum(name in r.found.rejected_by() for r in mine)) for name in SHORT]
-        lines.append(f"| {' | '.join((f'`{method}`', str(len(stood)), *by_step, where, *by))} |")
+        own = [row for row in rows if row.method == method]
+        accepted = [row for row in own if row.passed]
+        by_step = [f"{sum(r.step == step for r in accepted)} of {sum(r.step == step for r in own)}" for step in WINDOWS]
+        where = "; ".join(f"{r.market} {r.step} {r.level:.0%}" for r in accepted) or "none"
+        by = [str(sum(name in r.found.rejected_by() for r in own)) for name in SHORT]
+        lines.append(f"| {' | '.join((f'`{method}`', str(len(accepted)), *by_step, where, *by))} |")
     return lines
 
 
-def verdict(rows: Sequence[Judged]) -> str:
-    """In words: which methods are refused everywhere, where all are, and which are right in number and size."""
-    said = []
+def verdict(rows: Sequence[Backtested]) -> str:
+    """Describe which methods are refused everywhere, where all are, and which are right in number and size."""
+    sentences = []
     for step in WINDOWS:
-        mine = [row for row in rows if row.step == step]
-        stood = [row for row in mine if row.passed]
-        methods, places = {row.method for row in stood}, {(row.market, row.level) for row in stood}
+        own = [row for row in rows if row.step == step]
+        accepted = [row for row in own if row.passed]
+        methods, places = {row.method for row in accepted}, {(row.market, row.level) for row in accepted}
         never = [f"`{method}`" for method in METHODS if method not in methods]
-        cases = dict.fromkeys((row.market, row.level) for row in mine)
-        lost = [f"{market} {level:.0%}" for market, level in cases if (market, level) not in places]
-        said.append(f"{step.capitalize()} returns: refused on every market and level: {', '.join(never) or 'none'};")
-        said.append(f"markets and levels on which every method is refused: {', '.join(lost) or 'none'}.")
+        cases = dict.fromkeys((row.market, row.level) for row in own)
+        all_refused = [f"{market} {level:.0%}" for market, level in cases if (market, level) not in places]
+        nowhere = ", ".join(never) or "none"
+        sentences.append(f"{step.capitalize()} returns: refused on every market and level: {nowhere};")
+        everywhere = ", ".join(all_refused) or "none"
+        sentences.append(f"markets and levels on which every method is refused: {everywhere}.")
     missized = {row.method for row in rows if {"kupiec", "acerbi_szekely"} & set(row.found.rejected_by())}
     sized = [f"`{method}`" for method in METHODS if method not in missized]
-    said.append("Never refused for the number of violations (K) or for what they lose (Z):")
-    said.append(f"{', '.join(sized) or 'none'}.")
-    return _prose(" ".join(said))
+    sentences.append("Never refused for the number of violations (K) or for their size (Z):")
+    sentences.append(f"{', '.join(sized) or 'none'}.")
+    return _prose(" ".join(sentences))
 
 
 def _prose(text: str) -> str:
+    """Return text as one paragraph wrapped at 118 columns."""
     return textwrap.fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False)
 
 
 def page(markets: dict[str, Floats]) -> str:
-    """`markets`: name → hourly bars (n, 8)."""
-    rows = [row for market, bars in markets.items() for row in judged(market, bars)]
+    """Return the whole page. `markets`: name → hourly bars (n, 8)."""
+    rows = [row for market, bars in markets.items() for row in backtest_all(market, bars)]
     lines = [
-        "# Value at risk and expected shortfall, held to what came",
+        "# Value at risk and expected shortfall against what followed",
         "",
         _prose("Written by `python -m benchmarks.tail_risk`; nothing here was typed or chosen by hand."),
         "",
-        _prose(f"""Each hour's or day's loss of a holder is forecast from the {WINDOWS["hourly"]:,} hourly or
+        _prose(f"""Each hour's or day's loss of a long position is forecast from the {WINDOWS["hourly"]:,} hourly or
         {WINDOWS["daily"]} daily simple returns before it and nothing else. No setting was fitted to these figures: EWMA
         decay {DECAY:g} (which RiskMetrics chose for days), {BURN_IN} returns of burn-in. Closed hours and gaps make one
         return from the last price to the next. A day is a UTC day with at least {HOURS_OF_A_DAY} hours; the move of a
@@ -154,12 +171,12 @@ def page(markets: dict[str, Floats]) -> str:
         "",
         _prose(f"""Refused: a p under {SIZE:g}. K, Kupiec: too many or too few violations. I, Christoffersen: a
         violation is likelier (or less likely) right after another. C: both at once. Z, Acerbi and Székely's Z2:
-        violations lose more than the ES said; nought if right, and under it if losses are underestimated; p of
-        {DRAWS:,} draws of a bootstrap under the null. – : no violation, nothing to see. With many rows a test sees
-        small faults: read violations beside expected. Four tests at {SIZE:.0%} refuse even a right forecast more than
+        violations lose more than the ES predicts; zero if right, and below it if losses are underestimated; p of
+        {DRAWS:,} draws of a bootstrap under the null. – : no violation, nothing to test. With many rows a test sees
+        small faults: compare violations with expected. Four tests at {SIZE:.0%} refuse even a right forecast more than
         one time in twenty; and where few violations are expected (99 % of days) they let much pass."""),
         "",
-        "## What stands",
+        "## Which methods are not refused",
         "",
         *summary(rows),
         "",
@@ -174,10 +191,12 @@ def page(markets: dict[str, Floats]) -> str:
 
 
 def main() -> None:
+    """Write the page."""
     write(PAGE, __doc__, MARKETS.values(), lambda: page(_recorded(datetime.now(UTC))))
 
 
 def _recorded(now: datetime) -> dict[str, Floats]:
+    """Return the clean hourly bars (n, 8) of every market."""
     return {
         market: schemas.to_matrix(assess(read(recording(name), now, "1h"), "1h", now).clean)
         for market, name in MARKETS.items()

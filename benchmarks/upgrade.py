@@ -1,11 +1,16 @@
-"""The release before this one, running under load, stopped; `bellwether up` of this release on the same home.
+"""Upgrade under load: stop the release before this one, and start this release on the same home.
 
-The old code is taken from git and runs from a folder of its own: it makes the home (market, model, warm start,
-workspace) and serves from it. A client sends bars and asks for decisions all the time, before, between and after. In a
+The old code is read from git and runs from a folder of its own: it makes the home (market, model, warm start,
+workspace) and serves from it. A client sends bars and requests decisions all the time, before, between and after. In a
 second home the old release has another feature, so that its warm start is refused by this one and is folded again.
 
 Run: python -m benchmarks.evidence upgrade
 """
+
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
 
 import json
 import os
@@ -19,20 +24,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 
 from bellwether.operations import start_stop
 from benchmarks.ports import free_ports
-from pipelines.contracts import OPEN_TIME, Floats, utc
+from pipelines.contracts import OPEN_TIME, Floats, JsonObject, utc
 from pipelines.errors import ServiceDown
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.store import Store, decision_payload
 from serving.client import bar_json
 
-FIRST = "d51897f"  # release 0.5.0, taken where git has no earlier tag
+FIRST = "d51897f"  # release 0.5.0, used where git has no earlier tag
 BARS_BEFORE, BARS_AFTER = 60, 100  # decision bars answered by the old release, and by this one
 PACE_S = 0.02
 PATIENCE_S = 300.0
@@ -44,9 +48,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 import numpy as np
 from benchmarks.hardship import _line_of
-from benchmarks.fixture import FAMILY, arm_of, stand
+from benchmarks.house import FAMILY, arm_of, stand
 from pipelines.store import Store
-from serving.inference.generation import write_generation
+from serving.generation import write_generation
 home = Path(sys.argv[1])
 at = stand(False)
 home.mkdir()
@@ -71,7 +75,7 @@ THIS_UP = "from bellwether.cli.main import main; main()"
 
 @dataclass
 class Caller:
-    """Sends bars and asks at each close, one after the other; what is not answered with 200 is sent again.
+    """Send bars and request a decision at each close, one after the other; what is not answered with 200 is sent again.
 
     good     monotonic seconds of each good answer
     answers  acknowledged decisions, by id
@@ -82,24 +86,26 @@ class Caller:
     groups: list[Floats]
     key: str
     good: list[float] = field(default_factory=list)
-    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: dict[str, JsonObject] = field(default_factory=dict)
     fed: int = 0
     tiers: list[int] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    until: int = 0  # decision bars to show before it waits
-    _as_of: bool = True  # the old release is asked about a moment; this one knows its own
+    until: int = 0  # decision bars to send before it waits
+    _as_of: bool = True  # the old release needs a time in the request; this one has a clock
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
+        """End the thread and wait for it."""
         self._ended.set()
         self._thread.join()
 
     def wait(self, bars: int, patience_s: float) -> None:
-        """Until so many bars were answered. Raises ServiceDown with what was said last."""
+        """Wait until so many bars were answered. Raises ServiceDown with the last fault after `patience_s`."""
         deadline = time.monotonic() + patience_s
         while self.fed < bars:
             if time.monotonic() > deadline or not self._thread.is_alive():
@@ -109,57 +115,61 @@ class Caller:
             time.sleep(0.05)
 
     def _run(self) -> None:
+        """Send every bar and request its decision."""
         step_s = float(self.groups[1][0, OPEN_TIME] - self.groups[0][0, OPEN_TIME])
         headers = {"Authorization": f"Bearer {self.key}"}
         with httpx.Client(base_url=self.settings.decision_url, headers=headers, timeout=10.0) as http:
             for group in self.groups:
                 bars = [bar_json(bar) for bar in group]
-                self._insist(http, "/observe", {"symbol": self.symbol, "bars": bars})
-                told = self._insist(
+                self._retry(http, "/observe", {"symbol": self.symbol, "bars": bars})
+                decision = self._retry(
                     http, "/decide", {"symbol": self.symbol}, utc(group[0, OPEN_TIME] + step_s).isoformat()
                 )
-                if told is None:
+                if decision is None:
                     return
-                if self.answers.setdefault(told["id"], told) != told:
-                    self.faults.append(f"decision {told['id']} was answered in two ways")
-                self.tiers.append(told["tier"])
+                if self.answers.setdefault(decision["id"], decision) != decision:
+                    self.faults.append(f"decision {decision['id']} was answered in two ways")
+                self.tiers.append(decision["tier"])
                 self.fed += 1
                 time.sleep(PACE_S)
 
-    def _insist(
-        self, http: httpx.Client, path: str, body: dict[str, Any], as_of: str | None = None
-    ) -> dict[str, Any] | None:
+    def _retry(self, http: httpx.Client, path: str, body: JsonObject, as_of: str | None = None) -> JsonObject | None:
+        """Send a request until it is answered with 200; None once stopped."""
         while not self._ended.is_set():
-            asked = body | ({"as_of": as_of} if as_of and self._as_of else {})
+            sent = body | ({"as_of": as_of} if as_of and self._as_of else {})
             try:
-                answer = http.post(path, json=asked)
+                answer = http.post(path, json=sent)
             except httpx.HTTPError:
                 time.sleep(0.05)
                 continue
             if answer.status_code == 200:
                 self.good.append(time.monotonic())
                 return dict(answer.json())
-            if answer.status_code == 400 and "as_of" in asked and "as_of" in answer.text:
+            if answer.status_code == 400 and "as_of" in sent and "as_of" in answer.text:
                 self._as_of = False
             elif answer.status_code != 503:
-                told = f"{path} answered {answer.status_code}: {answer.text[:200]}"
-                self.faults += [told] if told not in self.faults else []
+                fault = f"{path} answered {answer.status_code}: {answer.text[:200]}"
+                self.faults += [fault] if fault not in self.faults else []
             time.sleep(0.05)
         return None
 
 
 def previous() -> str:
-    """The newest tag before this commit, else release 0.5.0."""
+    """Return the newest tag before this commit, else release 0.5.0."""
     found = _git("describe", "--tags", "--abbrev=0", "HEAD^")
     return found.stdout.strip() if found.returncode == 0 else FIRST
 
 
 def _git(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run git in this repository."""
     return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def check_out(revision: str, into: Path) -> str:
-    """The tracked files of a revision, as a tree of their own; returns its version. Raises ServiceDown without it."""
+    """Write the tracked files of a revision into a folder of their own; return its version.
+
+    Raises ServiceDown without it.
+    """
     into.mkdir()
     packed = into.with_suffix(".tar")
     done = _git("archive", "--output", str(packed), revision)
@@ -171,12 +181,12 @@ def check_out(revision: str, into: Path) -> str:
     return found[1] if found else revision
 
 
-def drill(revision: str | None = None) -> dict[str, Any]:
+def run_drill(revision: str | None = None) -> JsonObject:
     """Upgrade two homes of `revision` (default: `previous`) under load: as it is, and with another feature.
 
     Returns of the first: from (version), silent_s (last good answer of the old to first of the new), recovery_s (start
     of `up` to first good answer), acknowledged, lost, doubled, lost_bars, loose_before and loose_after (files and
-    folders under home that others may read or write), tiers before and after, said (by `up`), faults; and under
+    folders under home that others may read or write), tiers before and after, output (of `up`), faults; and under
     `other_catalogue` the same of the second.
     """
     wanted = revision or previous()
@@ -187,7 +197,8 @@ def drill(revision: str | None = None) -> dict[str, Any]:
     return found | {"other_catalogue": other}
 
 
-def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any]:
+def upgraded(scratch: Path, revision: str, other_feature: bool) -> JsonObject:
+    """Upgrade one home and return the figures of `run_drill`."""
     old, home = scratch / "old", scratch / "home"
     release = check_out(revision, old)
     if other_feature:
@@ -210,7 +221,7 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any
         _python(old, env, DOWN)
         stopped, answered = time.monotonic(), caller.fed
         last = caller.good[-1]
-        said = _python(ROOT, env, THIS_UP, "up")
+        output = _python(ROOT, env, THIS_UP, "up")
         caller.wait(answered + BARS_AFTER, PATIENCE_S)
         first = next(at for at in caller.good if at > stopped)
     finally:
@@ -219,7 +230,7 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any
     store = Store.open(settings.store)
     try:
         records = store.decisions()
-        kept = store.bars(caller.symbol)
+        stored_bars = store.bars(caller.symbol)
     finally:
         store.close()
     stored = {record.decision.id: decision_payload(record.decision) for record in records}
@@ -228,35 +239,36 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> dict[str, Any
     return {
         "from": f"{release} ({revision})", "silent_s": first - last, "recovery_s": first - stopped,
         "acknowledged": len(caller.answers),
-        "lost": sum(_differs(stored.get(id), told) for id, told in caller.answers.items()),
+        "lost": sum(_differs(stored.get(id), answer) for id, answer in caller.answers.items()),
         "doubled": len(keys) - len(set(keys)),
-        "lost_bars": int(len(shown) - len(np.intersect1d(shown[:, OPEN_TIME], kept[:, OPEN_TIME]))),
+        "lost_bars": int(len(shown) - len(np.intersect1d(shown[:, OPEN_TIME], stored_bars[:, OPEN_TIME]))),
         "loose_before": loose_before, "loose_after": loose(home),
         "tiers_before": sorted(set(caller.tiers[:answered])), "tiers_after": sorted(set(caller.tiers[answered + 1 :])),
-        "said": [line for line in said.splitlines() if line.isascii() and " up after" not in line][:8],
-        "warm_start": "folded again" if "folded again" in said else "read as it was", "faults": caller.faults[:5],
+        "output": [line for line in output.splitlines() if line.isascii() and " up after" not in line][:8],
+        "warm_start": "folded again" if "folded again" in output else "read as it was", "faults": caller.faults[:5],
     }  # fmt: skip
 
 
-def _differs(stored: dict[str, Any] | None, told: dict[str, Any]) -> bool:
-    """Whether what was answered is not what is stored. Fields that a release added later are not held against it."""
-    return stored is None or any(stored[name] != value for name, value in told.items() if name in stored)
+def _differs(stored: JsonObject | None, answer: JsonObject) -> bool:
+    """Return whether the stored decision differs from the answer. Fields that only one release has do not count."""
+    return stored is None or any(stored[name] != value for name, value in answer.items() if name in stored)
 
 
 def loose(home: Path) -> int:
-    """Files and folders under `home` that the group or others may read or write."""
+    """Return the number of files and folders under `home` that the group or others may read or write."""
     return sum(bool(path.lstat().st_mode & 0o077) for path in (home, *home.rglob("*")) if not path.is_symlink())
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """Of an installation of its own; nothing of ours that is set outside counts, but for compiled kernels."""
+    """Return the environment of an installation of its own; of ours only the kernel cache counts."""
     outside = {k: v for k, v in os.environ.items() if not k.startswith("BELLWETHER_") and k != "PYTHONPATH"}
     kernels = {k: v for k, v in os.environ.items() if k == "BELLWETHER_KERNEL_CACHE"}
     ports = zip(("MLFLOW", "PREFECT", "DECISION", "MODEL", "EVIDENTLY"), free_ports(5), strict=True)
     return outside | kernels | {"BELLWETHER_HOME": str(home)} | {f"BELLWETHER_{n}_PORT": str(p) for n, p in ports}
 
 
-def _ports(env: dict[str, str]) -> dict[str, Any]:
+def _ports(env: dict[str, str]) -> JsonObject:
+    """Return the ports of an environment as arguments of Settings."""
     return {
         k.removeprefix("BELLWETHER_").lower(): int(v)
         for k, v in env.items()
@@ -265,7 +277,7 @@ def _ports(env: dict[str, str]) -> dict[str, Any]:
 
 
 def _python(tree: Path, env: dict[str, str], code: str, *words: str) -> str:
-    """Run code of one tree; returns what it printed. Raises ServiceDown with the end of it if it fails."""
+    """Run code of one tree; return its output. Raises ServiceDown with the end of it if it fails."""
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=tree, env=env | {"PYTHONPATH": str(tree)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
@@ -278,6 +290,7 @@ def _python(tree: Path, env: dict[str, str], code: str, *words: str) -> str:
 
 @contextmanager
 def _umask(mask: int) -> Iterator[None]:
+    """Set the umask, and restore it at the end."""
     before = os.umask(mask)
     try:
         yield
@@ -286,4 +299,4 @@ def _umask(mask: int) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(drill(sys.argv[1] if len(sys.argv) > 1 else None), indent=1))
+    print(json.dumps(run_drill(sys.argv[1] if len(sys.argv) > 1 else None), indent=1))

@@ -3,6 +3,11 @@
 `flows.support.schedules` says when they run.
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 from typing import Any
 
 from prefect import Flow, serve

@@ -20,13 +20,12 @@ from flows.support.progress import report_progress, step
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
 from pipelines.data import schemas
 from pipelines.evaluation.metrics import mean_estimate
-from pipelines.families import FAMILIES
+from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.monitoring.drift import BlockDrift, DriftReference, DriftResult, detect, fit_reference
 from pipelines.monitoring.loss import LossDrift, loss_drift
 from pipelines.monitoring.outcomes import resolve
 from pipelines.monitoring.triggers import TriggerReason, overdue, retrain_reasons
-from serving.policy.decide import DECISION_FAMILY
 from serving.risk.breakers import BreakerInputs, triggered
 
 DRIFT_EVENT = "bellwether.retrain-requested"
@@ -105,12 +104,12 @@ def compare_loss(family: str, symbol: str) -> LossDrift | None:
     value, low, high = (metrics[f"loss.model.{name}"] for name in ("value", "low", "high"))
     judged = Estimate(value, low, high, int(metrics["n"]))
     scored = [
-        (answer["p"], outcome.label)
+        (chance, outcome.label)
         for record, outcome in installation.store.resolved()
         if record.decision.symbol == symbol
         and (answer := record.decision.models.get(family, {}).get("champion")) is not None
-        and answer["digest"] == champion.digest
-        and answer["p"] is not None
+        and answer.digest == champion.digest
+        and (chance := answer.chance[0]) is not None
     ]
     p, y = (
         (np.array(values, dtype=np.float64) for values in zip(*scored, strict=True)) if scored else (np.empty(0),) * 2
@@ -141,7 +140,7 @@ def trip_model(installation: Installation, symbol: str, loss: LossDrift | None) 
         if record.decision.symbol == symbol
         and record.decision.action != "NO_TRADE"
         and record.decision.arm == "champion"
-        and record.decision.models[DECISION_FAMILY]["champion"]["digest"] == champion.digest
+        and record.decision.models[DECISION_FAMILY]["champion"].digest == champion.digest
         and (since is None or record.decision.as_of > since)
     ][-params.breakers.trades :]
     if not traded:

@@ -17,32 +17,36 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipelines import store
 from pipelines.errors import StateError, UnreadableFile, WouldOverwrite
+from pipelines.store.dump import TRANSIENT, Dump, Row, load, open_dump
 
 FORMAT = 1  # of the file; a release refuses one above its own
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20  # bytes read at once
 _JSON = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-_FASTEST = 1  # of zlib: prices compress little more with patience
+_FASTEST = 1  # zlib level: higher levels compress prices little more
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """One table of a backup: columns, number of rows, and sha256 of its lines."""
+
     columns: tuple[str, ...]
     rows: int
-    sha256: str  # of its lines
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class File:
+    """One file of a backup: size and sha256."""
+
     bytes: int
     sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """What the manifest says. `made_at` is when it was begun, aware UTC."""
+    """The manifest of a backup. `made_at` is when it was started, aware UTC."""
 
     schema: str
     made_at: datetime
@@ -50,89 +54,95 @@ class Backup:
     files: dict[str, File]
 
     def rows(self) -> dict[str, int]:
+        """Return table → number of rows."""
         return {name: table.rows for name, table in self.tables.items()}
 
 
-# ---- out ------------------------------------------------------------------------------------------------------------
+# ---- write ----------------------------------------------------------------------------------------------------------
 
 
 def back_up(url: str, to: Path, at: datetime, files: Callable[[], Mapping[str, bytes]]) -> Backup:
     """Write the store at `url`, as it is at one moment, to a new file; services may go on writing.
 
-    files   path → content of what goes beside the tables; asked for after the store's moment, so that it has all that
-            the store names
-    Raises  WouldOverwrite if `to` is there, StateError without a store
+    files   returns path → content of the files that belong to the store; called after the tables were read, so that
+            every file the store names is there
+    Raises  WouldOverwrite if `to` exists, StateError without a store
     """
     refuse_existing(to)
     to.parent.mkdir(parents=True, exist_ok=True)
-    beside = to.with_name(f".{to.name}.{os.getpid()}")
+    draft = to.with_name(f".{to.name}.{os.getpid()}")
     try:
-        with beside.open("wb") as raw:
+        with draft.open("wb") as raw:
             with (
-                store.open_dump(url) as dump,
+                open_dump(url) as dump,
                 zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED, compresslevel=_FASTEST) as archive,
             ):
                 tables = {name: _write_table(archive, dump, name) for name in dump.columns}
-                made = Backup(dump.schema, at, tables, _write_files(archive, files()))
-                told = {"format": FORMAT, **asdict(made), "made_at": at.isoformat(), "left_out": store.TRANSIENT}
-                archive.writestr(MANIFEST, json.dumps(told, indent=1))
+                backup = Backup(dump.schema, at, tables, _write_files(archive, files()))
+                manifest = {"format": FORMAT, **asdict(backup), "made_at": at.isoformat(), "left_out": TRANSIENT}
+                archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
             raw.flush()
             os.fsync(raw.fileno())
         refuse_existing(to)
-        beside.rename(to)
+        draft.rename(to)
     finally:
-        beside.unlink(missing_ok=True)
-    return made
+        draft.unlink(missing_ok=True)
+    return backup
 
 
 def refuse_existing(file: Path) -> None:
+    """Raise WouldOverwrite if the file exists."""
     if file.exists():
         raise WouldOverwrite(f"{file} is there already and stays as it is. Name another with --to.")
 
 
-def line(row: store.Row) -> bytes:
+def encode_row(row: Row) -> bytes:
+    """Return a row as one line of JSON."""
     return _JSON.encode(row).encode() + b"\n"
 
 
-def told_of(columns: tuple[str, ...], lines: Iterable[bytes]) -> Table:
-    """Count and digest lines, which are consumed."""
+def summarise(columns: tuple[str, ...], lines: Iterable[bytes]) -> Table:
+    """Return count and sha256 of the lines, which are consumed."""
     digest, rows = hashlib.sha256(), 0
-    for one in lines:
-        digest.update(one)
+    for line in lines:
+        digest.update(line)
         rows += 1
     return Table(columns, rows, digest.hexdigest())
 
 
-def _write_table(archive: zipfile.ZipFile, dump: store.Dump, name: str) -> Table:
+def _write_table(archive: zipfile.ZipFile, dump: Dump, name: str) -> Table:
+    """Write one table into the archive and return its line of the manifest."""
     with archive.open(f"tables/{name}.jsonl", "w", force_zip64=True) as member:
 
         def written() -> Iterator[bytes]:
+            """Write each row and yield its line."""
             for row in dump.rows(name):
-                told = line(row)
-                member.write(told)
-                yield told
+                line = encode_row(row)
+                member.write(line)
+                yield line
 
-        return told_of(dump.columns[name], written())
+        return summarise(dump.columns[name], written())
 
 
 def _write_files(archive: zipfile.ZipFile, files: Mapping[str, bytes]) -> dict[str, File]:
+    """Write the files into the archive and return their lines of the manifest."""
     for name, content in files.items():
         archive.writestr(f"files/{name}", content)
     return {name: File(len(content), hashlib.sha256(content).hexdigest()) for name, content in files.items()}
 
 
-# ---- back -----------------------------------------------------------------------------------------------------------
+# ---- read -----------------------------------------------------------------------------------------------------------
 
 
 def examine(file: Path) -> Backup:
-    """Read a backup through and compare every byte with its manifest.
+    """Read a whole backup, compare every byte with its manifest and return the manifest.
 
     Raises UnreadableFile if it is no backup, damaged or cut short; StateError if a newer release made it.
     """
     with _opened(file) as archive:
-        made = _manifest(archive)
-        promised = {f"tables/{name}.jsonl": table.sha256 for name, table in made.tables.items()}
-        promised |= {f"files/{name}": told.sha256 for name, told in made.files.items()}
+        backup = _manifest(archive)
+        promised = {f"tables/{name}.jsonl": table.sha256 for name, table in backup.tables.items()}
+        promised |= {f"files/{name}": entry.sha256 for name, entry in backup.files.items()}
         for member, sha256 in promised.items():
             digest = hashlib.sha256()
             with archive.open(member) as content:
@@ -140,41 +150,42 @@ def examine(file: Path) -> Backup:
                     digest.update(chunk)
             if digest.hexdigest() != sha256:
                 raise UnreadableFile(f"{file}: {member} is not what its manifest says. Use another backup.")
-    return made
+    return backup
 
 
 def restore(url: str, file: Path) -> tuple[Backup, dict[str, bytes]]:
-    """Put a backup into an empty store, in one transaction, and read it back before it is kept.
+    """Load a backup into an empty store in one transaction, and verify what was stored before it is committed.
 
-    Returns (what the backup is, path → content of the files beside the tables, for the caller to put in place)
-    Raises  what `examine` and `store.load` raise; the store is then as it was
+    Returns (the manifest, path → content of the files, for the caller to put in place)
+    Raises  what `examine` and `load` raise; the store is then as it was
     """
-    made = examine(file)
+    backup = examine(file)
     with zipfile.ZipFile(file) as archive:
 
-        def rows(table: str) -> Iterator[store.Row]:
-            if table in made.tables:
+        def rows(table: str) -> Iterator[Row]:
+            """Yield the rows of a table of the backup."""
+            if table in backup.tables:
                 with archive.open(f"tables/{table}.jsonl") as lines:
-                    for one in lines:
-                        yield json.loads(one)
+                    for line in lines:
+                        yield json.loads(line)
 
-        def check(dump: store.Dump) -> None:
-            """What the database gives back is what was backed up, digest by digest, from either kind to either."""
+        def check(dump: Dump) -> None:
+            """Compare what the database returns with the manifest, digest by digest, whichever database it is."""
             for name, columns in dump.columns.items():
-                held = told_of(columns, map(line, dump.rows(name)))
-                if held != made.tables.get(name):
+                stored = summarise(columns, map(encode_row, dump.rows(name)))
+                if stored != backup.tables.get(name):
                     raise UnreadableFile(
-                        f"{file}: {name} reads {held.rows:,} rows back, digest {held.sha256[:12]}, the manifest says "
-                        f"{made.tables.get(name)}. Nothing was restored."
+                        f"{file}: {name} reads {stored.rows:,} rows back, digest {stored.sha256[:12]}, the manifest "
+                        f"says {backup.tables.get(name)}. Nothing was restored."
                     )
 
-        store.load(url, made.schema, rows, check)
-        return made, {name: archive.read(f"files/{name}") for name in made.files}
+        load(url, backup.schema, rows, check)
+        return backup, {name: archive.read(f"files/{name}") for name in backup.files}
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
-    """A backup for reading; whatever is wrong with its bytes is told as our own error."""
+    """Open a backup for reading; anything wrong with its bytes raises UnreadableFile."""
     if not file.is_file():
         raise UnreadableFile(f"{file}: no such file. Check the path; `bellwether backup` makes one.")
     try:
@@ -185,25 +196,26 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _manifest(archive: zipfile.ZipFile) -> Backup:
+    """Read the manifest and compare it with the members of the archive. Raises UnreadableFile, StateError."""
     try:
-        told: dict[str, Any] = json.loads(archive.read(MANIFEST))
-        if told["format"] > FORMAT:
+        manifest: Any = json.loads(archive.read(MANIFEST))
+        if manifest["format"] > FORMAT:
             raise StateError(
-                f"{archive.filename} is a backup of format {told['format']}, this release reads {FORMAT}. "
+                f"{archive.filename} is a backup of format {manifest['format']}, this release reads {FORMAT}. "
                 "Install the newer release."
             )
-        made = Backup(
-            schema=str(told["schema"]),
-            made_at=datetime.fromisoformat(told["made_at"]),
-            tables={name: Table(**{**t, "columns": tuple(t["columns"])}) for name, t in told["tables"].items()},
-            files={name: File(**f) for name, f in told["files"].items()},
+        backup = Backup(
+            schema=str(manifest["schema"]),
+            made_at=datetime.fromisoformat(manifest["made_at"]),
+            tables={name: Table(**{**t, "columns": tuple(t["columns"])}) for name, t in manifest["tables"].items()},
+            files={name: File(**f) for name, f in manifest["files"].items()},
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UnreadableFile(f"{archive.filename} is no backup of a store: {error!r} in its {MANIFEST}") from error
     present = set(archive.namelist())
-    promised = {f"tables/{name}.jsonl" for name in made.tables} | {f"files/{name}" for name in made.files} | {MANIFEST}
-    if odd := sorted(present ^ promised):
+    promised = {f"tables/{name}.jsonl" for name in backup.tables} | {f"files/{name}" for name in backup.files}
+    if odd := sorted(present ^ (promised | {MANIFEST})):
         raise UnreadableFile(f"{archive.filename}: {odd[0]} is in the file or its manifest, and not in both")
-    if outside := [n for n in made.files if PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts]:
+    if outside := [n for n in backup.files if PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts]:
         raise UnreadableFile(f"{archive.filename}: {outside[0]} would be written outside of the home folder")
-    return made
+    return backup

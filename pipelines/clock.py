@@ -1,9 +1,9 @@
-"""What time it is for a market, and whether the clock of this machine can be believed. Pure: every time is an argument.
+"""What time it is for a market, and whether this machine's clock can be trusted. Pure: every time is an argument.
 
-A data version says which clock its market runs by, set at ingest and never by a caller:
+A data version names the clock its market runs by, set at ingest and never by a caller:
 
     market  a simulated or recorded market: now is its own position, the close of the newest base bar observed. It
-            moves when bars are observed and at no other time, so data are never old by it
+            moves when bars are observed and at no other time, so by it data are never old
     wall    a market that trades now: now is the time of day, and data are as old as their newest close
 """
 
@@ -14,19 +14,19 @@ from typing import Any, Literal
 
 Mode = Literal["market", "wall"]
 MODES: tuple[Mode, ...] = ("market", "wall")
-RECORDED = ("simulator", "files")  # sources whose time is past, or made up
+RECORDED = ("simulator", "files")  # sources whose time is past or simulated
 JUMP_S = 5.0  # a clock that is set moves by more; one that is slewed, or a busy machine, never shows as much
 STEADY_S = 120.0  # a clock that was set and runs evenly for so long was set on purpose
 SLEW = 1e-3  # s a s: the fastest that a clock is corrected without a jump
 
 
 def mode_of_source(source: str | None) -> Mode:
-    """The clock of what this source gives; `wall`, the safe one, of a source nobody here knows."""
+    """Return the clock of a source's data; `wall`, the safe one, for an unknown source."""
     return "market" if source in RECORDED else "wall"
 
 
 def mode_of(manifest: Mapping[str, Any]) -> Mode:
-    """The clock a data manifest names; of a manifest from before release 0.6.0, the one its source has."""
+    """Return the clock a data manifest names; for a manifest from before release 0.6.0, the clock of its source."""
     for mode in MODES:
         if manifest.get("clock") == mode:
             return mode
@@ -42,24 +42,29 @@ class Clock:
     why: str = ""
 
     def now(self, position: datetime, wall: datetime) -> datetime:
-        """position: close of the newest base bar observed. A bar may close a little after our own clock says."""
+        """Return the present time of the market.
+
+        position  close of the newest base bar observed; it may be slightly ahead of our own clock
+        wall      time of day, aware UTC
+        """
         return position if self.mode == "market" else max(position, wall)
 
 
 class ClockWatch:
-    """Tells when the wall clock was set: it moved against a clock that nobody can set.
+    """Detects that the wall clock was set: it moved against the monotonic clock, which cannot be set.
 
-    The trusted time follows slow corrections. After a jump it stands until the clock is back, or until it has run
-    evenly for STEADY_S with no bar that speaks against it. All times in seconds.
+    The trusted time follows slow corrections. After a jump it ignores the wall clock until that is back, or has
+    run evenly for STEADY_S with no bar that contradicts it. All times in seconds.
     """
 
     def __init__(self, steady_s: float, wall_s: float) -> None:
+        """Trust the wall clock as it is now."""
         self._offset, self._at = wall_s - steady_s, steady_s
         self._jump: tuple[float, float] | None = None  # (offset since the jump, steady time it is counted from)
-        self._told = ""
+        self._reason = ""
 
     def check(self, steady_s: float, wall_s: float) -> str | None:
-        """Why the clock cannot be believed now; None if it can."""
+        """Return why the wall clock cannot be trusted now; None if it can."""
         offset = wall_s - steady_s
         gap = offset - self._offset
         passed, self._at = max(0.0, steady_s - self._at), max(self._at, steady_s)
@@ -69,7 +74,7 @@ class ClockWatch:
             return None
         if self._jump is None or abs(offset - self._jump[0]) > JUMP_S:
             self._jump = offset, steady_s
-            self._told = (
+            self._reason = (
                 f"clock jumped by {gap:+,.0f} s: it says {_shown(wall_s)}, and by the time that has passed it is "
                 f"{_shown(steady_s + self._offset)}. Fix the clock; one that runs evenly for {STEADY_S:.0f} s is "
                 "believed again"
@@ -77,11 +82,11 @@ class ClockWatch:
         if steady_s - self._jump[1] >= STEADY_S:
             self._offset, self._jump = offset, None
             return None
-        return self._told
+        return self._reason
 
     def observe_bar(self, close_s: float, steady_s: float) -> None:
-        """A bar of a market that trades now was offered after a jump: one that closes where the trusted time is, and
-        not where the clock stands, says that the clock is wrong; the steady time is counted anew."""
+        """Restart the count of even time if a bar of a live market closes nearer to the trusted time than to the wall
+        clock: then the wall clock is wrong."""
         if self._jump is not None:
             trusted, shown = steady_s + self._offset, steady_s + self._jump[0]
             if abs(close_s - trusted) < abs(close_s - shown):
@@ -89,4 +94,5 @@ class ClockWatch:
 
 
 def _shown(at_s: float) -> str:
+    """Return epoch seconds as date and time in UTC."""
     return f"{datetime.fromtimestamp(at_s, UTC):%F %T} UTC"

@@ -1,11 +1,11 @@
 """`kernel`: the one way to compile a function. Nothing else in the project calls numba.njit.
 
-numba's own cache looks at the file that holds a function only, so a kernel that calls one from another file would be
-served stale after that other file changed. Here the folder of a file's machine code is named by the content of the file
-and of all files of this project that it imports, directly or not, of numba and of the CPU: what did not change is not
-compiled again, in this copy of the project or in another that shares BELLWETHER_KERNEL_CACHE. Two files that nearly all
-import are left out, for no kernel may read them (a test looks): settings.py and errors.py. fastmath, parallel and
-SVML stay off: batch and live must be equal bit for bit.
+numba's own cache checks only the file of a function, so a kernel that calls one from another file would stay stale
+after that other file changed. Here the folder of a file's machine code is named by the content of the file and of all
+files of this project that it imports, directly or not, of numba and of the CPU: what did not change is not compiled
+again, in this copy of the project or in another that shares BELLWETHER_KERNEL_CACHE. Files that nearly every module
+imports and no kernel may read (a test checks) are left out: EXCLUDED_SOURCES. fastmath, parallel and SVML stay off:
+batch and live must be equal bit for bit.
 """
 
 import atexit
@@ -33,53 +33,57 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile, UserProvidedCa
 
 log = logging.getLogger("bellwether.kernels")
 _ROOT = Path(__file__).resolve().parent.parent
-EXCLUDED_SOURCES = frozenset({_ROOT / "pipelines" / "settings.py", _ROOT / "pipelines" / "errors.py"})
+EXCLUDED_SOURCES = frozenset(_ROOT / "pipelines" / name for name in ("settings.py", "params.py", "errors.py"))
 _IMPORT = re.compile(r"^\s*from ((?:pipelines|serving)[\w.]*) import (\([^)]*\)|[^\n#]+)", re.MULTILINE)
-SEALS = "seals.sha256"  # in the cache folder, as `sha256sum` writes it; of two lines for one file the later one counts
+SEALS = (
+    "seals.sha256"  # in the cache folder, as `sha256sum` writes it; of two lines for one file the later one is valid
+)
 LOOSE = stat.S_IWGRP | stat.S_IWOTH
-LOCK_SECONDS = 10.0  # to write one entry takes milliseconds
+LOCK_SECONDS = 10.0  # writing one entry takes milliseconds
 
 
 @cache
 def kernel_sources() -> tuple[Path, ...]:
-    """Every source file that compiles something, in a fixed order."""
+    """Return every source file that compiles something, in a fixed order."""
     files = [*(_ROOT / "pipelines").rglob("*.py"), *(_ROOT / "serving").rglob("*.py")]
     return tuple(sorted(f for f in files if "@kernel" in f.read_text() or f.name == "contracts.py"))
 
 
 def configured_dir() -> Path:
-    """Folder of all compiled kernels, as BELLWETHER_KERNEL_CACHE says; `cache_dir` says whether it may be used."""
+    """Return the folder of all compiled kernels, BELLWETHER_KERNEL_CACHE; `cache_dir` checks whether it may be used."""
     return Path(os.environ.get("BELLWETHER_KERNEL_CACHE", _ROOT / "artifacts" / "kernels")).resolve()
 
 
 def cache_dir() -> Path:
-    """Folder this process keeps compiled kernels in: the configured one, or a new one if others could write there."""
+    """Return the folder of this process's kernels: the configured one, or a new one if others could write there."""
     return _usable(configured_dir())
 
 
 @cache
 def _usable(folder: Path) -> Path:
+    """Return `folder` if its machine code can be trusted, else a temporary folder that this process removes."""
     reason = untrusted_reason(folder)
     if reason is None:
         try:
             _make_private(folder)
-        except OSError as error:  # a read-only disk: what is sealed there can still be read
+        except OSError as error:  # a read-only disk: sealed files on it can still be read
             reason = None if folder.is_dir() else f"{folder} cannot be made ({error.strerror})"
     if reason is None:
         return folder
     own = Path(tempfile.mkdtemp(prefix="bellwether-kernels-"))
     atexit.register(_remove_own, own, os.getpid())
-    log.warning("%s: it is not used and this process compiles for itself alone; `make setup` mends it", reason)
+    log.warning("%s: it is not used and this process compiles for itself alone; `make setup` repairs it", reason)
     return own
 
 
-def _remove_own(folder: Path, maker: int) -> None:
-    if os.getpid() == maker:  # a fork of it is not its end
+def _remove_own(folder: Path, creator: int) -> None:
+    """Remove the temporary folder when the process that created it ends."""
+    if os.getpid() == creator:  # not when a fork of it ends
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def untrusted_reason(folder: Path) -> str | None:
-    """Why machine code in this folder cannot be trusted, None if it can or if there is no folder yet."""
+    """Return why machine code in this folder cannot be trusted; None if it can, or if there is no folder yet."""
     if not folder.exists():
         return None
     found = folder.stat()
@@ -93,13 +97,14 @@ def untrusted_reason(folder: Path) -> str | None:
 
 
 def _make_private(folder: Path) -> None:
+    """Create a folder, or restrict an existing one, with mode 0700."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if stat.S_IMODE(folder.stat().st_mode) != 0o700:
         folder.chmod(0o700)
 
 
 def sources_of(*sources: Path) -> set[Path]:
-    """Files and everything of this project that they import, directly or not."""
+    """Return the files and everything of this project that they import, directly or not."""
     found, todo = set(sources), list(sources)
     while todo:
         new = set(_imported(todo.pop())) - found
@@ -109,9 +114,15 @@ def sources_of(*sources: Path) -> set[Path]:
 
 
 @cache
+def cpu_type() -> str:
+    """Return the type of this machine's CPU as LLVM names it, such as `skylake-avx512`."""
+    return str(llvmlite.binding.get_host_cpu_name())
+
+
+@cache
 def digest_of(*sources: Path) -> str:
-    """Of files and everything of this project that they import, this numba and this CPU: sixteen hex digits."""
-    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.binding.get_host_cpu_name()}".encode())
+    """Return sixteen hex digits of files, everything of this project that they import, this numba and this CPU."""
+    digest = hashlib.sha256(f"{numba.__version__} {cpu_type()}".encode())
     for source in sorted(sources_of(*sources), key=lambda path: (path.name, str(path))):
         digest.update(source.name.encode() + _content(source))
     return digest.hexdigest()[:16]
@@ -119,15 +130,18 @@ def digest_of(*sources: Path) -> str:
 
 @cache
 def _content(source: Path) -> bytes:
+    """Return the bytes of a source file, read once a process."""
     return source.read_bytes()
 
 
 @cache
 def _imported(source: Path) -> tuple[Path, ...]:
+    """Return the files of this project that a source file imports directly."""
     return tuple(_files_imported(_content(source).decode()))
 
 
 def _files_imported(text: str) -> Iterator[Path]:
+    """Yield the files of this project that source text imports, without EXCLUDED_SOURCES."""
     for module, names in _IMPORT.findall(text):
         at = _ROOT.joinpath(*module.split("."))
         for path in (at, *(at / name for name in re.findall(r"\w+", names))):
@@ -139,10 +153,10 @@ def _files_imported(text: str) -> Iterator[Path]:
 
 
 def prepare() -> str | None:
-    """Make the configured folder fit to be used; what was wrong, in words, and None if nothing was.
+    """Make the configured folder usable; return what was wrong in one sentence, None if nothing was.
 
     Files that do not match their seal are removed, and all of them if others could write here. Raises PermissionError
-    if the folder belongs to another user or is open to all on purpose, as /tmp is.
+    if the folder belongs to another user or is open to all users on purpose, as /tmp is.
     """
     folder = configured_dir()
     reason = untrusted_reason(folder)
@@ -153,70 +167,72 @@ def prepare() -> str | None:
         (folder / SEALS).unlink(missing_ok=True)
         shutil.rmtree(folder / "folds", ignore_errors=True)  # generated sources and their bytecode
     _usable.cache_clear()
-    bad = mend(folder)
+    bad = remove_invalid(folder)
     if reason:
-        return f"{reason}: closed to them, and what was in it ({bad} files) is compiled anew"
-    return f"{bad} files in {folder} do not match their seal: compiled anew" if bad else None
+        return f"{reason}: closed to them, and what was in it ({bad} files) is compiled again"
+    return f"{bad} files in {folder} do not match their seal: compiled again" if bad else None
 
 
 def _can_be_closed(folder: Path) -> bool:
-    """A folder of ours, and not one like /tmp, which is open on purpose."""
+    """Return whether the folder is ours, and not one like /tmp, which is open on purpose."""
     found = folder.stat()
     return folder.is_dir() and found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX
 
 
-def mend(folder: Path) -> int:
-    """Remove what is not as it was sealed, and its seal; how many files that were."""
+def remove_invalid(folder: Path) -> int:
+    """Remove every file that differs from its seal or has none, with its seal; return how many."""
     with _locked(folder):
         bad = invalid_files(folder)
         for name in bad:
             (folder / name).unlink(missing_ok=True)
-        for draft in folder.rglob("*.tmp.*"):  # whoever writes holds the lock, so nobody is writing these
+        for draft in folder.rglob("*.tmp.*"):  # writers hold the lock, so no one is writing these
             draft.unlink(missing_ok=True)
         if bad:
-            kept = {name: digest for name, digest in _sealed(folder).items() if name not in bad}
-            text = "".join(f"{digest}  {name}\n" for name, digest in kept.items())
+            valid = {name: digest for name, digest in _sealed(folder).items() if name not in bad}
+            text = "".join(f"{digest}  {name}\n" for name, digest in valid.items())
             with open(_opened(folder / SEALS, os.O_WRONLY | os.O_TRUNC), "w") as seals:
                 seals.write(text)
     return len(bad)
 
 
 def invalid_files(folder: Path) -> list[str]:
-    """Names of files that are sealed and gone or changed, and of machine code nobody sealed. Reads all of them."""
+    """Return names of sealed files that are missing or changed, and of code without a seal. Reads all of them."""
     if not folder.is_dir():
         return []
     seals = _sealed(folder)
     found = {str(file.relative_to(folder)) for file in folder.rglob("*.nb[ci]")}
-    return sorted({name for name in seals if _whole(folder, name) is None} | (found - seals.keys()))
+    return sorted({name for name in seals if _verified(folder, name) is None} | (found - seals.keys()))
 
 
 def read_sealed(folder: Path, name: str) -> bytes | None:
-    """The bytes of a file of this folder, None if it is not there or not as it was sealed (said once a process)."""
-    content = _whole(folder, name)
+    """Return the bytes of a file of this folder; None if it is missing or differs from its seal (logged once)."""
+    content = _verified(folder, name)
     if content is None and (folder / name).exists():
-        _tell_once(folder)
+        _warn_once(folder)
     return content
 
 
 @cache
-def _tell_once(folder: Path) -> None:
-    log.warning("the kernel cache %s holds files that do not match their seal: these are compiled anew", folder)
+def _warn_once(folder: Path) -> None:
+    """Log, once a process, that files of this folder do not match their seal."""
+    log.warning("the kernel cache %s holds files that do not match their seal: these are compiled again", folder)
 
 
-def _whole(folder: Path, name: str) -> bytes | None:
+def _verified(folder: Path, name: str) -> bytes | None:
+    """Return the bytes of a file that matches its seal, else None."""
     file = folder / name
     try:
         if file.parent.lstat().st_mode & LOOSE:
             return None
         with open(_opened(file, os.O_RDONLY), "rb") as handle:
             content = handle.read()
-    except OSError:  # not there, a link, or not ours to read
+    except OSError:  # missing, a link, or not ours to read
         return None
     return content if hashlib.sha256(content).hexdigest() == _sealed(folder).get(name) else None
 
 
 def _opened(file: Path, flags: int) -> int:
-    """Descriptor of a plain file of ours that nobody else may write. Raises OSError for any other."""
+    """Return the descriptor of a plain file that only this user may write. Raises OSError for any other."""
     descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & LOOSE:
@@ -226,7 +242,7 @@ def _opened(file: Path, flags: int) -> int:
 
 
 def _sealed(folder: Path) -> dict[str, str]:
-    """name → sha256 of everything sealed in this folder; a line that is not whole counts for nothing."""
+    """Return name → sha256 of everything sealed in this folder; a line that was cut short is ignored."""
     try:
         found = (folder / SEALS).stat()
         return _seals(folder, found.st_ino, found.st_mtime_ns, found.st_size)
@@ -235,7 +251,8 @@ def _sealed(folder: Path) -> dict[str, str]:
 
 
 @cache
-def _seals(folder: Path, *_written: int) -> dict[str, str]:
+def _seals(folder: Path, *_version: int) -> dict[str, str]:
+    """Return name → sha256 of a seal file; `_version` (inode, time, size) makes the cache read a changed file again."""
     with open(_opened(folder / SEALS, os.O_RDONLY), errors="replace") as seals:
         lines = [line.rstrip("\n").partition("  ") for line in seals if line.endswith("\n")]
     return {name: digest for digest, _, name in lines if len(digest) == 64}
@@ -243,7 +260,7 @@ def _seals(folder: Path, *_written: int) -> dict[str, str]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time. Raises OSError if this folder takes none, or another one writes for LOCK_SECONDS."""
+    """Hold the writers' lock of a folder. Raises OSError if it cannot be written, or is locked for LOCK_SECONDS."""
     descriptor = _opened(folder / SEALS, os.O_RDWR | os.O_CREAT)
     deadline = time.monotonic() + LOCK_SECONDS
     try:
@@ -259,16 +276,17 @@ def _locked(folder: Path) -> Iterator[None]:
                 time.sleep(0.01)
         yield
     finally:
-        os.close(descriptor)  # gives the lock back
+        os.close(descriptor)  # releases the lock
 
 
 def seal(folder: Path, name: str, content: bytes) -> None:
-    """Write a file of this folder, whole or not at all, and its seal. Raises OSError."""
+    """Write a file of this folder atomically, and its seal. Raises OSError."""
     with _locked(folder):
         _seal(folder, name, content)
 
 
 def _seal(folder: Path, name: str, content: bytes) -> None:
+    """Write file and seal; the caller holds the lock."""
     file = folder / name
     _make_private(file.parent)
     draft = file.with_name(f"{file.name}.tmp.{uuid.uuid4().hex[:16]}")
@@ -282,59 +300,62 @@ def _seal(folder: Path, name: str, content: bytes) -> None:
     line = f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode()
     with open(_opened(folder / SEALS, os.O_RDWR | os.O_APPEND), "rb+") as seals:
         before = seals.read()
-        seals.truncate(before.rfind(b"\n") + 1)  # a line that was cut short is none
+        seals.truncate(before.rfind(b"\n") + 1)  # drop a line that was cut short
         seals.write(line)
 
 
-# ---- warm or not ----------------------------------------------------------------------------------------------------
+# ---- all compiled or not --------------------------------------------------------------------------------------------
 
 
 def _warm_mark() -> str:
+    """Return the name of the file that `mark_warm` writes for this content, numba and CPU."""
     return f"warmed_{digest_of(*kernel_sources())}"
 
 
 def mark_warm() -> None:
-    """Say that all kernels of this content are in the cache: the names of everything that is sealed now, sealed."""
+    """Record that all kernels of this content are in the cache: a sealed list of everything sealed now."""
     folder = configured_dir()
     seal(folder, _warm_mark(), "\n".join(sorted(_sealed(folder))).encode())
 
 
 def kernels_are_warm() -> bool:
-    """Whether `mark_warm` was called for this content, numba and CPU, and each file it named is as it was sealed."""
+    """Return whether `mark_warm` was called for this content, numba and CPU, and each file it listed is unchanged."""
     folder = configured_dir()
     if untrusted_reason(folder) is not None:
         return False
-    names = _whole(folder, _warm_mark())
-    return names is not None and all(_whole(folder, name) is not None for name in names.decode().split("\n"))
+    names = _verified(folder, _warm_mark())
+    return names is not None and all(_verified(folder, name) is not None for name in names.decode().split("\n"))
 
 
 # ---- numba's hooks --------------------------------------------------------------------------------------------------
 
 
-class ByContent(UserProvidedCacheLocator):  # type: ignore[misc]
-    """Where numba keeps the machine code of a function."""
+class ByContent(UserProvidedCacheLocator):
+    """Names the folder of a function's machine code by content."""
 
     def __init__(self, py_func: Any, py_file: str) -> None:
+        """Name the folder for a function of `py_file`."""
         super().__init__(py_func, py_file)
         source = Path(py_file)
         self._cache_path = str(cache_dir() / f"{source.stem}_{digest_of(source)}")
 
     def ensure_cache_path(self) -> None:
-        """Leave it to whoever has something to write: what is compiled already can be read from a read-only disk."""
+        """Create nothing: the writer does, so that compiled code can be read from a read-only disk."""
 
 
-class SealedFiles(IndexDataCacheFile):  # type: ignore[misc]
-    """Index and data files of one function, of which only what is sealed is unpickled."""
+class SealedFiles(IndexDataCacheFile):
+    """Index and data files of one function; only sealed files are unpickled."""
 
     def save(self, key: Any, data: Any) -> None:
-        """Keep an entry; a disk that takes none costs the next process a compilation and this one nothing."""
+        """Store an entry; if the disk refuses it, the next process compiles again and this one goes on."""
         try:
             with _locked(cache_dir()):  # two at once would give the same data file to two signatures
                 super().save(key, data)
         except OSError as error:
-            log.warning("%s was compiled and cannot be kept: %s", self._index_name, error)
+            log.warning("%s was compiled and cannot be stored: %s", self._index_name, error)
 
     def _load_index(self) -> dict[Any, str]:
+        """Return signature → data file; empty for another numba, another source, or an unsealed index."""
         content = self._read(self._index_name)
         if content is None:
             return {}
@@ -345,41 +366,48 @@ class SealedFiles(IndexDataCacheFile):  # type: ignore[misc]
         return dict(overloads) if stamp == self._source_stamp else {}
 
     def _save_index(self, overloads: dict[Any, str]) -> None:
+        """Write signature → data file, and its seal."""
         version = pickle.dumps(self._version, protocol=-1)
         self._write(self._index_name, version + self._dump((self._source_stamp, overloads)))
 
     def _load_data(self, name: str) -> Any:
+        """Return the unpickled machine code of a data file."""
         content = self._read(name)
         if content is None:
-            raise FileNotFoundError(name)  # which numba takes for a miss
+            raise FileNotFoundError(name)  # numba treats it as a miss
         return pickle.loads(content)  # noqa: S301
 
     def _save_data(self, name: str, data: Any) -> None:
+        """Write the machine code of a data file, and its seal."""
         self._write(name, self._dump(data))
 
     def _name(self, name: str) -> str:
+        """Return the name of a file relative to the cache folder."""
         return f"{Path(self._cache_path).name}/{name}"
 
     def _read(self, name: str) -> bytes | None:
+        """Return the bytes of a sealed file, else None."""
         return read_sealed(Path(self._cache_path).parent, self._name(name))
 
     def _write(self, name: str, content: bytes) -> None:
+        """Write a file and its seal; `save` holds the lock."""
         _seal(Path(self._cache_path).parent, self._name(name), content)
 
 
-class SealedCache(FunctionCache):  # type: ignore[misc]
-    """numba's cache of one function, on sealed files."""
+class SealedCache(FunctionCache):
+    """numba's cache of one function, with sealed files."""
 
     def __init__(self, py_func: Any) -> None:
+        """Put sealed files in place of numba's own."""
         super().__init__(py_func)
         stamp = self._impl.locator.get_source_stamp()
         self._cache_file: Any = SealedFiles(self._cache_path, self._impl.filename_base, stamp)
 
 
 def kernel(function: Any) -> Any:
-    """Compile `function` with numba, cached on disk; a drop-in for `numba.njit`."""
+    """Return `function` compiled with numba and cached on disk; a drop-in for `numba.njit`."""
     numba.config.CACHE_DIR = str(cache_dir())
     numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{ByContent.__name__}"
     compiled = numba.njit(error_model="numpy", fastmath=False)(function)
-    compiled._cache = SealedCache(function)  # what cache=True does, with ours in place of numba's
+    compiled._cache = SealedCache(function)  # what cache=True does, with our cache in place of numba's
     return compiled

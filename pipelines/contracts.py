@@ -1,11 +1,13 @@
-"""The nouns. What crosses a module boundary is one of these; units and clocks are stated here once.
+"""Define the records that cross module boundaries, with their units and clocks.
 
 Time: every stamp is UTC. In frames a column is `datetime64[us, UTC]`; in compiled matrices it is epoch seconds in
 float64 (exact to 2**53). A bar is named by its `open_time` and is known only at `open_time + timeframe`.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,6 +16,10 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+JsonObject = dict[str, Any]  # a JSON object whose keys depend on its kind
+Arrays = dict[str, npt.NDArray[Any]]  # the arrays of an .npz by name
+
+DAY_S = 86_400.0  # seconds
 
 # ---- bars in compiled code: one row of eight float64, C-contiguous; NaN = not recorded --------------------------
 BAR_FIELDS = ("open_time", "open", "high", "low", "close", "volume", "trades", "taker_buy_volume")
@@ -28,11 +34,11 @@ TAKER_BUY = 7  # base asset bought by takers; NaN where the source has none
 BAR_WIDTH = 8
 
 # ---- book in compiled code: (2 sides, levels, 3) float64; side 0 bid, 1 ask; price, size, order count -----------
-BOOK_LEVELS = 5  # levels a side that are kept of a recorded book
+BOOK_LEVELS = 5  # levels stored on each side of a recorded book
 NO_BOOK: Floats = np.empty((2, 0, 3), dtype=np.float64)
 
-# ---- tape in compiled code: what the events inside a bar were, in numbers; it comes with each recorded book --------
-# `order_flow` … are the names; True = added up over the books of a bar, False = as the newest of them says.
+# ---- tape in compiled code: measures of the events inside a bar; one row comes with each recorded book -------------
+# Name → True = summed over the books of a bar, False = taken from the newest of them.
 # Sizes and flows in base asset; NaN = not recorded.
 TAPE: dict[str, bool] = {
     "order_flow": True,  # order-flow imbalance (Cont, Kukanov and Stoikov 2014)
@@ -45,7 +51,7 @@ TAPE: dict[str, bool] = {
     # S8, arrivals of trades
     "hawkes_branching": False,  # trades that one trade causes, by maximum likelihood
     "hawkes_excess": False,  # intensity over its base rate, less one
-    "hawkes_side": False,  # -1 sellers … 1 buyers: whose trades the excitement is made of
+    "hawkes_side": False,  # -1 sellers … 1 buyers: the side whose trades make up the excitement
     # S9, heatmap of 100 levels x 50 snapshots
     "heat_imbalance": False,  # (bid - ask) / both
     "heat_concentration": False,  # Herfindahl-Hirschman index of the levels, 1/levels … 1
@@ -71,13 +77,13 @@ TAPE_FIELDS = tuple(TAPE)
 TAPE_INDEX = {name: i for i, name in enumerate(TAPE_FIELDS)}
 TAPE_WIDTH = len(TAPE_FIELDS)
 
-# ---- context in compiled code: one row of float64 beside each decision bar; NaN = not known at its close ---------
+# ---- context in compiled code: one row of float64 for each decision bar; NaN = not known at its close ------------
 CONTEXT_FIELDS = (
     *TAPE_FIELDS[:2],
     "funding_rate",  # fraction a funding period
     "fear_greed",  # 0 (fear) to 100 (greed)
     "open_interest",  # base asset
-    "reference_close",  # quote currency; close of the reference symbol's bar (BTC beside another market)
+    "reference_close",  # quote currency; close of the reference symbol's bar (BTC for another market)
     *TAPE_FIELDS[2:],
 )
 CONTEXT_INDEX = {name: i for i, name in enumerate(CONTEXT_FIELDS)}
@@ -89,16 +95,31 @@ TIMEFRAME_SECONDS = {"1m": 60, "5m": 300, "15m": 900, "1h": 3600, "4h": 14400, "
 Arm = Literal["champion", "challenger"]
 
 CATEGORIES = ("cmt", "ict", "order_flow", "fpdom", "sentiment")
+SCORE_NAMES = (*CATEGORIES, "traditional")  # what a bar is scored by; only CATEGORIES have weights outside tier 3
 REGIMES = ("TRENDING", "RANGING", "VOLATILE", "QUIET")
 
 
 def utc(seconds: float) -> datetime:
-    """Epoch seconds → aware datetime."""
+    """Return epoch seconds as an aware datetime."""
     return datetime.fromtimestamp(float(seconds), tz=UTC)
 
 
-def tape_of(n: int, **columns: Any) -> Floats:
-    """(n, TAPE_WIDTH) tape of which the columns named here are given and no other is recorded."""
+def finite_or_none(value: float) -> float | None:
+    """Return the number as JSON can hold it: None for NaN and infinities."""
+    return float(value) if isfinite(value) else None
+
+
+def json_ready(value: Any) -> Any:
+    """Return plain data with every float that is not finite replaced by None; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: json_ready(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def tape_of(n: int, **columns: npt.ArrayLike) -> Floats:
+    """Return an (n, TAPE_WIDTH) tape with the named columns filled and NaN (not recorded) in all others."""
     tape = np.full((n, TAPE_WIDTH), np.nan)
     for name, values in columns.items():
         tape[:, TAPE_INDEX[name]] = values
@@ -107,7 +128,7 @@ def tape_of(n: int, **columns: Any) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with what it stands on (law L9): value, 95 % interval, number of rows, the cost assumption if any."""
+    """Hold a figure with its evidence (law L9): value, 95 % interval, number of rows, assumed cost if any."""
 
     value: float
     low: float
@@ -118,13 +139,13 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """n recorded order books in the order they could be known.
+    """Hold n recorded order books in the order in which they became known.
 
-    known            (n,) epoch seconds at which the book could be known; ascending
+    known            (n,) epoch seconds at which the book became known; ascending
     levels           (n, 2, BOOK_LEVELS, 3) bid and ask; price, size (base asset), orders (NaN = not recorded); best
                      level first, NaN where the side has fewer levels
-    tape             (n, TAPE_WIDTH) in TAPE_FIELDS order: what happened since the book before, or as of this one; units
-                     as TAPE says, NaN = not recorded
+    tape             (n, TAPE_WIDTH) in TAPE_FIELDS order: events since the previous book, or as of this one; units as
+                     in TAPE, NaN = not recorded
     """
 
     known: Floats
@@ -133,18 +154,18 @@ class Books:
 
     @property
     def order_flow(self) -> Floats:
-        """(n,) base asset; order-flow imbalance since the book before; a view of the tape."""
+        """Return (n,) order-flow imbalance since the previous book, base asset; a view of the tape."""
         return self.tape[:, TAPE_INDEX["order_flow"]]
 
     @property
     def order_flow_fast(self) -> Floats:
-        """(n,) base asset; the same over the last seconds before this book; a view of the tape."""
+        """Return (n,) order-flow imbalance of the last seconds before each book, base asset; a view of the tape."""
         return self.tape[:, TAPE_INDEX["order_flow_fast"]]
 
 
 @dataclass(frozen=True, slots=True)
 class Trades:
-    """n trades in time order: epoch seconds, price in quote currency, size in base asset, aggressor +1 buy, -1 sell."""
+    """Hold n trades in time order: epoch seconds, price (quote), size (base asset), aggressor +1 buy, -1 sell."""
 
     time: Floats
     price: Floats
@@ -154,20 +175,24 @@ class Trades:
 
 @dataclass(frozen=True, slots=True)
 class ContextFeed:
-    """n values of context in the order they could be known: `known` epoch seconds (ascending), `field` an index into
-    CONTEXT_FIELDS (int64), `value` in that field's unit. A later value of a field replaces the one before."""
+    """Hold n values of context in the order in which they became known.
+
+    known  (n,) epoch seconds, ascending
+    field  (n,) int64 index into CONTEXT_FIELDS
+    value  (n,) in the unit of that field; a later value of a field replaces the earlier one
+    """
 
     known: Floats
     field: Ints
     value: Floats
 
 
-RETAINED_BARS = 256  # decision bars a live service and a warm start keep: the longest window of a model fits
+RETAINED_BARS = 256  # decision bars in a live service and in a warm start; the longest window of a model fits
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """m closed decision bars in time order with everything known at their closes: what any model may read.
+    """Hold m closed decision bars in time order with everything known at their closes: the inputs of any model.
 
     bars (m, 8) · features (m, kf) · signals (m, ks) · levels (m, 2, levels, 3) books · context (m, CONTEXT_WIDTH)
     """
@@ -179,22 +204,23 @@ class History:
     context: Floats
 
     def __len__(self) -> int:
+        """Return m, the number of bars."""
         return len(self.bars)
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a model says of a batch of n rows. An abstention has p = NaN, a status and a reason code (law L1).
+    """Hold the predictions of one model for a batch of n rows; an abstention has p = NaN and a reason (law L1).
 
     p        (n,) calibrated probability of a model with one class, (n, classes) of one with several; in [0, 1]; NaN
              where status is not OK
-    p_low    as p: lower 95 % bound (what sizing may rely on); NaN where status is not OK or the model gives none
+    p_low    as p: lower 95 % bound, used for sizing; NaN where status is not OK or the model gives none
     status   n of "OK" | "ABSTAIN"
     reason   n of None | reason code such as "MISSING_FEATURE:volume_ratio", "NOVEL:17.2>12.9"
     novelty  (n,) distance from the training data in the model's own unit; NaN if it could not be computed
-    digest   sha256 of the bundle manifest that answered
-    label    n of None | what the model says in one word (a regime, the patterns it is sure of); None where it has none
-    members  voter → its own p, for models that are made of several; NaN where that voter could not speak
+    digest   sha256 of the manifest of the bundle that predicted
+    label    n of None | the prediction as one word (a regime, the patterns above their threshold)
+    members  member → its own p, for models made of several; NaN where that member abstained
     """
 
     p: Floats
@@ -208,42 +234,60 @@ class Predictions:
 
 
 class Model(Protocol):
-    """What serving needs from any family: a verified bundle that answers batches."""
+    """Predict batches of rows from a verified bundle: what serving needs from any model family."""
 
     @property
-    def family(self) -> str: ...
+    def family(self) -> str:
+        """Return the model family, one of families.FAMILIES."""
+        ...
+
     @property
-    def version(self) -> str: ...
+    def version(self) -> str:
+        """Return the registry version; empty where the bundle was loaded without one."""
+        ...
+
     @property
-    def digest(self) -> str: ...
+    def digest(self) -> str:
+        """Return the sha256 of the bundle's manifest."""
+        ...
+
     @property
-    def columns(self) -> tuple[str, ...]: ...
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the input columns in the order in which `predict` expects them."""
+        ...
+
     @property
     def steps(self) -> int:
-        """Bars a row looks back on, the bar decided on included."""
+        """Return the number of bars in a row, the bar decided on included."""
         ...
 
     @property
-    def classes(self) -> tuple[str, ...]: ...
-    @property
-    def golden(self) -> dict[str, Any]:
-        """rows (g, …), p, status: what check_golden repeats."""
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes that p has one column for."""
         ...
 
     @property
-    def schema(self) -> dict[str, Any]:
-        """What it was trained on: kind, symbol, decision_timeframe, trained_through, dropped, terms."""
+    def golden(self) -> Mapping[str, Any]:
+        """Return the golden rows that check_golden repeats: rows (g, …), p, status."""
+        ...
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """Return the training facts: kind, symbol, decision_timeframe, trained_through, dropped, loss_params."""
         ...
 
     def predict(self, rows: Floats) -> Predictions:
-        """rows (n, len(columns)) where `steps` is 1, else (n, steps, len(columns)) oldest first; float64 in the order
-        of `columns`; NaN = missing."""
+        """Return one prediction for each row.
+
+        rows  (n, len(columns)) where `steps` is 1, else (n, steps, len(columns)) oldest first; float64 in the order of
+              `columns`; NaN = missing
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of a verdict. `passed` None means it could not be computed, and `detail` says why."""
+    """Hold one line of a verdict; `passed` None means it could not be computed, for the reason in `detail`."""
 
     name: str
     passed: bool | None
@@ -257,7 +301,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's answer on one candidate: passed only if every required check passed."""
+    """Hold the gate's verdict on one candidate: passed only if every required check passed."""
 
     family: str
     passed: bool
@@ -265,9 +309,114 @@ class Verdict:
     reasons: tuple[str, ...]  # names of the checks that failed or could not be computed
 
 
+Probabilities = float | dict[str, float | None] | None  # one class; class → p; None = no number
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleVote:
+    """Hold the vote of the directional ensemble (M5) over the members of one model.
+
+    p        in [0, 1]; None where no member gave a number
+    phase    regime whose weights were used; None = unknown
+    weights  member → weight used, summing to 1
+    missing  members that gave no number
+    """
+
+    p: float | None
+    phase: str | None
+    weights: dict[str, float]
+    missing: tuple[str, ...]
+
+    def to_dict(self) -> JsonObject:
+        """Return the vote as plain JSON."""
+        return {"p": self.p, "phase": self.phase, "weights": self.weights, "missing": list(self.missing)}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "EnsembleVote":
+        """Return the vote that `to_dict` wrote."""
+        return cls(record["p"], record["phase"], dict(record["weights"]), tuple(record["missing"]))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswer:
+    """Hold the prediction of one arm of one family for one decision: numbers, or None and the reason for it.
+
+    verdict    of the gate on this version: "passed", "refused" or empty
+    role       "active" of the champion, "shadow" of the challenger
+    event      signal that raised the event it was asked about; None for families that read the market itself
+    direction  of that event: -1, 1, or 0 without one
+    p, p_low   as in Predictions, of the one row; p_low is the lower 95 % bound
+    novelty    distance from the training data, in the model's own unit
+    members    member → its p, for models made of several
+    ensemble   vote over `members`, where the bundle registers weights
+    """
+
+    family: str
+    version: str = ""
+    digest: str = ""
+    verdict: str = ""
+    role: str = ""
+    event: str | None = None
+    direction: int = 0
+    p: Probabilities = None
+    p_low: Probabilities = None
+    label: str | None = None
+    status: str = "ABSTAIN"
+    reason: str | None = None
+    novelty: float | None = None
+    members: dict[str, Probabilities] | None = None
+    ensemble: EnsembleVote | None = None
+
+    @property
+    def chance(self) -> tuple[float | None, float | None]:
+        """Return (p, p_low) of a model with one class; None where there is no number."""
+        return _one_class(self.p), _one_class(self.p_low)
+
+    def to_dict(self) -> JsonObject:
+        """Return the answer as plain JSON; `members` and `ensemble` only where there are any."""
+        record = {part.name: getattr(self, part.name) for part in fields(self)}
+        if self.members is None:
+            del record["members"]
+        if self.ensemble is None:
+            del record["ensemble"]
+        else:
+            record["ensemble"] = self.ensemble.to_dict()
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any], family: str = "") -> "ModelAnswer":
+        """Return the answer that `to_dict` wrote; fields that an earlier release did not store have their defaults."""
+        known = {part.name: record[part.name] for part in fields(cls) if part.name in record}
+        if (vote := known.get("ensemble")) is not None:
+            known["ensemble"] = EnsembleVote.from_dict(vote)
+        return cls(**{"family": family, **known})
+
+
+ModelAnswers = dict[str, dict[str, ModelAnswer]]  # family → arm → answer
+
+
+def _one_class(p: Probabilities) -> float | None:
+    """Return p of a model with one class; None without a number, and of a model with several classes."""
+    return None if p is None or isinstance(p, dict) else float(p)
+
+
+def _answers(models: Mapping[str, Any]) -> ModelAnswers:
+    """Return the stored model answers by family and arm; release 0.1.0 stored the arms of its one family alone."""
+    if "champion" in models or "challenger" in models:
+        models = {"validator": models}
+    return {
+        family: {arm: ModelAnswer.from_dict(record, family) for arm, record in arms.items()}
+        for family, arms in models.items()
+    }
+
+
+_TIMES = ("as_of", "known_at", "ingested_at", "expiry")
+_TUPLES = ("take_profits", "reasons", "breakers")
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """U6: everything a decision says; stored whole before the answer leaves.
+    """Hold one decision with everything it rests on (U6); stored whole before the answer leaves.
 
     Prices in quote currency, sizes as a fraction of equity, edges in basis points of the entry price.
     """
@@ -278,7 +427,7 @@ class Decision:
     known_at: datetime
     ingested_at: datetime
     action: Literal["BUY", "SELL", "NO_TRADE"]
-    direction: int  # -1, 0, 1: what the vote said, also when the action is NO_TRADE
+    direction: int  # -1, 0, 1: sign of the vote, also when the action is NO_TRADE
     confidence: float | None
     entry: float | None
     stop: float | None
@@ -296,25 +445,42 @@ class Decision:
     coverage: float = 0.0
     reasons: tuple[str, ...] = ()
     generation: int = 0
-    models: dict[str, Any] = field(default_factory=dict)  # family → arm → {version, digest, p, status, reason, …}
-    lineage: dict[str, str] = field(default_factory=dict)  # data_hash, git_commit, catalogue_hash, warm_start, policy
-    account: dict[str, float | None] = field(
-        default_factory=dict
-    )  # what risk saw of it: the fields of policy.ExposureSnapshot
-    breakers: tuple[str, ...] = ()  # latched at that moment
+    models: ModelAnswers = field(default_factory=dict)  # family → arm → answer
+    lineage: dict[str, str] = field(default_factory=dict)  # data_hash, git_commit, catalogue_hash, policy, cpu, …
+    account: dict[str, float | None] = field(default_factory=dict)  # fields of decision_row.ExposureSnapshot
+    breakers: tuple[str, ...] = ()  # tripped at that moment
     tier_reason: str = ""  # TIER_<n>: why; empty in decisions made before it was recorded
-    tier_multiplier: float = 1.0  # what the tier leaves of a position's size
+    tier_multiplier: float = 1.0  # factor of the tier on a position's size
     trail: dict[str, str] = field(default_factory=dict)  # risk.codes.LAYERS → passed, refused: …, not reached: …
-    said: dict[str, float] = field(default_factory=dict)  # category → side × confidence, in [-1, 1]; 0 = silent
-    validation: dict[str, float | None] = field(default_factory=dict)  # U4: `of` all, and each layer that speaks
+    category_scores: dict[str, float] = field(default_factory=dict)  # direction × confidence, -1 … 1; 0 = neutral
+    validation: dict[str, float | None] = field(default_factory=dict)  # U4: `combined`, and each layer with a value
     stage: str = ""  # of the drawdown, risk.limits.STAGES
-    capped_by: str | None = None  # the cap that made the size smaller, risk.sizing.CAPS
-    learned: dict[str, float] = field(default_factory=dict)  # weights as learned from outcomes so far
+    capped_by: str | None = None  # the cap that reduced the size, risk.sizing.CAPS
+    learned: dict[str, float] = field(default_factory=dict)  # weights learned from outcomes so far
+
+    def to_dict(self) -> JsonObject:
+        """Return the decision as plain JSON: what is stored and what a client receives; times in ISO 8601 with zone."""
+        record = {part.name: getattr(self, part.name) for part in fields(self)}
+        for name in _TIMES:
+            record[name] = record[name] and record[name].isoformat()
+        for name in _TUPLES:
+            record[name] = list(record[name])
+        record["models"] = {
+            family: {arm: answer.to_dict() for arm, answer in arms.items()} for family, arms in self.models.items()
+        }
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Decision":
+        """Return the decision that `to_dict` wrote; a field that was not stored has its default."""
+        times = {name: record[name] and datetime.fromisoformat(record[name]) for name in _TIMES}
+        tuples = {name: tuple(record.get(name, ())) for name in _TUPLES}
+        return cls(**{**record, **times, **tuples, "models": _answers(record.get("models", {}))})
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What happened to a decision's event, by the same definition the labels use."""
+    """Hold the outcome of a decision's event, defined as the labels define it."""
 
     decision_id: str
     resolved_at: datetime

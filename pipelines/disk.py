@@ -1,4 +1,4 @@
-"""How much room is left where an installation writes, and when there will be none. Reads the file system only."""
+"""Free disk space of an installation, and a forecast of when it runs out. Reads the file system only."""
 
 import os
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from typing import Literal
 
 MB = 2**20
 DAY_S = 86_400.0
-MIN_SPAN_S = 3_600.0  # a forecast from less than an hour would say more about one run than about a day
+MIN_SPAN_S = 3_600.0  # a forecast from less than an hour would reflect one run, not a day
 
 
 @dataclass(frozen=True)
 class DiskState:
-    """What may still be done with the room that is left.
+    """Free space and what it still permits.
 
     level       "ok"; "warn": free some soon; "stop": open no position and record nothing more
     free_bytes  what this user may still write
@@ -28,7 +28,7 @@ class DiskState:
 def check_space(home: Path, warn_bytes: int, stop_bytes: int) -> DiskState:
     """Compare the free bytes of the file system under `home` with the two limits.
 
-    A home that does not exist yet is judged by the nearest folder that does. Raises OSError if it cannot be read.
+    For a home that does not exist yet, the nearest existing folder counts. Raises OSError if it cannot be read.
     """
     free_bytes = free(home)
     if free_bytes < stop_bytes:
@@ -43,7 +43,7 @@ def check_space(home: Path, warn_bytes: int, stop_bytes: int) -> DiskState:
 
 
 def free(home: Path) -> int:
-    """Bytes an unprivileged process may still write under `home`."""
+    """Return how many bytes an unprivileged process may still write under `home`."""
     folder = home.absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -52,10 +52,10 @@ def free(home: Path) -> int:
 
 
 def days_left(samples: Sequence[tuple[float, int]], now_s: float) -> float | None:
-    """Forecast in how many days the disk is full, at the pace between the oldest and the newest sample.
+    """Forecast in how many days the disk is full, at the rate between the oldest and the newest sample.
 
-    samples  (epoch seconds, free bytes), in any order; those after `now_s` are of a clock that jumped: left out
-    Returns  None while the samples span less than an hour or the room does not shrink
+    samples  (epoch seconds, free bytes), in any order; those after `now_s` are of a clock that jumped: ignored
+    Returns  days; None while the samples span less than an hour or free space does not shrink
     """
     usable = sorted(sample for sample in samples if sample[0] <= now_s)
     if len(usable) < 2:
@@ -67,5 +67,5 @@ def days_left(samples: Sequence[tuple[float, int]], now_s: float) -> float | Non
 
 
 def format_bytes(n_bytes: int) -> str:
-    """Bytes as a person reads them: 1.5 GB, 12 MB (binary units)."""
+    """Return bytes in readable form: 1.5 GB, 12 MB (binary units)."""
     return f"{n_bytes / 2**30:.1f} GB" if n_bytes >= 2**30 else f"{n_bytes / MB:.0f} MB"

@@ -1,25 +1,25 @@
 """Every error this product raises on purpose. Callers catch the level they mean.
 
 BellwetherError
-├── InputError                 somebody handed us something we refuse; nothing stored was touched
+├── InputError                 the caller passed something we refuse; nothing stored was touched
 │   ├── BadColumns             a column is missing, unknown or of the wrong type
 │   ├── BadTimes               naive, duplicate, out of order, or from the future
 │   ├── BadValues              not finite, non-positive, or impossible (high below low)
-│   │   └── StoredAlready      a decision stands under this id
+│   │   └── StoredAlready      a decision with this id exists
 │   ├── BadShape               arrays whose lengths or widths do not agree
 │   ├── UnreadableFile         a file that is truncated or not of its kind
-│   └── UnknownName            a symbol, family, source, timeframe or version nobody registered
+│   └── UnknownName            a symbol, family, source, timeframe or version that is not registered
 ├── BlockedError               the input is well-formed but policy says no
 │   ├── QualityBlocked         data quality under the floor: no training on it
 │   ├── NotEnoughData          too few rows to say anything
 │   ├── GateRefused            promotion without a passing verdict
-│   ├── WouldOverwrite         something is there that this would replace
-│   └── LeaseHeld              somebody else is doing this now
+│   ├── WouldOverwrite         something exists that this would replace
+│   └── LeaseHeld              another process is doing this now
 ├── BundleError                a model bundle that must not be served
 │   ├── DigestMismatch         bytes differ from what the registry promised
 │   ├── UnsafeBundle           pickle or any file the manifest does not name
-│   ├── WrongSchema            it reads columns or windows that nobody here computes
-│   └── GoldenMismatch         the loaded model does not give its golden answers
+│   ├── WrongSchema            it reads columns or windows that this release does not compute
+│   └── GoldenMismatch         the loaded model does not repeat its golden answers
 ├── StateError                 live state cannot be trusted (a gap, a wrong catalogue)
 ├── MissingPackage             a library that only this needs is not installed
 └── ServiceError               a server we need is down, or its port is taken
@@ -31,110 +31,113 @@ BellwetherError
 
 
 class BellwetherError(Exception):
-    """Base of all; its message says what, how far, and what to do next."""
+    """Base of all errors; its message says what, how far, and what to do next."""
 
 
 class InputError(BellwetherError):
-    pass
+    """Refused input; nothing stored was touched."""
 
 
 class BadColumns(InputError):
-    pass
+    """A column is missing, unknown or of the wrong type."""
 
 
 class BadTimes(InputError):
-    pass
+    """Times are naive, duplicate, out of order, or from the future."""
 
 
 class BadValues(InputError):
-    pass
+    """Values are not finite, non-positive, or impossible."""
 
 
 class StoredAlready(BadValues):
-    pass
+    """A decision with this id exists."""
 
 
 class BadShape(InputError):
-    pass
+    """Array lengths or widths do not agree."""
 
 
 class UnreadableFile(InputError):
-    pass
+    """A file is truncated or not of its kind."""
 
 
 class UnknownName(InputError):
-    pass
+    """A name is not registered."""
 
 
 class BlockedError(BellwetherError):
-    pass
+    """Well-formed input that policy refuses."""
 
 
 class QualityBlocked(BlockedError):
-    pass
+    """Data quality is under the floor for training."""
 
 
 class NotEnoughData(BlockedError):
-    pass
+    """Too few rows for a result."""
 
 
 class GateRefused(BlockedError):
-    pass
+    """A promotion has no passing verdict."""
 
 
 class WouldOverwrite(BlockedError):
-    pass
+    """Something exists that this would replace."""
 
 
 class LeaseHeld(BlockedError):
-    def __init__(self, told: str, holder: str = "") -> None:
-        super().__init__(told)
-        self.holder = holder  # who has it, as `site.holder` writes it
+    """Another process is doing this now. `holder` names it as the lease does; empty if unknown."""
+
+    def __init__(self, message: str, holder: str = "") -> None:
+        """Set the message and the holder."""
+        super().__init__(message)
+        self.holder = holder
 
 
 class BundleError(BellwetherError):
-    pass
+    """A model bundle must not be served."""
 
 
 class WrongSchema(BundleError):
-    pass
+    """A bundle reads columns or windows that this release does not compute."""
 
 
 class DigestMismatch(BundleError):
-    pass
+    """Bytes differ from what the registry promised."""
 
 
 class UnsafeBundle(BundleError):
-    pass
+    """A bundle holds a pickle or a file its manifest does not name."""
 
 
 class GoldenMismatch(BundleError):
-    pass
+    """A loaded model does not repeat its golden answers."""
 
 
 class StateError(BellwetherError):
-    pass
+    """Live state cannot be trusted."""
 
 
 class MissingPackage(BellwetherError):
-    pass
+    """A library that only this needs is not installed."""
 
 
 class ServiceError(BellwetherError):
-    pass
+    """A server we need is down, or its port is taken."""
 
 
 class PortTaken(ServiceError):
-    pass
+    """Another process listens on the port."""
 
 
 class ServiceDown(ServiceError):
-    pass
+    """A server does not answer."""
 
 
 class ClockJumped(ServiceError):
-    pass
+    """The wall clock was set: no bar and no decision can be dated."""
 
 
 class VenueDown(ServiceError):
-    pass
+    """An exchange returns no bars, now or ever."""

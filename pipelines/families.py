@@ -1,6 +1,7 @@
-"""The families of models, by name, in the order they are shown.
+"""The model families by name, in the order they are displayed.
 
-Not in contracts: every kernel rests on that file, and a new family would have all machine code made anew.
+Not in contracts: every kernel imports that file, so a new family would recompile all machine code.
 """
 
 FAMILIES = ("validator", "pattern", "regime", "predictor")
+DECISION_FAMILY = "validator"  # its probability decides a trade

@@ -1,4 +1,4 @@
-"""Files of an installation are for its own user only: what is written from now on, and what is there already."""
+"""Restrict the files of an installation to its own user: new files, and those that exist already."""
 
 import os
 import stat
@@ -7,7 +7,7 @@ from pathlib import Path
 
 OTHERS = 0o077
 WRITABLE = stat.S_IWGRP | stat.S_IWOTH
-SEALS = "seals.sha256"  # of a kernel cache (pipelines.compiled); worth nothing once others could write it
+SEALS = "seals.sha256"  # of a kernel cache (pipelines.compiled); void once others could write it
 
 
 def restrict() -> None:
@@ -17,31 +17,33 @@ def restrict() -> None:
 
 @dataclass(frozen=True)
 class Tightened:
-    """How many files and folders others could open before; `foreign` are those of other users, left as they are."""
+    """Counts of files and folders that others could open before; `foreign` belong to other users and are left as they
+    are."""
 
     files: int
     folders: int
     foreign: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
-        told = f"{self.files} files and {self.folders} folders were open to other users and are closed now"
+        """Return one sentence for the operator."""
+        message = f"{self.files} files and {self.folders} folders were open to other users and are closed now"
         if self.foreign:
-            told += (
-                f"; {len(self.foreign)} belong to another user, {self.foreign[0]} first: look at them, then chown or "
+            message += (
+                f"; {len(self.foreign)} belong to another user, {self.foreign[0]} first: check them, then chown or "
                 "remove them"
             )
-        return told
+        return message
 
 
 def is_loose(home: Path) -> bool:
-    """Whether other users may open this folder; False if there is none."""
+    """Return whether other users may open this folder; False if it does not exist."""
     return home.is_dir() and bool(home.stat().st_mode & OTHERS)
 
 
 def tighten(home: Path) -> Tightened | None:
-    """Take every right of group and others under `home`; None if they had none. Links are not followed.
+    """Remove every right of group and others under `home`; return None if they had none. Links are not followed.
 
-    From the top down: once the home is closed nobody can put a link in the way of what comes next.
+    Works from the top down: once the home is closed no other user can place a link further down.
     """
     home = home.resolve()
     if not home.is_dir():
@@ -66,6 +68,6 @@ def tighten(home: Path) -> Tightened | None:
                 folders, files = folders + folder, files + (not folder)
             if folder:
                 todo += path.iterdir()
-        except FileNotFoundError:  # whatever runs here removed it just now
+        except FileNotFoundError:  # another process removed it just now
             continue
     return Tightened(files, folders, tuple(foreign)) if files or folders or foreign else None

@@ -1,6 +1,7 @@
-"""The worst of a sample: value at risk, expected shortfall, and whose they are. Losses are positive fractions of value.
+"""The worst of a sample: value at risk, expected shortfall, and each position's part. Losses are positive fractions of
+value.
 
-Below everything that counts with them: the tests of forecasts (`evaluation.tail_risk`) and the risk engine's budgets.
+Both the tests of forecasts (`evaluation.tail_risk`) and the risk engine's budgets use them.
 """
 
 import numpy as np
@@ -11,9 +12,10 @@ from pipelines.errors import BadShape, BadValues
 
 
 @kernel
-def tail_losses(values, tail):  # type: ignore[no-untyped-def]
-    """VaR and ES of equally likely `values`.
+def tail_losses(values: Floats, tail: float) -> tuple[float, float]:
+    """Return (VaR, ES) of equally likely returns, as positive fractions; NaN if one is not finite or n · tail < 1.
 
+    values  (n,) float64 returns; tail  float64 in (0, 1)
     VaR is the loss of rank (n + 1) tail, between two by interpolation: where that is whole, the next of independent
     returns exceeds it with chance `tail`; the empirical distribution's own quantile would be exceeded too often. ES is
     the mean of the n · tail worst, the last one in part (Acerbi & Tasche 2002), so it is never under the VaR.
@@ -23,15 +25,15 @@ def tail_losses(values, tail):  # type: ignore[no-untyped-def]
         return np.nan, np.nan
     rank, share = (n + 1) * tail, n * tail
     k, m = int(rank), int(share)
-    worst, kept = np.empty(k + 1), 0  # in order; by insertion, as numpy's partition takes half a minute to compile
+    worst, filled = np.empty(k + 1), 0  # in order; by insertion, as numpy's partition takes half a minute to compile
     for value in values:
         if not np.isfinite(value):
             return np.nan, np.nan
-        if kept <= k:
-            kept += 1
+        if filled <= k:
+            filled += 1
         elif value >= worst[k]:
             continue
-        j = kept - 1
+        j = filled - 1
         while j > 0 and worst[j - 1] > value:
             worst[j] = worst[j - 1]
             j -= 1
@@ -42,14 +44,14 @@ def tail_losses(values, tail):  # type: ignore[no-untyped-def]
 
 
 def tail_probability(level: float) -> float:
-    """1 - level. Raises BadValues unless .5 < level < 1."""
+    """Return 1 - level. Raises BadValues unless .5 < level < 1."""
     if not 0.5 < level < 1.0:
         raise BadValues(f"level {level} of a VaR is not between .5 and 1. Write 99 % as 0.99.")
     return 1.0 - level
 
 
 def refuse_missing(values: Floats, what: str = "return") -> None:
-    """Raises BadValues naming the first row of `values`, (n,) or (n, k), that is not finite."""
+    """Raise BadValues naming the first row of `values`, (n,) or (n, k), that is not finite."""
     fine = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     if not fine.all():
         at = int(np.argmin(fine))
@@ -60,7 +62,7 @@ def refuse_missing(values: Floats, what: str = "return") -> None:
 
 
 def euler_es(returns: Floats, weights: Floats, level: float) -> Floats:
-    """(k,) what each of k positions adds to the portfolio's historical ES; the sum is that ES.
+    """Return (k,) the part of each of k positions in the portfolio's historical ES (positive fraction); they sum to it.
 
     returns  (n, k) simple returns of the assets in the same rows; weights (k,) of value, negative if short
     A position's part is its mean loss over the portfolio's worst n (1 - level) rows, the last in part: the derivative

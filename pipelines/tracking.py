@@ -9,20 +9,20 @@ import contextlib
 import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ServiceDown, UnknownName
 
-ALIASES = ("champion", "challenger", "previous")
 EXPERIMENT = "bellwether"
-NEEDED = ("numpy", "onnxruntime", "pandas", "mlflow")  # by whoever loads a version from MLflow
+NEEDED = ("numpy", "onnxruntime", "pandas", "mlflow")  # to load a version from MLflow
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One registered version. `verdict` is "passed", "refused" or "pending"; `aliases` as MLflow has them now."""
+    """One registered version. `verdict` is "passed", "refused" or "pending"; `aliases` are those of this moment."""
 
     family: str
     version: str
@@ -39,6 +39,7 @@ class Tracking:
     """A connection to one MLflow server. Raises ServiceDown, naming the address, if it does not answer."""
 
     def __init__(self, url: str) -> None:
+        """Connect to the server at `url`. MLflow is imported here: it reads its environment once."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
@@ -61,22 +62,22 @@ class Tracking:
         family: str,
         bundle: Path,
         *,
-        params: dict[str, Any],
+        params: Mapping[str, object],
         metrics: dict[str, float],
         files: list[Path],
         tags: dict[str, str],
         title: str,
     ) -> Version:
-        """One run with everything that explains the candidate, and a new registered version of `family`.
+        """Log a run with everything that explains the candidate, register it as a new version of `family`, return that.
 
-        tags must hold digest, data_hash, git_commit, git_dirty, catalogue_hash; `flow_run` where a flow did it
+        tags  must have digest, data_hash, git_commit, git_dirty, catalogue_hash; `flow_run` within a flow
         """
         mlflow = self._mlflow
         mlflow.set_experiment(EXPERIMENT)
         with mlflow.start_run(run_name=f"{family}-{tags['digest'][:8]}", tags=tags):
             mlflow.log_params({name: str(value)[:500] for name, value in params.items()})
-            # before the metrics: of each one that a run has, MLflow would ask the server for its history
-            with _unprinted():
+            # before the metrics: MLflow would request the history of each metric that the run already has
+            with _without_output():
                 info = mlflow.pyfunc.log_model(
                     name=family,
                     python_model=str(Path(__file__).parent / "models" / "registered.py"),
@@ -87,16 +88,16 @@ class Tracking:
             for file in files:
                 mlflow.log_artifact(str(file), "evidence")
             mlflow.log_artifacts(str(bundle), "bundle")
-        # last, and with all its tags: whoever finds a version finds everything that belongs to it
-        with _unprinted():
-            made = mlflow.register_model(info.model_uri, family, tags={**tags, "gate_verdict": "pending"})
+        # last, and with all its tags: a version that can be found is complete
+        with _without_output():
+            registered = mlflow.register_model(info.model_uri, family, tags={**tags, "gate_verdict": "pending"})
         if not self._client.get_registered_model(family).description:
             self._client.update_registered_model(family, title)
-        self._client.update_model_version(family, made.version, (bundle / "card.md").read_text())
-        return self.version(family, str(made.version))
+        self._client.update_model_version(family, registered.version, (bundle / "card.md").read_text())
+        return self.version(family, str(registered.version))
 
     def version(self, family: str, version: str) -> Version:
-        """Raises UnknownName naming the versions that exist."""
+        """Return one version of a family. Raises UnknownName with the versions that exist."""
         try:
             found = self._client.get_model_version(family, version)
         except self._mlflow.exceptions.MlflowException as error:
@@ -105,23 +106,23 @@ class Tracking:
         return _read(found, self._aliases(family))
 
     def versions(self, family: str) -> list[Version]:
-        """Every version of a family, newest first; empty if the family was never trained."""
+        """Return every version of a family, newest first; empty if the family was never trained."""
         found = self._client.search_model_versions(f"name = '{family}'")
         # the search result carries no aliases: they are on the registered model
         aliases = self._aliases(family) if found else {}
         return sorted((_read(v, aliases) for v in found), key=lambda v: -int(v.version))
 
     def version_by_alias(self, family: str, alias: str) -> Version | None:
-        """The version an alias points to now, None if it points nowhere."""
+        """Return the version an alias points to now, None if it points nowhere."""
         number = self._aliases(family).get(alias)
         return None if number is None else self.version(family, number)
 
     def aliases(self, alias: str) -> dict[str, str]:
-        """family → the version this alias points to, of every registered family that has it; one request."""
+        """Return family → version this alias points to, for every registered family that has it; one request."""
         return {m.name: str(m.aliases[alias]) for m in self._client.search_registered_models() if alias in m.aliases}
 
     def set_alias(self, family: str, alias: str, version: str | None) -> None:
-        """Point an alias at a version, or take it away with None."""
+        """Point an alias at a version; None removes it."""
         if version is None:
             if alias in self._aliases(family):
                 self._client.delete_registered_model_alias(family, alias)
@@ -129,9 +130,9 @@ class Tracking:
             self._client.set_registered_model_alias(family, alias, version)
 
     def record_verdict(
-        self, family: str, version: str, passed: bool, evidence: dict[str, Any], files: list[Path], trials: int
+        self, family: str, version: str, passed: bool, evidence: Mapping[str, object], files: list[Path], trials: int
     ) -> None:
-        """Put the gate's verdict on the version and its evidence into the run."""
+        """Set the gate's verdict on the version and log its evidence to the run."""
         run_id = self.version(family, version).run_id
         for file in files:
             self._client.log_artifact(run_id, str(file), "gate")
@@ -142,23 +143,23 @@ class Tracking:
         self._client.set_model_version_tag(family, version, "gate_verdict", word)
 
     def log_study(self, name: str, tags: dict[str, str]) -> str:
-        """A run of its own for evidence that is about no version; `log_report` fills it. Returns its id."""
+        """Start a run for evidence that belongs to no version and return its id; `log_report` fills it."""
         self._mlflow.set_experiment(EXPERIMENT)
         with self._mlflow.start_run(run_name=name, tags=tags) as run:
             return str(run.info.run_id)
 
     def log_report(self, run_id: str, files: list[Path], folder: str, metrics: dict[str, float]) -> None:
-        """Add later evidence (a drift report) to the run of the version it is about."""
+        """Add later evidence (a drift report) to the run of its version."""
         for file in files:
             self._client.log_artifact(run_id, str(file), folder)
         self._mlflow.log_metrics(metrics, run_id=run_id)
 
     def metrics(self, run_id: str) -> dict[str, float]:
-        """Every metric of a run, by name."""
+        """Return every metric of a run, by name."""
         return {name: float(value) for name, value in self._client.get_run(run_id).data.metrics.items()}
 
     def download_bundle(self, version: Version, into: Path) -> Path:
-        """Fetch the bundle of a version into the folder `into` (made if absent). Verification is the runtime's work."""
+        """Download the bundle of a version into the folder `into` (created if absent); return its path, unverified."""
         into.mkdir(parents=True, exist_ok=True)
         path = self._mlflow.artifacts.download_artifacts(
             run_id=version.run_id, artifact_path="bundle", dst_path=str(into), tracking_uri=self.url
@@ -166,10 +167,12 @@ class Tracking:
         return Path(path)
 
     def run_link(self, run_id: str) -> str:
+        """Return the address of a run in MLflow's UI."""
         run = self._client.get_run(run_id)
         return f"{self.url}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
 
     def _aliases(self, family: str) -> dict[str, str]:
+        """Return alias → version of a family; empty for one that is not registered."""
         try:
             return {a: str(v) for a, v in self._client.get_registered_model(family).aliases.items()}
         except self._mlflow.exceptions.MlflowException as error:
@@ -178,8 +181,8 @@ class Tracking:
             raise
 
 
-def _read(found: Any, aliases: dict[str, str]) -> Version:
-    """A version as MLflow tells it; `aliases` are those of its family."""
+def _read(found: Any, aliases: Mapping[str, str]) -> Version:
+    """Return MLflow's ModelVersion as a Version; `aliases` are those of its family."""
     tags = {k: str(v) for k, v in found.tags.items()}
     return Version(
         family=found.name,
@@ -194,12 +197,13 @@ def _read(found: Any, aliases: dict[str, str]) -> Version:
     )
 
 
-def _unprinted() -> contextlib.redirect_stderr[io.StringIO]:
-    """Without what MLflow prints there: we say it ourselves, and errors are raised."""
+def _without_output() -> contextlib.redirect_stderr[io.StringIO]:
+    """Discard what MLflow prints to standard error; errors are raised anyway."""
     return contextlib.redirect_stderr(io.StringIO())
 
 
 def _version_of(package: str) -> str:
+    """Return the installed version of a package."""
     from importlib.metadata import version
 
     return version(package)

@@ -1,8 +1,8 @@
-"""The only doorway to DVC, and to the git state that goes on a run.
+"""The only doorway to DVC, and to the git state that is recorded with a run.
 
-Runs never touch the repository: `prepare` lays out a private workspace (a DVC project without SCM) holding copies of
-the build graph, the parameters and the sources whose hashes decide what is stale. The code that runs is the installed
-one. The hash of `data` is the authority; everything else points to it. One writer at a time: callers hold a lease.
+Runs never touch the repository: `prepare` lays out a private workspace (a DVC project without SCM) with copies of the
+build graph, the parameters and the sources whose hashes decide what is stale. The code that runs is the installed one.
+The hash of `data` is the authority; everything else refers to it. One writer at a time: callers hold a lease.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,24 +25,28 @@ from pipelines.permissions import tighten
 from pipelines.settings import read_yaml
 
 _ONE_FOLDER = threading.RLock()
-STAGE_LOG = "BELLWETHER_STAGE_LOG"  # a stage that DVC runs writes what it says there
+LOG_LINES = 15  # of a failed stage, quoted in the error
+STAGE_LOG = "BELLWETHER_STAGE_LOG"  # a stage that DVC runs writes its output to the file named here
 PROVENANCE = ("data.dvc", "dvc.lock", "params.yaml")
 
 
 @dataclass(frozen=True, slots=True)
 class GitState:
+    """Commit of a checkout, and whether files differ from it."""
+
     commit: str  # "unversioned" outside a git checkout
     dirty: bool
 
 
 def git_state(root: Path) -> GitState:
-    """Commit of the code that runs, and whether it was changed since."""
+    """Return the commit of the code that runs, and whether it was changed since."""
 
-    def ask(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    def git(*arguments: str) -> str:
+        """Return the output of a git command."""
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return GitState(ask("rev-parse", "HEAD"), bool(ask("status", "--porcelain")))
+        return GitState(git("rev-parse", "HEAD"), bool(git("status", "--porcelain")))
     except (subprocess.CalledProcessError, FileNotFoundError):
         return GitState("unversioned", True)
 
@@ -61,11 +64,11 @@ def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None
     _project(workspace, workspace.parent / "dvc-cache", remote)
 
 
-def _tame() -> None:
-    """What DVC decides for itself when it is imported.
+def _configure_dvc() -> None:
+    """Override what DVC sets when it is imported.
 
-    Its log level: its everyday news is in our own progress. The mode of what it keeps, which ignores the umask: 0444.
-    And that of its site cache, a folder that all may write unless it is there already.
+    Its log level: our own progress covers its routine messages. The mode of cached files, 0444 whatever the umask. And
+    the mode of its site cache, a folder that all users may write unless it exists already.
     """
     from dvc_data.hashfile.db.local import LocalHashFileDB
 
@@ -77,21 +80,21 @@ def _tame() -> None:
 
 
 @contextlib.contextmanager
-def _standing_in(workspace: Path) -> Iterator[Any]:
-    """The workspace's DVC repo. DVC resolves what a stage writes from the current folder, and a process has only one of
-    those: threads take turns."""
+def _repo_in(workspace: Path) -> Iterator[Any]:
+    """Yield the workspace's DVC repo with the workspace as current folder. DVC resolves a stage's outputs from there,
+    and a process has only one current folder: threads take turns."""
     from dvc.repo import Repo
 
-    _tame()
+    _configure_dvc()
     with _ONE_FOLDER, contextlib.chdir(workspace), Repo() as repo:
         yield repo
 
 
 def _project(folder: Path, cache: Path, remote: str) -> None:
-    """Make `folder` a DVC project without SCM, on our cache and remote."""
+    """Make `folder` a DVC project without SCM, with our cache and remote."""
     from dvc.repo import Repo
 
-    _tame()
+    _configure_dvc()
     if not (folder / ".dvc").exists():
         Repo.init(str(folder), no_scm=True).close()
     with Repo(str(folder)) as repo, repo.config.edit() as config:
@@ -105,13 +108,13 @@ def snapshot(workspace: Path) -> str:
     from dvc.repo import Repo
 
     with Repo(str(workspace)) as repo:
-        stage = repo.add([str(workspace / "data")])[0]  # absolute: DVC reads names from where we stand
+        stage = repo.add([str(workspace / "data")])[0]  # absolute: DVC resolves names from the current folder
         repo.push([str(workspace / "data.dvc")])
         return str(stage.outs[0].hash_info.value)
 
 
 def restore(workspace: Path, pointer: Path) -> str:
-    """Bring back the data a `data.dvc` describes, from cache or remote. Returns its hash."""
+    """Restore the data a `data.dvc` describes, from cache or remote, and return its hash."""
     from dvc.repo import Repo
 
     shutil.copyfile(pointer, workspace / "data.dvc")
@@ -121,7 +124,7 @@ def restore(workspace: Path, pointer: Path) -> str:
 
 
 def data_hash(folder: Path) -> str:
-    """Hash in the folder's `data.dvc`. Raises StateError if there is none."""
+    """Return the hash in the folder's `data.dvc`. Raises StateError if there is none, UnreadableFile if damaged."""
     pointer = folder / "data.dvc"
     if not pointer.is_file():
         raise StateError(f"{folder}: no data.dvc; run `bellwether run --once` to ingest and version market data")
@@ -132,7 +135,7 @@ def data_hash(folder: Path) -> str:
 
 
 def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
-    """Run what is stale of the build graph. Returns the stages that ran; BellwetherError holds the stage's output."""
+    """Run the stale stages of the build graph; return those that ran. Raises BellwetherError with its output."""
     from dvc.exceptions import DvcException
 
     log = workspace / "stages.log"
@@ -142,35 +145,35 @@ def reproduce(workspace: Path, targets: list[str] | None = None) -> list[str]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     try:
         before = _locked(workspace)
-        with _standing_in(workspace) as repo:
+        with _repo_in(workspace) as repo:
             repo.reproduce(targets)
     except DvcException as error:
-        said = log.read_text().splitlines()[-15:] if log.is_file() else []
-        raise BellwetherError("\n".join([f"build graph: {error}. End of {log}:", *said])) from error
+        lines = log.read_text().splitlines()[-LOG_LINES:] if log.is_file() else []
+        raise BellwetherError("\n".join([f"build graph: {error}. End of {log}:", *lines])) from error
     after = _locked(workspace)
     return [name for name, entry in after.items() if before.get(name) != entry]
 
 
 def stale(workspace: Path, targets: list[str]) -> list[str]:
-    """Those of the stages `targets` that would run: never run, or something they rest on has changed."""
-    with _standing_in(workspace) as repo:
+    """Return the stages of `targets` that would run: never run before, or a dependency has changed."""
+    with _repo_in(workspace) as repo:
         changed = repo.status(targets)
     return [name for name in targets if name in changed]
 
 
-def run_stage(workspace: Path, name: str, timeout_s: float, tell: Callable[[str], None]) -> None:
-    """Run one stage's command as the build graph states it, without DVC, so that several can run side by side.
+def run_stage(workspace: Path, name: str, timeout_s: float, progress: Callable[[str], None]) -> None:
+    """Run one stage's command of the build graph without DVC, so that several can run in parallel.
 
-    Its outputs are removed first; `record` makes it known to DVC afterwards. `tell` gets every line it prints.
-    Raises BellwetherError with the end of what it said when it fails or takes longer than `timeout_s`.
+    Its outputs are removed first; `record` registers it with DVC afterwards. `progress` receives every line it prints.
+    Raises  BellwetherError with its last lines if it fails or takes longer than `timeout_s` seconds
     """
-    command, outs = _stated(workspace, name)
+    command, outs = _command_and_outputs(workspace, name)
     for out in outs:
         shutil.rmtree(workspace / out, ignore_errors=True)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {name: value for name, value in os.environ.items() if name != STAGE_LOG}
     threads = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PATH": path}  # one core a stage: they share few
-    said: deque[str] = deque(maxlen=15)
+    last_lines: deque[str] = deque(maxlen=LOG_LINES)
     with subprocess.Popen(
         shlex.split(command), cwd=workspace, env=environment | threads, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -180,35 +183,36 @@ def run_stage(workspace: Path, name: str, timeout_s: float, tell: Callable[[str]
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                said.append(line.rstrip())
-                tell(line.rstrip())
+                last_lines.append(line.rstrip())
+                progress(line.rstrip())
             code = process.wait()
         finally:
             timed_out = not timer.is_alive()
             timer.cancel()
-            if process.poll() is None:  # we were interrupted: what we started does not go on without us
+            if process.poll() is None:  # we were interrupted: our child must not go on
                 os.killpg(process.pid, signal.SIGKILL)
     if code:
         why = f"took longer than {timeout_s:.0f} s and was stopped" if timed_out else f"ended with {code}"
-        raise BellwetherError("\n".join([f"stage {name} {why}. It said last:", *said]))
+        raise BellwetherError("\n".join([f"stage {name} {why}. Its last lines:", *last_lines]))
 
 
 def record(workspace: Path, names: list[str]) -> None:
-    """Write into `dvc.lock` that these stages ran on what is there now, and keep their outputs in the cache."""
-    with _standing_in(workspace) as repo:
+    """Record in `dvc.lock` that these stages ran on the present inputs, and cache their outputs."""
+    with _repo_in(workspace) as repo:
         for name in names:
             repo.commit(name, force=True)
 
 
-def _stated(workspace: Path, name: str) -> tuple[str, list[str]]:
-    """(command, outputs) of a stage, of a `foreach` too, as DVC reads the graph."""
-    with _standing_in(workspace) as repo:
+def _command_and_outputs(workspace: Path, name: str) -> tuple[str, list[str]]:
+    """Return (command, cached outputs) of a stage, also of a `foreach`, as DVC reads the graph."""
+    with _repo_in(workspace) as repo:
         stage = repo.stage.load_one(name=name)
         cached = [out.def_path for out in stage.outs if out.use_cache]
         return str(stage.cmd), cached
 
 
 def _locked(workspace: Path) -> dict[str, object]:
+    """Return stage → entry of `dvc.lock`; empty without one. Raises UnreadableFile if it is damaged."""
     lock = workspace / "dvc.lock"
     try:
         return dict(read_yaml(lock)["stages"]) if lock.is_file() else {}
@@ -217,35 +221,11 @@ def _locked(workspace: Path) -> dict[str, object]:
 
 
 def keep_version(workspace: Path, versions: Path) -> Path:
-    """Keep the three files that name this version (`data.dvc`, `dvc.lock`, `params.yaml`) under its data hash."""
+    """Copy the three files that describe this version (`data.dvc`, `dvc.lock`, `params.yaml`) to a folder named by its
+    data hash, and return that."""
     folder = versions / data_hash(workspace)
     folder.mkdir(parents=True, exist_ok=True)
     for name in PROVENANCE:
         if (workspace / name).is_file():
             shutil.copyfile(workspace / name, folder / name)
     return folder
-
-
-def collect_garbage(workspace: Path, versions: Path, protected: set[str]) -> list[str]:
-    """Let DVC remove cached data of versions no registered model was trained on. Returns the hashes let go.
-
-    protected  data hashes of registered versions; the workspace's own is always kept
-    """
-    from dvc.repo import Repo
-
-    kept = protected | {data_hash(workspace)}
-    gone = [folder for folder in sorted(versions.iterdir()) if folder.name not in kept]
-    with Repo(str(workspace)) as repo, tempfile.TemporaryDirectory() as scratch:
-        remote, cache = repo.config["remote"]["store"]["url"], Path(repo.cache.local.path)
-        projects = []
-        for name in sorted(kept & {folder.name for folder in versions.iterdir()}):
-            # a project that holds nothing but the pointer tells DVC's own collector that this data is in use
-            project = Path(scratch) / name
-            project.mkdir()
-            _project(project, cache, remote)
-            shutil.copyfile(versions / name / "data.dvc", project / "data.dvc")
-            projects.append(str(project))
-        repo.gc(workspace=True, cloud=True, repos=projects, force=True)
-    for folder in gone:
-        shutil.rmtree(folder)
-    return [folder.name for folder in gone]

@@ -1,115 +1,144 @@
-"""Talk to the decision service over HTTP, as any user would: JSON, a bearer key for writes, errors said plainly."""
+"""The Python client of the decision service: JSON over HTTP, a bearer key for writes, errors in one sentence."""
 
 import time
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any
 
 import httpx
 import numpy as np
 
-from pipelines.contracts import BAR_FIELDS, CONTEXT_FIELDS, TAPE_FIELDS, Books, ContextFeed, Floats, Outcome, utc
+from pipelines.contracts import (
+    BAR_FIELDS,
+    CONTEXT_FIELDS,
+    TAPE_FIELDS,
+    Books,
+    ContextFeed,
+    Floats,
+    JsonObject,
+    Outcome,
+    utc,
+)
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
+from pipelines.settings import settings as process_settings
 from serving.service.keys import write_key
 
+TIMEOUT_SECONDS = 30.0
 READY_SECONDS = 3.0
 BATCH_SIZE = 300  # records of a kind in one request: 300 books of five levels a side and a whole tape take about 500 kB
 
 
 class Client:
-    """A connection to one decision service; use as a context manager."""
+    """A connection to one decision service; use it as a context manager.
 
-    def __init__(self, settings: Settings) -> None:
+    >>> from bellwether import Client
+    >>> with Client() as client:                    # the installation of this folder, or of BELLWETHER_HOME
+    ...     decision = client.decide("SIM/USDT")    # on the newest closed bar
+    ...     print(decision["action"], decision["size"], decision["reasons"][0])
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Connect to the service these settings name; None: the settings of this process. Reads the key."""
+        settings = settings or process_settings()
         self.url = settings.decision_url
         headers = {"Authorization": f"Bearer {write_key(settings)}"}
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=30.0)
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_SECONDS)
 
     def __enter__(self) -> "Client":
+        """Return the client."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Close the connection."""
         self._http.close()
 
     def observe(
         self, symbol: str, bars: Floats, books: Books | None = None, feed: ContextFeed | None = None
-    ) -> dict[str, Any]:
-        """Send base bars (n, 8) of a symbol and the records known by their close; what is NaN is left out.
+    ) -> JsonObject:
+        """Send base bars (n, 8) of a symbol and the records known by their close; NaN is left out.
 
         More than BATCH_SIZE records of a kind go ahead of the bars in requests of their own: a body has a limit.
+        Returns the answer of `/observe`. Raises InputError for bars that are refused, ServiceDown if none can be taken.
         """
-        told = [] if books is None else [book_json(books, i) for i in range(len(books.known))]
+        book_rows = [] if books is None else [book_json(books, i) for i in range(len(books.known))]
         values = [] if feed is None else context_json(feed)
-        while len(told) > BATCH_SIZE or len(values) > BATCH_SIZE:
-            ahead = {"books": told[:BATCH_SIZE], "context": values[:BATCH_SIZE]}
+        while len(book_rows) > BATCH_SIZE or len(values) > BATCH_SIZE:
+            ahead = {"books": book_rows[:BATCH_SIZE], "context": values[:BATCH_SIZE]}
             self._post("observe", {"symbol": symbol, **ahead})
-            told, values = told[BATCH_SIZE:], values[BATCH_SIZE:]
-        body = {"symbol": symbol, "bars": [bar_json(bar) for bar in bars], "books": told, "context": values}
+            book_rows, values = book_rows[BATCH_SIZE:], values[BATCH_SIZE:]
+        body = {"symbol": symbol, "bars": [bar_json(bar) for bar in bars], "books": book_rows, "context": values}
         return self._post("observe", body)
 
-    def decide(self, symbol: str) -> dict[str, Any]:
-        """Decide for now, by the clock of the symbol's market."""
+    def decide(self, symbol: str) -> JsonObject:
+        """Return the decision on the symbol's newest closed bar, for now by the clock of its market."""
         return self._post("decide", {"symbol": symbol})
 
-    def outcome(self, outcome: Outcome) -> dict[str, Any]:
+    def outcome(self, outcome: Outcome) -> JsonObject:
+        """Report what became of a decision; return whether it was new."""
         return self._post("outcome", {**asdict(outcome), "resolved_at": outcome.resolved_at.isoformat()})
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> JsonObject:
+        """Return health, tier, models, symbols, breakers and account."""
         return self._post("status", {})
 
-    def ready(self) -> dict[str, Any]:
-        """What /ready says, ready or not. Raises ServiceDown if nobody answers in READY_SECONDS."""
+    def ready(self) -> JsonObject:
+        """Return the answer of `/ready`, ready or not. Raises ServiceDown without an answer within READY_SECONDS."""
         try:
-            answer = self._http.get("/ready", timeout=READY_SECONDS)
-            found = answer.json() if answer.status_code in (200, 503) else None
+            response = self._http.get("/ready", timeout=READY_SECONDS)
+            content = response.json() if response.status_code in (200, 503) else None
         except (httpx.HTTPError, ValueError) as error:
-            raise ServiceDown(
-                f"the decision service does not answer at {self.url}: {error}. Start it with `bellwether up`."
-            ) from error
-        if not isinstance(found, dict) or "health" not in found:
-            raise ServiceDown(f"{self.url}/ready answered {answer.status_code}: {answer.text[:200]}")
-        return found
+            raise self._no_answer(error) from error
+        if not isinstance(content, dict) or "health" not in content:
+            raise ServiceDown(f"{self.url}/ready answered {response.status_code}: {response.text[:200]}")
+        return content
 
-    def risk(self) -> dict[str, Any]:
+    def risk(self) -> JsonObject:
+        """Return every limit with what is used of it."""
         return self._post("risk", {})
 
-    def wait_for_generation(self, generation: int, timeout_s: float = 60.0) -> dict[str, Any]:
-        """Until the service answers with this generation. Raises ServiceDown with what it said last."""
-        deadline, said = time.monotonic() + timeout_s, "no answer yet"
+    def wait_for_generation(self, generation: int, timeout_s: float = 60.0) -> JsonObject:
+        """Wait until the service serves this generation; return its status. Raises ServiceDown with its last answer."""
+        deadline, last = time.monotonic() + timeout_s, "no answer yet"
         while time.monotonic() < deadline:
             try:
-                answer = self.status()
-                if int(answer["generation"]) >= generation:
-                    return answer
-                said = f"generation {answer['generation']}, refused: {answer.get('refused')}"
+                status = self.status()
+                if int(status["generation"]) >= generation:
+                    return status
+                last = f"generation {status['generation']}, refused: {status.get('refused')}"
             except ServiceDown as error:
-                said = str(error)
+                last = str(error)
             time.sleep(0.25)
-        raise ServiceDown(f"{self.url} did not take generation {generation} in {timeout_s:.0f} s: {said}")
+        raise ServiceDown(f"{self.url} did not take generation {generation} in {timeout_s:.0f} s: {last}")
 
-    def _post(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, name: str, body: JsonObject) -> JsonObject:
+        """Return the JSON object that a call answers. Raises InputError for 4xx, ServiceDown for 5xx or no answer."""
         try:
-            answer = self._http.post(f"/{name}", json=body)
+            response = self._http.post(f"/{name}", json=body)
         except httpx.HTTPError as error:
-            raise ServiceDown(
-                f"the decision service does not answer at {self.url}: {error}. Start it with `bellwether up`."
-            ) from error
-        if answer.status_code >= 500:
-            raise ServiceDown(f"{self.url}/{name} answered {answer.status_code}: {answer.text[:400]}")
-        if answer.status_code >= 400:
-            raise InputError(f"{name} was refused ({answer.status_code}): {answer.text[:600]}")
-        found = answer.json()
-        if not isinstance(found, dict):
-            raise BellwetherError(f"{self.url}/{name} answered {type(found).__name__}, expected an object")
-        return found
+            raise self._no_answer(error) from error
+        if response.status_code >= 500:
+            raise ServiceDown(f"{self.url}/{name} answered {response.status_code}: {response.text[:400]}")
+        if response.status_code >= 400:
+            raise InputError(f"{name} was refused ({response.status_code}): {response.text[:600]}")
+        content = response.json()
+        if not isinstance(content, dict):
+            raise BellwetherError(f"{self.url}/{name} answered {type(content).__name__}, expected an object")
+        return content
+
+    def _no_answer(self, error: Exception) -> ServiceDown:
+        """Return the error of a service that does not answer, with what to do."""
+        return ServiceDown(
+            f"the decision service does not answer at {self.url}: {error}. Start it with `bellwether up`."
+        )
 
 
-def book_json(books: Books, i: int) -> dict[str, Any]:
-    """Book `i` as the service reads it."""
+def book_json(books: Books, i: int) -> JsonObject:
+    """Return book `i` as `/observe` reads it."""
 
     def side(s: int) -> list[list[float | None]]:
+        """Return the levels of a side, best first, NaN as null."""
         rows = books.levels[i, s]
         return [[None if v != v else v for v in row] for row in rows[np.isfinite(rows[:, 0])].tolist()]
 
@@ -117,13 +146,15 @@ def book_json(books: Books, i: int) -> dict[str, Any]:
     return {"known_at": utc(books.known[i]).isoformat(), "bids": side(0), "asks": side(1), "tape": tape}
 
 
-def context_json(feed: ContextFeed) -> list[dict[str, Any]]:
+def context_json(feed: ContextFeed) -> list[JsonObject]:
+    """Return the values of context as `/observe` reads them."""
     return [
         {"field": CONTEXT_FIELDS[field], "known_at": utc(at).isoformat(), "value": value}
         for at, field, value in zip(feed.known, feed.field.tolist(), feed.value.tolist(), strict=True)
     ]
 
 
-def bar_json(bar: Floats) -> dict[str, Any]:
+def bar_json(bar: Floats) -> JsonObject:
+    """Return a bar (8,) as `/observe` reads it; NaN is left out."""
     values = {name: float(v) for name, v in zip(BAR_FIELDS[1:], bar[1:], strict=True) if np.isfinite(v)}
     return {"open_time": utc(bar[0]).isoformat(), **values}

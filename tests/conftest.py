@@ -1,15 +1,15 @@
-"""How the suite is shared out: the real servers' tests to one worker, the other long files next, the rest by file.
-
-And the two databases the store runs on.
-"""
+"""Distribution of the suite over workers (the real servers' tests to one worker, other long files next, the rest by
+file), and the two databases the store runs on."""
 
 import gc
 import os
 
-import flows  # says how many threads a process takes, before anybody imports numpy
+from pipelines.bootstrap import bootstrap
+
+bootstrap()  # before numpy is imported
 
 # isort: split
-import pytest
+import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("support")
 
@@ -17,7 +17,6 @@ pytest.register_assert_rewrite("support")
 from support.postgres import postgres_server, postgres_url, second_postgres_url  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
-assert flows
 __all__ = ["postgres_server", "postgres_url", "second_postgres_url", "url"]
 SERVERS = "tests/integration/"  # one stack, started once
 # long ones early, so that none of them is last; hardship's services when the turn no longer takes both cores
@@ -25,11 +24,11 @@ LONG = (
     "tests/test_tutorials.py", "tests/monitoring/test_drift_on_the_simulator.py", "tests/training/test_controls.py",
     "tests/serving/test_replay.py", "tests/test_hardship.py", "tests/test_faults.py",
 )  # fmt: skip
-ONE_STAND = {"tests/test_faults.py": "tests/test_hardship.py"}  # in one process: their stand is trained once
+ONE_FIXTURE = {"tests/test_faults.py": "tests/test_hardship.py"}  # in one process: they share a trained fixture
 
 
 def pytest_runtest_setup(item):
-    """Three workers on two cores: the one with the servers, whose tests take longest, goes first."""
+    """Lower the priority of every worker but the one with the servers: its tests take longest."""
     shared = "PYTEST_XDIST_WORKER" in os.environ
     if shared and not item.nodeid.startswith(SERVERS) and os.nice(0) == 0:
         os.nice(10)
@@ -37,7 +36,7 @@ def pytest_runtest_setup(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """What is imported and collected stays, half a million objects: nobody walks over them looking for garbage."""
+    """Collect without searching for reference cycles: half a million imported and collected objects stay."""
     gc.disable()
     try:
         return (yield)
@@ -47,19 +46,22 @@ def pytest_collection():
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=_turn_of)
+    items.sort(key=_rank)
 
 
-def _turn_of(item):
+def _rank(item):
+    """Return the rank of a test: servers first, then long files in order, then the rest."""
     if item.get_closest_marker("stack"):
         return 0
     return next((at for at, name in enumerate(LONG, 1) if item.nodeid.startswith(name)), len(LONG) + 1)
 
 
 class ByFile(LoadScopeScheduling):
+    """Gives each file to one worker, and all tests of the servers to one."""
+
     def _split_scope(self, nodeid):
         file = nodeid.partition("::")[0]
-        return SERVERS if nodeid.startswith(SERVERS) else ONE_STAND.get(file, file)
+        return SERVERS if nodeid.startswith(SERVERS) else ONE_FIXTURE.get(file, file)
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -68,7 +70,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path):
-    """Of an empty database, once of either kind."""
+    """Return the URL of an empty database, once of either kind."""
     if request.param == "postgresql":
         return request.getfixturevalue("postgres_url")
     return f"sqlite:///{tmp_path / 'new' / 'store.db'}"

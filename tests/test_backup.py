@@ -23,7 +23,7 @@ FILES = {"serving/generation.json": b'{"generation": 3}'}
 
 @pytest.fixture
 def source(url):
-    """A store with rows in every table: those of release 0.1.0, brought up, and records."""
+    """Return the URL of a store with rows in every table: those of release 0.1.0, migrated, and records."""
     release_010(url)
     store = Store.open(url)
     store.add_bars(one_bar(0.1))
@@ -39,14 +39,14 @@ def source(url):
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty(request, tmp_path):
-    """URL of an empty database, of either kind."""
+    """Return the URL of an empty database, of either kind."""
     if request.param == "postgresql":
         return request.getfixturevalue("second_postgres_url")
     return f"sqlite:///{tmp_path / 'other' / 'store.db'}"
 
 
 @pytest.fixture
-def made(source, tmp_path):
+def backup_file(source, tmp_path):
     file = tmp_path / "backup.zip"
     back_up(source, file, T0, lambda: FILES)
     return file
@@ -62,7 +62,7 @@ def without_leases(url):
 
 
 def comparable(url):
-    """Rows without what the two databases' drivers give as different types."""
+    """Return the rows as text that is equal for both databases' drivers."""
 
     def same(value):
         if isinstance(value, datetime):
@@ -72,16 +72,16 @@ def comparable(url):
     return repr({t: [tuple(same(v) for v in row) for row in rows] for t, rows in without_leases(url).items()})
 
 
-def test_a_restored_store_holds_every_row_bit_for_bit_whichever_database_it_came_from(source, made, empty):
-    backup, files = restore(empty, made)
+def test_a_restored_store_holds_every_row_bit_for_bit_whichever_database_it_came_from(source, backup_file, empty):
+    backup, files = restore(empty, backup_file)
     assert backup.rows() == {t: len(rows) for t, rows in without_leases(source).items()}
     assert all(backup.rows().values())
     assert comparable(empty).replace("True", "1") == comparable(source).replace("True", "1")
     assert files == FILES
 
 
-def test_a_restored_store_goes_on_counting_and_its_ledger_still_only_grows(made, empty):
-    restore(empty, made)
+def test_a_restored_store_goes_on_counting_and_its_ledger_still_only_grows(backup_file, empty):
+    restore(empty, backup_file)
     store = Store.open(empty)
     line = Promotion(T0, "ann", "refuse", "validator", "champion", "1", "2", None, None, None, None, None, "no")
     assert store.add_promotion(line) == 3
@@ -109,7 +109,7 @@ def test_a_backup_of_a_store_that_is_being_written_is_of_one_moment(url, tmp_pat
         for i in itertools.count():
             if stop.is_set():
                 return
-            with store.writing() as connection:  # a bar and a latch together, or neither
+            with store.writing() as connection:  # a bar and a trip together, or neither
                 store.add_bars(one_bar(float(i)), within=connection)
                 values = {"name": f"n{i}", "tripped_at": T0, "reason": "r"}
                 connection.execute(METADATA.tables["latches"].insert().values(**values))
@@ -126,9 +126,7 @@ def test_a_backup_of_a_store_that_is_being_written_is_of_one_moment(url, tmp_pat
     store.close()
 
 
-def test_a_store_of_the_release_before_is_backed_up_as_it_is_and_restored_into_the_schema_of_today(
-    url, empty, tmp_path
-):
+def test_a_store_of_the_release_before_is_backed_up_as_it_is_and_restored_into_the_present_schema(url, empty, tmp_path):
     release_010(url)
     before = contents(url)
     backup = back_up(url, tmp_path / "b.zip", T0, dict)
@@ -143,21 +141,21 @@ def test_a_store_of_the_release_before_is_backed_up_as_it_is_and_restored_into_t
 
 
 @pytest.mark.parametrize("schema", [SCHEMA_010, SCHEMA])
-def test_a_store_with_a_single_row_is_left_as_it_is(sqlite_made, empty, schema):
+def test_a_store_with_a_single_row_is_left_as_it_is(sqlite_backup, empty, schema):
     alembic_to(empty, schema)
     with Store.open(empty).writing() as connection:
         connection.exec_driver_sql("INSERT INTO trials VALUES (1, 'regime', 'r', 's', '2024-01-01 00:00:00.000000')")
     before = contents(empty)
     with pytest.raises(WouldOverwrite, match="holds 1 trials"):
-        restore(empty, sqlite_made)
+        restore(empty, sqlite_backup)
     assert contents(empty) == before
 
 
-def test_a_backup_never_replaces_a_file(source, made):
-    before = made.read_bytes()
+def test_a_backup_never_replaces_a_file(source, backup_file):
+    before = backup_file.read_bytes()
     with pytest.raises(WouldOverwrite, match=r"backup\.zip is there"):
-        back_up(source, made, T0, dict)
-    assert made.read_bytes() == before
+        back_up(source, backup_file, T0, dict)
+    assert backup_file.read_bytes() == before
 
 
 def test_a_backup_that_fails_leaves_nothing_behind(source, tmp_path):
@@ -169,7 +167,7 @@ def test_a_backup_that_fails_leaves_nothing_behind(source, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_there_is_nothing_to_back_up_before_the_first_store(tmp_path, postgres_url):
+def test_without_a_store_there_is_nothing_to_back_up(tmp_path, postgres_url):
     with pytest.raises(StateError, match="no store"):
         back_up(f"sqlite:///{tmp_path / 'store.db'}", tmp_path / "b.zip", T0, dict)
     assert list(tmp_path.iterdir()) == []
@@ -178,7 +176,7 @@ def test_there_is_nothing_to_back_up_before_the_first_store(tmp_path, postgres_u
 
 
 @pytest.fixture
-def sqlite_made(tmp_path):
+def sqlite_backup(tmp_path):
     release_010(f"sqlite:///{tmp_path / 'from' / 'store.db'}")
     Store.open(f"sqlite:///{tmp_path / 'from' / 'store.db'}").close()
     file = tmp_path / "backup.zip"
@@ -186,47 +184,47 @@ def sqlite_made(tmp_path):
     return file
 
 
-def test_any_damaged_byte_is_found_and_nothing_is_restored(sqlite_made, tmp_path):
-    url, whole, refused = f"sqlite:///{tmp_path / 'to' / 'store.db'}", sqlite_made.read_bytes(), 0
+def test_any_damaged_byte_is_found_and_nothing_is_restored(sqlite_backup, tmp_path):
+    url, whole, refused = f"sqlite:///{tmp_path / 'to' / 'store.db'}", sqlite_backup.read_bytes(), 0
     places, expected = range(0, len(whole), 97), comparable(f"sqlite:///{tmp_path / 'from' / 'store.db'}")
     for at in places:
         damaged = bytearray(whole)
         damaged[at] ^= 0xFF
-        sqlite_made.write_bytes(damaged)
+        sqlite_backup.write_bytes(damaged)
         try:
-            restore(url, sqlite_made)
+            restore(url, sqlite_backup)
         except UnreadableFile:
             assert not (tmp_path / "to").exists()
             refused += 1
             continue
-        # a byte that no reader looks at (a time stamp in the zip's own directory): everything arrived all the same
+        # a byte that no reader uses (a time stamp in the zip's own directory): everything was restored
         assert comparable(url) == expected
         (tmp_path / "to").rename(tmp_path / f"to-{at}")
     assert refused > 0.5 * len(places)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
-def test_a_file_that_was_cut_short_is_refused(sqlite_made, share):
-    whole = sqlite_made.read_bytes()
-    sqlite_made.write_bytes(whole[: int(len(whole) * share)])
+def test_a_file_that_was_cut_short_is_refused(sqlite_backup, share):
+    whole = sqlite_backup.read_bytes()
+    sqlite_backup.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(UnreadableFile, match="cut short"):
-        examine(sqlite_made)
+        examine(sqlite_backup)
 
 
 def rewritten(file, change, rows=None):
-    """The backup again, with another manifest or other rows of trials."""
+    """Write the backup again with a changed manifest, or other rows of trials."""
     with zipfile.ZipFile(file) as archive:
-        held = {name: archive.read(name) for name in archive.namelist()}
-    told = json.loads(held[MANIFEST])
-    change(told)
-    held |= {MANIFEST: json.dumps(told).encode()} | ({} if rows is None else {"tables/trials.jsonl": rows})
+        members = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(members[MANIFEST])
+    change(manifest)
+    members |= {MANIFEST: json.dumps(manifest).encode()} | ({} if rows is None else {"tables/trials.jsonl": rows})
     with zipfile.ZipFile(file, "w") as archive:
-        for name, content in held.items():
+        for name, content in members.items():
             archive.writestr(name, content)
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "says"),
+    ("change", "error", "message"),
     [
         (lambda m: m.update(schema="9999"), StateError, "schema 9999.*newer release"),
         (lambda m: m.update(format=2), StateError, "format 2.*newer release"),
@@ -237,11 +235,13 @@ def rewritten(file, change, rows=None):
         (lambda m: m.pop("files"), UnreadableFile, "files"),
     ],
 )
-def test_a_manifest_that_does_not_fit_is_refused_and_nothing_is_restored(sqlite_made, tmp_path, change, error, says):
+def test_a_manifest_that_does_not_fit_is_refused_and_nothing_is_restored(
+    sqlite_backup, tmp_path, change, error, message
+):
     url = f"sqlite:///{tmp_path / 'to' / 'store.db'}"
-    rewritten(sqlite_made, change)
-    with pytest.raises(error, match=says):
-        restore(url, sqlite_made)
+    rewritten(sqlite_backup, change)
+    with pytest.raises(error, match=message):
+        restore(url, sqlite_backup)
     assert not (tmp_path / "to").exists() or contents(url) == {}
 
 
@@ -253,12 +253,12 @@ def test_a_path_out_of_the_home_folder_is_refused(tmp_path):
         examine(tmp_path / "b.zip")
 
 
-def test_rows_that_do_not_fit_undo_the_whole_restore(sqlite_made, empty):
+def test_rows_that_do_not_fit_undo_the_whole_restore(sqlite_backup, empty):
     rows = b'[1,"validator","r","s",null]\n'
     digest = hashlib.sha256(rows).hexdigest()
-    rewritten(sqlite_made, lambda m: m["tables"]["trials"].update(sha256=digest, rows=1), rows)
+    rewritten(sqlite_backup, lambda m: m["tables"]["trials"].update(sha256=digest, rows=1), rows)
     with pytest.raises(UnreadableFile, match="rows of trials do not fit"):
-        restore(empty, sqlite_made)
+        restore(empty, sqlite_backup)
     assert contents(empty) == {}
 
 

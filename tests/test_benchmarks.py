@@ -1,4 +1,4 @@
-"""Every benchmark the README names is there, runs at a tiny size, and gives figures and ratios that can be read."""
+"""Every benchmark the README names exists, runs at a tiny size, and gives finite figures and ratios."""
 
 import json
 import math
@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks import evidence
 from benchmarks.__main__ import NAMES, measure, table
-from benchmarks.exits import Lived, verdict
+from benchmarks.exits import PlanResult, verdict
 from benchmarks.measured import in_turn, pairs
-from benchmarks.signals import seen
+from benchmarks.signals import detection
 from pipelines.data.simulator.market import Planted
 from pipelines.settings import ROOT, load_params
 
@@ -37,7 +37,7 @@ def test_it_measures_both_sides_of_each_ratio_in_one_run(name):
     ratios = [row.ratio for row in rows if row.ratio is not None]
     assert ratios
     assert all(0.0 < r.low <= r.median <= r.high < math.inf for r in ratios)
-    assert all(row.theirs is not None and row.beside for row in rows if row.ratio is not None)
+    assert all(row.theirs is not None and row.compared_with for row in rows if row.ratio is not None)
     assert all(row.ours.median > 0.0 and row.ours.n > 0 for row in rows)
     assert table(rows, name).row_count == len(rows)
 
@@ -53,7 +53,7 @@ def planted(*patterns):
     return Planted(start, end, kind.astype(int), direction, np.ones(len(start)), np.ones(len(start)))
 
 
-def answered(n, **at):
+def answers_at(n, **at):
     answers = np.zeros((n, 2), bool)
     answers[at.get("long", []), 0] = True
     answers[at.get("short", []), 1] = True
@@ -63,36 +63,36 @@ def answered(n, **at):
 def test_a_planted_pattern_is_found_by_an_answer_of_its_direction_in_its_window_only():
     opens = 60.0 * np.arange(1000)
     truth = planted((6000, 6005, 1, 1), (12000, 12005, 1, -1), (18000, 18005, 0, 1))  # bars 100, 200 and 300
-    told = seen(answered(1000, long=[103, 201, 300], short=[204]), opens, truth, kind=1, after=3)
-    assert (told.recall.value, told.recall.n) == (0.5, 2)  # 204 comes too late, 201 has the wrong side
-    assert (told.precision.value, told.precision.n) == (0.25, 4)
-    assert told.recall.low < 0.5 < told.recall.high
-    assert seen(answered(1000), opens, truth, kind=1, after=3) is None
-    assert seen(answered(1000, long=[1]), opens, truth, kind=2, after=3) is None
+    found = detection(answers_at(1000, long=[103, 201, 300], short=[204]), opens, truth, kind=1, after=3)
+    assert (found.recall.value, found.recall.n) == (0.5, 2)  # 204 comes too late, 201 has the wrong side
+    assert (found.precision.value, found.precision.n) == (0.25, 4)
+    assert found.recall.low < 0.5 < found.recall.high
+    assert detection(answers_at(1000), opens, truth, kind=1, after=3) is None
+    assert detection(answers_at(1000, long=[1]), opens, truth, kind=2, after=3) is None
 
 
-def test_chance_finds_what_speaking_so_often_finds():
+def test_chance_finds_what_as_many_random_answers_find():
     opens, rng = 60.0 * np.arange(50_000), np.random.default_rng(7)
     start = 60.0 * np.sort(rng.choice(49_000, 1000, replace=False)) + 1
     truth = planted(*[(t, t + 1, 1, way) for t, way in zip(start, rng.choice([-1, 1], 1000), strict=True)])
-    told = seen(rng.random((50_000, 2)) < 0.05, opens, truth, kind=1, after=3)
-    assert told.by_chance_recall == pytest.approx(1 - 0.95**4, abs=0.01)  # one of four bars speaks
-    assert told.recall.value == pytest.approx(told.by_chance_recall, abs=0.05)
-    assert told.precision.value == pytest.approx(told.by_chance_precision, abs=0.01)
+    found = detection(rng.random((50_000, 2)) < 0.05, opens, truth, kind=1, after=3)
+    assert found.by_chance_recall == pytest.approx(1 - 0.95**4, abs=0.01)  # one of four bars answers
+    assert found.recall.value == pytest.approx(found.by_chance_recall, abs=0.05)
+    assert found.precision.value == pytest.approx(found.by_chance_precision, abs=0.01)
 
 
 def test_a_plan_to_leave_a_position_is_called_better_only_where_its_whole_interval_is():
     plain = np.random.default_rng(5).normal(0.0, 50.0, 2000)
     none = np.zeros(2000, int)
     gains = {"plain": 0.0, "ladder": 1.0, "trailing": -1.0, "ladder_trailing": np.tile([90.0, -90.0], 1000)}
-    found = [Lived(plan, plain + gain, plain + gain - 5.0, none, none, none) for plan, gain in gains.items()]
-    told = verdict(found, load_params()).replace("\n", " ")
-    assert "whole interval: `ladder`; worse: `trailing`.**" in told
-    assert "above nought with the whole interval: none." in told
+    found = [PlanResult(plan, plain + gain, plain + gain - 5.0, none, none, none) for plan, gain in gains.items()]
+    text = verdict(found, load_params()).replace("\n", " ")
+    assert "whole interval: `ladder`; worse: `trailing`.**" in text
+    assert "above zero with the whole interval: none." in text
 
 
 def test_evidence_goes_on_where_it_ended_and_forgets_figures_of_other_code(tmp_path):
-    part = evidence.Part("told", ("a", "b"), None, evidence.share("alarm"))
+    part = evidence.Part("description", ("a", "b"), None, evidence.share("alarm"))
     path = tmp_path / "part.json"
     figures = evidence.save(path, part, {"a": {"alarm": True}})
     assert figures["alarm"]["n"] == 1

@@ -1,4 +1,4 @@
-"""How much room is left, and for how long."""
+"""Free disk space, and the forecast of when it runs out."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_the_level_follows_the_two_limits(monkeypatch, free_bytes, level):
     assert (found.level, found.free_bytes) == (level, free_bytes)
 
 
-def test_a_home_that_does_not_exist_yet_is_judged_by_its_nearest_folder(tmp_path):
+def test_a_home_that_does_not_exist_yet_counts_as_its_nearest_folder(tmp_path):
     assert disk.free(tmp_path / "not" / "there") > 0
 
 
@@ -25,7 +25,7 @@ def test_a_home_that_does_not_exist_yet_is_judged_by_its_nearest_folder(tmp_path
     [
         ([], None),
         ([(0.0, 100)], None),
-        ([(0.0, 100), (60.0, 50)], None),  # too short to say anything
+        ([(0.0, 100), (60.0, 50)], None),  # too short for a forecast
         ([(0.0, 100), (DAY, 100)], None),
         ([(0.0, 100), (DAY, 120)], None),
         ([(0.0, 100), (DAY, 75)], 3.0),
@@ -34,10 +34,10 @@ def test_a_home_that_does_not_exist_yet_is_judged_by_its_nearest_folder(tmp_path
         ([(0.0, 100), (DAY, 0)], 0.0),
     ],
 )
-def test_the_forecast_is_the_pace_between_the_oldest_and_the_newest_sample(samples, days):
+def test_the_forecast_is_the_rate_between_the_oldest_and_the_newest_sample(samples, days):
     found = disk.days_left(samples, now_s=2 * DAY)
     assert found == (days if days is None else pytest.approx(days))
 
 
-def test_sizes_are_told_as_people_read_them():
+def test_sizes_are_formatted_for_people():
     assert [disk.format_bytes(n) for n in (0, 200 * 2**20, 3 * 2**29)] == ["0 MB", "200 MB", "1.5 GB"]

@@ -1,4 +1,4 @@
-"""Machine code is unpickled only where nobody else may write and as it was sealed; anything else is compiled anew."""
+"""Machine code is unpickled only from a private folder and only if its seal matches; the rest is compiled again."""
 
 import os
 import pickle
@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from support.kernel_project import ASK, project
+from support.kernel_project import CALL_KERNELS, project
 
 from bellwether.operations import doctor
 from pipelines import compiled
@@ -18,7 +18,7 @@ __all__ = ["project"]
 
 
 class Planted:
-    """Unpickled, it leaves a file."""
+    """Leaves a file when it is unpickled."""
 
     def __init__(self, trace):
         self.trace = trace
@@ -27,21 +27,26 @@ class Planted:
         return Path.touch, (self.trace,)
 
 
-def asked(root, cache=None):
-    """What the kernels say in a process of their own, and what that process complains of."""
+def warnings_of_a_process(root, cache=None):
+    """Call the kernels in a process of their own, check their results, and return what it writes to standard error."""
     mine = {"PYTHONPATH": str(root), "BELLWETHER_KERNEL_CACHE": str(cache or root.parent / "cache"),
             "TMPDIR": str(root.parent)}  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", ASK], cwd=root, env=os.environ | mine, capture_output=True, text=True, check=False
+        [sys.executable, "-c", CALL_KERNELS],
+        cwd=root,
+        env=os.environ | mine,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert [float(word) for word in done.stdout.split()] == [4.0, 0.5]
     return done.stderr
 
 
-def test_what_is_cut_short_swapped_or_not_sealed_is_compiled_anew_and_said_once(project, tmp_path):
+def test_files_cut_short_swapped_or_unsealed_are_compiled_again_and_logged_once(project, tmp_path):
     cache, trace = project.parent / "cache", tmp_path / "trace"
-    assert asked(project) == ""
+    assert warnings_of_a_process(project) == ""
     [inner] = cache.glob("inner_*/*.nbi")
     [outer] = cache.glob("outer_*/*.nbc")
     [other] = cache.glob("other_*/*.nbi")
@@ -49,40 +54,40 @@ def test_what_is_cut_short_swapped_or_not_sealed_is_compiled_anew_and_said_once(
     outer.write_bytes(b"")
     other.write_bytes(pickle.dumps(compiled.numba.__version__) + pickle.dumps(Planted(trace)))
     assert len(compiled.invalid_files(cache)) == 3
-    told = asked(project)
-    assert told.count("\n") == 1, told
-    assert "do not match their seal" in told
+    warned = warnings_of_a_process(project)
+    assert warned.count("\n") == 1, warned
+    assert "do not match their seal" in warned
     assert not trace.exists()
     assert compiled.invalid_files(cache) == []
-    assert asked(project) == ""  # nothing was compiled in vain
+    assert warnings_of_a_process(project) == ""  # everything is cached again
     assert {stat.S_IMODE(path.stat().st_mode) for path in cache.rglob("*.nb*")} == {0o600}
     assert {stat.S_IMODE(path.stat().st_mode) for path in (cache, inner.parent, outer.parent)} == {0o700}
 
-    (cache / compiled.SEALS).unlink()  # as an earlier release left its cache, or somebody who brings his own
+    (cache / compiled.SEALS).unlink()  # as in a cache of an earlier release, or one a user brings along
     other.write_bytes(pickle.dumps(compiled.numba.__version__) + pickle.dumps(Planted(trace)))
-    assert "do not match their seal" in asked(project)
+    assert "do not match their seal" in warnings_of_a_process(project)
     assert not trace.exists()
     assert compiled.invalid_files(cache) == []
 
 
-def test_a_folder_others_may_write_is_not_used_and_the_process_leaves_nothing_of_its_own(project):
+def test_a_folder_others_may_write_is_not_used_and_the_process_removes_its_temporary_one(project):
     cache, trace = project.parent / "cache", project.parent / "trace"
-    asked(project)
+    warnings_of_a_process(project)
     [other] = cache.glob("other_*/*.nbi")
     before = other.stat().st_mtime_ns
     cache.chmod(0o777)
-    told = asked(project)
-    assert "others may write in the kernel cache" in told
-    assert "make setup" in told
+    warned = warnings_of_a_process(project)
+    assert "others may write in the kernel cache" in warned
+    assert "make setup" in warned
     assert other.stat().st_mtime_ns == before
     assert not trace.exists()
     assert list(project.parent.glob("bellwether-kernels-*")) == []
 
 
-def test_a_cache_that_takes_nothing_costs_no_answer(project):
+def test_a_cache_that_cannot_be_written_costs_no_result(project):
     (project.parent / "cache" / compiled.SEALS).mkdir(parents=True)
-    assert "cannot be kept" in asked(project)
-    assert "no folder" in asked(project, cache=project / "pipelines" / "inner.py")
+    assert "cannot be stored" in warnings_of_a_process(project)
+    assert "no folder" in warnings_of_a_process(project, cache=project / "pipelines" / "inner.py")
 
 
 # ---- seals, without a kernel
@@ -98,7 +103,7 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
-def test_warm_is_said_of_a_whole_cache_only_and_setup_mends_the_rest(cache):
+def test_only_a_whole_cache_counts_as_warm_and_setup_repairs_it(cache):
     assert not compiled.kernels_are_warm()
     compiled.mark_warm()
     assert compiled.kernels_are_warm()
@@ -114,7 +119,7 @@ def test_warm_is_said_of_a_whole_cache_only_and_setup_mends_the_rest(cache):
     assert not compiled.kernels_are_warm()
 
 
-def test_setup_throws_away_what_others_could_have_written(cache):
+def test_setup_deletes_what_others_could_have_written(cache):
     compiled.mark_warm()
     cache.chmod(0o770)
     assert not compiled.kernels_are_warm()
@@ -123,7 +128,7 @@ def test_setup_throws_away_what_others_could_have_written(cache):
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
 
-def test_a_folder_open_to_all_on_purpose_or_of_another_user_is_left_alone(tmp_path, monkeypatch):
+def test_a_folder_open_to_all_on_purpose_or_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("BELLWETHER_KERNEL_CACHE", str(tmp_path / "shared"))
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o1777)
@@ -173,7 +178,7 @@ def test_many_writers_at_once_lose_no_seal(cache):
     assert all(compiled.read_sealed(cache, f"c{n}/{at}.nbi") for n in range(4) for at in range(20))
 
 
-def test_doctor_tells_an_open_a_damaged_and_a_cold_cache_apart_and_make_setup_mends_each(cache):
+def test_doctor_distinguishes_an_open_a_damaged_and_a_cold_cache_and_names_make_setup_for_each(cache):
     assert "not compiled" in doctor.kernels().detail
     compiled.mark_warm()
     assert doctor.kernels().state == "ok"

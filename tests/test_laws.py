@@ -1,6 +1,6 @@
-"""L2 and L3 over the catalogues that are not folds: every view and every label, bit for bit; and that none is left out.
+"""Laws L2 and L3 for the catalogues that are not folds: every view and every label, bit for bit; none is left out.
 
-Each feature and signal column is walked in tests/features/test_fold_contract.py, each detector in tests/models/regime.
+Each feature and signal column is tested in tests/features/test_fold_contract.py, each detector in tests/models/regime.
 """
 
 import re
@@ -34,12 +34,13 @@ RESTART = int(np.random.default_rng(3).integers(700, NOW - RETAINED_BARS))
 
 
 def folded(bars, levels, contexts):
+    """Return the history of these bars, features and signals computed in one batch."""
     return History(bars, FEATURES.run(bars, levels, contexts), SIGNALS.run(bars, levels, contexts), levels, contexts)
 
 
 @pytest.fixture(scope="module")
 def market():
-    """(base bars, decision bars, levels, context) of thirty simulated days with books and funding."""
+    """Return (base bars, decision bars, levels, context) of thirty simulated days with books and funding."""
     spec = PARAMS.simulator.model_copy(update={"history_days": 30, "live_days": 0, "drift_after_live_days": None})
     made = simulate(spec)
     bars = resample(made.bars, 60, STEP_S)
@@ -47,7 +48,7 @@ def market():
 
 
 def ruined(rows, first):
-    """Everything from row `first` on is another market: times stay, values are noise."""
+    """Return `rows` with noise for values from row `first` on; times stay."""
     out = rows.copy()
     noise = np.random.default_rng(5).uniform(0.2, 5.0, out[first:].shape)
     out[first:, ..., 1:] *= noise[..., 1:]
@@ -55,8 +56,8 @@ def ruined(rows, first):
 
 
 @pytest.fixture(scope="module")
-def told(market):
-    """way → the history whose bars up to NOW are those of the whole one."""
+def histories(market):
+    """Return way → history; up to NOW each has the bars of the whole one."""
     _, bars, levels, contexts = market
     whole = folded(bars, levels, contexts)
     cut = folded(bars[: NOW + 1], levels[: NOW + 1], contexts[: NOW + 1])
@@ -66,7 +67,7 @@ def told(market):
              for fold, state in zip((FEATURES, SIGNALS), states, strict=True)]  # fmt: skip
     saved = [state.copy() for state in states]
     recent = RecentBars(History(bars[:RESTART], *first, levels[:RESTART], contexts[:RESTART]))
-    for i in range(RESTART, NOW + 1):  # from saved state, bar by bar, keeping no more than serving keeps
+    for i in range(RESTART, NOW + 1):  # from saved state, bar by bar, with no more bars than serving retains
         rows = [fold.step(state, bars[i], levels[i], contexts[i])
                 for fold, state in zip((FEATURES, SIGNALS), saved, strict=True)]  # fmt: skip
         live = recent.with_bar(bars[i], *rows, levels[i], contexts[i])
@@ -75,17 +76,17 @@ def told(market):
 
 @pytest.mark.parametrize("way", ["cut", "ruined", "restarted and live"])
 @pytest.mark.parametrize("family", VIEWS)
-def test_what_a_family_reads_at_a_bar_is_the_same_bytes_however_it_came_about(told, family, way):
+def test_what_a_family_reads_at_a_bar_is_the_same_bytes_however_it_came_about(histories, family, way):
     view, back = VIEWS[family], np.arange(5)
-    whole = view.build(told["whole"], NOW - back)
-    other = view.build(told[way], len(told[way]) - 1 - back if way != "ruined" else NOW - back)
+    whole = view.build(histories["whole"], NOW - back)
+    other = view.build(histories[way], len(histories[way]) - 1 - back if way != "ruined" else NOW - back)
     assert np.isfinite(whole).any()
     assert other.tobytes() == whole.tobytes()
 
 
 @pytest.mark.parametrize("way", ["cut", "ruined", "restarted and live"])
-def test_what_the_validator_reads_of_an_event_is_the_same_bytes(told, way):
-    whole, other = told["whole"], told[way]
+def test_what_the_validator_reads_of_an_event_is_the_same_bytes(histories, way):
+    whole, other = histories["whole"], histories[way]
     end = NOW + 1 if way == "ruined" else len(other)
     rows = slice(end - RETAINED_BARS, end)
     same = slice(NOW + 1 - RETAINED_BARS, NOW + 1)
@@ -99,12 +100,12 @@ def test_what_the_validator_reads_of_an_event_is_the_same_bytes(told, way):
 
 @pytest.mark.parametrize("way", ["cut", "ruined"])
 @pytest.mark.parametrize("name", LABELS)
-def test_a_label_does_not_change_when_everything_after_its_horizon_does(market, told, name, way):
+def test_a_label_does_not_change_when_everything_after_its_horizon_does(market, histories, name, way):
     base, bars = market[0], market[1]
     seen = float(bars[NOW, OPEN_TIME] + STEP_S)
     known = int((base[:, OPEN_TIME] + 60 <= seen).sum())
-    other = told[way]
-    whole = Sources(base, *parts(told["whole"]), STEP_S, "15m")
+    other = histories[way]
+    whole = Sources(base, *parts(histories["whole"]), STEP_S, "15m")
     names = ("decision", "features", "signals", "context")
     after = base[:known] if way == "cut" else ruined(base, known)
     changed = replace(whole, base=after, **dict(zip(names, parts(other), strict=True)))
@@ -112,7 +113,7 @@ def test_a_label_does_not_change_when_everything_after_its_horizon_does(market, 
     last = seen - HORIZON_S - STEP_S
     early = [labels["known"] <= last for labels in (one, two)]
     assert early[0].sum() > 20
-    for part in sorted(set(one) - {"weight", "uniqueness", "columns"}):  # how many share a time is known later
+    for part in sorted(set(one) - {"weight", "uniqueness", "columns"}):  # how many labels share a time is known later
         assert one[part][early[0]].tobytes() == two[part][early[1]].tobytes(), part
 
 

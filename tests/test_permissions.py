@@ -1,4 +1,4 @@
-"""An installation is for its own user only: what an earlier release left open is closed, nothing new is open."""
+"""An installation is for its own user only: files an earlier release left open are closed, new files are not open."""
 
 import os
 import stat
@@ -26,7 +26,7 @@ def loose(home):
 
 @pytest.fixture
 def open_home(tmp_path):
-    """As release 0.5.0 leaves one under the usual umask, with a link that leads outside."""
+    """Return a home as release 0.5.0 leaves it under the usual umask, with a link that leads outside."""
     home = tmp_path / "home"
     folders = ("mlflow/artifacts/1", "dvc/site/repo", "logs", "dvc-cache/files")
     files = {"store.db": 0o644, "logs/flows.log": 0o644, "write_key": 0o600, "mlflow/artifacts/1/model.onnx": 0o664,
@@ -48,8 +48,8 @@ def open_home(tmp_path):
 
 
 def test_an_open_home_is_closed_and_what_was_open_is_counted_links_are_not_followed(open_home):
-    told = permissions.tighten(open_home)
-    assert (told.files, told.folders, told.foreign) == (4, 10, ())
+    tightened = permissions.tighten(open_home)
+    assert (tightened.files, tightened.folders, tightened.foreign) == (4, 10, ())
     assert loose(open_home) == []
     assert mode(open_home / "store.db") == 0o600
     assert mode(open_home / "dvc-cache" / "files" / "ab") == 0o400  # what was read-only still is
@@ -57,7 +57,7 @@ def test_an_open_home_is_closed_and_what_was_open_is_counted_links_are_not_follo
     assert permissions.tighten(open_home) is None
 
 
-def test_the_seals_of_a_kernel_cache_others_could_write_are_worth_nothing(open_home):
+def test_the_seals_of_a_kernel_cache_others_could_write_are_removed(open_home):
     for name, bits in (("kernels", 0o755), ("shared", 0o775)):
         (open_home / name).mkdir()
         (open_home / name / permissions.SEALS).write_text("")
@@ -68,27 +68,27 @@ def test_the_seals_of_a_kernel_cache_others_could_write_are_worth_nothing(open_h
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_what_belongs_to_another_user_is_named_and_left(open_home):
+def test_files_of_another_user_are_named_and_left(open_home):
     theirs = open_home / "dvc" / "site" / "repo" / "planted"
     theirs.write_text("")
     os.chown(theirs, 65534, 65534)
-    told = permissions.tighten(open_home)
-    assert told.foreign == (theirs,)
-    assert f"{theirs} first" in str(told)
+    tightened = permissions.tighten(open_home)
+    assert tightened.foreign == (theirs,)
+    assert f"{theirs} first" in str(tightened)
 
 
-def typed(home, *words):
-    def as_usual():
+def run_command(home, *words):
+    def set_usual_umask():
         os.umask(0o022)
 
     mine = {"BELLWETHER_HOME": str(home)} | {
         f"BELLWETHER_{n}_PORT": "9" for n in ("MLFLOW", "PREFECT", "DECISION", "MODEL", "EVIDENTLY")
     }
     return subprocess.run([COMMAND, *words], cwd=ROOT, env=os.environ | mine, capture_output=True, text=True,
-                          timeout=60, check=True, preexec_fn=as_usual)  # fmt: skip
+                          timeout=60, check=True, preexec_fn=set_usual_umask)  # fmt: skip
 
 
-def test_up_closes_an_open_home_before_it_starts_anything_and_says_so_in_one_line(open_home, monkeypatch, capsys):
+def test_up_closes_an_open_home_before_it_starts_anything_and_prints_one_line(open_home, monkeypatch, capsys):
     started = []
     monkeypatch.setattr(start_stop, "up", lambda settings, **_: started.append(loose(settings.home)))
     monkeypatch.setenv("BELLWETHER_HOME", str(open_home))
@@ -108,7 +108,7 @@ def test_up_closes_an_open_home_before_it_starts_anything_and_says_so_in_one_lin
 
 
 def test_a_new_home_has_nothing_others_can_open(tmp_path):
-    typed(tmp_path / "home", "status", "--json")
+    run_command(tmp_path / "home", "status", "--json")
     assert (tmp_path / "home" / "store.db").is_file()
     assert loose(tmp_path / "home") == []
 
@@ -120,7 +120,7 @@ from pipelines import permissions, versioning
 permissions.restrict()  # before DVC is imported: it reads the umask once
 at = Path(sys.argv[1])
 versioning._project(at / "workspace", at / "dvc-cache", str(at / "remote"))
-with versioning._standing_in(at / "workspace") as repo:
+with versioning._repo_in(at / "workspace") as repo:
     (at / "workspace" / "data").mkdir()
     (at / "workspace" / "data" / "bars").write_text("1")
     repo.add(["data"])
@@ -129,7 +129,7 @@ with versioning._standing_in(at / "workspace") as repo:
 """
 
 
-def test_what_dvc_keeps_is_closed_too(tmp_path):
+def test_files_of_dvc_are_closed_too(tmp_path):
     own = {
         "DVC_SITE_CACHE_DIR": str(tmp_path / "dvc" / "site"),
         "DVC_GLOBAL_CONFIG_DIR": str(tmp_path / "dvc" / "config"),

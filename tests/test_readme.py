@@ -1,4 +1,4 @@
-"""The README says only what is there: its commands, targets, settings, files and links."""
+"""The README names only what exists: its commands, targets, settings, files and links."""
 
 import re
 
@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_every_command_it_shows_exists_with_its_options():
     known = get_command(app).commands
-    for name, rest in re.findall(r"bellwether (\w+)([^\n`|]*)", README):
+    for name, rest in re.findall(r"(?<!from )bellwether (\w+)([^\n`|]*)", README):
         assert name in known, name
         options = {o for p in known[name].params for o in p.opts}
         assert set(re.findall(r"--[a-z-]+", rest)) <= options, rest
@@ -50,3 +50,10 @@ def test_the_hash_in_its_output_is_the_committed_one():
 def test_ci_runs_the_test_command_it_shows():
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
     assert "make test" in README
+
+
+def test_the_python_it_shows_imports_what_exists():
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert blocks
+    for line in re.findall(r"^(?:from|import) .*$", "\n".join(blocks), re.MULTILINE):
+        exec(line, {})

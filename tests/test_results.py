@@ -1,33 +1,35 @@
-"""The page of faults says what was stored: each fault, also one that nobody saw, did not heal or did not run."""
+"""The page of faults shows what was stored: each fault, also if undetected, not recovered from or not run."""
 
 import json
 from dataclasses import replace
 
 from benchmarks import evidence, faults, results
-from benchmarks.probes import CALLS, READS, Log, in_short
+from benchmarks.probes import CALLS, READS, Log, shorten
 
 SEEN = {
-    "told": "kill -9: decision, worker", "detected_s": 1.04, "by": "/livez", "heals": "by itself", "person": "",
-    "answers_s": 5.2, "healed_s": 7.9, "said": {"/livez": ["200", "silent"], "services": ["up", "decision starting"]},
+    "description": "kill -9: decision, worker", "detected_s": 1.04, "by": "/livez", "heals": "by itself", "person": "",
+    "answers_s": 5.2, "healed_s": 7.9,
+    "responses": {"/livez": ["200", "silent"], "services": ["up", "decision starting"]},
     "slowest_s": dict.fromkeys((*READS, *CALLS), 0.1) | {"/observe": 6.4}, "alarms": ["service_died"], "doctor": [],
     "lost": 0, "doubled": 0, "lost_bars": 0, "faults": [],
 }  # fmt: skip
 UNSEEN = SEEN | {
-    "told": "store locked | by another, 20 s", "detected_s": None, "by": "", "heals": "not in time", "answers_s": None,
-    "healed_s": None, "person": "`bellwether up`", "lost": 2, "alarms": [], "faults": ["observe answered 504"],
+    "description": "store locked | by another, 20 s", "detected_s": None, "by": "", "heals": "not in time",
+    "answers_s": None, "healed_s": None, "person": "`bellwether up`", "lost": 2, "alarms": [],
+    "faults": ["observe answered 504"],
 }  # fmt: skip
-HOLE = {"told": "disk full, 10 s", "not_run": "nothing can be mounted: not permitted"}
+HOLE = {"description": "disk full, 10 s", "not_run": "nothing can be mounted: not permitted"}
 
 
-def kept(folder, name, cases):
+def stored_part(folder, name, cases):
     evidence.save(folder / f"{name}.json", evidence.PARTS[name], cases)
 
 
-def test_the_page_has_each_fault_and_says_what_is_missing(tmp_path):
-    kept(tmp_path, "faults", {"decision_worker_killed": SEEN, "store_locked": UNSEEN, "disk_full": HOLE})
+def test_the_page_has_each_fault_and_names_what_is_missing(tmp_path):
+    stored_part(tmp_path, "faults", {"decision_worker_killed": SEEN, "store_locked": UNSEEN, "disk_full": HOLE})
     page = tmp_path / "docs" / "faults.md"
-    told = results.write_faults(tmp_path, page)
-    assert "not whole: faults, crashes, " in told
+    summary = results.write_faults(tmp_path, page)
+    assert "incomplete: faults, crashes, " in summary
     text = page.read_text()
     assert "**Not run, or not to its end: faults, crashes, " in text
     rows = [line for line in text.splitlines() if line.startswith(("| kill -9", "| store"))]
@@ -44,7 +46,7 @@ def test_the_page_has_each_fault_and_says_what_is_missing(tmp_path):
     assert evidence.machine() in text
 
 
-def test_the_figures_of_the_matrix_count_what_nobody_saw_and_what_was_lost():
+def test_the_figures_of_the_matrix_count_undetected_faults_and_losses():
     found = evidence.fault_figures([SEEN, UNSEEN, HOLE])
     values = {name: figure["value"] for name, figure in found.items()}
     assert values == {
@@ -53,33 +55,33 @@ def test_the_figures_of_the_matrix_count_what_nobody_saw_and_what_was_lost():
     }  # fmt: skip
 
 
-def test_one_case_can_be_done_again_and_the_others_stay(tmp_path):
+def test_one_case_can_be_repeated_and_the_others_stay(tmp_path):
     done = dict.fromkeys(faults.FAULTS, SEEN)
-    kept(tmp_path, "faults", done)
-    part = replace(evidence.PARTS["faults"], run=dict.fromkeys, sums=lambda found: {})  # a case that asks for little
+    stored_part(tmp_path, "faults", done)
+    part = replace(evidence.PARTS["faults"], run=dict.fromkeys, sums=lambda found: {})  # a case that needs little
     evidence.run("faults", part, tmp_path, True, 1, evidence.Console(stderr=True), ["disk_full"])
-    anew = dict.fromkeys("disk_full")
-    assert json.loads((tmp_path / "faults.json").read_text())["cases"] == done | {"disk_full": anew}
+    done_again = dict.fromkeys("disk_full")
+    assert json.loads((tmp_path / "faults.json").read_text())["cases"] == done | {"disk_full": done_again}
 
 
-def test_what_serving_and_flows_are_made_of_counts_where_a_part_runs_them():
+def test_the_code_of_serving_and_flows_counts_where_a_part_runs_them():
     assert evidence.fingerprint() != evidence.fingerprint(("serving", "flows"))
     parts = ("faults", "crashes", "crashes_on_postgresql", "swaps", "odd_inputs", "upgrade")
     assert all(evidence.PARTS[name].code == ("serving", "flows") for name in parts)
 
 
-def test_what_is_asked_keeps_changes_only_and_the_newest_time():
+def test_a_log_stores_changes_only_and_the_time_of_the_newest_request():
     log = Log()
     for words in ("200", "200", "503 store", "200"):
         log.add("/ready", words, 0.25)
-    said = log.of("/ready")
-    assert [words for _, words in said.changes] == ["200", "503 store", "200"]
-    assert said.between(said.changes[1][0], said.changes[2][0]) == ["503 store", "200"]
-    assert said.asked == said.took[-1][0]
+    answers = log.of("/ready")
+    assert [words for _, words in answers.changes] == ["200", "503 store", "200"]
+    assert answers.between(answers.changes[1][0], answers.changes[2][0]) == ["503 store", "200"]
+    assert answers.requested_at == answers.took[-1][0]
 
 
-def test_refusals_are_told_by_code_and_kind():
-    assert in_short('http://x/observe answered 503: {"error":"…","kind":"StoreFault"}') == "503 StoreFault"
-    assert in_short('decide was refused (401): {"kind": "Unauthorized"}') == "401 Unauthorized"
-    assert in_short("the decision service does not answer at http://x: timed out. Start it") == "silent"
-    assert in_short("the decision service does not answer at http://x: Connection refused") == "refused"
+def test_a_refusal_is_shortened_to_its_code_and_kind():
+    assert shorten('http://x/observe answered 503: {"error":"…","kind":"StoreFault"}') == "503 StoreFault"
+    assert shorten('decide was refused (401): {"kind": "Unauthorized"}') == "401 Unauthorized"
+    assert shorten("the decision service does not answer at http://x: timed out. Start it") == "silent"
+    assert shorten("the decision service does not answer at http://x: Connection refused") == "refused"

@@ -12,7 +12,8 @@ from typer.main import get_command
 
 from bellwether.cli.main import app
 from pipelines.monitoring.triggers import TriggerReason
-from pipelines.settings import ROOT, Params, Settings, load_params
+from pipelines.params import Params
+from pipelines.settings import ROOT, Settings, load_params
 from serving.risk.codes import REFUSALS, name_of
 
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()

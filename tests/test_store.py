@@ -1,4 +1,4 @@
-"""The store: what it keeps, what it refuses, and that nothing is half written."""
+"""The store: what it returns, what it refuses, and that no write is partial."""
 
 import multiprocessing
 import threading
@@ -14,14 +14,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from support.legacy_store import contents, release_010
+from support.legacy_store import alembic_to, contents, release_010
 
 from pipelines import migrations
-from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed, Decision, Outcome, tape_of
+from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed, Decision, ModelAnswer, Outcome, tape_of
 from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, UnknownName
 from pipelines.migrations import tables
 from pipelines.migrations.tables import METADATA, SCHEMA
-from pipelines.store import BarBatch, DecisionRecord, Fill, Promotion, Store, packed
+from pipelines.store import BarBatch, DecisionRecord, Fill, Promotion, Store, decision_of, decision_payload, packed
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -46,7 +46,7 @@ def decision(id="d1", **changes):
         confidence=0.8, entry=100.0, stop=99.0, take_profits=(101.0, 102.0), size=0.05,
         expiry=T0 + 4 * HOUR, edge_bps=3.5, p=0.6,
         regime=None, tier=2, arm="champion", event="fvg", weights={"ict": 1.0}, reasons=("because",), generation=3,
-        models={"champion": {"p": 0.6, "reason": None}}, lineage={"data_hash": "abc"},
+        models={"validator": {"champion": ModelAnswer("validator", p=0.6)}}, lineage={"data_hash": "abc"},
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -285,7 +285,7 @@ def test_retrain_requests_are_deduplicated_leased_and_cooled_down(store):
 # ---- alarms and breakers
 
 
-def test_an_alarm_that_says_the_same_is_raised_once_until_cleared(store):
+def test_an_alarm_of_the_same_kind_and_detail_is_raised_once_until_cleared(store):
     first = store.raise_alarm("drift", "high", "block 7", T0)
     assert store.raise_alarm("drift", "high", "block 7", T0 + HOUR) == first
     assert store.clear_alarm(first, T0 + HOUR) is True
@@ -294,11 +294,11 @@ def test_an_alarm_that_says_the_same_is_raised_once_until_cleared(store):
     assert len(store.alarms(open_only=False)) == 2
 
 
-def test_a_breaker_stays_tripped_over_a_restart_until_somebody_resets_it_for_a_reason(url, store):
+def test_a_breaker_stays_tripped_over_a_restart_until_a_person_resets_it_with_a_reason(url, store):
     assert store.trip("daily_loss", T0, "-2.3 %") is True
     assert store.trip("daily_loss", T0 + HOUR, "-2.4 %") is False
-    (latch,) = Store.open(url).breaker_trips()
-    assert latch.reason == "-2.3 %"
+    (trip,) = Store.open(url).breaker_trips()
+    assert trip.reason == "-2.3 %"
     with pytest.raises(BadValues):
         store.reset("daily_loss", T0 + HOUR, "ann", " ")
     store.reset("daily_loss", T0 + HOUR, "ann", "checked the fills")
@@ -307,7 +307,7 @@ def test_a_breaker_stays_tripped_over_a_restart_until_somebody_resets_it_for_a_r
         store.reset("daily_loss", T0 + HOUR, "ann", "again")
 
 
-def test_a_reset_keeps_up_to_which_event_time_the_ledger_had_come(store):
+def test_a_reset_records_the_newest_event_time_of_the_ledger(store):
     store.trip("drawdown", T0, "-8 %")
     store.reset("drawdown", T0 + 9 * HOUR, "ann", "nothing was ever decided")
     store.add_decisions([record("d1"), record("d2", as_of=T0 - HOUR)])
@@ -316,19 +316,19 @@ def test_a_reset_keeps_up_to_which_event_time_the_ledger_had_come(store):
     store.add_outcome(outcome(resolved_at=T0 + 3 * HOUR))
     store.trip("drawdown", T0, "-10 %")
     store.reset("drawdown", T0 + 9 * HOUR, "ann", "seen")
-    assert [latch.reset_as_of for latch in store.breaker_trips(tripped_only=False)] == [None, T0, T0 + 3 * HOUR]
+    assert [trip.reset_as_of for trip in store.breaker_trips(tripped_only=False)] == [None, T0, T0 + 3 * HOUR]
 
 
-def test_a_breaker_tripped_twice_in_one_transaction_leaves_what_was_written_beside_it(store):
+def test_a_breaker_tripped_twice_in_one_transaction_leaves_the_rest_of_it(store):
     with store.writing() as connection:
         assert store.trip("model", T0, "first", within=connection) is True
         store.add_bars(batch(), within=connection)
         assert store.trip("model", T0, "second", within=connection) is False
-    assert [latch.reason for latch in store.breaker_trips()] == ["first"]
+    assert [trip.reason for trip in store.breaker_trips()] == ["first"]
     assert len(store.bars("BTC/USDT")) == 3
 
 
-def test_two_processes_that_trip_one_breaker_at_once_latch_it_once(url, store):
+def test_two_processes_that_trip_one_breaker_at_once_record_one_trip(url, store):
     def trip(i):
         other = Store.open(url)
         try:
@@ -348,7 +348,7 @@ def fill(id="f1", **changes):
 def test_a_fill_is_stored_once_and_only_for_a_decision_that_opened_something(store):
     store.add_decisions([record("d1"), record("d2", action="NO_TRADE")])
     assert store.add_fill(fill()) is True
-    assert store.add_fill(fill(ingested_at=T0 + 2 * HOUR)) is False  # told again later
+    assert store.add_fill(fill(ingested_at=T0 + 2 * HOUR)) is False  # reported again later
     with pytest.raises(BadValues, match="kept the first"):
         store.add_fill(fill(price=99.0))
     with pytest.raises(BadValues, match="opened nothing"):
@@ -358,7 +358,7 @@ def test_a_fill_is_stored_once_and_only_for_a_decision_that_opened_something(sto
     assert store.fills() == [fill()]
 
 
-def test_fills_come_in_the_order_they_arrived_the_newest_kept(store):
+def test_fills_come_in_the_order_they_arrived_limited_to_the_newest(store):
     store.add_decisions([record("d1")])
     for i in (2, 0, 1):
         store.add_fill(fill(f"f{i}", at=T0 - i * HOUR, ingested_at=T0 + i * HOUR))
@@ -373,7 +373,7 @@ def books_known_at(*moments):
 
 
 def test_a_book_that_an_older_release_stored_is_still_read_and_the_same_sent_again_changes_nothing(store):
-    """It held the levels and the first two numbers of the tape; what it did not record is missing."""
+    """It stored the levels and the first two numbers of the tape; the rest is missing."""
     at = T0.timestamp() + 60
     books = books_known_at(at)
     books.tape[0, :2] = 3.0, 0.5
@@ -395,10 +395,10 @@ def test_books_and_context_come_back_as_they_were_observed_in_the_order_they_bec
     t0 = T0.timestamp()
     feed = ContextFeed(np.array([t0, t0 + 5]), np.array([2, 3]), np.array([1e-4, 40.0]))
     store.add_bars(replace(batch(), books=books_known_at(t0 + 60, t0 + 120), feed=feed))
-    found, told = store.records("BTC/USDT")
+    found, context = store.records("BTC/USDT")
     np.testing.assert_array_equal(found.levels, books_known_at(t0 + 60, t0 + 120).levels)
     np.testing.assert_array_equal(found.order_flow, [0.0, 1.0])
-    assert (told.field.tolist(), told.value.tolist()) == ([2, 3], [1e-4, 40.0])
+    assert (context.field.tolist(), context.value.tolist()) == ([2, 3], [1e-4, 40.0])
     assert store.records("BTC/USDT", after=t0 + 60)[0].known.tolist() == [t0 + 120]
     assert store.records("BTC/USDT", until=t0 + 60)[0].known.tolist() == [t0 + 60]
     assert store.records("BTC/USDT", after=t0, until=t0 + 5)[1].known.tolist() == [t0 + 5]
@@ -421,33 +421,98 @@ def test_the_same_record_again_changes_nothing_and_another_in_its_place_is_refus
     assert len(store.bars("BTC/USDT")) == 3
 
 
-def test_a_store_of_the_release_before_is_brought_up_and_keeps_every_row_bit_for_bit(url):
+def test_a_store_of_an_earlier_release_is_migrated_and_keeps_every_row_bit_for_bit(url):
     release_010(url)
     before = contents(url)
     assert all(before.values())
     store = Store.open(url)
     after = contents(url)
     assert set(after) - set(before) == {"records", "fills"}
-    after["retrain_requests"] = [row[:-1] for row in after["retrain_requests"] if row[-1] == 0]  # attempts came later
-    after["latches"] = [row[:-1] for row in after["latches"] if row[-1] is None]  # so did what a reset accepted
+    after["retrain_requests"] = [
+        row[:-1] for row in after["retrain_requests"] if row[-1] == 0
+    ]  # attempts were added later
+    after["latches"] = [row[:-1] for row in after["latches"] if row[-1] is None]  # as was what a reset accepted
     assert {table: after[table] for table in before} == before
     assert repr(after["bars"]) == repr(before["bars"])  # -0.0 equals 0.0, and its sign is a bit too
     assert after["records"] == []
     store.close()
 
 
-def test_a_store_of_the_release_before_goes_on_where_it_was(url):
+def test_a_store_of_an_earlier_release_continues_where_it_was(url):
     release_010(url)
     store = Store.open(url)
     assert store.decision("d1").decision.confidence == 0.1 + 0.2
     assert [d.decision.id for d in store.decisions()] == ["d1", "d2"]
-    assert store.outcomes()[0].gross_bps == 150.00000000000003
+    assert store.outcomes_of(["d1"])[0].gross_bps == 150.00000000000003
     assert store.add_promotion(promotion()) == 3
     assert store.add_trial("validator", "r8", "h", T0) == 3
     assert store.request_retrain("validator", "age", T0, HOUR).state == "duplicate"
-    assert [latch.reason for latch in store.breaker_trips()] == ["-2.1 %"]
+    assert [trip.reason for trip in store.breaker_trips()] == ["-2.1 %"]
     with pytest.raises(LeaseHeld, match="held by host:1"):
         store.acquire_lease("workspace", "me", T0, HOUR)
     store.add_bars(replace(batch(0), books=books_known_at(T0.timestamp())))
     assert len(store.records("BTC/USDT")[0].known) == 1
     store.close()
+
+
+# ---- release 0.5.0
+
+DECISION_050 = {
+    "id": "d-050", "symbol": "BTC/USDT", "as_of": "2024-01-01T00:00:00+00:00",
+    "known_at": "2024-01-01T00:00:00+00:00", "ingested_at": "2024-01-01T00:00:01+00:00", "action": "NO_TRADE",
+    "direction": 1, "confidence": 0.4, "entry": 42283.58, "stop": 42100.0, "take_profits": [42500.5], "size": 0.0,
+    "expiry": "2024-01-01T04:00:00+00:00", "edge_bps": None, "p": 0.55, "regime": "RANGING", "tier": 1,
+    "arm": "champion", "event": "fvg", "weights": {"ict": 1.0}, "contributions": {"ict": 0.0}, "coverage": 0.2,
+    "reasons": ["NO_VOICE: coverage=0.20, no weighted category speaks now", "STALE_DATA: age=3.0 bars, limit=2.0"],
+    "generation": 3,
+    "models": {"validator": {
+        "champion": {"version": "1", "digest": "a" * 64, "p": 0.55, "role": "acts"},
+        "challenger": {"version": "2", "digest": "b" * 64, "p": 0.5, "role": "shadow"},
+    }},
+    "lineage": {"data_hash": "abc", "policy": "p"}, "account": {"gross": 0.0}, "breakers": [],
+    "tier_reason": "TIER_1: all good", "tier_multiplier": 1.0,
+    "trail": {"data": "refused: STALE_DATA", "signal": "refused: NO_VOICE, CONFLICT", "position": "passed"},
+    "said": {"ict": 0.4, "cmt": -0.1}, "validation": {"of": 0.3, "ai": 0.5}, "stage": "normal", "capped_by": None,
+    "learned": {"ict": 1.0},
+}  # fmt: skip
+
+
+def test_a_decision_of_release_050_is_read_with_the_present_keys_and_words(store):
+    with store.writing() as connection:
+        names = ("id", "symbol", "action", "direction", "event", "tier", "arm", "generation")
+        row = {name: DECISION_050[name] for name in names}
+        times = {"as_of": T0, "known_at": T0, "ingested_at": T0}
+        stored = {"payload": DECISION_050, "features": b"", "signals": b""}
+        connection.execute(sa.insert(tables.decisions), [row | times | stored])
+    read = decision_payload(store.decision("d-050").decision)
+    roles = {arm: model["role"] for arm, model in read["models"]["validator"].items()}
+    assert read["category_scores"] == {"ict": 0.4, "cmt": -0.1}
+    assert read["validation"] == {"combined": 0.3, "ai": 0.5}
+    assert read["reasons"][0].startswith("NO_SIGNAL: coverage=0.20")
+    assert read["trail"] == DECISION_050["trail"] | {"signal": "refused: NO_SIGNAL, CONFLICT"}
+    assert roles == {"champion": "active", "challenger": "shadow"}
+    renamed = {"said", "category_scores", "validation", "reasons", "trail", "models"}
+    assert {k: v for k, v in read.items() if k not in renamed} == {
+        k: v for k, v in DECISION_050.items() if k not in renamed
+    }
+
+
+def test_a_decision_with_a_key_of_no_release_is_refused():
+    with pytest.raises(TypeError, match="opinion"):
+        decision_of(DECISION_050 | {"opinion": 1})
+
+
+def test_alarms_of_release_050_take_the_present_kind_and_go_back_with_a_downgrade(url):
+    release_050 = {"look_fault": T0, "drift": T0}
+    alembic_to(url, "0004")
+    engine = sa.create_engine(url)
+    rows = [{"kind": kind, "severity": "high", "detail": "x", "at": at} for kind, at in release_050.items()]
+    with engine.begin() as connection:
+        connection.execute(sa.insert(tables.alarms), rows)
+    store = Store.open(url)
+    assert [alarm.kind for alarm in store.alarms()] == ["poll_failed", "drift"]
+    store.close()
+    alembic_to(url, "0004", downgrade=True)
+    with engine.connect() as connection:
+        assert connection.scalars(sa.select(tables.alarms.c.kind).order_by(tables.alarms.c.id)).all() == [*release_050]
+    engine.dispose()

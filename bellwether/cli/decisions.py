@@ -105,10 +105,10 @@ def show_risk(found: Mapping[str, Any]) -> None:
         )  # fmt: skip
     table(
         "a new position with the strongest signal", ["symbol", "side", "largest", "capped by", "refused"],
-        [[n["symbol"], n["side"], number(n["largest"], 4), n["capped_by"], "; ".join(n["refused"]) or None]
+        [[n["symbol"], n["side"], number(n["max_size"], 4), n["capped_by"], "; ".join(n["refused"]) or None]
          for n in found["next"]],
     )  # fmt: skip
-    paragraph(f"drawdown stage {found['stage']}: leaves {found['stage_leaves']:g} of a size; "
+    paragraph(f"drawdown stage {found['stage']}: leaves {found['stage_size_multiplier']:g} of a size; "
          f"breakers: {', '.join(found['breakers']) or 'none tripped'}")  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def replay(
     else:
         rows = [[name.replace("_", " "), str(value)] for name, value in found.items() if value not in ({}, [])]
         table("replay", ["what", "found"], rows)
-    if not found["bit_for_bit"]:
+    if not found["same"]:
         raise typer.Exit(1)
 
 

@@ -125,9 +125,12 @@ def main() -> None:
     """Run one command; every error is one sentence with its remedy, a bug's traceback is in a file."""
     if sys.argv[1:] in WITHOUT_SETTINGS:
         app()
-    from bellwether.cli.connection import connect
     from pipelines import permissions
+    from pipelines.bootstrap import bootstrap
     from pipelines.errors import BellwetherError
+
+    bootstrap()  # before anything imports numpy
+    from bellwether.cli.connection import connect
 
     permissions.restrict()
     try:

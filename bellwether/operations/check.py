@@ -18,7 +18,7 @@ from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES, absent_columns
 from pipelines.models import pattern_view
 from pipelines.models.views import VIEWS
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from flows.support.backtest import live_core
 from pipelines import compiled
+from pipelines.bootstrap import bootstrap as bootstrap_process
 from pipelines.contracts import (
     BOOK_LEVELS,
     CLOSE,
@@ -51,8 +52,9 @@ from pipelines.models.base import Dataset
 from pipelines.models.regime.model_family import REGIME
 from pipelines.models.views import VIEWS
 from pipelines.monitoring.drift import block_effects
+from pipelines.params import Params
 from pipelines.permissions import restrict
-from pipelines.settings import Params, load_params
+from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import events
@@ -210,6 +212,7 @@ def warm_rest(params: Params) -> None:
 
 def main() -> None:
     """Compile in two processes and mark the cache as warm; do nothing if it is."""
+    bootstrap_process()
     restrict()
     try:
         if message := compiled.prepare():

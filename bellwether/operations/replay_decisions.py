@@ -1,20 +1,25 @@
-"""L4: decide again what was decided, from stored bars, records and bundles alone, and compare bit for bit.
+"""Decide again what was decided, from stored bars, records and bundles alone, and compare (L4).
 
-A decision names its warm start, its models by digest, the account risk saw, the latched breakers and the policy's own
-digest. From these and the observed bars the same code makes it again; what differs is named field by field.
+A decision names its warm start, its models by digest, the account, the tripped breakers, the digest of the policy and
+the type of the CPU. From these and the observed bars the same code makes it again; differences are named by field. On
+the same CPU type every number must be equal to the last bit, on another one within OTHER_CPU_TOLERANCE.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from math import isclose
+
+import numpy as np
 
 from flows.support.installation import Installation
 from flows.support.progress import track
-from pipelines.contracts import OPEN_TIME, Decision
+from pipelines.compiled import cpu_type
+from pipelines.contracts import OPEN_TIME, Decision, Floats, JsonObject, ModelAnswer, ModelAnswers
 from pipelines.errors import BellwetherError, StateError
 from pipelines.models.runtime import load_bundle
-from pipelines.store import DecisionRecord, decision_payload
+from pipelines.store import DecisionRecord
 from pipelines.warm_start import read_warm_start
 from serving.inference.model_slots import Slot, Snapshot
 from serving.inference.predictions import faulty
@@ -24,68 +29,79 @@ from serving.state.symbols import Symbol
 from serving.state.tiers import Tier
 
 SHOWN = 20  # differing decisions named one by one
+OTHER_CPU_TOLERANCE = 1e-12  # relative; math libraries of two CPU types differ in the last bit
 
 
 @dataclass(slots=True)
 class Replayed:
-    """decisions were asked for, of which `equal` came out the same to the last bit; the others say why."""
+    """Count the replayed decisions: `equal` came out the same, the others say why."""
 
     decisions: int = 0
     equal: int = 0
-    different: list[dict[str, Any]] = field(default_factory=list)  # id, as_of, fields that differ
+    different: list[JsonObject] = field(default_factory=list)  # id, as_of, fields that differ, made_on
     not_replayable: Counter[str] = field(default_factory=Counter)  # why it could not be made again → how many
-    models: set[tuple[str, str, str]] = field(default_factory=set)  # (family, arm, digest) that answered
+    other_cpu: Counter[str] = field(default_factory=Counter)  # "other CPU: <type>" → how many were made on it
+    models: set[tuple[str, str, str]] = field(default_factory=set)  # (family, arm, digest) that predicted
     champions: set[tuple[str, str]] = field(default_factory=set)  # (family, digest)
     generations: set[int] = field(default_factory=set)
     warm_starts: set[str] = field(default_factory=set)
 
     @property
-    def bit_for_bit(self) -> bool:
+    def same(self) -> bool:
+        """Return whether every decision came out the same, those of another CPU type within the tolerance."""
         return self.equal == self.decisions > 0
 
-    def to_dict(self) -> dict[str, Any]:
+    @property
+    def bit_for_bit(self) -> bool:
+        """Return whether every decision came out the same to the last bit, as demanded of this CPU type."""
+        return self.same and not self.other_cpu
+
+    def to_dict(self) -> JsonObject:
+        """Return the counts as plain JSON."""
         return {
             "decisions": self.decisions, "equal": self.equal, "different": len(self.different),
-            "not_replayable": dict(self.not_replayable), "first_different": self.different[:SHOWN],
-            "models": len(self.models), "champions": len(self.champions), "generations": len(self.generations),
-            "warm_starts": len(self.warm_starts), "bit_for_bit": self.bit_for_bit,
+            "not_replayable": dict(self.not_replayable), "other_cpu": dict(self.other_cpu),
+            "first_different": self.different[:SHOWN], "models": len(self.models), "champions": len(self.champions),
+            "generations": len(self.generations), "warm_starts": len(self.warm_starts), "same": self.same,
+            "bit_for_bit": self.bit_for_bit,
         }  # fmt: skip
 
 
 def replay_decisions(installation: Installation, records: Sequence[DecisionRecord]) -> Replayed:
     """Make every one of these decisions again and compare it, feature and signal bytes included."""
-    found, slots = Replayed(decisions=len(records)), _Bundles(installation)
+    found, bundles = Replayed(decisions=len(records)), _Bundles(installation)
     groups: dict[tuple[str, str], list[DecisionRecord]] = defaultdict(list)
     for record in records:
         groups[record.decision.symbol, record.decision.lineage.get("warm_start", "")].append(record)
-    items = ((key, record) for key, group in groups.items() for record in sorted(group, key=_when))
-    walked: dict[tuple[str, str], _Walk | str] = {}
+    items = ((key, record) for key, group in groups.items() for record in sorted(group, key=_time_order))
+    walks: dict[tuple[str, str], _Walk | str] = {}
     for key, record in track(items, f"replay: {len(records):,} decisions", len(records)):
-        if key not in walked:
-            walked.clear()  # one symbol's history at a time
-            walked[key] = _walk(installation, groups[key], *key)
-        walk = walked[key]
-        why = walk if isinstance(walk, str) else _one(installation, walk, slots, record, found)
+        if key not in walks:
+            walks.clear()  # one symbol's history at a time
+            walks[key] = _walk(installation, groups[key], *key)
+        walk = walks[key]
+        why = walk if isinstance(walk, str) else _replay_one(installation, walk, bundles, record, found)
         if why is not None:
             found.not_replayable[why] += 1
     return found
 
 
-def _when(record: DecisionRecord) -> tuple[Any, ...]:
+def _time_order(record: DecisionRecord) -> tuple[datetime, datetime]:
+    """Return the sort key of a decision: its close, then its arrival."""
     return record.decision.as_of, record.decision.ingested_at
 
 
 @dataclass(slots=True)
 class _Walk:
-    """A symbol at some close, and the observed bars that come after it."""
+    """Hold a symbol at some close, and the observed bars (n, 8) after it, of which the first `at` were processed."""
 
     symbol: Symbol
-    bars: Any
-    flat: Any
+    bars: Floats
+    flat: Floats
     at: int = 0
 
     def to(self, close: float) -> bool:
-        """Fold the bars up to the decision bar that closed then; False if no bar closed there."""
+        """Process the bars up to the decision bar that closed then, epoch s; return whether one did."""
         until = int((self.bars[:, OPEN_TIME] + self.symbol.base_s <= close).sum())
         if until > self.at:
             self.symbol.advance(self.bars[self.at : until])
@@ -97,7 +113,7 @@ class _Walk:
 
 
 def _walk(installation: Installation, group: Sequence[DecisionRecord], name: str, warm_start: str) -> "_Walk | str":
-    """The walk from a warm start through what was observed; in words why there is none."""
+    """Return the walk from a warm start through the observed bars, or why there is none."""
     folder = installation.settings.serving_dir / "warm" / warm_start
     if not warm_start or not folder.is_dir():
         return f"warm start {warm_start[:12] or 'not recorded'} is not kept under {folder.parent}"
@@ -108,15 +124,14 @@ def _walk(installation: Installation, group: Sequence[DecisionRecord], name: str
     symbol = Symbol(warm)
     last = max(record.decision.as_of for record in group).timestamp()
     symbol.ingest_records(*installation.store.records(name, symbol.closed.close_time, last))
-    return _Walk(
-        symbol, installation.store.bars(name, warm.last_open_time, last), decision_row.flatten(installation.params)
-    )
+    bars = installation.store.bars(name, warm.last_open_time, last)
+    return _Walk(symbol, bars, decision_row.flatten(installation.params))
 
 
-def _one(
-    installation: Installation, walk: _Walk, slots: "_Bundles", record: DecisionRecord, found: Replayed
+def _replay_one(
+    installation: Installation, walk: _Walk, bundles: "_Bundles", record: DecisionRecord, found: Replayed
 ) -> str | None:
-    """Make one decision again; why that cannot be, or None after `found` was told how it compares."""
+    """Make one decision again and add the comparison to `found`; return why that is impossible, None if it is not."""
     old = record.decision
     if not old.account:
         return "the account was not recorded: an earlier release wrote it"
@@ -125,84 +140,128 @@ def _one(
     if not walk.to(old.as_of.timestamp()):
         return f"no stored bar of {old.symbol} closes at its as_of"
     try:
-        snapshot = slots.snapshot(old)
+        snapshot = bundles.snapshot(old)
     except (BellwetherError, OSError) as error:
         return str(error)
     new = decide(
-        walk.symbol, snapshot, installation.params, walk.flat, lambda *_: decision_row.ExposureSnapshot.from_dict(old.account), old.breakers,
-        tier=Tier(old.tier, old.tier_reason), learned=old.learned, predictions=_heard(walk.symbol, snapshot, old), id=old.id,
-        known_at=old.known_at, now=old.ingested_at,
+        walk.symbol, snapshot, installation.params, walk.flat,
+        lambda *_: decision_row.ExposureSnapshot.from_dict(old.account), old.breakers,
+        tier=Tier(old.tier, old.tier_reason), learned=old.learned,
+        predictions=_predict_again(walk.symbol, snapshot, old), id=old.id, known_at=old.known_at, now=old.ingested_at,
     )  # fmt: skip
-    closed = walk.symbol.closed
-    differs = differences(decision_payload(old), decision_payload(new))
-    differs += ["features"] if closed.features.tobytes() != record.features else []
-    differs += ["signals"] if closed.signals.tobytes() != record.signals else []
+    _compare(record, new, walk.symbol, found)
     found.generations.add(old.generation)
     found.warm_starts.add(walk.symbol.warm.digest)
     for (family, arm), slot in snapshot.slots.items():
         found.models.add((family, arm, slot.digest))
         if arm == "champion":
             found.champions.add((family, slot.digest))
-    if differs:
-        found.different.append({"id": old.id, "as_of": old.as_of.isoformat(), "fields": differs})
-    else:
-        found.equal += 1
     return None
 
 
-def _heard(symbol: Symbol, snapshot: Snapshot, old: Decision) -> dict[str, Any]:
-    """What the models say now; where one had failed then, what was recorded: a fault follows from no row."""
+def _compare(record: DecisionRecord, new: Decision, symbol: Symbol, found: Replayed) -> None:
+    """Add to `found` how the decision made again, and its rows, compare with the record."""
+    old, closed = record.decision, symbol.closed
+    made_on = old.lineage.get("cpu")  # None = an earlier release wrote it, on this machine as far as is known
+    tolerance = 0.0 if made_on in (None, cpu_type()) else OTHER_CPU_TOLERANCE
+    if tolerance:
+        found.other_cpu[f"other CPU: {made_on}"] += 1
+    differs = differences(_without_cpu(old), _without_cpu(new), tolerance)
+    differs += [
+        name
+        for name, stored, row in (
+            ("features", record.features, closed.features),
+            ("signals", record.signals, closed.signals),
+        )
+        if not _same_row(stored, row, tolerance)
+    ]
+    if not differs:
+        found.equal += 1
+        return
+    where = f"other CPU: {made_on}, this is {cpu_type()}" if tolerance else made_on or "not recorded"
+    found.different.append({"id": old.id, "as_of": old.as_of.isoformat(), "fields": differs, "made_on": where})
+
+
+def _without_cpu(decision: Decision) -> JsonObject:
+    """Return the decision as plain JSON without the type of the CPU that made it."""
+    record = decision.to_dict()
+    return record | {"lineage": {name: value for name, value in record["lineage"].items() if name != "cpu"}}
+
+
+def _same_row(stored: bytes, row: Floats, tolerance: float) -> bool:
+    """Return whether a stored row equals one made again: to the last bit, or within a relative tolerance."""
+    if not tolerance or len(stored) != row.nbytes:
+        return row.tobytes() == stored
+    before = np.frombuffer(stored, dtype=np.float64)
+    return bool(np.allclose(before, row, rtol=tolerance, atol=tolerance, equal_nan=True))
+
+
+def _predict_again(symbol: Symbol, snapshot: Snapshot, old: Decision) -> ModelAnswers:
+    """Return the answers of the models now; the recorded one where a model had failed: no row reproduces a fault."""
     return {
         family: {
-            arm: said if faulty(old.models[family][arm]) is None else old.models[family][arm]
-            for arm, said in arms.items()
+            arm: answer if faulty(old.models[family][arm]) is None else old.models[family][arm]
+            for arm, answer in arms.items()
         }
         for family, arms in predict_all(symbol, snapshot).items()
     }
 
 
-def differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """Paths at which two plain JSON values are not the same, numbers to the last bit."""
+def differences(old: object, new: object, tolerance: float = 0.0, at: str = "") -> list[str]:
+    """Return the paths at which two plain JSON values differ; numbers may differ by a relative tolerance."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         names = list(old) + [name for name in new if name not in old]
         return [
             path
             for name in names
             for path in (
-                differences(old[name], new[name], f"{at}.{name}".lstrip("."))
+                differences(old[name], new[name], tolerance, f"{at}.{name}".lstrip("."))
                 if name in old and name in new
                 else [f"{at}.{name}".lstrip(".")]
             )
         ]
-    return [] if old == new else [at]
+    return [] if old == new or (tolerance and _close(old, new, tolerance)) else [at]
+
+
+def _close(old: object, new: object, tolerance: float) -> bool:
+    """Return whether two numbers, or the numbers of two lists, agree within a tolerance."""
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(a == b or _close(a, b, tolerance) for a, b in zip(old, new, strict=True))
+    return isinstance(old, float) and isinstance(new, float) and isclose(old, new, rel_tol=tolerance, abs_tol=tolerance)
 
 
 class _Bundles:
-    """Verified bundles by digest, and snapshots as a decision saw them; each is loaded once."""
+    """Load verified bundles by digest, each once, and build the snapshots that decisions were made with."""
 
     def __init__(self, installation: Installation) -> None:
-        self._site = installation
+        self._installation = installation
         self._slots: dict[tuple[str, str, str, str], Slot] = {}
         self._lines = {(p.family, str(p.to_version), p.digest): p for p in installation.store.promotions()}
 
     def snapshot(self, decision: Decision) -> Snapshot:
-        """Raises BundleError for a bundle that is gone or damaged, StateError for one the ledger does not know."""
+        """Return the snapshot of a decision.
+
+        Raises BundleError for a bundle that is gone or damaged, StateError for one that the ledger does not know.
+        """
         slots = {
-            (family, arm): self._slot(family, arm, said)
+            (family, arm): self._slot(family, arm, answer)
             for family, arms in decision.models.items()
-            for arm, said in arms.items()
+            for arm, answer in arms.items()
         }
         return Snapshot(generation=decision.generation, slots=slots)
 
-    def _slot(self, family: str, arm: str, said: Mapping[str, Any]) -> Slot:
-        key = (family, arm, str(said["version"]), str(said["digest"]))
+    def _slot(self, family: str, arm: str, answer: ModelAnswer) -> Slot:
+        """Return the slot of one recorded answer; errors as in `snapshot`."""
+        version, digest = answer.version, answer.digest
+        key = (family, arm, version, digest)
         if key not in self._slots:
-            line = self._lines.get((family, key[2], key[3]))
+            line = self._lines.get((family, version, digest))
             if line is None:
-                raise StateError(f"{family} version {key[2]} with digest {key[3][:12]} has no line on the ledger")
+                raise StateError(f"{family} version {version} with digest {digest[:12]} has no line on the ledger")
+            model = load_bundle(self._installation.settings.bundles / digest, digest, version)
             self._slots[key] = Slot(
-                family=family, arm=arm, version=key[2], digest=key[3], run_id=str(line.run_id or ""),
-                data_hash=str(line.data_hash or ""), git_commit=str(line.git_commit or ""),
-                verdict=str(said["verdict"]), model=load_bundle(self._site.settings.bundles / key[3], key[3], key[2]),
+                family=family, arm=arm, version=version, digest=digest, run_id=str(line.run_id or ""),
+                data_hash=str(line.data_hash or ""), git_commit=str(line.git_commit or ""), verdict=answer.verdict,
+                model=model,
             )  # fmt: skip
         return self._slots[key]

@@ -26,6 +26,7 @@ from bellwether.operations.child import Child, OutputPipes, exit_text, send_sign
 from bellwether.operations.supervisor_watch import DiskWatch, HealthProbes, Target
 from flows.support import processes
 from flows.support.service_log import ServiceLog
+from pipelines.bootstrap import bootstrap
 from pipelines.permissions import restrict
 from pipelines.settings import Settings
 
@@ -336,6 +337,7 @@ def main() -> None:
     """Run a supervisor in a detached process: `python -m bellwether.operations.supervisor HOME`."""
     if os.fork():  # the caller waits for this half only, so no zombie remains
         os._exit(0)
+    bootstrap()
     restrict()
     supervisor = Supervisor(Settings(home=Path(sys.argv[1])))
 

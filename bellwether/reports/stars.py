@@ -16,7 +16,7 @@ from pipelines.data.sources import make_source, normalise_symbol
 from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.errors import StateError, UnknownName
 from pipelines.evaluation.stars import Contribution, Contributions, measure_contributions
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.stars import history
 

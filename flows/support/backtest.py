@@ -16,7 +16,7 @@ from pipelines.contracts import CATEGORIES, CLOSE, OPEN_TIME, REGIMES, TIMEFRAME
 from pipelines.evaluation.backtest import Backtest, DecisionKernel, backtest
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import TARGET, UNRESOLVED, Barriers, triple_barrier
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import Events, events
 from pipelines.signals.regimes import market_state

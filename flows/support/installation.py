@@ -18,7 +18,8 @@ import psutil
 
 from pipelines import versioning
 from pipelines.errors import LeaseHeld, StateError, UnreadableFile
-from pipelines.settings import ROOT, Params, Settings, load_params, settings
+from pipelines.params import Params
+from pipelines.settings import ROOT, Settings, load_params, settings
 from pipelines.store import Store
 from pipelines.tracking import Tracking
 

@@ -10,7 +10,8 @@ from pipelines.data.readers.context import merge_feeds
 from pipelines.data.readers.exchange import Backfill
 from pipelines.data.sources import MarketSource, Records, make_source, read_books_and_context
 from pipelines.errors import BadTimes, BadValues
-from pipelines.settings import Params, Settings
+from pipelines.params import Params
+from pipelines.settings import Settings
 
 
 def market_source(installation: Installation, source: str, path: str | None, since: datetime | None) -> MarketSource:

@@ -25,6 +25,7 @@ import psutil
 
 from flows.support import ports
 from flows.support.service_log import text_of
+from pipelines.bootstrap import THREADS
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
 from serving.service import keys
@@ -132,6 +133,7 @@ def environment(settings: Settings) -> dict[str, str]:
     home = settings.home.resolve()
     return {
         **TELEMETRY_OFF,
+        THREADS: os.environ.get(THREADS, "1"),  # of BLAS; our sums are small and the services share few cores
         **_client_credentials(settings),
         **_tool_access_lists(settings),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",

@@ -21,7 +21,7 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.monitor import DRIFT_EVENT
 from pipelines.models.catalog import MODEL_FAMILIES
-from pipelines.settings import Params
+from pipelines.params import Params
 
 TRIGGER = "bellwether-drift-requests-retrain"
 OLD_TRIGGER, OLD_EVENT = "bellwether-drift-asks-for-retrain", "bellwether.retrain-asked"  # of 0.5.0, 0.6.0

@@ -24,7 +24,7 @@ from pipelines.data.schemas import to_frame
 from pipelines.data.simulator.market import Market, simulate
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
-from pipelines.settings import SimulatorParams
+from pipelines.params import SimulatorParams
 
 BOOK_EVERY_S = 60.0  # books kept of a recording: one a minute
 QUOTES = (

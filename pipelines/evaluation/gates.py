@@ -24,7 +24,7 @@ from pipelines.evaluation.metrics import (
 )
 from pipelines.evaluation.report import arrays_with_prefix, read_oof
 from pipelines.models.losses import brier_losses
-from pipelines.settings import Params
+from pipelines.params import Params
 
 
 @dataclass(frozen=True, slots=True)

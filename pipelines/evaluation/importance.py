@@ -19,7 +19,7 @@ from pipelines.contracts import REGIMES, Estimate, Floats
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.features.catalog import COPIES
 from pipelines.models.base import Dataset, Fitted, ModelFamily
-from pipelines.settings import Params
+from pipelines.params import Params
 
 DRAWS = 200  # of the bootstrap: hundreds of figures, none of which the gate reads
 Group = tuple[int, ...]  # column numbers that are dealt out together

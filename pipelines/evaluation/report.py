@@ -18,7 +18,7 @@ from pipelines.evaluation.metrics import (
     most_confident,
 )
 from pipelines.models.directional_ensemble import ensemble_losses
-from pipelines.settings import Params
+from pipelines.params import Params
 
 
 def read_oof(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipelines.errors import BadShape
 from pipelines.evaluation.metrics import default_block, mean_estimate
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import forward_returns
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.signals.catalog import PRODUCERS
 from pipelines.signals.signal_registry import direction, onsets, signal_names
 

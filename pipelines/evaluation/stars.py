@@ -13,7 +13,7 @@ from pipelines.contracts import OPEN_TIME, Estimate, Floats, Ints
 from pipelines.errors import BadShape
 from pipelines.evaluation.metrics import block_starts, block_sums, default_block, interval
 from pipelines.labels.horizon import forward_returns
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.signals.stars import HIGH_RATING, MIN_KNOWN, MIN_RATING, STARS, N
 
 LEAST_BLOCKS = 10  # blocks in which a star is true: with fewer, resampling says nothing of the spread between them

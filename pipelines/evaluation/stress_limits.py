@@ -10,7 +10,7 @@ from pipelines.contracts import OPEN_TIME, Floats
 from pipelines.evaluation.crises import CRISES, bars_in_window, replay_crisis
 from pipelines.evaluation.stress import DAY_S, stress_all
 from pipelines.evaluation.stressed import MarketHistory, Portfolio, StressResult, exact_estimate
-from pipelines.settings import RiskParams
+from pipelines.params import RiskParams
 
 SIDES = {"long": 1.0, "short": -1.0}
 AGAIN = "opened with the first bar and again at the next open after every stop, while the account limits let it"

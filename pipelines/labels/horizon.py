@@ -14,7 +14,7 @@ import numpy as np
 from pipelines.contracts import CLOSE, OPEN, OPEN_TIME, Floats, Ints
 from pipelines.errors import BadValues
 from pipelines.labels.weights import average_uniqueness, time_decay
-from pipelines.settings import Params
+from pipelines.params import Params
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pipelines.contracts import CLOSE, OPEN_TIME, Floats
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.weights import average_uniqueness, time_decay
-from pipelines.settings import Params
+from pipelines.params import Params
 
 
 def pattern_labels(

@@ -11,7 +11,7 @@ from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, OPEN_TIME, Floats
 from pipelines.labels.horizon import forward_returns
 from pipelines.labels.weights import average_uniqueness, time_decay
-from pipelines.settings import Params
+from pipelines.params import Params
 
 # bars after which a return counts half; RiskMetrics' decay of .94 is 11 bars. The best of them is chosen on the
 # training rows, by the baselines as by the model

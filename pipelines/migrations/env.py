@@ -1,4 +1,4 @@
-"""Alembic's entry point. It only ever runs inside the transaction that `Store.open` hands over."""
+"""Alembic's entry point. It runs inside the transaction that `Store.open` passes in."""
 
 from alembic import context
 

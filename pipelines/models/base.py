@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines.contracts import Bools, Floats, Ints
 from pipelines.models.calibration_and_novelty import Novelty
-from pipelines.settings import Params
+from pipelines.params import Params
 
 Log = Callable[[str], None]
 

@@ -5,7 +5,7 @@ import numpy as np
 from pipelines.contracts import Floats
 from pipelines.models.base import Baseline, Dataset
 from pipelines.models.losses import log_losses
-from pipelines.settings import Params
+from pipelines.params import Params
 
 
 def base_rate(y: Floats, weight: Floats, n: int) -> Floats:

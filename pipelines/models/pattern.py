@@ -27,7 +27,7 @@ from pipelines.models.pattern_rows import MirrorLayout, Singles, mirror_layout, 
 from pipelines.models.pattern_view import CANDLE, DIRECTIONS, STEPS, TAKER
 from pipelines.models.snapshot import bar_rows
 from pipelines.models.views import VIEWS
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.signals.setups import PATTERNS
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
 from pipelines.models.snapshot import bar_rows
 from pipelines.models.views import VIEWS, feature_view
-from pipelines.settings import Params
+from pipelines.params import Params
 
 if TYPE_CHECKING:
     from pipelines.models.networks import RecurrentNetwork

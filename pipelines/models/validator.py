@@ -13,7 +13,7 @@ from pipelines.models.baselines import always_base_rate, log_loss_baseline, logi
 from pipelines.models.calibration import Calibrated, export_calibrated, fit_calibrated
 from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
-from pipelines.settings import Params
+from pipelines.params import Params
 
 if TYPE_CHECKING:
     from xgboost import XGBClassifier

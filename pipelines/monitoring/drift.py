@@ -20,7 +20,7 @@ import numpy as np
 from pipelines.compiled import kernel
 from pipelines.contracts import Floats, Ints
 from pipelines.errors import BadShape, BadValues, NotEnoughData, UnreadableFile
-from pipelines.settings import DriftParams
+from pipelines.params import DriftParams
 
 STD_FLOOR = 1e-3  # Evidently's own floor under the standard deviation; without it the two numbers would differ
 LEAST_SCALE = 0.1  # a shift under a tenth of a standard deviation is no drift (Evidently's default threshold)

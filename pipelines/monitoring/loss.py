@@ -14,7 +14,7 @@ from pipelines.contracts import Estimate, Floats
 from pipelines.errors import BadValues
 from pipelines.evaluation.metrics import block_indices, default_block
 from pipelines.models.losses import log_losses
-from pipelines.settings import DriftParams
+from pipelines.params import DriftParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Literal
 from pipelines.errors import BadTimes
 from pipelines.monitoring.drift import DriftResult
 from pipelines.monitoring.loss import LossDrift
-from pipelines.settings import RetrainParams
+from pipelines.params import RetrainParams
 
 DAY = timedelta(days=1)
 AGE_INTERVALS = 2  # training data this many intervals old: retrains ran, but on data that did not move on

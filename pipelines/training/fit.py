@@ -23,7 +23,7 @@ from pipelines.labels.splits import walk_forward
 from pipelines.models.base import Baseline, Dataset, Fitted, Log, ModelFamily, NativePredictions, present_columns
 from pipelines.models.export import write_bundle, write_json
 from pipelines.models.runtime import load_bundle
-from pipelines.settings import Params
+from pipelines.params import Params
 
 RECENT_SHARE = 0.2  # newest part of the rows: how novel does it look to a gate fitted on what came before?
 LATENCY_ROWS = 200

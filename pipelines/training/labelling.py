@@ -19,7 +19,7 @@ from pipelines.labels.horizon import horizon_labels
 from pipelines.labels.patterns import pattern_labels
 from pipelines.labels.returns import return_labels
 from pipelines.labels.weights import average_uniqueness, time_decay
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.signals.events import Events, event_rows, events, traditional_events
 from pipelines.signals.regimes import market_state
 from pipelines.signals.setups import setups

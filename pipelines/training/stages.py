@@ -8,6 +8,11 @@ labels/     <name>.npz (one a row of labelling.LABELS), traditional.json; no ser
 evaluation/ <family>.json: every figure with n, interval and cost assumption
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import json
 import os
 import sys
@@ -22,7 +27,8 @@ from pipelines.data import timeframes
 from pipelines.data.alignment import align
 from pipelines.errors import UnknownName
 from pipelines.features.catalog import FEATURES
-from pipelines.settings import Params, load_params
+from pipelines.params import Params
+from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.versioning import data_hash

@@ -1,11 +1,12 @@
-"""The generation file: what every serving process is to serve. Flows write it by rename, `slots` follows it.
+"""Read and write the generation file: the models every serving process has to serve.
 
-It is taken as a whole or not at all: a file that is not exactly of this shape is refused, and what was served before is
-served on.
+Flows replace it by rename and `model_slots` follows it. It is accepted as a whole or refused as a whole; after a
+refusal the models before it stay in service.
 """
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -13,19 +14,24 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipelines.contracts import JsonObject
 from pipelines.errors import StateError
 from pipelines.families import FAMILIES
 
 GENERATION_FILE = "generation.json"
-MOST_BYTES = 1 << 20  # one of today takes about 4 kB
+MAX_BYTES = 1 << 20  # a usual one takes about 4 kB
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Strict(BaseModel):
+    """Refuse unknown fields and values of another type."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class _Arm(_Strict):
+    """Validate one arm: the model and where it comes from."""
+
     version: Annotated[str, Field(min_length=1)]
     digest: _Sha256
     run_id: str | None = None
@@ -36,24 +42,31 @@ class _Arm(_Strict):
 
 
 class _Arms(_Strict):
+    """Validate the arms of one family."""
+
     champion: _Arm | None
     challenger: _Arm | None = None
 
 
 class _Warm(_Strict):
+    """Validate the reference to a published warm start."""
+
     data_hash: str
     digest: _Sha256
     path: str
 
 
 class _Generation(_Strict):
+    """Validate a whole generation file."""
+
     generation: Annotated[int, Field(ge=1)]
     written_at: Annotated[AwareDatetime, Field(strict=False)]
     families: dict[str, _Arms]
     warm_start: _Warm | None
 
     @model_validator(mode="after")
-    def _known(self) -> "_Generation":
+    def _check_families(self) -> "_Generation":
+        """Return self; raise ValueError for a family that this release does not know."""
         if unknown := sorted(set(self.families) - set(FAMILIES)):
             raise ValueError(f"families: no model family {', '.join(unknown)}; known: {', '.join(FAMILIES)}")
         return self
@@ -61,11 +74,11 @@ class _Generation(_Strict):
 
 def write_generation(
     serving_dir: Path,
-    families: Mapping[str, Mapping[str, Mapping[str, Any] | None]],
+    families: Mapping[str, Mapping[str, Mapping[str, object] | None]],
     warm_start: Mapping[str, str] | None,
     at: datetime,
 ) -> int:
-    """Tell every serving process what to serve, from now on; returns the new generation.
+    """Replace the generation file, which every serving process follows; return the new generation number.
 
     families    family → {"champion": {version, digest, run_id, data_hash, git_commit, verdict} | None, "challenger": …}
     warm_start  {data_hash, digest, path} of a published warm start
@@ -75,24 +88,27 @@ def write_generation(
     file = serving_dir / GENERATION_FILE
     try:
         generation = 1 + int((read_generation(serving_dir) or {"generation": 0})["generation"])
-    except StateError:  # it is being replaced; seconds since 1970 are above any number that was counted up
+    except StateError:  # the unreadable file is replaced; seconds since 1970 exceed any number counted up so far
         generation = int(at.timestamp())
     content = {"generation": generation, "written_at": at.isoformat(), "families": families, "warm_start": warm_start}
     write_atomically(file, content)
     return generation
 
 
-def read_generation(serving_dir: Path) -> dict[str, Any] | None:
-    """The generation file, None if nothing was ever promoted. Raises StateError, naming what is wrong."""
+def read_generation(serving_dir: Path) -> JsonObject | None:
+    """Return the content of the generation file, None if nothing was ever promoted.
+
+    Raises StateError, naming what is wrong, for a file that is not exactly of the expected shape.
+    """
     file = serving_dir / GENERATION_FILE
     try:
         with file.open("rb") as handle:
-            raw = handle.read(MOST_BYTES + 1)
-        if len(raw) > MOST_BYTES:
-            raise ValueError(f"longer than {MOST_BYTES:,} bytes")
-        content: dict[str, Any] = json.loads(raw, object_pairs_hook=_once)
-        told = _Generation.model_validate(content)
-        _refuse_outside(serving_dir, told.warm_start)
+            raw = handle.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise ValueError(f"longer than {MAX_BYTES:,} bytes")
+        content: JsonObject = json.loads(raw, object_pairs_hook=_unique_keys)
+        generation = _Generation.model_validate(content)
+        _refuse_outside(serving_dir, generation.warm_start)
         return content
     except FileNotFoundError:
         return None
@@ -102,51 +118,50 @@ def read_generation(serving_dir: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError) as error:
         why = str(error)
     except OSError as error:
-        raise StateError(f"{file} cannot be read: {error}. Mend the disk or its rights.") from error
+        raise StateError(f"{file} cannot be read: {error}. Check the disk and the file's permissions.") from error
     raise StateError(
-        f"{file} is not a generation file ({why[:300]}); `bellwether promote` or `bellwether rollback` writes it anew"
+        f"{file} is not a generation file ({why[:300]}); `bellwether promote` or `bellwether rollback` writes a new one"
     )
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError on a name that is there twice, of which readers would see another one each."""
+def _unique_keys(pairs: list[tuple[str, Any]]) -> JsonObject:
+    """Return the pairs as a JSON object; raise ValueError on a repeated key, which JSON readers resolve differently."""
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise ValueError(
-            f"a name is there twice: {sorted({k for k, _ in pairs if [n for n, _ in pairs].count(k) > 1})}"
-        )
+        repeated = sorted(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise ValueError(f"repeated keys: {repeated}")
     return content
 
 
 def _refuse_outside(serving_dir: Path, warm: _Warm | None) -> None:
-    """Raises ValueError for a warm start outside the folder that flows publish into."""
+    """Raise ValueError for a warm start outside the folder that flows publish into."""
     folder = (serving_dir / "warm").resolve()
     if warm is not None and not Path(warm.path).resolve().is_relative_to(folder):
         raise ValueError(f"warm_start.path: {warm.path} is not under {folder}")
 
 
 def acknowledged(serving_dir: Path) -> dict[int, int]:
-    """pid → generation it serves, of the processes that still live."""
+    """Return pid → generation served, for the serving processes that are still alive."""
     found = {}
     for file in (serving_dir / "ack").glob("*.json"):
         try:
-            told = json.loads(file.read_text())
-            os.kill(told["pid"], 0)
+            record = json.loads(file.read_text())
+            os.kill(record["pid"], 0)
         except FileNotFoundError:
-            continue  # its process ended just now
+            continue  # its process has just ended
         except ProcessLookupError:
             continue
         except PermissionError:
-            pass  # it lives, as another user
-        found[told["pid"]] = told["generation"]
+            pass  # alive, as another user
+        found[record["pid"]] = record["generation"]
     return found
 
 
-def write_atomically(file: Path, content: Any) -> None:
-    """`content` as JSON in place of `file`, durable on return: whoever reads sees the old or the new, whole."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    with beside.open("w") as handle:
+def write_atomically(file: Path, content: object) -> None:
+    """Replace `file` by `content` as JSON, durable on return; a reader sees the old or the new file, whole."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    with draft.open("w") as handle:
         json.dump(content, handle, indent=1)
         handle.flush()
         os.fsync(handle.fileno())
-    os.replace(beside, file)
+    os.replace(draft, file)

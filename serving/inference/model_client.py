@@ -1,8 +1,8 @@
-"""Models that answer in the model service (`BELLWETHER_MODELS=remote`): one batched call for everything a request asks.
+"""Predict in the model service (`BELLWETHER_MODELS=remote`): one batched call for everything a decision needs.
 
-Arrays travel as the bytes of float64, and each row is answered by itself, so the answers are those of the same bundle
-in this process, bit for bit. The service is asked by digest: another generation's model never answers for ours. When it
-is slow or down the arms abstain, and while it is out nobody waits for it: a look every few seconds finds it back.
+Arrays travel as the bytes of float64 and each row is predicted on its own, so the predictions equal those of the same
+bundle in this process, bit for bit. Models are addressed by digest: a model of another generation never predicts for
+ours. While the service is slow or down the arms abstain; a probe every few seconds finds it back, so no request waits.
 """
 
 import asyncio
@@ -10,12 +10,11 @@ import base64
 import binascii
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import httpx
 import numpy as np
 
-from pipelines.contracts import Floats, Model, Predictions
+from pipelines.contracts import Floats, JsonObject, Model, Predictions
 from pipelines.errors import BadShape, BadValues
 from pipelines.models.views import select
 from serving.inference.model_slots import Snapshot
@@ -23,64 +22,70 @@ from serving.inference.predictions import InferenceRequest, PredictionOrFault, p
 from serving.service.schemas import Packed, PackedInferenceRequest, PredictBatchRequest
 
 
-def packed(values: Floats) -> dict[str, Any]:
+def packed(values: Floats) -> JsonObject:
+    """Return an array as JSON: its shape, and base64 of little-endian float64."""
     content = np.ascontiguousarray(values, dtype="<f8").tobytes()
     return {"shape": list(values.shape), "f8": base64.b64encode(content).decode()}
 
 
-def unpacked(told: Packed) -> Floats:
-    """Raises BadValues for what is not base64 of float64, BadShape where the shape is another."""
+def unpacked(array: Packed) -> Floats:
+    """Return the array that `packed` wrote.
+
+    Raises BadValues for content that is not base64 of float64, BadShape where it does not fill the shape.
+    """
     try:
-        values = np.frombuffer(base64.b64decode(told.f8, validate=True), dtype="<f8").astype(np.float64)
+        values = np.frombuffer(base64.b64decode(array.f8, validate=True), dtype="<f8").astype(np.float64)
     except (binascii.Error, ValueError) as error:
         raise BadValues(f"rows.f8: not base64 of little-endian float64: {error}") from error
-    if values.size != math.prod(told.shape):  # of Python's integers: numpy's would wrap around
-        raise BadShape(f"rows: {values.size} values do not fill shape {told.shape}")
-    return values.reshape(told.shape)
+    if values.size != math.prod(array.shape):  # of Python's integers: numpy's would wrap around
+        raise BadShape(f"rows: {values.size} values do not fill shape {array.shape}")
+    return values.reshape(array.shape)
 
 
 # ---- the model service's side -----------------------------------------------------------------------------------
 
 
-def run_inference(snapshot: Snapshot, request: PredictBatchRequest) -> dict[str, Any]:
-    """{"generation", "answers": [arm → predictions or {"fault"}]}, in the order asked."""
+def run_inference(snapshot: Snapshot, request: PredictBatchRequest) -> JsonObject:
+    """Return {"generation", "predictions": [arm → predictions or {"fault"}]}, in the order of the requests."""
     by_digest = {(slot.family, slot.digest): slot.model for slot in snapshot.slots.values()}
     answers = []
-    for asked in request.asks:
-        rows, columns = unpacked(asked.rows), tuple(asked.columns)
+    for one in request.inference_requests:
+        rows, columns = unpacked(one.rows), tuple(one.columns)
         if rows.shape[-1] != len(columns):
-            raise BadShape(f"{asked.family}: rows {rows.shape} for {len(columns)} columns")
-        told = {}
-        for arm, digest in asked.digests.items():
-            model = by_digest.get((asked.family, digest))
-            told[arm] = (
+            raise BadShape(f"{one.family}: rows {rows.shape} for {len(columns)} columns")
+        by_arm = {}
+        for arm, digest in one.digests.items():
+            model = by_digest.get((one.family, digest))
+            by_arm[arm] = (
                 {"fault": f"MODEL_SERVICE_BEHIND: its generation {snapshot.generation} holds no {digest[:12]}"}
                 if model is None
-                else _packed_answer(predict(model, _fitting(rows, columns, model), f"{asked.family} {arm}"))
+                else _packed_predictions(predict(model, _rows_for(model, rows, columns), f"{one.family} {arm}"))
             )
-        answers.append(told)
-    return {"generation": snapshot.generation, "answers": answers}
+        answers.append(by_arm)
+    return {"generation": snapshot.generation, "predictions": answers}
 
 
-def _fitting(rows: Floats, columns: tuple[str, ...], model: Model) -> Floats:
-    wanted = 3 if model.steps > 1 else 2
-    if rows.ndim != wanted or (wanted == 3 and rows.shape[1] != model.steps):
-        raise BadShape(f"{model.family}: rows {rows.shape}, it looks back on {model.steps}")
+def _rows_for(model: Model, rows: Floats, columns: tuple[str, ...]) -> Floats:
+    """Return the model's own columns of the rows; raise BadShape where they are not of its number of bars."""
+    expected = 3 if model.steps > 1 else 2
+    if rows.ndim != expected or (expected == 3 and rows.shape[1] != model.steps):
+        raise BadShape(f"{model.family}: rows {rows.shape}, expected {model.steps} bar(s) in each row")
     return select(rows, columns, model.columns)
 
 
-def _packed_answer(said: PredictionOrFault) -> dict[str, Any]:
-    if not isinstance(said, Predictions):
-        return {"fault": said}
+def _packed_predictions(answer: PredictionOrFault) -> JsonObject:
+    """Return predictions as JSON, or {"fault"}."""
+    if not isinstance(answer, Predictions):
+        return {"fault": answer}
     return {
-        "p": packed(said.p),
-        "p_low": packed(said.p_low),
-        "novelty": packed(said.novelty),
-        "status": said.status,
-        "reason": said.reason,
-        "digest": said.digest,
-        "label": said.label,
-        "members": None if said.members is None else {name: packed(p) for name, p in said.members.items()},
+        "p": packed(answer.p),
+        "p_low": packed(answer.p_low),
+        "novelty": packed(answer.novelty),
+        "status": answer.status,
+        "reason": answer.reason,
+        "digest": answer.digest,
+        "label": answer.label,
+        "members": None if answer.members is None else {name: packed(p) for name, p in answer.members.items()},
     }
 
 
@@ -88,51 +93,57 @@ def _packed_answer(said: PredictionOrFault) -> dict[str, Any]:
 
 
 class ModelClient:
-    """Keep-alive connections to one model service. `outage` says why it is not asked now; None = it is."""
+    """Call one model service over keep-alive connections; `outage` = why it is out of use now, None = in use."""
 
     def __init__(self, url: str, key: str, timeout_s: float, retry_s: float, slow_in_row: int) -> None:
         self._client = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=None)
         self._timeout_s, self._retry_s, self._slow_in_row = timeout_s, retry_s, slow_in_row
-        self._slow, self._next_look = 0, 0.0
+        self._slow, self._next_probe = 0, 0.0
         self.outage: str | None = None
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._client.aclose()
 
     async def probe(self, now_s: float) -> None:
-        """Ask nothing, every `retry_s` of the monotonic clock: finds it out, or back, and no request waits for that."""
-        if now_s >= self._next_look:
-            self._next_look = now_s + self._retry_s
+        """Send an empty request every `retry_s` of the monotonic clock, which updates `outage` outside of requests."""
+        if now_s >= self._next_probe:
+            self._next_probe = now_s + self._retry_s
             await self._post([])
 
     async def predict(
-        self, snapshot: Snapshot, asked: Sequence[InferenceRequest]
+        self, snapshot: Snapshot, requests: Sequence[InferenceRequest]
     ) -> list[dict[tuple[str, str], PredictionOrFault]]:
-        """Each ask's answers by (family, arm), from the very bundles of `snapshot`; a fault where there is none."""
-        if not asked:
+        """Return each request's predictions by (family, arm), from the bundles of `snapshot` only; or their fault."""
+        if not requests:
             return []
         body = [
             PackedInferenceRequest.model_construct(
-                family=ask.family,
-                digests={arm: snapshot.slots[ask.family, arm].digest for arm in ask.arms},
-                columns=list(ask.columns),
-                rows=Packed.model_construct(**packed(ask.rows)),
+                family=request.family,
+                digests={arm: snapshot.slots[request.family, arm].digest for arm in request.arms},
+                columns=list(request.columns),
+                rows=Packed.model_construct(**packed(request.rows)),
             ).model_dump()
-            for ask in asked
+            for request in requests
         ]
-        told = self.outage if self.outage is not None else await self._post(body)
-        if isinstance(told, str):
-            return [{(ask.family, arm): told for arm in ask.arms} for ask in asked]
+        answers = self.outage if self.outage is not None else await self._post(body)
+        if isinstance(answers, str):
+            return [{(request.family, arm): answers for arm in request.arms} for request in requests]
         return [
-            {(ask.family, arm): _answer_of(said.get(arm), snapshot.slots[ask.family, arm].digest) for arm in ask.arms}
-            for ask, said in zip(asked, told, strict=True)
+            {
+                (request.family, arm): _unpacked_predictions(
+                    answer.get(arm), snapshot.slots[request.family, arm].digest
+                )
+                for arm in request.arms
+            }
+            for request, answer in zip(requests, answers, strict=True)
         ]
 
-    async def _post(self, asks: list[dict[str, Any]]) -> list[dict[str, Any]] | str:
-        """The service's answers, or the fault in words."""
+    async def _post(self, body: list[JsonObject]) -> list[JsonObject] | str:
+        """Return the service's answers, or the fault as text, which also sets `outage`."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._client.post("/answer", json={"asks": asks})
+                response = await self._client.post("/predict_batch", json={"inference_requests": body})
         except TimeoutError:
             self._slow += 1
             fault = f"MODEL_SERVICE_SLOW: no answer within {self._timeout_s * 1e3:.0f} ms"
@@ -144,33 +155,35 @@ class ModelClient:
         if response.status_code != 200:
             return self._down(f"HTTP {response.status_code}: {response.text[:100]}")
         try:
-            answers = response.json()["answers"]
+            answers = response.json()["predictions"]
         except (ValueError, KeyError, TypeError) as error:
-            return self._down(f"no answer of a model service: {type(error).__name__}")
-        if not isinstance(answers, list) or len(answers) != len(asks):
-            return self._down(f"{len(asks)} asked, another number answered")
+            return self._down(f"not an answer of a model service: {type(error).__name__}")
+        if not isinstance(answers, list) or len(answers) != len(body):
+            return self._down(f"{len(body)} requests sent, another number of answers received")
         self._slow, self.outage = 0, None
         return answers
 
     def _down(self, why: str) -> str:
+        """Set and return the outage."""
         self.outage = f"MODEL_SERVICE_DOWN: {why}"
         return self.outage
 
 
-def _answer_of(told: dict[str, Any] | None, digest: str) -> PredictionOrFault:
-    if told is None or "fault" in told:
-        return str(told["fault"]) if told else "MODEL_SERVICE_DOWN: it left this arm out"
-    if told["digest"] != digest:
-        return f"MODEL_SERVICE_BEHIND: {told['digest'][:12]} answered for {digest[:12]}"
-    p, p_low, novelty = (unpacked(Packed(**told[name])) for name in ("p", "p_low", "novelty"))
-    members = told["members"]
+def _unpacked_predictions(answer: JsonObject | None, digest: str) -> PredictionOrFault:
+    """Return the predictions of one arm; its fault where there are none, or where another bundle predicted."""
+    if answer is None or "fault" in answer:
+        return str(answer["fault"]) if answer else "MODEL_SERVICE_DOWN: it left this arm out"
+    if answer["digest"] != digest:
+        return f"MODEL_SERVICE_BEHIND: {answer['digest'][:12]} answered for {digest[:12]}"
+    p, p_low, novelty = (unpacked(Packed(**answer[name])) for name in ("p", "p_low", "novelty"))
+    members = answer["members"]
     return Predictions(
         p,
         p_low,
-        told["status"],
-        told["reason"],
+        answer["status"],
+        answer["reason"],
         novelty,
         digest,
-        told["label"],
-        None if members is None else {name: unpacked(Packed(**said)) for name, said in members.items()},
+        answer["label"],
+        None if members is None else {name: unpacked(Packed(**p)) for name, p in members.items()},
     )

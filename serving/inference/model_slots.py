@@ -1,7 +1,7 @@
-"""Two slots a family: load, verify, warm, golden check, atomic swap (Y8).
+"""Hold champion and challenger of each family: load, verify, golden check, atomic swap (Y8).
 
 Every serving process follows the generation file and acknowledges what it serves. A bundle that fails any check is
-refused with its reason and the model before it stays. Readers take one immutable `Snapshot`.
+refused with its reason and the previous model stays. Readers take one immutable `Snapshot`.
 """
 
 import os
@@ -10,9 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from pipelines.contracts import Floats, Model, Predictions
+from pipelines.contracts import Floats, JsonObject, Model, Predictions
 from pipelines.errors import BundleError, StateError
 from pipelines.families import FAMILIES
 from pipelines.models.runtime import check_golden, load_bundle
@@ -27,7 +26,7 @@ Alarm = Callable[[str, str, str], object]  # kind, severity, detail
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One loaded model and where it comes from, as the generation file says."""
+    """Hold one loaded model and its origin as the generation file states it."""
 
     family: str
     arm: str
@@ -40,13 +39,14 @@ class Slot:
     model: Model
 
     def lineage(self) -> dict[str, str]:
+        """Return version, digest, run, data and code of the model, and the gate's verdict on it."""
         names = ("version", "digest", "run_id", "data_hash", "git_commit", "verdict")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A bundle the generation file names and this process will not serve."""
+    """Hold a bundle that the generation file names and this process refused, with the reason."""
 
     family: str
     arm: str
@@ -56,7 +56,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything served at one moment. `generation` 0 = no generation file was ever read."""
+    """Hold everything served at one moment; `generation` 0 = no generation file was read yet."""
 
     generation: int = 0
     written_at: str | None = None
@@ -65,52 +65,52 @@ class Snapshot:
     warm_start: Mapping[str, str] | None = None  # data_hash, digest, path
 
     def slot(self, family: str, arm: str) -> Slot | None:
+        """Return the slot of one arm, None where nothing is served."""
         return self.slots.get((family, arm))
 
     def predict(
         self, family: str, rows: Floats, columns: tuple[str, ...], arms: Sequence[str] = ARMS
     ) -> dict[str, Predictions]:
-        """The arms' answers to the same rows.
+        """Return arm → predictions of the same rows, for the arms with a model.
 
-        rows     (n, …, len(columns)) float64, NaN = missing; a model column that is not in `columns` counts as missing
-        Returns  arm → Predictions, for the arms that hold a model
+        rows  (n, …, len(columns)) float64, NaN = missing; a model column that is not in `columns` counts as missing
         """
-        answers = {}
+        predictions = {}
         for arm in arms:
             slot = self.slots.get((family, arm))
             if slot is not None:
-                answers[arm] = slot.model.predict(select(rows, columns, slot.model.columns))
-        return answers
+                predictions[arm] = slot.model.predict(select(rows, columns, slot.model.columns))
+        return predictions
 
 
 class ModelSlots:
-    """Follows the generation file; `snapshot` is swapped as one reference. One thread at a time follows."""
+    """Follow the generation file and swap `snapshot` as one reference; not thread-safe."""
 
     def __init__(self, serving_dir: Path, bundles_dir: Path, alarm: Alarm) -> None:
         self._serving_dir, self._bundles_dir, self._alarm = serving_dir, bundles_dir, alarm
         self.snapshot = Snapshot()
-        self.refusal: str | None = None  # why the newest generation file is not followed; None while it is
-        self._seen: tuple[int, int, int] | None = None  # of the generation file: changes with every rename
+        self.refusal: str | None = None  # why the newest generation file is not in force; None while it is
+        self._file_id: tuple[int, int, int] | None = None  # of the generation file: changes with every rename
 
     def refresh(self) -> bool:
-        """Follow the generation file; True if something was swapped."""
+        """Load and swap in what a new generation file names; return whether there was one."""
         new = self.pending()
         if new is not None:
             self.swap(new)
         return new is not None
 
     def pending(self) -> Snapshot | None:
-        """Look at the generation file; load and check what a new one names. Nothing is swapped yet.
+        """Load and check what a new generation file names, without swapping; None where nothing is new.
 
-        A file that is none is refused as a whole, with an alarm, and what is served stays. Raises OSError if the file
-        cannot be looked at; the next look tries again.
+        An invalid file is refused as a whole, with an alarm. Raises OSError if the file cannot be read; the next poll
+        tries again.
         """
         try:
             stat = (self._serving_dir / GENERATION_FILE).stat()
         except FileNotFoundError:
             return None
-        seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        if seen == self._seen:
+        file_id = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if file_id == self._file_id:
             return None
         try:
             content = read_generation(self._serving_dir)
@@ -118,40 +118,41 @@ class ModelSlots:
             if str(error) != self.refusal:
                 self._alarm("generation_refused", "high", str(error))
             self.refusal = str(error)
-            self._seen = None if isinstance(error.__cause__, OSError) else seen  # a disk may read it the next time
+            self._file_id = None if isinstance(error.__cause__, OSError) else file_id  # a disk error may pass
             return None
         new = None
         if content is not None and content["generation"] != self.snapshot.generation:
             new = self._load(content)
-        self._seen, self.refusal = seen, None
+        self._file_id, self.refusal = file_id, None
         return new
 
     def swap(self, new: Snapshot) -> None:
-        """Serve `new` from here on, and tell whoever wrote it."""
+        """Serve `new` from now on and acknowledge its generation."""
         self.snapshot = new
         self._acknowledge()
 
     def close(self) -> None:
-        """Take the acknowledgement back; a disk that refuses leaves it to be found stale, by its process id."""
-        with suppress(OSError):
+        """Withdraw the acknowledgement."""
+        with suppress(OSError):  # what stays behind is found stale by its process id
             (self._serving_dir / "ack" / f"{os.getpid()}.json").unlink(missing_ok=True)
 
-    def _load(self, content: dict[str, Any]) -> Snapshot:
+    def _load(self, content: JsonObject) -> Snapshot:
+        """Return the snapshot of a generation file; a refused model leaves the previous one in its slot."""
         slots: dict[tuple[str, str], Slot] = {}
         refused = []
         for family, arms in content["families"].items():
             for arm in ARMS:
-                told = arms.get(arm)
-                if told is None:
+                entry = arms.get(arm)
+                if entry is None:
                     continue
                 try:
-                    slots[family, arm] = self._slot(family, arm, told)
+                    slots[family, arm] = self._slot(family, arm, entry)
                 except (BundleError, OSError, LookupError, TypeError, ValueError) as error:
-                    refusal = Refusal(family, arm, str(told.get("version")), f"{type(error).__name__}: {error}")
+                    refusal = Refusal(family, arm, str(entry.get("version")), f"{type(error).__name__}: {error}")
                     refused.append(refusal)
                     self._alarm("bundle_refused", "high", f"{family} {arm} {refusal.version}: {refusal.reason}")
-                    if (before := self.snapshot.slot(family, arm)) is not None:
-                        slots[family, arm] = before
+                    if (previous := self.snapshot.slot(family, arm)) is not None:
+                        slots[family, arm] = previous
         return Snapshot(
             generation=content["generation"],
             written_at=content.get("written_at"),
@@ -160,23 +161,26 @@ class ModelSlots:
             warm_start=content.get("warm_start"),
         )
 
-    def _slot(self, family: str, arm: str, told: Mapping[str, Any]) -> Slot:
+    def _slot(self, family: str, arm: str, entry: Mapping[str, object]) -> Slot:
         """Load, verify and check one model; the same bytes are loaded once for both arms and across generations."""
         if family not in FAMILIES:
             raise BundleError(f"no model family {family!r}; known: {', '.join(FAMILIES)}")
-        digest = str(told["digest"])
+        digest = str(entry["digest"])
         if not (digest.isalnum() and digest.isascii()):
             raise BundleError(f"{family} {arm}: {digest!r} is not a sha256; a bundle folder is named by its digest")
         loaded = {slot.digest: slot.model for slot in self.snapshot.slots.values()}.get(digest)
-        model = loaded or load_bundle(self._bundles_dir / digest, digest, str(told["version"]))
+        model = loaded or load_bundle(self._bundles_dir / digest, digest, str(entry["version"]))
         if model.family != family:
             raise BundleError(f"{digest[:12]} is a {model.family} model, the generation file puts it under {family}")
         check_schema(model)
         check_golden(model)  # also its first inference, so that no request pays for it
-        text = {name: str(told.get(name) or "") for name in ("version", "run_id", "data_hash", "git_commit", "verdict")}
+        text = {
+            name: str(entry.get(name) or "") for name in ("version", "run_id", "data_hash", "git_commit", "verdict")
+        }
         return Slot(family=family, arm=arm, digest=digest, model=model, **text)
 
     def _acknowledge(self) -> None:
+        """Write which generation this process serves and what it refused."""
         folder = self._serving_dir / "ack"
         folder.mkdir(exist_ok=True)
         pid, snapshot = os.getpid(), self.snapshot

@@ -1,4 +1,4 @@
-"""What every served model says at a close: who is asked what, the answers here, and all of it in words for the record.
+"""Ask every served model for its prediction at a close, in this process or from the answers of the model service.
 
 An arm that fails abstains by name and the others go on: `MODEL_FAULT:` where its own code raised or gave no number,
 `MODEL_SERVICE_…:` where the model service did (see serving.inference.model_client).
@@ -6,12 +6,21 @@ An arm that fails abstains by name and the others go on: `MODEL_FAULT:` where it
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipelines.contracts import Floats, Model, Predictions
+from pipelines.contracts import (
+    EnsembleVote,
+    Floats,
+    Model,
+    ModelAnswer,
+    ModelAnswers,
+    Predictions,
+    Probabilities,
+    finite_or_none,
+)
+from pipelines.families import DECISION_FAMILY
 from pipelines.models.directional_ensemble import directional
 from pipelines.models.views import VIEWS, select
 from pipelines.signals.events import Events, event_row, events
@@ -20,26 +29,31 @@ from serving.inference.model_slots import ARMS, Slot, Snapshot
 from serving.state.symbols import Symbol
 
 log = logging.getLogger("bellwether.models")
-DECISION_FAMILY = "validator"  # judges the event of the bar; the others read the market itself
 FAULTS = ("MODEL_FAULT:", "MODEL_SERVICE_")  # reasons that are a failure, not a reasoned abstention
 
-PredictionOrFault = Predictions | str  # one row's predictions, or the fault in words
+PredictionOrFault = Predictions | str  # predictions of one row, or the fault as text
 Answers = Mapping[tuple[str, str], PredictionOrFault]  # by (family, arm)
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
-    """One row for all arms of a family. rows (1, …, len(columns)) float64, NaN = missing."""
+    """Hold one row for all arms of a family.
+
+    rows       (1, …, len(columns)) float64, NaN = missing
+    event      signal that raised the event the row is about; None for families that read the market itself
+    direction  of that event: -1, 1, or 0 without one
+    """
 
     family: str
     arms: tuple[str, ...]
     rows: Floats
     columns: tuple[str, ...]
-    event: dict[str, Any]  # what it is asked about
+    event: str | None
+    direction: int
 
 
 def market_mismatch(slot: Slot, symbol: Symbol) -> str | None:
-    """Why this model may not speak of this market: it was trained on another one. None if it may."""
+    """Return `TRAINED_ON:…` where a model was trained on another market than this symbol's; None where it fits."""
     trained_on = slot.model.schema.get("symbol"), slot.model.schema.get("decision_timeframe")
     if trained_on == (symbol.name, symbol.warm.decision_timeframe):
         return None
@@ -47,85 +61,107 @@ def market_mismatch(slot: Slot, symbol: Symbol) -> str | None:
 
 
 def events_at_close(symbol: Symbol) -> Events | None:
-    """The ICT events of the last closed bar, which the validator judges; None while the symbol warms up."""
+    """Return the ICT events of the last closed bar, the validator's input; None while the symbol warms up."""
     if symbol.reason is not None:
         return None
     return events(symbol.closed.features[np.newaxis], symbol.closed.signals[np.newaxis])
 
 
 def inference_requests(snapshot: Snapshot, symbol: Symbol, raised: Events | None) -> list[InferenceRequest]:
-    """What the served models are asked at this close; an arm that has to be silent is not asked."""
-    found = []
+    """Return one request for each served family at this close; arms that have to abstain are left out.
+
+    raised  what `events_at_close` returned
+    """
+    requests: list[InferenceRequest] = []
+    if raised is None:
+        return requests
     for family in dict.fromkeys(family for family, _ in snapshot.slots):
         arms = tuple(
-            arm for arm in ARMS if (slot := snapshot.slot(family, arm)) and _silence(slot, symbol, raised) is None
+            arm
+            for arm in ARMS
+            if (slot := snapshot.slot(family, arm)) and _not_applicable(slot, symbol, raised) is None
         )
         if arms:
-            found.append(InferenceRequest(family, arms, *_rows(family, symbol, raised)))
-    return found
+            requests.append(_request(family, arms, symbol, raised))
+    return requests
 
 
-def predict_local(snapshot: Snapshot, asked: Iterable[InferenceRequest]) -> dict[tuple[str, str], PredictionOrFault]:
-    """The arms' answers from the models in this process; one that fails leaves the others."""
-    said: dict[tuple[str, str], PredictionOrFault] = {}
-    for ask in asked:
-        for arm in ask.arms:
-            model = snapshot.slots[ask.family, arm].model
-            said[ask.family, arm] = predict(model, select(ask.rows, ask.columns, model.columns), f"{ask.family} {arm}")
-    return said
+def predict_local(snapshot: Snapshot, requests: Iterable[InferenceRequest]) -> dict[tuple[str, str], PredictionOrFault]:
+    """Return the predictions of the models in this process by (family, arm), a fault where one failed."""
+    answers: dict[tuple[str, str], PredictionOrFault] = {}
+    for request in requests:
+        for arm in request.arms:
+            model = snapshot.slots[request.family, arm].model
+            rows = select(request.rows, request.columns, model.columns)
+            answers[request.family, arm] = predict(model, rows, f"{request.family} {arm}")
+    return answers
 
 
-def predict(model: Model, rows: Floats, who: str) -> PredictionOrFault:
-    """What one model says of its rows, or its fault."""
+def predict(model: Model, rows: Floats, name: str) -> PredictionOrFault:
+    """Return the predictions of one model, or its fault as text; `name` stands in the log line of a fault."""
     try:
         return model.predict(rows)
     except Exception as error:  # a model's code may raise anything; its arm abstains and an alarm names it
-        log.exception("%s failed", who)
+        log.exception("%s failed", name)
         return f"MODEL_FAULT:{type(error).__name__}: {error}"[:300]
 
 
 def prediction_records(
-    snapshot: Snapshot, symbol: Symbol, raised: Events | None, asked: Iterable[InferenceRequest], said: Answers
-) -> dict[str, Any]:
-    """family → arm → what its model says at this close: numbers or null, and always why it is null."""
-    told: dict[str, Any] = {}
+    snapshot: Snapshot,
+    symbol: Symbol,
+    raised: Events | None,
+    requests: Iterable[InferenceRequest],
+    answers: Answers,
+) -> ModelAnswers:
+    """Return the answer of every served model at this close: its numbers, or None and the reason for it."""
+    records: ModelAnswers = {}
     for (family, arm), slot in snapshot.slots.items():
-        if (why := _silence(slot, symbol, raised)) is not None:
-            told.setdefault(family, {})[arm] = _named(slot) | _SILENT | {"reason": why}
-    for ask in asked:
-        for arm in ask.arms:
-            slot = snapshot.slots[ask.family, arm]
-            one = said[ask.family, arm]
-            words = _told(slot, one) if isinstance(one, Predictions) else _SPOILT | {"reason": one}
-            told.setdefault(ask.family, {})[arm] = _named(slot) | ask.event | words
-    return told
+        if (why := _not_applicable(slot, symbol, raised)) is not None:
+            records.setdefault(family, {})[arm] = replace(_abstention(slot), reason=why)
+    for request in requests:
+        for arm in request.arms:
+            blank = replace(
+                _abstention(snapshot.slots[request.family, arm]), event=request.event, direction=request.direction
+            )
+            classes = snapshot.slots[request.family, arm].model.classes
+            answer = answers[request.family, arm]
+            records.setdefault(request.family, {})[arm] = (
+                _filled(blank, answer, classes) if isinstance(answer, Predictions) else replace(blank, reason=answer)
+            )
+    return records
 
 
-def faulty(said: Mapping[str, Any]) -> str | None:
-    """The fault of one arm's entry in the record; None if it answered or abstained for a reason of its own."""
-    reason = said["reason"]
-    return reason if reason is not None and reason.startswith(FAULTS) else None
+def faulty(answer: ModelAnswer) -> str | None:
+    """Return the fault of one arm; None if it predicted, or abstained for a reason of its own."""
+    return answer.reason if answer.reason is not None and answer.reason.startswith(FAULTS) else None
 
 
-def add_votes(models: dict[str, Any], snapshot: Snapshot, phase: str | None) -> None:
-    """Add what the directional ensemble (M5) says in this phase to every answer whose model registered its weights."""
-    for family, arms in models.items():
-        for arm, said in arms.items():
-            weights = snapshot.slots[family, arm].model.schema.get("ensemble")
-            if weights is None or "members" not in said:
-                continue
-            heard = {name: np.array([np.nan if p is None else p]) for name, p in said["members"].items()}
-            vote = directional(heard, weights, phase)
-            said["ensemble"] = {
-                "p": _finite(vote.p[0]),
-                "phase": phase,
-                "weights": {name: float(share[0]) for name, share in vote.weights.items()},
-                "missing": list(vote.missing[0]),
-            }
+def with_ensemble_votes(
+    models: Mapping[str, Mapping[str, ModelAnswer]], snapshot: Snapshot, phase: str | None
+) -> ModelAnswers:
+    """Return the answers with the vote of the directional ensemble (M5) where the bundle registers its weights.
+
+    phase  regime whose weights are used; None = unknown
+    """
+    return {
+        family: {arm: _with_vote(answer, snapshot.slots[family, arm], phase) for arm, answer in arms.items()}
+        for family, arms in models.items()
+    }
 
 
-def _silence(slot: Slot, symbol: Symbol, raised: Events | None) -> str | None:
-    """Why this model is not asked at this close."""
+def _with_vote(answer: ModelAnswer, slot: Slot, phase: str | None) -> ModelAnswer:
+    """Return one answer with the ensemble's vote, unchanged where there is nothing to vote on."""
+    weights = slot.model.schema.get("ensemble")
+    if weights is None or answer.members is None:
+        return answer
+    members = {name: np.array([np.nan if p is None else p]) for name, p in answer.members.items()}
+    vote = directional(members, weights, phase)
+    shares = {name: float(share[0]) for name, share in vote.weights.items()}
+    return replace(answer, ensemble=EnsembleVote(finite_or_none(vote.p[0]), phase, shares, tuple(vote.missing[0])))
+
+
+def _not_applicable(slot: Slot, symbol: Symbol, raised: Events | None) -> str | None:
+    """Return why this model is not used at this close; None if it is."""
     if raised is None:
         return "WARMING_UP"
     return market_mismatch(slot, symbol) or (
@@ -133,52 +169,50 @@ def _silence(slot: Slot, symbol: Symbol, raised: Events | None) -> str | None:
     )
 
 
-_SPOILT: dict[str, Any] = dict.fromkeys(("p", "p_low", "novelty", "label")) | {"status": "ABSTAIN"}
-_SILENT: dict[str, Any] = {"event": None, "direction": 0} | _SPOILT
-
-
-def _rows(family: str, symbol: Symbol, raised: Events | None) -> tuple[Floats, tuple[str, ...], dict[str, Any]]:
-    """(one row for the family's models, its columns, what it is asked about)."""
+def _request(family: str, arms: tuple[str, ...], symbol: Symbol, raised: Events) -> InferenceRequest:
+    """Return the row of the last closed bar for the models of one family."""
     if family == DECISION_FAMILY:
-        assert raised is not None
         side = int(raised.direction[0])
         row = event_row(symbol.closed.features, symbol.closed.signals, side)[np.newaxis]
-        return row, VALIDATOR_COLUMNS, {"event": str(raised.kind[0]), "direction": side}
+        return InferenceRequest(family, arms, row, VALIDATOR_COLUMNS, str(raised.kind[0]), side)
     view, history = VIEWS[family], symbol.history
     rows = view.build(history, np.array([len(history) - 1]))
-    return rows if view.steps > 1 else rows[:, 0], view.columns, {"event": None, "direction": 0}
+    return InferenceRequest(family, arms, rows if view.steps > 1 else rows[:, 0], view.columns, None, 0)
 
 
-def _told(slot: Slot, answer: Predictions) -> dict[str, Any]:
-    """The only row of an answer, as JSON: p a number, or class → number for a model of several classes."""
-    classes = slot.model.classes
-
-    def told(values: Floats) -> Any:
-        row = values[0]
-        if values.ndim == 1:
-            return _finite(row)
-        # a voter may have words of its own (the hidden states): those go by their number
-        names = classes if len(row) == len(classes) else map(str, range(len(row)))
-        return dict(zip(names, map(_finite, row), strict=True))
-
-    more = {} if answer.members is None else {"members": {name: told(p) for name, p in answer.members.items()}}
-    spoke = answer.status[0] == "OK"
-    if spoke and not np.isfinite(answer.p[0]).all():
-        return more | _SPOILT | {"reason": "MODEL_FAULT:NaN: the model says OK and gives no number"}
-    return more | {
-        "p": told(answer.p) if spoke else None,
-        "p_low": told(answer.p_low) if spoke else None,
-        "label": None if answer.label is None else answer.label[0],
-        "status": answer.status[0],
-        "reason": answer.reason[0],
-        "novelty": _finite(answer.novelty[0]),
-    }
+def _abstention(slot: Slot) -> ModelAnswer:
+    """Return an answer without numbers that names the model of a slot."""
+    role = "active" if slot.arm == "champion" else "shadow"
+    return ModelAnswer(slot.family, slot.version, slot.digest, slot.verdict, role)
 
 
-def _named(slot: Slot) -> dict[str, Any]:
-    told = {name: getattr(slot, name) for name in ("family", "version", "digest", "verdict")}
-    return told | {"role": "acts" if slot.arm == "champion" else "shadow"}
+def _filled(blank: ModelAnswer, predictions: Predictions, classes: tuple[str, ...]) -> ModelAnswer:
+    """Return the answer with the only row of these predictions; OK without a finite p is a fault of the model."""
+    members = (
+        None
+        if predictions.members is None
+        else {name: _first_row(p, classes) for name, p in predictions.members.items()}
+    )
+    ok = predictions.status[0] == "OK"
+    if ok and not np.isfinite(predictions.p[0]).all():
+        return replace(blank, members=members, reason="MODEL_FAULT:NaN: the model says OK and gives no number")
+    return replace(
+        blank,
+        members=members,
+        p=_first_row(predictions.p, classes) if ok else None,
+        p_low=_first_row(predictions.p_low, classes) if ok else None,
+        label=None if predictions.label is None else predictions.label[0],
+        status=predictions.status[0],
+        reason=predictions.reason[0],
+        novelty=finite_or_none(predictions.novelty[0]),
+    )
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _first_row(values: Floats, classes: tuple[str, ...]) -> Probabilities:
+    """Return the first row of (n,) as a number, of (n, classes) as class → number; None = not finite."""
+    row = values[0]
+    if values.ndim == 1:
+        return finite_or_none(row)
+    # a member may have classes of its own (the hidden states): those are named by their number
+    names = classes if len(row) == len(classes) else map(str, range(len(row)))
+    return dict(zip(names, map(finite_or_none, row), strict=True))

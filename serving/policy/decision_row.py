@@ -1,35 +1,45 @@
-"""`decide`: one row through the compiled core, and its answer in words. Pure: every time and id is handed in."""
+"""Decide one row with the compiled kernel and return the decision with its reasons; pure, times and ids are inputs."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from hashlib import sha256
 from math import isfinite
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from pipelines.contracts import REGIMES, TIMEFRAME_SECONDS, Decision, Floats
+from pipelines.contracts import (
+    REGIMES,
+    SCORE_NAMES,
+    TIMEFRAME_SECONDS,
+    Decision,
+    Floats,
+    ModelAnswers,
+    finite_or_none,
+)
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
-from pipelines.settings import Params
+from pipelines.params import Params
 from serving.policy import kernel as decision_kernel
-from serving.policy.fusion import N_SCORES, SCORE_NAMES, weight_table
+from serving.policy.fusion import N_SCORES, weight_table
 from serving.policy.thresholds import confidence_table
 from serving.risk.codes import REFUSALS, bits_of, trail
-from serving.risk.limits import STAGES
+from serving.risk.limits import STAGES, TIERS
 from serving.risk.sizing import CAPS, LIMIT_ROWS, SIZINGS
 
 ACTIONS: dict[float, Literal["BUY", "SELL", "NO_TRADE"]] = {1.0: "BUY", -1.0: "SELL", 0.0: "NO_TRADE"}
-
-
 ONES: Floats = np.ones(N_SCORES)  # factors of the stated weights; independence of categories that never agree
 ONES.setflags(write=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ExposureSnapshot:
-    """The account at as_of, as a new position on the event's side would find it; fractions are of equity. Meanings in
-    core._STATE and risk.exposure. NaN = not known, so nothing is opened; es_unit is NaN where there is no event."""
+    """Hold the account at as_of, as a new position on the event's side finds it; fractions are of equity.
+
+    Fields as in the kernel's row and in risk.exposure. NaN = not known, so nothing is opened; es_unit is NaN without an
+    event.
+    """
 
     gross: float
     strategy: float
@@ -46,13 +56,13 @@ class ExposureSnapshot:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, float | None]) -> "ExposureSnapshot":
-        """Back from `to_dict`; a field that was not recorded is not known."""
-        told = {part.name: record.get(part.name) for part in fields(cls)}
-        return cls(**{name: np.nan if value is None else value for name, value in told.items()})
+        """Return the snapshot that `to_dict` wrote; a field that was not recorded is not known."""
+        values = {part.name: record.get(part.name) for part in fields(cls)}
+        return cls(**{name: np.nan if value is None else value for name, value in values.items()})
 
     def to_dict(self) -> dict[str, float | None]:
-        """As plain JSON: what is not known is null."""
-        return {name: _known(value) for name, value in asdict(self).items()}
+        """Return the snapshot as plain JSON; a value that is not known is null."""
+        return {name: finite_or_none(value) for name, value in asdict(self).items()}
 
 
 NOTHING_OPEN: Mapping[str, float] = dict.fromkeys(
@@ -62,10 +72,10 @@ NOTHING_OPEN: Mapping[str, float] = dict.fromkeys(
 
 @dataclass(frozen=True, slots=True)
 class DecisionInputs:
-    """What one decision rests on, known at the close of its bar. NaN and units: see core.ROW_FIELDS.
+    """Hold the inputs of one decision, known at the close of its bar; NaN and units as in kernel.ROW_FIELDS.
 
-    In tier 3 (no champion) the caller hands in the traditional consensus as the event, and the measured hit rate of
-    that consensus with its lower bound as p and p_low; the traditional voice alone then gives the confidence.
+    In tier 3 (no champion) the event is the traditional consensus, p and p_low are its measured hit rate with the lower
+    bound, and the traditional score alone gives the confidence.
     """
 
     direction: Floats  # (N_SCORES,) CategoryScores.score
@@ -82,23 +92,23 @@ class DecisionInputs:
     price: float
     p: float
     p_low: float
-    abstained: str | None  # the acting model's reason where p is NaN
+    abstained: str | None  # reason of the deciding model where p is NaN
     tier: int
     age_bars: float
-    breakers: tuple[str, ...]  # names of those that are latched
+    breakers: tuple[str, ...]  # names of those that tripped
     portfolio: ExposureSnapshot
 
 
 def flatten(params: Params) -> Floats:
-    """Everything the core reads of `params.yaml` as its flat array (PARAM_WIDTH,); make it once a configuration.
+    """Return the parameters of the kernel as its flat array (PARAM_WIDTH,) float64; make it once per configuration.
 
-    Raises UnknownName for a missing regime or limit row, BadValues for a value that is not finite or not of this world,
-    or for an exit plan that nobody would follow.
+    Raises UnknownName for a missing regime or limit row, BadValues for a value that is negative or not finite, and for
+    an exit plan that no live venue follows.
     """
     if params.exits.plan != "plain":
         raise BadValues(
-            f"params.yaml exits.plan {params.exits.plan}: measured in docs/exits.md, but no venue follows it live yet; "
-            "set it to plain"
+            f"params.yaml exits.plan {params.exits.plan}: measured in docs/results/exits.md, but no venue follows it live "
+            "yet; set it to plain"
         )
     fusion, risk, labels = params.fusion, params.risk, params.labels
     for key, table, names in (
@@ -122,20 +132,18 @@ def flatten(params: Params) -> Floats:
     stages = [getattr(risk.stages, name) for name in STAGES[1:]]
     flat[decision_kernel.STAGE_FROM_AT : decision_kernel.STAGE_SIZE_AT] = [stage.at for stage in stages]
     flat[decision_kernel.STAGE_SIZE_AT : decision_kernel.MIN_CONFIDENCE_AT] = [1.0, *(stage.size for stage in stages)]
-    flat[decision_kernel.TIER_SIZE_AT : decision_kernel.STAGE_FROM_AT] = [
-        params.tiers.size[tier] for tier in (1, 2, 3, 4)
-    ]
+    flat[decision_kernel.TIER_SIZE_AT : decision_kernel.STAGE_FROM_AT] = [params.tiers.size[tier] for tier in TIERS]
     flat[decision_kernel.MIN_CONFIDENCE_AT :] = confidence_table(params.thresholds).ravel()
     if not np.isfinite(flat).all() or (flat < 0.0).any():
         bad = [
             name for name, value in zip(decision_kernel.PARAM_FIELDS, flat, strict=False) if not 0.0 <= value < np.inf
         ]
-        raise BadValues(f"params.yaml: {bad or 'risk tables'} must be finite and not negative; mend and rerun")
+        raise BadValues(f"params.yaml: {bad or 'risk tables'} must be finite and not negative. Fix them and rerun.")
     return flat
 
 
 def policy_digest(params: Params, flat: Floats) -> str:
-    """sha256 of everything of `params.yaml` that `decide` rests on; `flat` is `flatten(params)`."""
+    """Return the sha256 of every parameter that `decide` rests on; `flat` is `flatten(params)`."""
     return sha256(flat.tobytes() + params.learning.use.encode()).hexdigest()
 
 
@@ -144,13 +152,14 @@ def to_rows(
     confidence: Floats,
     factor: Floats | None = None,
     independence: Floats | None = None,
-    **fields: Any,
+    **fields: npt.ArrayLike,
 ) -> Floats:
-    """(n, ROW_WIDTH) rows for `decide_rows` and the backtest.
+    """Return (n, ROW_WIDTH) rows for `decide_rows` and the backtest, which fills in the account columns.
 
-    direction, confidence  (n, N_SCORES); fields are scalars or (n,) arrays named as in core.ROW_FIELDS. A field left
-    out is NaN, which the core refuses where it needs it; the account columns are the backtest's to fill. `factor` and
-    `independence` are of all voices, (N_SCORES,) or (n, N_SCORES); left out they are ONES.
+    direction, confidence  (n, N_SCORES)
+    factor, independence   (N_SCORES,) or (n, N_SCORES) of all scores; None = ONES
+    fields                 scalars or (n,) arrays named as in kernel.ROW_FIELDS; one left out is NaN, which the kernel
+                           refuses where it needs it
     """
     if direction.shape != confidence.shape or direction.shape[1:] != (N_SCORES,):
         raise BadShape(
@@ -173,7 +182,7 @@ def to_rows(
 
 
 def to_row(inputs: DecisionInputs) -> Floats:
-    """One row (ROW_WIDTH,) of the core. Raises UnknownName for a regime outside contracts.REGIMES."""
+    """Return the kernel's row (ROW_WIDTH,); raise UnknownName for a regime outside contracts.REGIMES."""
     if inputs.regime is not None and inputs.regime not in REGIMES:
         raise UnknownName(f"no regime {inputs.regime!r}; known: {', '.join(REGIMES)}")
     account = inputs.portfolio
@@ -195,11 +204,11 @@ def to_row(inputs: DecisionInputs) -> Floats:
 def reasons(
     code: int, row: Floats, flat: Floats, out: Floats, abstained: str | None = None, breakers: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
-    """Every refusal in `code` in words with its numbers, primary first; empty when the core emitted."""
+    """Return every refusal in `code` as text with its numbers, primary first; empty for an emitted decision."""
     if not code:
         return ()
     mask = int(out[decision_kernel.UNUSABLE_MASK])
-    facts: dict[str, Any] = {
+    facts: dict[str, float | str] = {
         **dict(zip(decision_kernel.PARAM_FIELDS, flat.tolist(), strict=False)),
         **dict(zip(decision_kernel.OUT_FIELDS, out.tolist(), strict=False)),
         **dict(
@@ -218,20 +227,15 @@ def reasons(
 
 
 def layers_of(out: Floats) -> dict[str, float]:
-    """U4: layer → how much it says for the event, in [0, 1]; one that does not speak is not there."""
-    at = {
-        "traditional": decision_kernel.LAYER_TRADITIONAL,
-        "ai": decision_kernel.LAYER_AI,
-        "correlation": decision_kernel.LAYER_CORRELATION,
+    """Return layer → its support for the event (U4), in [0, 1]; layers without a value are left out."""
+    values = out[decision_kernel.LAYER_TRADITIONAL :].tolist()
+    return {
+        name: value for name, value in zip(decision_kernel.VALIDATION_LAYERS, values, strict=False) if isfinite(value)
     }
-    return {name: float(out[i]) for name, i in at.items() if isfinite(out[i])}
 
 
-def _known(value: float) -> float | None:
-    return value if isfinite(value) else None
-
-
-def _named(values: list[float]) -> dict[str, float]:
+def _by_score(values: list[float]) -> dict[str, float]:
+    """Return score name → value, of those that are finite."""
     return {name: value for name, value in zip(SCORE_NAMES, values, strict=True) if isfinite(value)}
 
 
@@ -248,26 +252,27 @@ def decide(
     arm: str,
     bar_seconds: float | None = None,
     generation: int = 0,
-    models: Mapping[str, Any] | None = None,
+    models: ModelAnswers | None = None,
     lineage: Mapping[str, str] | None = None,
     tier_reason: str = "",
     learned: Mapping[str, float] | None = None,
 ) -> Decision:
-    """One decision (U6). `flat` is `flatten(params)`, made once by the caller.
+    """Return one decision (U6).
 
+    flat     `flatten(params)`, made once by the caller
+    learned  category → learned weight, recorded only; the part of it in force is `inputs.factor`
     An event keeps its entry, stop and target on NO_TRADE too, so that its outcome can be scored; size is then 0.
-    weights holds only the available categories; a silent one has contribution 0. `learned` stands beside them in the
-    record; what of it acts is in `inputs.factor`.
+    `weights` holds the available categories only; a neutral one has contribution 0.
     Raises BadTimes for a naive as_of, UnknownName for an unknown regime. Doubtful numbers are refusals, not errors.
     """
     if as_of.tzinfo is None:
         raise BadTimes(f"as_of {as_of} has no timezone; decisions are made in UTC")
     row, out = to_row(inputs), np.empty(decision_kernel.OUT_WIDTH)
     code = decision_kernel.decide_row(row, flat, out)
-    said = out.tolist()
-    seen = inputs.event_direction in (-1, 1)
-    levels = isfinite(said[decision_kernel.TARGET])
-    bar_s = bar_seconds or TIMEFRAME_SECONDS[params.data.decision_timeframe]  # a source may be coarser than asked for
+    result = out.tolist()
+    has_event = inputs.event_direction in (-1, 1)
+    levels = isfinite(result[decision_kernel.TARGET])
+    bar_s = bar_seconds or TIMEFRAME_SECONDS[params.data.decision_timeframe]  # a source may be coarser than configured
     horizon = timedelta(seconds=params.labels.horizon_bars * bar_s)
     return Decision(
         id=id,
@@ -275,35 +280,37 @@ def decide(
         as_of=as_of,
         known_at=known_at,
         ingested_at=ingested_at,
-        action=ACTIONS[said[decision_kernel.ACTION]],
-        direction=int(_known(said[decision_kernel.DIRECTION]) or 0),
-        confidence=_known(said[decision_kernel.CONFIDENCE]),
+        action=ACTIONS[result[decision_kernel.ACTION]],
+        direction=int(finite_or_none(result[decision_kernel.DIRECTION]) or 0),
+        confidence=finite_or_none(result[decision_kernel.CONFIDENCE]),
         entry=float(inputs.price) if levels else None,
-        stop=_known(said[decision_kernel.STOP]),
-        take_profits=(said[decision_kernel.TARGET],) if levels else (),
-        size=said[decision_kernel.SIZE],
-        expiry=as_of + horizon if seen else None,
-        edge_bps=_known(said[decision_kernel.EDGE_BPS]),
-        p=_known(float(inputs.p)),
+        stop=finite_or_none(result[decision_kernel.STOP]),
+        take_profits=(result[decision_kernel.TARGET],) if levels else (),
+        size=result[decision_kernel.SIZE],
+        expiry=as_of + horizon if has_event else None,
+        edge_bps=finite_or_none(result[decision_kernel.EDGE_BPS]),
+        p=finite_or_none(float(inputs.p)),
         regime=inputs.regime,
         tier=inputs.tier,
         arm=arm,
-        event=inputs.event if seen else None,
-        weights=_named(said[decision_kernel.SHARES_AT : decision_kernel.CONTRIBUTIONS_AT]),
-        contributions=_named(said[decision_kernel.CONTRIBUTIONS_AT : decision_kernel.OUT_WIDTH]),
-        coverage=_known(said[decision_kernel.COVERAGE]) or 0.0,
+        event=inputs.event if has_event else None,
+        weights=_by_score(result[decision_kernel.SHARES_AT : decision_kernel.CONTRIBUTIONS_AT]),
+        contributions=_by_score(result[decision_kernel.CONTRIBUTIONS_AT : decision_kernel.OUT_WIDTH]),
+        coverage=finite_or_none(result[decision_kernel.COVERAGE]) or 0.0,
         reasons=reasons(code, row, flat, out, inputs.abstained, inputs.breakers),
         generation=generation,
-        models=dict(models or {}),
+        models=models or {},
         lineage=dict(lineage or {}),
         account=inputs.portfolio.to_dict(),
         breakers=inputs.breakers,
         tier_reason=tier_reason,
         tier_multiplier=params.tiers.size.get(inputs.tier, 0.0),
         trail=trail(code),
-        said=_named((inputs.direction * np.where(inputs.direction == 0.0, 0.0, inputs.confidence)).tolist()),
-        validation={"of": _known(said[decision_kernel.VALIDATION]), **layers_of(out)},
-        stage=STAGES[int(said[decision_kernel.STAGE])],
-        capped_by=CAPS[int(said[decision_kernel.CAP_OF])] if isfinite(said[decision_kernel.CAP_OF]) else None,
+        category_scores=_by_score(
+            (inputs.direction * np.where(inputs.direction == 0.0, 0.0, inputs.confidence)).tolist()
+        ),
+        validation={"combined": finite_or_none(result[decision_kernel.VALIDATION]), **layers_of(out)},
+        stage=STAGES[int(result[decision_kernel.STAGE])],
+        capped_by=CAPS[int(result[decision_kernel.CAP_OF])] if isfinite(result[decision_kernel.CAP_OF]) else None,
         learned=dict(learned or {}),
     )

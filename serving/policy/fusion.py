@@ -1,33 +1,34 @@
-"""Fusion (U1–U3): what the categories say together, how surely, and how much of the house spoke.
+"""Fuse the category scores into one vote, its confidence and its coverage (U1–U3).
 
-A category is *unavailable* (direction NaN: no producer in the data at hand), *silent* (direction 0: nothing to say on
-this bar) or *speaking*. Unavailable ones leave the weights, which renormalise. Silent ones keep their reported weight
-but enter neither the mean nor the vote. Coverage is the share of all weight that speaks, so both lower it.
+A category is *unavailable* (direction NaN: no producer in the data at hand), *neutral* (direction 0: no signal on this
+bar) or *active*. Unavailable ones leave the weights, which renormalise. Neutral ones keep their reported weight but
+enter neither the mean nor the vote. Coverage is the active share of all weight, so both lower it.
 """
+
+from math import log
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CATEGORIES, REGIMES, Floats
+from pipelines.contracts import CATEGORIES, REGIMES, SCORE_NAMES, Floats
 from pipelines.errors import BadValues, UnknownName
-from pipelines.settings import FusionParams
+from pipelines.params import FusionParams
 
-SCORE_NAMES = (*CATEGORIES, "traditional")
 N_SCORES = len(SCORE_NAMES)
-TRADITIONAL = N_SCORES - 1
+TRADITIONAL = SCORE_NAMES.index("traditional")
 
-# Rows of the weight table: one a regime, then no regime (base weights), then tier 3, where only tradition speaks.
+# Rows of the weight table: one per regime, then no regime (base weights), then tier 3 (the traditional score alone).
 NO_REGIME = len(REGIMES)
 TRADITIONAL_ONLY = NO_REGIME + 1
 WEIGHT_ROWS = TRADITIONAL_ONLY + 1
 
-RULE_REGIME = "rule:volatility-adx"  # digest-like name of the rule that stands where a regime model will
+RULE_REGIME = "rule:volatility-adx"  # stands in a decision's lineage where no regime model predicted
 
 
 def regime_weights(fusion: FusionParams, regime: str | None) -> dict[str, float]:
-    """Base weights (U1) times the regime's adjustment (U2), summing to 1; None = base weights.
+    """Return category → base weight (U1) times the regime's factor (U2), summing to 1; None = base weights.
 
-    Raises UnknownName for a category or regime nobody knows, BadValues for a negative or wholly zero weight.
+    Raises UnknownName for an unknown category or regime, BadValues where a weight is negative or all are zero.
     """
     if regime is not None and regime not in REGIMES:
         raise UnknownName(f"no regime {regime!r}; known: {', '.join(REGIMES)}")
@@ -43,7 +44,7 @@ def regime_weights(fusion: FusionParams, regime: str | None) -> dict[str, float]
 
 
 def weight_table(fusion: FusionParams) -> Floats:
-    """(WEIGHT_ROWS, N_SCORES): each row sums to 1. The traditional voice has weight in tier 3 only."""
+    """Return (WEIGHT_ROWS, N_SCORES) weights; each row sums to 1. The traditional score has weight in tier 3 only."""
     table = np.zeros((WEIGHT_ROWS, N_SCORES))
     for row, regime in enumerate((*REGIMES, None)):
         table[row, :TRADITIONAL] = [regime_weights(fusion, regime)[name] for name in CATEGORIES]
@@ -52,21 +53,29 @@ def weight_table(fusion: FusionParams) -> Floats:
 
 
 @kernel
-def fuse(directions, confidences, weights, independence, shares, contributions):  # type: ignore[no-untyped-def]
-    """Weighted mean confidence and weighted log-odds vote of the categories that speak.
+def fuse(
+    directions: Floats,
+    confidences: Floats,
+    weights: Floats,
+    independence: Floats,
+    shares: Floats,
+    contributions: Floats,
+) -> tuple[float, float, float, float]:
+    """Return the weighted mean confidence and the weighted log-odds vote of the active categories.
 
     directions     (N_SCORES,) −1, 0, 1, NaN = unavailable; confidences (N_SCORES,) percentile in [0, 1]
-    independence   (N_SCORES,) in (0, 1]: what is left of a category's vote where others tend to say the same
+    independence   (N_SCORES,) in (0, 1]: factor on a category's vote where others tend to agree with it
     shares         written: weight renormalised over the available; NaN = unavailable or without weight
-    contributions  written: signed share of the vote; they sum to ± consensus; 0 = silent, NaN as above
+    contributions  written: signed share of the vote; they sum to ± consensus; 0 = neutral, NaN as above
     Returns        (confidence, vote, consensus, coverage). vote = Σ w·u·d·logit(clip(½ + confidence/2, ½, .999)), u the
-                   independence; consensus = |vote| / Σ w·u·logit, 0 when nothing weighs. confidence NaN if nobody
-                   speaks; it is a mean, so that two saying the same do not change it.
+                   independence; consensus = |vote| / Σ w·u·logit, 0 without weight. confidence is NaN if none is
+                   active; it is a mean, so two categories that agree do not raise it.
 
-    The odds are of agreement, not of profit: what a trade earns is asked of the validator's probability alone.
+    All arrays are float64. The odds are of agreement, not of profit: the validator's probability alone says what a
+    trade earns.
     """
     available = 0.0
-    speaking = 0.0
+    active = 0.0
     total = 0.0
     strength = 0.0
     vote = 0.0
@@ -82,8 +91,8 @@ def fuse(directions, confidences, weights, independence, shares, contributions):
             contributions[c] = 0.0
             if directions[c] != 0.0 and confidences[c] == confidences[c]:
                 odds = min(max(0.5 + 0.5 * confidences[c], 0.5), 0.999)
-                part = weight * independence[c] * np.log(odds / (1.0 - odds))
-                speaking += weight
+                part = weight * independence[c] * log(odds / (1.0 - odds))
+                active += weight
                 strength += weight * confidences[c]
                 parts += part
                 vote += directions[c] * part
@@ -92,6 +101,6 @@ def fuse(directions, confidences, weights, independence, shares, contributions):
         shares[c] /= available
         if parts > 0.0:
             contributions[c] /= parts
-    confidence = strength / speaking if speaking > 0.0 else np.nan
+    confidence = strength / active if active > 0.0 else np.nan
     consensus = abs(vote) / parts if parts > 0.0 else 0.0
-    return confidence, vote, consensus, speaking / total
+    return confidence, vote, consensus, active / total

@@ -1,9 +1,9 @@
-"""The decision core: fuse → judge → size → limits, one compiled pure function of one row (U3, R1, R2, R10, L7).
+"""Decide one row in a compiled pure function: fuse → judge → size → limits (U3, R1, R2, R10, L7).
 
-`decide_row(row, params, out) -> code` is the only place a trade is allowed or refused. The service drives one row
-through it (`policy.decide`), the backtest loops it; nothing else decides. Code 0 emits; otherwise every refusal that
-applies is a bit (see `risk.codes`). All layouts are flat float64; prices in quote currency, `*_bps` in basis points of
-the price, everything else that is a fraction is of equity or of price, as named.
+`decide_row(row, params, out) -> code` is the only place a trade is allowed or refused. The service calls it for one row
+(`policy.decision_row`), the backtest for many; nothing else decides. Code 0 emits; otherwise every refusal that applies
+is a bit (see `risk.codes`). All layouts are flat float64, their indices derived from the tuples of names. Prices in
+quote currency, `*_bps` in basis points of the price; every other fraction is of equity or of price, as named.
 """
 
 from math import erf, sqrt
@@ -11,7 +11,8 @@ from math import erf, sqrt
 import numpy as np
 
 from pipelines.compiled import kernel
-from serving.policy.fusion import N_SCORES, NO_REGIME, SCORE_NAMES, TRADITIONAL, TRADITIONAL_ONLY, WEIGHT_ROWS, fuse
+from pipelines.contracts import SCORE_NAMES, Floats, Ints
+from serving.policy.fusion import N_SCORES, NO_REGIME, TRADITIONAL, TRADITIONAL_ONLY, WEIGHT_ROWS, fuse
 from serving.risk.codes import (
     CANNOT_COMPUTE,
     CONFIDENCE_BELOW,
@@ -20,27 +21,43 @@ from serving.risk.codes import (
     MODEL_ABSTAINED,
     NO_EDGE_AFTER_COST,
     NO_EVENT,
-    NO_VOICE,
+    NO_SIGNAL,
     NOT_VALIDATED,
     STOP_EXCEEDS_REGIME,
     TARGET_UNDER_COST,
     TIER_CLOSED,
 )
 from serving.risk.exposure import EXPOSURES
-from serving.risk.limits import BUDGETS, N_BUDGETS, STAGES, account_refusals, budget_refusals, stage_of
-from serving.risk.sizing import N_CAPS, kelly, level, limit_row, smallest_cap, wanted_size
+from serving.risk.limits import BUDGETS, N_BUDGETS, STAGES, TIERS, account_refusals, budget_refusals, stage_of
+from serving.risk.sizing import (
+    BUDGET_CAPS,
+    KELLY_CAP_AT,
+    N_CAPS,
+    N_LIMIT_ROWS,
+    REGIME_CAP,
+    VOLATILITY_CAP,
+    kelly,
+    level,
+    limit_row,
+    smallest_cap,
+    wanted_size,
+)
 
-# ---- row: what is known at the close of one decision bar ---------------------------------------------------------
+REGIME_ROWS = NO_REGIME + 1  # one per regime, then no regime
+VALIDATION_LAYERS = ("traditional", "ai", "correlation")  # U4
+N_LAYERS = len(VALIDATION_LAYERS)
+
+# ---- row: facts at the close of one decision bar -----------------------------------------------------------------
 # N_SCORES each of: directions, confidences, factors, independence (order of fusion.SCORE_NAMES), then:
 _STATE = (
     "regime",  # code in the order of contracts.REGIMES; NaN = unknown: base weights, smallest caps
     "trend",  # −1, 0, 1; NaN = unknown
-    "unicorn",  # S14 stars of the leading side, signed; NaN = not known: no lower confidence will do
+    "unicorn",  # S14 stars of the leading side, signed; NaN = not known: no lower confidence is enough
     "event",  # direction of the event, −1, 0 (none), 1
     "tier",  # 1 full, 2 simple model, 3 traditional only, 4 emergency
     "age_bars",  # decision bars between the last closed bar and as_of
-    "breakers",  # bitmask of latched breakers, 0 = none
-    *EXPOSURES[:N_BUDGETS],  # what is used of each budget, fraction of equity; see risk.exposure
+    "breakers",  # bitmask of tripped breakers, 0 = none
+    *EXPOSURES[:N_BUDGETS],  # used part of each budget, fraction of equity; see risk.exposure
     "open_count",  # open positions
     "trades_today",  # entries since 00:00 UTC
     "daily_pnl",  # fraction of equity at 00:00 UTC
@@ -49,26 +66,47 @@ _STATE = (
     "volatility",  # standard deviation of one decision bar's return
     "atr",  # fraction of price
     "price",  # close of the decision bar
-    "p",  # P(target before stop) of the acting model; NaN = it abstained
+    "p",  # P(target before stop) of the deciding model; NaN = it abstained
     "p_low",  # its lower 95 % bound
 )
 ROW_FIELDS = (
-    *(f"{voice}.{part}" for part in ("direction", "confidence", "factor", "independence") for voice in SCORE_NAMES),
+    *(f"{name}.{part}" for part in ("direction", "confidence", "factor", "independence") for name in SCORE_NAMES),
     *_STATE,
 )
 ROW_WIDTH = len(ROW_FIELDS)
 CONFIDENCES_AT, FACTORS_AT, INDEPENDENCE_AT, STATE_AT = N_SCORES, 2 * N_SCORES, 3 * N_SCORES, 4 * N_SCORES
-(REGIME, TREND, UNICORN, EVENT, TIER, AGE_BARS, BREAKERS, GROSS, STRATEGY, MARKET, ASSET, CORRELATED, ES, STRESS,
- OPEN_COUNT, TRADES_TODAY, DAILY_PNL, DRAWDOWN, ES_UNIT, VOLATILITY, ATR, PRICE, P,
- P_LOW) = range(STATE_AT, ROW_WIDTH)  # fmt: skip
-# What a backtest fills in as it goes: `exposure.EXPOSURES`, then the account's counts and results.
-ACCOUNT = (GROSS, STRATEGY, MARKET, ASSET, CORRELATED, ES, STRESS, ES_UNIT, OPEN_COUNT, TRADES_TODAY, DAILY_PNL,
-           DRAWDOWN)  # fmt: skip
+REGIME = ROW_FIELDS.index("regime")
+TREND = ROW_FIELDS.index("trend")
+UNICORN = ROW_FIELDS.index("unicorn")
+EVENT = ROW_FIELDS.index("event")
+TIER = ROW_FIELDS.index("tier")
+AGE_BARS = ROW_FIELDS.index("age_bars")
+BREAKERS = ROW_FIELDS.index("breakers")
+GROSS = ROW_FIELDS.index("gross")
+STRATEGY = ROW_FIELDS.index("strategy")
+MARKET = ROW_FIELDS.index("market")
+ASSET = ROW_FIELDS.index("asset")
+CORRELATED = ROW_FIELDS.index("correlated")
+ES = ROW_FIELDS.index("es")
+STRESS = ROW_FIELDS.index("stress")
+OPEN_COUNT = ROW_FIELDS.index("open_count")
+TRADES_TODAY = ROW_FIELDS.index("trades_today")
+DAILY_PNL = ROW_FIELDS.index("daily_pnl")
+DRAWDOWN = ROW_FIELDS.index("drawdown")
+ES_UNIT = ROW_FIELDS.index("es_unit")
+VOLATILITY = ROW_FIELDS.index("volatility")
+ATR = ROW_FIELDS.index("atr")
+PRICE = ROW_FIELDS.index("price")
+P = ROW_FIELDS.index("p")
+P_LOW = ROW_FIELDS.index("p_low")
+# Filled in by a backtest as it goes: `exposure.EXPOSURES`, then the account's counts and results.
+ACCOUNT = tuple(map(ROW_FIELDS.index, (*EXPOSURES, "open_count", "trades_today", "daily_pnl", "drawdown")))
 
 STARS = 21.0
+TRADITIONAL_TIER = 3.0  # the last tier that opens positions
 _BIG = 1e15
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution: p_low is so many standard errors under p
-# What a usable value lies in, from EVENT on; anything else, NaN and infinity included, cannot be computed with.
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution: p_low lies so many standard errors below p
+# Range of usable values, from EVENT on; anything else, NaN and infinity included, is refused.
 _RANGE = {
     "event": (-1.0, 1.0), "tier": (1.0, 4.0), "daily_pnl": (-_BIG, _BIG), "drawdown": (0.0, 1.0),
     "es_unit": (1e-9, 1.0), "volatility": (1e-9, 1.0),
@@ -76,40 +114,55 @@ _RANGE = {
 }  # fmt: skip
 _LOW, _HIGH = np.array([_RANGE.get(name, (0.0, _BIG)) for name in ROW_FIELDS[EVENT:]]).T.copy()
 
-# ---- params: `policy.flatten` writes it ---------------------------------------------------------------------------
+# ---- params: written by `decision_row.flatten` -----------------------------------------------------------------------
 PARAM_FIELDS = (
     "high_unicorn", "min_consensus", "round_trip_bps", "min_target_to_cost", "target_atr", "stop_atr", "horizon_bars",
     "sizing", "kelly_fraction", "kelly_cap", "volatility_target", "max_open", "max_trades_per_day", "max_daily_loss",
-    "max_drawdown", "max_data_age_bars", "traditional", "ai", "correlation", "valid_above",
+    "max_drawdown", "max_data_age_bars", *VALIDATION_LAYERS, "valid_above",
     *(f"max_{name}" for name in BUDGETS),
 )  # fmt: skip
-(HIGH_UNICORN, MIN_CONSENSUS, ROUND_TRIP_BPS, MIN_TARGET_TO_COST, TARGET_ATR, STOP_ATR, HORIZON_BARS, SIZING,
- KELLY_FRACTION, KELLY_CAP, VOLATILITY_TARGET, MAX_OPEN, MAX_TRADES_PER_DAY, MAX_DAILY_LOSS, MAX_DRAWDOWN,
- MAX_DATA_AGE_BARS, W_TRADITIONAL, W_AI, W_CORRELATION, VALID_ABOVE) = range(20)  # fmt: skip
-BUDGETS_AT = 20  # N_BUDGETS limits, in the order of limits.BUDGETS
+HIGH_UNICORN = PARAM_FIELDS.index("high_unicorn")
+MIN_CONSENSUS = PARAM_FIELDS.index("min_consensus")
+ROUND_TRIP_BPS = PARAM_FIELDS.index("round_trip_bps")
+MIN_TARGET_TO_COST = PARAM_FIELDS.index("min_target_to_cost")
+TARGET_ATR = PARAM_FIELDS.index("target_atr")
+STOP_ATR = PARAM_FIELDS.index("stop_atr")
+HORIZON_BARS = PARAM_FIELDS.index("horizon_bars")
+SIZING = PARAM_FIELDS.index("sizing")
+KELLY_FRACTION = PARAM_FIELDS.index("kelly_fraction")
+KELLY_CAP = PARAM_FIELDS.index("kelly_cap")
+VOLATILITY_TARGET = PARAM_FIELDS.index("volatility_target")
+MAX_OPEN = PARAM_FIELDS.index("max_open")
+MAX_TRADES_PER_DAY = PARAM_FIELDS.index("max_trades_per_day")
+MAX_DAILY_LOSS = PARAM_FIELDS.index("max_daily_loss")
+MAX_DRAWDOWN = PARAM_FIELDS.index("max_drawdown")
+MAX_DATA_AGE_BARS = PARAM_FIELDS.index("max_data_age_bars")
+W_LAYERS = PARAM_FIELDS.index(VALIDATION_LAYERS[0])  # weights, one per layer of VALIDATION_LAYERS
+VALID_ABOVE = PARAM_FIELDS.index("valid_above")
+BUDGETS_AT = PARAM_FIELDS.index(f"max_{next(iter(BUDGETS))}")  # N_BUDGETS limits, in the order of limits.BUDGETS
 WEIGHTS_AT = len(PARAM_FIELDS)  # (WEIGHT_ROWS, N_SCORES) fusion.weight_table
-MULTIPLIER_AT = WEIGHTS_AT + WEIGHT_ROWS * N_SCORES  # one a regime, then the smallest
-MAX_POSITION_AT = MULTIPLIER_AT + NO_REGIME + 1  # sizing.LIMIT_ROWS, then the smallest
-MAX_STOP_AT = MAX_POSITION_AT + 5  # the same rows
-TIER_SIZE_AT = MAX_STOP_AT + 5  # what each of the four tiers leaves of a size
-STAGE_FROM_AT = TIER_SIZE_AT + 4  # share of the drawdown limit from which each stage after the first holds
-STAGE_SIZE_AT = STAGE_FROM_AT + len(STAGES) - 1  # what each of the five stages leaves of a size
-MIN_CONFIDENCE_AT = STAGE_SIZE_AT + len(STAGES)  # thresholds.confidence_table: a row a regime, then no regime
-PARAM_WIDTH = MIN_CONFIDENCE_AT + 2 * (NO_REGIME + 1)
+MULTIPLIER_AT = WEIGHTS_AT + WEIGHT_ROWS * N_SCORES  # one per regime, then the smallest
+MAX_POSITION_AT = MULTIPLIER_AT + REGIME_ROWS  # sizing.LIMIT_ROWS, then the smallest
+MAX_STOP_AT = MAX_POSITION_AT + N_LIMIT_ROWS  # the same rows
+TIER_SIZE_AT = MAX_STOP_AT + N_LIMIT_ROWS  # factor of each tier on a size, in the order of limits.TIERS
+STAGE_FROM_AT = TIER_SIZE_AT + len(TIERS)  # share of the drawdown limit from which each stage after the first holds
+STAGE_SIZE_AT = STAGE_FROM_AT + len(STAGES) - 1  # factor of each stage on a size
+MIN_CONFIDENCE_AT = STAGE_SIZE_AT + len(STAGES)  # thresholds.confidence_table: (REGIME_ROWS, 2)
+PARAM_WIDTH = MIN_CONFIDENCE_AT + 2 * REGIME_ROWS
 
-# ---- out: NaN where it could not be computed or was not asked -----------------------------------------------------
+# ---- out: NaN where it could not be computed or is not needed -----------------------------------------------------
 OUT_FIELDS = (
-    "action",  # −1, 0, 1: what to do; 0 when refused
+    "action",  # −1, 0, 1; 0 when refused
     "size",  # fraction of equity; 0 when refused
-    "direction",  # −1, 0, 1: what the vote said
+    "direction",  # −1, 0, 1: sign of the vote
     "confidence", "consensus", "coverage",  # fusion.fuse
-    "min_confidence",  # what was asked of it here
-    "layer_traditional", "layer_ai", "layer_correlation",  # U4: how much each layer says for the event, in [0, 1]
-    "validation",  # their weighted mean over those that speak
+    "min_confidence",  # minimum for `confidence` here
+    *(f"layer_{name}" for name in VALIDATION_LAYERS),  # U4: support of each layer for the event, in [0, 1]
+    "validation",  # their weighted mean over those with a value
     "conviction",  # confidence as lowered by the model, sizing only
     "stop", "target",  # prices
     "stop_fraction",  # stop distance over price
-    "target_bps", "min_target_bps",  # target distance, and the least one that is worth its cost
+    "target_bps", "min_target_bps",  # target distance, and the least that covers its cost
     "edge_bps",  # expected, after cost
     "break_even_p",  # p at which edge_bps is 0
     "kelly",  # raw Kelly fraction at p_low
@@ -119,17 +172,39 @@ OUT_FIELDS = (
     "max_stop",  # of the regime, fraction of price
     "unusable_mask",  # bit i: ROW_FIELDS[i] could not be used
 )  # fmt: skip
-(ACTION, SIZE, DIRECTION, CONFIDENCE, CONSENSUS, COVERAGE, MIN_CONFIDENCE, LAYER_TRADITIONAL, LAYER_AI,
- LAYER_CORRELATION, VALIDATION, CONVICTION, STOP, TARGET, STOP_FRACTION, TARGET_BPS, MIN_TARGET_BPS, EDGE_BPS,
- BREAK_EVEN_P, KELLY, CAP, CAP_OF, STAGE, MAX_STOP, UNUSABLE_MASK) = range(len(OUT_FIELDS))  # fmt: skip
+ACTION = OUT_FIELDS.index("action")
+SIZE = OUT_FIELDS.index("size")
+DIRECTION = OUT_FIELDS.index("direction")
+CONFIDENCE = OUT_FIELDS.index("confidence")
+CONSENSUS = OUT_FIELDS.index("consensus")
+COVERAGE = OUT_FIELDS.index("coverage")
+MIN_CONFIDENCE = OUT_FIELDS.index("min_confidence")
+LAYER_TRADITIONAL = OUT_FIELDS.index("layer_traditional")
+LAYER_AI = OUT_FIELDS.index("layer_ai")
+LAYER_CORRELATION = OUT_FIELDS.index("layer_correlation")
+VALIDATION = OUT_FIELDS.index("validation")
+CONVICTION = OUT_FIELDS.index("conviction")
+STOP = OUT_FIELDS.index("stop")
+TARGET = OUT_FIELDS.index("target")
+STOP_FRACTION = OUT_FIELDS.index("stop_fraction")
+TARGET_BPS = OUT_FIELDS.index("target_bps")
+MIN_TARGET_BPS = OUT_FIELDS.index("min_target_bps")
+EDGE_BPS = OUT_FIELDS.index("edge_bps")
+BREAK_EVEN_P = OUT_FIELDS.index("break_even_p")
+KELLY = OUT_FIELDS.index("kelly")
+CAP = OUT_FIELDS.index("cap")
+CAP_OF = OUT_FIELDS.index("cap_of")
+STAGE = OUT_FIELDS.index("stage")
+MAX_STOP = OUT_FIELDS.index("max_stop")
+UNUSABLE_MASK = OUT_FIELDS.index("unusable_mask")
 SHARES_AT = len(OUT_FIELDS)  # N_SCORES weights, then N_SCORES contributions, see fusion.fuse
 CONTRIBUTIONS_AT = SHARES_AT + N_SCORES
 OUT_WIDTH = CONTRIBUTIONS_AT + N_SCORES
 
 
 @kernel
-def _out_of_range(row, first, last):  # type: ignore[no-untyped-def]
-    """Bits of the row fields first … last that are NaN, infinite or impossible."""
+def _out_of_range(row: Floats, first: int, last: int) -> int:
+    """Return the bits of the row fields first … last that are NaN, infinite or impossible."""
     mask = 0
     for i in range(first, last + 1):
         if not (_LOW[i - EVENT] <= row[i] <= _HIGH[i - EVENT]):
@@ -138,13 +213,13 @@ def _out_of_range(row, first, last):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _unusable(row, weights):  # type: ignore[no-untyped-def]
-    """Bits of the inputs that are needed whatever happens and cannot be used.
+def _unusable(row: Floats, weights: Floats) -> int:
+    """Return the bits of the inputs that every decision needs and that cannot be used.
 
-    NaN is meaningful, so allowed, in a direction (unavailable), the regime, the trend and the unicorn (unknown).
-    A category that takes a side must say how strongly, and how far it counts.
+    NaN has a meaning, so it is allowed, in a direction (unavailable), the regime, the trend and the unicorn (unknown).
+    A category with a direction needs a confidence, a factor and an independence.
     """
-    mask = _out_of_range(row, EVENT, DRAWDOWN)
+    mask: int = _out_of_range(row, EVENT, DRAWDOWN)
     if row[EVENT] != np.floor(row[EVENT]):
         mask |= 1 << EVENT
     if row[TIER] != np.floor(row[TIER]):
@@ -172,17 +247,17 @@ def _unusable(row, weights):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _validate(row, params, out):  # type: ignore[no-untyped-def]
-    """U4, three layers that each look at the event for themselves; fills `out`, True if they bear it out together.
+def _validate(row: Floats, params: Floats, out: Floats) -> bool:
+    """Validate the event in three independent layers (U4); fill `out`, return whether their mean supports it.
 
-    traditional  the technical strategies' side and percentile: 1 = wholly for the event, 0 = wholly against it
+    traditional  direction and percentile of the technical strategies: 1 = wholly for the event, 0 = wholly against it
     ai           chance that the edge after cost is above 0, from p and its standard error
-    correlation  agreement of the categories' vote, those that say the same counted once
-    A layer that does not speak leaves the mean, it is not counted as half.
+    correlation  agreement of the categories' vote, those that agree with each other counted once
+    A layer without a value leaves the mean; it does not count as one half.
     """
-    said = row[TRADITIONAL]
-    if said == said and said != 0.0:
-        out[LAYER_TRADITIONAL] = 0.5 + 0.5 * said * row[EVENT] * row[CONFIDENCES_AT + TRADITIONAL]
+    side = row[TRADITIONAL]
+    if side == side and side != 0.0:
+        out[LAYER_TRADITIONAL] = 0.5 + 0.5 * side * row[EVENT] * row[CONFIDENCES_AT + TRADITIONAL]
     if out[BREAK_EVEN_P] == out[BREAK_EVEN_P]:
         above = row[P] - out[BREAK_EVEN_P]
         error = (row[P] - row[P_LOW]) / _Z
@@ -192,18 +267,18 @@ def _validate(row, params, out):  # type: ignore[no-untyped-def]
     if out[CONFIDENCE] == out[CONFIDENCE]:
         out[LAYER_CORRELATION] = 0.5 + 0.5 * out[DIRECTION] * row[EVENT] * out[CONSENSUS]
     weight, total = 0.0, 0.0
-    for i in range(3):
+    for i in range(N_LAYERS):
         if out[LAYER_TRADITIONAL + i] == out[LAYER_TRADITIONAL + i]:
-            weight += params[W_TRADITIONAL + i]
-            total += params[W_TRADITIONAL + i] * out[LAYER_TRADITIONAL + i]
+            weight += params[W_LAYERS + i]
+            total += params[W_LAYERS + i] * out[LAYER_TRADITIONAL + i]
     if weight > 0.0:
         out[VALIDATION] = total / weight
-    return out[VALIDATION] > params[VALID_ABOVE]
+    return bool(out[VALIDATION] > params[VALID_ABOVE])
 
 
 @kernel
-def _judge(row, params, out, multiplier, max_position):  # type: ignore[no-untyped-def]
-    """Is this event worth its cost, and how much of it: fills `out`, returns the bits that refuse it."""
+def _judge(row: Floats, params: Floats, out: Floats, multiplier: float, max_position: float) -> int:
+    """Compare the event's edge with its cost and size it; fill `out`, return the bits of the refusals."""
     refused = 0
     target_bps = params[TARGET_ATR] * row[ATR] * 1e4
     stop_bps = params[STOP_ATR] * row[ATR] * 1e4
@@ -232,35 +307,39 @@ def _judge(row, params, out, multiplier, max_position):  # type: ignore[no-untyp
         out[CONVICTION] = out[CONFIDENCE] * min(1.0, row[P_LOW] / out[BREAK_EVEN_P])
         out[KELLY] = kelly(row[P_LOW], odds)
         caps = np.empty(N_CAPS)
-        caps[0] = params[KELLY_CAP]
-        caps[1] = max_position
-        caps[2] = params[VOLATILITY_TARGET] / (row[VOLATILITY] * sqrt(params[HORIZON_BARS]))
-        for i in range(N_BUDGETS):  # what is left of each; a unit of position uses one unit, but of the tails es_unit
-            caps[3 + i] = params[BUDGETS_AT + i] - row[GROSS + i]
+        caps[KELLY_CAP_AT] = params[KELLY_CAP]
+        caps[REGIME_CAP] = max_position
+        caps[VOLATILITY_CAP] = params[VOLATILITY_TARGET] / (row[VOLATILITY] * sqrt(params[HORIZON_BARS]))
+        # what is left of each budget; a unit of position uses one unit of it, es_unit of the tail budgets
+        for i in range(N_BUDGETS):
+            caps[BUDGET_CAPS + i] = params[BUDGETS_AT + i] - row[GROSS + i]
             if GROSS + i == ES or GROSS + i == STRESS:
-                caps[3 + i] /= row[ES_UNIT]
+                caps[BUDGET_CAPS + i] /= row[ES_UNIT]
         out[CAP], which = smallest_cap(caps)
         wanted = wanted_size(row[P_LOW], odds, out[CONVICTION], params[KELLY_FRACTION], multiplier, params[SIZING])
         if wanted > out[CAP]:
             out[CAP_OF] = which
         if not wanted > 0.0:
             refused |= KELLY_ZERO
-        # after the caps: a lower tier and a deeper drawdown leave less than they allow
+        # after the caps: a lower tier and a deeper drawdown reduce the size further
         left = params[TIER_SIZE_AT + int(row[TIER]) - 1] * params[STAGE_SIZE_AT + int(out[STAGE])]
         out[SIZE] = min(wanted, out[CAP]) * left
     return refused
 
 
 @kernel
-def decide_row(row, params, out):  # type: ignore[no-untyped-def]
-    """Decide one row (ROW_WIDTH,) under params (PARAM_WIDTH,) into out (OUT_WIDTH,); returns 0 or the refusal bits."""
+def decide_row(row: Floats, params: Floats, out: Floats) -> int:
+    """Decide one row and return 0 or the refusal bits.
+
+    row (ROW_WIDTH,), params (PARAM_WIDTH,), out (OUT_WIDTH,) written; float64
+    """
     out[:] = np.nan
     out[ACTION] = 0.0
     out[SIZE] = 0.0
     regime = NO_REGIME
     if 0.0 <= row[REGIME] < NO_REGIME:
         regime = int(row[REGIME])
-    table = TRADITIONAL_ONLY if row[TIER] == 3.0 else regime
+    table = TRADITIONAL_ONLY if row[TIER] == TRADITIONAL_TIER else regime
     stated = params[WEIGHTS_AT + table * N_SCORES : WEIGHTS_AT + (table + 1) * N_SCORES]
 
     unusable = _unusable(row, stated)
@@ -283,12 +362,12 @@ def decide_row(row, params, out):  # type: ignore[no-untyped-def]
     stage = stage_of(row[DRAWDOWN], params[MAX_DRAWDOWN], params[STAGE_FROM_AT:STAGE_SIZE_AT])
     out[STAGE] = float(stage)
 
-    refused = budget_refusals(row[GROSS : GROSS + N_BUDGETS], params[BUDGETS_AT : BUDGETS_AT + N_BUDGETS])
+    refused: int = budget_refusals(row[GROSS : GROSS + N_BUDGETS], params[BUDGETS_AT : BUDGETS_AT + N_BUDGETS])
     refused |= account_refusals(
         row[OPEN_COUNT], params[MAX_OPEN], row[TRADES_TODAY], params[MAX_TRADES_PER_DAY], row[DAILY_PNL],
         params[MAX_DAILY_LOSS], stage, row[AGE_BARS], params[MAX_DATA_AGE_BARS], row[BREAKERS],
     )  # fmt: skip
-    if row[TIER] > 3.0:
+    if row[TIER] > TRADITIONAL_TIER:
         refused |= TIER_CLOSED
     if row[EVENT] == 0.0:
         refused |= NO_EVENT
@@ -299,7 +378,7 @@ def decide_row(row, params, out):  # type: ignore[no-untyped-def]
             if row[P_LOW] > row[P]:
                 unusable |= 1 << P_LOW
         if confidence != confidence:
-            refused |= NO_VOICE
+            refused |= NO_SIGNAL
         else:
             if not consensus >= params[MIN_CONSENSUS] or out[DIRECTION] != row[EVENT]:
                 refused |= CONFLICT
@@ -312,7 +391,7 @@ def decide_row(row, params, out):  # type: ignore[no-untyped-def]
     if unusable != 0:
         refused |= CANNOT_COMPUTE
     if refused == 0 and not out[SIZE] > 0.0:
-        refused = KELLY_ZERO  # every cap has room, and still nothing is left: of a regime or tier that is given nothing
+        refused = KELLY_ZERO  # every cap has room, but the factor of the regime, tier or stage is 0
     if refused == 0:
         out[ACTION] = row[EVENT]
     else:
@@ -321,7 +400,7 @@ def decide_row(row, params, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def decide_rows(rows, params, outs, codes):  # type: ignore[no-untyped-def]
-    """The same core over rows (n, ROW_WIDTH) into outs (n, OUT_WIDTH) and codes (n,) int64."""
+def decide_rows(rows: Floats, params: Floats, outs: Floats, codes: Ints) -> None:
+    """Decide n rows: (n, ROW_WIDTH) float64 into outs (n, OUT_WIDTH) and codes (n,) int64."""
     for i in range(rows.shape[0]):
         codes[i] = decide_row(rows[i], params, outs[i])

@@ -1,7 +1,7 @@
-"""S17 adaptive thresholds: how much is asked of a signal, by the regime it meets and the unicorn that stands behind it.
+"""Compute the adaptive thresholds of a signal (S17) from the regime and the unicorn stars of the event.
 
 Base values, a regime's factors on them, and one relief: from `high_unicorn` stars on the event's own side, a lower
-confidence will do. All of it is `thresholds` of params.yaml; `version` names the values an answer rests on.
+confidence is enough. All of it is `thresholds` of params.yaml; `version` identifies the values.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ import numpy as np
 
 from pipelines.contracts import REGIMES, Floats
 from pipelines.errors import UnknownName
-from pipelines.settings import ThresholdFactors, ThresholdParams
+from pipelines.params import ThresholdFactors, ThresholdParams
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What a signal has to reach; each value is the least that will do.
+    """Hold the minimum values that a signal has to reach.
 
     min_strength    points of 100
     min_confidence  percentile in [0, 1], see fusion.fuse
@@ -35,7 +35,7 @@ class Thresholds:
 
 
 def thresholds(params: ThresholdParams, regime: str | None, unicorn: float | None = None) -> Thresholds:
-    """The thresholds of a regime (None = unknown: base) for an event.
+    """Return the thresholds of a regime (None = unknown: base) for an event.
 
     unicorn  stars of the event's own side, 0 … 21; None or NaN = not known, no relief
     Raises   UnknownName for a regime outside contracts.REGIMES
@@ -43,20 +43,23 @@ def thresholds(params: ThresholdParams, regime: str | None, unicorn: float | Non
     if regime is not None and regime not in REGIMES:
         raise UnknownName(f"no regime {regime!r}; known: {', '.join(REGIMES)}")
     base, factors = params.base, {str(name): each for name, each in params.regimes.items()}
-    by = factors.get(regime or "", ThresholdFactors())
+    factor = factors.get(regime or "", ThresholdFactors())
     relief = params.high_unicorn_confidence if unicorn is not None and unicorn >= params.high_unicorn else 1.0
     return Thresholds(
-        min_strength=base.min_strength * by.min_strength,
-        min_confidence=base.min_confidence * by.min_confidence * relief,
-        min_confluence=base.min_confluence * by.min_confluence,
-        min_unicorn=base.min_unicorn * by.min_unicorn,
+        min_strength=base.min_strength * factor.min_strength,
+        min_confidence=base.min_confidence * factor.min_confidence * relief,
+        min_confluence=base.min_confluence * factor.min_confluence,
+        min_unicorn=base.min_unicorn * factor.min_unicorn,
         phase=base.phase,
         version=sha256(params.model_dump_json().encode()).hexdigest()[:12],
     )
 
 
 def confidence_table(params: ThresholdParams) -> Floats:
-    """(regimes + 1, 2) the least confidence, for the compiled core: a row a regime, then none; without, with relief."""
+    """Return (regimes + 1, 2) minimum confidences for the decision kernel.
+
+    One row per regime, then one for none; column 0 without the relief of a high unicorn, column 1 with it.
+    """
     return np.array(
         [
             [thresholds(params, regime, stars).min_confidence for stars in (None, params.high_unicorn)]

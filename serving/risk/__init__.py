@@ -1,0 +1,1 @@
+"""Limit, size and end positions: refusals, budgets, caps, circuit breakers, exits."""

@@ -1,7 +1,7 @@
-"""Who trips breakers: what is known of a bar, an account or its fills as conditions, and the latches of this process.
+"""Measure the inputs of the circuit breakers and hold the breaker trips of this process.
 
-A condition that holds refuses at once, in memory, and its latch goes to the ledger's writer ahead of every decision
-that comes after it. Memory lets go only of what the store says a person has reset.
+A condition that holds refuses at once, in memory, and its trip goes to the ledger's writer ahead of every later
+decision. A trip leaves memory only after the store shows that a person reset it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,14 +9,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from math import floor, nan
-from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, Decision, utc
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, Decision, ModelAnswer, utc
 from pipelines.errors import BadValues, ServiceDown
 from pipelines.features.catalog import FEATURES
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.store import BreakerTrip, Fill
 from serving.risk.breakers import REBASED, BreakerInputs, triggered
 from serving.state.account import Account
@@ -24,31 +23,31 @@ from serving.state.ledger import Ledger
 from serving.state.symbols import Symbol
 
 ATR, SPREAD = FEATURES.index["atr_14"], FEATURES.index["spread"]
-FEWEST_BOOKS = 20  # recorded before the newest, to say what is usual
-MODEL_FAULT = "MODEL_FAULT:"  # what counts as the model's own failing: a service that is out is a matter of tiers
+MIN_BOOKS = 20  # recorded before the newest, for usual values
+MODEL_FAULT = "MODEL_FAULT:"  # the model's own faults; an outage of the model service concerns the tiers only
 
 
-# ---- what is known --------------------------------------------------------------------------------------------------
+# ---- inputs ---------------------------------------------------------------------------------------------------------
 
 
 def bar_inputs(symbol: Symbol, back: int, book_bars: int) -> BreakerInputs:
-    """The closed decision bar `back` bars before the newest (0 = the newest), beside the bars before it.
+    """Return range, spread and depth of the closed decision bar `back` bars before the newest (0 = the newest).
 
-    Over a gap, of bars or of a closed market, a bar is its own range: the way across belongs to no bar.
+    After a gap, of bars or of a closed market, the true range is the bar's own range.
     """
-    kept, i = symbol.history, len(symbol.history) - 1 - back
-    close = utc(kept.bars[i, OPEN_TIME] + symbol.step_s)
+    history, i = symbol.history, len(symbol.history) - 1 - back
+    close = utc(history.bars[i, OPEN_TIME] + symbol.step_s)
     about = f"{symbol.name}, bar closed {close:%F %H:%M} UTC"
     if i < 1:
         return BreakerInputs(about)
-    bar, before = kept.bars[i], kept.bars[i - 1]
-    follows = bar[OPEN_TIME] - before[OPEN_TIME] == symbol.step_s
-    high, low = (max(bar[HIGH], before[CLOSE]), min(bar[LOW], before[CLOSE])) if follows else (bar[HIGH], bar[LOW])
-    reach = kept.features[i - 1, ATR] * before[CLOSE]
-    spreads = 1e4 * kept.features[max(0, i - book_bars) : i + 1, SPREAD]  # NaN without a book, and of a crossed one
-    sizes = np.nansum(kept.levels[max(0, i - book_bars) : i + 1, :, :, 1], axis=(1, 2))
+    bar, previous = history.bars[i], history.bars[i - 1]
+    follows = bar[OPEN_TIME] - previous[OPEN_TIME] == symbol.step_s
+    high, low = (max(bar[HIGH], previous[CLOSE]), min(bar[LOW], previous[CLOSE])) if follows else (bar[HIGH], bar[LOW])
+    reach = history.features[i - 1, ATR] * previous[CLOSE]
+    spreads = 1e4 * history.features[max(0, i - book_bars) : i + 1, SPREAD]  # NaN without a book, and of a crossed one
+    sizes = np.nansum(history.levels[max(0, i - book_bars) : i + 1, :, :, 1], axis=(1, 2))
     usual = np.isfinite(spreads[:-1])
-    known = usual.sum() >= FEWEST_BOOKS and np.isfinite(spreads[-1])
+    known = usual.sum() >= MIN_BOOKS and np.isfinite(spreads[-1])
     return BreakerInputs(
         about,
         true_range=float((high - low) / reach) if reach > 0 else nan,
@@ -60,13 +59,14 @@ def bar_inputs(symbol: Symbol, back: int, book_bars: int) -> BreakerInputs:
 
 
 def account_inputs(account: Account) -> BreakerInputs:
+    """Return the loss of the day and the drawdown of the account, as fractions."""
     daily_pnl, drawdown = account.losses
     day = "no day yet" if account.day is None else f"{account.day:%F}"
     return BreakerInputs(f"account on {day}", daily_pnl=daily_pnl, drawdown=drawdown)
 
 
 def outage_inputs(symbol: Symbol, now: datetime) -> BreakerInputs:
-    """A symbol that was fed live and is not: the decision bars that should have closed by now, closures left out."""
+    """Return the decision bars that should have closed by now on a symbol that was fed live, closures left out."""
     last, step_s = symbol.closed.close_time, symbol.step_s
     closed = symbol.warm.closures
     slots = np.arange(round(last / step_s), floor(now.timestamp() / step_s))
@@ -75,26 +75,32 @@ def outage_inputs(symbol: Symbol, now: datetime) -> BreakerInputs:
 
 
 def champion_inputs(
-    symbol: Symbol, family: str, said: Mapping[str, Any] | None, faults: Mapping[str, int]
+    symbol: Symbol, family: str, answer: ModelAnswer | None, faults: Mapping[str, int]
 ) -> BreakerInputs:
-    """The acting champion's entry in the record of a decision, and its faults in a row by digest."""
-    if said is None or not (said["reason"] or "").startswith(MODEL_FAULT):
+    """Return the faults in a row of the deciding champion; none where its answer at this close is not a fault.
+
+    answer  of the champion at this close, None if there is none; faults digest → faults in a row
+    """
+    if answer is None or not (answer.reason or "").startswith(MODEL_FAULT):
         return BreakerInputs()
     close = utc(symbol.closed.close_time)
-    about = f"{family} champion version {said['version']} at {symbol.name}, bar closed {close:%F %H:%M} UTC"
-    return BreakerInputs(about, faults=float(faults.get(said["digest"], 0)))
+    about = f"{family} champion version {answer.version} at {symbol.name}, bar closed {close:%F %H:%M} UTC"
+    return BreakerInputs(about, faults=float(faults.get(answer.digest, 0)))
 
 
 def fill_inputs(fills: Sequence[Fill], whole: int) -> BreakerInputs:
-    """The newest fills since execution was reset last, oldest first; `whole`: how many say what slippage is usual."""
+    """Return rejections and mean slippage of the newest fills since execution was last reset.
+
+    fills  oldest first; whole: number of fills that the mean slippage needs
+    """
     if not fills:
         return BreakerInputs()
     slippages = [fill.slippage_bps for fill in fills if fill.slippage_bps is not None]
     rejected = [fill for fill in fills if fill.status == "rejected"]
     newest = fills[-1]
-    told = "" if not rejected or not rejected[-1].reason else f", last reason {rejected[-1].reason!r}"
+    reason = "" if not rejected or not rejected[-1].reason else f", last reason {rejected[-1].reason!r}"
     return BreakerInputs(
-        f"orders to fill {newest.id} at {newest.at:%F %T} UTC{told}",
+        f"orders to fill {newest.id} at {newest.at:%F %T} UTC{reason}",
         rejected=float(len(rejected)),
         fills=float(len(fills)),
         slippage_bps=float(np.mean(slippages)) if len(fills) == whole and slippages else nan,
@@ -102,76 +108,81 @@ def fill_inputs(fills: Sequence[Fill], whole: int) -> BreakerInputs:
 
 
 def slippage_bps(decision: Decision, price: float) -> float:
-    """How much worse than the decision's entry a price is, basis points of the entry. Raises BadValues without one."""
+    """Return by how much a price is worse than the decision's entry, in basis points; raise BadValues without one."""
     if decision.entry is None or decision.action == "NO_TRADE":
-        raise BadValues(f"decision {decision.id} opened nothing, so nothing of it can be filled")
+        raise BadValues(
+            f"decision {decision.id} opened no position, so it cannot be filled; send the id of a BUY or SELL"
+        )
     side = 1.0 if decision.action == "BUY" else -1.0
     return side * (price / decision.entry - 1.0) * 1e4
 
 
-# ---- latches --------------------------------------------------------------------------------------------------------
+# ---- trips ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class BreakerMonitor:
-    """Breaker → why, of those that refuse now. One event loop owns it."""
+    """Hold the tripped breakers of this process and their reasons. One event loop owns it."""
 
     params: Params
     ledger: Ledger
-    stored: dict[str, str] = field(default_factory=dict)  # as the store said last
-    sent: dict[str, "_Sent"] = field(default_factory=dict)  # tripped here, not yet seen in the store
+    stored: dict[str, str] = field(default_factory=dict)  # as last read from the store
+    sent: dict[str, "_Sent"] = field(default_factory=dict)  # tripped here, not yet read back from the store
     reset: set[tuple[str, str]] = field(default_factory=set)  # (breaker, reason) that a person has reset
     reset_at: dict[str, datetime] = field(default_factory=dict)  # when a breaker was reset last
 
     @property
     def reasons(self) -> dict[str, str]:
+        """Return breaker → why, of those that are tripped now."""
         return self.stored | {name: sent.reason for name, sent in self.sent.items() if name not in self.stored}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """In the order of their tripping, which decisions record."""
+        """Return the tripped breakers in the order of their trips, which decisions record."""
         return tuple(self.reasons)
 
-    def evaluate(self, seen: BreakerInputs, at: datetime) -> dict[str, str]:
-        """Trip what has to; returns breaker → why of those that tripped now.
+    def evaluate(self, inputs: BreakerInputs, at: datetime) -> dict[str, str]:
+        """Trip the breakers whose condition holds; return breaker → why of those that tripped now.
 
-        What a person has reset does not trip again for the same reason; losses are counted anew instead (`REBASED`).
+        A breaker that a person reset does not trip again for the same reason, except those in `REBASED`, whose losses
+        are counted from the reset on.
         """
         tripped = {}
-        for name, why in triggered(seen, self.params).items():
+        for name, why in triggered(inputs, self.params).items():
             if name not in self.reasons and (name in REBASED or (name, why) not in self.reset):
                 self.sent[name] = self._send(name, at, why)
                 tripped[name] = why
         return tripped
 
     def _send(self, name: str, at: datetime, why: str) -> "_Sent":
+        """Queue the trip at the ledger's writer."""
         try:
             return _Sent(at, why, self.ledger.trip(name, at, why))
-        except ServiceDown as error:  # it refuses here all the same
+        except ServiceDown as error:  # the breaker refuses in this process all the same
             done: Future[bool] = Future()
             done.set_exception(error)
             return _Sent(at, why, done)
 
     def confirmed_writes(self) -> dict[str, "_Sent"]:
-        """What is in the store by now: ask before the store is read, hand to `sync` with what it said."""
+        """Return the trips that are durable by now; call before reading the store, then pass to `sync`."""
         return {name: sent for name, sent in self.sent.items() if sent.done.done() and not sent.done.exception()}
 
-    def sync(self, told: Iterable[BreakerTrip], written: Mapping[str, "_Sent"]) -> dict[str, str]:
-        """Take over what the store holds, history included. Returns breaker → why of those nobody here knew."""
+    def sync(self, trips: Iterable[BreakerTrip], written: Mapping[str, "_Sent"]) -> dict[str, str]:
+        """Take over the trips in the store, history included; return breaker → why of those new to this process."""
         before, self.stored = self.reasons, {}
-        for latch in told:
-            if latch.reset_at is None:
-                self.stored[latch.name] = latch.reason
+        for trip in trips:
+            if trip.reset_at is None:
+                self.stored[trip.name] = trip.reason
             else:
-                self.reset.add((latch.name, latch.reason))
-                self.reset_at[latch.name] = latch.reset_at  # the newest: a breaker is tripped anew only after a reset
+                self.reset.add((trip.name, trip.reason))
+                self.reset_at[trip.name] = trip.reset_at  # the newest: a breaker trips again only after a reset
         for name, sent in written.items():
             if self.sent.get(name) is sent:
                 del self.sent[name]
         return {name: why for name, why in self.stored.items() if name not in before}
 
     def retry_writes(self) -> BaseException | None:
-        """Hand over anew what the store refused; returns its last fault, None if there was none."""
+        """Queue again the trips that the store refused; return its last fault, None if there was none."""
         fault: BaseException | None = None
         for name, sent in list(self.sent.items()):
             if sent.done.done() and (error := sent.done.exception()) is not None:
@@ -180,12 +191,14 @@ class BreakerMonitor:
         return fault
 
     def pending_writes(self) -> "list[Future[bool]]":
-        """What has to be durable before anything that rests on it leaves."""
+        """Return the futures that must be done before an answer that rests on these trips leaves."""
         return [sent.done for sent in self.sent.values()]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sent:
+    """Hold a trip on its way to the store."""
+
     at: datetime
     reason: str
     done: "Future[bool]"

@@ -1,7 +1,7 @@
-"""Circuit breakers (R7): seven conditions, each a sentence with its numbers or None. Pure; who trips is `guarding`.
+"""Evaluate the circuit breakers (R7): seven conditions, each a reason with its numbers or None. Pure.
 
-A breaker that tripped stays tripped, whatever becomes of its cause, until a named person resets it for a reason. What
-is not known (NaN or None) is not judged here: refusing on doubt is the core's and the tiers' business, every bar anew.
+A breaker stays tripped, whatever becomes of its cause, until a named person resets it for a reason; `breaker_monitor`
+trips them. An unknown input (NaN or None) trips nothing: the decision kernel and the tiers refuse on doubt.
 """
 
 from collections.abc import Callable
@@ -9,27 +9,27 @@ from dataclasses import dataclass
 from math import nan
 
 from pipelines.contracts import Estimate
-from pipelines.settings import Params
+from pipelines.params import Params
 from serving.state.tiers import EMERGENCY_BREAKER
 
-REBASED = ("daily_loss", "drawdown")  # whose reset makes the account count anew
+REBASED = ("daily_loss", "drawdown")  # after their reset the account counts losses from there
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerInputs:
-    """What is looked at in one go; what nobody looked at stays NaN or None.
+    """Hold the inputs of one evaluation; those that are not known stay NaN or None.
 
-    about           whom and when it concerns, for the reason: "BTC/USDT, bar closed 2024-03-05 19:15 UTC"
-    daily_pnl       fraction of the equity the day began with
+    about           subject and time, for the reason: "BTC/USDT, bar closed 2024-03-05 19:15 UTC"
+    daily_pnl       fraction of the equity at the start of the day
     drawdown        fraction under the highest equity, in [0, 1]
     true_range      of the newest closed decision bar over the ATR 14 before it
-    spread_bps      of the newest book; usual_spread_bps: median of those before it
-    depth           size resting in the newest book, base asset; usual_depth: median of those before it
+    spread_bps      of the newest book; usual_spread_bps: median of the books before it
+    depth           size resting in the newest book, base asset; usual_depth: median of the books before it
     missing_bars    decision bars that should have closed since the last one; NaN unless the symbol was fed live
-    faults          of the acting champion, in a row
-    loss_drift      the champion's live loss is confirmed to be worse than the one it was judged on
-    traded          mean net bps of what it traded lately
-    rejected        rejected orders among the newest fills; fills: how many those are
+    faults          of the deciding champion, in a row
+    loss_drift      whether the champion's live loss is confirmed to be worse than the one in its verdict
+    traded          mean net bps of its newest trades
+    rejected        rejected orders among the newest fills; fills: number of these
     slippage_bps    mean of the newest filled, positive = worse than decided; NaN until there are enough
     """
 
@@ -50,71 +50,80 @@ class BreakerInputs:
     slippage_bps: float = nan
 
 
-def _daily_loss(seen: BreakerInputs, params: Params) -> str | None:
+def _daily_loss(inputs: BreakerInputs, params: Params) -> str | None:
+    """Return why the loss of the day trips, None if it does not."""
     limit = params.risk.max_daily_loss
-    if not seen.daily_pnl <= -limit:
+    if not inputs.daily_pnl <= -limit:
         return None
-    return f"{seen.about}: {seen.daily_pnl:+.2%} of the equity at 00:00 UTC, limit -{limit:.2%}"
+    return f"{inputs.about}: {inputs.daily_pnl:+.2%} of the equity at 00:00 UTC, limit -{limit:.2%}"
 
 
-def _drawdown(seen: BreakerInputs, params: Params) -> str | None:
+def _drawdown(inputs: BreakerInputs, params: Params) -> str | None:
+    """Return why the drawdown trips, None if it does not."""
     limit = params.risk.max_drawdown
-    if not seen.drawdown >= limit:
+    if not inputs.drawdown >= limit:
         return None
-    return f"{seen.about}: {seen.drawdown:.2%} under the highest equity, limit {limit:.2%}"
+    return f"{inputs.about}: {inputs.drawdown:.2%} under the highest equity, limit {limit:.2%}"
 
 
-def _volatility_spike(seen: BreakerInputs, params: Params) -> str | None:
+def _volatility_spike(inputs: BreakerInputs, params: Params) -> str | None:
+    """Return why the true range of a bar trips, None if it does not."""
     limit = params.breakers.spike_atr
-    if not seen.true_range >= limit:
+    if not inputs.true_range >= limit:
         return None
-    return f"{seen.about}: true range {seen.true_range:.1f} times the ATR before it, limit {limit:g}"
+    return f"{inputs.about}: true range {inputs.true_range:.1f} times the ATR before it, limit {limit:g}"
 
 
-def _liquidity(seen: BreakerInputs, params: Params) -> str | None:
+def _liquidity(inputs: BreakerInputs, params: Params) -> str | None:
+    """Return why the spread or the depth of the newest book trips, None if neither does."""
     limits = params.breakers
-    counted = 2.0 * params.costs.half_spread_bps  # where a tick is the spread, ten ticks may still cost nothing
-    if seen.spread_bps >= limits.spread_multiple * seen.usual_spread_bps and seen.spread_bps > counted:
+    assumed = 2.0 * params.costs.half_spread_bps  # where a tick is the spread, ten ticks may still cost little
+    if inputs.spread_bps >= limits.spread_multiple * inputs.usual_spread_bps and inputs.spread_bps > assumed:
         return (
-            f"{seen.about}: spread {seen.spread_bps:.2f} bps, {limits.spread_multiple:g} times or more its median of "
-            f"{seen.usual_spread_bps:.2f}"
+            f"{inputs.about}: spread {inputs.spread_bps:.2f} bps, {limits.spread_multiple:g} times or more its median "
+            f"of {inputs.usual_spread_bps:.2f}"
         )
-    if seen.depth <= limits.depth_share * seen.usual_depth:
+    if inputs.depth <= limits.depth_share * inputs.usual_depth:
         return (
-            f"{seen.about}: {seen.depth:.4g} rest in the book, {limits.depth_share:.0%} or less of their median of "
-            f"{seen.usual_depth:.4g}"
+            f"{inputs.about}: {inputs.depth:.4g} rest in the book, {limits.depth_share:.0%} or less of their median of "
+            f"{inputs.usual_depth:.4g}"
         )
     return None
 
 
-def _stale_data(seen: BreakerInputs, params: Params) -> str | None:
+def _stale_data(inputs: BreakerInputs, params: Params) -> str | None:
+    """Return why missing bars trip, None if they do not."""
     limit = params.breakers.stale_bars
-    if not seen.missing_bars > limit:
+    if not inputs.missing_bars > limit:
         return None
-    return f"{seen.about}: more than {limit} decision bars are missing since"  # one outage says one thing
+    return f"{inputs.about}: more than {limit} decision bars are missing since"  # one reason per outage
 
 
-def _model(seen: BreakerInputs, params: Params) -> str | None:
+def _model(inputs: BreakerInputs, params: Params) -> str | None:
+    """Return why the deciding champion's faults or its losses after drift trip, None if they do not."""
     limit = params.breakers.fault_multiple * params.tiers.faults_in_row
-    if seen.faults >= limit:
-        return f"{seen.about}: failed {seen.faults:.0f} times in a row, limit {limit}"
-    traded = seen.traded
-    if seen.loss_drift and traded is not None and traded.n >= params.breakers.trades and traded.high < 0.0:
+    if inputs.faults >= limit:
+        return f"{inputs.about}: failed {inputs.faults:.0f} times in a row, limit {limit}"
+    traded = inputs.traded
+    if inputs.loss_drift and traded is not None and traded.n >= params.breakers.trades and traded.high < 0.0:
         return (
-            f"{seen.about}: its loss has drifted, and its last {traded.n} trades brought {traded.value:+.1f} bps each "
-            f"[{traded.low:+.1f}, {traded.high:+.1f}]"
+            f"{inputs.about}: its loss has drifted, and its last {traded.n} trades brought {traded.value:+.1f} bps "
+            f"each [{traded.low:+.1f}, {traded.high:+.1f}]"
         )
     return None
 
 
-def _execution(seen: BreakerInputs, params: Params) -> str | None:
+def _execution(inputs: BreakerInputs, params: Params) -> str | None:
+    """Return why rejected orders or slippage trip, None if they do not."""
     limits = params.breakers
-    if seen.rejected >= limits.max_rejected:
-        told = f"{seen.rejected:.0f} of the last {seen.fills:.0f} orders were rejected"
-        return f"{seen.about}: {told}, limit {limits.max_rejected}"
-    if seen.slippage_bps >= limits.max_slippage_bps:
+    if inputs.rejected >= limits.max_rejected:
         return (
-            f"{seen.about}: mean slippage of the last {limits.fills} fills {seen.slippage_bps:.1f} bps, limit "
+            f"{inputs.about}: {inputs.rejected:.0f} of the last {inputs.fills:.0f} orders were rejected, limit "
+            f"{limits.max_rejected}"
+        )
+    if inputs.slippage_bps >= limits.max_slippage_bps:
+        return (
+            f"{inputs.about}: mean slippage of the last {limits.fills} fills {inputs.slippage_bps:.1f} bps, limit "
             f"{limits.max_slippage_bps:g}"
         )
     return None
@@ -129,9 +138,9 @@ BREAKERS: dict[str, Callable[[BreakerInputs, Params], str | None]] = {
     "model": _model,
     "execution": _execution,
 }
-BREAKER_NAMES = (*BREAKERS, EMERGENCY_BREAKER)  # the last by hand only
+BREAKER_NAMES = (*BREAKERS, EMERGENCY_BREAKER)  # the last one trips by hand only
 
 
-def triggered(seen: BreakerInputs, params: Params) -> dict[str, str]:
-    """Breaker → why it has to trip, of those whose condition holds."""
-    return {name: why for name, holds in BREAKERS.items() if (why := holds(seen, params)) is not None}
+def triggered(inputs: BreakerInputs, params: Params) -> dict[str, str]:
+    """Return breaker → why it has to trip, of those whose condition holds."""
+    return {name: why for name, holds in BREAKERS.items() if (why := holds(inputs, params)) is not None}

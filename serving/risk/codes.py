@@ -1,6 +1,7 @@
-"""Every way a decision can be refused: one bit each, most fundamental first, and the words that carry its numbers.
+"""List every refusal of a decision: one bit each, most fundamental first, and the text that carries its numbers.
 
-A refusal is an answer, not an exception. The core collects all that apply in one int64; the lowest bit is the primary.
+A refusal is an answer, not an exception. The decision kernel collects all that apply in one int64; the lowest bit is
+the primary one.
 """
 
 CANNOT_COMPUTE = 1 << 0
@@ -12,7 +13,7 @@ DAILY_LOSS_AT_LIMIT = 1 << 5
 TIER_CLOSED = 1 << 6
 NO_EVENT = 1 << 7
 MODEL_ABSTAINED = 1 << 8
-NO_VOICE = 1 << 9
+NO_SIGNAL = 1 << 9
 CONFLICT = 1 << 10
 CONFIDENCE_BELOW = 1 << 11
 TARGET_UNDER_COST = 1 << 12
@@ -30,7 +31,7 @@ STRESS_AT_LIMIT = 1 << 23
 OPEN_COUNT_AT_LIMIT = 1 << 24
 TRADES_TODAY_AT_LIMIT = 1 << 25
 
-# The fields in braces are core.ROW_FIELDS, core.OUT_FIELDS and core.PARAM_FIELDS, plus what policy.reasons adds.
+# Fields in braces: kernel.ROW_FIELDS, OUT_FIELDS and PARAM_FIELDS, and those that decision_row.reasons adds.
 REFUSALS: dict[int, str] = {
     CANNOT_COMPUTE: "CANNOT_COMPUTE: input={unusable}",
     BREAKER_LATCHED: "BREAKER_LATCHED: {latched}",
@@ -41,7 +42,7 @@ REFUSALS: dict[int, str] = {
     TIER_CLOSED: "TIER_CLOSED: tier={tier:.0f}, last tier that opens positions=3",
     NO_EVENT: "NO_EVENT",
     MODEL_ABSTAINED: "MODEL_ABSTAINED:{abstained}",
-    NO_VOICE: "NO_VOICE: coverage={coverage:.2f}, no weighted category speaks now",
+    NO_SIGNAL: "NO_SIGNAL: coverage={coverage:.2f}, no weighted category speaks now",
     CONFLICT: "CONFLICT: consensus={consensus:.2f}, limit={min_consensus:.2f}, vote={direction:.0f}, event={event:.0f}",
     CONFIDENCE_BELOW: "CONFIDENCE_BELOW: confidence={confidence:.3f}, minimum={min_confidence:.3f}",
     TARGET_UNDER_COST: "TARGET_UNDER_COST: target_bps={target_bps:.1f}, minimum={min_target_bps:.1f}",
@@ -66,7 +67,7 @@ LAYERS: dict[str, tuple[int, ...]] = {
     "model": (TIER_CLOSED, MODEL_ABSTAINED),
     "signal": (
         NO_EVENT,
-        NO_VOICE,
+        NO_SIGNAL,
         CONFLICT,
         CONFIDENCE_BELOW,
         TARGET_UNDER_COST,
@@ -91,29 +92,29 @@ LAYERS: dict[str, tuple[int, ...]] = {
 
 
 def name_of(bit: int) -> str:
-    """The code alone, without its numbers: what is counted and plotted."""
+    """Return the code without its numbers: the name to count and plot by."""
     return REFUSALS[bit].split(":", 1)[0]
 
 
 def bits_of(code: int) -> list[int]:
-    """The refusals inside one core answer, primary first; empty means emitted."""
+    """Return the refusal bits of one decision code, primary first; empty = emitted."""
     return [bit for bit in REFUSALS if code & bit]
 
 
 def trail(code: int) -> dict[str, str]:
-    """Layer → `passed`, `refused: <codes>`, or `not reached: <why>`, of one core answer (R6).
+    """Return layer → `passed`, `refused: <codes>` or `not reached: <why>` for one decision code (R6).
 
-    Without an event no model is asked and nothing is sized; with an input that cannot be used, or a model that is
-    silent, no size was computed, so `position` passed nothing.
+    Without an event no model predicts and nothing is sized; with an unusable input, or a model that abstains, no size
+    is computed, so `position` is not reached.
     """
     stopped = next((bit for bit in (NO_EVENT, CANNOT_COMPUTE, MODEL_ABSTAINED) if code & bit), 0)
-    told = {}
+    results = {}
     for layer, bits in LAYERS.items():
         refused = [name_of(bit) for bit in bits if code & bit]
         if refused:
-            told[layer] = f"refused: {', '.join(refused)}"
+            results[layer] = f"refused: {', '.join(refused)}"
         elif stopped and (layer == "position" or (layer == "model" and stopped == NO_EVENT)):
-            told[layer] = f"not reached: {name_of(stopped)}"
+            results[layer] = f"not reached: {name_of(stopped)}"
         else:
-            told[layer] = "passed"
-    return told
+            results[layer] = "passed"
+    return results

@@ -1,13 +1,13 @@
-"""Where a position ends: ATR stop, take-profit ladder, break-even, trailing stop and time (R10). Compiled, pure.
+"""Manage a position to its end: ATR stop, take-profit ladder, break-even, trailing stop and time (R10).
 
-`plan` sets the levels at the close that decided, `manage` moves a position on by one closed bar, `simulate_exits` walks many
-over a history. A position is one flat float64 array: copied and handed back, it goes on where it stood.
+`plan` sets the levels at the deciding close, `manage` advances a position by one closed bar, `simulate_exits` runs many
+positions over a history. Compiled and pure: a position is one flat float64 array that holds its whole state.
 
-The labels' definition of an outcome (`pipelines/labels/barriers.py`) rules here too, and the plan `plain` gives its
-very numbers: the fill is the open of the first base bar after the decision, levels are set from the deciding close, a
-bar that reaches stop and target counts as the stop, a bar that opens beyond the stop is left at its open, a target is
-never better than its price, and time runs out at the close of the last bar that opened before the horizon's end. What
-a bar says moves the stop from the next bar on, and only in the trade's favour.
+The labels' definition of an outcome (`pipelines/labels/barriers.py`) holds here too, and the plan `plain` gives equal
+numbers: the fill is the open of the first base bar after the decision, levels are set from the deciding close, a bar
+that reaches stop and target counts as the stop, a bar that opens beyond the stop exits at its open, a target is never
+better than its price, and time runs out at the close of the last bar that opened before the horizon's end. A closed bar
+moves the stop from the next bar on, and only in the trade's favour.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Floats, Ints
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED
-from pipelines.settings import ExitParams, LabelParams
+from pipelines.params import ExitParams, LabelParams
 from serving.risk.sizing import level
 
 LEGS = 3  # take-profits at most
 
-# ---- params: `flatten` writes them --------------------------------------------------------------------------------
+# ---- params: written by `flatten` -------------------------------------------------------------------------------
 PARAM_FIELDS = (
     "stop_atr",
     "target_1", "target_2", "target_3",  # ATR; NaN = no such leg
@@ -31,11 +31,11 @@ PARAM_FIELDS = (
     "trailing_atr",  # NaN = the stop does not trail
     "break_even_after",  # legs filled; 0 = never
 )  # fmt: skip
-STOP_ATR = 0
-TARGET_AT = 1
-SHARE_AT = TARGET_AT + LEGS
-TRAILING_ATR = SHARE_AT + LEGS
-BREAK_EVEN_AFTER = TRAILING_ATR + 1
+STOP_ATR = PARAM_FIELDS.index("stop_atr")
+TARGET_AT = PARAM_FIELDS.index("target_1")  # LEGS of them
+SHARE_AT = PARAM_FIELDS.index("share_1")  # LEGS of them
+TRAILING_ATR = PARAM_FIELDS.index("trailing_atr")
+BREAK_EVEN_AFTER = PARAM_FIELDS.index("break_even_after")
 PARAM_WIDTH = len(PARAM_FIELDS)
 
 # ---- position: prices in quote currency, times in epoch seconds ---------------------------------------------------
@@ -46,44 +46,61 @@ POSITION_FIELDS = (
     "fraction_1", "fraction_2", "fraction_3",  # of the position, sum 1; NaN = no such leg
     "trailing",  # distance from the best price so far; NaN = the stop does not trail
     "break_even_legs",  # from so many filled legs on the stop is the fill or better; 0 = never
-    "start_time",  # the decision: no bar that opened before it is read
+    "start_time",  # the decision: bars that opened before it are not read
     "end_time",  # time runs out
-    "bar_seconds",  # of the bars it is managed by
+    "bar_seconds",  # of the bars that manage it
     "fill", "fill_time",  # open of the first bar, price and time; NaN before it
     "filled_legs",
     "remaining",  # fraction still open
     "best",  # highest high (long) or lowest low (short) of the bars since the fill
-    "last_time", "last_close",  # of the newest bar that was read; NaN before the first
-    "gross_bps",  # of what is closed, each part by its fraction, before cost
+    "last_time", "last_close",  # of the newest bar read; NaN before the first
+    "gross_bps",  # of the closed parts, each by its fraction, before cost
     "exit_time",  # open of the bar that closed the last part; NaN while open
     "barrier",  # barriers.TARGET | STOP | TIME of the last part, UNRESOLVED if it was never filled; NaN while open
 )  # fmt: skip
-DIRECTION, STOP_PRICE = 0, 1
-TAKE_PROFIT_AT = 2
-FRACTION_AT = TAKE_PROFIT_AT + LEGS
-(TRAILING, BREAK_EVEN_LEGS, START_TIME, END_TIME, BAR_SECONDS, FILL, FILL_TIME, FILLED_LEGS, REMAINING, BEST,
- LAST_TIME, LAST_CLOSE, GROSS_BPS, EXIT_TIME, BARRIER) = range(FRACTION_AT + LEGS, len(POSITION_FIELDS))  # fmt: skip
+DIRECTION = POSITION_FIELDS.index("direction")
+STOP_PRICE = POSITION_FIELDS.index("stop")
+TAKE_PROFIT_AT = POSITION_FIELDS.index("take_profit_1")  # LEGS of them
+FRACTION_AT = POSITION_FIELDS.index("fraction_1")  # LEGS of them
+TRAILING = POSITION_FIELDS.index("trailing")
+BREAK_EVEN_LEGS = POSITION_FIELDS.index("break_even_legs")
+START_TIME = POSITION_FIELDS.index("start_time")
+END_TIME = POSITION_FIELDS.index("end_time")
+BAR_SECONDS = POSITION_FIELDS.index("bar_seconds")
+FILL = POSITION_FIELDS.index("fill")
+FILL_TIME = POSITION_FIELDS.index("fill_time")
+FILLED_LEGS = POSITION_FIELDS.index("filled_legs")
+REMAINING = POSITION_FIELDS.index("remaining")
+BEST = POSITION_FIELDS.index("best")
+LAST_TIME = POSITION_FIELDS.index("last_time")
+LAST_CLOSE = POSITION_FIELDS.index("last_close")
+GROSS_BPS = POSITION_FIELDS.index("gross_bps")
+EXIT_TIME = POSITION_FIELDS.index("exit_time")
+BARRIER = POSITION_FIELDS.index("barrier")
 POSITION_WIDTH = len(POSITION_FIELDS)
 
-# ---- out: what one bar did; NaN = it did not --------------------------------------------------------------------
+# ---- out: effects of one bar; NaN = none ------------------------------------------------------------------------
 OUT_FIELDS = (
     "leg_1", "leg_2", "leg_3",  # price the leg was filled at
-    "rest", "rest_fraction",  # price at which all that was left was closed by stop or time, and how much that was
+    "rest", "rest_fraction",  # price at which stop or time closed the remainder, and the remainder
     "stop",  # in force from here; NaN when nothing is left
     "remaining",  # fraction still open
 )  # fmt: skip
-LEG_AT = 0
-REST, REST_FRACTION, STOP_NOW, REMAINING_NOW = range(LEGS, len(OUT_FIELDS))
+LEG_AT = OUT_FIELDS.index("leg_1")  # LEGS of them
+REST = OUT_FIELDS.index("rest")
+REST_FRACTION = OUT_FIELDS.index("rest_fraction")
+STOP_NOW = OUT_FIELDS.index("stop")
+REMAINING_NOW = OUT_FIELDS.index("remaining")
 OUT_WIDTH = len(OUT_FIELDS)
 
-# ---- what `manage` answers: TARGET, STOP, TIME and UNRESOLVED of the labels, or one of these ----------------------
+# ---- result of `manage`: TARGET, STOP, TIME and UNRESOLVED of the labels, or one of these ---------------------------
 STILL_OPEN = 2  # still open
-BAD_BAR = 3  # not read: a price missing or impossible, or a bar out of its turn. The stop stands where it stood
+BAD_BAR = 3  # not read: a price missing or impossible, or a bar out of order. The stop stays where it was
 NO_POSITION = 4  # no plan, or it ended before
 
 
 def flatten(exits: ExitParams, labels: LabelParams) -> Floats:
-    """`exits` of params.yaml as the flat array (PARAM_WIDTH,) of `plan`; stop and plain target are the labels'."""
+    """Return `exits` of params.yaml as the flat array (PARAM_WIDTH,) of `plan`; stop and plain target as the labels."""
     flat = np.full(PARAM_WIDTH, np.nan)
     legs = exits.legs if exits.laddered else [(labels.target_atr, 1.0)]
     flat[STOP_ATR] = labels.stop_atr
@@ -96,8 +113,10 @@ def flatten(exits: ExitParams, labels: LabelParams) -> Floats:
 
 
 @kernel
-def _usable(price, direction, atr, decided_at, horizon_s, bar_s, exits):  # type: ignore[no-untyped-def]
-    """Can a plan be made of these: all finite, of this world, every level above nought, the shares whole."""
+def _usable(
+    price: float, direction: float, atr: float, decided_at: float, horizon_s: float, bar_s: float, exits: Floats
+) -> bool:
+    """Return whether a plan can be made: all inputs finite and possible, every level above 0, shares adding up to 1."""
     if not (abs(direction) == 1.0 and 0.0 < price < np.inf and 0.0 < atr < np.inf):
         return False
     if not (abs(decided_at) < np.inf and 0.0 < horizon_s < np.inf and 0.0 < bar_s < np.inf):
@@ -120,13 +139,16 @@ def _usable(price, direction, atr, decided_at, horizon_s, bar_s, exits):  # type
 
 
 @kernel
-def plan(price, direction, atr, decided_at, horizon_s, bar_s, exits, position):  # type: ignore[no-untyped-def]
-    """Lay out a position that is not filled yet; True if there is one.
+def plan(
+    price: float, direction: float, atr: float, decided_at: float, horizon_s: float, bar_s: float, exits: Floats,
+    position: Floats,
+) -> bool:  # fmt: skip
+    """Write the plan of a position that is not filled yet; return whether there is one.
 
-    price       close that decided; direction 1 long, -1 short; atr fraction of price
-    decided_at  epoch seconds; horizon_s until time runs out; bar_s length of the bars it is managed by
-    exits       (PARAM_WIDTH,) of `flatten`; position (POSITION_WIDTH,) written whole: all NaN if any input is missing
-                or impossible (law L7)
+    price       deciding close; direction 1 long, -1 short; atr fraction of price
+    decided_at  epoch seconds; horizon_s until time runs out; bar_s length of the managing bars
+    exits       (PARAM_WIDTH,) float64 of `flatten`
+    position    (POSITION_WIDTH,) float64, written whole: all NaN if any input is missing or impossible (law L7)
     """
     position[:] = np.nan
     if not _usable(price, direction, atr, decided_at, horizon_s, bar_s, exits):
@@ -146,40 +168,43 @@ def plan(price, direction, atr, decided_at, horizon_s, bar_s, exits, position): 
 
 
 @kernel
-def _reached(price, limit, direction):  # type: ignore[no-untyped-def]
-    """Is the price at the limit or beyond it, going in `direction`. NaN is never reached."""
+def _reached(price: float, limit: float, direction: float) -> bool:
+    """Return whether the price is at the limit or beyond it in `direction`; NaN is never reached."""
     return direction * (price - limit) >= 0.0
 
 
 @kernel
-def _close_part(position, price, fraction):  # type: ignore[no-untyped-def]
+def _close_part(position: Floats, price: float, fraction: float) -> None:
+    """Close a fraction of the position at a price and book its return."""
     position[GROSS_BPS] += position[DIRECTION] * (price / position[FILL] - 1.0) * 1e4 * fraction
     position[REMAINING] -= fraction
 
 
 @kernel
-def _end(position, out, time, barrier):  # type: ignore[no-untyped-def]
+def _end(position: Floats, out: Floats, time: float, barrier: int) -> None:
+    """Mark the position as ended at a barrier."""
     position[REMAINING], position[EXIT_TIME], position[BARRIER] = 0.0, time, barrier
     out[STOP_NOW], out[REMAINING_NOW] = np.nan, 0.0
-    return barrier
 
 
 @kernel
-def _close_rest(position, out, price, time, barrier):  # type: ignore[no-untyped-def]
+def _close_rest(position: Floats, out: Floats, price: float, time: float, barrier: int) -> None:
+    """Close the remainder at a price and end the position at a barrier."""
     out[REST], out[REST_FRACTION] = price, position[REMAINING]
     _close_part(position, price, position[REMAINING])
-    return _end(position, out, time, barrier)
+    _end(position, out, time, barrier)
 
 
 @kernel
-def _readable(bar):  # type: ignore[no-untyped-def]
+def _readable(bar: Floats) -> bool:
+    """Return whether the prices and the time of a bar (8,) are finite and possible."""
     low, high = bar[LOW], bar[HIGH]
-    return 0.0 < low <= bar[OPEN] <= high < np.inf and low <= bar[CLOSE] <= high and bar[OPEN_TIME] < np.inf
+    return bool(0.0 < low <= bar[OPEN] <= high < np.inf and low <= bar[CLOSE] <= high and bar[OPEN_TIME] < np.inf)
 
 
 @kernel
-def _raise_stop(position):  # type: ignore[no-untyped-def]
-    """Move the stop by what the closed bars say, in the trade's favour or not at all."""
+def _raise_stop(position: Floats) -> None:
+    """Move the stop after the closed bars, in the trade's favour or not at all."""
     direction = position[DIRECTION]
     trailed = position[BEST] - direction * position[TRAILING]
     if _reached(trailed, position[STOP_PRICE], direction):
@@ -190,12 +215,12 @@ def _raise_stop(position):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def manage(position, bar, out):  # type: ignore[no-untyped-def]
-    """Move a position on by one closed bar (8,); fills `out` (OUT_WIDTH,), returns what came of it.
+def manage(position: Floats, bar: Floats, out: Floats) -> int:
+    """Advance a position by one closed bar (8,), fill `out` (OUT_WIDTH,) and return the result; float64.
 
-    The first bar that opens at `start_time` or later fills the position. The stop of a bar is the one that stood as it
-    opened. A bar after the end of the horizon, where the last ones before it are missing, closes at the last close
-    that was known inside it, as the labels do.
+    The first bar that opens at `start_time` or later fills the position. The stop of a bar is the one in force at its
+    open. A bar after the end of the horizon, where the last ones before it are missing, closes at the last known close
+    inside the horizon, as the labels do.
     """
     out[:] = np.nan
     direction = position[DIRECTION]
@@ -207,9 +232,11 @@ def manage(position, bar, out):  # type: ignore[no-untyped-def]
         return BAD_BAR
     if opened >= position[END_TIME]:
         if position[FILL] == position[FILL]:
-            return _close_rest(position, out, position[LAST_CLOSE], position[LAST_TIME], TIME)
+            _close_rest(position, out, position[LAST_CLOSE], position[LAST_TIME], TIME)
+            return TIME
         position[GROSS_BPS] = np.nan
-        return _end(position, out, opened, UNRESOLVED)
+        _end(position, out, opened, UNRESOLVED)
+        return UNRESOLVED
     if position[FILL] != position[FILL]:
         position[FILL], position[FILL_TIME], position[BEST] = bar[OPEN], opened, bar[OPEN]
     position[LAST_TIME], position[LAST_CLOSE] = opened, bar[CLOSE]
@@ -217,7 +244,8 @@ def manage(position, bar, out):  # type: ignore[no-untyped-def]
     against, favour = (bar[LOW], bar[HIGH]) if direction > 0.0 else (bar[HIGH], bar[LOW])
     if _reached(against, position[STOP_PRICE], -direction):
         gapped = _reached(bar[OPEN], position[STOP_PRICE], -direction)
-        return _close_rest(position, out, bar[OPEN] if gapped else position[STOP_PRICE], opened, STOP)
+        _close_rest(position, out, bar[OPEN] if gapped else position[STOP_PRICE], opened, STOP)
+        return STOP
     for k in range(int(position[FILLED_LEGS]), LEGS):
         target = position[TAKE_PROFIT_AT + k]
         if not _reached(favour, target, direction):
@@ -227,9 +255,11 @@ def manage(position, bar, out):  # type: ignore[no-untyped-def]
         out[LEG_AT + k] = target
         position[FILLED_LEGS] = k + 1.0
         if last:
-            return _end(position, out, opened, TARGET)
+            _end(position, out, opened, TARGET)
+            return TARGET
     if opened + position[BAR_SECONDS] >= position[END_TIME]:
-        return _close_rest(position, out, bar[CLOSE], opened, TIME)
+        _close_rest(position, out, bar[CLOSE], opened, TIME)
+        return TIME
     if _reached(favour, position[BEST], direction):
         position[BEST] = favour
     _raise_stop(position)
@@ -237,12 +267,12 @@ def manage(position, bar, out):  # type: ignore[no-untyped-def]
     return STILL_OPEN
 
 
-# ---- many, over a history ---------------------------------------------------------------------------------------
+# ---- many positions over a history ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Exits:
-    """What became of m positions. All arrays (m,); NaN where there was no plan, or the bars end before the position.
+    """Hold the ends of m positions, all arrays (m,); NaN without a plan, or where the bars end before the position.
 
     start_time, exit_time  epoch seconds, opens of the bars of the fill and of the last exit
     gross_bps              signed return of all parts by their fractions, before cost
@@ -258,7 +288,11 @@ class Exits:
 
 
 @kernel
-def _follow(base, starts, price, direction, atr, decided_at, horizon_s, bar_s, exits, positions):  # type: ignore[no-untyped-def]
+def _follow(
+    base: Floats, starts: Ints, price: Floats, direction: Floats, atr: Floats, decided_at: Floats, horizon_s: float,
+    bar_s: float, exits: Floats, positions: Floats,
+) -> None:  # fmt: skip
+    """Run m positions over base bars (n, 8) from row `starts` on; positions (m, POSITION_WIDTH) written; float64."""
     out = np.empty(OUT_WIDTH)
     for k in range(starts.shape[0]):
         position = positions[k]
@@ -272,7 +306,7 @@ def _follow(base, starts, price, direction, atr, decided_at, horizon_s, bar_s, e
 def simulate_exits(
     base: Floats, decided_at: Floats, price: Floats, direction: Ints, atr: Floats, horizon_s: float, exits: Floats
 ) -> Exits:
-    """Follow m positions over base bars (n, 8), each for itself.
+    """Return the ends of m positions over base bars (n, 8), each run on its own.
 
     decided_at  (m,) epoch seconds; price (m,) close then; direction (m,) 1 or -1; atr (m,) fraction of price
     exits       (PARAM_WIDTH,) of `flatten`
@@ -281,8 +315,8 @@ def simulate_exits(
     m = len(decided_at)
     if any(a.shape != (m,) for a in (price, direction, atr)) or len(base) < 2:
         raise BadShape(
-            f"{m} decisions beside prices {price.shape}, directions {direction.shape}, atr {atr.shape} and "
-            f"{len(base)} bars; one of each a decision, and at least two bars"
+            f"{m} decisions with prices {price.shape}, directions {direction.shape}, atr {atr.shape} and "
+            f"{len(base)} bars; expected one of each per decision, and at least two bars"
         )
     starts = np.searchsorted(base[:, OPEN_TIME], decided_at, side="left").astype(np.int64)
     positions = np.empty((m, POSITION_WIDTH))

@@ -1,6 +1,7 @@
-"""Account and data limits (R4, R5, R8, L7): each one says no on its own, and none hides another."""
+"""Check the account and data limits (R4, R5, R8, L7): each refuses on its own, and none hides another."""
 
 from pipelines.compiled import kernel
+from pipelines.contracts import Floats
 from serving.risk.codes import (
     ASSET_AT_LIMIT,
     BREAKER_LATCHED,
@@ -18,7 +19,7 @@ from serving.risk.codes import (
     TRADES_TODAY_AT_LIMIT,
 )
 
-# What is used, in the order of `exposure.EXPOSURES`, and the refusal where its limit is reached.
+# Budgets, in the order of `exposure.EXPOSURES`, and the refusal where the limit is reached.
 BUDGETS = {
     "gross": GROSS_EXCEEDS_LIMIT, "strategy": STRATEGY_AT_LIMIT, "market": MARKET_AT_LIMIT, "asset": ASSET_AT_LIMIT,
     "correlated": CORRELATED_AT_LIMIT, "es": ES_AT_LIMIT, "stress": STRESS_AT_LIMIT,
@@ -26,15 +27,19 @@ BUDGETS = {
 BUDGET_CODES = tuple(BUDGETS.values())
 N_BUDGETS = len(BUDGETS)
 
-# Drawdown stages (R8), by how much of the drawdown limit is used up; `normal` before the first of them.
+TIERS = (1, 2, 3, 4)  # serving.state.tiers names them
+
+# Drawdown stages (R8), by the used share of the drawdown limit; `normal` before the first of them.
 STAGES = ("normal", "reduce", "half", "exit_only", "flat")
 NORMAL, REDUCE, HALF, EXIT_ONLY, FLAT = range(len(STAGES))
 
 
 @kernel
-def budget_refusals(used, limits):  # type: ignore[no-untyped-def]
-    """Bits of every budget that is used up; used, limits (N_BUDGETS,). Met exactly is used up; NaN reaches nothing
-    here: the core has already refused it as CANNOT_COMPUTE, with the input's name."""
+def budget_refusals(used: Floats, limits: Floats) -> int:
+    """Return the bits of every budget that is used up; met exactly is used up.
+
+    used, limits  (N_BUDGETS,) float64; NaN refuses nothing here: the decision kernel refuses it as CANNOT_COMPUTE
+    """
     refused = 0
     for i in range(N_BUDGETS):
         if used[i] >= limits[i]:
@@ -43,10 +48,11 @@ def budget_refusals(used, limits):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def account_refusals(  # type: ignore[no-untyped-def]
-    open_count, max_open, trades_today, max_trades, daily_pnl, max_daily_loss, stage, age_bars, max_age_bars, breakers
-):
-    """Bits of every other limit that is reached. A limit that is met exactly is reached; NaN as above."""
+def account_refusals(
+    open_count: float, max_open: float, trades_today: float, max_trades: float, daily_pnl: float, max_daily_loss: float,
+    stage: int, age_bars: float, max_age_bars: float, breakers: float,
+) -> int:  # fmt: skip
+    """Return the bits of every other limit that is reached; met exactly is reached, NaN as in `budget_refusals`."""
     refused = 0
     if breakers > 0.0:
         refused |= BREAKER_LATCHED
@@ -66,8 +72,11 @@ def account_refusals(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def stage_of(drawdown, limit, starts):  # type: ignore[no-untyped-def]
-    """Index into STAGES. starts (4,): shares of `limit` from which reduce, half, exit only and flat hold, ascending."""
+def stage_of(drawdown: float, limit: float, starts: Floats) -> int:
+    """Return the index into STAGES.
+
+    starts  (4,) shares of `limit` from which reduce, half, exit only and flat hold, ascending; float64
+    """
     stage = NORMAL
     for i in range(starts.shape[0]):
         if drawdown >= starts[i] * limit:

@@ -1,15 +1,14 @@
-"""What is used of every limit now, whose the tail is, and what would be refused: the answer of `/risk`. R4–R8."""
+"""Report the use of every limit, the tail by asset and what would be refused now: the answer of `/risk` (R4–R8)."""
 
 from collections.abc import Mapping
 from datetime import datetime
 from math import isfinite
-from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, Floats, utc
+from pipelines.contracts import CLOSE, Floats, JsonObject, finite_or_none, utc
 from pipelines.features.catalog import FEATURES
-from pipelines.settings import Params
+from pipelines.params import Params
 from pipelines.tails import tail_losses
 from serving.policy import decision_row
 from serving.policy import kernel as decision_kernel
@@ -23,7 +22,7 @@ from serving.state.account import Account
 from serving.state.symbols import Symbol
 
 ATR = FEATURES.index["atr_14"]
-OF_THE_ACCOUNT = ("data", "position", "portfolio", "drawdown", "system")  # layers that ask nothing of a signal
+OF_THE_ACCOUNT = ("data", "position", "portfolio", "drawdown", "system")  # layers that need no signal
 SIDES = {"long": 1.0, "short": -1.0}
 
 
@@ -35,21 +34,21 @@ def utilisation(
     flat: Floats,
     breakers: tuple[str, ...],
     tiers: Mapping[str, int],
-) -> dict[str, Any]:
-    """Every limit with what is used of it at the close `at`; plain JSON, null = not known.
+) -> JsonObject:
+    """Return every limit with its use at the close `at`, as plain JSON; null = not known.
 
-    tiers  symbol → tier it is in
+    tiers  symbol → its tier
     """
     found = account.portfolio(at)
-    held = account.positions(at)
-    net, parts = allocation(held, account.scenarios)
+    positions = account.positions(at)
+    net, parts = allocation(positions, account.scenarios)
     stages = flat[decision_kernel.STAGE_FROM_AT : decision_kernel.STAGE_SIZE_AT]
     stage = stage_of(found.drawdown, params.risk.max_drawdown, stages)
     return {
         "as_of": at.isoformat(),
         "equity": account.equity,
         "stage": STAGES[stage],
-        "stage_leaves": float(flat[decision_kernel.STAGE_SIZE_AT + stage]),
+        "stage_size_multiplier": float(flat[decision_kernel.STAGE_SIZE_AT + stage]),
         "breakers": list(breakers),
         "limits": _limits(account, at, params, found),
         "positions": [
@@ -70,12 +69,12 @@ def utilisation(
             "level": ES_LEVEL,
             "hours": params.labels.horizon_bars * max((s.step_s for s in symbols.values()), default=0) / 3600.0,
             "scenarios": len(account.scenarios.returns),
-            "var": _var(held, account, net),
-            "es": _known(found.es),
-            "stress": _known(found.stress),
+            "var": _var(positions, account, net),
+            "es": finite_or_none(found.es),
+            "stress": finite_or_none(found.stress),
             "concentration": _concentration(net),
             "by_asset": {
-                name: {"net": float(net[a]), "es": _known(float(parts[a]))}
+                name: {"net": float(net[a]), "es": finite_or_none(float(parts[a]))}
                 for name, a in account.scenarios.codes.items()
                 if net[a] != 0.0
             },
@@ -88,17 +87,19 @@ def utilisation(
     }
 
 
-def limits_of(params: Params) -> list[dict[str, Any]]:
-    """Every limit of params.yaml as rows of layer, name, value and what it holds."""
-    risk, rows = params.risk, []
+def limits_of(params: Params) -> list[JsonObject]:
+    """Return every limit of params.yaml as a row of layer, name, value and what it limits."""
+    risk = params.risk
+    rows: list[JsonObject] = []
 
-    def add(layer: str, name: str, value: Any, holds: str) -> None:
+    def add(layer: str, name: str, value: float, holds: str) -> None:
+        """Append one row."""
         rows.append({"layer": layer, "name": name, "value": value, "holds": holds})
 
     add("data", "max_data_age_bars", risk.max_data_age_bars, "decision bars since the last close")
     add("signal", "min_consensus", params.fusion.min_consensus, "agreement of the categories")
     add("signal", "min_confidence", params.thresholds.base.min_confidence, "confidence, before a regime's factor")
-    add("signal", "valid_above", params.fusion.validation.valid_above, "three layers that look at the event")
+    add("signal", "valid_above", params.fusion.validation.valid_above, "mean of the three validation layers")
     add("signal", "min_target_to_cost", params.labels.min_target_to_cost, "target over round-trip cost")
     add("position", "kelly_cap", risk.kelly_cap, "one position")
     add("position", "volatility_target", risk.volatility_target, "one position's standard deviation in its life")
@@ -117,17 +118,15 @@ def limits_of(params: Params) -> list[dict[str, Any]]:
     for tier, size in params.tiers.size.items():
         add("model", f"tier {tier}", size, "of a size")
     for name, value in params.breakers:
-        add("system", name, value, "what trips a breaker: docs/breakers.md")
+        add("system", name, value, "what trips a breaker: docs/results/breakers.md")
     return rows
 
 
-def _limits(
-    account: Account, at: datetime, params: Params, found: decision_row.ExposureSnapshot
-) -> list[dict[str, Any]]:
-    """Budgets from the whole account down, then tails, counts and losses; each with what is left."""
-    budgets, risk, held = params.risk.budgets, params.risk, account.open_positions(at)
+def _limits(account: Account, at: datetime, params: Params, found: decision_row.ExposureSnapshot) -> list[JsonObject]:
+    """Return budgets from the whole account down, then tails, counts and losses; each with what is left."""
+    budgets, risk, positions = params.risk.budgets, params.risk, account.open_positions(at)
     sums: dict[tuple[str, str], float] = {}
-    for d in held:
+    for d in positions:
         for level, of in (("strategy", d.event or ""), ("market", market_of(d.symbol)), ("asset", d.symbol)):
             sums[level, of] = sums.get((level, of), 0.0) + d.size
     rows = [("gross", "", found.gross, budgets.max_gross)]
@@ -142,8 +141,9 @@ def _limits(
     ]
     return [
         {
-            "limit": name, "of": of, "used": _known(used), "at_most": most, "left": _known(max(most - used, 0.0)),
-            "share": _known(used / most) if most else None,
+            "limit": name, "of": of, "used": finite_or_none(used), "at_most": most,
+            "left": finite_or_none(max(most - used, 0.0)),
+            "share": finite_or_none(used / most) if most else None,
         }
         for name, of, used, most in rows
     ]  # fmt: skip
@@ -152,15 +152,15 @@ def _limits(
 def _next(
     account: Account, symbol: Symbol, side: str, at: datetime, params: Params, flat: Floats,
     breakers: tuple[str, ...], tier: int,
-) -> dict[str, Any]:  # fmt: skip
-    """What a new position would meet were its signal and model beyond doubt: who refuses it, or how large it may be."""
+) -> JsonObject:  # fmt: skip
+    """Return the refusals or the maximum size of a new position with a perfect signal and model."""
     closed, sign = symbol.closed, SIDES[side]
-    sure = np.full(N_SCORES, sign), np.ones(N_SCORES)
-    regime, regime_of, trend = regime_now(symbol, {})
+    perfect = np.full(N_SCORES, sign), np.ones(N_SCORES)
+    regime, regime_source, trend = regime_now(symbol, {})
     row = decision_row.to_row(
         decision_row.DecisionInputs(
-            direction=sure[0], confidence=sure[1], factor=decision_row.ONES, independence=decision_row.ONES,
-            regime=regime, trend=float(trend), unicorn=np.nan, event="any",
+            direction=perfect[0], confidence=perfect[1], factor=decision_row.ONES, independence=decision_row.ONES,
+            regime=regime, trend=trend, unicorn=np.nan, event="any",
             event_direction=sign, volatility=float(closed.features[VOLATILITY]),
             atr=float(closed.features[ATR]), price=float(closed.bar[CLOSE]), p=1.0, p_low=1.0, abstained=None,
             tier=tier, age_bars=0.0, breakers=breakers, portfolio=account.portfolio(at, symbol.name, "", sign),
@@ -168,9 +168,9 @@ def _next(
     )  # fmt: skip
     out = np.empty(decision_kernel.OUT_WIDTH)
     code = decision_kernel.decide_row(row, flat, out)
-    asked = {TIER_CLOSED, *(bit for layer in OF_THE_ACCOUNT for bit in LAYERS[layer])}
-    told = zip(bits_of(code), decision_row.reasons(code, row, flat, out, None, breakers), strict=True)
-    refused = [words for bit, words in told if bit in asked]
+    relevant = {TIER_CLOSED, *(bit for layer in OF_THE_ACCOUNT for bit in LAYERS[layer])}
+    reasons = zip(bits_of(code), decision_row.reasons(code, row, flat, out, None, breakers), strict=True)
+    refused = [text for bit, text in reasons if bit in relevant]
     if symbol.reason is not None:
         refused.insert(0, symbol.reason)
     return {
@@ -178,27 +178,23 @@ def _next(
         "side": side,
         "close": utc(closed.close_time).isoformat(),
         "refused": refused,
-        "largest": 0.0 if refused else _known(float(out[decision_kernel.CAP])),
+        "max_size": 0.0 if refused else finite_or_none(float(out[decision_kernel.CAP])),
         "capped_by": CAPS[int(out[decision_kernel.CAP_OF])] if isfinite(out[decision_kernel.CAP_OF]) else None,
         "regime": regime,
-        "regime_of": regime_of,
+        "regime_of": regime_source,
     }
 
 
-def _var(held: Floats, account: Account, net: Floats) -> float | None:
-    """Historical value at risk of all positions; null where the assets share no scenarios or one is not known."""
-    if not len(held):
+def _var(positions: Floats, account: Account, net: Floats) -> float | None:
+    """Return the historical value at risk of all positions; None without shared scenarios, or with an unknown asset."""
+    if not len(positions):
         return 0.0
-    if not len(account.scenarios.returns) or (held[:, 1] < 0.0).any():
+    if not len(account.scenarios.returns) or (positions[:, 1] < 0.0).any():
         return None
-    return _known(max(float(tail_losses(account.scenarios.returns @ net, 1.0 - ES_LEVEL)[0]), 0.0))
+    return finite_or_none(max(float(tail_losses(account.scenarios.returns @ net, 1.0 - ES_LEVEL)[0]), 0.0))
 
 
 def _concentration(net: Floats) -> float | None:
-    """Herfindahl-Hirschman index of the net positions: 1 = all in one asset, 1/n = evenly in n; null without any."""
+    """Return the Herfindahl-Hirschman index of net positions: 1 = all in one asset, 1/n = even; None without any."""
     total = float(np.abs(net).sum())
     return float(((net / total) ** 2).sum()) if total > 0.0 else None
-
-
-def _known(value: float) -> float | None:
-    return float(value) if isfinite(value) else None

@@ -1,8 +1,8 @@
-"""No kind of call waits behind another kind: each has a lane of its own, so many at work and so many waiting.
+"""No kind of call waits behind another kind: each has a lane with a limit on running and on waiting requests.
 
-The service answers on one event loop, where 200 `decide` at work make every step of an `observe` wait for 200 others.
-So few of a kind are at work at a time, whatever number asks; the rest wait in the order they came. A full lane, or a
-turn that does not come within WAIT_S, is a 429 with Retry-After.
+The service answers on one event loop, where 200 running `decide` make every step of an `observe` wait for 200 others.
+So few requests of a kind run at a time, however many arrive; the rest wait in the order they came. A full lane, or a
+wait longer than WAIT_S, is a 429 with Retry-After.
 """
 
 import asyncio
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.service.schemas import error_response
+from serving.service.http_guard import error_response
 
 WAIT_S = 2.0
 
 
 @dataclass
 class Lane:
-    """max_running: requests worked on at a time; max_waiting: how many may wait for that."""
+    """One queue of requests. max_running: how many run at a time; max_waiting: how many may wait for that."""
 
     max_running: int
     max_waiting: int
@@ -27,7 +27,7 @@ class Lane:
     _waiting: deque["asyncio.Future[None]"] = field(default_factory=deque)
 
     async def enter(self, wait_s: float) -> bool:
-        """Whether the turn came; a lane that was entered has to be left."""
+        """Wait up to `wait_s` seconds; return whether the request may run. Who may run has to call `leave`."""
         if self._busy < self.max_running:
             self._busy += 1
             return True
@@ -47,22 +47,24 @@ class Lane:
         return True
 
     def leave(self) -> None:
+        """Let the next waiting request run, or free the place."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
-                turn.set_result(None)  # our place is theirs
+                turn.set_result(None)  # our place becomes theirs
                 return
         self._busy -= 1
 
     def _give_up(self, turn: "asyncio.Future[None]") -> None:
-        if turn.done() and not turn.cancelled():  # the place was ours at the very moment we went
+        """Leave the queue, and pass on a place that was given at the same moment."""
+        if turn.done() and not turn.cancelled():
             self.leave()
         elif turn in self._waiting:
             self._waiting.remove(turn)
 
 
 def decision_lanes() -> dict[str, Lane]:
-    """Path → its lane. What writes never waits for what decides, nor for what only reads; probes wait for nothing."""
+    """Return path → its lane. Writes never wait for decisions or reads; probes have no lane and never wait."""
     decide, reads = Lane(max_running=8, max_waiting=128), Lane(max_running=2, max_waiting=32)
     return {
         "/observe": Lane(max_running=8, max_waiting=64),
@@ -74,32 +76,36 @@ def decision_lanes() -> dict[str, Lane]:
 
 
 class FairQueue:
-    """ASGI middleware, the innermost of ours: what was refused at the door, or is still on its way, takes no place."""
+    """ASGI middleware, the innermost of ours: a request that was refused, or is not whole yet, takes no place."""
 
     def __init__(self, app: ASGIApp, lanes: Mapping[str, Lane], wait_s: float = WAIT_S) -> None:
+        """Wrap `app`. lanes: path → its lane; wait_s: the longest wait, seconds."""
         self._app, self._lanes, self._wait_s = app, lanes, wait_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request when its lane has a place; answer 429 when it has none in time."""
         lane = self._lanes.get(scope["path"]) if scope["type"] == "http" else None
         if lane is None:
             await self._app(scope, receive, send)
             return
         if not await lane.enter(self._wait_s):
-            busy = f"{lane.max_running} of this kind are at work and {lane.max_waiting} wait, which is the limit; ask again in 1 s"
-            answer = error_response(429, "TooManyRequests", busy)
-            answer.headers["retry-after"] = "1"
-            await answer(scope, receive, send)
+            busy = f"{lane.max_running} of this kind run and {lane.max_waiting} wait, which is the limit; retry in 1 s"
+            refusal = error_response(429, "TooManyRequests", busy)
+            refusal.headers["retry-after"] = "1"
+            await refusal(scope, receive, send)
             return
-        held = True
+        is_running = True
 
         def leave() -> None:
-            nonlocal held
-            if held:
-                held = False
+            """Leave the lane once."""
+            nonlocal is_running
+            if is_running:
+                is_running = False
                 lane.leave()
 
         async def sent(message: Message) -> None:
-            leave()  # the work is done: a caller that reads slowly holds no place
+            """Leave before sending: the work is done, and a caller that reads slowly takes no place."""
+            leave()
             await send(message)
 
         try:

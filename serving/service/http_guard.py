@@ -11,7 +11,6 @@ import binascii
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.responses import RedirectResponse, Response
@@ -41,11 +40,13 @@ SECURITY_HEADERS = (
 )
 
 
-def json_response(content: Any, status: int = 200) -> Response:
+def json_response(content: object, status: int = 200) -> Response:
+    """Return the content as JSON. Raises ValueError for NaN, which JSON does not have."""
     return Response(json.dumps(content, allow_nan=False, separators=(",", ":")), status, media_type="application/json")
 
 
 def error_response(status: int, kind: str, error: str, fields: list[dict[str, str]] | None = None) -> Response:
+    """Return an error in our format: {"error", "kind", "fields"}."""
     return json_response({"error": error, "kind": kind, "fields": fields or []}, status)
 
 
@@ -58,6 +59,7 @@ class Refusal:
     error: str
 
     def response(self) -> Response:
+        """Return the refusal as an HTTP response."""
         response = error_response(self.status, self.kind, self.error)
         if self.status == 401:
             response.headers["www-authenticate"] = "Bearer"  # not Basic: no browser should store the key
@@ -82,6 +84,7 @@ class Guard:
         probes: Mapping[str, str] | None = None,
         where: Settings | None = None,
     ) -> None:
+        """Read the key, and create it if there is none. `where` None: the settings of this process."""
         self._app, self._tool, self._where = app, tool, where or settings()
         self._open_paths, self._open_folders = frozenset(open_paths), open_folders
         self._probes = dict(probes or {})
@@ -90,6 +93,7 @@ class Guard:
         self._proxy_hosts = frozenset(self._where.proxy_hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check Host and Origin, then the key where the path needs it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -108,6 +112,7 @@ class Guard:
             await self._handle_http(scope, receive, send)
 
     async def _handle_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on if its path is open or it carries the key."""
         path = scope["path"]
         if scope["method"] in SAFE_METHODS and path in self._probes:
             path = self._probes[path]
@@ -120,6 +125,7 @@ class Guard:
         await self._app(self._without_credentials(scope), receive, send)
 
     async def _handle_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a WebSocket on if it carries the key."""
         refusal = self._check_key(scope)
         if refusal is not None:
             await _refuse(refusal, scope, receive, send)
@@ -143,6 +149,7 @@ class Guard:
         return None
 
     def _unauthorized(self, scope: Scope, reason: str) -> Refusal:
+        """Return the refusal of a request without the key, with what to do."""
         file = keys.key_file(self._where)
         return Refusal(
             401,
@@ -152,7 +159,7 @@ class Guard:
         )
 
     def _is_key(self, authorization: bytes) -> bool:
-        """Accept Bearer with the key, and Basic with any user name and the key as password."""
+        """Return whether it is Bearer with the key, or Basic with any user name and the key as password."""
         scheme, _, secret = authorization.partition(b" ")
         secret = secret.strip()
         if scheme.lower() == b"basic":
@@ -209,6 +216,7 @@ class Guard:
         return self._open_session(scope)
 
     async def _login(self, scope: Scope, receive: Receive) -> Response:
+        """Open a session for the key in the form of the login page."""
         if not (_header(scope, b"origin") or _header(scope, b"sec-fetch-site") == [b"same-origin"]):
             return error_response(403, "ForeignOrigin", "send the form from the login page")
         if _header(scope, b"content-type") != [b"application/x-www-form-urlencoded"]:
@@ -222,6 +230,7 @@ class Guard:
         return self._open_session(scope)
 
     def _open_session(self, scope: Scope) -> Response:
+        """Return a redirect to `/` that sets the session cookie."""
         response = RedirectResponse("/", 303, headers=PRIVATE_HEADERS)
         response.set_cookie(
             _cookie_name(self._tool, scope),
@@ -246,10 +255,12 @@ class Guard:
 
 
 def _host_names(host: str) -> frozenset[str]:
+    """Return the names of this machine that a Host header may carry, without port."""
     return frozenset({"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host.lower()})
 
 
 def _check_host(scope: Scope, allowed: Collection[str]) -> Refusal | None:
+    """Return None if the request has exactly one Host and it is allowed."""
     values = [value.decode("latin-1") for value in _header(scope, b"host")]
     if len(values) == 1 and values[0].lower() in allowed:
         return None
@@ -263,6 +274,7 @@ def _check_host(scope: Scope, allowed: Collection[str]) -> Refusal | None:
 
 
 def _check_origin(scope: Scope, allowed_hosts: Collection[str]) -> Refusal | None:
+    """Return None if the request has no Origin, or one of our own."""
     values = [value.decode("latin-1") for value in _header(scope, b"origin")]
     if not values or (len(values) == 1 and values[0] in _origins(allowed_hosts)):
         return None
@@ -270,6 +282,7 @@ def _check_origin(scope: Scope, allowed_hosts: Collection[str]) -> Refusal | Non
 
 
 def _origins(hosts: Collection[str]) -> set[str]:
+    """Return the origins of these hosts, http and https."""
     return {f"{scheme}://{host}" for host in hosts for scheme in ("http", "https")}
 
 
@@ -296,6 +309,7 @@ def _is_same_origin(scope: Scope) -> bool:
 
 
 async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request with the refusal, or close a WebSocket with its code and reason."""
     if scope["type"] != "websocket":
         await refusal.response()(scope, receive, send)
         return
@@ -305,17 +319,19 @@ async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) 
 
 
 def _header(scope: Scope, name: bytes) -> list[bytes]:
+    """Return every value of a header."""
     return [value for key, value in scope["headers"] if key == name]
 
 
 def _cookies(scope: Scope) -> list[tuple[str, str]]:
+    """Return the cookies, (name, value)."""
     pairs = b";".join(_header(scope, b"cookie")).decode("latin-1").split(";")
     parts = [pair.strip().partition("=") for pair in pairs if pair.strip()]
     return [(name, value) for name, _, value in parts]
 
 
 def _cookie_name(tool: str, scope: Scope) -> str:
-    """Include the port: browsers share cookies between ports, and two installations must not log each other out."""
+    """Return the cookie's name, with the port: browsers share cookies between ports, also of two installations."""
     server = scope.get("server")
     return f"{COOKIE_PREFIX}{tool}_{server[1]}" if server and server[1] else f"{COOKIE_PREFIX}{tool}"
 
@@ -332,9 +348,10 @@ async def _read_body(receive: Receive) -> bytes:
 
 
 def _with_security_headers(send: Send) -> Send:
-    """Add SECURITY_HEADERS to a response and drop its CORS headers: every page of ours is same-origin."""
+    """Return a send that adds SECURITY_HEADERS and drops CORS headers: every page of ours is same-origin."""
 
     async def send_hardened(message: Message) -> None:
+        """Send a message, a response's start with our headers."""
         if message["type"] == "http.response.start":
             headers = [(n, v) for n, v in message.get("headers", ()) if not n.lower().startswith(b"access-control-")]
             present = {name.lower() for name, _ in headers}

@@ -6,16 +6,17 @@ import json
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.service.field_errors import field_errors
 from serving.service.http_guard import error_response, json_response
 from serving.service.openapi import complete_spec
 from serving.service.pages import page
-from serving.service.schemas import MAX_BODY, field_errors
+from serving.service.schemas import MAX_BODY
 
 PROBES = ("/", "/livez", "/healthz", "/readyz", "/docs.json", "/schema.json", "/metrics")  # need no key, as `reads`
 
 
 class HttpRules:
-    """ASGI middleware inside the guard. `protected_paths`: paths that `docs.json` marks; `reads`: paths that also take GET."""
+    """ASGI middleware inside the guard: GET for reads, the page, `docs.json`, and bodies that are JSON."""
 
     def __init__(
         self,
@@ -26,11 +27,19 @@ class HttpRules:
         reads: tuple[str, ...],
         max_body: int = MAX_BODY,
     ) -> None:
-        self._app, self._keyed, self._reads, self._max_body = app, protected_paths, reads, max_body
+        """Wrap `app`.
+
+        title, text      of the page at `/`
+        protected_paths  paths that need the key, as `docs.json` says
+        reads            paths that also take GET
+        max_body         bytes
+        """
+        self._app, self._protected, self._reads, self._max_body = app, protected_paths, reads, max_body
         self._page = page(title, text)
         self._docs: Response | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the page and `docs.json`, refuse bad bodies, pass everything else on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -42,13 +51,14 @@ class HttpRules:
         elif method == "GET" and path == "/docs.json":
             await (await self._documentation(scope, receive))(scope, receive, send)
         elif method == "GET" and path in self._reads:
-            await self._app(_posted(scope), _without_body(receive), _Reworded(send))  # BentoML routes POST only
+            await self._app(_posted(scope), _without_body(receive), _FieldErrors(send))  # BentoML routes POST only
         elif method not in ("GET", "HEAD") and (refusal := self._refusal(scope)) is not None:
             await refusal(scope, receive, send)
         else:
-            await self._app(scope, receive, _Reworded(send))
+            await self._app(scope, receive, _FieldErrors(send))
 
     def _refusal(self, scope: Scope) -> Response | None:
+        """Return why a request with a body is refused (411, 413, 415); None if it is not."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         if b"transfer-encoding" in headers or not (length.isdigit() or length == b""):
@@ -71,31 +81,34 @@ class HttpRules:
             body = b""
 
             async def collect(message: Message) -> None:
+                """Append a part of the body."""
                 nonlocal body
                 body += message.get("body", b"")
 
             await self._app(scope, receive, collect)
-            self._docs = json_response(complete_spec(json.loads(body), needs_key=self._keyed))
+            self._docs = json_response(complete_spec(json.loads(body), needs_key=self._protected))
         return self._docs
 
 
 def _is_json(content_type: bytes) -> bool:
-    """Accept `application/json`, alone or with charset utf-8."""
+    """Return whether it is `application/json`, alone or with charset utf-8."""
     media, *parameters = (part.strip().lower() for part in content_type.split(b";"))
     return media == b"application/json" and parameters in ([], [b"charset=utf-8"], [b'charset="utf-8"'])
 
 
 def _posted(scope: Scope) -> Scope:
-    """Turn a GET into the POST without a body that BentoML routes."""
-    kept = [(n, v) for n, v in scope["headers"] if n not in (b"content-type", b"content-length", b"transfer-encoding")]
-    return {**scope, "method": "POST", "headers": kept}
+    """Return a GET as the POST without a body that BentoML routes."""
+    of_a_body = (b"content-type", b"content-length", b"transfer-encoding")
+    headers = [(name, value) for name, value in scope["headers"] if name not in of_a_body]
+    return {**scope, "method": "POST", "headers": headers}
 
 
 def _without_body(receive: Receive) -> Receive:
-    """Return an empty body first, whatever was sent; then what `receive` returns, such as a disconnect."""
+    """Return a receive that gives an empty body first, whatever was sent; then what `receive` gives (a disconnect)."""
     is_sent = False
 
     async def read() -> Message:
+        """Return the empty body once."""
         nonlocal is_sent
         if is_sent:
             return await receive()
@@ -106,30 +119,35 @@ def _without_body(receive: Receive) -> Receive:
 
 
 class BufferedJsonBody:
-    """ASGI middleware: a body is whole before anybody waits or works for it, and JSON to BentoML whatever its content
-    type says: the forms, files and pickles of BentoML are never reached, by a call or by the header of a GET."""
+    """ASGI middleware: read a body whole before anything waits or works for it, and hand it on as JSON.
+
+    Whatever the content type says, BentoML never parses a form, a file or a pickle, by a call or a header of a GET.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
+        """Wrap `app`."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body, then call the app with it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         body = await _whole(receive)
-        if body is None:  # the caller went away: nobody is there to answer
+        if body is None:  # the caller went away: no answer can reach it
             return
-        kept = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-        pending = [{"type": "http.request", "body": body, "more_body": False}]
+        headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def received() -> Message:
+            """Return the whole body once, then what the server receives."""
             return pending.pop() if pending else await receive()
 
-        await self._app({**scope, "headers": [*kept, (b"content-type", b"application/json")]}, received, send)
+        await self._app({**scope, "headers": [*headers, (b"content-type", b"application/json")]}, received, send)
 
 
 async def _whole(receive: Receive) -> bytes | None:
-    """The body; None if the caller went away before it was whole."""
+    """Return the whole body; None if the caller went away before its end."""
     parts = []
     while True:
         message = await receive()
@@ -140,15 +158,17 @@ async def _whole(receive: Receive) -> bytes | None:
             return b"".join(parts)
 
 
-class _Reworded:
-    """Passes a response on; the body of a 400 is read whole and said in our own words."""
+class _FieldErrors:
+    """Pass a response on; the body of a 400 is read whole and written in our own format."""
 
     def __init__(self, send: Send) -> None:
+        """Wrap `send`."""
         self._send = send
         self._start: Message | None = None
         self._body = b""
 
     async def __call__(self, message: Message) -> None:
+        """Send the message, or hold it until the body of a 400 is whole."""
         if message["type"] == "http.response.start" and message["status"] == 400:
             self._start = message
         elif self._start is None:
@@ -156,13 +176,14 @@ class _Reworded:
         else:
             self._body += message.get("body", b"")
             if not message.get("more_body", False):
-                body = _reworded(self._body)
-                kept = [(name, value) for name, value in self._start["headers"] if name.lower() != b"content-length"]
-                await self._send({**self._start, "headers": [*kept, (b"content-length", str(len(body)).encode())]})
+                body = _with_field_errors(self._body)
+                headers = [(name, value) for name, value in self._start["headers"] if name.lower() != b"content-length"]
+                await self._send({**self._start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
                 await self._send({"type": "http.response.body", "body": body})
 
 
-def _reworded(body: bytes) -> bytes:
+def _with_field_errors(body: bytes) -> bytes:
+    """Return the body of a 400 in our format: the first three fields in the sentence, up to 50 in `fields`."""
     content = json.loads(body)
     if not (isinstance(content, dict) and isinstance(content.get("detail"), list)):
         return body

@@ -1,8 +1,8 @@
-"""What the two services say: one JSON object a line, one line a refused request, and an id on every answer.
+"""Logs of both services: one JSON object a line, one line a refused request, and an id on every response.
 
-A line has `time`, `level`, `logger`, `message`, `request_id` where a request is being answered, and `traceback` where
-a fault of ours was raised. What comes from outside is escaped by JSON, so no key, path or header can end a line or
-begin one. Bodies, headers and query strings are not written: a key could be in them.
+A line has `time`, `level`, `logger`, `message`, `request_id` while a request is answered, and `traceback` where a fault
+of ours was raised. JSON escapes what comes from outside, so no key, path or header can end a line or begin one.
+Bodies, headers and query strings are not written: a key could be in them.
 """
 
 import contextvars
@@ -14,17 +14,16 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
 from uuid import uuid4
 
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.service.connection_limits import in_worker
-from serving.service.schemas import error_response
+from serving.service.http_guard import error_response
 
 REFUSALS_A_SECOND = 10
-SHOWN = 200  # characters of a path or an error; the answer has all of it
+SHOWN = 200  # characters of a path or an error; the response has all of it
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger("bellwether.requests")
@@ -35,17 +34,18 @@ request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON; what `extra={"fields": {...}}` holds are fields of it."""
+    """Format a record as one line of JSON; `extra={"fields": {...}}` adds fields to it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
+        """Return the line."""
+        line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if (asked := request_id.get()) is not None:
-            line["request_id"] = asked
+        if (current := request_id.get()) is not None:
+            line["request_id"] = current
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -53,14 +53,18 @@ class JsonLines(logging.Formatter):
 
 
 class RateLimitFilter:
-    """Lets `limit` records a second through; the first one after that says how many were dropped. Faults always pass:
-    only what a caller can cause as often as he likes is limited."""
+    """Let `limit` records a second through; the first one after that carries how many were dropped.
+
+    Faults always pass: only what a caller can cause at any rate is limited.
+    """
 
     def __init__(self, limit: int = REFUSALS_A_SECOND, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start counting now. limit: records a second; clock: seconds."""
         self._limit, self._clock = limit, clock
         self._since, self._passed, self._dropped = clock(), 0, 0
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record passes."""
         if record.levelno >= logging.ERROR:
             return True
         now = self._clock()
@@ -77,7 +81,7 @@ class RateLimitFilter:
 
 
 def is_server_fault(record: logging.LogRecord) -> bool:
-    """BentoML logs what a caller got wrong as a fault, with 2 kB of traceback; RequestLog has a line for it."""
+    """Return whether a record of BentoML is a fault of ours: it logs a caller's mistakes as such, with a traceback."""
     raised = record.exc_info[1] if record.exc_info else None
     code = getattr(raised, "error_code", HTTPStatus.INTERNAL_SERVER_ERROR)
     return not isinstance(raised, ValidationError) and int(code) >= 500
@@ -106,74 +110,81 @@ def configure() -> None:
 
 
 class RequestLog:
-    """ASGI middleware, the outermost of ours. Every answer carries `x-request-id`, the caller's own where it is sane.
-    An answer of 400 and above is a line, and says {"error", "kind", "fields"} whoever made it; what nobody foresaw is
-    a 500 with that id, its traceback in the log."""
+    """ASGI middleware, the outermost of ours. Every response carries `x-request-id`, the caller's own where it is sane.
+
+    A response of 400 and above is logged in one line, and is {"error", "kind", "fields"} whatever produced it. An
+    unforeseen error is a 500 with that id, its traceback in the log.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
+        """Wrap `app`."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the request under its id."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
-        asked = given if SANE_ID.fullmatch(given) else uuid4().hex
-        token = request_id.set(asked)
-        answer = _Answer(scope, asked, send)
+        current = given if SANE_ID.fullmatch(given) else uuid4().hex
+        token = request_id.set(current)
+        response = _Response(scope, current, send)
         try:
-            await self._app(scope, receive, answer)
+            await self._app(scope, receive, response)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"][:SHOWN])
-            if answer.started:
-                raise  # half an answer is out: the connection has to end
-            await error_response(500, "ServerFault", UNFORESEEN)(scope, receive, answer)
+            if response.started:
+                raise  # half a response is sent: the connection has to end
+            await error_response(500, "ServerFault", UNFORESEEN)(scope, receive, response)
         finally:
             request_id.reset(token)
 
 
-UNFORESEEN = "this is a fault of the service, not of the request; the log has it under this answer's x-request-id"
+UNFORESEEN = "this is a fault of the service, not of the request; the log has it under this response's x-request-id"
 
 
-class _Answer:
-    """Passes an answer on with its id; an error's body is read whole, said in our shape, and told to the log."""
+class _Response:
+    """Pass a response on with its id; the body of an error is read whole, put into our format, and logged."""
 
-    def __init__(self, scope: Scope, asked: str, send: Send) -> None:
-        self._scope, self._asked, self._send = scope, asked, send
-        self._refused: Message | None = None
+    def __init__(self, scope: Scope, current_id: str, send: Send) -> None:
+        """Wrap `send`."""
+        self._scope, self._id, self._send = scope, current_id, send
+        self._refusal: Message | None = None  # the start of a response of 400 and above
         self._body = b""
         self.started = False
 
     async def __call__(self, message: Message) -> None:
+        """Send the message, or hold it until the body of an error is whole."""
         if message["type"] == "http.response.start":
             self.started = True
             headers = [(name, value) for name, value in message.get("headers", []) if name.lower() != b"x-request-id"]
-            message = {**message, "headers": [*headers, (b"x-request-id", self._asked.encode())]}
+            message = {**message, "headers": [*headers, (b"x-request-id", self._id.encode())]}
             if message["status"] >= 400:
-                self._refused = message
+                self._refusal = message
                 return
-        elif self._refused is not None:
+        elif self._refusal is not None:
             self._body += message.get("body", b"")
             if not message.get("more_body", False):
-                await self._say(self._refused)
+                await self._send_error(self._refusal)
             return
         await self._send(message)
 
-    async def _say(self, start: Message) -> None:
-        status, told = start["status"], _told(self._body)
+    async def _send_error(self, start: Message) -> None:
+        """Send the error in our format and log it; a probe that answers 503 refused nothing and is not logged."""
+        status, content = start["status"], _json_object(self._body)
         body, headers = self._body, start["headers"]
-        if "kind" not in told and "checks" not in told:  # of BentoML or starlette
-            said = _PLAIN.get(status, HTTPStatus(status).phrase)
-            told = {"error": UNFORESEEN if status == 500 else str(told.get("error", said)), "kind": _kind(status)}
-            made = error_response(status, told["kind"], told["error"])
-            body = bytes(made.body)
-            kept = [(n, v) for n, v in headers if n.lower() not in (b"content-length", b"content-type")]
-            headers = [*kept, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        if "checks" not in told:  # a probe that finds us not ready was not refused anything
+        if "kind" not in content and "checks" not in content:  # of BentoML or starlette
+            reason = _PLAIN.get(status, HTTPStatus(status).phrase)
+            error = UNFORESEEN if status == 500 else str(content.get("error", reason))
+            content = {"error": error, "kind": _kind(status)}
+            body = bytes(error_response(status, _kind(status), error).body)
+            other = [(n, v) for n, v in headers if n.lower() not in (b"content-length", b"content-type")]
+            headers = [*other, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if "checks" not in content:
             client = self._scope.get("client") or ("", 0)
             line = {
                 "method": self._scope["method"], "path": self._scope["path"][:SHOWN], "status": status,
-                "kind": told["kind"], "error": str(told.get("error"))[:SHOWN], "client": client[0],
+                "kind": content["kind"], "error": str(content.get("error"))[:SHOWN], "client": client[0],
             }  # fmt: skip
             log.warning("refused", extra={"fields": line})
         await self._send({**start, "headers": headers})
@@ -187,12 +198,14 @@ _PLAIN = {
 
 
 def _kind(status: int) -> str:
+    """Return the kind of an error that has none: the phrase of its status in one word."""
     return "ServerFault" if status == 500 else HTTPStatus(status).phrase.title().replace(" ", "").replace("-", "")
 
 
-def _told(body: bytes) -> dict[str, Any]:
+def _json_object(body: bytes) -> dict[str, object]:
+    """Return the JSON object in a body, an empty one if it holds none."""
     try:
-        told = json.loads(body)
+        content = json.loads(body)
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -25,6 +25,7 @@ TICKET_SECONDS = 60
 
 
 def key_file(where: Settings) -> Path:
+    """Return the path of the key file."""
     return where.home / "write_key"
 
 
@@ -46,7 +47,7 @@ def read_key(where: Settings) -> str | None:
     file = key_file(where)
     try:
         handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):  # a home that is a file is for whoever needs the home to say
+    except (FileNotFoundError, NotADirectoryError):  # a home that is a file is reported by those who need the home
         return None
     except OSError as error:
         raise StateError(f"cannot read the key {file}: {error.strerror}. Run as the user that owns it.") from error
@@ -103,6 +104,7 @@ def rotate_key(where: Settings) -> None:
 
 
 def _new_key() -> str:
+    """Return a random key, 48 hex digits."""
     return secrets.token_hex(24)
 
 
@@ -117,7 +119,7 @@ def _write_draft(where: Settings, key: str) -> Path:
 
 
 def is_equal(first: str | bytes, second: str | bytes) -> bool:
-    """Compare two secrets in constant time."""
+    """Return whether two secrets are equal, in constant time."""
     left, right = (text.encode() if isinstance(text, str) else text for text in (first, second))
     return hmac.compare_digest(left, right)
 
@@ -141,6 +143,7 @@ def is_session(token: str, key: str, tool: str) -> bool:
 
 
 def _signature(key: str, tool: str, payload: str) -> str:
+    """Return the HMAC-SHA256 of a session's payload, hex."""
     return hmac.new(key.encode(), f"session|{tool}|{payload}".encode(), hashlib.sha256).hexdigest()
 
 
@@ -179,8 +182,10 @@ def redeem_ticket(where: Settings, tool: str, ticket: str) -> bool:
 
 
 def _tickets(where: Settings) -> Path:
+    """Return the folder of the tickets."""
     return where.home / "run" / "tickets"
 
 
 def _ticket_file(where: Settings, ticket: str) -> Path:
+    """Return the path of a ticket's file, which does not show its secret."""
     return _tickets(where) / hashlib.sha256(ticket.encode(errors="surrogatepass")).hexdigest()

@@ -1,8 +1,8 @@
-"""Where the metrics' files of a serving process lie: in memory, not on the disk of the installation.
+"""Put the metrics files of a serving process into memory, not on the disk of the installation.
 
 The Prometheus client writes its counters through mapped files with holes in them. On a full disk the first write into a
-hole is no error but SIGBUS, which ends the process. And BentoML gives our two services one folder, which each of them
-empties when it starts.
+hole raises no error but SIGBUS, which ends the process. BentoML also gives our two services one folder, which each of
+them empties when it starts.
 """
 
 import atexit
@@ -21,16 +21,16 @@ def keep_in_memory() -> None:
     """Give this process a folder of its own for its metrics. Call it when the service is imported: BentoML
     makes its first counter before it makes the service.
 
-    Does nothing outside a worker of BentoML, which alone sets the variable, and where there is no /dev/shm to write to.
-    What a process that was killed left there is removed.
+    Do nothing outside a worker of BentoML, which alone sets the variable, or without a /dev/shm to write to. Folders
+    of killed processes are removed.
     """
     if VARIABLE not in os.environ or not os.access(MEMORY, os.W_OK):
         return
-    for left in MEMORY.glob(f"{PREFIX}*"):
-        pid = left.name.removeprefix(PREFIX).partition("-")[0]
+    for folder in MEMORY.glob(f"{PREFIX}*"):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)  # that of another user stays
-    with suppress(OSError):  # as full as the disk is: then the folder stays where it was
-        folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY)
-        os.environ[VARIABLE] = folder
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # another user's folder stays
+    with suppress(OSError):  # memory is full: the folder stays where it was
+        own = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY)
+        os.environ[VARIABLE] = own
+        atexit.register(shutil.rmtree, own, ignore_errors=True)

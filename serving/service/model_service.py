@@ -1,6 +1,7 @@
-"""The model service: raw predictions of any family and arm, over the same slots the decision service follows (V1)."""
+"""The model service: predictions of any family and arm, from the same slots that the decision service follows."""
 
 import asyncio
+import functools
 import gc
 import logging
 from typing import Any
@@ -8,38 +9,31 @@ from typing import Any
 import bentoml
 import numpy as np
 
+from pipelines.bootstrap import bootstrap
 from pipelines.contracts import Floats, Model
 from pipelines.errors import BadColumns, BadShape, ServiceDown, UnknownName
 from pipelines.families import FAMILIES
 from pipelines.permissions import restrict
 from pipelines.settings import settings
 from pipelines.store import SERVICE_WAIT_MS, Store, StoreFault
-from serving.inference.generation_watcher import AlarmQueue, GenerationWatcher, families, refusals, slot_checks
+from serving.inference.generation_watcher import Check, GenerationWatcher, families, refusals, slot_checks
 from serving.inference.model_client import run_inference
 from serving.inference.model_slots import ModelSlots
-from serving.service import json_logs
-from serving.service.connection_limits import guard_worker
-from serving.service.http_guard import Guard
-from serving.service.http_rules import PROBES, BufferedJsonBody, HttpRules
-from serving.service.json_logs import RequestLog
+from serving.service.alarm_queue import AlarmQueue, report_poll
+from serving.service.answers import PredictBatchResponse, PredictResponse, answer, json_endpoint
+from serving.service.http_stack import add_http_stack
 from serving.service.metrics_folder import keep_in_memory
-from serving.service.schemas import (
-    EmptyRequest,
-    PredictBatchRequest,
-    PredictBatchResponse,
-    PredictRequest,
-    PredictResponse,
-    json_endpoint,
-    json_response,
-)
+from serving.service.schemas import EmptyRequest, PredictBatchRequest, PredictRequest
 from serving.service.startup import starting
 from serving.service.store_executor import StoreExecutor
 
+bootstrap()
 keep_in_memory()  # before BentoML makes its first counter
 log = logging.getLogger("bellwether.models")
-ABOUT = "model service: "
-MAX_ASK_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB
+MAX_BATCH_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB
 DEVICE = "cpu"  # the bundles of today run on onnxruntime's CPU provider
+PROTECTED = ("/predict", "/predict_batch")
+READS = ("/models", "/ready")
 
 
 @bentoml.service(
@@ -54,22 +48,17 @@ class ModelService:
     """Champion and challenger of every family, resident."""
 
     def __init__(self) -> None:
+        """Open the store and the slots; a fault ends the service where its supervisor sees it."""
         restrict()
         with starting():
             where = settings()
             self._store = Store.open(where.store, where.durability, SERVICE_WAIT_MS)
         self._alarms, self._executor = AlarmQueue(), StoreExecutor()
-        self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarm)
-        self._watcher = GenerationWatcher(self._look, self._tell_look)
+        self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm)
+        self._watcher = GenerationWatcher(self._poll, functools.partial(report_poll, self._alarms, "model service"))
 
-    def _alarm(self, kind: str, severity: str, detail: str) -> None:
-        self._alarms.append((kind, severity, detail, detail, False))
-
-    def _tell_look(self, fault: str | None) -> None:
-        told = f"{ABOUT}{fault or 'whole again'}"
-        self._alarms.append(("look_fault", "high" if fault else "info", told, ABOUT, fault is None))
-
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
+        """Follow the generation file once, and write the alarms that wait."""
         try:
             await asyncio.to_thread(self._slots.refresh)
         finally:
@@ -80,12 +69,14 @@ class ModelService:
 
     @bentoml.on_startup
     async def start(self) -> None:
+        """Poll once, then go on polling in the background."""
         await self._watcher.poll()
         gc.freeze()  # what is loaded stays: no request waits while it is searched for cycles
         self._watcher.start()
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
+        """Stop polling and close everything."""
         await self._watcher.stop()
         self._slots.close()
         self._executor.close()
@@ -93,17 +84,17 @@ class ModelService:
 
     @bentoml.api(route="/predict", output_spec=PredictResponse)
     @json_endpoint
-    async def predict(self, request: PredictRequest, /) -> dict[str, Any]:
-        """A calibrated probability a row, or an abstention with its reason; null = missing, on both sides."""
+    async def predict(self, request: PredictRequest, /) -> Any:
+        """Return a calibrated probability a row, or an abstention with its reason; null = missing, on both sides."""
         snapshot = self._slots.snapshot
         if request.family not in FAMILIES:
             raise UnknownName(f"family: no model family {request.family!r}; known: {', '.join(FAMILIES)}")
         slot = snapshot.slot(request.family, request.arm)
         if slot is None:
-            held = ", ".join(f"{family} {arm}" for family, arm in snapshot.slots) or "nothing yet"
-            raise UnknownName(f"arm: no {request.family} {request.arm} is served; served: {held}")
-        answer = slot.model.predict(asked_rows(request, slot.model))
-        classes = slot.model.classes
+            served = ", ".join(f"{family} {arm}" for family, arm in snapshot.slots) or "nothing yet"
+            raise UnknownName(f"arm: no {request.family} {request.arm} is served; served: {served}")
+        predictions = slot.model.predict(requested_rows(request, slot.model))
+        classes, members = slot.model.classes, predictions.members
         return {
             "family": slot.family,
             "arm": slot.arm,
@@ -112,27 +103,25 @@ class ModelService:
             "device": DEVICE,
             "generation": snapshot.generation,
             "classes": list(classes),
-            "p": _by_class(answer.p, classes),
-            "p_low": _by_class(answer.p_low, classes),
-            "status": answer.status,
-            "reason": answer.reason,
-            "novelty": _by_class(answer.novelty, classes),
-            "label": answer.label,
-            "members": None
-            if answer.members is None
-            else {name: _by_class(p, classes) for name, p in answer.members.items()},
+            "p": _by_class(predictions.p, classes),
+            "p_low": _by_class(predictions.p_low, classes),
+            "status": predictions.status,
+            "reason": predictions.reason,
+            "novelty": _by_class(predictions.novelty, classes),
+            "label": predictions.label,
+            "members": None if members is None else {name: _by_class(p, classes) for name, p in members.items()},
         }
 
-    @bentoml.api(route="/answer", output_spec=PredictBatchResponse)
+    @bentoml.api(route="/predict_batch", output_spec=PredictBatchResponse)
     @json_endpoint
-    async def answer(self, request: PredictBatchRequest, /) -> dict[str, Any]:
-        """All rows of one decision request at once, each answered by the bundle whose digest is named."""
+    async def predict_batch(self, request: PredictBatchRequest, /) -> Any:
+        """Return predictions for all rows of one decision request, each by the bundle whose digest is named."""
         return run_inference(self._slots.snapshot, request)
 
     @bentoml.api(route="/models")
     @json_endpoint
-    async def models(self, request: EmptyRequest, /) -> dict[str, Any]:
-        """What is served: champion and challenger of every family with their columns, and what was refused."""
+    async def models(self, request: EmptyRequest, /) -> Any:
+        """Return champion and challenger of every family with their columns, and what was refused."""
         snapshot = self._slots.snapshot
         return {
             "generation": snapshot.generation,
@@ -144,24 +133,29 @@ class ModelService:
     @bentoml.api(route="/ready")
     @json_endpoint
     async def ready(self, request: EmptyRequest, /) -> Any:
-        """Every check behind readiness; 503 until all of them hold."""
+        """Return every check behind readiness; 503 until all of them hold."""
         checks = self._checks()
         ready = all(check["ok"] for check in checks)
-        return json_response({"ready": ready, "checks": checks}, 200 if ready else 503)
+        return answer({"ready": ready, "checks": checks}, 200 if ready else 503)
 
     async def __is_ready__(self) -> bool:
+        """Return whether every check holds; BentoML's own probe."""
         return all(check["ok"] for check in self._checks())
 
-    def _checks(self) -> list[dict[str, Any]]:
+    def _checks(self) -> list[Check]:
+        """Return what readiness rests on: the generation file is followed, and the golden rows hold."""
         snapshot, fault = self._slots.snapshot, self._watcher.fault()
-        followed = fault is None and snapshot.generation > 0
+        follows = fault is None and snapshot.generation > 0
         nothing = self._slots.refusal or "no generation file yet: run `bellwether run`"
-        detail = fault or (str(snapshot.generation) if followed else nothing)
-        return [{"name": "follows generation", "ok": followed, "detail": detail}, *slot_checks(snapshot)]
+        detail = fault or (str(snapshot.generation) if follows else nothing)
+        return [{"name": "generation watcher", "ok": follows, "detail": detail}, *slot_checks(snapshot)]
 
 
-def asked_rows(request: PredictRequest, model: Model) -> Floats:
-    """The request as the model reads it. Raises BadShape or BadColumns naming what does not fit."""
+def requested_rows(request: PredictRequest, model: Model) -> Floats:
+    """Return the rows as the model reads them: (n, columns), or (n, steps, columns) where it looks back; NaN = missing.
+
+    Raises BadShape or BadColumns naming what does not fit.
+    """
     if request.windows is not None:
         for i, window in enumerate(request.windows):
             if len(window) != model.steps:
@@ -177,7 +171,7 @@ def asked_rows(request: PredictRequest, model: Model) -> Floats:
 
 
 def by_order(rows: list[list[float | None]] | None, columns: tuple[str, ...]) -> Floats:
-    """(n, k) rows in the order of `columns`. Raises BadShape naming the row."""
+    """Return (n, k) rows in the order of `columns`. Raises BadShape naming the row."""
     for i, row in enumerate(rows or ()):
         if len(row) != len(columns):
             raise BadShape(f"rows.{i}: {len(row)} values, want {len(columns)}: {', '.join(columns)}")
@@ -185,7 +179,7 @@ def by_order(rows: list[list[float | None]] | None, columns: tuple[str, ...]) ->
 
 
 def by_name(features: list[dict[str, float | None]], columns: tuple[str, ...]) -> Floats:
-    """(n, k) rows from named values; a column left out is missing. Raises BadColumns naming what nobody knows."""
+    """Return (n, k) rows from named values; a column left out is NaN. Raises BadColumns naming the unknown ones."""
     for i, row in enumerate(features):
         if unknown := [name for name in row if name not in columns]:
             raise BadColumns(f"features.{i}: unknown {', '.join(unknown)}; this model reads {', '.join(columns)}")
@@ -193,32 +187,24 @@ def by_name(features: list[dict[str, float | None]], columns: tuple[str, ...]) -
 
 
 def _by_class(values: Floats, classes: tuple[str, ...]) -> list[Any]:
-    """(n,) → n numbers, (n, classes) → n objects class → number; null where a number is missing, or all of a row."""
+    """Return n numbers for (n,), n objects class → number for (n, classes); None where a number or row is NaN."""
     if values.ndim == 1:
         return [value if np.isfinite(value) else None for value in values.tolist()]
-    # a voter may have words of its own (a hidden state, a change): those go by their number
+    # a member may have classes of its own (a hidden state, a change): those go by their number
     names = classes if values.shape[1] == len(classes) else tuple(str(j) for j in range(values.shape[1]))
     return [
         dict(zip(names, _by_class(row, classes), strict=True)) if np.isfinite(row).any() else None for row in values
     ]
 
 
-READS = ("/models", "/ready")
-
-ModelService.add_asgi_middleware(RequestLog)  # type: ignore[attr-defined]
-ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
-    Guard, tool="models", open_paths=(*PROBES, *READS), open_folders=("/static_content/",)
-)
-ModelService.add_asgi_middleware(  # type: ignore[attr-defined]
-    HttpRules,
+add_http_stack(
+    ModelService,
+    tool="models",
     title="Bellwether models",
-    text="Raw predictions of what is served, champion and challenger, from the same verified bundles that decide. "
-    "predict and answer need the key (artifacts/write_key): press Authorize, or open this page with "
+    text="Predictions of what is served, champion and challenger, from the same verified bundles that decide. "
+    "predict and predict_batch need the key (artifacts/write_key): press Authorize, or open this page with "
     "`bellwether open models`.",
-    protected_paths=("/predict", "/answer"),
+    protected_paths=PROTECTED,
     reads=READS,
-    max_body=MAX_ASK_BODY,
+    max_body=MAX_BATCH_BODY,
 )
-ModelService.add_asgi_middleware(BufferedJsonBody)  # type: ignore[attr-defined]
-guard_worker()
-json_logs.configure()

@@ -1,42 +1,50 @@
-"""`docs.json` as OpenAPI 3.1 that says what is really taken and answered.
+"""`docs.json` as OpenAPI 3.1 that describes what is really taken and answered.
 
 BentoML writes version 3.0.2 with schemas of 3.1 in it, leaves out that a field may be null, and knows nothing of our
-errors, our key, or GET. Schemas are those of the requests themselves.
+errors, our key, GET, or examples. Schemas are those of the requests and answers themselves; texts and examples are
+those of `endpoint_pages`.
 """
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
-from serving.service.schemas import (
-    DecideRequest,
-    DecideResponse,
-    EmptyRequest,
-    FillRequest,
+from pipelines.contracts import JsonObject
+from serving.service.answers import (
+    Answer,
+    BriefResponse,
+    DecisionsResponse,
     FillResponse,
-    ObserveRequest,
+    FullResponse,
     ObserveResponse,
-    OutcomeRequest,
     OutcomeResponse,
-    PredictBatchRequest,
     PredictBatchResponse,
-    PredictRequest,
     PredictResponse,
 )
+from serving.service.endpoint_pages import PAGES, PROBE_PAGES, TAGS
+from serving.service.schemas import (
+    DecideRequest,
+    EmptyRequest,
+    FillRequest,
+    ObserveRequest,
+    OutcomeRequest,
+    PredictBatchRequest,
+    PredictRequest,
+)
 
-# path → what is taken, what is answered (None = an object of any fields)
-CALLS: dict[str, tuple[type[BaseModel], type[BaseModel] | None]] = {
-    "/observe": (ObserveRequest, ObserveResponse),
-    "/decide": (DecideRequest, DecideResponse),
-    "/outcome": (OutcomeRequest, OutcomeResponse),
-    "/fill": (FillRequest, FillResponse),
-    "/predict": (PredictRequest, PredictResponse),
-    "/answer": (PredictBatchRequest, PredictBatchResponse),
-    "/models": (EmptyRequest, None),
-    "/status": (EmptyRequest, None),
-    "/risk": (EmptyRequest, None),
-    "/ready": (EmptyRequest, None),
+# path → what is taken, what may be answered (Answer = an object of any fields)
+CALLS: dict[str, tuple[type[BaseModel], tuple[type[BaseModel], ...]]] = {
+    "/observe": (ObserveRequest, (ObserveResponse,)),
+    "/decide": (DecideRequest, (FullResponse, BriefResponse, DecisionsResponse)),
+    "/outcome": (OutcomeRequest, (OutcomeResponse,)),
+    "/fill": (FillRequest, (FillResponse,)),
+    "/predict": (PredictRequest, (PredictResponse,)),
+    "/predict_batch": (PredictBatchRequest, (PredictBatchResponse,)),
+    "/models": (EmptyRequest, (Answer,)),
+    "/status": (EmptyRequest, (Answer,)),
+    "/risk": (EmptyRequest, (Answer,)),
+    "/ready": (EmptyRequest, (Answer,)),
 }
 REF = "#/components/schemas/{model}"
 ERROR = {
@@ -60,72 +68,96 @@ ERROR = {
 REFUSALS = {
     "400": "what was sent cannot be taken",
     "401": "the bearer key is missing or another",
-    "403": "the page that asks is of another origin",
+    "403": "the page that sent it is of another origin",
     "404": "no such symbol, decision, family or path",
     "405": "this path takes another method",
     "408": "the request was not whole in time",
-    "409": "not now; the error says what has to come first",
+    "409": "not now; the error says what has to happen first",
     "411": "the body has no Content-Length",
     "413": "the body is too large",
     "415": "the body is not application/json",
-    "429": "too many of this kind at once; ask again after Retry-After seconds",
+    "429": "too many of this kind at once; retry after Retry-After seconds",
     "500": "a fault of the service; the log has it under x-request-id",
-    "503": "the store or the service is not ready; asking again is safe",
+    "503": "the store or the service is not ready; a retry is safe",
 }
 
 
-def complete_spec(spec: dict[str, Any], *, needs_key: Collection[str]) -> dict[str, Any]:
-    """A valid OpenAPI 3.1 document out of the one that BentoML wrote; `spec` is left as it is.
+def complete_spec(spec: JsonObject, *, needs_key: Collection[str]) -> JsonObject:
+    """Return a valid OpenAPI 3.1 document made of the one that BentoML wrote; `spec` is not changed.
 
     needs_key    paths whose calls need the bearer key
     """
-    schemas: dict[str, Any] = {"Error": ERROR}
+    schemas: JsonObject = {"Error": ERROR}
     paths = {
-        path: {method: _operation(path, method, told, schemas, needs_key) for method, told in item.items()}
+        path: {method: _operation(path, method, written, schemas, needs_key) for method, written in item.items()}
         for path, item in spec["paths"].items()
     }
     for path, item in paths.items():
         if path in CALLS and CALLS[path][0] is EmptyRequest:  # what only reads is GET too
             post = item["post"]
-            named = f"{post['operationId']}_read"
-            item["get"] = {k: v for k, v in post.items() if k != "requestBody"} | {"operationId": named}
+            read_id = f"{post['operationId']}_read"
+            item["get"] = {k: v for k, v in post.items() if k != "requestBody"} | {"operationId": read_id}
     bearer = {"type": "http", "scheme": "bearer", "description": "BELLWETHER_WRITE_KEY, or the file write_key"}
+    used = {tag for item in paths.values() for operation in item.values() for tag in operation.get("tags", ())}
     return {
         **spec,
         "openapi": "3.1.0",
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items() if name in used],
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": {"bearer": bearer}},
     }
 
 
 def _operation(
-    path: str, method: str, told: dict[str, Any], schemas: dict[str, Any], needs_key: Collection[str]
-) -> dict[str, Any]:
-    kept = {name: value for name, value in told.items() if value is not None}
-    kept.setdefault("operationId", f"{method}_{path.strip('/')}")
-    responses = {"200": next(r for status, r in kept["responses"].items() if str(status) == "200")}
+    path: str, method: str, written: Mapping[str, Any], schemas: JsonObject, needs_key: Collection[str]
+) -> JsonObject:
+    """Return one operation with its texts, examples, schemas, errors and key; `schemas` takes what it refers to."""
+    operation = {name: value for name, value in written.items() if value is not None}
+    operation.setdefault("operationId", f"{method}_{path.strip('/')}")
+    responses = {"200": next(r for status, r in operation["responses"].items() if str(status) == "200")}
     if path in CALLS:
         taken, answered = CALLS[path]
-        body = _of(taken, schemas, "validation")
-        kept["requestBody"] = {"required": taken is not EmptyRequest, "content": {"application/json": {"schema": body}}}
-        schema = {"type": "object"} if answered is None else _of(answered, schemas, "serialization")
-        responses = {"200": _answer("what the call answers", schema)}
+        schema = _schema_of(answered, schemas, "serialization")
+        operation["requestBody"] = {
+            "required": taken is not EmptyRequest,
+            "content": {"application/json": {"schema": _schema_of((taken,), schemas, "validation")}},
+        }
+        responses = {"200": _response("the answer", schema)}
         if path == "/ready":
-            responses["503"] = _answer("not ready; the checks say why", schema)
-    for status, why in REFUSALS.items():
-        responses.setdefault(status, _answer(why, {"$ref": REF.format(model="Error")}))
-    kept["responses"] = responses
+            responses["503"] = _response("not ready; the checks say why", schema)
+        _add_page(operation, responses["200"], path, path in needs_key)
+    elif path in PROBE_PAGES:
+        summary, description, example = PROBE_PAGES[path]
+        operation |= {"summary": summary, "description": f"{description} Needs no key.", "tags": ["State"]}
+        media = "text/plain" if isinstance(example, str) else "application/json"
+        responses = {"200": {"description": "the answer", "content": {media: {"example": example}}}}
+    for status, reason in REFUSALS.items():
+        responses.setdefault(status, _response(reason, {"$ref": REF.format(model="Error")}))
+    operation["responses"] = responses
     if path in needs_key:
-        kept["security"] = [{"bearer": []}]
-    return kept
+        operation["security"] = [{"bearer": []}]
+    return operation
 
 
-def _answer(description: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _add_page(operation: JsonObject, response: JsonObject, path: str, needs_key: bool) -> None:
+    """Add summary, description, tag and examples of a path to its operation and to its answer."""
+    page = PAGES[path]
+    key = "Needs the bearer key." if needs_key else "Needs no key."
+    operation |= {"summary": page.summary, "description": f"{page.description} {key}", "tags": [page.tag]}
+    operation["requestBody"]["content"]["application/json"]["example"] = page.request
+    response["content"]["application/json"]["example"] = page.answer
+
+
+def _response(description: str, schema: JsonObject) -> JsonObject:
+    """Return a JSON response of OpenAPI."""
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _of(model: type[BaseModel], schemas: dict[str, Any], mode: Any) -> dict[str, Any]:
-    """The model's own JSON Schema; what it refers to goes to `schemas`."""
-    schema = model.model_json_schema(ref_template=REF, mode=mode)
-    schemas |= schema.pop("$defs", {})
-    return schema
+def _schema_of(
+    models: tuple[type[BaseModel], ...], schemas: JsonObject, mode: Literal["validation", "serialization"]
+) -> JsonObject:
+    """Return the JSON Schema of a model, or of any of several; what it refers to goes to `schemas`."""
+    whole = [TypeAdapter(model).json_schema(ref_template=REF, mode=mode) for model in models]
+    for schema in whole:
+        schemas |= schema.pop("$defs", {})
+    return whole[0] if len(whole) == 1 else {"anyOf": whole}

@@ -37,6 +37,7 @@ _LOGIN = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Be
 
 
 def _digest(text: str) -> str:
+    """Return the source of an inline script or style for a Content-Security-Policy."""
     return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
 
@@ -54,6 +55,7 @@ _LOGIN_HEADERS = PRIVATE_HEADERS | {"Referrer-Policy": "same-origin", "Content-S
 
 
 def page(title: str, text: str) -> HTMLResponse:
+    """Return the API page of a service: title, text, links, and every call ready to try."""
     content = _PAGE.format(title=escape(title), text=escape(text), style=_STYLE, script=_SCRIPT)
     return HTMLResponse(content, headers=_NO_EMBED | {"Content-Security-Policy": _POLICY})
 

@@ -1,4 +1,4 @@
-"""What happens when a service cannot start: it ends where its supervisor sees it."""
+"""End a service that cannot start where its supervisor sees it."""
 
 import logging
 import os
@@ -13,16 +13,16 @@ log = logging.getLogger("bellwether.startup")
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Put this around what a service needs to start; where that fails, the worker's parent is told to end too.
+    """Wrap what a service needs to start; where that fails, end the worker's parent too and raise the error.
 
-    BentoML starts a worker that died again at once, for ever, and nobody else learns of it. A parent that has ended is
-    seen by the supervisor: started again later and later, shown with the last line of its log, given up with an alarm.
+    BentoML restarts a dead worker at once, for ever, and reports it nowhere. The supervisor sees a parent that ended:
+    it restarts it with growing pauses, shows the last line of its log, and gives up with an alarm.
     """
     try:
         yield
     except Exception as error:
-        told = (str(error).splitlines() or [""])[0]
-        log.critical("cannot start: %s: %s; `bellwether doctor` says what to do", type(error).__name__, told)
+        reason = (str(error).splitlines() or [""])[0]
+        log.critical("cannot start: %s: %s; `bellwether doctor` says what to do", type(error).__name__, reason)
         if in_worker():
             os.kill(os.getppid(), signal.SIGTERM)
         raise

@@ -1,4 +1,4 @@
-"""Calls of the store off the event loop that nobody waits for without end: a database may be there and not answer."""
+"""Calls of the store off the event loop, each with a limit on waiting: a database may be there and not answer."""
 
 import asyncio
 import functools
@@ -19,44 +19,48 @@ class StoreExecutor:
     """Threads of its own, so that a database that hangs stops nothing else. One event loop owns it."""
 
     def __init__(self) -> None:
+        """Start without threads; they start with the first calls."""
         self._pool = ThreadPoolExecutor(THREADS, "store")
-        self._hung = 0  # calls that nobody waits for any more and that have not come back
+        self._hung = 0  # calls that were given up and have not returned
 
-    async def run(self, ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`ask` in a thread. Raises ServiceDown after STUCK_S, and at once while an earlier call still hangs."""
-        return await self._ask(STUCK_S, functools.partial(ask, *args, **kwargs))
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `call` in a thread and return its result. ServiceDown after STUCK_S, or at once while one hangs."""
+        return await self._wait(STUCK_S, functools.partial(call, *args, **kwargs))
 
-    async def run_long(self, ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `run`, but LONG_S are waited for: a large answer takes its time."""
-        return await self._ask(LONG_S, functools.partial(ask, *args, **kwargs))
+    async def run_long(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `call` as `run` does, but wait up to LONG_S: a large result takes time."""
+        return await self._wait(LONG_S, functools.partial(call, *args, **kwargs))
 
-    async def _ask(self, patience_s: float, ask: Callable[[], T]) -> T:
+    async def _wait(self, limit_s: float, call: Callable[[], T]) -> T:
+        """Return the result of `call`, or count it as hung after `limit_s` and raise ServiceDown."""
         if self._hung:
             raise ServiceDown("the database has not answered an earlier call yet")
-        asked = asyncio.get_running_loop().run_in_executor(self._pool, ask)
-        await asyncio.wait({asked}, timeout=patience_s)
-        if asked.done():
-            return asked.result()
+        running = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        await asyncio.wait({running}, timeout=limit_s)
+        if running.done():
+            return running.result()
         self._hung += 1
-        asked.add_done_callback(self._back)
-        raise ServiceDown(f"the database has not answered for {patience_s:.1f} s")
+        running.add_done_callback(self._returned)
+        raise ServiceDown(f"the database has not answered for {limit_s:.1f} s")
 
-    def _back(self, asked: "asyncio.Future[Any]") -> None:
+    def _returned(self, running: "asyncio.Future[Any]") -> None:
+        """Count a hung call as returned."""
         self._hung -= 1
-        if not asked.cancelled():
-            asked.exception()  # nobody is left to hear it
+        if not running.cancelled():
+            running.exception()  # read, so that asyncio does not log it: no caller is left
 
     def close(self) -> None:
+        """Start no further call and wait for none."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 async def wait_for_write(ledger: Ledger, work: Awaitable[T]) -> T:
-    """What `work` gives, which waits for the ledger's writer; it goes on if its caller goes away.
+    """Return the result of `work`, which waits for the ledger's writer; it goes on if its caller goes away.
 
-    Raises ServiceDown once the writer is stuck. The work is not called back: it is finished when the database is.
+    Raises ServiceDown once the writer is stuck. The work is not cancelled: it ends when the database does.
     """
     task = asyncio.ensure_future(work)
-    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # heard, whoever still waits
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # read: the caller may be gone
     while not (await asyncio.wait({task}, timeout=0.1))[0]:
         if (why := ledger.stuck()) is not None:
             raise ServiceDown(why)

@@ -1,7 +1,7 @@
-"""The account the ledger implies: what is open, what today brought, how far under its highest equity it stands.
+"""Compute the account from the ledger: open positions, profit of the day, drawdown from the highest equity.
 
 There is no venue here, so every emitted decision counts as filled at its own size, as a fraction of the equity it was
-sized on, and earns what its outcome says. It is rebuilt from the ledger at start, so a restart changes nothing.
+sized on, and earns the return of its outcome. It is rebuilt from the ledger at start, so a restart changes nothing.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from serving.risk.exposure import POSITION, Scenarios, exposure_by_name
 
 @dataclass(slots=True)
 class Account:
-    """Equity starts at 1. A decision bar opens at most one position a symbol, however often it is decided on."""
+    """Track equity, which starts at 1, and open positions; a decision bar opens at most one position per symbol."""
 
     equity: float = 1.0
     peak: float = 1.0
@@ -31,31 +31,31 @@ class Account:
     _strategies: dict[str, float] = field(default_factory=dict)  # signal → code
     peak_from: datetime | None = None  # event time up to which losses were accepted; None: never
     day_from: datetime | None = None  # the same of the loss of the day
-    accepted: set[int] = field(default_factory=set)  # ids of the latches whose reset is counted
+    accepted: set[int] = field(default_factory=set)  # ids of the trips whose reset is counted
 
     @classmethod
     def restore(cls, store: Store) -> "Account":
-        """Replay every emitted decision, every outcome of one and every reset, in the order of event time."""
+        """Return the account after every stored decision, outcome and reset, in the order of event time."""
         account = cls()
         emitted = [record.decision for record in store.decisions(emitted_only=True)]
-        moves: list[tuple[datetime, Decision | Outcome | BreakerTrip]] = [(d.as_of, d) for d in emitted]
-        moves += [(o.resolved_at, o) for o in store.outcomes_of([d.id for d in emitted])]
+        events: list[tuple[datetime, Decision | Outcome | BreakerTrip]] = [(d.as_of, d) for d in emitted]
+        events += [(o.resolved_at, o) for o in store.outcomes_of([d.id for d in emitted])]
         resets = [(x.reset_as_of, x) for x in store.breaker_trips(tripped_only=False) if x.reset_as_of is not None]
-        moves += resets  # behind what ended at the same moment: it was known by then
-        for _, move in sorted(moves, key=lambda pair: pair[0]):
-            if isinstance(move, Decision):
-                account.add_decision(move)
-            elif isinstance(move, Outcome):
-                account.resolve(move)
+        events += resets  # after the outcomes of the same moment: they were known by then
+        for _, event in sorted(events, key=lambda pair: pair[0]):
+            if isinstance(event, Decision):
+                account.add_decision(event)
+            elif isinstance(event, Outcome):
+                account.resolve(event)
             else:
-                account.apply_reset(move)
+                account.apply_reset(event)
         return account
 
     def add_decision(self, decision: Decision) -> None:
-        """Count an emitted decision; any other is ignored."""
+        """Count an emitted decision; ignore any other."""
         if decision.action == "NO_TRADE":
             return
-        self._turn_to(decision.as_of)
+        self._start_day(decision.as_of)
         key = (decision.symbol, decision.as_of)
         if key not in self.open:
             self.trades_today += 1
@@ -63,7 +63,7 @@ class Account:
             self.sizes[decision.id] = decision.size
 
     def remove_decision(self, decision: Decision) -> None:
-        """Take back a decision that never became durable."""
+        """Undo a decision that never became durable."""
         if self.sizes.pop(decision.id, None) is not None:
             self.open.pop((decision.symbol, decision.as_of), None)
             self.trades_today -= 1
@@ -75,41 +75,42 @@ class Account:
             return
         ended = outcome.resolved_at.date()
         if self.day is None or ended > self.day:
-            self._turn_to(outcome.resolved_at)
+            self._start_day(outcome.resolved_at)
         self.open = {key: d for key, d in self.open.items() if d.id != outcome.decision_id}
         growth = 1.0 + size * outcome.net_bps / 1e4
         self.equity *= growth
-        if self.peak_from is not None and outcome.resolved_at <= self.peak_from:  # told late: it was accepted
+        if (
+            self.peak_from is not None and outcome.resolved_at <= self.peak_from
+        ):  # it arrived late and its loss was accepted
             self.peak *= growth
         self.peak = max(self.peak, self.equity)
         accepted = self.day_from is not None and outcome.resolved_at <= self.day_from
-        if self.day is not None and (ended < self.day or accepted):  # told late: it was never part of today
+        if self.day is not None and (ended < self.day or accepted):  # it arrived late and was never part of today
             self.day_start *= growth
 
     def portfolio(self, at: datetime, symbol: str = "", strategy: str = "", side: float = 0.0) -> ExposureSnapshot:
-        """The account as a new position finds it at the close of a bar: one of `strategy` in `symbol` on `side`.
+        """Return the account as a new position of `strategy` in `symbol` on `side` finds it at the close `at`.
 
-        A position past its expiry no longer counts as open, nor one opened later than `at`: markets that are replayed
-        stand at times of their own. Days are days of event time, so a replay of last year is
-        limited as last year would have been.
+        A position past its expiry does not count as open, nor one opened after `at`: replayed markets have times of
+        their own. Days are days of event time, so a replay of last year has the limits of last year.
         """
-        self._turn_to(at)
+        self._start_day(at)
         self.open = {key: d for key, d in self.open.items() if d.expiry is None or d.expiry > at}
-        held, asset = self.positions(at), self.scenarios.code(symbol)
+        positions, asset = self.positions(at), self.scenarios.code(symbol)
         return ExposureSnapshot(
-            **exposure_by_name(held, side, asset, self._code(strategy), self.scenarios),
-            open_count=float(len(held)),
+            **exposure_by_name(positions, side, asset, self._code(strategy), self.scenarios),
+            open_count=float(len(positions)),
             trades_today=float(self.trades_today),
             daily_pnl=self.equity / self.day_start - 1.0,
             drawdown=1.0 - self.equity / self.peak,
         )
 
     def open_positions(self, at: datetime) -> list[Decision]:
-        """Decisions whose positions are open at that moment, oldest first."""
+        """Return the decisions whose positions are open at that moment, oldest first."""
         return [d for d in self.open.values() if d.as_of <= at and (d.expiry is None or d.expiry > at)]
 
     def positions(self, at: datetime) -> Floats:
-        """(k, 3) positions open at that moment, as `risk.exposure` reads them."""
+        """Return (k, 3) positions open at that moment, as `risk.exposure` reads them."""
         rows = [
             (d.size if d.action == "BUY" else -d.size, self.scenarios.code(d.symbol), self._code(d.event or ""))
             for d in self.open_positions(at)
@@ -118,35 +119,38 @@ class Account:
 
     @property
     def gross(self) -> float:
+        """Return the sum of all open sizes, as a fraction of equity."""
         return sum(decision.size for decision in self.open.values())
 
     def _code(self, strategy: str) -> float:
+        """Return the number of a strategy; a new one gets the next."""
         return self._strategies.setdefault(strategy, float(len(self._strategies)))
 
-    def _turn_to(self, at: datetime) -> None:
+    def _start_day(self, at: datetime) -> None:
+        """Start the day of `at` where it is not the current one."""
         if self.day != at.date():
             self.day, self.day_start, self.trades_today = at.date(), self.equity, 0
 
-    # ---- what a person accepted -----------------------------------------------------------------------------------
+    # ---- resets by a person ---------------------------------------------------------------------------------------
 
-    def apply_reset(self, latch: BreakerTrip) -> None:
-        """A person reset `drawdown` or `daily_loss`: its loss is counted anew from what the ledger knew then.
+    def apply_reset(self, trip: BreakerTrip) -> None:
+        """Count the loss of `drawdown` or `daily_loss` from the moment a person reset it.
 
-        What ended up to `latch.reset_as_of`, an outcome told later included, was accepted with it. Any other breaker,
+        Outcomes up to `trip.reset_as_of` are accepted with the reset, also those that arrive later. Any other breaker,
         and the same reset again, change nothing.
         """
-        if latch.id in self.accepted or latch.reset_as_of is None or latch.name not in REBASED:
+        if trip.id in self.accepted or trip.reset_as_of is None or trip.name not in REBASED:
             return
-        self.accepted.add(latch.id)
-        if latch.name == "drawdown":
-            self.peak, self.peak_from = self.equity, latch.reset_as_of
+        self.accepted.add(trip.id)
+        if trip.name == "drawdown":
+            self.peak, self.peak_from = self.equity, trip.reset_as_of
             return
-        if self.day is None or latch.reset_as_of.date() > self.day:
-            self._turn_to(latch.reset_as_of)
-        if latch.reset_as_of.date() == self.day:
-            self.day_start, self.day_from = self.equity, latch.reset_as_of
+        if self.day is None or trip.reset_as_of.date() > self.day:
+            self._start_day(trip.reset_as_of)
+        if trip.reset_as_of.date() == self.day:
+            self.day_start, self.day_from = self.equity, trip.reset_as_of
 
     @property
     def losses(self) -> tuple[float, float]:
-        """(daily_pnl, drawdown) as they stand, without turning to another day."""
+        """Return (daily_pnl, drawdown) as fractions, without starting another day."""
         return self.equity / self.day_start - 1.0, 1.0 - self.equity / self.peak

@@ -1,8 +1,8 @@
-"""The ledger's one writer: what is handed in is durable before its future is done (V5).
+"""Write the ledger in one thread: an entry is durable before its future is done (V5).
 
-Requests queue up; a thread takes whatever is waiting and commits it as one transaction, so that many requests share
-one disk write. If that transaction is refused, each entry is written alone, so one bad entry spoils nothing else. If
-it is the database itself that cannot, everybody who waits is told so at once: nobody waits for the same lock in turn.
+Entries queue up; the thread commits everything in the queue as one transaction, so that many requests share one disk
+write. If the database refuses that transaction, each entry is written on its own, so a bad entry fails alone. If the
+database itself is unavailable, all waiting entries fail at once instead of waiting for the same lock in turn.
 """
 
 import logging
@@ -21,67 +21,73 @@ from pipelines.store import OUTAGES, BarBatch, DecisionRecord, Fill, Store, Stor
 
 log = logging.getLogger("bellwether.ledger")
 
-GROUP = 512  # most entries in one transaction: bounds how long the first of them waits
-STUCK_S = 0.8  # one transaction takes longer: the database has not given up and not answered
+GROUP = 512  # maximum entries in one transaction: bounds how long the first of them waits
+STUCK_S = 0.8  # a transaction that takes longer waits for a database that neither answers nor fails
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    """Hold one write and the future that its caller waits on."""
+
     write: Callable[[Transaction | None], Any]
     done: "Future[Any]"
 
 
 class Ledger:
-    """Owns one thread; `close()` writes what is queued and ends it. Futures raise what the store raised."""
+    """Own the writing thread; `close()` writes the queue and ends it. Futures raise what the store raised."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._queue: SimpleQueue[_Entry | None] = SimpleQueue()
         self._closed = False
-        self._order = threading.Lock()  # nothing is queued behind the end mark
-        self._since: float | None = None  # monotonic: when the transaction that runs now was begun
+        self._order = threading.Lock()  # keeps the end mark the last item of the queue
+        self._since: float | None = None  # monotonic start of the running transaction
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
     def append(self, decision: Decision, features: bytes, signals: bytes) -> "Future[None]":
-        """Done when the decision, with the bytes it was made from, is durable. StoredAlready: one is, under this id."""
+        """Return a future, done when the decision and its input bytes are durable; StoredAlready if its id exists."""
         record = DecisionRecord(decision, features, signals)
         return self._put(lambda within: self._store.add_decisions([record], within))
 
     def observe(self, batch: BarBatch) -> "Future[int]":
-        """Done when the bars are durable; the number of new ones."""
+        """Return a future of the number of new bars, done when they are durable."""
         return self._put(lambda within: self._store.add_bars(batch, within))
 
     def resolve(self, outcome: Outcome) -> "Future[bool]":
-        """Done when the outcome is durable; False if it was stored already."""
+        """Return a future, done when the outcome is durable; False if it was stored already."""
         return self._put(lambda within: self._store.add_outcome(outcome, within))
 
     def trip(self, name: str, at: datetime, reason: str) -> "Future[bool]":
-        """Done when the breaker is latched durably, ahead of every decision handed in after it; False if it was."""
+        """Return a future, done when the trip is durable, ahead of every later decision; False if it was tripped."""
         return self._put(lambda within: self._store.trip(name, at, reason, within))
 
     def fill(self, fill: Fill) -> "Future[bool]":
-        """Done when what a venue reported is durable; False if it was stored already."""
+        """Return a future, done when the fill is durable; False if it was stored already."""
         return self._put(lambda within: self._store.add_fill(fill, within))
 
     def stuck(self) -> str | None:
-        """Why nobody should wait any longer; None while the writer gets on. What was handed in may still be written:
-        it is found under its id when it is asked for again."""
+        """Return why waiting is pointless now; None while the writer makes progress.
+
+        Queued entries may still be written; a repeated request finds them under their id.
+        """
         began = self._since
         waited = 0.0 if began is None else time.monotonic() - began
         return None if waited <= STUCK_S else f"the database has not answered for {waited:.1f} s"
 
     def close(self) -> None:
+        """Write the queue and end the thread."""
         with self._order:
             self._closed = True
             self._queue.put(None)
         self._thread.join()
 
     def _put(self, write: Callable[[Transaction | None], T]) -> "Future[T]":
+        """Queue a write; raise ServiceDown after `close`."""
         done: Future[T] = Future()
-        done.set_running_or_notify_cancel()  # who stops waiting does not call back what was handed in
+        done.set_running_or_notify_cancel()  # a caller that stops waiting does not cancel the write
         with self._order:
             if self._closed:
                 raise ServiceDown("the ledger is closed: this process is shutting down. Retry on the new one.")
@@ -89,14 +95,15 @@ class Ledger:
         return done
 
     def _run(self) -> None:
+        """Commit the queue in groups until the end mark."""
         group: list[_Entry] = []
         try:
             while (first := self._queue.get()) is not None:
                 group = [first, *self._waiting(GROUP - 1)]
                 outage = self._commit(group)
-                while outage is not None and (group := self._waiting(GROUP)):  # queued while the database was asked
+                while outage is not None and (group := self._waiting(GROUP)):  # queued during the failed commit
                     _fail(group, outage)
-        finally:  # also when a fault of our own ends the thread: nobody may wait for ever
+        finally:  # also after a fault of our own: no future may wait for ever
             with self._order:
                 self._closed = True
             while not self._queue.empty():
@@ -104,17 +111,17 @@ class Ledger:
             _fail(group, ServiceDown("the ledger's writer stopped; see the log, then restart"))
 
     def _waiting(self, most: int) -> list[_Entry]:
-        """What is queued now, up to the end mark, which stays."""
+        """Take up to `most` entries from the queue; the end mark stays."""
         taken: list[_Entry] = []
         while len(taken) < most and not self._queue.empty():
             if (entry := self._queue.get()) is None:
-                self._queue.put(None)  # nothing is queued behind it: seen again after this group
+                self._queue.put(None)  # read again after this group
                 break
             taken.append(entry)
         return taken
 
     def _commit(self, group: list[_Entry]) -> Exception | None:
-        """Write a group; returns why the database cannot, and then every entry of the group was told."""
+        """Write a group; return the outage of the database, if any, after failing every entry of the group."""
         self._since = time.monotonic()
         try:
             with self._store.writing() as connection:
@@ -128,8 +135,8 @@ class Ledger:
                     _fail(group[i:], outage)
                     return outage
             return None
-        except Exception as error:  # a fault of our own belongs to those who wait; the writer goes on
-            log.exception("the ledger's writer met a fault")
+        except Exception as error:  # a fault of our own goes to the waiting callers; the writer continues
+            log.exception("the ledger's writer failed")
             _fail(group, error)
             return None
         finally:
@@ -140,6 +147,7 @@ class Ledger:
 
 
 def _fail(group: Sequence[_Entry], error: Exception) -> None:
+    """Set the error on every entry that is not done."""
     for entry in group:
         if not entry.done.done():
             entry.done.set_exception(error)

@@ -1,9 +1,9 @@
-"""Live state of one symbol: base bars in, closed decision bars out, each folded once through features and signals.
+"""Hold the live state of one symbol: base bars in, closed decision bars out, each with its features and signals.
 
-It starts from the warm start of a data version and goes on with what was observed since, so its rows are the rows a
-batch fold over the whole history would give (L2). A missing decision bar is folded over as in training, and said:
-the symbol is WARMING_UP until every window has left the gap behind. Where the market is regularly closed (the weekly
-pattern of its history, see training.warm) no bar is missing; a holiday is a gap.
+It starts from the warm start of a data version and continues with the bars observed since, so its rows equal those of a
+batch run over the whole history (L2). A missing decision bar is skipped as in training, and the symbol is WARMING_UP
+until the gap has left every window. While the market is regularly closed (the weekly pattern of its history, see
+`pipelines.warm_start`) no bar is missing; a holiday is a gap.
 """
 
 from collections.abc import Callable
@@ -26,6 +26,7 @@ from pipelines.contracts import (
     TIMEFRAME_SECONDS,
     VOLUME,
     Books,
+    Bools,
     ContextFeed,
     Floats,
     History,
@@ -39,14 +40,14 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.store import packed, unpacked
 from pipelines.warm_start import WarmStart
 
-CLOCK_SKEW = timedelta(seconds=5)  # how far a sender's clock may run ahead of ours
-ROOM = 8  # times RETAINED_BARS: rows written before the newest are copied to a new place
+CLOCK_SKEW = timedelta(seconds=5)  # how far a sender's clock may be ahead of ours
+ROOM = 8  # times RETAINED_BARS: rows written before the newest are copied to a new buffer
 WARMUP_BARS = int(max(FEATURES.warmup.max(), SIGNALS.warmup.max()))
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedBar:
-    """A closed decision bar and its rows, known at `close_time` (epoch s).
+    """Hold a closed decision bar and its rows, known at `close_time` (epoch s).
 
     bar (8,) · features (kf,) · signals (ks,) · levels (2, levels, 3) of the newest book · context (CONTEXT_WIDTH,)
     """
@@ -60,7 +61,7 @@ class ClosedBar:
 
 
 class Symbol:
-    """One symbol's folds. Not thread-safe: the caller serialises `validate_new`, storing, and `advance`."""
+    """Hold the state of one symbol. Not thread-safe: the caller serialises `validate_new`, storing, and `advance`."""
 
     def __init__(self, warm: WarmStart, clock: Clock | None = None) -> None:
         self.warm = warm
@@ -72,28 +73,28 @@ class Symbol:
         self._tail = warm.tail
         self._features, self._signals = warm.feature_state.copy(), warm.signal_state.copy()
         self._recent = RecentBars(warm.history)
-        self.history = warm.history  # the newest closed bars, what models that look back read; the last is `closed`
+        self.history = warm.history  # the newest closed bars, input of models over many bars; the last is `closed`
         self.books, self.feed = warm.books, warm.feed
         self.closed = _newest(warm.history, self.step_s)
-        self.warming_up = 0  # decision bars still to come before rows can be trusted again
+        self.warming_up = 0  # decision bars until rows are complete again
         self._gap = ""
 
     @property
     def last_bar_close(self) -> datetime:
-        """Close of the newest base bar observed, or of the warm start: what a `market` clock says."""
+        """Return the close of the newest base bar, observed or of the warm start: the time of a `market` clock."""
         return utc(self.last_open_time + self.base_s)
 
     @property
     def reason(self) -> str | None:
-        """Why decisions on this symbol must wait; None if they need not."""
+        """Return why decisions on this symbol must wait; None if they need not."""
         if not self.warming_up:
             return None
         return f"WARMING_UP: {self.warming_up} of {WARMUP_BARS} bars to go after {self._gap}"
 
     def validate_new(self, rows: Floats, now: datetime, stored: Callable[[float, float], Floats]) -> Floats:
-        """Check bars before anything is stored; returns those that are new (the rest is stored already, identical).
+        """Check bars before anything is stored; return those that are new (the others are stored already, identical).
 
-        rows     (n, 8) as received, any number of them seen before; NaN only in volume, trades, taker_buy_volume
+        rows     (n, 8) as received, of which any number may be known; NaN only in volume, trades, taker_buy_volume
         stored   (after, until) → stored bars with after < open_time <= until, epoch seconds
         Raises   BadTimes, BadValues, BadShape naming bar and field
         """
@@ -103,7 +104,7 @@ class Symbol:
         known = rows[:, OPEN_TIME] <= self.last_open_time
         if known.any():
             again = rows[known]
-            self._same(again, stored(again[0, OPEN_TIME] - 1.0, again[-1, OPEN_TIME]))
+            self._check_same(again, stored(again[0, OPEN_TIME] - 1.0, again[-1, OPEN_TIME]))
         return np.ascontiguousarray(rows[~known])
 
     def validate_new_records(
@@ -113,11 +114,11 @@ class Symbol:
         now: datetime,
         stored: Callable[[float, float], tuple[Books | None, ContextFeed | None]],
     ) -> tuple[Books | None, ContextFeed | None]:
-        """Check records before anything is stored; returns those that are new (the rest is known already, identical).
+        """Check records before anything is stored; return those that are new (the others are known, identical).
 
         stored   (after, until) → (books, feed) stored with after < known <= until, epoch seconds
-        Raises   BadTimes on a record from the future, or one that a closed decision bar should have read; BadValues
-                 on another record in the place of one that is known
+        Raises   BadTimes for a record from the future or older than the last closed decision bar; BadValues for one
+                 that differs from a known record of the same kind and time
         """
         sent: dict[tuple[str, float], bytes] = {}
         for (kind, at), payload in packed(books, feed):
@@ -130,7 +131,7 @@ class Symbol:
             return None, None
         moments = [at for _, at in sent]
         span = min(moments) - 1.0, max(moments)
-        # the snapshot that live state started from may hold what was never observed here
+        # the data version that live state started from may hold records that were never observed here
         before = dict(packed(*stored(*span))) | dict(packed(*known_between(self.books, self.feed, *span)))
         fresh: dict[tuple[str, float], bytes] = {}
         for (kind, at), payload in sent.items():
@@ -150,17 +151,17 @@ class Symbol:
         return unpacked((kind, at, payload) for (kind, at), payload in sorted(fresh.items(), key=lambda kv: kv[0][1]))
 
     def ingest_records(self, books: Books | None, feed: ContextFeed | None) -> None:
-        """Take admitted records; they are read at the closes that follow.
+        """Add validated records, which the following closes read.
 
-        Books are read only where the data version holds books: where it does not, no model asks for a book, and the
-        rows go on as training would have made them. They are stored, and are part of the next data version.
+        Books are used only where the data version holds books: elsewhere no model reads them, and rows stay as in
+        training. They are stored all the same, and are part of the next data version.
         """
         if self.books is not None:
             self.books = merge_records(self.books, books)
         self.feed = merge_records(self.feed, feed)
 
     def advance(self, rows: Floats) -> list[ClosedBar]:
-        """Fold new base bars (n, 8), ascending and after everything before; returns the decision bars they closed."""
+        """Process new base bars (n, 8), ascending and after all earlier ones; return the decision bars they closed."""
         if len(rows) == 0:
             return []
         waiting = np.vstack([self._tail, rows])
@@ -171,7 +172,7 @@ class Symbol:
         return closed
 
     def on_bar(self, bar: Floats) -> ClosedBar:
-        """Fold one closed decision bar (8,)."""
+        """Process one closed decision bar (8,) and return it with its rows."""
         missing = self._missing_before(bar)
         if missing:
             self.warming_up = WARMUP_BARS
@@ -187,19 +188,20 @@ class Symbol:
         return self.closed
 
     def _missing_before(self, bar: Floats) -> int:
-        """Decision bars missing before this one, those not counted that lie where the market is regularly closed."""
+        """Return the decision bars missing before this one, without those in regular closures of the market."""
         slots = np.arange(round(self.closed.close_time / self.step_s), round(bar[OPEN_TIME] / self.step_s))
         return int((~self.warm.closures[slots % len(self.warm.closures)]).sum())
 
-    def _same(self, again: Floats, stored: Floats) -> None:
+    def _check_same(self, again: Floats, stored: Floats) -> None:
+        """Raise BadTimes for a bar that was never stored, BadValues for one stored with another value."""
         at = {row[OPEN_TIME]: row for row in stored}
         for row in again:
             before = at.get(row[OPEN_TIME])
             when = f"{self.name}: bar {utc(row[OPEN_TIME]):%F %T} UTC"
             if before is None:
                 raise BadTimes(
-                    f"{when} comes late: open_time is not after {utc(self.last_open_time):%F %T} UTC, the last taken. "
-                    "Send bars in order; the past is not rewritten."
+                    f"{when} comes late: open_time is not after {utc(self.last_open_time):%F %T} UTC, the last one "
+                    "stored. Send bars in order; the past is not rewritten."
                 )
             for name, old, new in zip(BAR_FIELDS, before, row, strict=True):
                 if not (old == new or (np.isnan(old) and np.isnan(new))):
@@ -207,13 +209,13 @@ class Symbol:
 
 
 class RecentBars:
-    """The newest RETAINED_BARS bars as views of rows written once: a bar copies its own row, not those before it."""
+    """Hold the newest RETAINED_BARS bars as views of rows written once: a new bar copies only its own row."""
 
     def __init__(self, history: History) -> None:
         self._begin(history)
 
     def with_bar(self, *parts: Floats) -> History:
-        """The newest bars, this one the last; what was handed out before stays as it is."""
+        """Return the newest bars, this one the last; earlier results stay unchanged."""
         if self._end == ROOM * RETAINED_BARS:
             self._begin(self._view())
         for rows, part in zip(self._rows, parts, strict=True):
@@ -222,31 +224,35 @@ class RecentBars:
         return self._view()
 
     def _begin(self, history: History) -> None:
-        kept = [getattr(history, part.name)[-RETAINED_BARS:] for part in fields(History)]
-        self._rows = [np.empty((ROOM * RETAINED_BARS, *rows.shape[1:])) for rows in kept]
-        self._end = len(kept[0])
-        for mine, rows in zip(self._rows, kept, strict=True):
-            mine[: self._end] = rows
+        """Copy the newest bars into a new buffer."""
+        newest = [getattr(history, part.name)[-RETAINED_BARS:] for part in fields(History)]
+        self._rows = [np.empty((ROOM * RETAINED_BARS, *rows.shape[1:])) for rows in newest]
+        self._end = len(newest[0])
+        for own, rows in zip(self._rows, newest, strict=True):
+            own[: self._end] = rows
 
     def _view(self) -> History:
+        """Return the newest bars as views of the buffer."""
         return History(*(rows[max(0, self._end - RETAINED_BARS) : self._end] for rows in self._rows))
 
 
 def _moment(at: float) -> str:
+    """Return epoch seconds as text with microseconds."""
     return f"{utc(at):%F %T.%f} UTC"
 
 
 def _newest(history: History, step_s: int) -> ClosedBar:
+    """Return the last bar of the history."""
     h = history
     close = float(h.bars[-1, OPEN_TIME] + step_s)
     return ClosedBar(h.bars[-1], h.features[-1], h.signals[-1], h.levels[-1], h.context[-1], close)
 
 
 def clock_of(warm: WarmStart) -> Clock:
-    """The clock its data version names; the time of day, which is never too kind to old data, where it names none."""
+    """Return the clock that the data version names; `wall`, the stricter one on old data, where it names none."""
     if warm.clock is not None:
         return Clock(warm.clock)
-    return Clock("wall", "the warm start is of an earlier release and names no clock; the time of day is taken")
+    return Clock("wall", "the warm start is of an earlier release and names no clock; the time of day is used")
 
 
 def restore_symbol(
@@ -256,25 +262,26 @@ def restore_symbol(
     feed: ContextFeed | None = None,
     clock: Clock | None = None,
 ) -> Symbol:
-    """A live symbol: the warm start, then the observed base bars (n, 8) after it and the records observed since."""
+    """Return a live symbol: the warm start, then the observed base bars (n, 8) and records since."""
     symbol = Symbol(warm, clock)
-    symbol.ingest_records(books, feed)  # some of it may be in the snapshot already
+    symbol.ingest_records(books, feed)  # some may be in the warm start already
     symbol.advance(bars[bars[:, OPEN_TIME] > warm.last_open_time])
     return symbol
 
 
 class Symbols(dict[str, Symbol]):
-    """Name → live symbol."""
+    """Hold the live symbols by name."""
 
     def __missing__(self, name: str) -> Symbol:
+        """Raise UnknownName with the known symbols."""
         known = ", ".join(self) or "none yet: run `bellwether run` to train and promote on a data version"
         raise UnknownName(f"symbol: no live state for {name!r}; known: {known}")
 
 
 def check_bars(rows: Floats, base_s: int, now: datetime) -> None:
-    """Refuse bars (n, 8) that cannot be. Raises BadShape, BadTimes, BadValues naming `bars.<row>.<field>`."""
+    """Raise BadShape, BadTimes or BadValues, naming `bars.<row>.<field>`, for impossible bars (n, 8)."""
     if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH or len(rows) == 0:
-        raise BadShape(f"bars: shape {rows.shape}, want (n, {BAR_WIDTH}) with at least one row")
+        raise BadShape(f"bars: shape {rows.shape}, expected (n, {BAR_WIDTH}) with at least one row")
     times = rows[:, OPEN_TIME]
     _refuse(BadTimes, rows, OPEN_TIME, ~np.isfinite(times), "is not a time")
     _refuse(BadTimes, rows, OPEN_TIME, times % base_s != 0, f"is not on the {base_s} s grid of the base bars")
@@ -294,7 +301,8 @@ def check_bars(rows: Floats, base_s: int, now: datetime) -> None:
     _refuse(BadValues, rows, TAKER_BUY, rows[:, TAKER_BUY] > rows[:, VOLUME], "is more than volume")
 
 
-def _refuse(error: type[BadTimes] | type[BadValues], rows: Floats, field: int, bad: np.ndarray, why: str) -> None:
+def _refuse(error: type[BadTimes] | type[BadValues], rows: Floats, field: int, bad: Bools, why: str) -> None:
+    """Raise the error for the first bad row, if any."""
     if bad.any():
         i = int(bad.argmax())
         value = rows[i, field]

@@ -1,32 +1,35 @@
-"""How much of the product may act now: the four tiers as a pure state machine, and the file that remembers it (V3).
+"""Choose the tier of each symbol in a pure state machine, and keep its state in a file (V3).
 
-    1  full AI            the validator, regime and one of pattern and predictor champions answer
-    2  simple AI          the validator champion answers
-    3  traditional only   it does not, or the model service is out; the consensus acts on its measured hit rate
-    4  emergency          data too old, store not writable, latched by a person, or nobody left to act: nothing opens
+    1  full AI            the validator, regime and one of the pattern and predictor champions predict
+    2  simple AI          the validator champion predicts
+    3  traditional only   it does not, or the model service is out; the consensus decides on its measured hit rate
+    4  emergency          data too old, store not writable, tripped by a person, or no decider left: nothing opens
 
-What is *installed* sets the best tier at once, either way: a promotion rests on its own evidence. A *fault* lowers it
-at once and holds it there; each `good_bars` decision bars in a row without a fault of that weight give one tier back.
+The *installed* models set the best tier at once, up or down: a promotion rests on its own evidence. A *fault* lowers
+the tier at once and sets a floor; each `good_bars` decision bars in a row without such a fault raise it by one tier.
 """
 
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from pipelines.settings import TierParams
+from pipelines.families import DECISION_FAMILY
+from pipelines.params import TierParams
+from pipelines.renamed_keys import current_names
 from serving.inference.generation import write_atomically
 
-DECISION_FAMILY, REGIME, BESIDE = "validator", "regime", ("pattern", "predictor")
+REGIME, SUPPORTING = "regime", ("pattern", "predictor")
 FULL, SIMPLE, TRADITIONAL, EMERGENCY = 1, 2, 3, 4
 NAMES = {FULL: "full AI", SIMPLE: "simple AI", TRADITIONAL: "traditional only", EMERGENCY: "emergency"}
-ARRIVAL_S = 60.0  # how far the kept moment of an arrival may lag behind
-EMERGENCY_BREAKER = "emergency"  # the breaker that puts every symbol into tier 4 until a person resets it
+ARRIVAL_S = 60.0  # how far the saved time of an arrival may lag behind
+EMERGENCY_BREAKER = "emergency"  # puts every symbol into tier 4 until a person resets it
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """What a decision is made under; `reason` starts with TIER_<number>."""
+    """Hold the tier of one decision; `reason` starts with TIER_<number>."""
 
     number: int
     reason: str
@@ -34,16 +37,16 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class TierInputs:
-    """One symbol as it is at one decision or one look.
+    """Hold the facts of one symbol at one decision or one poll.
 
-    bar        close of the decision bar decided on, epoch s; None at a look: it lowers a tier, it never earns one back
-    champions  family → champion that serves and may speak of this market: its digest
-    absent     family → why no champion speaks, of the families without one
-    failed     family → fault of its champion, of those that were asked now
-    answered   families whose champion was asked now and answered; a reasoned abstention is an answer
-    service    why the model service is out; None = it answers, or models answer in this process
-    emergency  why nothing may be opened; None = nothing stands against it
-    fallback   the traditional consensus has a measured hit rate, so that it can act
+    bar        close of the decision bar decided on, epoch s; None at a poll, which lowers a tier and never raises one
+    champions  family → digest of the champion that serves and fits this market
+    absent     family → why no champion predicts, of the families without one
+    failed     family → fault of its champion, of those called now
+    answered   families whose champion was called now and answered; a reasoned abstention is an answer
+    service    why the model service is out; None = it answers, or models run in this process
+    emergency  why nothing may be opened; None = no such reason
+    fallback   whether the traditional consensus has a measured hit rate, so that it can decide
     """
 
     bar: float | None
@@ -58,79 +61,83 @@ class TierInputs:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a symbol stands. `held`: no tier better than this for now (1 = no hold), `calm` good bars in a row so far.
+    """Hold the tier of one symbol and what it depends on.
 
-    bar     close of the bar counted last, epoch s, while held: a bar counts once, however often it is decided on
-    faults  champion's digest → its faults in a row
+    tier_floor         the best tier allowed for now after a fault; 1 = no floor
+    tier_floor_reason  the fault; empty without a floor
+    good_bars          bars in a row without a fault so far
+    bar                close of the bar counted last, epoch s; a bar counts once, however often it is decided on
+    faults             champion's digest → its faults in a row
     """
 
     tier: int
     reason: str
-    held: int = FULL
-    held_reason: str = ""
-    calm: int = 0
+    tier_floor: int = FULL
+    tier_floor_reason: str = ""
+    good_bars: int = 0
     bar: float = 0.0
     faults: Mapping[str, int] = field(default_factory=dict)
 
     def current_tier(self) -> Tier:
+        """Return the tier with its reason."""
         return Tier(self.tier, f"TIER_{self.tier}: {self.reason}")
 
 
-# A state file that cannot be read: nothing is known of what happened before, so trust is earned from the bottom (L7).
+# Of a state file that cannot be read: nothing is known of earlier faults, so the symbol starts in tier 4 (L7).
 UNKNOWN = State(EMERGENCY, "its own state could not be read", EMERGENCY, "its own state could not be read")
 
 
 def best_tier(seen: TierInputs, failing: Collection[str] = ()) -> tuple[int, str]:
-    """(tier, why) that the champions allow, those that fail left out."""
-    speak = {family for family in seen.champions if family not in failing}
+    """Return the tier that the champions allow, the failing ones left out, and its reason."""
+    available = {family for family in seen.champions if family not in failing}
     why = {**seen.absent, **{family: f"{family} champion keeps failing" for family in failing}}
-    if DECISION_FAMILY not in speak:
-        told = why.get(DECISION_FAMILY, f"no {DECISION_FAMILY} champion serves")
+    if DECISION_FAMILY not in available:
+        missing = why.get(DECISION_FAMILY, f"no {DECISION_FAMILY} champion serves")
         if seen.fallback:
-            return TRADITIONAL, f"{told}; the traditional consensus decides"
-        return EMERGENCY, f"{told}, and the traditional consensus has no track record; nobody decides"
-    beside = [family for family in BESIDE if family in speak]
-    if REGIME in speak and beside:
-        return FULL, f"{DECISION_FAMILY} champion decides; {', '.join((REGIME, *beside))} answer"
-    missing = [why.get(f, f"no {f} champion serves") for f in (REGIME, *BESIDE) if f not in speak]
-    return SIMPLE, f"{DECISION_FAMILY} champion decides; {'; '.join(missing)}"
+            return TRADITIONAL, f"{missing}; the traditional consensus decides"
+        return EMERGENCY, f"{missing}, and the traditional consensus has no track record; nobody decides"
+    supporting = [family for family in SUPPORTING if family in available]
+    if REGIME in available and supporting:
+        return FULL, f"{DECISION_FAMILY} champion decides; {', '.join((REGIME, *supporting))} answer"
+    reasons = [why.get(f, f"no {f} champion serves") for f in (REGIME, *SUPPORTING) if f not in available]
+    return SIMPLE, f"{DECISION_FAMILY} champion decides; {'; '.join(reasons)}"
 
 
 def step(before: State | None, seen: TierInputs, rules: TierParams) -> State:
-    """The state after one decision or look; `before` None = this symbol was never seen. Pure.
+    """Return the state after one decision or poll; `before` None = a new symbol. Pure.
 
-    The tier is never better than what is installed, nor than any fault seen now; it comes back one tier at a time.
+    The tier is never better than the installed models or the current faults allow; it rises one tier at a time.
     """
     best, best_reason = best_tier(seen)
     faults = _counted(before.faults if before else {}, seen)
     failing = [family for family, digest in seen.champions.items() if faults.get(digest, 0) >= rules.faults_in_row]
     level, why = _fault(seen, failing, best)
-    held, held_reason, calm, bar = (
-        (before.held, before.held_reason, before.calm, before.bar) if before else (FULL, "", 0, 0.0)
+    floor, floor_reason, good_bars, bar = (
+        (before.tier_floor, before.tier_floor_reason, before.good_bars, before.bar) if before else (FULL, "", 0, 0.0)
     )
-    if level > FULL and level >= held:
-        held, held_reason, calm, bar = level, why, 0, seen.bar if seen.bar is not None else bar
-    elif held > FULL and seen.bar is not None and seen.bar > bar:
-        calm, bar = calm + 1, seen.bar
-        if calm >= rules.good_bars:
-            held, calm = held - 1, 0
-    if held <= best and level == FULL:
-        held = FULL
-    if held == FULL:
-        held_reason, calm, bar = "", 0, 0.0
-    if held <= best:
-        return State(best, best_reason, held, held_reason, calm, bar, faults)
-    back = f"; back to tier {held - 1} after {rules.good_bars - calm} good bar(s)"
-    return State(held, held_reason + back, held, held_reason, calm, bar, faults)
+    if level > FULL and level >= floor:
+        floor, floor_reason, good_bars, bar = level, why, 0, seen.bar if seen.bar is not None else bar
+    elif floor > FULL and seen.bar is not None and seen.bar > bar:
+        good_bars, bar = good_bars + 1, seen.bar
+        if good_bars >= rules.good_bars:
+            floor, good_bars = floor - 1, 0
+    if floor <= best and level == FULL:
+        floor = FULL
+    if floor == FULL:
+        floor_reason, good_bars, bar = "", 0, 0.0
+    if floor <= best:
+        return State(best, best_reason, floor, floor_reason, good_bars, bar, faults)
+    back = f"; back to tier {floor - 1} after {rules.good_bars - good_bars} good bar(s)"
+    return State(floor, floor_reason + back, floor, floor_reason, good_bars, bar, faults)
 
 
 def worst(states: Iterable[State]) -> State | None:
-    """What an operator looks at first; None = no symbol yet."""
-    return max(states, key=lambda state: (state.tier, state.held), default=None)
+    """Return the worst state, which an operator should see first; None = no symbol yet."""
+    return max(states, key=lambda state: (state.tier, state.tier_floor), default=None)
 
 
 def _counted(before: Mapping[str, int], seen: TierInputs) -> dict[str, int]:
-    """Faults in a row of the champions of now: one more for who failed, none for who answered, as before for others."""
+    """Return the faults in a row of the current champions: +1 for a fault, 0 for an answer, else unchanged."""
     counts = {}
     for family, digest in seen.champions.items():
         count = before.get(digest, 0)
@@ -141,7 +148,7 @@ def _counted(before: Mapping[str, int], seen: TierInputs) -> dict[str, int]:
 
 
 def _fault(seen: TierInputs, failing: Collection[str], best: int) -> tuple[int, str]:
-    """(tier a fault allows, why); FULL = no fault that matters here."""
+    """Return the tier that the current faults allow and its reason; FULL = no fault that matters."""
     if seen.emergency is not None:
         return EMERGENCY, seen.emergency
     if seen.service is not None and best < TRADITIONAL:
@@ -153,12 +160,12 @@ def _fault(seen: TierInputs, failing: Collection[str], best: int) -> tuple[int, 
 
 
 class Freshness:
-    """Which symbols were fed live, and when their newest bar arrived, kept in one file over restarts.
+    """Record which symbols were fed live and when their newest bar arrived, in one file that survives restarts.
 
-    On a `wall` clock a symbol is fed live from the first look at which its last close is no older than the limit; from
-    then on older data are stale, after a restart too. Before that it is catching up, which is no fault. On a `market`
-    clock data are never old: how fast such a market is replayed nobody says, and a file that ended is no dead feed;
-    when its newest bar arrived is shown, and judged by whoever knows how fast it should come.
+    On a `wall` clock a symbol counts as fed live from the first poll at which its last close is within the limit; from
+    then on older data are stale, after a restart too. Before that it is catching up, which is no fault. On a
+    `market` clock data are never stale: the speed of a replayed market is not known, and a file that ended is no dead
+    feed. The time of its newest bar is shown for the operator to judge.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -169,14 +176,15 @@ class Freshness:
         self._read()
 
     def record_arrival(self, symbol: str, at: float) -> None:
-        """A new bar of this symbol arrived, epoch seconds."""
+        """Record the arrival of a new bar of this symbol, epoch seconds."""
         self._arrived[symbol] = at
 
     def last_arrival(self, symbol: str) -> float | None:
+        """Return when the newest bar arrived, epoch seconds; None if none did."""
         return self._arrived.get(symbol)
 
     def stale_reason(self, symbol: str, age_bars: float, limit_bars: float) -> str | None:
-        """Why the data of a symbol on a `wall` clock are stale now; None if they are fresh, or never were."""
+        """Return why the data of a symbol on a `wall` clock are stale; None while fresh, or if they never were."""
         if age_bars <= limit_bars:
             self._live.add(symbol)
             return None
@@ -186,12 +194,12 @@ class Freshness:
 
     @property
     def unsaved(self) -> bool:
-        """Whether a restart would have to know what the file does not say; an arrival may be ARRIVAL_S behind."""
+        """Return whether the file lacks something a restart needs; an arrival may lag by ARRIVAL_S."""
         live, arrived = self._saved
         return live != self._live or any(at - arrived.get(name, 0.0) >= ARRIVAL_S for name, at in self._arrived.items())
 
     def save(self) -> None:
-        """Durable on return."""
+        """Write the file, durable on return."""
         live, arrived = set(self._live), dict(self._arrived)
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -199,21 +207,22 @@ class Freshness:
         self._saved = live, arrived
 
     def _read(self) -> None:
+        """Load the file; start empty where it is missing or unreadable."""
         if self._file is None:
             return
         try:
-            told = json.loads(self._file.read_text())
-            self._live = {str(name) for name in told["live"]}
-            self._arrived = {str(name): float(at) for name, at in told["arrived"].items()}
+            record = json.loads(self._file.read_text())
+            self._live = {str(name) for name in record["live"]}
+            self._arrived = {str(name): float(at) for name, at in record["arrived"].items()}
         except FileNotFoundError:
             return
-        except (ValueError, TypeError, AttributeError, KeyError):  # it is written anew with the first symbol seen fresh
+        except (ValueError, TypeError, AttributeError, KeyError):  # the first fresh symbol writes a new file
             self._live, self._arrived = set(), {}
         self._saved = set(self._live), dict(self._arrived)
 
 
 class TierStore:
-    """State by symbol in one file, replaced by rename, so that it survives kill -9 and a store that is down."""
+    """Hold the state of every symbol in one file, replaced by rename, which survives kill -9 and a store outage."""
 
     def __init__(self, file: Path, rules: TierParams) -> None:
         self._file, self._rules = file, rules
@@ -222,37 +231,41 @@ class TierStore:
         self._saved = dict(self._states)
 
     def __getitem__(self, symbol: str) -> State | None:
+        """Return the state of a symbol; None for a new one, UNKNOWN where the file could not be read."""
         return self._states.get(symbol, UNKNOWN if self._unreadable else None)
 
     def update(self, symbol: str, seen: TierInputs) -> tuple[State | None, State]:
-        """(state before, state now); call `save` before anything that rests on it leaves."""
+        """Return (state before, state now); call `save` before an answer that rests on it leaves."""
         before = self[symbol]
         self._states[symbol] = after = step(before, seen, self._rules)
         return before, after
 
     @property
     def unsaved(self) -> bool:
+        """Return whether the file lacks a change."""
         return self._states != self._saved
 
     def save(self) -> None:
-        """Write what changed; durable on return."""
+        """Write the file, durable on return."""
         states = dict(self._states)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._file, {name: asdict(state) for name, state in states.items()})
         self._saved = states
 
     def _read(self) -> dict[str, State]:
+        """Return the stored states; none where the file is missing or unreadable."""
         try:
-            return {name: _state(told) for name, told in json.loads(self._file.read_text()).items()}
+            return {name: _state(record) for name, record in json.loads(self._file.read_text()).items()}
         except FileNotFoundError:
             return {}
         except (ValueError, TypeError, AttributeError, KeyError):
-            self._unreadable = True  # every symbol starts from UNKNOWN; the first change writes the file anew
+            self._unreadable = True  # every symbol starts from UNKNOWN; the first change writes a new file
             return {}
 
 
-def _state(told: Mapping[str, object]) -> State:
-    state = State(**told)  # type: ignore[arg-type]  # checked below
-    if state.tier not in NAMES or state.held not in NAMES or not isinstance(state.calm, int):
-        raise ValueError(f"tier {state.tier!r}, held {state.held!r}, calm {state.calm!r}")
+def _state(record: Mapping[str, Any]) -> State:
+    """Return a stored state, also of an earlier release; raise ValueError or TypeError for anything else."""
+    state = State(**current_names("tier state", record))
+    if state.tier not in NAMES or state.tier_floor not in NAMES or not isinstance(state.good_bars, int):
+        raise ValueError(f"tier {state.tier!r}, floor {state.tier_floor!r}, good bars {state.good_bars!r}")
     return replace(state, faults={str(digest): int(count) for digest, count in dict(state.faults).items()})

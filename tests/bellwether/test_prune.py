@@ -11,7 +11,7 @@ from support.legacy_store import contents, release_010
 
 from bellwether.operations.retention import cutoff, idle_bundles, plan, prune
 from flows.support.installation import Installation
-from pipelines.contracts import Decision, Outcome
+from pipelines.contracts import Decision, ModelAnswer, Outcome
 from pipelines.errors import StateError
 from pipelines.settings import Settings, load_params
 from pipelines.store import DecisionRecord, Promotion, Store
@@ -31,7 +31,7 @@ def installation(url, tmp_path):
 
 
 def decide(installation, id, as_of=OLD, action="NO_TRADE", event=None, digest=None):
-    models = {"validator": {"champion": {"family": "validator", "digest": digest}}} if digest else {}
+    models = {"validator": {"champion": ModelAnswer("validator", digest=digest)}} if digest else {}
     made = Decision(
         id=id, symbol="BTC/USDT", as_of=as_of, known_at=as_of, ingested_at=as_of, action=action, direction=0,
         confidence=0.0, entry=None, stop=None, take_profits=(), size=0.0, expiry=None, edge_bps=None, p=None,
@@ -87,7 +87,7 @@ def test_a_plan_names_the_oldest_and_changes_nothing(installation):
 
 
 def test_more_decisions_than_one_transaction_takes_are_all_removed(installation, monkeypatch):
-    monkeypatch.setattr("pipelines.store._FETCH", 4)
+    monkeypatch.setattr("pipelines.store.retention.ROWS_PER_TRANSACTION", 4)
     for i in range(10):
         decide(installation, f"d{i}", as_of=OLD - i * DAY)
     assert counts(prune(installation, BEFORE))["decisions"] == 10
@@ -149,13 +149,19 @@ def test_bundles_stay_that_serve_could_serve_again_or_took_part_in_a_remaining_d
     assert here == {folders[letter].name for letter in "abcde"} | {young.name, ".landing-abc"}
 
 
+class AsWrittenBefore(Decision):
+    """A decision that is stored with its models under their arms alone, as release 0.1.0 did."""
+
+    def to_dict(self):
+        return Decision.to_dict(self) | {"models": {"champion": {"digest": "a" * 64}}}
+
+
 def test_a_bundle_named_by_a_decision_of_the_release_before_stays(installation):
     folder = bundle(installation, "a")
     decide(installation, "emitted", action="BUY")
-    decided = installation.store.decision("emitted")
-    installation.store.add_decisions(
-        [replace(decided, decision=replace(decided.decision, id="x", models={"champion": {"digest": "a" * 64}}))]
-    )
+    stored = installation.store.decision("emitted")
+    old = AsWrittenBefore.from_dict(stored.decision.to_dict() | {"id": "x"})
+    installation.store.add_decisions([replace(stored, decision=old)])
     assert list(idle_bundles(installation, BEFORE)) == []
     assert folder.exists()
 

@@ -36,7 +36,8 @@ from pipelines.data.schemas import to_matrix
 from pipelines.data.sources import check_request, make_source
 from pipelines.data.readers.venues import MAX_WAIT_S, Venue
 from pipelines.errors import BadTimes, BadValues, NotEnoughData, UnknownName, UnreadableFile, VenueDown
-from pipelines.settings import ExchangeParams, Settings, load_params
+from pipelines.params import ExchangeParams
+from pipelines.settings import Settings, load_params
 from pipelines.store import BarBatch, Store
 
 DATA = Path(__file__).parents[2] / "../shared/data"

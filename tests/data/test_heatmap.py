@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.heatmap import MARKETS, Pivoted, books
+from benchmarks.heatmap import MARKETS, PandasHeatmap, books
 from bellwether.reports.heatmap import grid, write
 from pipelines.data.orderbook.heatmap import (
     EVERY_S,
@@ -121,13 +121,13 @@ WIDTH_CHANGES = (40_003, 1 << 10)  # where a level is 4 ticks wide, or 2
 
 @pytest.mark.parametrize(("mid", "ring"), [*(market[:2] for market in MARKETS), WIDTH_CHANGES])
 def test_the_kernel_says_what_whole_tables_say(mid, ring):
-    state, pivoted, walls = np.zeros(HEAT_STATE), Pivoted(), 0
+    state, pivoted, walls = np.zeros(HEAT_STATE), PandasHeatmap(), 0
     for k, look in enumerate(books(mid, ring, 140, seed=1)):
         heatmap_add_snapshot(state, *look)
-        pivoted.look(*look)
+        pivoted.add_snapshot(*look)
         if k % 7 == 0:
             out = told(state)
-            np.testing.assert_allclose(out, pivoted.tell(TICK), rtol=1e-12)
+            np.testing.assert_allclose(out, pivoted.row(TICK), rtol=1e-12)
             walls += int(np.isfinite(out[3:5]).sum())
     assert walls > 10
 

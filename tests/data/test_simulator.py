@@ -8,7 +8,7 @@ from pipelines.contracts import CLOSE, OPEN, OPEN_TIME, REGIMES, TAKER_BUY, TRAD
 from pipelines.data.schemas import check, to_frame
 from pipelines.data.simulator.market import DESIGN, simulate
 from pipelines.errors import BadValues
-from pipelines.settings import SimulatorParams
+from pipelines.params import SimulatorParams
 
 SPEC = SimulatorParams(
     symbol="SIM/USDT", seed=7, start=datetime(2024, 1, 1, tzinfo=UTC), history_days=40, live_days=14,

@@ -1,13 +1,15 @@
 """What the client sends is what the service reads: nothing is lost on the wire, and no body is over the limit."""
 
 import json
+import subprocess
+import sys
 
 import httpx
 import numpy as np
 import pytest
 
 from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed
-from pipelines.settings import Settings
+from pipelines.settings import ROOT, Settings, settings
 from serving.client import BATCH_SIZE, Client
 from serving.service.schemas import MAX_BODY, ObserveRequest
 
@@ -54,11 +56,11 @@ def test_books_and_context_arrive_bit_for_bit(sent):
     books, feed = records(40)
     client.observe("BTC/USDT", bars(15), books, feed)
     (request,) = requests
-    got, told = request.records()
+    got, context = request.records()
     for name in ("known", "levels", "tape"):
         assert getattr(got, name).tobytes() == getattr(books, name).tobytes()
     for name in ("known", "field", "value"):
-        assert getattr(told, name).tobytes() == getattr(feed, name).tobytes()
+        assert getattr(context, name).tobytes() == getattr(feed, name).tobytes()
     np.testing.assert_array_equal(request.matrix(), bars(15))
 
 
@@ -69,3 +71,22 @@ def test_many_records_go_ahead_of_the_bars_in_pieces(sent):
     assert [len(request.bars) for request in requests] == [0, 0, 1440]
     known = [request.records()[0].known for request in requests]
     np.testing.assert_array_equal(np.concatenate(known), books.known)
+
+
+def test_the_client_is_imported_from_bellwether_and_only_at_its_first_use():
+    code = (
+        "import sys, bellwether; assert 'httpx' not in sys.modules; "
+        "from bellwether import Client; print(Client.__module__, 'httpx' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert shown.stdout.split() == ["serving.client", "True"]
+
+
+def test_without_settings_it_connects_to_the_installation_of_this_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("BELLWETHER_HOME", str(tmp_path))
+    monkeypatch.setenv("BELLWETHER_DECISION_PORT", "3123")
+    settings.cache_clear()
+    with Client() as client:
+        assert client.url.endswith(":3123")
+    settings.cache_clear()
+    assert (tmp_path / "write_key").exists()

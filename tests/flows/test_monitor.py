@@ -8,7 +8,7 @@ import pytest
 from flows import monitor as monitor_module
 from flows.monitor import request_retrains, trip_model, watched_families
 from flows.support.installation import Installation
-from pipelines.contracts import Decision, Estimate, Outcome
+from pipelines.contracts import Decision, Estimate, ModelAnswer, Outcome
 from pipelines.monitoring.loss import LossDrift
 from pipelines.monitoring.triggers import TriggerReason
 from pipelines.settings import Settings, load_params
@@ -55,7 +55,7 @@ def drifted(alarm=True):
 def traded(installation, mean_bps, n=TRADES, first=0, **changes):
     """Store n trades of the champion with this mean result each, in bps."""
     noise = np.random.default_rng(7).normal(0.0, 10.0, n)
-    answer = {"version": "1", "digest": changes.pop("digest", "a" * 64), "p": 0.6}
+    answer = ModelAnswer("validator", version="1", digest=changes.pop("digest", "a" * 64), p=0.6)
     for i in range(first, first + n):
         at = AT + i * QUARTER
         facts = {"action": "BUY", "arm": "champion"} | changes

@@ -66,7 +66,7 @@ def test_every_family_answers_at_every_close_or_gives_its_reason(stack):
     assert set(newest.models) == set(FAMILIES)
     for arms in newest.models.values():
         for answer in arms.values():
-            assert (answer["p"] is not None) if answer["status"] == "OK" else answer["reason"]
+            assert (answer.p is not None) if answer.status == "OK" else answer.reason
     assert newest.lineage["regime"]
 
 
@@ -174,7 +174,7 @@ def test_decisions_were_taken_over_http_with_reasons_and_models(stack):
     assert emitted
     for record in emitted:
         assert record.decision.edge_bps > 0
-        assert record.decision.models["validator"]["champion"]["verdict"] == "passed"
+        assert record.decision.models["validator"]["champion"].verdict == "passed"
         assert record.decision.stop is not None
     refused = [r.decision for r in stack.store.decisions() if r.decision.action == "NO_TRADE"]
     assert all(decision.reasons for decision in refused)

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from pipelines.errors import UnknownName
 from pipelines.models.directional_ensemble import directional, ensemble_losses
 from pipelines.models.losses import log_losses
-from pipelines.settings import EnsembleParams, load_params
+from pipelines.params import EnsembleParams
+from pipelines.settings import load_params
 
 WEIGHTS = load_params().ensemble.model_dump()
 ORDER = ("logistic", "random_forest", "lstm", "xgboost")

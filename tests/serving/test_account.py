@@ -1,4 +1,4 @@
-"""The account the ledger implies: exposure, today, drawdown, and the same figures after a restart."""
+"""The account that follows from the ledger: exposure, today, drawdown, and the same figures after a restart."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -60,7 +60,7 @@ def test_a_decision_that_never_became_durable_leaves_no_trace():
     assert (account.portfolio(T0).gross, account.trades_today, account.sizes) == (0.0, 0, {})
 
 
-def test_a_new_day_starts_at_nought_and_a_late_outcome_belongs_to_its_own_day():
+def test_a_new_day_starts_at_zero_and_a_late_outcome_belongs_to_its_own_day():
     account = Account()
     account.add_decision(bought("a"))
     tomorrow = T0 + timedelta(days=1)
@@ -86,7 +86,7 @@ def test_a_restart_rebuilds_the_same_account_from_the_ledger(tmp_path):
     store.close()
 
 
-# ---- what a person accepted
+# ---- resets by a person
 
 
 def was_reset(name, as_of, id=1):
@@ -113,7 +113,7 @@ def test_a_reset_drawdown_is_counted_from_where_it_was_accepted():
     assert account.losses[1] == pytest.approx(0.005)
 
 
-def test_a_reset_daily_loss_is_counted_anew_that_day_and_touches_no_other():
+def test_a_reset_daily_loss_is_counted_from_the_reset_that_day_and_on_no_other():
     account = lost(ended("0", -1000.0))
     account.apply_reset(was_reset("daily_loss", T0 + HOUR))
     assert account.losses == pytest.approx((0.0, 0.05))
@@ -126,7 +126,7 @@ def test_a_reset_daily_loss_is_counted_anew_that_day_and_touches_no_other():
     assert account.losses == before
 
 
-def test_what_ended_before_a_reset_and_is_told_after_it_was_accepted_too():
+def test_an_outcome_from_before_a_reset_that_arrives_after_it_was_accepted_too():
     early = lost(ended("0", -600.0), ended("1", -400.0))
     late = lost(ended("0", -600.0))
     for account in (early, late):
@@ -140,8 +140,8 @@ def test_what_ended_before_a_reset_and_is_told_after_it_was_accepted_too():
 def test_other_breakers_and_resets_of_an_older_release_change_nothing():
     account = lost(ended("0", -1000.0))
     before = account.losses
-    for latch in (was_reset("volatility_spike", T0 + HOUR), was_reset("drawdown", None, id=2)):
-        account.apply_reset(latch)
+    for trip in (was_reset("volatility_spike", T0 + HOUR), was_reset("drawdown", None, id=2)):
+        account.apply_reset(trip)
     assert account.losses == before
 
 

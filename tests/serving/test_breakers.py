@@ -1,4 +1,4 @@
-"""Seven breakers, each driven into its condition through the real service: latched, durable, reset by a person."""
+"""Seven breakers, each driven into its condition through the real service: tripped, durable, reset by a person."""
 
 import json
 import os
@@ -86,25 +86,25 @@ def spike(client):
     assert client.call("/observe", spiked(client)).status_code == 200
 
 
-def latched(client):
+def tripped(client):
     return status(client)["breakers"]
 
 
 def released(client, name):
     """A person resets it; the service has seen that."""
-    reset(client.store(), name, datetime.now(UTC), "ann", "looked at it")
-    return eventually(lambda: name not in latched(client))
+    reset(client.store(), name, datetime.now(UTC), "ann", "checked it")
+    return eventually(lambda: name not in tripped(client))
 
 
 def stays(client, name):
-    """Latched, refusing and durable, also three quiet bars later; and an alarm says so."""
+    """The breaker refuses and is durable, also three quiet bars later, with an alarm."""
     decision = client.decide()
     assert (decision["breakers"], decision["action"]) == ([name], "NO_TRADE")
     assert any(reason.startswith("BREAKER_LATCHED") for reason in decision["reasons"])
     (latch,) = client.store().breaker_trips()
     assert latch.name == name
     assert [next_decision(client)["breakers"] for _ in range(3)] == [[name]] * 3
-    assert latched(client) == [name]
+    assert tripped(client) == [name]
     assert eventually(lambda: [a.detail for a in alarms(client, "breaker_tripped")] == [f"{name}: {latch.reason}"])
     return latch.reason
 
@@ -151,18 +151,18 @@ def test_a_spread_that_costs_no_more_than_assumed_is_no_lack_of_liquidity():
     assert judged(spread_bps=assumed + 0.01, usual_spread_bps=0.01) == {"liquidity"}
 
 
-def test_what_is_not_known_is_not_judged():
+def test_an_unknown_input_trips_nothing():
     assert judged() == set()
     assert len(BREAKERS) == 7
 
 
-def test_a_reason_says_whom_how_much_and_the_limit():
+def test_a_reason_names_the_subject_the_value_and_the_limit():
     (why,) = triggered(BreakerInputs("BTC/USDT, bar closed 2024-03-05 19:15 UTC", true_range=12.34), PARAMS).values()
     assert why.startswith("BTC/USDT, bar closed 2024-03-05 19:15 UTC: true range 12.3 times")
     assert why.endswith(f"limit {LIMITS.spike_atr:g}")
 
 
-# ---- what is known of a bar, an outage, fills
+# ---- inputs from a bar, an outage, fills
 
 
 def walked(stand, *groups):
@@ -224,11 +224,11 @@ def test_a_bar_out_of_all_proportion_trips_and_stays_when_the_market_is_calm_aga
     assert released(client, "volatility_spike")
     assert next_decision(client)["breakers"] == []
     (line,) = client.store().breaker_trips(tripped_only=False)
-    assert (line.reset_by, line.reset_reason) == ("ann", "looked at it")
+    assert (line.reset_by, line.reset_reason) == ("ann", "checked it")
     assert all(alarm.cleared_at for alarm in alarms(client, "breaker_tripped"))
 
 
-def test_every_bar_of_a_request_is_looked_at_not_the_last_alone(client):
+def test_every_bar_of_a_request_is_evaluated_and_not_the_last_alone(client):
     body = spiked(client)
     body["bars"] += client.bars(15)
     client.call("/observe", body)
@@ -268,22 +268,22 @@ def bar_with_book(client, **book):
     bars = client.bars(15)
     price, at = bars[-1]["close"], datetime.fromisoformat(bars[-1]["open_time"]) + timedelta(seconds=30)
     bids, asks = levels(price, **book).tolist()
-    told = {"known_at": at.isoformat(), "bids": bids, "asks": asks}
-    answer = client.call("/observe", {"symbol": SYMBOL, "bars": bars, "books": [told]})
+    record = {"known_at": at.isoformat(), "bids": bids, "asks": asks}
+    answer = client.call("/observe", {"symbol": SYMBOL, "bars": bars, "books": [record]})
     assert answer.status_code == 200, answer.text
     return client.decide()
 
 
 @pytest.mark.parametrize(
-    ("book", "says"),
+    ("book", "text"),
     [({"spread_bps": 0.5 * LIMITS.spread_multiple + 0.1}, "spread"), ({"size": 1.9 * LIMITS.depth_share}, "rest in")],
 )
-def test_a_book_that_is_wide_or_empty_trips(booked, book, says):
+def test_a_book_that_is_wide_or_empty_trips(booked, book, text):
     assert bar_with_book(booked)["breakers"] == []
     assert next_decision(booked)["breakers"] == []  # a bar without a book is not judged
     assert bar_with_book(booked, **book)["breakers"] == ["liquidity"]
     assert bar_with_book(booked)["breakers"] == ["liquidity"]
-    assert says in stays(booked, "liquidity")
+    assert text in stays(booked, "liquidity")
 
 
 class Clock(datetime):
@@ -310,18 +310,18 @@ def test_a_feed_that_stopped_trips_and_one_that_catches_up_does_not(trading, mon
     client = trading
     assert next_decision(client)["breakers"] == []  # its bars are of 2024, seen now
     monkeypatch.setattr(
-        "serving.service.decision_service.ClockWatch.check", lambda *times: None
+        "serving.service.system_clock.ClockWatch.check", lambda *times: None
     )  # the clock is set on purpose
     close = datetime.fromtimestamp(client.close(), UTC)
-    monkeypatch.setattr("serving.service.decision_service.datetime", Clock)
+    monkeypatch.setattr("serving.service.system_clock.datetime", Clock)
     Clock.moment = close + timedelta(seconds=90)  # as if fed live
-    for _ in range(2):  # the second is served by the look after one with this clock
+    for _ in range(2):  # the second is served by the poll after one with this clock
         client.serve(slot_entry("1", client.champion), None)
     Clock.moment = close + LIMITS.stale_bars * timedelta(minutes=15) + timedelta(seconds=1)
     assert eventually(lambda: status(client)["tier"] == 4)  # the tier that comes and goes
-    assert latched(client) == []
+    assert tripped(client) == []
     Clock.moment += timedelta(minutes=15)
-    assert eventually(lambda: latched(client) == ["stale_data"])
+    assert eventually(lambda: tripped(client) == ["stale_data"])
     Clock.moment = close + timedelta(days=2)
     client.observe(15)
     assert "are missing since" in stays(client, "stale_data")
@@ -332,7 +332,7 @@ def test_a_feed_that_stopped_trips_and_one_that_catches_up_does_not(trading, mon
 def test_the_loss_of_a_day_trips_and_a_reset_accepts_it(client):
     assert next_decision(client)["breakers"] == []
     lose(client, "t0", 0.015)
-    assert latched(client) == []
+    assert tripped(client) == []
     lose(client, "t1", 0.006)
     reason = stays(client, "daily_loss")
     assert reason.startswith("account on 2024-01-09: -2.09% of the equity at 00:00 UTC")
@@ -342,9 +342,9 @@ def test_the_loss_of_a_day_trips_and_a_reset_accepts_it(client):
     assert after["account"]["daily_pnl"] == pytest.approx(0.0)
     assert not any(reason.startswith("DAILY_LOSS") for reason in after["reasons"])
     lose(client, "t2", 0.015, LIVE + timedelta(hours=9))
-    assert latched(client) == []
+    assert tripped(client) == []
     lose(client, "t3", 0.006, LIVE + timedelta(hours=9))
-    assert latched(client) == ["daily_loss"]
+    assert tripped(client) == ["daily_loss"]
 
 
 def test_a_drawdown_over_days_trips_and_a_reset_counts_from_there_also_after_a_restart(stand, home):
@@ -363,16 +363,16 @@ def test_a_drawdown_over_days_trips_and_a_reset_counts_from_there_also_after_a_r
     with running_service(stand, home) as client:
         found = status(client)["account"]
         assert (found["equity"], found["peak"]) == pytest.approx((known["equity"], known["peak"]))
-        assert latched(client) == []
+        assert tripped(client) == []
         for i in range(6, 10):
             lose(client, f"t{i}", 0.0185, AT + (2 + i) * DAY)
-        assert latched(client) == ["drawdown"]
+        assert tripped(client) == ["drawdown"]
 
 
 def test_a_champion_that_keeps_failing_trips_beyond_the_tier(stand, home, tmp_path):
-    told_params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    told_params["breakers"]["fault_multiple"] = 1
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(told_params))
+    changed = yaml.safe_load((ROOT / "params.yaml").read_text())
+    changed["breakers"]["fault_multiple"] = 1
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed))
     with running_service(stand, home, BELLWETHER_PARAMS_FILE=str(tmp_path / "params.yaml")) as client:
         broken = make_bundle(home / "bundles", stand.columns, stand.rows, 0.4, broken=True)
         client.serve(slot_entry("3", broken), None)
@@ -390,6 +390,7 @@ def test_a_burst_of_rejected_orders_trips_and_those_before_a_reset_count_no_more
         assert fill(client, i, status="rejected", price=None, reason="margin").json()["breakers"] == []
     last = fill(client, LIMITS.max_rejected, status="rejected", price=None, reason="margin")
     assert last.json() == {
+        "api": 1,
         "id": f"f{LIMITS.max_rejected}",
         "new": True,
         "slippage_bps": None,
@@ -424,36 +425,36 @@ def test_a_fill_is_taken_once_and_only_of_a_decision_that_opened_something(clien
 # ---- fail closed, and what outlives a process
 
 
-def test_a_latch_that_cannot_be_written_refuses_all_the_same_and_is_written_when_it_can_be(client):
+def test_a_trip_that_cannot_be_written_refuses_all_the_same_and_is_written_when_it_can_be(client):
     file = client.home / "store.db"
     with closing(sqlite3.connect(file)) as other:
         other.execute("ALTER TABLE latches RENAME TO taken_away")
     client.call("/observe", spiked(client))
     assert client.call("/decide", {"symbol": SYMBOL}).status_code == 503
-    assert latched(client) == ["volatility_spike"]
+    assert tripped(client) == ["volatility_spike"]
     with closing(sqlite3.connect(file)) as other:
         other.execute("ALTER TABLE taken_away RENAME TO latches")
     assert eventually(lambda: [latch.name for latch in client.store().breaker_trips()] == ["volatility_spike"])
     assert client.decide()["breakers"] == ["volatility_spike"]
 
 
-def test_a_restart_looks_at_the_newest_bar_again_unless_a_person_has_reset_what_it_tripped(stand, home):
+def test_a_restart_evaluates_the_newest_bar_again_unless_a_person_has_reset_what_it_tripped(stand, home):
     with running_service(stand, home) as client:
         client.serve(slot_entry("1", client.champion), None)
         client.observe(8)
         spike(client)
-        assert latched(client) == ["volatility_spike"]
+        assert tripped(client) == ["volatility_spike"]
         client.decide()
         store = client.store()
     with closing(sqlite3.connect(home / "store.db")) as other:  # as if killed between the bar and its latch
         other.execute("DELETE FROM latches")
         other.commit()
     with running_service(stand, home) as client:
-        assert latched(client) == ["volatility_spike"]
+        assert tripped(client) == ["volatility_spike"]
         assert eventually(store.breaker_trips)
         reset(store, "volatility_spike", datetime.now(UTC), "ann", "a print of the venue")
     with running_service(stand, home) as client:
-        assert latched(client) == []
+        assert tripped(client) == []
 
 
 KILLED = """
@@ -487,11 +488,11 @@ def test_kill_9_after_an_answer_leaves_the_breaker_it_named_latched(stand, home)
         assert next_decision(client)["breakers"] == ["volatility_spike"]
 
 
-# ---- the latches of a process
+# ---- the trips of a process
 
 
 @pytest.fixture
-def latches(tmp_path):
+def monitor(tmp_path):
     store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
     ledger = Ledger(store)
     yield BreakerMonitor(PARAMS, ledger), store
@@ -502,20 +503,20 @@ def latches(tmp_path):
 SPIKE = BreakerInputs("x", true_range=inf)
 
 
-def test_what_was_read_before_a_trip_was_written_does_not_let_it_go(latches):
-    mine, store = latches
-    written, told = mine.confirmed_writes(), store.breaker_trips(tripped_only=False)
+def test_a_store_read_before_a_trip_was_written_does_not_clear_it(monitor):
+    mine, store = monitor
+    written, trips = mine.confirmed_writes(), store.breaker_trips(tripped_only=False)
     assert list(mine.evaluate(SPIKE, AT)) == ["volatility_spike"]
     mine.pending_writes()[0].result(10)
-    assert mine.sync(told, written) == {}
+    assert mine.sync(trips, written) == {}
     assert mine.names == ("volatility_spike",)
-    written, told = mine.confirmed_writes(), store.breaker_trips(tripped_only=False)
-    assert mine.sync(told, written) == {}
+    written, trips = mine.confirmed_writes(), store.breaker_trips(tripped_only=False)
+    assert mine.sync(trips, written) == {}
     assert (mine.names, mine.sent) == (("volatility_spike",), {})
 
 
-def test_the_same_cause_trips_once_and_a_new_one_again(latches):
-    mine, store = latches
+def test_the_same_cause_trips_once_and_a_new_one_again(monitor):
+    mine, store = monitor
     mine.evaluate(SPIKE, AT)
     assert mine.evaluate(SPIKE, AT) == {}
     mine.pending_writes()[0].result(10)
@@ -525,8 +526,8 @@ def test_the_same_cause_trips_once_and_a_new_one_again(latches):
     assert list(mine.evaluate(replace(SPIKE, about="y"), AT)) == ["volatility_spike"]
 
 
-def test_a_writer_that_has_ended_leaves_the_refusal_here(latches):
-    mine, _ = latches
+def test_a_writer_that_has_ended_leaves_the_refusal_here(monitor):
+    mine, _ = monitor
     mine.ledger.close()
     assert list(mine.evaluate(SPIKE, AT)) == ["volatility_spike"]
     assert mine.names == ("volatility_spike",)

@@ -1,4 +1,4 @@
-"""What time it is: each market has its clock, no caller sets it, and a machine's clock that was set is not believed."""
+"""What time it is: each market has its clock, no caller sets it, and a machine's clock that was set is not trusted."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -42,7 +42,7 @@ def test_the_manifest_says_which_clock_and_an_old_one_has_that_of_its_source(man
 
 
 @pytest.mark.parametrize(("source", "mode"), [("simulator", "market"), ("files", "market"), ("exchange", "wall")])
-def test_ingest_writes_the_clock_of_the_source_and_what_was_said_once_stands(stand, tmp_path, source, mode):
+def test_ingest_writes_the_clock_of_the_source_and_a_stated_one_stays(stand, tmp_path, source, mode):
     report = assess(to_frame(stand.base[:600], "1m", None), "1m", datetime.now(UTC))
     write_snapshot(tmp_path, SYMBOL, report, {"source": source})
     assert json.loads((tmp_path / "manifest.json").read_text())["clock"] == mode == mode_of_source(source)
@@ -106,7 +106,7 @@ def test_an_old_warm_start_takes_the_clock_of_the_manifest_it_was_made_from(stan
     with running_service(on_wall_clock(stand, tmp_path / "old", None), home) as client:
         client.serve(slot_entry("1", client.champion), None)
         shown = status(client)["symbols"][SYMBOL]
-        assert (shown["clock"], "names no clock" in shown["clock_why"]) == ("market", True)
+        assert (shown["clock"], "names no clock" in shown["clock_reason"]) == ("market", True)
         assert client.decide()["tier"] == 2
 
 
@@ -114,28 +114,28 @@ def test_an_old_warm_start_takes_the_clock_of_the_manifest_it_was_made_from(stan
 
 
 def watched(moves, watch=None, step_s=1.0):
-    """What a watch says after each second; `moves` second → the wall clock is set by so many seconds."""
-    watch, wall, told = watch or ClockWatch(0.0, DAY_S), DAY_S, []
+    """Return the fault after each second; `moves`: second → the wall clock is set by so many seconds."""
+    watch, wall, faults = watch or ClockWatch(0.0, DAY_S), DAY_S, []
     for second in range(1, 400):
         wall += step_s + moves.get(second, 0.0)
-        told.append(watch.check(float(second), wall))
-    return told
+        faults.append(watch.check(float(second), wall))
+    return faults
 
 
 @pytest.mark.parametrize("by", [DAY_S, -DAY_S, 3600.0, -6.0, 6.0])
-def test_a_clock_that_was_set_is_not_believed_until_it_is_back(by):
-    told = watched({100: by, 130: -by})
-    assert [i + 1 for i, why in enumerate(told) if why] == list(range(100, 130))
-    assert f"{by:+,.0f} s" in told[99]
-    assert "Fix the clock" in told[99]
+def test_a_clock_that_was_set_is_not_trusted_until_it_is_back(by):
+    faults = watched({100: by, 130: -by})
+    assert [i + 1 for i, why in enumerate(faults) if why] == list(range(100, 130))
+    assert f"{by:+,.0f} s" in faults[99]
+    assert "Fix the clock" in faults[99]
 
 
 def test_one_that_runs_evenly_long_enough_was_set_on_purpose():
-    told = watched({100: 3600.0})
-    assert [i + 1 for i, why in enumerate(told) if why] == list(range(100, 100 + int(STEADY_S)))
+    faults = watched({100: 3600.0})
+    assert [i + 1 for i, why in enumerate(faults) if why] == list(range(100, 100 + int(STEADY_S)))
 
 
-def test_one_that_is_set_again_and_again_is_never_believed():
+def test_one_that_is_set_again_and_again_is_never_trusted():
     assert all(watched({100 + i: DAY_S for i in range(0, 300, 30)})[99:])
 
 
@@ -144,13 +144,13 @@ def test_slow_corrections_and_small_steps_are_no_jump():
     assert not any(watched({50: JUMP_S - 1.0, 150: -(JUMP_S - 1.0)}))
 
 
-def test_bars_that_close_where_time_would_be_speak_against_the_clock():
-    watch, told = ClockWatch(0.0, DAY_S), []
+def test_bars_that_close_where_time_would_be_are_evidence_against_the_clock():
+    watch, faults = ClockWatch(0.0, DAY_S), []
     for second in range(1, 400):
         wall = DAY_S + second + (DAY_S if second >= 100 else 0.0)
-        told.append(watch.check(float(second), wall))
+        faults.append(watch.check(float(second), wall))
         watch.observe_bar(DAY_S + second, float(second))
-    assert all(told[99:])
+    assert all(faults[99:])
 
 
 @pytest.fixture
@@ -165,8 +165,8 @@ def test_while_the_clock_is_wrong_no_bar_is_taken_and_nothing_is_opened(trading,
     assert trading.observe(23).status_code == 200
     assert trading.decide()["tier"] == 2
     wrong = [0.0]
-    look = ClockWatch.check
-    monkeypatch.setattr(ClockWatch, "check", lambda self, steady, wall: look(self, steady, wall + wrong[0]))
+    real_check = ClockWatch.check
+    monkeypatch.setattr(ClockWatch, "check", lambda self, steady, wall: real_check(self, steady, wall + wrong[0]))
     wrong[0] = DAY_S
     before = len(trading.store().bars(SYMBOL))
     answer = trading.call("/observe", {"symbol": SYMBOL, "bars": [as_json(trading.stand.live[23])]})
@@ -195,8 +195,8 @@ def test_a_bar_of_tomorrow_does_not_keep_the_true_feed_out(trading, monkeypatch)
         def now(cls, tz=None):
             return real.now(tz) + timedelta(seconds=cls.ahead_s)
 
-    monkeypatch.setattr("serving.service.decision_service.datetime", Ahead)
-    monkeypatch.setattr("serving.service.decision_service.ClockWatch.check", lambda *times: None)
+    monkeypatch.setattr("serving.service.system_clock.datetime", Ahead)
+    monkeypatch.setattr("serving.service.system_clock.ClockWatch.check", lambda *times: None)
     assert trading.call("/observe", {"symbol": SYMBOL, "bars": [as_json(tomorrow)]}).status_code == 200
     Ahead.ahead_s = 0.0
     decision = trading.decide()
@@ -205,10 +205,10 @@ def test_a_bar_of_tomorrow_does_not_keep_the_true_feed_out(trading, monkeypatch)
     answer = trading.observe(23)  # the feed and the clock agree
     assert (answer.status_code, answer.json()["new"]) == (200, 23), answer.text
     assert trading.store().bars(SYMBOL)[-1, OPEN_TIME] == trading.stand.live[22, OPEN_TIME]
-    assert eventually(lambda: any("taken back" in a.detail for a in alarms(trading, "clock_jumped")))
+    assert eventually(lambda: any("withdrawn" in a.detail for a in alarms(trading, "clock_jumped")))
 
 
-def test_bars_ahead_of_the_clock_stay_while_only_the_clock_speaks_against_them(trading, monkeypatch):
+def test_bars_ahead_of_the_clock_stay_while_only_the_clock_is_evidence_against_them(trading, monkeypatch):
     """The clock is a day behind: what is stored is right, and a bar that it holds already proves nothing."""
     assert trading.observe(23).status_code == 200
     real = datetime
@@ -218,8 +218,8 @@ def test_bars_ahead_of_the_clock_stay_while_only_the_clock_speaks_against_them(t
         def now(cls, tz=None):
             return real.now(tz) - timedelta(days=1)
 
-    monkeypatch.setattr("serving.service.decision_service.datetime", Behind)
-    monkeypatch.setattr("serving.service.decision_service.ClockWatch.check", lambda *times: None)
+    monkeypatch.setattr("serving.service.system_clock.datetime", Behind)
+    monkeypatch.setattr("serving.service.system_clock.ClockWatch.check", lambda *times: None)
     then = trading.stand.live[22, OPEN_TIME] - DAY_S
     (old,) = trading.stand.base[trading.stand.base[:, OPEN_TIME] == then]
     answer = trading.call("/observe", {"symbol": SYMBOL, "bars": [as_json(old)]})

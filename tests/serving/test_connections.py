@@ -86,13 +86,13 @@ def until(holds, seconds=SOON_S):
 
 def rest(connection):
     """What comes until the connection ends, and after how many seconds it did."""
-    began, said = time.monotonic(), b""
+    began, received = time.monotonic(), b""
     try:
         while piece := connection.recv(1 << 20):
-            said += piece
+            received += piece
     except ConnectionResetError:
         pass
-    return said, time.monotonic() - began
+    return received, time.monotonic() - began
 
 
 def drip(connection, text, every=0.05):
@@ -126,12 +126,12 @@ POST = b"POST / HTTP/1.1\r\nhost: a\r\n"
         b"\r\n\r\n",
     ],
 )
-def test_a_request_that_is_not_whole_in_time_is_told_so_and_closed(connect, sent):
+def test_a_request_that_is_not_whole_in_time_is_refused_and_closed(connect, sent):
     connection = connect()
     connection.sendall(sent)
-    said, after = rest(connection)
-    assert b"HTTP/1.1 408 Request Timeout" in said
-    assert json.loads(said.rpartition(b"\r\n\r\n")[2])["kind"] == "RequestTimeout"
+    received, after = rest(connection)
+    assert b"HTTP/1.1 408 Request Timeout" in received
+    assert json.loads(received.rpartition(b"\r\n\r\n")[2])["kind"] == "RequestTimeout"
     assert WITHIN_S * 0.8 < after < SOON_S
 
 
@@ -152,8 +152,8 @@ def test_a_second_request_has_its_own_time_and_an_idle_connection_ends_by_keep_a
         time.sleep(WITHIN_S / 2)
         connection.sendall(POST + b"content-length: 2\r\n\r\n{}")
         assert connection.recv(1 << 16).endswith(b"\r\n\r\n2")
-    said, after = rest(connection)
-    assert (said, 1.0 < after < 2 * SOON_S) == (b"", True)  # uvicorn's own timeout, here 2 s
+    received, after = rest(connection)
+    assert (received, 1.0 < after < 2 * SOON_S) == (b"", True)  # uvicorn's own timeout, here 2 s
     again = connect()
     again.sendall(POST + b"content-length: 2\r\n\r\n{}")
     again.recv(1 << 16)
@@ -173,8 +173,8 @@ def test_the_rest_of_a_body_that_was_answered_early_has_no_more_time(connect):
     connection = connect()
     connection.sendall(b"POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 9999\r\n\r\n")
     drip(connection, b"x" * 200)
-    said, after = rest(connection)
-    assert (said.startswith(b"HTTP/1.1 200"), after < SOON_S) == (True, True)
+    received, after = rest(connection)
+    assert (received.startswith(b"HTTP/1.1 200"), after < SOON_S) == (True, True)
 
 
 def test_time_in_which_the_service_itself_does_not_read_is_not_the_callers(connect):
@@ -186,7 +186,7 @@ def test_time_in_which_the_service_itself_does_not_read_is_not_the_callers(conne
 
 
 @pytest.mark.parametrize("close", [b"", b"connection: close\r\n"])
-def test_an_answer_that_nobody_takes_is_given_up(server, connect, close):
+def test_a_response_that_is_not_read_is_given_up(server, connect, close):
     connection = connect()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.sendall(b"GET /big HTTP/1.1\r\nhost: a\r\n" + close + b"\r\n")
@@ -195,15 +195,15 @@ def test_an_answer_that_nobody_takes_is_given_up(server, connect, close):
 
 
 def test_one_connection_more_than_the_limit_is_refused_and_one_that_ends_makes_room(server, connect):
-    held = [connect() for _ in range(LIMIT)]
+    connections = [connect() for _ in range(LIMIT)]
     until(lambda: len(server[0].server_state.connections) == LIMIT)
-    said, after = rest(connect())
-    assert (said[:12], after < SOON_S) == (b"HTTP/1.1 503", True)
-    assert json.loads(said.rpartition(b"\r\n\r\n")[2])["kind"] == "TooManyConnections"
-    assert b"retry-after: 1" in said
-    held[0].sendall(POST + b"content-length: 2\r\n\r\n{}")  # those that are in are served
-    assert held[0].recv(1 << 16).startswith(b"HTTP/1.1 200")
-    held[1].close()
+    received, after = rest(connect())
+    assert (received[:12], after < SOON_S) == (b"HTTP/1.1 503", True)
+    assert json.loads(received.rpartition(b"\r\n\r\n")[2])["kind"] == "TooManyConnections"
+    assert b"retry-after: 1" in received
+    connections[0].sendall(POST + b"content-length: 2\r\n\r\n{}")  # those that are in are served
+    assert connections[0].recv(1 << 16).startswith(b"HTTP/1.1 200")
+    connections[1].close()
     until(lambda: len(server[0].server_state.connections) < LIMIT)
     late = connect()
     late.sendall(POST + b"content-length: 2\r\n\r\n{}")
@@ -221,16 +221,16 @@ def test_headers_that_do_not_end_are_cut_off(connect, name):
             time.sleep(0.001)
     except OSError:
         pass
-    said, after = rest(connection)
+    received, after = rest(connection)
     assert after < SOON_S
-    assert said[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400", b"")  # who sends on for long is cut off before it reads
+    assert received[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400", b"")  # who sends on for long is cut off before it reads
 
 
 def test_many_headers_sent_whole_are_cut_off(connect):
     connection = connect()
     connection.sendall(b"GET / HTTP/1.1\r\n" + b"".join(b"x-%d: y\r\n" % i for i in range(MAX_HEAD // 8)) + b"\r\n")
-    said, _ = rest(connection)
-    assert said[:12] == b"HTTP/1.1 431"
+    received, _ = rest(connection)
+    assert received[:12] == b"HTTP/1.1 431"
 
 
 def test_a_refusal_reaches_a_caller_that_is_still_sending(connect):
@@ -245,12 +245,12 @@ def test_a_refusal_reaches_a_caller_that_is_still_sending(connect):
 @pytest.mark.parametrize(
     "sent", [b"nonsense\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01"]
 )
-def test_what_is_no_http_is_a_400_in_our_shape(connect, sent):
+def test_what_is_not_http_is_a_400_in_our_format(connect, sent):
     connection = connect()
     connection.sendall(sent)
-    said, _ = rest(connection)
-    assert said.startswith(b"HTTP/1.1 400")
-    assert json.loads(said.rpartition(b"\r\n\r\n")[2]).keys() == {"error", "kind", "fields"}
+    received, _ = rest(connection)
+    assert received.startswith(b"HTTP/1.1 400")
+    assert json.loads(received.rpartition(b"\r\n\r\n")[2]).keys() == {"error", "kind", "fields"}
 
 
 def test_the_limits_are_those_the_documentation_names():
@@ -260,16 +260,22 @@ def test_the_limits_are_those_the_documentation_names():
 
 def test_only_bentomls_worker_has_uvicorns_table_changed():
     """In the worker's module `auto` is ours; in any other process it is uvicorn's."""
-    code = "import serving.service.connection_limits as p, uvicorn.config as c; p.guard_worker(); print(c.HTTP_PROTOCOLS['auto'])"
+    code = (
+        "import serving.service.connection_limits as p, uvicorn.config as c; p.guard_worker(); "
+        "print(c.HTTP_PROTOCOLS['auto'])"
+    )
     worker = (
         "import sys, types, importlib.machinery as m;"
         "sys.modules['__main__'].__spec__ = m.ModuleSpec('_bentoml_impl.worker.service', None);" + code
     )
-    said = [
+    received = [
         subprocess.run(
             [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout.strip()
         for text in (code, worker)
     ]
-    assert said == ["uvicorn.protocols.http.auto:AutoHTTPProtocol", "serving.service.connection_limits:GuardedProtocol"]
+    assert received == [
+        "uvicorn.protocols.http.auto:AutoHTTPProtocol",
+        "serving.service.connection_limits:GuardedProtocol",
+    ]
     assert not in_worker()

@@ -1,31 +1,21 @@
 """The decision service over its own HTTP: what it answers, what it refuses and how it says so, what it survives."""
 
-import asyncio
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections import defaultdict
-from concurrent.futures import Future
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from support.decision_service import AT, KEY, as_json, running_service
-from support.serving_fixture import HISTORY, SYMBOL, make_bundle, slot_entry
+from support.serving_fixture import SYMBOL, make_bundle, slot_entry
 
-from pipelines.clock import ClockWatch
 from pipelines.contracts import OPEN_TIME, tape_of
 from pipelines.settings import ROOT
-from pipelines.store import Store
-from pipelines.warm_start import read_warm_start
 from serving.inference.generation import acknowledged
-from serving.service.schemas import ObserveRequest
-from serving.service.store_executor import StoreExecutor
-from serving.state.symbols import Symbol, Symbols
-from serving.state.tiers import Freshness
+from serving.service.answers import BriefResponse, FullResponse
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +59,7 @@ def test_with_a_warm_start_but_no_champion_the_traditional_tier_decides(client):
     assert client.http.get("/readyz").status_code == 200
 
 
-def test_a_champion_of_another_market_does_not_speak_of_this_one(client):
+def test_a_champion_of_another_market_is_not_used_on_this_one(client):
     stand = client.stand
     foreign = make_bundle(client.home / "bundles", stand.columns, stand.rows, bias=0.3, symbol="BTC/USDT")
     client.serve(slot_entry("7", foreign), None)
@@ -101,16 +91,16 @@ def test_live_decisions_come_from_the_rows_training_would_have_read(served):
         stored = served.store().decision(decision["id"])
         row = round((stored.decision.as_of.timestamp() - served.stand.decision[0, OPEN_TIME]) / 900) - 1
         assert stored.features == served.stand.features[row].tobytes()
-        said = decision["models"]["validator"]["champion"]
-        if said["status"] == "OK":
+        champion = decision["models"]["validator"]["champion"]
+        if champion["status"] == "OK":
             seen += 1
-            assert 0.0 <= said["p_low"] <= said["p"] <= 1.0
-            assert said["event"] == decision["event"]
-            assert said["p"] != decision["models"]["validator"]["challenger"]["p"]  # both arms score every event
+            assert 0.0 <= champion["p_low"] <= champion["p"] <= 1.0
+            assert champion["event"] == decision["event"]
+            assert champion["p"] != decision["models"]["validator"]["challenger"]["p"]  # both arms score every event
     assert seen > 0
 
 
-def test_asking_again_about_the_same_bar_gives_the_same_decision(served):
+def test_a_second_request_on_the_same_bar_gives_the_same_decision(served):
     first = served.decide()
     assert served.decide()["id"] == first["id"]
     served.observe(7)
@@ -130,29 +120,29 @@ def test_an_outcome_is_taken_once_and_only_for_a_decision_of_ours(served):
         "decision_id": decision["id"], "resolved_at": decision["as_of"], "label": 1, "barrier": "target",
         "gross_bps": 60.0, "net_bps": 55.0, "cost_bps": 5.0,
     }  # fmt: skip
-    assert served.call("/outcome", outcome).json() == {"decision_id": decision["id"], "new": True}
+    assert served.call("/outcome", outcome).json() == {"api": 1, "decision_id": decision["id"], "new": True}
     assert served.call("/outcome", outcome).json()["new"] is False
     assert served.call("/outcome", outcome | {"label": 0}).status_code == 400
     assert served.call("/outcome", outcome | {"decision_id": "never"}).status_code == 404
 
 
-def test_risk_tells_what_is_used_of_every_limit_and_what_would_be_refused(served):
-    told = served.http.get("/risk").json()
-    names = [row["limit"] for row in told["limits"]]
+def test_risk_shows_what_is_used_of_every_limit_and_what_would_be_refused(served):
+    risk = served.http.get("/risk").json()
+    names = [row["limit"] for row in risk["limits"]]
     assert set(names) >= {"gross", "es", "stress", "open_count", "trades_today", "daily_loss", "drawdown"}
-    assert all(row["at_most"] > 0 and 0 <= row["share"] <= 1 for row in told["limits"])
-    assert (told["stage"], told["stage_leaves"]) == ("normal", 1.0)
-    assert told["tail"]["by_asset"].keys() == {p["symbol"] for p in told["positions"]}
-    sides = {(n["side"], n["symbol"]): n for n in told["next"]}
+    assert all(row["at_most"] > 0 and 0 <= row["share"] <= 1 for row in risk["limits"])
+    assert (risk["stage"], risk["stage_size_multiplier"]) == ("normal", 1.0)
+    assert risk["tail"]["by_asset"].keys() == {p["symbol"] for p in risk["positions"]}
+    sides = {(n["side"], n["symbol"]): n for n in risk["next"]}
     assert {side for side, _ in sides} == {"long", "short"}
-    assert all(n["refused"] == [] and n["largest"] > 0 and n["capped_by"] for n in sides.values())
+    assert all(n["refused"] == [] and n["max_size"] > 0 and n["capped_by"] for n in sides.values())
 
 
-def test_risk_says_that_a_breaker_would_refuse_before_anybody_asks(served):
+def test_risk_shows_that_a_breaker_would_refuse_before_a_decision_is_requested(served):
     served.store().trip("daily_loss", AT, "-2.3 %")
     until(lambda: served.http.get("/risk").json()["breakers"])
-    told = served.http.get("/risk").json()
-    assert all("BREAKER_LATCHED: daily_loss" in n["refused"] and n["largest"] == 0 for n in told["next"])
+    risk = served.http.get("/risk").json()
+    assert all("BREAKER_LATCHED: daily_loss" in n["refused"] and n["max_size"] == 0 for n in risk["next"])
     served.store().reset("daily_loss", AT, "ann", "test over")
     until(lambda: not served.http.get("/risk").json()["breakers"])
 
@@ -165,7 +155,7 @@ def until(holds):
     pytest.fail("never came true")
 
 
-def test_a_breaker_latched_by_anyone_stops_emission(served):
+def test_a_breaker_tripped_by_anyone_stops_emission(served):
     served.store().trip("daily_loss", AT, "-2.3 %")
     for _ in range(100):
         if served.http.get("/status").json()["breakers"]:
@@ -186,51 +176,6 @@ def test_a_swap_changes_the_answering_model_and_the_generation(served):
     assert status["families"]["validator"]["champion"]["run_id"] == "run2"
     assert status["families"]["predictor"] == {"champion": None, "challenger": None}
     assert served.http.get("/models").json()["generation"] == generation
-
-
-class SlowLedger:
-    """A ledger whose disk takes a while."""
-
-    def __init__(self, store):
-        self.store, self.asked, self.done = store, threading.Event(), threading.Event()
-
-    def observe(self, batch):
-        done = Future()
-        done.set_running_or_notify_cancel()  # a write that has begun is not called back
-
-        def write():
-            self.asked.set()
-            time.sleep(0.1)
-            done.set_result(self.store.add_bars(batch))
-            self.done.set()
-
-        threading.Thread(target=write).start()
-        return done
-
-
-def test_a_caller_that_goes_away_while_its_bars_are_written_leaves_store_and_live_state_as_one(stand, tmp_path):
-    from serving.service.decision_service import DecisionService, steady_s
-
-    service, symbol = object.__new__(DecisionService.inner), Symbol(read_warm_start(stand.stage))
-    store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
-    service._symbols, service._store, service._ledger = Symbols({SYMBOL: symbol}), store, SlowLedger(store)
-    service._locks, service._executor, service._freshness = defaultdict(asyncio.Lock), StoreExecutor(), Freshness()
-    service._store_fault, service._clock_watch = None, ClockWatch(steady_s(), time.time())
-    service._clock_told = None
-    request = ObserveRequest.model_validate({"symbol": SYMBOL, "bars": [as_json(row) for row in stand.live[:8]]})
-
-    async def leave():
-        asked = asyncio.ensure_future(DecisionService.inner.observe.func(service, request))
-        await asyncio.to_thread(service._ledger.asked.wait)
-        asked.cancel()
-        await asyncio.to_thread(service._ledger.done.wait)
-        await asyncio.sleep(0.05)
-        assert asked.cancelled()
-
-    asyncio.run(leave())
-    assert symbol.last_open_time == store.bars(SYMBOL)[-1, OPEN_TIME] == stand.live[7, OPEN_TIME]
-    assert symbol.closed.bar.tobytes() == stand.decision[HISTORY // 15].tobytes()
-    store.close()
 
 
 # ---- what it refuses
@@ -276,11 +221,11 @@ def test_the_same_bars_again_change_nothing_and_a_changed_one_is_refused(served)
 
 def book(served, after=30.0, **changes):
     """A book known `after` seconds into the decision bar that is open now."""
-    told = {
+    record = {
         "known_at": moment(served, after), "bids": [[99.5, 2.0, 3], [99.0, 1.0]], "asks": [[100.0, 1.0, None]],
         "order_flow": 1.5, "tape": {"order_flow_fast": None, "vpin": 0.25},
     }  # fmt: skip
-    return told | changes
+    return record | changes
 
 
 def interest(served, after=40.0, **changes):
@@ -292,21 +237,21 @@ def moment(served, after):
     return datetime.fromtimestamp(served.close() + after, tz=UTC).isoformat()
 
 
-def held(served):
+def stored_records(served):
     """Books and context in the store, as this or any other process would read them."""
-    return [0 if told is None else len(told.known) for told in served.store().records(SYMBOL)]
+    return [0 if records is None else len(records.known) for records in served.store().records(SYMBOL)]
 
 
 def test_books_and_context_are_durable_before_the_answer_and_sent_again_change_nothing(served):
     served.observe(15)
-    books, values = held(served)
+    books, values = stored_records(served)
     body = {"symbol": SYMBOL, "books": [book(served, 31.0), book(served)], "context": [interest(served)]}
     first = served.call("/observe", {**body, "bars": served.bars(1)}).json()
     assert (first["new"], first["records"], first["reason"]) == (1, 3, None)
-    assert held(served) == [books + 2, values + 1]
+    assert stored_records(served) == [books + 2, values + 1]
     again = served.call("/observe", body).json()  # records alone, without a bar
     assert (again["received"], again["new"], again["records"]) == (0, 0, 0)
-    assert held(served) == [books + 2, values + 1]
+    assert stored_records(served) == [books + 2, values + 1]
     newest = served.store().records(SYMBOL)[0]
     np.testing.assert_array_equal(newest.levels[-1, :, 0], [[99.5, 2.0, 3.0], [100.0, 1.0, np.nan]])
     assert newest.known[-1] - newest.known[-2] == 1.0
@@ -339,7 +284,7 @@ def test_books_and_context_are_durable_before_the_answer_and_sent_again_change_n
     ],
 )
 def test_a_record_that_cannot_be_is_a_400_naming_it_and_nothing_of_the_request_is_stored(served, books, context, says):
-    before = held(served), len(served.store().bars(SYMBOL))
+    before = stored_records(served), len(served.store().bars(SYMBOL))
     bars = {"bars": [as_json(served.stand.live[served.sent])]} if books or context else {}
     body = {
         "symbol": SYMBOL, "books": [book(served, 50.0, **changes) for changes in books],
@@ -347,7 +292,7 @@ def test_a_record_that_cannot_be_is_a_400_naming_it_and_nothing_of_the_request_i
     }  # fmt: skip
     answer = served.call("/observe", body)
     assert (answer.status_code, says in answer.json()["error"]) == (400, True), answer.text
-    assert (held(served), len(served.store().bars(SYMBOL))) == before
+    assert (stored_records(served), len(served.store().bars(SYMBOL))) == before
 
 
 def test_another_book_in_the_place_of_a_stored_one_is_refused(served):
@@ -373,7 +318,7 @@ def test_a_record_of_a_bar_that_has_been_folded_comes_late(served):
         ({"symbol": SYMBOL, "as_of": None}, 400, "as_of"),
     ],
 )
-def test_a_bad_question_is_a_4xx_that_says_what_is_wrong(served, body, status, says):
+def test_a_bad_request_is_a_4xx_naming_what_is_wrong(served, body, status, says):
     answer = served.call("/decide", body)
     assert answer.status_code == status
     assert says in answer.json()["error"]
@@ -395,8 +340,35 @@ def test_a_body_over_the_limit_is_not_even_read(served):
 def test_the_api_page_lists_every_call_with_its_fields(served):
     paths = served.http.get("/docs.json").json()["paths"]
     assert {"/observe", "/decide", "/outcome", "/fill", "/models", "/status", "/ready"} <= paths.keys()
-    fields = paths["/decide"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]["properties"]
-    assert {"action", "confidence", "reasons", "lineage", "generation", "tier"} <= fields.keys()
+    views = paths["/decide"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]["anyOf"]
+    full, brief, many = (view["properties"].keys() for view in views)
+    assert {"api", "action", "confidence", "reasons", "lineage", "generation", "tier"} <= full
+    assert {"api", "action", "reason"} <= brief
+    assert many == {"api", "decisions"}
+
+
+def test_every_view_of_a_decision_is_as_the_api_page_says_and_carries_the_version(served):
+    full = served.decide()
+    FullResponse.model_validate_json(json.dumps(full))
+    assert full.keys() == FullResponse.model_fields.keys()
+    body = {"symbol": SYMBOL, "view": "brief"}
+    brief = served.call("/decide", body).json()
+    BriefResponse.model_validate_json(json.dumps(brief))
+    assert brief == {name: full[name] for name in brief if name != "reason"} | {"reason": full["reasons"][0]}
+    assert brief.keys() == BriefResponse.model_fields.keys()
+    many = served.call("/decide", {"symbols": [SYMBOL], "view": "brief"}).json()
+    assert many == {"api": 1, "decisions": [{k: v for k, v in brief.items() if k != "api"}]}
+    assert served.call("/decide", body | {"view": "short"}).status_code == 400
+    for path in ("/status", "/models", "/risk", "/ready"):
+        assert served.call(path).json()["api"] == 1
+
+
+def test_a_key_of_an_earlier_release_is_a_400_that_names_the_new_one(served):
+    answer = served.call("/observe", {"symbol": SYMBOL, "asks": []})
+    assert answer.status_code == 400
+    (field,) = [found for found in answer.json()["fields"] if found["field"] == "asks"]
+    assert "`inference_requests`" in field["remedy"]
+    assert "`inference_requests`" in answer.json()["error"]
 
 
 def test_the_serving_process_loads_no_training_library():

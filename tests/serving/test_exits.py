@@ -42,12 +42,12 @@ def bar(minute, candle, direction=1.0):
 
 
 def lived(position, *candles):
-    """(what each bar answered, what it did) until the story ends."""
-    told = []
+    """(result of each bar, what it did) for all candles."""
+    results = []
     for minute, candle in enumerate(candles):
         out = np.empty(e.OUT_WIDTH)
-        told.append((e.manage(position, bar(minute, candle, position[e.DIRECTION]), out), out))
-    return told
+        results.append((e.manage(position, bar(minute, candle, position[e.DIRECTION]), out), out))
+    return results
 
 
 @pytest.mark.parametrize("direction", [1.0, -1.0])
@@ -70,14 +70,14 @@ def lived(position, *candles):
 )
 def test_a_position_ends_as_worked_by_hand(plan, candles, barrier, gross_bps, legs, direction):
     position = laid_out(plan, direction)
-    told = lived(position, *candles)
-    assert [code for code, _ in told] == [e.STILL_OPEN] * (len(candles) - 1) + [barrier]
+    results = lived(position, *candles)
+    assert [code for code, _ in results] == [e.STILL_OPEN] * (len(candles) - 1) + [barrier]
     assert position[e.GROSS_BPS] == pytest.approx(gross_bps)
     assert (position[e.FILLED_LEGS], position[e.REMAINING]) == (legs, 0.0)
     assert position[e.EXIT_TIME] == 60.0 * (len(candles) - 1)
 
 
-def test_a_bar_says_which_legs_it_filled_and_where_the_stop_stands_from_then_on():
+def test_a_bar_returns_the_legs_it_filled_and_the_stop_in_force_from_then_on():
     position = laid_out()
     (_, first), (_, second), (_, third) = lived(position, FLAT, UP, (101.1, 101.2, 99.8, 100.3))
     assert (first[e.STOP_NOW], first[e.REMAINING_NOW]) == (99.0, 1.0)
@@ -88,8 +88,8 @@ def test_a_bar_says_which_legs_it_filled_and_where_the_stop_stands_from_then_on(
 
 def test_time_runs_out_at_the_last_close_inside_the_horizon_also_where_bars_are_missing():
     whole, holed = laid_out(horizon_s=180.0), laid_out(horizon_s=180.0)
-    told = lived(whole, FLAT, FLAT, (100, 100.4, 99.9, 100.3))
-    assert told[-1][0] == TIME
+    results = lived(whole, FLAT, FLAT, (100, 100.4, 99.9, 100.3))
+    assert results[-1][0] == TIME
     assert (whole[e.EXIT_TIME], whole[e.GROSS_BPS]) == (120.0, pytest.approx(30.0))
     out = np.empty(e.OUT_WIDTH)
     lived(holed, FLAT, (100, 100.4, 99.9, 100.2))
@@ -113,7 +113,7 @@ def market(n, seed, gaps=0.05):
     return rows[rng.random(n) >= gaps]
 
 
-def asked(bars, step_s, count, seed):
+def random_decisions(bars, step_s, count, seed):
     """Decisions at closes of random bars: time, price, direction, ATR."""
     rng = np.random.default_rng(seed)
     at = np.sort(rng.choice(len(bars), count, replace=False))
@@ -123,7 +123,7 @@ def asked(bars, step_s, count, seed):
 
 def same_as_the_labels(bars, step_s, count):
     labels, horizon_s = PARAMS.labels, 16.0 * 15.0 * step_s
-    decided = asked(bars, step_s, count, seed=3)
+    decided = random_decisions(bars, step_s, count, seed=3)
     label = triple_barrier(bars, *decided, labels.target_atr, labels.stop_atr, horizon_s)
     plain = e.simulate_exits(bars, *decided, horizon_s, rules("plain"))
     over = label.barrier != UNRESOLVED
@@ -166,10 +166,12 @@ def test_a_trailing_stop_follows_the_closed_bars_and_never_loosens(direction):
     assert moved > 500
 
 
-def test_what_is_closed_is_the_whole_position_and_adds_up_to_its_return():
+def test_the_closed_parts_are_the_whole_position_and_add_up_to_its_return():
     bars, out = market(6_000, seed=11), np.empty(e.OUT_WIDTH)
     flat, ended = rules("ladder_trailing", legs=THREE), set()
-    for k, (decided_at, price, side, atr) in enumerate(zip(*asked(bars[:5_000], 60.0, 200, seed=4), strict=True)):
+    for k, (decided_at, price, side, atr) in enumerate(
+        zip(*random_decisions(bars[:5_000], 60.0, 200, seed=4), strict=True)
+    ):
         position, parts, gross = np.empty(e.POSITION_WIDTH), 0.0, 0.0
         assert e.plan(price, float(side), atr, decided_at, 1.4e4, 60.0, flat, position), k
         for row in bars[np.searchsorted(bars[:, OPEN_TIME], decided_at) :]:
@@ -188,10 +190,10 @@ def test_what_is_closed_is_the_whole_position_and_adds_up_to_its_return():
 
 def test_a_position_that_was_kept_and_restored_goes_on_the_same():
     story = [FLAT, UP, (101.1, 101.4, 100.5, 100.6), (100.5, 100.6, 100.3, 100.4)]
-    through, kept = laid_out("ladder_trailing"), laid_out("ladder_trailing")
+    through, saved = laid_out("ladder_trailing"), laid_out("ladder_trailing")
     lived(through, *story)
-    lived(kept, *story[:2])
-    restored, out = np.frombuffer(kept.tobytes()).copy(), np.empty(e.OUT_WIDTH)
+    lived(saved, *story[:2])
+    restored, out = np.frombuffer(saved.tobytes()).copy(), np.empty(e.OUT_WIDTH)
     for minute in (2, 3):
         e.manage(restored, bar(minute, story[minute]), out)
     assert restored.tobytes() == through.tobytes()
@@ -199,7 +201,7 @@ def test_a_position_that_was_kept_and_restored_goes_on_the_same():
 
 @pytest.mark.parametrize("at", range(6))
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_missing_or_impossible_makes_no_plan_and_no_trade(at, value):
+def test_a_missing_or_impossible_input_makes_no_plan_and_no_trade(at, value):
     inputs = [100.0, 1.0, 0.01, 0.0, 600.0, 60.0]
     inputs[at] = value
     position, out = np.zeros(e.POSITION_WIDTH), np.zeros(e.OUT_WIDTH)
@@ -214,7 +216,7 @@ def test_what_is_missing_or_impossible_makes_no_plan_and_no_trade(at, value):
     [
         (e.STOP_ATR, np.nan),
         (e.STOP_ATR, 0.0),
-        (e.STOP_ATR, 100.0),  # a stop at nought
+        (e.STOP_ATR, 100.0),  # a stop at 0
         (e.TARGET_AT, np.nan),
         (e.TARGET_AT, 1.6),  # further out than the second
         (e.TARGET_AT + 2, 2.0),  # a leg without a share

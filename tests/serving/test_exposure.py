@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipelines.tails import euler_es, tail_losses
 from serving.risk.exposure import (
     ES_LEVEL,
-    LEAST_SCENARIOS,
+    MIN_SCENARIOS,
     STRIDE,
     UNKNOWN_ASSET,
     Scenarios,
@@ -46,29 +46,29 @@ def open_now(*positions):
 
 
 def test_nothing_open_uses_nothing_and_a_unit_has_its_own_tail(three):
-    seen = exposure_by_name(open_now(), 1.0, 0, 0.0, three)
-    assert seen == dict.fromkeys(seen, 0.0) | {"es_unit": pytest.approx(three.unit_es[0, 0])}
+    found = exposure_by_name(open_now(), 1.0, 0, 0.0, three)
+    assert found == dict.fromkeys(found, 0.0) | {"es_unit": pytest.approx(three.unit_es[0, 0])}
     assert exposure_by_name(open_now(), -1.0, 0, 0.0, three)["es_unit"] == three.unit_es[1, 0] != three.unit_es[0, 0]
     assert np.isnan(exposure_by_name(open_now(), 0.0, 0, 0.0, three)["es_unit"])
 
 
 def test_budgets_by_hand(three):
-    held = open_now((0.10, 0, 7.0), (-0.04, 0, 8.0), (0.05, 1, 7.0), (0.20, 2, 7.0))
-    seen = exposure_by_name(held, 1.0, 0, 7.0, three)
-    assert seen["gross"] == pytest.approx(0.39)
-    assert seen["strategy"] == pytest.approx(0.35)
-    assert seen["market"] == pytest.approx(0.19)  # what is quoted in USDT
-    assert seen["asset"] == pytest.approx(0.14)
+    positions = open_now((0.10, 0, 7.0), (-0.04, 0, 8.0), (0.05, 1, 7.0), (0.20, 2, 7.0))
+    found = exposure_by_name(positions, 1.0, 0, 7.0, three)
+    assert found["gross"] == pytest.approx(0.39)
+    assert found["strategy"] == pytest.approx(0.35)
+    assert found["market"] == pytest.approx(0.19)  # what is quoted in USDT
+    assert found["asset"] == pytest.approx(0.14)
     net = np.array([0.06, 0.05, 0.20])
-    assert seen["correlated"] == pytest.approx(np.maximum(three.correlation[0] * net, 0).sum())
-    assert seen["es"] == pytest.approx(tail_losses(three.returns @ net, 1 - ES_LEVEL)[1])
-    assert seen["stress"] == pytest.approx((net * three.unit_es[0]).sum())
+    assert found["correlated"] == pytest.approx(np.maximum(three.correlation[0] * net, 0).sum())
+    assert found["es"] == pytest.approx(tail_losses(three.returns @ net, 1 - ES_LEVEL)[1])
+    assert found["stress"] == pytest.approx((net * three.unit_es[0]).sum())
 
 
 def test_a_position_against_the_others_moves_with_none_of_them(three):
-    held = open_now((0.10, 0, 0.0), (0.10, 1, 0.0))
-    assert exposure_by_name(held, 1.0, 0, 0.0, three)["correlated"] > 0.15
-    assert exposure_by_name(held, -1.0, 0, 0.0, three)["correlated"] == 0.0
+    positions = open_now((0.10, 0, 0.0), (0.10, 1, 0.0))
+    assert exposure_by_name(positions, 1.0, 0, 0.0, three)["correlated"] > 0.15
+    assert exposure_by_name(positions, -1.0, 0, 0.0, three)["correlated"] == 0.0
 
 
 positions = st.lists(
@@ -78,26 +78,26 @@ positions = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(positions, st.sampled_from([-1.0, 1.0]), st.sampled_from([0, 1, 2]))
-def test_the_tail_is_never_above_all_falling_together_nor_below_nothing(three, held, side, asset):
-    seen = exposure_by_name(open_now(*held), side, asset, 0.0, three)
-    assert 0.0 <= seen["es"] <= seen["stress"] + 1e-15
-    assert all(seen[name] <= seen["gross"] + 1e-12 for name in ("strategy", "market", "asset", "correlated"))
+def test_the_tail_is_never_above_all_falling_together_nor_below_nothing(three, positions, side, asset):
+    found = exposure_by_name(open_now(*positions), side, asset, 0.0, three)
+    assert 0.0 <= found["es"] <= found["stress"] + 1e-15
+    assert all(found[name] <= found["gross"] + 1e-12 for name in ("strategy", "market", "asset", "correlated"))
 
 
 @settings(max_examples=100, deadline=None)
 @given(positions, st.floats(0.01, 0.2))
-def test_a_size_that_the_tail_budget_leaves_keeps_the_budget(three, held, limit):
-    held = open_now(*held)
-    seen = exposure_by_name(held, 1.0, 0, 0.0, three)
-    room = max(limit - seen["es"], 0.0) / seen["es_unit"]
-    after = exposure_by_name(np.vstack([held, [room, 0.0, 0.0]]), 1.0, 0, 0.0, three)
-    assert after["es"] <= max(limit, seen["es"]) + 1e-12
+def test_a_size_that_the_tail_budget_leaves_keeps_the_budget(three, positions, limit):
+    positions = open_now(*positions)
+    found = exposure_by_name(positions, 1.0, 0, 0.0, three)
+    room = max(limit - found["es"], 0.0) / found["es_unit"]
+    after = exposure_by_name(np.vstack([positions, [room, 0.0, 0.0]]), 1.0, 0, 0.0, three)
+    assert after["es"] <= max(limit, found["es"]) + 1e-12
 
 
 @settings(max_examples=100, deadline=None)
 @given(positions)
-def test_the_parts_of_the_tail_add_up_to_it(three, held):
-    net, parts = allocation(open_now(*held), three)
+def test_the_parts_of_the_tail_add_up_to_it(three, positions):
+    net, parts = allocation(open_now(*positions), three)
     whole = tail_losses(three.returns @ net, 1 - ES_LEVEL)[1]
     assert parts.sum() == pytest.approx(whole, abs=1e-12)
 
@@ -105,16 +105,16 @@ def test_the_parts_of_the_tail_add_up_to_it(three, held):
 def test_assets_that_share_no_hours_are_taken_to_fall_together():
     apart = scenarios_of({"A/USD": walk(1), "B/USD": walk(2, start=1e5 * HORIZON)}, HORIZON)
     assert apart.returns.shape == (0, 2)
-    held = open_now((0.1, 0, 0.0), (-0.1, 1, 0.0))
-    seen = exposure_by_name(held, 1.0, 0, 0.0, apart)
-    assert seen["es"] == seen["stress"] == pytest.approx(0.1 * apart.unit_es[0, 0] + 0.1 * apart.unit_es[1, 1])
-    assert seen["correlated"] == pytest.approx(0.2)
-    _, parts = allocation(held, apart)
-    assert parts.sum() == pytest.approx(seen["es"])
+    positions = open_now((0.1, 0, 0.0), (-0.1, 1, 0.0))
+    found = exposure_by_name(positions, 1.0, 0, 0.0, apart)
+    assert found["es"] == found["stress"] == pytest.approx(0.1 * apart.unit_es[0, 0] + 0.1 * apart.unit_es[1, 1])
+    assert found["correlated"] == pytest.approx(0.2)
+    _, parts = allocation(positions, apart)
+    assert parts.sum() == pytest.approx(found["es"])
 
 
 def test_too_short_a_history_and_an_unknown_asset_leave_the_tail_unknown(three):
-    short = scenarios_of({"A/USD": walk(1, n=LEAST_SCENARIOS + STRIDE - 1)}, HORIZON)
+    short = scenarios_of({"A/USD": walk(1, n=MIN_SCENARIOS + STRIDE - 1)}, HORIZON)
     assert np.isnan(exposure_by_name(open_now(), 1.0, 0, 0.0, short)["es_unit"])
     assert np.isnan(exposure_by_name(open_now(), 1.0, int(UNKNOWN_ASSET), 0.0, three)["es_unit"])
     lost = exposure_by_name(open_now((0.1, UNKNOWN_ASSET, 0.0)), 1.0, 0, 0.0, three)

@@ -6,23 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.contracts import REGIMES
+from pipelines.contracts import REGIMES, SCORE_NAMES
 from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import load_params
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.category_scores import SCORE_CATEGORIES
 from pipelines.signals.regimes import rule_regime
-from serving.policy.fusion import N_SCORES, SCORE_NAMES, fuse, regime_weights, weight_table
+from serving.policy.fusion import N_SCORES, fuse, regime_weights, weight_table
 
 FUSION = load_params().fusion
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/fusion_weights.json").read_text())
 
 
-def speak(weights=None, **voices):
-    """(confidence, vote, consensus, coverage), shares, contributions; voices as name=(direction, confidence)."""
+def fuse_scores(weights=None, **scores):
+    """(confidence, vote, consensus, coverage), shares, contributions; scores as name=(direction, confidence)."""
     direction, confidence = np.full(N_SCORES, np.nan), np.full(N_SCORES, np.nan)
-    for name, said in voices.items():
-        direction[SCORE_NAMES.index(name)], confidence[SCORE_NAMES.index(name)] = said
+    for name, values in scores.items():
+        direction[SCORE_NAMES.index(name)], confidence[SCORE_NAMES.index(name)] = values
     shares, contributions = np.empty(N_SCORES), np.empty(N_SCORES)
     weights = weight_table(FUSION)[4] if weights is None else weights
     answer = fuse(direction, confidence, weights, np.ones(N_SCORES), shares, contributions)
@@ -35,17 +35,17 @@ def test_weights_are_the_stated_ones_to_four_decimals(regime):
     assert {name: round(weight, 4) for name, weight in weights.items()} == GOLDEN[regime]
 
 
-def test_voices_are_in_the_order_the_signals_speak_in():
+def test_scores_are_in_the_order_of_the_signals_categories():
     assert SCORE_NAMES == SCORE_CATEGORIES
 
 
 def test_every_weighted_category_has_producers_and_every_producer_one_category_with_a_weight():
     assert set(PRODUCERS) == {*FUSION.weights, "traditional"}
     assert all(PRODUCERS[name] and weight > 0 for name, weight in FUSION.weights.items())
-    heard = [signal for signals in PRODUCERS.values() for signal in signals]
-    assert len(heard) == len(set(heard))
+    signals = [signal for signals in PRODUCERS.values() for signal in signals]
+    assert len(signals) == len(set(signals))
     assert (weight_table(FUSION)[:5, :-1] > 0).all()  # in every regime, and in none
-    assert {f"{signal}.direction" for signal in heard} <= set(SIGNALS.columns)
+    assert {f"{signal}.direction" for signal in signals} <= set(SIGNALS.columns)
 
 
 def test_every_row_of_the_weight_table_sums_to_one():
@@ -53,36 +53,36 @@ def test_every_row_of_the_weight_table_sums_to_one():
 
 
 def test_an_unavailable_category_leaves_its_weight_to_the_others_and_lowers_coverage():
-    (confidence, _, _, coverage), shares, _ = speak(ict=(1, 0.8), order_flow=(1, 0.6))
+    (confidence, _, _, coverage), shares, _ = fuse_scores(ict=(1, 0.8), order_flow=(1, 0.6))
     assert shares["ict"] == pytest.approx(0.25 / 0.45)
     assert np.isnan(shares["cmt"])
     assert confidence == pytest.approx((0.25 * 0.8 + 0.20 * 0.6) / 0.45)
     assert coverage == pytest.approx(0.45)
 
 
-def test_a_silent_category_is_reported_but_dilutes_nothing():
-    (confidence, _, consensus, coverage), shares, contributions = speak(ict=(1, 0.8), order_flow=(0, np.nan))
+def test_a_neutral_category_is_reported_but_dilutes_nothing():
+    (confidence, _, consensus, coverage), shares, contributions = fuse_scores(ict=(1, 0.8), order_flow=(0, np.nan))
     assert (confidence, consensus) == (pytest.approx(0.8), 1.0)
     assert (shares["order_flow"], contributions["order_flow"]) == (pytest.approx(0.20 / 0.45), 0.0)
     assert coverage == pytest.approx(0.25)
 
 
-def test_nobody_speaking_is_nan_and_never_a_half():
-    (confidence, vote, consensus, coverage), _, _ = speak(ict=(0, np.nan))
+def test_no_active_category_is_nan_and_never_one_half():
+    (confidence, vote, consensus, coverage), _, _ = fuse_scores(ict=(0, np.nan))
     assert np.isnan(confidence)
     assert (vote, consensus, coverage) == (0.0, 0.0, 0.0)
 
 
 def test_the_vote_is_the_weighted_log_odds_and_contributions_sum_to_it():
-    (_, vote, consensus, _), _, contributions = speak(ict=(1, 0.6), order_flow=(-1, 0.8))
+    (_, vote, consensus, _), _, contributions = fuse_scores(ict=(1, 0.6), order_flow=(-1, 0.8))
     ict, flow = 0.25 * np.log(0.8 / 0.2), 0.20 * np.log(0.9 / 0.1)
     assert vote == pytest.approx(ict - flow)
     assert consensus == pytest.approx(abs(ict - flow) / (ict + flow))
     assert np.nansum(list(contributions.values())) == pytest.approx(np.sign(vote) * consensus)
 
 
-def test_full_confidence_is_clipped_so_that_no_voice_is_infinite():
-    (_, vote, _, _), _, _ = speak(ict=(1, 1.0))
+def test_full_confidence_is_clipped_so_that_no_vote_is_infinite():
+    (_, vote, _, _), _, _ = fuse_scores(ict=(1, 1.0))
     assert vote == pytest.approx(0.25 * np.log(0.999 / 0.001))
 
 

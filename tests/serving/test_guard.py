@@ -37,7 +37,7 @@ def key(where):
 
 
 async def tool(scope, receive, send):
-    """Answers with what it was asked; any origin may read it, as Prefect's API says. A socket is told its headers."""
+    """Echo the request; any origin may read it, as in Prefect's API. A socket gets its headers."""
     headers = [(name.decode(), value.decode("latin-1")) for name, value in scope["headers"]]
     if scope["type"] == "websocket":
         await receive()
@@ -45,11 +45,11 @@ async def tool(scope, receive, send):
         await send({"type": "websocket.send", "text": json.dumps(headers)})
         await send({"type": "websocket.close", "code": 1000})
         return
-    said = [(b"content-type", b"application/json"), (b"access-control-allow-origin", b"*"),
+    sent = [(b"content-type", b"application/json"), (b"access-control-allow-origin", b"*"),
             (b"access-control-allow-credentials", b"true")]  # fmt: skip
-    await send({"type": "http.response.start", "status": 200, "headers": said})
-    told = {"method": scope["method"], "path": scope["path"], "headers": headers}
-    await send({"type": "http.response.body", "body": json.dumps(told).encode()})
+    await send({"type": "http.response.start", "status": 200, "headers": sent})
+    echo = {"method": scope["method"], "path": scope["path"], "headers": headers}
+    await send({"type": "http.response.body", "body": json.dumps(echo).encode()})
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_names_of_a_proxy_are_let_in_when_they_are_listed_and_only_those(where, 
         assert client.get("/api", headers={"Host": host, **bearer(key)}).status_code == 400
 
 
-def test_on_port_80_no_port_is_said_and_a_server_on_another_address_answers_to_it(where, key):
+def test_on_port_80_no_port_is_named_and_a_server_on_another_address_answers_to_it(where, key):
     app = Guard(tool, tool="prefect", where=where.model_copy(update={"host": "10.1.2.3"}))
     for host, server, status in [("localhost", 80, 200), ("localhost:80", 80, 200), ("10.1.2.3:4200", PORT, 200),
                                  ("localhost:80", PORT, 400), ("10.1.2.4:4200", PORT, 400)]:  # fmt: skip
@@ -203,7 +203,7 @@ def test_nobody_comes_in_without_the_key(guarded, key, headers, path):
         sent = basic(key, "")
     answer = guarded.get(path, headers=sent)
     assert answer.status_code == 401
-    assert answer.headers["www-authenticate"] == "Bearer"  # no browser asks for a password it would keep
+    assert answer.headers["www-authenticate"] == "Bearer"  # no browser prompts for a password it would store
     assert "bellwether open prefect" in answer.json()["error"]
     assert key not in answer.text
     assert closed_with(guarded, path, **sent) == 4401
@@ -211,10 +211,10 @@ def test_nobody_comes_in_without_the_key(guarded, key, headers, path):
 
 def test_the_key_is_taken_as_bearer_and_as_the_password_of_basic_and_goes_no_further(guarded, key):
     for headers in (bearer(key), {"authorization": f"bearer  {key}"}, basic("bellwether", key), basic("", key)):
-        told = guarded.patch("/api/x", headers={**headers, "Cookie": "theme=dark; bellwether_mlflow_5000=abc"}).json()
-        assert (told["method"], told["path"]) == ("PATCH", "/api/x")
-        assert key not in str(told)
-        assert [v for n, v in told["headers"] if n in ("cookie", "authorization")] == ["theme=dark"]
+        echo = guarded.patch("/api/x", headers={**headers, "Cookie": "theme=dark; bellwether_mlflow_5000=abc"}).json()
+        assert (echo["method"], echo["path"]) == ("PATCH", "/api/x")
+        assert key not in str(echo)
+        assert [v for n, v in echo["headers"] if n in ("cookie", "authorization")] == ["theme=dark"]
         with guarded.websocket_connect(f"ws://{US}/api/events/in", headers=headers) as socket:
             assert "authorization" not in socket.receive_text()
 
@@ -231,8 +231,8 @@ def test_without_the_key_there_is_a_login_page_and_an_open_probe(guarded):
     assert guarded.post("/readyz").status_code == guarded.post("/").status_code == 401
 
 
-def test_a_browser_that_a_page_of_another_site_led_here_asks_once_more_by_itself(guarded):
-    """A strict cookie does not come along then; asked from our own page it does."""
+def test_a_browser_that_a_page_of_another_site_led_here_requests_once_more_by_itself(guarded):
+    """A strict cookie does not come along then; sent from our own page it does."""
     assert 'http-equiv="refresh"' in guarded.get("/", headers={"Sec-Fetch-Site": "cross-site"}).text
     assert 'http-equiv="refresh"' not in guarded.get("/", headers={"Sec-Fetch-Site": "same-origin"}).text
 
@@ -245,7 +245,7 @@ def test_what_a_tool_allows_every_origin_is_allowed_to_none(guarded, key):
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
-def test_the_key_ready_can_be_asked_for(guarded, key):
+def test_the_session_path_shows_whether_the_key_is_right(guarded, key):
     assert guarded.get("/session", headers=bearer(key)).status_code == 204
     assert guarded.get("/session", headers=bearer("no")).status_code == 401
 
@@ -335,9 +335,9 @@ def test_a_socket_with_a_session_needs_an_origin_of_ours(guarded, where, key):
 def test_a_session_is_for_one_tool_for_a_while_and_for_this_key(where, key, monkeypatch):
     token = keys.create_session(key, "prefect")
     assert keys.is_session(token, key, "prefect")
-    said, _, signature = token.rpartition(".")
-    later = f"{int(said.partition('.')[0]) + 9}.{said.partition('.')[2]}.{signature}"
-    for bad in ("", ".", "..", "a.b.c", later, token[:-1], token + "0", f"{said}.", f"-1.{token}", "é" + token):
+    payload, _, signature = token.rpartition(".")
+    later = f"{int(payload.partition('.')[0]) + 9}.{payload.partition('.')[2]}.{signature}"
+    for bad in ("", ".", "..", "a.b.c", later, token[:-1], token + "0", f"{payload}.", f"-1.{token}", "é" + token):
         assert not keys.is_session(bad, key, "prefect")
     assert not keys.is_session(token, key, "mlflow")
     assert not keys.is_session(token, "another key", "prefect")
@@ -399,7 +399,7 @@ def test_a_new_key_ends_the_old_one_and_its_sessions(where, key, monkeypatch):
         keys.rotate_key(Settings(_env_file=None, home=where.home))
 
 
-# ---- what a call of our services looks like
+# ---- calls of our services
 
 
 @pytest.fixture
@@ -435,9 +435,9 @@ def test_a_body_without_a_kind_is_415_and_a_call_without_a_body_is_not(called, k
 
 
 def test_a_read_by_get_reaches_the_service_without_what_came_with_it(called):
-    told = called.request("GET", "/status", content=b"x", headers={"Content-Type": "multipart/form-data"}).json()
-    assert (told["method"], told["path"]) == ("POST", "/status")
-    assert not {"content-type", "content-length"} & {name for name, _ in told["headers"]}
+    echo = called.request("GET", "/status", content=b"x", headers={"Content-Type": "multipart/form-data"}).json()
+    assert (echo["method"], echo["path"]) == ("POST", "/status")
+    assert not {"content-type", "content-length"} & {name for name, _ in echo["headers"]}
 
 
 def test_what_is_open_is_listed_and_all_else_needs_the_key(called, key):

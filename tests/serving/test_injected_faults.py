@@ -60,10 +60,10 @@ def test_a_model_that_fails_abstains_alone_and_so_many_in_a_row_hand_over_to_tra
     tiers = []
     while len(tiers) < RULES.faults_in_row:
         decision = bar_with_event(client)
-        said = decision["models"]["validator"]
-        assert said["champion"]["reason"].startswith("MODEL_FAULT:")
-        assert (said["champion"]["status"], said["champion"]["p"]) == ("ABSTAIN", None)
-        assert not (said["challenger"]["reason"] or "").startswith("MODEL_FAULT:")
+        answers = decision["models"]["validator"]
+        assert answers["champion"]["reason"].startswith("MODEL_FAULT:")
+        assert (answers["champion"]["status"], answers["champion"]["p"]) == ("ABSTAIN", None)
+        assert not (answers["challenger"]["reason"] or "").startswith("MODEL_FAULT:")
         tiers.append(decision["tier"])
     assert tiers == [2] * (RULES.faults_in_row - 1) + [3]
     assert (decision["arm"], decision["tier_multiplier"]) == ("traditional", RULES.size[3])
@@ -94,7 +94,7 @@ def test_a_store_that_cannot_be_written_is_an_emergency_and_nothing_is_decided(c
     assert back == [4] * (RULES.good_bars - 1) + [3] * RULES.good_bars + [2]
 
 
-def test_an_emergency_latched_by_a_person_lasts_until_a_person_resets_it(client):
+def test_an_emergency_tripped_by_a_person_lasts_until_a_person_resets_it(client):
     next_decision(client)
     client.store().trip("emergency", datetime.now(UTC), "exchange halted")
     assert eventually(lambda: status(client)["tier"] == 4)
@@ -137,24 +137,24 @@ class Service:
                 if service.mood == "gone":
                     self.close_connection = True
                     return
-                service.calls.append(len(request.asks))
+                service.calls.append(len(request.inference_requests))
                 service.slots.refresh()
-                told, status = run_inference(service.slots.snapshot, request), 200
+                content, status = run_inference(service.slots.snapshot, request), 200
                 if service.mood == "sleep":
                     time.sleep(1.0)
                 if service.mood == "overloaded":
-                    told, status = {"error": "process is overloaded"}, 503
+                    content, status = {"error": "process is overloaded"}, 503
                 if service.mood == "other":
-                    told = {"hello": "world"}
+                    content = {"hello": "world"}
                 if service.mood == "liar":
-                    for answer in told["answers"]:
-                        for said in answer.values():
-                            said["digest"] = "f" * 64
-                content = json.dumps(told).encode()
+                    for answer in content["predictions"]:
+                        for arm in answer.values():
+                            arm["digest"] = "f" * 64
+                body = json.dumps(content).encode()
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(content)
+                self.wfile.write(body)
 
             def log_message(self, *args):
                 pass
@@ -180,17 +180,17 @@ def test_remote_answers_are_those_of_the_bundle_here_bit_for_bit_by_one_call_a_r
     remote.service.calls.clear()
     decision = bar_with_event(remote)
     assert decision["tier"] == 2
-    kept = remote.store().decision(decision["id"])
-    features, signals = np.frombuffer(kept.features), np.frombuffer(kept.signals)
+    record = remote.store().decision(decision["id"])
+    features, signals = np.frombuffer(record.features), np.frombuffer(record.signals)
     for arm, digest in (("champion", remote.champion), ("challenger", remote.challenger)):
-        said, model = decision["models"]["validator"][arm], load_bundle(remote.home / "bundles" / digest, None)
-        row = event_row(features, signals, said["direction"])[np.newaxis]
+        answer, model = decision["models"]["validator"][arm], load_bundle(remote.home / "bundles" / digest, None)
+        row = event_row(features, signals, answer["direction"])[np.newaxis]
         here = model.predict(select(row, VALIDATOR_COLUMNS, model.columns))
-        assert (said["p"], said["p_low"], said["digest"]) == (here.p[0], here.p_low[0], digest)
+        assert (answer["p"], answer["p_low"], answer["digest"]) == (here.p[0], here.p_low[0], digest)
     assert sorted(remote.service.calls)[-1] == 1  # both arms in one ask, one call
     before = len([n for n in remote.service.calls if n])
     remote.decide()
-    assert len([n for n in remote.service.calls if n]) == before  # the decision made is found, nobody is asked
+    assert len([n for n in remote.service.calls if n]) == before  # the decision made is found, no request is sent
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_model_service_that_is_gone_is_refused_at_once(remote):
     assert next_decision(remote)["arm"] == "traditional"
 
 
-def test_another_model_than_the_one_asked_never_answers(remote):
+def test_another_model_than_the_requested_one_never_answers(remote):
     remote.service.mood = "liar"
     decision = bar_with_event(remote)
     assert decision["models"]["validator"]["champion"]["reason"].startswith("MODEL_SERVICE_BEHIND: ffffffffffff")

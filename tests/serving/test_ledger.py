@@ -1,4 +1,4 @@
-"""The ledger: durable before acknowledged, one bad entry spoils nothing, kill -9 loses nothing acknowledged."""
+"""The ledger: durable before acknowledged, one bad entry fails alone, kill -9 loses nothing acknowledged."""
 
 import signal
 import subprocess
@@ -93,7 +93,7 @@ def test_bars_and_the_books_that_came_with_them_are_stored_together_or_not_at_al
     assert store.records("SIM/USDT")[0].levels[:, 0, 0, 0].tolist() == [99.0]
 
 
-def test_who_stops_waiting_neither_calls_back_the_write_nor_stops_the_writer(store, ledger):
+def test_a_caller_that_stops_waiting_neither_cancels_the_write_nor_stops_the_writer(store, ledger):
     with store.writing():
         left = append(ledger, "a")
         assert not left.cancel()
@@ -101,7 +101,7 @@ def test_who_stops_waiting_neither_calls_back_the_write_nor_stops_the_writer(sto
     assert {record.decision.id for record in store.decisions()} == {"a", "b"}
 
 
-def test_closing_writes_what_is_queued_and_takes_nothing_more(store):
+def test_closing_writes_the_queue_and_accepts_nothing_more(store):
     ledger = Ledger(store)
     waiting = [append(ledger, str(i)) for i in range(50)]
     ledger.close()

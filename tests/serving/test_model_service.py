@@ -94,16 +94,16 @@ def test_a_missing_value_is_an_abstention_with_its_reason_never_a_number(served)
 
 def test_a_batched_call_gives_the_bundles_own_bytes_row_by_row_and_only_from_the_digest_it_names(served):
     here = load_bundle(served.bundle, None)
-    asked = {"family": "validator", "columns": list(served.stand.columns)}
-    asks = [
-        {**asked, "digests": {"champion": here.digest, "challenger": "0" * 64}, "rows": packed(row[np.newaxis])}
+    common = {"family": "validator", "columns": list(served.stand.columns)}
+    requests = [
+        {**common, "digests": {"champion": here.digest, "challenger": "0" * 64}, "rows": packed(row[np.newaxis])}
         for row in served.stand.rows[:7]
     ]
-    told = served.post("/answer", {"asks": asks}).json()
-    for row, answer in zip(served.stand.rows[:7], told["answers"], strict=True):
-        alone = here.predict(row[np.newaxis])
-        assert unpacked(Packed(**answer["champion"]["p"])).tobytes() == alone.p.tobytes()
-        assert unpacked(Packed(**answer["champion"]["p_low"])).tobytes() == alone.p_low.tobytes()
+    batch = served.post("/predict_batch", {"inference_requests": requests}).json()
+    for row, answer in zip(served.stand.rows[:7], batch["predictions"], strict=True):
+        local = here.predict(row[np.newaxis])
+        assert unpacked(Packed(**answer["champion"]["p"])).tobytes() == local.p.tobytes()
+        assert unpacked(Packed(**answer["champion"]["p_low"])).tobytes() == local.p_low.tobytes()
         assert answer["champion"]["digest"] == here.digest
         assert answer["challenger"] == {"fault": "MODEL_SERVICE_BEHIND: its generation 1 holds no 000000000000"}
 
@@ -119,14 +119,14 @@ def test_a_batched_call_gives_the_bundles_own_bytes_row_by_row_and_only_from_the
 )
 def test_a_bad_batched_call_is_a_400_naming_what_is_wrong(served, change, says):
     one = {"family": "validator", "digests": {}, "columns": ["one"], "rows": {"shape": [1, 1], "f8": "AAAAAAAA8D8="}}
-    answer = served.post("/answer", {"asks": [one | change]})
+    answer = served.post("/predict_batch", {"inference_requests": [one | change]})
     assert (answer.status_code, says in answer.json()["error"]) == (400, True), answer.text
 
 
 def test_a_prediction_needs_the_key_and_bentomls_own_client_sends_it(served):
-    for path in ("/predict", "/answer"):
-        assert served.post(path, {"asks": []}, {}).status_code == 401
-    assert served.post("/answer", {"asks": []}).status_code == 200
+    for path in ("/predict", "/predict_batch"):
+        assert served.post(path, {"inference_requests": []}, {}).status_code == 401
+    assert served.post("/predict_batch", {"inference_requests": []}).status_code == 200
     body = {"family": "validator", "rows": served.stand.rows[:1].tolist()}
     with warnings.catch_warnings(), bentoml.SyncHTTPClient(served.url, token="test-key") as client:
         warnings.simplefilter("ignore", ResourceWarning)  # the client leaves its folder to the end of the process
@@ -135,9 +135,9 @@ def test_a_prediction_needs_the_key_and_bentomls_own_client_sends_it(served):
 
 
 def test_readyz_shows_every_check(served):
-    told = httpx.get(f"{served.url}/readyz").json()
-    assert told["ready"] is True
-    assert any(check["name"] == "golden:validator.champion" for check in told["checks"])
+    shown = httpx.get(f"{served.url}/readyz").json()
+    assert shown["ready"] is True
+    assert any(check["name"] == "golden:validator.champion" for check in shown["checks"])
 
 
 @pytest.mark.parametrize(

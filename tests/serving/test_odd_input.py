@@ -91,9 +91,9 @@ def test_a_time_out_of_range_or_without_text_is_a_400_wherever_a_time_is_taken(s
         ("/outcome", outcome | {"resolved_at": when}),
         ("/fill", {"id": "a", "decision_id": "a", "status": "rejected", "at": when}),
     ):
-        said = refused(served.http.post(path, content=json.dumps(body), headers=JSON))
+        error = refused(served.http.post(path, content=json.dumps(body), headers=JSON))
         if isinstance(when, str):
-            assert "time" in said["error"] or "datetime" in said["error"]
+            assert "time" in error["error"] or "datetime" in error["error"]
 
 
 @pytest.mark.parametrize("when", ["1970-01-01T00:00:00Z", "2200-01-01T00:00:00Z", "2024-01-09T08:00:00+05:30"])
@@ -120,7 +120,7 @@ def test_a_number_that_is_none_or_out_of_range_is_a_400_naming_its_field(served,
 
 
 @pytest.mark.parametrize("name", ["", "a\x00b", "\x00", "a\nb", "\x1b[2J", "\x7f", "\x85", "x" * 65, "x" * 900_000])
-def test_a_name_with_control_characters_or_too_long_is_a_400_and_not_said_back_whole(served, name):
+def test_a_name_with_control_characters_or_too_long_is_a_400_and_not_echoed_whole(served, name):
     outcome = {
         "resolved_at": "2024-01-09T08:00:00Z",
         "label": 1,
@@ -154,9 +154,9 @@ def test_a_name_with_control_characters_or_too_long_is_a_400_and_not_said_back_w
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/observe", "/decide", "/outcome", "/fill", "/status"])
-def test_what_is_no_json_object_of_ours_is_a_400(served, path, body):
+def test_what_is_not_a_json_object_of_ours_is_a_400(served, path, body):
     if body == b" " and path in ("/status",):
-        pytest.skip("no fields are asked for")
+        pytest.skip("this call takes no fields")
     refused(served.http.post(path, content=body, headers=JSON))
 
 
@@ -201,9 +201,9 @@ def test_an_odd_path_is_answered_below_500(served, path):
      [1, 2**64 + 1], [-1, -1], [0, 7], [], [1] * 4, [1.0], ["1"], [True]],
 )  # fmt: skip
 def test_a_shape_that_would_wrap_around_is_refused_with_the_request(shape):
-    asked = {"family": "validator", "digests": {}, "columns": ["a"], "rows": {"shape": shape, "f8": ""}}
+    request = {"family": "validator", "digests": {}, "columns": ["a"], "rows": {"shape": shape, "f8": ""}}
     with pytest.raises(ValidationError):
-        PredictBatchRequest.model_validate_json(json.dumps({"asks": [asked]}))
+        PredictBatchRequest.model_validate_json(json.dumps({"inference_requests": [request]}))
 
 
 @pytest.mark.parametrize(
@@ -225,5 +225,5 @@ def test_rows_by_name_and_by_order_take_numbers_and_nothing_else():
 
 def test_a_bar_of_integers_and_one_of_floats_are_the_same():
     bar = {"open_time": "2024-01-09T08:00:00Z", "open": 1, "high": 2, "low": 1, "close": 2}
-    asked = ObserveRequest.model_validate_json(json.dumps({"symbol": "A", "bars": [bar]}))
-    assert asked.matrix()[0, 1:5].tolist() == [1.0, 2.0, 1.0, 2.0]
+    request = ObserveRequest.model_validate_json(json.dumps({"symbol": "A", "bars": [bar]}))
+    assert request.matrix()[0, 1:5].tolist() == [1.0, 2.0, 1.0, 2.0]

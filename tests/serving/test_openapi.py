@@ -5,10 +5,12 @@ import json
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
+from pydantic import ValidationError
 
+from serving.service.endpoint_pages import PAGES, TAGS
 from serving.service.openapi import CALLS, complete_spec
 
-KEYED = ("/observe", "/decide", "/outcome", "/fill")
+KEYED = ("/observe", "/decide", "/outcome", "/fill", "/predict", "/predict_batch")
 
 
 @pytest.fixture(scope="module", params=["decision", "models"])
@@ -44,25 +46,56 @@ def test_keyed_calls_declare_the_bearer_key_and_only_they(written):
     spec = complete_spec(written, needs_key=KEYED)
     assert spec["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     for path, item in spec["paths"].items():
-        for told in item.values():
-            assert told.get("security") == ([{"bearer": []}] if path in KEYED else None), path
+        for operation in item.values():
+            assert operation.get("security") == ([{"bearer": []}] if path in KEYED else None), path
+            if path in PAGES:
+                assert operation["description"].endswith("Needs the bearer key." if path in KEYED else "Needs no key.")
 
 
 def test_every_call_declares_our_errors_in_their_one_shape(written):
     spec = complete_spec(written, needs_key=KEYED)
     for item in spec["paths"].values():
-        for told in item.values():
+        for operation in item.values():
             for status in ("400", "401", "404", "409", "411", "413", "415", "429"):
-                schema = told["responses"][status]["content"]["application/json"]["schema"]
+                schema = operation["responses"][status]["content"]["application/json"]["schema"]
                 assert schema == {"$ref": "#/components/schemas/Error"}
 
 
-def test_what_may_be_null_is_said_to_be_and_limits_are_named(written):
+def test_fields_that_may_be_null_and_limits_are_declared(written):
     spec = complete_spec(written, needs_key=KEYED)
     if "/fill" not in spec["paths"]:
         return
-    told = spec["paths"]["/fill"]["post"]
-    answer = told["responses"]["200"]["content"]["application/json"]["schema"]
+    operation = spec["paths"]["/fill"]["post"]
+    answer = operation["responses"]["200"]["content"]["application/json"]["schema"]
     assert {"type": "null"} in answer["properties"]["slippage_bps"]["anyOf"]
-    taken = told["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    taken = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
     assert (taken["id"]["maxLength"], taken["price"]["anyOf"][0]["exclusiveMinimum"]) == (64, 0)
+
+
+def test_every_call_has_a_summary_a_description_a_group_and_examples(written):
+    spec = complete_spec(written, needs_key=KEYED)
+    assert [tag["name"] for tag in spec["tags"]] == [name for name in TAGS if name in {t["name"] for t in spec["tags"]}]
+    for path, item in spec["paths"].items():
+        for method, operation in item.items():
+            assert (len(operation["tags"]), operation["tags"][0] in TAGS) == (1, True), path
+            assert 10 < len(operation["summary"]) < 70
+            assert len(operation["description"]) > len(operation["summary"])
+            (answer,) = operation["responses"]["200"]["content"].values()
+            assert "example" in answer
+            assert method == "get" or "example" in operation["requestBody"]["content"]["application/json"]
+            assert path not in PAGES or answer["example"]["api"] == 1
+
+
+@pytest.mark.parametrize("path", CALLS)
+def test_the_examples_are_valid_requests_and_answers(path):
+    taken, answered = CALLS[path]
+    taken.model_validate_json(json.dumps(PAGES[path].request))
+    fitting = []
+    for model in answered:
+        try:
+            model.model_validate_json(json.dumps(PAGES[path].answer))
+            fitting.append(model)
+        except ValidationError:
+            continue
+    assert fitting
+    assert PAGES.keys() == CALLS.keys()

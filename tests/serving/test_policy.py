@@ -1,12 +1,13 @@
 """U6: one decision against hand arithmetic, and the live path equal to the backtest's core on 10,000 rows."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
-from pipelines.contracts import REGIMES
+from pipelines.contracts import REGIMES, SCORE_NAMES, Decision, ModelAnswer
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.settings import load_params
 from serving.policy import kernel as decision_kernel
@@ -20,7 +21,7 @@ from serving.policy.decision_row import (
     to_row,
     to_rows,
 )
-from serving.policy.fusion import N_SCORES, SCORE_NAMES
+from serving.policy.fusion import N_SCORES
 from serving.risk.codes import REFUSALS, bits_of, name_of, trail
 from serving.risk.limits import BUDGETS
 
@@ -29,7 +30,8 @@ FLAT = flatten(PARAMS)
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 FACTS = {
     "id": "d1", "symbol": "SIM/USDT", "as_of": NOON, "known_at": NOON, "ingested_at": NOON, "arm": "champion",
-    "generation": 3, "models": {"champion": {"version": "1"}}, "lineage": {"data_hash": "abc"},
+    "generation": 3, "models": {"validator": {"champion": ModelAnswer("validator", version="1")}},
+    "lineage": {"data_hash": "abc"},
 }  # fmt: skip
 NAN = float("nan")
 INPUTS = DecisionInputs(
@@ -67,13 +69,13 @@ def test_one_decision_by_hand():
     assert d.weights == {"ict": pytest.approx(0.225 / 0.445), "order_flow": pytest.approx(0.22 / 0.445)}
     assert sum(d.contributions.values()) == pytest.approx(1.0)
     assert d.coverage == pytest.approx(0.445 / 1.065)
-    assert d.said == {"ict": 0.8, "order_flow": 0.9, "traditional": -0.9}
+    assert d.category_scores == {"ict": 0.8, "order_flow": 0.9, "traditional": -0.9}
     assert (set(d.trail.values()), d.stage, d.capped_by) == ({"passed"}, "normal", None)
     assert d.validation["traditional"] == pytest.approx(0.05)
     assert (d.id, d.event, d.tier, d.generation, d.lineage) == ("d1", "fvg", 1, 3, {"data_hash": "abc"})
 
 
-def test_on_a_source_coarser_than_asked_for_an_event_lives_as_long_as_its_label():
+def test_on_a_source_coarser_than_configured_an_event_lives_as_long_as_its_label():
     hours = PARAMS.labels.horizon_bars
     assert decide(INPUTS, PARAMS, FLAT, **FACTS, bar_seconds=3600).expiry == NOON + timedelta(hours=hours)
 
@@ -187,16 +189,17 @@ def test_live_and_batch_agree_on_ten_thousand_rows_refusals_included():
 def test_layout_names_and_constants_agree():
     for at, name in enumerate(decision_kernel.ROW_FIELDS[decision_kernel.STATE_AT :], decision_kernel.STATE_AT):
         assert getattr(decision_kernel, name.upper()) == at
-    layers = {"traditional": "W_TRADITIONAL", "ai": "W_AI", "correlation": "W_CORRELATION"}
+    weights = slice(decision_kernel.W_LAYERS, decision_kernel.W_LAYERS + decision_kernel.N_LAYERS)
+    assert decision_kernel.PARAM_FIELDS[weights] == decision_kernel.VALIDATION_LAYERS
     for at, name in enumerate(decision_kernel.PARAM_FIELDS[: decision_kernel.BUDGETS_AT]):
-        assert getattr(decision_kernel, layers.get(name, name.upper())) == at
+        assert name in decision_kernel.VALIDATION_LAYERS or getattr(decision_kernel, name.upper()) == at
     assert [f"max_{name}" for name in BUDGETS] == list(decision_kernel.PARAM_FIELDS[decision_kernel.BUDGETS_AT :])
     assert [getattr(decision_kernel, name.upper()) for name in decision_kernel.OUT_FIELDS] == list(
         range(len(decision_kernel.OUT_FIELDS))
     )
 
 
-def test_bad_callers_are_told_what_to_mend():
+def test_bad_inputs_are_refused_with_what_to_fix():
     with pytest.raises(BadTimes, match="timezone"):
         decide(INPUTS, PARAMS, FLAT, **{**FACTS, "as_of": NOON.replace(tzinfo=None)})
     with pytest.raises(UnknownName, match="SIDEWAYS"):
@@ -207,7 +210,7 @@ def test_bad_callers_are_told_what_to_mend():
         to_rows(np.zeros((2, 3)), np.zeros((2, 3)))
 
 
-def test_an_exit_plan_that_nobody_would_follow_is_refused_and_not_ignored():
+def test_an_exit_plan_that_no_venue_follows_is_refused_and_not_ignored():
     exits = PARAMS.exits.model_copy(update={"plan": "ladder"})
     with pytest.raises(BadValues, match=r"exits\.plan ladder.*set it to plain"):
         flatten(PARAMS.model_copy(update={"exits": exits}))
@@ -221,3 +224,36 @@ def test_params_without_a_limit_are_refused_and_none_is_guessed():
     limits = {name: limit for name, limit in risk.regime_limits.items() if name != "bear"}
     with pytest.raises(UnknownName, match="bear"):
         flatten(PARAMS.model_copy(update={"risk": risk.model_copy(update={"regime_limits": limits})}))
+
+
+ANSWER = {
+    "family": "predictor", "version": "2", "digest": "d" * 64, "verdict": "passed", "role": "active", "event": None,
+    "direction": 0, "p": 0.6, "p_low": 0.5, "label": None, "status": "OK", "reason": None, "novelty": 1.5,
+}  # fmt: skip
+VOTE = {"p": 0.55, "phase": "QUIET", "weights": {"lstm": 1.0, "gru": 0.0}, "missing": ["gru"]}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        ANSWER,
+        ANSWER | {"members": {"lstm": 0.55, "gru": None}, "ensemble": VOTE},
+        ANSWER | {"p": {"QUIET": 0.7, "RANGING": 0.3}, "p_low": {"QUIET": None, "RANGING": None}, "label": "QUIET"},
+        ANSWER | {"p": None, "p_low": None, "novelty": None, "status": "ABSTAIN", "reason": "NO_EVENT"},
+    ],
+)
+def test_a_stored_model_answer_is_read_and_written_with_the_same_keys(record):
+    answer = ModelAnswer.from_dict(json.loads(json.dumps(record)))
+    assert json.loads(json.dumps(answer.to_dict())) == record
+    assert answer.chance[0] == (record["p"] if isinstance(record["p"], float) else None)
+
+
+def test_a_decision_is_read_back_as_it_was():
+    facts = {**FACTS, "models": {"predictor": {"champion": ModelAnswer.from_dict(ANSWER | {"ensemble": VOTE})}}}
+    decision = decide(INPUTS, PARAMS, FLAT, **facts)
+    assert Decision.from_dict(json.loads(json.dumps(decision.to_dict()))) == decision
+
+
+def test_a_decision_of_release_0_1_names_the_one_family_there_was():
+    record = decide(INPUTS, PARAMS, FLAT, **FACTS).to_dict() | {"models": {"champion": {"p": 0.6, "digest": "a"}}}
+    assert Decision.from_dict(record).models == {"validator": {"champion": ModelAnswer("validator", digest="a", p=0.6)}}

@@ -79,8 +79,8 @@ def worker(stand, tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def half_sent(worker):
-    """A request that is never whole, begun before the other tests; what its connection said and after how long."""
-    said = {}
+    """A request that is never whole, begun before the other tests; what its connection received and after how long."""
+    received = {}
 
     def wait():
         with worker.connect() as connection:
@@ -88,13 +88,13 @@ def half_sent(worker):
             head = f"POST /decide HTTP/1.1\r\nhost: 127.0.0.1:{worker.port}\r\nauthorization: Bearer test-key\r\n"
             kind = "content-type: application/json\r\ncontent-length: 100\r\n\r\nhalf"
             connection.sendall((head + kind).encode())
-            said["answer"] = connection.recv(1 << 16)
-            said["ended"] = connection.recv(1) == b""
-            said["after"] = time.monotonic() - began
+            received["answer"] = connection.recv(1 << 16)
+            received["ended"] = connection.recv(1) == b""
+            received["after"] = time.monotonic() - began
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    yield lambda: (waiting.join(), said)[1]
+    yield lambda: (waiting.join(), received)[1]
     waiting.join()
 
 
@@ -119,10 +119,10 @@ def test_odd_requests_over_a_real_socket_are_never_a_5xx_and_their_log_is_one_sh
     right |= {path: {} for path in ("/status", "/ready", "/risk", "/models")}
     for _ in range(200):
         path = rng.choice(tuple(right))
-        asked, ends = inputs.request_of(rng, path, right[path], f"127.0.0.1:{worker.port}".encode(), "test-key")
-        status, answer = inputs.answer_to(worker.port, asked, ends)
-        assert not status.startswith("5"), (asked[:500], answer[-500:])
-        assert status != "none", asked[:500]
+        request, ends = inputs.request_of(rng, path, right[path], f"127.0.0.1:{worker.port}".encode(), "test-key")
+        status, answer = inputs.answer_to(worker.port, request, ends)
+        assert not status.startswith("5"), (request[:500], answer[-500:])
+        assert status != "none", request[:500]
     lines = [json.loads(line) for line in worker.lines()]
     refused = [line for line in lines if line["logger"] == "bellwether.requests"]
     assert refused
@@ -133,22 +133,22 @@ def test_odd_requests_over_a_real_socket_are_never_a_5xx_and_their_log_is_one_sh
     assert "test-key" not in worker.log.read_text()
 
 
-def test_no_caller_can_say_that_it_is_another(worker):
-    asked = b"GET /nowhere HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 9.9.9.9\r\nx-request-id: forged-1\r\n\r\n"
-    inputs.answer_to(worker.port, asked, ends=False)
+def test_no_caller_can_pass_for_another(worker):
+    request = b"GET /nowhere HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 9.9.9.9\r\nx-request-id: forged-1\r\n\r\n"
+    inputs.answer_to(worker.port, request, ends=False)
     time.sleep(1.1)  # the second in which lines were dropped is over
-    inputs.answer_to(worker.port, asked, ends=False)
-    told = [line for line in map(json.loads, worker.lines()) if line.get("request_id") == "forged-1"]
-    assert {line["client"] for line in told} == {"127.0.0.1"}
+    inputs.answer_to(worker.port, request, ends=False)
+    lines = [line for line in map(json.loads, worker.lines()) if line.get("request_id") == "forged-1"]
+    assert {line["client"] for line in lines} == {"127.0.0.1"}
 
 
-def test_observe_does_not_starve_beside_many_decide_and_who_is_too_much_is_told_so(worker):
+def test_observe_does_not_starve_next_to_many_decide_and_what_is_too_much_is_refused(worker):
     bars = iter([as_json(row) for row in worker.stand.live])
-    told = asyncio.run(fairness.beside(worker.url, "test-key", SYMBOL, bars, DECIDERS, 2.0))
-    assert {status.split()[1] for status in told["answers"]} <= {"200", "429"}
-    assert told["answers"]["observe 200"] > 5
-    assert told["observe_p50_ms"] < told["decide_p50_ms"], told  # without lanes it waits longer than they do
-    crowd = asyncio.run(fairness.beside(worker.url, "test-key", SYMBOL, iter(()), 200, 1.0))
+    figures = asyncio.run(fairness.observe_among_deciders(worker.url, "test-key", SYMBOL, bars, DECIDERS, 2.0))
+    assert {status.split()[1] for status in figures["answers"]} <= {"200", "429"}
+    assert figures["answers"]["observe 200"] > 5
+    assert figures["observe_p50_ms"] < figures["decide_p50_ms"], figures  # without lanes it waits longer than they do
+    crowd = asyncio.run(fairness.observe_among_deciders(worker.url, "test-key", SYMBOL, iter(()), 200, 1.0))
     head, body = crowd["refused"]
     assert b"retry-after: 1" in head.lower()
     assert json.loads(body).keys() == {"error", "kind", "fields"}
@@ -156,28 +156,28 @@ def test_observe_does_not_starve_beside_many_decide_and_who_is_too_much_is_told_
 
 
 def test_a_connection_over_the_limit_is_refused(worker):
-    with ExitStack() as held:
+    with ExitStack() as connections:
         for _ in range(MAX_CONNECTIONS):
-            held.enter_context(worker.connect())
+            connections.enter_context(worker.connect())
         deadline = time.monotonic() + 5
-        said = b""
-        while not said.startswith(b"HTTP/1.1 503") and time.monotonic() < deadline:
+        received = b""
+        while not received.startswith(b"HTTP/1.1 503") and time.monotonic() < deadline:
             with worker.connect() as one_more:
                 one_more.settimeout(1.0)
                 try:
-                    said = one_more.recv(1 << 16)
+                    received = one_more.recv(1 << 16)
                 except (TimeoutError, ConnectionResetError):
-                    said = b""
-        assert said.startswith(b"HTTP/1.1 503")
-        assert b"TooManyConnections" in said
+                    received = b""
+        assert received.startswith(b"HTTP/1.1 503")
+        assert b"TooManyConnections" in received
     deadline = time.monotonic() + 5
-    status, asked = "", f"GET /livez HTTP/1.1\r\nhost: 127.0.0.1:{worker.port}\r\n\r\n".encode()
+    status, request = "", f"GET /livez HTTP/1.1\r\nhost: 127.0.0.1:{worker.port}\r\n\r\n".encode()
     while status != "200" and time.monotonic() < deadline:
-        status, _ = inputs.answer_to(worker.port, asked, ends=False)
+        status, _ = inputs.answer_to(worker.port, request, ends=False)
     assert status == "200"
 
 
 def test_a_request_that_is_never_whole_ends_after_ten_seconds(half_sent):
-    said = half_sent()
-    assert (said["answer"][:12], said["ended"]) == (b"HTTP/1.1 408", True)
-    assert TRANSFER_TIMEOUT_S - 0.5 < said["after"] < 2 * TRANSFER_TIMEOUT_S
+    received = half_sent()
+    assert (received["answer"][:12], received["ended"]) == (b"HTTP/1.1 408", True)
+    assert TRANSFER_TIMEOUT_S - 0.5 < received["after"] < 2 * TRANSFER_TIMEOUT_S

@@ -1,7 +1,8 @@
-"""L4 on ten thousand decisions: what was decided is decided again, bit for bit, and a lost link is named."""
+"""L4 on ten thousand decisions: each is made again, bit for bit, and a lost link is named."""
 
 import json
 from concurrent.futures import wait
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from support.serving_fixture import make_bundle, market, onnx_bytes, slot_entry
 
 from bellwether.operations.replay_decisions import differences, replay_decisions
 from flows.support.installation import Installation
+from pipelines.compiled import cpu_type
 from pipelines.contracts import OPEN_TIME, History, Outcome, utc
 from pipelines.data.alignment import align
 from pipelines.features.catalog import FEATURES
@@ -47,7 +49,7 @@ def bars_of(n):
 
 
 def warm_start(home, bars, name):
-    """What the features stage leaves after these bars, published. Returns what a generation says of it."""
+    """What the features stage leaves after these bars, published. Returns its entry in a generation file."""
     states = FEATURES.fresh(), SIGNALS.fresh()
     features, signals = FEATURES.run(bars, state=states[0]), SIGNALS.run(bars, state=states[1])
     levels, context = align(bars[:, OPEN_TIME] + STEP_S, STEP_S, None, None)
@@ -56,8 +58,8 @@ def warm_start(home, bars, name):
         signal_state=states[1], base=bars, history=History(bars, features, signals, levels, context),
         category_scores=CategoryScores.fit(signals), clock="market",
     )  # fmt: skip
-    told = publish_warm_start(home / name, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500)
-    return told, validator_columns(features, signals)
+    published = publish_warm_start(home / name, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500)
+    return published, validator_columns(features, signals)
 
 
 def line(version, digest, action="promote"):
@@ -136,8 +138,6 @@ def test_ten_thousand_decisions_over_several_promotions_come_out_the_same_to_the
 def test_a_decision_that_was_altered_is_found_with_the_field(installation):
     record = installation.store.decision("d7000")
     altered = json.loads(json.dumps(record.decision.lineage)) | {"regime": "somebody else"}
-    from dataclasses import replace
-
     for changed, field in (
         (replace(record, decision=replace(record.decision, size=0.5)), "size"),
         (replace(record, decision=replace(record.decision, lineage=altered)), "lineage.regime"),
@@ -148,9 +148,9 @@ def test_a_decision_that_was_altered_is_found_with_the_field(installation):
 
 
 @pytest.mark.parametrize("lost", ["bundle", "warm start", "bars", "params"])
-def test_what_is_no_longer_there_is_named_and_nothing_passes_for_equal(installation, lost, tmp_path):
+def test_a_lost_link_is_named_and_its_decision_does_not_count_as_equal(installation, lost, tmp_path):
     record = installation.store.decision("d1000")
-    digest = record.decision.models["validator"]["champion"]["digest"]
+    digest = record.decision.models["validator"]["champion"].digest
     folder = {
         "bundle": installation.settings.bundles / digest,
         "warm start": installation.settings.serving_dir / "warm" / record.decision.lineage["warm_start"],
@@ -161,8 +161,8 @@ def test_what_is_no_longer_there_is_named_and_nothing_passes_for_equal(installat
         (tmp_path / "aside").rename(folder)
     elif lost == "bars":
         empty = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
-        for version, said in ((k["version"], k["digest"]) for k in record.decision.models["validator"].values()):
-            empty.add_promotion(line(version, said))
+        for version, bundle in ((k.version, k.digest) for k in record.decision.models["validator"].values()):
+            empty.add_promotion(line(version, bundle))
         found = replay_decisions(Installation(installation.settings, installation.params, empty), [record])
         empty.close()
     else:
@@ -184,3 +184,29 @@ def test_differences_are_named_by_their_path_numbers_to_the_last_bit():
     assert differences(old, {"a": {"b": 0.3, "c": None}, "d": [1, 2]}) == ["a.b"]
     assert differences(old, {"a": {"b": 0.1 + 0.2}, "d": [1, 3], "e": 1}) == ["a.c", "d", "e"]
     assert differences(old, old) == []
+
+
+def test_on_another_cpu_type_numbers_may_differ_in_the_last_bits_and_the_report_names_it(installation):
+    record = next(r for r in installation.store.decisions() if r.decision.confidence)
+    old = record.decision
+    lineage, near = old.lineage | {"cpu": "cray-1"}, float(np.nextafter(old.confidence, 2.0))
+    features = np.nextafter(np.frombuffer(record.features), np.inf).tobytes()
+    elsewhere = replace(record, decision=replace(old, lineage=lineage, confidence=near), features=features)
+    found = replay_decisions(installation, [elsewhere])
+    assert (found.equal, found.same, found.bit_for_bit) == (1, True, False)
+    assert found.other_cpu == {"other CPU: cray-1": 1}
+    here = replay_decisions(installation, [replace(record, decision=replace(old, confidence=near))])
+    assert here.different[0]["fields"] == ["confidence"]
+    assert here.different[0]["made_on"] == cpu_type()
+    far = replace(elsewhere, decision=replace(old, lineage=lineage, confidence=old.confidence * (1 + 1e-9)))
+    (different,) = replay_decisions(installation, [far]).different
+    assert different["fields"] == ["confidence"]
+    assert different["made_on"].startswith("other CPU: cray-1, this is ")
+
+
+def test_a_decision_that_names_no_cpu_is_compared_to_the_last_bit(installation):
+    record = installation.store.decision("d7000")
+    lineage = {name: value for name, value in record.decision.lineage.items() if name != "cpu"}
+    assert replay_decisions(
+        installation, [replace(record, decision=replace(record.decision, lineage=lineage))]
+    ).bit_for_bit

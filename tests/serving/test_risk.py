@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
+from pipelines.contracts import SCORE_NAMES
 from pipelines.labels.barriers import levels
 from pipelines.settings import load_params
 from serving.policy import kernel as decision_kernel
@@ -63,7 +64,7 @@ REFUSED = {
     codes.TIER_CLOSED: {"tier": 4},
     codes.NO_EVENT: {"event": 0},
     codes.MODEL_ABSTAINED: {"p": np.nan, "p_low": np.nan},
-    codes.NO_VOICE: {"ict.direction": 0, "order_flow.direction": np.nan},
+    codes.NO_SIGNAL: {"ict.direction": 0, "order_flow.direction": np.nan},
     codes.CONFLICT: {"event": -1},
     codes.CONFIDENCE_BELOW: ict(0.66),
     codes.NOT_VALIDATED: {"traditional.direction": -1, "traditional.confidence": 0.99, "p": 0.46, "p_low": 0.41},
@@ -95,7 +96,7 @@ def test_the_table_of_refusals_is_whole():
 
 
 @pytest.mark.parametrize("bit", codes.REFUSALS, ids=codes.name_of)
-def test_every_refusal_is_reachable_alone_and_says_its_numbers(bit):
+def test_every_refusal_is_reachable_alone_and_carries_its_numbers(bit):
     values = row(**REFUSED[bit])
     code, out = decide(values)
     assert code == bit
@@ -142,7 +143,7 @@ def test_an_unknown_regime_gets_base_weights_and_the_smallest_caps():
     assert out[decision_kernel.SIZE] == min(limit.max_position for limit in PARAMS.risk.regime_limits.values())
 
 
-def test_what_is_left_under_the_gross_limit_caps_the_size():
+def test_the_rest_under_the_gross_limit_caps_the_size():
     _, out = decide(row(gross=0.45, p=0.95, p_low=0.95, **ict(1.0)))
     assert out[decision_kernel.SIZE] == pytest.approx(0.05)
     assert (out[decision_kernel.CAP], CAPS[int(out[decision_kernel.CAP_OF])]) == (out[decision_kernel.SIZE], "gross")
@@ -205,7 +206,7 @@ def test_a_wilder_market_gets_a_smaller_position():
 
 
 @pytest.mark.parametrize("name", BUDGETS)
-def test_a_position_takes_what_is_left_of_every_budget(name):
+def test_a_position_takes_the_rest_of_every_budget(name):
     limit, unit = getattr(PARAMS.risk.budgets, f"max_{name}"), 0.03 if name in ("es", "stress") else 1.0
     code, out = decide(row(**{name: limit - 0.01 * unit}, p=0.95, p_low=0.95, **ict(1.0)))
     assert (code, out[decision_kernel.SIZE]) == (0, pytest.approx(0.01))
@@ -224,7 +225,7 @@ def test_each_stage_of_the_drawdown_leaves_less(share, stage, left):
     assert (code == 0) == (left > 0)
 
 
-def test_the_layers_that_speak_are_weighed_and_one_that_is_silent_leaves_the_mean():
+def test_layers_with_a_value_are_weighted_and_one_without_leaves_the_mean():
     against = {"traditional.direction": -1, "traditional.confidence": 0.5}
     _, out = decide(row(**against))
     layers = layers_of(out)
@@ -244,7 +245,7 @@ def test_learned_factors_move_weight_between_categories_and_nothing_else():
     assert np.isnan(out[decision_kernel.SHARES_AT + 1])
 
 
-def test_voices_that_say_the_same_vote_as_fewer_and_keep_the_mean_of_their_confidence():
+def test_scores_that_agree_vote_as_fewer_and_leave_the_mean_confidence_unchanged():
     split = {"cmt.direction": -1, "cmt.confidence": 0.8, "cmt.factor": 1.0, "cmt.independence": 1.0}
     _, apart = decide(row(**split))
     _, alike = decide(row(**split, **{"ict.independence": 0.5, "order_flow.independence": 0.5}))
@@ -260,17 +261,17 @@ def test_every_refusal_belongs_to_one_of_the_seven_layers():
 
 @pytest.mark.parametrize("bit", codes.REFUSALS, ids=codes.name_of)
 def test_the_trail_names_the_layer_that_refused(bit):
-    told = codes.trail(decide(row(**REFUSED[bit]))[0])
-    assert list(told) == list(codes.LAYERS)
+    layers = codes.trail(decide(row(**REFUSED[bit]))[0])
+    assert list(layers) == list(codes.LAYERS)
     (layer,) = (name for name, bits in codes.LAYERS.items() if bit in bits)
-    assert {name: what for name, what in told.items() if what.startswith("refused")} == {
+    assert {name: what for name, what in layers.items() if what.startswith("refused")} == {
         layer: f"refused: {codes.name_of(bit)}"
     }
 
 
-def test_the_trail_says_what_was_not_reached():
-    told = codes.trail(codes.NO_EVENT)
-    assert (told["model"], told["position"], told["portfolio"]) == ("not reached: NO_EVENT",) * 2 + ("passed",)
+def test_the_trail_names_the_layers_that_were_not_reached():
+    layers = codes.trail(codes.NO_EVENT)
+    assert (layers["model"], layers["position"], layers["portfolio"]) == ("not reached: NO_EVENT",) * 2 + ("passed",)
     assert codes.trail(codes.CANNOT_COMPUTE)["position"] == "not reached: CANNOT_COMPUTE"
     assert set(codes.trail(0).values()) == {"passed"}
 
@@ -290,7 +291,7 @@ def test_a_model_that_is_unsure_lowers_conviction_and_a_sure_one_never_raises_it
     assert sure[decision_kernel.CONVICTION] == sure[decision_kernel.CONFIDENCE]
 
 
-def test_in_tier_three_only_the_traditional_voice_counts():
+def test_in_tier_three_only_the_traditional_score_counts():
     tradition = {"traditional.direction": -1, "traditional.confidence": 0.75, "event": -1}
     code, out = decide(row(tier=3, **tradition))
     assert (code, out[decision_kernel.CONFIDENCE], out[decision_kernel.ACTION]) == (0, 0.75, -1.0)
@@ -300,7 +301,7 @@ def test_in_tier_three_only_the_traditional_voice_counts():
 unit = st.floats(0, 1)
 sides = st.sampled_from([-1.0, 0.0, 1.0, np.nan])
 plausible = st.fixed_dictionaries(
-    {**{f"{voice}.direction": sides for voice in decision_kernel.SCORE_NAMES}, **{f"{voice}.confidence": unit for voice in decision_kernel.SCORE_NAMES},
+    {**{f"{name}.direction": sides for name in SCORE_NAMES}, **{f"{name}.confidence": unit for name in SCORE_NAMES},
      "regime": st.sampled_from([0.0, 1.0, 2.0, 3.0, np.nan]), "trend": sides, "event": st.sampled_from([-1.0, 1.0]),
      "tier": st.sampled_from([1.0, 2.0, 3.0]), "gross": st.floats(0, 0.6), "asset": st.floats(0, 0.4),
      "correlated": st.floats(0, 0.5), "es": st.floats(0, 0.02), "stress": st.floats(0, 0.03),
@@ -340,7 +341,7 @@ def test_more_confidence_never_means_a_smaller_size(low, high, other, p, p_low):
         max_size=decision_kernel.ROW_WIDTH,
     )
 )
-def test_garbage_is_refused_and_never_breaks_the_core(values):
+def test_garbage_is_refused_and_never_breaks_the_kernel(values):
     code, out = decide(np.array(values))
     assert code != 0
     assert (out[decision_kernel.ACTION], out[decision_kernel.SIZE]) == (0.0, 0.0)

@@ -10,6 +10,7 @@ from support.decision_service import KEY, running_service
 
 from serving.service import json_logs
 from serving.service.json_logs import JsonLines, RateLimitFilter, RequestLog, is_server_fault, request_id
+from serving.service.readiness import Readiness
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,9 @@ def test_what_is_answered_with_200_is_no_line_but_has_an_id(client, lines):
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, "a\tb", "é", "a;b", 'a"b', "../x", "a,b"])
 def test_an_id_that_is_not_sane_is_replaced(client, given):
     sent = [(b"x-request-id", given.encode("latin-1"))]
-    told = client.http.get("/livez", headers=sent).headers["x-request-id"]
-    assert told != given
-    assert json_logs.SANE_ID.fullmatch(told)
+    shown = client.http.get("/livez", headers=sent).headers["x-request-id"]
+    assert shown != given
+    assert json_logs.SANE_ID.fullmatch(shown)
 
 
 FORGED = '\n{"level":"CRITICAL","message":"forged"}\r\n\x1b[2J\u2028'
@@ -88,14 +89,14 @@ def test_neither_key_nor_body_nor_query_is_written(client, lines):
     assert not any(secret in line for line in lines)
 
 
-def test_who_asks_too_often_fills_no_disk(client, lines):
+def test_too_many_requests_fill_no_disk(client, lines):
     began = time.monotonic()
     for _ in range(200):
         client.call("/decide", {})
     assert len(lines) <= json_logs.REFUSALS_A_SECOND * (2 + time.monotonic() - began) < 200
 
 
-def test_at_most_so_many_a_second_and_the_next_line_says_how_many_were_not_written():
+def test_at_most_so_many_lines_a_second_and_the_next_one_carries_how_many_were_dropped():
     now = [0.0]
     filtered = RateLimitFilter(3, lambda: now[0])
     records = [logging.makeLogRecord({"levelno": logging.WARNING, "fields": {"status": 400}}) for _ in range(9)]
@@ -113,39 +114,37 @@ def test_at_most_so_many_a_second_and_the_next_line_says_how_many_were_not_writt
 
 
 async def answer_of(app):
-    told = []
+    messages = []
 
     async def receive():
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message):
-        told.append(message)
+        messages.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/x", "headers": [(b"x-request-id", b"mine-2")], "client": None}
     await RequestLog(app)(scope, receive, send)
-    return told[0]["status"], dict(told[0]["headers"]), json.loads(told[1]["body"])
+    return messages[0]["status"], dict(messages[0]["headers"]), json.loads(messages[1]["body"])
 
 
-def test_what_nobody_foresaw_is_a_500_in_our_shape_and_once_in_the_log_with_its_traceback(lines):
+def test_an_unforeseen_error_is_a_500_in_our_format_and_once_in_the_log_with_its_traceback(lines):
     async def broken(scope, receive, send):
         raise ZeroDivisionError("a secret of ours\nand more")
 
-    status, headers, told = asyncio.run(answer_of(broken))
-    assert (status, told["kind"], told["fields"], headers[b"x-request-id"]) == (500, "ServerFault", [], b"mine-2")
-    assert "secret" not in json.dumps(told)
+    status, headers, content = asyncio.run(answer_of(broken))
+    assert (status, content["kind"], content["fields"], headers[b"x-request-id"]) == (500, "ServerFault", [], b"mine-2")
+    assert "secret" not in json.dumps(content)
     faults = [line for line in map(json.loads, lines) if "traceback" in line]
     assert len(faults) == 1
     assert (faults[0]["request_id"], faults[0]["level"]) == ("mine-2", "ERROR")
     assert "ZeroDivisionError" in faults[0]["traceback"]
 
 
-def test_a_fault_in_an_endpoint_is_logged_whole_and_answered_in_our_shape(client, lines, monkeypatch):
-    from serving.service.decision_service import DecisionService
-
+def test_a_fault_in_an_endpoint_is_logged_whole_and_answered_in_our_format(client, lines, monkeypatch):
     def broken(self):
         raise ZeroDivisionError("of ours")
 
-    monkeypatch.setattr(DecisionService.inner, "_worst", broken)
+    monkeypatch.setattr(Readiness, "worst_tier", broken)
     answer = client.call("/status", {}, KEY | {"x-request-id": "mine-3"})
     assert (answer.status_code, answer.json()["kind"], answer.json()["fields"]) == (500, "ServerFault", [])
     assert answer.headers["x-request-id"] == "mine-3"
@@ -160,11 +159,11 @@ def test_only_what_a_caller_got_wrong_is_kept_out_of_bentomls_log():
     def record(error):
         return logging.makeLogRecord({"exc_info": (type(error), error, None), "levelno": logging.ERROR})
 
-    class Asked(BaseModel):
+    class Sent(BaseModel):
         name: str
 
     with pytest.raises(ValidationError) as wrong:
-        Asked.model_validate({})
+        Sent.model_validate({})
     assert not is_server_fault(record(wrong.value))
     assert not is_server_fault(record(BadInput("x")))
     for error in (ZeroDivisionError(), BentoMLException("x"), RuntimeError(), OSError(28, "full")):
@@ -172,7 +171,7 @@ def test_only_what_a_caller_got_wrong_is_kept_out_of_bentomls_log():
     assert is_server_fault(logging.makeLogRecord({"levelno": logging.ERROR}))
 
 
-def test_a_path_or_method_that_is_not_ours_is_refused_in_our_shape(client):
+def test_a_path_or_method_that_is_not_ours_is_refused_in_our_format(client):
     for path, status in (("/nothing", 404), ("/observe", 405)):
         answer = client.http.get(path, headers=KEY)
         assert (answer.status_code, answer.json().keys() == {"error", "kind", "fields"}) == (status, True)
@@ -180,7 +179,7 @@ def test_a_path_or_method_that_is_not_ours_is_refused_in_our_shape(client):
 
 def test_our_own_lines_carry_the_id_of_the_request_they_belong_to(lines):
     async def speaking(scope, receive, send):
-        logging.getLogger("bellwether.decision").error("spoken")
+        logging.getLogger("bellwether.decision").error("a line")
         await send({"type": "http.response.start", "status": 400, "headers": []})
         await send({"type": "http.response.body", "body": b"plain"})
 

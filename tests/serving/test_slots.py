@@ -46,7 +46,7 @@ def test_generations_count_up_and_a_reader_keeps_the_snapshot_it_took(place):
     assert place.champion().version == "2"
 
 
-def test_a_column_nobody_computes_makes_the_model_abstain_by_name(place, stand):
+def test_a_column_that_is_not_computed_makes_the_model_abstain_by_name(place, stand):
     place.serve(slot_entry("1", place.first))
     place.slots.refresh()
     answer = place.slots.snapshot.predict("validator", stand.rows[:1, 1:], stand.columns[1:])["champion"]
@@ -77,7 +77,7 @@ def resealed(bundle, changed):
 
 
 def read_another_column(bundle):
-    """Consistent hashes, and a column that nobody here computes."""
+    """Consistent hashes, and a column that is not computed here."""
     schema = json.loads((bundle / "schema.json").read_text())
     schema["columns"][0] = "moon_phase"
     (bundle / "schema.json").write_text(json.dumps(schema))

@@ -1,4 +1,4 @@
-"""A store that is locked, hangs, is full or damaged: what calls are told and how soon, and that nothing is doubled."""
+"""A store that is locked, hangs, is full or damaged: what calls answer and how soon, and that nothing is doubled."""
 
 import errno
 import sqlite3
@@ -18,7 +18,7 @@ from support.health_page import holds
 from support.service_probes import alarms, eventually, next_decision
 from support.serving_fixture import SYMBOL, slot_entry
 
-from benchmarks.faults import no_mount, read_only_folder
+from benchmarks.fault_causes import no_mount, read_only_folder
 from pipelines.store import FLOW_WAIT_MS, SERVICE_WAIT_MS, PageCheck, Store, damage
 from serving.state import tiers
 
@@ -40,16 +40,16 @@ def client(stand, home):
 
 @contextmanager
 def locked(home):
-    """Another writer holds the store."""
+    """Lock the store as another writer would."""
     with closing(sqlite3.connect(home / "store.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
         other.execute("ROLLBACK")
 
 
-def timed(ask):
+def timed(call):
     began = time.monotonic()
-    return ask(), time.monotonic() - began
+    return call(), time.monotonic() - began
 
 
 def calls(client, decision):
@@ -75,9 +75,9 @@ def test_a_service_waits_half_a_second_for_a_lock_and_a_flow_half_a_minute(tmp_p
     assert (SERVICE_WAIT_MS, FLOW_WAIT_MS) == (500, 30_000)
     url = f"sqlite:///{tmp_path / 'store.db'}"
     with closing(Store.open(url, wait_ms=SERVICE_WAIT_MS)) as store, locked(tmp_path):
-        for ask in (store.check_writable, lambda: store.trip("x", None, "y")):
+        for call in (store.check_writable, lambda: store.trip("x", None, "y")):
             with pytest.raises(OperationalError, match="locked"):
-                ask()
+                call()
         began = time.monotonic()
         with pytest.raises(OperationalError):
             store.check_writable()
@@ -93,14 +93,14 @@ def test_under_a_write_lock_every_call_is_refused_at_once_and_all_is_well_when_i
             answer, took = timed(lambda path=path, body=body: client.call(path, body))
             assert (answer.status_code, took < AT_ONCE_S) == (503, True), (path, took, answer.text)
             assert answer.json()["fields"] == []
-            assert "Asking again is safe" in answer.json()["error"]
+            assert "Sending it again is safe" in answer.json()["error"]
         holds(client, "the store is locked or does not answer", "store: store not writable")
         shown = client.http.get("/ready").json()
         assert shown["tier"] == 4
         assert "locked" in shown["health_reason"]
     healed, waited = timed(lambda: eventually(lambda: client.http.get("/ready").status_code == 200))
     assert (healed, waited < 2.0) == (True, True)
-    assert client.http.get("/ready").json()["health"] == "UNHEALTHY"  # tier 4 is held: trust is earned
+    assert client.http.get("/ready").json()["health"] == "UNHEALTHY"  # the tier floor is 4: trust is earned
     assert client.observe(15).json()["new"] == 15
     assert client.decide()["tier"] == 4
     assert doubled(client) == 0
@@ -115,7 +115,7 @@ def test_many_who_wait_for_one_lock_wait_no_longer_than_one(client):
     assert max(took for _, took in answers) < AT_ONCE_S + 0.5  # 40 answers take this machine some time, too
 
 
-def test_a_decision_that_was_told_as_failed_and_stored_all_the_same_is_found_and_not_made_again(client, monkeypatch):
+def test_a_decision_reported_as_failed_and_stored_all_the_same_is_found_and_not_made_again(client, monkeypatch):
     real, failed = Store.writing, []
 
     @contextmanager
@@ -139,7 +139,7 @@ def test_a_decision_that_was_told_as_failed_and_stored_all_the_same_is_found_and
     assert len(client.store().decisions()) == 2
 
 
-def test_the_same_question_has_the_same_id_in_any_process_and_another_question_another(stand, home):
+def test_the_same_request_has_the_same_id_in_any_process_and_another_request_another(stand, home):
     with running_service(stand, home) as client:
         client.serve(slot_entry("1", client.champion), None)
         client.observe(8)
@@ -154,9 +154,9 @@ def test_the_same_question_has_the_same_id_in_any_process_and_another_question_a
         assert client.decide()["id"] == other["id"] != first["id"]
 
 
-def test_a_stored_decision_stands_for_the_one_that_is_made_again(client, monkeypatch):
+def test_a_stored_decision_replaces_the_one_that_is_made_again(client, monkeypatch):
     """As after a crash between COMMIT and the answer: nothing in memory knows of it."""
-    monkeypatch.setattr("serving.service.decision_service.MAX_CACHED_DECISIONS", 0)
+    monkeypatch.setattr("serving.service.decision_memory.MAX_CACHED_DECISIONS", 0)
     client.observe(15 * 3)
     answers = [client.decide() for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]
@@ -165,8 +165,8 @@ def test_a_stored_decision_stands_for_the_one_that_is_made_again(client, monkeyp
 
 
 @pytest.mark.parametrize("hangs", ["add_decisions", "add_bars", "add_outcome", "decision"])
-def test_a_database_that_hangs_holds_nobody_and_what_it_did_late_is_found(client, monkeypatch, hangs):
-    """Nobody gives up and nobody answers, as of a server that is stopped: the wait is ours to end."""
+def test_a_database_that_hangs_delays_no_caller_and_what_it_did_late_is_found(client, monkeypatch, hangs):
+    """The database neither fails nor answers, as a stopped server does: the service has to end the wait."""
     decision = client.decide()
     client.observe(15)
     go, real = threading.Event(), getattr(Store, hangs)
@@ -195,7 +195,7 @@ def test_a_database_that_hangs_holds_nobody_and_what_it_did_late_is_found(client
         assert (late.id, late.tier) == (answer.json()["id"], 2)
 
 
-def test_a_postgresql_that_is_stopped_holds_nobody_and_all_is_found_when_it_goes_on(stand, home, postgres_url):
+def test_a_postgresql_that_is_stopped_delays_no_caller_and_all_is_found_when_it_goes_on(stand, home, postgres_url):
     port = sa.make_url(postgres_url).port
     with running_service(stand, home, BELLWETHER_STORE_URL=postgres_url) as client:
         client.serve(slot_entry("1", client.champion), None)
@@ -225,7 +225,7 @@ def test_a_postgresql_that_is_stopped_holds_nobody_and_all_is_found_when_it_goes
 # ---- a disk that is full
 
 
-def test_state_that_cannot_be_kept_is_a_503_and_no_500_and_heals_when_there_is_room(client, monkeypatch):
+def test_state_that_cannot_be_saved_is_a_503_and_no_500_and_heals_when_there_is_room(client, monkeypatch):
     next_decision(client)
     full = [True]
     real = tiers.write_atomically
@@ -298,7 +298,7 @@ def test_a_damaged_page_is_found_and_a_whole_store_is_not_accused(tmp_path, page
     assert damage(url)
 
 
-def test_what_is_no_database_is_damaged_and_a_missing_one_is_said(tmp_path):
+def test_what_is_not_a_database_is_damaged_and_a_missing_one_is_reported(tmp_path):
     (tmp_path / "store.db").write_bytes(b"hello" * 1000)
     assert "not a database" in damage(f"sqlite:///{tmp_path / 'store.db'}")
     assert "is not there" in damage(f"sqlite:///{tmp_path / 'none.db'}")
@@ -315,13 +315,13 @@ def test_a_check_waits_for_no_writer_and_ends_when_it_is_stopped(tmp_path):
     assert check.run() is None
 
 
-def test_a_store_that_is_damaged_turns_readiness_red_opens_nothing_and_says_what_to_do(stand, home):
+def test_a_store_that_is_damaged_turns_readiness_red_opens_nothing_and_names_the_remedy(stand, home):
     with running_service(stand, home) as client:
         client.serve(slot_entry("1", client.champion), None)
         for _ in range(3):
             client.observe(15)
         assert eventually(lambda: "whole" in client.http.get("/ready").text)
-    with closing(sqlite3.connect(home / "store.db")) as database:  # an index nobody asks while it runs
+    with closing(sqlite3.connect(home / "store.db")) as database:  # an index that is not read while it runs
         root = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'promotions'").fetchone()[0]
     spoil(home / "store.db", root - 1)
     with running_service(stand, home) as client:

@@ -172,19 +172,19 @@ def test_an_unknown_symbol_is_refused_naming_the_known_ones(symbol):
 
 
 def test_publishing_adds_the_data_version_and_the_traditional_record_under_a_new_digest(stand, tmp_path):
-    told = publish_warm_start(stand.stage, tmp_path, data_hash="abc", hits=230, n=500)
-    warm = read_warm_start(tmp_path / told["digest"], told["digest"])
+    published = publish_warm_start(stand.stage, tmp_path, data_hash="abc", hits=230, n=500)
+    warm = read_warm_start(tmp_path / published["digest"], published["digest"])
     assert warm.data_hash == "abc"
     assert (warm.traditional.value, warm.traditional.n) == (0.46, 500)
-    assert publish_warm_start(stand.stage, tmp_path, data_hash="abc", hits=230, n=500) == told
+    assert publish_warm_start(stand.stage, tmp_path, data_hash="abc", hits=230, n=500) == published
 
 
 def test_a_tampered_or_absent_warm_start_is_refused(stand, tmp_path):
-    told = publish_warm_start(stand.stage, tmp_path, data_hash="abc", hits=1, n=2)
-    state = tmp_path / told["digest"] / "features.state"
+    published = publish_warm_start(stand.stage, tmp_path, data_hash="abc", hits=1, n=2)
+    state = tmp_path / published["digest"] / "features.state"
     state.write_bytes(state.read_bytes()[:-8] + b"\0" * 8)
     with pytest.raises(DigestMismatch, match=r"features\.state"):
-        read_warm_start(tmp_path / told["digest"])
+        read_warm_start(tmp_path / published["digest"])
     with pytest.raises(DigestMismatch, match="promised"):
         read_warm_start(stand.stage, "0" * 64)
     with pytest.raises(StateError, match="no warm start"):
@@ -224,41 +224,42 @@ def recorded(stand, tmp_path_factory):
     write_warm_start(
         folder, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=state, signal_state=other,
         base=stand.base[:HISTORY], history=History(closed, features, signals, *(c[:CLOSED] for c in context)),
-        category_scores=CategoryScores.fit(signals), clock="market", books=before(books, HISTORY), feed=before(feed, HISTORY),
+        category_scores=CategoryScores.fit(signals), clock="market", books=before(books, HISTORY),
+        feed=before(feed, HISTORY),
     )  # fmt: skip
     return read_warm_start(folder), books, feed, batch
 
 
 def before(records, minutes):
     """The part of the records that was known when `minutes` of the market had passed."""
-    kept = records.known <= T0 + 60.0 * minutes
-    return type(records)(**{name: getattr(records, name)[kept] for name in records.__dataclass_fields__})
+    known = records.known <= T0 + 60.0 * minutes
+    return type(records)(**{name: getattr(records, name)[known] for name in records.__dataclass_fields__})
 
 
 def since(records, after, until):
-    kept = (records.known > after) & (records.known <= until)
-    return type(records)(**{name: getattr(records, name)[kept] for name in records.__dataclass_fields__})
+    known = (records.known > after) & (records.known <= until)
+    return type(records)(**{name: getattr(records, name)[known] for name in records.__dataclass_fields__})
 
 
 def test_rows_with_books_and_context_are_the_batch_rows_also_after_a_restart_in_the_middle(stand, recorded, tmp_path):
     warm, books, feed, batch = recorded
     store = Store.open(f"sqlite:///{tmp_path / 's.db'}")
-    symbol, heard = Symbol(warm), T0 + 60.0 * HISTORY
+    symbol, until = Symbol(warm), T0 + 60.0 * HISTORY
     for number, part in enumerate(np.array_split(stand.live, 9)):
         if number == 5:
             symbol = restore_symbol(warm, store.bars(SYMBOL), *store.records(SYMBOL))
         end = part[-1, OPEN_TIME] + 60.0
-        sent = since(books, heard, end), since(feed, heard, end)
+        sent = since(books, until, end), since(feed, until, end)
         fresh = symbol.validate_new_records(*sent, NOW, lambda *span: store.records(SYMBOL, *span))
         assert sum(len(r.known) for r in fresh if r is not None) == sum(len(r.known) for r in sent)
         store.add_bars(BarBatch(SYMBOL, part, part[:, OPEN_TIME] + 60, NOW, *fresh))
         symbol.ingest_records(*fresh)
         symbol.advance(part)
-        heard = end
+        until = end
         row = round((symbol.closed.close_time - T0) / 900) - 1
         for name in ("bars", "features", "signals", "levels", "context"):
-            kept, whole = getattr(symbol.history, name), getattr(batch, name)
-            assert kept.tobytes() == whole[row + 1 - RETAINED_BARS : row + 1].tobytes()
+            own, whole = getattr(symbol.history, name), getattr(batch, name)
+            assert own.tobytes() == whole[row + 1 - RETAINED_BARS : row + 1].tobytes()
     closed = symbol.closed
     for name in ("features", "signals", "levels", "context"):
         assert getattr(closed, name).tobytes() == getattr(batch, name)[row].tobytes()
@@ -271,7 +272,7 @@ def test_a_symbol_whose_bars_close_without_a_book_goes_on_and_its_book_columns_a
     closed = symbol.advance(stand.live[:60])
     assert symbol.reason is None
     assert len(closed) == 4
-    # the first of them closed over a book that the history had heard
+    # the first of them closed over a book of the history
     assert [bool(np.isnan(c.features[FEATURES.index["spread"]])) for c in closed] == [False, True, True, True]
     assert closed[-1].levels.shape == (2, BOOK_LEVELS, 3)
 
@@ -292,7 +293,7 @@ def test_a_record_sent_again_is_known_and_one_that_comes_late_or_from_the_future
         symbol.validate_new_records(later, None, datetime(2023, 1, 1, tzinfo=UTC), none_stored)
 
 
-def test_what_the_snapshot_holds_of_the_open_bar_is_not_heard_twice(stand, recorded):
+def test_records_of_the_open_bar_in_the_warm_start_are_not_added_twice(stand, recorded):
     warm, books, *_ = recorded
     symbol = Symbol(warm)
     in_open_bar = since(books, symbol.closed.close_time, T0 + 60.0 * HISTORY)
@@ -305,9 +306,9 @@ def test_what_the_snapshot_holds_of_the_open_bar_is_not_heard_twice(stand, recor
 def test_another_record_in_the_place_of_one_that_is_known_is_refused(recorded):
     warm, books, *_ = recorded
     symbol, end = Symbol(warm), T0 + 60.0 * HISTORY
-    held = since(books, symbol.closed.close_time, end)
+    known_books = since(books, symbol.closed.close_time, end)
     with pytest.raises(BadValues, match="another content"):
-        symbol.validate_new_records(replace(held, tape=held.tape + 1.0), None, NOW, none_stored)
+        symbol.validate_new_records(replace(known_books, tape=known_books.tape + 1.0), None, NOW, none_stored)
     new = since(books, end, end + 300.0)
     twice = Books(*(np.concatenate([getattr(new, f.name)] * 2) for f in fields(Books)))
     assert len(symbol.validate_new_records(twice, None, NOW, none_stored)[0].known) == 1
@@ -335,7 +336,7 @@ def slot(day, hour):
     return int(T0 // 3600 + 24 * day + hour) % WEEK
 
 
-def test_a_weekend_and_the_hours_beside_it_are_closed_and_the_rest_of_the_week_is_not():
+def test_a_weekend_and_the_hours_next_to_it_are_closed_and_the_rest_of_the_week_is_not():
     closures = weekly_closures(hourly(12), 3600)
     assert [closures[slot(*at)] for at in ((4, 21), (4, 22), (5, 12), (6, 21), (6, 22))] == [True] * 5
     assert not any(closures[slot(*at)] for at in ((0, 0), (2, 12), (4, 20), (6, 23)))
@@ -381,7 +382,7 @@ def test_a_bar_missing_while_the_market_is_regularly_closed_is_no_gap(stand, war
 def test_the_weekends_of_gold_are_no_gaps_over_both_clock_changes():
     file = ROOT / "../shared/data/forex/oanda_xauusd_1h_to_2015h1.parquet"
     if not file.exists():
-        pytest.skip("no recorded gold beside the checkout")
+        pytest.skip("no recorded gold next to the checkout")
     bars = schemas.to_matrix(read(file, NOW))
     bars = bars[bars[:, OPEN_TIME] >= datetime(2013, 4, 1, tzinfo=UTC).timestamp()]
     summer = bars[:, OPEN_TIME] < datetime(2013, 10, 1, tzinfo=UTC).timestamp()  # the history ends before any change

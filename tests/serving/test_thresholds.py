@@ -1,4 +1,4 @@
-"""S17 against the specification's numbers, cell by cell, and what the decision core makes of them."""
+"""S17 against the specification's numbers, cell by cell, and what the decision kernel makes of them."""
 
 from dataclasses import replace
 
@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from pipelines.contracts import REGIMES
 from pipelines.errors import UnknownName
-from pipelines.settings import ThresholdParams, load_params
+from pipelines.params import ThresholdParams
+from pipelines.settings import load_params
 from serving.policy import kernel as decision_kernel
 from serving.policy.decision_row import NOTHING_OPEN, flatten, to_rows
 from serving.policy.fusion import N_SCORES
@@ -28,13 +29,13 @@ GOLDEN = {  # regime → strength, confidence, confluence, unicorn
 
 
 def values(regime, unicorn=None):
-    asked = thresholds(STATED, regime, unicorn)
-    return asked.min_strength, asked.min_confidence, asked.min_confluence, asked.min_unicorn
+    minimum = thresholds(STATED, regime, unicorn)
+    return minimum.min_strength, minimum.min_confidence, minimum.min_confluence, minimum.min_unicorn
 
 
 @pytest.mark.parametrize("regime", GOLDEN)
 @pytest.mark.parametrize("unicorn", [None, NAN, -21.0, 0.0, 15.0, 17.0])
-def test_each_regime_asks_what_the_specification_says(regime, unicorn):
+def test_each_regime_has_the_thresholds_of_the_specification(regime, unicorn):
     assert values(regime, unicorn) == pytest.approx(GOLDEN[regime])
     assert thresholds(STATED, regime, unicorn).phase == "DISTRIBUTION"
 
@@ -52,21 +53,21 @@ def test_an_unknown_regime_is_refused_by_name():
 
 
 def test_the_version_moves_with_any_parameter_and_with_nothing_else():
-    asked = thresholds(STATED, None)
-    assert asked.version == thresholds(STATED, "VOLATILE", 20.0).version
-    assert len(asked.version) == 12
+    minimum = thresholds(STATED, None)
+    assert minimum.version == thresholds(STATED, "VOLATILE", 20.0).version
+    assert len(minimum.version) == 12
     for change in ({"high_unicorn": 17.0}, {"base": STATED.base.model_copy(update={"phase": "ACCUMULATION"})}):
-        assert thresholds(STATED.model_copy(update=change), None).version != asked.version
+        assert thresholds(STATED.model_copy(update=change), None).version != minimum.version
 
 
 @pytest.mark.parametrize(("key", "factor"), [("min_strength", 1.5), ("min_confidence", 1.5), ("min_unicorn", 1.5)])
-def test_a_factor_that_asks_for_more_than_there_can_be_is_refused(key, factor):
+def test_a_factor_above_what_is_possible_is_refused(key, factor):
     with pytest.raises(ValidationError, match=f"QUIET asks for {key}"):
         ThresholdParams.model_validate({**STATED.model_dump(), "regimes": {"QUIET": {key: factor}}})
 
 
-def said(regime, confidence, unicorn=NAN, event=1.0):
-    """(was it too little, what was asked) for a row whose voices all say `confidence` for the event's side."""
+def decided(regime, confidence, unicorn=NAN, event=1.0):
+    """(whether it was too low, the minimum) for a row with every score at `confidence` on the event's side."""
     row = to_rows(
         np.full((1, N_SCORES), event), np.full((1, N_SCORES), confidence), trend=event, event=event, tier=1,
         regime=NAN if regime is None else REGIMES.index(regime), unicorn=unicorn, age_bars=0, breakers=0,
@@ -81,10 +82,10 @@ def said(regime, confidence, unicorn=NAN, event=1.0):
 @pytest.mark.parametrize(("event", "unicorn", "relief"), [
     (1.0, NAN, 1.0), (1.0, 17.0, 1.0), (1.0, 18.0, 0.9), (1.0, -18.0, 1.0), (-1.0, -18.0, 0.9), (-1.0, 21.0, 1.0),
 ])  # fmt: skip
-def test_the_core_asks_a_decision_for_its_regimes_confidence(regime, event, unicorn, relief):
+def test_the_kernel_demands_the_confidence_of_the_regime(regime, event, unicorn, relief):
     least = GOLDEN[regime][1] * relief
-    assert said(regime, least + 1e-6, unicorn, event) == (False, pytest.approx(least))
-    assert said(regime, least - 1e-6, unicorn, event) == (True, pytest.approx(least))
+    assert decided(regime, least + 1e-6, unicorn, event) == (False, pytest.approx(least))
+    assert decided(regime, least - 1e-6, unicorn, event) == (True, pytest.approx(least))
 
 
 def test_more_stars_than_there_are_cannot_be_decided_with():

@@ -7,6 +7,7 @@ import pytest
 
 
 def wait_until_ready(url, process, log, seconds=90):
+    """Wait until /readyz answers 200; fail with the end of the log if the process ends or never does."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         try:

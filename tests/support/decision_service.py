@@ -1,4 +1,4 @@
-"""The decision service in this process, with an installation of its own, asked over HTTP."""
+"""The decision service in this process, with an installation of its own, called over HTTP."""
 
 import os
 import time
@@ -20,7 +20,7 @@ KEY = {"Authorization": "Bearer test-key"}
 
 
 class Client:
-    """The service in this process, with an installation of its own."""
+    """Call the service over HTTP; it has a home, a warm start and two bundles of its own."""
 
     def __init__(self, http, home, stand):
         self.http, self.home, self.stand = http, home, stand
@@ -31,6 +31,7 @@ class Client:
         self._store = None
 
     def call(self, path, body=None, headers=KEY):
+        """POST a body with the key; return the response."""
         return self.http.post(path, json=body if body is not None else {}, headers=headers)
 
     def serve(self, champion=None, challenger=None):
@@ -44,53 +45,60 @@ class Client:
         raise AssertionError(f"generation {generation} was never served")
 
     def bars(self, n):
-        """The next n live minutes as JSON."""
+        """Return the next n live minutes as JSON."""
         rows = self.stand.live[self.sent : self.sent + n]
         self.sent += n
         return [as_json(row) for row in rows]
 
     def observe(self, n):
+        """Send the next n live minutes."""
         return self.call("/observe", {"symbol": SYMBOL, "bars": self.bars(n)})
 
     def close(self):
-        """Close time of the last closed decision bar."""
-        seen = np.vstack([self.stand.base[: len(self.stand.base) - len(self.stand.live)], self.stand.live[: self.sent]])
-        return last_close(seen)
+        """Return the close time of the last closed decision bar, epoch s."""
+        known = np.vstack(
+            [self.stand.base[: len(self.stand.base) - len(self.stand.live)], self.stand.live[: self.sent]]
+        )
+        return last_close(known)
 
     def store(self):
+        """Return the store, on a connection of the test's own."""
         return self._store or self._open()
 
     def _open(self):
+        """Open the store."""
         self._store = Store.open(settings().store)
         return self._store
 
     def decide(self):
+        """Return the decision on the newest closed bar."""
         return self.call("/decide", {"symbol": SYMBOL}).json()
 
 
 def as_json(row):
+    """Return a bar as /observe reads it."""
     bar = dict(zip(BAR_FIELDS, row.tolist(), strict=True))
     return bar | {"open_time": datetime.fromtimestamp(bar["open_time"], tz=UTC).isoformat()}
 
 
 @contextmanager
 def running_service(stand, home, **env):
-    """The service in this process on a home of its own."""
+    """Yield a client of the service in this process on a home of its own; `env` overrides settings."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # starlette would rather have a client that is not in the lock
+        warnings.simplefilter("ignore")  # starlette recommends a client that is not in the lock
         from starlette.testclient import TestClient
     from serving.service.decision_service import DecisionService
 
     for collector, names in list(REGISTRY._collector_to_names.items()):  # BentoML registers its own once a process
         if any(name.startswith("bentoml_service") for name in names):
             REGISTRY.unregister(collector)
-    named = {"BELLWETHER_HOME": str(home), "BELLWETHER_WRITE_KEY": "test-key"} | env
-    os.environ |= named
+    variables = {"BELLWETHER_HOME": str(home), "BELLWETHER_WRITE_KEY": "test-key"} | env
+    os.environ |= variables
     settings.cache_clear()
     try:
         with TestClient(DecisionService.to_asgi(), base_url="http://127.0.0.1:3000") as http:
             yield Client(http, home, stand)
     finally:
-        for name in named:
+        for name in variables:
             del os.environ[name]
         settings.cache_clear()

@@ -1,4 +1,4 @@
-"""A small project with three kernels, and the command that calls them."""
+"""A small project with three kernels, and the code that calls them."""
 
 import shutil
 
@@ -14,11 +14,14 @@ FILES = {
     ),
     "pipelines/other.py": "from pipelines.compiled import kernel\n\n@kernel\ndef half(x):\n    return 0.5 * x\n",
 }
-ASK = "from pipelines.outer import four_times; from pipelines.other import half; print(four_times(1.0), half(1.0))"
+CALL_KERNELS = (
+    "from pipelines.outer import four_times; from pipelines.other import half; print(four_times(1.0), half(1.0))"
+)
 
 
 @pytest.fixture
 def project(tmp_path):
+    """Return the root of a copy of the project, whose kernels are not compiled yet."""
     root = tmp_path / "first"
     (root / "pipelines").mkdir(parents=True)
     for name, text in FILES.items():

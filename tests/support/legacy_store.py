@@ -1,4 +1,4 @@
-"""A store as release 0.1.0 left it: its schema, and rows of every table written in SQL, not by the code of today."""
+"""A store as release 0.1.0 left it: its schema, and rows of every table written in SQL, not by present code."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ EVIDENCE = {"passed": True, "reasons": [], "figures": [["AUC", "0.53", "0.51 –
 
 
 def _rows(at):
-    """table → rows, each in the order of its columns; `at` writes a moment as the database keeps it."""
+    """Return table → rows in the order of its columns; `at` formats a time as the database stores it."""
     compact = {"separators": (",", ":")}
     return {
         "bars": [
@@ -60,8 +60,8 @@ def _rows(at):
     }  # fmt: skip
 
 
-def alembic_to(url, revision):
-    """Bring an empty or older database exactly so far."""
+def alembic_to(url, revision, downgrade=False):
+    """Migrate a database to exactly this revision: up, or down with `downgrade`."""
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     if url.startswith("sqlite"):
@@ -69,12 +69,12 @@ def alembic_to(url, revision):
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, revision)
+        (command.downgrade if downgrade else command.upgrade)(config, revision)
     engine.dispose()
 
 
 def release_010(url):
-    """Make the store of release 0.1.0 at `url`."""
+    """Create the store of release 0.1.0 at `url`."""
     alembic_to(url, SCHEMA_010)
     engine = sa.create_engine(url)
     zone = "+00" if engine.dialect.name == "postgresql" else ""
@@ -86,7 +86,7 @@ def release_010(url):
                 connection.execute(
                     sa.text(f"INSERT INTO {table} VALUES ({', '.join(f':{v}' for v in values)})"), values
                 )
-        if zone:  # ids were given by the database, which goes on counting behind them
+        if zone:  # ids were assigned by the database, which goes on counting after them
             for table in ("promotions", "trials", "retrain_requests", "alarms", "latches"):
                 connection.exec_driver_sql(
                     f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), (SELECT max(id) FROM {table}))"
@@ -95,7 +95,7 @@ def release_010(url):
 
 
 def contents(url):
-    """table → every row as the driver gives it, in the order of its first columns; the schema's own table left out."""
+    """Return table → every row as the driver returns it, ordered by its first columns; without Alembic's table."""
     engine = sa.create_engine(url)
     with engine.connect() as connection:
         tables = sorted(set(sa.inspect(connection).get_table_names()) - {"alembic_version"})

@@ -1,4 +1,4 @@
-"""ModelSlots on a home of their own, with two bundles to serve."""
+"""Set up ModelSlots on a home of their own, with two bundles to serve."""
 
 from datetime import UTC, datetime
 
@@ -10,6 +10,8 @@ AT = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 class Place:
+    """Hold slots, their folders and the alarms they raised."""
+
     def __init__(self, home, stand):
         self.serving, self.bundles, self.alarms = home / "serving", home / "bundles", []
         self.slots = ModelSlots(self.serving, self.bundles, lambda *alarm: self.alarms.append(alarm))
@@ -17,12 +19,15 @@ class Place:
         self.second = make_bundle(self.bundles, stand.columns, stand.rows, 0.9)
 
     def serve(self, champion, challenger=None, family="validator"):
+        """Write a generation file with these arms and return its number."""
         arms = {"champion": champion, "challenger": challenger}
         return write_generation(self.serving, {family: arms}, None, AT)
 
     def champion(self):
+        """Return the validator champion's slot."""
         return self.slots.snapshot.slot("validator", "champion")
 
 
 def spoil_weights(bundle):
+    """Change one byte of a bundle's model."""
     (bundle / "model.onnx").write_bytes((bundle / "model.onnx").read_bytes() + b" ")

@@ -1,4 +1,4 @@
-"""A decision that the tests of the ledger store."""
+"""A decision for tests that store one in the ledger."""
 
 from datetime import UTC, datetime
 

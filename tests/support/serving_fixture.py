@@ -1,4 +1,4 @@
-"""A small real stand: a seeded market, its folds, a warm start, a bundle. Built once a session, no network."""
+"""Build a small real installation once per session: a seeded market, its features, a warm start, a bundle."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ SYMBOL = "SIM/USDT"
 
 
 def market(n: int, seed: int = 7) -> Floats:
-    """(n, 8) one-minute bars of a seeded random walk with volume and taker flow."""
+    """Return (n, 8) one-minute bars of a seeded random walk with volume and taker flow."""
     rng = np.random.default_rng(seed)
     close = 40_000.0 * np.exp(np.cumsum(rng.normal(0.0, 0.0012, n)))
     opened = np.concatenate([[40_000.0], close[:-1]])
@@ -39,8 +39,10 @@ def market(n: int, seed: int = 7) -> Floats:
 
 
 def onnx_bytes(width: int, bias: float = 0.1, broken: bool = False) -> bytes:
-    """A logistic model of `width` columns as ONNX: (n, width) float32 → probabilities (n, 2). broken: it loads, and
-    raises at every row."""
+    """Return a logistic model of `width` columns as ONNX: (n, width) float32 → probabilities (n, 2).
+
+    broken  it loads, and raises at every row
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     weights = np.linspace(-0.2, 0.2, width, dtype=np.float32).reshape(width, 1)
@@ -71,8 +73,10 @@ def onnx_bytes(width: int, bias: float = 0.1, broken: bool = False) -> bytes:
 def make_bundle(
     bundles: Path, columns: tuple[str, ...], rows: Floats, bias: float = 0.1, symbol: str = SYMBOL, broken: bool = False
 ) -> str:
-    """Write a real bundle under its digest; returns the digest. broken: it passes every check and fails at predict,
-    since its golden rows are too novel to reach the model."""
+    """Write a real bundle under its digest and return the digest.
+
+    broken  it passes every check and fails at predict, since its golden rows are too novel to reach the model
+    """
     from pipelines.models.base import Export
     from pipelines.models.calibration_and_novelty import Calibration, Novelty, as_json
     from pipelines.models.export import json_bytes, write_bundle
@@ -104,7 +108,7 @@ def make_bundle(
 
 @dataclass(frozen=True)
 class Stand:
-    """base: all bars there are; live: those after the history; batch: (features, signals) folded over everything."""
+    """Hold all bars (base), those after the history (live), and features and signals of every decision bar."""
 
     base: Floats
     live: Floats
@@ -118,6 +122,7 @@ class Stand:
 
 @pytest.fixture(scope="session")
 def stand(tmp_path_factory) -> Stand:
+    """Return the session's market with its warm start and the rows a bundle is made of."""
     base = market(HISTORY + 15 * 200)
     decision = resample(base, 60, 900)
     history = base[:HISTORY]
@@ -140,7 +145,7 @@ def stand(tmp_path_factory) -> Stand:
 
 
 def on_wall_clock(stand: Stand, folder: Path, clock: str | None = "wall") -> Stand:
-    """The same market as one that trades now; None: its warm start is of a release that named no clock."""
+    """Return the same market as one that trades now; None: the warm start of a release that named no clock."""
     shutil.copytree(stand.stage, folder)
     meta = json.loads((folder / "meta.json").read_text())
     del meta["clock"]
@@ -149,7 +154,7 @@ def on_wall_clock(stand: Stand, folder: Path, clock: str | None = "wall") -> Sta
 
 
 def trading_now(stand: Stand, folder: Path) -> Stand:
-    """The same bars at other times, on a wall clock: 23 live minutes, the last of which closed less than 15 ago."""
+    """Return the same bars moved to now, on a wall clock: 23 live minutes, the last closed less than 15 minutes ago."""
     live = stand.base[HISTORY:]
     base = stand.base.copy()
     base[:, OPEN_TIME] += np.floor(time.time() / 900.0) * 900.0 - live[22, OPEN_TIME] - 60.0
@@ -167,17 +172,19 @@ def trading_now(stand: Stand, folder: Path) -> Stand:
 
 @pytest.fixture
 def home(stand, tmp_path) -> Path:
-    """An installation with a published warm start and two bundles; no generation file yet."""
+    """Return the home of an installation with a published warm start and no generation file."""
     (tmp_path / "bundles").mkdir()
     publish(stand, tmp_path)
     return tmp_path
 
 
 def publish(stand: Stand, home: Path) -> dict[str, str]:
+    """Publish the warm start and return its entry in a generation file."""
     return publish_warm_start(stand.stage, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500)
 
 
 def slot_entry(version: str, digest: str, verdict: str = "passed") -> dict[str, str]:
+    """Return the entry of one arm in a generation file."""
     return {
         "version": version, "digest": digest, "run_id": f"run{version}", "data_hash": "d" * 32, "git_commit": "c" * 40,
         "verdict": verdict,
@@ -185,5 +192,5 @@ def slot_entry(version: str, digest: str, verdict: str = "passed") -> dict[str, 
 
 
 def last_close(bars: Floats) -> float:
-    """Close time of the last closed 15-minute bar of these base bars."""
+    """Return the close time of the last closed 15-minute bar of these base bars, epoch seconds."""
     return float(resample(bars, 60, 900)[-1, OPEN_TIME] + 900.0)

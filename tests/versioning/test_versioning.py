@@ -1,4 +1,4 @@
-"""The private workspace and its DVC versions: real DVC, a remote in a folder, the repository left alone."""
+"""The private workspace and its DVC versions: real DVC, a remote in a folder, the repository untouched."""
 
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -23,31 +23,19 @@ def write(workspace, text):
     return versioning.snapshot(workspace)
 
 
-def test_the_hash_names_the_content_and_an_old_version_comes_back_from_the_remote(workspace, tmp_path):
+def test_the_hash_names_the_content_and_an_old_version_is_restored_from_the_remote(workspace, tmp_path):
     first = write(workspace, "a\n1\n")
-    kept = versioning.keep_version(workspace, tmp_path / "versions")
+    folder = versioning.keep_version(workspace, tmp_path / "versions")
     second = write(workspace, "a\n2\n")
     assert first != second
     assert write(workspace, "a\n1\n") == first
     write(workspace, "a\n2\n")
     subprocess.run(["rm", "-rf", str(workspace.parent / "dvc-cache")], check=True)  # only the remote is left
-    assert versioning.restore(workspace, kept / "data.dvc") == first
+    assert versioning.restore(workspace, folder / "data.dvc") == first
     assert (workspace / "data" / "bars.csv").read_text() == "a\n1\n"
 
 
-def test_collecting_never_lets_go_of_a_version_a_registered_model_was_trained_on(workspace, tmp_path):
-    versions = tmp_path / "versions"
-    hashes = []
-    for k in range(3):
-        hashes.append(write(workspace, f"a\n{k}\n"))
-        versioning.keep_version(workspace, versions)
-    assert versioning.collect_garbage(workspace, versions, {hashes[0]}) == [hashes[1]]
-    assert versioning.restore(workspace, versions / hashes[0] / "data.dvc") == hashes[0]
-    assert (workspace / "data" / "bars.csv").read_text() == "a\n0\n"
-    assert not (versions / hashes[1]).exists()
-
-
-def test_a_workspace_without_data_says_what_to_do(workspace):
+def test_a_workspace_without_data_names_the_command(workspace):
     with pytest.raises(StateError, match="bellwether run --once"):
         versioning.data_hash(workspace)
 
@@ -87,7 +75,8 @@ Path("out", sys.argv[1], "w").write_text(Path("in.txt").read_text())
 
 @pytest.fixture
 def graph(workspace):
-    """Two stages that can run side by side: each copies its input; one fails while a file `break-<name>` is there."""
+    """Return a workspace with two stages that can run in parallel: each copies its input; one fails while a file
+    `break-<name>` exists."""
     (workspace / "dvc.yaml").write_text(GRAPH)
     (workspace / "copy_in.py").write_text(COPY_IN)
     (workspace / "in.txt").write_text("1")
@@ -97,13 +86,13 @@ def graph(workspace):
 BOTH = ["train@calm", "train@wild"]
 
 
-def test_stages_run_side_by_side_are_not_stale_once_recorded_and_are_again_when_their_input_changes(graph):
+def test_stages_run_in_parallel_are_not_stale_once_recorded_until_their_input_changes(graph):
     assert versioning.stale(graph, BOTH) == BOTH
-    said = []
+    lines = []
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda name: versioning.run_stage(graph, name, 60.0, said.append), BOTH))
+        list(pool.map(lambda name: versioning.run_stage(graph, name, 60.0, lines.append), BOTH))
     versioning.record(graph, BOTH)
-    assert sorted(said) == ["[1/2] calm", "[1/2] wild"]
+    assert sorted(lines) == ["[1/2] calm", "[1/2] wild"]
     assert versioning.stale(graph, BOTH) == []
     (graph / "in.txt").write_text("2")
     assert versioning.stale(graph, BOTH) == BOTH
@@ -111,7 +100,7 @@ def test_stages_run_side_by_side_are_not_stale_once_recorded_and_are_again_when_
     assert (graph / "out" / "calm" / "w").read_text() == "2"
 
 
-def test_a_stage_that_fails_says_what_it_said_and_leaves_the_other_to_be_recorded(graph):
+def test_a_stage_that_fails_quotes_its_output_and_leaves_the_other_to_be_recorded(graph):
     (graph / "break-wild").touch()
     versioning.run_stage(graph, "train@calm", 60.0, lambda line: None)
     with pytest.raises(BellwetherError, match=r"train@wild ended with 3(.|\n)*\[1/2\] wild"):

@@ -3,6 +3,7 @@
 import uvicorn
 from evidently.ui.service.app import create_app, get_config
 
+from pipelines.bootstrap import bootstrap
 from pipelines.settings import settings
 from serving.service.http_guard import Guard
 
@@ -11,6 +12,7 @@ HEALTH = "/api/version"
 
 def main() -> None:
     """Serve the reports under `<home>/evidently` on the host and port of our settings, until SIGTERM."""
+    bootstrap()
     where = settings()
     config = get_config(where.host, where.evidently_port, str(where.home / "evidently"))
     uvicorn.run(

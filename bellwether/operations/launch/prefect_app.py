@@ -7,6 +7,7 @@ import os
 
 import uvicorn
 
+from pipelines.bootstrap import bootstrap
 from pipelines.settings import settings
 from serving.service.http_guard import Guard
 
@@ -15,6 +16,7 @@ HEALTH = "/api/ready"
 
 def main() -> None:
     """Serve the API, the UI and the background services on the host and port of our settings, until SIGTERM."""
+    bootstrap()
     # for clients; the server lists its settings at /api/admin/settings, where a browser session could read the key
     os.environ.pop("PREFECT_CLIENT_CUSTOM_HEADERS", None)
     from prefect.server.api.server import create_app

@@ -19,7 +19,7 @@ from pipelines.data.readers.pages import Page, folder_of, read_page, write_page
 from pipelines.data.timeframes import seconds
 from pipelines.data.readers.venues import Venue, check_venue
 from pipelines.errors import UnknownName, VenueDown
-from pipelines.settings import ExchangeParams
+from pipelines.params import ExchangeParams
 
 SETTLE_S = 2  # a candle may still be mended just after its close
 SAY_EVERY_S = 5.0

@@ -11,7 +11,7 @@ import numpy as np
 from pipelines.compiled import kernel
 from pipelines.contracts import Floats
 from pipelines.data.simulator.book_design import STEPS, BookDesign
-from pipelines.settings import SimulatorParams
+from pipelines.params import SimulatorParams
 
 MINUTES_A_DAY = 1440
 LATENT = 5

@@ -43,7 +43,7 @@ from pipelines.data.simulator.book_design import (
 from pipelines.data.simulator.book_market import trade_minutes
 from pipelines.data.orderbook.tape import fresh_tape
 from pipelines.errors import BadValues
-from pipelines.settings import SimulatorParams
+from pipelines.params import SimulatorParams
 
 BLOCK = 30 * MINUTES_A_DAY  # minutes made at a time: what is not an answer stays at a few MB however long the history
 FUNDING_S = 28_800  # seconds between funding rates

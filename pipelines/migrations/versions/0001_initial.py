@@ -1,4 +1,5 @@
-"""The first schema: bars, decisions, outcomes, promotions, trials, leases, retrain requests, alarms, latches."""
+"""The first schema: bars, decisions, outcomes, promotions, trials, leases, retrain requests, alarms, latches (trips
+of circuit breakers)."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,6 +13,7 @@ APPEND_ONLY = "promotions is append-only: write a new row instead"
 
 
 def upgrade() -> None:
+    """Create the tables."""
     op.create_table(
         "bars",
         sa.Column("symbol", sa.String(64), primary_key=True),
@@ -159,4 +161,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Refuse: there is no schema before."""
     raise NotImplementedError("the first schema has nothing before it: restore a backup instead")

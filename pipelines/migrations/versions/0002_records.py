@@ -1,4 +1,4 @@
-"""Books and context as they were observed, beside the bars."""
+"""Books and context as they were observed, next to the bars."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,6 +10,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
+    """Create the table of records."""
     op.create_table(
         "records",
         sa.Column("symbol", sa.String(64), primary_key=True),
@@ -21,4 +22,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError("what was observed would be lost: restore a backup of the release before instead")
+    """Refuse: it would lose observed data."""
+    raise NotImplementedError("observed data would be lost: restore a backup of the release before instead")

@@ -1,4 +1,4 @@
-"""What a venue reported of orders, and up to when the account's history was accepted by whoever reset a breaker."""
+"""Fills that a venue reported, and the event time up to which a reset of a breaker accepted the account's history."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,6 +10,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
+    """Add the column and the table."""
     op.add_column("latches", sa.Column("reset_as_of", UtcTime))
     op.create_table(
         "fills",
@@ -27,4 +28,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Refuse: it would lose fills."""
     raise NotImplementedError("fills would be lost: restore a backup of the release before instead")

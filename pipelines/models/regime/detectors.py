@@ -14,7 +14,7 @@ from pipelines.models.regime import kernels
 from pipelines.models.regime.gaussian import BOUND, fit_gaussians, transition_interval
 from pipelines.models.regime.inputs import missing_columns
 from pipelines.models.regime.tables import TABLES
-from pipelines.settings import Params
+from pipelines.params import Params
 
 Parameters = Mapping[str, Floats]
 DAY_BARS = 96  # bars of a bootstrap block of the transition matrix: a day of 15 minutes

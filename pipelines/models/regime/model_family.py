@@ -19,7 +19,7 @@ from pipelines.models.regime.inputs import STEPS, planes, segment_starts
 from pipelines.models.regime.served import Ensemble, regime_names
 from pipelines.models.snapshot import bar_rows
 from pipelines.models.views import VIEWS
-from pipelines.settings import Params
+from pipelines.params import Params
 
 PIECE = 2048  # windows held in memory at a time
 

@@ -1,0 +1,463 @@
+"""`params.yaml`, typed: everything that can change a metric, one class a section. `pipelines.settings` loads it."""
+
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+
+class _Frozen(BaseModel):
+    """Immutable; an unknown key is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ExchangeParams(_Frozen):
+    """Where bars of a live market come from. `silence_bars`: bars without news before the venue counts as silent."""
+
+    venues: list[str] = Field(min_length=1)
+    timeframe: str
+    silence_bars: int = Field(gt=0)
+
+
+class DataParams(_Frozen):
+    """Timeframe to decide on, and the quality and age of data."""
+
+    decision_timeframe: str
+    quality_floor: float = Field(gt=0, le=1)
+    live_days: int = Field(ge=0)
+    retention_days: int = Field(gt=0)
+    exchange: ExchangeParams
+
+    def decision_timeframe_for(self, base: str) -> str:
+        """Return the timeframe to decide on over bars of `base`: the configured one, or `base` if that is coarser."""
+        from pipelines.contracts import TIMEFRAME_SECONDS  # imports numpy, which commands without arrays need not load
+
+        coarser = TIMEFRAME_SECONDS[base] > TIMEFRAME_SECONDS[self.decision_timeframe]
+        return base if coarser else self.decision_timeframe
+
+
+class SimulatorParams(_Frozen):
+    """The simulated market."""
+
+    symbol: str
+    seed: int
+    start: AwareDatetime
+    history_days: int = Field(gt=0)
+    live_days: int = Field(ge=0)
+    drift_after_live_days: int | None
+    start_price: float = Field(gt=0)
+    vol_15m_bps: float = Field(gt=0)
+    edge: float = Field(ge=0)
+    book_every_minutes: int = Field(default=15, gt=0)
+
+
+class CostParams(_Frozen):
+    """Costs of one side of a trade, in basis points."""
+
+    fee_bps: float = Field(ge=0)
+    half_spread_bps: float = Field(ge=0)
+
+    @property
+    def round_trip_bps(self) -> float:
+        """Return the cost of entry and exit in basis points."""
+        return 2.0 * (self.fee_bps + self.half_spread_bps)
+
+
+class LabelParams(_Frozen):
+    """The triple barrier: distances in ATR, horizon in decision bars."""
+
+    target_atr: float = Field(gt=0)
+    stop_atr: float = Field(gt=0)
+    horizon_bars: int = Field(gt=0)
+    min_target_to_cost: float = Field(ge=0)
+    decay_half_life_days: float = Field(gt=0)
+
+    @property
+    def odds(self) -> float:
+        """Return b of the Kelly formula: target distance over stop distance."""
+        return self.target_atr / self.stop_atr
+
+
+class ExitParams(_Frozen):
+    """How a position is closed. `legs`: (distance in ATR, share of the position), nearest first."""
+
+    plan: Literal["plain", "ladder", "trailing", "ladder_trailing"]
+    legs: list[tuple[float, float]] = Field(min_length=1, max_length=3)
+    trailing_atr: float = Field(gt=0, allow_inf_nan=False)
+    break_even_after_leg: int = Field(ge=0)
+
+    @property
+    def laddered(self) -> bool:
+        """Return whether the plan closes a position in legs."""
+        return self.plan in ("ladder", "ladder_trailing")
+
+    @property
+    def trails(self) -> bool:
+        """Return whether the plan trails its stop."""
+        return self.plan in ("trailing", "ladder_trailing")
+
+    @model_validator(mode="after")
+    def _check_legs(self) -> "ExitParams":
+        """Refuse legs that are out of order, do not share out the whole position, or leave none to protect."""
+        distances, shares = [leg[0] for leg in self.legs], [leg[1] for leg in self.legs]
+        if not all(near < far < float("inf") for near, far in zip([0.0, *distances], distances, strict=False)):
+            raise ValueError(
+                f"legs lie {distances} ATR away; each must be further out than the one before, from above 0"
+            )
+        if not min(shares) > 0 or not abs(sum(shares) - 1.0) <= 1e-9:
+            raise ValueError(f"legs take {shares} of the position, sum {sum(shares):g}; each above 0, together 1")
+        if self.break_even_after_leg >= len(self.legs):
+            raise ValueError(
+                f"break_even_after_leg {self.break_even_after_leg} of {len(self.legs)} legs leaves no position to "
+                "protect; at most one less than there are legs, 0 = never"
+            )
+        return self
+
+
+class SplitParams(_Frozen):
+    """Walk-forward folds of training."""
+
+    folds: int = Field(ge=2)
+    min_train_fraction: float = Field(gt=0, lt=1)
+
+
+class ValidatorParams(_Frozen):
+    """Fit of the validator family."""
+
+    trees: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    min_child_weight: float
+    subsample: float = Field(gt=0, le=1)
+    reg_lambda: float
+    novelty_quantile: float = Field(gt=0, lt=1)
+
+
+class PredictorParams(_Frozen):
+    """Fit of the predictor family."""
+
+    configuration: Literal["four", "core"]
+    horizon_bars: int = Field(gt=0)
+    folds: int = Field(ge=1)
+    max_windows: int = Field(gt=0, le=20_000)
+    tail_share: float = Field(gt=0, lt=1)
+    epochs: int = Field(gt=0, le=100)
+    patience: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    trees: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    leaf: float = Field(gt=0)
+    novelty_quantile: float = Field(gt=0, lt=1)
+
+
+class PatternParams(_Frozen):
+    """Fit of the pattern family."""
+
+    target_atr: float = Field(gt=0)
+    stop_atr: float = Field(gt=0)
+    horizon_bars: int = Field(gt=0)
+    folds: int = Field(ge=1)
+    tail_share: float = Field(gt=0, lt=1)
+    trees: int = Field(gt=0)
+    forest_depth: int = Field(gt=0)
+    boosted_depth: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    leaf: float = Field(gt=0)
+    max_windows: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    epochs: int = Field(gt=0)
+    patience: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    network_rate: float = Field(gt=0)
+    pooled_rows: float = Field(gt=0)
+    confidence: float = Field(gt=0, lt=1)
+    novelty_quantile: float = Field(gt=0, lt=1)
+
+
+class RegimeParams(_Frozen):
+    """Detectors of the regime family, and the weights of their votes."""
+
+    horizon_minutes: int = Field(gt=0)
+    folds: int = Field(ge=1)
+    weights: dict[str, float]
+    margin: float = Field(ge=0, lt=1)
+    min_dwell_bars: int = Field(gt=0)
+    trend_bars: int = Field(gt=1, lt=128)
+    adx_edge: float = Field(gt=0)
+    volatility_edges: tuple[float, float]
+    volume_quantiles: tuple[float, float]
+    momentum_share: float = Field(gt=0, le=1)
+    momentum_edge: float = Field(gt=0)
+    sentiment_edges: tuple[float, float, float, float]
+    softness: float = Field(gt=0)
+    em_iterations: int = Field(gt=0)
+    novelty_quantile: float = Field(gt=0, lt=1)
+
+
+class EnsembleParams(_Frozen):
+    """Weights of the ensemble's members, as stated and by market phase; each set sums to 1."""
+
+    stated: dict[str, float]
+    phases: dict[str, dict[str, float]]
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> "EnsembleParams":
+        """Refuse weights that name other members, are negative or do not sum to 1."""
+        for name, weights in {"stated": self.stated, **self.phases}.items():
+            if set(weights) != set(self.stated):
+                raise ValueError(f"{name} weighs {sorted(weights)}, stated weighs {sorted(self.stated)}")
+            if min(weights.values()) < 0 or abs(sum(weights.values()) - 1.0) > 1e-9:
+                raise ValueError(f"{name} sums to {sum(weights.values()):g}; weights are not negative and sum to 1")
+        return self
+
+
+class GateParams(_Frozen):
+    """What a candidate has to reach before it may be promoted."""
+
+    min_events: int
+    coverage: float = Field(gt=0, le=1)
+    bootstrap: int = Field(ge=100)
+    max_ece: float
+    leak_auc: float
+    min_deflated_sharpe: float
+    max_pbo: float
+    min_schema_coverage: float
+    max_novel_share: float
+    max_parity_gap: float
+    max_latency_ms: float
+    min_improvement: float
+    min_paired: int
+
+
+class ImportanceParams(_Frozen):
+    """Permutation importance and the selection of columns."""
+
+    repeats: int = Field(gt=0)
+    correlation: float = Field(gt=0, le=1)
+    low_share: float = Field(gt=0, lt=1)
+    reselect_over: float = Field(gt=0, lt=1)
+
+
+class ValidationParams(_Frozen):
+    """Weights of the validation layers."""
+
+    traditional: float = Field(ge=0)
+    ai: float = Field(ge=0)
+    correlation: float = Field(ge=0)
+    valid_above: float = Field(ge=0, lt=1)
+
+
+class FusionParams(_Frozen):
+    """Weights of the signal categories, overall and by regime."""
+
+    weights: dict[str, float]
+    regimes: dict[str, dict[str, float]]
+    min_consensus: float
+    validation: ValidationParams
+
+
+class LearningParams(_Frozen):
+    """Online weights: how fast they follow outcomes and how far they may move."""
+
+    use: Literal["shadow", "act"] = "shadow"
+    floor: float = Field(ge=0, lt=1)
+    max_step_a_day: float = Field(gt=0, lt=1)
+    history_decisions: int = Field(gt=0)
+    outcomes_a_source: int = Field(gt=0)
+    rate: float = Field(gt=0)
+    share: float = Field(ge=0, lt=1)
+    discount: float = Field(gt=0, le=1)
+    prior_outcomes: float = Field(gt=0)
+
+
+class BaseThresholds(_Frozen):
+    """Thresholds of a decision before the regime's factors."""
+
+    min_strength: float = Field(ge=0, le=100)
+    min_confidence: float = Field(gt=0, le=1)
+    min_confluence: float = Field(ge=0, le=1)
+    min_unicorn: float = Field(ge=0, le=21)
+    phase: Literal["UNKNOWN", "ACCUMULATION", "MANIPULATION", "DISTRIBUTION"]
+
+
+class ThresholdFactors(_Frozen):
+    """Factors of one regime on the base thresholds."""
+
+    min_strength: float = Field(default=1.0, gt=0)
+    min_confidence: float = Field(default=1.0, gt=0)
+    min_confluence: float = Field(default=1.0, gt=0)
+    min_unicorn: float = Field(default=1.0, gt=0)
+
+
+class ThresholdParams(_Frozen):
+    """Thresholds of a decision by regime."""
+
+    base: BaseThresholds
+    regimes: dict[Literal["TRENDING", "RANGING", "VOLATILE", "QUIET"], ThresholdFactors]
+    high_unicorn: float = Field(gt=0, le=21)
+    high_unicorn_confidence: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_reachable(self) -> "ThresholdParams":
+        """Refuse a threshold that no signal can reach."""
+        for name, factors in self.regimes.items():
+            for key, most in (("min_strength", 100.0), ("min_confidence", 1.0), ("min_unicorn", 21.0)):
+                needed = getattr(self.base, key) * getattr(factors, key)
+                if needed > most:
+                    raise ValueError(f"{name} needs {key} {needed:g}, above the possible {most:g}")
+        return self
+
+
+class RegimeLimit(_Frozen):
+    """Largest position and stop distance in one regime, as fractions."""
+
+    max_position: float = Field(ge=0, le=1)
+    max_stop: float = Field(gt=0, le=1)
+
+
+class BudgetParams(_Frozen):
+    """Limits of the portfolio, as fractions of equity."""
+
+    max_gross: float
+    max_strategy: float
+    max_market: float
+    max_asset: float
+    max_correlated: float
+    max_es: float
+    max_stress: float
+
+
+class Stage(_Frozen):
+    """One stage of the drawdown limit: from `at` of the limit on, sizes are multiplied by `size`."""
+
+    at: float = Field(gt=0, le=1)
+    size: float = Field(ge=0, le=1)
+
+
+class StageParams(_Frozen):
+    """The stages of the drawdown limit, in order."""
+
+    reduce: Stage
+    half: Stage
+    exit_only: Stage
+    flat: Stage
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "StageParams":
+        """Refuse stages that do not rise, or whose size grows."""
+        stages = [self.reduce, self.half, self.exit_only, self.flat]
+        if [s.at for s in stages] != sorted({s.at for s in stages}) or self.flat.at != 1.0:
+            raise ValueError("`at` has to rise from stage to stage and end at 1, the drawdown limit itself")
+        if [s.size for s in stages] != sorted((s.size for s in stages), reverse=True) or self.exit_only.size != 0.0:
+            raise ValueError("`size` may not rise from stage to stage, and is 0 from exit_only on")
+        return self
+
+
+class RiskParams(_Frozen):
+    """Sizing and the limits of account and portfolio."""
+
+    sizing: Literal["kelly", "confidence"]
+    kelly_fraction: float = Field(ge=0, le=1)
+    kelly_cap: float = Field(ge=0, le=1)
+    volatility_target: float = Field(gt=0)
+    regime_multiplier: dict[str, float]
+    regime_limits: dict[str, RegimeLimit]
+    budgets: BudgetParams
+    stages: StageParams
+    max_open: int
+    max_trades_per_day: int
+    max_daily_loss: float
+    max_drawdown: float
+    max_data_age_bars: float
+
+
+class TierParams(_Frozen):
+    """Size by tier of the service, and when a tier changes."""
+
+    size: dict[int, float]
+    good_bars: int = Field(ge=1)
+    faults_in_row: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "TierParams":
+        """Refuse sizes that rise from a better tier to a worse one."""
+        sizes = [self.size.get(tier, -1.0) for tier in (1, 2, 3, 4)]
+        if len(self.size) != 4 or sizes != sorted(sizes, reverse=True) or sizes[0] > 1.0 or sizes[3] != 0.0:
+            raise ValueError("size needs tiers 1 to 4, from at most 1, never rising, to 0: tier 4 opens nothing")
+        return self
+
+
+class BreakerParams(_Frozen):
+    """When a circuit breaker trips."""
+
+    spike_atr: float = Field(gt=1)
+    book_bars: int = Field(ge=20)
+    spread_multiple: float = Field(gt=1)
+    depth_share: float = Field(gt=0, lt=1)
+    stale_bars: int = Field(ge=1)
+    fault_multiple: int = Field(ge=1)
+    trades: int = Field(ge=10)
+    fills: int = Field(ge=2)
+    max_rejected: int = Field(ge=1)
+    max_slippage_bps: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> "BreakerParams":
+        """Refuse a limit of rejected fills that can never be reached."""
+        if self.max_rejected > self.fills:
+            raise ValueError(f"max_rejected {self.max_rejected} can never be reached among {self.fills} fills")
+        return self
+
+
+class DriftParams(_Frozen):
+    """Drift detection on inputs and on loss."""
+
+    block_bars: int
+    min_bars: int
+    reference_blocks: int
+    false_alarm_budget: float = Field(gt=0, lt=1)
+    budget_blocks: int
+    loss_delta: float
+    loss_threshold: float
+    loss_degradation: float
+    min_outcomes: int
+
+
+class RetrainParams(_Frozen):
+    """When a family is retrained, and whether promotion needs approval."""
+
+    interval_days: int
+    overdue_intervals: float = Field(gt=0)
+    cooldown_hours: float
+    lease_minutes: float
+    approval: Literal["auto", "manual"]
+
+
+class Params(_Frozen):
+    """`params.yaml`, typed. An unknown or missing key is refused with its path."""
+
+    seed: int
+    data: DataParams
+    simulator: SimulatorParams
+    costs: CostParams
+    labels: LabelParams
+    exits: ExitParams
+    splits: SplitParams
+    validator: ValidatorParams
+    predictor: PredictorParams
+    pattern: PatternParams
+    regime: RegimeParams
+    ensemble: EnsembleParams
+    gate: GateParams
+    importance: ImportanceParams
+    fusion: FusionParams
+    learning: LearningParams
+    thresholds: ThresholdParams
+    risk: RiskParams
+    tiers: TierParams
+    breakers: BreakerParams
+    drift: DriftParams
+    retrain: RetrainParams

@@ -1,0 +1,56 @@
+"""The only doorway to SQL: bars, decisions, promotions, the retrain queue, leases, breaker trips and alarms."""
+
+from pipelines.store.alarms import Alarm, AlarmStore
+from pipelines.store.bars_and_records import BarBatch, BarStore
+from pipelines.store.breakers import BreakerStore, BreakerTrip
+from pipelines.store.codec import decision_of, decision_payload, packed, unpacked
+from pipelines.store.decisions import DecisionRecord, DecisionStore, Fill
+from pipelines.store.dump import nonempty_tables, open_dump, refuse_nonempty, refuse_unknown
+from pipelines.store.engine import (
+    FLOW_WAIT_MS,
+    OUTAGES,
+    SERVICE_WAIT_MS,
+    PageCheck,
+    StoreFault,
+    Transaction,
+    damage,
+    exists,
+)
+from pipelines.store.leases import Lease, LeaseStore
+from pipelines.store.promotions import Promotion, PromotionStore
+from pipelines.store.retention import Retention
+from pipelines.store.retrain_queue import ATTEMPTS, RetrainAnswer, RetrainQueue, RetrainRequest
+
+__all__ = [
+    "ATTEMPTS",
+    "FLOW_WAIT_MS",
+    "OUTAGES",
+    "SERVICE_WAIT_MS",
+    "Alarm",
+    "BarBatch",
+    "BreakerTrip",
+    "DecisionRecord",
+    "Fill",
+    "Lease",
+    "PageCheck",
+    "Promotion",
+    "RetrainAnswer",
+    "RetrainRequest",
+    "Store",
+    "StoreFault",
+    "Transaction",
+    "damage",
+    "decision_of",
+    "decision_payload",
+    "exists",
+    "nonempty_tables",
+    "open_dump",
+    "packed",
+    "refuse_nonempty",
+    "refuse_unknown",
+    "unpacked",
+]
+
+
+class Store(BarStore, DecisionStore, PromotionStore, RetrainQueue, LeaseStore, BreakerStore, AlarmStore, Retention):
+    """Every aggregate of one database: `Store.open(url)`. Thread-safe; close it with `close()`."""

@@ -1,0 +1,176 @@
+"""Observed bars, order books and context values. What was observed is never rewritten."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, Books, ContextFeed, Floats, utc
+from pipelines.errors import BadShape, BadTimes, BadValues
+from pipelines.migrations import tables as t
+from pipelines.store.codec import packed, padded, unpacked
+from pipelines.store.engine import Database, lock_table
+
+
+@dataclass(frozen=True, slots=True)
+class BarBatch:
+    """Bars of one symbol as they arrived.
+
+    bars         (n, 8) in contracts.BAR_FIELDS order, open_time ascending and unique; NaN only in the last three
+    known_at     (n,) epoch seconds: when each bar could be known (its close)
+    ingested_at  when we received them
+    books, feed  records that came with them; None = none
+    """
+
+    symbol: str
+    bars: Floats
+    known_at: Floats
+    ingested_at: datetime
+    books: Books | None = None
+    feed: ContextFeed | None = None
+
+
+class BarStore(Database):
+    """Bars, books and context of each symbol."""
+
+    def add_bars(self, batch: BarBatch, within: Connection | None = None) -> int:
+        """Store bars as observed and return how many were new. The same bars a second time change nothing.
+
+        Raises  BadShape, BadTimes (not ascending), BadValues (another bar is stored under that symbol and time);
+                in each case nothing of the batch is written
+        """
+        rows, n = batch.bars, len(batch.bars)
+        if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH or batch.known_at.shape != (n,):
+            raise BadShape(
+                f"{batch.symbol}: bars {rows.shape} and known_at {batch.known_at.shape}, want (n, 8) and (n,)"
+            )
+        if n == 0 and batch.books is None and batch.feed is None:
+            return 0
+        if not np.all(np.diff(rows[:, 0]) > 0):
+            at = utc(rows[1 + int(np.argmin(np.diff(rows[:, 0]) > 0)), 0])
+            raise BadTimes(
+                f"{batch.symbol}: open_time {at:%F %T} is not after the one before it. Sort and deduplicate."
+            )
+        with self.writing(within) as connection:
+            lock_table(connection, t.bars)
+            span = (float(rows[0, 0]), float(rows[-1, 0])) if n else (0.0, 0.0)  # drivers accept no numpy numbers
+            known = {row[0]: row for row in _stored_bars(connection, batch.symbol, *span)}
+            fresh: list[dict[str, object]] = []
+            for bar, known_at in zip(rows.tolist(), batch.known_at.tolist(), strict=True):
+                if bar[0] not in known:
+                    values = dict(zip(BAR_FIELDS, (None if v != v else v for v in bar), strict=True))
+                    stamps = {"known_at": known_at, "ingested_at": batch.ingested_at}
+                    fresh.append({"symbol": batch.symbol} | values | stamps)
+                elif not np.array_equal(known[bar[0]], bar, equal_nan=True):
+                    raise BadValues(_conflict(batch.symbol, known[bar[0]], bar))
+            if fresh:
+                connection.execute(sa.insert(t.bars), fresh)
+            _add_records(batch, connection)
+        return len(fresh)
+
+    def bars(self, symbol: str, after: float = -np.inf, until: float = np.inf) -> Floats:
+        """Return observed bars (n, 8), ascending, with after < open_time <= until in epoch seconds; NaN = not
+        recorded."""
+        query = sa.select(*(t.bars.c[name] for name in BAR_FIELDS)).where(t.bars.c.symbol == symbol)
+        if np.isfinite(after):
+            query = query.where(t.bars.c.open_time > float(after))
+        if np.isfinite(until):
+            query = query.where(t.bars.c.open_time <= float(until))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(t.bars.c.open_time)).all()
+        return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)
+
+    def withdraw_bars(self, symbol: str, closed_after: float) -> Floats:
+        """Delete bars that were stored before they can have closed, because the clock was wrong, and return them.
+
+        closed_after  epoch seconds: bars with a later close are deleted, and every record known later
+        """
+        with self.writing() as connection:
+            lock_table(connection, t.bars)
+            late = sa.and_(t.bars.c.symbol == symbol, t.bars.c.known_at > closed_after)
+            found = connection.execute(
+                sa.select(*(t.bars.c[name] for name in BAR_FIELDS)).where(late).order_by(t.bars.c.open_time)
+            ).all()
+            connection.execute(sa.delete(t.bars).where(late))
+            connection.execute(
+                sa.delete(t.records).where(t.records.c.symbol == symbol, t.records.c.known_at > closed_after)
+            )
+        return np.array([tuple(row) for row in found], dtype=np.float64).reshape(-1, BAR_WIDTH)
+
+    def newest_bar(self, symbol: str) -> float | None:
+        """Return the open time of the newest observed bar in epoch seconds; None without one."""
+        with self._engine.connect() as connection:
+            newest = connection.scalar(sa.select(sa.func.max(t.bars.c.open_time)).where(t.bars.c.symbol == symbol))
+        return None if newest is None else float(newest)
+
+    def records(
+        self, symbol: str, after: float = -np.inf, until: float = np.inf
+    ) -> tuple[Books | None, ContextFeed | None]:
+        """Return observed books and context with after < known_at <= until (epoch seconds), ascending; None = none."""
+        query = sa.select(t.records.c.kind, t.records.c.known_at, t.records.c.payload).where(
+            t.records.c.symbol == symbol
+        )
+        if np.isfinite(after):
+            query = query.where(t.records.c.known_at > float(after))
+        if np.isfinite(until):
+            query = query.where(t.records.c.known_at <= float(until))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(t.records.c.known_at, t.records.c.kind)).all()
+        return unpacked([(str(kind), float(at), bytes(payload)) for kind, at, payload in rows])
+
+    def symbols(self) -> tuple[str, ...]:
+        """Return the symbols with at least one observed bar, in alphabetical order."""
+        return tuple(r["symbol"] for r in self._rows(sa.select(t.bars.c.symbol).distinct().order_by(t.bars.c.symbol)))
+
+
+def _stored_bars(connection: Connection, symbol: str, first: float, last: float) -> Iterator[tuple[float, ...]]:
+    """Yield stored bars with first <= open_time <= last in BAR_FIELDS order; NaN = not recorded."""
+    query = (
+        sa.select(*(t.bars.c[name] for name in BAR_FIELDS))
+        .where(t.bars.c.symbol == symbol, t.bars.c.open_time.between(first, last))
+        .order_by(t.bars.c.open_time)
+    )
+    for row in connection.execute(query):
+        yield tuple(float("nan") if value is None else float(value) for value in row)
+
+
+def _conflict(symbol: str, stored: tuple[float, ...], sent: list[float]) -> str:
+    """Return the refusal that names the first field in which two bars of the same time differ."""
+    name, old, new = next(
+        (name, a, b) for name, a, b in zip(BAR_FIELDS, stored, sent, strict=True) if not (a == b or (a != a and b != b))
+    )
+    return (
+        f"{symbol}: bar {utc(sent[0]):%F %T} is stored with {name}={old!r}, now {name}={new!r}. "
+        "What was observed is never rewritten; nothing of this batch was stored."
+    )
+
+
+def _add_records(batch: BarBatch, connection: Connection) -> None:
+    """Store the batch's books and context; the same record a second time changes nothing.
+
+    Raises  BadValues if a different record of the same kind and time is stored
+    """
+    sent = dict(packed(batch.books, batch.feed))
+    if not sent:
+        return
+    moments = [known_at for _, known_at in sent]
+    query = sa.select(t.records.c.kind, t.records.c.known_at, t.records.c.payload).where(
+        t.records.c.symbol == batch.symbol, t.records.c.known_at.between(min(moments), max(moments))
+    )
+    known = {(kind, at): padded(kind, bytes(payload)) for kind, at, payload in connection.execute(query)}
+    for (kind, at), payload in sent.items():
+        if known.get((kind, at), payload) != payload:
+            raise BadValues(
+                f"{batch.symbol}: another {kind} is stored as known at {utc(at):%F %T}. What was observed is never "
+                "rewritten; nothing of this batch was stored."
+            )
+    fresh = [
+        {"symbol": batch.symbol, "kind": kind, "known_at": at, "payload": payload, "ingested_at": batch.ingested_at}
+        for (kind, at), payload in sent.items()
+        if (kind, at) not in known
+    ]
+    if fresh:
+        connection.execute(sa.insert(t.records), fresh)

@@ -1,0 +1,189 @@
+"""Decisions, what became of them (outcomes), and what a venue reported of their orders (fills)."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+from sqlalchemy.exc import IntegrityError
+
+from pipelines.contracts import Decision, Outcome
+from pipelines.errors import BadValues, StoredAlready, UnknownName
+from pipelines.migrations import tables as t
+from pipelines.store.codec import decision_of, decision_payload
+from pipelines.store.engine import Database, between, lock_row
+
+_LOOKUP = 500  # values in one IN (...): under every database's parameter limit
+_DECISION_COLUMNS = tuple(c.name for c in t.decisions.columns if c.name not in ("payload", "features", "signals"))
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """A decision with the bytes it was made from: float64 rows in catalogue order, so it can be replayed exactly."""
+
+    decision: Decision
+    features: bytes
+    signals: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """What a venue reported of the order of an emitted decision.
+
+    id            the venue's own name of the report: the same report a second time changes nothing
+    at            the venue's clock
+    price         paid or received, quote currency; None where it was rejected
+    slippage_bps  of the decision's entry, positive = worse than decided; None where it was rejected
+    """
+
+    id: str
+    decision_id: str
+    at: datetime
+    ingested_at: datetime
+    status: Literal["filled", "rejected"]
+    price: float | None
+    slippage_bps: float | None
+    reason: str = ""
+
+
+class DecisionStore(Database):
+    """The decision ledger with outcomes and fills."""
+
+    def add_decisions(self, records: Sequence[DecisionRecord], within: Connection | None = None) -> None:
+        """Store decisions, all or none. Raises StoredAlready if an id exists, BadValues if a figure is not finite."""
+        rows = [
+            {
+                **{c: getattr(r.decision, c) for c in _DECISION_COLUMNS},
+                "payload": decision_payload(r.decision),
+                "features": r.features,
+                "signals": r.signals,
+            }
+            for r in records
+        ]
+        if not rows:
+            return
+        try:
+            with self.writing(within) as connection:
+                connection.execute(sa.insert(t.decisions), rows)
+        except IntegrityError as error:
+            raise StoredAlready("a decision with this id is stored already; ids are never reused") from error
+
+    def decision(self, decision_id: str) -> DecisionRecord:
+        """Return one decision. Raises UnknownName."""
+        found = self._rows(sa.select(t.decisions).where(t.decisions.c.id == decision_id))
+        if not found:
+            raise UnknownName(f"no decision {decision_id!r} in the ledger; `bellwether decide` prints ids of new ones")
+        return _record(found[0])
+
+    def decisions(
+        self,
+        symbol: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        last: int | None = None,
+        events_only: bool = False,
+        emitted_only: bool = False,
+    ) -> list[DecisionRecord]:
+        """Return decisions with since <= as_of < until, oldest first; `last` limits them to the newest so many."""
+        query = between(sa.select(t.decisions), t.decisions.c.as_of, since, until)
+        if symbol is not None:
+            query = query.where(t.decisions.c.symbol == symbol)
+        if events_only:
+            query = query.where(t.decisions.c.event.is_not(None))
+        if emitted_only:
+            query = query.where(t.decisions.c.action != "NO_TRADE")
+        query = query.order_by(t.decisions.c.as_of.desc(), t.decisions.c.ingested_at.desc()).limit(last)
+        return [_record(row) for row in reversed(self._rows(query))]
+
+    # ---- outcomes -------------------------------------------------------------------------------------------------
+
+    def unresolved(self, until: datetime, limit: int | None = None) -> list[DecisionRecord]:
+        """Return decisions on an event, as_of <= until, that have no outcome yet; oldest first."""
+        query = (
+            sa.select(t.decisions)
+            .outerjoin(t.outcomes, t.outcomes.c.decision_id == t.decisions.c.id)
+            .where(t.outcomes.c.decision_id.is_(None), t.decisions.c.event.is_not(None), t.decisions.c.as_of <= until)
+            .order_by(t.decisions.c.as_of)
+            .limit(limit)
+        )
+        return [_record(row) for row in self._rows(query)]
+
+    def add_outcome(self, outcome: Outcome, within: Connection | None = None) -> bool:
+        """Store what became of a decision; return False if exactly this is stored already.
+
+        Raises  UnknownName for a decision we never made, BadValues if another outcome is stored for it
+        """
+        with self.writing(within) as connection:
+            known = lock_row(connection, t.decisions, t.decisions.c.id == outcome.decision_id)
+            if known is None:
+                raise UnknownName(f"no decision {outcome.decision_id!r} in the ledger: outcomes belong to decisions")
+            query = sa.select(t.outcomes).where(t.outcomes.c.decision_id == outcome.decision_id)
+            stored = connection.execute(query).mappings().first()
+            if stored is None:
+                connection.execute(sa.insert(t.outcomes), asdict(outcome))
+                return True
+            if Outcome(**stored) != outcome:
+                raise BadValues(
+                    f"decision {outcome.decision_id}: stored {Outcome(**stored)}, now {outcome}; kept the first"
+                )
+            return False
+
+    def outcomes_of(self, decision_ids: Sequence[str]) -> list[Outcome]:
+        """Return the outcomes of these decisions, as far as they are known."""
+        found = []
+        for i in range(0, len(decision_ids), _LOOKUP):
+            some = t.outcomes.c.decision_id.in_(decision_ids[i : i + _LOOKUP])
+            found += [Outcome(**row) for row in self._rows(sa.select(t.outcomes).where(some))]
+        return found
+
+    def resolved(
+        self, since: datetime | None = None, until: datetime | None = None, ended_since: datetime | None = None
+    ) -> list[tuple[DecisionRecord, Outcome]]:
+        """Return decisions joined with their outcomes, since <= as_of < until, ended_since <= resolved_at; oldest
+        decision first."""
+        joined = t.decisions.join(t.outcomes, t.outcomes.c.decision_id == t.decisions.c.id)
+        query = between(sa.select(t.decisions, t.outcomes).select_from(joined), t.decisions.c.as_of, since, until)
+        query = between(query, t.outcomes.c.resolved_at, ended_since, None)
+        names = [f.name for f in fields(Outcome)]
+        return [
+            (_record(row), Outcome(**{name: row[name] for name in names}))
+            for row in self._rows(query.order_by(t.decisions.c.as_of))
+        ]
+
+    # ---- fills ----------------------------------------------------------------------------------------------------
+
+    def add_fill(self, fill: Fill, within: Connection | None = None) -> bool:
+        """Store what a venue reported; return False if exactly this is stored already, whenever it arrived.
+
+        Raises  UnknownName for a decision we never made; BadValues for one that opened nothing, or if another fill is
+                stored under this id
+        """
+        with self.writing(within) as connection:
+            decided = lock_row(connection, t.decisions, t.decisions.c.id == fill.decision_id)
+            if decided is None:
+                raise UnknownName(f"no decision {fill.decision_id!r} in the ledger: fills belong to decisions")
+            if decided["action"] == "NO_TRADE":
+                raise BadValues(f"decision {fill.decision_id} opened nothing, so nothing of it can be filled")
+            stored = connection.execute(sa.select(t.fills).where(t.fills.c.id == fill.id)).mappings().first()
+            if stored is None:
+                connection.execute(sa.insert(t.fills), asdict(fill))
+                return True
+            before = Fill(**stored)
+            if replace(before, ingested_at=fill.ingested_at) != fill:
+                raise BadValues(f"fill {fill.id}: stored {before}, now {fill}; kept the first")
+            return False
+
+    def fills(self, since: datetime | None = None, last: int | None = None) -> list[Fill]:
+        """Return fills that arrived after `since`, oldest arrival first; `last` limits them to the newest so many."""
+        f = t.fills
+        query = sa.select(f).order_by(f.c.ingested_at.desc(), f.c.at.desc(), f.c.id.desc()).limit(last)
+        if since is not None:
+            query = query.where(f.c.ingested_at > since)
+        return [Fill(**row) for row in reversed(self._rows(query))]
+
+
+def _record(row: RowMapping) -> DecisionRecord:
+    """Return the record of a row of `decisions`."""
+    return DecisionRecord(decision_of(row["payload"]), row["features"], row["signals"])

@@ -1,0 +1,271 @@
+"""Connections, waiting times, faults and transactions of the store, and the check of its pages.
+
+SQLite by default (WAL, one file, survives kill -9; `durability="power"` also survives a power cut), PostgreSQL by URL.
+"""
+
+import json
+import sqlite3
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine, RowMapping, make_url
+from sqlalchemy.exc import DontWrapMixin, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from pipelines import migrations
+from pipelines.errors import BadValues, StateError
+from pipelines.migrations.tables import SCHEMA
+
+Transaction = Connection  # what `Database.writing` yields
+StoreFault = SQLAlchemyError  # what a database raises when it cannot do what was requested
+STICKY = ("readonly database", "disk I/O error")  # errors that a SQLite connection does not recover from
+OUTAGES = (OperationalError, InterfaceError, PoolTimeout)  # failures of the database itself, whatever was written
+CONNECT_TIMEOUT_S = 4  # PostgreSQL: a server that does not answer counts as down after this
+FLOW_WAIT_MS = 30_000  # a flow waits this long for another writer before it gives up
+SERVICE_WAIT_MS = 500  # a service waits this long: its caller gets an error at once and retries
+MIGRATIONS = Path(migrations.__file__).parent
+_MIGRATION_LOCK = 0x62656C6C  # any fixed number: two PostgreSQL clients must not migrate at once
+
+
+class _BadJson(BadValues, DontWrapMixin):
+    """JSON that databases refuse, raised while SQLAlchemy binds parameters."""
+
+
+class Database:
+    """An open database, thread-safe. The store's classes add one aggregate each to it; close it with `close()`.
+
+    Every method is one transaction unless `within` passes an open one from `writing()`. Time is always an argument, an
+    aware UTC datetime.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        """Use an engine of `connect_engine`."""
+        self._engine = engine
+        self._writer = engine.execution_options(writes=True)
+
+    @classmethod
+    def open(cls, url: str, durability: Literal["process", "power"] = "process", wait_ms: int = FLOW_WAIT_MS) -> Self:
+        """Open `url` and migrate it to the current schema. A new SQLite file is created, with its folder.
+
+        durability  SQLite only. "process": every commit survives kill -9; "power": a power cut too, at one disk
+                    flush a commit
+        wait_ms     how long a call waits for another connection's lock, or for a connection
+        Raises      StateError if a newer release wrote the database
+        """
+        engine = connect_engine(url, durability, wait_ms)
+        store = cls(engine)
+        with engine.connect() as connection:
+            found = known_revision(connection)
+        if found != SCHEMA:
+            with store.writing() as connection:
+                migrate(connection)
+        return store
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    @contextmanager
+    def writing(self, within: Connection | None = None) -> Iterator[Connection]:
+        """Yield one write transaction: on exit all of it is durable, or none of it happened. `within` joins an open
+        one."""
+        if within is not None:
+            yield within
+            return
+        with self._writer.begin() as connection:
+            yield connection
+
+    def check_writable(self) -> None:
+        """Take the write lock and release it without writing a byte. Raises a StoreFault if it is not free within
+        `wait_ms`."""
+        with self.writing() as connection:
+            if connection.dialect.name == "postgresql":  # the lock that every insert takes
+                connection.exec_driver_sql("LOCK TABLE bars, decisions, outcomes, latches IN ROW EXCLUSIVE MODE")
+
+    def _rows(self, query: sa.Select[Any]) -> Sequence[RowMapping]:
+        """Return all rows of a query, column → value."""
+        with self._engine.connect() as connection:
+            return connection.execute(query).mappings().all()
+
+
+# ---- connections ----------------------------------------------------------------------------------------------------
+
+
+def connect_engine(url: str, durability: str, wait_ms: int = FLOW_WAIT_MS) -> Engine:
+    """Return an engine for `url`, waiting `wait_ms` for locks. Raises BadValues for a SQLite database in memory."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise BadValues(
+                f"store url {url!r} names no file, so nothing would be stored. Use sqlite:////folder/store.db"
+            )
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    connect_args: dict[str, str | int] = {}
+    if parsed.get_backend_name() == "postgresql":
+        connect_args = {
+            "connect_timeout": min(CONNECT_TIMEOUT_S, max(2, wait_ms // 1000)),  # libpq: whole seconds, at least two
+            "options": f"{parsed.query.get('options', '')} -c lock_timeout={wait_ms}".strip(),
+        }
+    engine = sa.create_engine(parsed, json_serializer=dump_json, pool_timeout=wait_ms / 1e3, connect_args=connect_args)
+    if engine.dialect.name == "sqlite":
+        _tune_sqlite(engine, durability, wait_ms)
+    return engine
+
+
+def _tune_sqlite(engine: Engine, durability: str, wait_ms: int) -> None:
+    """Set pragmas on connect; use BEGIN IMMEDIATE for writers, so that no read lock is upgraded under contention."""
+    synchronous = {"process": "NORMAL", "power": "FULL"}[durability]
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(connection: Any, _: object) -> None:
+        """Set the pragmas of a new connection."""
+        connection.isolation_level = None  # `begin` below sends BEGIN, not the driver
+        for pragma in (
+            f"busy_timeout={wait_ms}",
+            "journal_mode=WAL",
+            f"synchronous={synchronous}",
+            "foreign_keys=ON",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        """Begin a transaction with the lock it needs."""
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    @sa.event.listens_for(engine, "handle_error")
+    def error(context: Any) -> None:
+        """Discard a connection opened while the file was read-only or its disk failed: it stays in that state."""
+        if any(sign in str(context.original_exception) for sign in STICKY):
+            context.is_disconnect = True
+
+
+def exists(url: str) -> bool:
+    """Return False if a SQLite file does not exist yet; True for a server, which raises later if it is unreachable."""
+    parsed = make_url(url)
+    return parsed.get_backend_name() != "sqlite" or Path(parsed.database or "").is_file()
+
+
+def dump_json(value: object) -> str:
+    """Return `value` as compact JSON. Raises BadValues for NaN, infinity and types JSON does not have."""
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except (ValueError, TypeError) as error:
+        raise _BadJson(f"not storable as JSON: {error}. Use null for what is missing and plain types only.") from error
+
+
+# ---- schema ---------------------------------------------------------------------------------------------------------
+
+
+def migrate(connection: Connection, revision: str = "head") -> None:
+    """Bring the database to SCHEMA, or to an earlier revision."""
+    lock_migrations(connection)
+    from alembic import command  # imported here: a service on a current database never loads it
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def lock_migrations(connection: Connection) -> None:
+    """Wait until no other PostgreSQL client migrates; a writer on SQLite is alone anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+
+
+def known_revision(connection: Connection) -> str | None:
+    """Return the revision of the database, None if it is empty. Raises StateError if a newer release wrote it."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    revision = str(found) if found else None
+    if revision is not None and revision > SCHEMA:
+        raise StateError(f"the store is at schema {revision}, this release knows {SCHEMA}. Install the newer release.")
+    return revision
+
+
+# ---- statements that several aggregates share -----------------------------------------------------------------------
+
+
+def between(
+    query: sa.Select[Any], column: sa.ColumnElement[datetime], since: datetime | None, until: datetime | None
+) -> sa.Select[Any]:
+    """Return `query` restricted to since <= column < until; None sets no limit."""
+    if since is not None:
+        query = query.where(column >= since)
+    return query if until is None else query.where(column < until)
+
+
+def lock_table(connection: Connection, table: sa.Table) -> None:
+    """Block other writers of the table until commit, so that a lookup stays true (SQLite has one writer anyway)."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE")
+
+
+def lock_row(connection: Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> RowMapping | None:
+    """Return the first row by primary key that matches, locked until commit; None without one."""
+    order = table.primary_key.columns
+    return (
+        connection.execute(sa.select(table).where(where).order_by(*order).limit(1).with_for_update()).mappings().first()
+    )
+
+
+def insert_row(connection: Connection, table: sa.Table, values: dict[str, object]) -> int:
+    """Insert a row and return the id that the database assigned."""
+    key = connection.execute(sa.insert(table).values(**values)).inserted_primary_key
+    assert key is not None, table.name
+    return int(key[0])
+
+
+# ---- page check -----------------------------------------------------------------------------------------------------
+
+
+class PageCheck:
+    """Reads every page of a SQLite store on a connection of its own: no writer waits for it. `stop` ends it early."""
+
+    def __init__(self, url: str) -> None:
+        """Prepare to check the store at `url`."""
+        self._url = make_url(url)
+        self._connection: sqlite3.Connection | None = None
+        self._stopped = False
+
+    def run(self) -> str | None:
+        """Return what is damaged; None if nothing is, if it was stopped, or where the database checks its own pages
+        (PostgreSQL, with `data_checksums`). A byte changed within a value passes: SQLite has no checksums."""
+        if self._url.get_backend_name() != "sqlite" or self._stopped:
+            return None
+        file = Path(self._url.database or "")
+        if not file.is_file():
+            return f"{file} is not there"
+        try:
+            uri = f"file:{urllib.parse.quote(str(file.resolve()))}?mode=ro"
+            with closing(sqlite3.connect(uri, uri=True, timeout=FLOW_WAIT_MS / 1e3, check_same_thread=False)) as opened:
+                self._connection = opened
+                found = [str(row[0]) for row in opened.execute("PRAGMA quick_check(5)")]
+        except sqlite3.DatabaseError as error:
+            if self._stopped or (isinstance(error, sqlite3.OperationalError) and "lock" in str(error)):
+                return None  # ended by `stop`, or never started: the next check tries again
+            found = [str(error)]
+        finally:
+            self._connection = None
+        damaged = [line for line in found if line != "ok"]
+        return "; ".join(line.splitlines()[-1] for line in damaged)[:300] or None
+
+    def stop(self) -> None:
+        """End a check that runs, and let no later one start."""
+        self._stopped = True
+        if (connection := self._connection) is not None:
+            connection.interrupt()
+
+
+def damage(url: str) -> str | None:
+    """Return what is damaged in the pages of a store, None if nothing is. Takes minutes for a large one."""
+    return PageCheck(url).run()

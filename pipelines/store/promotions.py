@@ -1,0 +1,67 @@
+"""The append-only promotion ledger (law L5), and how often each family was fitted."""
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from pipelines.contracts import JsonObject
+from pipelines.migrations import tables as t
+from pipelines.store.engine import Database, insert_row
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """One line of the promotion ledger: who, why, from, to, and the evidence."""
+
+    at: datetime
+    actor: str
+    action: Literal["promote", "rollback", "refuse", "challenge"]
+    family: str
+    arm: str
+    from_version: str | None
+    to_version: str | None
+    digest: str | None
+    run_id: str | None
+    data_hash: str | None
+    git_commit: str | None
+    verdict_passed: bool | None
+    reason: str
+    evidence: JsonObject = field(default_factory=dict)
+    id: int | None = None  # assigned by the store
+
+
+class PromotionStore(Database):
+    """The promotion ledger and the trials that the deflated Sharpe ratio counts."""
+
+    def add_promotion(self, promotion: Promotion, within: Connection | None = None) -> int:
+        """Append to the promotion ledger and return the line's id. Lines are never changed or deleted."""
+        values = asdict(promotion)
+        del values["id"]
+        with self.writing(within) as connection:
+            return insert_row(connection, t.promotions, values)
+
+    def promotions(self, family: str | None = None, last: int | None = None) -> list[Promotion]:
+        """Return the ledger, oldest first; `last` limits it to the newest so many lines."""
+        query = sa.select(t.promotions).order_by(t.promotions.c.id.desc()).limit(last)
+        if family is not None:
+            query = query.where(t.promotions.c.family == family)
+        return [Promotion(**row) for row in reversed(self._rows(query))]
+
+    def add_trial(self, family: str, run_id: str, spec_hash: str, at: datetime) -> int:
+        """Record that one specification was fitted and scored; return how many this family has had."""
+        with self.writing() as connection:
+            insert_row(connection, t.trials, {"family": family, "run_id": run_id, "spec_hash": spec_hash, "at": at})
+            return _count(connection, family)
+
+    def count_trials(self, family: str) -> int:
+        """Return how many specifications of this family were fitted and scored."""
+        with self._engine.connect() as connection:
+            return _count(connection, family)
+
+
+def _count(connection: Connection, family: str) -> int:
+    """Return the number of trials of a family."""
+    return int(connection.scalar(sa.select(sa.func.count()).where(t.trials.c.family == family)) or 0)

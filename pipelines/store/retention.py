@@ -1,0 +1,77 @@
+"""Which old rows may be deleted, and their deletion."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from pipelines.migrations import tables as t
+from pipelines.store.engine import Database
+
+ROWS_PER_TRANSACTION = 1000
+
+
+class Retention(Database):
+    """Deletes rows that nothing refers to any more."""
+
+    def prunable(self, before: datetime) -> dict[str, tuple[int, datetime | None]]:
+        """Return table → (rows that `prune` would delete, time of the oldest of them)."""
+        found = {}
+        with self._engine.connect() as connection:
+            for table, at, removable in _removable(before):
+                n, oldest = connection.execute(
+                    sa.select(sa.func.count(), sa.func.min(at, type_=at.type)).select_from(table).where(removable)
+                ).one()
+                found[table.name] = (int(n), oldest)
+        return found
+
+    def prune(self, before: datetime) -> dict[str, int]:
+        """Delete rows older than `before` that nothing refers to or counts; return table → rows deleted.
+
+        decisions         NO_TRADE without an event: never one that was emitted, stood on an event or has an outcome
+        alarms            cleared ones, except the newest alarm
+        retrain_requests  closed ones, except the newest of each family, from which its cool-down counts
+        A thousand rows a transaction, so that the service's own writes come in between.
+        """
+        removed = {}
+        for table, _, removable in _removable(before):
+            key, removed[table.name] = table.c.id, 0
+            some = sa.select(key).where(removable).limit(ROWS_PER_TRANSACTION).correlate(None)
+            while True:
+                with self.writing() as connection:
+                    deleted = connection.execute(sa.delete(table).where(key.in_(some))).rowcount
+                removed[table.name] += deleted
+                if deleted < ROWS_PER_TRANSACTION:
+                    break
+        return removed
+
+    def served_digests(self, before: datetime) -> set[str]:
+        """Return the digests of all models recorded in decisions that `prune(before)` leaves."""
+        (decisions,) = (removable for table, _, removable in _removable(before) if table is t.decisions)
+        query = sa.select(t.decisions.c.payload["models"]).where(sa.not_(decisions))
+        with self._engine.connect() as connection:
+            rows = connection.execute(query, execution_options={"yield_per": ROWS_PER_TRANSACTION}).scalars()
+            return {digest for models in rows for digest in _digests(models)}
+
+
+def _digests(record: object) -> Iterator[str]:
+    """Yield every `digest` at any depth: releases differ in how a decision names its models."""
+    if isinstance(record, dict):
+        for key, value in record.items():
+            if key == "digest" and isinstance(value, str):
+                yield value
+            yield from _digests(value)
+
+
+def _removable(before: datetime) -> list[tuple[sa.Table, sa.Column[datetime], sa.ColumnElement[bool]]]:
+    """Return (table, its time, which rows may be deleted): the whole retention rule. Other tables stay for ever."""
+    d, a, r = t.decisions, t.alarms, t.retrain_requests
+    resolved = sa.exists().where(t.outcomes.c.decision_id == d.c.id)
+    every_alarm, of_family = a.alias("every_alarm"), r.alias("of_family")
+    newest_alarm = sa.select(sa.func.max(every_alarm.c.id)).scalar_subquery()
+    newest_request = sa.select(sa.func.max(of_family.c.id)).where(of_family.c.family == r.c.family).scalar_subquery()
+    return [
+        (d, d.c.as_of, sa.and_(d.c.as_of < before, d.c.action == "NO_TRADE", d.c.event.is_(None), sa.not_(resolved))),
+        (a, a.c.at, sa.and_(a.c.cleared_at < before, a.c.id < newest_alarm)),
+        (r, r.c.at, sa.and_(r.c.state.in_(("done", "failed")), r.c.finished_at < before, r.c.id < newest_request)),
+    ]

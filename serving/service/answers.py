@@ -1,0 +1,158 @@
+"""Typed answers of both services, and how an endpoint's content becomes one: JSON with the version of the API in it.
+
+Our own refusals are 400 (bad input), 404 (unknown name) or 409 (not now). Every error body is
+{"error", "kind", "fields": [{"field", "problem", "remedy"}]}.
+"""
+
+import functools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, ParamSpec, get_type_hints
+
+from pydantic import AwareDatetime, BaseModel, create_model
+from starlette.responses import Response
+
+from pipelines.contracts import Decision, JsonObject
+from pipelines.errors import BellwetherError, InputError, UnknownName
+from pipelines.store import decision_payload
+from serving.service.http_guard import error_response, json_response
+from serving.service.schemas import DecideRequest
+
+API: Literal[1] = 1  # version of requests and answers; it changes when a client has to
+P = ParamSpec("P")
+
+
+class Answer(BaseModel):
+    """What every answer carries; errors are {"error", "kind", "fields"}."""
+
+    api: Literal[1] = API
+
+
+class ObserveResponse(Answer):
+    """received, new: bars sent, and stored now; records: books and context values stored now; closed: open times of the
+    decision bars they closed; reason: why decisions must wait."""
+
+    symbol: str
+    received: int
+    new: int
+    records: int
+    closed: list[AwareDatetime]
+    reason: str | None
+
+
+class BriefDecision(BaseModel):
+    """What a trader needs of a decision. Prices in quote currency, size as a fraction of equity; `reason` is the first
+    of the decision's reasons."""
+
+    id: str
+    symbol: str
+    action: Literal["BUY", "SELL", "NO_TRADE"]
+    size: float
+    entry: float | None
+    stop: float | None
+    take_profits: list[float]
+    expiry: datetime | None
+    p: float | None
+    arm: str
+    tier: int
+    reason: str | None
+
+
+class BriefResponse(BriefDecision, Answer):
+    """The answer to one `symbol` with `view` brief."""
+
+
+class DecisionsResponse(Answer):
+    """The answer to `symbols`, in their order: full decisions, or brief ones with `view` brief."""
+
+    decisions: list[Decision | BriefDecision]
+
+
+_DECISION_FIELDS: dict[str, Any] = {name: (hint, ...) for name, hint in get_type_hints(Decision).items()}
+# The answer to one `symbol`: every field of a Decision.
+FullResponse: type[BaseModel] = create_model("FullResponse", __base__=Answer, **_DECISION_FIELDS)
+# Both in one, flat, as BentoML's API page needs it.
+DecideResponse: type[BaseModel] = create_model(
+    "DecideResponse", __base__=Answer, decisions=(list[Decision] | None, None), **_DECISION_FIELDS
+)
+
+
+class OutcomeResponse(Answer):
+    """new: false where the same outcome was stored before."""
+
+    decision_id: str
+    new: bool
+
+
+class FillResponse(Answer):
+    """slippage_bps: how much worse than the decision's entry the price was; null where nothing was filled."""
+
+    id: str
+    new: bool
+    slippage_bps: float | None
+    breakers: list[str]
+
+
+class PredictResponse(Answer):
+    """One entry a row. p and p_low are numbers of a model with one class, class → number of one with several; null
+    where the model abstains, and `reason` says why. `label` is its one word; `members` are the models it is made of."""
+
+    family: str
+    arm: str
+    version: str
+    digest: str
+    device: str
+    generation: int
+    classes: list[str]
+    p: list[float | dict[str, float | None] | None]
+    p_low: list[float | dict[str, float | None] | None]
+    status: list[str]
+    reason: list[str | None]
+    novelty: list[float | None]
+    label: Any  # list[str | None] | None: BentoML's client cannot read a list that its schema knows and that is null
+    members: dict[str, list[Any]] | None
+
+
+class PredictBatchResponse(Answer):
+    """One entry a request, in order: arm → predictions with their arrays packed, or {"fault": why}."""
+
+    generation: int
+    predictions: list[JsonObject]
+
+
+# ---- from content to a response -------------------------------------------------------------------------------------
+
+
+def answer(content: Mapping[str, object], status: int = 200) -> Response:
+    """Return the content as JSON with the version of the API."""
+    return json_response({"api": API, **content}, status)
+
+
+def json_endpoint(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Response]]:
+    """Answer an endpoint's plain content as JSON, and our own errors as 4xx with their message."""
+
+    @functools.wraps(endpoint)
+    async def answered(*args: P.args, **kwargs: P.kwargs) -> Response:
+        """Run the endpoint; a Response of its own passes through."""
+        try:
+            content = await endpoint(*args, **kwargs)
+        except BellwetherError as error:
+            status = 404 if isinstance(error, UnknownName) else 400 if isinstance(error, InputError) else 409
+            return error_response(status, type(error).__name__, str(error))
+        return content if isinstance(content, Response) else answer(content)
+
+    return answered
+
+
+def decisions_answer(request: DecideRequest, decisions: Sequence[Decision]) -> Mapping[str, object]:
+    """Return the content of `/decide`: one decision for `symbol`, {"decisions"} for `symbols`; in its view."""
+    view = brief if request.view == "brief" else decision_payload
+    shown = [view(decision) for decision in decisions]
+    return shown[0] if request.symbols is None else {"decisions": shown}
+
+
+def brief(decision: Decision) -> JsonObject:
+    """Return the fields of BriefDecision as JSON."""
+    full = decision_payload(decision)
+    fields = {name: full[name] for name in BriefDecision.model_fields if name != "reason"}
+    return fields | {"reason": next(iter(decision.reasons), None)}

@@ -1,0 +1,177 @@
+"""Everything behind the routes of the decision service, without HTTP: opened, started and stopped in one place."""
+
+import asyncio
+import functools
+import gc
+
+from pipelines.contracts import utc
+from pipelines.params import Params
+from pipelines.settings import Settings
+from pipelines.store import SERVICE_WAIT_MS, Store
+from serving.inference.generation_watcher import GenerationWatcher
+from serving.inference.model_client import ModelClient
+from serving.inference.model_slots import ModelSlots
+from serving.policy.decision_row import flatten
+from serving.risk.breaker_monitor import BreakerMonitor
+from serving.risk.utilisation import utilisation
+from serving.service.alarm_queue import AlarmQueue, report_poll
+from serving.service.breaker_watch import BreakerWatch
+from serving.service.decider import Decider
+from serving.service.decision_memory import DecisionMemory
+from serving.service.flow_watcher import FlowWatcher
+from serving.service.intake import Intake
+from serving.service.keys import write_key
+from serving.service.live_symbols import LiveSymbols
+from serving.service.readiness import Readiness
+from serving.service.store_executor import StoreExecutor
+from serving.service.store_monitor import TIER_FILE, StoreMonitor
+from serving.service.system_clock import ClockMonitor, utc_now
+from serving.service.tier_watch import FRESHNESS_FILE, TierWatch
+from serving.state.account import Account
+from serving.state.ledger import Ledger
+from serving.state.online_weights_store import ONLINE_WEIGHTS_FILE, OnlineWeightsStore
+from serving.state.symbols import Symbols
+from serving.state.tiers import Freshness, TierStore
+
+
+class DecisionEngine:
+    """One process owns its symbols: `decider`, `intake`, `readiness` and what feeds them.
+
+    Build it outside or inside an event loop; `start`, `stop` and every call belong to one loop.
+    """
+
+    def __init__(self, where: Settings, params: Params) -> None:
+        """Open the store and restore the account. Raises what the store raises where it cannot be opened."""
+        self._params, self._flat = params, flatten(params)
+        self._store = Store.open(where.store, where.durability, SERVICE_WAIT_MS)
+        self._account = Account.restore(self._store)
+        weights = OnlineWeightsStore(where.serving_dir / ONLINE_WEIGHTS_FILE, params)
+        self._model_client = model_client(where, params)
+        self._alarms, self._executor = AlarmQueue(), StoreExecutor()
+        self._ledger = Ledger(self._store)
+        self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm)
+        self._symbols = Symbols()
+        tier_store = TierStore(where.serving_dir / TIER_FILE, params.tiers)
+        memory = DecisionMemory(self._store, self._executor, self._account)
+        clock = ClockMonitor(self._alarms)
+        self.store_monitor = StoreMonitor(self._store, tier_store, where, self._alarms)
+        self._breakers = BreakerWatch(
+            BreakerMonitor(params, self._ledger), params, self._store, self._executor, self._account, self._alarms
+        )
+        self.tiers = TierWatch(
+            params,
+            tiers=tier_store,
+            freshness=Freshness(where.serving_dir / FRESHNESS_FILE),
+            slots=self._slots,
+            symbols=self._symbols,
+            breakers=self._breakers,
+            store_monitor=self.store_monitor,
+            clock=clock,
+            model_client=self._model_client,
+            alarms=self._alarms,
+        )
+        live = LiveSymbols(
+            params,
+            self._flat,
+            where,
+            symbols=self._symbols,
+            store=self._store,
+            executor=self._executor,
+            slots=self._slots,
+            tiers=tier_store,
+            account=self._account,
+            memory=memory,
+            alarms=self._alarms,
+        )
+        self.intake = Intake(
+            live=live,
+            store=self._store,
+            executor=self._executor,
+            ledger=self._ledger,
+            account=self._account,
+            breakers=self._breakers,
+            tiers=self.tiers,
+            store_monitor=self.store_monitor,
+            clock=clock,
+        )
+        self.decider = Decider(
+            params,
+            self._flat,
+            slots=self._slots,
+            live=live,
+            ledger=self._ledger,
+            account=self._account,
+            weights=weights,
+            breakers=self._breakers,
+            tiers=self.tiers,
+            memory=memory,
+            store_monitor=self.store_monitor,
+            clock=clock,
+            model_client=self._model_client,
+        )
+        flows = FlowWatcher(
+            store=self._store,
+            executor=self._executor,
+            ledger=self._ledger,
+            slots=self._slots,
+            live=live,
+            account=self._account,
+            weights=weights,
+            breakers=self._breakers,
+            tiers=self.tiers,
+            memory=memory,
+            store_monitor=self.store_monitor,
+            clock=clock,
+            model_client=self._model_client,
+            alarms=self._alarms,
+        )
+        report = functools.partial(report_poll, self._alarms, "decision service")
+        self._watcher = GenerationWatcher(flows.poll, report)
+        self.readiness = Readiness(
+            params,
+            watcher=self._watcher,
+            slots=self._slots,
+            symbols=self._symbols,
+            account=self._account,
+            breakers=self._breakers,
+            tiers=self.tiers,
+            store_monitor=self.store_monitor,
+            clock=clock,
+        )
+
+    async def start(self) -> None:
+        """Poll once, then go on polling in the background."""
+        await self._watcher.poll()
+        gc.freeze()  # what is loaded stays: no request waits while it is searched for cycles
+        self._watcher.start()
+
+    async def stop(self) -> None:
+        """Stop polling, write what is queued, close everything."""
+        await self._watcher.stop()
+        if self._model_client is not None:
+            await self._model_client.close()
+        self.store_monitor.stop()
+        await asyncio.to_thread(self._ledger.close)
+        self._slots.close()
+        self._executor.close()
+        self._store.close()
+
+    def risk(self) -> dict[str, object]:
+        """Return the answer of `/risk`: every limit with what is used of it at the newest close of all symbols."""
+        closes = [symbol.closed.close_time for symbol in self._symbols.values()]
+        at = utc(max(closes)) if closes else utc_now()
+        tiers = {name: self.tiers.state(name).tier for name in self._symbols}
+        return utilisation(self._account, self._symbols, at, self._params, self._flat, self._breakers.names, tiers)
+
+
+def model_client(where: Settings, params: Params) -> ModelClient | None:
+    """Return the connection to the model service, None where models run in this process."""
+    if where.models != "remote":
+        return None
+    return ModelClient(
+        where.model_url,
+        write_key(where),
+        timeout_s=where.model_timeout_ms / 1e3,
+        retry_s=where.model_retry_seconds,
+        slow_in_row=params.tiers.faults_in_row,
+    )

@@ -1,0 +1,172 @@
+"""Decisions of this process: found again when the same request comes again, and found late after a failed write.
+
+A decision's id is the hash of everything it rests on, so a write that was reported as failed and was done all the same
+is recognised: by this process, and by the one after it.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Iterable
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from pipelines.contracts import Decision
+from pipelines.errors import BellwetherError, InputError, StoredAlready, UnknownName
+from pipelines.store import Store, StoreFault
+from serving.inference.model_slots import Snapshot
+from serving.service.store_executor import StoreExecutor
+from serving.state.account import Account
+from serving.state.symbols import Symbol
+
+log = logging.getLogger("bellwether.decision")
+MAX_CACHED_DECISIONS = 4096
+
+
+class DecisionKey(NamedTuple):
+    """Everything a decision rests on; its order is part of every decision's id."""
+
+    symbol: str
+    close_time: float  # of the bar decided on, epoch s
+    is_stale: bool  # the data are older than the limit
+    generation: int
+    warm_start: str  # digest
+    breakers: tuple[str, ...]
+    tier: int | None
+
+
+class Subject(NamedTuple):
+    """What a decision is about: two on the same are one decision, unless tier or breakers changed in between."""
+
+    symbol: str
+    close_time: float  # of the bar decided on, epoch s
+    generation: int
+    warm_start: str  # digest
+
+
+class Made(NamedTuple):
+    """A decision and the future of the one that is durable under its id."""
+
+    decision: Decision
+    stored: "Future[Decision]"
+
+
+def subject_of(symbol: Symbol, snapshot: Snapshot) -> Subject:
+    """Return what a decision on the symbol's newest closed bar is about."""
+    return Subject(symbol.name, symbol.closed.close_time, snapshot.generation, symbol.warm.digest)
+
+
+def id_of(key: DecisionKey, snapshot: Snapshot) -> str:
+    """Return the id of a decision: 32 hex digits of the hash of everything it rests on, the same in any process."""
+    served = sorted((family, arm, slot.digest) for (family, arm), slot in snapshot.slots.items())
+    return hashlib.sha256(json.dumps([key, served]).encode()).hexdigest()[:32]
+
+
+def stored_already(decision: Decision) -> Made:
+    """Return a decision that is durable."""
+    done: Future[Decision] = Future()
+    done.set_result(decision)
+    return Made(decision, done)
+
+
+class DecisionMemory:
+    """The decisions made, those on their way to the ledger, and those whose write failed. One event loop owns it."""
+
+    def __init__(self, store: Store, executor: StoreExecutor, account: Account) -> None:
+        """Start empty; `made` is filled from the store with each warm start."""
+        self._store, self._executor, self._account = store, executor, account
+        self.made: dict[DecisionKey, Made] = {}
+        # by subject, whatever tier and breakers have become since:
+        self._pending: dict[Subject, Made] = {}  # handed to the ledger, which has not answered yet
+        self._doubted: set[Subject] = set()  # pending ones that were reported to a caller as failed
+        self._unsure: dict[Subject, Decision] = {}  # reported as failed, may be stored all the same
+        self._late: dict[Subject, Decision] = {}  # reported as failed, found in the store since
+
+    def find(self, subject: Subject) -> Made | None:
+        """Return the decision on this subject that was found late or is being written; None if there is none."""
+        if (late := self._late.get(subject)) is not None:
+            return stored_already(late)
+        return self._pending.get(subject)
+
+    def add(self, key: DecisionKey, subject: Subject, made: Made) -> None:
+        """Remember a decision that was handed to the ledger, and settle it when the ledger has answered."""
+        self.made[key] = self._pending[subject] = made
+        if len(self.made) > MAX_CACHED_DECISIONS:
+            del self.made[next(iter(self.made))]
+        loop = asyncio.get_running_loop()
+        made.stored.add_done_callback(
+            lambda ended: loop.call_soon_threadsafe(self._settle, key, subject, made.decision, ended)
+        )
+
+    def doubt(self, names: Collection[str]) -> None:
+        """Note that the decisions pending on these symbols were reported to a caller as failed."""
+        self._doubted |= {subject for subject, made in self._pending.items() if made.decision.symbol in names}
+
+    def stored(self, decision: Decision, written: "Future[None]") -> "Future[Decision]":
+        """Return the future of the decision that is durable under this id once `written` is done.
+
+        It is this one, or the one of an earlier write that was reported as failed and was done all the same.
+        """
+        durable: Future[Decision] = Future()
+
+        def ended(future: "Future[None]") -> None:
+            """Hand on what the write ended with; runs on the ledger's thread."""
+            error = future.exception()
+            if error is None:
+                durable.set_result(decision)
+            elif not isinstance(error, StoredAlready):
+                durable.set_exception(error)
+            else:
+                try:
+                    durable.set_result(self._store.decision(decision.id).decision)
+                except (BellwetherError, StoreFault, OSError) as fault:
+                    durable.set_exception(fault)
+
+        written.add_done_callback(ended)
+        return durable
+
+    def _settle(self, key: DecisionKey, subject: Subject, decision: Decision, ended: "Future[Decision]") -> None:
+        """Take over what the ledger answered about a pending decision; runs on the event loop."""
+        pending = self._pending.get(subject)
+        if pending is not None and pending.decision is decision:
+            del self._pending[subject]
+        is_doubted = subject in self._doubted
+        self._doubted.discard(subject)
+        if (error := ended.exception()) is not None:  # nothing may rest on a decision that was not written
+            self._account.remove_decision(decision)
+            self.made.pop(key, None)
+            if not isinstance(error, InputError):  # that one was refused; any other may have been done
+                self._unsure[subject] = decision
+            return
+        if (stored := ended.result()) is not decision:
+            self._account.remove_decision(decision)
+            self._account.add_decision(stored)
+            if key in self.made:
+                self.made[key] = Made(stored, ended)
+        if is_doubted:
+            self._add_late(subject, stored)
+
+    async def find_late(self, names: Collection[str]) -> None:
+        """Find decisions on these symbols whose write was reported as failed: a stored one counts from here on."""
+        for subject, decision in [(s, d) for s, d in self._unsure.items() if d.symbol in names]:
+            try:
+                stored = (await self._executor.run(self._store.decision, decision.id)).decision
+            except UnknownName:
+                self._unsure.pop(subject, None)
+                continue
+            if self._unsure.pop(subject, None) is not None:
+                log.warning("decision %s was stored after all", stored.id)
+                self._account.add_decision(stored)
+                self._add_late(subject, stored)
+
+    def _add_late(self, subject: Subject, decision: Decision) -> None:
+        """Answer this decision from here on, whatever the tier has become: it was reported as failed."""
+        self._late[subject] = decision
+        if len(self._late) > MAX_CACHED_DECISIONS:
+            del self._late[next(iter(self._late))]
+
+    def restore(self, decisions: Iterable[tuple[DecisionKey, Decision]]) -> None:
+        """Remember decisions of a process before this one: the same request gives the same answer, not a second one."""
+        for key, decision in decisions:
+            self.made.setdefault(key, stored_already(decision))

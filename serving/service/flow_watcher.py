@@ -1,0 +1,101 @@
+"""One poll of everything that others write: generation, breakers, outcomes; and of the machine: clock, disk, store."""
+
+import asyncio
+import time
+
+from pipelines.errors import ServiceDown
+from pipelines.store import Store, StoreFault
+from serving.inference.model_client import ModelClient
+from serving.inference.model_slots import ModelSlots, Snapshot
+from serving.service.alarm_queue import AlarmQueue
+from serving.service.breaker_watch import BreakerWatch
+from serving.service.decision_memory import DecisionMemory
+from serving.service.live_symbols import LiveSymbols
+from serving.service.store_executor import StoreExecutor, wait_for_write
+from serving.service.store_monitor import StoreMonitor
+from serving.service.system_clock import ClockMonitor, utc_now
+from serving.service.tier_watch import TierWatch
+from serving.state.account import Account
+from serving.state.ledger import Ledger
+from serving.state.online_weights_store import ONLINE_WEIGHTS_FILE, OnlineWeightsStore
+
+
+class FlowWatcher:
+    """Follow what flows and people write. `poll` runs every quarter of a second, one at a time."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        executor: StoreExecutor,
+        ledger: Ledger,
+        slots: ModelSlots,
+        live: LiveSymbols,
+        account: Account,
+        weights: OnlineWeightsStore,
+        breakers: BreakerWatch,
+        tiers: TierWatch,
+        memory: DecisionMemory,
+        store_monitor: StoreMonitor,
+        clock: ClockMonitor,
+        model_client: ModelClient | None,
+        alarms: AlarmQueue,
+    ) -> None:
+        """Take the collaborators; nothing is polled yet."""
+        self._store, self._executor, self._ledger = store, executor, ledger
+        self._slots, self._live, self._account, self._weights = slots, live, account, weights
+        self._breakers, self._tiers, self._memory = breakers, tiers, memory
+        self._store_monitor, self._clock, self._model_client = store_monitor, clock, model_client
+        self._alarms = alarms
+        self._loaded: Snapshot | None = None  # a generation that is loaded and not served yet
+
+    async def poll(self) -> None:
+        """Follow everything once; whatever fails, tiers follow what is known and alarms go out."""
+        try:
+            await self._follow()
+        except (StoreFault, ServiceDown) as error:  # the next poll tries again; until then nothing may be opened
+            self._store_monitor.report(error)
+        finally:
+            self._tiers.poll(utc_now())
+            try:
+                await self._tiers.save()
+                await self._executor.run(self._alarms.flush, self._store)
+            except (StoreFault, ServiceDown) as error:
+                self._store_monitor.report(error)
+
+    async def _follow(self) -> None:
+        """Check clock, disk and store, then follow the generation, the store and the model service."""
+        self._clock.check(utc_now())
+        self._store_monitor.check_disk()
+        await self._executor.run(self._store_monitor.next_check())
+        self._store_monitor.start_page_check()
+        await self._follow_generation()
+        if self._breakers.retry_writes():  # refused before: a fault only if it is refused again
+            await wait_for_write(self._ledger, self._breakers.writes_done())
+        await self._memory.find_late(self._live.symbols)
+        await self._breakers.follow_store()
+        await self._follow_outcomes()
+        await self._breakers.evaluate_earlier_fills()
+        if self._model_client is not None:
+            await self._model_client.probe(time.monotonic())
+
+    async def _follow_generation(self) -> None:
+        """Load a new generation, restore the symbol it names, then serve it; a poll that fails goes on from there."""
+        self._loaded = await asyncio.to_thread(self._slots.pending) or self._loaded
+        if self._loaded is not None:
+            await self._live.follow(self._loaded)
+            await asyncio.to_thread(self._slots.swap, self._loaded)
+            self._loaded = None
+
+    async def _follow_outcomes(self) -> None:
+        """Learn from new outcomes, book those of open positions, and evaluate the losses."""
+        resolved = await self._executor.run_long(self._store.resolved, None, None, self._weights.since)
+        if self._store_monitor.disk.level != "stop":  # learnt from the store once there is room again
+            try:
+                await asyncio.to_thread(self._weights.update, resolved)
+            except OSError as error:
+                raise ServiceDown(f"{ONLINE_WEIGHTS_FILE} cannot be written: {error}. Make room on the disk") from error
+        if self._account.sizes:
+            for outcome in await self._executor.run_long(self._store.outcomes_of, list(self._account.sizes)):
+                self._account.resolve(outcome)
+        self._breakers.evaluate_account()

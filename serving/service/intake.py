@@ -1,0 +1,142 @@
+"""What callers report: bars, books and context, outcomes, fills. Each is durable before it is acknowledged."""
+
+import asyncio
+import functools
+from datetime import datetime
+from typing import TypedDict
+
+from pipelines.contracts import OPEN_TIME, Books, ContextFeed, Outcome, utc
+from pipelines.store import BarBatch, Fill, Store
+from serving.risk.breaker_monitor import slippage_bps
+from serving.service.breaker_watch import BreakerWatch
+from serving.service.live_symbols import LiveSymbols
+from serving.service.schemas import FillRequest, ObserveRequest
+from serving.service.store_executor import StoreExecutor, wait_for_write
+from serving.service.store_monitor import StoreMonitor
+from serving.service.system_clock import ClockMonitor, utc_now
+from serving.service.tier_watch import TierWatch
+from serving.state.account import Account
+from serving.state.ledger import Ledger
+
+
+class Observed(TypedDict):
+    """The answer of `/observe`; schemas.ObserveResponse says what each field is."""
+
+    symbol: str
+    received: int
+    new: int
+    records: int
+    closed: list[str]
+    reason: str | None
+
+
+class Resolved(TypedDict):
+    """The answer of `/outcome`: whether the outcome was new."""
+
+    decision_id: str
+    new: bool
+
+
+class Filled(TypedDict):
+    """The answer of `/fill`: slippage in basis points of the entry, and the breakers tripped by now."""
+
+    id: str
+    new: bool
+    slippage_bps: float | None
+    breakers: list[str]
+
+
+class Intake:
+    """Validate, store, then fold into live state. One event loop owns it."""
+
+    def __init__(
+        self,
+        *,
+        live: LiveSymbols,
+        store: Store,
+        executor: StoreExecutor,
+        ledger: Ledger,
+        account: Account,
+        breakers: BreakerWatch,
+        tiers: TierWatch,
+        store_monitor: StoreMonitor,
+        clock: ClockMonitor,
+    ) -> None:
+        """Take the collaborators; nothing is read or written yet."""
+        self._live, self._store, self._executor, self._ledger = live, store, executor, ledger
+        self._account, self._breakers, self._tiers = account, breakers, tiers
+        self._store_monitor, self._clock = store_monitor, clock
+
+    async def observe(self, request: ObserveRequest) -> Observed:
+        """Take closed base bars, books and context of one symbol; sending the same again changes nothing.
+
+        Raises UnknownName, BadTimes, BadValues or BadShape for what cannot be taken, ServiceDown, a StoreFault or
+        ClockJumped while nothing can be.
+        """
+        # a caller that goes away or a timeout ends the waiting, never the work between the store and live state
+        return await wait_for_write(self._ledger, self._observe(request, utc_now()))
+
+    async def _observe(self, request: ObserveRequest, now: datetime) -> Observed:
+        """Validate, store and fold what is new, under the symbol's lock."""
+        rows, sent = request.matrix(), request.records()
+        symbol = self._live.get(request.symbol)
+        self._store_monitor.refuse_writes()
+        self._clock.check_bars(symbol, rows, now)
+        async with self._live.locks[symbol.name]:
+            symbol = self._live.symbols[request.symbol]  # a new warm start may have come while we waited
+            if self._live.is_ahead(symbol, now) and len(rows):
+                symbol = await self._live.withdraw_bars_ahead(symbol, rows, now)
+            validate = functools.partial(
+                symbol.validate_new, rows, now, functools.partial(self._store.bars, symbol.name)
+            )
+            reads_store = len(rows) > 0 and not rows[0, OPEN_TIME] > symbol.last_open_time
+            fresh = await self._executor.run(validate) if reads_store else validate()
+            new: tuple[Books | None, ContextFeed | None] = (None, None)
+            if any(sent):
+                stored = functools.partial(self._store.records, symbol.name)
+                new = await self._executor.run(symbol.validate_new_records, *sent, now, stored)
+            if len(fresh) or any(new):
+                batch = BarBatch(symbol.name, fresh, fresh[:, OPEN_TIME] + symbol.base_s, now, *new)
+                await asyncio.wrap_future(self._ledger.observe(batch))
+            symbol.ingest_records(*new)
+            closed = symbol.advance(fresh)
+            if len(fresh):
+                self._tiers.record_arrival(symbol, now)
+            self._breakers.evaluate_bars(symbol, len(closed))
+        return {
+            "symbol": symbol.name,
+            "received": len(rows),
+            "new": len(fresh),
+            "records": sum(len(records.known) for records in new if records is not None),
+            "closed": [utc(bar.bar[OPEN_TIME]).isoformat() for bar in closed],
+            "reason": symbol.reason,
+        }
+
+    async def outcome(self, outcome: Outcome) -> Resolved:
+        """Take what became of a decision; idempotent by its id. Raises UnknownName, ServiceDown or a StoreFault."""
+        return await wait_for_write(self._ledger, self._outcome(outcome))
+
+    async def _outcome(self, outcome: Outcome) -> Resolved:
+        """Store the outcome, book it, and evaluate the losses."""
+        self._store_monitor.refuse_writes()
+        new = await asyncio.wrap_future(self._ledger.resolve(outcome))
+        self._account.resolve(outcome)
+        self._breakers.evaluate_account()
+        return {"decision_id": outcome.decision_id, "new": new}
+
+    async def fill(self, request: FillRequest) -> Filled:
+        """Take what a venue reported of an emitted decision's order; idempotent by the report's id.
+
+        Raises UnknownName, BadValues for a decision that opened nothing, ServiceDown or a StoreFault.
+        """
+        return await wait_for_write(self._ledger, self._fill(request))
+
+    async def _fill(self, request: FillRequest) -> Filled:
+        """Store the report with its slippage, and evaluate the newest fills."""
+        self._store_monitor.refuse_writes()
+        decision = (await self._executor.run(self._store.decision, request.decision_id)).decision
+        slippage = None if request.price is None else slippage_bps(decision, request.price)
+        fill = Fill(**request.model_dump(), ingested_at=utc_now(), slippage_bps=slippage)
+        new = await asyncio.wrap_future(self._ledger.fill(fill))
+        await self._breakers.evaluate_fills()
+        return {"id": fill.id, "new": new, "slippage_bps": slippage, "breakers": list(self._breakers.names)}

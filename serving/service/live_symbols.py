@@ -1,0 +1,189 @@
+"""The live symbols of this process: started from the warm start a generation names, one lock each."""
+
+import asyncio
+import functools
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from pipelines.clock import Clock, mode_of
+from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
+from pipelines.errors import BellwetherError, ServiceDown
+from pipelines.families import DECISION_FAMILY
+from pipelines.params import Params
+from pipelines.settings import Settings
+from pipelines.store import DecisionRecord, Store
+from pipelines.warm_start import WarmStart, read_warm_start
+from serving.inference.model_slots import ModelSlots, Snapshot
+from serving.policy.decide import age_in_bars, decide
+from serving.risk.exposure import Scenarios, scenarios_of
+from serving.service.alarm_queue import AlarmQueue
+from serving.service.decision_memory import DecisionKey, DecisionMemory
+from serving.service.store_executor import StoreExecutor
+from serving.service.system_clock import SUBJECT
+from serving.service.tier_watch import NO_SYMBOL
+from serving.state.account import Account
+from serving.state.symbols import CLOCK_SKEW, Symbol, Symbols, check_bars, clock_of, restore_symbol
+from serving.state.tiers import FULL, Tier, TierStore
+
+log = logging.getLogger("bellwether.decision")
+
+
+class LiveSymbols:
+    """Restore symbols and hand them out. Whoever changes a symbol holds its lock; one event loop owns all of them."""
+
+    def __init__(
+        self,
+        params: Params,
+        flat: Floats,
+        where: Settings,
+        *,
+        symbols: Symbols,
+        store: Store,
+        executor: StoreExecutor,
+        slots: ModelSlots,
+        tiers: TierStore,
+        account: Account,
+        memory: DecisionMemory,
+        alarms: AlarmQueue,
+    ) -> None:
+        """`symbols` is filled here and read by others; `flat`: the parameters as the decision kernel reads them."""
+        self._params, self._flat, self._where = params, flat, where
+        self.symbols = symbols
+        self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._store, self._executor, self._slots, self._tiers = store, executor, slots, tiers
+        self._account, self._memory, self._alarms = account, memory, alarms
+
+    def get(self, name: str) -> Symbol:
+        """Return a live symbol.
+
+        Raises UnknownName; ServiceDown where nothing is live because the published warm start was refused, which is no
+        fault of the caller.
+        """
+        if not self.symbols and (warm_start := self._slots.snapshot.warm_start) is not None:
+            raise ServiceDown(
+                f"no live state: warm start {warm_start['digest'][:12]} was refused. `bellwether down` and "
+                "`bellwether up` fold it again"
+            )
+        return self.symbols[name]
+
+    # ---- warm starts ----------------------------------------------------------------------------------------------
+
+    async def follow(self, new: Snapshot) -> None:
+        """Restore the symbol from the warm start that a generation names; where it is refused, the old state serves."""
+        named = new.warm_start
+        if named is None or named["digest"] in {symbol.warm.digest for symbol in self.symbols.values()}:
+            return
+        try:
+            warm = await asyncio.to_thread(read_warm_start, Path(named["path"]), named["digest"])
+        except BellwetherError as error:
+            self._alarms.raise_alarm("warm_start_refused", "high", str(error))
+            return
+        async with self.locks[warm.symbol]:
+            await self._restore(warm, new)
+
+    async def _restore(self, warm: WarmStart, new: Snapshot) -> None:
+        """Make a symbol live: its warm start, then what was observed since. The caller holds the symbol's lock."""
+        bars = await self._executor.run_long(self._store.bars, warm.symbol, warm.last_open_time)
+        last_close = warm.history.bars[-1, OPEN_TIME] + TIMEFRAME_SECONDS[warm.decision_timeframe]
+        records = await self._executor.run_long(self._store.records, warm.symbol, last_close)
+        symbol = await asyncio.to_thread(
+            restore_symbol, warm, bars, *records, await asyncio.to_thread(self._clock_of, warm)
+        )
+        await asyncio.to_thread(self._warm_up, symbol, new)
+        newest = utc(symbol.closed.close_time)
+        stored = await self._executor.run_long(self._store.decisions, warm.symbol, newest)
+        self._memory.restore(self._decisions_on_newest_bar(symbol, stored))
+        self.symbols[warm.symbol] = symbol
+        self._account.scenarios = await asyncio.to_thread(self._scenarios, dict(self.symbols))
+        log.info("%s: warm start %s and %d bars observed since", warm.symbol, warm.digest[:12], len(bars))
+
+    def _clock_of(self, warm: WarmStart) -> Clock:
+        """Return the clock a warm start names; one of release 0.5 names none, then its data's manifest may say it."""
+        if warm.clock is None:
+            try:
+                manifest = json.loads((self._where.workspace / "data" / "manifest.json").read_text())
+                if manifest["symbol"] == warm.symbol:
+                    return Clock(mode_of(manifest), "the warm start names no clock; taken from its data's manifest")
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                pass  # `clock_of` says which clock is taken then, and why
+        return clock_of(warm)
+
+    def _scenarios(self, symbols: dict[str, Symbol]) -> Scenarios:
+        """Return tails over a position's longest life; where symbols decide on unlike bars, the longest of theirs."""
+        horizon_s = self._params.labels.horizon_bars * max(symbol.step_s for symbol in symbols.values())
+        return scenarios_of({name: symbol.warm.closes for name, symbol in symbols.items()}, float(horizon_s))
+
+    def _warm_up(self, symbol: Symbol, snapshot: Snapshot) -> None:
+        """Fold one bar and make one decision on copies, so that no request waits for a kernel to be loaded."""
+        Symbol(symbol.warm).on_bar(symbol.closed.bar)
+        close = utc(symbol.closed.close_time)
+        account = Account(scenarios=self._scenarios({symbol.name: symbol}))
+        decide(
+            symbol,
+            snapshot,
+            self._params,
+            self._flat,
+            functools.partial(account.portfolio, close, symbol.name),
+            (),
+            tier=Tier(FULL if snapshot.slot(DECISION_FAMILY, "champion") else NO_SYMBOL.tier, "warm-up"),
+            id="warm-up",
+            known_at=close,
+            now=close,
+        )
+
+    def _decisions_on_newest_bar(
+        self, symbol: Symbol, stored: Sequence[DecisionRecord]
+    ) -> Iterator[tuple[DecisionKey, Decision]]:
+        """Yield the stored decisions on the symbol's newest closed bar, each with what it rested on."""
+        for decision in (record.decision for record in stored):
+            if decision.as_of.timestamp() == symbol.closed.close_time:
+                is_stale = age_in_bars(symbol, decision.known_at) > self._params.risk.max_data_age_bars
+                state = self._tiers[symbol.name]
+                current_tier = None if state is None else state.tier
+                key = DecisionKey(
+                    symbol=symbol.name,
+                    close_time=symbol.closed.close_time,
+                    is_stale=is_stale,
+                    generation=decision.generation,
+                    warm_start=decision.lineage["warm_start"],
+                    breakers=decision.breakers,
+                    tier=current_tier if is_stale else decision.tier,
+                )
+                yield key, decision
+
+    # ---- bars that came while the clock was ahead -----------------------------------------------------------------
+
+    def is_ahead(self, symbol: Symbol, now: datetime) -> bool:
+        """Return whether a symbol on the time of day holds bars that close after now."""
+        return symbol.clock.mode == "wall" and symbol.last_bar_close > now + CLOCK_SKEW
+
+    async def withdraw_bars_ahead(self, symbol: Symbol, rows: Floats, now: datetime) -> Symbol:
+        """Withdraw stored bars ahead of the clock if feed and clock agree against them; return the live symbol.
+
+        They agree where the newest of `rows` (n, 8) closes now and is not stored: then the stored bars came while the
+        clock was ahead. The caller holds the symbol's lock.
+        """
+        check_bars(rows, symbol.base_s, now)
+        opened = float(rows[-1, OPEN_TIME])
+        closes_now = now.timestamp() - (opened + symbol.base_s) <= 2.0 * symbol.step_s
+        is_known = opened <= symbol.warm.last_open_time  # then it is the clock that is behind
+        stored = await self._executor.run(self._store.bars, symbol.name, opened - 1.0, opened)
+        if is_known or not closes_now or len(stored):
+            return symbol
+        withdrawn = await self._executor.run(self._store.withdraw_bars, symbol.name, (now + CLOCK_SKEW).timestamp())
+        await self._restore(symbol.warm, self._slots.snapshot)
+        detail = (
+            f"{SUBJECT}{len(withdrawn)} bar(s) of {symbol.name} that closed up to {symbol.last_bar_close:%F %T} UTC "
+            "came while the clock was ahead; they are withdrawn, because the feed and the clock now agree on "
+            f"{now:%F %T} UTC: "
+            f"{[row.tolist() for row in withdrawn[:3]]}"
+        )
+        log.error("%s", detail)
+        for row in withdrawn:  # the alarm shows three; nothing that was stored is lost without a trace
+            log.error("withdrawn: %s %s", symbol.name, row.tolist())
+        self._alarms.raise_alarm("clock_jumped", "high", detail)
+        return self.symbols[symbol.name]

@@ -1,0 +1,289 @@
+"""Everything behind the routes of the decision service, built without HTTP: engine, alarms, memory, store, clock."""
+
+import asyncio
+import time
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from support.decision_service import AT, as_json
+from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry
+
+from pipelines.clock import Clock
+from pipelines.contracts import OPEN_TIME
+from pipelines.errors import ClockJumped, InputError, ServiceDown, StoredAlready, UnknownName
+from pipelines.settings import Settings, load_params
+from pipelines.store import Store
+from serving.inference.generation import write_generation
+from serving.service.alarm_queue import AlarmQueue, report_poll
+from serving.service.answers import BriefDecision, brief, decisions_answer
+from serving.service.decision_engine import DecisionEngine
+from serving.service.decision_memory import DecisionKey, DecisionMemory, Made, Subject, id_of
+from serving.service.schemas import DecideRequest, ObserveRequest
+from serving.service.store_executor import StoreExecutor
+from serving.service.store_monitor import StoreMonitor
+from serving.service.system_clock import ClockMonitor
+from serving.state.account import Account
+from serving.state.ledger import Ledger
+from serving.state.tiers import TierStore
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def where(stand, home):
+    """Settings of an installation whose generation file names one champion."""
+    where = Settings(home=home, write_key="test-key")
+    champion = make_bundle(home / "bundles", stand.columns, stand.rows, 0.1)
+    families = {"validator": {"champion": slot_entry("1", champion), "challenger": None}}
+    write_generation(home / "serving", families, publish(stand, home), AT)
+    return where
+
+
+@asynccontextmanager
+async def started(where):
+    engine = DecisionEngine(where, load_params(where.params_file))
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+def bars(stand, first, last):
+    return ObserveRequest.model_validate({"symbol": SYMBOL, "bars": [as_json(row) for row in stand.live[first:last]]})
+
+
+# ---- the engine
+
+
+def test_it_observes_decides_and_describes_itself_without_a_server(stand, where):
+    async def run():
+        async with started(where) as engine:
+            assert (engine.readiness.is_ready, engine.readiness.ready()["health"]) == (True, "HEALTHY")
+            observed = await engine.intake.observe(bars(stand, 0, 8))
+            assert (observed["new"], len(observed["closed"])) == (8, 1)
+            first, again = [(await engine.decider.decide([SYMBOL]))[0] for _ in range(2)]
+            assert first == again
+            assert engine.readiness.status()["symbols"][SYMBOL]["tier"] == first.tier == 2
+            assert engine.risk()["equity"] == 1.0
+            with pytest.raises(UnknownName, match="DOGE"):
+                await engine.decider.decide(["DOGE/USDT"])
+        return first
+
+    decision = asyncio.run(run())
+    store = Store.open(where.store)
+    assert store.decision(decision.id).decision == decision
+    store.close()
+
+
+def test_a_caller_that_goes_away_while_its_bars_are_written_leaves_store_and_live_state_as_one(
+    stand, where, monkeypatch
+):
+    real, has_begun = Ledger.observe, asyncio.Event()
+
+    def slow(self, batch):
+        done = Future()
+        done.set_running_or_notify_cancel()  # a write that has begun is not called back
+        has_begun.set()
+        asyncio.get_running_loop().call_later(
+            0.1, lambda: real(self, batch).add_done_callback(lambda written: done.set_result(written.result()))
+        )
+        return done
+
+    monkeypatch.setattr(Ledger, "observe", slow)
+
+    async def run():
+        async with started(where) as engine:
+            request = asyncio.ensure_future(engine.intake.observe(bars(stand, 0, 8)))
+            await has_begun.wait()
+            request.cancel()
+            await asyncio.sleep(0.3)
+            assert request.cancelled()
+            return engine.readiness.status()["symbols"][SYMBOL]["last_bar"]
+
+    last_bar = datetime.fromisoformat(asyncio.run(run())).timestamp()
+    store = Store.open(where.store)
+    assert last_bar == store.bars(SYMBOL)[-1, OPEN_TIME] == stand.live[7, OPEN_TIME]
+    store.close()
+
+
+# ---- decisions that were reported as failed
+
+
+def decision(id, symbol="A"):
+    return SimpleNamespace(id=id, symbol=symbol, action="NO_TRADE")
+
+
+KEY = DecisionKey("A", 900.0, False, 1, "w", (), 2)
+SUBJECT = Subject("A", 900.0, 1, "w")
+
+
+class Stored:
+    """A store that holds one decision, or none."""
+
+    def __init__(self, stored=None):
+        self.stored = stored
+
+    def decision(self, id):
+        if self.stored is None:
+            raise UnknownName(id)
+        return SimpleNamespace(decision=self.stored)
+
+
+def remembered(stored, *outcomes, doubt=False):
+    """Hand one decision to the ledger, let it end with each outcome, then find late ones."""
+
+    async def run():
+        executor = StoreExecutor()
+        memory = DecisionMemory(Stored(stored), executor, Account())
+        made, written = decision("d"), Future()
+        memory.add(KEY, SUBJECT, Made(made, memory.stored(made, written)))
+        assert memory.find(SUBJECT).decision is made
+        if doubt:
+            memory.doubt(["A"])
+        if outcomes[0] is None:
+            written.set_result(None)
+        else:
+            written.set_exception(outcomes[0])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await memory.find_late(["A"])
+        executor.close()
+        found = memory.find(SUBJECT)
+        return found and found.decision, memory.made.get(KEY)
+
+    return asyncio.run(run())
+
+
+def test_a_stored_decision_is_found_by_its_key_and_no_longer_as_pending():
+    found, made = remembered(None, None)
+    assert (found, made.decision.id) == (None, "d")
+
+
+def test_a_refused_decision_is_forgotten():
+    assert remembered(decision("d"), InputError("no")) == (None, None)
+
+
+def test_a_failed_write_that_was_done_all_the_same_is_found_late():
+    late = decision("d")
+    found, made = remembered(late, ServiceDown("locked"))
+    assert (found is late, made) == (True, None)
+    assert remembered(None, ServiceDown("locked")) == (None, None)
+
+
+def test_the_decision_that_is_stored_already_stands_for_the_one_made_again():
+    earlier = decision("d")
+    found, made = remembered(earlier, StoredAlready("d"))
+    assert (found, made.decision is earlier) == (None, True)
+
+
+def test_a_decision_reported_as_failed_is_answered_once_it_is_stored_after_all():
+    found, _ = remembered(None, None, doubt=True)
+    assert found.id == "d"
+
+
+def test_an_id_is_the_hash_of_everything_a_decision_rests_on():
+    """The value is fixed: another process finds stored decisions by it."""
+    snapshot = SimpleNamespace(slots={("validator", "champion"): SimpleNamespace(digest="d" * 64)})
+    same, other = id_of(KEY, snapshot), id_of(KEY._replace(tier=3), snapshot)
+    assert (len(same), same == id_of(KEY, snapshot), same == other) == (32, True, False)
+    assert same == "86d4845a397cd963ca7a3fb4cbdf6877"
+
+
+# ---- alarms
+
+
+def raised(store):
+    return [(alarm.kind, alarm.detail, alarm.cleared_at is None) for alarm in store.alarms(open_only=False)]
+
+
+def test_an_alarm_replaces_the_open_one_about_the_same_subject_and_its_end_clears_it(store):
+    alarms = AlarmQueue()
+    report_poll(alarms, "model service", "KeyError: x")
+    report_poll(alarms, "decision service", "OSError: y")
+    report_poll(alarms, "decision service", "OSError: y")  # the same, still waiting
+    alarms.flush(store)
+    report_poll(alarms, "decision service", None)
+    alarms.flush(store)
+    assert [alarm.detail for alarm in store.alarms()] == ["model service: KeyError: x"]
+    assert len(raised(store)) == 3
+
+
+def test_an_alarm_that_the_store_refuses_waits_for_the_next_flush(store, monkeypatch):
+    alarms = AlarmQueue()
+    alarms.raise_alarm("model_fault", "high", "first")
+    alarms.raise_alarm("model_fault", "high", "second")
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "raise_alarm", lambda *_: (_ for _ in ()).throw(ServiceDown("locked")))
+        with pytest.raises(ServiceDown):
+            alarms.flush(store)
+    alarms.flush(store)
+    assert {detail for _, detail, _ in raised(store)} == {"first", "second"}
+
+
+# ---- store and clock
+
+
+def test_a_fault_of_the_store_refuses_writes_until_a_real_write_succeeds(store, tmp_path):
+    tiers = TierStore(tmp_path / "tiers.json", load_params().tiers)
+    monitor = StoreMonitor(store, tiers, Settings(home=tmp_path), AlarmQueue())
+    monitor.next_check()()
+    monitor.report(OSError("full"))
+    with pytest.raises(ServiceDown, match="store not writable"):
+        monitor.refuse_writes()
+    monitor.report(ServiceDown(monitor.fault))  # a call refused because of it: no new fault
+    assert monitor.fault == "store not writable (OSError: full)"
+    monitor.next_check()()
+    monitor.refuse_writes()
+    monitor.check_disk()
+    assert monitor.disk.free_bytes > 0
+
+
+def test_the_pages_are_checked_once_in_the_background(store, tmp_path):
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    where, alarms = Settings(home=tmp_path, store_url=url), AlarmQueue()
+    monitor = StoreMonitor(store, TierStore(tmp_path / "tiers.json", load_params().tiers), where, alarms)
+    assert monitor.page_state == "not checked yet"
+    monitor.start_page_check()
+    deadline = time.monotonic() + 10
+    while monitor.page_state == "checking" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (monitor.page_state, monitor.damage) == ("whole", None)
+
+
+def test_bars_are_refused_while_the_clock_is_wrong_and_two_alarms_say_when(store, monkeypatch):
+    alarms, now = AlarmQueue(), datetime.now(UTC)
+    clock = ClockMonitor(alarms)
+    symbol = SimpleNamespace(clock=Clock("market"), base_s=60)
+    clock.check_bars(symbol, [], now)
+    with pytest.raises(ClockJumped, match="Fix the clock"):
+        clock.check_bars(symbol, [], now + timedelta(days=1))
+    assert clock.fault is not None
+    assert clock.check(datetime.now(UTC)) is None
+    alarms.flush(store)
+    assert [(kind, is_open) for kind, _, is_open in raised(store)] == [("clock_jumped", False)] * 2
+
+
+# ---- the brief view
+
+
+def test_the_brief_view_is_a_part_of_the_full_one_with_the_first_reason(stand, where):
+    async def run():
+        async with started(where) as engine:
+            await engine.intake.observe(bars(stand, 0, 8))
+            return await engine.decider.decide([SYMBOL])
+
+    (made,) = asyncio.run(run())
+    full = decisions_answer(DecideRequest(symbol=SYMBOL), [made])
+    shown = decisions_answer(DecideRequest(symbol=SYMBOL, view="brief"), [made])
+    assert shown.keys() == BriefDecision.model_fields.keys()
+    assert {name: full[name] for name in shown if name != "reason"} | {"reason": full["reasons"][0]} == shown
+    assert decisions_answer(DecideRequest(symbols=[SYMBOL], view="brief"), [made]) == {"decisions": [brief(made)]}

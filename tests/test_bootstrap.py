@@ -1,0 +1,52 @@
+"""Importing a package changes nothing in the process; entry points set threads and garbage collection."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from flows.support.processes import environment
+from pipelines import bootstrap
+from pipelines.settings import ROOT, Settings
+
+BLAS = "\nfrom threadpoolctl import threadpool_info\nprint(*{pool['num_threads'] for pool in threadpool_info()})"
+STAGE = """
+import contextlib, runpy, sys
+from pipelines.errors import UnknownName
+sys.argv = ["stages", "no such stage"]
+with contextlib.suppress(UnknownName):
+    runpy.run_module("pipelines.training.stages", run_name="__main__")
+"""
+
+
+def run(code, **variables):
+    """Return what a Python process prints that starts without a number of threads."""
+    inherited = {name: value for name, value in os.environ.items() if name != bootstrap.THREADS}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=inherited | variables,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    return done.stdout.split()
+
+
+def test_importing_every_layer_changes_neither_the_environment_nor_the_garbage_collector():
+    layers = "pipelines.store, pipelines.settings, serving.policy.decide, flows.support.processes, bellwether.cli.main"
+    code = f"import gc, os; before = dict(os.environ), gc.get_threshold()\nimport {layers}\n"
+    assert run(code + "print((dict(os.environ), gc.get_threshold()) == before)") == ["True"]
+
+
+def test_bootstrap_sets_one_thread_unless_the_environment_names_a_number():
+    code = "from pipelines.bootstrap import bootstrap; bootstrap()\nimport gc, os\n"
+    shown = f"print(os.environ['{bootstrap.THREADS}'], gc.get_threshold()[0])"
+    assert run(code + shown) == ["1", "20000"]
+    assert run(code + shown, **{bootstrap.THREADS: "3"}) == ["3", "20000"]
+
+
+def test_bootstrap_imports_no_numpy():
+    assert run("import pipelines.bootstrap, pipelines.settings, sys; print('numpy' in sys.modules)") == ["False"]
+
+
+@pytest.mark.parametrize("code", [STAGE, "import serving.service.decision_service"])
+def test_a_stage_and_a_service_compute_on_one_thread(code, tmp_path, monkeypatch):
+    monkeypatch.delenv(bootstrap.THREADS, raising=False)
+    started = {} if code == STAGE else environment(Settings(home=tmp_path))  # what `up` passes to a service
+    assert run(code + BLAS, **started) == ["1"]

@@ -6,7 +6,7 @@ Most commands take --json; an error is one line on standard error and exit code 
 import importlib
 import sys
 import traceback
-from collections.abc import Iterator, MutableMapping
+from collections import UserDict
 from typing import Annotated, Any
 
 import typer
@@ -47,40 +47,19 @@ COMMANDS = {  # name → (module, help). `bellwether --help` reads this and load
 WITHOUT_SETTINGS: tuple[list[str], ...] = ([], ["--help"], ["--version"])  # what is answered before a setting is read
 
 
-class LazyCommands(MutableMapping[str, Any]):
+class LazyCommands(UserDict[str, Any]):
     """Map the name of each command to the command, importing its module at the first access."""
 
     def __init__(self) -> None:
-        """Start with no module imported."""
-        self._loaded: dict[str, Any] = {}
+        """Start with every name and no module imported."""
+        super().__init__(dict.fromkeys(COMMANDS))
 
     def __getitem__(self, name: str) -> Any:
         """Return a command, loading every command of its module."""
-        if name not in self._loaded:
+        if self.data[name] is None:
             module, _ = COMMANDS[name]
-            group = typer.main.get_group(importlib.import_module(f"bellwether.cli.{module}").app)
-            self._loaded.update(group.commands)
-        return self._loaded[name]
-
-    def __setitem__(self, name: str, command: Any) -> None:
-        """Replace a command."""
-        self._loaded[name] = command
-
-    def __delitem__(self, name: str) -> None:
-        """Forget a loaded command, so that it is loaded again."""
-        del self._loaded[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names in the order of COMMANDS."""
-        return iter(COMMANDS)
-
-    def __len__(self) -> int:
-        """Return how many commands there are."""
-        return len(COMMANDS)
-
-    def __contains__(self, name: object) -> bool:
-        """Return True if this is a command, without loading it."""
-        return name in COMMANDS
+            self.data |= typer.main.get_group(importlib.import_module(f"bellwether.cli.{module}").app).commands
+        return self.data[name]
 
 
 class LazyGroup(TyperGroup):

@@ -19,14 +19,13 @@ from pathlib import Path
 
 import psutil
 
+from bellwether.operations.orders import Command, Order
 from flows.support import ports
 from flows.support.processes import (
     RUN_MARK,
     SERVICES,
     STOP_SECONDS,
     WORKERS,
-    Command,
-    Order,
     Progress,
     Service,
     await_healthy,

@@ -23,6 +23,7 @@ from typing import Literal
 
 from bellwether.operations.alarm_outbox import AlarmOutbox
 from bellwether.operations.child import Child, OutputPipes, exit_text, send_signal
+from bellwether.operations.orders import Order, OrderInbox
 from bellwether.operations.supervisor_watch import DiskWatch, HealthProbes, Target
 from flows.support import processes
 from flows.support.service_log import ServiceLog
@@ -52,35 +53,6 @@ class Policy:
     def delay_s(self, deaths: int) -> float:
         """Return the seconds before the restart after so many deaths in the window."""
         return float(min(self.longest_delay_s, self.first_delay_s * 2.0 ** (deaths - 1)))
-
-
-class OrderInbox:
-    """Hold the orders of other processes: JSON files in a folder, each removed once it is carried out."""
-
-    def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
-        """Read from `folder`, which may be absent; `log` receives a line for a file that is no order."""
-        self._folder, self._log = folder, log
-        self._done: set[str] = set()  # orders carried out whose file could not be removed
-
-    def pending(self) -> list[tuple[Path, processes.Order]]:
-        """Return file and order, oldest first; an empty order for a file that cannot be read."""
-        return [(file, self._read(file)) for file in sorted(self._folder.glob("*.json")) if file.name not in self._done]
-
-    def remove(self, file: Path) -> None:
-        """Remove an order that was carried out."""
-        try:
-            file.unlink()
-        except OSError:  # a file system that became read-only: carried out all the same
-            self._done.add(file.name)
-
-    def _read(self, file: Path) -> processes.Order:
-        """Return the order in a file."""
-        try:
-            order: processes.Order = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            self._log(f"{file} is no order: {error}")
-            return {}
-        return order
 
 
 class Supervisor:
@@ -161,7 +133,7 @@ class Supervisor:
                 self._write_state()  # the caller finds the effect of its order there
                 self.orders.remove(file)
 
-    def _carry_out(self, order: processes.Order) -> None:
+    def _carry_out(self, order: Order) -> None:
         """Execute an order; its `env` replaces that of the services it restarts."""
         for name, service in order.get("start", {}).items():
             self.start(name, service["command"], service["port"], service["health"], order["env"])

@@ -13,7 +13,19 @@ from typing import Any
 import numpy as np
 
 from flows.support.installation import Installation
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, REGIMES, TIMEFRAME_SECONDS, VOLUME, Decision, Floats
+from pipelines.contracts import (
+    CLOSE,
+    HIGH,
+    LOW,
+    OPEN,
+    OPEN_TIME,
+    REGIMES,
+    TIMEFRAME_SECONDS,
+    VOLUME,
+    Decision,
+    Floats,
+    JsonObject,
+)
 from pipelines.data.timeframes import resample
 from pipelines.errors import UnknownName
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
@@ -98,7 +110,7 @@ def marks(signals: Floats) -> list[Mark]:
     return sorted(found, key=lambda mark: (mark.at, mark.signal))
 
 
-def to_dict(drawn: ChartData) -> dict[str, Any]:
+def to_dict(drawn: ChartData) -> JsonObject:
     """Return what is drawn, JSON-ready; times are closes in UTC."""
     times = [_moment(t + drawn.step_s) for t in drawn.bars[:, OPEN_TIME].tolist()]
     return {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import Floats
+from pipelines.contracts import Floats, JsonObject
 from pipelines.data.orderbook.heatmap import LEVELS_PER_SIDE, Heatmap
 
 BID, ASK = "#1a9e6a", "#d1495b"
@@ -80,7 +80,7 @@ def figure(heatmap: Heatmap, title: str) -> Any:
     return drawn
 
 
-def to_dict(heatmap: Heatmap) -> dict[str, Any]:
+def to_dict(heatmap: Heatmap) -> JsonObject:
     """Return what the figure shows, JSON-ready: prices in quote currency, sizes of walls in medians."""
     imbalance, concentration, liquidity = heatmap.summary[:3].tolist()
     return {

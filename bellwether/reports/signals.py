@@ -14,7 +14,16 @@ import numpy as np
 
 from bellwether.reports.chart import gather
 from flows.support.installation import Installation
-from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TAKER_BUY, TAPE, TIMEFRAME_SECONDS, VOLUME, Floats
+from pipelines.contracts import (
+    CONTEXT_FIELDS,
+    OPEN_TIME,
+    TAKER_BUY,
+    TAPE,
+    TIMEFRAME_SECONDS,
+    VOLUME,
+    Floats,
+    JsonObject,
+)
 from pipelines.errors import StateError, UnknownName
 from pipelines.evaluation.signals import Scores, format_estimate, score_signals, write_page
 from pipelines.features.catalog import absent_columns
@@ -50,7 +59,7 @@ class SignalStatus(TypedDict):
     last: str | None
 
 
-def listing(installation: Installation, symbol: str | None) -> dict[str, Any]:
+def listing(installation: Installation, symbol: str | None) -> JsonObject:
     """Return every row S1–S17 and D7 with its signals, JSON-ready; before the first ingest, what each of them needs.
 
     Raises  UnknownName for a market without data; StateError for a named market before the first ingest, or if the

@@ -107,23 +107,6 @@ class Entry(TypedDict, total=False):
     deaths: int
 
 
-class Command(TypedDict):
-    """Order the supervisor to run a command, and to probe it at a path of its port."""
-
-    command: str
-    port: int | None
-    health: str | None
-
-
-class Order(TypedDict, total=False):
-    """Order the supervisor to start, restart and stop services; `env` replaces the environment of those it starts."""
-
-    start: dict[str, Command]
-    restart: list[str]
-    stop: list[str]
-    env: dict[str, str]
-
-
 def environment(settings: Settings) -> dict[str, str]:
     """Return the variables that make the tools find each other, write under `home` only and send no telemetry.
 

@@ -45,7 +45,7 @@ def champion_on_unseen(installation: Installation, family: str, at: Ints) -> Flo
         later = data.select_rows(rows)
         p = model.predict(select(later.all_inputs(), later.columns, model.columns)).p
         spoke: Bools = np.asarray(np.isfinite(p.reshape(len(p), -1)).all(axis=1))
-        losses[rows[spoke]] = chosen.loss(p[spoke], later.select_rows(spoke), model.schema["terms"])
+        losses[rows[spoke]] = chosen.loss(p[spoke], later.select_rows(spoke), model.schema["loss_params"])
     return losses
 
 

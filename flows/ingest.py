@@ -16,13 +16,12 @@ from flows.support.progress import report_progress, step
 from pipelines import versioning
 from pipelines.clock import Mode, mode_of
 from pipelines.contracts import utc
-from pipelines.data import records, schemas
+from pipelines.data import records, reference_year, schemas
 from pipelines.data.alignment import merge_records
 from pipelines.data.quality import QualityReport, assess
 from pipelines.data.sources import Records
 from pipelines.data.timeframes import infer_timeframe
 from pipelines.errors import NotEnoughData, QualityBlocked
-from pipelines.settings import ROOT
 
 Provenance = Mapping[str, Any]  # what a source says of itself; it goes into the manifest
 MarketData = tuple[pd.DataFrame, Records, Provenance]
@@ -199,13 +198,14 @@ def snapshot_line(symbol: str, report: QualityReport, data_hash: str) -> str:
     last = utc(schemas.to_matrix(report.clean)[-1, 0])
     return (
         f"data {data_hash[:12]}: {len(report.clean):,} bars of {symbol} to {last:%F %H:%M} UTC, "
-        f"quality {report.score:.3f}, {len(report.quarantined)} quarantined{matches_pointer(data_hash)}"
+        f"quality {report.score:.3f}, {len(report.quarantined)} quarantined{matches_pointer(data_hash, report.clean)}"
     )
 
 
-def matches_pointer(data_hash: str) -> str:
-    """Return a note if this is the snapshot the repository's own `data.dvc` describes, else nothing."""
-    return " (as data.dvc says)" if (ROOT / "data.dvc").is_file() and versioning.data_hash(ROOT) == data_hash else ""
+def matches_pointer(data_hash: str, bars: pd.DataFrame) -> str:
+    """Return a note if these bars are the market that the repository's own `data.dvc` describes, else ""."""
+    match = reference_year.compare(data_hash, schemas.to_matrix(bars))
+    return f" ({match})" if match else ""
 
 
 @flow(name="ingest", log_prints=True)

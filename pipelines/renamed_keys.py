@@ -15,6 +15,8 @@ RENAMED: dict[str, dict[str, str]] = {
     "bundle schema": {"terms": "loss_params"},
     "category scores": {"heard": "signals_used"},
     "request": {"asks": "inference_requests"},
+    "fit figures": {"alone": "single_column_auc"},
+    "evaluation figures": {"alone": "single_column_auc", "heard": "ensemble_loss"},
 }
 # Values that are words of our own, in any artefact.
 RENAMED_WORDS: dict[str, str] = {"NO_VOICE": "NO_SIGNAL", "acts": "active", "committee": "ensemble"}

@@ -1,8 +1,8 @@
-"""Warm start: where the training fold ended, so that the live service goes on from exactly there (L2).
+"""Warm start: the state at the end of the training fold, from which the live service continues (L2).
 
-Two steps. The features stage writes one beside its arrays (`write_warm_start`). When a data version goes live, it is
-published under its digest with what only a promotion knows (`publish_warm_start`). Pure arrays, bytes and JSON, every
-file under a sha256; nothing in it can carry code.
+Two steps. The features stage writes one next to its arrays (`write_warm_start`). When a data version goes live, it is
+published under its digest with the facts that only a promotion knows (`publish_warm_start`). Pure arrays, bytes and
+JSON, every file under a sha256; nothing in it can carry code.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from pipelines.contracts import (
     OPEN_TIME,
     RETAINED_BARS,
     TIMEFRAME_SECONDS,
+    Arrays,
     Books,
     Bools,
     ContextFeed,
@@ -36,30 +37,33 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
 
 MANIFEST = "manifest.json"
+SCORES_FILE = "category_scores.json"
+_SCORES_FILE_BEFORE = "voices.json"  # its name in releases up to 0.5.0
 WEEK_S = 7 * 86400
 CLOSED_SHARE = 0.5
 CLOCK_CHANGE_S = 3600
 CLOSURE_WEEKS = 8
-CLOSES_KEPT = 16_384  # decision bars whose closing price is kept: half a year of 15 minutes, for the tails of risk
+CLOSES_KEPT = 16_384  # decision bars whose closing price is stored: half a year of 15 minutes, for the tails of risk
+T = TypeVar("T", History, Books, ContextFeed)
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """The state of one symbol after the last base bar of a data version.
+    """Hold the state of one symbol after the last base bar of a data version.
 
     last_open_time  epoch seconds: open of that base bar
     feature_state, signal_state  flat fold states after `bar`
     tail            (t, 8) base bars of the decision bar that is still open
-    history         the newest RETAINED_BARS closed decision bars and everything known at their closes; the last is the
-                    bar the states follow
+    history         the newest RETAINED_BARS closed decision bars and everything known at their closes; the states are
+                    those after the last of them
     books, feed     records that a later close can still read; None where the snapshot holds no such record
     closes          (n, 2) newest CLOSES_KEPT decision bars: close time, epoch s; price
     closures        (slots of the week,) True where the market is regularly closed: a bar missing there is no gap
-    clock           the clock of the data version, see pipelines.clock; None: from before release 0.6.0, it does not say
+    clock           the clock of the data version, see pipelines.clock; None: written before release 0.6.0, not recorded
     data_hash       of the data version; None before publication
     traditional     hit rate of the traditional consensus on that history; None if it had no resolved event
-    reference       what drift is measured against, as its writer defined it
+    reference       reference of drift, as its writer defined it
     digest          sha256 of the manifest
     """
 
@@ -98,7 +102,7 @@ def write_warm_start(
     books: Books | None = None,
     feed: ContextFeed | None = None,
 ) -> None:
-    """Write the stage's part.
+    """Write the part of a warm start that the features stage knows.
 
     base (n, 8) bars, `history` of all decision bars, books and feed of the snapshot. The states are the folds' after
     the last decision bar. Raises NotEnoughData without a closed decision bar.
@@ -117,13 +121,13 @@ def write_warm_start(
         "closes": np.column_stack([newest[:, OPEN_TIME] + step_s, newest[:, CLOSE]]),
         "closures": weekly_closures(history.bars, step_s),
     }
-    for kind, told in (("history", history), ("book", books), ("context", feed)):
-        if told is not None:
-            arrays |= {f"{kind}.{part.name}": getattr(told, part.name) for part in fields(told)}
+    for kind, record in (("history", history), ("book", books), ("context", feed)):
+        if record is not None:
+            arrays |= {f"{kind}.{part.name}": getattr(record, part.name) for part in fields(record)}
     for name, array in arrays.items():
-        kept = array[-RETAINED_BARS:] if name.startswith("history.") else array
-        np.save(folder / f"{name}.npy", np.ascontiguousarray(kept), allow_pickle=False)
-    (folder / "voices.json").write_text(category_scores.to_json())
+        stored = array[-RETAINED_BARS:] if name.startswith("history.") else array
+        np.save(folder / f"{name}.npy", np.ascontiguousarray(stored), allow_pickle=False)
+    (folder / SCORES_FILE).write_text(category_scores.to_json())
     meta = {
         "symbol": symbol,
         "base_timeframe": base_timeframe,
@@ -142,17 +146,18 @@ def write_warm_start(
 def publish_warm_start(
     stage: Path, into: Path, *, data_hash: str, hits: int, n: int, reference: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """Copy a stage's warm start to `into/<digest>` with its data version; returns {data_hash, digest, path}.
+    """Copy a stage's warm start to `into/<digest>` with its data version; return {data_hash, digest, path}.
 
     hits, n  of the traditional consensus: events whose target was touched first, and resolved events
     """
-    read_warm_start(stage)  # what cannot be read back is never published
+    read_warm_start(stage)  # an unreadable warm start is never published
     draft = into / f".{data_hash[:16]}"
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(stage, draft)
     meta = json.loads((draft / "meta.json").read_text())
-    told = {"hits": int(hits), "n": int(n)}
-    digest = _seal(draft, meta | {"data_hash": data_hash, "traditional": told, "reference": dict(reference or {})})
+    traditional = {"hits": int(hits), "n": int(n)}
+    meta |= {"data_hash": data_hash, "traditional": traditional, "reference": dict(reference or {})}
+    digest = _seal(draft, meta)
     path = into / digest
     if _is_whole(path, digest):
         shutil.rmtree(draft)
@@ -163,6 +168,7 @@ def publish_warm_start(
 
 
 def _is_whole(folder: Path, digest: str) -> bool:
+    """Return whether the warm start in `folder` is intact and has this digest."""
     try:
         read_warm_start(folder, digest)
     except (StateError, DigestMismatch):
@@ -171,21 +177,27 @@ def _is_whole(folder: Path, digest: str) -> bool:
 
 
 def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmStart:
-    """Verify every byte and load. Raises DigestMismatch, StateError (absent, or another catalogue than this code's)."""
+    """Verify every byte and load a warm start, also one of release 0.5.0.
+
+    Raises DigestMismatch, StateError (absent, of an earlier release, or of another catalogue than this code's).
+    """
     try:
         raw = (folder / MANIFEST).read_bytes()
     except FileNotFoundError as error:
-        raise StateError(
-            f"no warm start in {folder}; the features stage writes one, a promotion publishes it"
-        ) from error
+        raise StateError(f"no warm start in {folder}. `bellwether run --once` trains and publishes one.") from error
     digest = hashlib.sha256(raw).hexdigest()
     if expected_digest is not None and digest != expected_digest:
-        raise DigestMismatch(f"{folder}: warm start {digest[:12]}, the generation file promised {expected_digest[:12]}")
+        raise DigestMismatch(
+            f"{folder}: warm start {digest[:12]}, the generation file promised {expected_digest[:12]}. "
+            "`bellwether up` folds the history again."
+        )
     content = {}
     for name, promised in json.loads(raw)["files"].items():
         content[name] = (folder / name).read_bytes() if (folder / name).is_file() else b""
         if hashlib.sha256(content[name]).hexdigest() != promised:
-            raise DigestMismatch(f"{folder / name} is not what the manifest of this warm start says; publish it again")
+            raise DigestMismatch(
+                f"{folder / name} differs from the manifest of its warm start. `bellwether up` folds the history again."
+            )
     meta = json.loads(content["meta.json"])
     arrays = {name[:-4]: np.load(folder / name, allow_pickle=False) for name in content if name.endswith(".npy")}
     if lacking := sorted({"tail", "closes", "closures", "history.bars"} - arrays.keys()):
@@ -195,8 +207,9 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         )
     tail, bars = arrays["tail"], arrays["history.bars"]
     if tail.shape[1:] != (BAR_WIDTH,) or bars.shape[1:] != (BAR_WIDTH,) or len(bars) == 0:
-        raise BadShape(f"{folder}: tail {tail.shape} and bars {bars.shape}, want (t, 8) and (1 or more, 8)")
-    told = meta["traditional"]
+        raise BadShape(f"{folder}: tail {tail.shape} and bars {bars.shape}, wanted (t, 8) and (1 or more, 8)")
+    traditional = meta["traditional"]
+    scores_file = SCORES_FILE if SCORES_FILE in content else _SCORES_FILE_BEFORE
     return WarmStart(
         symbol=meta["symbol"],
         base_timeframe=meta["base_timeframe"],
@@ -210,26 +223,27 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         feed=_parts(ContextFeed, arrays, "context") if "context.known" in arrays else None,
         closes=arrays["closes"],
         closures=arrays["closures"],
-        category_scores=CategoryScores.from_json(content["voices.json"].decode()),
+        category_scores=CategoryScores.from_json(content[scores_file].decode()),
         clock=meta["clock"] if meta.get("clock") in MODES else None,
         data_hash=meta["data_hash"],
-        traditional=hit_rate(told["hits"], told["n"]) if told and told["n"] else None,
+        traditional=hit_rate(traditional["hits"], traditional["n"]) if traditional and traditional["n"] else None,
         reference=meta["reference"],
         digest=digest,
     )
 
 
-def _parts(kind: Any, arrays: Mapping[str, Any], name: str) -> Any:
+def _parts(kind: type[T], arrays: Arrays, name: str) -> T:
+    """Return a record of class `kind` from the arrays whose names begin with `name`."""
     return kind(**{part.name: arrays[f"{name}.{part.name}"] for part in fields(kind)})
 
 
 def weekly_closures(bars: Floats, step_s: int) -> Bools:
-    """(slots of a week,) True where a market is regularly closed, and for an hour on either side of that.
+    """Return (slots of a week,): True where a market is regularly closed, and for an hour on either side of that.
 
     bars  (m, 8) decision bars. A slot is regularly closed if no bar came in at least CLOSED_SHARE of the weeks. Clocks
     that change move a closing hour to the slot an hour away: in every week it is in one of the two, so one of them
     passes the half and the other is its neighbour, also where the history ends before the clocks change. Under
-    CLOSURE_WEEKS weeks nothing can be told, and every missing bar is a gap. Slots count from the epoch, a Thursday.
+    CLOSURE_WEEKS weeks no closure is known, and every missing bar is a gap. Slots count from the epoch, a Thursday.
     """
     slots = WEEK_S // step_s
     traded = np.unique((bars[:, OPEN_TIME] // step_s).astype(np.int64))
@@ -245,7 +259,10 @@ def weekly_closures(bars: Floats, step_s: int) -> Bools:
 
 
 def hit_rate(hits: int, n: int) -> Estimate:
-    """Share of hits with its 95 % Wilson interval. Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212."""
+    """Return the share of hits with its 95 % Wilson interval.
+
+    Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212.
+    """
     p, z2 = hits / n, _Z * _Z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z / (1 + z2 / n) * float(np.sqrt(p * (1 - p) / n + z2 / (4 * n * n)))
@@ -253,6 +270,7 @@ def hit_rate(hits: int, n: int) -> Estimate:
 
 
 def _seal(folder: Path, meta: Mapping[str, Any]) -> str:
+    """Write meta.json and the manifest of every file's sha256; return the manifest's sha256."""
     (folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
     files = sorted(f for f in folder.iterdir() if f.is_file() and f.name != MANIFEST)
     hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}

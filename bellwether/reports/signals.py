@@ -188,7 +188,7 @@ def score_rows(scores: Scores) -> list[list[Any]]:
     """Return a row for each signal under SCORE_COLUMNS, the best net return first and those without an onset last."""
     ranked = sorted(scores.scores, key=lambda s: (s.net_bps.n == 0, -s.net_bps.value if s.net_bps.n else 0.0))
     return [
-        [s.signal, f"{s.began:,}", f"{s.per_week:.1f}", format_estimate(s.hold_bars), format_estimate(s.hit_rate, 3),
+        [s.signal, f"{s.onsets:,}", f"{s.per_week:.1f}", format_estimate(s.hold_bars), format_estimate(s.hit_rate, 3),
          format_estimate(s.gross_bps), format_estimate(s.net_bps)]
         for s in ranked
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What was known beside each decision bar at its close: the newest book, the flow of the bar, the context of the day.
+"""Records known at the close of each decision bar: the newest book, the flow of the bar, the context of the day.
 
 Training aligns the whole history at once, the live service one close at a time, with the same code over the same
 records, so both give the same bytes (L2). Nothing that became known after a close is read (L3).
@@ -19,40 +19,63 @@ from pipelines.contracts import (
     TAPE_FIELDS,
     TAPE_WIDTH,
     Books,
+    Bools,
     ContextFeed,
     Floats,
+    Ints,
 )
 from pipelines.errors import BadShape
 
+T = TypeVar("T", Books, ContextFeed)
 DAY_S = 86400.0
-# how old a value may be and still count as known, in seconds; the tape and the reference live as long as one bar
+# greatest age at which a value still counts as known, in seconds; the tape and the reference last for one bar
 MAX_AGE_S = {"funding_rate": DAY_S, "fear_greed": 3 * DAY_S, "open_interest": DAY_S}
 _SUMMED = np.array([TAPE[name] for name in TAPE_FIELDS])
 _AT = np.array([CONTEXT_INDEX[name] for name in TAPE_FIELDS], dtype=np.int64)
 
 
 @kernel
-def _align_books(closes, step_s, known, levels, tape, summed, at, out_levels, out_values):  # type: ignore[no-untyped-def]
+def _align_books(
+    closes: Floats,
+    step_s: float,
+    known: Floats,
+    levels: Floats,
+    tape: Floats,
+    summed: Bools,
+    at: Ints,
+    out_levels: Floats,
+    out_values: Floats,
+) -> None:
+    """Fill out_levels and out_values with the book and the tape known at each close (m,), all float64.
+
+    known (n,), levels (n, 2, BOOK_LEVELS, 3), tape (n, TAPE_WIDTH) float64
+    summed (TAPE_WIDTH,) bool: added up over the bar's books; at (TAPE_WIDTH,) int64 columns of out_values
+    A close without a book during its bar is left as it is.
+    """
     first = 0
-    told = np.empty(tape.shape[1])
+    row = np.empty(tape.shape[1])
     for i in range(closes.shape[0]):
         close = closes[i]
         while first < known.shape[0] and known[first] <= close - step_s:
             first += 1
-        told[:] = 0.0
+        row[:] = 0.0
         j = first
         while j < known.shape[0] and known[j] <= close:
-            for k in range(told.shape[0]):
-                told[k] = told[k] + tape[j, k] if summed[k] else tape[j, k]
+            for k in range(row.shape[0]):
+                row[k] = row[k] + tape[j, k] if summed[k] else tape[j, k]
             j += 1
         if j > first:
             out_levels[i] = levels[j - 1]
-            for k in range(told.shape[0]):
-                out_values[i, at[k]] = told[k]
+            for k in range(row.shape[0]):
+                out_values[i, at[k]] = row[k]
 
 
 @kernel
-def _align_feed(closes, known, field, value, max_age, out):  # type: ignore[no-untyped-def]
+def _align_feed(closes: Floats, known: Floats, field: Ints, value: Floats, max_age: Floats, out: Floats) -> None:
+    """Fill out (m, CONTEXT_WIDTH) with the newest value of each field at each close (m,), if younger than max_age.
+
+    known, value (n,) float64, field (n,) int64; max_age (CONTEXT_WIDTH,) float64 seconds
+    """
     newest = np.full(out.shape[1], np.nan)
     when = np.full(out.shape[1], -np.inf)
     j = 0
@@ -67,7 +90,7 @@ def _align_feed(closes, known, field, value, max_age, out):  # type: ignore[no-u
 
 
 def align(closes: Floats, step_s: float, books: Books | None, feed: ContextFeed | None) -> tuple[Floats, Floats]:
-    """Books and context as they were known at each close.
+    """Return books and context as they were known at each close.
 
     closes   (m,) ascending epoch seconds: closes of decision bars; step_s their length
     Returns  levels (m, 2, BOOK_LEVELS, 3), or (m, 2, 0, 3) where `books` is None; NaN where no book became known
@@ -92,7 +115,7 @@ def align(closes: Floats, step_s: float, books: Books | None, feed: ContextFeed 
 
 
 def book_fault(levels: Floats) -> str | None:
-    """The first thing that makes these books (n, 2, levels, 3) no books, None if nothing does."""
+    """Return the first fault of books (n, 2, levels, 3), None without one."""
     price, size = levels[..., 0], levels[..., 1]
     bid, ask = price[:, 0, 0], price[:, 1, 0]
     if not (np.isfinite(bid).all() and np.isfinite(ask).all()):
@@ -112,62 +135,61 @@ def book_fault(levels: Floats) -> str | None:
 def prune_records(
     close: float, step_s: float, books: Books | None, feed: ContextFeed | None
 ) -> tuple[Books | None, ContextFeed | None]:
-    """The records that `align` can still read at closes after `close` (epoch s), and the books of the bar closed there.
+    """Return the records that `align` can still read at closes after `close` (epoch s), with the books of its bar.
 
-    What a live service keeps: with them and what it hears later it aligns as training would over the whole history.
+    With them and later records a live service aligns as training does over the whole history.
     """
     if books is not None:
-        kept = slice(int(np.searchsorted(books.known, close - step_s, "right")), None)
-        books = Books(books.known[kept], books.levels[kept], books.tape[kept])
+        rows = slice(int(np.searchsorted(books.known, close - step_s, "right")), None)
+        books = Books(books.known[rows], books.levels[rows], books.tape[rows])
     if feed is not None:
         oldest = close - max(float(step_s), *MAX_AGE_S.values())
-        kept = slice(int(np.searchsorted(feed.known, oldest, "right")), None)
-        feed = ContextFeed(feed.known[kept], feed.field[kept], feed.value[kept])
+        rows = slice(int(np.searchsorted(feed.known, oldest, "right")), None)
+        feed = ContextFeed(feed.known[rows], feed.field[rows], feed.value[rows])
     return books, feed
 
 
 def known_between(
     books: Books | None, feed: ContextFeed | None, after: float, until: float
 ) -> tuple[Books | None, ContextFeed | None]:
-    """The records that became known in (after, until], epoch seconds; None where there are none."""
-
-    def part(told: Any) -> Any:
-        if told is None:
-            return None
-        kept = slice(*np.searchsorted(told.known, [after, until], "right"))
-        return (
-            type(told)(*(getattr(told, each.name)[kept] for each in fields(told))) if kept.start < kept.stop else None
-        )
-
-    return part(books), part(feed)
+    """Return the records that became known in (after, until], epoch seconds; None where there are none."""
+    return _part(books, after, until), _part(feed, after, until)
 
 
-T = TypeVar("T", Books, ContextFeed)
+def _part(records: T | None, after: float, until: float) -> T | None:
+    """Return the records of one kind that became known in (after, until]; None if there are none."""
+    if records is None:
+        return None
+    first, end = np.searchsorted(records.known, [after, until], "right")
+    if first >= end:
+        return None
+    return type(records)(*(getattr(records, column.name)[first:end] for column in fields(records)))
 
 
 def merge_records(before: T | None, after: T | None) -> T | None:
-    """Both in the order they became known; of a record that is in both, the one before stands."""
+    """Return both in the order they became known; of a record that is in both, the one in `before` stays."""
     if before is None or after is None:
         return after if before is None else before
-    held = set(_names(before))
-    new = np.array([name not in held for name in _names(after)], dtype=bool)
+    present = set(_names(before))
+    new = np.array([name not in present for name in _names(after)], dtype=bool)
     both = [np.concatenate([getattr(before, p.name), getattr(after, p.name)[new]]) for p in fields(before)]
     order = np.argsort(both[0], kind="stable")
     return type(before)(*(values[order] for values in both))
 
 
-def _names(told: Books | ContextFeed) -> list[Any]:
-    """What tells one record of a kind from another: its moment, and the field of a context value."""
-    known = told.known.tolist()
-    return known if isinstance(told, Books) else list(zip(known, told.field.tolist(), strict=True))
+def _names(records: Books | ContextFeed) -> list[object]:
+    """Return the identity of each record: its moment, and the field of a context value."""
+    known: list[object] = records.known.tolist()
+    return known if isinstance(records, Books) else list(zip(known, records.field.tolist(), strict=True))
 
 
 def _flat(values: Any, dtype: Any = np.float64) -> Any:
-    """Contiguous and writeable, so that no kernel is compiled for another array type in mid-flight."""
+    """Return `values` contiguous and writeable, so that no kernel is compiled for another array type on a request."""
     return np.require(values, dtype, ["C", "W"])
 
 
 def _check(books: Books | None, feed: ContextFeed | None) -> None:
+    """Raise BadShape if the columns of a record differ in length."""
     if books is not None:
         n = len(books.known)
         if books.levels.shape != (n, 2, BOOK_LEVELS, 3) or books.tape.shape != (n, TAPE_WIDTH):

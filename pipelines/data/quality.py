@@ -1,4 +1,4 @@
-"""Data quality: what may be used, what is set aside and why, and one score in [0, 1].
+"""Data quality: usable rows, quarantined rows with their reasons, and one score in [0, 1].
 
     score = (1 - missing / expected) (1 - quarantined / rows) (1 - disordered / rows) (1 - stale / clean)
 
@@ -10,16 +10,17 @@ params.yaml (`data.quality_floor`); this module measures, it does not block.
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from pipelines.contracts import Floats, Ints
+from pipelines.contracts import Bools, Floats, Ints
 from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, check, epoch_seconds
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, NotEnoughData
 
+Reasons = npt.NDArray[np.str_]
 STALE_BARS = 10  # this many bars in a row without any price change; 2024 BTC minutes hold none, dead feeds thousands
 JUMP_MADS = 20.0  # in robust sd (1.4826 x median |log return|)
 JUMP_BLOCK = 240  # bars of that median
@@ -41,12 +42,12 @@ REASONS = (
 
 @dataclass(frozen=True)
 class QualityReport:
-    """What `assess` found. clean + quarantined = the rows that came in.
+    """Hold the result of `assess`. clean + quarantined = the rows of the input.
 
     counts       checks → rows (gaps: number of gaps, missing: number of bars); every check is there, also at 0
     clean        satisfies schemas.BARS, ascending
     quarantined  the refused rows as they came, index = row number in the input, last column `reason` (see REASONS)
-    flagged      clean rows to look at: open_time, flag (JUMP | STALE), size (robust sd of the move | run length)
+    flagged      clean rows to examine: open_time, flag (JUMP | STALE), size (robust sd of the move | run length)
     weekly_sessions  whether closed slots of the week were taken as closed and not as missing
     gaps         columns start, end (first missing and next present open_time), missing (bars)
     """
@@ -62,12 +63,12 @@ class QualityReport:
 
 
 def assess(frame: pd.DataFrame, timeframe: str, as_of: datetime, weekly_sessions: bool | None = None) -> QualityReport:
-    """Judge every row of `frame` (schemas.LAYOUT, any order) as of the moment `as_of` (aware).
+    """Check every row of `frame` (schemas.LAYOUT, any order) as of the moment `as_of` (aware).
 
     timeframe        name of the bars' spacing
     weekly_sessions  False: trades day and night; True: closed slots of the week are not missing; None: as the data show
-                     (closed_weekly), which is what the report then says
-    Of rows with the same open_time the first impeccable one is kept: an equal one is DUPLICATE, another CONFLICT.
+                     (closed_weekly); the report names the result
+    Of rows with the same open_time the first good one stays: an equal one is DUPLICATE, another CONFLICT.
     Raises NotEnoughData on an empty frame, BadTimes on a naive `as_of`, BadColumns on columns other than LAYOUT.
     """
     if as_of.tzinfo is None:
@@ -80,16 +81,16 @@ def assess(frame: pd.DataFrame, timeframe: str, as_of: datetime, weekly_sessions
     reason = _impossible(rows, as_of)
     reason = _copies(rows, reason)
 
-    kept = reason == ""
-    clean = rows[kept].reset_index(drop=True)
-    quarantined = rows[~kept].assign(reason=reason[~kept].astype(object)).sort_index()
+    good = reason == ""
+    clean = rows[good].reset_index(drop=True)
+    quarantined = rows[~good].assign(reason=reason[~good].astype(object)).sort_index()
     step = seconds(timeframe)
     if weekly_sessions is None:
         weekly_sessions = closed_weekly(_seconds(clean), step)
     gaps = _gaps(clean, step, weekly_sessions)
     flagged = pd.concat([_stale(clean), _jumps(clean, step)], ignore_index=True).sort_values("open_time", kind="stable")
 
-    times = _stamps(rows[kept].sort_index())  # good rows as they came: one stamp from the future disorders nobody else
+    times = _stamps(rows[good].sort_index())  # good rows as they came: a stamp from the future disorders no other row
     disordered = int((times < np.maximum.accumulate(times)).sum())
     missing = int(gaps["missing"].sum())
     stale = int((flagged["flag"] == "STALE").sum())
@@ -112,13 +113,13 @@ def assess(frame: pd.DataFrame, timeframe: str, as_of: datetime, weekly_sessions
     )
 
 
-def _impossible(rows: pd.DataFrame, as_of: datetime) -> np.ndarray:
-    """(n,) first reason that makes a row impossible, "" if none. NaN amounts mean "not recorded" and are fine."""
+def _impossible(rows: pd.DataFrame, as_of: datetime) -> Reasons:
+    """Return (n,) the first reason that makes a row impossible, "" if none; a NaN amount means "not recorded"."""
     prices, amounts = rows[list(PRICES)].to_numpy(), rows[list(AMOUNTS)].to_numpy()
     opened, high, low, close = prices.T
     volume, _, taker = amounts.T
     with np.errstate(invalid="ignore"):
-        found: dict[str, Any] = {
+        found: dict[str, Bools] = {
             "NO_TIME": rows[["open_time", "known_at", "ingested_at"]].isna().any(axis=1).to_numpy(),
             "NON_FINITE": ~np.isfinite(prices).all(axis=1) | np.isinf(amounts).any(axis=1),
             "NON_POSITIVE": (prices <= 0).any(axis=1) | (amounts < 0).any(axis=1),
@@ -129,8 +130,8 @@ def _impossible(rows: pd.DataFrame, as_of: datetime) -> np.ndarray:
     return np.select(list(found.values()), list(found), default="").astype("<U20")
 
 
-def _copies(rows: pd.DataFrame, reason: np.ndarray) -> np.ndarray:
-    """Mark all but the first good row of each open_time."""
+def _copies(rows: pd.DataFrame, reason: Reasons) -> Reasons:
+    """Return the reasons with all but the first good row of each open_time marked."""
     good = np.flatnonzero(reason == "")
     times = _stamps(rows)[good]
     if len(good) == 0:
@@ -146,15 +147,18 @@ def _copies(rows: pd.DataFrame, reason: np.ndarray) -> np.ndarray:
     return marked
 
 
-def _stamps(rows: pd.DataFrame) -> Any:
-    return rows["open_time"].to_numpy("datetime64[us]")
+def _stamps(rows: pd.DataFrame) -> npt.NDArray[np.datetime64]:
+    """Return (n,) open times as datetime64[us]."""
+    return np.asarray(rows["open_time"].to_numpy("datetime64[us]"))
 
 
 def _seconds(clean: pd.DataFrame) -> Floats:
+    """Return (n,) open times as epoch seconds."""
     return epoch_seconds(clean["open_time"])
 
 
 def _gaps(clean: pd.DataFrame, step: int, weekly_sessions: bool) -> pd.DataFrame:
+    """Return the gaps of clean bars: start, end, missing; see QualityReport."""
     times = _seconds(clean)
     before = np.flatnonzero(np.diff(times) > step)
     slots = np.ceil(np.diff(times)[before] / step).astype(np.int64) - 1
@@ -177,17 +181,18 @@ def _gaps(clean: pd.DataFrame, step: int, weekly_sessions: bool) -> pd.DataFrame
 
 
 def _counter(lengths: Ints) -> Ints:
-    """[2, 3] → [0, 1, 0, 1, 2]."""
+    """Return one count from 0 for each length: [2, 3] → [0, 1, 0, 1, 2]."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _slot(times: Floats, step: int) -> Ints:
+    """Return (n,) the slot of the week of each time."""
     slots: Ints = ((times % WEEK) // step).astype(np.int64)
     return slots
 
 
 def closed_weekly(times: Floats, step: int) -> bool:
-    """Does this market close every week? True if over SESSION_WEEKS weeks, SESSION_CLOSED or more never traded."""
+    """Return whether a market closes every week: over SESSION_WEEKS weeks, SESSION_CLOSED seconds never traded."""
     if len(times) == 0 or times[-1] - times[0] < SESSION_WEEKS * WEEK:
         return False
     never = np.bincount(_slot(times, step), minlength=-(-WEEK // step)) == 0
@@ -195,14 +200,14 @@ def closed_weekly(times: Floats, step: int) -> bool:
 
 
 def _open_slots(times: Floats, step: int) -> Floats:
-    """(slots of a week,) 1.0 where at least OPEN_SLOT_SHARE of the weeks of the data hold a bar, else 0.0."""
+    """Return (slots of a week,): 1.0 where at least OPEN_SLOT_SHARE of the weeks of the data hold a bar, else 0.0."""
     slots = -(-WEEK // step)
     weeks = len(np.unique(times // WEEK))
     return (np.bincount(_slot(times, step), minlength=slots) >= OPEN_SLOT_SHARE * weeks).astype(np.float64)
 
 
 def _stale(clean: pd.DataFrame) -> pd.DataFrame:
-    """Rows inside runs of STALE_BARS or more bars whose four prices all equal the close before."""
+    """Return the rows inside runs of STALE_BARS or more bars whose four prices all equal the close before."""
     prices = clean[list(PRICES)].to_numpy()
     still = np.zeros(len(clean), dtype=bool)
     still[1:] = (prices[1:] == prices[:-1, 3:4]).all(axis=1)
@@ -215,7 +220,7 @@ def _stale(clean: pd.DataFrame) -> pd.DataFrame:
 
 
 def _jumps(clean: pd.DataFrame, step: int) -> pd.DataFrame:
-    """Moves over JUMP_MADS robust sd; the scale is the median move of the JUMP_BLOCK bars of the block before."""
+    """Return the moves over JUMP_MADS robust sd; the scale is the median move of the JUMP_BLOCK bars before."""
     n = len(clean)
     move = np.abs(np.diff(np.log(clean["close"].to_numpy()), prepend=np.nan))
     elapsed = np.diff(_seconds(clean), prepend=np.nan) / step
@@ -226,7 +231,7 @@ def _jumps(clean: pd.DataFrame, step: int) -> pd.DataFrame:
     )  # the first block has none before it
     scale = np.r_[np.nan, scale][:n]
     with np.errstate(divide="ignore", invalid="ignore"):
-        size = np.where(scale > 0, move / scale, np.nan)  # a market that stood still has no scale: nothing to say
+        size = np.where(scale > 0, move / scale, np.nan)  # a market that stood still has no scale
     hit = size > JUMP_MADS
     return pd.DataFrame({"open_time": clean["open_time"][hit], "flag": "JUMP", "size": size[hit]})
 
@@ -237,7 +242,7 @@ DIVERGENT_BPS = 5.0  # … and never under this: two venues differ by some basis
 
 @dataclass(frozen=True)
 class Divergence:
-    """Two sources of one market beside each other, on the bars both have.
+    """Compare two sources of one market, on the bars both have.
 
     n            shared bars; median_bps: how far `a` usually lies above `b`, basis points of price
     flagged      shared bars whose closes differ otherwise than usual: open_time, bps
@@ -249,9 +254,9 @@ class Divergence:
 
 
 def cross_source_divergence(a: pd.DataFrame, b: pd.DataFrame) -> Divergence:
-    """Where two sources of the same symbol and timeframe disagree (D5). It is told, it lowers no score: which of the
-    two is wrong cannot be seen from here.
+    """Return where two sources of the same symbol and timeframe disagree (D5).
 
+    It is reported and lowers no score: the data do not show which of the two is wrong.
     a, b    bars frames; Raises NotEnoughData where they share fewer than ten bars
     """
     both = a[["open_time", "close"]].merge(b[["open_time", "close"]], on="open_time", suffixes=("_a", "_b"))

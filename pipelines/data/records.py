@@ -1,12 +1,12 @@
 """Books, trades and context as frames: typed, versioned, three UTC stamps each (law L8), and their compiled forms.
 
 Prices in quote currency, sizes and flows in base asset. `event_time` = when it happened, `known_at` = when it could
-first be known (never before), `ingested_at` = when we took it. Rows ascend by known_at. NaN means "not recorded":
+first be known (never before), `ingested_at` = when it was stored. Rows ascend by known_at. NaN means "not recorded":
 allowed in book levels beyond the first, order counts and the tape; never in a trade or a context value.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -41,25 +41,28 @@ LEVEL_COLUMNS = tuple(
     for level in range(1, BOOK_LEVELS + 1)
     for what in ("price", "size", "orders")
 )
+Columns = dict[str, pd.DatetimeIndex | Floats]
 _STAMP = pd.DatetimeTZDtype("us", "UTC")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of record: its version, its columns after the three stamps, and what must be true of a frame of it."""
+    """Describe one kind of record: its version, its columns after the three stamps, and the rule of a frame."""
 
     version: str
     columns: tuple[str, ...]
-    rule: Callable[[pd.DataFrame], str | None]  # the first thing wrong, None if nothing is
+    rule: Callable[[pd.DataFrame], str | None]  # returns the first fault, None without one
     words: tuple[str, ...] = ()  # columns that hold a string
-    before: tuple[str, ...] = ()  # versions that are still read; what they do not have is missing
+    before: tuple[str, ...] = ()  # versions that are still read; columns they lack are NaN
 
 
 def _book_rule(frame: pd.DataFrame) -> str | None:
+    """Return the first fault of a frame of books, None without one."""
     return book_fault(to_books(frame).levels)
 
 
 def _trade_rule(frame: pd.DataFrame) -> str | None:
+    """Return the first fault of a frame of trades, None without one."""
     for name in ("price", "size"):
         values = frame[name].to_numpy()
         if not (np.isfinite(values) & (values > 0)).all():
@@ -68,6 +71,7 @@ def _trade_rule(frame: pd.DataFrame) -> str | None:
 
 
 def _context_rule(frame: pd.DataFrame) -> str | None:
+    """Return the first fault of a frame of context, None without one."""
     if unknown := sorted(set(frame["field"]) - set(CONTEXT_FIELDS)):
         return f"unknown context {', '.join(map(repr, unknown))}; known: {', '.join(CONTEXT_FIELDS)}"
     return None if np.isfinite(frame["value"].to_numpy()).all() else "a context value must be finite"
@@ -79,6 +83,7 @@ CONTEXT = Kind("context/1", ("field", "value"), _context_rule, words=("field",))
 
 
 def _schema(kind: Kind) -> Any:
+    """Return the pandera schema of a kind."""
     columns = {name: pa.Column(_STAMP) for name in TIMES}
     columns |= {name: pa.Column(str if name in kind.words else "float64", nullable=True) for name in kind.columns}
     return pa.DataFrameSchema(columns, index=pa.Index("int64"), strict=True, ordered=True, name=kind.version)
@@ -88,7 +93,7 @@ _SCHEMAS = {kind.version: _schema(kind) for kind in (BOOK, TRADES, CONTEXT)}
 
 
 def check(frame: pd.DataFrame, kind: Kind) -> pd.DataFrame:
-    """Return `frame` unchanged if it is of this kind. Raises BadColumns, BadTimes or BadValues saying what is wrong."""
+    """Return `frame` unchanged if it is of this kind. Raises BadColumns, BadTimes or BadValues."""
     try:
         _SCHEMAS[kind.version].validate(frame)
     except (pa.errors.SchemaError, pa.errors.SchemaErrors) as error:
@@ -99,7 +104,7 @@ def check(frame: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     known = frame["known_at"].to_numpy("datetime64[us]")
     early = np.flatnonzero(known < frame["event_time"].to_numpy("datetime64[us]"))
     if len(early):
-        raise BadTimes(f"{kind.version} refused: row {early[0]} was known before it happened; mend its stamps")
+        raise BadTimes(f"{kind.version} refused: row {early[0]} was known before it happened; correct its stamps")
     back = np.flatnonzero(np.diff(known) < np.timedelta64(0, "us"))
     if len(back):
         raise BadTimes(f"{kind.version} refused: known_at goes back at row {back[0] + 1}; sort the rows by known_at")
@@ -108,25 +113,27 @@ def check(frame: pd.DataFrame, kind: Kind) -> pd.DataFrame:
     return frame
 
 
-def _stamped(event: Floats, known: Floats, ingested_at: datetime | None) -> dict[str, Any]:
-    told: dict[str, Any] = {
+def _stamped(event: Floats, known: Floats, ingested_at: datetime | None) -> Columns:
+    """Return the three stamp columns of rows with these times (n,), epoch seconds."""
+    columns: Columns = {
         "event_time": stamps_of(np.rint(event * 1e6).astype(np.int64)),
         "known_at": stamps_of(np.rint(known * 1e6).astype(np.int64)),
     }
-    told["ingested_at"] = told["known_at"] if ingested_at is None else constant_stamp(ingested_at, len(known))
-    return told
+    columns["ingested_at"] = columns["known_at"] if ingested_at is None else constant_stamp(ingested_at, len(known))
+    return columns
 
 
 def from_books(books: Books, ingested_at: datetime | None) -> pd.DataFrame:
-    """n books → frame; a book happened when it was known. `ingested_at` None = the moment each was known."""
-    told = _stamped(books.known, books.known, ingested_at)
+    """Return n books as a frame; a book happened when it was known. `ingested_at` None = the moment it was known."""
+    columns = _stamped(books.known, books.known, ingested_at)
     flat = books.levels.reshape(len(books.known), len(LEVEL_COLUMNS))
-    told |= {name: flat[:, j].copy() for j, name in enumerate(LEVEL_COLUMNS)}
-    told |= {name: books.tape[:, j].copy() for j, name in enumerate(TAPE_FIELDS)}
-    return pd.DataFrame(told)
+    columns |= {name: flat[:, j].copy() for j, name in enumerate(LEVEL_COLUMNS)}
+    columns |= {name: books.tape[:, j].copy() for j, name in enumerate(TAPE_FIELDS)}
+    return pd.DataFrame(columns)
 
 
 def to_books(frame: pd.DataFrame) -> Books:
+    """Return the books of a frame."""
     flat = frame[list(LEVEL_COLUMNS)].to_numpy(np.float64)
     return Books(
         known=epoch_seconds(frame["known_at"]),
@@ -136,28 +143,31 @@ def to_books(frame: pd.DataFrame) -> Books:
 
 
 def from_trades(trades: Trades, ingested_at: datetime | None) -> pd.DataFrame:
-    told = _stamped(trades.time, trades.time, ingested_at)
-    return pd.DataFrame(told | {"price": trades.price, "size": trades.size, "side": trades.side})
+    """Return n trades as a frame; a trade was known when it happened."""
+    columns = _stamped(trades.time, trades.time, ingested_at)
+    return pd.DataFrame(columns | {"price": trades.price, "size": trades.size, "side": trades.side})
 
 
 def to_trades(frame: pd.DataFrame) -> Trades:
+    """Return the trades of a frame."""
     values = (frame[name].to_numpy(np.float64).copy() for name in ("price", "size", "side"))
     return Trades(epoch_seconds(frame["event_time"]), *values)
 
 
 def from_feed(feed: ContextFeed, ingested_at: datetime | None) -> pd.DataFrame:
-    """n values of context → frame; a value happened when it was known, unless its reader says otherwise."""
-    told = _stamped(feed.known, feed.known, ingested_at)
-    return pd.DataFrame(told | {"field": np.array(CONTEXT_FIELDS, dtype=object)[feed.field], "value": feed.value})
+    """Return n values of context as a frame; a value happened when it was known."""
+    columns = _stamped(feed.known, feed.known, ingested_at)
+    return pd.DataFrame(columns | {"field": np.array(CONTEXT_FIELDS, dtype=object)[feed.field], "value": feed.value})
 
 
 def to_feed(frame: pd.DataFrame) -> ContextFeed:
+    """Return the context of a frame."""
     field: Ints = frame["field"].map(CONTEXT_INDEX).to_numpy(np.int64).astype(np.int64)
     return ContextFeed(epoch_seconds(frame["known_at"]), field, frame["value"].to_numpy(np.float64).copy())
 
 
 def _write(frame: pd.DataFrame, path: Path, kind: Kind) -> None:
-    """Parquet (zstd); the same frame gives the same bytes. The file appears whole or not at all. Raises as `check`."""
+    """Write Parquet (zstd); the same frame gives the same bytes. The file is never partial. Raises as `check`."""
     check(frame, kind)
     fields = [(name, pyarrow.timestamp("us", tz="UTC")) for name in TIMES]
     fields += [(name, pyarrow.string() if name in kind.words else pyarrow.float64()) for name in kind.columns]
@@ -173,7 +183,7 @@ def _write(frame: pd.DataFrame, path: Path, kind: Kind) -> None:
 
 
 def _read(path: Path, kind: Kind) -> pd.DataFrame:
-    """What `_write` wrote, checked again. Raises UnreadableFile or BadColumns."""
+    """Read what `_write` wrote and check it again. Raises UnreadableFile or BadColumns."""
     try:
         table = parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
@@ -191,31 +201,37 @@ def _read(path: Path, kind: Kind) -> pd.DataFrame:
 
 
 def write_book(frame: pd.DataFrame, path: Path) -> None:
+    """Write a frame of books; see `_write`."""
     _write(frame, path, BOOK)
 
 
 def read_book(path: Path) -> pd.DataFrame:
+    """Read a frame of books; see `_read`."""
     return _read(path, BOOK)
 
 
 def write_trades(frame: pd.DataFrame, path: Path) -> None:
+    """Write a frame of trades; see `_write`."""
     _write(frame, path, TRADES)
 
 
 def read_trades(path: Path) -> pd.DataFrame:
+    """Read a frame of trades; see `_read`."""
     return _read(path, TRADES)
 
 
 def write_context(frame: pd.DataFrame, path: Path) -> None:
+    """Write a frame of context; see `_write`."""
     _write(frame, path, CONTEXT)
 
 
 def read_context(path: Path) -> pd.DataFrame:
+    """Read a frame of context; see `_read`."""
     return _read(path, CONTEXT)
 
 
-def read_snapshot(data: Path, described: dict[str, Any]) -> tuple[Books | None, ContextFeed | None]:
-    """Books and context of the snapshot in `data`; None where its manifest `described` names no file of them."""
+def read_snapshot(data: Path, described: Mapping[str, Any]) -> tuple[Books | None, ContextFeed | None]:
+    """Read books and context of the snapshot in `data`; None where its manifest `described` names no file."""
     book, context = described.get("book"), described.get("context")
     return (
         to_books(read_book(data / book)) if book else None,

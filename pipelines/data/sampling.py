@@ -1,12 +1,12 @@
-"""When to look: samples of a stream of rows that end when something has happened, not when a clock has struck.
+"""Event sampling: samples of a stream of rows that end when enough has happened, not at a clock time.
 
 Rows are (n, 8) in BAR_FIELDS order: 1-minute bars, decision bars, or single trades as `ticks` writes them. A row is
-never split: the one that crosses a threshold ends the sample, whole, and the next sample starts from nought. A sample
-is known at the close of its last row and depends on no later one. Samples say when to evaluate a signal; no row is
-ever left out of training by them.
+never split: the one that crosses a threshold ends the sample, whole, and the next sample starts from 0. A sample
+is known at the close of its last row and depends on no later one. Samples define when to evaluate a signal; they
+remove no row from training.
 
 Source: López de Prado 2018, Advances in Financial Machine Learning, 2.3.1 (volume and dollar bars), 2.3.2.1-2 (tick
-and volume imbalance bars), 2.5.2.1 (symmetric CUSUM filter). What differs is said where it does.
+and volume imbalance bars), 2.5.2.1 (symmetric CUSUM filter). Differences are noted where they occur.
 """
 
 import math
@@ -33,19 +33,19 @@ from pipelines.contracts import (
 from pipelines.errors import BadShape, BadTimes, BadValues
 
 Unit = Literal["tick", "volume", "dollar"]
-OVERSHOOT = 0.583  # steps by which a random walk passes a line on average when it is seen past it
+OVERSHOOT = 0.583  # steps by which a random walk is past a line on average when it first is
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """k samples in time order. Rows before the first (warm-up) and after the last (not over yet) are in none.
+    """Hold k samples in time order. Rows before the first (warm-up) and after the last (not over yet) are in none.
 
     first, last  (k,) row numbers, both inside the sample; it starts where the one before ended
     known        (k,) epoch seconds: the close of row `last`, when the sample ends and can first be acted on
-    side         (k,) +1 or -1, the way it went; 0 of volume and dollar bars, which have no way
-    amount       (k,) what had added up when it ended, signed: log return (CUSUM), base asset, quote currency, or
+    side         (k,) +1 or -1, the direction of the move; 0 of volume and dollar bars, which have none
+    amount       (k,) total at its end, signed: log return (CUSUM), base asset, quote currency, or
                  rows (tick imbalance)
-    threshold    (k,) what |amount| had reached, in the same unit
+    threshold    (k,) the threshold that |amount| reached, in the same unit
     """
 
     first: Ints
@@ -56,11 +56,12 @@ class Samples:
     threshold: Floats
 
     def __len__(self) -> int:
+        """Return the number of samples."""
         return len(self.last)
 
 
 def ticks(trades: Trades) -> Floats:
-    """(n, 8): each trade as a row of no length (`seconds` 0) with one price, its size, and who was the aggressor."""
+    """Return (n, 8): each trade as a row of no length (`seconds` 0) with one price, its size, and its aggressor."""
     bought = np.where(trades.side > 0.0, trades.size, 0.0)
     return np.column_stack([trades.time, *[trades.price] * 4, trades.size, np.ones(len(trades.time)), bought])
 
@@ -76,17 +77,17 @@ def cusum(
     memory: int = 480,
     high_rank: float = 0.8,
 ) -> Samples:
-    """Moves of `calm` times the usual move over `horizon` rows, `high` times where volatility is high.
+    """Sample moves of `calm` times the usual move over `horizon` rows, `high` times where volatility is high.
 
-    The sums of rises and of falls each start again at nought when they change sign or have fired. The threshold on a
+    The sums of rises and of falls each start again at 0 when they change sign or end a sample. The threshold on a
     row is the trailing volatility of the rows before it, so it was known before the move it is compared with.
 
-    horizon    rows over which a decision is held: volatility a row is scaled by its root
+    horizon    rows over which a position stays open: volatility a row is scaled by its root
     half_life  rows, of the exponential mean of squared log returns; as many rows are warm-up
     every, memory, high_rank  volatility is high where its mid-rank among its last `memory` values, one taken each
                `every` rows, exceeds `high_rank`: the rule that calls a market VOLATILE; `calm` before there are as many
     Raises     BadShape, BadTimes, BadValues: see `checked`
-    The defaults speak of minutes: labels last 16 bars of 15 minutes, volatility is that of 20, memory is five days.
+    The defaults are for minutes: labels last 16 bars of 15 minutes, volatility is that of 20, memory is five days.
     """
     close = checked(rows)[:, CLOSE].copy()
     out, side = _room(len(rows))
@@ -98,12 +99,12 @@ def cusum(
 
 
 def volume_bars(rows: Floats, seconds: float, volume: float) -> Samples:
-    """A sample each time `volume` (base asset) or more has traded. Raises as `checked`, BadValues on missing volume."""
+    """Sample each time `volume` (base asset) or more has traded. Raises as `checked`, BadValues on missing volume."""
     return _totals_of(rows, seconds, checked(rows, ("volume",))[:, VOLUME].copy(), volume)
 
 
 def dollar_bars(rows: Floats, seconds: float, value: float) -> Samples:
-    """A sample each time `value` (quote currency: volume at each row's close) or more has traded. Raises as above."""
+    """Sample each time `value` (quote currency: volume at each row's close) or more has traded. Raises as `checked`."""
     checked(rows, ("volume",))
     return _totals_of(rows, seconds, rows[:, VOLUME] * rows[:, CLOSE], value)
 
@@ -111,12 +112,12 @@ def dollar_bars(rows: Floats, seconds: float, value: float) -> Samples:
 def imbalance_bars(
     rows: Floats, seconds: float, unit: Unit, expected: int, half_life: float = 20.0, within: float = 4.0
 ) -> Samples:
-    """A sample each time buying outdid selling, or the other way round, by more than was to be expected.
+    """Sample each time buying exceeds selling, or the other way round, by more than is expected.
 
-    Expected at the start of a sample, from what came before it: E[T] |E[b]|, E[T] rows a sample of E[b] flow each, both
-    exponential means, as in the source. Where flow is balanced that is nought and every row would be a sample. So it is
-    at least what balanced flow reaches by chance in `expected` rows on average: (√expected - 0.583) √E[b²], the exit of
-    a random walk with its overshoot (Siegmund 1979, Adv. Appl. Probab. 11(4)).
+    Expected at the start of a sample, from the rows before it: E[T] |E[b]|, E[T] rows a sample of E[b] flow each, both
+    exponential means, as in the source. Where flow is balanced that is 0 and every row would be a sample. So it is
+    at least the total that balanced flow reaches by chance in `expected` rows on average:
+    (√expected - 0.583) √E[b²], the exit of a random walk with its overshoot (Siegmund 1979, Adv. Appl. Probab. 11(4)).
 
     unit       of `signed_flow`
     expected   rows a sample of balanced flow; as many rows are warm-up
@@ -137,9 +138,9 @@ def imbalance_bars(
 
 
 def signed_flow(rows: Floats, unit: Unit) -> Floats:
-    """(n,) flow of each row, buying above 0: b (tick), b · volume (base asset), b · volume · close (quote currency).
+    """Return (n,) the flow of each row, buying above 0: b (tick), b · volume (base asset), b · volume · close (quote).
 
-    b is in [-1, 1]: what takers bought less what they sold over what traded, ±1 for a single trade, 0 where nothing
+    b is in [-1, 1]: takers' buys less their sells over the volume, ±1 for a single trade, 0 where nothing
     traded. Where takers are not recorded the tick rule of the source signs the whole row: the sign of the last change
     in close, 0 before the first.
     """
@@ -155,29 +156,34 @@ def signed_flow(rows: Floats, unit: Unit) -> Floats:
 
 
 def mean_amount(rows: Floats, unit: Literal["volume", "dollar"], expected: float) -> float:
-    """What `expected` of these rows trade on average: a threshold for the rows that come after them."""
+    """Return the mean amount of `expected` of these rows: a threshold for the rows after them."""
     checked(rows, ("volume",))
     return float(expected * (rows[:, VOLUME] * (rows[:, CLOSE] if unit == "dollar" else 1.0)).mean())
 
 
 def sampled_bars(rows: Floats, samples: Samples) -> Floats:
-    """(k, 8) of the samples: first, max, min, last, sums; stamped with the open of the first row. A sum over a NaN is
-    NaN: part of it is unknown."""
+    """Return (k, 8) bars of the samples: first, max, min, last, sums; stamped with the open of the first row.
+
+    A sum over a NaN is NaN: part of it is unknown.
+    """
     out = np.empty((len(samples), BAR_WIDTH))
     _merge(np.ascontiguousarray(rows), samples.first, samples.last, out)
     return out
 
 
 def sampled_closes(samples: Samples, closes: Floats) -> Bools:
-    """(m,) True at those of the `closes` (epoch seconds, ascending) by which a sample is newly known."""
-    asked = np.zeros(len(closes) + 1, dtype=bool)
-    asked[np.searchsorted(closes, samples.known)] = True
-    return asked[:-1]
+    """Return (m,): True at those of the `closes` (epoch seconds, ascending) at which a sample is newly known."""
+    sampled = np.zeros(len(closes) + 1, dtype=bool)
+    sampled[np.searchsorted(closes, samples.known)] = True
+    return sampled[:-1]
 
 
 def checked(rows: Floats, needs: tuple[str, ...] = ()) -> Floats:
-    """The rows. Raises BadShape unless (n, 8), BadTimes where they go back in time, BadValues on a close that is no
-    price, and on a missing or negative volume if `needs` names it."""
+    """Return the rows unchanged.
+
+    Raises BadShape unless (n, 8), BadTimes where they go back in time, BadValues on a close that is no price, and on a
+    missing or negative volume if `needs` names it.
+    """
     if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH:
         raise BadShape(f"rows have shape {rows.shape}, wanted (n, {BAR_WIDTH})")
     if len(rows) and np.diff(rows[:, OPEN_TIME]).min(initial=0.0) < 0:
@@ -189,18 +195,20 @@ def checked(rows: Floats, needs: tuple[str, ...] = ()) -> Floats:
         if len(wrong) and (name == "close" or name in needs):
             raise BadValues(
                 f"{len(wrong)} of {len(rows)} rows have no usable {name}, first {rows[wrong[0], column]} in row "
-                f"{wrong[0]}; mend or quarantine them, or sample by CUSUM, which reads closes alone"
+                f"{wrong[0]}; correct or quarantine them, or sample by CUSUM, which reads closes alone"
             )
     return rows
 
 
 def _room(n: int) -> tuple[Samples, Ints]:
+    """Return arrays for up to n samples, and their sides (n,)."""
     whole = [np.empty(n, dtype=np.int64) for _ in range(3)]
     real = [np.empty(n) for _ in range(3)]
     return Samples(whole[0], whole[1], real[0], whole[2], real[1], real[2]), whole[2]
 
 
 def _cut(rows: Floats, seconds: float, start: int, k: int, out: Samples, side: Ints) -> Samples:
+    """Return the first k samples, with their first rows and closing times."""
     last = out.last[:k].copy()
     first = np.concatenate([np.array([start], dtype=np.int64), last + 1])[:k]
     return Samples(
@@ -209,6 +217,7 @@ def _cut(rows: Floats, seconds: float, start: int, k: int, out: Samples, side: I
 
 
 def _totals_of(rows: Floats, seconds: float, amounts: Floats, limit: float) -> Samples:
+    """Return the samples of totals of `amounts` (n,) that reach `limit`. Raises BadValues for a useless limit."""
     if not 0.0 < limit < np.inf:
         raise BadValues(f"a threshold of {limit}: every row, or none, would end a sample; `mean_amount` gives one")
     out, side = _room(len(rows))
@@ -218,7 +227,8 @@ def _totals_of(rows: Floats, seconds: float, amounts: Floats, limit: float) -> S
 
 
 @kernel
-def _totals(amounts, limit, last, amount):  # type: ignore[no-untyped-def]
+def _totals(amounts: Floats, limit: float, last: Ints, amount: Floats) -> int:
+    """End a sample where the total of amounts (n,) reaches `limit`; fill last int64, amount float64; return k."""
     k, total = 0, 0.0
     for i in range(amounts.shape[0]):
         total += amounts[i]
@@ -229,10 +239,24 @@ def _totals(amounts, limit, last, amount):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _cusum(  # type: ignore[no-untyped-def]
-    close, horizon, calm, high, half_life, every, ring, high_rank, last, side, amount, threshold
-):
-    """Returns the first row a sample could hold, and how many samples there are."""
+def _cusum(
+    close: Floats,
+    horizon: float,
+    calm: float,
+    high: float,
+    half_life: int,
+    every: int,
+    ring: Floats,
+    high_rank: float,
+    last: Ints,
+    side: Ints,
+    amount: Floats,
+    threshold: Floats,
+) -> tuple[int, int]:
+    """Fill last, side (n,) int64, amount, threshold (n,) float64; return (first row of the first sample, how many).
+
+    close (n,) and ring (memory,) float64; the other arguments as those of `cusum`
+    """
     keep, memory = 0.5 ** (1.0 / half_life), ring.shape[0]
     up, down, variance, rank = 0.0, 0.0, 0.0, 0.0
     taken, k = 0, 0
@@ -260,8 +284,21 @@ def _cusum(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _imbalance(flow, expected, keep_bar, keep_row, within, last, side, amount, threshold):  # type: ignore[no-untyped-def]
-    """Returns the first row a sample could hold, and how many samples there are."""
+def _imbalance(
+    flow: Floats,
+    expected: int,
+    keep_bar: float,
+    keep_row: float,
+    within: float,
+    last: Ints,
+    side: Ints,
+    amount: Floats,
+    threshold: Floats,
+) -> tuple[int, int]:
+    """Fill last, side (n,) int64, amount, threshold (n,) float64; return (first row of the first sample, how many).
+
+    flow (n,) float64; keep_bar, keep_row: weight of the past at each sample and row
+    """
     rows, mean, square = float(expected), 0.0, 0.0
     total, limit, length, k = 0.0, 0.0, 0, 0
     for i in range(flow.shape[0]):
@@ -282,7 +319,8 @@ def _imbalance(flow, expected, keep_bar, keep_row, within, last, side, amount, t
 
 
 @kernel
-def _merge(rows, first, last, out):  # type: ignore[no-untyped-def]
+def _merge(rows: Floats, first: Ints, last: Ints, out: Floats) -> None:
+    """Fill out (k, 8) float64 with the bars of rows first..last (k,) int64 of rows (n, 8) float64."""
     for k in range(first.shape[0]):
         out[k, :] = rows[first[k], :]
         for i in range(first[k] + 1, last[k] + 1):

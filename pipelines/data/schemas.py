@@ -1,8 +1,8 @@
 """The bars frame, typed and versioned, and its two other forms: the (n, 8) matrix of compiled code and Parquet.
 
 Columns, in order: three UTC stamps (law L8), then prices in quote currency, volumes in base asset, trades a count.
-`open_time` names the bar; `known_at` = when it could first be known (never before its close); `ingested_at` = when we
-took it. NaN means "not recorded" and is allowed in volume, trades and taker_buy_volume only.
+`open_time` names the bar; `known_at` = when it could first be known (never before its close); `ingested_at` =
+when it was stored. NaN means "not recorded" and is allowed in volume, trades and taker_buy_volume only.
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pandera.pandas as pa
 import pyarrow
@@ -36,20 +37,23 @@ _STAMP = pd.DatetimeTZDtype("us", "UTC")
 
 
 def _ascending(stamps: Any) -> Any:
+    """Return (n,): whether each stamp is after the one before it."""
     return stamps.diff().fillna(pd.Timedelta(1, "s")) > pd.Timedelta(0)  # the first has nothing before it
 
 
 def _known_after_open(frame: Any) -> Any:
+    """Return (n,): whether a bar was known after it opened, and not ingested before."""
     return (frame["known_at"] > frame["open_time"]) & (frame["ingested_at"] >= frame["open_time"])
 
 
 def _inside_range(frame: Any) -> Any:
+    """Return (n,): whether open and close lie between low and high."""
     body_high, body_low = frame[["open", "close"]].max(axis=1), frame[["open", "close"]].min(axis=1)
     return (frame["high"] >= body_high) & (frame["low"] <= body_low)
 
 
 def _schema(name: str, strict_values: bool) -> Any:
-    """Columns and types; with `strict_values` also what must be true of their values."""
+    """Return the schema of columns and types; with `strict_values` also the rules for their values."""
     times = [pa.Check(_ascending, name="ascending")] if strict_values else []
     prices = [pa.Check(lambda s: np.isfinite(s) & (s > 0), name="positive")] if strict_values else []
     amounts = [pa.Check(lambda s: np.isfinite(s) & (s >= 0), name="not_negative")] if strict_values else []
@@ -75,8 +79,10 @@ def _schema(name: str, strict_values: bool) -> Any:
     )
 
 
-LAYOUT = _schema("layout", strict_values=False)  # what a reader gives: right columns and types, values not yet judged
-BARS = _schema("bars", strict_values=True)  # what quality.assess calls clean and everything after it relies on
+LAYOUT = _schema(
+    "layout", strict_values=False
+)  # the result of a reader: right columns and types, values not yet checked
+BARS = _schema("bars", strict_values=True)  # the clean rows of quality.assess, on which everything after it relies
 
 _REMEDY: dict[str | None, tuple[type[InputError], str]] = {
     "not_nullable": (BadValues, "only volume, trades and taker_buy_volume may be missing"),
@@ -104,6 +110,7 @@ def check(frame: pd.DataFrame, schema: Any = BARS) -> pd.DataFrame:
 
 
 def _refusal(frame: pd.DataFrame, error: Any) -> InputError:
+    """Return the error for a frame that its schema refuses, with the first failing rows."""
     rule_name = getattr(error, "check", None)  # a Check, or the name of a rule of pandera's own
     name = rule_name if isinstance(rule_name, str) else getattr(rule_name, "name", None)
     kind, rule = _REMEDY.get(
@@ -122,7 +129,7 @@ def _refusal(frame: pd.DataFrame, error: Any) -> InputError:
 
 
 def to_matrix(frame: pd.DataFrame) -> Floats:
-    """Bars frame (n rows) → (n, 8) float64 in BAR_FIELDS order, C-contiguous; open_time as epoch seconds UTC."""
+    """Return a bars frame (n rows) as (n, 8) float64 in BAR_FIELDS order, C-contiguous; open_time in epoch seconds."""
     matrix = np.empty((len(frame), BAR_WIDTH))
     matrix[:, OPEN_TIME] = epoch_seconds(frame["open_time"])
     for i, name in enumerate(BAR_FIELDS[1:], start=1):
@@ -131,13 +138,13 @@ def to_matrix(frame: pd.DataFrame) -> Floats:
 
 
 def epoch_seconds(stamps: Any) -> Floats:
-    """Series of datetime64[us, UTC] → (n,) epoch seconds; NaT → NaN."""
+    """Return a series of datetime64[us, UTC] as (n,) epoch seconds; NaT → NaN."""
     micros = stamps.to_numpy("datetime64[us]")
     return np.where(np.isnat(micros), np.nan, micros.astype(np.int64) / 1e6)
 
 
 def to_frame(matrix: Floats, timeframe: str, ingested_at: datetime | None) -> pd.DataFrame:
-    """(n, 8) bars → bars frame. known_at = open_time + timeframe; `ingested_at` None means "the moment it was known".
+    """Return (n, 8) bars as a bars frame. known_at = open_time + timeframe; `ingested_at` None = when it was known.
 
     Raises BadShape on another width, BadTimes if a time is not finite or `ingested_at` is naive.
     """
@@ -146,22 +153,22 @@ def to_frame(matrix: Floats, timeframe: str, ingested_at: datetime | None) -> pd
             f"bars have shape {matrix.shape}, expected (n, {BAR_WIDTH}) in the order {', '.join(BAR_FIELDS)}."
         )
     if not np.isfinite(matrix[:, OPEN_TIME]).all():
-        raise BadTimes("a bar has no open_time (NaN or infinite). Drop it, or find out where it came from.")
+        raise BadTimes("a bar has no open_time (NaN or infinite). Drop it, or find its origin.")
     opened = np.rint(matrix[:, OPEN_TIME] * 1e6).astype(np.int64)
     known = opened + seconds(timeframe) * 1_000_000
-    columns: dict[str, Any] = {"open_time": stamps_of(opened), "known_at": stamps_of(known)}
+    columns: dict[str, pd.DatetimeIndex | Floats] = {"open_time": stamps_of(opened), "known_at": stamps_of(known)}
     columns["ingested_at"] = columns["known_at"] if ingested_at is None else constant_stamp(ingested_at, len(matrix))
     columns |= {name: matrix[:, i].copy() for i, name in enumerate(BAR_FIELDS) if i != OPEN_TIME}
     return pd.DataFrame(columns, columns=list(COLUMNS), copy=True)
 
 
-def stamps_of(micros: Any) -> Any:
-    """(n,) int64 epoch microseconds or datetime64[us] → DatetimeIndex of datetime64[us, UTC]."""
+def stamps_of(micros: npt.ArrayLike) -> pd.DatetimeIndex:
+    """Return (n,) int64 epoch microseconds or datetime64[us] as a DatetimeIndex of datetime64[us, UTC]."""
     return pd.DatetimeIndex(np.asarray(micros).astype("datetime64[us]")).tz_localize("UTC")
 
 
-def constant_stamp(moment: datetime, n: int) -> Any:
-    """`moment` n times. Raises BadTimes if it has no time zone."""
+def constant_stamp(moment: datetime, n: int) -> pd.DatetimeIndex:
+    """Return `moment` n times. Raises BadTimes if it has no time zone."""
     if moment.tzinfo is None:
         raise BadTimes(f"ingested_at {moment} has no time zone. Pass an aware one, e.g. datetime.now(tz=UTC).")
     return stamps_of(np.full(n, np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")))

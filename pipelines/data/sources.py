@@ -1,4 +1,4 @@
-"""Where bars come from: one Protocol, one dict. A source gives bars as it has them; quality.assess judges them."""
+"""Sources of bars: one Protocol, one dict. A source returns bars as it has them; quality.assess checks them."""
 
 import hashlib
 import re
@@ -7,26 +7,24 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
-from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Books, ContextFeed
-from pipelines.data.readers import exchange
-from pipelines.data.readers import files
-from pipelines.data.readers import recordings
+from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Books, ContextFeed, JsonObject
+from pipelines.data.readers import exchange, files, recordings
 from pipelines.data.readers.context import merge_feeds, read_context
 from pipelines.data.readers.exchange import Backfill
-from pipelines.data.simulator.latent import DESIGN, Design
 from pipelines.data.readers.pages import Page
 from pipelines.data.schemas import to_frame
+from pipelines.data.simulator.latent import DESIGN, Design
 from pipelines.data.simulator.market import Market, simulate
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.params import SimulatorParams
 
-BOOK_EVERY_S = 60.0  # books kept of a recording: one a minute
+BOOK_EVERY_S = 60.0  # books taken from a recording: one a minute
 QUOTES = (
     "USDT", "USDC", "FDUSD", "TUSD", "BUSD", "DAI", "USD", "EUR", "GBP", "JPY", "CHF", "AUD", "CAD", "NZD",
     "TRY", "BRL", "BTC", "ETH", "BNB",
@@ -37,27 +35,27 @@ Records = tuple[Books | None, ContextFeed | None]
 
 
 class MarketSource(Protocol):
-    """One way to get bars."""
+    """Fetch bars and records of a market."""
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
-        """Bars of `symbol` known at `as_of` (aware), columns and types of schemas.LAYOUT, not yet judged.
+        """Return bars of `symbol` known at `as_of` (aware), columns and types of schemas.LAYOUT, not yet checked.
 
-        ingested_at  when they are taken in (aware); None stamps each bar with the moment it was known
+        ingested_at  when they are stored (aware); None stamps each bar with the moment it was known
         Raises       UnknownName for a symbol the source does not hold
         """
         ...
 
     def records(self, symbol: str, as_of: datetime) -> Records:
-        """Books and context known at `as_of` that come with the bars of `symbol`; None = the source has none."""
+        """Return books and context known at `as_of` that come with the bars of `symbol`; None = the source has none."""
         ...
 
-    def describe(self) -> dict[str, Any]:
-        """Provenance, JSON-ready and the same for the same data wherever it lies: what a data version is made from."""
+    def describe(self) -> JsonObject:
+        """Return the provenance, JSON-ready and the same for the same data in any place: part of a data version."""
         ...
 
 
 def normalise_symbol(symbol: str) -> str:
-    """`BTCUSDT`, `btc-usdt`, `BTC_USDT` → `BTC/USDT`. UnknownName if it is no pair or can be split in two ways."""
+    """Return `BTC/USDT` for `BTCUSDT`, `btc-usdt` or `BTC_USDT`. Raises UnknownName otherwise."""
     text = symbol.strip().upper()
     if pair := re.fullmatch(r"([A-Z0-9]{2,15})[/_-]([A-Z0-9]{2,6})", text):
         return f"{pair[1]}/{pair[2]}"
@@ -68,11 +66,12 @@ def normalise_symbol(symbol: str) -> str:
     ]
     if len(splits) == 1:
         return splits[0]
-    why = f"could be {' or '.join(splits)}" if splits else f"is no pair with a quote we know ({', '.join(QUOTES)})"
+    why = f"could be {' or '.join(splits)}" if splits else f"is no pair with a known quote ({', '.join(QUOTES)})"
     raise UnknownName(f"symbol {symbol!r} {why}. Write it as BASE/QUOTE, e.g. BTC/USDT.")
 
 
 def _aware(as_of: datetime) -> pd.Timestamp:
+    """Return `as_of` as a Timestamp. Raises BadTimes if it has no time zone."""
     if as_of.tzinfo is None:
         raise BadTimes(f"as_of {as_of} has no time zone. Pass an aware one, e.g. datetime.now(tz=UTC).")
     return pd.Timestamp(as_of)
@@ -80,8 +79,10 @@ def _aware(as_of: datetime) -> pd.Timestamp:
 
 @lru_cache(maxsize=1)
 def _newest(spec: SimulatorParams, design: Design) -> Market:
-    """The market that was made last is kept: a turn asks for it twice, once for the live days, once for the history.
-    Nobody may write into it."""
+    """Return the simulated market of a spec; the newest one is cached, read-only.
+
+    A turn reads it twice, once for the live days, once for the history.
+    """
     made = simulate(spec, design)
     for array in (made.bars, made.books.known, made.books.levels, made.books.tape, made.feed.value):
         array.flags.writeable = False
@@ -89,90 +90,97 @@ def _newest(spec: SimulatorParams, design: Design) -> Market:
 
 
 class SimulatorSource:
-    """The embedded market of data.simulator: 1-minute bars of one symbol, the books and the funding rates beside them,
-    and their truth for those who may see it.
+    """Serve the embedded simulated market: 1-minute bars of one symbol, books, funding rates, and their truth.
 
-    It lives in simulated time: every bar is stamped as taken in when it was known, whatever clock the caller reads, so
+    It lives in simulated time: every bar is stamped as ingested when it was known, whichever clock the caller reads, so
     that the same spec gives the same snapshot hash today and next year.
     """
 
     def __init__(self, spec: SimulatorParams, design: Design = DESIGN) -> None:
+        """Take the spec; the market is made at the first use."""
         self.spec, self.design = spec, design
 
     @property
     def market(self) -> Market:
+        """Return the market, with its truth; its arrays are read-only."""
         return _newest(self.spec, self.design)
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
+        """Return bars as MarketSource defines."""
         self.own(symbol)
         closed = int((_aware(as_of) - pd.Timestamp(self.spec.start)) // timedelta(minutes=1))  # bars closed at as_of
         return to_frame(self.market.bars[: max(closed, 0)], "1m", None)
 
     def own(self, symbol: str) -> str:
-        """The one symbol it makes. Raises UnknownName if another is asked for."""
-        asked, own = normalise_symbol(symbol), normalise_symbol(self.spec.symbol)
-        if asked != own:
-            raise UnknownName(f"the simulator has no {asked}; it makes {own}. Ask for that, or set simulator.symbol.")
+        """Return the one symbol of this market. Raises UnknownName for another."""
+        wanted, own = normalise_symbol(symbol), normalise_symbol(self.spec.symbol)
+        if wanted != own:
+            raise UnknownName(f"the simulator has no {wanted}; it makes {own}. Use that, or set simulator.symbol.")
         return own
 
     def records(self, symbol: str, as_of: datetime) -> Records:
+        """Return books and context as MarketSource defines."""
         self.own(symbol)
         return known_at(as_of, self.market.books, self.market.feed)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
+        """Return the provenance as MarketSource defines."""
         return {"source": "simulator", "spec": self.spec.model_dump(mode="json"), "design": asdict(self.design)}
 
 
 class FileSource:
-    """Recorded files of one symbol, one after the other in the order given (monthly archives).
+    """Read recorded files of one symbol, one after the other in the order given (monthly archives).
 
-    No file layout names its symbol: the files are of the symbol that is asked for first, and of no other.
+    No file layout names its symbol: the files are of the symbol that is fetched first, and of no other.
     """
 
     def __init__(self, paths: Path | Sequence[Path], timeframe: str | None = None) -> None:
-        """paths: see data.files for the layouts; timeframe None: the commonest spacing of each file."""
+        """Take the paths, in the layouts of readers.files; timeframe None: the commonest spacing of each file."""
         self.paths = (paths,) if isinstance(paths, Path) else tuple(paths)
         self.timeframe = timeframe
         self.symbol: str | None = None
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
+        """Return bars as MarketSource defines."""
         moment, name = _aware(as_of), normalise_symbol(symbol)
         if self.symbol not in (None, name):
-            raise UnknownName(
-                f"these files were read as {self.symbol}, now {name} is asked. Make a source for each symbol."
-            )
+            raise UnknownName(f"these files were read as {self.symbol}, now as {name}. Make a source for each symbol.")
         self.symbol = name
         taken = ingested_at or as_of
         frame = pd.concat([files.read(path, taken, self.timeframe) for path in self.paths], ignore_index=True)
         if ingested_at is None:
             frame["ingested_at"] = frame["known_at"]
-        # Bars between as_of and the taking are for a later fetch. A bar from after its own taking is a false stamp, one
-        # without a time a broken row: both stay, so that quality.assess quarantines them in the open.
+        # Bars between as_of and ingestion are for a later fetch. A bar from after its own ingestion has a false stamp,
+        # one without a time is a broken row: both stay, so that quality.assess quarantines them with a reason.
         later = (frame["known_at"] > moment) & (frame["known_at"] <= pd.Timestamp(taken))
         return frame[~later].reset_index(drop=True)
 
     def records(self, symbol: str, as_of: datetime) -> Records:
+        """Return books and context as MarketSource defines."""
         return None, None
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
+        """Return the provenance as MarketSource defines."""
         return {"source": "files", "timeframe": self.timeframe, "files": [_fingerprint(path) for path in self.paths]}
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path) -> JsonObject:
+    """Return name, sha256 and size of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"name": path.name, "sha256": digest, "bytes": path.stat().st_size}
 
 
 class ExchangeSource:
-    """Closed bars of exchanges, the first of them that answers; see data.exchange. Fetched once, they are kept."""
+    """Fetch closed bars of exchanges, the first of them that answers; see readers.exchange. Pages are stored."""
 
     def __init__(self, plan: Backfill) -> None:
+        """Take the plan; nothing is requested before `fetch`."""
         self.plan = plan
         self.parts: list[Page] = []
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
-        """As MarketSource; also raises VenueDown if no venue gives the rest (what came is kept)."""
+        """Fetch as MarketSource; also raises VenueDown if no venue gives the rest (received pages stay stored)."""
         moment, name = _aware(as_of), normalise_symbol(symbol)
         timeframe = self.plan.params.timeframe
         self.parts = exchange.backfill(self.plan, name, as_of)
@@ -181,14 +189,16 @@ class ExchangeSource:
         return to_frame(bars[closed], timeframe, ingested_at)
 
     def records(self, symbol: str, as_of: datetime) -> Records:
+        """Return books and context as MarketSource defines."""
         return None, None
 
-    def describe(self) -> dict[str, Any]:
-        """Of the bars fetched last: the venue of each, and how far venues differed where one followed another."""
+    def describe(self) -> JsonObject:
+        """Return the venues of the bars fetched last, and how far they differed where one followed another."""
         return {"source": "exchange", "timeframe": self.plan.params.timeframe, **exchange.describe(self.parts)}
 
 
 def _simulator(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, plan: Backfill | None) -> MarketSource:
+    """Return the simulator. Raises BadValues without a spec or with a path."""
     if path is not None:
         raise BadValues(
             f"source 'simulator' reads no file, yet the path {path} was given. Use the source 'files', or no path."
@@ -199,18 +209,18 @@ def _simulator(spec: SimulatorParams | None, path: Path | Sequence[Path] | None,
 
 
 def _files(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, plan: Backfill | None) -> MarketSource:
+    """Return the source of recorded files. Raises BadValues without a path."""
     if not path:
         raise BadValues(f"source 'files' needs a path to a {', '.join(files.EXTENSIONS)} file. Give one with --path.")
     return FileSource(path)
 
 
 def _exchange(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, plan: Backfill | None) -> MarketSource:
+    """Return the source of exchanges. Raises BadValues without a plan or with a path."""
     if path is not None:
         raise BadValues(f"source 'exchange' reads no file, yet the path {path} was given. Use 'files', or no path.")
     if plan is None:
-        raise BadValues(
-            "source 'exchange' needs to know from when, and where to keep pages: pass a Backfill as `plan`."
-        )
+        raise BadValues("source 'exchange' needs a start and a folder of pages: pass a Backfill as `plan`.")
     return ExchangeSource(plan)
 
 
@@ -228,9 +238,9 @@ def make_source(
     path: Path | Sequence[Path] | None = None,
     plan: Backfill | None = None,
 ) -> MarketSource:
-    """The source registered as `name`: "simulator" needs `spec`, "files" a `path` (or several), "exchange" a `plan`.
+    """Return the source named `name`: "simulator" needs `spec`, "files" a `path` (or several), "exchange" a `plan`.
 
-    Raises UnknownName with the known names, BadValues if what it needs is not given.
+    Raises UnknownName with the known names, BadValues if its argument is missing.
     """
     if name not in SOURCES:
         raise UnknownName(f"no market source {name!r}; known: {', '.join(SOURCES)}. Use one of these.")
@@ -238,7 +248,7 @@ def make_source(
 
 
 def read_books_and_context(paths: Sequence[Path], symbol: str, as_of: datetime) -> Records:
-    """Context and books known at `as_of` from files beside a source: context files, or folders of a recorded book.
+    """Return context and books known at `as_of` from additional files: context files, or folders of a recorded book.
 
     Raises as `read_context` and `replay_recording` do
     """
@@ -254,7 +264,7 @@ def read_books_and_context(paths: Sequence[Path], symbol: str, as_of: datetime) 
 
 
 def known_at(as_of: datetime, books: Books | None, feed: ContextFeed | None) -> Records:
-    """The part of the records that was known at `as_of`."""
+    """Return the part of the records that was known at `as_of`."""
     moment = _aware(as_of).timestamp()
     if books is not None:
         n = int(np.searchsorted(books.known, moment, "right"))
@@ -273,11 +283,11 @@ def check_request(
     plan: Backfill | None = None,
     context: Sequence[Path] = (),
 ) -> None:
-    """Refuse at once, without reading a bar, what make_source and fetch would refuse later.
+    """Raise at once, without reading a bar, the errors that make_source and fetch would raise later.
 
     symbol  None = the simulator's own
     spec    None: whether the simulator makes `symbol` is left for later
-    plan    of an exchange: a venue nobody knows, or one without bars of that timeframe
+    plan    of an exchange: an unknown venue, or one without bars of that timeframe
     context files of context, or the folder of a recorded book
     Raises  UnknownName, BadValues or UnreadableFile
     """
@@ -291,9 +301,9 @@ def check_request(
     make_source(name, spec=spec, path=path, plan=plan)
     if name == "exchange" and plan is not None:
         if symbol is None:
-            raise BadValues("an exchange has many symbols. Say which, e.g. --symbol BTC/USDT.")
+            raise BadValues("an exchange has many symbols. Name one, e.g. --symbol BTC/USDT.")
         plan.check()
     if path is not None:
         files.check_path(path)
         if symbol is None:
-            raise BadValues(f"{path}: no file says which symbol it holds. Give it, e.g. --symbol BTC/USDT.")
+            raise BadValues(f"{path}: no file names its symbol. Give it, e.g. --symbol BTC/USDT.")

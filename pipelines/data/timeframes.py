@@ -1,4 +1,4 @@
-"""Timeframes: a finer series of bars becomes a coarser one, closed bars only, so nothing is seen before it is known."""
+"""Timeframes: a finer series of bars becomes a coarser one, closed bars only, so nothing is read before it is known."""
 
 import numpy as np
 
@@ -19,15 +19,18 @@ from pipelines.errors import BadShape, BadTimes, UnknownName
 
 
 def seconds(timeframe: str) -> int:
-    """Length of a named timeframe in seconds. Raises UnknownName listing the ones we know."""
+    """Return the length of a named timeframe in seconds. Raises UnknownName with the known names."""
     if timeframe not in TIMEFRAME_SECONDS:
         raise UnknownName(f"no timeframe {timeframe!r}; known: {', '.join(TIMEFRAME_SECONDS)}. Use one of these.")
     return TIMEFRAME_SECONDS[timeframe]
 
 
 @kernel
-def _resample(bars, target, seen_until, out):  # type: ignore[no-untyped-def]
-    """Fill `out` (n, 8) from the top; return how many target bars are closed at `seen_until` (epoch seconds)."""
+def _resample(bars: Floats, target: float, seen_until: float, out: Floats) -> int:
+    """Fill out (n, 8) from the top with bars of `target` seconds; return how many are closed at `seen_until`.
+
+    bars (n, 8) and out float64; target in seconds, seen_until in epoch seconds, float64
+    """
     made = -1
     for i in range(bars.shape[0]):
         start = np.floor(bars[i, OPEN_TIME] / target) * target
@@ -48,12 +51,12 @@ def _resample(bars, target, seen_until, out):  # type: ignore[no-untyped-def]
 
 
 def resample(matrix: Floats, base_seconds: int, target_seconds: int) -> Floats:
-    """Bars of `base_seconds` → bars of `target_seconds`: first, max, min, last, sums.
+    """Return bars of `base_seconds` as bars of `target_seconds`: first, max, min, last, sums.
 
     matrix   (n, 8) in BAR_FIELDS order, ascending unique open times (epoch seconds UTC), finite prices
     Returns  (m, 8), stamped with the open time of the target slot (multiples of `target_seconds` since the epoch).
-             A bar is emitted only when its last base slot has been seen or passed. Base rows missing inside a bar
-             leave it made of what is there; a target bar without any base row is absent.
+             A bar is returned only when its last base slot is over. Where base rows are missing inside a
+             bar, it is made of the others; a target bar without any base row is absent.
              A sum over a NaN (volume, trades, taker_buy_volume) is NaN: part of it is unknown.
     Raises   BadShape if the matrix is not (n, 8); BadTimes if times do not ascend or the target is no multiple of base
     """
@@ -62,7 +65,7 @@ def resample(matrix: Floats, base_seconds: int, target_seconds: int) -> Floats:
     if base_seconds <= 0 or target_seconds < base_seconds or target_seconds % base_seconds:
         raise BadTimes(
             f"cannot make bars of {target_seconds} s from bars of {base_seconds} s: the target must be a whole "
-            f"multiple of the base. Read a finer source or ask for a coarser timeframe."
+            f"multiple of the base. Read a finer source or choose a coarser timeframe."
         )
     if len(matrix) == 0:
         return np.empty((0, BAR_WIDTH))
@@ -79,7 +82,7 @@ def resample(matrix: Floats, base_seconds: int, target_seconds: int) -> Floats:
 
 
 def infer_timeframe(open_times: Floats) -> str:
-    """Name of the commonest spacing of `open_times` (epoch seconds, any order, copies ignored).
+    """Return the name of the commonest spacing of `open_times` (epoch seconds, any order, copies ignored).
 
     Raises BadTimes when there are fewer than two times, or when the spacing is none of TIMEFRAME_SECONDS.
     """
@@ -92,6 +95,6 @@ def infer_timeframe(open_times: Floats) -> str:
         if length == step:
             return name
     raise BadTimes(
-        f"bars are mostly {step:g} s apart ({counts.max()} of {counts.sum()} steps), which is no timeframe we know "
+        f"bars are mostly {step:g} s apart ({counts.max()} of {counts.sum()} steps), which is no known timeframe "
         f"({', '.join(f'{name} = {length} s' for name, length in TIMEFRAME_SECONDS.items())}). Resample them first."
     )

@@ -1,9 +1,9 @@
-"""Backtest: the live decision core over history, with the account it would have had.
+"""Backtest: the live decision kernel over history, with the account it would have had.
 
-One chronological loop over decision bars, compiled, calling the very core the service calls; this layer receives it as
-a function and knows only where the account goes in and the answer comes out. A trade is filled at the open of the first
-base bar after the decision and ends at its first barrier: both come from `labels.barriers`, so there is one
-definition of what happened. The account knows realised profit only: an open position counts at its entry size.
+One compiled, chronological loop over decision bars calls the same kernel as the service. This layer receives it as a
+function and knows only where the account goes in and the decision comes out. A trade is filled at the open of the first
+base bar after the decision and ends at its first barrier: both come from `labels.barriers`, so there is one definition
+of an outcome. The account has realised profit only: an open position counts at its entry size.
 """
 
 import warnings
@@ -16,12 +16,11 @@ import numpy as np
 from numba.core.errors import NumbaExperimentalFeatureWarning
 
 from pipelines.compiled import kernel
-from pipelines.contracts import Estimate, Floats, Ints
+from pipelines.contracts import DAY_S, Estimate, Floats, Ints
 from pipelines.errors import BadShape, BadTimes
 from pipelines.evaluation.deflation import probabilistic_sharpe
 from pipelines.evaluation.metrics import default_block, mean_estimate, statistic_estimate
 
-DAY = 86400.0
 DAYS_A_YEAR = 365.0  # these markets do not close
 
 TRADE_FIELDS = ("row", "direction", "size", "fill_time", "exit_time", "gross_bps", "net_bps", "pnl")
@@ -31,15 +30,15 @@ T_ROW, T_DIRECTION, T_SIZE, T_FILL, T_EXIT, T_GROSS, T_NET, T_PNL = range(len(TR
 
 @dataclass(frozen=True, slots=True)
 class DecisionKernel:
-    """The decision core as seen from here; `flows` fills it from `serving.policy.kernel`.
+    """Hold the decision kernel and its layout; `flows` fills it from `serving.policy.kernel`.
 
     step     compiled (row, params, out) → 0 to emit, otherwise refusal bits
     event    row index of the event's side
     account  row indices: what `exposure` writes, then open count, trades today, daily profit and loss, drawdown
     action, size  indices in `out`
-    exposure compiled (positions, count, side, asset, strategy, *scenarios, out): what open positions use of every
-             budget, as a new one finds it; positions (k, 3) signed size in equity, asset, strategy. One market: asset 0
-    scenarios  the arrays it reads tails from, of a time before the backtest
+    exposure compiled (positions, count, side, asset, strategy, *scenarios, out): the share of every budget that open
+             positions use; positions (k, 3) signed size in equity, asset, strategy. One market: asset 0
+    scenarios  the arrays from which it computes tail losses, of a time before the backtest
     """
 
     step: Any
@@ -56,19 +55,19 @@ class DecisionKernel:
 
 @dataclass(frozen=True, slots=True)
 class Backtest:
-    """What happened, and its figures (law L9: each with n, cost and a 95 % moving-block bootstrap interval).
+    """Hold trades and figures (law L9: each with n, cost and a 95 % moving-block bootstrap interval).
 
-    An interval is NaN where fewer than two bootstrap blocks of rows exist: it could not be computed.
+    An interval is NaN if there are fewer than two bootstrap blocks of rows.
     trades    (k, 8) TRADE_FIELDS, in order of decision
-    codes     (n,) what the core answered on each row
-    equity    (n,) realised equity after each row's settlements, start 1
+    codes     (n,) refusal bits of each row, 0 = emitted
+    equity    (n,) realised equity after each row's settlements, starting at 1
     unresolved  emissions whose outcome lies beyond the data: not traded, not scored
-    net_bps, gross_bps, win_rate, duration_hours  a trade; win = net above 0
+    net_bps, gross_bps, win_rate, duration_hours  per trade; win = net above 0
     profit_factor  gains over losses, by profit in equity
     max_drawdown   of realised equity, fraction; interval over re-drawn trade sequences
     turnover       traded notional over equity a day, both sides
     sharpe         of daily realised returns, mean/std (ddof 1) × √365; psr = P(true Sharpe > 0)
-    emissions_per_week  7 × the daily mean of rows the core let through
+    emissions_per_week  7 × the daily mean of emitted rows
     """
 
     trades: Floats
@@ -88,13 +87,15 @@ class Backtest:
 
 
 @kernel
-def _run(  # type: ignore[no-untyped-def]
-    step, exposure, params, returns, unit_es, correlation, markets, rows, event, account, action, size, out, decided,
-    fill, exits, gross_bps, strategy, cost_bps, trades, codes, equity,
-):  # fmt: skip
-    """Each row: settle what ended before this close, roll the UTC day, ask the core, open.
+def _run(
+    step: Any, exposure: Any, params: Floats, returns: Floats, unit_es: Floats, correlation: Floats, markets: Floats,
+    rows: Floats, event: int, account: Ints, action: int, size: int, out: Floats, decided: Floats, fill: Floats,
+    exits: Floats, gross_bps: Floats, strategy: Floats, cost_bps: float, trades: Floats, codes: Ints, equity: Floats,
+) -> tuple[int, int]:  # fmt: skip
+    """Run the loop and return (trades, unresolved); fills trades, codes (int64) and equity.
 
-    step, exposure  one-tuples of the two functions. Returns (trades, unresolved).
+    Each row: settle what ended before this close, start a new UTC day, decide, open. All arrays float64 except
+    `account` and `codes` (int64); step and exposure are one-tuples of the two functions.
     """
     n = rows.shape[0]
     row = np.empty(rows.shape[1])
@@ -102,32 +103,32 @@ def _run(  # type: ignore[no-untyped-def]
     notional = np.empty(n)
     positions = np.zeros((n, 3))
     used = account.shape[0] - 4  # the first account fields are what `exposure` writes
-    seen = np.empty(used)
+    used_now = np.empty(used)
     n_open, n_trades, unresolved, today = 0, 0, 0, 0
     cash, peak = 1.0, 1.0
-    day, day_start = np.floor(decided[0] / DAY), 1.0
+    day, day_start = np.floor(decided[0] / DAY_S), 1.0
     for i in range(n):
-        kept = 0
+        still_open = 0
         for j in range(n_open):
             k = opened[j]
             if trades[k, T_EXIT] < decided[i]:
                 cash += trades[k, T_PNL]
             else:
-                opened[kept] = k
-                kept += 1
-        n_open = kept
+                opened[still_open] = k
+                still_open += 1
+        n_open = still_open
         peak = max(peak, cash)
         equity[i] = cash
-        if np.floor(decided[i] / DAY) != day:
-            day, day_start, today = np.floor(decided[i] / DAY), cash, 0
+        if np.floor(decided[i] / DAY_S) != day:
+            day, day_start, today = np.floor(decided[i] / DAY_S), cash, 0
         row[:] = rows[i]
         for j in range(n_open):
             k = opened[j]
             positions[j, 0] = trades[k, T_DIRECTION] * notional[k] / cash
             positions[j, 2] = strategy[int(trades[k, T_ROW])]
-        exposure[0](positions, n_open, row[event], 0, strategy[i], returns, unit_es, correlation, markets, seen)
+        exposure[0](positions, n_open, row[event], 0, strategy[i], returns, unit_es, correlation, markets, used_now)
         for j in range(used):
-            row[account[j]] = seen[j]
+            row[account[j]] = used_now[j]
         row[account[used]] = n_open
         row[account[used + 1]] = today
         row[account[used + 2]] = cash / day_start - 1.0
@@ -157,11 +158,11 @@ def _run(  # type: ignore[no-untyped-def]
 
 @contextmanager
 def _callable(core: DecisionKernel) -> Iterator[tuple[tuple[Any], tuple[Any]]]:
-    """The core and the account's view as function pointers: the loop's machine code is then cached whichever it calls.
+    """Yield the kernel and its exposure function as function pointers, so the loop's machine code can be cached.
 
-    numba types a compiled function by its identity, which is new in every process, and would compile the loop anew each
-    time. In a tuple, closed to further compilation, it is typed by its signature. numba calls that experimental; here a
-    wrong choice could only be slower, never a different answer.
+    numba types a compiled function by its identity, which differs in every process, and would compile the loop again
+    each time. In a tuple, with further compilation disabled, it is typed by its signature. numba calls that
+    experimental; here it could only be slower, never give another result.
     """
     core.step(np.full(core.row_width, np.nan), core.params, np.empty(core.out_width))
     core.exposure(np.zeros((1, 3)), 0, 0.0, 0, 0.0, *core.scenarios, np.empty(len(core.account) - 4))
@@ -188,22 +189,22 @@ def backtest(
     draws: int,
     seed: int,
 ) -> Backtest:
-    """Run the core over n decision bars.
+    """Run the decision kernel over n decision bars and return its trades and figures.
 
-    rows        (n, row width) as the core wants them; the account fields are overwritten in a copy
+    rows        (n, row width) in the kernel's layout; the account fields are overwritten in a copy
     decided_at  (n,) epoch seconds, close of each decision bar, ascending
     fill_time, exit_time, gross_bps  (n,) from labels.barriers, of the event on that row; NaN where there is none or it
-                is unresolved. The exit bar opens at exit_time and must close with or before a decision bar.
+                is unresolved. The exit bar opens at exit_time and must close with or before a decision bar
     strategy    (n,) code of the signal behind the event on that row; any number where there is none
     cost_bps    round trip; draws, seed of the bootstrap
-    Raises BadShape on lengths that differ, BadTimes on a fill before its decision or an exit before its fill.
+    Raises      BadShape if lengths differ, BadTimes on a fill before its decision or an exit before its fill
     """
     n = len(rows)
     if n == 0 or any(len(a) != n for a in (decided_at, fill_time, exit_time, gross_bps, strategy)):
         lengths = [n, *map(len, (decided_at, fill_time, exit_time, gross_bps, strategy))]
         raise BadShape(
-            f"rows, decided_at, fill_time, exit_time, gross_bps, strategy have lengths {lengths}; all must be equal, "
-            "not 0"
+            f"rows, decided_at, fill_time, exit_time, gross_bps, strategy have lengths {lengths}; pass arrays of "
+            "one length, not 0"
         )
     known = np.isfinite(gross_bps)
     if not (np.diff(decided_at) > 0).all():
@@ -222,43 +223,53 @@ def backtest(
             trades, codes, equity,
         )  # fmt: skip
     trades = trades[:count].copy()
-    return Backtest(
-        trades, codes, equity, unresolved, **_figures(trades, codes == 0, decided_at, cost_bps, draws, seed)
-    )
+    return _with_figures(trades, codes, equity, unresolved, decided_at, cost_bps, draws, seed)
 
 
-def _stated(estimate: Estimate) -> Estimate:
-    """Without two blocks to draw from every draw is the sample itself: such an interval is unknown, not narrow."""
+def _without_narrow_interval(estimate: Estimate) -> Estimate:
+    """Return the estimate with NaN bounds if it has fewer than two blocks, as every draw is then the sample itself."""
     if estimate.n < 2 * default_block(estimate.n):
         return replace(estimate, low=float("nan"), high=float("nan"))
     return estimate
 
 
 def _drawdown(pnl: Floats) -> float:
+    """Return the largest fall of equity below its peak, a fraction."""
     path = 1.0 + np.concatenate([[0.0], np.cumsum(pnl)])
     return float((1.0 - path / np.maximum.accumulate(path)).max())
 
 
 def _profit_factor(pnl: Floats) -> float:
+    """Return gains over losses; NaN without a loss."""
     losses = -pnl[pnl < 0].sum()
     return float(pnl[pnl > 0].sum() / losses) if losses > 0 else float("nan")
 
 
 def _sharpe(returns: Floats) -> float:
+    """Return the annualised Sharpe ratio of daily returns (ddof 1, × √365); NaN without variance."""
     spread = returns.std(ddof=1) if len(returns) > 1 else 0.0
     return float(returns.mean() / spread * np.sqrt(DAYS_A_YEAR)) if spread > 0 else float("nan")
 
 
-def _figures(
-    trades: Floats, emitted: Any, decided_at: Floats, cost_bps: float, draws: int, seed: int
-) -> dict[str, Any]:
-    """The estimates of Backtest; days are UTC days from the first to the last decision, empty ones included."""
+def _with_figures(
+    trades: Floats,
+    codes: Ints,
+    equity: Floats,
+    unresolved: int,
+    decided_at: Floats,
+    cost_bps: float,
+    draws: int,
+    seed: int,
+) -> Backtest:
+    """Return the Backtest with its estimates; daily ones over all UTC days from the first to the last decision."""
+    emitted = codes == 0
     ended = trades[np.argsort(trades[:, T_EXIT], kind="stable")]
-    pnl, first = ended[:, T_PNL], int(decided_at[0] // DAY)
-    days = max(int(decided_at[-1] // DAY), int(ended[-1, T_EXIT] // DAY) if len(ended) else 0) - first + 1
+    pnl, first = ended[:, T_PNL], int(decided_at[0] // DAY_S)
+    days = max(int(decided_at[-1] // DAY_S), int(ended[-1, T_EXIT] // DAY_S) if len(ended) else 0) - first + 1
 
     def daily(times: Floats, values: Floats) -> Floats:
-        at = (times // DAY).astype(np.int64) - first
+        """Return (days,) sums of values by UTC day."""
+        at = (times // DAY_S).astype(np.int64) - first
         return np.asarray(np.bincount(at, weights=values, minlength=days), dtype=np.float64)
 
     earned = daily(ended[:, T_EXIT], pnl)
@@ -267,23 +278,31 @@ def _figures(
     emissions = daily(decided_at[emitted], np.ones(int(emitted.sum())))
 
     def mean(values: Floats) -> Estimate:
-        return _stated(mean_estimate(values, draws, seed, cost_bps))
+        """Return the mean of values with its interval."""
+        return _without_narrow_interval(mean_estimate(values, draws, seed, cost_bps))
 
     def figure(statistic: Callable[[Floats], float], values: Floats) -> Estimate:
+        """Return a statistic of values with its interval; NaN without values."""
         if not len(values):
             return mean(values)
-        return _stated(statistic_estimate(lambda at: statistic(values[at]), len(values), draws, seed, cost_bps))
+        return _without_narrow_interval(
+            statistic_estimate(lambda at: statistic(values[at]), len(values), draws, seed, cost_bps)
+        )
 
     per_day = mean(emissions)
-    return {
-        "net_bps": mean(trades[:, T_NET]),
-        "gross_bps": replace(mean(trades[:, T_GROSS]), cost_bps=0.0),
-        "win_rate": mean((trades[:, T_NET] > 0).astype(np.float64)),
-        "profit_factor": figure(_profit_factor, pnl),
-        "max_drawdown": figure(_drawdown, pnl),
-        "turnover": mean(traded),
-        "sharpe": figure(_sharpe, returns),
-        "psr": probabilistic_sharpe(returns),
-        "duration_hours": mean((trades[:, T_EXIT] - trades[:, T_FILL]) / 3600.0),
-        "emissions_per_week": replace(per_day, value=7 * per_day.value, low=7 * per_day.low, high=7 * per_day.high),
-    }
+    return Backtest(
+        trades=trades,
+        codes=codes,
+        equity=equity,
+        unresolved=unresolved,
+        net_bps=mean(trades[:, T_NET]),
+        gross_bps=replace(mean(trades[:, T_GROSS]), cost_bps=0.0),
+        win_rate=mean((trades[:, T_NET] > 0).astype(np.float64)),
+        profit_factor=figure(_profit_factor, pnl),
+        max_drawdown=figure(_drawdown, pnl),
+        turnover=mean(traded),
+        sharpe=figure(_sharpe, returns),
+        psr=probabilistic_sharpe(returns),
+        duration_hours=mean((trades[:, T_EXIT] - trades[:, T_FILL]) / 3600.0),
+        emissions_per_week=replace(per_day, value=7 * per_day.value, low=7 * per_day.low, high=7 * per_day.high),
+    )

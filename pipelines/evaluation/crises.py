@@ -1,6 +1,6 @@
-"""Crises as they were recorded, with a portfolio in them.
+"""Replay a portfolio through recorded crises.
 
-The windows are whole calendar months, so that nobody chose where they begin by looking at the prices.
+The windows are whole calendar months, so their limits were not chosen by the prices.
 """
 
 from datetime import UTC, datetime
@@ -12,12 +12,12 @@ from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Estimate, Flo
 from pipelines.evaluation.stressed import MarketHistory, Portfolio, StressResult, exact_estimate
 
 RESTING = "loss if stops rest at the venue and fill at their price unless the market opens beyond it"
-COVERED = 0.95  # share of a window's bars that must be there; exchanges had outages in all of them
+COVERED = 0.95  # least share of a window's bars; exchanges had outages in all of the windows
 WORST = "replayed from every bar's open to the end of the window; the worst entry counts, marked at the bars' extremes"
 
 
 class Window(NamedTuple):
-    """UTC; `until` is exclusive."""
+    """Hold a period in UTC; `until` is exclusive."""
 
     since: datetime
     until: datetime
@@ -25,6 +25,7 @@ class Window(NamedTuple):
 
 
 def _month(year: int, month: int, description: str) -> Window:
+    """Return the window of one calendar month."""
     return Window(datetime(year, month, 1, tzinfo=UTC), datetime(year, month + 1, 1, tzinfo=UTC), description)
 
 
@@ -37,7 +38,7 @@ CRISES: dict[str, Window] = {
 
 
 class CrisisReplay(NamedTuple):
-    """A portfolio from the open of the first of m bars on; equity as a fraction of what it was before entry.
+    """Hold the equity of a portfolio through m bars, opened with the first, as a fraction of equity before entry.
 
     worst    (m,) at each bar's worst prices; close (m,) at its close; both after the costs paid until then
     stopped  (k,) bar in which a position's stop was reached, -1 where none was
@@ -51,12 +52,12 @@ class CrisisReplay(NamedTuple):
 
 
 def replay_crisis(bars: Floats, portfolio: Portfolio, resting: bool = False) -> CrisisReplay:
-    """Hold a portfolio through bars (m, k, 8), m >= 1.
+    """Return the equity path of a portfolio through bars (m, k, 8), m >= 1.
 
-    A bar that opens beyond a stop fills it at that open. One that reaches it inside fills it at the stop or at the next
-    bar's open, whichever is worse (in the last bar: at its close): never better than the stop, up to a bar late. A
-    `resting` order at the venue is filled at the stop in such a bar, which is the best that could be hoped for.
-    Positions are marked together at the worst price each had in the bar: too bad, if they did not fall at once.
+    A bar that opens beyond a stop fills it at that open. One that reaches the stop inside fills it at the stop or at
+    the next bar's open, whichever is worse (in the last bar: at its close): never better than the stop, up to a bar
+    late. A `resting` order at the venue is filled at the stop in such a bar, the best possible price. Positions are
+    marked together at the worst price each had in the bar, which is pessimistic if they did not fall at once.
     """
     m, k = bars.shape[:2]
     stopped, slippage = np.full(k, -1, dtype=np.int64), np.full(k, np.nan)
@@ -87,16 +88,16 @@ def replay_crisis(bars: Floats, portfolio: Portfolio, resting: bool = False) -> 
 
 
 def drawdowns(found: CrisisReplay) -> Floats:
-    """(m,) how far each bar's worst stands under the highest equity that was closed with before it, entry included."""
+    """Return (m,) falls of each bar's worst equity below the highest close before it, entry included, as fractions."""
     peak = np.maximum.accumulate(np.concatenate([[1.0], found.close[:-1]]))
     return np.maximum(1.0 - found.worst / peak, 0.0)
 
 
 def moves(bars: Floats) -> dict[str, float]:
-    """Largest fall and rise of bars (m, 8), as fractions of where they began, and how long each took in hours.
+    """Return the largest fall and rise of bars (m, 8) as fractions of their start, and their durations in hours.
 
-    From an earlier bar's extreme, or the same bar's open, to a bar's other extreme: which of a bar's own extremes came
-    first is not recorded.
+    Measured from an earlier bar's extreme, or the same bar's open, to a bar's other extreme: bars do not record which
+    of their own extremes came first.
     """
     found: dict[str, float] = {}
     for name, side, near, far in (("fall", 1.0, HIGH, LOW), ("rise", -1.0, LOW, HIGH)):
@@ -104,31 +105,31 @@ def moves(bars: Floats) -> dict[str, float]:
         start = np.abs(np.maximum(before, side * bars[:, OPEN]))
         move = bars[:, far] / start - 1.0
         end = int(np.argmin(side * move))
-        begun = np.flatnonzero((bars[: end + 1, [OPEN, near]] == start[end]).any(axis=1))[-1]
+        first = np.flatnonzero((bars[: end + 1, [OPEN, near]] == start[end]).any(axis=1))[-1]
         found[name] = float(move[end])
-        found[f"{name}_hours"] = float((bars[end, OPEN_TIME] - bars[begun, OPEN_TIME]) / 3600.0)
+        found[f"{name}_hours"] = float((bars[end, OPEN_TIME] - bars[first, OPEN_TIME]) / 3600.0)
     return found
 
 
 def bars_in_window(recorded: MarketHistory, window: Window) -> Floats | str:
-    """(m, k, 8) bars of a window, or why they cannot be had."""
+    """Return (m, k, 8) bars of a window, or the reason why there are none."""
     if recorded.crises is None:
-        return "no bars of it were given: --crises FILE with hourly bars that hold it"
+        return "no bars of it: pass hourly bars that cover it with --crises FILE"
     time = recorded.crises[:, 0, OPEN_TIME]
     since, until = window.since.timestamp(), window.until.timestamp()
     bars = recorded.crises[(time >= since) & (time < until)]
-    wanted = round((until - since) / recorded.crises_step_s)
-    if len(bars) < COVERED * wanted:
-        where = f"{utc(time[0]):%F} to {utc(time[-1]):%F}" if len(time) else "nothing"
-        return f"the bars given hold {len(bars):,} of its {wanted:,}; they are of {where}"
+    expected = round((until - since) / recorded.crises_step_s)
+    if len(bars) < COVERED * expected:
+        period = f"from {utc(time[0]):%F} to {utc(time[-1]):%F}" if len(time) else "empty"
+        return f"the bars given hold {len(bars):,} of its {expected:,}; they are {period}"
     return bars
 
 
 def crisis(name: str, portfolio: Portfolio, recorded: MarketHistory) -> StressResult:
-    """The path of `CRISES[name]` as it was recorded, for the entry at which it hurt the portfolio most.
+    """Return the result of `CRISES[name]` for the entry with the largest loss.
 
-    `figures`: the loss of who opened with the window's first bar; the market's own largest fall and rise; and with
-    stops the share of entries stopped, how far beyond it the worst was filled, and the loss if stops rest at the venue.
+    `figures`: the loss of an entry with the window's first bar; the market's own largest fall and rise; and with stops
+    the share of entries stopped, the worst fill beyond a stop, and the loss if stops rest at the venue.
     """
     scenario, window = f"crisis:{name}", CRISES[name]
     bars = bars_in_window(recorded, window)
@@ -141,8 +142,8 @@ def crisis(name: str, portfolio: Portfolio, recorded: MarketHistory) -> StressRe
     worst = int(np.argmax(losses))
     figures = {"loss of the first entry": exact_estimate(losses[0], n)}
     for i, symbol in enumerate(recorded.symbols):
-        of = recorded.crises_market or symbol
-        figures |= {f"{what} of {of}": exact_estimate(value, n) for what, value in moves(bars[:, i]).items()}
+        market = recorded.crises_market or symbol
+        figures |= {f"{name} of {market}": exact_estimate(value, n) for name, value in moves(bars[:, i]).items()}
     if np.isfinite(portfolio.stops).any():
         figures |= _stops(replays)
         lows = [replay_crisis(bars[first:], portfolio, resting=True).worst.min() for first in range(n)]
@@ -154,7 +155,10 @@ def crisis(name: str, portfolio: Portfolio, recorded: MarketHistory) -> StressRe
         loss=exact_estimate(losses[worst], n),
         drawdown=exact_estimate(falls.max(), n),
         n=n,
-        detail=f"{window.since:%F} to {window.until:%F} UTC ({window.description}), {n:,} bars; worst entry {entry:%F %H:%M}",
+        detail=(
+            f"{window.since:%F} to {window.until:%F} UTC ({window.description}), {n:,} bars; "
+            f"worst entry {entry:%F %H:%M}"
+        ),
         figures=figures,
         at=bars[worst:, 0, OPEN_TIME],
         path=drawdowns(replays[worst]),
@@ -162,9 +166,10 @@ def crisis(name: str, portfolio: Portfolio, recorded: MarketHistory) -> StressRe
 
 
 def _stops(replays: list[CrisisReplay]) -> dict[str, Estimate]:
+    """Return the share of entries stopped and, if any was, the worst fill beyond a stop as a fraction of price."""
     slippage = np.array([found.slippage for found in replays])
     known = slippage[np.isfinite(slippage)]
-    told = {"share of entries stopped": exact_estimate(np.isfinite(slippage).any(axis=1).mean(), len(replays))}
+    figures = {"share of entries stopped": exact_estimate(np.isfinite(slippage).any(axis=1).mean(), len(replays))}
     if len(known):
-        told["furthest filled beyond a stop, of price"] = exact_estimate(known.max(), len(known))
-    return told
+        figures["furthest filled beyond a stop, of price"] = exact_estimate(known.max(), len(known))
+    return figures

@@ -1,4 +1,4 @@
-"""How much of a good-looking figure is luck: probabilistic and deflated Sharpe ratio, probability of overfitting."""
+"""Corrections for luck: probabilistic and deflated Sharpe ratio, probability of overfitting."""
 
 from itertools import combinations
 
@@ -12,7 +12,7 @@ _EULER = 0.5772156649015329
 
 
 def probabilistic_sharpe(returns: Floats, benchmark: float = 0.0) -> float:
-    """P(true per-trade Sharpe > benchmark), allowing for skew and fat tails. NaN under 10 rows or without variance.
+    """Return P(true per-trade Sharpe > benchmark), allowing for skew and fat tails; NaN under 10 rows or no variance.
 
     Source: Bailey & López de Prado 2012, eq. 11. Sharpe per observation, not annualised.
     """
@@ -28,7 +28,7 @@ def probabilistic_sharpe(returns: Floats, benchmark: float = 0.0) -> float:
 
 
 def expected_best_sharpe(n_rows: int, trials: int) -> float:
-    """Sharpe that the best of `trials` worthless strategies is expected to show on n_rows observations.
+    """Return the Sharpe that the best of `trials` strategies without skill is expected to show on n_rows observations.
 
     Uses the null variance 1/(n−1) of a Sharpe ratio. Source: Bailey & López de Prado 2014, eq. 1.
     """
@@ -39,14 +39,15 @@ def expected_best_sharpe(n_rows: int, trials: int) -> float:
 
 
 def deflated_sharpe(returns: Floats, trials: int) -> float:
-    """Probabilistic Sharpe ratio against what the best of all counted trials would show by luck."""
+    """Return the probabilistic Sharpe ratio against what the best of all counted trials would show by luck."""
     return probabilistic_sharpe(returns, expected_best_sharpe(len(returns), trials))
 
 
 def overfitting_probability(performance: Floats, groups: int = 10) -> float:
-    """PBO by combinatorially symmetric cross-validation: how often the in-sample winner is below the median outside.
+    """Return PBO: how often the in-sample winner is below the median outside, by symmetric cross-validation.
 
     performance  (rows, strategies) per-row result of each competing strategy, in time order
+    Raises       BadShape under 2 strategies or `groups` rows
     Source       Bailey, Borwein, López de Prado & Zhu 2017
     """
     rows, strategies = performance.shape

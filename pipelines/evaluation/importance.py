@@ -1,67 +1,84 @@
-"""F5: which columns a candidate's out-of-fold answers rest on, and whether the next one should do without some.
+"""F5: the importance of a candidate's columns out of fold, and a proposal which the next challenger should leave out.
 
-Permutation: by how much the family's own loss on a test fold rises when a column's values are dealt out anew among the
-fold's rows (Breiman 2001, Mach. Learn. 45; on purged folds as López de Prado 2018, ch. 8). Columns that say the same
-cover for each other, so they are also dealt out together, as a cluster (López de Prado 2020, Machine Learning for Asset
-Managers, ch. 6), and the rule reads clusters. TreeSHAP, where the family has it, says what the answers are made of,
-right or wrong. The rule proposes, to the next challenger; what is served never changes by it.
+Permutation importance: by how much the family's own loss on a test fold rises when a column's values are permuted among
+the fold's rows (Breiman 2001, Mach. Learn. 45; on purged folds as López de Prado 2018, ch. 8). Redundant columns
+substitute for each other, so they are also permuted together, as a cluster (López de Prado 2020, Machine Learning for
+Asset Managers, ch. 6), and the reselection rule reads clusters. TreeSHAP, where the family has it, gives each column's
+contribution to the predictions, right or wrong. The rule only proposes; it never changes what is served.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-from pipelines.contracts import REGIMES, Estimate, Floats
+from pipelines.contracts import REGIMES, Estimate, Floats, JsonObject
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.features.catalog import COPIES
 from pipelines.models.base import Dataset, Fitted, ModelFamily
 from pipelines.params import Params
 
 DRAWS = 200  # of the bootstrap: hundreds of figures, none of which the gate reads
-Group = tuple[int, ...]  # column numbers that are dealt out together
+Group = tuple[int, ...]  # numbers of columns that are permuted together
 
 
 @dataclass(frozen=True, slots=True)
 class PermutationPlan:
-    """What is dealt out: every column by itself, then the clusters of several columns. `clusters` holds all of them."""
+    """Hold what is permuted: every column by itself, then the clusters of several columns; `clusters` has all."""
 
     columns: tuple[str, ...]
     clusters: tuple[Group, ...]
 
     @property
     def groups(self) -> tuple[Group, ...]:
+        """Return the groups in the order of permutation: single columns, then clusters of several."""
         return (*((j,) for j in range(len(self.columns))), *(group for group in self.clusters if len(group) > 1))
 
 
 @dataclass(frozen=True, slots=True)
 class PermutationResult:
-    """What n out-of-fold rows said. raised (n, groups): rise of a row's loss, mean of the repeats, in the order of
-    PermutationPlan.groups; contributions (n, k) of each column in the model's own unit, None where the family gives none."""
+    """Hold the effects of permutation on n out-of-fold rows.
+
+    raised         (n, groups) rise of a row's loss, mean of the repeats, in the order of PermutationPlan.groups
+    contributions  (n, k) of each column in the model's own unit, None where the family gives none
+    """
 
     raised: Floats
     contributions: Floats | None
 
 
+class Reselection(TypedDict):
+    """The proposal which columns the next challenger leaves out; `proposed` None = not judged."""
+
+    proposed: bool | None
+    leave_out: list[str]
+    keep: list[str]
+    low: NotRequired[list[str]]
+    line: str
+
+
 def plan_permutation(data: Dataset, params: Params) -> PermutationPlan | str:
-    """What to deal out of a family's rows, or why nothing: rows of one bar only, no value missing."""
+    """Return what to permute of a family's rows (one bar each, no value missing), or why nothing can be."""
     if (shape := data.inputs(np.arange(1)).shape)[1:] != (len(data.columns),):
-        return f"reads windows of {shape[1]} bars: columns of one bar cannot be dealt out by themselves"
+        return f"reads windows of {shape[1]} bars: columns of one bar cannot be permuted by themselves"
     return PermutationPlan(data.columns, clusters(data.all_inputs(), data.columns, params.importance.correlation))
 
 
 def clusters(rows: Floats, columns: tuple[str, ...], least: float) -> tuple[Group, ...]:
-    """Columns joined where |rank correlation| (Spearman) is at least `least`, or where the catalogue calls one a copy
-    of the other; through others too. rows (n, k), none missing. In the order of their first columns."""
-    from scipy.stats import rankdata  # a second of imports that only a fit needs
+    """Return the clusters of columns, in the order of their first columns.
+
+    Two columns are joined if |rank correlation| (Spearman) is at least `least` or if the catalogue lists one as a copy
+    of the other; clusters are the connected components. rows (n, k), none missing.
+    """
+    from scipy.stats import rankdata  # takes a second to import, and only a fit needs it
 
     ranks = rankdata(rows, axis=0)
     ranks -= ranks.mean(axis=0)
     size = np.sqrt((ranks**2).sum(axis=0))
-    size[size == 0.0] = np.inf  # a constant goes with nothing
+    size[size == 0.0] = np.inf  # a constant correlates with nothing
     joined = np.abs((ranks.T @ ranks) / np.outer(size, size)) >= least
     for name, made_of in COPIES.items():
         for other in made_of:
@@ -74,99 +91,105 @@ def clusters(rows: Floats, columns: tuple[str, ...], least: float) -> tuple[Grou
 def permute(
     model_family: ModelFamily, fitted: Fitted, test: Dataset, loss: Floats, plan: PermutationPlan, params: Params
 ) -> PermutationResult:
-    """One fold: `loss` (n,) is what `fitted` lost on the rows as they are. The seed and the fold's place give the
-    deals; all groups are dealt the same way."""
+    """Permute the groups of one test fold and return the rise of the loss.
+
+    loss  (n,) of `fitted` on the unchanged rows
+    The permutations depend on the seed and the fold's first row; all groups use the same ones.
+    """
     rows, repeats = test.all_inputs(), params.importance.repeats
     rng = np.random.default_rng([params.seed, int(test.at[0])])
     raised = np.zeros((len(test), len(plan.groups)))
     for _ in range(repeats):
         order = rng.permutation(len(test))
         for g, group in enumerate(plan.groups):
-            dealt = rows.copy()
-            dealt[:, group] = rows[order][:, group]
-            raised[:, g] += model_family.loss(fitted.predict(dealt).p, test, fitted.loss_params) - loss
-    told = None if model_family.contributions is None else model_family.contributions(fitted, rows)
-    return PermutationResult(raised / repeats, told)
+            permuted = rows.copy()
+            permuted[:, group] = rows[order][:, group]
+            raised[:, g] += model_family.loss(fitted.predict(permuted).p, test, fitted.loss_params) - loss
+    contributions = None if model_family.contributions is None else model_family.contributions(fitted, rows)
+    return PermutationResult(raised / repeats, contributions)
 
 
 def join_folds(folds: list[PermutationResult]) -> PermutationResult:
-    told = [fold.contributions for fold in folds if fold.contributions is not None]
-    return PermutationResult(np.concatenate([fold.raised for fold in folds]), np.concatenate(told) if told else None)
+    """Return one result over the rows of all folds."""
+    parts = [fold.contributions for fold in folds if fold.contributions is not None]
+    return PermutationResult(np.concatenate([fold.raised for fold in folds]), np.concatenate(parts) if parts else None)
 
 
 def importance(
-    plan: PermutationPlan, answers: PermutationResult, extras: Mapping[str, Floats], loss_name: str, params: Params
-) -> Any:
-    """JSON-ready: columns, clusters, by_regime, reselection. Shares are of the sum of all rises above nought, NaN-free:
-    None where nothing rose.
+    plan: PermutationPlan, result: PermutationResult, extras: Mapping[str, Floats], loss_name: str, params: Params
+) -> JsonObject:
+    """Return the JSON-ready report: columns, clusters, by_regime, reselection.
 
-    extras  what the dataset holds beside its columns on the same rows; `regime`: (n,) code of contracts.REGIMES, NaN
-          where the rule knew none
+    Shares are of the sum of all positive rises; None if no loss rose.
+    extras  of the dataset on the same rows; `regime`: (n,) code of contracts.REGIMES, NaN where it is unknown
     """
     k, wide = len(plan.columns), [group for group in plan.clusters if len(group) > 1]
     at = [group[0] if len(group) == 1 else k + wide.index(group) for group in plan.clusters]
-    raised, clustered = answers.raised[:, :k], answers.raised[:, at]
-    told, cluster_of = answers.contributions, {j: c for c, group in enumerate(plan.clusters) for j in group}
-    alone, shared = shares(raised), shares(clustered)
+    raised, clustered = result.raised[:, :k], result.raised[:, at]
+    contributions, cluster_of = result.contributions, {j: c for c, group in enumerate(plan.clusters) for j in group}
+    column_share, cluster_share = shares(raised), shares(clustered)
     columns = {
         name: {
-            "rise": _figure(raised[:, j], params), "share": alone[j], "cluster": cluster_of[j],
-            "contribution": None if told is None else float(np.abs(told[:, j]).mean()),
+            "rise": _figure(raised[:, j], params), "share": column_share[j], "cluster": cluster_of[j],
+            "contribution": None if contributions is None else float(np.abs(contributions[:, j]).mean()),
         }
         for j, name in enumerate(plan.columns)
     }  # fmt: skip
     by_cluster = [
         {
-            "columns": [plan.columns[j] for j in group], "rise": _figure(clustered[:, c], params), "share": shared[c],
-            "contribution": None if told is None else float(np.abs(told[:, group].sum(axis=1)).mean()),
+            "columns": [plan.columns[j] for j in group], "rise": _figure(clustered[:, c], params),
+            "share": cluster_share[c],
+            "contribution": (
+                None if contributions is None else float(np.abs(contributions[:, group].sum(axis=1)).mean())
+            ),
         }
         for c, group in enumerate(plan.clusters)
     ]  # fmt: skip
-    held = {name: shared[cluster_of[j]] for j, name in enumerate(plan.columns)}
+    share_of = {name: cluster_share[cluster_of[j]] for j, name in enumerate(plan.columns)}
     return {
         "loss_name": loss_name, "rows": len(raised), "repeats": params.importance.repeats, "seed": params.seed,
-        "contributions": "mean |TreeSHAP| in log-odds before calibration" if told is not None else "none",
+        "contributions": "mean |TreeSHAP| in log-odds before calibration" if contributions is not None else "none",
         "columns": columns, "clusters": by_cluster,
         "by_regime": _by_regime(plan, clustered, extras.get("regime"), params),
-        "reselection": reselection(held, params.importance.low_share, params.importance.reselect_over),
+        "reselection": reselection(share_of, params.importance.low_share, params.importance.reselect_over),
     }  # fmt: skip
 
 
 def shares(raised: Floats) -> list[float | None]:
-    """Of (n, g) rises: each mean above nought over the sum of them; None each if none rose."""
+    """Return the share of each group in the sum of positive mean rises (n, g); None each if none rose."""
     means = np.maximum(raised.mean(axis=0), 0.0) if len(raised) else np.zeros(raised.shape[1])
     whole = float(means.sum())
     return [float(m) / whole for m in means] if whole > 0.0 else [None] * len(means)
 
 
-def reselection(held: Mapping[str, float | None], low: float, over: float) -> dict[str, Any]:
-    """The rule: more than `over` of the columns with a share below `low` propose a challenger without them.
+def reselection(share_of: Mapping[str, float | None], low: float, over: float) -> Reselection:
+    """Propose a challenger without the columns of a share below `low`, if they are more than `over` of all columns.
 
-    held  column → share of its cluster: a copy is not unimportant because its twin stood in for it
+    share_of  column → share of its cluster: a copy is not unimportant because another column substitutes for it
     """
-    if any(share is None for share in held.values()):
-        why = "no column's loss would be missed out of fold, so there is nothing to choose by"
-        return {"proposed": None, "leave_out": [], "keep": list(held), "line": f"not judged: {why}"}
-    few = [name for name, share in held.items() if share is not None and share < low]
-    part = len(few) / len(held)
-    told = f"{len(few)} of {len(held)} columns ({part:.0%}) hold under {low:.0%} of the importance"
+    if any(share is None for share in share_of.values()):
+        why = "no permutation raised the loss out of fold, so no column can be preferred"
+        return {"proposed": None, "leave_out": [], "keep": list(share_of), "line": f"not judged: {why}"}
+    few = [name for name, share in share_of.items() if share is not None and share < low]
+    part = len(few) / len(share_of)
+    summary = f"{len(few)} of {len(share_of)} columns ({part:.0%}) have under {low:.0%} of the importance"
     if proposed := part > over:
-        line = f"proposed: {told}, more than {over:.0%}; next challenger without {', '.join(few)}"
+        line = f"proposed: {summary}, more than {over:.0%}; next challenger without {', '.join(few)}"
     else:
-        line = f"not proposed: {told}, not more than {over:.0%}"
-    keep = [name for name in held if name not in few]
-    return {"proposed": proposed, "leave_out": few if proposed else [], "keep": keep if proposed else list(held),
+        line = f"not proposed: {summary}, not more than {over:.0%}"
+    keep = [name for name in share_of if name not in few]
+    return {"proposed": proposed, "leave_out": few if proposed else [], "keep": keep if proposed else list(share_of),
             "low": few, "line": line}  # fmt: skip
 
 
-def not_permuted(why: str) -> dict[str, Any]:
-    """What stands where nothing could be dealt out."""
+def not_permuted(why: str) -> JsonObject:
+    """Return the report of a family whose columns could not be permuted."""
     return {"columns": {}, "clusters": [], "by_regime": {},
             "reselection": {"proposed": None, "leave_out": [], "keep": [], "line": f"not judged: {why}"}}  # fmt: skip
 
 
-def _by_regime(plan: PermutationPlan, clustered: Floats, codes: Floats | None, params: Params) -> dict[str, Any]:
-    """Rule regime → rows and, of each cluster by its first column, rise and share. Unknown rows stand apart."""
+def _by_regime(plan: PermutationPlan, clustered: Floats, codes: Floats | None, params: Params) -> JsonObject:
+    """Return rule regime → rows and each cluster's rise and share, by its first column; unknown regimes apart."""
     if codes is None:
         return {}
     found = {}
@@ -182,23 +205,26 @@ def _by_regime(plan: PermutationPlan, clustered: Floats, codes: Floats | None, p
     return found
 
 
-def _figure(values: Floats, params: Params) -> dict[str, Any]:
+def _figure(values: Floats, params: Params) -> dict[str, float]:
+    """Return the mean of values with its interval and n."""
     e: Estimate = mean_estimate(values, DRAWS, params.seed)
     return {"value": e.value, "low": e.low, "high": e.high, "n": e.n}
 
 
-def section(told: Mapping[str, Any]) -> str:
-    """HTML for the evidence page: the rule's line and two bar charts, by column and by regime. `told` of `importance`;
-    plotly.js must be on the page."""
-    line = f"<h2>What it rests on</h2><p>Reselection {escape(told['reselection']['line'])}.</p>"
-    if not told["columns"]:
+def section(report: Mapping[str, Any]) -> str:
+    """Return HTML for the evidence page: the rule's line and two bar charts, by column and by regime.
+
+    report  of `importance`. plotly.js must be on the page
+    """
+    line = f"<h2>Column importance</h2><p>Reselection {escape(report['reselection']['line'])}.</p>"
+    if not report["columns"]:
         return line
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    columns = sorted(told["columns"].items(), key=lambda item: item[1]["rise"]["value"])
+    columns = sorted(report["columns"].items(), key=lambda item: item[1]["rise"]["value"])
     names, rises = [name for name, _ in columns], [each["rise"] for _, each in columns]
-    first, second = f"Rise of {told['loss_name']} when dealt out, 95 %", "Share by rule regime, clusters"
+    first, second = f"Rise of {report['loss_name']} when permuted, 95 %", "Share by rule regime, clusters"
     drawn = make_subplots(rows=1, cols=2, subplot_titles=(first, second), horizontal_spacing=0.2)
     error = {
         "type": "data", "symmetric": False, "array": [r["high"] - r["value"] for r in rises],
@@ -207,7 +233,7 @@ def section(told: Mapping[str, Any]) -> str:
     drawn.add_trace(
         go.Bar(y=names, x=[r["value"] for r in rises], error_x=error, orientation="h", name="by itself"), 1, 1
     )
-    for regime, each in told["by_regime"].items():
+    for regime, each in report["by_regime"].items():
         shared = {name: cluster["share"] for name, cluster in each["clusters"].items() if cluster["share"] is not None}
         drawn.add_trace(
             go.Bar(y=list(shared), x=list(shared.values()), orientation="h", name=f"{regime} ({each['rows']:,})"), 1, 2
@@ -218,15 +244,16 @@ def section(told: Mapping[str, Any]) -> str:
         f"<tr><td>{escape(', '.join(c['columns']))}</td><td>{c['rise']['value']:.5f}</td>"
         f"<td>[{c['rise']['low']:.5f}, {c['rise']['high']:.5f}]</td><td>{_percent(c['share'])}</td>"
         f"<td>{'–' if c['contribution'] is None else format(c['contribution'], '.4f')}</td></tr>"
-        for c in sorted(told["clusters"], key=lambda c: -c["rise"]["value"])
+        for c in sorted(report["clusters"], key=lambda c: -c["rise"]["value"])
     )
     return (
-        f"{line}<p>{told['rows']:,} out-of-fold rows, each dealt out {told['repeats']} times inside its fold. Columns "
-        f"that say the same are dealt out together. Contributions: {escape(told['contributions'])}.</p>"
+        f"{line}<p>{report['rows']:,} out-of-fold rows, each permuted {report['repeats']} times inside its fold. "
+        f"Redundant columns are permuted together. Contributions: {escape(report['contributions'])}.</p>"
         "<table><tr><th>columns</th><th>rise</th><th>interval</th><th>share</th><th>contribution</th></tr>"
         f"{rows}</table>{drawn.to_html(full_html=False, include_plotlyjs=False)}"
     )
 
 
 def _percent(share: float | None) -> str:
+    """Return a share in per cent, a dash for None."""
     return "–" if share is None else f"{share:.1%}"

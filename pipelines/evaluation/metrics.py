@@ -1,5 +1,8 @@
-"""Figures with their intervals (law L9). Rows are in time order; intervals come from a moving-block bootstrap, since
-neighbouring events share bars. NaN is refused everywhere: abstentions are counted before, never scored."""
+"""Figures with their intervals (law L9).
+
+Rows are in time order. Intervals come from a moving-block bootstrap, since neighbouring events share bars. NaN is
+refused everywhere: abstentions are counted before and never scored.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -10,7 +13,7 @@ from pipelines.models.losses import checked
 
 
 def auc(p: Floats, y: Floats) -> float:
-    """Chance that a random winner is ranked above a random loser; ties count half. NaN with a single class."""
+    """Return the probability that a random winner ranks above a random loser; ties count half; NaN with one class."""
     checked(p, y)
     positives = int(y.sum())
     negatives = len(y) - positives
@@ -24,27 +27,27 @@ def auc(p: Floats, y: Floats) -> float:
 
 
 def expected_calibration_error(p: Floats, y: Floats, bins: int = 10) -> float:
-    """Mean |hit rate − mean p| over equal-count bins, weighted by count."""
+    """Return the mean |hit rate − mean p| over equal-count bins, weighted by count."""
     checked(p, y)
     parts = np.array_split(np.argsort(p, kind="stable"), bins)
     return float(sum(len(part) * abs(p[part].mean() - y[part].mean()) for part in parts if len(part)) / len(p))
 
 
 def block_starts(n: int, block: int, draws: int, seed: int) -> Ints:
-    """(draws, ceil(n / block)) first rows of the blocks of a moving-block bootstrap (Künsch 1989)."""
+    """Return (draws, ceil(n / block)) first rows of the blocks of a moving-block bootstrap (Künsch 1989)."""
     rng = np.random.default_rng(seed)
     return np.asarray(rng.integers(0, n - block + 1, size=(draws, -(-n // block))))
 
 
 def block_indices(n: int, block: int, draws: int, seed: int) -> Ints:
-    """(draws, n) row numbers of a moving-block bootstrap; blocks of `block` neighbouring rows, the last one cut."""
+    """Return (draws, n) row numbers of a moving-block bootstrap with blocks of `block` rows, the last one cut."""
     block = max(1, min(block, n))
     rows = (block_starts(n, block, draws, seed)[:, :, None] + np.arange(block)).reshape(draws, -1)
     return np.asarray(rows[:, :n])
 
 
 def resampled(n: int, draws: int, seed: int) -> Iterator[Floats]:
-    """For each draw, (n,) how often each row was drawn: the same draws as `block_indices`, without their memory."""
+    """Yield for each draw (n,) how often each row was drawn: the draws of `block_indices`, with less memory."""
     block = max(1, min(default_block(n), n))
     starts = block_starts(n, block, draws, seed)
     whole, rest = n // block, n % block
@@ -59,12 +62,12 @@ def resampled(n: int, draws: int, seed: int) -> Iterator[Floats]:
 
 
 def default_block(n: int) -> int:
-    """n^(1/3) rows, the usual rate for a mean, and never under 10 because labels overlap that far."""
+    """Return the block length: n^(1/3) rows, the usual rate for a mean, at least 10 because labels overlap that far."""
     return int(max(10, round(n ** (1 / 3))))
 
 
 def block_sums(values: Floats, starts: Ints, block: int) -> Floats:
-    """(draws,) sums of values (n,) over the blocks of each draw of `block_starts`, the last one cut to n rows."""
+    """Return (draws,) sums of values (n,) over the blocks of each draw of `block_starts`, the last cut to n rows."""
     n = len(values)
     total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])  # a block's sum is a difference of two
     whole, rest = n // block, n % block
@@ -75,7 +78,7 @@ def block_sums(values: Floats, starts: Ints, block: int) -> Floats:
 
 
 def mean_estimate(values: Floats, draws: int, seed: int, cost_bps: float | None = None) -> Estimate:
-    """Mean with a 95 % moving-block bootstrap interval."""
+    """Return the mean with a 95 % moving-block bootstrap interval; NaN without values."""
     n = len(values)
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0, cost_bps)
@@ -88,26 +91,26 @@ def mean_estimate(values: Floats, draws: int, seed: int, cost_bps: float | None 
 def statistic_estimate(
     statistic: Callable[[Ints], float], n: int, draws: int, seed: int, cost_bps: float | None = None
 ) -> Estimate:
-    """Any statistic of row numbers, with a 95 % moving-block bootstrap interval; draws it cannot score are left out."""
+    """Return a statistic of row numbers with a 95 % moving-block bootstrap interval, without draws it cannot score."""
     samples = np.array([statistic(rows) for rows in block_indices(n, default_block(n), draws, seed)])
     return interval(samples, float(statistic(np.arange(n))), n, cost_bps)
 
 
 def most_confident(p: Floats, coverage: float) -> Ints:
-    """Row numbers of the `coverage` share with the highest p, in time order."""
+    """Return the row numbers of the `coverage` share with the highest p, in time order."""
     count = max(1, round(len(p) * coverage))
     return np.sort(np.argsort(-p, kind="stable")[:count])
 
 
 def interval(samples: Floats, value: float, n: int, cost_bps: float | None = None) -> Estimate:
-    """A value with the middle 95 % of its resampled selves; those that could not be computed are left out."""
+    """Return a value with the middle 95 % of its finite bootstrap samples; NaN bounds if none is finite."""
     finite = samples[np.isfinite(samples)]
     low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
     return Estimate(value, float(low), float(high), n, cost_bps)
 
 
 def auc_estimate(p: Floats, y: Floats, draws: int, seed: int) -> Estimate:
-    """`auc` with its interval: ranks are found once, a draw only counts how often each row came."""
+    """Return `auc` with its interval; ranks are computed once, and a draw only counts how often each row was drawn."""
     value = auc(p, y)
     _, group = np.unique(p, return_inverse=True)
     size = int(group.max()) + 1 if len(group) else 0
@@ -123,9 +126,9 @@ def auc_estimate(p: Floats, y: Floats, draws: int, seed: int) -> Estimate:
 def lift_estimate(
     p: Floats, gross_bps: Floats, coverage: float, draws: int, seed: int, cost_bps: float | None = None
 ) -> Estimate:
-    """Mean gross bps of the most confident share minus that of all rows: what the model adds to taking every signal.
+    """Return mean gross bps of the most confident share minus that of all rows, with its interval.
 
-    Cost is the same for each trade, so it cancels here; net figures are reported beside it.
+    It is what the model adds to taking every signal. Cost is the same for each trade, so it cancels here.
     """
     n = len(p)
     value = float(gross_bps[most_confident(p, coverage)].mean() - gross_bps.mean())

@@ -1,6 +1,8 @@
-"""What a candidate scored, as figures and as a page: the same numbers the gate reads, each with n, interval, cost."""
+"""A candidate's figures, as JSON and as a page: the numbers the gate reads, each with n, interval and cost."""
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import Estimate, Floats, Verdict
+from pipelines.contracts import Arrays, Estimate, Floats, JsonObject, Verdict
 from pipelines.evaluation import importance
 from pipelines.evaluation.metrics import (
     auc_estimate,
@@ -19,27 +21,28 @@ from pipelines.evaluation.metrics import (
 )
 from pipelines.models.directional_ensemble import ensemble_losses
 from pipelines.params import Params
+from pipelines.renamed_keys import current_names
 
 
-def read_oof(folder: Path) -> dict[str, Any]:
-    """Every array of a family's `oof.npz`, by name."""
+def read_oof(folder: Path) -> Arrays:
+    """Return every array of a family's `oof.npz` by name; `more_<name>` of earlier releases as `extra_<name>`."""
     with np.load(folder / "oof.npz", allow_pickle=False) as f:
-        return {name: f[name] for name in f.files}
+        return {re.sub("^more_", "extra_", name): f[name] for name in f.files}
 
 
-def arrays_with_prefix(oof: dict[str, Any], prefix: str) -> dict[str, Floats]:
-    """The arrays whose name starts with `prefix`, without it."""
+def arrays_with_prefix(oof: Arrays, prefix: str) -> dict[str, Floats]:
+    """Return the arrays whose name starts with `prefix`, by the rest of the name."""
     return {name.removeprefix(prefix): values for name, values in oof.items() if name.startswith(prefix)}
 
 
-def summarise(folder: Path, params: Params) -> dict[str, Any]:
-    """Figures of the family whose stage output is `folder` (`oof.npz`, `fit.json`)."""
-    oof, fit = read_oof(folder), json.loads((folder / "fit.json").read_text())
+def summarise(folder: Path, params: Params) -> JsonObject:
+    """Return the figures of the family whose stage output is `folder` (`oof.npz`, `fit.json`)."""
+    oof, fit = read_oof(folder), current_names("fit figures", json.loads((folder / "fit.json").read_text()))
     draws, seed, cost = params.gate.bootstrap, params.seed, params.costs.round_trip_bps
-    y, p, gross = oof["y"], oof["p"], oof.get("more_gross_bps")
+    y, p, gross = oof["y"], oof["p"], oof.get("extra_gross_bps")
     losses = {"model": oof["loss"], **arrays_with_prefix(oof, "loss_")}
-    told = {"model": p, **arrays_with_prefix(oof, "baseline_"), **arrays_with_prefix(oof, "member_")}
-    figures: dict[str, Any] = {
+    probabilities = {"model": p, **arrays_with_prefix(oof, "baseline_"), **arrays_with_prefix(oof, "member_")}
+    figures: JsonObject = {
         "n": len(y),
         "cost_bps": cost,
         "loss": {name: _dict(mean_estimate(loss, draws, seed)) for name, loss in losses.items()},
@@ -52,46 +55,48 @@ def summarise(folder: Path, params: Params) -> dict[str, Any]:
     }
     if y.ndim == 2:
         figures["by_class"] = {
-            name: _of_class(p[:, c], y[:, c], told["prevalence"][:, c], params) for c, name in enumerate(fit["classes"])
+            name: _of_class(p[:, c], y[:, c], probabilities["prevalence"][:, c], params)
+            for c, name in enumerate(fit["classes"])
         }
     elif set(np.unique(y)) <= {0.0, 1.0}:
         figures["hit_rate"] = float(y.mean())
         figures["ece"] = expected_calibration_error(p, y)
         figures["auc"] = {
             name: _dict(auc_estimate(q, y, draws // 4, seed))
-            for name, q in told.items()
-            if name != "base_rate" and np.isfinite(q).all()  # one number for everybody ranks nothing
+            for name, q in probabilities.items()
+            if name != "base_rate" and np.isfinite(q).all()  # a single value ranks nothing
         }
     if weights := json.loads((folder / "bundle" / "schema.json").read_text()).get("ensemble"):
-        heard = ensemble_losses(oof, y, weights)
-        figures["heard"] = {name: _dict(mean_estimate(loss, draws, seed)) for name, loss in heard.items()}
+        member_losses = ensemble_losses(oof, y, weights)
+        figures["ensemble_loss"] = {n: _dict(mean_estimate(loss, draws, seed)) for n, loss in member_losses.items()}
     if gross is not None and y.ndim == 1:
         figures["selective"] = selective(p, y, gross, params)
         figures["every_row_net_bps"] = _dict(mean_estimate(gross - cost, draws, seed, cost))
     return figures
 
 
-def _of_class(p: Floats, y: Floats, prevalence: Floats, params: Params) -> dict[str, Any]:
+def _of_class(p: Floats, y: Floats, prevalence: Floats, params: Params) -> JsonObject:
+    """Return one class's share and its Brier gain over prevalence."""
     gain = mean_estimate((prevalence - y) ** 2 - (p - y) ** 2, params.gate.bootstrap, params.seed)
     return {"share": float(y.mean()), "brier_gain_over_prevalence": _dict(gain)}
 
 
-def selective(p: Floats, y: Floats, gross: Floats, params: Params) -> dict[str, Any]:
-    """Hit rate, net bps and lift of the most confident 5, 10, 20 and 50 %."""
+def selective(p: Floats, y: Floats, gross: Floats, params: Params) -> JsonObject:
+    """Return hit rate, net bps and lift of the most confident 5, 10, 20 and 50 %."""
     draws, seed, cost = params.gate.bootstrap, params.seed, params.costs.round_trip_bps
-    answer = {}
+    by_coverage = {}
     for coverage in (0.05, 0.10, 0.20, 0.50):
         chosen = most_confident(p, coverage)
-        answer[f"{coverage:.0%}"] = {
+        by_coverage[f"{coverage:.0%}"] = {
             "hit_rate": _dict(mean_estimate(y[chosen], draws, seed)),
             "net_bps": _dict(mean_estimate(gross[chosen] - cost, draws, seed, cost)),
             "lift_bps": _dict(lift_estimate(p, gross, coverage, draws // 2, seed, cost)),
         }
-    return answer
+    return by_coverage
 
 
-def flat_metrics(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The nested figures as MLflow metrics: `rivals.model.auc.low` and so on; what is not a number is left out."""
+def flat_metrics(figures: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+    """Return nested figures as MLflow metrics (`loss.model.low`, …), without values that are not finite numbers."""
     flat: dict[str, float] = {}
     for key, value in figures.items():
         name = f"{prefix}{key.replace('%', 'pct')}"
@@ -102,13 +107,16 @@ def flat_metrics(figures: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def figure_rows(figures: dict[str, Any], traded: dict[str, Any] | None) -> list[list[str]]:
-    """[figure, value, 95 % interval, n] of a candidate, for people: beside its baselines, then what its trades made.
+def figure_rows(figures: JsonObject, traded: JsonObject | None) -> list[list[str]]:
+    """Return rows [figure, value, 95 % interval, n] of a candidate: against its baselines, then of its trades.
 
-    figures  of `summarise`; traded  of the backtest with the live policy, None for a family that trades nothing
+    figures  of `summarise`, also of an earlier release
+    traded   of the backtest with the live policy, None for a family without trades
     """
+    figures = current_names("evaluation figures", figures)
 
-    def row(name: str, e: dict[str, Any], digits: int = 4) -> list[str]:
+    def row(name: str, e: Mapping[str, Any], digits: int = 4) -> list[str]:
+        """Return the row of one estimate."""
         if e["value"] is None:
             return [name, "–", "nothing to measure", f"{e['n']:,}"]
         known = e["low"] is not None and e["high"] is not None
@@ -116,40 +124,40 @@ def figure_rows(figures: dict[str, Any], traded: dict[str, Any] | None) -> list[
         return [name, f"{e['value']:.{digits}f}", interval, f"{e['n']:,}"]
 
     cost, unit = figures["cost_bps"], figures["loss_name"]
-    told = [row(unit, figures["loss"]["model"])]
-    told += [row(f"gain over {name.replace('_', ' ')}", e) for name, e in sorted(figures["gain_over"].items())]
-    told += [row(f"{unit} of {name.replace('_', ' ')}", e) for name, e in figures.get("heard", {}).items()]
-    told += [
+    rows = [row(unit, figures["loss"]["model"])]
+    rows += [row(f"gain over {name.replace('_', ' ')}", e) for name, e in sorted(figures["gain_over"].items())]
+    rows += [row(f"{unit} of {name.replace('_', ' ')}", e) for name, e in figures.get("ensemble_loss", {}).items()]
+    rows += [
         row("AUC" if name == "model" else f"AUC of {name.replace('_', ' ')}", e, 3)
         for name, e in figures.get("auc", {}).items()
         if name in ("model", "logistic", "ensemble")
     ]
-    told += [
+    rows += [
         row(f"Brier gain over prevalence: {name.replace('_', ' ')}", e["brier_gain_over_prevalence"])
         for name, e in figures.get("by_class", {}).items()
     ]
     if "selective" in figures:
         chosen = figures["selective"]["20%"]
-        told += [
+        rows += [
             row("hit rate, most confident 20 %", chosen["hit_rate"], 3),
             row("lift over every row, bps (20 %)", chosen["lift_bps"], 2),
             row(f"net bps a trade after {cost:g} bps (20 %)", chosen["net_bps"], 2),
             row(f"net bps, every row, after {cost:g} bps", figures["every_row_net_bps"], 2),
         ]
-    told.append(["reselection of columns", figures["reselection"].partition(":")[0], "", f"{figures['n']:,}"])
+    rows.append(["reselection of columns", figures["reselection"].partition(":")[0], "", f"{figures['n']:,}"])
     if traded is not None:
-        told += [
+        rows += [
             row(f"net bps of the policy's trades, after {cost:g} bps", traded["net_bps"], 2),
             row("emissions a week in the backtest", traded["emissions_per_week"], 1),
         ]
-    return told
+    return rows
 
 
-def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Path, title: str) -> None:
-    """The evidence as one self-contained page: verdict, checks, pictures, what it rests on. Needs no network.
+def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, title: str) -> None:
+    """Write the evidence as one self-contained page: verdict, checks, charts, column importance. Needs no network.
 
-    The pictures: what was said beside what came (where outcomes are yes or no), and the loss saved against each
-    baseline as it added up over time (or, of trades, their result).
+    The charts: reliability (for binary outcomes), and the cumulative loss saved against each baseline (for trades
+    their cumulative result).
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
@@ -158,7 +166,7 @@ def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Pa
     y, p, when = oof["y"], oof["p"], (oof["known"] * 1000).astype("datetime64[ms]")
     binary, trades = bool(np.isin(y, (0.0, 1.0)).all()), "selective" in figures
     second = "Cumulative net result of the most confident 20 %, bps" if trades else "Loss saved against the baselines"
-    titles = ("Reliability (10 equal bins)" if binary else "Answers over time", second)
+    titles = ("Reliability (10 equal bins)" if binary else "Predictions over time", second)
     figure = make_subplots(rows=1, cols=2, subplot_titles=titles)
     if binary:
         _reliability(figure, p.ravel(), y.ravel())
@@ -167,7 +175,7 @@ def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Pa
         for c, name in enumerate(figures["classes"]):
             figure.add_trace(go.Scatter(x=when[thin], y=p[thin, c], mode="lines", name=name, stackgroup="p"), 1, 1)
     if trades:
-        gross, chosen = oof["more_gross_bps"], most_confident(p, 0.20)
+        gross, chosen = oof["extra_gross_bps"], most_confident(p, 0.20)
         for taken, name in ((chosen, "chosen 20 %, net"), (np.arange(len(p)), "every row, net")):
             figure.add_trace(go.Scatter(x=when[taken], y=np.cumsum(gross[taken] - cost), mode="lines", name=name), 1, 2)
     else:
@@ -182,7 +190,7 @@ def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Pa
         f"<td>{escape(c.detail)}</td></tr>"
         for c in verdict.checks
     )
-    word = "passed" if verdict.passed else "refused"
+    result = "passed" if verdict.passed else "refused"
     about = f"{figures['n']:,} out-of-fold rows, losses in {escape(figures['loss_name'])}, round trip {cost:g} bps."
     path.write_text(
         f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"
@@ -190,7 +198,7 @@ def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Pa
         "table{border-collapse:collapse;width:100%}td,th{padding:.3rem .6rem;text-align:left;"
         "border-bottom:1px solid #e3e8ee}.ok td:first-child{color:#1a7f45}.no td:first-child{color:#b3261e}"
         ".passed{color:#1a7f45}.refused{color:#b3261e}</style>"
-        f"<h1>{escape(title)}</h1><p>The gate says: <b class='{word}'>{word}</b>. {about} "
+        f"<h1>{escape(title)}</h1><p>Gate: <b class='{result}'>{result}</b>. {about} "
         "Intervals are 95 %, moving-block bootstrap.</p>"
         "<table><tr><th></th><th>check</th><th>value</th><th>interval</th><th>required</th><th>n</th><th></th></tr>"
         f"{rows}</table>{figure.to_html(full_html=False, include_plotlyjs=True)}"
@@ -199,24 +207,27 @@ def write_page(path: Path, verdict: Verdict, figures: dict[str, Any], folder: Pa
 
 
 def _reliability(figure: Any, p: Floats, y: Floats) -> None:
+    """Draw the observed share against the mean predicted probability of ten equal bins."""
     import plotly.graph_objects as go
 
     parts = np.array_split(np.argsort(p, kind="stable"), 10)
-    said, came = [float(p[k].mean()) for k in parts], [float(y[k].mean()) for k in parts]
+    predicted, observed = [float(p[k].mean()) for k in parts], [float(y[k].mean()) for k in parts]
     error = [1.96 * float(np.sqrt(max(y[k].mean() * (1 - y[k].mean()), 1e-9) / len(k))) for k in parts]
     bars = {"type": "data", "array": error}
     figure.add_trace(
-        go.Scatter(x=said, y=came, error_y=bars, mode="markers+lines", name="share that came ± 95 %"), 1, 1
+        go.Scatter(x=predicted, y=observed, error_y=bars, mode="markers+lines", name="observed share ± 95 %"), 1, 1
     )
-    span = [min(said + came), max(said + came)]
+    span = [min(predicted + observed), max(predicted + observed)]
     figure.add_trace(go.Scatter(x=span, y=span, mode="lines", line={"dash": "dot"}, name="perfect"), 1, 1)
-    figure.update_xaxes(title_text="probability said", row=1, col=1)
-    figure.update_yaxes(title_text="share that came true", row=1, col=1)
+    figure.update_xaxes(title_text="predicted probability", row=1, col=1)
+    figure.update_yaxes(title_text="observed share", row=1, col=1)
 
 
 def _number(value: float | None) -> str:
+    """Return a number with four digits, a dash if it is unknown."""
     return "–" if value is None or not np.isfinite(value) else f"{value:.4g}"
 
 
-def _dict(estimate: Estimate) -> dict[str, Any]:
+def _dict(estimate: Estimate) -> dict[str, float]:
+    """Return the known values of an estimate by name."""
     return {k: v for k, v in asdict(estimate).items() if v is not None}

@@ -1,18 +1,17 @@
-"""What each rule-based signal was worth on a history, with its doubt: intervals, n, and how many were tried.
+"""Scores of each rule-based signal on a history: hit rate and return with intervals, n, and the number of tests.
 
-An event is a signal beginning to speak: it takes a side that it did not take at the bar before. Each is followed twice:
-to the barrier of the labels (hold time, hit rate) and to the labels' horizon (return in the signal's direction). Fills
-are as in the labels: the open of the first base bar after the decision bar. Nothing here is fitted or chosen.
+An event is the onset of a signal: it takes a side that it did not take at the bar before. Each event is followed to the
+barrier of the labels (hold time, hit rate) and to the labels' horizon (return in the signal's direction). Fills are as
+in the labels: the open of the first base bar after the decision bar. Nothing here is fitted or chosen.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, OPEN_TIME, Estimate, Floats, Ints
+from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Estimate, Floats, Ints, JsonObject, json_ready
 from pipelines.errors import BadShape
 from pipelines.evaluation.metrics import default_block, mean_estimate
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
@@ -21,18 +20,18 @@ from pipelines.params import Params
 from pipelines.signals.catalog import PRODUCERS
 from pipelines.signals.signal_registry import direction, onsets, signal_names
 
-WEEK_S = 7 * 86400.0
-LEAST_BLOCKS = 5  # of a bootstrap: resampling fewer says nothing of the spread between them
+WEEK_S = 7 * DAY_S
+LEAST_BLOCKS = 5  # of a bootstrap: fewer do not measure the spread between them
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One signal. Estimates are NaN where it never spoke; their bounds are NaN under `LEAST_BLOCKS` blocks of events.
+    """Hold one signal's score. NaN without events; bounds are NaN under `LEAST_BLOCKS` blocks of events.
 
-    began      events: bars on which it began to speak, with an ATR to set barriers by
+    onsets     number of events: bars on which it took a new side, with an ATR to set barriers by
     per_week   events a calendar week of the history
     share      of all bars, those on which it takes a side
-    long       share of the events that speak for a rise; NaN where there are none
+    long       share of the events on the long side; NaN without events
     hold_bars  decision bars from the fill until target, stop or time
     hit_rate   share of events whose target came before stop and time
     gross_bps  return over the horizon in the signal's direction; net_bps after the cost of a round trip
@@ -40,7 +39,7 @@ class Score:
 
     signal: str
     category: str
-    began: int
+    onsets: int
     per_week: float
     share: float
     long: float
@@ -52,10 +51,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """All of them on one history, and what they must be read beside.
+    """Hold the scores of all signals on one history, with what they are compared to.
 
-    market_bps  return over the horizon of buying at every bar: what a side taken blindly gets of the market's own way
-    tested      signals that spoke at all: of so many, one in forty is above nought by luck alone
+    market_bps  return over the horizon of buying at every bar: the market's own drift
+    tested      signals with an event: one in forty of them is above zero by luck alone
     """
 
     bars: int
@@ -69,20 +68,19 @@ class Scores:
     scores: tuple[Score, ...]
 
     def above(self) -> list[str]:
-        """Signals whose net return is above nought with its whole interval."""
+        """Return the signals whose net return is above zero with its whole interval."""
         return [score.signal for score in self.scores if score.net_bps.low > 0]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; None where a figure is not known."""
-        plain = {**asdict(self), "above_cost": self.above()}
-        found: dict[str, Any] = _known(plain)
-        return found
+    def to_dict(self) -> JsonObject:
+        """Return the scores JSON-ready; None where a figure is unknown."""
+        plain: JsonObject = json_ready({**asdict(self), "above_cost": self.above()})
+        return plain
 
 
 def score_signals(
     signals: Floats, decision: Floats, base: Floats, atr: Floats, step_s: int, params: Params
 ) -> Scores:  # fmt: skip
-    """Every signal of SIGNALS: signals (n, ks) of the decision bars; else as `score_sides`."""
+    """Score every signal of SIGNALS; signals (n, ks) of the decision bars, the rest as `score_sides`."""
     return score_sides({name: direction(signals, name) for name in signal_names()}, decision, base, atr, step_s, params)
 
 
@@ -92,35 +90,37 @@ def score_sides(
     """Score the sides (n,) that each signal took at the closes of n decision bars.
 
     decision  (n, 8) bars of `step_s` seconds
-    base      (m, 8) what they were made of; the decision bars themselves where nothing finer was recorded
+    base      (m, 8) bars they were made of; the decision bars themselves if nothing finer was recorded
     atr       (n,) fraction of price at each close; events without one are left out, as no barrier can be set
-    Raises    BadShape if lengths disagree
+    Raises    BadShape if lengths differ
     """
     n = len(decision)
     if atr.shape != (n,) or any(side.shape != (n,) for side in sides.values()):
-        raise BadShape(f"{n} decision bars, {atr.shape} ATR and sides {[s.shape for s in sides.values()]}")
+        raise BadShape(
+            f"{n} decision bars, {atr.shape} ATR and sides {[s.shape for s in sides.values()]}; pass one per bar"
+        )
     horizon_s = float(params.labels.horizon_bars * step_s)
     closes = decision[:, OPEN_TIME] + step_s
     ahead = forward_returns(base, closes, horizon_s).gross_bps
     weeks = (closes[-1] - decision[0, OPEN_TIME]) / WEEK_S if n else 0.0
-    category = {name: group for group, heard in PRODUCERS.items() for name in heard}
+    category = {name: group for group, names in PRODUCERS.items() for name in names}
     base_s = float(np.diff(base[:, OPEN_TIME]).min()) if len(base) > 1 else float(step_s)
     cost, found = params.costs.round_trip_bps, []
     for name, side in sides.items():
         at = onsets(side)
         at = at[atr[at] > 0]
-        way = side[at]
-        hold, hit = _followed(decision, base, base_s, atr, at, way, step_s, horizon_s, params)
-        gross = way * ahead[at]
+        event_side = side[at]
+        hold, hit = _to_barrier(decision, base, base_s, atr, at, event_side, step_s, horizon_s, params)
+        gross = event_side * ahead[at]
         gross = gross[np.isfinite(gross)]
         found.append(
             Score(
                 signal=name,
                 category=category.get(name, ""),
-                began=len(at),
+                onsets=len(at),
                 per_week=len(at) / weeks if weeks else float("nan"),
                 share=float((side != 0).mean()) if n else float("nan"),
-                long=float((way > 0).mean()) if len(at) else float("nan"),
+                long=float((event_side > 0).mean()) if len(at) else float("nan"),
                 hold_bars=_mean(hold, params),
                 hit_rate=_mean(hit, params),
                 gross_bps=_mean(gross, params),
@@ -140,24 +140,25 @@ def score_sides(
     )
 
 
-def _followed(
-    decision: Floats, base: Floats, base_s: float, atr: Floats, at: Ints, way: Ints, step_s: int, horizon_s: float,
+def _to_barrier(
+    decision: Floats, base: Floats, base_s: float, atr: Floats, at: Ints, side: Ints, step_s: int, horizon_s: float,
     params: Params,
 ) -> tuple[Floats, Floats]:  # fmt: skip
-    """(hold in decision bars, to the end of the base bar that resolved it; hit 0 or 1) of the events that are."""
+    """Return (hold in decision bars, hit 0 or 1) of the resolved events, up to the end of the resolving base bar."""
     if len(at) == 0:
         return np.empty(0), np.empty(0)
-    wanted = params.labels
+    labels = params.labels
     resolved = triple_barrier(
-        base, decision[at, OPEN_TIME] + step_s, decision[at, CLOSE], way, atr[at], wanted.target_atr, wanted.stop_atr,
+        base, decision[at, OPEN_TIME] + step_s, decision[at, CLOSE], side, atr[at], labels.target_atr, labels.stop_atr,
         horizon_s,
     )  # fmt: skip
-    over = resolved.barrier != UNRESOLVED
+    known = resolved.barrier != UNRESOLVED
     hold = (resolved.exit_time + base_s - resolved.start_time) / step_s
-    return hold[over], resolved.label[over]
+    return hold[known], resolved.label[known]
 
 
 def _mean(values: Floats, params: Params, cost_bps: float | None = None) -> Estimate:
+    """Return the mean with its interval; NaN bounds under LEAST_BLOCKS blocks."""
     n = len(values)
     if n < LEAST_BLOCKS * default_block(n):
         mean = float(values.mean()) if n else float("nan")
@@ -165,24 +166,15 @@ def _mean(values: Floats, params: Params, cost_bps: float | None = None) -> Esti
     return mean_estimate(values, params.gate.bootstrap, params.seed, cost_bps)
 
 
-def _known(value: Any) -> Any:
-    """Plain data without NaN."""
-    if isinstance(value, dict):
-        return {key: _known(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_known(inner) for inner in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 COLOURS = ("#3b5bdb", "#1a7f37", "#d9730d", "#c2255c", "#7048e8", "#495057")  # of the categories of PRODUCERS
 
 
 def write_page(path: Path, scores: Scores, title: str) -> Path:
-    """Net return and hit rate of each signal that spoke, with their intervals, as one self-contained page."""
+    """Write net return and hit rate of each tested signal as one self-contained page; return its path."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    heard = sorted((s for s in scores.scores if s.net_bps.n), key=lambda s: s.net_bps.value)
+    tested = sorted((s for s in scores.scores if s.net_bps.n), key=lambda s: s.net_bps.value)
     figure = make_subplots(
         rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04, column_widths=[0.6, 0.4],
         subplot_titles=(
@@ -191,14 +183,14 @@ def write_page(path: Path, scores: Scores, title: str) -> Path:
         ),
     )  # fmt: skip
     for category, colour in zip(PRODUCERS, COLOURS, strict=True):
-        mine = [s for s in heard if s.category == category]
+        mine = [s for s in tested if s.category == category]
         for column, part in ((1, "net_bps"), (2, "hit_rate")):
-            told: list[Estimate] = [getattr(s, part) for s in mine]
-            up = [e.high - e.value if np.isfinite(e.high) else 0.0 for e in told]
-            down = [e.value - e.low if np.isfinite(e.low) else 0.0 for e in told]
+            estimates: list[Estimate] = [getattr(s, part) for s in mine]
+            up = [e.high - e.value if np.isfinite(e.high) else 0.0 for e in estimates]
+            down = [e.value - e.low if np.isfinite(e.low) else 0.0 for e in estimates]
             figure.add_trace(
                 go.Scatter(
-                    x=[e.value for e in told],
+                    x=[e.value for e in estimates],
                     y=[s.signal for s in mine],
                     mode="markers",
                     marker={"color": colour},
@@ -206,19 +198,19 @@ def write_page(path: Path, scores: Scores, title: str) -> Path:
                     legendgroup=category,
                     showlegend=column == 1 and bool(mine),
                     error_x={"type": "data", "symmetric": False, "array": up, "arrayminus": down},
-                    text=[f"{s.signal}: {format_estimate(e)}, n {e.n:,}" for s, e in zip(mine, told, strict=True)],
+                    text=[f"{s.signal}: {format_estimate(e)}, n {e.n:,}" for s, e in zip(mine, estimates, strict=True)],
                     hovertemplate="%{text}<extra></extra>",
                 ),
                 row=1,
                 col=column,
             )
     figure.add_vline(x=0.0, line_dash="dot", row=1, col=1)
-    figure.update_yaxes(categoryorder="array", categoryarray=[s.signal for s in heard])
+    figure.update_yaxes(categoryorder="array", categoryarray=[s.signal for s in tested])
     figure.update_layout(
         title=f"{title}: {scores.tested} signals tested on {scores.bars:,} bars; {len(scores.above())} with the whole "
-        f"interval above nought.<br>Buying at every bar: {format_estimate(scores.market_bps)} bps. 95 %, moving-block bootstrap; "
-        "no bar = too few events for one",
-        template="plotly_white", height=220 + 28 * len(heard), margin={"l": 120, "r": 20, "t": 90, "b": 40},
+        f"interval above zero.<br>Buying at every bar: {format_estimate(scores.market_bps)} bps. 95 %, moving-block "
+        "bootstrap; no error bar = too few events",
+        template="plotly_white", height=220 + 28 * len(tested), margin={"l": 120, "r": 20, "t": 90, "b": 40},
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.write_html(path, include_plotlyjs=True)
@@ -226,7 +218,7 @@ def write_page(path: Path, scores: Scores, title: str) -> Path:
 
 
 def format_estimate(estimate: Estimate, digits: int = 1) -> str:
-    """value [low, high], or what is known of it."""
+    """Return "value [low, high]", or what is known of it."""
     if not np.isfinite(estimate.value):
         return "–"
     value, low, high = (

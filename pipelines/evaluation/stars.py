@@ -1,32 +1,31 @@
-"""What each of the 21 stars (S14) was worth on a history: how often it is true, and its lift with an interval.
+"""The contribution of each of the 21 stars (S14) on a history: how often it is true, and its lift with an interval.
 
 Lift: mean return over the labels' horizon in the direction of the star's side where it is true, less the mean where it
-is false. Both sides of a bar count, so a market that drifts lends no star its drift. Nothing is fitted or chosen here.
+is false. Both sides of a bar count, so a drift of the market adds nothing to a star. Nothing is fitted or chosen here.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import OPEN_TIME, Estimate, Floats, Ints
+from pipelines.contracts import OPEN_TIME, Estimate, Floats, Ints, JsonObject, json_ready
 from pipelines.errors import BadShape
 from pipelines.evaluation.metrics import block_starts, block_sums, default_block, interval
 from pipelines.labels.horizon import forward_returns
 from pipelines.params import Params
 from pipelines.signals.stars import HIGH_RATING, MIN_KNOWN, MIN_RATING, STARS, N
 
-LEAST_BLOCKS = 10  # blocks in which a star is true: with fewer, resampling says nothing of the spread between them
+LEAST_BLOCKS = 10  # blocks in which a star is true: fewer do not measure the spread between them
 
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One star, or a rating from so many stars on. Counts are of bar x side.
+    """Hold the contribution of one star, or of a rating from a number of stars on. Counts are of bar × side.
 
-    known       where its inputs are there; true: where it is true
-    prevalence  true / known; NaN where it is never known
-    lift_bps    its n counts those with a return to the horizon; NaN where it is always or never true, and its bounds
-                NaN where it is true, or false, in fewer than LEAST_BLOCKS blocks
+    known       count with its inputs available; true: count where it is true
+    prevalence  true / known; NaN if it is never known
+    lift_bps    its n counts those with a return to the horizon; NaN if it is always or never true; its bounds are NaN
+                if it is true, or false, in fewer than LEAST_BLOCKS blocks
     """
 
     name: str
@@ -39,7 +38,7 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Contributions:
-    """All of them on one history; `measured` stars have an interval, and one in twenty excludes nought by luck."""
+    """Hold all contributions on one history; of the `measured` stars one in twenty excludes zero by luck."""
 
     bars: int
     horizon_bars: int
@@ -49,15 +48,17 @@ class Contributions:
 
     @property
     def measured(self) -> int:
+        """Return the number of stars with an interval."""
         return sum(bool(np.isfinite(star.lift_bps.low)) for star in self.stars)
 
     @property
     def excluding_zero(self) -> tuple[str, ...]:
+        """Return the stars whose interval excludes zero."""
         return tuple(star.name for star in self.stars if star.lift_bps.low > 0.0 or star.lift_bps.high < 0.0)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; None where a figure is not known."""
-        found: dict[str, Any] = _known(asdict(self))
+    def to_dict(self) -> JsonObject:
+        """Return the contributions JSON-ready; None where a figure is unknown."""
+        found: JsonObject = json_ready(asdict(self))
         by_chance = round(0.05 * self.measured, 2)
         return found | {
             "measured": self.measured, "excluding_zero": list(self.excluding_zero), "expected_by_chance": by_chance,
@@ -67,21 +68,21 @@ class Contributions:
 def measure_contributions(truth: Floats, decision: Floats, base: Floats, step_s: int, params: Params) -> Contributions:
     """Measure every star and the ratings from 15 and from 18.
 
-    truth     (n, 21, 2) as `signals.stars.history` gives it for the n decision bars
-    decision  (n, 8) bars of `step_s` seconds; base (m, 8) what they were made of, or the same
+    truth     (n, 21, 2) of `signals.stars.history` for the n decision bars
+    decision  (n, 8) bars of `step_s` seconds; base (m, 8) bars they were made of, or the same
     Raises    BadShape
     """
     n = len(decision)
     if truth.shape != (n, N, 2) or n == 0:
-        raise BadShape(f"stars {truth.shape}, wanted ({n}, {N}, 2) of at least one decision bar")
+        raise BadShape(f"stars {truth.shape}, expected ({n}, {N}, 2) with at least one decision bar")
     horizon = params.labels.horizon_bars
     ahead = forward_returns(base, decision[:, OPEN_TIME] + step_s, float(horizon * step_s)).gross_bps
-    # neighbouring rows share most of their horizon: a block shorter than two of them would take them for independent
+    # neighbouring rows share most of their horizon: a block shorter than two horizons would treat them as independent
     block = min(n, max(default_block(n), 2 * horizon))
     starts = block_starts(n, block, params.gate.bootstrap, params.seed)
     rated = ratings(truth)
-    asked = [(star.name, star.definition, truth[:, i]) for i, star in enumerate(STARS)]
-    whole = [
+    by_star = [(star.name, star.definition, truth[:, i]) for i, star in enumerate(STARS)]
+    by_rating = [
         (
             f"rating >= {least:g}",
             f"of {N}, counted of the known stars",
@@ -89,26 +90,26 @@ def measure_contributions(truth: Floats, decision: Floats, base: Floats, step_s:
         )
         for least in (MIN_RATING, HIGH_RATING)
     ]
-    found = [_worth(name, told, true, ahead, starts, block) for name, told, true in asked + whole]
+    found = [_contribution(*row, ahead, starts, block) for row in by_star + by_rating]
     return Contributions(n, horizon, block, tuple(found[:N]), tuple(found[N:]))
 
 
 def ratings(truth: Floats) -> Floats:
-    """(n, 2) each side's stars over the known ones, times 21; NaN where fewer than MIN_KNOWN are known."""
+    """Return (n, 2) ratings: each side's share of true among known stars, times 21; NaN under MIN_KNOWN known ones."""
     known = (~np.isnan(truth[:, :, 0])).sum(axis=1)
     share = np.nansum(truth, axis=1) / np.maximum(known, 1)[:, np.newaxis]
     return np.where((known >= MIN_KNOWN)[:, np.newaxis], N * share, np.nan)
 
 
-def _worth(name: str, definition: str, truth: Floats, ahead: Floats, starts: Ints, block: int) -> Contribution:
-    """truth (n, 2) of {0, 1, NaN}, ahead (n,) bps of going long, NaN where the horizon is not there."""
-    there = ~np.isnan(truth)
-    known, true = int(there.sum()), int(np.nansum(truth))
+def _contribution(name: str, definition: str, truth: Floats, ahead: Floats, starts: Ints, block: int) -> Contribution:
+    """Measure truth (n, 2) of {0, 1, NaN} against ahead (n,) bps of a long position, NaN beyond the horizon."""
+    available = ~np.isnan(truth)
+    known, true = int(available.sum()), int(np.nansum(truth))
     prevalence = true / known if known else float("nan")
     sided = np.column_stack([ahead, -ahead])
-    counted = there & ~np.isnan(sided)
+    counted = available & ~np.isnan(sided)
     is_true, is_false = counted & (truth == 1.0), counted & (truth == 0.0)
-    # per bar: how many of its two sides are true or false, and what they returned
+    # per bar: how many of its two sides are true or false, and their returns
     parts = [is_true.sum(axis=1), is_false.sum(axis=1)]
     parts += [np.where(each, sided, 0.0).sum(axis=1) for each in (is_true, is_false)]
     n = int(counted.sum())
@@ -121,12 +122,3 @@ def _worth(name: str, definition: str, truth: Floats, ahead: Floats, starts: Int
     with np.errstate(invalid="ignore", divide="ignore"):  # a draw without a true row has no lift, and is left out
         samples = drawn[2] / drawn[0] - drawn[3] / drawn[1]
     return Contribution(name, definition, known, true, prevalence, interval(samples, float(value), n))
-
-
-def _known(value: Any) -> Any:
-    """Plain data without NaN."""
-    if isinstance(value, dict):
-        return {key: _known(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_known(inner) for inner in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,5 +1,7 @@
-"""What a portfolio would lose if the worst came: crises as recorded, resampled times, correlations at their harmful
-extreme, and markets too thin to get out of. What was not recorded makes a scenario absent, with the reason."""
+"""Stress scenarios of a portfolio: recorded crises, bootstrapped returns, correlation breakdown, liquidity drought.
+
+A scenario whose data was not recorded is absent, with the reason.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,19 +9,18 @@ from functools import partial
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, OPEN_TIME, VOLUME, Floats, Ints
+from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, VOLUME, Floats, Ints
 from pipelines.errors import UnknownName
 from pipelines.evaluation.crises import CRISES, crisis
 from pipelines.evaluation.metrics import block_indices, default_block, interval
 from pipelines.evaluation.stressed import MarketHistory, Portfolio, StressResult, exact_estimate
 
 LEVELS = (0.95, 0.99)
-DAY_S = 86_400.0
-HORIZON_DAYS = 10  # of the bootstrap: what bank supervision holds market risk for
+HORIZON_DAYS = 10  # of the bootstrap: the horizon of market risk in bank supervision
 VOLATILITY_DAYS = 30
-LEAST_SPELLS = 5  # of a horizon or a volatility window in the history: an extreme of fewer says nothing
+LEAST_SPELLS = 5  # of a horizon or a volatility window in the history: fewer give no extreme
 PATHS = 4000  # of the bootstrap
-HISTORIES, PATHS_EACH = 40, 200  # resampled histories its interval rests on, and paths drawn from each
+HISTORIES, PATHS_EACH = 40, 200  # resampled histories for its interval, and paths drawn from each
 
 IMPACT = 1.0  # of a day's volatility at a day's volume: "of order one" in every market, Bitcoin too; see `drought`
 MEAN_TO_FINAL_IMPACT = 2.0 / 3.0  # mean of the square root over an order's own course, against its end
@@ -29,9 +30,12 @@ MEAN_TO_FINAL_IMPACT = 2.0 / 3.0  # mean of the square root over an order's own 
 
 
 @kernel
-def stationary_rows(n, steps, block, draws, seed):  # type: ignore[no-untyped-def]
-    """(draws, steps) row numbers under n: blocks of geometric length, `block` in the mean, that go on at the first row
-    after the last. Source: Politis & Romano 1994, JASA 89(428)."""
+def stationary_rows(n: int, steps: int, block: float, draws: int, seed: int) -> Ints:
+    """Return (draws, steps) int64 row numbers under n: blocks of geometric length, `block` in the mean.
+
+    After the last row a block continues at the first. n, steps, draws, seed int64; block float64 or int64.
+    Source: Politis & Romano 1994, JASA 89(428).
+    """
     np.random.seed(seed)
     rows = np.empty((draws, steps), dtype=np.int64)
     for d in range(draws):
@@ -46,12 +50,15 @@ def stationary_rows(n, steps, block, draws, seed):  # type: ignore[no-untyped-de
 
 
 @kernel
-def _walk(returns, rows, weights, stops, cost):  # type: ignore[no-untyped-def]
-    """(2, draws) largest loss against the entry and largest drawdown of positions that go through `rows` (draws, steps)
-    of returns (n, k). A stop closes at the first step beyond it, where that step ended: what was overshot is paid."""
+def _walk(returns: Floats, rows: Ints, weights: Floats, stops: Floats, cost: float) -> Floats:
+    """Return (2, draws): largest loss against the entry and largest drawdown of positions along `rows` of returns.
+
+    returns (n, k), weights and stops (k,) float64; rows (draws, steps) int64. A stop closes a position at the end of
+    the first step beyond it, at that step's price: the overshoot is lost.
+    """
     draws, steps = rows.shape
     k = weights.shape[0]
-    told = np.empty((2, draws))
+    found = np.empty((2, draws))
     price, closed = np.empty(k), np.empty(k)
     for d in range(draws):
         paid = 0.0
@@ -72,16 +79,16 @@ def _walk(returns, rows, weights, stops, cost):  # type: ignore[no-untyped-def]
             lost = max(lost, 1.0 - equity)
             deepest = max(deepest, 1.0 - equity / peak)
             peak = max(peak, equity)
-        told[0, d] = lost
-        told[1, d] = deepest
-    return told
+        found[0, d] = lost
+        found[1, d] = deepest
+    return found
 
 
 def bootstrap(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
-    """Largest loss and deepest drawdown on the way of ten days of returns drawn in blocks; `loss` at the 99 % level.
+    """Return the loss and drawdown within ten days of returns drawn in blocks; `loss` at the 99 % level.
 
-    The intervals rest on histories that were themselves resampled in blocks of the horizon: they tell how few such
-    spells there are in what was recorded, not how many paths were drawn.
+    The intervals come from histories that are themselves resampled in blocks of the horizon: they reflect the few such
+    spells in the recording, not the number of paths drawn.
     """
     del draws  # paths cost little here, and an extreme needs many
     returns, steps = recorded.returns, round(HORIZON_DAYS * DAY_S / recorded.step_s)
@@ -91,13 +98,13 @@ def bootstrap(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: i
         return StressResult("bootstrap", method, absent=f"{n:,} returns; {LEAST_SPELLS * steps:,} are needed")
     walked = partial(_walk, returns, weights=portfolio.weights, stops=portfolio.stops, cost=portfolio.cost)
     drawn = walked(rows=stationary_rows(n, steps, block, PATHS, seed))
-    again = [
+    resampled = [
         walked(rows=history[stationary_rows(n, steps, block, PATHS_EACH, seed + 1 + i)])
         for i, history in enumerate(block_indices(n, steps, HISTORIES, seed))
     ]
     figures = {
         f"{name} {level:.0%}": interval(
-            np.array([np.quantile(each[row], level) for each in again]), float(np.quantile(drawn[row], level)), n
+            np.array([np.quantile(each[row], level) for each in resampled]), float(np.quantile(drawn[row], level)), n
         )
         for row, name in enumerate(("loss", "drawdown"))
         for level in LEVELS
@@ -118,24 +125,27 @@ def bootstrap(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: i
 
 
 def daily(recorded: MarketHistory) -> tuple[Floats, Floats, Floats]:
-    """By UTC day with a bar: return, realised volatility (root of the summed squares), and volume in quote currency,
-    each (days, k); volume is NaN on a day of which a bar has none."""
+    """Return (return, realised volatility, quote volume) of every UTC day with a bar, (days, k) each.
+
+    Volatility is the root of the summed squares; volume is NaN on a day with a bar without volume.
+    """
     day = np.unique(recorded.bars[:, 0, OPEN_TIME] // DAY_S, return_inverse=True)[1]
     returns = np.concatenate([np.zeros((1, len(recorded.symbols))), recorded.returns])
     traded = recorded.bars[:, :, VOLUME] * recorded.bars[:, :, CLOSE]
 
     def summed(values: Floats) -> Floats:
+        """Return (days, k) sums of values (n, k)."""
         return np.stack([np.bincount(day, column) for column in values.T], axis=1)
 
     return np.expm1(summed(np.log1p(returns))), np.sqrt(summed(returns**2)), summed(traded)
 
 
 def correlation_breakdown(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
-    """A day on which every position loses at once, at a volatility that is measured but rare.
+    """Return the loss of a day on which every position loses at once, at a measured but rare volatility.
 
     Correlations are set to 1 between positions of the same side and to -1 between opposite ones, so quantiles of the
-    parts add up (they are comonotone). A part's: the 99 % quantile of its 30-day volatility, times the 99 % quantile of
-    its own losses in units of the volatility of the 30 days before. Stops are left out: a day's end may be beyond them.
+    parts add up (they are comonotone). A part is the 99 % quantile of its 30-day volatility times the 99 % quantile of
+    its own losses in units of the volatility of the 30 days before. Stops are ignored: a day may close beyond them.
     """
     level = LEVELS[-1]
     method = (
@@ -154,13 +164,13 @@ def correlation_breakdown(portfolio: Portfolio, recorded: MarketHistory, draws: 
     lost = -np.sign(portfolio.weights) * moved[VOLATILITY_DAYS:] / calm
 
     def parts(rows: Ints) -> Floats:
-        """(…, k) of each asset's part, from row numbers (…, n)."""
+        """Return (…, k) each asset's part, from row numbers (…, n)."""
         tail = np.quantile(lost[rows], level, axis=-2)
         return np.asarray(np.abs(portfolio.weights) * np.quantile(calm[rows], level, axis=-2) * np.maximum(tail, 0.0))
 
     n = len(lost)
     each = parts(np.arange(n))
-    again = parts(block_indices(n, VOLATILITY_DAYS, draws, seed)).sum(axis=-1)
+    resampled = parts(block_indices(n, VOLATILITY_DAYS, draws, seed)).sum(axis=-1)
     side = np.sign(portfolio.weights)
     measured = np.atleast_2d(np.corrcoef(moved.T)) * np.outer(side, side)
     figures = {
@@ -170,20 +180,20 @@ def correlation_breakdown(portfolio: Portfolio, recorded: MarketHistory, draws: 
     for i, symbol in enumerate(recorded.symbols):
         ratio = np.quantile(calm[:, i], level) / np.median(calm[:, i])
         figures[f"volatility of {symbol}, times its median"] = exact_estimate(ratio, n)
-    told = interval(again, float(each.sum()), n)
-    alone = "one asset: nothing to correlate, its volatility is stressed; " if len(side) == 1 else ""
+    loss = interval(resampled, float(each.sum()), n)
+    single = "one asset: nothing to correlate, its volatility is stressed; " if len(side) == 1 else ""
     return StressResult(
-        "correlation_breakdown", method, loss=told, n=n, figures=figures,
-        detail=f"{alone}{n:,} days, {n // VOLATILITY_DAYS} windows of volatility that share no day",
+        "correlation_breakdown", method, loss=loss, n=n, figures=figures,
+        detail=f"{single}{n:,} days, {n // VOLATILITY_DAYS} windows of volatility that share no day",
     )  # fmt: skip
 
 
 def liquidity_drought(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
-    """Everything is sold in one thin day: the cost of getting out, not of any move of the market.
+    """Return the cost of selling everything in one thin day, without any move of the market.
 
-    Each position pays its ordinary cost, half of what the spread exceeds its median by at its 99 % quantile, and an
-    impact of 2/3 · Y · σ · sqrt(position / volume), Y = 1. The day's own σ / sqrt(volume) is at its 99 % quantile:
-    thin and wild count together where they came together. The law was seen up to some tenth of a volume.
+    Each position pays its ordinary cost, half of the spread's excess over its median at its 99 % quantile, and an
+    impact of 2/3 · Y · σ · sqrt(position / volume), Y = 1. The day's own σ / sqrt(volume) is at its 99 % quantile, so
+    thin and volatile days count together where they coincide. The law is established up to about a tenth of a volume.
 
     Source: square root and Y of order one, Tóth et al. 2011, Phys. Rev. X 1, 021006, and for Bitcoin along the whole of
     an order Donier & Bonart 2015, arXiv:1412.4503. Almgren et al. 2005, Risk 18(7), have a power of 3/5.
@@ -191,48 +201,48 @@ def liquidity_drought(portfolio: Portfolio, recorded: MarketHistory, draws: int,
     level, scenario = LEVELS[-1], "liquidity_drought"
     method = "all sold in a day, impact and spread at their 99 % quantiles, square-root impact"
     _, realised, traded = daily(recorded)
-    whole = (np.isfinite(traded) & (traded > 0.0)).all(axis=1)
-    n = int(whole.sum())
+    complete = (np.isfinite(traded) & (traded > 0.0)).all(axis=1)
+    n = int(complete.sum())
     if n == 0:
         return StressResult(scenario, method, absent="no volume was recorded")
     if n < LEAST_SPELLS * VOLATILITY_DAYS:
         return StressResult(scenario, method, absent=f"{n} days with volume; {LEAST_SPELLS * VOLATILITY_DAYS} needed")
     if recorded.equity is None:
-        why = "impact depends on absolute size: --equity AMOUNT in the market's quote currency"
+        why = "impact depends on absolute size: pass --equity AMOUNT in the market's quote currency"
         return StressResult(scenario, method, absent=why)
-    size, per_root = np.abs(portfolio.weights), realised[whole] / np.sqrt(traded[whole])
-    widened, told = _widening(recorded, level)
+    size, per_root = np.abs(portfolio.weights), realised[complete] / np.sqrt(traded[complete])
+    widened, spread_note = _widening(recorded, level)
 
     to_sell = size * recorded.equity
 
     def lost(rows: Ints) -> Floats:
-        """(…) of row numbers (…, n)."""
+        """Return (…) losses, from row numbers (…, n)."""
         thin = np.quantile(per_root[rows], level, axis=-2)
         return np.asarray((portfolio.cost + widened + MEAN_TO_FINAL_IMPACT * IMPACT * thin * np.sqrt(to_sell)) @ size)
 
-    again = lost(block_indices(n, VOLATILITY_DAYS, draws, seed))
-    depth = np.quantile(traded[whole], 1.0 - level, axis=0)
+    resampled = lost(block_indices(n, VOLATILITY_DAYS, draws, seed))
+    depth = np.quantile(traded[complete], 1.0 - level, axis=0)
     return StressResult(
         scenario,
         method,
-        loss=interval(again, float(lost(np.arange(n))), n),
+        loss=interval(resampled, float(lost(np.arange(n))), n),
         n=n,
-        detail=f"equity {recorded.equity:,.0f}; {told}",
+        detail=f"equity {recorded.equity:,.0f}; {spread_note}",
         figures={
             "largest position, of the 1 % thinnest day's volume": exact_estimate(float((to_sell / depth).max()), n),
             "1 % thinnest day's volume, of the median day's": exact_estimate(
-                float((depth / np.median(traded[whole], axis=0)).min()), n
+                float((depth / np.median(traded[complete], axis=0)).min()), n
             ),
         },
     )
 
 
 def _widening(recorded: MarketHistory, level: float) -> tuple[Floats, str]:
-    """(k,) half of what the spread exceeds its median by at a level, as a fraction of price; and what to say of it."""
-    seen = np.isfinite(recorded.spread).all(axis=1)
-    if not seen.any():
+    """Return (k,) half of the spread's excess over its median at a level, a fraction of price, and a note on it."""
+    known = np.isfinite(recorded.spread).all(axis=1)
+    if not known.any():
         return np.zeros(len(recorded.symbols)), "no spread was recorded: its widening is not in this loss"
-    high, middle = np.quantile(recorded.spread[seen], [level, 0.5], axis=0)
+    high, middle = np.quantile(recorded.spread[known], [level, 0.5], axis=0)
     return np.asarray((high - middle) / 2.0), f"half the spread widens by {(high - middle).max() * 5e3:.2f} bps"
 
 
@@ -242,11 +252,14 @@ Scenario = Callable[[Portfolio, MarketHistory, int, int], StressResult]
 
 
 def _replayed(name: str) -> Scenario:
-    def told(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
-        del draws, seed  # it happened once
+    """Return the scenario of one recorded crisis."""
+
+    def scenario(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
+        """Return the crisis's result; there is one path, so nothing is drawn."""
+        del draws, seed
         return crisis(name, portfolio, recorded)
 
-    return told
+    return scenario
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -258,12 +271,12 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 def stress(name: str, portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
-    """One scenario by name; `draws` of the bootstrap that intervals rest on. Raises UnknownName."""
+    """Return the result of one scenario; `draws` of the bootstrap for its intervals. Raises UnknownName."""
     if name not in SCENARIOS:
-        raise UnknownName(f"no scenario {name!r}; known: {', '.join(SCENARIOS)}")
+        raise UnknownName(f"no scenario {name!r}; use one of {', '.join(SCENARIOS)}")
     return SCENARIOS[name](portfolio, recorded, draws, seed)
 
 
 def stress_all(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> list[StressResult]:
-    """Every scenario, in the order of SCENARIOS."""
-    return [told(portfolio, recorded, draws, seed) for told in SCENARIOS.values()]
+    """Return the result of every scenario, in the order of SCENARIOS."""
+    return [scenario(portfolio, recorded, draws, seed) for scenario in SCENARIOS.values()]

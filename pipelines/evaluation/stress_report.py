@@ -1,4 +1,4 @@
-"""The stress report as one self-contained page: what the limits let through, what it loses, and pictures of how."""
+"""The stress report as one self-contained page: the largest portfolios the limits allow, their losses, and charts."""
 
 from collections.abc import Sequence
 from html import escape
@@ -18,7 +18,7 @@ BINS = 60
 
 
 def format_percent(estimate: Estimate | None) -> str:
-    """In per cent of equity: value [low, high]; what was counted has no bounds."""
+    """Return an estimate in per cent of equity: "value [low, high]"; an exact figure has no bounds."""
     if estimate is None or not np.isfinite(estimate.value):
         return "–"
     if not np.isfinite(estimate.low):
@@ -27,15 +27,20 @@ def format_percent(estimate: Estimate | None) -> str:
 
 
 def write_page(path: Path, title: str, cases: Sequence[Case], limit: float, about: str) -> Path:
-    """`cases` of `stress_limits.stress_of_limits`; `about` says in a sentence what it rests on. Needs no network."""
+    """Write the report and return its path. Needs no network.
+
+    cases  of `stress_limits.stress_of_limits`
+    limit  drawdown limit, fraction of equity
+    about  a sentence on the data
+    """
     most = largest(cases)
-    pictures = "".join(
+    charts = "".join(
         figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"displaylogo": False})
         for i, figure in enumerate(
             figure for figure in (bars(most, limit), paths(most, limit), losses(most)) if figure is not None
         )
     )
-    said = "".join(f"<li>{escape(line)}</li>" for line in verdict(cases, limit))
+    findings = "".join(f"<li>{escape(line)}</li>" for line in verdict(cases, limit))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"
@@ -43,8 +48,8 @@ def write_page(path: Path, title: str, cases: Sequence[Case], limit: float, abou
         "table{border-collapse:collapse;width:100%;font-size:14px}td,th{padding:.3rem .6rem;text-align:left;"
         "border-bottom:1px solid #e3e8ee;vertical-align:top}.no{color:#b3261e}.less{color:#5c6b7a}"
         ".whole,.wide th{white-space:nowrap}.wide{overflow-x:auto}.wide td,.wide th{padding:.3rem .4rem}</style>"
-        f"<h1>{escape(title)}</h1><p>{escape(about)}</p><ul>{said}</ul>"
-        f"{pictures}<h2>The largest portfolio the limits allow</h2>{_table(most, limit)}"
+        f"<h1>{escape(title)}</h1><p>{escape(about)}</p><ul>{findings}</ul>"
+        f"{charts}<h2>The largest portfolio the limits allow</h2>{_table(most, limit)}"
         f"<h2>Every row of limits</h2>{_rows(cases, limit)}"
         "<h2>How each scenario is computed, and on what</h2>" + _methods(most)
     )
@@ -52,20 +57,22 @@ def write_page(path: Path, title: str, cases: Sequence[Case], limit: float, abou
 
 
 def _table(cases: Sequence[Case], limit: float) -> str:
+    """Return the HTML table of every scenario's loss and drawdown for the given cases."""
     head = "".join(f"<th>{escape(case.name)}</th>" for case in cases)
     body = ""
     for results in zip(*(case.results for case in cases), strict=True):
         body += f"<tr><td>{escape(results[0].scenario)}</td>{''.join(_cell(result, limit) for result in results)}</tr>"
     return (
-        "<p class='less'>Largest loss below the highest equity that was booked (at entry, for what is opened once), as "
-        "the account counts its drawdown; beneath it the fall below the highest mark, which counts profit never taken. "
-        "What is estimated is a 99 % quantile with its 95 % interval. "
+        "<p class='less'>Largest loss below the highest booked equity (at entry, for what is opened once), as the "
+        "account counts its drawdown; below it the fall from the highest mark, which counts profit never taken. "
+        "Estimates are 99 % quantiles with their 95 % intervals. "
         f"<span class='no'>Red: above the drawdown limit of {limit:.0%}.</span></p>"
         f"<table><tr><th>scenario</th>{head}</tr>{body}</table>"
     )
 
 
 def _cell(result: StressResult, limit: float) -> str:
+    """Return the table cell of one result, red above the limit."""
     if result.absent:
         return f"<td class='less'>{escape(result.absent)}</td>"
     mark = " class='no'" if result.loss is not None and result.loss.value > limit else ""
@@ -74,15 +81,16 @@ def _cell(result: StressResult, limit: float) -> str:
 
 
 def _rows(cases: Sequence[Case], limit: float) -> str:
+    """Return the HTML table of losses for every row of limits."""
     names = [result.scenario for result in cases[0].results]
     head = "".join(f"<th>{_broken(escape(name))}</th>" for name in names)
     body = ""
     for case in cases:
         cells = ""
         for result in case.results:
-            told = result.loss
-            mark = " class='no'" if told is not None and told.value > limit else ""
-            cells += f"<td{mark}>{'–' if told is None else f'{told.value:.2%}'}</td>"
+            loss = result.loss
+            mark = " class='no'" if loss is not None and loss.value > limit else ""
+            cells += f"<td{mark}>{'–' if loss is None else f'{loss.value:.2%}'}</td>"
         body += f"<tr><td class='whole'>{escape(case.allowed.row)}: {escape(case.name)}</td>{cells}</tr>"
     return (
         "<p class='less'>Largest loss, share of equity.</p>"
@@ -91,19 +99,21 @@ def _rows(cases: Sequence[Case], limit: float) -> str:
 
 
 def _methods(cases: Sequence[Case]) -> str:
+    """Return the HTML table of each scenario's method, n and further figures."""
     body = ""
     for case in cases:
         for result in case.results:
-            told = "; ".join(f"{name} {_figure(name, value)}" for name, value in result.figures.items())
-            said = " · ".join(part for part in (result.detail or result.absent or "", told) if part)
+            figures = "; ".join(f"{name} {_figure(name, value)}" for name, value in result.figures.items())
+            measured = " · ".join(part for part in (result.detail or result.absent or "", figures) if part)
             body += (
                 f"<tr><td>{escape(result.scenario)}<br><span class='less'>{escape(case.name)}</span></td>"
-                f"<td>{escape(result.method)}</td><td>{result.n:,}</td><td>{escape(said)}</td></tr>"
+                f"<td>{escape(result.method)}</td><td>{result.n:,}</td><td>{escape(measured)}</td></tr>"
             )
     return f"<table><tr><th>scenario</th><th>how</th><th>n</th><th>measured</th></tr>{body}</table>"
 
 
 def _figure(name: str, value: Estimate) -> str:
+    """Return a figure in the unit its name tells: hours, a multiple, else per cent."""
     if "_hours" in name:
         return f"{value.value:.0f}"
     return f"{value.value:.3g}" if "times" in name else format_percent(value)
@@ -113,7 +123,7 @@ def _figure(name: str, value: Estimate) -> str:
 
 
 def _layout(figure: Any, title: str, height: int) -> None:
-    """Title above, legend below the axis titles."""
+    """Place the title above the chart and the legend below the axis titles."""
     figure.update_layout(
         title={"text": title, "font": {"size": 16}, "x": 0.01}, template="plotly_white", height=height,
         margin={"t": 70, "l": 70, "r": 30, "b": 110},
@@ -122,24 +132,24 @@ def _layout(figure: Any, title: str, height: int) -> None:
 
 
 def _broken(scenario: str) -> str:
-    """Its name on lines of their own, for narrow columns."""
+    """Return a scenario's name broken into lines, for narrow columns."""
     return scenario.replace(":", "<br>").replace("_", "<br>")
 
 
 def bars(cases: Sequence[Case], limit: float) -> Any:
-    """Loss by scenario beside the limit; None where every scenario is absent."""
+    """Draw losses by scenario against the limit; None if every scenario is absent."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
     for case in cases:
-        told = {r.scenario: e for r in case.results if (e := r.loss) is not None}
-        if not told:
+        known = {r.scenario: e for r in case.results if (e := r.loss) is not None}
+        if not known:
             continue
-        up = [e.high - e.value if np.isfinite(e.high) else None for e in told.values()]
-        down = [e.value - e.low if np.isfinite(e.low) else None for e in told.values()]
+        up = [e.high - e.value if np.isfinite(e.high) else None for e in known.values()]
+        down = [e.value - e.low if np.isfinite(e.low) else None for e in known.values()]
         figure.add_trace(
             go.Bar(
-                x=[_broken(name) for name in told], y=[e.value for e in told.values()], name=case.name,
+                x=[_broken(name) for name in known], y=[e.value for e in known.values()], name=case.name,
                 marker={"color": (COLOURS if case.stopped else PALE)[case.side]},
                 error_y={"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1},
             )
@@ -150,13 +160,13 @@ def bars(cases: Sequence[Case], limit: float) -> Any:
                      annotation_position="top right", annotation_font_color=LIMIT)  # fmt: skip
     figure.update_yaxes(title_text="largest loss, share of equity", tickformat=".0%", rangemode="tozero")
     figure.update_xaxes(title_text="scenario")
-    _layout(figure, "What the largest portfolio that the limits allow would lose", 430)
+    _layout(figure, "Losses of the largest portfolio that the limits allow", 430)
     figure.update_layout(barmode="group")
     return figure
 
 
 def paths(cases: Sequence[Case], limit: float) -> Any:
-    """Drawdown through each recorded crisis from the worst entry on; None where no crisis was given."""
+    """Draw the drawdown through each recorded crisis from the worst entry on; None if no crisis was given."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -183,13 +193,13 @@ def paths(cases: Sequence[Case], limit: float) -> Any:
     figure.update_yaxes(tickformat=".0%", rangemode="tozero")
     figure.update_yaxes(title_text="drawdown, share of equity", col=1)
     figure.update_xaxes(tickformat="%d %b", title_text="UTC", row=rows)
-    _layout(figure, "Crises as they were recorded, from the entry at which they hurt most", 320 * rows + 60)
+    _layout(figure, "Recorded crises, from the entry with the largest loss", 320 * rows + 60)
     figure.update_layout(margin_t=90)
     return figure
 
 
 def losses(cases: Sequence[Case]) -> Any:
-    """Distribution of the resampled losses; None where nothing was resampled."""
+    """Draw the distribution of the bootstrapped losses; None if nothing was drawn."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -207,8 +217,8 @@ def losses(cases: Sequence[Case]) -> Any:
                 line={"color": COLOURS[case.side], "dash": "solid" if case.stopped else "dot", "shape": "hvh"},
             )
         )  # fmt: skip
-    figure.update_xaxes(title_text="largest loss on the way, share of equity; the last step holds what is beyond it",
+    figure.update_xaxes(title_text="largest loss, share of equity; the last step contains everything beyond it",
                         tickformat=".1%")  # fmt: skip
     figure.update_yaxes(title_text="share of paths", type="log", dtick=1, tickformat=".2~%")
-    _layout(figure, f"Resampled times: {drawn[0][1].method}", 400)
+    _layout(figure, f"Bootstrapped returns: {drawn[0][1].method}", 400)
     return figure

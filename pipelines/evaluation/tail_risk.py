@@ -1,4 +1,4 @@
-"""What the next return may lose: value at risk and expected shortfall, one step ahead, from past returns alone.
+"""Value at risk and expected shortfall of the next return, from past returns alone.
 
     historical           the past as it was
     gaussian             normal, with the past's mean and standard deviation
@@ -6,8 +6,8 @@
     monte_carlo          draws from a Student-t of EWMA volatility
     filtered_historical  past returns in units of the EWMA volatility of their day, times the volatility now
 
-Returns are simple returns: a loss of VaR is that fraction of value. `backtest` holds a method to what came
-afterwards; whose the shortfall of a portfolio is, `pipelines.tails.euler_es` tells.
+Returns are simple returns: a loss of VaR is that fraction of value. `backtest` tests a method against the returns that
+followed; `pipelines.tails.euler_es` attributes a portfolio's shortfall to its positions.
 """
 
 import math
@@ -25,15 +25,15 @@ from pipelines.errors import BadShape, UnknownName
 from pipelines.evaluation.coverage import Coverage, coverage
 from pipelines.tails import refuse_missing, tail_losses, tail_probability
 
-DECAY = 0.94  # of the squared return a step; RiskMetrics 1996, for daily returns; hours take it over unfitted
-BURN_IN = 20  # returns before an EWMA volatility is believed
-THICKEST = 0.45  # of one over the degrees of freedom; at .5 there is no variance to speak of
-GRID = 200  # steps of that inverse to one; Monte Carlo draws once for each step
+DECAY = 0.94  # of the squared return per step; RiskMetrics 1996, for daily returns; used for hours without refitting
+BURN_IN = 20  # returns before an EWMA volatility is used
+THICKEST = 0.45  # of one over the degrees of freedom; at .5 the variance is infinite
+GRID = 200  # steps of that inverse from zero to one; Monte Carlo draws once for each step
 DRAWS, SEED = 131_072, 20  # of Monte Carlo; each is used with both signs
 
 
 class TailRisk(NamedTuple):
-    """Losses as positive fractions of value: the one exceeded with chance 1 - level, and the mean beyond it. Or NaN."""
+    """Hold VaR (exceeded with probability 1 - level) and the mean loss beyond it, fractions of value; or NaN."""
 
     var: float
     es: float
@@ -45,10 +45,12 @@ UNKNOWN = TailRisk(float("nan"), float("nan"))
 
 
 @kernel
-def _moments(past):  # type: ignore[no-untyped-def]
-    """Mean, standard deviation (ddof 1), and mean absolute deviation over the root mean square: Geary's ratio, .80 of
-    a normal and less the thicker the tails. It takes two moments where the kurtosis takes four, which returns need not
-    have."""
+def _moments(past: Floats) -> tuple[float, float, float]:
+    """Return mean, standard deviation (ddof 1) and Geary's ratio of past (n,) float64.
+
+    Geary's ratio is the mean absolute deviation over the root mean square: .80 of a normal, less with thicker tails. It
+    needs two moments where the kurtosis needs four, which returns may not have.
+    """
     n, mean = past.shape[0], past.mean()
     square, absolute = 0.0, 0.0
     for r in past:
@@ -58,12 +60,12 @@ def _moments(past):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _filtered(past, decay, burn_in):  # type: ignore[no-untyped-def]
-    """Past the burn-in, returns over the EWMA volatility of those before each; and the volatility now."""
+def _filtered(past: Floats, decay: float, burn_in: int) -> tuple[Floats, float]:
+    """Return returns after the burn-in (int64) over the EWMA volatility before each, and the present volatility."""
     standard = np.empty(past.shape[0])
     total, weight, made = 0.0, 0.0, 0
     for i in range(past.shape[0]):
-        if i >= burn_in and total > 0.0:  # a dead feed has no volatility yet
+        if i >= burn_in and total > 0.0:  # without a move there is no volatility yet
             standard[made] = past[i] / np.sqrt(total / weight)
             made += 1
         total = decay * total + past[i] ** 2
@@ -72,8 +74,8 @@ def _filtered(past, decay, burn_in):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _between(table, x):  # type: ignore[no-untyped-def]
-    """The other three rows where the first, ascending, is x; the ends beyond them."""
+def _between(table: Floats, x: float) -> tuple[float, float, float]:
+    """Return rows 1 to 3 of table (4, k) float64 interpolated where row 0, ascending, is x; its ends beyond them."""
     low, high = 0, table.shape[1] - 1
     while high - low > 1:
         middle = (low + high) // 2
@@ -87,17 +89,17 @@ def _between(table, x):  # type: ignore[no-untyped-def]
 
 
 # ---- the methods --------------------------------------------------------------------------------------------------
-# past (window,) finite returns, the newest last; level in (.5, 1) → TailRisk. NaN where fewer than 1 / (1 - level)
-# returns are left to judge by (one of them in the tail), where one is not finite, or where no loss is to be feared.
+# past (window,) finite returns, the newest last; level in (.5, 1) → TailRisk. NaN with fewer than 1 / (1 - level)
+# returns (one of them in the tail), if one is not finite, or if the VaR is not a loss.
 
 
 def historical(past: Floats, level: float) -> TailRisk:
-    """Quantile and tail mean of the past itself. Knows no time: a calm past says calm."""
+    """Return quantile and tail mean of the past itself, all of it with equal weight."""
     return _losses(*tail_losses(past, tail_probability(level)))
 
 
 def gaussian(past: Floats, level: float) -> TailRisk:
-    """Normal with the mean and standard deviation of the past."""
+    """Return the tail of a normal with the mean and standard deviation of the past."""
     if _too_short(past, level):
         return UNKNOWN
     mean, deviation, _ = _moments(past)
@@ -105,7 +107,7 @@ def gaussian(past: Floats, level: float) -> TailRisk:
 
 
 def student(past: Floats, level: float) -> TailRisk:
-    """Student-t with the mean and standard deviation of the past, degrees of freedom by Geary's ratio (Geary 1935)."""
+    """Return the tail of a Student-t with the past's mean and deviation, degrees of freedom by Geary's ratio (1935)."""
     if _too_short(past, level):
         return UNKNOWN
     mean, deviation, geary = _moments(past)
@@ -115,8 +117,11 @@ def student(past: Floats, level: float) -> TailRisk:
 
 
 def monte_carlo(past: Floats, level: float) -> TailRisk:
-    """Drawn from a Student-t around nought whose volatility is the EWMA's and whose shape is that of the past in its
-    units. The draws of a shape are seeded and scaled, so the same past gives the same answer."""
+    """Return the tail of draws from a Student-t around zero with the EWMA volatility.
+
+    Its shape is that of the past in units of that volatility. The draws of a shape are seeded and scaled, so the same
+    past gives the same result.
+    """
     standard, volatility = _filtered(past, DECAY, BURN_IN)
     if _too_short(standard, level):
         return UNKNOWN
@@ -129,7 +134,7 @@ def monte_carlo(past: Floats, level: float) -> TailRisk:
 
 
 def filtered_historical(past: Floats, level: float) -> TailRisk:
-    """Quantile and tail mean of the past in units of its EWMA volatility, times the volatility now.
+    """Return quantile and tail mean of the past in units of its EWMA volatility, times the volatility now.
 
     Source: Barone-Adesi, Giannopoulos & Vosper 1999, J. Futures Markets 19(5); theirs is a GARCH volatility.
     """
@@ -149,16 +154,18 @@ METHODS: dict[str, Method] = {
 
 
 def _too_short(past: Floats, level: float) -> bool:
+    """Return whether the past has less than one return in the tail."""
     return len(past) * tail_probability(level) < 1.0 - 1e-9
 
 
 def _losses(var: float, es: float) -> TailRisk:
+    """Return the tail risk, UNKNOWN unless VaR is a loss and ES finite."""
     return TailRisk(float(var), float(es)) if var > 0.0 and math.isfinite(es) else UNKNOWN
 
 
 @cache
 def unit_student(level: float) -> Floats:
-    """(4, k) Geary's ratio (ascending), one over the degrees of freedom, VaR and ES of Student-t of variance one.
+    """Return (4, k): Geary's ratio (ascending), one over the degrees of freedom, VaR and ES of unit Student-t.
 
     The last column is the normal's. ES of a Student-t: McNeil, Frey & Embrechts 2005, sec. 2.2.4.
     """
@@ -177,19 +184,19 @@ def unit_student(level: float) -> Floats:
 
 @cache
 def _drawn(step: int, level: float) -> TailRisk:
-    """VaR and ES of draws of variance one, with step / GRID = one over the degrees of freedom."""
+    """Return VaR and ES of draws of variance one, with step / GRID = one over the degrees of freedom."""
     rng = np.random.default_rng(SEED)
     inverse = step / GRID
     draws = rng.standard_normal(DRAWS) if step == 0 else rng.standard_t(1.0 / inverse, DRAWS)
-    losses = np.sort(-np.abs(draws))  # either sign is as likely; sorted, `_tail` has little to do
+    losses = np.sort(-np.abs(draws))  # either sign is as likely; sorted input makes `tail_losses` fast
     return TailRisk(*(np.sqrt(1.0 - 2.0 * inverse) * x for x in tail_losses(losses, 2.0 * tail_probability(level))))
 
 
-# ---- held to what came --------------------------------------------------------------------------------------------
+# ---- tested against the returns that followed ----------------------------------------------------------------------
 
 
 def estimate(past: Floats, method: str, level: float) -> TailRisk:
-    """VaR and ES of the return after `past` (n,), by a method's name.
+    """Return VaR and ES of the return after `past` (n,), by a method's name.
 
     Raises UnknownName; BadShape unless one-dimensional; BadValues for a return that is not finite, naming its row
     """
@@ -197,23 +204,23 @@ def estimate(past: Floats, method: str, level: float) -> TailRisk:
 
 
 def forecasts(returns: Floats, method: str, level: float, window: int) -> tuple[Floats, Floats]:
-    """VaR and ES (n,) of each row from the `window` returns before it; NaN in the first `window` rows.
+    """Return VaR and ES (n,) of each row from the `window` returns before it; NaN in the first `window` rows.
 
     Raises as `estimate`; BadShape for a window under one
     """
     if window < 1:
-        raise BadShape(f"a window of {window} returns holds none. Use one of some hundred.")
-    ask, values = _method(method), _series(returns)
-    told = np.full((2, len(values)), np.nan)
+        raise BadShape(f"a window of {window} returns; use at least 1, better some hundred.")
+    measure, values = _method(method), _series(returns)
+    found = np.full((2, len(values)), np.nan)
     for i in range(window, len(values)):
-        told[:, i] = ask(values[i - window : i], level)
-    return told[0], told[1]
+        found[:, i] = measure(values[i - window : i], level)
+    return found[0], found[1]
 
 
 def backtest(returns: Floats, method: str, level: float, window: int) -> Coverage:
-    """Forecast each row from the `window` returns before it and judge the forecasts by what came.
+    """Forecast each row from the `window` returns before it and test the forecasts against the returns.
 
-    returns  (n,) simple returns in time order. Too short for any forecast: n = 0 and NaN
+    returns  (n,) simple returns in time order; if too short for a forecast, the result has n = 0 and NaN
     Raises   as `forecasts`
     """
     var, es = forecasts(returns, method, level, window)
@@ -221,13 +228,15 @@ def backtest(returns: Floats, method: str, level: float, window: int) -> Coverag
 
 
 def _method(name: str) -> Method:
+    """Return the method of that name. Raises UnknownName."""
     if name not in METHODS:
-        raise UnknownName(f"no method {name!r} of tail risk; known: {', '.join(METHODS)}")
+        raise UnknownName(f"no method {name!r} of tail risk; use one of {', '.join(METHODS)}")
     return METHODS[name]
 
 
 def _series(returns: Floats) -> Floats:
+    """Return contiguous float64 returns (n,). Raises BadShape, BadValues."""
     if returns.ndim != 1:
-        raise BadShape(f"returns have shape {returns.shape}, expected (n,). Take one asset at a time.")
+        raise BadShape(f"returns have shape {returns.shape}, expected (n,). Pass one asset at a time.")
     refuse_missing(returns)
     return np.ascontiguousarray(returns, dtype=np.float64)

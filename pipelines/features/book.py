@@ -1,9 +1,9 @@
 """Order-book features: the six of the core and the validator's three. Without a book they are missing, never constants.
 
-A book counts only if it became known during the bar (alignment does that) and is neither crossed nor locked: otherwise
-every column is missing on that bar, and those with a window until the bar has left it. Flow is what the whole bar
-summed over all book events, never the difference of two books a bar apart; where a source records no flow, the flow
-columns are missing.
+A book counts only if it became known during the bar (alignment ensures it) and is neither crossed nor locked: otherwise
+every column is missing on that bar, and those with a window until the bar has left it. Flow is the sum over all book
+events of the bar, never the difference of two books a bar apart; where a source records no flow, the flow columns are
+missing.
 """
 
 import math
@@ -11,26 +11,29 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CONTEXT_INDEX
+from pipelines.contracts import CONTEXT_INDEX, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import mean, push
+from pipelines.layout import lay_out, window
 
 WINDOW = 20  # bars of trailing depth
 FLOW, FAST = CONTEXT_INDEX["order_flow"], CONTEXT_INDEX["order_flow_fast"]
+(DEPTHS, DENSITIES), FRESH = lay_out(depths=window(WINDOW), densities=window(WINDOW))
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Nine values from the book at the bar's close.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write nine values from the book at the bar's close.
 
-    reads    book (2, levels, 3): bid and ask; price, size (base asset), orders; best first, a NaN price is padding;
+    arrays   float64: state (40,), bar (8,), book (2, levels, 3), context (CONTEXT_WIDTH,), out (9,)
+    reads    book: bid and ask; price, size (base asset), orders; best first, a NaN price is padding;
              context order_flow, order_flow_fast (base asset)
     state    windows of 20, NaN when fresh: mean depth of the two sides, density (base asset a fraction of mid)
-    skew     level l of a side weighs 1 / l: what rests near the price counts more
+    skew     level l of a side weighs 1 / l: size near the price counts more
     density  resting size over the reach from outermost bid to outermost ask: of few levels a fixed distance would
              hold all or none
     """
-    depths, densities = state[0:WINDOW], state[WINDOW : 2 * WINDOW]
+    depths, densities = state[DEPTHS], state[DENSITIES]
     out[:] = np.nan
     if book.shape[1] == 0 or not book[0, 0, 0] < book[1, 0, 0]:
         push(depths, np.nan)
@@ -107,5 +110,5 @@ GROUP = FeatureGroup(
             needs="book",
         ),
     ),
-    np.full(2 * WINDOW, np.nan),
+    FRESH,
 )  # fmt: skip

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import OPEN_TIME
+from pipelines.contracts import OPEN_TIME, Floats
 from pipelines.features.fold import Column, FeatureGroup
 
 DAY = 86400.0
@@ -13,8 +13,11 @@ HOUR = 3600.0
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Five values; no state."""
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write sine and cosine of the time of day and three session flags; no state.
+
+    arrays   float64: state (0,), bar (8,), book and context unread, out (5,)
+    """
     second = bar[OPEN_TIME] % DAY
     angle = 2.0 * math.pi * second / DAY
     out[0] = math.sin(angle)

@@ -1,8 +1,10 @@
-"""A fold: compiled steps `(state, bar, book, context, out)` run in turn over one flat state (laws L2 and L3).
+"""A streaming fold: compiled steps run in turn over one flat state (laws L2 and L3).
 
-Batch training loops over the step, serving calls the same step once a bar, so both give the same bytes. A step sees the
-bar it is given, what was known beside it at its close, and its own state, nothing later. A value that is not finite
-(warm-up, a missing input, a division by nought) is missing: NaN, always the same NaN.
+Every step has the signature `(state, bar, book, context, out)`, all float64 and C-contiguous: its slice of the state,
+bar (8,), book (2, levels, 3), context (CONTEXT_WIDTH,), and the columns it writes. Batch training loops over the step,
+serving calls the same step once a bar, so both give the same bytes. A step reads the bar, the records known at its
+close, and its own state, nothing later. A value that is not finite (warm-up, a missing input, a division by zero) is
+missing: NaN, always the same NaN.
 """
 
 import ast
@@ -27,8 +29,9 @@ from pipelines.errors import BadShape, StateError
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One value a step writes at each bar's close.
+    """Describe one value that a step writes at each bar's close.
 
+    category  price, volume, book, technical, traditional, validator, regime; of signals the score category
     unit      what 1.0 means; low, high: the documented range, infinite where there is none
     warmup    bars until the first value: it stands on row warmup - 1 (a sparse column: not before that row)
     source    paper, library convention or ruling
@@ -39,7 +42,7 @@ class Column:
     """
 
     name: str
-    group: str
+    category: str
     unit: str
     low: float
     high: float
@@ -53,9 +56,9 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class FeatureGroup:
-    """One compiled step and the columns it writes, in order. `initial` is its fresh state, 1-D.
+    """Hold one compiled step and the columns it writes, in order. `initial` is its fresh state, (n,) float64.
 
-    combines  its `out` is the bar's whole row so far: what the families before it wrote, and its own columns last
+    combines  its `out` is the bar's whole row so far: the columns of the groups before it, and its own last
     """
 
     name: str
@@ -66,12 +69,13 @@ class FeatureGroup:
 
 
 class StreamingFold:
-    """The families of one catalogue in turn. Nothing is compiled before the first `run` or `step`."""
+    """Run the feature groups of one catalogue in turn. Nothing is compiled before the first `run` or `step`."""
 
-    def __init__(self, name: str, families: Sequence[FeatureGroup]) -> None:
+    def __init__(self, name: str, groups: Sequence[FeatureGroup]) -> None:
+        """Take the groups in the order in which they run. Raises BadShape if a column name occurs twice."""
         self.name = name
-        self.groups = tuple(families)
-        self.catalogue = tuple(column for family in self.groups for column in family.columns)
+        self.groups = tuple(groups)
+        self.catalogue = tuple(column for group in self.groups for column in group.columns)
         self.columns = tuple(column.name for column in self.catalogue)
         self.index = {column: i for i, column in enumerate(self.columns)}
         self.warmup: Ints = np.array([column.warmup for column in self.catalogue], dtype=np.int64)
@@ -80,35 +84,35 @@ class StreamingFold:
 
     @cached_property
     def catalogue_hash(self) -> str:
-        """sha256 of the columns and of the code of every kernel behind them (comments and layout left out)."""
+        """Return the sha256 of the columns and of the code of their kernels (comments and layout left out)."""
         digest = hashlib.sha256()
         for column in self.catalogue:
             digest.update(repr(column).encode())
-        for path in sorted({path for family in self.groups for path in _sources(family.step)}):
+        for path in sorted({path for group in self.groups for path in _sources(group.step)}):
             digest.update(_code(path).encode())
         return digest.hexdigest()
 
     def fresh(self) -> Floats:
-        """A new flat state, as before the first bar."""
-        return np.concatenate([family.initial for family in self.groups])
+        """Return a new flat state (n,) float64, as before the first bar."""
+        return np.concatenate([group.initial for group in self.groups])
 
     def group_state(self, state: Floats, name: str) -> Floats:
-        """The slice of `state` that belongs to one family (a view)."""
+        """Return the slice of `state` that belongs to one group (a view). Raises StateError for an unknown name."""
         start = 0
-        for family in self.groups:
-            if family.name == name:
-                return state[start : start + len(family.initial)]
-            start += len(family.initial)
-        raise StateError(f"fold {self.name} has no family {name!r}; known: {', '.join(f.name for f in self.groups)}")
+        for group in self.groups:
+            if group.name == name:
+                return state[start : start + len(group.initial)]
+            start += len(group.initial)
+        raise StateError(f"fold {self.name} has no group {name!r}; known: {', '.join(f.name for f in self.groups)}")
 
     def run(
         self, bars: Floats, books: Floats | None = None, contexts: Floats | None = None, state: Floats | None = None
     ) -> Floats:
-        """Fold over history.
+        """Return the rows of a history.
 
         bars      (n, 8) in time order, columns of contracts.BAR_FIELDS
         books     (n, 2, levels, 3) the book known at each bar's close, NaN where none was; None = no book at all
-        contexts  (n, CONTEXT_WIDTH) what else was known then, columns of contracts.CONTEXT_FIELDS; None = nothing
+        contexts  (n, CONTEXT_WIDTH) context known then, columns of contracts.CONTEXT_FIELDS; None = nothing
         state     mutated when given, so that what follows can be stepped live; None = a fresh one
         Returns   (n, k) float64, row i known at the close of bar i; NaN = missing or warming up
         Raises    BadShape, StateError
@@ -130,8 +134,11 @@ class StreamingFold:
         return out
 
     def step(self, state: Floats, bar: Floats, book: Floats = NO_BOOK, context: Floats = NO_CONTEXT) -> Floats:
-        """One live bar (8,), book (2, levels, 3), context (CONTEXT_WIDTH,) → the row `run` gives; mutates `state`."""
-        # copies are contiguous and writeable, so the kernel is never compiled for another array type in mid-flight
+        """Return the row (k,) float64 that `run` gives for one live bar; mutates `state`.
+
+        bar (8,), book (2, levels, 3), context (CONTEXT_WIDTH,). Raises BadShape, StateError.
+        """
+        # copies are contiguous and writeable, so the kernel is never compiled for another array type on a live request
         bar, book = np.array(bar, dtype=np.float64), np.array(book, dtype=np.float64, order="C")
         context = np.array(context, dtype=np.float64)
         shaped = book.ndim == 3 and book.shape[0] == 2 and book.shape[2] == 3
@@ -145,22 +152,26 @@ class StreamingFold:
         return out
 
     def dump(self, state: Floats) -> bytes:
-        """State as bytes: catalogue hash (64 ASCII characters), then little-endian float64."""
+        """Return a state as bytes: catalogue hash (64 ASCII characters), then little-endian float64."""
         return self.catalogue_hash.encode() + self._checked(state).astype("<f8").tobytes()
 
     def load(self, data: bytes) -> Floats:
-        """What `dump` wrote. Raises StateError if it was written under another catalogue or is cut short."""
+        """Return the state that `dump` wrote.
+
+        Raises StateError if it was written under another catalogue or is cut short.
+        """
         theirs, size = data[:64].decode("ascii", "replace"), (len(data) - 64) / 8
         if theirs != self.catalogue_hash:
             raise StateError(
-                f"state of catalogue {theirs[:12]!r}, this is {self.name} {self.catalogue_hash[:12]}. "
-                "Replay history through StreamingFold.run to make a new one."
+                f"{self.name} state of catalogue {theirs[:12]!r}, this release has {self.catalogue_hash[:12]}. "
+                "`bellwether up` folds the history again."
             )
         if size != len(self.fresh()):
             raise StateError(f"{self.name} state holds {size:g} numbers, wanted {len(self.fresh())}: it is cut short")
         return np.frombuffer(data, dtype="<f8", offset=64).astype(np.float64)
 
     def _checked(self, state: Floats) -> Floats:
+        """Return a state unchanged. Raises StateError unless it is contiguous writeable float64 of this fold's size."""
         if state.shape != (self._size,) or state.dtype != np.float64 or not state.flags.carray:
             raise StateError(
                 f"{self.name} state has shape {state.shape} {state.dtype}, wanted ({self._size},) contiguous "
@@ -170,15 +181,18 @@ class StreamingFold:
 
     @cached_property
     def _size(self) -> int:
-        return sum(len(family.initial) for family in self.groups)
+        """Return how many numbers the flat state holds."""
+        return sum(len(group.initial) for group in self.groups)
 
     @cached_property
     def _module(self) -> ModuleType:
-        """The composite step, written as a module so that numba's disk cache can find it again."""
+        """Return the composite step, written as a module so that numba's disk cache finds it again."""
         source = _composite(self.name, self.groups)
         name = f"fold_{self.name}_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
         path = cache_dir() / "folds" / f"{name}.py"
-        if not path.is_file() or path.read_text() != source:  # it is about to be run: not what was put or cut there
+        if (
+            not path.is_file() or path.read_text() != source
+        ):  # it is about to be run: never a file that was replaced or cut short
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             draft = path.with_suffix(f".{os.getpid()}")
             draft.write_text(source)
@@ -193,14 +207,14 @@ class StreamingFold:
         return module
 
 
-def _composite(name: str, families: tuple[FeatureGroup, ...]) -> str:
-    """Source of the module that runs the families in turn; slices are literal, so they cost nothing."""
+def _composite(name: str, groups: tuple[FeatureGroup, ...]) -> str:
+    """Return the source of the module that runs the groups in turn; its slices are literal, so they cost nothing."""
     imports, calls, at, column = [], [], 0, 0
-    for i, family in enumerate(families):
-        function = family.step.py_func
+    for i, group in enumerate(groups):
+        function = group.step.py_func
         imports.append(f"from {function.__module__} import {function.__name__} as step_{i}")
-        size, width = len(family.initial), len(family.columns)
-        first = 0 if family.combines else column
+        size, width = len(group.initial), len(group.columns)
+        first = 0 if group.combines else column
         calls.append(f"    step_{i}(state[{at}:{at + size}], bar, book, context, out[{first}:{column + width}])")
         at, column = at + size, column + width
     return "\n".join(
@@ -214,7 +228,7 @@ def _composite(name: str, families: tuple[FeatureGroup, ...]) -> str:
             "def step(state, bar, book, context, out):",
             *calls,
             f"    for i in range({column}):",
-            "        if not abs(out[i]) < np.inf:",  # also gives every NaN the same bits, whatever made it
+            "        if not abs(out[i]) < np.inf:",  # also gives every NaN the same bits, from any operation
             "            out[i] = np.nan",
             "",
             "@kernel",
@@ -227,7 +241,7 @@ def _composite(name: str, families: tuple[FeatureGroup, ...]) -> str:
 
 
 def _sources(step: Any, seen: frozenset[Any] = frozenset()) -> Iterator[Path]:
-    """Files of a kernel and of every kernel it calls."""
+    """Yield the files of a kernel and of every kernel it calls."""
     function = step.py_func
     yield Path(function.__code__.co_filename)
     for name in function.__code__.co_names:
@@ -237,7 +251,7 @@ def _sources(step: Any, seen: frozenset[Any] = frozenset()) -> Iterator[Path]:
 
 
 def _code(path: Path) -> str:
-    """Source without comments, layout and docstrings: what can change a number."""
+    """Return a file's source without comments, layout and docstrings: the part that can change a number."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef) and ast.get_docstring(node) is not None:

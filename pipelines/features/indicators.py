@@ -1,260 +1,174 @@
-"""The traditional indicator set (F3), beside the core's nine: averages, oscillators, bands, volume. No model family
-reads it; rules, charts and new families do. Conventions and seeds are TA-Lib's where TA-Lib has the indicator; where it
-answers nought for something undefined, the value here is missing. Prices are told relative to the close."""
+"""The traditional indicator set (F3), next to the core's nine: oscillators, bands, volume. Averages: `averages.py`.
+
+No model family reads it; rules, charts and new families do. Conventions and seeds are TA-Lib's where TA-Lib has the
+indicator; where it returns 0 for something undefined, the value is missing. Prices are relative to the close.
+"""
 
 import math
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, VOLUME
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, VOLUME, Floats
 from pipelines.features.fold import Column, FeatureGroup
-from pipelines.features.kernels import adx, atr, deviation, ema, highest, lowest, macd, mean, push, rsi, true_range
+from pipelines.features.kernels import (
+    ADX_STATE,
+    ATR_STATE,
+    CHAIN_STATE,
+    EMA_STATE,
+    MACD_STATE,
+    MINUS_DM,
+    PLUS_DM,
+    RSI_STATE,
+    TRUE_RANGE,
+    adx,
+    atr,
+    chain,
+    deviation,
+    ema,
+    highest,
+    lowest,
+    macd,
+    mean,
+    push,
+    rsi,
+    tail,
+    total,
+    true_range,
+)
+from pipelines.layout import lay_out, window, zeros
 
-LONG = 200  # closes kept: the longest average
+LONG = 200  # closes in the window: the longest average
 
-
-@kernel
-def _tail(window, n):  # type: ignore[no-untyped-def]
-    """The newest n values of a window."""
-    return window[window.shape[0] - n :]
-
-
-@kernel
-def _total(window):  # type: ignore[no-untyped-def]
-    total = 0.0
-    for value in window:
-        total += value
-    return total
-
-
-@kernel
-def _chain(state, value, period, length):  # type: ignore[no-untyped-def]
-    """`length` exponential averages, each of the one before; state (3·length,): two of `ema`, then the last value."""
-    for i in range(length):
-        if value == value:
-            value = ema(state[3 * i : 3 * i + 2], value, period)
-        state[3 * i + 2] = value
-
-
-@kernel
-def _line(window):  # type: ignore[no-untyped-def]
-    """(value at the newest point, slope a bar) of the least-squares line through a window."""
-    n = window.shape[0]
-    centre, middle = (n - 1) / 2.0, mean(window)
-    over, under = 0.0, 0.0
-    for i in range(n):
-        over += (i - centre) * (window[i] - middle)
-        under += (i - centre) * (i - centre)
-    slope = over / under
-    return middle + slope * (n - 1 - centre), slope
-
-
-@kernel
-def _kama(state, closes):  # type: ignore[no-untyped-def]
-    """Kaufman's average over ten bars; state (1,): the average before, NaN when fresh. closes: the newest eleven."""
-    moved = 0.0
-    for i in range(1, 11):
-        moved += abs(closes[i] - closes[i - 1])
-    if moved != moved:
-        return np.nan
-    share = 1.0
-    if moved > 0.0:
-        share = abs(closes[10] - closes[0]) / moved
-    slow = 2.0 / 31.0
-    speed = share * (2.0 / 3.0 - slow) + slow
-    before = state[0] if state[0] == state[0] else closes[9]
-    state[0] = before + (closes[10] - before) * speed * speed
-    return state[0]
+(
+    O_HIGHS, O_LOWS, O_RANGES, O_PRESSURES, O_FAST, O_SLOW, O_STRENGTHS, O_TRENDS, O_MACD, O_EMA_26, O_CHAIN,
+    O_LAST_OF_CHAIN, O_RSI, O_ADX, O_LAST_CLOSE, O_BARS, O_EMA_12,
+), OSCILLATORS_FRESH = lay_out(
+    highs=window(26), lows=window(26), ranges=window(28), pressures=window(28), fast=window(3), slow=window(3),
+    strengths=window(14), trends=window(14), macd=zeros(MACD_STATE), ema_26=zeros(EMA_STATE),
+    chain=zeros(3 * CHAIN_STATE), last_of_chain=zeros(1), rsi=zeros(RSI_STATE), adx=zeros(ADX_STATE),
+    last_close=zeros(1), bars=zeros(1), ema_12=zeros(EMA_STATE),
+)  # fmt: skip
+(
+    B_CLOSES, B_HIGHS, B_LOWS, B_RANGES, B_UPS, B_DOWNS, B_RATIOS, B_FALLS, B_VOLUMES, B_SIGNED, B_PLACED, B_VALUES,
+    B_INFLOWS, B_OUTFLOWS, B_MIDDLES, B_EMA_20, B_EMA_13, B_ATR, B_NINE, B_CHANGE, B_MAGNITUDE, B_HEIKIN_ASHI, B_LAST,
+), BANDS_FRESH = lay_out(
+    closes=window(LONG), highs=window(50), lows=window(50), ranges=window(14), ups=window(14), downs=window(14),
+    ratios=window(25), falls=window(14), volumes=window(20), signed=window(20), placed=window(20), values=window(20),
+    inflows=window(14), outflows=window(14), middles=window(34), ema_20=zeros(EMA_STATE), ema_13=zeros(EMA_STATE),
+    atr=zeros(ATR_STATE), nine=zeros(2 * CHAIN_STATE), change=zeros(2 * EMA_STATE), magnitude=zeros(2 * EMA_STATE),
+    heikin_ashi=zeros(2), last=zeros(5),
+)  # fmt: skip
 
 
 @kernel
-def _parabolic(state, high, low):  # type: ignore[no-untyped-def]
-    """Parabolic stop, .02 to .2; state (7,), zeros when fresh: bars, side, stop, extreme, rate, high, low."""
-    state[0] += 1.0
-    if state[0] == 1.0:
-        state[5], state[6] = high, low
-        return np.nan
-    if state[0] == 2.0:
-        fell = state[6] - low > 0.0 and state[6] - low > high - state[5]
-        state[1] = -1.0 if fell else 1.0
-        state[2] = state[5] if fell else state[6]
-        state[3] = low if fell else high
-        state[4] = 0.02
-        state[5], state[6] = high, low
-    side, stop = state[1], state[2]
-    inner = max(state[5], high) if side < 0.0 else min(state[6], low)  # the stop stays outside the last two bars
-    outer = min(state[6], low) if side < 0.0 else max(state[5], high)
-    if (side > 0.0 and low <= stop) or (side < 0.0 and high >= stop):
-        stop = max(state[3], outer) if side > 0.0 else min(state[3], outer)
-        told = stop
-        state[1], state[4] = -side, 0.02
-        state[3] = low if side > 0.0 else high
-        stop += state[4] * (state[3] - stop)
-        state[2] = max(stop, outer) if side > 0.0 else min(stop, outer)
-    else:
-        told = stop
-        further = high > state[3] if side > 0.0 else low < state[3]
-        if further:
-            state[3] = high if side > 0.0 else low
-            state[4] = min(state[4] + 0.02, 0.2)
-        stop += state[4] * (state[3] - stop)
-        state[2] = min(stop, inner) if side > 0.0 else max(stop, inner)
-    state[5], state[6] = high, low
-    return told
+def _since(window: Floats, sign: float) -> float:
+    """Return the bars since the greatest (sign 1) or least (sign -1) value of a window (w,) float64.
 
-
-@kernel
-def _since(window, sign):  # type: ignore[no-untyped-def]
-    """Bars since the greatest (sign 1) or least (sign -1) value of a window, the later of equals; NaN in warm-up."""
+    The later of equals counts; NaN in warm-up.
+    """
     if window[0] != window[0]:
         return np.nan
     best, at = window[0], 0
     for i in range(window.shape[0]):
         if sign * window[i] >= sign * best:
             best, at = window[i], i
-    return window.shape[0] - 1.0 - at
+    bars: float = window.shape[0] - 1.0 - at
+    return bars
 
 
 @kernel
-def averages(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Fifteen averages and levels, as the log distance of the close from each (the slope: a fraction of price a bar).
+def oscillators(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write fifteen oscillators.
 
-    state    windows, NaN when fresh: closes 200, highs 14, lows 14, average of Kaufman 1;
-             zeros when fresh: EMA 12 (2), EMA 26 (2), chain of three of 20 (9), chain of six of 5 (18), parabolic 7
-    """
-    closes, highs, lows = state[0:LONG], state[200:214], state[214:228]
-    high, low, close = bar[HIGH], bar[LOW], bar[CLOSE]
-    push(closes, close)
-    push(highs, high)
-    push(lows, low)
-
-    out[0] = math.log(close / mean(_tail(closes, 50)))
-    out[1] = math.log(close / mean(closes))
-    out[2] = math.log(close / ema(state[229:231], close, 12.0))
-    out[3] = math.log(close / ema(state[231:233], close, 26.0))
-
-    twenty = _tail(closes, 20)
-    rising, triangle = 0.0, 0.0
-    for i in range(20):
-        rising += (i + 1.0) * twenty[i]
-        triangle += min(i + 1.0, 20.0 - i) * twenty[i]
-    out[4] = math.log(close / (rising / 210.0))
-    out[5] = math.log(close / (triangle / 110.0))
-
-    three = state[233:242]
-    _chain(three, close, 20.0, 3)
-    out[6] = math.log(close / (2.0 * three[2] - three[5]))
-    out[7] = math.log(close / (3.0 * three[2] - 3.0 * three[5] + three[8]))
-
-    six, v = state[242:260], 0.7
-    _chain(six, close, 5.0, 6)
-    out[8] = math.log(
-        close
-        / (
-            -v * v * v * six[17]
-            + (3.0 * v * v + 3.0 * v * v * v) * six[14]
-            - (6.0 * v * v + 3.0 * v + 3.0 * v * v * v) * six[11]
-            + (1.0 + 3.0 * v + v * v * v + 3.0 * v * v) * six[8]
-        )
-    )
-
-    out[9] = math.log(close / _kama(state[228:229], _tail(closes, 11)))
-    value, slope = _line(_tail(closes, 14))
-    out[10] = math.log(close / value)
-    out[11] = slope / close
-    fourteen = _tail(closes, 14)
-    out[12] = math.log(close / ((highest(fourteen) + lowest(fourteen)) / 2.0))
-    out[13] = math.log(close / ((highest(highs) + lowest(lows)) / 2.0))
-    out[14] = math.log(close / _parabolic(state[260:267], high, low))
-
-
-@kernel
-def oscillators(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Fifteen oscillators.
-
+    arrays   float64: state (177,), bar (8,), book and context unread, out (15,)
     state    windows, NaN when fresh: highs 26, lows 26, true ranges 28, buying pressures 28, fast %K 3, slow %K 3,
              RSI 14, ADX 14; zeros when fresh: MACD 7, EMA 26 (2), chain of three of 15 (9), last of the chain 1, RSI 4,
              ADX 8, last close 1, bars 1, EMA 12 (2)
     """
-    highs, lows, reaches, pressures = state[0:26], state[26:52], state[52:80], state[80:108]
-    fast, slow, strengths, trends = state[108:111], state[111:114], state[114:128], state[128:142]
-    high, low, close, last = bar[HIGH], bar[LOW], bar[CLOSE], state[174]
-    state[174] = close
-    state[175] += 1.0
+    highs, lows, reaches, pressures = state[O_HIGHS], state[O_LOWS], state[O_RANGES], state[O_PRESSURES]
+    fast, slow, strengths, trends = state[O_FAST], state[O_SLOW], state[O_STRENGTHS], state[O_TRENDS]
+    last_of_chain, last_close, bars = state[O_LAST_OF_CHAIN], state[O_LAST_CLOSE], state[O_BARS]
+    high, low, close, last = bar[HIGH], bar[LOW], bar[CLOSE], last_close[0]
+    last_close[0] = close
+    bars[0] += 1.0
     push(highs, high)
     push(lows, low)
 
-    line, signal = macd(state[142:149], close)
+    line, signal = macd(state[O_MACD], close)
     out[0] = signal / close
     out[1] = (line - signal) / close
-    long = ema(state[149:151], close, 26.0)  # each average from its own first bars, unlike MACD's
-    out[2] = 100.0 * ((ema(state[176:178], close, 12.0) - long) / long)
+    long = ema(state[O_EMA_26], close, 26.0)  # each average from its own first bars, unlike MACD's
+    out[2] = 100.0 * ((ema(state[O_EMA_12], close, 12.0) - long) / long)
 
-    chain, before = state[151:160], state[160]
-    _chain(chain, close, 15.0, 3)
-    out[3] = 100.0 * (chain[8] / before - 1.0) if before > 0.0 else np.nan
-    state[160] = chain[8] if chain[8] == chain[8] else 0.0
+    triple, before = state[O_CHAIN], last_of_chain[0]
+    chain(triple, close, 15.0, 3)
+    newest = triple[-1]
+    out[3] = 100.0 * (newest / before - 1.0) if before > 0.0 else np.nan
+    last_of_chain[0] = newest if newest == newest else 0.0
 
-    if state[175] > 1.0:
+    if bars[0] > 1.0:
         floor = min(low, last)
         push(pressures, close - floor)
         push(reaches, max(high, last) - floor)
-    short = _total(_tail(pressures, 7)) / _total(_tail(reaches, 7))
-    middle = _total(_tail(pressures, 14)) / _total(_tail(reaches, 14))
-    out[4] = 100.0 * (4.0 * short + 2.0 * middle + _total(pressures) / _total(reaches)) / 7.0
+    short = total(tail(pressures, 7)) / total(tail(reaches, 7))
+    middle = total(tail(pressures, 14)) / total(tail(reaches, 14))
+    out[4] = 100.0 * (4.0 * short + 2.0 * middle + total(pressures) / total(reaches)) / 7.0
 
-    top, bottom = highest(_tail(highs, 14)), lowest(_tail(lows, 14))
+    top, bottom = highest(tail(highs, 14)), lowest(tail(lows, 14))
     push(fast, 100.0 * ((close - bottom) / (top - bottom)))
     out[5] = mean(fast)
     push(slow, out[5])
     out[6] = mean(slow)
 
-    push(strengths, rsi(state[161:165], close))
+    push(strengths, rsi(state[O_RSI], close))
     weakest = lowest(strengths)
-    out[7] = 100.0 * ((strengths[13] - weakest) / (highest(strengths) - weakest))
+    out[7] = 100.0 * ((strengths[-1] - weakest) / (highest(strengths) - weakest))
 
     out[8] = (close - bar[OPEN]) / (high - low)
     out[9] = 100.0 * (25.0 - _since(highs, 1.0)) / 25.0
     out[10] = 100.0 * (25.0 - _since(lows, -1.0)) / 25.0
 
-    moves = state[165:173]
+    moves = state[O_ADX]
     push(trends, adx(moves, high, low, close))
     if moves[0] > 14.0:
-        out[11] = 100.0 * moves[4] / moves[6]
-        out[12] = 100.0 * moves[5] / moves[6]
-        out[13] = 100.0 * abs(moves[4] - moves[5]) / (moves[4] + moves[5])
+        plus, minus = moves[PLUS_DM], moves[MINUS_DM]
+        out[11] = 100.0 * plus / moves[TRUE_RANGE]
+        out[12] = 100.0 * minus / moves[TRUE_RANGE]
+        out[13] = 100.0 * abs(plus - minus) / (plus + minus)
     else:
         out[11], out[12], out[13] = np.nan, np.nan, np.nan
-    out[14] = (trends[13] + trends[0]) / 2.0
+    out[14] = (trends[-1] + trends[0]) / 2.0
 
 
 @kernel
-def bands(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Bands, ranges, levels and volume: twenty-three.
+def bands(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write 23 bands, ranges, levels and measures of volume.
 
+    arrays   float64: state (551,), bar (8,), book and context unread, out (23,)
     state    windows, NaN when fresh: closes 200, highs 50, lows 50, true ranges 14, up moves 14, down moves 14,
              ratios 25, squared drawdowns 14, volumes 20, signed volumes 20, placed volumes 20, traded values 20,
              inflows 14, outflows 14, middles 34; zeros when fresh: EMA 20 (2), EMA 13 (2), ATR 3, chain of two (6),
              chains of 25 then 13 of change (4) and of its size (4), Heikin-Ashi open and close 2, bars 1,
              last high, low, close, typical price 4
     """
-    closes, highs, lows = state[0:200], state[200:250], state[250:300]
-    reaches, ups, downs = state[300:314], state[314:328], state[328:342]
-    ratios, falls = state[342:367], state[367:381]
-    volumes, signed, placed, worth = state[381:401], state[401:421], state[421:441], state[441:461]
-    inflows, outflows, middles = state[461:475], state[475:489], state[489:523]
+    closes, highs, lows = state[B_CLOSES], state[B_HIGHS], state[B_LOWS]
+    reaches, ups, downs = state[B_RANGES], state[B_UPS], state[B_DOWNS]
+    ratios, falls = state[B_RATIOS], state[B_FALLS]
+    volumes, signed, placed, values = state[B_VOLUMES], state[B_SIGNED], state[B_PLACED], state[B_VALUES]
+    inflows, outflows, middles = state[B_INFLOWS], state[B_OUTFLOWS], state[B_MIDDLES]
+    heikin, before = state[B_HEIKIN_ASHI], state[B_LAST]
     opened, high, low, close, volume = bar[OPEN], bar[HIGH], bar[LOW], bar[CLOSE], bar[VOLUME]
     typical = (high + low + close) / 3.0
-    bars, last_high, last_low, last, last_typical = state[546], state[547], state[548], state[549], state[550]
-    state[546] += 1.0
-    state[547], state[548], state[549], state[550] = high, low, close, typical
+    bars, last_high, last_low, last, last_typical = before[0], before[1], before[2], before[3], before[4]
+    before[0] += 1.0
+    before[1], before[2], before[3], before[4] = high, low, close, typical
     push(closes, close)
     push(highs, high)
     push(lows, low)
     push(middles, (high + low) / 2.0)
     push(volumes, volume)
-    push(worth, typical * volume)
+    push(values, typical * volume)
     push(placed, volume * (((close - low) - (high - close)) / (high - low)) if high > low else volume * 0.0)
     if bars > 0.0:
         push(reaches, true_range(high, low, last))
@@ -265,55 +179,56 @@ def bands(state, bar, book, context, out):  # type: ignore[no-untyped-def]
         push(inflows, typical * volume if moved > noise else volume * 0.0)
         push(outflows, typical * volume if moved < -noise else volume * 0.0)
 
-    twenty = _tail(closes, 20)
+    twenty = tail(closes, 20)
     centre, sd = mean(twenty), deviation(twenty, 0)
     out[0] = 4.0 * sd / centre
-    out[1] = reaches[13] / close
-    into = _total(inflows)
-    out[2] = 100.0 * (into / (into + _total(outflows)))
-    traded = _total(volumes)
-    out[3] = _total(signed) / traded
-    out[4] = _total(placed) / traded
-    out[5] = math.log(close / (_total(worth) / traded))
+    out[1] = reaches[-1] / close
+    into = total(inflows)
+    out[2] = 100.0 * (into / (into + total(outflows)))
+    traded = total(volumes)
+    out[3] = total(signed) / traded
+    out[4] = total(placed) / traded
+    out[5] = math.log(close / (total(values) / traded))
 
-    reach = atr(state[527:530], high, low, close)
-    out[6] = (close - ema(state[523:525], close, 20.0)) / (2.0 * reach)
+    reach = atr(state[B_ATR], high, low, close)
+    out[6] = (close - ema(state[B_EMA_20], close, 20.0)) / (2.0 * reach)
     out[7] = 1.0 if 2.0 * sd < 1.5 * reach else 0.0
     if sd != sd or reach != reach:
         out[7] = np.nan
-    bottom = lowest(_tail(lows, 20))
-    out[8] = (close - bottom) / (highest(_tail(highs, 20)) - bottom)
+    bottom = lowest(tail(lows, 20))
+    out[8] = (close - bottom) / (highest(tail(highs, 20)) - bottom)
 
     body = (opened + high + low + close) / 4.0
-    start = (opened + close) / 2.0 if bars == 0.0 else (state[544] + state[545]) / 2.0
-    state[544], state[545] = start, body
+    start = (opened + close) / 2.0 if bars == 0.0 else (heikin[0] + heikin[1]) / 2.0
+    heikin[0], heikin[1] = start, body
     out[9] = (body - start) / close
     out[10] = (close - lowest(lows)) / reach
     out[11] = (highest(highs) - close) / reach
-    signs = np.sign(close - centre) + np.sign(close - mean(_tail(closes, 50))) + np.sign(close - mean(closes))
+    signs = np.sign(close - centre) + np.sign(close - mean(tail(closes, 50))) + np.sign(close - mean(closes))
     out[12] = signs / 3.0
 
-    ranged = _total(reaches)
-    out[13] = 100.0 * math.log10(ranged / (highest(_tail(highs, 14)) - lowest(_tail(lows, 14)))) / math.log10(14.0)
-    out[14] = _total(ups) / ranged
-    out[15] = _total(downs) / ranged
-    thirteen = ema(state[525:527], close, 13.0)
+    ranged = total(reaches)
+    out[13] = 100.0 * math.log10(ranged / (highest(tail(highs, 14)) - lowest(tail(lows, 14)))) / math.log10(14.0)
+    out[14] = total(ups) / ranged
+    out[15] = total(downs) / ranged
+    thirteen = ema(state[B_EMA_13], close, 13.0)
     out[16] = (high - thirteen) / reach
     out[17] = (low - thirteen) / reach
-    out[18] = (mean(_tail(middles, 5)) - mean(middles)) / close
+    out[18] = (mean(tail(middles, 5)) - mean(middles)) / close
 
-    nine = state[530:536]
-    _chain(nine, high - low, 9.0, 2)
+    nine = state[B_NINE]
+    chain(nine, high - low, 9.0, 2)
     push(ratios, nine[2] / nine[5] if nine[5] > 0.0 else np.nan)
-    out[19] = _total(ratios)
-    peak = highest(_tail(closes, 14))
+    out[19] = total(ratios)
+    peak = highest(tail(closes, 14))
     push(falls, (100.0 * (close / peak - 1.0)) ** 2)
     out[20] = math.sqrt(mean(falls))
 
+    change, magnitude = state[B_CHANGE], state[B_MAGNITUDE]
     if bars > 0.0:
-        step, size = ema(state[536:538], close - last, 25.0), ema(state[540:542], abs(close - last), 25.0)
+        step, size = ema(change[0:2], close - last, 25.0), ema(magnitude[0:2], abs(close - last), 25.0)
         if step == step:
-            out[21] = 100.0 * (ema(state[538:540], step, 13.0) / ema(state[542:544], size, 13.0))
+            out[21] = 100.0 * (ema(change[2:4], step, 13.0) / ema(magnitude[2:4], size, 13.0))
         else:
             out[21] = np.nan
     else:
@@ -325,39 +240,10 @@ INF = math.inf
 APPEL, WILDER, TALIB = "Appel 1979; TA-Lib", "Wilder 1978; TA-Lib", "TA-Lib"
 
 
-def _distance(name: str, of: str, warmup: int, source: str) -> Column:
-    return Column(name, "traditional", "log", -INF, INF, warmup, f"log(close / {of})", source)
-
-
 def _points(name: str, warmup: int, formula: str, source: str, low: float = 0.0, needs: str | None = None) -> Column:
+    """Return a column in points, at most 100."""
     return Column(name, "traditional", "points", low, 100.0, warmup, formula, source, needs=needs)
 
-
-AVERAGES = FeatureGroup(
-    "averages",
-    averages,
-    (
-        _distance("close_to_sma_50", "mean of 50 closes", 50, TALIB),
-        _distance("close_to_sma_200", "mean of 200 closes", 200, TALIB),
-        _distance("close_to_ema_12", "EMA 12 of the close", 12, TALIB),
-        _distance("close_to_ema_26", "EMA 26 of the close", 26, TALIB),
-        _distance("close_to_wma_20", "mean of 20 closes weighted 1 to 20", 20, TALIB),
-        _distance("close_to_trima_20", "mean of 20 closes weighted 1 to 10 to 1", 20, TALIB),
-        _distance("close_to_dema_20", "2 EMA 20 - EMA 20 of it", 39, "Mulloy 1994; TA-Lib"),
-        _distance("close_to_tema_20", "3 EMA 20 - 3 EMA 20 of it + EMA 20 of that", 58, "Mulloy 1994; TA-Lib"),
-        _distance("close_to_t3_5", "Tillson's T3 of 5 bars, factor .7", 25, "Tillson 1998; TA-Lib"),
-        _distance("close_to_kama_10", "Kaufman's adaptive average of 10 bars", 11, "Kaufman 1995; TA-Lib"),
-        _distance("close_to_linreg_14", "end of the least-squares line through 14 closes", 14, TALIB),
-        Column(
-            "linreg_slope_14", "traditional", "fraction of price a bar", -INF, INF, 14,
-            "slope of the least-squares line through 14 closes / close", TALIB,
-        ),
-        _distance("close_to_midpoint_14", "middle of the 14 closes' range", 14, TALIB),
-        _distance("close_to_midprice_14", "middle of high and low of 14 bars", 14, TALIB),
-        _distance("close_to_sar", "parabolic stop, .02 to .2", 2, WILDER),
-    ),
-    np.concatenate([np.full(229, np.nan), np.zeros(38)]),
-)  # fmt: skip
 
 OSCILLATORS = FeatureGroup(
     "oscillators",
@@ -387,7 +273,7 @@ OSCILLATORS = FeatureGroup(
         _points("dx_14", 15, "100 |+DM - -DM| / (+DM + -DM), Wilder 14", WILDER),
         _points("adxr_14", 41, "mean of ADX 14 now and 13 bars ago", WILDER),
     ),
-    np.concatenate([np.full(142, np.nan), np.zeros(36)]),
+    OSCILLATORS_FRESH,
 )  # fmt: skip
 
 BANDS = FeatureGroup(
@@ -405,7 +291,7 @@ BANDS = FeatureGroup(
                needs="volume"),
         Column("cmf_20", "traditional", "fraction of volume", -1.0, 1.0, 20,
                "sum of volume × ((close - low) - (high - close)) / (high - low) / sum of volume, 20 bars",
-               "Chaikin 1982; a bar without range counts nought", needs="volume"),
+               "Chaikin 1982; a bar without range counts 0", needs="volume"),
         Column("close_to_vwap_20", "traditional", "log", -INF, INF, 20,
                "log(close / volume-weighted typical price of 20 bars)", "ruling: a window, no session", needs="volume"),
         Column("keltner_20", "traditional", "half band", -INF, INF, 20, "(close - EMA 20) / (2 ATR 14)",
@@ -439,5 +325,5 @@ BANDS = FeatureGroup(
         Column("dpo_20", "traditional", "fraction of price", -INF, INF, 20,
                "(close 11 bars ago - mean 20) / close", "detrended price oscillator, causal"),
     ),
-    np.concatenate([np.full(523, np.nan), np.zeros(28)]),
+    BANDS_FRESH,
 )  # fmt: skip

@@ -1,6 +1,8 @@
-"""Compiled pieces that several steps share. A window is a slice of state in time order, newest last, NaN when fresh:
-so a window function is NaN until its window is full and again while a missing input is inside it, and then recovers.
-Sums are made anew over the window each bar: nothing drifts, and a value does not depend on when the fold was started.
+"""Compiled functions that several steps share. All arrays and values are float64.
+
+A window is a slice of state in time order, newest last, NaN when fresh: a window function is NaN until its window is
+full, and while a missing input is inside it, and then recovers. Sums are added up again over the window each bar:
+rounding does not accumulate, and a value does not depend on when the fold was started.
 """
 
 import math
@@ -8,11 +10,13 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
+from pipelines.contracts import Floats
+from pipelines.layout import lay_out, zeros
 
 
 @kernel
-def push(window, value):  # type: ignore[no-untyped-def]
-    """Drop the oldest value of `window` (w,), put `value` last."""
+def push(window: Floats, value: float) -> None:
+    """Drop the oldest value of `window` (w,) float64 and put `value` last."""
     last = window.shape[0] - 1
     for i in range(last):
         window[i] = window[i + 1]
@@ -20,17 +24,18 @@ def push(window, value):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def mean(window):  # type: ignore[no-untyped-def]
-    """Mean of a window, added in time order; NaN if any value is."""
-    total = 0.0
+def mean(window: Floats) -> float:
+    """Return the mean of a window (w,) float64, added in time order; NaN if any value is."""
+    total: float = 0.0
     for value in window:
         total += value
-    return total / window.shape[0]
+    average: float = total / window.shape[0]
+    return average
 
 
 @kernel
-def deviation(window, ddof):  # type: ignore[no-untyped-def]
-    """Standard deviation of a window, two passes; divisor w - ddof."""
+def deviation(window: Floats, ddof: int) -> float:
+    """Return the standard deviation of a window (w,) float64, two passes; divisor w - ddof."""
     centre = mean(window)
     total = 0.0
     for value in window:
@@ -39,8 +44,8 @@ def deviation(window, ddof):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def root_mean_square(window):  # type: ignore[no-untyped-def]
-    """Square root of the mean square of a window (no mean taken off)."""
+def root_mean_square(window: Floats) -> float:
+    """Return the square root of the mean square of a window (w,) float64 (no mean is subtracted)."""
     total = 0.0
     for value in window:
         total += value * value
@@ -48,9 +53,9 @@ def root_mean_square(window):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def highest(window):  # type: ignore[no-untyped-def]
-    """Greatest value of a window; NaN if any value is."""
-    best = window[0]
+def highest(window: Floats) -> float:
+    """Return the greatest value of a window (w,) float64; NaN if any value is."""
+    best: float = window[0]
     for value in window:
         if value > best or value != value:
             best = value
@@ -58,9 +63,9 @@ def highest(window):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def lowest(window):  # type: ignore[no-untyped-def]
-    """Least value of a window; NaN if any value is."""
-    best = window[0]
+def lowest(window: Floats) -> float:
+    """Return the least value of a window (w,) float64; NaN if any value is."""
+    best: float = window[0]
     for value in window:
         if value < best or value != value:
             best = value
@@ -68,19 +73,23 @@ def lowest(window):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def mid_rank(window, value):  # type: ignore[no-untyped-def]
-    """Share of a full window below `value`, ties counted half: in [0, 1]. NaN if the oldest entry or `value` is."""
+def mid_rank(window: Floats, value: float) -> float:
+    """Return the share of a full window (w,) float64 below `value`, ties counted half: in [0, 1].
+
+    NaN if the oldest entry or `value` is.
+    """
     if window[0] != window[0] or value != value:
         return np.nan
     twice = 0
     for i in range(window.shape[0]):  # counted as integers by index: the compiler then takes several at once
         twice += int(window[i] < value) + int(window[i] <= value)
-    return 0.5 * twice / window.shape[0]
+    rank: float = 0.5 * twice / window.shape[0]
+    return rank
 
 
 @kernel
-def replace_sorted(ordered, old, new):  # type: ignore[no-untyped-def]
-    """Keep `ordered` (w,) ascending while `old` leaves and `new` enters. A missing value stands as +inf, at the end."""
+def replace_sorted(ordered: Floats, old: float, new: float) -> None:
+    """Replace `old` by `new` in `ordered` (w,) float64 ascending; a missing value stands as +inf, at the end."""
     if old != old:
         old = np.inf
     if new != new:
@@ -99,10 +108,10 @@ def replace_sorted(ordered, old, new):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def ema(state, value, period):  # type: ignore[no-untyped-def]
-    """Exponential average, rate 2/(period+1), seeded by the mean of the first `period` values as TA-Lib does.
+def ema(state: Floats, value: float, period: float) -> float:
+    """Return the exponential average, rate 2/(period+1), seeded by the mean of `period` values as TA-Lib does.
 
-    state    (2,) zeros when fresh: values seen, sum then average.  Returns NaN before `period` values.
+    state    (2,) float64, zeros when fresh: values seen, sum then average.  NaN before `period` values.
     """
     state[0] += 1.0
     if state[0] < period:
@@ -112,111 +121,155 @@ def ema(state, value, period):  # type: ignore[no-untyped-def]
         state[1] = (state[1] + value) / period
     else:
         state[1] += (value - state[1]) * (2.0 / (period + 1.0))
-    return state[1]
+    average: float = state[1]
+    return average
 
 
-MACD_STATE = 7
+(_M_BARS, _FAST, _SLOW, _SIGNAL), _MACD_FRESH = lay_out(bars=zeros(1), fast=zeros(2), slow=zeros(2), signal=zeros(2))
+MACD_STATE = len(_MACD_FRESH)
 
 
 @kernel
-def macd(state, close):  # type: ignore[no-untyped-def]
-    """MACD 12/26 and its signal 9, in price units, seeded as TA-Lib does: both averages start on the 26th bar.
+def macd(state: Floats, close: float) -> tuple[float, float]:
+    """Return MACD 12/26 and its signal 9 in price units, seeded as TA-Lib does: both averages start at bar 26.
 
-    state    (7,) zeros when fresh: bars, fast (2), slow (2), signal (2).  Returns (line, signal): from bar 26, 34.
+    state    (7,) float64, zeros when fresh: bars, fast (2), slow (2), signal (2).  Line from bar 26, signal from 34.
     """
     state[0] += 1.0
     fast = np.nan
     if state[0] > 14.0:  # the fast average is seeded by the twelve bars that end with the slow one's seed
-        fast = ema(state[1:3], close, 12.0)
-    slow = ema(state[3:5], close, 26.0)
+        fast = ema(state[_FAST], close, 12.0)
+    slow = ema(state[_SLOW], close, 26.0)
     if state[0] < 26.0:
         return np.nan, np.nan
-    return fast - slow, ema(state[5:7], fast - slow, 9.0)
+    return fast - slow, ema(state[_SIGNAL], fast - slow, 9.0)
 
 
-RSI_STATE = 4
+RSI_FIELDS = ("bars", "last_close", "gain", "loss")
+_R_BARS, _R_LAST, _R_GAIN, _R_LOSS = range(len(RSI_FIELDS))
+RSI_STATE = len(RSI_FIELDS)
 
 
 @kernel
-def rsi(state, close):  # type: ignore[no-untyped-def]
-    """RSI 14 by Wilder's smoothing, 0..100; NaN before 15 bars and while nothing has moved.
+def rsi(state: Floats, close: float) -> float:
+    """Return RSI 14 by Wilder's smoothing, 0..100; NaN before 15 bars and while nothing has moved.
 
-    state    (4,) zeros when fresh: bars, last close, mean gain, mean loss
+    state    (4,) float64, zeros when fresh: bars, last close, mean gain, mean loss
     """
-    change = close - state[1]
-    state[1] = close
-    state[0] += 1.0
-    if state[0] == 1.0:
+    change = close - state[_R_LAST]
+    state[_R_LAST] = close
+    state[_R_BARS] += 1.0
+    if state[_R_BARS] == 1.0:
         return np.nan
     gain = max(change, 0.0)
     loss = max(-change, 0.0)
-    if state[0] <= 15.0:
-        state[2] += gain / 14.0
-        state[3] += loss / 14.0
-        if state[0] < 15.0:
+    if state[_R_BARS] <= 15.0:
+        state[_R_GAIN] += gain / 14.0
+        state[_R_LOSS] += loss / 14.0
+        if state[_R_BARS] < 15.0:
             return np.nan
     else:
-        state[2] = (state[2] * 13.0 + gain) / 14.0
-        state[3] = (state[3] * 13.0 + loss) / 14.0
-    return 100.0 * (state[2] / (state[2] + state[3]))
+        state[_R_GAIN] = (state[_R_GAIN] * 13.0 + gain) / 14.0
+        state[_R_LOSS] = (state[_R_LOSS] * 13.0 + loss) / 14.0
+    strength: float = 100.0 * (state[_R_GAIN] / (state[_R_GAIN] + state[_R_LOSS]))
+    return strength
 
 
 @kernel
-def true_range(high, low, last_close):  # type: ignore[no-untyped-def]
+def true_range(high: float, low: float, last_close: float) -> float:
+    """Return the true range of a bar in price units (float64); NaN if the last close is."""
     return max(high - low, abs(high - last_close), abs(low - last_close))
 
 
-ATR_STATE = 3
+ATR_FIELDS = ("bars", "last_close", "average")
+_T_BARS, _T_LAST, _T_AVERAGE = range(len(ATR_FIELDS))
+ATR_STATE = len(ATR_FIELDS)
 
 
 @kernel
-def atr(state, high, low, close):  # type: ignore[no-untyped-def]
-    """ATR 14 by Wilder's smoothing, in price units; NaN before 15 bars (the first true range needs a last close).
+def atr(state: Floats, high: float, low: float, close: float) -> float:
+    """Return ATR 14 by Wilder's smoothing, in price units; NaN before 15 bars (the first range needs a last close).
 
-    state    (3,) zeros when fresh: bars, last close, average (a sum while it is seeded)
+    state    (3,) float64, zeros when fresh: bars, last close, average (a sum while it is seeded)
     """
-    reach = true_range(high, low, state[1])
-    state[1] = close
-    state[0] += 1.0
-    if state[0] == 1.0:
+    reach = true_range(high, low, state[_T_LAST])
+    state[_T_LAST] = close
+    state[_T_BARS] += 1.0
+    if state[_T_BARS] == 1.0:
         return np.nan
-    if state[0] <= 15.0:
-        state[2] += reach / 14.0
-        if state[0] < 15.0:
+    if state[_T_BARS] <= 15.0:
+        state[_T_AVERAGE] += reach / 14.0
+        if state[_T_BARS] < 15.0:
             return np.nan
     else:
-        state[2] = (state[2] * 13.0 + reach) / 14.0
-    return state[2]
+        state[_T_AVERAGE] = (state[_T_AVERAGE] * 13.0 + reach) / 14.0
+    average: float = state[_T_AVERAGE]
+    return average
 
 
-ADX_STATE = 8
+ADX_FIELDS = ("bars", "last_high", "last_low", "last_close", "plus_dm", "minus_dm", "true_range", "average")
+_X_BARS, _X_HIGH, _X_LOW, _X_CLOSE, PLUS_DM, MINUS_DM, TRUE_RANGE, _X_AVERAGE = range(len(ADX_FIELDS))
+ADX_STATE = len(ADX_FIELDS)
 
 
 @kernel
-def adx(state, high, low, close):  # type: ignore[no-untyped-def]
-    """ADX 14 by Wilder's smoothing, 0..100; NaN before 28 bars. Seeds as TA-Lib: 13 movements summed, 14 DX averaged.
+def adx(state: Floats, high: float, low: float, close: float) -> float:
+    """Return ADX 14 by Wilder's smoothing, 0..100; NaN before 28 bars.
 
-    state    (8,) zeros when fresh: bars, last high, last low, last close, +DM, -DM, true range, average
+    Seeds as TA-Lib: 13 movements summed, 14 DX averaged.
+    state    (8,) float64, zeros when fresh: bars, last high, last low, last close, +DM, -DM, true range, average
     """
-    up = high - state[1]
-    down = state[2] - low
-    reach = true_range(high, low, state[3])
-    state[1], state[2], state[3] = high, low, close
-    state[0] += 1.0
-    if state[0] == 1.0:
+    up = high - state[_X_HIGH]
+    down = state[_X_LOW] - low
+    reach = true_range(high, low, state[_X_CLOSE])
+    state[_X_HIGH], state[_X_LOW], state[_X_CLOSE] = high, low, close
+    state[_X_BARS] += 1.0
+    if state[_X_BARS] == 1.0:
         return np.nan
-    if state[0] > 14.0:
-        for i in range(4, 7):
+    if state[_X_BARS] > 14.0:
+        for i in range(PLUS_DM, TRUE_RANGE + 1):
             state[i] -= state[i] / 14.0
     if up > 0.0 and up > down:
-        state[4] += up
+        state[PLUS_DM] += up
     elif down > 0.0 and down > up:
-        state[5] += down
-    state[6] += reach
-    if state[0] <= 14.0:
+        state[MINUS_DM] += down
+    state[TRUE_RANGE] += reach
+    if state[_X_BARS] <= 14.0:
         return np.nan
-    moved = state[4] + state[5]
-    if moved > 0.0:  # nothing moved: the average keeps what it was
-        dx = 100.0 * abs(state[4] - state[5]) / moved
-        state[7] = state[7] + dx / 14.0 if state[0] <= 28.0 else (state[7] * 13.0 + dx) / 14.0
-    return state[7] if state[0] >= 28.0 else np.nan
+    moved = state[PLUS_DM] + state[MINUS_DM]
+    if moved > 0.0:  # nothing moved: the average stays as it was
+        dx = 100.0 * abs(state[PLUS_DM] - state[MINUS_DM]) / moved
+        state[_X_AVERAGE] = (
+            state[_X_AVERAGE] + dx / 14.0 if state[_X_BARS] <= 28.0 else (state[_X_AVERAGE] * 13.0 + dx) / 14.0
+        )
+    return state[_X_AVERAGE] if state[_X_BARS] >= 28.0 else np.nan
+
+
+EMA_STATE, CHAIN_STATE = 2, 3  # of one average, and of one average of a chain
+
+
+@kernel
+def tail(window: Floats, n: int) -> Floats:
+    """Return the newest n values of a window (w,) float64, a view."""
+    return window[window.shape[0] - n :]
+
+
+@kernel
+def total(window: Floats) -> float:
+    """Return the sum of a window (w,) float64, added in time order."""
+    added: float = 0.0
+    for value in window:
+        added += value
+    return added
+
+
+@kernel
+def chain(state: Floats, value: float, period: float, length: int) -> None:
+    """Update `length` exponential averages, each of the one before.
+
+    state  (3·length,) float64: for each average the two of `ema`, then its last value
+    """
+    for i in range(length):
+        if value == value:
+            value = ema(state[3 * i : 3 * i + 2], value, period)
+        state[3 * i + 2] = value

@@ -2,28 +2,34 @@
 
 import math
 
-import numpy as np
-
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW
+from pipelines.contracts import CLOSE, HIGH, LOW, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import highest, lowest, mean, push, root_mean_square
+from pipelines.layout import lay_out, window
+
+WINDOW, SHORT = 20, 5  # bars
+(CLOSES, RETURNS, HIGHS, LOWS), FRESH = lay_out(
+    closes=window(WINDOW), returns=window(WINDOW), highs=window(WINDOW), lows=window(WINDOW)
+)
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Five values from the last 20 bars.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write five values from the last 20 bars.
 
-    reads    bar high, low, close; state: closes 20, log returns 20, highs 20, lows 20 (windows, NaN when fresh)
+    arrays   float64: state (80,), bar (8,), book and context unread, out (5,)
+    reads    bar high, low, close
+    state    windows of 20, NaN when fresh: closes, log returns, highs, lows
     """
-    closes, returns, highs, lows = state[0:20], state[20:40], state[40:60], state[60:80]
+    closes, returns, highs, lows = state[CLOSES], state[RETURNS], state[HIGHS], state[LOWS]
     close = bar[CLOSE]
-    push(returns, math.log(close / closes[19]))
+    push(returns, math.log(close / closes[-1]))
     push(closes, close)
     push(highs, bar[HIGH])
     push(lows, bar[LOW])
-    out[0] = returns[19]
-    out[1] = math.log(close / mean(closes[15:20]))
+    out[0] = returns[-1]
+    out[1] = math.log(close / mean(closes[WINDOW - SHORT :]))
     out[2] = math.log(close / mean(closes))
     out[3] = root_mean_square(returns)
     out[4] = (highest(highs) - lowest(lows)) / close
@@ -46,5 +52,5 @@ GROUP = FeatureGroup(
             "definition",
         ),
     ),
-    np.full(80, np.nan),
+    FRESH,
 )  # fmt: skip

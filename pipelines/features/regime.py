@@ -1,21 +1,29 @@
-"""Inputs of the regime detector that no other family makes: volatility percentile, persistence, a spread proxy, and how
-the market moves with the reference symbol."""
+"""Inputs of the regime detector that no other group makes.
+
+Volatility percentile, persistence, a spread proxy, and how the market moves with the reference symbol.
+"""
 
 import math
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW
+from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import mean, mid_rank, push, root_mean_square
+from pipelines.layout import lay_out, window
 
 REFERENCE = CONTEXT_INDEX["reference_close"]
+RETURN_BARS, RANK_BARS, SPREAD_BARS = 60, 480, 20
+(LAST, RETURNS, VOLATILITIES, SPREADS, LAST_REFERENCE, REFERENCE_RETURNS), FRESH = lay_out(
+    last=window(3), returns=window(RETURN_BARS), volatilities=window(RANK_BARS), spreads=window(SPREAD_BARS),
+    last_reference=window(1), reference_returns=window(RETURN_BARS),
+)  # fmt: skip
 
 
 @kernel
-def persistence(returns):  # type: ignore[no-untyped-def]
-    """Lag-1 autocorrelation of a window of returns, one mean and one variance for both ends."""
+def persistence(returns: Floats) -> float:
+    """Return the lag-1 autocorrelation of a window of returns (w,) float64, one mean and one variance for both ends."""
     centre = mean(returns)
     both = 0.0
     own = (returns[0] - centre) * (returns[0] - centre)
@@ -23,12 +31,16 @@ def persistence(returns):  # type: ignore[no-untyped-def]
         here = returns[i] - centre
         both += here * (returns[i - 1] - centre)
         own += here * here
-    return both / own
+    correlation: float = both / own
+    return correlation
 
 
 @kernel
-def with_reference(returns, references):  # type: ignore[no-untyped-def]
-    """Correlation and beta of two windows of returns. The reference beside itself says nothing: missing, not 1."""
+def with_reference(returns: Floats, references: Floats) -> tuple[float, float]:
+    """Return correlation and beta of two windows of returns (w,) float64.
+
+    The reference compared with itself carries no information: (NaN, NaN), not 1.
+    """
     centre, middle = mean(returns), mean(references)
     both, own, theirs, same = 0.0, 0.0, 0.0, True
     for i in range(returns.shape[0]):
@@ -43,8 +55,8 @@ def with_reference(returns, references):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def spread_of_ranges(high, low, last_high, last_low):  # type: ignore[no-untyped-def]
-    """Spread as a fraction of price from the ranges of two bars; a negative estimate counts as nought."""
+def spread_of_ranges(high: float, low: float, last_high: float, last_low: float) -> float:
+    """Return the spread as a fraction of price (float64) from the ranges of two bars; a negative estimate is 0."""
     k = 3.0 - 2.0 * math.sqrt(2.0)
     here, before = math.log(high / low), math.log(last_high / last_low)
     beta = here * here + before * before
@@ -56,33 +68,34 @@ def spread_of_ranges(high, low, last_high, last_low):  # type: ignore[no-untyped
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Five values.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write five values: volatility percentile, persistence, spread proxy, correlation and beta with the reference.
 
+    arrays   float64: state (624,), bar (8,), book unread, context (CONTEXT_WIDTH,), out (5,)
     reads    bar high, low, close; context reference_close (quote currency)
     state    last high, low, close (3); windows: log returns 60, volatilities 480, spreads 20; last reference close (1);
              its log returns 60 (window); all NaN when fresh
     """
-    last, returns, volatilities, spreads = state[0:3], state[3:63], state[63:543], state[543:563]
-    references = state[564:624]
+    last, returns, volatilities, spreads = state[LAST], state[RETURNS], state[VOLATILITIES], state[SPREADS]
+    last_reference, references = state[LAST_REFERENCE], state[REFERENCE_RETURNS]
     high, low, close, reference = bar[HIGH], bar[LOW], bar[CLOSE], context[REFERENCE]
-    push(references, math.log(reference / state[563]))
-    state[563] = reference
+    push(references, math.log(reference / last_reference[0]))
+    last_reference[0] = reference
     push(returns, math.log(close / last[2]))
     push(spreads, spread_of_ranges(high, low, last[0], last[1]))
     last[0], last[1], last[2] = high, low, close
-    volatility = root_mean_square(returns[40:60])
+    volatility = root_mean_square(returns[RETURN_BARS - SPREAD_BARS :])
     push(volatilities, volatility)
     out[0] = mid_rank(volatilities, volatility)
     out[1] = persistence(returns)
     out[2] = mean(spreads)
     out[3], out[4] = np.nan, np.nan
-    if references[59] == references[59]:
+    if references[-1] == references[-1]:
         out[3], out[4] = with_reference(returns, references)
 
 
 INF = math.inf
-BESIDE = "context:reference_close"
+NEEDS = "context:reference_close"
 GROUP = FeatureGroup(
     "regime",
     step,
@@ -104,13 +117,13 @@ GROUP = FeatureGroup(
         Column(
             "cross_correlation", "regime", "correlation", -1.0, 1.0, 61,
             "correlation of 60 log returns with the reference symbol's; missing for the reference itself",
-            "definition", needs=BESIDE,
+            "definition", needs=NEEDS,
         ),
         Column(
             "cross_beta", "regime", "ratio", -INF, INF, 61,
             "slope of 60 log returns on the reference symbol's; missing for the reference itself",
-            "definition", needs=BESIDE,
+            "definition", needs=NEEDS,
         ),
     ),
-    np.full(624, np.nan),
+    FRESH,
 )  # fmt: skip

@@ -1,9 +1,9 @@
-"""Market sentiment from what is published beside the market: the fear-and-greed index and the perpetual's funding."""
+"""Market sentiment from two published series: the fear-and-greed index and the perpetual's funding rate."""
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CONTEXT_INDEX
+from pipelines.contracts import CONTEXT_INDEX, Floats
 from pipelines.features.fold import Column, FeatureGroup
 
 FUNDING, FEAR_GREED = CONTEXT_INDEX["funding_rate"], CONTEXT_INDEX["fear_greed"]
@@ -11,12 +11,13 @@ INTEREST = 1e-4  # funding where longs and shorts pay each other nothing but int
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """One value; no state. Positive = greedy (the crowd is long), negative = fearful.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write the market sentiment; no state. Positive = greedy (the crowd is long), negative = fearful.
 
+    arrays   float64: state (0,), bar and book unread, context (CONTEXT_WIDTH,), out (1,)
     reads    context fear_greed (0..100), funding_rate (fraction a funding period)
     rule     mean of the parts that are known: (index - 50) / 50, and d / (|d| + interest) with d = funding - interest,
-             which is nought where funding is plain interest and a half at twice that
+             which is 0 where funding is plain interest and a half at twice that
     """
     total, parts = 0.0, 0.0
     index, excess = context[FEAR_GREED], context[FUNDING] - INTEREST
@@ -26,7 +27,7 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     if excess == excess:
         total += excess / (abs(excess) + INTEREST)
         parts += 1.0
-    out[0] = total / parts  # none known: nought by nought, missing
+    out[0] = total / parts  # none known: 0 / 0, missing
 
 
 GROUP = FeatureGroup(

@@ -1,33 +1,56 @@
-"""The nine technical features of the core, the validator's momentum and ADX. Conventions and seeds are TA-Lib's; where
-TA-Lib answers nought for something undefined (a flat window), the value here is missing."""
+"""The nine technical features of the core, the validator's momentum and ADX.
+
+Conventions and seeds are TA-Lib's; where TA-Lib returns 0 for something undefined (a flat window), it is missing.
+"""
 
 import math
 
-import numpy as np
-
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW
+from pipelines.contracts import CLOSE, HIGH, LOW, Floats
 from pipelines.features.fold import Column, FeatureGroup
-from pipelines.features.kernels import adx, atr, deviation, highest, lowest, macd, mean, push, rsi
+from pipelines.features.kernels import (
+    ADX_STATE,
+    ATR_STATE,
+    MACD_STATE,
+    RSI_STATE,
+    adx,
+    atr,
+    deviation,
+    highest,
+    lowest,
+    macd,
+    mean,
+    push,
+    rsi,
+)
+from pipelines.layout import lay_out, window, zeros
+
+WINDOW, RANGE_BARS = 20, 14
+TEN_AGO = WINDOW - 1 - 10  # position in the closes of the close ten bars ago
+(CLOSES, TYPICAL, HIGHS, LOWS, RSI, MACD, ATR, ADX), FRESH = lay_out(
+    closes=window(WINDOW), typical=window(WINDOW), highs=window(RANGE_BARS), lows=window(RANGE_BARS),
+    rsi=zeros(RSI_STATE), macd=zeros(MACD_STATE), atr=zeros(ATR_STATE), adx=zeros(ADX_STATE),
+)  # fmt: skip
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Eleven values.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write eleven values.
 
+    arrays   float64: state (90,), bar (8,), book and context unread, out (11,)
     reads    bar high, low, close
     state    windows, NaN when fresh: closes 20, typical prices 20, highs 14, lows 14;
              recursions, zeros when fresh: RSI 4, MACD 7, ATR 3, ADX 8
     """
-    closes, typical, highs, lows = state[0:20], state[20:40], state[40:54], state[54:68]
+    closes, typical, highs, lows = state[CLOSES], state[TYPICAL], state[HIGHS], state[LOWS]
     high, low, close = bar[HIGH], bar[LOW], bar[CLOSE]
     push(closes, close)
     push(typical, (high + low + close) / 3.0)
     push(highs, high)
     push(lows, low)
 
-    out[0] = rsi(state[68:72], close)
-    line, _ = macd(state[72:79], close)
+    out[0] = rsi(state[RSI], close)
+    line, _ = macd(state[MACD], close)
     out[1] = line / close
 
     width = 2.0 * deviation(closes, 0)
@@ -41,14 +64,14 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     spread = 0.0
     for price in typical:
         spread += abs(price - centre)
-    out[5] = (typical[19] - centre) / (0.015 * (spread / 20.0))
+    out[5] = (typical[-1] - centre) / (0.015 * (spread / WINDOW))
 
-    reach = atr(state[79:82], high, low, close)
+    reach = atr(state[ATR], high, low, close)
     out[6] = reach / close
-    out[7] = (close - closes[9]) / closes[9]
-    out[8] = 100.0 * (close / closes[9] - 1.0)
-    out[9] = (close - closes[9]) / reach
-    out[10] = adx(state[82:90], high, low, close)
+    out[7] = (close - closes[TEN_AGO]) / closes[TEN_AGO]
+    out[8] = 100.0 * (close / closes[TEN_AGO] - 1.0)
+    out[9] = (close - closes[TEN_AGO]) / reach
+    out[10] = adx(state[ADX], high, low, close)
 
 
 INF = math.inf
@@ -94,5 +117,5 @@ GROUP = FeatureGroup(
         ),
         Column("adx_14", "regime", "points", 0.0, 100.0, 28, "Wilder 14 average of DX", WILDER),
     ),
-    np.concatenate([np.full(68, np.nan), np.zeros(22)]),
+    FRESH,
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Volume features: the five of the core, and the validator's volume ratio and order-flow imbalance.
 
-A bar without volume (forex) gives missing values, a volume of nought no logarithm; both leave with the window.
+A bar without volume (forex) gives missing values, a volume of 0 no logarithm; both leave with the window.
 """
 
 import math
@@ -8,32 +8,37 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import TAKER_BUY, VOLUME
+from pipelines.contracts import TAKER_BUY, VOLUME, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import deviation, mean, push, replace_sorted
+from pipelines.layout import lay_out, window
+
+WINDOW, MIDDLE, SHORT = 60, 20, 5  # bars
+(VOLUMES, ORDERED, TAKERS), FRESH = lay_out(volumes=window(WINDOW), ordered=(WINDOW, math.inf), takers=window(SHORT))
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Seven values from the last 60 bars.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write seven values from the last 60 bars.
 
+    arrays   float64: state (125,), bar (8,), book and context unread, out (7,)
     reads    bar volume, taker_buy_volume (base asset)
     state    volumes 60 in time order, the same 60 ascending (missing = +inf), taker volumes 5
     """
-    volumes, ordered, takers = state[0:60], state[60:120], state[120:125]
+    volumes, ordered, takers = state[VOLUMES], state[ORDERED], state[TAKERS]
     volume = bar[VOLUME]
     replace_sorted(ordered, volumes[0], volume)
     push(volumes, volume)
     push(takers, bar[TAKER_BUY])
     mean_60 = mean(volumes)
-    mean_5 = mean(volumes[55:60])
-    median = 0.5 * (ordered[29] + ordered[30]) if mean_60 == mean_60 else np.nan
+    mean_5 = mean(volumes[WINDOW - SHORT :])
+    median = 0.5 * (ordered[WINDOW // 2 - 1] + ordered[WINDOW // 2]) if mean_60 == mean_60 else np.nan
     out[0] = math.log(volume / median)
     out[1] = math.log(mean_5 / median)
     out[2] = math.log(mean_60 / median)
     out[3] = math.log(volume / mean_5)
-    out[4] = deviation(volumes[40:60], 1) / mean(volumes[40:60])
-    out[5] = volume / mean(volumes[39:59])
+    out[4] = deviation(volumes[WINDOW - MIDDLE :], 1) / mean(volumes[WINDOW - MIDDLE :])
+    out[5] = volume / mean(volumes[WINDOW - 1 - MIDDLE : WINDOW - 1])
     out[6] = 2.0 * mean(takers) / mean_5 - 1.0
 
 
@@ -72,5 +77,5 @@ GROUP = FeatureGroup(
             "definition", needs="taker",
         ),
     ),
-    np.concatenate([np.full(60, np.nan), np.full(60, np.inf), np.full(5, np.nan)]),
+    FRESH,
 )  # fmt: skip

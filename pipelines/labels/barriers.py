@@ -1,8 +1,8 @@
 """Triple barrier: was the target touched before the stop, before time ran out?
 
 One definition for training labels and for live outcomes. Barriers are set from the close of the decision bar, the fill
-is the open of the first base bar after it, the path is walked on base bars. The label holds no cost: a label that
-does is learnt as "which barriers are wider than the cost" and says nothing of direction.
+is the open of the first base bar after it, the path is walked on base bars. The label holds no cost: a model
+of a label with cost learns "which barriers are wider than the cost" and nothing of direction.
 Source: López de Prado 2018, Advances in Financial Machine Learning, ch. 3.
 """
 
@@ -21,11 +21,18 @@ BARRIERS = {TARGET: "target", STOP: "stop", TIME: "time", UNRESOLVED: "unresolve
 
 
 @kernel
-def first_touch(bars, start, direction, target, stop, end_time):  # type: ignore[no-untyped-def]
-    """Walk base bars from index `start` until a barrier or `end_time`.
+def first_touch(
+    bars: Floats,
+    start: int,
+    direction: int,
+    target: float,
+    stop: float,
+    end_time: float,
+) -> tuple[int, int, float]:
+    """Walk base bars from index `start` until a barrier or `end_time`; return (exit index, barrier, exit price).
 
-    bars       (n, 8) base bars in time order
-    direction  1 long, -1 short; target, stop in price units; end_time epoch seconds
+    bars       (n, 8) float64 base bars in time order
+    direction  int64, 1 long, -1 short; target, stop float64 in price units; end_time float64 epoch seconds
     Returns    (exit index, TARGET | STOP | TIME | UNRESOLVED, exit price). A bar that touches both counts as the stop;
                a bar that opens beyond the stop exits at its open; TIME exits at the close of the last bar that opened
                before `end_time`; UNRESOLVED if the bars end before that is known (exit price NaN).
@@ -48,9 +55,7 @@ def first_touch(bars, start, direction, target, stop, end_time):  # type: ignore
                 return i, TARGET, target
     if last < 0:
         return start, UNRESOLVED, np.nan
-    step = (
-        np.inf if n > 1 else 0.0
-    )  # length of a base bar: the least distance near the end, since a gap may lie anywhere
+    step = np.inf if n > 1 else 0.0  # length of a base bar: the least distance near the end, as a gap may lie anywhere
     for i in range(max(1, last - 8), min(n, last + 9)):
         step = min(step, bars[i, OPEN_TIME] - bars[i - 1, OPEN_TIME])
     if last + 1 < n or bars[last, OPEN_TIME] + step >= end_time:
@@ -59,7 +64,21 @@ def first_touch(bars, start, direction, target, stop, end_time):  # type: ignore
 
 
 @kernel
-def _label_all(bars, starts, directions, targets, stops, ends, exits, barriers, prices):  # type: ignore[no-untyped-def]
+def _label_all(
+    bars: Floats,
+    starts: Ints,
+    directions: Ints,
+    targets: Floats,
+    stops: Floats,
+    ends: Floats,
+    exits: Ints,
+    barriers: Ints,
+    prices: Floats,
+) -> None:
+    """Fill exits, barriers (m,) int64 and prices (m,) float64 with the first touch of each event.
+
+    bars (n, 8) float64; starts, directions (m,) int64; targets, stops, ends (m,) float64
+    """
     for k in range(starts.shape[0]):
         if starts[k] >= bars.shape[0]:
             exits[k], barriers[k], prices[k] = bars.shape[0], UNRESOLVED, np.nan
@@ -71,7 +90,7 @@ def _label_all(bars, starts, directions, targets, stops, ends, exits, barriers, 
 
 @dataclass(frozen=True, slots=True)
 class Barriers:
-    """What happened to m events. All arrays (m,).
+    """Hold the outcome of m events. All arrays (m,).
 
     start, exit  index into the base bars of the fill and of the exit
     barrier      TARGET | STOP | TIME | UNRESOLVED
@@ -90,7 +109,7 @@ class Barriers:
 
 
 def levels(close: Floats, direction: Ints, atr: Floats, target_atr: float, stop_atr: float) -> tuple[Floats, Floats]:
-    """(target, stop) prices of events at `close`; atr as a fraction of price. Serving computes the same ones."""
+    """Return (target, stop) prices of events at `close`; atr as a fraction of price. Serving computes the same ones."""
     return close * (1.0 + direction * target_atr * atr), close * (1.0 - direction * stop_atr * atr)
 
 

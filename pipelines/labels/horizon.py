@@ -1,17 +1,16 @@
 """Fixed horizon: did the price rise or fall by more than a round trip costs within so many decision bars?
 
 Filled at the open of the first base bar after the decision bar, left at the close of the last base bar inside the
-horizon: what the triple barrier does when no barrier is touched. Moves within the round trip get no row (the dead
-zone), since calling their direction right or wrong pays nobody. So a label says which way a move went *given* that it
-was worth its cost; whether one comes is not in it, and neither is the cost of the side that was taken.
+horizon: the triple barrier without a touched barrier. Moves within the round trip get no row (the dead zone),
+since their direction earns less than its cost. So a label is the direction of a move *given* that the move exceeded the
+round trip; neither its probability nor the cost of the side taken is in it.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, OPEN, OPEN_TIME, Floats, Ints
+from pipelines.contracts import CLOSE, OPEN, OPEN_TIME, Arrays, Floats, Ints
 from pipelines.errors import BadValues
 from pipelines.labels.weights import average_uniqueness, time_decay
 from pipelines.params import Params
@@ -19,11 +18,11 @@ from pipelines.params import Params
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """What holding from each of m moments for one horizon returned. All arrays (m,).
+    """Hold the returns over one horizon from each of m moments. All arrays (m,).
 
     start, exit  index into the base bars of the fill and of the exit; -1 where unknown
     gross_bps    return of going long from the fill's open to the exit's close, basis points, before cost; NaN where
-                 the bar at either end is not there: a gap is no return, and the newest moments have none yet
+                 the bar at either end is missing: a gap is no return, and the newest moments have none yet
     """
 
     start: Ints
@@ -32,7 +31,7 @@ class Forward:
 
 
 def forward_returns(base: Floats, close_time: Floats, horizon_s: float) -> Forward:
-    """Returns over the next `horizon_s` seconds.
+    """Return the returns over the next `horizon_s` seconds.
 
     base        (n, 8) base bars in time order; decision bars themselves where nothing finer was recorded
     close_time  (m,) epoch seconds at which each decision bar closed
@@ -50,13 +49,13 @@ def forward_returns(base: Floats, close_time: Floats, horizon_s: float) -> Forwa
 
 
 def label_columns(
-    told: Forward, index: Ints, known: Floats, horizon_s: float, n_base: int, params: Params
-) -> dict[str, Any]:
-    """What the labels of the decision bars `index` have beside their `y`: index, weight, uniqueness, known, ended.
+    forward: Forward, index: Ints, known: Floats, horizon_s: float, n_base: int, params: Params
+) -> Arrays:
+    """Return the columns that all labels of the decision bars `index` have: index, weight, uniqueness, known, ended.
 
-    known  (m,) closes of all decision bars, epoch seconds; n_base: how many base bars `told` points into
+    known  (m,) closes of all decision bars, epoch seconds; n_base: how many base bars `forward` points into
     """
-    uniqueness = average_uniqueness(told.start[index], told.exit[index], n_base)
+    uniqueness = average_uniqueness(forward.start[index], forward.exit[index], n_base)
     decay = time_decay(known[index], params.labels.decay_half_life_days * 86400.0) if len(index) else np.empty(0)
     return {
         "index": index,
@@ -67,14 +66,14 @@ def label_columns(
     }
 
 
-def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> dict[str, Any]:
-    """One row a decision bar whose move left the dead zone, in time order.
+def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> Arrays:
+    """Return one row for each decision bar whose move left the dead zone, in time order.
 
     bars    (m, 8) closed decision bars, `step_s` seconds each; base (n, 8) the bars they were made of
     Returns arrays of one length: `index` position of the decision bar · `y` 1 up, 0 down · `weight` uniqueness × time
             decay · `uniqueness` · `known` close of the decision bar · `ended` known + horizon (epoch seconds) ·
             `gross_bps` of going long, before cost · `last_return` log return of the decision bar, NaN of the first
-    Raises  BadValues where the horizon is shorter than a base bar, so that nothing could be told
+    Raises  BadValues where the horizon is shorter than a base bar, so that it has no return
     """
     horizon_s = float(params.predictor.horizon_bars * step_s)
     if len(base) > 1 and horizon_s < (finest := float(np.diff(base[:, OPEN_TIME]).min())):
@@ -82,12 +81,12 @@ def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> d
             f"predictor.horizon_bars is {horizon_s:.0f} s, a base bar {finest:.0f} s; raise it in params.yaml"
         )
     known = bars[:, OPEN_TIME] + step_s
-    told = forward_returns(base, known, horizon_s)
-    index = np.flatnonzero(np.abs(told.gross_bps) > params.costs.round_trip_bps)  # NaN is not above anything
+    forward = forward_returns(base, known, horizon_s)
+    index = np.flatnonzero(np.abs(forward.gross_bps) > params.costs.round_trip_bps)  # NaN is not above anything
     last_return = np.full(len(bars), np.nan)
     last_return[1:] = np.log(bars[1:, CLOSE] / bars[:-1, CLOSE])
-    return label_columns(told, index, known, horizon_s, len(base), params) | {
-        "y": (told.gross_bps[index] > 0).astype(np.float64),
-        "gross_bps": told.gross_bps[index],
+    return label_columns(forward, index, known, horizon_s, len(base), params) | {
+        "y": (forward.gross_bps[index] > 0).astype(np.float64),
+        "gross_bps": forward.gross_bps[index],
         "last_return": last_return[index],
     }

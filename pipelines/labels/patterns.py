@@ -1,34 +1,31 @@
-"""Did a pattern play out? One label a bar and class, for patterns that may be there together.
+"""Did a pattern play out? One label a bar and class, for patterns that may occur together.
 
 y = 1 where the pattern is there at the close of a bar and, from that close, price goes `target_atr` ATR the pattern's
 way before it goes `stop_atr` ATR against it, within `horizon_bars` decision bars; 0 where the stop or the end of time
 came first, and 0 where the pattern is not there. The barriers are those of `barriers.triple_barrier`: filled at the
 next base bar, walked on base bars, both in one bar counts as the stop, and no cost is in them.
 
-Whether a pattern is there is a rule, and a model may not be praised for repeating it. So only bars with at least one
+Whether a pattern is there is a rule, and a model gets no credit for repeating it. So only bars with at least one
 pattern are rows, presence is an input, and the baseline called prevalence is the training share of y among the
-patterns that were there, and 0 for those that are not: all skill left is in knowing which of them play out.
+patterns that were there, and 0 for those that are not: the skill left is to predict which of them play out.
 """
-
-from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, OPEN_TIME, Floats
+from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Floats
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.weights import average_uniqueness, time_decay
 from pipelines.params import Params
 
 
-def pattern_labels(
-    bars: Floats, base: Floats, direction: Floats, reach: Floats, step_s: int, params: Params
-) -> dict[str, Any]:
-    """One row a decision bar on which some pattern is there, every one is known to be there or not, and all that are
-    there are resolved, in time order.
+def pattern_labels(bars: Floats, base: Floats, direction: Floats, reach: Floats, step_s: int, params: Params) -> Arrays:
+    """Return one row for each decision bar with a pattern, all patterns known and all present ones resolved.
+
+    Rows are in time order.
 
     bars       (m, 8) closed decision bars, `step_s` seconds each; base (n, 8) the bars they were made of
-    direction  (m, c) what `signals.setups` says at every bar: 1, -1, 0 = not there, NaN = not known
+    direction  (m, c) `signals.setups` at every bar: 1, -1, 0 = not there, NaN = not known
     reach      (m,) ATR 14 at the bar's close in price units
     Returns    arrays of one length r: `index` position of the decision bar · `y` (r, c) · `direction` (r, c) ·
                `weight` uniqueness × time decay · `uniqueness` · `known` close of the decision bar · `ended` close of
@@ -42,7 +39,7 @@ def pattern_labels(
     p = params.pattern
     known = np.isfinite(direction)
     there = known & (direction != 0.0)
-    whole = (known | ~known.any(axis=0)).all(axis=1)  # a pattern that nobody ever tells of does not hold up the others
+    whole = (known | ~known.any(axis=0)).all(axis=1)  # a pattern that is never known does not block the others
     index = np.flatnonzero(whole & there.any(axis=1) & (reach > 0.0))
     close, known = bars[index, CLOSE], bars[index, OPEN_TIME] + step_s
     sides = {
@@ -55,11 +52,11 @@ def pattern_labels(
     side = np.where(there[index], direction[index], 0.0)
     y, unresolved = np.zeros(side.shape), np.zeros(len(index), dtype=bool)
     exits = np.full(len(index), -1)
-    for way, told in sides.items():
-        asked = (side == way).any(axis=1)
-        y = np.where(side == way, told.label[:, np.newaxis], y)
-        unresolved |= asked & (told.barrier == UNRESOLVED)
-        exits = np.where(asked, np.maximum(exits, told.exit), exits)
+    for way, outcome in sides.items():
+        present = (side == way).any(axis=1)
+        y = np.where(side == way, outcome.label[:, np.newaxis], y)
+        unresolved |= present & (outcome.barrier == UNRESOLVED)
+        exits = np.where(present, np.maximum(exits, outcome.exit), exits)
     keep = np.flatnonzero(~unresolved)
     start, exits, known = sides[1].start[keep], exits[keep], known[keep]
     uniqueness = average_uniqueness(start, exits, len(base))

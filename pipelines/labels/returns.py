@@ -1,14 +1,14 @@
-"""The return over the next hour, and what an EWMA volatility model knew beforehand: what the regime family is asked.
+"""The return over the next hour, and the EWMA volatility known beforehand: the labels of the regime family.
 
 One row a decision bar. The return is `horizon.forward_returns`, as everywhere; the volatility is known at the close.
 """
 
-from typing import Any
+import math
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, OPEN_TIME, Floats
+from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Floats
 from pipelines.labels.horizon import forward_returns
 from pipelines.labels.weights import average_uniqueness, time_decay
 from pipelines.params import Params
@@ -20,7 +20,11 @@ _LEAST_RETURNS = 20  # before there is a volatility
 
 
 @kernel
-def _ewma(returns, keep, least, out):  # type: ignore[no-untyped-def]
+def _ewma(returns: Floats, keep: Floats, least: int, out: Floats) -> None:
+    """Fill out (n, k) float64 with the EWMA volatility of returns (n,) for decay factors keep (k,).
+
+    NaN before `least` (int64) returns.
+    """
     for k in range(keep.shape[0]):
         total, weight, seen = 0.0, 0.0, 0
         for i in range(returns.shape[0]):
@@ -29,12 +33,13 @@ def _ewma(returns, keep, least, out):  # type: ignore[no-untyped-def]
                 total = keep[k] * total + r * r
                 weight = keep[k] * weight + 1.0
                 seen += 1
-            out[i, k] = np.sqrt(total / weight) if seen >= least else np.nan
+            out[i, k] = math.sqrt(total / weight) if seen >= least else np.nan
 
 
 def ewma_volatility(bars: Floats, step_s: int) -> Floats:
-    """(m, len(HALF_LIVES)) root of the exponentially weighted mean square of log returns, per decision bar, from the
-    bars up to and including each (weights sum to 1 from the first return on).
+    """Return (m, len(HALF_LIVES)): root of the exponentially weighted mean square of log returns at each decision bar.
+
+    It reads the bars up to and including each; weights sum to 1 from the first return on.
 
     bars  (m, 8) in time order. A return over a gap is no bar's return: it is left out. NaN before 20 returns.
     """
@@ -46,8 +51,8 @@ def ewma_volatility(bars: Floats, step_s: int) -> Floats:
     return out
 
 
-def return_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> dict[str, Any]:
-    """One row a decision bar whose next hour is whole and whose past has a volatility, in time order.
+def return_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> Arrays:
+    """Return one row for each decision bar whose next hour is whole and whose past has a volatility, in time order.
 
     bars    (m, 8) closed decision bars, `step_s` seconds each; base (n, 8) the bars they were made of
     Returns arrays of one length: `index` position of the decision bar · `y` log return over regime.horizon_minutes, at
@@ -57,14 +62,14 @@ def return_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> di
     """
     horizon_s = float(step_s * max(1, round(params.regime.horizon_minutes * 60 / step_s)))
     known = bars[:, OPEN_TIME] + step_s
-    told = forward_returns(base, known, horizon_s)
+    forward = forward_returns(base, known, horizon_s)
     ewma = ewma_volatility(bars, step_s)
-    index = np.flatnonzero(np.isfinite(told.gross_bps) & (ewma > 0).all(axis=1))  # NaN is above nothing
-    uniqueness = average_uniqueness(told.start[index], told.exit[index], len(base))
+    index = np.flatnonzero(np.isfinite(forward.gross_bps) & (ewma > 0).all(axis=1))  # NaN is above nothing
+    uniqueness = average_uniqueness(forward.start[index], forward.exit[index], len(base))
     decay = time_decay(known[index], params.labels.decay_half_life_days * 86400.0) if len(index) else np.empty(0)
     return {
         "index": index,
-        "y": np.log1p(told.gross_bps[index] * 1e-4) * 1e4,
+        "y": np.log1p(forward.gross_bps[index] * 1e-4) * 1e4,
         "weight": uniqueness * decay,
         "uniqueness": uniqueness,
         "known": known[index],

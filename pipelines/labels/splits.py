@@ -1,4 +1,4 @@
-"""Splits that keep tomorrow out of yesterday: purged by each label's own life, embargoed by a stated time."""
+"""Splits without leakage: purged by each label's own life, embargoed by a stated time."""
 
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -11,14 +11,14 @@ from pipelines.errors import NotEnoughData
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Row numbers of one fold; every label in `train` has ended, and the embargo has passed, before `test` begins."""
+    """Hold the row numbers of one fold; every label in `train` has ended, plus the embargo, before `test` begins."""
 
     train: Ints
     test: Ints
 
 
 def walk_forward(known: Floats, ended: Floats, folds: int, min_train_fraction: float, embargo_s: float) -> list[Split]:
-    """Expanding training windows, each tested on the next stretch of events.
+    """Return expanding training windows, each tested on the next stretch of events.
 
     known, ended  (m,) epoch seconds at which an event was known and its label ended; `known` ascending
     embargo_s     seconds between the last label's end and the first test event: max(horizon, feature memory)
@@ -42,7 +42,9 @@ def walk_forward(known: Floats, ended: Floats, folds: int, min_train_fraction: f
 
 
 def combinatorial(known: Floats, ended: Floats, groups: int, test_groups: int, embargo_s: float) -> list[Split]:
-    """Every choice of `test_groups` among `groups` stretches as test; train is what neither overlaps nor borders them.
+    """Return every choice of `test_groups` among `groups` stretches as test.
+
+    Train is the rows that neither overlap nor border the test stretches.
 
     Source: López de Prado 2018, ch. 12 (combinatorial purged cross-validation).
     """

@@ -6,7 +6,7 @@ from pipelines.contracts import Floats, Ints
 
 
 def average_uniqueness(start: Ints, exit: Ints, n_bars: int) -> Floats:
-    """Mean of 1/concurrency over each event's life; in (0, 1].
+    """Return the mean of 1/concurrency over each event's life; in (0, 1].
 
     start, exit  (m,) inclusive indices into n_bars base bars
     Source       López de Prado 2018, ch. 4.3
@@ -21,5 +21,5 @@ def average_uniqueness(start: Ints, exit: Ints, n_bars: int) -> Floats:
 
 
 def time_decay(time: Floats, half_life_seconds: float) -> Floats:
-    """Half the weight for each half-life before the newest event; the newest has weight 1."""
+    """Return weights (n,): half for each half-life before the newest event; the newest has weight 1."""
     return np.asarray(0.5 ** ((time.max() - time) / half_life_seconds))

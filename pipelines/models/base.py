@@ -1,7 +1,7 @@
-"""What a family brings to training. Serving never sees this; it sees `contracts.Model`.
+"""What a model family defines for training. Serving never imports this; it uses `contracts.Model`.
 
-A family is one `ModelFamily`: what rows it learns from, how it is fitted and calibrated, its loss, what it has to beat, how
-it is exported. Folds, novelty, bundles, registry, gate and slots are the same for all of them.
+A family is one `ModelFamily`: its training rows, fit and calibration, loss, baselines and export. Folds, novelty,
+bundles, registry, gate and slots are the same for all families.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,16 +20,16 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """m rows in time order. Per row: what a model reads, what came of it, and how long that took to be known.
+    """Hold m labelled rows in time order: inputs, labels, weights and times.
 
     columns       names of the input columns
-    inputs        rows (n,) → (n, k) of a family of one step, else (n, steps, k), oldest first; NaN = missing
-    y             (m,) or (m, classes): what the loss compares with
-    weight        (m,) uniqueness × time decay: what a row counts in a fit
-    uniqueness    (m,) share of a row's information that is its own: what it counts as evidence
-    known, ended  (m,) epoch seconds at which the row was known, and its label ended
+    inputs        row numbers (n,) → (n, k) for a family of one step, else (n, steps, k), oldest first; NaN = missing
+    y             (m,) or (m, classes) labels
+    weight        (m,) uniqueness × time decay: the row's weight in a fit
+    uniqueness    (m,) share of a row's information that no other row has: the row's weight as evidence
+    known, ended  (m,) epoch seconds at which the row was known, and at which its label ended
     extras        name → (m,) or (m, j): what only this family's baselines, loss or gate need
-    at            (m,) position of the row in the snapshot's dataset: which row of the whole this is
+    at            (m,) position of the row in the whole dataset of the snapshot
     """
 
     columns: tuple[str, ...]
@@ -43,23 +43,25 @@ class Dataset:
     extras: Mapping[str, Floats] = field(default_factory=dict)
 
     def __len__(self) -> int:
+        """Return the number of rows, m."""
         return len(self.known)
 
     def all_inputs(self) -> Floats:
+        """Return the inputs of all rows, (m, k) or (m, steps, k)."""
         return self.inputs(np.arange(len(self)))
 
     def newest(self) -> Floats:
-        """(m, k): the newest bar of every row, read in pieces so that long windows need no memory at once."""
-        parts = [self.inputs(piece) for piece in np.array_split(np.arange(len(self)), max(1, len(self) // 4096))]
+        """Return the newest bar of every row, (m, k), read in batches so that long windows do not fill memory."""
+        parts = [self.inputs(batch) for batch in np.array_split(np.arange(len(self)), max(1, len(self) // 4096))]
         return np.concatenate([part if part.ndim == 2 else part[:, -1] for part in parts])
 
     def select_rows(self, chosen: Ints | Bools) -> "Dataset":
-        """The chosen rows, in their order."""
+        """Return the dataset of the chosen rows (numbers or a mask), in their order."""
         rows: Ints = np.arange(len(self))[chosen]
         read = self.inputs
         return replace(
             self,
-            inputs=lambda more: read(rows[more]),
+            inputs=lambda subset: read(rows[subset]),
             y=self.y[rows],
             weight=self.weight[rows],
             uniqueness=self.uniqueness[rows],
@@ -69,19 +71,19 @@ class Dataset:
             extras={name: values[rows] for name, values in self.extras.items()},
         )
 
-    def select_columns(self, keep: Bools) -> "Dataset":
-        """The kept columns only."""
+    def select_columns(self, mask: Bools) -> "Dataset":
+        """Return the dataset with the input columns where `mask` (k,) is True."""
         read = self.inputs
         return replace(
             self,
-            columns=tuple(c for c, k in zip(self.columns, keep, strict=True) if k),
-            inputs=lambda rows: np.compress(keep, read(rows), axis=-1),  # a third of the time of a mask on windows
+            columns=tuple(column for column, chosen in zip(self.columns, mask, strict=True) if chosen),
+            inputs=lambda rows: np.compress(mask, read(rows), axis=-1),  # a third of the time of a mask on windows
         )
 
 
 @dataclass(frozen=True, slots=True)
 class NativePredictions:
-    """A native model's calibrated answer to n rows: as `contracts.Predictions`, without abstentions."""
+    """Hold a native model's calibrated predictions of n rows: `contracts.Predictions` without abstentions."""
 
     p: Floats
     p_low: Floats
@@ -94,21 +96,21 @@ class Fitted(Protocol):
 
     @property
     def loss_params(self) -> Mapping[str, Any]:
-        """JSON-ready constants the loss needs beside p (the regime's volatilities); empty for most."""
+        """Return the JSON-ready constants that the loss needs besides p (the regime's density); empty for most."""
         ...
 
     def predict(self, inputs: Floats) -> NativePredictions:
-        """inputs (n, k) or (n, steps, k), no value missing in the newest bar."""
+        """Return calibrated predictions of inputs (n, k) or (n, steps, k), no value missing in the newest bar."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What goes into a bundle besides novelty, golden rows, card and hashes.
+    """Hold what goes into a bundle besides novelty, golden rows, card and hashes.
 
-    kind    a key of runtime.KINDS: how it is served
+    kind    a key of runtime.KINDS: which loader serves it
     files   name → bytes; suffixes .onnx .json .npz only
-    schema  what its loader reads beside `columns`: classes, steps, members …; JSON-ready
+    schema  what its loader reads besides `columns`: classes, steps, members …; JSON-ready
     """
 
     kind: str
@@ -118,7 +120,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A baseline on rows it has not seen: losses (n,) in the family's unit, and its p where it has one (else None)."""
+    """Hold a baseline's losses (n,) in the family's unit on rows outside its training, and its p if it has one."""
 
     loss: Floats
     p: Floats | None
@@ -126,19 +128,20 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class ModelFamily:
-    """One family.
+    """Define one model family.
 
-    loss_name  what a loss is called and measured in, for people: "log loss", "Brier score"
-    dataset    (artifacts folder of a snapshot, params) → Dataset
-    fit        (training rows, params, embargo in seconds, log) → Fitted; calibrates on purged stretches of these rows
-    loss       (p, rows, loss_params) → (n,) losses of a model with those loss_params on those rows; lower is better
-    baselines  name → (training rows, test rows, params) → Baseline
-    export     (fitted, all training rows, params) → Export
-    novelty    (newest bars of the training rows, params) → how far from them a row may be
-    describe   (training rows, params) → lines of the model card: label, horizon, what it is not for
-    folds      params → walk-forward folds of the everyday run
-    is_decision_model       its probability decides trades, so the gate also reads what they made
-    contributions  (fitted, rows (n, k)) → (n, k): what each column adds to each answer; None where nobody can say
+    loss_name          name and unit of the loss in reports: "log loss", "Brier score"
+    dataset            (artifacts folder of a snapshot, params) → Dataset
+    fit                (training rows, params, embargo in seconds, log) → Fitted; calibrates on purged stretches of them
+    loss               (p, rows, loss_params) → (n,) losses of a model with those loss_params; lower is better
+    baselines          name → (training rows, test rows, params) → Baseline
+    export             (fitted, all training rows, params) → Export
+    novelty            (newest bars of the training rows, params) → how far from them a row may be
+    describe           (training rows, params) → lines of the model card: label, horizon, what it is not for
+    folds              params → number of walk-forward folds
+    is_decision_model  its probability decides trades, so the gate also reads what the trades returned
+    contributions      (fitted, rows (n, k)) → (n, k) contribution of each column to each prediction; None where the
+                       model gives none
     """
 
     family: str
@@ -158,9 +161,12 @@ class ModelFamily:
 
 
 def present_columns(rows: Floats, names: tuple[str, ...]) -> tuple[Bools, dict[str, str]]:
-    """The schema rule: columns wholly absent from the training snapshot are dropped and named; so are constant ones,
-    which can teach nothing. Returns (mask of kept columns, dropped column → reason)."""
-    keep = np.ones(len(names), dtype=bool)
+    """Return (mask (k,) of the usable columns, dropped column → reason) of rows (m, k).
+
+    Columns without a value in the training snapshot are dropped, and so are constant ones, from which nothing can be
+    learnt.
+    """
+    mask = np.ones(len(names), dtype=bool)
     dropped: dict[str, str] = {}
     for j, name in enumerate(names):
         values = rows[np.isfinite(rows[:, j]), j]
@@ -168,5 +174,5 @@ def present_columns(rows: Floats, names: tuple[str, ...]) -> tuple[Bools, dict[s
             dropped[name] = "absent: no value in the training snapshot"
         elif values.min() == values.max():
             dropped[name] = f"constant at {values[0]:g} in the training snapshot"
-        keep[j] = name not in dropped
-    return keep, dropped
+        mask[j] = name not in dropped
+    return mask, dropped

@@ -1,4 +1,4 @@
-"""M9: what every model has to beat, fitted on the same rows and scored on the same rows."""
+"""M9: the baselines every model must beat, fitted and scored on the same rows."""
 
 import numpy as np
 
@@ -9,12 +9,12 @@ from pipelines.params import Params
 
 
 def base_rate(y: Floats, weight: Floats, n: int) -> Floats:
-    """The training share of class 1, for each of n rows."""
+    """Return the training share of class 1 as the probability of each of n rows, (n,)."""
     return np.full(n, float(np.average(y, weights=weight)))
 
 
 def logistic(rows: Floats, y: Floats, weight: Floats, test: Floats) -> Floats:
-    """(n,) probabilities of `test` by a regularised logistic regression on standardised columns."""
+    """Return (n,) probabilities of `test` (n, k) by a regularised logistic regression on standardised columns."""
     from sklearn.linear_model import LogisticRegression  # a second of imports that only a fit needs
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -25,10 +25,10 @@ def logistic(rows: Floats, y: Floats, weight: Floats, test: Floats) -> Floats:
 
 
 def log_loss_baseline(p: Floats, test: Dataset) -> Baseline:
-    """A baseline's probabilities as a rival of a family that is scored by log loss."""
+    """Return the baseline with probabilities p (n,), scored by log loss in nats."""
     return Baseline(log_losses(p, test.y), p)
 
 
 def always_base_rate(train: Dataset, test: Dataset, params: Params) -> Baseline:
-    """The training share of class 1, for everybody."""
+    """Predict the training share of class 1 for every test row."""
     return log_loss_baseline(base_rate(train.y, train.weight, len(test)), test)

@@ -1,8 +1,8 @@
-"""Fit what `parts.Calibration` applies: Platt scaling on rows the model did not see, with its uncertainty."""
+"""Fit `calibration_and_novelty.Calibration`: Platt scaling on rows outside the training, with its uncertainty."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,16 +16,25 @@ from pipelines.models.export import json_bytes
 STRETCHES = 4  # purged stretches of a training window, each scored by a fit on the others
 
 
-def fit_calibration(raw: Floats, y: Floats, weight: Floats, around: Floats | float = 0.0) -> Calibration:
-    """Platt scaling by maximum likelihood (Newton), with the covariance of slope and shift.
+class Classifier(Protocol):
+    """A fitted classifier as scikit-learn and XGBoost make them."""
 
-    raw, y   (n,) the model's own probability and the outcome, on rows outside its training
+    def predict_proba(self, rows: Any) -> Any:
+        """Return (n, classes) probabilities of rows (n, k)."""
+        ...
+
+
+def fit_calibration(raw: Floats, y: Floats, weight: Floats, around: Floats | float = 0.0) -> Calibration:
+    """Return Platt scaling fitted by maximum likelihood (Newton), with the covariance of slope and shift.
+
+    raw, y   (n,) the model's uncalibrated probability and the outcome in {0, 1}, on rows outside its training
     weight   (n,) average uniqueness of each label: overlapping labels share their information, so their sum is the
-             effective number of rows and the lower bound stays honest
-    around   (n,) log-odds round which the line turns: logit(p) - around = slope · (logit(raw) - around) + shift. With
+             effective number of rows, and the lower bound accounts for the overlap
+    around   (n,) log-odds around which the line turns: logit(p) - around = slope · (logit(raw) - around) + shift. With
              the base rate of each row's class, rows of several classes share one line
-    A slope below 0 (the model ranks the wrong way round) is kept: the gate sees it. Source: Platt 1999.
-    Raises NotEnoughData if only one outcome is there.
+    A slope below 0 (the model ranks in reverse) is returned as it is: the gate refuses such a model.
+    Raises   NotEnoughData if all outcomes are equal
+    Source   Platt 1999
     """
     if len(np.unique(y)) < 2:
         raise NotEnoughData(f"{len(y)} calibration rows of a single outcome; bring a longer history")
@@ -42,51 +51,53 @@ def fit_calibration(raw: Floats, y: Floats, weight: Floats, around: Floats | flo
 
 
 def held_out(data: Dataset, embargo_s: float, least: int, score: Callable[[Ints, Ints], Floats]) -> Floats:
-    """(m,) raw probabilities of rows by fits that had not seen them: purged stretches of one training window.
+    """Return (m,) raw probabilities of rows by fits on the other, purged stretches of one training window.
 
-    score  (rows to learn from, rows to score) → (n,) raw probabilities
-    least  stretches whose rest is smaller than this stay NaN
+    score  (numbers of training rows, numbers of rows to score) → (n,) raw probabilities
+    least  rows of a stretch with fewer training rows than this stay NaN
     """
-    told = np.full(len(data), np.nan)
+    p = np.full(len(data), np.nan)
     for split in combinatorial(data.known, data.ended, STRETCHES, 1, embargo_s):
         if len(split.train) >= least:
-            told[split.test] = score(split.train, split.test)
-    return told
+            p[split.test] = score(split.train, split.test)
+    return p
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """A native classifier with `predict_proba`, and the calibration of its class 1: what `tabular` serves."""
+    """Hold a native classifier and the calibration of its class 1: what `tabular` serves."""
 
-    model: Any
+    model: Classifier
     calibration: Calibration
     loss_params: Mapping[str, Any] = field(default_factory=dict)
 
     def predict(self, inputs: Floats) -> NativePredictions:
+        """Return calibrated probabilities of class 1 for inputs (n, k)."""
         return NativePredictions(*self.calibration.calibrate(raw(self.model, inputs)))
 
 
-def raw(model: Any, rows: Floats) -> Floats:
-    """(n,) a classifier's own probability of class 1."""
+def raw(model: Classifier, rows: Floats) -> Floats:
+    """Return (n,) uncalibrated probabilities of class 1 for rows (n, k)."""
     return np.asarray(model.predict_proba(rows)[:, 1], dtype=np.float64)
 
 
-def fit_calibrated(data: Dataset, embargo_s: float, least: int, fit: Callable[[Dataset], Any]) -> Calibrated:
-    """The native model on all rows, and its calibration from purged inner folds of the same window.
+def fit_calibrated(data: Dataset, embargo_s: float, least: int, fit: Callable[[Dataset], Classifier]) -> Calibrated:
+    """Return the native model fitted on all rows, calibrated on purged inner folds of the same window.
 
-    fit    rows to learn from → a classifier with `predict_proba`
-    least  as of `held_out`
+    fit    training rows → a fitted classifier
+    least  as for `held_out`
     """
 
     def score(train: Ints, test: Ints) -> Floats:
+        """Return raw probabilities of the test rows by a fit on the training rows."""
         return raw(fit(data.select_rows(train)), data.inputs(test))
 
-    told = held_out(data, embargo_s, least, score)
-    seen = np.isfinite(told)
-    return Calibrated(fit(data), fit_calibration(told[seen], data.y[seen], data.uniqueness[seen]))
+    p = held_out(data, embargo_s, least, score)
+    scored = np.isfinite(p)
+    return Calibrated(fit(data), fit_calibration(p[scored], data.y[scored], data.uniqueness[scored]))
 
 
 def export_calibrated(model_onnx: bytes, calibration: Calibration, classes: tuple[str, ...]) -> Export:
-    """What `tabular` loads: the model as ONNX, rows (n, k) in, "probabilities" (n, 2) out, and the calibration."""
+    """Return the export for `tabular`: calibration, and ONNX with rows (n, k) in, "probabilities" (n, 2) out."""
     files = {"model.onnx": model_onnx, "calibration.json": json_bytes(as_json(calibration))}
     return Export("tabular", files, {"classes": list(classes), "steps": 1})

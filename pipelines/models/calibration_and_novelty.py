@@ -1,9 +1,9 @@
-"""What served models are made of besides their weights: calibration, novelty, an ONNX session."""
+"""Parts of a served model besides its weights: calibration, novelty, ONNX session, identity."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import onnxruntime
@@ -14,14 +14,23 @@ from pipelines.errors import BadShape
 _EPS = 1e-7
 
 
+class BundleIdentity(TypedDict):
+    """Names a loaded bundle: its family, the registry's version and the manifest's sha256."""
+
+    family: str
+    version: str
+    digest: str
+
+
 def logit(p: Floats) -> Floats:
-    q = np.minimum(np.maximum(p, _EPS), 1 - _EPS)  # np.clip costs more than all the rest on one row
+    """Return log-odds of probabilities p, which are first clipped to [1e-7, 1 - 1e-7]."""
+    q = np.minimum(np.maximum(p, _EPS), 1 - _EPS)  # on one row np.clip takes longer than everything else here
     return np.asarray(np.log(q / (1 - q)))
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Platt scaling of the model's own probability, and the lower bound that sizing may rely on.
+    """Platt scaling of the model's raw probability, and the lower bound that position sizing uses.
 
     p      = sigmoid(slope · logit(raw) + shift)
     p_low  = sigmoid of the lower 95 % bound of that line, from the covariance of (slope, shift)
@@ -32,27 +41,21 @@ class Calibration:
     covariance: Floats  # (2, 2)
 
     def calibrate(self, raw: Floats) -> tuple[Floats, Floats]:
-        """(p, p_low), (n,) each."""
+        """Return (p, p_low), (n,) each, of raw probabilities (n,)."""
         x = logit(raw)
         (slope, both), (_, shift) = self.covariance.tolist()
         line = self.slope * x + self.shift
         error = np.sqrt(np.maximum(slope * x * x + 2.0 * both * x + shift, 0.0))
         return 1.0 / (1.0 + np.exp(-line)), 1.0 / (1.0 + np.exp(-(line - 1.96 * error)))
 
-    def apply(self, raw: Floats) -> Floats:
-        return self.calibrate(raw)[0]
-
-    def lower(self, raw: Floats) -> Floats:
-        return self.calibrate(raw)[1]
-
 
 def stacked(lines: Sequence[Calibration]) -> Floats:
-    """(classes, 5): slope, shift and the covariance of each class's line, for `calibrate_all`."""
+    """Return (classes, 5): slope, shift and covariance of each class's line, as `calibrate_all` reads them."""
     return np.array([[c.slope, c.shift, c.covariance[0, 0], c.covariance[0, 1], c.covariance[1, 1]] for c in lines])
 
 
 def calibrate_all(lines: Floats, raw: Floats) -> tuple[Floats, Floats]:
-    """(p, p_low) of raw (n, classes): what `Calibration.calibrate` says class by class, at the price of one."""
+    """Return (p, p_low) of raw (n, classes): `Calibration.calibrate` of every class in one pass."""
     slope, shift, both_slopes, mixed, both_shifts = lines.T
     x = logit(raw)
     line = slope * x + shift
@@ -69,36 +72,39 @@ class Novelty:
     limit: float
 
     def distance(self, rows: Floats) -> Floats:
-        """(n,) distances; NaN where a column is missing."""
+        """Return (n,) distances of rows (n, k); NaN where a column is missing."""
         away = rows - self.mean
         return np.asarray(np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", away, self.precision, away), 0.0)))
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """Open an ONNX file for inference on one CPU thread."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # single rows: threads cost more than they give
+    options.intra_op_num_threads = 1  # single rows: more threads cost more time than they save
     options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def read_novelty(path: Path) -> Novelty:
+    """Return the novelty measure stored in `novelty.npz`."""
     with np.load(path, allow_pickle=False) as f:
         return Novelty(f["mean"], f["precision"], float(f["limit"]))
 
 
-def calibration_from_json(told: dict[str, Any]) -> Calibration:
-    """What `as_json` wrote."""
-    return Calibration(told["slope"], told["shift"], np.array(told["covariance"]))
+def calibration_from_json(values: Mapping[str, Any]) -> Calibration:
+    """Return the calibration that `as_json` wrote."""
+    return Calibration(values["slope"], values["shift"], np.array(values["covariance"]))
 
 
-def as_json(calibration: Calibration) -> dict[str, Any]:
+def as_json(calibration: Calibration) -> dict[str, object]:
+    """Return a calibration as JSON-ready values."""
     return {"slope": calibration.slope, "shift": calibration.shift, "covariance": calibration.covariance.tolist()}
 
 
 def abstentions(
     newest: Floats, columns: tuple[str, ...], novelty: Novelty
 ) -> tuple[list[str], list[str | None], Floats]:
-    """(status, reason, distance) of n rows by their newest bar (n, k): missing or too novel abstains (M6)."""
+    """Return (status, reason, distance) of n rows by their newest bar (n, k): a missing or novel row abstains (M6)."""
     n = len(newest)
     status, reason = ["OK"] * n, [None] * n  # type: list[str], list[str | None]
     distance = novelty.distance(newest)
@@ -114,6 +120,9 @@ def abstentions(
 
 
 def check_shape(family: str, rows: Floats, steps: int, columns: tuple[str, ...]) -> None:
-    want = (len(columns),) if steps == 1 else (steps, len(columns))
-    if rows.shape[1:] != want:
-        raise BadShape(f"{family}: rows {rows.shape}, expected (n, {', '.join(map(str, want))}): {', '.join(columns)}")
+    """Raise BadShape unless rows are (n, columns), or (n, steps, columns) for a model of several steps."""
+    expected = (len(columns),) if steps == 1 else (steps, len(columns))
+    if rows.shape[1:] != expected:
+        raise BadShape(
+            f"{family}: rows {rows.shape}, expected (n, {', '.join(map(str, expected))}): {', '.join(columns)}"
+        )

@@ -1,4 +1,7 @@
-"""Averages of several voters: a voter that could not speak leaves the average; it is never counted as a half (M5)."""
+"""The directional ensemble (M5): a weighted mean of members. A member without a probability leaves the mean.
+
+It is never counted as one half.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,34 +9,34 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import REGIMES, Floats
+from pipelines.contracts import REGIMES, Arrays, Floats
 from pipelines.errors import UnknownName
 from pipelines.models.losses import log_losses
 
 STATED = "stated"
 
 
-def average(voices: Floats, weights: Floats) -> Floats:
-    """Weighted mean over the voters that speak.
+def average(members: Floats, weights: Floats) -> Floats:
+    """Return the weighted mean (…) over the members that have a probability.
 
-    voices   (m, …) probabilities of m voters, NaN where one does not speak
-    weights  (m,) not negative; a weight of 0 is a voter that is only heard
-    Returns  (…) the mean, renormalised over who speaks; NaN where nobody with a weight does
+    members  (m, …) probabilities, NaN where a member has none
+    weights  (m,) not negative; a member of weight 0 is reported but does not count
+    Returns  the mean with weights renormalised over the available members; NaN where none with a weight is available
     """
-    shape = (-1,) + (1,) * (voices.ndim - 1)
-    speaking = np.where(np.isfinite(voices), weights.reshape(shape), 0.0)
-    total = speaking.sum(axis=0)
-    said = (np.where(np.isfinite(voices), voices, 0.0) * speaking).sum(axis=0)
-    return np.asarray(np.where(total > 0, said / np.where(total > 0, total, 1.0), np.nan))
+    shape = (-1,) + (1,) * (members.ndim - 1)
+    available = np.where(np.isfinite(members), weights.reshape(shape), 0.0)
+    total = available.sum(axis=0)
+    weighted = (np.where(np.isfinite(members), members, 0.0) * available).sum(axis=0)
+    return np.asarray(np.where(total > 0, weighted / np.where(total > 0, total, 1.0), np.nan))
 
 
 @dataclass(frozen=True, slots=True)
-class Vote:
-    """What the directional ensemble says of n rows.
+class EnsemblePrediction:
+    """Predictions of the directional ensemble for n rows.
 
-    p        (n,) the average; NaN where nobody spoke
-    weights  member → (n,) share it really had, summing to 1 where anybody spoke; 0 where it was missing
-    missing  n tuples of the members that did not speak
+    p        (n,) the mean; NaN where no member was available
+    weights  member → (n,) share it had in the mean, summing to 1 where any was available; 0 where it was missing
+    missing  n tuples of the members without a probability
     """
 
     p: Floats
@@ -42,48 +45,52 @@ class Vote:
 
 
 def phase_weights(ensemble: Mapping[str, Any], phase: str | None) -> Mapping[str, float]:
-    """Weights of a market phase: its own, or the stated ones where it has none (QUIET) or is not known (None).
+    """Return the weights of a market phase; the stated ones if it has none (QUIET) or is unknown (None).
 
     ensemble  {"stated": {member: weight}, "phases": {phase: {member: weight}}}: `params.yaml`, or `schema["ensemble"]`
               of a predictor's bundle
+    Raises    UnknownName on a phase that is not in contracts.REGIMES
     """
     if phase is not None and phase not in REGIMES:
-        raise UnknownName(f"no market phase {phase!r}; known: {', '.join(REGIMES)}")
+        raise UnknownName(f"no market phase {phase!r}; use one of {', '.join(REGIMES)}")
     weights: Mapping[str, float] = ensemble["phases"].get(phase, ensemble[STATED])
     return weights
 
 
-def directional(members: Mapping[str, Floats], ensemble: Mapping[str, Any], phase: str | None = None) -> Vote:
-    """M5: the weighted mean of the members' probabilities of a rise, by who speaks.
+def directional(
+    members: Mapping[str, Floats], ensemble: Mapping[str, Any], phase: str | None = None
+) -> EnsemblePrediction:
+    """Return M5: the weighted mean of the members' probabilities of a rise over the available members.
 
-    members  `Predictions.members`: member → (n,) its p, NaN where it could not speak; a member that is not there at
-             all is missing on every row
-    Raises   UnknownName on a member that has no weight: nobody is left out in silence
+    members  `Predictions.members`: member → (n,) its p, NaN where it has none; a member that is not a key is missing
+             on every row
+    Raises   UnknownName on a member without a weight: none is left out silently
     """
     weights = phase_weights(ensemble, phase)
     if unknown := set(members) - set(weights):
         raise UnknownName(
-            f"no weight for {', '.join(sorted(unknown))}; ensemble in params.yaml has {', '.join(weights)}"
+            f"no weight for {', '.join(sorted(unknown))}; ensemble in params.yaml has {', '.join(weights)}. "
+            "Add the weight there."
         )
     n = max((len(p) for p in members.values()), default=0)
-    voices = np.array([members.get(name, np.full(n, np.nan)) for name in weights])
+    p = np.array([members.get(name, np.full(n, np.nan)) for name in weights])
     stated = np.array(list(weights.values()))
-    heard = np.isfinite(voices)
-    share = np.where(heard, stated[:, np.newaxis], 0.0)
+    available = np.isfinite(p)
+    share = np.where(available, stated[:, np.newaxis], 0.0)
     total = share.sum(axis=0)
     share = share / np.where(total > 0, total, 1.0)
-    silent = [tuple(name for name, spoke in zip(weights, row, strict=True) if not spoke) for row in heard.T]
-    return Vote(average(voices, stated), dict(zip(weights, share, strict=True)), silent)
+    missing = [tuple(name for name, known in zip(weights, row, strict=True) if not known) for row in available.T]
+    return EnsemblePrediction(average(p, stated), dict(zip(weights, share, strict=True)), missing)
 
 
-def ensemble_losses(oof: Mapping[str, Any], y: Floats, ensemble: Mapping[str, Any]) -> dict[str, Floats]:
-    """Log losses (n,) of the ensemble with its stated weights and of each member, on out-of-fold rows.
+def ensemble_losses(oof: Arrays, y: Floats, ensemble: Mapping[str, Any]) -> dict[str, Floats]:
+    """Return log losses (n,) in nats of the ensemble with its stated weights and of each member, out of fold.
 
-    oof  arrays of a predictor's `oof.npz`: its `member_<name>`, (n,) each, are what votes; y (n,) outcomes
-    Raises UnknownName where it holds no member
+    oof     arrays of a predictor's `oof.npz`, of which `member_<name>` (n,) are read; y (n,) outcomes
+    Raises  UnknownName if there is no member
     """
     members = {name.removeprefix("member_"): oof[name] for name in oof if name.startswith("member_")}
     if not members:
         raise UnknownName("no array named member_<name> among the out-of-fold rows; train the predictor again")
-    said = {f"ensemble_{STATED}": directional(members, ensemble).p, **members}
-    return {name: log_losses(p, y) for name, p in said.items()}
+    predictions = {f"ensemble_{STATED}": directional(members, ensemble).p, **members}
+    return {name: log_losses(p, y) for name, p in predictions.items()}

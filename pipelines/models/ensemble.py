@@ -1,19 +1,20 @@
-"""A model made of voters: each an ONNX file that reads the newest bar or the whole window, each calibrated by class.
+"""A served model made of members: ONNX files that read the newest bar or the whole window, calibrated by class.
 
-The pattern recogniser votes with three over nine classes; the market predictor speaks with its LSTM and carries the
-other members of the directional ensemble (M5) beside it.
+The pattern recogniser averages three members over nine classes. The market predictor answers with its LSTM; the other
+members of the directional ensemble (M5) have weight 0 in its mean and are reported next to it.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnxruntime
 
-from pipelines.contracts import Floats, Ints, Predictions
+from pipelines.contracts import Arrays, Bools, Floats, Ints, JsonObject, Predictions
 from pipelines.models.calibration_and_novelty import (
+    BundleIdentity,
     Novelty,
     abstentions,
     calibrate_all,
@@ -27,13 +28,13 @@ from pipelines.models.directional_ensemble import average
 
 
 @dataclass(frozen=True, slots=True)
-class Voter:
-    """One member.
+class Member:
+    """One member of an ensemble.
 
     reads        "newest": rows (n, k) of the bar decided on; "window": (n, steps, k)
     places       (k,) positions of its columns among the model's
-    weight       in the vote; 0 = heard, but not counted
-    calibration  (classes, 5) of `parts.stacked`: one line a class
+    weight       in the mean; 0 = reported, but not counted
+    calibration  (classes, 5) of `calibration_and_novelty.stacked`: one line a class
     session      ONNX with an output "probabilities": (n, classes), or (n, 2) of a single class
     """
 
@@ -44,26 +45,28 @@ class Voter:
     calibration: Floats
     session: onnxruntime.InferenceSession
 
-    def answer(self, rows: Floats) -> tuple[Floats, Floats]:
-        """(p, p_low), (n, classes) each, of rows (n, steps, columns of the model); NaN where a value it reads is
-        missing."""
+    def predict(self, rows: Floats) -> tuple[Floats, Floats]:
+        """Return (p, p_low), (n, classes) each, of rows (n, steps, columns); NaN where a value it reads is missing."""
         block = rows[:, :, self.places] if self.reads == "window" else rows[:, -1][:, self.places]
-        whole = np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
+        complete = np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
         p = np.full((len(rows), len(self.calibration)), np.nan)
         low = p.copy()
-        if whole.any():
+        if complete.any():
             name = self.session.get_inputs()[0].name
-            raw = self.session.run(["probabilities"], {name: block[whole].astype(np.float32)})[0].astype(np.float64)
-            p[whole], low[whole] = calibrate_all(self.calibration, raw[:, -len(self.calibration) :])
+            inputs = {name: block[complete].astype(np.float32)}
+            raw = self.session.run(["probabilities"], inputs)[0].astype(np.float64)
+            p[complete], low[complete] = calibrate_all(self.calibration, raw[:, -len(self.calibration) :])
         return p, low
 
 
 @dataclass(frozen=True, slots=True)
-class Committee:
-    """contracts.Model. With one class p is (n,), with several (n, classes).
+class EnsembleModel:
+    """Implement contracts.Model with several members. With one class p is (n,), with several (n, classes).
 
-    gates  (classes,) positions of columns: where such a column of the newest bar is 0, its class is not there, and p
-           and p_low are 0 whatever the voters say; empty = every class is always asked for
+    label_from  a class is named in `label` from this probability on; None = no labels
+    novelty     of the newest bar
+    gates       (classes,) positions of columns: where such a column of the newest bar is 0, its class is absent and
+                p and p_low are 0 whatever the members predict; empty = every class is always present
     """
 
     family: str
@@ -72,72 +75,85 @@ class Committee:
     columns: tuple[str, ...]
     steps: int
     classes: tuple[str, ...]
-    voters: tuple[Voter, ...]
-    sure_from: float | None  # a class is named in `label` from this probability on; None = no labels
-    novelty: Novelty  # of the newest bar
-    golden: dict[str, Any]
-    schema: dict[str, Any]
+    members: tuple[Member, ...]
+    label_from: float | None
+    novelty: Novelty
+    golden: Arrays
+    schema: JsonObject
     gates: Ints = field(default_factory=lambda: np.empty(0, np.int64))
 
     def predict(self, rows: Floats) -> Predictions:
+        """Return predictions of rows (n, steps, columns), of one step (n, columns); NaN = missing.
+
+        A row abstains if its newest bar has a missing value or is too novel, or if no member with a weight is
+        available. Raises BadShape.
+        """
         check_shape(self.family, rows, self.steps, self.columns)
         if self.steps == 1:
             rows = rows[:, np.newaxis]
         status, reason, distance = abstentions(rows[:, -1], self.columns, self.novelty)
-        sure = np.array([word == "OK" for word in status], dtype=bool)
-        p = np.full((len(self.voters), len(rows), len(self.classes)), np.nan)
-        low = p.copy()
-        asked = sure
-        if len(self.gates):
-            shut = rows[:, -1][:, self.gates] == 0.0
-            asked = sure & ~shut.all(axis=1)  # nobody is asked about a bar without any class
-            p[:, sure & ~asked] = low[:, sure & ~asked] = 0.0
-        if asked.any():
-            for i, voter in enumerate(self.voters):
-                p[i, asked], low[i, asked] = voter.answer(rows[asked])
-            if len(self.gates):
-                nought = np.isfinite(p) & shut
-                p[nought] = low[nought] = 0.0
-        weights = np.array([voter.weight for voter in self.voters])
-        said, least = average(p, weights), average(low, weights)
-        for row in np.flatnonzero(sure & ~np.isfinite(said).all(axis=1)):
+        accepted = np.array([word == "OK" for word in status], dtype=bool)
+        members, members_low = self._predict_members(rows, accepted)
+        weights = np.array([member.weight for member in self.members])
+        p, low = average(members, weights), average(members_low, weights)
+        for row in np.flatnonzero(accepted & ~np.isfinite(p).all(axis=1)):
             status[row], reason[row] = "ABSTAIN", f"WARMING_UP: needs {self.steps} whole bars"
-            said[row] = least[row] = np.nan
-        members = {voter.name: self._shaped(p[i]) for i, voter in enumerate(self.voters)}
+            p[row] = low[row] = np.nan
+        by_member = {member.name: self._squeeze(members[i]) for i, member in enumerate(self.members)}
         return Predictions(
-            self._shaped(said), self._shaped(least), status, reason, distance, self.digest, self._labels(said), members
+            self._squeeze(p), self._squeeze(low), status, reason, distance, self.digest, self._labels(p), by_member
         )
 
-    def _shaped(self, p: Floats) -> Floats:
+    def _predict_members(self, rows: Floats, accepted: Bools) -> tuple[Floats, Floats]:
+        """Return (p, p_low), (members, n, classes) each, of the accepted rows (n,); NaN elsewhere."""
+        p = np.full((len(self.members), len(rows), len(self.classes)), np.nan)
+        low = p.copy()
+        to_predict = accepted
+        if len(self.gates):
+            absent = rows[:, -1][:, self.gates] == 0.0
+            to_predict = accepted & ~absent.all(axis=1)  # a bar without any class needs no prediction
+            p[:, accepted & ~to_predict] = low[:, accepted & ~to_predict] = 0.0
+        if to_predict.any():
+            for i, member in enumerate(self.members):
+                p[i, to_predict], low[i, to_predict] = member.predict(rows[to_predict])
+            if len(self.gates):
+                zero = np.isfinite(p) & absent
+                p[zero] = low[zero] = 0.0
+        return p, low
+
+    def _squeeze(self, p: Floats) -> Floats:
+        """Return (n,) for a model of one class, else p (n, classes) as it is."""
         return p[:, 0] if len(self.classes) == 1 else p
 
     def _labels(self, p: Floats) -> list[str | None] | None:
-        if self.sure_from is None:
+        """Return for each row the classes from `label_from` on, joined by "+"; None for none, None without labels."""
+        if self.label_from is None:
             return None
-        return ["+".join(np.array(self.classes)[row >= self.sure_from].tolist()) or None for row in p]
+        return ["+".join(np.array(self.classes)[row >= self.label_from].tolist()) or None for row in p]
 
 
-def load(path: Path, identity: dict[str, Any], schema: dict[str, Any], golden: dict[str, Any]) -> Committee:
+def load(path: Path, identity: BundleIdentity, schema: JsonObject, golden: Arrays) -> EnsembleModel:
+    """Return the model of a verified bundle of kind "ensemble"."""
     columns = tuple(schema["columns"])
     at = {name: i for i, name in enumerate(columns)}
     calibrations = json.loads((path / "calibration.json").read_text())
-    return Committee(
+    return EnsembleModel(
         **identity,
         columns=columns,
         steps=schema["steps"],
         classes=tuple(schema["classes"]),
-        voters=tuple(
-            Voter(
-                name=told["name"],
-                reads=told["reads"],
-                places=np.array([at[name] for name in told["columns"]]),
-                weight=told["weight"],
-                calibration=stacked([calibration_from_json(one) for one in calibrations[told["name"]]]),
-                session=open_session(path / told["file"]),
+        members=tuple(
+            Member(
+                name=member["name"],
+                reads=member["reads"],
+                places=np.array([at[name] for name in member["columns"]]),
+                weight=member["weight"],
+                calibration=stacked([calibration_from_json(line) for line in calibrations[member["name"]]]),
+                session=open_session(path / member["file"]),
             )
-            for told in schema["members"]
+            for member in schema["members"]
         ),
-        sure_from=schema.get("sure_from"),
+        label_from=schema.get("sure_from"),
         novelty=read_novelty(path / "novelty.npz"),
         golden=golden,
         schema=schema,

@@ -1,16 +1,17 @@
-"""Native model → bundle: weights, calibrator, novelty gate, schema, golden vectors, model card, hashes.
+"""Write bundles: weights, calibration, novelty, schema, golden rows, model card and hashes.
 
-Written once at training time, compared with the native model there, and never changed: the digest is its name.
+A bundle is written once by training, compared with the native model there, and never changed: its digest is its name.
 """
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import Floats
+from pipelines.contracts import Arrays, Floats
 from pipelines.models.base import Export
 from pipelines.models.calibration_and_novelty import Novelty
 from pipelines.models.runtime import MANIFEST, load_bundle, sha256
@@ -18,29 +19,38 @@ from pipelines.models.runtime import MANIFEST, load_bundle, sha256
 GOLDEN_ROWS = 16
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as indented JSON with sorted keys."""
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def json_bytes(content: Any) -> bytes:
+def json_bytes(content: object) -> bytes:
+    """Return `content` as indented JSON with sorted keys; the same content gives the same bytes."""
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
 def npz_bytes(**arrays: Any) -> bytes:
-    """The bytes of an .npz; the same arrays give the same bytes."""
+    """Return the bytes of an .npz; the same arrays give the same bytes."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
 def write_bundle(
-    path: Path, *, family: str, export: Export, novelty: Novelty, schema: dict[str, Any], card: str, inputs: Floats
+    path: Path,
+    *,
+    family: str,
+    export: Export,
+    novelty: Novelty,
+    schema: Mapping[str, object],
+    card: str,
+    inputs: Floats,
 ) -> str:
-    """Write a bundle into the empty folder `path` and return its digest.
+    """Write a bundle into the folder `path` and return its digest.
 
-    schema  at least `columns` (order of the inputs) and `dropped` (column → why it is not there)
-    inputs  training rows (n, k) or (n, steps, k), newest bar finite, of which evenly spaced ones become golden rows;
-            their answers are taken from the loaded export itself, after it was compared with the native model
+    schema  at least `columns` (order of the inputs) and `dropped` (column → why it was dropped)
+    inputs  training rows (n, k) or (n, steps, k), newest bar finite; evenly spaced ones become golden rows, whose
+            predictions are those of the loaded export
     """
     path.mkdir(parents=True, exist_ok=True)
     for name, content in export.files.items():
@@ -51,18 +61,19 @@ def write_bundle(
     write_json(path / "schema.json", {**schema, **export.schema, "kind": export.kind})
     (path / "card.md").write_text(card)
     chosen = inputs[np.linspace(0, len(inputs) - 1, GOLDEN_ROWS).astype(int)].copy()
-    chosen[-1].reshape(-1)[-1] = np.nan  # the last golden row must abstain: an export that answers it is broken
+    chosen[-1].reshape(-1)[-1] = np.nan  # the last golden row must abstain: an export that predicts it is broken
     (path / "golden.npz").write_bytes(npz_bytes(rows=chosen))
     _seal(path, family)
-    answer = load_bundle(path, None).predict(chosen)
-    told = {"rows": chosen, "p": answer.p, "status": np.array(answer.status)}
-    if answer.label is not None:
-        told["label"] = np.array([word or "" for word in answer.label])
-    (path / "golden.npz").write_bytes(npz_bytes(**told))
+    predicted = load_bundle(path, None).predict(chosen)
+    golden: Arrays = {"rows": chosen, "p": predicted.p, "status": np.array(predicted.status)}
+    if predicted.label is not None:
+        golden["label"] = np.array([label or "" for label in predicted.label])
+    (path / "golden.npz").write_bytes(npz_bytes(**golden))
     return _seal(path, family)
 
 
 def _seal(path: Path, family: str) -> str:
+    """Write the manifest of all files with their hashes and return the bundle's digest."""
     files = {
         str(f.relative_to(path)): sha256(f.read_bytes())
         for f in sorted(path.rglob("*"))

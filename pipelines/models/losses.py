@@ -1,4 +1,4 @@
-"""Losses of probabilities, row by row: what families are fitted against, judged by and watched with."""
+"""Losses of probabilities, row by row: for fits, for the gate and for monitoring."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ _EPS = 1e-12
 
 
 def checked(p: Floats, y: Floats) -> None:
-    """Raises BadShape on different lengths, BadValues on NaN or a probability outside [0, 1]."""
+    """Raise BadShape if lengths differ, BadValues on NaN or on a probability outside [0, 1]."""
     if len(p) != len(y):
         raise BadShape(f"{len(p)} probabilities but {len(y)} outcomes")
     if not (np.isfinite(p).all() and np.isfinite(y).all()):
@@ -21,14 +21,14 @@ def checked(p: Floats, y: Floats) -> None:
 
 
 def log_losses(p: Floats, y: Floats) -> Floats:
-    """(n,) log loss of each row, in nats. p, y (n,); NaN refused."""
+    """Return (n,) log losses in nats of p, y (n,). Raises as `checked`; NaN is refused."""
     checked(p, y)
     q = np.clip(p, _EPS, 1 - _EPS)
     return np.asarray(-(y * np.log(q) + (1 - y) * np.log(1 - q)))
 
 
 def brier_losses(p: Floats, y: Floats) -> Floats:
-    """(n,) squared error; of p, y (n, classes) its mean over the classes. NaN refused."""
+    """Return (n,) squared errors; for p, y (n, classes) their mean over the classes. NaN is refused."""
     checked(p, y)
     squared = (p - y) ** 2
     return np.asarray(squared if squared.ndim == 1 else squared.mean(axis=1))

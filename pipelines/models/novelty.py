@@ -1,4 +1,4 @@
-"""Fit what `parts.Novelty` measures: how far a row lies from everything the model was trained on (M6)."""
+"""Fit `calibration_and_novelty.Novelty`: how far a row lies from the training rows (M6)."""
 
 import numpy as np
 
@@ -7,10 +7,12 @@ from pipelines.models.calibration_and_novelty import Novelty
 
 
 def fit_novelty(rows: Floats, quantile: float) -> Novelty:
-    """Mahalanobis distance with a small ridge, since session flags are nearly collinear with the clock.
+    """Return the Mahalanobis novelty measure of training rows, with a small ridge on the covariance.
+
+    The ridge is needed because session flags are nearly collinear with the time of day.
 
     rows      (n, k) finite training rows
-    quantile  share of the training rows that must count as familiar
+    quantile  share of the training rows that lie within the limit
     """
     mean = rows.mean(axis=0)
     covariance = np.atleast_2d(np.cov(rows, rowvar=False))

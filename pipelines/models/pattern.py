@@ -1,8 +1,8 @@
-"""M2, the pattern recogniser: P(a pattern that is there plays out), nine classes at once, by three equal voters.
+"""M2, the pattern recogniser: P(a pattern that is present plays out), nine classes at once, by three equal members.
 
 A random forest and boosted trees read the newest bar, a convolutional network the last 32; each is calibrated by class
-on later rows it did not learn from. Whether a pattern is there is a rule (`signals.setups`): a class that is not there
-has p = 0, so what a model can win over its baselines lies in telling which of them play out.
+on later rows outside its training. A rule decides whether a pattern is present (`signals.setups`): an absent class has
+p = 0, so a model gains over its baselines only by separating patterns that play out from those that do not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from pipelines.errors import NotEnoughData
 from pipelines.labels.splits import walk_forward
 from pipelines.models.base import Baseline, Dataset, Export, Log, ModelFamily, NativePredictions
 from pipelines.models.baselines import logistic
-from pipelines.models.calibration import fit_calibration
+from pipelines.models.calibration import Classifier, fit_calibration
 from pipelines.models.calibration_and_novelty import Calibration, as_json, logit
 from pipelines.models.directional_ensemble import average
 from pipelines.models.export import json_bytes
@@ -41,9 +41,9 @@ VOLATILITY_COLUMNS = ("atr_14", "volatility_20", "volatility_regime")
 
 @dataclass(frozen=True, slots=True)
 class Recogniser:
-    """The native members and their calibrations, fitted on one window.
+    """Hold the native members and their calibrations, fitted on one window.
 
-    classes       names of the classes it answers: those whose pattern occurs in the snapshot
+    classes       names of the classes it predicts: those whose pattern occurs in the snapshot
     window        positions of the columns the network reads, its classes' sides last
     trees         name → classifier over `sides.rows`
     calibrations  member → one a class
@@ -53,119 +53,141 @@ class Recogniser:
     sides: MirrorLayout
     window: Ints
     network: "PatternNetwork"
-    trees: Mapping[str, Any]
+    trees: Mapping[str, Classifier]
     calibrations: Mapping[str, Sequence[Calibration]]
 
     @property
     def loss_params(self) -> Mapping[str, Any]:
+        """Return no constants: the Brier score needs none."""
         return {}
 
     def predict(self, inputs: Floats) -> NativePredictions:
+        """Return calibrated predictions (n, classes) of inputs (n, steps, k), 0 where a class is absent."""
         newest = inputs[:, -1]
-        there = newest[:, self.sides.sides] != 0.0
+        present = newest[:, self.sides.sides] != 0.0
         p, low = {}, {}
         for name, raw in self.raw(newest, inputs[:, :, self.window].astype(np.float32)).items():
-            told = [self.calibrations[name][c].calibrate(raw[:, c]) for c in range(len(self.classes))]
-            p[name], low[name] = (np.where(there, np.column_stack(columns), 0.0) for columns in zip(*told, strict=True))
+            by_class = [self.calibrations[name][c].calibrate(raw[:, c]) for c in range(len(self.classes))]
+            p[name], low[name] = (
+                np.where(present, np.column_stack(columns), 0.0) for columns in zip(*by_class, strict=True)
+            )
         equal = np.ones(len(p))
         return NativePredictions(
             average(np.stack(list(p.values())), equal), average(np.stack(list(low.values())), equal), p
         )
 
     def raw(self, newest: Floats, windows: Singles) -> dict[str, Floats]:
-        """Member → (n, classes) before calibration, 0 where a class is not there."""
-        there = newest[:, self.sides.sides] != 0.0
-        told = {name: tree_answers(model, self.sides, newest, there) for name, model in self.trees.items()}
-        return {**told, NETWORK: network_answers(self.network, windows, there)}
+        """Return member → (n, classes) before calibration, 0 where a class is absent."""
+        present = newest[:, self.sides.sides] != 0.0
+        p = {name: tree_probabilities(model, self.sides, newest, present) for name, model in self.trees.items()}
+        return {**p, NETWORK: network_probabilities(self.network, windows, present)}
 
 
-def tree_answers(model: Any, sides: MirrorLayout, newest: Floats, there: Bools) -> Floats:
-    p = np.zeros(there.shape)
-    if there.any():
-        p[there] = model.predict_proba(sides.rows(newest)[there])[:, 1]
+def tree_probabilities(model: Classifier, sides: MirrorLayout, newest: Floats, present: Bools) -> Floats:
+    """Return uncalibrated probabilities (n, classes) of newest bars (n, k), 0 where a class is absent."""
+    p = np.zeros(present.shape)
+    if present.any():
+        p[present] = model.predict_proba(sides.rows(newest)[present])[:, 1]
     return p
 
 
-def network_answers(network: "PatternNetwork", windows: Singles, there: Bools) -> Floats:
+def network_probabilities(network: "PatternNetwork", windows: Singles, present: Bools) -> Floats:
+    """Return uncalibrated probabilities (n, classes), 0 where a class is absent, NaN where the window has a gap."""
     from pipelines.models.networks import probabilities_of
 
-    p = np.full(there.shape, np.nan)
-    if (whole := np.isfinite(windows).all(axis=(1, 2))).any():
-        p[whole] = np.where(there[whole], probabilities_of(network, windows[whole]), 0.0)
+    p = np.full(present.shape, np.nan)
+    if (complete := np.isfinite(windows).all(axis=(1, 2))).any():
+        p[complete] = np.where(present[complete], probabilities_of(network, windows[complete]), 0.0)
     return p
 
 
 def dataset(artifacts: Path, params: Params) -> Dataset:
-    """Bars on which some pattern is there. A class that never occurs in the snapshot is left out: its side is not among
-    the columns and its label not among the targets, so this version does not answer it."""
+    """Return the bars on which a pattern is present.
+
+    A class that never occurs in the snapshot is left out of the columns and of the labels: this version of the model
+    does not predict it.
+    """
     data = bar_rows(artifacts, "pattern", VIEWS["pattern"])
     occurs = (data.extras["direction"] != 0.0).any(axis=0)
-    absent = {name for name, there in zip(DIRECTIONS, occurs, strict=True) if not there}
+    absent = {name for name, found in zip(DIRECTIONS, occurs, strict=True) if not found}
     data = data.select_columns(np.array([name not in absent for name in data.columns]))
     direction = data.extras["direction"][:, occurs]
     return replace(data, y=data.y[:, occurs], extras={**data.extras, "direction": direction})
 
 
 def classes_of(columns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the patterns whose side is among the columns."""
     return tuple(p for p, d in zip(PATTERNS, DIRECTIONS, strict=True) if d in columns)
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """A data set read once: newest bars (n, k), windows of the network (n, steps, j), which classes are there, and what
-    each (row, class) counts: as evidence, and in a fit."""
+class _TrainingRows:
+    """Hold a dataset read once.
+
+    newest            (n, k) newest bars
+    windows           (n, steps, j) of the network
+    present, y        (n, classes) whether a class is present, and its label
+    evidence, weight  (n, classes) weight of each (row, class) as evidence and in a fit
+    """
 
     newest: Floats
     windows: Singles
-    there: Bools
+    present: Bools
     y: Floats
     evidence: Floats
     weight: Floats
 
 
-def read(data: Dataset, window: Ints) -> _Read:
+def read(data: Dataset, window: Ints) -> _TrainingRows:
+    """Return all rows of `data`, read in batches; `window` (j,) positions of the columns the network reads."""
     newest, windows = [], []
-    for piece in np.array_split(np.arange(len(data)), max(1, len(data) // 2048)):
-        rows = data.inputs(piece)
+    for batch in np.array_split(np.arange(len(data)), max(1, len(data) // 2048)):
+        rows = data.inputs(batch)
         newest.append(rows[:, -1])
         windows.append(rows[:, :, window].astype(np.float32))
     direction = data.extras["direction"]
     share = share_of_side(direction)
-    return _Read(
+    return _TrainingRows(
         np.concatenate(newest), np.concatenate(windows), direction != 0.0, data.y,
         share * data.uniqueness[:, np.newaxis], share * data.weight[:, np.newaxis],
     )  # fmt: skip
 
 
 def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Recogniser:
-    """All members on the older part of the rows; the purged tail stops the network and calibrates every one of them.
-    Then the trees, which nothing has to stop, learn from all rows, so that the newest market is in them too: what a
-    voter's word is worth was measured on rows that it had not seen."""
+    """Fit all members on the older rows; the purged tail stops the network and calibrates every member.
+
+    The trees, which need no early stopping, are then fitted again on all rows, so that they include the newest market.
+    Their calibration is that of the first fit, measured on rows outside its training.
+    Raises  NotEnoughData under LEAST_ROWS rows before the tail, or without both outcomes
+    """
     split = walk_forward(data.known, data.ended, 1, 1.0 - params.pattern.tail_share, embargo_s)[0]
     sides, classes = mirror_layout(data.columns), classes_of(data.columns)
     window = np.array([data.columns.index(n) for n in (*WINDOW_COLUMNS, *DIRECTIONS) if n in data.columns])
     head, tail = (read(data.select_rows(rows), window) for rows in (split.train, split.test))
-    if len(split.train) < LEAST_ROWS or len(np.unique(head.y[head.there])) < 2:
+    if len(split.train) < LEAST_ROWS or len(np.unique(head.y[head.present])) < 2:
         raise NotEnoughData(
-            f"{len(split.train)} rows to learn from before the purged tail, needs {LEAST_ROWS} and both outcomes: "
+            f"{len(split.train)} training rows before the purged tail, needs {LEAST_ROWS} and both outcomes: "
             "bring a longer history"
         )
     network = fit_network(head, tail, len(classes), data.columns, params, log)
     model = Recogniser(classes, sides, window, network, fit_trees(head, sides, params), {})
     raw = model.raw(tail.newest, tail.windows)
-    share = shares(head.y, head.there, head.weight)
+    share = shares(head.y, head.present, head.weight)
     calibrations = {name: calibrate(p, tail, share, params.pattern.pooled_rows) for name, p in raw.items()}
     trees = fit_trees(read(data, window), sides, params)
     return Recogniser(classes, sides, window, network, trees, calibrations)
 
 
-def fit_trees(told: _Read, sides: MirrorLayout, params: Params) -> dict[str, Any]:
-    """Random forest and XGBoost on one row a bar and class that is there; one thread, so the same bits every time."""
-    p, rows, y = params.pattern, sides.rows(told.newest)[told.there], told.y[told.there].astype(int)
-    weight, overlap = told.weight[told.there], float(told.evidence[told.there].mean())
+def fit_trees(data: _TrainingRows, sides: MirrorLayout, params: Params) -> dict[str, Classifier]:
+    """Return a random forest and XGBoost fitted on one row per bar and present class.
+
+    One thread: the same CPU gives the same bits.
+    """
+    p, rows, y = params.pattern, sides.rows(data.newest)[data.present], data.y[data.present].astype(int)
+    weight, overlap = data.weight[data.present], float(data.evidence[data.present].mean())
     weight = weight / weight.mean()
     # a tree draws as many rows as are distinct: more would only repeat labels (López de Prado 2018, ch. 6.2)
-    import xgboost  # seconds of imports that only a fit needs
+    import xgboost  # takes seconds to import, and only a fit needs it
     from sklearn.ensemble import RandomForestClassifier
 
     forest = RandomForestClassifier(
@@ -181,20 +203,21 @@ def fit_trees(told: _Read, sides: MirrorLayout, params: Params) -> dict[str, Any
 
 
 def fit_network(
-    head: _Read, tail: _Read, classes: int, columns: tuple[str, ...], params: Params, log: Log
+    head: _TrainingRows, tail: _TrainingRows, classes: int, columns: tuple[str, ...], params: Params, log: Log
 ) -> "PatternNetwork":
-    # torch takes seconds to import: only a stage that fits pays for it
+    """Return the network fitted on at most `max_windows` windows of `head`, stopped by the loss on `tail`."""
+    # torch takes seconds to import, and only a fit needs it
     from pipelines.models.networks import Plan, best_device, repeatable, train_network
     from pipelines.models.pattern_network import PatternNetwork
 
     p = params.pattern
-    read_there = [name for name in WINDOW_COLUMNS if name in columns]
-    turned = {"candle_high": "candle_low", "candle_low": "candle_high"}
+    window_columns = [name for name in WINDOW_COLUMNS if name in columns]
+    swapped = {"candle_high": "candle_low", "candle_low": "candle_high"}
     odd = {*CANDLE, TAKER}
     with repeatable(params.seed):
         network = PatternNetwork(
-            source=[read_there.index(turned.get(name, name)) for name in read_there],
-            sign=[-1.0 if name in odd else 1.0 for name in read_there],
+            source=[window_columns.index(swapped.get(name, name)) for name in window_columns],
+            sign=[-1.0 if name in odd else 1.0 for name in window_columns],
             classes=classes,
             channels=p.channels,
             dropout=p.dropout,
@@ -210,37 +233,43 @@ def fit_network(
     return network
 
 
-def shares(y: Floats, there: Bools, weight: Floats) -> Floats:
-    """(classes,) weighted share of y among the rows on which a class is there; one row's worth of the share of all
-    classes is in each, since a class that hardly occurred says hardly anything else."""
-    counted = weight * there
+def shares(y: Floats, present: Bools, weight: Floats) -> Floats:
+    """Return (classes,) weighted shares of y among the rows on which a class is present.
+
+    Each is shrunk to the share of all classes with the weight of one row, since a rare class has little evidence of its
+    own. y, present, weight (n, classes).
+    """
+    counted = weight * present
     overall = (counted * y).sum() / counted.sum()
     return np.asarray(((counted * y).sum(axis=0) + overall) / (counted.sum(axis=0) + 1.0))
 
 
-def calibrate(raw: Floats, tail: _Read, share: Floats, pooled_rows: float) -> list[Calibration]:
-    """One line a class, told as log-odds above those of its `share` (classes,) in training: fitted on its own rows and,
-    worth `pooled_rows` effective ones, those of all classes. So a class seldom seen answers its own share, moved by
-    what a member's word is worth in general; one seen often is calibrated as itself."""
+def calibrate(raw: Floats, tail: _TrainingRows, share: Floats, pooled_rows: float) -> list[Calibration]:
+    """Return one calibration per class, fitted in log-odds relative to the class's `share` (classes,) in training.
+
+    Each line is fitted on the class's own rows of the tail and on those of all classes, which together count as
+    `pooled_rows` effective rows. So a rare class predicts its own share, moved by the line of all classes; a frequent
+    one has its own calibration. raw (n, classes), NaN = not predicted.
+    """
     base = np.broadcast_to(logit(share), raw.shape)
-    there = tail.there & np.isfinite(raw)
-    pooled = [values[there] for values in (raw, tail.y, tail.evidence, base)]
+    present = tail.present & np.isfinite(raw)
+    pooled = [values[present] for values in (raw, tail.y, tail.evidence, base)]
     scale = min(1.0, pooled_rows / pooled[2].sum())
     lines = []
     for c in range(raw.shape[1]):
-        own = [values[there[:, c], c] for values in (raw, tail.y, tail.evidence, base)]
+        own = [values[present[:, c], c] for values in (raw, tail.y, tail.evidence, base)]
         p, y, weight, around = (np.concatenate(pair) for pair in zip(own, pooled, strict=True))
         weight[len(own[0]) :] *= scale
         line = fit_calibration(p, y, weight, around)
-        # told round the class's share; served round nought
+        # fitted around the class's share, served around zero log-odds
         turn = np.array([[1.0, 0.0], [-base[0, c], 1.0]])
         shift = line.shift + base[0, c] * (1.0 - line.slope)
         lines.append(Calibration(line.slope, float(shift), turn @ line.covariance @ turn.T))
     return lines
 
 
-def to_onnx(name: str, model: Any, sides: MirrorLayout, width: int) -> bytes:
-    """Rows (n, width) float32 in, "probabilities" (n, classes) out; the same model gives the same bytes."""
+def to_onnx(name: str, model: Classifier, sides: MirrorLayout, width: int) -> bytes:
+    """Return trees as ONNX: rows (n, width) float32 → "probabilities" (n, classes); the same model, the same bytes."""
     from pipelines.models.pattern_onnx import trees_to_onnx
 
     if name == "boosted":
@@ -261,14 +290,14 @@ def to_onnx(name: str, model: Any, sides: MirrorLayout, width: int) -> bytes:
 
 
 def export(fitted: Any, data: Dataset, params: Params) -> Export:
-    """A committee of equal voters behind a gate: a class whose pattern is not there is answered 0."""
+    """Return an ensemble of equal members with a gate per class: a class whose pattern is absent has p = 0."""
     from pipelines.models.pattern_onnx import network_to_onnx
 
     width, gates = len(data.columns), [data.columns[i] for i in fitted.sides.sides]
     files = {f"{name}.onnx": to_onnx(name, model, fitted.sides, width) for name, model in fitted.trees.items()}
     files[f"{NETWORK}.onnx"] = network_to_onnx(fitted.network, STEPS, NETWORK)
-    told = {name: [as_json(one) for one in lines] for name, lines in fitted.calibrations.items()}
-    files["calibration.json"] = json_bytes(told)
+    calibrations = {name: [as_json(line) for line in lines] for name, lines in fitted.calibrations.items()}
+    files["calibration.json"] = json_bytes(calibrations)
     members = [
         {
             "name": name, "file": f"{name}.onnx", "reads": "window" if name == NETWORK else "newest", "weight": 1.0,
@@ -281,39 +310,44 @@ def export(fitted: Any, data: Dataset, params: Params) -> Export:
         "classes": list(fitted.classes), "steps": STEPS, "members": members, "gates": gates, "sure_from": p.confidence,
         "target_atr": p.target_atr, "stop_atr": p.stop_atr, "horizon_bars": p.horizon_bars,
     }  # fmt: skip
-    return Export("committee", files, schema)
+    return Export("ensemble", files, schema)
 
 
 def loss(p: Floats, data: Dataset, loss_params: Mapping[str, Any]) -> Floats:
+    """Return (n,) Brier scores, mean over the classes."""
     return brier_losses(p, data.y)
 
 
-def _rival(p: Floats, test: Dataset) -> Baseline:
+def _brier_baseline(p: Floats, test: Dataset) -> Baseline:
+    """Return the baseline with probabilities p (n, classes), scored by the Brier score."""
     return Baseline(brier_losses(p, test.y), p)
 
 
 def prevalence(train: Dataset, test: Dataset, params: Params) -> Baseline:
-    """The training share that played out among the patterns of a class that were there; 0 where it is not there."""
-    there = train.extras["direction"] != 0.0
-    share = shares(train.y, there, train.weight[:, np.newaxis])
-    return _rival(share * (test.extras["direction"] != 0.0), test)
+    """Predict the training share of each class's present patterns that played out; 0 where it is absent."""
+    present = train.extras["direction"] != 0.0
+    share = shares(train.y, present, train.weight[:, np.newaxis])
+    return _brier_baseline(share * (test.extras["direction"] != 0.0), test)
 
 
-def _pooled_logistic(train: Dataset, test: Dataset, rows: Any, of_test: Any) -> Baseline:
-    """A logistic regression on one row a bar and class, its class among the columns."""
-    there, asked = train.extras["direction"] != 0.0, test.extras["direction"] != 0.0
-    weight = (train.weight[:, np.newaxis] * share_of_side(train.extras["direction"]))[there]
-    p = np.zeros(asked.shape)
-    if asked.any():
-        p[asked] = logistic(rows[there].astype(np.float64), train.y[there], weight, of_test[asked].astype(np.float64))
-    return _rival(p, test)
+def _pooled_logistic(train: Dataset, test: Dataset, rows: Any, test_rows: Any) -> Baseline:
+    """Predict by logistic regression on rows (n, classes, j) of each bar and present class."""
+    present, test_present = train.extras["direction"] != 0.0, test.extras["direction"] != 0.0
+    weight = (train.weight[:, np.newaxis] * share_of_side(train.extras["direction"]))[present]
+    p = np.zeros(test_present.shape)
+    if test_present.any():
+        p[test_present] = logistic(
+            rows[present].astype(np.float64), train.y[present], weight, test_rows[test_present].astype(np.float64)
+        )
+    return _brier_baseline(p, test)
 
 
 def volatility_only(train: Dataset, test: Dataset, params: Params) -> Baseline:
-    """Logistic regression on the class and volatility alone: catches a model that learnt only how wide barriers are."""
+    """Predict by logistic regression on class and volatility: shows if a model learnt only the barriers' width."""
     places = [train.columns.index(name) for name in VOLATILITY_COLUMNS if name in train.columns]
 
     def rows(data: Dataset) -> Floats:
+        """Return (n, classes, j): log volatilities and the class (one-hot)."""
         width = np.log(np.maximum(data.newest()[:, places], 1e-6))[:, np.newaxis]
         which = np.eye(data.y.shape[1])
         wide = np.concatenate([width + np.zeros((1, len(which), 1)), which + np.zeros((len(data), 1, 1))], axis=2)
@@ -323,29 +357,32 @@ def volatility_only(train: Dataset, test: Dataset, params: Params) -> Baseline:
 
 
 def newest_bar(train: Dataset, test: Dataset, params: Params) -> Baseline:
-    """Logistic regression on what the trees read, side and class included."""
+    """Predict by logistic regression on the trees' columns, side and class included."""
     sides = mirror_layout(train.columns)
     return _pooled_logistic(train, test, sides.rows(train.newest()), sides.rows(test.newest()))
 
 
 def describe(data: Dataset, params: Params) -> list[str]:
-    p, there = params.pattern, data.extras["direction"] != 0.0
-    classes = classes_of(data.columns)
-    told = [f"{n} {int(k):,} ({share:.3f})" for n, k, share in zip(
-        classes, there.sum(axis=0), data.y.sum(axis=0) / np.maximum(there.sum(axis=0), 1), strict=True)]  # fmt: skip
+    """Return the card's lines on label, classes and baseline."""
+    p, present = params.pattern, data.extras["direction"] != 0.0
+    classes, counts = classes_of(data.columns), present.sum(axis=0)
+    occurrences = [
+        f"{name} {int(count):,} ({share:.3f})"
+        for name, count, share in zip(classes, counts, data.y.sum(axis=0) / np.maximum(counts, 1), strict=True)
+    ]
     left_out = [name for name in PATTERNS if name not in classes]
     return [
-        f"label: the pattern is there and {p.target_atr:g} ATR its way came before {p.stop_atr:g} ATR against it within"
-        f" {p.horizon_bars} bars; no cost in the label; 0 where it is not there",
-        f"patterns there, and the share that played out: {', '.join(told)}",
-        *([f"not answered, since they never occur in the snapshot: {', '.join(left_out)}"] if left_out else []),
-        "prevalence, its baseline, is the training share among the patterns that were there, 0 for those that are not",
+        f"label: the pattern is present and {p.target_atr:g} ATR its way came before {p.stop_atr:g} ATR against it"
+        f" within {p.horizon_bars} bars; no cost in the label; 0 where it is absent",
+        f"patterns present, and the share that played out: {', '.join(occurrences)}",
+        *([f"not predicted, since they never occur in the snapshot: {', '.join(left_out)}"] if left_out else []),
+        "prevalence, its baseline, is the training share among present patterns, 0 for absent ones",
     ]
 
 
 PATTERN = ModelFamily(
     family="pattern",
-    title="Pattern recogniser: P(a pattern that is there plays out)",
+    title="Pattern recogniser: P(a pattern that is present plays out)",
     classes=PATTERNS,
     loss_name="Brier score",
     dataset=dataset,

@@ -1,7 +1,7 @@
 """The recogniser's convolutional network. torch and numpy only; `networks.train_network` trains it.
 
-A falling market is a rising one seen in a mirror, so the network reads every window twice, as it is and mirrored, and
-one set of weights answers for both sides: of the two answers a class takes the one of its own side.
+A falling market is a mirrored rising one, so the network reads every window twice, as it is and mirrored, with one set
+of weights. Of the two logits a class takes the one of its own side.
 """
 
 from collections.abc import Sequence
@@ -12,22 +12,24 @@ from torch import nn
 
 from pipelines.models.networks import Singles
 
-ABSENT = -20.0  # logit of a class that is not there: no loss, no gradient
+ABSENT = -20.0  # logit of an absent class: no loss, no gradient
 
 
 class PatternNetwork(nn.Module):
-    """Standardise, three convolutions over time, their mean and newest value, a line to one logit a class.
+    """Map windows (n, steps, len(source) + classes) to logits (n, classes).
 
-    source, sign  the mirror: column j of a mirrored window is sign[j] times column source[j] (high and low change
+    Standardisation, three convolutions over time, their mean and newest value, and a linear layer to one logit a class.
+
+    source, sign  the mirror: column j of a mirrored window is sign[j] times column source[j] (high and low swap
                   places); these columns come first in a window
-    classes       columns that follow them, read on the newest step only: the side each class speaks for, 1, -1, 0
+    classes       number of columns that follow them, read on the newest step only: the side of each class, 1, -1 or 0
     channels      of each convolution; kernels of five steps, the second and third halve the time axis
-    Maps windows (n, steps, len(source) + classes) to logits (n, classes).
     """
 
     def __init__(
         self, source: Sequence[int], sign: Sequence[float], classes: int, channels: int, dropout: float
     ) -> None:
+        """Create the layers with torch's current random state."""
         super().__init__()
         inputs = len(source)
         self.convolutions = nn.ModuleList(
@@ -42,7 +44,7 @@ class PatternNetwork(nn.Module):
         self.register_buffer("scale", torch.ones(inputs))
 
     def standardise(self, windows: Singles) -> None:
-        """Learn mean and scale from training windows and their mirror images; a constant column keeps a scale of 1."""
+        """Set mean and scale from training windows and their mirror images; a constant column has a scale of 1."""
         flat = windows[:, :, : len(self.source)].reshape(-1, len(self.source)).astype(np.float64)
         both = np.concatenate([flat, flat[:, self.source.numpy()] * self.sign.numpy()])
         spread = both.std(axis=0)
@@ -50,6 +52,7 @@ class PatternNetwork(nn.Module):
         self.scale.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        """Return logits (n, classes), ABSENT where the class is absent from the newest step."""
         market, side = windows[:, :, : len(self.source)], windows[:, -1, len(self.source) :]
         both = torch.cat([market, market[:, :, self.source] * self.sign])
         x = ((both - self.mean) / self.scale).transpose(1, 2)

@@ -1,5 +1,7 @@
-"""The recogniser's members as ONNX graphs, each with one output "probabilities" (n, classes), nought where a class is
-not there. Written node by node with names of our own: the same model gives the same bytes."""
+"""Export the recogniser's members as ONNX graphs with one output "probabilities" (n, classes), 0 for an absent class.
+
+The graphs are written node by node with fixed names: the same model gives the same bytes.
+"""
 
 from typing import Any
 
@@ -14,22 +16,25 @@ OPSET, TREES_OPSET, IR = 15, 1, 8
 
 
 class _Graph:
-    """Nodes and weights in the order they are added."""
+    """Collect nodes and weights in the order they are added."""
 
     def __init__(self) -> None:
+        """Start without nodes and weights."""
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
 
     def constant(self, name: str, values: Any) -> str:
+        """Add a constant and return its name."""
         self.weights.append(numpy_helper.from_array(np.array(values, order="C"), name))
         return name
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Add a node and return the name of its output."""
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
     def bytes(self, name: str, inputs: list[Any], classes: int) -> bytes:
-        """`inputs` is the shape of "rows"."""
+        """Return the checked graph as bytes; `inputs` is the shape of "rows"."""
         graph = helper.make_graph(
             self.nodes,
             name,
@@ -44,35 +49,35 @@ class _Graph:
 
 
 def trees_to_onnx(trees: onnx.ModelProto, sides: MirrorLayout, width: int, name: str) -> bytes:
-    """Rows (n, width) of the model's columns → `MirrorLayout.rows` → the converted trees → (n, classes).
+    """Return the graph: rows (n, width) of the model's columns → `MirrorLayout.rows` → trees → (n, classes).
 
     trees  a converted classifier with an input "rows" (n, sides.width) and an output "probabilities" (n, 2)
     """
     g, classes = _Graph(), len(sides.sides)
-    said = g.node("Gather", ["rows", g.constant("sides", sides.sides)], "said", axis=1)
+    directions = g.node("Gather", ["rows", g.constant("sides", sides.sides)], "directions", axis=1)
     last, middle = g.constant("last", np.array([2])), g.constant("middle", np.array([1]))
-    side = g.node("Unsqueeze", [said, last], "side")
+    side = g.node("Unsqueeze", [directions, last], "side")
     flat = g.node("Sub", [side, side], "flat")
     even = g.node("Gather", ["rows", g.constant("even", sides.even)], "even_read", axis=1)
     even = g.node("Add", [flat, g.node("Unsqueeze", [even, middle], "even_wide")], "even_rows")
     odd = g.node("Gather", ["rows", g.constant("odd", sides.odd)], "odd_read", axis=1)
     odd = g.node("Sub", [odd, g.constant("centres", sides.centres)], "odd_centred")
     odd = g.node("Mul", [side, g.node("Unsqueeze", [odd, middle], "odd_wide")], "odd_rows")
-    others = g.node("Mul", [side, g.node("Unsqueeze", [said, middle], "said_wide")], "others")
-    asked = g.node("Add", [flat, g.constant("which", np.eye(classes, dtype=np.float32))], "asked")
-    wide = g.node("Concat", [even, odd, others, side, asked], "wide", axis=2)
+    others = g.node("Mul", [side, g.node("Unsqueeze", [directions, middle], "directions_wide")], "others")
+    one_hot = g.node("Add", [flat, g.constant("which", np.eye(classes, dtype=np.float32))], "one_hot")
+    wide = g.node("Concat", [even, odd, others, side, one_hot], "wide", axis=2)
     g.node("Reshape", [wide, g.constant("flat_shape", np.array([-1, sides.width]))], "trees_rows")
     inner = onnx.compose.add_prefix_graph(trees.graph, "trees_")
     g.nodes.extend(inner.node)
     g.weights.extend(inner.initializer)
     yes = g.node("Gather", ["trees_probabilities", g.constant("yes", np.array(1))], "trees_yes", axis=1)
-    told = g.node("Reshape", [yes, g.constant("shape", np.array([-1, classes]))], "told")
-    g.node("Mul", [told, g.node("Abs", [said], "there")], "probabilities")
+    p = g.node("Reshape", [yes, g.constant("shape", np.array([-1, classes]))], "trees_p")
+    g.node("Mul", [p, g.node("Abs", [directions], "present")], "probabilities")
     return g.bytes(name, ["n", width], classes)
 
 
 def network_to_onnx(network: PatternNetwork, steps: int, name: str) -> bytes:
-    """Rows (n, steps, columns of the network) float32, in the units of the columns."""
+    """Return the graph of rows (n, steps, columns of the network) float32, in the units of the columns."""
     g, inputs, classes = _Graph(), len(network.source), network.head.out_features
     market = g.node("Gather", ["rows", g.constant("market_places", np.arange(inputs))], "market", axis=2)
     newest = g.node("Gather", ["rows", g.constant("newest_place", np.array(steps - 1))], "newest", axis=1)
@@ -96,11 +101,12 @@ def network_to_onnx(network: PatternNetwork, steps: int, name: str) -> bytes:
     head = [g.constant(f"head_{part}", _numbers(getattr(network.head, part))) for part in ("weight", "bias")]
     logits = g.node("Gemm", [x, *head], "logits", transB=1)
     g.nodes.append(helper.make_node("Split", [logits], ["rise", "fall"], name="sides", axis=0))
-    rising = g.node("Greater", [side, g.constant("nought", np.array(0.0, np.float32))], "rising")
+    rising = g.node("Greater", [side, g.constant("zero", np.array(0.0, np.float32))], "rising")
     own = g.node("Where", [rising, "rise", "fall"], "own")
-    g.node("Mul", [g.node("Sigmoid", [own], "told"), g.node("Abs", [side], "there")], "probabilities")
+    g.node("Mul", [g.node("Sigmoid", [own], "own_p"), g.node("Abs", [side], "present")], "probabilities")
     return g.bytes(name, ["n", steps, inputs + classes], classes)
 
 
 def _numbers(tensor: Any) -> Any:
+    """Return a torch tensor as a float32 array."""
     return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float32)

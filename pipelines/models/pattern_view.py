@@ -1,4 +1,4 @@
-"""What the pattern recogniser reads at a closed bar: 32 candles in units of ATR, the catalogue, the setups there."""
+"""The pattern recogniser's inputs at a closed bar: 32 candles in units of ATR, features, and the setups present."""
 
 import numpy as np
 
@@ -9,15 +9,15 @@ from pipelines.signals.setups import PATTERNS, setups
 STEPS = 32
 CANDLE = ("candle_open", "candle_high", "candle_low", "candle_close")  # distance from the newest bar's middle, ATR
 TAKER = "taker_share"  # (2 taker buys - volume) / volume of the bar
-DIRECTIONS = tuple(f"{name}.direction" for name in PATTERNS)  # 1, -1; 0 = not there. Newest bar only, 0 before it
+DIRECTIONS = tuple(f"{name}.direction" for name in PATTERNS)  # 1, -1; 0 = absent. Newest bar only, 0 before it
 
-# Columns of the catalogue that a market seen upside down keeps …
+# Columns of the catalogue that mirroring the market leaves unchanged …
 EVEN = (
     "atr_14", "volatility_20", "range_20", "volatility_regime", "adx_14", "persistence_60", "spread_proxy_20",
     "volume_to_median", "volume_ma5", "volume_ma60", "volume_volatility_20", "spread", "time_of_day_sin",
     "time_of_day_cos", "session_asia", "session_london", "session_newyork",
 )  # fmt: skip
-# … and those it turns round their centre
+# … and those it reverses around their centre
 ODD = {
     "log_return_1": 0.0, "close_to_ma5": 0.0, "close_to_ma20": 0.0, "macd_12_26": 0.0, "rsi_14": 50.0,
     "bollinger_b_20": 0.5, "stoch_k_14": 50.0, "cci_20": 0.0, "price_momentum": 0.0, "order_flow_imbalance": 0.0,
@@ -30,10 +30,10 @@ _FEATURES = np.array([FEATURES.index[name] for name in (*EVEN, *ODD)])
 
 
 def build(history: History, at: Ints) -> Floats:
-    """(n, 32, len(COLUMNS)) of bars `at`, oldest first; NaN where a value is missing or the history too short.
+    """Return (n, 32, len(COLUMNS)) of bars `at`, oldest first; NaN where a value is missing or the history too short.
 
-    Candles are told as (price - middle of the newest bar) / ATR 14 at the newest bar: told from its close, one column
-    of that bar would be nought for ever.
+    Candles are (price - middle of the newest bar) / ATR 14 at the newest bar. Measured from its close, one column of
+    that bar would always be zero.
     """
     rows = at[:, np.newaxis] + np.arange(1 - STEPS, 1)
     short, rows = rows < 0, np.maximum(rows, 0)
@@ -43,7 +43,7 @@ def build(history: History, at: Ints) -> Floats:
     reach = history.features[at, _ATR] * history.bars[at, CLOSE]
     scale = np.where(reach > 0.0, reach, np.nan)
     out[:, :, :4] = (bars[:, :, [OPEN, HIGH, LOW, CLOSE]] - middle[:, None, None]) / scale[:, None, None]
-    # a bar without trades has no share; nought over nought is missing, as everywhere
+    # a bar without trades has no share: zero over zero is missing, as everywhere
     with np.errstate(invalid="ignore", divide="ignore"):
         out[:, :, 4] = 2.0 * bars[:, :, TAKER_BUY] / bars[:, :, VOLUME] - 1.0
     out[:, :, 5 : 5 + len(_FEATURES)] = history.features[rows[:, :, np.newaxis], _FEATURES]

@@ -1,7 +1,7 @@
 """M4, the market predictor: P(the price rises within the horizon | it moves by more than a round trip costs).
 
-The family speaks with an LSTM over the last 60 bars. Beside it stand the other members of the directional ensemble
-(M5), which read the newest bar of the same rows: heard, calibrated and exported, but without a vote in `p`.
+The family's p is that of an LSTM over the last 60 bars. The other members of the directional ensemble (M5) read the
+newest bar of the same rows; they are fitted, calibrated and exported with it, but have weight 0 in `p`.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from pipelines.features.catalog import COPIES, CORE_COLUMNS
 from pipelines.labels.splits import walk_forward
 from pipelines.models.base import Baseline, Dataset, Export, Log, ModelFamily, NativePredictions
 from pipelines.models.baselines import always_base_rate, log_loss_baseline, logistic
-from pipelines.models.calibration import fit_calibration
+from pipelines.models.calibration import Classifier, fit_calibration
 from pipelines.models.calibration_and_novelty import Calibration, as_json
 from pipelines.models.export import json_bytes
 from pipelines.models.losses import log_losses
@@ -36,44 +36,52 @@ WINDOW_COLUMNS = {
     "four": ("log_return_1", "volume_to_median", "depth_ratio", "volatility_20"),
     "core": CORE_COLUMNS,
 }
-NEWEST_COLUMNS = tuple(name for name in CORE_COLUMNS if name not in COPIES)  # what the members beside it read
+NEWEST_COLUMNS = tuple(name for name in CORE_COLUMNS if name not in COPIES)  # what the other members read
 
 
 @dataclass(frozen=True, slots=True)
 class Directional:
-    """The native members and their calibrations, fitted on one window.
+    """Hold the native members and their calibrations, fitted on one window.
 
-    window, newest  positions of the columns that the network, and the others, read
-    others          name → classifier with `predict_proba`
+    window, newest  positions of the columns that the network, and the other members, read
+    others          name → classifier
     """
 
     network: "RecurrentNetwork"
     window: Ints
     newest: Ints
-    others: Mapping[str, Any]
+    others: Mapping[str, Classifier]
     calibrations: Mapping[str, Calibration]
     loss_params: Mapping[str, Any] = field(default_factory=dict)
 
     def predict(self, inputs: Floats) -> NativePredictions:
-        raw = {NETWORK: network_raw(self.network, inputs[:, :, self.window])}
-        rows = inputs[:, -1][:, self.newest].astype(np.float32)
-        raw |= {name: np.asarray(model.predict_proba(rows)[:, 1], np.float64) for name, model in self.others.items()}
-        members = {name: self.calibrations[name].calibrate(p) for name, p in raw.items()}
+        """Return the network's calibrated p of inputs (n, steps, k), and that of every member."""
+        uncalibrated = member_probabilities(self.network, self.others, inputs, self.window, self.newest)
+        members = {name: self.calibrations[name].calibrate(p.astype(np.float64)) for name, p in uncalibrated.items()}
         return NativePredictions(*members[NETWORK], {name: p for name, (p, _) in members.items()})
 
 
-def network_raw(network: "RecurrentNetwork", windows: Floats) -> Floats:
-    """(n,) the network's own probability of a rise; NaN where a value of the window (n, steps, k) is missing."""
+def network_probabilities(network: "RecurrentNetwork", windows: Floats) -> Floats:
+    """Return (n,) uncalibrated probabilities of a rise; NaN where a value of the window (n, steps, k) is missing."""
     from pipelines.models.networks import probabilities_of
 
     p = np.full(len(windows), np.nan)
-    if (whole := np.isfinite(windows).all(axis=(1, 2))).any():
-        p[whole] = probabilities_of(network, windows[whole].astype(np.float32))[:, 0]
+    if (complete := np.isfinite(windows).all(axis=(1, 2))).any():
+        p[complete] = probabilities_of(network, windows[complete].astype(np.float32))[:, 0]
     return p
 
 
+def member_probabilities(
+    network: "RecurrentNetwork", others: Mapping[str, Classifier], inputs: Floats, window: Ints, newest: Ints
+) -> dict[str, Floats]:
+    """Return member → (n,) uncalibrated probabilities of a rise, of inputs (n, steps, k); XGBoost's are float32."""
+    rows = inputs[:, -1][:, newest].astype(np.float32)
+    p = {NETWORK: network_probabilities(network, inputs[:, :, window])}
+    return p | {name: model.predict_proba(rows)[:, 1] for name, model in others.items()}
+
+
 def dataset(artifacts: Path, params: Params) -> Dataset:
-    """Bars whose move left the dead zone, through the columns this configuration reads."""
+    """Return the bars whose move left the dead zone, with the columns this configuration reads."""
     view = VIEWS["predictor"]
     wanted = {*WINDOW_COLUMNS[params.predictor.configuration], *NEWEST_COLUMNS}
     columns = tuple(name for name in view.columns if name in wanted)
@@ -81,15 +89,15 @@ def dataset(artifacts: Path, params: Params) -> Dataset:
 
 
 def places(columns: tuple[str, ...], wanted: tuple[str, ...]) -> Ints:
-    """Positions of the wanted columns that the snapshot has, in their order."""
+    """Return the positions of the wanted columns that the snapshot has, in their order."""
     return np.array([columns.index(name) for name in wanted if name in columns], dtype=np.int64)
 
 
 def systematic_sample(uniqueness: Floats, most: int) -> Ints:
-    """Row numbers of a systematic sample: as many as there is distinct information, at most `most`.
+    """Return the row numbers of a systematic sample of at most `most` rows, as many as there is distinct information.
 
-    uniqueness  (m,) share of a row's label that is its own; rows are drawn in proportion to it, at even distances in
-                time, so that chosen labels overlap as little as they can. No chance is in it.
+    uniqueness  (m,) share of a row's label that no other row has; rows are drawn in proportion to it, evenly in time,
+                so that the chosen labels overlap as little as possible. Deterministic
     """
     count = max(1, min(most, len(uniqueness), int(uniqueness.sum())))
     passed = np.cumsum(uniqueness) / uniqueness.sum() * count
@@ -97,33 +105,37 @@ def systematic_sample(uniqueness: Floats, most: int) -> Ints:
 
 
 def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Directional:
-    """All members on the older part of the rows; the purged tail stops the network and calibrates every one of them."""
+    """Fit all members on the older rows; the purged tail stops the network and calibrates every member.
+
+    Raises  NotEnoughData under LEAST_ROWS rows before the tail, or without both directions
+    """
     p = params.predictor
     split = walk_forward(data.known, data.ended, 1, 1.0 - p.tail_share, embargo_s)[0]
     head, tail = data.select_rows(split.train), data.select_rows(split.test)
     if len(head) < LEAST_ROWS or len(np.unique(head.y)) < 2:
         raise NotEnoughData(
-            f"{len(head)} rows to learn from before the purged tail, needs {LEAST_ROWS} and both directions: bring a "
+            f"{len(head)} training rows before the purged tail, needs {LEAST_ROWS} and both directions: bring a "
             "longer history"
         )
     window, newest = places(data.columns, WINDOW_COLUMNS[p.configuration]), places(data.columns, NEWEST_COLUMNS)
-    heard = tail.select_rows(systematic_sample(tail.uniqueness, p.max_windows))
+    held_out = tail.select_rows(systematic_sample(tail.uniqueness, p.max_windows))
     network = fit_network(
-        head.select_rows(systematic_sample(head.uniqueness, p.max_windows)), heard, window, params, log
+        head.select_rows(systematic_sample(head.uniqueness, p.max_windows)), held_out, window, params, log
     )
     others = fit_others(head.newest()[:, newest].astype(np.float32), head, params)
-    inputs = heard.all_inputs()
-    raw = {NETWORK: network_raw(network, inputs[:, :, window])}
-    raw |= {n: m.predict_proba(inputs[:, -1][:, newest].astype(np.float32))[:, 1] for n, m in others.items()}
-    # the chosen rows of the tail stand for all of it: each counts its own share and that of the rows left out
-    counts = np.minimum(1.0, heard.uniqueness * len(tail) / len(heard))
-    calibrations = {name: fit_calibration(said, heard.y, counts) for name, said in raw.items()}
+    uncalibrated = member_probabilities(network, others, held_out.all_inputs(), window, newest)
+    # the sampled rows represent the whole tail: each has its own weight and that of the rows left out
+    weight = np.minimum(1.0, held_out.uniqueness * len(tail) / len(held_out))
+    calibrations = {name: fit_calibration(member_p, held_out.y, weight) for name, member_p in uncalibrated.items()}
     return Directional(network, window, newest, others, calibrations)
 
 
-def fit_network(learnt: Dataset, tail: Dataset, window: Ints, params: Params, log: Log) -> "RecurrentNetwork":
-    """The configured network on these windows, standardised by them; on a card in mixed precision if there is one."""
-    # torch takes seconds to import: only who fits a network pays for it
+def fit_network(train: Dataset, tail: Dataset, window: Ints, params: Params, log: Log) -> "RecurrentNetwork":
+    """Return the configured network fitted on the windows of `train`, stopped by the loss on `tail`.
+
+    It is standardised by the training windows, and fitted in mixed precision if there is a card.
+    """
+    # torch takes seconds to import, and only a fit needs it
     from pipelines.models.networks import (
         CORE,
         FOUR,
@@ -138,30 +150,35 @@ def fit_network(learnt: Dataset, tail: Dataset, window: Ints, params: Params, lo
     p = params.predictor
     _, layers, head = {"four": FOUR, "core": CORE}[p.configuration]
 
-    def rows(of: Dataset) -> tuple[Any, Floats, Floats]:
-        return of.all_inputs()[:, :, window].astype(np.float32), of.y, of.weight / of.uniqueness
+    def rows(data: Dataset) -> tuple[Any, Floats, Floats]:
+        """Return (windows, labels, weights) of a dataset."""
+        return data.all_inputs()[:, :, window].astype(np.float32), data.y, data.weight / data.uniqueness
 
-    def heard(epoch: Epoch) -> None:
+    def log_epoch(epoch: Epoch) -> None:
+        """Log the losses of an epoch."""
         log(
-            f"predictor: {len(learnt):,} windows, epoch {epoch.number} of at most {p.epochs}: log loss "
+            f"predictor: {len(train):,} windows, epoch {epoch.number} of at most {p.epochs}: log loss "
             f"{epoch.train_loss:.4f}, on {len(tail):,} later windows {epoch.tail_loss:.4f}"
         )
 
-    windows, y, weight = rows(learnt)
+    windows, y, weight = rows(train)
     with repeatable(params.seed):
         network = RecurrentNetwork(len(window), layers, head, p.dropout)
     network.standardise(windows)
     plan = Plan(p.epochs, p.batch, p.learning_rate, p.patience, params.seed)
-    train_network(network, windows, y, weight, rows(tail), plan, best_device(), on_epoch=heard)
+    train_network(network, windows, y, weight, rows(tail), plan, best_device(), on_epoch=log_epoch)
     return network
 
 
-def fit_others(rows: Any, data: Dataset, params: Params) -> dict[str, Any]:
-    """The members beside the network on rows (m, k) of the newest bars; one thread, so the same bits every time."""
+def fit_others(rows: Any, data: Dataset, params: Params) -> dict[str, Classifier]:
+    """Return the members other than the network, fitted on newest bars `rows` (m, k) float32.
+
+    One thread: the same CPU gives the same bits.
+    """
     p, y = params.predictor, data.y.astype(int)
     overlap = float(data.uniqueness.mean())
     weight = data.weight / data.weight.mean()
-    import xgboost  # seconds of imports that only a fit needs
+    import xgboost  # takes seconds to import, and only a fit needs it
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -182,8 +199,8 @@ def fit_others(rows: Any, data: Dataset, params: Params) -> dict[str, Any]:
     return {"logistic": line, "random_forest": forest, "xgboost": boosted}
 
 
-def to_onnx(name: str, model: Any, width: int) -> bytes:
-    """Rows (n, width) float32 in, "probabilities" (n, 2) out; names of our own: the same model gives the same bytes."""
+def to_onnx(name: str, model: Classifier, width: int) -> bytes:
+    """Return a classifier as ONNX: rows (n, width) float32 → "probabilities" (n, 2); the same model, the same bytes."""
     if name == "xgboost":
         from onnxmltools.convert import convert_xgboost
         from onnxmltools.convert.common.data_types import FloatTensorType as XgboostFloats
@@ -203,7 +220,7 @@ def to_onnx(name: str, model: Any, width: int) -> bytes:
 
 
 def export(fitted: Any, data: Dataset, params: Params) -> Export:
-    """A committee in which the network has the vote; the ensemble's weights travel with it as they were registered."""
+    """Return an ensemble in which only the network has a weight, with the directional weights in the schema."""
     from pipelines.models.recurrent_onnx import recurrent_to_onnx
 
     steps = data.inputs(np.zeros(1, np.int64)).shape[1]
@@ -212,10 +229,11 @@ def export(fitted: Any, data: Dataset, params: Params) -> Export:
     files["calibration.json"] = json_bytes({name: [as_json(one)] for name, one in fitted.calibrations.items()})
     members = []
     for name in fitted.calibrations:
-        speaks = name == NETWORK
+        is_network = name == NETWORK
         members.append({
-            "name": name, "file": f"{name}.onnx", "reads": "window" if speaks else "newest", "weight": float(speaks),
-            "columns": [data.columns[i] for i in (fitted.window if speaks else fitted.newest)],
+            "name": name, "file": f"{name}.onnx", "reads": "window" if is_network else "newest",
+            "weight": float(is_network),
+            "columns": [data.columns[i] for i in (fitted.window if is_network else fitted.newest)],
         })  # fmt: skip
     schema = {
         "classes": list(PREDICTOR.classes),
@@ -225,32 +243,34 @@ def export(fitted: Any, data: Dataset, params: Params) -> Export:
         "configuration": params.predictor.configuration,
         "horizon_bars": params.predictor.horizon_bars,
     }
-    return Export("committee", files, schema)
+    return Export("ensemble", files, schema)
 
 
 def loss(p: Floats, data: Dataset, loss_params: Mapping[str, Any]) -> Floats:
+    """Return (n,) log losses in nats."""
     return log_losses(p, data.y)
 
 
 def last_sign(train: Dataset, test: Dataset, params: Params) -> Baseline:
-    """The training share of rises after a bar that rose, fell or stood still: momentum or reversal, whichever it is."""
+    """Predict the training share of rises after a bar that rose, fell or did not move: momentum or reversal."""
     overall = float(np.average(train.y, weights=train.weight))
     before, now = np.sign(train.extras["last_return"]), np.sign(test.extras["last_return"])
     p = np.full(len(test), overall)
     for sign in (-1.0, 0.0, 1.0):
-        seen = before == sign
-        # one row's worth of the overall share: a sign that hardly occurred says hardly anything else
-        p[now == sign] = (np.sum(train.weight[seen] * train.y[seen]) + overall) / (np.sum(train.weight[seen]) + 1.0)
+        rows = before == sign
+        # shrunk to the overall share with the weight of one row: a rare sign has little evidence of its own
+        p[now == sign] = (np.sum(train.weight[rows] * train.y[rows]) + overall) / (np.sum(train.weight[rows]) + 1.0)
     return log_loss_baseline(p, test)
 
 
 def newest_bar(train: Dataset, test: Dataset, params: Params) -> Baseline:
-    """Logistic regression on the newest bar's core columns: what the sixty bars and the layers must add to."""
+    """Predict by logistic regression on the newest bar's core columns: what windows and layers must improve on."""
     read = places(train.columns, NEWEST_COLUMNS)
     return log_loss_baseline(logistic(train.newest()[:, read], train.y, train.weight, test.newest()[:, read]), test)
 
 
 def describe(data: Dataset, params: Params) -> list[str]:
+    """Return the card's lines on label, configuration and members."""
     p = params.predictor
     chosen = len(systematic_sample(data.uniqueness, p.max_windows))
     return [
@@ -258,13 +278,13 @@ def describe(data: Dataset, params: Params) -> list[str]:
         f"{params.costs.round_trip_bps:g} bps (a round trip); {data.y.mean():.3f} of {len(data):,} rose",
         f"configuration {p.configuration}: at most {chosen:,} windows a fit, at most {p.epochs} epochs, stopped and "
         f"calibrated by the newest {p.tail_share:.0%} of its rows",
-        "beside the LSTM, without a vote in p: logistic regression, random forest and XGBoost on the newest bar",
+        "further members, of weight 0 in p: logistic regression, random forest and XGBoost on the newest bar",
     ]
 
 
 PREDICTOR = ModelFamily(
     family="predictor",
-    title="Market predictor: P(up) over the next bars, given a move worth its cost",
+    title="Market predictor: P(up) over the next bars, given a move larger than its cost",
     classes=("up",),
     loss_name="log loss",
     dataset=dataset,

@@ -1,7 +1,7 @@
-"""A trained `RecurrentNetwork` as an ONNX graph: standardisation, LSTM layers, head and sigmoid in one file.
+"""Export a trained `RecurrentNetwork` as an ONNX graph: standardisation, LSTM layers, head and sigmoid in one file.
 
-Written node by node: torch's tracing exporter is deprecated, bakes the batch size of its example into the LSTM's first
-state, and its successor needs another package. The same weights give the same bytes.
+The graph is written node by node: torch's tracing exporter is deprecated and fixes the batch size of its example in the
+LSTM's first state, and its successor needs another package. The same weights give the same bytes.
 """
 
 from typing import Any
@@ -17,14 +17,16 @@ IR = 8
 
 
 def recurrent_to_onnx(network: RecurrentNetwork, steps: int, name: str) -> bytes:
-    """Input "rows" (n, steps, inputs) float32 in the units of the columns; output "probabilities" (n, outputs)."""
+    """Return the graph: "rows" (n, steps, inputs) float32 in the columns' units → "probabilities" (n, outputs)."""
     nodes, weights = [], []
 
-    def constant(called: str, values: Any) -> str:
-        weights.append(numpy_helper.from_array(np.ascontiguousarray(values), called))
-        return called
+    def constant(key: str, values: Any) -> str:
+        """Add a constant and return its name."""
+        weights.append(numpy_helper.from_array(np.ascontiguousarray(values), key))
+        return key
 
     def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Add a node and return the name of its output."""
         nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
@@ -36,7 +38,7 @@ def recurrent_to_onnx(network: RecurrentNetwork, steps: int, name: str) -> bytes
         inputs = [x, *(constant(f"lstm{i}_{part}", values) for part, values in _lstm(layer).items())]
         outputs = ["", f"newest{i}"] if i == last else [f"states{i}"]
         nodes.append(helper.make_node("LSTM", inputs, outputs, name=f"lstm{i}", hidden_size=layer.hidden_size))
-        axis = constant(f"axis{i}", np.array([0 if i == last else 1]))  # the one direction there is
+        axis = constant(f"axis{i}", np.array([0 if i == last else 1]))  # a single direction
         x = node("Squeeze", [outputs[-1], axis], f"out{i}")
     for i, dense in enumerate(network.head):
         parts = [constant(f"head{i}_{part}", _numbers(getattr(dense, part))) for part in ("weight", "bias")]
@@ -57,13 +59,18 @@ def recurrent_to_onnx(network: RecurrentNetwork, steps: int, name: str) -> bytes
 
 
 def _numbers(tensor: Any) -> Singles:
+    """Return a torch tensor as float32."""
     return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float32)
 
 
 def _lstm(layer: nn.LSTM) -> dict[str, Singles]:
-    """torch stacks its gates input, forget, cell, output; ONNX input, output, forget, cell, with a directions axis."""
+    """Return W, R, B of an LSTM layer, each with a directions axis, as ONNX orders the gates.
+
+    ONNX: input, output, forget, cell. torch: input, forget, cell, output.
+    """
 
     def gates(values: Singles) -> Singles:
+        """Return `values` with the gates in ONNX's order."""
         i, f, c, o = np.split(values, 4)
         return np.concatenate([i, o, f, c])
 

@@ -1,6 +1,6 @@
 """The script MLflow stores with each version: `mlflow.pyfunc.load_model("models:/validator@champion").predict(frame)`.
 
-For people and notebooks. The services never load through pyfunc; they read the verified bundle itself.
+For notebooks. The services never load through pyfunc; they read the verified bundle itself.
 """
 
 from pathlib import Path
@@ -17,30 +17,32 @@ from pipelines.models.views import windows
 
 
 class BundledModel(mlflow.pyfunc.PythonModel):
-    """Answers with one row per input row: p (a column a class), p_low, status, reason, novelty, label.
+    """Predict one output row per input row: p (a column a class), p_low, status, reason, novelty, label.
 
-    The rows of a model that looks back are bars in time order: each is answered from itself and those before it.
+    For a model of several steps the rows are bars in time order; each is predicted from itself and those before it.
     """
 
     model: Model
 
     def load_context(self, context: Any) -> None:
+        """Load the bundle that MLflow stored as artifact "bundle"."""
         self.model = load_bundle(Path(context.artifacts["bundle"]), None)
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints as a schema
+        """Return the predictions of `model_input`, a frame with the model's columns, as a frame."""
         model = self.model
         rows = model_input[list(model.columns)].to_numpy(dtype=float)
         if model.steps > 1:
             rows = windows(rows, np.arange(len(rows)), model.steps)
-        answer = model.predict(rows)
-        frame = pd.DataFrame({"status": answer.status, "reason": answer.reason, "novelty": answer.novelty})
-        for name, values in (("p", answer.p), ("p_low", answer.p_low)):
+        predicted = model.predict(rows)
+        frame = pd.DataFrame({"status": predicted.status, "reason": predicted.reason, "novelty": predicted.novelty})
+        for name, values in (("p", predicted.p), ("p_low", predicted.p_low)):
             if values.ndim == 1:
                 frame[name] = values
             else:
-                frame[[f"{name}_{word}" for word in model.classes]] = values
-        if answer.label is not None:
-            frame["label"] = answer.label
+                frame[[f"{name}_{label}" for label in model.classes]] = values
+        if predicted.label is not None:
+            frame["label"] = predicted.label
         return frame
 
 

@@ -1,15 +1,15 @@
-"""One row of named columns in, one calibrated probability out: how the validator is served."""
+"""A served model that maps one row of named columns to one calibrated probability: the validator."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from pipelines.contracts import Floats, Predictions
+from pipelines.contracts import Arrays, Floats, JsonObject, Predictions
 from pipelines.models.calibration_and_novelty import (
+    BundleIdentity,
     Calibration,
     Novelty,
     abstentions,
@@ -22,7 +22,7 @@ from pipelines.models.calibration_and_novelty import (
 
 @dataclass(frozen=True, slots=True)
 class TabularModel:
-    """One row of named columns in, one calibrated probability out (contracts.Model)."""
+    """Implement contracts.Model for one row of named columns and one calibrated probability."""
 
     family: str
     version: str
@@ -32,30 +32,32 @@ class TabularModel:
     session: onnxruntime.InferenceSession
     calibration: Calibration
     novelty: Novelty
-    golden: dict[str, Any]
-    schema: dict[str, Any]
+    golden: Arrays
+    schema: JsonObject
     steps: int = 1
 
     def raw(self, rows: Floats) -> Floats:
-        """(n,) probability of class 1 as the exported model says it, before calibration."""
+        """Return (n,) probabilities of class 1 by the exported model, before calibration."""
         name = self.session.get_inputs()[0].name
-        answer = self.session.run(["probabilities"], {name: rows.astype(np.float32)})[0]
-        return np.asarray(answer[:, 1], dtype=np.float64)
+        probabilities = self.session.run(["probabilities"], {name: rows.astype(np.float32)})[0]
+        return np.asarray(probabilities[:, 1], dtype=np.float64)
 
     def predict(self, rows: Floats) -> Predictions:
+        """Return predictions of rows (n, k); NaN = missing, which abstains. Raises BadShape."""
         check_shape(self.family, rows, self.steps, self.columns)
         status, reason, distance = abstentions(rows, self.columns, self.novelty)
         n = len(rows)
-        sure = distance <= self.novelty.limit
-        if n and sure.all():  # the everyday case of one live row: no masks, no copies
+        familiar = distance <= self.novelty.limit
+        if n and familiar.all():  # the usual case of one live row: no masks, no copies
             return Predictions(*self.calibration.calibrate(self.raw(rows)), status, reason, distance, self.digest)
         p, low = np.full(n, np.nan), np.full(n, np.nan)
-        if sure.any():
-            p[sure], low[sure] = self.calibration.calibrate(self.raw(rows[sure]))
+        if familiar.any():
+            p[familiar], low[familiar] = self.calibration.calibrate(self.raw(rows[familiar]))
         return Predictions(p, low, status, reason, distance, self.digest)
 
 
-def load(path: Path, identity: dict[str, Any], schema: dict[str, Any], golden: dict[str, Any]) -> TabularModel:
+def load(path: Path, identity: BundleIdentity, schema: JsonObject, golden: Arrays) -> TabularModel:
+    """Return the model of a verified bundle of kind "tabular"."""
     return TabularModel(
         **identity,
         columns=tuple(schema["columns"]),

@@ -1,4 +1,4 @@
-"""M1, the signal validator: P(a signal's target is touched before its stop), by gradient-boosted trees."""
+"""M1, the signal validator: P(a signal's target is reached before its stop), by gradient-boosted trees."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,28 +22,28 @@ LEAST_EVENTS = 50
 
 
 def dataset(artifacts: Path, params: Params) -> Dataset:
-    """Resolved, eligible events in time order. Raises NotEnoughData when no event could be labelled."""
+    """Return the resolved, eligible events in time order. Raises NotEnoughData if no event is labelled."""
     with np.load(artifacts / "labels" / "events.npz", allow_pickle=False) as f:
-        told = {name: f[name] for name in f.files}
-    if len(told["y"]) == 0:
+        arrays = {name: f[name] for name in f.files}
+    if len(arrays["y"]) == 0:
         raise NotEnoughData(
-            "no event whose target reaches the stated multiple of the cost was resolved in this snapshot; "
+            "0 events with a target of labels.min_target_to_cost times the cost were resolved in this snapshot; "
             "bring a longer history, a coarser data.decision_timeframe, or lower costs in params.yaml"
         )
-    rows = told["rows"]
+    rows = arrays["rows"]
     return Dataset(
-        columns=tuple(told["columns"].tolist()),
+        columns=tuple(arrays["columns"].tolist()),
         inputs=lambda at: rows[at],
         at=np.arange(len(rows)),
-        **{name: told[name] for name in ("y", "weight", "uniqueness", "known", "ended")},
-        extras={name: told[name] for name in ("gross_bps", "direction", "atr", "volatility", "regime")},
+        **{name: arrays[name] for name in ("y", "weight", "uniqueness", "known", "ended")},
+        extras={name: arrays[name] for name in ("gross_bps", "direction", "atr", "volatility", "regime")},
     )
 
 
 def fit_trees(rows: Floats, y: Floats, weight: Floats, params: Params) -> "XGBClassifier":
-    """100 trees of depth 6 at rate 0.1 unless params.yaml says otherwise; one thread, so the same bits every time."""
+    """Return XGBoost trees fitted with the settings of params.yaml; one thread, so the same CPU gives the same bits."""
     p = params.validator
-    import xgboost  # seconds of imports that only a fit needs
+    import xgboost  # takes seconds to import, and only a fit needs it
 
     model = xgboost.XGBClassifier(
         n_estimators=p.trees,
@@ -61,10 +61,10 @@ def fit_trees(rows: Floats, y: Floats, weight: Floats, params: Params) -> "XGBCl
 
 
 def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Calibrated:
-    """The native model on all rows, and its calibration from purged inner folds of the same window."""
+    """Return the trees fitted on all rows, calibrated on purged inner folds of the same window."""
     if len(data) < LEAST_EVENTS or len(np.unique(data.y)) < 2:
         raise NotEnoughData(
-            f"{len(data)} events to learn from, needs {LEAST_EVENTS} and both outcomes: bring a longer history"
+            f"{len(data)} training events, needs {LEAST_EVENTS} and both outcomes: bring a longer history"
         )
     return fit_calibrated(
         data, embargo_s, LEAST_EVENTS // 2, lambda rows: fit_trees(rows.all_inputs(), rows.y, rows.weight, params)
@@ -72,7 +72,8 @@ def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Calibrated
 
 
 def to_onnx(model: "XGBClassifier", width: int) -> bytes:
-    # a name of our own: the converter's default is random, and the same model must give the same bytes
+    """Return the trees as ONNX, rows (n, width) float32; the same model gives the same bytes."""
+    # named explicitly: the converter's default name is random
     from onnxmltools.convert import convert_xgboost
     from onnxmltools.convert.common.data_types import FloatTensorType
 
@@ -82,37 +83,40 @@ def to_onnx(model: "XGBClassifier", width: int) -> bytes:
 
 
 def export(fitted: Any, data: Dataset, params: Params) -> Export:
+    """Return the export of a `Calibrated` validator."""
     return export_calibrated(to_onnx(fitted.model, len(data.columns)), fitted.calibration, VALIDATOR.classes)
 
 
 def contributions(fitted: Any, rows: Floats) -> Floats:
-    """(n, k) TreeSHAP values of the trees as XGBoost computes them, log-odds before calibration.
+    """Return (n, k) TreeSHAP values of the trees as XGBoost computes them, log-odds before calibration.
 
-    Source: Lundberg et al. 2020, Nat. Mach. Intell. 2(1).
+    Source  Lundberg et al. 2020, Nat. Mach. Intell. 2(1).
     """
     import xgboost
 
-    told = fitted.model.get_booster().predict(xgboost.DMatrix(rows, nthread=1), pred_contribs=True)
-    return np.asarray(told[:, :-1], dtype=np.float64)  # the last one is what every row starts from
+    values = fitted.model.get_booster().predict(xgboost.DMatrix(rows, nthread=1), pred_contribs=True)
+    return np.asarray(values[:, :-1], dtype=np.float64)  # the last column is the base value of every row
 
 
 def loss(p: Floats, data: Dataset, loss_params: Mapping[str, Any]) -> Floats:
+    """Return (n,) log losses in nats."""
     return log_losses(p, data.y)
 
 
 def volatility_only(train: Dataset, test: Dataset, params: Params) -> Baseline:
-    """Logistic regression on barrier width and volatility regime alone: catches a model that learnt only the width."""
+    """Predict by logistic regression on barrier width and volatility regime: shows if a model learnt only these."""
     return log_loss_baseline(
         logistic(train.extras["volatility"], train.y, train.weight, test.extras["volatility"]), test
     )
 
 
 def all_columns(train: Dataset, test: Dataset, params: Params) -> Baseline:
-    """Logistic regression on all of the model's columns."""
+    """Predict by logistic regression on all of the model's columns."""
     return log_loss_baseline(logistic(train.all_inputs(), train.y, train.weight, test.all_inputs()), test)
 
 
 def describe(data: Dataset, params: Params) -> list[str]:
+    """Return the card's lines on hit rate and label."""
     labels = params.labels
     return [
         f"hit rate {data.y.mean():.3f} of {len(data)} events",

@@ -1,8 +1,8 @@
-"""What each family reads at a decision bar: the last `steps` closed bars as named columns.
+"""The inputs of each family at a decision bar: the last `steps` closed bars as named columns.
 
-Training builds the views of a whole history, the live service the view of the newest bar from the rows it keeps. Both
-call the same function on the same rows, and a view reads nothing outside its own window, so both give the same bytes
-(L2). The validator is not here: it reads events, and `signals.events` makes its rows.
+Training builds the views of a whole history; the live service builds the view of the newest bar from the rows it
+retains. Both call the same function, and a view reads nothing outside its own window, so both give the same bytes (L2).
+The validator is not here: it reads events, whose rows `signals.events` makes.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,9 @@ from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """columns  names, in order
+    """Define what a family reads at a decision bar.
+
+    columns  names, in order
     steps    bars of the window; the newest is the bar decided on
     build    (history, positions (n,)) → (n, steps, len(columns)); NaN where a value is missing or the history is short
     """
@@ -32,7 +34,7 @@ class View:
 
 
 def windows(values: Floats, at: Ints, steps: int) -> Floats:
-    """(n, steps, k) copies of the rows `at - steps + 1 … at` of values (m, k); NaN before the first row."""
+    """Return (n, steps, k) copies of the rows `at - steps + 1 … at` of values (m, k); NaN before the first row."""
     rows = at[:, np.newaxis] + np.arange(1 - steps, 1)
     out: Floats = values[np.maximum(rows, 0)]
     out[rows < 0] = np.nan
@@ -40,13 +42,13 @@ def windows(values: Floats, at: Ints, steps: int) -> Floats:
 
 
 def feature_view(columns: tuple[str, ...], steps: int) -> View:
-    """Columns of the feature catalogue over `steps` bars."""
+    """Return the view of these columns of the feature catalogue over `steps` bars."""
     places = [FEATURES.index[name] for name in columns]
     return View(columns, steps, lambda history, at: windows(history.features[:, places], at, steps))
 
 
 def select(rows: Floats, have: tuple[str, ...], want: tuple[str, ...]) -> Floats:
-    """(…, len(want)) the wanted columns of rows (…, len(have)); a column that is not there is missing."""
+    """Return (…, len(want)): the wanted columns of rows (…, len(have)); a column that they lack is NaN."""
     if have == want:
         return rows
     missing = np.full((*rows.shape[:-1], 1), np.nan)
@@ -54,20 +56,21 @@ def select(rows: Floats, have: tuple[str, ...], want: tuple[str, ...]) -> Floats
 
 
 def check_schema(model: Model) -> None:
-    """Raises WrongSchema if a model asks for what nobody here computes: other columns or another window."""
+    """Raise WrongSchema if a model reads columns or a window that this release does not compute."""
     view = VIEWS.get(model.family)
     columns, steps = (VALIDATOR_COLUMNS, 1) if view is None else (view.columns, view.steps)
     unknown = [name for name in model.columns if name not in columns]
     if unknown or model.steps not in (1, steps):
         raise WrongSchema(
-            f"{model.family} {model.digest[:12]} reads {unknown or 'known columns'} over {model.steps} bars; here a "
-            f"{model.family} reads {len(columns)} columns over {steps}. Train it again with this release: "
+            f"{model.family} {model.digest[:12]} reads {unknown or 'known columns'} over {model.steps} bars; this "
+            f"release gives a {model.family} {len(columns)} columns over {steps}. Train it again with this release: "
             f"`bellwether retrain {model.family}`"
         )
 
 
 @cache
 def _places(have: tuple[str, ...], want: tuple[str, ...]) -> Ints:
+    """Return the position in `have` of each wanted column; len(have) for one it lacks."""
     at = {name: j for j, name in enumerate(have)}
     return np.array([at.get(name, len(have)) for name in want])
 

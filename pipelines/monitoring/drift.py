@@ -1,8 +1,8 @@
-"""Has the market the service sees left the market the model was trained on?
+"""Detect drift: does the live market differ from the market the model was trained on?
 
 Features are autocorrelated and the market changes regimes, so textbook p-values call everything drift. The yardstick is
-therefore the training history itself: it is cut into blocks as long as the ones we watch, each is compared with the
-whole, and a live block has to be stranger than the history's own blocks ever are, at a stated false-alarm budget.
+therefore the training history itself: it is cut into blocks as long as the live ones, each is compared with the whole,
+and a live block alarms if it deviates more than the history's own blocks do, at a stated false-alarm budget.
 
     effect of a column   Wasserstein distance between block and reference over the reference's standard deviation
                          (the number Evidently 0.7.23 reports as `wasserstein`)
@@ -24,21 +24,21 @@ from pipelines.params import DriftParams
 
 STD_FLOOR = 1e-3  # Evidently's own floor under the standard deviation; without it the two numbers would differ
 LEAST_SCALE = 0.1  # a shift under a tenth of a standard deviation is no drift (Evidently's default threshold)
-LEAST_BLOCKS = 20  # fewer block scores than this do not carry the fit of a tail
-LEAST_SHARE = 0.5  # of a column's usual values in a block; with fewer its effect is not comparable with the history's
-HOLDS = 1 / 3  # of the block's effect, that each half must show; measured: costs no detection on the simulator
-SAMPLE_ROWS = 5000  # of the history, kept as the reference: one reference for the alarm and for Evidently's report
+LEAST_BLOCKS = 20  # fewer block scores are too few to fit a tail
+LEAST_SHARE = 0.5  # of a column's usual values in a block; with fewer, its effect is not comparable with the history's
+PERSISTS = 1 / 3  # share of a block's effect that each half must show; it costs no detection on the simulator
+SAMPLE_ROWS = 5000  # of the history, stored as the reference of the alarm and of Evidently's report
 
 
 @dataclass(frozen=True, slots=True)
 class DriftReference:
-    """What the training history says a block may look like. It travels with the training snapshot.
+    """Hold how blocks of the training history deviate from the whole. It is stored with the training snapshot.
 
     columns     (k) names, in the order of the matrices; sample (m, k) rows of the history, NaN = missing
-    scale       (k,) usual effect of a block in each column; NaN: wholly missing in the history, so not watched
+    scale       (k,) usual effect of a block in each column; NaN: always missing in the history, so not watched
     usual_rows  (k,) median number of values in a block
     scores      (B,) scores of the history's own blocks; location, spread: the Gumbel law fitted to them
-    threshold   score from which a column is called drifted; alarm_rate: chance of that in one stationary block
+    threshold   score from which a column is drifted; alarm_rate: probability of that in one stationary block
     """
 
     columns: tuple[str, ...]
@@ -58,11 +58,12 @@ class DriftReference:
 
     @property
     def watched(self) -> tuple[str, ...]:
+        """Return the columns with values in the history."""
         return tuple(name for name, scale in zip(self.columns, self.scale, strict=True) if np.isfinite(scale))
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Effect from which each watched column is called drifted: what Evidently's report is given."""
+        """Return the effect from which each watched column is drifted, also used by Evidently's report."""
         limits = self.threshold * self.scale
         return {name: float(x) for name, x in zip(self.columns, limits, strict=True) if np.isfinite(x)}
 
@@ -74,7 +75,7 @@ class DriftReference:
 
     @classmethod
     def load(cls, folder: Path) -> "DriftReference":
-        """What `save` wrote. Raises UnreadableFile naming the file."""
+        """Return the reference that `save` wrote. Raises UnreadableFile naming the folder."""
         try:
             values = json.loads((folder / "drift.json").read_text())
             # opened here: numpy does not close a file that turns out to be cut short
@@ -93,10 +94,10 @@ _ARRAYS = ("sample", "scale", "usual_rows", "scores")
 
 @dataclass(frozen=True, slots=True)
 class BlockDrift:
-    """One block of `block_bars` rows, `start` counted from the first row seen.
+    """Hold the drift of one block of `block_bars` rows from row `start` on.
 
-    effects   of every column judged, in the reference's standard deviations; rows: values behind each
-    drifted   columns whose effect is at or over its threshold, strongest first; persistent: those it holds in, in both halves
+    effects   of every judged column, in the reference's standard deviations; rows: number of values of each
+    drifted   columns whose effect reaches its threshold, strongest first; persistent: those with it in both halves
     unjudged  watched columns with too few values here
     """
 
@@ -114,7 +115,7 @@ class BlockDrift:
 
 @dataclass(frozen=True, slots=True)
 class DriftResult:
-    """`alarm` if any block alarms; None if nothing could be judged, and `reason` says why. `n` rows were seen."""
+    """Hold the drift of n live rows: `alarm` if any block alarms, None with a `reason` if none could be judged."""
 
     alarm: bool | None
     reason: str
@@ -126,9 +127,10 @@ class DriftResult:
 
 
 @kernel
-def _wasserstein(a, na, b, nb):  # type: ignore[no-untyped-def]
-    """First Wasserstein distance of the sorted samples a[:na] and b[:nb]: the area between their two step functions."""
-    area, i, j = 0.0, 0, 0
+def _wasserstein(a: Floats, na: int, b: Floats, nb: int) -> float:
+    """Return the first Wasserstein distance of sorted a[:na] and b[:nb] (float64; na, nb int64)."""
+    area: float = 0.0
+    i, j = 0, 0
     x = min(a[0], b[0])
     while i < na or j < nb:
         following = b[j] if i == na or (j < nb and b[j] < a[i]) else a[i]
@@ -142,8 +144,14 @@ def _wasserstein(a, na, b, nb):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _block_effects(reference, counts, norms, values, starts, length, effects, rows):  # type: ignore[no-untyped-def]
-    """Fill effects and rows (blocks, k) for blocks of `length` rows of `values` against the sorted reference (k, m)."""
+def _block_effects(
+    reference: Floats, counts: Ints, norms: Floats, values: Floats, starts: Ints, length: int, effects: Floats,
+    rows: Floats,
+) -> None:  # fmt: skip
+    """Fill effects and rows (blocks, k) for blocks of `length` rows of `values` against the sorted reference (k, m).
+
+    float64; counts (k,) and starts (blocks,) int64.
+    """
     for c in range(values.shape[1]):
         for s in range(starts.shape[0]):
             block = np.sort(values[starts[s] : starts[s] + length, c])  # NaN last
@@ -154,11 +162,11 @@ def _block_effects(reference, counts, norms, values, starts, length, effects, ro
 
 
 def block_effects(sample: Floats, values: Floats, starts: Ints, length: int) -> tuple[Floats, Floats]:
-    """Normed Wasserstein distance of every block and column from the sample.
+    """Return the normed Wasserstein distance of every block and column from the sample.
 
     sample   (m, k) reference rows; values (n, k) rows in time order; NaN = missing, left out column by column
     starts   (b,) first row of each block of `length` rows
-    Returns  effects (b, k), NaN where either side has no value at all; number of values (b, k)
+    Returns  effects (b, k), NaN where either side has no value; number of values (b, k)
     """
     reference = np.ascontiguousarray(np.sort(sample, axis=0).T)  # NaN last
     present = np.isfinite(sample)
@@ -172,11 +180,11 @@ def block_effects(sample: Floats, values: Floats, starts: Ints, length: int) -> 
 
 
 def fit_reference(values: Floats, columns: tuple[str, ...], params: DriftParams, seed: int) -> DriftReference:
-    """Measure what blocks of a stationary market look like.
+    """Measure how blocks of the history deviate from the whole and fit the alarm threshold.
 
     values   (n, k) training history in time order, one row a decision bar; NaN = missing or warming up
     params   block_bars, reference_blocks (0 = all, else the newest so many), false_alarm_budget in budget_blocks blocks
-    seed     of the rows kept as the reference sample
+    seed     of the choice of rows in the reference sample
     Raises   BadShape, BadValues (infinite), NotEnoughData under 20 whole blocks or without any value
     """
     _check(values, columns)
@@ -186,14 +194,16 @@ def fit_reference(values: Floats, columns: tuple[str, ...], params: DriftParams,
         blocks = min(blocks, params.reference_blocks)
     if blocks < LEAST_BLOCKS:
         raise NotEnoughData(
-            f"{len(values)} rows of history give {blocks} blocks of {length}, wanted {LEAST_BLOCKS} for a threshold. "
+            f"{len(values)} rows of history give {blocks} blocks of {length}, needs {LEAST_BLOCKS} for a threshold. "
             "Bring a longer history or lower drift.block_bars."
         )
     history = values[len(values) - blocks * length :]
     pick = np.random.default_rng(seed).choice(len(history), min(SAMPLE_ROWS, len(history)), replace=False)
     sample = np.ascontiguousarray(history[np.sort(pick)])
     effects, rows = block_effects(sample, history, np.arange(blocks) * length, length)
-    effects /= 1.0 - 1.0 / blocks  # the whole holds the block: F - whole = (1 - 1/B) (F - the others), so is their area
+    effects /= (
+        1.0 - 1.0 / blocks
+    )  # the whole contains the block: F - whole = (1 - 1/B) (F - the others), and so do the areas
     usual_rows = np.median(rows, axis=0)
     effects[rows < LEAST_SHARE * usual_rows] = np.nan
     watched = np.isfinite(effects).any(axis=0)
@@ -202,7 +212,7 @@ def fit_reference(values: Floats, columns: tuple[str, ...], params: DriftParams,
     scale = np.full(len(columns), np.nan)
     scale[watched] = np.maximum(np.nanmean(effects[:, watched], axis=0), LEAST_SCALE)
     scores = np.nanmax(effects[:, watched] / scale[watched], axis=1)
-    from scipy import stats  # a second of imports that only this needs
+    from scipy import stats  # takes a second to import, and only this function needs it
 
     location, spread = (float(x) for x in stats.gumbel_r.fit(scores))
     alarm_rate = 1.0 - (1.0 - params.false_alarm_budget) ** (1.0 / params.budget_blocks)
@@ -215,18 +225,18 @@ def fit_reference(values: Floats, columns: tuple[str, ...], params: DriftParams,
 
 
 def detect(reference: DriftReference, values: Floats) -> DriftResult:
-    """Judge what the service saw, block by block from the first row on; rows after the last whole block wait.
+    """Judge live rows block by block from the first row on; rows after the last complete block wait.
 
     values   (n, k) feature rows in time order, columns as in the reference; NaN = missing
-    A block alarms when a column's effect reaches its threshold and each half of the block shows at least a third of
-    that effect: a burst of an hour is no drift. The budget speaks of `budget_blocks` blocks; a longer watch spends it
-    again.
+    A block alarms if a column's effect reaches its threshold and each half of the block shows at least a third of that
+    effect: a burst of an hour is no drift. The false-alarm budget covers `budget_blocks` blocks; every further
+    `budget_blocks` blocks spend it again.
     Raises   BadShape, BadValues
     """
     _check(values, reference.columns)
     length, n = reference.block_bars, len(values)
     if n < max(length, reference.min_bars):
-        return DriftResult(None, f"{n} rows seen, {max(length, reference.min_bars)} needed for the first block", n, ())
+        return DriftResult(None, f"{n} rows, {max(length, reference.min_bars)} needed for the first block", n, ())
     starts = np.arange(n // length) * length
     half = length // 2
     effects, rows = block_effects(reference.sample, values, starts, length)
@@ -243,11 +253,12 @@ def detect(reference: DriftReference, values: Floats) -> DriftResult:
 
 
 def _judge(reference: DriftReference, start: int, effects: Floats, least_half: Floats, rows: Floats) -> BlockDrift:
+    """Return the drift of one block from its effects (k,) and the smaller effect of its halves."""
     limits = reference.threshold * reference.scale
     judged = np.flatnonzero(np.isfinite(effects) & np.isfinite(limits))
     shifts = effects / reference.scale
     over = [c for c in sorted(judged, key=lambda c: -shifts[c]) if effects[c] >= limits[c]]
-    held = [c for c in over if least_half[c] >= HOLDS * effects[c]]
+    persistent = [c for c in over if least_half[c] >= PERSISTS * effects[c]]
     names = reference.columns
     return BlockDrift(
         start=start,
@@ -257,14 +268,14 @@ def _judge(reference: DriftReference, start: int, effects: Floats, least_half: F
         effects={names[c]: float(effects[c]) for c in judged},
         rows={names[c]: int(rows[c]) for c in judged},
         drifted=tuple(names[c] for c in over),
-        persistent=tuple(names[c] for c in held),
+        persistent=tuple(names[c] for c in persistent),
         unjudged=tuple(name for name in reference.watched if name not in {names[c] for c in judged}),
-        alarm=bool(held),
+        alarm=bool(persistent),
     )
 
 
 def _reason(reference: DriftReference, blocks: tuple[BlockDrift, ...], n: int) -> str:
-    """What an operator reads: the block that decided, its numbers, and what was left out."""
+    """Return the text for operators: the deciding block, its numbers, and what was left out."""
     alarms = [block for block in blocks if block.alarm]
     judged = [block for block in blocks if block.effects]
     block = alarms[0] if alarms else max(judged, key=lambda b: b.score)
@@ -277,7 +288,7 @@ def _reason(reference: DriftReference, blocks: tuple[BlockDrift, ...], n: int) -
         f"{strongest} moved {block.effects[strongest]:.2f} sd on {block.rows[strongest]} rows"
     )
     if alarms:
-        text += f"; over their threshold and holding: {', '.join(block.persistent)}"
+        text += f"; over their threshold in both halves: {', '.join(block.persistent)}"
     missing = sorted({name for each in blocks for name in each.unjudged})
     if missing:
         text += f"; too few values to judge: {', '.join(missing)}"
@@ -287,9 +298,10 @@ def _reason(reference: DriftReference, blocks: tuple[BlockDrift, ...], n: int) -
 
 
 def _check(values: Floats, columns: tuple[str, ...]) -> None:
+    """Raise BadShape unless values are (n, columns), BadValues on an infinite value."""
     if values.ndim != 2 or values.shape[1] != len(columns):
-        raise BadShape(f"rows have shape {values.shape}, wanted (n, {len(columns)}) for the columns given")
+        raise BadShape(f"rows have shape {values.shape}, expected (n, {len(columns)}) for the columns given")
     infinite = np.isinf(values).any(axis=0)
     if infinite.any():
         names = ", ".join(columns[c] for c in np.flatnonzero(infinite))
-        raise BadValues(f"infinite values in {names}. Missing is NaN; mend the feature or drop it.")
+        raise BadValues(f"infinite values in {names}. Use NaN for missing values; fix the feature or drop it.")

@@ -1,9 +1,8 @@
-"""Has the model got worse at what it promised? Two looks at the log loss of resolved outcomes.
+"""Detect degradation of a model by the log loss of resolved outcomes, with two tests.
 
-Degradation: the mean live loss against the loss the champion showed out of sample, with an interval, on enough
-outcomes. Page-Hinkley: the moment the loss began to rise, by a test that runs one outcome at a time. Log loss is noisy:
-on its own Page-Hinkley calls a rise for most steady models within a few hundred outcomes, so it only counts when the
-mean confirms it.
+Degradation: the mean live loss against the champion's out-of-sample loss, with an interval, on enough outcomes.
+Page-Hinkley: a sequential test for the start of a rise of the loss. Log loss is noisy: on its own, Page-Hinkley reports
+a rise for most steady models within a few hundred outcomes, so it only counts if the mean confirms it.
 """
 
 from dataclasses import dataclass
@@ -19,40 +18,43 @@ from pipelines.params import DriftParams
 
 @dataclass(frozen=True, slots=True)
 class PageHinkley:
-    """`statistic` (n,) after each loss; `alarm_at`: index of the first over the threshold, None if none was."""
+    """Hold `statistic` (n,) after each loss, and the index of the first over the threshold, None if none was."""
 
     statistic: Floats
     alarm_at: int | None
 
 
 def page_hinkley(losses: Floats, delta: float, threshold: float) -> PageHinkley:
-    """Page-Hinkley test for a rise of the mean.
+    """Run the Page-Hinkley test for a rise of the mean.
 
     losses     (n,) in time order of resolution; nats; NaN refused
-    delta      rise of the mean that is tolerated, in nats
-    threshold  alarm when the sum of (loss - mean so far - delta) stands this far above its lowest point; nats. A larger
-               one gives fewer false alarms and later true ones
+    delta      tolerated rise of the mean, nats
+    threshold  alarm if the sum of (loss - mean so far - delta) is this far above its lowest point, nats; a larger one
+               gives fewer false alarms and later true ones
+    Raises     BadValues on NaN
     Source     Page 1954, Biometrika 41, 100-115; Gama et al. 2014, ACM Computing Surveys 46(4), sec. 3.2.1
     """
     if not np.isfinite(losses).all():
         raise BadValues(
-            f"{int((~np.isfinite(losses)).sum())} of {len(losses)} losses are not finite; score outcomes only"
+            f"{int((~np.isfinite(losses)).sum())} of {len(losses)} losses are not finite; pass resolved outcomes only"
         )
     if len(losses) == 0:
         return PageHinkley(np.empty(0), None)
     means = np.cumsum(losses) / np.arange(1, len(losses) + 1)
     sums = np.cumsum(losses - means - delta)
-    statistic = sums - np.minimum.accumulate(np.minimum(sums, 0.0))  # the sum starts at nought
+    statistic = sums - np.minimum.accumulate(np.minimum(sums, 0.0))  # the sum starts at zero
     over = np.flatnonzero(statistic > threshold)
     return PageHinkley(statistic, int(over[0]) if len(over) else None)
 
 
 @dataclass(frozen=True, slots=True)
 class LossDrift:
-    """alarm     None: too few outcomes to say, and `reason` says how many
+    """Hold the result of both tests.
+
+    alarm        None: too few outcomes, with their number in `reason`
     change       live loss over reference loss minus one, 95 % interval, n outcomes; NaN without outcomes
     live         mean live log loss, nats; reference: the champion's out of sample
-    rise_at      index of the outcome at which Page-Hinkley first called a rise; None: never
+    rise_at      index of the outcome at which Page-Hinkley first found a rise; None: never
     """
 
     alarm: bool | None
@@ -67,15 +69,15 @@ def loss_drift(p: Floats, y: Floats, reference: Estimate, params: DriftParams, d
     """Compare live log loss with the champion's out-of-sample loss.
 
     p, y       (n,) calibrated probabilities and outcomes in {0, 1}, in time order of resolution; NaN refused
-    reference  the champion's mean log loss where it was judged, with its interval
-    draws      of the moving-block bootstrap; the reference's own doubt is drawn with it, as a normal
-    Alarm      on at least `min_outcomes`: mean loss `loss_degradation` or more above the reference, the interval wholly
-               above nought, or Page-Hinkley called a rise and the interval is wholly above nought
+    reference  the champion's mean log loss out of sample, with its interval
+    draws      of the moving-block bootstrap; the reference's own uncertainty is drawn with it, as a normal
+    Alarm      on at least `min_outcomes`, if the interval of the change is above zero, and the mean loss is
+               `loss_degradation` or more above the reference or Page-Hinkley found a rise
     Raises     BadShape, BadValues
     """
     if not (np.isfinite([reference.value, reference.low, reference.high]).all() and reference.value > 0):
         raise BadValues(
-            f"the reference loss is {reference.value} [{reference.low}, {reference.high}]; judge the model first"
+            f"the reference loss is {reference.value} [{reference.low}, {reference.high}]; evaluate the model first"
         )
     losses = log_losses(p, y)
     n = len(losses)
@@ -86,8 +88,8 @@ def loss_drift(p: Floats, y: Floats, reference: Estimate, params: DriftParams, d
         )
     live = float(losses.mean())
     means = losses[block_indices(n, default_block(n), draws, seed)].mean(axis=1)
-    doubt = (reference.high - reference.low) / (2 * 1.96)
-    references = reference.value + doubt * np.random.default_rng([seed, 1]).standard_normal(draws)
+    deviation = (reference.high - reference.low) / (2 * 1.96)
+    references = reference.value + deviation * np.random.default_rng([seed, 1]).standard_normal(draws)
     low, high = np.quantile((means - references) / reference.value, [0.025, 0.975])
     change = Estimate(live / reference.value - 1.0, float(low), float(high), n)
     rise = page_hinkley(losses, params.loss_delta, params.loss_threshold).alarm_at
@@ -100,7 +102,7 @@ def loss_drift(p: Floats, y: Floats, reference: Estimate, params: DriftParams, d
     worse = change.low > 0
     degraded = worse and change.value >= params.loss_degradation
     rising = worse and rise is not None
-    reason = f"{figures}; limit {params.loss_degradation:+.0%} with an interval above nought: " + (
+    reason = f"{figures}; limit {params.loss_degradation:+.0%} with an interval above zero: " + (
         "degraded" if degraded else "not degraded"
     )
     if rise is not None:

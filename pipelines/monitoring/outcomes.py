@@ -1,6 +1,7 @@
-"""What became of a decision, by the very function that makes the training labels: one definition of "was it right"."""
+"""Outcomes of decisions, by the function that makes the training labels: one definition of an outcome."""
 
 from collections.abc import Sequence
+from typing import Literal, cast
 
 import numpy as np
 
@@ -10,18 +11,18 @@ from pipelines.labels.barriers import BARRIERS, TARGET, UNRESOLVED, first_touch
 
 
 def resolve(decisions: Sequence[Decision], bars: Floats, base_seconds: float, cost_bps: float) -> list[Outcome]:
-    """Outcomes of the decisions whose answer is in `bars`; the others wait for more bars.
+    """Return the outcomes of the decisions that `bars` resolve; the others wait for more bars.
 
-    decisions     of one symbol, any order. Those without a stop, a target and an expiry were never scoreable and are
-                  left out. The side is the event's own (target above stop: long), not what the vote said
+    decisions     of one symbol, any order. Those without a stop, a target or an expiry cannot be scored and are left
+                  out. The side is the event's own (target above stop: long), not the sign of the vote
     bars          (n, 8) closed base bars of that symbol, ascending, from the first `as_of` on
     base_seconds  length of a base bar; cost_bps: round trip, basis points of the fill
     Returns       label 1 target first, 0 stop or time; gross_bps from the open of the first base bar at or after
                   `as_of`; resolved_at is the close of the bar that decided, so a rerun gives the same record
-    Raises        BadShape; BadTimes if the bars begin after a decision: its path cannot be walked
+    Raises        BadShape; BadTimes if the bars begin after a decision, whose path is then unknown
     """
     if bars.ndim != 2 or bars.shape[1] != BAR_WIDTH:
-        raise BadShape(f"bars have shape {bars.shape}, wanted (n, {BAR_WIDTH})")
+        raise BadShape(f"bars have shape {bars.shape}; pass (n, {BAR_WIDTH})")
     found = []
     for decision in decisions:
         if decision.stop is None or decision.expiry is None or not decision.take_profits:
@@ -45,7 +46,7 @@ def resolve(decisions: Sequence[Decision], bars: Floats, base_seconds: float, co
                 decision_id=decision.id,
                 resolved_at=utc(bars[last, OPEN_TIME] + base_seconds),
                 label=int(barrier == TARGET),
-                barrier=BARRIERS[barrier],  # type: ignore[arg-type]
+                barrier=cast(Literal["target", "stop", "time"], BARRIERS[barrier]),
                 gross_bps=float(gross),
                 net_bps=float(gross - cost_bps),
                 cost_bps=cost_bps,

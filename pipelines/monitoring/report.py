@@ -1,6 +1,6 @@
-"""The drift report a person reads: Evidently's page and JSON, with our thresholds, also in the Evidently workspace.
+"""The drift report: Evidently's page and JSON with our thresholds, also in the Evidently workspace.
 
-Same reference rows, same distance, same thresholds as `drift.detect`, so page and alarm call the same columns drifted.
+Reference rows, distance and thresholds are those of `drift.detect`, so page and alarm name the same drifted columns.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,10 @@ PROJECT = "Bellwether"
 
 @dataclass(frozen=True, slots=True)
 class ReportFiles:
-    """`run_id` names the run in the Evidently workspace; `left_out` the columns without a value on one side."""
+    """Hold where a report is: files, run in the Evidently workspace, and the columns left out for lack of values."""
 
     html: Path
     json: Path
-    project_id: str
     run_id: str
     left_out: tuple[str, ...]
 
@@ -37,29 +36,31 @@ def write_report(
 ) -> ReportFiles:
     """Write `drift.html` and `drift.json` into `directory` and add the run to the workspace's project "Bellwether".
 
-    reference, current  frames of one row a decision bar; NaN = missing, dropped column by column. Give `detect`'s own
+    reference, current  frames of one row a decision bar; NaN = missing, dropped column by column. Pass `detect`'s own
                         sample and block, so that the numbers are the same
     thresholds          {column: normed Wasserstein distance from which it is drifted}; only these columns are shown
     Raises              BadColumns naming what a frame lacks; NotEnoughData if no column has values on both sides
-    Evidently takes some 15 s to import, so that happens here; its page holds about 6 MB of scripts.
+    Evidently is imported here because that takes some 15 s; its page contains about 6 MB of scripts.
     """
     for side, frame in (("reference", reference), ("current", current)):
         lacking = [column for column in thresholds if column not in frame]
         if lacking:
-            raise BadColumns(f"{side} rows lack {', '.join(lacking)}. Take both sides from the same feature catalogue.")
+            raise BadColumns(f"{side} rows lack {', '.join(lacking)}. Pass rows of the same feature catalogue.")
     shown = [c for c in thresholds if reference[c].notna().any() and current[c].notna().any()]
     if not shown:
-        raise NotEnoughData(f"none of {len(thresholds)} columns has values on both sides; there is nothing to report")
+        raise NotEnoughData(
+            f"none of {len(thresholds)} columns has values on both sides; fill the missing features first"
+        )
 
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
     from evidently.ui.workspace import Workspace
 
-    # without a definition a flag with few values would be taken for a category and tested by another method
+    # without a definition a flag with few values would be treated as a category and tested by another method
     definition = DataDefinition(numerical_columns=shown)
     preset = DataDriftPreset(
         columns=shown,
-        drift_share=1.0 / len(shown),  # one column is enough, as it is for the alarm
+        drift_share=1.0 / len(shown),  # one drifted column is enough, as for the alarm
         per_column_method=dict.fromkeys(shown, "wasserstein"),
         per_column_threshold={column: float(thresholds[column]) for column in shown},
     )
@@ -74,9 +75,9 @@ def write_report(
     run.save_html(str(html))
     run.save_json(str(data))
 
-    shelf = Workspace.create(str(workspace))
-    known = shelf.search_project(PROJECT)
-    project = known[0] if known else shelf.create_project(PROJECT)
-    reference_to_run = shelf.add_run(project.id, run, name=name)
+    evidently = Workspace.create(str(workspace))
+    existing = evidently.search_project(PROJECT)
+    project = existing[0] if existing else evidently.create_project(PROJECT)
+    reference_to_run = evidently.add_run(project.id, run, name=name)
     left_out = tuple(column for column in thresholds if column not in shown)
-    return ReportFiles(html, data, str(project.id), str(reference_to_run.id), left_out)
+    return ReportFiles(html, data, str(reference_to_run.id), left_out)

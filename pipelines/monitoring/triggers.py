@@ -1,5 +1,7 @@
-"""When a family asks to be trained again. Only reasons are given here: the queue refuses duplicates and cools down,
-and a drift asks for a retrain, never for a promotion."""
+"""Reasons to retrain a family.
+
+The queue rejects duplicates and enforces a cool-down. Drift requests a retrain, never a promotion.
+"""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,12 +13,12 @@ from pipelines.monitoring.loss import LossDrift
 from pipelines.params import RetrainParams
 
 DAY = timedelta(days=1)
-AGE_INTERVALS = 2  # training data this many intervals old: retrains ran, but on data that did not move on
+AGE_INTERVALS = 2  # age of training data in retrain intervals: retrains ran, but on data that was not updated
 
 
 @dataclass(frozen=True, slots=True)
 class TriggerReason:
-    """`detail` is what an operator reads, `numbers` what it was decided on (days, scores, shares)."""
+    """Hold one reason: `detail` for operators, `numbers` it was decided by (days, scores, shares)."""
 
     kind: Literal["schedule", "age", "drift", "loss", "overdue"]
     detail: str
@@ -31,11 +33,11 @@ def retrain_reasons(
     loss: LossDrift | None,
     params: RetrainParams,
 ) -> list[TriggerReason]:
-    """Every reason to retrain at `now`; an empty list is a good answer.
+    """Return every reason to retrain at `now`; an empty list if there is none.
 
     last_retrain  when training last finished; None: never
     data_until    newest bar the serving model was trained on; None: no model serves
-    drift, loss   None: not measured; a result whose alarm is None could not be judged and is no reason
+    drift, loss   None: not measured; a result whose alarm is None is no reason
     Raises        BadTimes on a naive time or one after `now`
     """
     reasons = []
@@ -70,9 +72,10 @@ def retrain_reasons(
 def overdue(
     now: datetime, last_retrain: datetime | None, started: datetime, intervals: float, params: RetrainParams
 ) -> TriggerReason | None:
-    """An alarm, not a request: nothing was retrained for `intervals` times the interval, so the queue itself is ill.
+    """Return an alarm if nothing was retrained for `intervals` times the interval: the queue does not work.
 
-    started  when the platform began to run: counts while nothing was ever trained. Raises BadTimes as above
+    started  when the platform started, used while nothing was ever trained
+    Raises   BadTimes as `retrain_reasons`
     """
     waited = _days(now, started if last_retrain is None else last_retrain, "last_retrain or started")
     limit = intervals * params.interval_days
@@ -80,16 +83,17 @@ def overdue(
         return None
     detail = (
         f"no retrain for {waited:.1f} days, limit {limit:g} ({intervals:g} x {params.interval_days}). "
-        "Look at the retrain queue and its workers."
+        "Check the retrain queue and its workers."
     )
     return TriggerReason("overdue", detail, {"days": waited, "limit_days": limit})
 
 
 def _days(now: datetime, then: datetime | None, name: str) -> float | None:
+    """Return the days from `then` to `now`; None for None. Raises BadTimes."""
     if then is None:
         return None
     if now.tzinfo is None or then.tzinfo is None:
-        raise BadTimes(f"now={now} and {name}={then} must both carry a timezone; times are UTC")
+        raise BadTimes(f"now={now} and {name}={then} must both have a timezone; pass UTC")
     if then > now:
         raise BadTimes(f"{name} {then:%F %T} lies after now {now:%F %T}: a clock is wrong or the arguments are swapped")
     return (now - then) / DAY

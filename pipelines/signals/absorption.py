@@ -1,33 +1,36 @@
-"""S6 absorption: takers press hard one way and price hardly follows, so somebody stands there and takes it all.
+"""S6 absorption: takers press hard one way and price hardly follows, so a resting order absorbs them.
 
-It speaks against the aggressor. It needs taker volume, not the trades themselves: the delta of a bar is twice what
-takers bought less the volume.
+The signal points against the aggressor. It needs taker volume, not the trades themselves: the delta of a bar is twice
+the volume that takers bought less the volume.
 """
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, TAKER_BUY, VOLUME
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, TAKER_BUY, VOLUME, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mid_rank, push, root_mean_square
+from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.columns import signal_columns
 
 BARS = 60
 HIGH_RANK = 0.9  # of |delta| among the last 60: aggressive volume from here on is high
 SMALL_MOVE = 0.25  # ATR 14: a move of the body the aggressor's way up to here is small
+(ATR, SIZES), FRESH = lay_out(atr=zeros(ATR_STATE), sizes=window(BARS))
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """One signal from the last 60 bars.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write one signal from the last 60 bars.
 
+    arrays   float64: state (63,), bar (8,), book and context unread, out (4,)
     reads    bar open, high, low, close, volume, taker_buy_volume
     state    ATR 3; |delta| 60 (window in base asset, NaN when fresh)
     """
-    sizes = state[ATR_STATE:]
+    sizes = state[SIZES]
     delta = 2.0 * bar[TAKER_BUY] - bar[VOLUME]
     push(sizes, abs(delta))
-    reach = atr(state[0:ATR_STATE], bar[HIGH], bar[LOW], bar[CLOSE])
+    reach = atr(state[ATR], bar[HIGH], bar[LOW], bar[CLOSE])
     usual = root_mean_square(sizes)
     out[:] = np.nan
     if usual == usual and reach == reach:
@@ -50,5 +53,5 @@ GROUP = FeatureGroup(
         "ruling S6: high aggressive volume with small move", high=BARS**0.5, needs="taker",
         levels="low and high of the bar",
     ),
-    np.concatenate([np.zeros(ATR_STATE), np.full(BARS, np.nan)]),
+    FRESH,
 )  # fmt: skip

@@ -9,7 +9,7 @@ amt_accumulation  this close returns into the value area of the balance (this ba
 amt_distribution  three closes in a row outside the value area of the balance before them: it is accepted there
 
 amt_phase is a state machine. V is the value area of the balance it is about: renewed on every bar of ACCUMULATION that
-is settled, and kept as it is from the bar on which price leaves it. *Settled*: the last 48 bars are a balance and this
+is settled, and unchanged from the bar on which price leaves it. *Settled*: the last 48 bars are a balance and this
 close is inside their value area. A *poke* is a bar that closes inside V and has a wick at least 0.1 ATR beyond it; a
 *quiet* bar closes inside without one.
 
@@ -27,7 +27,7 @@ DISTRIBUTION  UNKNOWN       48 bars after it began
 
 The phase thus depends on bars before the last 48: on the balance that price left, and on how it was entered.
 
-amt_phase_score says which way the phase leans and how much:
+amt_phase_score is the direction and the size of the phase's lean:
 UNKNOWN       0
 ACCUMULATION  1/3 x (middle of V - close) / half its width: back to the middle
 MANIPULATION  2/3 against the side it was thrown out on, a third of that less for each close outside in a row
@@ -37,9 +37,10 @@ DISTRIBUTION  1 on the side it was accepted, less 1/48 a bar
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, VOLUME
+from pipelines.contracts import CLOSE, HIGH, LOW, VOLUME, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, highest, lowest, push
+from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.candles import has_valid_prices
 from pipelines.signals.columns import signal_columns
 
@@ -51,19 +52,22 @@ LIMIT = BALANCE_BARS  # bars that MANIPULATION or DISTRIBUTION lasts at most: as
 UNKNOWN, ACCUMULATION, MANIPULATION, DISTRIBUTION = 0.0, 1.0, 2.0, 3.0
 PHASES = ("UNKNOWN", "ACCUMULATION", "MANIPULATION", "DISTRIBUTION")
 
-# where the parts of the state start
-LOWS = ATR_STATE
-HIGHS = LOWS + BALANCE_BARS
-VOLUMES = HIGHS + BALANCE_BARS
-CLOSES = VOLUMES + BALANCE_BARS  # of the last three bars
-AREAS = CLOSES + ACCEPTED  # bottom, top, span at each of them, oldest first
-MACHINE = AREAS + 3 * ACCEPTED  # phase, side, bottom and top of V, closes outside, quiet bars, bars in this phase
-SIZE = MACHINE + 7
+MACHINE_FIELDS = ("phase", "side", "value_low", "value_high", "closes_outside", "quiet_bars", "bars_in_phase")
+PHASE, SIDE, VALUE_LOW, VALUE_HIGH, OUTSIDE, QUIET, AGE = range(len(MACHINE_FIELDS))
+AREA_FIELDS = ("bottom", "top", "span")  # of the value area at each of the last three bars, oldest first
+BOTTOM, TOP, SPAN = range(len(AREA_FIELDS))
+(ATR, LOWS, HIGHS, VOLUMES, CLOSES, AREAS, MACHINE), FRESH = lay_out(
+    atr=zeros(ATR_STATE), lows=window(BALANCE_BARS), highs=window(BALANCE_BARS), volumes=window(BALANCE_BARS),
+    closes=window(ACCEPTED), areas=window(len(AREA_FIELDS) * ACCEPTED), machine=zeros(len(MACHINE_FIELDS)),
+)  # fmt: skip
 
 
 @kernel
-def value_area(lows, highs, volumes):  # type: ignore[no-untyped-def]
-    """(bottom, top) of the value area of some bars and their whole span, price units; NaN if a price is missing."""
+def value_area(lows: Floats, highs: Floats, volumes: Floats) -> tuple[float, float, float]:
+    """Return (bottom, top, span) of bars: their value area and whole span, price units; NaN if a price is missing.
+
+    lows, highs, volumes  (w,) float64
+    """
     floor, ceiling = lowest(lows), highest(highs)
     width = (ceiling - floor) / PRICE_BINS
     if not width > 0.0:
@@ -97,11 +101,24 @@ def value_area(lows, highs, volumes):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _turn(machine, high, low, close, reach, bottom, top, balanced):  # type: ignore[no-untyped-def]
-    """Take the machine one bar on; bottom, top, balanced: value area of the last 48 bars, and are they a balance?"""
-    phase, side, value_low, value_high = machine[0], machine[1], machine[2], machine[3]
+def _turn(
+    machine: Floats,
+    high: float,
+    low: float,
+    close: float,
+    reach: float,
+    bottom: float,
+    top: float,
+    balanced: bool,
+) -> None:
+    """Advance the state machine by one bar.
+
+    machine        (7,) float64 in the order of MACHINE_FIELDS, updated
+    bottom, top    value area of the last 48 bars, price units; balanced: whether they are a balance
+    """
+    phase, side, value_low, value_high = machine[PHASE], machine[SIDE], machine[VALUE_LOW], machine[VALUE_HIGH]
     settled = balanced and bottom <= close <= top
-    machine[6] += 1.0
+    machine[AGE] += 1.0
     where = 0.0  # the side of V this close is on
     if close > value_high:
         where = 1.0
@@ -115,70 +132,78 @@ def _turn(machine, high, low, close, reach, bottom, top, balanced):  # type: ign
         edge = value_high if side > 0.0 else value_low
         if where != side:
             following = MANIPULATION
-            machine[1] = where if where != 0.0 else side
-            machine[4], machine[5] = abs(where), 0.0
+            machine[SIDE] = where if where != 0.0 else side
+            machine[OUTSIDE], machine[QUIET] = abs(where), 0.0
         elif settled and (0.5 * (bottom + top) - edge) * side > 0.0:
             rest = True
     elif where != 0.0:
-        machine[4] = machine[4] + 1.0 if where == side else 1.0
-        machine[1], machine[5] = where, 0.0
-        following = DISTRIBUTION if machine[4] >= ACCEPTED else MANIPULATION
+        machine[OUTSIDE] = machine[OUTSIDE] + 1.0 if where == side else 1.0
+        machine[SIDE], machine[QUIET] = where, 0.0
+        following = DISTRIBUTION if machine[OUTSIDE] >= ACCEPTED else MANIPULATION
     elif max(above, below) >= POKE_ATR * reach:
         following = MANIPULATION
-        machine[1], machine[4], machine[5] = 1.0 if above >= below else -1.0, 0.0, 0.0
+        machine[SIDE], machine[OUTSIDE], machine[QUIET] = 1.0 if above >= below else -1.0, 0.0, 0.0
     elif phase == MANIPULATION:
-        machine[4] = 0.0
-        machine[5] += 1.0
-        rest = machine[5] >= ACCEPTED
+        machine[OUTSIDE] = 0.0
+        machine[QUIET] += 1.0
+        rest = machine[QUIET] >= ACCEPTED
     else:
         rest = True
     if rest:
         following = ACCUMULATION if balanced else UNKNOWN
-        machine[1], machine[4], machine[5] = 0.0, 0.0, 0.0
+        machine[SIDE], machine[OUTSIDE], machine[QUIET] = 0.0, 0.0, 0.0
         if settled:
-            machine[2], machine[3] = bottom, top
-    elif following == phase and machine[6] >= LIMIT:
+            machine[VALUE_LOW], machine[VALUE_HIGH] = bottom, top
+    elif following == phase and machine[AGE] >= LIMIT:
         following = UNKNOWN
     if following != phase:
-        machine[0], machine[6] = following, 0.0
+        machine[PHASE], machine[AGE] = following, 0.0
 
 
 @kernel
-def _score(machine, close):  # type: ignore[no-untyped-def]
-    """Lean of the phase, -1 … 1."""
-    phase, side = machine[0], machine[1]
+def _score(machine: Floats, close: float) -> float:
+    """Return the lean of the phase, -1 … 1; machine (7,) float64."""
+    phase, side = machine[PHASE], machine[SIDE]
     if phase == ACCUMULATION:
-        middle, half = 0.5 * (machine[2] + machine[3]), 0.5 * (machine[3] - machine[2])
-        return max(-1.0, min(1.0, (middle - close) / half)) / 3.0
+        middle, half = (
+            0.5 * (machine[VALUE_LOW] + machine[VALUE_HIGH]),
+            0.5 * (machine[VALUE_HIGH] - machine[VALUE_LOW]),
+        )
+        lean: float = max(-1.0, min(1.0, (middle - close) / half)) / 3.0
+        return lean
     if phase == MANIPULATION:
-        return -side * (2.0 / 3.0) * (1.0 - machine[4] / ACCEPTED)
+        against: float = -side * (2.0 / 3.0) * (1.0 - machine[OUTSIDE] / ACCEPTED)
+        return against
     if phase == DISTRIBUTION:
-        return side * (1.0 - machine[6] / LIMIT)
+        following: float = side * (1.0 - machine[AGE] / LIMIT)
+        return following
     return 0.0
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Both signals at this close, the phase and its lean.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write both signals at this close, the phase and its lean.
 
+    arrays   float64: state (166,), bar (8,), book and context unread, out (10,)
     reads    bar high, low, close, volume (NaN or 0 = the profile counts time)
     state    ATR 3; windows of 48 lows, highs, volumes (NaN when fresh); last 3 closes; last 3 value areas x (bottom,
              top, span); machine: phase, side (-1 below V, 1 above), bottom and top of V, closes outside in a row, quiet
              bars in a row, bars since the phase began
-    NaN      while it warms up; a bar without sound prices is missing and leaves no trace
+    NaN      while it warms up; a bar without valid prices is missing and changes no state
     """
     high, low, close = bar[HIGH], bar[LOW], bar[CLOSE]
     out[:] = np.nan
     if not has_valid_prices(high, low, close):
         return
-    reach = atr(state[0:ATR_STATE], high, low, close)
-    push(state[LOWS:HIGHS], low)
-    push(state[HIGHS:VOLUMES], high)
-    push(state[VOLUMES:CLOSES], bar[VOLUME])
-    closes, areas = state[CLOSES:AREAS], state[AREAS:MACHINE]
+    reach = atr(state[ATR], high, low, close)
+    lows, highs, volumes = state[LOWS], state[HIGHS], state[VOLUMES]
+    push(lows, low)
+    push(highs, high)
+    push(volumes, bar[VOLUME])
+    closes, areas, machine = state[CLOSES], state[AREAS], state[MACHINE]
     before = closes[ACCEPTED - 1]
-    if state[LOWS] == state[LOWS]:
-        bottom, top, span = value_area(state[LOWS:HIGHS], state[HIGHS:VOLUMES], state[VOLUMES:CLOSES])
+    if lows[0] == lows[0]:
+        bottom, top, span = value_area(lows, highs, volumes)
         balanced = 0.0 < span <= BALANCE_ATR * reach
         out[0] = 0.0
         if balanced and bottom <= close <= top and not bottom <= before <= top:
@@ -187,18 +212,20 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
             else:
                 out[0], out[1] = -1.0, (before - top) / reach
             out[2], out[3] = bottom, top
-        if areas[0] == areas[0]:
+        if areas[BOTTOM] == areas[BOTTOM]:
             out[4] = 0.0
-            if 0.0 < areas[2] <= BALANCE_ATR * reach and areas[0] <= closes[0] <= areas[1]:
-                up, down = close > areas[1], close < areas[0]
+            if 0.0 < areas[SPAN] <= BALANCE_ATR * reach and areas[BOTTOM] <= closes[0] <= areas[TOP]:
+                up, down = close > areas[TOP], close < areas[BOTTOM]
                 for i in range(1, ACCEPTED):
-                    up, down = up and closes[i] > areas[1], down and closes[i] < areas[0]
+                    up, down = up and closes[i] > areas[TOP], down and closes[i] < areas[BOTTOM]
                 if up or down:
-                    out[4], out[5] = (1.0, (close - areas[1]) / reach) if up else (-1.0, (areas[0] - close) / reach)
-                    out[6], out[7] = areas[0], areas[1]
-        _turn(state[MACHINE:SIZE], high, low, close, reach, bottom, top, balanced)
-        out[8] = state[MACHINE]
-        out[9] = _score(state[MACHINE:SIZE], close)
+                    out[4], out[5] = (
+                        (1.0, (close - areas[TOP]) / reach) if up else (-1.0, (areas[BOTTOM] - close) / reach)
+                    )
+                    out[6], out[7] = areas[BOTTOM], areas[TOP]
+        _turn(machine, high, low, close, reach, bottom, top, balanced)
+        out[8] = machine[PHASE]
+        out[9] = _score(machine, close)
         push(areas, bottom)
         push(areas, top)
         push(areas, span)
@@ -229,5 +256,5 @@ GROUP = FeatureGroup(
             "1/3 to the middle of value, 2/3 against a poke, 1 with a move accepted, fading over 48 bars", SOURCE,
         ),
     ),
-    np.concatenate([np.zeros(ATR_STATE), np.full(MACHINE - ATR_STATE, np.nan), np.zeros(SIZE - MACHINE)]),
+    FRESH,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""SIGNALS: every rule-based signal, one fold. PRODUCERS: who speaks for which category."""
+"""SIGNALS: every rule-based signal in one fold. PRODUCERS: the signals of each score category."""
 
 from pipelines.features.fold import StreamingFold
 from pipelines.signals import (

@@ -2,27 +2,33 @@
 
 Long: a run of at least two falling candles that fell at least 1 ATR from its open to its close, ended at most twelve
 bars ago, and this close is the first since above that open. Short is the mirror image. A run too short or too small is
-passed over and the one before it looked at.
+skipped and the one before it examined.
 """
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, push
+from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.columns import signal_columns
 
 CANDLES = 2  # least length of a run
 MIN_ATR = 1.0  # least way from its open to its close, in ATR 14
 WITHIN = 12  # bars since its last candle at most
-BARS = 102  # remembered: a run that reaches further back is told from there on
-OPENS, CLOSES, HIGHS, LOWS, END = (ATR_STATE + k * BARS for k in range(5))
+BARS = 102  # in the windows: a run that reaches further back counts from there on
+(ATR, OPENS, CLOSES, HIGHS, LOWS), FRESH = lay_out(
+    atr=zeros(ATR_STATE), opens=window(BARS), closes=window(BARS), highs=window(BARS), lows=window(BARS)
+)
 
 
 @kernel
-def _run(opened, close, side, reach):  # type: ignore[no-untyped-def]
-    """(first, last) of the run against `side` through whose open the last close is the first; (0, 0) = none."""
+def _run(opened: Floats, close: Floats, side: float, reach: float) -> tuple[int, int]:
+    """Return (first, last) of the run against `side` whose open the last close is the first to pass; (0, 0) = none.
+
+    opened, close  (102,) float64 in time order; reach: ATR 14 in price units
+    """
     last = close.shape[0] - 1
     end = last - 1
     while end >= last - WITHIN:
@@ -43,19 +49,19 @@ def _run(opened, close, side, reach):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """The change of delivery that this bar's close makes, if any.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write the change of delivery that this bar's close makes, if any.
 
+    arrays   float64: state (411,), bar (8,), book and context unread, out (4,)
     reads    bar open, high, low, close
     state    ATR 3; windows of 102, NaN when fresh: opens, closes, highs, lows
     """
-    opens, closes = state[OPENS:CLOSES], state[CLOSES:HIGHS]
-    highs, lows = state[HIGHS:LOWS], state[LOWS:END]
+    opens, closes, highs, lows = state[OPENS], state[CLOSES], state[HIGHS], state[LOWS]
     push(opens, bar[OPEN])
     push(closes, bar[CLOSE])
     push(highs, bar[HIGH])
     push(lows, bar[LOW])
-    reach = atr(state[0:ATR_STATE], bar[HIGH], bar[LOW], bar[CLOSE])
+    reach = atr(state[ATR], bar[HIGH], bar[LOW], bar[CLOSE])
     out[:] = np.nan
     if reach != reach:
         return
@@ -86,5 +92,5 @@ GROUP = FeatureGroup(
         "bars ago; strength: open to close of the run",
         "ruling S4", levels="open of the run and its extreme",
     ),
-    np.concatenate([np.zeros(ATR_STATE), np.full(4 * BARS, np.nan)]),
+    FRESH,
 )  # fmt: skip

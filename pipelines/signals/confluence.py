@@ -1,9 +1,9 @@
 """S15 multi-timeframe confluence: do the trends of 5 m, 15 m, 1 h, 4 h and 1 d agree?
 
 The trend of a timeframe is the sign of its last closed candle's close against the mean of its last six closed candles'.
-A timeframe finer than the bars, or with fewer than six closed candles so far, is not heard: the weights of the others
-are renormalised and the coverage is less. It speaks on the bar from which all timeframes heard, at least two, agree; a
-timeframe whose six closes are all the same has no trend and agrees with nobody.
+A timeframe finer than the bars, or with fewer than six closed candles so far, has no vote: the weights of the others
+are renormalised and the coverage is less. The signal comes on the bar from which all voting timeframes, at least two,
+agree; a timeframe whose six closes are all the same has no trend and agrees with none.
 """
 
 import numpy as np
@@ -12,6 +12,7 @@ from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, TIMEFRAME_SECONDS, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import push
+from pipelines.layout import lay_out, offsets, window
 from pipelines.signals.candles import CLOCK_STATE, bar_length, candle_is_closed, has_valid_prices
 from pipelines.signals.columns import signal_columns
 
@@ -19,72 +20,77 @@ TIMEFRAMES = ("5m", "15m", "1h", "4h", "1d")
 FRAMES = np.array([float(TIMEFRAME_SECONDS[name]) for name in TIMEFRAMES])
 WEIGHTS = np.array([10.0, 20.0, 30.0, 25.0, 15.0])  # per cent: whole numbers, so that their sums are exact
 CANDLES = 6
-LAST = CLOCK_STATE  # where the agreement of the bar before stands in the state
-FIRST = LAST + 1  # where the frames start, for each: slot, newest close in it, closes of the six slots before
-PER_FRAME = 2 + CANDLES
+_FRAME_PARTS = {"slot": 1, "close": 1, "closes": CANDLES}  # of the candle that forms; of the six candles before it
+SLOT, NEWEST, OLDER = offsets(_FRAME_PARTS)
+PER_FRAME = sum(_FRAME_PARTS.values())
+(CLOCK, AGREEMENT, FRAME_STATES), FRESH = lay_out(
+    clock=window(CLOCK_STATE), agreement=window(1), frames=window(PER_FRAME * len(FRAMES))
+)
 
 
 @kernel
-def _trend(candles, frame, open_time, length):  # type: ignore[no-untyped-def]
-    """Last closed close less the mean of the last six, in price units, at the close of the bar from `open_time`; NaN =
-    not heard."""
+def _trend(candles: Floats, frame: float, open_time: float, length: float) -> float:
+    """Return the last closed close less the mean of the last six, in price units; NaN = no vote.
+
+    candles (8,) float64: slot and close of the forming candle, closes of the six before; seconds as float64
+    """
     if not frame >= length:
         return np.nan
-    newest, oldest = candles[PER_FRAME - 1], 2
+    newest, oldest = candles[PER_FRAME - 1], OLDER
     total = 0.0
-    if candle_is_closed(
-        candles[0], frame, open_time, length
-    ):  # the candle that forms is closed too, and the oldest one is dropped
-        newest, oldest = candles[1], 3
+    if candle_is_closed(candles[SLOT], frame, open_time, length):  # the newest candle counts, the oldest is dropped
+        newest, oldest = candles[NEWEST], OLDER + 1
     for i in range(PER_FRAME - 1, oldest - 1, -1):
-        total += newest - candles[i]  # a sum of differences: equal closes give an exact nought
+        total += newest - candles[i]  # a sum of differences: equal closes give an exact 0
     return total / CANDLES
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Agreement of the timeframes' trends, their weighed mean, and how much of the weight is heard.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write the agreement of the timeframes' trends, their weighted mean, and the share of the weight that votes.
 
-    reads    bar open_time, close
-    state    last open time, bar length; agreement at the last bar (NaN = fewer than two heard); for each timeframe:
+    arrays   float64: state (43,), bar (8,), book and context unread, out (6,)
+    reads    bar open_time, high, low, close
+    state    last open time, bar length; agreement at the last bar (NaN = fewer than two vote); for each timeframe:
              slot and close of the candle that forms, closes of the six before
-    NaN      direction: fewer than two timeframes heard; score: none; a bar without sound prices leaves no trace
+    NaN      direction: fewer than two timeframes vote; score: none; a bar without valid prices changes no state
     """
     close, open_time = bar[CLOSE], bar[OPEN_TIME]
     out[:] = np.nan
     if not has_valid_prices(bar[HIGH], bar[LOW], close):
         return
-    length = bar_length(state[0:CLOCK_STATE], open_time)
-    score, total, heard, apart = 0.0, 0.0, 0, 0.0
+    length = bar_length(state[CLOCK], open_time)
+    frames, agreement = state[FRAME_STATES], state[AGREEMENT]
+    score, total, voting, apart = 0.0, 0.0, 0, 0.0
     for f in range(FRAMES.shape[0]):
-        candles = state[FIRST + PER_FRAME * f : FIRST + PER_FRAME * (f + 1)]
+        candles = frames[PER_FRAME * f : PER_FRAME * (f + 1)]
         slot = np.floor(open_time / FRAMES[f])
-        if slot != candles[0]:
-            push(candles[2:], candles[1])
-            candles[0] = slot
-        candles[1] = close
+        if slot != candles[SLOT]:
+            push(candles[OLDER:], candles[NEWEST])
+            candles[SLOT] = slot
+        candles[NEWEST] = close
         trend = _trend(candles, FRAMES[f], open_time, length)
         if trend == trend:
             score += WEIGHTS[f] * np.sign(trend)
             apart += WEIGHTS[f] * abs(trend)
             total += WEIGHTS[f]
-            heard += 1
+            voting += 1
     out[5] = total / 100.0
     agreed = np.nan
-    if heard > 0:
+    if voting > 0:
         out[4] = score / total
-    if heard > 1:
+    if voting > 1:
         agreed = np.sign(score) if abs(score) == total else 0.0
         out[0] = 0.0
-        if agreed != 0.0 and state[LAST] == state[LAST] and agreed != state[LAST]:
+        if agreed != 0.0 and agreement[0] == agreement[0] and agreed != agreement[0]:
             out[0], out[1] = agreed, apart / total / close
-    state[LAST] = agreed
+    agreement[0] = agreed
 
 
 def trends(group_state: Floats) -> dict[str, int]:
-    """-1, 0, 1 of each timeframe heard at the last bar, from this family's slice of a state."""
-    open_time, length = group_state[:CLOCK_STATE]
-    rows = group_state[FIRST:].reshape(len(TIMEFRAMES), PER_FRAME)
+    """Return the trend -1, 0 or 1 of each timeframe that votes at the last bar, from this group's slice of a state."""
+    open_time, length = group_state[CLOCK]
+    rows = group_state[FRAME_STATES].reshape(len(TIMEFRAMES), PER_FRAME)
     found = {
         name: _trend(row, FRAMES[f], open_time, length)
         for f, (name, row) in enumerate(zip(TIMEFRAMES, rows, strict=True))
@@ -100,14 +106,14 @@ GROUP = FeatureGroup(
     (
         *signal_columns(
             "confluence", "cmt", 24, "fraction of price",
-            f"all timeframes heard agree, at least two, and did not a bar ago: {RULE}; strength: weighed mean of "
+            f"all voting timeframes agree, at least two, and did not a bar ago: {RULE}; strength: weighted mean of "
             "how far the closes are from those means", SOURCE, levels="none",
         ),
-        Column("confluence.score", "cmt", "mean", -1.0, 1.0, 6, f"weighed mean over those heard: {RULE}", SOURCE),
+        Column("confluence.score", "cmt", "mean", -1.0, 1.0, 6, f"weighted mean over those that vote: {RULE}", SOURCE),
         Column(
             "confluence.coverage", "cmt", "share of the weight", 0.0, 1.0, 1,
             "weight of the timeframes not finer than the bars and with six closed candles", SOURCE,
         ),
     ),
-    np.full(FIRST + PER_FRAME * len(FRAMES), np.nan),
+    FRESH,
 )  # fmt: skip

@@ -3,33 +3,39 @@
 The higher timeframe is 4 h, 1 d where a 4 h candle holds fewer than four bars; bars so long that neither does have no
 such signal. While a candle forms, the range is that of the candle before it. The setup: this candle has traded at least
 0.1 ATR beyond the high (short) or the low (long) of the range, and this is the first close back inside; once a side has
-closed back it is spent until the next candle. When both sides speak, the deeper one does.
+closed back it is spent until the next candle. When both sides qualify, the deeper one counts.
 
 The distances are to the last candle that is closed at this bar's close: on the bar that ends a candle, to that candle,
-although the setup on that bar still speaks of the range it traded against.
+although the setup on that bar still refers to the range it traded against.
 """
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr
+from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.candles import CLOCK_STATE, bar_length, candle_is_closed, has_valid_prices
 from pipelines.signals.columns import signal_columns
 
 FRAMES = np.array([14400.0, 86400.0])  # seconds
 LEAST_BARS = 4  # bars a candle of the frame must hold
 MIN_ATR = 0.1  # least depth beyond the range, in ATR 14
-CLOCK = ATR_STATE
-CANDLES = CLOCK + CLOCK_STATE  # where they start in the state, for each frame:
-SLOT, WHOLE, TOP, BOTTOM, RANGE_HIGH, RANGE_LOW, SPENT_HIGH, SPENT_LOW = range(8)
-PER_FRAME = 8
+FRAME_FIELDS = ("slot", "whole", "top", "bottom", "range_high", "range_low", "spent_high", "spent_low")
+SLOT, WHOLE, TOP, BOTTOM, RANGE_HIGH, RANGE_LOW, SPENT_HIGH, SPENT_LOW = range(len(FRAME_FIELDS))
+PER_FRAME = len(FRAME_FIELDS)
+(ATR, CLOCK, CANDLES), FRESH = lay_out(
+    atr=zeros(ATR_STATE), clock=window(CLOCK_STATE), candles=window(PER_FRAME * len(FRAMES))
+)
 
 
 @kernel
-def _form(candle, frame, open_time, high, low):  # type: ignore[no-untyped-def]
-    """Take one bar into the candle of its slot; a new slot makes the candle before it the range."""
+def _form(candle: Floats, frame: float, open_time: float, high: float, low: float) -> None:
+    """Add one bar to the candle of its slot; a new slot makes the candle before it the range.
+
+    candle (8,) float64 in the order of FRAME_FIELDS, updated; frame and open_time in seconds, prices as float64
+    """
     slot = np.floor(open_time / frame)
     if slot == candle[SLOT]:
         candle[TOP], candle[BOTTOM] = max(candle[TOP], high), min(candle[BOTTOM], low)
@@ -44,8 +50,11 @@ def _form(candle, frame, open_time, high, low):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _sweep(candle, close, reach):  # type: ignore[no-untyped-def]
-    """(above, below): depth in ATR beyond the range's high and low that this close ends first; 0 = it does not."""
+def _sweep(candle: Floats, close: float, reach: float) -> tuple[float, float]:
+    """Return (above, below): depth in ATR beyond the range's high and low that this close is first to end; 0 = none.
+
+    candle (8,) float64 in the order of FRAME_FIELDS; a side that has closed back is marked spent
+    """
     above, below = 0.0, 0.0
     high, low = candle[RANGE_HIGH], candle[RANGE_LOW]
     if candle[TOP] > high and close < high:
@@ -60,23 +69,25 @@ def _sweep(candle, close, reach):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """The setup this close completes, if any; its place in the last closed candle.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write the setup this close completes, if any, and the close's place in the last closed candle.
 
+    arrays   float64: state (21,), bar (8,), book and context unread, out (7,)
     reads    bar open_time, high, low, close
     state    ATR 3; last open time, bar length; for 4 h and for 1 d: slot of the candle that forms, is it whole, its
              high and low so far, high and low of the range, has either side closed back
-    NaN      before a whole candle has closed; a bar without sound prices is missing and leaves no trace
+    NaN      before a whole candle has closed; a bar without valid prices is missing and changes no state
     """
     high, low, close, open_time = bar[HIGH], bar[LOW], bar[CLOSE], bar[OPEN_TIME]
     out[:] = np.nan
     if not has_valid_prices(high, low, close):
         return
-    reach = atr(state[0:ATR_STATE], high, low, close)
-    length = bar_length(state[CLOCK:CANDLES], open_time)
+    reach = atr(state[ATR], high, low, close)
+    length = bar_length(state[CLOCK], open_time)
+    candles = state[CANDLES]
     chosen = False
     for f in range(FRAMES.shape[0]):  # both are formed: bars turn out shorter where the first spacing was a gap
-        frame, candle = FRAMES[f], state[CANDLES + PER_FRAME * f : CANDLES + PER_FRAME * (f + 1)]
+        frame, candle = FRAMES[f], candles[PER_FRAME * f : PER_FRAME * (f + 1)]
         _form(candle, frame, open_time, high, low)
         above, below = _sweep(candle, close, reach)
         if chosen or not frame >= LEAST_BARS * length or reach != reach:
@@ -109,5 +120,5 @@ GROUP = FeatureGroup(
         Column("crt.to_high", "cmt", "ATR", -np.inf, np.inf, 16, f"high of {IN} less close", SOURCE),
         Column("crt.to_low", "cmt", "ATR", -np.inf, np.inf, 16, f"close less low of {IN}", SOURCE),
     ),
-    np.concatenate([np.zeros(ATR_STATE), np.full(CLOCK_STATE, np.nan), np.full(PER_FRAME * len(FRAMES), np.nan)]),
+    FRESH,
 )  # fmt: skip

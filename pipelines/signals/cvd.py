@@ -1,28 +1,31 @@
 """S6 cumulative volume delta (taker buys less taker sells): its balance over 20 bars, and where price departs from it.
 
-Without taker volume both are missing, and the order-flow category has no voice.
+Without taker volume both are missing, and the order-flow category has no score.
 """
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, TAKER_BUY, VOLUME
+from pipelines.contracts import CLOSE, TAKER_BUY, VOLUME, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import push
+from pipelines.layout import lay_out, window
 from pipelines.signals.columns import signal_columns
 
 BARS = 20
-MIN_SHORTFALL = 0.05  # of the window's volume: a smaller divergence says nothing
+MIN_SHORTFALL = 0.05  # of the window's volume: a smaller divergence is none
+(CLOSES, VOLUMES, DELTAS), FRESH = lay_out(closes=window(BARS), volumes=window(BARS), deltas=window(BARS))
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Two signals from the last 20 bars.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write two signals from the last 20 bars.
 
+    arrays   float64: state (60,), bar (8,), book and context unread, out (8,)
     reads    bar close, volume, taker_buy_volume
     state    windows of 20, NaN when fresh: closes, volumes, deltas (base asset)
     """
-    closes, volumes, deltas = state[0:BARS], state[BARS : 2 * BARS], state[2 * BARS : 3 * BARS]
+    closes, volumes, deltas = state[CLOSES], state[VOLUMES], state[DELTAS]
     push(closes, bar[CLOSE])
     push(volumes, bar[VOLUME])
     push(deltas, 2.0 * bar[TAKER_BUY] - bar[VOLUME])
@@ -63,5 +66,5 @@ GROUP = FeatureGroup(
             "volume", "ruling S6", high=2.0, needs="taker", levels="the close passed and this close",
         ),
     ),
-    np.full(3 * BARS, np.nan),
+    FRESH,
 )  # fmt: skip

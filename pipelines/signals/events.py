@@ -1,6 +1,6 @@
-"""Events: the bars on which somebody asks the validator for its opinion, and the rows it is asked with.
+"""Events: the bars on which the validator makes a prediction, and its input rows.
 
-Everything here looks at one row at a time, so a live row gives what the same row gives in a batch.
+Every function reads one row at a time, so a live row gives the same result as in a batch.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pipelines.signals.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 
 TRADITIONAL = ("consensus",)
 _ATR = FEATURES.index["atr_14"]
-# where each of the validator's columns is, in features and signals laid side by side
+# position of each of the validator's columns in features and signals, concatenated
 _ROW = np.array([{**SIGNALS.index, **FEATURES.index}[name] for name in VALIDATOR_COLUMNS])
 _ROW[[name not in FEATURES.index for name in VALIDATOR_COLUMNS]] += len(FEATURES.columns)
 _SIDED = np.array([name in SIDED_COLUMNS for name in VALIDATOR_COLUMNS])
@@ -26,11 +26,11 @@ _SIDED = np.array([name in SIDED_COLUMNS for name in VALIDATOR_COLUMNS])
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """m events in time order, each known at the close of its bar. All arrays (m,).
+    """Hold m events in time order, each known at the close of its bar. All arrays (m,).
 
     index      row of the bar
     direction  1 long, -1 short
-    kind       name of the signal that raised it (the first of those heard if several agree)
+    kind       name of the signal that raised it (the first in order if several agree)
     atr        ATR 14 at that close, as a fraction of price; finite and above 0
     """
 
@@ -40,37 +40,42 @@ class Events:
     atr: Floats
 
     def __len__(self) -> int:
+        """Return the number of events."""
         return len(self.index)
 
 
 def events(features: Floats, signals: Floats) -> Events:
-    """ICT events (S1–S5): features (n, kf), signals (n, ks) of the same bars. Opposite signals on a bar: no event."""
+    """Return the ICT events (S1–S5) of features (n, kf) and signals (n, ks) of the same bars.
+
+    Opposite signals on a bar make no event. Raises BadShape.
+    """
     return _events(features, signals, PRODUCERS["ict"])
 
 
 def traditional_events(features: Floats, signals: Floats) -> Events:
-    """Events of the S16 consensus, in the same form."""
+    """Return the events of the S16 consensus, in the same form."""
     return _events(features, signals, TRADITIONAL)
 
 
 def event_rows(features: Floats, signals: Floats, raised: Events) -> Floats:
-    """(m, 16) in VALIDATOR_COLUMNS order; sided columns read in the event's direction; NaN = missing."""
+    """Return (m, 16) in VALIDATOR_COLUMNS order; sided columns read in the event's direction; NaN = missing."""
     rows = validator_columns(features[raised.index], signals[raised.index])
     return np.where(_SIDED, rows * raised.direction[:, np.newaxis], rows)
 
 
 def event_row(features_row: Floats, signals_row: Floats, direction: int) -> Floats:
-    """(16,) for one live row (kf,) and (ks,): the same numbers as `event_rows`, hence the same bytes."""
+    """Return (16,) of one live row (kf,) and (ks,): the same numbers as `event_rows`, hence the same bytes."""
     row = validator_columns(features_row[np.newaxis], signals_row[np.newaxis])[0]
     return np.asarray(np.where(_SIDED, row * direction, row))
 
 
 def validator_columns(features: Floats, signals: Floats) -> Floats:
-    """(n, 16) of VALIDATOR_COLUMNS as they stand at n bars: features (n, kf), signals (n, ks), no direction read in."""
+    """Return (n, 16) of VALIDATOR_COLUMNS at n bars: features (n, kf), signals (n, ks), no direction applied."""
     return np.asarray(np.concatenate([features, signals], axis=1)[:, _ROW])
 
 
 def _events(features: Floats, signals: Floats, names: tuple[str, ...]) -> Events:
+    """Return the events raised by the named signals. Raises BadShape."""
     if features.shape != (len(signals), len(FEATURES.columns)) or signals.shape[1] != len(SIGNALS.columns):
         raise BadShape(
             f"features {features.shape} and signals {signals.shape}, wanted (n, {len(FEATURES.columns)}) and "
@@ -86,22 +91,27 @@ def _events(features: Floats, signals: Floats, names: tuple[str, ...]) -> Events
 
 @cache
 def _columns(names: tuple[str, ...]) -> tuple[Ints, npt.NDArray[np.str_]]:
+    """Return the positions (k,) of the signals' directions in a row, and the names (k,)."""
     return np.array([SIGNALS.index[f"{name}.direction"] for name in names], dtype=np.int64), np.array(names)
 
 
 @kernel
-def _find(features, signals, sides, atr, index, first, direction):  # type: ignore[no-untyped-def]
+def _find(features: Floats, signals: Floats, sides: Ints, atr: int, index: Ints, first: Ints, direction: Ints) -> int:
+    """Fill index, first, direction (n,) int64 with the events of n rows; return how many there are.
+
+    features (n, kf), signals (n, ks) float64; sides (k,) int64 columns of signals; first: which of the k raised it
+    """
     m = 0
     for i in range(signals.shape[0]):
-        total, said, kind = 0.0, 0.0, -1
+        total, size, kind = 0.0, 0.0, -1
         for k in range(sides.shape[0]):
             side = signals[i, sides[k]]
             if side == side and side != 0.0:
                 total += side
-                said += abs(side)
+                size += abs(side)
                 if kind < 0:
                     kind = k
-        if kind >= 0 and abs(total) == said and features[i, atr] > 0.0:
+        if kind >= 0 and abs(total) == size and features[i, atr] > 0.0:
             index[m], first[m], direction[m] = i, kind, np.sign(total)
             m += 1
     return m

@@ -1,7 +1,7 @@
-"""S8 Hawkes intensity: trades come in a burst that earlier trades caused; it speaks for the side that excites it.
+"""S8 Hawkes intensity: trades come in a burst that earlier trades caused; the signal is the side that excites it.
 
-Arrivals are fitted outside the fold (an exponential kernel, by maximum likelihood). What this step hears of a bar is
-how far the intensity stands above its base rate, whose trades the excitement is made of, and the branching ratio.
+Arrivals are fitted outside the fold (an exponential kernel, by maximum likelihood). This step reads of a bar
+how far the intensity stands above its base rate, which side's trades excite it, and the branching ratio.
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CONTEXT_INDEX
+from pipelines.contracts import CONTEXT_INDEX, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import mean, mid_rank, push
 from pipelines.signals.columns import signal_columns
@@ -25,9 +25,10 @@ BRANCHING, EXCESS, SIDE = (
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """One signal from the last 60 bars, and the two numbers of the fit as they were told.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write one signal from the last 60 bars, and two numbers of the fit as recorded.
 
+    arrays   float64: state (60,), bar and book unread, context (CONTEXT_WIDTH,), out (6,)
     reads    context hawkes_branching, hawkes_excess, hawkes_side
     state    excess 60 (window, NaN when fresh)
     """
@@ -50,7 +51,7 @@ GROUP = FeatureGroup(
     (
         *signal_columns(
             "hawkes", "order_flow", BARS, "base rates",
-            "side that excites where the excess intensity is above nought and at or above its 90 % mid-rank of 60 "
+            "side that excites where the excess intensity is above 0 and at or above its 90 % mid-rank of 60 "
             "bars and |side| at least 0.2; excess times |side|",
             SOURCE, needs="context:hawkes_excess and context:hawkes_side", levels="none",
         ),

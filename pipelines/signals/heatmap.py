@@ -1,6 +1,6 @@
 """S9 heatmap of the book: 100 levels x 50 snapshots, which side of it is heavier, and where its walls stand.
 
-It speaks for the heavier side where the imbalance is large for this book. Persistent walls are its levels: the one
+The signal is the heavier side where the imbalance is large for this book. Persistent walls are its levels: the one
 below is support, the one above resistance; a side may have none.
 """
 
@@ -9,9 +9,10 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW
+from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, mid_rank, push
+from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.columns import signal_columns
 
 BARS = 60
@@ -19,19 +20,21 @@ HIGH_RANK = 0.8  # of |imbalance| among the last 60
 IMBALANCE = CONTEXT_INDEX["heat_imbalance"]
 CONCENTRATION, LIQUIDITY = CONTEXT_INDEX["heat_concentration"], CONTEXT_INDEX["heat_liquidity"]
 WALL_BID, WALL_ASK = CONTEXT_INDEX["wall_bid"], CONTEXT_INDEX["wall_ask"]
+(ATR, SIZES), FRESH = lay_out(atr=zeros(ATR_STATE), sizes=window(BARS))
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """One signal from the last 60 bars, and the map's shape at this close.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write one signal from the last 60 bars, and the map's shape at this close.
 
+    arrays   float64: state (63,), bar (8,), book unread, context (CONTEXT_WIDTH,), out (7,)
     reads    bar high, low, close; context heat_imbalance, heat_concentration, heat_liquidity, wall_bid, wall_ask
     state    ATR 3; |imbalance| 60 (window, NaN when fresh)
     """
-    sizes = state[ATR_STATE:]
+    sizes = state[SIZES]
     imbalance, below, above = context[IMBALANCE], context[WALL_BID], context[WALL_ASK]
     push(sizes, abs(imbalance))
-    reach = atr(state[0:ATR_STATE], bar[HIGH], bar[LOW], bar[CLOSE])
+    reach = atr(state[ATR], bar[HIGH], bar[LOW], bar[CLOSE])
     out[:] = np.nan
     whole = mean(sizes)  # NaN while a missing value is in the window
     if whole == whole:
@@ -68,5 +71,5 @@ GROUP = FeatureGroup(
             needs="context:wall_bid or context:wall_ask", sparse=True,
         ),
     ),
-    np.concatenate([np.zeros(ATR_STATE), np.full(BARS, np.nan)]),
+    FRESH,
 )  # fmt: skip

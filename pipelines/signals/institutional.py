@@ -1,38 +1,41 @@
-"""S11 institutional flow: what large trades bought, heard where it is theirs and not the crowd's.
+"""S11 institutional flow: the side of large trades, where it differs from the crowd's.
 
 Trades above the trailing median notional are large. They carry most of any market's volume, so large and small are each
-weighed in what is usual for them. Where the two lean apart, or the large lean further, the signal takes the large side;
-where both lean alike and the small further, it is a crowd's move and says nothing. VPIN, how one-sided
+measured in their usual size. Where the two lean apart, or the large lean further, the signal takes the large side;
+where both lean alike and the small further, it is a crowd's move and no signal. VPIN, how one-sided
 equal volumes were, gives it weight: from once (none) to twice (all one-sided).
 """
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CONTEXT_INDEX
+from pipelines.contracts import CONTEXT_INDEX, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import push, root_mean_square
+from pipelines.layout import lay_out, window
 from pipelines.signals.columns import signal_columns
 
 BARS = 60
 LARGE, SMALL, VPIN = CONTEXT_INDEX["cvd_large"], CONTEXT_INDEX["cvd_small"], CONTEXT_INDEX["vpin"]
+(LARGES, SMALLS), FRESH = lay_out(larges=window(BARS), smalls=window(BARS))
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """One signal from the last 60 bars, and VPIN as it was told.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write one signal from the last 60 bars, and VPIN as recorded.
 
+    arrays   float64: state (120,), bar and book unread, context (CONTEXT_WIDTH,), out (5,)
     reads    context cvd_large, cvd_small (base asset, buys less sells of the bar), vpin (0..1)
     state    windows of 60, NaN when fresh: cvd_large, cvd_small (base asset)
     """
     large, small, vpin = context[LARGE], context[SMALL], context[VPIN]
-    push(state[0:BARS], large)
-    push(state[BARS:], small)
-    usual, usual_small = root_mean_square(state[0:BARS]), root_mean_square(state[BARS:])
+    push(state[LARGES], large)
+    push(state[SMALLS], small)
+    usual, usual_small = root_mean_square(state[LARGES]), root_mean_square(state[SMALLS])
     out[:] = np.nan
     if usual == usual and usual_small == usual_small and vpin == vpin:
         out[0] = 0.0
-        further = abs(large) * usual_small > abs(small) * usual  # each over its own usual, without dividing by nought
+        further = abs(large) * usual_small > abs(small) * usual  # each over its own usual, without dividing by 0
         if large != 0.0 and (large * small < 0.0 or further or small == 0.0):
             out[0] = np.sign(large)
             out[1] = abs(large) / usual * (1.0 + vpin)
@@ -56,5 +59,5 @@ GROUP = FeatureGroup(
             "mean one-sidedness of equal volumes", SOURCE, needs="context:vpin",
         ),
     ),
-    np.full(2 * BARS, np.nan),
+    FRESH,
 )  # fmt: skip

@@ -1,13 +1,13 @@
 """S6 order-flow imbalance of the book: which side the events of the bar pressed, by how much of its usual size.
 
 Cont, Kukanov and Stoikov add up what arrives at and leaves the best bid less the same at the best ask. Without a
-recorded book it is missing, and the order-flow category hears the cumulative delta alone.
+recorded book it is missing, and the order-flow category rests on the cumulative delta alone.
 """
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CONTEXT_INDEX
+from pipelines.contracts import CONTEXT_INDEX, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import push, root_mean_square
 from pipelines.signals.columns import signal_columns
@@ -17,9 +17,10 @@ FLOW = CONTEXT_INDEX["order_flow"]
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """One signal from the last 60 bars.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write one signal from the last 60 bars.
 
+    arrays   float64: state (60,), bar and book unread, context (CONTEXT_WIDTH,), out (4,)
     reads    context order_flow (base asset, summed over the bar)
     state    flows 60 (window, NaN when fresh)
     """

@@ -2,37 +2,42 @@
 
 Long: from the close of a falling candle, none falling after it, price has risen at least 1.5 ATR within eight bars, and
 this close is the first above the newest confirmed swing high. The block is that falling candle's range. Short is the
-mirror image. What tells a good block from a poor one stands beside it: the hour, the volume, who took.
+mirror image. Further columns describe its quality: the hour, the volume, the takers' side.
 """
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, VOLUME
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, VOLUME, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, push
+from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.columns import signal_columns
 from pipelines.signals.swings import BARS_PER_SIDE, WIDTH, is_swing
 
 MIN_ATR = 1.5  # least displacement, in ATR 14
 WITHIN = 8  # bars of a displacement at most
-LOOK_BACK = 96  # bars, this one counted, among which a swing is looked for
+LOOK_BACK = 96  # bars, this one counted, among which a swing counts
 BEFORE = 20  # bars whose volume is the usual one
 LONDON, NEW_YORK = (7.0, 10.0), (12.0, 15.0)  # killzones, hours UTC; 2-5 and 7-10 of New York's winter clock
 
 CANDLES = WITHIN + 1
-HIGHS = ATR_STATE
-LOWS = HIGHS + WIDTH
-OPENS = LOWS + WIDTH
-CLOSES = OPENS + CANDLES
-VOLUMES = CLOSES + CANDLES
-TAKERS = VOLUMES + BEFORE + WITHIN
-NEWEST = TAKERS + WITHIN
+(
+    ATR, HIGHS, LOWS, OPENS, CLOSES, VOLUMES, TAKERS, SWING_HIGH, SWING_HIGH_AGE, SWING_LOW, SWING_LOW_AGE,
+), FRESH = lay_out(
+    atr=zeros(ATR_STATE), highs=window(WIDTH), lows=window(WIDTH), opens=window(CANDLES), closes=window(CANDLES),
+    volumes=window(BEFORE + WITHIN), takers=window(WITHIN), swing_high=window(1), swing_high_age=zeros(1),
+    swing_low=window(1), swing_low_age=zeros(1),
+)  # fmt: skip
+TOP, BOTTOM = slice(SWING_HIGH.start, SWING_HIGH_AGE.stop), slice(SWING_LOW.start, SWING_LOW_AGE.stop)
 
 
 @kernel
-def _run(opened, close, level, side, reach):  # type: ignore[no-untyped-def]
-    """Bars since the last candle against `side`, where the last close breaks `level` out of a displacement; else 0."""
+def _run(opened: Floats, close: Floats, level: float, side: float, reach: float) -> int:
+    """Return the bars since the last candle against `side`, if the last close breaks `level` in a displacement; else 0.
+
+    opened, close  (9,) float64 in time order; level, reach (ATR 14) in price units
+    """
     last = close.shape[0] - 1
     begin = last
     while begin > 0 and side * close[begin] >= side * opened[begin]:
@@ -43,8 +48,11 @@ def _run(opened, close, level, side, reach):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _follow(newest, values, side):  # type: ignore[no-untyped-def]
-    """Keep the level of the newest swing and the bars since it stood; one out of sight is forgotten."""
+def _track_swing(newest: Floats, values: Floats, side: float) -> None:
+    """Update newest (2,) float64: level of the newest swing (NaN = none in sight) and bars since it stood.
+
+    values  (11,) float64 in time order; side 1.0 swing highs, -1.0 swing lows
+    """
     newest[1] += 1.0
     if is_swing(values, BARS_PER_SIDE, side):
         newest[0], newest[1] = values[BARS_PER_SIDE], BARS_PER_SIDE
@@ -53,24 +61,24 @@ def _follow(newest, values, side):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """The order block that this bar's close confirms, if any.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write the order block that this bar's close confirms, if any.
 
-    reads    bar open_time, open, high, low, close; volume and taker_buy_volume for what stands beside the block
+    arrays   float64: state (83,), bar (8,), book and context unread, out (7,)
+    reads    bar open_time, open, high, low, close; volume and taker_buy_volume for the columns about its quality
     state    ATR 3; windows, NaN when fresh: highs 11, lows 11, opens 9, closes 9, volumes 28, taker volumes 8; newest
              swing high, newest swing low x (level NaN = none, bars since it stood)
     rule     structure is the newest swing that was confirmed at the last close and stood at most 95 bars ago
     """
-    highs, lows, opens, closes = state[HIGHS:LOWS], state[LOWS:OPENS], state[OPENS:CLOSES], state[CLOSES:VOLUMES]
-    volumes, takers = state[VOLUMES:TAKERS], state[TAKERS:NEWEST]
-    top, bottom = state[NEWEST : NEWEST + 2], state[NEWEST + 2 : NEWEST + 4]
+    highs, lows, opens, closes = state[HIGHS], state[LOWS], state[OPENS], state[CLOSES]
+    volumes, takers, top, bottom = state[VOLUMES], state[TAKERS], state[TOP], state[BOTTOM]
     push(highs, bar[HIGH])
     push(lows, bar[LOW])
     push(opens, bar[OPEN])
     push(closes, bar[CLOSE])
     push(volumes, bar[VOLUME])
     push(takers, bar[TAKER_BUY])
-    reach = atr(state[0:ATR_STATE], bar[HIGH], bar[LOW], bar[CLOSE])
+    reach = atr(state[ATR], bar[HIGH], bar[LOW], bar[CLOSE])
 
     out[:] = np.nan
     if reach == reach:
@@ -93,8 +101,8 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
                 taken += 2.0 * takers[WITHIN - run + k] - volumes[begin + k]
                 traded += volumes[begin + k]
             out[6] = side * taken / traded
-    _follow(top, highs, 1.0)
-    _follow(bottom, lows, -1.0)
+    _track_swing(top, highs, 1.0)
+    _track_swing(bottom, lows, -1.0)
 
 
 SOURCE = "ruling S1: displacement of at least 1.5 ATR 14 that breaks the newest swing of 5 bars a side"
@@ -119,5 +127,5 @@ GROUP = FeatureGroup(
             "displacement in its direction / its volume", SOURCE, needs="taker", sparse=True,
         ),
     ),
-    np.concatenate([np.zeros(ATR_STATE), np.full(NEWEST - ATR_STATE, np.nan), [np.nan, 0.0, np.nan, 0.0]]),
+    FRESH,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The regime by rule, where no model is asked: one definition for the service, the backtest and the evidence."""
+"""The regime by rule, without a model: one definition for the service, the backtest and the evidence."""
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,13 @@ _TREND = SIGNALS.index["ma_cross.direction"]
 
 
 def market_state(features: Floats, signals: Floats) -> tuple[Floats, Floats]:
-    """(regime codes, trend signs) of rows (n, kf), (n, ks) or of one row; NaN = unknown."""
+    """Return (regime codes, trend signs) of rows (n, kf), (n, ks) or of one row; NaN = unknown."""
     trend = signals[..., _TREND]
     return rule_regime(features[..., _VOLATILITY], features[..., _ADX], trend), trend
 
 
 def rule_regime(volatility_percentile: npt.ArrayLike, adx: npt.ArrayLike, trend_sign: npt.ArrayLike) -> Floats:
-    """Regime codes in the order of contracts.REGIMES; scalars or (n,) arrays; NaN where any input is NaN.
+    """Return regime codes in the order of contracts.REGIMES; scalars or (n,) arrays; NaN where any input is NaN.
 
     VOLATILE above the 0.8 percentile of trailing volatility, QUIET under 0.2, else TRENDING from ADX 25 (Wilder 1978),
     else RANGING. trend_sign (−1, 0, 1) does not choose the regime: it chooses bull or bear in the limit table.
@@ -34,7 +34,8 @@ def rule_regime(volatility_percentile: npt.ArrayLike, adx: npt.ArrayLike, trend_
 
 
 @kernel
-def _rule_regime(percentile, adx, sign):  # type: ignore[no-untyped-def]
+def _rule_regime(percentile: float, adx: float, sign: float) -> float:
+    """Return the regime code of one row (float64); NaN where an input is."""
     if percentile + adx + sign != percentile + adx + sign:
         return np.nan
     if percentile > 0.8:
@@ -45,6 +46,7 @@ def _rule_regime(percentile, adx, sign):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _rule_regimes(percentiles, adx, signs, codes):  # type: ignore[no-untyped-def]
+def _rule_regimes(percentiles: Floats, adx: Floats, signs: Floats, codes: Floats) -> None:
+    """Fill codes (n,) float64 with the regime of each row; all inputs (n,) float64."""
     for i in range(codes.shape[0]):
         codes[i] = _rule_regime(percentiles[i], adx[i], signs[i])

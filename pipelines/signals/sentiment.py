@@ -1,14 +1,14 @@
-"""D7 sentiment: extreme funding and extreme fear or greed, both heard against the crowd.
+"""D7 sentiment: extreme funding and extreme fear or greed, both read against the crowd.
 
-Both speak on every bar on which the extreme stands, not only where it begins: a voice is the sum of what its signals
-say on that one bar, and a decision falls on a bar of its own choosing (an ICT event), so a signal that spoke once on
-entering would be silent nearly every time it is asked. Neither raises events, so standing repeats nothing.
+Both signals stand on every bar of the extreme, not only on its first: a category score adds up the signals of one bar,
+and a decision falls on the bar of an ICT event, so a signal that came once on entering would be 0 on nearly every bar
+that is decided. Neither raises events, so standing repeats nothing.
 """
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CONTEXT_INDEX
+from pipelines.contracts import CONTEXT_INDEX, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import mean, mid_rank, push
 from pipelines.features.sentiment import INTEREST
@@ -21,9 +21,10 @@ FUNDING, FEAR_GREED = CONTEXT_INDEX["funding_rate"], CONTEXT_INDEX["fear_greed"]
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Two signals.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write two signals.
 
+    arrays   float64: state (288,), bar and book unread, context (CONTEXT_WIDTH,), out (8,)
     reads    context funding_rate (fraction a funding period), fear_greed (0..100)
     state    funding rates 288 (window, NaN when fresh)
     """

@@ -1,4 +1,4 @@
-"""Which row of the specification each signal belongs to, and when a signal began to speak."""
+"""The specification row of each signal, and the bars on which a signal begins."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from pipelines.signals.catalog import SIGNALS
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row: what it is in words, and the signals that make it. None: a rule, which is no signal."""
+    """Hold one row of the specification: a description, and the signals that make it (none: a rule, not a signal)."""
 
     description: str
     signals: tuple[str, ...]
@@ -41,16 +41,16 @@ SIGNAL_REGISTRY: dict[str, Row] = {
 
 
 def signal_names() -> tuple[str, ...]:
-    """Every signal of SIGNALS, in its order."""
+    """Return the name of every signal of SIGNALS, in its order."""
     return tuple(c.removesuffix(".direction") for c in SIGNALS.columns if c.endswith(".direction"))
 
 
 def direction(signals: Floats, name: str) -> Ints:
-    """(n,) the side a signal takes at each bar of signals (n, ks): -1, 0 (none, or missing), 1."""
+    """Return (n,) the side of a signal at each bar of signals (n, ks): -1, 0 (none, or missing), 1."""
     side, strength = (signals[:, SIGNALS.index[f"{name}.{part}"]] for part in ("direction", "strength"))
     return np.nan_to_num(np.where(strength > 0, side, 0.0)).astype(np.int64)
 
 
 def onsets(side: Ints) -> Ints:
-    """Rows on which a side (n,) is taken that was not taken at the bar before."""
+    """Return the rows on which a side (n,) other than 0 begins: it was another at the bar before."""
     return np.flatnonzero((side != 0) & (side != np.concatenate([[0], side[:-1]])))

@@ -3,12 +3,12 @@
 score = 0.4 large trades + 0.3 icebergs + 0.2 spoofing + 0.1 timing, each 0..1, so it lies in 0..1:
 large     share of volume in trades beyond the trailing 99 % quantile of sizes
 icebergs  share of volume filled at levels that were refilled after fills
-spoofing  count of large orders withdrawn unfilled on the side opposite to where the large hands traded: who wants to
-          sell shows a bid he does not mean, so a false bid serves a seller and a false ask a buyer. One on the same
-          side is somebody else's game and does not count
+spoofing  count of large orders withdrawn unfilled on the side opposite to where the large hands traded: a
+          seller may show a bid that is not meant to trade, so a false bid serves a seller and a false ask a buyer.
+          One on the same side does not count
 timing    1 in the London or New York killzone, else 0
-The first three count by their mid-rank among the last 60 bars (nought where there was none), so what is usual for a
-market says nothing of it. Trades weigh most, because they are done; what was shown and the clock are circumstance.
+The first three count by their mid-rank among the last 60 bars (0 where there was none), so usual amounts
+carry no weight. Trades weigh most, because they are done; displayed orders and the clock are circumstance.
 """
 
 import math
@@ -16,9 +16,10 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, OPEN_TIME, VOLUME
+from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, OPEN_TIME, VOLUME, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, mid_rank, push
+from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.columns import signal_columns
 from pipelines.signals.order_block import LONDON, NEW_YORK
 
@@ -32,11 +33,14 @@ LARGE_BUY, LARGE_SELL = CONTEXT_INDEX["large_buy"], CONTEXT_INDEX["large_sell"]
 ICEBERG_BID, ICEBERG_ASK = CONTEXT_INDEX["iceberg_bid"], CONTEXT_INDEX["iceberg_ask"]
 SPOOF_BID, SPOOF_ASK = CONTEXT_INDEX["spoof_bid"], CONTEXT_INDEX["spoof_ask"]
 PRICE, WALL_BID, WALL_ASK = CONTEXT_INDEX["smart_price"], CONTEXT_INDEX["wall_bid"], CONTEXT_INDEX["wall_ask"]
+(ATR, LARGES, ICEBERGS, SPOOFS), FRESH = lay_out(
+    atr=zeros(ATR_STATE), larges=window(BARS), icebergs=window(BARS), spoofs=window(BARS)
+)
 
 
 @kernel
-def _place(window, value):  # type: ignore[no-untyped-def]
-    """Keep `value` in `window`; its mid-rank there, nought where it is nought; NaN unless the window is whole."""
+def _rank_newest(window: Floats, value: float) -> float:
+    """Push `value` into window (60,) float64; return its mid-rank, 0 where it is 0; NaN unless the window is full."""
     push(window, value)
     whole = mean(window)
     if whole != whole:
@@ -45,9 +49,10 @@ def _place(window, value):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """One signal from the last 60 bars; the score; where a move from the zone would go.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write one signal from the last 60 bars, the score, and the target of a move from the zone.
 
+    arrays   float64: state (183,), bar (8,), book unread, context (CONTEXT_WIDTH,), out (6,)
     reads    bar open_time, high, low, close, volume; context large_*, iceberg_* (base asset), spoof_* (counts),
              smart_price, wall_bid, wall_ask (quote currency)
     state    ATR 3; windows of 60, NaN when fresh: share in large trades, share in icebergs, spoofs that serve
@@ -63,12 +68,11 @@ def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
     if volume != 0.0:  # a bar without volume has no share to give
         large, iceberg = large / volume, iceberg / volume
 
-    windows = state[ATR_STATE:]
-    reach = atr(state[0:ATR_STATE], bar[HIGH], bar[LOW], bar[CLOSE])
+    reach = atr(state[ATR], bar[HIGH], bar[LOW], bar[CLOSE])
     hour = bar[OPEN_TIME] % DAY / HOUR
     timed = LONDON[0] <= hour < LONDON[1] or NEW_YORK[0] <= hour < NEW_YORK[1]
-    score = W_LARGE * _place(windows[0:BARS], large) + W_ICEBERG * _place(windows[BARS : 2 * BARS], iceberg)
-    score += W_SPOOF * _place(windows[2 * BARS :], spoofs) + (W_TIMING if timed else 0.0)
+    score = W_LARGE * _rank_newest(state[LARGES], large) + W_ICEBERG * _rank_newest(state[ICEBERGS], iceberg)
+    score += W_SPOOF * _rank_newest(state[SPOOFS], spoofs) + (W_TIMING if timed else 0.0)
 
     out[:] = np.nan
     if score == score and side == side:
@@ -114,5 +118,5 @@ GROUP = FeatureGroup(
             needs=f"{NEEDS} and context:smart_price", sparse=True,
         ),
     ),
-    np.concatenate([np.zeros(ATR_STATE), np.full(3 * BARS, np.nan)]),
+    FRESH,
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """S5 SMT divergence: this market makes a new swing that its reference does not confirm.
 
 Short: the newest swing high stands above the one before it, and the reference closed lower at the newest of those two
-bars than at the other. Long is the mirror image at swing lows. Swings are told on closes, as nothing else is known of
-the reference, and a swing is known five bars after it stands: that close is where the signal stands.
+bars than at the other. Long is the mirror image at swing lows. Swings are taken on closes, since nothing else is known
+of the reference, and a swing is known five bars after it stands: that close is where the signal stands.
 """
 
 import math
@@ -10,19 +10,21 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, CONTEXT_INDEX
+from pipelines.contracts import CLOSE, CONTEXT_INDEX, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import mean, push
+from pipelines.layout import lay_out, window
 from pipelines.signals.columns import signal_columns
 from pipelines.signals.swings import BARS_PER_SIDE, is_swing
 
 BARS = 60  # both swings, the five bars on the far side of each, and the volatilities come from these
 REFERENCE = CONTEXT_INDEX["reference_close"]
+(CLOSES, REFERENCES), FRESH = lay_out(closes=window(BARS), references=window(BARS))
 
 
 @kernel
-def _volatility(closes):  # type: ignore[no-untyped-def]
-    """Root mean square change from one close to the next, price units a bar."""
+def _volatility(closes: Floats) -> float:
+    """Return the root mean square change from one close to the next, price units a bar; closes (60,) float64."""
     total = 0.0
     for i in range(1, closes.shape[0]):
         total += (closes[i] - closes[i - 1]) ** 2
@@ -30,15 +32,16 @@ def _volatility(closes):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """The divergence that the swing confirmed at this close makes, if any.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write the divergence of the swing confirmed at this close, if any.
 
+    arrays   float64: state (120,), bar (8,), book unread, context (CONTEXT_WIDTH,), out (4,)
     reads    bar close; context reference_close
     state    windows of 60, NaN when fresh: closes, the reference's closes; while a gap is in either, all is missing
     rule     strength: way from swing to swing, of this market less of the reference (they have opposite signs), each
              over its own volatility times the root of the bars between: the steps a random walk would have made
     """
-    closes, others = state[0:BARS], state[BARS : 2 * BARS]
+    closes, others = state[CLOSES], state[REFERENCES]
     push(closes, bar[CLOSE])
     push(others, context[REFERENCE])
     out[:] = np.nan
@@ -73,5 +76,5 @@ GROUP = FeatureGroup(
         "ICT convention: smart money technique between correlated markets; ruling S5",
         needs="context:reference_close", levels="the two swings of this market",
     ),
-    np.full(2 * BARS, np.nan),
+    FRESH,
 )  # fmt: skip

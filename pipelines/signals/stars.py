@@ -1,8 +1,8 @@
 """S14 unicorn rating: 21 named predicates ("stars") counted for the long and for the short side at a bar's close.
 
-Each star reads columns of the families before this one, so one table says all that there is to know of it. A star whose
-inputs are missing is unknown, not false: the rating is the share of the known stars that speak for a side, times 21,
-and needs at least `MIN_KNOWN` of them. What each star is worth is measured by `bellwether stars`, never assumed.
+Each star reads columns of the groups before this one, so one table defines it completely. A star whose inputs are
+missing is unknown, not false: the rating is the share of the known stars that are true for a side, times 21, and needs
+at least `MIN_KNOWN` of them. `bellwether stars` measures the contribution of each star; none is assumed.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,11 @@ from pipelines.contracts import CLOSE, OPEN, OPEN_TIME, VOLUME, Floats
 from pipelines.errors import BadShape, UnknownName
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import mean, push
-from pipelines.signals.columns import signal_columns
+from pipelines.layout import lay_out, window, zeros
+from pipelines.signals.columns import SIGNAL_PARTS, signal_columns
 from pipelines.signals.order_block import LONDON, NEW_YORK
 
-# How a star judges the sum of the columns it reads (those of them that are there), for side = 1 long, -1 short.
+# The rule of a star on the sum of the columns it reads (those that are not missing), for side = 1 long, -1 short.
 RECENT = 0  # side * sum > 0 on this bar or one of the seven before it
 AGREES = 1  # side * sum > 0
 BEYOND = 2  # side * sum < 0: price stands on the other side of a level, so there is room
@@ -28,13 +29,13 @@ CANDLE = 5  # sum >= 1, and the bar closed from its open towards the side
 BARS = 8  # of RECENT
 MIN_CONFLUENCE = 0.6  # S17's base
 VOLUME_BARS = 20
-# read of the bar itself: its volume over the mean of the 20 bars before; 1 if it opens in a killzone
+# read from the bar itself: its volume over the mean of the 20 bars before; 1 if it opens in a killzone
 OWN_VOLUME, OWN_CLOCK = "bar volume", "bar clock"
 
 
 @dataclass(frozen=True, slots=True)
 class Star:
-    """One predicate: its name, what makes it true for a side, how it judges, and the columns it reads."""
+    """Describe one predicate: its name, the condition for a side, its rule, and the columns it reads."""
 
     name: str
     definition: str
@@ -73,52 +74,66 @@ STARS: tuple[Star, ...] = (
 N = len(STARS)
 MIN_RATING = 15.0  # of 21
 HIGH_RATING = 18.0
-MIN_KNOWN = 12  # stars whose inputs are there: with fewer, 21 predicates were not asked
+MIN_KNOWN = 12  # stars whose inputs are there: with fewer there is no rating
 
-STRUCTURE = ("sweep", "fvg", "order_block")  # whose levels a unicorn speaks of; the later wins on one bar
+STRUCTURE = ("sweep", "fvg", "order_block")  # whose levels a unicorn takes; the later wins on one bar
 _RULES = np.array([star.rule for star in STARS])
 _NONE, _VOLUME, _CLOCK = -1.0, -2.0, -3.0
-# state: where the columns stand (2 a star, 3 a structure signal), then the memory of `evaluate`, then of `step`
-_STRUCTURE_AT = 2 * N
-_MEMORY_AT = _STRUCTURE_AT + 3 * len(STRUCTURE)
-MEMORY = 3 * N + VOLUME_BARS + 1
-_LEVELS_AT = _MEMORY_AT + MEMORY  # a side: bars since, low, high of its newest structure signal
-_HELD_AT = _LEVELS_AT + 6  # side that had the rating at the last bar; NaN = not known
-WIDTH = 8  # columns
+_STAR_READS = 2  # columns a star reads at most
+RECENT_FIELDS = ("bars_since_long", "bars_since_short", "bars_known")  # of each star, in the memory of `evaluate`
+_SINCE = len(RECENT_FIELDS)
+LEVEL_FIELDS = ("bars_since", "low", "high")  # of a side's newest structure signal
+_LEVEL = len(LEVEL_FIELDS)
+STRUCTURE_PARTS = ("direction", "low", "high")  # columns read of each structure signal
+_STRUCTURE = len(STRUCTURE_PARTS)
+(_RECENTS, _VOLUMES), _FRESH_MEMORY = lay_out(recents=zeros(_SINCE * N), volumes=window(VOLUME_BARS + 1))
+MEMORY = _VOLUMES.stop
+# state: positions of the columns read by the stars and by the structure signals; memory of `evaluate`; a side's levels;
+# side that had the rating at the last bar (NaN = not known)
+(_STARS_AT, _STRUCTURE_AT, _MEMORY, _LEVELS, _LEADER), _ = lay_out(
+    stars_at=zeros(_STAR_READS * N), structure_at=zeros(_STRUCTURE * len(STRUCTURE)), memory=zeros(MEMORY),
+    levels=zeros(2 * _LEVEL), leader=window(1),
+)  # fmt: skip
+OWN_COLUMNS = (
+    *(f"unicorn.{part}" for part in SIGNAL_PARTS),
+    "unicorn_rating_score", "stars.long", "stars.short", "stars.coverage",
+)  # fmt: skip
+WIDTH = len(OWN_COLUMNS)
+_SIDE, _RATING, _LOW, _HIGH, _SCORE, _LONG, _SHORT, _COVERAGE = range(WIDTH)
 
 
 @kernel
-def evaluate(places, memory, bar, row, stars):  # type: ignore[no-untyped-def]
-    """Judge one bar's stars.
+def evaluate(places: Floats, memory: Floats, bar: Floats, row: Floats, stars: Floats) -> None:
+    """Evaluate one bar's stars.
 
-    places  (42,) positions in `row` of the columns a star reads, two a star; -1 none, -2 its volume, -3 its clock
-    memory  (MEMORY,) as `fresh_memory` gives it: a star bars since it was said long, short, and bars known; 21 volumes
-    row     columns of the families before, of this bar
-    stars   (21, 2) written: 1 true, 0 false, for long and for short; NaN = an input is missing or warms up
+    places  (42,) float64 positions in `row` of the columns a star reads, two a star; -1 none, -2 volume, -3 clock
+    memory  (MEMORY,) float64 as `fresh_memory` returns it: of each star RECENT_FIELDS; 21 volumes
+    bar     (8,) float64; row: columns of the groups before, of this bar, float64
+    stars   (21, 2) float64, written: 1 true, 0 false, for long and for short; NaN = an input is missing or warms up
     """
-    volumes = memory[3 * N : 3 * N + VOLUME_BARS + 1]
+    recents, volumes = memory[_RECENTS], memory[_VOLUMES]
     push(volumes, bar[VOLUME])
     candle = bar[CLOSE] - bar[OPEN]
     for i in range(N):
         value = np.nan
-        if places[2 * i] == _VOLUME:
+        if places[_STAR_READS * i] == _VOLUME:
             value = volumes[-1] / mean(volumes[:-1])
-        elif places[2 * i] == _CLOCK:
+        elif places[_STAR_READS * i] == _CLOCK:
             hour = bar[OPEN_TIME] / 3600.0 % 24.0
             inside = LONDON[0] <= hour < LONDON[1] or NEW_YORK[0] <= hour < NEW_YORK[1]
             value = (1.0 if inside else 0.0) + (hour - hour)
         else:
-            for k in range(2):
-                if places[2 * i + k] != _NONE:
-                    said = row[int(places[2 * i + k])]
-                    if abs(said) < np.inf:  # a fold makes NaN of what is not finite only after its last family
-                        value = said if value != value else value + said
+            for k in range(_STAR_READS):
+                if places[_STAR_READS * i + k] != _NONE:
+                    column = row[int(places[_STAR_READS * i + k])]
+                    if abs(column) < np.inf:  # a fold turns infinities into NaN only after its last group
+                        value = column if value != value else value + column
         rule = _RULES[i]
         if rule == CANDLE and candle != candle:
             value = np.nan
         known = abs(value) < np.inf
         if rule == RECENT:
-            ago = memory[3 * i : 3 * i + 3]
+            ago = recents[_SINCE * i : _SINCE * (i + 1)]
             ago[2] = min(ago[2] + 1.0, BARS) if known else 0.0
             known = ago[2] == BARS
         for s in range(2):
@@ -143,8 +158,8 @@ def evaluate(places, memory, bar, row, stars):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def count(stars):  # type: ignore[no-untyped-def]
-    """(long, short, known) of (21, 2) stars: how many speak for a side, of how many whose inputs are there."""
+def count(stars: Floats) -> tuple[float, float, float]:
+    """Return (long, short, known) of (21, 2) float64 stars: how many are true for a side, of how many known ones."""
     long, short, known = 0.0, 0.0, 0.0
     for i in range(stars.shape[0]):
         if stars[i, 0] == stars[i, 0]:
@@ -155,110 +170,117 @@ def count(stars):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """The unicorn where a side first has the rating, its stars, and the share of the 21 that could be judged.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write the unicorn where a side first has the rating, its stars, and the share of the 21 that are known.
 
-    reads    bar open_time, open, close, volume; columns of the families before
-    state    places 51; memory of `evaluate` 84; levels 6; side that had the rating at the last bar 1
+    arrays   float64: state (142,), bar (8,), book and context unread, out: the bar's whole row, own eight columns last
+    reads    bar open_time, open, close, volume; columns of the groups before
+    state    positions 51; memory of `evaluate` 84; levels 6; side that had the rating at the last bar 1
     """
     row, own = out[: out.shape[0] - WIDTH], out[out.shape[0] - WIDTH :]
     stars = np.empty((N, 2))
-    evaluate(state[:_STRUCTURE_AT], state[_MEMORY_AT:_LEVELS_AT], bar, row, stars)
-    levels = state[_LEVELS_AT:_HELD_AT]
-    levels[0], levels[3] = min(levels[0] + 1.0, BARS), min(levels[3] + 1.0, BARS)
-    for i in range(_STRUCTURE_AT, _MEMORY_AT, 3):
-        said = row[int(state[i])]
-        if abs(said) == 1.0:
-            at = 0 if said > 0.0 else 3
-            levels[at], levels[at + 1], levels[at + 2] = 0.0, row[int(state[i + 1])], row[int(state[i + 2])]
+    evaluate(state[_STARS_AT], state[_MEMORY], bar, row, stars)
+    structure, levels, leader = state[_STRUCTURE_AT], state[_LEVELS], state[_LEADER]
+    levels[0], levels[_LEVEL] = min(levels[0] + 1.0, BARS), min(levels[_LEVEL] + 1.0, BARS)
+    for i in range(0, structure.shape[0], _STRUCTURE):
+        side = row[int(structure[i])]
+        if abs(side) == 1.0:
+            at = 0 if side > 0.0 else _LEVEL
+            levels[at], levels[at + 1], levels[at + 2] = 0.0, row[int(structure[i + 1])], row[int(structure[i + 2])]
 
     own[:] = np.nan
     long, short, known = count(stars)
-    own[7] = known / N
+    own[_COVERAGE] = known / N
     if known < MIN_KNOWN:
-        state[_HELD_AT] = np.nan
+        leader[0] = np.nan
         return
     lead = np.sign(long - short)
     best = max(long, short)
     rating = best / known * N
     side = lead if rating >= MIN_RATING else 0.0
-    anew = side != 0.0 and side != state[_HELD_AT] and state[_HELD_AT] == state[_HELD_AT]
-    state[_HELD_AT] = side
-    own[0] = side if anew else 0.0
-    if anew:
-        own[1] = rating
-        at = 0 if side > 0.0 else 3
+    begins = side != 0.0 and side != leader[0] and leader[0] == leader[0]
+    leader[0] = side
+    own[_SIDE] = side if begins else 0.0
+    if begins:
+        own[_RATING] = rating
+        at = 0 if side > 0.0 else _LEVEL
         if levels[at] < BARS:
-            own[2], own[3] = levels[at + 1], levels[at + 2]
-    own[4] = lead * best
-    own[5], own[6] = long, short
+            own[_LOW], own[_HIGH] = levels[at + 1], levels[at + 2]
+    own[_SCORE] = lead * best
+    own[_LONG], own[_SHORT] = long, short
 
 
 @kernel
-def _walk(places, memory, bars, rows, stars):  # type: ignore[no-untyped-def]
+def _evaluate_all(places: Floats, memory: Floats, bars: Floats, rows: Floats, stars: Floats) -> None:
+    """Fill stars (n, 21, 2) float64 for n bars (n, 8) and rows (n, k) float64 in time order; memory is updated."""
     for i in range(bars.shape[0]):
         evaluate(places, memory, bars[i], rows[i], stars[i])
 
 
 def history(bars: Floats, signals: Floats, columns: Sequence[str]) -> Floats:
-    """(n, 21, 2) stars of n bars in time order, for long and short: 1 true, 0 false, NaN = unknown.
+    """Return (n, 21, 2) stars of n bars in time order, for long and short: 1 true, 0 false, NaN = unknown.
 
-    bars     (n, 8); signals (n, k) what the families before wrote, named by `columns`
-    Raises   UnknownName for a column that a star reads and nobody wrote, BadShape
+    bars     (n, 8); signals (n, k) as the groups before wrote them, named by `columns`
+    Raises   UnknownName for a column that a star reads and no group wrote, BadShape
     """
     if signals.shape != (len(bars), len(columns)):
         raise BadShape(f"signals {signals.shape}, wanted ({len(bars)}, {len(columns)}) of the same bars")
     stars = np.empty((len(bars), N, 2))
     bars, signals = np.require(bars, np.float64, ["C", "W"]), np.require(signals, np.float64, ["C", "W"])
-    _walk(places(columns)[:_STRUCTURE_AT], fresh_memory(), bars, signals, stars)
+    _evaluate_all(places(columns)[_STARS_AT], fresh_memory(), bars, signals, stars)
     return stars
 
 
 def places(columns: Sequence[str]) -> Floats:
-    """Positions in a row of the columns that the stars, then the structure signals' levels, read."""
+    """Return the positions in a row of the columns that the stars, then the structure signals' levels, read."""
     at = {name: float(i) for i, name in enumerate(columns)} | {OWN_VOLUME: _VOLUME, OWN_CLOCK: _CLOCK}
-    wanted = [name for star in STARS for name in (*star.reads, None, None)[:2]]
-    wanted += [f"{name}.{part}" for name in STRUCTURE for part in ("direction", "low", "high")]
+    wanted = [name for star in STARS for name in (*star.reads, None, None)[:_STAR_READS]]
+    wanted += [f"{name}.{part}" for name in STRUCTURE for part in STRUCTURE_PARTS]
     unknown = sorted({name for name in wanted if name is not None and name not in at})
     if unknown:
-        raise UnknownName(f"stars read {', '.join(unknown)}, which no family before them writes; put theirs first")
+        raise UnknownName(f"stars read {', '.join(unknown)}, which no group before them writes. Put it first.")
     return np.array([_NONE if name is None else at[name] for name in wanted])
 
 
 def fresh_memory() -> Floats:
-    """The memory of `evaluate` before the first bar."""
-    return np.concatenate([np.tile([BARS, BARS, 0.0], N), np.full(VOLUME_BARS + 1, np.nan)])
+    """Return the memory of `evaluate` before the first bar, (MEMORY,) float64."""
+    memory = _FRESH_MEMORY.copy()
+    memory[_RECENTS] = np.tile([BARS, BARS, 0.0], N)
+    return memory
 
 
 def feature_group(before: Sequence[FeatureGroup]) -> FeatureGroup:
-    """The stars over the families that stand before them in a fold. Raises UnknownName for a column none of them has.
+    """Return the stars over the groups before them in a fold. Raises UnknownName for a column none of them has.
 
-    Where the columns stand is part of the state, so that no compiled code depends on their order.
+    The positions of the columns are part of the state, so that no compiled code depends on their order.
     """
     columns = {column.name: column for each in before for column in each.columns}
     state = np.concatenate(
         [places(list(columns)), fresh_memory(), np.tile([BARS, np.nan, np.nan], 2).astype(float), [np.nan]]
     )
     first = {name: column.warmup for name, column in columns.items()} | {OWN_VOLUME: VOLUME_BARS + 1, OWN_CLOCK: 1}
-    begins = sorted(
+    first_known = sorted(
         min(first[name] for name in star.reads) + (BARS - 1 if star.rule == RECENT else 0) for star in STARS
     )
-    warmup = begins[MIN_KNOWN - 1]
+    warmup = first_known[MIN_KNOWN - 1]
     return FeatureGroup("stars", step, _columns(warmup), state, combines=True)
 
 
 def _columns(warmup: int) -> tuple[Column, ...]:
-    """warmup: the bar by which enough stars are known where every input is there; with fewer inputs it is later."""
+    """Return the eight columns of the stars.
+
+    warmup  the bar by which enough stars are known where every input is recorded; with fewer inputs it is later
+    """
     source = "ruling S14: 21 named predicates; from 15 a unicorn, from 18 a high one"
-    spoken = f"the bar on which the leading side first has {MIN_RATING:g} of {N}, counted of at least {MIN_KNOWN} known"
+    formula = f"the bar on which the leading side first has {MIN_RATING:g} of {N}, of at least {MIN_KNOWN} known"
     return (
         *signal_columns(
-            "unicorn", "cmt", warmup, f"stars of {N}", spoken, source, high=float(N),
+            "unicorn", "cmt", warmup, f"stars of {N}", formula, source, high=float(N),
             levels="of the side's newest sweep, gap or order block within 8 bars",
         ),
         Column("unicorn_rating_score", "cmt", "stars", -float(N), float(N), warmup,
                "stars of the leading side, signed; 0 where neither leads", source),
-        Column("stars.long", "cmt", "count", 0.0, float(N), warmup, "stars that speak for a rise", source),
-        Column("stars.short", "cmt", "count", 0.0, float(N), warmup, "stars that speak for a fall", source),
-        Column("stars.coverage", "cmt", f"share of {N}", 0.0, 1.0, 1, "stars whose inputs are there", source),
+        Column("stars.long", "cmt", "count", 0.0, float(N), warmup, "stars true for a rise", source),
+        Column("stars.short", "cmt", "count", 0.0, float(N), warmup, "stars true for a fall", source),
+        Column("stars.coverage", "cmt", f"share of {N}", 0.0, 1.0, 1, "stars whose inputs are known", source),
     )  # fmt: skip

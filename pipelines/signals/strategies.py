@@ -1,76 +1,79 @@
 """S16 technical strategies: the rules any model must beat after cost. Five stances, and their consensus as an event."""
 
-import math
-
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, TAKER_BUY, VOLUME
+from pipelines.contracts import CLOSE, HIGH, LOW, TAKER_BUY, VOLUME, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import ADX_STATE, MACD_STATE, RSI_STATE, adx, macd, mean, push, rsi
+from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.columns import signal_columns
 
 OVERSOLD, OVERBOUGHT = 30.0, 70.0  # RSI points, Wilder's
 TREND_ADX = 25.0  # Wilder's line between trend and none
 FLOW_BARS = 5
 MIN_FLOW = 0.1  # of volume: a smaller imbalance is no stance
-MAJORITY = 3.0  # votes by which one side must lead before the consensus speaks
-RSI_AT = 50 + 2 * FLOW_BARS
-MACD_AT = RSI_AT + RSI_STATE
-ADX_AT = MACD_AT + MACD_STATE
-LAST = ADX_AT + ADX_STATE
+MAJORITY = 3.0  # votes by which one side must lead for a consensus
+LONG, SHORT = 50, 20  # closes of the two means
+(CLOSES, VOLUMES, TAKERS, RSI, MACD, ADX, LAST_SIDE), FRESH = lay_out(
+    closes=window(LONG), volumes=window(FLOW_BARS), takers=window(FLOW_BARS), rsi=zeros(RSI_STATE),
+    macd=zeros(MACD_STATE), adx=zeros(ADX_STATE), last_side=window(1),
+)  # fmt: skip
+STANCES = ("ma_cross", "rsi", "macd", "regime_ma", "market_imbalance", "consensus")
+MA_CROSS, RSI_OUT, MACD_OUT, REGIME_MA, FLOW_OUT, CONSENSUS = (4 * k for k in range(len(STANCES)))
 
 
 @kernel
-def _say(out, value, strength):  # type: ignore[no-untyped-def]
-    """Direction = sign of `value` (missing stays missing), and its strength when it has one."""
+def _write_stance(out: Floats, value: float, strength: float) -> None:
+    """Write the sign of `value` (missing stays missing) and, if it has one, its strength into out (4,) float64."""
     out[0] = np.sign(value)
     if abs(value) > 0.0:
         out[1] = strength
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """Six signals. The first five say where they stand on every bar; the consensus speaks when a majority forms anew.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write six signals: five stances on every bar, and the consensus on the bar on which a majority forms.
 
+    arrays   float64: state (80,), bar (8,), book and context unread, out (24,)
     reads    bar high, low, close, volume, taker_buy_volume
     state    windows, NaN when fresh: closes 50, volumes 5, taker volumes 5; recursions: RSI 4, MACD 7, ADX 8;
-             side the consensus was on at the last bar 1 (NaN when fresh: nothing can form anew yet)
+             side of the consensus at the last bar 1 (NaN when fresh: no majority can begin yet)
     """
-    closes, volumes, takers = state[0:50], state[50 : 50 + FLOW_BARS], state[50 + FLOW_BARS : RSI_AT]
+    closes, volumes, takers, last_side = state[CLOSES], state[VOLUMES], state[TAKERS], state[LAST_SIDE]
     close = bar[CLOSE]
     push(closes, close)
     push(volumes, bar[VOLUME])
     push(takers, bar[TAKER_BUY])
     out[:] = np.nan
 
-    lead = (mean(closes[30:50]) - mean(closes)) / close
-    _say(out[0:4], lead, abs(lead))
+    lead = (mean(closes[LONG - SHORT :]) - mean(closes)) / close
+    _write_stance(out[MA_CROSS:], lead, abs(lead))
 
-    strength = rsi(state[RSI_AT:MACD_AT], close)
+    strength = rsi(state[RSI], close)
     beyond = strength - strength + (strength < OVERSOLD) - (strength > OVERBOUGHT)
-    _say(out[4:8], beyond, abs(strength - 50.0))
+    _write_stance(out[RSI_OUT:], beyond, abs(strength - 50.0))
 
-    line, signal = macd(state[MACD_AT:ADX_AT], close)
-    _say(out[8:12], line - signal, abs(line - signal) / close)
+    line, signal = macd(state[MACD], close)
+    _write_stance(out[MACD_OUT:], line - signal, abs(line - signal) / close)
 
-    trend = adx(state[ADX_AT:LAST], bar[HIGH], bar[LOW], close)
-    held = lead if trend >= TREND_ADX else (lead - lead) + (trend - trend)
-    _say(out[12:16], held, abs(held))
+    trend = adx(state[ADX], bar[HIGH], bar[LOW], close)
+    stance = lead if trend >= TREND_ADX else (lead - lead) + (trend - trend)
+    _write_stance(out[REGIME_MA:], stance, abs(stance))
 
     flow = 2.0 * mean(takers) / mean(volumes) - 1.0
-    _say(out[16:20], flow if abs(flow) >= MIN_FLOW else flow - flow, abs(flow))
+    _write_stance(out[FLOW_OUT:], flow if abs(flow) >= MIN_FLOW else flow - flow, abs(flow))
 
-    votes = out[0] + out[4] + out[8] + out[12]
-    if out[16] == out[16]:
-        votes += out[16]
+    votes = out[MA_CROSS] + out[RSI_OUT] + out[MACD_OUT] + out[REGIME_MA]
+    if out[FLOW_OUT] == out[FLOW_OUT]:
+        votes += out[FLOW_OUT]
     if votes == votes:
         side = np.sign(votes) if abs(votes) >= MAJORITY else 0.0
-        anew = side != 0.0 and side != state[LAST] and state[LAST] == state[LAST]
-        out[20] = side if anew else 0.0
-        if anew:
-            out[21] = abs(votes)
-        state[LAST] = side
+        begins = side != 0.0 and side != last_side[0] and last_side[0] == last_side[0]
+        out[CONSENSUS] = side if begins else 0.0
+        if begins:
+            out[CONSENSUS + 1] = abs(votes)
+        last_side[0] = side
 
 
 SOURCE = "ruling S16"
@@ -103,7 +106,5 @@ GROUP = FeatureGroup(
             SOURCE, high=5.0, levels=NONE,
         ),
     ),
-    np.concatenate(
-        [np.full(RSI_AT, math.nan), np.zeros(RSI_STATE + MACD_STATE + ADX_STATE), np.full(1, math.nan)]
-    ),
+    FRESH,
 )  # fmt: skip

@@ -1,56 +1,76 @@
 """S3 liquidity sweep: a wick beyond a confirmed swing that closes back inside within three bars.
 
 A swing high is the highest of eleven bars, five on each side, so it is known five bars after it stands. A sweep of a
-high speaks short, of a low long. A swing swept, or left behind by closes beyond it, is spent. Before a sweep its
-imminence tells how near price is to an unspent swing; after it the reversal tells how much of the wick is taken back.
+high is short, of a low long. A swing swept, or left behind by closes beyond it, is spent. Before a sweep its imminence
+measures how near price is to an unspent swing; after it the reversal measures how much of the wick is taken back.
 """
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW
+from pipelines.contracts import CLOSE, HIGH, LOW, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, push
+from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.columns import signal_columns
 from pipelines.signals.swings import BARS_PER_SIDE, WIDTH, is_swing
 
 MIN_ATR = 0.1  # least wick beyond the swing, in ATR 14
 WITHIN = 3  # bars from the first trade beyond until a close back inside
-MAX_SWINGS = 64  # unspent swings remembered a side: of planted stop runs 15-minute bars show .26, with eight swings .21
-SWINGS = ATR_STATE + 2 * WIDTH  # where they start in the state: level, bars beyond, extreme of each
+MAX_SWINGS = 64  # unspent swings a side: of planted stop runs 15-minute bars show .26, with eight swings .21
+SWING_FIELDS = ("level", "bars_beyond", "extreme")
+LEVEL, BEYOND, EXTREME = range(len(SWING_FIELDS))
+SWING = len(SWING_FIELDS)
+(ATR, HIGHS, LOWS, SWING_HIGHS, SWING_LOWS), FRESH = lay_out(
+    atr=zeros(ATR_STATE), highs=window(WIDTH), lows=window(WIDTH), swing_highs=window(SWING * MAX_SWINGS),
+    swing_lows=window(SWING * MAX_SWINGS),
+)  # fmt: skip
+FRESH[SWING_HIGHS][BEYOND::SWING] = FRESH[SWING_LOWS][BEYOND::SWING] = 0.0
 
 
 @kernel
-def _mirror_of_highs(window, swings, high, close, reach):  # type: ignore[no-untyped-def]
-    """One side, told as highs (lows come negated). Returns (wick depth in ATR, level, extreme); depth 0 = no sweep."""
+def _sweep_of_highs(
+    window: Floats,
+    swings: Floats,
+    high: float,
+    close: float,
+    reach: float,
+) -> tuple[float, float, float]:
+    """Advance one side, as highs (lows come negated); return (wick depth in ATR, level, extreme), depth 0 = no sweep.
+
+    window (11,) highs, swings (192,) in the order of SWING_FIELDS; float64, both updated
+    """
     depth, level, extreme = 0.0, np.nan, np.nan
-    for i in range(0, swings.shape[0], 3):
-        if high > swings[i] or swings[i + 1] > 0.0:
-            swings[i + 1] += 1.0
-            if swings[i + 1] == 1.0 or high > swings[i + 2]:
-                swings[i + 2] = high
+    for i in range(0, swings.shape[0], SWING):
+        if high > swings[i] or swings[i + BEYOND] > 0.0:
+            swings[i + BEYOND] += 1.0
+            if swings[i + BEYOND] == 1.0 or high > swings[i + EXTREME]:
+                swings[i + EXTREME] = high
             if close < swings[i]:
-                wick = (swings[i + 2] - swings[i]) / reach
+                wick = (swings[i + EXTREME] - swings[i]) / reach
                 if wick >= MIN_ATR:
                     if wick > depth:
-                        depth, level, extreme = wick, swings[i], swings[i + 2]
+                        depth, level, extreme = wick, swings[i], swings[i + EXTREME]
                     swings[i] = np.nan
-                swings[i + 1] = 0.0
-            elif swings[i + 1] >= WITHIN:
-                swings[i], swings[i + 1] = np.nan, 0.0
+                swings[i + BEYOND] = 0.0
+            elif swings[i + BEYOND] >= WITHIN:
+                swings[i], swings[i + BEYOND] = np.nan, 0.0
     push(window, high)
     if is_swing(window, BARS_PER_SIDE, 1.0):
-        for i in range(swings.shape[0] - 3):
-            swings[i] = swings[i + 3]
+        for i in range(swings.shape[0] - SWING):
+            swings[i] = swings[i + SWING]
         swings[-3], swings[-2], swings[-1] = window[BARS_PER_SIDE], 0.0, np.nan
     return depth, level, extreme
 
 
 @kernel
-def _imminence(swings, close, reach):  # type: ignore[no-untyped-def]
-    """Nearness of the close to the nearest unspent swing, beyond it or not: 1 at its level, 0 from 1 ATR on or none."""
+def _imminence(swings: Floats, close: float, reach: float) -> float:
+    """Return the nearness of the close to the nearest unspent swing: 1 at its level, 0 from 1 ATR on or without one.
+
+    swings (192,) float64; the close may be on either side of the level
+    """
     nearest = 0.0
-    for i in range(0, swings.shape[0], 3):
+    for i in range(0, swings.shape[0], SWING):
         near = 1.0 - abs(swings[i] - close) / reach
         if near > nearest:
             nearest = near
@@ -58,19 +78,18 @@ def _imminence(swings, close, reach):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def step(state, bar, book, context, out):  # type: ignore[no-untyped-def]
-    """The sweep that this bar's close confirms, if any; the deeper side when both are swept.
+def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
+    """Write the sweep that this bar's close confirms, if any; the deeper side when both are swept.
 
+    arrays   float64: state (409,), bar (8,), book and context unread, out (7,)
     reads    bar high, low, close
-    state    ATR 3; windows of 11 highs and 11 negated lows; per side 8 swings x (level NaN = none, bars, extreme)
+    state    ATR 3; windows of 11 highs and 11 negated lows; per side 64 swings x (level NaN = none, bars, extreme)
     """
-    highs, lows = state[ATR_STATE : ATR_STATE + WIDTH], state[ATR_STATE + WIDTH : SWINGS]
+    highs, lows, swing_highs, swing_lows = state[HIGHS], state[LOWS], state[SWING_HIGHS], state[SWING_LOWS]
     high, low, close = bar[HIGH], bar[LOW], bar[CLOSE]
-    reach = atr(state[0:ATR_STATE], high, low, close)
-    middle = SWINGS + 3 * MAX_SWINGS
-    swing_highs, swing_lows = state[SWINGS:middle], state[middle:]
-    above, top, peak = _mirror_of_highs(highs, swing_highs, high, close, reach)
-    below, bottom, trough = _mirror_of_highs(lows, swing_lows, -low, -close, reach)
+    reach = atr(state[ATR], high, low, close)
+    above, top, peak = _sweep_of_highs(highs, swing_highs, high, close, reach)
+    below, bottom, trough = _sweep_of_highs(lows, swing_lows, -low, -close, reach)
     out[:] = np.nan
     if reach == reach:
         out[0] = 0.0
@@ -101,5 +120,5 @@ GROUP = FeatureGroup(
             "ruling S3", sparse=True,
         ),
     ),
-    np.concatenate([np.zeros(ATR_STATE), np.full(2 * WIDTH, np.nan), np.tile([np.nan, 0.0, np.nan], 2 * MAX_SWINGS)]),
+    FRESH,
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """The validator's columns, in the one order that training, serving and configuration share (F2).
 
-Three of them are said by signals (S12–S14), the others are features; `signals.events` lays them side by side.
+Three of them come from signals (S12–S14), the others are features; `signals.events` joins them.
 """
 
 VALIDATOR_COLUMNS = (

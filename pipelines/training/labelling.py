@@ -1,17 +1,16 @@
-"""What the labels stage writes: one file a row of LABELS, each what came after the rows of a family.
+"""The labels stage: one file per entry of LABELS, each with the outcomes of a family's rows.
 
-A cost only decides which events are worth taking, never a label (SPEC section 4).
+Cost decides only which events are eligible, never a label (SPEC section 4).
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Floats
+from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, TIMEFRAME_SECONDS, Arrays, Bools, Floats
 from pipelines.errors import NotEnoughData
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
@@ -25,12 +24,12 @@ from pipelines.signals.regimes import market_state
 from pipelines.signals.setups import setups
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 
-Labels = dict[str, Any]  # name → array; always `known` and `ended`, epoch seconds
+Labels = Arrays  # always with `known` and `ended`, epoch seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """base (n, 8) and decision (m, 8) bars, features (m, kf), signals (m, ks), levels and context of the snapshot."""
+    """Hold base (n, 8) and decision (m, 8) bars, features (m, kf), signals (m, ks) and context of the snapshot."""
 
     base: Floats
     decision: Floats
@@ -42,58 +41,64 @@ class Sources:
 
     @property
     def closes(self) -> Floats:
-        """(m,) epoch seconds of the decision bars' closes."""
+        """Return (m,) epoch seconds of the decision bars' closes."""
         return np.asarray(self.decision[:, OPEN_TIME] + self.step_s)
 
 
 def read_sources(folder: Path) -> Sources:
-    """Of the features stage's output `folder`."""
+    """Return the output `folder` of the features stage."""
     timeframe = json.loads((folder / "meta.json").read_text())["decision_timeframe"]
     arrays = {n: np.load(folder / f"{n}.npy") for n in ("base", "decision", "features", "signals", "context")}
     return Sources(**arrays, step_s=TIMEFRAME_SECONDS[timeframe], timeframe=timeframe)
 
 
 def event_labels(sources: Sources, params: Params) -> Labels:
-    """The validator's: ICT events worth their cost, and whether the target came before the stop."""
+    """Return the validator's labels: eligible ICT events, and whether the target came before the stop.
+
+    Raises  NotEnoughData if no event is eligible and resolved
+    """
     found = events(sources.features, sources.signals)
     rows = event_rows(sources.features, sources.signals, found)
     outcome = _resolve(sources, found, params)
-    keep = outcome["keep"]
-    if not keep.any():
+    labelled = outcome.labelled
+    if not labelled.any():
         raise NotEnoughData(
             f"{len(found.index)} events on {len(sources.decision):,} {sources.timeframe} bars, none with a target of "
             f"at least {params.labels.min_target_to_cost} × {params.costs.round_trip_bps:g} bps; use a coarser "
             "data.decision_timeframe or lower costs in params.yaml"
         )
     volatility = VALIDATOR_COLUMNS.index("volatility_regime")
-    known = outcome["known"][keep]
+    known = outcome.known[labelled]
     return {
         "columns": np.array(VALIDATOR_COLUMNS),
-        "rows": rows[keep],
-        "y": outcome["label"][keep],
-        "weight": outcome["uniqueness"][keep] * time_decay(known, params.labels.decay_half_life_days * 86400.0),
-        "uniqueness": outcome["uniqueness"][keep],
+        "rows": rows[labelled],
+        "y": outcome.label[labelled],
+        "weight": outcome.uniqueness[labelled] * time_decay(known, params.labels.decay_half_life_days * DAY_S),
+        "uniqueness": outcome.uniqueness[labelled],
         "known": known,
-        "ended": outcome["ended"][keep],
-        "gross_bps": outcome["gross_bps"][keep],
-        "direction": found.direction[keep],
-        "atr": found.atr[keep],
-        "index": found.index[keep],
-        "regime": market_state(sources.features, sources.signals)[0][found.index[keep]],
-        "volatility": np.column_stack([rows[keep, volatility], np.log(found.atr[keep])]),
+        "ended": outcome.ended[labelled],
+        "gross_bps": outcome.gross_bps[labelled],
+        "direction": found.direction[labelled],
+        "atr": found.atr[labelled],
+        "index": found.index[labelled],
+        "regime": market_state(sources.features, sources.signals)[0][found.index[labelled]],
+        "volatility": np.column_stack([rows[labelled, volatility], np.log(found.atr[labelled])]),
     }
 
 
 def predictor_labels(sources: Sources, params: Params) -> Labels:
+    """Return the predictor's labels: direction of the bars whose move left the dead zone."""
     return horizon_labels(sources.decision, sources.base, sources.step_s, params)
 
 
 def setup_labels(sources: Sources, params: Params) -> Labels:
+    """Return the pattern recogniser's labels: whether each present pattern played out."""
     reach = sources.features[:, FEATURES.index["atr_14"]] * sources.decision[:, CLOSE]
     return pattern_labels(sources.decision, sources.base, setups(sources.signals), reach, sources.step_s, params)
 
 
 def hour_labels(sources: Sources, params: Params) -> Labels:
+    """Return the regime detector's labels: the return over the next hour, basis points."""
     return return_labels(sources.decision, sources.base, sources.step_s, params)
 
 
@@ -106,24 +111,34 @@ LABELS: dict[str, Callable[[Sources, Params], Labels]] = {
 
 
 def traditional_record(sources: Sources, params: Params) -> dict[str, int]:
-    """Hits and resolved events of the traditional consensus: the probability tier 3 stands on."""
-    told = _resolve(sources, traditional_events(sources.features, sources.signals), params)
-    return {"hits": int(np.nansum(told["label"][told["keep"]])), "n": int(told["keep"].sum())}
+    """Return hits and resolved events of the traditional consensus, which give tier 3 its probability."""
+    outcome = _resolve(sources, traditional_events(sources.features, sources.signals), params)
+    return {"hits": int(np.nansum(outcome.label[outcome.labelled])), "n": int(outcome.labelled.sum())}
 
 
-def _resolve(sources: Sources, found: Events, params: Params) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _EventOutcomes:
+    """Hold the outcomes of n events: (n,) each; `labelled` = eligible by cost, and resolved."""
+
+    labelled: Bools
+    label: Floats
+    gross_bps: Floats
+    known: Floats
+    ended: Floats
+    uniqueness: Floats
+
+
+def _resolve(sources: Sources, found: Events, params: Params) -> _EventOutcomes:
+    """Return the outcome of each event by the triple barrier; uniqueness is NaN where it is not labelled."""
     base, close_time = sources.base, sources.closes[found.index]
     labels = params.labels
-    told = triple_barrier(
+    outcome = triple_barrier(
         base, close_time, sources.decision[found.index, CLOSE], found.direction, found.atr,
         labels.target_atr, labels.stop_atr, float(labels.horizon_bars * sources.step_s),
     )  # fmt: skip
-    worth = labels.target_atr * found.atr * 1e4 >= labels.min_target_to_cost * params.costs.round_trip_bps
-    keep = worth & (told.barrier != UNRESOLVED)
+    eligible = labels.target_atr * found.atr * 1e4 >= labels.min_target_to_cost * params.costs.round_trip_bps
+    labelled = eligible & (outcome.barrier != UNRESOLVED)
     uniqueness = np.full(len(found.index), np.nan)
-    if keep.any():
-        uniqueness[keep] = average_uniqueness(told.start[keep], told.exit[keep], len(base))
-    return {
-        "keep": keep, "label": told.label, "gross_bps": told.gross_bps, "known": close_time, "ended": told.exit_time,
-        "uniqueness": uniqueness,
-    }  # fmt: skip
+    if labelled.any():
+        uniqueness[labelled] = average_uniqueness(outcome.start[labelled], outcome.exit[labelled], len(base))
+    return _EventOutcomes(labelled, outcome.label, outcome.gross_bps, close_time, outcome.exit_time, uniqueness)

@@ -3,9 +3,9 @@
 Layout under `artifacts/` of the workspace:
 features/   base.npy (n, 8), decision.npy (m, 8), books.npy (m, 2, levels, 3), context.npy (m, CONTEXT_WIDTH),
             features.npy (m, kf), signals.npy (m, ks), meta.json, warm/
-labels/     <name>.npz (one a row of labelling.LABELS), traditional.json; no service reads what came after from here
+labels/     <name>.npz (one per entry of labelling.LABELS), traditional.json; no service reads outcomes from here
 <family>/   bundle/, oof.npz, importance.json, fit.json
-evaluation/ <family>.json: every figure with n, interval and cost assumption
+evaluation/ <family>.json: every figure with n, interval and cost
 """
 
 if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
@@ -17,12 +17,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipelines.clock import mode_of
-from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TIMEFRAME_SECONDS, History
+from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TIMEFRAME_SECONDS, History, JsonObject
 from pipelines.data import timeframes
 from pipelines.data.alignment import align
 from pipelines.errors import UnknownName
@@ -37,37 +36,39 @@ from pipelines.warm_start import write_warm_start
 OUT = Path("artifacts")
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
+    """Print a line of progress."""
     print(line, flush=True)
 
 
-def fresh(folder: Path) -> Path:
+def ensure_folder(folder: Path) -> Path:
+    """Create `folder` if it does not exist and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def build_features(params: Params) -> None:
-    """data/ → decision bars, what was known beside them, features, signals, and the warm start of the live service."""
-    from pipelines.data import records, schemas  # pandas and Parquet: a second that no fit waits for
+    """Compute decision bars, books, context, features, signals and the live service's warm start from data/."""
+    from pipelines.data import records, schemas  # pandas and Parquet take a second to import; a fit needs neither
 
-    described: dict[str, Any] = json.loads(Path("data/manifest.json").read_text())
+    described: JsonObject = json.loads(Path("data/manifest.json").read_text())
     frame = schemas.read_bars(Path("data") / described["file"])
     base = schemas.to_matrix(frame)
     base_tf, decision_tf = described["timeframe"], params.data.decision_timeframe_for(described["timeframe"])
     decision = timeframes.resample(base, TIMEFRAME_SECONDS[base_tf], TIMEFRAME_SECONDS[decision_tf])
-    say(f"features: {len(base):,} {base_tf} bars → {len(decision):,} {decision_tf} bars of {described['symbol']}")
+    log_line(f"features: {len(base):,} {base_tf} bars → {len(decision):,} {decision_tf} bars of {described['symbol']}")
     step_s = TIMEFRAME_SECONDS[decision_tf]
     books, feed = records.read_snapshot(Path("data"), described)
     levels, context = align(decision[:, OPEN_TIME] + step_s, step_s, books, feed)
     present = [name for name, values in zip(CONTEXT_FIELDS, context.T, strict=True) if not np.isnan(values).all()]
     if books is not None or feed is not None:
         closes_with_book = int((~np.isnan(levels[:, 0, :1, 0])).sum())
-        say(f"features: a book at {closes_with_book:,} closes; context: {', '.join(present) or 'none'}")
+        log_line(f"features: a book at {closes_with_book:,} closes; context: {', '.join(present) or 'none'}")
     feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
     features = FEATURES.run(decision, levels, context, feature_state)
     signals = SIGNALS.run(decision, levels, context, signal_state)
-    voices = CategoryScores.fit(signals)
-    out = fresh(OUT / "features")
+    category_scores = CategoryScores.fit(signals)
+    out = ensure_folder(OUT / "features")
     arrays = {"base": base, "decision": decision, "books": levels, "context": context, "features": features,
               "signals": signals}  # fmt: skip
     for name, array in arrays.items():
@@ -94,7 +95,7 @@ def build_features(params: Params) -> None:
         signal_state=signal_state,
         base=base,
         history=History(decision, features, signals, levels, context),
-        category_scores=voices,
+        category_scores=category_scores,
         clock=mode_of(described),
         books=books,
         feed=feed,
@@ -102,25 +103,26 @@ def build_features(params: Params) -> None:
 
 
 def build_labels(params: Params) -> None:
-    """What happened after each row of each family: an object serving cannot reach."""
+    """Compute the outcomes of each family's rows, in files that serving never reads."""
     from pipelines.training.labelling import LABELS, read_sources, traditional_record
 
-    sources, out = read_sources(OUT / "features"), fresh(OUT / "labels")
+    sources, out = read_sources(OUT / "features"), ensure_folder(OUT / "labels")
     for name, label in LABELS.items():
-        told = label(sources, params)
-        np.savez(out / f"{name}.npz", **told)
-        say(f"labels: {len(told['known']):,} rows of {name}")
-    tradition = traditional_record(sources, params)
-    (out / "traditional.json").write_text(json.dumps(tradition) + "\n")
+        labels = label(sources, params)
+        np.savez(out / f"{name}.npz", allow_pickle=False, **labels)
+        log_line(f"labels: {len(labels['known']):,} rows of {name}")
+    traditional = traditional_record(sources, params)
+    (out / "traditional.json").write_text(json.dumps(traditional) + "\n")
 
 
 def embargo_seconds(params: Params, step_s: int) -> float:
-    """max(horizon, feature memory) in seconds: nothing a test row saw may have fed a training label."""
+    """Return the embargo in seconds: the larger of label horizon and feature memory."""
     return float(max(params.labels.horizon_bars, int(FEATURES.warmup.max()), int(SIGNALS.warmup.max())) * step_s)
 
 
 def fit_family(family: str, params: Params) -> None:
-    # scikit-learn, xgboost and torch take seconds to import: only the stages that fit pay for them
+    """Train one family on the stage outputs and write its bundle, figures and out-of-fold rows."""
+    # scikit-learn, xgboost and torch take seconds to import: only the stages that fit need them
     from pipelines.models.catalog import model_family
     from pipelines.training.fit import train
 
@@ -128,19 +130,23 @@ def fit_family(family: str, params: Params) -> None:
     context = {k: meta[k] for k in ("data_hash", "symbol", "base_timeframe", "decision_timeframe", "catalogue_hash")}
     embargo = embargo_seconds(params, TIMEFRAME_SECONDS[meta["decision_timeframe"]])
     chosen = model_family(family)
-    digest = train(chosen, chosen.dataset(OUT, params), fresh(OUT / family), params, context, embargo, say)
-    say(f"{family}: bundle {digest[:12]}")
+    digest = train(chosen, chosen.dataset(OUT, params), ensure_folder(OUT / family), params, context, embargo, log_line)
+    log_line(f"{family}: bundle {digest[:12]}")
 
 
 def evaluate(family: str, params: Params) -> None:
+    """Write the figures of one family's out-of-fold rows."""
     from pipelines.evaluation.report import summarise
 
     figures = summarise(OUT / family, params)
-    (fresh(OUT / "evaluation") / f"{family}.json").write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
+    (ensure_folder(OUT / "evaluation") / f"{family}.json").write_text(
+        json.dumps(figures, indent=1, sort_keys=True) + "\n"
+    )
 
 
 def main(words: list[str]) -> None:
-    if log := os.environ.get("BELLWETHER_STAGE_LOG"):  # a flow asked for quiet: what we say goes to its file
+    """Run the stage that `words` name. Raises UnknownName."""
+    if log := os.environ.get("BELLWETHER_STAGE_LOG"):  # a quiet flow run: output goes to its file
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
@@ -155,7 +161,7 @@ def main(words: list[str]) -> None:
         case ["evaluate", family]:
             evaluate(family, params)
         case _:
-            raise UnknownName(f"no stage {' '.join(words)!r}; known: features, labels, train FAMILY, evaluate FAMILY")
+            raise UnknownName(f"no stage {' '.join(words)!r}; use features, labels, train FAMILY or evaluate FAMILY")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_scores_are_printed_and_drawn(snapshot, home):
     found = json.loads(run("--score", "--json"))
     of = {score["signal"]: score for score in found["scores"]}
     assert found["tested"] == sum(score["net_bps"]["n"] > 0 for score in found["scores"])
-    assert of["fvg"]["began"] > 0
+    assert of["fvg"]["onsets"] > 0
     assert of["fvg"]["net_bps"]["value"] == pytest.approx(of["fvg"]["gross_bps"]["value"] - found["cost_bps"])
     assert of["cvd"]["net_bps"]["value"] is None
     page = home / "reports" / "signals-BTC-USDT.html"

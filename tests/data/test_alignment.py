@@ -1,4 +1,4 @@
-"""What was known beside each bar at its close: nothing later, nothing stale, and the same for one close as for all."""
+"""Records known at each bar's close: nothing later, nothing stale, and the same for one close as for all."""
 
 from dataclasses import fields, replace
 
@@ -16,7 +16,7 @@ from pipelines.contracts import (
     ContextFeed,
     tape_of,
 )
-from pipelines.data.alignment import MAX_AGE_S, align, merge_records, known_between, prune_records
+from pipelines.data.alignment import MAX_AGE_S, align, known_between, merge_records, prune_records
 from pipelines.errors import BadShape
 
 STEP = 900.0
@@ -25,7 +25,7 @@ FLOW, FAST = CONTEXT_INDEX["order_flow"], CONTEXT_INDEX["order_flow_fast"]
 
 
 def books_at(*known):
-    """Books told apart by their best bid: 1, 2, 3, …; flow 10 each, fast flow 0.1, 0.2, …"""
+    """Books distinguished by their best bid: 1, 2, 3, …; flow 10 each, fast flow 0.1, 0.2, …"""
     n = len(known)
     levels = np.full((n, 2, BOOK_LEVELS, 3), np.nan)
     levels[:, 0, 0, 0] = np.arange(1, n + 1)
@@ -50,8 +50,8 @@ def records():
     n = len(known)
     books = Books(known, rng.lognormal(size=(n, 2, BOOK_LEVELS, 3)), rng.normal(size=(n, TAPE_WIDTH)))
     books.order_flow[rng.random(n) < 0.01] = np.nan
-    said = np.sort(rng.uniform(CLOSES[0] - STEP, CLOSES[-1], 300))
-    return books, ContextFeed(said, rng.integers(2, 6, 300), rng.normal(size=300))
+    moments = np.sort(rng.uniform(CLOSES[0] - STEP, CLOSES[-1], 300))
+    return books, ContextFeed(moments, rng.integers(2, 6, 300), rng.normal(size=300))
 
 
 def test_a_book_belongs_to_the_bar_that_closes_at_or_after_it_was_known():
@@ -60,7 +60,7 @@ def test_a_book_belongs_to_the_bar_that_closes_at_or_after_it_was_known():
     np.testing.assert_allclose(context[:, FAST], [0.1, 0.2, 0.3])
 
 
-def test_the_tape_of_a_bar_is_the_sum_over_its_books_or_as_the_newest_says(records):
+def test_the_tape_of_a_bar_is_the_sum_over_its_books_or_the_value_of_the_newest(records):
     books, _ = records
     _, context = align(CLOSES, STEP, books, None)
     for i, close in enumerate(CLOSES):
@@ -140,10 +140,10 @@ def test_without_records_nothing_is_known_and_a_book_has_no_levels():
 def test_the_records_of_a_span_are_those_known_after_its_start_up_to_its_end(records):
     books, feed = records
     start, end = books.known[100], books.known[900]
-    part, told = known_between(books, feed, start, end)
+    part, part_of_feed = known_between(books, feed, start, end)
     np.testing.assert_array_equal(part.known, books.known[101:901])
     np.testing.assert_array_equal(part.levels, books.levels[101:901])
-    np.testing.assert_array_equal(told.value, feed.value[(feed.known > start) & (feed.known <= end)])
+    np.testing.assert_array_equal(part_of_feed.value, feed.value[(feed.known > start) & (feed.known <= end)])
     assert known_between(books, feed, end, end) == (None, None)
     assert known_between(None, None, start, end) == (None, None)
 
@@ -158,7 +158,7 @@ def test_two_parts_of_the_records_joined_are_the_whole_and_nothing_is_there_twic
     assert merge_records(records[1], None) is records[1]
 
 
-def test_of_a_record_that_is_in_both_parts_the_earlier_word_stands(records):
+def test_of_a_record_that_is_in_both_parts_the_earlier_one_stays(records):
     books, _ = records
     other = replace(books, tape=books.tape + 1.0)
     np.testing.assert_array_equal(merge_records(books, other).order_flow, books.order_flow)

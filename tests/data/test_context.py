@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_INDEX, ContextFeed
 from pipelines.data.alignment import align
-from pipelines.data.readers.context import merge_feeds, select_fields, read_context
+from pipelines.data.readers.context import merge_feeds, read_context, select_fields
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.settings import ROOT
 
@@ -59,7 +59,7 @@ def test_an_empty_value_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "says"),
+    ("text", "error", "message"),
     [
         ("funding_time,funding_rate\n2024-01-01T00:00:00,0.0001\n", BadTimes, "no time zone"),
         ("funding_time,funding_rate\nyesterday,0.0001\n", BadTimes, "not times"),
@@ -69,9 +69,9 @@ def test_an_empty_value_is_left_out(tmp_path):
         ("open_time,close\n2024-01-01T00:00:00Z,10.0\n", BadTimes, "do not show a timeframe"),
     ],
 )
-def test_context_that_could_mislead_is_refused(text, error, says, tmp_path):
+def test_context_that_could_mislead_is_refused(text, error, message, tmp_path):
     (tmp_path / "f.csv").write_text(text)
-    with pytest.raises(error, match=f"f.csv.*{says}"):
+    with pytest.raises(error, match=f"f.csv.*{message}"):
         read_context(tmp_path / "f.csv")
 
 

@@ -126,7 +126,7 @@ def test_stamps_of_another_zone_become_utc(tmp_path):
     assert read(tmp_path / "a.parquet", TAKEN)["open_time"].equals(canonical()["open_time"])
 
 
-def test_values_are_not_judged_here(tmp_path):
+def test_values_are_not_checked_here(tmp_path):
     path = write(tmp_path / "a.csv", HEADER + kline().replace("42261.02", "-1") + kline(n=1).replace("42283.58", ""))
     frame = check(read(path, TAKEN), LAYOUT)
     assert len(frame) == 4
@@ -167,7 +167,7 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut(name, kept, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "said"),
+    ("text", "error", "message"),
     [
         (HEADER, UnreadableFile, "no rows"),
         (kline() + "1704067380000,1,2\n", UnreadableFile, "malformed"),
@@ -187,8 +187,8 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut(name, kept, tmp_path):
         (kline(step=420_000), BadTimes, "420 s apart"),
     ],
 )
-def test_a_bad_csv_is_refused_by_name_place_and_remedy(text, error, said, tmp_path):
-    with pytest.raises(error, match=said) as caught:
+def test_a_bad_csv_is_refused_by_name_place_and_remedy(text, error, message, tmp_path):
+    with pytest.raises(error, match=message) as caught:
         read(write(tmp_path / "bad.csv", text), TAKEN)
     assert "bad.csv" in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""S8: the fit finds what arrivals were made from, its intervals hold what they promise, and the tape says the same."""
+"""S8: the fit finds what arrivals were made from, its intervals cover as they promise, and the tape agrees."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from pipelines.data.orderbook.hawkes import (
     HAWKES_STATE,
     MIN_ARRIVALS,
     fit,
-    hawkes_write_row,
     hawkes_add_trade,
+    hawkes_write_row,
     likelihood,
     simulate,
 )
@@ -55,7 +55,7 @@ def tape(times, sides, base=EPOCH):
     return state
 
 
-def told(state, seconds):
+def row_of(state, seconds):
     out = np.empty(3)
     hawkes_write_row(state, seconds, out)
     return out
@@ -137,7 +137,7 @@ def test_the_tape_finds_the_maximum_that_the_fit_finds(setting):
         end = times[-1] + 0.2
         window = np.unique(times)[-ARRIVALS:]
         by_fit = fit(window, end=end)
-        got = told(tape(times, sides, base=0.0), end)
+        got = row_of(tape(times, sides, base=0.0), end)
         assert by_fit.converged
         assert got[0] == pytest.approx(by_fit.branching.value, rel=1e-4)
         excited = np.exp(-by_fit.decay.value * (end - window))
@@ -149,14 +149,14 @@ def test_the_tape_finds_the_maximum_that_the_fit_finds(setting):
 def test_epoch_seconds_are_precise_enough():
     times, _ = path(SETTINGS[0], 9)
     sides = np.ones(len(times))
-    near, far = told(tape(times, sides, 0.0), times[-1]), told(tape(times, sides, EPOCH), EPOCH + times[-1])
+    near, far = row_of(tape(times, sides, 0.0), times[-1]), row_of(tape(times, sides, EPOCH), EPOCH + times[-1])
     np.testing.assert_allclose(far, near, rtol=1e-4)
 
 
 def test_buyers_mirrored_are_sellers_and_nothing_else_changes():
     times, _ = path(SETTINGS[0], 10)
     sides = np.where(np.arange(len(times)) > len(times) - 8, 1.0, -1.0)
-    buys, sells = (told(tape(times, sign * sides), EPOCH + times[-1]) for sign in (1, -1))
+    buys, sells = (row_of(tape(times, sign * sides), EPOCH + times[-1]) for sign in (1, -1))
     assert buys[2] > 0.5
     assert buys.tolist() == [sells[0], sells[1], -sells[2]]
 
@@ -164,17 +164,17 @@ def test_buyers_mirrored_are_sellers_and_nothing_else_changes():
 def test_excitement_fades_with_silence():
     times, _ = path(SETTINGS[0], 11)
     state = tape(times, np.ones(len(times)))
-    soon, late = told(state, EPOCH + times[-1]), told(state, EPOCH + times[-1] + 20.0)
+    soon, late = row_of(state, EPOCH + times[-1]), row_of(state, EPOCH + times[-1] + 20.0)
     assert late[1] < 0.01 * soon[1]
 
 
-def test_what_it_tells_depends_on_the_last_arrivals_alone():
+def test_its_row_depends_on_the_last_arrivals_alone():
     times, _ = path(SETTINGS[0], 12, 1500)
     sides = np.where(np.random.default_rng(1).random(len(times)) < 0.5, 1.0, -1.0)
     whole, last = tape(times, sides), tape(times[-ARRIVALS:], sides[-ARRIVALS:])
     for state in (whole, tape(times[:700], sides[:700])):
-        told(state, EPOCH + times[699])  # having spoken changes nothing
-    assert told(whole, EPOCH + times[-1]).tobytes() == told(last, EPOCH + times[-1]).tobytes()
+        row_of(state, EPOCH + times[699])  # writing a row changes nothing
+    assert row_of(whole, EPOCH + times[-1]).tobytes() == row_of(last, EPOCH + times[-1]).tobytes()
 
 
 def test_fills_at_one_instant_are_one_arrival():
@@ -186,15 +186,15 @@ def test_fills_at_one_instant_are_one_arrival():
 
 def test_too_few_arrivals_are_no_answer():
     times, _ = path(SETTINGS[0], 14)
-    assert np.isnan(told(tape(times[: MIN_ARRIVALS - 1], np.ones(MIN_ARRIVALS - 1)), EPOCH + 1e4)).all()
-    assert np.isfinite(told(tape(times[:MIN_ARRIVALS], np.ones(MIN_ARRIVALS)), EPOCH + times[MIN_ARRIVALS])).all()
+    assert np.isnan(row_of(tape(times[: MIN_ARRIVALS - 1], np.ones(MIN_ARRIVALS - 1)), EPOCH + 1e4)).all()
+    assert np.isfinite(row_of(tape(times[:MIN_ARRIVALS], np.ones(MIN_ARRIVALS)), EPOCH + times[MIN_ARRIVALS])).all()
     with pytest.raises(NotEnoughData, match="99 arrivals"):
         fit(times[: MIN_ARRIVALS - 1])
 
 
 def test_regular_arrivals_excite_nothing():
     times = np.arange(400.0) + np.random.default_rng(2).uniform(-0.1, 0.1, 400)
-    assert told(tape(times, np.ones(400)), EPOCH + 400.0).tolist() == [0.0, 0.0, 0.0]
+    assert row_of(tape(times, np.ones(400)), EPOCH + 400.0).tolist() == [0.0, 0.0, 0.0]
     regular = fit(times)
     assert not regular.converged
     assert np.isnan(regular.errors).all()
@@ -203,9 +203,9 @@ def test_regular_arrivals_excite_nothing():
 def test_arrivals_by_chance_excite_little_or_nothing():
     """Windows of a Poisson process: some look as if its rate had moved, and are no answer."""
     paths = [path((1.0, 0.0, 1.0), seed, 400) for seed in range(100)]
-    said = np.array([told(tape(times, np.ones(len(times))), EPOCH + seconds)[0] for times, seconds in paths])
-    assert np.isnan(said).mean() < 0.1
-    assert np.nanmedian(said) < 0.1
+    branching = np.array([row_of(tape(times, np.ones(len(times))), EPOCH + seconds)[0] for times, seconds in paths])
+    assert np.isnan(branching).mean() < 0.1
+    assert np.nanmedian(branching) < 0.1
 
 
 def test_impossible_input_is_refused():

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.readers.files import read
 from pipelines.data.quality import assess, cross_source_divergence
+from pipelines.data.readers.files import read
 from pipelines.data.schemas import BARS, check, to_frame
 from pipelines.errors import BadColumns, BadTimes, NotEnoughData
 
@@ -63,7 +63,7 @@ def test_an_impossible_row_is_quarantined_with_its_reason_and_place(spoil, reaso
     assert report.score == pytest.approx(0.99 * 0.99)
 
 
-def test_a_copy_is_kept_in_quarantine_and_a_conflict_keeps_the_first():
+def test_a_copy_is_quarantined_and_a_conflict_keeps_the_first():
     bars = frame()
     twice = pd.concat([bars, bars.iloc[[10]], put(bars, 20, close=bars["open"][20]).iloc[[20]]], ignore_index=True)
     report = assess(twice, "1m", NOW)
@@ -151,7 +151,7 @@ def test_if_nothing_is_usable_the_score_is_zero():
     assert assess(frame().assign(close=np.nan), "1m", NOW).score == 0.0
 
 
-def test_closed_weekends_are_missing_only_where_the_market_is_said_to_trade_day_and_night():
+def test_closed_weekends_are_missing_only_where_the_market_is_declared_to_trade_day_and_night():
     hours = pd.date_range("2024-01-01", periods=24 * 7 * 10, freq="h", tz="UTC")
     open_hours = hours[hours.dayofweek < 5].delete([50, 51])
     n = len(open_hours)

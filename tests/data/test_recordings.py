@@ -1,4 +1,4 @@
-"""Recorded books replayed: they end where the recording says, are never crossed, and know nothing of tomorrow."""
+"""Recorded books replayed: they end where the recording ends, are never crossed, and read nothing later."""
 
 from pathlib import Path
 
@@ -39,9 +39,9 @@ def test_the_replay_ends_at_the_recorded_best_bid_and_ask(session):
 @recorded
 def test_after_every_message_the_best_levels_are_the_quoted_ones(session):
     folder, found = session
-    told = quoted(folder, found.ids)
-    known = np.isfinite(told[:, 0])
-    same = (found.best[known][:, [0, 2]] == told[known]).all(axis=1)
+    recorded = quoted(folder, found.ids)
+    known = np.isfinite(recorded[:, 0])
+    same = (found.best[known][:, [0, 2]] == recorded[known]).all(axis=1)
     assert known.sum() > 8000
     assert same.mean() > 0.999
 
@@ -77,16 +77,16 @@ def test_cutting_the_future_of_a_recording_changes_no_book_before(session, tmp_p
 
 
 @recorded
-def test_books_around_lost_messages_are_those_of_the_whole_recording_or_are_not_told(session, tmp_path):
+def test_books_around_lost_messages_are_those_of_the_whole_recording_or_are_missing(session, tmp_path):
     folder, found = session
     lost = found.ids[4000:4010]
     holed = recordings.replay_recording(part(folder, tmp_path / "holed", lambda ids: ~ids.isin(lost)))
-    known, told = found.books.known, holed.books.known
-    at = np.searchsorted(known, told)
+    known, recorded = found.books.known, holed.books.known
+    at = np.searchsorted(known, recorded)
     assert (holed.sequence_breaks, len(holed.ids)) == (1, len(found.ids) - 10)
-    assert recordings.BUILD_UP_S <= len(known) - len(told) <= recordings.BUILD_UP_S + 2
+    assert recordings.BUILD_UP_S <= len(known) - len(recorded) <= recordings.BUILD_UP_S + 2
     assert holed.books.levels.tobytes() == found.books.levels[at].tobytes()
-    rebuilt = np.argmax(np.diff(told)) + 1
+    rebuilt = np.argmax(np.diff(recorded)) + 1
     assert np.flatnonzero(np.isnan(holed.books.order_flow)).tolist() == [0, rebuilt]
 
 
@@ -103,11 +103,11 @@ def test_without_its_snapshot_the_book_is_the_same_once_it_is_built_up(session, 
 @recorded
 def test_trades_are_all_there_and_their_bars_hold_their_volume(session):
     folder, _ = session
-    told, trades = pd.read_parquet(folder / "trades.parquet"), recordings.read_trades(folder)
+    recorded, trades = pd.read_parquet(folder / "trades.parquet"), recordings.read_trades(folder)
     bars = bars_from_trades(trades, 60)
-    assert len(trades.time) == len(told) == bars[:, 6].sum()
-    assert bars[:, 5].sum() == pytest.approx(told["quantity"].sum(), rel=1e-12)
-    assert bars[:, 7].sum() == pytest.approx(told.loc[~told["is_buyer_maker"], "quantity"].sum(), rel=1e-12)
+    assert len(trades.time) == len(recorded) == bars[:, 6].sum()
+    assert bars[:, 5].sum() == pytest.approx(recorded["quantity"].sum(), rel=1e-12)
+    assert bars[:, 7].sum() == pytest.approx(recorded.loc[~recorded["is_buyer_maker"], "quantity"].sum(), rel=1e-12)
 
 
 @recorded
@@ -142,8 +142,8 @@ def write(folder: Path, rows, snapshot=True):
     frame.to_parquet(folder / "depth_updates.parquet")
     if snapshot:
         book = [("bid", 100.0, 1.0), ("bid", 99.9, 2.0), ("ask", 100.1, 3.0), ("ask", 100.2, 4.0)]
-        told = pd.DataFrame(book, columns=["side", "price", "quantity"])
-        told.assign(last_update_id=1, receive_time=moment, event_time=moment).to_parquet(
+        recorded = pd.DataFrame(book, columns=["side", "price", "quantity"])
+        recorded.assign(last_update_id=1, receive_time=moment, event_time=moment).to_parquet(
             folder / "depth_snapshot.parquet"
         )
     return folder
@@ -169,8 +169,11 @@ def test_levels_flow_and_times_of_a_book_replayed_by_hand(tmp_path):
     assert found.books.order_flow[1] == pytest.approx(0.7)  # a higher bid counts whole
 
 
-def test_nothing_is_told_after_the_last_message(tmp_path):
-    whole, cut = recordings.replay_recording(write(tmp_path / "a", ROWS)), recordings.replay_recording(write(tmp_path / "b", ROWS[:4]))
+def test_nothing_is_returned_after_the_last_message(tmp_path):
+    whole, cut = (
+        recordings.replay_recording(write(tmp_path / "a", ROWS)),
+        recordings.replay_recording(write(tmp_path / "b", ROWS[:4])),
+    )
     assert len(cut.books.known) == 1  # the book of second 3 would miss what came after the cut
     assert cut.books.levels.tobytes() == whole.books.levels[:1].tobytes()
 
@@ -186,8 +189,8 @@ def test_after_a_lost_message_the_book_is_built_up_anew(tmp_path):
     found = recordings.replay_recording(write(tmp_path / "a", [*ROWS, *later]))
     start = pd.Timestamp("2024-01-01", tz="UTC").timestamp()
     assert found.sequence_breaks == 1
-    told = found.books.known - start
-    assert told[:3].tolist() == [2.0, 3.0, 161.0]  # not the seconds before the loss was seen, nor the minute after
+    recorded = found.books.known - start
+    assert recorded[:3].tolist() == [2.0, 3.0, 161.0]  # not the seconds before the loss was seen, nor the minute after
     np.testing.assert_array_equal(found.books.levels[2, :, 0, :2], [[100.0, 0.4], [100.3, 0.6]])
     assert np.isnan(found.books.levels[2, :, 1:]).all()  # what rested before the loss is forgotten
 
@@ -198,7 +201,7 @@ def test_changes_that_do_not_reach_back_to_the_snapshot_are_a_loss(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "says"),
+    ("change", "error", "message"),
     [
         ({"side": "buy"}, BadValues, "4 changes without a side"),
         ({"price": np.nan}, BadValues, "a price above 0"),
@@ -206,20 +209,20 @@ def test_changes_that_do_not_reach_back_to_the_snapshot_are_a_loss(tmp_path):
         ({"price": [100.0, 100.0, 100.1, 1e12, 100.1]}, BadValues, "ticks of 0.1"),
     ],
 )
-def test_changes_that_cannot_be_are_refused(change, error, says, tmp_path):
+def test_changes_that_cannot_be_are_refused(change, error, message, tmp_path):
     folder = write(tmp_path / "a", ROWS)
     pd.read_parquet(folder / "depth_updates.parquet").assign(**change).to_parquet(folder / "depth_updates.parquet")
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         recordings.replay_recording(folder)
 
 
 @pytest.mark.parametrize(
-    ("column", "says"), [("quantity", "no column quantity"), ("prev_final_update_id", "nobody could tell")]
+    ("column", "message"), [("quantity", "no column quantity"), ("prev_final_update_id", "could not be detected")]
 )
-def test_changes_without_a_column_or_numbers_are_refused(column, says, tmp_path):
+def test_changes_without_a_column_or_numbers_are_refused(column, message, tmp_path):
     folder = write(tmp_path / "a", ROWS)
     pd.read_parquet(folder / "depth_updates.parquet").drop(columns=column).to_parquet(folder / "depth_updates.parquet")
-    with pytest.raises(BadColumns, match=says):
+    with pytest.raises(BadColumns, match=message):
         recordings.replay_recording(folder)
 
 
@@ -250,11 +253,11 @@ SOLD = [(2.2, 100.0, 0.5, True), (2.6, 100.2, 1.0, False)]
 
 def test_what_trades_do_not_explain_of_a_change_was_added_or_withdrawn(tmp_path):
     found = recordings.replay_recording(trades_beside(write(tmp_path / "r", MESSAGES), SOLD)).books
-    told = dict(zip(TAPE_FIELDS, found.tape[1], strict=True))
-    assert told["stacking_bid"] == pytest.approx(0.2)
-    assert told["stacking_ask"] == pytest.approx(-2.0)
+    recorded = dict(zip(TAPE_FIELDS, found.tape[1], strict=True))
+    assert recorded["stacking_bid"] == pytest.approx(0.2)
+    assert recorded["stacking_ask"] == pytest.approx(-2.0)
     bare = recordings.replay_recording(write(tmp_path / "bare", MESSAGES)).books
-    assert np.isnan(bare.tape[:, 2:]).all()  # without trades nobody can tell one from the other
+    assert np.isnan(bare.tape[:, 2:]).all()  # without trades the two cannot be distinguished
     assert bare.tape[:, :2].tobytes() == found.tape[:, :2].tobytes()
 
 
@@ -272,13 +275,13 @@ def test_large_and_small_flow_are_the_signed_volume_of_the_trades_that_were_know
     signed = traded["quantity"].to_numpy() * np.where(traded["is_buyer_maker"], -1.0, 1.0)
     tape = found.books.tape
     flow = tape[:, TAPE_INDEX["cvd_large"]] + tape[:, TAPE_INDEX["cvd_small"]]
-    told = np.flatnonzero(np.isfinite(flow))
-    assert len(told) > 100
-    assert (np.diff(told) == 1).all()
-    inside = (known > found.books.known[told[0]] - 1.0) & (known <= found.books.known[told[-1]])
+    recorded = np.flatnonzero(np.isfinite(flow))
+    assert len(recorded) > 100
+    assert (np.diff(recorded) == 1).all()
+    inside = (known > found.books.known[recorded[0]] - 1.0) & (known <= found.books.known[recorded[-1]])
     largest = np.abs(signed[inside]).max()  # an order whose fills became known on both sides of an edge
-    assert flow[told].sum() == pytest.approx(signed[inside].sum(), abs=2 * largest)
-    assert np.abs(flow[told]).sum() > 10 * largest
+    assert flow[recorded].sum() == pytest.approx(signed[inside].sum(), abs=2 * largest)
+    assert np.abs(flow[recorded]).sum() > 10 * largest
 
 
 @recorded

@@ -33,22 +33,22 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("told", "out", "back", "write", "read"), KINDS, ids=["book", "trades", "context"])
+@pytest.mark.parametrize(("records_in", "out", "back", "write", "read"), KINDS, ids=["book", "trades", "context"])
 def test_what_is_written_is_what_is_read_and_the_same_records_give_the_same_bytes(
-    told, out, back, write, read, tmp_path
+    records_in, out, back, write, read, tmp_path
 ):
-    frame = out(told, None)
+    frame = out(records_in, None)
     write(frame, tmp_path / "a.parquet")
     write(frame.copy(), tmp_path / "b.parquet")
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     pd.testing.assert_frame_equal(read(tmp_path / "a.parquet"), frame)
     again = back(frame)
-    for name in told.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(again, name), getattr(told, name))
+    for name in records_in.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(again, name), getattr(records_in, name))
 
 
 @pytest.mark.parametrize(
-    ("column", "row", "value", "says"),
+    ("column", "row", "value", "message"),
     [
         ("bid_price_1", 1, 101.0, "crossed"),
         ("ask_price_1", 0, np.nan, "best bid and ask"),
@@ -57,21 +57,21 @@ def test_what_is_written_is_what_is_read_and_the_same_records_give_the_same_byte
         ("ask_size_2", 3, np.nan, "size above 0"),
     ],
 )
-def test_a_book_that_cannot_be_is_refused(column, row, value, says, tmp_path):
+def test_a_book_that_cannot_be_is_refused(column, row, value, message, tmp_path):
     frame = records.from_books(books(), None)
     frame.loc[row, column] = value
-    with pytest.raises(BadValues, match=says):
+    with pytest.raises(BadValues, match=message):
         records.write_book(frame, tmp_path / "book.parquet")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "says"), [("price", -1.0, "price"), ("size", 0.0, "size"), ("side", 0.0, "side must be")]
+    ("column", "value", "message"), [("price", -1.0, "price"), ("size", 0.0, "size"), ("side", 0.0, "side must be")]
 )
-def test_a_trade_that_cannot_be_is_refused(column, value, says):
+def test_a_trade_that_cannot_be_is_refused(column, value, message):
     frame = records.from_trades(TRADED, None)
     frame.loc[2, column] = value
-    with pytest.raises(BadValues, match=says):
+    with pytest.raises(BadValues, match=message):
         records.check(frame, records.TRADES)
 
 

@@ -8,18 +8,18 @@ import pandas as pd
 import pytest
 
 from pipelines.contracts import BAR_FIELDS, CLOSE, OPEN_TIME, TAKER_BUY, VOLUME, Trades
+from pipelines.data.readers.trades import bars_from_trades
 from pipelines.data.sampling import (
     cusum,
     dollar_bars,
-    sampled_closes,
     imbalance_bars,
+    mean_amount,
     sampled_bars,
+    sampled_closes,
     signed_flow,
     ticks,
-    mean_amount,
     volume_bars,
 )
-from pipelines.data.readers.trades import bars_from_trades
 from pipelines.errors import BadShape, BadTimes, BadValues
 
 RECORDED = Path(__file__).parents[2] / "../shared/data/candles/binance_spot_btcusdt_1m_2024.parquet"
@@ -62,18 +62,18 @@ SAMPLERS = {
 
 
 def totals_by_hand(amounts, limit):
-    told, total = [], 0.0
+    samples, total = [], 0.0
     for i, amount in enumerate(amounts):
         total += amount
         if total >= limit:
-            told.append((i, 0, total, limit))
+            samples.append((i, 0, total, limit))
             total = 0.0
-    return told
+    return samples
 
 
 def cusum_by_hand(rows, horizon=240, calm=0.5, high=0.7, half_life=300, every=15, memory=480):
     moves = [math.log(b / a) for a, b in zip(rows[:-1, CLOSE], rows[1:, CLOSE], strict=True)]
-    told, taken, up, down = [], [], 0.0, 0.0
+    samples, taken, up, down = [], [], 0.0, 0.0
     variance = sum(m * m for m in moves[:half_life]) / half_life
     for i in range(half_life, len(moves) + 1):
         # `variance` is of the moves up to row i, and move i leads to row i + 1
@@ -90,29 +90,29 @@ def cusum_by_hand(rows, horizon=240, calm=0.5, high=0.7, half_life=300, every=15
         limit = (high if rank > 0.8 else calm) * math.sqrt(variance * horizon)
         up, down = max(0.0, up + moves[i]), min(0.0, down + moves[i])
         if up >= limit:
-            told.append((i + 1, 1, up, limit))
+            samples.append((i + 1, 1, up, limit))
             up = 0.0
         elif down <= -limit:
-            told.append((i + 1, -1, down, limit))
+            samples.append((i + 1, -1, down, limit))
             down = 0.0
-    return told
+    return samples
 
 
 def imbalance_by_hand(flow, expected, half_life=20.0, within=4.0):
     slow, each = 0.5 ** (1 / half_life), 0.5 ** (1 / (half_life * expected))
     mean, square = sum(flow[:expected]) / expected, sum(f * f for f in flow[:expected]) / expected
-    told, sample, length = [], [], float(expected)
+    samples, sample, length = [], [], float(expected)
     for i in range(expected, len(flow)):
         if not sample:
             limit = max(length * abs(mean), (math.sqrt(expected) - 0.583) * math.sqrt(square))
         sample.append(flow[i])
         if abs(sum(sample)) >= limit:
-            told.append((i, 1 if sum(sample) > 0 else -1, sum(sample), limit))
+            samples.append((i, 1 if sum(sample) > 0 else -1, sum(sample), limit))
             length = slow * length + (1 - slow) * len(sample)
             length = min(max(length, expected / within), expected * within)
             sample = []
         mean, square = each * mean + (1 - each) * flow[i], each * square + (1 - each) * flow[i] ** 2
-    return told
+    return samples
 
 
 def assert_same(samples, by_hand, least):
@@ -163,7 +163,7 @@ def test_samples_follow_one_another_and_reach_their_threshold_on_their_last_row_
     np.testing.assert_array_equal(s.first[1:], s.last[:-1] + 1)
     np.testing.assert_array_equal(s.known, btc[s.last, OPEN_TIME] + 60)
     if name == "cusum":
-        return  # its sums also start anew at a change of sign; the definition above holds that
+        return  # its sums also start again at a change of sign, as in the definition above
     amounts = {"volume": btc[:, VOLUME], "dollar": btc[:, VOLUME] * btc[:, CLOSE]}.get(name)
     if amounts is None:
         amounts = signed_flow(btc, name.split()[0])
@@ -202,7 +202,7 @@ def zigzag(n, step=1e-3):
 
 
 @pytest.mark.parametrize("way", [1, -1])
-def test_cusum_speaks_when_a_move_adds_up_and_is_mirrored(way):
+def test_cusum_signals_when_a_move_adds_up_and_is_mirrored(way):
     quiet = zigzag(101)
     moved = quiet[-1] * np.exp(way * 1e-3 * np.arange(1, 11))  # ten steps one way
     s = cusum(minutes(np.concatenate([quiet, moved])), 60, horizon=49, half_life=50)  # 0.5 · 1e-3 · √49: 3.5 steps

@@ -26,7 +26,7 @@ def test_matrix_to_frame_and_back_is_exact():
     assert to_matrix(frame).tobytes() == bars.tobytes()
 
 
-def test_a_bar_is_known_at_its_close_and_ingested_when_said():
+def test_a_bar_is_known_at_its_close_and_ingested_when_stated():
     frame = to_frame(matrix(2), "1m", TAKEN)
     assert frame["open_time"][0] == pd.Timestamp("2024-01-01T00:00Z")
     assert frame["known_at"][0] == pd.Timestamp("2024-01-01T00:01Z")
@@ -45,7 +45,7 @@ def test_parquet_gives_the_frame_back_and_the_same_bytes_each_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "error", "said"),
+    ("spoil", "error", "message"),
     [
         (lambda f: f.drop(columns="high"), BadColumns, "open_time, known_at"),
         (lambda f: f[f.columns[::-1]], BadColumns, "in this order"),
@@ -60,9 +60,9 @@ def test_parquet_gives_the_frame_back_and_the_same_bytes_each_time(tmp_path):
         (lambda f: f.assign(high=f["low"]), BadValues, "highest"),
     ],
 )
-def test_a_frame_that_is_not_clean_bars_is_neither_accepted_nor_written(spoil, error, said, tmp_path):
+def test_a_frame_that_is_not_clean_bars_is_neither_accepted_nor_written(spoil, error, message, tmp_path):
     spoilt = spoil(to_frame(matrix(), "1m", TAKEN))
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         check(spoilt, BARS)
     with pytest.raises(error):
         write_bars(spoilt, tmp_path / "x.parquet")

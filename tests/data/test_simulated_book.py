@@ -1,17 +1,15 @@
 """The market inside the simulated minute: one tape, one book, and bars, snapshots and truth that follow from them."""
 
-from contextlib import nullcontext
 from datetime import timedelta
 
 import numpy as np
 import pytest
 
-from benchmarks.simulator import plain_python
 from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, TAPE_INDEX, TRADES, VOLUME
-from pipelines.data.orderbook import limit_order_book
 from pipelines.data.alignment import align
+from pipelines.data.orderbook import limit_order_book
 from pipelines.data.simulator.book_design import PATTERNS
-from pipelines.data.simulator.market import DESIGN, MarketPath, record, simulate, tick_of
+from pipelines.data.simulator.market import DESIGN, record, simulate, tick_of
 from pipelines.data.sources import SimulatorSource
 from pipelines.errors import BadValues
 from pipelines.settings import load_params
@@ -71,23 +69,6 @@ def test_a_recording_is_the_same_path_bit_for_bit(market, recording):
     assert recording.books.known.tobytes() == market.books.known[part].tobytes()
     assert recording.books.levels.tobytes() == market.books.levels[part].tobytes()
     assert recording.books.tape[1:].tobytes() == market.books.tape[part][1:].tobytes()
-
-
-def test_compiled_and_plain_python_make_the_same_market():
-    def some_minutes(plain):
-        path = MarketPath(SPEC, DESIGN)
-        drawn, out = path.latent(12), path.allocate(12)
-        if plain:
-            path.market = path.market.view((np.record, path.market.dtype))
-            path.tape = path.tape.view((np.record, path.tape.dtype))
-            path.book_knobs = path.book_knobs.view((np.record, path.book_knobs.dtype))
-        with plain_python() if plain else nullcontext():
-            path.trade(drawn, np.empty((0, limit_order_book.LOG_WIDTH), np.int64), out)
-        return out["bars"], out["events"], out["levels"][:2], out["flows"][:2], out["tape"][:2, 2:]
-
-    for compiled, plain in zip(some_minutes(False), some_minutes(True), strict=True):
-        # NumPy's exp and log, which plain Python uses, differ between CPUs by a unit in the last place
-        np.testing.assert_allclose(compiled, plain, rtol=1e-12, atol=1e-15)
 
 
 def test_recording_orders_or_only_trades_changes_no_trade(recording):
@@ -155,7 +136,7 @@ def test_books_are_ordered_positive_and_five_levels_deep(market):
     np.testing.assert_allclose(levels[..., 0] / tick, np.rint(levels[..., 0] / tick), atol=1e-9)
 
 
-def test_snapshots_come_at_every_fifth_minute_and_beside_every_decision_bar(market):
+def test_snapshots_come_at_every_fifth_minute_and_next_to_every_decision_bar(market):
     assert (market.books.known % 300 == 0).all()
     assert (np.diff(market.books.known) == 300).all()
     closes = market.bars[0, OPEN_TIME] + 900.0 * np.arange(1, 60 * 96 + 1)
@@ -178,7 +159,7 @@ def test_recorded_events_are_as_many_as_were_counted(market, recording):
     assert np.array_equal(counted[1:], market.events[window(market)][1:])  # the first also lists what rested there
 
 
-def test_the_book_says_something_of_the_pressure_but_not_much(market):
+def test_the_book_partly_reveals_the_pressure_but_not_much(market):
     index = np.searchsorted(market.bars[:, OPEN_TIME], market.books.known - 60.0)
     pressure, size = market.truth.pressure[index], market.books.levels[..., 1].sum(axis=2)
     assert 0.1 < np.corrcoef(np.log(size[:, 0] / size[:, 1]), pressure)[0, 1] < 0.5
@@ -192,7 +173,7 @@ def test_order_flow_moves_with_the_price(market):
     assert np.corrcoef(market.books.order_flow[1:], moved)[0, 1] > 0.5
 
 
-def test_without_edge_the_book_says_nothing_of_the_price_to_come():
+def test_without_edge_the_book_does_not_predict_the_price_to_come():
     market = simulate(SPEC.model_copy(update={"edge": 0.0, "history_days": 365}), tape=False)
     rows = market.bars[4::5, OPEN_TIME] + 60 == market.books.known
     assert rows.all()
@@ -250,7 +231,7 @@ def test_a_sweep_runs_beyond_the_extreme_of_four_hours_and_comes_back_in_its_min
     assert np.median(back) < 0.1 * SPEC.vol_15m_bps
 
 
-def test_a_sweep_adds_no_volume_and_is_small_beside_fifteen_minutes(market):
+def test_a_sweep_adds_no_volume_and_is_small_next_to_fifteen_minutes(market):
     p = planted(market, "sweep")
     minute = ((p["start"] - market.bars[0, OPEN_TIME]) // 60).astype(int)
     column = np.where(p["direction"] < 0, HIGH, LOW)
@@ -339,24 +320,24 @@ def test_the_source_hands_out_only_books_and_rates_that_were_known():
     assert described["design"]["book"]["depth"] == DESIGN.book.depth
 
 
-def told_and_planted(market, name, kind, ended):
-    """(snapshots, 2) whether the tape tells of the pattern on the bid and on the ask, and whether one was planted there
+def detected_and_planted(market, name, kind, ended):
+    """(snapshots, 2) whether the tape shows the pattern on the bid and on the ask, and whether one was planted there
     in the five minutes before: one that traded while it stood, or one that ended."""
     planted, known = market.truth.planted, market.books.known
-    told = np.stack([market.books.tape[:, TAPE_INDEX[f"{name}_{side}"]] > 0 for side in ("bid", "ask")], axis=1)
-    there = np.zeros(told.shape, bool)
+    detected = np.stack([market.books.tape[:, TAPE_INDEX[f"{name}_{side}"]] > 0 for side in ("bid", "ask")], axis=1)
+    there = np.zeros(detected.shape, bool)
     for i in np.flatnonzero((planted.kind == PATTERNS.index(kind)) & (planted.size > 0)):
         first = np.searchsorted(known, planted.end[i] if ended else planted.start[i])
         last = np.searchsorted(known, planted.end[i])
         there[first : last + 1, int(planted.direction[i] < 0)] = True
-    return told[288:], there[288:]
+    return detected[288:], there[288:]
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "precise", "found"), [("iceberg", "iceberg", 0.95, 0.6), ("spoof", "fake", 0.8, 0.95)]
 )
-def test_the_tape_tells_of_planted_orders_and_of_hardly_any_other(market, name, kind, precise, found):
-    told, there = told_and_planted(market, name, kind, ended=kind == "fake")
+def test_the_tape_finds_planted_orders_and_of_hardly_any_other(market, name, kind, precise, found):
+    detected, there = detected_and_planted(market, name, kind, ended=kind == "fake")
     assert there.sum() > 400
-    assert there[told].mean() > precise
-    assert told[there].mean() > found
+    assert there[detected].mean() > precise
+    assert detected[there].mean() > found

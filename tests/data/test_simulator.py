@@ -19,7 +19,7 @@ DAY = 1440
 
 @cache
 def made(**changes):
-    """A market nobody writes into: the same one is asked for by many."""
+    """A read-only market that many tests share."""
     return simulate(SPEC.model_copy(update=changes), tape=False)
 
 
@@ -112,7 +112,7 @@ def test_volume_is_seasonal_clusters_and_follows_absolute_moves():
     assert np.corrcoef(volume, moves)[0, 1] > 0.3
 
 
-def test_without_edge_pressure_and_flow_say_nothing_of_the_price():
+def test_without_edge_pressure_and_flow_do_not_predict_the_price():
     market = made(history_days=365, live_days=0, edge=0.0)
     assert not market.truth.drift.any()
     moves = future_return(market.bars, 1)
@@ -146,13 +146,13 @@ def test_the_taker_share_leans_on_the_pressure_but_noisily():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"start_price": 1.0}, "start_price"),
         ({"start": datetime(2024, 1, 1, 0, 0, 30, tzinfo=UTC)}, "whole minute"),
         ({"drift_after_live_days": -41}, "drift_after_live_days"),
     ],
 )
-def test_a_spec_that_makes_no_market_is_refused_by_its_key(changes, said):
-    with pytest.raises(BadValues, match=said):
+def test_a_spec_that_makes_no_market_is_refused_by_its_key(changes, message):
+    with pytest.raises(BadValues, match=message):
         made(**changes)

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
-from support.recorded_exchange import RecordedExchange, Told
+from support.recorded_exchange import RecordedExchange, VenueScript
 
 from pipelines.data.readers.exchange import Backfill
 from pipelines.data.schemas import LAYOUT, check, to_matrix, write_bars
@@ -28,7 +28,7 @@ def source(request, tmp_path, monkeypatch):
     bars = simulator.fetch("SIM/USDT", TAKEN, None)
     if request.param == "exchange":
         monkeypatch.setenv("NO_PROXY", "*")
-        recorded = RecordedExchange(TAKEN.timestamp(), binance=Told(to_matrix(bars), symbol="SIM/USDT"))
+        recorded = RecordedExchange(TAKEN.timestamp(), binance=VenueScript(to_matrix(bars), symbol="SIM/USDT"))
         params = ExchangeParams(venues=["binance"], timeframe="1m", silence_bars=10**6)
         yield make_source("exchange", plan=Backfill(params, START, tmp_path, recorded.url, sleep=lambda wait: None))
         recorded.close()
@@ -61,9 +61,9 @@ def test_a_source_refuses_what_it_does_not_hold_and_a_naive_clock(source):
 
 
 def test_a_source_says_where_its_bars_come_from_in_json(source):
-    said = source.describe()
-    assert said["source"] in SOURCES
-    assert json.loads(json.dumps(said)) == json.loads(json.dumps(source.describe()))
+    message = source.describe()
+    assert message["source"] in SOURCES
+    assert json.loads(json.dumps(message)) == json.loads(json.dumps(source.describe()))
 
 
 def test_files_are_described_by_content_not_by_place(tmp_path):
@@ -75,7 +75,7 @@ def test_files_are_described_by_content_not_by_place(tmp_path):
     assert len(here.describe()["files"][0]["sha256"]) == 64
 
 
-def test_a_bar_from_after_its_own_taking_is_left_for_quality_to_quarantine(tmp_path):
+def test_a_bar_from_after_its_own_ingestion_is_left_for_quality_to_quarantine(tmp_path):
     bars = make_source("simulator", spec=SPEC).fetch("SIM/USDT", TAKEN, None)[:10]
     false = bars.assign(
         open_time=bars["open_time"] + pd.Timedelta(days=4000), known_at=bars["known_at"] + pd.Timedelta(days=4000)
@@ -86,25 +86,25 @@ def test_a_bar_from_after_its_own_taking_is_left_for_quality_to_quarantine(tmp_p
     assert len(make_source("files", path=tmp_path / "a.parquet").fetch("SIM/USDT", TAKEN, TAKEN)) == 20
 
 
-def test_simulated_bars_do_not_depend_on_the_clock_of_the_taking():
+def test_simulated_bars_do_not_depend_on_the_clock_of_the_ingestion():
     source = make_source("simulator", spec=SPEC)
     pd.testing.assert_frame_equal(source.fetch("SIM/USDT", TAKEN, TAKEN), source.fetch("SIM/USDT", TAKEN, None))
 
 
 @pytest.mark.parametrize(
-    ("name", "path", "symbol", "error", "said"),
+    ("name", "path", "symbol", "error", "message"),
     [
         ("telepathy", None, None, UnknownName, "known: simulator, files"),
         ("simulator", None, "BTCUSDT", UnknownName, "makes SIM/USDT"),
         ("simulator", "a.parquet", None, BadValues, "reads no file"),
         ("files", None, "BTCUSDT", BadValues, "needs a path"),
         ("files", "absent.csv", "BTCUSDT", UnreadableFile, "no such file"),
-        ("files", "a.parquet", None, BadValues, "which symbol"),
+        ("files", "a.parquet", None, BadValues, "names its symbol"),
     ],
 )
-def test_a_wrong_request_is_refused_before_anything_is_read(name, path, symbol, error, said, tmp_path):
+def test_a_wrong_request_is_refused_before_anything_is_read(name, path, symbol, error, message, tmp_path):
     (tmp_path / "a.parquet").write_text("not read")
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         check_request(name, tmp_path / path if path else None, symbol, SPEC)
 
 

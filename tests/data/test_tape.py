@@ -1,4 +1,4 @@
-"""What a tape tells of hand-made events, against the definition worked out apart, and the same in parts as at once."""
+"""The row of a tape for hand-made events, against the definition computed apart, and in parts as at once."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ class Events:
         self.levels[side, tick or (100 if side == BID else 101)] = 10**9
         self(TRADE, side, tick or (100 if side == BID else 101), lots, after_us)
 
-    def tell(self, after_us=1):
+    def row(self, after_us=1):
         self.now += after_us
         rows, out = np.array(self.rows, np.int64).reshape(-1, LOG_WIDTH), np.zeros(TAPE_WIDTH)
         reader.apply_events(self.tapes[0], rows, self.read, len(rows))
@@ -47,7 +47,7 @@ def events():
     for side, worse in ((BID, -1), (ASK, 1)):
         for k in range(30):
             made(ADD, side, (100 if side == BID else 101) + worse * k, 10)
-    made.tell()
+    made.row()
     return made
 
 
@@ -62,27 +62,27 @@ def refilled(events, *sizes, wait=1, side=BID):
 @pytest.mark.parametrize(("side", "name"), [(BID, "iceberg_bid"), (ASK, "iceberg_ask")])
 def test_a_level_that_is_filled_and_refilled_to_the_same_size_twice_is_an_iceberg(events, side, name):
     refilled(events, 7, side=side)
-    assert events.tell()[name] == 0.0
+    assert events.row()[name] == 0.0
     refilled(events, 7, side=side)
-    assert events.tell()[name] == 14.0  # what both refills replaced
+    assert events.row()[name] == 14.0  # what both refills replaced
     refilled(events, 7, side=side)
-    told = events.tell()
-    assert told[name] == 7.0
-    assert events.tell()[name] == 0.0
+    row = events.row()
+    assert row[name] == 7.0
+    assert events.row()[name] == 0.0
 
 
 @pytest.mark.parametrize(("sizes", "wait"), [((7, 8, 7, 8), 1), ((7, 7, 7), 101 * MS)])
 def test_refills_of_other_sizes_or_that_come_late_are_none(events, sizes, wait):
     refilled(events, *sizes, wait=wait)
-    assert events.tell()["iceberg_bid"] == 0.0
+    assert events.row()["iceberg_bid"] == 0.0
 
 
 def test_only_what_a_refill_replaces_is_the_icebergs(events):
     refilled(events, 7, 7)
-    events(ADD, BID, 99, 20, 200 * MS)  # somebody joins the level, and trades first
+    events(ADD, BID, 99, 20, 200 * MS)  # another order joins the level, and trades first
     events(TRADE, BID, 99, 24)  # 20 of it his, 4 of the iceberg
     events(ADD, BID, 99, 4)
-    assert events.tell()["iceberg_bid"] == 14.0 + 4.0
+    assert events.row()["iceberg_bid"] == 14.0 + 4.0
 
 
 def usual(events, lots=10):
@@ -93,14 +93,14 @@ def usual(events, lots=10):
 
 def test_a_large_order_that_is_withdrawn_before_it_trades_is_a_spoof(events):
     usual(events)
-    events.tell()
+    events.row()
     events(ADD, ASK, 106, 60)
     events(CANCEL, ASK, 106, 40, 5_000 * MS)
     events(ADD, BID, 96, 60)
-    assert events.tell()["spoof_ask"] == 0.0
+    assert events.row()["spoof_ask"] == 0.0
     events(CANCEL, ASK, 106, 10, 5_000 * MS)
-    told = events.tell()
-    assert (told["spoof_bid"], told["spoof_ask"]) == (0.0, 1.0)
+    row = events.row()
+    assert (row["spoof_bid"], row["spoof_ask"]) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("why", ["not large", "traded", "late", "far away"])
@@ -111,7 +111,7 @@ def test_an_order_is_no_spoof_when(events, why):
     if why == "traded":
         events(TRADE, ASK, tick, 1)
     events(CANCEL, ASK, tick, 49, 61_000 * MS if why == "late" else MS)
-    assert events.tell()["spoof_ask"] == 0.0
+    assert events.row()["spoof_ask"] == 0.0
 
 
 def footprint(events, bought, sold):
@@ -121,8 +121,8 @@ def footprint(events, bought, sold):
             events.order(ASK, buys, 1000 + k)
         if sells:
             events.order(BID, sells, 1000 + k)
-    told = events.tell()
-    return told["stacked_buying"], told["stacked_selling"]
+    row = events.row()
+    return row["stacked_buying"], row["stacked_selling"]
 
 
 def test_three_buckets_in_a_row_where_one_side_outdid_the_other_are_one_stack(events):
@@ -141,8 +141,8 @@ def test_stacking_is_what_was_added_less_what_was_withdrawn_near_the_best(events
     events(CANCEL, ASK, 101, 10)  # the best is now 102
     events(CANCEL, ASK, 112, 10)
     events(TRADE, BID, 100, 10)
-    told = events.tell()
-    assert (told["stacking_bid"], told["stacking_ask"]) == (5.0, -20.0)
+    row = events.row()
+    assert (row["stacking_bid"], row["stacking_ask"]) == (5.0, -20.0)
 
 
 def orders(events, n, seed):
@@ -162,13 +162,13 @@ def orders(events, n, seed):
 
 
 def test_large_orders_and_the_split_flow_follow_the_window_of_orders_before(events):
-    told, made = [], []
+    rows, made = [], []
     for seed in range(12):
         made.append(orders(events, 400, seed))
-        told.append(events.tell())
+        rows.append(events.row())
     way, lots, worth = np.concatenate(made).T
     n = reader.ORDERS
-    for span, row in enumerate(told):
+    for span, row in enumerate(rows):
         first, last = 400 * span, 400 * (span + 1)
         if first < n:
             assert np.isnan([row["large_buy"], row["large_sell"], row["cvd_large"], row["cvd_small"]]).all()
@@ -191,7 +191,7 @@ def test_large_orders_and_the_split_flow_follow_the_window_of_orders_before(even
 
 def test_vpin_is_the_mean_imbalance_of_fifty_buckets_of_equal_volume(events):
     made = orders(events, 4500, 3)
-    unsure = events.tell()["vpin"]
+    unsure = events.row()["vpin"]
     buckets, net, filled, size = [], 0, 0, 0
     for i, (way, lots, _) in enumerate(made):
         if i < reader.ORDERS:
@@ -207,9 +207,9 @@ def test_vpin_is_the_mean_imbalance_of_fifty_buckets_of_equal_volume(events):
     assert unsure == pytest.approx(np.mean(buckets[-50:]), rel=1e-12)
 
 
-def test_before_there_were_as_many_orders_and_buckets_nothing_is_told_of_them(events):
+def test_before_there_were_as_many_orders_and_buckets_their_columns_are_missing(events):
     orders(events, 1200, 3)
-    assert np.isnan(events.tell()["vpin"])
+    assert np.isnan(events.row()["vpin"])
 
 
 @pytest.fixture(scope="module")
@@ -242,17 +242,17 @@ def whole_tape(simulated, parts):
 
 
 def test_a_tape_read_in_parts_is_the_one_read_at_once_and_the_one_that_came_with_the_books(simulated):
-    # the books' own tape skips the looks at the depth that no snapshot would tell of
+    # the books' own tape skips the samples of the depth that no row would show
     once = whole_tape(simulated, 0)
     assert once.tobytes() == whole_tape(simulated, 7).tobytes()
     np.testing.assert_array_equal(once[:, 2:], simulated[2].tape[:, 2:])
 
 
-def test_the_simulated_tape_says_something_of_everything_but_walls(simulated):
+def test_the_simulated_tape_partly_reveals_everything_but_walls(simulated):
     tape = simulated[2].tape[100:]  # a window of trades and one of snapshots have been filled
     for name, j in TAPE_INDEX.items():
         if name.startswith("wall"):
             continue  # no order of the simulated market stands for minutes as a wall must
-        told = tape[:, j][np.isfinite(tape[:, j])]
-        assert len(told) > 0.4 * len(tape), name
-        assert told.std() > 0, name
+        known = tape[:, j][np.isfinite(tape[:, j])]
+        assert len(known) > 0.4 * len(tape), name
+        assert known.std() > 0, name

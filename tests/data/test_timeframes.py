@@ -72,7 +72,7 @@ def test_no_bars_give_no_bars():
 
 
 @pytest.mark.parametrize(
-    ("bars", "target", "error", "said"),
+    ("bars", "target", "error", "message"),
     [
         (bars_at([1, 2])[:, :7], 900, BadShape, "expected"),
         (bars_at([2, 1]), 900, BadTimes, "does not ascend at row 1"),
@@ -81,8 +81,8 @@ def test_no_bars_give_no_bars():
         (bars_at([1, 2]), 90, BadTimes, "multiple"),
     ],
 )
-def test_bad_bars_are_refused_with_the_place(bars, target, error, said):
-    with pytest.raises(error, match=said):
+def test_bad_bars_are_refused_with_the_place(bars, target, error, message):
+    with pytest.raises(error, match=message):
         resample(bars, 60, target)
 
 

@@ -1,4 +1,4 @@
-"""The backtest against hand arithmetic, against its own limits, and blind to tomorrow."""
+"""The backtest against hand arithmetic, against its own limits, and without a look ahead."""
 
 from dataclasses import replace
 
@@ -15,16 +15,16 @@ from serving.risk import codes
 from serving.risk.exposure import Scenarios
 
 PARAMS = load_params()
-CALM = 1e-3  # expected shortfall of a unit: small, so that no tail budget stands in the way of what is tested
+SMALL_ES = 1e-3  # expected shortfall of a unit: so small that no tail budget limits what is tested
 CORE = replace(live_core(PARAMS, Scenarios()), scenarios=(
-    np.empty((0, 1)), np.full((2, 1), CALM), np.ones((1, 1)), np.zeros(1)
+    np.empty((0, 1)), np.full((2, 1), SMALL_ES), np.ones((1, 1)), np.zeros(1)
 ))  # fmt: skip
 BAR = 900.0
 NAN = float("nan")
 
 
 def rows_of(events):
-    """Rows sure enough for the largest size: ICT and order flow at full confidence, p_low 0.9, trend with the event."""
+    """Return rows for the largest size: ICT and order flow at full confidence, p_low 0.9, trend with the event."""
     events = np.asarray(events, float)
     direction, confidence = np.full((len(events), N_SCORES), NAN), np.ones((len(events), N_SCORES))
     direction[:, 1:3] = events[:, None]
@@ -41,7 +41,7 @@ def run(events, fills, exits, gross, cost=5.0, core=CORE):
 
 
 def hand():
-    """Two overlapping longs (+60, −40 gross), one short whose outcome is beyond the data, one short (+10)."""
+    """Run two overlapping longs (+60, −40 gross), one short without an outcome in the data, one short (+10)."""
     events = [1, 1, 0, 0, 0, -1, -1]
     fills = [900, 1800, NAN, NAN, NAN, NAN, 6300]
     exits = [1800, 3600, NAN, NAN, NAN, NAN, 9000]
@@ -73,7 +73,7 @@ def test_figures_of_three_trades_by_hand():
     assert result.emissions_per_week.value == pytest.approx(4 * 7)
 
 
-def test_an_interval_that_three_trades_cannot_carry_is_unknown_not_narrow():
+def test_the_interval_of_three_trades_is_unknown_not_narrow():
     result = hand()
     assert np.isnan([result.net_bps.low, result.net_bps.high, result.sharpe.value, result.psr]).all()
 
@@ -93,7 +93,7 @@ def random_history(n=3000, seed=5):
     return events, np.where(events == 0, NAN, decided), exits, gross
 
 
-def test_no_limit_is_ever_passed_and_most_bite():
+def test_no_limit_is_exceeded_and_most_are_reached():
     result = run(*random_history(), cost=12.0)
     fill, end, size = (result.trades[:, c] for c in (T_FILL, T_EXIT, T_SIZE))
     alive = (fill[None, :] <= fill[:, None]) & (end[None, :] >= fill[:, None])
@@ -107,7 +107,7 @@ def test_no_limit_is_ever_passed_and_most_bite():
     assert (result.codes & codes.TRADES_TODAY_AT_LIMIT).any()
 
 
-def test_gross_is_what_is_open_now_and_the_last_size_is_cut_to_fit():
+def test_gross_counts_open_positions_and_the_last_size_is_cut_to_fit():
     budgets = PARAMS.risk.budgets.model_copy(update={"max_gross": 0.25})
     risk = PARAMS.risk.model_copy(update={"budgets": budgets})
     tight = replace(CORE, params=flatten(PARAMS.model_copy(update={"risk": risk})))
@@ -119,7 +119,7 @@ def test_gross_is_what_is_open_now_and_the_last_size_is_cut_to_fit():
     assert result.codes.tolist() == [0, 0, 0, codes.GROSS_EXCEEDS_LIMIT, codes.GROSS_EXCEEDS_LIMIT, 0]
 
 
-def test_losses_stop_the_day_and_the_third_stage_of_a_drawdown_stops_for_good():
+def test_losses_stop_the_day_and_the_third_stage_of_a_drawdown_stops_all_trading():
     events = np.ones(3000)
     decided = BAR * np.arange(1, 3001)
     result = run(events, decided, decided, np.full(3000, -150.0))
@@ -129,20 +129,20 @@ def test_losses_stop_the_day_and_the_third_stage_of_a_drawdown_stops_for_good():
     assert stops <= result.max_drawdown.value < stops + 0.01
 
 
-def test_a_drawdown_walks_through_its_stages_and_each_leaves_a_smaller_position():
+def test_a_drawdown_passes_its_stages_and_each_has_a_smaller_position():
     events = np.ones(3000)
     decided = BAR * np.arange(1, 3001)
     result = run(events, decided, decided, np.full(3000, -150.0))
     risk, sizes = PARAMS.risk, result.trades[:, T_SIZE]
     drawdown = 1.0 - result.equity[result.trades[:, T_ROW].astype(int)]
-    for begins, ends, left in (
+    for start, end, size in (
         (0.0, risk.stages.reduce.at, 1.0),
         (risk.stages.reduce.at, risk.stages.half.at, risk.stages.reduce.size),
         (risk.stages.half.at, risk.stages.exit_only.at, risk.stages.half.size),
     ):
-        inside = (drawdown >= begins * risk.max_drawdown) & (drawdown < ends * risk.max_drawdown)
+        inside = (drawdown >= start * risk.max_drawdown) & (drawdown < end * risk.max_drawdown)
         assert inside.any()
-        assert sizes[inside] == pytest.approx(left * sizes[0])
+        assert sizes[inside] == pytest.approx(size * sizes[0])
     assert drawdown.max() < risk.stages.exit_only.at * risk.max_drawdown
 
 
@@ -156,7 +156,7 @@ def test_a_decision_does_not_know_how_open_trades_will_end():
     assert first.trades[known, : T_FILL + 1].tobytes() == second.trades[: known.sum(), : T_FILL + 1].tobytes()
 
 
-def test_figures_carry_their_count_cost_and_an_interval_that_holds_the_value():
+def test_figures_have_their_count_cost_and_an_interval_around_the_value():
     result = run(*random_history())
     for name in ("net_bps", "win_rate", "profit_factor", "turnover", "duration_hours", "sharpe", "emissions_per_week"):
         figure = getattr(result, name)
@@ -166,11 +166,11 @@ def test_figures_carry_their_count_cost_and_an_interval_that_holds_the_value():
     assert result.trades.shape == (result.net_bps.n, len(TRADE_FIELDS))
 
 
-def test_the_callers_rows_stay_as_they_were_and_no_trade_is_no_figure():
+def test_the_callers_rows_are_unchanged_and_without_trades_figures_are_nan():
     rows = rows_of([1, 0, 1])
     before = rows.tobytes()
-    holes = np.full(3, NAN)
-    result = backtest(CORE, rows, BAR * np.arange(1, 4), holes, holes, holes, holes, 5.0, 100, 1)
+    missing = np.full(3, NAN)
+    result = backtest(CORE, rows, BAR * np.arange(1, 4), missing, missing, missing, missing, 5.0, 100, 1)
     assert rows.tobytes() == before
     assert (result.unresolved, len(result.trades), result.net_bps.n) == (2, 0, 0)
     assert np.isnan(result.net_bps.value)

@@ -1,30 +1,33 @@
 """The gate's controls (law L10): a planted edge passes, noise and a leak are refused, and each refusal is named."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pipelines.evaluation.gates import Evidence, judge
+from pipelines.evaluation.gates import Evidence, evidence_of, judge
+from pipelines.evaluation.report import figure_rows
 from pipelines.models.losses import log_losses
 from pipelines.settings import load_params
 
 PARAMS = load_params()
 
 
-def evidence(signal: float, seed: int = 0, n: int = 3000, told: float = 1.0) -> Evidence:
-    """Events whose true log-odds vary by `signal`; the model knows the share `told` of them."""
+def evidence(signal: float, seed: int = 0, n: int = 3000, known: float = 1.0) -> Evidence:
+    """Return events whose true log-odds vary by `signal`, of which the model knows the share `known`."""
     rng = np.random.default_rng(seed)
     score = rng.normal(size=n)
     truth = 1 / (1 + np.exp(-(-0.4 + signal * score)))
     y = (rng.random(n) < truth).astype(float)
-    p = 1 / (1 + np.exp(-(-0.4 + told * signal * score)))
+    p = 1 / (1 + np.exp(-(-0.4 + known * signal * score)))
     base = np.full(n, y.mean())
     faint = np.clip(base + 0.3 * (p - base), 0.01, 0.99)
     gross = np.where(y == 1, 60.0, -40.0) + rng.normal(0, 3, n)
     return with_p(
         Evidence(
-            family="validator", loss_name="log loss", classes=("target_first",), loss=np.empty(0), baseline_losses={}, p=p, y=y,
+            family="validator", loss_name="log loss", classes=("target_first",), loss=np.empty(0),
+            baseline_losses={}, p=p, y=y,
             champion_loss=None, trials=1, parity_gap=1e-7, latency_ms=0.1, schema_coverage=1.0, novel_share=0.001,
             baselines={"base_rate": base, "volatility_only": base, "logistic": faint}, gross_bps=gross,
         )
@@ -32,7 +35,7 @@ def evidence(signal: float, seed: int = 0, n: int = 3000, told: float = 1.0) -> 
 
 
 def with_p(e: Evidence, **change) -> Evidence:
-    """The evidence with other probabilities, and the losses that follow from them."""
+    """Return the evidence with other probabilities and the losses that follow from them."""
     e = replace(e, **change)
     return replace(
         e, loss=log_losses(e.p, e.y), baseline_losses={k: log_losses(p, e.y) for k, p in e.baselines.items()}
@@ -64,7 +67,7 @@ def test_a_leak_is_refused_and_named():
     assert any("LEAK_SUSPECTED" in reason for reason in verdict.reasons)
 
 
-def test_a_model_that_only_knows_the_barrier_width_is_refused():
+def test_a_model_that_only_learnt_the_barrier_width_is_refused():
     e = evidence(0.28)
     verdict = judge(with_p(e, baselines={**e.baselines, "volatility_only": e.p}), PARAMS)
     assert "gain_over_volatility_only" in failed(verdict)
@@ -91,12 +94,33 @@ def test_too_few_events_are_refused_without_a_guess():
     assert {c.name: c.value for c in verdict.checks}["skill"] is None
 
 
-def test_a_challenger_has_to_beat_the_champion_by_the_stated_margin_on_rows_it_never_saw():
+def test_a_challenger_must_beat_the_champion_by_the_stated_margin_on_rows_outside_its_training():
     e = evidence(0.28)
     assert "gain_over_champion" in failed(judge(replace(e, champion_loss=e.loss.copy()), PARAMS))
     worse = log_losses(np.clip(1 - e.p, 0.01, 0.99), e.y)
     assert "gain_over_champion" not in failed(judge(replace(e, champion_loss=worse), PARAMS))
-    seen = worse.copy()
-    seen[50:] = np.nan
-    refused = judge(replace(e, champion_loss=seen), PARAMS)
-    assert any("50 rows the champion had not seen" in reason for reason in refused.reasons)
+    few = worse.copy()
+    few[50:] = np.nan
+    refused = judge(replace(e, champion_loss=few), PARAMS)
+    assert any("50 rows outside the champion's training" in reason for reason in refused.reasons)
+
+
+def test_a_stage_output_of_release_0_5_is_read_under_the_names_of_today(tmp_path):
+    fit = {
+        "family": "validator", "loss_name": "log loss", "classes": ["target_first"], "parity_gap": 0.0,
+        "latency_ms": 0.1, "schema_coverage": 1.0, "novel_share": 0.0, "alone": {"rsi_14": 0.9},
+    }  # fmt: skip
+    (tmp_path / "fit.json").write_text(json.dumps(fit))
+    np.savez(tmp_path / "oof.npz", loss=np.zeros(3), p=np.full(3, 0.5), y=np.ones(3), more_gross_bps=np.arange(3.0))
+    read = evidence_of(tmp_path, None, 1)
+    assert read.single_column_auc == {"rsi_14": 0.9}
+    assert read.gross_bps.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_figures_of_release_0_5_are_shown_with_their_ensemble_losses():
+    estimate = {"value": 0.69, "low": 0.68, "high": 0.7, "n": 100}
+    figures = {
+        "n": 100, "cost_bps": 5.0, "loss_name": "log loss", "loss": {"model": estimate}, "gain_over": {},
+        "reselection": "not judged: windows", "heard": {"lstm": estimate},
+    }  # fmt: skip
+    assert ["log loss of lstm", "0.6900", "[0.6800, 0.7000]", "100"] in figure_rows(figures, None)

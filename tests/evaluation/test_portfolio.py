@@ -1,4 +1,4 @@
-"""Portfolios: shares are shares, the past alone decides, bands spare trades, costs and attribution add up to a cent."""
+"""Portfolios: weights sum to one, only the past decides, bands save trades, costs and attribution add up."""
 
 import sys
 import warnings
@@ -13,7 +13,7 @@ from pipelines.errors import BadShape, BadValues, MissingPackage, NotEnoughData,
 from pipelines.evaluation.portfolio import METHODS, Past, figures, no_trade_band, walk, weights
 
 OPTIMISED = ("max Sharpe", "risk parity", "HRP")
-ALONE = ("equal", "inverse volatility", *OPTIMISED)  # need nothing but returns
+RETURNS_ONLY = ("equal", "inverse volatility", *OPTIMISED)  # need nothing but returns
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def library():
 
 
 def market(seed=3, n=400, k=4, drift=4e-4):
-    """(n, k) returns of one common factor and assets of their own, the later ones the more volatile."""
+    """Return (n, k) returns of a common factor and independent parts, the later assets more volatile."""
     rng = np.random.default_rng(seed)
     common = rng.normal(0.0, 5e-3, (n, 1))
     return drift + common + rng.normal(0.0, 1.0, (n, k)) * np.linspace(4e-3, 16e-3, k)
@@ -38,7 +38,7 @@ def past(returns=None, **more):
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("k", [1, 2, 4, 10])
-@pytest.mark.parametrize("method", ALONE)
+@pytest.mark.parametrize("method", RETURNS_ONLY)
 def test_weights_are_not_negative_and_sum_to_one(method, k):
     found = weights(method, past(market(k=k)))
     assert found.shape == (k,)
@@ -59,7 +59,7 @@ def test_under_risk_parity_every_asset_adds_the_same_to_the_variance(k):
 
 
 @pytest.mark.usefixtures("library")
-def test_hrp_and_risk_parity_give_the_calm_asset_more_than_the_wild_one():
+def test_hrp_and_risk_parity_give_the_calm_asset_more_than_the_volatile_one():
     for method in ("risk parity", "HRP", "inverse volatility"):
         found = weights(method, past())
         assert found[0] > 0.25 > found[-1]
@@ -77,7 +77,7 @@ def test_no_mix_of_two_has_a_higher_sharpe_in_the_window_than_the_one_found():
 
 
 @pytest.mark.usefixtures("library")
-def test_what_is_held_is_kept_when_trading_costs_more_than_it_brings():
+def test_held_assets_are_not_traded_when_trading_costs_more_than_it_gains():
     returns = market(k=2, drift=np.array([6e-4, 9e-4]))
     held = np.array([0.3, 0.7])
     free = weights("max Sharpe", Past(returns, held, cost=0.0, every=5))
@@ -105,13 +105,13 @@ def test_a_method_without_its_input_abstains_with_the_reason():
         assert "did not move" in weights(method, past(still))
 
 
-def test_given_weights_and_capitalisations_are_what_is_held():
+def test_given_weights_and_capitalisations_are_used_as_they_are():
     given = np.array([0.1, 0.2, 0.3, 0.4])
     assert weights("custom", past(given=given)) is given
     assert weights("market cap", past(caps=5e9 * given)) == pytest.approx(given)
 
 
-def test_impossible_questions_are_refused():
+def test_impossible_input_is_refused():
     with pytest.raises(UnknownName, match="risk parity"):
         weights("astrology", past())
     with pytest.raises(BadValues, match="sum to 1"):
@@ -134,15 +134,15 @@ def test_without_the_library_the_error_names_the_package(method, monkeypatch):
         weights(method, past())
 
 
-def test_weights_that_the_solver_calls_inaccurate_are_not_used(monkeypatch, library):
+def test_weights_that_the_solver_reports_as_inaccurate_are_not_used(monkeypatch, library):
     from skfolio.optimization import RiskBudgeting
 
-    def unsure(self, returns):
+    def inaccurate(self, returns):
         warnings.warn("Solution may be inaccurate. Try changing the solver params", stacklevel=2)
         self.weights_ = np.array([0.9, 0.1])
         return self
 
-    monkeypatch.setattr(RiskBudgeting, "fit", unsure)
+    monkeypatch.setattr(RiskBudgeting, "fit", inaccurate)
     assert weights("risk parity", past(market(k=2))) == "the solver stopped before its weights were accurate"
 
 
@@ -154,11 +154,11 @@ def test_inside_its_band_nothing_is_traded():
     assert not no_trade_band(np.array([0.54, 0.27, 0.19]), target, 0.05, 0.001).any()
 
 
-def test_the_asset_outside_goes_to_the_nearest_edge_and_the_others_pay_in_proportion_to_their_distance():
+def test_the_asset_outside_goes_to_the_nearest_edge_and_the_others_balance_it_in_proportion_to_their_distance():
     target = np.array([0.4, 0.3, 0.3])
     trades = no_trade_band(np.array([0.48, 0.26, 0.26]), target, 0.05, 0.0)
     assert trades == pytest.approx([-0.03, 0.015, 0.015])
-    trades = no_trade_band(np.array([0.48, 0.20, 0.32]), target, 0.05, 0.0)  # 0.03 and 0.05 are forced, 0.02 is lacking
+    trades = no_trade_band(np.array([0.48, 0.20, 0.32]), target, 0.05, 0.0)  # 0.03 and 0.05 are forced, 0.02 is missing
     assert trades == pytest.approx([-0.03 - 0.02 * 5 / 7, 0.05, -0.02 * 2 / 7])  # from 0.05 and 0.02 above the targets
 
 
@@ -210,7 +210,7 @@ def test_a_fee_in_basis_points_is_refused():
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("method", ALONE)
+@pytest.mark.parametrize("method", RETURNS_ONLY)
 def test_a_garbage_future_changes_nothing_before_it(method):
     returns, cut = market(n=120, k=3), 80
     spoilt = returns.copy()
@@ -221,7 +221,7 @@ def test_a_garbage_future_changes_nothing_before_it(method):
     assert (clean.net != other.net).any()
 
 
-def test_capitalisations_of_tomorrow_are_not_seen():
+def test_later_capitalisations_are_not_used():
     returns, caps = market(n=60, k=2), np.ones((60, 2))
     caps[31:, 0] = 3.0
     path = walk(returns, "market cap", 1, 20, 0.0, caps=caps)
@@ -231,7 +231,7 @@ def test_capitalisations_of_tomorrow_are_not_seen():
 
 
 def test_a_path_by_hand():
-    """Half and half from the close of row 4 on; decided again after row 5, filled at the close of row 6."""
+    """Half and half from the close of row 4 on; the second decision after row 5 is filled at the close of row 6."""
     returns = np.array(
         [[0.0, 0.0], [0.01, 0.0], [0.0, 0.01], [0.0, 0.0], [0.5, 0.5], [0.1, -0.1], [0.2, 0.0], [0.0, 0.1]]
     )
@@ -247,7 +247,7 @@ def test_a_path_by_hand():
     assert path.decisions == 2
 
 
-def test_costs_take_exactly_what_they_say():
+def test_costs_are_exactly_as_stated():
     returns = market(n=200)
     dear, free = (walk(returns, "equal", 500, 50, cost, 0.0) for cost in (40.0, 0.0))
     assert (1.0 + dear.total) * (1.0 + 40e-4) == pytest.approx(1.0 + free.total, rel=1e-12)  # bought once
@@ -260,7 +260,7 @@ def test_costs_take_exactly_what_they_say():
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("band", [0.0, 0.05])
-@pytest.mark.parametrize("method", ALONE)
+@pytest.mark.parametrize("method", RETURNS_ONLY)
 def test_attribution_sums_to_the_total(method, band):
     path = walk(market(n=150, k=3), method, 10, 40, 25.0, band)
     assert path.attribution.sum() == pytest.approx(path.total, abs=1e-12)
@@ -268,14 +268,14 @@ def test_attribution_sums_to_the_total(method, band):
 
 
 @pytest.mark.parametrize("method", ["equal", "inverse volatility"])
-def test_with_a_band_less_is_traded_and_what_is_held_stays_near(method):
+def test_with_a_band_less_is_traded_and_weights_stay_near_the_target(method):
     returns = market(n=600)
     tight, wide = (walk(returns, method, 5, 60, 10.0, band) for band in (0.0, 0.03))
     assert wide.traded.sum() < 0.7 * tight.traded.sum()
     assert abs(tight.weights - wide.weights).max() < 0.03 * 2.0  # target ± band, and five rows of drift
 
 
-def test_a_method_that_abstains_keeps_what_is_held():
+def test_a_method_that_abstains_leaves_the_portfolio_unchanged():
     path = walk(market(n=100), "market cap", 10, 40, 5.0)
     assert path.never_allocated
     assert path.abstained == {"no market capitalisation of every asset was recorded": path.decisions}
@@ -289,8 +289,8 @@ def test_a_method_that_abstains_keeps_what_is_held():
     assert later.weights[-1].sum() == pytest.approx(1.0)
 
 
-def test_selling_everything_leaves_nothing_and_no_debt(monkeypatch):
-    """What is left of an asset sold whole is a rounding error, which must not be taken for a short position."""
+def test_selling_everything_leaves_no_short_position(monkeypatch):
+    """The rounding error of an asset sold completely must not become a short position."""
     monkeypatch.setitem(METHODS, "best row", lambda past: np.eye(7)[past.returns[-1].argmax()])
     path = walk(market(n=3000, k=7), "best row", 1, 10, 2.5)
     assert path.weights.min() == 0.0
@@ -309,36 +309,36 @@ def test_a_history_too_short_to_fill_a_decision_is_refused():
 def test_figures_by_plain_arithmetic():
     path = walk(market(n=800), "inverse volatility", 5, 50, 10.0)
     one = walk(market(n=800), "equal", 5, 50, 10.0)
-    told = figures(path, one, 252.0, 5, 200, 1)
+    found = figures(path, one, 252.0, 5, 200, 1)
     years = len(path.net) / 252.0
-    worth = np.r_[1.0, np.cumprod(1.0 + path.net)]
-    assert told.net_return.value == pytest.approx((1.0 + path.total) ** (1.0 / years) - 1.0)
-    assert told.sharpe.value == pytest.approx(path.net.mean() / path.net.std() * np.sqrt(252.0))
-    assert told.max_drawdown == pytest.approx(max(1.0 - worth[i] / worth[: i + 1].max() for i in range(len(worth))))
-    assert told.cost == pytest.approx(10e-4 * told.turnover)
-    assert told.return_over_equal.value == pytest.approx(
-        told.net_return.value - (1.0 + one.total) ** (1.0 / years) + 1.0
+    wealth = np.r_[1.0, np.cumprod(1.0 + path.net)]
+    assert found.net_return.value == pytest.approx((1.0 + path.total) ** (1.0 / years) - 1.0)
+    assert found.sharpe.value == pytest.approx(path.net.mean() / path.net.std() * np.sqrt(252.0))
+    assert found.max_drawdown == pytest.approx(max(1.0 - wealth[i] / wealth[: i + 1].max() for i in range(len(wealth))))
+    assert found.cost == pytest.approx(10e-4 * found.turnover)
+    assert found.return_over_equal.value == pytest.approx(
+        found.net_return.value - (1.0 + one.total) ** (1.0 / years) + 1.0
     )
-    assert told.sharpe.low < told.sharpe.value < told.sharpe.high
-    assert told.net_return.n == len(path.net)
+    assert found.sharpe.low < found.sharpe.value < found.sharpe.high
+    assert found.net_return.n == len(path.net)
 
 
 def test_one_over_n_differs_from_itself_by_nothing():
     one = walk(market(), "equal", 5, 50, 10.0)
-    told = figures(one, one, 252.0, 5, 100, 1)
-    for difference in (told.return_over_equal, told.sharpe_over_equal):
+    found = figures(one, one, 252.0, 5, 100, 1)
+    for difference in (found.return_over_equal, found.sharpe_over_equal):
         assert (difference.low, difference.value, difference.high) == (0.0, 0.0, 0.0)
 
 
-def test_the_interval_of_the_sharpe_holds_the_truth_about_as_often_as_it_says():
-    held, true = [], 0.05 * np.sqrt(252.0)
+def test_the_interval_of_the_sharpe_contains_the_truth_about_as_often_as_stated():
+    covered, true = [], 0.05 * np.sqrt(252.0)
     one = walk(market(), "equal", 5, 50, 0.0)
     rng = np.random.default_rng(11)
     for seed in range(200):
         path = replace(one, net=rng.normal(0.05e-2, 1e-2, len(one.net)))
-        told = figures(path, one, 252.0, 5, 200, seed).sharpe
-        held.append(told.low < true < told.high)
-    assert 0.86 < np.mean(held) < 0.99  # blocks of ten from 350 rows are a little narrow
+        sharpe = figures(path, one, 252.0, 5, 200, seed).sharpe
+        covered.append(sharpe.low < true < sharpe.high)
+    assert 0.86 < np.mean(covered) < 0.99  # blocks of ten from 350 rows are a little narrow
 
 
 def test_paths_of_other_rows_are_not_compared():
@@ -346,17 +346,17 @@ def test_paths_of_other_rows_are_not_compared():
         figures(walk(market(), "equal", 5, 50, 0.0), walk(market(), "equal", 5, 60, 0.0), 252.0, 5, 10, 1)
 
 
-def test_every_method_of_the_registry_answers_or_says_why():
+def test_every_method_of_the_registry_gives_weights_or_a_reason():
     pytest.importorskip("skfolio", reason="the optimising methods need skfolio")
     for method in METHODS:
-        answer = weights(method, past())
-        assert isinstance(answer, np.ndarray) or (isinstance(answer, str) and answer)
+        found = weights(method, past())
+        assert isinstance(found, np.ndarray) or (isinstance(found, str) and found)
 
 
 # ---- the page's markets -----------------------------------------------------------------------------------------
 
 
-def test_the_truth_of_the_simulated_assets_is_the_best_that_can_be_had():
+def test_the_true_weights_of_the_simulated_assets_are_optimal():
     pytest.importorskip("skfolio", reason="the optimising methods need skfolio")
     truth = simulated(7)
     assert truth.given.min() >= 0.0
@@ -367,7 +367,7 @@ def test_the_truth_of_the_simulated_assets_is_the_best_that_can_be_had():
 
 
 @pytest.mark.parametrize("files", [CRYPTO, FOREX], ids=["crypto", "forex"])
-def test_recorded_closes_are_aligned_on_the_hours_that_both_have(files):
+def test_recorded_closes_are_aligned_on_their_common_hours(files):
     if not all(recording(name).is_file() for name in files.values()):
         pytest.skip("recorded market data is not part of the repository")
     market = recorded(files, "")

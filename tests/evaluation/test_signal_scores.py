@@ -1,4 +1,4 @@
-"""Scores of signals: a planted return is found inside its interval, a signal without one costs what trading costs."""
+"""Scores of signals: a planted return lies inside its interval; a signal without one loses the trading cost."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ PLANTED_BPS = 40.0
 
 
 def market(seed, n=8000, every=24, planted_bps=PLANTED_BPS):
-    """Bars (n, 8) of a walk that drifts by `planted_bps` over the horizon after each event; the events' sides (n,)."""
+    """Return bars (n, 8) of a walk that drifts by `planted_bps` after each event, and the events' sides (n,)."""
     rng = np.random.default_rng(seed)
     side = np.zeros(n, np.int64)
     at = np.arange(every, n - HORIZON - 1, every)
@@ -37,7 +37,7 @@ def scored(bars, **sides):
     return found, {score.signal: score for score in found.scores}
 
 
-def test_a_planted_return_is_inside_its_interval_and_the_interval_is_not_wide_enough_for_nought():
+def test_a_planted_return_is_inside_its_interval_which_excludes_zero():
     bars, side = market(7)
     _, of = scored(bars, planted=side)
     gross, net = of["planted"].gross_bps, of["planted"].net_bps
@@ -47,7 +47,7 @@ def test_a_planted_return_is_inside_its_interval_and_the_interval_is_not_wide_en
     assert net.cost_bps == COST
 
 
-def test_noise_costs_what_trading_costs():
+def test_noise_loses_the_trading_cost():
     bars, _ = market(8)
     noise = np.zeros(len(bars), np.int64)
     noise[::20] = np.random.default_rng(3).choice([-1, 1], len(noise[::20]))
@@ -56,13 +56,15 @@ def test_noise_costs_what_trading_costs():
     assert found.above() == []
 
 
-def test_intervals_cover_what_was_planted_about_as_often_as_they_say():
+def test_intervals_cover_the_planted_return_about_as_often_as_stated():
     covered = []
     for seed in range(40):
         bars, side = market(100 + seed, n=3000)
         gross = scored(bars, planted=side)[1]["planted"].gross_bps
         covered.append(gross.low < PLANTED_BPS < gross.high)
-    assert np.mean(covered) >= 0.85  # of 0.95: 40 markets and a bootstrap of some dozen blocks are short of it by luck
+    assert (
+        np.mean(covered) >= 0.85
+    )  # nominal 0.95: 40 markets and a bootstrap of some dozen blocks can fall short of it
 
 
 def test_only_a_side_newly_taken_is_an_event_and_the_time_it_is_held_is_counted():
@@ -71,7 +73,7 @@ def test_only_a_side_newly_taken_is_an_event_and_the_time_it_is_held_is_counted(
     bars, _ = market(1, n=400)
     found, of = scored(bars, stance=side)
     assert onsets(side).tolist() == [50, 90]
-    assert (of["stance"].began, of["stance"].share, of["stance"].long) == (2, 45 / 400, 0.5)
+    assert (of["stance"].onsets, of["stance"].share, of["stance"].long) == (2, 45 / 400, 0.5)
     assert of["stance"].per_week == pytest.approx(2 / found.weeks)
 
 
@@ -82,43 +84,43 @@ def test_hold_and_hit_follow_the_barriers_of_the_labels():
     bars[:, 2], bars[:, 3] = rise, bars[:, 1]
     side = np.zeros(200, np.int64)
     side[[20, 60, 100]] = [1, 1, -1]
-    _, of = scored(bars, told=side)  # 1.5 ATR of 20 bps = 30 bps up: six bars of 5; the stop of the short lies 20 off
-    assert of["told"].hit_rate.value == pytest.approx(2 / 3)
-    assert of["told"].hold_bars.value == pytest.approx((6 + 6 + 4) / 3)
+    _, of = scored(bars, rising=side)  # 1.5 ATR of 20 bps = 30 bps up: six bars of 5; the stop of the short lies 20 off
+    assert of["rising"].hit_rate.value == pytest.approx(2 / 3)
+    assert of["rising"].hold_bars.value == pytest.approx((6 + 6 + 4) / 3)
 
 
-def test_few_events_have_a_mean_but_no_interval_and_a_silent_signal_has_neither():
+def test_few_events_have_a_mean_but_no_interval_and_a_neutral_signal_has_neither():
     bars, side = market(7, n=600)
     few = LEAST_BLOCKS * 10 - 1
     assert 0 < (side != 0).sum() < few
-    found, of = scored(bars, rare=side, silent=np.zeros(600, np.int64))
+    found, of = scored(bars, rare=side, neutral=np.zeros(600, np.int64))
     assert np.isfinite(of["rare"].net_bps.value)
     assert np.isnan(of["rare"].net_bps.low)
-    assert (of["silent"].began, of["silent"].net_bps.n) == (0, 0)
+    assert (of["neutral"].onsets, of["neutral"].net_bps.n) == (0, 0)
     assert found.tested == 1
     assert found.to_dict()["scores"][1]["net_bps"]["value"] is None
 
 
-def test_an_event_whose_future_is_not_over_is_left_out():
+def test_an_event_without_its_whole_horizon_is_left_out():
     bars, _ = market(5, n=300)
     side = np.zeros(300, np.int64)
     side[[100, 299 - HORIZON, 299]] = 1
-    _, of = scored(bars, told=side)
-    assert (of["told"].began, of["told"].gross_bps.n) == (3, 2)
+    _, of = scored(bars, late=side)
+    assert (of["late"].onsets, of["late"].gross_bps.n) == (3, 2)
 
 
-def test_what_does_not_fit_is_refused():
+def test_sides_of_another_length_are_refused():
     bars, side = market(5, n=300)
     with pytest.raises(BadShape, match="300 decision bars"):
-        scored(bars, told=side[:-1])
+        scored(bars, short=side[:-1])
 
 
 def test_every_signal_belongs_to_one_row_and_one_category():
     rows = [name for row in SIGNAL_REGISTRY.values() for name in row.signals]
-    heard = [name for told in PRODUCERS.values() for name in told]
+    produced = [name for names in PRODUCERS.values() for name in names]
     assert len(rows) == len(set(rows))
-    assert sorted(rows) == sorted(heard) == sorted(signal_names())
-    assert list(SIGNAL_REGISTRY)[:18] == [*(f"S{i}" for i in range(1, 18)), "D7"]  # then one's own
+    assert sorted(rows) == sorted(produced) == sorted(signal_names())
+    assert list(SIGNAL_REGISTRY)[:18] == [*(f"S{i}" for i in range(1, 18)), "D7"]  # then added ones
 
 
 def test_the_catalogue_is_scored_and_drawn(tmp_path):
@@ -126,7 +128,7 @@ def test_the_catalogue_is_scored_and_drawn(tmp_path):
     signals = SIGNALS.run(bars)
     found = score_signals(signals, bars, bars, np.full(len(bars), 20e-4), STEP_S, PARAMS)
     assert [score.signal for score in found.scores] == list(signal_names())
-    assert found.scores[0].began == len(onsets(direction(signals, signal_names()[0])))
+    assert found.scores[0].onsets == len(onsets(direction(signals, signal_names()[0])))
     page = write_page(tmp_path / "reports" / "signals.html", found, "TEST/USD").read_text()
     assert f"{found.tested} signals tested" in page
     assert "<script src" not in page

@@ -66,7 +66,7 @@ def test_losses_and_ranking_agree_with_scikit_learn():
     assert auc(p, y) == pytest.approx(roc_auc_score(y, p))
 
 
-def test_a_nan_probability_is_refused_never_scored():
+def test_a_nan_probability_is_refused_not_scored():
     with pytest.raises(BadValues, match="1 probabilities"):
         log_losses(np.array([0.5, np.nan]), np.array([0.0, 1.0]))
     with pytest.raises(BadShape):
@@ -128,11 +128,11 @@ def test_more_trials_deflate_the_same_sharpe():
     x = np.random.default_rng(4).normal(0.08, 1.0, 1000)
     assert deflated_sharpe(x, 1) > deflated_sharpe(x, 10) > deflated_sharpe(x, 1000)
     best = [np.random.default_rng(k).normal(size=(50, 400)) for k in range(200)]
-    seen = np.mean([(b.mean(axis=1) / b.std(axis=1, ddof=1)).max() for b in best])
-    assert expected_best_sharpe(400, 50) == pytest.approx(seen, rel=0.1)
+    observed = np.mean([(b.mean(axis=1) / b.std(axis=1, ddof=1)).max() for b in best])
+    assert expected_best_sharpe(400, 50) == pytest.approx(observed, rel=0.1)
 
 
-def test_overfitting_is_certain_to_show_on_noise_and_absent_with_a_real_edge():
+def test_overfitting_is_found_on_noise_and_absent_with_a_real_edge():
     rng = np.random.default_rng(5)
     noise = np.mean([overfitting_probability(rng.normal(size=(400, 8))) for _ in range(20)])
     assert 0.35 < noise < 0.65

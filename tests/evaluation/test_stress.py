@@ -1,4 +1,4 @@
-"""Stress: stops with gaps by hand, harm that grows with size, scenarios that say why they have no figure."""
+"""Stress: stops with gaps by hand, losses that grow with size, absent scenarios with their reason."""
 
 import dataclasses
 from datetime import UTC, datetime
@@ -44,7 +44,7 @@ def held(*weights, stops=None, cost_bps=0.0):
 
 
 def bars(*rows, start=0.0):
-    """(m, 1, 8) hourly bars of (open, high, low, close)."""
+    """Return (m, 1, 8) hourly bars of (open, high, low, close)."""
     made = np.full((len(rows), 1, BAR_WIDTH), np.nan)
     made[:, 0, OPEN_TIME] = start + HOUR * np.arange(len(rows))
     made[:, 0, 1:5] = rows
@@ -52,7 +52,7 @@ def bars(*rows, start=0.0):
 
 
 def walk(n, k=1, sd=0.005, seed=3, start=0.0, step=HOUR):
-    """(n, k, 8) bars of independent walks with volume."""
+    """Return (n, k, 8) bars of independent walks with volume."""
     rng = np.random.default_rng(seed)
     close = 100.0 * np.exp(np.cumsum(rng.normal(0.0, sd, (n, k)), axis=0))
     opened = np.concatenate([np.full((1, k), 100.0), close[:-1]])
@@ -120,7 +120,7 @@ def test_in_the_last_bar_a_stop_is_filled_at_the_close_where_that_is_worse():
     assert found.close == pytest.approx([0.92])
 
 
-def test_without_a_stop_the_position_bears_the_extreme_and_keeps_the_rebound():
+def test_without_a_stop_the_position_has_the_extreme_loss_and_the_rebound():
     found = replay_crisis(bars((100, 100, 50, 60), (60, 90, 60, 90)), held(0.5))
     assert found.worst == pytest.approx([0.75, 0.80])
     assert found.close == pytest.approx([0.80, 0.95])
@@ -145,7 +145,7 @@ def test_moves_go_from_an_earlier_extreme_to_a_later_one():
     assert (found["fall_hours"], found["rise_hours"]) == (1.0, 1.0)
 
 
-def test_stops_of_the_bootstrap_pay_what_a_step_overshot():
+def test_stops_of_the_bootstrap_pay_the_overshoot_of_a_step():
     returns, rows = np.array([[-0.05], [0.10]]), np.array([[0, 1], [1, 1]])
     loss, drawdown = _walk(returns, rows, np.array([0.5]), np.array([0.02]), 0.0)
     assert loss == pytest.approx([0.025, 0.0])  # out at -5 %, not at -2 %, and not in the rise after it
@@ -158,7 +158,7 @@ def test_stops_of_the_bootstrap_pay_what_a_step_overshot():
 def test_a_flat_portfolio_loses_nothing(one):
     for result in stress_all(held(0.0), one, DRAWS, SEED):
         assert result.absent or result.loss.value == 0.0, result.scenario
-    assert sum(r.absent is None for r in stress_all(held(0.0), one, DRAWS, SEED)) == 4  # the other crises are not there
+    assert sum(r.absent is None for r in stress_all(held(0.0), one, DRAWS, SEED)) == 4  # the other crises are absent
 
 
 @pytest.mark.parametrize("side", [1.0, -1.0])
@@ -172,9 +172,9 @@ def test_loss_grows_with_size(one, name, side, stop):
     assert falls == sorted(falls)
 
 
-def test_the_same_seed_gives_the_same_figures(one):
-    told = [[r.to_dict() for r in stress_all(held(0.3), one, DRAWS, SEED)] for _ in range(2)]
-    assert told[0] == told[1]
+def test_the_same_seed_gives_the_same_figures_on_one_machine(one):
+    first, again = ([r.to_dict() for r in stress_all(held(0.3), one, DRAWS, SEED)] for _ in range(2))
+    assert first == again
 
 
 def test_every_estimate_has_its_interval_and_n(one):
@@ -184,7 +184,7 @@ def test_every_estimate_has_its_interval_and_n(one):
         assert 0.0 < loss.low < loss.high, name
 
 
-def test_a_scenario_nobody_registered_is_refused_by_name(one):
+def test_an_unknown_scenario_is_refused_by_name(one):
     with pytest.raises(UnknownName, match="liquidity_drought"):
         stress("meteor", held(0.3), one, DRAWS, SEED)
 
@@ -203,7 +203,7 @@ def test_stops_lose_less_than_none_where_a_market_keeps_falling():
     assert loss[0.02] == pytest.approx(0.5 * (1 - 0.999**21))  # the 21st bar's low is beyond, the next open the same
 
 
-def test_a_crisis_that_was_not_recorded_or_only_in_part_says_so(one):
+def test_a_crisis_that_was_not_recorded_or_only_in_part_gives_the_reason(one):
     assert "--crises FILE" in stress("crisis:2020-03", held(0.1), market(), 1, 1).absent
     assert "hold 0 of its 744" in stress("crisis:2021-05", held(0.1), one, 1, 1).absent
     part = dataclasses.replace(one, crises=one.crises[:600])
@@ -212,7 +212,7 @@ def test_a_crisis_that_was_not_recorded_or_only_in_part_says_so(one):
     assert (result.loss, result.drawdown, result.figures) == (None, None, {})
 
 
-def test_blocks_follow_on_and_are_as_long_as_asked_in_the_mean():
+def test_blocks_are_contiguous_and_of_the_requested_mean_length():
     rows = stationary_rows(1000, 400, 20.0, 200, SEED)
     assert rows.min() >= 0
     assert rows.max() < 1000
@@ -231,7 +231,7 @@ def test_the_bootstrap_of_independent_returns_finds_their_quantile():
 
 
 @pytest.mark.parametrize("weights", [(0.3, 0.2), (0.3, -0.2), (-0.5, 0.0), (-0.1, -0.4)])
-def test_a_breakdown_is_never_milder_than_independence_or_what_was_recorded(two, weights):
+def test_a_breakdown_is_never_milder_than_independence_or_the_recorded_correlations(two, weights):
     result = stress("correlation_breakdown", held(*weights), two, DRAWS, SEED)
     assert result.loss.value >= result.figures["loss if independent"].value > 0.0
     assert result.loss.value >= result.figures["loss at the correlations recorded"].value
@@ -243,7 +243,7 @@ def test_parts_of_a_breakdown_add_up(two):
     assert whole == pytest.approx(sum(parts))
 
 
-def test_days_are_told_by_the_calendar():
+def test_days_are_calendar_days():
     data = market(days=3)
     moved, realised, traded = daily(data)
     close = data.bars[:, 0, CLOSE]
@@ -252,7 +252,7 @@ def test_days_are_told_by_the_calendar():
     assert traded[0, 0] == pytest.approx((data.bars[:24, 0, 5] * close[:24]).sum())
 
 
-def test_a_drought_costs_what_the_square_root_says_and_more_where_the_spread_widens(one):
+def test_a_drought_costs_the_square_root_impact_and_more_if_the_spread_widens(one):
     _, realised, traded = daily(one)
     thin = np.quantile(realised / np.sqrt(traded), 0.99)
     expected = 0.4 * (2.5e-4 + MEAN_TO_FINAL_IMPACT * IMPACT * thin * np.sqrt(0.4 * 1e5))
@@ -264,7 +264,7 @@ def test_a_drought_costs_what_the_square_root_says_and_more_where_the_spread_wid
     assert widened.loss.value - result.loss.value == pytest.approx(0.4 * 15e-4)
 
 
-def test_a_drought_without_volume_or_equity_says_so(one):
+def test_a_drought_without_volume_or_equity_gives_the_reason(one):
     dry = one.bars.copy()
     dry[:, :, 5] = np.nan
     assert stress("liquidity_drought", held(0.1), dataclasses.replace(one, bars=dry), 1, 1).absent.startswith(
@@ -279,7 +279,7 @@ def test_a_history_too_short_gives_reasons_and_no_figure():
         assert result.loss is None
 
 
-def test_what_cannot_be_stressed_is_refused_with_the_remedy():
+def test_invalid_input_is_refused_with_the_remedy():
     with pytest.raises(BadShape, match="expected"):
         Portfolio(np.array([0.1]), np.array([NONE, NONE]), 0.0)
     with pytest.raises(BadValues, match="NaN for none"):
@@ -290,10 +290,10 @@ def test_what_cannot_be_stressed_is_refused_with_the_remedy():
         MarketHistory(("A",), HOUR, bars((1, 1, 1, 1), (1, 1, 1, 1))[::-1], np.full((2, 1), np.nan))
 
 
-# ---- what the limits let through ----------------------------------------------------------------------------------
+# ---- what the limits allow ----------------------------------------------------------------------------------------
 
 
-def test_the_most_that_is_allowed_is_under_every_cap():
+def test_the_largest_allowed_portfolio_is_under_every_cap():
     rows = {row.row: row for row in allowed(RISK, 1)}
     assert set(rows) == {*RISK.regime_limits, "unknown"}
     for name, row in rows.items():
@@ -322,29 +322,29 @@ def test_a_broken_drawdown_limit_is_named_with_its_figure():
     path = 100.0 * 0.999 ** np.arange(31 * 24 + 1)
     falling = bars(*zip(path[:-1], path[:-1], path[1:], path[1:], strict=True), start=window.since.timestamp())
     cases = stress_of_limits(market(days=20, crises=falling), RISK, 0.0, 1, 1)
-    told = dict(zip([(case.side, case.stopped) for case in cases], cases, strict=False))
-    assert set(told["long", False].breaches(0.08)) == {"crisis:2020-03"}
-    assert told["short", False].breaches(0.08) == {}
+    by_case = dict(zip([(case.side, case.stopped) for case in cases], cases, strict=False))
+    assert set(by_case["long", False].breaches(0.08)) == {"crisis:2020-03"}
+    assert by_case["short", False].breaches(0.08) == {}
     assert "breaks the drawdown limit of 8% in crisis:2020-03" in " ".join(verdict(cases, 0.08))
 
 
-def test_who_opens_again_after_every_stop_is_stopped_by_the_account_limits_at_last():
+def test_reopening_after_every_stop_is_ended_by_the_account_limits():
     window = CRISES["2020-03"]
     path = 100.0 * 0.998 ** np.arange(31 * 24 + 1)
     falling = bars(*zip(path[:-1], path[:-1], path[1:], path[1:], strict=True), start=window.since.timestamp())
     result = reopened("2020-03", held(0.5, stops=[0.02]), market(days=20, crises=falling), RISK)
-    once = 0.5 * (1 - 0.998**11)  # 11 bars to a stop
+    loss_of_a_stop = 0.5 * (1 - 0.998**11)  # 11 bars to a stop
     lost, opened = 0.0, 0
     for stage, upto in ((1.0, "reduce"), (RISK.stages.reduce.size, "half"), (RISK.stages.half.size, "exit_only")):
         while lost < getattr(RISK.stages, upto).at * RISK.max_drawdown:
-            lost, opened = 1 - (1 - lost) * (1 - stage * once), opened + 1
+            lost, opened = 1 - (1 - lost) * (1 - stage * loss_of_a_stop), opened + 1
     assert result.figures["times opened"].value == opened
     assert result.drawdown.value == pytest.approx(lost)
     assert result.loss.value == pytest.approx(result.drawdown.value)  # nothing was ever gained
     assert 0.75 * RISK.max_drawdown < result.loss.value < RISK.max_drawdown
 
 
-def test_a_day_that_lost_its_limit_opens_nothing_more():
+def test_nothing_is_opened_on_a_day_that_lost_its_limit():
     window = CRISES["2020-03"]
     crash = np.full(31 * 24 + 1, 90.0)
     crash[0] = 100.0
@@ -377,10 +377,10 @@ def btc():
 
 
 @pytest.mark.parametrize("name", CRISES)
-def test_the_recorded_crises_are_held_whole_and_their_falls_bound_the_loss(btc, name):
-    held_bars = bars_in_window(btc, CRISES[name])
-    assert not isinstance(held_bars, str)
-    fall = -moves(held_bars[:, 0])["fall"]
+def test_the_recorded_crises_are_complete_and_their_falls_bound_the_loss(btc, name):
+    window_bars = bars_in_window(btc, CRISES[name])
+    assert not isinstance(window_bars, str)
+    fall = -moves(window_bars[:, 0])["fall"]
     assert 0.2 < fall < 0.7
     free = stress(f"crisis:{name}", held(0.5), btc, 1, 1)
     assert free.loss.value == pytest.approx(0.5 * fall, rel=0.05)  # entries are at opens, the fall is from a high

@@ -1,4 +1,4 @@
-"""VaR and ES: known distributions are covered, wrong ones refused, and the tests give published figures."""
+"""VaR and ES: known distributions are covered, wrong forecasts rejected, and the tests give published figures."""
 
 import math
 
@@ -26,8 +26,8 @@ def heavy(seed, n, sd=0.01):
     return sd * np.random.default_rng(seed).standard_t(4, n) / np.sqrt(2.0)
 
 
-def restless(seed, n):
-    """Returns of a GARCH(1, 1): calm and wild times in turn."""
+def garch(seed, n):
+    """Return returns of a GARCH(1, 1): calm and volatile times in turn."""
     shocks, returns, variance = np.random.default_rng(seed).normal(size=n), np.empty(n), 1e-4
     for i, shock in enumerate(shocks):
         returns[i] = np.sqrt(variance) * shock
@@ -35,15 +35,15 @@ def restless(seed, n):
     return returns
 
 
-def told(returns, share=1.0, level=LEVEL):
-    """Judge the true normal VaR and ES of `normal`, times `share`."""
+def normal_coverage(returns, share=1.0, level=LEVEL):
+    """Test the true normal VaR and ES of `normal`, times `share`."""
     z, n = norm.ppf(level), len(returns)
     var, es = share * 0.01 * z, share * 0.01 * norm.pdf(z) / (1.0 - level)
     return coverage(returns, np.full(n, var), np.full(n, es), level)
 
 
 def at_most(size=SIZE):
-    """Refusals of RUNS right forecasts that luck exceeds one time in a thousand."""
+    """Return the rejections of RUNS right forecasts that luck exceeds one time in a thousand."""
     return binom.ppf(0.999, RUNS, size)
 
 
@@ -51,8 +51,8 @@ def at_most(size=SIZE):
 
 
 @pytest.mark.parametrize("level", [0.95, 0.99])
-def test_right_forecasts_are_refused_about_as_often_as_a_test_of_this_size_may(level):
-    found = [told(normal(seed, 1000), level=level) for seed in range(RUNS)]
+def test_right_forecasts_are_rejected_about_as_often_as_the_size_of_the_test(level):
+    found = [normal_coverage(normal(seed, 1000), level=level) for seed in range(RUNS)]
     n = sum(f.n for f in found)
     assert abs(sum(f.violations for f in found) - n * (1 - level)) < 4.0 * math.sqrt(n * level * (1 - level))
     for name in ("kupiec", "independence", "conditional", "acerbi_szekely"):
@@ -61,19 +61,19 @@ def test_right_forecasts_are_refused_about_as_often_as_a_test_of_this_size_may(l
 
 
 @pytest.mark.parametrize("level", [0.95, 0.99])
-def test_half_the_volatility_is_refused_and_double_the_volatility_by_kupiec(level):
-    half, double = told(normal(1, 1000), 0.5, level), told(normal(1, 1000), 2.0, level)
+def test_half_the_volatility_is_rejected_and_double_the_volatility_by_kupiec(level):
+    half, double = normal_coverage(normal(1, 1000), 0.5, level), normal_coverage(normal(1, 1000), 2.0, level)
     assert {"kupiec", "conditional", "acerbi_szekely"} <= set(half.rejected_by())
     assert half.acerbi_szekely.statistic < -1.0
     assert "kupiec" in double.rejected_by()
-    assert "acerbi_szekely" not in double.rejected_by()  # it asks about too little only
+    assert "acerbi_szekely" not in double.rejected_by()  # it rejects only forecasts that are too low
 
 
-def test_an_expected_shortfall_too_small_behind_a_right_var_is_seen_by_acerbi_and_szekely_alone():
+def test_an_expected_shortfall_too_small_beyond_a_right_var_is_rejected_by_acerbi_and_szekely_alone():
     returns = normal(2, 4000)
     var = np.full(4000, 0.01 * norm.ppf(LEVEL))
     assert coverage(returns, var, 0.8 * var, LEVEL).rejected_by() == ("acerbi_szekely",)
-    assert told(returns).rejected_by() == ()
+    assert normal_coverage(returns).rejected_by() == ()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_christoffersen_gives_the_figures_of_the_textbook():
 
 
 def test_conditional_coverage_is_the_sum_of_both_with_two_degrees_of_freedom():
-    found = told(restless(5, 2000))
+    found = normal_coverage(garch(5, 2000))
     both = found.kupiec.statistic + found.independence.statistic
     assert found.conditional.statistic == pytest.approx(both)
     assert found.conditional.p == pytest.approx(math.exp(-both / 2.0))  # the tail of chi-square with two
@@ -118,14 +118,14 @@ def test_violations_in_clusters_are_caught_by_christoffersen_and_not_by_kupiec()
     assert found.rejected_by() == ("independence", "conditional")
 
 
-def test_z2_is_what_its_formula_says_and_the_share_of_draws_under_the_null_as_low():
+def test_z2_follows_its_formula_and_p_is_the_share_of_draws_as_low():
     severity = np.array([1.0, 1.5, 2.0])
     assert acerbi_szekely(severity, 100, 0.01).statistic == pytest.approx(1.0 - 4.5 / 1.0)
     alike = acerbi_szekely(np.ones(8), 500, 0.01)  # all severities one: the number of violations decides alone
     assert alike.p == pytest.approx(binom.sf(7, 500, 0.01), abs=0.03)
 
 
-def test_a_row_without_a_forecast_counts_nowhere_and_parts_its_neighbours():
+def test_a_row_without_a_forecast_is_not_counted_and_separates_its_neighbours():
     returns = np.array([-0.03, -0.03, -0.03, 0.01])
     var = np.array([0.02, np.nan, 0.02, 0.02])
     found = coverage(returns, var, 1.2 * var, LEVEL)
@@ -133,7 +133,7 @@ def test_a_row_without_a_forecast_counts_nowhere_and_parts_its_neighbours():
     assert found.independence == independence(np.array([True]), np.array([False]))
 
 
-def test_without_violations_clustering_cannot_be_told_and_too_much_caution_can():
+def test_without_violations_clustering_is_not_computable_and_too_high_forecasts_are_rejected():
     found = coverage(np.full(500, 0.01), np.full(500, 0.02), np.full(500, 0.03), 0.99)
     assert math.isnan(found.independence.p)
     assert found.acerbi_szekely == (1.0, 1.0)
@@ -155,14 +155,14 @@ def test_gaussian_is_the_closed_form():
 
 
 @pytest.mark.parametrize("nu", [3, 4, 8])
-def test_student_finds_the_tail_it_was_drawn_from(nu):
+def test_student_finds_the_tail_of_the_draws(nu):
     past = np.random.default_rng(nu).standard_t(nu, 200_000)
     var = t.ppf(0.99, nu)
     es = t.expect(lambda x: x, (nu,), lb=var) / 0.01
     assert estimate(past, "student", 0.99) == pytest.approx((var, es), rel=0.05)
 
 
-def test_monte_carlo_agrees_with_the_closed_form_of_what_it_draws():
+def test_monte_carlo_agrees_with_the_closed_form_of_its_draws():
     for seed in range(5):
         found = estimate(heavy(seed, 2000), "monte_carlo", 0.99)
         table = unit_student(0.99)
@@ -184,8 +184,8 @@ def test_independent_returns_are_covered_by_every_method(method):
     assert sum(f.violations for f in found) == pytest.approx(sum(f.expected for f in found), rel=0.2)
 
 
-def test_a_market_of_calm_and_wild_times_refuses_history_and_not_history_in_units_of_volatility():
-    returns = restless(11, 6000)
+def test_changing_volatility_rejects_history_but_not_history_in_units_of_volatility():
+    returns = garch(11, 6000)
     assert {"independence", "conditional"} <= set(backtest(returns, "historical", 0.95, 500).rejected_by())
     assert backtest(returns, "filtered_historical", 0.95, 500).rejected_by() == ()
 
@@ -209,8 +209,8 @@ def test_expected_shortfall_is_never_under_the_value_at_risk_and_both_grow_with_
 
 
 @every_method
-def test_what_comes_after_changes_no_forecast(method):
-    returns = restless(9, 400)
+def test_later_returns_change_no_forecast(method):
+    returns = garch(9, 400)
     garbage = np.r_[returns[:300], 10.0 * normal(1, 100)]
     for later in (garbage, returns[:301]):
         for whole, other in zip(
@@ -220,7 +220,7 @@ def test_what_comes_after_changes_no_forecast(method):
 
 
 @every_method
-def test_a_window_too_short_for_the_level_knows_nothing_and_says_so(method):
+def test_a_window_too_short_for_the_level_gives_nan(method):
     returns = normal(1, 130)
     assert np.isnan(estimate(returns[:50], method, 0.99)).all()
     assert np.isnan(estimate(returns[:0], method, 0.99)).all()
@@ -233,7 +233,7 @@ def test_a_window_too_short_for_the_level_knows_nothing_and_says_so(method):
 
 
 @every_method
-def test_a_feed_that_does_not_move_or_only_rises_has_no_risk_that_could_be_told(method):
+def test_returns_that_are_zero_or_only_positive_have_no_computable_risk(method):
     assert np.isnan(estimate(np.zeros(300), method, LEVEL)).all()
     only_rises = estimate(np.abs(normal(1, 300)) + 1.0, "historical", LEVEL)
     assert np.isnan(only_rises).all()
@@ -244,13 +244,13 @@ def test_a_feed_that_does_not_move_or_only_rises_has_no_risk_that_could_be_told(
 def test_a_return_that_is_missing_is_refused_by_its_row(method, missing):
     returns = normal(1, 300)
     returns[123] = missing
-    for ask in (lambda: backtest(returns, method, LEVEL, 100), lambda: estimate(returns, method, LEVEL)):
+    for call in (lambda: backtest(returns, method, LEVEL, 100), lambda: estimate(returns, method, LEVEL)):
         with pytest.raises(BadValues, match="row 123 "):
-            ask()
+            call()
     assert np.isnan(METHODS[method](returns, LEVEL)).all()
 
 
-def test_what_cannot_be_asked_is_refused():
+def test_invalid_input_is_refused():
     returns = normal(1, 300)
     with pytest.raises(UnknownName, match="historical, gaussian"):
         estimate(returns, "crystal ball", LEVEL)
@@ -265,7 +265,7 @@ def test_what_cannot_be_asked_is_refused():
         coverage(returns, returns[:5], returns[:5], LEVEL)
 
 
-# ---- whose the shortfall is ---------------------------------------------------------------------------------------
+# ---- Euler attribution --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [100, 333, 1000])
@@ -276,7 +276,7 @@ def test_euler_parts_sum_to_the_portfolios_shortfall(n):
     assert parts.sum() == pytest.approx(estimate(returns @ weights, "historical", 0.97).es, rel=1e-12)
 
 
-def test_an_euler_part_is_the_slope_of_the_shortfall_in_the_positions_size():
+def test_an_euler_part_is_the_derivative_of_the_shortfall_by_position_size():
     returns = np.column_stack([heavy(seed, 1000) for seed in range(3)])
     weights, step = np.array([0.5, 0.3, 0.2]), 1e-7
     for k, part in enumerate(euler_es(returns, weights, LEVEL)):
@@ -285,7 +285,7 @@ def test_an_euler_part_is_the_slope_of_the_shortfall_in_the_positions_size():
         assert part == pytest.approx(weights[k] * slope, rel=1e-5)
 
 
-def test_a_hedge_takes_shortfall_away_and_a_position_of_nought_has_none():
+def test_a_hedge_reduces_the_shortfall_and_a_position_of_zero_has_none():
     market = heavy(1, 1000)
     returns = np.column_stack([market, market + normal(2, 1000, 0.001), normal(3, 1000)])
     parts = euler_es(returns, np.array([1.0, -0.5, 0.0]), LEVEL)
@@ -293,7 +293,7 @@ def test_a_hedge_takes_shortfall_away_and_a_position_of_nought_has_none():
     assert parts[2] == 0.0
 
 
-def test_euler_refuses_what_is_missing_and_knows_nothing_of_too_few_rows():
+def test_euler_refuses_missing_values_and_gives_nan_for_too_few_rows():
     returns = np.column_stack([normal(seed, 60) for seed in range(2)])
     assert np.isnan(euler_es(returns, np.array([0.5, 0.5]), 0.99)).all()
     with pytest.raises(BadShape, match=r"\(60, 2\)"):
@@ -309,7 +309,7 @@ def test_euler_refuses_what_is_missing_and_knows_nothing_of_too_few_rows():
 
 
 def test_a_closed_weekend_is_one_return_from_friday_to_monday():
-    """Friday and Monday whole, of Sunday the last two hours: its close is no day's."""
+    """Friday and Monday complete, of Sunday the last two hours: its close is not a daily one."""
     hours = np.r_[np.arange(24), 48 + np.arange(22, 24), 72 + np.arange(24)]
     bars = np.ones((len(hours), BAR_WIDTH))
     bars[:, OPEN_TIME], bars[:, CLOSE] = 10 * DAY_S + 3600.0 * hours, np.arange(len(hours)) + 1.0

@@ -1,4 +1,4 @@
-"""Ways to weights: the genetic search finds what the convex solver proves, and trials and splits are kept honestly."""
+"""Weight optimisers: the genetic search finds the convex optimum; trials are counted and splits are purged."""
 
 import random
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import BadShape
-from pipelines.evaluation import weights as ways
+from pipelines.evaluation import weights
 from pipelines.evaluation.weights import Events, Problem, convex, equal, expressed, genetic_loss, genetic_return, judge
 from pipelines.models.losses import log_losses
 
@@ -14,7 +14,7 @@ FLOOR = 0.02
 
 
 def problem(seed=0, n=1500, strength=(1.0, 0.4, 0.0)):
-    """Evidence of which each column is told `strength` times; the sum of the true shares is one."""
+    """Return evidence whose columns have the given strengths in the true log-odds."""
     rng = np.random.default_rng(seed)
     evidence = rng.normal(0.0, 0.6, (n, len(strength)))
     odds = -0.4 + evidence @ np.array(strength)
@@ -33,9 +33,9 @@ def events(seed=0, n=1200, knows=1.5):
     return Events(x * side[:, None], side, label, gross, known, known + 3600.0)
 
 
-def judged(told, **more):
-    asked = {"equal": equal, "convex": convex} | more.pop("ways", {})
-    return judge(told, asked, more.pop("given", {}), 3, 0.4, 3600.0, FLOOR, 0.2, 7)
+def judged(resolved, optimisers=None, given=None):
+    chosen = {"equal": equal, "convex": convex} | (optimisers or {})
+    return judge(resolved, chosen, given or {}, 3, 0.4, 3600.0, FLOOR, 0.2, 7)
 
 
 def test_the_gradient_is_that_of_the_loss():
@@ -45,7 +45,7 @@ def test_the_gradient_is_that_of_the_loss():
         assert p.gradient(w)[c] == pytest.approx((p.log_loss(w + moved) - p.log_loss(w - moved)) / (2 * step), abs=1e-7)
 
 
-def test_the_convex_solution_is_the_least_of_a_fine_grid_and_keeps_the_floor():
+def test_the_convex_solution_is_the_least_of_a_fine_grid_and_respects_the_floor():
     p = problem()
     found = convex(p, 0).weights
     grid = [
@@ -58,17 +58,17 @@ def test_the_convex_solution_is_the_least_of_a_fine_grid_and_keeps_the_floor():
     assert found[0] > found[1] > found[2]
 
 
-def test_the_genetic_search_finds_the_convex_solution_and_counts_what_it_looked_at():
+def test_the_genetic_search_finds_the_convex_solution_and_counts_its_candidates():
     p = problem()
     found, best = genetic_loss(p, 1), convex(p, 1)
     assert p.log_loss(found.weights) == pytest.approx(p.log_loss(best.weights), abs=1e-5)
     assert p.log_loss(found.weights) >= p.log_loss(best.weights) - 1e-9
     assert found.weights == pytest.approx(best.weights, abs=0.02)
-    assert found.trials == ways.POPULATION * (ways.GENERATIONS + 1)
+    assert found.trials == weights.POPULATION * (weights.GENERATIONS + 1)
 
 
-def test_a_seed_is_a_search_and_pythons_own_generator_is_left_as_it_was(monkeypatch):
-    monkeypatch.setattr(ways, "GENERATIONS", 10)
+def test_a_seed_determines_the_search_and_pythons_generator_is_restored(monkeypatch):
+    monkeypatch.setattr(weights, "GENERATIONS", 10)
     p = problem(n=200)
     random.seed(5)
     awaited = random.Random(5).random()
@@ -84,44 +84,48 @@ def test_genes_become_weights_above_the_floor():
     assert expressed(np.zeros(4), 0.1) == pytest.approx([0.25] * 4)
 
 
-def test_calibrated_and_independent_evidence_asks_for_equal_weights_and_who_mutes_it_loses():
-    told = events(n=4000)
-    found = judged(told, ways={"muted": ways.stated(np.array([0.02, 0.49, 0.49]))})
+def test_equal_weights_are_optimal_for_calibrated_independent_evidence_and_muting_it_loses():
+    resolved = events(n=4000)
+    found = judged(resolved, optimisers={"muted": weights.stated(np.array([0.02, 0.49, 0.49]))})
     assert found.weights["convex"][:, 0] == pytest.approx(1 / 3, abs=0.05)
-    loss = ways.losses(found, told.label)
-    unheard = log_losses(found.base_rate, told.label[found.rows]).mean()
+    loss = weights.losses(found, resolved.label)
+    without_evidence = log_losses(found.base_rate, resolved.label[found.rows]).mean()
     assert loss["convex"].mean() == pytest.approx(loss["equal"].mean(), abs=1e-3)
     assert loss["convex"].mean() < loss["muted"].mean() - 0.02
-    assert loss["convex"].mean() < unheard - 0.02
+    assert loss["convex"].mean() < without_evidence - 0.02
     assert found.trials["equal"] == 0 < found.trials["convex"]
 
 
-def test_who_never_speaks_is_no_place_to_put_weight():
-    told = events()
-    told.category_scores[:, 2] = np.nan
-    found = judged(told, ways={"stated": ways.stated(np.array([0.3, 0.2, 0.5]))})
-    assert all((weights[:, 2] == 0.0).all() for weights in found.weights.values())
+def test_a_category_that_is_never_available_gets_no_weight():
+    resolved = events()
+    resolved.category_scores[:, 2] = np.nan
+    found = judged(resolved, optimisers={"stated": weights.stated(np.array([0.3, 0.2, 0.5]))})
+    assert all((chosen[:, 2] == 0.0).all() for chosen in found.weights.values())
     assert found.weights["stated"][0] == pytest.approx([0.6, 0.4, 0.0])
     assert found.weights["convex"].sum(axis=1) == pytest.approx(1.0)
 
 
-def test_what_comes_after_a_test_stretch_changes_nothing_in_it():
-    told = events()
-    found = judged(told)
-    turned = told.label.copy()
-    turned[1000:] = 1.0 - turned[1000:]
-    again = judged(Events(told.category_scores, told.side, turned, told.gross_bps, told.known, told.ended))
-    early = found.rows < 960  # the last of three stretches begins at 960 and was not learnt from by the others
+def test_later_outcomes_change_nothing_in_an_earlier_test_stretch():
+    resolved = events()
+    found = judged(resolved)
+    reversed_labels = resolved.label.copy()
+    reversed_labels[1000:] = 1.0 - reversed_labels[1000:]
+    again = judged(
+        Events(
+            resolved.category_scores, resolved.side, reversed_labels, resolved.gross_bps, resolved.known, resolved.ended
+        )
+    )
+    early = found.rows < 960  # the last of three stretches begins at 960 and trains none of the others
     assert early.any()
     for name in found.p:
         assert (again.p[name][early] == found.p[name][early]).all()
 
 
 def test_weights_found_elsewhere_are_judged_on_the_same_events():
-    told = events()
-    fixed = np.tile([0.6, 0.2, 0.2], (len(told), 1))
-    found = judged(told, given={"given": fixed}, ways={"fixed": ways.stated(fixed[0])})
+    resolved = events()
+    fixed = np.tile([0.6, 0.2, 0.2], (len(resolved), 1))
+    found = judged(resolved, given={"given": fixed}, optimisers={"fixed": weights.stated(fixed[0])})
     assert found.p["given"] == pytest.approx(found.p["fixed"], abs=1e-12)
     assert found.weights["given"].shape == (len(found.rows), 3)
     with pytest.raises(BadShape):
-        judged(told, given={"given": fixed[:-1]})
+        judged(resolved, given={"given": fixed[:-1]})

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.context_factory import made_context
+from support.context_factory import make_context
 from support.market_bars import year
 
 __all__ = ["year"]
@@ -28,4 +28,4 @@ def books(bars: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="session")
 def contexts(bars: np.ndarray) -> np.ndarray:
     """What else was known at each close, made up: (n, CONTEXT_WIDTH) in the order of CONTEXT_FIELDS."""
-    return made_context(bars)
+    return make_context(bars)

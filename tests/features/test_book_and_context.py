@@ -1,4 +1,4 @@
-"""Columns of the book and of what is known beside the market, against hand-checked values and numpy."""
+"""Columns of the book and of context, against hand-checked values and numpy."""
 
 import numpy as np
 import pytest
@@ -111,7 +111,7 @@ def test_correlation_and_beta_with_the_reference_are_numpys(bars, contexts):
         assert np.isclose(values[t, FEATURES.index["cross_beta"]], cov[0, 1] / cov[1, 1], rtol=1e-9)
 
 
-def test_the_reference_beside_itself_is_missing_not_one(bars):
+def test_the_reference_next_to_itself_is_missing_not_one(bars):
     contexts = np.tile(context(), (200, 1))
     contexts[:, CONTEXT_INDEX["reference_close"]] = bars[:200, 4]
     row = last(bars[:200], None, contexts)

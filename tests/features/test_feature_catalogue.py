@@ -15,7 +15,7 @@ from pipelines.signals.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 
 
 def test_the_core_is_five_price_five_volume_six_book_and_nine_technical():
-    groups = [FEATURES.catalogue[FEATURES.index[name]].group for name in CORE_COLUMNS]
+    groups = [FEATURES.catalogue[FEATURES.index[name]].category for name in CORE_COLUMNS]
     assert [groups.count(g) for g in ("price", "volume", "book", "technical")] == [5, 5, 6, 9]
     assert len(CORE_COLUMNS) == 25
 
@@ -68,7 +68,7 @@ def test_session_flags_and_the_clock_follow_utc():
     assert np.isclose(row["time_of_day_cos"], -np.sqrt(3) / 2)
 
 
-def test_a_flat_market_has_missing_oscillators_not_made_up_ones():
+def test_a_flat_market_has_missing_oscillators():
     bars = np.tile([0.0, 9, 9, 9, 9, 5, 1, 2], (80, 1))
     last = dict(zip(FEATURES.columns, FEATURES.run(bars)[-1], strict=True))
     for name in ("rsi_14", "stoch_k_14", "bollinger_b_20", "cci_20", "price_momentum", "persistence_60"):

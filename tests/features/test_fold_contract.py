@@ -18,7 +18,7 @@ CUT = 1733
 SPOILT = slice(1000, 1011)  # bars whose volume, book and context were not recorded
 COMBINED = {column.name for family in SIGNALS.groups if family.combines for column in family.columns}
 FIELDS = {f"context:{name}" for name in CONTEXT_FIELDS}
-CHANGED_BY_VOLUME = ("consensus", "amt")  # hears a vote that needs taker volume; counts time where there is none
+CHANGED_BY_VOLUME = ("consensus", "amt")  # counts a vote that needs taker volume; counts time where there is none
 INPUTS = {  # ways of folding that withhold something, and what they still give
     "forex": {"book"} | FIELDS,
     "no_book": {"volume", "taker"} | FIELDS,
@@ -157,7 +157,7 @@ def test_a_read_only_or_strided_bar_gives_the_same_bytes(fold, bars):
 
 
 def test_state_of_another_catalogue_is_refused():
-    with pytest.raises(StateError, match="Replay history"):
+    with pytest.raises(StateError, match="`bellwether up` folds the history again"):
         FEATURES.load(SIGNALS.dump(SIGNALS.fresh()))
     with pytest.raises(StateError, match="cut short"):
         FEATURES.load(FEATURES.dump(FEATURES.fresh())[:-8])

@@ -8,7 +8,7 @@ import talib
 
 from pipelines.features.catalog import FEATURES
 
-COLUMNS = [column.name for column in FEATURES.catalogue if column.group == "traditional"]
+COLUMNS = [column.name for column in FEATURES.catalogue if column.category == "traditional"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def frame(m):
 
 
 def away(average):
-    """What `close_to_…` says of an average in price units."""
+    """Return `close_to_…` of an average in price units."""
     return lambda m: np.log(m["c"] / average(m))
 
 
@@ -52,7 +52,7 @@ def flow(m, sign_of):
 
 
 def balance(m):
-    """Volume placed by where the close stands in the bar; a bar without range counts nought."""
+    """Volume placed by where the close stands in the bar; a bar without range counts 0."""
     width = m["h"] - m["l"]
     place = np.divide((m["c"] - m["l"]) - (m["h"] - m["c"]), width, out=np.zeros_like(width), where=width > 0)
     return pd.Series(place * m["v"]).rolling(20).sum() / rolled(m, "v", 20).sum()
@@ -190,7 +190,7 @@ ORACLES = {
     "tsi_25_13": blau,
     "dpo_20": lambda m: (np.roll(m["c"], 11) - talib.SMA(m["c"], 20)) / m["c"],
 }
-SHOWN_LATER = {"stoch_slow_k_14": 18, "stoch_rsi_14": 28}  # TA-Lib shows these only once a line beside them is there
+SHOWN_LATER = {"stoch_slow_k_14": 18, "stoch_rsi_14": 28}  # TA-Lib shows these only once their other line is there
 
 
 def rounded_moves(m):
@@ -199,7 +199,7 @@ def rounded_moves(m):
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_it_is_what_its_oracle_says(ours, market, name):
+def test_it_equals_its_oracle(ours, market, name):
     mine, theirs = ours[name], np.array(ORACLES[name](market), dtype=float)
     if name == "mfi_14":
         assert rounded_moves(market).mean() < 0.01
@@ -215,7 +215,7 @@ def test_it_is_what_its_oracle_says(ours, market, name):
 
 
 def test_the_catalogue_has_at_least_fifty_indicators_each_with_formula_unit_range_warmup_and_source():
-    told = [c for c in FEATURES.catalogue if c.group in ("traditional", "technical")]
-    assert len(told) >= 50
+    columns = [c for c in FEATURES.catalogue if c.category in ("traditional", "technical")]
+    assert len(columns) >= 50
     assert set(ORACLES) == set(COLUMNS)
-    assert all(c.formula and c.unit and c.source and c.warmup >= 1 and c.low < c.high for c in told)
+    assert all(c.formula and c.unit and c.source and c.warmup >= 1 and c.low < c.high for c in columns)

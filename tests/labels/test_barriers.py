@@ -54,9 +54,11 @@ def test_a_label_does_not_change_when_everything_after_its_horizon_does():
 
 def test_gross_return_is_from_the_next_bars_open_and_holds_no_cost():
     market = bars(FLAT, (100.1, 103, 100, 102), FLAT)
-    told = triple_barrier(market, np.array([60.0]), np.array([100.0]), np.array([1]), np.array([0.01]), 1.5, 1.0, 120.0)
-    assert told.label[0] == 1.0
-    assert told.gross_bps[0] == pytest.approx((101.5 / 100.1 - 1) * 1e4)
+    outcome = triple_barrier(
+        market, np.array([60.0]), np.array([100.0]), np.array([1]), np.array([0.01]), 1.5, 1.0, 120.0
+    )
+    assert outcome.label[0] == 1.0
+    assert outcome.gross_bps[0] == pytest.approx((101.5 / 100.1 - 1) * 1e4)
     assert levels(np.array([100.0]), np.array([1]), np.array([0.01]), 1.5, 1.0) == (
         pytest.approx([101.5]),
         pytest.approx([99.0]),

@@ -36,20 +36,20 @@ def labels(base, params=None):
 
 def test_the_return_is_from_the_next_open_to_the_last_close_inside_the_horizon():
     base = minutes(100.0 + np.arange(12), 100.5 + np.arange(12))
-    told = forward_returns(base, np.array([180.0]), 360.0)
-    assert (told.start[0], told.exit[0]) == (3, 8)
-    assert told.gross_bps[0] == pytest.approx((108.5 / 103.0 - 1) * 1e4)
+    labelled = forward_returns(base, np.array([180.0]), 360.0)
+    assert (labelled.start[0], labelled.exit[0]) == (3, 8)
+    assert labelled.gross_bps[0] == pytest.approx((108.5 / 103.0 - 1) * 1e4)
 
 
 def test_a_row_says_when_it_was_known_when_it_ended_and_what_the_bar_itself_did():
     base = walk()
-    told = labels(base)
+    labelled = labels(base)
     close = resample(base, 60, STEP_S)[:, 4]
-    at = told["index"]
-    np.testing.assert_array_equal(told["known"], (at + 1.0) * STEP_S)
-    np.testing.assert_array_equal(told["ended"], told["known"] + HORIZON * STEP_S)
-    np.testing.assert_allclose(told["last_return"][at > 0], np.log(close[at[at > 0]] / close[at[at > 0] - 1]))
-    np.testing.assert_array_equal(told["y"], told["gross_bps"] > 0)
+    at = labelled["index"]
+    np.testing.assert_array_equal(labelled["known"], (at + 1.0) * STEP_S)
+    np.testing.assert_array_equal(labelled["ended"], labelled["known"] + HORIZON * STEP_S)
+    np.testing.assert_allclose(labelled["last_return"][at > 0], np.log(close[at[at > 0]] / close[at[at > 0] - 1]))
+    np.testing.assert_array_equal(labelled["y"], labelled["gross_bps"] > 0)
 
 
 def test_a_move_within_the_round_trip_gets_no_row():
@@ -80,19 +80,19 @@ def test_a_gap_at_either_end_is_no_return(gone):
 
 def test_decision_bars_alone_are_enough():
     bars = resample(walk(), 60, STEP_S)
-    told = horizon_labels(bars, bars, STEP_S, settings())
-    i = told["index"][10]
-    assert told["gross_bps"][10] == pytest.approx((bars[i + 2, 4] / bars[i + 1, 1] - 1) * 1e4)
-    assert told["index"].max() == len(bars) - 1 - HORIZON
+    labelled = horizon_labels(bars, bars, STEP_S, settings())
+    i = labelled["index"][10]
+    assert labelled["gross_bps"][10] == pytest.approx((bars[i + 2, 4] / bars[i + 1, 1] - 1) * 1e4)
+    assert labelled["index"].max() == len(bars) - 1 - HORIZON
 
 
 def test_overlapping_labels_share_their_uniqueness_and_old_ones_weigh_less():
-    told = labels(walk(), settings(0.0))
-    assert np.median(told["uniqueness"]) == pytest.approx(1 / HORIZON)
-    assert (told["weight"] <= told["uniqueness"]).all()
-    assert told["weight"][0] < told["uniqueness"][0]
+    labelled = labels(walk(), settings(0.0))
+    assert np.median(labelled["uniqueness"]) == pytest.approx(1 / HORIZON)
+    assert (labelled["weight"] <= labelled["uniqueness"]).all()
+    assert labelled["weight"][0] < labelled["uniqueness"][0]
 
 
 def test_a_market_that_does_not_move_has_no_rows():
-    told = labels(minutes(np.full(60, 100.0), np.full(60, 100.0)))
-    assert {len(values) for values in told.values()} == {0}
+    labelled = labels(minutes(np.full(60, 100.0), np.full(60, 100.0)))
+    assert {len(values) for values in labelled.values()} == {0}

@@ -35,12 +35,12 @@ def labels(base, direction, reach=1.0):
 UP = [100.0] * 6 + [100.5, 101.0, 101.5, 102.0, 102.0, 102.0, *[102.0] * 10]
 
 
-def test_patterns_that_are_there_together_are_each_asked_for_their_own_side():
-    told = labels(minutes(*UP), [[1, -1, 0, 1]])
-    np.testing.assert_array_equal(told["y"], [[1.0, 0.0, 0.0, 1.0]])
-    np.testing.assert_array_equal(told["direction"], [[1.0, -1.0, 0.0, 1.0]])
-    assert told["index"].tolist() == [0]
-    assert told["known"].tolist() == [300.0]
+def test_patterns_that_are_there_together_are_each_labelled_by_their_own_side():
+    labelled = labels(minutes(*UP), [[1, -1, 0, 1]])
+    np.testing.assert_array_equal(labelled["y"], [[1.0, 0.0, 0.0, 1.0]])
+    np.testing.assert_array_equal(labelled["direction"], [[1.0, -1.0, 0.0, 1.0]])
+    assert labelled["index"].tolist() == [0]
+    assert labelled["known"].tolist() == [300.0]
 
 
 def test_a_label_ends_when_the_last_of_its_sides_is_decided():
@@ -49,10 +49,10 @@ def test_a_label_ends_when_the_last_of_its_sides_is_decided():
     assert both == max(rise, fall)
 
 
-def test_a_move_that_comes_too_late_or_not_at_all_is_nought():
-    told = labels(minutes(*[100.0] * 26), [[1, -1]])
-    np.testing.assert_array_equal(told["y"], [[0.0, 0.0]])
-    assert told["ended"][0] == 300.0 + 2 * 300.0
+def test_a_move_that_comes_too_late_or_not_at_all_is_zero():
+    labelled = labels(minutes(*[100.0] * 26), [[1, -1]])
+    np.testing.assert_array_equal(labelled["y"], [[0.0, 0.0]])
+    assert labelled["ended"][0] == 300.0 + 2 * 300.0
 
 
 def test_bars_without_a_pattern_or_without_an_end_have_no_row():
@@ -74,27 +74,29 @@ def test_a_label_does_not_change_when_everything_after_its_horizon_does():
         pattern_labels(resample(b, 60, 300)[: cut // 5], b, direction[: cut // 5], reach[: cut // 5], 300, PARAMS)
         for b in (base, garbage, base[:cut])
     )
-    for told in (blinded, short):
-        inside = told["known"] + 600.0 <= 60.0 * cut
+    for labelled in (blinded, short):
+        inside = labelled["known"] + 600.0 <= 60.0 * cut
         n = int(inside.sum())
         assert n > 200
         for name in ("index", "y", "direction", "ended"):
-            assert whole[name][:n].tobytes() == told[name][:n].tobytes(), name
+            assert whole[name][:n].tobytes() == labelled[name][:n].tobytes(), name
     assert 0.1 < whole["y"][whole["direction"] != 0].mean() < 0.6
     assert (whole["ended"] <= whole["known"] + 600.0).all()
 
 
-def test_y_is_nought_where_the_pattern_is_not_there_and_rows_that_overlap_share_their_uniqueness():
+def test_y_is_zero_where_the_pattern_is_not_there_and_rows_that_overlap_share_their_uniqueness():
     rng = np.random.default_rng(6)
     base = minutes(*100.0 * np.exp(np.cumsum(rng.normal(0, 1e-3, 2001))))
     bars = resample(base, 60, 300)
     direction = rng.choice([-1.0, 0.0, 1.0], size=(len(bars), 2))
-    told = pattern_labels(bars, base, direction, 0.01 * bars[:, CLOSE], 300, PARAMS)  # far barriers: lives of two bars
-    assert not told["y"][told["direction"] == 0].any()
-    assert 0.4 < told["uniqueness"].mean() < 0.8
-    assert (told["weight"] <= told["uniqueness"]).all()
-    assert (np.diff(told["known"]) > 0).all()
-    np.testing.assert_array_equal(told["known"], bars[told["index"], OPEN_TIME] + 300)
+    labelled = pattern_labels(
+        bars, base, direction, 0.01 * bars[:, CLOSE], 300, PARAMS
+    )  # far barriers: lives of two bars
+    assert not labelled["y"][labelled["direction"] == 0].any()
+    assert 0.4 < labelled["uniqueness"].mean() < 0.8
+    assert (labelled["weight"] <= labelled["uniqueness"]).all()
+    assert (np.diff(labelled["known"]) > 0).all()
+    np.testing.assert_array_equal(labelled["known"], bars[labelled["index"], OPEN_TIME] + 300)
 
 
 def test_directions_of_other_bars_are_refused():

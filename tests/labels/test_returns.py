@@ -26,19 +26,19 @@ def labels(rows, step_s=STEP_S):
 
 def test_the_label_is_the_log_return_of_the_next_hour_in_basis_points():
     rows = bars()
-    told = labels(rows)
-    i = told["index"][7]
-    assert told["y"][7] == pytest.approx(1e4 * np.log(rows[i + 4, 4] / rows[i + 1, 1]))
-    assert (told["known"][7], told["ended"][7]) == (rows[i, 0] + STEP_S, rows[i, 0] + STEP_S + 3600)
+    labelled = labels(rows)
+    i = labelled["index"][7]
+    assert labelled["y"][7] == pytest.approx(1e4 * np.log(rows[i + 4, 4] / rows[i + 1, 1]))
+    assert (labelled["known"][7], labelled["ended"][7]) == (rows[i, 0] + STEP_S, rows[i, 0] + STEP_S + 3600)
 
 
 def test_a_decision_bar_longer_than_the_hour_is_labelled_over_one_bar():
     rows = bars()
     rows[:, 0] *= 16
-    told = labels(rows, 16 * STEP_S)
-    i = told["index"][0]
-    assert told["ended"][0] - told["known"][0] == 16 * STEP_S
-    assert told["y"][0] == pytest.approx(1e4 * np.log(rows[i + 1, 4] / rows[i + 1, 1]))
+    labelled = labels(rows, 16 * STEP_S)
+    i = labelled["index"][0]
+    assert labelled["ended"][0] - labelled["known"][0] == 16 * STEP_S
+    assert labelled["y"][0] == pytest.approx(1e4 * np.log(rows[i + 1, 4] / rows[i + 1, 1]))
 
 
 def test_the_volatility_is_the_weighted_mean_square_of_the_returns_so_far():
@@ -53,11 +53,11 @@ def test_a_return_over_a_gap_is_no_volatility_and_an_hour_over_a_gap_no_label():
     rows = bars()
     rows[200:, 0] += 86400.0
     rows[200:, 1:5] *= 1.5
-    told, volatility = labels(rows), ewma_volatility(rows, STEP_S)
+    labelled, volatility = labels(rows), ewma_volatility(rows, STEP_S)
     assert volatility[200].tolist() == volatility[199].tolist()
-    assert not set(told["index"]) & {196, 197, 198, 199}
-    assert {195, 200} <= set(told["index"])
-    assert np.abs(told["y"]).max() < 200
+    assert not set(labelled["index"]) & {196, 197, 198, 199}
+    assert {195, 200} <= set(labelled["index"])
+    assert np.abs(labelled["y"]).max() < 200
 
 
 @pytest.mark.parametrize("at", [100, 250])

@@ -1,11 +1,13 @@
-"""Bundles: exported = native, golden rows guard the load, and nothing that could carry code is ever opened (law L6)."""
+"""Bundles: exported = native, golden rows guard the load, and no file that could carry code is ever opened (law L6)."""
 
+import json
 import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from support.earlier_bundle import as_release_0_5
 
 from pipelines.errors import BadShape, BundleError, DigestMismatch, GoldenMismatch, UnsafeBundle
 from pipelines.models.base import present_columns
@@ -40,12 +42,13 @@ def bundle(tmp_path, market, native):
     digest = write_bundle(
         tmp_path / "b", family="validator", card="# card\n",
         export=export_calibrated(to_onnx(native, 6), calibration, ("target_first",)),
-        novelty=fit_novelty(rows[:1500], 0.999), schema={"columns": COLUMNS, "dropped": {}}, inputs=rows[:1500],
+        novelty=fit_novelty(rows[:1500], 0.999), inputs=rows[:1500],
+        schema={"columns": COLUMNS, "dropped": {}, "loss_params": {}},
     )  # fmt: skip
     return tmp_path / "b", digest
 
 
-def test_the_export_says_what_the_native_model_says(bundle, market, native):
+def test_the_export_predicts_what_the_native_model_predicts(bundle, market, native):
     model = load_bundle(*bundle)
     assert np.abs(model.raw(market[0]) - raw(native, market[0])).max() < 1e-6
     assert check_golden(model) == 0.0
@@ -61,11 +64,11 @@ def test_the_same_model_exports_to_the_same_bytes(native):
 
 def test_a_calibrated_probability_is_close_to_the_truth_and_above_its_lower_bound(bundle, market):
     rows, _, truth = market
-    answer = load_bundle(*bundle).predict(rows[1500:])
-    sure = np.isfinite(answer.p)
-    assert sure.mean() > 0.98
-    assert (answer.p_low[sure] < answer.p[sure]).all()
-    assert np.corrcoef(answer.p[sure], truth[1500:][sure])[0, 1] > 0.6
+    predicted = load_bundle(*bundle).predict(rows[1500:])
+    known = np.isfinite(predicted.p)
+    assert known.mean() > 0.98
+    assert (predicted.p_low[known] < predicted.p[known]).all()
+    assert np.corrcoef(predicted.p[known], truth[1500:][known])[0, 1] > 0.6
 
 
 def test_a_missing_feature_and_a_novel_row_abstain_with_their_reason(bundle):
@@ -73,12 +76,12 @@ def test_a_missing_feature_and_a_novel_row_abstain_with_their_reason(bundle):
     rows = np.zeros((3, 6))
     rows[1, 2] = np.nan
     rows[2] = 50.0
-    answer = model.predict(rows)
-    assert answer.status == ["OK", "ABSTAIN", "ABSTAIN"]
-    assert answer.reason[1] == "MISSING_FEATURE:c2"
-    assert answer.reason[2].startswith("NOVEL:")
-    assert np.isnan(answer.p[1:]).all()
-    assert np.isnan(answer.p_low[1:]).all()
+    predicted = model.predict(rows)
+    assert predicted.status == ["OK", "ABSTAIN", "ABSTAIN"]
+    assert predicted.reason[1] == "MISSING_FEATURE:c2"
+    assert predicted.reason[2].startswith("NOVEL:")
+    assert np.isnan(predicted.p[1:]).all()
+    assert np.isnan(predicted.p_low[1:]).all()
     with pytest.raises(BadShape, match="c0, c1"):
         model.predict(np.zeros((1, 5)))
 
@@ -92,11 +95,11 @@ def test_a_changed_byte_is_refused(bundle):
         load_bundle(path, digest)
 
 
-def test_a_bundle_resealed_with_other_weights_is_not_what_the_registry_promised(bundle):
+def test_a_bundle_resealed_with_other_content_has_not_the_digest_of_the_registry(bundle):
     path, digest = bundle
     (path / "card.md").write_text("# another\n")
     _seal(path, "validator")
-    with pytest.raises(DigestMismatch, match="registry promised"):
+    with pytest.raises(DigestMismatch, match="the registry has"):
         load_bundle(path, digest)
 
 
@@ -125,7 +128,7 @@ def test_a_missing_file_and_an_empty_folder_are_refused(bundle, tmp_path):
         load_bundle(tmp_path, None)
 
 
-def test_weights_that_answer_differently_fail_their_golden_rows(bundle):
+def test_a_model_that_predicts_differently_fails_its_golden_rows(bundle):
     path, _ = bundle
     with np.load(path / "golden.npz") as f:
         golden = dict(f)
@@ -135,17 +138,34 @@ def test_weights_that_answer_differently_fail_their_golden_rows(bundle):
         check_golden(load_bundle(path, _seal(path, "validator")))
 
 
+def test_a_bundle_of_release_0_5_loads_and_gives_its_golden_predictions(bundle):
+    path, _ = bundle
+    model = load_bundle(path, as_release_0_5(path, "validator"))
+    assert (model.schema["kind"], model.schema["loss_params"]) == ("tabular", {})
+    assert check_golden(model) == 0.0
+
+
+def test_a_bundle_of_an_unknown_kind_is_refused_and_names_the_kinds_served(bundle):
+    path, _ = bundle
+    schema = json.loads((path / "schema.json").read_text())
+    (path / "schema.json").write_text(json.dumps({**schema, "kind": "oracle"}))
+    with pytest.raises(
+        BundleError, match="'oracle' is unknown to this release, which serves tabular, ensemble, regime"
+    ):
+        load_bundle(path, _seal(path, "validator"))
+
+
 def test_absent_and_constant_columns_are_dropped_and_named():
     rows = np.array([[1.0, np.nan, 3.0], [2.0, np.nan, 3.0]])
-    keep, dropped = present_columns(rows, ("a", "b", "c"))
-    assert keep.tolist() == [True, False, False]
+    present, dropped = present_columns(rows, ("a", "b", "c"))
+    assert present.tolist() == [True, False, False]
     assert "absent" in dropped["b"]
     assert "constant" in dropped["c"]
 
 
 def test_the_runtime_needs_no_training_library():
     heavy = "('sklearn', 'xgboost', 'torch', 'mlflow', 'scipy.optimize', 'scipy.stats')"
-    seen = f"import sys, pipelines.models.runtime; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, pipelines.models.runtime; print([m for m in {heavy} if m in sys.modules])"
     assert (
-        subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

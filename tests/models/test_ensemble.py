@@ -1,76 +1,149 @@
-"""M5: the stated weights are golden; whoever cannot speak leaves the average."""
+"""An ensemble: members over bars and windows; a member without a prediction leaves the mean and is not replaced."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
+from onnx import TensorProto, helper, numpy_helper
+from support.earlier_bundle import as_release_0_5
 
-from pipelines.errors import UnknownName
-from pipelines.models.directional_ensemble import directional, ensemble_losses
-from pipelines.models.losses import log_losses
-from pipelines.params import EnsembleParams
-from pipelines.settings import load_params
+from pipelines.errors import GoldenMismatch
+from pipelines.models.base import Export
+from pipelines.models.calibration_and_novelty import Calibration, as_json
+from pipelines.models.directional_ensemble import average
+from pipelines.models.export import json_bytes, write_bundle
+from pipelines.models.novelty import fit_novelty
+from pipelines.models.runtime import check_golden, load_bundle
 
-WEIGHTS = load_params().ensemble.model_dump()
-ORDER = ("logistic", "random_forest", "lstm", "xgboost")
-SAID = {"logistic": 0.52, "random_forest": 0.55, "lstm": 0.60, "xgboost": 0.40}
-MEMBERS = {name: np.array([p]) for name, p in SAID.items()}
-
-
-@pytest.mark.parametrize(
-    ("phase", "weights"),
-    [
-        (None, (0.25, 0.30, 0.30, 0.15)),
-        ("QUIET", (0.25, 0.30, 0.30, 0.15)),
-        ("TRENDING", (0.20, 0.25, 0.35, 0.20)),
-        ("RANGING", (0.30, 0.20, 0.20, 0.30)),
-        ("VOLATILE", (0.25, 0.30, 0.30, 0.15)),
-    ],
-)
-def test_every_phase_votes_with_its_stated_weights(phase, weights):
-    vote = directional(MEMBERS, WEIGHTS, phase)
-    np.testing.assert_allclose([vote.weights[name][0] for name in ORDER], weights)
-    assert vote.p[0] == pytest.approx(sum(w * SAID[name] for w, name in zip(weights, ORDER, strict=True)))
-    assert vote.missing == [()]
+COLUMNS, STEPS = ("a", "b"), 3
+SHARP = Calibration(1.0, 0.0, np.eye(2) * 1e-6)
 
 
-def test_a_missing_model_leaves_the_average_it_is_not_a_half():
-    silent = {**MEMBERS, "lstm": np.array([np.nan])}
-    del silent["xgboost"]
-    vote = directional(silent, WEIGHTS)
-    assert vote.p[0] == pytest.approx((0.25 * 0.52 + 0.30 * 0.55) / 0.55)
-    assert vote.missing == [("lstm", "xgboost")]
-    assert sum(w[0] for w in vote.weights.values()) == pytest.approx(1.0)
-    assert vote.weights["lstm"][0] == 0.0
+def sigmoid_of_mean(window: bool, classes: int) -> bytes:
+    """Return ONNX in which class c predicts sigmoid(mean of the inputs + c)."""
+    shape = [None, STEPS, 2] if window else [None, 2]
+    axes = [1, 2] if window else [1]
+    shift = numpy_helper.from_array(np.arange(classes, dtype=np.float32)[None], "shift")
+    nodes = [
+        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=axes, keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
+        helper.make_node("Add", ["column", "shift"], ["score"]),
+        helper.make_node("Sigmoid", ["score"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "member",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, classes])],
+        [shift, numpy_helper.from_array(np.array([1], dtype=np.int64), "last")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
-def test_rows_are_counted_one_by_one_and_nobody_speaking_is_no_number():
-    vote = directional({"logistic": np.array([0.3, np.nan]), "lstm": np.array([np.nan, np.nan])}, WEIGHTS)
-    assert vote.p[0] == pytest.approx(0.3)
-    assert np.isnan(vote.p[1])
-    assert vote.missing[1] == ORDER
-    assert all(w[1] == 0.0 for w in vote.weights.values())
+def ensemble(folder, classes=("up", "down"), sure_from=None):
+    members = [("near", "newest", 1.0), ("far", "window", 3.0), ("reported", "newest", 0.0)]
+    files = {f"{name}.onnx": sigmoid_of_mean(reads == "window", len(classes)) for name, reads, _ in members}
+    files["calibration.json"] = json_bytes({name: [as_json(SHARP)] * len(classes) for name, *_ in members})
+    schema = {
+        "classes": list(classes), "steps": STEPS, "sure_from": sure_from,
+        "members": [{"name": n, "file": f"{n}.onnx", "reads": r, "columns": list(COLUMNS), "weight": w}
+                    for n, r, w in members],
+    }  # fmt: skip
+    inputs = np.random.default_rng(0).normal(size=(400, STEPS, 2))
+    digest = write_bundle(
+        folder, family="predictor", export=Export("ensemble", files, schema), novelty=fit_novelty(inputs[:, -1], 0.99),
+        schema={"columns": list(COLUMNS), "dropped": {}}, card="# card\n", inputs=inputs,
+    )  # fmt: skip
+    return load_bundle(folder, digest)
 
 
-def test_an_unknown_phase_or_a_member_without_a_weight_is_refused():
-    with pytest.raises(UnknownName, match="SIDEWAYS"):
-        directional(MEMBERS, WEIGHTS, "SIDEWAYS")
-    with pytest.raises(UnknownName, match="oracle"):
-        directional({**MEMBERS, "oracle": np.array([1.0])}, WEIGHTS)
+def logistic(x):
+    return 1 / (1 + np.exp(-x))
 
 
-def test_the_out_of_fold_table_has_the_ensemble_and_every_member():
-    rng = np.random.default_rng(0)
-    y = (rng.random(50) < 0.5).astype(float)
-    oof = {f"member_{name}": rng.uniform(0.3, 0.7, 50) for name in ORDER} | {"p": np.zeros(50)}
-    losses = ensemble_losses(oof, y, WEIGHTS)
-    assert set(losses) == {"ensemble_stated", *ORDER}
-    p = sum(WEIGHTS["stated"][name] * oof[f"member_{name}"] for name in ORDER)
-    np.testing.assert_allclose(losses["ensemble_stated"], log_losses(p, y))
-    with pytest.raises(UnknownName, match="member_"):
-        ensemble_losses({"p": y}, y, WEIGHTS)
+def test_p_is_the_weighted_mean_and_a_member_without_weight_is_only_reported(tmp_path):
+    model = ensemble(tmp_path / "b")
+    rows = np.random.default_rng(1).normal(size=(4, STEPS, 2)) * 0.3
+    predicted = model.predict(rows)
+    near, far = logistic(rows[:, -1].mean(axis=1)), logistic(rows.mean(axis=(1, 2)))
+    np.testing.assert_allclose(predicted.p[:, 0], 0.25 * near + 0.75 * far, atol=1e-6)
+    np.testing.assert_allclose(predicted.members["reported"][:, 0], near, atol=1e-6)
+    assert (predicted.p_low < predicted.p).all()
+    assert check_golden(model) == 0.0
 
 
-@pytest.mark.parametrize("wrong", [{"lstm": 0.5}, {"lstm": 1.0, "xgboost": 0.0}, {"lstm": 1.5, "logistic": -0.5}])
-def test_weights_that_do_not_sum_to_one_or_name_other_members_are_refused(wrong):
-    with pytest.raises(ValidationError):
-        EnsembleParams(stated={"lstm": 0.5, "logistic": 0.5}, phases={"TRENDING": wrong})
+def test_a_bundle_of_release_0_5_loads_and_gives_its_golden_predictions(tmp_path):
+    today = ensemble(tmp_path / "b")
+    model = load_bundle(tmp_path / "b", as_release_0_5(tmp_path / "b", "predictor"))
+    assert "committee" in (tmp_path / "b" / "schema.json").read_text()
+    assert model.schema["kind"] == "ensemble"
+    assert model.digest != today.digest
+    assert check_golden(model) == 0.0
+
+
+def test_a_short_history_leaves_the_window_member_out_of_the_mean(tmp_path):
+    model = ensemble(tmp_path / "b")
+    rows = np.full((1, STEPS, 2), 0.2)
+    rows[0, 0] = np.nan
+    predicted = model.predict(rows)
+    assert np.isnan(predicted.members["far"]).all()
+    np.testing.assert_array_equal(predicted.p, predicted.members["near"])
+    assert predicted.status == ["OK"]
+
+
+def test_a_missing_newest_value_abstains_by_name(tmp_path):
+    rows = np.zeros((1, STEPS, 2))
+    rows[0, -1, 1] = np.nan
+    predicted = ensemble(tmp_path / "b").predict(rows)
+    assert predicted.reason == ["MISSING_FEATURE:b"]
+    assert np.isnan(predicted.p).all()
+
+
+def test_classes_are_named_from_the_stated_probability_on(tmp_path):
+    model = ensemble(tmp_path / "b", sure_from=0.7)
+    predicted = model.predict(np.stack([np.full((STEPS, 2), -0.5), np.full((STEPS, 2), 1.0)]))
+    assert predicted.label == [None, "up+down"]
+    check_golden(model)
+
+
+def test_a_golden_label_may_differ_only_where_rounding_decides(tmp_path):
+    with_labels = ensemble(tmp_path / "b", sure_from=0.7)
+    near = with_labels.golden["p"][0, 0]
+    at_threshold = replace(with_labels, label_from=near + 1e-9, schema={**with_labels.schema, "sure_from": near + 1e-9})
+    at_threshold.golden["label"] = np.array(
+        [label or "" for label in at_threshold.predict(at_threshold.golden["rows"]).label]
+    )
+    rounded_up = replace(at_threshold, label_from=near)
+    assert check_golden(rounded_up) == 0.0
+    with pytest.raises(GoldenMismatch, match="labels"):
+        check_golden(replace(at_threshold, label_from=near - 0.05))
+
+
+def test_an_ensemble_of_one_class_predicts_one_number_a_row(tmp_path):
+    predicted = ensemble(tmp_path / "b", classes=("up",)).predict(np.zeros((2, STEPS, 2)))
+    assert predicted.p.shape == (2,)
+    assert predicted.p == pytest.approx(0.5)
+
+
+def test_a_member_without_a_probability_leaves_the_mean_and_does_not_count_as_one_half():
+    members = np.array([[0.9, np.nan, np.nan], [0.5, 0.2, np.nan]])
+    np.testing.assert_allclose(average(members, np.array([1.0, 1.0])), [0.7, 0.2, np.nan])
+    np.testing.assert_allclose(average(members, np.array([1.0, 0.0])), [0.9, np.nan, np.nan])
+
+
+def test_a_class_with_a_closed_gate_is_predicted_zero_and_no_member_runs_if_all_are_closed(tmp_path):
+    model = replace(ensemble(tmp_path / "b"), gates=np.array([0, 1]))
+    rows = np.full((4, STEPS, 2), 0.5)
+    rows[1, -1, 1] = 0.0
+    rows[2, -1] = 0.0
+    rows[3, -1, 0] = np.nan
+    predicted = model.predict(rows)
+    assert (predicted.p[0] > 0.5).all()
+    assert predicted.p[1, 0] > 0.5
+    assert predicted.p[1, 1] == predicted.p_low[1, 1] == predicted.members["near"][1, 1] == 0.0
+    assert predicted.status == ["OK", "OK", "OK", "ABSTAIN"]
+    assert not predicted.p[2].any()
+    assert np.isnan(predicted.p[3]).all()  # an abstention is not zero
+    rows[2, 0] = np.nan  # a window with a gap: no class is present, so no member reads it
+    assert model.predict(rows).status[2] == "OK"

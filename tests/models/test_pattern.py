@@ -1,4 +1,4 @@
-"""M2: the view, the mirrored network, the exports; what the family learns of an oracle, of noise and of a market."""
+"""M2: the view, the mirrored network, the exports; fits on an oracle, on noise and on a market."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def params(**changes):
 
 
 def rows(oracle=0.0, m=2400, seed=0, classes=9):
-    """m bars of noise; where `oracle` is above 0, the newest taker share tells which side plays out."""
+    """Return m bars of noise; where `oracle` is above 0, the newest taker share predicts which side plays out."""
     rng = np.random.default_rng(seed)
     columns = COLUMNS[: len(COLUMNS) - 9 + classes]
     windows = rng.normal(size=(m, STEPS, len(columns)))
@@ -77,19 +77,19 @@ def history(bars):
 
 @pytest.fixture(scope="module")
 def market():
-    """(base, history) of 70 simulated days."""
+    """Return (base, history) of 70 simulated days."""
     spec = PARAMS.simulator.model_copy(update={"history_days": 70, "live_days": 0, "drift_after_live_days": None})
     base = simulate(spec, tape=False).bars
     return base, history(resample(base, 60, 900))
 
 
 def reach_of(past):
-    """(m,) ATR in price units."""
+    """Return (m,) ATR in price units."""
     return past.features[:, FEATURES.index["atr_14"]] * past.bars[:, CLOSE]
 
 
 def stage_files(folder, base, past, chosen):
-    """What the features and labels stages leave, as far as the family reads it."""
+    """Write the files of the features and labels stages that the family reads; return its dataset."""
     (folder / "features").mkdir()
     (folder / "labels").mkdir()
     arrays = {
@@ -98,26 +98,26 @@ def stage_files(folder, base, past, chosen):
     }  # fmt: skip
     for name, array in arrays.items():
         np.save(folder / "features" / f"{name}.npy", array)
-    told = pattern_labels(past.bars, base, setups(past.signals), reach_of(past), 900, chosen)
-    np.savez(folder / "labels" / "pattern.npz", **told)
+    labels = pattern_labels(past.bars, base, setups(past.signals), reach_of(past), 900, chosen)
+    np.savez(folder / "labels" / "pattern.npz", **labels)
     return PATTERN.dataset(folder, chosen)
 
 
 # ---- the view ----------------------------------------------------------------------------------------------------
 
 
-def test_the_bars_that_serving_keeps_give_the_bytes_of_the_whole_history(market):
+def test_the_bars_that_serving_retains_give_the_bytes_of_the_whole_history(market):
     _, past = market
     view = VIEWS["pattern"]
     at = np.arange(RETAINED_BARS - 1, len(past), 61)
     whole = view.build(past, at)
     parts = (past.bars, past.features, past.signals, past.levels, past.context)
     for row, end in zip(whole, at + 1, strict=True):
-        kept = History(*(part[end - RETAINED_BARS : end].copy() for part in parts))
-        assert view.build(kept, np.array([RETAINED_BARS - 1]))[0].tobytes() == row.tobytes()
+        retained = History(*(part[end - RETAINED_BARS : end].copy() for part in parts))
+        assert view.build(retained, np.array([RETAINED_BARS - 1]))[0].tobytes() == row.tobytes()
 
 
-def test_candles_are_told_in_units_of_atr_and_sides_stand_on_the_newest_bar(market):
+def test_candles_are_in_units_of_atr_and_sides_are_on_the_newest_bar(market):
     _, past = market
     at = np.arange(600, 900)
     rows, reach = VIEWS["pattern"].build(past, at), reach_of(past)[at]
@@ -139,8 +139,8 @@ def test_too_short_a_history_is_missing_not_guessed(market):
 
 def test_serving_the_view_needs_no_training_library_and_the_network_only_torch_and_numpy():
     def loaded(module, heavy):
-        seen = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
-        done = subprocess.run([sys.executable, "-c", seen], cwd=ROOT, capture_output=True, text=True, check=True)
+        code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     assert loaded("pipelines.models.views", ("sklearn", "xgboost", "torch", "onnx", "mlflow")) == "[]"
@@ -162,17 +162,17 @@ def test_the_network_answers_a_mirrored_market_with_mirrored_sides_alike():
     windows[:, -1, 4:] = rng.choice([-1.0, 0.0, 1.0], size=(40, 3))
     network.standardise(windows)
     mirrored = windows[:, :, [0, 2, 1, 3, 4, 5, 6]] * np.float32([-1, -1, -1, 1, -1, -1, -1])
-    here, there = probabilities_of(network, windows), probabilities_of(network, mirrored)
-    np.testing.assert_allclose(here, there, atol=1e-6)
-    assert np.ptp(here[windows[:, -1, 4:] != 0]) > 0.05
-    assert here[windows[:, -1, 4:] == 0].max() < 1e-6
+    original, reflected = probabilities_of(network, windows), probabilities_of(network, mirrored)
+    np.testing.assert_allclose(original, reflected, atol=1e-6)
+    assert np.ptp(original[windows[:, -1, 4:] != 0]) > 0.05
+    assert original[windows[:, -1, 4:] == 0].max() < 1e-6
 
 
 def test_the_trees_read_a_falling_pattern_as_a_rising_one():
     newest = np.array([[0.0] * 4 + [0.3, 0.6, 70.0, 1.0, 0.0, -1.0]])
     sides = mirror_layout((*CANDLE, TAKER, "volatility_regime", "rsi_14", *DIRECTIONS[:3]))
     first, _, third = sides.rows(newest)[0]
-    # volatility as it is; share and RSI from each side; who speaks with and against; the side; which class is asked
+    # volatility unchanged; share and RSI from each side; sides with and against; the side; the class (one-hot)
     np.testing.assert_allclose(first, [0.6, 0.3, 20.0, 1, 0, -1, 1, 1, 0, 0], rtol=1e-6)
     np.testing.assert_allclose(third, [0.6, -0.3, -20.0, -1, 0, 1, -1, 0, 0, 1], rtol=1e-6)
 
@@ -186,147 +186,147 @@ def test_classes_on_the_same_side_of_a_bar_share_its_one_outcome():
 # ---- calibration and baseline ------------------------------------------------------------------------------------
 
 
-def test_a_class_hardly_seen_is_calibrated_round_its_own_share_by_what_all_classes_teach():
+def test_a_rare_class_is_calibrated_around_its_own_share_by_the_line_of_all_classes():
     rng = np.random.default_rng(2)
     share = np.array([0.5, 0.2])
-    there = np.column_stack([np.ones(3000, bool), np.arange(3000) < 6])
+    present = np.column_stack([np.ones(3000, bool), np.arange(3000) < 6])
     z = rng.normal(size=(3000, 2))
     truth = 1 / (1 + np.exp(-(np.log(share / (1 - share)) + 0.5 * z)))
-    raw = 1 / (1 + np.exp(-(np.log(share / (1 - share)) + z)))  # twice too sure
-    tail = pattern._Read(
-        np.empty(0), np.empty(0, np.float32), there, ((rng.random((3000, 2)) < truth) & there).astype(float),
-        there.astype(float), there.astype(float),
+    raw = 1 / (1 + np.exp(-(np.log(share / (1 - share)) + z)))  # twice too confident
+    tail = pattern._TrainingRows(
+        np.empty(0), np.empty(0, np.float32), present, ((rng.random((3000, 2)) < truth) & present).astype(float),
+        present.astype(float), present.astype(float),
     )  # fmt: skip
-    common, rare = calibrate(np.where(there, raw, 0.0), tail, share, pooled_rows=300.0)
+    common, rare = calibrate(np.where(present, raw, 0.0), tail, share, pooled_rows=300.0)
     assert common.slope == pytest.approx(0.5, abs=0.12)
     assert rare.slope == pytest.approx(0.5, abs=0.2)
-    assert rare.apply(share[1:])[0] == pytest.approx(0.2, abs=0.06)
-    assert common.apply(share[:1])[0] == pytest.approx(0.5, abs=0.03)
-    unsure = rare.covariance[0, 0] / common.covariance[0, 0]
-    assert unsure > 2.0  # six rows and 300 of others know less than 3,000
+    assert rare.calibrate(share[1:])[0][0] == pytest.approx(0.2, abs=0.06)
+    assert common.calibrate(share[:1])[0][0] == pytest.approx(0.5, abs=0.03)
+    ratio = rare.covariance[0, 0] / common.covariance[0, 0]
+    assert ratio > 2.0  # six rows and 300 of others are less evidence than 3,000
 
 
-def test_all_lines_at_once_say_what_each_says_alone():
+def test_all_lines_at_once_give_the_results_of_each_line():
     rng = np.random.default_rng(3)
     lines = [Calibration(rng.normal(1), rng.normal(), np.array([[0.2, 0.01], [0.01, 0.1]]) * k) for k in range(1, 4)]
     raw = rng.random((20, 3))
-    told = calibrate_all(stacked(lines), raw)
+    together = calibrate_all(stacked(lines), raw)
     for c, line in enumerate(lines):
-        for all_at_once, alone in zip(told, line.calibrate(raw[:, c]), strict=True):
-            np.testing.assert_allclose(all_at_once[:, c], alone, rtol=1e-12)
+        for values, single in zip(together, line.calibrate(raw[:, c]), strict=True):
+            np.testing.assert_allclose(values[:, c], single, rtol=1e-12)
 
 
-def test_prevalence_is_the_share_that_played_out_among_those_there_and_nought_elsewhere():
+def test_prevalence_is_the_share_of_present_patterns_that_played_out_and_zero_elsewhere():
     data = rows(m=1000)
-    there = data.extras["direction"] != 0
-    rival = prevalence(data, data, PARAMS)
-    assert not rival.p[~there].any()
-    expected = [data.y[there[:, c], c].mean() for c in range(9)]
-    np.testing.assert_allclose(rival.p.max(axis=0), expected, atol=0.005)
-    np.testing.assert_allclose(rival.loss, ((rival.p - data.y) ** 2).mean(axis=1))
-    nobody = shares(np.zeros((4, 2)), np.array([[True, False]] * 4), np.ones((4, 2)))
-    assert nobody.tolist() == [0.0, 0.0]
+    present = data.extras["direction"] != 0
+    baseline = prevalence(data, data, PARAMS)
+    assert not baseline.p[~present].any()
+    expected = [data.y[present[:, c], c].mean() for c in range(9)]
+    np.testing.assert_allclose(baseline.p.max(axis=0), expected, atol=0.005)
+    np.testing.assert_allclose(baseline.loss, ((baseline.p - data.y) ** 2).mean(axis=1))
+    none = shares(np.zeros((4, 2)), np.array([[True, False]] * 4), np.ones((4, 2)))
+    assert none.tolist() == [0.0, 0.0]
 
 
 # ---- the family --------------------------------------------------------------------------------------------------
 
 
-def test_a_column_that_tells_the_outcome_is_exploited_by_every_voter_for_every_class(oracle):
+def test_a_column_that_predicts_the_outcome_is_exploited_by_every_member_for_every_class(oracle):
     _, _, oof, _ = oracle
-    there = oof["more_direction"] != 0
+    present = oof["extra_direction"] != 0
     for name in ("p", "member_forest", "member_boosted", "member_network"):
-        assert auc(oof[name][there], oof["y"][there]) > 0.95, name  # who knows the column reaches .977
+        assert auc(oof[name][present], oof["y"][present]) > 0.95, name  # the column itself reaches .977
         for c in range(9):
-            assert auc(oof[name][there[:, c], c], oof["y"][there[:, c], c]) > 0.88, (name, c)
+            assert auc(oof[name][present[:, c], c], oof["y"][present[:, c], c]) > 0.88, (name, c)
     assert oof["loss"].mean() < 0.5 * oof["loss_prevalence"].mean()
 
 
-def test_of_pure_noise_it_claims_nothing(tmp_path):
+def test_pure_noise_gives_no_gain(tmp_path):
     _, oof = trained(rows(seed=4), tmp_path)
     gain = mean_estimate(oof["loss_prevalence"] - oof["loss"], 500, 7)
     assert gain.low < 0.0
     assert gain.value < 0.01 * oof["loss_prevalence"].mean()
 
 
-def test_a_pattern_that_is_not_there_is_answered_nought_and_a_sure_one_is_named(oracle):
+def test_an_absent_pattern_is_predicted_zero_and_a_probable_one_is_named(oracle):
     data, model, oof, _ = oracle
-    assert not oof["p"][oof["more_direction"] == 0].any()
+    assert not oof["p"][oof["extra_direction"] == 0].any()
     inputs = data.inputs(np.arange(300))
     inputs[0, -1, -9:] = 0.0
-    answer = model.predict(inputs)
-    sure = np.array([word == "OK" for word in answer.status])
-    assert sure[0]
-    assert sure.mean() > 0.95
-    assert not answer.p[sure][inputs[sure, -1, -9:] == 0].any()
-    assert not answer.p[0].any()
-    assert answer.label[0] is None
-    for row in np.flatnonzero(sure):
-        named = [name for name, p in zip(PATTERNS, answer.p[row], strict=True) if p >= 0.7]
-        assert answer.label[row] == ("+".join(named) or None)
-    assert any(answer.label)
+    predicted = model.predict(inputs)
+    accepted = np.array([word == "OK" for word in predicted.status])
+    assert accepted[0]
+    assert accepted.mean() > 0.95
+    assert not predicted.p[accepted][inputs[accepted, -1, -9:] == 0].any()
+    assert not predicted.p[0].any()
+    assert predicted.label[0] is None
+    for row in np.flatnonzero(accepted):
+        named = [name for name, p in zip(PATTERNS, predicted.p[row], strict=True) if p >= 0.7]
+        assert predicted.label[row] == ("+".join(named) or None)
+    assert any(predicted.label)
 
 
-def test_the_bundle_says_what_the_native_members_say(oracle):
+def test_the_bundle_predicts_what_the_native_members_predict(oracle):
     data, model, _, out = oracle
     assert json.loads((out / "fit.json").read_text())["parity_gap"] <= 1e-5
     fitted = PATTERN.fit(data, params(), 900.0, lambda line: None)
     inputs = data.inputs(np.arange(0, len(data), 7))
-    said, native = model.predict(inputs), fitted.predict(inputs)
-    sure = np.isfinite(said.p).all(axis=1)
-    assert sure.mean() > 0.95
-    assert np.abs(said.p - native.p)[sure].max() <= 1e-5
-    assert np.abs(said.p_low - native.p_low)[sure].max() <= 1e-5
-    assert set(said.members) == {"forest", "boosted", "network"}
+    exported, native = model.predict(inputs), fitted.predict(inputs)
+    accepted = np.isfinite(exported.p).all(axis=1)
+    assert accepted.mean() > 0.95
+    assert np.abs(exported.p - native.p)[accepted].max() <= 1e-5
+    assert np.abs(exported.p_low - native.p_low)[accepted].max() <= 1e-5
+    assert set(exported.members) == {"forest", "boosted", "network"}
     for name, p in native.members.items():
-        assert np.abs(said.members[name] - p)[sure].max() <= 1e-5, name
-    there = inputs[sure, -1, -9:] != 0
-    assert (said.p_low[sure][there] < said.p[sure][there]).all()
+        assert np.abs(exported.members[name] - p)[accepted].max() <= 1e-5, name
+    present = inputs[accepted, -1, -9:] != 0
+    assert (exported.p_low[accepted][present] < exported.p[accepted][present]).all()
     assert check_golden(model) == 0.0
 
 
-def test_the_same_rows_and_settings_give_the_same_bundle(tmp_path):
+def test_the_same_rows_and_settings_give_the_same_bundle_on_one_machine(tmp_path):
     made = [trained(rows(oracle=0.5, m=900), tmp_path / name, epochs=1, trees=5)[0].digest for name in ("a", "b")]
     assert made[0] == made[1]
 
 
-def test_a_hole_in_the_window_silences_the_network_but_not_the_trees(oracle):
+def test_a_gap_in_the_window_excludes_the_network_but_not_the_trees(oracle):
     data, model, _, _ = oracle
     inputs = data.inputs(np.arange(1))
     inputs[0, 2, 1] = np.nan
-    there = inputs[0, -1, -9:] != 0
-    answer = model.predict(inputs)
-    assert answer.status == ["OK"]
-    assert np.isnan(answer.members["network"][0, there]).all()
-    trees = (answer.members["forest"] + answer.members["boosted"]) / 2
-    np.testing.assert_allclose(answer.p[0, there], trees[0, there])
+    present = inputs[0, -1, -9:] != 0
+    predicted = model.predict(inputs)
+    assert predicted.status == ["OK"]
+    assert np.isnan(predicted.members["network"][0, present]).all()
+    trees = (predicted.members["forest"] + predicted.members["boosted"]) / 2
+    np.testing.assert_allclose(predicted.p[0, present], trees[0, present])
 
 
-def test_too_short_a_history_says_what_to_bring():
+def test_too_short_a_history_is_refused_with_a_remedy():
     with pytest.raises(NotEnoughData, match="longer history"):
         PATTERN.fit(rows(m=150), params(), 900.0, lambda line: None)
 
 
-def test_the_tail_that_stops_and_calibrates_is_purged_of_what_was_learnt(monkeypatch):
-    seen, took = [], Dataset.select_rows
+def test_the_tail_that_stops_and_calibrates_is_purged_of_training_labels(monkeypatch):
+    selected, select_rows = [], Dataset.select_rows
 
-    def watched(data, chosen):
-        seen.append(took(data, chosen))
-        return seen[-1]
+    def recorded(data, chosen):
+        selected.append(select_rows(data, chosen))
+        return selected[-1]
 
-    monkeypatch.setattr(Dataset, "select_rows", watched)
+    monkeypatch.setattr(Dataset, "select_rows", recorded)
     PATTERN.fit(rows(m=900), params(epochs=1, trees=5), 36_000.0, lambda line: None)
-    learnt, tail = seen
-    assert learnt.ended.max() + 36_000.0 < tail.known.min()
+    head, tail = selected
+    assert head.ended.max() + 36_000.0 < tail.known.min()
 
 
-def test_a_market_is_learnt_end_to_end_and_a_class_that_never_occurs_is_left_out(market, tmp_path):
+def test_a_market_is_fitted_end_to_end_and_a_class_that_never_occurs_is_left_out(market, tmp_path):
     base, past = market
     chosen = params(epochs=2, max_windows=500)
     stage_files(tmp_path, base, past, chosen)
     with np.load(tmp_path / "labels" / "pattern.npz") as f:
-        told = {name: f[name] for name in f.files}
-    told["direction"][:, 3] = told["y"][:, 3] = 0.0
-    np.savez(tmp_path / "labels" / "pattern.npz", **told)
+        labels = {name: f[name] for name in f.files}
+    labels["direction"][:, 3] = labels["y"][:, 3] = 0.0
+    np.savez(tmp_path / "labels" / "pattern.npz", **labels)
     data = PATTERN.dataset(tmp_path, chosen)
     assert "cisd.direction" not in data.columns
     assert data.y.shape[1] == 8
@@ -335,9 +335,9 @@ def test_a_market_is_learnt_end_to_end_and_a_class_that_never_occurs_is_left_out
     digest = train(PATTERN, data, tmp_path / "out", chosen, {"symbol": "SIM"}, 900.0 * 60, lambda line: None)
     model = load_bundle(tmp_path / "out" / "bundle", digest)
     assert model.classes == tuple(name for name in PATTERNS if name != "cisd")
-    told = json.loads((tmp_path / "out" / "fit.json").read_text())
-    assert told["classes"] == list(model.classes)
-    assert told["parity_gap"] <= 1e-5
+    fit = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert fit["classes"] == list(model.classes)
+    assert fit["parity_gap"] <= 1e-5
     assert "absent" in model.schema["dropped"]["book_imbalance"]
     assert "never occur in the snapshot: cisd" in (tmp_path / "out" / "bundle" / "card.md").read_text()
     assert check_golden(model) == 0.0
@@ -345,11 +345,11 @@ def test_a_market_is_learnt_end_to_end_and_a_class_that_never_occurs_is_left_out
     assert model.predict(rows).p.shape == (50, 8)
 
 
-def test_a_market_without_volume_is_learnt_from_its_prices(market, tmp_path):
-    mute = market[0].copy()
-    mute[:, 5:] = np.nan
+def test_a_market_without_volume_is_fitted_from_its_prices(market, tmp_path):
+    no_volume = market[0].copy()
+    no_volume[:, 5:] = np.nan
     chosen = params(epochs=1, max_windows=300, trees=5)
-    data = stage_files(tmp_path, mute, history(resample(mute, 60, 900)), chosen)
+    data = stage_files(tmp_path, no_volume, history(resample(no_volume, 60, 900)), chosen)
     digest = train(PATTERN, data, tmp_path / "out", chosen, {"symbol": "FX"}, 900.0 * 60, lambda line: None)
     model = load_bundle(tmp_path / "out" / "bundle", digest)
     assert {TAKER, "volume_to_median", "order_flow_imbalance"} <= set(model.schema["dropped"])

@@ -1,4 +1,4 @@
-"""M4: both networks, one trainer, the export, and what the family learns of an oracle, of noise and of a market."""
+"""M4: both networks, one trainer, the export; fits on an oracle, on noise and on a market."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def params(**changes):
 
 
 def rows(oracle=0.0, m=2000, seed=0):
-    """m rows of noise, one decision bar apart; the newest return tells the outcome where `oracle` is above 0."""
+    """Return m rows of noise, one decision bar apart; the newest return predicts the outcome if `oracle` is above 0."""
     rng = np.random.default_rng(seed)
     y = (rng.random(m) < 0.5).astype(float)
     windows = rng.normal(size=(m, STEPS, len(COLUMNS)))
@@ -85,7 +85,7 @@ def test_both_configurations_have_their_stated_number_of_parameters(network, cou
 
 
 @pytest.mark.parametrize(("inputs", "layers", "head"), [FOUR, CORE])
-def test_the_export_says_what_torch_says_alone_and_in_a_batch_and_in_the_same_bytes(inputs, layers, head):
+def test_the_export_predicts_what_torch_predicts_for_a_row_and_a_batch_and_has_the_same_bytes(inputs, layers, head):
     with repeatable(1):
         network = RecurrentNetwork(inputs, layers, head)
         with torch.no_grad():
@@ -95,16 +95,16 @@ def test_the_export_says_what_torch_says_alone_and_in_a_batch_and_in_the_same_by
     network.standardise(windows)
     exported = recurrent_to_onnx(network, 60, "lstm")
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-    told = probabilities_of(network, windows)
-    assert np.ptp(told) > 0.05
+    native = probabilities_of(network, windows)
+    assert np.ptp(native) > 0.05
     for n in (1, 64):
-        said = session.run(["probabilities"], {"rows": windows[:n]})[0]
-        assert said.shape == (n, 1)
-        assert np.abs(said - told[:n]).max() < 1e-5
+        exported_p = session.run(["probabilities"], {"rows": windows[:n]})[0]
+        assert exported_p.shape == (n, 1)
+        assert np.abs(exported_p - native[:n]).max() < 1e-5
     assert recurrent_to_onnx(network, 60, "lstm") == exported
 
 
-def test_training_stops_early_keeps_its_best_epoch_and_repeats_itself():
+def test_training_stops_early_with_its_best_epoch_and_is_repeatable_on_one_machine():
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(200, 4, 2)).astype(np.float32), (rng.random(200) < 0.5).astype(float)
     tail = (x[120:], y[120:], np.ones(80))
@@ -116,7 +116,7 @@ def test_training_stops_early_keeps_its_best_epoch_and_repeats_itself():
 
     (network, epochs), (again, _) = fitted(), fitted()
     best = min(epochs, key=lambda epoch: epoch.tail_loss)
-    assert len(epochs) == best.number + 3 < 50  # noise: it learns by heart and the tail gets worse
+    assert len(epochs) == best.number + 3 < 50  # noise: it overfits and the tail gets worse
     logits = logits_of(network, tail[0])[:, 0]
     assert np.mean(np.logaddexp(0, logits) - tail[1] * logits) == pytest.approx(best.tail_loss)
     assert logits.tobytes() == logits_of(again, tail[0])[:, 0].tobytes()
@@ -146,7 +146,7 @@ def test_the_trainer_fits_any_network_of_several_logits():
     assert min(epoch.tail_loss for epoch in epochs) < 0.6 * epochs[0].tail_loss
 
 
-def test_a_row_that_weighs_nothing_teaches_nothing():
+def test_a_row_of_weight_zero_changes_nothing():
     rng = np.random.default_rng(6)
     x, y = rng.normal(size=(400, 3, 1)).astype(np.float32), np.repeat([0.0, 1.0], 200)
     x[:, -1, 0] += 3 * (2 * y - 1)
@@ -197,73 +197,73 @@ def test_the_networks_and_their_benchmark_need_torch_and_numpy_alone_and_trainin
 # ---- the family --------------------------------------------------------------------------------------------------
 
 
-def test_a_column_that_tells_the_outcome_is_exploited_by_every_member(oracle):
+def test_a_column_that_predicts_the_outcome_is_exploited_by_every_member(oracle):
     _, _, oof, _ = oracle
     for name in ("lstm", "logistic", "random_forest", "xgboost"):
-        assert auc(oof[f"member_{name}"], oof["y"]) > 0.95, name  # who knows the column reaches .994
+        assert auc(oof[f"member_{name}"], oof["y"]) > 0.95, name  # the column itself reaches .994
     assert oof["loss"].mean() < 0.15
     np.testing.assert_array_equal(oof["p"], oof["member_lstm"])
 
 
-def test_of_pure_noise_it_claims_nothing(tmp_path):
+def test_pure_noise_gives_no_gain(tmp_path):
     _, oof = trained(rows(), tmp_path)
     gain = mean_estimate(oof["loss_base_rate"] - oof["loss"], 500, 7)
     assert gain.low < 0.0
     assert gain.value < 0.005
 
 
-def test_the_bundle_says_what_the_native_members_say(oracle):
+def test_the_bundle_predicts_what_the_native_members_predict(oracle):
     data, model, _, out = oracle
     fitted = PREDICTOR.fit(data, params(), 900.0, lambda line: None)
     inputs = data.inputs(np.arange(0, len(data), 5))
-    said, native = model.predict(inputs), fitted.predict(inputs)
-    sure = np.isfinite(said.p)
-    assert sure.mean() > 0.9
+    exported, native = model.predict(inputs), fitted.predict(inputs)
+    accepted = np.isfinite(exported.p)
+    assert accepted.mean() > 0.9
     assert json.loads((out / "fit.json").read_text())["parity_gap"] <= 1e-5
-    assert set(said.members) == set(native.members) == set(PARAMS.ensemble.stated)
+    assert set(exported.members) == set(native.members) == set(PARAMS.ensemble.stated)
     for name, p in native.members.items():
-        assert np.abs(said.members[name] - p)[sure].max() <= 1e-5, name
-    assert (said.p_low[sure] < said.p[sure]).all()
+        assert np.abs(exported.members[name] - p)[accepted].max() <= 1e-5, name
+    assert (exported.p_low[accepted] < exported.p[accepted]).all()
     assert check_golden(model) == 0.0
 
 
-def test_the_ensembles_weights_travel_in_the_bundle(oracle):
+def test_the_ensembles_weights_are_in_the_bundle(oracle):
     _, model, _, _ = oracle
     assert model.schema["ensemble"] == PARAMS.ensemble.model_dump()
     assert [m["weight"] for m in model.schema["members"] if m["name"] == "lstm"] == [1.0]
 
 
-def test_a_hole_in_the_window_silences_the_network_but_not_the_members_that_read_the_newest_bar(oracle):
+def test_a_gap_in_the_window_excludes_the_network_but_not_the_members_that_read_the_newest_bar(oracle):
     data, model, _, _ = oracle
     inputs = data.inputs(np.arange(1))
     inputs[0, 2, 1] = np.nan
-    answer = model.predict(inputs)
-    assert answer.status == ["ABSTAIN"]
-    assert answer.reason[0].startswith("WARMING_UP")
-    assert np.isnan(answer.members["lstm"][0])
-    assert np.isfinite(answer.members["xgboost"][0])
+    predicted = model.predict(inputs)
+    assert predicted.status == ["ABSTAIN"]
+    assert predicted.reason[0].startswith("WARMING_UP")
+    assert np.isnan(predicted.members["lstm"][0])
+    assert np.isfinite(predicted.members["xgboost"][0])
 
 
-def test_the_same_rows_and_settings_give_the_same_bundle(tmp_path):
+def test_the_same_rows_and_settings_give_the_same_bundle_on_one_machine(tmp_path):
     made = [trained(rows(oracle=0.5, m=900), tmp_path / name, epochs=1)[0].digest for name in ("a", "b")]
     assert made[0] == made[1]
 
 
-def test_the_tail_that_stops_and_calibrates_is_purged_of_what_was_learnt(monkeypatch):
-    seen = {}
+def test_the_tail_that_stops_and_calibrates_is_purged_of_training_labels(monkeypatch):
+    passed = {}
 
-    def watched(learnt, tail, *rest):
-        seen.update(learnt=learnt, tail=tail)
+    def recorded(train, tail, *rest):
+        passed.update(train=train, tail=tail)
         raise InterruptedError
 
-    monkeypatch.setattr(predictor, "fit_network", watched)
+    monkeypatch.setattr(predictor, "fit_network", recorded)
     with pytest.raises(InterruptedError):
         PREDICTOR.fit(rows(), params(), 36_000.0, lambda line: None)
-    assert seen["learnt"].ended.max() + 36_000.0 < seen["tail"].known.min()
-    assert len(seen["learnt"]) <= 600
+    assert passed["train"].ended.max() + 36_000.0 < passed["tail"].known.min()
+    assert len(passed["train"]) <= 600
 
 
-def test_too_short_a_history_says_what_to_bring():
+def test_too_short_a_history_is_refused_with_a_remedy():
     with pytest.raises(NotEnoughData, match="longer history"):
         PREDICTOR.fit(rows(m=150), params(), 900.0, lambda line: None)
 
@@ -287,8 +287,8 @@ def test_chosen_windows_are_even_in_time_and_no_more_than_there_is_information()
     assert (crowded >= 900).mean() > 0.5
 
 
-def test_a_market_without_a_book_is_learnt_from_what_it_has(tmp_path):
-    """The stages' own files of a short simulated market, through `dataset` and `train`, in the configuration `four`."""
+def test_a_market_without_a_book_is_fitted_from_what_it_has(tmp_path):
+    """Train on the stages' files of a short simulated market in the configuration `four`."""
     spec = PARAMS.simulator.model_copy(update={"history_days": 50, "live_days": 0, "drift_after_live_days": None})
     base = simulate(spec, tape=False).bars
     bars = resample(base, 60, 900)
@@ -303,8 +303,8 @@ def test_a_market_without_a_book_is_learnt_from_what_it_has(tmp_path):
     chosen = params(configuration="four", max_windows=150, epochs=1)
     np.savez(tmp_path / "labels" / "predictor.npz", **horizon_labels(bars, base, 900, chosen))
     data = PREDICTOR.dataset(tmp_path, chosen)
-    said: list[str] = []
-    digest = train(PREDICTOR, data, tmp_path / "out", chosen, {"symbol": "SIM"}, 900.0 * 60, said.append)
+    lines: list[str] = []
+    digest = train(PREDICTOR, data, tmp_path / "out", chosen, {"symbol": "SIM"}, 900.0 * 60, lines.append)
     model = load_bundle(tmp_path / "out" / "bundle", digest)
     assert "absent" in model.schema["dropped"]["depth_ratio"]
     members = {m["name"]: m for m in model.schema["members"]}
@@ -314,4 +314,4 @@ def test_a_market_without_a_book_is_learnt_from_what_it_has(tmp_path):
     assert set(model.columns) < set(CORE_COLUMNS)
     assert check_golden(model) == 0.0
     assert json.loads((tmp_path / "out" / "fit.json").read_text())["parity_gap"] <= 1e-5
-    assert any("later windows" in line for line in said)
+    assert any("later windows" in line for line in lines)

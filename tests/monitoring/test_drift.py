@@ -1,3 +1,5 @@
+"""Drift: effects, threshold and alarms against hand-computed values and a planted change."""
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -14,7 +16,7 @@ PARAMS = load_params().drift.model_copy(
 
 
 def market(rows: int, seed: int) -> np.ndarray:
-    """Two autocorrelated columns whose spread switches regime, and one that is always missing."""
+    """Return two autocorrelated columns whose spread switches regime, and one that is always missing."""
     rng = np.random.default_rng(seed)
     calm = np.repeat(rng.choice([0.7, 1.5], rows // 24 + 1), 24)[:rows, None]
     noise = calm * rng.standard_normal((rows, 2))
@@ -87,7 +89,9 @@ def test_a_market_like_the_history_raises_no_alarm(reference: DriftReference) ->
     assert result.reason.startswith("no drift: 0 of 4 blocks")
 
 
-def test_doubled_spread_alarms_from_its_first_whole_block_on_and_names_the_column(reference: DriftReference) -> None:
+def test_a_tripled_spread_alarms_from_its_first_complete_block_on_and_names_the_column(
+    reference: DriftReference,
+) -> None:
     values = live(4)
     values[2 * LENGTH :, 0] *= 3
     result = detect(reference, values)
@@ -123,7 +127,7 @@ def test_missing_values_are_left_out_column_by_column_with_their_n(reference: Dr
 
 
 @pytest.mark.parametrize(("rows", "blank"), [(LENGTH - 1, False), (LENGTH, True)])
-def test_what_cannot_be_judged_is_none_with_a_reason(reference: DriftReference, rows: int, blank: bool) -> None:
+def test_a_block_that_cannot_be_judged_is_none_with_a_reason(reference: DriftReference, rows: int, blank: bool) -> None:
     values = live(1)[:rows]
     if blank:
         values[:] = np.nan
@@ -140,7 +144,7 @@ def test_rows_after_the_last_whole_block_wait(reference: DriftReference) -> None
     assert "30 rows wait" in result.reason
 
 
-def test_reference_comes_back_from_disk_and_judges_the_same(reference: DriftReference, tmp_path) -> None:
+def test_a_stored_reference_gives_the_same_result(reference: DriftReference, tmp_path) -> None:
     reference.save(tmp_path)
     again = DriftReference.load(tmp_path)
     assert detect(again, live(3)) == detect(reference, live(3))
@@ -154,7 +158,7 @@ def test_a_truncated_reference_is_refused_by_name(reference: DriftReference, tmp
         DriftReference.load(tmp_path)
 
 
-def test_only_the_newest_blocks_are_the_reference_when_asked(history: np.ndarray) -> None:
+def test_reference_blocks_limits_the_reference_to_the_newest_blocks(history: np.ndarray) -> None:
     fitted = fit_reference(history, COLUMNS, PARAMS.model_copy(update={"reference_blocks": 30}), seed=7)
     assert fitted.n == 30 * LENGTH
     assert len(fitted.scores) == 30

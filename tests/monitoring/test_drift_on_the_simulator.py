@@ -1,4 +1,4 @@
-"""The stated false-alarm budget and the planted drift, on the market every user sees first."""
+"""The stated false-alarm budget and the planted drift, on the default simulated market."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def feature_rows(seed: int, live_days: int, drift_after: int | None) -> np.ndarr
 
 @pytest.fixture(scope="module")
 def stationary() -> dict[int, tuple[DriftReference, np.ndarray]]:
-    """Per seed: the reference of its history and the feature rows of the 14 days after it."""
+    """Return per seed the reference of its history and the feature rows of the 14 days after it."""
     found = {}
     for seed in range(20):
         values = feature_rows(seed, 14, None)
@@ -48,7 +48,7 @@ def test_fourteen_stationary_days_raise_at_most_one_alarm_in_twenty_seeds(statio
 
 
 @pytest.mark.parametrize("seed", DRIFTED_SEEDS)
-def test_the_planted_drift_is_caught_after_its_date_and_by_volatility(stationary, seed: int) -> None:
+def test_the_planted_drift_is_detected_after_its_date_and_by_volatility(stationary, seed: int) -> None:
     days, after = PARAMS.simulator.live_days, PARAMS.simulator.drift_after_live_days
     result = detect(stationary[seed][0], feature_rows(seed, days, after)[HISTORY:])
     assert result.alarm, result.reason

@@ -1,3 +1,5 @@
+"""The Evidently report shows the numbers of `detect`."""
+
 import json
 from datetime import UTC, datetime
 
@@ -26,7 +28,7 @@ def market() -> np.ndarray:
     return values
 
 
-def test_the_page_shows_our_numbers_calls_the_same_columns_drifted_and_opens_in_the_workspace(market, tmp_path) -> None:
+def test_the_page_shows_our_numbers_and_drifted_columns_and_is_in_the_workspace(market, tmp_path) -> None:
     reference = fit_reference(market[:4000], COLUMNS, PARAMS, seed=7)
     block = detect(reference, market[4000:]).blocks[0]
     sides = [pd.DataFrame(x, columns=list(COLUMNS)) for x in (reference.sample, market[4000:])]
@@ -34,12 +36,12 @@ def test_the_page_shows_our_numbers_calls_the_same_columns_drifted_and_opens_in_
         write_report(*sides, reference.thresholds, tmp_path / name, tmp_path / "evidently", AS_OF, name)
         for name in ("first", "second")
     ]
-    said = json.loads(written[0].json.read_text())
-    effects = {m["config"]["column"]: m["value"] for m in said["metrics"] if "ValueDrift" in m["metric_name"]}
+    report = json.loads(written[0].json.read_text())
+    effects = {m["config"]["column"]: m["value"] for m in report["metrics"] if "ValueDrift" in m["metric_name"]}
     assert effects == pytest.approx(block.effects, rel=1e-9)
     failed = {
         test["metric_config"]["params"]["column"]
-        for test in said["tests"]
+        for test in report["tests"]
         if test["status"] == "FAIL" and "column" in test["metric_config"]["params"]
     }
     assert failed == set(block.drifted) == {"range"}
@@ -48,9 +50,9 @@ def test_the_page_shows_our_numbers_calls_the_same_columns_drifted_and_opens_in_
 
     from evidently.ui.workspace import Workspace
 
-    shelf = Workspace.create(str(tmp_path / "evidently"))
-    assert [p.name for p in shelf.list_projects()] == ["Bellwether"]  # made once
-    runs = shelf.list_runs(shelf.list_projects()[0].id)
+    evidently = Workspace.create(str(tmp_path / "evidently"))
+    assert [p.name for p in evidently.list_projects()] == ["Bellwether"]  # created once
+    runs = evidently.list_runs(evidently.list_projects()[0].id)
     assert {str(run) for run in runs} == {files.run_id for files in written}
 
 

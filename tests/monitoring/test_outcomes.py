@@ -1,3 +1,5 @@
+"""Outcomes of decisions: by hand, and equal to the training labels."""
+
 from dataclasses import replace
 from datetime import timedelta
 
@@ -27,7 +29,7 @@ def decision(as_of: float, target: float | None, stop: float | None, minutes: in
 
 
 def bars(*rows: tuple[float, float, float, float]) -> np.ndarray:
-    """One-minute bars from T0 of (open, high, low, close)."""
+    """Return one-minute bars from T0 of (open, high, low, close)."""
     return np.array([[T0 + 60 * i, *row, 1.0, 1.0, 0.5] for i, row in enumerate(rows)])
 
 
@@ -43,7 +45,7 @@ def test_long_target_pays_from_the_open_after_the_decision_less_the_round_trip()
     assert one.net_bps == pytest.approx(one.gross_bps - 5.0)
 
 
-def test_short_side_is_read_from_its_levels_whatever_the_vote_said() -> None:
+def test_the_short_side_is_read_from_its_levels_not_from_the_vote() -> None:
     one = only(resolve([decision(T0, 98, 101, direction=1)], bars((100, 100.5, 97.5, 98)), 60, COST))
     assert (one.label, one.barrier) == (1, "target")
     assert one.gross_bps == pytest.approx(200.0)
@@ -64,15 +66,15 @@ def test_time_runs_out_at_the_last_close_before_expiry_and_not_a_bar_earlier() -
     assert one.gross_bps == pytest.approx(20.0)
 
 
-def test_an_answer_does_not_change_when_more_bars_arrive() -> None:
+def test_an_outcome_does_not_change_when_more_bars_arrive() -> None:
     path = [(100.0, 100.5, 99.5, 100.0)] * 3 + [(100.0, 102.5, 99.9, 102.0)]
-    asked = [decision(T0, 102, 99)]
-    assert resolve(asked, bars(*path), 60, COST) == resolve(asked, bars(*path, (50, 200, 1, 60)), 60, COST)
+    pending = [decision(T0, 102, 99)]
+    assert resolve(pending, bars(*path), 60, COST) == resolve(pending, bars(*path, (50, 200, 1, 60)), 60, COST)
 
 
-def test_what_has_no_levels_or_no_bar_yet_waits() -> None:
-    held = [decision(T0, None, None), decision(T0, 102, 99, expiry=None), decision(T0 + 60, 102, 99)]
-    assert resolve(held, bars((100, 103, 98, 100)), 60, COST) == []
+def test_a_decision_without_levels_or_without_a_bar_has_no_outcome() -> None:
+    pending = [decision(T0, None, None), decision(T0, 102, 99, expiry=None), decision(T0 + 60, 102, 99)]
+    assert resolve(pending, bars((100, 103, 98, 100)), 60, COST) == []
 
 
 def test_bars_that_begin_after_a_decision_are_refused() -> None:
@@ -96,11 +98,11 @@ def test_every_outcome_is_the_label_training_would_give() -> None:
     times, side, atr = base[at, 0] + 60, rng.choice([-1, 1], 300), rng.uniform(1e-3, 6e-3, 300)
     labels = triple_barrier(base, times, close[at], side, atr, 1.5, 1.0, 1800.0)
     targets, stops = levels(close[at], side, atr, 1.5, 1.0)
-    asked = [
+    decisions = [
         decision(t, target, stop, minutes=30, id=str(i))
         for i, (t, target, stop) in enumerate(zip(times, targets, stops, strict=True))
     ]
-    found = {int(o.decision_id): o for o in resolve(asked, base, 60, COST)}
+    found = {int(o.decision_id): o for o in resolve(decisions, base, 60, COST)}
     assert set(found) == set(np.flatnonzero(labels.barrier != UNRESOLVED))
     assert {o.barrier for o in found.values()} == {"target", "stop", "time"}
     for i, one in found.items():

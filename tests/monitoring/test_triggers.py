@@ -1,3 +1,5 @@
+"""Reasons to retrain: schedule, age, drift, loss; the overdue alarm."""
+
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -22,7 +24,7 @@ def drift(alarm: bool | None) -> DriftResult:
         BlockDrift(i * 100, 100, score, 4.0, {"vol": 1.0}, {"vol": 100}, (), (), (), bool(alarm) and score > 4.0)
         for i, score in enumerate((1.0, 5.5, 6.5))
     )
-    return DriftResult(alarm, "drift: said the detector", 300, blocks)
+    return DriftResult(alarm, "drift: of the detector", 300, blocks)
 
 
 def loss(alarm: bool | None) -> LossDrift:
@@ -34,7 +36,7 @@ def kinds(*args) -> list[str]:
 
 
 @pytest.mark.parametrize(("days", "expected"), [(6.99, []), (7.0, ["schedule"])])
-def test_schedule_asks_exactly_when_the_interval_is_over(days: float, expected: list[str]) -> None:
+def test_the_schedule_is_a_reason_exactly_when_the_interval_is_over(days: float, expected: list[str]) -> None:
     assert kinds(ago(days), ago(days), None, None) == expected
 
 
@@ -42,19 +44,19 @@ def test_never_trained_is_a_reason_and_an_unserved_family_has_no_age() -> None:
     assert kinds(None, None, None, None) == ["schedule"]
 
 
-def test_fresh_retrains_on_data_that_does_not_move_on_are_caught_by_age() -> None:
+def test_recent_retrains_on_old_data_are_found_by_age() -> None:
     assert kinds(ago(1), ago(13.9), None, None) == []
     assert kinds(ago(1), ago(14), None, None) == ["age"]
 
 
-def test_an_alarm_is_a_reason_and_what_could_not_be_judged_is_not() -> None:
+def test_an_alarm_is_a_reason_and_an_unjudged_result_is_not() -> None:
     fresh = (ago(1), ago(1))
     assert kinds(*fresh, drift(True), loss(True)) == ["drift", "loss"]
     assert kinds(*fresh, drift(False), loss(False)) == []
     assert kinds(*fresh, drift(None), loss(None)) == []
 
 
-def test_reasons_carry_the_numbers_they_were_decided_on() -> None:
+def test_reasons_have_the_numbers_they_were_decided_by() -> None:
     by_kind = {r.kind: r for r in retrain_reasons(NOW, ago(9), ago(15), drift(True), loss(True), PARAMS)}
     assert list(by_kind) == ["schedule", "age", "drift", "loss"]
     assert by_kind["schedule"].numbers == {"days": 9.0, "interval_days": 7.0}

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.context_factory import made_context
+from support.context_factory import make_context
 from support.market_bars import RECORDED, recorded, year
 
 __all__ = ["year"]
@@ -16,7 +16,7 @@ def bars(year: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="session")
 def contexts(bars: np.ndarray) -> np.ndarray:
     """What else was known at each close, made up: (n, CONTEXT_WIDTH) in the order of CONTEXT_FIELDS."""
-    return made_context(bars)
+    return make_context(bars)
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import talib
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.signals import amt
 
-FOLD = Alone("amt")
+FOLD = SignalSubset("amt")
 AT = FOLD.index
 INSIDE, WIDE = (100.2, 99.8, 100.0), (101.0, 99.0, 100.0)  # high, low, close
 BALANCE = [WIDE] * 19 + [INSIDE] * 32
@@ -44,7 +44,7 @@ def phases(*tail):
 
 
 @pytest.mark.parametrize(("turn", "side"), [(lambda bars: bars, -1.0), (upside_down, 1.0)])
-def test_a_close_back_in_value_speaks_for_the_other_side_once(turn, side):
+def test_a_close_back_in_value_signals_the_other_side_once(turn, side):
     rows = FOLD.run(turn(market(ABOVE, BACK, INSIDE)))[-3:]
     assert rows[:, AT["amt_accumulation.direction"]].tolist() == [0.0, side, 0.0]
     low, high = rows[1, AT["amt_accumulation.low"]], rows[1, AT["amt_accumulation.high"]]
@@ -56,7 +56,7 @@ def test_a_close_back_in_value_speaks_for_the_other_side_once(turn, side):
 
 
 @pytest.mark.parametrize(("turn", "side"), [(lambda bars: bars, 1.0), (upside_down, -1.0)])
-def test_the_third_close_outside_value_accepts_it_and_the_fourth_says_nothing(turn, side):
+def test_the_third_close_outside_value_accepts_it_and_the_fourth_gives_no_signal(turn, side):
     rows = FOLD.run(turn(market(ABOVE, ABOVE, ABOVE, ABOVE)))[-4:]
     assert rows[:, AT["amt_distribution.direction"]].tolist() == [0.0, 0.0, side, 0.0]
     edges = rows[2, [AT["amt_distribution.low"], AT["amt_distribution.high"]]]
@@ -112,7 +112,7 @@ def test_the_lean_of_each_phase():
 
 
 def plain_area(bars, start, stop):
-    """The value area as the stateless rule told it."""
+    """Return the value area of the stateless rule."""
     part = bars[start:stop]
     bottom, top, volumes = part[:, 3].min(), part[:, 2].max(), part[:, 5]
     weights = volumes if (volumes > 0).all() else np.ones(len(part))
@@ -131,7 +131,7 @@ def plain_area(bars, start, stop):
     return bottom + low * width, bottom + (high + 1) * width, top - bottom
 
 
-def retold(bars):
+def expected_columns(bars):
     """(accumulation, distribution, phase) of every bar from 51 on, over whole arrays."""
     n, close = len(bars), bars[:, 4]
     reach = talib.ATR(bars[:, 2], bars[:, 3], close, 14)
@@ -189,7 +189,7 @@ def test_both_signals_and_the_phase_are_what_the_stateless_rules_and_the_table_g
     if volume == "time":
         bars[:, 5:] = np.nan
     names = ["amt_accumulation.direction", "amt_distribution.direction", "amt_phase"]
-    folded, expected = FOLD.run(bars)[:, [AT[name] for name in names]], retold(bars)
+    folded, expected = FOLD.run(bars)[:, [AT[name] for name in names]], expected_columns(bars)
     np.testing.assert_array_equal(folded[50:], expected[50:])
     assert all((expected[:, i] == way).sum() > 15 for i in (0, 1) for way in (-1, 1))
     assert set(expected[50:, 2]) == {0.0, 1.0, 2.0, 3.0}

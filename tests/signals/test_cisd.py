@@ -1,11 +1,11 @@
-"""S4 change in the state of delivery: drawn by hand, and against its rule told over whole arrays."""
+"""S4 change in the state of delivery: drawn by hand, and against its rule written over whole arrays."""
 
 import numpy as np
 import pytest
 import talib
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
-FOLD = Alone("cisd")
+FOLD = SignalSubset("cisd")
 QUIET = ((100.0, 100.6, 99.4, 100.1), (100.1, 100.6, 99.4, 100.0))  # ATR 1.2
 RUN = ((100.0, 100.1, 99.0, 99.1), (99.1, 99.2, 98.3, 98.5))
 BACK = ((98.5, 99.5, 98.4, 99.4), (99.4, 100.5, 99.3, 100.3))
@@ -32,7 +32,7 @@ SMALL = ((99.4, 99.5, 99.2, 99.3), (99.3, 99.4, 99.1, 99.2))
 @pytest.mark.parametrize(
     ("turn", "side", "low", "high"), [(np.copy, 1.0, 98.3, 100.1), (upside_down, -1.0, -100.1, -98.3)]
 )
-def test_the_first_close_through_the_open_of_a_falling_run_speaks_for_a_rise(turn, side, low, high):
+def test_the_first_close_through_the_open_of_a_falling_run_signals_a_rise(turn, side, low, high):
     bars = turn(market(*RUN, *BACK))
     rows = FOLD.run(bars)
     assert rows[14:-1, 0].tolist() == [0.0] * (len(bars) - 15)
@@ -54,11 +54,11 @@ WAIT = (98.5, 98.6, 98.4, 98.5)  # neither rises nor falls
         pytest.param((*RUN, BACK[0], *SMALL, BACK[1]), 1.0, id="a smaller run is passed over"),
     ],
 )
-def test_it_speaks_only_of_a_run_that_counts_and_once(tail, side):
+def test_it_counts_only_a_run_that_counts_and_once(tail, side):
     assert FOLD.run(market(*tail))[-1, 0] == side
 
 
-def told(bars, atr, t):
+def expected(bars, atr, t):
     """The row of bar t by the rule of the recogniser's setups, with Wilder's ATR."""
     for side in (1.0, -1.0):
         opened, close = side * bars[:, 1], side * bars[:, 4]
@@ -77,10 +77,10 @@ def told(bars, atr, t):
     return [0.0, np.nan, np.nan, np.nan]
 
 
-def test_it_is_the_rule_told_over_whole_arrays(year):
+def test_it_is_the_rule_over_whole_arrays(year):
     bars = year[:4000]
     atr = talib.ATR(*bars.T[2:5].copy(), 14)
-    wanted = np.array([told(bars, atr, t) for t in range(14, len(bars))])
+    wanted = np.array([expected(bars, atr, t) for t in range(14, len(bars))])
     assert np.abs(wanted[:, 0]).sum() > 100
     np.testing.assert_allclose(FOLD.run(bars)[14:], wanted, rtol=1e-9)
 

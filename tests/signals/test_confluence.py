@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.contracts import CLOSE, TIMEFRAME_SECONDS
 from pipelines.data.timeframes import resample
@@ -13,7 +13,7 @@ from pipelines.signals import confluence
 from pipelines.signals.catalog import SIGNALS
 
 RECORDED = Path(__file__).parents[2] / "../shared/data/candles/binance_spot_btcusdt_1m_2024.parquet"
-FOLD = Alone("confluence")
+FOLD = SignalSubset("confluence")
 AT = FOLD.index
 WEIGHTS = {"5m": 0.10, "15m": 0.20, "1h": 0.30, "4h": 0.25, "1d": 0.15}
 
@@ -34,7 +34,7 @@ def trend(candles):
     return None if len(closes) < 6 else int(np.sign((closes[-1] - closes).sum()))
 
 
-def heard(bars, seconds):
+def expected_trends(bars, seconds):
     """Trends at the close of the last bar, from candles made of the bars directly."""
     found = {}
     for name in WEIGHTS:
@@ -65,7 +65,7 @@ def test_a_market_that_turns_is_agreed_on_once_all_timeframes_have_turned():
     np.testing.assert_array_equal(column(mirrored, "confluence.direction"), -direction)
 
 
-def test_weights_of_those_not_heard_are_renormalised_and_lower_the_coverage():
+def test_weights_of_those_without_a_vote_are_renormalised_and_lower_the_coverage():
     rows = FOLD.run(market(1000 + np.arange(700.0)))
     coverage = rows[:, AT["confluence.coverage"]]
     begins = {5: 0.20, 23: 0.50, 95: 0.75, 575: 0.90}  # six candles of 15 m, 1 h, 4 h, 1 d; 5 m is never there
@@ -92,9 +92,9 @@ def test_a_quiet_timeframe_has_no_trend_and_no_agreement():
 def test_it_is_as_strong_as_its_trends_are_wide_and_names_no_levels(real_year):
     bars = real_year[:3000]
     rows = FOLD.run(bars)
-    speaks = np.flatnonzero(np.nan_to_num(rows[:, AT["confluence.direction"]]) != 0)
-    assert len(speaks) > 50
-    for t in speaks[::9]:
+    signalled = np.flatnonzero(np.nan_to_num(rows[:, AT["confluence.direction"]]) != 0)
+    assert len(signalled) > 50
+    for t in signalled[::9]:
         apart = {}
         for name in WEIGHTS:
             if TIMEFRAME_SECONDS[name] >= 900:
@@ -103,16 +103,16 @@ def test_it_is_as_strong_as_its_trends_are_wide_and_names_no_levels(real_year):
                     apart[name] = abs(closes[-1] - closes.mean())
         mean = sum(WEIGHTS[name] * width for name, width in apart.items()) / sum(WEIGHTS[name] for name in apart)
         assert rows[t, AT["confluence.strength"]] == pytest.approx(mean / bars[t, CLOSE])
-    assert np.isnan(np.delete(rows[:, AT["confluence.strength"]], speaks)).all()
+    assert np.isnan(np.delete(rows[:, AT["confluence.strength"]], signalled)).all()
     assert np.isnan(rows[:, [AT["confluence.low"], AT["confluence.high"]]]).all()
 
 
-def test_fold_over_bars_with_holes_is_what_candles_made_directly_say(real_year):
+def test_fold_over_bars_with_holes_is_that_of_candles_made_directly(real_year):
     bars = real_year[:2000]
     bars = bars[np.random.default_rng(4).random(len(bars)) > 0.03]
-    rows, last, spoken = FOLD.run(bars), None, 0
+    rows, last, signals_seen = FOLD.run(bars), None, 0
     for t in range(1, len(bars)):
-        ways = heard(bars[: t + 1], 900)
+        ways = expected_trends(bars[: t + 1], 900)
         total = sum(WEIGHTS[name] for name in ways)
         assert rows[t, AT["confluence.coverage"]] == pytest.approx(total)
         agreed = None
@@ -123,9 +123,9 @@ def test_fold_over_bars_with_holes_is_what_candles_made_directly_say(real_year):
             agreed = min(ways.values()) if len(set(ways.values())) == 1 else 0
             new = agreed if last is not None and agreed != last else 0
             assert rows[t, AT["confluence.direction"]] == new
-            spoken += new != 0
+            signals_seen += new != 0
         last = agreed
-    assert spoken > 30
+    assert signals_seen > 30
 
 
 def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(minutes):
@@ -133,7 +133,7 @@ def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(mi
     by_minute, by_bar = FOLD.fresh(), FOLD.fresh()
     bars = resample(minutes, 60, 900)
     candles = {name: resample(minutes, 60, TIMEFRAME_SECONDS[name]) for name in WEIGHTS}
-    seen, all_heard = 0, 0
+    seen, all_voting = 0, 0
     for bar in bars:
         closed = bar[0] + 900
         while seen < len(minutes) and minutes[seen, 0] + 60 <= closed:
@@ -141,7 +141,7 @@ def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(mi
             seen += 1
         FOLD.step(by_bar, bar)
         if bar[0] == bars[0, 0]:
-            continue  # one bar does not tell how long bars are
+            continue  # one bar does not show the length of bars
         of_minutes, of_bars = (confluence.trends(SIGNALS.group_state(s, "confluence")) for s in (by_minute, by_bar))
         expected = {}
         for name, made in candles.items():
@@ -151,8 +151,8 @@ def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(mi
         assert of_minutes == expected
         expected.pop("5m", None)  # finer than the bars
         assert of_bars == expected
-        all_heard += len(expected) == 4
-    assert all_heard > 250
+        all_voting += len(expected) == 4
+    assert all_voting > 250
 
 
 def test_the_batch_over_minutes_is_the_live_steps(minutes):

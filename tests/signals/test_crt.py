@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import talib
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.data.timeframes import resample
 
-FOLD = Alone("crt")
+FOLD = SignalSubset("crt")
 AT = FOLD.index
 QUIET = (100.5, 99.5, 100.0)  # high, low, close
 BEYOND, BACK = (101.1, 99.8, 101.0), (101.0, 99.8, 100.2)
@@ -31,7 +31,7 @@ def directions(bars):
     return FOLD.run(bars)[:, AT["crt.direction"]]
 
 
-def test_the_first_close_back_inside_speaks_against_the_side_that_was_swept():
+def test_the_first_close_back_inside_signals_against_the_side_that_was_swept():
     bars = market(BEYOND, BACK, BACK)
     rows = FOLD.run(bars)[-3:]
     assert rows[:, AT["crt.direction"]].tolist() == [0.0, -1.0, 0.0]
@@ -52,7 +52,7 @@ def test_the_first_close_back_inside_speaks_against_the_side_that_was_swept():
         ([BEYOND, BEYOND], "still beyond"),
     ],
 )
-def test_it_says_nothing_where(tail, why):
+def test_it_gives_no_signal_where(tail, why):
     assert directions(market(*tail))[-1] == 0.0, why
 
 
@@ -115,7 +115,7 @@ def test_it_is_the_stateless_rule_on_recorded_bars_with_holes(real_year, seconds
     bars = bars[np.random.default_rng(2).random(len(bars)) > 0.03]
     high, low, close = bars[:, 2], bars[:, 3], bars[:, 4]
     reach, slots = talib.ATR(high, low, close, 14), bars[:, 0] // (14400 if seconds == 900 else 86400)
-    rows, spoken = FOLD.run(bars), np.zeros(3)
+    rows, signalled = FOLD.run(bars), np.zeros(3)
     for t in range(100, len(bars)):
         part = slice(t - 60, t + 1)
         above = range_setup(high[part], low[part], close[part], slots[part], reach[t])
@@ -124,8 +124,8 @@ def test_it_is_the_stateless_rule_on_recorded_bars_with_holes(real_year, seconds
         assert rows[t, AT["crt.direction"]] == expected
         if expected:
             assert rows[t, AT["crt.strength"]] == pytest.approx(max(above, below))
-        spoken[int(expected)] += 1
-    assert spoken[[1, -1]].min() > 20
+        signalled[int(expected)] += 1
+    assert signalled[[1, -1]].min() > 20
 
 
 def test_the_distances_are_to_the_last_candle_that_resampling_gives(real_year):

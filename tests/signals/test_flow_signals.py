@@ -1,20 +1,20 @@
-"""Absorption, Hawkes bursts and institutional flow: on markets drawn by hand, and retold over whole arrays."""
+"""Absorption, Hawkes bursts and institutional flow: on markets drawn by hand, and computed over whole arrays."""
 
 import numpy as np
 import pytest
 from support.reference_windows import HOLES, atr, holed, known, quiet, rank, rms, then
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.contracts import CONTEXT_INDEX
 
-FLOW = Alone("absorption", "hawkes", "institutional")
+FLOW = SignalSubset("absorption", "hawkes", "institutional")
 
 
 def last(bars, contexts=None):
     return dict(zip(FLOW.columns, FLOW.run(bars, None, contexts)[-1], strict=True))
 
 
-def said(out, name):
+def signal_of(out, name):
     """direction, strength, low, high of one signal: (n, 4)."""
     at = FLOW.index[f"{name}.direction"]
     return out[:, at : at + 4]
@@ -33,7 +33,7 @@ def test_buyers_who_press_hard_and_move_nothing_are_absorbed():
     assert (row["absorption.low"], row["absorption.high"]) == (99.5, 100.5)
 
 
-def test_absorbed_sellers_speak_long():
+def test_absorbed_sellers_signal_long():
     assert last(pressed(taker=1.0, close=99.9))["absorption.direction"] == 1.0
 
 
@@ -52,13 +52,13 @@ def burst(excess=3.0, side=0.5):
 
 
 @pytest.mark.parametrize("side", [0.5, -0.5])
-def test_a_burst_speaks_for_the_side_that_excites_it(side):
+def test_a_burst_signals_the_side_that_excites_it(side):
     row = last(quiet(), burst(side=side))
     assert (row["hawkes.direction"], row["hawkes.strength"]) == (np.sign(side), 1.5)
     assert (row["hawkes.branching"], row["hawkes.excess"]) == (0.6, 3.0)
 
 
-def test_a_burst_of_both_sides_or_an_intensity_as_usual_says_nothing():
+def test_a_burst_of_both_sides_or_an_intensity_as_usual_gives_no_signal():
     assert last(quiet(), burst(side=0.1))["hawkes.direction"] == 0.0
     assert last(quiet(), burst(excess=1.0))["hawkes.direction"] == 0.0
 
@@ -80,24 +80,24 @@ def test_large_trades_against_the_small_ones_are_followed_by_their_usual_size_an
     assert last(quiet(), flows(-1.0, 5.0))["institutional.direction"] == -1.0
 
 
-def test_of_a_common_side_large_trades_speak_only_if_they_lean_further_each_by_its_own_measure():
+def test_of_a_common_side_large_trades_signal_only_if_they_lean_further_each_by_its_own_measure():
     assert last(quiet(), flows(3.0, 0.5))["institutional.direction"] == 1.0
     assert last(quiet(), flows(2.0, 1.0))["institutional.direction"] == 0.0
     assert last(quiet(), flows(0.0, 1.0))["institutional.direction"] == 0.0
 
 
-def test_large_trades_alone_speak():
+def test_large_trades_alone_signal():
     contexts = known(70, cvd_large=then([2.0, -2.0], 1.0), cvd_small=0.0, vpin=0.5)
     assert last(quiet(), contexts)["institutional.direction"] == 1.0
 
 
-def retold(direction, strength, low=np.nan, high=np.nan):
-    """Four columns as a signal gives them: strength and levels only where it speaks."""
-    spoken = np.abs(direction) > 0.0
-    return np.column_stack([direction, *(np.where(spoken, values, np.nan) for values in (strength, low, high))])
+def expected_columns(direction, strength, low=np.nan, high=np.nan):
+    """Return the four columns of a signal: strength and levels only where it has a side."""
+    active = np.abs(direction) > 0.0
+    return np.column_stack([direction, *(np.where(active, values, np.nan) for values in (strength, low, high))])
 
 
-def test_absorption_is_the_retold_rule_on_a_year(year):
+def test_absorption_is_the_reference_rule_on_a_year(year):
     bars = year.copy()
     bars[HOLES, 5:] = np.nan
     delta = 2.0 * bars[:, 7] - bars[:, 5]
@@ -106,12 +106,12 @@ def test_absorption_is_the_retold_rule_on_a_year(year):
     hard = rank(size)
     direction = np.where((hard >= 0.9) & (move <= 0.25), -side, 0.0)
     direction[np.isnan(hard)] = np.nan
-    wanted = retold(direction, size / rms(size) * (1.0 - np.maximum(move, 0.0)), bars[:, 3], bars[:, 2])
-    np.testing.assert_allclose(said(FLOW.run(bars), "absorption"), wanted, rtol=1e-9)
+    wanted = expected_columns(direction, size / rms(size) * (1.0 - np.maximum(move, 0.0)), bars[:, 3], bars[:, 2])
+    np.testing.assert_allclose(signal_of(FLOW.run(bars), "absorption"), wanted, rtol=1e-9)
     assert 0.002 < np.nanmean(np.abs(direction)) < 0.1
 
 
-def test_hawkes_and_institutional_are_the_retold_rules(bars, contexts):
+def test_hawkes_and_institutional_are_the_reference_rules(bars, contexts):
     bars, contexts = holed(bars, contexts)
     out = FLOW.run(bars, None, contexts)
     of = {name: contexts[:, i] for name, i in CONTEXT_INDEX.items()}
@@ -119,22 +119,22 @@ def test_hawkes_and_institutional_are_the_retold_rules(bars, contexts):
     excess, side, high = of["hawkes_excess"], of["hawkes_side"], rank(of["hawkes_excess"])
     burst = np.where((high >= 0.9) & (np.abs(side) >= 0.2) & (excess > 0.0), np.sign(side), 0.0)
     burst[np.isnan(high)] = np.nan
-    np.testing.assert_allclose(said(out, "hawkes"), retold(burst, excess * np.abs(side)), rtol=1e-9)
+    np.testing.assert_allclose(signal_of(out, "hawkes"), expected_columns(burst, excess * np.abs(side)), rtol=1e-9)
 
     large, small, usual = of["cvd_large"], of["cvd_small"], rms(of["cvd_large"])
     own = (large * small < 0.0) | (np.abs(large) / usual > np.abs(small) / rms(small))
     flow = np.where(np.isnan(usual), np.nan, np.where(own, np.sign(large), 0.0))
-    wanted = retold(flow, np.abs(large) / usual * (1.0 + of["vpin"]))
-    np.testing.assert_allclose(said(out, "institutional"), wanted, rtol=1e-9)
-    for spoken in (burst, flow):
-        assert {-1.0, 0.0, 1.0} == set(spoken[~np.isnan(spoken)])
+    wanted = expected_columns(flow, np.abs(large) / usual * (1.0 + of["vpin"]))
+    np.testing.assert_allclose(signal_of(out, "institutional"), wanted, rtol=1e-9)
+    for active in (burst, flow):
+        assert {-1.0, 0.0, 1.0} == set(active[~np.isnan(active)])
 
 
 def test_a_hole_silences_each_signal_until_it_has_left_the_window(bars, contexts):
     bars, contexts = holed(bars, contexts)
     out = FLOW.run(bars, None, contexts)
     for name in ("absorption", "hawkes", "institutional"):
-        silent = np.isnan(said(out, name)[:, 0])
+        silent = np.isnan(signal_of(out, name)[:, 0])
         assert np.flatnonzero(silent).tolist() == [*range(59), *range(HOLES.start, HOLES.stop + 59)]
 
 

@@ -1,13 +1,13 @@
-"""Footprint, heatmap and smart money: on markets drawn by hand, and retold over whole arrays."""
+"""Footprint, heatmap and smart money: on markets drawn by hand, and computed over whole arrays."""
 
 import numpy as np
 import pytest
 from support.reference_windows import HOLES, atr, holed, known, quiet, rank, rms, then
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.contracts import CONTEXT_INDEX
 
-FPDOM = Alone("footprint", "heatmap", "smart_money")
+FPDOM = SignalSubset("footprint", "heatmap", "smart_money")
 
 
 def last(contexts, bars=None):
@@ -22,7 +22,7 @@ def four(name):
     return [f"{name}.{part}" for part in ("direction", "strength", "low", "high")]
 
 
-def retold(direction, *others):
+def expected_columns(direction, *others):
     spoken = np.abs(direction) > 0.0
     return np.column_stack([direction, *(np.where(spoken, values, np.nan) for values in others)])
 
@@ -35,7 +35,7 @@ def pressed(buying=4.0, selling=0.0, bid=10.0, ask=0.0):
     )  # fmt: skip
 
 
-def test_stacked_buying_on_a_bid_that_is_added_to_speaks_long():
+def test_stacked_buying_on_a_bid_that_is_added_to_signals_long():
     row = last(pressed())
     runs, depth = 4.0 / np.sqrt((59 + 16) / 60), 10.0 / np.sqrt((59 * 4 + 100) / 60)
     assert row["footprint.direction"] == 1.0
@@ -43,16 +43,16 @@ def test_stacked_buying_on_a_bid_that_is_added_to_speaks_long():
     assert last(pressed(0.0, 4.0, 0.0, 10.0))["footprint.direction"] == -1.0
 
 
-def test_a_bid_that_is_pulled_speaks_as_an_ask_that_is_added_to():
+def test_a_bid_that_is_pulled_counts_as_an_ask_that_is_added_to():
     assert last(pressed(0.0, 4.0, -10.0, 0.0))["footprint.direction"] == -1.0
 
 
-def test_trades_and_depth_that_disagree_or_lean_little_say_nothing():
+def test_trades_and_depth_that_disagree_or_lean_little_give_no_signal():
     assert last(pressed(bid=0.0, ask=3.0))["footprint.direction"] == 0.0
     assert last(pressed(1.0, 0.0, 1.0, 0.0))["footprint.direction"] == 0.0
 
 
-def test_depth_alone_speaks_where_no_run_was_stacked_for_sixty_bars():
+def test_depth_alone_signals_where_no_run_was_stacked_for_sixty_bars():
     alone = known(70, stacked_buying=0.0, stacked_selling=0.0, stacking_bid=then([2.0, 0.0], 30.0), stacking_ask=1.0)
     row = last(alone)
     assert row["footprint.direction"] == 1.0
@@ -67,13 +67,13 @@ def mapped(imbalance=0.6, below=98.0, above=103.0):
 
 
 @pytest.mark.parametrize("side", [1.0, -1.0])
-def test_a_heavy_side_of_the_map_speaks_between_its_walls(side):
+def test_a_heavy_side_of_the_map_signals_between_its_walls(side):
     row = last(mapped(0.6 * side))
     assert [row[name] for name in four("heatmap")] == [side, 0.6, 98.0, 103.0]
     assert (row["heatmap.concentration"], row["heatmap.liquidity"]) == (0.05, 0.7)
 
 
-def test_an_imbalance_as_usual_says_nothing():
+def test_an_imbalance_as_usual_gives_no_signal():
     assert last(mapped(0.1))["heatmap.direction"] == 0.0
 
 
@@ -86,7 +86,7 @@ def test_the_wall_distance_is_to_the_nearer_wall_or_the_only_one():
 
 
 def hands(bought=(4.0, 2.0), sold=(0.0, 0.0), spoofs=(0.0, 3.0), **given):
-    """Usual: a tenth of volume in large trades, a twentieth in icebergs, both ways alike; last bar as told."""
+    """Usual: a tenth of volume in large trades, a twentieth in icebergs, both ways alike; last bar as given."""
     usual = {
         "large_buy": then([0.5], bought[0]), "iceberg_bid": then([0.25], bought[1]),
         "large_sell": then([0.5], sold[0]), "iceberg_ask": then([0.25], sold[1]),
@@ -112,7 +112,7 @@ def test_smart_money_that_sells_hides_behind_false_bids():
     assert row["smart_money.target"] == pytest.approx(98.25)
 
 
-def test_spoofs_on_the_side_that_was_traded_are_somebody_elses_game():
+def test_spoofs_on_the_side_that_was_traded_are_ignored():
     row = last(hands(spoofs=(3.0, 0.0)))
     assert row["smart_money.score"] == pytest.approx(0.7 * FIRST)
     assert row["smart_money.direction"] == 0.0
@@ -136,18 +136,18 @@ def test_the_wall_beyond_the_zone_is_the_target():
     assert last(hands(wall_ask=100.1, wall_bid=97.0))["smart_money.target"] == pytest.approx(101.75)
 
 
-def test_hands_without_a_price_speak_without_a_zone():
+def test_hands_without_a_price_signal_without_a_zone():
     row = last(hands(smart_price=np.nan))
     assert row["smart_money.direction"] == 1.0
     assert np.isnan([row["smart_money.low"], row["smart_money.high"], row["smart_money.target"]]).all()
 
 
-def test_a_bar_without_volume_scores_nought_and_poisons_nothing():
+def test_a_bar_without_volume_scores_zero_and_poisons_nothing():
     bars, idle = quiet(130), quiet(130)
     idle[80, 5] = 0.0
-    nought = {name: then([0.5], n=130) for name in ("large_buy", "large_sell", "iceberg_bid", "iceberg_ask")}
-    contexts = known(130, spoof_bid=0.0, spoof_ask=0.0, smart_price=100.0, **nought)
-    contexts[80, [CONTEXT_INDEX[name] for name in nought]] = 0.0
+    zero = {name: then([0.5], n=130) for name in ("large_buy", "large_sell", "iceberg_bid", "iceberg_ask")}
+    contexts = known(130, spoof_bid=0.0, spoof_ask=0.0, smart_price=100.0, **zero)
+    contexts[80, [CONTEXT_INDEX[name] for name in zero]] = 0.0
     score = FPDOM.index["smart_money.score"]
     found = FPDOM.run(idle, None, contexts)[:, score]
     assert found[80] == 0.0  # 20:00 is in no killzone
@@ -155,7 +155,7 @@ def test_a_bar_without_volume_scores_nought_and_poisons_nothing():
     assert not np.isnan(FPDOM.run(bars, None, contexts)[80:, score]).any()
 
 
-def test_footprint_and_heatmap_are_the_retold_rules(bars, contexts):
+def test_footprint_and_heatmap_are_the_reference_rules(bars, contexts):
     bars, contexts = holed(bars, contexts)
     out = FPDOM.run(bars, None, contexts)
     of = {name: contexts[:, i] for name, i in CONTEXT_INDEX.items()}
@@ -165,12 +165,12 @@ def test_footprint_and_heatmap_are_the_retold_rules(bars, contexts):
     lean = (runs + added) / 2
     foot = np.where((np.abs(lean) >= 1.0) & (runs * added >= 0.0), np.sign(lean), lean * 0.0)
     missing = np.full(len(bars), np.nan)
-    wanted = retold(foot, np.abs(lean), missing, missing)
+    wanted = expected_columns(foot, np.abs(lean), missing, missing)
     np.testing.assert_allclose(columns(out, *four("footprint")), wanted, rtol=1e-9)
 
     imbalance, high = of["heat_imbalance"], rank(np.abs(of["heat_imbalance"]))
     heat = np.where(high >= 0.8, np.sign(imbalance), high * 0.0)
-    wanted = retold(heat, np.abs(imbalance), of["wall_bid"], of["wall_ask"])
+    wanted = expected_columns(heat, np.abs(imbalance), of["wall_bid"], of["wall_ask"])
     np.testing.assert_allclose(columns(out, *four("heatmap")), wanted, rtol=1e-9)
     walls = np.column_stack([of["wall_bid"], of["wall_ask"]])
     distance = (walls - bars[:, 4:5]) / atr(bars)[:, None]
@@ -181,7 +181,7 @@ def test_footprint_and_heatmap_are_the_retold_rules(bars, contexts):
         assert {-1.0, 0.0, 1.0} == set(spoken[~np.isnan(spoken)])
 
 
-def test_smart_money_is_the_retold_rule(bars, contexts):
+def test_smart_money_is_the_reference_rule(bars, contexts):
     bars, contexts = holed(bars, contexts)
     out = FPDOM.run(bars, None, contexts)
     of = {name: contexts[:, i] for name, i in CONTEXT_INDEX.items()}
@@ -202,7 +202,9 @@ def test_smart_money_is_the_retold_rule(bars, contexts):
     strength = score * np.abs(bought - sold) / (bought + sold)
     up = np.where(of["wall_ask"] > high, of["wall_ask"], high + 1.5 * reach)
     down = np.where(of["wall_bid"] < low, of["wall_bid"], low - 1.5 * reach)
-    wanted = np.column_stack([score, retold(direction, strength, low, high, np.where(direction > 0, up, down))])
+    wanted = np.column_stack(
+        [score, expected_columns(direction, strength, low, high, np.where(direction > 0, up, down))]
+    )
     found = columns(out, "smart_money.score", *four("smart_money"), "smart_money.target")
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
     assert {-1.0, 0.0, 1.0} == set(direction[~np.isnan(direction)])

@@ -1,11 +1,11 @@
-"""S1 order block: drawn by hand, against its rule told over whole arrays, and without volume."""
+"""S1 order block: drawn by hand, against its rule written over whole arrays, and without volume."""
 
 import numpy as np
 import pytest
 import talib
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
-FOLD = Alone("order_block")
+FOLD = SignalSubset("order_block")
 QUIET = ((100.0, 100.6, 99.4, 100.1), (100.1, 100.6, 99.4, 100.0))  # no swing, ATR 1.2
 HIGH_OF = (100.0, 101.2, 99.4, 100.0)  # a swing high among them
 FALLING = (100.0, 100.2, 99.0, 99.2)
@@ -42,7 +42,7 @@ def test_the_block_is_the_last_falling_candle_and_known_only_when_the_swing_brea
     assert last["order_block.strength"] == pytest.approx((101.8 - 99.2) / talib.ATR(*bars.T[2:5].copy(), 14)[-1])
 
 
-def test_a_falling_market_speaks_for_a_fall():
+def test_a_falling_market_signals_a_fall():
     last = last_of(upside_down(market(HIGH_OF, *QUIET * 4, FALLING, *RISE)))
     assert last["order_block.direction"] == -1.0
     assert (last["order_block.low"], last["order_block.high"]) == (-100.2, -99.0)
@@ -58,7 +58,7 @@ def test_a_falling_market_speaks_for_a_fall():
         pytest.param((HIGH_OF, *QUIET * 4, FALLING, RISE[0], *((100.1, 100.9, 100.0, 100.1),) * 7, RISE[1]), id="late"),
     ],
 )
-def test_without_displacement_or_a_first_break_it_says_nothing(tail):
+def test_without_displacement_or_a_first_break_it_gives_no_signal(tail):
     assert last_of(market(*tail))["order_block.direction"] == 0.0
 
 
@@ -96,7 +96,7 @@ def is_swing(high, i):
     return high[i - 5 : i].max() < high[i] >= high[i + 1 : i + 6].max()
 
 
-def told(bars, atr, t):
+def expected(bars, atr, t):
     """The row of bar t by the rule of the recogniser's setups, with Wilder's ATR."""
     for side in (1.0, -1.0):
         opened, close, high = side * bars[:, 1], side * bars[:, 4], bars[:, 2] if side > 0 else -bars[:, 3]
@@ -110,14 +110,14 @@ def told(bars, atr, t):
             run, usual = bars[begin + 1 : t + 1], bars[begin - 19 : begin + 1]
             hour = int(bars[t, 0] // 3600 % 24)
             delta = side * (2.0 * run[:, 7] - run[:, 5]).sum() / run[:, 5].sum()
-            beside = [hour in (7, 8, 9, 12, 13, 14), run[:, 5].mean() / usual[:, 5].mean(), delta]
-            return [side, (close[t] - close[begin]) / atr[t], bars[begin, 3], bars[begin, 2], *beside]
+            quality = [hour in (7, 8, 9, 12, 13, 14), run[:, 5].mean() / usual[:, 5].mean(), delta]
+            return [side, (close[t] - close[begin]) / atr[t], bars[begin, 3], bars[begin, 2], *quality]
     return [0.0] + [np.nan] * 6
 
 
-def test_it_is_the_rule_told_over_whole_arrays(year):
+def test_it_is_the_rule_over_whole_arrays(year):
     bars = year[:4000]
     atr = talib.ATR(*bars.T[2:5].copy(), 14)
-    wanted = np.array([told(bars, atr, t) for t in range(28, len(bars))])
+    wanted = np.array([expected(bars, atr, t) for t in range(28, len(bars))])
     assert np.abs(wanted[:, 0]).sum() > 50
     np.testing.assert_allclose(FOLD.run(bars)[28:], wanted, rtol=1e-9, atol=1e-12)

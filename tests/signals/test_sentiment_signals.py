@@ -1,13 +1,13 @@
-"""Funding and fear-and-greed speak against the crowd while the extreme stands."""
+"""Funding and fear-and-greed signal against the crowd while the extreme stands."""
 
 import numpy as np
 import pytest
 from support.reference_windows import known, quiet, rank
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.contracts import CONTEXT_INDEX
 
-SENTIMENT = Alone("sentiment")
+SENTIMENT = SignalSubset("sentiment")
 INTEREST = 1e-4
 
 
@@ -16,7 +16,7 @@ def column(out, name):
 
 
 def settled(*rates):
-    """What sentiment says, (n, 8), of rates that stand 32 bars each."""
+    """Return the sentiment signals (n, 8) of rates that stand 32 bars each."""
     rate = np.repeat(rates, 32)
     return SENTIMENT.run(quiet(len(rate)), None, known(len(rate), funding_rate=rate))
 
@@ -24,13 +24,13 @@ def settled(*rates):
 USUAL = [1.0e-4, 1.2e-4, 0.8e-4, 1.0e-4, 1.3e-4, 0.9e-4, 1.0e-4, 1.1e-4]
 
 
-def test_the_highest_funding_of_three_days_speaks_short_as_long_as_it_stands():
+def test_the_highest_funding_of_three_days_signals_short_as_long_as_it_stands():
     out = settled(*USUAL, INTEREST, 5e-4, INTEREST)
     assert column(out, "funding.direction")[-65:].tolist() == [0.0, *[-1.0] * 32, *[0.0] * 32]
     assert column(out, "funding.strength")[-33] == pytest.approx(0.8)
 
 
-def test_the_lowest_speaks_long():
+def test_the_lowest_signals_long():
     out = settled(*USUAL, -3e-4)
     assert column(out, "funding.direction")[-1] == 1.0
     assert column(out, "funding.strength")[-1] == pytest.approx(0.8)
@@ -50,7 +50,7 @@ def test_a_missing_rate_silences_funding_until_it_has_left_the_window():
     assert np.flatnonzero(silent).tolist() == [*range(287), *range(400, 688)]
 
 
-def test_funding_is_the_retold_rule(bars, contexts):
+def test_funding_is_the_reference_rule(bars, contexts):
     out = SENTIMENT.run(bars, None, contexts)
     rate = contexts[:, CONTEXT_INDEX["funding_rate"]]
     place, excess = rank(rate, 288), rate - INTEREST
@@ -63,7 +63,7 @@ def test_funding_is_the_retold_rule(bars, contexts):
     assert low.any()
 
 
-def test_extreme_fear_speaks_long_and_extreme_greed_short_by_their_distance_from_the_middle():
+def test_extreme_fear_signals_long_and_extreme_greed_short_by_their_distance_from_the_middle():
     index = np.array([0.0, 25.0, 25.5, 50.0, 74.5, 75.0, 100.0, np.nan, 20.0])
     out = SENTIMENT.run(quiet(9), None, known(9, fear_greed=index))
     np.testing.assert_array_equal(column(out, "fear_greed.direction"), [1, 1, 0, 0, 0, -1, -1, np.nan, 1])

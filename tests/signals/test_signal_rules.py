@@ -50,7 +50,7 @@ def test_a_gap_is_known_at_the_third_close_and_lives_open_mitigated_filled():
     ]
 
 
-def test_a_gap_under_the_least_size_says_nothing():
+def test_a_gap_under_the_least_size_gives_no_signal():
     rows = rows_of(scene((101.0, 100.0, 100.9), (101.5, 100.7, 101.2)))
     assert rows[-1]["fvg.direction"] == 0.0
     assert np.isnan(rows[-1]["fvg.strength"])
@@ -108,7 +108,7 @@ def test_a_new_high_on_falling_delta_is_a_bearish_divergence():
     assert (last["cvd_divergence.low"], last["cvd_divergence.high"]) == (100.0, 101.2)
 
 
-def test_the_books_flow_speaks_by_its_side_and_its_usual_size(bars):
+def test_the_books_flow_signals_by_its_side_and_its_usual_size(bars):
     flows = np.concatenate([np.tile([2.0, -2.0], 30), [-6.0, 0.0]])
     before, pressed, still = SIGNALS.run(bars[:62], None, with_flow(flows))[
         59:, [SIGNALS.index[f"ofi.{c}"] for c in ("direction", "strength")]
@@ -134,19 +134,19 @@ def test_strategy_stances_are_those_of_talib(bars):
         np.testing.assert_array_equal(out[:, SIGNALS.index[f"{name}.direction"]], side, err_msg=name)
 
 
-def test_the_consensus_speaks_only_when_a_majority_forms_anew(bars):
+def test_the_consensus_signals_only_when_a_majority_begins(bars):
     out = SIGNALS.run(bars)
     stances = [SIGNALS.index[f"{name}.direction"] for name in PRODUCERS["traditional"] if name != "consensus"]
     votes = out[:, stances].sum(axis=1)
     side = np.where(np.abs(votes) >= 3, np.sign(votes), 0.0)
-    anew = (side[1:] != 0) & (side[1:] != side[:-1]) & ~np.isnan(votes[:-1])
-    spoken = out[1:, SIGNALS.index["consensus.direction"]]
-    np.testing.assert_array_equal(spoken[49:], np.where(anew, side[1:], 0.0)[49:])
-    assert 0.01 < anew.mean() < 0.15
+    begins = (side[1:] != 0) & (side[1:] != side[:-1]) & ~np.isnan(votes[:-1])
+    signalled = out[1:, SIGNALS.index["consensus.direction"]]
+    np.testing.assert_array_equal(signalled[49:], np.where(begins, side[1:], 0.0)[49:])
+    assert 0.01 < begins.mean() < 0.15
 
 
 @pytest.mark.parametrize("name", [name for names in PRODUCERS.values() for name in names])
-def test_strength_is_positive_exactly_where_a_signal_speaks(bars, contexts, name):
+def test_strength_is_positive_exactly_where_a_signal_signals(bars, contexts, name):
     # a flow that is made up agrees with no price: fifteen stars come together on candles alone
     out = SIGNALS.run(bars, None, None if name == "unicorn" else contexts)
     assert np.nansum(np.abs(out[:, SIGNALS.index[f"{name}.direction"]])) > 0
@@ -157,9 +157,9 @@ def test_strength_is_positive_exactly_where_a_signal_speaks(bars, contexts, name
     assert not np.any(low >= high)  # a heatmap may have a wall on one side only
 
 
-def test_every_category_has_producers_and_every_signal_speaks_for_one():
+def test_every_category_has_producers_and_every_signal_belongs_to_one():
     assert tuple(PRODUCERS) == SCORE_CATEGORIES
-    said = [name for names in PRODUCERS.values() for name in names]
-    assert len(said) == len(set(said))
-    assert {f"{name}.direction" for name in said} == {c for c in SIGNALS.columns if c.endswith(".direction")}
+    names_used = [name for names in PRODUCERS.values() for name in names]
+    assert len(names_used) == len(set(names_used))
+    assert {f"{name}.direction" for name in names_used} == {c for c in SIGNALS.columns if c.endswith(".direction")}
     assert all(PRODUCERS.values())

@@ -1,4 +1,4 @@
-"""S5 SMT divergence: drawn by hand, against its rule told over whole arrays, and on ETH beside BTC."""
+"""S5 SMT divergence: drawn by hand, against its rule written over whole arrays, and on ETH with BTC."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH, NO_CONTEXT
 
-FOLD = Alone("smt")
+FOLD = SignalSubset("smt")
 CANDLES = Path(__file__).parents[2] / "../shared/data/candles"
 
 
-def beside(reference):
+def with_reference(reference):
     contexts = np.full((len(reference), CONTEXT_WIDTH), np.nan)
     contexts[:, CONTEXT_INDEX["reference_close"]] = reference
     return contexts
@@ -35,9 +35,9 @@ def peaks(first, second):
 
 
 @pytest.mark.parametrize("turn", [1.0, -1.0])
-def test_a_higher_high_that_the_reference_does_not_confirm_speaks_against_it(turn):
+def test_a_higher_high_that_the_reference_does_not_confirm_signals_against_it(turn):
     own, other = turn * peaks(103.0, 104.0), turn * peaks(5010.0, 5008.0)
-    rows = FOLD.run(market(own), None, beside(other))
+    rows = FOLD.run(market(own), None, with_reference(other))
     assert not rows[59:-1, 0].any()
     assert rows[-1, 0] == -turn
     assert rows[-1, 2:].tolist() == sorted([turn * 103.0, turn * 104.0])
@@ -56,23 +56,23 @@ def test_a_higher_high_that_the_reference_does_not_confirm_speaks_against_it(tur
         pytest.param(peaks(103.0, 104.0)[:-1], peaks(110.0, 108.0)[:-1], id="not confirmed yet"),
     ],
 )
-def test_it_says_nothing_where_the_two_agree_or_a_swing_is_not_known(own, other):
-    assert FOLD.run(market(own), None, beside(other))[-1, 0] == 0.0
+def test_it_gives_no_signal_where_the_two_agree_or_a_swing_is_not_known(own, other):
+    assert FOLD.run(market(own), None, with_reference(other))[-1, 0] == 0.0
 
 
 def test_without_a_reference_it_is_missing_and_it_recovers_once_the_gap_has_left_the_window(bars):
     assert np.isnan(FOLD.run(bars)).all()
     assert {column.needs for column in FOLD.catalogue} == {"context:reference_close"}
     reference = bars[::-1, 4].copy()
-    whole = FOLD.run(bars, None, beside(reference))
+    whole = FOLD.run(bars, None, with_reference(reference))
     reference[1000:1003] = np.nan
-    holed = FOLD.run(bars, None, beside(reference))
+    holed = FOLD.run(bars, None, with_reference(reference))
     assert np.isnan(holed[1000 : 1002 + 60]).all()
     assert holed[1002 + 60 :].tobytes() == whole[1002 + 60 :].tobytes()
     assert np.isfinite(whole[59:, 0]).all()
 
 
-def told(close, other):
+def expected(close, other):
     """Direction, strength, low, high of every bar, by pairs of swings; missing where 60 bars are not known."""
     n = len(close)
     wanted = np.full((n, 4), np.nan)
@@ -93,7 +93,7 @@ def told(close, other):
 
 @pytest.fixture(scope="module")
 def ether() -> pd.DataFrame:
-    """Hourly ETH 2022 to mid-2025 with BTC's close beside it (NaN where BTC has no bar)."""
+    """Hourly ETH 2022 to mid-2025 with BTC's close (NaN where BTC has no bar)."""
     paths = (
         CANDLES / "binance_spot_ethusdt_1h_to_2025h1.parquet",
         CANDLES / "binance_spot_btcusdt_1h_2017_2025h1.parquet",
@@ -106,17 +106,17 @@ def ether() -> pd.DataFrame:
     return frame
 
 
-def test_on_ether_beside_bitcoin_it_is_the_rule_told_over_whole_arrays(ether):
-    rows = FOLD.run(market(ether["close"].to_numpy()), None, beside(ether["reference"].to_numpy()))
-    np.testing.assert_allclose(rows, told(ether["close"].to_numpy(), ether["reference"].to_numpy()), rtol=1e-9)
-    spoken = pd.Series(rows[:, 0], ether.index)
-    sides = spoken.groupby(spoken.index.year).agg([lambda s: (s > 0).sum(), lambda s: (s < 0).sum()])
+def test_on_ether_next_to_bitcoin_it_is_the_rule_over_whole_arrays(ether):
+    rows = FOLD.run(market(ether["close"].to_numpy()), None, with_reference(ether["reference"].to_numpy()))
+    np.testing.assert_allclose(rows, expected(ether["close"].to_numpy(), ether["reference"].to_numpy()), rtol=1e-9)
+    signalled = pd.Series(rows[:, 0], ether.index)
+    sides = signalled.groupby(signalled.index.year).agg([lambda s: (s > 0).sum(), lambda s: (s < 0).sum()])
     assert (sides > 10).to_numpy().all()  # in every year, both ways
-    assert spoken.abs().mean() < 0.05
+    assert signalled.abs().mean() < 0.05
 
 
 def test_a_live_bar_after_a_restart_gives_the_bytes_of_the_batch(ether):
-    bars, contexts = market(ether["close"].to_numpy()[:3000]), beside(ether["reference"].to_numpy()[:3000])
+    bars, contexts = market(ether["close"].to_numpy()[:3000]), with_reference(ether["reference"].to_numpy()[:3000])
     whole, state = FOLD.run(bars, None, contexts), FOLD.fresh()
     FOLD.run(bars[:1000], None, contexts[:1000], state)
     state = FOLD.load(FOLD.dump(state))

@@ -1,9 +1,9 @@
-"""S14: the 21 stars against definitions written over whole arrays, and when the unicorn speaks."""
+"""S14: the 21 stars against definitions written over whole arrays, and when the unicorn begins."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from support.context_factory import made_context
+from support.context_factory import make_context
 
 from pipelines.contracts import CLOSE, NO_BOOK, NO_CONTEXT, OPEN, OPEN_TIME, VOLUME
 from pipelines.errors import UnknownName
@@ -21,7 +21,7 @@ WRITTEN = FeatureGroup(
     "written", None, tuple(Column(name, "x", "x", -1.0, 1.0, 1, "given", "given") for name in COLUMNS), np.zeros(0)
 )
 GROUP = stars.feature_group([WRITTEN])
-LONG = dict.fromkeys(READ, 1.0) | {"crt_level_score": -1.0}  # every column speaks for a rise
+LONG = dict.fromkeys(READ, 1.0) | {"crt_level_score": -1.0}  # every column is long
 
 
 def candles(n, side=1.0):
@@ -31,15 +31,15 @@ def candles(n, side=1.0):
     return bars
 
 
-def rows_of(n, said):
+def rows_of(n, values):
     rows = np.zeros((n, len(COLUMNS)))
-    for name, value in said.items():
+    for name, value in values.items():
         rows[:, AT[name]] = value
     return rows
 
 
-def mirrored(said):
-    return {name: -value for name, value in said.items()}
+def mirrored(values):
+    return {name: -value for name, value in values.items()}
 
 
 def fold(bars, rows, state=None):
@@ -52,7 +52,7 @@ def fold(bars, rows, state=None):
 
 
 def random_market(n=3000, seed=5):
-    """Columns that speak now and then, with holes and infinities."""
+    """Columns with a side now and then, with holes and infinities."""
     rng = np.random.default_rng(seed)
     bars = 100.0 + rng.normal(0, 1, (n, 8))
     bars[:, OPEN_TIME] = 1.7040672e9 + 900.0 * np.arange(n)
@@ -138,16 +138,16 @@ def test_the_columns_are_counted_from_those_stars():
 
 
 @pytest.mark.parametrize("side", [1.0, -1.0])
-def test_a_unicorn_speaks_once_when_a_side_first_has_fifteen(side):
-    said = LONG if side > 0 else mirrored(LONG)
-    said |= {"order_block.low": 98.0, "order_block.high": 99.0, "fvg.low": 90.0, "fvg.high": 91.0}
+def test_a_unicorn_signals_once_when_a_side_first_has_fifteen(side):
+    values = LONG if side > 0 else mirrored(LONG)
+    values |= {"order_block.low": 98.0, "order_block.high": 99.0, "fvg.low": 90.0, "fvg.high": 91.0}
     quiet = rows_of(30, {"crt_level_score": -side})
-    out = fold(np.vstack([candles(30, side), candles(10, side)]), np.vstack([quiet, rows_of(10, said)]))
-    spoke = np.flatnonzero(out[:, 0] != 0.0)
-    assert spoke[np.isfinite(out[spoke, 0])].tolist() == [30]
+    out = fold(np.vstack([candles(30, side), candles(10, side)]), np.vstack([quiet, rows_of(10, values)]))
+    begins = np.flatnonzero(out[:, 0] != 0.0)
+    assert begins[np.isfinite(out[begins, 0])].tolist() == [30]
     assert out[30, 0] == side
     assert out[30, 1:5].tolist() == [21.0, 98.0, 99.0, side * 21.0]
-    assert np.isnan(out[31:, 1:4]).all()  # it goes on, and is not said again
+    assert np.isnan(out[31:, 1:4]).all()  # it goes on, and is not signalled again
     assert (out[31:, 4] == side * 21.0).all()
 
 
@@ -169,7 +169,7 @@ def test_the_rating_counts_only_stars_whose_inputs_are_there():
     assert out[30, :2].tolist() == [1.0, pytest.approx(14 / 16 * 21)]
 
 
-def test_with_fewer_than_twelve_known_stars_it_says_nothing_and_not_nought():
+def test_with_fewer_than_twelve_known_stars_it_gives_no_signal_and_not_zero():
     missing = dict.fromkeys([name for name in READ if name.endswith(".direction")], np.nan)
     out = fold(candles(60), rows_of(60, LONG | missing))
     assert out[-1, 7] < MIN_KNOWN / 21
@@ -199,8 +199,8 @@ def test_it_goes_on_from_its_state_to_the_same_bytes():
 
 
 @pytest.mark.parametrize(("recorded", "known"), [("everything", 21), ("candles", 15), ("prices alone", 12)])
-def test_what_was_recorded_says_how_many_stars_can_be_judged(bars, recorded, known):
-    seen, context = bars.copy(), made_context(bars) if recorded == "everything" else None
+def test_the_records_determine_how_many_stars_can_be_judged(bars, recorded, known):
+    seen, context = bars.copy(), make_context(bars) if recorded == "everything" else None
     if recorded == "prices alone":
         seen[:, VOLUME:] = np.nan
     out = SIGNALS.run(seen, None, context)
@@ -222,7 +222,7 @@ def test_in_the_catalogue_the_stars_are_those_of_the_stored_columns_and_some_bec
     assert (signals[np.abs(side) == 1, SIGNALS.index["unicorn.strength"]] >= 15).all()
 
 
-def test_a_column_that_nobody_writes_is_refused_by_its_name():
+def test_a_column_that_no_group_writes_is_refused_by_its_name():
     lacking = FeatureGroup("written", None, WRITTEN.columns[1:], np.zeros(0))
     with pytest.raises(UnknownName, match=READ[0].replace(".", r"\.")):
         stars.feature_group([lacking])

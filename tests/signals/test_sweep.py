@@ -1,13 +1,13 @@
-"""S3 liquidity sweep: imminence before and reversal after, by hand; every column against each swing's life retold."""
+"""S3 liquidity sweep: imminence before and reversal after, by hand; every column against each swing's life."""
 
 import numpy as np
 import pytest
 import talib
-from support.signal_subset import Alone
+from support.signal_subset import SignalSubset
 
 from pipelines.signals import sweep
 
-FOLD = Alone("sweep")
+FOLD = SignalSubset("sweep")
 AT = FOLD.index
 CALM = (100.0, 100.5, 99.5, 100.0)  # ATR 1
 SWING = (100.0, 102.0, 99.6, 100.0)
@@ -70,7 +70,7 @@ def lives(high, close, atr):
     """Every swing high as [confirmed on bar, spent on bar, level, wick depth in ATR or 0, the wick's end]."""
     n = len(high)
     swings = [i for i in range(5, n - 5) if high[i - 5 : i].max() < high[i] >= high[i + 1 : i + 6].max()]
-    told = []
+    lives = []
     for number, i in enumerate(swings):
         newer = (
             swings[number + sweep.MAX_SWINGS] + 5 if number + sweep.MAX_SWINGS < len(swings) else n
@@ -88,8 +88,8 @@ def lives(high, close, atr):
                 life[1] = t
                 break
         life[1] = min(life[1], newer)
-        told.append(life)
-    return told
+        lives.append(life)
+    return lives
 
 
 def nearness(lives, close, atr, t):
@@ -97,7 +97,7 @@ def nearness(lives, close, atr, t):
     return max([0.0, *near])
 
 
-def test_it_is_the_rule_told_swing_by_swing(year):
+def test_it_is_the_rule_swing_by_swing(year):
     bars = year[:4000]
     _, _, high, low, close = bars.T[:5].copy()
     atr = talib.ATR(high, low, close, 14)

@@ -1,11 +1,11 @@
-"""What else was known at each close, made up: plausible sizes and ranges for every field of the context."""
+"""Made-up context at each close: plausible sizes and ranges for every field."""
 
 import numpy as np
 
 from pipelines.contracts import CLOSE, CONTEXT_FIELDS, HIGH, LOW, VOLUME
 
 
-def made_context(bars, seed=13):
+def make_context(bars, seed=13):
     """(n, CONTEXT_WIDTH) for bars (n, 8) in the order of CONTEXT_FIELDS; a side has no wall now and then."""
     rng, n = np.random.default_rng(seed), len(bars)
     close, volume, reach = bars[:, CLOSE], bars[:, VOLUME], bars[:, HIGH] - bars[:, LOW]

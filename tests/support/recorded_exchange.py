@@ -1,7 +1,7 @@
-"""A real HTTP server on this machine that speaks as Binance, Coinbase and Hyperliquid do, from bars it was given.
+"""A real HTTP server on this machine that answers as Binance, Coinbase and Hyperliquid do, from given bars.
 
 It is reached as a gateway: ccxt puts its address before the URL it would have called, so the venue is read from that.
-Anything else it is asked for is kept in `strays` and answered 421.
+Any other request is listed in `strays` and answered 421.
 """
 
 import json
@@ -20,7 +20,7 @@ START = 1_704_067_200  # 2024-01-01T00:00:00Z
 
 
 def made_bars(n, start=START, seed=0, price=40_000.0, step=60):
-    """(n, 8) bars of a random walk; every number has few enough decimals to be written as an exchange writes it."""
+    """Return (n, 8) bars of a random walk; with as few decimals as an exchange writes."""
     rng = np.random.default_rng(seed)
     close = np.round(price + np.cumsum(rng.normal(0.0, 8.0, n)), 2)
     opened = np.r_[price, close[:-1]]
@@ -33,7 +33,9 @@ def made_bars(n, start=START, seed=0, price=40_000.0, step=60):
 
 
 @dataclass
-class PermutationPlan:
+class RecordedRequest:
+    """One request: its venue, path and query, and when it came (monotonic seconds)."""
+
     venue: str
     path: str
     query: dict
@@ -41,31 +43,31 @@ class PermutationPlan:
 
     @property
     def since(self):
-        """First open time asked for, epoch seconds; None if no candles were asked for."""
+        """Return the first open time requested, epoch seconds; None if no candles were requested."""
         if "startTime" in self.query:
             return int(self.query["startTime"]) // 1000
         return int(self.query["start"]) if "start" in self.query else None
 
 
 @dataclass
-class Told:
-    """What a venue does with candle requests: its bars, its symbol, and faults by number of the request (from 1)."""
+class VenueScript:
+    """Describe how a venue answers candle requests: bars, symbol, faults by number of the request (from 1)."""
 
     bars: np.ndarray
     symbol: str = "BTC/USDT"
     faults: dict = field(default_factory=dict)
     dead_after: int | None = None  # candle requests it still answers; then 503 to everything
-    most: int = 1000  # candles it gives at once, however many are asked for
+    most: int = 1000  # candles of one answer, however many are requested
     heeds_limit: bool = True
     candles: int = 0
 
 
 class RecordedExchange:
-    """`clock` is what every venue shows as its time: the candle that holds it is still open, and is served."""
+    """Serve the venues' answers. `clock` is the time of every venue: the candle that holds it is open, and is served."""
 
     def __init__(self, clock, **venues):
         self.clock, self.venues = clock, venues
-        self.asked, self.strays = [], []
+        self.requests, self.strays = [], []
         exchange = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -92,7 +94,7 @@ class RecordedExchange:
         self.thread.join()
 
     def candle_requests(self, venue=None):
-        return [asked for asked in self.asked if asked.since is not None and venue in (None, asked.venue)]
+        return [request for request in self.requests if request.since is not None and venue in (None, request.venue)]
 
     def answer(self, handler, body):
         url = urlsplit(unquote(handler.path[1:]))
@@ -100,52 +102,54 @@ class RecordedExchange:
         if body:
             query = {"type": body["type"], **body.get("req", {})}
         venue = HOSTS.get(url.hostname)
-        told = self.venues.get(venue)
-        asked = PermutationPlan(venue, url.path, query, time.monotonic())
+        script = self.venues.get(venue)
+        request = RecordedRequest(venue, url.path, query, time.monotonic())
         if venue is None:
             self.strays.append(url.geturl())
             return reply(handler, 421, {"msg": "no such venue here"})
-        self.asked.append(asked)
-        if told is None or (told.dead_after is not None and told.candles >= told.dead_after):
+        self.requests.append(request)
+        if script is None or (script.dead_after is not None and script.candles >= script.dead_after):
             return reply(handler, 503, {"msg": "down"})
-        if asked.since is not None:
-            told.candles += 1
-            fault = told.faults.get(told.candles)
+        if request.since is not None:
+            script.candles += 1
+            fault = script.faults.get(script.candles)
             if fault is not None:
-                return fault(handler, lambda change=None: reply(handler, 200, self.candles(venue, told, query, change)))
-        found = SPEAKS[venue](self, told, url.path, query)
+                return fault(
+                    handler, lambda change=None: reply(handler, 200, self.candles(venue, script, query, change))
+                )
+        found = REPLIES[venue](self, script, url.path, query)
         if found is None:
             self.strays.append(url.geturl())
             return reply(handler, 421, {"msg": "not recorded"})
         return reply(handler, 200, found)
 
-    def seen(self, told, timeframe):
-        """Closed bars, and the candle that is open now; of days only the times are true."""
-        rows = told.bars[told.bars[:, 0] <= self.clock]
+    def seen(self, script, timeframe):
+        """Return closed bars, and the candle that is open now; of days only the times are true."""
+        rows = script.bars[script.bars[:, 0] <= self.clock]
         if timeframe in ("1d", "ONE_DAY"):
             rows = rows[np.unique(rows[:, 0] // 86400, return_index=True)[1]].copy()
             rows[:, 0] = rows[:, 0] // 86400 * 86400
         return rows
 
-    def candles(self, venue, told, query, change=None):
+    def candles(self, venue, script, query, change=None):
         if venue == "binance":
-            rows = seen = self.seen(told, query["interval"])
-            if query["symbol"] != told.symbol.replace("/", ""):
+            rows = seen = self.seen(script, query["interval"])
+            if query["symbol"] != script.symbol.replace("/", ""):
                 return {"code": -1121, "msg": "Invalid symbol."}
             rows = rows[rows[:, 0] >= int(query["startTime"]) / 1000][
-                : min(int(query["limit"]), told.most) if told.heeds_limit else told.most
+                : min(int(query["limit"]), script.most) if script.heeds_limit else script.most
             ]
             rows = rows if change is None else change(rows, seen)
             return [as_kline(row) for row in rows]
         if venue == "coinbase":
-            rows = seen = self.seen(told, query["granularity"])
+            rows = seen = self.seen(script, query["granularity"])
             rows = rows[(rows[:, 0] >= int(query["start"])) & (rows[:, 0] <= int(query["end"]))]
             assert len(rows) <= 350, "Coinbase refuses more than 350 candles"
             rows = rows if change is None else change(rows, seen)
             names = ("start", "open", "high", "low", "close", "volume")
             written = [[str(int(row[0])), *(repr(float(value)) for value in row[1:6])] for row in rows[::-1]]
             return {"candles": [dict(zip(names, row, strict=True)) for row in written]}
-        rows = self.seen(told, query["interval"])[-5000:]
+        rows = self.seen(script, query["interval"])[-5000:]
         rows = rows[(rows[:, 0] >= query["startTime"] / 1000) & (rows[:, 0] <= query["endTime"] / 1000)]
         return [
             {"t": int(row[0] * 1000), "T": int(row[0] * 1000) + 59_999, "s": "BTC", "i": "1m", "n": int(row[6])}
@@ -160,11 +164,11 @@ def as_kline(row):
     return [opened, o, h, low, c, v, opened + 59_999, "0.00000000", int(row[6]), taker, "0.00000000", "0"]
 
 
-def binance(exchange, told, path, query):
+def binance(exchange, script, path, query):
     if path == "/api/v3/time":
         return {"serverTime": int(exchange.clock * 1000)}
     if path == "/api/v3/exchangeInfo":
-        base, quote = told.symbol.split("/")
+        base, quote = script.symbol.split("/")
         return {"timezone": "UTC", "symbols": [{
             "symbol": base + quote, "status": "TRADING", "baseAsset": base, "baseAssetPrecision": 8,
             "quoteAsset": quote, "quotePrecision": 8, "quoteAssetPrecision": 8, "orderTypes": ["LIMIT"],
@@ -173,17 +177,17 @@ def binance(exchange, told, path, query):
                 {"filterType": "LOT_SIZE", "minQty": "0.00001", "maxQty": "9000", "stepSize": "0.00001"},
             ],
         }]}  # fmt: skip
-    return exchange.candles("binance", told, query) if path == "/api/v3/klines" else None
+    return exchange.candles("binance", script, query) if path == "/api/v3/klines" else None
 
 
-def coinbase(exchange, told, path, query):
-    product = told.symbol.replace("/", "-")
+def coinbase(exchange, script, path, query):
+    product = script.symbol.replace("/", "-")
     if path == "/v2/time":
         return {"data": {"epoch": int(exchange.clock)}}
     if path == "/api/v3/brokerage/market/products":
         if query.get("product_type") == "FUTURE":
             return {"products": [], "num_products": 0}
-        base, quote = told.symbol.split("/")
+        base, quote = script.symbol.split("/")
         return {"num_products": 1, "products": [{
             "product_id": product, "price": "1", "base_increment": "0.00000001", "quote_increment": "0.01",
             "quote_min_size": "1", "quote_max_size": "1000000", "base_min_size": "0.0001", "base_max_size": "100",
@@ -191,12 +195,12 @@ def coinbase(exchange, told, path, query):
             "base_currency_id": base, "price_increment": "0.01", "alias_to": [],
         }]}  # fmt: skip
     if path == f"/api/v3/brokerage/market/products/{product}/candles":
-        return exchange.candles("coinbase", told, query)
+        return exchange.candles("coinbase", script, query)
     return None
 
 
-def hyperliquid(exchange, told, path, query):
-    base = told.symbol.split("/")[0]
+def hyperliquid(exchange, script, path, query):
+    base = script.symbol.split("/")[0]
     if query["type"] == "exchangeStatus":
         return {"specialStatuses": None, "time": int(exchange.clock * 1000)}
     if query["type"] == "spotMetaAndAssetCtxs":
@@ -206,10 +210,10 @@ def hyperliquid(exchange, told, path, query):
             {"universe": [{"name": base, "szDecimals": 5, "maxLeverage": 40}], "collateralToken": 0},
             [{"funding": "0", "markPx": "40000", "midPx": "40000", "oraclePx": "40000", "openInterest": "1"}],
         ]
-    return exchange.candles("hyperliquid", told, query) if query["type"] == "candleSnapshot" else None
+    return exchange.candles("hyperliquid", script, query) if query["type"] == "candleSnapshot" else None
 
 
-SPEAKS = {"binance": binance, "coinbase": coinbase, "hyperliquid": hyperliquid}
+REPLIES = {"binance": binance, "coinbase": coinbase, "hyperliquid": hyperliquid}
 
 
 def reply(handler, status, value, **headers):
@@ -217,13 +221,13 @@ def reply(handler, status, value, **headers):
     handler.send_response(status)
     handler.send_header("Content-Type", "text/html" if isinstance(value, bytes) else "application/json")
     handler.send_header("Content-Length", str(len(body)))
-    for name, said in headers.items():
-        handler.send_header(name.replace("_", "-"), said)
+    for name, content in headers.items():
+        handler.send_header(name.replace("_", "-"), content)
     handler.end_headers()
     handler.wfile.write(body)
 
 
-# faults: each takes the handler and what would have been answered
+# faults: each takes the handler and the function that would have answered
 
 
 def too_many(seconds, status=429):
@@ -235,7 +239,7 @@ def broken(status=503):
 
 
 def hang_up(handler, answer):
-    """The connection is reset in the middle of the answer."""
+    """Reset the connection in the middle of the answer."""
     handler.send_response(200)
     handler.send_header("Content-Type", "application/json")
     handler.send_header("Content-Length", "5000")
@@ -257,12 +261,12 @@ def half(handler, answer):
 
 
 def late(handler, answer):
-    """The first forty candles of the page are left out."""
+    """Leave out the first forty candles of the page."""
     answer(lambda rows, all_rows: rows[40:])
 
 
 def doubled(handler, answer):
-    """Each candle twice, and fifty from before what was asked for."""
+    """Send each candle twice, and fifty from before the requested time."""
 
     def change(rows, all_rows):
         before = all_rows[all_rows[:, 0] < rows[0, 0]][-50:]

@@ -1,4 +1,4 @@
-"""Trailing windows told over whole arrays, for the oracles; and small markets drawn by hand."""
+"""Trailing windows computed over whole arrays, for the oracles; and small markets drawn by hand."""
 
 import numpy as np
 import talib
@@ -10,13 +10,13 @@ HOLES = slice(1000, 1011)  # bars of which nothing but prices was recorded
 
 
 def windows(values, n=60):
-    """(m, n): the n values up to each; rows of NaN before there are as many."""
+    """Return (m, n): the n values up to each; rows of NaN before there are as many."""
     padded = np.concatenate([np.full(n - 1, np.nan), values])
     return sliding_window_view(padded, n)
 
 
 def rank(values, n=60):
-    """Share of the last n below each value, ties counted half; NaN unless all are there."""
+    """Return the share of the last n below each value, ties counted half; NaN unless all are there."""
     inside = windows(values, n)
     share = ((inside < values[:, None]).mean(axis=1) + (inside <= values[:, None]).mean(axis=1)) / 2
     return np.where(np.isnan(inside).any(axis=1), np.nan, share)
@@ -31,7 +31,7 @@ def atr(bars):
 
 
 def quiet(n=70, volume=10.0):
-    """n bars (n, 8) from midnight, each from 99.5 to 100.5 (ATR 1) and back to 100; takers lean by a tenth in turn."""
+    """Return bars (n, 8) from midnight, each from 99.5 to 100.5 (ATR 1) and back to 100; takers lean a tenth in turn."""
     bars = np.tile([0.0, 100.0, 100.5, 99.5, 100.0, volume, 50.0, 0.55 * volume], (n, 1))
     bars[:, 0] = 900.0 * np.arange(n)
     bars[1::2, 7] = 0.45 * volume
@@ -39,7 +39,7 @@ def quiet(n=70, volume=10.0):
 
 
 def known(n, **fields):
-    """(n, CONTEXT_WIDTH): fields as given, each a number or n of them; the rest missing."""
+    """Return (n, CONTEXT_WIDTH): fields as given, each a number or n of them; the rest missing."""
     rows = np.full((n, CONTEXT_WIDTH), np.nan)
     for name, values in fields.items():
         rows[:, CONTEXT_INDEX[name]] = values
@@ -47,12 +47,12 @@ def known(n, **fields):
 
 
 def then(usual, *last, n=70):
-    """n values: `mean_amount` in turn, and `last` at the end."""
+    """Return n values: those of `usual` in turn, and `last` at the end."""
     return np.concatenate([np.resize(usual, n - len(last)), last])
 
 
 def holed(bars, contexts):
-    """Both with nothing but prices recorded in HOLES."""
+    """Return both with only prices recorded in HOLES."""
     bars, contexts = bars.copy(), contexts.copy()
     bars[HOLES, 5:], contexts[HOLES] = np.nan, np.nan
     return bars, contexts

@@ -19,26 +19,27 @@ SMALL = PARAMS.model_copy(update={"regime": PARAMS.regime.model_copy(update={"fo
 
 
 def history_of(bars):
+    """Return the bars and their features as a History without signals, books and context."""
     m = len(bars)
     return History(bars, FEATURES.run(bars), np.zeros((m, 1)), np.empty((m, 2, 0, 3)), np.full((m, 6), np.nan))
 
 
 def dataset_of(bars):
-    """Rows as training has them: absent columns dropped, whole windows only."""
-    history, told, view = history_of(bars), return_labels(bars, bars, STEP_S, PARAMS), VIEWS["regime"]
-    index = told["index"]
+    """Return rows as in training: absent columns dropped, complete windows only."""
+    history, labels, view = history_of(bars), return_labels(bars, bars, STEP_S, PARAMS), VIEWS["regime"]
+    index = labels["index"]
     data = Dataset(
         columns=view.columns, inputs=lambda rows: view.build(history, index[rows]), at=np.arange(len(index)),
-        extras={"ewma": told["ewma"], "index": index}, **{name: told[name] for name in SHARED},
+        extras={"ewma": labels["ewma"], "index": index}, **{name: labels[name] for name in SHARED},
     )  # fmt: skip
-    keep, _ = present_columns(data.newest(), data.columns)
-    data = data.select_columns(keep)
+    present, _ = present_columns(data.newest(), data.columns)
+    data = data.select_columns(present)
     data = data.select_rows(complete_rows(data))
     return replace(data, at=np.arange(len(data)))
 
 
 def steady(m=9000, seed=5):
-    """Bars of a market without regimes: returns of one volatility, each bar a walk of thirty steps."""
+    """Return bars of a market without regimes: one volatility, each bar a walk of thirty steps."""
     rng = np.random.default_rng(seed)
     steps = rng.normal(0, 5e-4, (m, 30))
     path = np.exp(np.cumsum(steps, axis=1) + np.concatenate([[0.0], np.cumsum(steps.sum(axis=1))[:-1]])[:, None])

@@ -1,4 +1,4 @@
-"""Families of SIGNALS seen alone: their columns of the very fold that training and serving run, already compiled."""
+"""Some groups of SIGNALS: their columns of the fold that training and serving run, already compiled."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ from pipelines.contracts import NO_BOOK, NO_CONTEXT
 from pipelines.signals.catalog import SIGNALS
 
 
-class Alone:
-    """`run`, `step` and the catalogue of some families; a state is that of the whole fold."""
+class SignalSubset:
+    """Provide `run`, `step` and the catalogue of some groups; a state is that of the whole fold."""
 
     def __init__(self, *names):
-        self.groups = tuple(family for family in SIGNALS.groups if family.name in names)
-        self.catalogue = tuple(column for family in self.groups for column in family.columns)
+        self.groups = tuple(group for group in SIGNALS.groups if group.name in names)
+        self.catalogue = tuple(column for group in self.groups for column in group.columns)
         self.columns = tuple(column.name for column in self.catalogue)
         self.index = {name: i for i, name in enumerate(self.columns)}
         self._at = np.array([SIGNALS.index[name] for name in self.columns])

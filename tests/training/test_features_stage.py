@@ -1,4 +1,4 @@
-"""The features stage with and without books and context: what is there is used, what is not is nothing."""
+"""The features stage with and without books and context: recorded data is used, missing data is NaN."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ BARS = resample(BASE, 60, STEP)
 
 
 def made_up_records() -> tuple[Books, ContextFeed]:
-    """A book every five minutes around the close of its minute, and a funding rate every eight hours."""
+    """Return a book every five minutes around the close of its minute, and a funding rate every eight hours."""
     rng = np.random.default_rng(4)
     minutes = BASE[4::5]
     levels = np.empty((len(minutes), 2, BOOK_LEVELS, 3))
@@ -42,7 +42,7 @@ def made_up_records() -> tuple[Books, ContextFeed]:
 
 
 def built(workspace: Path, books: Books | None, feed: ContextFeed | None, **keys: object) -> Path:
-    """`artifacts/` after the features stage on this snapshot; `keys` go into its manifest as they are."""
+    """Run the features stage on this snapshot and return its `artifacts/`; `keys` go into the manifest as they are."""
     described: dict[str, object] = {"symbol": SPEC.symbol, "timeframe": "1m", "file": "bars/B/1m.parquet", **keys}
     schemas.write_bars(schemas.to_frame(BASE, "1m", None), workspace / "data" / "bars/B/1m.parquet")
     if books is not None:
@@ -89,7 +89,7 @@ def test_books_and_context_reach_features_signals_and_the_arrays_models_read(tmp
 
 def test_records_alone_change_no_column_that_does_not_need_them(tmp_path):
     features = read_history(built(tmp_path, *made_up_records())).features
-    alone = FEATURES.run(BARS)
+    without = FEATURES.run(BARS)
     for j, column in enumerate(FEATURES.catalogue):
         if not (column.needs or "").startswith(("book", "context")):
-            assert features[:, j].tobytes() == alone[:, j].tobytes(), column.name
+            assert features[:, j].tobytes() == without[:, j].tobytes(), column.name

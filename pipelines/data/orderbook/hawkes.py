@@ -11,6 +11,7 @@ time apart would make the likelihood grow without limit as `decay` does. A base 
 window looks like branching; no fit of one window can tell the two apart.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +21,13 @@ from pipelines.contracts import Estimate, Floats
 from pipelines.errors import BadTimes, BadValues, NotEnoughData
 
 ARRIVALS = 512  # of the window that is fitted as trades come in
-MIN_ARRIVALS = 100  # fewer say too little of three parameters
+HAWKES_WIDTH = 3  # numbers that `hawkes_write_row` writes
+MIN_ARRIVALS = 100  # fewer cannot identify three parameters
 HAWKES_STATE = 1 + 2 * ARRIVALS  # arrivals so far; ring of their times; ring of their sides. All 0: nothing has come
 
 _STEPS = 60  # of Newton's method: it needs 4 to 10, or it gets nowhere
 _CLOSE = 1e-5  # what a further step would add to the log-likelihood once the fit is done
-_WORTH = 2.0  # log-likelihood that two more parameters than a Poisson process has must earn (Akaike 1974)
+_MIN_GAIN = 2.0  # log-likelihood that two more parameters than a Poisson process has must earn (Akaike 1974)
 _POISSON = 1e-3  # branching under which the maximum lies at none at all
 _EXPLOSIVE = 1.0 - 1e-3  # branching over which the process never dies out: no fit of a market
 _LONGEST = 2.0  # step in log or logit
@@ -35,20 +37,29 @@ _LOGS = 8  # intensities multiplied before a logarithm is taken
 
 
 @kernel
-def likelihood(times, counted, end, mu, branching, decay, gradient, hessian):  # type: ignore[no-untyped-def]
-    """Log-likelihood of arrivals at `times` (n,) seconds, ascending, observed from 0 to `end`, in one pass.
+def likelihood(
+    times: Floats,
+    counted: int,
+    end: float,
+    mu: float,
+    branching: float,
+    decay: float,
+    gradient: Floats,
+    hessian: Floats,
+) -> float:
+    """Return the log-likelihood of arrivals at `times` (n,) seconds, ascending, observed from 0 to `end`, in one pass.
 
     The first `counted` arrivals excite but are taken as given: 1 where the clock starts with an arrival, else 0.
-    Fills gradient (3,) and hessian (3, 3) by mu, branching and decay.
+    Fills gradient (3,) and hessian (3, 3) by mu, branching and decay. All float64.
     """
     n = times.shape[0]
     g0 = g1 = g2 = h00 = h01 = h02 = h11 = h12 = h22 = 0.0
-    told, product, held = 0.0, 1.0, 0
+    total, product, factors = 0.0, 1.0, 0
     a = a1 = a2 = 0.0  # sum of exp(-decay * age) over earlier arrivals, and its derivatives by decay
     for i in range(n + 1):
         if i > 0:
             gap = (times[i] if i < n else end) - times[i - 1]
-            left = np.exp(-decay * gap)
+            left = math.exp(-decay * gap)
             a = left * (a + 1.0)
             slope = left * a1
             a1 = slope - gap * a
@@ -58,10 +69,10 @@ def likelihood(times, counted, end, mu, branching, decay, gradient, hessian):  #
         rate = mu + branching * decay * a
         inverse = 1.0 / rate
         product *= rate
-        held += 1
-        if held == _LOGS:
-            told += np.log(product)
-            product, held = 1.0, 0
+        factors += 1
+        if factors == _LOGS:
+            total += math.log(product)
+            product, factors = 1.0, 0
         by_branching = decay * a * inverse
         kernel_slope = (a + decay * a1) * inverse
         by_decay = branching * kernel_slope
@@ -79,66 +90,76 @@ def likelihood(times, counted, end, mu, branching, decay, gradient, hessian):  #
     hessian[0, 1] = hessian[1, 0] = h01
     hessian[0, 2] = hessian[2, 0] = h02
     hessian[1, 2] = hessian[2, 1] = h12 + a1
-    return told + np.log(product) - mu * end - branching * (n - a)
+    value: float = total + math.log(product) - mu * end - branching * (n - a)
+    return value
 
 
 @kernel
-def _kept(times, end, decay, kept):  # type: ignore[no-untyped-def]
-    """kept (n + 1,): what excitement keeps of itself from one arrival to the next, and from the last to `end`."""
+def _decays_between(times: Floats, end: float, decay: float, factors: Floats) -> None:
+    """Fill factors (n + 1,) float64: the share of excitement left from one arrival to the next.
+
+    times (n,) float64 seconds; the last factor is the share left from the last arrival to `end`.
+    """
     n = times.shape[0]
-    kept[0] = 0.0
+    factors[0] = 0.0
     for i in range(1, n):
-        kept[i] = np.exp(-decay * (times[i] - times[i - 1]))
-    kept[n] = np.exp(-decay * (end - times[n - 1]))
+        factors[i] = math.exp(-decay * (times[i] - times[i - 1]))
+    factors[n] = math.exp(-decay * (end - times[n - 1]))
 
 
 @kernel
-def _start(kept, counted, end, decay):  # type: ignore[no-untyped-def]
-    """(log-likelihood, branching) of the best of _BRANCHINGS at this decay; the base rate makes up for the rest."""
-    n, a = kept.shape[0] - 1, 0.0
+def _start(factors: Floats, counted: int, end: float, decay: float) -> tuple[float, float]:
+    """Return (log-likelihood, branching) of the best of _BRANCHINGS at this decay.
+
+    factors (n + 1,) float64 as `_decays_between` fills them. The base rate makes up for the rest of the mean rate.
+    """
+    n, a = factors.shape[0] - 1, 0.0
     rate = n / end
     mu0, mu1, mu2 = rate * (1.0 - _BRANCHINGS[0]), rate * (1.0 - _BRANCHINGS[1]), rate * (1.0 - _BRANCHINGS[2])
     jump0, jump1, jump2 = _BRANCHINGS[0] * decay, _BRANCHINGS[1] * decay, _BRANCHINGS[2] * decay
-    told0 = told1 = told2 = 0.0
+    value0 = value1 = value2 = 0.0
     product0 = product1 = product2 = 1.0
     for i in range(n):
-        a = kept[i] * (a + 1.0)
+        a = factors[i] * (a + 1.0)
         if i >= counted:
             product0 *= mu0 + jump0 * a
             product1 *= mu1 + jump1 * a
             product2 *= mu2 + jump2 * a
         if i % _LOGS == _LOGS - 1 or i == n - 1:
-            told0 += np.log(product0)
-            told1 += np.log(product1)
-            told2 += np.log(product2)
+            value0 += math.log(product0)
+            value1 += math.log(product1)
+            value2 += math.log(product2)
             product0 = product1 = product2 = 1.0
-    a = kept[n] * (a + 1.0)
-    told0 -= mu0 * end + _BRANCHINGS[0] * (n - a)
-    told1 -= mu1 * end + _BRANCHINGS[1] * (n - a)
-    told2 -= mu2 * end + _BRANCHINGS[2] * (n - a)
-    if told0 >= told1 and told0 >= told2:
-        return told0, _BRANCHINGS[0]
-    return (told1, _BRANCHINGS[1]) if told1 >= told2 else (told2, _BRANCHINGS[2])
+    a = factors[n] * (a + 1.0)
+    value0 -= mu0 * end + _BRANCHINGS[0] * (n - a)
+    value1 -= mu1 * end + _BRANCHINGS[1] * (n - a)
+    value2 -= mu2 * end + _BRANCHINGS[2] * (n - a)
+    if value0 >= value1 and value0 >= value2:
+        return value0, _BRANCHINGS[0]
+    return (value1, _BRANCHINGS[1]) if value1 >= value2 else (value2, _BRANCHINGS[2])
 
 
 @kernel
-def _solve(hessian, gradient, damping, step):  # type: ignore[no-untyped-def]
-    """step = (damping - hessian)^-1 gradient by Cholesky; False where that is not positive definite."""
+def _solve(hessian: Floats, gradient: Floats, damping: float, step: Floats) -> bool:
+    """Solve step (3,) = (damping - hessian)^-1 gradient by Cholesky; return False where it is not positive definite.
+
+    hessian (3, 3), gradient (3,), step (3,) written: float64.
+    """
     a, b, c = damping - hessian[0, 0], -hessian[0, 1], -hessian[0, 2]
     d, e, f = damping - hessian[1, 1], -hessian[1, 2], damping - hessian[2, 2]
     if not a > 0.0:
         return False
-    l00 = np.sqrt(a)
+    l00 = math.sqrt(a)
     l10, l20 = b / l00, c / l00
     d -= l10 * l10
     if not d > 0.0:
         return False
-    l11 = np.sqrt(d)
+    l11 = math.sqrt(d)
     l21 = (e - l20 * l10) / l11
     f -= l20 * l20 + l21 * l21
     if not f > 0.0:
         return False
-    l22 = np.sqrt(f)
+    l22 = math.sqrt(f)
     y0 = gradient[0] / l00
     y1 = (gradient[1] - l10 * y0) / l11
     y2 = (gradient[2] - l20 * y0 - l21 * y1) / l22
@@ -149,8 +170,11 @@ def _solve(hessian, gradient, damping, step):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _in_logs(mu, branching, decay, gradient, hessian):  # type: ignore[no-untyped-def]
-    """Turn derivatives by mu, branching, decay into those by log mu, logit branching, log decay, in place."""
+def _in_logs(mu: float, branching: float, decay: float, gradient: Floats, hessian: Floats) -> None:
+    """Turn derivatives by mu, branching, decay into those by log mu, logit branching, log decay, in place.
+
+    gradient (3,), hessian (3, 3), float64.
+    """
     spread = branching * (1.0 - branching)
     first = (mu, spread, decay)
     second = (mu, spread * (1.0 - 2.0 * branching), decay)
@@ -163,26 +187,26 @@ def _in_logs(mu, branching, decay, gradient, hessian):  # type: ignore[no-untype
 
 
 @kernel
-def quick_fit(times, counted, end, found):  # type: ignore[no-untyped-def]
-    """Maximum likelihood by damped Newton steps in log mu, logit branching and log decay, from the best of a grid.
+def quick_fit(times: Floats, counted: int, end: float, found: Floats) -> bool:
+    """Fit by damped Newton steps in log mu, logit branching and log decay, from the best of a grid; return success.
 
-    found (3,): mu, branching, decay. Returns whether it converged to a maximum inside. Where it did not, and what it
-    found tells the arrivals no better than a Poisson process does, it is that: branching 0, decay NaN. All depends on
-    these arrivals alone, not on what was fitted before.
+    times   (n,) float64 seconds; found (3,) float64, filled: mu, branching, decay
+    Returns whether it converged to a maximum inside. Where it did not, and the parameters found are no better than a
+            Poisson process, the result is that process: branching 0, decay NaN. It depends on these arrivals alone.
     """
     n = times.shape[0]
     gradient, hessian, step = np.empty(3), np.empty((3, 3)), np.empty(3)
-    newer_gradient, newer_hessian, kept = np.empty(3), np.empty((3, 3)), np.empty(n + 1)
+    newer_gradient, newer_hessian, factors = np.empty(3), np.empty((3, 3)), np.empty(n + 1)
     found[:] = np.nan
     best, branching, decay = -np.inf, 0.0, 0.0
-    _kept(times, end, _DECAYS[0] * n / end, kept)
+    _decays_between(times, end, _DECAYS[0] * n / end, factors)
     for ratio in _DECAYS:
-        told, chosen = _start(kept, counted, end, ratio * n / end)
+        value, chosen = _start(factors, counted, end, ratio * n / end)
         for i in range(n + 1):  # the next decay is four times as fast
-            square = kept[i] * kept[i]
-            kept[i] = square * square
-        if told > best:
-            best, branching, decay = told, chosen, ratio * n / end
+            square = factors[i] * factors[i]
+            factors[i] = square * square
+        if value > best:
+            best, branching, decay = value, chosen, ratio * n / end
     mu = n / end * (1.0 - branching)
     best = likelihood(times, counted, end, mu, branching, decay, gradient, hessian)
     _in_logs(mu, branching, decay, gradient, hessian)
@@ -192,34 +216,36 @@ def quick_fit(times, counted, end, found):  # type: ignore[no-untyped-def]
             damping = max(4.0 * damping, 1e-3 * n)
             continue
         gain = 0.5 * (step[0] * gradient[0] + step[1] * gradient[1] + step[2] * gradient[2])
-        if damping == 0.0 and gain < _CLOSE:  # the last step squares what is left, and needs no further look
-            found[0], found[2] = mu * np.exp(step[0]), decay * np.exp(step[2])
-            found[1] = 1.0 / (1.0 + (1.0 - branching) / branching * np.exp(-step[1]))
+        if damping == 0.0 and gain < _CLOSE:  # the last step squares what is left, and needs no further step
+            found[0], found[2] = mu * math.exp(step[0]), decay * math.exp(step[2])
+            found[1] = 1.0 / (1.0 + (1.0 - branching) / branching * math.exp(-step[1]))
             return True
         scale = min(1.0, _LONGEST / max(abs(step[0]), abs(step[1]), abs(step[2])))
-        newer_mu, newer_decay = mu * np.exp(scale * step[0]), decay * np.exp(scale * step[2])
-        newer_branching = 1.0 / (1.0 + (1.0 - branching) / branching * np.exp(-scale * step[1]))
-        told = likelihood(times, counted, end, newer_mu, newer_branching, newer_decay, newer_gradient, newer_hessian)
-        if not told >= best - 1e-9:
+        newer_mu, newer_decay = mu * math.exp(scale * step[0]), decay * math.exp(scale * step[2])
+        newer_branching = 1.0 / (1.0 + (1.0 - branching) / branching * math.exp(-scale * step[1]))
+        value = likelihood(times, counted, end, newer_mu, newer_branching, newer_decay, newer_gradient, newer_hessian)
+        if not value >= best - 1e-9:
             damping = max(4.0 * damping, 1e-3 * n)
             continue
-        best, mu, branching, decay = max(best, told), newer_mu, newer_branching, newer_decay
+        best, mu, branching, decay = max(best, value), newer_mu, newer_branching, newer_decay
         if branching < _POISSON or branching > _EXPLOSIVE or decay * end < 1.0:
             break
         gradient[:], hessian[:] = newer_gradient, newer_hessian
         _in_logs(mu, branching, decay, gradient, hessian)
         damping = 0.0 if damping < 1e-2 * n else 0.25 * damping
     rate = (n - counted) / end
-    if best - (n - counted) * (np.log(rate) - 1.0) > _WORTH:
+    if best - (n - counted) * (math.log(rate) - 1.0) > _MIN_GAIN:
         return False
     found[0], found[1] = rate, 0.0
     return True
 
 
 @kernel
-def hawkes_add_trade(state, seconds, side):  # type: ignore[no-untyped-def]
-    """A trade came at `seconds` (any base, ascending); side +1 bought, -1 sold. One at the instant of the trade before
-    (or earlier) belongs to the same arrival, which keeps the side of its first."""
+def hawkes_add_trade(state: Floats, seconds: float, side: float) -> None:
+    """Add a trade at `seconds` (any base, ascending) to state (HAWKES_STATE,) float64; side +1 bought, -1 sold.
+
+    A trade at the instant of the one before (or earlier) belongs to the same arrival, which keeps its first side.
+    """
     arrived = int(state[0])
     if arrived > 0 and seconds <= state[1 + (arrived - 1) % ARRIVALS]:
         return
@@ -229,14 +255,14 @@ def hawkes_add_trade(state, seconds, side):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def hawkes_write_row(state, seconds, out):  # type: ignore[no-untyped-def]
-    """Fit the last ARRIVALS arrivals as known at `seconds`, and say what they excite now.
+def hawkes_write_row(state: Floats, seconds: float, out: Floats) -> None:
+    """Fit the last ARRIVALS arrivals as known at `seconds`, and write their excitement into out (3,) float64.
 
     out[0]  branching, 0 … 1
     out[1]  intensity at `seconds` over the base rate, less one
-    out[2]  whose arrivals the excitement is made of: -1 sellers … 1 buyers
-    All 0 where a Poisson process tells the arrivals as well: nothing excites. All NaN before MIN_ARRIVALS and where no
-    maximum was found (explosive, or a memory longer than the window: the base rate moved).
+    out[2]  side of the arrivals that excite: -1 sellers … 1 buyers
+    All 0 where a Poisson process fits as well: nothing excites. All NaN before MIN_ARRIVALS and where no maximum was
+    found (explosive, or a memory longer than the window: the base rate moved).
     """
     out[0] = out[1] = out[2] = np.nan
     arrived = int(state[0])
@@ -255,7 +281,7 @@ def hawkes_write_row(state, seconds, out):  # type: ignore[no-untyped-def]
         return
     both, net = 0.0, 0.0
     for i in range(n):
-        weight = np.exp(found[2] * (times[i] - end))
+        weight = math.exp(found[2] * (times[i] - end))
         both += weight
         net += weight * state[1 + ARRIVALS + (arrived - n + i) % ARRIVALS]
     out[0], out[1] = found[1], found[1] * found[2] * both / found[0]
@@ -265,8 +291,10 @@ def hawkes_write_row(state, seconds, out):  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True, slots=True)
 class HawkesFit:
-    """Maximum-likelihood fit of n arrivals. Intervals are 95 %, from the observed information in log mu, logit
-    branching and log decay; errors (3,) are standard errors of mu, branching and decay themselves.
+    """Hold the maximum-likelihood fit of n arrivals.
+
+    Intervals are 95 %, from the observed information in log mu, logit branching and log decay; errors (3,) are
+    standard errors of mu, branching and decay themselves.
 
     converged: a maximum inside. Else (a Poisson process, an explosive one) values are the best found, errors are NaN.
     """
@@ -286,10 +314,10 @@ def fit(times: Floats, start: float | None = None, end: float | None = None) -> 
     Without `start` the clock starts with the first arrival, which is taken as given; without `end` it stops with the
     last. Raises BadTimes where times are not finite, descend or lie outside; NotEnoughData under MIN_ARRIVALS.
     """
-    told = np.asarray(times, np.float64)
-    if told.ndim != 1 or not np.isfinite(told).all() or (np.diff(told) < 0).any():
+    arrivals = np.asarray(times, np.float64)
+    if arrivals.ndim != 1 or not np.isfinite(arrivals).all() or (np.diff(arrivals) < 0).any():
         raise BadTimes("Hawkes fit: arrivals must be one row of finite seconds in ascending order. Sort them.")
-    seconds = np.unique(told)
+    seconds = np.unique(arrivals)
     if len(seconds) < MIN_ARRIVALS:
         raise NotEnoughData(
             f"Hawkes fit: {len(seconds)} arrivals at different instants, needs {MIN_ARRIVALS}. Take a longer window."
@@ -299,9 +327,10 @@ def fit(times: Floats, start: float | None = None, end: float | None = None) -> 
     if first > seconds[0] or last < seconds[-1]:
         raise BadTimes(f"Hawkes fit: arrivals from {seconds[0]} to {seconds[-1]} outside {first} to {last}. Cut them.")
     since, counted, length, n = seconds - first, int(start is None), float(last - first), len(seconds)
-    gradient, hessian, kept = np.empty(3), np.empty((3, 3)), np.empty(n + 1)
+    gradient, hessian, factors = np.empty(3), np.empty((3, 3)), np.empty(n + 1)
 
     def value(logs: Floats) -> tuple[float, Floats]:
+        """Return the negative log-likelihood an arrival and its gradient (3,) at `logs` (3,)."""
         mu, branching, decay = np.exp(logs[0]), 1.0 / (1.0 + np.exp(-logs[1])), np.exp(logs[2])
         at = likelihood(since, counted, length, mu, branching, decay, gradient, hessian)
         return -at / n, -gradient * (mu, branching * (1.0 - branching), decay) / n
@@ -310,8 +339,8 @@ def fit(times: Floats, start: float | None = None, end: float | None = None) -> 
     bounds = [(np.log(rate) - 12, np.log(rate) + 1), (-12, 12), (-np.log(length), np.log(rate) + 14)]
     best = None
     for decay in _DECAYS * rate:
-        _kept(since, length, decay, kept)
-        _, branching = _start(kept, counted, length, decay)
+        _decays_between(since, length, decay, factors)
+        _, branching = _start(factors, counted, length, decay)
         logs = np.log([rate * (1.0 - branching), branching / (1.0 - branching), decay])
         from scipy.optimize import minimize
 
@@ -343,19 +372,30 @@ def fit(times: Floats, start: float | None = None, end: float | None = None) -> 
 
 
 @kernel
-def _arrive(mu, branching, decay, seconds, uniforms, carried, out):  # type: ignore[no-untyped-def]
-    """Arrivals until `seconds` or until `uniforms` (k, 2) are used up; carried: time, excitation. Returns how many."""
+def _arrive(
+    mu: float,
+    branching: float,
+    decay: float,
+    seconds: float,
+    uniforms: Floats,
+    carried: Floats,
+    out: Floats,
+) -> int:
+    """Write arrivals until `seconds` or until `uniforms` (k, 2) are used up into out (k,); return how many.
+
+    carried  (2,) time and excitation, updated; all float64
+    """
     now, excited, made = carried[0], carried[1], 0
     for k in range(uniforms.shape[0]):
-        wait = -np.log(uniforms[k, 0]) / mu  # for an arrival of the base rate
+        wait = -math.log(uniforms[k, 0]) / mu  # for an arrival of the base rate
         if excited > 0.0:
-            left = 1.0 + decay * np.log(uniforms[k, 1]) / excited
+            left = 1.0 + decay * math.log(uniforms[k, 1]) / excited
             if left > 0.0:
-                wait = min(wait, -np.log(left) / decay)  # for one that is caused
+                wait = min(wait, -math.log(left) / decay)  # for one that is caused
         now += wait
         if now > seconds:
             break
-        excited = excited * np.exp(-decay * wait) + branching * decay
+        excited = excited * math.exp(-decay * wait) + branching * decay
         out[made] = now
         made += 1
     carried[0], carried[1] = now, excited
@@ -363,14 +403,14 @@ def _arrive(mu, branching, decay, seconds, uniforms, carried, out):  # type: ign
 
 
 def simulate(mu: float, branching: float, decay: float, seconds: float, seed: int) -> Floats:
-    """Arrival times in (0, seconds] of a process that starts with nothing excited. The same seed gives the same times.
+    """Return the arrival times in (0, seconds] of a process that starts without excitation; one seed gives one result.
 
     Raises BadValues unless mu, decay and seconds are above 0 and branching in [0, 1).
     """
     if not (mu > 0 and decay > 0 and seconds > 0 and 0 <= branching < 1):
         raise BadValues(
             f"Hawkes simulation: mu {mu}, decay {decay} and seconds {seconds} must be above 0, branching {branching} "
-            "in [0, 1): from 1 on it never dies out."
+            "in [0, 1): from 1 on the process never dies out."
         )
     noise, carried, parts = np.random.default_rng(seed), np.zeros(2), []
     while carried[0] <= seconds:

@@ -6,9 +6,9 @@ tick): the book decides it, not where the recording began. A snapshot holds the 
 the 50 from the best ask up; a bucket that both sides rest in is a level of each. Only snapshots of the newest one's
 width are compared; the width changes when the price doubles, and little is lost where it changes back and forth.
 
-A wall is a level of MIN_WALL_MEDIANS medians of its side (over the levels that hold anything) or more, now and in MIN_PERSISTENCE of the
-snapshots. Nothing is told before MIN_SNAPSHOTS snapshots. The caller looks every EVERY_S seconds and sets the state to zeros
-where the book was lost.
+A wall is a level of MIN_WALL_MEDIANS medians of its side (over the levels that hold anything) or more, now and in
+MIN_PERSISTENCE of the snapshots. Every output is NaN before MIN_SNAPSHOTS snapshots. The caller adds a snapshot every
+EVERY_S seconds and sets the state to zeros where the book was lost.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import Floats
+from pipelines.contracts import Floats, Ints
 from pipelines.data.orderbook.limit_order_book import NO_TICK
 from pipelines.errors import NotEnoughData
+from pipelines.layout import offsets
 
 SNAPSHOTS, EVERY_S = 50, 5.0
 LEVELS_PER_SIDE = 50  # levels of a side
@@ -31,16 +32,22 @@ MIN_LEVELS = 10  # levels a side must hold before one of them can stand out
 CLUSTER = 2.0  # medians of the window's mean level, from which neighbouring prices form a cluster
 
 # a snapshot's row: width of a level and best bid and ask in ticks, median level of each side (0 where no level can be a
-# wall: to find it is most of the work), what rests within the levels of each side, Herfindahl-Hirschman index,
-# liquidity, then the levels, lowest price first
-WIDTH, BEST_BID, BEST_ASK, MEDIAN, RESTS, CONCENTRATION, LIQUIDITY, FIRST = 0, 1, 2, 3, 5, 7, 8, 9
-ROW = FIRST + LEVELS
-HEAT_STATE = 1 + SNAPSHOTS * ROW  # snapshots so far; ring of their rows. All 0: nothing was seen
+# wall: to find it is most of the work), total of the levels of each side, Herfindahl-Hirschman index, liquidity, then
+# the levels, lowest price first
+_ROW_PARTS = {
+    "width": 1, "best_bid": 1, "best_ask": 1, "median": 2, "resting": 2, "concentration": 1, "liquidity": 1,
+    "levels": LEVELS,
+}  # fmt: skip
+WIDTH, BEST_BID, BEST_ASK, MEDIAN, RESTING, CONCENTRATION, LIQUIDITY, FIRST = offsets(_ROW_PARTS)
+ROW = sum(_ROW_PARTS.values())
+SUMMARY = ("imbalance", "concentration", "liquidity", "wall_bid", "wall_ask", "wall_bid_size", "wall_ask_size")
+_IMBALANCE, _MEAN_CONCENTRATION, _MEAN_LIQUIDITY, _WALL, _, _WALL_SIZE, _ = range(len(SUMMARY))
+HEAT_STATE = 1 + SNAPSHOTS * ROW  # snapshots so far; ring of their rows. All 0: no snapshot yet
 
 
 @kernel
-def level_width(best_bid, best_ask):  # type: ignore[no-untyped-def]
-    """Ticks of a level."""
+def level_width(best_bid: int, best_ask: int) -> int:
+    """Return the width of a level in ticks (int64): the largest power of two within LEVEL_BPS of the mid."""
     width, most = 1, LEVEL_BPS * 1e-4 * 0.5 * (best_bid + best_ask)
     while 2 * width <= most:
         width *= 2
@@ -48,9 +55,20 @@ def level_width(best_bid, best_ask):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def heatmap_add_snapshot(state, depth, mask, best_bid, best_ask, far_bid, far_ask):  # type: ignore[no-untyped-def]
-    """Add a snapshot of a book: depth (2, ring) sizes at `tick & mask`, bid and ask; no level lies beyond far_bid or
-    far_ask. Ticks are counted from price 0. A book without a bid or without an ask is not looked at."""
+def heatmap_add_snapshot(
+    state: Floats,
+    depth: Ints,
+    mask: int,
+    best_bid: int,
+    best_ask: int,
+    far_bid: int,
+    far_ask: int,
+) -> None:
+    """Add a snapshot of a book to state (HEAT_STATE,) float64.
+
+    depth   (2, ring) int64 sizes at `tick & mask`, bid and ask; no level lies beyond far_bid or far_ask
+    Ticks (int64) are counted from price 0. A book without a bid or without an ask is skipped.
+    """
     if abs(best_bid) >= NO_TICK or abs(best_ask) >= NO_TICK:
         return
     width = level_width(best_bid, best_ask)
@@ -63,7 +81,7 @@ def heatmap_add_snapshot(state, depth, mask, best_bid, best_ask, far_bid, far_as
         away = 2 * side - 1
         best, far = (best_ask, far_ask) if side else (best_bid, far_bid)
         bucket = best // width
-        held, rests, largest = 0, 0.0, 0.0
+        filled, resting, largest = 0, 0.0, 0.0
         for j in range(LEVELS_PER_SIDE):
             low, high = (bucket + away * j) * width, (bucket + away * j + 1) * width - 1
             if side:
@@ -74,27 +92,30 @@ def heatmap_add_snapshot(state, depth, mask, best_bid, best_ask, far_bid, far_as
             for tick in range(low, high + 1):
                 size += depth[side, tick & mask]
             if size > 0.0:
-                held += 1
-                rests += size
+                filled += 1
+                resting += size
                 largest = max(largest, size)
                 squares += size * size
                 row[FIRST + LEVELS_PER_SIDE + j if side else FIRST + LEVELS_PER_SIDE - 1 - j] = size
-        row[RESTS + side] = rests
-        if held >= MIN_LEVELS:
+        row[RESTING + side] = resting
+        if filled >= MIN_LEVELS:
             levels, low_ones = row[FIRST + LEVELS_PER_SIDE * side : FIRST + LEVELS_PER_SIDE * (side + 1)], 0
             for size in levels:
                 low_ones += 0.0 < size <= largest / MIN_WALL_MEDIANS
-            if 2 * low_ones >= held - 1:  # else the median is above that, and not even the largest level is a wall
+            if 2 * low_ones >= filled - 1:  # else the median is above that, and not even the largest level is a wall
                 row[MEDIAN + side] = np.median(levels[levels > 0.0])
-    both = row[RESTS] + row[RESTS + 1]
+    both = row[RESTING] + row[RESTING + 1]
     row[CONCENTRATION] = squares / (both * both)
     row[LIQUIDITY] = 1.0 / (LEVELS * row[CONCENTRATION]) / (1.0 + (best_ask - best_bid - 1) / width)
     state[0] = seen + 1
 
 
 @kernel
-def _newest(state, rows):  # type: ignore[no-untyped-def]
-    """Where the snapshots of the newest one's width begin in state, newest first, into rows; returns how many."""
+def _newest(state: Floats, rows: Ints) -> int:
+    """Fill rows (SNAPSHOTS,) int64 with the offsets of the snapshots of the newest width; return how many.
+
+    Newest first; state (HEAT_STATE,) float64.
+    """
     seen, found, width = int(state[0]), 0, 0.0
     for back in range(min(seen, SNAPSHOTS)):
         at = 1 + (seen - 1 - back) % SNAPSHOTS * ROW
@@ -107,8 +128,8 @@ def _newest(state, rows):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _place(state, at, side, bucket):  # type: ignore[no-untyped-def]
-    """Index into a snapshot's levels of a price bucket of one side; -1 where its levels do not reach."""
+def _place(state: Floats, at: int, side: int, bucket: float) -> int:
+    """Return the index into a snapshot's levels of a price bucket of one side; -1 where its levels do not reach."""
     best = state[at + BEST_ASK] if side else state[at + BEST_BID]
     j = int((2 * side - 1) * (bucket - best // state[at + WIDTH]))
     if j < 0 or j >= LEVELS_PER_SIDE:
@@ -117,18 +138,22 @@ def _place(state, at, side, bucket):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _stands_out(state, at, side, bucket):  # type: ignore[no-untyped-def]
-    """Medians that the level holds, if it is a wall of this snapshot; else 0."""
+def _stands_out(state: Floats, at: int, side: int, bucket: float) -> float:
+    """Return the medians that the level holds (float64) if it is a wall of this snapshot, else 0."""
     level, median = _place(state, at, side, bucket), state[at + MEDIAN + side]
     if level < 0 or median == 0.0 or state[at + FIRST + level] < MIN_WALL_MEDIANS * median:
         return 0.0
-    return state[at + FIRST + level] / median
+    medians: float = state[at + FIRST + level] / median
+    return medians
 
 
 @kernel
-def find_liquidity_walls(state, rows, found, side, most, walls):  # type: ignore[no-untyped-def]
-    """The nearest `most` persistent walls of a side into walls (most, 3): bucket, medians now, share of the snapshots
-    it stands out in. Returns how many."""
+def find_liquidity_walls(state: Floats, rows: Ints, found: int, side: int, most: int, walls: Floats) -> int:
+    """Write the nearest `most` persistent walls of a side into walls (most, 3) float64; return how many.
+
+    rows   (SNAPSHOTS,) int64 offsets of `found` snapshots in state, newest first
+    walls  bucket, medians now, share of the snapshots it stands out in
+    """
     at, made, j = rows[0], 0, 0
     bucket = (state[at + BEST_ASK] if side else state[at + BEST_BID]) // state[at + WIDTH]
     while j < LEVELS_PER_SIDE and made < most:
@@ -147,15 +172,16 @@ def find_liquidity_walls(state, rows, found, side, most, walls):  # type: ignore
 
 
 @kernel
-def middle(bucket, width, tick_price):  # type: ignore[no-untyped-def]
-    """Quote price of the middle of a level."""
+def middle(bucket: float, width: float, tick_price: float) -> float:
+    """Return the quote price of the middle of a level (float64)."""
     return ((bucket + 0.5) * width - 0.5) * tick_price
 
 
 @kernel
-def heatmap_write_row(state, tick_price, out):  # type: ignore[no-untyped-def]
-    """What the window shows; all NaN before MIN_SNAPSHOTS snapshots of one width. tick_price: quote currency of a tick.
+def heatmap_write_row(state: Floats, tick_price: float, out: Floats) -> None:
+    """Write the window's summary into out (7,) float64, in the order of SUMMARY.
 
+    All NaN before MIN_SNAPSHOTS snapshots of one width. tick_price: quote currency of a tick.
     out[0]     imbalance: (bid - ask) / both, of all that rested within the levels over the window
     out[1]     concentration: Herfindahl-Hirschman index of a snapshot's levels, mean of the window; 1/100 … 1
     out[2]     liquidity, mean of the window: share of the 100 levels that hold anything, times their evenness (their
@@ -164,7 +190,7 @@ def heatmap_write_row(state, tick_price, out):  # type: ignore[no-untyped-def]
     out[3, 4]  price of the nearest persistent wall below, above (the middle of its level); NaN = none
     out[5, 6]  their sizes now, in medians
     """
-    out[:7] = np.nan
+    out[:] = np.nan
     rows, walls = np.empty(SNAPSHOTS, np.int64), np.empty((1, 3))
     found = _newest(state, rows)
     if found < MIN_SNAPSHOTS:
@@ -172,26 +198,31 @@ def heatmap_write_row(state, tick_price, out):  # type: ignore[no-untyped-def]
     bid = ask = concentration = liquidity = 0.0
     for k in range(found):
         at = rows[k]
-        bid += state[at + RESTS]
-        ask += state[at + RESTS + 1]
+        bid += state[at + RESTING]
+        ask += state[at + RESTING + 1]
         concentration += state[at + CONCENTRATION]
         liquidity += state[at + LIQUIDITY]
-    out[0], out[1], out[2] = (bid - ask) / (bid + ask), concentration / found, liquidity / found
+    out[_IMBALANCE] = (bid - ask) / (bid + ask)
+    out[_MEAN_CONCENTRATION], out[_MEAN_LIQUIDITY] = concentration / found, liquidity / found
     for side in range(2):
         if find_liquidity_walls(state, rows, found, side, 1, walls):
-            out[3 + side] = middle(walls[0, 0], state[rows[0] + WIDTH], tick_price)
-            out[5 + side] = walls[0, 1]
+            out[_WALL + side] = middle(walls[0, 0], state[rows[0] + WIDTH], tick_price)
+            out[_WALL_SIZE + side] = walls[0, 1]
 
 
 def _price(bucket: float, width: float, tick_price: float) -> float:
-    """The same to eight decimals: no tick is finer."""
+    """Return the quote price of the middle of a level to eight decimals: no tick is finer."""
     return round(float(middle(bucket, width, tick_price)), 8)
 
 
 @dataclass(frozen=True, slots=True)
 class LiquidityWall:
-    """side +1 bid, -1 ask; price in quote currency, size in medians of its side now, share of the snapshots it stood
-    out in."""
+    """Hold one wall.
+
+    side         +1 bid, -1 ask
+    price, size  quote currency; medians of its side now
+    persistence  share of the snapshots it stood out in
+    """
 
     side: int
     price: float
@@ -201,8 +232,10 @@ class LiquidityWall:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Neighbouring prices, each with CLUSTER medians or more over the window: lowest and highest of their middles in
-    quote currency, and their share of all that rested on the side. side +1 bid, -1 ask."""
+    """Hold neighbouring prices, each with CLUSTER medians or more over the window. side +1 bid, -1 ask.
+
+    low, high  lowest and highest of their middles in quote currency; share: of all that rested on the side
+    """
 
     side: int
     low: float
@@ -212,16 +245,16 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Heatmap:
-    """k snapshots of one width, oldest first; sizes as the book had them.
+    """Hold k snapshots of one width, oldest first; sizes as the book had them.
 
     times      (k,) epoch seconds
     best       (k, 2) best bid and ask, quote currency
     prices     (k, 100) middle of each level in quote currency, lowest first; the first 50 are bids
-    volume     (k, 100) what rested there
+    volume     (k, 100) size that rested there
     intensity  (k, 100) volume / largest volume of the picture, 0 … 1
     profile    (2, 50) mean of what rested on the bid and ask within so many levels of the best price
     width      quote currency of a level
-    summary    (7,) what heatmap_write_row says
+    summary    (7,) as `heatmap_write_row` writes it, in the order of SUMMARY
     """
 
     times: Floats
@@ -237,26 +270,29 @@ class Heatmap:
 
 
 def heatmap(state: Floats, tick_price: float, newest: float) -> Heatmap:
-    """The picture in a state whose newest snapshot was taken at `newest` (epoch seconds).
+    """Return the heatmap of a state whose newest snapshot was taken at `newest` (epoch seconds).
 
     Raises NotEnoughData before MIN_SNAPSHOTS snapshots of one width.
     """
     rows = np.empty(SNAPSHOTS, np.int64)
     found = _newest(state, rows)
     if found < MIN_SNAPSHOTS:
-        raise NotEnoughData(f"heatmap: {found} snapshots of one width, needs {MIN_SNAPSHOTS}. Look {EVERY_S:g} s apart.")
+        raise NotEnoughData(
+            f"heatmap: {found} snapshots of one width, needs {MIN_SNAPSHOTS}. Take them {EVERY_S:g} s apart."
+        )
     newest_first = rows[:found].copy()
     back = (newest_first[0] - newest_first) // ROW % SNAPSHOTS
     table = state[newest_first[::-1, None] + np.arange(ROW)]
     volume, width = table[:, FIRST:], table[-1, WIDTH]
     bid, ask = (table[:, [at]] // width for at in (BEST_BID, BEST_ASK))
     buckets = np.hstack([bid + np.arange(-LEVELS_PER_SIDE + 1, 1), ask + np.arange(LEVELS_PER_SIDE)])
-    told = np.empty(7)
-    heatmap_write_row(state, tick_price, told)
+    summary = np.empty(len(SUMMARY))
+    heatmap_write_row(state, tick_price, summary)
     walls = []
     for side in range(2):
         room = np.empty((LEVELS_PER_SIDE, 3))
-        for bucket, size, share in room[: find_liquidity_walls(state, rows, found, side, LEVELS_PER_SIDE, room)].tolist():
+        made = find_liquidity_walls(state, rows, found, side, LEVELS_PER_SIDE, room)
+        for bucket, size, share in room[:made].tolist():
             walls.append(LiquidityWall(1 - 2 * side, _price(bucket, width, tick_price), size, share))
     mean = volume.mean(axis=0)
     return Heatmap(
@@ -269,12 +305,15 @@ def heatmap(state: Floats, tick_price: float, newest: float) -> Heatmap:
         clusters=(*_clusters(buckets, volume, 0, width, tick_price), *_clusters(buckets, volume, 1, width, tick_price)),
         liquidity_walls=tuple(walls),
         width=round(float(width * tick_price), 8),
-        summary=told,
+        summary=summary,
     )
 
 
 def _clusters(buckets: Floats, volume: Floats, side: int, width: float, tick_price: float) -> list[Cluster]:
-    """Of a side, nearest first; a price counts where it was within the levels of at least MIN_SNAPSHOTS snapshots."""
+    """Return the clusters of a side, nearest first.
+
+    A price counts where it was within the levels of at least MIN_SNAPSHOTS snapshots.
+    """
     mine = slice(LEVELS_PER_SIDE, None) if side else slice(None, LEVELS_PER_SIDE)
     known, at = np.unique(buckets[:, mine], return_inverse=True)
     rested = np.bincount(at.ravel(), volume[:, mine].ravel())

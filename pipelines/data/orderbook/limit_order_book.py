@@ -1,11 +1,12 @@
-"""A limit order book in one flat record, and what happens to it: orders are placed, withdrawn and taken.
+"""A limit order book in one flat record, and its events: orders are placed, cancelled and taken.
 
 Prices are whole ticks, sizes whole lots, time whole microseconds: the book is exact and the same on every machine. A
 side is BID (0) or ASK (1). Level sizes and order counts lie in a ring a side, at `tick & RING_MASK`, so a side may span
-at most RING ticks. Orders of a level count as equally large: what is left of a level keeps that share of its orders.
+at most RING ticks. Orders of a level count as equally large: the rest of a level has that share of its orders.
 
-Every change keeps the order-flow imbalance of Cont, Kukanov and Stoikov (2014, J. Financial Econometrics 12(1), 47-88).
-Event by event their formula is: what joins or betters the best bid, less what leaves it, less the same of the ask.
+Every change updates the order-flow imbalance of Cont, Kukanov and Stoikov (2014, J. Financial Econometrics 12(1),
+47-88). Event by event their formula is: the lots that join or improve the best bid, less the lots that leave it, less
+the same of the ask.
 
 Compiled code gets the record itself (`books[0]`), a bare pointer: passing it from function to function costs nothing,
 where arrays would be counted in and out at each call (that was half of the time).
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import BOOK_LEVELS, Ints
+from pipelines.contracts import BOOK_LEVELS, Floats, Ints
 
-BID, ASK = np.arange(2)  # typed: compiled code is not made anew for each value
+BID, ASK = np.arange(2)  # int64 scalars, so that compiled code is not specialised for each value
 ADD, CANCEL, TRADE = np.arange(3)  # kinds of event
 RING = 1024
 RING_MASK = RING - 1
@@ -27,12 +28,13 @@ LOG_WIDTH = 6  # epoch microseconds, kind, side, tick, lots, lots left at the le
 LOG_ROWS = 1 << 14  # of one minute
 
 _I = np.int64
+BookRecord = Any  # one element of an array of dtype BOOK_FIELDS: numpy and numba have no common type for it
 BOOK_FIELDS: list[Any] = [
     ("depth", _I, (2, RING)),  # lots that rest at each level
     ("orders", _I, (2, RING)),  # in how many orders
     ("best", _I, 2),  # best tick of each side
     ("far", _I, 2),  # no level of the side lies beyond this tick
-    ("hole", _I, 2),  # the worst tick that was emptied since the makers last looked
+    ("hole", _I, 2),  # the worst tick that was emptied since the makers last quoted
     ("flow", _I),  # lots: order-flow imbalance so far
     ("events", _I),  # book events so far
     ("now", _I),  # epoch microseconds
@@ -48,8 +50,8 @@ BOOK_FIELDS: list[Any] = [
 ]  # fmt: skip
 
 
-def empty_book(fields: list[Any] = BOOK_FIELDS) -> Any:
-    """(1,) record without orders; `fields`: BOOK_FIELDS and whatever else shall travel with them."""
+def empty_book(fields: list[Any] = BOOK_FIELDS) -> BookRecord:
+    """Return a (1,) record without orders; `fields`: BOOK_FIELDS and the caller's own fields after them."""
     books = np.zeros(1, np.dtype(fields))
     book = books[0]
     book["best"] = -NO_TICK, NO_TICK
@@ -59,12 +61,15 @@ def empty_book(fields: list[Any] = BOOK_FIELDS) -> Any:
 
 
 @kernel
-def is_empty(book, side):  # type: ignore[no-untyped-def]
-    return abs(book.best[side]) == NO_TICK
+def is_empty(book: BookRecord, side: int) -> bool:
+    """Return whether a side (0 bid, 1 ask; int64) of the book record holds no order."""
+    best: int = book.best[side]
+    return abs(best) == NO_TICK
 
 
 @kernel
-def _write(book, kind, side, tick, lots, left):  # type: ignore[no-untyped-def]
+def _write(book: BookRecord, kind: int, side: int, tick: int, lots: int, left: int) -> None:
+    """Append one event to the record's log (LOG_ROWS, LOG_WIDTH) int64; beyond its end only the count grows."""
     row = book.logged
     book.logged = row + 1
     if row < LOG_ROWS:
@@ -73,8 +78,8 @@ def _write(book, kind, side, tick, lots, left):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def place(book, side, tick, lots, orders):  # type: ignore[no-untyped-def]
-    """Add `lots` > 0 in `orders` orders to a level, which must not cross the other side."""
+def place(book: BookRecord, side: int, tick: int, lots: int, orders: int) -> None:
+    """Add `lots` > 0 in `orders` orders (int64) to a level, which must not cross the other side."""
     at, worse = tick & RING_MASK, 2 * side - 1
     book.depth[side, at] += lots
     book.orders[side, at] += orders
@@ -89,8 +94,8 @@ def place(book, side, tick, lots, orders):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _find_best(book, side, tick):  # type: ignore[no-untyped-def]
-    """The side's best level is `tick` or the first one beyond it that holds an order."""
+def _find_best(book: BookRecord, side: int, tick: int) -> None:
+    """Set the side's best level: `tick` or the first one beyond it that holds an order (all int64)."""
     worse, far = 2 * side - 1, book.far[side]
     while (far - tick) * worse >= 0 and book.depth[side, tick & RING_MASK] == 0:
         tick += worse
@@ -100,8 +105,8 @@ def _find_best(book, side, tick):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _remove(book, side, tick, lots):  # type: ignore[no-untyped-def]
-    """Take `lots` off a level, and its orders in proportion."""
+def _remove(book: BookRecord, side: int, tick: int, lots: int) -> None:
+    """Take `lots` (int64) off a level, and its orders in proportion."""
     at, worse = tick & RING_MASK, 2 * side - 1
     before = book.depth[side, at]
     left = before - lots
@@ -120,8 +125,8 @@ def _remove(book, side, tick, lots):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def cancel(book, side, tick, lots):  # type: ignore[no-untyped-def]
-    """Cancel `lots` > 0 of a level; at most what is there."""
+def cancel(book: BookRecord, side: int, tick: int, lots: int) -> None:
+    """Cancel `lots` > 0 (int64) of a level; at most what is there."""
     _remove(book, side, tick, lots)
     book.events += 1
     if book.log_mode == 2:
@@ -129,10 +134,10 @@ def cancel(book, side, tick, lots):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def clear(book, side, until):  # type: ignore[no-untyped-def]
-    """Cancel every level of a side that is better than the tick `until`; what an iceberg shows stays."""
+def clear(book: BookRecord, side: int, until: int) -> None:
+    """Cancel every level of a side that is better than the tick `until` (int64); what an iceberg shows stays."""
     worse = 2 * side - 1
-    tick, gone, kept = book.best[side], 0, False
+    tick, gone, iceberg_met = book.best[side], 0, False
     while (until - tick) * worse > 0 and (book.far[side] - tick) * worse >= 0:
         at = tick & RING_MASK
         lots, left = book.depth[side, at], 0
@@ -142,23 +147,23 @@ def clear(book, side, until):  # type: ignore[no-untyped-def]
         if lots > 0:
             book.depth[side, at] = left
             book.orders[side, at] = min(left, 1)
-            if not kept:
+            if not iceberg_met:
                 gone += lots
             book.events += 1
             if book.log_mode == 2:
                 _write(book, CANCEL, side, tick, lots, left)
-        kept = kept or left > 0
+        iceberg_met = iceberg_met or left > 0
         tick += worse
     book.flow += worse * gone
     _find_best(book, side, book.best[side])
 
 
 @kernel
-def take(book, side, lots, spare):  # type: ignore[no-untyped-def]
-    """A market order eats `lots` of `side`, level after level: one trade a level, and one more for each refill of it.
+def take(book: BookRecord, side: int, lots: int, spare: int) -> None:
+    """Fill a market order of `lots` (int64) from `side`: one trade a level, and one more for each refill of it.
 
-    An iceberg trades after the orders shown beside it, then shows its next slice at the same price. Should a side be
-    eaten whole, a maker answers one tick further with what is asked and `spare` more: every order is filled.
+    An iceberg trades after the orders shown next to it, then shows its next slice at the same price. If a side is
+    emptied, a maker quotes the remaining lots and `spare` more one tick further: every order is filled.
     """
     worse = 2 * side - 1
     while lots > 0:
@@ -192,8 +197,8 @@ def take(book, side, lots, spare):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def top_levels(book, out):  # type: ignore[no-untyped-def]
-    """Write the best levels into out (2, BOOK_LEVELS, 3): tick, lots, orders; NaN where the side has fewer."""
+def top_levels(book: BookRecord, out: Floats) -> None:
+    """Write the best levels into out (2, BOOK_LEVELS, 3) float64: tick, lots, orders; NaN where the side has fewer."""
     out[:] = np.nan
     for side in range(2):
         worse, tick, level = 2 * side - 1, book.best[side], 0
@@ -206,8 +211,8 @@ def top_levels(book, out):  # type: ignore[no-untyped-def]
             tick += worse
 
 
-def resting(book: Any, now: int) -> Ints:
-    """What rests in the book as log rows (k, LOG_WIDTH) of kind ADD at `now` (epoch microseconds), best level first."""
+def resting(book: BookRecord, now: int) -> Ints:
+    """Return the resting lots as log rows (k, LOG_WIDTH), kind ADD at `now` (epoch microseconds), best level first."""
     rows = []
     for side, worse in ((BID, -1), (ASK, 1)):
         if abs(book["best"][side]) == NO_TICK:

@@ -1,8 +1,8 @@
 """Context of a market: series that are not its own bars, each value with the moment it could first be known (D7).
 
-A source of context is a file with one of the layouts below. A value dated D is not known on D: each layout says from
+A source of context is a file with one of the layouts below. A value dated D is not known on D: each layout states from
 when on, and errs on the late side. Times are read as those of bars are: aware stamps or epoch ms or µs; a `date` is the
-start of its UTC day. What nobody gives stays missing.
+start of its UTC day. A series without a file stays missing.
 """
 
 from dataclasses import dataclass
@@ -23,15 +23,18 @@ DAY_S = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """time, value  the columns that tell it; field  what the value is, one of CONTEXT_FIELDS
-    delay_s         from the time of a row until it could be known; None: the spacing of the rows, as of bars
+    """Describe one layout of a context file.
+
+    time, value  its columns; field: the context field of the value, one of CONTEXT_FIELDS
+    delay_s      from the time of a row until it could be known; None: the spacing of the rows, as of bars
+    description  for messages
     """
 
     time: str
     value: str
     field: str
     delay_s: float | None
-    told: str
+    description: str
 
 
 # the first layout whose columns are there is the one
@@ -49,7 +52,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def read_context(path: Path) -> ContextFeed:
-    """The context of one Parquet, CSV or zip file, in the order it became known; its columns tell which layout it is.
+    """Read the context of one Parquet, CSV or zip file, in the order it became known; its columns determine the layout.
 
     An empty or infinite value is left out. Raises UnreadableFile, BadColumns naming the layouts known, BadTimes
     (naive, unreadable, or too few rows to show the spacing of a reference's bars) or BadValues.
@@ -57,7 +60,7 @@ def read_context(path: Path) -> ContextFeed:
     table = read_table(path)
     layout = next((one for one in LAYOUTS.values() if {one.time, one.value} <= set(table.column_names)), None)
     if layout is None:
-        layouts = "; ".join(f"{one.time}, {one.value} ({one.told})" for one in LAYOUTS.values())
+        layouts = "; ".join(f"{one.time}, {one.value} ({one.description})" for one in LAYOUTS.values())
         raise BadColumns(f"{path}: columns {', '.join(table.column_names)} are no context. Known: {layouts}.")
     column = table.column(layout.time)
     if pyarrow.types.is_date(column.type):
@@ -70,6 +73,7 @@ def read_context(path: Path) -> ContextFeed:
 
 
 def _spacing(opened: Floats, path: Path) -> float:
+    """Return the commonest spacing of bar opens in seconds. Raises BadTimes naming the file."""
     try:
         return float(seconds(infer_timeframe(opened)))
     except BadTimes as error:
@@ -77,22 +81,22 @@ def _spacing(opened: Floats, path: Path) -> float:
 
 
 def ordered(known: Floats, field: Ints, value: Floats) -> ContextFeed:
-    """A feed in the order it became known; values that are not finite are left out: they say nothing."""
+    """Return a feed in the order it became known; values that are not finite are left out."""
     there = np.isfinite(value) & np.isfinite(known)
     order = np.argsort(known[there], kind="stable")
     return ContextFeed(known[there][order], field[there][order], value[there][order])
 
 
 def merge_feeds(feeds: list[ContextFeed]) -> ContextFeed | None:
-    """Several feeds as one; None of none."""
+    """Return several feeds as one; None for an empty list."""
     if not feeds:
         return None
     return ordered(*(np.concatenate([getattr(feed, name) for feed in feeds]) for name in ("known", "field", "value")))
 
 
 def select_fields(feed: ContextFeed, fields: tuple[str, ...]) -> ContextFeed:
-    """The named fields of a feed. Raises UnknownName naming those there are."""
+    """Return the named fields of a feed. Raises UnknownName with the known names."""
     if unknown := set(fields) - set(CONTEXT_FIELDS):
         raise UnknownName(f"no context {', '.join(sorted(unknown))}; known: {', '.join(CONTEXT_FIELDS)}")
-    kept = np.isin(feed.field, [CONTEXT_INDEX[name] for name in fields])
-    return ContextFeed(feed.known[kept], feed.field[kept], feed.value[kept])
+    wanted = np.isin(feed.field, [CONTEXT_INDEX[name] for name in fields])
+    return ContextFeed(feed.known[wanted], feed.field[wanted], feed.value[wanted])

@@ -1,15 +1,15 @@
 """Recorded bars from files → bars frames. Nothing is repaired or dropped here: quality.assess judges.
 
-A file is refused whole, with its name and a remedy, when it is cut off, not of its kind, or has times nobody can trust.
+A file is refused whole, with its name and a remedy, when it is cut off, not of its kind, or has unreliable times.
 Layouts (column names of a Parquet file or a CSV header; further columns are ignored):
 
-    canonical   the columns of schemas.COLUMNS; its known_at and ingested_at are kept as recorded
+    canonical   the columns of schemas.COLUMNS; its known_at and ingested_at stay as recorded
     candles     open_time, open, high, low, close, volume | volume_base
                 [trades | trade_count | count] [taker_buy_volume | taker_buy_volume_base]
     bid/ask     open_time, bid_open … bid_close, ask_open … ask_close: the mid price, volume not recorded
     kline       Binance CSV or zip, 12 columns, without a header (with one it is `candles`); epoch ms or, from 2025, µs
     trades      Binance trades and aggTrades, CSV or zip, with or without a header: made into bars (of a minute, unless
-                asked otherwise)
+                another timeframe is given)
 """
 
 import io
@@ -26,6 +26,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from pipelines.contracts import Floats, Trades
+from pipelines.data.readers.trades import NAMES, SPAN, bars_from_trades, from_table, trade_columns
 from pipelines.data.schemas import (
     AMOUNTS,
     COLUMNS,
@@ -39,7 +40,6 @@ from pipelines.data.schemas import (
     to_frame,
 )
 from pipelines.data.timeframes import infer_timeframe, seconds
-from pipelines.data.readers.trades import NAMES, SPAN, bars_from_trades, from_table, trade_columns
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
 
 Stamps = npt.NDArray[np.datetime64]
@@ -66,9 +66,9 @@ MS_FROM, US_FROM, US_UNTIL = 10**11, 10**14, 10**17  # epochs of 1973–5138 in 
 
 
 def read(path: Path, ingested_at: datetime, timeframe: str | None = None) -> pd.DataFrame:
-    """Bars of one file in the order of the file, columns and types of schemas.LAYOUT; values not yet judged.
+    """Return the bars of one file in the order of the file, columns and types of schemas.LAYOUT, unchecked.
 
-    ingested_at  when this file is taken in (aware), stamped on every row; a canonical file keeps its own
+    ingested_at  when this file is taken in (aware), stamped on every row; a canonical file has its own
     timeframe    None: the commonest spacing of the file
     Raises       UnreadableFile (missing, empty, cut off, not of its kind), BadColumns (names the column and the layouts
                  known), BadTimes (naive, unreadable, or known before its close), BadValues (a cell that is no number)
@@ -80,7 +80,7 @@ def read(path: Path, ingested_at: datetime, timeframe: str | None = None) -> pd.
 
 
 def read_trades(path: Path) -> Trades:
-    """Trades of one file of a trade layout, in time order. Raises as `read`."""
+    """Return the trades of one file of a trade layout, in time order. Raises as `read`."""
     table = read_table(path)
     at = trade_columns(table.column_names, [])
     if at is None:
@@ -89,6 +89,7 @@ def read_trades(path: Path) -> Trades:
 
 
 def _trades(table: pyarrow.Table, at: dict[str, int], path: Path) -> tuple[Trades, Floats]:
+    """Return the trades of a table, and how many fills each row stands for. Raises BadValues."""
     trades, fills = from_table(table, at, micros(table, table.column_names[at["time"]], path))
     bad = ~(np.isfinite(trades.price) & (trades.price > 0) & np.isfinite(trades.size) & (trades.size > 0))
     bad |= ~(np.isfinite(trades.time) & (fills >= 1))
@@ -102,15 +103,17 @@ def _trades(table: pyarrow.Table, at: dict[str, int], path: Path) -> tuple[Trade
 def _traded(
     table: pyarrow.Table, at: dict[str, int], path: Path, ingested_at: datetime, timeframe: str
 ) -> pd.DataFrame:
-    """Bars made of trades. The first and the last are what the file holds of them."""
+    """Return bars made of trades. The first and the last hold the part of them that the file covers."""
     trades, fills = _trades(table, at, path)
     frame = to_frame(bars_from_trades(trades, seconds(timeframe), fills), timeframe, ingested_at)
     return check(frame, LAYOUT)
 
 
 def read_table(path: Path) -> pyarrow.Table:
-    """Columns of one file as they stand there; a headless Binance CSV gets its names. Raises UnreadableFile (missing,
-    empty, cut off, not of its kind) or BadColumns."""
+    """Return the columns of one file unchanged; a headless Binance CSV gets its names.
+
+    Raises UnreadableFile (missing, empty, cut off, not of its kind) or BadColumns.
+    """
     check_path(path)
     table = {".parquet": _parquet, ".csv": _csv, ".zip": _zip}[path.suffix.lower()](path)
     if table.num_rows == 0:
@@ -119,7 +122,7 @@ def read_table(path: Path) -> pyarrow.Table:
 
 
 def check_path(path: Path) -> None:
-    """Raises UnreadableFile if `path` is missing, empty or of an extension we cannot read."""
+    """Raise UnreadableFile if `path` is missing, empty or of an extension we cannot read."""
     if not path.is_file():
         raise UnreadableFile(f"{path}: no such file. Check the path.")
     if path.suffix.lower() not in EXTENSIONS:
@@ -131,6 +134,7 @@ def check_path(path: Path) -> None:
 
 
 def _parquet(path: Path) -> pyarrow.Table:
+    """Return the table of a Parquet file. Raises UnreadableFile."""
     try:
         return pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
@@ -138,10 +142,12 @@ def _parquet(path: Path) -> pyarrow.Table:
 
 
 def _csv(path: Path) -> pyarrow.Table:
+    """Return the table of a CSV file. Raises UnreadableFile or BadColumns."""
     return _parse_csv(path.read_bytes(), path)
 
 
 def _zip(path: Path) -> pyarrow.Table:
+    """Return the table of the one CSV file in a zip. Raises UnreadableFile or BadColumns."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.lower().endswith(".csv")]
@@ -156,10 +162,13 @@ def _zip(path: Path) -> pyarrow.Table:
 
 
 def _parse_csv(data: bytes, path: Path) -> pyarrow.Table:
-    """Every line must have as many cells as the first and the last must be ended: a cut is seen wherever it falls."""
+    """Return the table of CSV text. Raises UnreadableFile or BadColumns.
+
+    Every line must have as many cells as the first, and the last must end: a cut is detected wherever it falls.
+    """
     if not data.endswith(b"\n"):
         raise UnreadableFile(
-            f"{path}: the last line is not ended, so the file may be cut off. Fetch it again, or end the line."
+            f"{path}: the last line has no line break, so the file may be cut off. Fetch it again, or add it."
         )
     first = data[: data.index(b"\n")].decode("utf-8", errors="replace").strip().strip("\ufeff").split(",")
     headless = first[0].strip().isdigit()
@@ -180,6 +189,7 @@ def _parse_csv(data: bytes, path: Path) -> pyarrow.Table:
 
 
 def _canonical(table: pyarrow.Table, path: Path, ingested_at: datetime, timeframe: str | None) -> pd.DataFrame:
+    """Return a table's bars in schemas.LAYOUT. Raises BadColumns, BadTimes or BadValues."""
     names = set(table.column_names)
     if len(names) < table.num_columns:
         raise BadColumns(f"{path}: a column name stands twice in {', '.join(table.column_names)}. Rename one of them.")
@@ -195,7 +205,7 @@ def _canonical(table: pyarrow.Table, path: Path, ingested_at: datetime, timefram
         if early.any():
             raise BadTimes(
                 f"{path}: known_at of row {int(np.argmax(early))} is before its bar has closed ({early.sum()} rows): "
-                f"nobody can know a bar then. Set it to open_time + {timeframe} or later, or leave the column out."
+                f"a bar cannot be known then. Set it to open_time + {timeframe} or later, or leave the column out."
             )
         frame["known_at"] = stamps_of(known)
         frame["ingested_at"] = stamps_of(micros(table, "ingested_at", path))
@@ -207,7 +217,7 @@ def _canonical(table: pyarrow.Table, path: Path, ingested_at: datetime, timefram
 
 
 def _columns(names: set[str], path: Path) -> dict[str, tuple[str, ...]]:
-    """Canonical field → the columns it is the mean of: one, a bid and an ask, or none (not recorded)."""
+    """Return canonical field → the columns it is the mean of: one, a bid and an ask, or none (not recorded)."""
     quotes = not names.issuperset(PRICES) and any(name in names for name in SIDES)
     wanted: dict[str, tuple[str, ...]] = {field: (field,) for field in PRICES}
     if quotes:
@@ -228,6 +238,7 @@ def _columns(names: set[str], path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _timeframe(opened: Stamps, path: Path) -> str:
+    """Return the name of the commonest spacing. Raises BadTimes naming the file."""
     try:
         return infer_timeframe(epoch_seconds(pd.Series(stamps_of(opened))))
     except BadTimes as error:
@@ -235,7 +246,10 @@ def _timeframe(opened: Stamps, path: Path) -> str:
 
 
 def micros(table: pyarrow.Table, name: str, path: Path) -> Stamps:
-    """Aware stamps, ISO text with an offset, or epoch ms or µs → (n,) datetime64[us] in UTC, NaT where empty."""
+    """Return a time column as (n,) datetime64[us] in UTC, NaT where empty.
+
+    It holds aware stamps, ISO text with an offset, or epoch ms or µs. Raises BadTimes for anything else.
+    """
     column = table.column(name)
     kind = column.type
     if pyarrow.types.is_timestamp(kind):
@@ -263,11 +277,11 @@ def micros(table: pyarrow.Table, name: str, path: Path) -> Stamps:
 
 
 def numbers(table: pyarrow.Table, name: str, path: Path) -> Floats:
-    """A number column → (n,) float64, NaN where empty."""
+    """Return a number column as (n,) float64, NaN where empty. Raises BadValues."""
     column = table.column(name)
     kind = column.type
     if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_null(kind)):
         raise BadValues(
-            f"{path}: column {name} holds {kind}, not numbers (e.g. {column[0].as_py()!r}). Mend or fetch it again."
+            f"{path}: column {name} holds {kind}, not numbers (e.g. {column[0].as_py()!r}). Correct or fetch it again."
         )
     return np.asarray(column.cast(pyarrow.float64()).to_numpy(), dtype=np.float64)

@@ -1,9 +1,9 @@
-"""Pages of bars as an exchange gave them, one Parquet file each: what an interrupted backfill goes on from.
+"""Pages of bars as an exchange sent them, one Parquet file each: an interrupted backfill continues from them.
 
     <folder>/<venue>/<BASE-QUOTE>/<timeframe>/<first open time>.parquet
 
-A page answers for every slot of [start, end): a slot without a bar had none when the venue was asked. Values are not
-judged here (quality.assess does that), so these are not the bars of schemas.BARS.
+A page answers for every slot of [start, end): a slot without a bar had none when the venue was queried. Values are not
+checked here (quality.assess does that), so these are not the bars of schemas.BARS.
 """
 
 import json
@@ -23,7 +23,11 @@ PAGES_VERSION = "page/1"
 
 @dataclass(frozen=True)
 class Page:
-    """market: the venue's name of it; start, end: epoch seconds; bars: (n, 8) ascending; seam_bps: see `backfill`."""
+    """Hold one page of bars.
+
+    market      the venue's name of it
+    start, end  epoch seconds; bars (n, 8) ascending; seam_bps: see `exchange.backfill`
+    """
 
     venue: str
     market: str
@@ -33,21 +37,22 @@ class Page:
     seam_bps: float | None = None
 
     def cut(self, start: int, end: int) -> "Page":
-        """What lies in [start, end)."""
+        """Return the part of the page in [start, end), epoch seconds."""
         first, last = np.searchsorted(self.bars[:, OPEN_TIME], (start, end))
         return replace(self, start=max(start, self.start), end=min(end, self.end), bars=self.bars[first:last])
 
 
 def folder_of(root: Path, venue: str, symbol: str, timeframe: str) -> Path:
+    """Return the folder of a venue's pages of one symbol and timeframe."""
     return root / venue / symbol.replace("/", "-") / timeframe
 
 
 def write_page(page: Page, folder: Path) -> None:
-    """Write it under its first open time; a page of the same start is replaced. It appears whole or not at all."""
-    said = {"venue": page.venue, "market": page.market, "start": page.start, "end": page.end, "seam_bps": page.seam_bps}
+    """Write a page under its first open time; one of the same start is replaced. It appears whole or not at all."""
+    meta = {"venue": page.venue, "market": page.market, "start": page.start, "end": page.end, "seam_bps": page.seam_bps}
     table = pyarrow.table(
         dict(zip(BAR_FIELDS, page.bars.T.copy(), strict=True)),
-        metadata={"bellwether.schema": PAGES_VERSION, "bellwether.page": json.dumps(said)},
+        metadata={"bellwether.schema": PAGES_VERSION, "bellwether.page": json.dumps(meta)},
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{utc(page.start):%Y%m%dT%H%M%SZ}.parquet"
@@ -60,7 +65,7 @@ def write_page(page: Page, folder: Path) -> None:
 
 
 def read_page(path: Path) -> Page:
-    """Raises UnreadableFile if it is not whole Parquet, or no page of this version."""
+    """Read a page. Raises UnreadableFile if it is not whole Parquet, or no page of this version."""
     try:
         with parquet.ParquetFile(path) as file:
             table = file.read()

@@ -1,36 +1,42 @@
-"""Recorded messages and trades told as events of the book, so that a recording has a tape like any other source.
+"""Recorded messages and trades as events of the book, so that a recording has a tape like any other source.
 
-A trade takes its lots off the level it was made at, when it was known. A message says how large a level now is: what it
-lacks of what the trades left there was cancelled, what it has beyond that was added; so trades that a level outlived
-show as its refill. A message speaks of the book at its own time of the exchange: of trades at or after it, it does not
-know yet, and what they took is not asked back from it.
+A trade takes its lots off the level it was made at, when it was known. A message gives the new size of a level: a
+difference below the size that the trades left was cancelled, a difference above it was added; so trades that a level
+survived show as its refill. A message describes the book at its own time of the exchange: trades at or after that time
+are not in it yet, and their lots are not subtracted twice.
 
-The reader's ring holds RING ticks, so it is laid around the best prices, anew when they have moved by MOVED; what lies
-further away is not an event of the tape before it comes near.
+The reader's ring holds RING ticks, so it is centred on the best prices, and again when they have moved by MOVED; levels
+further away are no events of the tape before they come near.
 """
 
 import numpy as np
 
 from pipelines.compiled import kernel
+from pipelines.contracts import Bools, Floats, Ints
 from pipelines.data.orderbook.limit_order_book import ADD, ASK, BID, CANCEL, NO_TICK, TRADE
-from pipelines.data.orderbook.tape import REACH, RING, RING_MASK, apply_events
+from pipelines.data.orderbook.tape import REACH, RING, RING_MASK, TapeRecord, apply_events
 
 HALF = RING // 2
 MOVED = HALF - REACH  # ticks
 # a trade: microseconds when it was known and when it was made, side of the book, tick, lots
-KNOWN, MADE, SIDE, TICK, LOTS = range(5)
-TRADE_WIDTH = 5
+TRADE_FIELDS = ("known", "made", "side", "tick", "lots")
+KNOWN, MADE, SIDE, TICK, LOTS = range(len(TRADE_FIELDS))
+TRADE_WIDTH = len(TRADE_FIELDS)
 
 
 @kernel
-def _event(tape, row, now, kind, side, tick, lots, left):  # type: ignore[no-untyped-def]
+def _event(tape: TapeRecord, row: Ints, now: int, kind: int, side: int, tick: int, lots: int, left: int) -> None:
+    """Feed one event (int64) to the tape; row (1, LOG_WIDTH) int64 is overwritten."""
     row[0, 0], row[0, 1], row[0, 2], row[0, 3], row[0, 4], row[0, 5] = now, kind, side, tick, lots, left
     apply_events(tape, row, 0, 1)
 
 
 @kernel
-def centre_on(tape, bids, asks, low, lot, tick):  # type: ignore[no-untyped-def]
-    """Lay the ring around `tick`. bids, asks: size of each level from tick `low` on, as messages said."""
+def centre_on(tape: TapeRecord, bids: Floats, asks: Floats, low: int, lot: float, tick: int) -> int:
+    """Centre the ring on `tick` (int64) and return it.
+
+    bids, asks  (ticks,) float64 size of each level from tick `low` on, by the messages; lot: base asset, float64
+    """
     tape.depth[:] = 0
     tape.best[BID], tape.best[ASK] = -NO_TICK, NO_TICK
     for t in range(max(tick - HALF, low), min(tick + HALF, low + bids.shape[0])):
@@ -45,8 +51,22 @@ def centre_on(tape, bids, asks, low, lot, tick):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def trades_until(tape, row, trades, i, until, centre, bids, asks, low, lot):  # type: ignore[no-untyped-def]
-    """The trades from number `i` on that were known by `until`. Returns the number of the next one, and the centre."""
+def trades_until(
+    tape: TapeRecord,
+    row: Ints,
+    trades: Ints,
+    i: int,
+    until: int,
+    centre: int,
+    bids: Floats,
+    asks: Floats,
+    low: int,
+    lot: float,
+) -> tuple[int, int]:
+    """Feed the trades from number `i` on that were known by `until`; return the number of the next one, and the centre.
+
+    trades  (n, TRADE_WIDTH) int64; until: int64 microseconds; bids, asks (ticks,) float64
+    """
     while i < trades.shape[0] and trades[i, KNOWN] <= until:
         side, tick, lots = trades[i, SIDE], trades[i, TICK], trades[i, LOTS]
         if abs(tick - centre) >= HALF:
@@ -58,8 +78,22 @@ def trades_until(tape, row, trades, i, until, centre, bids, asks, low, lot):  # 
 
 
 @kernel
-def _settle(tape, row, trades, pending, i, now, made, side, tick, size):  # type: ignore[no-untyped-def]
-    """The message made at `made` has `size` lots at this level; trades `pending` to `i` may be news to it."""
+def _set_level(
+    tape: TapeRecord,
+    row: Ints,
+    trades: Ints,
+    pending: int,
+    i: int,
+    now: int,
+    made: int,
+    side: int,
+    tick: int,
+    size: int,
+) -> None:
+    """Set a level to `size` lots, the state of the message made at `made`; feed the difference to the tape.
+
+    All int64. Trades `pending` to `i` at or after `made` are not in the message yet: their lots are subtracted.
+    """
     for k in range(pending, i):
         if trades[k, MADE] >= made and trades[k, SIDE] == side and trades[k, TICK] == tick:
             size -= trades[k, LOTS]
@@ -72,18 +106,36 @@ def _settle(tape, row, trades, pending, i, now, made, side, tick, size):  # type
 
 
 @kernel
-def apply_message(  # type: ignore[no-untyped-def]
-    tape, row, trades, pending, i, now, made, tick, bid, first, last, centre, bids, asks, low, lot, top_bid, top_ask
-):
-    """The message of rows first..last, which bids and asks already hold; its best prices are top_bid and top_ask.
+def apply_message(
+    tape: TapeRecord,
+    row: Ints,
+    trades: Ints,
+    pending: int,
+    i: int,
+    now: int,
+    made: int,
+    tick: Ints,
+    bid: Bools,
+    first: int,
+    last: int,
+    centre: int,
+    bids: Floats,
+    asks: Floats,
+    low: int,
+    lot: float,
+    top_bid: int,
+    top_ask: int,
+) -> tuple[int, int]:
+    """Feed the message of rows first..last, already in bids and asks (ticks,) float64; best ticks top_bid, top_ask.
 
-    Returns the first trade that a later message has still to settle, and the centre.
+    tick (rows,) int64, bid (rows,) bool; now, made int64 microseconds
+    Returns the first trade that a later message has still to include, and the centre
     """
     for r in range(first, last):
         if abs(tick[r] + low - centre) < HALF:
             size = bids[tick[r]] if bid[r] else asks[tick[r]]
             lots = np.int64(np.rint(size / lot))
-            _settle(tape, row, trades, pending, i, now, made, BID if bid[r] else ASK, tick[r] + low, lots)
+            _set_level(tape, row, trades, pending, i, now, made, BID if bid[r] else ASK, tick[r] + low, lots)
     settled = pending
     for k in range(pending, i):
         t = trades[k, TICK]
@@ -93,7 +145,7 @@ def apply_message(  # type: ignore[no-untyped-def]
             size = 0.0
             if inside:
                 size = bids[t - low] if trades[k, SIDE] == BID else asks[t - low]
-            _settle(tape, row, trades, pending, i, now, made, trades[k, SIDE], t, np.int64(np.rint(size / lot)))
+            _set_level(tape, row, trades, pending, i, now, made, trades[k, SIDE], t, np.int64(np.rint(size / lot)))
     middle = (top_bid + top_ask) // 2 + low
     if abs(middle - centre) > MOVED:
         centre = centre_on(tape, bids, asks, low, lot, middle)

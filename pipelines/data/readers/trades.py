@@ -1,8 +1,7 @@
 """Trades as files give them, and the bars they make."""
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 import pyarrow
 
 from pipelines.compiled import kernel
@@ -11,9 +10,10 @@ from pipelines.errors import BadShape, BadTimes
 
 # Binance's public archives: trades (futures 6 columns, spot 7) and aggTrades (futures 7, spot 8), without a header
 # before 2025 or so; price and size stand second and third, the maker flag follows the time in all of them. A row of
-# aggTrades is all that one order took at one price: it names the first and the last trade it is made of
-PRICE, SIZE, FIRST, LAST = 1, 2, 3, 4
-AGGREGATED = 6  # where the maker flag stands in aggTrades; in trades one earlier
+# aggTrades is all fills of one order at one price: it names the first and the last trade it is made of
+_AGGREGATED = ("id", "price", "size", "first", "last", "time")  # then the maker flag
+PRICE, SIZE, FIRST, LAST = (_AGGREGATED.index(name) for name in ("price", "size", "first", "last"))
+AGGREGATED = len(_AGGREGATED)  # position of the maker flag in aggTrades; in trades one earlier
 NAMES = {
     "time": ("time", "transact_time"),
     "price": ("price",),
@@ -25,7 +25,11 @@ COLUMNS = (6, 7, 8)
 
 
 @kernel
-def _bars(time, price, size, side, fills, width, out):  # type: ignore[no-untyped-def]
+def _bars(time: Floats, price: Floats, size: Floats, side: Floats, fills: Floats, width: float, out: Floats) -> int:
+    """Fill out (n, 8) float64 with bars of `width` seconds from the top; return how many there are.
+
+    time, price, size, side, fills  (n,) float64 in time order
+    """
     made = -1
     for i in range(time.shape[0]):
         start = np.floor(time[i] / width) * width
@@ -45,7 +49,7 @@ def _bars(time, price, size, side, fills, width, out):  # type: ignore[no-untype
 
 
 def bars_from_trades(trades: Trades, seconds: int, fills: Floats | None = None) -> Floats:
-    """(m, 8) bars of `seconds`, stamped with their opens; a bar in which nothing traded is absent.
+    """Return (m, 8) bars of `seconds`, stamped with their opens; a bar in which nothing traded is absent.
 
     fills  (n,) how many trades each row stands for; None: one
     The first and the last bar are whole only where the trades cover them: cut them where that matters.
@@ -63,8 +67,9 @@ def bars_from_trades(trades: Trades, seconds: int, fills: Floats | None = None) 
 
 
 def trade_columns(names: list[str], first: list[str]) -> dict[str, int] | None:
-    """Positions of time, price, size, maker flag and, where rows are aggregated, of the first and last trade of a row
-    in a table of trades; None if it is none.
+    """Return the positions of the columns of a table of trades; None if it is none.
+
+    Keys: time, price, size, maker and, where rows are aggregated, first and last trade of a row.
 
     names  column names, or [] for a file without a header; first  cells of its first line
     """
@@ -82,8 +87,8 @@ def trade_columns(names: list[str], first: list[str]) -> dict[str, int] | None:
     return at | {"first": FIRST, "last": LAST} if flags[0] == AGGREGATED else at
 
 
-def from_table(table: pyarrow.Table, at: dict[str, int], micros: Any) -> tuple[Trades, Floats]:
-    """Trades in time order, and how many trades of the exchange each of them stands for.
+def from_table(table: pyarrow.Table, at: dict[str, int], micros: npt.NDArray[np.datetime64]) -> tuple[Trades, Floats]:
+    """Return trades in time order, and how many trades of the exchange each of them stands for.
 
     micros  (n,) datetime64[us] of the time column, already read; the rest is taken from the table.
     """

@@ -1,5 +1,6 @@
-"""What a simulated market inside a minute is made of: its constants, its record, its streams of random numbers."""
+"""The simulated market inside a minute: its constants, its record, its streams of random numbers."""
 
+import math
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
@@ -16,14 +17,16 @@ SLACK = 64  # ticks that quotes may lie beyond the makers' band before they are 
 FLICKERS = 4  # orders that come or go in each slot whatever happens: at least 48 book events a minute
 PATTERNS = ("iceberg", "sweep", "fake")
 ICEBERG, SWEEP, FAKE = np.arange(3)
-PLANTED_WIDTH = 6  # start and end in epoch microseconds, kind, direction, tick, lots
+PLANTED_FIELDS = ("start", "end", "kind", "direction", "tick", "lots")  # start and end in epoch microseconds
+PLANTED_WIDTH = len(PLANTED_FIELDS)
 PLANTED_A_MINUTE = 8  # that can end in one minute, at most
 MAX_ORDERS = 4096  # takers in one minute
 LOOKBACK = 240  # minutes whose extremes a sweep runs for
 
-# one stream a quantity, started anew each minute: a longer draw of one moves none of the others
+# one stream a quantity, seeded again each minute: a longer draw of one moves none of the others
 STREAMS = 5
-ARRIVALS, SIDES, SIZES, MAKERS, PLANS = np.arange(STREAMS)  # typed: compiled code is not made anew for each value
+# int64 scalars, so that compiled code is not specialised for each value
+ARRIVALS, SIDES, SIZES, MAKERS, PLANS = np.arange(STREAMS)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 MINUTE = np.uint64(0xD1342543DE82EF95)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -34,7 +37,7 @@ UNIT = 2.0**-53
 
 @dataclass(frozen=True)
 class BookDesign:
-    """Constants of the market inside a minute. A level's size is in mean order sizes of the minute."""
+    """Hold the constants of the market inside a minute. A level's size is in mean order sizes of the minute."""
 
     # takers: arrivals a minute at base volume, growing with the 2/3 power of the volume (Kyle and Obizhaeva 2016,
     # Econometrica 84(4): number and size of bets both grow with activity); sizes Pareto with tail exponent 2
@@ -52,7 +55,7 @@ class BookDesign:
     thickness_half_life_min: float = 60.0
     # informed pressure u in the book
     depth_lean: float = 0.15  # log of bid over ask depth at u = 1
-    own_lean: float = 0.30  # sd of the same that has nothing to do with u
+    own_lean: float = 0.30  # sd of the same, independent of u
     own_lean_half_life_min: float = 45.0
     flicker_lean: float = 0.15  # chance over a half that an order that moves does so with u, at u = 1
     shade_bps: float = 0.4  # how far the quotes lean at u = 1
@@ -74,15 +77,19 @@ class BookDesign:
 
 
 _I, _F = np.int64, np.float64
+MarketRecord = Any  # one element of an array of dtype MARKET_FIELDS: numpy and numba have no common type for it
+MarketRecords = Any  # (1,) array of it
+DesignRecord = Any  # one element of what `design_record` returns
+DesignRecords = Any  # (1,) array of it
 MARKET_FIELDS: list[Any] = [
     *BOOK_FIELDS,
     ("value", _F),  # log value at the end of the minute before
     ("excitement", _F),  # of the arrivals, a second
     ("thickness", _F),  # of the book, mean 0, variance 1
-    ("lean", _F),  # of the book towards the bid, that has nothing to do with u; mean 0, variance 1
+    ("lean", _F),  # of the book towards the bid, independent of u; mean 0, variance 1
     ("level", _F, 2),  # lots that makers put at a level of each side
     ("edge", _I, 2),  # the best tick of each side at which makers want to quote
-    ("pulled", _I),  # side whose makers stand back until they next look; -1: none
+    ("pulled", _I),  # side whose makers stand back until they next quote; -1: none
     ("flow_before", _I),  # flow at the newest snapshot
     ("lowest_of", _I, LOOKBACK), ("highest_of", _I, LOOKBACK),  # ticks of the minutes before
     ("ice_from", _I), ("ice_until", _I), ("fake_from", _I), ("fake_until", _I), ("fake_size", _I),
@@ -94,23 +101,26 @@ MARKET_FIELDS: list[Any] = [
 ]  # fmt: skip
 
 
-def fresh_market(log_value: float) -> Any:
-    """(1,) record: an empty book before the first minute of a market whose value starts there."""
+def fresh_market(log_value: float) -> MarketRecords:
+    """Return a (1,) record: an empty book before the first minute of a market whose log value starts there."""
     market = empty_book(MARKET_FIELDS)
     market["value"] = log_value
     market["pulled"] = -1
     return market
 
 
-def design_record(design: BookDesign) -> Any:
-    """The constants as compiled code reads them: (1,) record."""
+def design_record(design: BookDesign) -> DesignRecords:
+    """Return the constants as compiled code reads them: (1,) record of float64 fields."""
     return np.array([astuple(design)], np.dtype([(f.name, _F) for f in fields(BookDesign)]))
 
 
 @kernel
-def draw(market, stream):  # type: ignore[no-untyped-def]
-    """64 random bits (Steele, Lea and Flood 2014, OOPSLA: SplitMix64)."""
-    z = market.random[stream] + _STEP
+def draw(market: MarketRecord, stream: int) -> np.uint64:
+    """Return 64 random bits (uint64) of a stream (int64) of the market record.
+
+    Source: SplitMix64 (Steele, Lea and Flood 2014, OOPSLA).
+    """
+    z: np.uint64 = market.random[stream] + _STEP
     market.random[stream] = z
     z = (z ^ (z >> _S30)) * _MIX_1
     z = (z ^ (z >> _S27)) * _MIX_2
@@ -118,15 +128,15 @@ def draw(market, stream):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def uniform(market, stream):  # type: ignore[no-untyped-def]
-    """In [0, 1)."""
+def uniform(market: MarketRecord, stream: int) -> float:
+    """Return a uniform float64 in [0, 1) of a stream (int64)."""
     return np.int64(draw(market, stream) >> S11) * UNIT
 
 
 @kernel
-def normal(market, stream):  # type: ignore[no-untyped-def]
-    """About normal, within 3.5: four uniforms."""
+def normal(market: MarketRecord, stream: int) -> float:
+    """Return an about normal float64 within 3.5, the sum of four uniforms of a stream (int64)."""
     total = 0.0
     for _ in range(4):
         total += uniform(market, stream)
-    return (total - 2.0) * np.sqrt(3.0)
+    return (total - 2.0) * math.sqrt(3.0)

@@ -1,16 +1,18 @@
 """Patterns planted in the simulated market; the truth lists them, so that detectors can be scored.
 
 All end by themselves and give the price back to the value:
-iceberg  an order that shows a slice and refills it; while it lasts it holds the price up to `ice_hold` of a minute's sd
+iceberg  an order that shows a slice and refills it; while it lasts it supports price up to `ice_hold` of a minute's sd
 sweep    a stop run: makers pull their quotes near a recent extreme, one order eats through it, five seconds later the
          quotes are back; it reaches at most `sweep_beyond_max` of a minute's sd (a quarter of that of 15 minutes)
-fake     a large order beside the best prices that is withdrawn before the market can reach it (a spoof)
+fake     a large order near the best prices that is withdrawn before the market can reach it (a spoof)
 """
+
+import math
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.data.orderbook.limit_order_book import ASK, RING_MASK, is_empty, place, take, cancel
+from pipelines.data.orderbook.limit_order_book import ASK, RING_MASK, cancel, is_empty, place, take
 from pipelines.data.simulator.book_design import (
     FAKE,
     ICEBERG,
@@ -20,13 +22,16 @@ from pipelines.data.simulator.book_design import (
     S11,
     SLOT_US,
     SWEEP,
+    DesignRecord,
+    MarketRecord,
     draw,
     uniform,
 )
 
 
 @kernel
-def _plant(market, start, end, kind, direction, tick, lots):  # type: ignore[no-untyped-def]
+def _plant(market: MarketRecord, start: int, end: int, kind: int, direction: int, tick: int, lots: int) -> None:
+    """Append an ended pattern (int64, in the order of PLANTED_FIELDS) to the minute's list."""
     row = market.ended
     market.planted[row, 0], market.planted[row, 1], market.planted[row, 2] = start, end, kind
     market.planted[row, 3], market.planted[row, 4], market.planted[row, 5] = direction, tick, lots
@@ -34,8 +39,8 @@ def _plant(market, start, end, kind, direction, tick, lots):  # type: ignore[no-
 
 
 @kernel
-def end_patterns(market, knobs, value, half, hold):  # type: ignore[no-untyped-def]
-    """Withdraw the iceberg and the fake whose time is over, or that the value has reached or left behind."""
+def end_patterns(market: MarketRecord, knobs: DesignRecord, value: float, half: float, hold: float) -> None:
+    """Cancel the iceberg and the fake whose time is over, or that the value (ticks, float64) has reached or left."""
     side = market.ice_side
     if side >= 0:
         worse, tick = 2 * side - 1, market.ice_tick
@@ -58,10 +63,11 @@ def end_patterns(market, knobs, value, half, hold):  # type: ignore[no-untyped-d
 
 
 @kernel
-def start_iceberg(market, knobs, sd_ticks, volume):  # type: ignore[no-untyped-def]
+def start_iceberg(market: MarketRecord, knobs: DesignRecord, sd_ticks: float, volume: float) -> None:
+    """Place an iceberg, unless one rests already; sd_ticks and volume (lots of a level, both sides) float64."""
     side = np.int64(draw(market, PLANS) & ONE)
     behind = np.int64(uniform(market, PLANS) * knobs.ice_behind * sd_ticks)
-    life = -np.log(1.0 - uniform(market, PLANS)) * knobs.ice_minutes
+    life = -math.log(1.0 - uniform(market, PLANS)) * knobs.ice_minutes
     hidden = (0.5 + uniform(market, PLANS)) * knobs.ice_hidden * volume
     if market.ice_side >= 0 or market.fake_side == side or is_empty(market, side):
         return
@@ -73,10 +79,11 @@ def start_iceberg(market, knobs, sd_ticks, volume):  # type: ignore[no-untyped-d
 
 
 @kernel
-def start_fake(market, knobs):  # type: ignore[no-untyped-def]
+def start_fake(market: MarketRecord, knobs: DesignRecord) -> None:
+    """Place a large order that is not meant to trade, unless one rests already."""
     bits = np.int64(draw(market, PLANS) >> S11)
     side, behind = bits & 1, 4 + ((bits >> 1) & 7)
-    life = -np.log(1.0 - uniform(market, PLANS)) * knobs.fake_slots
+    life = -math.log(1.0 - uniform(market, PLANS)) * knobs.fake_slots
     if market.fake_side >= 0 or market.ice_side == side or is_empty(market, side):
         return
     market.fake_side, market.fake_tick = side, market.edge[side] + (2 * side - 1) * behind
@@ -86,11 +93,11 @@ def start_fake(market, knobs):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sweep(market, knobs, sd_ticks):  # type: ignore[no-untyped-def]
-    """A stop run, if a recent extreme is near: pull the quotes up to beyond it, then one order takes what is left.
+def sweep(market: MarketRecord, knobs: DesignRecord, sd_ticks: float) -> None:
+    """Run the stops of a recent extreme within reach: pull the quotes up to beyond it, then fill one order through it.
 
-    The order is made of what the takers of that side would still have brought in this minute, so the minute's volume
-    and share stay what they are.
+    sd_ticks  of the minute, float64. The order is made of the lots that takers of that side would still have traded in
+              this minute, so the minute's volume and share do not change.
     """
     first = np.int64(draw(market, PLANS) & ONE)
     beyond = knobs.sweep_beyond_min + (knobs.sweep_beyond_max - knobs.sweep_beyond_min) * uniform(market, PLANS)

@@ -1,25 +1,27 @@
-"""What the simulated market is worth, minute by minute: regimes, hidden pressure, volume and taker share.
+"""The value of the simulated market, minute by minute: regimes, hidden pressure, volume and taker share.
 
 A semi-Markov chain of four regimes sets volatility and volume; an Ornstein–Uhlenbeck pressure u leans on the taker
 share and, by `Design.gain`, on the drift of the value. Volume is seasonal and excites itself.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import Floats
+from pipelines.contracts import Floats, Ints
 from pipelines.data.simulator.book_design import STEPS, BookDesign
 from pipelines.params import SimulatorParams
 
 MINUTES_A_DAY = 1440
-LATENT = 5
+LATENT_FIELDS = ("usual_volume", "volume", "taker_share", "sd", "pressure")  # of a minute; sd of the log value
+LATENT = len(LATENT_FIELDS)
 
 
 @dataclass(frozen=True)
 class Design:
-    """Constants of the simulated market; four-tuples are in the order of contracts.REGIMES.
+    """Hold the constants of the simulated market; four-tuples are in the order of contracts.REGIMES.
 
     Volumes, shares and clustering are set after BTC/USDT minutes of 2024 (share sd .22 a minute and .09 a quarter hour,
     log volume sd 1.1 with autocorrelation .7, correlation of share and same-minute return .46).
@@ -38,9 +40,9 @@ class Design:
     # is .605, .616, .581 on seeds 7, 8, 9 (a year each, about 3,400 events), a logistic's .600, .597, .581.
     drift_per_unit: float = 0.20
     # Moving markets follow informed flow, calm ones absorb it and give it back. Over time the gains nearly cancel:
-    # flow alone says little, flow together with volatility says much, and a good deal of that a logistic finds too.
-    # RANGING drifts less than TRENDING in its own sd, or nothing but width would tell the two apart (at -1.0 it did not:
-    # the regime detector gave them each other's names).
+    # flow alone predicts little, flow together with volatility much, and a logistic finds a good deal of that too.
+    # RANGING drifts less than TRENDING in its own sd, or only width would distinguish the two (at -1.0 it did not: the
+    # regime detector gave them each other's names).
     gain: tuple[float, ...] = (1.2, -0.7, 1.0, -1.2)
     # taker flow: share of buys = .5 + lean u + echo z + noise, z the minute's own unpredictable move in sd
     share_lean: float = 0.06
@@ -53,7 +55,7 @@ class Design:
     branching: float = 0.7  # b: share of the volume that earlier volume caused
     excitement_half_life_min: float = 12.0
     shock_sd: float = 0.6
-    # what changes at the drift date
+    # changes at the drift date
     drift_vol: float = 3.0  # at 2 one year in seven hides it: a calm regime doubled is still an ordinary one
     drift_share_noise: float = 2.0
     drift_branching: float = 0.9
@@ -66,23 +68,37 @@ DESIGN = Design()
 
 
 @kernel
-def walk(  # type: ignore[no-untyped-def]
-    first, drift_at, clock, state, steps, noise, chance, table, knobs, before, after, path, latent, regime, drift
-):
-    """Walk one block of minutes; `state` carries log value, u, excitement, regime, minutes in it to the next block.
+def walk(
+    first: int,
+    drift_at: int,
+    clock: int,
+    state: Floats,
+    steps: Floats,
+    noise: Floats,
+    chance: Floats,
+    table: Floats,
+    knobs: tuple[float, ...],
+    before: Floats,
+    after: Floats,
+    path: Floats,
+    latent: Floats,
+    regime: Ints,
+    drift: Floats,
+) -> None:
+    """Draw one block of n minutes; `state` (5,) carries log value, u, excitement, regime, minutes in it onwards.
 
     first, drift_at  minute number of row 0 and of the first drifted minute; clock: minute of the day of row 0
     steps (n, 12)    value noise; noise (n, 3): pressure, share, volume; chance (n, 2): leave? where to?
     table (4, 4)     see regime_table
     knobs            see walk_parameters; before, after: [vol, share noise, branching, keep of excitement, edge]
-    path (n, 12)     gets the log value after each step; latent (n, LATENT): usual volume at its start,
-                     volume, taker share, sd of the minute, u
+    path (n, 12)     gets the log value after each step; latent (n, LATENT): in the order of LATENT_FIELDS
+    regime (n,) int64 and drift (n,) are filled too; every other array is float64
     """
     (keep_u, lean, echo, share_noise, season, peak, shock_sd, min_stay, max_stay) = knobs
     price, u, excitement, minutes = state[0], state[1], state[2], state[4]
     now = int(state[3])
-    fresh_u = np.sqrt(1.0 - keep_u * keep_u)
-    mean_move = np.sqrt(2.0 / np.pi)
+    fresh_u = math.sqrt(1.0 - keep_u * keep_u)
+    mean_move = math.sqrt(2.0 / math.pi)
     for i in range(steps.shape[0]):
         change = after if first + i >= drift_at else before
         vol, noisier, branching, keep, edge = change[0], change[1], change[2], change[3], change[4]
@@ -96,18 +112,18 @@ def walk(  # type: ignore[no-untyped-def]
         drift[i], regime[i] = lift, now
         # minus half the variance: the value itself, not its log, is the martingale
         each = (lift - 0.5 * sd * sd) / STEPS
-        root = sd / np.sqrt(STEPS)
+        root = sd / math.sqrt(STEPS)
         total = 0.0
         for k in range(STEPS):
             total += steps[i, k]
             price += each + root * steps[i, k]
             path[i, k] = price
-        move = total / np.sqrt(STEPS)  # the unpredictable part of the minute, in sd: nothing below reads the edge
+        move = total / math.sqrt(STEPS)  # the unpredictable part of the minute, in sd: nothing below reads the edge
 
-        angle = 2.0 * np.pi * (clock + i - peak) / MINUTES_A_DAY
-        shock = np.exp(shock_sd * noise[i, 2] - 0.5 * shock_sd * shock_sd) * (0.4 + 0.6 * abs(move) / mean_move)
+        angle = 2.0 * math.pi * (clock + i - peak) / MINUTES_A_DAY
+        shock = math.exp(shock_sd * noise[i, 2] - 0.5 * shock_sd * shock_sd) * (0.4 + 0.6 * abs(move) / mean_move)
         intensity = 1.0 - branching + branching * excitement
-        usual = table[1, now] * (1.0 + season * np.cos(angle)) * intensity
+        usual = table[1, now] * (1.0 + season * math.cos(angle)) * intensity
         excitement = keep * excitement + (1.0 - keep) * intensity * shock
         share = 0.5 + lean * u + noisier * (echo * move + share_noise * noise[i, 1])
         latent[i, 0], latent[i, 1], latent[i, 2] = usual, usual * shock, min(max(share, 0.02), 0.98)
@@ -117,11 +133,12 @@ def walk(  # type: ignore[no-untyped-def]
 
 
 def decay_factor(half_life: float) -> float:
+    """Return the weight left after one step of an exponential decay with this half-life in steps."""
     return float(0.5 ** (1.0 / half_life))
 
 
 def regime_table(spec: SimulatorParams, design: Design) -> Floats:
-    """(4 quantities, 4 regimes): sd of a minute, base volume, drift a minute at u = 1, chance a minute to leave."""
+    """Return (4 quantities, 4 regimes): sd of a minute, base volume, drift at u = 1, chance to leave a minute."""
     sd_15m = spec.vol_15m_bps * 1e-4 * np.array(design.vol_ratio)
     drift = np.array(design.gain) * design.drift_per_unit * sd_15m / 15.0
     leave = 1.0 / (60.0 * (np.array(design.mean_stay_hours) - design.min_stay_hours))
@@ -129,6 +146,7 @@ def regime_table(spec: SimulatorParams, design: Design) -> Floats:
 
 
 def walk_parameters(design: Design) -> tuple[float, ...]:
+    """Return the constants of `walk`, in the order in which it unpacks them."""
     return (
         decay_factor(design.pressure_half_life_min),
         design.share_lean,

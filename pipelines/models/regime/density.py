@@ -1,8 +1,8 @@
-"""The density of the next hour's return that a regime answer stands for, and its log score.
+"""The density of the next hour's return given regime probabilities, and its log score.
 
-A mixture of Student-t around nought, one a regime, with weights ∝ p^γ and log scale a_r + β (log EWMA volatility −
-centre). γ above 1 undoes what averaging seven voters blurs. With one a for all regimes it is the EWMA model with the
-same tail, so the gain over that one is what the regimes add.
+A mixture of Student-t around zero, one a regime, with weights ∝ p^γ and log scale a_r + β (log EWMA volatility −
+centre). γ above 1 sharpens p again after the average over seven detectors. With one a for all regimes it is the EWMA
+model with the same tail, so the gain over that model is what the regimes add.
 Source of the score: Gneiting and Raftery 2007, JASA 102(477), section 4.1.
 """
 
@@ -17,12 +17,14 @@ from pipelines.contracts import Floats
 from pipelines.labels.returns import HALF_LIVES
 
 _GAUSSIAN = 1e6  # degrees of freedom from which a t is written as a normal
-_LEAST_P = 1e-9  # a regime that was said to be impossible still has this: its logarithm is needed
+_LEAST_P = 1e-9  # floor of a regime's p, whose logarithm is needed
 
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """half_life  bars, of labels.returns.HALF_LIVES: which EWMA volatility the scale rests on; None = none
+    """Hold the parameters of the mixture.
+
+    half_life  bars, of labels.returns.HALF_LIVES: which EWMA volatility the scale uses; None = none
     centre     mean log EWMA volatility of the training rows (log basis points)
     power      β; shifts: a_r, one a regime (or one for all), log basis points over the horizon
     freedom    degrees of freedom of the t; sharpness: γ
@@ -36,34 +38,38 @@ class Density:
     sharpness: float
 
     def losses(self, y: Floats, ewma: Floats, p: Floats) -> Floats:
-        """(n,) negative log density of y (n,) basis points, in nats; ewma (n, len(HALF_LIVES)) basis points a bar;
-        p (n, len(shifts)), rows sum to 1. NaN where p is."""
+        """Return (n,) negative log densities in nats of y (n,) basis points; NaN where p is.
+
+        ewma  (n, len(HALF_LIVES)) basis points a bar
+        p     (n, len(shifts)) regime probabilities, rows sum to 1
+        """
         away = self.power * (_log_ewma(ewma, self.half_life) - self.centre)
         log_scale = np.array(self.shifts) + away[:, np.newaxis]
         return np.asarray(-logsumexp(_weights(p, self.sharpness) - _losses(y, log_scale, self.freedom), axis=1))
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the parameters, JSON-ready."""
         return asdict(self)
 
 
 def density_from_dict(loss_params: Mapping[str, Any]) -> Density:
-    """What `to_dict` returned, also after a journey through JSON."""
+    """Return the density of what `to_dict` returned, also when decoded from JSON."""
     return Density(**{**loss_params, "shifts": tuple(loss_params["shifts"])})
 
 
 def _log_ewma(ewma: Floats, half_life: float | None) -> Floats:
+    """Return (n,) log EWMA volatilities of one half-life; zeros for None."""
     return np.zeros(len(ewma)) if half_life is None else np.log(ewma[:, HALF_LIVES.index(half_life)])
 
 
 def _weights(p: Floats, sharpness: float) -> Floats:
-    """(n, R) log weights of the mixture."""
+    """Return (n, R) log weights of the mixture."""
     raised = sharpness * np.log(np.maximum(p, _LEAST_P))
     return np.asarray(raised - logsumexp(raised, axis=1, keepdims=True))
 
 
 def _losses(y: Floats, log_scale: Floats, freedom: float) -> Floats:
-    """(n, R) negative log density of y (n,) by each part of the mixture."""
+    """Return (n, R) negative log densities in nats of y (n,) by each part of the mixture."""
     z2 = (y[:, np.newaxis] * np.exp(-log_scale)) ** 2
     if freedom >= _GAUSSIAN:
         return np.asarray(0.5 * np.log(2.0 * np.pi) + log_scale + 0.5 * z2)
@@ -74,10 +80,12 @@ def _losses(y: Floats, log_scale: Floats, freedom: float) -> Floats:
 def fit_density(
     y: Floats, ewma: Floats, p: Floats, weight: Floats, tails: bool = True, volatile: bool = True
 ) -> Density:
-    """Maximum likelihood over shifts, β, tail, sharpness and half-life.
+    """Return the density of maximum likelihood over shifts, β, tail, sharpness and half-life.
 
-    y (n,) bps, ewma (n, len(HALF_LIVES)), p (n, R) rows sum to 1 (ones (n, 1): no regimes), weight (n,)
-    tails     False: Gaussian; volatile  False: no EWMA volatility, a constant scale
+    y         (n,) basis points; ewma (n, len(HALF_LIVES)); weight (n,)
+    p         (n, R), rows sum to 1; ones (n, 1) for no regimes
+    tails     False fits a Gaussian
+    volatile  False fits a constant scale without EWMA volatility
     """
     found = [_fit(y, ewma, p, weight, tails, half_life) for half_life in (HALF_LIVES if volatile else (None,))]
     return min(found, key=lambda each: each[0])[1]
@@ -86,22 +94,26 @@ def fit_density(
 def _fit(
     y: Floats, ewma: Floats, p: Floats, weight: Floats, tails: bool, half_life: float | None
 ) -> tuple[float, Density]:
-    """x = shifts, β, log γ, log(ν − 2); what is not free keeps its place between two equal bounds."""
+    """Return (mean loss in nats, density) of the best fit for one half-life.
+
+    The optimiser's x = shifts, β, log γ, log(ν − 2); a parameter that is not fitted has two equal bounds.
+    """
     share, r = weight / weight.sum(), p.shape[1]
     log_vol = _log_ewma(ewma, half_life)
     centre = float(share @ log_vol)
     away, log_p = (log_vol - centre)[:, np.newaxis], np.log(np.maximum(p, _LEAST_P))
 
     def freedom_of(x: float) -> float:
+        """Return the degrees of freedom ν."""
         return float(2.0 + np.exp(x)) if tails else _GAUSSIAN
 
     def objective(x: Floats) -> tuple[float, Floats]:
-        """Weighted mean loss and its gradient."""
+        """Return the weighted mean loss in nats and its gradient."""
         freedom, sharpness = freedom_of(x[-1]), float(np.exp(x[r + 1]))
         log_scale, weights = x[:r] + x[r] * away, _weights(p, sharpness)
         joint = weights - _losses(y, log_scale, freedom)
         each = logsumexp(joint, axis=1, keepdims=True)
-        part = share[:, np.newaxis] * np.exp(joint - each)  # the chance of each regime given y, by the row's weight
+        part = share[:, np.newaxis] * np.exp(joint - each)  # probability of each regime given y, times the row's weight
         z2 = (y[:, np.newaxis] * np.exp(-log_scale)) ** 2
         slope = part * (1.0 - ((freedom + 1.0) * z2 / (freedom + z2) if tails else z2))
         sharper = (part * log_p).sum() - share @ (np.exp(weights) * log_p).sum(axis=1)
@@ -114,7 +126,7 @@ def _fit(
         return float(-(share @ each[:, 0])), np.concatenate(gradient)
 
     own = share @ p**2
-    level = 0.5 * np.log((share * y**2) @ p**2 / own)  # the log spread of the hours each regime was sure of
+    level = 0.5 * np.log((share * y**2) @ p**2 / own)  # log spread of the returns, weighted by each regime's p²
     start = np.concatenate([level, [0.5 if half_life is not None else 0.0, 0.0, 1.0]])
     bounds = [(each - 4.0, each + 4.0) for each in level]
     bounds += [(-1.0, 3.0) if half_life is not None else (0.0, 0.0), (-2.0, 2.0) if r > 1 else (0.0, 0.0), (-3.0, 6.0)]

@@ -1,7 +1,7 @@
-"""The detectors: each reads a few inputs and says, at every bar of the window, how likely each of its own words is.
+"""The detectors: each reads a few inputs and gives the probabilities of its own labels at every bar of the window.
 
-A detector whose inputs the snapshot lacks abstains: it leaves the vote, and the bundle says why. A new one is a row of
-DETECTORS, its words in tables.TABLES and its weight in params.yaml. Served as they are fitted: numpy and our kernels.
+A detector whose inputs the snapshot lacks abstains: it leaves the vote, and the bundle records why. A new one is a row
+of DETECTORS, its labels in tables.TABLES and its weight in params.yaml. Fitting and serving use numpy and our kernels.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from pipelines.params import Params
 Parameters = Mapping[str, Floats]
 DAY_BARS = 96  # bars of a bootstrap block of the transition matrix: a day of 15 minutes
 _GUESS_BARS = 4
-_BEGINNINGS = ("above", "below", "either")  # EM may end anywhere: the best end of these is kept
+_STARTS = ("above", "below", "either")  # EM finds local optima: the best of these starts is used
 _DRAWS = 1000
 _VOLATILITY_BARS = 20  # of the column volatility_20
 _PERSISTENCE_BARS = 60  # of the column persistence_60
@@ -27,13 +27,15 @@ _PERSISTENCE_BARS = 60  # of the column persistence_60
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """labels  its words, in the order of its columns
-    reads   inputs (inputs.INPUTS) it cannot speak without
-    also    inputs it reads where the snapshot has them
-    fit     (input → (m,) values of training bars in time order, those it reads first and in their order; (m,) where
-            segments start; params) → parameters
-    predict     (planes (inputs it reads, n, steps), parameters, out (n, steps, labels)) → None; fills out with
-            probabilities of what is known at each bar of the window, NaN where it cannot speak
+    """Define one detector.
+
+    labels   its labels, in the order of its columns
+    reads    inputs (inputs.INPUTS) it requires
+    also     inputs it reads if the snapshot has them
+    fit      (input → (m,) values of training bars in time order, in the order of `reads` + `also`; (m,) where segments
+             start; params) → parameters
+    predict  (planes (inputs it reads, n, steps), parameters, out (n, steps, labels)) → None; fills out with
+             probabilities given the window up to each bar, NaN where an input is missing
     """
 
     labels: tuple[str, ...]
@@ -44,22 +46,22 @@ class Detector:
 
 
 def _spread(values: Floats) -> tuple[float, float]:
-    """(median, standard deviation of a normal with this interquartile range): tails do not move it."""
+    """Return (median, standard deviation of a normal with this interquartile range), robust to tails."""
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
     return float(middle), float(max(high - low, 1e-12) / 1.349)
 
 
 # ---- hidden Markov model ------------------------------------------------------------------------------------------
-# momentum of bull, bear, high_vol, low_vol, rotation in standard deviations: given, since a market of little drift
-# would else spend all five states on volatility and leave bull and bear without a meaning. Their ranges are fitted.
+# fixed momentum of bull, bear, high_vol, low_vol, rotation in standard deviations: in a market of little drift a free
+# fit would spend all five states on volatility and leave bull and bear without a meaning. Their ranges are fitted.
 _PINS = np.array([[np.nan, 1.0], [np.nan, -1.0], [np.nan, 0.0], [np.nan, 0.0], [np.nan, 0.0]])
 
 
 def name_states(means: Floats) -> Ints:
-    """Order of states as TABLES["hmm"] names them: bull, bear, high_vol, low_vol, rotation.
+    """Return the order of states as TABLES["hmm"] names them: bull, bear, high_vol, low_vol, rotation.
 
     means  (5, 2) of range and momentum. The highest momentum is bull, the lowest bear; of the rest the widest range is
-    high_vol, the narrowest low_vol. So a refit gives the same states the same names, whatever order they came in.
+           high_vol, the narrowest low_vol. So every refit gives the same states the same names
     """
     by_momentum = np.argsort(means[:, 1], kind="stable")
     bear, rest, bull = by_momentum[0], by_momentum[1:-1], by_momentum[-1]
@@ -68,8 +70,11 @@ def name_states(means: Floats) -> Ints:
 
 
 def first_states(width: Floats, momentum: Floats, trending: str) -> Ints:
-    """A first guess by quarters of the recent range: narrowest low_vol, widest high_vol, and of the two between
-    them the one `above`, the one `below` or both (`either`) are bull and bear by momentum. EM goes on from there."""
+    """Return (m,) initial states for EM by quarters of the recent range.
+
+    The narrowest quarter is low_vol, the widest high_vol; of the two between them the upper (`above`), the lower
+    (`below`) or both (`either`) are bull and bear by momentum.
+    """
     smooth = np.convolve(width - width.mean(), np.full(_GUESS_BARS, 1.0 / _GUESS_BARS))[: len(width)]
     quarter = np.digitize(smooth, np.quantile(smooth, [0.25, 0.5, 0.75]))
     moving = {"above": quarter == 2, "below": quarter == 1, "either": np.abs(momentum) >= np.median(np.abs(momentum))}
@@ -78,15 +83,18 @@ def first_states(width: Floats, momentum: Floats, trending: str) -> Ints:
 
 
 def fit_hmm(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
-    """Of range and momentum. A bar's log range is near to normal and far more telling of volatility than its return;
-    momentum over ten bars counts by `momentum_share`."""
+    """Return the hidden Markov model fitted on range and momentum.
+
+    A bar's log range is nearly normal and far more informative of volatility than its return; momentum over ten bars
+    counts by `momentum_share`.
+    """
     rows, shares = np.column_stack(list(inputs.values())), np.array([1.0, params.regime.momentum_share])
     width, momentum = rows.T
     ends = [
         fit_gaussians(
             rows, starts, first_states(width, momentum, trending), shares, _PINS, params.regime.em_iterations, True
         )
-        for trending in _BEGINNINGS
+        for trending in _STARTS
     ]
     found, moves, _ = max(ends, key=lambda end: end[2])
     order = name_states(found.means)
@@ -94,7 +102,8 @@ def fit_hmm(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict
     return found.reordered(order).parameters() | {"transition_low": low, "transition_high": high}
 
 
-def say_gaussians(planes: Floats, p: Parameters, out: Floats) -> None:
+def predict_gaussians(planes: Floats, p: Parameters, out: Floats) -> None:
+    """Fill out (n, steps, labels) with the filtered state probabilities."""
     kernels.filter_windows(
         planes, p["centre"], p["scale"], BOUND, p["means"], p["deviations"], p["shares"], p["peaks"],
         p["transition"], p["stationary"], out,
@@ -102,10 +111,10 @@ def say_gaussians(planes: Floats, p: Parameters, out: Floats) -> None:
 
 
 def change_probability(filtered: Floats, transition: Floats) -> Floats:
-    """(n,) 1 − P(the newest bar's state is that of the bar before | the window): a change-point at the newest bar.
+    """Return (n,) 1 − P(the newest bar's state is that of the bar before | the window): a change at the newest bar.
 
-    filtered  (n, steps ≥ 2, S) of `say_gaussians`. What the newest observation says of a state is its filtered
-              probability over the predicted one, so nothing has to be evaluated again.
+    filtered  (n, steps ≥ 2, S) of `predict_gaussians`. The likelihood of the newest observation in a state is
+              proportional to its filtered probability over the predicted one, so no density is computed again
     """
     out = np.empty(len(filtered))
     kernels.changed(filtered[:, -2], filtered[:, -1], transition, out)
@@ -114,7 +123,7 @@ def change_probability(filtered: Floats, transition: Floats) -> Floats:
 
 # ---- clusters -----------------------------------------------------------------------------------------------------
 def name_clusters(means: Floats, volatility: int, strength: int) -> Ints:
-    """Order of clusters as TABLES["clustering"] names them: trending, ranging, volatile, quiet."""
+    """Return the order of clusters as TABLES["clustering"] names them: trending, ranging, volatile, quiet."""
     by_volatility = np.argsort(means[:, volatility], kind="stable")
     quiet, rest, volatile = by_volatility[0], by_volatility[1:-1], by_volatility[-1]
     ranging, trending = rest[np.argsort(means[rest, strength], kind="stable")]
@@ -122,7 +131,7 @@ def name_clusters(means: Floats, volatility: int, strength: int) -> Ints:
 
 
 def fit_clusters(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
-    """A Gaussian mixture of four; begins with a fifth calmest, a fifth wildest, the rest by ADX."""
+    """Return a mixture of four Gaussians, started from the calmest fifth, the wildest fifth and the rest by ADX."""
     rows = np.column_stack(list(inputs.values()))
     calm, wild = np.quantile(rows[:, 0], [0.2, 0.8])
     strong = rows[:, 1] >= np.median(rows[:, 1])
@@ -140,13 +149,17 @@ def fit_clusters(inputs: Mapping[str, Floats], starts: Bools, params: Params) ->
 
 
 # ---- soft thresholds ----------------------------------------------------------------------------------------------
-def say_ordered(planes: Floats, p: Parameters, out: Floats) -> None:
+def predict_ordered(planes: Floats, p: Parameters, out: Floats) -> None:
+    """Fill out (n, steps, labels) with soft labels of one value between edges."""
     kernels.ordered_labels(planes[0], p["edges"], float(p["softness"]), out)
 
 
 def fit_volatility(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
-    """Edges as stated; the softness is what 20 returns can tell: the sampling error of a log volatility
-    (√((kurtosis − 1) / 4n), delta method), in percentiles by the slope of the training quantiles."""
+    """Return the edges of params.yaml and a softness from the sampling error of a volatility of 20 returns.
+
+    The error of a log volatility is √((kurtosis − 1) / 4n) (delta method), converted to percentiles by the slope of the
+    training quantiles.
+    """
     standard = inputs["return"] / np.exp(inputs["volatility"])
     kurtosis = float(np.mean(standard**4) / np.mean(standard**2) ** 2)
     error = np.sqrt(max(kurtosis - 1.0, 0.1) / (4.0 * _VOLATILITY_BARS))
@@ -157,26 +170,27 @@ def fit_volatility(inputs: Mapping[str, Floats], starts: Bools, params: Params) 
 
 
 def fit_momentum(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
-    """Edges at so many of momentum's own training spreads, around nought."""
+    """Return edges at `momentum_edge` training spreads of momentum around zero."""
     spread = _spread(inputs["momentum"])[1]
     edge = params.regime.momentum_edge * spread
     return {"edges": np.array([-edge, edge]), "softness": np.array(params.regime.softness * spread)}
 
 
 def fit_volume(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
-    """Edges at the stated quantiles of the training bars."""
+    """Return edges at the quantiles of the training bars that params.yaml states."""
     edges = np.quantile(inputs["volume"], params.regime.volume_quantiles)
     return {"edges": edges, "softness": np.array(params.regime.softness * _spread(inputs["volume"])[1])}
 
 
 def fit_sentiment(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
-    """The published bands of the fear-and-greed index, as scores in −1 … 1."""
+    """Return the published bands of the fear-and-greed index as edges in −1 … 1."""
     edges = np.array(params.regime.sentiment_edges)
     return {"edges": edges, "softness": np.array(params.regime.softness * np.diff(edges).min())}
 
 
 # ---- trend --------------------------------------------------------------------------------------------------------
 def fit_trend(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict[str, Floats]:
+    """Return the edge, softness and scale of the three trend criteria."""
     return {
         "bars": np.array(float(params.regime.trend_bars)),
         "adx_edge": np.array(params.regime.adx_edge),
@@ -185,38 +199,40 @@ def fit_trend(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> di
     }
 
 
-def say_trend(planes: Floats, p: Parameters, out: Floats) -> None:
+def predict_trend(planes: Floats, p: Parameters, out: Floats) -> None:
+    """Fill out (n, steps, 3) with P(up), P(down), P(flat)."""
     kernels.trend_labels(
         planes, int(p["bars"]), float(p["adx_edge"]), float(p["adx_softness"]), float(p["persistence_scale"]), out
     )
 
 
 def _labels(name: str) -> tuple[str, ...]:
+    """Return a detector's labels in the order of its table."""
     return tuple(TABLES[name])
 
 
 DETECTORS: dict[str, Detector] = {
-    "hmm": Detector(_labels("hmm"), ("range", "momentum"), (), fit_hmm, say_gaussians),
+    "hmm": Detector(_labels("hmm"), ("range", "momentum"), (), fit_hmm, predict_gaussians),
     "volatility": Detector(
-        _labels("volatility"), ("percentile", "volatility", "return"), (), fit_volatility, say_ordered
+        _labels("volatility"), ("percentile", "volatility", "return"), (), fit_volatility, predict_ordered
     ),
-    "trend": Detector(_labels("trend"), ("return", "adx", "persistence"), (), fit_trend, say_trend),
+    "trend": Detector(_labels("trend"), ("return", "adx", "persistence"), (), fit_trend, predict_trend),
     "clustering": Detector(
         _labels("clustering"), ("volatility", "adx", "momentum_size", "spread"), ("volume", "correlation", "beta"),
-        fit_clusters, say_gaussians,
+        fit_clusters, predict_gaussians,
     ),
-    "momentum": Detector(_labels("momentum"), ("momentum",), (), fit_momentum, say_ordered),
-    "sentiment": Detector(_labels("sentiment"), ("sentiment",), (), fit_sentiment, say_ordered),
-    "volume": Detector(_labels("volume"), ("volume",), (), fit_volume, say_ordered),
+    "momentum": Detector(_labels("momentum"), ("momentum",), (), fit_momentum, predict_ordered),
+    "sentiment": Detector(_labels("sentiment"), ("sentiment",), (), fit_sentiment, predict_ordered),
+    "volume": Detector(_labels("volume"), ("volume",), (), fit_volume, predict_ordered),
 }  # fmt: skip
 
 
 def readings(columns: tuple[str, ...]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """(detector → inputs it reads where the snapshot has these columns, detector → why it leaves the vote)."""
-    speak, silent = {}, {}
+    """Return (detector → inputs it reads, detector → why it is unavailable) for a snapshot with these columns."""
+    reads, unavailable = {}, {}
     for name, detector in DETECTORS.items():
         if lacking := missing_columns(detector.reads, columns):
-            silent[name] = f"MISSING_FEATURE:{','.join(lacking)}"
+            unavailable[name] = f"MISSING_FEATURE:{','.join(lacking)}"
         else:
-            speak[name] = detector.reads + tuple(x for x in detector.also if not missing_columns((x,), columns))
-    return speak, silent
+            reads[name] = detector.reads + tuple(x for x in detector.also if not missing_columns((x,), columns))
+    return reads, unavailable

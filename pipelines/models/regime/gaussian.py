@@ -1,10 +1,10 @@
 """Hidden Markov model and mixture with Gaussian emissions, fitted by EM (Baum–Welch).
 
-Fitting smooths over the training rows, as EM must; what is served is only ever filtered. A mixture is the same model
-whose next state does not depend on the present one. Source: Rabiner 1989, Proc. IEEE 77(2), section III.
+Fitting smooths over the training rows, as EM must; serving only filters. A mixture is the same model whose next state
+does not depend on the present one. Source: Rabiner 1989, Proc. IEEE 77(2), section III.
 
-An input that looks back over many bars repeats itself: counted whole at every bar, it would make the filter far too
-sure. Its log density counts by a share under 1 (a composite likelihood: Varin, Reid and Firth 2011, Statistica Sinica).
+An input that looks back over many bars repeats itself: at full weight on every bar it would make the filter far too
+certain. Its log density has a share under 1 (a composite likelihood: Varin, Reid and Firth 2011, Statistica Sinica).
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +16,7 @@ from pipelines.contracts import Bools, Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.models.regime.kernels import log_densities, posterior, predicted
 
-BOUND = 5.0  # standardised observations are held within this: one crash must not own a state
+BOUND = 5.0  # standardised observations are clipped to this: one crash must not take a state of its own
 LEAST_ROWS = 500
 _PRIOR_ROWS = 20.0  # of unit covariance, to each state: no state collapses on a few rows
 _PRIOR_MOVES = 1.0  # to each cell of the transition counts
@@ -24,8 +24,12 @@ _PRIOR_MOVES = 1.0  # to each cell of the transition counts
 
 @dataclass(frozen=True, slots=True)
 class Gaussians:
-    """S states over d inputs: centre, scale, shares (d,) of the inputs; means, deviations (S, d) after scaling;
-    transition (S, S); stationary (S,)."""
+    """Hold a model of S states over d inputs.
+
+    centre, scale, shares  (d,) of the inputs
+    means, deviations      (S, d) of the scaled inputs
+    transition             (S, S), rows sum to 1; stationary (S,)
+    """
 
     centre: Floats
     scale: Floats
@@ -36,23 +40,24 @@ class Gaussians:
     stationary: Floats
 
     def reordered(self, order: Ints) -> "Gaussians":
-        """The same model with its states in another order."""
+        """Return the same model with its states in another order."""
         return replace(
             self, means=self.means[order], deviations=self.deviations[order],
             transition=np.ascontiguousarray(self.transition[np.ix_(order, order)]), stationary=self.stationary[order],
         )  # fmt: skip
 
     def parameters(self) -> dict[str, Floats]:
-        """What `kernels.filter_windows` takes, ready to store."""
+        """Return the arrays that `kernels.filter_windows` takes, ready to store."""
         return asdict(self) | {"peaks": self.peaks}
 
     @property
     def peaks(self) -> Floats:
+        """Return (S,) logs of the densities' peaks, up to a constant."""
         return np.asarray(-np.log(self.deviations) @ self.shares)
 
 
 def stationary_of(transition: Floats) -> Floats:
-    """(S,) the distribution that one step does not change."""
+    """Return (S,) the stationary distribution of a transition matrix (S, S)."""
     states = len(transition)
     balance = np.vstack([transition.T - np.eye(states), np.ones(states)])
     found = np.linalg.lstsq(balance, np.append(np.zeros(states), 1.0), rcond=None)[0]
@@ -60,15 +65,19 @@ def stationary_of(transition: Floats) -> Floats:
 
 
 @kernel
-def smooth(x, starts, means, deviations, shares, peaks, transition, stationary, state, moves):  # type: ignore[no-untyped-def]
-    """One E-step. Returns the log likelihood.
+def smooth(
+    x: Floats, starts: Bools, means: Floats, deviations: Floats, shares: Floats, peaks: Floats, transition: Floats,
+    stationary: Floats, state: Floats, moves: Floats,
+) -> float:  # fmt: skip
+    """Make one E-step and return the log likelihood in nats. All arrays float64 but `starts` (bool).
 
-    x       (m, d) whole observations; starts (m,) True where a segment begins, from the stationary distribution
-    Into    state (m, S) smoothed probabilities; moves (m, S, S) of the step *into* each row, nought at a start
+    x       (m, d) complete observations; starts (m,) True where a segment begins, from the stationary distribution
+    state   (m, S) filled with smoothed probabilities
+    moves   (m, S, S) filled with the smoothed step *into* each row, zero at a start
     """
     m, states = state.shape
     density, filtered, ahead = np.empty((m, states)), np.empty((m, states)), np.empty((m, states))
-    score = 0.0
+    score: float = 0.0
     for t in range(m):
         if starts[t]:
             ahead[t] = stationary
@@ -97,7 +106,7 @@ def smooth(x, starts, means, deviations, shares, peaks, transition, stationary, 
 
 
 def _moments(x: Floats, state: Floats, pins: Floats) -> tuple[Floats, Floats]:
-    """M-step: (means, deviations) (S, d), with a light prior of unit variance; a mean that is pinned stays."""
+    """Make the M-step: return means and deviations (S, d), with a light prior of unit variance and pinned means."""
     weight, total = state.sum(axis=0)[:, np.newaxis], state.T @ x
     means = np.where(np.isnan(pins), total / np.maximum(weight, 1e-9), pins)
     squares = state.T @ x**2 - 2.0 * means * total + weight * means**2
@@ -107,14 +116,14 @@ def _moments(x: Floats, state: Floats, pins: Floats) -> tuple[Floats, Floats]:
 def fit_gaussians(
     rows: Floats, starts: Bools, guess: Ints, shares: Floats, pins: Floats, iterations: int, markov: bool
 ) -> tuple[Gaussians, Floats, float]:
-    """EM from a first guess, until a row gains under 1e-6 nats or `iterations` are over.
+    """Fit by EM from a first guess, until the gain per row is under 1e-6 nats or after `iterations`.
 
-    rows    (m, d) finite observations in time order; starts (m,) True where a segment begins
-    guess   (m,) a state for each row to begin with; shares (d,) what each input counts
-    pins    (S, d) means that are given, in standard deviations of the training rows; NaN = fitted
-    markov  False fits a mixture
-    Returns the model, (m, S, S) the smoothed step into each row (nought where a segment starts), the log likelihood
-    Raises  NotEnoughData under LEAST_ROWS rows
+    rows     (m, d) finite observations in time order; starts (m,) True where a segment begins
+    guess    (m,) initial state of each row; shares (d,) weight of each input's log density
+    pins     (S, d) fixed means in standard deviations of the training rows; NaN = fitted
+    markov   False fits a mixture
+    Returns  the model; (m, S, S) the smoothed step into each row, zero where a segment starts; the log likelihood
+    Raises   NotEnoughData under LEAST_ROWS rows
     """
     states = len(pins)
     if len(rows) < LEAST_ROWS:
@@ -145,10 +154,10 @@ def fit_gaussians(
 
 
 def transition_interval(moves: Floats, block: int, draws: int, seed: int) -> tuple[Floats, Floats]:
-    """95 % bounds (S, S), (S, S) of a transition matrix, by a bootstrap of blocks of `block` neighbouring bars.
+    """Return 95 % bounds (S, S), (S, S) of a transition matrix, by a bootstrap of blocks of `block` neighbouring bars.
 
-    moves  (m, S, S) smoothed steps into each row. The states themselves are held fixed: this is how surely the history
-           tells how often one follows another, not how surely it tells the states apart.
+    moves  (m, S, S) smoothed steps into each row. The states are fixed: the bounds cover how often one state follows
+           another, not how well the states are separated
     """
     size = max(1, len(moves) // block)
     blocks = np.array([part.sum(axis=0) for part in np.array_split(moves, size)])

@@ -1,4 +1,4 @@
-"""What the detectors read (F4): the bar's range and columns of the catalogue, each on a scale of its own."""
+"""The detectors' inputs (F4): the bar's range and columns of the catalogue, each on a scale of its own."""
 
 from collections.abc import Callable
 
@@ -45,26 +45,26 @@ INPUTS: dict[str, tuple[tuple[str, ...], Callable[..., Floats]]] = {
 
 
 def build(history: History, at: Ints) -> Floats:
-    """(n, STEPS, len(COLUMNS)) windows of the bars up to and including positions `at` (n,); NaN before the first."""
+    """Return (n, STEPS, len(COLUMNS)) windows of the bars up to positions `at` (n,) inclusive; NaN before the first."""
     first = max(0, int(at.min()) - STEPS + 1) if len(at) else 0
     near = slice(first, int(at.max()) + 1 if len(at) else 0)
-    told = np.empty((near.stop - first, len(COLUMNS)))
-    told[:, 0] = np.log(history.bars[near, HIGH] / history.bars[near, LOW])
-    told[:, 1:] = history.features[near][:, _PLACES]
+    values = np.empty((near.stop - first, len(COLUMNS)))
+    values[:, 0] = np.log(history.bars[near, HIGH] / history.bars[near, LOW])
+    values[:, 1:] = history.features[near][:, _PLACES]
     rows = (at - first)[:, np.newaxis] + np.arange(1 - STEPS, 1)
-    out: Floats = told[np.maximum(rows, 0)]
+    out: Floats = values[np.maximum(rows, 0)]
     out[rows < 0] = np.nan
     return out
 
 
 def missing_columns(inputs: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, ...]:
-    """Columns that these inputs need and a snapshot with `columns` lacks."""
+    """Return the columns that these inputs need and a snapshot with `columns` lacks."""
     needed = dict.fromkeys(name for each in inputs for name in INPUTS[each][0])
     return tuple(name for name in needed if name not in columns)
 
 
 def planes(rows: Floats, columns: tuple[str, ...]) -> dict[str, Floats]:
-    """Every input the columns allow.
+    """Return every input that the columns allow.
 
     rows     (n, len(columns)) or (n, steps, len(columns)); NaN = missing
     Returns  input → (n,) or (n, steps), contiguous; NaN where a column is
@@ -78,9 +78,9 @@ def planes(rows: Floats, columns: tuple[str, ...]) -> dict[str, Floats]:
 
 
 def segment_starts(known: Floats) -> Bools:
-    """(m,) True on the first of every run of rows that follow each other: over a hole there is no transition.
+    """Return (m,) True on the first row of every contiguous run: there is no transition across a gap.
 
-    known  (m,) epoch seconds, ascending; a bar is the usual distance
+    known  (m,) epoch seconds, ascending; their median distance is one bar
     """
     apart = np.diff(known)
     step = np.median(apart) if len(apart) else 0.0

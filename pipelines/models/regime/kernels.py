@@ -1,18 +1,22 @@
-"""Compiled pieces of the detectors: emissions, the forward filter, soft labels, the vote with its hysteresis."""
+"""Compiled parts of the detectors: emissions, the forward filter, soft labels, the vote with its hysteresis.
+
+All arrays are float64 unless a docstring gives another dtype.
+"""
 
 import math
 
 import numpy as np
 
 from pipelines.compiled import kernel
+from pipelines.contracts import Floats, Ints
 
 
 @kernel
-def log_densities(x, means, deviations, shares, peaks, out):  # type: ignore[no-untyped-def]
-    """Log density of one observation x (d,) under S Gaussians with independent inputs, into out (S,), up to a constant.
+def log_densities(x: Floats, means: Floats, deviations: Floats, shares: Floats, peaks: Floats, out: Floats) -> None:
+    """Fill out (S,) with log densities, up to a constant, of observation x (d,) under Gaussians of independent inputs.
 
-    means, deviations (S, d); shares (d,) how much of an observation each input counts (see gaussian); peaks (S,)
-    log of the densities' peaks. An observation with a missing value says nothing: all zeros.
+    means, deviations (S, d); shares (d,) weight of each input (see gaussian); peaks (S,) logs of the densities' peaks.
+    An observation with a missing value is uninformative: all zeros.
     """
     d = x.shape[0]
     for i in range(d):
@@ -28,10 +32,10 @@ def log_densities(x, means, deviations, shares, peaks, out):  # type: ignore[no-
 
 
 @kernel
-def posterior(prior, log_density, out):  # type: ignore[no-untyped-def]
-    """out (S,) ∝ prior · exp(log_density), summing to 1; returns the log of what it was divided by."""
-    top = log_density.max()
-    total = 0.0
+def posterior(prior: Floats, log_density: Floats, out: Floats) -> float:
+    """Fill out (S,) with prior · exp(log_density), normalised to 1; return the log of the normaliser in nats."""
+    top: float = log_density.max()
+    total: float = 0.0
     for s in range(out.shape[0]):
         out[s] = prior[s] * math.exp(log_density[s] - top)
         total += out[s]
@@ -41,8 +45,8 @@ def posterior(prior, log_density, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def predicted(filtered, transition, out):  # type: ignore[no-untyped-def]
-    """out (S,) = filtered (S,) one step on."""
+def predicted(filtered: Floats, transition: Floats, out: Floats) -> None:
+    """Fill out (S,) with the state probabilities one step after filtered (S,)."""
     for j in range(out.shape[0]):
         total = 0.0
         for i in range(out.shape[0]):
@@ -51,18 +55,21 @@ def predicted(filtered, transition, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def standardise(planes, at, step, centre, scale, bound, out):  # type: ignore[no-untyped-def]
-    """Observation (d,) of one bar: (value − centre) / scale, held within ± bound; NaN stays."""
+def standardise(planes: Floats, at: int, step: int, centre: Floats, scale: Floats, bound: float, out: Floats) -> None:
+    """Fill out (d,) with one bar's (value − centre) / scale, clipped to ± bound; NaN stays. at, step int64."""
     for k in range(out.shape[0]):
         z = (planes[k, at, step] - centre[k]) / scale[k]
         out[k] = min(max(z, -bound), bound) if z == z else np.nan
 
 
 @kernel
-def filter_windows(planes, centre, scale, bound, means, deviations, shares, peaks, transition, stationary, out):  # type: ignore[no-untyped-def]
-    """P(state | the window up to this bar) of every bar, from the stationary distribution at the first.
+def filter_windows(
+    planes: Floats, centre: Floats, scale: Floats, bound: float, means: Floats, deviations: Floats, shares: Floats,
+    peaks: Floats, transition: Floats, stationary: Floats, out: Floats,
+) -> None:  # fmt: skip
+    """Fill out (n, steps, S) with P(state | the window up to this bar), from the stationary distribution at the first.
 
-    planes (d, n, steps) → out (n, steps, S). With a transition whose rows are all equal this is a mixture's posterior.
+    planes (d, n, steps). If all rows of the transition are equal, this is the posterior of a mixture.
     """
     states = means.shape[0]
     x, density, prior = np.empty(planes.shape[0]), np.empty(states), np.empty(states)
@@ -77,10 +84,10 @@ def filter_windows(planes, centre, scale, bound, means, deviations, shares, peak
 
 
 @kernel
-def changed(before, now, transition, out):  # type: ignore[no-untyped-def]
-    """1 − P(a state is that of the step before), into out (n,); before, now (n, S) filtered at both steps.
+def changed(before: Floats, now: Floats, transition: Floats, out: Floats) -> None:
+    """Fill out (n,) with 1 − P(the state is that of the step before); before, now (n, S) filtered at both steps.
 
-    Compiled, since a matrix product of numpy's gives other last bits to a row alone than to a row among others.
+    Compiled, because numpy's matrix product gives a row alone other last bits than the same row among others.
     """
     ahead = np.empty(before.shape[1])
     for i in range(before.shape[0]):
@@ -93,20 +100,22 @@ def changed(before, now, transition, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sigmoid(x):  # type: ignore[no-untyped-def]
+def sigmoid(x: float) -> float:
+    """Return the logistic function of a float64."""
     return 1.0 / (1.0 + math.exp(-x))
 
 
 @kernel
-def normal_cdf(x):  # type: ignore[no-untyped-def]
+def normal_cdf(x: float) -> float:
+    """Return the standard normal distribution function of a float64."""
     return 0.5 * math.erfc(-x / math.sqrt(2.0))
 
 
 @kernel
-def ordered_labels(values, edges, softness, out):  # type: ignore[no-untyped-def]
-    """Labels in the order of a value: values (n, steps), edges (L − 1,) ascending → out (n, steps, L), NaN if missing.
+def ordered_labels(values: Floats, edges: Floats, softness: float, out: Floats) -> None:
+    """Fill out (n, steps, L) with soft labels of values (n, steps) between edges (L − 1,), ascending; NaN if missing.
 
-    Between two labels the vote passes over as a logistic curve of width `softness`, in the value's unit.
+    From one label to the next the probability passes over as a logistic curve of width `softness`, in the value's unit.
     """
     labels = out.shape[2]
     for i in range(values.shape[0]):
@@ -120,13 +129,14 @@ def ordered_labels(values, edges, softness, out):  # type: ignore[no-untyped-def
 
 
 @kernel
-def trend_labels(planes, bars, adx_edge, adx_softness, persistence_scale, out):  # type: ignore[no-untyped-def]
-    """up, down, flat from three equal votes on whether there is a trend; the sign is that of the last `bars` bars.
+def trend_labels(
+    planes: Floats, bars: int, adx_edge: float, adx_softness: float, persistence_scale: float, out: Floats
+) -> None:
+    """Fill out (n, steps, 3) with P(up), P(down), P(flat); the sign is that of the last `bars` (int64) bars.
 
     planes  (3, n, steps): log return, ADX, persistence
-    votes   ADX above its edge · lag-1 persistence above nought, by its sampling error · the walk of `bars` bars: the
-            share of driftless walks that go less far
-    out     (n, steps, 3); NaN until `bars` bars are there
+    P(trend) is the mean of three criteria: ADX above its edge; lag-1 persistence above zero, by its sampling error; and
+    the share of driftless walks of `bars` bars that go less far. NaN in the first `bars` - 1 bars.
     """
     for i in range(out.shape[0]):
         for t in range(out.shape[1]):
@@ -138,39 +148,44 @@ def trend_labels(planes, bars, adx_edge, adx_softness, persistence_scale, out): 
             z = walk / math.sqrt(energy) if energy > 0.0 else np.nan
             strong = sigmoid((planes[1, i, t] - adx_edge) / adx_softness)
             lasting = normal_cdf(planes[2, i, t] / persistence_scale)
-            there = (strong + lasting + 2.0 * normal_cdf(abs(z)) - 1.0) / 3.0
+            trend = (strong + lasting + 2.0 * normal_cdf(abs(z)) - 1.0) / 3.0
             up = normal_cdf(z)
-            out[i, t, 0], out[i, t, 1], out[i, t, 2] = there * up, there * (1.0 - up), 1.0 - there
+            out[i, t, 0], out[i, t, 1], out[i, t, 2] = trend * up, trend * (1.0 - up), 1.0 - trend
 
 
 @kernel
-def vote(said, first, weights, table, margin, dwell, p, voices, label):  # type: ignore[no-untyped-def]
-    """The ensemble: mapped voices averaged over who speaks (as `ensemble.average`), then hysteresis and dwell.
+def vote(
+    probabilities: Floats, first: Ints, weights: Floats, table: Floats, margin: float, dwell: int, p: Floats,
+    by_detector: Floats, label: Ints,
+) -> None:  # fmt: skip
+    """Fill p, by_detector and label: mapped labels averaged over available detectors, then hysteresis and dwell.
 
-    said     (n, steps, L) every detector's labels side by side; detector d has columns first[d]:first[d + 1]
-    weights  (D,); table (L, R) rows sum to 1
-    margin   by how much another regime must lead the present one; dwell: bars a regime stays at least
-    Into     p (n, R) and voices (D, n, R) of the newest bar, NaN where nobody speaks; label (n,) code, −1 = none
+    probabilities  (n, steps, L) every detector's labels side by side; detector d has columns first[d]:first[d + 1];
+                   NaN where a detector is not available. first (D + 1,) int64
+    weights        (D,); table (L, R), rows sum to 1
+    margin, dwell  by how much another regime must lead the present one; bars (int64) a regime lasts at least
+    p              (n, R) mean of the newest bar as `directional_ensemble.average`, NaN where no detector is available
+    by_detector    (D, n, R) of the newest bar; label (n,) int64 code of the regime, −1 = none
     """
     detectors, regimes = weights.shape[0], table.shape[1]
     mean = np.empty(regimes)
-    for i in range(said.shape[0]):
-        present, since, newest = -1, 0, said.shape[1] - 1
-        for t in range(said.shape[1]):
+    for i in range(probabilities.shape[0]):
+        present, since, newest = -1, 0, probabilities.shape[1] - 1
+        for t in range(probabilities.shape[1]):
             mean[:] = 0.0
             total = 0.0
             for d in range(detectors):
-                speaks = said[i, t, first[d]] == said[i, t, first[d]]
+                available = probabilities[i, t, first[d]] == probabilities[i, t, first[d]]
                 if t == newest:
-                    voices[d, i, :] = 0.0 if speaks else np.nan
-                if speaks:
+                    by_detector[d, i, :] = 0.0 if available else np.nan
+                if available:
                     total += weights[d]
                     for j in range(first[d], first[d + 1]):
                         for r in range(regimes):
-                            share = said[i, t, j] * table[j, r]
+                            share = probabilities[i, t, j] * table[j, r]
                             mean[r] += weights[d] * share
                             if t == newest:
-                                voices[d, i, r] += share
+                                by_detector[d, i, r] += share
             since += 1
             if total > 0.0:
                 mean /= total

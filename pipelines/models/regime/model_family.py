@@ -1,4 +1,4 @@
-"""M3 as a recipe: what it is fitted on, what its words are worth, what it has to beat."""
+"""M3 as a model family: its rows, its fit, the loss of its probabilities, its baselines."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,32 +21,38 @@ from pipelines.models.snapshot import bar_rows
 from pipelines.models.views import VIEWS
 from pipelines.params import Params
 
-PIECE = 2048  # windows held in memory at a time
+BATCH_WINDOWS = 2048  # windows in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Regimes:
-    """A fitted ensemble and the density its answers stand for; silent: detector → why it leaves the vote."""
+    """Hold a fitted ensemble and the return density of its probabilities.
+
+    unavailable  detector → why it is not in the vote
+    """
 
     ensemble: Ensemble
     density: Density
-    silent: Mapping[str, str]
+    unavailable: Mapping[str, str]
 
     @property
     def loss_params(self) -> Mapping[str, Any]:
+        """Return the density's parameters, JSON-ready."""
         return self.density.to_dict()
 
     def predict(self, inputs: Floats) -> NativePredictions:
-        said = self.ensemble.predict(inputs)
-        return NativePredictions(said.p, np.full_like(said.p, np.nan), said.members, regime_names(said.code))
+        """Return regime probabilities (n, 4) of windows (n, steps, k); p_low is NaN, as no size depends on them."""
+        found = self.ensemble.predict(inputs)
+        return NativePredictions(found.p, np.full_like(found.p, np.nan), found.members, regime_names(found.code))
 
 
 def dataset(artifacts: Path, params: Params) -> Dataset:
+    """Return the decision bars with a labelled return."""
     return bar_rows(artifacts, "returns", VIEWS["regime"])
 
 
 def non_overlapping_rows(data: Dataset) -> Ints:
-    """Rows whose labels do not overlap: the next begins where the last ended. They tell a density as much as all do."""
+    """Return the numbers of rows whose labels do not overlap: the others repeat their information."""
     chosen, free = [], -np.inf
     for i, (known, ended) in enumerate(zip(data.known.tolist(), data.ended.tolist(), strict=True)):
         if known >= free:
@@ -56,13 +62,22 @@ def non_overlapping_rows(data: Dataset) -> Ints:
 
 
 def fit_ensemble(data: Dataset, params: Params) -> tuple[Ensemble, dict[str, str]]:
-    """Every detector on the newest bars of the training rows, in time order."""
-    reads, silent = readings(data.columns)
+    """Fit every available detector on the newest bars of the training rows; return (ensemble, unavailable detectors).
+
+    Raises  NotEnoughData if weights and detectors differ, if no detector with a weight is available, or under
+            LEAST_ROWS rows
+    """
+    reads, unavailable = readings(data.columns)
     weights = params.regime.weights
     if unknown := sorted(set(weights) ^ set(DETECTORS)):
-        raise NotEnoughData(f"params.yaml regime.weights must weigh {', '.join(DETECTORS)}; see {', '.join(unknown)}")
+        raise NotEnoughData(
+            f"regime.weights in params.yaml needs one weight for each of {', '.join(DETECTORS)}; correct "
+            f"{', '.join(unknown)}"
+        )
     if not any(weights[name] > 0 for name in reads):
-        raise NotEnoughData(f"no regime detector with a weight can speak: {silent}; bring data with those columns")
+        raise NotEnoughData(
+            f"no regime detector with a weight is available: {unavailable}; bring data with those columns"
+        )
     if len(data) < LEAST_ROWS:
         raise NotEnoughData(f"{len(data)} bars to fit regimes on, needs {LEAST_ROWS}: bring a longer history")
     newest, starts = planes(data.newest(), data.columns), segment_starts(data.known)
@@ -70,25 +85,27 @@ def fit_ensemble(data: Dataset, params: Params) -> tuple[Ensemble, dict[str, str
         name: DETECTORS[name].fit({each: newest[each] for each in inputs}, starts, params)
         for name, inputs in reads.items()
     }
-    rules = {"margin": params.regime.margin, "min_dwell_bars": params.regime.min_dwell_bars}
-    return Ensemble(data.columns, reads, parameters, weights, **rules), silent  # type: ignore[arg-type]
+    ensemble = Ensemble(data.columns, reads, parameters, weights, params.regime.margin, params.regime.min_dwell_bars)
+    return ensemble, unavailable
 
 
 def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Regimes:
-    """Detectors first, then the few numbers of the density, by maximum likelihood on labels that do not overlap."""
-    ensemble, silent = fit_ensemble(data, params)
+    """Fit the detectors, then the density by maximum likelihood on labels that do not overlap."""
+    ensemble, unavailable = fit_ensemble(data, params)
     rows = non_overlapping_rows(data)
-    p = np.concatenate([ensemble.predict(data.inputs(part)).p for part in np.array_split(rows, -(-len(rows) // PIECE))])
+    batches = np.array_split(rows, -(-len(rows) // BATCH_WINDOWS))
+    p = np.concatenate([ensemble.predict(data.inputs(batch)).p for batch in batches])
     density = fit_density(data.y[rows], data.extras["ewma"][rows], p, data.weight[rows])
-    return Regimes(ensemble, density, silent)
+    return Regimes(ensemble, density, unavailable)
 
 
 def loss(p: Floats, data: Dataset, loss_params: Mapping[str, Any]) -> Floats:
-    """(n,) negative log score of any bundle's answers, by that bundle's own density."""
+    """Return (n,) negative log scores in nats of a bundle's probabilities, by that bundle's own density."""
     return density_from_dict(loss_params).losses(data.y, data.extras["ewma"], p)
 
 
-def _rival(train: Dataset, test: Dataset, tails: bool, volatile: bool) -> Baseline:
+def _density_baseline(train: Dataset, test: Dataset, tails: bool, volatile: bool) -> Baseline:
+    """Return the losses of a density without regimes, fitted on the training rows."""
     rows = non_overlapping_rows(train)
     one = np.ones((len(rows), 1))
     fitted = fit_density(train.y[rows], train.extras["ewma"][rows], one, train.weight[rows], tails, volatile)
@@ -96,31 +113,32 @@ def _rival(train: Dataset, test: Dataset, tails: bool, volatile: bool) -> Baseli
 
 
 def ewma(train: Dataset, test: Dataset, params: Params) -> Baseline:
-    """Gaussian EWMA volatility; decay, level and power fitted."""
-    return _rival(train, test, tails=False, volatile=True)
+    """Score a Gaussian with EWMA volatility; decay, level and power are fitted."""
+    return _density_baseline(train, test, tails=False, volatile=True)
 
 
 def ewma_student(train: Dataset, test: Dataset, params: Params) -> Baseline:
-    """The same with the model's own fat tail: what the regimes add is the gain over this."""
-    return _rival(train, test, tails=True, volatile=True)
+    """Score the same with the model's own fat tail: the gain over this is what the regimes add."""
+    return _density_baseline(train, test, tails=True, volatile=True)
 
 
 def constant(train: Dataset, test: Dataset, params: Params) -> Baseline:
-    """One Student-t for every hour."""
-    return _rival(train, test, tails=True, volatile=False)
+    """Score one Student-t for every hour."""
+    return _density_baseline(train, test, tails=True, volatile=False)
 
 
 def export(fitted: Any, data: Dataset, params: Params) -> Export:
+    """Return the export of a fitted `Regimes`: the detectors' arrays and the rules of the vote."""
     ensemble: Ensemble = fitted.ensemble
-    arrays = {f"{name}.{key}": value for name, told in ensemble.parameters.items() for key, value in told.items()}
+    arrays = {f"{name}.{key}": value for name, values in ensemble.parameters.items() for key, value in values.items()}
     hmm = ensemble.parameters.get("hmm")
     schema = {
         "classes": list(REGIMES),
         "steps": STEPS,
         "regime": {
             "reads": {name: list(reads) for name, reads in ensemble.reads.items()},
-            "words": {name: list(DETECTORS[name].labels) for name in ensemble.reads},
-            "silent": dict(fitted.silent),
+            "labels": {name: list(DETECTORS[name].labels) for name in ensemble.reads},
+            "unavailable": dict(fitted.unavailable),
             "weights": dict(ensemble.weights),
             "margin": ensemble.margin,
             "min_dwell_bars": ensemble.min_dwell_bars,
@@ -136,13 +154,14 @@ def export(fitted: Any, data: Dataset, params: Params) -> Export:
 
 
 def describe(data: Dataset, params: Params) -> list[str]:
-    reads, silent = readings(data.columns)
+    """Return the card's lines on inputs, label and detectors."""
+    reads, unavailable = readings(data.columns)
     return [
         f"reads the last {STEPS} decision bars and nothing else; filtered, never smoothed",
         f"label scored: log return over the next {params.regime.horizon_minutes} minutes, basis points; a market has no"
-        " true regime, so a regime is worth what it says of that return's density",
+        " true regime, so regimes are scored by the density of that return which they imply",
         f"detectors and weights: {', '.join(f'{name} {params.regime.weights[name]:g}' for name in reads)}",
-        *(f"detector {name} leaves the vote: {why}" for name, why in silent.items()),
+        *(f"detector {name} leaves the vote: {why}" for name, why in unavailable.items()),
         "transition matrix of the hidden states with 95 % block-bootstrap bounds: schema.json, regime.transition",
     ]
 

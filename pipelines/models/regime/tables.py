@@ -1,4 +1,4 @@
-"""Mapping tables: what each word of a detector says of the four regimes. Rulings of ours; rows sum to 1.
+"""Mapping tables: the regime probabilities that each label of a detector implies. Chosen by hand; rows sum to 1.
 
 Columns are in the order of contracts.REGIMES: TRENDING, RANGING, VOLATILE, QUIET.
 """
@@ -52,5 +52,5 @@ TABLES: dict[str, dict[str, tuple[float, float, float, float]]] = {
 
 
 def table(detector: str) -> Floats:
-    """(labels, 4) of one detector."""
+    """Return the mapping table (labels, 4) of one detector."""
     return np.array(list(TABLES[detector].values()))

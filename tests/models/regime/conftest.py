@@ -1,4 +1,4 @@
-"""Fixtures of the regime tests; what they are made of is in regime_market.py."""
+"""Fixtures of the regime tests, made with tests/support/regime_market.py."""
 
 import pytest
 from support.regime_market import PARAMS, STEP_S, dataset_of
@@ -9,7 +9,7 @@ from pipelines.data.timeframes import resample
 
 @pytest.fixture(scope="session")
 def simulated():
-    """(dataset, regime each row's bar closed in): four months of the simulated market."""
+    """Return (dataset, true regime at each row's close) of four months of the simulated market."""
     spec = PARAMS.simulator.model_copy(update={"history_days": 120, "live_days": 0, "drift_after_live_days": None})
     market = simulate(spec, tape=False)
     data = dataset_of(resample(market.bars, 60, STEP_S))

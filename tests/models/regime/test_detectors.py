@@ -1,4 +1,4 @@
-"""Detectors one by one: what each says sums to one, sees nothing later, and keeps its names across refits."""
+"""Detectors one by one: probabilities sum to one, read nothing later, and keep their labels across refits."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ PARAMS = load_params()
 
 
 def made_up(m, seed=0):
-    """(m, columns) plausible values of every column, the cross-market ones and sentiment too."""
+    """Return (m, columns) plausible values of every column, cross-market ones and sentiment included."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(m, len(COLUMNS)))
     at = {name: i for i, name in enumerate(COLUMNS)}
@@ -40,78 +40,78 @@ def made_up(m, seed=0):
 @pytest.fixture(scope="module")
 def fitted():
     inputs, starts = planes(made_up(3000), COLUMNS), segment_starts(900.0 * np.arange(3000))
-    reads, silent = readings(COLUMNS)
-    assert silent == {}
+    reads, unavailable = readings(COLUMNS)
+    assert unavailable == {}
     return {n: DETECTORS[n].fit({x: inputs[x] for x in reads[n]}, starts, PARAMS) for n in DETECTORS}
 
 
-def say(name, parameters, rows):
+def predicted_labels(name, parameters, rows):
     reads = readings(COLUMNS)[0][name]
-    given = planes(rows, COLUMNS)
+    inputs = planes(rows, COLUMNS)
     out = np.empty((*rows.shape[:2], len(DETECTORS[name].labels)))
-    DETECTORS[name].predict(np.stack([given[each] for each in reads]), parameters, out)
+    DETECTORS[name].predict(np.stack([inputs[each] for each in reads]), parameters, out)
     return out
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_a_detector_gives_probabilities_over_its_own_words(name, fitted):
-    said = say(name, fitted[name], made_up(6 * 128, seed=1).reshape(6, 128, -1))[:, 60:]
-    assert said.min() >= 0
-    np.testing.assert_allclose(said.sum(axis=2), 1.0, atol=1e-12)
-    assert np.ptp(said, axis=(0, 1)).min() > 1e-3
+def test_a_detector_gives_probabilities_of_its_own_labels(name, fitted):
+    probabilities = predicted_labels(name, fitted[name], made_up(6 * 128, seed=1).reshape(6, 128, -1))[:, 60:]
+    assert probabilities.min() >= 0
+    np.testing.assert_allclose(probabilities.sum(axis=2), 1.0, atol=1e-12)
+    assert np.ptp(probabilities, axis=(0, 1)).min() > 1e-3
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_a_detector_sees_nothing_later_in_the_window(name, fitted):
+def test_a_detector_reads_nothing_later_in_the_window(name, fitted):
     rows = made_up(128, seed=2)[np.newaxis]
     blind = rows.copy()
     blind[:, 90:] = made_up(38, seed=3)
-    whole, blinded = say(name, fitted[name], rows), say(name, fitted[name], blind)
+    whole, blinded = predicted_labels(name, fitted[name], rows), predicted_labels(name, fitted[name], blind)
     assert whole[:, :90].tobytes() == blinded[:, :90].tobytes()
     assert not np.array_equal(whole[:, 90:], blinded[:, 90:])
 
 
 @pytest.mark.parametrize("name", sorted(set(DETECTORS) - {"hmm", "clustering"}))
-def test_a_detector_without_its_input_says_nothing_at_that_bar(name, fitted):
+def test_a_detector_without_its_input_is_unavailable_at_that_bar(name, fitted):
     rows = made_up(128, seed=2)[np.newaxis]
     rows[0, 100] = np.nan
-    said = say(name, fitted[name], rows)
-    assert np.isnan(said[0, 100]).any()
-    assert np.isfinite(said[0, 99]).all()
+    probabilities = predicted_labels(name, fitted[name], rows)
+    assert np.isnan(probabilities[0, 100]).any()
+    assert np.isfinite(probabilities[0, 99]).all()
 
 
-def test_the_hidden_markov_model_passes_over_a_missing_bar_by_its_transition_alone(fitted):
+def test_the_hidden_markov_model_steps_over_a_missing_bar_by_its_transition(fitted):
     rows = made_up(128, seed=2)[np.newaxis]
     rows[0, 100] = np.nan
-    said = say("hmm", fitted["hmm"], rows)[0]
-    np.testing.assert_allclose(said[100], said[99] @ fitted["hmm"]["transition"], atol=1e-12)
+    probabilities = predicted_labels("hmm", fitted["hmm"], rows)[0]
+    np.testing.assert_allclose(probabilities[100], probabilities[99] @ fitted["hmm"]["transition"], atol=1e-12)
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_mapping_tables_cover_the_words_and_their_rows_sum_to_one(name):
+def test_mapping_tables_cover_the_labels_and_their_rows_sum_to_one(name):
     assert tuple(TABLES[name]) == DETECTORS[name].labels
     assert table(name).shape == (len(DETECTORS[name].labels), len(REGIMES))
     assert table(name).min() >= 0
     np.testing.assert_allclose(table(name).sum(axis=1), 1.0, atol=1e-12)
 
 
-def test_the_documents_words_are_all_there():
+def test_every_documented_label_exists():
     assert DETECTORS["hmm"].labels == ("bull", "bear", "high_vol", "low_vol", "rotation")
     assert DETECTORS["sentiment"].labels == ("Fearful", "Anxious", "Neutral", "Optimistic", "Euphoric")
     assert DETECTORS["volatility"].labels == DETECTORS["volume"].labels == ("LOW", "NORMAL", "HIGH")
     assert set(PARAMS.regime.weights) == set(DETECTORS) == set(TABLES)
 
 
-def test_who_has_no_column_leaves_the_vote_and_says_which():
+def test_a_detector_without_a_column_is_unavailable_and_names_it():
     without = tuple(c for c in COLUMNS if c not in ("market_sentiment", "cross_beta"))
-    reads, silent = readings(without)
-    assert silent == {"sentiment": "MISSING_FEATURE:market_sentiment"}
+    reads, unavailable = readings(without)
+    assert unavailable == {"sentiment": "MISSING_FEATURE:market_sentiment"}
     assert reads["clustering"][-1] == "correlation"
 
 
 # ---- the hidden Markov model -------------------------------------------------------------------------------------
 def planted(m=6000, seed=4):
-    """(rows (m, 2), states (m,), transition) of five states in the order the table names them."""
+    """Return (rows (m, 2), states (m,), transition) of five states in the order of the table."""
     rng = np.random.default_rng(seed)
     transition = np.full((5, 5), 0.0125) + 0.9375 * np.eye(5)
     widths, momenta = np.array([1.0, 1.0, 3.0, -2.0, 0.0]), np.array([1.5, -1.5, 0.0, 0.0, 0.0])
@@ -131,7 +131,7 @@ def refit(rows, guess):
 
 
 @pytest.fixture(scope="module")
-def learnt():
+def planted_fit():
     rows, states, transition = planted()
     found, moves, score = refit(rows, first_states(*rows.T, "either"))
     return rows, states, transition, found, moves, score
@@ -147,14 +147,14 @@ def filtered(found, rows):
     return out[0]
 
 
-def test_a_planted_chain_is_found_again(learnt):
-    rows, states, transition, found, *_ = learnt
+def test_a_planted_chain_is_found_again(planted_fit):
+    rows, states, transition, found, *_ = planted_fit
     assert (filtered(found, rows).argmax(axis=1) == states).mean() > 0.9
     np.testing.assert_allclose(found.transition, transition, atol=0.02)
 
 
-def test_states_keep_their_names_whatever_order_the_fit_began_in(learnt):
-    rows, _, _, found, *_ = learnt
+def test_states_keep_their_names_whatever_order_the_fit_started_in(planted_fit):
+    rows, _, _, found, *_ = planted_fit
     guess = first_states(*rows.T, "either")
     for order in ([4, 3, 2, 1, 0], [2, 0, 4, 1, 3]):
         again, *_ = refit(rows, np.array(order)[guess])
@@ -169,11 +169,11 @@ def test_refits_on_other_stretches_of_a_market_name_the_same_states(simulated):
     means = []
     for part in (rows[:half], rows[half:]):
         inside = {"range": part[:, 0], "momentum": part[:, 1]}
-        told = DETECTORS["hmm"].fit(inside, segment_starts(np.arange(float(len(part)))), PARAMS)
-        means.append(told["means"] * told["scale"] + told["centre"])
-        assert told["means"][:2, 1].tolist() == _PINS[:2, 1].tolist()
-    for told in means:  # bull, bear, high_vol, low_vol, rotation: the wildest and the calmest keep their names
-        assert (told[:, 0].argmax(), told[:, 0].argmin()) == (2, 3)
+        fit = DETECTORS["hmm"].fit(inside, segment_starts(np.arange(float(len(part)))), PARAMS)
+        means.append(fit["means"] * fit["scale"] + fit["centre"])
+        assert fit["means"][:2, 1].tolist() == _PINS[:2, 1].tolist()
+    for half_means in means:  # bull, bear, high_vol, low_vol, rotation: wildest and calmest keep their names
+        assert (half_means[:, 0].argmax(), half_means[:, 0].argmin()) == (2, 3)
     np.testing.assert_allclose(means[0][2:4, 0], means[1][2:4, 0], atol=0.2)
 
 
@@ -183,8 +183,8 @@ def test_clusters_are_named_by_volatility_and_strength_alone():
     assert name_clusters(means[::-1], 0, 1).tolist() == [3, 0, 2, 1]
 
 
-def test_the_filter_is_the_forward_recursion_written_out(learnt):
-    rows, _, _, found, *_ = learnt
+def test_the_filter_is_the_forward_recursion_written_out(planted_fit):
+    rows, _, _, found, *_ = planted_fit
     x = np.clip((rows[:300] - found.centre) / found.scale, -gaussian.BOUND, gaussian.BOUND)
     away = (x[:, np.newaxis] - found.means) / found.deviations
     density = np.exp(found.peaks - 0.5 * (away**2).sum(axis=2))
@@ -205,8 +205,8 @@ def test_every_iteration_of_em_gains_likelihood():
     assert np.all(np.diff(scores) > -1e-6 * len(rows))
 
 
-def test_the_transition_interval_holds_the_planted_chain(learnt):
-    _, _, transition, _, moves, _ = learnt
+def test_the_transition_interval_contains_the_planted_chain(planted_fit):
+    _, _, transition, _, moves, _ = planted_fit
     low, high = transition_interval(moves, 96, 500, seed=0)
     assert (low <= high).all()
     fitted_here = moves.sum(axis=0) + 1.0
@@ -217,7 +217,7 @@ def test_the_transition_interval_holds_the_planted_chain(learnt):
     assert (np.diag(high) > stay).all()
 
 
-def test_no_step_is_counted_over_a_hole():
+def test_no_step_is_counted_across_a_gap():
     rows, *_ = planted(1500)
     known = np.arange(1500.0)
     known[700:] += 50.0
@@ -230,34 +230,37 @@ def test_no_step_is_counted_over_a_hole():
     assert moves[701].sum() == pytest.approx(1.0)
 
 
-def test_a_change_is_likely_where_the_planted_state_changes(learnt):
-    rows, states, _, found, *_ = learnt
-    told = filtered(found, rows)
-    change = change_probability(np.stack([told[:-1], told[1:]], axis=1), found.transition)
+def test_a_change_is_likely_where_the_planted_state_changes(planted_fit):
+    rows, states, _, found, *_ = planted_fit
+    p = filtered(found, rows)
+    change = change_probability(np.stack([p[:-1], p[1:]], axis=1), found.transition)
     moved = states[1:] != states[:-1]
     assert change[moved].mean() > 0.5
     assert change[~moved].mean() < 0.05
 
 
-def test_the_stationary_distribution_is_no_state_for_an_absorbing_chain_to_leave():
+def test_the_stationary_distribution_of_an_absorbing_chain_is_its_absorbing_state():
     assert stationary_of(np.array([[1.0, 0.0], [0.5, 0.5]])) == pytest.approx([1.0, 0.0])
 
 
 # ---- the vote ----------------------------------------------------------------------------------------------------
-def voted(said, weights, margin=0.0, dwell=1):
-    tables = np.eye(4)[np.tile(np.arange(4), len(weights))]
-    p, voices, code = np.empty((len(said), 4)), np.empty((len(weights), len(said), 4)), np.empty(len(said), np.int64)
-    vote(said, 4 * np.arange(len(weights) + 1), np.array(weights), tables, margin, dwell, p, voices, code)
-    return p, voices, code
+def voted(probabilities, weights, margin=0.0, dwell=1):
+    n, detectors = len(probabilities), len(weights)
+    tables = np.eye(4)[np.tile(np.arange(4), detectors)]
+    p, by_detector, code = np.empty((n, 4)), np.empty((detectors, n, 4)), np.empty(n, np.int64)
+    vote(probabilities, 4 * np.arange(detectors + 1), np.array(weights), tables, margin, dwell, p, by_detector, code)
+    return p, by_detector, code
 
 
-def test_the_compiled_vote_is_the_average_over_who_speaks():
-    said = np.random.default_rng(0).dirichlet(np.ones(4), (50, 3, 3)).reshape(50, 3, 12)
-    said[:20, -1, 4:8] = np.nan
-    said[:5, -1] = np.nan
+def test_the_compiled_vote_is_the_mean_over_available_detectors():
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(4), (50, 3, 3)).reshape(50, 3, 12)
+    probabilities[:20, -1, 4:8] = np.nan
+    probabilities[:5, -1] = np.nan
     weights = np.array([0.5, 0.3, 0.2])
-    p, _, code = voted(said, weights)
-    np.testing.assert_allclose(p, average(said[:, -1].reshape(50, 3, 4).transpose(1, 0, 2), weights), atol=1e-12)
+    p, _, code = voted(probabilities, weights)
+    np.testing.assert_allclose(
+        p, average(probabilities[:, -1].reshape(50, 3, 4).transpose(1, 0, 2), weights), atol=1e-12
+    )
     assert np.isnan(p[:5]).all()
     assert (code[:5] == -1).all()
 

@@ -1,4 +1,4 @@
-"""Files beside a source: context and recorded books, as far as they were known."""
+"""Files added to a source: context and recorded books, as far as they were known."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from pipelines.contracts import CONTEXT_FIELDS
-from pipelines.data.sources import read_books_and_context, check_request
+from pipelines.data.sources import check_request, read_books_and_context
 from pipelines.errors import BadValues, UnreadableFile
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -26,14 +26,14 @@ def recording(tmp_path):
     folder = tmp_path / "recording"
     folder.mkdir()
     stamps = pd.DatetimeIndex([START + timedelta(seconds=s) for s in (30, 90, 150)])
-    told = pd.DataFrame({"receive_time": stamps, "event_time": stamps})
-    told.assign(
+    frame = pd.DataFrame({"receive_time": stamps, "event_time": stamps})
+    frame.assign(
         final_update_id=[2, 3, 4], prev_final_update_id=[1, 2, 3], side="bid", price=[99.0, 100.0, 99.5], quantity=1.0
     ).to_parquet(folder / "depth_updates.parquet")
     pd.DataFrame(
         {"last_update_id": 1, "side": ["bid", "ask"], "price": [98.0, 101.0], "quantity": [1.0, 1.0]}
     ).to_parquet(folder / "depth_snapshot.parquet")
-    told.assign(funding_rate=[3e-4, 3e-4, 4e-4]).to_parquet(folder / "mark_price.parquet")
+    frame.assign(funding_rate=[3e-4, 3e-4, 4e-4]).to_parquet(folder / "mark_price.parquet")
     return folder
 
 
@@ -51,7 +51,7 @@ def test_nothing_is_given_that_was_not_known_yet(funding, recording):
     assert (feed.known - START.timestamp()).tolist() == [0.0, 30.0, 90.0]
 
 
-def test_what_nobody_gives_is_missing_and_two_books_of_one_market_are_refused(funding, recording):
+def test_a_series_without_a_file_is_missing_and_two_books_of_one_market_are_refused(funding, recording):
     assert read_books_and_context([], "BTC/USDT", START) == (None, None)
     assert read_books_and_context([funding], "BTC/USDT", START)[0] is None
     with pytest.raises(BadValues, match="2 recorded books given"):

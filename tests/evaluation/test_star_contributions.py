@@ -1,4 +1,4 @@
-"""What the stars were worth: a planted lift is found with its interval, noise and too little are not called one."""
+"""Contributions of stars: a planted lift is found with its interval; noise and too few events have none."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ BAR = 900
 
 
 def market(n=6000, seed=2, drift=0.0):
-    """A walk whose next 16 bars rise by 40 bps more from a long star 0 than without it."""
+    """Return a walk whose next 16 bars rise by 40 bps more with a long star 0 than without it."""
     rng = np.random.default_rng(seed)
     truth = np.zeros((n, N, 2))
     truth[:] = (rng.random((n, N, 2)) < 0.3).astype(float)
@@ -54,16 +54,16 @@ def test_the_lift_is_the_difference_of_two_means_by_hand():
     ahead[:-HORIZON] = (bars[HORIZON:, 4] / bars[1 : 901 - HORIZON, 1] - 1.0) * 1e4
     sided = np.column_stack([ahead, -ahead])
     for i in (0, 7, 20):
-        there = ~np.isnan(sided)
-        wanted = sided[there & (truth[:, i] == 1)].mean() - sided[there & (truth[:, i] == 0)].mean()
-        assert found.stars[i].lift_bps.value == pytest.approx(wanted)
+        known = ~np.isnan(sided)
+        expected = sided[known & (truth[:, i] == 1)].mean() - sided[known & (truth[:, i] == 0)].mean()
+        assert found.stars[i].lift_bps.value == pytest.approx(expected)
         assert found.stars[i].lift_bps.n == 2 * (900 - HORIZON)
 
 
-def test_a_market_that_only_drifts_lends_no_star_its_drift():
+def test_a_drift_of_the_market_adds_nothing_to_a_star():
     truth, bars = market(drift=20.0)
     truth[:, 3, 0], truth[:, 3, 1] = 1.0, 1.0
-    truth[::7, 3] = 0.0  # both sides at once: it says no side, so it cannot gain from one
+    truth[::7, 3] = 0.0  # both sides at once: it takes no side, so it cannot gain from one
     assert named(measure_contributions(truth, bars, bars, BAR, PARAMS))[STARS[3].name].lift_bps.value == pytest.approx(
         0.0, abs=1e-9
     )
@@ -81,10 +81,10 @@ def test_a_star_that_is_never_known_or_hardly_ever_true_has_no_interval_and_is_n
     assert np.isfinite(rare.lift_bps.value)
     assert np.isnan([rare.lift_bps.low, rare.lift_bps.high]).all()
     assert found.measured == N - 2
-    told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert told["stars"][5]["prevalence"] is None
-    assert told["expected_by_chance"] == pytest.approx(0.05 * (N - 2))
-    assert STARS[0].name in told["excluding_zero"]
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert plain["stars"][5]["prevalence"] is None
+    assert plain["expected_by_chance"] == pytest.approx(0.05 * (N - 2))
+    assert STARS[0].name in plain["excluding_zero"]
 
 
 def test_a_rating_counts_the_known_stars_and_needs_twelve_of_them():

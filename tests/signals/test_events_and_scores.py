@@ -1,4 +1,4 @@
-"""Events and voices: one row at a time gives what the batch gives, and a silent or absent category says so."""
+"""Events and category scores: one row at a time equals the batch; neutral and unavailable categories differ."""
 
 import json
 
@@ -35,8 +35,8 @@ def test_a_live_row_raises_the_event_the_batch_raises(features, signals, raise_e
     for i in range(2000):
         live = raise_events(features[i : i + 1], signals[i : i + 1])
         found += [(i, int(live.direction[0]), str(live.kind[0]), float(live.atr[0]))] if len(live) else []
-    asked = whole.index < 2000
-    rows = zip(whole.index[asked], whole.direction[asked], whole.kind[asked], whole.atr[asked], strict=True)
+    early = whole.index < 2000
+    rows = zip(whole.index[early], whole.direction[early], whole.kind[early], whole.atr[early], strict=True)
     assert found == [(int(i), int(d), str(k), float(a)) for i, d, k, a in rows]
     assert len(found) > 20
 
@@ -73,8 +73,8 @@ def test_only_the_sided_columns_turn_with_the_event():
     features, signals = np.split(np.arange(1.0, 1.0 + width + len(SIGNALS.columns)), [width])
     turned = event_row(features, signals, 1) != event_row(features, signals, -1)
     assert {name for name, t in zip(VALIDATOR_COLUMNS, turned, strict=True) if t} == set(SIDED_COLUMNS)
-    said = dict(zip((*FEATURES.columns, *SIGNALS.columns), (*features, *signals), strict=True))
-    assert event_row(features, signals, 1).tolist() == [said[name] for name in VALIDATOR_COLUMNS]
+    values = dict(zip((*FEATURES.columns, *SIGNALS.columns), (*features, *signals), strict=True))
+    assert event_row(features, signals, 1).tolist() == [values[name] for name in VALIDATOR_COLUMNS]
     np.testing.assert_array_equal(np.abs(event_row(features, signals, -1)), event_row(features, signals, 1))
 
 
@@ -86,37 +86,37 @@ def test_rows_of_different_bars_are_refused(features, signals):
 def test_confidence_is_the_percentile_of_the_categorys_own_strength(signals):
     direction, confidence = CategoryScores.fit(signals).score(signals)
     for j, category in enumerate(SCORE_CATEGORIES):
-        spoke = np.abs(direction[:, j]) > 0
-        np.testing.assert_array_equal(np.isnan(confidence[:, j]), ~spoke)
+        active = np.abs(direction[:, j]) > 0
+        np.testing.assert_array_equal(np.isnan(confidence[:, j]), ~active)
         if category in ("cmt", "ict", "order_flow", "traditional"):
-            assert spoke.sum() > 500
+            assert active.sum() > 500
             for level in (0.2, 0.7, 0.95):
-                assert np.isclose(np.mean(confidence[spoke, j] < level), level, atol=0.01), category
+                assert np.isclose(np.mean(confidence[active, j] < level), level, atol=0.01), category
         else:
             assert np.isnan(direction[:, j]).all()
 
 
-def test_one_row_speaks_the_same_bytes_as_the_batch(signals):
-    voices = CategoryScores.fit(signals)
-    direction, confidence = voices.score(signals)
+def test_one_row_gives_the_same_bytes_as_the_batch(signals):
+    scores = CategoryScores.fit(signals)
+    direction, confidence = scores.score(signals)
     for i in range(0, 6000, 7):
-        one = voices.score(signals[i])
+        one = scores.score(signals[i])
         assert one[0].tobytes() == direction[i].tobytes()
         assert one[1].tobytes() == confidence[i].tobytes()
 
 
-def test_a_voice_follows_its_signal_and_grows_with_its_strength(signals):
-    voices = CategoryScores.fit(signals)
+def test_a_category_score_follows_its_signal_and_grows_with_its_strength(signals):
+    scores = CategoryScores.fit(signals)
     row = np.full(len(SIGNALS.columns), np.nan)
-    heard = []
+    confidences = []
     for strength in (0.3, 0.6, 1.2, 50.0):
         row[SIGNALS.index["fvg.direction"]], row[SIGNALS.index["fvg.strength"]] = -1.0, strength
-        direction, confidence = voices.score(row)
+        direction, confidence = scores.score(row)
         assert direction[SCORE_CATEGORIES.index("ict")] == -1.0
-        heard.append(float(confidence[SCORE_CATEGORIES.index("ict")]))
-    assert heard == sorted(heard)
-    assert heard[0] < 0.1
-    assert heard[-1] == 1.0
+        confidences.append(float(confidence[SCORE_CATEGORIES.index("ict")]))
+    assert confidences == sorted(confidences)
+    assert confidences[0] < 0.1
+    assert confidences[-1] == 1.0
 
 
 def test_without_taker_volume_order_flow_is_unavailable_not_neutral(year, signals):
@@ -129,29 +129,29 @@ def test_without_taker_volume_order_flow_is_unavailable_not_neutral(year, signal
     assert (np.abs(direction[:, SCORE_CATEGORIES.index("ict")]) > 0).any()
 
 
-def test_the_books_flow_joins_the_order_flow_voice_and_beside_it_only_the_stars_hear_it(year, signals):
+def test_the_books_flow_joins_the_order_flow_score_and_the_stars_alone(year, signals):
     flow = np.full((6000, CONTEXT_WIDTH), np.nan)
     flow[:, CONTEXT_INDEX["order_flow"]] = np.random.default_rng(3).normal(0, 5, 6000)
-    heard = SIGNALS.run(year[:6000], None, flow)
-    without, within = CategoryScores.fit(signals).score(signals)[0], CategoryScores.fit(heard).score(heard)[0]
-    flow_heard, stars_heard = SCORE_CATEGORIES.index("order_flow"), SCORE_CATEGORIES.index("cmt")
-    assert np.mean(without[100:, flow_heard] != within[100:, flow_heard]) > 0.1
-    others = [j for j in range(len(SCORE_CATEGORIES)) if j not in (flow_heard, stars_heard)]
+    with_flow = SIGNALS.run(year[:6000], None, flow)
+    without, within = CategoryScores.fit(signals).score(signals)[0], CategoryScores.fit(with_flow).score(with_flow)[0]
+    flow_category, stars_category = SCORE_CATEGORIES.index("order_flow"), SCORE_CATEGORIES.index("cmt")
+    assert np.mean(without[100:, flow_category] != within[100:, flow_category]) > 0.1
+    others = [j for j in range(len(SCORE_CATEGORIES)) if j not in (flow_category, stars_category)]
     assert without[:, others].tobytes() == within[:, others].tobytes()
-    changed = np.flatnonzero(without[:, stars_heard] != within[:, stars_heard])
+    changed = np.flatnonzero(without[:, stars_category] != within[:, stars_category])
     unicorn = SIGNALS.index["unicorn.direction"]
-    said = (np.nan_to_num(signals[:, unicorn]) != 0) | (np.nan_to_num(heard[:, unicorn]) != 0)
-    assert said[changed[~np.isnan(without[changed, stars_heard])]].all()
+    signalled = (np.nan_to_num(signals[:, unicorn]) != 0) | (np.nan_to_num(with_flow[:, unicorn]) != 0)
+    assert signalled[changed[~np.isnan(without[changed, stars_category])]].all()
 
 
-def test_voices_survive_json_and_refuse_another_catalogue(signals):
-    voices = CategoryScores.fit(signals)
-    assert CategoryScores.from_json(voices.to_json()) == voices
-    other = json.loads(voices.to_json()) | {"signals": "0" * 64}
-    with pytest.raises(StateError, match=r"CategoryScores\.fit"):
+def test_category_scores_survive_json_and_refuse_another_catalogue(signals):
+    scores = CategoryScores.fit(signals)
+    assert CategoryScores.from_json(scores.to_json()) == scores
+    other = json.loads(scores.to_json()) | {"signals": "0" * 64}
+    with pytest.raises(StateError, match="`bellwether up`"):
         CategoryScores.from_json(json.dumps(other))
 
 
-def test_voices_are_not_fitted_on_silence():
+def test_category_scores_are_not_fitted_on_neutral_signals():
     with pytest.raises(NotEnoughData, match="longer history"):
         CategoryScores.fit(np.full((10, len(SIGNALS.columns)), np.nan))

@@ -1,0 +1,58 @@
+"""The simulated year that the repository's `data.dvc` describes, and how a regenerated one compares with it.
+
+Maths libraries round differently on different CPUs, so equal bytes are demanded only on the CPU type the year was made
+on (`meta.cpu` of data.dvc). Elsewhere 1,000 committed bars are compared within TOLERANCE.
+"""
+
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.contracts import OPEN_TIME, Floats
+from pipelines.data.schemas import read_bars, to_matrix
+from pipelines.errors import UnreadableFile
+from pipelines.settings import ROOT, read_yaml
+
+POINTER = ROOT / "data.dvc"
+SAMPLE = ROOT / "docs" / "results" / "simulated_year.parquet"  # 1,000 bars of the year, as `write_bars` writes them
+TOLERANCE = 1e-9  # relative, of each number of a sampled bar
+EQUAL, SAME_MARKET = "as data.dvc says", "same market, other CPU"
+_VECTORS = {"X86_V4": "AVX-512", "AVX512_SKX": "AVX-512", "X86_V3": "AVX2", "AVX2": "AVX2"}  # best first
+
+
+def cpu_type() -> str:
+    """Return the machine type and the widest vector instructions that NumPy uses, such as "x86_64 AVX-512"."""
+    active = set(np.show_config(mode="dicts")["SIMD Extensions"].get("found", []))
+    vectors = [name for feature, name in _VECTORS.items() if feature in active]
+    return " ".join([platform.machine(), *vectors[:1]])
+
+
+def compare(data_hash: str, bars: Floats, pointer: Path = POINTER, sample: Path = SAMPLE) -> str | None:
+    """Return EQUAL or SAME_MARKET if a data version is the committed year, None if it is another market.
+
+    data_hash  of the version; bars (n, 8) its 1-minute bars
+    The sample is compared only on another CPU type than the year was made on. Raises UnreadableFile for a broken
+    pointer or sample.
+    """
+    if not pointer.is_file():
+        return None
+    described = read_yaml(pointer)
+    try:
+        committed, made_on = described["outs"][0]["md5"], described.get("meta", {}).get("cpu")
+    except (KeyError, IndexError, TypeError) as error:
+        raise UnreadableFile(f"{pointer} is cut off. Restore it with `git checkout data.dvc`.") from error
+    if data_hash == committed:
+        return EQUAL
+    if made_on in (None, cpu_type()):
+        return None
+    return SAME_MARKET if holds_sample(bars, sample) else None
+
+
+def holds_sample(bars: Floats, sample: Path = SAMPLE) -> bool:
+    """Return whether bars (n, 8) contain every bar of the sample, each number within TOLERANCE."""
+    wanted = to_matrix(read_bars(sample))
+    at = np.searchsorted(bars[:, OPEN_TIME], wanted[:, OPEN_TIME])
+    if len(bars) == 0 or at.max() >= len(bars):
+        return False
+    return bool(np.allclose(bars[at], wanted, rtol=TOLERANCE, atol=0.0, equal_nan=True))

@@ -75,7 +75,7 @@ def test_a_warm_start_of_another_catalogue_is_folded_again_and_models_stay(home,
     of_another_release(home)
     before = read_generation(home.serving_dir)["generation"]
     lines, now = before_start(home)
-    assert "StateError: state of catalogue" in lines[0]
+    assert "StateError: features state of catalogue" in lines[0]
     assert lines[1:] == [f"warm start folded again: generation {before + 1}"]
     assert (now["generation"], now["families"]) == (before + 1, FAMILIES)
     again = read_warm_start(Path(now["warm_start"]["path"]), now["warm_start"]["digest"])

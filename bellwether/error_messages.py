@@ -1,6 +1,6 @@
-"""What went wrong, in one sentence with the file and what to do: for errors of the system and of other people's code.
+"""Describe errors of the system and of libraries in one sentence: the file or service, and what to do.
 
-Our own errors (`pipelines.errors`) say that themselves. What nobody foresaw keeps its traceback in a file.
+Our own errors (`pipelines.errors`) carry such a message already. The traceback of an unexpected error goes to a file.
 """
 
 import errno
@@ -23,16 +23,16 @@ _BY_ERRNO = {
     errno.EROFS: "The file system is read-only: mount it for writing, or set BELLWETHER_HOME elsewhere",
     errno.EACCES: "Give this user access to it (chown, chmod), or set BELLWETHER_HOME elsewhere",
     errno.EPERM: "Give this user access to it (chown, chmod), or set BELLWETHER_HOME elsewhere",
-    errno.ENOTDIR: "A file stands where a folder is needed: move it away, or set BELLWETHER_HOME elsewhere",
-    errno.EEXIST: "A file stands where a folder is needed: move it away, or set BELLWETHER_HOME elsewhere",
-    errno.EISDIR: "A folder stands where a file is needed: move it away",
+    errno.ENOTDIR: "A file is where a folder is needed: move it away, or set BELLWETHER_HOME elsewhere",
+    errno.EEXIST: "A file is where a folder is needed: move it away, or set BELLWETHER_HOME elsewhere",
+    errno.EISDIR: "A folder is where a file is needed: move it away",
     errno.ENOENT: "Check the path; if it is one of ours, `bellwether run --once` writes it",
     errno.EIO: "The disk cannot be read: check it, then restore a backup with `bellwether restore FILE`",
     errno.EMFILE: "Too many files are open: raise `ulimit -n`, then repeat",
     errno.ENAMETOOLONG: "Set BELLWETHER_HOME to a shorter path",
     errno.ELOOP: "Links go round in a circle: remove one",
 }
-_STORE = (  # words of SQLite or PostgreSQL → what to do
+_STORE = (  # part of a message of SQLite or PostgreSQL → what to do
     ("not a database", "It is damaged: move it away and restore a backup with `bellwether restore FILE`"),
     ("malformed", "It is damaged: move it away and restore a backup with `bellwether restore FILE`"),
     ("disk i/o error", "The disk cannot be used: check it and its free room, then repeat"),
@@ -48,24 +48,24 @@ _STORE = (  # words of SQLite or PostgreSQL → what to do
 
 
 def describe_known_error(error: BaseException) -> str | None:
-    """One line that names the file or service and the remedy; None for an error nobody foresaw."""
-    for one in _chain(error):
-        told = _settings_fault(one) or _of_others(one) or _system_fault(one)
-        if told:
-            return " ".join(told.split())
+    """Return one line that names the file or service and the remedy; None for an unexpected error."""
+    for one in _causes(error):
+        message = _settings_message(one) or _library_message(one) or _system_message(one)
+        if message:
+            return " ".join(message.split())
     return None
 
 
 def describe_unexpected_error(error: BaseException) -> str:
-    """One line for a bug, with the file its traceback was written to."""
+    """Return one line for a bug, with the file its traceback was written to."""
     first = (str(error).splitlines() or [""])[0][:300]
-    where = _keep_traceback(error)
+    where = _write_traceback(error)
     hint = f"its traceback is in {where}" if where else f"{DEBUG}=1 shows its traceback"
     return f"{first or 'no message'} (unexpected: {hint}; please report it)"
 
 
-def _keep_traceback(error: BaseException) -> Path | None:
-    """Write the traceback under `<home>/logs`, for its owner only; None if that is not possible."""
+def _write_traceback(error: BaseException) -> Path | None:
+    """Write the traceback under `<home>/logs`, for its owner only; return its path, None if that is impossible."""
     try:
         folder = settings().home / "logs"
     except (ValueError, OSError):  # the settings are what is wrong
@@ -80,8 +80,8 @@ def _keep_traceback(error: BaseException) -> Path | None:
     return path
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    """The error and what it was raised from, outermost first."""
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return the error and its causes, outermost first."""
     found: list[BaseException] = []
     one: BaseException | None = error
     while one is not None and one not in found:
@@ -90,7 +90,8 @@ def _chain(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _settings_fault(error: BaseException) -> str | None:
+def _settings_message(error: BaseException) -> str | None:
+    """Describe an error of the settings: the variable, its value and the fault; None for any other error."""
     if isinstance(error, ValidationError) and error.title == "Settings":
         faults = []
         for fault in error.errors():
@@ -105,8 +106,8 @@ def _settings_fault(error: BaseException) -> str | None:
     return None
 
 
-def _of_others(error: BaseException) -> str | None:
-    """Faults of databases, DVC, MLflow, Prefect and HTTP clients, told from where their class is defined."""
+def _library_message(error: BaseException) -> str | None:
+    """Describe an error of a database, DVC, MLflow, Prefect or an HTTP client, recognised by its class's package."""
     first = (str(error).splitlines() or [type(error).__name__])[0][:300]
     package = type(error).__module__.partition(".")[0]
     store = sys.modules.get("pipelines.store")
@@ -115,7 +116,7 @@ def _of_others(error: BaseException) -> str | None:
         lower = str(error).lower()
         remedy = next((todo for word, todo in _STORE if word in lower), None)
         remedy = remedy or ("Start the database, or correct BELLWETHER_STORE_URL" if _on_a_server() else
-                            "`bellwether doctor` looks at it")  # fmt: skip
+                            "`bellwether doctor` checks it")  # fmt: skip
         return f"the store {_store_name()}: {first}. {remedy}."
     if isinstance(error, ValueError) and any(f.filename.endswith("sqlalchemy/engine/url.py") for f in _frames(error)):
         return f"BELLWETHER_STORE_URL is no URL ({first}). Write it as postgresql://user:password@host:5432/name."
@@ -137,7 +138,8 @@ def _of_others(error: BaseException) -> str | None:
     return None
 
 
-def _system_fault(error: BaseException) -> str | None:
+def _system_message(error: BaseException) -> str | None:
+    """Describe an error of the operating system: path, fault and remedy; None for any other error."""
     if isinstance(error, MemoryError):
         return "not enough memory. Close something large; `bellwether doctor` shows what is free."
     if isinstance(error, ModuleNotFoundError):
@@ -151,13 +153,13 @@ def _system_fault(error: BaseException) -> str | None:
         return f"a service does not answer: {what}. See `bellwether status`; `bellwether up` starts what is down."
     remedy = _BY_ERRNO.get(error.errno or 0)
     if not names and remedy is None:
-        return None  # an OSError of somebody's own making: its traceback says more
+        return None  # raised by a library for reasons of its own: its traceback shows more
     where = " → ".join(names) or str(settings().home)
     return f"{where}: {what}. {remedy or 'Check that file and its folder, then repeat'}."
 
 
 def _store_name() -> str:
-    """File or server of the store, without its password."""
+    """Return the file or server of the store, without its password."""
     try:
         parts = urlsplit(settings().store)
         host = parts.hostname or ""
@@ -167,16 +169,20 @@ def _store_name() -> str:
 
 
 def _on_a_server() -> bool:
+    """Return True if the store is a database server, not a file."""
     return not settings().store.startswith("sqlite")
 
 
 def _log(name: str) -> Path:
+    """Return the log of a service."""
     return settings().home / "logs" / f"{name}.log"
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the frames of an error's traceback, outermost first."""
     return list(traceback.extract_tb(error.__traceback__))
 
 
 def debugging() -> bool:
+    """Return True if BELLWETHER_DEBUG requests tracebacks."""
     return os.environ.get(DEBUG, "").lower() in ("1", "true", "yes")

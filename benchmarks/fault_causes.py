@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from bellwether.operations import start_stop
 from bellwether.operations.warm_starts import before_start
 from benchmarks.fixture import FAMILY, Fixture, arm_of
 from benchmarks.hardship import Load, warm_in
@@ -74,7 +75,7 @@ class Target:
 
     def up(self) -> None:
         """Start its services, as `bellwether up` does."""
-        processes.up(self.settings, self.names)
+        start_stop.up(self.settings, self.names)
 
 
 # ---- causes ---------------------------------------------------------------------------------------------------------
@@ -208,7 +209,7 @@ def read_only_folder(folder: Path) -> Iterator[None]:
 @contextmanager
 def read_only_at_start(target: Target) -> Iterator[None]:
     """Stop the services, mount the home read-only, and start them on it."""
-    processes.down(target.settings)
+    start_stop.down(target.settings)
     with read_only(target):
         started = time.monotonic()
         try:
@@ -228,7 +229,7 @@ def page_flipped(target: Target) -> Iterator[None]:
 
     A copy made just before is in the scratch folder.
     """
-    processes.down(target.settings)
+    start_stop.down(target.settings)
     file = target.settings.home / "store.db"
     with closing(sqlite3.connect(file)) as store:
         store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -253,7 +254,7 @@ def _leaf(store: sqlite3.Connection) -> int:
 
 def restore_store(target: Target) -> None:
     """Restore the copy of the store and start the services."""
-    processes.down(target.settings)
+    start_stop.down(target.settings)
     for file in target.settings.home.glob("store.db*"):
         file.unlink()
     shutil.copy2(target.scratch / "backup.db", target.settings.home / "store.db")
@@ -339,7 +340,7 @@ def warm_start_flipped(target: Target) -> Iterator[None]:
 
 def down_and_up(target: Target) -> None:
     """Stop and start the target's services, as `bellwether down` and `bellwether up` do."""
-    processes.down(target.settings)
+    start_stop.down(target.settings)
     before_start(target.settings)
     target.up()
 

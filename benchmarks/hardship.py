@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from bellwether.operations import start_stop
 from bellwether.operations.replay_decisions import replay_decisions
 from benchmarks.fixture import FAMILY, Fixture, arm_of, by_decision_bar, fixture
 from benchmarks.services import MB, service_processes, serving
@@ -259,7 +260,7 @@ def _kill(settings: Settings, whole: bool) -> None:
         except psutil.NoSuchProcess:
             continue
     _until_gone(everything)
-    processes.up(settings, DECISION)
+    start_stop.up(settings, DECISION)
 
 
 def _until_gone(killed: list[psutil.Process]) -> None:
@@ -346,7 +347,7 @@ def together(count: int, tiny: bool = False) -> JsonObject:
             out = _observe_and_decide(client, load, group)
             if out["event"] is not None:
                 break
-        processes.up(settings, ("models",))
+        start_stop.up(settings, ("models",))
         for group in bars:  # until the tier rises; the client retries every two seconds
             back = _observe_and_decide(client, load, group)
             time.sleep(0.05)

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import psutil
 
+from bellwether.operations import start_stop
 from benchmarks.fixture import FAMILY, Fixture, by_decision_bar, fixture
 from benchmarks.measured import Row, Spread, pairs, spread
 from benchmarks.ports import free_ports
@@ -44,10 +45,10 @@ def serving(home: Path, names: tuple[str, ...] = SERVICES, store_url: str = "", 
     settings = Settings(home=home, decision_port=decision, model_port=models, mlflow_port=mlflow, prefect_port=prefect,
                         evidently_port=evidently)  # fmt: skip
     try:
-        processes.up(settings, names)
+        start_stop.up(settings, names)
         yield settings
     finally:
-        processes.down(settings)
+        start_stop.down(settings)
         os.environ.clear()
         os.environ |= before
 

@@ -28,8 +28,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from bellwether.operations import start_stop
 from benchmarks.ports import free_ports
-from flows.support import processes
 from pipelines.contracts import OPEN_TIME, Floats, JsonObject, utc
 from pipelines.errors import ServiceDown
 from pipelines.settings import ROOT, Settings, load_params
@@ -226,7 +226,7 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> JsonObject:
         first = next(at for at in caller.good if at > stopped)
     finally:
         caller.stop()
-        processes.down(settings)
+        start_stop.down(settings)
     store = Store.open(settings.store)
     try:
         records = store.decisions()

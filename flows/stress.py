@@ -1,7 +1,7 @@
 """Stress: what the largest portfolio that the limits allow loses in crises, as a page and JSON in an MLflow run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,14 +13,14 @@ from prefect.artifacts import create_link_artifact
 
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import step
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TIMEFRAME_SECONDS, Floats, utc
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
 from pipelines.data.schemas import to_matrix
 from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.stress_limits import Case, largest, stress_of_limits, verdict
-from pipelines.evaluation.stress_report import format_percent, write_page
+from pipelines.evaluation.stress_report import write_page
 from pipelines.evaluation.stressed import MarketHistory
 
 HOUR_S = 3600
@@ -155,30 +155,3 @@ def stress(crises: str | None = None, equity: float | None = None) -> Mapping[st
     with step("stress: report"):
         where = report(studied)
     return {**studied.to_dict(), **where}
-
-
-def rows(figures: Mapping[str, Any]) -> list[list[str]]:
-    """Return a line a scenario for people: of the largest portfolio, by side, with its stops and without."""
-    return [
-        [results[0]["scenario"], *(_cell(result) for result in results)]
-        for results in zip(*(case["results"] for case in _largest(figures)), strict=True)
-    ]
-
-
-def columns(figures: Mapping[str, Any]) -> list[str]:
-    """Return the heads of `rows`."""
-    return ["scenario", *(case["name"] for case in _largest(figures))]
-
-
-def _largest(figures: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Return the cases of the largest portfolio, which come first."""
-    return [case for case in figures["cases"] if case["row"] == figures["cases"][0]["row"]]
-
-
-def _cell(result: Mapping[str, Any]) -> str:
-    """Return the loss from JSON as text, or why there is none."""
-    loss = result["loss"]
-    if loss is None:
-        return str(result["absent"])
-    value, low, high = (np.nan if loss[name] is None else float(loss[name]) for name in ("value", "low", "high"))
-    return format_percent(Estimate(value, low, high, int(loss["n"])))

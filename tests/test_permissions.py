@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from bellwether.cli import main as cli
-from bellwether.operations import doctor
-from flows.support import processes
+from bellwether.operations import doctor, start_stop
 from pipelines import permissions, versioning
-from pipelines.settings import ROOT, Settings
+from pipelines.settings import ROOT, settings
 
 COMMAND = Path(sys.executable).with_name("bellwether")
 
@@ -91,14 +90,16 @@ def run_command(home, *words):
 
 def test_up_closes_an_open_home_before_it_starts_anything_and_prints_one_line(open_home, monkeypatch, capsys):
     started = []
-    monkeypatch.setattr(processes, "up", lambda settings, **_: started.append(loose(settings.home)))
-    monkeypatch.setattr(cli, "settings", lambda: Settings(home=open_home))
+    monkeypatch.setattr(start_stop, "up", lambda settings, **_: started.append(loose(settings.home)))
+    monkeypatch.setenv("BELLWETHER_HOME", str(open_home))
+    settings.cache_clear()
     monkeypatch.setattr(sys, "argv", ["bellwether", "up"])
     assert doctor.home_permissions(open_home).remedy == "bellwether up"
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 0
+    settings.cache_clear()
     assert started == [[], []]
     assert capsys.readouterr().err.splitlines() == [
         f"{open_home}: 4 files and 10 folders were open to other users and are closed now"

@@ -1,4 +1,4 @@
-"""Alarms on their way to the store, in a thread of their own: a store that is down or locked holds nobody up."""
+"""Send alarms to the store from a thread of their own, so that a store that is down or locked delays no caller."""
 
 import threading
 import time
@@ -8,41 +8,45 @@ from datetime import UTC, datetime
 
 from pipelines.settings import Settings
 
-KEPT = 1000  # alarms waiting for a store that is down; of more, the oldest are dropped
+MAX_WAITING = 1000  # alarms that wait for a store that is down; beyond it the oldest are dropped
 RETRY_S = 5.0
 
 
 class AlarmOutbox:
-    """Raises and clears alarms in the order they were put; what the store refuses is tried again until it takes it."""
+    """Raise and clear alarms in the order they were queued, each until the store has taken it."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], retry_s: float = RETRY_S) -> None:
-        self._settings, self._say, self._retry_s = settings, say, retry_s
-        self._waiting: deque[tuple[str, ...]] = deque(maxlen=KEPT)
+    def __init__(self, settings: Settings, log: Callable[[str], None], retry_s: float = RETRY_S) -> None:
+        """Start the thread; `log` receives a line for each fault of the store."""
+        self._settings, self._log, self._retry_s = settings, log, retry_s
+        self._waiting: deque[tuple[str, ...]] = deque(maxlen=MAX_WAITING)
         self._wake, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="alarms", daemon=True)
         self._thread.start()
 
     def raise_alarm(self, kind: str, severity: str, detail: str) -> None:
+        """Queue an alarm, stamped now."""
         self._put(("raise", kind, severity, detail, datetime.now(UTC).isoformat()))
 
     def clear(self, about: str, *kinds: str) -> None:
-        """Clear every open alarm of these kinds whose detail begins with `about`."""
+        """Queue the clearing of every open alarm of these kinds whose detail begins with `about`."""
         if not self._settings.store_url and not (self._settings.home / "store.db").exists():
-            return  # nothing was ever raised: no reason to make a store
+            return  # nothing was ever raised: no reason to create a store
         self._put(("clear", about, *kinds))
 
     def close(self, timeout_s: float) -> None:
-        """Wait up to `timeout_s` seconds for what is left to be stored."""
+        """Wait up to `timeout_s` seconds until all that is queued is stored."""
         self._ended.set()
         self._wake.set()
         self._thread.join(timeout_s)
 
     def _put(self, entry: tuple[str, ...]) -> None:
+        """Queue an entry and wake the thread."""
         self._waiting.append(entry)
         self._wake.set()
 
     def _run(self) -> None:
-        told = False  # one line a fault, not one a try
+        """Send what is queued until `close`; after a fault, try again every `retry_s` seconds."""
+        logged = False  # one line a fault, not one an attempt
         while not (self._ended.is_set() and not self._waiting):
             if not self._waiting:
                 self._wake.wait()
@@ -50,22 +54,23 @@ class AlarmOutbox:
                 continue
             try:
                 self._send()
-                told = False
+                logged = False
             except Exception as error:  # noqa: BLE001 - whatever a database raises: the entry waits, the thread lives
-                if not told:
+                if not logged:
                     first = (str(error).splitlines() or [""])[0]
-                    self._say(f"the store takes no alarm ({type(error).__name__}: {first}); it is tried again")
-                told = True
+                    self._log(f"the store takes no alarm ({type(error).__name__}: {first}); trying again")
+                logged = True
                 if self._ended.wait(self._retry_s):
-                    time.sleep(0.2)  # the process is about to end: a few more tries, then it goes without
+                    time.sleep(0.2)  # the process is about to end: a few more attempts, then the entry is lost
 
     def _send(self) -> None:
-        """Hand everything waiting to the store. An entry leaves the queue once it is stored."""
-        from pipelines.store import Store  # only once there is something to tell: a quiet supervisor stays small
+        """Store everything that is queued. An entry leaves the queue once it is stored."""
+        from pipelines.store import Store  # only when there is an alarm: until then the supervisor needs little memory
 
         store = Store.open(self._settings.store, self._settings.durability)
 
         def send(kind: str, severity: str, detail: str, at: datetime) -> None:
+            """Store one alarm."""
             store.raise_alarm(kind, severity, detail, at)
 
         try:

@@ -1,7 +1,7 @@
-"""Backup and restore of one installation: its store, and the small files under its home that the ledger relies on.
+"""Back up and restore one installation: its store, and the small files under its home that the ledger relies on.
 
-The files are the generation file with the warm start it names, and the pointers of every kept data version. Models are
-MLflow's and data are DVC's: their own stores are backed up by their own means (`NOT_INCLUDED` says which).
+The files are the generation file with the warm start it names, and the pointers of every stored data version. Models
+belong to MLflow and data to DVC: their own stores are backed up by their own means (see `NOT_INCLUDED`).
 """
 
 import hashlib
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from flows.support import processes
 from pipelines import store
@@ -31,38 +30,41 @@ NOT_INCLUDED = {
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A file of a backup, put under the home folder. `moved_to` is where what was there before lies now."""
+    """Name a file of a backup put under the home folder; `moved_to` is the new path of the file it replaced."""
 
     path: Path
     moved_to: Path | None
 
 
 def file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file, as 64 hexadecimal digits."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def default_file(settings: Settings, at: datetime) -> Path:
+    """Return the path of a backup made at `at` (UTC), if none is given."""
     return settings.home / "backups" / f"bellwether-{at:%Y%m%dT%H%M%SZ}.zip"
 
 
 def make(settings: Settings, to: Path, at: datetime) -> Backup:
-    """Write a backup to `to`, while services may go on. Raises WouldOverwrite, StateError."""
+    """Write a backup to `to`; services may run meanwhile. Raises WouldOverwrite, StateError."""
     return back_up(settings.store, to, at, files_of(settings))
 
 
 def preview(settings: Settings, to: Path) -> dict[str, int]:
-    """table → rows a backup would hold now. Raises what `make` would raise."""
+    """Return table → number of rows a backup would hold now. Raises what `make` would raise."""
     refuse_existing(to)
     with store.open_dump(settings.store) as dump:
-        held = store.nonempty_tables(settings.store)
-        return {name: held.get(name, 0) for name in dump.columns}
+        rows = store.nonempty_tables(settings.store)
+        return {name: rows.get(name, 0) for name in dump.columns}
 
 
 def files_of(settings: Settings) -> Callable[[], dict[str, bytes]]:
-    """Read now what serving follows, so that it names nothing younger than the ledger; the rest when it is asked for.
+    """Read the generation file and its warm start now; return a function that adds the rest and returns name → bytes.
 
-    A generation file that is not one is left out: the next promotion or rollback writes it anew from the ledger.
+    Read first, they name nothing younger than the ledger. A damaged generation file is left out: the next promotion or
+    rollback writes it again from the ledger.
     """
     home, found = settings.home, []
     try:
@@ -75,6 +77,7 @@ def files_of(settings: Settings) -> Callable[[], dict[str, bytes]]:
     early |= {f"serving/warm/{file.parent.name}/{file.name}": file.read_bytes() for file in sorted(found)}
 
     def read() -> dict[str, bytes]:
+        """Return name → bytes of every file of a backup."""
         pointers = sorted(file for name in PROVENANCE for file in (home / "versions").glob(f"*/{name}"))
         return early | {str(file.relative_to(home)): file.read_bytes() for file in pointers}
 
@@ -82,7 +85,7 @@ def files_of(settings: Settings) -> Callable[[], dict[str, bytes]]:
 
 
 def refuse_running(settings: Settings) -> None:
-    """Raises LeaseHeld while any process that `up` started under this home lives."""
+    """Raise LeaseHeld while any process that `up` started under this home lives."""
     if living := processes.home_processes(settings):
         raise LeaseHeld(
             f"services of {settings.home} run (processes {', '.join(str(p.pid) for p in living[:6])}) and would write "
@@ -91,7 +94,7 @@ def refuse_running(settings: Settings) -> None:
 
 
 def verify(settings: Settings, file: Path) -> Backup:
-    """Everything `restore_installation` checks before it writes. Raises what it would raise."""
+    """Check all that `restore_installation` checks before it writes; return the backup. Raises what it would raise."""
     refuse_running(settings)
     made = examine(file)
     store.refuse_unknown(made.schema)
@@ -100,7 +103,7 @@ def verify(settings: Settings, file: Path) -> Backup:
 
 
 def restore_installation(settings: Settings, file: Path) -> tuple[Backup, list[Placed]]:
-    """Restore the store from a backup, then the files beside it; a file that differs is kept under another name.
+    """Restore the store from a backup, then the files; a file that differs is first moved to another name.
 
     Raises  LeaseHeld while services run, WouldOverwrite if the store holds anything, UnreadableFile and StateError for
             the backup; in each case nothing was changed
@@ -111,26 +114,26 @@ def restore_installation(settings: Settings, file: Path) -> tuple[Backup, list[P
 
 
 def _place(settings: Settings, name: str, content: bytes) -> Placed | None:
-    """Put one file in place; None if it is there as it is."""
+    """Write one file; return None if it is already there with the same bytes."""
     target = settings.home / name
     if target == settings.serving_dir / GENERATION_FILE:
-        content = _at_home(settings, content)
-    kept = None
+        content = _generation_at_home(settings, content)
+    moved_to = None
     if target.is_file():
         if target.read_bytes() == content:
             return None
-        kept = target.with_name(f"{target.name}.before-restore")
-        target.replace(kept)
+        moved_to = target.with_name(f"{target.name}.before-restore")
+        target.replace(moved_to)
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.restoring")
-    beside.write_bytes(content)
-    beside.replace(target)
-    return Placed(target, kept)
+    draft = target.with_name(f".{target.name}.restoring")
+    draft.write_bytes(content)
+    draft.replace(target)
+    return Placed(target, moved_to)
 
 
-def _at_home(settings: Settings, content: bytes) -> bytes:
-    """The generation file with the path of its warm start as it is under this home."""
-    told: dict[str, Any] = json.loads(content)
-    if told["warm_start"]:
-        told["warm_start"]["path"] = str(settings.serving_dir / "warm" / told["warm_start"]["digest"])
-    return json.dumps(told, indent=1).encode()
+def _generation_at_home(settings: Settings, content: bytes) -> bytes:
+    """Return the generation file with the path its warm start has under this home."""
+    generation = json.loads(content)
+    if generation["warm_start"]:
+        generation["warm_start"]["path"] = str(settings.serving_dir / "warm" / generation["warm_start"]["digest"])
+    return json.dumps(generation, indent=1).encode()

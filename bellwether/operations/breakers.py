@@ -1,8 +1,8 @@
-"""Circuit breakers as a person sees them: which are latched and why, tripped and reset by a name for a reason."""
+"""Circuit breakers for people: list them, trip and reset them, with a name and a reason."""
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import TypedDict
 
 from pipelines.errors import BadValues, UnknownName
 from pipelines.store import Store
@@ -11,51 +11,61 @@ from serving.risk.breakers import BREAKER_NAMES
 ALARM = "breaker_tripped"
 
 
-def breakers(store: Store) -> list[dict[str, Any]]:
-    """Every breaker there is, latched or not, and any other name that is latched."""
-    latched = {latch.name: latch for latch in store.breaker_trips()}
+class BreakerState(TypedDict):
+    """Report one breaker; `since` (ISO 8601, UTC) and `reason` are None unless it is tripped."""
+
+    name: str
+    tripped: bool
+    since: str | None
+    reason: str | None
+
+
+def breakers(store: Store) -> list[BreakerState]:
+    """Return every known breaker, and any other name that is tripped."""
+    tripped = {trip.name: trip for trip in store.breaker_trips()}
     return [
-        {
-            "name": name,
-            "latched": name in latched,
-            "since": latched[name].tripped_at.isoformat() if name in latched else None,
-            "reason": latched[name].reason if name in latched else None,
-        }
-        for name in dict.fromkeys((*BREAKER_NAMES, *latched))
+        BreakerState(
+            name=name,
+            tripped=name in tripped,
+            since=tripped[name].tripped_at.isoformat() if name in tripped else None,
+            reason=tripped[name].reason if name in tripped else None,
+        )
+        for name in dict.fromkeys((*BREAKER_NAMES, *tripped))
     ]
 
 
-def history(store: Store) -> list[dict[str, Any]]:
-    """Every latch there ever was, oldest first: why it tripped, who reset it and why."""
+def history(store: Store) -> list[dict[str, str | None]]:
+    """Return every trip ever, oldest first: why it tripped, who reset it and why; moments in ISO 8601."""
     times = ("tripped_at", "reset_at", "reset_as_of")
     return [
-        asdict(latch) | {name: moment and moment.isoformat() for name in times for moment in [getattr(latch, name)]}
-        for latch in store.breaker_trips(tripped_only=False)
+        asdict(trip) | {name: moment and moment.isoformat() for name in times for moment in [getattr(trip, name)]}
+        for trip in store.breaker_trips(tripped_only=False)
     ]
 
 
 def trip(store: Store, name: str, at: datetime, by: str, reason: str) -> bool:
-    """Latch by hand; False if it is latched already. Raises UnknownName, and BadValues without a reason."""
-    refuse_unknown(name, BREAKER_NAMES)
+    """Trip a breaker by hand; return False if it is tripped already. Raises UnknownName; BadValues without a reason."""
+    check_name(name, BREAKER_NAMES)
     if not reason.strip():
-        raise BadValues(f"breaker {name} is latched for a reason: give --reason")
+        raise BadValues(f"breaker {name}: a trip needs a reason. Add --reason TEXT")
     return store.trip(name, at, f"{by}: {reason}")
 
 
 def reset(store: Store, name: str, at: datetime, by: str, reason: str) -> None:
-    """Reset by hand, and clear its alarm.
+    """Reset a breaker by hand, and clear its alarm.
 
-    Raises  UnknownName if it is not latched, BadValues without a name and a reason
+    Raises  UnknownName if it is not tripped, BadValues without a name and a reason
     """
-    refuse_unknown(name, tuple(found["name"] for found in breakers(store)))
+    check_name(name, tuple(found["name"] for found in breakers(store)))
     if not reason.strip():
-        raise BadValues(f"breaker {name} is reset for a reason: give --reason")
+        raise BadValues(f"breaker {name}: a reset needs a reason. Add --reason TEXT")
     store.reset(name, at, by, reason)
     for alarm in store.alarms():
         if alarm.kind == ALARM and alarm.detail.startswith(f"{name}: "):
             store.clear_alarm(alarm.id, at)
 
 
-def refuse_unknown(name: str, known: tuple[str, ...]) -> None:
+def check_name(name: str, known: tuple[str, ...]) -> None:
+    """Raise UnknownName, with the known names, if there is no such breaker."""
     if name not in known:
         raise UnknownName(f"no breaker {name!r}; known: {', '.join(known)}")

@@ -1,9 +1,9 @@
-"""Check: what ingest would say of a file, and what could be trained from it, before any server is started."""
+"""Check a data file before any server is started: what ingest would report, and what could be trained from it."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -22,31 +22,37 @@ from pipelines.params import Params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 
-ROWS_ARE_EVENTS = ("validator", "pattern")  # how many there are is known once signals were folded
+ROWS_ARE_EVENTS = ("validator", "pattern")  # their number is known only after signals were folded
 NAMED_GAPS = 5
-UNNAMED = "UNNAMED/USD"  # what a file is read as where nobody said its symbol: judging bars needs none
+UNNAMED = "UNNAMED/USD"  # the symbol a file is read as if none is given: assessing bars needs none
+
+
+Gap = TypedDict("Gap", {"from": str, "until": str, "bars": int})  # ISO 8601 opens of a gap, and its missing bars
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a family would learn from.
+    """Describe what a family would be trained on.
 
-    reads, absent  its columns that are there; those that are not → the input they wait for
-    scored         rows the gate could read at most: decision bars after the warm-up that are not kept for the first fit
-    told           whether that can be enough, in words
+    reads, absent  number of its columns that are there; each column that is not → the input it needs
+    scored         upper bound of the rows the gate scores: decision bars after the warm-up and after the first fit
+    explanation    whether that can be enough, for people
     """
 
     possible: bool
     reads: int
     absent: dict[str, str]
     scored: int
-    told: str
+    explanation: str
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """JSON-ready. parts: factors of the score, each 1.0 where nothing is wrong. history_bars: decision bars before the
-    last days, which are kept for the live service."""
+    """Describe a data file, JSON-ready.
+
+    parts         factors of the score, each 1.0 where nothing is wrong
+    history_bars  decision bars before the last days, which are set aside for the live service
+    """
 
     file: str
     symbol: str | None
@@ -60,7 +66,7 @@ class Checked:
     parts: dict[str, float]
     quarantined: dict[str, int]
     flagged: dict[str, int]
-    gaps: list[dict[str, Any]]
+    gaps: list[Gap]
     weekly_sessions: bool
     recorded: list[str]
     history_bars: int
@@ -68,11 +74,12 @@ class Checked:
 
     @property
     def passed(self) -> bool:
+        """Return True if a run would take the file."""
         return self.score >= self.floor
 
 
 def check(path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime) -> Checked:
-    """Read the file as ingest does and judge it as of `at` (aware). Raises what the files source raises."""
+    """Read the file as ingest does and assess it as of `at` (aware). Raises what the files source raises."""
     name = normalise_symbol(symbol or UNNAMED)
     source = make_source("files", path=path)
     frame = source.fetch(name, as_of=at, ingested_at=at)
@@ -80,9 +87,9 @@ def check(path: Path, symbol: str | None, context: list[Path], params: Params, a
     report = assess(frame, timeframe, at)
     bars = to_matrix(report.clean)
     decision_tf = params.data.decision_timeframe_for(timeframe)
-    given = recorded(bars, market_records(source, name, [str(file) for file in context], at))
-    held_back = timedelta(days=params.data.live_days).total_seconds()
-    history = bars[bars[:, OPEN_TIME] < bars[-1, OPEN_TIME] - held_back, OPEN_TIME] if len(bars) else bars[:, OPEN_TIME]
+    given = recorded_inputs(bars, market_records(source, name, [str(file) for file in context], at))
+    live_s = timedelta(days=params.data.live_days).total_seconds()
+    history = bars[bars[:, OPEN_TIME] < bars[-1, OPEN_TIME] - live_s, OPEN_TIME] if len(bars) else bars[:, OPEN_TIME]
     n = len(np.unique(history // TIMEFRAME_SECONDS[decision_tf]))
     stamps = report.clean["open_time"]
     return Checked(
@@ -95,10 +102,10 @@ def check(path: Path, symbol: str | None, context: list[Path], params: Params, a
         last=stamps.iloc[-1].isoformat() if len(stamps) else None,
         score=report.score,
         floor=params.data.quality_floor,
-        parts=parts(report),
+        parts=score_parts(report),
         quarantined={str(reason): int(n) for reason, n in report.quarantined["reason"].value_counts().items()},
         flagged={name: report.counts[name] for name in ("gaps", "missing", "disordered", "stale", "jumps")},
-        gaps=longest(report.gaps),
+        gaps=longest_gaps(report.gaps),
         weekly_sessions=report.weekly_sessions,
         recorded=sorted(given),
         history_bars=n,
@@ -106,8 +113,8 @@ def check(path: Path, symbol: str | None, context: list[Path], params: Params, a
     )
 
 
-def parts(report: QualityReport) -> dict[str, float]:
-    """The four factors of the score, as quality.assess multiplies them."""
+def score_parts(report: QualityReport) -> dict[str, float]:
+    """Return the four factors of the score, as quality.assess multiplies them; each a fraction in [0, 1]."""
     clean, counts = len(report.clean), report.counts
     if clean == 0:
         return {"complete": 0.0, "usable": 0.0, "in order": 1.0, "moving": 1.0}
@@ -119,17 +126,18 @@ def parts(report: QualityReport) -> dict[str, float]:
     }
 
 
-def longest(gaps: pd.DataFrame) -> list[dict[str, Any]]:
-    told = gaps.nlargest(NAMED_GAPS, "missing")
+def longest_gaps(gaps: pd.DataFrame) -> list[Gap]:
+    """Return the NAMED_GAPS gaps with the most missing bars, longest first."""
+    longest = gaps.nlargest(NAMED_GAPS, "missing")
     return [
         {"from": start.isoformat(), "until": end.isoformat(), "bars": int(missing)}
-        for start, end, missing in zip(told["start"], told["end"], told["missing"], strict=True)
+        for start, end, missing in zip(longest["start"], longest["end"], longest["missing"], strict=True)
     ]
 
 
-def recorded(bars: Floats, beside: Records) -> set[str]:
-    """What is there beside prices, in the words of `Column.needs`."""
-    books, feed = beside
+def recorded_inputs(bars: Floats, records: Records) -> set[str]:
+    """Return which inputs other than prices a market has, named as in `Column.needs`; bars (n, 8)."""
+    books, feed = records
     columns = {"volume": bars[:, VOLUME], "taker": bars[:, TAKER_BUY]}
     given = {name for name, values in columns.items() if not np.isnan(values).all()}
     if books is not None:
@@ -141,7 +149,7 @@ def recorded(bars: Floats, beside: Records) -> set[str]:
 
 
 def training(family: str, given: set[str], history_bars: int, params: Params) -> Training:
-    """Which variant of a family this data trains: the schema rule leaves out the columns that are not there."""
+    """Describe what a family would be trained on: the schema rule leaves out columns whose input is not `given`."""
     columns = VIEWS[family].columns if family in VIEWS else VALIDATOR_COLUMNS
     lacking = absent_columns((*FEATURES.catalogue, *SIGNALS.catalogue), given)
     lacking |= {} if "taker" in given else {pattern_view.TAKER: "taker"}
@@ -150,9 +158,9 @@ def training(family: str, given: set[str], history_bars: int, params: Params) ->
     scored = int(warm * (1 - params.splits.min_train_fraction))
     least = params.gate.min_events
     if scored < least:
-        told = f"too short: at most {scored:,} rows to score, the gate asks for {least:,}"
+        explanation = f"too short: at most {scored:,} rows to score, the gate needs {least:,}"
     elif family in ROWS_ARE_EVENTS:
-        told = "yes, if it holds enough events"
+        explanation = "yes, if it holds enough events"
     else:
-        told = "yes"
-    return Training(scored >= least, len(columns) - len(absent), absent, scored, told)
+        explanation = "yes"
+    return Training(scored >= least, len(columns) - len(absent), absent, scored, explanation)

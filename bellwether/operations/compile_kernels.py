@@ -1,7 +1,7 @@
-"""Compile every kernel once and keep the machine code, so that neither the first turn nor a service has to.
+"""Compile every kernel once and store the machine code, so that neither the first turn nor a service has to.
 
-`make setup` runs it: `python -m bellwether.operations.compile_kernels`. One process folds a short simulated market through what a turn and the
-services run; beside it another one asks everything that only recordings, studies and other plans are asked.
+`make setup` runs it: `python -m bellwether.operations.compile_kernels`. One process folds a short simulated market
+through what a turn and the services run; a second one runs the kernels of recordings, studies and other plans.
 """
 
 import sys
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -63,10 +63,12 @@ from serving.policy.decision_row import flatten, to_rows
 from serving.risk import exits
 from serving.risk.exposure import scenarios_of
 
+T = TypeVar("T")
 MARKET_DAYS = 30  # long enough for every feature to warm up and for some events to happen
 
 
-def timed(what: str, run: Callable[[], Any]) -> Any:
+def timed(what: str, run: Callable[[], T]) -> T:
+    """Run a function, print its seconds, and return its result."""
     began = time.perf_counter()
     result = run()
     print(f"compiled {what}: {time.perf_counter() - began:.1f} s", flush=True)
@@ -74,7 +76,7 @@ def timed(what: str, run: Callable[[], Any]) -> Any:
 
 
 def fold_twice(fold: StreamingFold, bars: Floats) -> Floats:
-    """Batch, then one live step: the two drivers of the same kernel."""
+    """Return the values of a fold over bars (n, 8), after one live step: the two drivers of the same kernel."""
     state = fold.fresh()
     values = fold.run(bars, state=state)
     fold.step(state, bars[-1])
@@ -82,11 +84,11 @@ def fold_twice(fold: StreamingFold, bars: Floats) -> Floats:
 
 
 def fit_regimes(history: History, base: Floats, step_s: int, params: Params) -> None:
-    """Fit and answer: the kernels of the regime family, which no fold drives."""
-    told, view = return_labels(history.bars, base, step_s, params), VIEWS["regime"]
-    keep = np.isfinite(history.features[:, FEATURES.index["volatility_regime"]])[told["index"]]
+    """Fit and predict with the regime family, whose kernels no fold calls."""
+    labels, view = return_labels(history.bars, base, step_s, params), VIEWS["regime"]
+    keep = np.isfinite(history.features[:, FEATURES.index["volatility_regime"]])[labels["index"]]
     keep[: view.steps] = False
-    index, values = told["index"][keep], {name: told[name][keep] for name in told}
+    index, values = labels["index"][keep], {name: labels[name][keep] for name in labels}
     data = Dataset(
         view.columns, lambda rows: view.build(history, index[rows]), at=np.arange(len(index)),
         extras={"ewma": values["ewma"]},
@@ -97,7 +99,7 @@ def fit_regimes(history: History, base: Floats, step_s: int, params: Params) -> 
 
 
 def warm_turn(params: Params) -> None:
-    """Run each compiled function of a turn on a small market, with the array types it meets in real use."""
+    """Run each compiled function of a turn on a small market, with the array types of real use."""
     spec = params.simulator.model_copy(
         update={"history_days": MARKET_DAYS, "live_days": 0, "drift_after_live_days": None}
     )
@@ -110,11 +112,11 @@ def warm_turn(params: Params) -> None:
     timed("alignment", lambda: align(bars[:, OPEN_TIME] + step_s, step_s, books, feed))
     features = timed("features", lambda: fold_twice(FEATURES, bars))
     signals = fold_twice(SIGNALS, bars)
-    voices = timed("voices", lambda: CategoryScores.fit(signals))
+    scores = timed("category scores", lambda: CategoryScores.fit(signals))
     context = np.full((len(bars), len(NO_CONTEXT)), np.nan)
     history = History(bars, features, signals, np.empty((len(bars), 2, 0, 3)), context)
     timed("regimes", lambda: fit_regimes(history, base, step_s, params))
-    direction, confidence = voices.score(signals)
+    direction, confidence = scores.score(signals)
     found = events(features, signals)
     closed = bars[found.index, OPEN_TIME] + step_s
     labels = timed(
@@ -148,8 +150,8 @@ def warm_turn(params: Params) -> None:
     timed("drift", lambda: block_effects(features[:half], features[half:], np.array([0]), half))
 
 
-def walked(n: int, seed: int) -> Floats:
-    """(n, 8) one-minute bars of a random walk: enough for what only has to be compiled."""
+def random_walk(n: int, seed: int) -> Floats:
+    """Return (n, 8) one-minute bars of a random walk: enough for what only has to be compiled."""
     rng = np.random.default_rng(seed)
     close = 100.0 * np.exp(np.cumsum(rng.normal(0.0, 1e-3, n)))
     first = np.concatenate([[100.0], close[:-1]])
@@ -158,8 +160,8 @@ def walked(n: int, seed: int) -> Floats:
     return np.column_stack([60.0 * np.arange(n), first, high, low, close, volume, np.full(n, 9.0), volume / 2])
 
 
-def recorded(folder: Path) -> Path:
-    """A recording of three changes of a book, one a minute."""
+def write_recording(folder: Path) -> Path:
+    """Write a recording of three changes of a book, one a minute, and return its folder."""
     at = pd.date_range("2024-01-01", periods=3, freq="1min", tz="UTC")
     pd.DataFrame(
         {"receive_time": at, "event_time": at, "final_update_id": [2, 3, 4], "prev_final_update_id": [1, 2, 3],
@@ -174,12 +176,12 @@ def recorded(folder: Path) -> Path:
 def warm_rest(params: Params) -> None:
     """Run what a turn does not: recordings, trades, sampling, fits of arrivals, other exits, stress and tails.
 
-    The signals come first, a third of all that is compiled: the other process finds them done when it is there.
+    The signals come first, a third of all that is compiled: they are done when the other process needs them.
     """
-    bars, rng = walked(900, 1), np.random.default_rng(2)
+    bars, rng = random_walk(900, 1), np.random.default_rng(2)
     timed("signals", lambda: fold_twice(SIGNALS, bars))
     with tempfile.TemporaryDirectory() as folder:
-        timed("recordings", lambda: recordings.replay_recording(recorded(Path(folder))))
+        timed("recordings", lambda: recordings.replay_recording(write_recording(Path(folder))))
     trades = Trades(
         bars[:, OPEN_TIME], bars[:, CLOSE], bars[:, VOLUME], np.where(rng.random(len(bars)) < 0.5, 1.0, -1.0)
     )
@@ -209,13 +211,14 @@ def warm_rest(params: Params) -> None:
 
 
 def main() -> None:
+    """Compile in two processes and mark the cache as warm; do nothing if it is."""
     bootstrap_process()
     restrict()
     try:
-        if told := compiled.prepare():
-            print(told)
+        if message := compiled.prepare():
+            print(message)
     except OSError as error:
-        sys.exit(f"kernels cannot be kept: {error}")
+        sys.exit(f"the machine code of the kernels cannot be stored: {error}")
     if compiled.kernels_are_warm():
         print("the kernel cache is warm")
         return

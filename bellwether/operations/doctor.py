@@ -1,4 +1,4 @@
-"""What is wrong with this installation, and what to do about it."""
+"""Check this installation: what is wrong, and what to do about it."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
@@ -23,15 +23,18 @@ from pipelines.errors import BellwetherError
 from pipelines.permissions import is_loose
 from pipelines.settings import ROOT, Settings
 
+if TYPE_CHECKING:
+    from pipelines.store import Store
+
 GIB = 1024**3
 SOON_DAYS = 3.0  # a disk that is full by then is a warning today
-WRITE_SECONDS = 2.0  # a store that takes longer for the smallest write is locked
+WRITE_SECONDS = 2.0  # a store that needs longer for the smallest write is locked
 FREE_MEMORY = 4 * GIB  # the six services take about 2.5 GiB, a training run about 1 GiB more
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `remedy` is empty when `state` is ok."""
+    """Report one check. `remedy` is empty when `state` is ok."""
 
     name: str
     state: Literal["ok", "warn", "fail"]
@@ -40,7 +43,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Look at everything a run needs; changes nothing. `fail` would stop a run, `warn` would slow or confuse it."""
+    """Check everything a run needs; change nothing. `fail` would stop a run, `warn` would slow or confuse it."""
     return [
         python_version(sys.version_info[:2]),
         packages(ROOT / "requirements.lock"),
@@ -60,6 +63,7 @@ def examine(settings: Settings) -> list[Finding]:
 
 
 def python_version(found: tuple[int, ...]) -> Finding:
+    """Check the version of Python: (major, minor)."""
     detail = ".".join(map(str, found))
     if (3, 11) <= found < (3, 13):
         return Finding("python", "ok", detail)
@@ -67,7 +71,7 @@ def python_version(found: tuple[int, ...]) -> Finding:
 
 
 def packages(lock: Path) -> Finding:
-    """Installed versions against the lock; a local build tag (`+cpu`) is no difference."""
+    """Compare installed versions with the lock; a local build tag (`+cpu`) is no difference."""
     pinned = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", lock.read_text(), flags=re.MULTILINE)
     wrong = [f"{name} {has}, locked {wanted}" for name, wanted in pinned if (has := _installed(name)) != wanted]
     if wrong:
@@ -76,6 +80,7 @@ def packages(lock: Path) -> Finding:
 
 
 def _installed(name: str) -> str:
+    """Return the installed version of a package without its local build tag; "missing" if there is none."""
     try:
         return version(name).partition("+")[0]
     except PackageNotFoundError:
@@ -83,7 +88,7 @@ def _installed(name: str) -> str:
 
 
 def git(root: Path) -> Finding:
-    """Every training run records the commit it came from."""
+    """Check that git can name a commit: every training run records the one it came from."""
     if shutil.which("git") is None:
         return Finding("git", "fail", "not found", "install git, with apt-get install git for instance")
     if not (root / ".git").exists():
@@ -92,7 +97,7 @@ def git(root: Path) -> Finding:
 
 
 def mlflow_library(root: Path) -> Finding:
-    """The folder mlflow/ holds files of the server. A Python file in it could hide the library of that name."""
+    """Check that our folder mlflow/, with files of the server, does not hide the library of that name."""
     modules = sorted(str(file.relative_to(root)) for file in (root / "mlflow").rglob("*.py"))
     spec = find_spec("mlflow")
     if modules or spec is None or spec.origin is None or Path(spec.origin).is_relative_to(root / "mlflow"):
@@ -102,6 +107,7 @@ def mlflow_library(root: Path) -> Finding:
 
 
 def writable(home: Path) -> Finding:
+    """Check that this user may write in the home, or in the folder that will contain it."""
     folder = _existing(home)
     if os.access(folder, os.W_OK | os.X_OK):
         return Finding("write access", "ok", str(home))
@@ -109,13 +115,14 @@ def writable(home: Path) -> Finding:
 
 
 def home_permissions(home: Path) -> Finding:
+    """Check that other users cannot open the home."""
     if is_loose(home):
         return Finding("closed to others", "warn", f"other users can open {home}", "bellwether up")
     return Finding("closed to others", "ok", str(home))
 
 
 def disk_space(settings: Settings) -> Finding:
-    """Free room against the two limits, and when it will be used up at the pace of the last day."""
+    """Compare free bytes with the two limits, and forecast in days when the disk is full at the last day's pace."""
     found = disk.check_space(settings.home, settings.disk_warn_mb * disk.MB, settings.disk_stop_mb * disk.MB)
     now_s = time.time()
     left = disk.days_left([*processes.disk_samples(settings), (now_s, found.free_bytes)], now_s)
@@ -129,7 +136,7 @@ def disk_space(settings: Settings) -> Finding:
 
 
 def memory(settings: Settings) -> Finding:
-    """What is available to us: what our own services hold already counts."""
+    """Check the memory available to us, what our own services use already included."""
     free = psutil.virtual_memory().available
     for process in processes.home_processes(settings):
         with suppress(psutil.NoSuchProcess):  # it ended just now
@@ -141,6 +148,7 @@ def memory(settings: Settings) -> Finding:
 
 
 def kernels() -> Finding:
+    """Check that the machine code of the kernels is compiled and matches its seals."""
     folder = compiled.configured_dir()
     if reason := compiled.untrusted_reason(folder):
         return Finding("kernels", "warn", f"{reason}: every process compiles for itself", "make setup")
@@ -152,6 +160,7 @@ def kernels() -> Finding:
 
 
 def open_ports(settings: Settings) -> Iterator[Finding]:
+    """Check each configured port: free, of our service, or of another process."""
     states = processes.services(settings)
     for name, service in processes.SERVICES.items():
         field = service.port_field
@@ -168,13 +177,13 @@ def open_ports(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 f"port {port}",
                 "fail",
-                f"wanted by {name}, held by {ports.holder(port)}",
+                f"needed by {name}, used by {ports.holder(port)}",
                 f"stop it, or set {ports.variable(field)} to another port",
             )
 
 
 def supervisor_running(settings: Settings) -> Finding:
-    """Whether what runs is watched: without its supervisor nothing is restarted, and logs stand still."""
+    """Check that what runs has a supervisor: without one nothing is restarted, and logs end."""
     found = processes.supervisor_of(settings)
     if found is None:
         living = processes.home_processes(settings)
@@ -189,7 +198,7 @@ def supervisor_running(settings: Settings) -> Finding:
 
 
 def store(settings: Settings) -> Iterator[Finding]:
-    """Whether the store can be read and written, and what is open in it."""
+    """Check that the store can be read and written, and report open alarms and tripped breakers."""
     from bellwether import error_messages  # only here and below: what follows loads the database's library
     from pipelines.store import Store, StoreFault, damage, exists
 
@@ -214,39 +223,40 @@ def store(settings: Settings) -> Iterator[Finding]:
             yield Finding("alarms", "warn", f"{len(alarms)} open, newest: {alarms[-1][:200]}", "bellwether alarms")
         else:
             yield Finding("alarms", "ok", "none open")
-        latched = [f"{latch.name} ({latch.reason})" for latch in opened.breaker_trips()]
-        if latched:
-            yield Finding("breakers", "warn", "; ".join(latched), "bellwether breaker reset NAME --by YOU --reason WHY")
+        tripped = [f"{trip.name} ({trip.reason})" for trip in opened.breaker_trips()]
+        if tripped:
+            yield Finding("breakers", "warn", "; ".join(tripped), "bellwether breaker reset NAME --by YOU --reason WHY")
         else:
-            yield Finding("breakers", "ok", "none latched")
+            yield Finding("breakers", "ok", "none tripped")
     except (BellwetherError, StoreFault, OSError) as error:
         yield Finding("store", "fail", error_messages.describe_known_error(error) or str(error), "see the detail")
     finally:
         opened.close()
 
 
-def _write_fault(opened: Any) -> str | None:
-    """Why the smallest write did not succeed in WRITE_SECONDS; None if it did."""
+def _write_fault(opened: "Store") -> str | None:
+    """Return why the smallest write did not succeed in WRITE_SECONDS; None if it did."""
     from flows.support.installation import now
 
-    told = [f"a write did not get through in {WRITE_SECONDS:g} s: another process holds the lock"]
+    faults = [f"a write did not get through in {WRITE_SECONDS:g} s: another process holds the lock"]
 
     def write() -> None:
+        """Acquire and release a lease; record a fault."""
         try:
             opened.acquire_lease("doctor", "doctor", now(), timedelta(seconds=1))
             opened.release_lease("doctor", "doctor")
-            told.clear()
+            faults.clear()
         except Exception as error:  # noqa: BLE001 - whatever a database raises is what is found
-            told[:] = [(str(error).splitlines() or [type(error).__name__])[0]]
+            faults[:] = [(str(error).splitlines() or [type(error).__name__])[0]]
 
     thread = threading.Thread(target=write, name="doctor", daemon=True)  # it may wait much longer than we do
     thread.start()
     thread.join(WRITE_SECONDS)
-    return told[0] if told else None
+    return faults[0] if faults else None
 
 
 def services(settings: Settings) -> Iterator[Finding]:
-    """Services that run and do not work, and what the decision service says of itself."""
+    """Report services that run and do not work, and the status of the decision service."""
     states = processes.services(settings)
     for name, state in states.items():
         if state["state"] == "up" and state["detail"] in (None, processes.UNWATCHED):  # that is a finding of its own
@@ -260,42 +270,43 @@ def services(settings: Settings) -> Iterator[Finding]:
 
 
 def decisions(settings: Settings) -> Iterator[Finding]:
-    """Tier, warm-up, silent symbols and refused models, as the decision service tells them."""
+    """Report tier, warm-up, symbols without data and refused models, from the decision service."""
     from serving.client import Client
 
     try:
         with Client(settings) as client:
-            told = client.status()
+            status = client.status()
     except BellwetherError as error:
         yield Finding("decisions", "fail", " ".join(str(error).split())[:300], "bellwether up")
         return
-    yield from _of_status(told)
+    yield from _status_findings(status)
 
 
-def _of_status(told: Mapping[str, Any]) -> Iterator[Finding]:
-    """Findings from an answer of /status."""
-    runbook = "docs/runbook.md says what each reason asks for"
-    tier, reason = told.get("tier"), str(told.get("tier_reason", ""))
-    if not told.get("symbols"):
+def _status_findings(status: Mapping[str, Any]) -> Iterator[Finding]:
+    """Return the findings of an answer of /status."""
+    runbook = "see the reason in docs/runbook.md"
+    tier, reason = status.get("tier"), str(status.get("tier_reason", ""))
+    if not status.get("symbols"):
         yield Finding("decisions", "warn", reason or "no symbol yet", "bellwether run --once")
         return
-    health = told.get("health", "")
+    health = status.get("health", "")
     level: Literal["ok", "warn", "fail"] = "fail" if tier == 4 else "ok" if health == "HEALTHY" else "warn"
-    why = str(told.get("health_reason") or reason)
+    why = str(status.get("health_reason") or reason)
     yield Finding("decisions", level, f"tier {tier}, {health}: {why}", "" if level == "ok" else runbook)
-    for name, symbol in told["symbols"].items():
+    for name, symbol in status["symbols"].items():
         if symbol.get("reason"):
             yield Finding(
-                f"symbol {name}", "warn", f"warming up: {symbol['reason']}", "send it bars; it ends by itself"
+                f"symbol {name}", "warn", f"warming up: {symbol['reason']}", "send it bars; warm-up ends by itself"
             )
         elif symbol.get("tier") == 4:
             yield Finding(f"symbol {name}", "fail", f"tier 4: {symbol.get('tier_reason')}", runbook)
-    for refused in told.get("refused", []):
+    for refused in status.get("refused", []):
         detail = f"{refused['family']} {refused['arm']} version {refused['version']}: {refused['reason']}"
         yield Finding("model refused", "warn", detail, f"bellwether rollback {refused['family']}")
 
 
 def old_runs(settings: Settings) -> Finding:
+    """Check for state files that a crashed run left behind."""
     files = processes.leftovers(settings)
     if files:
         return Finding("old runs", "warn", f"{files[0]} is of a run that crashed", "bellwether down")
@@ -303,6 +314,6 @@ def old_runs(settings: Settings) -> Finding:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder itself, or the nearest parent that exists."""
+    """Return the folder itself, or the nearest parent that exists."""
     folder = folder.resolve()
     return next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,10 +1,10 @@
-"""Retention: what an installation may let go of after `keep_days`, and what it never does.
+"""Retention: what an installation removes after `keep_days`, and what it never removes.
 
 Removed: decisions without an event or a trade, cleared alarms, closed retrain requests, and local copies of bundles
-that nothing names any more (MLflow keeps the models). Never removed: the promotion ledger, trials (the deflated Sharpe
+that nothing names any more (MLflow stores the models). Never removed: the promotion ledger, trials (the deflated Sharpe
 ratio counts them), observed bars and records (the next data version is made from them), decisions that were emitted,
-stood on an event or have an outcome, fills, breakers, and each bundle that serves, could be rolled back to, or spoke in
-a decision that stays.
+rest on an event or have an outcome, fills, breakers, and each bundle that serves, could be rolled back to, or took part
+in a decision that stays.
 """
 
 import shutil
@@ -22,15 +22,15 @@ RULES = {
     "decisions": "NO_TRADE without an event",
     "alarms": "cleared; the newest stays",
     "retrain_requests": "closed; the newest of each family stays",
-    "bundles": "named by no slot, earlier champion or kept decision",
+    "bundles": "named by no slot, earlier champion or remaining decision",
 }
 DIGEST_LETTERS = 64
-GONE = ".gone-"  # a bundle on its way out, so that no reader meets half of one
+GONE = ".gone-"  # prefix of a bundle being removed, so that no reader meets half of one
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """n of one kind. `oldest` is the moment of the oldest; `bytes` on disk, None where a database reuses the space."""
+    """Count what is removed of one kind: `oldest` in UTC; `bytes` on disk, None where a database reuses the space."""
 
     what: str
     n: int
@@ -39,12 +39,15 @@ class Removal:
 
     @property
     def rule(self) -> str:
+        """Return which records of this kind are removed, for people."""
         return RULES[self.what]
 
 
 def cutoff(installation: Installation, days: int, at: datetime) -> datetime:
-    """Only what is older than this goes: `days` before `at`, and nothing that came after the newest data version,
-    which drift is still measured on."""
+    """Return the moment before which records may be removed: `days` before `at`.
+
+    Never later than the end of the newest data version, since drift is measured on what came after it.
+    """
     before = at - timedelta(days=days)
     if (installation.workspace / "data" / "manifest.json").is_file():
         return min(before, datetime.fromisoformat(installation.manifest()["last"]))
@@ -52,34 +55,34 @@ def cutoff(installation: Installation, days: int, at: datetime) -> datetime:
 
 
 def plan(installation: Installation, before: datetime) -> list[Removal]:
-    """What `prune` would remove now. Changes nothing."""
+    """Return what `prune` would remove now. Changes nothing."""
     rows = [Removal(table, n, oldest, None) for table, (n, oldest) in installation.store.prunable(before).items()]
-    return [*rows, _told(list(idle_bundles(installation, before)))]
+    return [*rows, _bundle_removal(list(idle_bundles(installation, before)))]
 
 
 def prune(installation: Installation, before: datetime) -> list[Removal]:
-    """Remove what `plan` shows, and say what went. Services may run. Raises LeaseHeld while a champion is moved."""
+    """Remove what `plan` shows, and return it. Services may run. Raises LeaseHeld while a champion is moved."""
     oldest = {table: moment for table, (_, moment) in installation.store.prunable(before).items()}
     rows = [Removal(table, n, oldest[table], None) for table, n in installation.store.prune(before).items()]
-    with promotion_lease(installation):  # nobody fetches or publishes a bundle meanwhile
+    with promotion_lease(installation):  # no bundle is fetched or published meanwhile
         idle = list(idle_bundles(installation, before))
-        told = _told(idle)
+        bundles = _bundle_removal(idle)
         for bundle in idle:
             bundle.rename(bundle.with_name(GONE + bundle.name))
         for gone in installation.settings.bundles.glob(f"{GONE}*"):  # and what an interrupted prune left
             shutil.rmtree(gone)
-    return [*rows, told]
+    return [*rows, bundles]
 
 
 def idle_bundles(installation: Installation, before: datetime) -> Iterator[Path]:
-    """Local bundles older than `before` that nothing names.
+    """Yield local bundles older than `before` that nothing names.
 
-    Raises  StateError if the generation file cannot be read: then it is not known what is served
+    Raises  StateError if the generation file cannot be read: then it is unknown which bundles serve
     """
     named = installation.store.served_digests(before)
     for family in FAMILIES:
-        slots, held = slots_of(installation.store, family), set(champions(installation.store, family))
-        lines = [line for line in installation.store.promotions(family) if line.to_version in held]
+        slots, versions = slots_of(installation.store, family), set(champions(installation.store, family))
+        lines = [line for line in installation.store.promotions(family) if line.to_version in versions]
         named |= {str(line.digest) for line in (*lines, slots.champion, slots.challenger) if line is not None}
     served = read_generation(installation.settings.serving_dir) or {"families": {}}
     named |= {str(slot["digest"]) for slots in served["families"].values() for slot in slots.values() if slot}
@@ -90,9 +93,11 @@ def idle_bundles(installation: Installation, before: datetime) -> Iterator[Path]
 
 
 def _modified(folder: Path) -> datetime:
+    """Return when a folder was last modified, in UTC."""
     return datetime.fromtimestamp(folder.stat().st_mtime, UTC)
 
 
-def _told(bundles: list[Path]) -> Removal:
+def _bundle_removal(bundles: list[Path]) -> Removal:
+    """Return how many bundles these are, the oldest and their bytes."""
     size = sum(file.stat().st_size for bundle in bundles for file in bundle.rglob("*") if file.is_file())
     return Removal("bundles", len(bundles), min(map(_modified, bundles), default=None), size)

@@ -1,7 +1,7 @@
-"""A warm start that this release cannot read is folded again, from the data version in the workspace.
+"""Rebuild a warm start that this release cannot read, from the data version in the workspace.
 
 A release that changes a feature or a signal changes the catalogue, and refuses the state that an earlier one published.
-`bellwether up` looks before it starts the decision service, so that an upgrade needs no person.
+`bellwether up` checks before it starts the decision service, so that an upgrade needs no manual step.
 """
 
 import json
@@ -25,34 +25,28 @@ from serving.inference.generation import GENERATION_FILE, read_generation, write
 
 
 def refused(installation: Installation) -> str | None:
-    """Why this release cannot go on from the published warm start; None if it can, or if none is published.
+    """Return why this release cannot use the published warm start; None if it can, or if none is published.
 
-    Raises StateError if the generation file is not one.
+    Raises  StateError if the generation file is damaged
     """
     served = read_generation(installation.settings.serving_dir)
     published = served and served.get("warm_start")
     if not published:
         return None
-    from pipelines.warm_start import read_warm_start  # all kernels, which no other command waits for
+    from pipelines.warm_start import read_warm_start  # it imports all kernels: only this check should wait for them
 
     try:
         read_warm_start(Path(published["path"]), published["digest"])
-    except (
-        BellwetherError,
-        LookupError,
-        OSError,
-        TypeError,
-        ValueError,
-    ) as error:  # another layout shows as any of them
+    except (BellwetherError, LookupError, OSError, TypeError, ValueError) as error:  # another layout raises any of them
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def before_start(settings: Settings, progress: Progress = silent) -> None:
-    """Rebuild a published warm start that this release refuses, and say so; what cannot be rebuilt is said too.
+    """Rebuild a published warm start that this release refuses, and report it, or why it cannot be rebuilt.
 
-    The services start all the same: without live state the decision service is not ready, and its alarm says why.
-    Nothing is looked at where nothing was ever published, or while the decision service answers.
+    The services start all the same: without live state the decision service is not ready, and its alarm explains it.
+    Does nothing if nothing was ever published, or while the decision service answers.
     """
     if not (settings.serving_dir / GENERATION_FILE).is_file() or processes.is_responding(settings, "decision"):
         return
@@ -70,10 +64,10 @@ def before_start(settings: Settings, progress: Progress = silent) -> None:
 
 
 def rebuild(installation: Installation) -> int:
-    """Fold the workspace's data once more, publish the result and name it to serving; returns the new generation.
+    """Fold the workspace's data again, publish the result to serving, and return the new generation.
 
-    What was observed since is in the store, and the service folds it on top. Raises StateError without a workspace
-    that holds data, labels and a generation file, with the command that makes all of them.
+    What was observed since is in the store, and the service folds it on top.
+    Raises  StateError without a workspace that holds data and labels, with the command that makes them
     """
     from pipelines.warm_start import publish_warm_start
 
@@ -81,7 +75,7 @@ def rebuild(installation: Installation) -> int:
     workspace, labels = installation.workspace, installation.workspace / "artifacts" / "labels" / "traditional.json"
     for wanted in (workspace / "data" / "manifest.json", workspace / "data.dvc", labels):
         if not wanted.is_file():
-            raise StateError(f"the warm start cannot be folded again: {wanted} is not there; {remedy}")
+            raise StateError(f"the warm start cannot be folded again: {wanted} is missing; {remedy}")
     lease = timedelta(minutes=installation.params.retrain.lease_minutes)
     with (
         hold_lease(installation, WORKSPACE, lease, timeout_s=60.0),
@@ -92,11 +86,11 @@ def rebuild(installation: Installation) -> int:
         shutil.copy2(workspace / "data.dvc", folder / "data.dvc")
         shutil.copy2(installation.settings.params_file, folder / "params.yaml")
         _fold(folder, remedy)
-        told, data_hash = json.loads(labels.read_text()), versioning.data_hash(folder)
+        counts, data_hash = json.loads(labels.read_text()), versioning.data_hash(folder)
         into = installation.settings.serving_dir / "warm"
         into.mkdir(parents=True, exist_ok=True)
         stage = folder / "artifacts" / "features" / "warm"
-        published = publish_warm_start(stage, into, data_hash=data_hash, hits=told["hits"], n=told["n"])
+        published = publish_warm_start(stage, into, data_hash=data_hash, hits=counts["hits"], n=counts["n"])
     with promotion_lease(installation):
         served = read_generation(installation.settings.serving_dir)
         families = served["families"] if served else {}
@@ -104,11 +98,11 @@ def rebuild(installation: Installation) -> int:
 
 
 def _fold(folder: Path, remedy: str) -> None:
-    """The features stage in a process of its own, as dvc.yaml runs it: it reads and writes where it stands."""
+    """Run the features stage in a process of its own, as dvc.yaml does: it reads and writes its current folder."""
     words = [sys.executable, "-P", "-m", "pipelines.training.stages", "features"]
     done = subprocess.run(
         words, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise StateError(f"the warm start cannot be folded again: {' '.join(said)[:300]}; {remedy}")
+        last_line = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        raise StateError(f"the warm start cannot be folded again: {' '.join(last_line)[:300]}; {remedy}")

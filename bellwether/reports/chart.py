@@ -1,7 +1,7 @@
-"""A picture of a market and of what the product said: candles, signals where they began to speak, decisions, regimes.
+"""Draw a market: candles, the onsets of signals, decisions and regimes.
 
-Everything drawn was computed before: signals of the newest snapshot, and after its end those stored with each decision.
-A bar nobody decided on after the snapshot has no signals, and is drawn without.
+Nothing is computed here: signals come from the newest snapshot, and after its end from those stored with each decision.
+A bar after the snapshot without a decision has no signals, and is drawn without.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,19 @@ from typing import Any
 import numpy as np
 
 from flows.support.installation import Installation
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, REGIMES, TIMEFRAME_SECONDS, VOLUME, Decision, Floats
+from pipelines.contracts import (
+    CLOSE,
+    HIGH,
+    LOW,
+    OPEN,
+    OPEN_TIME,
+    REGIMES,
+    TIMEFRAME_SECONDS,
+    VOLUME,
+    Decision,
+    Floats,
+    JsonObject,
+)
 from pipelines.data.timeframes import resample
 from pipelines.errors import UnknownName
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
@@ -26,8 +38,12 @@ COLOURS = dict(zip(REGIMES, ("#4c78a8", "#b8b8b8", "#e45756", "#72b7b2"), strict
 
 @dataclass(frozen=True, slots=True)
 class ChartData:
-    """bars (n, 8) decision bars; signals (n, len(SIGNALS.columns)), NaN where none were computed; the decisions made
-    on these bars, oldest first."""
+    """Hold what is drawn.
+
+    bars       (n, 8) decision bars of `step_s` seconds, stamped at their open
+    signals    (n, len(SIGNALS.columns)) on them; NaN where none were computed
+    decisions  those made on these bars, oldest first
+    """
 
     symbol: str
     step_s: int
@@ -38,7 +54,7 @@ class ChartData:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A signal beginning to speak: at which bar, which way, how strongly, of which prices."""
+    """Describe the onset of a signal: its bar, direction (-1 or 1), strength, and price zone; NaN if it has none."""
 
     signal: str
     at: int
@@ -49,8 +65,10 @@ class Mark:
 
 
 def gather(installation: Installation, symbol: str | None, last: int) -> ChartData:
-    """The newest `last` decision bars of a market. Raises UnknownName for one nobody has data of, StateError before the
-    first ingest."""
+    """Return the newest `last` decision bars of a market with their signals and decisions.
+
+    Raises  UnknownName for a market without data, StateError before the first ingest
+    """
     described, meta = installation.manifest(), installation.meta()
     name = symbol or str(described["symbol"])
     step_s = TIMEFRAME_SECONDS[meta["decision_timeframe"]]
@@ -68,12 +86,12 @@ def gather(installation: Installation, symbol: str | None, last: int) -> ChartDa
     bars = np.vstack([bars, live])[-last:]
     first = datetime.fromtimestamp(bars[0, OPEN_TIME] + step_s, UTC)
     records = installation.store.decisions(name, since=first)
-    signals = np.vstack([signals, _as_decided(live, records, step_s)])[-last:]
+    signals = np.vstack([signals, _decided_signals(live, records, step_s)])[-last:]
     return ChartData(name, step_s, bars, signals, tuple(record.decision for record in records))
 
 
-def _as_decided(bars: Floats, records: Sequence[DecisionRecord], step_s: int) -> Floats:
-    """(n, k) signal rows stored with the decisions on these bars; NaN for a bar nobody decided on."""
+def _decided_signals(bars: Floats, records: Sequence[DecisionRecord], step_s: int) -> Floats:
+    """Return the (n, k) signal rows stored with the decisions on these bars; NaN for a bar without a decision."""
     known = {record.decision.as_of.timestamp(): np.frombuffer(record.signals, dtype="<f8") for record in records}
     missing = np.full(len(SIGNALS.columns), np.nan)
     closes = (bars[:, OPEN_TIME] + step_s).tolist()
@@ -81,7 +99,7 @@ def _as_decided(bars: Floats, records: Sequence[DecisionRecord], step_s: int) ->
 
 
 def marks(signals: Floats) -> list[Mark]:
-    """Where each signal began to speak: it says a side that it did not say at the bar before."""
+    """Return the onsets of all signals in time order: a direction that differs from the bar before."""
     found = []
     for name in (name for names in PRODUCERS.values() for name in names):
         side = direction(signals, name)
@@ -92,8 +110,8 @@ def marks(signals: Floats) -> list[Mark]:
     return sorted(found, key=lambda mark: (mark.at, mark.signal))
 
 
-def to_dict(drawn: ChartData) -> dict[str, Any]:
-    """The same as plain JSON."""
+def to_dict(drawn: ChartData) -> JsonObject:
+    """Return what is drawn, JSON-ready; times are closes in UTC."""
     times = [_moment(t + drawn.step_s) for t in drawn.bars[:, OPEN_TIME].tolist()]
     return {
         "symbol": drawn.symbol,
@@ -115,7 +133,7 @@ def to_dict(drawn: ChartData) -> dict[str, Any]:
 
 
 def write(drawn: ChartData, file: Path) -> Path:
-    """The picture as one self-contained page."""
+    """Write the chart as one self-contained page, and return its path."""
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -134,16 +152,16 @@ def write(drawn: ChartData, file: Path) -> Path:
         _add_decision(figure, go, decision)
     figure.add_trace(go.Bar(x=times, y=bars[:, VOLUME], name="volume", marker_color="#9db2bf", showlegend=False),
                      row=2, col=1)  # fmt: skip
-    for first, end, regime in _stretches(drawn):
+    for first, end, regime in _regime_spans(drawn):
         figure.add_vrect(x0=_moment(first), x1=_moment(end), fillcolor=COLOURS[regime], opacity=0.12, line_width=0)
     for regime, colour in COLOURS.items():
         swatch = {"symbol": "square", "size": 12, "color": colour, "opacity": 0.4}
         figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", name=regime, marker=swatch))
-    blind = int(np.isnan(drawn.signals).all(axis=1).sum())
-    unseen = f", {blind} of them without signals" if blind else ""
+    without = int(np.isnan(drawn.signals).all(axis=1).sum())
+    note = f", {without} of them without signals" if without else ""
     emitted = sum(d.action != "NO_TRADE" for d in drawn.decisions)
     figure.update_layout(
-        title=f"{drawn.symbol}: {len(bars):,} bars of {drawn.step_s // 60} min to {times[-1]} UTC{unseen}; "
+        title=f"{drawn.symbol}: {len(bars):,} bars of {drawn.step_s // 60} min to {times[-1]} UTC{note}; "
         f"{len(drawn.decisions):,} decisions, {emitted} emitted",
         xaxis_rangeslider_visible=False, template="plotly_white", height=900, legend={"groupclick": "toggleitem"},
         hovermode="closest", margin={"l": 60, "r": 20, "t": 60, "b": 40},
@@ -156,7 +174,7 @@ def write(drawn: ChartData, file: Path) -> Path:
 
 
 def _trace(go: Any, mine: list[Mark], bars: Floats, times: list[str], reach: float, rank: int, category: str) -> Any:
-    """One signal's marks: under the bar where it speaks for a rise, over it for a fall, each at a height of its own."""
+    """Return the marks of one signal: under the bar for a rise, above it for a fall, each signal at its own height."""
     away = reach * (0.6 + 0.5 * rank)
     return go.Scatter(
         x=[times[m.at] for m in mine],
@@ -178,11 +196,12 @@ def _trace(go: Any, mine: list[Mark], bars: Floats, times: list[str], reach: flo
 
 
 def _zone(mark: Mark) -> str:
+    """Return the prices of a mark as text; empty if it has none."""
     return f", prices {mark.low:,.2f} to {mark.high:,.2f}" if np.isfinite(mark.low) and np.isfinite(mark.high) else ""
 
 
 def _add_decision(figure: Any, go: Any, decision: Decision) -> None:
-    """Entry with its stop and target until it expires."""
+    """Add the entry of a decision, with its stop and target until it expires."""
     until = (decision.expiry or decision.as_of).isoformat()
     colour = "#1a7f37" if decision.action == "BUY" else "#b42318"
     hover = f"{decision.action} {decision.size:.2%}, edge {decision.edge_bps or 0:.1f} bps, {decision.id}"
@@ -198,8 +217,8 @@ def _add_decision(figure: Any, go: Any, decision: Decision) -> None:
                              line={"color": colour, "width": 1.5, "dash": dash}, row=1, col=1)  # fmt: skip
 
 
-def _stretches(drawn: ChartData) -> list[tuple[float, float, str]]:
-    """(from, to, regime) of decisions in a row that knew the same regime, epoch seconds."""
+def _regime_spans(drawn: ChartData) -> list[tuple[float, float, str]]:
+    """Return (from, to, regime) of consecutive decisions in the same regime; epoch seconds."""
     found: list[tuple[float, float, str]] = []
     for decision in drawn.decisions:
         if decision.regime is None:
@@ -213,8 +232,10 @@ def _stretches(drawn: ChartData) -> list[tuple[float, float, str]]:
 
 
 def _moment(seconds: float) -> str:
+    """Return epoch seconds as UTC, to the minute."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _known(value: float) -> float | None:
+    """Return None for NaN and infinity."""
     return value if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""A picture of an order book's heatmap: what rested at which price when, its walls and clusters, and how deep it is."""
+"""Draw the heatmap of an order book: size at each price over time, liquidity walls, clusters and depth."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import Floats
+from pipelines.contracts import Floats, JsonObject
 from pipelines.data.orderbook.heatmap import LEVELS_PER_SIDE, Heatmap
 
 BID, ASK = "#1a9e6a", "#d1495b"
 
 
 def grid(heatmap: Heatmap) -> tuple[Floats, Floats]:
-    """(m,) prices of all levels that any snapshot reached, lowest first, and (m, k) intensity there; NaN where a
-    snapshot did not reach. A level that both sides rest in shows both."""
+    """Return (m,) prices of all levels that any snapshot reached, lowest first, and (m, k) intensity there.
+
+    NaN where a snapshot did not reach. A level with both sides shows their sum.
+    """
     at = np.rint((heatmap.prices - heatmap.prices.min()) / heatmap.width).astype(int)
     shown = np.full((at.max() + 1, len(heatmap.times)), np.nan)
     when = np.broadcast_to(np.arange(len(heatmap.times))[:, None], at.shape)
@@ -25,8 +27,10 @@ def grid(heatmap: Heatmap) -> tuple[Floats, Floats]:
 
 
 def figure(heatmap: Heatmap, title: str) -> Any:
-    """Plotly figure: on the left the book over time, on the right what rests up to each price. The colour grows with
-    the square root of intensity: one wall would leave all else black."""
+    """Return the Plotly figure: on the left the book over time, on the right the cumulative size up to each price.
+
+    The colour grows with the square root of intensity: otherwise one wall would leave all else black.
+    """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
@@ -76,8 +80,8 @@ def figure(heatmap: Heatmap, title: str) -> Any:
     return drawn
 
 
-def to_dict(heatmap: Heatmap) -> dict[str, Any]:
-    """What the picture shows, JSON-ready: prices in quote currency, sizes of walls in medians."""
+def to_dict(heatmap: Heatmap) -> JsonObject:
+    """Return what the figure shows, JSON-ready: prices in quote currency, sizes of walls in medians."""
     imbalance, concentration, liquidity = heatmap.summary[:3].tolist()
     return {
         "snapshots": len(heatmap.times),
@@ -87,13 +91,13 @@ def to_dict(heatmap: Heatmap) -> dict[str, Any]:
         "imbalance": imbalance,
         "concentration": concentration,
         "liquidity": liquidity,
-        "walls": [asdict(wall) for wall in heatmap.liquidity_walls],
+        "liquidity_walls": [asdict(wall) for wall in heatmap.liquidity_walls],
         "clusters": [asdict(cluster) for cluster in heatmap.clusters],
     }
 
 
 def write(heatmap: Heatmap, title: str, file: Path) -> Path:
-    """The picture as one self-contained page, which needs no network."""
+    """Write the figure as one self-contained page, and return its path."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure(heatmap, title).write_html(file, include_plotlyjs=True)
     return file

@@ -1,20 +1,29 @@
-"""The signals of a market: which there are, what one that cannot speak waits for, and what each was worth.
+"""List the signals of a market: the inputs an unavailable one lacks, the onsets of the others, and their scores.
 
-Counts and scores are those of the newest snapshot: what was folded when it was ingested. A market that is only observed
-has no snapshot; it is listed by the bars observed and by the signals stored with its decisions.
+Onsets and scores are those of the newest snapshot, as folded when it was ingested. A market that is only observed has
+no snapshot; it is listed by the bars observed and by the signals stored with its decisions.
 """
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from bellwether.reports.chart import gather
 from flows.support.installation import Installation
-from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TAKER_BUY, TAPE, TIMEFRAME_SECONDS, VOLUME, Floats
+from pipelines.contracts import (
+    CONTEXT_FIELDS,
+    OPEN_TIME,
+    TAKER_BUY,
+    TAPE,
+    TIMEFRAME_SECONDS,
+    VOLUME,
+    Floats,
+    JsonObject,
+)
 from pipelines.errors import StateError, UnknownName
 from pipelines.evaluation.signals import Scores, format_estimate, score_signals, write_page
 from pipelines.features.catalog import absent_columns
@@ -22,14 +31,16 @@ from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, onsets
 
 __all__ = ["SCORE_COLUMNS", "format_estimate", "listing", "missing_inputs", "score", "score_rows", "write"]
-EVERY_BAR = 2**31  # of a market that is only observed
+EVERY_BAR = 2**31  # more than any market has
 SCORE_COLUMNS = ("signal", "n", "a week", "bars held", "hit rate", "gross bps", "net bps")
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A market's decision bars (n, 8) of `step_s` seconds, signals (n, ks) on them, and what was recorded beside prices
-    in the words of `Column.needs`."""
+    """Hold a market: decision bars (n, 8) of `step_s` seconds, signals (n, ks) on them, and its recorded inputs.
+
+    given   inputs other than prices, named as in `Column.needs`
+    """
 
     symbol: str
     step_s: int
@@ -38,15 +49,25 @@ class Known:
     given: set[str]
 
 
-def listing(installation: Installation, symbol: str | None) -> dict[str, Any]:
-    """Every row S1–S17 and D7 with its signals, JSON-ready; before the first ingest, what each of them needs.
+class SignalStatus(TypedDict):
+    """Report one signal: `needs` as in `Column.needs`, number of onsets, and close of the last (UTC)."""
 
-    Raises UnknownName for a market nobody has data of, StateError for one asked for before the first ingest, or if the
-    snapshot was folded by another catalogue.
+    category: str | None
+    status: str
+    needs: str | None
+    onsets: int | None
+    last: str | None
+
+
+def listing(installation: Installation, symbol: str | None) -> JsonObject:
+    """Return every row S1–S17 and D7 with its signals, JSON-ready; before the first ingest, what each of them needs.
+
+    Raises  UnknownName for a market without data; StateError for a named market before the first ingest, or if the
+            snapshot was folded by another catalogue
     """
     known = None if symbol is None and not _ingested(installation) else _known(installation, symbol)
     lines = [
-        {"row": row, "told": about.description, "signal": name, **_line(known, name)}
+        {"row": row, "description": about.description, "signal": name, **_signal_status(known, name)}
         for row, about in SIGNAL_REGISTRY.items()
         for name in about.signals or (None,)
     ]
@@ -60,19 +81,19 @@ def listing(installation: Installation, symbol: str | None) -> dict[str, Any]:
     }
 
 
-def _line(known: Known | None, name: str | None) -> dict[str, Any]:
-    """What can be said of one signal: its category, whether it can speak, how often it began to, and when last."""
-    silent = {"category": None, "status": "rule, no signal", "needs": None, "spoke": None, "last": None}
+def _signal_status(known: Known | None, name: str | None) -> SignalStatus:
+    """Return the category of a signal, whether it is available, its number of onsets and the last of them (UTC)."""
+    unknown = SignalStatus(category=None, status="rule, no signal", needs=None, onsets=None, last=None)
     if name is None:
-        return silent
-    category = next((group for group, heard in PRODUCERS.items() if name in heard), None)
+        return unknown
+    category = next((group for group, names in PRODUCERS.items() if name in names), None)
     column = SIGNALS.index.get(f"{name}.direction")
     if column is None:
-        return silent | {"category": category, "status": "unavailable: needs a producer", "needs": "a producer"}
+        return {**unknown, "category": category, "status": "unavailable: needs a producer", "needs": "a producer"}
     needs = SIGNALS.catalogue[column].needs
     if known is None:
-        return silent | {"category": category, "status": f"needs {missing_inputs(needs)}" if needs else "needs prices",
-                         "needs": needs}  # fmt: skip
+        status = f"needs {missing_inputs(needs)}" if needs else "needs prices"
+        return {**unknown, "category": category, "status": status, "needs": needs}
     side = direction(known.signals, name)
     at = onsets(side)
     lacking = absent_columns((SIGNALS.catalogue[column],), known.given)
@@ -82,27 +103,33 @@ def _line(known: Known | None, name: str | None) -> dict[str, Any]:
         status = f"unavailable: needs {missing_inputs(lacking[f'{name}.direction'], known.given)}"
     elif len(known.bars) < warmup:
         status = f"unavailable: needs {warmup:,} bars"
-    spoke = None if status != "available" else len(at)
-    return {"category": category, "status": status, "needs": needs, "spoke": spoke,
-            "last": _moment(known, int(at[-1])) if len(at) else None}  # fmt: skip
+    return SignalStatus(
+        category=category,
+        status=status,
+        needs=needs,
+        onsets=len(at) if status == "available" else None,
+        last=_moment(known, int(at[-1])) if len(at) else None,
+    )
 
 
 def missing_inputs(needs: str, given: Set[str] = frozenset()) -> str:
-    """What of `Column.needs` is not among `given`, for people; a tape is one thing to record."""
+    """Return what of `Column.needs` is not among `given`, for people; a tape counts as one input."""
     ways = []
     for way in needs.split(" or "):
         lacking = [part.removeprefix("context:") for part in way.split(" and ") if part not in given]
-        told = [name for name in lacking if name not in TAPE or name.startswith("order_flow")]
-        told += ["a tape of the book"] if len(told) < len(lacking) else []
-        ways.append(" and ".join("taker volume" if name == "taker" else name.replace("_", " ") for name in told))
+        named = [name for name in lacking if name not in TAPE or name.startswith("order_flow")]
+        named += ["a tape of the book"] if len(named) < len(lacking) else []
+        ways.append(" and ".join("taker volume" if name == "taker" else name.replace("_", " ") for name in named))
     return " or ".join(ways)
 
 
 def _ingested(installation: Installation) -> bool:
+    """Return True once a snapshot was folded."""
     return (installation.workspace / "artifacts" / "features" / "meta.json").is_file()
 
 
 def _known(installation: Installation, symbol: str | None) -> Known:
+    """Return a market from the newest snapshot, or from what was observed and decided of it."""
     described, meta = installation.manifest(), installation.meta()
     step_s = TIMEFRAME_SECONDS[meta["decision_timeframe"]]
     if symbol in (None, described["symbol"]):
@@ -116,11 +143,13 @@ def _known(installation: Installation, symbol: str | None) -> Known:
 
 
 def _array(installation: Installation, name: str) -> Floats:
+    """Return an array of the newest snapshot."""
     array: Floats = np.load(installation.workspace / "artifacts" / "features" / f"{name}.npy")
     return array
 
 
 def _of_this_catalogue(meta: Mapping[str, Any], signals: Floats) -> Floats:
+    """Return the signals. Raises StateError if another catalogue folded them."""
     if meta["signal_columns"] != list(SIGNALS.columns):
         raise StateError(
             f"the newest snapshot holds {len(meta['signal_columns'])} signal columns of another catalogue, this one "
@@ -130,17 +159,17 @@ def _of_this_catalogue(meta: Mapping[str, Any], signals: Floats) -> Floats:
 
 
 def _given(bars: Floats, levels: Floats | None, context: Floats | None) -> set[str]:
-    """What is there beside prices: bars (n, 8), books (n, 2, levels, 3), context (n, CONTEXT_WIDTH)."""
-    told = {"volume": bars[:, VOLUME], "taker": bars[:, TAKER_BUY]}
+    """Return which inputs other than prices hold values: bars (n, 8), books (n, 2, levels, 3), context (n, width)."""
+    inputs = {"volume": bars[:, VOLUME], "taker": bars[:, TAKER_BUY]}
     if levels is not None:
-        told["book"] = levels[:, :, :1, 0]
+        inputs["book"] = levels[:, :, :1, 0]
     if context is not None:
-        told |= {f"context:{name}": values for name, values in zip(CONTEXT_FIELDS, context.T, strict=True)}
-    return {name for name, values in told.items() if values.size and not np.isnan(values).all()}
+        inputs |= {f"context:{name}": values for name, values in zip(CONTEXT_FIELDS, context.T, strict=True)}
+    return {name for name, values in inputs.items() if values.size and not np.isnan(values).all()}
 
 
 def score(installation: Installation, symbol: str | None) -> tuple[str, Scores]:
-    """The market of the newest snapshot and its scores. Raises UnknownName for another one: it has no history here."""
+    """Return the market of the newest snapshot and its scores. Raises UnknownName for any other: it has no history."""
     described, meta = installation.manifest(), installation.meta()
     name = str(described["symbol"])
     if symbol not in (None, name):
@@ -156,19 +185,20 @@ def score(installation: Installation, symbol: str | None) -> tuple[str, Scores]:
 
 
 def score_rows(scores: Scores) -> list[list[Any]]:
-    """A line a signal under SCORE_COLUMNS, the best net return first and those that never spoke last."""
+    """Return a row for each signal under SCORE_COLUMNS, the best net return first and those without an onset last."""
     ranked = sorted(scores.scores, key=lambda s: (s.net_bps.n == 0, -s.net_bps.value if s.net_bps.n else 0.0))
     return [
-        [s.signal, f"{s.onsets:,}", f"{s.per_week:.1f}", format_estimate(s.hold_bars), format_estimate(s.hit_rate, 3), format_estimate(s.gross_bps),
-         format_estimate(s.net_bps)]
+        [s.signal, f"{s.onsets:,}", f"{s.per_week:.1f}", format_estimate(s.hold_bars), format_estimate(s.hit_rate, 3),
+         format_estimate(s.gross_bps), format_estimate(s.net_bps)]
         for s in ranked
     ]  # fmt: skip
 
 
 def write(symbol: str, scores: Scores, file: Path) -> Path:
+    """Write the scores as one self-contained page, and return its path."""
     return write_page(file, scores, symbol)
 
 
 def _moment(known: Known, at: int) -> str:
-    """Close of a bar: when what stands on it was known."""
+    """Return the close of a bar in UTC, to the minute: when its signals were known."""
     return datetime.fromtimestamp(known.bars[at, OPEN_TIME] + known.step_s, UTC).strftime("%Y-%m-%d %H:%M")

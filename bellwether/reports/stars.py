@@ -1,6 +1,6 @@
-"""The stars of the unicorn rating, measured: on the newest snapshot, or on a file without anything ingested."""
+"""Measure the stars of the unicorn rating, on the newest snapshot or on a file that was not ingested."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,23 +20,30 @@ from pipelines.params import Params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.stars import history
 
-COLUMNS = ("star", "true", "of bar x side", "lift bps [95 %]", "it is true for a side where")
+COLUMNS = ("star", "true", "of bar x side", "lift bps [95 %]", "true for a side where")
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A market and what its stars were worth; UTC closes of its first and last decision bar."""
+    """Hold a market and the contributions of its stars; UTC closes of its first and last decision bar."""
 
     symbol: str
     timeframe: str
     first: str
     last: str
-    worths: Contributions
+    contributions: Contributions
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the same, JSON-ready."""
+        return {**asdict(self), "contributions": self.contributions.to_dict()}
 
 
 def of_snapshot(installation: Installation, symbol: str | None) -> Measured:
-    """From what the last ingest folded. Raises UnknownName for another market, StateError before the first ingest or
-    if the snapshot was folded by another catalogue."""
+    """Measure what the last ingest folded.
+
+    Raises  UnknownName for another market; StateError before the first ingest, or if the snapshot was folded by another
+            catalogue
+    """
     described, meta = installation.manifest(), installation.meta()
     if symbol is not None and normalise_symbol(symbol) != described["symbol"]:
         raise UnknownName(
@@ -51,8 +58,10 @@ def of_snapshot(installation: Installation, symbol: str | None) -> Measured:
 
 
 def of_file(path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime) -> Measured:
-    """Read a file as ingest does, fold its signals, and measure; nothing is written. Raises what the source raises,
-    StateError for a file without bars."""
+    """Read a file as ingest does, fold its signals, and measure; nothing is written.
+
+    Raises  what the source raises, StateError for a file without bars
+    """
     name = normalise_symbol(symbol or "UNNAMED/USD")
     source = make_source("files", path=path)
     frame = source.fetch(name, as_of=at, ingested_at=at)
@@ -62,17 +71,16 @@ def of_file(path: Path, symbol: str | None, context: list[Path], params: Params,
     step_s = TIMEFRAME_SECONDS[decision_tf]
     decision = resample(base, TIMEFRAME_SECONDS[timeframe], step_s)
     if not len(decision):
-        raise StateError(f"{path} holds no whole {decision_tf} bar; bring a longer file")
-    levels, told = align(
+        raise StateError(f"{path} holds no whole {decision_tf} bar; use a longer file")
+    levels, aligned = align(
         decision[:, OPEN_TIME] + step_s, step_s, *market_records(source, name, [str(file) for file in context], at)
     )
-    signals = SIGNALS.run(decision, levels, told)
+    signals = SIGNALS.run(decision, levels, aligned)
     return _measured(name if symbol else str(path), decision_tf, decision, signals, base, params)
 
 
-def _measured(
-    symbol: str, timeframe: str, decision: Floats, signals: Floats, base: Floats, params: Params
-) -> Measured:  # fmt: skip
+def _measured(symbol: str, timeframe: str, decision: Floats, signals: Floats, base: Floats, params: Params) -> Measured:
+    """Measure every star: decision (n, 8) bars of `timeframe`, signals (n, ks) on them, base (m, 8) bars below them."""
     step_s = TIMEFRAME_SECONDS[timeframe]
     first, last = (_moment(decision[i, OPEN_TIME] + step_s) for i in (0, -1))
     truth = history(decision, signals, SIGNALS.columns)
@@ -80,30 +88,32 @@ def _measured(
 
 
 def rows(found: Contributions) -> list[list[str]]:
-    """A row a star and a rating, in the order of COLUMNS."""
+    """Return a row for each star and rating, in the order of COLUMNS."""
     return [_row(each) for each in (*found.stars, *found.ratings)]
 
 
 def _row(star: Contribution) -> list[str]:
-    lift, told = star.lift_bps, "–"
+    """Return the cells of one star; its lift in basis points with a 95 % interval."""
+    lift, text = star.lift_bps, "–"
     if not star.known:
-        told = "inputs missing"
+        text = "inputs missing"
     elif np.isfinite(lift.low):
-        told = f"{lift.value:+.1f} [{lift.low:+.1f}, {lift.high:+.1f}]"
+        text = f"{lift.value:+.1f} [{lift.low:+.1f}, {lift.high:+.1f}]"
     elif np.isfinite(lift.value):
-        told = f"{lift.value:+.1f} [too few]"
+        text = f"{lift.value:+.1f} [too few]"
     share = f"{star.prevalence:.2%}" if star.known else "–"
-    return [star.name, share, f"{star.known:,}", told, star.definition]
+    return [star.name, share, f"{star.known:,}", text, star.definition]
 
 
 def verdict(found: Contributions) -> str:
-    """How many intervals exclude nought, against how many would by luck."""
+    """Return how many intervals exclude zero, and how many would by chance, in one sentence."""
     outside = found.excluding_zero
     return (
-        f"of {found.measured} stars that could be measured, {len(outside)} have an interval without nought"
-        f"{': ' + ', '.join(outside) if outside else ''}; {0.05 * found.measured:.1f} would by luck"
+        f"of {found.measured} stars that could be measured, {len(outside)} have an interval without zero"
+        f"{': ' + ', '.join(outside) if outside else ''}; {0.05 * found.measured:.1f} would by chance"
     )
 
 
 def _moment(seconds: float) -> str:
+    """Return epoch seconds as UTC, to the minute."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,4 +1,4 @@
-"""Are our ports free, and if not, who holds them?"""
+"""Check that our ports are free, and name the processes that use them."""
 
 import socket
 import time
@@ -12,7 +12,7 @@ CLOSING_SECONDS = 3.0  # a process that was killed may need so long until its so
 
 
 def is_free(host: str, port: int) -> bool:
-    """True if a server could listen on (host, port) now. A closing connection of an earlier server does not count."""
+    """Return True if a server could listen on (host, port) now; closing connections of an earlier one do not count."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -23,7 +23,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 def holder(port: int) -> str:
-    """Who listens on `port`, as "process 4711 (python -m http.server)"; another user's process cannot be named."""
+    """Return what listens on `port`, as "process 4711 (python -m http.server)"; another user's cannot be named."""
     for pid in holders(port):
         try:
             command = " ".join(psutil.Process(pid).cmdline())
@@ -34,7 +34,7 @@ def holder(port: int) -> str:
 
 
 def holders(port: int) -> list[int]:
-    """Processes that listen on `port`, as far as this user may see them."""
+    """Return the pids that listen on `port`, as far as this user may see them."""
     return [
         connection.pid
         for connection in psutil.net_connections(kind="tcp")
@@ -42,9 +42,11 @@ def holders(port: int) -> list[int]:
     ]
 
 
-def _gets_free(host: str, port: int) -> bool:
-    """Whether a taken port that nobody is seen to hold gets free: threads of a process that was just killed may have it
-    a moment longer than the process can be seen."""
+def _becomes_free(host: str, port: int) -> bool:
+    """Return True if a taken port without a visible process becomes free within CLOSING_SECONDS.
+
+    Threads of a killed process may hold it a moment longer than the process can be seen.
+    """
     deadline = time.monotonic() + CLOSING_SECONDS
     while time.monotonic() < deadline and not holders(port):
         if is_free(host, port):
@@ -54,15 +56,15 @@ def _gets_free(host: str, port: int) -> bool:
 
 
 def variable(field: str) -> str:
-    """The environment variable that sets a field of Settings."""
+    """Return the environment variable that sets a field of Settings."""
     return f"BELLWETHER_{field.upper()}"
 
 
 def check(host: str, wanted: Mapping[str, tuple[str, int]], ours: Collection[int] = ()) -> None:
-    """Refuse to start when a port is not ours to have.
+    """Raise if a port is used by another process or given to two services.
 
     wanted    service → (its field in Settings, its port)
-    ours      processes that may hold one: they are ended before the port is needed
+    ours      pids that may use one: they are ended before the port is needed
     Raises    BadValues if two services were given one port; PortTaken naming port, service, holder and setting
     """
     owners: dict[int, str] = {}
@@ -75,13 +77,14 @@ def check(host: str, wanted: Mapping[str, tuple[str, int]], ours: Collection[int
     for service, (field, port) in wanted.items():
         if is_free(host, port) or (ours and set(holders(port)) & set(ours)):
             continue
-        if not _gets_free(host, port):
+        if not _becomes_free(host, port):
             raise PortTaken(
-                f"port {port} of {service} is held by {holder(port)}. "
+                f"port {port} of {service} is used by {holder(port)}. "
                 f"Stop it, or give {service} another port: {variable(field)}={_next_free(host, port, owners)}"
             )
 
 
 def _next_free(host: str, port: int, owners: Mapping[int, str]) -> int | str:
+    """Return the next higher port that is free and not ours; a placeholder if the next 100 are taken."""
     free = (other for other in range(port + 1, min(port + 100, 65536)) if other not in owners and is_free(host, other))
     return next(free, "<a free port>")

@@ -1,11 +1,11 @@
-"""When the flows run by themselves: the plan of this release, what the Prefect server has, and the way back.
+"""Schedule the flows: the plan of this release, what the Prefect server has, and the reset to the plan.
 
 The plan is sent once, when a deployment is not on the server yet. From then on schedules, default parameters and the
-drift trigger belong to whoever edits them in the Prefect UI, over every restart and every release.
+drift trigger belong to the people who edit them in the Prefect UI; no restart or release changes them.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -29,7 +29,7 @@ Schedule: TypeAlias = CronSchedule | IntervalSchedule
 
 
 def drift_trigger() -> DeploymentEventTrigger:
-    """A drift event starts the retrain deployment with the families it names and its reason."""
+    """Return the trigger by which a drift event starts the retrain deployment, with its families and reason."""
     return DeploymentEventTrigger(
         name=TRIGGER,
         match={"prefect.resource.id": "bellwether.families"},
@@ -40,15 +40,15 @@ def drift_trigger() -> DeploymentEventTrigger:
 
 @dataclass(frozen=True)
 class Plan:
-    """When one deployment runs by itself: with these default parameters, on schedules, and after a drift event."""
+    """Define when one deployment runs by itself: its schedules, default parameters, and if a drift event starts it."""
 
     schedules: tuple[Schedule, ...] = ()
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
     on_drift: bool = False
 
 
 def plan(params: Params) -> dict[str, Plan]:
-    """deployment → its plan, of all of them."""
+    """Return deployment → its plan, for every deployment."""
     return {
         "ingest": Plan(),
         "train": Plan(),
@@ -67,10 +67,10 @@ def plan(params: Params) -> dict[str, Plan]:
 
 
 class RegisterOnceDeployment(RunnerDeployment):
-    """A deployment that is sent whole once; after that only what ties it to this code follows."""
+    """Register a deployment completely once; later registrations update only what ties it to this code."""
 
     async def aapply(self, *args: Any, **kwargs: Any) -> UUID:
-        """Register with the server and return the id there."""
+        """Register with the server and return the deployment's id."""
         async with get_client() as client:
             try:
                 found = await client.read_deployment_by_name(self.full_name)
@@ -80,7 +80,7 @@ class RegisterOnceDeployment(RunnerDeployment):
                 version=self.version,
                 entrypoint=self.entrypoint,
                 path=self._path,
-                pull_steps=None,  # a command that somebody put there is not run
+                pull_steps=None,  # a command that was added on the server is not run
                 parameter_openapi_schema=self._parameter_openapi_schema.model_dump(exclude_unset=True),
                 enforce_parameter_schema=self.enforce_parameter_schema,
             )
@@ -90,7 +90,7 @@ class RegisterOnceDeployment(RunnerDeployment):
             return UUID(str(found.id))
 
     def apply(self, *args: Any, **kwargs: Any) -> UUID:
-        """Register from code that is not asynchronous; Prefect's own would send everything again."""
+        """Register from synchronous code; Prefect's own method would send everything again."""
         return asyncio.run(self.aapply(*args, **kwargs))
 
 
@@ -114,7 +114,7 @@ def _drift_automations(client: Any) -> list[Any]:
 
 @dataclass(frozen=True)
 class DeploymentStatus:
-    """How one deployment is on the server, each thing in words, and what of it is not as planned."""
+    """Describe one deployment on the server, and what differs from the plan."""
 
     deployment: str
     schedules: tuple[str, ...]
@@ -123,20 +123,20 @@ class DeploymentStatus:
 
 
 def deployment_statuses(params: Params) -> list[DeploymentStatus]:
-    """Every planned deployment, in the order of the plan. Needs the Prefect server."""
+    """Return the status of every planned deployment, in the order of the plan. Needs the Prefect server."""
     with get_client(sync_client=True) as client:
-        return [_standing(client, name, planned) for name, planned in plan(params).items()]
+        return [_status(client, name, planned) for name, planned in plan(params).items()]
 
 
 def reset(params: Params) -> list[DeploymentStatus]:
-    """Put schedules, default parameters and the drift trigger back to the plan; what was not as planned before.
+    """Reset schedules, default parameters and the drift trigger to the plan; return the deployments that differed.
 
-    The new stands before the old goes: whoever is stopped half-way leaves one too many, which the next reset removes.
+    The new is created before the old is deleted: an interrupted reset leaves one too many, which the next one removes.
     """
     changed = []
     with get_client(sync_client=True) as client:
         for name, planned in plan(params).items():
-            before = _standing(client, name, planned)
+            before = _status(client, name, planned)
             found = _deployment(client, name)
             if found is None or not before.differences:
                 continue
@@ -153,25 +153,26 @@ def reset(params: Params) -> list[DeploymentStatus]:
     return changed
 
 
-def _standing(client: Any, name: str, planned: Plan) -> DeploymentStatus:
+def _status(client: Any, name: str, planned: Plan) -> DeploymentStatus:
+    """Return the status of one deployment, compared with its plan."""
     found = _deployment(client, name)
     if found is None:
         return DeploymentStatus(name, (), False, ("it is not on the server yet; `bellwether up` registers it",))
-    has = tuple(_told(s.schedule, s.active, s.parameters) for s in found.schedules)
-    differences = list_differences("schedule", has, [_told(schedule) for schedule in planned.schedules])
+    has = tuple(describe_schedule(s.schedule, s.active, s.parameters) for s in found.schedules)
+    differences = list_differences("schedule", has, [describe_schedule(schedule) for schedule in planned.schedules])
     if found.paused:
         differences.append("paused as a whole")
     given = {key: value for key, value in found.parameters.items() if value is not None}
-    differences += list_differences("parameter", _words(given), _words(planned.parameters))
+    differences += list_differences("parameter", _assignments(given), _assignments(planned.parameters))
     if planned.on_drift:
-        triggers = [_trigger_told(automation) for automation in _drift_automations(client)]
-        differences += list_differences("trigger", triggers, [_trigger_told(_automation(found.id))])
+        triggers = [_describe_trigger(automation) for automation in _drift_automations(client)]
+        differences += list_differences("trigger", triggers, [_describe_trigger(_automation(found.id))])
         has = (*has, *triggers)
     return DeploymentStatus(name, has, bool(found.paused), tuple(differences))
 
 
 def list_differences(what: str, has: Iterable[str], planned: Sequence[str]) -> list[str]:
-    """What is there and not planned, and the other way round; one that is there twice is one too many."""
+    """Return what is there and not planned, then what is planned and not there; a duplicate is not planned."""
     missing, unplanned = list(planned), []
     for one in has:
         if one in missing:
@@ -182,6 +183,7 @@ def list_differences(what: str, has: Iterable[str], planned: Sequence[str]) -> l
 
 
 def _deployment(client: Any, name: str) -> Any:
+    """Return a deployment as the server has it; None if it is not registered."""
     try:
         return client.read_deployment_by_name(f"{name}/{name}")
     except ObjectNotFound:
@@ -189,28 +191,31 @@ def _deployment(client: Any, name: str) -> Any:
 
 
 def _automation(deployment_id: UUID) -> Any:
+    """Return the automation of the drift trigger for a deployment, as this release plans it."""
     trigger = drift_trigger()
     trigger.set_deployment_id(deployment_id)
     return trigger.as_automation()
 
 
-def _words(parameters: dict[str, Any]) -> list[str]:
+def _assignments(parameters: Mapping[str, Any]) -> list[str]:
+    """Return "name = value" of each parameter, by name."""
     return [f"{key} = {value}" for key, value in sorted(parameters.items())]
 
 
-def _told(schedule: Any, active: bool = True, parameters: dict[str, Any] | None = None) -> str:
-    """One schedule in words. Where an interval is counted from is left out: it is the moment it was made."""
+def describe_schedule(schedule: Any, active: bool = True, parameters: Mapping[str, Any] | None = None) -> str:
+    """Describe one schedule. The anchor of an interval is left out: it is the moment of its creation."""
     if isinstance(schedule, IntervalSchedule):
-        told = f"every {_length(schedule.interval)}"
+        text = f"every {_duration(schedule.interval)}"
     elif isinstance(schedule, CronSchedule):
-        told = f"cron {schedule.cron} {schedule.timezone or 'UTC'}"
+        text = f"cron {schedule.cron} {schedule.timezone or 'UTC'}"
     else:
-        told = f"rrule {schedule.rrule} {schedule.timezone or 'UTC'}"
-    told += f" with {', '.join(_words(parameters))}" if parameters else ""
-    return told if active else f"{told} (paused)"
+        text = f"rrule {schedule.rrule} {schedule.timezone or 'UTC'}"
+    text += f" with {', '.join(_assignments(parameters))}" if parameters else ""
+    return text if active else f"{text} (paused)"
 
 
-def _length(interval: timedelta) -> str:
+def _duration(interval: timedelta) -> str:
+    """Return a duration in its largest whole unit, as "36 h"."""
     seconds = interval.total_seconds()
     for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds % unit == 0:
@@ -218,10 +223,11 @@ def _length(interval: timedelta) -> str:
     return f"{seconds:g} s"
 
 
-def _trigger_told(automation: Any) -> str:
+def _describe_trigger(automation: Any) -> str:
+    """Describe what event starts what, with which parameters."""
     trigger, action = automation.trigger, automation.actions[0] if automation.actions else None
     expect = ", ".join(sorted(getattr(trigger, "expect", ())))
     about = getattr(getattr(trigger, "match", None), "root", getattr(trigger, "match", None))
-    given = _words(getattr(action, "parameters", None) or {})
-    told = f"on {expect or trigger.type} of {about}: {action.type if action else 'nothing'} with {', '.join(given)}"
-    return told if automation.enabled else f"{told} (paused)"
+    given = _assignments(getattr(action, "parameters", None) or {})
+    text = f"on {expect or trigger.type} of {about}: {action.type if action else 'nothing'} with {', '.join(given)}"
+    return text if automation.enabled else f"{text} (paused)"

@@ -1,8 +1,8 @@
-"""The log of one service: JSON lines, rotated by size, limited in rate, and never a reason to stop.
+"""Write the log of one service: JSON lines, rotated by size, limited in rate; a fault never stops the service.
 
 A line on disk is one JSON object with at least `at` (UTC) and `service`. Text of a service cannot end a line or look
-like one: it is a JSON string under `text`. A full disk, a folder that is gone, no right to write: lines are counted and
-dropped, the file is tried again every second, and the next line that fits says how many are missing.
+like one: it is a JSON string under `text`. On a full disk, without the folder or the right to write, lines are counted
+and dropped, the file is tried again every second, and the next line that fits reports how many are missing.
 """
 
 import json
@@ -20,7 +20,7 @@ LONGEST_LINE = 64 * 2**10  # bytes; what is longer is cut into lines of this len
 
 
 def as_record(service: str, raw: bytes, is_json: bool) -> dict[str, object]:
-    """One line of output as a record. `is_json`: this service writes JSON objects itself; they keep their fields."""
+    """Return one line of output as a record; with `is_json`, a JSON object of the service with its own fields."""
     text = raw.decode(errors="replace").rstrip("\r\n")
     stamp = {"at": datetime.now(UTC).isoformat(timespec="milliseconds"), "service": service}
     if is_json and text.startswith("{"):
@@ -34,7 +34,7 @@ def as_record(service: str, raw: bytes, is_json: bool) -> dict[str, object]:
 
 
 def text_of(line: str) -> str:
-    """What a stored line says, for a person: its text or message, or the line itself."""
+    """Return the text or message of a stored line, or the line itself if it has neither."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -45,7 +45,11 @@ def text_of(line: str) -> str:
 
 
 class ServiceLog:
-    """Takes the raw output of one service and keeps it as lines. Never raises OSError, never waits."""
+    """Store the raw output of one service as lines. Never raises OSError, never waits.
+
+    max_bytes       size of one file; FILES of them exist
+    lines_a_second  lines beyond this rate are counted and dropped
+    """
 
     def __init__(
         self,
@@ -56,10 +60,11 @@ class ServiceLog:
         lines_a_second: int = LINES_A_SECOND,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Open no file yet: the first line does."""
         self.path, self.service, self.is_json = path, service, is_json
         self.max_bytes, self.lines_a_second, self._clock = max_bytes, lines_a_second, clock
-        self.last = ""  # text of the newest line, whether it could be kept or not
-        self.lost = 0  # lines not kept since the last one that was, and why
+        self.last = ""  # text of the newest line, whether it could be stored or not
+        self.lost = 0  # lines not stored since the last one that was, and why
         self._why = ""
         self._rest = b""
         self._fd: int | None = None
@@ -68,7 +73,7 @@ class ServiceLog:
         self._second, self._in_second, self._over = 0.0, 0, 0
 
     def feed(self, chunk: bytes) -> None:
-        """Take bytes as they come from the pipe; what does not end a line yet waits for the rest."""
+        """Take bytes as they come from the pipe; an incomplete line waits for its rest."""
         lines = (self._rest + chunk).split(b"\n")
         self._rest = lines.pop()
         for line in lines:
@@ -79,26 +84,28 @@ class ServiceLog:
             self._rest = self._rest[LONGEST_LINE:]
 
     def flush(self) -> None:
-        """Keep a last line without an end, and say now what the limit on the rate held back."""
+        """Store a last line without an end, and report how many lines the rate limit dropped."""
         if self._rest:
             self._line(self._rest)
             self._rest = b""
-        self._tell_over()
+        self._report_dropped()
 
     def write_line(self, text: str) -> None:
-        """A line of the supervisor's own about this service."""
-        self._keep(as_record(self.service, text.encode(), is_json=False))
+        """Store a line of the supervisor's own about this service."""
+        self._store(as_record(self.service, text.encode(), is_json=False))
 
     def close(self) -> None:
+        """Store what is left and close the file."""
         self.flush()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
     def _line(self, raw: bytes) -> None:
+        """Store one line, unless it exceeds the rate limit."""
         now = self._clock()
         if now - self._second >= 1.0:
-            self._tell_over()
+            self._report_dropped()
             self._second, self._in_second = now, 0
         self._in_second += 1
         if self._in_second > self.lines_a_second:
@@ -106,22 +113,24 @@ class ServiceLog:
             return
         record = as_record(self.service, raw, self.is_json)
         self.last = str(record.get("text") or record.get("message") or "") or self.last
-        self._keep(record)
+        self._store(record)
 
-    def _tell_over(self) -> None:
+    def _report_dropped(self) -> None:
+        """Store a line with the number of lines that the rate limit dropped."""
         over, self._over = self._over, 0
         if over:
             self.write_line(f"{over:,} lines dropped: more than {self.lines_a_second:,} in a second")
 
-    def _keep(self, record: dict[str, object]) -> None:
+    def _store(self, record: dict[str, object]) -> None:
+        """Write a record, after a line about those lost before it; count it as lost if that fails."""
         if self._fd is None and self._clock() < self._retry_at:
             self.lost += 1
             return
         try:
             self._open()
             if self.lost:
-                told = as_record(self.service, f"{self.lost:,} lines lost: {self._why}".encode(), is_json=False)
-                self._write(told)
+                report = as_record(self.service, f"{self.lost:,} lines lost: {self._why}".encode(), is_json=False)
+                self._write(report)
                 self.lost = 0
             self._write(record)
         except OSError as error:
@@ -131,6 +140,7 @@ class ServiceLog:
             self._drop_file()
 
     def _open(self) -> None:
+        """Open the file for its owner only, if it is not open."""
         if self._fd is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -138,17 +148,19 @@ class ServiceLog:
             self._size = os.fstat(self._fd).st_size
 
     def _write(self, record: dict[str, object]) -> None:
+        """Append a record, rotating first if it does not fit. Raises OSError, with no half line left in the file."""
         line = json.dumps(record, default=str).encode() + b"\n"  # ASCII: no control character gets through
         if self._size and self._size + len(line) > self.max_bytes:
             self._rotate()
         assert self._fd is not None
         written = os.write(self._fd, line)
-        if written < len(line):  # the disk took half a line: take it back, a half line is none
+        if written < len(line):  # the disk took half a line: remove it
             os.ftruncate(self._fd, self._size)
             raise OSError(28, "No space left on device")
         self._size += written
 
     def _rotate(self) -> None:
+        """Move each file to the next older name and begin a new one; the oldest is lost."""
         for i in range(FILES - 1, 0, -1):
             older = self.path.with_suffix(f".log.{i}")
             newer = self.path if i == 1 else self.path.with_suffix(f".log.{i - 1}")
@@ -158,6 +170,7 @@ class ServiceLog:
         self._open()
 
     def _drop_file(self) -> None:
+        """Close the file, so that the next line opens it again."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -23,7 +23,7 @@ from support.recorded_exchange import (
     too_many,
 )
 
-from bellwether.cli.main import day_or_moment
+from bellwether.cli.options import day_or_moment
 from flows.support.installation import Installation, now
 from flows.support.live_feed import live_tail
 from flows.support.market_access import days_ago, market_source, requested_since

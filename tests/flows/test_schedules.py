@@ -1,4 +1,4 @@
-"""What of the Prefect server is told as not planned, without one; tests/integration has the real one."""
+"""What of the Prefect server is reported as not planned, without one; tests/integration has the real one."""
 
 from datetime import timedelta
 
@@ -15,7 +15,7 @@ def test_every_deployment_has_its_plan_and_every_plan_its_deployment():
 
 
 @pytest.mark.parametrize(
-    ("schedule", "told"),
+    ("schedule", "expected"),
     [
         (IntervalSchedule(interval=timedelta(minutes=15)), "every 15 min"),
         (IntervalSchedule(interval=timedelta(days=7)), "every 7 d"),
@@ -26,15 +26,15 @@ def test_every_deployment_has_its_plan_and_every_plan_its_deployment():
         (RRuleSchedule(rrule="FREQ=DAILY"), "rrule FREQ=DAILY UTC"),
     ],
 )
-def test_a_schedule_is_told_in_words(schedule, told):
-    assert schedules._told(schedule) == told
-    assert schedules._told(schedule, False, {"b": 1, "a": 2}) == f"{told} with a = 2, b = 1 (paused)"
+def test_a_schedule_is_described_in_words(schedule, expected):
+    assert schedules.describe_schedule(schedule) == expected
+    assert schedules.describe_schedule(schedule, False, {"b": 1, "a": 2}) == f"{expected} with a = 2, b = 1 (paused)"
 
 
-def test_when_an_interval_was_made_is_no_difference():
+def test_the_creation_time_of_an_interval_is_no_difference():
     once, later = (IntervalSchedule(interval=timedelta(days=1)) for _ in range(2))
     assert once.anchor_date != later.anchor_date
-    assert schedules._told(once) == schedules._told(later)
+    assert schedules.describe_schedule(once) == schedules.describe_schedule(later)
 
 
 @pytest.mark.parametrize(
@@ -49,5 +49,5 @@ def test_when_an_interval_was_made_is_no_difference():
         (["b", "a"], ["a", "b"], []),
     ],
 )
-def test_what_is_there_once_too_often_is_a_difference_and_order_is_none(has, planned, differences):
+def test_a_duplicate_is_a_difference_and_order_is_none(has, planned, differences):
     assert schedules.list_differences("x", has, planned) == differences

@@ -63,7 +63,7 @@ def test_a_line_comes_in_pieces_and_a_last_one_without_an_end_is_kept(path):
     assert [line["text"] for line in lines(path)] == ["one line", "two", "no end"]
 
 
-def test_it_is_rotated_while_it_runs_and_never_grows_past_its_files(path):
+def test_the_log_is_rotated_while_it_runs_and_never_exceeds_its_files(path):
     log = ServiceLog(path, "mlflow", max_bytes=2_000, lines_a_second=10_000)
     for i in range(200):
         log.feed(f"line {i}\n".encode())
@@ -75,15 +75,15 @@ def test_it_is_rotated_while_it_runs_and_never_grows_past_its_files(path):
     assert lines(path)[-1]["text"] == "line 199"
 
 
-def test_a_flood_is_cut_and_the_log_says_how_much_is_missing(path):
+def test_a_flood_is_cut_and_the_log_counts_what_is_missing(path):
     now = [100.0]
     log = ServiceLog(path, "mlflow", lines_a_second=10, clock=lambda: now[0])
     log.feed(b"again\n" * 1_000)
     now[0] += 1.0
     log.feed(b"after\n")
     log.close()
-    told = [line["text"] for line in lines(path)]
-    assert told == ["again"] * 10 + ["990 lines dropped: more than 10 in a second", "after"]
+    texts = [line["text"] for line in lines(path)]
+    assert texts == ["again"] * 10 + ["990 lines dropped: more than 10 in a second", "after"]
 
 
 def test_a_line_without_end_takes_no_memory(path):
@@ -115,11 +115,11 @@ def test_lines_that_do_not_fit_are_counted_and_logging_goes_on_when_they_do(path
     now[0] += 1.1
     log.feed(b"after\n")
     log.close()
-    told = [line["text"] for line in lines(path)]
-    assert told == ["before", f"3 lines lost: {os.strerror(number)}", "after"]
+    texts = [line["text"] for line in lines(path)]
+    assert texts == ["before", f"3 lines lost: {os.strerror(number)}", "after"]
 
 
-def test_a_log_folder_that_cannot_be_made_stops_nobody(tmp_path):
+def test_a_log_folder_that_cannot_be_made_stops_no_service(tmp_path):
     (tmp_path / "logs").write_text("a file")
     log = ServiceLog(tmp_path / "logs" / "mlflow.log", "mlflow")
     log.feed(b"one\ntwo\n")

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError
 from support.stack import COMMAND, register_again, until
 
+from bellwether.operations import start_stop
 from flows.support import processes, promotion
 from pipelines.errors import GateRefused, UnknownName
 from pipelines.models.runtime import MANIFEST, sha256
@@ -225,7 +226,7 @@ def test_promoting_the_champion_again_does_not_make_it_its_own_predecessor(stack
 # ---- a person approves or declines in Prefect
 
 PROMOTE_MANUALLY = (
-    "from bellwether.cli.main import connect; connect(); import sys; from flows.promote import promote;"
+    "from bellwether.cli.connection import connect; connect(); import sys; from flows.promote import promote;"
     "sys.exit(promote('validator', sys.argv[1], approval='manual'))"
 )
 
@@ -244,7 +245,7 @@ def killed(stack, name):
     pid = processes.services(stack.settings)[name]["pid"]
     os.kill(pid, signal.SIGKILL)
     until(lambda: processes.services(stack.settings)[name]["pid"] != pid, 20.0, f"{name} to be gone")
-    processes.up(stack.settings, [name])
+    start_stop.up(stack.settings, [name])
 
 
 def test_a_promotion_by_hand_holds_no_process_and_outlives_a_kill_until_it_is_declined_or_approved(

@@ -8,6 +8,7 @@ import stat
 import pytest
 from support.stack import until
 
+from bellwether.operations import start_stop
 from flows.support import processes
 
 pytestmark = pytest.mark.stack
@@ -46,7 +47,7 @@ def flows_killed_and_back(stack):
     pid = processes.services(stack.settings)["flows"]["pid"]
     os.kill(pid, signal.SIGKILL)
     until(lambda: processes.services(stack.settings)["flows"]["pid"] != pid, 20.0, "flows to be gone")
-    processes.up(stack.settings, ["flows"])
+    start_stop.up(stack.settings, ["flows"])
 
 
 def test_schedules_that_were_edited_paused_or_added_outlive_a_kill_and_reset_restores_the_plan(stack):

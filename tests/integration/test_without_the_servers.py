@@ -7,6 +7,7 @@ import psutil
 import pytest
 from support.stack import COMMAND, until
 
+from bellwether.operations import start_stop
 from flows.reconciler import REGISTRY_DOWN
 from flows.support import processes, promotion
 from flows.support.installation import is_gone
@@ -67,7 +68,7 @@ def test_a_registry_that_dies_is_alarmed_serving_goes_on_and_the_alarm_ends_with
     decision = stack.json("decide")
     assert decision["models"]["validator"]["champion"]["version"]
     assert stack.champion()
-    processes.up(stack.settings)
+    start_stop.up(stack.settings)
     until(lambda: not open_alarms(stack, REGISTRY_DOWN), 20.0, "the alarm to be cleared")
 
 
@@ -78,7 +79,7 @@ def test_without_registry_prefect_and_evidently_decisions_go_on(stack):
     decision = stack.json("decide")
     assert set(decision["models"]) <= set(FAMILIES)
     assert stack.json("status")["services"]["mlflow"]["state"] in ("down", "starting")  # it comes back by itself
-    processes.up(stack.settings)
+    start_stop.up(stack.settings)
     assert {s["state"] for s in processes.services(stack.settings).values()} == {"up"}
 
 

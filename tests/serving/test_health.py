@@ -309,10 +309,11 @@ def test_a_poll_that_fails_is_reported_and_the_next_one_goes_on(client, monkeypa
 
 
 def test_status_shows_health_and_its_reason_first_and_no_service_is_unhealthy(tmp_path, monkeypatch, capsys):
-    from bellwether.cli import main as cli
+    from bellwether.cli.services import show_status
+    from bellwether.operations import status
 
-    monkeypatch.setattr(cli, "settings", lambda: Settings(home=tmp_path, decision_port=9))
-    found = cli.decision_service_health()
+    monkeypatch.setattr(status, "settings", lambda: Settings(home=tmp_path, decision_port=9))
+    found = status.decision_service_health()
     assert (found["health"], "Start it with `bellwether up`" in found["health_reason"]) == ("UNHEALTHY", True)
     assert row_of("the process is gone") == [
         "none", "none", found["health"], "`does not answer`, from `bellwether status`", "starts it",
@@ -320,8 +321,7 @@ def test_status_shows_health_and_its_reason_first_and_no_service_is_unhealthy(tm
     assert "does not answer" in found["health_reason"]
     assert processes.services(Settings(home=tmp_path, decision_port=9))["decision"]["state"] == "down"
     shown = {"families": {}, "services": {}, "tier": 2, "data_hash": "d", "alarms": []}
-    monkeypatch.setattr(cli, "stored_status", lambda: shown | found)
-    cli.status(as_json=False)
+    show_status(shown | found)
     assert capsys.readouterr().out.startswith("UNHEALTHY the decision service does not answer")
 
 

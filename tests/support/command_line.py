@@ -11,16 +11,17 @@ COMMAND = Path(sys.executable).with_name("bellwether")
 
 
 def environment(home):
-    """An installation under `home` whose services answer nowhere; compiled code is shared."""
+    """Return the environment of an installation under `home` without services; compiled code is shared."""
     outside = {
         k: v
         for k, v in os.environ.items()
         if k == "BELLWETHER_KERNEL_CACHE" or not (k.startswith("BELLWETHER_") or k == "CI")
     }
-    nowhere = {f"BELLWETHER_{name}_PORT": "9" for name in ("MLFLOW", "PREFECT", "DECISION", "MODEL", "EVIDENTLY")}
-    return {**outside, **nowhere, "BELLWETHER_HOME": str(home)}
+    closed = {f"BELLWETHER_{name}_PORT": "9" for name in ("MLFLOW", "PREFECT", "DECISION", "MODEL", "EVIDENTLY")}
+    return {**outside, **closed, "BELLWETHER_HOME": str(home)}
 
 
 def bellwether(home, *words):
+    """Run one command and return the finished process."""
     return subprocess.run([COMMAND, *words], cwd=ROOT, env=environment(home), capture_output=True, text=True,
                           timeout=60, check=False)  # fmt: skip

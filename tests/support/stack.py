@@ -20,6 +20,7 @@ import httpx
 import pytest
 import yaml
 
+from bellwether.operations import start_stop
 from benchmarks.ports import free_ports
 from flows.support import processes, promotion
 from flows.support.installation import Installation
@@ -182,7 +183,7 @@ class Stack:
         return dict(until(there, 120.0, f"run {run_id} to be {' or '.join(states)}"))
 
     def stop(self) -> None:
-        processes.down(self.settings)
+        start_stop.down(self.settings)
 
 
 def served_or_ended(process: subprocess.Popen[bytes], log: Path) -> bool:

@@ -1,1 +1,1 @@
-"""Servers of other projects, each with our guard around it."""
+"""Start servers of other projects, each behind our guard."""

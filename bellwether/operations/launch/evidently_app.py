@@ -1,4 +1,4 @@
-"""`python -m bellwether.operations.launch.evidently_app`: Evidently's UI as `evidently ui` runs it, behind our guard."""
+"""Run Evidently UI as `evidently ui` does, behind our guard: `python -m bellwether.operations.launch.evidently_app`."""
 
 import uvicorn
 from evidently.ui.service.app import create_app, get_config

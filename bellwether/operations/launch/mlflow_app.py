@@ -9,7 +9,7 @@ HEALTH = "/health"
 
 
 def create_app() -> ASGIApp:
-    """Return the guarded app. Imports it here: it reads the environment that `mlflow server` sets for this process."""
+    """Return the guarded app, imported here since it reads the environment that `mlflow server` sets for it."""
     bootstrap()
     from mlflow.server.fastapi_app import app
 

@@ -1,4 +1,7 @@
-"""`python -m bellwether.operations.launch.prefect_app`: the Prefect server as `prefect server start` runs it, behind our guard."""
+"""Run the Prefect server as `prefect server start` does, behind our guard.
+
+`python -m bellwether.operations.launch.prefect_app`
+"""
 
 import os
 

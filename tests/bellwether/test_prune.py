@@ -1,4 +1,4 @@
-"""Retention: what is old and unreferenced goes, everything else stays, and nothing goes unasked."""
+"""Retention: what is old and unreferenced goes, everything else stays, and nothing goes without --yes."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def test_only_old_decisions_without_trade_event_or_outcome_go(installation):
     assert sorted(left(installation)) == ["emitted", "on an event", "resolved", "young"]
 
 
-def test_a_plan_says_the_oldest_and_changes_nothing(installation):
+def test_a_plan_names_the_oldest_and_changes_nothing(installation):
     decide(installation, "a", as_of=OLD - DAY)
     decide(installation, "b")
     before = contents(installation.settings.store)
@@ -95,12 +95,12 @@ def test_more_decisions_than_one_transaction_takes_are_all_removed(installation,
 
 
 def test_open_alarms_and_the_newest_stay(installation):
-    kept_open = installation.store.raise_alarm("a", "low", "still so", OLD)
+    still_open = installation.store.raise_alarm("a", "low", "still so", OLD)
     cleared, recent, newest = (installation.store.raise_alarm(kind, "low", "x", OLD) for kind in "bcd")
     for alarm, at in ((cleared, OLD), (recent, YOUNG), (newest, OLD)):
         installation.store.clear_alarm(alarm, at)
     assert counts(prune(installation, BEFORE))["alarms"] == 1
-    assert [a.id for a in installation.store.alarms(open_only=False)] == [kept_open, recent, newest]
+    assert [a.id for a in installation.store.alarms(open_only=False)] == [still_open, recent, newest]
 
 
 def test_the_newest_request_of_each_family_stays_since_its_cool_down_counts_from_it(installation):
@@ -127,7 +127,7 @@ def test_promotions_trials_bars_and_breakers_are_never_touched(installation):
     assert contents(installation.settings.store) == before
 
 
-def test_bundles_stay_that_serve_could_serve_again_or_spoke_in_a_kept_decision(installation):
+def test_bundles_stay_that_serve_could_serve_again_or_took_part_in_a_remaining_decision(installation):
     folders = {letter: bundle(installation, letter) for letter in "abcdef0"}
     young = bundle(installation, "1", modified=YOUNG)
     ledger(installation, "promote", "1", "a")  # the previous champion
@@ -139,12 +139,12 @@ def test_bundles_stay_that_serve_could_serve_again_or_spoke_in_a_kept_decision(i
         None,
         NOW,
     )
-    decide(installation, "kept", action="BUY", digest="e" * 64)
+    decide(installation, "emitted", action="BUY", digest="e" * 64)
     decide(installation, "goes", digest="f" * 64)
     (installation.settings.bundles / ".landing-abc").mkdir()
     assert list(idle_bundles(installation, BEFORE)) == [folders["0"], folders["f"]]
-    told = {r.what: r for r in prune(installation, BEFORE)}["bundles"]
-    assert (told.n, told.bytes, told.oldest) == (2, 16, OLD)
+    bundles = {r.what: r for r in prune(installation, BEFORE)}["bundles"]
+    assert (bundles.n, bundles.bytes, bundles.oldest) == (2, 16, OLD)
     here = {folder.name for folder in installation.settings.bundles.iterdir()}
     assert here == {folders[letter].name for letter in "abcde"} | {young.name, ".landing-abc"}
 
@@ -158,8 +158,8 @@ class AsWrittenBefore(Decision):
 
 def test_a_bundle_named_by_a_decision_of_the_release_before_stays(installation):
     folder = bundle(installation, "a")
-    decide(installation, "kept", action="BUY")
-    stored = installation.store.decision("kept")
+    decide(installation, "emitted", action="BUY")
+    stored = installation.store.decision("emitted")
     old = AsWrittenBefore.from_dict(stored.decision.to_dict() | {"id": "x"})
     installation.store.add_decisions([replace(stored, decision=old)])
     assert list(idle_bundles(installation, BEFORE)) == []
@@ -173,7 +173,7 @@ def test_a_prune_that_was_interrupted_is_finished_by_the_next(installation):
     assert not half.exists()
 
 
-def test_nothing_is_removed_while_it_is_not_known_what_is_served(installation):
+def test_nothing_is_removed_while_the_generation_file_is_damaged(installation):
     folder = bundle(installation, "a")
     installation.settings.serving_dir.mkdir(parents=True)
     (installation.settings.serving_dir / "generation.json").write_text("{")
@@ -182,7 +182,7 @@ def test_nothing_is_removed_while_it_is_not_known_what_is_served(installation):
     assert folder.exists()
 
 
-def test_what_came_after_the_newest_data_version_stays_however_old(installation):
+def test_records_after_the_newest_data_version_stay_however_old(installation):
     assert cutoff(installation, 365, NOW) == BEFORE
     file = installation.workspace / "data" / "manifest.json"
     file.parent.mkdir(parents=True)
@@ -191,13 +191,13 @@ def test_what_came_after_the_newest_data_version_stays_however_old(installation)
         assert cutoff(installation, 365, NOW) == expected
 
 
-def test_the_command_shows_first_and_removes_when_told(tmp_path):
+def test_the_command_shows_first_and_removes_with_yes(tmp_path):
     settings = Settings(home=tmp_path / "home")
     release_010(settings.store)
     shown, done = (json.loads(bellwether(settings.home, "prune", *words, "--json").stdout) for words in ([], ["--yes"]))
     assert (shown["removed"], done["removed"]) == (False, True)
     assert shown["removals"] == done["removals"]
-    assert {what: told["n"] for what, told in done["removals"].items()} == {
+    assert {what: removal["n"] for what, removal in done["removals"].items()} == {
         "decisions": 1, "alarms": 0, "retrain_requests": 1, "bundles": 0
     }  # fmt: skip
     assert [r.decision.id for r in Store.open(settings.store).decisions()] == ["d1"]

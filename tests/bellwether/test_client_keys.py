@@ -1,4 +1,4 @@
-"""What our own probes and the tools' clients do with the key: they send it to our servers only, and say a refusal."""
+"""Our own probes and the tools' clients with the key: they send it to our servers only, and report a refusal."""
 
 import json
 import threading
@@ -72,7 +72,7 @@ def test_a_server_that_takes_the_key_or_knows_none_is_up(home):
         assert state(home, port)["state"] == "up"
 
 
-def test_a_probe_that_is_led_elsewhere_does_not_take_the_key_along(home):
+def test_a_redirected_probe_does_not_send_the_key(home):
     keys.write_key(home)
     seen = []
 
@@ -105,9 +105,9 @@ def test_the_clients_of_the_tools_are_given_the_key_once_there_is_one(home):
     assert after["MLFLOW_TRACKING_TOKEN"] == key
 
 
-def test_behind_our_guard_the_tools_accept_the_same_names_and_no_other_page(home):
+def test_behind_our_guard_the_tools_accept_the_same_hosts_and_no_other_origin(home):
     at = home.model_copy(update={"allowed_hosts": "desk.example", "host": "10.0.0.5"})
-    told = processes.environment(at)
-    assert told["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")[0] == at.prefect_url
-    assert "*" not in told["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] + told["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"]
-    assert {"desk.example", "10.0.0.5:*", "127.0.0.1:*"} <= set(told["MLFLOW_SERVER_ALLOWED_HOSTS"].split(","))
+    variables = processes.environment(at)
+    assert variables["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")[0] == at.prefect_url
+    assert "*" not in variables["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] + variables["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"]
+    assert {"desk.example", "10.0.0.5:*", "127.0.0.1:*"} <= set(variables["MLFLOW_SERVER_ALLOWED_HOSTS"].split(","))

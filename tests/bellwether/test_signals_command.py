@@ -1,4 +1,4 @@
-"""`bellwether signals`: every row, what a silent signal waits for, when one last spoke; and `--score`."""
+"""`bellwether signals`: every row, the inputs an unavailable signal lacks, onsets of the others; and `--score`."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bellwether.cli import main as cli
+from bellwether.cli.main import app
 from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import settings
@@ -54,46 +54,46 @@ def snapshot(home):
     return arrays["signals"]
 
 
-def asked(*words):
-    done = CliRunner().invoke(cli.app, ["signals", *words])
+def run(*words):
+    done = CliRunner().invoke(app, ["signals", *words])
     assert done.exit_code == 0, (done.output, done.exception)
     return done.stdout
 
 
 def test_every_row_is_listed_before_anything_was_ingested(home):
-    found = json.loads(asked("--json"))
+    found = json.loads(run("--json"))
     assert found["symbol"] is None
     assert {line["row"] for line in found["signals"]} == set(SIGNAL_REGISTRY)
     of = {line["signal"]: line for line in found["signals"]}
     assert of["cvd"]["status"] == "needs taker volume"
     assert of["ofi"]["needs"] == "context:order_flow"
     assert of["fvg"]["status"] == "needs prices"
-    assert all(line["spoke"] is None for line in found["signals"])
+    assert all(line["onsets"] is None for line in found["signals"])
 
 
-def test_a_signal_without_its_input_says_what_it_needs_and_one_with_it_when_it_last_spoke(snapshot):
-    found = json.loads(asked("BTC/USDT", "--json"))
+def test_a_signal_without_its_input_names_it_and_one_with_it_has_its_onsets(snapshot):
+    found = json.loads(run("BTC/USDT", "--json"))
     assert found["recorded"] == ["context:funding_rate", "volume"]
     of = {line["signal"]: line for line in found["signals"]}
     assert of["cvd"]["status"] == "unavailable: needs taker volume"
     assert of["ofi"]["status"] == "unavailable: needs order flow"
     assert of["smart_money"]["status"] == "unavailable: needs a tape of the book"  # volume is there
-    assert of["cvd"]["spoke"] is None
+    assert of["cvd"]["onsets"] is None
     at = onsets(direction(snapshot, "fvg"))
     last = np.datetime64(int(1.7040672e9) + STEP_S * (int(at[-1]) + 1), "s").astype(str)
-    assert (of["fvg"]["status"], of["fvg"]["spoke"]) == ("available", len(at))
+    assert (of["fvg"]["status"], of["fvg"]["onsets"]) == ("available", len(at))
     assert of["fvg"]["last"] == last[:16].replace("T", " ")
     assert of[None]["row"] == "S17"
 
 
-def test_the_table_shows_what_the_json_says(snapshot):
-    shown = asked()
+def test_the_table_shows_what_the_json_holds(snapshot):
+    shown = run()
     assert "BTC/USDT: 600 bars" in shown
     assert "S17" in shown
 
 
-def test_scores_are_told_and_drawn(snapshot, home):
-    found = json.loads(asked("--score", "--json"))
+def test_scores_are_printed_and_drawn(snapshot, home):
+    found = json.loads(run("--score", "--json"))
     of = {score["signal"]: score for score in found["scores"]}
     assert found["tested"] == sum(score["net_bps"]["n"] > 0 for score in found["scores"])
     assert of["fvg"]["onsets"] > 0
@@ -102,18 +102,18 @@ def test_scores_are_told_and_drawn(snapshot, home):
     page = home / "reports" / "signals-BTC-USDT.html"
     assert found["page"] == str(page)
     assert "signals tested on 600 bars" in page.read_text()
-    assert f"of {found['tested']} tried" in asked("BTC/USDT", "--score").replace("\n", " ")
+    assert f"of {found['tested']} tested" in run("BTC/USDT", "--score").replace("\n", " ")
 
 
 def test_another_market_is_refused_by_name(snapshot):
-    done = CliRunner().invoke(cli.app, ["signals", "ETH/USDT"])
+    done = CliRunner().invoke(app, ["signals", "ETH/USDT"])
     assert "no bars of 'ETH/USDT'" in str(done.exception)
-    done = CliRunner().invoke(cli.app, ["signals", "ETH/USDT", "--score"])
+    done = CliRunner().invoke(app, ["signals", "ETH/USDT", "--score"])
     assert "newest snapshot is of BTC/USDT" in str(done.exception)
 
 
 def test_a_snapshot_of_another_catalogue_is_refused_with_the_remedy(snapshot):
     file = settings().workspace / "artifacts" / "features" / "meta.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"signal_columns": ["fvg.direction"]}))
-    done = CliRunner().invoke(cli.app, ["signals"])
+    done = CliRunner().invoke(app, ["signals"])
     assert "run `bellwether run --once`" in str(done.exception)

@@ -13,15 +13,15 @@ SESSION = ROOT.parent / "shared" / "data" / "orderbook" / "binance_usdm_btcusdt_
 
 
 @pytest.mark.skipif(not SESSION.is_dir(), reason=f"no recorded order book in {SESSION.parent}")
-def test_a_recorded_session_is_drawn_and_told(tmp_path):
+def test_a_recorded_session_is_drawn_and_described(tmp_path):
     page = tmp_path / "heat.html"
     done = CliRunner().invoke(app, ["heatmap", str(SESSION), "--to", str(page), "--json"])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["snapshots"] == 50
+    figures = json.loads(done.stdout)
+    assert figures["snapshots"] == 50
     last = replay_recording(SESSION, 60.0).books
-    assert told["to"] <= "2024-07-19T00:05:00+00:00"
-    assert told["imbalance"] == pytest.approx(last.tape[-1, 9], abs=0.2)
+    assert figures["to"] <= "2024-07-19T00:05:00+00:00"
+    assert figures["imbalance"] == pytest.approx(last.tape[-1, 9], abs=0.2)
     assert page.stat().st_size > 1_000_000  # it needs no network
 
 

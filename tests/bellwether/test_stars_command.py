@@ -55,19 +55,19 @@ def installation(minutes, tmp_path):
 
 def test_a_file_and_the_snapshot_of_its_bars_give_the_same_figures(installation, file):
     stored, read = measured.of_snapshot(installation, None), measured.of_file(file, "SIM/USDT", [], PARAMS, AT)
-    assert stored.worths.to_dict() == read.worths.to_dict()
+    assert stored.contributions.to_dict() == read.contributions.to_dict()
     assert (stored.symbol, stored.timeframe) == (read.symbol, read.timeframe) == ("SIM/USDT", "15m")
-    assert read.worths.bars == 20 * 96
-    assert read.worths.measured == 15  # what candles with taker volume let one judge
+    assert read.contributions.bars == 20 * 96
+    assert read.contributions.measured == 15  # what candles with taker volume allow to measure
 
 
-def test_every_star_has_a_row_and_the_last_line_counts_against_luck(installation):
-    found = measured.of_snapshot(installation, "SIM/USDT").worths
+def test_every_star_has_a_row_and_the_last_line_counts_against_chance(installation):
+    found = measured.of_snapshot(installation, "SIM/USDT").contributions
     rows = measured.rows(found)
     assert [row[0] for row in rows] == [star.name for star in STARS] + ["rating >= 15", "rating >= 18"]
     assert dict(zip(found.stars, rows, strict=False))[found.stars[4]][3] == "inputs missing"
     assert f"of 15 stars that could be measured, {len(found.excluding_zero)} have" in measured.verdict(found)
-    assert measured.verdict(found).endswith("; 0.8 would by luck")
+    assert measured.verdict(found).endswith("; 0.8 would by chance")
 
 
 def test_another_market_and_another_catalogue_are_refused_with_what_to_do(installation):
@@ -81,7 +81,7 @@ def test_another_market_and_another_catalogue_are_refused_with_what_to_do(instal
 def test_the_command_prints_json_and_nothing_else(file):
     done = CliRunner().invoke(app, ["stars", "SIM/USDT", "--path", str(file), "--json"])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["symbol"] == "SIM/USDT"
-    assert len(told["worths"]["stars"]) == 21
-    assert told["worths"]["expected_by_chance"] == 0.75
+    answer = json.loads(done.stdout)
+    assert answer["symbol"] == "SIM/USDT"
+    assert len(answer["contributions"]["stars"]) == 21
+    assert answer["contributions"]["expected_by_chance"] == 0.75

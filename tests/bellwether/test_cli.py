@@ -14,7 +14,7 @@ from pipelines.settings import ROOT, settings
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
-    """A command typed in this process, which must end with exit code 1; returns what it says on standard error."""
+    """A command typed in this process, which must end with exit code 1; returns what it expected on standard error."""
 
     def typed(*words):
         monkeypatch.chdir(ROOT)
@@ -30,7 +30,7 @@ def refused(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "kind", "says", "remedy"),
+    ("words", "kind", "expected", "remedy"),
     [
         (["--source", "pigeon"], "UnknownName", "no market source 'pigeon'", "known: simulator, files"),
         (["--source", "files"], "BadValues", "needs a path", "--path"),
@@ -48,13 +48,13 @@ def refused(tmp_path, monkeypatch, capsys):
     ],
 )  # fmt: skip
 def test_a_wrong_request_is_one_line_at_once_and_nothing_is_started_or_written(
-    tmp_path, refused, words, kind, says, remedy
+    tmp_path, refused, words, kind, expected, remedy
 ):
-    told = refused("run", "--once", *words)
-    assert len(told.strip().splitlines()) == 1, told
-    assert told.startswith(f"{kind}: ")
-    assert says in told
-    assert remedy in told
+    message = refused("run", "--once", *words)
+    assert len(message.strip().splitlines()) == 1, message
+    assert message.startswith(f"{kind}: ")
+    assert expected in message
+    assert remedy in message
     assert not (tmp_path / "home" / "run").exists()
     assert not (tmp_path / "home" / "logs").exists()
 
@@ -62,10 +62,10 @@ def test_a_wrong_request_is_one_line_at_once_and_nothing_is_started_or_written(
 def test_status_of_an_empty_installation_answers_and_starts_nothing(tmp_path):
     done = bellwether(tmp_path / "home", "status", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert set(told["families"]) == {"validator", "pattern", "regime", "predictor"}
-    assert all(held is None for slots in told["families"].values() for held in slots.values())
-    assert (told["tier"], told["data_hash"], told["alarms"]) == (None, None, [])
+    answer = json.loads(done.stdout)
+    assert set(answer["families"]) == {"validator", "pattern", "regime", "predictor"}
+    assert all(slot is None for slots in answer["families"].values() for slot in slots.values())
+    assert (answer["tier"], answer["data_hash"], answer["alarms"]) == (None, None, [])
 
 
 def test_limits_and_weights_answer_before_anything_was_trained(tmp_path):
@@ -80,9 +80,9 @@ def test_limits_and_weights_answer_before_anything_was_trained(tmp_path):
         "system",
     }
     assert next(row for row in limits if row["name"] == "max_drawdown")["value"] == 0.08
-    told = json.loads(bellwether(tmp_path / "home", "weights", "--json").stdout)
-    assert (told["use"], told["outcomes"], told["patterns"]) == ("shadow", 0, [])
-    assert told["learned"] == pytest.approx(told["stated"]["base"])
+    answer = json.loads(bellwether(tmp_path / "home", "weights", "--json").stdout)
+    assert (answer["use"], answer["outcomes"], answer["patterns"]) == ("shadow", 0, [])
+    assert answer["learned"] == pytest.approx(answer["stated"]["base"])
 
 
 def test_a_naive_moment_is_refused_with_the_way_to_write_it(tmp_path):
@@ -95,7 +95,7 @@ def test_a_naive_moment_is_refused_with_the_way_to_write_it(tmp_path):
     ("words", "remedy"),
     [
         (["lineage"], "bellwether run --once"),
-        (["lineage", "nobody"], "bellwether decide"),
+        (["lineage", "unknown-id"], "bellwether decide"),
         (["decide"], "bellwether run --once"),
         (["drift"], "bellwether run --once"),
         (["risk"], "bellwether up"),
@@ -104,7 +104,7 @@ def test_a_naive_moment_is_refused_with_the_way_to_write_it(tmp_path):
         (["rollback", "validator"], "bellwether promote"),
     ],
 )
-def test_before_the_first_turn_every_command_says_what_to_run(tmp_path, words, remedy):
+def test_before_the_first_turn_every_command_names_the_command_to_run(tmp_path, words, remedy):
     done = bellwether(tmp_path / "home", *words)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

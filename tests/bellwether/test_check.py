@@ -1,4 +1,4 @@
-"""`bellwether check` and `bellwether alarms`: what they say, and that they start nothing."""
+"""`bellwether check` and `bellwether alarms`: what they report, and that they start nothing."""
 
 import json
 from datetime import UTC, datetime
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bellwether.cli import main as cli
+from bellwether.cli.main import app
 from bellwether.operations.check import check, training
 from flows.support.installation import open_installation
 from pipelines.data.quality import REASONS
@@ -44,14 +44,14 @@ def home(tmp_path, monkeypatch):
     settings.cache_clear()
 
 
-def test_a_whole_file_passes_and_says_what_it_can_train(tmp_path):
+def test_a_whole_file_passes_and_reports_what_it_can_train(tmp_path):
     found = check(candles(tmp_path / "a.csv", taker=True), "btcusdt", [], PARAMS, AT)
     assert (found.passed, found.symbol, found.timeframe, found.decision_timeframe) == (True, "BTC/USDT", "1m", "15m")
     assert found.recorded == ["taker", "volume"]
     assert found.history_bars == (40 - PARAMS.data.live_days) * 96
     assert "order_flow_imbalance" not in found.families["validator"].absent
     assert found.families["predictor"].absent["depth_ratio"] == "book"
-    assert all(told.possible for told in found.families.values())
+    assert all(family.possible for family in found.families.values())
 
 
 def test_a_holed_file_is_refused_and_its_score_is_the_product_of_its_parts(tmp_path):
@@ -85,7 +85,7 @@ def test_columns_whose_input_is_not_there_are_absent_and_no_others():
 
 
 def test_a_history_that_can_never_satisfy_the_gate_is_too_short():
-    assert "too short" in training("regime", {"volume"}, 1000, PARAMS).told
+    assert "too short" in training("regime", {"volume"}, 1000, PARAMS).explanation
     assert training("regime", {"volume"}, 10_000, PARAMS).possible
 
 
@@ -97,10 +97,10 @@ def test_a_file_of_another_layout_is_refused_with_the_known_ones(tmp_path):
 def test_the_command_exits_1_under_the_floor_and_starts_nothing(tmp_path, home):
     whole = candles(tmp_path / "whole.csv", days=2)
     holed = candles(tmp_path / "holed.csv", days=2, holes=np.arange(1000, 2000))
-    done = CliRunner().invoke(cli.app, ["check", str(whole), "--json"])
-    told = json.loads(done.stdout)
-    assert (done.exit_code, told["passed"], told["rows"]) == (0, True, 2 * MINUTES_A_DAY)
-    done = CliRunner().invoke(cli.app, ["check", str(holed)])
+    done = CliRunner().invoke(app, ["check", str(whole), "--json"])
+    answer = json.loads(done.stdout)
+    assert (done.exit_code, answer["passed"], answer["rows"]) == (0, True, 2 * MINUTES_A_DAY)
+    done = CliRunner().invoke(app, ["check", str(holed)])
     assert done.exit_code == 1
     assert "refused" in done.stdout
     assert not home.exists()
@@ -109,9 +109,9 @@ def test_the_command_exits_1_under_the_floor_and_starts_nothing(tmp_path, home):
 def test_an_alarm_is_shown_until_it_is_cleared_by_its_number(home):
     home.mkdir()
     number = open_installation().store.raise_alarm("registry_down", "high", "no answer", AT)
-    told = json.loads(CliRunner().invoke(cli.app, ["alarms", "--json"]).stdout)
-    assert [alarm["id"] for alarm in told["alarms"]] == [number]
-    told = json.loads(CliRunner().invoke(cli.app, ["alarms", "--clear", str(number), "--json"]).stdout)
-    assert told == {"alarms": [], "breakers": []}
-    again = CliRunner().invoke(cli.app, ["alarms", "--clear", str(number)])
+    answer = json.loads(CliRunner().invoke(app, ["alarms", "--json"]).stdout)
+    assert [alarm["id"] for alarm in answer["alarms"]] == [number]
+    answer = json.loads(CliRunner().invoke(app, ["alarms", "--clear", str(number), "--json"]).stdout)
+    assert answer == {"alarms": [], "breakers": []}
+    again = CliRunner().invoke(app, ["alarms", "--clear", str(number)])
     assert isinstance(again.exception, UnknownName)

@@ -1,4 +1,4 @@
-"""A chart draws what was computed: each signal where it begins to speak, each trade with its levels."""
+"""A chart draws what was computed: each signal where it begins, each trade with its levels."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,13 +20,13 @@ def rows(n=12):
     return np.column_stack([times, close - 0.5, close + 1, close - 1, close, np.full(n, 5.0), np.ones(n), np.ones(n)])
 
 
-def silent(n=12):
+def neutral_signals(n=12):
     signals = np.zeros((n, len(SIGNALS.columns)))
     signals[:, [c.sparse for c in SIGNALS.catalogue]] = np.nan
     return signals
 
 
-def say(signals, name, at, direction, strength=1.0):
+def set_signal(signals, name, at, direction, strength=1.0):
     for part, value in (("direction", direction), ("strength", strength), ("low", 99.0), ("high", 101.0)):
         signals[at, SIGNALS.index[f"{name}.{part}"]] = value
 
@@ -42,19 +42,19 @@ def trade(**changes):
 
 @pytest.fixture
 def drawn():
-    signals = silent()
-    say(signals, "ma_cross", slice(2, 6), 1)
-    say(signals, "ma_cross", slice(6, 9), -1)
-    say(signals, "fvg", 4, -1, 2.5)
+    signals = neutral_signals()
+    set_signal(signals, "ma_cross", slice(2, 6), 1)
+    set_signal(signals, "ma_cross", slice(6, 9), -1)
+    set_signal(signals, "fvg", 4, -1, 2.5)
     return ChartData("SIM/USDT", STEP_S, rows(), signals, (trade(), trade(id="d2", action="NO_TRADE", entry=None)))
 
 
-def test_a_signal_is_marked_where_it_begins_to_speak_and_where_it_turns(drawn):
+def test_a_signal_is_marked_where_it_begins_and_where_it_turns(drawn):
     found = [(m.signal, m.at, m.direction) for m in marks(drawn.signals)]
     assert found == [("ma_cross", 2, 1), ("fvg", 4, -1), ("ma_cross", 6, -1)]
 
 
-def test_a_bar_without_signals_is_said_and_draws_none(drawn):
+def test_a_bar_without_signals_is_counted_and_draws_none(drawn):
     blind = drawn.signals.copy()
     blind[3:5] = np.nan
     found = to_dict(replace(drawn, signals=blind))
@@ -70,7 +70,7 @@ def test_json_names_signals_by_their_close_and_trades_with_their_levels(drawn):
     assert [(d["id"], d["entry"], d["stop"], d["target"]) for d in found["decisions"]] == [("d1", 102.0, 101.0, 104.0)]
 
 
-def test_the_page_stands_alone_and_holds_what_was_said(drawn, tmp_path):
+def test_the_page_is_self_contained_and_holds_every_mark(drawn, tmp_path):
     page = write(drawn, tmp_path / "reports" / "chart.html").read_text()
     assert "fvg down, strength 2.50, prices 99.00 to 101.00" in page
     assert "2 decisions, 1 emitted" in page

@@ -24,7 +24,7 @@ def here(tmp_path):
     return Settings(home=tmp_path / "home")
 
 
-def test_every_finding_that_is_not_ok_says_what_to_do(here):
+def test_every_finding_that_is_not_ok_has_a_remedy(here):
     findings = doctor.examine(here)
     assert {
         "python",
@@ -73,7 +73,7 @@ def test_a_folder_without_history_is_a_warning(tmp_path):
     assert doctor.git(tmp_path).state == "warn"
 
 
-def test_a_port_held_by_somebody_else_fails_and_names_the_setting(here):
+def test_a_port_used_by_another_process_fails_and_names_the_setting(here):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -105,7 +105,7 @@ def test_room_is_judged_by_the_limits_of_the_settings_and_forecast_from_samples(
     assert doctor.disk_space(here).state == "ok"
 
 
-def test_what_runs_without_its_supervisor_is_a_failure(here, monkeypatch):
+def test_services_without_their_supervisor_are_a_failure(here, monkeypatch):
     assert doctor.supervisor_running(here).state == "ok"
     env = {**os.environ, "BELLWETHER_HOME": str(here.home.resolve()), processes.RUN_MARK: "x"}
     with subprocess.Popen(["sleep", "60"], env=env) as orphan:
@@ -135,7 +135,7 @@ def test_a_store_that_is_locked_damaged_or_away_is_found(here, monkeypatch):
     assert "secret" not in found.detail
 
 
-def test_alarms_and_latched_breakers_are_found_without_a_service(here):
+def test_alarms_and_tripped_breakers_are_found_without_a_service(here):
     with closing(Store.open(here.store)) as store:
         store.raise_alarm("service_gave_up", "critical", "mlflow: gave up", datetime.now(UTC))
         store.trip("drawdown", datetime.now(UTC), "lost too much")
@@ -152,24 +152,24 @@ def test_alarms_and_latched_breakers_are_found_without_a_service(here):
 )  # fmt: skip
 def test_a_service_that_does_not_work_is_found_with_its_reason(here, monkeypatch, state, detail, level):
     quiet = {"state": "down", "url": None, "port": None, "pid": None, "since": None, "detail": None}
-    told = {name: dict(quiet) for name in processes.SERVICES} | {"mlflow": quiet | {"state": state, "detail": detail}}
-    monkeypatch.setattr(processes, "services", lambda _: told)
+    states = {name: dict(quiet) for name in processes.SERVICES} | {"mlflow": quiet | {"state": state, "detail": detail}}
+    monkeypatch.setattr(processes, "services", lambda _: states)
     found = list(doctor.services(here))
     assert [f.state for f in found] == ([] if level is None else [level])
     assert all(str(detail or state) in f.detail and "mlflow.log" in f.remedy for f in found)
 
 
-def test_what_the_decision_service_says_of_itself_is_told():
+def test_the_status_of_the_decision_service_becomes_findings():
     symbol = {"reason": None, "tier": 1, "tier_reason": "all well"}
     well = {"tier": 1, "health": "HEALTHY", "tier_reason": "all well", "symbols": {"A/B": symbol}, "refused": []}
-    assert [f.state for f in doctor._of_status(well)] == ["ok"]
+    assert [f.state for f in doctor._status_findings(well)] == ["ok"]
     silent = symbol | {"tier": 4, "tier_reason": "no bar for 12 bars"}
     refused = {"family": "validator", "arm": "champion", "version": "3", "reason": "bytes differ"}
     bad = well | {"tier": 4, "health": "UNHEALTHY", "tier_reason": "no bar for 12 bars", "refused": [refused],
                   "symbols": {"A/B": silent, "C/D": symbol | {"reason": "30 bars missing"}}}  # fmt: skip
-    found = by_name(doctor._of_status(bad))
+    found = by_name(doctor._status_findings(bad))
     assert {name: f.state for name, f in found.items()} == {
         "decisions": "fail", "symbol A/B": "fail", "symbol C/D": "warn", "model refused": "warn"
     }  # fmt: skip
     assert all(f.remedy for f in found.values())
-    assert [f.remedy for f in doctor._of_status({"tier": 3, "symbols": {}})] == ["bellwether run --once"]
+    assert [f.remedy for f in doctor._status_findings({"tier": 3, "symbols": {}})] == ["bellwether run --once"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bellwether.operations import start_stop
 from flows.support import ports, processes
 from flows.support.processes import Service
 from pipelines.errors import BadValues, PortTaken, ServiceDown, UnknownName
@@ -32,12 +33,12 @@ def home(tmp_path):
         f'alpha: {SERVER} "$BELLWETHER_MLFLOW_PORT"\nbeta: {SERVER} "$BELLWETHER_PREFECT_PORT"\n'
     )
     yield settings
-    processes.down(settings)
+    start_stop.down(settings)
     assert processes.home_processes(settings) == []
 
 
 def start(settings, **changes):
-    return processes.up(
+    return start_stop.up(
         settings, procfile=settings.home.parent / "Procfile", known=changes.pop("known", KNOWN), **changes
     )
 
@@ -49,13 +50,13 @@ def states(settings):
 def test_up_then_down_leaves_nothing_running(home):
     procfile = home.home.parent / "Procfile"
     procfile.write_text(procfile.read_text().replace("alpha: ", f"alpha: {STRAYS}"))
-    told = []
-    assert start(home, progress=told.append) == ["alpha", "beta"]
+    lines = []
+    assert start(home, progress=lines.append) == ["alpha", "beta"]
     assert states(home) == {"alpha": "up", "beta": "up"}
-    assert [line.split(" up after")[0] for line in sorted(told)] == ["alpha", "beta"]
+    assert [line.split(" up after")[0] for line in sorted(lines)] == ["alpha", "beta"]
     living = processes.home_processes(home)
     assert len([p for p in living if "sleep" in p.name()]) == 2
-    assert sorted(processes.down(home)) == ["alpha", "beta"]
+    assert sorted(start_stop.down(home)) == ["alpha", "beta"]
     assert not any(processes.is_alive(process) for process in living)
     assert states(home) == {"alpha": "down", "beta": "down"}
     assert sorted(file.name for file in (home.home / "run").rglob("*")) == ["lock", "orders"]
@@ -72,7 +73,7 @@ def test_down_finds_everything_after_the_supervisor_and_its_state_are_gone(home)
     processes.supervisor_of(home).kill()
     for file in (home.home / "run").glob("*.json"):
         file.unlink()
-    processes.down(home)
+    start_stop.down(home)
     assert processes.home_processes(home) == []
 
 
@@ -80,7 +81,7 @@ def test_the_state_of_a_crashed_run_is_forgotten(home):
     start(home)
     for process in processes.home_processes(home):
         process.kill()
-    processes.end(processes.home_processes(home), 5.0)
+    start_stop.end(processes.home_processes(home), 5.0)
     assert len(processes.leftovers(home)) == 1
     assert states(home) == {"alpha": "down", "beta": "down"}
     assert start(home) == ["alpha", "beta"]
@@ -136,18 +137,18 @@ def test_an_unknown_service_is_refused(home):
         start(home, only=["gamma"])
 
 
-def test_asking_is_quick_when_everything_is_down(home):
+def test_states_are_known_quickly_when_everything_is_down(home):
     began = time.monotonic()
     assert set(states(home).values()) == {"down"}
     assert time.monotonic() - began < 1.0
 
 
-def test_every_tool_is_told_to_stay_at_home_and_silent(home):
-    told = processes.environment(home)
+def test_every_tool_stays_under_home_and_sends_no_telemetry(home):
+    variables = processes.environment(home)
     folders = ["PREFECT_HOME", "BENTOML_HOME", "DVC_GLOBAL_CONFIG_DIR", "DVC_SITE_CACHE_DIR", "MPLCONFIGDIR"]
-    assert all(Path(told[name]).is_relative_to(home.home) for name in folders)
-    assert told["PREFECT_API_URL"] == f"http://127.0.0.1:{home.prefect_port}/api"
-    assert processes.TELEMETRY_OFF.items() <= told.items()
+    assert all(Path(variables[name]).is_relative_to(home.home) for name in folders)
+    assert variables["PREFECT_API_URL"] == f"http://127.0.0.1:{home.prefect_port}/api"
+    assert processes.TELEMETRY_OFF.items() <= variables.items()
 
 
 def test_a_process_in_our_environment_leaves_the_home_folder_of_the_user_alone(home, tmp_path):
@@ -162,6 +163,6 @@ model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir
 onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": np.ones(1, np.float32)})
 """
     outside = {name: value for name, value in os.environ.items() if name != "CI"}  # onnxruntime is silent in CI anyway
-    told = {**outside, **processes.environment(home), "HOME": str(user)}
-    subprocess.run([sys.executable, "-c", code], env=told, check=True)
+    variables = {**outside, **processes.environment(home), "HOME": str(user)}
+    subprocess.run([sys.executable, "-c", code], env=variables, check=True)
     assert list(user.rglob("*")) == []

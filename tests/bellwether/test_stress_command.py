@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from bellwether.cli import main as cli
+from bellwether.cli import output
+from bellwether.cli.main import app
 from flows import stress
 from flows.support.installation import open_installation
 from pipelines.contracts import OPEN_TIME
@@ -35,7 +36,7 @@ def walk(n, step_s, start, sd, seed=5):
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("BELLWETHER_HOME", str(tmp_path / "home"))
     for name in ("MLFLOW", "PREFECT"):
-        monkeypatch.setenv(f"BELLWETHER_{name}_PORT", "9")  # nobody listens there
+        monkeypatch.setenv(f"BELLWETHER_{name}_PORT", "9")  # nothing listens there
     settings.cache_clear()
     yield tmp_path / "home"
     settings.cache_clear()
@@ -43,7 +44,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def installation(home):
-    """A snapshot of 200 days with one level of a book beside each bar, as the features stage leaves it."""
+    """A snapshot of 200 days with one level of a book at each bar, as the features stage leaves it."""
     bars, where = walk(200 * 24, STEP_S, 1.7040672e9, 4e-3), settings().workspace
     books = np.full((len(bars), 2, 1, 3), np.nan)
     books[:, 0, 0, 0], books[:, 1, 0, 0] = 0.9999 * bars[:, 4], 1.0001 * bars[:, 4]
@@ -67,18 +68,18 @@ def crisis(tmp_path):
     return tmp_path / "march.parquet"
 
 
-def asked(*words):
-    done = CliRunner().invoke(cli.app, ["stress", *words])
+def run(*words):
+    done = CliRunner().invoke(app, ["stress", *words])
     assert done.exit_code == 0, (done.output, done.exception)
     return done.stdout
 
 
 def test_a_dry_run_needs_no_server_and_writes_nothing(installation, home, crisis):
     before = sorted(home.rglob("*"))
-    told = json.loads(asked("--crises", str(crisis), "--equity", "100000", "--dry-run", "--json"))
+    answer = json.loads(run("--crises", str(crisis), "--equity", "100000", "--dry-run", "--json"))
     assert sorted(home.rglob("*")) == before
-    assert (told["symbol"], told["drawdown_limit"]) == ("BTC/USDT", LIMIT)
-    found = {result["scenario"]: result for result in told["cases"][0]["results"]}
+    assert (answer["symbol"], answer["drawdown_limit"]) == ("BTC/USDT", LIMIT)
+    found = {result["scenario"]: result for result in answer["cases"][0]["results"]}
     assert list(found) == [*SCENARIOS, *(f"reopened:{name}" for name in CRISES)]
     known = {name for name, result in found.items() if result["absent"] is None}
     assert known == {"crisis:2020-03", "reopened:2020-03", "bootstrap", "correlation_breakdown", "liquidity_drought"}
@@ -87,9 +88,9 @@ def test_a_dry_run_needs_no_server_and_writes_nothing(installation, home, crisis
     assert found["bootstrap"]["loss"]["low"] <= found["bootstrap"]["loss"]["value"]
 
 
-def test_without_a_file_the_crises_say_what_to_give_and_the_table_shows_it(installation, monkeypatch):
-    monkeypatch.setattr(cli.out, "width", 200)
-    shown = asked("--dry-run")
+def test_without_a_file_the_crises_name_the_option_and_the_table_shows_it(installation, monkeypatch):
+    monkeypatch.setattr(output.out, "width", 500)
+    shown = run("--dry-run")
     assert "--crises FILE" in shown
     assert "--equity AMOUNT" in shown
     assert "no file of crises" in shown
@@ -97,7 +98,7 @@ def test_without_a_file_the_crises_say_what_to_give_and_the_table_shows_it(insta
 
 
 def test_page_json_and_metrics_are_in_one_run_that_mlflow_shows(installation, crisis, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # a store without a server keeps artifacts beside itself
+    monkeypatch.chdir(tmp_path)  # a store without a server stores artifacts next to itself
     installation.tracking = Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}")
     studied = stress.study(installation, crisis, 1e5)
     files = stress.write(studied, tmp_path / "report")
@@ -129,7 +130,7 @@ def test_finer_bars_of_a_crisis_are_made_hourly(tmp_path):
     assert (len(made), step_s) == (6, 3600.0)
 
 
-def test_before_the_first_turn_it_says_what_to_run_and_a_wrong_file_is_refused_at_once(home, installation, tmp_path):
+def test_before_the_first_turn_it_names_the_command_and_a_wrong_file_is_refused_at_once(home, installation, tmp_path):
     with pytest.raises(UnreadableFile, match="Check the path"):
         raise_of("--crises", str(tmp_path / "nowhere.parquet"))
     with pytest.raises(ServiceDown, match="bellwether up"):
@@ -140,6 +141,6 @@ def test_before_the_first_turn_it_says_what_to_run_and_a_wrong_file_is_refused_a
 
 
 def raise_of(*words):
-    done = CliRunner().invoke(cli.app, ["stress", *words])
+    done = CliRunner().invoke(app, ["stress", *words])
     assert isinstance(done.exception, BellwetherError), (done.output, done.exception)
     raise done.exception

@@ -57,26 +57,26 @@ def home(made, tmp_path):
 
 def of_another_release(settings):
     """The published warm start as a release with another feature would have written it."""
-    told = read_generation(settings.serving_dir)["warm_start"]
-    folder = Path(told["path"])
+    published = read_generation(settings.serving_dir)["warm_start"]
+    folder = Path(published["path"])
     state = folder / "features.state"
     state.write_bytes(b"f" * 64 + state.read_bytes()[64:])
-    told["digest"] = _seal(folder, json.loads((folder / "meta.json").read_text()))
-    write_generation(settings.serving_dir, FAMILIES, told, datetime.now(UTC))
+    published["digest"] = _seal(folder, json.loads((folder / "meta.json").read_text()))
+    write_generation(settings.serving_dir, FAMILIES, published, datetime.now(UTC))
 
 
 def before_start(settings):
-    said = []
-    warm_starts.before_start(settings, said.append)
-    return said, read_generation(settings.serving_dir)
+    lines = []
+    warm_starts.before_start(settings, lines.append)
+    return lines, read_generation(settings.serving_dir)
 
 
 def test_a_warm_start_of_another_catalogue_is_folded_again_and_models_stay(home, made):
     of_another_release(home)
     before = read_generation(home.serving_dir)["generation"]
-    said, now = before_start(home)
-    assert "StateError: state of catalogue" in said[0]
-    assert said[1:] == [f"warm start folded again: generation {before + 1}"]
+    lines, now = before_start(home)
+    assert "StateError: features state of catalogue" in lines[0]
+    assert lines[1:] == [f"warm start folded again: generation {before + 1}"]
     assert (now["generation"], now["families"]) == (before + 1, FAMILIES)
     again = read_warm_start(Path(now["warm_start"]["path"]), now["warm_start"]["digest"])
     first = read_warm_start(made / "artifacts" / "features" / "warm")
@@ -89,56 +89,56 @@ def test_a_warm_start_of_another_catalogue_is_folded_again_and_models_stay(home,
     assert before_start(home) == ([], now)
 
 
-def test_one_that_was_damaged_is_put_back_under_its_own_name(home, made):
+def test_a_damaged_warm_start_is_rebuilt_under_its_own_name(home, made):
     data_hash, hits = data_hash_of(made), json.loads((made / "artifacts" / "labels" / "traditional.json").read_text())
     stage, into = made / "artifacts" / "features" / "warm", home.serving_dir / "warm"
-    told = publish_warm_start(stage, into, data_hash=data_hash, hits=hits["hits"], n=hits["n"])
-    write_generation(home.serving_dir, FAMILIES, told, datetime.now(UTC))
-    damaged = Path(told["path"]) / "closes.npy"
+    published = publish_warm_start(stage, into, data_hash=data_hash, hits=hits["hits"], n=hits["n"])
+    write_generation(home.serving_dir, FAMILIES, published, datetime.now(UTC))
+    damaged = Path(published["path"]) / "closes.npy"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    said, now = before_start(home)
-    assert "DigestMismatch" in said[0]
-    assert said[-1].startswith("warm start folded again"), said
-    assert now["warm_start"] == told
-    read_warm_start(Path(told["path"]), told["digest"])
+    lines, now = before_start(home)
+    assert "DigestMismatch" in lines[0]
+    assert lines[-1].startswith("warm start folded again"), lines
+    assert now["warm_start"] == published
+    read_warm_start(Path(published["path"]), published["digest"])
 
 
 @pytest.mark.parametrize("broken", ["gone", "another layout"])
-def test_what_is_gone_or_of_another_layout_is_refused_in_words(home, broken):
-    told = read_generation(home.serving_dir)["warm_start"]
-    folder = Path(told["path"])
+def test_a_warm_start_that_is_gone_or_of_another_layout_is_refused_with_the_reason(home, broken):
+    published = read_generation(home.serving_dir)["warm_start"]
+    folder = Path(published["path"])
     if broken == "gone":
         shutil.rmtree(folder)
     else:
         meta = json.loads((folder / "meta.json").read_text())
         del meta["last_open_time"]
-        told["digest"] = _seal(folder, meta)
-        write_generation(home.serving_dir, FAMILIES, told, datetime.now(UTC))
-    (home.workspace / "data.dvc").unlink()  # nothing to fold: the refusal alone is looked at
-    said, _ = before_start(home)
-    assert said[0].startswith("the published warm start is refused (")
+        published["digest"] = _seal(folder, meta)
+        write_generation(home.serving_dir, FAMILIES, published, datetime.now(UTC))
+    (home.workspace / "data.dvc").unlink()  # nothing to fold: only the refusal matters here
+    lines, _ = before_start(home)
+    assert lines[0].startswith("the published warm start is refused (")
 
 
 @pytest.mark.parametrize("lost", ["data.dvc", "data/manifest.json", "artifacts/labels/traditional.json"])
-def test_without_the_workspace_it_says_which_command_makes_one_and_changes_nothing(home, lost):
+def test_without_the_workspace_it_names_the_command_that_makes_one_and_changes_nothing(home, lost):
     of_another_release(home)
     before = read_generation(home.serving_dir)
     (home.workspace / lost).unlink()
-    said, now = before_start(home)
-    assert lost in said[-1]
-    assert "`bellwether run --once`" in said[-1]
+    lines, now = before_start(home)
+    assert lost in lines[-1]
+    assert "`bellwether run --once`" in lines[-1]
     assert now == before
 
 
-def test_data_that_cannot_be_folded_is_said_in_one_line(home):
+def test_data_that_cannot_be_folded_is_reported_in_one_line(home):
     of_another_release(home)
     (home.workspace / "data" / "1m.parquet").write_bytes(b"no parquet")
-    said, _ = before_start(home)
-    assert "cannot be folded again" in said[-1]
-    assert "Traceback" not in said[-1]
-    assert "\n" not in said[-1]
+    lines, _ = before_start(home)
+    assert "cannot be folded again" in lines[-1]
+    assert "Traceback" not in lines[-1]
+    assert "\n" not in lines[-1]
 
 
-def test_nothing_is_looked_at_where_nothing_was_published(tmp_path):
+def test_nothing_is_done_if_nothing_was_published(tmp_path):
     warm_starts.before_start(Settings(home=tmp_path / "new", store_url=""))
     assert not (tmp_path / "new").exists()

@@ -1,4 +1,4 @@
-"""What a user is told when something outside breaks: one sentence, with the file and the remedy, never a traceback."""
+"""Faults outside the product are one sentence with the file and the remedy, never a traceback."""
 
 import errno
 import json
@@ -41,14 +41,14 @@ def typed(tmp_path, monkeypatch, capsys):
                 cli.main()
             except SystemExit as ended:
                 code = ended.code or 0
-        said = capsys.readouterr()
-        return code, said.out, said.err
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
 
     yield type_in
     settings.cache_clear()
 
 
-def told_once(answer, *parts):
+def one_line(answer, *parts):
     """Exit code 1 and one line that has all the parts; returns the line."""
     code, out, err = answer
     assert code == 1, (out, err)
@@ -72,10 +72,10 @@ def home(tmp_path):
 @pytest.mark.parametrize("words", [["status"], ["up"], ["alarms"], ["decide"], ["run", "--once"]])
 def test_a_home_that_is_a_file(tmp_path, typed, words):
     (tmp_path / "home").write_text("not a folder")
-    told_once(typed(*words), str(tmp_path / "home"), "BELLWETHER_HOME")
+    one_line(typed(*words), str(tmp_path / "home"), "BELLWETHER_HOME")
 
 
-def test_a_home_under_a_file_is_said_by_doctor_too(tmp_path, typed):
+def test_a_home_under_a_file_is_reported_by_doctor_too(tmp_path, typed):
     (tmp_path / "home").write_text("not a folder")
     code, out, err = typed("doctor", "--json")
     assert (code, "Traceback" in err) == (1, False)
@@ -97,7 +97,7 @@ def read_only(tmp_path):
 
 @pytest.mark.parametrize("words", [["status"], ["up"], ["alarms"], ["decide"], ["backup"]])
 def test_a_read_only_home(read_only, typed, words):
-    told_once(typed(*words), str(read_only))
+    one_line(typed(*words), str(read_only))
 
 
 def test_down_works_in_a_read_only_home(read_only, typed):
@@ -111,18 +111,18 @@ def test_a_store_that_is_no_database_any_more(home, typed, words, damage):
     file = home / "store.db"
     raw = file.read_bytes()
     file.write_bytes({"header": b"\0" * 100 + raw[100:], "text": b"hello" * 1000, "cut": raw[:5000]}[damage])
-    for beside in ("-wal", "-shm"):
-        Path(f"{file}{beside}").unlink(missing_ok=True)
-    told_once(typed(*words), str(file), "bellwether restore FILE")
+    for suffix in ("-wal", "-shm"):
+        Path(f"{file}{suffix}").unlink(missing_ok=True)
+    one_line(typed(*words), str(file), "bellwether restore FILE")
 
 
 def test_a_store_that_is_a_folder(tmp_path, typed):
     (tmp_path / "home" / "store.db").mkdir(parents=True)
-    told_once(typed("status"), str(tmp_path / "home" / "store.db"))
+    one_line(typed("status"), str(tmp_path / "home" / "store.db"))
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "expected"),
     [
         ("postgresql://me:secret@127.0.0.1:9/bellwether", "Start the database"),
         ("postgresql://me:secret@no.such.host.invalid/bellwether", "Start the database"),
@@ -132,15 +132,15 @@ def test_a_store_that_is_a_folder(tmp_path, typed):
         ("sqlite:////proc/nowhere/store.db", "/proc/nowhere"),
     ],
 )
-def test_a_store_that_cannot_be_reached_or_understood(typed, url, says):
-    assert "secret" not in told_once(typed("status", BELLWETHER_STORE_URL=url), says)
+def test_a_store_that_cannot_be_reached_or_understood(typed, url, expected):
+    assert "secret" not in one_line(typed("status", BELLWETHER_STORE_URL=url), expected)
 
 
-def test_a_database_server_that_never_answers_is_said_to_be_down_within_five_seconds(typed):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"postgresql://me:secret@127.0.0.1:{silent.getsockname()[1]}/bellwether"
+def test_a_database_server_that_never_answers_is_reported_as_down_within_five_seconds(typed):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"postgresql://me:secret@127.0.0.1:{server.getsockname()[1]}/bellwether"
         began = time.monotonic()
-        told_once(typed("status", BELLWETHER_STORE_URL=url), "127.0.0.1/bellwether", "Start the database")
+        one_line(typed("status", BELLWETHER_STORE_URL=url), "127.0.0.1/bellwether", "Start the database")
         assert time.monotonic() - began < 5.5
 
 
@@ -157,7 +157,7 @@ def test_a_database_server_that_never_answers_is_said_to_be_down_within_five_sec
 )
 @pytest.mark.parametrize("command", ["status", "up"])
 def test_a_setting_that_does_not_parse_is_named_with_its_value(typed, command, name, value):
-    told_once(typed(command, **{name: value}), name, value, ".env")
+    one_line(typed(command, **{name: value}), name, value, ".env")
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x00garbage", b"BELLWETHER_DECISION_PORT=three\n"])
@@ -165,7 +165,7 @@ def test_a_damaged_env_file_is_named(tmp_path, typed, content, monkeypatch):
     (tmp_path / ".env").write_bytes(content)
     with_env = {name: value for name, value in NOWHERE.items() if "DECISION" not in name}
     monkeypatch.setattr(sys.modules[__name__], "NOWHERE", with_env)
-    told_once(typed("status", cwd=tmp_path), ".env")
+    one_line(typed("status", cwd=tmp_path), ".env")
 
 
 @pytest.mark.parametrize(
@@ -174,18 +174,18 @@ def test_a_damaged_env_file_is_named(tmp_path, typed, content, monkeypatch):
 def test_damaged_params_are_named(tmp_path, home, typed, content):
     file = tmp_path / "params.yaml"
     file.write_bytes(content)
-    told_once(typed("status", BELLWETHER_PARAMS_FILE=str(file)), "params.yaml")
+    one_line(typed("status", BELLWETHER_PARAMS_FILE=str(file)), "params.yaml")
 
 
 def test_params_that_are_not_there(tmp_path, home, typed):
-    told_once(typed("status", BELLWETHER_PARAMS_FILE=str(tmp_path / "none.yaml")), str(tmp_path / "none.yaml"))
+    one_line(typed("status", BELLWETHER_PARAMS_FILE=str(tmp_path / "none.yaml")), str(tmp_path / "none.yaml"))
 
 
 @pytest.mark.parametrize("content", ["outs:\n- md5", "outs:", "", "outs: [", "{}"])
 def test_a_data_pointer_that_is_cut_off(home, typed, content):
     (home / "workspace").mkdir()
     (home / "workspace" / "data.dvc").write_text(content)
-    told_once(typed("status"), str(home / "workspace" / "data.dvc"), "bellwether run --once")
+    one_line(typed("status"), str(home / "workspace" / "data.dvc"), "bellwether run --once")
 
 
 @pytest.mark.parametrize("content", ["schema: '2.0'\nst", "schema: '2.0'\nstages:", "stages: [", "\0\0"])
@@ -205,13 +205,13 @@ def test_a_manifest_or_generation_file_that_is_cut_off(home, typed, words, conte
     (home / "workspace" / "data" / "manifest.json").write_text(content)
     (home / "serving").mkdir()
     (home / "serving" / "generation.json").write_text(content)
-    told_once(typed(*words), "manifest.json", "bellwether run --once")
+    one_line(typed(*words), "manifest.json", "bellwether run --once")
 
 
-def test_a_port_of_somebody_else(typed):
+def test_a_port_of_another_process(typed):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        told_once(typed("up", BELLWETHER_MLFLOW_PORT=port), port, f"process {os.getpid()}", "BELLWETHER_MLFLOW_PORT")
+        one_line(typed("up", BELLWETHER_MLFLOW_PORT=port), port, f"process {os.getpid()}", "BELLWETHER_MLFLOW_PORT")
 
 
 def test_no_room_on_the_disk(home, typed, monkeypatch):
@@ -219,7 +219,7 @@ def test_no_room_on_the_disk(home, typed, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", str(home / "store.db"))
 
     monkeypatch.setattr(Store, "open", full)
-    told_once(typed("status"), str(home / "store.db"), "free some room")
+    one_line(typed("status"), str(home / "store.db"), "free some room")
 
 
 def test_a_bug_is_one_sentence_and_its_traceback_is_in_a_file_for_its_owner_only(home, typed, monkeypatch):
@@ -227,20 +227,20 @@ def test_a_bug_is_one_sentence_and_its_traceback_is_in_a_file_for_its_owner_only
         raise RuntimeError("first line\nsecond [line]")
 
     monkeypatch.setattr(Store, "open", bug)
-    told = told_once(typed("status"), "RuntimeError", "first line")
+    message = one_line(typed("status"), "RuntimeError", "first line")
     (file,) = (home / "logs").glob("crash-*.log")
-    assert str(file) in told
+    assert str(file) in message
     assert "in bug" in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_where_no_traceback_can_be_written_the_way_to_see_it_is_said(tmp_path, typed, monkeypatch):
+def test_where_no_traceback_can_be_written_the_variable_that_shows_it_is_named(tmp_path, typed, monkeypatch):
     def bug(*_, **__):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("flows.support.processes.down", bug)
+    monkeypatch.setattr("bellwether.operations.start_stop.down", bug)
     (tmp_path / "home").write_text("a file")
-    told_once(typed("down"), "broken", "BELLWETHER_DEBUG=1")
+    one_line(typed("down"), "broken", "BELLWETHER_DEBUG=1")
     _, _, err = typed("down", BELLWETHER_DEBUG="1")
     assert "Traceback" in err
     assert "in bug" in err
@@ -260,23 +260,23 @@ def test_where_no_traceback_can_be_written_the_way_to_see_it_is_said(tmp_path, t
     ],
 )
 def test_errors_of_the_system_have_a_remedy(error, parts):
-    told = error_messages.describe_known_error(error)
-    assert all(part in told for part in parts), told
-    assert "\n" not in told
+    message = error_messages.describe_known_error(error)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
 
 
-def test_the_cause_of_an_error_is_what_is_told():
+def test_the_cause_of_an_error_is_described():
     error = RuntimeError("could not do it")
     error.__cause__ = OSError(errno.EROFS, "Read-only file system", "/data/x")
     assert "/data/x" in error_messages.describe_known_error(error)
 
 
-def test_an_error_nobody_foresaw_is_not_explained_away():
+def test_an_unexpected_error_has_no_description():
     for error in (RuntimeError("x"), KeyError("y"), ValueError("z"), OSError("made up")):
         assert error_messages.describe_known_error(error) is None
 
 
-def test_a_locked_store_is_said_to_be_locked(home):
+def test_a_locked_store_is_reported_as_locked(home):
     url = f"sqlite:///{home / 'store.db'}"
     with closing(Store.open(url)) as store, closing(sqlite3.connect(home / "store.db")) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -284,6 +284,6 @@ def test_a_locked_store_is_said_to_be_locked(home):
             connection.exec_driver_sql("PRAGMA busy_timeout=10")
             with pytest.raises(StoreFault) as caught:
                 connection.exec_driver_sql("CREATE TABLE one (x)")
-    told = error_messages.describe_known_error(caught.value)
-    assert "locked" in told
-    assert "bellwether doctor" in told
+    message = error_messages.describe_known_error(caught.value)
+    assert "locked" in message
+    assert "bellwether doctor" in message

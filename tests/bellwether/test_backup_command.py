@@ -23,7 +23,7 @@ DIGEST = "ab" * 32
 
 @pytest.fixture
 def old(tmp_path):
-    """A home with a store, a generation file with its warm start, and one kept data version."""
+    """A home with a store, a generation file with its warm start, and one stored data version."""
     settings = Settings(home=tmp_path / "old")
     release_010(f"sqlite:///{settings.home / 'store.db'}")
     Store.open(settings.store).close()
@@ -41,25 +41,25 @@ def new(tmp_path):
     return Settings(home=tmp_path / "new")
 
 
-def told(home, *words):
+def run_json(home, *words):
     done = bellwether(home, *words, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_a_home_is_brought_back_under_another_path_with_what_serving_follows(old, new, tmp_path):
-    made = told(old.home, "backup")
+def test_a_home_is_restored_under_another_path_with_its_serving_state(old, new, tmp_path):
+    made = run_json(old.home, "backup")
     assert made["file"].startswith(str(old.home / "backups"))
     assert made["rows"]["decisions"] == 2
-    shutil.move(made["file"], tmp_path / "kept.zip")
+    shutil.move(made["file"], tmp_path / "moved.zip")
     shutil.rmtree(old.home)
-    found = told(new.home, "restore", str(tmp_path / "kept.zip"))
+    found = run_json(new.home, "restore", str(tmp_path / "moved.zip"))
     assert found["rows"] == made["rows"]
     generation = read_generation(new.serving_dir)
     assert generation["warm_start"]["path"] == str(new.serving_dir / "warm" / DIGEST)
     assert (new.serving_dir / "warm" / DIGEST / "bar.npy").read_bytes() == bytes(range(256))
     assert (new.home / "versions" / "0fc2.dir" / "data.dvc").read_text() == "outs: []\n"
-    assert told(new.home, "status")["tier"] == 3
+    assert run_json(new.home, "status")["tier"] == 3
 
 
 def test_a_dry_run_counts_and_checks_and_writes_nothing(old, new, tmp_path):
@@ -67,7 +67,7 @@ def test_a_dry_run_counts_and_checks_and_writes_nothing(old, new, tmp_path):
     assert backup.preview(old, file)["outcomes"] == 1
     assert not file.exists()
     backup.make(old, file, T0)
-    assert told(new.home, "restore", str(file), "--dry-run")["restored"] is False
+    assert run_json(new.home, "restore", str(file), "--dry-run")["restored"] is False
     assert not (new.home / "store.db").exists()
 
 
@@ -75,13 +75,13 @@ def test_refusals_are_one_line_and_exit_code_1(old, new, tmp_path):
     file = tmp_path / "b.zip"
     backup.make(old, file, T0)
     before = file.read_bytes()
-    for words, says in [
+    for words, expected in [
         (["backup", "--to", str(file)], "WouldOverwrite: "),
         (["restore", str(file)], "WouldOverwrite: the store is not empty"),
     ]:
         done = bellwether(old.home, *words)
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1), done.stderr
-        assert done.stderr.startswith(says)
+        assert done.stderr.startswith(expected)
     assert file.read_bytes() == before
 
 
@@ -118,7 +118,7 @@ def test_nothing_is_restored_while_a_service_of_this_home_runs(old, new, tmp_pat
     assert len(Store.open(new.store).decisions()) == 2
 
 
-def test_a_file_that_differs_is_kept_beside_and_one_that_is_the_same_stays(old, new, tmp_path):
+def test_a_file_that_differs_is_moved_aside_and_an_identical_one_stays(old, new, tmp_path):
     backup.make(old, tmp_path / "b.zip", T0)
     write_generation(new.serving_dir, {}, None, T0)
     write_generation(new.serving_dir, {}, None, T0)
@@ -127,12 +127,12 @@ def test_a_file_that_differs_is_kept_beside_and_one_that_is_the_same_stays(old, 
     same.write_bytes(bytes(range(256)))
     _, placed = backup.restore_installation(new, tmp_path / "b.zip")
     assert read_generation(new.serving_dir)["generation"] == 1
-    kept = {p.path.name: p.moved_to for p in placed}
-    assert kept == {"generation.json": new.serving_dir / "generation.json.before-restore", "data.dvc": None}
-    assert json.loads(kept["generation.json"].read_text())["generation"] == 2
+    moved = {p.path.name: p.moved_to for p in placed}
+    assert moved == {"generation.json": new.serving_dir / "generation.json.before-restore", "data.dvc": None}
+    assert json.loads(moved["generation.json"].read_text())["generation"] == 2
 
 
-def test_a_generation_file_that_is_none_does_not_stop_a_backup(old, tmp_path):
+def test_a_damaged_generation_file_does_not_stop_a_backup(old, tmp_path):
     (old.serving_dir / "generation.json").write_text("{")
     assert set(backup.make(old, tmp_path / "b.zip", T0).files) == {"versions/0fc2.dir/data.dvc"}
 

@@ -1,0 +1,114 @@
+"""Versions of the model families: promote, rollback, retrain, drift."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bellwether.cli.connection import require_services
+from bellwether.cli.options import AsJson, DryRun, Reason, new_group, user
+from bellwether.cli.output import emit, err, line
+
+if TYPE_CHECKING:
+    from pipelines.store import Promotion
+
+app = new_group()
+Family = Annotated[str, typer.Argument(help="validator | pattern | regime | predictor")]
+
+
+@app.command()
+def promote(
+    family: Family,
+    version: Annotated[str, typer.Argument(help="Its number in MLflow.")],
+    reason: Reason = "requested",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version champion of its family.
+
+    Refused unless the gate passed it. Works as an alias moved in MLflow does.
+    """
+    from flows.support import promotion
+    from flows.support.installation import open_installation
+
+    require_services("mlflow")
+    installation = open_installation()
+    if dry_run:
+        wanted = installation.tracking.version(family, version)
+        verdict = promotion.verdict_line(installation.store, family, version, wanted.digest)
+        expected = "would be promoted" if verdict and verdict.verdict_passed else "would be refused"
+        message = f"{expected}: {verdict.reason if verdict else 'the gate never evaluated this digest'}"
+        found = {"family": family, "version": version, "message": message}
+        emit(found) if as_json else line(f"{family} version {version} {message}")
+        return
+    moved = promotion.promote(installation, family, version, actor=user(), reason=reason)
+    if as_json:
+        emit(_champion(moved))
+    else:
+        line(f"{family}: version {moved.to_version} is champion (was {moved.from_version})")
+
+
+@app.command()
+def rollback(family: Family, reason: Reason = "requested", as_json: AsJson = False) -> None:
+    """Restore the previous champion of a family.
+
+    It is loaded and tested before serving switches to it.
+    """
+    from flows.support import promotion
+    from flows.support.installation import open_installation
+
+    moved = promotion.rollback(open_installation(), family, actor=user(), reason=reason)
+    if as_json:
+        emit(_champion(moved))
+    else:
+        line(f"{family}: back to version {moved.to_version} (was {moved.from_version})")
+
+
+def _champion(moved: "Promotion") -> dict[str, object]:
+    """Return a move of the champion, JSON-ready."""
+    return {"family": moved.family, "champion": moved.to_version, "was": moved.from_version, "digest": moved.digest}
+
+
+@app.command()
+def retrain(
+    family: Annotated[str, typer.Argument(help="One family, or several with commas.")] = "validator",
+    reason: Reason = "requested by a person",
+    force: Annotated[bool, typer.Option("--force", help="Do not wait for the cool-down.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train new challengers on everything observed so far.
+
+    The gate decides whether one may replace the champion.
+    """
+    from flows.support.progress import progress_display
+
+    require_services("mlflow", "prefect")
+    from flows.retrain import retrain as retrain_flow
+
+    with progress_display(err):
+        versions = retrain_flow(family, reason, force)
+    if as_json:
+        emit({"versions": versions})
+        return
+    for name in family.split(","):
+        line(f"{name}: {'version ' + versions[name] if name in versions else 'no new version'}")
+
+
+@app.command()
+def drift(
+    symbol: Annotated[str | None, typer.Option(help="Such as BTC/USDT; the newest snapshot's by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Detect drift and request retraining where needed.
+
+    Resolves outcomes first and writes the Evidently report.
+    """
+    from flows.support.installation import open_installation
+    from flows.support.progress import progress_display
+
+    name = symbol or open_installation().manifest()["symbol"]
+    require_services("mlflow", "prefect")
+    from flows.monitor import monitor
+
+    with progress_display(err):
+        found = monitor(name)
+    emit(found) if as_json else line(f"drift: {found['summary']}\nreport: {found['report']}")

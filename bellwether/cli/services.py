@@ -1,0 +1,156 @@
+"""Start, stop and watch the services: up, down, restart, status, doctor, open."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from bellwether.cli.connection import connect, require_services
+from bellwether.cli.options import AsJson, new_group
+from bellwether.cli.output import emit, line, paragraph, progress_of, table
+from flows.support import processes
+from pipelines.errors import UnknownName
+from pipelines.settings import settings
+
+app = new_group()
+
+
+@app.command()
+def up(as_json: AsJson = False) -> None:
+    """Start all services and wait until they work.
+
+    The services are MLflow, Prefect, the flows, the two BentoML services and the Evidently UI.
+    """
+    start_services(as_json)
+    show_services(as_json)
+
+
+def start_services(quiet: bool, ready: bool = True) -> None:
+    """Rebuild a refused warm start, start what is not running, and give this process the key of a new home."""
+    from bellwether.operations import start_stop, warm_starts
+
+    progress = progress_of(quiet)
+    warm_starts.before_start(settings(), progress)
+    start_stop.up(settings(), progress=progress, ready=ready)
+    connect()  # the first start created the key
+
+
+@app.command()
+def down(as_json: AsJson = False) -> None:
+    """Stop everything `up` started, workers before servers."""
+    from bellwether.operations import start_stop
+
+    start_stop.down(settings(), progress=progress_of(as_json))
+    show_services(as_json)
+
+
+@app.command()
+def restart(
+    names: Annotated[list[str] | None, typer.Argument(help="Services; all that run by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Restart services that run."""
+    from bellwether.operations import start_stop
+
+    start_stop.restart(settings(), names or None, progress=progress_of(as_json))
+    show_services(as_json)
+
+
+def show_services(as_json: bool) -> None:
+    """Print the state of every service now."""
+    found = processes.services(settings())
+    if as_json:
+        emit(found)
+    else:
+        show_states(found)
+
+
+def show_states(found: Mapping[str, processes.State]) -> None:
+    """Print the states of services as a table."""
+    rows = [[name, state["state"], state["url"], state["detail"]] for name, state in found.items()]
+    table("services", ["service", "state", "url", "why"], rows)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show health, live models, services and alarms.
+
+    Answers from stored state when services are down.
+    """
+    from bellwether.operations.status import stored_status
+
+    found = stored_status()
+    if as_json:
+        emit(found)
+    else:
+        show_status(found)
+
+
+def show_status(found: Mapping[str, Any]) -> None:
+    """Print a status, health and its reason first."""
+    paragraph(found["health_reason"], lead=found["health"])
+    if found["waiting_for_first_turn"]:
+        line("waiting for the first turn: `bellwether run`")
+    rows = [
+        [family, arm, slot["version"], slot["digest"][:12], slot["data_hash"][:12], slot["git_commit"][:9],
+         slot["verdict"]]
+        for family, slots in found["families"].items()
+        for arm, slot in slots.items()
+        if slot
+    ]  # fmt: skip
+    table("families", ["family", "arm", "version", "digest", "data", "commit", "gate"], rows)
+    show_states(found["services"])
+    line(f"tier {found['tier']}, data {found['data_hash']}")
+    for alarm in found["alarms"]:
+        paragraph(f"{alarm['kind']}: {alarm['detail']} ({alarm['at']})", lead=alarm["severity"])
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check this installation and show what to fix.
+
+    Ports, disk, versions, permissions, store, services. Exit code 1 if anything would stop a run.
+    """
+    from bellwether.operations.doctor import examine
+
+    findings = examine(settings())
+    if as_json:
+        emit([asdict(f) for f in findings])
+    else:
+        rows = [[f.name, f.state, f.detail, f.remedy] for f in findings]
+        table("doctor", ["check", "state", "detail", "remedy"], rows)
+    if any(f.state == "fail" for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command("open")
+def open_tool(
+    tool: Annotated[str, typer.Argument(help="mlflow | prefect | decision | models | evidently")],
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the link.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Open a tool in the browser, by one-time link."""
+    import webbrowser
+
+    from serving.service import keys
+
+    known = [name for name, service in processes.SERVICES.items() if service.port_field]
+    if tool not in known:
+        raise UnknownName(f"no tool {tool!r}; known: {', '.join(known)}")
+    require_services(tool, ready=False)  # a page that shows what is wrong is worth opening
+    port = processes.services(settings(), {tool: processes.SERVICES[tool]})[tool]["port"]
+    host = "127.0.0.1" if settings().host == "0.0.0.0" else settings().host
+    ticket = keys.create_ticket(settings(), tool)
+    url = f"http://{host}:{port}/session?ticket={ticket}"
+    if as_json:
+        emit({"tool": tool, "url": url, "seconds": keys.TICKET_SECONDS})
+        return
+    line(url)
+    has_screen = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if has_screen and not no_browser:
+        webbrowser.open(url)
+    else:
+        line(f"Open the link in a browser within {keys.TICKET_SECONDS} s. It works once.")

@@ -1,0 +1,123 @@
+"""The store of an installation: backup, restore, prune."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bellwether.cli.options import AsJson, DryRun, new_group
+from bellwether.cli.output import emit, line, paragraph, table
+from pipelines.settings import settings
+
+app = new_group()
+
+
+@app.command()
+def backup(
+    to: Annotated[Path | None, typer.Option(help="The file to write; one under <home>/backups by default.")] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Back up the store and the serving state.
+
+    Writes one file while everything runs. It holds every table of the store but leases, the generation file with its
+    warm start, and the pointers of the stored data versions. Models and data are in stores of their own, with backups
+    of their own: MLflow's database and artifacts (<home>/mlflow, or where your server puts them) and DVC's remote
+    (<home>/dvc-remote, or BELLWETHER_REMOTE_URL).
+    """
+    from bellwether.operations import backup as backups
+    from flows.support.installation import now
+
+    at = now()
+    file = to or backups.default_file(settings(), at)
+    rows = backups.preview(settings(), file) if dry_run else None
+    made = None if dry_run else backups.make(settings(), file, at)
+    counts = made.rows() if made is not None else rows or {}
+    if as_json:
+        emit({
+            "file": str(file),
+            "written": not dry_run,
+            "rows": counts,
+            "schema": made and made.schema,
+            "files": made and sorted(made.files),
+            "bytes": made and file.stat().st_size,
+            "sha256": made and backups.file_sha256(file),
+            "not_included": backups.NOT_INCLUDED,
+        })  # fmt: skip
+        return
+    show_backup("backup", counts, None if made is None else made.files)
+    line(f"{'would be written to' if dry_run else 'written to'} {file}")
+    line("Not included:")
+    for name, text in backups.NOT_INCLUDED.items():
+        paragraph(f"{name}: {text}")
+
+
+def show_backup(title: str, rows: Mapping[str, int], files: Collection[str] | None) -> None:
+    """Print how many rows of each table a backup holds, and how many files if it is known."""
+    counted = [[name, f"{n:,}"] for name, n in rows.items()]
+    table(title, ["table", "rows"], counted if files is None else [*counted, ["files", len(files)]])
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `bellwether backup` wrote.")],
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Restore a backup into an empty store.
+
+    Into SQLite or PostgreSQL: all of it, checked digest by digest, or nothing. Services must be down. A backup of an
+    earlier release is migrated to this one. MLflow's and DVC's own stores are restored with their own means;
+    `bellwether run --once` then fetches the bundles the ledger names.
+    """
+    from bellwether.operations import backup as backups
+
+    made, placed = (backups.verify(settings(), file), []) if dry_run else backups.restore_installation(settings(), file)
+    if as_json:
+        emit({"file": str(file), "restored": not dry_run, "schema": made.schema, "made_at": made.made_at.isoformat(),
+              "rows": made.rows(), "files": sorted(made.files),
+              "placed": [{"path": p.path, "moved_to": p.moved_to} for p in placed]})  # fmt: skip
+        return
+    show_backup("restore", made.rows(), made.files)
+    word = "checked; would be restored" if dry_run else "restored"
+    line(f"{word}: {file} of {made.made_at:%F %T} UTC")
+    for one in placed:
+        line(f"wrote {one.path}{f'; the file before it is {one.moved_to}' if one.moved_to else ''}")
+
+
+@app.command()
+def prune(
+    days: Annotated[
+        int | None, typer.Option(min=30, help="Retain so many days; BELLWETHER_KEEP_DAYS by default.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without this it only shows what would go.")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old records that nothing refers to.
+
+    Shows what would go; --yes removes it. Promotions, trials, observed bars, emitted or resolved decisions, and bundles
+    that anything names are never removed.
+    """
+    from bellwether.operations import retention
+    from flows.support.installation import now, open_installation
+
+    installation = open_installation()
+    before = retention.cutoff(installation, days or installation.settings.keep_days, now())
+    removing = yes and not dry_run
+    found = retention.prune(installation, before) if removing else retention.plan(installation, before)
+    if as_json:
+        removals = {
+            r.what: {"n": r.n, "oldest": r.oldest and r.oldest.isoformat(), "bytes": r.bytes, "rule": r.rule}
+            for r in found
+        }
+        emit({"before": before.isoformat(), "removed": removing, "removals": removals})
+        return
+    title = f"{'removed' if removing else 'would remove'} what is older than {before:%F %T} UTC"
+    table(title, ["what", "n", "oldest (UTC)", "bytes", "which"], [
+        [r.what, f"{r.n:,}", r.oldest and f"{r.oldest:%F %T}", None if r.bytes is None else f"{r.bytes:,}", r.rule]
+        for r in found
+    ])  # fmt: skip
+    if not removing and any(r.n for r in found):
+        line("Nothing was removed. `bellwether prune --yes` removes it.")

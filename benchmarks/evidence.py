@@ -32,7 +32,7 @@ from rich.table import Table
 from benchmarks import faults, hardship, upgrade
 from benchmarks.fixture import FAMILY, recorded, recording, simulated, train
 from benchmarks.postgres import postgresql
-from pipelines.contracts import TIMEFRAME_SECONDS, JsonObject
+from pipelines.contracts import DAY_S, TIMEFRAME_SECONDS, JsonObject
 from pipelines.data.timeframes import resample
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.warm_start import hit_rate
@@ -82,14 +82,14 @@ def watch(seed: str, drifted: bool) -> JsonObject:
 
     params = load_params()
     step_s = TIMEFRAME_SECONDS[params.data.decision_timeframe]
-    block_days = -(-params.drift.block_bars * step_s // 86_400)
+    block_days = -(-params.drift.block_bars * step_s // int(DAY_S))
     drift_day = DRIFT_AFTER_BLOCKS * block_days if drifted else None
     days = params.simulator.history_days
     bars = simulated(
         params, days, params.drift.budget_blocks * block_days, seed=int(seed), drift_after_live_days=drift_day
     )
     rows = FEATURES.run(resample(bars, 60, step_s))[:, [FEATURES.index[name] for name in WATCHED_COLUMNS]]
-    history = days * 86_400 // step_s
+    history = days * int(DAY_S) // step_s
     result = detect(fit_reference(rows[:history], WATCHED_COLUMNS, params.drift, params.seed), rows[history:])
     alarms = [i for i, block in enumerate(result.blocks) if block.alarm]
     before = drifted and bool(alarms) and alarms[0] < DRIFT_AFTER_BLOCKS

@@ -23,7 +23,7 @@ from scipy.optimize import nnls
 from benchmarks.fixture import recording
 from benchmarks.pages import write
 from benchmarks.signals import _line, _prose
-from pipelines.contracts import CLOSE, OPEN_TIME, Estimate, Floats, utc
+from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Estimate, Floats, utc
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
@@ -33,7 +33,7 @@ from pipelines.params import Params
 from pipelines.settings import ROOT, load_params
 
 PAGE = ROOT / "docs" / "results" / "portfolio.md"
-YEAR_S = 365.25 * 86400.0
+YEAR_S = 365.25 * DAY_S
 WINDOW_WEEKS = 26
 BAND_SHARE = 0.2  # of 1/N: half the width of a band
 DRAWS = 1000

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.fixture import recording
 from benchmarks.pages import write
-from pipelines.contracts import CLOSE, OPEN_TIME, Floats, utc
+from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Floats, utc
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
@@ -37,7 +37,7 @@ MARKETS = {
 LEVELS = (0.95, 0.99)
 WINDOWS = {"hourly": 1000, "daily": 500}  # returns a forecast uses; set before any figure was read
 HOURS_OF_A_DAY = 12  # a UTC day with fewer, such as the Sunday evening of a currency, is none of its own
-DAY_S = 86_400
+DAY_S = int(DAY_S)
 SHORT = {"kupiec": "K", "independence": "I", "conditional": "C", "acerbi_szekely": "Z"}
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipelines.contracts import DAY_S
+
 MB = 2**20
-DAY_S = 86_400.0
 MIN_SPAN_S = 3_600.0  # a forecast from less than an hour would reflect one run, not a day
 
 

@@ -19,6 +19,7 @@ from pipelines.clock import MODES, Mode
 from pipelines.contracts import (
     BAR_WIDTH,
     CLOSE,
+    DAY_S,
     OPEN_TIME,
     RETAINED_BARS,
     TIMEFRAME_SECONDS,
@@ -39,7 +40,7 @@ from pipelines.signals.category_scores import CategoryScores
 MANIFEST = "manifest.json"
 SCORES_FILE = "category_scores.json"
 _SCORES_FILE_BEFORE = "voices.json"  # its name in releases up to 0.5.0
-WEEK_S = 7 * 86400
+WEEK_S = 7 * int(DAY_S)
 CLOSED_SHARE = 0.5
 CLOCK_CHANGE_S = 3600
 CLOSURE_WEEKS = 8

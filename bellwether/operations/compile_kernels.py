@@ -22,6 +22,7 @@ from pipelines.bootstrap import bootstrap as bootstrap_process
 from pipelines.contracts import (
     BOOK_LEVELS,
     CLOSE,
+    DAY_S,
     NO_CONTEXT,
     OPEN_TIME,
     TAPE_WIDTH,
@@ -206,7 +207,7 @@ def warm_rest(params: Params) -> None:
     portfolio = Portfolio(np.array([0.1]), np.array([0.02]), 5.0)
     daily = bars[:, np.newaxis].copy()
     daily[:, :, OPEN_TIME] *= 1440.0
-    past = MarketHistory(("SIM/USDT",), 86_400.0, daily, np.full((len(bars), 1), np.nan))
+    past = MarketHistory(("SIM/USDT",), DAY_S, daily, np.full((len(bars), 1), np.nan))
     timed("stress", lambda: bootstrap(portfolio, past, 100, params.seed))
 
 

@@ -16,6 +16,7 @@ import psutil
 from bellwether.operations.alarm_outbox import AlarmOutbox
 from flows.support import processes
 from pipelines import disk
+from pipelines.contracts import DAY_S
 from pipelines.settings import Settings
 
 PROBE_S = 5.0  # a service that needs longer for its health check has not answered
@@ -126,7 +127,7 @@ class DiskWatch:
 
     def _sample(self, at_s: float, free_bytes: int) -> None:
         """Record the free bytes at a moment (epoch seconds), if the newest sample is old enough."""
-        known = [s for s in self._samples if at_s - disk.DAY_S <= s[0] <= at_s]
+        known = [s for s in self._samples if at_s - DAY_S <= s[0] <= at_s]
         if known and at_s - known[-1][0] < self._sample_s:
             return
         self._samples = [*known, (at_s, free_bytes)]

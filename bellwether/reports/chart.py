@@ -25,6 +25,7 @@ from pipelines.contracts import (
     Decision,
     Floats,
     JsonObject,
+    finite_or_none,
 )
 from pipelines.data.timeframes import resample
 from pipelines.errors import UnknownName
@@ -120,8 +121,8 @@ def to_dict(drawn: ChartData) -> JsonObject:
         "to": times[-1],
         "without_signals": int(np.isnan(drawn.signals).all(axis=1).sum()),
         "signals": [
-            {"signal": m.signal, "at": times[m.at], "direction": m.direction, "strength": _known(m.strength),
-             "low": _known(m.low), "high": _known(m.high)}
+            {"signal": m.signal, "at": times[m.at], "direction": m.direction, "strength": finite_or_none(m.strength),
+             "low": finite_or_none(m.low), "high": finite_or_none(m.high)}
             for m in marks(drawn.signals)
         ],
         "decisions": [
@@ -235,7 +236,3 @@ def _moment(seconds: float) -> str:
     """Return epoch seconds as UTC, to the minute."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
 
-
-def _known(value: float) -> float | None:
-    """Return None for NaN and infinity."""
-    return value if np.isfinite(value) else None

@@ -12,7 +12,7 @@ import numpy as np
 
 from flows.support.installation import Installation
 from flows.support.promotion import slots_of
-from pipelines.contracts import CATEGORIES, CLOSE, OPEN_TIME, REGIMES, TIMEFRAME_SECONDS, Floats, Ints
+from pipelines.contracts import CATEGORIES, CLOSE, OPEN_TIME, REGIMES, TIMEFRAME_SECONDS, Floats, Ints, json_ready
 from pipelines.evaluation.backtest import Backtest, DecisionKernel, backtest
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import TARGET, UNRESOLVED, Barriers, triple_barrier
@@ -160,9 +160,4 @@ def figures(result: Backtest) -> dict[str, Any]:
     """Return its figures as plain JSON; arrays are left out, what could not be computed is null."""
     found = {k: v for k, v in asdict(result).items() if k not in ("trades", "codes", "equity")}
     found["trades"] = len(result.trades)
-    return {k: ({a: _finite(b) for a, b in v.items()} if isinstance(v, dict) else _finite(v)) for k, v in found.items()}
-
-
-def _finite(value: object) -> object:
-    """Return None for NaN and infinity, the value itself otherwise."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    return dict(json_ready(found))

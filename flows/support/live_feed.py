@@ -9,7 +9,7 @@ import numpy as np
 from flows.support.installation import Installation, now
 from flows.support.market_access import market_records, market_source
 from flows.support.progress import track
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
+from pipelines.contracts import DAY_S, OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
 from pipelines.data import schemas
 from pipelines.data.alignment import known_between
 from pipelines.data.quality import assess
@@ -44,7 +44,7 @@ def live_tail(
     live_days = installation.params.data.live_days
     if source == "simulator":
         cut = installation.params.simulator.start + timedelta(days=installation.params.simulator.history_days)
-    elif len(bars) == 0 or bars[-1, OPEN_TIME] - bars[0, OPEN_TIME] <= 86400 * (live_days + 1):
+    elif len(bars) == 0 or bars[-1, OPEN_TIME] - bars[0, OPEN_TIME] <= int(DAY_S) * (live_days + 1):
         raise NotEnoughData(
             f"{symbol}: {path or source} has {len(bars):,} usable bars, no history before the last {live_days} days, "
             "which are for the live service. Give a longer file (or --days), or lower data.live_days in params.yaml."

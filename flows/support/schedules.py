@@ -20,6 +20,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 
 from flows.monitor import DRIFT_EVENT
+from pipelines.contracts import DAY_S
 from pipelines.models.catalog import MODEL_FAMILIES
 from pipelines.params import Params
 
@@ -217,7 +218,7 @@ def describe_schedule(schedule: Any, active: bool = True, parameters: Mapping[st
 def _duration(interval: timedelta) -> str:
     """Return a duration in its largest whole unit, as "36 h"."""
     seconds = interval.total_seconds()
-    for unit, name in ((86400, "d"), (3600, "h"), (60, "min")):
+    for unit, name in ((int(DAY_S), "d"), (3600, "h"), (60, "min")):
         if seconds % unit == 0:
             return f"{seconds / unit:.0f} {name}"
     return f"{seconds:g} s"

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import (
+    DAY_S,
     BOOK_LEVELS,
     CONTEXT_FIELDS,
     CONTEXT_INDEX,
@@ -27,7 +28,6 @@ from pipelines.contracts import (
 from pipelines.errors import BadShape
 
 T = TypeVar("T", Books, ContextFeed)
-DAY_S = 86400.0
 # greatest age at which a value still counts as known, in seconds; the tape and the reference last for one bar
 MAX_AGE_S = {"funding_rate": DAY_S, "fear_greed": 3 * DAY_S, "open_interest": DAY_S}
 _SUMMED = np.array([TAPE[name] for name in TAPE_FIELDS])

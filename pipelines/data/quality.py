@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipelines.contracts import Bools, Floats, Ints
+from pipelines.contracts import Bools, Floats, Ints, DAY_S
 from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, check, epoch_seconds
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, NotEnoughData
@@ -25,9 +25,9 @@ STALE_BARS = 10  # this many bars in a row without any price change; 2024 BTC mi
 JUMP_MADS = 20.0  # in robust sd (1.4826 x median |log return|)
 JUMP_BLOCK = 240  # bars of that median
 OPEN_SLOT_SHARE = 0.5  # weekly sessions: a slot of the week that trades in fewer weeks than this is a closed one
-WEEK = 7 * 86400
+WEEK = 7 * int(DAY_S)
 SESSION_WEEKS = 8  # fewer cannot tell a closed market from an outage
-SESSION_CLOSED = 86400  # seconds of a week that never trade: a weekend, not a daily maintenance hour
+SESSION_CLOSED = int(DAY_S)  # seconds of a week that never trade: a weekend, not a daily maintenance hour
 REASONS = (
     "NO_TIME",
     "NON_FINITE",

@@ -5,10 +5,9 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import OPEN_TIME, Floats
+from pipelines.contracts import DAY_S, OPEN_TIME, Floats
 from pipelines.features.fold import Column, FeatureGroup
 
-DAY = 86400.0
 HOUR = 3600.0
 
 
@@ -18,8 +17,8 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
 
     arrays   float64: state (0,), bar (8,), book and context unread, out (5,)
     """
-    second = bar[OPEN_TIME] % DAY
-    angle = 2.0 * math.pi * second / DAY
+    second = bar[OPEN_TIME] % DAY_S
+    angle = 2.0 * math.pi * second / DAY_S
     out[0] = math.sin(angle)
     out[1] = math.cos(angle)
     out[2] = 1.0 if second < 8.0 * HOUR else 0.0

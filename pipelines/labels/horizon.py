@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, OPEN, OPEN_TIME, Arrays, Floats, Ints
+from pipelines.contracts import CLOSE, DAY_S, OPEN, OPEN_TIME, Arrays, Floats, Ints
 from pipelines.errors import BadValues
 from pipelines.labels.weights import average_uniqueness, time_decay
 from pipelines.params import Params
@@ -56,7 +56,7 @@ def label_columns(
     known  (m,) closes of all decision bars, epoch seconds; n_base: how many base bars `forward` points into
     """
     uniqueness = average_uniqueness(forward.start[index], forward.exit[index], n_base)
-    decay = time_decay(known[index], params.labels.decay_half_life_days * 86400.0) if len(index) else np.empty(0)
+    decay = time_decay(known[index], params.labels.decay_half_life_days * DAY_S) if len(index) else np.empty(0)
     return {
         "index": index,
         "weight": uniqueness * decay,

@@ -12,7 +12,7 @@ patterns that were there, and 0 for those that are not: the skill left is to pre
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Floats
+from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Arrays, Floats
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.weights import average_uniqueness, time_decay
@@ -60,7 +60,7 @@ def pattern_labels(bars: Floats, base: Floats, direction: Floats, reach: Floats,
     keep = np.flatnonzero(~unresolved)
     start, exits, known = sides[1].start[keep], exits[keep], known[keep]
     uniqueness = average_uniqueness(start, exits, len(base))
-    decay = time_decay(known, params.labels.decay_half_life_days * 86400.0) if len(keep) else np.empty(0)
+    decay = time_decay(known, params.labels.decay_half_life_days * DAY_S) if len(keep) else np.empty(0)
     base_s = float(np.diff(base[:, OPEN_TIME]).min()) if len(base) > 1 else float(step_s)
     return {
         "index": index[keep],

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Floats
+from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Arrays, Floats
 from pipelines.labels.horizon import forward_returns
 from pipelines.labels.weights import average_uniqueness, time_decay
 from pipelines.params import Params
@@ -66,7 +66,7 @@ def return_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> Ar
     ewma = ewma_volatility(bars, step_s)
     index = np.flatnonzero(np.isfinite(forward.gross_bps) & (ewma > 0).all(axis=1))  # NaN is above nothing
     uniqueness = average_uniqueness(forward.start[index], forward.exit[index], len(base))
-    decay = time_decay(known[index], params.labels.decay_half_life_days * 86400.0) if len(index) else np.empty(0)
+    decay = time_decay(known[index], params.labels.decay_half_life_days * DAY_S) if len(index) else np.empty(0)
     return {
         "index": index,
         "y": np.log1p(forward.gross_bps[index] * 1e-4) * 1e4,

@@ -5,7 +5,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from pipelines.contracts import Floats, Ints
+from pipelines.contracts import DAY_S, Floats, Ints
 from pipelines.errors import NotEnoughData
 
 
@@ -33,7 +33,7 @@ def walk_forward(known: Floats, ended: Floats, folds: int, min_train_fraction: f
         if len(train):
             splits.append(Split(train, np.arange(low, high)))
     if not splits:
-        span_days = (known[-1] - known[0]) / 86400 if m else 0.0
+        span_days = (known[-1] - known[0]) / DAY_S if m else 0.0
         raise NotEnoughData(
             f"{m} events over {span_days:.1f} days leave no training rows before an embargo of "
             f"{embargo_s / 3600:.0f} h; bring a longer history or lower labels.horizon_bars in params.yaml"

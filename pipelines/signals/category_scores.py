@@ -11,14 +11,13 @@ from functools import cached_property
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CATEGORIES, Floats, Ints
+from pipelines.contracts import CATEGORIES, SCORE_NAMES, Floats, Ints
 from pipelines.errors import BadShape, NotEnoughData, StateError
 from pipelines.renamed_keys import current_names
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 
-SCORE_CATEGORIES = (*CATEGORIES, "traditional")
 LEVELS = 101  # quantiles a category: whole per cents
-_SIGNALS_USED = [(name, j) for j, category in enumerate(SCORE_CATEGORIES) for name in PRODUCERS[category]]
+_SIGNALS_USED = [(name, j) for j, category in enumerate(SCORE_NAMES) for name in PRODUCERS[category]]
 _SIDE: Ints = np.array([SIGNALS.index[f"{name}.direction"] for name, _ in _SIGNALS_USED], dtype=np.int64)
 _STRENGTH: Ints = np.array([SIGNALS.index[f"{name}.strength"] for name, _ in _SIGNALS_USED], dtype=np.int64)
 _CATEGORY: Ints = np.array([j for _, j in _SIGNALS_USED], dtype=np.int64)
@@ -92,7 +91,7 @@ class CategoryScores:
         size = np.abs(CategoryScores(scale, {})._score_all(signals)[0])
         quantiles = {
             category: np.quantile(size[size[:, j] > 0.0, j], np.linspace(0.0, 1.0, LEVELS)).tolist()
-            for j, category in enumerate(SCORE_CATEGORIES)
+            for j, category in enumerate(SCORE_NAMES)
             if (size[:, j] > 0.0).any()
         }
         if not quantiles:
@@ -106,10 +105,10 @@ class CategoryScores:
 
         The traditional consensus votes alone, so its share is 1.
         """
-        return np.array([1.0 / (1.0 + self.shared.get(category, 0.0)) for category in SCORE_CATEGORIES])
+        return np.array([1.0 / (1.0 + self.shared.get(category, 0.0)) for category in SCORE_NAMES])
 
     def score(self, signals: Floats) -> tuple[Floats, Floats]:
-        """Return the scores at one bar (ks,) or at n bars (n, ks), in the order of SCORE_CATEGORIES.
+        """Return the scores at one bar (ks,) or at n bars (n, ks), in the order of SCORE_NAMES.
 
         Returns  direction (C,) or (n, C): -1, 0 (neutral), 1; NaN = unavailable
                  confidence, same shape: percentile in [0, 1]; NaN where direction is 0 or NaN
@@ -141,13 +140,13 @@ class CategoryScores:
         missing = [np.nan] * LEVELS
         return (
             np.array([self.scale.get(name, np.nan) for name, _ in _SIGNALS_USED]),
-            np.array([self.quantiles.get(category, missing) for category in SCORE_CATEGORIES]),
+            np.array([self.quantiles.get(category, missing) for category in SCORE_NAMES]),
         )
 
     def _score_all(self, signals: Floats) -> tuple[Floats, Floats, Floats]:
         """Return total, direction and confidence, each (n, C), of signals (n, ks). Raises BadShape."""
         rows = np.require(_checked(signals), np.float64, ["C", "W"])
-        total, direction, confidence = np.empty((3, len(rows), len(SCORE_CATEGORIES)))
+        total, direction, confidence = np.empty((3, len(rows), len(SCORE_NAMES)))
         _score_rows(rows, _SIDE, _STRENGTH, _CATEGORY, *self._tables, total, direction, confidence)
         return total, direction, confidence
 

@@ -12,14 +12,14 @@ although the setup on that bar still refers to the range it traded against.
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, Floats
+from pipelines.contracts import CLOSE, DAY_S, HIGH, LOW, OPEN_TIME, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr
 from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.candles import CLOCK_STATE, bar_length, candle_is_closed, has_valid_prices
 from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, SIGNAL_PARTS, STRENGTH, signal_columns
 
-FRAMES = np.array([14400.0, 86400.0])  # seconds
+FRAMES = np.array([14400.0, DAY_S])  # seconds
 LEAST_BARS = 4  # bars a candle of the frame must hold
 MIN_ATR = 0.1  # least depth beyond the range, in ATR 14
 FRAME_FIELDS = ("slot", "whole", "top", "bottom", "range_high", "range_low", "spent_high", "spent_low")

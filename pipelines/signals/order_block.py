@@ -8,7 +8,7 @@ mirror image. Further columns describe its quality: the hour, the volume, the ta
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, VOLUME, Floats
+from pipelines.contracts import CLOSE, DAY_S, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, VOLUME, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, push
 from pipelines.layout import lay_out, window, zeros
@@ -94,7 +94,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
             out[DIRECTION] = side
             out[STRENGTH] = side * (closes[WITHIN] - closes[WITHIN - run]) / reach
             out[LOW_LEVEL], out[HIGH_LEVEL] = lows[WIDTH - 1 - run], highs[WIDTH - 1 - run]
-            hour = bar[OPEN_TIME] % 86400.0 / 3600.0
+            hour = bar[OPEN_TIME] % DAY_S / 3600.0
             out[KILLZONE_OUT] = int(LONDON[0] <= hour < LONDON[1] or NEW_YORK[0] <= hour < NEW_YORK[1])
             begin = volumes.shape[0] - run
             out[VOLUME_OUT] = mean(volumes[begin:]) / mean(volumes[begin - BEFORE : begin])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from pipelines import disk
+from pipelines.contracts import DAY_S
 from pipelines.errors import ServiceDown
 from pipelines.settings import Settings
 from pipelines.store import PageCheck, Store
@@ -16,7 +17,7 @@ from serving.state.tiers import TierStore
 log = logging.getLogger("bellwether.decision")
 TIER_FILE = "tiers.json"
 PROBE = "store probe"  # a lease: the smallest real write, tried while the store is not writable
-PAGE_CHECK_INTERVAL_S = 86_400.0
+PAGE_CHECK_INTERVAL_S = DAY_S
 SUBJECT = "store: "  # first words of every alarm about the store's pages
 
 

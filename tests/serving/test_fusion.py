@@ -10,7 +10,6 @@ from pipelines.contracts import REGIMES, SCORE_NAMES
 from pipelines.errors import BadValues, UnknownName
 from pipelines.settings import load_params
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
-from pipelines.signals.category_scores import SCORE_CATEGORIES
 from pipelines.signals.regimes import rule_regime
 from serving.policy.fusion import N_SCORES, fuse, regime_weights, weight_table
 
@@ -34,9 +33,6 @@ def test_weights_are_the_stated_ones_to_four_decimals(regime):
     weights = regime_weights(FUSION, None if regime == "base" else regime)
     assert {name: round(weight, 4) for name, weight in weights.items()} == GOLDEN[regime]
 
-
-def test_scores_are_in_the_order_of_the_signals_categories():
-    assert SCORE_NAMES == SCORE_CATEGORIES
 
 
 def test_every_weighted_category_has_producers_and_every_producer_one_category_with_a_weight():

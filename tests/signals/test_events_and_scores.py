@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
+from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH, SCORE_NAMES
 from pipelines.errors import BadShape, NotEnoughData, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.signals.catalog import SIGNALS
-from pipelines.signals.category_scores import SCORE_CATEGORIES, CategoryScores
+from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import event_row, event_rows, events, traditional_events
 from pipelines.signals.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 
@@ -85,7 +85,7 @@ def test_rows_of_different_bars_are_refused(features, signals):
 
 def test_confidence_is_the_percentile_of_the_categorys_own_strength(signals):
     direction, confidence = CategoryScores.fit(signals).score(signals)
-    for j, category in enumerate(SCORE_CATEGORIES):
+    for j, category in enumerate(SCORE_NAMES):
         active = np.abs(direction[:, j]) > 0
         np.testing.assert_array_equal(np.isnan(confidence[:, j]), ~active)
         if category in ("cmt", "ict", "order_flow", "traditional"):
@@ -112,8 +112,8 @@ def test_a_category_score_follows_its_signal_and_grows_with_its_strength(signals
     for strength in (0.3, 0.6, 1.2, 50.0):
         row[SIGNALS.index["fvg.direction"]], row[SIGNALS.index["fvg.strength"]] = -1.0, strength
         direction, confidence = scores.score(row)
-        assert direction[SCORE_CATEGORIES.index("ict")] == -1.0
-        confidences.append(float(confidence[SCORE_CATEGORIES.index("ict")]))
+        assert direction[SCORE_NAMES.index("ict")] == -1.0
+        confidences.append(float(confidence[SCORE_NAMES.index("ict")]))
     assert confidences == sorted(confidences)
     assert confidences[0] < 0.1
     assert confidences[-1] == 1.0
@@ -123,10 +123,10 @@ def test_without_taker_volume_order_flow_is_unavailable_not_neutral(year, signal
     forex = year[:500].copy()
     forex[:, 5:] = np.nan
     direction, confidence = CategoryScores.fit(signals).score(SIGNALS.run(forex))
-    j = SCORE_CATEGORIES.index("order_flow")
+    j = SCORE_NAMES.index("order_flow")
     assert np.isnan(direction[:, j]).all()
     assert np.isnan(confidence[:, j]).all()
-    assert (np.abs(direction[:, SCORE_CATEGORIES.index("ict")]) > 0).any()
+    assert (np.abs(direction[:, SCORE_NAMES.index("ict")]) > 0).any()
 
 
 def test_the_books_flow_joins_the_order_flow_score_and_the_stars_alone(year, signals):
@@ -134,9 +134,9 @@ def test_the_books_flow_joins_the_order_flow_score_and_the_stars_alone(year, sig
     flow[:, CONTEXT_INDEX["order_flow"]] = np.random.default_rng(3).normal(0, 5, 6000)
     with_flow = SIGNALS.run(year[:6000], None, flow)
     without, within = CategoryScores.fit(signals).score(signals)[0], CategoryScores.fit(with_flow).score(with_flow)[0]
-    flow_category, stars_category = SCORE_CATEGORIES.index("order_flow"), SCORE_CATEGORIES.index("cmt")
+    flow_category, stars_category = SCORE_NAMES.index("order_flow"), SCORE_NAMES.index("cmt")
     assert np.mean(without[100:, flow_category] != within[100:, flow_category]) > 0.1
-    others = [j for j in range(len(SCORE_CATEGORIES)) if j not in (flow_category, stars_category)]
+    others = [j for j in range(len(SCORE_NAMES)) if j not in (flow_category, stars_category)]
     assert without[:, others].tobytes() == within[:, others].tobytes()
     changed = np.flatnonzero(without[:, stars_category] != within[:, stars_category])
     unicorn = SIGNALS.index["unicorn.direction"]

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import talib
 
-from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
+from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH, SCORE_NAMES
 from pipelines.signals import fvg
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
-from pipelines.signals.category_scores import SCORE_CATEGORIES
 
 
 def scene(*candles, calm=30):
@@ -158,7 +157,7 @@ def test_strength_is_positive_exactly_where_a_signal_signals(bars, contexts, nam
 
 
 def test_every_category_has_producers_and_every_signal_belongs_to_one():
-    assert tuple(PRODUCERS) == SCORE_CATEGORIES
+    assert tuple(PRODUCERS) == SCORE_NAMES
     names_used = [name for names in PRODUCERS.values() for name in names]
     assert len(names_used) == len(set(names_used))
     assert {f"{name}.direction" for name in names_used} == {c for c in SIGNALS.columns if c.endswith(".direction")}

@@ -12,13 +12,12 @@ import numpy as np
 import pandas as pd
 import pyarrow
 
-from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_INDEX, ContextFeed, Floats, Ints
+from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_INDEX, ContextFeed, Floats, Ints, DAY_S
 from pipelines.data.readers.files import micros, numbers, read_table
 from pipelines.data.schemas import epoch_seconds, stamps_of
 from pipelines.data.timeframes import infer_timeframe, seconds
 from pipelines.errors import BadColumns, BadTimes, UnknownName
 
-DAY_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import BAR_WIDTH, CLOSE, OPEN_TIME, Floats, JsonObject, utc
+from pipelines.contracts import BAR_WIDTH, CLOSE, OPEN_TIME, Floats, JsonObject, utc, DAY_S
 from pipelines.data.readers.pages import Page, folder_of, read_page, write_page
 from pipelines.data.readers.venues import Venue, check_venue
 from pipelines.data.timeframes import seconds
@@ -22,7 +22,7 @@ from pipelines.params import ExchangeParams
 
 SETTLE_S = 2  # a candle may still be corrected just after its close
 PROGRESS_EVERY_S = 5.0
-DAY = 86400
+DAY = int(DAY_S)
 
 
 @dataclass(frozen=True)

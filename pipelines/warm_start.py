@@ -5,7 +5,6 @@ published under its digest with the facts that only a promotion knows (`publish_
 JSON, every file under a sha256; nothing in it can carry code.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -34,10 +33,11 @@ from pipelines.contracts import (
 from pipelines.data.alignment import prune_records
 from pipelines.errors import BadShape, DigestMismatch, NotEnoughData, StateError
 from pipelines.features.catalog import FEATURES
+from pipelines.sealed_folder import read_files, read_manifest, seal
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
 
-MANIFEST = "manifest.json"
+_FIX = "`bellwether up` folds the history again."
 SCORES_FILE = "category_scores.json"
 _SCORES_FILE_BEFORE = "voices.json"  # its name in releases up to 0.5.0
 WEEK_S = 7 * int(DAY_S)
@@ -183,22 +183,10 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
     Raises DigestMismatch, StateError (absent, of an earlier release, or of another catalogue than this code's).
     """
     try:
-        raw = (folder / MANIFEST).read_bytes()
+        manifest, digest = read_manifest(folder, expected_digest, _FIX)
     except FileNotFoundError as error:
         raise StateError(f"no warm start in {folder}. `bellwether run --once` trains and publishes one.") from error
-    digest = hashlib.sha256(raw).hexdigest()
-    if expected_digest is not None and digest != expected_digest:
-        raise DigestMismatch(
-            f"{folder}: warm start {digest[:12]}, the generation file promised {expected_digest[:12]}. "
-            "`bellwether up` folds the history again."
-        )
-    content = {}
-    for name, promised in json.loads(raw)["files"].items():
-        content[name] = (folder / name).read_bytes() if (folder / name).is_file() else b""
-        if hashlib.sha256(content[name]).hexdigest() != promised:
-            raise DigestMismatch(
-                f"{folder / name} differs from the manifest of its warm start. `bellwether up` folds the history again."
-            )
+    content = read_files(folder, manifest, _FIX)
     meta = json.loads(content["meta.json"])
     arrays = {name[:-4]: np.load(folder / name, allow_pickle=False) for name in content if name.endswith(".npy")}
     if lacking := sorted({"tail", "closes", "closures", "history.bars"} - arrays.keys()):
@@ -273,8 +261,4 @@ def hit_rate(hits: int, n: int) -> Estimate:
 def _seal(folder: Path, meta: Mapping[str, Any]) -> str:
     """Write meta.json and the manifest of every file's sha256; return the manifest's sha256."""
     (folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
-    files = sorted(f for f in folder.iterdir() if f.is_file() and f.name != MANIFEST)
-    hashes = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    manifest = json.dumps({"format": 1, "files": hashes}, indent=1, sort_keys=True).encode()
-    (folder / MANIFEST).write_bytes(manifest)
-    return hashlib.sha256(manifest).hexdigest()
+    return seal(folder, {"format": 1})

@@ -3,7 +3,8 @@
 from flows.support.installation import Installation
 from pipelines.contracts import JsonObject, ModelAnswer
 from pipelines.errors import BundleError, UnknownName
-from pipelines.models.runtime import read_manifest, sha256
+from pipelines.models.runtime import read_manifest
+from pipelines.sealed_folder import sha256
 
 
 def trace(installation: Installation, decision_id: str | None) -> JsonObject:

@@ -235,4 +235,3 @@ def _regime_spans(drawn: ChartData) -> list[tuple[float, float, str]]:
 def _moment(seconds: float) -> str:
     """Return epoch seconds as UTC, to the minute."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
-

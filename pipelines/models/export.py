@@ -14,7 +14,8 @@ import numpy as np
 from pipelines.contracts import Arrays, Floats
 from pipelines.models.base import Export
 from pipelines.models.calibration_and_novelty import Novelty
-from pipelines.models.runtime import MANIFEST, load_bundle, sha256
+from pipelines.models.runtime import load_bundle
+from pipelines.sealed_folder import seal
 
 GOLDEN_ROWS = 16
 
@@ -63,22 +64,10 @@ def write_bundle(
     chosen = inputs[np.linspace(0, len(inputs) - 1, GOLDEN_ROWS).astype(int)].copy()
     chosen[-1].reshape(-1)[-1] = np.nan  # the last golden row must abstain: an export that predicts it is broken
     (path / "golden.npz").write_bytes(npz_bytes(rows=chosen))
-    _seal(path, family)
+    seal(path, {"family": family, "format": 2})
     predicted = load_bundle(path, None).predict(chosen)
     golden: Arrays = {"rows": chosen, "p": predicted.p, "status": np.array(predicted.status)}
     if predicted.label is not None:
         golden["label"] = np.array([label or "" for label in predicted.label])
     (path / "golden.npz").write_bytes(npz_bytes(**golden))
-    return _seal(path, family)
-
-
-def _seal(path: Path, family: str) -> str:
-    """Write the manifest of all files with their hashes and return the bundle's digest."""
-    files = {
-        str(f.relative_to(path)): sha256(f.read_bytes())
-        for f in sorted(path.rglob("*"))
-        if f.is_file() and f.name != MANIFEST
-    }
-    manifest = json.dumps({"family": family, "format": 2, "files": files}, indent=1, sort_keys=True).encode()
-    (path / MANIFEST).write_bytes(manifest)
-    return sha256(manifest)
+    return seal(path, {"family": family, "format": 2})

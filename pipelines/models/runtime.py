@@ -5,21 +5,22 @@ manifest is the model's digest, which the registry and the promotion ledger stor
 list, a hash that differs, and a kind of file that could carry code are refused (law L6).
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from pipelines import sealed_folder
 from pipelines.contracts import Arrays, JsonObject, Model
-from pipelines.errors import BundleError, DigestMismatch, GoldenMismatch, UnsafeBundle
+from pipelines.errors import BundleError, GoldenMismatch, UnsafeBundle
 from pipelines.models import ensemble, tabular
 from pipelines.models.calibration_and_novelty import BundleIdentity
 from pipelines.models.regime import served as regime
 from pipelines.renamed_keys import current_names, current_word
+from pipelines.sealed_folder import MANIFEST, files_in
 
-MANIFEST = "manifest.json"
+_FIX = "Restore it from a backup, or run `bellwether retrain`."
 SAFE_SUFFIXES = {".onnx", ".json", ".npz", ".md"}
 GOLDEN_TOLERANCE = 1e-6  # of a probability: other CPUs round float32 inference differently, by less than this
 # `kind` of schema.json → loader(path, identity, schema, golden)
@@ -30,36 +31,22 @@ KINDS: dict[str, Callable[[Path, BundleIdentity, JsonObject, Arrays], Model]] = 
 }
 
 
-def sha256(data: bytes) -> str:
-    """Return the sha256 of `data` in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def read_manifest(path: Path, expected_digest: str | None) -> tuple[JsonObject, str]:
     """Verify every byte of a bundle and return (manifest, digest).
 
     Raises  BundleError without a manifest; DigestMismatch on another hash; UnsafeBundle on a file that is unlisted,
             missing, or of a kind that could carry code
     """
-    source = path / MANIFEST
-    if not source.is_file():
-        raise BundleError(
-            f"{path}: no {MANIFEST}; a bundle is written by training, run `bellwether retrain` to make one"
-        )
-    raw = source.read_bytes()
-    digest = sha256(raw)
-    if expected_digest is not None and digest != expected_digest:
-        raise DigestMismatch(f"{path}: manifest digest {digest[:12]}, the registry has {expected_digest[:12]}")
-    manifest: JsonObject = json.loads(raw)
-    listed = set(manifest["files"])
-    found = {str(f.relative_to(path)) for f in path.rglob("*") if f.is_file()} - {MANIFEST}
+    try:
+        manifest, digest = sealed_folder.read_manifest(path, expected_digest, _FIX)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(f"{path}: no {MANIFEST}; training writes bundles, run `bellwether retrain`") from error
+    listed, found = set(manifest["files"]), files_in(path)
     if unsafe := {name for name in listed | found if Path(name).suffix not in SAFE_SUFFIXES}:
         raise UnsafeBundle(f"{path}: {sorted(unsafe)} could carry code; serving loads only {sorted(SAFE_SUFFIXES)}")
     if found != listed:
         raise UnsafeBundle(f"{path}: unlisted {sorted(found - listed)}, missing {sorted(listed - found)}")
-    for name, expected in manifest["files"].items():
-        if (actual := sha256((path / name).read_bytes())) != expected:
-            raise DigestMismatch(f"{path / name}: sha256 {actual[:12]}, the manifest has {expected[:12]}")
+    sealed_folder.read_files(path, manifest, _FIX)
     return manifest, digest
 
 

@@ -9,7 +9,7 @@ import pytest
 from support.stack import environment
 
 from bellwether.operations.lineage import trace
-from pipelines.models.runtime import sha256
+from pipelines.sealed_folder import sha256
 
 pytestmark = pytest.mark.stack
 

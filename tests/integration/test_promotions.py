@@ -16,7 +16,7 @@ from support.stack import COMMAND, register_again, until
 from bellwether.operations import start_stop
 from flows.support import processes, promotion
 from pipelines.errors import GateRefused, UnknownName
-from pipelines.models.runtime import MANIFEST, sha256
+from pipelines.sealed_folder import MANIFEST, sha256
 from pipelines.settings import ROOT
 
 pytestmark = pytest.mark.stack

@@ -34,7 +34,6 @@ def test_weights_are_the_stated_ones_to_four_decimals(regime):
     assert {name: round(weight, 4) for name, weight in weights.items()} == GOLDEN[regime]
 
 
-
 def test_every_weighted_category_has_producers_and_every_producer_one_category_with_a_weight():
     assert set(PRODUCERS) == {*FUSION.weights, "traditional"}
     assert all(PRODUCERS[name] and weight > 0 for name, weight in FUSION.weights.items())

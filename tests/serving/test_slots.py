@@ -9,7 +9,7 @@ import pytest
 from support.model_slots import Place, spoil_weights
 from support.serving_fixture import slot_entry
 
-from pipelines.models.runtime import MANIFEST, sha256
+from pipelines.sealed_folder import MANIFEST, sha256
 from serving.inference.generation import GENERATION_FILE, acknowledged
 
 AT = datetime(2024, 1, 1, tzinfo=UTC)

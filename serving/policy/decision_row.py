@@ -107,8 +107,8 @@ def flatten(params: Params) -> Floats:
     """
     if params.exits.plan != "plain":
         raise BadValues(
-            f"params.yaml exits.plan {params.exits.plan}: measured in docs/results/exits.md, but no venue follows it live "
-            "yet; set it to plain"
+            f"params.yaml exits.plan {params.exits.plan}: measured in docs/results/exits.md, but no venue follows "
+            "it live yet; set it to plain"
         )
     fusion, risk, labels = params.fusion, params.risk, params.labels
     for key, table, names in (

@@ -97,7 +97,7 @@ def send_live_bars(
             del pending[outcome.decision_id]
         answer = client.decide(symbol)
         if answer["event"] is not None and answer["stop"] is not None:
-            pending[answer["id"]] = decision_of(answer)
+            pending[answer["id"]] = decision_of({key: value for key, value in answer.items() if key != "api"})
         answers.append(answer)
     return answers
 

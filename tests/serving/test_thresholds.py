@@ -62,7 +62,7 @@ def test_the_version_moves_with_any_parameter_and_with_nothing_else():
 
 @pytest.mark.parametrize(("key", "factor"), [("min_strength", 1.5), ("min_confidence", 1.5), ("min_unicorn", 1.5)])
 def test_a_factor_above_what_is_possible_is_refused(key, factor):
-    with pytest.raises(ValidationError, match=f"QUIET asks for {key}"):
+    with pytest.raises(ValidationError, match=f"QUIET needs {key}"):
         ThresholdParams.model_validate({**STATED.model_dump(), "regimes": {"QUIET": {key: factor}}})
 
 

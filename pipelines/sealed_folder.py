@@ -41,7 +41,7 @@ def read_manifest(folder: Path, expected_digest: str | None, fix: str) -> tuple[
     raw = (folder / MANIFEST).read_bytes()
     digest = sha256(raw)
     if expected_digest is not None and digest != expected_digest:
-        raise DigestMismatch(f"{folder}: digest {digest[:12]}, promised {expected_digest[:12]}. {fix}")
+        raise DigestMismatch(f"{folder}: digest {digest[:12]}, expected {expected_digest[:12]}. {fix}")
     manifest: JsonObject = json.loads(raw)
     return manifest, digest
 

@@ -64,10 +64,15 @@ def write_bundle(
     chosen = inputs[np.linspace(0, len(inputs) - 1, GOLDEN_ROWS).astype(int)].copy()
     chosen[-1].reshape(-1)[-1] = np.nan  # the last golden row must abstain: an export that predicts it is broken
     (path / "golden.npz").write_bytes(npz_bytes(rows=chosen))
-    seal(path, {"family": family, "format": 2})
+    seal_bundle(path, family)
     predicted = load_bundle(path, None).predict(chosen)
     golden: Arrays = {"rows": chosen, "p": predicted.p, "status": np.array(predicted.status)}
     if predicted.label is not None:
         golden["label"] = np.array([label or "" for label in predicted.label])
     (path / "golden.npz").write_bytes(npz_bytes(**golden))
+    return seal_bundle(path, family)
+
+
+def seal_bundle(path: Path, family: str) -> str:
+    """Write the manifest of a bundle's files and return its digest."""
     return seal(path, {"family": family, "format": 2})

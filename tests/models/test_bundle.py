@@ -12,7 +12,7 @@ from support.earlier_bundle import as_release_0_5
 from pipelines.errors import BadShape, BundleError, DigestMismatch, GoldenMismatch, UnsafeBundle
 from pipelines.models.base import present_columns
 from pipelines.models.calibration import export_calibrated, fit_calibration, raw
-from pipelines.models.export import _seal, write_bundle
+from pipelines.models.export import seal_bundle, write_bundle
 from pipelines.models.novelty import fit_novelty
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.validator import fit_trees, to_onnx
@@ -98,8 +98,8 @@ def test_a_changed_byte_is_refused(bundle):
 def test_a_bundle_resealed_with_other_content_has_not_the_digest_of_the_registry(bundle):
     path, digest = bundle
     (path / "card.md").write_text("# another\n")
-    _seal(path, "validator")
-    with pytest.raises(DigestMismatch, match="the registry has"):
+    seal_bundle(path, "validator")
+    with pytest.raises(DigestMismatch, match="expected"):
         load_bundle(path, digest)
 
 
@@ -113,7 +113,7 @@ def test_a_pickle_is_refused_listed_or_not_and_never_opened(bundle, tmp_path, li
 
     (path / "model.pkl").write_bytes(pickle.dumps(Trap()))
     if listed:
-        digest = _seal(path, "validator")
+        digest = seal_bundle(path, "validator")
     with pytest.raises(UnsafeBundle, match=r"model\.pkl"):
         load_bundle(path, digest)
     assert not (tmp_path / "sprung").exists()
@@ -135,7 +135,7 @@ def test_a_model_that_predicts_differently_fails_its_golden_rows(bundle):
     golden["p"][0] += 0.01
     np.savez(path / "golden.npz", **golden)
     with pytest.raises(GoldenMismatch):
-        check_golden(load_bundle(path, _seal(path, "validator")))
+        check_golden(load_bundle(path, seal_bundle(path, "validator")))
 
 
 def test_a_bundle_of_release_0_5_loads_and_gives_its_golden_predictions(bundle):
@@ -152,7 +152,7 @@ def test_a_bundle_of_an_unknown_kind_is_refused_and_names_the_kinds_served(bundl
     with pytest.raises(
         BundleError, match="'oracle' is unknown to this release, which serves tabular, ensemble, regime"
     ):
-        load_bundle(path, _seal(path, "validator"))
+        load_bundle(path, seal_bundle(path, "validator"))
 
 
 def test_absent_and_constant_columns_are_dropped_and_named():

@@ -219,7 +219,7 @@ def test_slippage_needs_a_whole_window_and_rejects_do_not():
 def test_a_bar_out_of_all_proportion_trips_and_stays_when_the_market_is_calm_again(client):
     spike(client)
     assert "true range" in stays(client, "volatility_spike")
-    with pytest.raises(Exception, match="give --reason"):
+    with pytest.raises(Exception, match="Add --reason"):
         reset(client.store(), "volatility_spike", datetime.now(UTC), "ann", " ")
     assert released(client, "volatility_spike")
     assert next_decision(client)["breakers"] == []

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from pipelines.models.export import _seal
+from pipelines.models.export import seal_bundle
 
 KINDS = {"ensemble": "committee"}
 KEYS = {"loss_params": "terms"}
@@ -18,4 +18,4 @@ def as_release_0_5(bundle: Path, family: str) -> str:
     if "regime" in schema:
         schema["regime"] = {REGIME_KEYS.get(key, key): value for key, value in schema["regime"].items()}
     source.write_text(json.dumps(schema, indent=1, sort_keys=True) + "\n")
-    return _seal(bundle, family)
+    return seal_bundle(bundle, family)

@@ -111,4 +111,4 @@ def drift(
 
     with progress_display(err):
         found = monitor(name)
-    emit(found) if as_json else line(f"drift: {found['summary']}\nreport: {found['report']}")
+    emit(found) if as_json else line(f"{found['summary']}\nreport: {found['report']}")

@@ -127,7 +127,7 @@ def show_turn(result: Mapping[str, Any]) -> None:
             [row for row in score["rows"] if ": " not in row[0]],  # figures of single classes are on the evidence page
         )
     _show_decisions(result)
-    line(f"drift: {result['monitor']['summary']}")
+    line(result["monitor"]["summary"].replace("; loss: ", "\nloss: "))
     for family, outcome in result["retrained"].items():
         line(f"retrain of {family}: {outcome}")
     table("open them", ["what", "where"], [[k, v["url"]] for k, v in result["services"].items() if v.get("url")])

@@ -234,6 +234,7 @@ class _Bundles:
     """Load verified bundles by digest, each once, and build the snapshots that decisions were made with."""
 
     def __init__(self, installation: Installation) -> None:
+        """Read the promotion ledger; bundles are loaded at their first use."""
         self._installation = installation
         self._slots: dict[tuple[str, str, str, str], Slot] = {}
         self._lines = {(p.family, str(p.to_version), p.digest): p for p in installation.store.promotions()}

@@ -23,11 +23,11 @@ WORKER = "_bentoml_impl.worker.service"  # the module that BentoML runs in the p
 
 
 class _HeadTooLarge(HttpParserError):
-    """Ends the parsing of a request whose headers do not end."""
+    """End the parsing of a request whose headers do not end."""
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with those limits: `uvicorn.Config(app, http=GuardedProtocol)`."""
+    """Apply those limits to uvicorn's protocol: `uvicorn.Config(app, http=GuardedProtocol)`."""
 
     max_connections = MAX_CONNECTIONS
     transfer_timeout_s = TRANSFER_TIMEOUT_S

@@ -25,7 +25,7 @@ MAX_CACHED_DECISIONS = 4096
 
 
 class DecisionKey(NamedTuple):
-    """Everything a decision rests on; its order is part of every decision's id."""
+    """Name everything a decision rests on; its order is part of every decision's id."""
 
     symbol: str
     close_time: float  # of the bar decided on, epoch s
@@ -37,7 +37,7 @@ class DecisionKey(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What a decision is about: two on the same are one decision, unless tier or breakers changed in between."""
+    """Name what a decision is about: two on the same are one decision, unless tier or breakers changed in between."""
 
     symbol: str
     close_time: float  # of the bar decided on, epoch s
@@ -46,7 +46,7 @@ class Subject(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A decision and the future of the one that is durable under its id."""
+    """Hold a decision and the future of the one that is durable under its id."""
 
     decision: Decision
     stored: "Future[Decision]"
@@ -71,7 +71,7 @@ def stored_already(decision: Decision) -> Made:
 
 
 class DecisionMemory:
-    """The decisions made, those on their way to the ledger, and those whose write failed. One event loop owns it."""
+    """Hold the decisions made, those being written, and those whose write failed. One event loop owns it."""
 
     def __init__(self, store: Store, executor: StoreExecutor, account: Account) -> None:
         """Start empty; `made` is filled from the store with each warm start."""

@@ -50,7 +50,7 @@ class LiveSymbols:
         memory: DecisionMemory,
         alarms: AlarmQueue,
     ) -> None:
-        """`symbols` is filled here and read by others; `flat`: the parameters as the decision kernel reads them."""
+        """Take the collaborators. `symbols` is filled here and read by others; `flat`: parameters for the kernel."""
         self._params, self._flat, self._where = params, flat, where
         self.symbols = symbols
         self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)

@@ -101,7 +101,7 @@ class _Walk:
     at: int = 0
 
     def to(self, close: float) -> bool:
-        """Process the bars up to the decision bar that closed then, epoch s; return whether one did."""
+        """Process bars up to the decision bar that closed at `close`, epoch s; return whether one closed then."""
         until = int((self.bars[:, OPEN_TIME] + self.symbol.base_s <= close).sum())
         if until > self.at:
             self.symbol.advance(self.bars[self.at : until])

@@ -63,7 +63,7 @@ class Decider:
         try:
             return await wait_for_write(self._ledger, self._decide_and_store(names, utc_now()))
         except (StoreFault, ServiceDown, asyncio.CancelledError):
-            self._memory.doubt(names)
+            self._memory.mark_uncertain(names)
             raise
 
     async def _decide_and_store(self, names: Sequence[str], now: datetime) -> list[Decision]:

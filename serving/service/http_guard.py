@@ -159,7 +159,7 @@ class Guard:
         )
 
     def _is_key(self, authorization: bytes) -> bool:
-        """Return whether it is Bearer with the key, or Basic with any user name and the key as password."""
+        """Return whether the header is Bearer with the key, or Basic with any user name and the key as password."""
         scheme, _, secret = authorization.partition(b" ")
         secret = secret.strip()
         if scheme.lower() == b"basic":

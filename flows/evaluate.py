@@ -44,8 +44,8 @@ def champion_on_unseen(installation: Installation, family: str, at: Ints) -> Flo
     for rows in np.array_split(unseen, max(1, len(unseen) // 2048)):
         later = data.select_rows(rows)
         p = model.predict(select(later.all_inputs(), later.columns, model.columns)).p
-        spoke: Bools = np.asarray(np.isfinite(p.reshape(len(p), -1)).all(axis=1))
-        losses[rows[spoke]] = chosen.loss(p[spoke], later.select_rows(spoke), model.schema["loss_params"])
+        answered: Bools = np.asarray(np.isfinite(p.reshape(len(p), -1)).all(axis=1))
+        losses[rows[answered]] = chosen.loss(p[answered], later.select_rows(answered), model.schema["loss_params"])
     return losses
 
 

@@ -109,7 +109,7 @@ def champions_of(installation: Installation) -> dict[str, tuple[str | None, str 
 
 
 def recover_dead_retrains(installation: Installation, restarted: Restarted) -> list[str]:
-    """Start a retrain whose worker died once more; the second time end it as failed, with an alarm.
+    """Restart a retrain whose worker died; when that happens a second time, end it as failed, with an alarm.
 
     Return what was done, one line each.
     """

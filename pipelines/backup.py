@@ -29,7 +29,7 @@ _FASTEST = 1  # zlib level: higher levels compress prices little more
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table of a backup: columns, number of rows, and sha256 of its lines."""
+    """Describe one table of a backup: columns, number of rows, and sha256 of its lines."""
 
     columns: tuple[str, ...]
     rows: int
@@ -38,7 +38,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of a backup: size and sha256."""
+    """Describe one file of a backup: size and sha256."""
 
     bytes: int
     sha256: str
@@ -46,7 +46,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """The manifest of a backup. `made_at` is when it was started, aware UTC."""
+    """Hold the manifest of a backup. `made_at` is when it was started, aware UTC."""
 
     schema: str
     made_at: datetime

@@ -36,7 +36,7 @@ def mode_of(manifest: Mapping[str, Any]) -> Mode:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The clock of one market. `why` says where its mode comes from, if not from the data version itself."""
+    """Tell the time of one market. `why` says where its mode comes from, if not from the data version itself."""
 
     mode: Mode
     why: str = ""
@@ -51,7 +51,7 @@ class Clock:
 
 
 class ClockWatch:
-    """Detects that the wall clock was set: it moved against the monotonic clock, which cannot be set.
+    """Detect that the wall clock was set: it moved against the monotonic clock, which cannot be set.
 
     The trusted time follows slow corrections. After a jump it ignores the wall clock until that is back, or has
     run evenly for STEADY_S with no bar that contradicts it. All times in seconds.

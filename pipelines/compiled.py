@@ -331,7 +331,7 @@ def kernels_are_warm() -> bool:
 
 
 class ByContent(UserProvidedCacheLocator):
-    """Names the folder of a function's machine code by content."""
+    """Name the folder of a function's machine code by content."""
 
     def __init__(self, py_func: Any, py_file: str) -> None:
         """Name the folder for a function of `py_file`."""
@@ -344,7 +344,7 @@ class ByContent(UserProvidedCacheLocator):
 
 
 class SealedFiles(IndexDataCacheFile):
-    """Index and data files of one function; only sealed files are unpickled."""
+    """Read and write the index and data files of one function; only sealed files are unpickled."""
 
     def save(self, key: Any, data: Any) -> None:
         """Store an entry; if the disk refuses it, the next process compiles again and this one goes on."""
@@ -395,7 +395,7 @@ class SealedFiles(IndexDataCacheFile):
 
 
 class SealedCache(FunctionCache):
-    """numba's cache of one function, with sealed files."""
+    """Cache one function as numba does, with sealed files."""
 
     def __init__(self, py_func: Any) -> None:
         """Put sealed files in place of numba's own."""

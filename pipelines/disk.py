@@ -14,7 +14,7 @@ MIN_SPAN_S = 3_600.0  # a forecast from less than an hour would reflect one run,
 
 @dataclass(frozen=True)
 class DiskState:
-    """Free space and what it still permits.
+    """Hold free space and what it still permits.
 
     level       "ok"; "warn": free some soon; "stop": open no position and record nothing more
     free_bytes  what this user may still write

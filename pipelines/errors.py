@@ -31,63 +31,63 @@ BellwetherError
 
 
 class BellwetherError(Exception):
-    """Base of all errors; its message says what, how far, and what to do next."""
+    """Signal any error of this product; its message says what, how far, and what to do next."""
 
 
 class InputError(BellwetherError):
-    """Refused input; nothing stored was touched."""
+    """Signal input that is refused; nothing stored was touched."""
 
 
 class BadColumns(InputError):
-    """A column is missing, unknown or of the wrong type."""
+    """Signal a column that is missing, unknown or of the wrong type."""
 
 
 class BadTimes(InputError):
-    """Times are naive, duplicate, out of order, or from the future."""
+    """Signal times that are naive, duplicate, out of order, or from the future."""
 
 
 class BadValues(InputError):
-    """Values are not finite, non-positive, or impossible."""
+    """Signal values that are not finite, not positive, or impossible."""
 
 
 class StoredAlready(BadValues):
-    """A decision with this id exists."""
+    """Signal that a decision with this id is stored already."""
 
 
 class BadShape(InputError):
-    """Array lengths or widths do not agree."""
+    """Signal arrays whose lengths or widths do not agree."""
 
 
 class UnreadableFile(InputError):
-    """A file is truncated or not of its kind."""
+    """Signal a file that is truncated or not of its kind."""
 
 
 class UnknownName(InputError):
-    """A name is not registered."""
+    """Signal a name that is not registered."""
 
 
 class BlockedError(BellwetherError):
-    """Well-formed input that policy refuses."""
+    """Signal well-formed input that policy refuses."""
 
 
 class QualityBlocked(BlockedError):
-    """Data quality is under the floor for training."""
+    """Signal that data quality is under the floor for training."""
 
 
 class NotEnoughData(BlockedError):
-    """Too few rows for a result."""
+    """Signal too few rows for a result."""
 
 
 class GateRefused(BlockedError):
-    """A promotion has no passing verdict."""
+    """Signal a promotion without a passing verdict."""
 
 
 class WouldOverwrite(BlockedError):
-    """Something exists that this would replace."""
+    """Signal that something exists which this would replace."""
 
 
 class LeaseHeld(BlockedError):
-    """Another process is doing this now. `holder` names it as the lease does; empty if unknown."""
+    """Signal that another process is doing this now. `holder` names it as the lease does; empty if unknown."""
 
     def __init__(self, message: str, holder: str = "") -> None:
         """Set the message and the holder."""
@@ -96,48 +96,48 @@ class LeaseHeld(BlockedError):
 
 
 class BundleError(BellwetherError):
-    """A model bundle must not be served."""
+    """Signal a model bundle that must not be served."""
 
 
 class WrongSchema(BundleError):
-    """A bundle reads columns or windows that this release does not compute."""
+    """Signal a bundle that reads columns or windows which this release does not compute."""
 
 
 class DigestMismatch(BundleError):
-    """Bytes differ from what the registry promised."""
+    """Signal bytes that differ from what the registry promised."""
 
 
 class UnsafeBundle(BundleError):
-    """A bundle holds a pickle or a file its manifest does not name."""
+    """Signal a bundle that holds a pickle, or a file its manifest does not name."""
 
 
 class GoldenMismatch(BundleError):
-    """A loaded model does not repeat its golden answers."""
+    """Signal a loaded model that does not repeat its golden answers."""
 
 
 class StateError(BellwetherError):
-    """Live state cannot be trusted."""
+    """Signal that live state cannot be trusted."""
 
 
 class MissingPackage(BellwetherError):
-    """A library that only this needs is not installed."""
+    """Signal that a library which only this needs is not installed."""
 
 
 class ServiceError(BellwetherError):
-    """A server we need is down, or its port is taken."""
+    """Signal that a server we need is down, or that its port is taken."""
 
 
 class PortTaken(ServiceError):
-    """Another process listens on the port."""
+    """Signal that another process listens on the port."""
 
 
 class ServiceDown(ServiceError):
-    """A server does not answer."""
+    """Signal that a server does not answer."""
 
 
 class ClockJumped(ServiceError):
-    """The wall clock was set: no bar and no decision can be dated."""
+    """Signal that the wall clock was set: no bar and no decision can be dated."""
 
 
 class VenueDown(ServiceError):
-    """An exchange returns no bars, now or ever."""
+    """Signal that an exchange returns no bars, now or ever."""

@@ -6,13 +6,13 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 
 
 class _Frozen(BaseModel):
-    """Immutable; an unknown key is refused."""
+    """Refuse unknown keys and any change of a value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ExchangeParams(_Frozen):
-    """Where bars of a live market come from. `silence_bars`: bars without news before the venue counts as silent."""
+    """Define where live bars come from. `silence_bars`: bars without news before a venue counts as silent."""
 
     venues: list[str] = Field(min_length=1)
     timeframe: str
@@ -20,7 +20,7 @@ class ExchangeParams(_Frozen):
 
 
 class DataParams(_Frozen):
-    """Timeframe to decide on, and the quality and age of data."""
+    """Set the timeframe to decide on, and the quality and age of data."""
 
     decision_timeframe: str
     quality_floor: float = Field(gt=0, le=1)
@@ -37,7 +37,7 @@ class DataParams(_Frozen):
 
 
 class SimulatorParams(_Frozen):
-    """The simulated market."""
+    """Define the simulated market."""
 
     symbol: str
     seed: int
@@ -52,7 +52,7 @@ class SimulatorParams(_Frozen):
 
 
 class CostParams(_Frozen):
-    """Costs of one side of a trade, in basis points."""
+    """Set the costs of one side of a trade, in basis points."""
 
     fee_bps: float = Field(ge=0)
     half_spread_bps: float = Field(ge=0)
@@ -64,7 +64,7 @@ class CostParams(_Frozen):
 
 
 class LabelParams(_Frozen):
-    """The triple barrier: distances in ATR, horizon in decision bars."""
+    """Define the triple barrier: distances in ATR, horizon in decision bars."""
 
     target_atr: float = Field(gt=0)
     stop_atr: float = Field(gt=0)
@@ -79,7 +79,7 @@ class LabelParams(_Frozen):
 
 
 class ExitParams(_Frozen):
-    """How a position is closed. `legs`: (distance in ATR, share of the position), nearest first."""
+    """Define how a position is closed. `legs`: (distance in ATR, share of the position), nearest first."""
 
     plan: Literal["plain", "ladder", "trailing", "ladder_trailing"]
     legs: list[tuple[float, float]] = Field(min_length=1, max_length=3)
@@ -115,7 +115,7 @@ class ExitParams(_Frozen):
 
 
 class SplitParams(_Frozen):
-    """Walk-forward folds of training."""
+    """Define the walk-forward folds of training."""
 
     folds: int = Field(ge=2)
     min_train_fraction: float = Field(gt=0, lt=1)
@@ -178,7 +178,7 @@ class PatternParams(_Frozen):
 
 
 class RegimeParams(_Frozen):
-    """Detectors of the regime family, and the weights of their votes."""
+    """Define the detectors of the regime family, and the weights of their votes."""
 
     horizon_minutes: int = Field(gt=0)
     folds: int = Field(ge=1)
@@ -198,7 +198,7 @@ class RegimeParams(_Frozen):
 
 
 class EnsembleParams(_Frozen):
-    """Weights of the ensemble's members, as stated and by market phase; each set sums to 1."""
+    """Set the weights of the ensemble's members, as stated and by market phase; each set sums to 1."""
 
     stated: dict[str, float]
     phases: dict[str, dict[str, float]]
@@ -215,7 +215,7 @@ class EnsembleParams(_Frozen):
 
 
 class GateParams(_Frozen):
-    """What a candidate has to reach before it may be promoted."""
+    """Set what a candidate has to reach before it may be promoted."""
 
     min_events: int
     coverage: float = Field(gt=0, le=1)
@@ -233,7 +233,7 @@ class GateParams(_Frozen):
 
 
 class ImportanceParams(_Frozen):
-    """Permutation importance and the selection of columns."""
+    """Define the permutation importance and the selection of columns."""
 
     repeats: int = Field(gt=0)
     correlation: float = Field(gt=0, le=1)
@@ -242,7 +242,7 @@ class ImportanceParams(_Frozen):
 
 
 class ValidationParams(_Frozen):
-    """Weights of the validation layers."""
+    """Set the weights of the validation layers."""
 
     traditional: float = Field(ge=0)
     ai: float = Field(ge=0)
@@ -251,7 +251,7 @@ class ValidationParams(_Frozen):
 
 
 class FusionParams(_Frozen):
-    """Weights of the signal categories, overall and by regime."""
+    """Set the weights of the signal categories, overall and by regime."""
 
     weights: dict[str, float]
     regimes: dict[str, dict[str, float]]
@@ -260,7 +260,7 @@ class FusionParams(_Frozen):
 
 
 class LearningParams(_Frozen):
-    """Online weights: how fast they follow outcomes and how far they may move."""
+    """Set how fast online weights follow outcomes and how far they may move."""
 
     use: Literal["shadow", "act"] = "shadow"
     floor: float = Field(ge=0, lt=1)
@@ -274,7 +274,7 @@ class LearningParams(_Frozen):
 
 
 class BaseThresholds(_Frozen):
-    """Thresholds of a decision before the regime's factors."""
+    """Set the thresholds of a decision before the regime's factors."""
 
     min_strength: float = Field(ge=0, le=100)
     min_confidence: float = Field(gt=0, le=1)
@@ -284,7 +284,7 @@ class BaseThresholds(_Frozen):
 
 
 class ThresholdFactors(_Frozen):
-    """Factors of one regime on the base thresholds."""
+    """Set the factors of one regime on the base thresholds."""
 
     min_strength: float = Field(default=1.0, gt=0)
     min_confidence: float = Field(default=1.0, gt=0)
@@ -293,7 +293,7 @@ class ThresholdFactors(_Frozen):
 
 
 class ThresholdParams(_Frozen):
-    """Thresholds of a decision by regime."""
+    """Set the thresholds of a decision by regime."""
 
     base: BaseThresholds
     regimes: dict[Literal["TRENDING", "RANGING", "VOLATILE", "QUIET"], ThresholdFactors]
@@ -312,14 +312,14 @@ class ThresholdParams(_Frozen):
 
 
 class RegimeLimit(_Frozen):
-    """Largest position and stop distance in one regime, as fractions."""
+    """Set the largest position (of equity) and stop distance (of price) in one regime, as fractions."""
 
     max_position: float = Field(ge=0, le=1)
     max_stop: float = Field(gt=0, le=1)
 
 
 class BudgetParams(_Frozen):
-    """Limits of the portfolio, as fractions of equity."""
+    """Set the limits of the portfolio, as fractions of equity."""
 
     max_gross: float
     max_strategy: float
@@ -331,14 +331,14 @@ class BudgetParams(_Frozen):
 
 
 class Stage(_Frozen):
-    """One stage of the drawdown limit: from `at` of the limit on, sizes are multiplied by `size`."""
+    """Define one stage of the drawdown limit: from `at` of the limit on, sizes are multiplied by `size`."""
 
     at: float = Field(gt=0, le=1)
     size: float = Field(ge=0, le=1)
 
 
 class StageParams(_Frozen):
-    """The stages of the drawdown limit, in order."""
+    """Define the stages of the drawdown limit, in order."""
 
     reduce: Stage
     half: Stage
@@ -357,7 +357,7 @@ class StageParams(_Frozen):
 
 
 class RiskParams(_Frozen):
-    """Sizing and the limits of account and portfolio."""
+    """Define sizing and the limits of account and portfolio."""
 
     sizing: Literal["kelly", "confidence"]
     kelly_fraction: float = Field(ge=0, le=1)
@@ -375,7 +375,7 @@ class RiskParams(_Frozen):
 
 
 class TierParams(_Frozen):
-    """Size by tier of the service, and when a tier changes."""
+    """Set the size by tier of the service, and when a tier changes."""
 
     size: dict[int, float]
     good_bars: int = Field(ge=1)
@@ -391,7 +391,7 @@ class TierParams(_Frozen):
 
 
 class BreakerParams(_Frozen):
-    """When a circuit breaker trips."""
+    """Set when a circuit breaker trips."""
 
     spike_atr: float = Field(gt=1)
     book_bars: int = Field(ge=20)
@@ -413,7 +413,7 @@ class BreakerParams(_Frozen):
 
 
 class DriftParams(_Frozen):
-    """Drift detection on inputs and on loss."""
+    """Define drift detection on inputs and on loss."""
 
     block_bars: int
     min_bars: int
@@ -427,7 +427,7 @@ class DriftParams(_Frozen):
 
 
 class RetrainParams(_Frozen):
-    """When a family is retrained, and whether promotion needs approval."""
+    """Set when a family is retrained, and whether promotion needs approval."""
 
     interval_days: int
     overdue_intervals: float = Field(gt=0)
@@ -437,7 +437,7 @@ class RetrainParams(_Frozen):
 
 
 class Params(_Frozen):
-    """`params.yaml`, typed. An unknown or missing key is refused with its path."""
+    """Hold `params.yaml`, typed. An unknown or missing key is refused with its path."""
 
     seed: int
     data: DataParams

@@ -17,7 +17,7 @@ def restrict() -> None:
 
 @dataclass(frozen=True)
 class Tightened:
-    """Counts of files and folders that others could open before; `foreign` belong to other users and are left as they
+    """Count the files and folders that others could open before; `foreign` belong to other users and stay as they
     are."""
 
     files: int

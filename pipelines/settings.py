@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Settings(BaseSettings):
-    """Where one installation runs. Every field is an environment variable `BELLWETHER_<NAME>`."""
+    """Define where one installation runs. Every field is an environment variable `BELLWETHER_<NAME>`."""
 
     model_config = SettingsConfigDict(env_prefix="BELLWETHER_", env_file=".env", extra="ignore", frozen=True)
 

@@ -22,7 +22,7 @@ NEEDED = ("numpy", "onnxruntime", "pandas", "mlflow")  # to load a version from 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One registered version. `verdict` is "passed", "refused" or "pending"; `aliases` are those of this moment."""
+    """Hold one registered version. `verdict`: "passed", "refused" or "pending"; `aliases` are those of this moment."""
 
     family: str
     version: str
@@ -36,7 +36,7 @@ class Version:
 
 
 class Tracking:
-    """A connection to one MLflow server. Raises ServiceDown, naming the address, if it does not answer."""
+    """Hold a connection to one MLflow server. Raises ServiceDown, naming the address, if it does not answer."""
 
     def __init__(self, url: str) -> None:
         """Connect to the server at `url`. MLflow is imported here: it reads its environment once."""

@@ -29,7 +29,7 @@ BATCH_SIZE = 300  # records of a kind in one request: 300 books of five levels a
 
 
 class Client:
-    """A connection to one decision service; use it as a context manager.
+    """Hold a connection to one decision service; use it as a context manager.
 
     >>> from bellwether import Client
     >>> with Client() as client:                    # the installation of this folder, or of BELLWETHER_HOME

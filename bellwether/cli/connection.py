@@ -17,7 +17,7 @@ def connect() -> None:
 
 
 def require_services(*names: str, ready: bool = True) -> None:
-    """Return if each of these services is up.
+    """Check that each of these services is up.
 
     ready   False accepts a service that answers and is not ready
     Raises  ServiceDown, with the command that starts it

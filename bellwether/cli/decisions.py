@@ -43,7 +43,7 @@ def decide(
 
 
 def brief(answer: Mapping[str, Any]) -> dict[str, object]:
-    """Return what a trader acts on, of the whole answer of /decide."""
+    """Return the fields that a trader acts on, from a full answer of /decide."""
     return {
         **{name: answer.get(name) for name in ("action", "size", "entry", "stop")},
         "targets": _joined(answer.get("take_profits")),

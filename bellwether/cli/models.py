@@ -7,12 +7,13 @@ import typer
 from bellwether.cli.connection import require_services
 from bellwether.cli.options import AsJson, DryRun, Reason, new_group, user
 from bellwether.cli.output import emit, err, line
+from pipelines.families import FAMILIES
 
 if TYPE_CHECKING:
     from pipelines.store import Promotion
 
 app = new_group()
-Family = Annotated[str, typer.Argument(help="validator | pattern | regime | predictor")]
+Family = Annotated[str, typer.Argument(help=" | ".join(FAMILIES))]
 
 
 @app.command()

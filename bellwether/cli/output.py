@@ -46,7 +46,7 @@ def _wrap(text: str, indent: int = 0) -> list[str]:
 
 
 def progress_of(as_json: bool) -> Progress:
-    """Return what prints lines of progress; nothing is printed next to JSON."""
+    """Return the function that shows lines of progress; next to JSON it shows nothing."""
     return silent if as_json else line
 
 

@@ -53,7 +53,7 @@ def reset_schedules(dry_run: DryRun = False, as_json: AsJson = False) -> None:
 
 
 def show_schedules(title: str, found: Sequence["DeploymentStatus"], as_json: bool) -> None:
-    """Print a deployment a row, with its schedules and what is not as planned."""
+    """Print one row per deployment: its schedules and triggers, and what differs from the plan."""
     if as_json:
         emit([asdict(one) for one in found])
         return

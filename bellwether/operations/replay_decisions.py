@@ -101,7 +101,7 @@ class _Walk:
     at: int = 0
 
     def to(self, close: float) -> bool:
-        """Process the bars up to the decision bar that closed then, epoch s; return whether one did."""
+        """Process bars up to the decision bar that closed at `close`, epoch s; return whether one closed then."""
         until = int((self.bars[:, OPEN_TIME] + self.symbol.base_s <= close).sum())
         if until > self.at:
             self.symbol.advance(self.bars[self.at : until])
@@ -234,6 +234,7 @@ class _Bundles:
     """Load verified bundles by digest, each once, and build the snapshots that decisions were made with."""
 
     def __init__(self, installation: Installation) -> None:
+        """Read the promotion ledger; bundles are loaded at their first use."""
         self._installation = installation
         self._slots: dict[tuple[str, str, str, str], Slot] = {}
         self._lines = {(p.family, str(p.to_version), p.digest): p for p in installation.store.promotions()}

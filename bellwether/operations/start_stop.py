@@ -176,7 +176,7 @@ def _commands(
 
 
 def _service_env(settings: Settings) -> dict[str, str]:
-    """Return the caller's own settings and ours: a supervisor that has run for days knows neither."""
+    """Return the environment of a service: the caller's settings and ours, which an older supervisor does not know."""
     own = {name: value for name, value in os.environ.items() if name.startswith("BELLWETHER_")}
     return {**own, **environment(settings)}
 

@@ -124,7 +124,7 @@ def missing_inputs(needs: str, given: Set[str] = frozenset()) -> str:
 
 
 def _ingested(installation: Installation) -> bool:
-    """Return True once a snapshot was folded."""
+    """Return True if the features and signals of a snapshot were computed."""
     return (installation.workspace / "artifacts" / "features" / "meta.json").is_file()
 
 

@@ -34,12 +34,12 @@ class Measured:
     contributions: Contributions
 
     def to_dict(self) -> dict[str, object]:
-        """Return the same, JSON-ready."""
+        """Return the market and the contributions, JSON-ready."""
         return {**asdict(self), "contributions": self.contributions.to_dict()}
 
 
 def of_snapshot(installation: Installation, symbol: str | None) -> Measured:
-    """Measure what the last ingest folded.
+    """Measure every star on the newest snapshot.
 
     Raises  UnknownName for another market; StateError before the first ingest, or if the snapshot was folded by another
             catalogue

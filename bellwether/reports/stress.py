@@ -10,7 +10,7 @@ from pipelines.evaluation.stress_report import format_percent
 
 
 def columns(study: Mapping[str, Any]) -> list[str]:
-    """Return the heads of `rows`: the scenario, then a case each, by side, with its stops and without."""
+    """Return the column headings of `rows`: the scenario, then each case of a side, with stops and without."""
     return ["scenario", *(case["name"] for case in _largest(study))]
 
 

@@ -31,7 +31,7 @@ ATR = FEATURES.index["atr_14"]
 
 
 def run(installation: Installation, family: str) -> Backtest:
-    """Backtest the family's out-of-fold predictions on the newest snapshot."""
+    """Return the backtest of the family's out-of-fold predictions on the newest snapshot."""
     folder = installation.workspace / "artifacts"
     arrays = {
         name: np.load(folder / "features" / f"{name}.npy") for name in ("base", "decision", "features", "signals")
@@ -73,7 +73,7 @@ def backtest_policy(
     base: Floats, decision: Floats, features: Floats, signals: Floats, bars: Ints, p: Floats, p_low: Floats,
     step_s: int, params: Params, model_regime: Floats | None = None,
 ) -> Backtest:  # fmt: skip
-    """Run the compiled kernel over decision bars from `bars[0]` on.
+    """Return the backtest of the compiled kernel over decision bars from `bars[0]` on.
 
     base (n, 8), decision (m, 8), features (m, kf), signals (m, ks); bars (e,) decision rows of scored events with their
     out-of-fold p and p_low (e,); an event that was not scored has no probability, so the kernel refuses it;
@@ -157,7 +157,7 @@ def live_core(params: Params, scenarios: Scenarios) -> DecisionKernel:
 
 
 def figures(result: Backtest) -> dict[str, Any]:
-    """Return its figures as plain JSON; arrays are left out, what could not be computed is null."""
+    """Return the figures of a backtest as plain JSON; arrays are left out, what could not be computed is null."""
     found = {k: v for k, v in asdict(result).items() if k not in ("trades", "codes", "equity")}
     found["trades"] = len(result.trades)
     return dict(json_ready(found))

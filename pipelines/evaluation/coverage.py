@@ -20,7 +20,7 @@ DRAWS = 1000  # of the bootstrap that Acerbi and Székely's p comes from
 
 
 class Significance(NamedTuple):
-    """A test's statistic, and how often right forecasts would show one at least as extreme. NaN: not computable."""
+    """Hold a test's statistic, and how often right forecasts would show one as extreme. NaN: not computable."""
 
     statistic: float
     p: float

@@ -51,7 +51,7 @@ class PermutationResult:
 
 
 class Reselection(TypedDict):
-    """The proposal which columns the next challenger leaves out; `proposed` None = not judged."""
+    """Propose which columns the next challenger leaves out; `proposed` None = not judged."""
 
     proposed: bool | None
     leave_out: list[str]

@@ -22,7 +22,7 @@ LEAST_SPELLS = 5  # of a horizon or a volatility window in the history: fewer gi
 PATHS = 4000  # of the bootstrap
 HISTORIES, PATHS_EACH = 40, 200  # resampled histories for its interval, and paths drawn from each
 
-IMPACT = 1.0  # of a day's volatility at a day's volume: "of order one" in every market, Bitcoin too; see `drought`
+IMPACT = 1.0  # of a day's volatility at a day's volume: "of order one" in every market; see `liquidity_drought`
 MEAN_TO_FINAL_IMPACT = 2.0 / 3.0  # mean of the square root over an order's own course, against its end
 
 

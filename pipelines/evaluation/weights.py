@@ -147,12 +147,12 @@ def genetic(problem: Problem, fitness: Callable[[Floats], float], seed: int) -> 
     from deap import algorithms, base, tools
 
     class Fitness(base.Fitness):
-        """A single value to maximise."""
+        """Hold the single value to maximise."""
 
         weights = (1.0,)
 
     class Candidate(list[float]):
-        """Genes with their fitness."""
+        """Hold one candidate's weights (genes) with their fitness."""
 
         def __init__(self, genes: Iterable[float]) -> None:
             """Start without a fitness."""

@@ -15,11 +15,11 @@ SCHEMA = "0005"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
-    """A datetime without a zone reached the store (law L8)."""
+    """Signal that a datetime without a zone reached the store (law L8)."""
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """Stores aware datetimes and returns aware UTC datetimes, also on SQLite, which has no time zones."""
+    """Store aware datetimes and return aware UTC datetimes, also on SQLite, which has no time zones."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True

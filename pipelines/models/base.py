@@ -92,7 +92,7 @@ class NativePredictions:
 
 
 class Fitted(Protocol):
-    """A native model and its calibration, fitted on one window."""
+    """Predict with a native model and its calibration, both fitted on one window."""
 
     @property
     def loss_params(self) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ STRETCHES = 4  # purged stretches of a training window, each scored by a fit on 
 
 
 class Classifier(Protocol):
-    """A fitted classifier as scikit-learn and XGBoost make them."""
+    """Describe a fitted classifier as scikit-learn and XGBoost make them."""
 
     def predict_proba(self, rows: Any) -> Any:
         """Return (n, classes) probabilities of rows (n, k)."""

@@ -15,7 +15,7 @@ _EPS = 1e-7
 
 
 class BundleIdentity(TypedDict):
-    """Names a loaded bundle: its family, the registry's version and the manifest's sha256."""
+    """Name a loaded bundle: its family, the registry's version and the manifest's sha256."""
 
     family: str
     version: str
@@ -30,7 +30,7 @@ def logit(p: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Platt scaling of the model's raw probability, and the lower bound that position sizing uses.
+    """Calibrate a raw probability by Platt scaling, with the lower bound that position sizing uses.
 
     p      = sigmoid(slope · logit(raw) + shift)
     p_low  = sigmoid of the lower 95 % bound of that line, from the covariance of (slope, shift)
@@ -65,7 +65,7 @@ def calibrate_all(lines: Floats, raw: Floats) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True, slots=True)
 class Novelty:
-    """Mahalanobis distance from the training rows; beyond `limit` the model abstains (M6)."""
+    """Measure the Mahalanobis distance from the training rows; beyond `limit` the model abstains (M6)."""
 
     mean: Floats  # (k,)
     precision: Floats  # (k, k)

@@ -32,7 +32,7 @@ def average(members: Floats, weights: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class EnsemblePrediction:
-    """Predictions of the directional ensemble for n rows.
+    """Hold predictions of the directional ensemble for n rows.
 
     p        (n,) the mean; NaN where no member was available
     weights  member → (n,) share it had in the mean, summing to 1 where any was available; 0 where it was missing

@@ -29,7 +29,7 @@ from pipelines.models.directional_ensemble import average
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member of an ensemble.
+    """Hold one member of an ensemble.
 
     reads        "newest": rows (n, k) of the bar decided on; "window": (n, steps, k)
     places       (k,) positions of its columns among the model's

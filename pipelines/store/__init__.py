@@ -53,4 +53,4 @@ __all__ = [
 
 
 class Store(BarStore, DecisionStore, PromotionStore, RetrainQueue, LeaseStore, BreakerStore, AlarmStore, Retention):
-    """Every aggregate of one database: `Store.open(url)`. Thread-safe; close it with `close()`."""
+    """Join every aggregate of one database: `Store.open(url)`. Thread-safe; close it with `close()`."""

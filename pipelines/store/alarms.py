@@ -11,7 +11,7 @@ from pipelines.store.engine import Database, between, insert_row, lock_table
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One alarm, open while `cleared_at` is None."""
+    """Hold one alarm, open while `cleared_at` is None."""
 
     id: int
     kind: str
@@ -22,7 +22,7 @@ class Alarm:
 
 
 class AlarmStore(Database):
-    """Open and cleared alarms."""
+    """Store alarms, open and cleared."""
 
     def raise_alarm(self, kind: str, severity: str, detail: str, at: datetime) -> int:
         """Raise an alarm and return its id. An open alarm of the same kind and detail is not raised twice."""

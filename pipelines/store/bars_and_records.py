@@ -17,7 +17,7 @@ from pipelines.store.engine import Database, lock_table
 
 @dataclass(frozen=True, slots=True)
 class BarBatch:
-    """Bars of one symbol as they arrived.
+    """Hold bars of one symbol as they arrived.
 
     bars         (n, 8) in contracts.BAR_FIELDS order, open_time ascending and unique; NaN only in the last three
     known_at     (n,) epoch seconds: when each bar could be known (its close)
@@ -34,7 +34,7 @@ class BarBatch:
 
 
 class BarStore(Database):
-    """Bars, books and context of each symbol."""
+    """Store bars, books and context of each symbol."""
 
     def add_bars(self, batch: BarBatch, within: Connection | None = None) -> int:
         """Store bars as observed and return how many were new. The same bars a second time change nothing.

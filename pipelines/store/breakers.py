@@ -14,7 +14,7 @@ from pipelines.store.engine import Database, insert_row
 
 @dataclass(frozen=True, slots=True)
 class BreakerTrip:
-    """A trip of a circuit breaker, open until a named person resets it with a reason."""
+    """Hold a trip of a circuit breaker, open until a named person resets it with a reason."""
 
     id: int
     name: str
@@ -27,7 +27,7 @@ class BreakerTrip:
 
 
 class BreakerStore(Database):
-    """Trips by breaker: at most one of each is open."""
+    """Store the trips of each breaker, of which at most one is open."""
 
     def trip(self, name: str, at: datetime, reason: str, within: Connection | None = None) -> bool:
         """Trip a breaker; return False if it is tripped already, and then the first reason stays."""

@@ -21,7 +21,7 @@ _DECISION_COLUMNS = tuple(c.name for c in t.decisions.columns if c.name not in (
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
-    """A decision with the bytes it was made from: float64 rows in catalogue order, so it can be replayed exactly."""
+    """Hold a decision with the bytes it was made from: float64 rows in catalogue order, for an exact replay."""
 
     decision: Decision
     features: bytes
@@ -30,7 +30,7 @@ class DecisionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """What a venue reported of the order of an emitted decision.
+    """Hold what a venue reported of the order of an emitted decision.
 
     id            the venue's own name of the report: the same report a second time changes nothing
     at            the venue's clock
@@ -49,7 +49,7 @@ class Fill:
 
 
 class DecisionStore(Database):
-    """The decision ledger with outcomes and fills."""
+    """Store the decision ledger with outcomes and fills."""
 
     def add_decisions(self, records: Sequence[DecisionRecord], within: Connection | None = None) -> None:
         """Store decisions, all or none. Raises StoredAlready if an id exists, BadValues if a figure is not finite."""

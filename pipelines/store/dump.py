@@ -25,7 +25,7 @@ Row = list[Any]  # plain JSON types, in the order of the table's columns
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """Every table as it is in one transaction.
+    """Hold every table as it is in one transaction.
 
     schema   revision the tables belong to
     columns  table → its columns; tables that others refer to come first

@@ -33,11 +33,11 @@ _MIGRATION_LOCK = 0x62656C6C  # any fixed number: two PostgreSQL clients must no
 
 
 class _BadJson(BadValues, DontWrapMixin):
-    """JSON that databases refuse, raised while SQLAlchemy binds parameters."""
+    """Signal JSON that databases refuse, raised while SQLAlchemy binds parameters."""
 
 
 class Database:
-    """An open database, thread-safe. The store's classes add one aggregate each to it; close it with `close()`.
+    """Hold an open database, thread-safe. The store's classes add one aggregate each; close it with `close()`.
 
     Every method is one transaction unless `within` passes an open one from `writing()`. Time is always an argument, an
     aware UTC datetime.
@@ -229,7 +229,7 @@ def insert_row(connection: Connection, table: sa.Table, values: dict[str, object
 
 
 class PageCheck:
-    """Reads every page of a SQLite store on a connection of its own: no writer waits for it. `stop` ends it early."""
+    """Read every page of a SQLite store on a connection of its own: no writer waits for it. `stop` ends it early."""
 
     def __init__(self, url: str) -> None:
         """Prepare to check the store at `url`."""

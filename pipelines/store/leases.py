@@ -13,7 +13,7 @@ from pipelines.store.engine import Database, lock_row
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """`name` belongs to `holder` until `expires_at`."""
+    """Hold one lease: `name` belongs to `holder` until `expires_at`."""
 
     name: str
     holder: str
@@ -22,7 +22,7 @@ class Lease:
 
 
 class LeaseStore(Database):
-    """Leases by name."""
+    """Store leases by name."""
 
     def acquire_lease(self, name: str, holder: str, now: datetime, duration: timedelta) -> Lease:
         """Take `name` for `duration`; its holder may take it again. Raises LeaseHeld while another holder has it."""

@@ -14,7 +14,7 @@ from pipelines.store.engine import Database, insert_row
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """One line of the promotion ledger: who, why, from, to, and the evidence."""
+    """Hold one line of the promotion ledger: who, why, from, to, and the evidence."""
 
     at: datetime
     actor: str
@@ -34,7 +34,7 @@ class Promotion:
 
 
 class PromotionStore(Database):
-    """The promotion ledger and the trials that the deflated Sharpe ratio counts."""
+    """Store the promotion ledger and the trials that the deflated Sharpe ratio counts."""
 
     def add_promotion(self, promotion: Promotion, within: Connection | None = None) -> int:
         """Append to the promotion ledger and return the line's id. Lines are never changed or deleted."""

@@ -12,7 +12,7 @@ ROWS_PER_TRANSACTION = 1000
 
 
 class Retention(Database):
-    """Deletes rows that nothing refers to any more."""
+    """Delete rows that nothing refers to any more."""
 
     def prunable(self, before: datetime) -> dict[str, tuple[int, datetime | None]]:
         """Return table → (rows that `prune` would delete, time of the oldest of them)."""

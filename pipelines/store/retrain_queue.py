@@ -16,7 +16,7 @@ ATTEMPTS = 2  # a retrain whose worker died is started once more, never a third 
 
 @dataclass(frozen=True, slots=True)
 class RetrainAnswer:
-    """The result of a retrain request; `id` is the stored request that covers it."""
+    """Hold the result of a retrain request; `id` is the stored request that covers it."""
 
     state: Literal["queued", "duplicate", "cooling_down"]
     id: int
@@ -25,7 +25,7 @@ class RetrainAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RetrainRequest:
-    """One request to retrain a family. `attempts` counts how often a worker started it."""
+    """Hold one request to retrain a family. `attempts` counts how often a worker started it."""
 
     id: int
     family: str
@@ -40,7 +40,7 @@ class RetrainRequest:
 
 
 class RetrainQueue(Database):
-    """Retrain requests, from queued to done or failed."""
+    """Store retrain requests, from queued to done or failed."""
 
     def request_retrain(self, family: str, reason: str, at: datetime, cooldown: timedelta) -> RetrainAnswer:
         """Queue a retrain of `family`, unless one is open or the last one ended less than `cooldown` ago."""

@@ -1,6 +1,6 @@
 """The labels stage: one file per entry of LABELS, each with the outcomes of a family's rows.
 
-Cost decides only which events are eligible, never a label (SPEC section 4).
+Cost decides only which events are eligible, never a label (row M1 of docs/specification.md).
 """
 
 import json

@@ -15,7 +15,7 @@ AFTER_FAULT_SECONDS = 1.0
 
 
 class Check(TypedDict):
-    """One line of a readiness probe; `ok` stays true of a check that only informs."""
+    """Hold one line of a readiness probe; `ok` stays true of a check that only informs."""
 
     name: str
     ok: bool

@@ -96,6 +96,7 @@ class ModelClient:
     """Call one model service over keep-alive connections; `outage` = why it is out of use now, None = in use."""
 
     def __init__(self, url: str, key: str, timeout_s: float, retry_s: float, slow_in_row: int) -> None:
+        """Open no connection yet. `slow_in_row`: requests over `timeout_s` in a row before an outage is declared."""
         self._client = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=None)
         self._timeout_s, self._retry_s, self._slow_in_row = timeout_s, retry_s, slow_in_row
         self._slow, self._next_probe = 0, 0.0

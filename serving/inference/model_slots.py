@@ -87,6 +87,7 @@ class ModelSlots:
     """Follow the generation file and swap `snapshot` as one reference; not thread-safe."""
 
     def __init__(self, serving_dir: Path, bundles_dir: Path, alarm: Alarm) -> None:
+        """Start without a snapshot; `refresh` loads the first one."""
         self._serving_dir, self._bundles_dir, self._alarm = serving_dir, bundles_dir, alarm
         self.snapshot = Snapshot()
         self.refusal: str | None = None  # why the newest generation file is not in force; None while it is

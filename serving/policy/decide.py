@@ -86,7 +86,7 @@ def decide(
 ) -> Decision:
     """Return the decision on the last closed bar of `symbol`.
 
-    portfolio    the account as a new position of (signal, side) finds it; ("", 0) where there is no event
+    portfolio    (signal, side) → the account that a new position is measured against; ("", 0) where there is no event
     tier         tier to decide in: serving.state.tiers in live service, the record in a replay
     learned      category → weight learned from outcomes so far, recorded; in force only with `learning.use: act`
     predictions  answers of the models at this close, as `predict_all` returns them; None = use those in this process

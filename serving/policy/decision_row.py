@@ -35,7 +35,7 @@ ONES.setflags(write=False)
 
 @dataclass(frozen=True, slots=True)
 class ExposureSnapshot:
-    """Hold the account at as_of, as a new position on the event's side finds it; fractions are of equity.
+    """Hold the account at as_of, as a new position on the event's side is measured; fractions are of equity.
 
     Fields as in the kernel's row and in risk.exposure. NaN = not known, so nothing is opened; es_unit is NaN without an
     event.

@@ -32,7 +32,7 @@ def exposure(
     positions: Floats, count: int, side: float, asset: int, strategy: float, scenarios: Floats, unit_es: Floats,
     correlation: Floats, markets: Floats, out: Floats,
 ) -> None:  # fmt: skip
-    """Write what is used now, as a new position of `strategy` in `asset` on `side` (1 long, -1 short, 0 none) finds it.
+    """Write what open positions use, for a new one of `strategy` in `asset` on `side` (1 long, -1 short, 0 none).
 
     positions    (k, 3) POSITION rows, the first `count` are open; an asset code < 0 is not known here
     scenarios    (n, assets) simple returns, n = 0 where the assets share too few

@@ -10,7 +10,7 @@ from pipelines.store import Store
 
 @dataclass(frozen=True, slots=True)
 class QueuedAlarm:
-    """An alarm that is not in the store yet.
+    """Hold an alarm that is not in the store yet.
 
     subject   first words of `detail`; it replaces the open alarms of its kind whose detail starts with the same words
     is_over   the fault is gone: the alarm is recorded and cleared at once

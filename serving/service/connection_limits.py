@@ -23,11 +23,11 @@ WORKER = "_bentoml_impl.worker.service"  # the module that BentoML runs in the p
 
 
 class _HeadTooLarge(HttpParserError):
-    """Ends the parsing of a request whose headers do not end."""
+    """End the parsing of a request whose headers do not end."""
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with those limits: `uvicorn.Config(app, http=GuardedProtocol)`."""
+    """Apply those limits to uvicorn's protocol: `uvicorn.Config(app, http=GuardedProtocol)`."""
 
     max_connections = MAX_CONNECTIONS
     transfer_timeout_s = TRANSFER_TIMEOUT_S
@@ -72,7 +72,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse_head()
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
+        """Begin a request and time its arrival."""
         self._in_head = True
         if self._arrival_timer is None:
             self._start_arrival_timer()
@@ -88,7 +88,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """End a request: it is whole."""
+        """Mark a request as complete and stop timing it."""
         self._stop_arrival_timer()
         self._in_head, self._head_bytes = True, 0  # of the next one
         super().on_message_complete()
@@ -109,7 +109,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._arrival_timer = None
 
     def _arrived_too_slowly(self) -> None:
-        """Refuse or end a request that is not whole in time."""
+        """Refuse or end a request that does not arrive completely in time."""
         if self.transport.is_closing():
             return
         if self.flow.read_paused:  # we do not read: an earlier request or a part of the body is being worked on

@@ -47,7 +47,7 @@ class Decider:
         clock: ClockMonitor,
         model_client: ModelClient | None,
     ) -> None:
-        """`flat`: the parameters as the decision kernel reads them. `model_client` None: models run in this process."""
+        """Take the collaborators. `flat`: parameters for the kernel; `model_client` None: models run in process."""
         self._params, self._flat = params, flat
         self._slots, self._live, self._ledger = slots, live, ledger
         self._account, self._weights, self._breakers = account, weights, breakers
@@ -63,7 +63,7 @@ class Decider:
         try:
             return await wait_for_write(self._ledger, self._decide_and_store(names, utc_now()))
         except (StoreFault, ServiceDown, asyncio.CancelledError):
-            self._memory.doubt(names)
+            self._memory.mark_uncertain(names)
             raise
 
     async def _decide_and_store(self, names: Sequence[str], now: datetime) -> list[Decision]:

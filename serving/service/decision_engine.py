@@ -35,7 +35,7 @@ from serving.state.tiers import Freshness, TierStore
 
 
 class DecisionEngine:
-    """One process owns its symbols: `decider`, `intake`, `readiness` and what feeds them.
+    """Run the service of one process, which owns its symbols: `decider`, `intake`, `readiness` and what feeds them.
 
     Build it outside or inside an event loop; `start`, `stop` and every call belong to one loop.
     """

@@ -25,7 +25,7 @@ MAX_CACHED_DECISIONS = 4096
 
 
 class DecisionKey(NamedTuple):
-    """Everything a decision rests on; its order is part of every decision's id."""
+    """Name everything a decision rests on; its order is part of every decision's id."""
 
     symbol: str
     close_time: float  # of the bar decided on, epoch s
@@ -37,7 +37,7 @@ class DecisionKey(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """What a decision is about: two on the same are one decision, unless tier or breakers changed in between."""
+    """Name what a decision is about: two on the same are one decision, unless tier or breakers changed in between."""
 
     symbol: str
     close_time: float  # of the bar decided on, epoch s
@@ -46,7 +46,7 @@ class Subject(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A decision and the future of the one that is durable under its id."""
+    """Hold a decision and the future of the one that is durable under its id."""
 
     decision: Decision
     stored: "Future[Decision]"
@@ -71,7 +71,7 @@ def stored_already(decision: Decision) -> Made:
 
 
 class DecisionMemory:
-    """The decisions made, those on their way to the ledger, and those whose write failed. One event loop owns it."""
+    """Hold the decisions made, those being written, and those whose write failed. One event loop owns it."""
 
     def __init__(self, store: Store, executor: StoreExecutor, account: Account) -> None:
         """Start empty; `made` is filled from the store with each warm start."""
@@ -79,7 +79,7 @@ class DecisionMemory:
         self.made: dict[DecisionKey, Made] = {}
         # by subject, whatever tier and breakers have become since:
         self._pending: dict[Subject, Made] = {}  # handed to the ledger, which has not answered yet
-        self._doubted: set[Subject] = set()  # pending ones that were reported to a caller as failed
+        self._uncertain: set[Subject] = set()  # pending ones that were reported to a caller as failed
         self._unsure: dict[Subject, Decision] = {}  # reported as failed, may be stored all the same
         self._late: dict[Subject, Decision] = {}  # reported as failed, found in the store since
 
@@ -99,9 +99,9 @@ class DecisionMemory:
             lambda ended: loop.call_soon_threadsafe(self._settle, key, subject, made.decision, ended)
         )
 
-    def doubt(self, names: Collection[str]) -> None:
+    def mark_uncertain(self, names: Collection[str]) -> None:
         """Note that the decisions pending on these symbols were reported to a caller as failed."""
-        self._doubted |= {subject for subject, made in self._pending.items() if made.decision.symbol in names}
+        self._uncertain |= {subject for subject, made in self._pending.items() if made.decision.symbol in names}
 
     def stored(self, decision: Decision, written: "Future[None]") -> "Future[Decision]":
         """Return the future of the decision that is durable under this id once `written` is done.
@@ -131,8 +131,8 @@ class DecisionMemory:
         pending = self._pending.get(subject)
         if pending is not None and pending.decision is decision:
             del self._pending[subject]
-        is_doubted = subject in self._doubted
-        self._doubted.discard(subject)
+        is_uncertain = subject in self._uncertain
+        self._uncertain.discard(subject)
         if (error := ended.exception()) is not None:  # nothing may rest on a decision that was not written
             self._account.remove_decision(decision)
             self.made.pop(key, None)
@@ -144,7 +144,7 @@ class DecisionMemory:
             self._account.add_decision(stored)
             if key in self.made:
                 self.made[key] = Made(stored, ended)
-        if is_doubted:
+        if is_uncertain:
             self._add_late(subject, stored)
 
     async def find_late(self, names: Collection[str]) -> None:

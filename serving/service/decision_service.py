@@ -46,7 +46,7 @@ def durable(endpoint: Callable[P, Awaitable[Any]]) -> Callable[P, Awaitable[Any]
 
     @functools.wraps(endpoint)
     async def checked(*args: P.args, **kwargs: P.kwargs) -> Any:
-        """Run the endpoint; report a fault of the store, and let the tiers feel it at once."""
+        """Run the endpoint; report a fault of the store, and update the tiers at once."""
         service: Any = args[0]
         engine: DecisionEngine = service._engine
         try:

@@ -17,7 +17,7 @@ TAGS: dict[Tag, str] = {
 
 @dataclass(frozen=True)
 class Page:
-    """The page of one call. `request` and `answer` are JSON to paste; long answers are abridged."""
+    """Hold the page of one call. `request` and `answer` are JSON to paste; long answers are abridged."""
 
     tag: Tag
     summary: str

@@ -19,7 +19,7 @@ WAIT_S = 2.0
 
 @dataclass
 class Lane:
-    """One queue of requests. max_running: how many run at a time; max_waiting: how many may wait for that."""
+    """Hold one queue of requests. max_running: how many run at a time; max_waiting: how many may wait for that."""
 
     max_running: int
     max_waiting: int
@@ -76,7 +76,7 @@ def decision_lanes() -> dict[str, Lane]:
 
 
 class FairQueue:
-    """ASGI middleware, the innermost of ours: a request that was refused, or is not whole yet, takes no place."""
+    """Queue requests: the innermost of our ASGI middleware. A refused or incomplete request takes no place."""
 
     def __init__(self, app: ASGIApp, lanes: Mapping[str, Lane], wait_s: float = WAIT_S) -> None:
         """Wrap `app`. lanes: path → its lane; wait_s: the longest wait, seconds."""

@@ -28,7 +28,7 @@ _REMEDIES = {
 
 
 class FoundError(TypedDict):
-    """One error as pydantic reports it."""
+    """Hold one error as pydantic reports it."""
 
     loc: Sequence[str | int]
     msg: str

@@ -18,7 +18,7 @@ Word = Literal["HEALTHY", "DEGRADED", "UNHEALTHY"]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Health in one word; `reason` is the first thing to look at."""
+    """Report health in one word; `reason` is the first thing to look at."""
 
     status: Word
     reason: str

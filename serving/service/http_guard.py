@@ -52,7 +52,7 @@ def error_response(status: int, kind: str, error: str, fields: list[dict[str, st
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is refused: HTTP status, error kind and message."""
+    """Hold why a request is refused: HTTP status, error kind and message."""
 
     status: int
     kind: str
@@ -67,7 +67,7 @@ class Refusal:
 
 
 class Guard:
-    """ASGI middleware that protects one server. Reads the key when it is built; a request writes nothing.
+    """Protect one server, as ASGI middleware. Reads the key when it is built; a request writes nothing.
 
     tool            name of the server in `bellwether open`, and the audience of its sessions
     open_paths      paths that need no key; without `/` among them, `/` shows the login page
@@ -159,7 +159,7 @@ class Guard:
         )
 
     def _is_key(self, authorization: bytes) -> bool:
-        """Return whether it is Bearer with the key, or Basic with any user name and the key as password."""
+        """Return whether the header is Bearer with the key, or Basic with any user name and the key as password."""
         scheme, _, secret = authorization.partition(b" ")
         secret = secret.strip()
         if scheme.lower() == b"basic":
@@ -351,7 +351,7 @@ def _with_security_headers(send: Send) -> Send:
     """Return a send that adds SECURITY_HEADERS and drops CORS headers: every page of ours is same-origin."""
 
     async def send_hardened(message: Message) -> None:
-        """Send a message, a response's start with our headers."""
+        """Send a message; add our headers where it starts a response."""
         if message["type"] == "http.response.start":
             headers = [(n, v) for n, v in message.get("headers", ()) if not n.lower().startswith(b"access-control-")]
             present = {name.lower() for name, _ in headers}

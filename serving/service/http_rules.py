@@ -16,7 +16,7 @@ PROBES = ("/", "/livez", "/healthz", "/readyz", "/docs.json", "/schema.json", "/
 
 
 class HttpRules:
-    """ASGI middleware inside the guard: GET for reads, the page, `docs.json`, and bodies that are JSON."""
+    """Apply the rules behind the guard, as ASGI middleware: GET for reads, the page, `docs.json`, JSON bodies."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ def _without_body(receive: Receive) -> Receive:
 
 
 class BufferedJsonBody:
-    """ASGI middleware: read a body whole before anything waits or works for it, and hand it on as JSON.
+    """Read a body whole before anything waits or works for it, and pass it on as JSON; ASGI middleware.
 
     Whatever the content type says, BentoML never parses a form, a file or a pickle, by a call or a header of a GET.
     """

@@ -20,7 +20,7 @@ from serving.state.ledger import Ledger
 
 
 class Observed(TypedDict):
-    """The answer of `/observe`; schemas.ObserveResponse says what each field is."""
+    """Hold the answer of `/observe`; schemas.ObserveResponse says what each field is."""
 
     symbol: str
     received: int
@@ -31,14 +31,14 @@ class Observed(TypedDict):
 
 
 class Resolved(TypedDict):
-    """The answer of `/outcome`: whether the outcome was new."""
+    """Hold the answer of `/outcome`: whether the outcome was new."""
 
     decision_id: str
     new: bool
 
 
 class Filled(TypedDict):
-    """The answer of `/fill`: slippage in basis points of the entry, and the breakers tripped by now."""
+    """Hold the answer of `/fill`: slippage in basis points of the entry, and the breakers tripped by now."""
 
     id: str
     new: bool

@@ -110,7 +110,7 @@ def configure() -> None:
 
 
 class RequestLog:
-    """ASGI middleware, the outermost of ours. Every response carries `x-request-id`, the caller's own where it is sane.
+    """Log requests: the outermost of our ASGI middleware. Every response carries `x-request-id`, the caller's if valid.
 
     A response of 400 and above is logged in one line, and is {"error", "kind", "fields"} whatever produced it. An
     unforeseen error is a 500 with that id, its traceback in the log.

@@ -50,7 +50,7 @@ class LiveSymbols:
         memory: DecisionMemory,
         alarms: AlarmQueue,
     ) -> None:
-        """`symbols` is filled here and read by others; `flat`: the parameters as the decision kernel reads them."""
+        """Take the collaborators. `symbols` is filled here and read by others; `flat`: parameters for the kernel."""
         self._params, self._flat, self._where = params, flat, where
         self.symbols = symbols
         self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -113,7 +113,7 @@ class LiveSymbols:
         return clock_of(warm)
 
     def _scenarios(self, symbols: dict[str, Symbol]) -> Scenarios:
-        """Return tails over a position's longest life; where symbols decide on unlike bars, the longest of theirs."""
+        """Return tail scenarios over a position's longest life, by the longest decision bars of these symbols."""
         horizon_s = self._params.labels.horizon_bars * max(symbol.step_s for symbol in symbols.values())
         return scenarios_of({name: symbol.warm.closes for name, symbol in symbols.items()}, float(horizon_s))
 
@@ -158,11 +158,11 @@ class LiveSymbols:
     # ---- bars that came while the clock was ahead -----------------------------------------------------------------
 
     def is_ahead(self, symbol: Symbol, now: datetime) -> bool:
-        """Return whether a symbol on the time of day holds bars that close after now."""
+        """Return whether a symbol on a `wall` clock holds bars that close after now."""
         return symbol.clock.mode == "wall" and symbol.last_bar_close > now + CLOCK_SKEW
 
     async def withdraw_bars_ahead(self, symbol: Symbol, rows: Floats, now: datetime) -> Symbol:
-        """Withdraw stored bars ahead of the clock if feed and clock agree against them; return the live symbol.
+        """Withdraw stored bars that close after now if the feed agrees with the clock; return the live symbol.
 
         They agree where the newest of `rows` (n, 8) closes now and is not stored: then the stored bars came while the
         clock was ahead. The caller holds the symbol's lock.

@@ -65,7 +65,7 @@ ERROR = {
         },
     },
 }
-REFUSALS = {
+ERRORS_BY_STATUS = {
     "400": "what was sent cannot be taken",
     "401": "the bearer key is missing or another",
     "403": "the page that sent it is of another origin",
@@ -83,7 +83,7 @@ REFUSALS = {
 
 
 def complete_spec(spec: JsonObject, *, needs_key: Collection[str]) -> JsonObject:
-    """Return a valid OpenAPI 3.1 document made of the one that BentoML wrote; `spec` is not changed.
+    """Return a valid OpenAPI 3.1 document built from BentoML's own `spec`, which is not changed.
 
     needs_key    paths whose calls need the bearer key
     """
@@ -111,7 +111,7 @@ def complete_spec(spec: JsonObject, *, needs_key: Collection[str]) -> JsonObject
 def _operation(
     path: str, method: str, written: Mapping[str, Any], schemas: JsonObject, needs_key: Collection[str]
 ) -> JsonObject:
-    """Return one operation with its texts, examples, schemas, errors and key; `schemas` takes what it refers to."""
+    """Return one operation with its texts, examples, schemas, errors and key; adds what it refers to to `schemas`."""
     operation = {name: value for name, value in written.items() if value is not None}
     operation.setdefault("operationId", f"{method}_{path.strip('/')}")
     responses = {"200": next(r for status, r in operation["responses"].items() if str(status) == "200")}
@@ -131,7 +131,7 @@ def _operation(
         operation |= {"summary": summary, "description": f"{description} Needs no key.", "tags": ["State"]}
         media = "text/plain" if isinstance(example, str) else "application/json"
         responses = {"200": {"description": "the answer", "content": {media: {"example": example}}}}
-    for status, reason in REFUSALS.items():
+    for status, reason in ERRORS_BY_STATUS.items():
         responses.setdefault(status, _response(reason, {"$ref": REF.format(model="Error")}))
     operation["responses"] = responses
     if path in needs_key:
@@ -156,7 +156,7 @@ def _response(description: str, schema: JsonObject) -> JsonObject:
 def _schema_of(
     models: tuple[type[BaseModel], ...], schemas: JsonObject, mode: Literal["validation", "serialization"]
 ) -> JsonObject:
-    """Return the JSON Schema of a model, or of any of several; what it refers to goes to `schemas`."""
+    """Return the JSON Schema of a model, or of any of several; adds the models it refers to to `schemas`."""
     whole = [TypeAdapter(model).json_schema(ref_template=REF, mode=mode) for model in models]
     for schema in whole:
         schemas |= schema.pop("$defs", {})

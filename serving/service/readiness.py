@@ -19,7 +19,7 @@ from serving.state.tiers import State
 
 
 class TierFields(TypedDict):
-    """The tier of one symbol, or of the worst: `tier_multiplier` is the share of a position's size it leaves."""
+    """Report the tier of one symbol, or of the worst: `tier_multiplier` is the share of a position's size it leaves."""
 
     tier: int
     tier_reason: str
@@ -28,7 +28,7 @@ class TierFields(TypedDict):
 
 
 class HealthFields(TypedDict):
-    """Ready or not, health in one word and its reason; the table is in docs/health.md."""
+    """Report ready or not, health in one word and its reason; the table is in docs/health.md."""
 
     ready: bool
     health: str

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class StoreExecutor:
-    """Threads of its own, so that a database that hangs stops nothing else. One event loop owns it."""
+    """Run store calls in own threads, so that a hanging database stops nothing else. One event loop owns it."""
 
     def __init__(self) -> None:
         """Start without threads; they start with the first calls."""

@@ -89,7 +89,7 @@ class Account:
             self.day_start *= growth
 
     def portfolio(self, at: datetime, symbol: str = "", strategy: str = "", side: float = 0.0) -> ExposureSnapshot:
-        """Return the account as a new position of `strategy` in `symbol` on `side` finds it at the close `at`.
+        """Return the account at the close `at`, as a new position of `strategy` in `symbol` on `side` is measured.
 
         A position past its expiry does not count as open, nor one opened after `at`: replayed markets have times of
         their own. Days are days of event time, so a replay of last year has the limits of last year.

@@ -39,6 +39,7 @@ class Ledger:
     """Own the writing thread; `close()` writes the queue and ends it. Futures raise what the store raised."""
 
     def __init__(self, store: Store) -> None:
+        """Start the writing thread."""
         self._store = store
         self._queue: SimpleQueue[_Entry | None] = SimpleQueue()
         self._closed = False

@@ -58,6 +58,7 @@ class OnlineWeightsStore:
     """Hold the state of one process and its file. Not thread-safe."""
 
     def __init__(self, file: Path, params: Params) -> None:
+        """Read the stored state; start from the stated weights where there is none."""
         self._file, self._params = file, params
         self._counted: set[str] = set()  # decisions whose outcome has the time of the last one
         self._state = self._read() or initial_weights(params)

@@ -64,6 +64,7 @@ class Symbol:
     """Hold the state of one symbol. Not thread-safe: the caller serialises `validate_new`, storing, and `advance`."""
 
     def __init__(self, warm: WarmStart, clock: Clock | None = None) -> None:
+        """Start from the warm start, on its own clock where `clock` is None."""
         self.warm = warm
         self.clock = clock or clock_of(warm)
         self.name = warm.symbol
@@ -212,6 +213,7 @@ class RecentBars:
     """Hold the newest RETAINED_BARS bars as views of rows written once: a new bar copies only its own row."""
 
     def __init__(self, history: History) -> None:
+        """Copy the newest bars of the history."""
         self._begin(history)
 
     def with_bar(self, *parts: Floats) -> History:

@@ -169,6 +169,7 @@ class Freshness:
     """
 
     def __init__(self, file: Path | None = None) -> None:
+        """Read the file if there is one; None keeps everything in memory."""
         self._file = file
         self._live: set[str] = set()
         self._arrived: dict[str, float] = {}  # epoch s, by our own clock
@@ -225,6 +226,7 @@ class TierStore:
     """Hold the state of every symbol in one file, replaced by rename, which survives kill -9 and a store outage."""
 
     def __init__(self, file: Path, rules: TierParams) -> None:
+        """Read the stored states, which start in tier 4 if they cannot be read."""
         self._file, self._rules = file, rules
         self._unreadable = False
         self._states = self._read()

@@ -148,7 +148,7 @@ def remembered(stored, *outcomes, doubt=False):
         memory.add(KEY, SUBJECT, Made(made, memory.stored(made, written)))
         assert memory.find(SUBJECT).decision is made
         if doubt:
-            memory.doubt(["A"])
+            memory.mark_uncertain(["A"])
         if outcomes[0] is None:
             written.set_result(None)
         else:

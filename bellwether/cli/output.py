@@ -63,10 +63,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 
 def _print_columns(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    """Print cells as a table, each column at least as wide as its longest word."""
+    """Print cells as a table."""
     shown = Table(header_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
-    for i, name in enumerate(columns):
-        shown.add_column(name, min_width=max(_longest_word(text) for text in (name, *(row[i] for row in cells))))
+    for name, width in zip(columns, _column_widths(columns, cells), strict=True):
+        shown.add_column(name, width=width)
     for row in cells:
         shown.add_row(*map(escape, row))
     out.print(shown, highlight=False)
@@ -87,6 +87,17 @@ def _print_lines(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None
         for name, text in rest:
             for wrapped in _wrap(f"{name}: {text}", indent=4):
                 out.print(Text(wrapped), soft_wrap=True)
+
+
+def _column_widths(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+    """Return the width of each column: as wide as its text, the widest made narrower until all fit, words whole."""
+    texts = list(zip(columns, *cells, strict=True))
+    least = [max(_longest_word(text) for text in column) for column in texts]
+    widths = [max(len(part) for text in column for part in text.split("\n")) for column in texts]
+    while sum(widths) + GAP * (len(widths) - 1) > out.width:
+        widest = max((i for i in range(len(widths)) if widths[i] > least[i]), key=lambda i: widths[i])
+        widths[widest] -= 1
+    return widths
 
 
 def _least_width(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int:

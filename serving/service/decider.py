@@ -15,7 +15,7 @@ from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.inference.predictions import events_at_close, inference_requests, prediction_records
 from serving.policy.decide import age_in_bars, decide, predict_all, tier_at
 from serving.service.breaker_watch import BreakerWatch
-from serving.service.decision_memory import DecisionKey, DecisionMemory, Made, id_of, subject_of
+from serving.service.decision_memory import DecisionKey, DecisionMemory, PendingDecision, id_of, subject_of
 from serving.service.live_symbols import LiveSymbols
 from serving.service.store_executor import wait_for_write
 from serving.service.store_monitor import StoreMonitor
@@ -78,7 +78,7 @@ class Decider:
         await self._breakers.writes_done()
         return list(await asyncio.gather(*(asyncio.wrap_future(one.stored) for one in made)))
 
-    async def _decide_all(self, names: Sequence[str], now: datetime) -> list[Made]:
+    async def _decide_all(self, names: Sequence[str], now: datetime) -> list[PendingDecision]:
         """Decide each symbol; where models run in the model service, one request carries all rows."""
         symbols = self._live.symbols
         if self._model_client is None:
@@ -111,7 +111,9 @@ class Decider:
             for symbol, event, some in zip(undecided, events, requests, strict=True)
         }
 
-    def _decide_one(self, symbol: Symbol, now: datetime, snapshot: Snapshot, predictions: ModelAnswers | None) -> Made:
+    def _decide_one(
+        self, symbol: Symbol, now: datetime, snapshot: Snapshot, predictions: ModelAnswers | None
+    ) -> PendingDecision:
         """Decide and hand the decision to the ledger, or return the one already made on exactly this.
 
         predictions  answers of the models at this close; None: run the models in this process
@@ -146,7 +148,7 @@ class Decider:
         except ServiceDown:
             self._account.remove_decision(decision)
             raise
-        made = Made(decision, self._memory.stored(decision, written))
+        made = PendingDecision(decision, self._memory.stored(decision, written))
         self._memory.add(key, subject, made)
         return made
 

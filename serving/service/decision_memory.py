@@ -45,7 +45,7 @@ class Subject(NamedTuple):
     warm_start: str  # digest
 
 
-class Made(NamedTuple):
+class PendingDecision(NamedTuple):
     """Hold a decision and the future of the one that is durable under its id."""
 
     decision: Decision
@@ -63,11 +63,11 @@ def id_of(key: DecisionKey, snapshot: Snapshot) -> str:
     return hashlib.sha256(json.dumps([key, served]).encode()).hexdigest()[:32]
 
 
-def stored_already(decision: Decision) -> Made:
+def stored_already(decision: Decision) -> PendingDecision:
     """Return a decision that is durable."""
     done: Future[Decision] = Future()
     done.set_result(decision)
-    return Made(decision, done)
+    return PendingDecision(decision, done)
 
 
 class DecisionMemory:
@@ -76,20 +76,20 @@ class DecisionMemory:
     def __init__(self, store: Store, executor: StoreExecutor, account: Account) -> None:
         """Start empty; `made` is filled from the store with each warm start."""
         self._store, self._executor, self._account = store, executor, account
-        self.made: dict[DecisionKey, Made] = {}
+        self.made: dict[DecisionKey, PendingDecision] = {}
         # by subject, whatever tier and breakers have become since:
-        self._pending: dict[Subject, Made] = {}  # handed to the ledger, which has not answered yet
+        self._pending: dict[Subject, PendingDecision] = {}  # handed to the ledger, which has not answered yet
         self._uncertain: set[Subject] = set()  # pending ones that were reported to a caller as failed
         self._unsure: dict[Subject, Decision] = {}  # reported as failed, may be stored all the same
         self._late: dict[Subject, Decision] = {}  # reported as failed, found in the store since
 
-    def find(self, subject: Subject) -> Made | None:
+    def find(self, subject: Subject) -> PendingDecision | None:
         """Return the decision on this subject that was found late or is being written; None if there is none."""
         if (late := self._late.get(subject)) is not None:
             return stored_already(late)
         return self._pending.get(subject)
 
-    def add(self, key: DecisionKey, subject: Subject, made: Made) -> None:
+    def add(self, key: DecisionKey, subject: Subject, made: PendingDecision) -> None:
         """Remember a decision that was handed to the ledger, and settle it when the ledger has answered."""
         self.made[key] = self._pending[subject] = made
         if len(self.made) > MAX_CACHED_DECISIONS:
@@ -143,7 +143,7 @@ class DecisionMemory:
             self._account.remove_decision(decision)
             self._account.add_decision(stored)
             if key in self.made:
-                self.made[key] = Made(stored, ended)
+                self.made[key] = PendingDecision(stored, ended)
         if is_uncertain:
             self._add_late(subject, stored)
 

@@ -52,5 +52,5 @@ def _remedy(found: FoundError) -> str:
     if found["type"] == "extra_forbidden" and found["loc"]:
         key = str(found["loc"][-1])
         if (new := renamed_key(key)) is not None:
-            return f"`{key}` is called `{new}` since release 0.6: rename it"
+            return f"`{key}` is called `{new}` since release 0.7: rename it"
     return _REMEDIES.get(found["type"], "see the API page at / for what this field takes")

@@ -1,9 +1,14 @@
 """The commands as a whole: their list is shown without loading them, their help is short, their tables fit."""
 
+import io
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -13,6 +18,7 @@ from bellwether.cli.main import COMMANDS, app
 from pipelines.settings import ROOT
 
 COMMAND_NAMES = list(COMMANDS)
+WORDS = st.text("abcdefghijk_0.", min_size=1, max_size=20)
 LOADED = """
 import sys
 from bellwether.cli.main import main
@@ -69,6 +75,22 @@ def test_a_table_that_fits_has_its_words_whole_and_no_line_over_the_width(printe
     assert all(len(line) <= 80 for line in lines)
     assert " ".join(" ".join(lines).split()).count("deviation") == 1
     assert lines[-2] == "portfolio  –"
+
+
+@given(
+    st.integers(1, 6).flatmap(
+        lambda n: st.lists(
+            st.lists(st.lists(WORDS, max_size=12).map(" ".join), min_size=n, max_size=n), min_size=2, max_size=5
+        )
+    )
+)
+def test_no_table_breaks_a_word_or_is_wider_than_the_terminal(rows):
+    terminal = Console(width=80, file=io.StringIO())
+    with patch.object(output, "out", terminal):
+        output.table("title", rows[0], rows[1:])
+    printed = terminal.file.getvalue()
+    assert {word for row in rows[1:] for text in row for word in text.split()} <= set(printed.split())
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 def test_a_row_whose_word_does_not_fit_has_it_whole_on_a_line_of_its_own(printed):

@@ -20,7 +20,7 @@ from serving.inference.generation import write_generation
 from serving.service.alarm_queue import AlarmQueue, report_poll
 from serving.service.answers import BriefDecision, brief, decisions_answer
 from serving.service.decision_engine import DecisionEngine
-from serving.service.decision_memory import DecisionKey, DecisionMemory, Made, Subject, id_of
+from serving.service.decision_memory import DecisionKey, DecisionMemory, PendingDecision, Subject, id_of
 from serving.service.schemas import DecideRequest, ObserveRequest
 from serving.service.store_executor import StoreExecutor
 from serving.service.store_monitor import StoreMonitor
@@ -145,7 +145,7 @@ def remembered(stored, *outcomes, doubt=False):
         executor = StoreExecutor()
         memory = DecisionMemory(Stored(stored), executor, Account())
         made, written = decision("d"), Future()
-        memory.add(KEY, SUBJECT, Made(made, memory.stored(made, written)))
+        memory.add(KEY, SUBJECT, PendingDecision(made, memory.stored(made, written)))
         assert memory.find(SUBJECT).decision is made
         if doubt:
             memory.mark_uncertain(["A"])

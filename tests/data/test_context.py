@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_INDEX, ContextFeed
 from pipelines.data.alignment import align
-from pipelines.data.readers.context import merge_feeds, read_context, select_fields
+from pipelines.data.readers.context import merge_feeds, read_context
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.settings import ROOT
 
@@ -80,10 +80,8 @@ def test_several_feeds_are_one_in_the_order_they_became_known():
     b = ContextFeed(np.array([2.0]), np.array([3]), np.array([50.0]))
     both = merge_feeds([a, b])
     assert both.known.tolist() == [1.0, 2.0, 3.0]
-    assert select_fields(both, (CONTEXT_FIELDS[3],)).value.tolist() == [50.0]
+    assert both.value[both.field == 3].tolist() == [50.0]
     assert merge_feeds([]) is None
-    with pytest.raises(UnknownName, match="mood"):
-        select_fields(both, ("mood",))
 
 
 def test_what_is_no_context_is_refused_with_the_layouts_known(tmp_path):

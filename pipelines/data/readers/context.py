@@ -91,11 +91,3 @@ def merge_feeds(feeds: list[ContextFeed]) -> ContextFeed | None:
     if not feeds:
         return None
     return ordered(*(np.concatenate([getattr(feed, name) for feed in feeds]) for name in ("known", "field", "value")))
-
-
-def select_fields(feed: ContextFeed, fields: tuple[str, ...]) -> ContextFeed:
-    """Return the named fields of a feed. Raises UnknownName with the known names."""
-    if unknown := set(fields) - set(CONTEXT_FIELDS):
-        raise UnknownName(f"no context {', '.join(sorted(unknown))}; known: {', '.join(CONTEXT_FIELDS)}")
-    wanted = np.isin(feed.field, [CONTEXT_INDEX[name] for name in fields])
-    return ContextFeed(feed.known[wanted], feed.field[wanted], feed.value[wanted])

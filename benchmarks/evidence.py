@@ -1,7 +1,7 @@
 """`python -m benchmarks.evidence [NAME ...]`: long runs that show what tests are too short to show.
 
 Every case is stored when it is done, in `artifacts/evidence/<name>.json`; a second run continues where the first ended
-and skips what is stored. JsonObject of another params.yaml or of other code are not mixed in: they are measured again.
+and skips what is stored. Figures of another params.yaml or of other code are not mixed in: they are measured again.
 `--case` names one case of many; `--write` makes the pages under `docs/results` from what is stored, and runs nothing.
 """
 

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import httpx
@@ -33,7 +34,7 @@ from benchmarks.ports import free_ports
 from pipelines.contracts import OPEN_TIME, Floats, JsonObject, utc
 from pipelines.errors import ServiceDown
 from pipelines.settings import ROOT, Settings, load_params
-from pipelines.store import Store, decision_payload
+from pipelines.store import Store, decision_of, decision_payload
 from serving.client import bar_json
 
 FIRST = "d51897f"  # release 0.5.0, used where git has no earlier tag
@@ -205,9 +206,11 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> JsonObject:
         source = old / OTHER_FEATURE
         source.write_text(source.read_text() + "\n_OF_AN_EARLIER_RELEASE = 1\n")
     env = _environment(home)
+    packages = install_missing(old / "requirements.lock", scratch / "packages")
+    old_env = env | {"PYTHONPATH": f"{old}{os.pathsep}{packages}"}
     with _umask(0o022):
-        _python(old, env, MAKE, str(home), str(scratch / "live.npy"))
-        _python(old, env, UP)
+        _python(old, old_env, MAKE, str(home), str(scratch / "live.npy"))
+        _python(old, old_env, UP)
     settings = Settings(home=home, **_ports(env))
     params = load_params(old / "params.yaml")
     live = np.load(scratch / "live.npy")
@@ -218,10 +221,10 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> JsonObject:
     try:
         caller.wait(BARS_BEFORE, PATIENCE_S)
         loose_before = loose(home)
-        _python(old, env, DOWN)
+        _python(old, old_env, DOWN)
         stopped, answered = time.monotonic(), caller.fed
         last = caller.good[-1]
-        output = _python(ROOT, env, THIS_UP, "up")
+        output = _python(ROOT, env | {"PYTHONPATH": str(ROOT)}, THIS_UP, "up")
         caller.wait(answered + BARS_AFTER, PATIENCE_S)
         first = next(at for at in caller.good if at > stopped)
     finally:
@@ -250,8 +253,37 @@ def upgraded(scratch: Path, revision: str, other_feature: bool) -> JsonObject:
 
 
 def _differs(stored: JsonObject | None, answer: JsonObject) -> bool:
-    """Return whether the stored decision differs from the answer. Fields that only one release has do not count."""
-    return stored is None or any(stored[name] != value for name, value in answer.items() if name in stored)
+    """Return whether the stored decision differs from the answer, read with the keys and words of this release."""
+    answered = decision_of({key: value for key, value in answer.items() if key != "api"})
+    return stored != decision_payload(answered)
+
+
+def install_missing(lock: Path, into: Path) -> Path:
+    """Install the packages of a release's lock that this environment lacks into a folder of their own; return it.
+
+    Raises ServiceDown with the end of what the installer printed.
+    """
+    present = {re.sub(r"[-_.]+", "-", found.name).lower() for found in metadata.distributions()}
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", lock.read_text(), re.MULTILINE)
+    missing = [f"{name}=={version}" for name, version in pins if re.sub(r"[-_.]+", "-", name).lower() not in present]
+    into.mkdir()
+    if missing:
+        command = [
+            sys.executable,
+            "-m",
+            "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(into),
+            *missing,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ServiceDown(f"{', '.join(missing)} of the old release cannot be installed: {done.stderr[-500:]}")
+    return into
 
 
 def loose(home: Path) -> int:
@@ -279,7 +311,7 @@ def _ports(env: dict[str, str]) -> JsonObject:
 def _python(tree: Path, env: dict[str, str], code: str, *words: str) -> str:
     """Run code of one tree; return its output. Raises ServiceDown with the end of it if it fails."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tree, env=env | {"PYTHONPATH": str(tree)}, text=True,
+        [sys.executable, "-c", code, *words], cwd=tree, env=env, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
     if done.returncode:

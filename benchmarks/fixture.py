@@ -75,8 +75,6 @@ class Fixture:
     """Describe a small installation.
 
     home has bundles and a generation file, ready to serve; live are 1-minute bars (n, 8) after the history.
-
-    home has bundles and a generation file, ready to serve; live are 1-minute bars (n, 8) after the history.
     """
 
     home: Path

@@ -195,8 +195,6 @@ class Figure:
     """Hold one weighting's figures on one market, out of sample.
 
     gain: log loss of the stated weights less its own, paired, in millinats.
-
-    gain: log loss of the stated weights less its own, paired, in millinats.
     """
 
     way: str
@@ -396,7 +394,7 @@ def overall(found: Sequence[MarketSection]) -> str:
         ignores the categories: {better_than_base}. The genetic search for the log loss ended at the convex solution (no
         weight of a last fold further away than {apart:.1g}) and tried {more:,.0f} times as many candidates or more.
         Weights act on evidence that is already calibrated and counted once, for which equal weights are what
-        independence asks for: what is left to gain is little."""
+        independence implies: what is left to gain is little."""
     )
 
 

@@ -1,4 +1,4 @@
-"""Ask every served model for its prediction at a close, in this process or from the answers of the model service.
+"""Predict with every served model at a close, in this process or from the answers of the model service.
 
 An arm that fails abstains by name and the others go on: `MODEL_FAULT:` where its own code raised or gave no number,
 `MODEL_SERVICE_…:` where the model service did (see serving.inference.model_client).

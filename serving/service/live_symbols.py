@@ -33,7 +33,7 @@ log = logging.getLogger("bellwether.decision")
 
 
 class LiveSymbols:
-    """Restore symbols and hand them out. Whoever changes a symbol holds its lock; one event loop owns all of them."""
+    """Restore symbols and hand them out. Callers that change one hold its lock; one event loop owns all of them."""
 
     def __init__(
         self,

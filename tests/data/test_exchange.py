@@ -121,7 +121,7 @@ def test_recorded_bitcoin_minutes_come_bit_for_bit(exchange, source):
     assert_equal_bit_for_bit(bars_of(source(recorded), as_of=utc(recording[-1, 0] + 60)), recording)
 
 
-def test_coinbase_gives_prices_and_volume_and_gives_no_signal_of_trades(exchange, source):
+def test_coinbase_gives_prices_and_volume_and_no_counts_of_trades(exchange, source):
     recording = made_bars(1000)
     recorded = exchange(clock=START + 60 * 1000 + 30, coinbase=VenueScript(with_open_candle(recording)))
     got = bars_of(source(recorded, ["coinbase"]), as_of=utc(START + 60 * 1000))

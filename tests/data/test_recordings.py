@@ -111,7 +111,7 @@ def test_trades_are_all_there_and_their_bars_hold_their_volume(session):
 
 
 @recorded
-def test_a_session_without_a_snapshot_tells_nothing_before_its_levels_were_quoted():
+def test_a_session_without_a_snapshot_has_no_book_before_its_levels_were_quoted():
     folder = FOLDER / "binance_spot_btcusdt_20230405"
     first = recordings._known(pd.read_parquet(folder / "depth_updates.parquet"))[0]
     books = recordings.replay_recording(folder).books
@@ -184,7 +184,7 @@ def test_a_crossed_book_is_refused(tmp_path):
         recordings.replay_recording(write(tmp_path / "a", crossing))
 
 
-def test_after_a_lost_message_the_book_is_built_up_anew(tmp_path):
+def test_after_a_lost_message_the_book_is_built_up_again(tmp_path):
     later = [(100.5, 9, "bid", 100.0, 0.4), (100.5, 9, "ask", 100.3, 0.6), (200.0, 10, "bid", 99.5, 1.0)]
     found = recordings.replay_recording(write(tmp_path / "a", [*ROWS, *later]))
     start = pd.Timestamp("2024-01-01", tz="UTC").timestamp()
@@ -285,7 +285,7 @@ def test_large_and_small_flow_are_the_signed_volume_of_the_trades_that_were_know
 
 
 @recorded
-def test_a_recorded_session_tells_of_everything_its_spans_can_hold(session):
+def test_the_tape_of_a_recorded_session_has_every_field_its_spans_can_hold(session):
     tape = session[1].books.tape
     silent = {name for name, j in TAPE_INDEX.items() if np.isnan(tape[:, j]).all()}
     assert silent <= {"wall_bid", "wall_ask", "wall_bid_size", "wall_ask_size", "vpin"}

@@ -121,7 +121,7 @@ def test_a_one_time_link_lets_one_browser_in_once(stack, server):
         assert ticket not in log.read_text(errors="replace")
 
 
-def test_no_server_tells_the_key_to_a_browser_that_has_a_session_only(stack):
+def test_no_server_sends_the_key_to_a_browser_that_has_only_a_session(stack):
     """Prefect lists its settings, those of its clients among them."""
     answer = httpx.get(f"{stack.settings.prefect_url}/api/admin/settings", headers=stack.key)
     assert answer.json()["server"]

@@ -1,4 +1,4 @@
-"""Pattern labels: they ask what became of patterns that are there, and nothing after their horizon."""
+"""Pattern labels: what became of patterns that are present, and nothing after their horizon."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Fixtures of the serving tests; what they are made of is in serving_stand.py."""
+"""Fixtures of the serving tests; support/serving_fixture.py makes them."""
 
 from support.serving_fixture import home, stand
 

@@ -37,7 +37,7 @@ from serving.state.symbols import Symbol
 
 PARAMS = load_params()
 LIMITS, RISK = PARAMS.breakers, PARAMS.risk
-AT = datetime(2024, 1, 8, tzinfo=UTC)  # the day before the stand goes live
+AT = datetime(2024, 1, 8, tzinfo=UTC)  # the day before the fixture's market goes live
 LIVE = datetime(2024, 1, 9, 9, tzinfo=UTC)
 DAY = timedelta(days=1)
 
@@ -101,12 +101,12 @@ def stays(client, name):
     decision = client.decide()
     assert (decision["breakers"], decision["action"]) == ([name], "NO_TRADE")
     assert any(reason.startswith("BREAKER_LATCHED") for reason in decision["reasons"])
-    (latch,) = client.store().breaker_trips()
-    assert latch.name == name
+    (trip,) = client.store().breaker_trips()
+    assert trip.name == name
     assert [next_decision(client)["breakers"] for _ in range(3)] == [[name]] * 3
     assert tripped(client) == [name]
-    assert eventually(lambda: [a.detail for a in alarms(client, "breaker_tripped")] == [f"{name}: {latch.reason}"])
-    return latch.reason
+    assert eventually(lambda: [a.detail for a in alarms(client, "breaker_tripped")] == [f"{name}: {trip.reason}"])
+    return trip.reason
 
 
 # ---- the conditions by themselves
@@ -378,8 +378,8 @@ def test_a_champion_that_keeps_failing_trips_beyond_the_tier(stand, home, tmp_pa
         client.serve(slot_entry("3", broken), None)
         found = [bar_with_event(client)["breakers"] for _ in range(PARAMS.tiers.faults_in_row)]
         assert found == [[]] * (PARAMS.tiers.faults_in_row - 1) + [["model"]]  # the decision of the last fault itself
-        (latch,) = client.store().breaker_trips()
-        assert "validator champion version 3" in latch.reason
+        (trip,) = client.store().breaker_trips()
+        assert "validator champion version 3" in trip.reason
         client.serve(slot_entry("1", client.champion), None)
         assert next_decision(client)["breakers"] == ["model"]  # rolled back, and still a person's to reset
         assert released(client, "model")
@@ -434,7 +434,7 @@ def test_a_trip_that_cannot_be_written_refuses_all_the_same_and_is_written_when_
     assert tripped(client) == ["volatility_spike"]
     with closing(sqlite3.connect(file)) as other:
         other.execute("ALTER TABLE taken_away RENAME TO latches")
-    assert eventually(lambda: [latch.name for latch in client.store().breaker_trips()] == ["volatility_spike"])
+    assert eventually(lambda: [trip.name for trip in client.store().breaker_trips()] == ["volatility_spike"])
     assert client.decide()["breakers"] == ["volatility_spike"]
 
 
@@ -446,7 +446,7 @@ def test_a_restart_evaluates_the_newest_bar_again_unless_a_person_has_reset_what
         assert tripped(client) == ["volatility_spike"]
         client.decide()
         store = client.store()
-    with closing(sqlite3.connect(home / "store.db")) as other:  # as if killed between the bar and its latch
+    with closing(sqlite3.connect(home / "store.db")) as other:  # as if killed between the bar and its trip
         other.execute("DELETE FROM latches")
         other.commit()
     with running_service(stand, home) as client:
@@ -471,7 +471,7 @@ with TestClient(DecisionService.to_asgi(), base_url="http://127.0.0.1:3000") as 
 """
 
 
-def test_kill_9_after_an_answer_leaves_the_breaker_it_named_latched(stand, home):
+def test_kill_9_after_an_answer_leaves_the_breaker_it_named_tripped(stand, home):
     sender = Client(None, home, stand)
     families = {"validator": {"champion": slot_entry("1", sender.champion)}}
     write_generation(home / "serving", families, sender.warm, AT)
@@ -483,7 +483,7 @@ def test_kill_9_after_an_answer_leaves_the_breaker_it_named_latched(stand, home)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == ["volatility_spike"]
     with running_service(stand, home) as client:
-        assert [latch.name for latch in client.store().breaker_trips()] == ["volatility_spike"]
+        assert [trip.name for trip in client.store().breaker_trips()] == ["volatility_spike"]
         client.sent = sender.sent
         assert next_decision(client)["breakers"] == ["volatility_spike"]
 

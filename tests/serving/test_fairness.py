@@ -1,4 +1,4 @@
-"""Lanes: few of a kind at work, the rest wait in order, and what is too much is messages so at once."""
+"""Lanes: few of a kind at work, the rest wait in order, and what is too much is refused at once."""
 
 import asyncio
 import json

@@ -53,7 +53,7 @@ def test_every_answer_shows_tier_reason_and_multiplier(client):
     assert client.http.get("/readyz").json()["health"] == "HEALTHY"
 
 
-def test_a_model_that_fails_abstains_alone_and_so_many_in_a_row_hand_over_to_tradition(client):
+def test_a_model_that_fails_abstains_alone_and_after_so_many_in_a_row_the_traditional_consensus_decides(client):
     stand = client.stand
     broken = make_bundle(client.home / "bundles", stand.columns, stand.rows, 0.4, broken=True)
     client.serve(slot_entry("3", broken), slot_entry("2", client.challenger, "refused"))
@@ -187,7 +187,7 @@ def test_remote_answers_are_those_of_the_bundle_here_bit_for_bit_by_one_call_a_r
         row = event_row(features, signals, answer["direction"])[np.newaxis]
         here = model.predict(select(row, VALIDATOR_COLUMNS, model.columns))
         assert (answer["p"], answer["p_low"], answer["digest"]) == (here.p[0], here.p_low[0], digest)
-    assert sorted(remote.service.calls)[-1] == 1  # both arms in one ask, one call
+    assert sorted(remote.service.calls)[-1] == 1  # both arms in one request
     before = len([n for n in remote.service.calls if n])
     remote.decide()
     assert len([n for n in remote.service.calls if n]) == before  # the decision made is found, no request is sent
@@ -197,7 +197,7 @@ def test_remote_answers_are_those_of_the_bundle_here_bit_for_bit_by_one_call_a_r
     ("mood", "says"),
     [("sleep", "MODEL_SERVICE_SLOW"), ("overloaded", "MODEL_SERVICE_DOWN: HTTP 503"), ("other", "MODEL_SERVICE_DOWN")],
 )
-def test_a_model_service_that_is_out_leaves_tradition_and_nobody_waits_for_it(remote, mood, says):
+def test_while_the_model_service_is_out_the_traditional_consensus_decides_without_waiting_for_it(remote, mood, says):
     assert next_decision(remote)["tier"] == 2
     remote.service.mood = mood
     assert eventually(lambda: status(remote)["tier"] == 3)

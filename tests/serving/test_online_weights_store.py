@@ -1,4 +1,4 @@
-"""U5 as the service lives it: outcomes of the ledger teach once each, a restart goes on, and shadow decides nothing."""
+"""U5 as the service runs it: each outcome of the ledger counts once, a restart goes on, and shadow decides nothing."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""S12: value areas and phases on a balance drawn by hand, and against plain retellings on real bars."""
+"""S12: value areas and phases on a balance drawn by hand, and against plain versions of the rules on real bars."""
 
 import numpy as np
 import pytest

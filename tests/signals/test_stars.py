@@ -43,7 +43,7 @@ def mirrored(values):
 
 
 def fold(bars, rows, state=None):
-    """The family's own columns (n, 8), live: row by row."""
+    """The group's own columns (n, 8), live: row by row."""
     state = GROUP.initial.copy() if state is None else state
     out = np.hstack([rows, np.zeros((len(rows), stars.WIDTH))])
     for bar, row in zip(bars, out, strict=True):

@@ -34,5 +34,5 @@ def current_word(word: str) -> str:
 
 
 def renamed_key(key: str) -> str | None:
-    """Return the present name of a key of an earlier release, None if no release had such a key."""
-    return next((renamed[key] for renamed in RENAMED.values() if key in renamed), None)
+    """Return the present name of a request's key of an earlier release, None if no release had such a key."""
+    return RENAMED["request"].get(key)

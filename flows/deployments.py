@@ -3,7 +3,8 @@
 `flows.support.schedules` says when they run.
 """
 
-if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+# before numpy is imported: BLAS reads its number of threads once. Prefect runs each flow in a spawned `__mp_main__`.
+if __name__ in ("__main__", "__mp_main__"):
     from pipelines.bootstrap import bootstrap
 
     bootstrap()

@@ -21,7 +21,7 @@ from pipelines.data.alignment import merge_records
 from pipelines.data.quality import QualityReport, assess
 from pipelines.data.sources import Records
 from pipelines.data.timeframes import infer_timeframe
-from pipelines.errors import NotEnoughData, QualityBlocked
+from pipelines.errors import BellwetherError, NotEnoughData, QualityBlocked
 
 Provenance = Mapping[str, Any]  # what a source says of itself; it goes into the manifest
 MarketData = tuple[pd.DataFrame, Records, Provenance]
@@ -204,7 +204,10 @@ def snapshot_line(symbol: str, report: QualityReport, data_hash: str) -> str:
 
 def matches_pointer(data_hash: str, bars: pd.DataFrame) -> str:
     """Return a note if these bars are the market that the repository's own `data.dvc` describes, else ""."""
-    match = reference_year.compare(data_hash, schemas.to_matrix(bars))
+    try:
+        match = reference_year.compare(data_hash, schemas.to_matrix(bars))
+    except BellwetherError as error:  # a note only: nothing else rests on it
+        return f" (not compared with data.dvc: {error})"
     return f" ({match})" if match else ""
 
 

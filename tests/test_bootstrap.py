@@ -50,3 +50,9 @@ def test_a_stage_and_a_service_compute_on_one_thread(code, tmp_path, monkeypatch
     monkeypatch.delenv(bootstrap.THREADS, raising=False)
     started = {} if code == STAGE else environment(Settings(home=tmp_path))  # what `up` passes to a service
     assert run(code + BLAS, **started) == ["1"]
+
+
+def test_a_flow_run_has_the_settings_of_its_parent():
+    """Prefect spawns it, and a spawned process runs the main module of its parent as `__mp_main__`."""
+    code = "import gc, runpy; runpy.run_module('flows.deployments', run_name='__mp_main__')"
+    assert run(code + "; print(gc.get_threshold()[0])") == ["20000"]

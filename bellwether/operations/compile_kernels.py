@@ -226,7 +226,7 @@ def main() -> None:
     print(f"{len(compiled.kernel_sources())} files of kernels → {compiled.cache_dir()}")
     began = time.perf_counter()
     params = load_params()
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, get_context("spawn"), initializer=bootstrap_process) as pool:
         for part in [pool.submit(run, params) for run in (warm_turn, warm_rest)]:
             part.result()
     compiled.mark_warm()

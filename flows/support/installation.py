@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 
 from pipelines import versioning
-from pipelines.bootstrap import bootstrap
 from pipelines.errors import LeaseHeld, StateError, UnreadableFile
 from pipelines.params import Params
 from pipelines.settings import ROOT, Settings, load_params, settings
@@ -81,11 +80,7 @@ class Installation:
 
 
 def open_installation() -> Installation:
-    """Open the installation that the environment names.
-
-    A flow runs in a process that Prefect starts: this is where our settings of the interpreter reach it.
-    """
-    bootstrap()
+    """Open the installation that the environment names."""
     found = settings()
     return Installation(found, load_params(found.params_file), Store.open(found.store, found.durability))
 

@@ -34,6 +34,7 @@ from serving.service.http_guard import SESSION_PATH
 START_SECONDS = 240.0  # until a service must answer; on two cores with fresh databases all answer within a minute
 STOP_SECONDS = 20.0  # a service may take this long to end its work before it is killed
 PROBE_SECONDS = 0.7
+SUPERVISORS = {"bellwether.operations.supervisor", "flows.supervise"}  # modules: of this release, of 0.6
 RUN_MARK = "BELLWETHER_RUN"
 SERVICE_MARK = "BELLWETHER_SERVICE"
 LOG_LINES = 15
@@ -363,7 +364,7 @@ def supervisor_of(settings: Settings) -> psutil.Process | None:
     for process, marks in _marked(settings, with_parents=True):
         if SERVICE_MARK not in marks:
             with contextlib.suppress(psutil.Error):
-                if "bellwether.operations.supervisor" in process.cmdline() and is_alive(process):
+                if SUPERVISORS & set(process.cmdline()) and is_alive(process):
                     return process
     return None
 

@@ -5,19 +5,21 @@ drift trigger belong to the people who edit them in the Prefect UI; no restart o
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeAlias
 from uuid import UUID
 
+import httpx
 from prefect import get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
 from prefect.events.schemas.automations import AutomationCore
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectException
 
 from flows.monitor import DRIFT_EVENT
 from pipelines.contracts import DAY_S
@@ -26,6 +28,7 @@ from pipelines.params import Params
 
 TRIGGER = "bellwether-drift-requests-retrain"
 OLD_TRIGGER, OLD_EVENT = "bellwether-drift-asks-for-retrain", "bellwether.retrain-asked"  # of 0.5.0, 0.6.0
+log = logging.getLogger("bellwether.schedules")
 Schedule: TypeAlias = CronSchedule | IntervalSchedule
 
 
@@ -87,12 +90,20 @@ class RegisterOnceDeployment(RunnerDeployment):
             )
             await client.update_deployment(found.id, code)
             if self.triggers:
-                await rename_old_automations(client)
+                await _take_over_automations(client)
             return UUID(str(found.id))
 
     def apply(self, *args: Any, **kwargs: Any) -> UUID:
         """Register from synchronous code; Prefect's own method would send everything again."""
         return asyncio.run(self.aapply(*args, **kwargs))
+
+
+async def _take_over_automations(client: Any) -> None:
+    """Rename the automation of an earlier release; an error is logged, for the deployments have to be served."""
+    try:
+        await rename_old_automations(client)
+    except (httpx.HTTPError, PrefectException, ValueError) as error:
+        log.error("%s keeps its old name and event: %s. Rename it in the Prefect UI.", OLD_TRIGGER, error)
 
 
 async def rename_old_automations(client: Any) -> None:

@@ -30,7 +30,7 @@ from serving.service.schemas import DecideRequest, EmptyRequest, FillRequest, Ob
 from serving.service.startup import starting
 from serving.service.system_clock import utc_now
 
-bootstrap()
+bootstrap()  # the number of BLAS threads is in the environment that `up` passes: BentoML has imported numpy
 keep_in_memory()  # before BentoML makes its first counter
 
 P = ParamSpec("P")

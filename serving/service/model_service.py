@@ -27,7 +27,7 @@ from serving.service.schemas import EmptyRequest, PredictBatchRequest, PredictRe
 from serving.service.startup import starting
 from serving.service.store_executor import StoreExecutor
 
-bootstrap()
+bootstrap()  # the number of BLAS threads is in the environment that `up` passes: BentoML has imported numpy
 keep_in_memory()  # before BentoML makes its first counter
 log = logging.getLogger("bellwether.models")
 MAX_BATCH_BODY = 1 << 25  # bytes; all families of 256 symbols take about 12 MB

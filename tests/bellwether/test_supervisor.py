@@ -62,6 +62,21 @@ def test_up_then_down_leaves_nothing_running(home):
     assert sorted(file.name for file in (home.home / "run").rglob("*")) == ["lock", "orders"]
 
 
+def test_the_supervisor_of_the_release_before_is_known(home):
+    """What it runs is no orphan: `up` leaves it alone, and `down` stops it first."""
+    marks = {processes.RUN_MARK: "test", "BELLWETHER_HOME": str(home.home.resolve())}
+    command = [sys.executable, "-c", "import time; time.sleep(600)", "flows.supervise"]
+    with subprocess.Popen(command, env=os.environ | marks) as earlier:
+        for _ in range(100):  # its command line is there once it has begun
+            if found := processes.supervisor_of(home):
+                break
+            time.sleep(0.05)
+        assert found is not None
+        assert found.pid == earlier.pid
+        start_stop.down(home)
+        assert earlier.wait(10) != 0
+
+
 def test_up_starts_only_what_is_missing(home):
     assert start(home, only=["alpha"]) == ["alpha"]
     assert start(home) == ["beta"]

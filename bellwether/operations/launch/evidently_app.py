@@ -1,9 +1,13 @@
 """Run Evidently UI as `evidently ui` does, behind our guard: `python -m bellwether.operations.launch.evidently_app`."""
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import uvicorn
 from evidently.ui.service.app import create_app, get_config
 
-from pipelines.bootstrap import bootstrap
 from pipelines.settings import settings
 from serving.service.http_guard import Guard
 
@@ -12,7 +16,6 @@ HEALTH = "/api/version"
 
 def main() -> None:
     """Serve the reports under `<home>/evidently` on the host and port of our settings, until SIGTERM."""
-    bootstrap()
     where = settings()
     config = get_config(where.host, where.evidently_port, str(where.home / "evidently"))
     uvicorn.run(

@@ -3,11 +3,15 @@
 `python -m bellwether.operations.launch.prefect_app`
 """
 
+if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
+    from pipelines.bootstrap import bootstrap
+
+    bootstrap()
+
 import os
 
 import uvicorn
 
-from pipelines.bootstrap import bootstrap
 from pipelines.settings import settings
 from serving.service.http_guard import Guard
 
@@ -16,7 +20,6 @@ HEALTH = "/api/ready"
 
 def main() -> None:
     """Serve the API, the UI and the background services on the host and port of our settings, until SIGTERM."""
-    bootstrap()
     # for clients; the server lists its settings at /api/admin/settings, where a browser session could read the key
     os.environ.pop("PREFECT_CLIENT_CUSTOM_HEADERS", None)
     from prefect.server.api.server import create_app

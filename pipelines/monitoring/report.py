@@ -3,7 +3,9 @@
 Reference rows, distance and thresholds are those of `drift.detect`, so page and alarm name the same drifted columns.
 """
 
-from collections.abc import Mapping
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -75,9 +77,22 @@ def write_report(
     run.save_html(str(html))
     run.save_json(str(data))
 
-    evidently = Workspace.create(str(workspace))
-    existing = evidently.search_project(PROJECT)
-    project = existing[0] if existing else evidently.create_project(PROJECT)
-    reference_to_run = evidently.add_run(project.id, run, name=name)
+    with _one_writer(workspace):
+        evidently = Workspace.create(str(workspace))
+        existing = evidently.search_project(PROJECT)
+        project = existing[0] if existing else evidently.create_project(PROJECT)
+        reference_to_run = evidently.add_run(project.id, run, name=name)
     left_out = tuple(column for column in thresholds if column not in shown)
     return ReportFiles(html, data, str(reference_to_run.id), left_out)
+
+
+@contextmanager
+def _one_writer(workspace: Path) -> Iterator[None]:
+    """Wait until no other process writes to the workspace, by a lock on `<workspace>.lock`.
+
+    Evidently rewrites its files in place: a second report at that moment would read half of one.
+    """
+    workspace.parent.mkdir(parents=True, exist_ok=True)
+    with workspace.with_name(f"{workspace.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

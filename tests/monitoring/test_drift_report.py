@@ -1,6 +1,8 @@
 """The Evidently report shows the numbers of `detect`."""
 
 import json
+import threading
+import time
 from datetime import UTC, datetime
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from pipelines.errors import BadColumns, NotEnoughData
 from pipelines.monitoring.drift import detect, fit_reference
-from pipelines.monitoring.report import write_report
+from pipelines.monitoring.report import _one_writer, write_report
 from pipelines.settings import load_params
 
 AS_OF = datetime(2025, 1, 12, tzinfo=UTC)
@@ -64,3 +66,20 @@ def test_a_lacking_column_and_an_empty_side_are_refused_before_anything_is_writt
     with pytest.raises(NotEnoughData, match="1 columns"):
         write_report(frame, frame * np.nan, {"range": 0.1}, *place)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_reports_at_once_the_second_waits_for_the_first(tmp_path) -> None:
+    """Evidently rewrites its files in place, and a scheduled monitor may run next to that of a turn."""
+    order: list[str] = []
+
+    def write() -> None:
+        with _one_writer(tmp_path / "evidently"):
+            order.append("second")
+
+    with _one_writer(tmp_path / "evidently"):
+        other = threading.Thread(target=write)
+        other.start()
+        time.sleep(0.2)
+        order.append("first")
+    other.join(10)
+    assert order == ["first", "second"]

@@ -3,7 +3,7 @@
 import json
 import re
 import subprocess
-import tarfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -60,8 +60,8 @@ def home(tmp_path_factory) -> EarlierHome:
         [COMMAND, "restore", str(FIXTURE / "backup.zip"), "--json"],
         cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    with tarfile.open(FIXTURE / "rest.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+    with zipfile.ZipFile(FIXTURE / "rest.zip") as archive:
+        archive.extractall(folder)
     return EarlierHome(env, done)
 
 

@@ -6,7 +6,6 @@ import os
 import socket
 import sqlite3
 import stat
-import subprocess
 import sys
 import time
 from contextlib import closing
@@ -14,6 +13,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from support.tmpfs import mounted
 
 from bellwether import error_messages
 from bellwether.cli import main as cli
@@ -87,12 +87,8 @@ def test_a_home_under_a_file_is_reported_by_doctor_too(tmp_path, typed):
 @pytest.fixture
 def read_only(tmp_path):
     """A home on a file system that is mounted read-only: root may write anywhere else."""
-    made = tmp_path / "home"
-    made.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs", made], check=False).returncode:
-        pytest.skip("this user may not mount a tmpfs")
-    yield made
-    subprocess.run(["umount", "-l", made], check=True)
+    with mounted(tmp_path / "home", "size=1m,ro") as made:
+        yield made
 
 
 @pytest.mark.parametrize("words", [["status"], ["up"], ["alarms"], ["decide"], ["backup"]])

@@ -8,43 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from support.small_services import SERVER, free_port, start, states
 
 from bellwether.operations import start_stop
 from flows.support import ports, processes
-from flows.support.processes import Service
 from pipelines.errors import BadValues, PortTaken, ServiceDown, UnknownName
-from pipelines.settings import Settings
 
-SERVER = f'exec {sys.executable} -m http.server --bind "$BELLWETHER_HOST" '
 STRAYS = "(setsid sleep 600 &) ; (trap '' TERM; setsid sleep 601 &) ; "
-KNOWN = {"alpha": Service("mlflow_port"), "beta": Service("prefect_port")}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def home(tmp_path):
-    settings = Settings(home=tmp_path / "home", mlflow_port=free_port(), prefect_port=free_port())
-    (tmp_path / "Procfile").write_text(
-        f'alpha: {SERVER} "$BELLWETHER_MLFLOW_PORT"\nbeta: {SERVER} "$BELLWETHER_PREFECT_PORT"\n'
-    )
-    yield settings
-    start_stop.down(settings)
-    assert processes.home_processes(settings) == []
-
-
-def start(settings, **changes):
-    return start_stop.up(
-        settings, procfile=settings.home.parent / "Procfile", known=changes.pop("known", KNOWN), **changes
-    )
-
-
-def states(settings):
-    return {name: s["state"] for name, s in processes.services(settings, KNOWN).items()}
 
 
 def test_up_then_down_leaves_nothing_running(home):
@@ -67,14 +37,17 @@ def test_the_supervisor_of_the_release_before_is_known(home):
     marks = {processes.RUN_MARK: "test", "BELLWETHER_HOME": str(home.home.resolve())}
     command = [sys.executable, "-c", "import time; time.sleep(600)", "flows.supervise"]
     with subprocess.Popen(command, env=os.environ | marks) as earlier:
-        for _ in range(100):  # its command line is there once it has begun
-            if found := processes.supervisor_of(home):
-                break
-            time.sleep(0.05)
-        assert found is not None
-        assert found.pid == earlier.pid
-        start_stop.down(home)
-        assert earlier.wait(10) != 0
+        try:
+            for _ in range(100):  # its command line is there once it has begun
+                if found := processes.supervisor_of(home):
+                    break
+                time.sleep(0.05)
+            assert found is not None
+            assert found.pid == earlier.pid
+            start_stop.down(home)
+            assert earlier.wait(10) != 0
+        finally:
+            earlier.kill()
 
 
 def test_up_starts_only_what_is_missing(home):

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -13,6 +11,8 @@ from contextlib import closing, suppress
 
 import psutil
 import pytest
+from support.small_services import KNOWN, free_port, start, states
+from support.tmpfs import mounted
 
 from bellwether.operations import start_stop, supervisor, supervisor_watch
 from bellwether.operations.supervisor import Policy, Supervisor
@@ -23,7 +23,6 @@ from pipelines.errors import LeaseHeld, ServiceDown
 from pipelines.settings import Settings
 from pipelines.store import Store
 
-KNOWN = {"alpha": Service("mlflow_port"), "beta": Service("prefect_port")}
 # the parent waits, its child listens: as a BentoML parent and its worker
 PARENT = """import http.server as h, os, sys, time
 print("about to serve", flush=True)
@@ -55,33 +54,9 @@ time.sleep(600)
 """
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def script(folder, text):
     (folder / "script.py").write_text(text)
     return f"exec {sys.executable} {folder / 'script.py'}"
-
-
-@pytest.fixture
-def home(tmp_path):
-    settings = Settings(home=tmp_path / "home", mlflow_port=free_port(), prefect_port=free_port())
-    server = f"exec {sys.executable} -m http.server --bind 127.0.0.1"
-    (tmp_path / "Procfile").write_text(
-        f'alpha: {server} "$BELLWETHER_MLFLOW_PORT"\nbeta: {server} "$BELLWETHER_PREFECT_PORT"\n'
-    )
-    yield settings
-    start_stop.down(settings)
-    assert processes.home_processes(settings) == []
-
-
-def start(settings, **changes):
-    return start_stop.up(
-        settings, procfile=settings.home.parent / "Procfile", known=changes.pop("known", KNOWN), **changes
-    )
 
 
 def wait_for(condition, seconds, what):
@@ -90,10 +65,6 @@ def wait_for(condition, seconds, what):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.05)
     return found
-
-
-def states(settings):
-    return {name: s["state"] for name, s in processes.services(settings, KNOWN).items()}
 
 
 def alarms(settings, open_only=True):
@@ -196,12 +167,8 @@ def test_a_damaged_state_file_is_no_reason_to_fail(home):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 4 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=False).returncode:
-        pytest.skip("this user may not mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with mounted(tmp_path / "small", "size=4m") as folder:
+        yield folder
 
 
 def test_on_a_full_disk_services_are_restarted_and_logging_resumes_with_free_room(small_disk, tmp_path, monkeypatch):

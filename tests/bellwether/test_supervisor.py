@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from support.small_services import SERVER, free_port, start, states
+from support.small_services import SERVER, free_port, home, start, states
 
 from bellwether.operations import start_stop
 from flows.support import ports, processes
 from pipelines.errors import BadValues, PortTaken, ServiceDown, UnknownName
+
+__all__ = ["home"]  # the fixture
 
 STRAYS = "(setsid sleep 600 &) ; (trap '' TERM; setsid sleep 601 &) ; "
 

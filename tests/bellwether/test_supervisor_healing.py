@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 
 import psutil
 import pytest
-from support.small_services import KNOWN, free_port, start, states
+from support.small_services import KNOWN, free_port, home, start, states
 from support.tmpfs import mounted
 
 from bellwether.operations import start_stop, supervisor, supervisor_watch
@@ -22,6 +22,8 @@ from pipelines import disk
 from pipelines.errors import LeaseHeld, ServiceDown
 from pipelines.settings import Settings
 from pipelines.store import Store
+
+__all__ = ["home"]  # the fixture
 
 # the parent waits, its child listens: as a BentoML parent and its worker
 PARENT = """import http.server as h, os, sys, time

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -88,16 +88,18 @@ class Supervisor:
 
     def step(self) -> bool:
         """Drain what services wrote and do what is due; return True once there is nothing left to do."""
-        parts: list[Callable[[], None]] = [
-            self._stop_if_requested, self._take_orders, self._take_probes, self._check_disk,
-        ]  # fmt: skip
-        parts += [functools.partial(self._advance, child) for child in self.children.values()]
-        for part in [*parts, self._write_state, self._write_lines, self._drain]:
+        for part in self._parts():
             try:
                 part()
             except Exception as error:  # noqa: BLE001 - a supervisor that ends restarts nothing: log the error, go on
                 self.log.write_line(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
         return (self.stopping or self.received_order) and not self.children
+
+    def _parts(self) -> Iterator[Callable[[], None]]:
+        """Yield what a step does, in order; services are listed after the orders, which may replace one about to start."""
+        yield from (self._stop_if_requested, self._take_orders, self._take_probes, self._check_disk)
+        yield from [functools.partial(self._advance, child) for child in self.children.values()]
+        yield from (self._write_state, self._write_lines, self._drain)
 
     def _stop_if_requested(self) -> None:
         """Stop every service once, after SIGTERM."""

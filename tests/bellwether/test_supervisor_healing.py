@@ -425,6 +425,22 @@ def test_a_locked_or_damaged_store_delays_nothing_and_gets_its_alarm_later(home,
     step_until(supervised, lambda: kinds(home) == ["service_died"], 10.0, "the alarm")
 
 
+def test_an_order_to_start_what_is_just_about_to_start_again_starts_it_once(home, supervise):
+    """As `up` does right after a kill: the order and the end of the pause fall into one step."""
+    supervised = supervise("[ -e $BELLWETHER_HOME/died ] && exec sleep 600; touch $BELLWETHER_HOME/died; exit 1",
+                           first_delay_s=60.0)  # fmt: skip
+    child = supervised.children["alpha"]
+    step_until(supervised, lambda: child.state == "waiting" and child.deaths, 10.0, "the death")
+    child.start_at = 0.0
+    again = {"command": child.command, "port": None, "health": None}
+    processes.orders_folder(home).mkdir()
+    (processes.orders_folder(home) / "1.json").write_text(json.dumps({"start": {"alpha": again}, "env": child.env}))
+    step_until(supervised, lambda: supervised.children["alpha"].pid, 10.0, "a new start")
+    for _ in range(20):
+        supervised.step()
+    assert [p.pid for p in processes.home_processes(home, "alpha")] == [supervised.children["alpha"].pid]
+
+
 def test_an_order_that_cannot_be_read_is_no_reason_to_end(home, supervise):
     supervised = supervise("exec sleep 600")
     folder = processes.orders_folder(home)

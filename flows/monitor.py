@@ -18,7 +18,9 @@ from flows.support import promotion
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import report_progress, step
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
-from pipelines.data import schemas
+from pipelines.costs import NO_FUNDING, costs_of, funding_rates, venue_of
+from pipelines.data import records, schemas
+from pipelines.data.alignment import merge_records
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
@@ -56,8 +58,16 @@ def resolve_outcomes(symbol: str) -> int:
     base_s = TIMEFRAME_SECONDS[manifest["timeframe"]]
     bars = schemas.to_matrix(schemas.read_bars(installation.workspace / "data" / manifest["file"]))
     newer = installation.store.bars(symbol, after=bars[-1, OPEN_TIME])
-    found = resolve(pending, np.concatenate([bars, newer]), base_s, installation.params.costs.round_trip_bps)
+    costs = costs_of(installation.params.costs, *venue_of(manifest))
+    rates = funding_known(installation, symbol) if costs.funding_hours is not None else NO_FUNDING
+    found = resolve(pending, np.concatenate([bars, newer]), base_s, costs, rates)
     return sum(installation.store.add_outcome(outcome) for outcome in found)
+
+
+def funding_known(installation: Installation, symbol: str) -> Floats:
+    """Return the funding rates of the newest snapshot and those observed since, as `costs.funding_rates`."""
+    _, feed = records.read_snapshot(installation.workspace / "data", installation.manifest())
+    return funding_rates(merge_records(feed, installation.store.records(symbol)[1]))
 
 
 def served_rows(installation: Installation, symbol: str, since: datetime) -> Floats:
@@ -135,7 +145,7 @@ def trip_model(installation: Installation, symbol: str, loss: LossDrift | None) 
     ]
     since, params = max(resets, default=None), installation.params
     traded = [
-        outcome.net_bps
+        outcome
         for record, outcome in installation.store.resolved(since)
         if record.decision.symbol == symbol
         and record.decision.action != "NO_TRADE"
@@ -145,7 +155,9 @@ def trip_model(installation: Installation, symbol: str, loss: LossDrift | None) 
     ][-params.breakers.trades :]
     if not traded:
         return None
-    net_bps = mean_estimate(np.array(traded), params.gate.bootstrap, params.seed, params.costs.round_trip_bps)
+    cost_bps = float(np.mean([outcome.cost_bps for outcome in traded]))
+    net = np.array([outcome.net_bps for outcome in traded])
+    net_bps = mean_estimate(net, params.gate.bootstrap, params.seed, cost_bps)
     about = f"{DECISION_FAMILY} champion version {champion.to_version} at {symbol}"
     why = triggered(BreakerInputs(about, loss_drift=True, traded=net_bps), params).get("model")
     if why is not None and installation.store.trip("model", now(), why):

@@ -61,6 +61,7 @@ class WarmStart:
     books, feed     records that a later close can still read; None where the snapshot holds no such record
     closes          (n, 2) newest CLOSES_KEPT decision bars: close time, epoch s; price
     closures        (slots of the week,) True where the market is regularly closed: a bar missing there is no gap
+    venue, market   where it trades, which decides its costs; None: not stated, or written before release 0.6.0
     clock           the clock of the data version, see pipelines.clock; None: written before release 0.6.0, not recorded
     data_hash       of the data version; None before publication
     traditional     hit rate of the traditional consensus on that history; None if it had no resolved event
@@ -86,6 +87,8 @@ class WarmStart:
     traditional: Estimate | None
     reference: Mapping[str, Any]
     digest: str
+    venue: str | None = None
+    market: str | None = None
 
 
 def write_warm_start(
@@ -102,6 +105,8 @@ def write_warm_start(
     clock: Mode,
     books: Books | None = None,
     feed: ContextFeed | None = None,
+    venue: str | None = None,
+    market: str | None = None,
 ) -> None:
     """Write the part of a warm start that the features stage knows.
 
@@ -134,6 +139,8 @@ def write_warm_start(
         "base_timeframe": base_timeframe,
         "decision_timeframe": decision_timeframe,
         "clock": clock,
+        "venue": venue,
+        "market": market,
         "last_open_time": float(base[-1, OPEN_TIME]),
         "catalogue_hash": FEATURES.catalogue_hash,
         "signal_catalogue_hash": SIGNALS.catalogue_hash,
@@ -218,6 +225,8 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         traditional=hit_rate(traditional["hits"], traditional["n"]) if traditional and traditional["n"] else None,
         reference=meta["reference"],
         digest=digest,
+        venue=meta.get("venue"),
+        market=meta.get("market"),
     )
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from flows.support.market_access import market_records
 from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TAKER_BUY, TAPE_FIELDS, TIMEFRAME_SECONDS, VOLUME, Floats
+from pipelines.costs import costs_of, venue_of
 from pipelines.data.quality import QualityReport, assess
 from pipelines.data.schemas import to_matrix
 from pipelines.data.sources import Records, make_source, normalise_symbol
@@ -51,6 +52,7 @@ class Checked:
     """Describe a data file, JSON-ready.
 
     parts         factors of the score, each 1.0 where nothing is wrong
+    costs         the row of `costs` its trades would pay
     history_bars  decision bars before the last days, which are set aside for the live service
     """
 
@@ -69,6 +71,7 @@ class Checked:
     gaps: list[Gap]
     weekly_sessions: bool
     recorded: list[str]
+    costs: str
     history_bars: int
     families: dict[str, Training]
 
@@ -78,10 +81,16 @@ class Checked:
         return self.score >= self.floor
 
 
-def check(path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime) -> Checked:
-    """Read the file as ingest does and assess it as of `at` (aware). Raises what the files source raises."""
+def check(
+    path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime, venue: str | None = None,
+    market: str | None = None,
+) -> Checked:  # fmt: skip
+    """Read the file as ingest does and assess it as of `at` (aware). Raises what the files source raises.
+
+    venue, market  where it was recorded, None = not stated
+    """
     name = normalise_symbol(symbol or UNNAMED)
-    source = make_source("files", path=path)
+    source = make_source("files", path=path, venue=venue, market=market)
     frame = source.fetch(name, as_of=at, ingested_at=at)
     timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
     report = assess(frame, timeframe, at)
@@ -108,6 +117,7 @@ def check(path: Path, symbol: str | None, context: list[Path], params: Params, a
         gaps=longest_gaps(report.gaps),
         weekly_sessions=report.weekly_sessions,
         recorded=sorted(given),
+        costs=costs_of(params.costs, *venue_of({"symbol": name, "source": source.describe()})).describe(),
         history_bars=n,
         families={family: training(family, given, n, params) for family in FAMILIES},
     )

@@ -17,7 +17,7 @@ from numba.core.errors import NumbaExperimentalFeatureWarning
 
 from pipelines.compiled import kernel
 from pipelines.contracts import DAY_S, Estimate, Floats, Ints
-from pipelines.errors import BadShape, BadTimes
+from pipelines.errors import BadShape, BadTimes, BadValues
 from pipelines.evaluation.deflation import probabilistic_sharpe
 from pipelines.evaluation.metrics import default_block, mean_estimate, statistic_estimate
 
@@ -90,7 +90,7 @@ class Backtest:
 def _run(
     step: Any, exposure: Any, params: Floats, returns: Floats, unit_es: Floats, correlation: Floats, markets: Floats,
     rows: Floats, event: int, account: Ints, action: int, size: int, out: Floats, decided: Floats, fill: Floats,
-    exits: Floats, gross_bps: Floats, strategy: Floats, cost_bps: float, trades: Floats, codes: Ints, equity: Floats,
+    exits: Floats, gross_bps: Floats, strategy: Floats, cost_bps: Floats, trades: Floats, codes: Ints, equity: Floats,
 ) -> tuple[int, int]:  # fmt: skip
     """Run the loop and return (trades, unresolved); fills trades, codes (int64) and equity.
 
@@ -139,7 +139,7 @@ def _run(
         if not np.isfinite(gross_bps[i]):
             unresolved += 1
             continue
-        net = gross_bps[i] - cost_bps
+        net = gross_bps[i] - cost_bps[i]
         notional[n_trades] = out[size] * cash
         trades[n_trades, T_ROW] = i
         trades[n_trades, T_DIRECTION] = out[action]
@@ -185,7 +185,7 @@ def backtest(
     exit_time: Floats,
     gross_bps: Floats,
     strategy: Floats,
-    cost_bps: float,
+    cost_bps: Floats,
     draws: int,
     seed: int,
 ) -> Backtest:
@@ -196,17 +196,19 @@ def backtest(
     fill_time, exit_time, gross_bps  (n,) from labels.barriers, of the event on that row; NaN where there is none or it
                 is unresolved. The exit bar opens at exit_time and must close with or before a decision bar
     strategy    (n,) code of the signal behind the event on that row; any number where there is none
-    cost_bps    round trip; draws, seed of the bootstrap
-    Raises      BadShape if lengths differ, BadTimes on a fill before its decision or an exit before its fill
+    cost_bps    (n,) of the trade on that row, as `costs.trade_cost_bps`; draws, seed of the bootstrap
+    Raises      BadShape if lengths differ, BadValues for a resolved row without a cost, BadTimes on a fill before its
+                decision or an exit before its fill
     """
-    n = len(rows)
-    if n == 0 or any(len(a) != n for a in (decided_at, fill_time, exit_time, gross_bps, strategy)):
-        lengths = [n, *map(len, (decided_at, fill_time, exit_time, gross_bps, strategy))]
+    n, columns = len(rows), (decided_at, fill_time, exit_time, gross_bps, strategy, cost_bps)
+    if n == 0 or any(len(column) != n for column in columns):
         raise BadShape(
-            f"rows, decided_at, fill_time, exit_time, gross_bps, strategy have lengths {lengths}; pass arrays of "
-            "one length, not 0"
+            f"rows, decided_at, fill_time, exit_time, gross_bps, strategy, cost_bps have lengths "
+            f"{[n, *map(len, columns)]}; pass arrays of one length, not 0"
         )
     known = np.isfinite(gross_bps)
+    if not np.isfinite(cost_bps[known]).all():
+        raise BadValues(f"{int((~np.isfinite(cost_bps[known])).sum())} resolved rows have no cost; pass one for each")
     if not (np.diff(decided_at) > 0).all():
         raise BadTimes("decided_at is not ascending; sort the decision bars and drop duplicates")
     if not ((fill_time[known] >= decided_at[known]) & (exit_time[known] >= fill_time[known])).all():
@@ -223,7 +225,9 @@ def backtest(
             trades, codes, equity,
         )  # fmt: skip
     trades = trades[:count].copy()
-    return _with_figures(trades, codes, equity, unresolved, decided_at, cost_bps, draws, seed)
+    paid = cost_bps[trades[:, T_ROW].astype(np.int64)] if count else cost_bps[known]
+    mean_cost = float(paid.mean()) if len(paid) else float("nan")
+    return _with_figures(trades, codes, equity, unresolved, decided_at, mean_cost, draws, seed)
 
 
 def _without_narrow_interval(estimate: Estimate) -> Estimate:

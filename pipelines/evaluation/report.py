@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import Arrays, Estimate, Floats, JsonObject, Verdict
+from pipelines.costs import costs_of, venue_of
 from pipelines.evaluation import importance
 from pipelines.evaluation.metrics import (
     auc_estimate,
@@ -38,13 +39,18 @@ def arrays_with_prefix(oof: Arrays, prefix: str) -> dict[str, Floats]:
 def summarise(folder: Path, params: Params) -> JsonObject:
     """Return the figures of the family whose stage output is `folder` (`oof.npz`, `fit.json`)."""
     oof, fit = read_oof(folder), current_names("fit figures", json.loads((folder / "fit.json").read_text()))
-    draws, seed, cost = params.gate.bootstrap, params.seed, params.costs.round_trip_bps
+    schema = json.loads((folder / "bundle" / "schema.json").read_text())
+    costs = costs_of(params.costs, *venue_of(schema))
+    draws, seed = params.gate.bootstrap, params.seed
     y, p, gross = oof["y"], oof["p"], oof.get("extra_gross_bps")
+    paid = oof.get("extra_cost_bps", np.full(len(y), costs.round_trip_bps))
+    cost = float(paid.mean())
     losses = {"model": oof["loss"], **arrays_with_prefix(oof, "loss_")}
     probabilities = {"model": p, **arrays_with_prefix(oof, "baseline_"), **arrays_with_prefix(oof, "member_")}
     figures: JsonObject = {
         "n": len(y),
         "cost_bps": cost,
+        "costs": costs.describe(oof.get("extra_spread_known"), bool(schema.get("has_funding"))),
         "loss": {name: _dict(mean_estimate(loss, draws, seed)) for name, loss in losses.items()},
         "gain_over": {
             name: _dict(mean_estimate(loss - losses["model"], draws, seed))
@@ -66,12 +72,12 @@ def summarise(folder: Path, params: Params) -> JsonObject:
             for name, q in probabilities.items()
             if name != "base_rate" and np.isfinite(q).all()  # a single value ranks nothing
         }
-    if weights := json.loads((folder / "bundle" / "schema.json").read_text()).get("ensemble"):
+    if weights := schema.get("ensemble"):
         member_losses = ensemble_losses(oof, y, weights)
         figures["ensemble_loss"] = {n: _dict(mean_estimate(loss, draws, seed)) for n, loss in member_losses.items()}
     if gross is not None and y.ndim == 1:
-        figures["selective"] = selective(p, y, gross, params)
-        figures["every_row_net_bps"] = _dict(mean_estimate(gross - cost, draws, seed, cost))
+        figures["selective"] = selective(p, y, gross, paid, params)
+        figures["every_row_net_bps"] = _dict(mean_estimate(gross - paid, draws, seed, cost))
     return figures
 
 
@@ -81,16 +87,16 @@ def _of_class(p: Floats, y: Floats, prevalence: Floats, params: Params) -> JsonO
     return {"share": float(y.mean()), "brier_gain_over_prevalence": _dict(gain)}
 
 
-def selective(p: Floats, y: Floats, gross: Floats, params: Params) -> JsonObject:
-    """Return hit rate, net bps and lift of the most confident 5, 10, 20 and 50 %."""
-    draws, seed, cost = params.gate.bootstrap, params.seed, params.costs.round_trip_bps
+def selective(p: Floats, y: Floats, gross: Floats, paid: Floats, params: Params) -> JsonObject:
+    """Return hit rate, net bps and lift of the most confident 5, 10, 20 and 50 %; gross, paid (n,) in bps a trade."""
+    draws, seed = params.gate.bootstrap, params.seed
     by_coverage = {}
     for coverage in (0.05, 0.10, 0.20, 0.50):
         chosen = most_confident(p, coverage)
         by_coverage[f"{coverage:.0%}"] = {
             "hit_rate": _dict(mean_estimate(y[chosen], draws, seed)),
-            "net_bps": _dict(mean_estimate(gross[chosen] - cost, draws, seed, cost)),
-            "lift_bps": _dict(lift_estimate(p, gross, coverage, draws // 2, seed, cost)),
+            "net_bps": _dict(mean_estimate((gross - paid)[chosen], draws, seed, float(paid[chosen].mean()))),
+            "lift_bps": _dict(lift_estimate(p, gross, coverage, draws // 2, seed, 0.0)),
         }
     return by_coverage
 
@@ -138,19 +144,28 @@ def figure_rows(figures: JsonObject, traded: JsonObject | None) -> list[list[str
     ]
     if "selective" in figures:
         chosen = figures["selective"]["20%"]
+        chosen_cost = chosen["net_bps"].get("cost_bps", cost)
         rows += [
             row("hit rate, most confident 20 %", chosen["hit_rate"], 3),
             row("lift over every row, bps (20 %)", chosen["lift_bps"], 2),
-            row(f"net bps a trade after {cost:g} bps (20 %)", chosen["net_bps"], 2),
-            row(f"net bps, every row, after {cost:g} bps", figures["every_row_net_bps"], 2),
+            row(f"net bps a trade after {chosen_cost:.3g} bps (20 %)", chosen["net_bps"], 2),
+            row(f"net bps, every row, after {cost:.3g} bps", figures["every_row_net_bps"], 2),
         ]
     rows.append(["reselection of columns", figures["reselection"].partition(":")[0], "", f"{figures['n']:,}"])
     if traded is not None:
         rows += [
-            row(f"net bps of the policy's trades, after {cost:g} bps", traded["net_bps"], 2),
+            row(f"net bps of the policy's trades, after {_paid(traded, cost):.3g} bps", traded["net_bps"], 2),
             row("emissions a week in the backtest", traded["emissions_per_week"], 1),
         ]
+    if "costs" in figures:  # not of a release before 0.6.0
+        rows.append(["costs, bps a round trip", f"{cost:.3g}", figures["costs"], f"{figures['n']:,}"])
     return rows
+
+
+def _paid(traded: JsonObject, cost: float) -> float:
+    """Return the mean cost of the trades of a backtest, that of every row where it names none (0.5.0, no trade)."""
+    known = traded["net_bps"].get("cost_bps")
+    return cost if known is None else float(known)
 
 
 def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, title: str) -> None:
@@ -175,9 +190,9 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         for c, name in enumerate(figures["classes"]):
             figure.add_trace(go.Scatter(x=when[thin], y=p[thin, c], mode="lines", name=name, stackgroup="p"), 1, 1)
     if trades:
-        gross, chosen = oof["extra_gross_bps"], most_confident(p, 0.20)
+        net, chosen = oof["extra_gross_bps"] - oof["extra_cost_bps"], most_confident(p, 0.20)
         for taken, name in ((chosen, "chosen 20 %, net"), (np.arange(len(p)), "every row, net")):
-            figure.add_trace(go.Scatter(x=when[taken], y=np.cumsum(gross[taken] - cost), mode="lines", name=name), 1, 2)
+            figure.add_trace(go.Scatter(x=when[taken], y=np.cumsum(net[taken]), mode="lines", name=name), 1, 2)
     else:
         for name, loss in arrays_with_prefix(oof, "loss_").items():
             saved = np.cumsum(loss - oof["loss"])
@@ -191,7 +206,10 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         for c in verdict.checks
     )
     result = "passed" if verdict.passed else "refused"
-    about = f"{figures['n']:,} out-of-fold rows, losses in {escape(figures['loss_name'])}, round trip {cost:g} bps."
+    about = (
+        f"{figures['n']:,} out-of-fold rows, losses in {escape(figures['loss_name'])}, round trip {cost:.3g} bps: "
+        f"{escape(figures['costs'])}."
+    )
     path.write_text(
         f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"
         "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1100px;color:#1c2733}"

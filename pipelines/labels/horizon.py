@@ -66,13 +66,15 @@ def label_columns(
     }
 
 
-def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> Arrays:
+def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params, cost_bps: Floats) -> Arrays:
     """Return one row for each decision bar whose move left the dead zone, in time order.
 
     bars    (m, 8) closed decision bars, `step_s` seconds each; base (n, 8) the bars they were made of
     Returns arrays of one length: `index` position of the decision bar · `y` 1 up, 0 down · `weight` uniqueness × time
             decay · `uniqueness` · `known` close of the decision bar · `ended` known + horizon (epoch seconds) ·
-            `gross_bps` of going long, before cost · `last_return` log return of the decision bar, NaN of the first
+            `gross_bps` of going long, before cost · `cost_bps` of the round trip · `last_return` log return of the
+            decision bar, NaN of the first
+    cost_bps  (m,) round trip expected at each close: half the width of the dead zone
     Raises  BadValues where the horizon is shorter than a base bar, so that it has no return
     """
     horizon_s = float(params.predictor.horizon_bars * step_s)
@@ -82,11 +84,12 @@ def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> A
         )
     known = bars[:, OPEN_TIME] + step_s
     forward = forward_returns(base, known, horizon_s)
-    index = np.flatnonzero(np.abs(forward.gross_bps) > params.costs.round_trip_bps)  # NaN is not above anything
+    index = np.flatnonzero(np.abs(forward.gross_bps) > cost_bps)  # NaN is not above anything
     last_return = np.full(len(bars), np.nan)
     last_return[1:] = np.log(bars[1:, CLOSE] / bars[:-1, CLOSE])
     return label_columns(forward, index, known, horizon_s, len(base), params) | {
         "y": (forward.gross_bps[index] > 0).astype(np.float64),
         "gross_bps": forward.gross_bps[index],
+        "cost_bps": cost_bps[index],
         "last_return": last_return[index],
     }

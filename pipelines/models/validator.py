@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from xgboost import XGBClassifier
 
 LEAST_EVENTS = 50
+EXTRAS = (  # of the labels, for baselines, gate and backtest; the model reads none of them
+    "gross_bps", "cost_bps", "target_cost_bps", "spread_known", "direction", "atr", "volatility", "regime",
+)  # fmt: skip
 
 
 def dataset(artifacts: Path, params: Params) -> Dataset:
@@ -36,7 +39,7 @@ def dataset(artifacts: Path, params: Params) -> Dataset:
         inputs=lambda at: rows[at],
         at=np.arange(len(rows)),
         **{name: arrays[name] for name in ("y", "weight", "uniqueness", "known", "ended")},
-        extras={name: arrays[name] for name in ("gross_bps", "direction", "atr", "volatility", "regime")},
+        extras={name: arrays[name] for name in EXTRAS},
     )
 
 

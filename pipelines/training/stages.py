@@ -2,7 +2,7 @@
 
 Layout under `artifacts/` of the workspace:
 features/   base.npy (n, 8), decision.npy (m, 8), books.npy (m, 2, levels, 3), context.npy (m, CONTEXT_WIDTH),
-            features.npy (m, kf), signals.npy (m, ks), meta.json, warm/
+            features.npy (m, kf), signals.npy (m, ks), funding.npy (r, 2) known time and rate, meta.json, warm/
 labels/     <name>.npz (one per entry of labelling.LABELS), traditional.json; no service reads outcomes from here
 <family>/   bundle/, oof.npz, importance.json, fit.json
 evaluation/ <family>.json: every figure with n, interval and cost
@@ -22,6 +22,7 @@ import numpy as np
 
 from pipelines.clock import mode_of
 from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TIMEFRAME_SECONDS, History, JsonObject
+from pipelines.costs import funding_rates, venue_of
 from pipelines.data import timeframes
 from pipelines.data.alignment import align
 from pipelines.errors import UnknownName
@@ -70,12 +71,15 @@ def build_features(params: Params) -> None:
     category_scores = CategoryScores.fit(signals)
     out = ensure_folder(OUT / "features")
     arrays = {"base": base, "decision": decision, "books": levels, "context": context, "features": features,
-              "signals": signals}  # fmt: skip
+              "signals": signals, "funding": funding_rates(feed)}  # fmt: skip
     for name, array in arrays.items():
         np.save(out / f"{name}.npy", array)
+    venue, market = venue_of(described)
     meta = {
         "data_hash": data_hash(Path()),
         "symbol": described["symbol"],
+        "venue": venue,
+        "market": market,
         "base_timeframe": base_tf,
         "decision_timeframe": decision_tf,
         "feature_columns": list(FEATURES.columns),
@@ -83,6 +87,7 @@ def build_features(params: Params) -> None:
         "catalogue_hash": FEATURES.catalogue_hash,
         "signal_catalogue_hash": SIGNALS.catalogue_hash,
         "has_book": books is not None,
+        "has_funding": len(arrays["funding"]) > 0,
         "context": present,
     }
     (out / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
@@ -97,6 +102,8 @@ def build_features(params: Params) -> None:
         history=History(decision, features, signals, levels, context),
         category_scores=category_scores,
         clock=mode_of(described),
+        venue=venue,
+        market=market,
         books=books,
         feed=feed,
     )
@@ -127,7 +134,11 @@ def fit_family(family: str, params: Params) -> None:
     from pipelines.training.fit import train
 
     meta = json.loads((OUT / "features" / "meta.json").read_text())
-    context = {k: meta[k] for k in ("data_hash", "symbol", "base_timeframe", "decision_timeframe", "catalogue_hash")}
+    named = (
+        "data_hash", "symbol", "venue", "market", "has_funding", "base_timeframe", "decision_timeframe",
+        "catalogue_hash",
+    )  # fmt: skip
+    context = {name: meta[name] for name in named}
     embargo = embargo_seconds(params, TIMEFRAME_SECONDS[meta["decision_timeframe"]])
     chosen = model_family(family)
     digest = train(chosen, chosen.dataset(OUT, params), ensure_folder(OUT / family), params, context, embargo, log_line)

@@ -17,6 +17,7 @@ import json
 import math
 import sys
 import tempfile
+import textwrap
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -209,18 +210,18 @@ def funding_an_hour(params: Params) -> float:
 def page(params: Params) -> str:
     """Measure and return the whole page."""
     before, after = json.loads(BEFORE.read_text()), {name: walk(name, params) for name in MARKETS}
-    lines = [
+    return "\n".join([
         "# Costs: what a trade pays, and what that decides",
         "",
         "Written by `python -m benchmarks.costs --write`; nothing here was typed or chosen by hand.",
         "",
         "## What costs decide",
         "",
-        f"*Before*: measured by the same walk at {before['measured_at']}, where every market paid 5 bps a round trip.",
-        "*Eligible*: events with a target of at least",
-        f"{params.labels.min_target_to_cost:g} times their cost, and an outcome. *Emissions*: of the backtest with the",
-        "live policy, on out-of-fold probabilities; refusals are counted by the first reason. The recorded spread of gold",
-        "is in its returns and not in its costs. Other changes of this release are in the column *after* as well.",
+        _prose(f"""*Before*: measured by the same walk at {before["measured_at"]}, where every market paid 5 bps a round
+        trip. *Eligible*: events with a target of at least {params.labels.min_target_to_cost:g} times their cost, and an
+        outcome. *Emissions*: of the backtest with the live policy, on out-of-fold probabilities; refusals are counted by
+        the first reason. *A trade*: mean cost of the eligible events; a recorded spread is in their returns and not in
+        it. Other changes of this release are in the rows *after* as well."""),
         "",
         *decided(before["markets"], after),
         "",
@@ -230,11 +231,16 @@ def page(params: Params) -> str:
         "",
         "## Funding",
         "",
-        f"A long of BTC/USDT perpetual at Binance paid {funding_an_hour(params):.3f} bps an hour in 2024. A position pays",
-        "at the funding times it is held over, as recorded in the context; what it paid is in the cost of its trade.",
+        _prose(f"""A long of BTC/USDT perpetual at Binance paid {funding_an_hour(params):.3f} bps an hour in 2024. A
+        position pays at the funding times it is held over, as recorded in the context; what it paid is in the cost of
+        its trade. Spot pays none."""),
         "",
-    ]
-    return "\n".join(lines)
+    ])  # fmt: skip
+
+
+def _prose(text: str) -> str:
+    """Return one paragraph, wrapped for a page."""
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
 
 
 def decided(before: JsonObject, after: dict[str, Counted]) -> list[str]:
@@ -273,9 +279,9 @@ def slippage_lines(params: Params) -> list[str]:
     touched, beyond, gap, late = minute_slippage(params)
     mean = float(found["all"][STATED_S].mean())
     lines = [
-        f"Stops {', '.join(f'{d:g}' for d in DISTANCES_BPS)} bps from the mid, placed once a second on both sides of four",
-        "recorded books of seven to nine minutes. Bps beyond the level, to the best price of the other side: mean, and 95th",
-        "percentile. At 0 s it is near or below zero, as the quotes of a recording lag its trades.",
+        _prose(f"""Stops {", ".join(f"{d:g}" for d in DISTANCES_BPS)} bps from the mid, placed once a second on both sides
+        of four recorded books of seven to nine minutes. Bps beyond the level, to the best price of the other side: mean,
+        and 95th percentile. At 0 s it is near or below zero, as the quotes of a recording lag its trades."""),
         "",
         f"| book | touched | {' | '.join(f'{latency:g} s' for latency in LATENCIES_S)} |",
         f"|---|--:|{'--:|' * len(LATENCIES_S)}",
@@ -283,16 +289,15 @@ def slippage_lines(params: Params) -> list[str]:
     for name, one in found.items():
         cells = [f"{values.mean():.2f}, {np.quantile(values, 0.95):.2f}" for values in one.values()]
         lines.append(f"| {name} | {len(one[0.0]):,} | {' | '.join(cells)} |")
-    stated = params.costs.stop_slippage_bps
     return [
         *lines,
         "",
-        f"The rule, set beforehand: the mean at {STATED_S:g} s, rounded up to a tenth: {math.ceil(10 * mean) / 10:.1f} bps;",
-        f"`costs.stop_slippage_bps` is {stated:g}.",
+        _prose(f"""The rule, set beforehand: the mean at {STATED_S:g} s, rounded up to a tenth, which is
+        {math.ceil(10 * mean) / 10:.1f} bps. `costs.stop_slippage_bps` is {params.costs.stop_slippage_bps:g}."""),
         "",
-        f"On BTC/USDT 2024, {touched:,} stops of the labels were touched: {beyond:.2%} of the minutes opened beyond them,",
-        f"{gap:.3f} bps on average over all, which gross returns have in them. An order sent when the minute is known would",
-        f"be {late:.1f} bps worse than the stop: stops belong at the venue.",
+        _prose(f"""On BTC/USDT 2024, {touched:,} stops of the labels were touched: {beyond:.2%} of the minutes opened
+        beyond them, {gap:.3f} bps on average over all, which gross returns have in them. An order sent when the minute is
+        known would be filled {late:.1f} bps beyond the stop: stops belong at the venue."""),
     ]
 
 

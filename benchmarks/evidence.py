@@ -107,7 +107,7 @@ def drifted(seed: str) -> JsonObject:
 
 
 def gate(bars: Any, symbol: str, where: tuple[str | None, str | None] = SIMULATED) -> JsonObject:
-    """Run the real stages and the real gate on bars (n, 8) of venue and market `where`; return verdict and figures."""
+    """Run the real stages and the real gate on bars (n, 9) of venue and market `where`; return verdict and figures."""
     from flows.evaluate import gather
     from flows.support.installation import Installation
     from pipelines.evaluation.gates import judge

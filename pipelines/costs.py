@@ -113,12 +113,12 @@ def venue_of(described: Mapping[str, Any]) -> tuple[str | None, str | None]:
 # ---- of trades -------------------------------------------------------------------------------------------------------
 
 
-def round_trip_bps(costs: Costs, bars: Floats) -> Floats:
-    """Return (m,) what entry and exit at the close of each bar (m, 9) cost of a return of mids, in bps.
+def forward_cost_bps(costs: Costs, spread_bps: Floats) -> Floats:
+    """Return (m,) what a trade over one horizon costs, of a return of mids, in bps: two fees and the spread.
 
-    Two fees and twice the bar's half spread; the assumed one where it has none (NaN). Without stop and funding.
+    spread_bps  (m,) of `labels.horizon.Forward`; NaN = not recorded: the assumed one, twice half of it
     """
-    return 2.0 * (costs.fee_bps + _half_spread_bps(costs, bars))
+    return 2.0 * costs.fee_bps + np.where(np.isfinite(spread_bps), spread_bps, 2.0 * costs.half_spread_bps)
 
 
 def target_cost_bps(costs: Costs, bars: Floats) -> Floats:
@@ -127,14 +127,8 @@ def target_cost_bps(costs: Costs, bars: Floats) -> Floats:
     Two fees, and the half spread of the fill where the bar records it: the exit is at the target itself, once the other
     side's quote touches it. Where it is not recorded prices are mids, and both half spreads are paid, as assumed.
     """
-    known = np.isfinite(bars[:, HALF_SPREAD])
-    return 2.0 * costs.fee_bps + np.where(known, 1.0, 2.0) * _half_spread_bps(costs, bars)
-
-
-def _half_spread_bps(costs: Costs, bars: Floats) -> Floats:
-    """Return (m,) the half spread of each bar (m, 9), the assumed one where it has none, in bps."""
-    known = bars[:, HALF_SPREAD] / bars[:, CLOSE] * 1e4
-    return np.where(np.isfinite(known), known, costs.half_spread_bps)
+    recorded = bars[:, HALF_SPREAD] / bars[:, CLOSE] * 1e4
+    return 2.0 * costs.fee_bps + np.where(np.isfinite(recorded), recorded, 2.0 * costs.half_spread_bps)
 
 
 def trade_cost_bps(

@@ -7,10 +7,10 @@ import pytest
 from pipelines.contracts import BAR_WIDTH, CONTEXT_INDEX, HALF_SPREAD, ContextFeed
 from pipelines.costs import (
     costs_of,
+    forward_cost_bps,
     funding_payments,
     funding_rates,
     funding_received_bps,
-    round_trip_bps,
     target_cost_bps,
     trade_cost_bps,
     venue_of,
@@ -78,7 +78,7 @@ def test_the_expected_round_trip_rests_on_the_spread_of_the_bar_where_it_has_one
     gold = costs_of(COSTS, "oanda", "metal")
     bars = np.full((2, BAR_WIDTH), 1000.0)
     bars[:, HALF_SPREAD] = 0.2, np.nan
-    assert round_trip_bps(gold, bars).tolist() == pytest.approx([4.0, 5.8])
+    assert forward_cost_bps(gold, np.array([4.0, np.nan])).tolist() == pytest.approx([4.0, 5.8])
     # a target is left at its own price: only the fill pays half a spread
     assert target_cost_bps(gold, bars).tolist() == pytest.approx([2.0, 5.8])
 

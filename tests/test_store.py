@@ -36,7 +36,7 @@ def store(url):
 
 def batch(n=3, start=T0, symbol="BTC/USDT"):
     times = start.timestamp() + 60.0 * np.arange(n)
-    rows = np.column_stack([times, *np.full((4, n), 100.0), np.full(n, 7.0), np.full((2, n), np.nan).T])
+    rows = np.column_stack([times, *np.full((4, n), 100.0), np.full(n, 7.0), np.full((3, n), np.nan).T])
     return BarBatch(symbol, rows, times + 60.0, start + HOUR)
 
 

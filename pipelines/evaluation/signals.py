@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, DAY_S, HALF_SPREAD, OPEN_TIME, Estimate, Floats, Ints, JsonObject, json_ready
-from pipelines.costs import Costs, round_trip_bps
+from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Estimate, Floats, Ints, JsonObject, json_ready
+from pipelines.costs import Costs, forward_cost_bps
 from pipelines.errors import BadShape
 from pipelines.evaluation.metrics import default_block, mean_estimate
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
@@ -93,8 +93,8 @@ def score_sides(
 ) -> Scores:  # fmt: skip
     """Score the sides (n,) that each signal took at the closes of n decision bars.
 
-    decision  (n, 8) bars of `step_s` seconds
-    base      (m, 8) bars they were made of; the decision bars themselves if nothing finer was recorded
+    decision  (n, 9) bars of `step_s` seconds
+    base      (m, 9) bars they were made of; the decision bars themselves if nothing finer was recorded
     costs     of the market; a perpetual's funding is left out
     atr       (n,) fraction of price at each close; events without one are left out, as no barrier can be set
     Raises    BadShape if lengths differ
@@ -106,11 +106,12 @@ def score_sides(
         )
     horizon_s = float(params.labels.horizon_bars * step_s)
     closes = decision[:, OPEN_TIME] + step_s
-    ahead = forward_returns(base, closes, horizon_s).gross_bps
+    forward = forward_returns(base, closes, horizon_s)
+    ahead, cost_bps = forward.gross_bps, forward_cost_bps(costs, forward.spread_bps)
     weeks = (closes[-1] - decision[0, OPEN_TIME]) / WEEK_S if n else 0.0
     category = {name: group for group, names in PRODUCERS.items() for name in names}
     base_s = float(np.diff(base[:, OPEN_TIME]).min()) if len(base) > 1 else float(step_s)
-    cost_bps, found = round_trip_bps(costs, decision), []
+    found = []
     for name, side in sides.items():
         at = onsets(side)
         at = at[atr[at] > 0]
@@ -139,7 +140,7 @@ def score_sides(
         target_atr=params.labels.target_atr,
         stop_atr=params.labels.stop_atr,
         cost_bps=float(cost_bps.mean()) if n else float("nan"),
-        costs=costs.describe(np.isfinite(decision[:, HALF_SPREAD])),
+        costs=costs.describe(np.isfinite(forward.spread_bps)),
         market_bps=_mean(ahead[np.isfinite(ahead)], params),
         tested=sum(score.gross_bps.n > 0 for score in found),
         scores=tuple(found),

@@ -18,7 +18,7 @@ def resolve(
 
     decisions     of one symbol, any order. Those without a stop, a target or an expiry cannot be scored and are left
                   out. The side is the event's own (target above stop: long), not the sign of the vote
-    bars          (n, 8) closed base bars of that symbol, ascending, from the first `as_of` on
+    bars          (n, 9) closed base bars of that symbol, ascending, from the first `as_of` on
     base_seconds  length of a base bar
     costs         of the symbol's market; funding (r, 2) rates as of `costs.funding_rates`
     Returns       label 1 target first, 0 stop or time; gross_bps from the open of the first base bar at or after

@@ -6,6 +6,7 @@ Cost decides only which events are eligible, never a label (row M1 of docs/speci
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from pipelines.costs import (
     NO_FUNDING,
     Costs,
     costs_of,
+    forward_cost_bps,
     funding_payments,
     funding_received_bps,
-    round_trip_bps,
     target_cost_bps,
     trade_cost_bps,
     venue_of,
@@ -40,7 +41,7 @@ Labels = Arrays  # always with `known` and `ended`, epoch seconds
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Hold base (n, 8) and decision (m, 8) bars, features (m, kf), signals (m, ks) and context of the snapshot."""
+    """Hold base (n, 9) and decision (m, 9) bars, features (m, kf), signals (m, ks) and context of the snapshot."""
 
     base: Floats
     decision: Floats
@@ -111,8 +112,8 @@ def event_labels(sources: Sources, params: Params) -> Labels:
 
 def predictor_labels(sources: Sources, params: Params) -> Labels:
     """Return the predictor's labels: direction of the bars whose move left the dead zone."""
-    cost_bps = round_trip_bps(sources.costs(params), sources.decision)
-    return horizon_labels(sources.decision, sources.base, sources.step_s, params, cost_bps)
+    cost_of = partial(forward_cost_bps, sources.costs(params))
+    return horizon_labels(sources.decision, sources.base, sources.step_s, params, cost_of)
 
 
 def setup_labels(sources: Sources, params: Params) -> Labels:
@@ -149,7 +150,7 @@ class _EventOutcomes:
     gross_bps: Floats
     cost_bps: Floats
     target_cost_bps: Floats
-    spread_known: Bools
+    spread_known: Bools  # gross_bps is of executed prices; else of mids, see labels.barriers.Barriers
     known: Floats
     ended: Floats
     uniqueness: Floats

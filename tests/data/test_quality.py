@@ -22,7 +22,7 @@ def frame(n=100, seed=0):
     body = 100 * np.exp(rng.normal(size=(n, 2)) * 1e-3)
     volume = 1 + rng.random(n)
     rows = [START + 60.0 * np.arange(n), body[:, 0], body.max(axis=1) + 0.01, body.min(axis=1) - 0.01, body[:, 1]]
-    return to_frame(np.column_stack([*rows, volume, rng.integers(1, 99, n), volume / 2]), "1m", None)
+    return to_frame(np.column_stack([*rows, volume, rng.integers(1, 99, n), volume / 2, np.full(n, 0.05)]), "1m", None)
 
 
 def put(bars, row, **values):

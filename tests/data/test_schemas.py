@@ -15,7 +15,7 @@ def matrix(n=50):
     rng = np.random.default_rng(3)
     body = 100 + rng.normal(size=(n, 2))
     rows = [START + 60.0 * np.arange(n), body[:, 0], body.max(axis=1) + 1, body.min(axis=1) - 1, body[:, 1]]
-    return np.column_stack([*rows, 9 * rng.random(n), rng.integers(1, 9, n), rng.random(n)])
+    return np.column_stack([*rows, 9 * rng.random(n), rng.integers(1, 9, n), rng.random(n), rng.random(n)])
 
 
 def test_matrix_to_frame_and_back_is_exact():
@@ -78,7 +78,7 @@ def test_files_that_are_not_ours_are_refused(tmp_path):
     path = tmp_path / "a.parquet"
     frame = to_frame(matrix(), "1m", TAKEN)
     frame.to_parquet(path)
-    with pytest.raises(BadColumns, match="expected 'bars/1'"):
+    with pytest.raises(BadColumns, match="expected 'bars/2'"):
         read_bars(path)
     write_bars(frame, path)
     path.write_bytes(path.read_bytes()[:-40])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_WIDTH
+from pipelines.contracts import BAR_WIDTH, CONTEXT_FIELDS, CONTEXT_WIDTH
 from pipelines.errors import BadShape, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import Column, StreamingFold
@@ -52,11 +52,11 @@ def garbage(shape, seed=3):
 def runs(bars, books, contexts):
     """Every way of folding the same spoilt history, per fold: values by the name of the way."""
     at = int(np.random.default_rng(5).integers(100, 2400))
-    spoilt, holed, unknown = spoil(bars, slice(5, 8)), spoil(books), spoil(contexts)
+    spoilt, holed, unknown = spoil(bars, slice(5, BAR_WIDTH)), spoil(books), spoil(contexts)
     ways = {}
     for name, fold in FOLDS.items():
         ruined = (
-            np.vstack([spoilt[:CUT], garbage((400, 8))]),
+            np.vstack([spoilt[:CUT], garbage((400, BAR_WIDTH))]),
             np.concatenate([holed[:CUT], garbage((400, 2, 5, 3))]),
             np.vstack([unknown[:CUT], garbage((400, CONTEXT_WIDTH))]),
         )
@@ -71,7 +71,7 @@ def runs(bars, books, contexts):
             "no_context": fold.run(bars, books),
             "bars_alone": fold.run(bars),
             "nothing_known": fold.run(bars, np.full_like(books, np.nan), np.full_like(contexts, np.nan)),
-            "forex": fold.run(np.column_stack([bars[:, :5], np.full((len(bars), 3), np.nan)]), books, contexts),
+            "forex": fold.run(np.column_stack([bars[:, :5], np.full((len(bars), 4), np.nan)]), books, contexts),
             "cut": fold.run(spoilt[:CUT], holed[:CUT], unknown[:CUT]),
             "ruined": fold.run(*ruined)[:CUT],
             "restarted": np.vstack([first, fold.run(spoilt[at:], holed[at:], unknown[at:], after)]),

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from pipelines.contracts import BAR_WIDTH
 from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED, first_touch, levels, triple_barrier
 from pipelines.labels.weights import average_uniqueness, time_decay
 
 
 def bars(*candles):
     """(open, high, low, close) one a minute from epoch 0."""
-    rows = np.full((len(candles), 8), np.nan)
+    rows = np.full((len(candles), BAR_WIDTH), np.nan)
     rows[:, 0] = 60.0 * np.arange(len(candles))
     rows[:, 1:5] = candles
     return rows

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipelines.contracts import BAR_WIDTH, HALF_SPREAD
 from pipelines.data.timeframes import resample
 from pipelines.labels.horizon import forward_returns, horizon_labels
 from pipelines.settings import load_params
@@ -15,7 +16,8 @@ SETTINGS = PARAMS.model_copy(update={"predictor": PARAMS.predictor.model_copy(up
 
 
 def minutes(opens, closes):
-    rows = np.full((len(opens), 8), 1.0)
+    rows = np.full((len(opens), BAR_WIDTH), 1.0)
+    rows[:, HALF_SPREAD] = np.nan
     rows[:, 0] = 60.0 * np.arange(len(opens))
     rows[:, 1], rows[:, 4] = opens, closes
     rows[:, 2], rows[:, 3] = np.maximum(opens, closes), np.minimum(opens, closes)
@@ -29,7 +31,7 @@ def walk(n=600, seed=3):
 
 def labels(base, cost_bps=5.0):
     decision = resample(base, 60, STEP_S)
-    return horizon_labels(decision, base, STEP_S, SETTINGS, np.broadcast_to(cost_bps, len(decision)))
+    return horizon_labels(decision, base, STEP_S, SETTINGS, lambda spread: np.broadcast_to(cost_bps, len(spread)))
 
 
 def test_the_return_is_from_the_next_open_to_the_last_close_inside_the_horizon():
@@ -87,7 +89,7 @@ def test_a_gap_at_either_end_is_no_return(gone):
 
 def test_decision_bars_alone_are_enough():
     bars = resample(walk(), 60, STEP_S)
-    labelled = horizon_labels(bars, bars, STEP_S, SETTINGS, np.full(len(bars), 5.0))
+    labelled = horizon_labels(bars, bars, STEP_S, SETTINGS, lambda spread: np.full(len(spread), 5.0))
     i = labelled["index"][10]
     assert labelled["gross_bps"][10] == pytest.approx((bars[i + 2, 4] / bars[i + 1, 1] - 1) * 1e4)
     assert labelled["index"].max() == len(bars) - 1 - HORIZON

@@ -301,7 +301,10 @@ def test_a_market_without_a_book_is_fitted_from_what_it_has(tmp_path):
     for name, array in arrays.items():
         np.save(tmp_path / "features" / f"{name}.npy", array)
     chosen = params(configuration="four", max_windows=150, epochs=1)
-    np.savez(tmp_path / "labels" / "predictor.npz", **horizon_labels(bars, base, 900, chosen, np.full(len(bars), 5.0)))
+    np.savez(
+        tmp_path / "labels" / "predictor.npz",
+        **horizon_labels(bars, base, 900, chosen, lambda spread: np.full(len(spread), 5.0)),
+    )
     data = PREDICTOR.dataset(tmp_path, chosen)
     lines: list[str] = []
     digest = train(PREDICTOR, data, tmp_path / "out", chosen, {"symbol": "SIM"}, 900.0 * 60, lines.append)

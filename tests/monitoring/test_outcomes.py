@@ -111,7 +111,7 @@ def test_every_outcome_is_the_label_training_would_give() -> None:
     wick = 5e-4 * np.abs(rng.standard_normal((2, n)))
     base = np.column_stack(
         [T0 + 60 * np.arange(n), opened, np.maximum(opened, close) * (1 + wick[0]),
-         np.minimum(opened, close) * (1 - wick[1]), close, np.ones((n, 3))]
+         np.minimum(opened, close) * (1 - wick[1]), close, np.ones((n, 3)), np.full(n, np.nan)]
     )  # fmt: skip
     at = np.sort(rng.choice(np.arange(10, n - 5), 300, replace=False))
     times, side, atr = base[at, 0] + 60, rng.choice([-1, 1], 300), rng.uniform(1e-3, 6e-3, 300)

@@ -217,10 +217,10 @@ def page(params: Params) -> str:
         "",
         "## What costs decide",
         "",
-        _prose(f"""*Before*: measured by the same walk at {before["measured_at"]}, where every market paid 5 bps a round
-        trip. *Eligible*: events with a target of at least {params.labels.min_target_to_cost:g} times their cost, and an
-        outcome. *Emissions*: of the backtest with the live policy, on out-of-fold probabilities; refusals are counted by
-        the first reason. *A trade*: mean cost of the eligible events; a recorded spread is in their returns and not in
+        _prose(f"""*Before*: measured by the same walk at {before["measured_at"]}, where every market paid 5 bps a
+        round trip. *Eligible*: events with a target of at least {params.labels.min_target_to_cost:g} times their cost, and an
+        outcome. *Emissions*: of the backtest with the live policy, on out-of-fold probabilities; refusals are
+        counted by the first reason. *A trade*: mean cost of the eligible events; a recorded spread is in their returns and not in
         it. Other changes of this release are in the rows *after* as well."""),
         "",
         *decided(before["markets"], after),
@@ -279,9 +279,9 @@ def slippage_lines(params: Params) -> list[str]:
     touched, beyond, gap, late = minute_slippage(params)
     mean = float(found["all"][STATED_S].mean())
     lines = [
-        _prose(f"""Stops {", ".join(f"{d:g}" for d in DISTANCES_BPS)} bps from the mid, placed once a second on both sides
-        of four recorded books of seven to nine minutes. Bps beyond the level, to the best price of the other side: mean,
-        and 95th percentile. At 0 s it is near or below zero, as the quotes of a recording lag its trades."""),
+        _prose(f"""Stops {", ".join(f"{d:g}" for d in DISTANCES_BPS)} bps from the mid, placed once a second on both
+        sides of four recorded books of seven to nine minutes. Bps beyond the level, to the best price of the other
+        side: mean, and 95th percentile. At 0 s it is near or below zero, as the quotes of a recording lag its trades."""),
         "",
         f"| book | touched | {' | '.join(f'{latency:g} s' for latency in LATENCIES_S)} |",
         f"|---|--:|{'--:|' * len(LATENCIES_S)}",
@@ -296,8 +296,8 @@ def slippage_lines(params: Params) -> list[str]:
         {math.ceil(10 * mean) / 10:.1f} bps. `costs.stop_slippage_bps` is {params.costs.stop_slippage_bps:g}."""),
         "",
         _prose(f"""On BTC/USDT 2024, {touched:,} stops of the labels were touched: {beyond:.2%} of the minutes opened
-        beyond them, {gap:.3f} bps on average over all, which gross returns have in them. An order sent when the minute is
-        known would be filled {late:.1f} bps beyond the stop: stops belong at the venue."""),
+        beyond them, {gap:.3f} bps on average over all, which gross returns have in them. An order sent when the minute
+        is known would be filled {late:.1f} bps beyond the stop: stops belong at the venue."""),
     ]
 
 

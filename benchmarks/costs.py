@@ -218,10 +218,10 @@ def page(params: Params) -> str:
         "## What costs decide",
         "",
         _prose(f"""*Before*: measured by the same walk at {before["measured_at"]}, where every market paid 5 bps a
-        round trip. *Eligible*: events with a target of at least {params.labels.min_target_to_cost:g} times their cost, and an
-        outcome. *Emissions*: of the backtest with the live policy, on out-of-fold probabilities; refusals are
-        counted by the first reason. *A trade*: mean cost of the eligible events; a recorded spread is in their returns and not in
-        it. Other changes of this release are in the rows *after* as well."""),
+        round trip. *Eligible*: events with a target of at least {params.labels.min_target_to_cost:g} times their cost,
+        and an outcome. *Emissions*: of the backtest with the live policy, on out-of-fold probabilities; refusals are
+        counted by the first reason. *A trade*: mean cost of the eligible events; a recorded spread is in their returns
+        and not in it. Other changes of this release are in the rows *after* as well."""),
         "",
         *decided(before["markets"], after),
         "",
@@ -280,8 +280,9 @@ def slippage_lines(params: Params) -> list[str]:
     mean = float(found["all"][STATED_S].mean())
     lines = [
         _prose(f"""Stops {", ".join(f"{d:g}" for d in DISTANCES_BPS)} bps from the mid, placed once a second on both
-        sides of four recorded books of seven to nine minutes. Bps beyond the level, to the best price of the other
-        side: mean, and 95th percentile. At 0 s it is near or below zero, as the quotes of a recording lag its trades."""),
+        sides of four recorded books of seven to nine minutes; neighbours share their path. Bps beyond the level, to the
+        best price of the other side: mean, and 95th percentile. At 0 s it is near or below zero, as the quotes of a
+        recording lag its trades."""),
         "",
         f"| book | touched | {' | '.join(f'{latency:g} s' for latency in LATENCIES_S)} |",
         f"|---|--:|{'--:|' * len(LATENCIES_S)}",

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.contracts import Floats
 from pipelines.errors import NotEnoughData
+from pipelines.labels.misses import miss_atr
 from pipelines.models.base import Baseline, Dataset, Export, Log, ModelFamily
 from pipelines.models.baselines import always_base_rate, log_loss_baseline, logistic
 from pipelines.models.calibration import Calibrated, export_calibrated, fit_calibrated
@@ -106,6 +107,15 @@ def loss(p: Floats, data: Dataset, loss_params: Mapping[str, Any]) -> Floats:
     return log_losses(p, data.y)
 
 
+def expected_miss(data: Dataset) -> float | None:
+    """Return what the events returned that missed their target, in ATR, weighted by uniqueness.
+
+    Before what a trade pays that reaches it, and after what only a miss pays: the slippage of stops, and the funding.
+    """
+    gross_bps = data.extras["gross_bps"] + data.extras["target_cost_bps"] - data.extras["cost_bps"]
+    return miss_atr(data.y, gross_bps, data.extras["atr"], data.uniqueness)
+
+
 def volatility_only(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Predict by logistic regression on barrier width and volatility regime: shows if a model learnt only these."""
     return log_loss_baseline(
@@ -141,5 +151,6 @@ VALIDATOR = ModelFamily(
     novelty=lambda rows, params: fit_novelty(rows, params.validator.novelty_quantile),
     describe=describe,
     is_decision_model=True,
+    miss_atr=expected_miss,
     contributions=contributions,
 )

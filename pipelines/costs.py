@@ -173,7 +173,7 @@ def funding_payments(rates: Floats, costs: Costs) -> Floats:
     return np.column_stack([times[last], rates[last, 1]])
 
 
-def funding_received_bps(payments: Floats, direction: Floats, start: Floats, end: Floats) -> Floats:
+def funding_received_bps(payments: Floats, direction: Floats | Ints, start: Floats, end: Floats) -> Floats:
     """Return (m,) the funding that positions received over their life, in bps; negative where they paid.
 
     payments   (k, 2) from `funding_payments`; direction (m,) 1 long, -1 short

@@ -29,6 +29,7 @@ from pipelines.contracts import (
     Estimate,
     Floats,
     History,
+    JsonObject,
 )
 from pipelines.data.alignment import prune_records
 from pipelines.errors import BadShape, DigestMismatch, NotEnoughData, StateError
@@ -137,7 +138,7 @@ def write_warm_start(
         stored = array[-RETAINED_BARS:] if name.startswith("history.") else array
         np.save(folder / f"{name}.npy", np.ascontiguousarray(stored), allow_pickle=False)
     (folder / SCORES_FILE).write_text(category_scores.to_json())
-    meta = {
+    meta: JsonObject = {
         "symbol": symbol,
         "base_timeframe": base_timeframe,
         "decision_timeframe": decision_timeframe,

@@ -144,7 +144,16 @@ def warm_turn(params: Params) -> None:
     timed(
         "backtest",
         lambda: backtest(
-            loop, rows, bars[:, OPEN_TIME] + step_s, fill, end, gross, *np.zeros((2, len(bars))), 100, params.seed
+            loop,
+            rows,
+            bars[:, OPEN_TIME] + step_s,
+            fill,
+            end,
+            gross,
+            np.zeros(len(bars)),
+            np.zeros(len(bars)),
+            100,
+            params.seed,
         ),
     )
     half = len(features) // 2

@@ -79,7 +79,8 @@ def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> A
     bars    (m, 9) closed decision bars, `step_s` seconds each; base (n, 9) the bars they were made of
     Returns arrays of one length: `index` position of the decision bar · `y` 1 up, 0 down · `weight` uniqueness × time
             decay · `uniqueness` · `known` close of the decision bar · `ended` known + horizon (epoch seconds) ·
-            `gross_bps` of mids, going long · `spread_bps` either side's, NaN = not recorded · `last_return` log return of the decision bar, NaN of the first
+            `gross_bps` of mids, going long · `spread_bps` that either side pays, NaN = not recorded · `last_return`
+            log return of the decision bar, NaN of the first
     Raises  BadValues where the horizon is shorter than a base bar, so that it has no return
     """
     horizon_s = float(params.predictor.horizon_bars * step_s)

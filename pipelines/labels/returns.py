@@ -1,7 +1,7 @@
 """The return over the next hour, and the EWMA volatility known beforehand: the labels of the regime family.
 
-One row a decision bar. The return is `horizon.forward_returns`, of mids: the label is how far the market moves, not what
-a trade earns. The volatility is known at the close.
+One row a decision bar. The return is `horizon.forward_returns`, of mids: the label is how far the market moves, not
+what a trade earns. The volatility is known at the close.
 """
 
 import math

@@ -107,7 +107,7 @@ def drifted(seed: str) -> JsonObject:
 
 
 def gate(bars: Any, symbol: str) -> JsonObject:
-    """Run the real stages and the real gate on bars (n, 8); return the verdict, its checks and the figures."""
+    """Run the real stages and the real gate on bars (n, 9); return the verdict, its checks and the figures."""
     from flows.evaluate import gather
     from flows.support.installation import Installation
     from pipelines.evaluation.gates import judge

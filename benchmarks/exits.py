@@ -52,7 +52,7 @@ ICT_GROUPS = tuple(module.GROUP for module in (fvg, sweep, order_block, cisd, sm
 class Market:
     """Describe one market.
 
-    base (n, 8) are the bars a position is followed on; decision (m, 8) are bars of `step_s` seconds.
+    base (n, 9) are the bars a position is followed on; decision (m, 9) are bars of `step_s` seconds.
     """
 
     title: str
@@ -78,7 +78,7 @@ class PlanResult:
 
 
 def recorded(name: str, timeframe: str) -> Floats:
-    """Return the clean bars (n, 8) of a recorded file."""
+    """Return the clean bars (n, 9) of a recorded file."""
     now = datetime.now(UTC)
     return schemas.to_matrix(assess(read(recording(name), now, timeframe), timeframe, now).clean)
 
@@ -104,12 +104,12 @@ def markets(params: Params) -> list[Market]:
 
 
 def _days(bars: Floats) -> str:
-    """Return the first and the last day of bars (n, 8)."""
+    """Return the first and the last day of bars (n, 9)."""
     return " to ".join(f"{utc(bars[i, OPEN_TIME]):%F}" for i in (0, -1))
 
 
 def ict_events(decision: Floats) -> Events:
-    """Return the raw ICT events of decision bars (m, 8): those that the validator scores, without context."""
+    """Return the raw ICT events of decision bars (m, 9): those that the validator scores, without context."""
     ict, measured = StreamingFold("ict", ICT_GROUPS), StreamingFold("technical", (technical.GROUP,))
     signals = np.full((len(decision), len(SIGNALS.columns)), np.nan)
     signals[:, [SIGNALS.index[name] for name in ict.columns]] = ict.run(decision)

@@ -25,7 +25,7 @@ WINDOW = 500  # bars that the usual code recomputes at every bar
 
 
 def market(tiny: bool) -> tuple[Floats, str]:
-    """Return 15-minute bars (n, 8) and their description."""
+    """Return 15-minute bars (n, 9) and their description."""
     path = recording("binance_spot_btcusdt_1m_2024.parquet")
     if path.is_file() and not tiny:
         return resample(recorded(path), 60, 900), "BTC/USDT 2024, 15m"

@@ -42,13 +42,13 @@ def recording(name: str) -> Path:
 
 
 def recorded(path: Path) -> Floats:
-    """Return the clean 1-minute bars (n, 8) of a recorded file."""
+    """Return the clean 1-minute bars (n, 9) of a recorded file."""
     now = datetime.now(UTC)
     return schemas.to_matrix(assess(read(path, now), "1m", now).clean)
 
 
 def simulated(params: Params, history_days: int, live_days: int = 0, **changes: Any) -> Floats:
-    """Return 1-minute bars (n, 8) of a stationary simulated market, unless `changes` of its spec make it another."""
+    """Return 1-minute bars (n, 9) of a stationary simulated market, unless `changes` of its spec make it another."""
     wanted = {"history_days": history_days, "live_days": live_days, "drift_after_live_days": None} | changes
     return simulate(params.simulator.model_copy(update=wanted), tape=False).bars
 
@@ -74,7 +74,7 @@ def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: b
 class Fixture:
     """Describe a small installation.
 
-    home has bundles and a generation file, ready to serve; live are 1-minute bars (n, 8) after the history.
+    home has bundles and a generation file, ready to serve; live are 1-minute bars (n, 9) after the history.
     """
 
     home: Path

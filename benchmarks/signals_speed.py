@@ -154,7 +154,7 @@ def with_talipp(bars: Floats) -> tuple[Callable[[], Any], Callable[[], dict[str,
     of_bar: Any = [Stoch(14, 1), Williams(14), CCI(20), ATR(14), ADX(14, 14)]
 
     def add(rows: Floats) -> None:
-        """Add rows (m, 8) to every indicator."""
+        """Add rows (m, 9) to every indicator."""
         for _, opened, high, low, close, volume, *_ in rows.tolist():
             bar = OHLCV(opened, high, low, close, volume)
             for indicator in of_close:

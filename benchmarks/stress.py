@@ -46,7 +46,7 @@ STATISTICAL = tuple(name for name in SCENARIOS if not name.startswith("crisis:")
 
 
 def hourly(name: str, now: datetime) -> tuple[Floats, Floats]:
-    """Return the clean bars (n, 8) of a recorded file, and the spread (n,) at their close as a fraction of the mid
+    """Return the clean bars (n, 9) of a recorded file, and the spread (n,) at their close as a fraction of the mid
     price.
     """
     path = recording(name)
@@ -206,7 +206,7 @@ def _side_bps(params: Params) -> float:
 
 
 def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
-    """Return the whole page. `markets`: name → hourly bars (n, 8) and spreads (n,)."""
+    """Return the whole page. `markets`: name → hourly bars (n, 9) and spreads (n,)."""
     limit, most = params.risk.max_drawdown, largest_allowed(params.risk, 1)
     single = together([CRISES_OF], markets)
     single = dataclasses.replace(single, crises=single.bars)

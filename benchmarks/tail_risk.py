@@ -58,7 +58,7 @@ class Backtested:
 
 
 def closes(bars: Floats, step: str) -> Floats:
-    """Return closes (m,) of hourly bars (n, 8): of each hour, or of the last hour of each UTC day with enough hours."""
+    """Return closes (m,) of hourly bars (n, 9): of each hour, or of the last hour of each UTC day with enough hours."""
     if step == "hourly":
         return bars[:, CLOSE]
     _, first, hours = np.unique(bars[:, OPEN_TIME] // DAY_S, return_index=True, return_counts=True)
@@ -156,7 +156,7 @@ def _prose(text: str) -> str:
 
 
 def page(markets: dict[str, Floats]) -> str:
-    """Return the whole page. `markets`: name → hourly bars (n, 8)."""
+    """Return the whole page. `markets`: name → hourly bars (n, 9)."""
     rows = [row for market, bars in markets.items() for row in backtest_all(market, bars)]
     lines = [
         "# Value at risk and expected shortfall against what followed",
@@ -196,7 +196,7 @@ def main() -> None:
 
 
 def _recorded(now: datetime) -> dict[str, Floats]:
-    """Return the clean hourly bars (n, 8) of every market."""
+    """Return the clean hourly bars (n, 9) of every market."""
     return {
         market: schemas.to_matrix(assess(read(recording(name), now, "1h"), "1h", now).clean)
         for market, name in MARKETS.items()

@@ -21,8 +21,8 @@ Arrays = dict[str, npt.NDArray[Any]]  # the arrays of an .npz by name
 
 DAY_S = 86_400.0  # seconds
 
-# ---- bars in compiled code: one row of eight float64, C-contiguous; NaN = not recorded --------------------------
-BAR_FIELDS = ("open_time", "open", "high", "low", "close", "volume", "trades", "taker_buy_volume")
+# ---- bars in compiled code: one row of nine float64, C-contiguous; NaN = not recorded ---------------------------
+BAR_FIELDS = ("open_time", "open", "high", "low", "close", "volume", "trades", "taker_buy_volume", "half_spread")
 OPEN_TIME = 0  # epoch seconds UTC, start of the bar
 OPEN = 1  # quote currency
 HIGH = 2
@@ -31,7 +31,8 @@ CLOSE = 4
 VOLUME = 5  # base asset; NaN where the source has none (forex)
 TRADES = 6  # count; NaN where the source has none
 TAKER_BUY = 7  # base asset bought by takers; NaN where the source has none
-BAR_WIDTH = 8
+HALF_SPREAD = 8  # quote currency, (ask - bid) / 2 at the close; NaN where no quotes were recorded
+BAR_WIDTH = len(BAR_FIELDS)
 
 # ---- book in compiled code: (2 sides, levels, 3) float64; side 0 bid, 1 ask; price, size, order count -----------
 BOOK_LEVELS = 5  # levels stored on each side of a recorded book
@@ -194,7 +195,7 @@ RETAINED_BARS = 256  # decision bars in a live service and in a warm start; the 
 class History:
     """Hold m closed decision bars in time order with everything known at their closes: the inputs of any model.
 
-    bars (m, 8) · features (m, kf) · signals (m, ks) · levels (m, 2, levels, 3) books · context (m, CONTEXT_WIDTH)
+    bars (m, 9) · features (m, kf) · signals (m, ks) · levels (m, 2, levels, 3) books · context (m, CONTEXT_WIDTH)
     """
 
     bars: Floats

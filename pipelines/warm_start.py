@@ -55,7 +55,7 @@ class WarmStart:
 
     last_open_time  epoch seconds: open of that base bar
     feature_state, signal_state  flat fold states after `bar`
-    tail            (t, 8) base bars of the decision bar that is still open
+    tail            (t, 9) base bars of the decision bar that is still open
     history         the newest RETAINED_BARS closed decision bars and everything known at their closes; the states are
                     those after the last of them
     books, feed     records that a later close can still read; None where the snapshot holds no such record
@@ -105,7 +105,7 @@ def write_warm_start(
 ) -> None:
     """Write the part of a warm start that the features stage knows.
 
-    base (n, 8) bars, `history` of all decision bars, books and feed of the snapshot. The states are the folds' after
+    base (n, 9) bars, `history` of all decision bars, books and feed of the snapshot. The states are the folds' after
     the last decision bar. Raises NotEnoughData without a closed decision bar.
     """
     if len(history) == 0:
@@ -194,9 +194,12 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
             f"{folder}: this warm start was written by an earlier release, without {', '.join(lacking)}; "
             "`bellwether run --once` trains and publishes a new one"
         )
-    tail, bars = arrays["tail"], arrays["history.bars"]
+    tail = arrays["tail"] = _with_half_spread(arrays["tail"])
+    bars = arrays["history.bars"] = _with_half_spread(arrays["history.bars"])
     if tail.shape[1:] != (BAR_WIDTH,) or bars.shape[1:] != (BAR_WIDTH,) or len(bars) == 0:
-        raise BadShape(f"{folder}: tail {tail.shape} and bars {bars.shape}, wanted (t, 8) and (1 or more, 8)")
+        raise BadShape(
+            f"{folder}: tail {tail.shape} and bars {bars.shape}, wanted (t, {BAR_WIDTH}) and (1 or more, {BAR_WIDTH})"
+        )
     traditional = meta["traditional"]
     scores_file = SCORES_FILE if SCORES_FILE in content else _SCORES_FILE_BEFORE
     return WarmStart(
@@ -221,6 +224,13 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
     )
 
 
+def _with_half_spread(bars: Floats) -> Floats:
+    """Return bars of releases up to 0.5, (n, 8), with the half spread they did not record; others unchanged."""
+    if bars.shape[1:] != (BAR_WIDTH - 1,):
+        return bars
+    return np.column_stack([bars, np.full(len(bars), np.nan)])
+
+
 def _parts(kind: type[T], arrays: Arrays, name: str) -> T:
     """Return a record of class `kind` from the arrays whose names begin with `name`."""
     return kind(**{part.name: arrays[f"{name}.{part.name}"] for part in fields(kind)})
@@ -229,7 +239,7 @@ def _parts(kind: type[T], arrays: Arrays, name: str) -> T:
 def weekly_closures(bars: Floats, step_s: int) -> Bools:
     """Return (slots of a week,): True where a market is regularly closed, and for an hour on either side of that.
 
-    bars  (m, 8) decision bars. A slot is regularly closed if no bar came in at least CLOSED_SHARE of the weeks. Clocks
+    bars  (m, 9) decision bars. A slot is regularly closed if no bar came in at least CLOSED_SHARE of the weeks. Clocks
     that change move a closing hour to the slot an hour away: in every week it is in one of the two, so one of them
     passes the half and the other is its neighbour, also where the history ends before the clocks change. Under
     CLOSURE_WEEKS weeks no closure is known, and every missing bar is a gap. Slots count from the epoch, a Thursday.

@@ -57,7 +57,7 @@ class Client:
     def observe(
         self, symbol: str, bars: Floats, books: Books | None = None, feed: ContextFeed | None = None
     ) -> JsonObject:
-        """Send base bars (n, 8) of a symbol and the records known by their close; NaN is left out.
+        """Send base bars (n, 9) of a symbol and the records known by their close; NaN is left out.
 
         More than BATCH_SIZE records of a kind go ahead of the bars in requests of their own: a body has a limit.
         Returns the answer of `/observe`. Raises InputError for bars that are refused, ServiceDown if none can be taken.
@@ -155,6 +155,6 @@ def context_json(feed: ContextFeed) -> list[JsonObject]:
 
 
 def bar_json(bar: Floats) -> JsonObject:
-    """Return a bar (8,) as `/observe` reads it; NaN is left out."""
+    """Return a bar (9,) as `/observe` reads it; NaN is left out."""
     values = {name: float(v) for name, v in zip(BAR_FIELDS[1:], bar[1:], strict=True) if np.isfinite(v)}
     return {"open_time": utc(bar[0]).isoformat(), **values}

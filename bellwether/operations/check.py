@@ -9,7 +9,16 @@ import numpy as np
 import pandas as pd
 
 from flows.support.market_access import market_records
-from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TAKER_BUY, TAPE_FIELDS, TIMEFRAME_SECONDS, VOLUME, Floats
+from pipelines.contracts import (
+    CONTEXT_FIELDS,
+    HALF_SPREAD,
+    OPEN_TIME,
+    TAKER_BUY,
+    TAPE_FIELDS,
+    TIMEFRAME_SECONDS,
+    VOLUME,
+    Floats,
+)
 from pipelines.data.quality import QualityReport, assess
 from pipelines.data.schemas import to_matrix
 from pipelines.data.sources import Records, make_source, normalise_symbol
@@ -136,9 +145,9 @@ def longest_gaps(gaps: pd.DataFrame) -> list[Gap]:
 
 
 def recorded_inputs(bars: Floats, records: Records) -> set[str]:
-    """Return which inputs other than prices a market has, named as in `Column.needs`; bars (n, 8)."""
+    """Return which inputs other than prices a market has, named as in `Column.needs`; bars (n, 9)."""
     books, feed = records
-    columns = {"volume": bars[:, VOLUME], "taker": bars[:, TAKER_BUY]}
+    columns = {"volume": bars[:, VOLUME], "taker": bars[:, TAKER_BUY], "spread": bars[:, HALF_SPREAD]}
     given = {name for name, values in columns.items() if not np.isnan(values).all()}
     if books is not None:
         tape = zip(TAPE_FIELDS, books.tape.T, strict=True)

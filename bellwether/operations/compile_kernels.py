@@ -77,7 +77,7 @@ def timed(what: str, run: Callable[[], T]) -> T:
 
 
 def fold_twice(fold: StreamingFold, bars: Floats) -> Floats:
-    """Return the values of a fold over bars (n, 8), after one live step: the two drivers of the same kernel."""
+    """Return the values of a fold over bars (n, 9), after one live step: the two drivers of the same kernel."""
     state = fold.fresh()
     values = fold.run(bars, state=state)
     fold.step(state, bars[-1])
@@ -152,13 +152,14 @@ def warm_turn(params: Params) -> None:
 
 
 def random_walk(n: int, seed: int) -> Floats:
-    """Return (n, 8) one-minute bars of a random walk: enough for what only has to be compiled."""
+    """Return (n, 9) one-minute bars of a random walk: enough for what only has to be compiled."""
     rng = np.random.default_rng(seed)
     close = 100.0 * np.exp(np.cumsum(rng.normal(0.0, 1e-3, n)))
     first = np.concatenate([[100.0], close[:-1]])
     volume = rng.uniform(1.0, 2.0, n)
     high, low = np.maximum(first, close) * 1.0005, np.minimum(first, close) * 0.9995
-    return np.column_stack([60.0 * np.arange(n), first, high, low, close, volume, np.full(n, 9.0), volume / 2])
+    trades, quoted = np.full(n, 9.0), 1e-4 * close
+    return np.column_stack([60.0 * np.arange(n), first, high, low, close, volume, trades, volume / 2, quoted])
 
 
 def write_recording(folder: Path) -> Path:

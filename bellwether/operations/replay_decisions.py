@@ -93,7 +93,7 @@ def _time_order(record: DecisionRecord) -> tuple[datetime, datetime]:
 
 @dataclass(slots=True)
 class _Walk:
-    """Hold a symbol at some close, and the observed bars (n, 8) after it, of which the first `at` were processed."""
+    """Hold a symbol at some close, and the observed bars (n, 9) after it, of which the first `at` were processed."""
 
     symbol: Symbol
     bars: Floats

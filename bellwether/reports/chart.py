@@ -14,6 +14,7 @@ import numpy as np
 
 from flows.support.installation import Installation
 from pipelines.contracts import (
+    BAR_WIDTH,
     CLOSE,
     HIGH,
     LOW,
@@ -41,7 +42,7 @@ COLOURS = dict(zip(REGIMES, ("#4c78a8", "#b8b8b8", "#e45756", "#72b7b2"), strict
 class ChartData:
     """Hold what is drawn.
 
-    bars       (n, 8) decision bars of `step_s` seconds, stamped at their open
+    bars       (n, 9) decision bars of `step_s` seconds, stamped at their open
     signals    (n, len(SIGNALS.columns)) on them; NaN where none were computed
     decisions  those made on these bars, oldest first
     """
@@ -73,7 +74,7 @@ def gather(installation: Installation, symbol: str | None, last: int) -> ChartDa
     described, meta = installation.manifest(), installation.meta()
     name = symbol or str(described["symbol"])
     step_s = TIMEFRAME_SECONDS[meta["decision_timeframe"]]
-    bars, signals = np.empty((0, 8)), np.empty((0, len(SIGNALS.columns)))
+    bars, signals = np.empty((0, BAR_WIDTH)), np.empty((0, len(SIGNALS.columns)))
     if name == described["symbol"]:
         folder = installation.workspace / "artifacts" / "features"
         bars, signals = np.load(folder / "decision.npy"), np.load(folder / "signals.npy")

@@ -37,7 +37,7 @@ SCORE_COLUMNS = ("signal", "n", "a week", "bars held", "hit rate", "gross bps", 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Hold a market: decision bars (n, 8) of `step_s` seconds, signals (n, ks) on them, and its recorded inputs.
+    """Hold a market: decision bars (n, 9) of `step_s` seconds, signals (n, ks) on them, and its recorded inputs.
 
     given   inputs other than prices, named as in `Column.needs`
     """
@@ -159,7 +159,7 @@ def _of_this_catalogue(meta: Mapping[str, Any], signals: Floats) -> Floats:
 
 
 def _given(bars: Floats, levels: Floats | None, context: Floats | None) -> set[str]:
-    """Return which inputs other than prices hold values: bars (n, 8), books (n, 2, levels, 3), context (n, width)."""
+    """Return which inputs other than prices hold values: bars (n, 9), books (n, 2, levels, 3), context (n, width)."""
     inputs = {"volume": bars[:, VOLUME], "taker": bars[:, TAKER_BUY]}
     if levels is not None:
         inputs["book"] = levels[:, :, :1, 0]

@@ -80,7 +80,7 @@ def of_file(path: Path, symbol: str | None, context: list[Path], params: Params,
 
 
 def _measured(symbol: str, timeframe: str, decision: Floats, signals: Floats, base: Floats, params: Params) -> Measured:
-    """Measure every star: decision (n, 8) bars of `timeframe`, signals (n, ks) on them, base (m, 8) bars below them."""
+    """Measure every star: decision (n, 9) bars of `timeframe`, signals (n, ks) on them, base (m, 9) bars below them."""
     step_s = TIMEFRAME_SECONDS[timeframe]
     first, last = (_moment(decision[i, OPEN_TIME] + step_s) for i in (0, -1))
     truth = history(decision, signals, SIGNALS.columns)

@@ -75,7 +75,7 @@ def backtest_policy(
 ) -> Backtest:  # fmt: skip
     """Return the backtest of the compiled kernel over decision bars from `bars[0]` on.
 
-    base (n, 8), decision (m, 8), features (m, kf), signals (m, ks); bars (e,) decision rows of scored events with their
+    base (n, 9), decision (m, 9), features (m, kf), signals (m, ks); bars (e,) decision rows of scored events with their
     out-of-fold p and p_low (e,); an event that was not scored has no probability, so the kernel refuses it;
     step_s seconds of a decision bar; model_regime (m,) codes of the regime model, NaN = the rule decides
     """

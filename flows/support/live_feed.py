@@ -29,7 +29,7 @@ def live_tail(
     since: datetime | None = None,
     context: Sequence[str] = (),
 ) -> tuple[datetime, Floats, Records]:
-    """Return (end of the history, base bars (n, 8) after it, all records known now).
+    """Return (end of the history, base bars (n, 9) after it, all records known now).
 
     The tail is the simulator's live days, or the last data.live_days of a file or exchange.
 
@@ -73,7 +73,7 @@ def send_live_bars(
 ) -> list[Mapping[str, Any]]:
     """Send base bars with the records known by then, and request a decision at each decision bar's close.
 
-    bars     (n, 8) in time order; those already stored are not sent again, nor what was known when the last one closed
+    bars     (n, 9) in time order; those already stored are not sent again, nor what was known when the last one closed
     Returns  the decisions, as the service sends them
     """
     newest, manifest = installation.store.newest_bar(symbol), installation.manifest()

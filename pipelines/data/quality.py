@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipelines.contracts import Bools, Floats, Ints, DAY_S
-from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, check, epoch_seconds
+from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, SPREAD, VALUES, check, epoch_seconds
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, NotEnoughData
 
@@ -34,6 +34,7 @@ REASONS = (
     "NON_POSITIVE",
     "OHLC_ORDER",
     "TAKER_OVER_VOLUME",
+    "SPREAD",  # negative (ask under bid), or so wide that the bid at the low is not above 0
     "FUTURE",
     "DUPLICATE",
     "CONFLICT",
@@ -114,17 +115,19 @@ def assess(frame: pd.DataFrame, timeframe: str, as_of: datetime, weekly_sessions
 
 
 def _impossible(rows: pd.DataFrame, as_of: datetime) -> Reasons:
-    """Return (n,) the first reason that makes a row impossible, "" if none; a NaN amount means "not recorded"."""
+    """Return (n,) the first reason that makes a row impossible, "" if none; a NaN amount or spread means "not recorded"."""
     prices, amounts = rows[list(PRICES)].to_numpy(), rows[list(AMOUNTS)].to_numpy()
     opened, high, low, close = prices.T
     volume, _, taker = amounts.T
+    spread = rows[SPREAD].to_numpy()
     with np.errstate(invalid="ignore"):
         found: dict[str, Bools] = {
             "NO_TIME": rows[["open_time", "known_at", "ingested_at"]].isna().any(axis=1).to_numpy(),
-            "NON_FINITE": ~np.isfinite(prices).all(axis=1) | np.isinf(amounts).any(axis=1),
+            "NON_FINITE": ~np.isfinite(prices).all(axis=1) | np.isinf(amounts).any(axis=1) | np.isinf(spread),
             "NON_POSITIVE": (prices <= 0).any(axis=1) | (amounts < 0).any(axis=1),
             "OHLC_ORDER": (high < np.maximum(opened, close)) | (low > np.minimum(opened, close)),
             "TAKER_OVER_VOLUME": taker > volume,
+            "SPREAD": (spread < 0) | (spread >= low),
             "FUTURE": (rows["known_at"] > as_of).to_numpy(),
         }
     return np.select(list(found.values()), list(found), default="").astype("<U20")
@@ -138,7 +141,7 @@ def _copies(rows: pd.DataFrame, reason: Reasons) -> Reasons:
         return reason
     new = np.r_[True, times[1:] != times[:-1]]
     first = good[np.maximum.accumulate(np.where(new, np.arange(len(good)), 0))]
-    values = rows[[*PRICES, *AMOUNTS]].to_numpy()
+    values = rows[list(VALUES)].to_numpy()
     copies, originals = good[~new], first[~new]
     a, b = values[copies], values[originals]
     same = ((a == b) | (np.isnan(a) & np.isnan(b))).all(axis=1)

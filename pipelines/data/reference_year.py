@@ -31,7 +31,7 @@ def cpu_type() -> str:
 def compare(data_hash: str, bars: Floats, pointer: Path = POINTER, sample: Path = SAMPLE) -> str | None:
     """Return EQUAL or SAME_MARKET if a data version is the committed year, None if it is another market.
 
-    data_hash  of the version; bars (n, 8) its 1-minute bars
+    data_hash  of the version; bars (n, 9) its 1-minute bars
     The sample is compared only on another CPU type than the year was made on. Raises UnreadableFile for a broken
     pointer or sample.
     """
@@ -50,7 +50,7 @@ def compare(data_hash: str, bars: Floats, pointer: Path = POINTER, sample: Path 
 
 
 def holds_sample(bars: Floats, sample: Path = SAMPLE) -> bool:
-    """Return whether bars (n, 8) contain every bar of the sample, each number within TOLERANCE."""
+    """Return whether bars (n, 9) contain every bar of the sample, each number within TOLERANCE."""
     wanted = to_matrix(read_bars(sample))
     at = np.searchsorted(bars[:, OPEN_TIME], wanted[:, OPEN_TIME])
     if len(bars) == 0 or at.max() >= len(bars):

@@ -1,6 +1,6 @@
 """Event sampling: samples of a stream of rows that end when enough has happened, not at a clock time.
 
-Rows are (n, 8) in BAR_FIELDS order: 1-minute bars, decision bars, or single trades as `ticks` writes them. A row is
+Rows are (n, 9) in BAR_FIELDS order: 1-minute bars, decision bars, or single trades as `ticks` writes them. A row is
 never split: the one that crosses a threshold ends the sample, whole, and the next sample starts from 0. A sample
 is known at the close of its last row and depends on no later one. Samples define when to evaluate a signal; they
 remove no row from training.
@@ -19,6 +19,7 @@ from pipelines.compiled import kernel
 from pipelines.contracts import (
     BAR_WIDTH,
     CLOSE,
+    HALF_SPREAD,
     HIGH,
     LOW,
     OPEN_TIME,
@@ -61,9 +62,10 @@ class Samples:
 
 
 def ticks(trades: Trades) -> Floats:
-    """Return (n, 8): each trade as a row of no length (`seconds` 0) with one price, its size, and its aggressor."""
+    """Return (n, 9): each trade as a row of no length (`seconds` 0) with one price, its size, and its aggressor."""
     bought = np.where(trades.side > 0.0, trades.size, 0.0)
-    return np.column_stack([trades.time, *[trades.price] * 4, trades.size, np.ones(len(trades.time)), bought])
+    n = len(trades.time)
+    return np.column_stack([trades.time, *[trades.price] * 4, trades.size, np.ones(n), bought, np.full(n, np.nan)])
 
 
 def cusum(
@@ -162,9 +164,9 @@ def mean_amount(rows: Floats, unit: Literal["volume", "dollar"], expected: float
 
 
 def sampled_bars(rows: Floats, samples: Samples) -> Floats:
-    """Return (k, 8) bars of the samples: first, max, min, last, sums; stamped with the open of the first row.
+    """Return (k, 9) bars of the samples: first, max, min, last, sums; stamped with the open of the first row.
 
-    A sum over a NaN is NaN: part of it is unknown.
+    A sum over a NaN is NaN: part of it is unknown. half_spread is the mean of the recorded ones.
     """
     out = np.empty((len(samples), BAR_WIDTH))
     _merge(np.ascontiguousarray(rows), samples.first, samples.last, out)
@@ -181,7 +183,7 @@ def sampled_closes(samples: Samples, closes: Floats) -> Bools:
 def checked(rows: Floats, needs: tuple[str, ...] = ()) -> Floats:
     """Return the rows unchanged.
 
-    Raises BadShape unless (n, 8), BadTimes where they go back in time, BadValues on a close that is no price, and on a
+    Raises BadShape unless (n, 9), BadTimes where they go back in time, BadValues on a close that is no price, and on a
     missing or negative volume if `needs` names it.
     """
     if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH:
@@ -320,9 +322,14 @@ def _imbalance(
 
 @kernel
 def _merge(rows: Floats, first: Ints, last: Ints, out: Floats) -> None:
-    """Fill out (k, 8) float64 with the bars of rows first..last (k,) int64 of rows (n, 8) float64."""
+    """Fill out (k, 9) float64 with the bars of rows first..last (k,) int64 of rows (n, 9) float64."""
     for k in range(first.shape[0]):
         out[k, :] = rows[first[k], :]
+        quoted, total = 0, 0.0
+        for i in range(first[k], last[k] + 1):
+            if rows[i, HALF_SPREAD] == rows[i, HALF_SPREAD]:
+                quoted, total = quoted + 1, total + rows[i, HALF_SPREAD]
+        out[k, HALF_SPREAD] = total / quoted if quoted else np.nan
         for i in range(first[k] + 1, last[k] + 1):
             out[k, HIGH] = max(out[k, HIGH], rows[i, HIGH])
             out[k, LOW] = min(out[k, LOW], rows[i, LOW])

@@ -1,8 +1,10 @@
-"""The bars frame, typed and versioned, and its two other forms: the (n, 8) matrix of compiled code and Parquet.
+"""The bars frame, typed and versioned, and its two other forms: the (n, 9) matrix of compiled code and Parquet.
 
 Columns, in order: three UTC stamps (law L8), then prices in quote currency, volumes in base asset, trades a count.
 `open_time` names the bar; `known_at` = when it could first be known (never before its close); `ingested_at` =
-when it was stored. NaN means "not recorded" and is allowed in volume, trades and taker_buy_volume only.
+when it was stored. half_spread is (ask - bid) / 2 at the close, quote currency. NaN means "not recorded" and is allowed
+in volume, trades, taker_buy_volume and half_spread only. Files of bars/1, the schema up to release 0.5, have no
+half_spread and are read with NaN.
 """
 
 import os
@@ -21,18 +23,21 @@ from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, OPEN_TIME, Floats
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadColumns, BadShape, BadTimes, BadValues, InputError, UnreadableFile
 
-BARS_VERSION = "bars/1"  # written into every Parquet file; a change of columns, units or meaning raises it
+BARS_VERSION = "bars/2"  # written into every Parquet file; a change of columns, units or meaning raises it
 TIMES = ("open_time", "known_at", "ingested_at")
 PRICES = ("open", "high", "low", "close")
+BARS_BEFORE = "bars/1"  # without half_spread
 AMOUNTS = ("volume", "trades", "taker_buy_volume")
-COLUMNS = (*TIMES, *PRICES, *AMOUNTS)
+SPREAD = "half_spread"
+VALUES = (*PRICES, *AMOUNTS, SPREAD)
+COLUMNS = (*TIMES, *VALUES)
 
 _ARROW = pyarrow.schema(
     [(name, pyarrow.timestamp("us", tz="UTC")) for name in TIMES]
-    + [(name, pyarrow.float64()) for name in (*PRICES, *AMOUNTS)],
+    + [(name, pyarrow.float64()) for name in VALUES],
     metadata={"bellwether.schema": BARS_VERSION},
 )
-_ENCODING = dict.fromkeys(TIMES, "DELTA_BINARY_PACKED") | dict.fromkeys((*PRICES, *AMOUNTS), "BYTE_STREAM_SPLIT")
+_ENCODING = dict.fromkeys(TIMES, "DELTA_BINARY_PACKED") | dict.fromkeys(VALUES, "BYTE_STREAM_SPLIT")
 _STAMP = pd.DatetimeTZDtype("us", "UTC")
 
 
@@ -52,6 +57,11 @@ def _inside_range(frame: Any) -> Any:
     return (frame["high"] >= body_high) & (frame["low"] <= body_low)
 
 
+def _bid_above_0(frame: Any) -> Any:
+    """Return (n,): whether the half spread leaves a bid above 0 at the low, or was not recorded."""
+    return frame[SPREAD].isna() | (frame[SPREAD] < frame["low"])
+
+
 def _schema(name: str, strict_values: bool) -> Any:
     """Return the schema of columns and types; with `strict_values` also the rules for their values."""
     times = [pa.Check(_ascending, name="ascending")] if strict_values else []
@@ -64,11 +74,12 @@ def _schema(name: str, strict_values: bool) -> Any:
             "known_at": pa.Column(_STAMP, nullable=loose),
             "ingested_at": pa.Column(_STAMP, nullable=loose),
             **{field: pa.Column("float64", prices, nullable=loose) for field in PRICES},
-            **{field: pa.Column("float64", amounts, nullable=True) for field in AMOUNTS},
+            **{field: pa.Column("float64", amounts, nullable=True) for field in (*AMOUNTS, SPREAD)},
         },
         checks=[
             pa.Check(_known_after_open, name="known_after_open"),
             pa.Check(_inside_range, name="inside_range"),
+            pa.Check(_bid_above_0, name="bid_above_0"),
         ]
         if strict_values
         else [],
@@ -85,15 +96,16 @@ LAYOUT = _schema(
 BARS = _schema("bars", strict_values=True)  # the clean rows of quality.assess, on which everything after it relies
 
 _REMEDY: dict[str | None, tuple[type[InputError], str]] = {
-    "not_nullable": (BadValues, "only volume, trades and taker_buy_volume may be missing"),
+    "not_nullable": (BadValues, "only volume, trades, taker_buy_volume and half_spread may be missing"),
     "ascending": (BadTimes, "open_time must ascend without copies"),
     "known_after_open": (BadTimes, "known_at must be after open_time, and ingested_at not before it"),
     "positive": (BadValues, "prices must be finite and above 0"),
     "not_negative": (
         BadValues,
-        "volume, trades and taker_buy_volume must be NaN (not recorded) or finite and not negative",
+        "volume, trades, taker_buy_volume and half_spread must be NaN (not recorded) or finite and not negative",
     ),
     "inside_range": (BadValues, "high must be the highest and low the lowest of the four prices"),
+    "bid_above_0": (BadValues, "half_spread must be under the low: it is (ask - bid) / 2 in quote currency"),
 }
 
 
@@ -129,7 +141,7 @@ def _refusal(frame: pd.DataFrame, error: Any) -> InputError:
 
 
 def to_matrix(frame: pd.DataFrame) -> Floats:
-    """Return a bars frame (n rows) as (n, 8) float64 in BAR_FIELDS order, C-contiguous; open_time in epoch seconds."""
+    """Return a bars frame (n rows) as (n, 9) float64 in BAR_FIELDS order, C-contiguous; open_time in epoch seconds."""
     matrix = np.empty((len(frame), BAR_WIDTH))
     matrix[:, OPEN_TIME] = epoch_seconds(frame["open_time"])
     for i, name in enumerate(BAR_FIELDS[1:], start=1):
@@ -144,7 +156,7 @@ def epoch_seconds(stamps: Any) -> Floats:
 
 
 def to_frame(matrix: Floats, timeframe: str, ingested_at: datetime | None) -> pd.DataFrame:
-    """Return (n, 8) bars as a bars frame. known_at = open_time + timeframe; `ingested_at` None = when it was known.
+    """Return (n, 9) bars as a bars frame. known_at = open_time + timeframe; `ingested_at` None = when it was known.
 
     Raises BadShape on another width, BadTimes if a time is not finite or `ingested_at` is naive.
     """
@@ -199,7 +211,7 @@ def write_bars(frame: pd.DataFrame, path: Path) -> None:
 
 
 def read_bars(path: Path) -> pd.DataFrame:
-    """Read what `write_bars` wrote and check it again.
+    """Read what `write_bars` wrote, also up to release 0.5 (half_spread NaN), and check it again.
 
     Raises UnreadableFile if it is not whole Parquet, BadColumns if it was written by another schema version.
     """
@@ -210,8 +222,11 @@ def read_bars(path: Path) -> pd.DataFrame:
             f"{path}: not a whole Parquet file ({error}). Fetch it again, e.g. with `dvc pull`."
         ) from error
     version = (table.schema.metadata or {}).get(b"bellwether.schema", b"none").decode()
-    if version != BARS_VERSION:
+    if version not in (BARS_BEFORE, BARS_VERSION):
         raise BadColumns(
             f"{path}: schema {version!r}, expected {BARS_VERSION!r}. Ingest it again with pipelines.data.readers.files."
         )
-    return check(table.to_pandas())
+    frame = table.to_pandas()
+    if version == BARS_BEFORE:
+        frame[SPREAD] = np.full(len(frame), np.nan)
+    return check(frame)

@@ -6,6 +6,7 @@ from pipelines.compiled import kernel
 from pipelines.contracts import (
     BAR_WIDTH,
     CLOSE,
+    HALF_SPREAD,
     HIGH,
     LOW,
     OPEN_TIME,
@@ -27,11 +28,11 @@ def seconds(timeframe: str) -> int:
 
 @kernel
 def _resample(bars: Floats, target: float, seen_until: float, out: Floats) -> int:
-    """Fill out (n, 8) from the top with bars of `target` seconds; return how many are closed at `seen_until`.
+    """Fill out (n, 9) from the top with bars of `target` seconds; return how many are closed at `seen_until`.
 
-    bars (n, 8) and out float64; target in seconds, seen_until in epoch seconds, float64
+    bars (n, 9) and out float64; target in seconds, seen_until in epoch seconds, float64
     """
-    made = -1
+    made, quoted, total = -1, 0, 0.0  # base bars with a half spread in the newest bar, and their sum
     for i in range(bars.shape[0]):
         start = np.floor(bars[i, OPEN_TIME] / target) * target
         if start + target > seen_until:
@@ -40,6 +41,8 @@ def _resample(bars: Floats, target: float, seen_until: float, out: Floats) -> in
             made += 1
             out[made, :] = bars[i, :]
             out[made, OPEN_TIME] = start
+            known = bars[i, HALF_SPREAD] == bars[i, HALF_SPREAD]
+            quoted, total = (1, bars[i, HALF_SPREAD]) if known else (0, 0.0)
             continue
         out[made, HIGH] = max(out[made, HIGH], bars[i, HIGH])
         out[made, LOW] = min(out[made, LOW], bars[i, LOW])
@@ -47,18 +50,22 @@ def _resample(bars: Floats, target: float, seen_until: float, out: Floats) -> in
         out[made, VOLUME] += bars[i, VOLUME]
         out[made, TRADES] += bars[i, TRADES]
         out[made, TAKER_BUY] += bars[i, TAKER_BUY]
+        if bars[i, HALF_SPREAD] == bars[i, HALF_SPREAD]:
+            quoted, total = quoted + 1, total + bars[i, HALF_SPREAD]
+            out[made, HALF_SPREAD] = total / quoted
     return made + 1
 
 
 def resample(matrix: Floats, base_seconds: int, target_seconds: int) -> Floats:
-    """Return bars of `base_seconds` as bars of `target_seconds`: first, max, min, last, sums.
+    """Return bars of `base_seconds` as bars of `target_seconds`: first, max, min, last, sums, mean spread.
 
-    matrix   (n, 8) in BAR_FIELDS order, ascending unique open times (epoch seconds UTC), finite prices
-    Returns  (m, 8), stamped with the open time of the target slot (multiples of `target_seconds` since the epoch).
+    matrix   (n, 9) in BAR_FIELDS order, ascending unique open times (epoch seconds UTC), finite prices
+    Returns  (m, 9), stamped with the open time of the target slot (multiples of `target_seconds` since the epoch).
              A bar is returned only when its last base slot is over. Where base rows are missing inside a
              bar, it is made of the others; a target bar without any base row is absent.
-             A sum over a NaN (volume, trades, taker_buy_volume) is NaN: part of it is unknown.
-    Raises   BadShape if the matrix is not (n, 8); BadTimes if times do not ascend or the target is no multiple of base
+             A sum over a NaN (volume, trades, taker_buy_volume) is NaN: part of it is unknown. half_spread is the
+             mean of those recorded inside the bar, NaN where none was.
+    Raises   BadShape if the matrix is not (n, 9); BadTimes if times do not ascend or the target is no multiple of base
     """
     if matrix.ndim != 2 or matrix.shape[1] != BAR_WIDTH:
         raise BadShape(f"bars have shape {matrix.shape}, expected (n, {BAR_WIDTH}). Use schemas.to_matrix(frame).")

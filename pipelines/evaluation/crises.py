@@ -52,7 +52,7 @@ class CrisisReplay(NamedTuple):
 
 
 def replay_crisis(bars: Floats, portfolio: Portfolio, resting: bool = False) -> CrisisReplay:
-    """Return the equity path of a portfolio through bars (m, k, 8), m >= 1.
+    """Return the equity path of a portfolio through bars (m, k, 9), m >= 1.
 
     A bar that opens beyond a stop fills it at that open. One that reaches the stop inside fills it at the stop or at
     the next bar's open, whichever is worse (in the last bar: at its close): never better than the stop, up to a bar
@@ -94,7 +94,7 @@ def drawdowns(found: CrisisReplay) -> Floats:
 
 
 def moves(bars: Floats) -> dict[str, float]:
-    """Return the largest fall and rise of bars (m, 8) as fractions of their start, and their durations in hours.
+    """Return the largest fall and rise of bars (m, 9) as fractions of their start, and their durations in hours.
 
     Measured from an earlier bar's extreme, or the same bar's open, to a bar's other extreme: bars do not record which
     of their own extremes came first.
@@ -112,7 +112,7 @@ def moves(bars: Floats) -> dict[str, float]:
 
 
 def bars_in_window(recorded: MarketHistory, window: Window) -> Floats | str:
-    """Return (m, k, 8) bars of a window, or the reason why there are none."""
+    """Return (m, k, 9) bars of a window, or the reason why there are none."""
     if recorded.crises is None:
         return "no bars of it: pass hourly bars that cover it with --crises FILE"
     time = recorded.crises[:, 0, OPEN_TIME]

@@ -89,8 +89,8 @@ def score_sides(
 ) -> Scores:  # fmt: skip
     """Score the sides (n,) that each signal took at the closes of n decision bars.
 
-    decision  (n, 8) bars of `step_s` seconds
-    base      (m, 8) bars they were made of; the decision bars themselves if nothing finer was recorded
+    decision  (n, 9) bars of `step_s` seconds
+    base      (m, 9) bars they were made of; the decision bars themselves if nothing finer was recorded
     atr       (n,) fraction of price at each close; events without one are left out, as no barrier can be set
     Raises    BadShape if lengths differ
     """

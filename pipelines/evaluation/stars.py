@@ -69,7 +69,7 @@ def measure_contributions(truth: Floats, decision: Floats, base: Floats, step_s:
     """Measure every star and the ratings from 15 and from 18.
 
     truth     (n, 21, 2) of `signals.stars.history` for the n decision bars
-    decision  (n, 8) bars of `step_s` seconds; base (m, 8) bars they were made of, or the same
+    decision  (n, 9) bars of `step_s` seconds; base (m, 9) bars they were made of, or the same
     Raises    BadShape
     """
     n = len(decision)

@@ -62,9 +62,9 @@ class Portfolio:
 class MarketHistory:
     """Hold what scenarios read of k assets; missing data makes a scenario absent.
 
-    bars         (n, k, 8) of `step_s` seconds, the same open time across a row, ascending; prices finite
+    bars         (n, k, 9) of `step_s` seconds, the same open time across a row, ascending; prices finite
     spread       (n, k) ask less bid as a fraction of the mid price; NaN = not recorded
-    crises       (m, k, 8) bars of `crises_step_s` seconds that cover windows of `crises.CRISES`; None = not given
+    crises       (m, k, 9) bars of `crises_step_s` seconds that cover windows of `crises.CRISES`; None = not given
     crises_market  the market of that path, if one market's path is used for all assets
     equity       in quote currency, for costs that depend on absolute size; None = not given
     Raises       BadShape, BadTimes (rows out of order) or BadValues (a price that is not finite and above 0)

@@ -101,7 +101,7 @@ def _parabolic(state: Floats, high: float, low: float) -> float:
 def averages(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write fifteen averages and levels: log distance of the close from each (the slope: a fraction of price a bar).
 
-    arrays   float64: state (267,), bar (8,), book and context unread, out (15,)
+    arrays   float64: state (267,), bar (9,), book and context unread, out (15,)
     state    windows, NaN when fresh: closes 200, highs 14, lows 14, average of Kaufman 1;
              zeros when fresh: EMA 12 (2), EMA 26 (2), chain of three of 20 (9), chain of six of 5 (18), parabolic 7
     """

@@ -25,7 +25,7 @@ FLOW, FAST = CONTEXT_INDEX["order_flow"], CONTEXT_INDEX["order_flow_fast"]
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write nine values from the book at the bar's close.
 
-    arrays   float64: state (40,), bar (8,), book (2, levels, 3), context (CONTEXT_WIDTH,), out (9,)
+    arrays   float64: state (40,), bar (9,), book (2, levels, 3), context (CONTEXT_WIDTH,), out (9,)
     reads    book: bid and ask; price, size (base asset), orders; best first, a NaN price is padding;
              context order_flow, order_flow_fast (base asset)
     state    windows of 20, NaN when fresh: mean depth of the two sides, density (base asset a fraction of mid)

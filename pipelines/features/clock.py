@@ -15,7 +15,7 @@ HOUR = 3600.0
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write sine and cosine of the time of day and three session flags; no state.
 
-    arrays   float64: state (0,), bar (8,), book and context unread, out (5,)
+    arrays   float64: state (0,), bar (9,), book and context unread, out (5,)
     """
     second = bar[OPEN_TIME] % DAY_S
     angle = 2.0 * math.pi * second / DAY_S

@@ -1,7 +1,7 @@
 """A streaming fold: compiled steps run in turn over one flat state (laws L2 and L3).
 
 Every step has the signature `(state, bar, book, context, out)`, all float64 and C-contiguous: its slice of the state,
-bar (8,), book (2, levels, 3), context (CONTEXT_WIDTH,), and the columns it writes. Batch training loops over the step,
+bar (9,), book (2, levels, 3), context (CONTEXT_WIDTH,), and the columns it writes. Batch training loops over the step,
 serving calls the same step once a bar, so both give the same bytes. A step reads the bar, the records known at its
 close, and its own state, nothing later. A value that is not finite (warm-up, a missing input, a division by zero) is
 missing: NaN, always the same NaN.
@@ -110,7 +110,7 @@ class StreamingFold:
     ) -> Floats:
         """Return the rows of a history.
 
-        bars      (n, 8) in time order, columns of contracts.BAR_FIELDS
+        bars      (n, 9) in time order, columns of contracts.BAR_FIELDS
         books     (n, 2, levels, 3) the book known at each bar's close, NaN where none was; None = no book at all
         contexts  (n, CONTEXT_WIDTH) context known then, columns of contracts.CONTEXT_FIELDS; None = nothing
         state     mutated when given, so that what follows can be stepped live; None = a fresh one
@@ -136,7 +136,7 @@ class StreamingFold:
     def step(self, state: Floats, bar: Floats, book: Floats = NO_BOOK, context: Floats = NO_CONTEXT) -> Floats:
         """Return the row (k,) float64 that `run` gives for one live bar; mutates `state`.
 
-        bar (8,), book (2, levels, 3), context (CONTEXT_WIDTH,). Raises BadShape, StateError.
+        bar (9,), book (2, levels, 3), context (CONTEXT_WIDTH,). Raises BadShape, StateError.
         """
         # copies are contiguous and writeable, so the kernel is never compiled for another array type on a live request
         bar, book = np.array(bar, dtype=np.float64), np.array(book, dtype=np.float64, order="C")

@@ -81,7 +81,7 @@ def _since(window: Floats, sign: float) -> float:
 def oscillators(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write fifteen oscillators.
 
-    arrays   float64: state (177,), bar (8,), book and context unread, out (15,)
+    arrays   float64: state (177,), bar (9,), book and context unread, out (15,)
     state    windows, NaN when fresh: highs 26, lows 26, true ranges 28, buying pressures 28, fast %K 3, slow %K 3,
              RSI 14, ADX 14; zeros when fresh: MACD 7, EMA 26 (2), chain of three of 15 (9), last of the chain 1, RSI 4,
              ADX 8, last close 1, bars 1, EMA 12 (2)
@@ -145,7 +145,7 @@ def oscillators(state: Floats, bar: Floats, book: Floats, context: Floats, out: 
 def bands(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write 23 bands, ranges, levels and measures of volume.
 
-    arrays   float64: state (551,), bar (8,), book and context unread, out (23,)
+    arrays   float64: state (551,), bar (9,), book and context unread, out (23,)
     state    windows, NaN when fresh: closes 200, highs 50, lows 50, true ranges 14, up moves 14, down moves 14,
              ratios 25, squared drawdowns 14, volumes 20, signed volumes 20, placed volumes 20, traded values 20,
              inflows 14, outflows 14, middles 34; zeros when fresh: EMA 20 (2), EMA 13 (2), ATR 3, chain of two (6),

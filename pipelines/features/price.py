@@ -18,7 +18,7 @@ WINDOW, SHORT = 20, 5  # bars
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write five values from the last 20 bars.
 
-    arrays   float64: state (80,), bar (8,), book and context unread, out (5,)
+    arrays   float64: state (80,), bar (9,), book and context unread, out (5,)
     reads    bar high, low, close
     state    windows of 20, NaN when fresh: closes, log returns, highs, lows
     """

@@ -71,7 +71,7 @@ def spread_of_ranges(high: float, low: float, last_high: float, last_low: float)
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write five values: volatility percentile, persistence, spread proxy, correlation and beta with the reference.
 
-    arrays   float64: state (624,), bar (8,), book unread, context (CONTEXT_WIDTH,), out (5,)
+    arrays   float64: state (624,), bar (9,), book unread, context (CONTEXT_WIDTH,), out (5,)
     reads    bar high, low, close; context reference_close (quote currency)
     state    last high, low, close (3); windows: log returns 60, volatilities 480, spreads 20; last reference close (1);
              its log returns 60 (window); all NaN when fresh

@@ -37,7 +37,7 @@ TEN_AGO = WINDOW - 1 - 10  # position in the closes of the close ten bars ago
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write eleven values.
 
-    arrays   float64: state (90,), bar (8,), book and context unread, out (11,)
+    arrays   float64: state (90,), bar (9,), book and context unread, out (11,)
     reads    bar high, low, close
     state    windows, NaN when fresh: closes 20, typical prices 20, highs 14, lows 14;
              recursions, zeros when fresh: RSI 4, MACD 7, ATR 3, ADX 8

@@ -21,7 +21,7 @@ WINDOW, MIDDLE, SHORT = 60, 20, 5  # bars
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write seven values from the last 60 bars.
 
-    arrays   float64: state (125,), bar (8,), book and context unread, out (7,)
+    arrays   float64: state (125,), bar (9,), book and context unread, out (7,)
     reads    bar volume, taker_buy_volume (base asset)
     state    volumes 60 in time order, the same 60 ascending (missing = +inf), taker volumes 5
     """

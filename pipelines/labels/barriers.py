@@ -1,8 +1,13 @@
 """Triple barrier: was the target touched before the stop, before time ran out?
 
 One definition for training labels and for live outcomes. Barriers are set from the close of the decision bar, the fill
-is the open of the first base bar after it, the path is walked on base bars. The label holds no cost: a model
+is the open of the first base bar after it, the path is walked on base bars. The label holds no fee: a model
 of a label with cost learns "which barriers are wider than the cost" and nothing of direction.
+
+Prices of bars are mids, and a trade is executed on its own side of them: a long buys at the ask and sells at the bid, a
+short the other way round. So where a bar has a half spread, a long fills at open + half spread, its stop and its target
+are touched by the bid (low and high less the half spread), and it leaves at the bid. Where a bar has none (NaN) mids
+stand in for both sides, and the spread is a cost to be subtracted (`params.costs`).
 Source: López de Prado 2018, Advances in Financial Machine Learning, ch. 3.
 """
 
@@ -11,13 +16,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Floats, Ints
+from pipelines.contracts import CLOSE, HALF_SPREAD, HIGH, LOW, OPEN, OPEN_TIME, Bools, Floats, Ints
 
 TARGET = 1
 STOP = -1
 TIME = 0
 UNRESOLVED = -2
 BARRIERS = {TARGET: "target", STOP: "stop", TIME: "time", UNRESOLVED: "unresolved"}
+
+
+@kernel
+def half_spread_or_0(half_spread: float) -> float:
+    """Return a bar's half spread (quote currency, float64), 0.0 where it is NaN: then its mids are all there is."""
+    return half_spread if half_spread == half_spread else 0.0
 
 
 @kernel
@@ -31,11 +42,12 @@ def first_touch(
 ) -> tuple[int, int, float]:
     """Walk base bars from index `start` until a barrier or `end_time`; return (exit index, barrier, exit price).
 
-    bars       (n, 8) float64 base bars in time order
+    bars       (n, 9) float64 base bars in time order
     direction  int64, 1 long, -1 short; target, stop float64 in price units; end_time float64 epoch seconds
-    Returns    (exit index, TARGET | STOP | TIME | UNRESOLVED, exit price). A bar that touches both counts as the stop;
-               a bar that opens beyond the stop exits at its open; TIME exits at the close of the last bar that opened
-               before `end_time`; UNRESOLVED if the bars end before that is known (exit price NaN).
+    Returns    (exit index, TARGET | STOP | TIME | UNRESOLVED, exit price on the side that is hit: the bid of a long,
+               the ask of a short, the mid where the bar has no half spread). A bar that touches both counts as the
+               stop; a bar that opens beyond the stop exits at its open; TIME exits at the close of the last bar that
+               opened before `end_time`; UNRESOLVED if the bars end before that is known (exit price NaN).
     """
     n = bars.shape[0]
     last = -1
@@ -43,15 +55,16 @@ def first_touch(
         if bars[i, OPEN_TIME] >= end_time:
             break
         last = i
+        half = half_spread_or_0(bars[i, HALF_SPREAD])
         if direction > 0:
-            if bars[i, LOW] <= stop:
-                return i, STOP, min(stop, bars[i, OPEN])
-            if bars[i, HIGH] >= target:
+            if bars[i, LOW] - half <= stop:
+                return i, STOP, min(stop, bars[i, OPEN] - half)
+            if bars[i, HIGH] - half >= target:
                 return i, TARGET, target
         else:
-            if bars[i, HIGH] >= stop:
-                return i, STOP, max(stop, bars[i, OPEN])
-            if bars[i, LOW] <= target:
+            if bars[i, HIGH] + half >= stop:
+                return i, STOP, max(stop, bars[i, OPEN] + half)
+            if bars[i, LOW] + half <= target:
                 return i, TARGET, target
     if last < 0:
         return start, UNRESOLVED, np.nan
@@ -59,7 +72,7 @@ def first_touch(
     for i in range(max(1, last - 8), min(n, last + 9)):
         step = min(step, bars[i, OPEN_TIME] - bars[i - 1, OPEN_TIME])
     if last + 1 < n or bars[last, OPEN_TIME] + step >= end_time:
-        return last, TIME, bars[last, CLOSE]
+        return last, TIME, bars[last, CLOSE] - direction * half_spread_or_0(bars[last, HALF_SPREAD])
     return last, UNRESOLVED, np.nan
 
 
@@ -77,7 +90,7 @@ def _label_all(
 ) -> None:
     """Fill exits, barriers (m,) int64 and prices (m,) float64 with the first touch of each event.
 
-    bars (n, 8) float64; starts, directions (m,) int64; targets, stops, ends (m,) float64
+    bars (n, 9) float64; starts, directions (m,) int64; targets, stops, ends (m,) float64
     """
     for k in range(starts.shape[0]):
         if starts[k] >= bars.shape[0]:
@@ -95,7 +108,9 @@ class Barriers:
     start, exit  index into the base bars of the fill and of the exit
     barrier      TARGET | STOP | TIME | UNRESOLVED
     label        1.0 target first, 0.0 stop or time, NaN unresolved
-    gross_bps    signed return from fill to exit in basis points, before cost; NaN unresolved
+    gross_bps    signed return from fill to exit in basis points; NaN unresolved
+    spread_known  whether fill bar and exit bar both had a half spread: then gross_bps is of executed prices, after the
+                 spread and before fees; else it is of mids, before both. False where unresolved
     start_time, exit_time   epoch seconds; exit_time is the open of the exit bar
     """
 
@@ -104,6 +119,7 @@ class Barriers:
     barrier: Ints
     label: Floats
     gross_bps: Floats
+    spread_known: Bools
     start_time: Floats
     exit_time: Floats
 
@@ -113,11 +129,25 @@ def levels(close: Floats, direction: Ints, atr: Floats, target_atr: float, stop_
     return close * (1.0 + direction * target_atr * atr), close * (1.0 - direction * stop_atr * atr)
 
 
+def gross_return_bps(bars: Floats, start: Ints, exit: Ints, direction: Ints, price: Floats) -> tuple[Floats, Bools]:
+    """Return (gross_bps, spread_known) of m trades, (m,) each, as `Barriers` defines them.
+
+    bars   (n, 9); start, exit  (m,) rows of fill and exit in it; direction (m,) 1 long, -1 short
+    price  (m,) exit prices as `first_touch` returns them; NaN (unresolved) gives NaN and False
+    """
+    entry, leave = bars[start, HALF_SPREAD], bars[exit, HALF_SPREAD]
+    executed = np.isfinite(entry) & np.isfinite(leave) & np.isfinite(price)
+    # where only one end has a spread, both are taken at mid: half a spread is neither executed nor left to the costs
+    fill = bars[start, OPEN] + np.where(executed, direction * entry, 0.0)
+    out = price + np.where(executed, 0.0, direction * np.nan_to_num(leave))
+    return direction * (out / fill - 1.0) * 1e4, executed
+
+
 def triple_barrier(
     base: Floats, close_time: Floats, close: Floats, direction: Ints, atr: Floats, target_atr: float, stop_atr: float,
     horizon_seconds: float,
 ) -> Barriers:  # fmt: skip
-    """Label m events against base bars (n, 8).
+    """Label m events against base bars (n, 9).
 
     close_time  (m,) epoch seconds at which each event became known; close (m,) price then; atr (m,) fraction of price
     """
@@ -128,14 +158,15 @@ def triple_barrier(
     _label_all(
         base, starts, direction.astype(np.int64), targets, stops, close_time + horizon_seconds, exits, barriers, prices
     )
-    inside = np.minimum(starts, len(base) - 1)
-    fill = np.where(starts < len(base), base[inside, OPEN], np.nan)
+    inside, end = np.minimum(starts, len(base) - 1), np.minimum(exits, len(base) - 1)
+    gross_bps, spread_known = gross_return_bps(base, inside, end, direction, prices)
     return Barriers(
         start=starts,
         exit=exits,
         barrier=barriers,
         label=np.where(barriers == UNRESOLVED, np.nan, (barriers == TARGET).astype(np.float64)),
-        gross_bps=direction * (prices / fill - 1.0) * 1e4,
+        gross_bps=gross_bps,
+        spread_known=spread_known,
         start_time=np.where(starts < len(base), base[inside, OPEN_TIME], close_time),
-        exit_time=base[np.minimum(exits, len(base) - 1), OPEN_TIME],
+        exit_time=base[end, OPEN_TIME],
     )

@@ -4,13 +4,16 @@ Filled at the open of the first base bar after the decision bar, left at the clo
 horizon: the triple barrier without a touched barrier. Moves within the round trip get no row (the dead zone),
 since their direction earns less than its cost. So a label is the direction of a move *given* that the move exceeded the
 round trip; neither its probability nor the cost of the side taken is in it.
+
+Returns are of mids: up and down are the two sides of one move, and quotes that widen are no move. What a trade earns is
+of executed prices: either side pays `spread_bps`, the half spreads at its two ends, where they were recorded.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, DAY_S, OPEN, OPEN_TIME, Arrays, Floats, Ints
+from pipelines.contracts import CLOSE, DAY_S, HALF_SPREAD, OPEN, OPEN_TIME, Arrays, Floats, Ints
 from pipelines.errors import BadValues
 from pipelines.labels.weights import average_uniqueness, time_decay
 from pipelines.params import Params
@@ -21,19 +24,22 @@ class Forward:
     """Hold the returns over one horizon from each of m moments. All arrays (m,).
 
     start, exit  index into the base bars of the fill and of the exit; -1 where unknown
-    gross_bps    return of going long from the fill's open to the exit's close, basis points, before cost; NaN where
-                 the bar at either end is missing: a gap is no return, and the newest moments have none yet
+    gross_bps    return of mids from the fill's open to the exit's close, basis points, before spread and fees; NaN
+                 where the bar at either end is missing: a gap is no return, and the newest moments have none yet
+    spread_bps   half spread of the fill's bar plus that of the exit's, basis points of the fill's open: a long earns
+                 gross_bps - spread_bps, a short -gross_bps - spread_bps, before fees; NaN where either is not recorded
     """
 
     start: Ints
     exit: Ints
     gross_bps: Floats
+    spread_bps: Floats
 
 
 def forward_returns(base: Floats, close_time: Floats, horizon_s: float) -> Forward:
     """Return the returns over the next `horizon_s` seconds.
 
-    base        (n, 8) base bars in time order; decision bars themselves where nothing finer was recorded
+    base        (n, 9) base bars in time order; decision bars themselves where nothing finer was recorded
     close_time  (m,) epoch seconds at which each decision bar closed
     Reads base bars that open in [close_time, close_time + horizon_s) and nothing after them (L3).
     """
@@ -45,7 +51,8 @@ def forward_returns(base: Floats, close_time: Floats, horizon_s: float) -> Forwa
     # both ends on time, to a base bar: a fill after a gap, or an exit before one, would be another horizon
     there = (start <= exit) & (opens[first] < close_time + step) & (opens[last] + step >= close_time + horizon_s)
     gross = np.where(there, (base[last, CLOSE] / base[first, OPEN] - 1.0) * 1e4, np.nan)
-    return Forward(np.where(there, start, -1), np.where(there, exit, -1), gross)
+    both = (base[first, HALF_SPREAD] + base[last, HALF_SPREAD]) / base[first, OPEN] * 1e4
+    return Forward(np.where(there, start, -1), np.where(there, exit, -1), gross, np.where(there, both, np.nan))
 
 
 def label_columns(
@@ -69,10 +76,11 @@ def label_columns(
 def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> Arrays:
     """Return one row for each decision bar whose move left the dead zone, in time order.
 
-    bars    (m, 8) closed decision bars, `step_s` seconds each; base (n, 8) the bars they were made of
+    bars    (m, 9) closed decision bars, `step_s` seconds each; base (n, 9) the bars they were made of
     Returns arrays of one length: `index` position of the decision bar · `y` 1 up, 0 down · `weight` uniqueness × time
             decay · `uniqueness` · `known` close of the decision bar · `ended` known + horizon (epoch seconds) ·
-            `gross_bps` of going long, before cost · `last_return` log return of the decision bar, NaN of the first
+            `gross_bps` of mids, going long · `spread_bps` that either side pays, NaN = not recorded · `last_return`
+            log return of the decision bar, NaN of the first
     Raises  BadValues where the horizon is shorter than a base bar, so that it has no return
     """
     horizon_s = float(params.predictor.horizon_bars * step_s)
@@ -88,5 +96,6 @@ def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> A
     return label_columns(forward, index, known, horizon_s, len(base), params) | {
         "y": (forward.gross_bps[index] > 0).astype(np.float64),
         "gross_bps": forward.gross_bps[index],
+        "spread_bps": forward.spread_bps[index],
         "last_return": last_return[index],
     }

@@ -3,7 +3,8 @@
 y = 1 where the pattern is there at the close of a bar and, from that close, price goes `target_atr` ATR the pattern's
 way before it goes `stop_atr` ATR against it, within `horizon_bars` decision bars; 0 where the stop or the end of time
 came first, and 0 where the pattern is not there. The barriers are those of `barriers.triple_barrier`: filled at the
-next base bar, walked on base bars, both in one bar counts as the stop, and no cost is in them.
+next base bar, walked on base bars, executed at bid and ask where the spread was recorded, both in one bar counts as the
+stop, and no fee is in them.
 
 Whether a pattern is there is a rule, and a model gets no credit for repeating it. So only bars with at least one
 pattern are rows, presence is an input, and the baseline called prevalence is the training share of y among the
@@ -24,7 +25,7 @@ def pattern_labels(bars: Floats, base: Floats, direction: Floats, reach: Floats,
 
     Rows are in time order.
 
-    bars       (m, 8) closed decision bars, `step_s` seconds each; base (n, 8) the bars they were made of
+    bars       (m, 9) closed decision bars, `step_s` seconds each; base (n, 9) the bars they were made of
     direction  (m, c) `signals.setups` at every bar: 1, -1, 0 = not there, NaN = not known
     reach      (m,) ATR 14 at the bar's close in price units
     Returns    arrays of one length r: `index` position of the decision bar · `y` (r, c) · `direction` (r, c) ·

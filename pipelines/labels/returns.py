@@ -1,6 +1,7 @@
 """The return over the next hour, and the EWMA volatility known beforehand: the labels of the regime family.
 
-One row a decision bar. The return is `horizon.forward_returns`, as everywhere; the volatility is known at the close.
+One row a decision bar. The return is `horizon.forward_returns`, of mids: the label is how far the market moves, not
+what a trade earns. The volatility is known at the close.
 """
 
 import math
@@ -41,7 +42,7 @@ def ewma_volatility(bars: Floats, step_s: int) -> Floats:
 
     It reads the bars up to and including each; weights sum to 1 from the first return on.
 
-    bars  (m, 8) in time order. A return over a gap is no bar's return: it is left out. NaN before 20 returns.
+    bars  (m, 9) in time order. A return over a gap is no bar's return: it is left out. NaN before 20 returns.
     """
     returns = np.full(len(bars), np.nan)
     next_bar = np.diff(bars[:, OPEN_TIME]) == step_s
@@ -54,7 +55,7 @@ def ewma_volatility(bars: Floats, step_s: int) -> Floats:
 def return_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> Arrays:
     """Return one row for each decision bar whose next hour is whole and whose past has a volatility, in time order.
 
-    bars    (m, 8) closed decision bars, `step_s` seconds each; base (n, 8) the bars they were made of
+    bars    (m, 9) closed decision bars, `step_s` seconds each; base (n, 9) the bars they were made of
     Returns arrays of one length: `index` position of the decision bar · `y` log return over regime.horizon_minutes, at
             least one decision bar, in basis points · `weight` uniqueness × time decay · `uniqueness` · `known` close of
             the decision bar · `ended` known + horizon (epoch seconds) · `ewma` (rows, len(HALF_LIVES)) volatility a

@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pipelines.errors import BadTimes
 
-SCHEMA = "0005"  # the revision these tables belong to
+SCHEMA = "0006"  # the revision these tables belong to
 
 
 class NaiveTime(BadTimes, DontWrapMixin):
@@ -65,6 +65,7 @@ bars = sa.Table(
     sa.Column("taker_buy_volume", sa.Double),
     sa.Column("known_at", sa.Double, nullable=False),
     sa.Column("ingested_at", UtcTime, nullable=False),
+    sa.Column("half_spread", sa.Double),
 )
 
 decisions = sa.Table(

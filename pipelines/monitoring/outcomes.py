@@ -5,9 +5,9 @@ from typing import Literal, cast
 
 import numpy as np
 
-from pipelines.contracts import BAR_WIDTH, OPEN, OPEN_TIME, Decision, Floats, Outcome, utc
+from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Decision, Floats, Outcome, utc
 from pipelines.errors import BadShape, BadTimes
-from pipelines.labels.barriers import BARRIERS, TARGET, UNRESOLVED, first_touch
+from pipelines.labels.barriers import BARRIERS, TARGET, UNRESOLVED, first_touch, gross_return_bps
 
 
 def resolve(decisions: Sequence[Decision], bars: Floats, base_seconds: float, cost_bps: float) -> list[Outcome]:
@@ -15,7 +15,7 @@ def resolve(decisions: Sequence[Decision], bars: Floats, base_seconds: float, co
 
     decisions     of one symbol, any order. Those without a stop, a target or an expiry cannot be scored and are left
                   out. The side is the event's own (target above stop: long), not the sign of the vote
-    bars          (n, 8) closed base bars of that symbol, ascending, from the first `as_of` on
+    bars          (n, 9) closed base bars of that symbol, ascending, from the first `as_of` on
     base_seconds  length of a base bar; cost_bps: round trip, basis points of the fill
     Returns       label 1 target first, 0 stop or time; gross_bps from the open of the first base bar at or after
                   `as_of`; resolved_at is the close of the bar that decided, so a rerun gives the same record
@@ -40,7 +40,7 @@ def resolve(decisions: Sequence[Decision], bars: Floats, base_seconds: float, co
         last, barrier, price = first_touch(bars, start, side, target, decision.stop, decision.expiry.timestamp())
         if barrier == UNRESOLVED:
             continue
-        gross = side * (price / bars[start, OPEN] - 1.0) * 1e4
+        (gross,), _ = gross_return_bps(bars, np.array([start]), np.array([last]), np.array([side]), np.array([price]))
         found.append(
             Outcome(
                 decision_id=decision.id,

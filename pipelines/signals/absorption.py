@@ -23,7 +23,7 @@ SMALL_MOVE = 0.25  # ATR 14: a move of the body the aggressor's way up to here i
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write one signal from the last 60 bars.
 
-    arrays   float64: state (63,), bar (8,), book and context unread, out (4,)
+    arrays   float64: state (63,), bar (9,), book and context unread, out (4,)
     reads    bar open, high, low, close, volume, taker_buy_volume
     state    ATR 3; |delta| 60 (window in base asset, NaN when fresh)
     """

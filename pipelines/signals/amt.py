@@ -186,7 +186,7 @@ def _score(machine: Floats, close: float) -> float:
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write both signals at this close, the phase and its lean.
 
-    arrays   float64: state (166,), bar (8,), book and context unread, out (10,)
+    arrays   float64: state (166,), bar (9,), book and context unread, out (10,)
     reads    bar high, low, close, volume (NaN or 0 = the profile counts time)
     state    ATR 3; windows of 48 lows, highs, volumes (NaN when fresh); last 3 closes; last 3 value areas x (bottom,
              top, span); machine: phase, side (-1 below V, 1 above), bottom and top of V, closes outside in a row, quiet

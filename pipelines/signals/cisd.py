@@ -52,7 +52,7 @@ def _run(opened: Floats, close: Floats, side: float, reach: float) -> tuple[int,
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write the change of delivery that this bar's close makes, if any.
 
-    arrays   float64: state (411,), bar (8,), book and context unread, out (4,)
+    arrays   float64: state (411,), bar (9,), book and context unread, out (4,)
     reads    bar open, high, low, close
     state    ATR 3; windows of 102, NaN when fresh: opens, closes, highs, lows
     """

@@ -51,7 +51,7 @@ def _trend(candles: Floats, frame: float, open_time: float, length: float) -> fl
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write the agreement of the timeframes' trends, their weighted mean, and the share of the weight that votes.
 
-    arrays   float64: state (43,), bar (8,), book and context unread, out (6,)
+    arrays   float64: state (43,), bar (9,), book and context unread, out (6,)
     reads    bar open_time, high, low, close
     state    last open time, bar length; agreement at the last bar (NaN = fewer than two vote); for each timeframe:
              slot and close of the candle that forms, closes of the six before

@@ -74,7 +74,7 @@ def _sweep(candle: Floats, close: float, reach: float) -> tuple[float, float]:
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write the setup this close completes, if any, and the close's place in the last closed candle.
 
-    arrays   float64: state (21,), bar (8,), book and context unread, out (7,)
+    arrays   float64: state (21,), bar (9,), book and context unread, out (7,)
     reads    bar open_time, high, low, close
     state    ATR 3; last open time, bar length; for 4 h and for 1 d: slot of the candle that forms, is it whole, its
              high and low so far, high and low of the range, has either side closed back

@@ -22,7 +22,7 @@ SECOND = len(SIGNAL_PARTS)  # where the columns of the divergence start
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write two signals from the last 20 bars.
 
-    arrays   float64: state (60,), bar (8,), book and context unread, out (8,)
+    arrays   float64: state (60,), bar (9,), book and context unread, out (8,)
     reads    bar close, volume, taker_buy_volume
     state    windows of 20, NaN when fresh: closes, volumes, deltas (base asset)
     """

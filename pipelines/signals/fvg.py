@@ -30,7 +30,7 @@ COUNTS = slice(len(SIGNAL_PARTS), len(SIGNAL_PARTS) + len(STATUS))  # how many g
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write the gap that begins on this bar, if any, and how many of the last eight are open, mitigated, filled.
 
-    arrays   float64: state (39,), bar (8,), book and context unread, out (7,)
+    arrays   float64: state (39,), bar (9,), book and context unread, out (7,)
     reads    bar high, low, close
     state    ATR 3; high, low of the last bar and of the one before (4, NaN when fresh); gaps 8 x 4
     rule     a bar after the gap's first that trades into it mitigates it; one that trades through it fills it

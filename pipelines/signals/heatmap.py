@@ -29,7 +29,7 @@ CONCENTRATION_OUT, LIQUIDITY_OUT, DISTANCE_OUT = range(len(SIGNAL_PARTS), len(SI
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write one signal from the last 60 bars, and the map's shape at this close.
 
-    arrays   float64: state (63,), bar (8,), book unread, context (CONTEXT_WIDTH,), out (7,)
+    arrays   float64: state (63,), bar (9,), book unread, context (CONTEXT_WIDTH,), out (7,)
     reads    bar high, low, close; context heat_imbalance, heat_concentration, heat_liquidity, wall_bid, wall_ask
     state    ATR 3; |imbalance| 60 (window, NaN when fresh)
     """

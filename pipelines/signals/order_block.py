@@ -66,7 +66,7 @@ def _track_swing(newest: Floats, values: Floats, side: float) -> None:
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write the order block that this bar's close confirms, if any.
 
-    arrays   float64: state (83,), bar (8,), book and context unread, out (7,)
+    arrays   float64: state (83,), bar (9,), book and context unread, out (7,)
     reads    bar open_time, open, high, low, close; volume and taker_buy_volume for the columns about its quality
     state    ATR 3; windows, NaN when fresh: highs 11, lows 11, opens 9, closes 9, volumes 28, taker volumes 8; newest
              swing high, newest swing low x (level NaN = none, bars since it stood)

@@ -54,7 +54,7 @@ def _rank_newest(window: Floats, value: float) -> float:
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write one signal from the last 60 bars, the score, and the target of a move from the zone.
 
-    arrays   float64: state (183,), bar (8,), book unread, context (CONTEXT_WIDTH,), out (6,)
+    arrays   float64: state (183,), bar (9,), book unread, context (CONTEXT_WIDTH,), out (6,)
     reads    bar open_time, high, low, close, volume; context large_*, iceberg_* (base asset), spoof_* (counts),
              smart_price, wall_bid, wall_ask (quote currency)
     state    ATR 3; windows of 60, NaN when fresh: share in large trades, share in icebergs, spoofs that serve

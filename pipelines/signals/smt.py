@@ -35,7 +35,7 @@ def _volatility(closes: Floats) -> float:
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write the divergence of the swing confirmed at this close, if any.
 
-    arrays   float64: state (120,), bar (8,), book unread, context (CONTEXT_WIDTH,), out (4,)
+    arrays   float64: state (120,), bar (9,), book unread, context (CONTEXT_WIDTH,), out (4,)
     reads    bar close; context reference_close
     state    windows of 60, NaN when fresh: closes, the reference's closes; while a gap is in either, all is missing
     rule     strength: way from swing to swing, of this market less of the reference (they have opposite signs), each

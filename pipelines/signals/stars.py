@@ -173,7 +173,7 @@ def count(stars: Floats) -> tuple[float, float, float]:
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write the unicorn where a side first has the rating, its stars, and the share of the 21 that are known.
 
-    arrays   float64: state (142,), bar (8,), book and context unread, out: the bar's whole row, own eight columns last
+    arrays   float64: state (142,), bar (9,), book and context unread, out: the bar's whole row, own eight columns last
     reads    bar open_time, open, close, volume; columns of the groups before
     state    positions 51; memory of `evaluate` 84; levels 6; side that had the rating at the last bar 1
     """
@@ -212,7 +212,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
 
 @kernel
 def _evaluate_all(places: Floats, memory: Floats, bars: Floats, rows: Floats, stars: Floats) -> None:
-    """Fill stars (n, 21, 2) float64 for n bars (n, 8) and rows (n, k) float64 in time order; memory is updated."""
+    """Fill stars (n, 21, 2) float64 for n bars (n, 9) and rows (n, k) float64 in time order; memory is updated."""
     for i in range(bars.shape[0]):
         evaluate(places, memory, bars[i], rows[i], stars[i])
 
@@ -220,7 +220,7 @@ def _evaluate_all(places: Floats, memory: Floats, bars: Floats, rows: Floats, st
 def history(bars: Floats, signals: Floats, columns: Sequence[str]) -> Floats:
     """Return (n, 21, 2) stars of n bars in time order, for long and short: 1 true, 0 false, NaN = unknown.
 
-    bars     (n, 8); signals (n, k) as the groups before wrote them, named by `columns`
+    bars     (n, 9); signals (n, k) as the groups before wrote them, named by `columns`
     Raises   UnknownName for a column that a star reads and no group wrote, BadShape
     """
     if signals.shape != (len(bars), len(columns)):

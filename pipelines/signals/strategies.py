@@ -35,7 +35,7 @@ def _write_stance(out: Floats, value: float, strength: float) -> None:
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write six signals: five stances on every bar, and the consensus on the bar on which a majority forms.
 
-    arrays   float64: state (80,), bar (8,), book and context unread, out (24,)
+    arrays   float64: state (80,), bar (9,), book and context unread, out (24,)
     reads    bar high, low, close, volume, taker_buy_volume
     state    windows, NaN when fresh: closes 50, volumes 5, taker volumes 5; recursions: RSI 4, MACD 7, ADX 8;
              side of the consensus at the last bar 1 (NaN when fresh: no majority can begin yet)

@@ -83,7 +83,7 @@ def _imminence(swings: Floats, close: float, reach: float) -> float:
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write the sweep that this bar's close confirms, if any; the deeper side when both are swept.
 
-    arrays   float64: state (409,), bar (8,), book and context unread, out (7,)
+    arrays   float64: state (409,), bar (9,), book and context unread, out (7,)
     reads    bar high, low, close
     state    ATR 3; windows of 11 highs and 11 negated lows; per side 64 swings x (level NaN = none, bars, extreme)
     """

@@ -19,7 +19,7 @@ from pipelines.store.engine import Database, lock_table
 class BarBatch:
     """Hold bars of one symbol as they arrived.
 
-    bars         (n, 8) in contracts.BAR_FIELDS order, open_time ascending and unique; NaN only in the last three
+    bars         (n, 9) in contracts.BAR_FIELDS order, open_time ascending and unique; NaN only from volume on
     known_at     (n,) epoch seconds: when each bar could be known (its close)
     ingested_at  when we received them
     books, feed  records that came with them; None = none
@@ -45,7 +45,7 @@ class BarStore(Database):
         rows, n = batch.bars, len(batch.bars)
         if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH or batch.known_at.shape != (n,):
             raise BadShape(
-                f"{batch.symbol}: bars {rows.shape} and known_at {batch.known_at.shape}, want (n, 8) and (n,)"
+                f"{batch.symbol}: bars {rows.shape} and known_at {batch.known_at.shape}, want (n, {BAR_WIDTH}) and (n,)"
             )
         if n == 0 and batch.books is None and batch.feed is None:
             return 0
@@ -72,7 +72,7 @@ class BarStore(Database):
         return len(fresh)
 
     def bars(self, symbol: str, after: float = -np.inf, until: float = np.inf) -> Floats:
-        """Return observed bars (n, 8), ascending, with after < open_time <= until in epoch seconds; NaN = not
+        """Return observed bars (n, 9), ascending, with after < open_time <= until in epoch seconds; NaN = not
         recorded."""
         query = sa.select(*(t.bars.c[name] for name in BAR_FIELDS)).where(t.bars.c.symbol == symbol)
         if np.isfinite(after):

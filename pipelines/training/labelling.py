@@ -29,7 +29,7 @@ Labels = Arrays  # always with `known` and `ended`, epoch seconds
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Hold base (n, 8) and decision (m, 8) bars, features (m, kf), signals (m, ks) and context of the snapshot."""
+    """Hold base (n, 9) and decision (m, 9) bars, features (m, kf), signals (m, ks) and context of the snapshot."""
 
     base: Floats
     decision: Floats
@@ -78,6 +78,7 @@ def event_labels(sources: Sources, params: Params) -> Labels:
         "known": known,
         "ended": outcome.ended[labelled],
         "gross_bps": outcome.gross_bps[labelled],
+        "spread_known": outcome.spread_known[labelled],
         "direction": found.direction[labelled],
         "atr": found.atr[labelled],
         "index": found.index[labelled],
@@ -123,6 +124,7 @@ class _EventOutcomes:
     labelled: Bools
     label: Floats
     gross_bps: Floats
+    spread_known: Bools  # gross_bps is of executed prices; else of mids, see labels.barriers.Barriers
     known: Floats
     ended: Floats
     uniqueness: Floats
@@ -141,4 +143,6 @@ def _resolve(sources: Sources, found: Events, params: Params) -> _EventOutcomes:
     uniqueness = np.full(len(found.index), np.nan)
     if labelled.any():
         uniqueness[labelled] = average_uniqueness(outcome.start[labelled], outcome.exit[labelled], len(base))
-    return _EventOutcomes(labelled, outcome.label, outcome.gross_bps, close_time, outcome.exit_time, uniqueness)
+    return _EventOutcomes(
+        labelled, outcome.label, outcome.gross_bps, outcome.spread_known, close_time, outcome.exit_time, uniqueness
+    )

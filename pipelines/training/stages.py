@@ -1,7 +1,7 @@
 """The stages of dvc.yaml: files in, functions, files out. `python -P -m pipelines.training.stages NAME`.
 
 Layout under `artifacts/` of the workspace:
-features/   base.npy (n, 8), decision.npy (m, 8), books.npy (m, 2, levels, 3), context.npy (m, CONTEXT_WIDTH),
+features/   base.npy (n, 9), decision.npy (m, 9), books.npy (m, 2, levels, 3), context.npy (m, CONTEXT_WIDTH),
             features.npy (m, kf), signals.npy (m, ks), meta.json, warm/
 labels/     <name>.npz (one per entry of labelling.LABELS), traditional.json; no service reads outcomes from here
 <family>/   bundle/, oof.npz, importance.json, fit.json

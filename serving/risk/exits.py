@@ -4,7 +4,8 @@
 positions over a history. Compiled and pure: a position is one flat float64 array that holds its whole state.
 
 The labels' definition of an outcome (`pipelines/labels/barriers.py`) holds here too, and the plan `plain` gives equal
-numbers: the fill is the open of the first base bar after the decision, levels are set from the deciding close, a bar
+numbers (where all bars or none have a half spread): a long buys at the ask and is closed at the bid, a short the other
+way round, the fill is the open of the first base bar after the decision, levels are set from the deciding close, a bar
 that reaches stop and target counts as the stop, a bar that opens beyond the stop exits at its open, a target is never
 better than its price, and time runs out at the close of the last bar that opened before the horizon's end. A closed bar
 moves the stop from the next bar on, and only in the trade's favour.
@@ -15,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Floats, Ints
+from pipelines.contracts import CLOSE, HALF_SPREAD, HIGH, LOW, OPEN, OPEN_TIME, Floats, Ints
 from pipelines.errors import BadShape
-from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED
+from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED, half_spread_or_0
 from pipelines.params import ExitParams, LabelParams
 from serving.risk.sizing import level
 
@@ -52,8 +53,8 @@ POSITION_FIELDS = (
     "fill", "fill_time",  # open of the first bar, price and time; NaN before it
     "filled_legs",
     "remaining",  # fraction still open
-    "best",  # highest high (long) or lowest low (short) of the bars since the fill
-    "last_time", "last_close",  # of the newest bar read; NaN before the first
+    "best",  # highest bid (long) or lowest ask (short) of the bars since the fill
+    "last_time", "last_close",  # of the newest bar read, the close on the side that closes; NaN before the first
     "gross_bps",  # of the closed parts, each by its fraction, before cost
     "exit_time",  # open of the bar that closed the last part; NaN while open
     "barrier",  # barriers.TARGET | STOP | TIME of the last part, UNRESOLVED if it was never filled; NaN while open
@@ -197,7 +198,7 @@ def _close_rest(position: Floats, out: Floats, price: float, time: float, barrie
 
 @kernel
 def _readable(bar: Floats) -> bool:
-    """Return whether the prices and the time of a bar (8,) are finite and possible."""
+    """Return whether the prices and the time of a bar (9,) are finite and possible."""
     low, high = bar[LOW], bar[HIGH]
     return bool(0.0 < low <= bar[OPEN] <= high < np.inf and low <= bar[CLOSE] <= high and bar[OPEN_TIME] < np.inf)
 
@@ -216,7 +217,7 @@ def _raise_stop(position: Floats) -> None:
 
 @kernel
 def manage(position: Floats, bar: Floats, out: Floats) -> int:
-    """Advance a position by one closed bar (8,), fill `out` (OUT_WIDTH,) and return the result; float64.
+    """Advance a position by one closed bar (9,), fill `out` (OUT_WIDTH,) and return the result; float64.
 
     The first bar that opens at `start_time` or later fills the position. The stop of a bar is the one in force at its
     open. A bar after the end of the horizon, where the last ones before it are missing, closes at the last known close
@@ -237,14 +238,16 @@ def manage(position: Floats, bar: Floats, out: Floats) -> int:
         position[GROSS_BPS] = np.nan
         _end(position, out, opened, UNRESOLVED)
         return UNRESOLVED
+    half = direction * half_spread_or_0(bar[HALF_SPREAD])  # a long is filled above the mid, and closed below it
     if position[FILL] != position[FILL]:
-        position[FILL], position[FILL_TIME], position[BEST] = bar[OPEN], opened, bar[OPEN]
-    position[LAST_TIME], position[LAST_CLOSE] = opened, bar[CLOSE]
+        position[FILL], position[FILL_TIME], position[BEST] = bar[OPEN] + half, opened, bar[OPEN] - half
+    position[LAST_TIME], position[LAST_CLOSE] = opened, bar[CLOSE] - half
 
     against, favour = (bar[LOW], bar[HIGH]) if direction > 0.0 else (bar[HIGH], bar[LOW])
+    against, favour, opening = against - half, favour - half, bar[OPEN] - half
     if _reached(against, position[STOP_PRICE], -direction):
-        gapped = _reached(bar[OPEN], position[STOP_PRICE], -direction)
-        _close_rest(position, out, bar[OPEN] if gapped else position[STOP_PRICE], opened, STOP)
+        gapped = _reached(opening, position[STOP_PRICE], -direction)
+        _close_rest(position, out, opening if gapped else position[STOP_PRICE], opened, STOP)
         return STOP
     for k in range(int(position[FILLED_LEGS]), LEGS):
         target = position[TAKE_PROFIT_AT + k]
@@ -258,7 +261,7 @@ def manage(position: Floats, bar: Floats, out: Floats) -> int:
             _end(position, out, opened, TARGET)
             return TARGET
     if opened + position[BAR_SECONDS] >= position[END_TIME]:
-        _close_rest(position, out, bar[CLOSE], opened, TIME)
+        _close_rest(position, out, bar[CLOSE] - half, opened, TIME)
         return TIME
     if _reached(favour, position[BEST], direction):
         position[BEST] = favour
@@ -292,7 +295,7 @@ def _follow(
     base: Floats, starts: Ints, price: Floats, direction: Floats, atr: Floats, decided_at: Floats, horizon_s: float,
     bar_s: float, exits: Floats, positions: Floats,
 ) -> None:  # fmt: skip
-    """Run m positions over base bars (n, 8) from row `starts` on; positions (m, POSITION_WIDTH) written; float64."""
+    """Run m positions over base bars (n, 9) from row `starts` on; positions (m, POSITION_WIDTH) written; float64."""
     out = np.empty(OUT_WIDTH)
     for k in range(starts.shape[0]):
         position = positions[k]
@@ -306,7 +309,7 @@ def _follow(
 def simulate_exits(
     base: Floats, decided_at: Floats, price: Floats, direction: Ints, atr: Floats, horizon_s: float, exits: Floats
 ) -> Exits:
-    """Return the ends of m positions over base bars (n, 8), each run on its own.
+    """Return the ends of m positions over base bars (n, 9), each run on its own.
 
     decided_at  (m,) epoch seconds; price (m,) close then; direction (m,) 1 or -1; atr (m,) fraction of price
     exits       (PARAM_WIDTH,) of `flatten`

@@ -164,7 +164,7 @@ class LiveSymbols:
     async def withdraw_bars_ahead(self, symbol: Symbol, rows: Floats, now: datetime) -> Symbol:
         """Withdraw stored bars that close after now if the feed agrees with the clock; return the live symbol.
 
-        They agree where the newest of `rows` (n, 8) closes now and is not stored: then the stored bars came while the
+        They agree where the newest of `rows` (n, 9) closes now and is not stored: then the stored bars came while the
         clock was ahead. The caller holds the symbol's lock.
         """
         check_bars(rows, symbol.base_s, now)

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from pipelines.contracts import (
+    BAR_FIELDS,
     BAR_WIDTH,
     BOOK_LEVELS,
     CONTEXT_FIELDS,
@@ -102,7 +103,8 @@ class EmptyRequest(_Request):
 
 
 class Bar(_Request):
-    """One closed base bar. Prices in quote currency, volumes in base asset; null or left out = the source has none."""
+    """One closed base bar. Prices in quote currency, volumes in base asset; null or left out = the source has none.
+    Prices are mids where half_spread is sent: (ask - bid) / 2 at the close, in quote currency."""
 
     open_time: Moment
     open: Amount
@@ -112,6 +114,7 @@ class Bar(_Request):
     volume: Amount | None = None
     trades: Amount | None = None
     taker_buy_volume: Amount | None = None
+    half_spread: Amount | None = None
 
 
 Level = Annotated[list[Amount | None], Field(min_length=2, max_length=3)]  # price, size, orders where known
@@ -161,24 +164,9 @@ class ObserveRequest(_Request):
         return _books(self.books), _feed(self.context)
 
     def matrix(self) -> Floats:
-        """Return the bars, (n, 8) float64 in contracts.BAR_FIELDS order; NaN = the source has none."""
-        missing = float("nan")
-        return np.array(
-            [
-                (
-                    bar.open_time.timestamp(),
-                    bar.open,
-                    bar.high,
-                    bar.low,
-                    bar.close,
-                    missing if bar.volume is None else bar.volume,
-                    missing if bar.trades is None else bar.trades,
-                    missing if bar.taker_buy_volume is None else bar.taker_buy_volume,
-                )
-                for bar in self.bars
-            ],
-            dtype=np.float64,
-        ).reshape(-1, BAR_WIDTH)
+        """Return the bars, (n, 9) float64 in contracts.BAR_FIELDS order; NaN = the source has none."""
+        rows = [(bar.open_time.timestamp(), *(getattr(bar, name) for name in BAR_FIELDS[1:])) for bar in self.bars]
+        return np.array(rows, dtype=np.float64).reshape(-1, BAR_WIDTH)  # None becomes NaN
 
 
 def _books(sent: list[BookRecord]) -> Books | None:

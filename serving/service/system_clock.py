@@ -46,7 +46,7 @@ class ClockMonitor:
         return fault
 
     def check_bars(self, symbol: Symbol, rows: Floats, now: datetime) -> None:
-        """Raise ClockJumped while bars (n, 8) cannot be dated; on a `wall` clock they are evidence of the true time."""
+        """Raise ClockJumped while bars (n, 9) cannot be dated; on a `wall` clock they are evidence of the true time."""
         if (fault := self.check(now)) is not None:
             if symbol.clock.mode == "wall" and len(rows):
                 self._watch.observe_bar(float(rows[-1, OPEN_TIME]) + symbol.base_s, steady_s())

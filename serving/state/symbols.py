@@ -17,6 +17,7 @@ from pipelines.contracts import (
     BAR_FIELDS,
     BAR_WIDTH,
     CLOSE,
+    HALF_SPREAD,
     HIGH,
     LOW,
     OPEN,
@@ -49,7 +50,7 @@ WARMUP_BARS = int(max(FEATURES.warmup.max(), SIGNALS.warmup.max()))
 class ClosedBar:
     """Hold a closed decision bar and its rows, known at `close_time` (epoch s).
 
-    bar (8,) · features (kf,) · signals (ks,) · levels (2, levels, 3) of the newest book · context (CONTEXT_WIDTH,)
+    bar (9,) · features (kf,) · signals (ks,) · levels (2, levels, 3) of the newest book · context (CONTEXT_WIDTH,)
     """
 
     bar: Floats
@@ -95,7 +96,7 @@ class Symbol:
     def validate_new(self, rows: Floats, now: datetime, stored: Callable[[float, float], Floats]) -> Floats:
         """Check bars before anything is stored; return those that are new (the others are stored already, identical).
 
-        rows     (n, 8) as received, of which any number may be known; NaN only in volume, trades, taker_buy_volume
+        rows     (n, 9) as received, of which any number may be known; NaN only from volume on
         stored   (after, until) → stored bars with after < open_time <= until, epoch seconds
         Raises   BadTimes, BadValues, BadShape naming bar and field
         """
@@ -162,7 +163,7 @@ class Symbol:
         self.feed = merge_records(self.feed, feed)
 
     def advance(self, rows: Floats) -> list[ClosedBar]:
-        """Process new base bars (n, 8), ascending and after all earlier ones; return the decision bars they closed."""
+        """Process new base bars (n, 9), ascending and after all earlier ones; return the decision bars they closed."""
         if len(rows) == 0:
             return []
         waiting = np.vstack([self._tail, rows])
@@ -173,7 +174,7 @@ class Symbol:
         return closed
 
     def on_bar(self, bar: Floats) -> ClosedBar:
-        """Process one closed decision bar (8,) and return it with its rows."""
+        """Process one closed decision bar (9,) and return it with its rows."""
         missing = self._missing_before(bar)
         if missing:
             self.warming_up = WARMUP_BARS
@@ -264,7 +265,7 @@ def restore_symbol(
     feed: ContextFeed | None = None,
     clock: Clock | None = None,
 ) -> Symbol:
-    """Return a live symbol: the warm start, then the observed base bars (n, 8) and records since."""
+    """Return a live symbol: the warm start, then the observed base bars (n, 9) and records since."""
     symbol = Symbol(warm, clock)
     symbol.ingest_records(books, feed)  # some may be in the warm start already
     symbol.advance(bars[bars[:, OPEN_TIME] > warm.last_open_time])
@@ -281,7 +282,7 @@ class Symbols(dict[str, Symbol]):
 
 
 def check_bars(rows: Floats, base_s: int, now: datetime) -> None:
-    """Raise BadShape, BadTimes or BadValues, naming `bars.<row>.<field>`, for impossible bars (n, 8)."""
+    """Raise BadShape, BadTimes or BadValues, naming `bars.<row>.<field>`, for impossible bars (n, 9)."""
     if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH or len(rows) == 0:
         raise BadShape(f"bars: shape {rows.shape}, expected (n, {BAR_WIDTH}) with at least one row")
     times = rows[:, OPEN_TIME]
@@ -301,6 +302,8 @@ def check_bars(rows: Floats, base_s: int, now: datetime) -> None:
         bad = (rows[:, field] < 0) | np.isinf(rows[:, field])
         _refuse(BadValues, rows, field, bad, "must be finite and not negative; leave it out if the source has none")
     _refuse(BadValues, rows, TAKER_BUY, rows[:, TAKER_BUY] > rows[:, VOLUME], "is more than volume")
+    too_wide = rows[:, HALF_SPREAD] >= rows[:, LOW]
+    _refuse(BadValues, rows, HALF_SPREAD, too_wide, "is not below low; it is (ask - bid) / 2 in quote currency")
 
 
 def _refuse(error: type[BadTimes] | type[BadValues], rows: Floats, field: int, bad: Bools, why: str) -> None:

@@ -17,7 +17,9 @@ STEP_S = 900
 def rows(n=12):
     times = T0.timestamp() + STEP_S * np.arange(n)
     close = 100.0 + np.arange(n)
-    return np.column_stack([times, close - 0.5, close + 1, close - 1, close, np.full(n, 5.0), np.ones(n), np.ones(n)])
+    return np.column_stack(
+        [times, close - 0.5, close + 1, close - 1, close, np.full(n, 5.0), np.ones(n), np.ones(n), np.full(n, np.nan)]
+    )
 
 
 def neutral_signals(n=12):

@@ -79,7 +79,7 @@ def test_columns_whose_input_is_not_there_are_absent_and_no_others():
     everything |= {"context:fear_greed", "context:reference_close"}
     assert not absent_columns(FEATURES.catalogue, everything)
     values = FEATURES.run(np.column_stack([np.arange(600) * 900.0, *np.random.default_rng(1).uniform(1, 2, (4, 600)),
-                                           *np.full((3, 600), np.nan)]))  # fmt: skip
+                                           *np.full((4, 600), np.nan)]))  # fmt: skip
     missing = {name for name, column in zip(FEATURES.columns, values.T, strict=True) if np.isnan(column).all()}
     assert missing == set(absent_columns(FEATURES.catalogue, set()))
 

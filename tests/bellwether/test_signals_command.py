@@ -24,7 +24,7 @@ def walk(n=600):
     low = np.minimum(opened, close) * (1 - np.abs(rng.normal(0, 1e-3, n)))
     volume = rng.lognormal(2, 0.5, n)
     time = 1.7040672e9 + STEP_S * np.arange(n)
-    return np.column_stack([time, opened, high, low, close, volume, np.full(n, 9.0), np.full(n, np.nan)])
+    return np.column_stack([time, opened, high, low, close, volume, np.full(n, 9.0), *np.full((2, n), np.nan)])
 
 
 @pytest.fixture

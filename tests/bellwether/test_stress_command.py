@@ -29,7 +29,7 @@ def walk(n, step_s, start, sd, seed=5):
     opened = np.r_[4e4, close[:-1]]
     time = start + step_s * np.arange(n)
     return np.column_stack([time, opened, np.maximum(opened, close) * 1.001, np.minimum(opened, close) * 0.999, close,
-                            rng.lognormal(2, 0.5, n), np.full(n, 9.0), np.full(n, np.nan)])  # fmt: skip
+                            rng.lognormal(2, 0.5, n), np.full(n, 9.0), *np.full((2, n), np.nan)])  # fmt: skip
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def bars_of(source, as_of=AS_OF, symbol="BTC/USDT"):
 
 def with_open_candle(bars):
     """The recording and one candle more, whose values are those of a moment, not of a minute."""
-    return np.vstack([bars, [bars[-1, 0] + 60.0, 1.0, 2.0, 0.5, 1.5, 0.001, 1.0, 0.0005]])
+    return np.vstack([bars, [bars[-1, 0] + 60.0, 1.0, 2.0, 0.5, 1.5, 0.001, 1.0, 0.0005, np.nan]])
 
 
 def assert_equal_bit_for_bit(got, recorded):

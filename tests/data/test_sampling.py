@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.contracts import BAR_FIELDS, CLOSE, OPEN_TIME, TAKER_BUY, VOLUME, Trades
+from pipelines.contracts import BAR_FIELDS, CLOSE, HALF_SPREAD, OPEN_TIME, TAKER_BUY, VOLUME, Trades
 from pipelines.data.readers.trades import bars_from_trades
 from pipelines.data.sampling import (
     cusum,
@@ -34,6 +34,7 @@ def minutes(close, volume=1.0, bought=0.5):
     rows[:, VOLUME] = volume
     rows[:, 6] = 10.0
     rows[:, TAKER_BUY] = np.asarray(bought) * rows[:, VOLUME]
+    rows[:, HALF_SPREAD] = np.nan
     return rows
 
 
@@ -45,7 +46,7 @@ def btc():
     frame = pd.read_parquet(RECORDED, columns=["open_time", *COLUMNS])
     frame = frame[(frame.open_time >= "2024-07-29") & (frame.open_time < "2024-08-12")]
     seconds = frame.open_time.astype("int64").to_numpy() / {"us": 1e6, "ms": 1e3, "ns": 1e9}[frame.open_time.dt.unit]
-    return np.column_stack([seconds, frame[COLUMNS].to_numpy(dtype=float)])
+    return np.column_stack([seconds, frame[COLUMNS].to_numpy(dtype=float), np.full(len(frame), np.nan)])
 
 
 SAMPLERS = {

@@ -2,6 +2,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as parquet
 import pytest
 
 from pipelines.data.schemas import BARS, COLUMNS, LAYOUT, check, read_bars, to_frame, to_matrix, write_bars
@@ -15,7 +16,7 @@ def matrix(n=50):
     rng = np.random.default_rng(3)
     body = 100 + rng.normal(size=(n, 2))
     rows = [START + 60.0 * np.arange(n), body[:, 0], body.max(axis=1) + 1, body.min(axis=1) - 1, body[:, 1]]
-    return np.column_stack([*rows, 9 * rng.random(n), rng.integers(1, 9, n), rng.random(n)])
+    return np.column_stack([*rows, 9 * rng.random(n), rng.integers(1, 9, n), rng.random(n), rng.random(n)])
 
 
 def test_matrix_to_frame_and_back_is_exact():
@@ -58,6 +59,8 @@ def test_parquet_gives_the_frame_back_and_the_same_bytes_each_time(tmp_path):
         (lambda f: f.assign(close=np.nan), BadValues, "may be missing"),
         (lambda f: f.assign(volume=-1.0), BadValues, "not negative"),
         (lambda f: f.assign(high=f["low"]), BadValues, "highest"),
+        (lambda f: f.assign(half_spread=-0.1), BadValues, "not negative"),
+        (lambda f: f.assign(half_spread=f["low"]), BadValues, "under the low"),
     ],
 )
 def test_a_frame_that_is_not_clean_bars_is_neither_accepted_nor_written(spoil, error, message, tmp_path):
@@ -74,11 +77,19 @@ def test_the_layout_leaves_values_to_quality():
     check(frame, LAYOUT)
 
 
+def test_a_file_of_release_050_is_read_with_an_unrecorded_spread(tmp_path):
+    frame = to_frame(matrix(), "1m", TAKEN)
+    write_bars(frame, tmp_path / "a.parquet")
+    table = parquet.read_table(tmp_path / "a.parquet").drop_columns("half_spread")
+    parquet.write_table(table.replace_schema_metadata({"bellwether.schema": "bars/1"}), tmp_path / "old.parquet")
+    pd.testing.assert_frame_equal(read_bars(tmp_path / "old.parquet"), frame.assign(half_spread=np.nan))
+
+
 def test_files_that_are_not_ours_are_refused(tmp_path):
     path = tmp_path / "a.parquet"
     frame = to_frame(matrix(), "1m", TAKEN)
     frame.to_parquet(path)
-    with pytest.raises(BadColumns, match="expected 'bars/1'"):
+    with pytest.raises(BadColumns, match="expected 'bars/2'"):
         read_bars(path)
     write_bars(frame, path)
     path.write_bytes(path.read_bytes()[:-40])

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.contracts import TIMEFRAME_SECONDS, VOLUME
+from pipelines.contracts import BAR_WIDTH, HALF_SPREAD, TIMEFRAME_SECONDS, VOLUME
 from pipelines.data.timeframes import infer_timeframe, resample, seconds
 from pipelines.errors import BadShape, BadTimes, UnknownName
 
@@ -15,7 +15,8 @@ def bars_at(minutes, seed=0):
     body = 100 + rng.normal(size=(n, 2)).cumsum(axis=0) * 0.1
     high, low = body.max(axis=1) + rng.random(n), body.min(axis=1) - rng.random(n)
     volume = rng.random((n, 3))
-    return np.column_stack([np.asarray(minutes) * 60.0, body[:, 0], high, low, body[:, 1], volume])
+    half_spread = np.where(rng.random(n) < 0.4, np.nan, 0.01 * rng.random(n))
+    return np.column_stack([np.asarray(minutes) * 60.0, body[:, 0], high, low, body[:, 1], volume, half_spread])
 
 
 def by_hand(bars, base, target):
@@ -26,8 +27,10 @@ def by_hand(bars, base, target):
         if start + target <= seen_until:
             b = bars[(bars[:, 0] >= start) & (bars[:, 0] < start + target)]
             sums = [sum(b[:, k].tolist()) for k in (5, 6, 7)]
-            made.append([start, b[0, 1], b[:, 2].max(), b[:, 3].min(), b[-1, 4], *sums])
-    return np.array(made).reshape(-1, 8)
+            quoted = [x for x in b[:, HALF_SPREAD].tolist() if x == x]
+            spread = sum(quoted) / len(quoted) if quoted else np.nan
+            made.append([start, b[0, 1], b[:, 2].max(), b[:, 3].min(), b[-1, 4], *sums, spread])
+    return np.array(made).reshape(-1, BAR_WIDTH)
 
 
 minutes = st.sets(st.integers(0, 400), min_size=1, max_size=120).map(sorted)
@@ -68,7 +71,7 @@ def test_an_unrecorded_volume_makes_its_sum_unrecorded_and_no_other():
 
 
 def test_no_bars_give_no_bars():
-    assert resample(np.empty((0, 8)), 60, 900).shape == (0, 8)
+    assert resample(np.empty((0, BAR_WIDTH)), 60, 900).shape == (0, BAR_WIDTH)
 
 
 @pytest.mark.parametrize(

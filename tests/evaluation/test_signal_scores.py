@@ -16,7 +16,7 @@ PLANTED_BPS = 40.0
 
 
 def market(seed, n=8000, every=24, planted_bps=PLANTED_BPS):
-    """Return bars (n, 8) of a walk that drifts by `planted_bps` after each event, and the events' sides (n,)."""
+    """Return bars (n, 9) of a walk that drifts by `planted_bps` after each event, and the events' sides (n,)."""
     rng = np.random.default_rng(seed)
     side = np.zeros(n, np.int64)
     at = np.arange(every, n - HORIZON - 1, every)
@@ -28,7 +28,9 @@ def market(seed, n=8000, every=24, planted_bps=PLANTED_BPS):
     opened = np.r_[100.0, close[:-1]]
     time = 1.7040672e9 + STEP_S * np.arange(n)
     filler = np.full(n, 1.0)
-    bars = np.column_stack([time, opened, np.maximum(opened, close), np.minimum(opened, close), close, *[filler] * 3])
+    bars = np.column_stack(
+        [time, opened, np.maximum(opened, close), np.minimum(opened, close), close, *[filler] * 3, np.full(n, np.nan)]
+    )
     return np.ascontiguousarray(bars), side
 
 

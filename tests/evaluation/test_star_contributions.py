@@ -27,7 +27,7 @@ def market(n=6000, seed=2, drift=0.0):
     push[1:] = 40.0 / HORIZON * np.convolve(truth[:, 0, 0] - truth[:, 0, 1], np.ones(HORIZON))[:n]
     steps = rng.normal(drift, 10.0, n + 1) + push
     close = 1e4 * np.exp(np.cumsum(steps[:n]) / 1e4)
-    bars = np.column_stack([BAR * np.arange(n, dtype=float), *[close] * 4, np.ones((n, 3))])
+    bars = np.column_stack([BAR * np.arange(n, dtype=float), *[close] * 4, np.ones((n, 3)), np.full(n, np.nan)])
     bars[1:, 1] = close[:-1]
     return truth, bars
 

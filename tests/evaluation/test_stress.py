@@ -44,7 +44,7 @@ def held(*weights, stops=None, cost_bps=0.0):
 
 
 def bars(*rows, start=0.0):
-    """Return (m, 1, 8) hourly bars of (open, high, low, close)."""
+    """Return (m, 1, 9) hourly bars of (open, high, low, close)."""
     made = np.full((len(rows), 1, BAR_WIDTH), np.nan)
     made[:, 0, OPEN_TIME] = start + HOUR * np.arange(len(rows))
     made[:, 0, 1:5] = rows
@@ -52,7 +52,7 @@ def bars(*rows, start=0.0):
 
 
 def walk(n, k=1, sd=0.005, seed=3, start=0.0, step=HOUR):
-    """Return (n, k, 8) bars of independent walks with volume."""
+    """Return (n, k, 9) bars of independent walks with volume."""
     rng = np.random.default_rng(seed)
     close = 100.0 * np.exp(np.cumsum(rng.normal(0.0, sd, (n, k)), axis=0))
     opened = np.concatenate([np.full((1, k), 100.0), close[:-1]])

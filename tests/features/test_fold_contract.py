@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_WIDTH
+from pipelines.contracts import BAR_WIDTH, CONTEXT_FIELDS, CONTEXT_WIDTH
 from pipelines.errors import BadShape, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import Column, StreamingFold
@@ -52,11 +52,11 @@ def garbage(shape, seed=3):
 def runs(bars, books, contexts):
     """Every way of folding the same spoilt history, per fold: values by the name of the way."""
     at = int(np.random.default_rng(5).integers(100, 2400))
-    spoilt, holed, unknown = spoil(bars, slice(5, 8)), spoil(books), spoil(contexts)
+    spoilt, holed, unknown = spoil(bars, slice(5, BAR_WIDTH)), spoil(books), spoil(contexts)
     ways = {}
     for name, fold in FOLDS.items():
         ruined = (
-            np.vstack([spoilt[:CUT], garbage((400, 8))]),
+            np.vstack([spoilt[:CUT], garbage((400, BAR_WIDTH))]),
             np.concatenate([holed[:CUT], garbage((400, 2, 5, 3))]),
             np.vstack([unknown[:CUT], garbage((400, CONTEXT_WIDTH))]),
         )
@@ -71,7 +71,7 @@ def runs(bars, books, contexts):
             "no_context": fold.run(bars, books),
             "bars_alone": fold.run(bars),
             "nothing_known": fold.run(bars, np.full_like(books, np.nan), np.full_like(contexts, np.nan)),
-            "forex": fold.run(np.column_stack([bars[:, :5], np.full((len(bars), 3), np.nan)]), books, contexts),
+            "forex": fold.run(np.column_stack([bars[:, :5], np.full((len(bars), 4), np.nan)]), books, contexts),
             "cut": fold.run(spoilt[:CUT], holed[:CUT], unknown[:CUT]),
             "ruined": fold.run(*ruined)[:CUT],
             "restarted": np.vstack([first, fold.run(spoilt[at:], holed[at:], unknown[at:], after)]),
@@ -152,8 +152,8 @@ def test_a_read_only_or_strided_bar_gives_the_same_bytes(fold, bars):
     wide = np.asfortranarray(np.column_stack([bars[:50], bars[:50]]))
     wide.setflags(write=False)
     state = fold.fresh()
-    live = np.array([fold.step(state, row[:8]) for row in wide])
-    assert live.tobytes() == fold.run(bars[:50]).tobytes() == fold.run(wide[:, :8]).tobytes()
+    live = np.array([fold.step(state, row[:BAR_WIDTH]) for row in wide])
+    assert live.tobytes() == fold.run(bars[:50]).tobytes() == fold.run(wide[:, :BAR_WIDTH]).tobytes()
 
 
 def test_state_of_another_catalogue_is_refused():
@@ -162,7 +162,7 @@ def test_state_of_another_catalogue_is_refused():
     with pytest.raises(StateError, match="cut short"):
         FEATURES.load(FEATURES.dump(FEATURES.fresh())[:-8])
     with pytest.raises(StateError, match="use fresh"):
-        FEATURES.step(SIGNALS.fresh(), np.zeros(8))
+        FEATURES.step(SIGNALS.fresh(), np.zeros(BAR_WIDTH))
 
 
 def test_bars_books_and_contexts_of_a_wrong_shape_are_refused(bars):

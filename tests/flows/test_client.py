@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed
+from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, TAPE_WIDTH, Books, ContextFeed
 from pipelines.settings import ROOT, Settings, settings
 from serving.client import BATCH_SIZE, Client
 from serving.service.schemas import MAX_BODY, ObserveRequest
@@ -46,7 +46,8 @@ def records(n):
 
 
 def bars(n):
-    rows = np.full((n, 8), 100.0)
+    rows = np.full((n, BAR_WIDTH), 100.0)
+    rows[:, HALF_SPREAD] = np.nan
     rows[:, 0] = START + 60.0 * np.arange(n)
     return rows
 

@@ -8,7 +8,7 @@ import pytest
 
 from flows.support.installation import Installation
 from flows.support.live_feed import live_tail, send_live_bars
-from pipelines.contracts import BOOK_LEVELS, OPEN_TIME, Books, ContextFeed, tape_of, utc
+from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed, tape_of, utc
 from pipelines.errors import NotEnoughData
 from pipelines.settings import Settings, load_params
 from pipelines.store import BarBatch, Store
@@ -70,7 +70,8 @@ def snapshot_until(installation, last):
 
 def minutes(first, n):
     """Return n one-minute bars from `first` (epoch seconds) on."""
-    bars = np.full((n, 8), 100.0)
+    bars = np.full((n, BAR_WIDTH), 100.0)
+    bars[:, HALF_SPREAD] = np.nan
     bars[:, OPEN_TIME] = first + 60.0 * np.arange(n)
     return bars
 

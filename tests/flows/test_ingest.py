@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flows.ingest import observed, write_snapshot
-from pipelines.contracts import BOOK_LEVELS, OPEN_TIME, Books, ContextFeed, tape_of
+from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed, tape_of
 from pipelines.data import records, schemas
 from pipelines.data.quality import assess
 from pipelines.settings import settings
@@ -20,7 +20,8 @@ ORIGIN = {"source": "files", "timeframe": "1m"}
 
 
 def minutes(first, n):
-    rows = np.full((n, 8), 100.0)
+    rows = np.full((n, BAR_WIDTH), 100.0)
+    rows[:, HALF_SPREAD] = np.nan
     rows[:, OPEN_TIME] = T0 + 60.0 * (first + np.arange(n))
     rows[:, 4] += np.arange(first, first + n) * 0.01
     rows[:, 2] = rows[:, 4] + 1.0

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipelines.contracts import BAR_WIDTH, HALF_SPREAD
 from pipelines.data.timeframes import resample
 from pipelines.labels.horizon import forward_returns, horizon_labels
 from pipelines.settings import load_params
@@ -18,7 +19,8 @@ def settings(round_trip_bps=5.0):
 
 
 def minutes(opens, closes):
-    rows = np.full((len(opens), 8), 1.0)
+    rows = np.full((len(opens), BAR_WIDTH), 1.0)
+    rows[:, HALF_SPREAD] = np.nan
     rows[:, 0] = 60.0 * np.arange(len(opens))
     rows[:, 1], rows[:, 4] = opens, closes
     rows[:, 2], rows[:, 3] = np.maximum(opens, closes), np.minimum(opens, closes)

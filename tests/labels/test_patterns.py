@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.contracts import CLOSE, OPEN_TIME
+from pipelines.contracts import BAR_WIDTH, CLOSE, HALF_SPREAD, OPEN_TIME
 from pipelines.data.timeframes import resample
 from pipelines.errors import BadShape
 from pipelines.labels.patterns import pattern_labels
@@ -16,7 +16,8 @@ PARAMS = load_params().model_copy(
 
 def minutes(*prices):
     """One-minute bars that open and close at the given prices, from epoch 0; the last is followed by nothing."""
-    rows = np.full((len(prices) - 1, 8), 1.0)
+    rows = np.full((len(prices) - 1, BAR_WIDTH), 1.0)
+    rows[:, HALF_SPREAD] = np.nan
     rows[:, 0] = 60.0 * np.arange(len(rows))
     ends = np.column_stack([prices[:-1], prices[1:]])
     rows[:, 1], rows[:, 4] = ends.T

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipelines.contracts import BAR_WIDTH, HALF_SPREAD
 from pipelines.labels.returns import HALF_LIVES, ewma_volatility, return_labels
 from pipelines.settings import load_params
 
@@ -13,7 +14,8 @@ STEP_S = 900
 def bars(n=400, seed=1):
     rng = np.random.default_rng(seed)
     close = 100.0 * np.exp(np.cumsum(rng.normal(0, 2e-3, n)))
-    rows = np.full((n, 8), 1.0)
+    rows = np.full((n, BAR_WIDTH), 1.0)
+    rows[:, HALF_SPREAD] = np.nan
     rows[:, 0] = STEP_S * np.arange(n)
     rows[:, 1], rows[:, 4] = np.concatenate([[100.0], close[:-1]]), close
     rows[:, 2], rows[:, 3] = rows[:, [1, 4]].max(axis=1), rows[:, [1, 4]].min(axis=1)

@@ -10,9 +10,11 @@ from support.serving_fixture import HISTORY, SYMBOL, T0
 
 from pipelines.contracts import (
     BAR_FIELDS,
+    BAR_WIDTH,
     BOOK_LEVELS,
     CLOSE,
     CONTEXT_INDEX,
+    HALF_SPREAD,
     OPEN_TIME,
     RETAINED_BARS,
     TAPE_WIDTH,
@@ -48,7 +50,7 @@ def symbol(warm):
 
 
 def nothing(after, until):
-    return np.empty((0, 8))
+    return np.empty((0, BAR_WIDTH))
 
 
 # ---- parity with training (L2)
@@ -139,6 +141,8 @@ def test_a_bar_from_before_the_last_one_that_was_never_stored_is_refused(stand, 
         ("low", 1e9, BadValues, "below low"),
         ("volume", -1.0, BadValues, "not negative"),
         ("taker_buy_volume", 1e12, BadValues, "more than volume"),
+        ("half_spread", -1.0, BadValues, "must be finite and not negative"),
+        ("half_spread", 1e12, BadValues, "not below low"),
         ("open_time", np.nan, BadTimes, "not a time"),
         ("open_time", 1.0, BadTimes, "grid"),
         ("open_time", 60.0, BadTimes, "not after"),
@@ -326,7 +330,8 @@ WEEK = 7 * 24
 def hourly(weeks, closes=22, start=T0):
     """Hourly bars of a market closed from Friday `closes` o'clock to Sunday at the same hour; `start` is a Monday."""
     hours = np.arange(weeks * WEEK)
-    bars = np.full((len(hours), 8), 100.0)
+    bars = np.full((len(hours), BAR_WIDTH), 100.0)
+    bars[:, HALF_SPREAD] = np.nan
     bars[:, OPEN_TIME] = start + 3600.0 * hours
     return bars[~((4 * 24 + closes <= hours % WEEK) & (hours % WEEK < 6 * 24 + closes))]
 

@@ -20,7 +20,7 @@ def market(*tail):
     """A balance around 100, then `tail`."""
     high, low, close = np.array(BALANCE + list(tail)).T
     n = len(close)
-    return np.column_stack([900.0 * np.arange(n), close, high, low, close, np.ones((n, 3))])
+    return np.column_stack([900.0 * np.arange(n), close, high, low, close, np.ones((n, 4))])
 
 
 def upside_down(bars):
@@ -67,7 +67,7 @@ def test_the_third_close_outside_value_accepts_it_and_the_fourth_gives_no_signal
 
 def test_bars_that_never_balance_have_no_value_and_no_phase():
     steps = 100 + 0.5 * np.arange(120)
-    bars = np.column_stack([900.0 * np.arange(120), steps, steps + 0.3, steps - 0.3, steps, np.ones((120, 3))])
+    bars = np.column_stack([900.0 * np.arange(120), steps, steps + 0.3, steps - 0.3, steps, np.ones((120, 4))])
     rows = FOLD.run(bars)
     assert not rows[50:, [AT["amt_accumulation.direction"], AT["amt_distribution.direction"]]].any()
     assert not rows[47:, [AT["amt_phase"], AT["amt_phase_score"]]].any()
@@ -204,8 +204,8 @@ def test_volume_decides_where_value_lies():
 
 def test_bars_without_sound_prices_are_as_if_they_were_not_there(bars):
     part = bars[:400]
-    holed = np.insert(part, 200, np.full(8, np.nan), axis=0)
-    torn = np.insert(part, 200, [part[199, 0], 1.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0], axis=0)  # high below low
+    holed = np.insert(part, 200, np.full(9, np.nan), axis=0)
+    torn = np.insert(part, 200, [part[199, 0], 1.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0], axis=0)  # high below low
     for spoilt in (holed, torn):
         found = FOLD.run(spoilt)
         assert np.isnan(found[200]).all()

@@ -5,6 +5,8 @@ import pytest
 import talib
 from support.signal_subset import SignalSubset
 
+from pipelines.contracts import BAR_WIDTH
+
 FOLD = SignalSubset("cisd")
 QUIET = ((100.0, 100.6, 99.4, 100.1), (100.1, 100.6, 99.4, 100.0))  # ATR 1.2
 RUN = ((100.0, 100.1, 99.0, 99.1), (99.1, 99.2, 98.3, 98.5))
@@ -13,7 +15,7 @@ BACK = ((98.5, 99.5, 98.4, 99.4), (99.4, 100.5, 99.3, 100.3))
 
 def market(*tail):
     candles = [QUIET[i % 2] for i in range(40)] + list(tail)
-    bars = np.ones((len(candles), 8))
+    bars = np.ones((len(candles), BAR_WIDTH))
     bars[:, 0] = 900.0 * np.arange(len(candles))
     bars[:, 1:5] = candles
     return bars

@@ -21,7 +21,7 @@ WEIGHTS = {"5m": 0.10, "15m": 0.20, "1h": 0.30, "4h": 0.25, "1d": 0.15}
 def market(closes, seconds=900.0):
     closes = np.asarray(closes, dtype=float)
     n = len(closes)
-    return np.column_stack([seconds * np.arange(n), closes, closes + 1, closes - 1, closes, np.ones((n, 3))])
+    return np.column_stack([seconds * np.arange(n), closes, closes + 1, closes - 1, closes, np.ones((n, 4))])
 
 
 def column(bars, name):
@@ -50,7 +50,9 @@ def minutes():
     frame = pd.read_parquet(RECORDED).iloc[: 1440 * 9]
     columns = ["open", "high", "low", "close", "volume_base", "trade_count", "taker_buy_volume_base"]
     seconds = frame["open_time"].dt.as_unit("s").astype("int64").to_numpy(dtype=float)
-    return np.ascontiguousarray(np.column_stack([seconds, frame[columns].to_numpy(dtype=float)]))
+    return np.ascontiguousarray(
+        np.column_stack([seconds, frame[columns].to_numpy(dtype=float), np.full(len(frame), np.nan)])
+    )
 
 
 def test_a_market_that_turns_is_agreed_on_once_all_timeframes_have_turned():

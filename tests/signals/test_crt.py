@@ -18,7 +18,7 @@ def market(*tail, quiet=36, seconds=900.0):
     """Two 4 h candles of quiet bars from 99.5 to 100.5 and four bars of a third, then `tail` in that one."""
     high, low, close = np.array([QUIET] * quiet + list(tail)).T
     n = len(close)
-    return np.column_stack([seconds * np.arange(n), close, high, low, close, np.ones((n, 3))])
+    return np.column_stack([seconds * np.arange(n), close, high, low, close, np.ones((n, 4))])
 
 
 def upside_down(bars):

@@ -5,6 +5,8 @@ import pytest
 import talib
 from support.signal_subset import SignalSubset
 
+from pipelines.contracts import BAR_WIDTH
+
 FOLD = SignalSubset("order_block")
 QUIET = ((100.0, 100.6, 99.4, 100.1), (100.1, 100.6, 99.4, 100.0))  # no swing, ATR 1.2
 HIGH_OF = (100.0, 101.2, 99.4, 100.0)  # a swing high among them
@@ -15,7 +17,7 @@ RISE = ((99.2, 100.2, 99.1, 100.1), (100.1, 101.9, 100.0, 101.8))
 def market(*tail, start=0.0):
     """Quiet 15-minute candles from `start` seconds after midnight, then `tail`."""
     candles = [QUIET[i % 2] for i in range(40)] + list(tail)
-    bars = np.ones((len(candles), 8))
+    bars = np.ones((len(candles), BAR_WIDTH))
     bars[:, 0] = start + 900.0 * np.arange(len(candles))
     bars[:, 1:5] = candles
     bars[:, 5:8] = 10.0, 7.0, 5.0

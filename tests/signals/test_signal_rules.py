@@ -15,7 +15,17 @@ def scene(*candles, calm=30):
     high, low, close = np.array(rows, dtype=float).T
     n = len(rows)
     return np.column_stack(
-        [900.0 * np.arange(n), close, high, low, close, np.full(n, 10.0), np.ones(n), np.full(n, 5.0)]
+        [
+            900.0 * np.arange(n),
+            close,
+            high,
+            low,
+            close,
+            np.full(n, 10.0),
+            np.ones(n),
+            np.full(n, 5.0),
+            np.full(n, np.nan),
+        ]
     )
 
 

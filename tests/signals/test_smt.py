@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from support.signal_subset import SignalSubset
 
-from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH, NO_CONTEXT
+from pipelines.contracts import BAR_WIDTH, CONTEXT_INDEX, CONTEXT_WIDTH, NO_CONTEXT
 
 FOLD = SignalSubset("smt")
 CANDLES = Path(__file__).parents[2] / "../shared/data/candles"
@@ -21,7 +21,7 @@ def with_reference(reference):
 
 
 def market(close):
-    bars = np.full((len(close), 8), np.nan)
+    bars = np.full((len(close), BAR_WIDTH), np.nan)
     bars[:, 0] = 900.0 * np.arange(len(close))
     bars[:, 1:5] = np.asarray(close)[:, np.newaxis]
     return bars

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from support.context_factory import make_context
 
-from pipelines.contracts import CLOSE, NO_BOOK, NO_CONTEXT, OPEN, OPEN_TIME, VOLUME
+from pipelines.contracts import BAR_WIDTH, CLOSE, HALF_SPREAD, NO_BOOK, NO_CONTEXT, OPEN, OPEN_TIME, VOLUME
 from pipelines.errors import UnknownName
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.signals import stars
@@ -25,7 +25,8 @@ LONG = dict.fromkeys(READ, 1.0) | {"crt_level_score": -1.0}  # every column is l
 
 
 def candles(n, side=1.0):
-    bars = np.full((n, 8), 100.0)
+    bars = np.full((n, BAR_WIDTH), 100.0)
+    bars[:, HALF_SPREAD] = np.nan
     bars[:, OPEN_TIME] = 8 * 3600.0  # London is open
     bars[:, CLOSE] += side
     return bars
@@ -54,7 +55,7 @@ def fold(bars, rows, state=None):
 def random_market(n=3000, seed=5):
     """Columns with a side now and then, with holes and infinities."""
     rng = np.random.default_rng(seed)
-    bars = 100.0 + rng.normal(0, 1, (n, 8))
+    bars = 100.0 + rng.normal(0, 1, (n, BAR_WIDTH))
     bars[:, OPEN_TIME] = 1.7040672e9 + 900.0 * np.arange(n)
     bars[:, VOLUME] = rng.lognormal(0, 1, n)
     rows = np.empty((n, len(COLUMNS)))

@@ -5,6 +5,7 @@ import pytest
 import talib
 from support.signal_subset import SignalSubset
 
+from pipelines.contracts import BAR_WIDTH
 from pipelines.signals import sweep
 
 FOLD = SignalSubset("sweep")
@@ -15,7 +16,7 @@ SWING = (100.0, 102.0, 99.6, 100.0)
 
 def market(*tail):
     candles = [CALM] * 30 + list(tail)
-    bars = np.ones((len(candles), 8))
+    bars = np.ones((len(candles), BAR_WIDTH))
     bars[:, 0] = 900.0 * np.arange(len(candles))
     bars[:, 1:5] = candles
     return bars

@@ -6,7 +6,7 @@ from pipelines.contracts import CLOSE, CONTEXT_FIELDS, HIGH, LOW, VOLUME
 
 
 def make_context(bars, seed=13):
-    """(n, CONTEXT_WIDTH) for bars (n, 8) in the order of CONTEXT_FIELDS; a side has no wall now and then."""
+    """(n, CONTEXT_WIDTH) for bars (n, 9) in the order of CONTEXT_FIELDS; a side has no wall now and then."""
     rng, n = np.random.default_rng(seed), len(bars)
     close, volume, reach = bars[:, CLOSE], bars[:, VOLUME], bars[:, HIGH] - bars[:, LOW]
 

@@ -18,7 +18,9 @@ def random_walk(n: int, seed: int = 7) -> np.ndarray:
     volume = rng.lognormal(5, 0.7, n)
     time = 1.7040672e9 + 900.0 * np.arange(n)
     trades = np.floor(volume * 40)
-    return np.column_stack([time, opened, high, low, close, volume, trades, volume * rng.beta(8, 8, n)])
+    return np.column_stack(
+        [time, opened, high, low, close, volume, trades, volume * rng.beta(8, 8, n), np.full(n, np.nan)]
+    )
 
 
 def recorded() -> np.ndarray:
@@ -29,10 +31,10 @@ def recorded() -> np.ndarray:
     }  # fmt: skip
     bars = frame.agg(wanted)
     seconds = bars.index.as_unit("s").astype("int64").to_numpy(dtype=float)
-    return np.ascontiguousarray(np.column_stack([seconds, bars.to_numpy(dtype=float)]))
+    return np.ascontiguousarray(np.column_stack([seconds, bars.to_numpy(dtype=float), np.full(len(bars), np.nan)]))
 
 
 @pytest.fixture(scope="session")
 def year() -> np.ndarray:
-    """A year of 15-minute bars (n, 8)."""
+    """A year of 15-minute bars (n, 9)."""
     return recorded() if RECORDED.exists() else random_walk(35_000)

@@ -20,7 +20,7 @@ START = 1_704_067_200  # 2024-01-01T00:00:00Z
 
 
 def made_bars(n, start=START, seed=0, price=40_000.0, step=60):
-    """Return (n, 8) bars of a random walk; with as few decimals as an exchange writes."""
+    """Return (n, 9) bars of a random walk; with as few decimals as an exchange writes."""
     rng = np.random.default_rng(seed)
     close = np.round(price + np.cumsum(rng.normal(0.0, 8.0, n)), 2)
     opened = np.r_[price, close[:-1]]
@@ -29,7 +29,8 @@ def made_bars(n, start=START, seed=0, price=40_000.0, step=60):
     volume = np.round(rng.exponential(20.0, n) + 0.01, 5)
     taker = np.round(volume * rng.uniform(0.1, 0.9, n), 5)
     times = start + float(step) * np.arange(n)
-    return np.column_stack([times, opened, high, low, close, volume, rng.integers(1, 900, n).astype(float), taker])
+    trades = rng.integers(1, 900, n).astype(float)
+    return np.column_stack([times, opened, high, low, close, volume, trades, taker, np.full(n, np.nan)])
 
 
 @dataclass

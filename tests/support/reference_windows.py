@@ -31,8 +31,8 @@ def atr(bars):
 
 
 def quiet(n=70, volume=10.0):
-    """Return bars (n, 8) from midnight, each from 99.5 to 100.5 (ATR 1) and back to 100; takers lean .1 in turn."""
-    bars = np.tile([0.0, 100.0, 100.5, 99.5, 100.0, volume, 50.0, 0.55 * volume], (n, 1))
+    """Return bars (n, 9) from midnight, each from 99.5 to 100.5 (ATR 1) and back to 100; takers lean .1 in turn."""
+    bars = np.tile([0.0, 100.0, 100.5, 99.5, 100.0, volume, 50.0, 0.55 * volume, np.nan], (n, 1))
     bars[:, 0] = 900.0 * np.arange(n)
     bars[1::2, 7] = 0.45 * volume
     return bars

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipelines.contracts import History
+from pipelines.contracts import BAR_WIDTH, HALF_SPREAD, History
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.returns import return_labels
 from pipelines.models.base import Dataset, present_columns
@@ -43,7 +43,8 @@ def steady(m=9000, seed=5):
     rng = np.random.default_rng(seed)
     steps = rng.normal(0, 5e-4, (m, 30))
     path = np.exp(np.cumsum(steps, axis=1) + np.concatenate([[0.0], np.cumsum(steps.sum(axis=1))[:-1]])[:, None])
-    rows = np.empty((m, 8))
+    rows = np.empty((m, BAR_WIDTH))
+    rows[:, HALF_SPREAD] = np.nan
     rows[:, 0] = 1.7040672e9 + STEP_S * np.arange(m)
     rows[:, 4] = 100 * path[:, -1]
     rows[:, 1] = np.concatenate([[100.0], rows[:-1, 4]])

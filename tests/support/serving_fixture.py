@@ -27,7 +27,7 @@ SYMBOL = "SIM/USDT"
 
 
 def market(n: int, seed: int = 7) -> Floats:
-    """Return (n, 8) one-minute bars of a seeded random walk with volume and taker flow."""
+    """Return (n, 9) one-minute bars of a seeded random walk with volume and taker flow."""
     rng = np.random.default_rng(seed)
     close = 40_000.0 * np.exp(np.cumsum(rng.normal(0.0, 0.0012, n)))
     opened = np.concatenate([[40_000.0], close[:-1]])
@@ -35,7 +35,8 @@ def market(n: int, seed: int = 7) -> Floats:
     low = np.minimum(opened, close) * (1 - rng.exponential(4e-4, n))
     volume = rng.lognormal(2.0, 0.5, n)
     times = T0 + 60.0 * np.arange(n)
-    return np.column_stack([times, opened, high, low, close, volume, np.full(n, 50.0), volume * rng.beta(5, 5, n)])
+    taker = volume * rng.beta(5, 5, n)
+    return np.column_stack([times, opened, high, low, close, volume, np.full(n, 50.0), taker, np.full(n, np.nan)])
 
 
 def onnx_bytes(width: int, bias: float = 0.1, broken: bool = False) -> bytes:

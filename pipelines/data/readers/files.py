@@ -3,10 +3,11 @@
 A file is refused whole, with its name and a remedy, when it is cut off, not of its kind, or has unreliable times.
 Layouts (column names of a Parquet file or a CSV header; further columns are ignored):
 
-    canonical   the columns of schemas.COLUMNS; its known_at and ingested_at stay as recorded
+    canonical   the columns of schemas.COLUMNS, half_spread optional; its known_at and ingested_at stay as recorded
     candles     open_time, open, high, low, close, volume | volume_base
-                [trades | trade_count | count] [taker_buy_volume | taker_buy_volume_base]
-    bid/ask     open_time, bid_open … bid_close, ask_open … ask_close: the mid price, volume not recorded
+                [trades | trade_count | count] [taker_buy_volume | taker_buy_volume_base] [half_spread]
+    bid/ask     open_time, bid_open … bid_close, ask_open … ask_close: prices are mids, half_spread is
+                (ask_close - bid_close) / 2; with a volume column if there is one
     kline       Binance CSV or zip, 12 columns, without a header (with one it is `candles`); epoch ms or, from 2025, µs
     trades      Binance trades and aggTrades, CSV or zip, with or without a header: made into bars (of a minute, unless
                 another timeframe is given)
@@ -32,6 +33,7 @@ from pipelines.data.schemas import (
     COLUMNS,
     LAYOUT,
     PRICES,
+    SPREAD,
     TIMES,
     check,
     constant_stamp,
@@ -54,10 +56,10 @@ OTHER_NAMES = {
     "taker_buy_volume": ("taker_buy_volume", "taker_buy_volume_base"),
 }
 SIDES = tuple(f"{side}_{price}" for side in ("bid", "ask") for price in PRICES)
-NUMBERS = (*PRICES, *SIDES, *(name for names in OTHER_NAMES.values() for name in names))
+NUMBERS = (*PRICES, *SIDES, SPREAD, *(name for names in OTHER_NAMES.values() for name in names))
 KNOWN_LAYOUTS = (
     f"canonical ({', '.join(COLUMNS)}); candles (open_time, open, high, low, close, volume or volume_base, "
-    f"optional trades, taker_buy_volume); bid/ask (open_time, {', '.join(SIDES)}); "
+    f"optional trades, taker_buy_volume, {SPREAD}); bid/ask (open_time, {', '.join(SIDES)}); "
     "Binance kline CSV without a header (12 columns); Binance trades or aggTrades"
 )
 KNOWN_TRADES = "time or transact_time, price, qty or quantity, is_buyer_maker; or Binance's columns without a header"
@@ -213,7 +215,19 @@ def _canonical(table: pyarrow.Table, path: Path, ingested_at: datetime, timefram
         found = columns[field]
         values = [numbers(table, name, path) for name in found]
         frame[field] = sum(values) / len(values) if values else np.full(len(frame), np.nan)
+    frame[SPREAD] = _half_spread(table, columns["close"], path)
     return check(frame[list(COLUMNS)], LAYOUT)
+
+
+def _half_spread(table: pyarrow.Table, close: tuple[str, ...], path: Path) -> Floats:
+    """Return (n,) half spreads in quote currency: of bid and ask at the close, else as recorded, else NaN.
+
+    close  the columns the close is made of: one, or the bid's and the ask's
+    """
+    if len(close) == 2:
+        bid, ask = (numbers(table, name, path) for name in close)
+        return (ask - bid) / 2.0
+    return numbers(table, SPREAD, path) if SPREAD in table.column_names else np.full(table.num_rows, np.nan)
 
 
 def _columns(names: set[str], path: Path) -> dict[str, tuple[str, ...]]:

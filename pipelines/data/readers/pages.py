@@ -18,7 +18,8 @@ import pyarrow.parquet as parquet
 from pipelines.contracts import BAR_FIELDS, OPEN_TIME, Floats, utc
 from pipelines.errors import UnreadableFile
 
-PAGES_VERSION = "page/1"
+PAGES_VERSION = "page/2"
+PAGES_BEFORE = "page/1"  # up to release 0.5: without half_spread, which no candle has, so they stay in use
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Page:
     """Hold one page of bars.
 
     market      the venue's name of it
-    start, end  epoch seconds; bars (n, 8) ascending; seam_bps: see `exchange.backfill`
+    start, end  epoch seconds; bars (n, 9) ascending; seam_bps: see `exchange.backfill`
     """
 
     venue: str
@@ -73,7 +74,9 @@ def read_page(path: Path) -> Page:
         raise UnreadableFile(f"{path}: not a whole page ({error}). Remove it: it is fetched again.") from error
     metadata = table.schema.metadata or {}
     version = metadata.get(b"bellwether.schema", b"none").decode()
-    if version != PAGES_VERSION or table.column_names != list(BAR_FIELDS):
+    if version == PAGES_BEFORE and table.column_names == list(BAR_FIELDS[:-1]):
+        table = table.append_column(BAR_FIELDS[-1], pyarrow.nulls(table.num_rows, pyarrow.float64()))
+    elif version != PAGES_VERSION or table.column_names != list(BAR_FIELDS):
         raise UnreadableFile(f"{path}: no page but {version!r}. Remove it: it is fetched again.")
-    bars = np.column_stack([table[name].to_numpy() for name in BAR_FIELDS])
+    bars = np.column_stack([table[name].to_numpy().astype(np.float64) for name in BAR_FIELDS])
     return Page(**json.loads(metadata[b"bellwether.page"]), bars=bars)

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pyarrow
 
 from pipelines.compiled import kernel
-from pipelines.contracts import BAR_WIDTH, CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, TRADES, VOLUME, Floats, Trades
+from pipelines.contracts import BAR_WIDTH, CLOSE, HALF_SPREAD, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, TRADES, VOLUME, Floats, Trades
 from pipelines.errors import BadShape, BadTimes
 
 # Binance's public archives: trades (futures 6 columns, spot 7) and aggTrades (futures 7, spot 8), without a header
@@ -26,7 +26,7 @@ COLUMNS = (6, 7, 8)
 
 @kernel
 def _bars(time: Floats, price: Floats, size: Floats, side: Floats, fills: Floats, width: float, out: Floats) -> int:
-    """Fill out (n, 8) float64 with bars of `width` seconds from the top; return how many there are.
+    """Fill out (n, 9) float64 with bars of `width` seconds from the top; return how many there are.
 
     time, price, size, side, fills  (n,) float64 in time order
     """
@@ -36,6 +36,7 @@ def _bars(time: Floats, price: Floats, size: Floats, side: Floats, fills: Floats
         if made < 0 or out[made, OPEN_TIME] != start:
             made += 1
             out[made, :] = 0.0
+            out[made, HALF_SPREAD] = np.nan  # trades alone do not show the quotes
             out[made, OPEN_TIME] = start
             out[made, OPEN] = out[made, HIGH] = out[made, LOW] = price[i]
         out[made, HIGH] = max(out[made, HIGH], price[i])
@@ -49,7 +50,7 @@ def _bars(time: Floats, price: Floats, size: Floats, side: Floats, fills: Floats
 
 
 def bars_from_trades(trades: Trades, seconds: int, fills: Floats | None = None) -> Floats:
-    """Return (m, 8) bars of `seconds`, stamped with their opens; a bar in which nothing traded is absent.
+    """Return (m, 9) bars of `seconds`, stamped with their opens; a bar in which nothing traded is absent.
 
     fills  (n,) how many trades each row stands for; None: one
     The first and the last bar are whole only where the trades cover them: cut them where that matters.

@@ -136,17 +136,18 @@ class Venue:
         return timeframe in self._client.timeframes
 
     def page(self, market: str, since: int, limit: int, timeframe: str = "") -> Floats:
-        """Return up to about `limit` bars from `since` (epoch seconds) on, unfiltered: (n, 8) in BAR_FIELDS order.
+        """Return up to about `limit` bars from `since` (epoch seconds) on, unfiltered: (n, 9) in BAR_FIELDS order.
 
         timeframe  "" = that of this object
         Returns    perhaps also the candle that is still open, copies, bars before `since`; perhaps nothing. volume in
-                   base asset; trades and taker_buy_volume NaN where the venue's candles lack them
+                   base asset; trades and taker_buy_volume NaN where the venue's candles lack them, half_spread always: candles
+                   are of trades
         Raises     VenueDown
         """
         read, timeframe = RAW.get(self.name, _candles), timeframe or self.timeframe
 
         def candles() -> Floats:
-            """Return one page of the venue as (n, 8). Raises ValueError if it is no JSON."""
+            """Return one page of the venue as (n, 9). Raises ValueError if it is no JSON."""
             rows = read(self._client, market, timeframe, since * 1000, limit)
             if self._client.last_json_response is None:  # ccxt makes an empty list of a page that says "maintenance"
                 raise ValueError("no JSON")
@@ -209,7 +210,7 @@ def _retry_after(response: Any) -> float | None:
 
 def _candles(client: Any, market: str, timeframe: str, since_ms: int, limit: int) -> list[list[Any]]:
     """Return candles as every venue has them: open time (ms), four prices, volume."""
-    return [[*row[:6], None, None] for row in client.fetch_ohlcv(market, timeframe, since_ms, limit)]
+    return [[*row[:6], None, None, None] for row in client.fetch_ohlcv(market, timeframe, since_ms, limit)]
 
 
 def _klines(client: Any, market: str, timeframe: str, since_ms: int, limit: int) -> list[list[Any]]:
@@ -220,7 +221,7 @@ def _klines(client: Any, market: str, timeframe: str, since_ms: int, limit: int)
         "startTime": since_ms,
         "limit": limit,
     }
-    return [[float(row[i]) for i in (0, 1, 2, 3, 4, 5, 8, 9)] for row in client.publicGetKlines(request)]
+    return [[*(float(row[i]) for i in (0, 1, 2, 3, 4, 5, 8, 9)), None] for row in client.publicGetKlines(request)]
 
 
 RAW: dict[str, Callable[[Any, str, str, int, int], list[list[Any]]]] = {"binance": _klines, "binanceus": _klines}

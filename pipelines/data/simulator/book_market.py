@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, TAKER_BUY, TRADES, VOLUME, Floats, Ints
+from pipelines.contracts import CLOSE, HALF_SPREAD, HIGH, LOW, OPEN, TAKER_BUY, TRADES, VOLUME, Floats, Ints
 from pipelines.data.orderbook.limit_order_book import (
     ASK,
     BID,
@@ -321,7 +321,7 @@ def trade_minutes(
     path (n, STEPS)     log value after each step; latent (n, LATENT): as latent.walk fills it
     cents               of quote currency in a tick; usual_sd: of a minute, at which a level has the usual depth
     log (rows, LOG_WIDTH)    int64; gets the events of markets[0].log_mode, as far as there are rows
-    bars (n, 8)         gets everything but the open time; events (n,) int64 book events; premium (n,) mid / value - 1
+    bars (n, 9)         gets everything but the open time; events (n,) int64 book events; premium (n,) mid / value - 1
     levels, flows (m, 2)     snapshots: ticks, lots and orders; lots since the one before, and of the last ten seconds
     tape_rows (m, TAPE_WIDTH)  but for its flows; NaN where an overfull minute lost events, or where none were read
     planted (k, PLANTED_WIDTH)  int64
@@ -381,8 +381,9 @@ def trade_minutes(
         bars[i, VOLUME], bars[i, TAKER_BUY], bars[i, TRADES] = total / LOTS, bought / LOTS, market.traded
         events[i] = market.events
         market.lowest_of[minute % LOOKBACK], market.highest_of[minute % LOOKBACK] = market.lowest, market.highest
-        premium[i] = np.nan
+        premium[i] = bars[i, HALF_SPREAD] = np.nan
         if not is_empty(market, BID) and not is_empty(market, ASK):
+            bars[i, HALF_SPREAD] = 0.5 * (market.best[ASK] - market.best[BID]) * cents / 100.0
             mid = 0.5 * (market.best[BID] + market.best[ASK])
             premium[i] = mid * cents / 100.0 / math.exp(market.value) - 1.0
         if (began // MINUTE_US + 1) % every == 0:

@@ -105,7 +105,7 @@ class Truth:
 class Market:
     """Hold history then live days in one path.
 
-    bars    (n, 8) 1-minute in BAR_FIELDS order: the sum of this market's own trades
+    bars    (n, 9) 1-minute in BAR_FIELDS order: the sum of this market's own trades
     events  (n,) book events in each: orders placed, withdrawn and filled
     books   a snapshot at the close of every `book_every_minutes`-th minute since 1970
     feed    the funding rate at 00:00, 08:00 and 16:00 UTC
@@ -162,7 +162,7 @@ class Drawn:
 class Traded:
     """Hold the arrays that n traded minutes and m snapshots of the book fill; see `book_market.trade_minutes`.
 
-    bars (n, 8); events (n,); premium (n,); levels (m, 2, BOOK_LEVELS, 3); flows (m, 2); tape (m, TAPE_WIDTH)
+    bars (n, 9); events (n,); premium (n,); levels (m, 2, BOOK_LEVELS, 3); flows (m, 2); tape (m, TAPE_WIDTH)
     """
 
     bars: Floats

@@ -411,6 +411,25 @@ def _answers(models: Mapping[str, Any]) -> ModelAnswers:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class ThresholdCheck:
+    """Hold one adaptive threshold (S17) of an event: its value on the event's side and what was wanted.
+
+    value    in the threshold's own unit; None = not known, which reaches nothing
+    minimum  the least value that reaches it, or the phase wanted
+    refuses  whether a value that does not reach it refuses the trade; otherwise it is recorded only
+    """
+
+    value: float | str | None
+    minimum: float | str
+    reached: bool
+    refuses: bool
+
+    def to_dict(self) -> JsonObject:
+        """Return the check as plain JSON."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
+
 _TIMES = ("as_of", "known_at", "ingested_at", "expiry")
 _TUPLES = ("take_profits", "reasons", "breakers")
 
@@ -458,6 +477,7 @@ class Decision:
     stage: str = ""  # of the drawdown, risk.limits.STAGES
     capped_by: str | None = None  # the cap that reduced the size, risk.sizing.CAPS
     learned: dict[str, float] = field(default_factory=dict)  # weights learned from outcomes so far
+    thresholds: dict[str, ThresholdCheck] = field(default_factory=dict)  # S17, of the trail; only with an event
 
     def to_dict(self) -> JsonObject:
         """Return the decision as plain JSON: what is stored and what a client receives; times in ISO 8601 with zone."""
@@ -469,6 +489,7 @@ class Decision:
         record["models"] = {
             family: {arm: answer.to_dict() for arm, answer in arms.items()} for family, arms in self.models.items()
         }
+        record["thresholds"] = {name: check.to_dict() for name, check in self.thresholds.items()}
         return record
 
     @classmethod
@@ -476,7 +497,9 @@ class Decision:
         """Return the decision that `to_dict` wrote; a field that was not stored has its default."""
         times = {name: record[name] and datetime.fromisoformat(record[name]) for name in _TIMES}
         tuples = {name: tuple(record.get(name, ())) for name in _TUPLES}
-        return cls(**{**record, **times, **tuples, "models": _answers(record.get("models", {}))})
+        checks = {name: ThresholdCheck(**check) for name, check in record.get("thresholds", {}).items()}
+        models = _answers(record.get("models", {}))
+        return cls(**{**record, **times, **tuples, "models": models, "thresholds": checks})
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,6 +273,10 @@ class LearningParams(_Frozen):
     prior_outcomes: float = Field(gt=0)
 
 
+Threshold = Literal["strength", "confidence", "confluence", "unicorn", "phase"]
+Phase = Literal["UNKNOWN", "ACCUMULATION", "MANIPULATION", "DISTRIBUTION"]  # in the order of their codes (S12)
+
+
 class BaseThresholds(_Frozen):
     """Set the thresholds of a decision before the regime's factors."""
 
@@ -280,7 +284,7 @@ class BaseThresholds(_Frozen):
     min_confidence: float = Field(gt=0, le=1)
     min_confluence: float = Field(ge=0, le=1)
     min_unicorn: float = Field(ge=0, le=21)
-    phase: Literal["UNKNOWN", "ACCUMULATION", "MANIPULATION", "DISTRIBUTION"]
+    phase: Phase
 
 
 class ThresholdFactors(_Frozen):
@@ -293,8 +297,9 @@ class ThresholdFactors(_Frozen):
 
 
 class ThresholdParams(_Frozen):
-    """Set the thresholds of a decision by regime."""
+    """Set the thresholds of a decision by regime, and which of them refuse."""
 
+    require: tuple[Threshold, ...] = ("confidence",)
     base: BaseThresholds
     regimes: dict[Literal["TRENDING", "RANGING", "VOLATILE", "QUIET"], ThresholdFactors]
     high_unicorn: float = Field(gt=0, le=21)

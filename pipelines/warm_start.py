@@ -64,6 +64,8 @@ class WarmStart:
     clock           the clock of the data version, see pipelines.clock; None: written before release 0.6.0, not recorded
     data_hash       of the data version; None before publication
     traditional     hit rate of the traditional consensus on that history; None if it had no resolved event
+    traditional_miss_atr  what its events returned that missed their target, in ATR before cost; None: none missed, or
+                    written before release 0.6.0
     reference       reference of drift, as its writer defined it
     digest          sha256 of the manifest
     """
@@ -84,6 +86,7 @@ class WarmStart:
     clock: Mode | None
     data_hash: str | None
     traditional: Estimate | None
+    traditional_miss_atr: float | None
     reference: Mapping[str, Any]
     digest: str
 
@@ -145,18 +148,26 @@ def write_warm_start(
 
 
 def publish_warm_start(
-    stage: Path, into: Path, *, data_hash: str, hits: int, n: int, reference: Mapping[str, Any] | None = None
+    stage: Path,
+    into: Path,
+    *,
+    data_hash: str,
+    hits: int,
+    n: int,
+    miss_atr: float | None = None,
+    reference: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Copy a stage's warm start to `into/<digest>` with its data version; return {data_hash, digest, path}.
 
     hits, n  of the traditional consensus: events whose target was touched first, and resolved events
+    miss_atr  what its other events returned, see WarmStart; None = not known
     """
     read_warm_start(stage)  # an unreadable warm start is never published
     draft = into / f".{data_hash[:16]}"
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(stage, draft)
     meta = json.loads((draft / "meta.json").read_text())
-    traditional = {"hits": int(hits), "n": int(n)}
+    traditional = {"hits": int(hits), "n": int(n), "miss_atr": miss_atr}
     meta |= {"data_hash": data_hash, "traditional": traditional, "reference": dict(reference or {})}
     digest = _seal(draft, meta)
     path = into / digest
@@ -219,6 +230,7 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         clock=meta["clock"] if meta.get("clock") in MODES else None,
         data_hash=meta["data_hash"],
         traditional=hit_rate(traditional["hits"], traditional["n"]) if traditional and traditional["n"] else None,
+        traditional_miss_atr=traditional.get("miss_atr") if traditional else None,
         reference=meta["reference"],
         digest=digest,
     )

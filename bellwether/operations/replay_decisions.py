@@ -1,8 +1,9 @@
 """Decide again what was decided, from stored bars, records and bundles alone, and compare (L4).
 
 A decision names its warm start, its models by digest, the account, the tripped breakers, the digest of the policy and
-the type of the CPU. From these and the observed bars the same code makes it again; differences are named by field. On
-the same CPU type every number must be equal to the last bit, on another one within OTHER_CPU_TOLERANCE.
+the type of the CPU; bundle and warm start hold what a missed target returns. From these and the observed bars the same
+code makes it again; differences are named by field. On the same CPU type every number must be equal to the last bit, on
+another one within OTHER_CPU_TOLERANCE. What an earlier release decided followed other rules and is not made again.
 """
 
 from collections import Counter, defaultdict
@@ -135,6 +136,8 @@ def _replay_one(
     old = record.decision
     if not old.account:
         return "the account was not recorded: an earlier release wrote it"
+    if "miss" not in old.lineage:
+        return "an earlier release decided it: edge and size followed other rules"
     if old.lineage.get("policy") != decision_row.policy_digest(installation.params, walk.flat):
         return f"params.yaml has changed since: policy {str(old.lineage.get('policy'))[:12]} decided"
     if not walk.to(old.as_of.timestamp()):

@@ -5,6 +5,7 @@ the probability on each event is the one the walk-forward model gave before seei
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipelines.signals.events import Events, events
 from pipelines.signals.regimes import market_state
 from serving.policy import decision_row
 from serving.policy import kernel as decision_kernel
-from serving.policy.decide import REGIME, UNICORN, VOLATILITY
+from serving.policy.decide import CONFLUENCE, PHASE, REGIME, UNICORN, VOLATILITY
 from serving.policy.online_weights import weights_in_force
 from serving.risk.exposure import Scenarios, exposure, scenarios_of
 from serving.state.online_weights_store import factor_of, initial_weights
@@ -39,12 +40,22 @@ def run(installation: Installation, family: str) -> Backtest:
     with np.load(folder / "labels" / "events.npz", allow_pickle=False) as f:
         index = f["index"]
     with np.load(folder / family / "oof.npz", allow_pickle=False) as f:
-        bars, p, p_low = index[f["row"]], f["p"], f["p_low"]
+        bars, p, p_low, miss_atr = index[f["row"]], f["p"], f["p_low"], missed(f, installation.params)
     regime = served_regimes(installation, len(arrays["decision"]))
     step_s = TIMEFRAME_SECONDS[json.loads((folder / "features" / "meta.json").read_text())["decision_timeframe"]]
     return backtest_policy(
-        **arrays, bars=bars, p=p, p_low=p_low, step_s=step_s, params=installation.params, model_regime=regime
-    )
+        **arrays, bars=bars, p=p, p_low=p_low, miss_atr=miss_atr, step_s=step_s, params=installation.params,
+        model_regime=regime,
+    )  # fmt: skip
+
+
+def missed(oof: Mapping[str, Floats], params: Params) -> Floats:
+    """Return (e,) what each row's fold expects of a missed target, in ATR; the whole stop where it has no estimate.
+
+    oof  arrays of `oof.npz`; those of an earlier release have none
+    """
+    known = oof.get("miss_atr", np.full(len(oof["p"]), np.nan))
+    return np.where(np.isnan(known), -params.labels.stop_atr, known)
 
 
 def served_regimes(installation: Installation, m: int) -> Floats:
@@ -71,18 +82,19 @@ def served_regimes(installation: Installation, m: int) -> Floats:
 
 def backtest_policy(
     base: Floats, decision: Floats, features: Floats, signals: Floats, bars: Ints, p: Floats, p_low: Floats,
-    step_s: int, params: Params, model_regime: Floats | None = None,
+    miss_atr: Floats, step_s: int, params: Params, model_regime: Floats | None = None,
 ) -> Backtest:  # fmt: skip
     """Return the backtest of the compiled kernel over decision bars from `bars[0]` on.
 
     base (n, 9), decision (m, 9), features (m, kf), signals (m, ks); bars (e,) decision rows of scored events with their
-    out-of-fold p and p_low (e,); an event that was not scored has no probability, so the kernel refuses it;
-    step_s seconds of a decision bar; model_regime (m,) codes of the regime model, NaN = the rule decides
+    out-of-fold p and p_low (e,), and miss_atr (e,), what the same fold expects of a missed target, in ATR; an event
+    that was not scored has no probability, so the kernel refuses it; step_s seconds of a decision bar; model_regime
+    (m,) codes of the regime model, NaN = the rule decides
     """
     first = int(bars[0])
     scores = CategoryScores.fit(signals[:first])
-    p_at_bar, low = np.full(len(decision), np.nan), np.full(len(decision), np.nan)
-    p_at_bar[bars], low[bars] = p, p_low
+    p_at_bar, low, miss_at_bar = np.full((3, len(decision)), np.nan)
+    p_at_bar[bars], low[bars], miss_at_bar[bars] = p, p_low, miss_atr
     raised = events(features, signals)
     side = np.zeros(len(decision))
     side[raised.index] = raised.direction
@@ -101,9 +113,11 @@ def backtest_policy(
     rows = decision_row.to_rows(
         direction, confidence, factor=_factors(raised, direction, confidence, outcome, base, decision, step_s, params),
         independence=scores.independence, regime=regime, trend=trend,
-        unicorn=signals[:, UNICORN], event=side, tier=1.0, age_bars=0.0, breakers=0.0,
+        unicorn=signals[:, UNICORN], confluence=signals[:, CONFLUENCE], phase=signals[:, PHASE],
+        event=side, tier=1.0, age_bars=0.0, breakers=0.0,
         volatility=features[:, VOLATILITY], atr=np.where(side != 0, features[:, ATR], np.nan),
-        price=decision[:, CLOSE], p=p_at_bar, p_low=low,
+        price=decision[:, CLOSE], cost_bps=params.costs.round_trip_bps, p=p_at_bar, p_low=low,
+        miss_bps=miss_at_bar * features[:, ATR] * 1e4,
     )  # fmt: skip
     strategy = np.full(len(decision), np.nan)
     strategy[raised.index] = np.unique(raised.kind, return_inverse=True)[1]

@@ -140,6 +140,8 @@ class ModelFamily:
     describe           (training rows, params) → lines of the model card: label, horizon, what it is not for
     folds              params → number of walk-forward folds
     is_decision_model  its probability decides trades, so the gate also reads what the trades returned
+    miss_atr           (training rows) → what a trade on one of them returns whose target is not touched, in ATR, before
+                       cost; None where every target was touched. Of a decision model only
     contributions      (fitted, rows (n, k)) → (n, k) contribution of each column to each prediction; None where the
                        model gives none
     """
@@ -157,6 +159,7 @@ class ModelFamily:
     describe: Callable[[Dataset, Params], list[str]]
     folds: Callable[[Params], int] = lambda params: params.splits.folds
     is_decision_model: bool = False
+    miss_atr: Callable[[Dataset], float | None] | None = None
     contributions: Callable[[Fitted, Floats], Floats] | None = None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.contracts import Floats
 from pipelines.errors import NotEnoughData
+from pipelines.labels.misses import miss_atr
 from pipelines.models.base import Baseline, Dataset, Export, Log, ModelFamily
 from pipelines.models.baselines import always_base_rate, log_loss_baseline, logistic
 from pipelines.models.calibration import Calibrated, export_calibrated, fit_calibrated
@@ -103,6 +104,11 @@ def loss(p: Floats, data: Dataset, loss_params: Mapping[str, Any]) -> Floats:
     return log_losses(p, data.y)
 
 
+def expected_miss(data: Dataset) -> float | None:
+    """Return the mean gross return of the events that missed their target, in ATR, weighted by uniqueness."""
+    return miss_atr(data.y, data.extras["gross_bps"], data.extras["atr"], data.uniqueness)
+
+
 def volatility_only(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Predict by logistic regression on barrier width and volatility regime: shows if a model learnt only these."""
     return log_loss_baseline(
@@ -138,5 +144,6 @@ VALIDATOR = ModelFamily(
     novelty=lambda rows, params: fit_novelty(rows, params.validator.novelty_quantile),
     describe=describe,
     is_decision_model=True,
+    miss_atr=expected_miss,
     contributions=contributions,
 )

@@ -37,6 +37,8 @@ class OutOfFold:
     loss         (n,) in the family's unit; p, p_low (n,) or (n, classes)
     members      member → its own p; baselines: name → baseline on the same rows
     permutation  effect of permuting columns; None if that was not planned
+    miss_atr     (n,) what each row's training fold expects of a missed target, see ModelFamily; NaN where it knew none;
+                 None for a family that decides no trade
     """
 
     row: Ints
@@ -48,6 +50,7 @@ class OutOfFold:
     baselines: dict[str, Baseline]
     folds: int
     permutation: PermutationResult | None = None
+    miss_atr: Floats | None = None
 
 
 def out_of_fold(
@@ -64,7 +67,7 @@ def out_of_fold(
     """
     folds = model_family.folds(params)
     splits = walk_forward(data.known, data.ended, folds, params.splits.min_train_fraction, embargo_s)
-    parts, permuted = [], []
+    parts, permuted, misses = [], [], []
     for number, split in enumerate(splits, start=1):
         train, test = data.select_rows(split.train), data.select_rows(split.test)
         log(f"[{number - 1}/{len(splits) + 1}] {len(train):,} rows to train on, {len(test):,} to score")
@@ -75,6 +78,9 @@ def out_of_fold(
         if plan is not None:
             permuted.append(permute(model_family, fitted, test, loss, plan, params))
         parts.append((split.test, loss, predicted, baselines))
+        if model_family.miss_atr is not None:
+            expected = model_family.miss_atr(train)
+            misses.append(np.full(len(test), np.nan if expected is None else expected))
     join = np.concatenate
     return OutOfFold(
         row=join([rows for rows, *_ in parts]),
@@ -86,6 +92,7 @@ def out_of_fold(
         baselines={name: _joined([baselines[name] for *_, baselines in parts]) for name in model_family.baselines},
         folds=len(splits),
         permutation=join_folds(permuted) if permuted else None,
+        miss_atr=join(misses) if misses else None,
     )
 
 
@@ -183,6 +190,8 @@ def train(
         **context, "columns": list(data.columns), "dropped": dropped, "trained_through": float(data.ended.max()),
         "loss_params": dict(fitted.loss_params), "title": model_family.title,
     }  # fmt: skip
+    if model_family.miss_atr is not None:
+        schema["miss_atr"] = model_family.miss_atr(data)
     newest = data.newest()
     pool = data.inputs(np.linspace(0, len(data) - 1, min(GOLDEN_POOL, len(data))).astype(int))
     digest = write_bundle(
@@ -232,10 +241,12 @@ def parity_gap(model: Model, fitted: Fitted, pool: Floats) -> float:
 
 
 def _arrays(oof: OutOfFold, data: Dataset) -> Arrays:
-    """Return the arrays of `oof.npz`, with loss_<baseline>, baseline_<baseline>, member_<name>, extra_<name>."""
+    """Return the arrays of `oof.npz`; loss_<baseline>, baseline_<baseline>, member_<name>, extra_<name> among them."""
     scored = data.select_rows(oof.row)
-    label = {} if oof.label is None else {"label": np.array([label or "" for label in oof.label])}
-    return label | {
+    optional = {} if oof.label is None else {"label": np.array([label or "" for label in oof.label])}
+    if oof.miss_atr is not None:
+        optional["miss_atr"] = oof.miss_atr
+    return optional | {
         "row": scored.at, "known": scored.known, "y": scored.y, "p": oof.p, "p_low": oof.p_low, "loss": oof.loss,
         **{f"loss_{name}": baseline.loss for name, baseline in oof.baselines.items()},
         **{f"baseline_{name}": baseline.p for name, baseline in oof.baselines.items() if baseline.p is not None},

@@ -15,6 +15,7 @@ from pipelines.errors import NotEnoughData
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import horizon_labels
+from pipelines.labels.misses import miss_atr
 from pipelines.labels.patterns import pattern_labels
 from pipelines.labels.returns import return_labels
 from pipelines.labels.weights import average_uniqueness, time_decay
@@ -111,10 +112,16 @@ LABELS: dict[str, Callable[[Sources, Params], Labels]] = {
 }
 
 
-def traditional_record(sources: Sources, params: Params) -> dict[str, int]:
-    """Return hits and resolved events of the traditional consensus, which give tier 3 its probability."""
-    outcome = _resolve(sources, traditional_events(sources.features, sources.signals), params)
-    return {"hits": int(np.nansum(outcome.label[outcome.labelled])), "n": int(outcome.labelled.sum())}
+def traditional_record(sources: Sources, params: Params) -> dict[str, int | float | None]:
+    """Return what tier 3 judges the traditional consensus by: hits, resolved events, and what its misses returned.
+
+    miss_atr  as labels.misses.miss_atr; None where no event missed its target
+    """
+    found = traditional_events(sources.features, sources.signals)
+    outcome = _resolve(sources, found, params)
+    of = outcome.labelled
+    missed = miss_atr(outcome.label[of], outcome.gross_bps[of], found.atr[of], outcome.uniqueness[of])
+    return {"hits": int(np.nansum(outcome.label[of])), "n": int(of.sum()), "miss_atr": missed}
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,9 @@ from serving.state.symbols import Symbol
 
 REGIME = "regime"  # the family that chooses weights and caps
 TRADITIONAL = "traditional"  # the arm that decides in tier 3
-UNICORN = SIGNALS.index["unicorn_rating_score"]  # stars of the leading side, signed; the backtest reads the same
+UNICORN = SIGNALS.index["unicorn_rating_score"]  # stars of the leading side, signed; the backtest reads the same three
+CONFLUENCE = SIGNALS.index["confluence.score"]
+PHASE = SIGNALS.index["amt_phase"]
 VOLATILITY = FEATURES.index["volatility_20"]
 NOT_ASKED = ("WARMING_UP", "NO_EVENT", "TRAINED_ON:")  # reasons of models that were not called
 
@@ -97,12 +99,13 @@ def decide(
     age_bars = age_in_bars(symbol, known_at)
     ready = symbol.reason is None
     answers = predictions if predictions is not None else predict_all(symbol, snapshot)
-    decider = _decider(symbol, snapshot, answers, tier)
+    decider = _decider(symbol, snapshot, answers, tier, params)
     acting = decider.events
     has_event = ready and len(acting) > 0
     direction, confidence = warm.category_scores.score(closed.signals) if ready else (np.full(N_SCORES, np.nan),) * 2
     regime, regime_source, trend = regime_now(symbol, answers)
     event, side = (str(acting.kind[0]), float(acting.direction[0])) if has_event else ("", 0.0)
+    atr = float(acting.atr[0]) if has_event else np.nan
     decision = decision_row.decide(
         decision_row.DecisionInputs(
             direction=direction,
@@ -112,13 +115,17 @@ def decide(
             regime=regime,
             trend=trend,
             unicorn=float(closed.signals[UNICORN]) if ready else np.nan,
+            confluence=float(closed.signals[CONFLUENCE]) if ready else np.nan,
+            phase=float(closed.signals[PHASE]) if ready else np.nan,
             event=event or None,
             event_direction=side,
             volatility=float(closed.features[VOLATILITY]) if has_event else np.nan,
-            atr=float(acting.atr[0]) if has_event else np.nan,
+            atr=atr,
             price=float(closed.bar[CLOSE]),
+            cost_bps=params.costs.round_trip_bps,
             p=np.nan if decider.p is None else decider.p,
             p_low=np.nan if decider.p_low is None else decider.p_low,
+            miss_bps=decider.miss_atr * atr * 1e4,
             abstained=decider.abstained,
             tier=tier.number,
             age_bars=age_bars,
@@ -154,29 +161,45 @@ def decide(
 
 @dataclass(frozen=True, slots=True)
 class _Decider:
-    """Hold the part of a decision that depends on the tier: the events, and the probability of the first of them."""
+    """Hold the part of a decision that depends on the tier: the events, the probability of the first, and its misses.
+
+    miss_atr  what an event returns whose target is not touched, in ATR before cost
+    """
 
     events: Events
     arm: str
     p: float | None
     p_low: float | None
     abstained: str | None
+    miss_atr: float
     lineage: dict[str, str]
 
 
-def _decider(symbol: Symbol, snapshot: Snapshot, answers: ModelAnswers, tier: tiers.Tier) -> _Decider:
+def _missed(estimate: float | None, where: str, params: Params) -> tuple[float, dict[str, str]]:
+    """Return what a missed target returns, in ATR, and its origin for the lineage; without an estimate the whole stop.
+
+    estimate  of the training fold; where: the record that holds it, or should
+    """
+    if estimate is None:
+        return -params.labels.stop_atr, {"miss": f"the whole stop: the {where} has no estimate"}
+    return float(estimate), {"miss": f"estimate of the {where}"}
+
+
+def _decider(symbol: Symbol, snapshot: Snapshot, answers: ModelAnswers, tier: tiers.Tier, params: Params) -> _Decider:
     """Return the validator champion in tiers 1 and 2, the traditional consensus in tiers 3 and 4."""
     closed, warm = symbol.closed, symbol.warm
     features, signals = closed.features[np.newaxis], closed.signals[np.newaxis]
     if tier.number <= tiers.SIMPLE:
         answer, slot = answers[DECISION_FAMILY]["champion"], snapshot.slots[DECISION_FAMILY, "champion"]
         lineage = {name: getattr(slot, name) for name in ("data_hash", "git_commit", "run_id")}
-        return _Decider(events(features, signals), "champion", *answer.chance, answer.reason, lineage)
+        miss, origin = _missed(slot.model.schema.get("miss_atr"), "bundle", params)
+        return _Decider(events(features, signals), "champion", *answer.chance, answer.reason, miss, lineage | origin)
     raised, record = traditional_events(features, signals), warm.traditional
-    lineage = {"data_hash": warm.data_hash or "none", "git_commit": "none: no model acted"}
+    miss, origin = _missed(warm.traditional_miss_atr, "warm start", params)
+    lineage = {"data_hash": warm.data_hash or "none", "git_commit": "none: no model acted"} | origin
     if record is None:
-        return _Decider(raised, TRADITIONAL, None, None, "NO_TRACK_RECORD", lineage)
-    return _Decider(raised, TRADITIONAL, record.value, record.low, None, lineage)
+        return _Decider(raised, TRADITIONAL, None, None, "NO_TRACK_RECORD", miss, lineage)
+    return _Decider(raised, TRADITIONAL, record.value, record.low, None, miss, lineage)
 
 
 def regime_now(symbol: Symbol, answers: Mapping[str, Mapping[str, ModelAnswer]]) -> tuple[str | None, str, float]:

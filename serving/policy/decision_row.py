@@ -17,13 +17,14 @@ from pipelines.contracts import (
     Decision,
     Floats,
     ModelAnswers,
+    ThresholdCheck,
     finite_or_none,
 )
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.params import Params
 from serving.policy import kernel as decision_kernel
 from serving.policy.fusion import N_SCORES, weight_table
-from serving.policy.thresholds import confidence_table
+from serving.policy.thresholds import PHASES, THRESHOLDS, threshold_table
 from serving.risk.codes import REFUSALS, bits_of, trail
 from serving.risk.limits import STAGES, TIERS
 from serving.risk.sizing import CAPS, LIMIT_ROWS, SIZINGS
@@ -75,7 +76,7 @@ class DecisionInputs:
     """Hold the inputs of one decision, known at the close of its bar; NaN and units as in kernel.ROW_FIELDS.
 
     In tier 3 (no champion) the event is the traditional consensus, p and p_low are its measured hit rate with the lower
-    bound, and the traditional score alone gives the confidence.
+    bound, miss_bps what its misses returned, and the traditional score alone gives the confidence.
     """
 
     direction: Floats  # (N_SCORES,) CategoryScores.score
@@ -85,13 +86,17 @@ class DecisionInputs:
     regime: str | None
     trend: float
     unicorn: float
+    confluence: float
+    phase: float
     event: str | None  # name of the signal that raised the event
     event_direction: float  # −1, 0 (no event), 1
     volatility: float
     atr: float
     price: float
+    cost_bps: float
     p: float
     p_low: float
+    miss_bps: float
     abstained: str | None  # reason of the deciding model where p is NaN
     tier: int
     age_bars: float
@@ -120,7 +125,8 @@ def flatten(params: Params) -> Floats:
     flat = np.full(decision_kernel.PARAM_WIDTH, np.nan)
     named = {**dict(fusion), **dict(labels), **dict(risk), **dict(risk.budgets), **dict(params.thresholds)}
     named |= dict(fusion.validation) | {"sizing": float(SIZINGS.index(risk.sizing))}
-    named["round_trip_bps"] = params.costs.round_trip_bps
+    named |= {f"require_{name}": float(name in params.thresholds.require) for name in THRESHOLDS}
+    named["phase_wanted"] = float(PHASES.index(params.thresholds.base.phase))
     flat[: decision_kernel.WEIGHTS_AT] = [named[name] for name in decision_kernel.PARAM_FIELDS]
     flat[decision_kernel.WEIGHTS_AT : decision_kernel.MULTIPLIER_AT] = weight_table(fusion).ravel()
     for start, values in (
@@ -131,9 +137,9 @@ def flatten(params: Params) -> Floats:
         flat[start : start + len(values) + 1] = [*values, min(values)]  # an unknown regime gets the least
     stages = [getattr(risk.stages, name) for name in STAGES[1:]]
     flat[decision_kernel.STAGE_FROM_AT : decision_kernel.STAGE_SIZE_AT] = [stage.at for stage in stages]
-    flat[decision_kernel.STAGE_SIZE_AT : decision_kernel.MIN_CONFIDENCE_AT] = [1.0, *(stage.size for stage in stages)]
+    flat[decision_kernel.STAGE_SIZE_AT : decision_kernel.THRESHOLDS_AT] = [1.0, *(stage.size for stage in stages)]
     flat[decision_kernel.TIER_SIZE_AT : decision_kernel.STAGE_FROM_AT] = [params.tiers.size[tier] for tier in TIERS]
-    flat[decision_kernel.MIN_CONFIDENCE_AT :] = confidence_table(params.thresholds).ravel()
+    flat[decision_kernel.THRESHOLDS_AT :] = threshold_table(params.thresholds).ravel()
     if not np.isfinite(flat).all() or (flat < 0.0).any():
         bad = [
             name for name, value in zip(decision_kernel.PARAM_FIELDS, flat, strict=False) if not 0.0 <= value < np.inf
@@ -144,7 +150,7 @@ def flatten(params: Params) -> Floats:
 
 def policy_digest(params: Params, flat: Floats) -> str:
     """Return the sha256 of every parameter that `decide` rests on; `flat` is `flatten(params)`."""
-    return sha256(flat.tobytes() + params.learning.use.encode()).hexdigest()
+    return sha256(flat.tobytes() + params.learning.use.encode() + params.costs.model_dump_json().encode()).hexdigest()
 
 
 def to_rows(
@@ -193,10 +199,11 @@ def to_row(inputs: DecisionInputs) -> Floats:
     row[decision_kernel.INDEPENDENCE_AT : decision_kernel.STATE_AT] = inputs.independence
     row[decision_kernel.STATE_AT :] = (
         np.nan if inputs.regime is None else REGIMES.index(inputs.regime), inputs.trend, inputs.unicorn,
-        inputs.event_direction, inputs.tier, inputs.age_bars, float((1 << len(inputs.breakers)) - 1), account.gross,
-        account.strategy, account.market, account.asset, account.correlated, account.es, account.stress,
-        account.open_count, account.trades_today, account.daily_pnl, account.drawdown, account.es_unit,
-        inputs.volatility, inputs.atr, inputs.price, inputs.p, inputs.p_low,
+        inputs.confluence, inputs.phase, inputs.event_direction, inputs.tier, inputs.age_bars,
+        float((1 << len(inputs.breakers)) - 1), account.gross, account.strategy, account.market, account.asset,
+        account.correlated, account.es, account.stress, account.open_count, account.trades_today, account.daily_pnl,
+        account.drawdown, account.es_unit, inputs.volatility, inputs.atr, inputs.price, inputs.cost_bps, inputs.p,
+        inputs.p_low, inputs.miss_bps,
     )  # fmt: skip
     return row
 
@@ -222,8 +229,46 @@ def reasons(
         "abstained": abstained or "no reason given",
         "latched": ", ".join(breakers) or f"breakers={row[decision_kernel.BREAKERS]:.0f}",
         "layers": ", ".join(f"{name} {value:.2f}" for name, value in layers_of(out).items()),
+        "strength": _shown(out[decision_kernel.STRENGTH]),
+        "event_confluence": _shown(out[decision_kernel.EVENT_CONFLUENCE], 2),
+        "event_stars": _shown(out[decision_kernel.EVENT_STARS], 0),
+        "phase_now": _phase(row[decision_kernel.PHASE]) or "unknown",
+        "phase_wanted": str(_phase(flat[decision_kernel.PHASE_WANTED])),
     }
     return tuple(REFUSALS[bit].format_map(facts) for bit in bits_of(code))
+
+
+def _shown(value: float, digits: int = 1) -> str:
+    """Return a number as text, `unknown` for NaN."""
+    return f"{value:.{digits}f}" if isfinite(value) else "unknown"
+
+
+def _phase(code: float) -> str | None:
+    """Return the name of a phase of the auction; None for NaN and a code that is none."""
+    return PHASES[int(code)] if isfinite(code) and 0 <= code < len(PHASES) else None
+
+
+def thresholds_of(row: Floats, flat: Floats, out: Floats) -> dict[str, ThresholdCheck]:
+    """Return threshold → its value on the event's side and what was wanted (S17); empty without an event."""
+    if not row[decision_kernel.EVENT]:
+        return {}
+    found: dict[str, ThresholdCheck] = {}
+    first = decision_kernel.REQUIRE_STRENGTH
+    for name, value, minimum in _THRESHOLD_VALUES:
+        reached, refuses = bool(out[value] >= out[minimum]), bool(flat[first + THRESHOLDS.index(name)])
+        found[name] = ThresholdCheck(finite_or_none(out[value]), float(out[minimum]), reached, refuses)
+    now, wanted = row[decision_kernel.PHASE], flat[decision_kernel.PHASE_WANTED]
+    refuses = bool(flat[decision_kernel.REQUIRE_PHASE])
+    found["phase"] = ThresholdCheck(_phase(now), str(_phase(wanted)), bool(now == wanted), refuses)
+    return found
+
+
+_THRESHOLD_VALUES = (
+    ("strength", decision_kernel.STRENGTH, decision_kernel.MIN_STRENGTH),
+    ("confidence", decision_kernel.CONFIDENCE, decision_kernel.MIN_CONFIDENCE),
+    ("confluence", decision_kernel.EVENT_CONFLUENCE, decision_kernel.MIN_CONFLUENCE),
+    ("unicorn", decision_kernel.EVENT_STARS, decision_kernel.MIN_UNICORN),
+)
 
 
 def layers_of(out: Floats) -> dict[str, float]:
@@ -313,4 +358,5 @@ def decide(
         stage=STAGES[int(result[decision_kernel.STAGE])],
         capped_by=CAPS[int(result[decision_kernel.CAP_OF])] if isfinite(result[decision_kernel.CAP_OF]) else None,
         learned=dict(learned or {}),
+        thresholds=thresholds_of(row, flat, out),
     )

@@ -16,6 +16,7 @@ from pipelines.params import FusionParams
 
 N_SCORES = len(SCORE_NAMES)
 TRADITIONAL = SCORE_NAMES.index("traditional")
+ICT = SCORE_NAMES.index("ict")  # the category whose signals raise the validator's events
 
 # Rows of the weight table: one per regime, then no regime (base weights), then tier 3 (the traditional score alone).
 NO_REGIME = len(REGIMES)

@@ -1,27 +1,34 @@
 """Compute the adaptive thresholds of a signal (S17) from the regime and the unicorn stars of the event.
 
 Base values, a regime's factors on them, and one relief: from `high_unicorn` stars on the event's own side, a lower
-confidence is enough. All of it is `thresholds` of params.yaml; `version` identifies the values.
+confidence is enough. All of it is `thresholds` of params.yaml; `version` identifies the values. Those listed under
+`require` refuse an event, the others are recorded with it; docs/results/thresholds.md has the share each lets pass.
 """
 
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import get_args
 
 import numpy as np
 
 from pipelines.contracts import REGIMES, Floats
 from pipelines.errors import UnknownName
-from pipelines.params import ThresholdFactors, ThresholdParams
+from pipelines.params import Phase, Threshold, ThresholdFactors, ThresholdParams
+
+THRESHOLDS: tuple[Threshold, ...] = get_args(Threshold)
+PHASES: tuple[Phase, ...] = get_args(Phase)  # in the order of the codes of signals/amt.py
+COLUMNS = ("min_confidence", "relieved_confidence", "min_strength", "min_confluence", "min_unicorn")
+N_COLUMNS = len(COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Hold the minimum values that a signal has to reach.
+    """Hold the minimum values that a signal has to reach, each on the event's own side.
 
-    min_strength    points of 100
+    min_strength    points of 100: percentile of the event's category in its own history
     min_confidence  percentile in [0, 1], see fusion.fuse
-    min_confluence  |agreement of timeframes| in [0, 1]
-    min_unicorn     stars of 21
+    min_confluence  weighted agreement of the timeframes' trends (S15) with the event, in [0, 1]
+    min_unicorn     stars of 21 (S14)
     phase           of the auction (S12) a position is opened in
     version         first 12 hex digits of the sha256 of the parameters
     """
@@ -55,14 +62,18 @@ def thresholds(params: ThresholdParams, regime: str | None, unicorn: float | Non
     )
 
 
-def confidence_table(params: ThresholdParams) -> Floats:
-    """Return (regimes + 1, 2) minimum confidences for the decision kernel.
+def threshold_table(params: ThresholdParams) -> Floats:
+    """Return (regimes + 1, N_COLUMNS) minimum values for the decision kernel, in the order of COLUMNS.
 
-    One row per regime, then one for none; column 0 without the relief of a high unicorn, column 1 with it.
+    One row per regime, then one for none; `relieved_confidence` holds from `high_unicorn` stars on.
     """
-    return np.array(
-        [
-            [thresholds(params, regime, stars).min_confidence for stars in (None, params.high_unicorn)]
-            for regime in (*REGIMES, None)
-        ]
-    )
+    rows = []
+    for regime in (*REGIMES, None):
+        plain, relieved = thresholds(params, regime), thresholds(params, regime, params.high_unicorn)
+        rows.append(
+            [
+                plain.min_confidence, relieved.min_confidence, plain.min_strength, plain.min_confluence,
+                plain.min_unicorn,
+            ]
+        )  # fmt: skip
+    return np.array(rows)

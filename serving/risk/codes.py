@@ -16,20 +16,24 @@ MODEL_ABSTAINED = 1 << 8
 NO_SIGNAL = 1 << 9
 CONFLICT = 1 << 10
 CONFIDENCE_BELOW = 1 << 11
-TARGET_UNDER_COST = 1 << 12
-NO_EDGE_AFTER_COST = 1 << 13
-NOT_VALIDATED = 1 << 14
-KELLY_ZERO = 1 << 15
-STOP_EXCEEDS_REGIME = 1 << 16
-GROSS_EXCEEDS_LIMIT = 1 << 17
-STRATEGY_AT_LIMIT = 1 << 18
-MARKET_AT_LIMIT = 1 << 19
-ASSET_AT_LIMIT = 1 << 20
-CORRELATED_AT_LIMIT = 1 << 21
-ES_AT_LIMIT = 1 << 22
-STRESS_AT_LIMIT = 1 << 23
-OPEN_COUNT_AT_LIMIT = 1 << 24
-TRADES_TODAY_AT_LIMIT = 1 << 25
+STRENGTH_BELOW = 1 << 12
+CONFLUENCE_BELOW = 1 << 13
+UNICORN_BELOW = 1 << 14
+PHASE_DIFFERS = 1 << 15
+TARGET_UNDER_COST = 1 << 16
+NO_EDGE_AFTER_COST = 1 << 17
+NOT_VALIDATED = 1 << 18
+KELLY_ZERO = 1 << 19
+STOP_EXCEEDS_REGIME = 1 << 20
+GROSS_EXCEEDS_LIMIT = 1 << 21
+STRATEGY_AT_LIMIT = 1 << 22
+MARKET_AT_LIMIT = 1 << 23
+ASSET_AT_LIMIT = 1 << 24
+CORRELATED_AT_LIMIT = 1 << 25
+ES_AT_LIMIT = 1 << 26
+STRESS_AT_LIMIT = 1 << 27
+OPEN_COUNT_AT_LIMIT = 1 << 28
+TRADES_TODAY_AT_LIMIT = 1 << 29
 
 # Fields in braces: kernel.ROW_FIELDS, OUT_FIELDS and PARAM_FIELDS, and those that decision_row.reasons adds.
 REFUSALS: dict[int, str] = {
@@ -45,10 +49,16 @@ REFUSALS: dict[int, str] = {
     NO_SIGNAL: "NO_SIGNAL: coverage={coverage:.2f}, no weighted category speaks now",
     CONFLICT: "CONFLICT: consensus={consensus:.2f}, limit={min_consensus:.2f}, vote={direction:.0f}, event={event:.0f}",
     CONFIDENCE_BELOW: "CONFIDENCE_BELOW: confidence={confidence:.3f}, minimum={min_confidence:.3f}",
+    STRENGTH_BELOW: "STRENGTH_BELOW: strength={strength}, minimum={min_strength:.1f} of 100",
+    CONFLUENCE_BELOW: "CONFLUENCE_BELOW: confluence={event_confluence}, minimum={min_confluence:.2f}",
+    UNICORN_BELOW: "UNICORN_BELOW: stars={event_stars}, minimum={min_unicorn:.1f} of 21",
+    PHASE_DIFFERS: "PHASE_DIFFERS: phase={phase_now}, wanted={phase_wanted}",
     TARGET_UNDER_COST: "TARGET_UNDER_COST: target_bps={target_bps:.1f}, minimum={min_target_bps:.1f}",
-    NO_EDGE_AFTER_COST: "NO_EDGE_AFTER_COST: edge_bps={edge_bps:.1f}, p={p:.3f}, break_even_p={break_even_p:.3f}",
+    NO_EDGE_AFTER_COST: "NO_EDGE_AFTER_COST: edge_bps={edge_bps:.1f}, p={p:.3f}, break_even_p={break_even_p:.3f}, "
+    "miss_bps={miss_bps:.1f}",
     NOT_VALIDATED: "NOT_VALIDATED: validation={validation:.3f}, above={valid_above:.2f} ({layers})",
-    KELLY_ZERO: "KELLY_ZERO: kelly={kelly:.4f}, p_low={p_low:.3f}, conviction={conviction:.3f}, cap={cap:.4f}",
+    KELLY_ZERO: "KELLY_ZERO: kelly={kelly:.4f}, p_low={p_low:.3f}, net_break_even_p={net_break_even_p:.3f}, "
+    "cap={cap:.4f}",
     STOP_EXCEEDS_REGIME: "STOP_EXCEEDS_REGIME: stop={stop_fraction:.4f}, limit={max_stop:.4f}",
     GROSS_EXCEEDS_LIMIT: "GROSS_EXCEEDS_LIMIT: gross={gross:.2f}, limit={max_gross:.2f}",
     STRATEGY_AT_LIMIT: "STRATEGY_AT_LIMIT: strategy={strategy:.2f}, limit={max_strategy:.2f}",
@@ -70,6 +80,10 @@ LAYERS: dict[str, tuple[int, ...]] = {
         NO_SIGNAL,
         CONFLICT,
         CONFIDENCE_BELOW,
+        STRENGTH_BELOW,
+        CONFLUENCE_BELOW,
+        UNICORN_BELOW,
+        PHASE_DIFFERS,
         TARGET_UNDER_COST,
         NO_EDGE_AFTER_COST,
         NOT_VALIDATED,

@@ -1,4 +1,8 @@
-"""Size a position by Kelly on the lower bound, under the smallest of all caps (R1, R2); compute ATR levels (R10)."""
+"""Size a position by Kelly on the lower bound, under the smallest of all caps (R1, R2); compute ATR levels (R10).
+
+Kelly's fraction is the equity at risk, not the position: a trade that loses at its stop costs the stop's distance and
+the round trip, so the position is the fraction over that loss. Odds are net of the round trip for the same reason.
+"""
 
 import numpy as np
 
@@ -32,28 +36,36 @@ def limit_row(regime: float, trend: float) -> int:
 
 
 @kernel
-def kelly(p: float, odds: float) -> float:
-    """Return Kelly's fraction of equity (p·b − q)/b, never below 0; 0 for NaN. Source: Kelly 1956."""
-    fraction = (p * odds - (1.0 - p)) / odds
+def kelly(p: float, gain: float, loss: float) -> float:
+    """Return Kelly's fraction of equity to put at risk, p − (1 − p)·loss/gain, never below 0; 0 for NaN.
+
+    gain, loss  of the position where it wins and where it loses, fractions of price after cost: T − c and S + c. Their
+                ratio is the net odds b of (p·b − q)/b. Without a gain there is nothing to bet on: 0
+    Source      Kelly 1956; Thorp 2006, Handbook of Asset and Liability Management, ch. 9
+    """
+    if not (gain > 0.0 and loss > 0.0):
+        return 0.0
+    fraction = p - (1.0 - p) * loss / gain
     return fraction if fraction > 0.0 else 0.0
 
 
-# How conviction scales Kelly's fraction (R1): squared, or the documents' min(1.5 c, 2.0).
+# How the confidence of the fused signal scales Kelly's fraction (R1): squared, or the documents' min(1.5 c, 2.0).
 SIZINGS = ("kelly", "confidence")
 
 
 @kernel
 def wanted_size(
-    p_low: float, odds: float, conviction: float, kelly_fraction: float, multiplier: float, sizing: float
+    p_low: float, gain: float, loss: float, confidence: float, kelly_fraction: float, multiplier: float, sizing: float
 ) -> float:
-    """Return the fraction of equity before any cap: Kelly(p_low) × fraction × regime multiplier × conviction factor.
+    """Return the position before any cap, as a fraction of equity.
 
-    sizing  index into SIZINGS. NaN in any input gives 0 (law L7).
+    Equity at risk = Kelly(p_low) × fraction × regime multiplier × confidence factor; the position is that over `loss`.
+    gain, loss  as in `kelly`; sizing: index into SIZINGS. NaN in any input gives 0 (law L7).
     """
-    factor = conviction * conviction if sizing == 0.0 else min(1.5 * conviction, 2.0)
-    wanted = kelly(p_low, odds) * kelly_fraction * multiplier * factor
-    total = p_low + odds + conviction + kelly_fraction + multiplier
-    return wanted if wanted > 0.0 and total == total else 0.0
+    factor = confidence * confidence if sizing == 0.0 else min(1.5 * confidence, 2.0)
+    at_risk = kelly(p_low, gain, loss) * kelly_fraction * multiplier * factor
+    total = p_low + gain + loss + confidence + kelly_fraction + multiplier
+    return at_risk / loss if at_risk > 0.0 and total == total else 0.0
 
 
 # Every cap on a size, in the order of comparison; the smallest one holds.

@@ -18,10 +18,12 @@ from serving.policy.decision_row import (
     ExposureSnapshot,
     decide,
     flatten,
+    policy_digest,
     to_row,
     to_rows,
 )
 from serving.policy.fusion import N_SCORES
+from serving.policy.thresholds import THRESHOLDS
 from serving.risk.codes import REFUSALS, bits_of, name_of, trail
 from serving.risk.limits import BUDGETS
 
@@ -42,13 +44,17 @@ INPUTS = DecisionInputs(
     regime="TRENDING",
     trend=1.0,
     unicorn=NAN,
+    confluence=NAN,
+    phase=NAN,
     event="fvg",
     event_direction=1.0,
     volatility=0.003,
     atr=0.004,
     price=100.0,
+    cost_bps=5.0,
     p=0.6,
-    p_low=0.55,
+    p_low=0.4505,
+    miss_bps=-30.0,
     abstained=None,
     tier=1,
     age_bars=0.0,
@@ -62,8 +68,9 @@ def test_one_decision_by_hand():
     confidence = (0.25 * 0.9 * 0.8 + 0.20 * 1.1 * 0.9) / (0.225 + 0.22)
     assert (d.action, d.direction, d.reasons) == ("BUY", 1, ())
     assert d.confidence == pytest.approx(confidence)
-    assert d.edge_bps == pytest.approx((0.6 * 1.5 - 0.4) * 40 - 5)
-    assert d.size == pytest.approx(0.25 * 0.25 * confidence**2)  # Kelly(0.55, 1.5) = 0.25, a quarter of it
+    assert d.edge_bps == pytest.approx(0.6 * 60 - 0.4 * 30 - 5)  # 40 would count every miss as the whole stop
+    # 55 to win against 45 to lose at .4505: 1/1100 of equity at risk, a quarter of it, over a loss of .45 %
+    assert d.size == pytest.approx(0.25 / 1100 * confidence**2 / 0.0045)
     assert (d.entry, d.stop, d.take_profits) == (100.0, pytest.approx(99.6), (pytest.approx(100.6),))
     assert d.expiry == NOON + timedelta(hours=4)
     assert d.weights == {"ict": pytest.approx(0.225 / 0.445), "order_flow": pytest.approx(0.22 / 0.445)}
@@ -81,12 +88,12 @@ def test_on_a_source_coarser_than_configured_an_event_lives_as_long_as_its_label
 
 
 def test_a_refused_event_keeps_its_levels_so_that_its_outcome_can_be_scored():
-    d = decide(replace(INPUTS, p=0.41, p_low=0.35), PARAMS, FLAT, **FACTS)
+    d = decide(replace(INPUTS, p=0.38, p_low=0.32), PARAMS, FLAT, **FACTS)
     assert (d.action, d.size, d.entry) == ("NO_TRADE", 0.0, 100.0)
     assert d.reasons == (
-        "NO_EDGE_AFTER_COST: edge_bps=-4.0, p=0.410, break_even_p=0.450",
-        "NOT_VALIDATED: validation=0.258, above=0.60 (traditional 0.05, ai 0.10, correlation 1.00)",
-        "KELLY_ZERO: kelly=0.0000, p_low=0.350, conviction=0.661, cap=0.1000",
+        "NO_EDGE_AFTER_COST: edge_bps=-0.8, p=0.380, break_even_p=0.389, miss_bps=-30.0",
+        "NOT_VALIDATED: validation=0.374, above=0.60 (traditional 0.05, ai 0.39, correlation 1.00)",
+        "KELLY_ZERO: kelly=0.0000, p_low=0.320, net_break_even_p=0.450, cap=0.1000",
     )
 
 
@@ -96,10 +103,54 @@ def test_an_abstention_carries_the_models_own_reason_and_no_number():
     assert (d.p, d.edge_bps, d.size) == (None, None, 0.0)
 
 
+def test_an_event_has_its_five_thresholds_on_record_with_value_and_minimum_and_those_required_refuse():
+    known = replace(INPUTS, unicorn=14.0, confluence=-0.2, phase=1.0)
+    recorded = {
+        "strength": {"value": pytest.approx(80.0), "minimum": pytest.approx(63.0), "reached": True},
+        "confidence": {"value": pytest.approx(0.849438), "minimum": pytest.approx(0.665), "reached": True},
+        "confluence": {"value": -0.2, "minimum": 0.6, "reached": False},
+        "unicorn": {"value": 14.0, "minimum": 15.0, "reached": False},
+        "phase": {"value": "ACCUMULATION", "minimum": "DISTRIBUTION", "reached": False},
+    }
+    d = decide(known, PARAMS, FLAT, **FACTS)
+    assert d.action == "BUY"
+    assert d.to_dict()["thresholds"] == {n: r | {"refuses": n == "confidence"} for n, r in recorded.items()}
+    strict = requiring("unicorn", "phase", "confluence")
+    d = decide(known, strict, flatten(strict), **FACTS)
+    assert d.to_dict()["thresholds"] == {
+        name: record | {"refuses": name in strict.thresholds.require} for name, record in recorded.items()
+    }
+    assert d.reasons == (
+        "CONFLUENCE_BELOW: confluence=-0.20, minimum=0.60",
+        "UNICORN_BELOW: stars=14, minimum=15.0 of 21",
+        "PHASE_DIFFERS: phase=ACCUMULATION, wanted=DISTRIBUTION",
+    )
+
+
+def test_a_threshold_whose_value_is_not_known_is_not_reached_and_refuses_where_it_is_required():
+    strict = requiring("confluence", "unicorn", "phase")
+    d = decide(INPUTS, strict, flatten(strict), **FACTS)
+    assert d.reasons == (
+        "CONFLUENCE_BELOW: confluence=unknown, minimum=0.60",
+        "UNICORN_BELOW: stars=unknown, minimum=15.0 of 21",
+        "PHASE_DIFFERS: phase=unknown, wanted=DISTRIBUTION",
+    )
+    assert [(c.value, c.reached) for name, c in d.thresholds.items() if name in strict.thresholds.require] == [
+        (None, False)
+    ] * 3
+
+
+def test_costs_and_required_thresholds_are_part_of_the_policys_digest():
+    dearer = PARAMS.model_copy(update={"costs": PARAMS.costs.model_copy(update={"fee_bps": 7.5})})
+    digests = {policy_digest(p, flatten(p)) for p in (PARAMS, dearer, requiring("phase"), requiring())}
+    assert len(digests) == 4
+
+
 def test_without_an_event_there_is_nothing_to_trade_and_nothing_to_expire():
     d = decide(replace(INPUTS, event=None, event_direction=0.0, p=NAN, p_low=NAN), PARAMS, FLAT, **FACTS)
     assert d.reasons == ("NO_EVENT",)
     assert (d.action, d.direction, d.event, d.expiry, d.stop, d.take_profits) == ("NO_TRADE", 1, None, None, None, ())
+    assert d.thresholds == {}
 
 
 def test_deciding_changes_nothing_it_was_given_and_is_the_same_twice():
@@ -122,6 +173,8 @@ def random_rows(n):
         regime=pick([0.0, 1.0, 2.0, 3.0, NAN], [0.3, 0.2, 0.2, 0.2, 0.1]),
         trend=pick([-1.0, 0.0, 1.0, NAN], [0.4, 0.1, 0.4, 0.1]),
         unicorn=np.where(rng.random(n) < 0.1, NAN, rng.integers(-21, 23, n)),
+        confluence=pick([-1.0, 0.5, 1.0, 1.1, NAN], [0.2, 0.3, 0.4, 0.01, 0.09]),
+        phase=pick([0.0, 1.0, 2.0, 3.0, 4.0, NAN], [0.2, 0.2, 0.2, 0.3, 0.01, 0.09]),
         event=np.where(rng.random(n) < 0.2, 0.0, side),
         tier=pick([1.0, 2.0, 3.0, 4.0], [0.5, 0.2, 0.2, 0.1]),
         age_bars=pick([0.0, 1.0, 3.0], [0.6, 0.3, 0.1]),
@@ -135,13 +188,18 @@ def random_rows(n):
         drawdown=pick([0.0, 0.05, 0.065, 0.09], [0.6, 0.2, 0.1, 0.1]),
         factor=rng.uniform(0.5, 2.0, (n, N_SCORES)),
         independence=rng.uniform(0.3, 1.0, (n, N_SCORES)),
-        atr=np.exp(rng.uniform(np.log(0.0003), np.log(0.04), n)),
+        atr=(atr := np.exp(rng.uniform(np.log(0.0003), np.log(0.04), n))),
+        cost_bps=pick([5.0, 22.0], [0.7, 0.3]),
+        miss_bps=-1e4 * atr * rng.uniform(0.5, 1.2, n),
         price=rng.uniform(10, 60_000, n),
         p=p,
         p_low=p - rng.uniform(0, 0.15, n),
     )
     rows[rng.random(n) < 0.1, decision_kernel.P :] = NAN
-    for field in (decision_kernel.DAILY_PNL, decision_kernel.ES, decision_kernel.ES_UNIT, decision_kernel.VOLATILITY):
+    for field in (
+        decision_kernel.DAILY_PNL, decision_kernel.ES, decision_kernel.ES_UNIT, decision_kernel.VOLATILITY,
+        decision_kernel.COST_BPS, decision_kernel.MISS_BPS,
+    ):  # fmt: skip
         rows[rng.random(n) < 0.005, field] = NAN
     return rows
 
@@ -160,18 +218,40 @@ def inputs_of(row):
         tier=int(at["tier"]),
         breakers=("daily_loss", "drawdown") if at["breakers"] else (),
         portfolio=ExposureSnapshot(*(at[name] for name in ExposureSnapshot.__slots__)),
-        **{name: at[name] for name in ("trend", "unicorn", "volatility", "atr", "price", "p", "p_low", "age_bars")},
+        **{
+            name: at[name]
+            for name in (
+                "trend",
+                "unicorn",
+                "confluence",
+                "phase",
+                "volatility",
+                "atr",
+                "price",
+                "cost_bps",
+                "p",
+                "p_low",
+                "miss_bps",
+                "age_bars",
+            )
+        },
     )
 
 
+def requiring(*names):
+    """The parameters with these thresholds refusing."""
+    return PARAMS.model_copy(update={"thresholds": PARAMS.thresholds.model_copy(update={"require": names})})
+
+
 def test_live_and_batch_agree_on_ten_thousand_rows_refusals_included():
-    rows = random_rows(10_000)
+    rows, params = random_rows(10_000), requiring(*THRESHOLDS)
+    flat = flatten(params)
     outs, codes = np.empty((len(rows), decision_kernel.OUT_WIDTH)), np.empty(len(rows), dtype=np.int64)
-    decision_kernel.decide_rows(rows, FLAT, outs, codes)
+    decision_kernel.decide_rows(rows, flat, outs, codes)
     for row, out, code in zip(rows, outs, codes.tolist(), strict=True):
         inputs = inputs_of(row)
         assert to_row(inputs).tobytes() == row.tobytes()
-        d = decide(inputs, PARAMS, FLAT, **FACTS)
+        d = decide(inputs, params, flat, **FACTS)
         assert [words.split(":")[0] for words in d.reasons] == [name_of(bit) for bit in bits_of(code)]
         assert (d.size, {"BUY": 1, "SELL": -1, "NO_TRADE": 0}[d.action]) == (
             out[decision_kernel.SIZE],
@@ -183,7 +263,12 @@ def test_live_and_batch_agree_on_ten_thousand_rows_refusals_included():
             np.nan_to_num(out[decision_kernel.EDGE_BPS]),
         )
     assert {bit for bit in REFUSALS if (codes & bit).any()} == set(REFUSALS)
+    decision_kernel.decide_rows(rows, FLAT, outs, codes)
     assert (codes == 0).sum() > 100
+
+
+def test_the_mask_of_unusable_inputs_is_exact_in_a_float():
+    assert decision_kernel.ROW_WIDTH <= 53
 
 
 def test_layout_names_and_constants_agree():
@@ -191,6 +276,9 @@ def test_layout_names_and_constants_agree():
         assert getattr(decision_kernel, name.upper()) == at
     weights = slice(decision_kernel.W_LAYERS, decision_kernel.W_LAYERS + decision_kernel.N_LAYERS)
     assert decision_kernel.PARAM_FIELDS[weights] == decision_kernel.VALIDATION_LAYERS
+    assert decision_kernel.PARAM_FIELDS[decision_kernel.REQUIRE_STRENGTH : decision_kernel.BUDGETS_AT] == tuple(
+        f"require_{name}" for name in THRESHOLDS
+    )
     for at, name in enumerate(decision_kernel.PARAM_FIELDS[: decision_kernel.BUDGETS_AT]):
         assert name in decision_kernel.VALIDATION_LAYERS or getattr(decision_kernel, name.upper()) == at
     assert [f"max_{name}" for name in BUDGETS] == list(decision_kernel.PARAM_FIELDS[decision_kernel.BUDGETS_AT :])

@@ -1,6 +1,7 @@
 """L4 on ten thousand decisions: each is made again, bit for bit, and a lost link is named."""
 
 import json
+from collections import defaultdict
 from concurrent.futures import wait
 from dataclasses import replace
 from datetime import timedelta
@@ -14,7 +15,7 @@ from support.serving_fixture import make_bundle, market, onnx_bytes, slot_entry
 from bellwether.operations.replay_decisions import differences, replay_decisions
 from flows.support.installation import Installation
 from pipelines.compiled import cpu_type
-from pipelines.contracts import OPEN_TIME, History, Outcome, utc
+from pipelines.contracts import OPEN_TIME, Decision, History, Outcome, utc
 from pipelines.data.alignment import align
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import Settings, load_params
@@ -25,13 +26,13 @@ from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 from pipelines.store import BarBatch, Promotion, Store
 from pipelines.warm_start import publish_warm_start, read_warm_start, write_warm_start
 from serving.inference.generation import write_generation
-from serving.inference.model_slots import ModelSlots
+from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.policy.decide import decide
 from serving.policy.decision_row import flatten
 from serving.risk.exposure import scenarios_of
 from serving.state.account import Account
 from serving.state.ledger import Ledger
-from serving.state.symbols import restore_symbol
+from serving.state.symbols import Symbol, restore_symbol
 from serving.state.tiers import Tier
 
 assert onnx_bytes
@@ -39,6 +40,7 @@ SYMBOL, STEP_S = "SIM/USDT", 900.0
 HISTORY, DECISIONS, EVERY = 800, 10_000, 1_250  # decision bars: before, decided on, between two promotions
 PARAMS = load_params()
 TIER = Tier(2, "TIER_2: validator champion decides")
+MISSES = {0.1: None, 0.2: -0.9, 0.3: -0.7}  # bias of a bundle → what it says a missed target returns, in ATR
 
 
 def bars_of(n):
@@ -58,7 +60,8 @@ def warm_start(home, bars, name):
         signal_state=states[1], base=bars, history=History(bars, features, signals, levels, context),
         category_scores=CategoryScores.fit(signals), clock="market",
     )  # fmt: skip
-    published = publish_warm_start(home / name, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500)
+    published = publish_warm_start(home / name, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500,
+                                   miss_atr=None if name == "first" else -0.8)  # fmt: skip
     return published, validator_columns(features, signals)
 
 
@@ -81,7 +84,9 @@ def installation(tmp_path_factory):
     rows = rows[600:]
     here = ~np.isnan(rows).any(axis=0)
     columns = tuple(np.array(VALIDATOR_COLUMNS)[here].tolist())
-    digests = [make_bundle(home / "bundles", columns, rows[:, here], bias) for bias in (0.1, 0.2, 0.3)]
+    digests = [
+        make_bundle(home / "bundles", columns, rows[:, here], bias, miss_atr=miss) for bias, miss in MISSES.items()
+    ]
     for version, digest in enumerate(digests, 1):
         store.add_promotion(line(str(version), digest))
     slots, account, ledger = ModelSlots(home / "serving", home / "bundles", lambda *_: None), Account(), Ledger(store)
@@ -135,6 +140,47 @@ def test_ten_thousand_decisions_over_several_promotions_come_out_the_same_to_the
     assert len({tuple(record.decision.account.values()) for record in records}) > 10
 
 
+def test_the_edge_counts_what_the_deciding_bundle_knew_of_missed_targets_and_else_the_whole_stop(installation):
+    decided, bundles = defaultdict(list), installation.settings.bundles
+    for record in installation.store.decisions():
+        if record.decision.edge_bps is not None:
+            champion = record.decision.models["validator"]["champion"].digest
+            decided[json.loads((bundles / champion / "schema.json").read_text()).get("miss_atr")].append(
+                record.decision
+            )
+    assert set(decided) == set(MISSES.values())
+    for miss_atr, decisions in decided.items():
+        origin = "the whole stop: the bundle has no estimate" if miss_atr is None else "estimate of the bundle"
+        assert {d.lineage["miss"] for d in decisions} == {origin}
+        for d in decisions:
+            stop_bps = abs(d.entry - d.stop) / d.entry * 1e4
+            missed = -1.0 if miss_atr is None else miss_atr
+            assert d.edge_bps == pytest.approx((d.p * 1.5 + (1.0 - d.p) * missed) * stop_bps - 5.0)
+
+
+def test_in_tier_three_it_is_what_the_traditional_consensus_returned_or_the_whole_stop(installation):
+    """The second warm start of this installation has an estimate, the first has none."""
+    bars, found = bars_of(HISTORY + DECISIONS), {}
+    flat, three = flatten(PARAMS), Tier(3, "TIER_3: no model")
+    for folder in (installation.settings.serving_dir / "warm").iterdir():
+        symbol, account = Symbol(read_warm_start(folder)), Account()
+        account.scenarios = scenarios_of({SYMBOL: symbol.warm.closes}, PARAMS.labels.horizon_bars * STEP_S)
+        for bar in bars[bars[:, OPEN_TIME] > symbol.warm.last_open_time][:400]:
+            symbol.advance(bar[np.newaxis])
+            close = utc(symbol.closed.close_time)
+            d = decide(
+                symbol, Snapshot(), PARAMS, flat, partial(account.portfolio, close, SYMBOL), (), tier=three,
+                predictions={}, id="t", known_at=close, now=close,
+            )  # fmt: skip
+            if d.edge_bps is not None:
+                missed = (d.edge_bps + 5.0) / (abs(d.entry - d.stop) / d.entry * 1e4) - 1.5 * d.p
+                found[d.lineage["miss"]] = missed / (1.0 - d.p)
+    assert found == {
+        "the whole stop: the warm start has no estimate": pytest.approx(-1.0),
+        "estimate of the warm start": pytest.approx(-0.8),
+    }
+
+
 def test_a_decision_that_was_altered_is_found_with_the_field(installation):
     record = installation.store.decision("d7000")
     altered = json.loads(json.dumps(record.decision.lineage)) | {"regime": "somebody else"}
@@ -173,6 +219,18 @@ def test_a_lost_link_is_named_and_its_decision_does_not_count_as_equal(installat
     assert (found.equal, found.bit_for_bit, sum(found.not_replayable.values())) == (0, False, 1)
     word = {"bundle": digest[:12], "warm start": "is not kept", "bars": "no stored bar", "params": "params.yaml"}[lost]
     assert word in next(iter(found.not_replayable))
+
+
+def test_a_decision_of_an_earlier_release_loads_and_is_not_replayable_with_the_reason(installation):
+    """It has the account, and names neither what a miss returns nor its thresholds: edge and size had other rules."""
+    record = installation.store.decision("d7000")
+    stored = record.decision.to_dict()
+    del stored["thresholds"], stored["lineage"]["miss"]
+    old = Decision.from_dict(json.loads(json.dumps(stored)))
+    assert old.thresholds == {}
+    found = replay_decisions(installation, [replace(record, decision=old)])
+    assert (found.equal, found.same) == (0, False)
+    assert dict(found.not_replayable) == {"an earlier release decided it: edge and size followed other rules": 1}
 
 
 def test_nothing_to_replay_is_not_a_success(installation):

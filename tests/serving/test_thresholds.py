@@ -13,8 +13,14 @@ from pipelines.settings import load_params
 from serving.policy import kernel as decision_kernel
 from serving.policy.decision_row import NOTHING_OPEN, flatten, to_rows
 from serving.policy.fusion import N_SCORES
-from serving.policy.thresholds import confidence_table, thresholds
-from serving.risk.codes import CONFIDENCE_BELOW
+from serving.policy.thresholds import COLUMNS, THRESHOLDS, threshold_table, thresholds
+from serving.risk.codes import (
+    CONFIDENCE_BELOW,
+    CONFLUENCE_BELOW,
+    PHASE_DIFFERS,
+    STRENGTH_BELOW,
+    UNICORN_BELOW,
+)
 
 PARAMS = load_params()
 STATED = PARAMS.thresholds
@@ -71,7 +77,8 @@ def decided(regime, confidence, unicorn=NAN, event=1.0):
     row = to_rows(
         np.full((1, N_SCORES), event), np.full((1, N_SCORES), confidence), trend=event, event=event, tier=1,
         regime=NAN if regime is None else REGIMES.index(regime), unicorn=unicorn, age_bars=0, breakers=0,
-        **NOTHING_OPEN, es_unit=0.02, volatility=0.003, atr=0.004, price=100.0, p=0.7, p_low=0.65,
+        **NOTHING_OPEN, es_unit=0.02, volatility=0.003, atr=0.004, price=100.0, cost_bps=5.0, p=0.7, p_low=0.65,
+        miss_bps=-30.0,
     )[0]  # fmt: skip
     out = np.empty(decision_kernel.OUT_WIDTH)
     code = decision_kernel.decide_row(row, flatten(PARAMS), out)
@@ -95,10 +102,65 @@ def test_more_stars_than_there_are_cannot_be_decided_with():
     assert int(out[decision_kernel.UNUSABLE_MASK]) >> decision_kernel.UNICORN & 1
 
 
+def judged(require, regime=None, event=1.0, tier=1.0, own=0.9, unicorn=21.0, confluence=1.0, phase=3.0):
+    """The refusals of thresholds for one event of `event` side; the values are those of its own side."""
+    ict, tradition = (event, -event) if tier < 3 else (-event, event)
+    direction = np.array([[event, ict, event, event, event, tradition]])
+    confidence = np.array([[1.0, own if tier < 3 else 0.1, 1.0, 1.0, 1.0, 0.1 if tier < 3 else own]])
+    row = to_rows(
+        direction, confidence, trend=event, event=event, tier=tier, age_bars=0, breakers=0,
+        regime=NAN if regime is None else REGIMES.index(regime), unicorn=unicorn * event, confluence=confluence * event,
+        phase=phase, **NOTHING_OPEN, es_unit=0.02, volatility=0.003, atr=0.004, price=100.0, cost_bps=5.0, p=0.7,
+        p_low=0.65, miss_bps=-30.0,
+    )[0]  # fmt: skip
+    out = np.empty(decision_kernel.OUT_WIDTH)
+    flat = flatten(PARAMS.model_copy(update={"thresholds": STATED.model_copy(update={"require": require})}))
+    of_thresholds = CONFIDENCE_BELOW | STRENGTH_BELOW | CONFLUENCE_BELOW | UNICORN_BELOW | PHASE_DIFFERS
+    return decision_kernel.decide_row(row, flat, out) & of_thresholds
+
+
+@pytest.mark.parametrize("event", [1.0, -1.0])
+@pytest.mark.parametrize("regime", GOLDEN)
+@pytest.mark.parametrize(("name", "field", "column", "unit", "bit"), [
+    ("strength", "own", 0, 0.01, STRENGTH_BELOW), ("confluence", "confluence", 2, 1.0, CONFLUENCE_BELOW),
+    ("unicorn", "unicorn", 3, 1.0, UNICORN_BELOW),
+])  # fmt: skip
+def test_each_threshold_refuses_under_the_value_of_its_regime_where_it_is_required_and_only_there(
+    name, field, column, unit, bit, regime, event
+):
+    least = GOLDEN[regime][column] * unit
+    for value, refused in ((least + 1e-6, 0), (least - 1e-6, bit), (-1.0 if field != "own" else 0.0, bit), (NAN, bit)):
+        if field == "own" and np.isnan(value):
+            continue  # a category with a side and no confidence cannot be computed with
+        assert judged((name,), regime, event, **{field: value}) == refused
+        assert judged((), regime, event, **{field: value}) == 0
+
+
+def test_the_strength_is_that_of_the_category_which_raised_the_event():
+    assert judged(("strength",), own=0.71, tier=1.0) == 0
+    assert judged(("strength",), own=0.69, tier=2.0) == STRENGTH_BELOW
+    assert judged(("strength",), own=0.71, tier=3.0) == 0
+    assert judged(("strength",), own=0.69, tier=3.0) == STRENGTH_BELOW
+
+
+@pytest.mark.parametrize(("phase", "refused"), [(0.0, True), (1.0, True), (2.0, True), (3.0, False), (NAN, True)])
+def test_the_phase_has_to_be_the_one_that_is_named(phase, refused):
+    assert bool(judged(("phase",), phase=phase) & PHASE_DIFFERS) == refused
+    assert judged((), phase=phase) == 0
+
+
+def test_a_threshold_that_does_not_exist_cannot_be_required():
+    with pytest.raises(ValidationError, match="require"):
+        ThresholdParams.model_validate({**STATED.model_dump(), "require": ["strength", "mood"]})
+    assert set(ThresholdParams.model_validate({**STATED.model_dump(), "require": THRESHOLDS}).require) == set(
+        THRESHOLDS
+    )
+
+
 def test_the_table_of_the_core_has_a_row_a_regime_and_one_for_none():
-    table = confidence_table(STATED)
-    assert table.shape == (len(REGIMES) + 1, 2)
-    assert table[-1].tolist() == pytest.approx([0.70, 0.63])
+    table = threshold_table(STATED)
+    assert table.shape == (len(REGIMES) + 1, len(COLUMNS))
+    assert table[-1].tolist() == pytest.approx([0.70, 0.63, 70.0, 0.6, 15.0])
     other = STATED.model_copy(update={"base": STATED.base.model_copy(update={"min_confidence": 0.5})})
-    assert (confidence_table(other) < table).all()
+    assert (threshold_table(other)[:, :2] < table[:, :2]).all()
     assert replace(thresholds(other, None), version="") != replace(thresholds(STATED, None), version="")

@@ -72,10 +72,17 @@ def onnx_bytes(width: int, bias: float = 0.1, broken: bool = False) -> bytes:
 
 
 def make_bundle(
-    bundles: Path, columns: tuple[str, ...], rows: Floats, bias: float = 0.1, symbol: str = SYMBOL, broken: bool = False
+    bundles: Path,
+    columns: tuple[str, ...],
+    rows: Floats,
+    bias: float = 0.1,
+    symbol: str = SYMBOL,
+    broken: bool = False,
+    miss_atr: float | None = None,
 ) -> str:
     """Write a real bundle under its digest and return the digest.
 
+    miss_atr  what its training rows returned that missed the target; None: a bundle of release 0.5.0 has none
     broken  it passes every check and fails at predict, since its golden rows are too novel to reach the model
     """
     from pipelines.models.base import Export
@@ -96,7 +103,8 @@ def make_bundle(
             {"classes": ["target_first"], "steps": 1},
         ),
         novelty=novelty,
-        schema={"columns": list(columns), "dropped": {}, "symbol": symbol, "decision_timeframe": "15m"},
+        schema={"columns": list(columns), "dropped": {}, "symbol": symbol, "decision_timeframe": "15m"}
+        | ({} if miss_atr is None else {"miss_atr": miss_atr}),
         card="# test model\n",
         inputs=rows + 1e9 if broken else rows,
     )

@@ -2,6 +2,7 @@
 committed data pointer describes exactly the market that is regenerated here."""
 
 import contextlib
+import json
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,18 +12,20 @@ import numpy as np
 import pytest
 
 from flows.ingest import matches_pointer, write_snapshot
-from flows.support.backtest import backtest_policy
+from flows.support.backtest import ATR, backtest_policy, missed
 from pipelines import versioning
 from pipelines.data import reference_year
 from pipelines.data.quality import assess
 from pipelines.data.schemas import read_bars
 from pipelines.data.sources import make_source
+from pipelines.evaluation.backtest import T_ROW
 from pipelines.evaluation.gates import Evidence, evidence_of, judge
 from pipelines.models.base import present_columns
-from pipelines.models.validator import VALIDATOR
+from pipelines.models.validator import VALIDATOR, expected_miss
 from pipelines.settings import ROOT, load_params, read_yaml
 from pipelines.training import stages
 from pipelines.training.fit import complete_rows, out_of_fold
+from serving.risk.codes import KELLY_ZERO
 
 PARAMS = load_params()
 
@@ -72,14 +75,48 @@ def test_the_planted_edge_passes_the_gate_without_a_suspected_leak(market):
     assert verdict.passed, verdict.reasons
 
 
-def test_the_policy_emits_at_least_ten_times_a_simulated_week(market):
+@pytest.fixture(scope="module")
+def traded(market):
+    """(the backtest, lower bound and net break-even of the event at every row of it)."""
     folder = market / "artifacts"
     arrays = {n: np.load(folder / "features" / f"{n}.npy") for n in ("base", "decision", "features", "signals")}
     with np.load(folder / "labels" / "events.npz") as f, np.load(folder / "validator" / "oof.npz") as oof:
-        bars, p, p_low = f["index"][oof["row"]], oof["p"], oof["p_low"]
-    result = backtest_policy(**arrays, bars=bars, p=p, p_low=p_low, step_s=900, params=PARAMS)
+        bars, p, p_low, miss_atr = f["index"][oof["row"]], oof["p"], oof["p_low"], missed(oof, PARAMS)
+    result = backtest_policy(**arrays, bars=bars, p=p, p_low=p_low, miss_atr=miss_atr, step_s=900, params=PARAMS)
+    low, stop_bps = np.full(len(arrays["decision"]), np.nan), 1e4 * arrays["features"][:, ATR]
+    low[bars] = p_low
+    break_even = (stop_bps + PARAMS.costs.round_trip_bps) / (2.5 * stop_bps)
+    return result, low[bars[0] :], break_even[bars[0] :]
+
+
+def test_the_policy_emits_at_least_ten_times_a_simulated_week(traded):
+    result, *_ = traded
     assert result.emissions_per_week.value >= 10.0
     assert result.net_bps.low > 0.0
+
+
+def test_no_trade_of_the_simulated_year_is_sized_under_its_net_break_even(traded):
+    """Gross odds sized 63 of 560 trades whose lower bound was under it."""
+    result, p_low, break_even = traded
+    at = result.trades[:, T_ROW].astype(int)
+    assert len(at) > 300
+    assert (p_low[at] > break_even[at]).all()
+    once_sized = (result.codes == KELLY_ZERO) & (p_low > 0.4)  # 0.4 is the break-even of the gross odds 1.5
+    assert once_sized.sum() > 30
+
+
+def test_every_fold_states_what_its_own_training_rows_returned_where_the_target_was_missed(market):
+    with np.load(market / "artifacts" / "validator" / "oof.npz") as oof:
+        known, miss_atr = oof["known"], oof["miss_atr"]
+    of_folds = np.unique(miss_atr)
+    assert len(of_folds) == PARAMS.splits.folds
+    assert (np.diff(miss_atr[np.argsort(known)]) != 0.0).sum() == PARAMS.splits.folds - 1  # one stretch a fold
+    assert ((of_folds > -1.0) & (of_folds < -0.8)).all()
+    data = VALIDATOR.dataset(market / "artifacts", PARAMS)
+    first = data.select_rows(data.ended < known.min())
+    assert expected_miss(first) == pytest.approx(miss_atr[known.argmin()], abs=0.02)  # less the embargo
+    schema = json.loads((market / "artifacts" / "validator" / "bundle" / "schema.json").read_text())
+    assert schema["miss_atr"] == pytest.approx(expected_miss(data), abs=0.01)
 
 
 def test_pure_noise_is_refused(tmp_path):

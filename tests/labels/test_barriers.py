@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED, first_touch, levels, triple_barrier
-from pipelines.labels.weights import average_uniqueness, time_decay
+from pipelines.labels.weights import average_uniqueness, effective_rows, event_decay
 
 
 def bars(*candles):
@@ -68,4 +68,4 @@ def test_gross_return_is_from_the_next_bars_open_and_holds_no_cost():
 def test_overlapping_labels_share_their_uniqueness():
     start, exit = np.array([0, 0, 10]), np.array([4, 4, 14])
     np.testing.assert_allclose(average_uniqueness(start, exit, 20), [0.5, 0.5, 1.0])
-    np.testing.assert_allclose(time_decay(np.array([0.0, 100.0]), 100.0), [0.5, 1.0])
+    np.testing.assert_allclose(event_decay(np.array([0.0, 100.0]), 1.0), [0.5, 1.0])

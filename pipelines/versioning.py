@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,19 @@ def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None
     shutil.copytree(root / "pipelines", code, ignore=shutil.ignore_patterns("__pycache__"))
     tighten(code)  # the clone is open to others, its copy need not be
     _project(workspace, workspace.parent / "dvc-cache", remote)
+
+
+def set_left_out(workspace: Path, left_out: Mapping[str, Sequence[str]]) -> None:
+    """Write family → columns its next fit leaves out into the workspace's `params.yaml`; `prepare` undoes it.
+
+    So the build graph sees a changed recipe, and the file kept with the version names it.
+    """
+    from dvc.utils.serialize import modify_yaml
+
+    if left_out:
+        with modify_yaml(str(workspace / "params.yaml")) as params:
+            for family, columns in left_out.items():
+                params[family]["left_out"] = list(columns)
 
 
 def _configure_dvc() -> None:

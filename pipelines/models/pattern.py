@@ -198,7 +198,7 @@ def fit_trees(data: _TrainingRows, sides: MirrorLayout, params: Params) -> dict[
     weight, evidence = data.weight[data.present], data.evidence[data.present]
     events = effective_rows(evidence, weight / evidence)
     return {
-        "forest": fit_forest(rows, y, weight, float(evidence.mean()), events, p.forest, params.seed),
+        "forest": fit_forest(rows, y, weight, events, p.forest, params.seed),
         "boosted": fit_boosted(rows, y, weight, events, p.boosted, params.seed),
     }
 

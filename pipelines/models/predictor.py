@@ -180,7 +180,7 @@ def fit_network(train: Dataset, tail: Dataset, window: Ints, params: Params, log
 def fit_others(rows: Any, data: Dataset, params: Params) -> dict[str, Classifier]:
     """Return the members other than the network, fitted on newest bars `rows` (m, k) float32."""
     p, y = params.predictor, data.y.astype(int)
-    weight, overlap = data.weight / data.weight.mean(), float(data.uniqueness.mean())
+    weight = data.weight / data.weight.mean()
     events = effective_rows(data.uniqueness, data.weight / data.uniqueness)
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -188,7 +188,7 @@ def fit_others(rows: Any, data: Dataset, params: Params) -> dict[str, Classifier
 
     line = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=500))
     line.fit(rows, y, logisticregression__sample_weight=weight)
-    forest = fit_forest(rows, y, weight, overlap, events, p.forest, params.seed)
+    forest = fit_forest(rows, y, weight, events, p.forest, params.seed)
     boosted = fit_boosted(rows, y, weight, events, p.boosted, params.seed)
     return {"logistic": line, "random_forest": forest, "xgboost": boosted}
 

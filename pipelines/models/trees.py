@@ -1,7 +1,7 @@
 """Fit boosted trees and forests whose leaves hold a stated number of events, whatever the base rate and the weights.
 
-XGBoost's `min_child_weight` is a sum of hessians, w·p(1 − p) an event, and a forest's `min_samples_leaf` counts rows of
-any weight. Both are set from events here: an event is a distinct row of the window's typical weight.
+XGBoost's `min_child_weight` is a sum of hessians, w·p(1 − p) an event, and a forest's `min_samples_leaf` counts the rows
+a tree drew. Both are set from events here: an event is a distinct row of the window's typical weight.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -52,13 +52,12 @@ def fit_boosted(
 
 
 def fit_forest(
-    rows: Any, y: Ints, weight: Floats, share: float, events: float, settings: ForestParams, seed: int
+    rows: Any, y: Ints, weight: Floats, events: float, settings: ForestParams, seed: int
 ) -> "RandomForestClassifier":
     """Return a random forest fitted on rows (n, k), float32 or float64; one thread, so the same CPU gives the same bits.
 
-    share   of the rows that a tree draws: as many as are distinct, since more would only repeat labels (López de Prado
-            2018, ch. 6.2). A leaf holds `leaf_events` distinct rows of its draw, and their share of the weight
-    events  as for `fit_boosted`
+    events  as for `fit_boosted`: so many rows a tree draws, in proportion to their weights, since more would only repeat
+            labels (López de Prado 2018, ch. 6.2). A leaf holds `leaf_events` different rows of its draw
     """
     from sklearn.ensemble import RandomForestClassifier
 
@@ -66,8 +65,7 @@ def fit_forest(
         settings.trees,
         max_depth=settings.depth,
         min_samples_leaf=settings.leaf_events,
-        min_weight_fraction_leaf=min(settings.leaf_events / events, 0.5),  # one half is scikit-learn's limit
-        max_samples=share,
+        max_samples=max(1, round(events)),
         random_state=seed,
         n_jobs=1,
     ).fit(rows, y, weight)

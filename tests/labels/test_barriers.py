@@ -68,4 +68,16 @@ def test_gross_return_is_from_the_next_bars_open_and_holds_no_cost():
 def test_overlapping_labels_share_their_uniqueness():
     start, exit = np.array([0, 0, 10]), np.array([4, 4, 14])
     np.testing.assert_allclose(average_uniqueness(start, exit, 20), [0.5, 0.5, 1.0])
-    np.testing.assert_allclose(event_decay(np.array([0.0, 100.0]), 1.0), [0.5, 1.0])
+
+
+def test_an_event_weighs_half_after_so_many_later_ones_whatever_the_time_between_them():
+    known = np.array([0.0, 10.0, 10.0, 90.0, 1e9])
+    np.testing.assert_allclose(event_decay(known, 2.0), 0.5 ** np.array([2.0, 1.0, 1.0, 0.5, 0.0]))
+    np.testing.assert_array_equal(event_decay(known, 2.0), event_decay(known * 96.0, 2.0))
+    assert event_decay(np.empty(0), 2.0).shape == (0,)
+
+
+def test_effective_rows_count_overlap_and_decay():
+    assert effective_rows(np.full(100, 0.25), np.ones(100)) == pytest.approx(25.0)
+    assert effective_rows(np.ones(5), np.array([0.0, 0.0, 1.0, 1.0, 0.0])) == pytest.approx(2.0)
+    assert effective_rows(np.empty(0), np.empty(0)) == 0.0

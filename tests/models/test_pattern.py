@@ -35,7 +35,9 @@ COLUMNS = (*CANDLE, TAKER, "volatility_regime", "rsi_14", *DIRECTIONS)
 
 
 def params(**changes):
-    small = {"folds": 1, "max_windows": 1500, "epochs": 4, "trees": 30, "leaf": 20.0} | changes
+    trees = {"trees": 30, "leaf_events": 20}
+    forest, boosted = (each.model_copy(update=trees) for each in (PARAMS.pattern.forest, PARAMS.pattern.boosted))
+    small = {"folds": 1, "max_windows": 1500, "epochs": 4, "forest": forest, "boosted": boosted} | changes
     return PARAMS.model_copy(update={"pattern": PARAMS.pattern.model_copy(update=small)})
 
 

@@ -44,7 +44,12 @@ COLUMNS = ("log_return_1", "volatility_20", "volume_to_median", "depth_ratio")
 
 
 def params(**changes):
-    small = {"folds": 1, "max_windows": 600, "epochs": 5, "patience": 2, "trees": 20} | changes
+    forest, boosted = (
+        each.model_copy(update={"trees": 20}) for each in (PARAMS.predictor.forest, PARAMS.predictor.boosted)
+    )
+    small = {
+        "folds": 1, "max_windows": 600, "epochs": 5, "patience": 2, "forest": forest, "boosted": boosted
+    } | changes  # fmt: skip
     return PARAMS.model_copy(update={"predictor": PARAMS.predictor.model_copy(update=small)})
 
 

@@ -1,7 +1,7 @@
 """Fit boosted trees and forests whose leaves hold a stated number of events, whatever the base rate and the weights.
 
-XGBoost's `min_child_weight` is a sum of hessians, w·p(1 − p) an event, and a forest's `min_samples_leaf` counts the rows
-a tree drew. Both are set from events here: an event is a distinct row of the window's typical weight.
+XGBoost's `min_child_weight` is a sum of hessians, w·p(1 − p) an event; a forest's `min_samples_leaf` counts the rows
+that a tree drew. Both are set from events here: an event is a distinct row of the window's typical weight.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -54,9 +54,9 @@ def fit_boosted(
 def fit_forest(
     rows: Any, y: Ints, weight: Floats, events: float, settings: ForestParams, seed: int
 ) -> "RandomForestClassifier":
-    """Return a random forest fitted on rows (n, k), float32 or float64; one thread, so the same CPU gives the same bits.
+    """Return a random forest fitted on rows (n, k), float32 or float64; one thread: the same CPU gives the same bits.
 
-    events  as for `fit_boosted`: so many rows a tree draws, in proportion to their weights, since more would only repeat
+    events  as for `fit_boosted`: so many rows a tree draws, in proportion to their weights; more would only repeat
             labels (López de Prado 2018, ch. 6.2). A leaf holds `leaf_events` different rows of its draw
     """
     from sklearn.ensemble import RandomForestClassifier

@@ -36,7 +36,7 @@ from pipelines.models.recurrent_onnx import recurrent_to_onnx
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.views import VIEWS
 from pipelines.settings import ROOT, load_params
-from pipelines.training.fit import train
+from pipelines.training.fit import fit_window, train
 
 PARAMS = load_params()
 STEPS = 8
@@ -219,7 +219,7 @@ def test_pure_noise_gives_no_gain(tmp_path):
 
 def test_the_bundle_predicts_what_the_native_members_predict(oracle):
     data, model, _, out = oracle
-    fitted = PREDICTOR.fit(data, params(), 900.0, lambda line: None)
+    fitted = fit_window(PREDICTOR, data, params(), 900.0, lambda line: None).fitted
     inputs = data.inputs(np.arange(0, len(data), 5))
     exported, native = model.predict(inputs), fitted.predict(inputs)
     accepted = np.isfinite(exported.p)

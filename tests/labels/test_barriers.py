@@ -11,7 +11,7 @@ from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
 from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED, first_touch, levels, triple_barrier
-from pipelines.labels.weights import average_uniqueness, time_decay
+from pipelines.labels.weights import average_uniqueness, effective_rows, event_decay
 from pipelines.settings import ROOT
 
 
@@ -173,4 +173,16 @@ def test_gold_reaches_fewer_targets_when_it_is_executed_at_bid_and_ask():
 def test_overlapping_labels_share_their_uniqueness():
     start, exit = np.array([0, 0, 10]), np.array([4, 4, 14])
     np.testing.assert_allclose(average_uniqueness(start, exit, 20), [0.5, 0.5, 1.0])
-    np.testing.assert_allclose(time_decay(np.array([0.0, 100.0]), 100.0), [0.5, 1.0])
+
+
+def test_an_event_weighs_half_after_so_many_later_ones_whatever_the_time_between_them():
+    known = np.array([0.0, 10.0, 10.0, 90.0, 1e9])
+    np.testing.assert_allclose(event_decay(known, 2.0), 0.5 ** np.array([2.0, 1.0, 1.0, 0.5, 0.0]))
+    np.testing.assert_array_equal(event_decay(known, 2.0), event_decay(known * 96.0, 2.0))
+    assert event_decay(np.empty(0), 2.0).shape == (0,)
+
+
+def test_effective_rows_count_overlap_and_decay():
+    assert effective_rows(np.full(100, 0.25), np.ones(100)) == pytest.approx(25.0)
+    assert effective_rows(np.ones(5), np.array([0.0, 0.0, 1.0, 1.0, 0.0])) == pytest.approx(2.0)
+    assert effective_rows(np.empty(0), np.empty(0)) == 0.0

@@ -1,6 +1,7 @@
 """Evaluate: put a candidate through the gate, next to the champion, and record the verdict on the ledger."""
 
 import json
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +13,11 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.support import backtest
 from flows.support.installation import Installation, open_installation
-from flows.support.progress import report_progress, step
+from flows.support.progress import line_progress, report_progress, step
 from flows.support.promotion import challenge, fetch_bundle, publish, slots_of, verdict_line
-from pipelines.contracts import Bools, Floats, Ints, Verdict
+from pipelines import versioning
+from pipelines.contracts import Bools, Floats, Ints, Model, Verdict
+from pipelines.errors import StateError
 from pipelines.evaluation.gates import Evidence, evidence_of, judge
 from pipelines.evaluation.report import figure_rows, flat_metrics, read_oof, write_page
 from pipelines.models.catalog import model_family
@@ -24,20 +27,27 @@ from pipelines.store import Promotion
 from pipelines.tracking import Version
 
 
-def champion_on_unseen(installation: Installation, family: str, at: Ints) -> Floats | None:
-    """Return (n,) losses of the champion on rows `at` of the family's dataset; None without a champion of this market.
+def rival(installation: Installation, family: str) -> Model | None:
+    """Return the champion that the newest fit of a family has to beat.
 
-    NaN where the champion had trained on the row, or abstains.
+    None without one, if it is of another market, which cannot be compared on these rows, or if it is this very fit.
     """
     champion = slots_of(installation.store, family).champion
-    if champion is None:
+    fit = json.loads((installation.workspace / "artifacts" / family / "fit.json").read_text())
+    if champion is None or champion.digest == fit["digest"]:
         return None
     version = installation.tracking.version(family, str(champion.to_version))
     model = load_bundle(fetch_bundle(installation, version), version.digest, version.version)
     meta = installation.meta()
-    if any(model.schema.get(key) != meta[key] for key in ("symbol", "decision_timeframe")):
-        return None  # a champion of another market cannot be compared on these rows
-    chosen = model_family(family)
+    return model if all(model.schema.get(key) == meta[key] for key in ("symbol", "decision_timeframe")) else None
+
+
+def champion_on_unseen(installation: Installation, model: Model, at: Ints) -> Floats:
+    """Return (n,) losses of the champion `model` on rows `at` of its family's dataset.
+
+    NaN where the champion had trained on the row, or abstains.
+    """
+    chosen = model_family(model.family)
     data = chosen.dataset(installation.workspace / "artifacts", installation.params).select_rows(at)
     unseen = np.flatnonzero(data.known > model.schema["trained_through"])
     losses = np.full(len(at), np.nan)
@@ -52,10 +62,63 @@ def champion_on_unseen(installation: Installation, family: str, at: Ints) -> Flo
 def gather(installation: Installation, family: str) -> Evidence:
     """Return what the gate reads, from the stage outputs of the newest snapshot and the current champion."""
     folder = installation.workspace / "artifacts" / family
-    champion = slots_of(installation.store, family).champion
-    is_champion = champion is not None and champion.digest == json.loads((folder / "fit.json").read_text())["digest"]
-    unseen = None if is_champion else champion_on_unseen(installation, family, read_oof(folder)["row"])
-    return evidence_of(folder, unseen, max(1, installation.store.count_trials(family)))
+    trials = max(1, installation.store.count_trials(family))
+    champion = rival(installation, family)
+    if champion is None:
+        return evidence_of(folder, None, trials)
+    unseen = champion_on_unseen(installation, champion, read_oof(folder)["row"])
+    return evidence_of(folder, unseen, trials, paired_losses(installation, champion))
+
+
+def paired_losses(installation: Installation, champion: Model) -> Floats:
+    """Return (n,) losses of the newest fit's recipe, as `fit_paired` left them; NaN if it had too few rows to compare.
+
+    Raises  StateError if they are of another fit or end elsewhere: another run has used the workspace since
+    """
+    folder = installation.workspace / "artifacts"
+    rows = len(read_oof(folder / champion.family)["row"])
+    path = folder / "paired" / f"{champion.family}.npz"
+    if later_rows(installation, champion) < installation.params.gate.min_paired:
+        return np.full(rows, np.nan)
+    digest = json.loads((folder / champion.family / "fit.json").read_text())["digest"]
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as f:
+            if (str(f["digest"]), float(f["through"])) == (digest, champion.schema["trained_through"]):
+                return np.asarray(f["loss"])
+    raise StateError(
+        f"{path} does not hold the losses of {champion.family} {digest[:12]} after the data of champion version "
+        f"{champion.version}; run `bellwether retrain {champion.family}` again"
+    )
+
+
+def later_rows(installation: Installation, champion: Model) -> int:
+    """Return how many out-of-fold rows of the newest fit were known after the champion's data ended."""
+    known = read_oof(installation.workspace / "artifacts" / champion.family)["known"]
+    return int((known > champion.schema["trained_through"]).sum())
+
+
+@task(task_run_name="pair-{family}")
+def fit_paired(family: str, version: str) -> None:
+    """Fit the candidate's recipe up to the end of the champion's data, in a process of its own.
+
+    Only where there is a champion to beat and enough later rows, and once a version.
+    """
+    installation = open_installation()
+    candidate = installation.tracking.version(family, version)
+    if verdict_line(installation.store, family, version, candidate.digest) is not None:
+        return
+    champion = rival(installation, family)
+    if champion is None or later_rows(installation, champion) < installation.params.gate.min_paired:
+        return
+    stage = ["paired", family, repr(champion.schema["trained_through"])]
+    with line_progress(f"gate: {family} as of the champion's data") as show_line:
+        versioning.run_command(
+            installation.workspace,
+            f"paired@{family}",
+            [sys.executable, "-P", "-m", "pipelines.training.stages", *stage],
+            60 * installation.settings.fit_timeout_minutes,
+            show_line,
+        )
 
 
 @task(timeout_seconds=900, task_run_name="judge-{family}")
@@ -134,6 +197,7 @@ def verdict_markdown(verdict: Verdict, version: str, link: str) -> str:
 @flow(name="evaluate", log_prints=True)
 def evaluate(family: str, version: str) -> bool:
     """Judge one registered version. With either verdict it serves in shadow as challenger, and answers show which."""
+    fit_paired(family, version)
     with step(f"gate: {family} version {version}"):
         passed: bool = pass_gate(family, version)
         publish(open_installation(), fresh=True)

@@ -1,6 +1,6 @@
 """Retrain: one request a family at a time, deduplicated and cooled down; new challengers, promoted only by the gate."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -12,7 +12,7 @@ from flows.ingest import ingest
 from flows.promote import propose
 from flows.support.installation import Installation, holder, now, open_installation, renew_periodically
 from flows.support.progress import report_progress
-from flows.train import train
+from flows.train import reselected, train
 from pipelines.store import RetrainRequest
 
 
@@ -73,6 +73,16 @@ def claimed_retrains(
             report_progress(f"retrain of {name} ({request.reason}): {outcome}")
 
 
+def reselections(installation: Installation, families: Iterable[str]) -> dict[str, list[str]]:
+    """Return family → columns its challenger leaves out, of the families whose params.yaml can say so."""
+    found = {}
+    for family in families:
+        if hasattr(getattr(installation.params, family), "left_out") and (columns := reselected(installation, family)):
+            found[family] = columns
+            report_progress(f"retrain of {family}: without {', '.join(columns)}, as its newest version proposes")
+    return found
+
+
 @flow(name="retrain", log_prints=True)
 def retrain(family: str = "validator", reason: str = "requested", force: bool = False) -> dict[str, str]:
     """Train new challengers on all data seen so far; the gate decides what they become. Return family → new version.
@@ -85,7 +95,7 @@ def retrain(family: str = "validator", reason: str = "requested", force: bool = 
         if claimed.requests:
             ingest(source="observed", symbol=installation.manifest()["symbol"])
             claimed.set_all("could not be trained")
-            claimed.versions = train(list(claimed.requests))
+            claimed.versions = train(list(claimed.requests), left_out=reselections(installation, claimed.requests))
         for name, version in claimed.versions.items():
             passed = evaluate(name, version)
             if passed:

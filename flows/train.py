@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact
@@ -16,8 +17,10 @@ from pipelines import versioning
 from pipelines.errors import BellwetherError
 from pipelines.evaluation.report import flat_metrics
 from pipelines.models.catalog import MODEL_FAMILIES, model_family
-from pipelines.settings import ROOT
+from pipelines.settings import ROOT, load_params
 from pipelines.tracking import Version
+
+NO_COLUMNS = "none"  # in a tag: MLflow keeps no empty ones
 
 
 @task(timeout_seconds=1800)
@@ -51,13 +54,15 @@ def record(stages: list[str]) -> None:
     versioning.keep_version(installation.workspace, installation.versions)
 
 
-def fit_side_by_side(families: list[str]) -> list[str]:
+def fit_side_by_side(families: list[str], left_out: Mapping[str, Sequence[str]]) -> list[str]:
     """Fit every family, as many at a time as there are workers. A failed family is named and the others go on.
 
+    left_out  family → columns this fit leaves out
     Return those that did not fail. Raises BellwetherError if none is left.
     """
     installation = open_installation()
     with workspace_lease(installation):
+        versioning.set_left_out(installation.workspace, left_out)
         running = {family: fit.submit(family) for family in families}
         for future in running.values():
             future.wait()
@@ -95,15 +100,16 @@ def log(family: str) -> str:
 
 
 def register(installation: Installation, family: str, digest: str, data_hash: str) -> Version:
-    """Log the family's bundle, figures and provenance as a new version in MLflow, and count the trial."""
+    """Log the family's bundle, figures and provenance as a new version in MLflow, and count its trials."""
     folder = installation.workspace / "artifacts"
     figures = json.loads((folder / "evaluation" / f"{family}.json").read_text())
     git = versioning.git_state(ROOT)
     meta = installation.meta()
+    proposed = json.loads((folder / family / "importance.json").read_text())["reselection"]["leave_out"]
     version = installation.tracking.log_candidate(
         family,
         folder / family / "bundle",
-        params=flat_params(installation.params.model_dump(mode="json")),
+        params=flat_params(load_params(installation.workspace / "params.yaml").model_dump(mode="json")),
         metrics=flat_metrics(figures),
         files=[
             *provenance(installation),
@@ -119,12 +125,47 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
             "symbol": meta["symbol"],
             "decision_timeframe": meta["decision_timeframe"],
             "reselection": figures["reselection"],
+            "reselect_without": ",".join(proposed) or NO_COLUMNS,
+            "left_out": ",".join(figures["left_out"]) or NO_COLUMNS,
+            "half_life_events": f"{figures['decay']['half_life_events']:g}",
             "flow_run": str(flow_run.id or "none"),
         },
         title=model_family(family).title,
     )
-    installation.store.add_trial(family, version.run_id, version.digest, now())
+    for configuration in configurations(version.digest, figures["decay"]):
+        installation.store.add_trial(family, version.run_id, configuration, now())
     return version
+
+
+def configurations(digest: str, decay: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a name of each configuration that was tried for a candidate: the fit itself, then what it was chosen over.
+
+    decay  of `fit.json`. Every one counts as a trial, at most 64 characters
+    """
+    yield digest
+    for number in range(1, decay["configurations"]):
+        yield f"{digest[:40]}-half-life-{number}"
+
+
+def columns_of(tag: str | None) -> list[str]:
+    """Return the columns that a version's tag lists; none of a version from a release without the tag."""
+    return [] if tag in (None, NO_COLUMNS) else str(tag).split(",")
+
+
+def reselected(installation: Installation, family: str) -> list[str]:
+    """Return the columns that the next challenger of a family leaves out, by the tags of its newest version.
+
+    Those that version left out, and those it proposes to leave out. None of them after such a challenger was refused:
+    then the next one reads every column again. None either if it was trained on another market.
+    """
+    newest = next(iter(installation.tracking.versions(family)), None)
+    meta = installation.meta()
+    if newest is None or any(newest.tags.get(key) != meta[key] for key in ("symbol", "decision_timeframe")):
+        return []
+    before = columns_of(newest.tags.get("left_out"))
+    if before and newest.verdict == "refused":
+        return []
+    return [*before, *columns_of(newest.tags.get("reselect_without"))]
 
 
 def provenance(installation: Installation) -> list[Path]:
@@ -146,12 +187,15 @@ def flat_params(tree: Mapping[str, object], prefix: str = "") -> dict[str, objec
 
 
 @flow(name="train", log_prints=True, task_runner=ThreadPoolTaskRunner(max_workers=os.cpu_count()))
-def train(families: list[str] | None = None) -> dict[str, str]:
-    """Fit and register every family (or those named), side by side. Return family → new version; never promotes."""
+def train(families: list[str] | None = None, left_out: dict[str, list[str]] | None = None) -> dict[str, str]:
+    """Fit and register every family (or those named), side by side. Return family → new version; never promotes.
+
+    left_out  family → columns this fit leaves out, besides those of params.yaml
+    """
     with step("train: features and labels"):
         prepare_rows()
     versions = {}
-    for family in fit_side_by_side(families or list(MODEL_FAMILIES)):
+    for family in fit_side_by_side(families or list(MODEL_FAMILIES), left_out or {}):
         with step(f"train: log {family} to MLflow"):
             versions[family] = log(family)
         report_progress(f"{family} version {versions[family]} registered")

@@ -99,7 +99,8 @@ class LabelParams(_Frozen):
     stop_atr: float = Field(gt=0)
     horizon_bars: int = Field(gt=0)
     min_target_to_cost: float = Field(ge=0)
-    decay_half_life_days: float = Field(gt=0)
+    decay_half_life_events: float = Field(gt=0)
+    few_effective_rows: float = Field(gt=0)
 
     @property
     def odds(self) -> float:
@@ -148,17 +149,34 @@ class SplitParams(_Frozen):
 
     folds: int = Field(ge=2)
     min_train_fraction: float = Field(gt=0, lt=1)
+    calibration_stretches: int = Field(ge=2)
 
 
-class ValidatorParams(_Frozen):
-    """Fit of the validator family."""
+class ForestParams(_Frozen):
+    """Fit of a random forest. `leaf_events`: effective rows that a leaf holds at least."""
+
+    trees: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    leaf_events: int = Field(gt=0)
+
+
+class BoostedParams(_Frozen):
+    """Fit of boosted trees. `leaf_events`: events that a leaf holds at least, converted to XGBoost's hessian sum."""
 
     trees: int = Field(gt=0)
     depth: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
-    min_child_weight: float
+    leaf_events: float = Field(gt=0)
     subsample: float = Field(gt=0, le=1)
-    reg_lambda: float
+    reg_lambda: float = Field(ge=0)
+
+
+class ValidatorParams(BoostedParams):
+    """Fit of the validator family."""
+
+    decay_half_lives_events: list[float] = Field(min_length=1)
+    half_life_tail: float = Field(gt=0, lt=1)
+    left_out: list[str] = []
     novelty_quantile: float = Field(gt=0, lt=1)
 
 
@@ -175,9 +193,8 @@ class PredictorParams(_Frozen):
     batch: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)
-    trees: int = Field(gt=0)
-    depth: int = Field(gt=0)
-    leaf: float = Field(gt=0)
+    forest: ForestParams
+    boosted: BoostedParams
     novelty_quantile: float = Field(gt=0, lt=1)
 
 
@@ -189,11 +206,8 @@ class PatternParams(_Frozen):
     horizon_bars: int = Field(gt=0)
     folds: int = Field(ge=1)
     tail_share: float = Field(gt=0, lt=1)
-    trees: int = Field(gt=0)
-    forest_depth: int = Field(gt=0)
-    boosted_depth: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    leaf: float = Field(gt=0)
+    forest: ForestParams
+    boosted: BoostedParams
     max_windows: int = Field(gt=0)
     channels: int = Field(gt=0)
     dropout: float = Field(ge=0, lt=1)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,19 @@ def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None
     shutil.copytree(root / "pipelines", code, ignore=shutil.ignore_patterns("__pycache__"))
     tighten(code)  # the clone is open to others, its copy need not be
     _project(workspace, workspace.parent / "dvc-cache", remote)
+
+
+def set_left_out(workspace: Path, left_out: Mapping[str, Sequence[str]]) -> None:
+    """Write family → columns its next fit leaves out into the workspace's `params.yaml`; `prepare` undoes it.
+
+    So the build graph sees a changed recipe, and the file kept with the version names it.
+    """
+    from dvc.utils.serialize import modify_yaml
+
+    if left_out:
+        with modify_yaml(str(workspace / "params.yaml")) as params:
+            for family, columns in left_out.items():
+                params[family]["left_out"] = list(columns)
 
 
 def _configure_dvc() -> None:
@@ -170,12 +183,22 @@ def run_stage(workspace: Path, name: str, timeout_s: float, progress: Callable[[
     command, outs = _command_and_outputs(workspace, name)
     for out in outs:
         shutil.rmtree(workspace / out, ignore_errors=True)
+    run_command(workspace, name, shlex.split(command), timeout_s, progress)
+
+
+def run_command(
+    workspace: Path, name: str, command: list[str], timeout_s: float, progress: Callable[[str], None]
+) -> None:
+    """Run a command in the workspace on one core; `name` it in errors. `progress` receives every line it prints.
+
+    Raises  BellwetherError with its last lines if it fails or takes longer than `timeout_s` seconds
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {name: value for name, value in os.environ.items() if name != STAGE_LOG}
     threads = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PATH": path}  # one core a stage: they share few
     last_lines: deque[str] = deque(maxlen=LOG_LINES)
     with subprocess.Popen(
-        shlex.split(command), cwd=workspace, env=environment | threads, text=True, start_new_session=True,
+        command, cwd=workspace, env=environment | threads, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:  # fmt: skip
         timer = threading.Timer(timeout_s, os.killpg, (process.pid, signal.SIGKILL))

@@ -53,7 +53,7 @@ def backup_file(source, tmp_path):
 
 
 def one_bar(open_time):
-    row = np.array([[open_time, 1.0, 2.0, 0.5, 1.5, np.nan, np.nan, np.nan]])
+    row = np.array([[open_time, 1.0, 2.0, 0.5, 1.5, *[np.nan] * 4]])
     return BarBatch("ETH/USDT", row, row[:, 0] + 60.0, T0)
 
 

@@ -17,7 +17,17 @@ from alembic.script import ScriptDirectory
 from support.legacy_store import alembic_to, contents, release_010
 
 from pipelines import migrations
-from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books, ContextFeed, Decision, ModelAnswer, Outcome, tape_of
+from pipelines.contracts import (
+    BOOK_LEVELS,
+    HALF_SPREAD,
+    TAPE_WIDTH,
+    Books,
+    ContextFeed,
+    Decision,
+    ModelAnswer,
+    Outcome,
+    tape_of,
+)
 from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, UnknownName
 from pipelines.migrations import tables
 from pipelines.migrations.tables import METADATA, SCHEMA
@@ -431,6 +441,7 @@ def test_a_store_of_an_earlier_release_is_migrated_and_keeps_every_row_bit_for_b
     after["retrain_requests"] = [
         row[:-1] for row in after["retrain_requests"] if row[-1] == 0
     ]  # attempts were added later
+    after["bars"] = [row[:-1] for row in after["bars"] if row[-1] is None]  # no half spread was recorded then
     after["latches"] = [row[:-1] for row in after["latches"] if row[-1] is None]  # as was what a reset accepted
     assert {table: after[table] for table in before} == before
     assert repr(after["bars"]) == repr(before["bars"])  # -0.0 equals 0.0, and its sign is a bit too
@@ -452,7 +463,18 @@ def test_a_store_of_an_earlier_release_continues_where_it_was(url):
         store.acquire_lease("workspace", "me", T0, HOUR)
     store.add_bars(replace(batch(0), books=books_known_at(T0.timestamp())))
     assert len(store.records("BTC/USDT")[0].known) == 1
+    assert np.isnan(store.bars("BTC/USDT")[:, HALF_SPREAD]).all()
     store.close()
+
+
+def test_a_half_spread_is_stored_and_a_downgrade_that_would_lose_it_is_refused(url):
+    store, quoted = Store.open(url), batch()
+    quoted.bars[1:, HALF_SPREAD] = 0.25
+    store.add_bars(quoted)
+    np.testing.assert_array_equal(store.bars("BTC/USDT")[:, HALF_SPREAD], [np.nan, 0.25, 0.25])
+    store.close()
+    with pytest.raises(NotImplementedError, match="observed data would be lost"):
+        alembic_to(url, "0005", downgrade=True)
 
 
 # ---- release 0.5.0

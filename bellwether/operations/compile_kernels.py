@@ -92,8 +92,8 @@ def fit_regimes(history: History, base: Floats, step_s: int, params: Params) -> 
     index, values = labels["index"][keep], {name: labels[name][keep] for name in labels}
     data = Dataset(
         view.columns, lambda rows: view.build(history, index[rows]), at=np.arange(len(index)),
-        extras={"ewma": values["ewma"]},
-        **{name: values[name] for name in ("y", "weight", "uniqueness", "known", "ended")},
+        weight=values["uniqueness"], extras={"ewma": values["ewma"]},
+        **{name: values[name] for name in ("y", "uniqueness", "known", "ended")},
     )  # fmt: skip
     data = data.select_columns(np.asarray(np.isfinite(data.newest()).all(axis=0)))
     REGIME.fit(data, params, 0.0, lambda line: None).predict(data.inputs(np.arange(2)))

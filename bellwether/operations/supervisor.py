@@ -96,7 +96,7 @@ class Supervisor:
         return (self.stopping or self.received_order) and not self.children
 
     def _parts(self) -> Iterator[Callable[[], None]]:
-        """Yield what a step does, in order; services are listed after the orders, which may replace one about to start."""
+        """Yield what a step does, in order; services after the orders, which may replace one about to start."""
         yield from (self._stop_if_requested, self._take_orders, self._take_probes, self._check_disk)
         yield from [functools.partial(self._advance, child) for child in self.children.values()]
         yield from (self._write_state, self._write_lines, self._drain)

@@ -40,6 +40,8 @@ class Evidence:
     gross_bps      (n,) return of each row's trade before cost; None for a family without trades
     champion_loss  (n,) the champion's losses on the same rows, NaN where the row was in its training or it abstained;
                    None without a champion
+    paired_loss    (n,) losses of the candidate's recipe fitted up to the end of the champion's data, on the rows after
+                   it, NaN elsewhere: what is compared with champion_loss. None = `loss`
     trials         number of candidates of this family ever tried, this one included
     parity_gap     largest difference between the exported and the native model
     latency_ms     median time of one row through the exported model
@@ -63,9 +65,10 @@ class Evidence:
     baselines: Mapping[str, Floats] = field(default_factory=dict)
     gross_bps: Floats | None = None
     single_column_auc: Mapping[str, float] = field(default_factory=dict)
+    paired_loss: Floats | None = None
 
 
-def evidence_of(folder: Path, champion_loss: Floats | None, trials: int) -> Evidence:
+def evidence_of(folder: Path, champion_loss: Floats | None, trials: int, paired_loss: Floats | None = None) -> Evidence:
     """Return the evidence in a family's stage output `folder` (`oof.npz`, `fit.json`)."""
     fit, oof = current_names("fit figures", json.loads((folder / "fit.json").read_text())), read_oof(folder)
     return Evidence(
@@ -77,6 +80,7 @@ def evidence_of(folder: Path, champion_loss: Floats | None, trials: int) -> Evid
         p=oof["p"],
         y=oof["y"],
         champion_loss=champion_loss,
+        paired_loss=paired_loss,
         trials=trials,
         baselines=arrays_with_prefix(oof, "baseline_"),
         gross_bps=oof.get("extra_gross_bps"),
@@ -190,13 +194,15 @@ def _against_champion(e: Evidence, params: Params) -> Check:
     """Check that the loss is lower than the champion's by the stated margin, on rows outside both trainings."""
     g = params.gate
     assert e.champion_loss is not None
-    paired = np.isfinite(e.champion_loss)
+    challenger = e.loss if e.paired_loss is None else e.paired_loss
+    paired = np.isfinite(e.champion_loss) & np.isfinite(challenger)
     if paired.sum() < g.min_paired:
         detail = (
-            f"{int(paired.sum())} rows outside the champion's training, needs {g.min_paired}; wait for more outcomes"
+            f"{int(paired.sum())} rows after the champion's data that both could score, needs {g.min_paired}; wait for "
+            "more outcomes"
         )
         return _unknown("gain_over_champion", int(paired.sum()), detail)
-    gain = mean_estimate(e.champion_loss[paired] - e.loss[paired], g.bootstrap, params.seed)
+    gain = mean_estimate(e.champion_loss[paired] - challenger[paired], g.bootstrap, params.seed)
     better = gain.value >= g.min_improvement and gain.low > 0
     return _bounded(
         "gain_over_champion", gain, better, f"value >= {g.min_improvement} and low > 0", f"in {e.loss_name}"

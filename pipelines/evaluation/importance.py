@@ -4,7 +4,8 @@ Permutation importance: by how much the family's own loss on a test fold rises w
 the fold's rows (Breiman 2001, Mach. Learn. 45; on purged folds as López de Prado 2018, ch. 8). Redundant columns
 substitute for each other, so they are also permuted together, as a cluster (López de Prado 2020, Machine Learning for
 Asset Managers, ch. 6), and the reselection rule reads clusters. TreeSHAP, where the family has it, gives each column's
-contribution to the predictions, right or wrong. The rule only proposes; it never changes what is served.
+contribution to the predictions, right or wrong. The rule only proposes; it never changes what is served. The next
+retrain reads the proposal (`flows.train.reselected`), and the gate judges that challenger like any other.
 """
 
 from collections.abc import Mapping

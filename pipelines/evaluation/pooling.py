@@ -13,9 +13,10 @@ import numpy as np
 from pipelines.contracts import Bools, Floats
 from pipelines.errors import BadShape, BadValues, NotEnoughData
 from pipelines.labels.splits import combinatorial
-from pipelines.models.calibration import STRETCHES, fit_calibration
+from pipelines.models.calibration import fit_calibration
 from pipelines.models.calibration_and_novelty import logit
 
+STRETCHES = 4  # purged stretches of the events, each scored by pools of the others: enough to leave most to fit on
 LEAST = 50  # events with a score from a category before its line is fitted
 _STEADY = 1e-3  # spread of scores under which no slope can be fitted
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, DAY_S, HALF_SPREAD, OPEN, OPEN_TIME, Arrays, Floats, Ints
+from pipelines.contracts import CLOSE, HALF_SPREAD, OPEN, OPEN_TIME, Arrays, Floats, Ints
 from pipelines.errors import BadValues
-from pipelines.labels.weights import average_uniqueness, time_decay
+from pipelines.labels.weights import average_uniqueness
 from pipelines.params import Params
 
 
@@ -56,18 +56,14 @@ def forward_returns(base: Floats, close_time: Floats, horizon_s: float) -> Forwa
     return Forward(np.where(there, start, -1), np.where(there, exit, -1), gross, np.where(there, both, np.nan))
 
 
-def label_columns(
-    forward: Forward, index: Ints, known: Floats, horizon_s: float, n_base: int, params: Params
-) -> Arrays:
-    """Return the columns that all labels of the decision bars `index` have: index, weight, uniqueness, known, ended.
+def label_columns(forward: Forward, index: Ints, known: Floats, horizon_s: float, n_base: int) -> Arrays:
+    """Return the columns that all labels of the decision bars `index` have: index, uniqueness, known, ended.
 
     known  (m,) closes of all decision bars, epoch seconds; n_base: how many base bars `forward` points into
     """
     uniqueness = average_uniqueness(forward.start[index], forward.exit[index], n_base)
-    decay = time_decay(known[index], params.labels.decay_half_life_days * DAY_S) if len(index) else np.empty(0)
     return {
         "index": index,
-        "weight": uniqueness * decay,
         "uniqueness": uniqueness,
         "known": known[index],
         "ended": known[index] + horizon_s,
@@ -80,10 +76,9 @@ def horizon_labels(
     """Return one row for each decision bar whose move left the dead zone, in time order.
 
     bars    (m, 9) closed decision bars, `step_s` seconds each; base (n, 9) the bars they were made of
-    Returns arrays of one length: `index` position of the decision bar · `y` 1 up, 0 down · `weight` uniqueness × time
-            decay · `uniqueness` · `known` close of the decision bar · `ended` known + horizon (epoch seconds) ·
-            `gross_bps` of mids, going long · `cost_bps` of the round trip, either side's · `last_return` log return of
-            the decision bar, NaN of the first
+    Returns arrays of one length: `index` position of the decision bar · `y` 1 up, 0 down · `uniqueness` · `known`
+            close of the decision bar · `ended` known + horizon (epoch seconds) · `gross_bps` of mids, going long ·
+            `cost_bps` of the round trip, either side's · `last_return` log return of the decision bar, NaN of the first
     cost_of  `Forward.spread_bps` (m,) → what a round trip costs, (m,) bps: half the width of the dead zone
     Raises  BadValues where the horizon is shorter than a base bar, so that it has no return
     """
@@ -98,7 +93,7 @@ def horizon_labels(
     index = np.flatnonzero(np.abs(forward.gross_bps) > cost_bps)  # NaN is not above anything
     last_return = np.full(len(bars), np.nan)
     last_return[1:] = np.log(bars[1:, CLOSE] / bars[:-1, CLOSE])
-    return label_columns(forward, index, known, horizon_s, len(base), params) | {
+    return label_columns(forward, index, known, horizon_s, len(base)) | {
         "y": (forward.gross_bps[index] > 0).astype(np.float64),
         "gross_bps": forward.gross_bps[index],
         "cost_bps": cost_bps[index],

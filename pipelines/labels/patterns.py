@@ -13,10 +13,10 @@ patterns that were there, and 0 for those that are not: the skill left is to pre
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Arrays, Floats
+from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Floats
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
-from pipelines.labels.weights import average_uniqueness, time_decay
+from pipelines.labels.weights import average_uniqueness
 from pipelines.params import Params
 
 
@@ -29,8 +29,8 @@ def pattern_labels(bars: Floats, base: Floats, direction: Floats, reach: Floats,
     direction  (m, c) `signals.setups` at every bar: 1, -1, 0 = not there, NaN = not known
     reach      (m,) ATR 14 at the bar's close in price units
     Returns    arrays of one length r: `index` position of the decision bar · `y` (r, c) · `direction` (r, c) ·
-               `weight` uniqueness × time decay · `uniqueness` · `known` close of the decision bar · `ended` close of
-               the base bar that decided the last of the row's labels (epoch seconds)
+               `uniqueness` · `known` close of the decision bar · `ended` close of the base bar that decided the last
+               of the row's labels (epoch seconds)
     Raises     BadShape where there is not one direction and one reach a bar
     """
     if direction.shape[:1] != (len(bars),) or reach.shape != (len(bars),):
@@ -61,13 +61,11 @@ def pattern_labels(bars: Floats, base: Floats, direction: Floats, reach: Floats,
     keep = np.flatnonzero(~unresolved)
     start, exits, known = sides[1].start[keep], exits[keep], known[keep]
     uniqueness = average_uniqueness(start, exits, len(base))
-    decay = time_decay(known, params.labels.decay_half_life_days * DAY_S) if len(keep) else np.empty(0)
     base_s = float(np.diff(base[:, OPEN_TIME]).min()) if len(base) > 1 else float(step_s)
     return {
         "index": index[keep],
         "y": y[keep],
         "direction": side[keep],
-        "weight": uniqueness * decay,
         "uniqueness": uniqueness,
         "known": known,
         "ended": base[exits, OPEN_TIME] + base_s,

@@ -1,7 +1,7 @@
 """The return over the next hour, and the EWMA volatility known beforehand: the labels of the regime family.
 
-One row a decision bar. The return is `horizon.forward_returns`, of mids: the label is how far the market moves, not what
-a trade earns. The volatility is known at the close.
+One row a decision bar. The return is `horizon.forward_returns`, of mids: the label is how far the market moves, not
+what a trade earns. The volatility is known at the close.
 """
 
 import math
@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Arrays, Floats
+from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Floats
 from pipelines.labels.horizon import forward_returns
-from pipelines.labels.weights import average_uniqueness, time_decay
+from pipelines.labels.weights import average_uniqueness
 from pipelines.params import Params
 
 # bars after which a return counts half; RiskMetrics' decay of .94 is 11 bars. The best of them is chosen on the
@@ -57,9 +57,9 @@ def return_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> Ar
 
     bars    (m, 9) closed decision bars, `step_s` seconds each; base (n, 9) the bars they were made of
     Returns arrays of one length: `index` position of the decision bar · `y` log return over regime.horizon_minutes, at
-            least one decision bar, in basis points · `weight` uniqueness × time decay · `uniqueness` · `known` close of
-            the decision bar · `ended` known + horizon (epoch seconds) · `ewma` (rows, len(HALF_LIVES)) volatility a
-            decision bar known at the close, basis points
+            least one decision bar, in basis points · `uniqueness` · `known` close of the decision bar · `ended` known +
+            horizon (epoch seconds) · `ewma` (rows, len(HALF_LIVES)) volatility a decision bar known at the close, basis
+            points
     """
     horizon_s = float(step_s * max(1, round(params.regime.horizon_minutes * 60 / step_s)))
     known = bars[:, OPEN_TIME] + step_s
@@ -67,11 +67,9 @@ def return_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> Ar
     ewma = ewma_volatility(bars, step_s)
     index = np.flatnonzero(np.isfinite(forward.gross_bps) & (ewma > 0).all(axis=1))  # NaN is above nothing
     uniqueness = average_uniqueness(forward.start[index], forward.exit[index], len(base))
-    decay = time_decay(known[index], params.labels.decay_half_life_days * DAY_S) if len(index) else np.empty(0)
     return {
         "index": index,
         "y": np.log1p(forward.gross_bps[index] * 1e-4) * 1e4,
-        "weight": uniqueness * decay,
         "uniqueness": uniqueness,
         "known": known[index],
         "ended": known[index] + horizon_s,

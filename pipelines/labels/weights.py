@@ -1,4 +1,4 @@
-"""Sample weights: overlapping labels share their information, old ones fade."""
+"""Sample weights: overlapping labels share their information, old events fade."""
 
 import numpy as np
 
@@ -20,6 +20,20 @@ def average_uniqueness(start: Ints, exit: Ints, n_bars: int) -> Floats:
     return np.asarray((share[np.minimum(exit + 1, n_bars)] - share[start]) / life)
 
 
-def time_decay(time: Floats, half_life_seconds: float) -> Floats:
-    """Return weights (n,): half for each half-life before the newest event; the newest has weight 1."""
-    return np.asarray(0.5 ** ((time.max() - time) / half_life_seconds))
+def event_decay(known: Floats, half_life_events: float) -> Floats:
+    """Return weights (n,) in (0, 1]: half for every `half_life_events` events known later; the newest has weight 1.
+
+    known  (n,) epoch seconds, ascending; events known together weigh the same. Counted in events, since a span of time
+           holds a hundred times as many events of minutes as of hours
+    """
+    later = len(known) - np.searchsorted(known, known, side="right")
+    return np.asarray(0.5 ** (later / half_life_events))
+
+
+def effective_rows(uniqueness: Floats, decay: Floats) -> float:
+    """Return how many distinct rows of equal weight say as much as these n: (Σ u·d)² / Σ u·d², 0 of none.
+
+    Without decay it is the sum of the uniqueness; overlap and forgetting both lower it.
+    Source  Kish 1965, Survey Sampling, ch. 11.7
+    """
+    return float((uniqueness * decay).sum() ** 2 / (uniqueness * decay**2).sum()) if len(decay) else 0.0

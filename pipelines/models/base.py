@@ -4,7 +4,7 @@ A family is one `ModelFamily`: its training rows, fit and calibration, loss, bas
 bundles, registry, gate and slots are the same for all families.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipelines.contracts import Bools, Floats, Ints
+from pipelines.labels.weights import effective_rows, event_decay
 from pipelines.models.calibration_and_novelty import Novelty
 from pipelines.params import Params
 
@@ -25,7 +26,7 @@ class Dataset:
     columns       names of the input columns
     inputs        row numbers (n,) → (n, k) for a family of one step, else (n, steps, k), oldest first; NaN = missing
     y             (m,) or (m, classes) labels
-    weight        (m,) uniqueness × time decay: the row's weight in a fit
+    weight        (m,) the row's weight in a fit: its uniqueness, of a training window also × decay (`decayed`)
     uniqueness    (m,) share of a row's information that no other row has: the row's weight as evidence
     known, ended  (m,) epoch seconds at which the row was known, and at which its label ended
     extras        name → (m,) or (m, j): what only this family's baselines, loss or gate need
@@ -71,6 +72,14 @@ class Dataset:
             extras={name: values[rows] for name, values in self.extras.items()},
         )
 
+    def decayed(self, half_life_events: float) -> "Dataset":
+        """Return the rows of a training window with weights that fade towards its beginning; the newest has decay 1."""
+        return replace(self, weight=self.uniqueness * event_decay(self.known, half_life_events))
+
+    def effective_rows(self, half_life_events: float) -> float:
+        """Return how many distinct rows of equal weight say as much as this window under that half-life."""
+        return effective_rows(self.uniqueness, event_decay(self.known, half_life_events))
+
     def select_columns(self, mask: Bools) -> "Dataset":
         """Return the dataset with the input columns where `mask` (k,) is True."""
         read = self.inputs
@@ -79,6 +88,25 @@ class Dataset:
             columns=tuple(column for column, chosen in zip(self.columns, mask, strict=True) if chosen),
             inputs=lambda rows: np.compress(mask, read(rows), axis=-1),  # a third of the time of a mask on windows
         )
+
+
+@dataclass(frozen=True, slots=True)
+class HalfLife:
+    """Hold the half-life of the weights of one training window.
+
+    events  later events after which an event weighs half
+    tried   half-life → mean loss on an inner purged fold of the window; empty where one value is stated
+    note    why nothing could be compared; empty otherwise
+    """
+
+    events: float
+    tried: Mapping[float, float] = field(default_factory=dict)
+    note: str = ""
+
+
+def stated_half_life(data: Dataset, params: Params, embargo_s: float) -> HalfLife:
+    """Return the one half-life of params.yaml."""
+    return HalfLife(params.labels.decay_half_life_events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +125,15 @@ class Fitted(Protocol):
     @property
     def loss_params(self) -> Mapping[str, Any]:
         """Return the JSON-ready constants that the loss needs besides p (the regime's density); empty for most."""
+        ...
+
+    @property
+    def calibration_p(self) -> Sequence[Floats]:
+        """Return the sorted calibrated predictions of the rows it was calibrated on, an array a class.
+
+        They lie inside its training window and outside the training of what predicted them, so the rank of a new
+        prediction among them is known when it is made. Empty for a family that is not calibrated.
+        """
         ...
 
     def predict(self, inputs: Floats) -> NativePredictions:
@@ -139,6 +176,8 @@ class ModelFamily:
     novelty            (newest bars of the training rows, params) → how far from them a row may be
     describe           (training rows, params) → lines of the model card: label, horizon, what it is not for
     folds              params → number of walk-forward folds
+    half_life          (rows of a training window, params, embargo in seconds) → HalfLife of its weights
+    left_out           params → columns that the fit leaves out, as a reselection proposed
     is_decision_model  its probability decides trades, so the gate also reads what the trades returned
     miss_atr           (training rows) → what a trade on one of them returns whose target is not touched, in ATR, before
                        cost; None where every target was touched. Of a decision model only
@@ -158,6 +197,8 @@ class ModelFamily:
     novelty: Callable[[Floats, Params], Novelty]
     describe: Callable[[Dataset, Params], list[str]]
     folds: Callable[[Params], int] = lambda params: params.splits.folds
+    half_life: Callable[[Dataset, Params, float], HalfLife] = stated_half_life
+    left_out: Callable[[Params], tuple[str, ...]] = lambda params: ()
     is_decision_model: bool = False
     miss_atr: Callable[[Dataset], float | None] | None = None
     contributions: Callable[[Fitted, Floats], Floats] | None = None

@@ -1,6 +1,6 @@
 """Fit `calibration_and_novelty.Calibration`: Platt scaling on rows outside the training, with its uncertainty."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,8 +12,6 @@ from pipelines.labels.splits import combinatorial
 from pipelines.models.base import Dataset, Export, NativePredictions
 from pipelines.models.calibration_and_novelty import Calibration, as_json, logit
 from pipelines.models.export import json_bytes
-
-STRETCHES = 4  # purged stretches of a training window, each scored by a fit on the others
 
 
 class Classifier(Protocol):
@@ -50,14 +48,17 @@ def fit_calibration(raw: Floats, y: Floats, weight: Floats, around: Floats | flo
     return Calibration(float(beta[0]), float(beta[1]), np.asarray(np.linalg.inv(information), np.float64))
 
 
-def held_out(data: Dataset, embargo_s: float, least: int, score: Callable[[Ints, Ints], Floats]) -> Floats:
+def held_out(
+    data: Dataset, embargo_s: float, least: int, score: Callable[[Ints, Ints], Floats], stretches: int
+) -> Floats:
     """Return (m,) raw probabilities of rows by fits on the other, purged stretches of one training window.
 
     score  (numbers of training rows, numbers of rows to score) → (n,) raw probabilities
     least  rows of a stretch with fewer training rows than this stay NaN
+    stretches  into how many the window is cut
     """
     p = np.full(len(data), np.nan)
-    for split in combinatorial(data.known, data.ended, STRETCHES, 1, embargo_s):
+    for split in combinatorial(data.known, data.ended, stretches, 1, embargo_s):
         if len(split.train) >= least:
             p[split.test] = score(split.train, split.test)
     return p
@@ -65,11 +66,15 @@ def held_out(data: Dataset, embargo_s: float, least: int, score: Callable[[Ints,
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """Hold a native classifier and the calibration of its class 1: what `tabular` serves."""
+    """Hold a native classifier and the calibration of its class 1: what `tabular` serves.
+
+    calibration_p  the sorted calibrated predictions of the rows it was calibrated on, by fits on other stretches
+    """
 
     model: Classifier
     calibration: Calibration
     loss_params: Mapping[str, Any] = field(default_factory=dict)
+    calibration_p: Sequence[Floats] = ()
 
     def predict(self, inputs: Floats) -> NativePredictions:
         """Return calibrated probabilities of class 1 for inputs (n, k)."""
@@ -81,20 +86,23 @@ def raw(model: Classifier, rows: Floats) -> Floats:
     return np.asarray(model.predict_proba(rows)[:, 1], dtype=np.float64)
 
 
-def fit_calibrated(data: Dataset, embargo_s: float, least: int, fit: Callable[[Dataset], Classifier]) -> Calibrated:
+def fit_calibrated(
+    data: Dataset, embargo_s: float, least: int, fit: Callable[[Dataset], Classifier], stretches: int
+) -> Calibrated:
     """Return the native model fitted on all rows, calibrated on purged inner folds of the same window.
 
     fit    training rows → a fitted classifier
-    least  as for `held_out`
+    least, stretches  as for `held_out`
     """
 
     def score(train: Ints, test: Ints) -> Floats:
         """Return raw probabilities of the test rows by a fit on the training rows."""
         return raw(fit(data.select_rows(train)), data.inputs(test))
 
-    p = held_out(data, embargo_s, least, score)
+    p = held_out(data, embargo_s, least, score, stretches)
     scored = np.isfinite(p)
-    return Calibrated(fit(data), fit_calibration(p[scored], data.y[scored], data.uniqueness[scored]))
+    line = fit_calibration(p[scored], data.y[scored], data.uniqueness[scored])
+    return Calibrated(fit(data), line, calibration_p=(np.sort(line.calibrate(p[scored])[0]),))
 
 
 def export_calibrated(model_onnx: bytes, calibration: Calibration, classes: tuple[str, ...]) -> Export:

@@ -15,6 +15,7 @@ import numpy as np
 from pipelines.contracts import Bools, Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.labels.splits import walk_forward
+from pipelines.labels.weights import effective_rows
 from pipelines.models.base import Baseline, Dataset, Export, Log, ModelFamily, NativePredictions
 from pipelines.models.baselines import logistic
 from pipelines.models.calibration import Classifier, fit_calibration
@@ -26,6 +27,7 @@ from pipelines.models.novelty import fit_novelty
 from pipelines.models.pattern_rows import MirrorLayout, Singles, mirror_layout, share_of_side
 from pipelines.models.pattern_view import CANDLE, DIRECTIONS, STEPS, TAKER
 from pipelines.models.snapshot import bar_rows
+from pipelines.models.trees import fit_boosted, fit_forest
 from pipelines.models.views import VIEWS
 from pipelines.params import Params
 from pipelines.signals.setups import PATTERNS
@@ -47,6 +49,8 @@ class Recogniser:
     window        positions of the columns the network reads, its classes' sides last
     trees         name → classifier over `sides.rows`
     calibrations  member → one a class
+    calibration_p  class → sorted predictions of the tail, of the bars on which it is present, by members that trained
+                   before it
     """
 
     classes: tuple[str, ...]
@@ -55,6 +59,7 @@ class Recogniser:
     network: "PatternNetwork"
     trees: Mapping[str, Classifier]
     calibrations: Mapping[str, Sequence[Calibration]]
+    calibration_p: Sequence[Floats] = ()
 
     @property
     def loss_params(self) -> Mapping[str, Any]:
@@ -65,22 +70,29 @@ class Recogniser:
         """Return calibrated predictions (n, classes) of inputs (n, steps, k), 0 where a class is absent."""
         newest = inputs[:, -1]
         present = newest[:, self.sides.sides] != 0.0
-        p, low = {}, {}
-        for name, raw in self.raw(newest, inputs[:, :, self.window].astype(np.float32)).items():
-            by_class = [self.calibrations[name][c].calibrate(raw[:, c]) for c in range(len(self.classes))]
-            p[name], low[name] = (
-                np.where(present, np.column_stack(columns), 0.0) for columns in zip(*by_class, strict=True)
-            )
-        equal = np.ones(len(p))
-        return NativePredictions(
-            average(np.stack(list(p.values())), equal), average(np.stack(list(low.values())), equal), p
-        )
+        return blend(self.raw(newest, inputs[:, :, self.window].astype(np.float32)), self.calibrations, present)
 
     def raw(self, newest: Floats, windows: Singles) -> dict[str, Floats]:
         """Return member → (n, classes) before calibration, 0 where a class is absent."""
         present = newest[:, self.sides.sides] != 0.0
         p = {name: tree_probabilities(model, self.sides, newest, present) for name, model in self.trees.items()}
         return {**p, NETWORK: network_probabilities(self.network, windows, present)}
+
+
+def blend(
+    raw: Mapping[str, Floats], calibrations: Mapping[str, Sequence[Calibration]], present: Bools
+) -> NativePredictions:
+    """Return the mean of the calibrated members, 0 where a class is absent; raw member → (n, classes)."""
+    p, low = {}, {}
+    for name, values in raw.items():
+        by_class = [line.calibrate(values[:, c]) for c, line in enumerate(calibrations[name])]
+        p[name], low[name] = (
+            np.where(present, np.column_stack(columns), 0.0) for columns in zip(*by_class, strict=True)
+        )
+    equal = np.ones(len(p))
+    return NativePredictions(
+        average(np.stack(list(p.values())), equal), average(np.stack(list(low.values())), equal), p
+    )
 
 
 def tree_probabilities(model: Classifier, sides: MirrorLayout, newest: Floats, present: Bools) -> Floats:
@@ -174,32 +186,21 @@ def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Recogniser
     raw = model.raw(tail.newest, tail.windows)
     share = shares(head.y, head.present, head.weight)
     calibrations = {name: calibrate(p, tail, share, params.pattern.pooled_rows) for name, p in raw.items()}
+    p = blend(raw, calibrations, tail.present).p
+    ranked = [np.sort(p[tail.present[:, c] & np.isfinite(p[:, c]), c]) for c in range(len(classes))]
     trees = fit_trees(read(data, window), sides, params)
-    return Recogniser(classes, sides, window, network, trees, calibrations)
+    return Recogniser(classes, sides, window, network, trees, calibrations, ranked)
 
 
 def fit_trees(data: _TrainingRows, sides: MirrorLayout, params: Params) -> dict[str, Classifier]:
-    """Return a random forest and XGBoost fitted on one row per bar and present class.
-
-    One thread: the same CPU gives the same bits.
-    """
+    """Return a random forest and XGBoost fitted on one row per bar and present class."""
     p, rows, y = params.pattern, sides.rows(data.newest)[data.present], data.y[data.present].astype(int)
-    weight, overlap = data.weight[data.present], float(data.evidence[data.present].mean())
-    weight = weight / weight.mean()
-    # a tree draws as many rows as are distinct: more would only repeat labels (López de Prado 2018, ch. 6.2)
-    import xgboost  # takes seconds to import, and only a fit needs it
-    from sklearn.ensemble import RandomForestClassifier
-
-    forest = RandomForestClassifier(
-        p.trees, max_depth=p.forest_depth, min_samples_leaf=round(p.leaf), max_samples=overlap,
-        random_state=params.seed, n_jobs=1,
-    ).fit(rows, y, weight)  # fmt: skip
-    # weights sum to the effective number of rows, so that a leaf counts overlapping labels once
-    boosted = xgboost.XGBClassifier(
-        n_estimators=p.trees, max_depth=p.boosted_depth, learning_rate=p.learning_rate, min_child_weight=p.leaf / 4.0,
-        subsample=0.8, reg_lambda=5.0, tree_method="hist", random_state=params.seed, n_jobs=1,
-    ).fit(rows, y, sample_weight=weight * overlap)  # fmt: skip
-    return {"forest": forest, "boosted": boosted}
+    weight, evidence = data.weight[data.present], data.evidence[data.present]
+    events = effective_rows(evidence, weight / evidence)
+    return {
+        "forest": fit_forest(rows, y, weight, events, p.forest, params.seed),
+        "boosted": fit_boosted(rows, y, weight, events, p.boosted, params.seed),
+    }
 
 
 def fit_network(

@@ -4,7 +4,7 @@ The family's p is that of an LSTM over the last 60 bars. The other members of th
 newest bar of the same rows; they are fitted, calibrated and exported with it, but have weight 0 in `p`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from pipelines.contracts import Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.features.catalog import COPIES, CORE_COLUMNS
 from pipelines.labels.splits import walk_forward
+from pipelines.labels.weights import effective_rows
 from pipelines.models.base import Baseline, Dataset, Export, Log, ModelFamily, NativePredictions
 from pipelines.models.baselines import always_base_rate, log_loss_baseline, logistic
 from pipelines.models.calibration import Classifier, fit_calibration
@@ -23,6 +24,7 @@ from pipelines.models.export import json_bytes
 from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
 from pipelines.models.snapshot import bar_rows
+from pipelines.models.trees import fit_boosted, fit_forest
 from pipelines.models.views import VIEWS, feature_view
 from pipelines.params import Params
 
@@ -45,6 +47,7 @@ class Directional:
 
     window, newest  positions of the columns that the network, and the other members, read
     others          name → classifier
+    calibration_p   sorted predictions of the network on the tail, which stopped and calibrated it
     """
 
     network: "RecurrentNetwork"
@@ -53,6 +56,7 @@ class Directional:
     others: Mapping[str, Classifier]
     calibrations: Mapping[str, Calibration]
     loss_params: Mapping[str, Any] = field(default_factory=dict)
+    calibration_p: Sequence[Floats] = ()
 
     def predict(self, inputs: Floats) -> NativePredictions:
         """Return the network's calibrated p of inputs (n, steps, k), and that of every member."""
@@ -127,7 +131,10 @@ def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Directiona
     # the sampled rows represent the whole tail: each has its own weight and that of the rows left out
     weight = np.minimum(1.0, held_out.uniqueness * len(tail) / len(held_out))
     calibrations = {name: fit_calibration(member_p, held_out.y, weight) for name, member_p in uncalibrated.items()}
-    return Directional(network, window, newest, others, calibrations)
+    calibrated, _ = calibrations[NETWORK].calibrate(uncalibrated[NETWORK])
+    return Directional(
+        network, window, newest, others, calibrations, calibration_p=(np.sort(calibrated[np.isfinite(calibrated)]),)
+    )
 
 
 def fit_network(train: Dataset, tail: Dataset, window: Ints, params: Params, log: Log) -> "RecurrentNetwork":
@@ -171,31 +178,18 @@ def fit_network(train: Dataset, tail: Dataset, window: Ints, params: Params, log
 
 
 def fit_others(rows: Any, data: Dataset, params: Params) -> dict[str, Classifier]:
-    """Return the members other than the network, fitted on newest bars `rows` (m, k) float32.
-
-    One thread: the same CPU gives the same bits.
-    """
+    """Return the members other than the network, fitted on newest bars `rows` (m, k) float32."""
     p, y = params.predictor, data.y.astype(int)
-    overlap = float(data.uniqueness.mean())
     weight = data.weight / data.weight.mean()
-    import xgboost  # takes seconds to import, and only a fit needs it
-    from sklearn.ensemble import RandomForestClassifier
+    events = effective_rows(data.uniqueness, data.weight / data.uniqueness)
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     line = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=500))
     line.fit(rows, y, logisticregression__sample_weight=weight)
-    # a tree draws as many rows as are distinct: more would only repeat labels (López de Prado 2018, ch. 6.2)
-    forest = RandomForestClassifier(
-        p.trees, max_depth=p.depth, min_samples_leaf=round(p.leaf), max_samples=overlap, random_state=params.seed,
-        n_jobs=1,
-    ).fit(rows, y, weight)  # fmt: skip
-    # weights sum to the effective number of rows, so that a leaf counts overlapping labels once
-    boosted = xgboost.XGBClassifier(
-        n_estimators=p.trees, max_depth=p.depth, learning_rate=0.05, min_child_weight=p.leaf, subsample=0.8,
-        reg_lambda=5.0, tree_method="hist", random_state=params.seed, n_jobs=1,
-    ).fit(rows, y, sample_weight=weight * overlap)  # fmt: skip
+    forest = fit_forest(rows, y, weight, events, p.forest, params.seed)
+    boosted = fit_boosted(rows, y, weight, events, p.boosted, params.seed)
     return {"logistic": line, "random_forest": forest, "xgboost": boosted}
 
 

@@ -9,7 +9,7 @@ from pipelines.errors import NotEnoughData
 from pipelines.models.base import Dataset
 from pipelines.models.views import View
 
-_SHARED = ("index", "y", "weight", "uniqueness", "known", "ended")
+_SHARED = ("index", "y", "uniqueness", "known", "ended")
 
 
 def read_history(artifacts: Path) -> History:
@@ -22,8 +22,8 @@ def read_history(artifacts: Path) -> History:
 def bar_rows(artifacts: Path, labels: str, view: View) -> Dataset:
     """Return one row per labelled decision bar; inputs are (n, steps, k), of a view of one step (n, k).
 
-    labels  name of a file of the labels stage: `index` (position of the decision bar), y, weight, uniqueness, known,
-            ended, and the extras of this family
+    labels  name of a file of the labels stage: `index` (position of the decision bar), y, uniqueness, known, ended,
+            and the extras of this family
     view    how the inputs are read
     Raises  NotEnoughData if no bar is labelled
     """
@@ -43,6 +43,7 @@ def bar_rows(artifacts: Path, labels: str, view: View) -> Dataset:
         columns=view.columns,
         inputs=inputs,
         at=np.arange(len(index)),
+        weight=arrays["uniqueness"],
         extras={name: values for name, values in arrays.items() if name not in _SHARED},
         **{name: arrays[name] for name in _SHARED if name != "index"},
     )

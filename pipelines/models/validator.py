@@ -9,17 +9,20 @@ import numpy as np
 from pipelines.contracts import Floats
 from pipelines.errors import NotEnoughData
 from pipelines.labels.misses import miss_atr
-from pipelines.models.base import Baseline, Dataset, Export, Log, ModelFamily
+from pipelines.labels.splits import walk_forward
+from pipelines.labels.weights import effective_rows
+from pipelines.models.base import Baseline, Dataset, Export, HalfLife, Log, ModelFamily
 from pipelines.models.baselines import always_base_rate, log_loss_baseline, logistic
-from pipelines.models.calibration import Calibrated, export_calibrated, fit_calibrated
+from pipelines.models.calibration import Calibrated, export_calibrated, fit_calibrated, raw
 from pipelines.models.losses import log_losses
 from pipelines.models.novelty import fit_novelty
+from pipelines.models.trees import fit_boosted
 from pipelines.params import Params
 
 if TYPE_CHECKING:
     from xgboost import XGBClassifier
 
-LEAST_EVENTS = 50
+LEAST_EVENTS = 50  # to fit at all: fewer fill no second leaf, and the gate asks for ten times as many out of fold
 EXTRAS = (  # of the labels, for baselines, gate and backtest; the model reads none of them
     "gross_bps", "cost_bps", "target_cost_bps", "spread_known", "direction", "atr", "volatility", "regime",
 )  # fmt: skip
@@ -39,29 +42,41 @@ def dataset(artifacts: Path, params: Params) -> Dataset:
         columns=tuple(arrays["columns"].tolist()),
         inputs=lambda at: rows[at],
         at=np.arange(len(rows)),
-        **{name: arrays[name] for name in ("y", "weight", "uniqueness", "known", "ended")},
+        weight=arrays["uniqueness"],
+        **{name: arrays[name] for name in ("y", "uniqueness", "known", "ended")},
         extras={name: arrays[name] for name in EXTRAS},
     )
 
 
 def fit_trees(rows: Floats, y: Floats, weight: Floats, params: Params) -> "XGBClassifier":
-    """Return XGBoost trees fitted with the settings of params.yaml; one thread, so the same CPU gives the same bits."""
-    p = params.validator
-    import xgboost  # takes seconds to import, and only a fit needs it
+    """Return XGBoost trees fitted with the settings of params.yaml on rows (n, k), labels y and weights (n,)."""
+    events = effective_rows(np.ones(len(weight)), weight)
+    return fit_boosted(rows, y.astype(int), weight, events, params.validator, params.seed)
 
-    model = xgboost.XGBClassifier(
-        n_estimators=p.trees,
-        max_depth=p.depth,
-        learning_rate=p.learning_rate,
-        min_child_weight=p.min_child_weight,
-        subsample=p.subsample,
-        reg_lambda=p.reg_lambda,
-        tree_method="hist",
-        random_state=params.seed,
-        n_jobs=1,
-    )
-    # weights are rescaled to mean 1: min_child_weight is then a number of typical events
-    return model.fit(rows, y.astype(int), sample_weight=weight / weight.mean())
+
+def half_life(data: Dataset, params: Params, embargo_s: float) -> HalfLife:
+    """Return the stated half-life under which trees fitted on the older events have the lowest later log loss.
+
+    One inner fold: the newest `half_life_tail` of the window, purged and embargoed, each event counted by its
+    uniqueness. Of equal losses the longest wins, and the longest is taken where nothing can be compared.
+    """
+    p = params.validator
+    values = sorted(p.decay_half_lives_events, reverse=True)
+    try:
+        split = walk_forward(data.known, data.ended, 1, 1.0 - p.half_life_tail, embargo_s)[0]
+    except NotEnoughData as fault:
+        return HalfLife(values[0], note=str(fault))
+    head, tail = data.select_rows(split.train), data.select_rows(split.test)
+    if len(head) < LEAST_EVENTS or len(np.unique(head.y)) < 2:
+        return HalfLife(
+            values[0], note=f"{len(head)} events before the inner fold, needs {LEAST_EVENTS} of both outcomes"
+        )
+    rows, later = head.all_inputs(), tail.all_inputs()
+    tried = {}
+    for events in values:
+        model = fit_trees(rows, head.y, head.decayed(events).weight, params)
+        tried[events] = float(np.average(log_losses(raw(model, later), tail.y), weights=tail.uniqueness))
+    return HalfLife(min(tried, key=lambda events: tried[events]), tried)
 
 
 def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Calibrated:
@@ -71,7 +86,11 @@ def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Calibrated
             f"{len(data)} training events, needs {LEAST_EVENTS} and both outcomes: bring a longer history"
         )
     return fit_calibrated(
-        data, embargo_s, LEAST_EVENTS // 2, lambda rows: fit_trees(rows.all_inputs(), rows.y, rows.weight, params)
+        data,
+        embargo_s,
+        LEAST_EVENTS // 2,
+        lambda rows: fit_trees(rows.all_inputs(), rows.y, rows.weight, params),
+        params.splits.calibration_stretches,
     )
 
 
@@ -150,6 +169,8 @@ VALIDATOR = ModelFamily(
     export=export,
     novelty=lambda rows, params: fit_novelty(rows, params.validator.novelty_quantile),
     describe=describe,
+    half_life=half_life,
+    left_out=lambda params: tuple(params.validator.left_out),
     is_decision_model=True,
     miss_atr=expected_miss,
     contributions=contributions,

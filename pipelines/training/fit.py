@@ -1,13 +1,13 @@
 """Fit one family on one snapshot and measure it out of fold. Makes a candidate; never promotes."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import Arrays, Bools, Floats, Ints, Model
+from pipelines.contracts import Arrays, Bools, Floats, Ints, JsonObject, Model
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.importance import (
     PermutationPlan,
@@ -20,7 +20,16 @@ from pipelines.evaluation.importance import (
 )
 from pipelines.evaluation.metrics import auc
 from pipelines.labels.splits import walk_forward
-from pipelines.models.base import Baseline, Dataset, Fitted, Log, ModelFamily, NativePredictions, present_columns
+from pipelines.models.base import (
+    Baseline,
+    Dataset,
+    Fitted,
+    HalfLife,
+    Log,
+    ModelFamily,
+    NativePredictions,
+    present_columns,
+)
 from pipelines.models.export import write_bundle, write_json
 from pipelines.models.runtime import load_bundle
 from pipelines.params import Params
@@ -36,6 +45,10 @@ class OutOfFold:
 
     loss         (n,) in the family's unit; p, p_low (n,) or (n, classes)
     members      member → its own p; baselines: name → baseline on the same rows
+    fold         (n,) number of the fold, from 1, whose model predicted the row
+    rank         (n,) or (n, classes) share of that model's own calibration predictions below p, in [0, 1]: known when p
+                 was, so a threshold on it looks at no later row; NaN where p is; None for a family without calibration
+    half_lives   of the weights, one a fold
     permutation  effect of permuting columns; None if that was not planned
     miss_atr     (n,) what each row's training fold expects of a missed target, see ModelFamily; NaN where it knew none;
                  None for a family that decides no trade
@@ -49,8 +62,58 @@ class OutOfFold:
     label: list[str | None] | None
     baselines: dict[str, Baseline]
     folds: int
+    fold: Ints
+    rank: Floats | None
+    half_lives: list[HalfLife] = field(default_factory=list)
     permutation: PermutationResult | None = None
     miss_atr: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Hold the rows of a dataset that a fit can read.
+
+    data     complete rows of the columns that have values and are not left out
+    dropped  column → why it is not among them
+    share    of all rows that are complete
+    """
+
+    data: Dataset
+    dropped: dict[str, str]
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class FittedWindow:
+    """Hold a model fitted on one training window, the window with the weights it was fitted with, their half-life."""
+
+    fitted: Fitted
+    rows: Dataset
+    half_life: HalfLife
+
+
+def prepare(family: str, data: Dataset, left_out: Iterable[str]) -> Prepared:
+    """Return what a fit can read of a dataset. Raises NotEnoughData if no row is complete."""
+    present, dropped = present_columns(data.newest(), data.columns)
+    dropped |= {name: "left out: a reselection proposed it" for name in left_out if name in data.columns}
+    data = data.select_columns(present & np.array([name not in dropped for name in data.columns]))
+    usable = complete_rows(data)
+    if not usable.any():
+        raise NotEnoughData(
+            f"{family}: none of {len(data):,} labelled rows has all of {', '.join(data.columns)}; bring a "
+            "longer history, or data with those columns"
+        )
+    return Prepared(data.select_rows(usable), dropped, float(usable.mean()))
+
+
+def fit_window(model_family: ModelFamily, data: Dataset, params: Params, embargo_s: float, log: Log) -> FittedWindow:
+    """Choose the half-life of a training window's weights on the window alone, and fit the family on it."""
+    half_life = model_family.half_life(data, params, embargo_s)
+    if half_life.tried or half_life.note:
+        tried = ", ".join(f"{events:g}: {loss:.5f}" for events, loss in sorted(half_life.tried.items()))
+        log(f"half-life {half_life.events:g} events, of {tried or half_life.note}")
+    rows = data.decayed(half_life.events)
+    return FittedWindow(model_family.fit(rows, params, embargo_s, log), rows, half_life)
 
 
 def out_of_fold(
@@ -67,13 +130,14 @@ def out_of_fold(
     """
     folds = model_family.folds(params)
     splits = walk_forward(data.known, data.ended, folds, params.splits.min_train_fraction, embargo_s)
-    parts, permuted, misses = [], [], []
+    parts, permuted, ranks, half_lives, misses = [], [], [], [], []
     for number, split in enumerate(splits, start=1):
         train, test = data.select_rows(split.train), data.select_rows(split.test)
         log(f"[{number - 1}/{len(splits) + 1}] {len(train):,} rows to train on, {len(test):,} to score")
-        fitted = model_family.fit(train, params, embargo_s, log)
+        window = fit_window(model_family, train, params, embargo_s, log)
+        fitted = window.fitted
         predicted = predict_in_batches(fitted, test)
-        baselines = {name: baseline(train, test, params) for name, baseline in model_family.baselines.items()}
+        baselines = {name: baseline(window.rows, test, params) for name, baseline in model_family.baselines.items()}
         loss = model_family.loss(predicted.p, test, fitted.loss_params)
         if plan is not None:
             permuted.append(permute(model_family, fitted, test, loss, plan, params))
@@ -81,6 +145,8 @@ def out_of_fold(
         if model_family.miss_atr is not None:
             expected = model_family.miss_atr(train)
             misses.append(np.full(len(test), np.nan if expected is None else expected))
+        ranks.append(rank_among(predicted.p, fitted.calibration_p))
+        half_lives.append(window.half_life)
     join = np.concatenate
     return OutOfFold(
         row=join([rows for rows, *_ in parts]),
@@ -91,9 +157,26 @@ def out_of_fold(
         label=_labels([predicted for *_, predicted, _ in parts]),
         baselines={name: _joined([baselines[name] for *_, baselines in parts]) for name in model_family.baselines},
         folds=len(splits),
+        fold=np.repeat(np.arange(1, len(splits) + 1), [len(rows) for rows, *_ in parts]),
+        rank=join(known) if len(known := [rank for rank in ranks if rank is not None]) == len(splits) else None,
+        half_lives=half_lives,
         permutation=join_folds(permuted) if permuted else None,
         miss_atr=join(misses) if misses else None,
     )
+
+
+def rank_among(p: Floats, calibration_p: Sequence[Floats]) -> Floats | None:
+    """Return the share of a model's calibration predictions below p (n,) or (n, classes); None if it has none.
+
+    calibration_p  an ascending array a class. NaN where p is, and for a class without calibration predictions
+    """
+    if not calibration_p:
+        return None
+    columns = [
+        np.searchsorted(each, values) / len(each) if len(each) else np.full(len(p), np.nan)
+        for each, values in zip(calibration_p, np.atleast_2d(p.T), strict=True)
+    ]
+    return np.where(np.isfinite(p), columns[0] if p.ndim == 1 else np.column_stack(columns), np.nan)
 
 
 def single_column_auc(newest: Floats, y: Floats, columns: tuple[str, ...]) -> dict[str, float]:
@@ -165,15 +248,9 @@ def train(
     Raises     NotEnoughData if no row is complete, and as the family's fit
     """
     started = time.monotonic()
-    present, dropped = present_columns(data.newest(), data.columns)
-    data = data.select_columns(present)
-    usable = complete_rows(data)
-    if not usable.any():
-        raise NotEnoughData(
-            f"{model_family.family}: none of {len(data):,} labelled rows has all of {', '.join(data.columns)}; bring a "
-            "longer history, or data with those columns"
-        )
-    data = data.select_rows(usable)
+    left_out = model_family.left_out(params)
+    prepared = prepare(model_family.family, data, left_out)
+    data, dropped = prepared.data, prepared.dropped
     plan = plan_permutation(data, params)
     oof = out_of_fold(model_family, data, params, embargo_s, log, None if isinstance(plan, str) else plan)
     if isinstance(plan, str) or oof.permutation is None:
@@ -184,7 +261,9 @@ def train(
         )
     log(f"reselection {importance_report['reselection']['line']}")
     log(f"[{oof.folds}/{oof.folds + 1}] final fit on {len(data):,} rows, {len(data.columns)} columns")
-    fitted = model_family.fit(data, params, embargo_s, log)
+    window = fit_window(model_family, data, params, embargo_s, log)
+    fitted, data = window.fitted, window.rows
+    decay = decay_figures(window, oof.half_lives)
     export = model_family.export(fitted, data, params)
     schema = {
         **context, "columns": list(data.columns), "dropped": dropped, "trained_through": float(data.ended.max()),
@@ -200,7 +279,7 @@ def train(
         export=export,
         novelty=model_family.novelty(newest, params),
         schema=schema,
-        card=_card(model_family, data, oof, dropped, context, params, export.schema["classes"]),
+        card=_card(model_family, data, oof, dropped, context, params, export.schema["classes"], decay),
         inputs=pool,
     )
     model = load_bundle(out / "bundle", digest)
@@ -222,7 +301,9 @@ def train(
             "reselection": importance_report["reselection"]["line"],
             "parity_gap": parity_gap(model, fitted, pool),
             "latency_ms": _latency_ms(model, pool),
-            "schema_coverage": float(usable.mean()),
+            "schema_coverage": prepared.share,
+            "left_out": [name for name in left_out if name in dropped],
+            "decay": decay,
             "novel_share": _novel_share(model_family, newest, params),
             "seconds": round(time.monotonic() - started, 1),
         },
@@ -243,16 +324,37 @@ def parity_gap(model: Model, fitted: Fitted, pool: Floats) -> float:
 def _arrays(oof: OutOfFold, data: Dataset) -> Arrays:
     """Return the arrays of `oof.npz`; loss_<baseline>, baseline_<baseline>, member_<name>, extra_<name> among them."""
     scored = data.select_rows(oof.row)
-    optional = {} if oof.label is None else {"label": np.array([label or "" for label in oof.label])}
-    if oof.miss_atr is not None:
-        optional["miss_atr"] = oof.miss_atr
+    optional: Arrays = {} if oof.label is None else {"label": np.array([label or "" for label in oof.label])}
+    optional |= {} if oof.rank is None else {"rank": oof.rank}
+    optional |= {} if oof.miss_atr is None else {"miss_atr": oof.miss_atr}
     return optional | {
+        "fold": oof.fold,
         "row": scored.at, "known": scored.known, "y": scored.y, "p": oof.p, "p_low": oof.p_low, "loss": oof.loss,
         **{f"loss_{name}": baseline.loss for name, baseline in oof.baselines.items()},
         **{f"baseline_{name}": baseline.p for name, baseline in oof.baselines.items() if baseline.p is not None},
         **{f"member_{name}": p for name, p in oof.members.items()},
         **{f"extra_{name}": values for name, values in scored.extras.items()},
     }  # fmt: skip
+
+
+def decay_figures(window: FittedWindow, by_fold: Sequence[HalfLife]) -> JsonObject:
+    """Return the decay of the final fit's weights, JSON-ready.
+
+    half_life_events  chosen on the final window; by_fold: by each walk-forward fold on its own
+    tried             half-life → log loss on the final window's inner fold; empty where one is stated
+    configurations    how many half-lives were tried: as many trials of the family
+    effective_rows    distinct rows of equal weight that say as much as the window; without_decay: the same of no decay
+    """
+    rows, chosen = window.rows, window.half_life
+    return {
+        "half_life_events": chosen.events,
+        "tried": {f"{events:g}": loss for events, loss in chosen.tried.items()},
+        "configurations": max([1, len(chosen.tried), *(len(each.tried) for each in by_fold)]),
+        "effective_rows": rows.effective_rows(chosen.events),
+        "without_decay": float(rows.uniqueness.sum()),
+        "by_fold": [each.events for each in by_fold],
+        "note": chosen.note,
+    }
 
 
 def _novel_share(model_family: ModelFamily, newest: Floats, params: Params) -> float:
@@ -273,9 +375,23 @@ def _latency_ms(model: Model, pool: Floats) -> float:
     return float(np.median(times) * 1e3)
 
 
+def decay_line(decay: JsonObject, rows: int, params: Params) -> str:
+    """Return the card's line on the decay of the weights; it names a window that forgets."""
+    tried = ", ".join(
+        f"{events} {loss:.5f}" for events, loss in sorted(decay["tried"].items(), key=lambda e: float(e[0]))
+    )
+    how = f"chosen by log loss on an inner fold ({tried})" if tried else decay["note"] or "stated"
+    effective, least = decay["effective_rows"], params.labels.few_effective_rows
+    few = f"; FORGETS: under {least:,.0f} effective rows" if effective < least else ""
+    return (
+        f"weights halve every {decay['half_life_events']:,.0f} events, {how}: {effective:,.0f} effective rows of "
+        f"{rows:,} ({decay['without_decay']:,.0f} without decay){few}"
+    )
+
+
 def _card(
     model_family: ModelFamily, data: Dataset, oof: OutOfFold, dropped: Mapping[str, str],
-    context: Mapping[str, object], params: Params, classes: list[str],
+    context: Mapping[str, object], params: Params, classes: list[str], decay: JsonObject,
 ) -> str:  # fmt: skip
     """Return the model card in Markdown."""
     baselines = ", ".join(f"{name} {baseline.loss.mean():.4f}" for name, baseline in oof.baselines.items())
@@ -284,6 +400,7 @@ def _card(
         "",
         f"- trained on {len(data):,} rows of {context.get('symbol')} on {context.get('decision_timeframe')} bars",
         *(f"- {line}" for line in model_family.describe(data, params)),
+        f"- {decay_line(decay, len(data), params)}",
         f"- {model_family.loss_name} {oof.loss.mean():.4f} on {len(oof.row):,} later rows in {oof.folds} purged "
         f"walk-forward folds; {baselines}",
         f"- predicts {', '.join(classes)}",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, TIMEFRAME_SECONDS, Arrays, Bools, Floats
+from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Arrays, Bools, Floats
 from pipelines.costs import (
     NO_FUNDING,
     Costs,
@@ -30,7 +30,7 @@ from pipelines.labels.horizon import horizon_labels
 from pipelines.labels.misses import miss_atr
 from pipelines.labels.patterns import pattern_labels
 from pipelines.labels.returns import return_labels
-from pipelines.labels.weights import average_uniqueness, time_decay
+from pipelines.labels.weights import average_uniqueness
 from pipelines.params import Params
 from pipelines.signals.events import Events, event_rows, events, traditional_events
 from pipelines.signals.regimes import market_state
@@ -90,14 +90,12 @@ def event_labels(sources: Sources, params: Params) -> Labels:
             "data.decision_timeframe, or name the venue with --venue and --market if it is another"
         )
     volatility = VALIDATOR_COLUMNS.index("volatility_regime")
-    known = outcome.known[labelled]
     return {
         "columns": np.array(VALIDATOR_COLUMNS),
         "rows": rows[labelled],
         "y": outcome.label[labelled],
-        "weight": outcome.uniqueness[labelled] * time_decay(known, params.labels.decay_half_life_days * DAY_S),
         "uniqueness": outcome.uniqueness[labelled],
-        "known": known,
+        "known": outcome.known[labelled],
         "ended": outcome.ended[labelled],
         "gross_bps": outcome.gross_bps[labelled],
         "cost_bps": outcome.cost_bps[labelled],

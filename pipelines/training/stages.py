@@ -5,6 +5,8 @@ features/   base.npy (n, 9), decision.npy (m, 9), books.npy (m, 2, levels, 3), c
             features.npy (m, kf), signals.npy (m, ks), funding.npy (r, 2) known time and rate, meta.json, warm/
 labels/     <name>.npz (one per entry of labelling.LABELS), traditional.json; no service reads outcomes from here
 <family>/   bundle/, oof.npz, importance.json, fit.json
+paired/     <family>.npz: losses of the family's recipe fitted up to the end of the champion's data; not in dvc.yaml,
+            as it depends on the champion
 evaluation/ <family>.json: every figure with n, interval and cost
 """
 
@@ -127,13 +129,19 @@ def embargo_seconds(params: Params, step_s: int) -> float:
     return float(max(params.labels.horizon_bars, int(FEATURES.warmup.max()), int(SIGNALS.warmup.max())) * step_s)
 
 
+def read_meta() -> JsonObject:
+    """Return what the features stage wrote of its data."""
+    meta: JsonObject = json.loads((OUT / "features" / "meta.json").read_text())
+    return meta
+
+
 def fit_family(family: str, params: Params) -> None:
     """Train one family on the stage outputs and write its bundle, figures and out-of-fold rows."""
     # scikit-learn, xgboost and torch take seconds to import: only the stages that fit need them
     from pipelines.models.catalog import model_family
     from pipelines.training.fit import train
 
-    meta = json.loads((OUT / "features" / "meta.json").read_text())
+    meta = read_meta()
     named = (
         "data_hash", "symbol", "venue", "market", "has_funding", "base_timeframe", "decision_timeframe",
         "catalogue_hash",
@@ -143,6 +151,29 @@ def fit_family(family: str, params: Params) -> None:
     chosen = model_family(family)
     digest = train(chosen, chosen.dataset(OUT, params), ensure_folder(OUT / family), params, context, embargo, log_line)
     log_line(f"{family}: bundle {digest[:12]}")
+
+
+def pair(family: str, through: float, params: Params) -> None:
+    """Score the recipe of the family's newest fit, fitted on the rows up to `through`, on the later rows.
+
+    Writes `paired/<family>.npz`: `loss` (n,) aligned with the rows of `oof.npz`, `through`, and the fit's `digest`.
+    """
+    from pipelines.models.catalog import model_family
+    from pipelines.training.paired import paired_losses
+
+    fit = json.loads((OUT / family / "fit.json").read_text())
+    with np.load(OUT / family / "oof.npz", allow_pickle=False) as f:
+        at = f["row"]
+    chosen = model_family(family)
+    embargo = embargo_seconds(params, TIMEFRAME_SECONDS[read_meta()["decision_timeframe"]])
+    losses = paired_losses(
+        chosen, chosen.dataset(OUT, params), at, through, tuple(fit["left_out"]), params, embargo, log_line
+    )
+    np.savez(
+        ensure_folder(OUT / "paired") / f"{family}.npz",
+        allow_pickle=False, loss=losses, through=np.float64(through), digest=np.array(fit["digest"]),
+    )  # fmt: skip
+    log_line(f"{family}: {int(np.isfinite(losses).sum()):,} rows paired")
 
 
 def evaluate(family: str, params: Params) -> None:
@@ -171,8 +202,13 @@ def main(words: list[str]) -> None:
             fit_family(family, params)
         case ["evaluate", family]:
             evaluate(family, params)
+        case ["paired", family, through]:
+            pair(family, float(through), params)
         case _:
-            raise UnknownName(f"no stage {' '.join(words)!r}; use features, labels, train FAMILY or evaluate FAMILY")
+            raise UnknownName(
+                f"no stage {' '.join(words)!r}; use features, labels, train FAMILY, evaluate FAMILY or "
+                "paired FAMILY THROUGH"
+            )
 
 
 if __name__ == "__main__":

@@ -93,16 +93,36 @@ def test_candles_without_trades_and_takers_say_not_recorded():
     assert frame[["trades", "taker_buy_volume"]].isna().all().all()
 
 
-def test_bid_and_ask_bars_become_the_mid_price_without_volume():
+def test_bid_and_ask_bars_become_mid_prices_with_their_half_spread():
     path = recorded("forex/oanda_xauusd_1h_to_2015h1.parquet")
     frame, raw = check(read(path, TAKEN)), pd.read_parquet(path)
     assert (frame["close"] == (raw["bid_close"] + raw["ask_close"]) / 2).all()
+    assert (frame["half_spread"] == (raw["ask_close"] - raw["bid_close"]) / 2).all()
+    spread_bps = 2e4 * frame["half_spread"] / frame["close"]
+    assert (spread_bps.mean(), spread_bps.quantile(0.99)) == (pytest.approx(5.84, abs=0.01), pytest.approx(31.8, abs=0.1))
     assert frame[["volume", "trades", "taker_buy_volume"]].isna().all().all()
     assert (frame["known_at"] - frame["open_time"] == pd.Timedelta(hours=1)).all()
 
 
+def test_the_quotes_of_a_bid_and_ask_file_come_back_from_mid_and_half_spread(tmp_path):
+    quotes = {f"{side}_{price}": [level, level + 1] for side, level in (("bid", 9.0), ("ask", 9.5))
+              for price in ("open", "high", "low", "close")}  # fmt: skip
+    pd.DataFrame({"open_time": [MS_2024, MS_2024 + 60_000]} | quotes).to_csv(tmp_path / "a.csv", index=False)
+    frame = read(tmp_path / "a.csv", TAKEN)
+    assert (frame["close"] - frame["half_spread"]).tolist() == quotes["bid_close"]
+    assert (frame["close"] + frame["half_spread"]).tolist() == quotes["ask_close"]
+
+
+def test_candles_may_name_their_half_spread(tmp_path):
+    bars = {"open_time": [MS_2024, MS_2024 + 60_000]} | dict.fromkeys(("open", "high", "low", "close", "volume"), 10.0)
+    pd.DataFrame(bars | {"half_spread": [0.25, np.nan]}).to_csv(tmp_path / "a.csv", index=False)
+    np.testing.assert_array_equal(read(tmp_path / "a.csv", TAKEN)["half_spread"], [0.25, np.nan])
+    pd.DataFrame(bars).to_csv(tmp_path / "b.csv", index=False)
+    assert read(tmp_path / "b.csv", TAKEN)["half_spread"].isna().all()
+
+
 def canonical(n=3):
-    rows = np.tile([0.0, 10.0, 12.0, 9.0, 11.0, 5.0, 7.0, 2.0], (n, 1))
+    rows = np.tile([0.0, 10.0, 12.0, 9.0, 11.0, 5.0, 7.0, 2.0, 0.25], (n, 1))
     rows[:, 0] = MS_2024 / 1000 + 60.0 * np.arange(n)
     return to_frame(rows, "1m", datetime(2024, 2, 1, tzinfo=UTC))
 

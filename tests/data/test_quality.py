@@ -51,6 +51,9 @@ def test_good_bars_score_one_and_come_back_unchanged():
         ({"high": 1.0}, "OHLC_ORDER"),
         ({"low": 1e6}, "OHLC_ORDER"),
         ({"taker_buy_volume": 50.0}, "TAKER_OVER_VOLUME"),
+        ({"half_spread": -0.01}, "SPREAD"),
+        ({"half_spread": 150.0}, "SPREAD"),
+        ({"half_spread": np.inf}, "NON_FINITE"),
         ({"known_at": pd.Timestamp("2030-01-01T00:00Z"), "open_time": pd.Timestamp("2029-12-31T23:59Z")}, "FUTURE"),
     ],
 )
@@ -125,7 +128,7 @@ def test_a_jump_is_judged_by_the_past_alone():
 spoils = st.lists(
     st.tuples(
         st.integers(0, 59),
-        st.sampled_from(["open_time", "open", "high", "low", "close", "volume", "taker_buy_volume"]),
+        st.sampled_from(["open_time", "open", "high", "low", "close", "volume", "taker_buy_volume", "half_spread"]),
         st.sampled_from([np.nan, np.inf, -1.0, 0.0, 1e9]),
     ),
     max_size=12,

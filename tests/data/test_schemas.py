@@ -2,6 +2,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as parquet
 import pytest
 
 from pipelines.data.schemas import BARS, COLUMNS, LAYOUT, check, read_bars, to_frame, to_matrix, write_bars
@@ -58,6 +59,8 @@ def test_parquet_gives_the_frame_back_and_the_same_bytes_each_time(tmp_path):
         (lambda f: f.assign(close=np.nan), BadValues, "may be missing"),
         (lambda f: f.assign(volume=-1.0), BadValues, "not negative"),
         (lambda f: f.assign(high=f["low"]), BadValues, "highest"),
+        (lambda f: f.assign(half_spread=-0.1), BadValues, "not negative"),
+        (lambda f: f.assign(half_spread=f["low"]), BadValues, "under the low"),
     ],
 )
 def test_a_frame_that_is_not_clean_bars_is_neither_accepted_nor_written(spoil, error, message, tmp_path):
@@ -72,6 +75,14 @@ def test_a_frame_that_is_not_clean_bars_is_neither_accepted_nor_written(spoil, e
 def test_the_layout_leaves_values_to_quality():
     frame = to_frame(matrix(), "1m", TAKEN).assign(close=np.nan, low=-1.0).iloc[::-1].reset_index(drop=True)
     check(frame, LAYOUT)
+
+
+def test_a_file_of_release_050_is_read_with_an_unrecorded_spread(tmp_path):
+    frame = to_frame(matrix(), "1m", TAKEN)
+    write_bars(frame, tmp_path / "a.parquet")
+    table = parquet.read_table(tmp_path / "a.parquet").drop_columns("half_spread")
+    parquet.write_table(table.replace_schema_metadata({"bellwether.schema": "bars/1"}), tmp_path / "old.parquet")
+    pd.testing.assert_frame_equal(read_bars(tmp_path / "old.parquet"), frame.assign(half_spread=np.nan))
 
 
 def test_files_that_are_not_ours_are_refused(tmp_path):

@@ -102,7 +102,7 @@ def test_a_challenger_must_beat_the_champion_by_the_stated_margin_on_rows_outsid
     few = worse.copy()
     few[50:] = np.nan
     refused = judge(replace(e, champion_loss=few), PARAMS)
-    assert any("50 rows outside the champion's training" in reason for reason in refused.reasons)
+    assert any("50 rows after the champion's data" in reason for reason in refused.reasons)
 
 
 def test_a_stage_output_of_release_0_5_is_read_under_the_names_of_today(tmp_path):

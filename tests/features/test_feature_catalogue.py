@@ -61,7 +61,7 @@ def test_too_few_rows_cannot_show_a_copy():
 
 
 def test_session_flags_and_the_clock_follow_utc():
-    bar = np.array([1.7040672e9 + 14 * 3600, 1, 1, 1, 1, 1, 1, 1.0])  # 14:00 UTC
+    bar = np.array([1.7040672e9 + 14 * 3600, 1, 1, 1, 1, 1, 1, 1.0, np.nan])  # 14:00 UTC
     row = dict(zip(FEATURES.columns, FEATURES.step(FEATURES.fresh(), bar), strict=True))
     assert (row["session_asia"], row["session_london"], row["session_newyork"]) == (0.0, 1.0, 1.0)
     assert np.isclose(row["time_of_day_sin"], -0.5)
@@ -69,7 +69,7 @@ def test_session_flags_and_the_clock_follow_utc():
 
 
 def test_a_flat_market_has_missing_oscillators():
-    bars = np.tile([0.0, 9, 9, 9, 9, 5, 1, 2], (80, 1))
+    bars = np.tile([0.0, 9, 9, 9, 9, 5, 1, 2, np.nan], (80, 1))
     last = dict(zip(FEATURES.columns, FEATURES.run(bars)[-1], strict=True))
     for name in ("rsi_14", "stoch_k_14", "bollinger_b_20", "cci_20", "price_momentum", "persistence_60"):
         assert np.isnan(last[name]), name

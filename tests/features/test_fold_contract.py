@@ -152,8 +152,8 @@ def test_a_read_only_or_strided_bar_gives_the_same_bytes(fold, bars):
     wide = np.asfortranarray(np.column_stack([bars[:50], bars[:50]]))
     wide.setflags(write=False)
     state = fold.fresh()
-    live = np.array([fold.step(state, row[:8]) for row in wide])
-    assert live.tobytes() == fold.run(bars[:50]).tobytes() == fold.run(wide[:, :8]).tobytes()
+    live = np.array([fold.step(state, row[:BAR_WIDTH]) for row in wide])
+    assert live.tobytes() == fold.run(bars[:50]).tobytes() == fold.run(wide[:, :BAR_WIDTH]).tobytes()
 
 
 def test_state_of_another_catalogue_is_refused():
@@ -162,7 +162,7 @@ def test_state_of_another_catalogue_is_refused():
     with pytest.raises(StateError, match="cut short"):
         FEATURES.load(FEATURES.dump(FEATURES.fresh())[:-8])
     with pytest.raises(StateError, match="use fresh"):
-        FEATURES.step(SIGNALS.fresh(), np.zeros(8))
+        FEATURES.step(SIGNALS.fresh(), np.zeros(BAR_WIDTH))
 
 
 def test_bars_books_and_contexts_of_a_wrong_shape_are_refused(bars):

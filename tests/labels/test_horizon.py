@@ -95,11 +95,9 @@ def test_decision_bars_alone_are_enough():
     assert labelled["index"].max() == len(bars) - 1 - HORIZON
 
 
-def test_overlapping_labels_share_their_uniqueness_and_old_ones_weigh_less():
+def test_overlapping_labels_share_their_uniqueness():
     labelled = labels(walk(), 0.0)
     assert np.median(labelled["uniqueness"]) == pytest.approx(1 / HORIZON)
-    assert (labelled["weight"] <= labelled["uniqueness"]).all()
-    assert labelled["weight"][0] < labelled["uniqueness"][0]
 
 
 def test_a_market_that_does_not_move_has_no_rows():

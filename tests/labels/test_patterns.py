@@ -95,7 +95,6 @@ def test_y_is_zero_where_the_pattern_is_not_there_and_rows_that_overlap_share_th
     )  # far barriers: lives of two bars
     assert not labelled["y"][labelled["direction"] == 0].any()
     assert 0.4 < labelled["uniqueness"].mean() < 0.8
-    assert (labelled["weight"] <= labelled["uniqueness"]).all()
     assert (np.diff(labelled["known"]) > 0).all()
     np.testing.assert_array_equal(labelled["known"], bars[labelled["index"], OPEN_TIME] + 300)
 

@@ -28,14 +28,16 @@ from pipelines.models.views import VIEWS, select
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.setups import PATTERNS, setups
-from pipelines.training.fit import train
+from pipelines.training.fit import fit_window, train
 
 PARAMS = load_params()
 COLUMNS = (*CANDLE, TAKER, "volatility_regime", "rsi_14", *DIRECTIONS)
 
 
-def params(**changes):
-    small = {"folds": 1, "max_windows": 1500, "epochs": 4, "trees": 30, "leaf": 20.0} | changes
+def params(trees=30, **changes):
+    few = {"trees": trees, "leaf_events": 20}
+    forest, boosted = (each.model_copy(update=few) for each in (PARAMS.pattern.forest, PARAMS.pattern.boosted))
+    small = {"folds": 1, "max_windows": 1500, "epochs": 4, "forest": forest, "boosted": boosted} | changes
     return PARAMS.model_copy(update={"pattern": PARAMS.pattern.model_copy(update=small)})
 
 
@@ -269,7 +271,7 @@ def test_an_absent_pattern_is_predicted_zero_and_a_probable_one_is_named(oracle)
 def test_the_bundle_predicts_what_the_native_members_predict(oracle):
     data, model, _, out = oracle
     assert json.loads((out / "fit.json").read_text())["parity_gap"] <= 1e-5
-    fitted = PATTERN.fit(data, params(), 900.0, lambda line: None)
+    fitted = fit_window(PATTERN, data, params(), 900.0, lambda line: None).fitted
     inputs = data.inputs(np.arange(0, len(data), 7))
     exported, native = model.predict(inputs), fitted.predict(inputs)
     accepted = np.isfinite(exported.p).all(axis=1)

@@ -36,7 +36,7 @@ from pipelines.models.recurrent_onnx import recurrent_to_onnx
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.views import VIEWS
 from pipelines.settings import ROOT, load_params
-from pipelines.training.fit import train
+from pipelines.training.fit import fit_window, train
 
 PARAMS = load_params()
 STEPS = 8
@@ -44,7 +44,12 @@ COLUMNS = ("log_return_1", "volatility_20", "volume_to_median", "depth_ratio")
 
 
 def params(**changes):
-    small = {"folds": 1, "max_windows": 600, "epochs": 5, "patience": 2, "trees": 20} | changes
+    forest, boosted = (
+        each.model_copy(update={"trees": 20}) for each in (PARAMS.predictor.forest, PARAMS.predictor.boosted)
+    )
+    small = {
+        "folds": 1, "max_windows": 600, "epochs": 5, "patience": 2, "forest": forest, "boosted": boosted
+    } | changes  # fmt: skip
     return PARAMS.model_copy(update={"predictor": PARAMS.predictor.model_copy(update=small)})
 
 
@@ -214,7 +219,7 @@ def test_pure_noise_gives_no_gain(tmp_path):
 
 def test_the_bundle_predicts_what_the_native_members_predict(oracle):
     data, model, _, out = oracle
-    fitted = PREDICTOR.fit(data, params(), 900.0, lambda line: None)
+    fitted = fit_window(PREDICTOR, data, params(), 900.0, lambda line: None).fitted
     inputs = data.inputs(np.arange(0, len(data), 5))
     exported, native = model.predict(inputs), fitted.predict(inputs)
     accepted = np.isfinite(exported.p)

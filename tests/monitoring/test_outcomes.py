@@ -32,7 +32,7 @@ def decision(as_of: float, target: float | None, stop: float | None, minutes: in
 
 def bars(*rows: tuple[float, float, float, float]) -> np.ndarray:
     """Return one-minute bars from T0 of (open, high, low, close)."""
-    return np.array([[T0 + 60 * i, *row, 1.0, 1.0, 0.5] for i, row in enumerate(rows)])
+    return np.array([[T0 + 60 * i, *row, 1.0, 1.0, 0.5, np.nan] for i, row in enumerate(rows)])
 
 
 def only(found):
@@ -109,9 +109,10 @@ def test_every_outcome_is_the_label_training_would_give() -> None:
     close = 100 * np.exp(np.cumsum(1e-3 * rng.standard_normal(n)))
     opened = np.r_[100.0, close[:-1]]
     wick = 5e-4 * np.abs(rng.standard_normal((2, n)))
+    half_spread = np.where(rng.random(n) < 0.2, np.nan, 0.03 * rng.random(n))  # some bars have quotes, some do not
     base = np.column_stack(
         [T0 + 60 * np.arange(n), opened, np.maximum(opened, close) * (1 + wick[0]),
-         np.minimum(opened, close) * (1 - wick[1]), close, np.ones((n, 3)), np.full(n, np.nan)]
+         np.minimum(opened, close) * (1 - wick[1]), close, np.ones((n, 3)), half_spread]
     )  # fmt: skip
     at = np.sort(rng.choice(np.arange(10, n - 5), 300, replace=False))
     times, side, atr = base[at, 0] + 60, rng.choice([-1, 1], 300), rng.uniform(1e-3, 6e-3, 300)
@@ -123,6 +124,7 @@ def test_every_outcome_is_the_label_training_would_give() -> None:
     ]
     found = {int(o.decision_id): o for o in resolve(decisions, base, 60, COST)}
     assert set(found) == set(np.flatnonzero(labels.barrier != UNRESOLVED))
+    assert set(labels.spread_known[labels.barrier != UNRESOLVED]) == {True, False}
     assert {o.barrier for o in found.values()} == {"target", "stop", "time"}
     for i, one in found.items():
         assert one.barrier == BARRIERS[labels.barrier[i]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipelines.contracts import BAR_WIDTH, CLOSE, HIGH, LOW, OPEN, OPEN_TIME
+from pipelines.contracts import BAR_WIDTH, CLOSE, HALF_SPREAD, HIGH, LOW, OPEN, OPEN_TIME
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
@@ -100,8 +100,8 @@ def test_time_runs_out_at_the_last_close_inside_the_horizon_also_where_bars_are_
     assert np.isnan(never[e.GROSS_BPS])
 
 
-def market(n, seed, gaps=0.05):
-    """Minutes of a random walk whose opens jump, some of them missing."""
+def market(n, seed, gaps=0.05, half_spread=np.nan):
+    """Minutes of a random walk whose opens jump, some of them missing; half spreads up to `half_spread`."""
     rng = np.random.default_rng(seed)
     rows = np.full((n, BAR_WIDTH), np.nan)
     rows[:, OPEN_TIME] = 60.0 * np.arange(n)
@@ -110,7 +110,9 @@ def market(n, seed, gaps=0.05):
     body = np.sort(rows[:, [OPEN, CLOSE]], axis=1)
     rows[:, LOW] = body[:, 0] * (1 - np.abs(rng.normal(0, 5e-4, n)))
     rows[:, HIGH] = body[:, 1] * (1 + np.abs(rng.normal(0, 5e-4, n)))
-    return rows[rng.random(n) >= gaps]
+    kept = rows[rng.random(n) >= gaps]
+    kept[:, HALF_SPREAD] = half_spread * rng.random(len(kept))
+    return kept
 
 
 def random_decisions(bars, step_s, count, seed):
@@ -137,6 +139,10 @@ def same_as_the_labels(bars, step_s, count):
 @pytest.mark.parametrize("seed", range(5))
 def test_the_plain_plan_is_the_label_exactly_on_random_paths(seed):
     same_as_the_labels(market(20_000, seed), 60.0, 4_000)
+
+
+def test_the_plain_plan_is_the_label_exactly_where_quotes_were_recorded():
+    same_as_the_labels(market(20_000, seed=5, half_spread=0.1), 60.0, 4_000)
 
 
 @pytest.mark.skipif(not BTC.is_file(), reason=f"no recorded candles: {BTC}")

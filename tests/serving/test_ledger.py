@@ -78,7 +78,7 @@ def observed(ledger, minute, bid):
     """One bar and, known at the same moment whatever the minute, a book."""
     levels = np.full((1, 2, BOOK_LEVELS, 3), np.nan)
     levels[0, :, 0] = (bid, 1.0, np.nan), (101.0, 1.0, np.nan)
-    bars = np.array([[60.0 * minute, 100.0, 100.0, 100.0, 100.0, 1.0, 1.0, 1.0]])
+    bars = np.array([[60.0 * minute, 100.0, 100.0, 100.0, 100.0, 1.0, 1.0, 1.0, np.nan]])
     book = Books(np.array([30.0]), levels, np.zeros((1, TAPE_WIDTH)))
     return ledger.observe(BarBatch("SIM/USDT", bars, bars[:, 0] + 60.0, T0, book))
 

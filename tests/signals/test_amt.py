@@ -204,8 +204,8 @@ def test_volume_decides_where_value_lies():
 
 def test_bars_without_sound_prices_are_as_if_they_were_not_there(bars):
     part = bars[:400]
-    holed = np.insert(part, 200, np.full(8, np.nan), axis=0)
-    torn = np.insert(part, 200, [part[199, 0], 1.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0], axis=0)  # high below low
+    holed = np.insert(part, 200, np.full(9, np.nan), axis=0)
+    torn = np.insert(part, 200, [part[199, 0], 1.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0], axis=0)  # high below low
     for spoilt in (holed, torn):
         found = FOLD.run(spoilt)
         assert np.isnan(found[200]).all()

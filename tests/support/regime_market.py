@@ -13,7 +13,7 @@ from pipelines.settings import load_params
 from pipelines.training.fit import complete_rows
 
 STEP_S = 900
-SHARED = ("y", "weight", "uniqueness", "known", "ended")
+SHARED = ("y", "uniqueness", "known", "ended")
 PARAMS = load_params()
 SMALL = PARAMS.model_copy(update={"regime": PARAMS.regime.model_copy(update={"folds": 1})})
 
@@ -30,6 +30,7 @@ def dataset_of(bars):
     index = labels["index"]
     data = Dataset(
         columns=view.columns, inputs=lambda rows: view.build(history, index[rows]), at=np.arange(len(index)),
+        weight=labels["uniqueness"],
         extras={"ewma": labels["ewma"], "index": index}, **{name: labels[name] for name in SHARED},
     )  # fmt: skip
     present, _ = present_columns(data.newest(), data.columns)

@@ -13,5 +13,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Refuse: it would lose observed data."""
-    raise NotImplementedError("observed data would be lost: restore a backup of the release before instead")
+    """Drop the column. Refuse where it holds a value: observed data would be lost."""
+    held = sa.table("bars", sa.column("half_spread")).c.half_spread
+    if op.get_bind().scalar(sa.select(sa.func.count(held))):
+        raise NotImplementedError("observed data would be lost: restore a backup of the release before instead")
+    op.drop_column("bars", "half_spread")

@@ -1,6 +1,6 @@
 """M3 as a model family: its rows, its fit, the loss of its probabilities, its baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,11 @@ class Regimes:
     def loss_params(self) -> Mapping[str, Any]:
         """Return the density's parameters, JSON-ready."""
         return self.density.to_dict()
+
+    @property
+    def calibration_p(self) -> Sequence[Floats]:
+        """Return nothing: four probabilities that sum to one have no threshold, and none of them is calibrated."""
+        return ()
 
     def predict(self, inputs: Floats) -> NativePredictions:
         """Return regime probabilities (n, 4) of windows (n, steps, k); p_low is NaN, as no size depends on them."""

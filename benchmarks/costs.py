@@ -43,7 +43,7 @@ from pipelines.params import Params
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.events import events
 from pipelines.training import stages
-from serving.risk.codes import REFUSALS
+from serving.risk.codes import MODEL_ABSTAINED, REFUSALS, TARGET_UNDER_COST
 
 PAGE = ROOT / "docs" / "results" / "costs.md"
 BEFORE = ROOT / "docs" / "results" / "costs_before.json"  # measured at 24f0539, which paid 5 bps everywhere
@@ -72,7 +72,7 @@ class Counted:
 
     round_trip_bps  mean over the eligible events of what a trade cost; costs: which row, and where the spread is from
     events          raised; eligible: whose target is worth its cost, and resolved; scored: out of fold, in the backtest
-    refusals        reason → scored events it refused, as the first of their reasons
+    refusals        reason → events it refused in the time of the backtest, as `primary`
     """
 
     costs: str
@@ -124,12 +124,23 @@ def counted(artifacts: Path, params: Params) -> Counted:
     raised = events(arrays["features"], arrays["signals"])
     codes = result.codes[np.isin(np.arange(int(bars[0]), len(arrays["decision"])), raised.index)]
     first = {mask: text.partition(":")[0] for mask, text in REFUSALS.items()}
-    reasons = [first[int(code) & -int(code)] for code in codes if code]
+    reasons = [first[primary(int(code))] for code in codes if code]
     return Counted(
         costs.describe(executed, len(arrays["funding"]) > 0), cost, len(raised), eligible, len(bars),
         int((result.codes == 0).sum()), result.emissions_per_week.value, result.net_bps,
         {name: reasons.count(name) for name in first.values() if name in reasons},
     )  # fmt: skip
+
+
+def primary(code: int) -> int:
+    """Return the first refusal in the bits of `code`.
+
+    An event whose target is under its cost is in no fold, so the backtest knows no p of it: the cost is what refused
+    it, as it is live, where a model answers.
+    """
+    if code & MODEL_ABSTAINED and code & TARGET_UNDER_COST:
+        code &= ~MODEL_ABSTAINED
+    return code & -code
 
 
 # ---- what a stop is filled at ---------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pandas as pd
 
 from flows.support.market_access import market_records
 from pipelines.contracts import (
+    CLOSE,
     CONTEXT_FIELDS,
     HALF_SPREAD,
     OPEN_TIME,
@@ -62,6 +63,8 @@ class Checked:
 
     parts         factors of the score, each 1.0 where nothing is wrong
     costs         the row of `costs` its trades would pay
+    spread_bps    mean spread of the bars that have one, basis points of the close; None where no bar has
+    spread_share  share of the bars that have one; trades on the others are executed at mid and pay the spread of costs
     history_bars  decision bars before the last days, which are set aside for the live service
     """
 
@@ -81,6 +84,8 @@ class Checked:
     weekly_sessions: bool
     recorded: list[str]
     costs: str
+    spread_bps: float | None
+    spread_share: float
     history_bars: int
     families: dict[str, Training]
 
@@ -109,6 +114,8 @@ def check(
     live_s = timedelta(days=params.data.live_days).total_seconds()
     history = bars[bars[:, OPEN_TIME] < bars[-1, OPEN_TIME] - live_s, OPEN_TIME] if len(bars) else bars[:, OPEN_TIME]
     n = len(np.unique(history // TIMEFRAME_SECONDS[decision_tf]))
+    quoted = np.isfinite(bars[:, HALF_SPREAD])
+    spread = bars[quoted, HALF_SPREAD]
     stamps = report.clean["open_time"]
     return Checked(
         file=str(path),
@@ -127,6 +134,8 @@ def check(
         weekly_sessions=report.weekly_sessions,
         recorded=sorted(given),
         costs=costs_of(params.costs, *venue_of({"symbol": name, "source": source.describe()})).describe(),
+        spread_bps=float(2e4 * (spread / bars[quoted, CLOSE]).mean()) if len(spread) else None,
+        spread_share=len(spread) / max(len(bars), 1),
         history_bars=n,
         families={family: training(family, given, n, params) for family in FAMILIES},
     )

@@ -62,7 +62,7 @@ def rows(oracle=0.0, m=2000, seed=0):
     known = 900.0 * np.arange(m)
     return Dataset(
         columns=COLUMNS, inputs=lambda at: windows[at], y=y, weight=np.ones(m), uniqueness=np.ones(m), known=known,
-        ended=known + 900.0, at=np.arange(m), extras={"last_return": windows[:, -1, 0]},
+        ended=known + 900.0, at=np.arange(m), extras={"last_return": windows[:, -1, 0], "cost_bps": np.full(m, 5.0)},
     )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ def show_checked(found: "Checked") -> None:
             ["rows", f"{found.rows:,} of {found.timeframe}"],
             ["from, to (UTC)", f"{found.first} … {found.last}"],
             ["recorded", ", ".join(["prices", *found.recorded])],
+            ["spread", _spread(found)],
             [
                 "history",
                 f"{found.history_bars:,} {found.decision_timeframe} bars before the days set aside for serving",
@@ -65,6 +66,15 @@ def show_checked(found: "Checked") -> None:
     )  # fmt: skip
     verdict = "passed" if found.passed else "refused: fix the file, or lower data.quality_floor in params.yaml"
     line(f"quality {found.score:.3f}, floor {found.floor}: {verdict}")
+
+
+def _spread(found: "Checked") -> str:
+    """Return in words whether a spread was recorded, and so at which prices trades are executed."""
+    if found.spread_bps is None:
+        return "not recorded: trades are executed at the bars' prices and pay the spread of `costs` in params.yaml"
+    return (
+        f"mean {found.spread_bps:.2f} bps, in {found.spread_share:.1%} of the bars: trades are executed at bid and ask"
+    )
 
 
 def _absent_by_input(absent: dict[str, str]) -> str | None:

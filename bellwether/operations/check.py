@@ -10,6 +10,7 @@ import pandas as pd
 
 from flows.support.market_access import market_records
 from pipelines.contracts import (
+    CLOSE,
     CONTEXT_FIELDS,
     HALF_SPREAD,
     OPEN_TIME,
@@ -60,6 +61,8 @@ class Checked:
     """Describe a data file, JSON-ready.
 
     parts         factors of the score, each 1.0 where nothing is wrong
+    spread_bps    mean spread of the bars that have one, basis points of the close; None where no bar has
+    spread_share  share of the bars that have one; trades on the others are executed at mid and pay the spread of costs
     history_bars  decision bars before the last days, which are set aside for the live service
     """
 
@@ -78,6 +81,8 @@ class Checked:
     gaps: list[Gap]
     weekly_sessions: bool
     recorded: list[str]
+    spread_bps: float | None
+    spread_share: float
     history_bars: int
     families: dict[str, Training]
 
@@ -100,6 +105,8 @@ def check(path: Path, symbol: str | None, context: list[Path], params: Params, a
     live_s = timedelta(days=params.data.live_days).total_seconds()
     history = bars[bars[:, OPEN_TIME] < bars[-1, OPEN_TIME] - live_s, OPEN_TIME] if len(bars) else bars[:, OPEN_TIME]
     n = len(np.unique(history // TIMEFRAME_SECONDS[decision_tf]))
+    quoted = np.isfinite(bars[:, HALF_SPREAD])
+    spread = bars[quoted, HALF_SPREAD]
     stamps = report.clean["open_time"]
     return Checked(
         file=str(path),
@@ -117,6 +124,8 @@ def check(path: Path, symbol: str | None, context: list[Path], params: Params, a
         gaps=longest_gaps(report.gaps),
         weekly_sessions=report.weekly_sessions,
         recorded=sorted(given),
+        spread_bps=float(2e4 * (spread / bars[quoted, CLOSE]).mean()) if len(spread) else None,
+        spread_share=len(spread) / max(len(bars), 1),
         history_bars=n,
         families={family: training(family, given, n, params) for family in FAMILIES},
     )

@@ -7,7 +7,8 @@ of a label with cost learns "which barriers are wider than the cost" and nothing
 Prices of bars are mids, and a trade is executed on its own side of them: a long buys at the ask and sells at the bid, a
 short the other way round. So where a bar has a half spread, a long fills at open + half spread, its stop and its target
 are touched by the bid (low and high less the half spread), and it leaves at the bid. Where a bar has none (NaN) mids
-stand in for both sides, and the spread is a cost to be subtracted (`params.costs`).
+stand in for both sides, and the spread is a cost to be subtracted (`params.costs`). Bars of trades with a half spread
+are read in the same way: their prices lie on either side of the mid in turn, and on average at it.
 Source: López de Prado 2018, Advances in Financial Machine Learning, ch. 3.
 """
 

@@ -63,6 +63,7 @@ PAGES: dict[str, Page] = {
                     "volume": 12.5,
                     "trades": 310,
                     "taker_buy_volume": 6.1,
+                    "half_spread": 0.5,
                 }
             ],
         },

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from bellwether.cli.data import show_checked
 from bellwether.cli.main import app
 from bellwether.operations.check import check, training
 from flows.support.installation import open_installation
@@ -48,10 +49,23 @@ def test_a_whole_file_passes_and_reports_what_it_can_train(tmp_path):
     found = check(candles(tmp_path / "a.csv", taker=True), "btcusdt", [], PARAMS, AT)
     assert (found.passed, found.symbol, found.timeframe, found.decision_timeframe) == (True, "BTC/USDT", "1m", "15m")
     assert found.recorded == ["taker", "volume"]
+    assert (found.spread_bps, found.spread_share) == (None, 0.0)
     assert found.history_bars == (40 - PARAMS.data.live_days) * 96
     assert "order_flow_imbalance" not in found.families["validator"].absent
     assert found.families["predictor"].absent["depth_ratio"] == "book"
     assert all(family.possible for family in found.families.values())
+
+
+def test_it_says_whether_a_spread_was_recorded(tmp_path, capsys):
+    file = candles(tmp_path / "a.csv", days=1)
+    header, *lines = file.read_text().splitlines()
+    quoted = [f"{row},{0.0001 * float(row.split(',')[4])}" for row in lines[:720]] + [f"{row}," for row in lines[720:]]
+    file.write_text("\n".join([f"{header},half_spread", *quoted]) + "\n")
+    found = check(file, None, [], PARAMS, AT)
+    assert "spread" in found.recorded
+    assert (found.spread_bps, found.spread_share) == (pytest.approx(2.0), pytest.approx(0.5))
+    show_checked(found)
+    assert "mean 2.00 bps, in 50.0 % of the bars" in " ".join(capsys.readouterr().out.replace("%", " %").split())
 
 
 def test_a_holed_file_is_refused_and_its_score_is_the_product_of_its_parts(tmp_path):

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from support.recorded_exchange import (
     START,
@@ -432,6 +433,15 @@ def test_an_exchange_reads_no_file_and_needs_a_plan(tmp_path):
         make_source("exchange", path=tmp_path / "a.parquet")
     with pytest.raises(BadValues, match="Backfill"):
         make_source("exchange")
+
+
+def test_a_page_that_release_050_stored_is_used_and_its_spread_is_not_recorded(tmp_path):
+    page = Page("binance", "BTCUSDT", START, START + 600, made_bars(10))
+    write_page(page, tmp_path)
+    (path,) = tmp_path.glob("*.parquet")
+    table = parquet.read_table(path).drop_columns("half_spread")
+    parquet.write_table(table.replace_schema_metadata(table.schema.metadata | {b"bellwether.schema": b"page/1"}), path)
+    np.testing.assert_array_equal(read_page(path).bars, page.bars)
 
 
 def test_a_page_comes_back_as_it_went_and_a_torn_one_is_refused(tmp_path):

@@ -189,6 +189,15 @@ def test_volume_is_conserved(btc, name):
 # ---- by hand ----------------------------------------------------------------------------------------------------
 
 
+def test_the_spread_of_a_sample_is_the_mean_of_the_recorded_ones():
+    rows = minutes([100.0] * 6)
+    rows[:, HALF_SPREAD] = [np.nan, 0.1, 0.3, np.nan, np.nan, 0.2]
+    bars = sampled_bars(rows, volume_bars(rows, 60, 3.0))
+    np.testing.assert_allclose(bars[:, HALF_SPREAD], [0.2, 0.2])
+    rows[:3, HALF_SPREAD] = np.nan
+    assert np.isnan(sampled_bars(rows, volume_bars(rows, 60, 3.0))[0, HALF_SPREAD])
+
+
 def test_a_minute_that_holds_several_thresholds_ends_one_sample_and_is_not_carried_over():
     s = volume_bars(minutes([100.0] * 6, volume=[3, 3, 25, 4, 5, 1]), 60, 10.0)
     assert s.last.tolist() == [2, 5]

@@ -5,7 +5,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, TAPE_INDEX, TRADES, VOLUME
+from pipelines.contracts import CLOSE, CONTEXT_INDEX, HALF_SPREAD, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, TAPE_INDEX, TRADES, VOLUME
 from pipelines.data.alignment import align
 from pipelines.data.orderbook import limit_order_book
 from pipelines.data.simulator.book_design import PATTERNS
@@ -122,6 +122,14 @@ def test_order_flow_is_the_published_formula_over_every_event(replay, recording)
     before = np.searchsorted(replay[:, 0], known - 10.0, side="left") - 1
     np.testing.assert_allclose(np.diff(total[at]), recording.books.order_flow[1:], atol=1e-6)
     np.testing.assert_allclose(total[at] - total[before], recording.books.order_flow_fast, atol=1e-6)
+
+
+def test_a_bars_half_spread_is_that_of_the_replayed_book_at_its_close(replay, market):
+    opened = market.bars[:, OPEN_TIME]
+    bars = market.bars[(opened >= replay[0, 0]) & (opened + 60 <= replay[-1, 0])]
+    at = np.searchsorted(replay[:, 0], bars[:, OPEN_TIME] + 60.0, side="left") - 1
+    assert len(bars) > 1_000
+    np.testing.assert_allclose(bars[:, HALF_SPREAD], (replay[at, 3] - replay[at, 1]) / 2.0, atol=1e-9)
 
 
 def test_books_are_ordered_positive_and_five_levels_deep(market):

@@ -47,7 +47,7 @@ def records(n):
 
 def bars(n):
     rows = np.full((n, BAR_WIDTH), 100.0)
-    rows[:, HALF_SPREAD] = np.nan
+    rows[:, HALF_SPREAD] = np.where(np.arange(n) % 2, np.nan, 0.25)
     rows[:, 0] = START + 60.0 * np.arange(n)
     return rows
 

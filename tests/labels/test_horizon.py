@@ -43,6 +43,28 @@ def test_the_return_is_from_the_next_open_to_the_last_close_inside_the_horizon()
     assert labelled.gross_bps[0] == pytest.approx((108.5 / 103.0 - 1) * 1e4)
 
 
+def test_a_return_is_of_mids_and_the_spread_that_either_side_pays_stands_next_to_it():
+    base = minutes(100.0 + np.arange(12), 100.5 + np.arange(12))
+    mids = forward_returns(base, np.array([180.0]), 360.0)
+    assert np.isnan(mids.spread_bps[0])
+    base[3, HALF_SPREAD], base[8, HALF_SPREAD] = 0.2, 0.4
+    quoted = forward_returns(base, np.array([180.0, 1e6]), 360.0)
+    assert quoted.gross_bps[0] == mids.gross_bps[0]
+    assert quoted.spread_bps[0] == pytest.approx((0.2 + 0.4) / 103.0 * 1e4)
+    bought_at_ask_sold_at_bid = ((108.5 - 0.4) - (103.0 + 0.2)) / 103.0 * 1e4
+    sold_at_bid_bought_at_ask = ((103.0 - 0.2) - (108.5 + 0.4)) / 103.0 * 1e4
+    earned = [way * quoted.gross_bps[0] - quoted.spread_bps[0] for way in (1, -1)]
+    assert earned == pytest.approx([bought_at_ask_sold_at_bid, sold_at_bid_bought_at_ask])
+    assert np.isnan(quoted.spread_bps[1])  # no return there, so no spread either
+
+
+def test_quotes_that_widen_change_no_label():
+    base, quoted = walk(), walk()
+    quoted[:, HALF_SPREAD] = np.random.default_rng(5).uniform(0.0, 0.5, len(quoted))
+    for name in ("index", "y", "gross_bps"):
+        np.testing.assert_array_equal(labels(base)[name], labels(quoted)[name])
+
+
 def test_a_row_says_when_it_was_known_when_it_ended_and_what_the_bar_itself_did():
     base = walk()
     labelled = labels(base)

@@ -12,7 +12,7 @@ import pytest
 from support.decision_service import AT, KEY, as_json, running_service
 from support.serving_fixture import SYMBOL, make_bundle, slot_entry
 
-from pipelines.contracts import OPEN_TIME, tape_of
+from pipelines.contracts import HALF_SPREAD, OPEN_TIME, tape_of
 from pipelines.settings import ROOT
 from serving.inference.generation import acknowledged
 from serving.service.answers import BriefResponse, FullResponse
@@ -214,6 +214,22 @@ def test_the_same_bars_again_change_nothing_and_a_changed_one_is_refused(served)
     again[1]["volume"] += 1.0
     answer = served.call("/observe", {"symbol": SYMBOL, "bars": again})
     assert (answer.status_code, "volume=" in answer.json()["error"]) == (400, True)
+
+
+@pytest.mark.parametrize("half_spread", [-0.1, 1e9, "0.1", True])
+def test_a_half_spread_that_is_none_is_refused_with_its_field(served, half_spread):
+    (bar,) = served.bars(1)
+    served.sent -= 1
+    answer = served.call("/observe", {"symbol": SYMBOL, "bars": [bar | {"half_spread": half_spread}]})
+    assert 400 <= answer.status_code < 500
+    assert "half_spread" in answer.text
+
+
+def test_a_half_spread_is_stored_as_it_was_sent(served):
+    first, *others = served.bars(15)  # left out of the others: not recorded
+    body = {"symbol": SYMBOL, "bars": [first | {"half_spread": 0.5}, *others]}
+    assert served.call("/observe", body).json()["new"] == 15
+    np.testing.assert_array_equal(served.store().bars(SYMBOL)[-15:-13, HALF_SPREAD], [0.5, np.nan])
 
 
 # ---- books and context

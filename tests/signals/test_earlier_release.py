@@ -7,9 +7,9 @@ import pytest
 from support.serving_fixture import market
 
 from pipelines import warm_start
-from pipelines.contracts import CONTEXT_WIDTH, History
+from pipelines.contracts import CONTEXT_WIDTH, HALF_SPREAD, History
 from pipelines.data.timeframes import resample
-from pipelines.errors import StateError
+from pipelines.errors import BadShape, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
@@ -69,6 +69,21 @@ def test_a_warm_start_with_the_old_file_and_key_is_read(folder):
     (folder / "voices.json").write_text(json.dumps(data))
     warm_start._seal(folder, json.loads((folder / "meta.json").read_text()))
     assert read_warm_start(folder).category_scores == expected
+
+
+def test_bars_of_a_release_without_half_spreads_are_read_with_none(folder):
+    expected = read_warm_start(folder)
+    for name in ("tail", "history.bars"):
+        np.save(folder / f"{name}.npy", np.load(folder / f"{name}.npy")[:, :HALF_SPREAD])
+    warm_start._seal(folder, json.loads((folder / "meta.json").read_text()))
+    read = read_warm_start(folder)
+    for bars, before in ((read.tail, expected.tail), (read.history.bars, expected.history.bars)):
+        np.testing.assert_array_equal(bars[:, :HALF_SPREAD], before[:, :HALF_SPREAD])
+        assert np.isnan(bars[:, HALF_SPREAD]).all()
+    np.save(folder / "tail.npy", expected.tail[:, :5])
+    warm_start._seal(folder, json.loads((folder / "meta.json").read_text()))
+    with pytest.raises(BadShape, match=r"wanted \(t, 9\)"):
+        read_warm_start(folder)
 
 
 @pytest.mark.parametrize("name", ["features.state", "signals.state"])

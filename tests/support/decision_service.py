@@ -77,7 +77,7 @@ class Client:
 
 def as_json(row):
     """Return a bar as /observe reads it."""
-    bar = dict(zip(BAR_FIELDS, row.tolist(), strict=True))
+    bar = {name: value for name, value in zip(BAR_FIELDS, row.tolist(), strict=True) if value == value}
     return bar | {"open_time": datetime.fromtimestamp(bar["open_time"], tz=UTC).isoformat()}
 
 

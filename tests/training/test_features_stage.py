@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.contracts import BOOK_LEVELS, CONTEXT_FIELDS, CONTEXT_INDEX, OPEN_TIME, Books, ContextFeed, tape_of
+from pipelines.contracts import (
+    BOOK_LEVELS,
+    CONTEXT_FIELDS,
+    CONTEXT_INDEX,
+    HALF_SPREAD,
+    OPEN_TIME,
+    Books,
+    ContextFeed,
+    tape_of,
+)
 from pipelines.data import records, schemas
 from pipelines.data.alignment import align
 from pipelines.data.simulator.market import simulate
@@ -17,6 +26,7 @@ from pipelines.models.snapshot import read_history
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.training import stages
+from pipelines.training.labelling import Sources, event_labels
 
 PARAMS = load_params()
 SPEC = PARAMS.simulator.model_copy(update={"history_days": 30, "live_days": 0, "drift_after_live_days": None})
@@ -93,3 +103,15 @@ def test_records_alone_change_no_column_that_does_not_need_them(tmp_path):
     for j, column in enumerate(FEATURES.catalogue):
         if not (column.needs or "").startswith(("book", "context")):
             assert features[:, j].tobytes() == without[:, j].tobytes(), column.name
+
+
+@pytest.mark.parametrize("quoted", [True, False])
+def test_the_labels_of_events_say_whether_their_returns_are_executed_or_of_mids(quoted):
+    base, bars = BASE.copy(), BARS.copy()
+    if not quoted:
+        base[:, HALF_SPREAD] = bars[:, HALF_SPREAD] = np.nan
+    features, signals = FEATURES.run(bars), SIGNALS.run(bars)
+    context = np.full((len(bars), len(CONTEXT_FIELDS)), np.nan)
+    labels = event_labels(Sources(base, bars, features, signals, context, STEP, "15m"), PARAMS)
+    assert len(labels["y"]) > 100
+    assert labels["spread_known"].tolist() == [quoted] * len(labels["y"])

@@ -121,6 +121,13 @@ class SplitParams(_Frozen):
     folds: int = Field(ge=2)
     min_train_fraction: float = Field(gt=0, lt=1)
     calibration_stretches: int = Field(ge=2)
+    recent_share: float = Field(gt=0, lt=1)
+
+
+class BaselineParams(_Frozen):
+    """Define the logistic baselines and the logistic member of the directional ensemble. `logistic_c`: 1 / L2."""
+
+    logistic_c: float = Field(gt=0)
 
 
 class ForestParams(_Frozen):
@@ -208,6 +215,8 @@ class RegimeParams(_Frozen):
     sentiment_edges: tuple[float, float, float, float]
     softness: float = Field(gt=0)
     em_iterations: int = Field(gt=0)
+    prior_rows: float = Field(ge=0)
+    prior_moves: float = Field(gt=0)
     novelty_quantile: float = Field(gt=0, lt=1)
 
 
@@ -465,6 +474,7 @@ class Params(_Frozen):
     labels: LabelParams
     exits: ExitParams
     splits: SplitParams
+    baselines: BaselineParams
     validator: ValidatorParams
     predictor: PredictorParams
     pattern: PatternParams

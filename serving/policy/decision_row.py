@@ -144,7 +144,9 @@ def flatten(params: Params) -> Floats:
 
 def policy_digest(params: Params, flat: Floats) -> str:
     """Return the sha256 of every parameter that `decide` rests on; `flat` is `flatten(params)`."""
-    return sha256(flat.tobytes() + params.learning.use.encode()).hexdigest()
+    return sha256(
+        flat.tobytes() + params.learning.use.encode() + params.risk.tail.model_dump_json().encode()
+    ).hexdigest()
 
 
 def to_rows(

@@ -17,7 +17,7 @@ from serving.risk.exposure import Scenarios
 PARAMS = load_params()
 SMALL_ES = 1e-3  # expected shortfall of a unit: so small that no tail budget limits what is tested
 CORE = replace(live_core(PARAMS, Scenarios()), scenarios=(
-    np.empty((0, 1)), np.full((2, 1), SMALL_ES), np.ones((1, 1)), np.zeros(1)
+    np.empty((0, 1)), np.empty((0, 1)), np.array([[SMALL_ES], [SMALL_ES], [0.0], [0.0]]), np.ones((1, 1)), np.zeros(1)
 ))  # fmt: skip
 BAR = 900.0
 NAN = float("nan")
@@ -37,7 +37,9 @@ def rows_of(events):
 def run(events, fills, exits, gross, cost=5.0, core=CORE):
     decided = BAR * np.arange(1, len(events) + 1)
     arrays = (np.asarray(a, float) for a in (fills, exits, gross))
-    return backtest(core, rows_of(events), decided, *arrays, np.arange(len(events)) % 2.0, cost, 200, 1)
+    return backtest(
+        core, rows_of(events), decided, *arrays, np.arange(len(events)) % 2.0, np.ones(len(events)), cost, 200, 1
+    )
 
 
 def hand():
@@ -170,7 +172,7 @@ def test_the_callers_rows_are_unchanged_and_without_trades_figures_are_nan():
     rows = rows_of([1, 0, 1])
     before = rows.tobytes()
     missing = np.full(3, NAN)
-    result = backtest(CORE, rows, BAR * np.arange(1, 4), missing, missing, missing, missing, 5.0, 100, 1)
+    result = backtest(CORE, rows, BAR * np.arange(1, 4), missing, missing, missing, missing, np.ones(3), 5.0, 100, 1)
     assert rows.tobytes() == before
     assert (result.unresolved, len(result.trades), result.net_bps.n) == (2, 0, 0)
     assert np.isnan(result.net_bps.value)

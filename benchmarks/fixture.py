@@ -106,9 +106,7 @@ def fixture(tiny: bool) -> Fixture:
         (artifacts / FAMILY / "bundle").rename(root / "home" / "bundles" / digests[-1])
     record = json.loads((artifacts / "labels" / "traditional.json").read_text())
     into = root / "home" / "serving" / "warm"
-    warm = publish_warm_start(
-        artifacts / "features" / "warm", into, data_hash="0" * 32, hits=record["hits"], n=record["n"]
-    )
+    warm = publish_warm_start(artifacts / "features" / "warm", into, data_hash="0" * 32, **record)
     arms = {arm: arm_of(digest) for arm, digest in zip(("champion", "challenger"), digests, strict=True)}
     write_generation(root / "home" / "serving", {FAMILY: arms}, warm, datetime.now(UTC))
     return Fixture(

@@ -110,10 +110,19 @@ LABELS: dict[str, Callable[[Sources, Params], Labels]] = {
 }
 
 
-def traditional_record(sources: Sources, params: Params) -> dict[str, int]:
-    """Return hits and resolved events of the traditional consensus, which give tier 3 its probability."""
+def traditional_record(sources: Sources, params: Params) -> dict[str, float]:
+    """Return the record of the traditional consensus, which gives tier 3 its probability.
+
+    hits, n    events whose target was touched first, and resolved events
+    effective  independent events these are worth: n times their mean uniqueness, as they overlap
+    """
     outcome = _resolve(sources, traditional_events(sources.features, sources.signals), params)
-    return {"hits": int(np.nansum(outcome.label[outcome.labelled])), "n": int(outcome.labelled.sum())}
+    chosen = outcome.labelled
+    return {
+        "hits": int(outcome.label[chosen].sum()),
+        "n": int(chosen.sum()),
+        "effective": float(outcome.uniqueness[chosen].sum()),
+    }
 
 
 @dataclass(frozen=True, slots=True)

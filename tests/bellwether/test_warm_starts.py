@@ -92,7 +92,8 @@ def test_a_warm_start_of_another_catalogue_is_folded_again_and_models_stay(home,
 def test_a_damaged_warm_start_is_rebuilt_under_its_own_name(home, made):
     data_hash, hits = data_hash_of(made), json.loads((made / "artifacts" / "labels" / "traditional.json").read_text())
     stage, into = made / "artifacts" / "features" / "warm", home.serving_dir / "warm"
-    published = publish_warm_start(stage, into, data_hash=data_hash, hits=hits["hits"], n=hits["n"])
+    assert 0.0 < hits["effective"] < hits["n"]  # events of the consensus overlap
+    published = publish_warm_start(stage, into, data_hash=data_hash, **hits)
     write_generation(home.serving_dir, FAMILIES, published, datetime.now(UTC))
     damaged = Path(published["path"]) / "closes.npy"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")

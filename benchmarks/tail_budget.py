@@ -128,16 +128,27 @@ def passed(cases: Sequence[BudgetCase], timeframe: str, method: str) -> bool | N
 def verdicts(cases: Sequence[BudgetCase]) -> list[str]:
     """Return the lines of a table: by timeframe, which methods passed, and which one the budgets use for it."""
     lines = [
-        f"| timeframe | markets with {LEAST:,} forecasts or more | {' | '.join(f'`{m}`' for m in METHODS)} | used |",
-        f"|---|--:|{'---|' * (len(METHODS) + 1)}",
+        f"| timeframe | markets with {LEAST:,} forecasts or more | {' | '.join(f'`{m}`' for m in METHODS)} | "
+        f"smallest p of `{FILTERED}`, and its bound | used |",
+        f"|---|--:|{'---|' * len(METHODS)}--:|---|",
     ]
     for timeframe in TIMEFRAMES:
         markets = {case.market for case in cases if case.timeframe == timeframe and case.enough}
         cells = [
             {True: "passed", False: "refused", None: "too few"}[passed(cases, timeframe, method)] for method in METHODS
         ]
-        lines.append(f"| {timeframe} | {len(markets)} | {' | '.join(cells)} | {used(cases, timeframe)} |")
+        lines.append(
+            f"| {timeframe} | {len(markets)} | {' | '.join(cells)} | {closest(cases, timeframe)} | "
+            f"{used(cases, timeframe)} |"
+        )
     return lines
+
+
+def closest(cases: Sequence[BudgetCase], timeframe: str) -> str:
+    """Return the smallest p of filtered history on a timeframe and the bound it is compared with."""
+    own = [case for case in cases if (case.timeframe, case.method) == (timeframe, FILTERED) and case.enough]
+    known = [p for case in own for p in case.p.values() if np.isfinite(p)]
+    return f"{min(known):.4f}, {SIZE / len(known):.4f}" if known else "–"
 
 
 def used(cases: Sequence[BudgetCase], timeframe: str) -> str:

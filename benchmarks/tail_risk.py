@@ -182,8 +182,8 @@ def budget_section(cases: Sequence[BudgetCase], params: Params) -> list[str]:
         {params.retrain.interval_days} days; the EWMA volatility (decay {params.risk.tail.decay:g} a bar, which
         RiskMetrics chose for horizons of many steps; not fitted here) at the newest close. The first forecast has
         {FIRST:,} closes behind it. It is tested at horizons that do not overlap: overlapping ones share their losses,
-        and then a right forecast is refused by independence nearly always, by Kupiec's test most of the time
-        (`docs/results/power.md`). So n is about the bars over {horizon}."""),
+        and then independence refuses every right forecast and Kupiec's test one in five (`docs/results/power.md`). So
+        n is about the bars over {horizon}."""),
         "",
         _prose(f"""A method passes on a timeframe if no test of any market and side refuses it, 5 % for all of them
         together (Holm), counting markets with at least {LEAST:,} forecasts, and at least {LEAST_MARKETS} of these: from

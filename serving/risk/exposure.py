@@ -42,8 +42,8 @@ UNKNOWN_ASSET = -1.0
 def _unit_es(unit_es: Floats, volatility: Floats, side: float, asset: int) -> float:
     """Return the expected shortfall of one unit of an asset: filtered, or plain where that counts and is larger."""
     long = side > 0.0
-    own = volatility[asset] * unit_es[FILTERED_LONG if long else FILTERED_SHORT, asset]
-    floor = unit_es[PLAIN_LONG if long else PLAIN_SHORT, asset]
+    own = float(volatility[asset] * unit_es[FILTERED_LONG if long else FILTERED_SHORT, asset])
+    floor = float(unit_es[PLAIN_LONG if long else PLAIN_SHORT, asset])
     return floor if floor > own else own  # NaN where the filtered one is not known
 
 

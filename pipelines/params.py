@@ -358,6 +358,23 @@ class BudgetParams(_Frozen):
     max_stress: float
 
 
+class TailParams(_Frozen):
+    """Set the forecast behind the budgets of the tail: the filter, and the timeframes on which it counts alone."""
+
+    decay: float = Field(gt=0, lt=1)
+    filtered_alone: list[Literal["1m", "5m", "15m", "1h", "4h", "1d"]]
+
+    def filter_alone(self, step_s: float) -> bool:
+        """Return whether filtered history alone forecasts the tail on decision bars of `step_s` seconds."""
+        from pipelines.contracts import TIMEFRAME_SECONDS  # imports numpy, which commands without arrays need not load
+
+        return step_s in {float(TIMEFRAME_SECONDS[name]) for name in self.filtered_alone}
+
+    def method(self, step_s: float) -> str:
+        """Return the name of the forecast on decision bars of `step_s` seconds, for the record of a decision."""
+        return "filtered_historical" if self.filter_alone(step_s) else "larger of filtered_historical and historical"
+
+
 class Stage(_Frozen):
     """Define one stage of the drawdown limit: from `at` of the limit on, sizes are multiplied by `size`."""
 
@@ -394,6 +411,7 @@ class RiskParams(_Frozen):
     regime_multiplier: dict[str, float]
     regime_limits: dict[str, RegimeLimit]
     budgets: BudgetParams
+    tail: TailParams
     stages: StageParams
     max_open: int
     max_trades_per_day: int

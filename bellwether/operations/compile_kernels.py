@@ -138,13 +138,23 @@ def warm_turn(params: Params) -> None:
         ),
     )
     closes = np.column_stack([bars[:, OPEN_TIME] + step_s, bars[:, CLOSE]])
-    loop = live_core(params, scenarios_of({"": closes}, params.labels.horizon_bars * step_s))
+    loop = live_core(params, scenarios_of({"": closes}, params.labels.horizon_bars * step_s, params.risk.tail))
     fill, end, gross = np.full((3, len(bars)), np.nan)
     fill[found.index], end[found.index], gross[found.index] = labels.start_time, labels.exit_time, labels.gross_bps
     timed(
         "backtest",
         lambda: backtest(
-            loop, rows, bars[:, OPEN_TIME] + step_s, fill, end, gross, np.zeros(len(bars)), 0.0, 100, params.seed
+            loop,
+            rows,
+            bars[:, OPEN_TIME] + step_s,
+            fill,
+            end,
+            gross,
+            np.zeros(len(bars)),
+            np.ones(len(bars)),
+            0.0,
+            100,
+            params.seed,
         ),
     )
     half = len(features) // 2

@@ -36,8 +36,8 @@ class DecisionKernel:
     event    row index of the event's side
     account  row indices: what `exposure` writes, then open count, trades today, daily profit and loss, drawdown
     action, size  indices in `out`
-    exposure compiled (positions, count, side, asset, strategy, *scenarios, out): the share of every budget that open
-             positions use; positions (k, 3) signed size in equity, asset, strategy. One market: asset 0
+    exposure compiled (positions, count, side, asset, strategy, volatility, *scenarios, out): the share of every budget
+             that open positions use; positions (k, 3) signed size in equity, asset, strategy. One market: asset 0
     scenarios  the arrays from which it computes tail losses, of a time before the backtest
     """
 
@@ -50,7 +50,7 @@ class DecisionKernel:
     action: int
     size: int
     exposure: Any
-    scenarios: tuple[Floats, Floats, Floats, Floats]
+    scenarios: tuple[Floats, Floats, Floats, Floats, Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,10 @@ class Backtest:
 
 @kernel
 def _run(
-    step: Any, exposure: Any, params: Floats, returns: Floats, unit_es: Floats, correlation: Floats, markets: Floats,
-    rows: Floats, event: int, account: Ints, action: int, size: int, out: Floats, decided: Floats, fill: Floats,
-    exits: Floats, gross_bps: Floats, strategy: Floats, cost_bps: float, trades: Floats, codes: Ints, equity: Floats,
+    step: Any, exposure: Any, params: Floats, filtered: Floats, plain: Floats, unit_es: Floats, correlation: Floats,
+    markets: Floats, volatility: Floats, rows: Floats, event: int, account: Ints, action: int, size: int, out: Floats,
+    decided: Floats, fill: Floats, exits: Floats, gross_bps: Floats, strategy: Floats, cost_bps: float, trades: Floats,
+    codes: Ints, equity: Floats,
 ) -> tuple[int, int]:  # fmt: skip
     """Run the loop and return (trades, unresolved); fills trades, codes (int64) and equity.
 
@@ -103,7 +104,7 @@ def _run(
     notional = np.empty(n)
     positions = np.zeros((n, 3))
     used = account.shape[0] - 4  # the first account fields are what `exposure` writes
-    used_now = np.empty(used)
+    used_now, volatility_now = np.empty(used), np.empty(1)
     n_open, n_trades, unresolved, today = 0, 0, 0, 0
     cash, peak = 1.0, 1.0
     day, day_start = np.floor(decided[0] / DAY_S), 1.0
@@ -126,7 +127,21 @@ def _run(
             k = opened[j]
             positions[j, 0] = trades[k, T_DIRECTION] * notional[k] / cash
             positions[j, 2] = strategy[int(trades[k, T_ROW])]
-        exposure[0](positions, n_open, row[event], 0, strategy[i], returns, unit_es, correlation, markets, used_now)
+        volatility_now[0] = volatility[i]
+        exposure[0](
+            positions,
+            n_open,
+            row[event],
+            0,
+            strategy[i],
+            volatility_now,
+            filtered,
+            plain,
+            unit_es,
+            correlation,
+            markets,
+            used_now,
+        )
         for j in range(used):
             row[account[j]] = used_now[j]
         row[account[used]] = n_open
@@ -165,7 +180,7 @@ def _callable(core: DecisionKernel) -> Iterator[tuple[tuple[Any], tuple[Any]]]:
     experimental; here it could only be slower, never give another result.
     """
     core.step(np.full(core.row_width, np.nan), core.params, np.empty(core.out_width))
-    core.exposure(np.zeros((1, 3)), 0, 0.0, 0, 0.0, *core.scenarios, np.empty(len(core.account) - 4))
+    core.exposure(np.zeros((1, 3)), 0, 0.0, 0, 0.0, np.ones(1), *core.scenarios, np.empty(len(core.account) - 4))
     core.step.disable_compile()
     core.exposure.disable_compile()
     try:
@@ -185,6 +200,7 @@ def backtest(
     exit_time: Floats,
     gross_bps: Floats,
     strategy: Floats,
+    volatility: Floats,
     cost_bps: float,
     draws: int,
     seed: int,
@@ -196,15 +212,16 @@ def backtest(
     fill_time, exit_time, gross_bps  (n,) from labels.barriers, of the event on that row; NaN where there is none or it
                 is unresolved. The exit bar opens at exit_time and must close with or before a decision bar
     strategy    (n,) code of the signal behind the event on that row; any number where there is none
+    volatility  (n,) of the market, known at each close, as `core.exposure` scales its scenarios by; NaN = not known
     cost_bps    round trip; draws, seed of the bootstrap
     Raises      BadShape if lengths differ, BadTimes on a fill before its decision or an exit before its fill
     """
     n = len(rows)
-    if n == 0 or any(len(a) != n for a in (decided_at, fill_time, exit_time, gross_bps, strategy)):
-        lengths = [n, *map(len, (decided_at, fill_time, exit_time, gross_bps, strategy))]
+    by_row = (decided_at, fill_time, exit_time, gross_bps, strategy, volatility)
+    if n == 0 or any(len(a) != n for a in by_row):
         raise BadShape(
-            f"rows, decided_at, fill_time, exit_time, gross_bps, strategy have lengths {lengths}; pass arrays of "
-            "one length, not 0"
+            "rows, decided_at, fill_time, exit_time, gross_bps, strategy, volatility have lengths "
+            f"{[n, *map(len, by_row)]}; pass arrays of one length, not 0"
         )
     known = np.isfinite(gross_bps)
     if not (np.diff(decided_at) > 0).all():
@@ -218,9 +235,9 @@ def backtest(
     trades, codes, equity = np.empty((n, len(TRADE_FIELDS))), np.empty(n, dtype=np.int64), np.empty(n)
     with _callable(core) as (step, exposure):
         count, unresolved = _run(
-            step, exposure, core.params, *core.scenarios, rows, core.event, np.array(core.account), core.action,
-            core.size, np.empty(core.out_width), decided_at, fill_time, exit_time, gross_bps, strategy, cost_bps,
-            trades, codes, equity,
+            step, exposure, core.params, *core.scenarios, volatility, rows, core.event, np.array(core.account),
+            core.action, core.size, np.empty(core.out_width), decided_at, fill_time, exit_time, gross_bps, strategy,
+            cost_bps, trades, codes, equity,
         )  # fmt: skip
     trades = trades[:count].copy()
     return _with_figures(trades, codes, equity, unresolved, decided_at, cost_bps, draws, seed)

@@ -153,6 +153,7 @@ def decide(
             "regime": regime_source,
             "policy": decision_row.policy_digest(params, flat),
             "cpu": cpu_type(),
+            "tail": params.risk.tail.method(symbol.step_s),
         },
     )
     waiting = () if symbol.reason is None else (symbol.reason,)

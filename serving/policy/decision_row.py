@@ -150,7 +150,8 @@ def flatten(params: Params) -> Floats:
 
 def policy_digest(params: Params, flat: Floats) -> str:
     """Return the sha256 of every parameter that `decide` rests on; `flat` is `flatten(params)`."""
-    return sha256(flat.tobytes() + params.learning.use.encode() + params.costs.model_dump_json().encode()).hexdigest()
+    rest = params.learning.use, params.costs.model_dump_json(), params.risk.tail.model_dump_json()
+    return sha256(flat.tobytes() + "".join(rest).encode()).hexdigest()
 
 
 def to_rows(

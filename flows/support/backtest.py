@@ -113,7 +113,7 @@ def backtest_policy(
     return backtest(
         live_core(params, scenarios_of({"": closes}, float(params.labels.horizon_bars * step_s))), rows[decided],
         decision[decided, OPEN_TIME] + step_s, fill[decided], exit_time[decided],
-        gross[decided], strategy[decided], params.costs.round_trip_bps, params.gate.bootstrap, params.seed,
+        gross[decided], strategy[decided], params.costs.round_trip_bps,
     )  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def trip_model(installation: Installation, symbol: str, loss: LossDrift | None) 
     ][-params.breakers.trades :]
     if not traded:
         return None
-    net_bps = mean_estimate(np.array(traded), params.gate.bootstrap, params.seed, params.costs.round_trip_bps)
+    net_bps = mean_estimate(np.array(traded), params.costs.round_trip_bps)
     about = f"{DECISION_FAMILY} champion version {champion.to_version} at {symbol}"
     why = triggered(BreakerInputs(about, loss_drift=True, traded=net_bps), params).get("model")
     if why is not None and installation.store.trip("model", now(), why):

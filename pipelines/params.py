@@ -238,21 +238,27 @@ class EnsembleParams(_Frozen):
 
 
 class GateParams(_Frozen):
-    """Set what a candidate has to reach before it may be promoted."""
+    """Set what a candidate has to reach before it may be promoted; docs/results/power.md has the reason of each."""
 
     min_events: int
     coverage: float = Field(gt=0, le=1)
     bootstrap: int = Field(ge=100)
-    max_ece: float
-    leak_auc: float
-    min_deflated_sharpe: float
-    max_pbo: float
+    size: float = Field(gt=0, lt=0.5)
+    max_calibration_error: float = Field(gt=0, lt=1)
+    min_cells: int = Field(ge=60)
+    leak_auc: float = Field(gt=0.5, lt=1)
+    leak_auc_sure: float = Field(gt=0.5, lt=1)
+    leak_auc_low: float = Field(gt=0.5, lt=1)
+    min_deflated_sharpe: float = Field(gt=0, lt=1)
+    max_pbo: float = Field(ge=0, lt=1)
     min_schema_coverage: float
     max_novel_share: float
     max_parity_gap: float
     max_latency_ms: float
-    min_improvement: float
-    min_paired: int
+    against_champion: Literal["superior", "non_inferior"]
+    min_improvement_share: float = Field(ge=0)
+    non_inferiority_share: float = Field(gt=0, le=1)
+    min_paired: int = Field(ge=60)
 
 
 class ImportanceParams(_Frozen):

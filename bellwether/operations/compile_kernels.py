@@ -144,17 +144,7 @@ def warm_turn(params: Params) -> None:
     timed(
         "backtest",
         lambda: backtest(
-            loop,
-            rows,
-            bars[:, OPEN_TIME] + step_s,
-            fill,
-            end,
-            gross,
-            np.zeros(len(bars)),
-            np.ones(len(bars)),
-            0.0,
-            100,
-            params.seed,
+            loop, rows, bars[:, OPEN_TIME] + step_s, fill, end, gross, np.zeros(len(bars)), np.ones(len(bars)), 0.0
         ),
     )
     half = len(features) // 2

@@ -131,8 +131,7 @@ def backtest_policy(
     return backtest(
         live_core(params, scenarios), rows[decided],
         decision[decided, OPEN_TIME] + step_s, fill[decided], exit_time[decided],
-        gross[decided], strategy[decided], volatility[decided], params.costs.round_trip_bps, params.gate.bootstrap,
-        params.seed,
+        gross[decided], strategy[decided], volatility[decided], params.costs.round_trip_bps,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ of an outcome. The account has realised profit only: an open position counts at 
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +18,9 @@ from numba.core.errors import NumbaExperimentalFeatureWarning
 from pipelines.compiled import kernel
 from pipelines.contracts import DAY_S, Estimate, Floats, Ints
 from pipelines.errors import BadShape, BadTimes
-from pipelines.evaluation.deflation import probabilistic_sharpe
-from pipelines.evaluation.metrics import default_block, mean_estimate, statistic_estimate
+from pipelines.evaluation.deflation import probabilistic_sharpe, sharpe_of
+from pipelines.evaluation.intervals import ratio_of
+from pipelines.evaluation.metrics import mean_estimate
 
 DAYS_A_YEAR = 365.0  # these markets do not close
 
@@ -55,18 +56,18 @@ class DecisionKernel:
 
 @dataclass(frozen=True, slots=True)
 class Backtest:
-    """Hold trades and figures (law L9: each with n, cost and a 95 % moving-block bootstrap interval).
+    """Hold trades and figures (law L9: each with n, cost and a 95 % interval; NaN bounds with too few rows).
 
-    An interval is NaN if there are fewer than two bootstrap blocks of rows.
     trades    (k, 8) TRADE_FIELDS, in order of decision
     codes     (n,) refusal bits of each row, 0 = emitted
     equity    (n,) realised equity after each row's settlements, starting at 1
     unresolved  emissions whose outcome lies beyond the data: not traded, not scored
     net_bps, gross_bps, win_rate, duration_hours  per trade; win = net above 0
     profit_factor  gains over losses, by profit in equity
-    max_drawdown   of realised equity, fraction; interval over re-drawn trade sequences
+    max_drawdown   of realised equity, fraction; NaN bounds: one history has one largest fall, and re-drawn trades have
+                   others, not its error
     turnover       traded notional over equity a day, both sides
-    sharpe         of daily realised returns, mean/std (ddof 1) × √365; psr = P(true Sharpe > 0)
+    sharpe         of daily realised returns, mean / deviation × √365; psr = P(true Sharpe > 0)
     emissions_per_week  7 × the daily mean of emitted rows
     """
 
@@ -202,8 +203,6 @@ def backtest(
     strategy: Floats,
     volatility: Floats,
     cost_bps: float,
-    draws: int,
-    seed: int,
 ) -> Backtest:
     """Run the decision kernel over n decision bars and return its trades and figures.
 
@@ -213,7 +212,7 @@ def backtest(
                 is unresolved. The exit bar opens at exit_time and must close with or before a decision bar
     strategy    (n,) code of the signal behind the event on that row; any number where there is none
     volatility  (n,) of the market, known at each close, as `core.exposure` scales its scenarios by; NaN = not known
-    cost_bps    round trip; draws, seed of the bootstrap
+    cost_bps    round trip
     Raises      BadShape if lengths differ, BadTimes on a fill before its decision or an exit before its fill
     """
     n = len(rows)
@@ -240,14 +239,7 @@ def backtest(
             cost_bps, trades, codes, equity,
         )  # fmt: skip
     trades = trades[:count].copy()
-    return _with_figures(trades, codes, equity, unresolved, decided_at, cost_bps, draws, seed)
-
-
-def _without_narrow_interval(estimate: Estimate) -> Estimate:
-    """Return the estimate with NaN bounds if it has fewer than two blocks, as every draw is then the sample itself."""
-    if estimate.n < 2 * default_block(estimate.n):
-        return replace(estimate, low=float("nan"), high=float("nan"))
-    return estimate
+    return _with_figures(trades, codes, equity, unresolved, decided_at, cost_bps)
 
 
 def _drawdown(pnl: Floats) -> float:
@@ -256,16 +248,16 @@ def _drawdown(pnl: Floats) -> float:
     return float((1.0 - path / np.maximum.accumulate(path)).max())
 
 
-def _profit_factor(pnl: Floats) -> float:
-    """Return gains over losses; NaN without a loss."""
-    losses = -pnl[pnl < 0].sum()
-    return float(pnl[pnl > 0].sum() / losses) if losses > 0 else float("nan")
+def _profit_factor(pnl: Floats, cost_bps: float) -> Estimate:
+    """Return gains over losses of (k,) trades; NaN without a loss, and never below zero."""
+    found = ratio_of(np.maximum(pnl, 0.0), np.maximum(-pnl, 0.0)).estimate(cost_bps)
+    return replace(found, low=max(found.low, 0.0) if np.isfinite(found.low) else found.low)
 
 
-def _sharpe(returns: Floats) -> float:
-    """Return the annualised Sharpe ratio of daily returns (ddof 1, × √365); NaN without variance."""
-    spread = returns.std(ddof=1) if len(returns) > 1 else 0.0
-    return float(returns.mean() / spread * np.sqrt(DAYS_A_YEAR)) if spread > 0 else float("nan")
+def _sharpe(returns: Floats, cost_bps: float) -> Estimate:
+    """Return the annualised Sharpe ratio of daily returns (× √365); NaN without variance."""
+    daily, year = sharpe_of(returns).estimate(), np.sqrt(DAYS_A_YEAR)
+    return Estimate(year * daily.value, year * daily.low, year * daily.high, len(returns), cost_bps)
 
 
 def _with_figures(
@@ -275,8 +267,6 @@ def _with_figures(
     unresolved: int,
     decided_at: Floats,
     cost_bps: float,
-    draws: int,
-    seed: int,
 ) -> Backtest:
     """Return the Backtest with its estimates; daily ones over all UTC days from the first to the last decision."""
     emitted = codes == 0
@@ -296,15 +286,7 @@ def _with_figures(
 
     def mean(values: Floats) -> Estimate:
         """Return the mean of values with its interval."""
-        return _without_narrow_interval(mean_estimate(values, draws, seed, cost_bps))
-
-    def figure(statistic: Callable[[Floats], float], values: Floats) -> Estimate:
-        """Return a statistic of values with its interval; NaN without values."""
-        if not len(values):
-            return mean(values)
-        return _without_narrow_interval(
-            statistic_estimate(lambda at: statistic(values[at]), len(values), draws, seed, cost_bps)
-        )
+        return mean_estimate(values, cost_bps)
 
     per_day = mean(emissions)
     return Backtest(
@@ -315,10 +297,10 @@ def _with_figures(
         net_bps=mean(trades[:, T_NET]),
         gross_bps=replace(mean(trades[:, T_GROSS]), cost_bps=0.0),
         win_rate=mean((trades[:, T_NET] > 0).astype(np.float64)),
-        profit_factor=figure(_profit_factor, pnl),
-        max_drawdown=figure(_drawdown, pnl),
+        profit_factor=_profit_factor(pnl, cost_bps),
+        max_drawdown=Estimate(_drawdown(pnl), np.nan, np.nan, len(pnl), cost_bps),
         turnover=mean(traded),
-        sharpe=figure(_sharpe, returns),
+        sharpe=_sharpe(returns, cost_bps),
         psr=probabilistic_sharpe(returns),
         duration_hours=mean((trades[:, T_EXIT] - trades[:, T_FILL]) / 3600.0),
         emissions_per_week=replace(per_day, value=7 * per_day.value, low=7 * per_day.low, high=7 * per_day.high),

@@ -37,9 +37,7 @@ def rows_of(events):
 def run(events, fills, exits, gross, cost=5.0, core=CORE):
     decided = BAR * np.arange(1, len(events) + 1)
     arrays = (np.asarray(a, float) for a in (fills, exits, gross))
-    return backtest(
-        core, rows_of(events), decided, *arrays, np.arange(len(events)) % 2.0, np.ones(len(events)), cost, 200, 1
-    )
+    return backtest(core, rows_of(events), decided, *arrays, np.arange(len(events)) % 2.0, np.ones(len(events)), cost)
 
 
 def hand():
@@ -99,6 +97,12 @@ def test_figures_of_three_trades_by_hand():
 def test_the_interval_of_three_trades_is_unknown_not_narrow():
     result = hand()
     assert np.isnan([result.net_bps.low, result.net_bps.high, result.sharpe.value, result.psr]).all()
+
+
+def test_a_drawdown_has_no_interval_since_one_history_has_one_largest_fall():
+    result = run(*random_history())
+    assert result.max_drawdown.value > 0.0
+    assert np.isnan([result.max_drawdown.low, result.max_drawdown.high]).all()
 
 
 def test_a_settled_profit_is_known_only_after_its_exit_bar_closed():
@@ -193,7 +197,7 @@ def test_the_callers_rows_are_unchanged_and_without_trades_figures_are_nan():
     rows = rows_of([1, 0, 1])
     before = rows.tobytes()
     missing = np.full(3, NAN)
-    result = backtest(CORE, rows, BAR * np.arange(1, 4), missing, missing, missing, missing, np.ones(3), 5.0, 100, 1)
+    result = backtest(CORE, rows, BAR * np.arange(1, 4), missing, missing, missing, missing, np.ones(3), 5.0)
     assert rows.tobytes() == before
     assert (result.unresolved, len(result.trades), result.net_bps.n) == (2, 0, 0)
     assert np.isnan(result.net_bps.value)

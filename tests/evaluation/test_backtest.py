@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flows.support.backtest import live_core
+from flows.support.backtest import live_core, missed
 from pipelines.errors import BadShape, BadTimes
 from pipelines.evaluation.backtest import T_EXIT, T_FILL, T_ROW, T_SIZE, TRADE_FIELDS, backtest
 from pipelines.settings import load_params
@@ -208,3 +208,11 @@ def test_a_fill_inside_the_deciding_bar_and_unequal_lengths_are_refused():
         run([1], [899], [1800], [10])
     with pytest.raises(BadShape, match="lengths"):
         run([1, 0], [900], [1800], [10])
+
+
+def test_a_fold_without_an_estimate_of_misses_and_rows_of_an_earlier_release_count_the_whole_stop():
+    p = np.array([0.5, 0.5])
+    assert missed({"p": p, "miss_atr": np.array([-0.9, NAN])}, PARAMS).tolist() == [-0.9, -1.0]
+    assert missed({"p": p}, PARAMS).tolist() == [-1.0, -1.0]
+    wide = PARAMS.model_copy(update={"labels": PARAMS.labels.model_copy(update={"stop_atr": 1.25})})
+    assert missed({"p": p}, wide).tolist() == [-1.25, -1.25]

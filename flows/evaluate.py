@@ -55,7 +55,15 @@ def gather(installation: Installation, family: str) -> Evidence:
     champion = slots_of(installation.store, family).champion
     is_champion = champion is not None and champion.digest == json.loads((folder / "fit.json").read_text())["digest"]
     unseen = None if is_champion else champion_on_unseen(installation, family, read_oof(folder)["row"])
-    return evidence_of(folder, unseen, max(1, installation.store.count_trials(family)))
+    trials = max(1, installation.store.count_trials(family))
+    return evidence_of(folder, unseen, trials, trial_sharpes=trial_sharpes(installation, family))
+
+
+def trial_sharpes(installation: Installation, family: str) -> list[float]:
+    """Return the Sharpe ratio of the lift of each registered version of the family whose run in MLflow has one."""
+    runs = [version.run_id for version in installation.tracking.versions(family)]
+    found = [installation.tracking.metrics(run).get("lift_sharpe.value") for run in runs]
+    return [ratio for ratio in found if ratio is not None]
 
 
 @task(timeout_seconds=900, task_run_name="judge-{family}")
@@ -121,13 +129,15 @@ def verdict_markdown(verdict: Verdict, version: str, link: str) -> str:
         f"# {verdict.family} version {version}: {'passed' if verdict.passed else 'refused'}",
         f"[Evidence in MLflow]({link})",
         "",
-        "| check | value | 95 % interval | required | n |",
-        "|---|---|---|---|---|",
+        "| check | value | 95 % interval | required | detectable | n |",
+        "|---|---|---|---|---|---|",
     ]
     for c in verdict.checks:
         value = "–" if c.value is None else f"{c.value:.4g}"
         interval = "" if c.low is None or c.high is None else f"[{c.low:.4g}, {c.high:.4g}]"
-        lines.append(f"| {'✓' if c.passed else '✗'} {c.name} | {value} | {interval} | {c.threshold} | {c.n:,} |")
+        least = "" if c.detectable is None else f"{c.detectable:.2g}"
+        mark = "✓" if c.passed else "✗"
+        lines.append(f"| {mark} {c.name} | {value} | {interval} | {c.threshold} | {least} | {c.n:,} |")
     return "\n".join(lines)
 
 

@@ -44,6 +44,10 @@ RECORDINGS = {
 KILLS, SWAPS = 20, 50  # of a case: an interrupted run loses no more
 BARS_AFTER = 200  # fed after the last kill of a case, so that damage would show
 INPUTS = 10_000  # of a case
+NOISE_SEEDS = 40  # with none promoted, at most 7 % are (rule of three); a case takes about half a minute
+# of a perfect model whose skill so many rows can show; an AUC above .60 would be suspected of a leak
+LARGE = {"validator": 0.60, "predictor": 0.60, "pattern": 0.6, "regime": 0.12}
+JUDGED = 2000  # evidences of a case of the gate's sizes, a quarter of them at 5,000 rows
 CRASH = ("kills", "acknowledged", "lost", "doubled", "lost_bars", "state", "not_replayed")
 DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched block begins
 
@@ -147,6 +151,31 @@ def real(name: str) -> JsonObject:
     return gate(recorded(recording(RECORDINGS[name])), name.split()[0])
 
 
+def sizes(case: str) -> JsonObject:
+    """Judge simulated evidence of known truth; case = family, rows, and what the model is, between bars."""
+    from benchmarks.gate_scenarios import refusals
+
+    family, n, what = case.split("|")
+    return refusals(family, int(n), what, JUDGED if int(n) <= 1500 else JUDGED // 4, load_params())
+
+
+def size_cases() -> tuple[str, ...]:
+    """Return every case of `sizes`: perfect models of usual and of large skill, one among three, and bad ones."""
+    from benchmarks.gate_scenarios import OF_FAMILY, USUAL
+
+    return tuple(
+        f"{family}|{n}|{what}"
+        for family, bad in OF_FAMILY.items()
+        for n in (500, 1500, 5000)
+        for what in (USUAL[family], LARGE[family], *bad)
+    )
+
+
+def size_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
+    """Return the share of each case that the gate refused, with its Wilson interval."""
+    return {case["case"]: asdict(hit_rate(case["refused"], case["n"])) for case in found}
+
+
 def killed(seed: str) -> JsonObject:
     """Kill the decision service KILLS times under load, store on SQLite."""
     return hardship.crashes(KILLS, store_url="", seed=int(seed), bars_after=BARS_AFTER)
@@ -235,8 +264,10 @@ PARTS = {
     "drift_false_alarms": Part("stationary markets that raised a drift alarm", seeds(100), stationary, share("alarm")),
     "drift_detection": Part("drifted markets that raised a drift alarm", seeds(50), drifted,
                             lambda found: share("alarm")(found) | share("before_drift")(found)),
-    "gate_on_noise": Part("candidates trained on noise that the gate promoted", seeds(20), noise, share("promoted")),
-    "gate_on_planted_edge": Part("candidates trained on a planted edge that the gate promoted", seeds(20), planted,
+    "gate_sizes": Part("simulated evidence of known truth that the gate refused", size_cases(), sizes, size_figures),
+    "gate_on_noise": Part("candidates trained on noise that the gate promoted", seeds(NOISE_SEEDS), noise,
+                          share("promoted")),
+    "gate_on_planted_edge": Part("candidates trained on a planted edge that the gate promoted", seeds(10), planted,
                                  share("promoted")),
     "swaps": Part(f"cases of {SWAPS} champion swaps under load", seeds(4), swapped,
                   sum_of("swaps", "answers", "failed", "mb_at_tenth", "mb_at_last"), code=RUNNING),
@@ -354,9 +385,11 @@ def main() -> None:
         parser.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     folder, progress = Settings().home / "evidence", Console(stderr=True)
     if options.write:
+        from benchmarks.gate_results import write_gate
         from benchmarks.results import write_faults
 
         print(write_faults(folder, ROOT / "docs" / "results" / "faults.md"))
+        print(write_gate(folder, ROOT / "docs" / "results" / "gate.md"))
         return
     table = Table(title=f"evidence, in full under {folder}", title_justify="left")
     for heading in ("part", "figure", "value", "95 % interval", "n"):

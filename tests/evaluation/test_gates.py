@@ -205,7 +205,7 @@ def compared(e: Evidence, champion: np.ndarray, mode: str):
 
 
 def test_a_challenger_must_beat_the_champion_by_a_share_of_its_own_skill():
-    e = evidence(0.28)
+    e = evidence(0.28, n=9000)
     assert not compared(e, e.loss.copy(), "superior").passed
     base = e.baselines["base_rate"]
     faint = log_losses(base + 0.15 * (e.p - base), e.y)

@@ -10,10 +10,10 @@ import pandas as pd
 
 from flows.support.market_access import market_records
 from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TAKER_BUY, TAPE_FIELDS, TIMEFRAME_SECONDS, VOLUME, Floats
-from pipelines.data.quality import QualityReport, assess
-from pipelines.data.schemas import to_matrix
+from pipelines.data.quality import QualityReport, assess, cross_source_divergence
+from pipelines.data.schemas import to_frame, to_matrix
 from pipelines.data.sources import Records, make_source, normalise_symbol
-from pipelines.data.timeframes import infer_timeframe
+from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES, absent_columns
 from pipelines.models import pattern_view
@@ -25,6 +25,22 @@ from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 ROWS_ARE_EVENTS = ("validator", "pattern")  # their number is known only after signals were folded
 NAMED_GAPS = 5
 UNNAMED = "UNNAMED/USD"  # the symbol a file is read as if none is given: assessing bars needs none
+
+
+class Difference(TypedDict):
+    """Report how a second source of the same market differs.
+
+    timeframe   of the comparison: the coarser of the two
+    shared      bars in both; median_bps how far the checked file usually lies above the other, basis points of price
+    divergent   shared bars whose closes differ otherwise than usual; largest: open (ISO 8601) → basis points
+    """
+
+    file: str
+    timeframe: str
+    shared: int
+    median_bps: float
+    divergent: int
+    largest: dict[str, float]
 
 
 Gap = TypedDict("Gap", {"from": str, "until": str, "bars": int})  # ISO 8601 opens of a gap, and its missing bars
@@ -52,6 +68,7 @@ class Checked:
 
     parts         factors of the score, each 1.0 where nothing is wrong
     history_bars  decision bars before the last days, which are set aside for the live service
+    against       how a second source differs, None without one; it lowers no score, as it does not show which is wrong
     """
 
     file: str
@@ -71,6 +88,7 @@ class Checked:
     recorded: list[str]
     history_bars: int
     families: dict[str, Training]
+    against: Difference | None = None
 
     @property
     def passed(self) -> bool:
@@ -78,8 +96,14 @@ class Checked:
         return self.score >= self.floor
 
 
-def check(path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime) -> Checked:
-    """Read the file as ingest does and assess it as of `at` (aware). Raises what the files source raises."""
+def check(
+    path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime, against: Path | None = None
+) -> Checked:
+    """Read the file as ingest does and assess it as of `at` (aware).
+
+    against  a file of the same market from elsewhere, to compare with
+    Raises   what the files source raises; NotEnoughData where the two files share fewer than ten bars
+    """
     name = normalise_symbol(symbol or UNNAMED)
     source = make_source("files", path=path)
     frame = source.fetch(name, as_of=at, ingested_at=at)
@@ -110,7 +134,39 @@ def check(path: Path, symbol: str | None, context: list[Path], params: Params, a
         recorded=sorted(given),
         history_bars=n,
         families={family: training(family, given, n, params) for family in FAMILIES},
+        against=None if against is None else difference(report.clean, timeframe, against, name, at),
     )
+
+
+def difference(clean: pd.DataFrame, timeframe: str, against: Path, symbol: str, at: datetime) -> Difference:
+    """Return how the clean bars of a file differ from those of another file of the same market (D5).
+
+    Both are compared on the coarser of their timeframes. Raises as `check`.
+    """
+    other = make_source("files", path=against)
+    theirs = other.fetch(symbol, as_of=at, ingested_at=at)
+    theirs_tf = infer_timeframe(to_matrix(theirs)[:, OPEN_TIME])
+    shared_tf = max(timeframe, theirs_tf, key=TIMEFRAME_SECONDS.__getitem__)
+    found = cross_source_divergence(
+        _coarser(clean, timeframe, shared_tf), _coarser(assess(theirs, theirs_tf, at).clean, theirs_tf, shared_tf)
+    )
+    worst = found.flagged.reindex((found.flagged["bps"] - found.median_bps).abs().nlargest(NAMED_GAPS).index)
+    return Difference(
+        file=str(against),
+        timeframe=shared_tf,
+        shared=found.n,
+        median_bps=found.median_bps,
+        divergent=len(found.flagged),
+        largest={stamp.isoformat(): float(bps) for stamp, bps in zip(worst["open_time"], worst["bps"], strict=True)},
+    )
+
+
+def _coarser(clean: pd.DataFrame, timeframe: str, target: str) -> pd.DataFrame:
+    """Return clean bars of `timeframe` as bars of `target`."""
+    if timeframe == target:
+        return clean
+    bars = resample(to_matrix(clean), TIMEFRAME_SECONDS[timeframe], TIMEFRAME_SECONDS[target])
+    return to_frame(bars, target, None)
 
 
 def score_parts(report: QualityReport) -> dict[str, float]:

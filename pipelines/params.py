@@ -395,6 +395,7 @@ class BreakerParams(_Frozen):
 
     spike_atr: float = Field(gt=1)
     book_bars: int = Field(ge=20)
+    min_books: int = Field(ge=2)
     spread_multiple: float = Field(gt=1)
     depth_share: float = Field(gt=0, lt=1)
     stale_bars: int = Field(ge=1)
@@ -406,9 +407,11 @@ class BreakerParams(_Frozen):
 
     @model_validator(mode="after")
     def _check_limits(self) -> "BreakerParams":
-        """Refuse a limit of rejected fills that can never be reached."""
+        """Refuse a limit of rejected fills, or of recorded books, that can never be reached."""
         if self.max_rejected > self.fills:
             raise ValueError(f"max_rejected {self.max_rejected} can never be reached among {self.fills} fills")
+        if self.min_books > self.book_bars:
+            raise ValueError(f"min_books {self.min_books} can never be recorded in {self.book_bars} bars")
         return self
 
 

@@ -208,7 +208,10 @@ def _trace(go: Any, mine: list[Mark], bars: Floats, times: list[str], reach: flo
             "size": 9,
             "line": {"width": 1, "color": ["#1a7f37" if m.direction > 0 else "#b42318" for m in mine]},
         },
-        text=[f"{m.signal} {'up' if m.direction > 0 else 'down'}, strength {m.strength:.2f}{_zone(m)}{_details(m)}" for m in mine],
+        text=[
+            f"{m.signal} {'up' if m.direction > 0 else 'down'}, strength {m.strength:.2f}{_zone(m)}{_details(m)}"
+            for m in mine
+        ],
         hovertemplate="%{text}<br>%{x}<extra></extra>",
     )
 

@@ -205,24 +205,25 @@ def page(lines: str, years: int) -> str:
     """Return the page in Markdown around the lines of `table`."""
     return f"""# How much of the simulator's edge can be ranked
 
-AUC of the labelled rows of a family by `simulator.edge`: the validator's events (target touched before the stop), the
-predictor's moves (up or down). Mean over {years} independent stationary years, with a 95 % t interval over years. Written by
-`python -m benchmarks.simulator_edge`.
+AUC of the labelled rows of a family by `simulator.edge`: the validator's events (target touched before the stop) and
+the predictor's moves (up or down). Mean over {years} independent stationary years, with a 95 % t interval over years.
+Written by `python -m benchmarks.simulator_edge`.
 
-- **truth**: side × gain of the true regime × true pressure, the drift that the market itself uses. What follows a close
-  depends on the past only through this hidden state. “fitted” adds the rest of the state (time in the regime, width of
-  the barriers, distance of the close from the true value) by trees on other years: no function of the past ranks better.
+- **truth**: side × gain of the true regime × true pressure, the drift that the market itself uses. What follows a
+  close depends on the past only through this hidden state. “fitted” adds the rest of the state (time in the regime,
+  width of the barriers, distance of the close from the true value) by trees on other years: no function of the past
+  ranks better.
 - **filter**: the pressure filtered from every minute's taker share by the true law (Kalman 1960), with the true regime.
-- **columns**: trees on the family's own columns, fitted on half of the years and scored on the others: what a model of this
-  product reaches with unlimited history. The predictor's are its newest bar and the mean of {MEAN_BARS} bars.
+- **columns**: trees on the family's own columns, fitted on half of the years and scored on the others: what a model of
+  this product reaches with a much longer history. The predictor's are its newest bar and the mean of {MEAN_BARS} bars.
 
 {lines}
 
-The default edge is the largest tenth whose **columns** stay at or below {MOST_AUC:.2f} for both families, so that no honest
-model of the default market is taken for a leak ([decision](../decisions/edge-a-model-can-reach.md)). The hidden state would
-rank more: nobody observes it. An edge whose truth stays below {MOST_AUC:.2f} is not one that a year can show: at 0.5 the
-validator of seed 7 had an AUC of .523, a gain of .0008 over the base rate (refused), and .4 emissions a week; at 0.7 .532,
-.0021 and 5.9; at 0.8 .555, .0047 and 11.1 (rules of release 0.6.0).
+The default edge is the largest tenth whose **columns** stay at or below {MOST_AUC:.2f} for both families, so that no
+honest model of the default market is taken for a leak ([decision](../decisions/edge-a-model-can-reach.md)). The hidden
+state would rank more: nobody observes it. An edge whose truth stays below {MOST_AUC:.2f} is not one that a year can
+show: at 0.5 the validator of seed 7 had an AUC of .523, a gain of .0008 over the base rate (refused), and .4 emissions
+a week; at 0.7 .532, .0021 and 5.9; at 0.8 .555, .0047 and 11.1 (rules of release 0.6.0).
 """
 
 

@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
     bootstrap()
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from scipy.stats import t as student
 from bellwether.reports.chart import detail_columns
 from benchmarks.fixture import recording
 from benchmarks.pages import write
-from pipelines.contracts import CLOSE, OPEN_TIME, Books, ContextFeed, Estimate, Floats
+from pipelines.contracts import CLOSE, CONTEXT_FIELDS, OPEN_TIME, Books, ContextFeed, Estimate, Floats
 from pipelines.data import schemas
 from pipelines.data.alignment import align
 from pipelines.data.quality import assess
@@ -33,6 +34,7 @@ from pipelines.data.readers.context import merge_feeds, read_context
 from pipelines.data.readers.files import read
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
+from pipelines.errors import BadShape, NotEnoughData
 from pipelines.features.catalog import CORE_COLUMNS, FEATURES, WATCHED_COLUMNS
 from pipelines.models import pattern_view
 from pipelines.models.base import Dataset
@@ -66,6 +68,57 @@ F3 = "row F3 asks for the set; the fallback tier's consensus computes the five r
 PEOPLE = ("chart",)  # readers that decide nothing
 # Columns that no one reads, each with the reason why it is computed. An unread column outside this list fails a test.
 UNREAD: Mapping[str, str] = {column.name: F3 for column in FEATURES.catalogue if column.category == "traditional"}
+
+
+def measured_copies(values: Floats, columns: tuple[str, ...] = FEATURES.columns) -> dict[str, tuple[str, ...]]:
+    """Return the columns that add no rank: linear combinations (with a constant) of columns before them.
+
+    values   (n, k) float64; columns wholly missing are left out, then rows with any missing value
+    Returns  {copy: the earlier columns it is made of}; a constant column is made of none, so its tuple is empty
+    Raises   BadShape if widths disagree, NotEnoughData if fewer than ten rows a column are complete
+    """
+    if values.ndim != 2 or values.shape[1] != len(columns):
+        raise BadShape(f"values have shape {values.shape}, wanted (n, {len(columns)})")
+    present = np.flatnonzero(~np.isnan(values).all(axis=0))
+    rows = values[:, present]
+    rows = rows[~np.isnan(rows).any(axis=1)]
+    if len(rows) < 10 * len(present):
+        raise NotEnoughData(
+            f"{len(rows)} complete rows for {len(present)} columns, ten a column are needed. Bring a longer history."
+        )
+    scale = np.abs(rows).max(axis=0)
+    rows = rows / np.where(scale > 0, scale, 1.0)
+    basis = np.full((len(rows), 1), 1.0 / np.sqrt(len(rows)))  # orthonormal: the constant, then independent columns
+    independent: list[int] = []
+    copies: dict[str, tuple[str, ...]] = {}
+    for j in range(len(present)):
+        rest = rows[:, j] - basis @ (basis.T @ rows[:, j])
+        if np.abs(rest).max() < 1e-9:
+            earlier = np.column_stack([np.ones(len(rows)), rows[:, independent]])
+            weights = np.linalg.lstsq(earlier, rows[:, j], rcond=None)[0][1:]
+            made_of = np.flatnonzero(np.abs(weights) > 1e-6)
+            copies[columns[present[j]]] = tuple(columns[present[independent[i]]] for i in made_of)
+        else:
+            rest = rest - basis @ (basis.T @ rest)  # once more: rounding left by the first pass
+            basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
+            independent.append(j)
+    return copies
+
+
+# Recorded inputs that no column needs, each with the reason why it is recorded.
+UNREAD_INPUTS: Mapping[str, str] = {
+    "open_interest": "row D2 asks for it; it is kept with its dates for columns to come",
+    "wall_bid_size": "row S9 measures walls; the signal reads their distance alone",
+    "wall_ask_size": "row S9 measures walls; the signal reads their distance alone",
+}
+
+
+def unread_inputs() -> list[str]:
+    """Return the fields of context and tape that no column of either catalogue needs."""
+    needed = {
+        part for c in (*FEATURES.catalogue, *SIGNALS.catalogue) for part in re.findall(r"context:(\w+)", c.needs or "")
+    }
+    return [field for field in CONTEXT_FIELDS if field not in needed]
 
 
 def readers() -> dict[str, tuple[str, ...]]:
@@ -240,8 +293,18 @@ def wired(gains: Mapping[tuple[str, bool], Mapping[str, Estimate]]) -> list[str]
     ]
 
 
-def page(found: Mapping[str, Sequence[Association]], gains: Mapping[tuple[str, bool], Mapping[str, Estimate]]) -> str:
-    """Return the page in Markdown, from symbol → associations and (column, sided) → symbol → gain."""
+def copies_text(features: Floats) -> str:
+    """Return the copies among a market's features (n, k) in words."""
+    found = measured_copies(features)
+    return ", ".join(f"{name} of {' and '.join(of)}" if of else f"{name} is constant" for name, of in found.items())
+
+
+def page(
+    found: Mapping[str, Sequence[Association]],
+    gains: Mapping[tuple[str, bool], Mapping[str, Estimate]],
+    copies: Mapping[str, str],
+) -> str:
+    """Return the page in Markdown, from symbol → associations, (column, sided) → symbol → gain, symbol → copies."""
     everyone, unread = readers(), undecided()
     lines = [
         "# Who reads each column",
@@ -295,6 +358,17 @@ def page(found: Mapping[str, Sequence[Association]], gains: Mapping[tuple[str, b
         "",
         f"By the rule **{', '.join(chosen) if chosen else 'none'}** is wired.",
         "",
+        "## Recorded inputs that no column needs",
+        "",
+        *(f"- {field}: {UNREAD_INPUTS[field]}" for field in unread_inputs()),
+        "",
+        "## Copies",
+        "",
+        "Columns that add no rank to those before them, measured on each market's complete rows (`measured_copies`); "
+        "the catalogue marks them as `copy_of`, models drop them, and a test holds the mark on the simulated year.",
+        "",
+        *(f"- {market}: {text}" for market, text in copies.items()),
+        "",
         "## Strongest association of each unread column",
         "",
         "t over blocks; the larger of the two readings of a column. “few” = too few values at events.",
@@ -326,7 +400,8 @@ def _whole() -> str:
         (column, sided): {market: gain_of(sources, column, sided, params) for market, sources in markets.items()}
         for column, sided in candidates(found)
     }
-    return page(found, gains)
+    copies = {market: copies_text(sources.features) for market, sources in markets.items()}
+    return page(found, gains, copies)
 
 
 if __name__ == "__main__":

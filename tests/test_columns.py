@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.columns import BLOCKS, UNREAD, association, holm, readers, undecided
+from benchmarks.columns import BLOCKS, UNREAD, UNREAD_INPUTS, association, holm, readers, undecided, unread_inputs
 from pipelines.contracts import BAR_WIDTH, NO_CONTEXT, History
 from pipelines.features.catalog import FEATURES
 from pipelines.models.views import VIEWS
@@ -19,6 +19,11 @@ def test_every_column_is_read_or_listed_with_its_reason():
     unread = {column for column, by in readers().items() if not by}
     assert unread == set(UNREAD), "read it, remove it, or list it in benchmarks/columns.py with the reason"
     assert all(UNREAD.values())
+
+
+def test_every_recorded_input_is_needed_by_a_column_or_listed_with_its_reason():
+    assert set(unread_inputs()) == set(UNREAD_INPUTS)
+    assert all(UNREAD_INPUTS.values())
 
 
 def test_a_new_column_that_no_one_reads_is_found(monkeypatch):

@@ -2,10 +2,11 @@
 
 Run: python -m benchmarks.columns [--to FILE]
 
-The rule was set before any result was seen, in two steps. A column that no decision reads is a candidate where its
-association with the outcome of an event, Holm-corrected over the columns of a market, holds at 5 % on two of the three
-recorded markets with the same sign. A candidate is wired where the validator with it has less log loss out of fold, the
-whole interval above zero, on two of the three markets, and on none more.
+The rule has two steps, each set before its own results were seen (the second after the first had found one candidate).
+A column that no decision reads is a candidate where its association with the outcome of an event, Holm-corrected over
+the columns of a market, holds at 5 % on two of the three recorded markets with the same sign. A candidate is wired
+where the validator with it has less log loss out of fold, the whole interval above zero, on two of the three markets,
+and on none more.
 """
 
 if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
@@ -321,10 +322,11 @@ def page(
         "",
         f"Each of the {len(unread)} columns was compared with the outcome of the validator's events (target touched "
         f"before the stop), as it is and in the event's direction: the covariance of its rank with the outcome over "
-        f"{BLOCKS} blocks of events, a t test, and Holm's correction over all tests of a market. The rule was set "
-        "before any result was seen: a column is a candidate where this holds at 5 % on two of the three recorded "
-        "markets with the same sign; a candidate is wired where the validator with it has less log loss out of fold, "
-        "the whole interval above zero, on two of the three, and on none more.",
+        f"{BLOCKS} blocks of events, a t test, and Holm's correction over all tests of a market. A column is a "
+        "candidate where this holds at 5 % on two of the three recorded markets with the same sign; a candidate is "
+        "wired where the validator with it has less log loss out of fold, the whole interval above zero, on two of "
+        "the three, and on none more. Each step was set before its own results were seen, the second after the first "
+        "had found one candidate.",
         "",
         "| market | events | tests | p under .05 uncorrected by luck | after Holm at 5 % |",
         "|---|--:|--:|--:|---|",

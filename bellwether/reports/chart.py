@@ -118,7 +118,8 @@ def marks(signals: Floats) -> list[Mark]:
         more = {column: SIGNALS.index[column] for column in detail_columns(name)}
         for i in onsets(side):
             known = {column: float(signals[i, j]) for column, j in more.items() if np.isfinite(signals[i, j])}
-            found.append(Mark(name, int(i), int(side[i]), *signals[i, at].tolist(), known))
+            strength, low, high = signals[i, at].tolist()
+            found.append(Mark(name, int(i), int(side[i]), strength, low, high, known))
     return sorted(found, key=lambda mark: (mark.at, mark.signal))
 
 

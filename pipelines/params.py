@@ -19,11 +19,21 @@ class ExchangeParams(_Frozen):
     silence_bars: int = Field(gt=0)
 
 
+class QualityParams(_Frozen):
+    """Set from where on bars are flagged: a standstill, a jump, two sources that differ."""
+
+    stale_bars: int = Field(default=10, ge=2)
+    jump_mads: float = Field(default=20.0, gt=0)
+    divergent_mads: float = Field(default=20.0, gt=0)
+    divergent_bps: float = Field(default=5.0, ge=0)
+
+
 class DataParams(_Frozen):
     """Set the timeframe to decide on, and the quality and age of data."""
 
     decision_timeframe: str
     quality_floor: float = Field(gt=0, le=1)
+    quality: QualityParams = QualityParams()
     live_days: int = Field(ge=0)
     retention_days: int = Field(gt=0)
     exchange: ExchangeParams

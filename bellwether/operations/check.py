@@ -108,7 +108,7 @@ def check(
     source = make_source("files", path=path)
     frame = source.fetch(name, as_of=at, ingested_at=at)
     timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
-    report = assess(frame, timeframe, at)
+    report = assess(frame, timeframe, at, rules=params.data.quality)
     bars = to_matrix(report.clean)
     decision_tf = params.data.decision_timeframe_for(timeframe)
     given = recorded_inputs(bars, market_records(source, name, [str(file) for file in context], at))
@@ -134,11 +134,13 @@ def check(
         recorded=sorted(given),
         history_bars=n,
         families={family: training(family, given, n, params) for family in FAMILIES},
-        against=None if against is None else difference(report.clean, timeframe, against, name, at),
+        against=None if against is None else difference(report.clean, timeframe, against, name, at, params),
     )
 
 
-def difference(clean: pd.DataFrame, timeframe: str, against: Path, symbol: str, at: datetime) -> Difference:
+def difference(
+    clean: pd.DataFrame, timeframe: str, against: Path, symbol: str, at: datetime, params: Params
+) -> Difference:
     """Return how the clean bars of a file differ from those of another file of the same market (D5).
 
     Both are compared on the coarser of their timeframes. Raises as `check`.
@@ -148,7 +150,9 @@ def difference(clean: pd.DataFrame, timeframe: str, against: Path, symbol: str, 
     theirs_tf = infer_timeframe(to_matrix(theirs)[:, OPEN_TIME])
     shared_tf = max(timeframe, theirs_tf, key=TIMEFRAME_SECONDS.__getitem__)
     found = cross_source_divergence(
-        _coarser(clean, timeframe, shared_tf), _coarser(assess(theirs, theirs_tf, at).clean, theirs_tf, shared_tf)
+        _coarser(clean, timeframe, shared_tf),
+        _coarser(assess(theirs, theirs_tf, at).clean, theirs_tf, shared_tf),
+        params.data.quality,
     )
     worst = found.flagged.reindex((found.flagged["bps"] - found.median_bps).abs().nlargest(NAMED_GAPS).index)
     return Difference(

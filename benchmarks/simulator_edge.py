@@ -1,6 +1,6 @@
 """Measure how well the simulator's planted edge can be ranked at best, as a function of `simulator.edge`.
 
-Run: python -m benchmarks.simulator_edge [--edges 0,0.5,1.3] [--years 8] [--to FILE]
+Run: python -m benchmarks.simulator_edge [--edges 0.5,1.3] [--years 8] [--to FILE]
 
 Each year is an independent seed, so every figure is a mean over years with a t interval over years. Three rankings of
 the same events, from what nobody can know to what a model of this product reads:
@@ -46,7 +46,7 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.training.labelling import Sources, event_labels, predictor_labels
 
 PAGE = ROOT / "docs" / "results" / "simulator-edge.md"
-EDGES = (0.0, 0.5, 0.7, 0.8, 0.9, 1.3)
+EDGES = (0.7, 0.8, 0.9)
 YEARS = 8
 FIRST_SEED = 100  # not those of tests and of the committed year
 STEP_S = 900
@@ -166,7 +166,12 @@ def fitted(years: Sequence[Rows], inputs: Callable[[Rows], Floats]) -> list[floa
     for half in (0, 1):
         train = [rows for k, rows in enumerate(years) if k % 2 != half]
         trees = HistGradientBoostingClassifier(
-            max_iter=150, learning_rate=0.05, max_leaf_nodes=15, min_samples_leaf=200, l2_regularization=5.0
+            max_iter=150,
+            learning_rate=0.05,
+            max_leaf_nodes=15,
+            min_samples_leaf=200,
+            l2_regularization=5.0,
+            random_state=0,
         ).fit(np.vstack([inputs(rows) for rows in train]), np.concatenate([rows.y for rows in train]))
         for k in range(half, len(years), 2):
             found[k] = auc(trees.predict_proba(inputs(years[k]))[:, 1], years[k].y)

@@ -51,11 +51,11 @@ def made(n, strength, rng):
 
 def test_the_rankings_order_what_is_known_and_find_nothing_where_nothing_is_planted():
     rng = np.random.default_rng(7)
-    planted = rankings([made(4000, 0.7, rng) for _ in range(4)])
+    planted = rankings([made(1500, 0.9, rng) for _ in range(4)])
     assert planted["truth"].value > planted["filter"].value > planted["columns"].value > 0.55
-    assert planted["truth, fitted"].value == pytest.approx(planted["truth"].value, abs=0.02)
-    nothing = rankings([made(4000, 0.0, rng) for _ in range(4)])
-    assert all(abs(figure.value - 0.5) < 0.02 for figure in nothing.values())
+    assert planted["truth, fitted"].value == pytest.approx(planted["truth"].value, abs=0.03)
+    nothing = rankings([made(1500, 0.0, rng) for _ in range(4)])
+    assert all(abs(figure.value - 0.5) < 0.03 for figure in nothing.values())
 
 
 def test_years_give_a_t_interval_and_scores_of_any_size_an_auc():

@@ -32,6 +32,7 @@ from rich.table import Table
 from benchmarks import faults, hardship, upgrade
 from benchmarks.fixture import FAMILY, recorded, recording, simulated, train
 from benchmarks.postgres import postgresql
+from benchmarks.predictor_epochs import MARKETS, epochs_compared, gains
 from pipelines.contracts import DAY_S, TIMEFRAME_SECONDS, JsonObject
 from pipelines.data.timeframes import resample
 from pipelines.settings import ROOT, Settings, load_params
@@ -279,6 +280,8 @@ PARTS = {
     "odd_inputs": Part(f"cases of {INPUTS:,} generated requests", seeds(10), odd_inputs, all_sums, code=RUNNING),
     "upgrade": Part("the release before, upgraded under load", ("previous",), upgraded, upgrade_figures, jobs=1,
                     code=RUNNING),
+    "predictor_100_epochs": Part("log loss of the default predictor less that of the stated 100 epochs", tuple(MARKETS),
+                                 epochs_compared, gains),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -286,7 +289,14 @@ PARTS = {
 # ---- stored, resumed ----------------------------------------------------------------------------------------------
 
 
-OTHERS = ("params.yaml", "flows/monitor.py", "flows/evaluate.py", "benchmarks/fixture.py", "benchmarks/evidence.py")
+OTHERS = (
+    "params.yaml",
+    "flows/monitor.py",
+    "flows/evaluate.py",
+    "benchmarks/fixture.py",
+    "benchmarks/evidence.py",
+    "benchmarks/predictor_epochs.py",
+)
 HARD = ("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py")  # under benchmarks/
 
 
@@ -351,8 +361,7 @@ def run(
     done = stored(path, again and not only, part.code)
     done = {case: figures for case, figures in done.items() if not (again and case in wanted)}
     todo = [case for case in part.cases if case not in done and case in wanted]
-    if part.run is real:
-        todo = [case for case in todo if recording(RECORDINGS[case]).is_file()]
+    todo = [case for case in todo if case not in RECORDINGS or recording(RECORDINGS[case]).is_file()]
     progress.print(f"{name}: {len(done)} of {len(part.cases)} cases stored, {len(todo)} to run")
     if todo:
         with ProcessPoolExecutor(min(part.jobs or jobs, len(todo)), multiprocessing.get_context("spawn")) as pool:

@@ -53,15 +53,20 @@ def simulated(params: Params, history_days: int, live_days: int = 0, **changes: 
     return simulate(params.simulator.model_copy(update=wanted), tape=False).bars
 
 
-def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: bool = False) -> Path:
-    """Run features, labels, train (and evaluate, with `figures`) as dvc.yaml does; return their artifacts folder."""
+def snapshot(workspace: Path, bars: Floats, symbol: str) -> Path:
+    """Write 1-minute bars (n, 8) as the stages read them; return the workspace."""
     (workspace / "data").mkdir(parents=True)
     schemas.write_bars(schemas.to_frame(bars, "1m", None), workspace / "data" / "1m.parquet")
     described = {"symbol": symbol, "timeframe": "1m", "file": "1m.parquet", "clock": "market"}
     (workspace / "data" / "manifest.json").write_text(json.dumps(described))
     content = hashlib.md5((workspace / "data" / "1m.parquet").read_bytes(), usedforsecurity=False).hexdigest()
     (workspace / "data.dvc").write_text(json.dumps({"outs": [{"md5": content}]}))  # the stages name the data by it
-    with contextlib.chdir(workspace), contextlib.redirect_stdout(sys.stderr):
+    return workspace
+
+
+def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: bool = False) -> Path:
+    """Run features, labels, train (and evaluate, with `figures`) as dvc.yaml does; return their artifacts folder."""
+    with contextlib.chdir(snapshot(workspace, bars, symbol)), contextlib.redirect_stdout(sys.stderr):
         stages.build_features(params)
         stages.build_labels(params)
         stages.fit_family(FAMILY, params)

@@ -19,11 +19,21 @@ class ExchangeParams(_Frozen):
     silence_bars: int = Field(gt=0)
 
 
+class QualityParams(_Frozen):
+    """Set from where on bars are flagged: a standstill, a jump, two sources that differ."""
+
+    stale_bars: int = Field(default=10, ge=2)
+    jump_mads: float = Field(default=20.0, gt=0)
+    divergent_mads: float = Field(default=20.0, gt=0)
+    divergent_bps: float = Field(default=5.0, ge=0)
+
+
 class DataParams(_Frozen):
     """Set the timeframe to decide on, and the quality and age of data."""
 
     decision_timeframe: str
     quality_floor: float = Field(gt=0, le=1)
+    quality: QualityParams = QualityParams()
     live_days: int = Field(ge=0)
     retention_days: int = Field(gt=0)
     exchange: ExchangeParams
@@ -447,6 +457,7 @@ class BreakerParams(_Frozen):
 
     spike_atr: float = Field(gt=1)
     book_bars: int = Field(ge=20)
+    min_books: int = Field(ge=2)
     spread_multiple: float = Field(gt=1)
     depth_share: float = Field(gt=0, lt=1)
     stale_bars: int = Field(ge=1)
@@ -458,9 +469,11 @@ class BreakerParams(_Frozen):
 
     @model_validator(mode="after")
     def _check_limits(self) -> "BreakerParams":
-        """Refuse a limit of rejected fills that can never be reached."""
+        """Refuse a limit of rejected fills, or of recorded books, that can never be reached."""
         if self.max_rejected > self.fills:
             raise ValueError(f"max_rejected {self.max_rejected} can never be reached among {self.fills} fills")
+        if self.min_books > self.book_bars:
+            raise ValueError(f"min_books {self.min_books} can never be recorded in {self.book_bars} bars")
         return self
 
 

@@ -23,6 +23,9 @@ def check(
     context: Annotated[
         list[Path] | None, typer.Option(help="File of context or folder of a recorded book; may be repeated.")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="File of the same market from elsewhere, to compare closes with.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a data file without starting anything.
@@ -32,7 +35,7 @@ def check(
     from bellwether.operations.check import check as check_file
     from flows.support.installation import now
 
-    found = check_file(file, symbol, context or [], load_params(settings().params_file), now())
+    found = check_file(file, symbol, context or [], load_params(settings().params_file), now(), against)
     emit({**asdict(found), "passed": found.passed}) if as_json else show_checked(found)
     if not found.passed:
         raise typer.Exit(1)
@@ -64,6 +67,17 @@ def show_checked(found: "Checked") -> None:
         [[name, family.explanation, family.reads, _absent_by_input(family.absent)]
          for name, family in found.families.items()],
     )  # fmt: skip
+    if other := found.against:
+        table(
+            f"compared with {other['file']}, {other['timeframe']} closes",
+            ["what", "found"],
+            [
+                ["bars in both", f"{other['shared']:,}"],
+                ["usual distance", f"{other['median_bps']:+.2f} bps"],
+                ["bars that differ otherwise", f"{other['divergent']:,}"],
+                *([f"at {stamp}", f"{bps:+.1f} bps"] for stamp, bps in other["largest"].items()),
+            ],
+        )
     verdict = "passed" if found.passed else "refused: fix the file, or lower data.quality_floor in params.yaml"
     line(f"quality {found.score:.3f}, floor {found.floor}: {verdict}")
 

@@ -71,7 +71,8 @@ class DecisionPath:
         self.symbol = Symbol(read_warm_start(Path(at.warm["path"]), at.warm["digest"]))
         self.flat, self.ledger = flatten(at.params), Ledger(store)
         horizon_s = float(at.params.labels.horizon_bars * self.symbol.step_s)
-        self.account = Account(scenarios=scenarios_of({self.symbol.name: self.symbol.warm.closes}, horizon_s))
+        scenarios = scenarios_of({self.symbol.name: self.symbol.warm.closes}, horizon_s, at.params.risk.tail)
+        self.account = Account(scenarios=scenarios, newest_closes=lambda _: self.symbol.closes)
         self.n = 0
 
     def decide(self, snapshot: Snapshot) -> Decision:

@@ -32,6 +32,7 @@ from rich.table import Table
 from benchmarks import faults, hardship, upgrade
 from benchmarks.fixture import FAMILY, SIMULATED, listed, recorded, recording, simulated, train
 from benchmarks.postgres import postgresql
+from benchmarks.predictor_epochs import MARKETS, epochs_compared, gains
 from pipelines.contracts import DAY_S, TIMEFRAME_SECONDS, JsonObject
 from pipelines.data.timeframes import resample
 from pipelines.settings import ROOT, Settings, load_params
@@ -44,6 +45,10 @@ RECORDINGS = {
 KILLS, SWAPS = 20, 50  # of a case: an interrupted run loses no more
 BARS_AFTER = 200  # fed after the last kill of a case, so that damage would show
 INPUTS = 10_000  # of a case
+NOISE_SEEDS = 40  # with none promoted, at most 7 % are (rule of three); a case takes about half a minute
+# of a perfect model whose skill so many rows can show; an AUC above .60 would be suspected of a leak
+LARGE = {"validator": 0.60, "predictor": 0.60, "pattern": 0.6, "regime": 0.12}
+JUDGED = 2000  # evidences of a case of the gate's sizes, a quarter of them at 5,000 rows
 CRASH = ("kills", "acknowledged", "lost", "doubled", "lost_bars", "state", "not_replayed")
 DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched block begins
 
@@ -147,6 +152,31 @@ def real(name: str) -> JsonObject:
     return gate(recorded(recording(RECORDINGS[name])), name.split()[0], listed(RECORDINGS[name]))
 
 
+def sizes(case: str) -> JsonObject:
+    """Judge simulated evidence of known truth; case = family, rows, and what the model is, between bars."""
+    from benchmarks.gate_scenarios import refusals
+
+    family, n, what = case.split("|")
+    return refusals(family, int(n), what, JUDGED if int(n) <= 1500 else JUDGED // 4, load_params())
+
+
+def size_cases() -> tuple[str, ...]:
+    """Return every case of `sizes`: perfect models of usual and of large skill, one among three, and bad ones."""
+    from benchmarks.gate_scenarios import OF_FAMILY, USUAL
+
+    return tuple(
+        f"{family}|{n}|{what}"
+        for family, bad in OF_FAMILY.items()
+        for n in (500, 1500, 5000)
+        for what in (USUAL[family], LARGE[family], *bad)
+    )
+
+
+def size_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
+    """Return the share of each case that the gate refused, with its Wilson interval."""
+    return {case["case"]: asdict(hit_rate(case["refused"], case["n"])) for case in found}
+
+
 def killed(seed: str) -> JsonObject:
     """Kill the decision service KILLS times under load, store on SQLite."""
     return hardship.crashes(KILLS, store_url="", seed=int(seed), bars_after=BARS_AFTER)
@@ -235,8 +265,10 @@ PARTS = {
     "drift_false_alarms": Part("stationary markets that raised a drift alarm", seeds(100), stationary, share("alarm")),
     "drift_detection": Part("drifted markets that raised a drift alarm", seeds(50), drifted,
                             lambda found: share("alarm")(found) | share("before_drift")(found)),
-    "gate_on_noise": Part("candidates trained on noise that the gate promoted", seeds(20), noise, share("promoted")),
-    "gate_on_planted_edge": Part("candidates trained on a planted edge that the gate promoted", seeds(20), planted,
+    "gate_sizes": Part("simulated evidence of known truth that the gate refused", size_cases(), sizes, size_figures),
+    "gate_on_noise": Part("candidates trained on noise that the gate promoted", seeds(NOISE_SEEDS), noise,
+                          share("promoted")),
+    "gate_on_planted_edge": Part("candidates trained on a planted edge that the gate promoted", seeds(10), planted,
                                  share("promoted")),
     "swaps": Part(f"cases of {SWAPS} champion swaps under load", seeds(4), swapped,
                   sum_of("swaps", "answers", "failed", "mb_at_tenth", "mb_at_last"), code=RUNNING),
@@ -248,6 +280,8 @@ PARTS = {
     "odd_inputs": Part(f"cases of {INPUTS:,} generated requests", seeds(10), odd_inputs, all_sums, code=RUNNING),
     "upgrade": Part("the release before, upgraded under load", ("previous",), upgraded, upgrade_figures, jobs=1,
                     code=RUNNING),
+    "predictor_100_epochs": Part("log loss of the default predictor less that of the stated 100 epochs", tuple(MARKETS),
+                                 epochs_compared, gains),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),
 }  # fmt: skip
 
@@ -255,7 +289,14 @@ PARTS = {
 # ---- stored, resumed ----------------------------------------------------------------------------------------------
 
 
-OTHERS = ("params.yaml", "flows/monitor.py", "flows/evaluate.py", "benchmarks/fixture.py", "benchmarks/evidence.py")
+OTHERS = (
+    "params.yaml",
+    "flows/monitor.py",
+    "flows/evaluate.py",
+    "benchmarks/fixture.py",
+    "benchmarks/evidence.py",
+    "benchmarks/predictor_epochs.py",
+)
 HARD = ("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py")  # under benchmarks/
 
 
@@ -320,8 +361,7 @@ def run(
     done = stored(path, again and not only, part.code)
     done = {case: figures for case, figures in done.items() if not (again and case in wanted)}
     todo = [case for case in part.cases if case not in done and case in wanted]
-    if part.run is real:
-        todo = [case for case in todo if recording(RECORDINGS[case]).is_file()]
+    todo = [case for case in todo if case not in RECORDINGS or recording(RECORDINGS[case]).is_file()]
     progress.print(f"{name}: {len(done)} of {len(part.cases)} cases stored, {len(todo)} to run")
     if todo:
         with ProcessPoolExecutor(min(part.jobs or jobs, len(todo)), multiprocessing.get_context("spawn")) as pool:
@@ -354,9 +394,11 @@ def main() -> None:
         parser.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     folder, progress = Settings().home / "evidence", Console(stderr=True)
     if options.write:
+        from benchmarks.gate_results import write_gate
         from benchmarks.results import write_faults
 
         print(write_faults(folder, ROOT / "docs" / "results" / "faults.md"))
+        print(write_gate(folder, ROOT / "docs" / "results" / "gate.md"))
         return
     table = Table(title=f"evidence, in full under {folder}", title_justify="left")
     for heading in ("part", "figure", "value", "95 % interval", "n"):

@@ -42,7 +42,6 @@ from serving.risk.exits import Exits, flatten, simulate_exits
 
 PAGE = ROOT / "docs" / "results" / "exits.md"
 PLANS = ("plain", "ladder", "trailing", "ladder_trailing")
-DRAWS = 1000
 LUCK = 0.025  # of a 95 % interval, beyond one end
 BITCOIN = "binance_spot_btcusdt_1m_2024.parquet"
 GOLD = "../forex/oanda_xauusd_1h_to_2015h1.parquet"
@@ -157,14 +156,9 @@ def compare_plans(market: Market, params: Params) -> tuple[list[PlanResult], int
 
 
 def over_plain(found: Sequence[PlanResult], params: Params) -> dict[str, Estimate]:
-    """Return plan → mean net bps less plain's on the same events; both sides from the same draws."""
+    """Return plan → mean net bps less plain's on the same events."""
     plain = found[0]
-    return {one.plan: _mean(one.net - plain.net, params) for one in found[1:]}
-
-
-def _mean(values: Floats, params: Params, cost_bps: float | None = None) -> Estimate:
-    """Return the mean with its 95 % moving-block bootstrap interval."""
-    return mean_estimate(values, DRAWS, params.seed, cost_bps)
+    return {one.plan: mean_estimate(one.net - plain.net) for one in found[1:]}
 
 
 def table(found: Sequence[PlanResult], params: Params) -> list[str]:
@@ -176,17 +170,17 @@ def table(found: Sequence[PlanResult], params: Params) -> list[str]:
         _line(("---", *["--:"] * (len(heads) + 2))),
     ]
     for one in found:
-        won = _mean(100.0 * (one.net > 0), params)
+        won = mean_estimate(100.0 * (one.net > 0))
         ways = " / ".join(f"{100.0 * (one.barrier == way).mean():.0f}" for way in (TARGET, STOP, TIME))
         lines.append(
             _line((
                 f"`{one.plan}`",
                 f"{len(one.net):,}",
-                format_estimate(_mean(one.net, params, float((one.gross - one.net).mean())), 2),
+                format_estimate(mean_estimate(one.net, float((one.gross - one.net).mean())), 2),
                 format_estimate(less[one.plan], 2) if one.plan in less else "–",
-                format_estimate(_mean(one.gross, params), 2),
+                format_estimate(mean_estimate(one.gross), 2),
                 format_estimate(won),
-                format_estimate(_mean(one.hours, params), 2),
+                format_estimate(mean_estimate(one.hours), 2),
                 f"{one.net.min():.0f}",
                 ways,
                 f"{100.0 * (one.legs > 0).mean():.0f}",
@@ -200,7 +194,7 @@ def verdict(found: Sequence[PlanResult], params: Params) -> str:
     less = over_plain(found, params)
     better = [f"`{plan}`" for plan, one in less.items() if one.low > 0.0]
     worse = [f"`{plan}`" for plan, one in less.items() if one.high < 0.0]
-    paying = [f"`{one.plan}`" for one in found if _mean(one.net, params).low > 0.0]
+    paying = [f"`{one.plan}`" for one in found if mean_estimate(one.net).low > 0.0]
     return _prose(f"""**Better than plain with the whole interval: {", ".join(better) or "none"}; worse:
     {", ".join(worse) or "none"}.** By luck alone {LUCK * len(less):.2f} of {len(less)} on either side. Net return above
     zero with the whole interval: {", ".join(paying) or "none"}.""")
@@ -236,12 +230,11 @@ def page(params: Params) -> str:
         `ladder_trailing` is both. Where prices have no drift no plan can change the mean of its trades (optional
         stopping), only their spread."""),
         "",
-        _prose(f"""A bar that reaches both stop and target counts as the stop; a bar that opens beyond the stop is
+        _prose("""A bar that reaches both stop and target counts as the stop; a bar that opens beyond the stop is
         closed at its open, a target is never better than its price; a bar moves the stop of the bars after it. *Net* is
         gross less the costs of a round trip, named with each market, whatever the number of parts: costs are shares of
-        what is traded.
-        *Hours open*: until the last part is closed. In brackets 95 % intervals of a moving-block bootstrap over the
-        events in time order, {DRAWS:,} draws, a difference from the same draws of both; many events overlap."""),
+        what is traded. *Hours open*: until the last part is closed. In brackets 95 % intervals, t on long
+        averages over the events in time order; many events overlap."""),
         "",
     ]
     for market in markets(params):

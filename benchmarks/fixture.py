@@ -74,6 +74,18 @@ def simulated(params: Params, history_days: int, live_days: int = 0, **changes: 
     return simulate(params.simulator.model_copy(update=wanted), tape=False).bars
 
 
+def snapshot(workspace: Path, bars: Floats, symbol: str, where: tuple[str | None, str | None] = SIMULATED) -> Path:
+    """Write 1-minute bars (n, 9) of venue and market `where` as the stages read them; return the workspace."""
+    (workspace / "data").mkdir(parents=True)
+    schemas.write_bars(schemas.to_frame(bars, "1m", None), workspace / "data" / "1m.parquet")
+    described = {"symbol": symbol, "timeframe": "1m", "file": "1m.parquet", "clock": "market"}
+    described |= dict(zip(("venue", "market"), where, strict=True))
+    (workspace / "data" / "manifest.json").write_text(json.dumps(described))
+    content = hashlib.md5((workspace / "data" / "1m.parquet").read_bytes(), usedforsecurity=False).hexdigest()
+    (workspace / "data.dvc").write_text(json.dumps({"outs": [{"md5": content}]}))  # the stages name the data by it
+    return workspace
+
+
 def train(
     workspace: Path, bars: Floats, symbol: str, params: Params, figures: bool = False,
     where: tuple[str | None, str | None] = SIMULATED,
@@ -82,14 +94,7 @@ def train(
 
     where  venue and market the bars are of
     """
-    (workspace / "data").mkdir(parents=True)
-    schemas.write_bars(schemas.to_frame(bars, "1m", None), workspace / "data" / "1m.parquet")
-    described = {"symbol": symbol, "timeframe": "1m", "file": "1m.parquet", "clock": "market"}
-    described |= dict(zip(("venue", "market"), where, strict=True))
-    (workspace / "data" / "manifest.json").write_text(json.dumps(described))
-    content = hashlib.md5((workspace / "data" / "1m.parquet").read_bytes(), usedforsecurity=False).hexdigest()
-    (workspace / "data.dvc").write_text(json.dumps({"outs": [{"md5": content}]}))  # the stages name the data by it
-    with contextlib.chdir(workspace), contextlib.redirect_stdout(sys.stderr):
+    with contextlib.chdir(snapshot(workspace, bars, symbol, where)), contextlib.redirect_stdout(sys.stderr):
         stages.build_features(params)
         stages.build_labels(params)
         stages.fit_family(FAMILY, params)

@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
 
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter
@@ -27,10 +27,10 @@ from pipelines.contracts import (
     CLOSE,
     OPEN_TIME,
     Books,
+    Bools,
     ContextFeed,
     Estimate,
     Floats,
-    Ints,
     utc,
 )
 from pipelines.costs import Costs, costs_of, target_cost_bps, trade_cost_bps
@@ -41,9 +41,8 @@ from pipelines.data.readers.context import merge_feeds, read_context
 from pipelines.data.readers.files import read
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
-from pipelines.evaluation.deflation import deflated_sharpe, overfitting_probability
-from pipelines.evaluation.gates import excess_of_chosen
-from pipelines.evaluation.metrics import lift_estimate, mean_estimate, most_confident, statistic_estimate
+from pipelines.evaluation.deflation import deflated_sharpe, overfitting_probability, sharpe_of
+from pipelines.evaluation.metrics import chosen, lift_estimate, mean_estimate, mean_of_chosen, ranks_within
 from pipelines.evaluation.pooling import LEAST
 from pipelines.evaluation.signals import format_estimate
 from pipelines.evaluation.weights import (
@@ -227,30 +226,30 @@ def figures(market_events: EvaluationSet, judged: WalkForwardForecasts, params: 
     label, gross = market_events.events.label, market_events.events.gross_bps[judged.rows]
     net, cost = gross - market_events.cost_bps[judged.rows], float(market_events.cost_bps[judged.rows].mean())
     loss, found = losses(judged, label), []
-    draws, seed, coverage = params.gate.bootstrap, params.seed, params.gate.coverage
     for way in WEIGHTINGS:
         p, weights = judged.p[way], judged.weights[way]
-        chosen = most_confident(p, coverage)
+        taken = confident(judged, p, params.gate.coverage)
         # looked at over all folds, and the choice among the ways itself
         trials = judged.trials[way] + len(WEIGHTINGS)
         found.append(
             Figure(
                 way,
                 float(loss[way].mean()),
-                mean_estimate(1e3 * (loss["stated"] - loss[way]), draws, seed),
-                statistic_estimate(_net(p, net, coverage), len(p), draws, seed, cost),
-                lift_estimate(p, gross, coverage, draws, seed),
+                mean_estimate(1e3 * (loss["stated"] - loss[way])),
+                mean_of_chosen(net, taken, cost),
+                lift_estimate(taken, gross),
                 trials,
-                deflated_sharpe(gross[chosen] - gross.mean(), trials),
+                deflated_sharpe(sharpe_of(gross - gross.mean(), taken), trials),
                 weights.mean(axis=0) if len(weights) == len(p) else weights[-1],
             )
         )
     return found
 
 
-def _net(p: Floats, net: Floats, coverage: float) -> Callable[[Ints], float]:
-    """Return a function of row numbers: the mean net bps of their most confident share."""
-    return lambda rows: float(net[rows][most_confident(p[rows], coverage)].mean())
+def confident(judged: WalkForwardForecasts, p: Floats, coverage: float) -> Bools:
+    """Return (m,) the most confident share of each test fold: weights are fitted a fold, so p is compared in one."""
+    fold = np.cumsum(np.diff(judged.base_rate, prepend=judged.base_rate[0]) != 0.0)  # each fold has its own base rate
+    return chosen(ranks_within(p, fold), coverage)
 
 
 def gains_over_base_rate(
@@ -260,8 +259,7 @@ def gains_over_base_rate(
     label = market_events.events.label[judged.rows]
     plain = log_losses(judged.base_rate, label)
     return {
-        way: mean_estimate(1e3 * (plain - loss), params.gate.bootstrap, params.seed)
-        for way, loss in losses(judged, market_events.events.label).items()
+        way: mean_estimate(1e3 * (plain - loss)) for way, loss in losses(judged, market_events.events.label).items()
     }
 
 
@@ -323,7 +321,10 @@ def evaluate_market(market_events: EvaluationSet, params: Params) -> MarketSecti
     judged = walk_forward(market_events, params)
     results, base = figures(market_events, judged, params), gains_over_base_rate(market_events, judged, params)
     gross = market_events.events.gross_bps[judged.rows]
-    each = [excess_of_chosen(judged.p[way], gross, params.gate.coverage) for way in WEIGHTINGS]
+    each = [
+        np.where(confident(judged, judged.p[way], params.gate.coverage), gross - gross.mean(), 0.0)
+        for way in WEIGHTINGS
+    ]
     pbo = overfitting_probability(np.column_stack(each))
     print(f"{market_events.title}: {len(judged.rows):,} events in {perf_counter() - started:.0f} s", file=sys.stderr)
     shares = zip(CATEGORIES, market_events.active_share, strict=True)
@@ -376,7 +377,7 @@ def page(found: Sequence[MarketSection], params: Params) -> str:
             _prose(f"""*Saves*: mean log loss of the other forecast less this one's on the same events, in thousandths
             of a nat. *Top*: the {params.gate.coverage:.0%} with the highest probability of all the out-of-sample
             events, after the costs named with each market; *lift*: before cost, over all events. In
-            brackets 95 % intervals of a moving-block bootstrap over the events. *Candidates*: weights tried for the row
+            brackets 95 % intervals, t on long averages over the events. *Candidates*: weights tried for the row
             over all folds, and the {len(WEIGHTINGS)} rows themselves. *Deflated*: chance that the lift's Sharpe ratio
             is above what the best of so many candidates without skill would show; candidates of one search are near
             each other, so this is stricter than it need be, and all were tried inside the training windows."""),

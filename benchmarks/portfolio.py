@@ -37,7 +37,6 @@ PAGE = ROOT / "docs" / "results" / "portfolio.md"
 YEAR_S = 365.25 * DAY_S
 WINDOW_WEEKS = 26
 BAND_SHARE = 0.2  # of 1/N: half the width of a band
-DRAWS = 1000
 BASELINE = "equal"
 
 
@@ -144,9 +143,7 @@ def walk_all(market: Market, band: float, params: Params) -> list[Walked]:
         walk(market.returns, method, market.every, window, cost_bps, band, given=market.given)
         for method in sorted(METHODS, key=lambda name: name != BASELINE)
     ]
-    return [
-        Walked(path, figures(path, paths[0], market.rows_a_year, market.every, DRAWS, params.seed)) for path in paths
-    ]
+    return [Walked(path, figures(path, paths[0], market.rows_a_year)) for path in paths]
 
 
 def table(found: Sequence[Walked]) -> list[str]:
@@ -212,7 +209,7 @@ def band_effect(market: Market, plain: Sequence[Walked], banded: Sequence[Walked
     for one, other in zip(banded, plain, strict=True):
         if one.path.never_allocated:
             continue
-        difference = figures(one.path, other.path, market.rows_a_year, market.every, DRAWS, params.seed)
+        difference = figures(one.path, other.path, market.rows_a_year)
         before, after = 1e4 * other.figures.cost, 1e4 * one.figures.cost
         lines.append(
             _line((
@@ -283,7 +280,7 @@ def page(params: Params) -> str:
         skfolio's, on a covariance shrunk by Ledoit and Wolf; *max Sharpe* counts what getting there costs. *Net return*
         is compounded.
         *Over 1/N* is the difference to equal weights on the same rows at the same cost and band. In brackets 95 %
-        intervals of a moving-block bootstrap, both sides of a difference from the same {DRAWS:,} draws. *Turnover*:
+        intervals, t on long averages of the rows' influences. *Turnover*:
         bought and sold, in portfolios. A method that abstains keeps its positions."""),
         "",
         _prose(f"""With a band, an asset is left alone while its share is within {BAND_SHARE:g}/N of its target; beyond,

@@ -18,6 +18,7 @@ from benchmarks.measured import Row, pairs, spread
 from pipelines.contracts import Decision, Floats
 from pipelines.errors import BellwetherError
 from pipelines.settings import load_params
+from pipelines.tails import BURN_IN, VOLATILITY_BARS
 from serving.policy import kernel as decision_kernel
 from serving.policy.decision_row import flatten
 from serving.risk.exposure import ES_LEVEL, market_of, scenarios_of
@@ -41,7 +42,8 @@ def account_and_closes() -> tuple[Account, dict[str, Floats]]:
         name: np.column_stack([times, 100 * np.exp(np.cumsum(market + rng.normal(0, 0.002, CLOSES)))])
         for name in SYMBOLS
     }
-    account = Account(scenarios=scenarios_of(closes, HORIZON_S))
+    scenarios = scenarios_of(closes, HORIZON_S, load_params().risk.tail)
+    account = Account(scenarios=scenarios, newest_closes=lambda name: closes[name][:, 1])
     for i in range(POSITIONS):
         at = NOW - timedelta(seconds=i + 1)
         side = 1 if rng.random() < 0.6 else -1
@@ -70,9 +72,19 @@ def check(account: Account, flat: Floats, row: Floats, out: Floats, symbol: str,
 
 def from_tables(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind: str, side: float) -> dict[str, float]:
     """Return the same exposures computed from tables, the usual way: nothing is carried over between two calls."""
-    returns = (closes.shift(-int(HORIZON_S // STEP_S)) / closes - 1).dropna()
-    returns = returns[(returns.index % (HORIZON_S / 4)) == 0]
-    net = open_now.groupby("symbol")["signed"].sum().reindex(returns.columns).fillna(0.0)
+    decay = load_params().risk.tail.decay
+    weights = decay ** np.arange(VOLATILITY_BARS)
+    squares = (closes / closes.shift(1) - 1).iloc[1:] ** 2
+    volatility = squares.apply(
+        lambda of: np.sqrt(np.convolve(of, weights)[: len(of)] / np.convolve(np.ones(len(of)), weights)[: len(of)])
+    )
+    volatility.iloc[: BURN_IN - 1] = np.nan
+    ahead = closes.shift(-int(HORIZON_S // STEP_S)) / closes - 1
+    plain = ahead[volatility.notna().all(axis=1).reindex(ahead.index, fill_value=False)].dropna()
+    plain = plain[(plain.index % (HORIZON_S / 4)) == 0]
+    filtered = plain / volatility.loc[plain.index] * volatility.iloc[-1]
+    counted = (filtered,) if load_params().risk.tail.filter_alone(STEP_S) else (filtered, plain)
+    net = open_now.groupby("symbol")["signed"].sum().reindex(plain.columns).fillna(0.0)
     size = open_now["signed"].abs()
 
     def shortfall(earned: pd.Series) -> float:
@@ -81,15 +93,15 @@ def from_tables(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind:
         worst = np.sort(earned.to_numpy())[: int(share) + 1]
         return float(-(worst[:-1].sum() + (share - int(share)) * worst[-1]) / share)
 
-    unit = {name: (shortfall(returns[name]), shortfall(-returns[name])) for name in returns}
-    together = returns.corr()[symbol] * net * side
+    unit = {name: tuple(max(shortfall(side * of[name]) for of in counted) for side in (1.0, -1.0)) for name in plain}
+    together = plain.corr()[symbol] * net * side
     return {
         "gross": float(size.sum()),
         "strategy": float(size[open_now["kind"] == kind].sum()),
         "market": float(size[open_now["symbol"].map(market_of) == market_of(symbol)].sum()),
         "asset": float(size[open_now["symbol"] == symbol].sum()),
         "correlated": float(together.clip(lower=0).sum()),
-        "es": shortfall((returns * net).sum(axis=1)),
+        "es": max(shortfall((of * net).sum(axis=1)) for of in counted),
         "stress": float(sum(abs(w) * unit[name][0 if w > 0 else 1] for name, w in net.items())),
         "es_unit": unit[symbol][0 if side > 0 else 1],
     }

@@ -262,8 +262,8 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
         "## Resampled times and broken correlations, pairs hourly",
         "",
         _prose("""Largest loss and drawdown on the way of ten days (240 hours of an open market) drawn
-        in blocks from the history (a stop closes at
-        the end of the hour that went beyond it). Breakdown: a day's loss where correlations are at their harmful
+        from the history in blocks as long, so that falls which last for days stay whole (a stop closes at the end of
+        the hour that went beyond it). Breakdown: a day's loss where correlations are at their harmful
         extreme and volatility at its 99 % quantile; stops do not count on it. Next to it: if the two were independent,
         and at the correlation that was recorded."""),
         "",

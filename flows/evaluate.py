@@ -62,12 +62,19 @@ def champion_on_unseen(installation: Installation, model: Model, at: Ints) -> Fl
 def gather(installation: Installation, family: str) -> Evidence:
     """Return what the gate reads, from the stage outputs of the newest snapshot and the current champion."""
     folder = installation.workspace / "artifacts" / family
-    trials = max(1, installation.store.count_trials(family))
+    trials, sharpes = max(1, installation.store.count_trials(family)), trial_sharpes(installation, family)
     champion = rival(installation, family)
     if champion is None:
-        return evidence_of(folder, None, trials)
+        return evidence_of(folder, None, trials, trial_sharpes=sharpes)
     unseen = champion_on_unseen(installation, champion, read_oof(folder)["row"])
-    return evidence_of(folder, unseen, trials, paired_losses(installation, champion))
+    return evidence_of(folder, unseen, trials, paired_losses(installation, champion), sharpes)
+
+
+def trial_sharpes(installation: Installation, family: str) -> list[float]:
+    """Return the Sharpe ratio of the lift of each registered version of the family whose run in MLflow has one."""
+    runs = [version.run_id for version in installation.tracking.versions(family)]
+    found = [installation.tracking.metrics(run).get("lift_sharpe.value") for run in runs]
+    return [ratio for ratio in found if ratio is not None]
 
 
 def paired_losses(installation: Installation, champion: Model) -> Floats:
@@ -184,13 +191,15 @@ def verdict_markdown(verdict: Verdict, version: str, link: str) -> str:
         f"# {verdict.family} version {version}: {'passed' if verdict.passed else 'refused'}",
         f"[Evidence in MLflow]({link})",
         "",
-        "| check | value | 95 % interval | required | n |",
-        "|---|---|---|---|---|",
+        "| check | value | 95 % interval | required | detectable | n |",
+        "|---|---|---|---|---|---|",
     ]
     for c in verdict.checks:
         value = "–" if c.value is None else f"{c.value:.4g}"
         interval = "" if c.low is None or c.high is None else f"[{c.low:.4g}, {c.high:.4g}]"
-        lines.append(f"| {'✓' if c.passed else '✗'} {c.name} | {value} | {interval} | {c.threshold} | {c.n:,} |")
+        least = "" if c.detectable is None else f"{c.detectable:.2g}"
+        mark = "✓" if c.passed else "✗"
+        lines.append(f"| {mark} {c.name} | {value} | {interval} | {c.threshold} | {least} | {c.n:,} |")
     return "\n".join(lines)
 
 

@@ -60,7 +60,8 @@ def observed(symbol: str) -> MarketData:
 @task
 def check(frame: pd.DataFrame, as_of: datetime) -> QualityReport:
     """Return the clean rows, the quarantined ones with their reasons, and the score."""
-    return assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), as_of)
+    rules = open_installation().params.data.quality
+    return assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), as_of, rules=rules)
 
 
 @task

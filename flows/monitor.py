@@ -156,8 +156,7 @@ def trip_model(installation: Installation, symbol: str, loss: LossDrift | None) 
     if not traded:
         return None
     cost_bps = float(np.mean([outcome.cost_bps for outcome in traded]))
-    net = np.array([outcome.net_bps for outcome in traded])
-    net_bps = mean_estimate(net, params.gate.bootstrap, params.seed, cost_bps)
+    net_bps = mean_estimate(np.array([outcome.net_bps for outcome in traded]), cost_bps)
     about = f"{DECISION_FAMILY} champion version {champion.to_version} at {symbol}"
     why = triggered(BreakerInputs(about, loss_drift=True, traded=net_bps), params).get("model")
     if why is not None and installation.store.trip("model", now(), why):

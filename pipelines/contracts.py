@@ -288,7 +288,11 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Hold one line of a verdict; `passed` None means it could not be computed, for the reason in `detail`."""
+    """Hold one line of a verdict; `passed` None means it could not be computed, for the reason in `detail`.
+
+    detectable  of a check of skill, in the unit of its value: the smallest true value that so many rows show to be
+                above zero in 95 of 100 cases; None where the check asks for something else
+    """
 
     name: str
     passed: bool | None
@@ -298,6 +302,7 @@ class Check:
     threshold: str
     n: int
     detail: str = ""
+    detectable: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,21 @@ class ExchangeParams(_Frozen):
     silence_bars: int = Field(gt=0)
 
 
+class QualityParams(_Frozen):
+    """Set from where on bars are flagged: a standstill, a jump, two sources that differ."""
+
+    stale_bars: int = Field(default=10, ge=2)
+    jump_mads: float = Field(default=20.0, gt=0)
+    divergent_mads: float = Field(default=20.0, gt=0)
+    divergent_bps: float = Field(default=5.0, ge=0)
+
+
 class DataParams(_Frozen):
     """Set the timeframe to decide on, and the quality and age of data."""
 
     decision_timeframe: str
     quality_floor: float = Field(gt=0, le=1)
+    quality: QualityParams = QualityParams()
     live_days: int = Field(ge=0)
     retention_days: int = Field(gt=0)
     exchange: ExchangeParams
@@ -150,6 +160,13 @@ class SplitParams(_Frozen):
     folds: int = Field(ge=2)
     min_train_fraction: float = Field(gt=0, lt=1)
     calibration_stretches: int = Field(ge=2)
+    recent_share: float = Field(gt=0, lt=1)
+
+
+class BaselineParams(_Frozen):
+    """Define the logistic baselines and the logistic member of the directional ensemble. `logistic_c`: 1 / L2."""
+
+    logistic_c: float = Field(gt=0)
 
 
 class ForestParams(_Frozen):
@@ -237,6 +254,8 @@ class RegimeParams(_Frozen):
     sentiment_edges: tuple[float, float, float, float]
     softness: float = Field(gt=0)
     em_iterations: int = Field(gt=0)
+    prior_rows: float = Field(ge=0)
+    prior_moves: float = Field(gt=0)
     novelty_quantile: float = Field(gt=0, lt=1)
 
 
@@ -258,21 +277,27 @@ class EnsembleParams(_Frozen):
 
 
 class GateParams(_Frozen):
-    """Set what a candidate has to reach before it may be promoted."""
+    """Set what a candidate has to reach before it may be promoted; docs/results/power.md has the reason of each."""
 
     min_events: int
     coverage: float = Field(gt=0, le=1)
     bootstrap: int = Field(ge=100)
-    max_ece: float
-    leak_auc: float
-    min_deflated_sharpe: float
-    max_pbo: float
+    size: float = Field(gt=0, lt=0.5)
+    max_calibration_error: float = Field(gt=0, lt=1)
+    min_cells: int = Field(ge=60)
+    leak_auc: float = Field(gt=0.5, lt=1)
+    leak_auc_sure: float = Field(gt=0.5, lt=1)
+    leak_auc_low: float = Field(gt=0.5, lt=1)
+    min_deflated_sharpe: float = Field(gt=0, lt=1)
+    max_pbo: float = Field(ge=0, lt=1)
     min_schema_coverage: float
     max_novel_share: float
     max_parity_gap: float
     max_latency_ms: float
-    min_improvement: float
-    min_paired: int
+    against_champion: Literal["superior", "non_inferior"]
+    min_improvement_share: float = Field(ge=0)
+    non_inferiority_share: float = Field(gt=0, le=1)
+    min_paired: int = Field(ge=60)
 
 
 class ImportanceParams(_Frozen):
@@ -378,6 +403,23 @@ class BudgetParams(_Frozen):
     max_stress: float
 
 
+class TailParams(_Frozen):
+    """Set the forecast behind the budgets of the tail: the filter, and the timeframes on which it counts alone."""
+
+    decay: float = Field(gt=0, lt=1)
+    filtered_alone: list[Literal["1m", "5m", "15m", "1h", "4h", "1d"]]
+
+    def filter_alone(self, step_s: float) -> bool:
+        """Return whether filtered history alone forecasts the tail on decision bars of `step_s` seconds."""
+        from pipelines.contracts import TIMEFRAME_SECONDS  # imports numpy, which commands without arrays need not load
+
+        return step_s in {float(TIMEFRAME_SECONDS[name]) for name in self.filtered_alone}
+
+    def method(self, step_s: float) -> str:
+        """Return the name of the forecast on decision bars of `step_s` seconds, for the record of a decision."""
+        return "filtered_historical" if self.filter_alone(step_s) else "larger of filtered_historical and historical"
+
+
 class Stage(_Frozen):
     """Define one stage of the drawdown limit: from `at` of the limit on, sizes are multiplied by `size`."""
 
@@ -414,6 +456,7 @@ class RiskParams(_Frozen):
     regime_multiplier: dict[str, float]
     regime_limits: dict[str, RegimeLimit]
     budgets: BudgetParams
+    tail: TailParams
     stages: StageParams
     max_open: int
     max_trades_per_day: int
@@ -443,6 +486,7 @@ class BreakerParams(_Frozen):
 
     spike_atr: float = Field(gt=1)
     book_bars: int = Field(ge=20)
+    min_books: int = Field(ge=2)
     spread_multiple: float = Field(gt=1)
     depth_share: float = Field(gt=0, lt=1)
     stale_bars: int = Field(ge=1)
@@ -454,9 +498,11 @@ class BreakerParams(_Frozen):
 
     @model_validator(mode="after")
     def _check_limits(self) -> "BreakerParams":
-        """Refuse a limit of rejected fills that can never be reached."""
+        """Refuse a limit of rejected fills, or of recorded books, that can never be reached."""
         if self.max_rejected > self.fills:
             raise ValueError(f"max_rejected {self.max_rejected} can never be reached among {self.fills} fills")
+        if self.min_books > self.book_bars:
+            raise ValueError(f"min_books {self.min_books} can never be recorded in {self.book_bars} bars")
         return self
 
 
@@ -494,6 +540,7 @@ class Params(_Frozen):
     labels: LabelParams
     exits: ExitParams
     splits: SplitParams
+    baselines: BaselineParams
     validator: ValidatorParams
     predictor: PredictorParams
     pattern: PatternParams

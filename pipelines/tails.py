@@ -4,11 +4,36 @@ value.
 Both the tests of forecasts (`evaluation.tail_risk`) and the risk engine's budgets use them.
 """
 
+import math
+
 import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import Floats
 from pipelines.errors import BadShape, BadValues
+
+VOLATILITY_BARS, BURN_IN = 128, 20  # returns that a volatility rests on, and the fewest it is given for
+
+
+@kernel
+def ewma_volatility(prices: Floats, decay: float) -> Floats:
+    """Return (n,) volatility known at each price: root of the weighted mean square of the returns up to it, a fraction.
+
+    prices  (n,) float64, above 0, in time order; decay  float64 in (0, 1): the weight of a return against the next one
+    It rests on the newest VOLATILITY_BARS returns, so that a service that holds these prices and a run over the whole
+    history give the same bytes. NaN under BURN_IN returns, and where a price among them is NaN.
+    Source: RiskMetrics 1996, sec. 5.2
+    """
+    n = prices.shape[0]
+    found = np.full(n, np.nan)
+    for i in range(BURN_IN, n):
+        total, weights, weight = 0.0, 0.0, 1.0
+        for j in range(i, max(i - VOLATILITY_BARS, 0), -1):
+            total += weight * (prices[j] / prices[j - 1] - 1.0) ** 2
+            weights += weight
+            weight *= decay
+        found[i] = math.sqrt(total / weights)
+    return found
 
 
 @kernel

@@ -162,20 +162,27 @@ def publish_warm_start(
     data_hash: str,
     hits: int,
     n: int,
+    effective: float | None = None,
     miss_atr: float | None = None,
     reference: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Copy a stage's warm start to `into/<digest>` with its data version; return {data_hash, digest, path}.
 
-    hits, n  of the traditional consensus: events whose target was touched first, and resolved events
-    miss_atr  what its other events returned, see WarmStart; None = not known
+    hits, n    of the traditional consensus: events whose target was touched first, and resolved events
+    effective  independent events these are worth, see `hit_rate`; None: labels of release 0.5.0, which did not say
+    miss_atr   what its other events returned, see WarmStart; None = not known
     """
     read_warm_start(stage)  # an unreadable warm start is never published
     draft = into / f".{data_hash[:16]}"
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(stage, draft)
     meta = json.loads((draft / "meta.json").read_text())
-    traditional = {"hits": int(hits), "n": int(n), "miss_atr": miss_atr}
+    traditional = {
+        "hits": int(hits),
+        "n": int(n),
+        "effective": None if effective is None else float(effective),
+        "miss_atr": miss_atr,
+    }
     meta |= {"data_hash": data_hash, "traditional": traditional, "reference": dict(reference or {})}
     digest = _seal(draft, meta)
     path = into / digest
@@ -237,7 +244,7 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         category_scores=CategoryScores.from_json(content[scores_file].decode()),
         clock=meta["clock"] if meta.get("clock") in MODES else None,
         data_hash=meta["data_hash"],
-        traditional=hit_rate(traditional["hits"], traditional["n"]) if traditional and traditional["n"] else None,
+        traditional=_record_of(meta["traditional"]),
         traditional_miss_atr=traditional.get("miss_atr") if traditional else None,
         reference=meta["reference"],
         digest=digest,
@@ -251,6 +258,16 @@ def _with_half_spread(bars: Floats) -> Floats:
     if bars.shape[1:] != (BAR_WIDTH - 1,):
         return bars
     return np.column_stack([bars, np.full(len(bars), np.nan)])
+
+
+def _record_of(stored: Mapping[str, float | None] | None) -> Estimate | None:
+    """Return the stored record of the traditional consensus; None without a resolved event.
+
+    One of release 0.5.0 does not say how many independent events it is worth and keeps the interval it had.
+    """
+    if not stored or not (n := stored["n"]):
+        return None
+    return hit_rate(int(stored["hits"] or 0), int(n), stored.get("effective"))
 
 
 def _parts(kind: type[T], arrays: Arrays, name: str) -> T:
@@ -279,14 +296,16 @@ def weekly_closures(bars: Floats, step_s: int) -> Bools:
     return closed
 
 
-def hit_rate(hits: int, n: int) -> Estimate:
-    """Return the share of hits with its 95 % Wilson interval.
+def hit_rate(hits: int, n: int, effective: float | None = None) -> Estimate:
+    """Return the share of hits among n cases with its 95 % Wilson interval.
 
-    Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209-212.
+    effective  how many independent cases they are worth, in (0, n]: of events that overlap the sum of their uniqueness;
+               None = they are independent
+    Source     Wilson 1927, J. Am. Stat. Assoc. 22, 209-212; uniqueness López de Prado 2018, ch. 4
     """
-    p, z2 = hits / n, _Z * _Z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * float(np.sqrt(p * (1 - p) / n + z2 / (4 * n * n)))
+    p, z2, m = hits / n, _Z * _Z, float(n) if effective is None else effective
+    centre = (p + z2 / (2 * m)) / (1 + z2 / m)
+    half = _Z / (1 + z2 / m) * float(np.sqrt(p * (1 - p) / m + z2 / (4 * m * m)))
     return Estimate(p, max(centre - half, 0.0), min(centre + half, 1.0), n)
 
 

@@ -19,11 +19,13 @@ from pipelines.settings import ROOT, load_params
 def test_every_benchmark_the_readme_names_exists():
     named = set(re.findall(r"benchmarks[./](\w+)", (ROOT / "README.md").read_text()))
     named -= {
+        "columns",
         "evidence",
         "exits",
         "fusion",
         "portfolio",
         "signals",
+        "simulator_edge",
         "stress",
         "tail_risk",
     }

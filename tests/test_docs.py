@@ -197,7 +197,10 @@ def sentences_of(writer):
     return [text for text in (" ".join(text.split()) for text in texts) if len(text) > 30]
 
 
-@pytest.mark.parametrize("writer", ["exits", "fusion", "portfolio", "signals", "stress", "tail_risk"])
+@pytest.mark.parametrize(
+    "writer",
+    ["columns", "exits", "fusion", "portfolio", "signals", "simulator_edge", "stress", "tail_risk", "thresholds"],
+)
 def test_a_measured_page_has_the_words_of_its_writer(writer):
     page = " ".join((ROOT / "docs" / "results" / f"{writer.replace('_', '-')}.md").read_text().split())
     missing = [text for text in sentences_of(writer) if text not in page]

@@ -25,6 +25,9 @@ def check(
     ] = None,
     venue: Venue = None,
     market: MarketKind = None,
+    against: Annotated[
+        Path | None, typer.Option(help="File of the same market from elsewhere, to compare closes with.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a data file without starting anything.
@@ -34,7 +37,7 @@ def check(
     from bellwether.operations.check import check as check_file
     from flows.support.installation import now
 
-    found = check_file(file, symbol, context or [], load_params(settings().params_file), now(), venue, market)
+    found = check_file(file, symbol, context or [], load_params(settings().params_file), now(), against, venue, market)
     emit({**asdict(found), "passed": found.passed}) if as_json else show_checked(found)
     if not found.passed:
         raise typer.Exit(1)
@@ -67,6 +70,17 @@ def show_checked(found: "Checked") -> None:
         [[name, family.explanation, family.reads, _absent_by_input(family.absent)]
          for name, family in found.families.items()],
     )  # fmt: skip
+    if other := found.against:
+        table(
+            f"compared with {other['file']}, {other['timeframe']} closes",
+            ["what", "found"],
+            [
+                ["bars in both", f"{other['shared']:,}"],
+                ["usual distance", f"{other['median_bps']:+.2f} bps"],
+                ["bars that differ otherwise", f"{other['divergent']:,}"],
+                *([f"at {stamp}", f"{bps:+.1f} bps"] for stamp, bps in other["largest"].items()),
+            ],
+        )
     verdict = "passed" if found.passed else "refused: fix the file, or lower data.quality_floor in params.yaml"
     line(f"quality {found.score:.3f}, floor {found.floor}: {verdict}")
 

@@ -92,7 +92,8 @@ def show_risk(found: Mapping[str, Any]) -> None:
     tail = found["tail"]
     if tail["by_asset"]:
         table(
-            f"expected shortfall at {tail['level']:g} over {tail['hours']:g} h, {tail['scenarios']:,} scenarios, "
+            f"expected shortfall at {tail['level']:g} over {tail['hours']:g} h by "
+            f"{', '.join(sorted(set(tail['methods'].values())))}, {tail['scenarios']:,} scenarios, "
             f"concentration {tail['concentration']:.2f}",
             ["asset", "net", "contribution"],
             [[name, number(part["net"], 4), number(part["es"], 5)] for name, part in tail["by_asset"].items()],

@@ -21,10 +21,10 @@ from pipelines.contracts import (
     Floats,
 )
 from pipelines.costs import costs_of, venue_of
-from pipelines.data.quality import QualityReport, assess
-from pipelines.data.schemas import to_matrix
+from pipelines.data.quality import QualityReport, assess, cross_source_divergence
+from pipelines.data.schemas import to_frame, to_matrix
 from pipelines.data.sources import Records, make_source, normalise_symbol
-from pipelines.data.timeframes import infer_timeframe
+from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES, absent_columns
 from pipelines.models import pattern_view
@@ -36,6 +36,22 @@ from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 ROWS_ARE_EVENTS = ("validator", "pattern")  # their number is known only after signals were folded
 NAMED_GAPS = 5
 UNNAMED = "UNNAMED/USD"  # the symbol a file is read as if none is given: assessing bars needs none
+
+
+class Difference(TypedDict):
+    """Report how a second source of the same market differs.
+
+    timeframe   of the comparison: the coarser of the two
+    shared      bars in both; median_bps how far the checked file usually lies above the other, basis points of price
+    divergent   shared bars whose closes differ otherwise than usual; largest: open (ISO 8601) → basis points
+    """
+
+    file: str
+    timeframe: str
+    shared: int
+    median_bps: float
+    divergent: int
+    largest: dict[str, float]
 
 
 Gap = TypedDict("Gap", {"from": str, "until": str, "bars": int})  # ISO 8601 opens of a gap, and its missing bars
@@ -66,6 +82,7 @@ class Checked:
     spread_bps    mean spread of the bars that have one, basis points of the close; None where no bar has
     spread_share  share of the bars that have one; trades on the others are executed at mid and pay the spread of costs
     history_bars  decision bars before the last days, which are set aside for the live service
+    against       how a second source differs, None without one; it lowers no score, as it does not show which is wrong
     """
 
     file: str
@@ -88,6 +105,7 @@ class Checked:
     spread_share: float
     history_bars: int
     families: dict[str, Training]
+    against: Difference | None = None
 
     @property
     def passed(self) -> bool:
@@ -96,18 +114,20 @@ class Checked:
 
 
 def check(
-    path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime, venue: str | None = None,
-    market: str | None = None,
+    path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime, against: Path | None = None,
+    venue: str | None = None, market: str | None = None,
 ) -> Checked:  # fmt: skip
-    """Read the file as ingest does and assess it as of `at` (aware). Raises what the files source raises.
+    """Read the file as ingest does and assess it as of `at` (aware).
 
+    against  a file of the same market from elsewhere, to compare with
     venue, market  where it was recorded, None = not stated
+    Raises   what the files source raises; NotEnoughData where the two files share fewer than ten bars
     """
     name = normalise_symbol(symbol or UNNAMED)
     source = make_source("files", path=path, venue=venue, market=market)
     frame = source.fetch(name, as_of=at, ingested_at=at)
     timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
-    report = assess(frame, timeframe, at)
+    report = assess(frame, timeframe, at, rules=params.data.quality)
     bars = to_matrix(report.clean)
     decision_tf = params.data.decision_timeframe_for(timeframe)
     given = recorded_inputs(bars, market_records(source, name, [str(file) for file in context], at))
@@ -138,7 +158,43 @@ def check(
         spread_share=len(spread) / max(len(bars), 1),
         history_bars=n,
         families={family: training(family, given, n, params) for family in FAMILIES},
+        against=None if against is None else difference(report.clean, timeframe, against, name, at, params),
     )
+
+
+def difference(
+    clean: pd.DataFrame, timeframe: str, against: Path, symbol: str, at: datetime, params: Params
+) -> Difference:
+    """Return how the clean bars of a file differ from those of another file of the same market (D5).
+
+    Both are compared on the coarser of their timeframes. Raises as `check`.
+    """
+    other = make_source("files", path=against)
+    theirs = other.fetch(symbol, as_of=at, ingested_at=at)
+    theirs_tf = infer_timeframe(to_matrix(theirs)[:, OPEN_TIME])
+    shared_tf = max(timeframe, theirs_tf, key=TIMEFRAME_SECONDS.__getitem__)
+    found = cross_source_divergence(
+        _coarser(clean, timeframe, shared_tf),
+        _coarser(assess(theirs, theirs_tf, at).clean, theirs_tf, shared_tf),
+        params.data.quality,
+    )
+    worst = found.flagged.reindex((found.flagged["bps"] - found.median_bps).abs().nlargest(NAMED_GAPS).index)
+    return Difference(
+        file=str(against),
+        timeframe=shared_tf,
+        shared=found.n,
+        median_bps=found.median_bps,
+        divergent=len(found.flagged),
+        largest={stamp.isoformat(): float(bps) for stamp, bps in zip(worst["open_time"], worst["bps"], strict=True)},
+    )
+
+
+def _coarser(clean: pd.DataFrame, timeframe: str, target: str) -> pd.DataFrame:
+    """Return clean bars of `timeframe` as bars of `target`."""
+    if timeframe == target:
+        return clean
+    bars = resample(to_matrix(clean), TIMEFRAME_SECONDS[timeframe], TIMEFRAME_SECONDS[target])
+    return to_frame(bars, target, None)
 
 
 def score_parts(report: QualityReport) -> dict[str, float]:

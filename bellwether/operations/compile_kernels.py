@@ -138,7 +138,7 @@ def warm_turn(params: Params) -> None:
         ),
     )
     closes = np.column_stack([bars[:, OPEN_TIME] + step_s, bars[:, CLOSE]])
-    loop = live_core(params, scenarios_of({"": closes}, params.labels.horizon_bars * step_s))
+    loop = live_core(params, scenarios_of({"": closes}, params.labels.horizon_bars * step_s, params.risk.tail))
     fill, end, gross = np.full((3, len(bars)), np.nan)
     fill[found.index], end[found.index], gross[found.index] = labels.start_time, labels.exit_time, labels.gross_bps
     timed(
@@ -151,9 +151,8 @@ def warm_turn(params: Params) -> None:
             end,
             gross,
             np.zeros(len(bars)),
+            np.ones(len(bars)),
             np.zeros(len(bars)),
-            100,
-            params.seed,
         ),
     )
     half = len(features) // 2

@@ -90,9 +90,7 @@ def rebuild(installation: Installation) -> int:
         into = installation.settings.serving_dir / "warm"
         into.mkdir(parents=True, exist_ok=True)
         stage = folder / "artifacts" / "features" / "warm"
-        published = publish_warm_start(
-            stage, into, data_hash=data_hash, hits=counts["hits"], n=counts["n"], miss_atr=counts.get("miss_atr")
-        )
+        published = publish_warm_start(stage, into, data_hash=data_hash, **counts)
     with promotion_lease(installation):
         served = read_generation(installation.settings.serving_dir)
         families = served["families"] if served else {}

@@ -31,10 +31,17 @@ from pipelines.contracts import (
 from pipelines.data.timeframes import resample
 from pipelines.errors import UnknownName
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
+from pipelines.signals.columns import SIGNAL_PARTS
 from pipelines.signals.signal_registry import direction, onsets
 from pipelines.store import DecisionRecord
 
 SHOWN = ("ict", "order_flow")  # categories drawn at once; the others wait in the legend
+# columns that describe more than one signal, or are named by another word
+SHARED_DETAILS = {
+    "amt_accumulation": ("amt_phase",),
+    "amt_distribution": ("amt_phase",),
+    "unicorn": ("stars.long", "stars.short", "stars.coverage"),
+}
 COLOURS = dict(zip(REGIMES, ("#4c78a8", "#b8b8b8", "#e45756", "#72b7b2"), strict=True))
 
 
@@ -56,7 +63,10 @@ class ChartData:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Describe the onset of a signal: its bar, direction (-1 or 1), strength, and price zone; NaN if it has none."""
+    """Describe the onset of a signal: its bar, direction (-1 or 1), strength, and price zone; NaN if it has none.
+
+    details  column → value of what else is known of it, such as the volume behind an order block; see `detail_columns`
+    """
 
     signal: str
     at: int
@@ -64,6 +74,7 @@ class Mark:
     strength: float
     low: float
     high: float
+    details: dict[str, float]
 
 
 def gather(installation: Installation, symbol: str | None, last: int) -> ChartData:
@@ -104,12 +115,19 @@ def marks(signals: Floats) -> list[Mark]:
     """Return the onsets of all signals in time order: a direction that differs from the bar before."""
     found = []
     for name in (name for names in PRODUCERS.values() for name in names):
-        side = direction(signals, name)
-        strength, low, high = (signals[:, SIGNALS.index[f"{name}.{part}"]] for part in ("strength", "low", "high"))
-        found += [
-            Mark(name, int(i), int(side[i]), float(strength[i]), float(low[i]), float(high[i])) for i in onsets(side)
-        ]
+        side, at = direction(signals, name), [SIGNALS.index[f"{name}.{part}"] for part in SIGNAL_PARTS[1:]]
+        more = {column: SIGNALS.index[column] for column in detail_columns(name)}
+        for i in onsets(side):
+            known = {column: float(signals[i, j]) for column, j in more.items() if np.isfinite(signals[i, j])}
+            strength, low, high = signals[i, at].tolist()
+            found.append(Mark(name, int(i), int(side[i]), strength, low, high, known))
     return sorted(found, key=lambda mark: (mark.at, mark.signal))
+
+
+def detail_columns(name: str) -> tuple[str, ...]:
+    """Return the columns that describe a signal besides its side, strength and prices: what its mark shows with it."""
+    own = tuple(column for column in SIGNALS.columns if column.startswith(f"{name}."))
+    return (*own[len(SIGNAL_PARTS) :], *SHARED_DETAILS.get(name, ()))
 
 
 def to_dict(drawn: ChartData) -> JsonObject:
@@ -123,7 +141,7 @@ def to_dict(drawn: ChartData) -> JsonObject:
         "without_signals": int(np.isnan(drawn.signals).all(axis=1).sum()),
         "signals": [
             {"signal": m.signal, "at": times[m.at], "direction": m.direction, "strength": finite_or_none(m.strength),
-             "low": finite_or_none(m.low), "high": finite_or_none(m.high)}
+             "low": finite_or_none(m.low), "high": finite_or_none(m.high), "details": m.details}
             for m in marks(drawn.signals)
         ],
         "decisions": [
@@ -192,7 +210,10 @@ def _trace(go: Any, mine: list[Mark], bars: Floats, times: list[str], reach: flo
             "size": 9,
             "line": {"width": 1, "color": ["#1a7f37" if m.direction > 0 else "#b42318" for m in mine]},
         },
-        text=[f"{m.signal} {'up' if m.direction > 0 else 'down'}, strength {m.strength:.2f}{_zone(m)}" for m in mine],
+        text=[
+            f"{m.signal} {'up' if m.direction > 0 else 'down'}, strength {m.strength:.2f}{_zone(m)}{_details(m)}"
+            for m in mine
+        ],
         hovertemplate="%{text}<br>%{x}<extra></extra>",
     )
 
@@ -200,6 +221,11 @@ def _trace(go: Any, mine: list[Mark], bars: Floats, times: list[str], reach: flo
 def _zone(mark: Mark) -> str:
     """Return the prices of a mark as text; empty if it has none."""
     return f", prices {mark.low:,.2f} to {mark.high:,.2f}" if np.isfinite(mark.low) and np.isfinite(mark.high) else ""
+
+
+def _details(mark: Mark) -> str:
+    """Return the details of a mark as lines of text; empty if it has none."""
+    return "".join(f"<br>{column.partition('.')[2] or column} {value:.2f}" for column, value in mark.details.items())
 
 
 def _add_decision(figure: Any, go: Any, decision: Decision) -> None:

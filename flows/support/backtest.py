@@ -31,6 +31,7 @@ from pipelines.params import Params
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import Events, events
 from pipelines.signals.regimes import market_state
+from pipelines.tails import ewma_volatility
 from serving.policy import decision_row
 from serving.policy import kernel as decision_kernel
 from serving.policy.decide import CONFLUENCE, PHASE, REGIME, UNICORN, VOLATILITY
@@ -139,13 +140,16 @@ def backtest_policy(
     )  # fmt: skip
     strategy = np.full(len(decision), np.nan)
     strategy[raised.index] = np.unique(raised.kind, return_inverse=True)[1]
+    # what a warm start of that moment would hold, and the volatility that the service would know at each later close
     known = decision[: first + 1]
     closes = np.column_stack([known[:, OPEN_TIME] + step_s, known[:, CLOSE]])
+    scenarios = scenarios_of({"": closes}, float(params.labels.horizon_bars * step_s), params.risk.tail)
+    volatility = ewma_volatility(np.ascontiguousarray(decision[:, CLOSE]), scenarios.decay)
     decided = slice(first, None)
     return backtest(
-        live_core(params, scenarios_of({"": closes}, float(params.labels.horizon_bars * step_s))), rows[decided],
+        live_core(params, scenarios), rows[decided],
         decision[decided, OPEN_TIME] + step_s, fill[decided], exit_time[decided],
-        gross[decided], strategy[decided], paid[decided], params.gate.bootstrap, params.seed,
+        gross[decided], strategy[decided], volatility[decided], paid[decided],
     )  # fmt: skip
 
 

@@ -346,10 +346,7 @@ def install_warm_start(installation: Installation) -> dict[str, str]:
     into.mkdir(parents=True, exist_ok=True)
     # of the data these states were folded over: the workspace may hold a newer version by now
     data_hash = installation.meta()["data_hash"]
-    return publish_warm_start(
-        stage / "features" / "warm", into, data_hash=data_hash, hits=consensus["hits"], n=consensus["n"],
-        miss_atr=consensus.get("miss_atr"),
-    )  # fmt: skip
+    return publish_warm_start(stage / "features" / "warm", into, data_hash=data_hash, **consensus)
 
 
 def gate_evidence(store: Store, line: Promotion | None) -> Mapping[str, Any]:

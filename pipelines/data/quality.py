@@ -2,7 +2,7 @@
 
     score = (1 - missing / expected) (1 - quarantined / rows) (1 - disordered / rows) (1 - stale / clean)
 
-disordered = clean rows that came after a later one; stale = rows of STALE_BARS or more bars without any price change;
+disordered = clean rows that came after a later one; stale = rows of `stale_bars` or more without any price change;
 missing = bars that should lie between the first and the last clean bar and do not; expected = clean + missing.
 Jumps are counted and flagged but do not lower the score: real markets jump. Training is blocked under the floor of
 params.yaml (`data.quality_floor`); this module measures, it does not block.
@@ -19,11 +19,11 @@ from pipelines.contracts import Bools, Floats, Ints, DAY_S
 from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, SPREAD, VALUES, check, epoch_seconds
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, NotEnoughData
+from pipelines.params import QualityParams
 
 Reasons = npt.NDArray[np.str_]
-STALE_BARS = 10  # this many bars in a row without any price change; 2024 BTC minutes hold none, dead feeds thousands
-JUMP_MADS = 20.0  # in robust sd (1.4826 x median |log return|)
-JUMP_BLOCK = 240  # bars of that median
+RULES = QualityParams()  # where no params.yaml is at hand; the values of its `data.quality`
+JUMP_BLOCK = 240  # bars of the median by which a jump is measured
 OPEN_SLOT_SHARE = 0.5  # weekly sessions: a slot of the week that trades in fewer weeks than this is a closed one
 WEEK = 7 * int(DAY_S)
 SESSION_WEEKS = 8  # fewer cannot tell a closed market from an outage
@@ -63,12 +63,19 @@ class QualityReport:
     weekly_sessions: bool
 
 
-def assess(frame: pd.DataFrame, timeframe: str, as_of: datetime, weekly_sessions: bool | None = None) -> QualityReport:
+def assess(
+    frame: pd.DataFrame,
+    timeframe: str,
+    as_of: datetime,
+    weekly_sessions: bool | None = None,
+    rules: QualityParams = RULES,
+) -> QualityReport:
     """Check every row of `frame` (schemas.LAYOUT, any order) as of the moment `as_of` (aware).
 
     timeframe        name of the bars' spacing
     weekly_sessions  False: trades day and night; True: closed slots of the week are not missing; None: as the data show
                      (closed_weekly); the report names the result
+    rules            from where on a standstill is stale and a move a jump
     Of rows with the same open_time the first good one stays: an equal one is DUPLICATE, another CONFLICT.
     Raises NotEnoughData on an empty frame, BadTimes on a naive `as_of`, BadColumns on columns other than LAYOUT.
     """
@@ -89,7 +96,8 @@ def assess(frame: pd.DataFrame, timeframe: str, as_of: datetime, weekly_sessions
     if weekly_sessions is None:
         weekly_sessions = closed_weekly(_seconds(clean), step)
     gaps = _gaps(clean, step, weekly_sessions)
-    flagged = pd.concat([_stale(clean), _jumps(clean, step)], ignore_index=True).sort_values("open_time", kind="stable")
+    flagged = pd.concat([_stale(clean, rules.stale_bars), _jumps(clean, step, rules.jump_mads)], ignore_index=True)
+    flagged = flagged.sort_values("open_time", kind="stable")
 
     times = _stamps(rows[good].sort_index())  # good rows as they came: a stamp from the future disorders no other row
     disordered = int((times < np.maximum.accumulate(times)).sum())
@@ -209,21 +217,21 @@ def _open_slots(times: Floats, step: int) -> Floats:
     return (np.bincount(_slot(times, step), minlength=slots) >= OPEN_SLOT_SHARE * weeks).astype(np.float64)
 
 
-def _stale(clean: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows inside runs of STALE_BARS or more bars whose four prices all equal the close before."""
+def _stale(clean: pd.DataFrame, least: int) -> pd.DataFrame:
+    """Return the rows inside runs of `least` or more bars whose four prices all equal the close before."""
     prices = clean[list(PRICES)].to_numpy()
     still = np.zeros(len(clean), dtype=bool)
     still[1:] = (prices[1:] == prices[:-1, 3:4]).all(axis=1)
     run = np.cumsum(~still)  # one number a run; its first member is the bar that still moved
     length = np.bincount(run, still, run[-1] + 1 if len(run) else 0)
-    hit = still & (length[run] >= STALE_BARS) if len(run) else still
+    hit = still & (length[run] >= least) if len(run) else still
     return pd.DataFrame(
         {"open_time": clean["open_time"][hit], "flag": "STALE", "size": length[run][hit] if len(run) else []}
     )
 
 
-def _jumps(clean: pd.DataFrame, step: int) -> pd.DataFrame:
-    """Return the moves over JUMP_MADS robust sd; the scale is the median move of the JUMP_BLOCK bars before."""
+def _jumps(clean: pd.DataFrame, step: int, most: float) -> pd.DataFrame:
+    """Return the moves over `most` robust sd (1.4826 x median |log return|); the scale is the median move of the JUMP_BLOCK bars before."""
     n = len(clean)
     move = np.abs(np.diff(np.log(clean["close"].to_numpy()), prepend=np.nan))
     elapsed = np.diff(_seconds(clean), prepend=np.nan) / step
@@ -235,12 +243,8 @@ def _jumps(clean: pd.DataFrame, step: int) -> pd.DataFrame:
     scale = np.r_[np.nan, scale][:n]
     with np.errstate(divide="ignore", invalid="ignore"):
         size = np.where(scale > 0, move / scale, np.nan)  # a market that stood still has no scale
-    hit = size > JUMP_MADS
+    hit = size > most
     return pd.DataFrame({"open_time": clean["open_time"][hit], "flag": "JUMP", "size": size[hit]})
-
-
-DIVERGENT_MADS = 20.0  # of the difference of two sources, in robust sd …
-DIVERGENT_BPS = 5.0  # … and never under this: two venues differ by some basis points all day
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,7 @@ class Divergence:
     flagged: pd.DataFrame
 
 
-def cross_source_divergence(a: pd.DataFrame, b: pd.DataFrame) -> Divergence:
+def cross_source_divergence(a: pd.DataFrame, b: pd.DataFrame, rules: QualityParams = RULES) -> Divergence:
     """Return where two sources of the same symbol and timeframe disagree (D5).
 
     It is reported and lowers no score: the data do not show which of the two is wrong.
@@ -268,5 +272,5 @@ def cross_source_divergence(a: pd.DataFrame, b: pd.DataFrame) -> Divergence:
     bps = 1e4 * np.log(both["close_a"].to_numpy() / both["close_b"].to_numpy())
     usual = float(np.median(bps))
     spread = 1.4826 * float(np.median(np.abs(bps - usual)))
-    odd = np.abs(bps - usual) > max(DIVERGENT_MADS * spread, DIVERGENT_BPS)
+    odd = np.abs(bps - usual) > max(rules.divergent_mads * spread, rules.divergent_bps)
     return Divergence(len(both), usual, both.loc[odd, ["open_time"]].assign(bps=bps[odd]).reset_index(drop=True))

@@ -7,7 +7,7 @@ of an outcome. The account has realised profit only: an open position counts at 
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +18,9 @@ from numba.core.errors import NumbaExperimentalFeatureWarning
 from pipelines.compiled import kernel
 from pipelines.contracts import DAY_S, Estimate, Floats, Ints
 from pipelines.errors import BadShape, BadTimes, BadValues
-from pipelines.evaluation.deflation import probabilistic_sharpe
-from pipelines.evaluation.metrics import default_block, mean_estimate, statistic_estimate
+from pipelines.evaluation.deflation import probabilistic_sharpe, sharpe_of
+from pipelines.evaluation.intervals import ratio_of
+from pipelines.evaluation.metrics import mean_estimate
 
 DAYS_A_YEAR = 365.0  # these markets do not close
 
@@ -36,8 +37,8 @@ class DecisionKernel:
     event    row index of the event's side
     account  row indices: what `exposure` writes, then open count, trades today, daily profit and loss, drawdown
     action, size  indices in `out`
-    exposure compiled (positions, count, side, asset, strategy, *scenarios, out): the share of every budget that open
-             positions use; positions (k, 3) signed size in equity, asset, strategy. One market: asset 0
+    exposure compiled (positions, count, side, asset, strategy, volatility, *scenarios, out): the share of every budget
+             that open positions use; positions (k, 3) signed size in equity, asset, strategy. One market: asset 0
     scenarios  the arrays from which it computes tail losses, of a time before the backtest
     """
 
@@ -50,23 +51,23 @@ class DecisionKernel:
     action: int
     size: int
     exposure: Any
-    scenarios: tuple[Floats, Floats, Floats, Floats]
+    scenarios: tuple[Floats, Floats, Floats, Floats, Floats]
 
 
 @dataclass(frozen=True, slots=True)
 class Backtest:
-    """Hold trades and figures (law L9: each with n, cost and a 95 % moving-block bootstrap interval).
+    """Hold trades and figures (law L9: each with n, cost and a 95 % interval; NaN bounds with too few rows).
 
-    An interval is NaN if there are fewer than two bootstrap blocks of rows.
     trades    (k, 8) TRADE_FIELDS, in order of decision
     codes     (n,) refusal bits of each row, 0 = emitted
     equity    (n,) realised equity after each row's settlements, starting at 1
     unresolved  emissions whose outcome lies beyond the data: not traded, not scored
     net_bps, gross_bps, win_rate, duration_hours  per trade; win = net above 0
     profit_factor  gains over losses, by profit in equity
-    max_drawdown   of realised equity, fraction; interval over re-drawn trade sequences
+    max_drawdown   of realised equity, fraction; NaN bounds: one history has one largest fall, and re-drawn trades have
+                   others, not its error
     turnover       traded notional over equity a day, both sides
-    sharpe         of daily realised returns, mean/std (ddof 1) × √365; psr = P(true Sharpe > 0)
+    sharpe         of daily realised returns, mean / deviation × √365; psr = P(true Sharpe > 0)
     emissions_per_week  7 × the daily mean of emitted rows
     """
 
@@ -88,9 +89,10 @@ class Backtest:
 
 @kernel
 def _run(
-    step: Any, exposure: Any, params: Floats, returns: Floats, unit_es: Floats, correlation: Floats, markets: Floats,
-    rows: Floats, event: int, account: Ints, action: int, size: int, out: Floats, decided: Floats, fill: Floats,
-    exits: Floats, gross_bps: Floats, strategy: Floats, cost_bps: Floats, trades: Floats, codes: Ints, equity: Floats,
+    step: Any, exposure: Any, params: Floats, filtered: Floats, plain: Floats, unit_es: Floats, correlation: Floats,
+    markets: Floats, volatility: Floats, rows: Floats, event: int, account: Ints, action: int, size: int, out: Floats,
+    decided: Floats, fill: Floats, exits: Floats, gross_bps: Floats, strategy: Floats, cost_bps: Floats, trades: Floats,
+    codes: Ints, equity: Floats,
 ) -> tuple[int, int]:  # fmt: skip
     """Run the loop and return (trades, unresolved); fills trades, codes (int64) and equity.
 
@@ -103,7 +105,7 @@ def _run(
     notional = np.empty(n)
     positions = np.zeros((n, 3))
     used = account.shape[0] - 4  # the first account fields are what `exposure` writes
-    used_now = np.empty(used)
+    used_now, volatility_now = np.empty(used), np.empty(1)
     n_open, n_trades, unresolved, today = 0, 0, 0, 0
     cash, peak = 1.0, 1.0
     day, day_start = np.floor(decided[0] / DAY_S), 1.0
@@ -126,7 +128,21 @@ def _run(
             k = opened[j]
             positions[j, 0] = trades[k, T_DIRECTION] * notional[k] / cash
             positions[j, 2] = strategy[int(trades[k, T_ROW])]
-        exposure[0](positions, n_open, row[event], 0, strategy[i], returns, unit_es, correlation, markets, used_now)
+        volatility_now[0] = volatility[i]
+        exposure[0](
+            positions,
+            n_open,
+            row[event],
+            0,
+            strategy[i],
+            volatility_now,
+            filtered,
+            plain,
+            unit_es,
+            correlation,
+            markets,
+            used_now,
+        )
         for j in range(used):
             row[account[j]] = used_now[j]
         row[account[used]] = n_open
@@ -165,7 +181,7 @@ def _callable(core: DecisionKernel) -> Iterator[tuple[tuple[Any], tuple[Any]]]:
     experimental; here it could only be slower, never give another result.
     """
     core.step(np.full(core.row_width, np.nan), core.params, np.empty(core.out_width))
-    core.exposure(np.zeros((1, 3)), 0, 0.0, 0, 0.0, *core.scenarios, np.empty(len(core.account) - 4))
+    core.exposure(np.zeros((1, 3)), 0, 0.0, 0, 0.0, np.ones(1), *core.scenarios, np.empty(len(core.account) - 4))
     core.step.disable_compile()
     core.exposure.disable_compile()
     try:
@@ -185,9 +201,8 @@ def backtest(
     exit_time: Floats,
     gross_bps: Floats,
     strategy: Floats,
+    volatility: Floats,
     cost_bps: Floats,
-    draws: int,
-    seed: int,
 ) -> Backtest:
     """Run the decision kernel over n decision bars and return its trades and figures.
 
@@ -196,15 +211,17 @@ def backtest(
     fill_time, exit_time, gross_bps  (n,) from labels.barriers, of the event on that row; NaN where there is none or it
                 is unresolved. The exit bar opens at exit_time and must close with or before a decision bar
     strategy    (n,) code of the signal behind the event on that row; any number where there is none
-    cost_bps    (n,) of the trade on that row, as `costs.trade_cost_bps`; draws, seed of the bootstrap
+    volatility  (n,) of the market, known at each close, as `core.exposure` scales its scenarios by; NaN = not known
+    cost_bps    (n,) of the trade on that row, as `costs.trade_cost_bps`
     Raises      BadShape if lengths differ, BadValues for a resolved row without a cost, BadTimes on a fill before its
                 decision or an exit before its fill
     """
-    n, columns = len(rows), (decided_at, fill_time, exit_time, gross_bps, strategy, cost_bps)
-    if n == 0 or any(len(column) != n for column in columns):
+    n = len(rows)
+    by_row = (decided_at, fill_time, exit_time, gross_bps, strategy, volatility, cost_bps)
+    if n == 0 or any(len(a) != n for a in by_row):
         raise BadShape(
-            f"rows, decided_at, fill_time, exit_time, gross_bps, strategy, cost_bps have lengths "
-            f"{[n, *map(len, columns)]}; pass arrays of one length, not 0"
+            "rows, decided_at, fill_time, exit_time, gross_bps, strategy, volatility, cost_bps have lengths "
+            f"{[n, *map(len, by_row)]}; pass arrays of one length, not 0"
         )
     known = np.isfinite(gross_bps)
     if not np.isfinite(cost_bps[known]).all():
@@ -220,21 +237,14 @@ def backtest(
     trades, codes, equity = np.empty((n, len(TRADE_FIELDS))), np.empty(n, dtype=np.int64), np.empty(n)
     with _callable(core) as (step, exposure):
         count, unresolved = _run(
-            step, exposure, core.params, *core.scenarios, rows, core.event, np.array(core.account), core.action,
-            core.size, np.empty(core.out_width), decided_at, fill_time, exit_time, gross_bps, strategy, cost_bps,
-            trades, codes, equity,
+            step, exposure, core.params, *core.scenarios, volatility, rows, core.event, np.array(core.account),
+            core.action, core.size, np.empty(core.out_width), decided_at, fill_time, exit_time, gross_bps, strategy,
+            cost_bps, trades, codes, equity,
         )  # fmt: skip
     trades = trades[:count].copy()
     paid = cost_bps[trades[:, T_ROW].astype(np.int64)] if count else cost_bps[known]
     mean_cost = float(paid.mean()) if len(paid) else float("nan")
-    return _with_figures(trades, codes, equity, unresolved, decided_at, mean_cost, draws, seed)
-
-
-def _without_narrow_interval(estimate: Estimate) -> Estimate:
-    """Return the estimate with NaN bounds if it has fewer than two blocks, as every draw is then the sample itself."""
-    if estimate.n < 2 * default_block(estimate.n):
-        return replace(estimate, low=float("nan"), high=float("nan"))
-    return estimate
+    return _with_figures(trades, codes, equity, unresolved, decided_at, mean_cost)
 
 
 def _drawdown(pnl: Floats) -> float:
@@ -243,16 +253,16 @@ def _drawdown(pnl: Floats) -> float:
     return float((1.0 - path / np.maximum.accumulate(path)).max())
 
 
-def _profit_factor(pnl: Floats) -> float:
-    """Return gains over losses; NaN without a loss."""
-    losses = -pnl[pnl < 0].sum()
-    return float(pnl[pnl > 0].sum() / losses) if losses > 0 else float("nan")
+def _profit_factor(pnl: Floats, cost_bps: float) -> Estimate:
+    """Return gains over losses of (k,) trades; NaN without a loss, and never below zero."""
+    found = ratio_of(np.maximum(pnl, 0.0), np.maximum(-pnl, 0.0)).estimate(cost_bps)
+    return replace(found, low=max(found.low, 0.0) if np.isfinite(found.low) else found.low)
 
 
-def _sharpe(returns: Floats) -> float:
-    """Return the annualised Sharpe ratio of daily returns (ddof 1, × √365); NaN without variance."""
-    spread = returns.std(ddof=1) if len(returns) > 1 else 0.0
-    return float(returns.mean() / spread * np.sqrt(DAYS_A_YEAR)) if spread > 0 else float("nan")
+def _sharpe(returns: Floats, cost_bps: float) -> Estimate:
+    """Return the annualised Sharpe ratio of daily returns (× √365); NaN without variance."""
+    daily, year = sharpe_of(returns).estimate(), np.sqrt(DAYS_A_YEAR)
+    return Estimate(year * daily.value, year * daily.low, year * daily.high, len(returns), cost_bps)
 
 
 def _with_figures(
@@ -262,8 +272,6 @@ def _with_figures(
     unresolved: int,
     decided_at: Floats,
     cost_bps: float,
-    draws: int,
-    seed: int,
 ) -> Backtest:
     """Return the Backtest with its estimates; daily ones over all UTC days from the first to the last decision."""
     emitted = codes == 0
@@ -283,15 +291,7 @@ def _with_figures(
 
     def mean(values: Floats) -> Estimate:
         """Return the mean of values with its interval."""
-        return _without_narrow_interval(mean_estimate(values, draws, seed, cost_bps))
-
-    def figure(statistic: Callable[[Floats], float], values: Floats) -> Estimate:
-        """Return a statistic of values with its interval; NaN without values."""
-        if not len(values):
-            return mean(values)
-        return _without_narrow_interval(
-            statistic_estimate(lambda at: statistic(values[at]), len(values), draws, seed, cost_bps)
-        )
+        return mean_estimate(values, cost_bps)
 
     per_day = mean(emissions)
     return Backtest(
@@ -302,10 +302,10 @@ def _with_figures(
         net_bps=mean(trades[:, T_NET]),
         gross_bps=replace(mean(trades[:, T_GROSS]), cost_bps=0.0),
         win_rate=mean((trades[:, T_NET] > 0).astype(np.float64)),
-        profit_factor=figure(_profit_factor, pnl),
-        max_drawdown=figure(_drawdown, pnl),
+        profit_factor=_profit_factor(pnl, cost_bps),
+        max_drawdown=Estimate(_drawdown(pnl), np.nan, np.nan, len(pnl), cost_bps),
         turnover=mean(traded),
-        sharpe=figure(_sharpe, returns),
+        sharpe=_sharpe(returns, cost_bps),
         psr=probabilistic_sharpe(returns),
         duration_hours=mean((trades[:, T_EXIT] - trades[:, T_FILL]) / 3600.0),
         emissions_per_week=replace(per_day, value=7 * per_day.value, low=7 * per_day.low, high=7 * per_day.high),

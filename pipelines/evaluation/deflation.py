@@ -1,64 +1,89 @@
 """Corrections for luck: probabilistic and deflated Sharpe ratio, probability of overfitting."""
 
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri, stdtr
 
-from pipelines.contracts import Floats
+from pipelines.contracts import Bools, Floats
 from pipelines.errors import BadShape
+from pipelines.evaluation.intervals import Measurement, measure
 
 _EULER = 0.5772156649015329
+LEAST_TRIALS = 5  # whose Sharpe ratios are known: their variance is then measured instead of assumed
+
+
+def sharpe_of(returns: Floats, taken: Bools | None = None) -> Measurement:
+    """Return mean / deviation of the returns (n,) of the rows taken (all by default), per row, with its error.
+
+    The error holds skew, fat tails and the dependence of overlapping trades: it is that of the rows' influences.
+    NaN without variance. Source of the influence: Lo 2002, Financial Analysts J. 58(4), eq. 8, by rows.
+    """
+    taken = np.ones(len(returns), dtype=bool) if taken is None else taken
+    count = int(taken.sum())
+    spread = float(returns[taken].std()) if count > 1 else 0.0
+    if spread == 0.0:
+        return Measurement(float("nan"), float("nan"), 1, count, "no variance")
+    standard = np.where(taken, (returns - returns[taken].mean()) / spread, 0.0)
+    ratio = float(returns[taken].mean()) / spread
+    influence = np.where(taken, standard - 0.5 * ratio * (standard**2 - 1.0), 0.0) * len(returns) / count
+    return measure(ratio, influence - influence.mean(), count)
 
 
 def probabilistic_sharpe(returns: Floats, benchmark: float = 0.0) -> float:
-    """Return P(true per-trade Sharpe > benchmark), allowing for skew and fat tails; NaN under 10 rows or no variance.
+    """Return P(true per-row Sharpe > benchmark) of returns (n,) in time order; NaN with too few rows or no variance.
 
-    Source: Bailey & López de Prado 2012, eq. 11. Sharpe per observation, not annualised.
+    Bailey & López de Prado 2012, eq. 11, with the error of dependent rows in the place of that of independent ones.
     """
-    n = len(returns)
-    spread = returns.std(ddof=1) if n > 1 else 0.0
-    if n < 10 or spread == 0.0:
-        return float("nan")
-    sharpe = returns.mean() / spread
-    standard = (returns - returns.mean()) / returns.std()
-    skew, kurtosis = (standard**3).mean(), (standard**4).mean()
-    variance = 1.0 - skew * sharpe + (kurtosis - 1.0) / 4.0 * sharpe**2
-    return float(ndtr((sharpe - benchmark) * np.sqrt(n - 1) / np.sqrt(max(variance, 1e-12))))
+    found = sharpe_of(returns)
+    return float(stdtr(found.contrasts, (found.value - benchmark) / found.error)) if found.error > 0 else float("nan")
 
 
-def expected_best_sharpe(n_rows: int, trials: int) -> float:
-    """Return the Sharpe that the best of `trials` strategies without skill is expected to show on n_rows observations.
+def expected_best_sharpe(trials: int, deviation: float) -> float:
+    """Return the Sharpe that the best of `trials` strategies without skill is expected to show.
 
-    Uses the null variance 1/(n−1) of a Sharpe ratio. Source: Bailey & López de Prado 2014, eq. 1.
+    deviation  of their Sharpe ratios. Source: Bailey & López de Prado 2014, eq. 1
     """
     if trials <= 1:
         return 0.0
     tail = (1 - _EULER) * ndtri(1 - 1 / trials) + _EULER * ndtri(1 - 1 / (trials * np.e))
-    return float(tail / np.sqrt(n_rows - 1))
+    return float(tail * deviation)
 
 
-def deflated_sharpe(returns: Floats, trials: int) -> float:
-    """Return the probabilistic Sharpe ratio against what the best of all counted trials would show by luck."""
-    return probabilistic_sharpe(returns, expected_best_sharpe(len(returns), trials))
+def deflated_sharpe(found: Measurement, trials: int, known: Sequence[float] = ()) -> float:
+    """Return P(the true Sharpe is above what the best of all counted trials shows by luck); NaN if not computable.
+
+    found   of `sharpe_of`
+    trials  number of candidates ever tried, this one included
+    known   Sharpe ratios of those trials whose figures are stored. From LEAST_TRIALS on their deviation counts;
+            with fewer, the error of one ratio, as trials that share no rows differ
+    """
+    if not found.error > 0.0:
+        return float("nan")
+    deviation = float(np.std(known, ddof=1)) if len(known) >= LEAST_TRIALS else found.error
+    return float(stdtr(found.contrasts, (found.value - expected_best_sharpe(trials, deviation)) / found.error))
 
 
 def overfitting_probability(performance: Floats, groups: int = 10) -> float:
-    """Return PBO: how often the in-sample winner is below the median outside, by symmetric cross-validation.
+    """Return PBO: how often the in-sample winner is, outside, at or below the median of all tried and at a loss.
 
-    performance  (rows, strategies) per-row result of each competing strategy, in time order
-    Raises       BadShape under 2 strategies or `groups` rows
-    Source       Bailey, Borwein, López de Prado & Zhu 2017
+    Symmetric cross-validation. The loss is asked for as well, since equal configurations of a good model are all at
+    their median, and none was overfitted.
+
+    performance  (rows, configurations) what each row earned with each configuration tried, over the baseline
+    Raises       BadShape under 2 configurations or `groups` rows
+    Source       Bailey, Borwein, López de Prado & Zhu 2017, J. Computational Finance 20(4)
     """
-    rows, strategies = performance.shape
-    if strategies < 2 or rows < groups:
-        raise BadShape(f"PBO needs at least 2 strategies and {groups} rows, got {strategies} and {rows}")
+    rows, tried = performance.shape
+    if tried < 2 or rows < groups:
+        raise BadShape(f"PBO needs at least 2 configurations and {groups} rows, got {tried} and {rows}")
     sums = np.array([part.sum(axis=0) for part in np.array_split(performance, groups)])
     worse = []
-    for chosen in combinations(range(groups), groups // 2):
-        inside = sums[list(chosen)].sum(axis=0)
+    for inside_groups in combinations(range(groups), groups // 2):
+        inside = sums[list(inside_groups)].sum(axis=0)
         outside = sums.sum(axis=0) - inside
         winner = int(np.argmax(inside))
         rank = (outside < outside[winner]).sum() + 0.5 * ((outside == outside[winner]).sum() - 1)
-        worse.append(rank / (strategies - 1) < 0.5)
+        worse.append(rank / (tried - 1) <= 0.5 and outside[winner] <= 0.0)
     return float(np.mean(worse))

@@ -1,31 +1,30 @@
 """Y3, the gate: is the candidate better, on rows outside its training, than the champion and than simple baselines?
 
-Every check is a line with its value, 95 % interval, threshold and n. A check that cannot be computed fails, with the
-reason. The gate measures whether the model adds skill; the policy decides for every single decision whether a trade
-pays.
+Every check is a line with its value, 95 % interval, threshold and n, and what so many rows could show at all. A check
+that cannot be computed fails, with the reason. The gate measures whether the model adds skill; the policy decides for
+every single decision whether a trade pays. Size and power of each check: docs/results/power.md, docs/results/gate.md.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import Check, Estimate, Floats, Verdict
-from pipelines.evaluation.deflation import deflated_sharpe, overfitting_probability
-from pipelines.evaluation.metrics import (
-    auc_estimate,
-    expected_calibration_error,
-    lift_estimate,
-    mean_estimate,
-    most_confident,
-)
+from pipelines.contracts import Bools, Check, Estimate, Floats, Ints, Verdict
+from pipelines.evaluation.calibration import CalibrationError, calibration_error
+from pipelines.evaluation.deflation import deflated_sharpe, overfitting_probability, sharpe_of
+from pipelines.evaluation.intervals import POWER, Measurement, holm, mean_of
+from pipelines.evaluation.metrics import auc_of, chosen, lift_of, ranks_within
 from pipelines.evaluation.report import arrays_with_prefix, read_oof
 from pipelines.models.losses import brier_losses
 from pipelines.params import Params
 from pipelines.renamed_keys import current_names
+
+# what a family would answer without a model: its gain over this is its own skill
+SIMPLEST = {"validator": "base_rate", "pattern": "prevalence", "predictor": "base_rate", "regime": "constant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,10 @@ class Evidence:
     classes        names of the columns of p
     loss           (n,) the candidate's losses; baseline_losses  name → (n,) losses of a baseline on the same rows
     p, y           (n,) or (n, classes): the candidate's out-of-fold probability, the outcome
+    fold           (n,) number of the fold whose model predicted the row; None = one model predicted all
+    rank           (n,) share of that model's own calibration predictions below p, known before the row; None = the
+                   share of its fold's predictions, which is known after them
+    present        (n, classes) whether a class occurs in a row: elsewhere p and y are 0 by rule; None = all do
     baselines      name → probabilities on the same rows, of the baselines that have one
     gross_bps      (n,) return of each row's trade before cost; None for a family without trades
     champion_loss  (n,) the champion's losses on the same rows, NaN where the row was in its training or it abstained;
@@ -43,6 +46,9 @@ class Evidence:
     paired_loss    (n,) losses of the candidate's recipe fitted up to the end of the champion's data, on the rows after
                    it, NaN elsewhere: what is compared with champion_loss. None = `loss`
     trials         number of candidates of this family ever tried, this one included
+    trial_sharpes  Sharpe ratios of the lift of those whose figures are stored, per row
+    tried          name → (m,) what each row earned with a configuration, of those this candidate was chosen among by
+                   these rows; empty if it was chosen among none
     parity_gap     largest difference between the exported and the native model
     latency_ms     median time of one row through the exported model
     schema_coverage, novel_share   shares of rows with all columns, and of the newest rows beyond the novelty limit
@@ -66,11 +72,23 @@ class Evidence:
     gross_bps: Floats | None = None
     single_column_auc: Mapping[str, float] = field(default_factory=dict)
     paired_loss: Floats | None = None
+    fold: Ints | None = None
+    rank: Floats | None = None
+    present: Bools | None = None
+    trial_sharpes: Sequence[float] = ()
+    tried: Mapping[str, Floats] = field(default_factory=dict)
 
 
-def evidence_of(folder: Path, champion_loss: Floats | None, trials: int, paired_loss: Floats | None = None) -> Evidence:
+def evidence_of(
+    folder: Path,
+    champion_loss: Floats | None,
+    trials: int,
+    paired_loss: Floats | None = None,
+    trial_sharpes: Sequence[float] = (),
+) -> Evidence:
     """Return the evidence in a family's stage output `folder` (`oof.npz`, `fit.json`)."""
     fit, oof = current_names("fit figures", json.loads((folder / "fit.json").read_text())), read_oof(folder)
+    direction = oof.get("extra_direction")
     return Evidence(
         family=fit["family"],
         loss_name=fit["loss_name"],
@@ -82,6 +100,11 @@ def evidence_of(folder: Path, champion_loss: Floats | None, trials: int, paired_
         champion_loss=champion_loss,
         paired_loss=paired_loss,
         trials=trials,
+        trial_sharpes=trial_sharpes,
+        tried=arrays_with_prefix(oof, "tried_"),
+        fold=oof.get("fold"),
+        rank=oof.get("rank"),
+        present=direction != 0.0 if direction is not None and direction.ndim == 2 else None,
         baselines=arrays_with_prefix(oof, "baseline_"),
         gross_bps=oof.get("extra_gross_bps"),
         single_column_auc=fit.get("single_column_auc", {}),
@@ -101,11 +124,8 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
         checks.append(_unknown("skill", n, f"needs {g.min_events} out-of-fold rows of different outcomes"))
         return _verdict(e.family, checks)
     for name, loss in e.baseline_losses.items():
-        skill = mean_estimate(loss - e.loss, g.bootstrap, params.seed)
-        if name == "logistic":  # the complex model must be better than the simpler one; the interval is shown
-            checks.append(_bounded(f"gain_over_{name}", skill, skill.value > 0, "value > 0", f"in {e.loss_name}"))
-        else:
-            checks.append(_bounded(f"gain_over_{name}", skill, skill.low > 0, "low > 0", f"in {e.loss_name}"))
+        # the complex model must be better than the simpler logistic, by value: decision 0007
+        checks.append(_skill(f"gain_over_{name}", mean_of(loss - e.loss), f"in {e.loss_name}", name == "logistic"))
     for family_checks in CHECKS.get(e.family, ()):
         checks += family_checks(e, params)
     checks.append(
@@ -117,96 +137,149 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
     familiar = e.novel_share <= g.max_novel_share
     checks.append(_plain("novel_share", familiar, e.novel_share, f"<= {g.max_novel_share}", n))
     if e.champion_loss is not None:
-        checks.append(_against_champion(e, params))
+        checks.append(against_champion(e, params))
     return _verdict(e.family, checks)
 
 
 def brier_over_base_rate(e: Evidence, params: Params) -> list[Check]:
     """Check that the Brier score is better than that of the base rate."""
     gain = brier_losses(e.baselines["base_rate"], e.y) - brier_losses(e.p, e.y)
-    brier = mean_estimate(gain, params.gate.bootstrap, params.seed)
-    return [_bounded("brier_gain_over_base_rate", brier, brier.low > 0, "low > 0")]
+    return [_skill("brier_gain_over_base_rate", mean_of(gain))]
 
 
 def lift(e: Evidence, params: Params) -> list[Check]:
     """Check that the most confident trades return more, in bps before cost, than all trades."""
     assert e.gross_bps is not None
-    g = params.gate
-    found = lift_estimate(e.p, e.gross_bps, g.coverage, g.bootstrap, params.seed, 0.0)
-    return [_bounded(f"lift_bps_at_{g.coverage:.0%}", found, found.low > 0, "low > 0", "before cost")]
+    return [_skill(f"lift_bps_at_{params.gate.coverage:.0%}", lift_of(_taken(e, params), e.gross_bps))]
 
 
 def no_leak(e: Evidence, params: Params) -> list[Check]:
-    """Check that the AUC on direction is plausible: a lower bound above the limit is taken for a leak."""
-    limit = params.gate.leak_auc
-    ranking = auc_estimate(e.p, e.y, params.gate.bootstrap // 4, params.seed)
-    if ranking.low > limit:
-        single = [f"; {name} alone ranks it with an AUC of {auc:.3f}" for name, auc in e.single_column_auc.items()]
-        why = "LEAK_SUSPECTED: direction is not this predictable" + "".join(single)
-    else:
-        why = ""
-    return [_bounded("no_leak_auc", ranking, ranking.low <= limit, f"low <= {limit}", why)]
+    """Check that the AUC on direction, within folds, is plausible: one too high is taken for a leak."""
+    g, ranking = params.gate, auc_of(e.p, e.y, e.fold)
+    bounds = ranking.estimate()
+    threshold = f"<= {g.leak_auc}; above {g.leak_auc_sure} low <= {g.leak_auc_low}"
+    if np.isnan(ranking.error):
+        return [_unknown("no_leak_auc", ranking.n, ranking.why)]
+    suspected = ranking.value > g.leak_auc or (ranking.value > g.leak_auc_sure and bounds.low > g.leak_auc_low)
+    single = [f"; {name} alone ranks it with an AUC of {auc:.3f}" for name, auc in e.single_column_auc.items()]
+    why = "LEAK_SUSPECTED: direction is not this predictable" + "".join(single) if suspected else ""
+    return [_bounded("no_leak_auc", bounds, not suspected, threshold, why)]
 
 
 def calibrated(e: Evidence, params: Params) -> list[Check]:
-    """Check that events of probability p happen p of the time; the classes of a family are pooled."""
-    ece, limit = expected_calibration_error(e.p.ravel(), e.y.ravel()), params.gate.max_ece
-    return [_plain("calibration_ece", ece <= limit, ece, f"<= {limit}", e.y.size)]
+    """Check that events of probability p happen p of the time, where they can happen, for every class.
+
+    A class with fewer than `min_cells` of them is judged with all others only, as its calibration was fitted. Refused
+    is an error above the limit that chance does not explain, with Holm's correction over the lines.
+    """
+    g = params.gate
+    cells = _cells(e)
+    alone = [c for c in range(cells.shape[1]) if cells[:, c].sum() >= g.min_cells] if cells.shape[1] > 1 else []
+    p, y = (values.reshape(len(values), -1) for values in (e.p, e.y))
+    found = {f":{e.classes[c]}": calibration_error(p[cells[:, c], c], y[cells[:, c], c]) for c in alone}
+    rare = [name for c, name in enumerate(e.classes) if c not in alone and cells[:, c].any()] if alone else []
+    detail = f"all classes, with {', '.join(rare)}: too few to be judged alone" if rare else ""
+    found = {"": calibration_error(p[cells], y[cells])} | found
+    chances = holm(np.array([each.chance for each in found.values()]))
+    threshold = f"<= {g.max_calibration_error}, or chance >= {g.size}"
+    return [
+        _calibration_line(f"calibration_error{name}", each, float(chance), threshold, params, "" if name else detail)
+        for (name, each), chance in zip(found.items(), chances, strict=True)
+    ]
+
+
+def _calibration_line(
+    name: str, found: CalibrationError, chance: float, threshold: str, params: Params, detail: str
+) -> Check:
+    """Return the line of one class, `chance` corrected for the number of lines."""
+    g = params.gate
+    if found.error.n < g.min_cells or np.isnan(chance):
+        return _unknown(name, found.error.n, f"{found.error.n} outcomes, too few to see one wrong by .3")
+    passed = chance >= g.size or found.error.value <= g.max_calibration_error
+    text = f"chance {chance:.3f}, mean of y - p {found.shift:+.3f}" + (f"; {detail}" if detail else "")
+    return _bounded(name, found.error, passed, threshold, text)
 
 
 def each_class(e: Evidence, params: Params, over: str) -> list[Check]:
-    """Check that no class is worse than the baseline `over`, by its interval: the mean over classes would hide it."""
-    baseline = e.baselines[over]
-    checks = []
-    for c, name in enumerate(e.classes):
-        squared = (baseline[:, c] - e.y[:, c]) ** 2 - (e.p[:, c] - e.y[:, c]) ** 2
-        gain = mean_estimate(squared, params.gate.bootstrap, params.seed)
-        checks.append(_bounded(f"brier_gain_over_{over}:{name}", gain, gain.high >= 0, "high >= 0"))
-    return checks
+    """Check that no class is worse than the baseline `over` where it occurs: the mean over classes would hide it.
 
-
-def excess_of_chosen(p: Floats, gross_bps: Floats, coverage: float) -> Floats:
-    """Return (n,) gross bps above the mean for the most confident rows, 0 elsewhere: each row's share of the lift."""
-    excess = np.zeros(len(p))
-    chosen = most_confident(p, coverage)
-    excess[chosen] = gross_bps[chosen] - gross_bps.mean()
-    return excess
+    Holm's correction over the classes; those with fewer than `min_cells` count in the mean over classes only.
+    """
+    baseline, cells, g = e.baselines[over], _cells(e), params.gate
+    judged = [c for c in range(cells.shape[1]) if cells[:, c].sum() >= g.min_cells]
+    gains = [mean_of(((baseline[:, c] - e.y[:, c]) ** 2 - (e.p[:, c] - e.y[:, c]) ** 2)[cells[:, c]]) for c in judged]
+    chances = holm(np.array([gain.chance_of_more() for gain in gains]))
+    return [
+        _unknown(f"brier_gain_over_{over}:{e.classes[c]}", gain.n, gain.why)
+        if np.isnan(chance)
+        else _bounded(f"brier_gain_over_{over}:{e.classes[c]}", gain.estimate(), bool(chance >= g.size),
+                      f"not below 0: chance >= {g.size}", f"chance {chance:.3f}")
+        for c, gain, chance in zip(judged, gains, chances, strict=True)
+    ]  # fmt: skip
 
 
 def luck(e: Evidence, params: Params) -> list[Check]:
     """Check that the lift is not the luck of many trials (Bailey and López de Prado 2014; PBO, 2017)."""
     assert e.gross_bps is not None
     g = params.gate
-    chosen = most_confident(e.p, g.coverage)
-    sharpe = deflated_sharpe(e.gross_bps[chosen] - e.gross_bps.mean(), e.trials)
-    candidates = {"model": e.p, **{k: v for k, v in e.baselines.items() if k != "base_rate"}}
-    performance = np.column_stack([excess_of_chosen(p, e.gross_bps, g.coverage) for p in candidates.values()])
-    pbo = overfitting_probability(np.column_stack([performance, np.zeros(len(e.y))]))
-    return [
-        _plain("deflated_sharpe", bool(sharpe >= g.min_deflated_sharpe), sharpe, f">= {g.min_deflated_sharpe}",
-               len(chosen), f"of the lift, against the best of {e.trials} trial(s)"),
-        _plain("overfitting_probability", pbo <= g.max_pbo, pbo, f"<= {g.max_pbo}", len(e.y),
-               f"among {', '.join(candidates)} and taking every signal"),
-    ]  # fmt: skip
+    found = sharpe_of(e.gross_bps - e.gross_bps.mean(), _taken(e, params))
+    sharpe = deflated_sharpe(found, e.trials, e.trial_sharpes)
+    if np.isnan(sharpe):
+        line = _unknown("deflated_sharpe", found.n, found.why)
+    else:
+        about = f"of the lift, {found.value:.3f} a row, against the best of {e.trials} trial(s)"
+        line = _plain("deflated_sharpe", sharpe >= g.min_deflated_sharpe, sharpe, f">= {g.min_deflated_sharpe}",
+                      found.n, about)  # fmt: skip
+    return [line, _overfitted(e, params)]
 
 
-def _against_champion(e: Evidence, params: Params) -> Check:
-    """Check that the loss is lower than the champion's by the stated margin, on rows outside both trainings."""
+def _overfitted(e: Evidence, params: Params) -> Check:
+    """Return the check that the choice among configurations holds outside the rows it was made by."""
+    name, threshold = "overfitting_probability", f"<= {params.gate.max_pbo}"
+    if len(e.tried) < 2:  # nothing was chosen, so nothing can have been chosen by luck
+        return Check(name, True, None, None, None, threshold, len(e.y),
+                     "not computable: these rows chose among one configuration")  # fmt: skip
+    pbo = overfitting_probability(np.column_stack(list(e.tried.values())))
+    return _plain(name, pbo <= params.gate.max_pbo, pbo, threshold, len(e.y), f"among {', '.join(e.tried)}")
+
+
+def against_champion(e: Evidence, params: Params) -> Check:
+    """Check the candidate against the champion, on rows outside both trainings, as `gate.against_champion` asks.
+
+    Shares are of the champion's own skill: its gain over the family's simplest baseline there, 0 if negative.
+    """
     g = params.gate
     assert e.champion_loss is not None
     challenger = e.loss if e.paired_loss is None else e.paired_loss
     paired = np.isfinite(e.champion_loss) & np.isfinite(challenger)
-    if paired.sum() < g.min_paired:
-        detail = (
-            f"{int(paired.sum())} rows after the champion's data that both could score, needs {g.min_paired}; wait for "
-            "more outcomes"
-        )
-        return _unknown("gain_over_champion", int(paired.sum()), detail)
-    gain = mean_estimate(e.champion_loss[paired] - challenger[paired], g.bootstrap, params.seed)
-    better = gain.value >= g.min_improvement and gain.low > 0
-    return _bounded(
-        "gain_over_champion", gain, better, f"value >= {g.min_improvement} and low > 0", f"in {e.loss_name}"
-    )
+    name, count = "gain_over_champion", int(paired.sum())
+    if count < g.min_paired:
+        detail = f"{count} rows after the champion's data that both could score, needs {g.min_paired}; wait for more"
+        return _unknown(name, count, f"{detail} outcomes")
+    gain = mean_of((e.champion_loss - challenger)[paired])
+    own = max(0.0, float((e.baseline_losses[SIMPLEST[e.family]] - e.champion_loss)[paired].mean()))
+    low = gain.estimate().low
+    if np.isnan(gain.error):
+        return _unknown(name, count, gain.why)
+    if g.against_champion == "superior":
+        least = g.min_improvement_share * own
+        passed, threshold = low > 0 and gain.value >= least, f"low > 0 and value >= {least:.2g}"
+    else:
+        margin = g.non_inferiority_share * own
+        passed, threshold = low > -margin, f"low > {-margin:.2g}"
+    detail = f"in {e.loss_name}; the champion's own gain over {SIMPLEST[e.family]} is {own:.2g} here"
+    return _bounded(name, gain.estimate(), passed, threshold, detail, gain.detectable)
+
+
+def _taken(e: Evidence, params: Params) -> Bools:
+    """Return (n,) the most confident rows, by a threshold known before each where `rank` is."""
+    fold = np.zeros(len(e.p), dtype=np.int64) if e.fold is None else e.fold
+    return chosen(ranks_within(e.p, fold) if e.rank is None else e.rank, params.gate.coverage)
+
+
+def _cells(e: Evidence) -> Bools:
+    """Return (n, classes) where a class can happen."""
+    return np.ones((len(e.y), len(e.classes)), dtype=bool) if e.present is None else e.present
 
 
 def _plain(name: str, passed: bool, value: float, threshold: str, n: int, detail: str = "") -> Check:
@@ -214,9 +287,25 @@ def _plain(name: str, passed: bool, value: float, threshold: str, n: int, detail
     return Check(name, bool(passed), float(value), None, None, threshold, n, detail)
 
 
-def _bounded(name: str, estimate: Estimate, passed: bool, threshold: str, detail: str = "") -> Check:
+def _bounded(
+    name: str, estimate: Estimate, passed: bool, threshold: str, detail: str = "", detectable: float | None = None
+) -> Check:
     """Return a check of an estimate with its interval."""
-    return Check(name, bool(passed), estimate.value, estimate.low, estimate.high, threshold, estimate.n, detail)
+    return Check(
+        name, bool(passed), estimate.value, estimate.low, estimate.high, threshold, estimate.n, detail, detectable
+    )
+
+
+def _skill(name: str, gain: Measurement, detail: str = "", by_value: bool = False) -> Check:
+    """Return a check that a gain is above zero, by its whole interval or by value, with what its rows can show."""
+    if np.isnan(gain.error):
+        return _unknown(name, gain.n, f"too few rows: {gain.why}")
+    bounds, detectable = gain.estimate(), gain.detectable
+    passed = gain.value > 0 if by_value else bounds.low > 0
+    if not passed and 0 < gain.value < detectable:
+        few = f"too few rows to see it: so many show {detectable:.2g} or more, in {POWER:.0%} of cases"
+        detail = f"{detail}; {few}" if detail else few
+    return _bounded(name, bounds, passed, "value > 0" if by_value else "low > 0", detail, detectable)
 
 
 def _unknown(name: str, n: int, detail: str) -> Check:

@@ -22,7 +22,6 @@ from pipelines.features.catalog import COPIES
 from pipelines.models.base import Dataset, Fitted, ModelFamily
 from pipelines.params import Params
 
-DRAWS = 200  # of the bootstrap: hundreds of figures, none of which the gate reads
 Group = tuple[int, ...]  # numbers of columns that are permuted together
 
 
@@ -208,7 +207,7 @@ def _by_regime(plan: PermutationPlan, clustered: Floats, codes: Floats | None, p
 
 def _figure(values: Floats, params: Params) -> dict[str, float]:
     """Return the mean of values with its interval and n."""
-    e: Estimate = mean_estimate(values, DRAWS, params.seed)
+    e: Estimate = mean_estimate(values)
     return {"value": e.value, "low": e.low, "high": e.high, "n": e.n}
 
 

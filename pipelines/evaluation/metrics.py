@@ -1,36 +1,105 @@
-"""Figures with their intervals (law L9).
+"""Figures of predictions and trades, each with its interval (law L9; `intervals` says how).
 
-Rows are in time order. Intervals come from a moving-block bootstrap, since neighbouring events share bars. NaN is
-refused everywhere: abstentions are counted before and never scored.
+Rows are in time order. NaN is refused everywhere: abstentions are counted before and never scored. A walk-forward model
+is a model a fold, calibrated by itself, so probabilities are compared within folds and chosen by their rank there.
 """
-
-from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from pipelines.contracts import Estimate, Floats, Ints
+from pipelines.contracts import Bools, Estimate, Floats, Ints
+from pipelines.evaluation.intervals import LEAST_CONTRASTS, Measurement, mean_of, measure, ratio_of
 from pipelines.models.losses import checked
+
+
+def mean_estimate(values: Floats, cost_bps: float | None = None) -> Estimate:
+    """Return the mean of (n,) values with its 95 % interval; NaN without values, NaN bounds with too few."""
+    return mean_of(values).estimate(cost_bps)
 
 
 def auc(p: Floats, y: Floats) -> float:
     """Return the probability that a random winner ranks above a random loser; ties count half; NaN with one class."""
     checked(p, y)
-    positives = int(y.sum())
-    negatives = len(y) - positives
-    if positives == 0 or negatives == 0:
-        return float("nan")
-    order = np.argsort(p, kind="stable")
-    _, inverse, counts = np.unique(p[order], return_inverse=True, return_counts=True)
-    rank_of_value = np.cumsum(counts) - (counts - 1) / 2.0
-    ranks = rank_of_value[inverse]
-    return float((ranks[y[order] == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    losers = len(y) - y.sum()
+    pairs = y.sum() * losers
+    return float(_pairs_won(p, y)[y == 1].sum() / pairs) if pairs else float("nan")
 
 
-def expected_calibration_error(p: Floats, y: Floats, bins: int = 10) -> float:
-    """Return the mean |hit rate − mean p| over equal-count bins, weighted by count."""
+def _pairs_won(p: Floats, y: Floats) -> Floats:
+    """Return (n,) the pairs of a row that p orders rightly: losers below a winner, winners above a loser; ties half."""
+    _, group = np.unique(p, return_inverse=True)
+    won, lost = np.bincount(group, weights=y), np.bincount(group, weights=1.0 - y)
+    losers_below, winners_above = np.cumsum(lost) - 0.5 * lost, won.sum() - np.cumsum(won) + 0.5 * won
+    return np.asarray(np.where(y == 1, losers_below[group], winners_above[group]))
+
+
+def auc_of(p: Floats, y: Floats, fold: Ints | None = None) -> Measurement:
+    """Return the AUC over pairs of one fold (all rows are one without `fold`); NaN with one class in every fold.
+
+    Its influences are the rows' placements (DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44(3)).
+    """
     checked(p, y)
-    parts = np.array_split(np.argsort(p, kind="stable"), bins)
-    return float(sum(len(part) * abs(p[part].mean() - y[part].mean()) for part in parts if len(part)) / len(p))
+    fold = np.zeros(len(y), dtype=np.int64) if fold is None else fold
+    won, pairs = np.zeros(len(y)), np.zeros(len(y))
+    for number in np.unique(fold):
+        rows = fold == number
+        won[rows] = _pairs_won(p[rows], y[rows])
+        winners = y[rows].sum()
+        pairs[rows] = np.where(y[rows] == 1, rows.sum() - winners, winners)
+    total = pairs.sum() / 2.0  # every pair was counted by both its rows
+    if total == 0.0:
+        return Measurement(float("nan"), float("nan"), LEAST_CONTRASTS, len(y), "one outcome only")
+    value = float(won.sum() / 2.0 / total)
+    return measure(value, len(y) * (won - value * pairs) / total)
+
+
+def auc_estimate(p: Floats, y: Floats, fold: Ints | None = None) -> Estimate:
+    """Return `auc_of` with its 95 % interval."""
+    return auc_of(p, y, fold).estimate()
+
+
+def ranks_within(p: Floats, fold: Ints) -> Floats:
+    """Return (n,) the share of the row's own fold with a lower p, ties half: in (0, 1)."""
+    found = np.empty(len(p))
+    for number in np.unique(fold):
+        rows = fold == number
+        _, group, counts = np.unique(p[rows], return_inverse=True, return_counts=True)
+        found[rows] = (np.cumsum(counts) - 0.5 * counts)[group] / rows.sum()
+    return found
+
+
+def chosen(rank: Floats, coverage: float) -> Bools:
+    """Return (n,) whether a row is among the most confident `coverage` share, by its rank in [0, 1].
+
+    rank  the share of the predictions the model made before this row that are lower: the threshold is then known when
+          the row is decided, and as many rows as exceed it are chosen
+    """
+    return np.asarray(rank >= 1.0 - coverage)
+
+
+def mean_of_chosen(values: Floats, taken: Bools, cost_bps: float | None = None) -> Estimate:
+    """Return the mean of values (n,) on the rows taken (n,), with its 95 % interval over all rows' time."""
+    return ratio_of(values * taken, taken.astype(np.float64), int(taken.sum())).estimate(cost_bps)
+
+
+def lift_of(taken: Bools, gross_bps: Floats) -> Measurement:
+    """Return mean gross bps of the rows taken (n,) minus that of all rows; NaN if none is taken.
+
+    It is what the model adds to taking every signal. Cost is the same for each trade, so it cancels here.
+    """
+    n, count = len(taken), int(taken.sum())
+    if count == 0:
+        return Measurement(float("nan"), float("nan"), LEAST_CONTRASTS, 0, "no row is taken")
+    mean, every = float(gross_bps[taken].mean()), float(gross_bps.mean())
+    influence = n * np.where(taken, gross_bps - mean, 0.0) / count - (gross_bps - every)
+    return measure(mean - every, influence, count)
+
+
+def lift_estimate(taken: Bools, gross_bps: Floats, cost_bps: float | None = None) -> Estimate:
+    """Return `lift_of` with its 95 % interval; `cost_bps` is only recorded with it."""
+    return lift_of(taken, gross_bps).estimate(cost_bps)
+
+
+# ---- resampling, for simulated paths ------------------------------------------------------------------------------
 
 
 def block_starts(n: int, block: int, draws: int, seed: int) -> Ints:
@@ -46,97 +115,13 @@ def block_indices(n: int, block: int, draws: int, seed: int) -> Ints:
     return np.asarray(rows[:, :n])
 
 
-def resampled(n: int, draws: int, seed: int) -> Iterator[Floats]:
-    """Yield for each draw (n,) how often each row was drawn: the draws of `block_indices`, with less memory."""
-    block = max(1, min(default_block(n), n))
-    starts = block_starts(n, block, draws, seed)
-    whole, rest = n // block, n % block
-    for row in starts:
-        steps = np.zeros(n + 1)
-        np.add.at(steps, row[:whole], 1.0)
-        np.add.at(steps, row[:whole] + block, -1.0)
-        if rest:
-            steps[row[-1]] += 1.0
-            steps[row[-1] + rest] -= 1.0
-        yield np.cumsum(steps[:-1])
-
-
 def default_block(n: int) -> int:
-    """Return the block length: n^(1/3) rows, the usual rate for a mean, at least 10 because labels overlap that far."""
+    """Return the block length of a simulated path: n^(1/3) rows, at least 10 because labels overlap that far."""
     return int(max(10, round(n ** (1 / 3))))
 
 
-def block_sums(values: Floats, starts: Ints, block: int) -> Floats:
-    """Return (draws,) sums of values (n,) over the blocks of each draw of `block_starts`, the last cut to n rows."""
-    n = len(values)
-    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])  # a block's sum is a difference of two
-    whole, rest = n // block, n % block
-    sums = (total[starts[:, :whole] + block] - total[starts[:, :whole]]).sum(axis=1)
-    if rest:
-        sums += total[starts[:, -1] + rest] - total[starts[:, -1]]
-    return np.asarray(sums)
-
-
-def mean_estimate(values: Floats, draws: int, seed: int, cost_bps: float | None = None) -> Estimate:
-    """Return the mean with a 95 % moving-block bootstrap interval; NaN without values."""
-    n = len(values)
-    if n == 0:
-        return Estimate(float("nan"), float("nan"), float("nan"), 0, cost_bps)
-    block = max(1, min(default_block(n), n))
-    means = block_sums(values, block_starts(n, block, draws, seed), block) / n
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(values.mean()), float(low), float(high), n, cost_bps)
-
-
-def statistic_estimate(
-    statistic: Callable[[Ints], float], n: int, draws: int, seed: int, cost_bps: float | None = None
-) -> Estimate:
-    """Return a statistic of row numbers with a 95 % moving-block bootstrap interval, without draws it cannot score."""
-    samples = np.array([statistic(rows) for rows in block_indices(n, default_block(n), draws, seed)])
-    return interval(samples, float(statistic(np.arange(n))), n, cost_bps)
-
-
-def most_confident(p: Floats, coverage: float) -> Ints:
-    """Return the row numbers of the `coverage` share with the highest p, in time order."""
-    count = max(1, round(len(p) * coverage))
-    return np.sort(np.argsort(-p, kind="stable")[:count])
-
-
 def interval(samples: Floats, value: float, n: int, cost_bps: float | None = None) -> Estimate:
-    """Return a value with the middle 95 % of its finite bootstrap samples; NaN bounds if none is finite."""
+    """Return a value with the middle 95 % of its finite simulated samples; NaN bounds if none is finite."""
     finite = samples[np.isfinite(samples)]
     low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
     return Estimate(value, float(low), float(high), n, cost_bps)
-
-
-def auc_estimate(p: Floats, y: Floats, draws: int, seed: int) -> Estimate:
-    """Return `auc` with its interval; ranks are computed once, and a draw only counts how often each row was drawn."""
-    value = auc(p, y)
-    _, group = np.unique(p, return_inverse=True)
-    size = int(group.max()) + 1 if len(group) else 0
-    samples = []
-    for times in resampled(len(y), draws, seed):
-        won = np.bincount(group, times * y, size)
-        lost = np.bincount(group, times * (1.0 - y), size)
-        both = won.sum() * lost.sum()
-        samples.append((won * (np.cumsum(lost) - 0.5 * lost)).sum() / both if both else np.nan)
-    return interval(np.array(samples), value, len(y))
-
-
-def lift_estimate(
-    p: Floats, gross_bps: Floats, coverage: float, draws: int, seed: int, cost_bps: float | None = None
-) -> Estimate:
-    """Return mean gross bps of the most confident share minus that of all rows, with its interval.
-
-    It is what the model adds to taking every signal. Cost is the same for each trade, so it cancels here.
-    """
-    n = len(p)
-    value = float(gross_bps[most_confident(p, coverage)].mean() - gross_bps.mean())
-    order = np.argsort(-p, kind="stable")
-    sorted_gross, count = gross_bps[order], max(1, round(n * coverage))
-    samples = []
-    for times in resampled(n, draws, seed):
-        drawn = times[order]
-        taken = np.clip(count - (np.cumsum(drawn) - drawn), 0.0, drawn)  # the last chosen row may count in part
-        samples.append((taken * sorted_gross).sum() / count - (times * gross_bps).sum() / n)
-    return interval(np.array(samples), value, n, cost_bps)

@@ -20,7 +20,7 @@ import numpy as np
 
 from pipelines.contracts import Estimate, Floats
 from pipelines.errors import BadShape, BadValues, MissingPackage, NotEnoughData, UnknownName
-from pipelines.evaluation.metrics import block_starts, block_sums, default_block, interval
+from pipelines.evaluation.intervals import Measurement, measure
 
 LEAST_ROWS = 3  # of the past: fewer give no covariance
 ROUNDING = 1e-12  # of the portfolio: a smaller amount is neither trade nor cash
@@ -330,10 +330,9 @@ class Figures:
     sharpe_over_equal: Estimate
 
 
-def figures(path: Path, one_over_n: Path, rows_a_year: float, block: int, draws: int, seed: int) -> Figures:
+def figures(path: Path, one_over_n: Path, rows_a_year: float) -> Figures:
     """Return the figures of `path`, compared with 1/N on the same rows.
 
-    block   rows that are drawn together: at least the rows between two decisions, which share their weights
     Raises  BadShape if the two do not cover the same rows
     """
     n = len(path.net)
@@ -341,35 +340,42 @@ def figures(path: Path, one_over_n: Path, rows_a_year: float, block: int, draws:
         raise BadShape(
             f"{n} rows from {path.start}, 1/N has {len(one_over_n.net)} from {one_over_n.start}: pass the same rows"
         )
-    block = max(1, min(max(block, default_block(n)), n))
-    starts = block_starts(n, block, draws, seed)
+    (earned, earning), (ratio, rating) = _annual_return(path.net, rows_a_year), _sharpe(path.net, rows_a_year)
+    equal_earned, equal_earning = _annual_return(one_over_n.net, rows_a_year)
+    equal_ratio, equal_rating = _sharpe(one_over_n.net, rows_a_year)
 
-    def resampled(net: Floats) -> tuple[Floats, Floats]:
-        """Return (annual net return, Sharpe) of each draw; the first is the history itself."""
-        sums = [
-            np.concatenate([[values.sum()], block_sums(values, starts, block)]) / n
-            for values in (np.log1p(net), net, net**2)
-        ]
-        deviation = np.sqrt(np.maximum(sums[2] - sums[1] ** 2, 0.0))
-        ratio = np.divide(sums[1], deviation, out=np.full(draws + 1, np.nan), where=deviation > 0.0)
-        return np.expm1(rows_a_year * sums[0]), np.sqrt(rows_a_year) * ratio
+    def estimate(value: float, influence: Floats) -> Estimate:
+        """Return a figure with the interval of its rows' influences; NaN if it is not known."""
+        found = measure(value, influence) if np.isfinite(value) else Measurement(value, np.nan, 1, n)
+        return found.estimate(path.cost_bps)
 
-    def estimate(samples: Floats) -> Estimate:
-        """Return the first sample with the interval of the others."""
-        return interval(samples[1:], float(samples[0]), n, path.cost_bps)
-
-    (earned, ratio), (equal_earned, equal_ratio) = resampled(path.net), resampled(one_over_n.net)
     wealth = np.concatenate([[1.0], np.cumprod(1.0 + path.net)])
     return Figures(
-        net_return=estimate(earned),
+        net_return=estimate(earned, earning),
         volatility=float(path.net.std() * np.sqrt(rows_a_year)),
-        sharpe=estimate(ratio),
+        sharpe=estimate(ratio, rating),
         max_drawdown=float((1.0 - wealth / np.maximum.accumulate(wealth)).max()),
         turnover=float(path.traded.sum() * rows_a_year / n),
         cost=float(path.paid.sum() * rows_a_year / n),
-        return_over_equal=estimate(earned - equal_earned),
-        sharpe_over_equal=estimate(ratio - equal_ratio),
+        return_over_equal=estimate(earned - equal_earned, earning - equal_earning),
+        sharpe_over_equal=estimate(ratio - equal_ratio, rating - equal_rating),
     )
+
+
+def _annual_return(net: Floats, rows_a_year: float) -> tuple[float, Floats]:
+    """Return the compound return a year, a fraction, and the influence (n,) of each row on it."""
+    logs = np.log1p(net)
+    growth = float(np.exp(rows_a_year * logs.mean()))
+    return growth - 1.0, np.asarray(growth * rows_a_year * (logs - logs.mean()))
+
+
+def _sharpe(net: Floats, rows_a_year: float) -> tuple[float, Floats]:
+    """Return mean / deviation a year, NaN without variance, and the influence (n,) of each row on it (Lo 2002)."""
+    deviation, year = float(net.std()), np.sqrt(rows_a_year)
+    if deviation == 0.0:
+        return float("nan"), np.full(len(net), np.nan)
+    standard, ratio = (net - net.mean()) / deviation, float(net.mean()) / deviation
+    return float(year * ratio), np.asarray(year * (standard - 0.5 * ratio * (standard**2 - 1.0)))
 
 
 # ---- the library ------------------------------------------------------------------------------------------------

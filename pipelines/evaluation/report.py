@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import Arrays, Estimate, Floats, JsonObject, Verdict
+from pipelines.contracts import Arrays, Bools, Estimate, Floats, JsonObject, Verdict
 from pipelines.costs import costs_of, venue_of
 from pipelines.evaluation import importance
+from pipelines.evaluation.calibration import calibration_error
+from pipelines.evaluation.deflation import sharpe_of
 from pipelines.evaluation.metrics import (
     auc_estimate,
-    expected_calibration_error,
+    chosen,
     lift_estimate,
     mean_estimate,
-    most_confident,
+    mean_of_chosen,
+    ranks_within,
 )
 from pipelines.models.directional_ensemble import ensemble_losses
 from pipelines.params import Params
@@ -36,12 +39,21 @@ def arrays_with_prefix(oof: Arrays, prefix: str) -> dict[str, Floats]:
     return {name.removeprefix(prefix): values for name, values in oof.items() if name.startswith(prefix)}
 
 
+def confident_rows(oof: Arrays, coverage: float) -> Bools:
+    """Return (n,) whether a row is among the most confident `coverage` share, by the threshold of its fold's model.
+
+    Evidence of a release that stored no `rank` is ranked inside its fold, or as one fold.
+    """
+    if "rank" in oof:
+        return chosen(oof["rank"], coverage)
+    return chosen(ranks_within(oof["p"], oof.get("fold", np.zeros(len(oof["p"])))), coverage)
+
+
 def summarise(folder: Path, params: Params) -> JsonObject:
     """Return the figures of the family whose stage output is `folder` (`oof.npz`, `fit.json`)."""
     oof, fit = read_oof(folder), current_names("fit figures", json.loads((folder / "fit.json").read_text()))
     schema = json.loads((folder / "bundle" / "schema.json").read_text())
     costs = costs_of(params.costs, *venue_of(schema))
-    draws, seed = params.gate.bootstrap, params.seed
     y, p, gross = oof["y"], oof["p"], oof.get("extra_gross_bps")
     paid = oof.get("extra_cost_bps", np.full(len(y), costs.round_trip_bps))
     cost = float(paid.mean())
@@ -51,52 +63,59 @@ def summarise(folder: Path, params: Params) -> JsonObject:
         "n": len(y),
         "cost_bps": cost,
         "costs": costs.describe(oof.get("extra_spread_known"), bool(schema.get("has_funding"))),
-        "loss": {name: _dict(mean_estimate(loss, draws, seed)) for name, loss in losses.items()},
+        "loss": {name: _dict(mean_estimate(loss)) for name, loss in losses.items()},
         "gain_over": {
-            name: _dict(mean_estimate(loss - losses["model"], draws, seed))
-            for name, loss in losses.items()
-            if name != "model"
+            name: _dict(mean_estimate(loss - losses["model"])) for name, loss in losses.items() if name != "model"
         },
         **{k: v for k, v in fit.items() if k != "columns"},
     }
     if y.ndim == 2:
+        present = oof["extra_direction"] != 0.0
         figures["by_class"] = {
-            name: _of_class(p[:, c], y[:, c], probabilities["prevalence"][:, c], params)
+            name: _of_class(p[:, c], y[:, c], probabilities["prevalence"][:, c], present[:, c])
             for c, name in enumerate(fit["classes"])
         }
     elif set(np.unique(y)) <= {0.0, 1.0}:
         figures["hit_rate"] = float(y.mean())
-        figures["ece"] = expected_calibration_error(p, y)
+        figures["calibration_error"] = _dict(calibration_error(p, y).error)
         figures["auc"] = {
-            name: _dict(auc_estimate(q, y, draws // 4, seed))
+            name: _dict(auc_estimate(q, y, oof.get("fold")))
             for name, q in probabilities.items()
             if name != "base_rate" and np.isfinite(q).all()  # a single value ranks nothing
         }
     if weights := schema.get("ensemble"):
         member_losses = ensemble_losses(oof, y, weights)
-        figures["ensemble_loss"] = {n: _dict(mean_estimate(loss, draws, seed)) for n, loss in member_losses.items()}
+        figures["ensemble_loss"] = {n: _dict(mean_estimate(loss)) for n, loss in member_losses.items()}
     if gross is not None and y.ndim == 1:
-        figures["selective"] = selective(p, y, gross, paid, params)
-        figures["every_row_net_bps"] = _dict(mean_estimate(gross - paid, draws, seed, cost))
+        figures["selective"] = selective(oof, paid, params)
+        figures["every_row_net_bps"] = _dict(mean_estimate(gross - paid, cost))
+        # of the lift, a row: the gate of later candidates reads how these ratios vary
+        taken = confident_rows(oof, params.gate.coverage)
+        figures["lift_sharpe"] = _dict(sharpe_of(gross - gross.mean(), taken).estimate(0.0))
     return figures
 
 
-def _of_class(p: Floats, y: Floats, prevalence: Floats, params: Params) -> JsonObject:
-    """Return one class's share and its Brier gain over prevalence."""
-    gain = mean_estimate((prevalence - y) ** 2 - (p - y) ** 2, params.gate.bootstrap, params.seed)
-    return {"share": float(y.mean()), "brier_gain_over_prevalence": _dict(gain)}
+def _of_class(p: Floats, y: Floats, prevalence: Floats, present: Bools) -> JsonObject:
+    """Return how often one class is present, and of those rows the share that played out, the gain and calibration."""
+    p, y, prevalence = p[present], y[present], prevalence[present]
+    return {
+        "present": int(present.sum()),
+        "share": float(y.mean()) if len(y) else None,
+        "brier_gain_over_prevalence": _dict(mean_estimate((prevalence - y) ** 2 - (p - y) ** 2)),
+        "calibration_error": _dict(calibration_error(p, y).error),
+    }
 
 
-def selective(p: Floats, y: Floats, gross: Floats, paid: Floats, params: Params) -> JsonObject:
-    """Return hit rate, net bps and lift of the most confident 5, 10, 20 and 50 %; gross, paid (n,) in bps a trade."""
-    draws, seed = params.gate.bootstrap, params.seed
-    by_coverage = {}
+def selective(oof: Arrays, paid: Floats, params: Params) -> JsonObject:
+    """Return hit rate, net bps and lift of the most confident 5, 10, 20 and 50 %; paid (n,) cost of each row, bps."""
+    gross, by_coverage = oof["extra_gross_bps"], {}
     for coverage in (0.05, 0.10, 0.20, 0.50):
-        chosen = most_confident(p, coverage)
+        taken = confident_rows(oof, coverage)
         by_coverage[f"{coverage:.0%}"] = {
-            "hit_rate": _dict(mean_estimate(y[chosen], draws, seed)),
-            "net_bps": _dict(mean_estimate((gross - paid)[chosen], draws, seed, float(paid[chosen].mean()))),
-            "lift_bps": _dict(lift_estimate(p, gross, coverage, draws // 2, seed, 0.0)),
+            "share": float(taken.mean()),  # what a threshold of the past chose of the later rows
+            "hit_rate": _dict(mean_of_chosen(oof["y"], taken)),
+            "net_bps": _dict(mean_of_chosen(gross - paid, taken, float(paid[taken].mean()) if taken.any() else None)),
+            "lift_bps": _dict(lift_estimate(taken, gross, 0.0)),
         }
     return by_coverage
 
@@ -190,8 +209,8 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         for c, name in enumerate(figures["classes"]):
             figure.add_trace(go.Scatter(x=when[thin], y=p[thin, c], mode="lines", name=name, stackgroup="p"), 1, 1)
     if trades:
-        net, chosen = oof["extra_gross_bps"] - oof["extra_cost_bps"], most_confident(p, 0.20)
-        for taken, name in ((chosen, "chosen 20 %, net"), (np.arange(len(p)), "every row, net")):
+        net, confident = oof["extra_gross_bps"] - oof["extra_cost_bps"], np.flatnonzero(confident_rows(oof, 0.20))
+        for taken, name in ((confident, "chosen 20 %, net"), (np.arange(len(p)), "every row, net")):
             figure.add_trace(go.Scatter(x=when[taken], y=np.cumsum(net[taken]), mode="lines", name=name), 1, 2)
     else:
         for name, loss in arrays_with_prefix(oof, "loss_").items():
@@ -201,7 +220,7 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
     rows = "".join(
         f"<tr class='{'ok' if c.passed else 'no'}'><td>{'✓' if c.passed else '✗'}</td><td>{escape(c.name)}</td>"
         f"<td>{_number(c.value)}</td><td>{'' if c.low is None else f'[{_number(c.low)}, {_number(c.high)}]'}</td>"
-        f"<td>{escape(c.threshold)}</td><td>{c.n:,}</td>"
+        f"<td>{escape(c.threshold)}</td><td>{_number(c.detectable)}</td><td>{c.n:,}</td>"
         f"<td>{escape(c.detail)}</td></tr>"
         for c in verdict.checks
     )
@@ -217,8 +236,10 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         "border-bottom:1px solid #e3e8ee}.ok td:first-child{color:#1a7f45}.no td:first-child{color:#b3261e}"
         ".passed{color:#1a7f45}.refused{color:#b3261e}</style>"
         f"<h1>{escape(title)}</h1><p>Gate: <b class='{result}'>{result}</b>. {about} "
-        "Intervals are 95 %, moving-block bootstrap.</p>"
-        "<table><tr><th></th><th>check</th><th>value</th><th>interval</th><th>required</th><th>n</th><th></th></tr>"
+        "Intervals are 95 %, t on 15 to 30 long averages. Detectable: a gain that so many rows show in 95 of 100 cases."
+        "</p>"
+        "<table><tr><th></th><th>check</th><th>value</th><th>interval</th><th>required</th><th>detectable</th><th>n</th>"
+        "<th></th></tr>"
         f"{rows}</table>{figure.to_html(full_html=False, include_plotlyjs=True)}"
         + importance.section(json.loads((folder / "importance.json").read_text()))
     )

@@ -14,7 +14,7 @@ import numpy as np
 from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Estimate, Floats, Ints, JsonObject, json_ready
 from pipelines.costs import Costs, forward_cost_bps
 from pipelines.errors import BadShape
-from pipelines.evaluation.metrics import default_block, mean_estimate
+from pipelines.evaluation.metrics import mean_estimate
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import forward_returns
 from pipelines.params import Params
@@ -22,12 +22,11 @@ from pipelines.signals.catalog import PRODUCERS
 from pipelines.signals.signal_registry import direction, onsets, signal_names
 
 WEEK_S = 7 * DAY_S
-LEAST_BLOCKS = 5  # of a bootstrap: fewer do not measure the spread between them
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Hold one signal's score. NaN without events; bounds are NaN under `LEAST_BLOCKS` blocks of events.
+    """Hold one signal's score. NaN without events; bounds are NaN with too few events.
 
     onsets     number of events: bars on which it took a new side, with an ATR to set barriers by
     per_week   events a calendar week of the history
@@ -127,10 +126,10 @@ def score_sides(
                 per_week=len(at) / weeks if weeks else float("nan"),
                 share=float((side != 0).mean()) if n else float("nan"),
                 long=float((event_side > 0).mean()) if len(at) else float("nan"),
-                hold_bars=_mean(hold, params),
-                hit_rate=_mean(hit, params),
-                gross_bps=_mean(gross, params),
-                net_bps=_mean(gross - cost, params, float(cost.mean()) if len(cost) else None),
+                hold_bars=mean_estimate(hold),
+                hit_rate=mean_estimate(hit),
+                gross_bps=mean_estimate(gross),
+                net_bps=mean_estimate(gross - cost, float(cost.mean()) if len(cost) else None),
             )
         )
     return Scores(
@@ -141,7 +140,7 @@ def score_sides(
         stop_atr=params.labels.stop_atr,
         cost_bps=float(cost_bps.mean()) if n else float("nan"),
         costs=costs.describe(np.isfinite(forward.spread_bps)),
-        market_bps=_mean(ahead[np.isfinite(ahead)], params),
+        market_bps=mean_estimate(ahead[np.isfinite(ahead)]),
         tested=sum(score.gross_bps.n > 0 for score in found),
         scores=tuple(found),
     )
@@ -162,15 +161,6 @@ def _to_barrier(
     known = resolved.barrier != UNRESOLVED
     hold = (resolved.exit_time + base_s - resolved.start_time) / step_s
     return hold[known], resolved.label[known]
-
-
-def _mean(values: Floats, params: Params, cost_bps: float | None = None) -> Estimate:
-    """Return the mean with its interval; NaN bounds under LEAST_BLOCKS blocks."""
-    n = len(values)
-    if n < LEAST_BLOCKS * default_block(n):
-        mean = float(values.mean()) if n else float("nan")
-        return Estimate(mean, float("nan"), float("nan"), n, cost_bps)
-    return mean_estimate(values, params.gate.bootstrap, params.seed, cost_bps)
 
 
 COLOURS = ("#3b5bdb", "#1a7f37", "#d9730d", "#c2255c", "#7048e8", "#495057")  # of the categories of PRODUCERS
@@ -215,8 +205,8 @@ def write_page(path: Path, scores: Scores, title: str) -> Path:
     figure.update_yaxes(categoryorder="array", categoryarray=[s.signal for s in tested])
     figure.update_layout(
         title=f"{title}: {scores.tested} signals tested on {scores.bars:,} bars; {len(scores.above())} with the whole "
-        f"interval above zero.<br>Buying at every bar: {format_estimate(scores.market_bps)} bps. 95 %, moving-block "
-        "bootstrap; no error bar = too few events",
+        f"interval above zero.<br>Buying at every bar: {format_estimate(scores.market_bps)} bps. 95 % interval; "
+        "no error bar = too few events",
         template="plotly_white", height=220 + 28 * len(tested), margin={"l": 120, "r": 20, "t": 90, "b": 40},
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from pipelines.contracts import OPEN_TIME, Estimate, Floats, Ints, JsonObject, json_ready
+from pipelines.contracts import OPEN_TIME, Estimate, Floats, JsonObject, json_ready
 from pipelines.errors import BadShape
-from pipelines.evaluation.metrics import block_starts, block_sums, default_block, interval
+from pipelines.evaluation.intervals import measure
 from pipelines.labels.horizon import forward_returns
 from pipelines.params import Params
 from pipelines.signals.stars import HIGH_RATING, MIN_KNOWN, MIN_RATING, STARS, N
 
-LEAST_BLOCKS = 10  # blocks in which a star is true: fewer do not measure the spread between them
+LEAST_BLOCKS = 10  # stretches of two horizons in which a star is true: fewer do not measure the spread between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Contribution:
     known       count with its inputs available; true: count where it is true
     prevalence  true / known; NaN if it is never known
     lift_bps    its n counts those with a return to the horizon; NaN if it is always or never true; its bounds are NaN
-                if it is true, or false, in fewer than LEAST_BLOCKS blocks
+                if it is true, or false, in fewer than LEAST_BLOCKS stretches of `block_bars`
     """
 
     name: str
@@ -77,9 +77,7 @@ def measure_contributions(truth: Floats, decision: Floats, base: Floats, step_s:
         raise BadShape(f"stars {truth.shape}, expected ({n}, {N}, 2) with at least one decision bar")
     horizon = params.labels.horizon_bars
     ahead = forward_returns(base, decision[:, OPEN_TIME] + step_s, float(horizon * step_s)).gross_bps
-    # neighbouring rows share most of their horizon: a block shorter than two horizons would treat them as independent
-    block = min(n, max(default_block(n), 2 * horizon))
-    starts = block_starts(n, block, params.gate.bootstrap, params.seed)
+    block = 2 * horizon  # bars of one stretch share most of their horizon
     rated = ratings(truth)
     by_star = [(star.name, star.definition, truth[:, i]) for i, star in enumerate(STARS)]
     by_rating = [
@@ -90,7 +88,7 @@ def measure_contributions(truth: Floats, decision: Floats, base: Floats, step_s:
         )
         for least in (MIN_RATING, HIGH_RATING)
     ]
-    found = [_contribution(*row, ahead, starts, block) for row in by_star + by_rating]
+    found = [_contribution(*row, ahead, block) for row in by_star + by_rating]
     return Contributions(n, horizon, block, tuple(found[:N]), tuple(found[N:]))
 
 
@@ -101,7 +99,7 @@ def ratings(truth: Floats) -> Floats:
     return np.where((known >= MIN_KNOWN)[:, np.newaxis], N * share, np.nan)
 
 
-def _contribution(name: str, definition: str, truth: Floats, ahead: Floats, starts: Ints, block: int) -> Contribution:
+def _contribution(name: str, definition: str, truth: Floats, ahead: Floats, block: int) -> Contribution:
     """Measure truth (n, 2) of {0, 1, NaN} against ahead (n,) bps of a long position, NaN beyond the horizon."""
     available = ~np.isnan(truth)
     known, true = int(available.sum()), int(np.nansum(truth))
@@ -118,7 +116,7 @@ def _contribution(name: str, definition: str, truth: Floats, ahead: Floats, star
     value = parts[2].sum() / parts[0].sum() - parts[3].sum() / parts[1].sum()
     if min(len(np.unique(np.flatnonzero(part) // block)) for part in parts[:2]) < LEAST_BLOCKS:
         return Contribution(name, definition, known, true, prevalence, Estimate(float(value), np.nan, np.nan, n))
-    drawn = [block_sums(np.asarray(part, dtype=np.float64), starts, block) for part in parts]
-    with np.errstate(invalid="ignore", divide="ignore"):  # a draw without a true row has no lift, and is left out
-        samples = drawn[2] / drawn[0] - drawn[3] / drawn[1]
-    return Contribution(name, definition, known, true, prevalence, interval(samples, float(value), n))
+    means = [parts[2 + i].sum() / parts[i].sum() for i in (0, 1)]
+    influence = [len(ahead) * (parts[2 + i] - means[i] * parts[i]) / parts[i].sum() for i in (0, 1)]
+    lift = measure(float(means[0] - means[1]), influence[0] - influence[1], n).estimate()
+    return Contribution(name, definition, known, true, prevalence, lift)

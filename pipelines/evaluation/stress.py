@@ -4,7 +4,6 @@ A scenario whose data was not recorded is absent, with the reason.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -12,15 +11,15 @@ from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, VOLUME, Floats, Ints
 from pipelines.errors import UnknownName
 from pipelines.evaluation.crises import CRISES, crisis
-from pipelines.evaluation.metrics import block_indices, default_block, interval
+from pipelines.evaluation.metrics import block_indices, interval
 from pipelines.evaluation.stressed import MarketHistory, Portfolio, StressResult, exact_estimate
 
 LEVELS = (0.95, 0.99)
 HORIZON_DAYS = 10  # of the bootstrap: the horizon of market risk in bank supervision
 VOLATILITY_DAYS = 30
-LEAST_SPELLS = 5  # of a horizon or a volatility window in the history: fewer give no extreme
+LEAST_SPELLS = 5  # of a volatility window in the history: fewer give no extreme
+LEAST_HORIZONS = 30  # in the history of the bootstrap: its interval then rests on 15 blocks of two
 PATHS = 4000  # of the bootstrap
-HISTORIES, PATHS_EACH = 40, 200  # resampled histories for its interval, and paths drawn from each
 
 IMPACT = 1.0  # of a day's volatility at a day's volume: "of order one" in every market; see `liquidity_drought`
 MEAN_TO_FINAL_IMPACT = 2.0 / 3.0  # mean of the square root over an order's own course, against its end
@@ -30,34 +29,13 @@ MEAN_TO_FINAL_IMPACT = 2.0 / 3.0  # mean of the square root over an order's own 
 
 
 @kernel
-def stationary_rows(n: int, steps: int, block: float, draws: int, seed: int) -> Ints:
-    """Return (draws, steps) int64 row numbers under n: blocks of geometric length, `block` in the mean.
+def _walk(returns: Floats, starts: Ints, steps: int, weights: Floats, stops: Floats, cost: float) -> Floats:
+    """Return (2, draws): largest loss against the entry and largest drawdown of positions over spells of returns.
 
-    After the last row a block continues at the first. n, steps, draws, seed int64; block float64 or int64.
-    Source: Politis & Romano 1994, JASA 89(428).
+    returns (n, k), weights and stops (k,) float64; starts (draws,) int64 first rows of spells of `steps` rows. A stop
+    closes a position at the end of the first step beyond it, at that step's price: the overshoot is lost.
     """
-    np.random.seed(seed)
-    rows = np.empty((draws, steps), dtype=np.int64)
-    for d in range(draws):
-        at, left = 0, 0
-        for s in range(steps):
-            at = at + 1 if at + 1 < n else 0
-            if left == 0:
-                at, left = np.random.randint(0, n), np.random.geometric(1.0 / block)
-            left -= 1
-            rows[d, s] = at
-    return rows
-
-
-@kernel
-def _walk(returns: Floats, rows: Ints, weights: Floats, stops: Floats, cost: float) -> Floats:
-    """Return (2, draws): largest loss against the entry and largest drawdown of positions along `rows` of returns.
-
-    returns (n, k), weights and stops (k,) float64; rows (draws, steps) int64. A stop closes a position at the end of
-    the first step beyond it, at that step's price: the overshoot is lost.
-    """
-    draws, steps = rows.shape
-    k = weights.shape[0]
+    draws, k = starts.shape[0], weights.shape[0]
     found = np.empty((2, draws))
     price, closed = np.empty(k), np.empty(k)
     for d in range(draws):
@@ -70,7 +48,7 @@ def _walk(returns: Floats, rows: Ints, weights: Floats, stops: Floats, cost: flo
             equity = 1.0
             for i in range(k):
                 if closed[i] == 0.0:
-                    price[i] *= 1.0 + returns[rows[d, s], i]
+                    price[i] *= 1.0 + returns[starts[d] + s, i]
                     if np.sign(weights[i]) * (price[i] - 1.0) <= -stops[i]:
                         closed[i] = 1.0
                         paid += cost * abs(weights[i]) * price[i]
@@ -85,26 +63,25 @@ def _walk(returns: Floats, rows: Ints, weights: Floats, stops: Floats, cost: flo
 
 
 def bootstrap(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: int) -> StressResult:
-    """Return the loss and drawdown within ten days of returns drawn in blocks; `loss` at the 99 % level.
+    """Return the loss and drawdown within ten days of returns drawn in blocks of ten days; `loss` at the 99 % level.
 
-    The intervals come from histories that are themselves resampled in blocks of the horizon: they reflect the few such
-    spells in the recording, not the number of paths drawn.
+    A block is as long as the horizon, so a path is a spell of the recording with all of its dependence: shorter blocks
+    tear apart falls that last for days (Künsch 1989, the moving-block bootstrap). Spells start evenly over the
+    recording. The intervals resample the spells in blocks of two horizons, since neighbours overlap; they reflect the
+    few spells in the recording, not the number of paths.
     """
-    del draws  # paths cost little here, and an extreme needs many
     returns, steps = recorded.returns, round(HORIZON_DAYS * DAY_S / recorded.step_s)
-    n, block = len(returns), default_block(len(returns))
-    method = f"stationary bootstrap of {HORIZON_DAYS} days, {PATHS:,} paths, blocks of {block} rows in the mean"
-    if n < LEAST_SPELLS * steps:
-        return StressResult("bootstrap", method, absent=f"{n:,} returns; {LEAST_SPELLS * steps:,} are needed")
-    walked = partial(_walk, returns, weights=portfolio.weights, stops=portfolio.stops, cost=portfolio.cost)
-    drawn = walked(rows=stationary_rows(n, steps, block, PATHS, seed))
-    resampled = [
-        walked(rows=history[stationary_rows(n, steps, block, PATHS_EACH, seed + 1 + i)])
-        for i, history in enumerate(block_indices(n, steps, HISTORIES, seed))
-    ]
+    n = len(returns)
+    method = f"block bootstrap of {HORIZON_DAYS} days in blocks of {steps:,} rows, as long, up to {PATHS:,} paths"
+    if n < LEAST_HORIZONS * steps:
+        return StressResult("bootstrap", method, absent=f"{n:,} returns; {LEAST_HORIZONS * steps:,} are needed")
+    starts = spells(n, steps)
+    drawn = _walk(returns, starts, steps, portfolio.weights, portfolio.stops, portfolio.cost)
+    block = -(-2 * steps * len(starts) // n)  # spells that start within two horizons
+    again = block_indices(len(starts), block, draws, seed)
     figures = {
         f"{name} {level:.0%}": interval(
-            np.array([np.quantile(each[row], level) for each in resampled]), float(np.quantile(drawn[row], level)), n
+            np.quantile(drawn[row][again], level, axis=-1), float(np.quantile(drawn[row], level)), n
         )
         for row, name in enumerate(("loss", "drawdown"))
         for level in LEVELS
@@ -115,10 +92,18 @@ def bootstrap(portfolio: Portfolio, recorded: MarketHistory, draws: int, seed: i
         loss=figures["loss 99%"],
         drawdown=figures["drawdown 99%"],
         n=n,
-        detail=f"{n * recorded.step_s / DAY_S:,.0f} days of returns: {n // steps} spells of the horizon",
+        detail=(
+            f"{n * recorded.step_s / DAY_S:,.0f} days of returns, {len(starts):,} spells: {n // steps} of the horizon "
+            "that do not overlap"
+        ),
         figures=figures,
         samples=drawn[0],
     )
+
+
+def spells(n: int, steps: int) -> Ints:
+    """Return the first rows of at most PATHS spells of `steps` of n rows, evenly spaced over all that are possible."""
+    return np.linspace(0, n - steps, min(PATHS, n - steps + 1)).round().astype(np.int64)
 
 
 # ---- day by day ---------------------------------------------------------------------------------------------------

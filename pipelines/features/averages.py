@@ -1,6 +1,6 @@
 """The traditional averages (F3): fifteen averages and levels, as the log distance of the close from each.
 
-No model family reads them; rules, charts and new families do. Conventions and seeds are TA-Lib's where TA-Lib has the
+No decision reads them (docs/results/columns.md). Conventions and seeds are TA-Lib's where TA-Lib has the
 indicator.
 """
 

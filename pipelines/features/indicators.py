@@ -1,6 +1,6 @@
 """The traditional indicator set (F3), next to the core's nine: oscillators, bands, volume. Averages: `averages.py`.
 
-No model family reads it; rules, charts and new families do. Conventions and seeds are TA-Lib's where TA-Lib has the
+No decision reads it (docs/results/columns.md). Conventions and seeds are TA-Lib's where TA-Lib has the
 indicator; where it returns 0 for something undefined, the value is missing. Prices are relative to the close.
 """
 

@@ -35,7 +35,7 @@ from pipelines.signals.setups import PATTERNS
 if TYPE_CHECKING:
     from pipelines.models.pattern_network import PatternNetwork
 
-LEAST_ROWS = 200
+LEAST_ROWS = 200  # to fit at all: a few batches of the network; the gate asks for more out of fold
 NETWORK = "network"
 WINDOW_COLUMNS = (*CANDLE, TAKER, "volume_to_median", "volatility_regime")
 VOLATILITY_COLUMNS = ("atr_14", "volatility_20", "volatility_regime")
@@ -331,14 +331,18 @@ def prevalence(train: Dataset, test: Dataset, params: Params) -> Baseline:
     return _brier_baseline(share * (test.extras["direction"] != 0.0), test)
 
 
-def _pooled_logistic(train: Dataset, test: Dataset, rows: Any, test_rows: Any) -> Baseline:
+def _pooled_logistic(train: Dataset, test: Dataset, rows: Any, test_rows: Any, params: Params) -> Baseline:
     """Predict by logistic regression on rows (n, classes, j) of each bar and present class."""
     present, test_present = train.extras["direction"] != 0.0, test.extras["direction"] != 0.0
     weight = (train.weight[:, np.newaxis] * share_of_side(train.extras["direction"]))[present]
     p = np.zeros(test_present.shape)
     if test_present.any():
         p[test_present] = logistic(
-            rows[present].astype(np.float64), train.y[present], weight, test_rows[test_present].astype(np.float64)
+            rows[present].astype(np.float64),
+            train.y[present],
+            weight,
+            test_rows[test_present].astype(np.float64),
+            params,
         )
     return _brier_baseline(p, test)
 
@@ -354,13 +358,13 @@ def volatility_only(train: Dataset, test: Dataset, params: Params) -> Baseline:
         wide = np.concatenate([width + np.zeros((1, len(which), 1)), which + np.zeros((len(data), 1, 1))], axis=2)
         return np.asarray(wide)
 
-    return _pooled_logistic(train, test, rows(train), rows(test))
+    return _pooled_logistic(train, test, rows(train), rows(test), params)
 
 
 def newest_bar(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Predict by logistic regression on the trees' columns, side and class included."""
     sides = mirror_layout(train.columns)
-    return _pooled_logistic(train, test, sides.rows(train.newest()), sides.rows(test.newest()))
+    return _pooled_logistic(train, test, sides.rows(train.newest()), sides.rows(test.newest()), params)
 
 
 def describe(data: Dataset, params: Params) -> list[str]:

@@ -17,7 +17,7 @@ from pipelines.features.catalog import COPIES, CORE_COLUMNS
 from pipelines.labels.splits import walk_forward
 from pipelines.labels.weights import effective_rows
 from pipelines.models.base import Baseline, Dataset, Export, Log, ModelFamily, NativePredictions
-from pipelines.models.baselines import always_base_rate, log_loss_baseline, logistic
+from pipelines.models.baselines import always_base_rate, fit_logistic, log_loss_baseline, logistic
 from pipelines.models.calibration import Classifier, fit_calibration
 from pipelines.models.calibration_and_novelty import Calibration, as_json
 from pipelines.models.export import json_bytes
@@ -31,7 +31,7 @@ from pipelines.params import Params
 if TYPE_CHECKING:
     from pipelines.models.networks import RecurrentNetwork
 
-LEAST_ROWS = 200
+LEAST_ROWS = 200  # to fit at all: a few batches of the network; the gate asks for more out of fold
 NETWORK = "lstm"
 # What the network reads: price return, volume, book depth, volatility; or all of the core.
 WINDOW_COLUMNS = {
@@ -182,12 +182,7 @@ def fit_others(rows: Any, data: Dataset, params: Params) -> dict[str, Classifier
     p, y = params.predictor, data.y.astype(int)
     weight = data.weight / data.weight.mean()
     events = effective_rows(data.uniqueness, data.weight / data.uniqueness)
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    line = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=500))
-    line.fit(rows, y, logisticregression__sample_weight=weight)
+    line = fit_logistic(rows, y, weight, params.baselines.logistic_c)
     forest = fit_forest(rows, y, weight, events, p.forest, params.seed)
     boosted = fit_boosted(rows, y, weight, events, p.boosted, params.seed)
     return {"logistic": line, "random_forest": forest, "xgboost": boosted}
@@ -260,7 +255,9 @@ def last_sign(train: Dataset, test: Dataset, params: Params) -> Baseline:
 def newest_bar(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Predict by logistic regression on the newest bar's core columns: what windows and layers must improve on."""
     read = places(train.columns, NEWEST_COLUMNS)
-    return log_loss_baseline(logistic(train.newest()[:, read], train.y, train.weight, test.newest()[:, read]), test)
+    return log_loss_baseline(
+        logistic(train.newest()[:, read], train.y, train.weight, test.newest()[:, read], params), test
+    )
 
 
 def describe(data: Dataset, params: Params) -> list[str]:

@@ -138,13 +138,13 @@ def expected_miss(data: Dataset) -> float | None:
 def volatility_only(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Predict by logistic regression on barrier width and volatility regime: shows if a model learnt only these."""
     return log_loss_baseline(
-        logistic(train.extras["volatility"], train.y, train.weight, test.extras["volatility"]), test
+        logistic(train.extras["volatility"], train.y, train.weight, test.extras["volatility"], params), test
     )
 
 
 def all_columns(train: Dataset, test: Dataset, params: Params) -> Baseline:
     """Predict by logistic regression on all of the model's columns."""
-    return log_loss_baseline(logistic(train.all_inputs(), train.y, train.weight, test.all_inputs()), test)
+    return log_loss_baseline(logistic(train.all_inputs(), train.y, train.weight, test.all_inputs(), params), test)
 
 
 def describe(data: Dataset, params: Params) -> list[str]:

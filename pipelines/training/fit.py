@@ -34,8 +34,7 @@ from pipelines.models.export import write_bundle, write_json
 from pipelines.models.runtime import load_bundle
 from pipelines.params import Params
 
-RECENT_SHARE = 0.2  # newest share of the rows, whose novelty is measured by a limit fitted on the older rows
-LATENCY_ROWS = 200
+LATENCY_ROWS = 200  # the median of fewer moves with the machine
 GOLDEN_POOL = 512  # evenly spaced training rows, from which golden rows and the parity check are taken
 
 
@@ -359,7 +358,7 @@ def decay_figures(window: FittedWindow, by_fold: Sequence[HalfLife]) -> JsonObje
 
 def _novel_share(model_family: ModelFamily, newest: Floats, params: Params) -> float:
     """Return the share of the newest rows beyond a novelty limit fitted on the older ones."""
-    older = int(len(newest) * (1 - RECENT_SHARE))
+    older = int(len(newest) * (1.0 - params.splits.recent_share))
     novelty = model_family.novelty(newest[:older], params)
     return float((novelty.distance(newest[older:]) > novelty.limit).mean())
 

@@ -134,17 +134,23 @@ LABELS: dict[str, Callable[[Sources, Params], Labels]] = {
 }
 
 
-def traditional_record(sources: Sources, params: Params) -> dict[str, int | float | None]:
-    """Return what tier 3 judges the traditional consensus by: hits, resolved events, and what its misses returned.
+def traditional_record(sources: Sources, params: Params) -> dict[str, float | None]:
+    """Return what tier 3 judges the traditional consensus by.
 
-    miss_atr  as labels.misses.miss_atr; None where no event missed its target
+    hits, n    events whose target was touched first, and resolved events
+    effective  independent events these are worth: n times their mean uniqueness, as they overlap
+    miss_atr   what the others returned, see labels.misses.miss_atr; None where no event missed its target
     """
     found = traditional_events(sources.features, sources.signals)
     outcome = _resolve(sources, found, params)
     of = outcome.labelled
     gross_bps = outcome.gross_bps + outcome.target_cost_bps - outcome.cost_bps  # as `models.validator.expected_miss`
-    missed = miss_atr(outcome.label[of], gross_bps[of], found.atr[of], outcome.uniqueness[of])
-    return {"hits": int(np.nansum(outcome.label[of])), "n": int(of.sum()), "miss_atr": missed}
+    return {
+        "hits": int(outcome.label[of].sum()),
+        "n": int(of.sum()),
+        "effective": float(outcome.uniqueness[of].sum()),
+        "miss_atr": miss_atr(outcome.label[of], gross_bps[of], found.atr[of], outcome.uniqueness[of]),
+    }
 
 
 @dataclass(frozen=True, slots=True)

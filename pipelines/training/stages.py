@@ -167,7 +167,7 @@ def pair(family: str, through: float, params: Params) -> None:
     chosen = model_family(family)
     embargo = embargo_seconds(params, TIMEFRAME_SECONDS[read_meta()["decision_timeframe"]])
     losses = paired_losses(
-        chosen, chosen.dataset(OUT, params), at, through, tuple(fit["left_out"]), params, embargo, log_line
+        chosen, chosen.dataset(OUT, params), at, through, tuple(fit.get("left_out", ())), params, embargo, log_line
     )
     np.savez(
         ensure_folder(OUT / "paired") / f"{family}.npz",

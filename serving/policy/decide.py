@@ -154,6 +154,7 @@ def decide(
             "costs": symbol.costs(params.costs).row,
             "policy": decision_row.policy_digest(params, flat),
             "cpu": cpu_type(),
+            "tail": params.risk.tail.method(symbol.step_s),
         },
     )
     waiting = () if symbol.reason is None else (symbol.reason,)

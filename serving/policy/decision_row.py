@@ -1,7 +1,7 @@
 """Decide one row with the compiled kernel and return the decision with its reasons; pure, times and ids are inputs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from hashlib import sha256
 from math import isfinite
@@ -25,13 +25,24 @@ from pipelines.params import Params
 from serving.policy import kernel as decision_kernel
 from serving.policy.fusion import N_SCORES, weight_table
 from serving.policy.thresholds import PHASES, THRESHOLDS, threshold_table
-from serving.risk.codes import REFUSALS, bits_of, trail
+from serving.risk.codes import (
+    CANNOT_COMPUTE,
+    CONFLUENCE_BELOW,
+    NOT_VALIDATED,
+    PHASE_DIFFERS,
+    REFUSALS,
+    STRENGTH_BELOW,
+    UNICORN_BELOW,
+    bits_of,
+    trail,
+)
 from serving.risk.limits import STAGES, TIERS
 from serving.risk.sizing import CAPS, LIMIT_ROWS, SIZINGS
 
 ACTIONS: dict[float, Literal["BUY", "SELL", "NO_TRADE"]] = {1.0: "BUY", -1.0: "SELL", 0.0: "NO_TRADE"}
 ONES: Floats = np.ones(N_SCORES)  # factors of the stated weights; independence of categories that never agree
 ONES.setflags(write=False)
+_OF_VALUES = STRENGTH_BELOW | CONFLUENCE_BELOW | UNICORN_BELOW | PHASE_DIFFERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +74,7 @@ class ExposureSnapshot:
 
     def to_dict(self) -> dict[str, float | None]:
         """Return the snapshot as plain JSON; a value that is not known is null."""
-        return {name: finite_or_none(value) for name, value in asdict(self).items()}
+        return {name: finite_or_none(getattr(self, name)) for name in self.__slots__}
 
 
 NOTHING_OPEN: Mapping[str, float] = dict.fromkeys(
@@ -150,7 +161,8 @@ def flatten(params: Params) -> Floats:
 
 def policy_digest(params: Params, flat: Floats) -> str:
     """Return the sha256 of every parameter that `decide` rests on; `flat` is `flatten(params)`."""
-    return sha256(flat.tobytes() + params.learning.use.encode() + params.costs.model_dump_json().encode()).hexdigest()
+    rest = params.learning.use, params.costs.model_dump_json(), params.risk.tail.model_dump_json()
+    return sha256(flat.tobytes() + "".join(rest).encode()).hexdigest()
 
 
 def to_rows(
@@ -214,28 +226,49 @@ def reasons(
     """Return every refusal in `code` as text with its numbers, primary first; empty for an emitted decision."""
     if not code:
         return ()
-    mask = int(out[decision_kernel.UNUSABLE_MASK])
-    facts: dict[str, float | str] = {
-        **dict(zip(decision_kernel.PARAM_FIELDS, flat.tolist(), strict=False)),
-        **dict(zip(decision_kernel.OUT_FIELDS, out.tolist(), strict=False)),
-        **dict(
-            zip(
-                decision_kernel.ROW_FIELDS[decision_kernel.STATE_AT :],
-                row[decision_kernel.STATE_AT :].tolist(),
-                strict=True,
-            )
-        ),
-        "unusable": ",".join(name for i, name in enumerate(decision_kernel.ROW_FIELDS) if mask >> i & 1),
-        "abstained": abstained or "no reason given",
-        "latched": ", ".join(breakers) or f"breakers={row[decision_kernel.BREAKERS]:.0f}",
-        "layers": ", ".join(f"{name} {value:.2f}" for name, value in layers_of(out).items()),
-        "strength": _shown(out[decision_kernel.STRENGTH]),
-        "event_confluence": _shown(out[decision_kernel.EVENT_CONFLUENCE], 2),
-        "event_stars": _shown(out[decision_kernel.EVENT_STARS], 0),
-        "phase_now": _phase(row[decision_kernel.PHASE]) or "unknown",
-        "phase_wanted": str(_phase(flat[decision_kernel.PHASE_WANTED])),
-    }
+    facts = _Facts(
+        (flat, out, row),
+        abstained=abstained or "no reason given",
+        latched=", ".join(breakers) or f"breakers={row[decision_kernel.BREAKERS]:.0f}",
+    )
+    if code & CANNOT_COMPUTE:
+        mask = int(out[decision_kernel.UNUSABLE_MASK])
+        facts["unusable"] = ",".join(name for i, name in enumerate(decision_kernel.ROW_FIELDS) if mask >> i & 1)
+    if code & NOT_VALIDATED:
+        facts["layers"] = ", ".join(f"{name} {value:.2f}" for name, value in layers_of(out).items())
+    if code & _OF_VALUES:  # a value that is not known is shown as such
+        facts |= {
+            "strength": _shown(out.item(decision_kernel.STRENGTH)),
+            "event_confluence": _shown(out.item(decision_kernel.EVENT_CONFLUENCE), 2),
+            "event_stars": _shown(out.item(decision_kernel.EVENT_STARS), 0),
+            "phase_now": _phase(row.item(decision_kernel.PHASE)) or "unknown",
+            "phase_wanted": PHASES[int(flat.item(decision_kernel.PHASE_WANTED))],
+        }
     return tuple(REFUSALS[bit].format_map(facts) for bit in bits_of(code))
+
+
+# name in a refusal's text → which array of (params, out, row) holds it, and where
+_PLACES = {
+    name: (array, at)
+    for array, names in enumerate(
+        (decision_kernel.PARAM_FIELDS, decision_kernel.OUT_FIELDS, decision_kernel.ROW_FIELDS)
+    )
+    for at, name in enumerate(names)
+}
+
+
+class _Facts(dict[str, float | str]):
+    """Hold what the texts of refusals name; a number is read from params, out or row when a text asks for it."""
+
+    def __init__(self, arrays: tuple[Floats, Floats, Floats], **words: str) -> None:
+        """Start with `words`; arrays are (params, out, row) of the kernel."""
+        super().__init__(words)
+        self._arrays = arrays
+
+    def __missing__(self, name: str) -> float:
+        """Return the number of a field of the kernel's layouts; raise KeyError for a name that is in none."""
+        array, at = _PLACES[name]
+        return self._arrays[array].item(at)
 
 
 def _shown(value: float, digits: int = 1) -> str:
@@ -248,26 +281,31 @@ def _phase(code: float) -> str | None:
     return PHASES[int(code)] if isfinite(code) and 0 <= code < len(PHASES) else None
 
 
-def thresholds_of(row: Floats, flat: Floats, out: Floats) -> dict[str, ThresholdCheck]:
+def thresholds_of(row: Floats, flat: Floats, out: list[float]) -> dict[str, ThresholdCheck]:
     """Return threshold → its value on the event's side and what was wanted (S17); empty without an event."""
     if not row[decision_kernel.EVENT]:
         return {}
-    found: dict[str, ThresholdCheck] = {}
-    first = decision_kernel.REQUIRE_STRENGTH
-    for name, value, minimum in _THRESHOLD_VALUES:
-        reached, refuses = bool(out[value] >= out[minimum]), bool(flat[first + THRESHOLDS.index(name)])
-        found[name] = ThresholdCheck(finite_or_none(out[value]), float(out[minimum]), reached, refuses)
-    now, wanted = row[decision_kernel.PHASE], flat[decision_kernel.PHASE_WANTED]
-    refuses = bool(flat[decision_kernel.REQUIRE_PHASE])
-    found["phase"] = ThresholdCheck(_phase(now), str(_phase(wanted)), bool(now == wanted), refuses)
-    return found
+    found = {
+        name: ThresholdCheck(
+            finite_or_none(out[value]), out[minimum], out[value] >= out[minimum], flat.item(required) > 0.0
+        )
+        for name, value, minimum, required in _THRESHOLD_VALUES
+    }
+    now, wanted = row.item(decision_kernel.PHASE), flat.item(decision_kernel.PHASE_WANTED)
+    required = flat.item(decision_kernel.REQUIRE_PHASE) > 0.0
+    return found | {"phase": ThresholdCheck(_phase(now), PHASES[int(wanted)], now == wanted, required)}
 
 
 _THRESHOLD_VALUES = (
-    ("strength", decision_kernel.STRENGTH, decision_kernel.MIN_STRENGTH),
-    ("confidence", decision_kernel.CONFIDENCE, decision_kernel.MIN_CONFIDENCE),
-    ("confluence", decision_kernel.EVENT_CONFLUENCE, decision_kernel.MIN_CONFLUENCE),
-    ("unicorn", decision_kernel.EVENT_STARS, decision_kernel.MIN_UNICORN),
+    ("strength", decision_kernel.STRENGTH, decision_kernel.MIN_STRENGTH, decision_kernel.REQUIRE_STRENGTH),
+    ("confidence", decision_kernel.CONFIDENCE, decision_kernel.MIN_CONFIDENCE, decision_kernel.REQUIRE_CONFIDENCE),
+    (
+        "confluence",
+        decision_kernel.EVENT_CONFLUENCE,
+        decision_kernel.MIN_CONFLUENCE,
+        decision_kernel.REQUIRE_CONFLUENCE,
+    ),
+    ("unicorn", decision_kernel.EVENT_STARS, decision_kernel.MIN_UNICORN, decision_kernel.REQUIRE_UNICORN),
 )
 
 
@@ -358,5 +396,5 @@ def decide(
         stage=STAGES[int(result[decision_kernel.STAGE])],
         capped_by=CAPS[int(result[decision_kernel.CAP_OF])] if isfinite(result[decision_kernel.CAP_OF]) else None,
         learned=dict(learned or {}),
-        thresholds=thresholds_of(row, flat, out),
+        thresholds=thresholds_of(row, flat, result),
     )

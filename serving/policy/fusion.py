@@ -66,6 +66,7 @@ def fuse(
 
     directions     (N_SCORES,) −1, 0, 1, NaN = unavailable; confidences (N_SCORES,) percentile in [0, 1]
     independence   (N_SCORES,) in (0, 1]: factor on a category's vote where others tend to agree with it
+    weights        (N_SCORES,) not negative; may be the same array as shares
     shares         written: weight renormalised over the available; NaN = unavailable or without weight
     contributions  written: signed share of the vote; they sum to ± consensus; 0 = neutral, NaN as above
     Returns        (confidence, vote, consensus, coverage). vote = Σ w·u·d·logit(clip(½ + confidence/2, ½, .999)), u the

@@ -314,22 +314,24 @@ def _validate(row: Floats, params: Floats, out: Floats) -> bool:
 
 
 @kernel
-def _below_thresholds(row: Floats, params: Floats, out: Floats, minimum: Floats) -> int:
+def _below_thresholds(row: Floats, params: Floats, out: Floats, regime: int) -> int:
     """Compare the event with its adaptive thresholds (S17); fill `out`, return the bits of those that refuse.
 
-    minimum  (N_COLUMNS,) of the regime. All on the event's own side: strength is the percentile, in points of 100, of
-             the category that raised the event; confluence the agreement of the timeframes' trends; stars those of the
-             unicorn; phase that of the auction. A value that is not known reaches no threshold.
+    All on the event's own side: strength is the percentile, in points of 100, of the category that raised the event;
+    confluence the agreement of the timeframes' trends; stars those of the unicorn; phase that of the auction. A value
+    that is not known reaches no threshold.
     """
+    minimum = THRESHOLDS_AT + N_COLUMNS * regime
     own = TRADITIONAL if row[TIER] >= TRADITIONAL_TIER else ICT
     if row[own] == row[own]:
         out[STRENGTH] = 100.0 * row[CONFIDENCES_AT + own] if row[own] == row[EVENT] else 0.0
     out[EVENT_CONFLUENCE] = row[CONFLUENCE] * row[EVENT]
     out[EVENT_STARS] = row[UNICORN] * row[EVENT]
-    out[MIN_STRENGTH] = minimum[_STRENGTH]
-    out[MIN_CONFLUENCE] = minimum[_CONFLUENCE]
-    out[MIN_UNICORN] = minimum[_UNICORN]
-    out[MIN_CONFIDENCE] = minimum[_RELIEVED] if out[EVENT_STARS] >= params[HIGH_UNICORN] else minimum[_CONFIDENCE]
+    out[MIN_STRENGTH] = params[minimum + _STRENGTH]
+    out[MIN_CONFLUENCE] = params[minimum + _CONFLUENCE]
+    out[MIN_UNICORN] = params[minimum + _UNICORN]
+    relieved = out[EVENT_STARS] >= params[HIGH_UNICORN]
+    out[MIN_CONFIDENCE] = params[minimum + (_RELIEVED if relieved else _CONFIDENCE)]
     refused = 0
     confidence = out[CONFIDENCE]  # NaN is NO_SIGNAL
     if params[REQUIRE_CONFIDENCE] > 0.0 and confidence == confidence and not confidence >= out[MIN_CONFIDENCE]:
@@ -414,12 +416,15 @@ def decide_row(row: Floats, params: Floats, out: Floats) -> int:
     stated = params[WEIGHTS_AT + table * N_SCORES : WEIGHTS_AT + (table + 1) * N_SCORES]
 
     unusable = _unusable(row, stated)
+    weights = out[SHARES_AT:CONTRIBUTIONS_AT]  # in place: an array of its own would cost a tenth of the decision
+    for c in range(N_SCORES):
+        weights[c] = stated[c] * row[FACTORS_AT + c]
     confidence, vote, consensus, coverage = fuse(
         row[:N_SCORES],
         row[CONFIDENCES_AT : CONFIDENCES_AT + N_SCORES],
-        stated * row[FACTORS_AT : FACTORS_AT + N_SCORES],
+        weights,
         row[INDEPENDENCE_AT : INDEPENDENCE_AT + N_SCORES],
-        out[SHARES_AT:CONTRIBUTIONS_AT],
+        weights,
         out[CONTRIBUTIONS_AT:OUT_WIDTH],
     )
     out[DIRECTION] = np.sign(vote)
@@ -453,8 +458,7 @@ def decide_row(row: Floats, params: Floats, out: Floats) -> int:
         else:
             if not consensus >= params[MIN_CONSENSUS] or out[DIRECTION] != row[EVENT]:
                 refused |= CONFLICT
-        first = THRESHOLDS_AT + N_COLUMNS * regime
-        refused |= _below_thresholds(row, params, out, params[first : first + N_COLUMNS])
+        refused |= _below_thresholds(row, params, out, regime)
         if unusable == 0:
             refused |= _judge(row, params, out, params[MULTIPLIER_AT + regime], params[MAX_POSITION_AT + limits])
 

@@ -15,7 +15,7 @@ import numpy as np
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, Decision, ModelAnswer, utc
 from pipelines.errors import BadValues, ServiceDown
 from pipelines.features.catalog import FEATURES
-from pipelines.params import Params
+from pipelines.params import BreakerParams, Params
 from pipelines.store import BreakerTrip, Fill
 from serving.risk.breakers import REBASED, BreakerInputs, triggered
 from serving.state.account import Account
@@ -23,14 +23,13 @@ from serving.state.ledger import Ledger
 from serving.state.symbols import Symbol
 
 ATR, SPREAD = FEATURES.index["atr_14"], FEATURES.index["spread"]
-MIN_BOOKS = 20  # recorded before the newest, for usual values
 MODEL_FAULT = "MODEL_FAULT:"  # the model's own faults; an outage of the model service concerns the tiers only
 
 
 # ---- inputs ---------------------------------------------------------------------------------------------------------
 
 
-def bar_inputs(symbol: Symbol, back: int, book_bars: int) -> BreakerInputs:
+def bar_inputs(symbol: Symbol, back: int, limits: BreakerParams) -> BreakerInputs:
     """Return range, spread and depth of the closed decision bar `back` bars before the newest (0 = the newest).
 
     After a gap, of bars or of a closed market, the true range is the bar's own range.
@@ -44,10 +43,11 @@ def bar_inputs(symbol: Symbol, back: int, book_bars: int) -> BreakerInputs:
     follows = bar[OPEN_TIME] - previous[OPEN_TIME] == symbol.step_s
     high, low = (max(bar[HIGH], previous[CLOSE]), min(bar[LOW], previous[CLOSE])) if follows else (bar[HIGH], bar[LOW])
     reach = history.features[i - 1, ATR] * previous[CLOSE]
-    spreads = 1e4 * history.features[max(0, i - book_bars) : i + 1, SPREAD]  # NaN without a book, and of a crossed one
-    sizes = np.nansum(history.levels[max(0, i - book_bars) : i + 1, :, :, 1], axis=(1, 2))
+    first = max(0, i - limits.book_bars)
+    spreads = 1e4 * history.features[first : i + 1, SPREAD]  # NaN without a book, and of a crossed one
+    sizes = np.nansum(history.levels[first : i + 1, :, :, 1], axis=(1, 2))
     usual = np.isfinite(spreads[:-1])
-    known = usual.sum() >= MIN_BOOKS and np.isfinite(spreads[-1])
+    known = usual.sum() >= limits.min_books and np.isfinite(spreads[-1])
     return BreakerInputs(
         about,
         venue=symbol.warm.venue,

@@ -4,6 +4,8 @@ A refusal is an answer, not an exception. The decision kernel collects all that 
 the primary one.
 """
 
+from functools import lru_cache
+
 CANNOT_COMPUTE = 1 << 0
 BREAKER_LATCHED = 1 << 1
 STALE_DATA = 1 << 2
@@ -121,8 +123,14 @@ def trail(code: int) -> dict[str, str]:
     Without an event no model predicts and nothing is sized; with an unusable input, or a model that abstains, no size
     is computed, so `position` is not reached.
     """
+    return dict(_trail(code))
+
+
+@lru_cache(maxsize=4096)  # few of the possible codes come up, and a decision waits for its words
+def _trail(code: int) -> tuple[tuple[str, str], ...]:
+    """Return the items of `trail`."""
     stopped = next((bit for bit in (NO_EVENT, CANNOT_COMPUTE, MODEL_ABSTAINED) if code & bit), 0)
-    results = {}
+    results: dict[str, str] = {}
     for layer, bits in LAYERS.items():
         refused = [name_of(bit) for bit in bits if code & bit]
         if refused:
@@ -131,4 +139,4 @@ def trail(code: int) -> dict[str, str]:
             results[layer] = f"not reached: {name_of(stopped)}"
         else:
             results[layer] = "passed"
-    return results
+    return tuple(results.items())

@@ -41,7 +41,8 @@ def utilisation(
     """
     found = account.portfolio(at)
     positions = account.positions(at)
-    net, parts = allocation(positions, account.scenarios)
+    volatility = account.volatility()
+    net, parts = allocation(positions, account.scenarios, volatility)
     stages = flat[decision_kernel.STAGE_FROM_AT : decision_kernel.STAGE_SIZE_AT]
     stage = stage_of(found.drawdown, params.risk.max_drawdown, stages)
     return {
@@ -68,8 +69,9 @@ def utilisation(
         "tail": {
             "level": ES_LEVEL,
             "hours": params.labels.horizon_bars * max((s.step_s for s in symbols.values()), default=0) / 3600.0,
-            "scenarios": len(account.scenarios.returns),
-            "var": _var(positions, account, net),
+            "methods": {name: params.risk.tail.method(symbol.step_s) for name, symbol in symbols.items()},
+            "scenarios": len(account.scenarios.filtered),
+            "var": _var(positions, account, net, volatility),
             "es": finite_or_none(found.es),
             "stress": finite_or_none(found.stress),
             "concentration": _concentration(net),
@@ -187,13 +189,14 @@ def _next(
     }
 
 
-def _var(positions: Floats, account: Account, net: Floats) -> float | None:
-    """Return the historical value at risk of all positions; None without shared scenarios, or with an unknown asset."""
+def _var(positions: Floats, account: Account, net: Floats, volatility: Floats) -> float | None:
+    """Return the value at risk of all positions; None without shared scenarios, or with an unknown asset."""
     if not len(positions):
         return 0.0
-    if not len(account.scenarios.returns) or (positions[:, 1] < 0.0).any():
+    if not len(account.scenarios.filtered) or (positions[:, 1] < 0.0).any():
         return None
-    return finite_or_none(max(float(tail_losses(account.scenarios.returns @ net, 1.0 - ES_LEVEL)[0]), 0.0))
+    returns = account.scenarios.losing_most(net, volatility)
+    return finite_or_none(max(float(tail_losses(returns @ net, 1.0 - ES_LEVEL)[0]), 0.0))
 
 
 def _concentration(net: Floats) -> float | None:

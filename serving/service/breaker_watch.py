@@ -53,7 +53,7 @@ class BreakerWatch:
     def evaluate_bars(self, symbol: Symbol, newest: int) -> None:
         """Evaluate the `newest` closed bars, oldest first. What a person has reset does not trip after a restart."""
         for back in reversed(range(min(newest, len(symbol.history)))):
-            self.evaluate(bar_inputs(symbol, back, self._params.breakers.book_bars))
+            self.evaluate(bar_inputs(symbol, back, self._params.breakers))
         self._evaluated[symbol.name] = symbol.closed.close_time
 
     def evaluate_newest_bar(self, symbol: Symbol) -> None:

@@ -51,6 +51,7 @@ class DecisionEngine:
         self._ledger = Ledger(self._store)
         self._slots = ModelSlots(where.serving_dir, where.bundles, self._alarms.raise_alarm)
         self._symbols = Symbols()
+        self._account.newest_closes = lambda name: self._symbols[name].closes
         tier_store = TierStore(where.serving_dir / TIER_FILE, params.tiers)
         memory = DecisionMemory(self._store, self._executor, self._account)
         clock = ClockMonitor(self._alarms)

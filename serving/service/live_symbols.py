@@ -115,13 +115,14 @@ class LiveSymbols:
     def _scenarios(self, symbols: dict[str, Symbol]) -> Scenarios:
         """Return tail scenarios over a position's longest life, by the longest decision bars of these symbols."""
         horizon_s = self._params.labels.horizon_bars * max(symbol.step_s for symbol in symbols.values())
-        return scenarios_of({name: symbol.warm.closes for name, symbol in symbols.items()}, float(horizon_s))
+        closes = {name: symbol.warm.closes for name, symbol in symbols.items()}
+        return scenarios_of(closes, float(horizon_s), self._params.risk.tail)
 
     def _warm_up(self, symbol: Symbol, snapshot: Snapshot) -> None:
         """Fold one bar and make one decision on copies, so that no request waits for a kernel to be loaded."""
         Symbol(symbol.warm).on_bar(symbol.closed.bar)
         close = utc(symbol.closed.close_time)
-        account = Account(scenarios=self._scenarios({symbol.name: symbol}))
+        account = Account(scenarios=self._scenarios({symbol.name: symbol}), newest_closes=lambda _: symbol.closes)
         decide(
             symbol,
             snapshot,

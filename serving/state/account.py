@@ -4,6 +4,7 @@ There is no venue here, so every emitted decision counts as filled at its own si
 sized on, and earns the return of its outcome. It is rebuilt from the ledger at start, so a restart changes nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
@@ -14,6 +15,12 @@ from pipelines.store import BreakerTrip, Store
 from serving.policy.decision_row import ExposureSnapshot
 from serving.risk.breakers import REBASED
 from serving.risk.exposure import POSITION, Scenarios, exposure_by_name
+
+
+def no_closes(symbol: str) -> Floats:
+    """Return no prices: the volatility of `symbol` is then not known, and nothing is opened."""
+    del symbol
+    return np.empty(0)
 
 
 @dataclass(slots=True)
@@ -28,6 +35,7 @@ class Account:
     open: dict[tuple[str, datetime], Decision] = field(default_factory=dict)
     sizes: dict[str, float] = field(default_factory=dict)  # decision id → size, until its outcome is known
     scenarios: Scenarios = field(default_factory=Scenarios)  # of the symbols that are live
+    newest_closes: Callable[[str], Floats] = no_closes  # of their decision bars, as `Scenarios.volatility` reads them
     _strategies: dict[str, float] = field(default_factory=dict)  # signal → code
     peak_from: datetime | None = None  # event time up to which losses were accepted; None: never
     day_from: datetime | None = None  # the same of the loss of the day
@@ -98,12 +106,16 @@ class Account:
         self.open = {key: d for key, d in self.open.items() if d.expiry is None or d.expiry > at}
         positions, asset = self.positions(at), self.scenarios.code(symbol)
         return ExposureSnapshot(
-            **exposure_by_name(positions, side, asset, self._code(strategy), self.scenarios),
+            **exposure_by_name(positions, side, asset, self._code(strategy), self.scenarios, self.volatility()),
             open_count=float(len(positions)),
             trades_today=float(self.trades_today),
             daily_pnl=self.equity / self.day_start - 1.0,
             drawdown=1.0 - self.equity / self.peak,
         )
+
+    def volatility(self) -> Floats:
+        """Return (assets,) the volatility of each asset with scenarios at its newest close; NaN = not known."""
+        return self.scenarios.volatility(self.newest_closes)
 
     def open_positions(self, at: datetime) -> list[Decision]:
         """Return the decisions whose positions are open at that moment, oldest first."""

@@ -97,6 +97,11 @@ class Symbol:
         return utc(self.last_open_time + self.base_s)
 
     @property
+    def closes(self) -> Floats:
+        """Return (n,) the closing prices of the newest decision bars, the newest last; n <= RETAINED_BARS."""
+        return self.history.bars[:, CLOSE]
+
+    @property
     def reason(self) -> str | None:
         """Return why decisions on this symbol must wait; None if they need not."""
         if not self.warming_up:

@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from bellwether.reports.chart import ChartData, marks, to_dict, write
+from bellwether.reports.chart import ChartData, detail_columns, marks, to_dict, write
 from pipelines.contracts import Decision
-from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.catalog import PRODUCERS, SIGNALS
+from pipelines.signals.columns import SIGNAL_PARTS
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 STEP_S = 900
@@ -48,6 +49,7 @@ def drawn():
     set_signal(signals, "ma_cross", slice(2, 6), 1)
     set_signal(signals, "ma_cross", slice(6, 9), -1)
     set_signal(signals, "fvg", 4, -1, 2.5)
+    signals[4, SIGNALS.index["fvg.open"]] = 2.0
     return ChartData("SIM/USDT", STEP_S, rows(), signals, (trade(), trade(id="d2", action="NO_TRADE", entry=None)))
 
 
@@ -68,12 +70,20 @@ def test_json_names_signals_by_their_close_and_trades_with_their_levels(drawn):
     found = to_dict(drawn)
     assert found["signals"][1] == {
         "signal": "fvg", "at": "2024-01-01 01:15", "direction": -1, "strength": 2.5, "low": 99.0, "high": 101.0,
+        "details": {"fvg.open": 2.0, "fvg.mitigated": 0.0, "fvg.filled": 0.0},
     }  # fmt: skip
     assert [(d["id"], d["entry"], d["stop"], d["target"]) for d in found["decisions"]] == [("d1", 102.0, 101.0, 104.0)]
 
 
 def test_the_page_is_self_contained_and_holds_every_mark(drawn, tmp_path):
     page = write(drawn, tmp_path / "reports" / "chart.html").read_text()
-    assert "fvg down, strength 2.50, prices 99.00 to 101.00" in page
+    assert "fvg down, strength 2.50, prices 99.00 to 101.00\\u003cbr\\u003eopen 2.00" in page
     assert "2 decisions, 1 emitted" in page
     assert "<script src" not in page
+
+
+def test_every_column_of_every_signal_is_drawn_with_its_mark():
+    drawn = {f"{name}.{part}" for names in PRODUCERS.values() for name in names for part in SIGNAL_PARTS}
+    drawn |= {column for names in PRODUCERS.values() for name in names for column in detail_columns(name)}
+    scores = {"amt_phase_score", "crt_level_score", "unicorn_rating_score"}  # read by the validator
+    assert drawn >= set(SIGNALS.columns) - scores

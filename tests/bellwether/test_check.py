@@ -12,7 +12,7 @@ from bellwether.cli.main import app
 from bellwether.operations.check import check, training
 from flows.support.installation import open_installation
 from pipelines.data.quality import REASONS
-from pipelines.errors import BadColumns, UnknownName
+from pipelines.errors import BadColumns, NotEnoughData, UnknownName
 from pipelines.features.catalog import FEATURES, absent_columns
 from pipelines.settings import load_params, settings
 
@@ -106,6 +106,53 @@ def test_a_history_that_can_never_satisfy_the_gate_is_too_short():
 def test_a_file_of_another_layout_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(BadColumns, match="Known layouts"):
         check(candles(tmp_path / "a.csv", days=1, header="when,o,h,l,c,v\n"), None, [], PARAMS, AT)
+
+
+def rewritten(file, to, every=1, factor=1.0, at=None, jump=1.0):
+    """The same market from elsewhere: prices times `factor`, every n-th bar's close kept, the close of bar `at` off."""
+    rows = np.genfromtxt(file, delimiter=",", skip_header=1)
+    rows[:, 1:5] *= factor
+    if at is not None:
+        rows[at, [2, 4]] *= jump  # high and close
+    if every > 1:
+        blocks = rows.reshape(-1, every, rows.shape[1])
+        rows = np.column_stack([
+            blocks[:, 0, 0], blocks[:, 0, 1], blocks[:, :, 2].max(1), blocks[:, :, 3].min(1), blocks[:, -1, 4],
+            blocks[:, :, 5].sum(1),
+        ])  # fmt: skip
+    np.savetxt(to, rows, fmt="%d" + ",%.4f" * 5, header=HEADER.strip(), comments="")
+    return to
+
+
+def test_a_second_source_shows_where_it_differs_otherwise_than_usual_and_moves_no_score(tmp_path, home):
+    file = candles(tmp_path / "a.csv", days=2)
+    other = rewritten(file, tmp_path / "b.csv", factor=1.0003, at=1234, jump=1.01)
+    alone, found = check(file, None, [], PARAMS, AT), check(file, None, [], PARAMS, AT, against=other)
+    assert alone.against is None
+    assert found.score == alone.score
+    assert (found.against["shared"], found.against["divergent"]) == (2 * MINUTES_A_DAY, 1)
+    assert found.against["median_bps"] == pytest.approx(-3.0, abs=0.01)
+    ((stamp, bps),) = found.against["largest"].items()
+    assert stamp == "2024-01-01T20:34:00+00:00"
+    assert bps == pytest.approx(-3.0 - 99.5, abs=0.1)
+    done = CliRunner().invoke(app, ["check", str(file), "--against", str(other)])
+    assert done.exit_code == 0
+    assert "2024-01-01T20:34:00" in done.stdout
+
+
+def test_two_sources_of_different_timeframes_are_compared_on_the_coarser(tmp_path):
+    file = candles(tmp_path / "a.csv", days=2)
+    found = check(file, None, [], PARAMS, AT, against=rewritten(file, tmp_path / "b.csv", every=5)).against
+    assert (found["timeframe"], found["shared"], found["divergent"]) == ("5m", 2 * MINUTES_A_DAY // 5, 0)
+
+
+def test_two_sources_without_ten_bars_in_common_cannot_be_compared(tmp_path):
+    file, short = candles(tmp_path / "a.csv", days=2), tmp_path / "b.csv"
+    rows = np.genfromtxt(file, delimiter=",", skip_header=1)[-60:]
+    rows[:, 0] += 51 * 60_000
+    np.savetxt(short, rows, fmt="%d" + ",%.4f" * 5, header=HEADER.strip(), comments="")
+    with pytest.raises(NotEnoughData, match="9 bars are in both"):
+        check(file, None, [], PARAMS, AT, against=short)
 
 
 def test_the_command_exits_1_under_the_floor_and_starts_nothing(tmp_path, home):

@@ -44,8 +44,8 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def installation(home):
-    """A snapshot of 200 days with one level of a book at each bar, as the features stage leaves it."""
-    bars, where = walk(200 * 24, STEP_S, 1.7040672e9, 4e-3), settings().workspace
+    """A snapshot of 320 days with one level of a book at each bar, as the features stage leaves it."""
+    bars, where = walk(320 * 24, STEP_S, 1.7040672e9, 4e-3), settings().workspace
     books = np.full((len(bars), 2, 1, 3), np.nan)
     books[:, 0, 0, 0], books[:, 1, 0, 0] = 0.9999 * bars[:, 4], 1.0001 * bars[:, 4]
     folder = where / "artifacts" / "features"

@@ -92,6 +92,7 @@ def test_a_warm_start_of_another_catalogue_is_folded_again_and_models_stay(home,
 def test_a_damaged_warm_start_is_rebuilt_under_its_own_name(home, made):
     data_hash, counts = data_hash_of(made), json.loads((made / "artifacts" / "labels" / "traditional.json").read_text())
     stage, into = made / "artifacts" / "features" / "warm", home.serving_dir / "warm"
+    assert 0.0 < counts["effective"] < counts["n"]  # events of the consensus overlap
     published = publish_warm_start(stage, into, data_hash=data_hash, **counts)
     write_generation(home.serving_dir, FAMILIES, published, datetime.now(UTC))
     damaged = Path(published["path"]) / "closes.npy"

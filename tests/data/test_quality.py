@@ -11,6 +11,8 @@ from pipelines.data.quality import assess, cross_source_divergence
 from pipelines.data.readers.files import read
 from pipelines.data.schemas import BARS, check, to_frame
 from pipelines.errors import BadColumns, BadTimes, NotEnoughData
+from pipelines.params import QualityParams
+from pipelines.settings import load_params
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -107,6 +109,22 @@ def test_stale_runs_are_flagged_and_lower_the_score_but_stay():
     assert report.flagged["size"].tolist() == [20] * 20
     assert len(report.clean) == 100
     assert report.score == pytest.approx(0.8)
+
+
+def test_the_settings_say_from_where_on_bars_are_stale_a_jump_or_divergent():
+    shipped = load_params().data.quality
+    assert shipped == QualityParams()  # the file and the types name the same numbers
+    still = frame(300)
+    still.loc[100:119, ["open", "high", "low", "close"]] = still["close"][99]
+    count = {least: assess(still, "1m", NOW, rules=QualityParams(stale_bars=least)).counts["stale"] for least in (20, 21)}
+    assert count == {20: 20, 21: 0}
+    jumped = frame(600)
+    jumped.loc[500:, ["open", "high", "low", "close"]] *= 1.2
+    counts = [assess(jumped, "1m", NOW, rules=QualityParams(jump_mads=mads)).counts["jumps"] for mads in (20.0, 1e6)]
+    assert counts == [1, 0]
+    other = still.assign(close=still["close"] * np.where(np.arange(300) == 50, 1.001, 1.0))
+    found = [len(cross_source_divergence(still, other, QualityParams(divergent_bps=bps)).flagged) for bps in (9.0, 11.0)]
+    assert found == [1, 0]
 
 
 def test_a_jump_is_flagged_and_costs_nothing():

@@ -5,7 +5,8 @@ import pytest
 
 from pipelines.costs import costs_of
 from pipelines.errors import BadShape
-from pipelines.evaluation.signals import LEAST_BLOCKS, score_sides, score_signals, write_page
+from pipelines.evaluation.intervals import LEAST_ROWS
+from pipelines.evaluation.signals import score_sides, score_signals, write_page
 from pipelines.settings import load_params
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, onsets, signal_names
@@ -95,8 +96,7 @@ def test_hold_and_hit_follow_the_barriers_of_the_labels():
 
 def test_few_events_have_a_mean_but_no_interval_and_a_neutral_signal_has_neither():
     bars, side = market(7, n=600)
-    few = LEAST_BLOCKS * 10 - 1
-    assert 0 < (side != 0).sum() < few
+    assert 0 < (side != 0).sum() < LEAST_ROWS
     found, of = scored(bars, rare=side, neutral=np.zeros(600, np.int64))
     assert np.isfinite(of["rare"].net_bps.value)
     assert np.isnan(of["rare"].net_bps.low)

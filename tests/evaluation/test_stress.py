@@ -8,16 +8,17 @@ import pytest
 
 from benchmarks.fixture import recording
 from benchmarks.stress import MARKETS, hourly, together
-from pipelines.contracts import BAR_WIDTH, CLOSE, OPEN_TIME
+from pipelines.contracts import BAR_WIDTH, CLOSE, HIGH, LOW, OPEN, OPEN_TIME
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.evaluation.crises import CRISES, RESTING, bars_in_window, drawdowns, moves, replay_crisis
 from pipelines.evaluation.stress import (
     IMPACT,
     MEAN_TO_FINAL_IMPACT,
+    PATHS,
     SCENARIOS,
     _walk,
     daily,
-    stationary_rows,
+    spells,
     stress,
     stress_all,
 )
@@ -146,8 +147,8 @@ def test_moves_go_from_an_earlier_extreme_to_a_later_one():
 
 
 def test_stops_of_the_bootstrap_pay_the_overshoot_of_a_step():
-    returns, rows = np.array([[-0.05], [0.10]]), np.array([[0, 1], [1, 1]])
-    loss, drawdown = _walk(returns, rows, np.array([0.5]), np.array([0.02]), 0.0)
+    returns, starts = np.array([[-0.05], [0.10], [0.10]]), np.array([0, 1])
+    loss, drawdown = _walk(returns, starts, 2, np.array([0.5]), np.array([0.02]), 0.0)
     assert loss == pytest.approx([0.025, 0.0])  # out at -5 %, not at -2 %, and not in the rise after it
     assert drawdown == pytest.approx([0.025, 0.0])
 
@@ -212,13 +213,41 @@ def test_a_crisis_that_was_not_recorded_or_only_in_part_gives_the_reason(one):
     assert (result.loss, result.drawdown, result.figures) == (None, None, {})
 
 
-def test_blocks_are_contiguous_and_of_the_requested_mean_length():
-    rows = stationary_rows(1000, 400, 20.0, 200, SEED)
-    assert rows.min() >= 0
-    assert rows.max() < 1000
-    follows = np.diff(rows, axis=1) % 1000 == 1
-    assert follows.mean() == pytest.approx(1 - 1 / 20, abs=0.005)
-    assert np.abs(np.bincount(rows.ravel(), minlength=1000) / 80.0 - 1.0).mean() < 0.5  # every row about as often
+def test_spells_are_inside_the_recording_and_evenly_spaced():
+    assert spells(12, 10).tolist() == [0, 1, 2]
+    many = spells(100_000, 240)
+    assert (many[0], many[-1], len(many)) == (0, 100_000 - 240, PATHS)
+    assert set(np.diff(many).tolist()) <= {24, 25}
+
+
+def lasting(days, seed, spell_days=10, sd=0.0004):
+    """Return hourly bars whose every ten days drift one way: dependence as long as the bootstrap's horizon."""
+    rng = np.random.default_rng(seed)
+    drift = np.repeat(rng.choice([-0.0008, 0.0008], days // spell_days), 24 * spell_days)
+    data = market(days=days)
+    close = 100.0 * np.exp(np.cumsum(drift + rng.normal(0.0, sd, len(drift))))
+    made = data.bars[: len(drift)].copy()
+    made[:, 0, CLOSE] = close
+    made[:, 0, OPEN] = np.r_[100.0, close[:-1]]
+    made[:, 0, HIGH], made[:, 0, LOW] = made[:, 0, [OPEN, CLOSE]].max(axis=1), made[:, 0, [OPEN, CLOSE]].min(axis=1)
+    return dataclasses.replace(data, bars=made, spread=data.spread[: len(drift)])
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_dependence_of_one_horizon_survives_the_bootstrap(seed):
+    """Blocks of n^(1/3) rows, as until release 0.5, find three quarters of this loss."""
+    data, steps = lasting(1200, seed), 240
+    paths = np.lib.stride_tricks.sliding_window_view(1.0 + data.returns[:, 0], steps)
+    truth = np.quantile(np.maximum(1.0 - np.cumprod(paths, axis=1).min(axis=1), 0.0), 0.95)
+    found = stress("bootstrap", held(1.0), data, DRAWS, SEED).figures["loss 95%"]
+    assert truth == pytest.approx(1.0 - np.exp(-0.0008 * steps), rel=0.15)
+    assert found.value == pytest.approx(truth, rel=0.02)
+    assert found.low <= found.value <= found.high
+
+
+def test_too_few_spells_of_the_horizon_give_the_reason():
+    result = stress("bootstrap", held(1.0), market(days=299), DRAWS, SEED)
+    assert "7,200 are needed" in result.absent
 
 
 def test_the_bootstrap_of_independent_returns_finds_their_quantile():

@@ -3,14 +3,9 @@
 import numpy as np
 import pytest
 
+from benchmarks.columns import measured_copies
 from pipelines.errors import BadShape, NotEnoughData
-from pipelines.features.catalog import (
-    COPIES,
-    CORE_COLUMNS,
-    FEATURES,
-    REGIME_COLUMNS,
-    measured_copies,
-)
+from pipelines.features.catalog import COPIES, CORE_COLUMNS, FEATURES
 from pipelines.signals.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 
 
@@ -26,7 +21,6 @@ def test_the_validator_reads_its_sixteen_columns_in_the_stated_order():
         "crt_level_score", "time_of_day_sin", "time_of_day_cos", "session_asia", "session_london", "session_newyork",
         "volatility_regime", "market_sentiment", "hft_oci_signal", "book_skew_strength", "liquidity_density",
     )  # fmt: skip
-    assert set(REGIME_COLUMNS) <= set(FEATURES.columns)
     assert set(SIDED_COLUMNS) <= set(VALIDATOR_COLUMNS)
 
 

@@ -107,9 +107,9 @@ def test_the_drift_report_opens_in_evidently_and_lies_in_the_run_of_the_model_it
 def test_a_version_carries_everything_that_traces_it(stack, first):
     assert first.tags.keys() >= {
         "digest", "data_hash", "git_commit", "git_dirty", "catalogue_hash", "flow_run", "trials", "gate_verdict",
-        "reselection",
+        "reselection", "reselect_without", "left_out", "half_life_events",
     }  # fmt: skip
-    assert (first.tags["gate_verdict"], first.tags["trials"]) == ("passed", "1")
+    assert (first.tags["gate_verdict"], first.tags["trials"]) == ("passed", "3")  # three half-lives were tried
     assert stack.prefect(f"flow_runs/{first.tags['flow_run']}")["state_type"] == "COMPLETED"
     assert artifacts(stack, first) >= {
         "evidence/data.dvc", "evidence/dvc.lock", "evidence/params.yaml", "evidence/validator.json",

@@ -6,6 +6,7 @@ import pytest
 from pipelines.labels.weights import effective_rows, event_decay
 from pipelines.models import predictor, validator
 from pipelines.models.base import Dataset
+from pipelines.models.baselines import logistic
 from pipelines.models.trees import fit_boosted, fit_forest, least_hessian
 from pipelines.params import BoostedParams, ForestParams
 from pipelines.settings import load_params
@@ -83,3 +84,13 @@ def test_both_trees_of_the_predictor_count_overlapping_labels_once():
     assert boosted.min() >= 0.9 * PARAMS.predictor.boosted.leaf_events
     forest = [each.tree_ for each in members["random_forest"].estimators_]
     assert min(t.n_node_samples[t.children_left == -1].min() for t in forest) >= PARAMS.predictor.forest.leaf_events
+
+
+def test_the_penalty_of_the_logistic_baselines_is_a_parameter():
+    rows, y = events(0.4)
+
+    def spread(c):
+        chosen = PARAMS.model_copy(update={"baselines": PARAMS.baselines.model_copy(update={"logistic_c": c})})
+        return logistic(rows, y, np.ones(N), rows, chosen).std()
+
+    assert spread(1e-6) < 0.01 < spread(PARAMS.baselines.logistic_c)

@@ -22,7 +22,7 @@ def scored(n: int, seed: int, sign: float = 1.0) -> tuple[np.ndarray, np.ndarray
 
 
 def reference_loss(seed: int) -> Estimate:
-    return mean_estimate(log_losses(*scored(2000, 1000 + seed)), 200, seed)
+    return mean_estimate(log_losses(*scored(2000, 1000 + seed)))
 
 
 def test_page_hinkley_agrees_with_a_sum_worked_by_hand() -> None:

@@ -24,6 +24,7 @@ from pipelines.contracts import BOOK_LEVELS, CLOSE, HIGH, OPEN_TIME, TAPE_WIDTH,
 from pipelines.data.alignment import align
 from pipelines.data.timeframes import resample
 from pipelines.features.catalog import FEATURES
+from pipelines.params import BreakerParams
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
@@ -180,16 +181,26 @@ def test_a_bar_is_measured_against_the_atr_before_it_never_with_itself(stand):
     symbol.advance(rows[8:])
     high, low = rows[8:, HIGH].max(), min(rows[8:, 3].min(), before.bar[CLOSE])
     reach = before.features[FEATURES.index["atr_14"]] * before.bar[CLOSE]
-    assert bar_inputs(symbol, 0, 96).true_range == pytest.approx((high - low) / reach)
+    assert bar_inputs(symbol, 0, LIMITS).true_range == pytest.approx((high - low) / reach)
 
 
 def test_the_way_across_a_gap_belongs_to_no_bar(stand):
     rows = stand.live[8:53].copy()
     rows[30:, 1:5] *= 1.2  # the market opens elsewhere after two missing bars
     symbol = walked(stand, stand.live[:8], rows[30:])
-    seen = bar_inputs(symbol, 0, 96)
+    seen = bar_inputs(symbol, 0, LIMITS)
     assert seen.true_range < 4.0
     assert np.isnan([seen.spread_bps, seen.depth]).all()
+
+
+def test_usual_spread_needs_as_many_recorded_books_as_the_settings_say(stand):
+    symbol = walked(stand, stand.live[:8])
+    symbol.history.features[-31:, FEATURES.index["spread"]] = 1e-4  # 30 books before the newest
+    for least, known in ((30, True), (31, False)):
+        seen = bar_inputs(symbol, 0, LIMITS.model_copy(update={"min_books": least}))
+        assert np.isfinite([seen.spread_bps, seen.usual_spread_bps]).all() == known
+    with pytest.raises(ValueError, match="min_books 97 can never"):
+        BreakerParams(**{**LIMITS.model_dump(), "min_books": 97})
 
 
 def test_bars_are_not_missed_while_the_market_is_regularly_closed(stand):

@@ -73,6 +73,10 @@ def line(version, digest, action="promote"):
     )  # fmt: skip
 
 
+def _closes_of(symbol, name):
+    return symbol.closes
+
+
 @pytest.fixture(scope="module")
 def installation(tmp_path_factory):
     """Ten thousand decisions taken as the service takes them, over eight promotions and two warm starts."""
@@ -109,7 +113,9 @@ def installation(tmp_path_factory):
             if symbol is None or symbol.warm.digest != warm["digest"]:
                 wait(waiting)  # what it is replayed from must be in the store
                 symbol = restore_symbol(read_warm_start(Path(warm["path"]), warm["digest"]), store.bars(SYMBOL))
-                account.scenarios = scenarios_of({SYMBOL: symbol.warm.closes}, PARAMS.labels.horizon_bars * STEP_S)
+                horizon_s = PARAMS.labels.horizon_bars * STEP_S
+                account.scenarios = scenarios_of({SYMBOL: symbol.warm.closes}, horizon_s, PARAMS.risk.tail)
+                account.newest_closes = partial(_closes_of, symbol)
         close = utc(bar[OPEN_TIME] + STEP_S)
         symbol.advance(bar[np.newaxis])
         decision = decide(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.simulator_edge import MOST_AUC
 from flows.ingest import matches_pointer, write_snapshot
 from flows.support.backtest import ATR, backtest_policy, missed
 from pipelines import versioning
@@ -74,6 +75,8 @@ def test_the_committed_pointer_describes_the_regenerated_market(market):
 def test_the_planted_edge_passes_the_gate_without_a_suspected_leak(market):
     verdict = judge(evidence(market / "artifacts"), PARAMS)
     assert verdict.passed, verdict.reasons
+    leak = next(check for check in verdict.checks if check.name == "no_leak_auc")
+    assert leak.value <= MOST_AUC  # the default edge is one that a leak check never suspects
 
 
 @pytest.fixture(scope="module")

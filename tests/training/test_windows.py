@@ -13,7 +13,7 @@ from pipelines.models.losses import log_losses
 from pipelines.models.runtime import load_bundle
 from pipelines.models.validator import VALIDATOR, half_life
 from pipelines.settings import load_params
-from pipelines.training.fit import fit_window, out_of_fold, rank_among, train
+from pipelines.training.fit import decay_line, fit_window, out_of_fold, rank_among, train
 from pipelines.training.paired import paired_losses
 
 PARAMS = load_params()
@@ -29,7 +29,7 @@ def market(n, turns=None, seed=5, strength=1.5):
     way = np.where(np.arange(n) < (n if turns is None else turns), 1.0, -1.0)
     y = (rng.random(n) < 1 / (1 + np.exp(-strength * way * rows[:, 0]))).astype(float)
     known = STEP_S * np.arange(n)
-    extras = {"volatility": rng.normal(size=(n, 2))}
+    extras = {"volatility": rng.normal(size=(n, 2)), "gross_bps": 50.0 * (2.0 * y - 1.0), "atr": np.full(n, 0.005)}
     return Dataset(COLUMNS, lambda at: rows[at], y, np.ones(n), np.ones(n), known, known + STEP_S, np.arange(n), extras)
 
 
@@ -65,20 +65,16 @@ def test_a_fold_chooses_on_its_own_window_whatever_comes_later():
 
 
 def test_the_chosen_half_life_is_in_fit_json_and_card_and_a_window_that_forgets_is_named(tmp_path):
-    train(VALIDATOR, market(3_000, turns=1_800), tmp_path, PARAMS, {"symbol": "TEST"}, STEP_S, quiet)
+    few = PARAMS.labels.model_copy(update={"few_effective_rows": 2_000.0})
+    data, params = market(3_000, turns=1_800), PARAMS.model_copy(update={"labels": few})
+    train(VALIDATOR, data, tmp_path, params, {"symbol": "TEST"}, STEP_S, quiet)
     decay = json.loads((tmp_path / "fit.json").read_text())["decay"]
     card = (tmp_path / "bundle" / "card.md").read_text()
     assert (decay["half_life_events"], decay["configurations"], len(decay["by_fold"])) == (500, 3, PARAMS.splits.folds)
-    assert decay["effective_rows"] == pytest.approx(
-        2 * 500 / np.log(2), rel=0.05
-    )  # (Σ2^-i/h)² / Σ4^-i/h of a long window
+    assert decay["effective_rows"] == pytest.approx(2 * 500 / np.log(2), rel=0.05)  # (Σ 2^-i/h)² / Σ 4^-i/h
     assert "weights halve every 500 events, chosen by log loss on an inner fold" in card
-    few = PARAMS.labels.model_copy(update={"few_effective_rows": 5_000.0})
-    other = tmp_path / "forgets"
-    other.mkdir()
-    named = PARAMS.model_copy(update={"labels": few})
-    train(VALIDATOR, market(1_500), other, named, {"symbol": "TEST"}, STEP_S, quiet)
-    assert "FORGETS: under 5,000 effective rows" in (other / "bundle" / "card.md").read_text()
+    assert "FORGETS: under 2,000 effective rows" in card
+    assert "FORGETS" not in decay_line(decay, 3_000, PARAMS)
 
 
 # ---- folds and ranks

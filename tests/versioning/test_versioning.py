@@ -7,7 +7,7 @@ import pytest
 
 from pipelines import versioning
 from pipelines.errors import BellwetherError, StateError
-from pipelines.settings import ROOT
+from pipelines.settings import ROOT, load_params
 
 
 @pytest.fixture
@@ -113,3 +113,11 @@ def test_a_stage_that_takes_too_long_is_stopped(graph):
     (graph / "dvc.yaml").write_text("stages: {slow: {cmd: sleep 60, outs: [never]}}")
     with pytest.raises(BellwetherError, match="took longer than 1 s"):
         versioning.run_stage(graph, "slow", 1.0, lambda line: None)
+
+
+def test_columns_left_out_are_in_the_workspaces_params_until_it_is_prepared_again(workspace, tmp_path):
+    versioning.set_left_out(workspace, {"validator": ["session_asia", "session_london"]})
+    assert load_params(workspace / "params.yaml").validator.left_out == ["session_asia", "session_london"]
+    assert "# events a leaf holds" in (workspace / "params.yaml").read_text()
+    versioning.prepare(workspace, ROOT, ROOT / "params.yaml", str(tmp_path / "remote"))
+    assert load_params(workspace / "params.yaml").validator.left_out == []

@@ -91,14 +91,14 @@ def fit_hmm(inputs: Mapping[str, Floats], starts: Bools, params: Params) -> dict
     rows, shares = np.column_stack(list(inputs.values())), np.array([1.0, params.regime.momentum_share])
     width, momentum = rows.T
     ends = [
-        fit_gaussians(
-            rows, starts, first_states(width, momentum, trending), shares, _PINS, params.regime.em_iterations, True
-        )
+        fit_gaussians(rows, starts, first_states(width, momentum, trending), shares, _PINS, params.regime, True)
         for trending in _STARTS
     ]
     found, moves, _ = max(ends, key=lambda end: end[2])
     order = name_states(found.means)
-    low, high = transition_interval(moves[:, order][:, :, order], DAY_BARS, _DRAWS, seed=params.seed)
+    low, high = transition_interval(
+        moves[:, order][:, :, order], DAY_BARS, _DRAWS, params.seed, params.regime.prior_moves
+    )
     return found.reordered(order).parameters() | {"transition_low": low, "transition_high": high}
 
 
@@ -142,7 +142,7 @@ def fit_clusters(inputs: Mapping[str, Floats], starts: Bools, params: Params) ->
         guess,
         np.ones(rows.shape[1]),
         np.full((4, rows.shape[1]), np.nan),
-        params.regime.em_iterations,
+        params.regime,
         markov=False,
     )
     return found.reordered(name_clusters(found.means, volatility=0, strength=1)).parameters()

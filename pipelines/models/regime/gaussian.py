@@ -15,11 +15,12 @@ from pipelines.compiled import kernel
 from pipelines.contracts import Bools, Floats, Ints
 from pipelines.errors import NotEnoughData
 from pipelines.models.regime.kernels import log_densities, posterior, predicted
+from pipelines.params import RegimeParams
 
-BOUND = 5.0  # standardised observations are clipped to this: one crash must not take a state of its own
-LEAST_ROWS = 500
-_PRIOR_ROWS = 20.0  # of unit covariance, to each state: no state collapses on a few rows
-_PRIOR_MOVES = 1.0  # to each cell of the transition counts
+# standardised observations are clipped to this: one crash must not take a state of its own. Served filters clip alike,
+# so it belongs to the bundle's format and is no parameter
+BOUND = 5.0
+LEAST_ROWS = 500  # to fit at all: a hundred bars a state
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +106,23 @@ def smooth(
     return score
 
 
-def _moments(x: Floats, state: Floats, pins: Floats) -> tuple[Floats, Floats]:
-    """Make the M-step: return means and deviations (S, d), with a light prior of unit variance and pinned means."""
+def _moments(x: Floats, state: Floats, pins: Floats, prior_rows: float) -> tuple[Floats, Floats]:
+    """Make the M-step: return means and deviations (S, d), with `prior_rows` of unit variance and pinned means."""
     weight, total = state.sum(axis=0)[:, np.newaxis], state.T @ x
     means = np.where(np.isnan(pins), total / np.maximum(weight, 1e-9), pins)
     squares = state.T @ x**2 - 2.0 * means * total + weight * means**2
-    return means, np.sqrt((np.maximum(squares, 0.0) + _PRIOR_ROWS) / (weight + _PRIOR_ROWS))
+    return means, np.sqrt((np.maximum(squares, 0.0) + prior_rows) / (weight + prior_rows))
 
 
 def fit_gaussians(
-    rows: Floats, starts: Bools, guess: Ints, shares: Floats, pins: Floats, iterations: int, markov: bool
+    rows: Floats, starts: Bools, guess: Ints, shares: Floats, pins: Floats, settings: RegimeParams, markov: bool
 ) -> tuple[Gaussians, Floats, float]:
-    """Fit by EM from a first guess, until the gain per row is under 1e-6 nats or after `iterations`.
+    """Fit by EM from a first guess, until the gain per row is under 1e-6 nats or after `em_iterations`.
 
     rows     (m, d) finite observations in time order; starts (m,) True where a segment begins
     guess    (m,) initial state of each row; shares (d,) weight of each input's log density
     pins     (S, d) fixed means in standard deviations of the training rows; NaN = fitted
+    settings its em_iterations, prior_rows and prior_moves
     markov   False fits a mixture
     Returns  the model; (m, S, S) the smoothed step into each row, zero where a segment starts; the log likelihood
     Raises   NotEnoughData under LEAST_ROWS rows
@@ -138,22 +140,22 @@ def fit_gaussians(
     shared = np.tile(state.mean(axis=0), (states, 1))
     transition = 0.1 * shared + 0.9 * np.eye(states) if markov else shared
     before = -np.inf
-    for _ in range(iterations):
-        means, deviations = _moments(x, state, pins)
+    for _ in range(settings.em_iterations):
+        means, deviations = _moments(x, state, pins, settings.prior_rows)
         model = Gaussians(centre, scale, shares, means, deviations, transition, stationary_of(transition))
         score = smooth(x, starts, means, deviations, shares, model.peaks, transition, model.stationary, state, moves)
         if score - before < 1e-6 * len(x):
             break
         before = score
         if markov:
-            counts = moves.sum(axis=0) + _PRIOR_MOVES
+            counts = moves.sum(axis=0) + settings.prior_moves
             transition = counts / counts.sum(axis=1, keepdims=True)
         else:
             transition = np.tile(state.mean(axis=0), (states, 1))
     return model, moves, score
 
 
-def transition_interval(moves: Floats, block: int, draws: int, seed: int) -> tuple[Floats, Floats]:
+def transition_interval(moves: Floats, block: int, draws: int, seed: int, prior_moves: float) -> tuple[Floats, Floats]:
     """Return 95 % bounds (S, S), (S, S) of a transition matrix, by a bootstrap of blocks of `block` neighbouring bars.
 
     moves  (m, S, S) smoothed steps into each row. The states are fixed: the bounds cover how often one state follows
@@ -163,6 +165,6 @@ def transition_interval(moves: Floats, block: int, draws: int, seed: int) -> tup
     blocks = np.array([part.sum(axis=0) for part in np.array_split(moves, size)])
     rng = np.random.default_rng(seed)
     chosen = rng.multinomial(size, np.full(size, 1.0 / size), size=draws).astype(np.float64)
-    counts = np.tensordot(chosen, blocks, axes=1) + _PRIOR_MOVES
+    counts = np.tensordot(chosen, blocks, axes=1) + prior_moves
     low, high = np.quantile(counts / counts.sum(axis=2, keepdims=True), [0.025, 0.975], axis=0)
     return np.asarray(low), np.asarray(high)

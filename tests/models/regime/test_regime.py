@@ -42,7 +42,7 @@ def bundle(simulated, tmp_path_factory):
 
 
 def gain(oof, baseline):
-    return mean_estimate(oof.baselines[baseline].loss - oof.loss, 500, seed=0)
+    return mean_estimate(oof.baselines[baseline].loss - oof.loss)
 
 
 def test_the_true_regime_is_found_far_more_often_than_by_chance_or_by_the_rule(simulated, bundle):
@@ -55,14 +55,14 @@ def test_the_true_regime_is_found_far_more_often_than_by_chance_or_by_the_rule(s
     rule = np.array(REGIMES)[rule_regime(newest[:, at[0]], newest[:, at[1]], np.zeros(len(rows))).astype(int)]
     chance = sum((found == r).mean() * (true == r).mean() for r in REGIMES)
     assert (found == true).mean() > chance + 0.4
-    better = mean_estimate((found == true).astype(float) - (rule == true), 500, seed=0)
+    better = mean_estimate((found == true).astype(float) - (rule == true))
     assert better.low > 0.1
 
 
 def test_the_regimes_of_the_simulator_beat_an_ewma_volatility_with_the_same_tail(bundle):
     oof = bundle[2]
     for baseline in ("ewma", "ewma_student", "constant"):
-        assert mean_estimate(oof[f"loss_{baseline}"] - oof["loss"], 500, seed=0).low > 0, baseline
+        assert mean_estimate(oof[f"loss_{baseline}"] - oof["loss"]).low > 0, baseline
 
 
 def test_a_market_without_regimes_gains_nothing():

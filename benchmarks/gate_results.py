@@ -1,0 +1,87 @@
+"""The page docs/results/gate.md, from stored evidence. Measures nothing."""
+
+import json
+from pathlib import Path
+
+from benchmarks.gate_scenarios import BAD, EFFECTS, OF_FAMILY
+from benchmarks.results import machines, table
+from pipelines.contracts import JsonObject
+
+PARTS = ("gate_sizes", "gate_on_noise", "gate_on_planted_edge")
+INTRODUCTION = """\
+Made by `python -m benchmarks.evidence --write` from what a run stored. Repeat it with
+`python -m benchmarks.evidence {parts}`, then write the page. What each check should find, and why its threshold is what
+it is: [power](power.md), which came first."""
+SIZES = """\
+Simulated evidence with a known truth, through the real `judge`: outcomes that overlap, noise with four degrees of freedom.
+*Refused*: by the whole gate, with the 95 % Wilson interval. Then the checks that refused, or had too few rows (`few`), in
+at least 2 of 100 cases. A perfect model is refused where its rows cannot show its skill: such a line says so."""
+MARKETS = """\
+The whole pipeline on simulated markets: features, labels, fit, walk-forward evaluation, gate. Noise has no edge; the planted
+edge is the default of `params.yaml`."""
+
+
+def write_gate(folder: Path, page: Path) -> str:
+    """Write the page from what is stored in `folder`; return what was written and what is missing."""
+    found = {name: json.loads(file.read_text()) for name in PARTS if (file := folder / f"{name}.json").is_file()}
+    if not found:
+        return f"{page}: nothing stored, left as it is"
+    incomplete = [name for name in PARTS if name not in found or not found[name]["complete"]]
+    page.write_text(gate_page(found, incomplete))
+    return f"{page}: {', '.join(found)}" + (f"; missing or incomplete: {', '.join(incomplete)}" if incomplete else "")
+
+
+def gate_page(found: dict[str, JsonObject], incomplete: list[str]) -> str:
+    """Return the page of the parts found."""
+    blocks = ["# The gate, measured", INTRODUCTION.format(parts=" ".join(PARTS)), *machines(found)]
+    if incomplete:
+        blocks.append(f"**Not run, or not to its end: {', '.join(incomplete)}.**")
+    if "gate_sizes" in found:
+        blocks += ["## Size and power of each check", SIZES, sizes_table(found["gate_sizes"])]
+    markets = [name for name in PARTS[1:] if name in found]
+    if markets:
+        rows = []
+        for name in markets:
+            share = found[name]["figures"]["promoted"]
+            rows.append([found[name]["description"], f"{share['value']:.0%}",
+                         f"[{share['low']:.1%}, {share['high']:.1%}]", f"{share['n']}"])  # fmt: skip
+        blocks += ["## Whole markets", MARKETS, table(["what", "promoted", "95 %", "markets"], rows)]
+        blocks += [refusing_table(name, found[name]["cases"]) for name in markets]
+    return "\n\n".join(blocks) + "\n"
+
+
+def sizes_table(part: JsonObject) -> str:
+    """Return the table of simulated evidence."""
+    rows = []
+    for name, case in part["cases"].items():
+        family, n, what = name.split("|")
+        share = part["figures"][name]
+        lines = [f"{check} {count / case['n']:.0%}" for check, count in sorted(case["checks"].items(), key=_most)
+                 if count >= 0.02 * case["n"]]  # fmt: skip
+        lines += [f"{check} few {count / case['n']:.0%}" for check, count in case["few"].items()
+                  if count >= 0.02 * case["n"]]  # fmt: skip
+        model = what if what in BAD else f"perfect, {what}"
+        at = (list(OF_FAMILY).index(family), int(n), what in BAD, what)
+        rows.append((at, [family, f"{int(n):,}", model, f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}]",
+                          ", ".join(lines) or "–", f"{case['n']:,}"]))  # fmt: skip
+    heads = ["family", "n", "model", "refused", "by", "cases"]
+    effects = ", ".join(f"{family} {effects[0]:g} to {effects[-1]:g}" for family, effects in EFFECTS.items())
+    return (
+        table(heads, [row for _, row in sorted(rows)])
+        + f"\n\nEffects of perfect models: {effects} on the page of power."
+    )
+
+
+def _most(item: tuple[str, int]) -> int:
+    """Return the key by which the most frequent check comes first."""
+    return -item[1]
+
+
+def refusing_table(name: str, cases: dict[str, JsonObject]) -> str:
+    """Return how often each check of whole markets refused."""
+    counts: dict[str, int] = {}
+    for case in cases.values():
+        for check in case["checks"]:
+            counts[check["name"]] = counts.get(check["name"], 0) + (not check["passed"])
+    rows = [[check, f"{count} of {len(cases)}"] for check, count in sorted(counts.items(), key=_most) if count]
+    return table([f"{name}: check", "refused"], rows)

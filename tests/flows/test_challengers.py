@@ -1,0 +1,172 @@
+"""A challenger next to its champion: the paired fit in its own process, and the columns a reselection leaves out."""
+
+import contextlib
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from flows import evaluate as evaluate_module
+from flows import train as train_module
+from flows.evaluate import fit_paired, gather
+from flows.retrain import reselections
+from flows.support.installation import Installation, now
+from flows.train import register
+from pipelines import versioning
+from pipelines.errors import StateError
+from pipelines.settings import ROOT, Settings, load_params, read_yaml
+from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
+from pipelines.store import Promotion, Store
+from pipelines.tracking import Version
+from pipelines.training import stages
+
+BEFORE, AFTER, STEP_S = 3_000, 600, 10_800.0  # an event every twelve bars of 15 minutes
+META = {
+    "data_hash": "d1", "symbol": "SIM/USDT", "base_timeframe": "1m", "decision_timeframe": "15m", "catalogue_hash": "c1"
+}  # fmt: skip
+
+
+class Registry:
+    """Keep versions in memory, as MLflow does with their tags."""
+
+    def __init__(self):
+        self.known = []
+
+    def log_candidate(self, family, bundle, *, params, metrics, files, tags, title):
+        number = str(len(self.known) + 1)
+        self.known.insert(
+            0, Version(family, number, f"run{number}", tags["digest"], tags["data_hash"], "c", "pending", (), tags)
+        )
+        self.logged = params
+        return self.known[0]
+
+    def versions(self, family):
+        return self.known
+
+    def version(self, family, version):
+        return next(each for each in self.known if each.version == version)
+
+    def judge(self, verdict):
+        newest = self.known[0]
+        self.known[0] = Version(
+            *[getattr(newest, name) if name != "verdict" else verdict for name in Version.__slots__]
+        )
+
+
+def write_events(artifacts, n):
+    """Write the validator's labels of n events: the first column predicts the outcome, the others do not."""
+    rng = np.random.default_rng(8)
+    rows = rng.normal(size=(BEFORE + AFTER, len(VALIDATOR_COLUMNS)))
+    y = (rng.random(len(rows)) < 1 / (1 + np.exp(-1.5 * rows[:, 0]))).astype(float)
+    known = 1.7e9 + STEP_S * np.arange(len(rows))
+    (artifacts / "labels").mkdir(parents=True, exist_ok=True)
+    (artifacts / "features").mkdir(exist_ok=True)
+    (artifacts / "features" / "meta.json").write_text(json.dumps(META))
+    ones = np.ones(len(rows))
+    arrays = {
+        "rows": rows, "y": y, "uniqueness": ones, "known": known, "ended": known + STEP_S, "gross_bps": 20 * y - 10,
+        "direction": ones, "atr": 0.01 * ones, "regime": 0 * ones, "volatility": rng.normal(size=(len(rows), 2)),
+    }  # fmt: skip
+    columns = np.array(VALIDATOR_COLUMNS)
+    np.savez(artifacts / "labels" / "events.npz", columns=columns, **{k: v[:n] for k, v in arrays.items()})
+
+
+def write_params(path):
+    """Write the parameters of a quick validator."""
+    tree = read_yaml(ROOT / "params.yaml")
+    tree["validator"] |= {"trees": 20, "depth": 3}
+    tree["splits"] |= {"folds": 2, "calibration_stretches": 2}
+    tree["importance"] |= {"repeats": 1}
+    tree["gate"] |= {"min_paired": 100}
+    path.write_text(yaml.safe_dump(tree))
+
+
+def fit(installation):
+    """Run the validator's stages and register what they made."""
+    workspace = installation.workspace
+    with contextlib.chdir(workspace):
+        stages.main(["train", "validator"])
+        stages.main(["evaluate", "validator"])
+    digest = json.loads((workspace / "artifacts/validator/fit.json").read_text())["digest"]
+    return register(installation, "validator", digest, "d1")
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory):
+    """Return an installation whose champion was fitted on BEFORE events, and whose newest fit on AFTER more."""
+    home = tmp_path_factory.mktemp("home")
+    settings = Settings(home=home, store_url="")
+    settings.workspace.mkdir(parents=True)
+    write_params(settings.workspace / "params.yaml")
+    store = Store.open(f"sqlite:///{home / 'store.db'}")
+    made = Installation(settings, load_params(settings.workspace / "params.yaml"), store)
+    made.__dict__["tracking"] = Registry()
+    write_events(made.workspace / "artifacts", BEFORE)
+    champion = fit(made)
+    settings.bundles.mkdir(parents=True, exist_ok=True)
+    (made.workspace / "artifacts/validator/bundle").rename(settings.bundles / champion.digest)
+    store.add_promotion(
+        Promotion(
+            at=now(), actor="gate", action="promote", family="validator", arm="champion", from_version=None,
+            to_version="1", digest=champion.digest, run_id="r", data_hash="d", git_commit="c", verdict_passed=True,
+            reason="t",
+        )
+    )  # fmt: skip
+    write_events(made.workspace / "artifacts", BEFORE + AFTER)
+    fit(made)
+    yield made
+    store.close()
+
+
+def test_the_challenger_is_compared_by_a_fit_that_ends_where_the_champions_data_end(installation, monkeypatch):
+    monkeypatch.setattr(evaluate_module, "open_installation", lambda: installation)
+    with pytest.raises(StateError, match="bellwether retrain validator"):
+        gather(installation, "validator")  # nothing was paired yet
+    fit_paired.fn("validator", "2")
+    found = gather(installation, "validator")
+    both = np.isfinite(found.champion_loss) & np.isfinite(found.paired_loss)
+    assert 0.9 * AFTER < both.sum() <= AFTER
+    # the same recipe on the same rows is the same model, whatever came later
+    np.testing.assert_allclose(found.paired_loss[both], found.champion_loss[both], atol=1e-5)
+    assert np.abs(found.loss[both] - found.champion_loss[both]).max() > 0.01
+    path = installation.workspace / "artifacts/paired/validator.npz"
+    with np.load(path) as f:
+        np.savez(path, **{**f, "through": np.float64(0.0)})
+    with pytest.raises(StateError, match="bellwether retrain validator"):
+        gather(installation, "validator")
+
+
+def test_three_half_lives_are_three_trials(installation):
+    assert installation.store.count_trials("validator") == 3 * len(installation.tracking.known)
+    assert installation.tracking.known[0].tags["half_life_events"] in {"500", "2000", "8000"}
+
+
+def test_the_next_retrain_leaves_out_what_the_newest_version_proposed_until_such_a_challenger_is_refused(installation):
+    newest = installation.tracking.known[0]
+    proposed = newest.tags["reselect_without"].split(",")
+    assert newest.tags["left_out"] == "none"
+    assert VALIDATOR_COLUMNS[0] not in proposed
+    assert len(proposed) > 0.3 * len(VALIDATOR_COLUMNS)
+    assert reselections(installation, ["validator", "predictor"]) == {"validator": proposed}
+    versioning.set_left_out(installation.workspace, {"validator": proposed})
+    narrow = fit(installation)
+    columns = json.loads((installation.workspace / "artifacts/validator/bundle/schema.json").read_text())["columns"]
+    assert columns == [name for name in VALIDATOR_COLUMNS if name not in proposed]
+    assert narrow.tags["left_out"].split(",") == proposed
+    assert installation.tracking.logged["validator.left_out"] == proposed
+    assert set(reselections(installation, ["validator"])["validator"]) >= set(proposed)
+    installation.tracking.judge("refused")
+    assert reselections(installation, ["validator"]) == {}
+
+
+def test_a_proposal_of_another_market_or_of_a_release_without_the_tag_changes_nothing(installation):
+    newest = installation.tracking.known[0]
+    for tags in (
+        {**newest.tags, "symbol": "BTC/USDT", "left_out": "none"},
+        {"symbol": META["symbol"], "decision_timeframe": "15m"},
+    ):
+        known = SimpleNamespace(versions=lambda family, tags=tags: [SimpleNamespace(tags=tags, verdict="pending")])
+        other = SimpleNamespace(tracking=known, meta=lambda: META)
+        assert train_module.reselected(other, "validator") == []

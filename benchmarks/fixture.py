@@ -53,8 +53,8 @@ def simulated(params: Params, history_days: int, live_days: int = 0, **changes: 
     return simulate(params.simulator.model_copy(update=wanted), tape=False).bars
 
 
-def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: bool = False) -> Path:
-    """Run features, labels, train (and evaluate, with `figures`) as dvc.yaml does; return their artifacts folder."""
+def prepare(workspace: Path, bars: Floats, symbol: str, params: Params) -> Path:
+    """Run the stages features and labels of dvc.yaml on bars (n, width); return their artifacts folder."""
     (workspace / "data").mkdir(parents=True)
     schemas.write_bars(schemas.to_frame(bars, "1m", None), workspace / "data" / "1m.parquet")
     described = {"symbol": symbol, "timeframe": "1m", "file": "1m.parquet", "clock": "market"}
@@ -64,10 +64,17 @@ def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: b
     with contextlib.chdir(workspace), contextlib.redirect_stdout(sys.stderr):
         stages.build_features(params)
         stages.build_labels(params)
+    return workspace / "artifacts"
+
+
+def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: bool = False) -> Path:
+    """Run features, labels, train (and evaluate, with `figures`) as dvc.yaml does; return their artifacts folder."""
+    artifacts = prepare(workspace, bars, symbol, params)
+    with contextlib.chdir(workspace), contextlib.redirect_stdout(sys.stderr):
         stages.fit_family(FAMILY, params)
         if figures:
             stages.evaluate(FAMILY, params)
-    return workspace / "artifacts"
+    return artifacts
 
 
 @dataclass(frozen=True)

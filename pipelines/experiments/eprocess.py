@@ -74,8 +74,8 @@ def block_means(
     blocks, place = np.unique(number[chosen], return_inverse=True)
     counts = np.bincount(place, minlength=len(blocks))
     sums = np.bincount(place, weights=scores[chosen], minlength=len(blocks))
-    means = np.asarray(sums / np.maximum(counts, 1), dtype=np.float64)
-    return BlockScores(origin_s + blocks * period, means, counts)
+    means: Floats = np.asarray(sums / np.maximum(counts, 1), dtype=np.float64)
+    return BlockScores(np.asarray(origin_s + blocks * period, dtype=np.float64), means, counts)
 
 
 def e_process(excess: Floats, room: float) -> Floats:

@@ -73,7 +73,8 @@ def watched_model(installation: Installation, line: Promotion) -> WatchedModel:
     except NotEnoughData as error:
         return WatchedModel(line, through, None, f"INSUFFICIENT_DATA: {error}", edge, False)
     except BellwetherError as error:
-        return WatchedModel(line, through, None, f"{PREDATES}, {error}", edge, True)
+        why = " ".join(str(error).split())  # DVC reports in several lines
+        return WatchedModel(line, through, None, f"{PREDATES}, {why}", edge, True)
     if reference.columns != WATCHED_COLUMNS:
         return WatchedModel(line, through, None, f"{PREDATES} columns: other features are watched now", edge, True)
     return WatchedModel(line, through, reference, "", edge, predates)

@@ -54,7 +54,7 @@ def simulated(params: Params, history_days: int, live_days: int = 0, **changes: 
 
 
 def snapshot(workspace: Path, bars: Floats, symbol: str) -> Path:
-    """Write 1-minute bars (n, 8) as the stages read them; return the workspace."""
+    """Write 1-minute bars (n, 9) as the stages read them; return the workspace."""
     (workspace / "data").mkdir(parents=True)
     schemas.write_bars(schemas.to_frame(bars, "1m", None), workspace / "data" / "1m.parquet")
     described = {"symbol": symbol, "timeframe": "1m", "file": "1m.parquet", "clock": "market"}
@@ -64,15 +64,22 @@ def snapshot(workspace: Path, bars: Floats, symbol: str) -> Path:
     return workspace
 
 
-def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: bool = False) -> Path:
-    """Run features, labels, train (and evaluate, with `figures`) as dvc.yaml does; return their artifacts folder."""
+def prepare(workspace: Path, bars: Floats, symbol: str, params: Params) -> Path:
+    """Run the stages features and labels of dvc.yaml on bars (n, 9); return their artifacts folder."""
     with contextlib.chdir(snapshot(workspace, bars, symbol)), contextlib.redirect_stdout(sys.stderr):
         stages.build_features(params)
         stages.build_labels(params)
+    return workspace / "artifacts"
+
+
+def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: bool = False) -> Path:
+    """Run features, labels, train (and evaluate, with `figures`) as dvc.yaml does; return their artifacts folder."""
+    artifacts = prepare(workspace, bars, symbol, params)
+    with contextlib.chdir(workspace), contextlib.redirect_stdout(sys.stderr):
         stages.fit_family(FAMILY, params)
         if figures:
             stages.evaluate(FAMILY, params)
-    return workspace / "artifacts"
+    return artifacts
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import faults, hardship, upgrade, watch_evidence
-from benchmarks.fixture import FAMILY, recorded, recording, simulated, train
+from benchmarks.fixture import FAMILY, SIMULATED, listed, recorded, recording, simulated, train
 from benchmarks.postgres import postgresql
 from benchmarks.predictor_epochs import MARKETS, epochs_compared, gains
 from pipelines.contracts import JsonObject
@@ -76,8 +76,8 @@ def share(name: str) -> Callable[[list[JsonObject]], dict[str, JsonObject]]:
 # ---- the runs -----------------------------------------------------------------------------------------------------
 
 
-def gate(bars: Any, symbol: str) -> JsonObject:
-    """Run the real stages and the real gate on bars (n, 9); return the verdict, its checks and the figures."""
+def gate(bars: Any, symbol: str, where: tuple[str | None, str | None] = SIMULATED) -> JsonObject:
+    """Run the real stages and the real gate on bars (n, 9) of venue and market `where`; return verdict and figures."""
     from flows.evaluate import gather
     from flows.support.installation import Installation
     from pipelines.evaluation.gates import judge
@@ -86,12 +86,12 @@ def gate(bars: Any, symbol: str) -> JsonObject:
     params = load_params()
     with tempfile.TemporaryDirectory(prefix="bellwether-evidence-") as scratch:
         settings = Settings(home=Path(scratch), store_url="")
-        folder = train(settings.workspace, bars, symbol, params, figures=True)
+        folder = train(settings.workspace, bars, symbol, params, True, where)
         store = Store.open(settings.store)
         verdict = judge(gather(Installation(settings, params, store), FAMILY), params)
         store.close()
         figures = json.loads((folder / "evaluation" / f"{FAMILY}.json").read_text())
-    keep = ("n", "hit_rate", "cost_bps", "loss", "gain_over", "auc", "selective", "every_row_net_bps")
+    keep = ("n", "hit_rate", "cost_bps", "costs", "loss", "gain_over", "auc", "selective", "every_row_net_bps")
     return {
         "promoted": verdict.passed,
         "reasons": list(verdict.reasons),
@@ -114,7 +114,7 @@ def planted(seed: str) -> JsonObject:
 
 def real(name: str) -> JsonObject:
     """Run the gate on a recorded market."""
-    return gate(recorded(recording(RECORDINGS[name])), name.split()[0])
+    return gate(recorded(recording(RECORDINGS[name])), name.split()[0], listed(RECORDINGS[name]))
 
 
 def sizes(case: str) -> JsonObject:

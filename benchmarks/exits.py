@@ -18,10 +18,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from benchmarks.fixture import recording, simulated
+from benchmarks.fixture import SIMULATED, costs_of_file, recording, simulated
 from benchmarks.pages import write
 from benchmarks.signals import STEP_S, _line, _prose
-from pipelines.contracts import CLOSE, OPEN_TIME, Estimate, Floats, Ints, utc
+from pipelines.contracts import CLOSE, HALF_SPREAD, OPEN_TIME, Estimate, Floats, Ints, utc
+from pipelines.costs import Costs, costs_of, target_cost_bps, trade_cost_bps
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
@@ -59,6 +60,7 @@ class Market:
     base: Floats
     decision: Floats
     step_s: int
+    costs: Costs
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,10 @@ def markets(params: Params) -> list[Market]:
     minutes = "15-minute decisions, followed on 1-minute bars"
     title = f"{spec.symbol}, {spec.history_days} simulated days, edge {spec.edge:g}, seed {spec.seed}"
     return [
-        Market(f"{title}, {minutes}", "", year, resample(year, 60, STEP_S), STEP_S),
-        Market(f"BTC/USDT, {_days(bitcoin)}, {minutes}", "", bitcoin, resample(bitcoin, 60, STEP_S), STEP_S),
+        Market(f"{title}, {minutes}", "", year, resample(year, 60, STEP_S), STEP_S,
+               costs_of(params.costs, *SIMULATED)),
+        Market(f"BTC/USDT, {_days(bitcoin)}, {minutes}", "", bitcoin, resample(bitcoin, 60, STEP_S), STEP_S,
+               costs_of_file(BITCOIN, params)),
         Market(
             f"XAU/USD, {_days(gold)}, 1-hour decisions, followed on 1-hour bars",
             """Mid prices, and nothing finer was recorded: an hour that reaches both stop and target counts as the stop,
@@ -98,8 +102,9 @@ def markets(params: Params) -> list[Market]:
             gold,
             gold,
             3600,
+            costs_of_file(GOLD, params),
         ),
-    ]
+    ]  # fmt: skip
 
 
 def _days(bars: Floats) -> str:
@@ -121,8 +126,9 @@ def compare_plans(market: Market, params: Params) -> tuple[list[PlanResult], int
     """Return every plan's outcomes on the same events, the number of events, and how many were too small to cover their
     cost.
     """
-    raised, labels, cost = ict_events(market.decision), params.labels, params.costs.round_trip_bps
-    large_enough = labels.target_atr * raised.atr * 1e4 >= labels.min_target_to_cost * cost
+    raised, labels = ict_events(market.decision), params.labels
+    least = labels.min_target_to_cost * target_cost_bps(market.costs, market.decision[raised.index])
+    large_enough = labels.target_atr * raised.atr * 1e4 >= least
     at, side, atr = raised.index[large_enough], raised.direction[large_enough], raised.atr[large_enough]
     closes, horizon_s = market.decision[at, OPEN_TIME] + market.step_s, float(labels.horizon_bars * market.step_s)
     found: dict[str, Exits] = {}
@@ -131,11 +137,12 @@ def compare_plans(market: Market, params: Params) -> tuple[list[PlanResult], int
         found[plan] = simulate_exits(market.base, closes, market.decision[at, CLOSE], side, atr, horizon_s, flat)
     ended = np.all([one.barrier != UNRESOLVED for one in found.values()], axis=0)
     bar_s = float(np.diff(market.base[:, OPEN_TIME]).min())
+    executed = np.full(len(at), np.isfinite(market.base[:, HALF_SPREAD]).all())
     results = [
         PlanResult(
             plan,
             one.gross_bps[ended],
-            one.gross_bps[ended] - cost,
+            (one.gross_bps - trade_cost_bps(market.costs, one.barrier, executed))[ended],
             (one.exit_time[ended] + bar_s - one.start_time[ended]) / 3600.0,
             one.barrier[ended],
             one.legs[ended],
@@ -169,7 +176,7 @@ def table(found: Sequence[PlanResult], params: Params) -> list[str]:
             _line((
                 f"`{one.plan}`",
                 f"{len(one.net):,}",
-                format_estimate(mean_estimate(one.net, params.costs.round_trip_bps), 2),
+                format_estimate(mean_estimate(one.net, float((one.gross - one.net).mean())), 2),
                 format_estimate(less[one.plan], 2) if one.plan in less else "–",
                 format_estimate(mean_estimate(one.gross), 2),
                 format_estimate(won),
@@ -197,15 +204,16 @@ def section(market: Market, params: Params) -> list[str]:
     """Return the lines of one market's section."""
     found, raised, small = compare_plans(market, params)
     n = len(found[0].net)
-    about = f"""{market.about} {raised:,} events; {small:,} whose target is under {params.labels.min_target_to_cost:g}
-    times the cost were left out, and {raised - small - n:,} without an outcome: no bar opened inside their
-    horizon, or the bars end before they do."""
+    executed = np.isfinite(market.base[:, HALF_SPREAD])
+    about = f"""{market.about} Costs: {market.costs.describe(executed)}. {raised:,} events; {small:,} whose target is
+    under {params.labels.min_target_to_cost:g} times the cost were left out, and {raised - small - n:,} without an
+    outcome: no bar opened inside their horizon, or the bars end before they do."""
     return [f"## {market.title}", "", _prose(about), "", *table(found, params), "", verdict(found, params), ""]
 
 
 def page(params: Params) -> str:
     """Return the whole page."""
-    labels, exits, cost = params.labels, params.exits, params.costs.round_trip_bps
+    labels, exits = params.labels, params.exits
     ladder = ", then ".join(f"{100 * share:g} % at {distance:g} ATR" for distance, share in exits.legs)
     lines = [
         "# Exit plans, compared",
@@ -222,10 +230,10 @@ def page(params: Params) -> str:
         `ladder_trailing` is both. Where prices have no drift no plan can change the mean of its trades (optional
         stopping), only their spread."""),
         "",
-        _prose(f"""A bar that reaches both stop and target counts as the stop; a bar that opens beyond the stop is
+        _prose("""A bar that reaches both stop and target counts as the stop; a bar that opens beyond the stop is
         closed at its open, a target is never better than its price; a bar moves the stop of the bars after it. *Net* is
-        gross less {cost:g} bps of a round trip, whatever the number of parts: costs are shares of what is traded.
-        *Hours open*: until the last part is closed. In brackets 95 % intervals, t on long
+        gross less the costs of a round trip, named with each market, whatever the number of parts: costs are shares of
+        what is traded. *Hours open*: until the last part is closed. In brackets 95 % intervals, t on long
         averages over the events in time order; many events overlap."""),
         "",
     ]

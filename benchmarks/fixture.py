@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats, JsonObject
+from pipelines.costs import Costs, costs_of
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
@@ -36,6 +37,26 @@ RECORDED = (
 FAMILY = "validator"
 
 
+LISTED = {  # beginning of a recorded file's name → its venue and market
+    "binance_spot": ("binance", "spot"),
+    "binance_usdm": ("binance", "perpetual"),
+    "oanda_xau": ("oanda", "metal"),
+    "oanda_eur": ("oanda", "forex"),
+}
+SIMULATED = ("simulator", "spot")
+
+
+def listed(name: str) -> tuple[str | None, str | None]:
+    """Return venue and market of a recorded file by its name; None where the name does not say."""
+    found = [where for begins, where in LISTED.items() if Path(name).name.startswith(begins)]
+    return found[0] if found else (None, None)
+
+
+def costs_of_file(name: str, params: Params) -> Costs:
+    """Return the costs of the market a recorded file is of."""
+    return costs_of(params.costs, *listed(name))
+
+
 def recording(name: str) -> Path:
     """Return the path of a recorded candle file; it may be absent."""
     return Path(os.environ.get("BELLWETHER_RECORDED", RECORDED)) / name
@@ -53,28 +74,37 @@ def simulated(params: Params, history_days: int, live_days: int = 0, **changes: 
     return simulate(params.simulator.model_copy(update=wanted), tape=False).bars
 
 
-def snapshot(workspace: Path, bars: Floats, symbol: str) -> Path:
-    """Write 1-minute bars (n, 9) as the stages read them; return the workspace."""
+def snapshot(workspace: Path, bars: Floats, symbol: str, where: tuple[str | None, str | None] = SIMULATED) -> Path:
+    """Write 1-minute bars (n, 9) of venue and market `where` as the stages read them; return the workspace."""
     (workspace / "data").mkdir(parents=True)
     schemas.write_bars(schemas.to_frame(bars, "1m", None), workspace / "data" / "1m.parquet")
     described = {"symbol": symbol, "timeframe": "1m", "file": "1m.parquet", "clock": "market"}
+    described |= dict(zip(("venue", "market"), where, strict=True))
     (workspace / "data" / "manifest.json").write_text(json.dumps(described))
     content = hashlib.md5((workspace / "data" / "1m.parquet").read_bytes(), usedforsecurity=False).hexdigest()
     (workspace / "data.dvc").write_text(json.dumps({"outs": [{"md5": content}]}))  # the stages name the data by it
     return workspace
 
 
-def prepare(workspace: Path, bars: Floats, symbol: str, params: Params) -> Path:
+def prepare(
+    workspace: Path, bars: Floats, symbol: str, params: Params, where: tuple[str | None, str | None] = SIMULATED
+) -> Path:
     """Run the stages features and labels of dvc.yaml on bars (n, 9); return their artifacts folder."""
-    with contextlib.chdir(snapshot(workspace, bars, symbol)), contextlib.redirect_stdout(sys.stderr):
+    with contextlib.chdir(snapshot(workspace, bars, symbol, where)), contextlib.redirect_stdout(sys.stderr):
         stages.build_features(params)
         stages.build_labels(params)
     return workspace / "artifacts"
 
 
-def train(workspace: Path, bars: Floats, symbol: str, params: Params, figures: bool = False) -> Path:
-    """Run features, labels, train (and evaluate, with `figures`) as dvc.yaml does; return their artifacts folder."""
-    artifacts = prepare(workspace, bars, symbol, params)
+def train(
+    workspace: Path, bars: Floats, symbol: str, params: Params, figures: bool = False,
+    where: tuple[str | None, str | None] = SIMULATED,
+) -> Path:  # fmt: skip
+    """Run features, labels, train (and evaluate, with `figures`) as dvc.yaml does; return their artifacts folder.
+
+    where  venue and market the bars are of
+    """
+    artifacts = prepare(workspace, bars, symbol, params, where)
     with contextlib.chdir(workspace), contextlib.redirect_stdout(sys.stderr):
         stages.fit_family(FAMILY, params)
         if figures:

@@ -20,7 +20,7 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks.fixture import recording
+from benchmarks.fixture import SIMULATED, costs_of_file, recording
 from benchmarks.pages import write
 from pipelines.contracts import (
     CATEGORIES,
@@ -33,6 +33,7 @@ from pipelines.contracts import (
     Floats,
     utc,
 )
+from pipelines.costs import Costs, costs_of, target_cost_bps, trade_cost_bps
 from pipelines.data import schemas
 from pipelines.data.alignment import align
 from pipelines.data.quality import assess
@@ -96,6 +97,7 @@ class EvaluationSet:
     """Hold a market's resolved events, the regime code of each (NaN unknown), and a description of its history.
 
     active_share  (C,) share of the events at which each category took a side; step_s seconds of a decision bar
+    cost_bps      (n,) what each trade cost; costs: which row, and where the spread is from
     """
 
     title: str
@@ -104,13 +106,21 @@ class EvaluationSet:
     active_share: Floats
     days: str
     step_s: int
+    cost_bps: Floats
+    costs: str
 
 
 # ---- markets ------------------------------------------------------------------------------------------------------
 
 
 def evaluation_set(
-    title: str, base: Floats, step_s: int, books: Books | None, feed: ContextFeed | None, params: Params
+    title: str,
+    base: Floats,
+    step_s: int,
+    books: Books | None,
+    feed: ContextFeed | None,
+    params: Params,
+    costs: Costs,
 ) -> EvaluationSet:
     """Return events whose target covers their cost, and the category scores at each.
 
@@ -129,7 +139,9 @@ def evaluation_set(
         base, closes, decision[found.index, CLOSE], found.direction, found.atr, labels.target_atr, labels.stop_atr,
         float(labels.horizon_bars * step_s),
     )  # fmt: skip
-    large_enough = labels.target_atr * found.atr * 1e4 >= labels.min_target_to_cost * params.costs.round_trip_bps
+    least = labels.min_target_to_cost * target_cost_bps(costs, decision[found.index])
+    large_enough = labels.target_atr * found.atr * 1e4 >= least
+    cost_bps = trade_cost_bps(costs, outcome.barrier, outcome.spread_known)
     keep = large_enough & (outcome.barrier != UNRESOLVED) & (found.index >= first)
     at = found.index[keep]
     return EvaluationSet(
@@ -141,6 +153,8 @@ def evaluation_set(
         np.asarray((np.nan_to_num(scores[at]) != 0.0).mean(axis=0)),
         f"{utc(closes[keep][0]):%F} to {utc(closes[keep][-1]):%F}",
         step_s,
+        cost_bps[keep],
+        costs.describe(outcome.spread_known[keep]),
     )  # fmt: skip
 
 
@@ -149,7 +163,8 @@ def simulated_year(params: Params) -> EvaluationSet:
     spec = params.simulator.model_copy(update={"history_days": SIM_DAYS, "live_days": 0, "drift_after_live_days": None})
     market = simulate(spec)
     title = f"The simulator, {SIM_DAYS} days, edge {spec.edge:g}, seed {spec.seed}"
-    return evaluation_set(title, market.bars, 900, market.books, market.feed, params)
+    costs = costs_of(params.costs, *SIMULATED)
+    return evaluation_set(title, market.bars, 900, market.books, market.feed, params, costs)
 
 
 def recorded(
@@ -159,7 +174,7 @@ def recorded(
     now = datetime.now(UTC)
     base = schemas.to_matrix(assess(read(recording(file), now, timeframe), timeframe, now).clean)
     feed = merge_feeds([read_context(recording(name)) for name in context]) if context else None
-    return evaluation_set(title, base, step_s, None, feed, params)
+    return evaluation_set(title, base, step_s, None, feed, params, costs_of_file(file, params))
 
 
 # ---- figures ------------------------------------------------------------------------------------------------------
@@ -209,8 +224,8 @@ class Figure:
 def figures(market_events: EvaluationSet, judged: WalkForwardForecasts, params: Params) -> list[Figure]:
     """Return the figures of every weighting, out of sample."""
     label, gross = market_events.events.label, market_events.events.gross_bps[judged.rows]
+    net, cost = gross - market_events.cost_bps[judged.rows], float(market_events.cost_bps[judged.rows].mean())
     loss, found = losses(judged, label), []
-    cost = params.costs.round_trip_bps
     for way in WEIGHTINGS:
         p, weights = judged.p[way], judged.weights[way]
         taken = confident(judged, p, params.gate.coverage)
@@ -221,7 +236,7 @@ def figures(market_events: EvaluationSet, judged: WalkForwardForecasts, params: 
                 way,
                 float(loss[way].mean()),
                 mean_estimate(1e3 * (loss["stated"] - loss[way])),
-                mean_of_chosen(gross - cost, taken, cost),
+                mean_of_chosen(net, taken, cost),
                 lift_estimate(taken, gross),
                 trials,
                 deflated_sharpe(sharpe_of(gross - gross.mean(), taken), trials),
@@ -320,8 +335,8 @@ def evaluate_market(market_events: EvaluationSet, params: Params) -> MarketSecti
         _prose(f"""{len(market_events.events):,} resolved events whose target covers their cost, {market_events.days};
         out of sample {len(judged.rows):,}, whose target came first at
         {market_events.events.label[judged.rows].mean():.3f} and which, all taken, returned {gross.mean():.1f} bps
-        gross, {gross.mean() - params.costs.round_trip_bps:.1f} net. Share of the events at which each category takes a
-        side: {active_share}."""),
+        gross, {(gross - market_events.cost_bps[judged.rows]).mean():.1f} net ({market_events.costs}). Share of the
+        events at which each category takes a side: {active_share}."""),
         "",
         *table(results, base),
         "",
@@ -361,7 +376,7 @@ def page(found: Sequence[MarketSection], params: Params) -> str:
             "",
             _prose(f"""*Saves*: mean log loss of the other forecast less this one's on the same events, in thousandths
             of a nat. *Top*: the {params.gate.coverage:.0%} with the highest probability of all the out-of-sample
-            events, after {params.costs.round_trip_bps:g} bps of a round trip; *lift*: before cost, over all events. In
+            events, after the costs named with each market; *lift*: before cost, over all events. In
             brackets 95 % intervals, t on long averages over the events. *Candidates*: weights tried for the row
             over all folds, and the {len(WEIGHTINGS)} rows themselves. *Deflated*: chance that the lift's Sharpe ratio
             is above what the best of so many candidates without skill would show; candidates of one search are near

@@ -20,10 +20,11 @@ from functools import reduce
 import numpy as np
 from scipy.optimize import nnls
 
-from benchmarks.fixture import recording
+from benchmarks.fixture import SIMULATED, costs_of_file, recording
 from benchmarks.pages import write
 from benchmarks.signals import _line, _prose
 from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Estimate, Floats, utc
+from pipelines.costs import Costs, costs_of
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
@@ -49,6 +50,7 @@ class Market:
     returns: Floats
     rows_a_year: float
     every: int
+    costs: Costs
     given: Floats | None = None
 
 
@@ -64,8 +66,12 @@ FOREX = {
 }
 
 
-def recorded(files: dict[str, str], about: str) -> Market:
-    """Return the market of the hours that all the files have; mid prices where bid and ask were recorded."""
+def recorded(files: dict[str, str], about: str, params: Params) -> Market:
+    """Return the market of the hours that all the files have; mid prices where bid and ask were recorded.
+
+    All its assets pay the costs of the dearest of them.
+    """
+    costs = max((costs_of_file(name, params) for name in files.values()), key=lambda each: each.round_trip_bps)
     now = datetime.now(UTC)
     bars = [schemas.to_matrix(assess(read(recording(name), now, "1h"), "1h", now).clean) for name in files.values()]
     opened = reduce(np.intersect1d, (matrix[:, OPEN_TIME] for matrix in bars))
@@ -74,19 +80,21 @@ def recorded(files: dict[str, str], about: str) -> Market:
     days = " to ".join(f"{utc(moment):%F}" for moment in (opened[0], opened[-1]))
     return Market(
         title=f"{' and '.join(files)}, {days}, hourly",
-        about=about,
+        about=f"{about} Costs: {costs.describe()}.",
         assets=tuple(files),
         returns=closes[1:] / closes[:-1] - 1.0,
         rows_a_year=(len(opened) - 1) / span * YEAR_S,
         every=round((len(opened) - 1) / span * WEEK_S),
+        costs=costs,
     )
 
 
 DAYS_A_YEAR, SIMULATED_YEARS, ASSETS = 252, 10, 10
 
 
-def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
+def simulated(params: Params, years: int = SIMULATED_YEARS) -> Market:
     """Return a market of ten assets of two factors and own noise, the same law every day; `given` is the truth."""
+    seed, costs = params.seed, costs_of(params.costs, *SIMULATED)
     rng = np.random.default_rng(seed)
     loadings = np.column_stack([rng.uniform(0.5, 1.5, ASSETS), rng.normal(0.0, 0.7, ASSETS)])
     volatility, premium = np.array([0.15, 0.08]), np.array([0.06, 0.0])
@@ -105,11 +113,13 @@ def simulated(seed: int, years: int = SIMULATED_YEARS) -> Market:
         {100 * premium[0]:g} % and none), own volatility from 10 % to 30 %, own drift of 6 % standard deviation; drawn
         once, the same on every day. `custom` is given the truth: the long-only weights with the highest Sharpe under
         the law that made the returns ({ratios[0]:.2f} a year; 1/N: {ratios[1]:.2f}). They could not be known in
-        advance; they show how much there was to find, and whether the intervals could detect it.""",
+        advance; they show how much there was to find, and whether the intervals could detect it. Costs:
+        {costs.describe()}.""",
         assets=tuple("ABCDEFGHIJ"),
         returns=mean / DAYS_A_YEAR + moves / np.sqrt(DAYS_A_YEAR),
         rows_a_year=float(DAYS_A_YEAR),
         every=DAYS_A_YEAR // 50,
+        costs=costs,
         given=best,
     )
 
@@ -127,7 +137,7 @@ class Walked:
 
 def walk_all(market: Market, band: float, params: Params) -> list[Walked]:
     """Walk every method of the registry, 1/N first."""
-    cost_bps = params.costs.round_trip_bps / 2.0
+    cost_bps = market.costs.fee_bps + market.costs.half_spread_bps
     window = WINDOW_WEEKS * market.every
     paths = [
         walk(market.returns, method, market.every, window, cost_bps, band, given=market.given)
@@ -258,7 +268,6 @@ def section(market: Market, params: Params) -> list[str]:
 
 def page(params: Params) -> str:
     """Return the whole page."""
-    cost = params.costs.round_trip_bps / 2.0
     lines = [
         "# Portfolio methods, compared",
         "",
@@ -266,9 +275,10 @@ def page(params: Params) -> str:
         rhythm and one band were set before the first run, and no other was tried."""),
         "",
         _prose(f"""Each method sees the last {WINDOW_WEEKS} weeks, decides once a week and is filled one row after it
-        decided. Long only; cash earns nothing, and neither carry nor swap is counted. Costs: {cost:g} bps on what is
-        bought and on what is sold, the first allocation too. *Max Sharpe*, *risk parity* and *HRP* are skfolio's, on a
-        covariance shrunk by Ledoit and Wolf; *max Sharpe* counts what getting there costs. *Net return* is compounded.
+        decided. Long only; cash earns nothing, and neither carry nor swap is counted. Costs, of one side, are paid on
+        what is bought and on what is sold, the first allocation too. *Max Sharpe*, *risk parity* and *HRP* are
+        skfolio's, on a covariance shrunk by Ledoit and Wolf; *max Sharpe* counts what getting there costs. *Net return*
+        is compounded.
         *Over 1/N* is the difference to equal weights on the same rows at the same cost and band. In brackets 95 %
         intervals, t on long averages of the rows' influences. *Turnover*:
         bought and sold, in portfolios. A method that abstains keeps its positions."""),
@@ -280,9 +290,9 @@ def page(params: Params) -> str:
         "",
     ]
     markets = (
-        recorded(CRYPTO, "Two assets that mostly move together."),
-        recorded(FOREX, "Mid prices; only hours in which both were quoted, so that a row may span a break."),
-        simulated(params.seed),
+        recorded(CRYPTO, "Two assets that mostly move together.", params),
+        recorded(FOREX, "Mid prices; only hours in which both were quoted, so that a row may span a break.", params),
+        simulated(params),
     )
     for market in markets:
         lines += section(market, params)

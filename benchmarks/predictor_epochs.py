@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student
 
-from benchmarks.fixture import recorded, recording, simulated, snapshot
+from benchmarks.fixture import SIMULATED, listed, recorded, recording, simulated, snapshot
 from pipelines.contracts import Estimate, Floats, JsonObject
 from pipelines.models.base import Dataset
 from pipelines.models.predictor import PREDICTOR
@@ -33,7 +33,7 @@ def epochs_compared(market: str) -> JsonObject:
     bars = simulated(params, params.simulator.history_days) if file is None else recorded(recording(file))
     symbol = params.simulator.symbol if file is None else market.split()[0]
     with tempfile.TemporaryDirectory(prefix="bellwether-evidence-") as scratch:
-        folder = snapshot(Path(scratch), bars, symbol)
+        folder = snapshot(Path(scratch), bars, symbol, SIMULATED if file is None else listed(file))
         with contextlib.chdir(folder), contextlib.redirect_stdout(sys.stderr):
             stages.build_features(params)
             stages.build_labels(params)

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from bellwether.reports.signals import missing_inputs
-from benchmarks.fixture import recording
+from benchmarks.fixture import SIMULATED, costs_of_file, recording
 from benchmarks.pages import write
 from pipelines.contracts import (
     CONTEXT_FIELDS,
@@ -35,6 +35,7 @@ from pipelines.contracts import (
     Floats,
     utc,
 )
+from pipelines.costs import Costs, costs_of
 from pipelines.data import schemas
 from pipelines.data.alignment import align
 from pipelines.data.quality import assess
@@ -101,11 +102,11 @@ def score_market(market: Recorded, params: Params) -> tuple[str, Scores, dict[st
     base = schemas.to_matrix(assess(read(path, now), market.timeframe, now).clean)
     decision = base if market.timeframe == "15m" else resample(base, 60, STEP_S)
     feed = merge_feeds([read_context(recording(name)) for name in market.context])
-    return score_bars(base, decision, None, feed, params)
+    return score_bars(base, decision, None, feed, params, costs_of_file(market.file, params))
 
 
 def score_bars(
-    base: Floats, decision: Floats, books: Books | None, feed: ContextFeed | None, params: Params
+    base: Floats, decision: Floats, books: Books | None, feed: ContextFeed | None, params: Params, costs: Costs
 ) -> tuple[str, Scores, dict[str, str]]:
     """Return the same for any bars and their books and context."""
     levels, context = align(decision[:, OPEN_TIME] + STEP_S, STEP_S, books, feed)
@@ -122,7 +123,7 @@ def score_bars(
         if f"{name}.direction" in lacking
     }
     days = " to ".join(f"{utc(decision[i, OPEN_TIME]):%F}" for i in (0, -1))
-    return days, score_signals(signals, decision, base, atr, STEP_S, params), without_input
+    return days, score_signals(signals, decision, base, atr, STEP_S, params, costs), without_input
 
 
 def score_table(scores: Scores, without_input: dict[str, str]) -> list[str]:
@@ -271,8 +272,8 @@ def page(params: Params, markets: Sequence[Recorded] = MARKETS) -> str:
         filled at the open of the first bar after that. *Bars open* and *hit rate*: until the target
         ({wanted.target_atr:g} ATR), the stop ({wanted.stop_atr:g} ATR) or {wanted.horizon_bars} bars, whichever came
         first; a bar that touches both counts as the stop. *Gross*: return in the signal's direction after
-        {wanted.horizon_bars} bars; *net*: less {params.costs.round_trip_bps:g} bps of a round trip. *Long*: the share
-        of events in the direction of a rise. In brackets 95 % intervals of a moving-block bootstrap over the events;
+        {wanted.horizon_bars} bars; *net*: less the costs of a round trip, named with each market. *Long*: the share of
+        events in the direction of a rise. In brackets 95 % intervals of a moving-block bootstrap over the events;
         `too few`: under fifty events none is given."""),
         "",
     ]
@@ -280,18 +281,22 @@ def page(params: Params, markets: Sequence[Recorded] = MARKETS) -> str:
         finest = "1-minute" if market.timeframe == "1m" else "15-minute"
         days, scores, without_input = score_market(market, params)
         lines += [f"## {market.title}, {days}, 15-minute bars, barriers walked on {finest} bars", ""]
+        lines += [f"Costs: {scores.costs}; {scores.cost_bps:.3g} bps a round trip on average.", ""]
         lines += [*score_table(scores, without_input), ""]
     spec = params.simulator.model_copy(
         update={"history_days": PLANTED_DAYS, "live_days": 0, "drift_after_live_days": None}
     )
     simulated = simulate(spec)
     decision = resample(simulated.bars, 60, STEP_S)
-    _, scores, without_input = score_bars(simulated.bars, decision, simulated.books, simulated.feed, params)
+    costs = costs_of(params.costs, *SIMULATED)
+    _, scores, without_input = score_bars(simulated.bars, decision, simulated.books, simulated.feed, params, costs)
     lines += [
         f"## The simulator, {PLANTED_DAYS} days, edge {spec.edge:g}, seed {spec.seed}",
         "",
         _prose("""No book was recorded with its trades for long enough, so the signals that read one are scored where it
         is simulated: that shows that they give signals and how often, not their contribution on a real market."""),
+        "",
+        f"Costs: {scores.costs}; {scores.cost_bps:.3g} bps a round trip on average.",
         "",
         *score_table(scores, without_input),
         "",

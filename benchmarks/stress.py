@@ -17,9 +17,10 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from benchmarks.fixture import recording
+from benchmarks.fixture import costs_of_file, recording
 from benchmarks.pages import write
 from pipelines.contracts import OPEN_TIME, Floats, utc
+from pipelines.costs import Costs
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import micros, numbers, read, read_table
@@ -200,9 +201,14 @@ def droughts(pairs: Sequence[MarketHistory], params: Params) -> list[str]:
                    "that volume, of the median day's", "days"), rows)  # fmt: skip
 
 
+def _dearest(params: Params) -> Costs:
+    """Return the dearest costs of the markets: every portfolio of this page pays them, on each side."""
+    return max((costs_of_file(name, params) for name in MARKETS.values()), key=lambda costs: costs.round_trip_bps)
+
+
 def _side_bps(params: Params) -> float:
-    """Return the cost of one side in bps."""
-    return params.costs.round_trip_bps / 2.0
+    """Return the cost of one side in bps: fee and half spread."""
+    return _dearest(params).round_trip_bps / 2.0
 
 
 def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
@@ -220,7 +226,8 @@ def page(markets: dict[str, tuple[Floats, Floats]], params: Params) -> str:
         _prose(f"""The largest portfolio that the limits of `params.yaml` let through holds {most.gross:.0%} of equity
         in one market ({largest_allowed(params.risk, 2).gross:.0%} in two), each position with a stop up to
         {most.stop:.1%} away. It is compared with the drawdown limit of {limit:.0%} (bold: broken), which stops opening;
-        it closes nothing. Costs {_side_bps(params):g} bps a side. Per cent are of equity unless stated otherwise; in
+        it closes nothing. Costs {_side_bps(params):g} bps a side, fee and half spread of the dearest market
+        ({_dearest(params).describe()}). Per cent are of equity unless stated otherwise; in
         brackets 95 %; without brackets it is what happened."""),
         "",
         f"## Crises, {CRISES_OF} hourly",

@@ -16,6 +16,7 @@ from flows.support.progress import report_progress, step
 from pipelines import versioning
 from pipelines.clock import Mode, mode_of
 from pipelines.contracts import utc
+from pipelines.costs import venue_of
 from pipelines.data import records, reference_year, schemas
 from pipelines.data.alignment import merge_records
 from pipelines.data.quality import QualityReport, assess
@@ -29,12 +30,13 @@ MarketData = tuple[pd.DataFrame, Records, Provenance]
 
 @task(retries=3, retry_delay_seconds=[2, 10, 60])
 def fetch(
-    source: str, symbol: str, path: str | None, through: datetime | None, since: datetime | None, context: list[str]
-) -> MarketData:
+    source: str, symbol: str, path: str | None, through: datetime | None, since: datetime | None, context: list[str],
+    venue: str | None = None, market: str | None = None,
+) -> MarketData:  # fmt: skip
     """Return bars and records of one symbol up to `through`, with their provenance. I/O only, so it may be retried."""
     installation = open_installation()
     at = now()
-    origin = market_source(installation, source, path, since)
+    origin = market_source(installation, source, path, since, venue, market)
     frame = origin.fetch(symbol, as_of=through or at, ingested_at=at)
     known = market_records(origin, symbol, context, through or at)
     return frame, known, {**origin.describe(), **({"context": context} if context else {})}
@@ -127,6 +129,7 @@ def write_snapshot(
         records.write_context(
             retain_first_ingestion(rows, folder / context, records.read_context, key), folder / context
         )
+    venue, market = venue_of({"symbol": symbol, "source": provenance})
     manifest = {
         "symbol": symbol,
         "timeframe": timeframe,
@@ -138,6 +141,8 @@ def write_snapshot(
         "last": frame["open_time"].iloc[-1].isoformat(),
         "source": provenance,
         "clock": clock or mode_of({"source": provenance}),
+        "venue": venue,
+        "market": market,
         "quality": {"score": report.score, "counts": report.counts, "quarantined": len(report.quarantined)},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True, default=str) + "\n")
@@ -220,6 +225,8 @@ def ingest(
     through: datetime | None = None,
     since: datetime | None = None,
     context: list[str] | None = None,
+    venue: str | None = None,
+    market: str | None = None,
 ) -> str:
     """Turn market data into a checked, versioned snapshot. Return the data hash.
 
@@ -227,12 +234,15 @@ def ingest(
     through  last moment to ingest, for a history that leaves a live tail; None = everything known by now
     since    first bar requested from an exchange; None = data.retention_days ago
     context  files of context next to the bars (funding, fear and greed …), or the folder of a recorded book
+    venue, market  where files were recorded, such as binance and spot; the row of `costs` that the market pays
     """
     installation = open_installation()
     name = symbol or installation.params.simulator.symbol
     with step(f"ingest: fetch {name} from {source}"):
         frame, known, provenance = (
-            observed(name) if source == "observed" else fetch(source, name, path, through, since, context or [])
+            observed(name)
+            if source == "observed"
+            else fetch(source, name, path, through, since, context or [], venue, market)
         )
     with step(f"ingest: check {len(frame):,} bars"):
         report = check(frame, now())

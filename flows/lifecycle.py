@@ -90,6 +90,8 @@ def lifecycle(
     families: list[str] | None = None,
     since: datetime | None = None,
     context: list[str] | None = None,
+    venue: str | None = None,
+    market: str | None = None,
 ) -> dict[str, object]:
     """Run one turn. Return what happened: data hash, versions, verdicts, decisions by action, alarms, retrain.
 
@@ -102,7 +104,9 @@ def lifecycle(
     if already_ingested(installation, name):
         data_hash = ingest(source="observed", symbol=name)
     else:
-        data_hash = ingest(source=source, symbol=name, path=path, through=cut, since=since, context=context)
+        data_hash = ingest(
+            source=source, symbol=name, path=path, through=cut, since=since, context=context, venue=venue, market=market
+        )
     versions = train(families)
     passed = judge_and_propose(installation, versions)
     generation = promotion.publish(installation)

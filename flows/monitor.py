@@ -21,7 +21,9 @@ from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import report_progress, step
 from flows.support.watched import PREDATES, WatchedModel, watched_model
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
-from pipelines.data import schemas
+from pipelines.costs import NO_FUNDING, costs_of, funding_rates, venue_of
+from pipelines.data import records, schemas
+from pipelines.data.alignment import merge_records
 from pipelines.experiments.eprocess import LEAST_BLOCKS, block_means
 from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
@@ -86,8 +88,16 @@ def resolve_outcomes(symbol: str) -> int:
     base_s = TIMEFRAME_SECONDS[manifest["timeframe"]]
     bars = schemas.to_matrix(schemas.read_bars(installation.workspace / "data" / manifest["file"]))
     newer = installation.store.bars(symbol, after=bars[-1, OPEN_TIME])
-    found = resolve(pending, np.concatenate([bars, newer]), base_s, installation.params.costs.round_trip_bps)
+    costs = costs_of(installation.params.costs, *venue_of(manifest))
+    rates = funding_known(installation, symbol) if costs.funding_hours is not None else NO_FUNDING
+    found = resolve(pending, np.concatenate([bars, newer]), base_s, costs, rates)
     return sum(installation.store.add_outcome(outcome) for outcome in found)
+
+
+def funding_known(installation: Installation, symbol: str) -> Floats:
+    """Return the funding rates of the newest snapshot and those observed since, as `costs.funding_rates`."""
+    _, feed = records.read_snapshot(installation.workspace / "data", installation.manifest())
+    return funding_rates(merge_records(feed, installation.store.records(symbol)[1]))
 
 
 def served_rows(installation: Installation, symbol: str, since: datetime) -> ServedRows:
@@ -191,7 +201,7 @@ def traded_lately(installation: Installation, symbol: str, watched: FamilyWatch)
     model, edge, params = watched.model, watched.model.edge, installation.params
     since = max([model.trained_through, *resets])
     traded = [
-        (record.decision.as_of.timestamp(), outcome.net_bps)
+        (record.decision.as_of.timestamp(), outcome.net_bps, outcome.cost_bps)
         for record, outcome in installation.store.resolved(since)
         if record.decision.symbol == symbol
         and record.decision.action != "NO_TRADE"
@@ -201,7 +211,7 @@ def traded_lately(installation: Installation, symbol: str, watched: FamilyWatch)
     ]
     if not traded or edge is None:
         return None
-    at_s, net = np.array(traded, dtype=np.float64).T
+    at_s, net, cost = np.array(traded, dtype=np.float64).T
     blocks = block_means(
         at_s, net, origin_s=model.trained_through.timestamp(),
         until_s=market_time(installation, symbol, model).timestamp(), horizon_s=edge.horizon_s,
@@ -213,7 +223,7 @@ def traded_lately(installation: Installation, symbol: str, watched: FamilyWatch)
     wanted = max(LEAST_BLOCKS, int(np.searchsorted(backwards, params.breakers.trades)) + 1)
     newest = blocks.since(float(blocks.start_s[-wanted]))
     mean = newest.interval()
-    return Estimate(mean.value, mean.low, mean.high, int(newest.n.sum()), params.costs.round_trip_bps)
+    return Estimate(mean.value, mean.low, mean.high, int(newest.n.sum()), float(cost.mean()))
 
 
 @task(timeout_seconds=600)

@@ -14,6 +14,7 @@ from prefect.artifacts import create_link_artifact
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import step
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TIMEFRAME_SECONDS, Floats, utc
+from pipelines.costs import costs_of, venue_of
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
 from pipelines.data.schemas import to_matrix
@@ -102,14 +103,14 @@ def spreads(levels: Floats) -> Floats:
 def study(installation: Installation, crises: Path | None = None, equity: float | None = None) -> StressStudy:
     """Return every row of the limits under every scenario; writes nothing, needs no server."""
     recorded, params = gather(installation, crises, equity), installation.params
-    cases = stress_of_limits(
-        recorded, params.risk, params.costs.round_trip_bps / 2.0, params.gate.bootstrap, params.seed
-    )
+    costs = costs_of(params.costs, *venue_of(installation.meta()))
+    side_bps = costs.fee_bps + costs.half_spread_bps
+    cases = stress_of_limits(recorded, params.risk, side_bps, params.gate.bootstrap, params.seed)
     time = recorded.bars[:, 0, OPEN_TIME]
     file = f"crises from {crises.name}" if crises is not None else "no file of crises"
     about = (
         f"{recorded.symbols[0]}, {len(time):,} bars of {recorded.step_s / 60:g} minutes, {utc(time[0]):%F} to "
-        f"{utc(time[-1]):%F} UTC; {file}; {params.costs.round_trip_bps / 2.0:g} bps a side"
+        f"{utc(time[-1]):%F} UTC; {file}; costs: {costs.describe()}"
     )
     return StressStudy(recorded.symbols[0], about, params.risk.max_drawdown, cases)
 

@@ -61,16 +61,45 @@ class SimulatorParams(_Frozen):
     book_every_minutes: int = Field(default=15, gt=0)
 
 
+MarketKind = Literal["spot", "perpetual", "future", "forex", "metal", "stock"]
+
+
+class MarketCosts(_Frozen):
+    """Set the costs of one side of a trade in one market of a venue, in basis points of its price.
+
+    half_spread_bps, stop_slippage_bps  None = those of the whole table
+    funding_hours  hours between two funding payments, counted from 00:00 UTC; None = the market pays none
+    """
+
+    taker_bps: float = Field(ge=0, allow_inf_nan=False)
+    maker_bps: float = Field(ge=0, allow_inf_nan=False)
+    half_spread_bps: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    stop_slippage_bps: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    funding_hours: int | None = Field(default=None, ge=1, le=24)
+
+
 class CostParams(_Frozen):
-    """Set the costs of one side of a trade, in basis points."""
+    """Set what a trade costs, by venue and market. `pipelines.costs.costs_of` finds the row of a market.
 
-    fee_bps: float = Field(ge=0)
-    half_spread_bps: float = Field(ge=0)
+    order              which fee both fills pay; a stop always takes
+    half_spread_bps    of one side, where the bars record no spread
+    stop_slippage_bps  by how much a stop is filled beyond its level, on average
+    default            the row of a venue that `venues` does not name
+    """
 
-    @property
-    def round_trip_bps(self) -> float:
-        """Return the cost of entry and exit in basis points."""
-        return 2.0 * (self.fee_bps + self.half_spread_bps)
+    order: Literal["taker", "maker"]
+    half_spread_bps: float = Field(ge=0, allow_inf_nan=False)
+    stop_slippage_bps: float = Field(ge=0, allow_inf_nan=False)
+    default: MarketCosts
+    venues: dict[str, dict[MarketKind, MarketCosts]]
+
+    @model_validator(mode="after")
+    def _check_venues(self) -> "CostParams":
+        """Refuse a venue without a market, and a name that no source would write."""
+        for name, markets in self.venues.items():
+            if not markets or name != name.strip().lower():
+                raise ValueError(f"venue {name!r} needs a lower-case name and at least one market: spot, perpetual, …")
+        return self
 
 
 class LabelParams(_Frozen):

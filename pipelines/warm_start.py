@@ -29,6 +29,7 @@ from pipelines.contracts import (
     Estimate,
     Floats,
     History,
+    JsonObject,
 )
 from pipelines.data.alignment import prune_records
 from pipelines.errors import BadShape, DigestMismatch, NotEnoughData, StateError
@@ -61,6 +62,7 @@ class WarmStart:
     books, feed     records that a later close can still read; None where the snapshot holds no such record
     closes          (n, 2) newest CLOSES_KEPT decision bars: close time, epoch s; price
     closures        (slots of the week,) True where the market is regularly closed: a bar missing there is no gap
+    venue, market   where it trades, which decides its costs; None: not stated, or written before release 0.6.0
     clock           the clock of the data version, see pipelines.clock; None: written before release 0.6.0, not recorded
     data_hash       of the data version; None before publication
     traditional     hit rate of the traditional consensus on that history; None if it had no resolved event
@@ -89,6 +91,8 @@ class WarmStart:
     traditional_miss_atr: float | None
     reference: Mapping[str, Any]
     digest: str
+    venue: str | None = None
+    market: str | None = None
 
 
 def write_warm_start(
@@ -105,6 +109,8 @@ def write_warm_start(
     clock: Mode,
     books: Books | None = None,
     feed: ContextFeed | None = None,
+    venue: str | None = None,
+    market: str | None = None,
 ) -> None:
     """Write the part of a warm start that the features stage knows.
 
@@ -132,11 +138,13 @@ def write_warm_start(
         stored = array[-RETAINED_BARS:] if name.startswith("history.") else array
         np.save(folder / f"{name}.npy", np.ascontiguousarray(stored), allow_pickle=False)
     (folder / SCORES_FILE).write_text(category_scores.to_json())
-    meta = {
+    meta: JsonObject = {
         "symbol": symbol,
         "base_timeframe": base_timeframe,
         "decision_timeframe": decision_timeframe,
         "clock": clock,
+        "venue": venue,
+        "market": market,
         "last_open_time": float(base[-1, OPEN_TIME]),
         "catalogue_hash": FEATURES.catalogue_hash,
         "signal_catalogue_hash": SIGNALS.catalogue_hash,
@@ -240,6 +248,8 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         traditional_miss_atr=traditional.get("miss_atr") if traditional else None,
         reference=meta["reference"],
         digest=digest,
+        venue=meta.get("venue"),
+        market=meta.get("market"),
     )
 
 

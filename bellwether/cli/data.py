@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bellwether.cli.options import AsJson, new_group
+from bellwether.cli.options import AsJson, MarketKind, Venue, new_group
 from bellwether.cli.output import emit, line, table
 from pipelines.settings import load_params, settings
 
@@ -23,6 +23,8 @@ def check(
     context: Annotated[
         list[Path] | None, typer.Option(help="File of context or folder of a recorded book; may be repeated.")
     ] = None,
+    venue: Venue = None,
+    market: MarketKind = None,
     against: Annotated[
         Path | None, typer.Option(help="File of the same market from elsewhere, to compare closes with.")
     ] = None,
@@ -35,7 +37,7 @@ def check(
     from bellwether.operations.check import check as check_file
     from flows.support.installation import now
 
-    found = check_file(file, symbol, context or [], load_params(settings().params_file), now(), against)
+    found = check_file(file, symbol, context or [], load_params(settings().params_file), now(), against, venue, market)
     emit({**asdict(found), "passed": found.passed}) if as_json else show_checked(found)
     if not found.passed:
         raise typer.Exit(1)
@@ -50,6 +52,7 @@ def show_checked(found: "Checked") -> None:
             ["rows", f"{found.rows:,} of {found.timeframe}"],
             ["from, to (UTC)", f"{found.first} … {found.last}"],
             ["recorded", ", ".join(["prices", *found.recorded])],
+            ["costs", found.costs],
             ["spread", _spread(found)],
             [
                 "history",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bellwether.cli.options import AsJson, day_or_moment, new_group
+from bellwether.cli.options import AsJson, MarketKind, Venue, day_or_moment, new_group
 from bellwether.cli.output import emit, err, line, number, out, table
 from bellwether.cli.services import start_services
 from flows.support import processes
@@ -31,6 +31,8 @@ def run(
         list[Path] | None,
         typer.Option(help="File of context (funding, fear and greed …) or folder of a recorded book; may be repeated."),
     ] = None,
+    venue: Venue = None,
+    market: MarketKind = None,
     once: Annotated[bool, typer.Option("--once", help="One turn, then stop everything this command started.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +45,7 @@ def run(
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
     from bellwether.operations import start_stop
 
-    name, begin = _checked_request(source, path, symbol, days, since, context or [])
+    name, begin = _checked_request(source, path, symbol, days, since, context or [], venue, market)
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a signal to stop also stops what we started
     began = time.monotonic()
@@ -51,7 +53,7 @@ def run(
     console, turned = err if as_json else out, False
     try:
         start_services(as_json, ready=False)  # a refused warm start is not ready until this turn has written a new one
-        result = _turn(source, name, path, begin, context or [], console_is_err=as_json)
+        result = _turn(source, name, path, begin, context or [], venue, market, console_is_err=as_json)
         result["seconds"] = round(time.monotonic() - began, 1)
         emit(result) if as_json else show_turn(result)
         turned = True
@@ -70,8 +72,9 @@ def run(
 
 
 def _checked_request(
-    source: str, path: Path | None, symbol: str | None, days: int | None, since: str | None, context: list[Path]
-) -> tuple[str | None, datetime | None]:
+    source: str, path: Path | None, symbol: str | None, days: int | None, since: str | None, context: list[Path],
+    venue: str | None, market: str | None,
+) -> tuple[str | None, datetime | None]:  # fmt: skip
     """Return the symbol and the first moment of a turn; raise for a wrong request before any server is started."""
     from flows.support.market_access import exchange_plan, requested_since
     from pipelines.data.sources import check_request, normalise_symbol
@@ -80,7 +83,7 @@ def _checked_request(
     params = load_params(settings().params_file)
     begin = requested_since(source, days, day_or_moment(since), params.data.live_days)
     plan = exchange_plan(params, settings(), begin) if source == "exchange" else None
-    check_request(source, path, name, params.simulator, plan, context)
+    check_request(source, path, name, params.simulator, plan, context, venue, market)
     return name, begin
 
 
@@ -90,6 +93,8 @@ def _turn(
     path: Path | None,
     since: datetime | None,
     context: list[Path],
+    venue: str | None,
+    market: str | None,
     console_is_err: bool,
 ) -> dict[str, object]:
     """Run the lifecycle flow with its progress on the console; return its result and the status after it."""
@@ -104,6 +109,8 @@ def _turn(
             path=str(path.resolve()) if path else None,
             since=since,
             context=[str(file.resolve()) for file in context],
+            venue=venue,
+            market=market,
         )
     return {**turn, **stored_status()}
 

@@ -20,6 +20,7 @@ from pipelines.contracts import (
     VOLUME,
     Floats,
 )
+from pipelines.costs import costs_of, venue_of
 from pipelines.data.quality import QualityReport, assess, cross_source_divergence
 from pipelines.data.schemas import to_frame, to_matrix
 from pipelines.data.sources import Records, make_source, normalise_symbol
@@ -77,6 +78,7 @@ class Checked:
     """Describe a data file, JSON-ready.
 
     parts         factors of the score, each 1.0 where nothing is wrong
+    costs         the row of `costs` its trades would pay
     spread_bps    mean spread of the bars that have one, basis points of the close; None where no bar has
     spread_share  share of the bars that have one; trades on the others are executed at mid and pay the spread of costs
     history_bars  decision bars before the last days, which are set aside for the live service
@@ -98,6 +100,7 @@ class Checked:
     gaps: list[Gap]
     weekly_sessions: bool
     recorded: list[str]
+    costs: str
     spread_bps: float | None
     spread_share: float
     history_bars: int
@@ -111,15 +114,17 @@ class Checked:
 
 
 def check(
-    path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime, against: Path | None = None
-) -> Checked:
+    path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime, against: Path | None = None,
+    venue: str | None = None, market: str | None = None,
+) -> Checked:  # fmt: skip
     """Read the file as ingest does and assess it as of `at` (aware).
 
     against  a file of the same market from elsewhere, to compare with
+    venue, market  where it was recorded, None = not stated
     Raises   what the files source raises; NotEnoughData where the two files share fewer than ten bars
     """
     name = normalise_symbol(symbol or UNNAMED)
-    source = make_source("files", path=path)
+    source = make_source("files", path=path, venue=venue, market=market)
     frame = source.fetch(name, as_of=at, ingested_at=at)
     timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
     report = assess(frame, timeframe, at, rules=params.data.quality)
@@ -148,6 +153,7 @@ def check(
         gaps=longest_gaps(report.gaps),
         weekly_sessions=report.weekly_sessions,
         recorded=sorted(given),
+        costs=costs_of(params.costs, *venue_of({"symbol": name, "source": source.describe()})).describe(),
         spread_bps=float(2e4 * (spread / bars[quoted, CLOSE]).mean()) if len(spread) else None,
         spread_share=len(spread) / max(len(bars), 1),
         history_bars=n,

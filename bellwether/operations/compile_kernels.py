@@ -144,7 +144,15 @@ def warm_turn(params: Params) -> None:
     timed(
         "backtest",
         lambda: backtest(
-            loop, rows, bars[:, OPEN_TIME] + step_s, fill, end, gross, np.zeros(len(bars)), np.ones(len(bars)), 0.0
+            loop,
+            rows,
+            bars[:, OPEN_TIME] + step_s,
+            fill,
+            end,
+            gross,
+            np.zeros(len(bars)),
+            np.ones(len(bars)),
+            np.zeros(len(bars)),
         ),
     )
     half = len(features) // 2

@@ -24,6 +24,7 @@ from pipelines.contracts import (
     Floats,
     JsonObject,
 )
+from pipelines.costs import costs_of, venue_of
 from pipelines.errors import StateError, UnknownName
 from pipelines.evaluation.signals import Scores, format_estimate, score_signals, write_page
 from pipelines.features.catalog import absent_columns
@@ -179,9 +180,9 @@ def score(installation: Installation, symbol: str | None) -> tuple[str, Scores]:
     signals = _of_this_catalogue(meta, _array(installation, "signals"))
     features, step_s = _array(installation, "features"), TIMEFRAME_SECONDS[meta["decision_timeframe"]]
     atr = features[:, meta["feature_columns"].index("atr_14")]
-    return name, score_signals(
-        signals, _array(installation, "decision"), _array(installation, "base"), atr, step_s, installation.params
-    )
+    costs = costs_of(installation.params.costs, *venue_of(meta))
+    decision, base = _array(installation, "decision"), _array(installation, "base")
+    return name, score_signals(signals, decision, base, atr, step_s, installation.params, costs)
 
 
 def score_rows(scores: Scores) -> list[list[Any]]:

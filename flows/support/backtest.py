@@ -14,6 +14,16 @@ import numpy as np
 from flows.support.installation import Installation
 from flows.support.promotion import slots_of
 from pipelines.contracts import CATEGORIES, CLOSE, OPEN_TIME, REGIMES, TIMEFRAME_SECONDS, Floats, Ints, json_ready
+from pipelines.costs import (
+    NO_FUNDING,
+    Costs,
+    costs_of,
+    funding_payments,
+    funding_received_bps,
+    target_cost_bps,
+    trade_cost_bps,
+    venue_of,
+)
 from pipelines.evaluation.backtest import Backtest, DecisionKernel, backtest
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import TARGET, UNRESOLVED, Barriers, triple_barrier
@@ -36,17 +46,18 @@ def run(installation: Installation, family: str) -> Backtest:
     """Return the backtest of the family's out-of-fold predictions on the newest snapshot."""
     folder = installation.workspace / "artifacts"
     arrays = {
-        name: np.load(folder / "features" / f"{name}.npy") for name in ("base", "decision", "features", "signals")
+        name: np.load(folder / "features" / f"{name}.npy")
+        for name in ("base", "decision", "features", "signals", "funding")
     }
     with np.load(folder / "labels" / "events.npz", allow_pickle=False) as f:
         index = f["index"]
     with np.load(folder / family / "oof.npz", allow_pickle=False) as f:
         bars, p, p_low, miss_atr = index[f["row"]], f["p"], f["p_low"], missed(f, installation.params)
     regime = served_regimes(installation, len(arrays["decision"]))
-    step_s = TIMEFRAME_SECONDS[json.loads((folder / "features" / "meta.json").read_text())["decision_timeframe"]]
+    meta, params = installation.meta(), installation.params
     return backtest_policy(
-        **arrays, bars=bars, p=p, p_low=p_low, miss_atr=miss_atr, step_s=step_s, params=installation.params,
-        model_regime=regime,
+        **arrays, bars=bars, p=p, p_low=p_low, miss_atr=miss_atr, step_s=TIMEFRAME_SECONDS[meta["decision_timeframe"]],
+        params=params, model_regime=regime, costs=costs_of(params.costs, *venue_of(meta)),
     )  # fmt: skip
 
 
@@ -83,14 +94,16 @@ def served_regimes(installation: Installation, m: int) -> Floats:
 
 def backtest_policy(
     base: Floats, decision: Floats, features: Floats, signals: Floats, bars: Ints, p: Floats, p_low: Floats,
-    miss_atr: Floats, step_s: int, params: Params, model_regime: Floats | None = None,
+    miss_atr: Floats, step_s: int, params: Params, model_regime: Floats | None = None, costs: Costs | None = None,
+    funding: Floats = NO_FUNDING,
 ) -> Backtest:  # fmt: skip
     """Return the backtest of the compiled kernel over decision bars from `bars[0]` on.
 
     base (n, 9), decision (m, 9), features (m, kf), signals (m, ks); bars (e,) decision rows of scored events with their
     out-of-fold p and p_low (e,), and miss_atr (e,), what the same fold expects of a missed target, in ATR; an event
     that was not scored has no probability, so the kernel refuses it; step_s seconds of a decision bar; model_regime
-    (m,) codes of the regime model, NaN = the rule decides
+    (m,) codes of the regime model, NaN = the rule decides; costs of the market, None = the default row; funding (r, 2)
+    of costs.funding_rates
     """
     first = int(bars[0])
     scores = CategoryScores.fit(signals[:first])
@@ -103,9 +116,14 @@ def backtest_policy(
         base, decision[raised.index, OPEN_TIME] + step_s, decision[raised.index, CLOSE], raised.direction, raised.atr,
         params.labels.target_atr, params.labels.stop_atr, float(params.labels.horizon_bars * step_s),
     )  # fmt: skip
-    fill, exit_time, gross = (
+    costs = costs or costs_of(params.costs, None, None)
+    received = funding_received_bps(
+        funding_payments(funding, costs), raised.direction, outcome.start_time, outcome.exit_time
+    )
+    cost = trade_cost_bps(costs, outcome.barrier, outcome.spread_known, received)
+    fill, exit_time, gross, paid = (
         _at_bars(values, raised, outcome, len(decision))
-        for values in (outcome.start_time, outcome.exit_time, outcome.gross_bps)
+        for values in (outcome.start_time, outcome.exit_time, outcome.gross_bps, cost)
     )
     regime, trend = market_state(features, signals)
     if model_regime is not None:
@@ -117,7 +135,7 @@ def backtest_policy(
         unicorn=signals[:, UNICORN], confluence=signals[:, CONFLUENCE], phase=signals[:, PHASE],
         event=side, tier=1.0, age_bars=0.0, breakers=0.0,
         volatility=features[:, VOLATILITY], atr=np.where(side != 0, features[:, ATR], np.nan),
-        price=decision[:, CLOSE], cost_bps=params.costs.round_trip_bps, p=p_at_bar, p_low=low,
+        price=decision[:, CLOSE], cost_bps=target_cost_bps(costs, decision), p=p_at_bar, p_low=low,
         miss_bps=miss_at_bar * features[:, ATR] * 1e4,
     )  # fmt: skip
     strategy = np.full(len(decision), np.nan)
@@ -131,7 +149,7 @@ def backtest_policy(
     return backtest(
         live_core(params, scenarios), rows[decided],
         decision[decided, OPEN_TIME] + step_s, fill[decided], exit_time[decided],
-        gross[decided], strategy[decided], volatility[decided], params.costs.round_trip_bps,
+        gross[decided], strategy[decided], volatility[decided], paid[decided],
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from flows.support.installation import Installation, now
 from flows.support.market_access import market_records, market_source
 from flows.support.progress import track
 from pipelines.contracts import DAY_S, OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
+from pipelines.costs import costs_of, funding_rates, venue_of
 from pipelines.data import schemas
 from pipelines.data.alignment import known_between
 from pipelines.data.quality import assess
@@ -82,7 +83,8 @@ def send_live_bars(
         bars = bars[bars[:, OPEN_TIME] > last]
     if len(bars) == 0:
         return []
-    base_s, cost_bps = TIMEFRAME_SECONDS[manifest["timeframe"]], installation.params.costs.round_trip_bps
+    base_s, costs = TIMEFRAME_SECONDS[manifest["timeframe"]], costs_of(installation.params.costs, *venue_of(manifest))
+    rates = funding_rates(known[1])
     step_s = TIMEFRAME_SECONDS[installation.params.data.decision_timeframe_for(manifest["timeframe"])]
     groups = list(by_decision_bar(bars, step_s))
     answers: list[Mapping[str, Any]] = []
@@ -92,7 +94,7 @@ def send_live_bars(
         client.observe(symbol, group, *known_between(*known, sent_until, close))
         sent_until = close
         seen += len(group)
-        for outcome in resolve(list(pending.values()), bars[:seen], base_s, cost_bps):
+        for outcome in resolve(list(pending.values()), bars[:seen], base_s, costs, rates):
             client.outcome(outcome)  # at once, so that the account the next decision rests on is the real one
             del pending[outcome.decision_id]
         answer = client.decide(symbol)

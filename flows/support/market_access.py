@@ -14,13 +14,18 @@ from pipelines.params import Params
 from pipelines.settings import Settings
 
 
-def market_source(installation: Installation, source: str, path: str | None, since: datetime | None) -> MarketSource:
+def market_source(
+    installation: Installation, source: str, path: str | None, since: datetime | None, venue: str | None = None,
+    market: str | None = None,
+) -> MarketSource:  # fmt: skip
     """Return the source of that name, ready to fetch.
 
     path   of a recorded file; since: first bar requested from an exchange, None = data.retention_days ago
+    venue, market  where a recorded file comes from; the other sources know it
     """
     plan = exchange_plan(installation.params, installation.settings, since) if source == "exchange" else None
-    return make_source(source, spec=installation.params.simulator, path=Path(path) if path else None, plan=plan)
+    file = Path(path) if path else None
+    return make_source(source, spec=installation.params.simulator, path=file, plan=plan, venue=venue, market=market)
 
 
 def market_records(source: MarketSource, symbol: str, context: Sequence[str], as_of: datetime) -> Records:

@@ -3,11 +3,11 @@
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,9 @@ from pipelines.data.simulator.latent import DESIGN, Design
 from pipelines.data.simulator.market import Market, simulate
 from pipelines.data.timeframes import seconds
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
-from pipelines.params import SimulatorParams
+from pipelines.params import MarketKind, SimulatorParams
 
+MARKETS: tuple[str, ...] = get_args(MarketKind)
 BOOK_EVERY_S = 60.0  # books taken from a recording: one a minute
 QUOTES = (
     "USDT", "USDC", "FDUSD", "TUSD", "BUSD", "DAI", "USD", "EUR", "GBP", "JPY", "CHF", "AUD", "CAD", "NZD",
@@ -55,10 +56,13 @@ class MarketSource(Protocol):
 
 
 def normalise_symbol(symbol: str) -> str:
-    """Return `BTC/USDT` for `BTCUSDT`, `btc-usdt` or `BTC_USDT`. Raises UnknownName otherwise."""
+    """Return `BTC/USDT` for `BTCUSDT`, `btc-usdt` or `BTC_USDT`, and `BTC/USDT:USDT`, a perpetual, as it is.
+
+    Raises UnknownName otherwise.
+    """
     text = symbol.strip().upper()
-    if pair := re.fullmatch(r"([A-Z0-9]{2,15})[/_-]([A-Z0-9]{2,6})", text):
-        return f"{pair[1]}/{pair[2]}"
+    if pair := re.fullmatch(r"([A-Z0-9]{2,15})[/_-]([A-Z0-9]{2,6})(:[A-Z0-9]{2,6})?", text):
+        return f"{pair[1]}/{pair[2]}{pair[3] or ''}"
     splits = [
         f"{text.removesuffix(quote)}/{quote}"
         for quote in QUOTES
@@ -134,10 +138,21 @@ class FileSource:
     No file layout names its symbol: the files are of the symbol that is fetched first, and of no other.
     """
 
-    def __init__(self, paths: Path | Sequence[Path], timeframe: str | None = None) -> None:
-        """Take the paths, in the layouts of readers.files; timeframe None: the commonest spacing of each file."""
+    def __init__(
+        self,
+        paths: Path | Sequence[Path],
+        timeframe: str | None = None,
+        venue: str | None = None,
+        market: str | None = None,
+    ) -> None:
+        """Take the paths, in the layouts of readers.files.
+
+        timeframe      None: the commonest spacing of each file
+        venue, market  where the files were recorded, which decides what a trade costs; None: the venue of a layout
+                       that only one venue writes, else not stated
+        """
         self.paths = (paths,) if isinstance(paths, Path) else tuple(paths)
-        self.timeframe = timeframe
+        self.timeframe, self.venue, self.market = timeframe, venue, market
         self.symbol: str | None = None
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
@@ -161,7 +176,15 @@ class FileSource:
 
     def describe(self) -> JsonObject:
         """Return the provenance as MarketSource defines."""
-        return {"source": "files", "timeframe": self.timeframe, "files": [_fingerprint(path) for path in self.paths]}
+        venues = {files.venue_of_layout(path) for path in self.paths} if self.venue is None else {self.venue}
+        perpetual = "perpetual" if self.symbol is not None and ":" in self.symbol else None
+        return {
+            "source": "files",
+            "timeframe": self.timeframe,
+            "venue": venues.pop() if len(venues) == 1 else None,
+            "market": self.market or perpetual,
+            "files": [_fingerprint(path) for path in self.paths],
+        }
 
 
 def _fingerprint(path: Path) -> JsonObject:
@@ -197,8 +220,21 @@ class ExchangeSource:
         return {"source": "exchange", "timeframe": self.plan.params.timeframe, **exchange.describe(self.parts)}
 
 
-def _simulator(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, plan: Backfill | None) -> MarketSource:
-    """Return the simulator. Raises BadValues without a spec or with a path."""
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """Hold the arguments of `make_source`."""
+
+    spec: SimulatorParams | None
+    path: Path | Sequence[Path] | None
+    plan: Backfill | None
+    venue: str | None
+    market: str | None
+
+
+def _simulator(request: _Request) -> MarketSource:
+    """Return the simulator. Raises BadValues without a spec, with a path, or with a venue."""
+    path, spec = request.path, request.spec
+    _refuse_venue("simulator", "it is its own venue, `simulator`", request)
     if path is not None:
         raise BadValues(
             f"source 'simulator' reads no file, yet the path {path} was given. Use the source 'files', or no path."
@@ -208,15 +244,25 @@ def _simulator(spec: SimulatorParams | None, path: Path | Sequence[Path] | None,
     return SimulatorSource(spec)
 
 
-def _files(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, plan: Backfill | None) -> MarketSource:
-    """Return the source of recorded files. Raises BadValues without a path."""
-    if not path:
+def _files(request: _Request) -> MarketSource:
+    """Return the source of recorded files. Raises BadValues without a path, UnknownName for an unknown market."""
+    if not request.path:
         raise BadValues(f"source 'files' needs a path to a {', '.join(files.EXTENSIONS)} file. Give one with --path.")
-    return FileSource(path)
+    if request.market is not None and request.market not in MARKETS:
+        raise UnknownName(f"no market {request.market!r}; known: {', '.join(MARKETS)}. Use one of these with --market.")
+    return FileSource(request.path, venue=request.venue, market=request.market)
 
 
-def _exchange(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, plan: Backfill | None) -> MarketSource:
-    """Return the source of exchanges. Raises BadValues without a plan or with a path."""
+def _refuse_venue(source: str, why: str, request: _Request) -> None:
+    """Raise BadValues if a venue or a market is stated for a source that knows its own."""
+    if request.venue is not None or request.market is not None:
+        raise BadValues(f"--venue and --market are for --source files; of source {source!r} {why}. Leave them out.")
+
+
+def _exchange(request: _Request) -> MarketSource:
+    """Return the source of exchanges. Raises BadValues without a plan, with a path, or with a venue."""
+    path, plan = request.path, request.plan
+    _refuse_venue("exchange", "every bar names its venue (data.exchange.venues in params.yaml)", request)
     if path is not None:
         raise BadValues(f"source 'exchange' reads no file, yet the path {path} was given. Use 'files', or no path.")
     if plan is None:
@@ -224,7 +270,7 @@ def _exchange(spec: SimulatorParams | None, path: Path | Sequence[Path] | None, 
     return ExchangeSource(plan)
 
 
-SOURCES: dict[str, Callable[[SimulatorParams | None, Path | Sequence[Path] | None, Backfill | None], MarketSource]] = {
+SOURCES: dict[str, Callable[[_Request], MarketSource]] = {
     "simulator": _simulator,
     "files": _files,
     "exchange": _exchange,
@@ -237,14 +283,17 @@ def make_source(
     spec: SimulatorParams | None = None,
     path: Path | Sequence[Path] | None = None,
     plan: Backfill | None = None,
+    venue: str | None = None,
+    market: str | None = None,
 ) -> MarketSource:
     """Return the source named `name`: "simulator" needs `spec`, "files" a `path` (or several), "exchange" a `plan`.
 
+    venue, market  where files were recorded; the other sources know it themselves
     Raises UnknownName with the known names, BadValues if its argument is missing.
     """
     if name not in SOURCES:
         raise UnknownName(f"no market source {name!r}; known: {', '.join(SOURCES)}. Use one of these.")
-    return SOURCES[name](spec, path, plan)
+    return SOURCES[name](_Request(spec, path, plan, venue, market))
 
 
 def read_books_and_context(paths: Sequence[Path], symbol: str, as_of: datetime) -> Records:
@@ -282,6 +331,8 @@ def check_request(
     spec: SimulatorParams | None = None,
     plan: Backfill | None = None,
     context: Sequence[Path] = (),
+    venue: str | None = None,
+    market: str | None = None,
 ) -> None:
     """Raise at once, without reading a bar, the errors that make_source and fetch would raise later.
 
@@ -289,16 +340,17 @@ def check_request(
     spec    None: whether the simulator makes `symbol` is left for later
     plan    of an exchange: an unknown venue, or one without bars of that timeframe
     context files of context, or the folder of a recorded book
+    venue, market  as of `make_source`
     Raises  UnknownName, BadValues or UnreadableFile
     """
     for file in context:
         if not file.exists():
             raise UnreadableFile(f"{file}: no such file or folder of context. Check --context.")
-    if name == "simulator" and path is None:
+    if name == "simulator" and path is None and venue is None and market is None:
         if symbol is not None and spec is not None:
             SimulatorSource(spec).own(symbol)
         return
-    make_source(name, spec=spec, path=path, plan=plan)
+    make_source(name, spec=spec, path=path, plan=plan, venue=venue, market=market)
     if name == "exchange" and plan is not None:
         if symbol is None:
             raise BadValues("an exchange has many symbols. Name one, e.g. --symbol BTC/USDT.")

@@ -17,7 +17,7 @@ from numba.core.errors import NumbaExperimentalFeatureWarning
 
 from pipelines.compiled import kernel
 from pipelines.contracts import DAY_S, Estimate, Floats, Ints
-from pipelines.errors import BadShape, BadTimes
+from pipelines.errors import BadShape, BadTimes, BadValues
 from pipelines.evaluation.deflation import probabilistic_sharpe, sharpe_of
 from pipelines.evaluation.intervals import ratio_of
 from pipelines.evaluation.metrics import mean_estimate
@@ -91,7 +91,7 @@ class Backtest:
 def _run(
     step: Any, exposure: Any, params: Floats, filtered: Floats, plain: Floats, unit_es: Floats, correlation: Floats,
     markets: Floats, volatility: Floats, rows: Floats, event: int, account: Ints, action: int, size: int, out: Floats,
-    decided: Floats, fill: Floats, exits: Floats, gross_bps: Floats, strategy: Floats, cost_bps: float, trades: Floats,
+    decided: Floats, fill: Floats, exits: Floats, gross_bps: Floats, strategy: Floats, cost_bps: Floats, trades: Floats,
     codes: Ints, equity: Floats,
 ) -> tuple[int, int]:  # fmt: skip
     """Run the loop and return (trades, unresolved); fills trades, codes (int64) and equity.
@@ -155,7 +155,7 @@ def _run(
         if not np.isfinite(gross_bps[i]):
             unresolved += 1
             continue
-        net = gross_bps[i] - cost_bps
+        net = gross_bps[i] - cost_bps[i]
         notional[n_trades] = out[size] * cash
         trades[n_trades, T_ROW] = i
         trades[n_trades, T_DIRECTION] = out[action]
@@ -202,7 +202,7 @@ def backtest(
     gross_bps: Floats,
     strategy: Floats,
     volatility: Floats,
-    cost_bps: float,
+    cost_bps: Floats,
 ) -> Backtest:
     """Run the decision kernel over n decision bars and return its trades and figures.
 
@@ -212,17 +212,20 @@ def backtest(
                 is unresolved. The exit bar opens at exit_time and must close with or before a decision bar
     strategy    (n,) code of the signal behind the event on that row; any number where there is none
     volatility  (n,) of the market, known at each close, as `core.exposure` scales its scenarios by; NaN = not known
-    cost_bps    round trip
-    Raises      BadShape if lengths differ, BadTimes on a fill before its decision or an exit before its fill
+    cost_bps    (n,) of the trade on that row, as `costs.trade_cost_bps`
+    Raises      BadShape if lengths differ, BadValues for a resolved row without a cost, BadTimes on a fill before its
+                decision or an exit before its fill
     """
     n = len(rows)
-    by_row = (decided_at, fill_time, exit_time, gross_bps, strategy, volatility)
+    by_row = (decided_at, fill_time, exit_time, gross_bps, strategy, volatility, cost_bps)
     if n == 0 or any(len(a) != n for a in by_row):
         raise BadShape(
-            "rows, decided_at, fill_time, exit_time, gross_bps, strategy, volatility have lengths "
+            "rows, decided_at, fill_time, exit_time, gross_bps, strategy, volatility, cost_bps have lengths "
             f"{[n, *map(len, by_row)]}; pass arrays of one length, not 0"
         )
     known = np.isfinite(gross_bps)
+    if not np.isfinite(cost_bps[known]).all():
+        raise BadValues(f"{int((~np.isfinite(cost_bps[known])).sum())} resolved rows have no cost; pass one for each")
     if not (np.diff(decided_at) > 0).all():
         raise BadTimes("decided_at is not ascending; sort the decision bars and drop duplicates")
     if not ((fill_time[known] >= decided_at[known]) & (exit_time[known] >= fill_time[known])).all():
@@ -239,7 +242,9 @@ def backtest(
             cost_bps, trades, codes, equity,
         )  # fmt: skip
     trades = trades[:count].copy()
-    return _with_figures(trades, codes, equity, unresolved, decided_at, cost_bps)
+    paid = cost_bps[trades[:, T_ROW].astype(np.int64)] if count else cost_bps[known]
+    mean_cost = float(paid.mean()) if len(paid) else float("nan")
+    return _with_figures(trades, codes, equity, unresolved, decided_at, mean_cost)
 
 
 def _drawdown(pnl: Floats) -> float:

@@ -148,7 +148,7 @@ def brier_over_base_rate(e: Evidence, params: Params) -> list[Check]:
 
 
 def lift(e: Evidence, params: Params) -> list[Check]:
-    """Check that the most confident trades return more, in bps, than all trades."""
+    """Check that the most confident trades return more, in bps before cost, than all trades."""
     assert e.gross_bps is not None
     return [_skill(f"lift_bps_at_{params.gate.coverage:.0%}", lift_of(_taken(e, params), e.gross_bps))]
 

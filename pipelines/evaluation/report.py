@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import Arrays, Bools, Estimate, Floats, JsonObject, Verdict
+from pipelines.costs import costs_of, venue_of
 from pipelines.evaluation import importance
 from pipelines.evaluation.calibration import calibration_error
 from pipelines.evaluation.deflation import sharpe_of
@@ -51,13 +52,17 @@ def confident_rows(oof: Arrays, coverage: float) -> Bools:
 def summarise(folder: Path, params: Params) -> JsonObject:
     """Return the figures of the family whose stage output is `folder` (`oof.npz`, `fit.json`)."""
     oof, fit = read_oof(folder), current_names("fit figures", json.loads((folder / "fit.json").read_text()))
-    cost = params.costs.round_trip_bps
+    schema = json.loads((folder / "bundle" / "schema.json").read_text())
+    costs = costs_of(params.costs, *venue_of(schema))
     y, p, gross = oof["y"], oof["p"], oof.get("extra_gross_bps")
+    paid = oof.get("extra_cost_bps", np.full(len(y), costs.round_trip_bps))
+    cost = float(paid.mean())
     losses = {"model": oof["loss"], **arrays_with_prefix(oof, "loss_")}
     probabilities = {"model": p, **arrays_with_prefix(oof, "baseline_"), **arrays_with_prefix(oof, "member_")}
     figures: JsonObject = {
         "n": len(y),
         "cost_bps": cost,
+        "costs": costs.describe(oof.get("extra_spread_known"), bool(schema.get("has_funding"))),
         "loss": {name: _dict(mean_estimate(loss)) for name, loss in losses.items()},
         "gain_over": {
             name: _dict(mean_estimate(loss - losses["model"])) for name, loss in losses.items() if name != "model"
@@ -78,15 +83,15 @@ def summarise(folder: Path, params: Params) -> JsonObject:
             for name, q in probabilities.items()
             if name != "base_rate" and np.isfinite(q).all()  # a single value ranks nothing
         }
-    if weights := json.loads((folder / "bundle" / "schema.json").read_text()).get("ensemble"):
+    if weights := schema.get("ensemble"):
         member_losses = ensemble_losses(oof, y, weights)
         figures["ensemble_loss"] = {n: _dict(mean_estimate(loss)) for n, loss in member_losses.items()}
     if gross is not None and y.ndim == 1:
-        figures["selective"] = selective(oof, params)
-        figures["every_row_net_bps"] = _dict(mean_estimate(gross - cost, cost))
+        figures["selective"] = selective(oof, paid, params)
+        figures["every_row_net_bps"] = _dict(mean_estimate(gross - paid, cost))
         # of the lift, a row: the gate of later candidates reads how these ratios vary
         taken = confident_rows(oof, params.gate.coverage)
-        figures["lift_sharpe"] = _dict(sharpe_of(gross - gross.mean(), taken).estimate(cost))
+        figures["lift_sharpe"] = _dict(sharpe_of(gross - gross.mean(), taken).estimate(0.0))
     return figures
 
 
@@ -101,16 +106,16 @@ def _of_class(p: Floats, y: Floats, prevalence: Floats, present: Bools) -> JsonO
     }
 
 
-def selective(oof: Arrays, params: Params) -> JsonObject:
-    """Return hit rate, net bps and lift of the most confident 5, 10, 20 and 50 %."""
-    cost, gross, by_coverage = params.costs.round_trip_bps, oof["extra_gross_bps"], {}
+def selective(oof: Arrays, paid: Floats, params: Params) -> JsonObject:
+    """Return hit rate, net bps and lift of the most confident 5, 10, 20 and 50 %; paid (n,) cost of each row, bps."""
+    gross, by_coverage = oof["extra_gross_bps"], {}
     for coverage in (0.05, 0.10, 0.20, 0.50):
         taken = confident_rows(oof, coverage)
         by_coverage[f"{coverage:.0%}"] = {
             "share": float(taken.mean()),  # what a threshold of the past chose of the later rows
             "hit_rate": _dict(mean_of_chosen(oof["y"], taken)),
-            "net_bps": _dict(mean_of_chosen(gross - cost, taken, cost)),
-            "lift_bps": _dict(lift_estimate(taken, gross, cost)),
+            "net_bps": _dict(mean_of_chosen(gross - paid, taken, float(paid[taken].mean()) if taken.any() else None)),
+            "lift_bps": _dict(lift_estimate(taken, gross, 0.0)),
         }
     return by_coverage
 
@@ -158,19 +163,28 @@ def figure_rows(figures: JsonObject, traded: JsonObject | None) -> list[list[str
     ]
     if "selective" in figures:
         chosen = figures["selective"]["20%"]
+        chosen_cost = chosen["net_bps"].get("cost_bps", cost)
         rows += [
             row("hit rate, most confident 20 %", chosen["hit_rate"], 3),
             row("lift over every row, bps (20 %)", chosen["lift_bps"], 2),
-            row(f"net bps a trade after {cost:g} bps (20 %)", chosen["net_bps"], 2),
-            row(f"net bps, every row, after {cost:g} bps", figures["every_row_net_bps"], 2),
+            row(f"net bps a trade after {chosen_cost:.3g} bps (20 %)", chosen["net_bps"], 2),
+            row(f"net bps, every row, after {cost:.3g} bps", figures["every_row_net_bps"], 2),
         ]
     rows.append(["reselection of columns", figures["reselection"].partition(":")[0], "", f"{figures['n']:,}"])
     if traded is not None:
         rows += [
-            row(f"net bps of the policy's trades, after {cost:g} bps", traded["net_bps"], 2),
+            row(f"net bps of the policy's trades, after {_paid(traded, cost):.3g} bps", traded["net_bps"], 2),
             row("emissions a week in the backtest", traded["emissions_per_week"], 1),
         ]
+    if "costs" in figures:  # not of a release before 0.6.0
+        rows.append(["costs, bps a round trip", f"{cost:.3g}", figures["costs"], f"{figures['n']:,}"])
     return rows
+
+
+def _paid(traded: JsonObject, cost: float) -> float:
+    """Return the mean cost of the trades of a backtest, that of every row where it names none (0.5.0, no trade)."""
+    known = traded["net_bps"].get("cost_bps")
+    return cost if known is None else float(known)
 
 
 def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, title: str) -> None:
@@ -195,9 +209,9 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         for c, name in enumerate(figures["classes"]):
             figure.add_trace(go.Scatter(x=when[thin], y=p[thin, c], mode="lines", name=name, stackgroup="p"), 1, 1)
     if trades:
-        gross, confident = oof["extra_gross_bps"], np.flatnonzero(confident_rows(oof, 0.20))
+        net, confident = oof["extra_gross_bps"] - oof["extra_cost_bps"], np.flatnonzero(confident_rows(oof, 0.20))
         for taken, name in ((confident, "chosen 20 %, net"), (np.arange(len(p)), "every row, net")):
-            figure.add_trace(go.Scatter(x=when[taken], y=np.cumsum(gross[taken] - cost), mode="lines", name=name), 1, 2)
+            figure.add_trace(go.Scatter(x=when[taken], y=np.cumsum(net[taken]), mode="lines", name=name), 1, 2)
     else:
         for name, loss in arrays_with_prefix(oof, "loss_").items():
             saved = np.cumsum(loss - oof["loss"])
@@ -211,7 +225,10 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         for c in verdict.checks
     )
     result = "passed" if verdict.passed else "refused"
-    about = f"{figures['n']:,} out-of-fold rows, losses in {escape(figures['loss_name'])}, round trip {cost:g} bps."
+    about = (
+        f"{figures['n']:,} out-of-fold rows, losses in {escape(figures['loss_name'])}, round trip {cost:.3g} bps: "
+        f"{escape(figures['costs'])}."
+    )
     path.write_text(
         f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title>"
         "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1100px;color:#1c2733}"

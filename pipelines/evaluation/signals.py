@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Estimate, Floats, Ints, JsonObject, json_ready
+from pipelines.costs import Costs, forward_cost_bps
 from pipelines.errors import BadShape
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
@@ -53,6 +54,7 @@ class Scores:
     """Hold the scores of all signals on one history, with what they are compared to.
 
     market_bps  return over the horizon of buying at every bar: the market's own drift
+    cost_bps    mean over the decision bars of what a round trip costs; costs: which row, and where the spread is from
     tested      signals with an event: one in forty of them is above zero by luck alone
     """
 
@@ -62,6 +64,7 @@ class Scores:
     target_atr: float
     stop_atr: float
     cost_bps: float
+    costs: str
     market_bps: Estimate
     tested: int
     scores: tuple[Score, ...]
@@ -77,19 +80,21 @@ class Scores:
 
 
 def score_signals(
-    signals: Floats, decision: Floats, base: Floats, atr: Floats, step_s: int, params: Params
+    signals: Floats, decision: Floats, base: Floats, atr: Floats, step_s: int, params: Params, costs: Costs
 ) -> Scores:  # fmt: skip
     """Score every signal of SIGNALS; signals (n, ks) of the decision bars, the rest as `score_sides`."""
-    return score_sides({name: direction(signals, name) for name in signal_names()}, decision, base, atr, step_s, params)
+    sides = {name: direction(signals, name) for name in signal_names()}
+    return score_sides(sides, decision, base, atr, step_s, params, costs)
 
 
 def score_sides(
-    sides: Mapping[str, Ints], decision: Floats, base: Floats, atr: Floats, step_s: int, params: Params
+    sides: Mapping[str, Ints], decision: Floats, base: Floats, atr: Floats, step_s: int, params: Params, costs: Costs
 ) -> Scores:  # fmt: skip
     """Score the sides (n,) that each signal took at the closes of n decision bars.
 
     decision  (n, 9) bars of `step_s` seconds
     base      (m, 9) bars they were made of; the decision bars themselves if nothing finer was recorded
+    costs     of the market; a perpetual's funding is left out
     atr       (n,) fraction of price at each close; events without one are left out, as no barrier can be set
     Raises    BadShape if lengths differ
     """
@@ -100,18 +105,19 @@ def score_sides(
         )
     horizon_s = float(params.labels.horizon_bars * step_s)
     closes = decision[:, OPEN_TIME] + step_s
-    ahead = forward_returns(base, closes, horizon_s).gross_bps
+    forward = forward_returns(base, closes, horizon_s)
+    ahead, cost_bps = forward.gross_bps, forward_cost_bps(costs, forward.spread_bps)
     weeks = (closes[-1] - decision[0, OPEN_TIME]) / WEEK_S if n else 0.0
     category = {name: group for group, names in PRODUCERS.items() for name in names}
     base_s = float(np.diff(base[:, OPEN_TIME]).min()) if len(base) > 1 else float(step_s)
-    cost, found = params.costs.round_trip_bps, []
+    found = []
     for name, side in sides.items():
         at = onsets(side)
         at = at[atr[at] > 0]
         event_side = side[at]
         hold, hit = _to_barrier(decision, base, base_s, atr, at, event_side, step_s, horizon_s, params)
-        gross = event_side * ahead[at]
-        gross = gross[np.isfinite(gross)]
+        gross, cost = event_side * ahead[at], cost_bps[at]
+        gross, cost = gross[np.isfinite(gross)], cost[np.isfinite(gross)]
         found.append(
             Score(
                 signal=name,
@@ -123,7 +129,7 @@ def score_sides(
                 hold_bars=mean_estimate(hold),
                 hit_rate=mean_estimate(hit),
                 gross_bps=mean_estimate(gross),
-                net_bps=mean_estimate(gross - cost, cost),
+                net_bps=mean_estimate(gross - cost, float(cost.mean()) if len(cost) else None),
             )
         )
     return Scores(
@@ -132,7 +138,8 @@ def score_sides(
         horizon_bars=params.labels.horizon_bars,
         target_atr=params.labels.target_atr,
         stop_atr=params.labels.stop_atr,
-        cost_bps=cost,
+        cost_bps=float(cost_bps.mean()) if n else float("nan"),
+        costs=costs.describe(np.isfinite(forward.spread_bps)),
         market_bps=mean_estimate(ahead[np.isfinite(ahead)]),
         tested=sum(score.gross_bps.n > 0 for score in found),
         scores=tuple(found),
@@ -168,7 +175,7 @@ def write_page(path: Path, scores: Scores, title: str) -> Path:
     figure = make_subplots(
         rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04, column_widths=[0.6, 0.4],
         subplot_titles=(
-            f"net bps over {scores.horizon_bars} bars, after {scores.cost_bps:g} bps",
+            f"net bps over {scores.horizon_bars} bars, after {scores.cost_bps:.3g} bps ({scores.costs})",
             f"share whose target ({scores.target_atr:g} ATR) came before the stop ({scores.stop_atr:g} ATR) and time",
         ),
     )  # fmt: skip

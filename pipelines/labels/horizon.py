@@ -9,6 +9,7 @@ Returns are of mids: up and down are the two sides of one move, and quotes that 
 of executed prices: either side pays `spread_bps`, the half spreads at its two ends, where they were recorded.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,14 +70,16 @@ def label_columns(forward: Forward, index: Ints, known: Floats, horizon_s: float
     }
 
 
-def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> Arrays:
+def horizon_labels(
+    bars: Floats, base: Floats, step_s: int, params: Params, cost_of: Callable[[Floats], Floats]
+) -> Arrays:
     """Return one row for each decision bar whose move left the dead zone, in time order.
 
     bars    (m, 9) closed decision bars, `step_s` seconds each; base (n, 9) the bars they were made of
     Returns arrays of one length: `index` position of the decision bar · `y` 1 up, 0 down · `uniqueness` · `known`
             close of the decision bar · `ended` known + horizon (epoch seconds) · `gross_bps` of mids, going long ·
-            `spread_bps` that either side pays, NaN = not recorded · `last_return` log return of the decision bar, NaN
-            of the first
+            `cost_bps` of the round trip, either side's · `last_return` log return of the decision bar, NaN of the first
+    cost_of  `Forward.spread_bps` (m,) → what a round trip costs, (m,) bps: half the width of the dead zone
     Raises  BadValues where the horizon is shorter than a base bar, so that it has no return
     """
     horizon_s = float(params.predictor.horizon_bars * step_s)
@@ -86,12 +89,13 @@ def horizon_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> A
         )
     known = bars[:, OPEN_TIME] + step_s
     forward = forward_returns(base, known, horizon_s)
-    index = np.flatnonzero(np.abs(forward.gross_bps) > params.costs.round_trip_bps)  # NaN is not above anything
+    cost_bps = cost_of(forward.spread_bps)
+    index = np.flatnonzero(np.abs(forward.gross_bps) > cost_bps)  # NaN is not above anything
     last_return = np.full(len(bars), np.nan)
     last_return[1:] = np.log(bars[1:, CLOSE] / bars[:-1, CLOSE])
     return label_columns(forward, index, known, horizon_s, len(base)) | {
         "y": (forward.gross_bps[index] > 0).astype(np.float64),
         "gross_bps": forward.gross_bps[index],
-        "spread_bps": forward.spread_bps[index],
+        "cost_bps": cost_bps[index],
         "last_return": last_return[index],
     }

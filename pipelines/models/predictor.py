@@ -265,8 +265,8 @@ def describe(data: Dataset, params: Params) -> list[str]:
     p = params.predictor
     chosen = len(systematic_sample(data.uniqueness, p.max_windows))
     return [
-        f"label: direction over the next {p.horizon_bars} bars, only where the move was more than "
-        f"{params.costs.round_trip_bps:g} bps (a round trip); {data.y.mean():.3f} of {len(data):,} rose",
+        f"label: direction over the next {p.horizon_bars} bars, only where the move was more than a round trip costs "
+        f"({data.extras['cost_bps'].mean():.3g} bps on average); {data.y.mean():.3f} of {len(data):,} rose",
         f"configuration {p.configuration}: at most {chosen:,} windows a fit, at most {p.epochs} epochs, stopped and "
         f"calibrated by the newest {p.tail_share:.0%} of its rows",
         "further members, of weight 0 in p: logistic regression, random forest and XGBoost on the newest bar",

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from xgboost import XGBClassifier
 
 LEAST_EVENTS = 50  # to fit at all: fewer fill no second leaf, and the gate asks for ten times as many out of fold
+EXTRAS = (  # of the labels, for baselines, gate and backtest; the model reads none of them
+    "gross_bps", "cost_bps", "target_cost_bps", "spread_known", "direction", "atr", "volatility", "regime",
+)  # fmt: skip
 
 
 def dataset(artifacts: Path, params: Params) -> Dataset:
@@ -41,7 +44,7 @@ def dataset(artifacts: Path, params: Params) -> Dataset:
         at=np.arange(len(rows)),
         weight=arrays["uniqueness"],
         **{name: arrays[name] for name in ("y", "uniqueness", "known", "ended")},
-        extras={name: arrays[name] for name in ("gross_bps", "direction", "atr", "volatility", "regime")},
+        extras={name: arrays[name] for name in EXTRAS},
     )
 
 
@@ -124,8 +127,12 @@ def loss(p: Floats, data: Dataset, loss_params: Mapping[str, Any]) -> Floats:
 
 
 def expected_miss(data: Dataset) -> float | None:
-    """Return the mean gross return of the events that missed their target, in ATR, weighted by uniqueness."""
-    return miss_atr(data.y, data.extras["gross_bps"], data.extras["atr"], data.uniqueness)
+    """Return what the events returned that missed their target, in ATR, weighted by uniqueness.
+
+    Before what a trade pays that reaches it, and after what only a miss pays: the slippage of stops, and the funding.
+    """
+    gross_bps = data.extras["gross_bps"] + data.extras["target_cost_bps"] - data.extras["cost_bps"]
+    return miss_atr(data.y, gross_bps, data.extras["atr"], data.uniqueness)
 
 
 def volatility_only(train: Dataset, test: Dataset, params: Params) -> Baseline:

@@ -5,12 +5,24 @@ Cost decides only which events are eligible, never a label (row M1 of docs/speci
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Arrays, Bools, Floats
+from pipelines.costs import (
+    NO_FUNDING,
+    Costs,
+    costs_of,
+    forward_cost_bps,
+    funding_payments,
+    funding_received_bps,
+    target_cost_bps,
+    trade_cost_bps,
+    venue_of,
+)
 from pipelines.errors import NotEnoughData
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
@@ -39,6 +51,13 @@ class Sources:
     context: Floats
     step_s: int
     timeframe: str
+    venue: str | None = None
+    market: str | None = None
+    funding: Floats = field(default_factory=lambda: NO_FUNDING)  # (r, 2) of costs.funding_rates
+
+    def costs(self, params: Params) -> Costs:
+        """Return the costs of this market."""
+        return costs_of(params.costs, self.venue, self.market)
 
     @property
     def closes(self) -> Floats:
@@ -48,9 +67,11 @@ class Sources:
 
 def read_sources(folder: Path) -> Sources:
     """Return the output `folder` of the features stage."""
-    timeframe = json.loads((folder / "meta.json").read_text())["decision_timeframe"]
-    arrays = {n: np.load(folder / f"{n}.npy") for n in ("base", "decision", "features", "signals", "context")}
-    return Sources(**arrays, step_s=TIMEFRAME_SECONDS[timeframe], timeframe=timeframe)
+    meta = json.loads((folder / "meta.json").read_text())
+    timeframe, names = meta["decision_timeframe"], ("base", "decision", "features", "signals", "context", "funding")
+    arrays = {name: np.load(folder / f"{name}.npy") for name in names}
+    venue, market = venue_of(meta)
+    return Sources(**arrays, step_s=TIMEFRAME_SECONDS[timeframe], timeframe=timeframe, venue=venue, market=market)
 
 
 def event_labels(sources: Sources, params: Params) -> Labels:
@@ -61,12 +82,12 @@ def event_labels(sources: Sources, params: Params) -> Labels:
     found = events(sources.features, sources.signals)
     rows = event_rows(sources.features, sources.signals, found)
     outcome = _resolve(sources, found, params)
-    labelled = outcome.labelled
+    labelled, paid = outcome.labelled, sources.costs(params).describe()
     if not labelled.any():
         raise NotEnoughData(
             f"{len(found.index)} events on {len(sources.decision):,} {sources.timeframe} bars, none with a target of "
-            f"at least {params.labels.min_target_to_cost} × {params.costs.round_trip_bps:g} bps; use a coarser "
-            "data.decision_timeframe or lower costs in params.yaml"
+            f"at least {params.labels.min_target_to_cost} × the cost of a round trip ({paid}); use a coarser "
+            "data.decision_timeframe, or name the venue with --venue and --market if it is another"
         )
     volatility = VALIDATOR_COLUMNS.index("volatility_regime")
     return {
@@ -77,6 +98,8 @@ def event_labels(sources: Sources, params: Params) -> Labels:
         "known": outcome.known[labelled],
         "ended": outcome.ended[labelled],
         "gross_bps": outcome.gross_bps[labelled],
+        "cost_bps": outcome.cost_bps[labelled],
+        "target_cost_bps": outcome.target_cost_bps[labelled],
         "spread_known": outcome.spread_known[labelled],
         "direction": found.direction[labelled],
         "atr": found.atr[labelled],
@@ -88,7 +111,8 @@ def event_labels(sources: Sources, params: Params) -> Labels:
 
 def predictor_labels(sources: Sources, params: Params) -> Labels:
     """Return the predictor's labels: direction of the bars whose move left the dead zone."""
-    return horizon_labels(sources.decision, sources.base, sources.step_s, params)
+    cost_of = partial(forward_cost_bps, sources.costs(params))
+    return horizon_labels(sources.decision, sources.base, sources.step_s, params, cost_of)
 
 
 def setup_labels(sources: Sources, params: Params) -> Labels:
@@ -120,11 +144,12 @@ def traditional_record(sources: Sources, params: Params) -> dict[str, float | No
     found = traditional_events(sources.features, sources.signals)
     outcome = _resolve(sources, found, params)
     of = outcome.labelled
+    gross_bps = outcome.gross_bps + outcome.target_cost_bps - outcome.cost_bps  # as `models.validator.expected_miss`
     return {
         "hits": int(outcome.label[of].sum()),
         "n": int(of.sum()),
         "effective": float(outcome.uniqueness[of].sum()),
-        "miss_atr": miss_atr(outcome.label[of], outcome.gross_bps[of], found.atr[of], outcome.uniqueness[of]),
+        "miss_atr": miss_atr(outcome.label[of], gross_bps[of], found.atr[of], outcome.uniqueness[of]),
     }
 
 
@@ -135,6 +160,8 @@ class _EventOutcomes:
     labelled: Bools
     label: Floats
     gross_bps: Floats
+    cost_bps: Floats
+    target_cost_bps: Floats
     spread_known: Bools  # gross_bps is of executed prices; else of mids, see labels.barriers.Barriers
     known: Floats
     ended: Floats
@@ -149,11 +176,17 @@ def _resolve(sources: Sources, found: Events, params: Params) -> _EventOutcomes:
         base, close_time, sources.decision[found.index, CLOSE], found.direction, found.atr,
         labels.target_atr, labels.stop_atr, float(labels.horizon_bars * sources.step_s),
     )  # fmt: skip
-    eligible = labels.target_atr * found.atr * 1e4 >= labels.min_target_to_cost * params.costs.round_trip_bps
+    costs = sources.costs(params)
+    expected = target_cost_bps(costs, sources.decision[found.index])
+    eligible = labels.target_atr * found.atr * 1e4 >= labels.min_target_to_cost * expected
     labelled = eligible & (outcome.barrier != UNRESOLVED)
     uniqueness = np.full(len(found.index), np.nan)
     if labelled.any():
         uniqueness[labelled] = average_uniqueness(outcome.start[labelled], outcome.exit[labelled], len(base))
+    payments = funding_payments(sources.funding, costs)
+    funding = funding_received_bps(payments, found.direction, outcome.start_time, outcome.exit_time)
+    cost = trade_cost_bps(costs, outcome.barrier, outcome.spread_known, funding)
     return _EventOutcomes(
-        labelled, outcome.label, outcome.gross_bps, outcome.spread_known, close_time, outcome.exit_time, uniqueness
-    )
+        labelled, outcome.label, outcome.gross_bps, cost, expected, outcome.spread_known, close_time, outcome.exit_time,
+        uniqueness,
+    )  # fmt: skip

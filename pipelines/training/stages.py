@@ -2,7 +2,7 @@
 
 Layout under `artifacts/` of the workspace:
 features/   base.npy (n, 9), decision.npy (m, 9), books.npy (m, 2, levels, 3), context.npy (m, CONTEXT_WIDTH),
-            features.npy (m, kf), signals.npy (m, ks), meta.json, warm/
+            features.npy (m, kf), signals.npy (m, ks), funding.npy (r, 2) known time and rate, meta.json, warm/
 labels/     <name>.npz (one per entry of labelling.LABELS), traditional.json; no service reads outcomes from here
 <family>/   bundle/, oof.npz, importance.json, fit.json
 paired/     <family>.npz: losses of the family's recipe fitted up to the end of the champion's data; not in dvc.yaml,
@@ -24,6 +24,7 @@ import numpy as np
 
 from pipelines.clock import mode_of
 from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TIMEFRAME_SECONDS, History, JsonObject
+from pipelines.costs import funding_rates, venue_of
 from pipelines.data import timeframes
 from pipelines.data.alignment import align
 from pipelines.errors import UnknownName
@@ -72,12 +73,15 @@ def build_features(params: Params) -> None:
     category_scores = CategoryScores.fit(signals)
     out = ensure_folder(OUT / "features")
     arrays = {"base": base, "decision": decision, "books": levels, "context": context, "features": features,
-              "signals": signals}  # fmt: skip
+              "signals": signals, "funding": funding_rates(feed)}  # fmt: skip
     for name, array in arrays.items():
         np.save(out / f"{name}.npy", array)
+    venue, market = venue_of(described)
     meta = {
         "data_hash": data_hash(Path()),
         "symbol": described["symbol"],
+        "venue": venue,
+        "market": market,
         "base_timeframe": base_tf,
         "decision_timeframe": decision_tf,
         "feature_columns": list(FEATURES.columns),
@@ -85,6 +89,7 @@ def build_features(params: Params) -> None:
         "catalogue_hash": FEATURES.catalogue_hash,
         "signal_catalogue_hash": SIGNALS.catalogue_hash,
         "has_book": books is not None,
+        "has_funding": len(arrays["funding"]) > 0,
         "context": present,
     }
     (out / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
@@ -99,6 +104,8 @@ def build_features(params: Params) -> None:
         history=History(decision, features, signals, levels, context),
         category_scores=category_scores,
         clock=mode_of(described),
+        venue=venue,
+        market=market,
         books=books,
         feed=feed,
     )
@@ -135,7 +142,11 @@ def fit_family(family: str, params: Params) -> None:
     from pipelines.training.fit import train
 
     meta = read_meta()
-    context = {k: meta[k] for k in ("data_hash", "symbol", "base_timeframe", "decision_timeframe", "catalogue_hash")}
+    named = (
+        "data_hash", "symbol", "venue", "market", "has_funding", "base_timeframe", "decision_timeframe",
+        "catalogue_hash",
+    )  # fmt: skip
+    context = {name: meta[name] for name in named}
     embargo = embargo_seconds(params, TIMEFRAME_SECONDS[meta["decision_timeframe"]])
     chosen = model_family(family)
     data = chosen.dataset(OUT, params)

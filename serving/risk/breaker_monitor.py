@@ -50,6 +50,8 @@ def bar_inputs(symbol: Symbol, back: int, limits: BreakerParams) -> BreakerInput
     known = usual.sum() >= limits.min_books and np.isfinite(spreads[-1])
     return BreakerInputs(
         about,
+        venue=symbol.warm.venue,
+        market=symbol.warm.market,
         true_range=float((high - low) / reach) if reach > 0 else nan,
         spread_bps=float(spreads[-1]) if known else nan,
         usual_spread_bps=float(np.median(spreads[:-1][usual])) if known else nan,

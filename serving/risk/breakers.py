@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import nan
 
 from pipelines.contracts import Estimate
+from pipelines.costs import costs_of
 from pipelines.params import Params
 from serving.state.tiers import EMERGENCY_BREAKER
 
@@ -22,6 +23,7 @@ class BreakerInputs:
     about           subject and time, for the reason: "BTC/USDT, bar closed 2024-03-05 19:15 UTC"
     daily_pnl       fraction of the equity at the start of the day
     drawdown        fraction under the highest equity, in [0, 1]
+    venue, market   where the symbol trades, for the spread its `costs` assume
     true_range      of the newest closed decision bar over the ATR 14 before it
     spread_bps      of the newest book; usual_spread_bps: median of the books before it
     depth           size resting in the newest book, base asset; usual_depth: median of the books before it
@@ -34,6 +36,8 @@ class BreakerInputs:
     """
 
     about: str = ""
+    venue: str | None = None
+    market: str | None = None
     daily_pnl: float = nan
     drawdown: float = nan
     true_range: float = nan
@@ -77,7 +81,8 @@ def _volatility_spike(inputs: BreakerInputs, params: Params) -> str | None:
 def _liquidity(inputs: BreakerInputs, params: Params) -> str | None:
     """Return why the spread or the depth of the newest book trips, None if neither does."""
     limits = params.breakers
-    assumed = 2.0 * params.costs.half_spread_bps  # where a tick is the spread, ten ticks may still cost little
+    costs = costs_of(params.costs, inputs.venue, inputs.market)
+    assumed = 2.0 * costs.half_spread_bps  # where a tick is the spread, ten ticks may still cost little
     if inputs.spread_bps >= limits.spread_multiple * inputs.usual_spread_bps and inputs.spread_bps > assumed:
         return (
             f"{inputs.about}: spread {inputs.spread_bps:.2f} bps, {limits.spread_multiple:g} times or more its median "

@@ -33,10 +33,12 @@ from pipelines.contracts import (
     History,
     utc,
 )
+from pipelines.costs import Costs, costs_of, target_cost_bps
 from pipelines.data.alignment import align, known_between, merge_records, prune_records
 from pipelines.data.timeframes import resample
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.features.catalog import FEATURES
+from pipelines.params import CostParams
 from pipelines.signals.catalog import SIGNALS
 from pipelines.store import packed, unpacked
 from pipelines.warm_start import WarmStart
@@ -80,6 +82,14 @@ class Symbol:
         self.closed = _newest(warm.history, self.step_s)
         self.warming_up = 0  # decision bars until rows are complete again
         self._gap = ""
+
+    def costs(self, params: CostParams) -> Costs:
+        """Return the costs of this market, by the venue its data version names."""
+        return costs_of(params, self.warm.venue, self.warm.market)
+
+    def target_cost_bps(self, params: CostParams) -> float:
+        """Return what a trade decided at the newest close pays if it reaches its target, in bps."""
+        return float(target_cost_bps(self.costs(params), self.closed.bar[np.newaxis])[0])
 
     @property
     def last_bar_close(self) -> datetime:

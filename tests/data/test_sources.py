@@ -1,10 +1,12 @@
 import json
+import zipfile
 from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
 from support.recorded_exchange import RecordedExchange, VenueScript
 
+from pipelines.costs import venue_of
 from pipelines.data.readers.exchange import Backfill
 from pipelines.data.schemas import LAYOUT, check, to_matrix, write_bars
 from pipelines.data.sources import SOURCES, check_request, make_source, normalise_symbol
@@ -130,13 +132,63 @@ def test_an_unknown_source_is_refused_with_the_known_ones():
         ("ETHBTC", "ETH/BTC"),
         ("XAUUSD", "XAU/USD"),
         ("1000PEPEUSDT", "1000PEPE/USDT"),
+        ("btc/usdt:usdt", "BTC/USDT:USDT"),
     ],
 )
 def test_symbols_have_one_name(given, named):
     assert normalise_symbol(given) == named
 
 
-@pytest.mark.parametrize("given", ["", "BTC", "USDT", "BTC//USDT", "BTC/USDT:USDT", "B", "hello world", "ARBUSD"])
+@pytest.mark.parametrize("given", ["", "BTC", "USDT", "BTC//USDT", "BTC/USDT:", "B", "hello world", "ARBUSD"])
 def test_a_symbol_that_is_no_pair_or_could_be_two_is_refused_with_the_form_to_use(given):
     with pytest.raises(UnknownName, match="BASE/QUOTE"):
         normalise_symbol(given)
+
+
+# ---- where a market trades, which decides its costs
+
+
+def kline(folder, name="BTCUSDT-1m.csv"):
+    rows = [f"{1704067200000 + 60000 * i},1,1,1,1,1,{1704067259999 + 60000 * i},1,1,1,1,0\n" for i in range(3)]
+    (folder / name).write_text("".join(rows))
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    ("stated", "symbol", "found"),
+    [
+        ({}, "BTC/USDT", ("binance", None)),  # spot and futures archives of Binance look alike
+        ({"market": "spot"}, "BTC/USDT", ("binance", "spot")),
+        ({}, "BTC/USDT:USDT", ("binance", "perpetual")),
+        ({"venue": "kraken", "market": "spot"}, "BTC/USDT", ("kraken", "spot")),
+    ],
+)
+def test_a_file_trades_where_it_is_said_to_or_where_its_layout_comes_from(tmp_path, stated, symbol, found):
+    source = make_source("files", path=kline(tmp_path), **stated)
+    source.fetch(symbol, TAKEN, TAKEN)
+    assert (source.describe()["venue"], source.describe()["market"]) == found
+    assert venue_of({"symbol": symbol, "source": source.describe()}) == found
+
+
+def test_a_zipped_archive_names_its_venue_and_a_table_does_not(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(kline(tmp_path), "a.csv")
+    write_bars(make_source("simulator", spec=SPEC).fetch("SIM/USDT", TAKEN, None)[:10], tmp_path / "b.parquet")
+    (tmp_path / "c.csv").write_text("open_time,open,high,low,close,volume\n1704067200000,1,1,1,1,1\n")
+    named = [make_source("files", path=tmp_path / name).describe()["venue"] for name in ("a.zip", "b.parquet", "c.csv")]
+    assert named == ["binance", None, None]
+
+
+@pytest.mark.parametrize("source", ["simulator", "exchange"])
+def test_a_source_that_knows_its_venue_is_told_none(source):
+    with pytest.raises(BadValues, match="--venue and --market are for --source files"):
+        check_request(source, None, "SIM/USDT", SPEC, venue="binance")
+
+
+def test_an_unknown_kind_of_market_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(UnknownName, match="spot, perpetual"):
+        make_source("files", path=kline(tmp_path), market="swap")
+
+
+def test_the_simulator_and_an_exchange_say_where_they_trade():
+    assert venue_of({"source": make_source("simulator", spec=SPEC).describe()}) == ("simulator", "spot")

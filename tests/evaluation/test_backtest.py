@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flows.support.backtest import live_core, missed
-from pipelines.errors import BadShape, BadTimes
+from pipelines.errors import BadShape, BadTimes, BadValues
 from pipelines.evaluation.backtest import T_EXIT, T_FILL, T_ROW, T_SIZE, TRADE_FIELDS, backtest
 from pipelines.settings import load_params
 from serving.policy.decision_row import flatten, to_rows
@@ -37,7 +37,8 @@ def rows_of(events):
 def run(events, fills, exits, gross, cost=5.0, core=CORE):
     decided = BAR * np.arange(1, len(events) + 1)
     arrays = (np.asarray(a, float) for a in (fills, exits, gross))
-    return backtest(core, rows_of(events), decided, *arrays, np.arange(len(events)) % 2.0, np.ones(len(events)), cost)
+    costs, known = np.broadcast_to(np.asarray(cost, float), len(events)), np.ones(len(events))
+    return backtest(core, rows_of(events), decided, *arrays, np.arange(len(events)) % 2.0, known, costs)
 
 
 def hand():
@@ -80,6 +81,15 @@ def test_three_trades_by_hand():
     assert result.equity == pytest.approx([1, 1, 1.00055, 1.00055, 1.0001, 1.0001, 1.0001])
     assert result.codes.tolist() == [0, 0, codes.NO_EVENT, codes.NO_EVENT, codes.NO_EVENT, 0, 0]
     assert result.unresolved == 1
+
+
+def test_each_trade_pays_its_own_cost_and_the_figure_names_their_mean():
+    events, ends = [1, 0, 0, -1], ([900, NAN, NAN, 3600], [1800, NAN, NAN, 4500], [60, NAN, NAN, 10])
+    result = run(events, *ends, cost=[21.0, NAN, NAN, 11.0])
+    assert result.trades[:, TRADE_FIELDS.index("net_bps")].tolist() == [39.0, -1.0]
+    assert (result.net_bps.value, result.net_bps.cost_bps) == (pytest.approx(19.0), pytest.approx(16.0))
+    with pytest.raises(BadValues, match="1 resolved rows have no cost"):
+        run(events, *ends, cost=[21.0, NAN, NAN, NAN])
 
 
 def test_figures_of_three_trades_by_hand():
@@ -197,7 +207,7 @@ def test_the_callers_rows_are_unchanged_and_without_trades_figures_are_nan():
     rows = rows_of([1, 0, 1])
     before = rows.tobytes()
     missing = np.full(3, NAN)
-    result = backtest(CORE, rows, BAR * np.arange(1, 4), missing, missing, missing, missing, np.ones(3), 5.0)
+    result = backtest(CORE, rows, BAR * np.arange(1, 4), missing, missing, missing, missing, np.ones(3), missing)
     assert rows.tobytes() == before
     assert (result.unresolved, len(result.trades), result.net_bps.n) == (2, 0, 0)
     assert np.isnan(result.net_bps.value)

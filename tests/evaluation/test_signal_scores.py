@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipelines.costs import costs_of
 from pipelines.errors import BadShape
 from pipelines.evaluation.intervals import LEAST_ROWS
 from pipelines.evaluation.signals import score_sides, score_signals, write_page
@@ -12,7 +13,8 @@ from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, onsets
 
 PARAMS = load_params()
 STEP_S, HORIZON = 900, PARAMS.labels.horizon_bars
-COST = PARAMS.costs.round_trip_bps
+COSTS = costs_of(PARAMS.costs, "simulator", "spot")
+COST = COSTS.round_trip_bps
 PLANTED_BPS = 40.0
 
 
@@ -36,7 +38,7 @@ def market(seed, n=8000, every=24, planted_bps=PLANTED_BPS):
 
 
 def scored(bars, **sides):
-    found = score_sides(sides, bars, bars, np.full(len(bars), 20e-4), STEP_S, PARAMS)
+    found = score_sides(sides, bars, bars, np.full(len(bars), 20e-4), STEP_S, PARAMS, COSTS)
     return found, {score.signal: score for score in found.scores}
 
 
@@ -128,7 +130,7 @@ def test_every_signal_belongs_to_one_row_and_one_category():
 def test_the_catalogue_is_scored_and_drawn(tmp_path):
     bars, _ = market(11, n=1500)
     signals = SIGNALS.run(bars)
-    found = score_signals(signals, bars, bars, np.full(len(bars), 20e-4), STEP_S, PARAMS)
+    found = score_signals(signals, bars, bars, np.full(len(bars), 20e-4), STEP_S, PARAMS, COSTS)
     assert [score.signal for score in found.scores] == list(signal_names())
     assert found.scores[0].onsets == len(onsets(direction(signals, signal_names()[0])))
     page = write_page(tmp_path / "reports" / "signals.html", found, "TEST/USD").read_text()

@@ -12,10 +12,7 @@ PARAMS = load_params()
 STEP_S, HORIZON = 180, 2
 
 
-def settings(round_trip_bps=5.0):
-    costs = PARAMS.costs.model_copy(update={"fee_bps": round_trip_bps / 2, "half_spread_bps": 0.0})
-    predictor = PARAMS.predictor.model_copy(update={"horizon_bars": HORIZON})
-    return PARAMS.model_copy(update={"costs": costs, "predictor": predictor})
+SETTINGS = PARAMS.model_copy(update={"predictor": PARAMS.predictor.model_copy(update={"horizon_bars": HORIZON})})
 
 
 def minutes(opens, closes):
@@ -32,8 +29,9 @@ def walk(n=600, seed=3):
     return minutes(np.concatenate([[100.0], close[:-1]]), close)
 
 
-def labels(base, params=None):
-    return horizon_labels(resample(base, 60, STEP_S), base, STEP_S, params or settings())
+def labels(base, cost_bps=5.0):
+    decision = resample(base, 60, STEP_S)
+    return horizon_labels(decision, base, STEP_S, SETTINGS, lambda spread: np.broadcast_to(cost_bps, len(spread)))
 
 
 def test_the_return_is_from_the_next_open_to_the_last_close_inside_the_horizon():
@@ -78,11 +76,20 @@ def test_a_row_says_when_it_was_known_when_it_ended_and_what_the_bar_itself_did(
 
 def test_a_move_within_the_round_trip_gets_no_row():
     base = walk()
-    narrow, wide = labels(base, settings(0.0)), labels(base, settings(20.0))
+    narrow, wide = labels(base, 0.0), labels(base, 20.0)
     assert np.abs(wide["gross_bps"]).min() > 20.0
     inside = np.abs(narrow["gross_bps"]) <= 20.0
     assert inside.any()
     np.testing.assert_array_equal(wide["index"], narrow["index"][~inside])
+
+
+def test_the_dead_zone_is_as_wide_as_a_round_trip_costs_at_that_close():
+    base = walk()
+    narrow, cost_bps = labels(base, 0.0), np.where(np.arange(200) < 100, 0.0, 20.0)
+    mixed = labels(base, cost_bps)
+    kept = np.abs(narrow["gross_bps"]) > cost_bps[narrow["index"]]
+    np.testing.assert_array_equal(mixed["index"], narrow["index"][kept])
+    np.testing.assert_array_equal(mixed["cost_bps"], cost_bps[mixed["index"]])
 
 
 def test_nothing_after_the_horizon_matters_neither_garbage_nor_its_absence():
@@ -104,14 +111,14 @@ def test_a_gap_at_either_end_is_no_return(gone):
 
 def test_decision_bars_alone_are_enough():
     bars = resample(walk(), 60, STEP_S)
-    labelled = horizon_labels(bars, bars, STEP_S, settings())
+    labelled = horizon_labels(bars, bars, STEP_S, SETTINGS, lambda spread: np.full(len(spread), 5.0))
     i = labelled["index"][10]
     assert labelled["gross_bps"][10] == pytest.approx((bars[i + 2, 4] / bars[i + 1, 1] - 1) * 1e4)
     assert labelled["index"].max() == len(bars) - 1 - HORIZON
 
 
 def test_overlapping_labels_share_their_uniqueness():
-    labelled = labels(walk(), settings(0.0))
+    labelled = labels(walk(), 0.0)
     assert np.median(labelled["uniqueness"]) == pytest.approx(1 / HORIZON)
 
 

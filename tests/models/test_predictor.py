@@ -62,7 +62,7 @@ def rows(oracle=0.0, m=2000, seed=0):
     known = 900.0 * np.arange(m)
     return Dataset(
         columns=COLUMNS, inputs=lambda at: windows[at], y=y, weight=np.ones(m), uniqueness=np.ones(m), known=known,
-        ended=known + 900.0, at=np.arange(m), extras={"last_return": windows[:, -1, 0]},
+        ended=known + 900.0, at=np.arange(m), extras={"last_return": windows[:, -1, 0], "cost_bps": np.full(m, 5.0)},
     )  # fmt: skip
 
 
@@ -306,7 +306,10 @@ def test_a_market_without_a_book_is_fitted_from_what_it_has(tmp_path):
     for name, array in arrays.items():
         np.save(tmp_path / "features" / f"{name}.npy", array)
     chosen = params(configuration="four", max_windows=150, epochs=1)
-    np.savez(tmp_path / "labels" / "predictor.npz", **horizon_labels(bars, base, 900, chosen))
+    np.savez(
+        tmp_path / "labels" / "predictor.npz",
+        **horizon_labels(bars, base, 900, chosen, lambda spread: np.full(len(spread), 5.0)),
+    )
     data = PREDICTOR.dataset(tmp_path, chosen)
     lines: list[str] = []
     digest = train(PREDICTOR, data, tmp_path / "out", chosen, {"symbol": "SIM"}, 900.0 * 60, lines.append)

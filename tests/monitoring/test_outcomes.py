@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import Decision, utc
+from pipelines.costs import costs_of
 from pipelines.errors import BadShape, BadTimes
 from pipelines.labels.barriers import BARRIERS, UNRESOLVED, levels, triple_barrier
 from pipelines.monitoring.outcomes import resolve
+from pipelines.settings import load_params
 
 T0 = 1_704_067_200.0
-COST = 5.0
+COST = replace(costs_of(load_params().costs, "simulator", "spot"), stop_slippage_bps=0.5)  # 5 bps a round trip
 
 
 def decision(as_of: float, target: float | None, stop: float | None, minutes: int = 5, **other) -> Decision:
@@ -82,6 +84,23 @@ def test_bars_that_begin_after_a_decision_are_refused() -> None:
         resolve([decision(T0 - 60, 102, 99)], bars((100, 101, 99.5, 100)), 60, COST)
     with pytest.raises(BadShape):
         resolve([], np.zeros((3, 4)), 60, COST)
+
+
+def test_a_stop_slips_and_a_perpetual_pays_its_funding() -> None:
+    stopped = only(resolve([decision(T0, 102, 99)], bars((100, 100.5, 98.5, 99)), 60, COST))
+    assert (stopped.barrier, stopped.cost_bps) == ("stop", 5.5)
+    quiet = [(100, 100.5, 99.5, 100)] * 6
+    perpetual, at = costs_of(load_params().costs, "binance", "perpetual"), T0 + 60.0  # no funding time: T0 is midnight
+    for rates, paid in (([[at, 3e-4]], 0.0), ([[T0, 3e-4]], 0.0), ([[T0 + 8 * 3600, 3e-4]], 0.0)):
+        one = only(resolve([decision(T0, 102, 99)], bars(*quiet), 60, perpetual, np.array(rates)))
+        assert one.cost_bps == pytest.approx(11.0 + paid)
+    before = bars(*quiet)
+    before[:, 0] += 8 * 3600 - 120
+    for target, stop, sign in ((102, 99, 1.0), (98, 101, -1.0)):
+        held = decision(before[0, 0], target, stop)
+        one = only(resolve([held], before, 60, perpetual, np.array([[T0 + 8 * 3600 + 0.01, 3e-4]])))
+        assert one.cost_bps == pytest.approx(11.0 + sign * 3.0)
+        assert one.net_bps == pytest.approx(one.gross_bps - one.cost_bps)
 
 
 def test_every_outcome_is_the_label_training_would_give() -> None:

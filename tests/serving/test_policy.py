@@ -141,7 +141,7 @@ def test_a_threshold_whose_value_is_not_known_is_not_reached_and_refuses_where_i
 
 
 def test_costs_and_required_thresholds_are_part_of_the_policys_digest():
-    dearer = PARAMS.model_copy(update={"costs": PARAMS.costs.model_copy(update={"fee_bps": 7.5})})
+    dearer = PARAMS.model_copy(update={"costs": PARAMS.costs.model_copy(update={"order": "maker"})})
     digests = {policy_digest(p, flatten(p)) for p in (PARAMS, dearer, requiring("phase"), requiring())}
     assert len(digests) == 4
 

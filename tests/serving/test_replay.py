@@ -58,7 +58,7 @@ def warm_start(home, bars, name):
     write_warm_start(
         home / name, symbol=SYMBOL, base_timeframe="15m", decision_timeframe="15m", feature_state=states[0],
         signal_state=states[1], base=bars, history=History(bars, features, signals, levels, context),
-        category_scores=CategoryScores.fit(signals), clock="market",
+        category_scores=CategoryScores.fit(signals), clock="market", venue="simulator", market="spot",
     )  # fmt: skip
     published = publish_warm_start(home / name, home / "serving" / "warm", data_hash="d" * 32, hits=230, n=500,
                                    miss_atr=None if name == "first" else -0.8)  # fmt: skip

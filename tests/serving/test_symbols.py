@@ -35,7 +35,7 @@ from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import triple_barrier
 from pipelines.labels.weights import average_uniqueness
 from pipelines.sealed_folder import seal
-from pipelines.settings import ROOT
+from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.store import BarBatch, Store
@@ -78,6 +78,24 @@ def test_live_rows_equal_the_batch_rows_bit_for_bit_however_bars_arrive(stand, s
 def test_the_warm_start_holds_the_last_closed_bar_and_its_rows(stand, symbol):
     assert symbol.closed.bar.tobytes() == stand.decision[CLOSED - 1].tobytes()
     assert symbol.closed.features.tobytes() == stand.features[CLOSED - 1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("where", "cost_bps", "row"),
+    [
+        ({}, 5.0, "simulator spot taker"),
+        ({"venue": "binance", "market": "perpetual"}, 11.0, "binance perpetual taker"),
+        ({"venue": None, "market": None}, 21.0, "default row (venue not stated) taker"),  # written before 0.6.0
+    ],
+)
+def test_a_live_symbol_pays_what_its_data_version_says_and_the_spread_of_its_newest_bar(warm, where, cost_bps, row):
+    symbol, costs = Symbol(replace(warm, **where)), load_params().costs
+    assert symbol.costs(costs).row == row
+    quoted = symbol.closed.bar.copy()
+    for half_spread, expected in ((np.nan, cost_bps), (2e-4 * quoted[CLOSE], cost_bps - 1.0 + 2.0)):
+        quoted[HALF_SPREAD] = half_spread
+        symbol.closed = replace(symbol.closed, bar=quoted)
+        assert symbol.target_cost_bps(costs) == pytest.approx(expected)
 
 
 def test_a_restart_replays_the_store_to_the_same_state(stand, warm, symbol, tmp_path):

@@ -143,7 +143,7 @@ def stand(tmp_path_factory) -> Stand:
     write_warm_start(
         stage, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=feature_state,
         signal_state=signal_state, base=history, history=History(closed, features, signals, levels, context),
-        category_scores=CategoryScores.fit(signals), clock="market",
+        category_scores=CategoryScores.fit(signals), clock="market", venue="simulator", market="spot",
     )  # fmt: skip
     rows = validator_columns(features, signals)[600:]
     present = ~np.isnan(rows).any(axis=0)
@@ -174,7 +174,7 @@ def trading_now(stand: Stand, folder: Path) -> Stand:
     write_warm_start(
         folder, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=states[0],
         signal_state=states[1], base=history, history=History(closed, features, signals, levels, context),
-        category_scores=CategoryScores.fit(signals), clock="wall",
+        category_scores=CategoryScores.fit(signals), clock="wall", venue="simulator", market="spot",
     )  # fmt: skip
     return replace(stand, base=base, live=base[HISTORY:], stage=folder)
 

@@ -15,6 +15,7 @@ from benchmarks.simulator_edge import MOST_AUC
 from flows.ingest import matches_pointer, write_snapshot
 from flows.support.backtest import ATR, backtest_policy, missed
 from pipelines import versioning
+from pipelines.costs import costs_of, target_cost_bps, venue_of
 from pipelines.data import reference_year
 from pipelines.data.quality import assess
 from pipelines.data.schemas import read_bars
@@ -85,10 +86,14 @@ def traded(market):
     arrays = {n: np.load(folder / "features" / f"{n}.npy") for n in ("base", "decision", "features", "signals")}
     with np.load(folder / "labels" / "events.npz") as f, np.load(folder / "validator" / "oof.npz") as oof:
         bars, p, p_low, miss_atr = f["index"][oof["row"]], oof["p"], oof["p_low"], missed(oof, PARAMS)
-    result = backtest_policy(**arrays, bars=bars, p=p, p_low=p_low, miss_atr=miss_atr, step_s=900, params=PARAMS)
+    costs = costs_of(PARAMS.costs, *venue_of(json.loads((folder / "features" / "meta.json").read_text())))
+    assert costs.row == "simulator spot taker"
+    result = backtest_policy(
+        **arrays, bars=bars, p=p, p_low=p_low, miss_atr=miss_atr, step_s=900, params=PARAMS, costs=costs
+    )
     low, stop_bps = np.full(len(arrays["decision"]), np.nan), 1e4 * arrays["features"][:, ATR]
     low[bars] = p_low
-    break_even = (stop_bps + PARAMS.costs.round_trip_bps) / (2.5 * stop_bps)
+    break_even = (stop_bps + target_cost_bps(costs, arrays["decision"])) / (2.5 * stop_bps)
     return result, low[bars[0] :], break_even[bars[0] :]
 
 

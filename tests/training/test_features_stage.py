@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,40 @@ def test_records_alone_change_no_column_that_does_not_need_them(tmp_path):
             assert features[:, j].tobytes() == without[:, j].tobytes(), column.name
 
 
+HERE = ("simulator", "spot")
+
+
+def test_the_labels_of_events_pay_the_row_of_their_venue_and_what_is_not_worth_it_is_no_event():
+    base, bars = BASE.copy(), BARS.copy()
+    base[:, HALF_SPREAD] = bars[:, HALF_SPREAD] = np.nan
+    context = np.full((len(bars), len(CONTEXT_FIELDS)), np.nan)
+    here = Sources(base, bars, FEATURES.run(bars), SIGNALS.run(bars), context, STEP, "15m", *HERE)
+    cheap, dear = event_labels(here, PARAMS), event_labels(replace(here, venue="binance"), PARAMS)
+    assert 0 < len(dear["y"]) < len(cheap["y"])
+    for labels, fee in ((cheap, 2.0), (dear, 10.0)):
+        least = 2.0 * (fee + 0.5)
+        assert (PARAMS.labels.target_atr * labels["atr"] * 1e4 >= PARAMS.labels.min_target_to_cost * least).all()
+        assert labels["target_cost_bps"] == pytest.approx(least)
+    slipped = dear["cost_bps"] - 21.0
+    assert set(np.round(slipped, 9)) == {0.0, PARAMS.costs.stop_slippage_bps}
+    assert (dear["y"][slipped > 0.1] == 0.0).all()
+    assert cheap["cost_bps"] == pytest.approx(5.0)  # its stops fill at their level
+
+
+def test_a_perpetual_pays_its_funding_in_the_labels_and_spot_does_not():
+    context = np.full((len(BARS), len(CONTEXT_FIELDS)), np.nan)
+    paid = BASE[0, OPEN_TIME] + 8 * 3600.0 * np.arange(1, 40)
+    rates = np.column_stack([paid, np.full(len(paid), 3e-4)])
+    spot = Sources(BASE, BARS, FEATURES.run(BARS), SIGNALS.run(BARS), context, STEP, "15m", "binance", "spot", rates)
+    perpetual = replace(spot, market="perpetual")
+    assert set(np.round(event_labels(spot, PARAMS)["cost_bps"] - 20.0, 9)) == {0.0, PARAMS.costs.stop_slippage_bps}
+    labels = event_labels(perpetual, PARAMS)
+    extra = labels["cost_bps"] - 10.0
+    assert {-3.0, 3.0} <= set(np.round(extra, 9))
+    held = np.abs(extra) > 1.0
+    assert (np.sign(extra[held]) == labels["direction"][held]).all()  # at a positive rate longs pay shorts
+
+
 @pytest.mark.parametrize("quoted", [True, False])
 def test_the_labels_of_events_say_whether_their_returns_are_executed_or_of_mids(quoted):
     base, bars = BASE.copy(), BARS.copy()
@@ -112,6 +147,6 @@ def test_the_labels_of_events_say_whether_their_returns_are_executed_or_of_mids(
         base[:, HALF_SPREAD] = bars[:, HALF_SPREAD] = np.nan
     features, signals = FEATURES.run(bars), SIGNALS.run(bars)
     context = np.full((len(bars), len(CONTEXT_FIELDS)), np.nan)
-    labels = event_labels(Sources(base, bars, features, signals, context, STEP, "15m"), PARAMS)
+    labels = event_labels(Sources(base, bars, features, signals, context, STEP, "15m", *HERE), PARAMS)
     assert len(labels["y"]) > 100
     assert labels["spread_known"].tolist() == [quoted] * len(labels["y"])

@@ -123,6 +123,28 @@ def read_table(path: Path) -> pyarrow.Table:
     return table
 
 
+def venue_of_layout(path: Path) -> str | None:
+    """Return the venue that alone writes this layout: binance for its archives without a header; None for any other.
+
+    Reads the first line. Raises as `read_table` for a file that cannot be read
+    """
+    check_path(path)
+    if path.suffix.lower() == ".parquet":
+        return None
+    first = _first_line(path).strip().strip("\ufeff").split(",")
+    if not first[0].strip().isdigit():
+        return None
+    return "binance" if len(first) == len(KLINE) or trade_columns([], first) is not None else None
+
+
+def _first_line(path: Path) -> str:
+    """Return the first line of a CSV file, or of the one in a zip. Raises UnreadableFile."""
+    if path.suffix.lower() == ".csv":
+        with path.open("rb") as file:
+            return file.readline().decode("utf-8", errors="replace")
+    return _zipped(path).partition(b"\n")[0].decode("utf-8", errors="replace")
+
+
 def check_path(path: Path) -> None:
     """Raise UnreadableFile if `path` is missing, empty or of an extension we cannot read."""
     if not path.is_file():
@@ -150,6 +172,11 @@ def _csv(path: Path) -> pyarrow.Table:
 
 def _zip(path: Path) -> pyarrow.Table:
     """Return the table of the one CSV file in a zip. Raises UnreadableFile or BadColumns."""
+    return _parse_csv(_zipped(path), path)
+
+
+def _zipped(path: Path) -> bytes:
+    """Return the content of the one CSV file in a zip. Raises UnreadableFile."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.lower().endswith(".csv")]
@@ -157,10 +184,9 @@ def _zip(path: Path) -> pyarrow.Table:
                 raise UnreadableFile(
                     f"{path}: holds {len(names)} CSV files, expected one ({', '.join(archive.namelist())[:200]})."
                 )
-            data = archive.read(names[0])  # checks the CRC
+            return archive.read(names[0])  # checks the CRC
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UnreadableFile(f"{path}: cut off or not a zip ({error}). Fetch it again.") from error
-    return _parse_csv(data, path)
 
 
 def _parse_csv(data: bytes, path: Path) -> pyarrow.Table:

@@ -106,7 +106,7 @@ class Venue:
         Raises UnknownName with the nearest pairs if it has neither, VenueDown if it does not answer.
         """
         listed = self._call(f"its markets, for {symbol}", self._markets)
-        for name in (symbol, f"{symbol}:{symbol.split('/')[1]}"):
+        for name in (symbol, f"{symbol}:{symbol.split('/')[1]}"):  # of BTC/USDT:USDT the first one is the perpetual
             market = listed.get(name)
             # ccxt gives volume in contracts where a contract is not one of the base asset
             if market and (market["spot"] or (market["swap"] and market["contractSize"] == 1)):
@@ -214,7 +214,12 @@ def _candles(client: Any, market: str, timeframe: str, since_ms: int, limit: int
 
 
 def _klines(client: Any, market: str, timeframe: str, since_ms: int, limit: int) -> list[list[Any]]:
-    """Return Binance's own candles, which also have the number of trades and the volume that takers bought."""
+    """Return Binance's own candles, which also have the number of trades and the volume that takers bought.
+
+    Of a spot market: a perpetual is on another host, and by this request one would get the bars of its spot market.
+    """
+    if not client.market(market)["spot"]:
+        return _candles(client, market, timeframe, since_ms, limit)
     request = {
         "symbol": client.market(market)["id"],
         "interval": client.timeframes[timeframe],

@@ -29,12 +29,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import faults, hardship, upgrade
+from benchmarks import faults, hardship, upgrade, watch_evidence
 from benchmarks.fixture import FAMILY, SIMULATED, listed, recorded, recording, simulated, train
 from benchmarks.postgres import postgresql
 from benchmarks.predictor_epochs import MARKETS, epochs_compared, gains
-from pipelines.contracts import DAY_S, TIMEFRAME_SECONDS, JsonObject
-from pipelines.data.timeframes import resample
+from pipelines.contracts import JsonObject
 from pipelines.settings import ROOT, Settings, load_params
 from pipelines.warm_start import hit_rate
 
@@ -50,7 +49,6 @@ NOISE_SEEDS = 40  # with none promoted, at most 7 % are (rule of three); a case 
 LARGE = {"validator": 0.60, "predictor": 0.60, "pattern": 0.6, "regime": 0.12}
 JUDGED = 2000  # evidences of a case of the gate's sizes, a quarter of them at 5,000 rows
 CRASH = ("kills", "acknowledged", "lost", "doubled", "lost_bars", "state", "not_replayed")
-DRIFT_AFTER_BLOCKS = 1  # the planted drift begins where the second watched block begins
 
 
 @dataclass(frozen=True)
@@ -76,39 +74,6 @@ def share(name: str) -> Callable[[list[JsonObject]], dict[str, JsonObject]]:
 
 
 # ---- the runs -----------------------------------------------------------------------------------------------------
-
-
-def watch(seed: str, drifted: bool) -> JsonObject:
-    """Simulate a year of history, then as many blocks as the false-alarm budget covers, and detect drift as the monitor
-    does.
-    """
-    from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
-    from pipelines.monitoring.drift import detect, fit_reference
-
-    params = load_params()
-    step_s = TIMEFRAME_SECONDS[params.data.decision_timeframe]
-    block_days = -(-params.drift.block_bars * step_s // int(DAY_S))
-    drift_day = DRIFT_AFTER_BLOCKS * block_days if drifted else None
-    days = params.simulator.history_days
-    bars = simulated(
-        params, days, params.drift.budget_blocks * block_days, seed=int(seed), drift_after_live_days=drift_day
-    )
-    rows = FEATURES.run(resample(bars, 60, step_s))[:, [FEATURES.index[name] for name in WATCHED_COLUMNS]]
-    history = days * int(DAY_S) // step_s
-    result = detect(fit_reference(rows[:history], WATCHED_COLUMNS, params.drift, params.seed), rows[history:])
-    alarms = [i for i, block in enumerate(result.blocks) if block.alarm]
-    before = drifted and bool(alarms) and alarms[0] < DRIFT_AFTER_BLOCKS
-    return {"alarm": result.alarm, "before_drift": before, "blocks": alarms, "reason": result.reason}
-
-
-def stationary(seed: str) -> JsonObject:
-    """Watch a market without drift."""
-    return watch(seed, drifted=False)
-
-
-def drifted(seed: str) -> JsonObject:
-    """Watch a market whose drift begins after DRIFT_AFTER_BLOCKS blocks."""
-    return watch(seed, drifted=True)
 
 
 def gate(bars: Any, symbol: str, where: tuple[str | None, str | None] = SIMULATED) -> JsonObject:
@@ -262,9 +227,16 @@ def seeds(n: int) -> tuple[str, ...]:
 
 RUNNING = ("serving", "flows")
 PARTS = {
-    "drift_false_alarms": Part("stationary markets that raised a drift alarm", seeds(100), stationary, share("alarm")),
-    "drift_detection": Part("drifted markets that raised a drift alarm", seeds(50), drifted,
-                            lambda found: share("alarm")(found) | share("before_drift")(found)),
+    "drift_false_alarms": Part("a month of a market without drift: alarms", seeds(40), watch_evidence.stationary,
+                               watch_evidence.false_alarm_figures),
+    "drift_detection": Part("drifted markets that raised a drift alarm", seeds(20), watch_evidence.drifted,
+                            lambda found: share("alarm")(found) | share("before_drift")(found)
+                            | watch_evidence.mean_figures("blocks_to_alarm")(found)),
+    "drift_missing": Part("share of the columns whose loss was found in one block", seeds(10), watch_evidence.vanished,
+                          watch_evidence.mean_figures("wholly", "three_in_ten")),
+    "loss_vanished_edge": Part("an edge that vanished, and one that stayed", seeds(6), watch_evidence.vanished_edge,
+                               lambda found: share("found")(found) | share("false_alarm")(found)
+                               | watch_evidence.mean_figures(*watch_evidence.EDGE_FIGURES)(found)),
     "gate_sizes": Part("simulated evidence of known truth that the gate refused", size_cases(), sizes, size_figures),
     "gate_on_noise": Part("candidates trained on noise that the gate promoted", seeds(NOISE_SEEDS), noise,
                           share("promoted")),
@@ -296,6 +268,7 @@ OTHERS = (
     "benchmarks/fixture.py",
     "benchmarks/evidence.py",
     "benchmarks/predictor_epochs.py",
+    "benchmarks/watch_evidence.py",
 )
 HARD = ("hardship.py", "faults.py", "probes.py", "services.py", "upgrade.py", "inputs.py")  # under benchmarks/
 
@@ -396,9 +369,11 @@ def main() -> None:
     if options.write:
         from benchmarks.gate_results import write_gate
         from benchmarks.results import write_faults
+        from benchmarks.results_drift import write_drift
 
         print(write_faults(folder, ROOT / "docs" / "results" / "faults.md"))
         print(write_gate(folder, ROOT / "docs" / "results" / "gate.md"))
+        print(write_drift(folder, ROOT / "docs" / "results" / "drift.md"))
         return
     table = Table(title=f"evidence, in full under {folder}", title_justify="left")
     for heading in ("part", "figure", "value", "95 % interval", "n"):

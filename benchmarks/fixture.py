@@ -86,6 +86,16 @@ def snapshot(workspace: Path, bars: Floats, symbol: str, where: tuple[str | None
     return workspace
 
 
+def prepare(
+    workspace: Path, bars: Floats, symbol: str, params: Params, where: tuple[str | None, str | None] = SIMULATED
+) -> Path:
+    """Run the stages features and labels of dvc.yaml on bars (n, 9); return their artifacts folder."""
+    with contextlib.chdir(snapshot(workspace, bars, symbol, where)), contextlib.redirect_stdout(sys.stderr):
+        stages.build_features(params)
+        stages.build_labels(params)
+    return workspace / "artifacts"
+
+
 def train(
     workspace: Path, bars: Floats, symbol: str, params: Params, figures: bool = False,
     where: tuple[str | None, str | None] = SIMULATED,
@@ -94,13 +104,12 @@ def train(
 
     where  venue and market the bars are of
     """
-    with contextlib.chdir(snapshot(workspace, bars, symbol, where)), contextlib.redirect_stdout(sys.stderr):
-        stages.build_features(params)
-        stages.build_labels(params)
+    artifacts = prepare(workspace, bars, symbol, params, where)
+    with contextlib.chdir(workspace), contextlib.redirect_stdout(sys.stderr):
         stages.fit_family(FAMILY, params)
         if figures:
             stages.evaluate(FAMILY, params)
-    return workspace / "artifacts"
+    return artifacts
 
 
 @dataclass(frozen=True)

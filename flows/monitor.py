@@ -1,11 +1,12 @@
-"""Monitor: resolve outcomes, compare what the service saw with the training history, compare the loss, report.
+"""Monitor: resolve outcomes, compare what the service saw with each champion's training inputs, watch its edge, report.
 
-Drift, loss or age requests a retrain by an event; it never promotes anything. A loss that drifted and costs money trips
-the breaker `model`.
+Drift, a lost edge or age requests a retrain by an event; it never promotes anything. An edge that is gone and trades
+that lose money trip the breaker `model`.
 """
 
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TypedDict
 
 import numpy as np
@@ -15,23 +16,33 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.events import emit_event
 
 from flows.support import promotion
+from flows.support.alarms import end_alarm, keep_alarm
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import report_progress, step
+from flows.support.watched import PREDATES, WatchedModel, watched_model
 from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
 from pipelines.costs import NO_FUNDING, costs_of, funding_rates, venue_of
 from pipelines.data import records, schemas
 from pipelines.data.alignment import merge_records
-from pipelines.evaluation.metrics import mean_estimate
+from pipelines.experiments.eprocess import LEAST_BLOCKS, block_means
 from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
-from pipelines.monitoring.drift import BlockDrift, DriftReference, DriftResult, detect, fit_reference
-from pipelines.monitoring.loss import LossDrift, loss_drift
+from pipelines.monitoring.drift import AlarmRates, BlockDrift, DriftResult, alarm_rates, detect
+from pipelines.monitoring.loss import LossDrift, harm, loss_drift, unwatched
 from pipelines.monitoring.outcomes import resolve
-from pipelines.monitoring.triggers import TriggerReason, overdue, retrain_reasons
+from pipelines.monitoring.triggers import (
+    KINDS,
+    TriggerReason,
+    is_due,
+    last_finished,
+    overdue,
+    retrain_reasons,
+)
 from serving.risk.breakers import BreakerInputs, triggered
 
 DRIFT_EVENT = "bellwether.retrain-requested"
 WATCHED = np.array([FEATURES.index[name] for name in WATCHED_COLUMNS])  # their columns in a row of features
+PREDATES_LOSS = f"{PREDATES}: its bundle states no gain over the base rate"
 POSITION = {name: i for i, name in enumerate(WATCHED_COLUMNS)}  # their columns in a row of watched features
 
 Reasons = dict[str, list[TriggerReason]]  # family → why it should be trained again; an empty list: no reason
@@ -45,6 +56,25 @@ class MonitorResult(TypedDict):
     report: str | None
     retrain_families: list[str]
     reasons: dict[str, list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRows:
+    """Hold what the service used: (n,) epoch seconds of decision bars, ascending; (n, k) rows of WATCHED_COLUMNS."""
+
+    at_s: Floats
+    values: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyWatch:
+    """Hold one run of the watch of one family; `rates` are those of one block, `loss` abstains where none is known."""
+
+    model: WatchedModel
+    rates: AlarmRates
+    served: ServedRows
+    drift: DriftResult
+    loss: LossDrift
 
 
 @task
@@ -70,136 +100,178 @@ def funding_known(installation: Installation, symbol: str) -> Floats:
     return funding_rates(merge_records(feed, installation.store.records(symbol)[1]))
 
 
-def served_rows(installation: Installation, symbol: str, since: datetime) -> Floats:
-    """Return (n, k) rows of WATCHED_COLUMNS as the service used them, one a decision bar after `since`, oldest first.
-
-    NaN where a feature was missing at that bar.
-    """
+def served_rows(installation: Installation, symbol: str, since: datetime) -> ServedRows:
+    """Return what the service used at every decision bar after `since`, oldest first; NaN = a feature was missing."""
     by_bar = {
         r.decision.as_of: r.features
         for r in installation.store.decisions(symbol, since=since)
         if r.decision.as_of > since
     }
-    rows = [np.frombuffer(by_bar[at], dtype=np.float64)[WATCHED] for at in sorted(by_bar)]
-    return np.array(rows, dtype=np.float64).reshape(-1, len(WATCHED))
+    order = sorted(by_bar)
+    rows = [np.frombuffer(by_bar[at], dtype=np.float64)[WATCHED] for at in order]
+    return ServedRows(
+        np.array([at.timestamp() for at in order]), np.array(rows, dtype=np.float64).reshape(-1, len(WATCHED))
+    )
 
 
-def history_end(installation: Installation) -> datetime:
-    """Return when the last decision bar of the newest snapshot closed."""
-    bars = np.load(installation.workspace / "artifacts" / "features" / "decision.npy", mmap_mode="r")
-    return utc(bars[-1, OPEN_TIME] + TIMEFRAME_SECONDS[installation.meta()["decision_timeframe"]])
+@task(task_run_name="watch-{family}")
+def watch(family: str, symbol: str) -> FamilyWatch:
+    """Compare all the champion's service has seen since its training with that training, and watch its edge.
 
-
-@task
-def detect_drift(symbol: str) -> tuple[DriftReference, DriftResult, Floats]:
-    """Compare the rows served since the newest snapshot with its own blocks. Return reference, result and those rows.
-
-    The rows are (n, k) of WATCHED_COLUMNS, as of `served_rows`.
+    Without a champion the challenger is watched. Reference and edge are those of its bundle.
     """
-    installation = open_installation()
-    rows = np.load(installation.workspace / "artifacts" / "features" / "features.npy")[:, WATCHED]
-    reference = fit_reference(rows, WATCHED_COLUMNS, installation.params.drift, installation.params.seed)
-    served = served_rows(installation, symbol, history_end(installation))
-    return reference, detect(reference, served), served
+    return family_watch(open_installation(), family, symbol)
 
 
-@task
-def compare_loss(family: str, symbol: str) -> LossDrift | None:
-    """Compare the champion's live loss with the one it was judged on; None without a champion."""
-    installation = open_installation()
-    champion = promotion.slots_of(installation.store, family).champion
-    if champion is None or champion.run_id is None:
-        return None
-    metrics = installation.tracking.metrics(champion.run_id)
-    value, low, high = (metrics[f"loss.model.{name}"] for name in ("value", "low", "high"))
-    judged = Estimate(value, low, high, int(metrics["n"]))
+def family_watch(installation: Installation, family: str, symbol: str) -> FamilyWatch:
+    """Return the watch of one family, as `watch`. Raises BundleError for a bundle that is not as it was registered."""
+    slots, params = promotion.slots_of(installation.store, family), installation.params
+    line = slots.champion or slots.challenger
+    assert line is not None, f"{family} has neither champion nor challenger, so it is not watched"
+    model = watched_model(installation, line)
+    bar_s = TIMEFRAME_SECONDS[installation.meta()["decision_timeframe"]]
+    rates = alarm_rates(
+        params.drift.false_alarms_a_month, params.drift.block_bars, bar_s, len(watched_families(installation))
+    )
+    served = served_rows(installation, symbol, model.trained_through)
+    if model.reference is None:
+        drift = DriftResult(None, model.reason, len(served.at_s), (), None, model.reason)
+    else:
+        drift = detect(model.reference, served.values, rates)
+    loss = compare_loss(installation, model, symbol) if family == DECISION_FAMILY else unwatched("no outcome scores it")
+    return FamilyWatch(model, rates, served, drift, loss)
+
+
+def compare_loss(installation: Installation, model: WatchedModel, symbol: str) -> LossDrift:
+    """Test the edge of the served version on the outcomes of all it predicted since its training."""
+    digest, family = model.line.digest, model.family
     scored = [
-        (chance, outcome.label)
-        for record, outcome in installation.store.resolved()
+        (record.decision.as_of.timestamp(), chance, float(outcome.label))
+        for record, outcome in installation.store.resolved(model.trained_through)
         if record.decision.symbol == symbol
         and (answer := record.decision.models.get(family, {}).get("champion")) is not None
-        and answer.digest == champion.digest
+        and answer.digest == digest
         and (chance := answer.chance[0]) is not None
     ]
-    p, y = (
-        (np.array(values, dtype=np.float64) for values in zip(*scored, strict=True)) if scored else (np.empty(0),) * 2
-    )
+    at_s, p, y = np.array(scored, dtype=np.float64).reshape(-1, 3).T
     return loss_drift(
-        p, y, judged, installation.params.drift, installation.params.gate.bootstrap, installation.params.seed
-    )
+        at_s, p, y, model.edge, installation.params,
+        origin_s=model.trained_through.timestamp(), until_s=market_time(installation, symbol, model).timestamp(),
+    )  # fmt: skip
 
 
-def trip_model(installation: Installation, symbol: str, loss: LossDrift | None) -> str | None:
-    """Trip `model` if the deciding champion's loss has drifted and its newest trades lost money; return why, else None.
+def market_time(installation: Installation, symbol: str, model: WatchedModel) -> datetime:
+    """Return the newest moment of the market that the service knows, at least the end of the model's training."""
+    newest = installation.store.newest_bar(symbol)
+    if newest is None:
+        return model.trained_through
+    return max(utc(newest + TIMEFRAME_SECONDS[installation.manifest()["timeframe"]]), model.trained_through)
+
+
+def trip_model(installation: Installation, symbol: str, watched: FamilyWatch | None) -> str | None:
+    """Trip `model` if the deciding champion's edge is gone and its newest trades lost money; return why, else None.
 
     Only trades that it decided count, since a person last reset the breaker. Input drift never comes here: it requests
     a retrain, and the loop closes by itself.
     """
     champion = promotion.slots_of(installation.store, DECISION_FAMILY).champion
-    if champion is None or loss is None or not loss.alarm:
+    if champion is None or watched is None or not watched.loss.alarm:
         return None
-    resets = [
-        trip.reset_as_of
-        for trip in installation.store.breaker_trips(tripped_only=False)
-        if trip.name == "model" and trip.reset_as_of
-    ]
-    since, params = max(resets, default=None), installation.params
-    traded = [
-        outcome
-        for record, outcome in installation.store.resolved(since)
-        if record.decision.symbol == symbol
-        and record.decision.action != "NO_TRADE"
-        and record.decision.arm == "champion"
-        and record.decision.models[DECISION_FAMILY]["champion"].digest == champion.digest
-        and (since is None or record.decision.as_of > since)
-    ][-params.breakers.trades :]
-    if not traded:
+    net_bps = traded_lately(installation, symbol, watched)
+    if net_bps is None:
         return None
-    cost_bps = float(np.mean([outcome.cost_bps for outcome in traded]))
-    net_bps = mean_estimate(np.array([outcome.net_bps for outcome in traded]), cost_bps)
     about = f"{DECISION_FAMILY} champion version {champion.to_version} at {symbol}"
-    why = triggered(BreakerInputs(about, loss_drift=True, traded=net_bps), params).get("model")
+    why = triggered(BreakerInputs(about, loss_drift=True, traded=net_bps), installation.params).get("model")
     if why is not None and installation.store.trip("model", now(), why):
         installation.store.raise_alarm("breaker_tripped", "critical", f"model: {why}", now())
     return why
 
 
+def traded_lately(installation: Installation, symbol: str, watched: FamilyWatch) -> Estimate | None:
+    """Return the mean net bps of the champion's newest trades since a person last reset `model`; None if too few.
+
+    Outcomes overlap, so the interval is that of block means, of the newest blocks with `breakers.trades` trades and at
+    least 15 blocks. n counts trades.
+    """
+    resets = [
+        trip.reset_as_of
+        for trip in installation.store.breaker_trips(tripped_only=False)
+        if trip.name == "model" and trip.reset_as_of
+    ]
+    model, edge, params = watched.model, watched.model.edge, installation.params
+    since = max([model.trained_through, *resets])
+    traded = [
+        (record.decision.as_of.timestamp(), outcome.net_bps, outcome.cost_bps)
+        for record, outcome in installation.store.resolved(since)
+        if record.decision.symbol == symbol
+        and record.decision.action != "NO_TRADE"
+        and record.decision.arm == "champion"
+        and record.decision.models[DECISION_FAMILY]["champion"].digest == model.line.digest
+        and record.decision.as_of > since
+    ]
+    if not traded or edge is None:
+        return None
+    at_s, net, cost = np.array(traded, dtype=np.float64).T
+    blocks = block_means(
+        at_s, net, origin_s=model.trained_through.timestamp(),
+        until_s=market_time(installation, symbol, model).timestamp(), horizon_s=edge.horizon_s,
+        horizons=edge.block_horizons,
+    )  # fmt: skip
+    backwards = np.cumsum(blocks.n[::-1])
+    if len(backwards) < LEAST_BLOCKS or backwards[-1] < params.breakers.trades:
+        return None
+    wanted = max(LEAST_BLOCKS, int(np.searchsorted(backwards, params.breakers.trades)) + 1)
+    newest = blocks.since(float(blocks.start_s[-wanted]))
+    mean = newest.interval()
+    return Estimate(mean.value, mean.low, mean.high, int(newest.n.sum()), float(cost.mean()))
+
+
 @task(timeout_seconds=600)
-def report(family: str, reference: DriftReference, result: DriftResult, served: Floats) -> str:
-    """Write Evidently's report (HTML and JSON) into the version's run and the Evidently UI. Return the page's path."""
+def report(watched: FamilyWatch) -> str | None:
+    """Write Evidently's report (HTML and JSON) into the version's run and the Evidently UI. Return the page's path.
+
+    None where the version has no reference, or nothing was served since its training.
+    """
+    model = watched.model
+    if model.reference is None or not len(watched.served.at_s):
+        return None
     from pipelines.monitoring.report import write_report
 
     installation = open_installation()
-    block = worst_block(result)
-    current = served[block.start : block.start + block.n] if block else served
+    block = worst_block(watched.drift)
+    current = watched.served.values[block.start : block.start + block.n] if block else watched.served.values
+    reference = model.reference
     columns = [POSITION[name] for name in reference.watched]
     files = write_report(
         pd.DataFrame(reference.sample[:, columns], columns=list(reference.watched)),
         pd.DataFrame(current[:, columns], columns=list(reference.watched)),
-        reference.thresholds,
+        reference.thresholds(watched.rates.values),
+        reference.missing_limits(watched.rates.missing),
         installation.settings.home / "reports" / f"{now():%Y%m%dT%H%M%S}",
         installation.settings.home / "evidently",
         now(),
-        f"{family}: {installation.meta()['symbol']}",
+        f"{model.family}: {installation.meta()['symbol']}",
     )
-    slots = promotion.slots_of(installation.store, family)
-    watched = slots.champion or slots.challenger
-    if watched is not None and watched.run_id is not None:
+    run_id = model.line.run_id
+    if run_id is not None:
         metrics = {"drift.score": block.score, "drift.threshold": block.threshold} if block else {}
-        installation.tracking.log_report(watched.run_id, [files.html, files.json], "drift", metrics)
+        known = {name: value for name, value in metrics.items() if np.isfinite(value)}
+        installation.tracking.log_report(run_id, [files.html, files.json], "drift", known)
         create_link_artifact(
-            key=f"drift-{family}",
-            link=f"{installation.tracking.run_link(watched.run_id)}/artifacts",
-            link_text=f"Drift report of {family} version {watched.to_version}, in its MLflow run",
-            description=result.reason,
+            key=f"drift-{model.family}",
+            link=f"{installation.tracking.run_link(run_id)}/artifacts",
+            link_text=f"Drift report of {model.family} version {model.line.to_version}, in its MLflow run",
+            description=watched.drift.reason,
         )
     return str(files.html)
 
 
 def worst_block(result: DriftResult) -> BlockDrift | None:
-    """Return the block that decided: the first alarm, else the highest score; None before the first whole block."""
-    alarms = [b for b in result.blocks if b.alarm]
-    return alarms[0] if alarms else max(result.blocks, key=lambda b: b.score, default=None)
+    """Return the block that decided: the first of the alarms that last, else the highest score; None before any."""
+    onsets = [start for start in (result.onset, result.missing_onset) if start is not None]
+    if onsets:
+        return next(block for block in result.blocks if block.start == min(onsets))
+    return max(result.blocks, key=lambda b: -np.inf if np.isnan(b.score) else b.score, default=None)
 
 
 def watched_families(installation: Installation) -> list[str]:
@@ -213,40 +285,72 @@ def watched_families(installation: Installation) -> list[str]:
     return serving or ([DECISION_FAMILY] if judged else [])
 
 
-def reasons_of(
-    installation: Installation, family: str, symbol: str, drift: DriftResult, loss: LossDrift | None
-) -> list[TriggerReason]:
-    """Return why this family should be trained again; raise an alarm where its retrains have stopped coming."""
-    slots, rules, at = promotion.slots_of(installation.store, family), installation.params.retrain, now()
-    newest = slots.champion or slots.challenger
-    if newest is not None and (late := overdue(at, newest.at, newest.at, rules.overdue_intervals, rules)):
-        installation.store.raise_alarm(late.kind, "critical", f"{family}: {late.detail}", at)
-    return retrain_reasons(at, newest.at if newest else None, at - market_age(installation, symbol), drift, loss, rules)
+def last_trained(installation: Installation, family: str) -> datetime | None:
+    """Return when the family was last trained to the end: by a retrain, or by the run whose version the gate judged.
 
-
-def market_age(installation: Installation, symbol: str) -> timedelta:
-    """Return how far the market went on since the newest snapshot, in its own time (a recorded year may run today)."""
-    last, newest = history_end(installation), installation.store.newest_bar(symbol)
-    return timedelta(0) if newest is None else max(utc(newest) - last, timedelta(0))
-
-
-def reasons_by_family(installation: Installation, symbol: str, drift: DriftResult, loss: LossDrift | None) -> Reasons:
-    """Return the reasons of every watched family; the loss is that of the deciding family alone."""
-    return {
-        family: reasons_of(installation, family, symbol, drift, loss if family == DECISION_FAMILY else None)
-        for family in watched_families(installation)
-    }
-
-
-def request_retrains(installation: Installation, reasons: Reasons) -> list[str]:
-    """Raise an alarm for each reason, and emit one event for the automation that starts the retrain of all families.
-
-    Return the families whose retrain was requested.
+    A refused challenger counts: what it was trained on brought no better model, and asking again at once brings none.
     """
+    judged = [line.at for line in installation.store.promotions(family) if line.action == "challenge"]
+    finished = last_finished(installation.store.retrain_requests(family))
+    return max([*judged, *([finished] if finished else [])], default=None)
+
+
+def reasons_of(installation: Installation, symbol: str, watched: FamilyWatch) -> list[TriggerReason]:
+    """Return why this family should be trained again now, and keep the alarm of each condition while it lasts.
+
+    Every alarm says whether it does harm, by the champion's edge since the condition began.
+    """
+    model, rules, at = watched.model, installation.params.retrain, now()
+    last = last_trained(installation, model.family)
+    late = overdue(at, last, model.line.at, rules.overdue_intervals, rules)
+    keep_or_end(installation, model.family, "overdue", "critical", late, late.detail if late else "", at)
+    age = market_time(installation, symbol, model) - model.trained_through
+    holds: dict[str, TriggerReason] = {
+        reason.kind: reason
+        for reason in retrain_reasons(
+            at,
+            last,
+            at - age,
+            watched.drift,
+            watched.loss,
+            rules,
+            model.reason or PREDATES_LOSS if model.predates else None,
+        )
+    }
+    due = []
+    for kind in KINDS:
+        reason = holds.get(kind)
+        detail = f"{reason.kind}: {reason.detail}; {harm_of(installation, watched, kind)}" if reason else ""
+        raised_at = keep_or_end(installation, model.family, kind, "warning", reason, detail, at)
+        if reason is not None and is_due(reason, raised_at, last):
+            due.append(reason)
+    return due
+
+
+def keep_or_end(
+    installation: Installation, family: str, kind: str, severity: str, reason: TriggerReason | None, detail: str,
+    at: datetime,
+) -> datetime:  # fmt: skip
+    """Keep the family's alarm of this kind while there is a reason, else end it; return when it was raised, or `at`."""
+    if reason is None:
+        end_alarm(installation.store, kind, family, at)
+        return at
+    return keep_alarm(installation.store, kind, severity, family, detail, at)
+
+
+def harm_of(installation: Installation, watched: FamilyWatch, kind: str) -> str:
+    """Return whether a condition is harmful, harmless or not yet known, by the champion's edge since it began."""
+    if kind == "loss":
+        return "harmful: it is the edge itself that is gone"
+    model = watched.model
+    row = {"drift": watched.drift.onset, "missing": watched.drift.missing_onset}.get(kind)
+    since_s = model.trained_through.timestamp() if row is None else float(watched.served.at_s[row])
+    return harm(watched.loss, model.edge, since_s, installation.params.drift)
+
+
+def request_retrains(reasons: Reasons) -> list[str]:
+    """Emit one event for the automation that retrains all families with a reason; return those families."""
     requested = {family: why for family, why in reasons.items() if why}
-    for family, why in requested.items():
-        for reason in why:
-            installation.store.raise_alarm(reason.kind, "warning", f"{family}: {reason.kind}: {reason.detail}", now())
     if requested:
         first = next(iter(requested.values()))[0]
         emit_event(
@@ -257,14 +361,20 @@ def request_retrains(installation: Installation, reasons: Reasons) -> list[str]:
     return list(requested)
 
 
-def summary_of(drift: DriftResult, loss: LossDrift | None, tripped: str | None) -> str:
-    """Return one line on drift, loss and the breaker `model`."""
-    parts = [drift.reason]
-    if loss:
-        parts.append(f"loss: {loss.reason}")
+def summary_of(watches: Sequence[FamilyWatch], tripped: str | None) -> str:
+    """Return one line on drift, share missing, loss and the breaker `model`; equal findings of families once."""
+    parts: dict[str, list[str]] = {}
+    for watched in watches:
+        found = [watched.drift.reason]
+        if watched.drift.missing_alarm:
+            found.append(watched.drift.missing_reason)
+        for text in found:
+            parts.setdefault(text, []).append(watched.model.family)
+    lines = [text if len(parts) == 1 else f"{', '.join(names)}: {text}" for text, names in parts.items()]
+    lines += [f"loss: {w.loss.reason}" for w in watches if w.model.family == DECISION_FAMILY]
     if tripped:
-        parts.append(f"breaker model tripped: {tripped}")
-    return "; ".join(parts)
+        lines.append(f"breaker model tripped: {tripped}")
+    return "; ".join(lines) or "nothing is watched: no family was judged yet"
 
 
 def publish_summary(installation: Installation, symbol: str, summary: str, resolved: int, page: str | None) -> None:
@@ -289,16 +399,16 @@ def monitor(symbol: str | None = None) -> MonitorResult:
     with step("monitor: outcomes"):
         resolved = resolve_outcomes(name)
     with step("monitor: drift and loss"):
-        reference, drift, served = detect_drift(name)
-        loss = compare_loss(DECISION_FAMILY, name)
+        watches = [watch(family, name) for family in watched_families(installation)]
+    deciding = next((w for w in watches if w.model.family == DECISION_FAMILY), None)
+    reasons = {w.model.family: reasons_of(installation, name, w) for w in watches}
+    requested = request_retrains(reasons)
+    tripped = trip_model(installation, name, deciding)
     page = None
-    if len(served):
+    if watches:
         with step("monitor: Evidently report"):
-            page = report(DECISION_FAMILY, reference, drift, served)
-    reasons = reasons_by_family(installation, name, drift, loss)
-    requested = request_retrains(installation, reasons)
-    tripped = trip_model(installation, name, loss)
-    summary = summary_of(drift, loss, tripped)
+            page = report(deciding or watches[0])
+    summary = summary_of(watches, tripped)
     publish_summary(installation, name, summary, resolved, page)
     return {
         "resolved": resolved,

@@ -506,18 +506,32 @@ class BreakerParams(_Frozen):
         return self
 
 
-class DriftParams(_Frozen):
-    """Define drift detection on inputs and on loss."""
+class FalseAlarms(_Frozen):
+    """Split the false alarms of one installation, in alarms a month, over the watches that measure."""
 
-    block_bars: int
-    min_bars: int
-    reference_blocks: int
-    false_alarm_budget: float = Field(gt=0, lt=1)
-    budget_blocks: int
-    loss_delta: float
-    loss_threshold: float
-    loss_degradation: float
-    min_outcomes: int
+    values: float = Field(gt=0)
+    missing: float = Field(gt=0)
+    loss: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def within_budget(self) -> "FalseAlarms":
+        """Refuse a split of more than one false alarm a month."""
+        total = self.values + self.missing + self.loss
+        if total > 1.0:
+            raise ValueError(f"values + missing + loss is {total:g} a month, at most 1")
+        return self
+
+
+class DriftParams(_Frozen):
+    """Define the watch on inputs (values and share missing) and on the champion's gain over the base rate."""
+
+    block_bars: int = Field(gt=1)
+    reference_blocks: int = Field(ge=0)
+    false_alarms_a_month: FalseAlarms
+    edge_share: float = Field(ge=0, lt=1)
+    edge_log_odds: float = Field(gt=0)
+    edge_block_horizons: int = Field(ge=1)
+    harm_alpha: float = Field(gt=0, lt=1)
 
 
 class RetrainParams(_Frozen):

@@ -127,12 +127,21 @@ def snapshot(workspace: Path) -> str:
 
 
 def restore(workspace: Path, pointer: Path) -> str:
-    """Restore the data a `data.dvc` describes, from cache or remote, and return its hash."""
+    """Restore the data a `data.dvc` describes, from cache or remote, and return its hash.
+
+    Raises  BellwetherError if neither has all of it
+    """
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     shutil.copyfile(pointer, workspace / "data.dvc")
-    with Repo(str(workspace)) as repo:
-        repo.pull([str(workspace / "data.dvc")], force=True)
+    try:
+        with Repo(str(workspace)) as repo:
+            repo.pull([str(workspace / "data.dvc")], force=True)
+    except DvcException as error:
+        raise BellwetherError(
+            f"data version {data_hash(workspace)} is not complete in cache or remote: {error}"
+        ) from error
     return data_hash(workspace)
 
 

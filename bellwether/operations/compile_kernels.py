@@ -50,9 +50,9 @@ from pipelines.features.fold import StreamingFold
 from pipelines.labels.barriers import triple_barrier
 from pipelines.labels.returns import return_labels
 from pipelines.models.base import Dataset
+from pipelines.models.reference import block_effects
 from pipelines.models.regime.model_family import REGIME
 from pipelines.models.views import VIEWS
-from pipelines.monitoring.drift import block_effects
 from pipelines.params import Params
 from pipelines.permissions import restrict
 from pipelines.settings import load_params

@@ -7,6 +7,7 @@ rest on an event or have an outcome, fills, breakers, and each bundle that serve
 in a decision that stays.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from flows.support.installation import Installation
 from flows.support.promotion import champions, promotion_lease, slots_of
+from pipelines.contracts import utc
 from pipelines.families import FAMILIES
 from serving.inference.generation import read_generation
 
@@ -46,12 +48,19 @@ class Removal:
 def cutoff(installation: Installation, days: int, at: datetime) -> datetime:
     """Return the moment before which records may be removed: `days` before `at`.
 
-    Never later than the end of the newest data version, since drift is measured on what came after it.
+    Never later than the end of the newest data version, and of the training of any champion or challenger here: drift
+    is measured on what came after it.
     """
-    before = at - timedelta(days=days)
+    ends = [at - timedelta(days=days)]
     if (installation.workspace / "data" / "manifest.json").is_file():
-        return min(before, datetime.fromisoformat(installation.manifest()["last"]))
-    return before
+        ends.append(datetime.fromisoformat(installation.manifest()["last"]))
+    for family in FAMILIES:
+        slots = slots_of(installation.store, family)
+        for line in (slots.champion, slots.challenger):
+            schema = installation.settings.bundles / str(line and line.digest) / "schema.json"
+            if schema.is_file():
+                ends.append(utc(float(json.loads(schema.read_text())["trained_through"])))
+    return min(ends)
 
 
 def plan(installation: Installation, before: datetime) -> list[Removal]:

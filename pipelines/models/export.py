@@ -46,15 +46,17 @@ def write_bundle(
     schema: Mapping[str, object],
     card: str,
     inputs: Floats,
+    reference: Mapping[str, bytes] | None = None,
 ) -> str:
     """Write a bundle into the folder `path` and return its digest.
 
-    schema  at least `columns` (order of the inputs) and `dropped` (column → why it was dropped)
-    inputs  training rows (n, k) or (n, steps, k), newest bar finite; evenly spaced ones become golden rows, whose
-            predictions are those of the loaded export
+    schema     at least `columns` (order of the inputs) and `dropped` (column → why it was dropped)
+    inputs     training rows (n, k) or (n, steps, k), newest bar finite; evenly spaced ones become golden rows, whose
+               predictions are those of the loaded export
+    reference  files of the drift reference, as `reference.reference_files` gives them; None: inputs are not watched
     """
     path.mkdir(parents=True, exist_ok=True)
-    for name, content in export.files.items():
+    for name, content in {**export.files, **(reference or {})}.items():
         (path / name).write_bytes(content)
     (path / "novelty.npz").write_bytes(
         npz_bytes(mean=novelty.mean, precision=novelty.precision, limit=np.float64(novelty.limit))

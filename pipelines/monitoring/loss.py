@@ -1,8 +1,9 @@
-"""Detect degradation of a model by the log loss of resolved outcomes, with two tests.
+"""Watch a champion's edge: is the live gain over the base rate still what the gate saw?
 
-Degradation: the mean live loss against the champion's out-of-sample loss, with an interval, on enough outcomes.
-Page-Hinkley: a sequential test for the start of a rise of the loss. Log loss is noisy: on its own, Page-Hinkley reports
-a rise for most steady models within a few hundred outcomes, so it only counts if the mean confirms it.
+Log loss itself says little: it follows the market, and a rise of 10 % is more than all the skill there is. So each
+resolved outcome is scored against the base rate of the champion's training, and an e-process on block means
+(`experiments/eprocess.py`) tests, after every block and for as long as the champion serves, the hypothesis "the gain is
+at least `edge_share` of what the gate saw". An alarm says: that share is gone, at the stated rate of false alarms.
 """
 
 from dataclasses import dataclass
@@ -10,101 +11,107 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.contracts import Estimate, Floats
-from pipelines.errors import BadValues
-from pipelines.evaluation.metrics import block_indices, default_block
-from pipelines.models.losses import log_losses
-from pipelines.params import DriftParams
+from pipelines.experiments.eprocess import BlockScores, anytime_p, block_means, e_process
+from pipelines.models.edge import Edge, paired_gains
+from pipelines.monitoring.drift import DAYS_A_MONTH
+from pipelines.params import DriftParams, Params
 
-
-@dataclass(frozen=True, slots=True)
-class PageHinkley:
-    """Hold `statistic` (n,) after each loss, and the index of the first over the threshold, None if none was."""
-
-    statistic: Floats
-    alarm_at: int | None
-
-
-def page_hinkley(losses: Floats, delta: float, threshold: float) -> PageHinkley:
-    """Run the Page-Hinkley test for a rise of the mean.
-
-    losses     (n,) in time order of resolution; nats; NaN refused
-    delta      tolerated rise of the mean, nats
-    threshold  alarm if the sum of (loss - mean so far - delta) is this far above its lowest point, nats; a larger one
-               gives fewer false alarms and later true ones
-    Raises     BadValues on NaN
-    Source     Page 1954, Biometrika 41, 100-115; Gama et al. 2014, ACM Computing Surveys 46(4), sec. 3.2.1
-    """
-    if not np.isfinite(losses).all():
-        raise BadValues(
-            f"{int((~np.isfinite(losses)).sum())} of {len(losses)} losses are not finite; pass resolved outcomes only"
-        )
-    if len(losses) == 0:
-        return PageHinkley(np.empty(0), None)
-    means = np.cumsum(losses) / np.arange(1, len(losses) + 1)
-    sums = np.cumsum(losses - means - delta)
-    statistic = sums - np.minimum.accumulate(np.minimum(sums, 0.0))  # the sum starts at zero
-    over = np.flatnonzero(statistic > threshold)
-    return PageHinkley(statistic, int(over[0]) if len(over) else None)
+NO_EDGE = "its bundle states no gain over a base rate"
 
 
 @dataclass(frozen=True, slots=True)
 class LossDrift:
-    """Hold the result of both tests.
+    """Hold the state of the test.
 
-    alarm        None: too few outcomes, with their number in `reason`
-    change       live loss over reference loss minus one, 95 % interval, n outcomes; NaN without outcomes
-    live         mean live log loss, nats; reference: the champion's out of sample
-    rise_at      index of the outcome at which Page-Hinkley first found a rise; None: never
+    alarm     whether the stated share of the gain is gone; None: not known, with the cause in `reason`
+    gain      live gain over the base rate, mean of block means in nats, 95 % t interval; n counts blocks
+    p         anytime p of "the gain is at least `least`"; alpha: where it alarms; NaN where nothing was tested
+    expected  gain out of fold, nats; least: the share of it that is tested
+    alarm_at_s  epoch seconds of the start of the block that decided; None without an alarm
+    blocks    the scores behind it
     """
 
     alarm: bool | None
     reason: str
-    change: Estimate
-    live: float
-    reference: float
-    rise_at: int | None
+    gain: Estimate
+    p: float
+    alpha: float
+    expected: float
+    least: float
+    alarm_at_s: float | None
+    blocks: BlockScores
 
 
-def loss_drift(p: Floats, y: Floats, reference: Estimate, params: DriftParams, draws: int, seed: int) -> LossDrift:
-    """Compare live log loss with the champion's out-of-sample loss.
+def loss_alpha(params: Params) -> float:
+    """Return the risk of one false alarm a champion: the monthly budget times the shortest life of a champion.
 
-    p, y       (n,) calibrated probabilities and outcomes in {0, 1}, in time order of resolution; NaN refused
-    reference  the champion's mean log loss out of sample, with its interval
-    draws      of the moving-block bootstrap; the reference's own uncertainty is drawn with it, as a normal
-    Alarm      on at least `min_outcomes`, if the interval of the change is above zero, and the mean loss is
-               `loss_degradation` or more above the reference or Page-Hinkley found a rise
-    Raises     BadShape, BadValues
+    At most one champion a retrain interval is promoted on average; one that serves longer spends nothing more.
     """
-    if not (np.isfinite([reference.value, reference.low, reference.high]).all() and reference.value > 0):
-        raise BadValues(
-            f"the reference loss is {reference.value} [{reference.low}, {reference.high}]; evaluate the model first"
-        )
-    losses = log_losses(p, y)
-    n = len(losses)
-    if n == 0:
-        nothing = Estimate(float("nan"), float("nan"), float("nan"), 0)
-        return LossDrift(
-            None, f"no outcome yet, {params.min_outcomes} needed", nothing, float("nan"), reference.value, None
-        )
-    live = float(losses.mean())
-    means = losses[block_indices(n, default_block(n), draws, seed)].mean(axis=1)
-    deviation = (reference.high - reference.low) / (2 * 1.96)
-    references = reference.value + deviation * np.random.default_rng([seed, 1]).standard_normal(draws)
-    low, high = np.quantile((means - references) / reference.value, [0.025, 0.975])
-    change = Estimate(live / reference.value - 1.0, float(low), float(high), n)
-    rise = page_hinkley(losses, params.loss_delta, params.loss_threshold).alarm_at
-    figures = (
-        f"log loss {live:.4f} against {reference.value:.4f} out of sample: {change.value:+.1%} "
-        f"[{change.low:+.1%}, {change.high:+.1%}], n={n}"
+    return min(0.5, params.drift.false_alarms_a_month.loss * params.retrain.interval_days / DAYS_A_MONTH)
+
+
+def unwatched(reason: str) -> LossDrift:
+    """Return a result that abstains."""
+    nan, none = float("nan"), np.empty(0)
+    return LossDrift(
+        None, reason, Estimate(nan, nan, nan, 0), nan, nan, nan, nan, None,
+        BlockScores(none, none, none.astype(np.int64)),
+    )  # fmt: skip
+
+
+def loss_drift(
+    at_s: Floats, p: Floats, y: Floats, edge: Edge | None, params: Params, *, origin_s: float, until_s: float
+) -> LossDrift:
+    """Test the champion's live gain over the base rate on all whole blocks since `origin_s`.
+
+    at_s, p, y  (n,) epoch seconds of the decisions, probabilities and outcomes in {0, 1}; NaN refused
+    edge        what the champion's bundle states; None: an earlier release stated nothing
+    origin_s    epoch seconds of the champion's newest training outcome; until_s: up to which outcomes are known
+    Raises      BadShape, BadValues
+    """
+    if edge is None:
+        return unwatched(NO_EDGE)
+    if edge.gain <= 0.0:
+        return unwatched(f"the gate saw no gain over the base rate ({edge.gain:+.4f} nats), so none can vanish")
+    gains = paired_gains(p, y, edge.base_rate, edge.log_odds)
+    blocks = block_means(
+        at_s, gains, origin_s=origin_s, until_s=until_s, horizon_s=edge.horizon_s, horizons=edge.block_horizons
     )
-    if n < params.min_outcomes:
-        return LossDrift(None, f"{figures}; {params.min_outcomes} needed", change, live, reference.value, rise)
-    worse = change.low > 0
-    degraded = worse and change.value >= params.loss_degradation
-    rising = worse and rise is not None
-    reason = f"{figures}; limit {params.loss_degradation:+.0%} with an interval above zero: " + (
-        "degraded" if degraded else "not degraded"
+    least, alpha = params.drift.edge_share * edge.gain, loss_alpha(params)
+    gain = blocks.interval()
+    if gain.n == 0:
+        reason = f"no whole block of outcomes yet ({len(at_s)} outcomes)"
+        return LossDrift(None, reason, gain, float("nan"), alpha, edge.gain, least, None, blocks)
+    over = anytime_p(e_process(least - blocks.mean, edge.bound - least))
+    hit = np.flatnonzero(over <= alpha)
+    alarm = len(hit) > 0
+    reason = (
+        f"gain over the base rate {_figure(gain)} nats on {gain.n} blocks ({int(blocks.n.sum())} outcomes), "
+        f"{edge.gain:.4f} out of fold; p {over[-1]:.3g} that it is still {least:.4f}, alarm at {alpha:.3g}: "
+        + ("edge gone" if alarm else "not shown to be gone")
     )
-    if rise is not None:
-        reason += f"; Page-Hinkley rise at outcome {rise + 1}" + ("" if worse else ", not confirmed by the mean")
-    return LossDrift(degraded or rising, reason, change, live, reference.value, rise)
+    at = float(blocks.start_s[hit[0]]) if alarm else None
+    return LossDrift(alarm, reason, gain, float(over[-1]), alpha, edge.gain, least, at, blocks)
+
+
+def harm(loss: LossDrift, edge: Edge | None, since_s: float, params: DriftParams) -> str:
+    """Return whether what began at `since_s` (epoch seconds) does harm: "harmful", "harmless" or "not yet known".
+
+    Harmful: the share of the gain is proven gone on the blocks since then; harmless: a gain over the base rate is
+    proven on them; each at risk `harm_alpha`, whenever one looks.
+    """
+    if edge is None or not np.isfinite(loss.least):
+        return f"not yet known: {loss.reason}"
+    blocks = loss.blocks.since(since_s)
+    if len(blocks.mean) == 0:
+        return "not yet known: no whole block of outcomes since"
+    gone = anytime_p(e_process(loss.least - blocks.mean, edge.bound - loss.least))[-1]
+    lowest = -edge.lowest
+    there = anytime_p(e_process(blocks.mean, lowest))[-1]
+    word = "harmful" if gone <= params.harm_alpha else "harmless" if there <= params.harm_alpha else "not yet known"
+    return f"{word}: gain since then {_figure(blocks.interval())} nats on {len(blocks.mean)} blocks"
+
+
+def _figure(gain: Estimate) -> str:
+    """Return a gain with its interval, where there is one."""
+    return f"{gain.value:+.4f}" + ("" if np.isnan(gain.low) else f" [{gain.low:+.4f}, {gain.high:+.4f}]")

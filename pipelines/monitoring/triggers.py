@@ -1,6 +1,7 @@
 """Reasons to retrain a family.
 
-The queue rejects duplicates and enforces a cool-down. Drift requests a retrain, never a promotion.
+The queue rejects duplicates and enforces a cool-down. Drift requests a retrain, never a promotion. A condition that
+lasts is answered by one retrain: after that the schedule brings the next, not the same condition again.
 """
 
 from dataclasses import dataclass
@@ -11,18 +12,28 @@ from pipelines.errors import BadTimes
 from pipelines.monitoring.drift import DriftResult
 from pipelines.monitoring.loss import LossDrift
 from pipelines.params import RetrainParams
+from pipelines.store import RetrainRequest
 
 DAY = timedelta(days=1)
 AGE_INTERVALS = 2  # age of training data in retrain intervals: retrains ran, but on data that was not updated
+KINDS = ("schedule", "age", "drift", "missing", "loss", "predates")  # of reasons that request a retrain
 
 
 @dataclass(frozen=True, slots=True)
 class TriggerReason:
     """Hold one reason: `detail` for operators, `numbers` it was decided by (days, scores, shares)."""
 
-    kind: Literal["schedule", "age", "drift", "loss", "overdue"]
+    kind: Literal["schedule", "age", "drift", "missing", "loss", "predates", "overdue"]
     detail: str
     numbers: dict[str, float]
+
+
+def last_finished(requests: list[RetrainRequest]) -> datetime | None:
+    """Return when the newest retrain finished, whatever the gate made of its challenger; None if none did.
+
+    A retrain that failed trained nothing, so it does not count.
+    """
+    return max((r.finished_at for r in requests if r.state == "done" and r.finished_at), default=None)
 
 
 def retrain_reasons(
@@ -32,12 +43,14 @@ def retrain_reasons(
     drift: DriftResult | None,
     loss: LossDrift | None,
     params: RetrainParams,
+    predates: str | None = None,
 ) -> list[TriggerReason]:
-    """Return every reason to retrain at `now`; an empty list if there is none.
+    """Return every reason to retrain that holds at `now`; an empty list if there is none.
 
-    last_retrain  when training last finished; None: never
+    last_retrain  when training last finished, promoted or refused; None: never
     data_until    newest bar the serving model was trained on; None: no model serves
     drift, loss   None: not measured; a result whose alarm is None is no reason
+    predates      why the serving model cannot be watched; None: it can
     Raises        BadTimes on a naive time or one after `now`
     """
     reasons = []
@@ -54,7 +67,7 @@ def retrain_reasons(
         detail = f"the model's newest training bar is {age:.1f} days old, limit {limit}"
         reasons.append(TriggerReason("age", detail, {"days": age, "limit_days": float(limit)}))
     if drift is not None and drift.alarm:
-        first = next(block for block in drift.blocks if block.alarm)
+        first = next(block for block in drift.blocks if block.start == drift.onset)
         numbers = {
             "score": first.score,
             "threshold": first.threshold,
@@ -62,11 +75,24 @@ def retrain_reasons(
             "blocks_in_alarm": float(sum(block.alarm for block in drift.blocks)),
         }
         reasons.append(TriggerReason("drift", drift.reason, numbers))
+    if drift is not None and drift.missing_alarm:
+        first = next(block for block in drift.blocks if block.start == drift.missing_onset)
+        numbers = {"score": first.missing_score, "threshold": first.missing_threshold}
+        reasons.append(TriggerReason("missing", drift.missing_reason, numbers))
     if loss is not None and loss.alarm:
-        change = loss.change
-        numbers = {"change": change.value, "low": change.low, "high": change.high, "n": float(change.n)}
+        numbers = {"gain": loss.gain.value, "expected": loss.expected, "p": loss.p, "blocks": float(loss.gain.n)}
         reasons.append(TriggerReason("loss", loss.reason, numbers))
+    if predates is not None:
+        reasons.append(TriggerReason("predates", predates, {}))
     return reasons
+
+
+def is_due(reason: TriggerReason, raised_at: datetime, last_retrain: datetime | None) -> bool:
+    """Return whether a reason requests a retrain: the schedule does, and a condition that no retrain has answered yet.
+
+    raised_at  when the condition was first seen; a retrain that finished later has seen its data
+    """
+    return reason.kind == "schedule" or last_retrain is None or raised_at > last_retrain
 
 
 def overdue(

@@ -34,6 +34,12 @@ class AlarmStore(Database):
                 return int(found)
             return insert_row(connection, t.alarms, {"kind": kind, "severity": severity, "detail": detail, "at": at})
 
+    def revise_alarm(self, alarm_id: int, detail: str) -> bool:
+        """Replace the detail of an open alarm, which stays the same alarm; return False if it is not open."""
+        with self.writing() as connection:
+            query = sa.update(t.alarms).where(t.alarms.c.id == alarm_id, t.alarms.c.cleared_at.is_(None))
+            return bool(connection.execute(query.values(detail=detail)).rowcount)
+
     def clear_alarm(self, alarm_id: int, at: datetime) -> bool:
         """Mark an alarm as resolved; return False if it was not open."""
         with self.writing() as connection:

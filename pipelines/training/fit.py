@@ -30,6 +30,7 @@ from pipelines.models.base import (
     NativePredictions,
     present_columns,
 )
+from pipelines.models.edge import measure_edge
 from pipelines.models.export import write_bundle, write_json
 from pipelines.models.runtime import load_bundle
 from pipelines.params import Params
@@ -238,11 +239,13 @@ def train(
     context: Mapping[str, object],
     embargo_s: float,
     log: Log,
+    reference: Mapping[str, bytes] | None = None,
 ) -> str:
     """Measure out of fold, fit on all rows, export; write `bundle/`, `oof.npz`, `importance.json` and `fit.json`.
 
     context    provenance for schema and card: catalogue hash, timeframes, symbol, and the data hash if known
     embargo_s  seconds between training labels and test rows
+    reference  files of the drift reference of the training inputs, which the bundle keeps
     Returns    the bundle's digest
     Raises     NotEnoughData if no row is complete, and as the family's fit
     """
@@ -266,7 +269,7 @@ def train(
     export = model_family.export(fitted, data, params)
     schema = {
         **context, "columns": list(data.columns), "dropped": dropped, "trained_through": float(data.ended.max()),
-        "loss_params": dict(fitted.loss_params), "title": model_family.title,
+        "loss_params": dict(fitted.loss_params), "title": model_family.title, "edge": edge_of(oof, data, params),
     }  # fmt: skip
     if model_family.miss_atr is not None:
         schema["miss_atr"] = model_family.miss_atr(data)
@@ -280,6 +283,7 @@ def train(
         schema=schema,
         card=_card(model_family, data, oof, dropped, context, params, export.schema["classes"], decay),
         inputs=pool,
+        reference=reference,
     )
     model = load_bundle(out / "bundle", digest)
     np.savez(out / "oof.npz", allow_pickle=False, **_arrays(oof, data))
@@ -308,6 +312,18 @@ def train(
         },
     )
     return digest
+
+
+def edge_of(oof: OutOfFold, data: Dataset, params: Params) -> JsonObject:
+    """Return what the bundle states of the gain over the base rate; empty for a family without that baseline."""
+    baseline = oof.baselines.get("base_rate")
+    if baseline is None or baseline.p is None or data.y.ndim != 1:
+        return {}
+    scored = data.select_rows(oof.row)
+    return measure_edge(
+        scored.known, oof.p, scored.y, baseline.p, base_rate=float(np.average(data.y, weights=data.weight)),
+        horizon_s=float((data.ended - data.known).max()), params=params.drift,
+    )  # fmt: skip
 
 
 def parity_gap(model: Model, fitted: Fitted, pool: Floats) -> float:

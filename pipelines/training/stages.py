@@ -28,7 +28,7 @@ from pipelines.costs import funding_rates, venue_of
 from pipelines.data import timeframes
 from pipelines.data.alignment import align
 from pipelines.errors import UnknownName
-from pipelines.features.catalog import FEATURES
+from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.params import Params
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
@@ -149,7 +149,11 @@ def fit_family(family: str, params: Params) -> None:
     context = {name: meta[name] for name in named}
     embargo = embargo_seconds(params, TIMEFRAME_SECONDS[meta["decision_timeframe"]])
     chosen = model_family(family)
-    digest = train(chosen, chosen.dataset(OUT, params), ensure_folder(OUT / family), params, context, embargo, log_line)
+    data = chosen.dataset(OUT, params)
+    digest = train(
+        chosen, data, ensure_folder(OUT / family), params, context, embargo, log_line,
+        reference_of_history(OUT / "features", float(data.ended.max()), params),
+    )  # fmt: skip
     log_line(f"{family}: bundle {digest[:12]}")
 
 
@@ -174,6 +178,22 @@ def pair(family: str, through: float, params: Params) -> None:
         allow_pickle=False, loss=losses, through=np.float64(through), digest=np.array(fit["digest"]),
     )  # fmt: skip
     log_line(f"{family}: {int(np.isfinite(losses).sum()):,} rows paired")
+
+
+def reference_of_history(folder: Path, until_s: float, params: Params) -> dict[str, bytes]:
+    """Return the files of the drift reference of a snapshot's features.
+
+    folder   the output of the `features` stage; until_s: epoch seconds after which no row counts
+    """
+    from pipelines.models.reference import reference_files
+
+    meta = json.loads((folder / "meta.json").read_text())
+    closes = (
+        np.load(folder / "decision.npy", mmap_mode="r")[:, OPEN_TIME] + TIMEFRAME_SECONDS[meta["decision_timeframe"]]
+    )
+    watched = [FEATURES.index[name] for name in WATCHED_COLUMNS]
+    rows = np.load(folder / "features.npy", mmap_mode="r")[:, watched]
+    return reference_files(np.ascontiguousarray(rows[closes <= until_s]), WATCHED_COLUMNS, params.drift, params.seed)
 
 
 def evaluate(family: str, params: Params) -> None:

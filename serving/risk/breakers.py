@@ -29,8 +29,8 @@ class BreakerInputs:
     depth           size resting in the newest book, base asset; usual_depth: median of the books before it
     missing_bars    decision bars that should have closed since the last one; NaN unless the symbol was fed live
     faults          of the deciding champion, in a row
-    loss_drift      whether the champion's live loss is confirmed to be worse than the one in its verdict
-    traded          mean net bps of its newest trades
+    loss_drift      whether the champion's gain over the base rate is proven to be under the tested share of the gate's
+    traded          mean net bps of its newest trades, with the interval of their block means
     rejected        rejected orders among the newest fills; fills: number of these
     slippage_bps    mean of the newest filled, positive = worse than decided; NaN until there are enough
     """
@@ -112,8 +112,8 @@ def _model(inputs: BreakerInputs, params: Params) -> str | None:
     traded = inputs.traded
     if inputs.loss_drift and traded is not None and traded.n >= params.breakers.trades and traded.high < 0.0:
         return (
-            f"{inputs.about}: its loss has drifted, and its last {traded.n} trades brought {traded.value:+.1f} bps "
-            f"each [{traded.low:+.1f}, {traded.high:+.1f}]"
+            f"{inputs.about}: its edge over the base rate is gone, and its last {traded.n} trades brought "
+            f"{traded.value:+.1f} bps each [{traded.low:+.1f}, {traded.high:+.1f}]"
         )
     return None
 

@@ -1,21 +1,21 @@
-"""Which families are watched, what a run of the monitor answers, and when a drifted loss trips a breaker."""
+"""Which families are watched, what a run of the monitor answers, and when a lost edge trips a breaker."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from support.watched_home import SYMBOL, WatchedHome, feature_rows
 
 from flows import monitor as monitor_module
-from flows.monitor import request_retrains, trip_model, watched_families
+from flows.monitor import family_watch, request_retrains, summary_of, trip_model, watched_families
 from flows.support.installation import Installation
-from pipelines.contracts import Decision, Estimate, ModelAnswer, Outcome
-from pipelines.monitoring.loss import LossDrift
 from pipelines.monitoring.triggers import TriggerReason
 from pipelines.settings import Settings, load_params
-from pipelines.store import DecisionRecord, Promotion, Store
+from pipelines.store import Promotion, Store
 
-AT, QUARTER = datetime(2024, 1, 1, tzinfo=UTC), timedelta(minutes=15)
 TRADES = load_params().breakers.trades
+FEATURES_OF_A_BAR = feature_rows(1, 1).tobytes()
 
 
 def line(family, action, passed):
@@ -40,55 +40,56 @@ def test_no_retrain_is_requested_of_a_family_in_its_first_training(tmp_path):
 
 
 @pytest.fixture
-def installation(tmp_path):
-    store = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
-    store.add_promotion(line("validator", "promote", passed=True))
-    yield Installation(Settings(home=tmp_path, store_url=""), load_params(), store)
-    store.close()
+def home(tmp_path, monkeypatch):
+    made = WatchedHome(tmp_path, monkeypatch)
+    yield made
+    made.store.close()
 
 
-def drifted(alarm=True):
-    worse = Estimate(0.2, 0.1, 0.3, 200)
-    return LossDrift(alarm, "degraded", worse, 0.8, 0.67, None)
+def watched(home, alarm=True):
+    found = family_watch(home.installation, "validator", SYMBOL)
+    return replace(found, loss=replace(found.loss, alarm=alarm))
 
 
-def traded(installation, mean_bps, n=TRADES, first=0, **changes):
-    """Store n trades of the champion with this mean result each, in bps."""
+def traded(home, mean_bps, n=TRADES + 30, **changes):
+    """Store n trades of the champion, one every six hours, with this mean result each, in bps."""
     noise = np.random.default_rng(7).normal(0.0, 10.0, n)
-    answer = ModelAnswer("validator", version="1", digest=changes.pop("digest", "a" * 64), p=0.6)
-    for i in range(first, first + n):
-        at = AT + i * QUARTER
-        facts = {"action": "BUY", "arm": "champion"} | changes
-        decision = Decision(
-            id=f"d{i}", symbol="SIM/USDT", as_of=at, known_at=at, ingested_at=at, direction=1, confidence=0.8,
-            entry=100.0, stop=99.0, take_profits=(101.0,), size=0.05, expiry=None, edge_bps=3.0, p=0.6, regime=None,
-            tier=2, event="fvg", models={"validator": {"champion": answer}}, **facts,
-        )  # fmt: skip
-        installation.store.add_decisions([DecisionRecord(decision, b"", b"")])
-        net = float(mean_bps + noise[i - first] - noise.mean())
-        installation.store.add_outcome(Outcome(f"d{i}", at + QUARTER, int(net > 0), "time", net + 5.0, net, 5.0))
+    for i in range(n):
+        home.at += timedelta(hours=6)
+        home.store.add_decisions([home.decision(FEATURES_OF_A_BAR, **{"action": "BUY"} | changes)])
+        net = float(mean_bps + noise[i] - noise.mean())
+        home.resolve(int(net > 0), net)
+    home.bars(home.at + timedelta(days=1))
 
 
-def test_a_drifted_loss_that_costs_money_trips_the_model_and_states_how_much(installation):
-    traded(installation, -12.0)
-    why = trip_model(installation, "SIM/USDT", drifted())
-    (trip,) = installation.store.breaker_trips()
+def test_a_lost_edge_that_costs_money_trips_the_model_and_states_how_much(home):
+    traded(home, -12.0)
+    why = trip_model(home.installation, SYMBOL, watched(home))
+    (trip,) = home.store.breaker_trips()
     assert (trip.name, trip.reason) == ("model", why)
-    assert f"its last {TRADES} trades brought -12.0 bps each" in why
-    assert [alarm.kind for alarm in installation.store.alarms()] == ["breaker_tripped"]
+    assert "its edge over the base rate is gone, and its last" in why
+    assert [alarm.kind for alarm in home.store.alarms()] == ["breaker_tripped"]
 
 
-@pytest.mark.parametrize("loss", [None, drifted(alarm=False), drifted(alarm=None)])
-def test_without_a_confirmed_drift_of_the_loss_nothing_trips_however_much_is_lost(installation, loss):
-    traded(installation, -50.0)
-    assert trip_model(installation, "SIM/USDT", loss) is None
-    assert installation.store.breaker_trips() == []
+def test_a_breaker_that_is_tripped_raises_its_alarm_once(home):
+    traded(home, -12.0)
+    for _ in range(3):
+        trip_model(home.installation, SYMBOL, watched(home))
+    assert len(home.store.alarms(open_only=False)) == 1
+
+
+def test_with_its_edge_nothing_trips_however_much_is_lost(home):
+    traded(home, -50.0)
+    for alarm in (False, None):
+        assert trip_model(home.installation, SYMBOL, watched(home, alarm)) is None
+    assert trip_model(home.installation, SYMBOL, None) is None
+    assert home.store.breaker_trips() == []
 
 
 @pytest.mark.parametrize(
     "trades",
     [
-        {"mean_bps": -1.0},  # its interval contains zero
+        {"mean_bps": -0.2},  # its interval contains zero
         {"mean_bps": 12.0},
         {"mean_bps": -12.0, "n": TRADES - 1},
         {"mean_bps": -12.0, "action": "NO_TRADE"},
@@ -96,41 +97,44 @@ def test_without_a_confirmed_drift_of_the_loss_nothing_trips_however_much_is_los
         {"mean_bps": -12.0, "digest": "b" * 64},
     ],
 )
-def test_a_drifted_loss_alone_requests_a_retrain_and_trips_nothing(installation, trades):
-    traded(installation, **trades)
-    assert trip_model(installation, "SIM/USDT", drifted()) is None
-    assert installation.store.breaker_trips() == []
+def test_a_lost_edge_alone_requests_a_retrain_and_trips_nothing(home, trades):
+    traded(home, **trades)
+    assert trip_model(home.installation, SYMBOL, watched(home)) is None
+    assert home.store.breaker_trips() == []
 
 
-def test_only_trades_since_a_person_reset_it_count_and_only_the_newest(installation):
-    traded(installation, -12.0)
-    trip_model(installation, "SIM/USDT", drifted())
-    installation.store.reset("model", datetime.now(UTC), "ann", "kept on purpose")
-    assert trip_model(installation, "SIM/USDT", drifted()) is None
-    traded(installation, 12.0, first=TRADES + 2)
-    assert trip_model(installation, "SIM/USDT", drifted()) is None
-    traded(installation, -12.0, first=2 * TRADES + 2)
-    assert trip_model(installation, "SIM/USDT", drifted()) is not None
+def test_only_trades_since_a_person_reset_it_count_and_only_the_newest(home):
+    traded(home, -12.0)
+    trip_model(home.installation, SYMBOL, watched(home))
+    home.store.reset("model", home.at, "ann", "kept on purpose")
+    assert trip_model(home.installation, SYMBOL, watched(home)) is None
+    traded(home, 12.0)
+    assert trip_model(home.installation, SYMBOL, watched(home)) is None
+    traded(home, -12.0)
+    assert trip_model(home.installation, SYMBOL, watched(home)) is not None
 
 
 # ---- requests for retrains
 
 
-def test_one_event_names_every_family_with_a_reason_and_each_reason_is_an_alarm(installation, monkeypatch):
+def test_one_event_names_every_family_with_a_reason(monkeypatch):
     emitted = []
     monkeypatch.setattr(monitor_module, "emit_event", lambda *args, **fields: emitted.append((args, fields)))
     drift, age = TriggerReason("drift", "far", {}), TriggerReason("age", "old", {})
-    found = {"validator": [drift, age], "pattern": [], "regime": [age]}
-    assert request_retrains(installation, found) == ["validator", "regime"]
+    assert request_retrains({"validator": [drift, age], "pattern": [], "regime": [age]}) == ["validator", "regime"]
     ((name,), fields) = emitted[0]
     assert len(emitted) == 1
     assert name == "bellwether.retrain-requested"
     assert fields["payload"] == {"family": "validator,regime", "reason": "drift: far"}
-    details = [alarm.detail for alarm in installation.store.alarms()]
-    assert details == ["validator: drift: far", "validator: age: old", "regime: age: old"]
 
 
-def test_without_a_reason_nothing_is_emitted(installation, monkeypatch):
+def test_without_a_reason_nothing_is_emitted(monkeypatch):
     monkeypatch.setattr(monitor_module, "emit_event", lambda *_, **__: pytest.fail("no event is due"))
-    assert request_retrains(installation, {"validator": []}) == []
-    assert installation.store.alarms() == []
+    assert request_retrains({"validator": []}) == []
+
+
+def test_the_summary_says_what_families_share_once(home):
+    found = watched(home, alarm=None)
+    other = replace(found, model=replace(found.model, line=line("pattern", "promote", passed=True)))
+    assert summary_of([found, other], None).count(found.drift.reason) == 1
+    assert summary_of([], None) == "nothing is watched: no family was judged yet"

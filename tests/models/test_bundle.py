@@ -14,6 +14,7 @@ from pipelines.models.base import present_columns
 from pipelines.models.calibration import export_calibrated, fit_calibration, raw
 from pipelines.models.export import seal_bundle, write_bundle
 from pipelines.models.novelty import fit_novelty
+from pipelines.models.reference import read_reference, reference_files
 from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.validator import fit_trees, to_onnx
 from pipelines.settings import load_params
@@ -52,6 +53,29 @@ def test_the_export_predicts_what_the_native_model_predicts(bundle, market, nati
     model = load_bundle(*bundle)
     assert np.abs(model.raw(market[0]) - raw(native, market[0])).max() < 1e-6
     assert check_golden(model) == 0.0
+
+
+def test_a_bundle_keeps_its_drift_reference_under_its_digest_and_serves_with_or_without(
+    tmp_path, bundle, market, native
+):
+    history = np.random.default_rng(1).normal(size=(25 * 20, 2))
+    params = load_params().drift.model_copy(update={"block_bars": 20})
+    rows, y, _ = market
+    digest = write_bundle(
+        tmp_path / "with", family="validator", card="# card\n",
+        export=export_calibrated(
+            to_onnx(native, 6), fit_calibration(raw(native, rows[1500:]), y[1500:], np.ones(1000)), ("target_first",)
+        ),
+        novelty=fit_novelty(rows[:1500], 0.999), inputs=rows[:1500],
+        schema={"columns": COLUMNS, "dropped": {}, "loss_params": {}},
+        reference=reference_files(history, ("a", "b"), params, seed=7),
+    )  # fmt: skip
+    assert digest != bundle[1]
+    assert check_golden(load_bundle(tmp_path / "with", digest)) == check_golden(load_bundle(*bundle)) == 0.0
+    assert read_reference(tmp_path / "with").columns == ("a", "b")
+    (tmp_path / "with" / "drift.json").write_text("{}")
+    with pytest.raises(DigestMismatch):
+        load_bundle(tmp_path / "with", digest)
 
 
 def test_a_model_is_served_under_the_classes_of_its_bundle(bundle):

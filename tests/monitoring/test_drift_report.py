@@ -10,13 +10,15 @@ import pandas as pd
 import pytest
 
 from pipelines.errors import BadColumns, NotEnoughData
-from pipelines.monitoring.drift import detect, fit_reference
+from pipelines.models.reference import fit_reference
+from pipelines.monitoring.drift import AlarmRates, detect
 from pipelines.monitoring.report import _one_writer, write_report
 from pipelines.settings import load_params
 
 AS_OF = datetime(2025, 1, 12, tzinfo=UTC)
 COLUMNS = ("range", "tiny", "flag", "lost")
-PARAMS = load_params().drift.model_copy(update={"block_bars": 100, "min_bars": 100})
+PARAMS = load_params().drift.model_copy(update={"block_bars": 100})
+RATES = AlarmRates(values=0.005, missing=0.0025)
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +34,26 @@ def market() -> np.ndarray:
 
 def test_the_page_shows_our_numbers_and_drifted_columns_and_is_in_the_workspace(market, tmp_path) -> None:
     reference = fit_reference(market[:4000], COLUMNS, PARAMS, seed=7)
-    block = detect(reference, market[4000:]).blocks[0]
+    block = detect(reference, market[4000:], RATES).blocks[0]
     sides = [pd.DataFrame(x, columns=list(COLUMNS)) for x in (reference.sample, market[4000:])]
+    limits = (reference.thresholds(RATES.values), reference.missing_limits(RATES.missing))
     written = [
-        write_report(*sides, reference.thresholds, tmp_path / name, tmp_path / "evidently", AS_OF, name)
+        write_report(*sides, *limits, tmp_path / name, tmp_path / "evidently", AS_OF, name)
         for name in ("first", "second")
     ]
     report = json.loads(written[0].json.read_text())
     effects = {m["config"]["column"]: m["value"] for m in report["metrics"] if "ValueDrift" in m["metric_name"]}
     assert effects == pytest.approx(block.effects, rel=1e-9)
     failed = {
-        test["metric_config"]["params"]["column"]
+        (test["metric_config"]["params"]["column"], "missing" in test["name"])
         for test in report["tests"]
         if test["status"] == "FAIL" and "column" in test["metric_config"]["params"]
     }
-    assert failed == set(block.drifted) == {"range"}
+    assert set(block.drifted) == {"range"}
+    assert set(block.vanished) == {"lost"}
+    assert {("range", False), ("lost", True)} <= failed <= {("range", False), ("range", True), ("lost", True)}
+    shares = {m["config"]["column"]: m["value"]["share"] for m in report["metrics"] if "Missing" in m["metric_name"]}
+    assert shares == pytest.approx(block.missing)
     assert written[0].left_out == ("lost",)
     assert "range" in written[0].html.read_text()
 
@@ -62,9 +69,9 @@ def test_a_lacking_column_and_an_empty_side_are_refused_before_anything_is_writt
     frame = pd.DataFrame({"range": [1.0, 2.0]})
     place = (tmp_path / "out", tmp_path / "evidently", AS_OF, "x")
     with pytest.raises(BadColumns, match="current rows lack range"):
-        write_report(frame, frame.rename(columns={"range": "other"}), {"range": 0.1}, *place)
+        write_report(frame, frame.rename(columns={"range": "other"}), {"range": 0.1}, {}, *place)
     with pytest.raises(NotEnoughData, match="1 columns"):
-        write_report(frame, frame * np.nan, {"range": 0.1}, *place)
+        write_report(frame, frame * np.nan, {"range": 0.1}, {}, *place)
     assert list(tmp_path.iterdir()) == []
 
 

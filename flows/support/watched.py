@@ -1,0 +1,125 @@
+"""What the watch knows of a served version: its bundle's drift reference and edge, and where its training ended.
+
+Everything is read from the verified bundle, so that neither a newer snapshot nor a refused retrain changes it. A bundle
+of a release before 0.7 has no reference: it is computed again from the data version it was trained on, once.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from flows.support import promotion
+from flows.support.installation import Installation
+from flows.support.progress import report_progress
+from pipelines import versioning
+from pipelines.contracts import utc
+from pipelines.errors import BellwetherError, NotEnoughData, StateError
+from pipelines.features.catalog import WATCHED_COLUMNS
+from pipelines.models.edge import Edge
+from pipelines.models.reference import JSON_FILE, DriftReference, read_reference
+from pipelines.models.runtime import read_manifest
+from pipelines.renamed_keys import current_names
+from pipelines.sealed_folder import seal
+from pipelines.settings import ROOT
+from pipelines.store import Promotion
+from pipelines.training.stages import reference_of_history
+
+PREDATES = "INSUFFICIENT_DATA: champion predates 0.7"
+REBUILD_TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedModel:
+    """Hold a version under watch.
+
+    line             the ledger line that put it into its slot
+    trained_through  end of its newest training label: the watch starts there
+    reference        of its training inputs; None with the cause in `reason`
+    edge             its gain over the base rate as the gate saw it; None where the bundle states none
+    predates         its bundle is of a release that stored neither, and the reference could not be computed again
+    """
+
+    line: Promotion
+    trained_through: datetime
+    reference: DriftReference | None
+    reason: str
+    edge: Edge | None
+    predates: bool
+
+    @property
+    def family(self) -> str:
+        """Return the family of the version."""
+        return self.line.family
+
+
+def watched_model(installation: Installation, line: Promotion) -> WatchedModel:
+    """Return what the watch needs of the version on a ledger line, from its verified bundle.
+
+    Raises  BundleError and its children
+    """
+    bundle = local_bundle(installation, line)
+    read_manifest(bundle, line.digest)
+    schema = current_names("bundle schema", json.loads((bundle / "schema.json").read_text()))
+    through = utc(float(schema["trained_through"]))
+    edge = Edge(**schema["edge"]) if schema.get("edge") else None
+    try:
+        if (bundle / JSON_FILE).is_file():
+            reference, predates = read_reference(bundle), False
+        else:
+            reference, predates = rebuilt_reference(installation, line, schema), "edge" not in schema
+    except NotEnoughData as error:
+        return WatchedModel(line, through, None, f"INSUFFICIENT_DATA: {error}", edge, False)
+    except BellwetherError as error:
+        why = " ".join(str(error).split())  # DVC reports in several lines
+        return WatchedModel(line, through, None, f"{PREDATES}, {why}", edge, True)
+    if reference.columns != WATCHED_COLUMNS:
+        return WatchedModel(line, through, None, f"{PREDATES} columns: other features are watched now", edge, True)
+    return WatchedModel(line, through, reference, "", edge, predates)
+
+
+def local_bundle(installation: Installation, line: Promotion) -> Path:
+    """Return the folder of the bundle on a ledger line, fetched from the registry where it is not here."""
+    path = installation.settings.bundles / str(line.digest)
+    if path.exists():
+        return path
+    return promotion.fetch_bundle(installation, installation.tracking.version(line.family, str(line.to_version)))
+
+
+def rebuilt_reference(installation: Installation, line: Promotion, schema: dict[str, Any]) -> DriftReference:
+    """Return the reference of an older bundle, computed from the data version it was trained on and kept under `home`.
+
+    Raises  NotEnoughData as of training; BellwetherError where the data version is gone
+    """
+    kept = installation.settings.home / "references" / str(line.digest)
+    if not kept.exists():
+        pointer = installation.versions / str(line.data_hash) / "data.dvc"
+        if not pointer.is_file():
+            raise StateError(f"and its data version {line.data_hash} is not kept here")
+        _rebuild(installation, pointer, float(schema["trained_through"]), kept)
+    read_manifest(kept, None)
+    return read_reference(kept)
+
+
+def _rebuild(installation: Installation, pointer: Path, until_s: float, kept: Path) -> None:
+    """Restore a data version beside the workspace, compute its features and write the sealed reference to `kept`."""
+    scratch, draft = installation.settings.home / "reference-workspace", kept.with_name(f".{kept.name}")
+    for folder in (scratch, draft):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        report_progress(f"drift reference: computed again from data version {pointer.parent.name[:12]}")
+        versioning.prepare(scratch, ROOT, installation.settings.params_file, installation.settings.remote)
+        versioning.restore(scratch, pointer)
+        versioning.run_stage(scratch, "features", REBUILD_TIMEOUT_S, lambda _: None)
+        draft.mkdir(parents=True)
+        for name, content in reference_of_history(
+            scratch / "artifacts" / "features", until_s, installation.params
+        ).items():
+            (draft / name).write_bytes(content)
+        seal(draft, {"format": 1})
+        draft.rename(kept)
+    finally:
+        for folder in (scratch, draft):
+            shutil.rmtree(folder, ignore_errors=True)

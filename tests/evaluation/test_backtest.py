@@ -58,14 +58,14 @@ def test_the_tail_budget_follows_the_volatility_of_each_close():
     fills, exits = BAR * np.arange(1, n + 1), BAR * np.arange(1, n + 1)
     result = backtest(
         core, rows_of(np.ones(n)), BAR * np.arange(1, n + 1), fills, exits, np.where(np.isnan(volatility), NAN, 10.0),
-        np.zeros(n), volatility, 5.0, 200, 1,
+        np.zeros(n), volatility, np.full(n, 5.0),
     )  # fmt: skip
     budget = PARAMS.risk.budgets.max_es
     assert result.codes.tolist() == [0, 0, codes.CANNOT_COMPUTE, 0]
     assert result.trades[:, T_SIZE] == pytest.approx([budget / 0.2, budget / 0.8, budget / 0.4])
     again = backtest(
-        core, rows_of(np.ones(n)), BAR * np.arange(1, n + 1), missing, missing, missing, np.zeros(n), volatility, 5.0,
-        200, 1,
+        core, rows_of(np.ones(n)), BAR * np.arange(1, n + 1), missing, missing, missing, np.zeros(n), volatility,
+        np.full(n, 5.0),
     )  # fmt: skip
     assert again.unresolved == 3
 
@@ -194,7 +194,7 @@ def test_a_decision_does_not_know_how_open_trades_will_end():
 
 
 def test_figures_have_their_count_cost_and_an_interval_around_the_value():
-    result = run(*random_history())
+    result = run(*random_history(9000))  # 94 days: daily figures need 60
     for name in ("net_bps", "win_rate", "profit_factor", "turnover", "duration_hours", "sharpe", "emissions_per_week"):
         figure = getattr(result, name)
         assert figure.low <= figure.value <= figure.high, name

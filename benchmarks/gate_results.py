@@ -15,7 +15,8 @@ it is: [power](power.md), which came first."""
 SIZES = """\
 Simulated evidence with a known truth, through the real `judge`: outcomes that overlap, noise with four degrees of
 freedom. *Refused*: by the whole gate, with the 95 % Wilson interval. Then the checks that refused, or had too few rows
-(`few`), in at least 2 of 100 cases. A perfect model is refused where its rows cannot show its skill: such a line says so."""
+(`few`), in at least 2 of 100 cases. A perfect model is refused where its rows cannot show its skill: the line then
+says so."""
 MARKETS = """\
 The whole pipeline on simulated markets: features, labels, fit, walk-forward evaluation, gate. Noise has no edge; the
 planted edge is the default of `params.yaml`."""

@@ -163,7 +163,7 @@ def test_a_decision_does_not_know_how_open_trades_will_end():
 
 
 def test_figures_have_their_count_cost_and_an_interval_around_the_value():
-    result = run(*random_history())
+    result = run(*random_history(9000))  # 94 days: daily figures need 60
     for name in ("net_bps", "win_rate", "profit_factor", "turnover", "duration_hours", "sharpe", "emissions_per_week"):
         figure = getattr(result, name)
         assert figure.low <= figure.value <= figure.high, name

@@ -13,12 +13,13 @@ Made by `python -m benchmarks.evidence --write` from what a run stored. Repeat i
 `python -m benchmarks.evidence {parts}`, then write the page. What each check should find, and why its threshold is what
 it is: [power](power.md), which came first."""
 SIZES = """\
-Simulated evidence with a known truth, through the real `judge`: outcomes that overlap, noise with four degrees of freedom.
-*Refused*: by the whole gate, with the 95 % Wilson interval. Then the checks that refused, or had too few rows (`few`), in
-at least 2 of 100 cases. A perfect model is refused where its rows cannot show its skill: such a line says so."""
+Simulated evidence with a known truth, through the real `judge`: outcomes that overlap, noise with four degrees of
+freedom. *Refused*: by the whole gate, with the 95 % Wilson interval. Then the checks that refused, or had too few rows
+(`few`), in at least 2 of 100 cases. A perfect model is refused where its rows cannot show its skill: the line then
+says so."""
 MARKETS = """\
-The whole pipeline on simulated markets: features, labels, fit, walk-forward evaluation, gate. Noise has no edge; the planted
-edge is the default of `params.yaml`."""
+The whole pipeline on simulated markets: features, labels, fit, walk-forward evaluation, gate. Noise has no edge; the
+planted edge is the default of `params.yaml`."""
 
 
 def write_gate(folder: Path, page: Path) -> str:
@@ -62,14 +63,12 @@ def sizes_table(part: JsonObject) -> str:
                   if count >= 0.02 * case["n"]]  # fmt: skip
         model = what if what in BAD else f"perfect, {what}"
         at = (list(OF_FAMILY).index(family), int(n), what in BAD, what)
-        rows.append((at, [family, f"{int(n):,}", model, f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}]",
-                          ", ".join(lines) or "–", f"{case['n']:,}"]))  # fmt: skip
+        refused = f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
+        rows.append((at, [family, f"{int(n):,}", model, refused, ", ".join(lines) or "–", f"{case['n']:,}"]))
     heads = ["family", "n", "model", "refused", "by", "cases"]
     effects = ", ".join(f"{family} {effects[0]:g} to {effects[-1]:g}" for family, effects in EFFECTS.items())
-    return (
-        table(heads, [row for _, row in sorted(rows)])
-        + f"\n\nEffects of perfect models: {effects} on the page of power."
-    )
+    note = f"The page of power has perfect models of more effects: {effects}."
+    return table(heads, [row for _, row in sorted(rows)]) + f"\n\n{note}"
 
 
 def _most(item: tuple[str, int]) -> int:

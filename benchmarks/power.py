@@ -136,9 +136,11 @@ def paired(mode: str, n: int, share: float, params: Params) -> JsonObject:
 
 def fingerprint() -> str:
     """Return the sha256 of the params and the code that a case depends on."""
-    files = [ROOT / "params.yaml", ROOT / "benchmarks" / "gate_scenarios.py", ROOT / "benchmarks" / "power.py"]
+    params = load_params()
+    files = [ROOT / "benchmarks" / "gate_scenarios.py", ROOT / "benchmarks" / "power.py"]
     files += [ROOT / "pipelines" / "evaluation" / f"{name}.py" for name in CODE]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    stated = (params.gate.model_dump_json() + params.breakers.model_dump_json()).encode()
+    return hashlib.sha256(stated + b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def measured(path: Path, names: Sequence[str], jobs: int) -> dict[str, JsonObject]:

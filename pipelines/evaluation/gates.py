@@ -291,9 +291,8 @@ def _bounded(
     name: str, estimate: Estimate, passed: bool, threshold: str, detail: str = "", detectable: float | None = None
 ) -> Check:
     """Return a check of an estimate with its interval."""
-    return Check(
-        name, bool(passed), estimate.value, estimate.low, estimate.high, threshold, estimate.n, detail, detectable
-    )
+    low, high = (bound if np.isfinite(bound) else None for bound in (estimate.low, estimate.high))
+    return Check(name, bool(passed), estimate.value, low, high, threshold, estimate.n, detail, detectable)
 
 
 def _skill(name: str, gain: Measurement, detail: str = "", by_value: bool = False) -> Check:

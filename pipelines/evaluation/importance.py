@@ -16,7 +16,7 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-from pipelines.contracts import REGIMES, Estimate, Floats, JsonObject
+from pipelines.contracts import REGIMES, Floats, JsonObject, json_ready
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.features.catalog import COPIES
 from pipelines.models.base import Dataset, Fitted, ModelFamily
@@ -130,14 +130,14 @@ def importance(
     column_share, cluster_share = shares(raised), shares(clustered)
     columns = {
         name: {
-            "rise": _figure(raised[:, j], params), "share": column_share[j], "cluster": cluster_of[j],
+            "rise": _figure(raised[:, j]), "share": column_share[j], "cluster": cluster_of[j],
             "contribution": None if contributions is None else float(np.abs(contributions[:, j]).mean()),
         }
         for j, name in enumerate(plan.columns)
     }  # fmt: skip
     by_cluster = [
         {
-            "columns": [plan.columns[j] for j in group], "rise": _figure(clustered[:, c], params),
+            "columns": [plan.columns[j] for j in group], "rise": _figure(clustered[:, c]),
             "share": cluster_share[c],
             "contribution": (
                 None if contributions is None else float(np.abs(contributions[:, group].sum(axis=1)).mean())
@@ -150,7 +150,7 @@ def importance(
         "loss_name": loss_name, "rows": len(raised), "repeats": params.importance.repeats, "seed": params.seed,
         "contributions": "mean |TreeSHAP| in log-odds before calibration" if contributions is not None else "none",
         "columns": columns, "clusters": by_cluster,
-        "by_regime": _by_regime(plan, clustered, extras.get("regime"), params),
+        "by_regime": _by_regime(plan, clustered, extras.get("regime")),
         "reselection": reselection(share_of, params.importance.low_share, params.importance.reselect_over),
     }  # fmt: skip
 
@@ -188,7 +188,7 @@ def not_permuted(why: str) -> JsonObject:
             "reselection": {"proposed": None, "leave_out": [], "keep": [], "line": f"not judged: {why}"}}  # fmt: skip
 
 
-def _by_regime(plan: PermutationPlan, clustered: Floats, codes: Floats | None, params: Params) -> JsonObject:
+def _by_regime(plan: PermutationPlan, clustered: Floats, codes: Floats | None) -> JsonObject:
     """Return rule regime → rows and each cluster's rise and share, by its first column; unknown regimes apart."""
     if codes is None:
         return {}
@@ -200,15 +200,15 @@ def _by_regime(plan: PermutationPlan, clustered: Floats, codes: Floats | None, p
             figures = zip(names, rows.T, shares(rows), strict=True)
             found[name] = {
                 "rows": len(rows),
-                "clusters": {first: {"rise": _figure(each, params), "share": share} for first, each, share in figures},
+                "clusters": {first: {"rise": _figure(each), "share": share} for first, each, share in figures},
             }
     return found
 
 
-def _figure(values: Floats, params: Params) -> dict[str, float]:
-    """Return the mean of values with its interval and n."""
-    e: Estimate = mean_estimate(values)
-    return {"value": e.value, "low": e.low, "high": e.high, "n": e.n}
+def _figure(values: Floats) -> JsonObject:
+    """Return the mean of values with its interval and n; None for bounds with too few rows."""
+    e = mean_estimate(values)
+    return dict(json_ready({"value": e.value, "low": e.low, "high": e.high, "n": e.n}))
 
 
 def section(report: Mapping[str, Any]) -> str:
@@ -227,8 +227,9 @@ def section(report: Mapping[str, Any]) -> str:
     first, second = f"Rise of {report['loss_name']} when permuted, 95 %", "Share by rule regime, clusters"
     drawn = make_subplots(rows=1, cols=2, subplot_titles=(first, second), horizontal_spacing=0.2)
     error = {
-        "type": "data", "symmetric": False, "array": [r["high"] - r["value"] for r in rises],
-        "arrayminus": [r["value"] - r["low"] for r in rises],
+        "type": "data", "symmetric": False,
+        "array": [0.0 if r["high"] is None else r["high"] - r["value"] for r in rises],
+        "arrayminus": [0.0 if r["low"] is None else r["value"] - r["low"] for r in rises],
     }  # fmt: skip
     drawn.add_trace(
         go.Bar(y=names, x=[r["value"] for r in rises], error_x=error, orientation="h", name="by itself"), 1, 1
@@ -242,7 +243,7 @@ def section(report: Mapping[str, Any]) -> str:
     drawn.update_layout(template="plotly_white", height=height, margin={"t": 50, "l": 50, "r": 20, "b": 40})
     rows = "".join(
         f"<tr><td>{escape(', '.join(c['columns']))}</td><td>{c['rise']['value']:.5f}</td>"
-        f"<td>[{c['rise']['low']:.5f}, {c['rise']['high']:.5f}]</td><td>{_percent(c['share'])}</td>"
+        f"<td>{_bounds(c['rise'])}</td><td>{_percent(c['share'])}</td>"
         f"<td>{'–' if c['contribution'] is None else format(c['contribution'], '.4f')}</td></tr>"
         for c in sorted(report["clusters"], key=lambda c: -c["rise"]["value"])
     )
@@ -252,6 +253,11 @@ def section(report: Mapping[str, Any]) -> str:
         "<table><tr><th>columns</th><th>rise</th><th>interval</th><th>share</th><th>contribution</th></tr>"
         f"{rows}</table>{drawn.to_html(full_html=False, include_plotlyjs=False)}"
     )
+
+
+def _bounds(rise: Mapping[str, Any]) -> str:
+    """Return the interval of a rise."""
+    return "too few rows" if rise["low"] is None else f"[{rise['low']:.5f}, {rise['high']:.5f}]"
 
 
 def _percent(share: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import Arrays, Bools, Estimate, Floats, JsonObject, Verdict
+from pipelines.contracts import Arrays, Bools, Estimate, Floats, JsonObject, Verdict, json_ready
 from pipelines.costs import costs_of, venue_of
 from pipelines.evaluation import importance
 from pipelines.evaluation.calibration import calibration_error
@@ -267,6 +267,6 @@ def _number(value: float | None) -> str:
     return "–" if value is None or not np.isfinite(value) else f"{value:.4g}"
 
 
-def _dict(estimate: Estimate) -> dict[str, float]:
-    """Return the known values of an estimate by name."""
-    return {k: v for k, v in asdict(estimate).items() if v is not None}
+def _dict(estimate: Estimate) -> JsonObject:
+    """Return an estimate by name, JSON-ready: None for a value or a bound that is not known, no cost without one."""
+    return {k: v for k, v in json_ready(asdict(estimate)).items() if k != "cost_bps" or v is not None}

@@ -40,8 +40,8 @@ COMMAND = Path(sys.executable).with_name("bellwether")
 # The whole year, which `data.dvc` describes, is trained on in tests/training/test_controls.py.
 SHORTER = {
     "simulator": {"history_days": 150, "edge": 1.3},  # at the default edge 150 days hold too few events for a champion
-    "predictor": {"max_windows": 500, "epochs": 1, "trees": 20, "folds": 1},
-    "pattern": {"max_windows": 600, "epochs": 2, "trees": 30, "folds": 1},
+    "predictor": {"max_windows": 500, "epochs": 1, "folds": 1, "forest": {"trees": 20}, "boosted": {"trees": 20}},
+    "pattern": {"max_windows": 600, "epochs": 2, "folds": 1, "forest": {"trees": 30}, "boosted": {"trees": 30}},
     "regime": {"em_iterations": 20, "folds": 1},
     "importance": {"repeats": 1},
 }
@@ -54,7 +54,8 @@ def environment(home: Path) -> dict[str, str]:
     kernels = {k: v for k, v in os.environ.items() if k == "BELLWETHER_KERNEL_CACHE"}  # compiled code is shared
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for family, changes in SHORTER.items():
-        params[family] |= changes
+        for name, value in changes.items():
+            params[family][name] = {**params[family][name], **value} if isinstance(value, dict) else value
     file = home.with_name("params.yaml")
     file.write_text(yaml.safe_dump(params, sort_keys=False))
     own = {"BELLWETHER_HOME": str(home), "BELLWETHER_PARAMS_FILE": str(file)}

@@ -44,10 +44,10 @@ RECORDINGS = {
 KILLS, SWAPS = 20, 50  # of a case: an interrupted run loses no more
 BARS_AFTER = 200  # fed after the last kill of a case, so that damage would show
 INPUTS = 10_000  # of a case
-NOISE_SEEDS = 40  # with none promoted, at most 7 % are (rule of three); a case takes about half a minute
+NOISE_SEEDS = 30  # with none promoted, at most 10 % are (rule of three); a case takes about half a minute
 # of a perfect model whose skill so many rows can show; an AUC above .60 would be suspected of a leak
 LARGE = {"validator": 0.60, "predictor": 0.60, "pattern": 0.6, "regime": 0.12}
-JUDGED = 2000  # evidences of a case of the gate's sizes, a quarter of them at 5,000 rows
+JUDGED = 1000  # evidences of a case of the gate's sizes, a quarter of them at 5,000 rows
 CRASH = ("kills", "acknowledged", "lost", "doubled", "lost_bars", "state", "not_replayed")
 
 

@@ -2,8 +2,8 @@
 
 For the simulated year and three recorded markets the whole way of a model is walked: features, labels, a validator out
 of fold, the backtest with the live policy. Counted are events, those whose target is worth its cost, emissions, and
-refusals by reason. The column before was measured by the same walk on the code of release 0.5.0 and its successors up
-to commit 24f0539, where every market paid a flat 5 bps of a round trip. Six minutes on two slow cores.
+refusals by reason. The column before was measured by the same walk on release 0.7.0, where every market paid a
+flat 5 bps of a round trip. Six minutes on two slow cores.
 """
 
 if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of threads once
@@ -46,7 +46,7 @@ from pipelines.training import stages
 from serving.risk.codes import MODEL_ABSTAINED, REFUSALS, TARGET_UNDER_COST
 
 PAGE = ROOT / "docs" / "results" / "costs.md"
-BEFORE = ROOT / "docs" / "results" / "costs_before.json"  # measured at 24f0539, which paid 5 bps everywhere
+BEFORE = ROOT / "docs" / "results" / "costs_before.json"  # measured on 0.7.0, which paid 5 bps everywhere
 BTC, FUNDING = "binance_spot_btcusdt_1m_2024.parquet", "../alternative/binance_usdm_btcusdt_funding_8h.parquet"
 MARKETS = {  # name → symbol, recorded file (None: the simulated year)
     "SIM": ("SIM/USDT", None),

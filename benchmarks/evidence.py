@@ -44,10 +44,10 @@ RECORDINGS = {
 KILLS, SWAPS = 20, 50  # of a case: an interrupted run loses no more
 BARS_AFTER = 200  # fed after the last kill of a case, so that damage would show
 INPUTS = 10_000  # of a case
-NOISE_SEEDS = 40  # with none promoted, at most 7 % are (rule of three); a case takes about half a minute
+NOISE_SEEDS = 30  # with none promoted, at most 10 % are (rule of three); a case takes about half a minute
 # of a perfect model whose skill so many rows can show; an AUC above .60 would be suspected of a leak
 LARGE = {"validator": 0.60, "predictor": 0.60, "pattern": 0.6, "regime": 0.12}
-JUDGED = 2000  # evidences of a case of the gate's sizes, a quarter of them at 5,000 rows
+JUDGED = 1000  # evidences of a case of the gate's sizes, a quarter of them at 5,000 rows
 CRASH = ("kills", "acknowledged", "lost", "doubled", "lost_bars", "state", "not_replayed")
 
 
@@ -78,18 +78,13 @@ def share(name: str) -> Callable[[list[JsonObject]], dict[str, JsonObject]]:
 
 def gate(bars: Any, symbol: str, where: tuple[str | None, str | None] = SIMULATED) -> JsonObject:
     """Run the real stages and the real gate on bars (n, 9) of venue and market `where`; return verdict and figures."""
-    from flows.evaluate import gather
-    from flows.support.installation import Installation
-    from pipelines.evaluation.gates import judge
-    from pipelines.store import Store
+    from pipelines.evaluation.gates import evidence_of, judge
 
     params = load_params()
     with tempfile.TemporaryDirectory(prefix="bellwether-evidence-") as scratch:
-        settings = Settings(home=Path(scratch), store_url="")
-        folder = train(settings.workspace, bars, symbol, params, True, where)
-        store = Store.open(settings.store)
-        verdict = judge(gather(Installation(settings, params, store), FAMILY), params)
-        store.close()
+        folder = train(Path(scratch) / "workspace", bars, symbol, params, True, where)
+        trials = json.loads((folder / FAMILY / "fit.json").read_text())["decay"]["configurations"]
+        verdict = judge(evidence_of(folder / FAMILY, None, trials), params)
         figures = json.loads((folder / "evaluation" / f"{FAMILY}.json").read_text())
     keep = ("n", "hit_rate", "cost_bps", "costs", "loss", "gain_over", "auc", "selective", "every_row_net_bps")
     return {

@@ -1,11 +1,9 @@
 """The page docs/results/power.md, from the cases that `benchmarks.power` stored."""
 
-import importlib
-import importlib.util
-
 from scipy.stats import binom
 
 from benchmarks import gate_scenarios as scenarios
+from benchmarks import power_tail, power_watch
 from benchmarks.power import PAIRED, REPETITIONS, SERIES, SIZES, TRADE_BPS, sizes_of
 from benchmarks.results import table
 from pipelines.contracts import JsonObject
@@ -53,9 +51,8 @@ def page(done: dict[str, JsonObject], params: Params) -> str:
     blocks += ["## Choice among configurations", choice_table(done)]
     blocks += ["## Against a champion", PAIRS, paired_table(done)]
     blocks += ["## Breakers that rest on samples", BREAKER, breaker_table(done, params)]
-    if importlib.util.find_spec("benchmarks.power_watch") is not None:
-        watch = importlib.import_module("benchmarks.power_watch")
-        blocks += ["## Alarms", str(watch.TEXT), table(watch.HEADS, watch.rows())]
+    blocks += ["## Alarms", power_watch.TEXT, table(power_watch.HEADS, power_watch.rows())]
+    blocks += ["## Tails and losses", power_tail.TEXT, table(power_tail.HEADS, power_tail.rows())]
     blocks += ["## Thresholds that follow", table(["parameter", "value", "why"], thresholds(params))]
     return "\n\n".join(blocks) + "\n"
 

@@ -25,6 +25,9 @@ from pipelines.monitoring.loss import loss_alpha
 from pipelines.params import Params
 from pipelines.settings import load_params
 
+TEXT = """\
+Each alarm of the watch at the thresholds of `params.yaml`: what it sees, what it must find, how often it is wrong and
+how often right, on markets and outcomes made here. The budgets add up to less than one false alarm a month."""
 HEADS = ("alarm", "sees", "must find", "false alarms", "power", "threshold")
 COLUMNS = 23  # with values on the simulator's market without a book
 EVENTS_A_DAY = 20  # resolved events of the validator, simulator and BTC/USDT

@@ -273,8 +273,8 @@ def page(params: Params, markets: Sequence[Recorded] = MARKETS) -> str:
         ({wanted.target_atr:g} ATR), the stop ({wanted.stop_atr:g} ATR) or {wanted.horizon_bars} bars, whichever came
         first; a bar that touches both counts as the stop. *Gross*: return in the signal's direction after
         {wanted.horizon_bars} bars; *net*: less the costs of a round trip, named with each market. *Long*: the share of
-        events in the direction of a rise. In brackets 95 % intervals of a moving-block bootstrap over the events;
-        `too few`: under fifty events none is given."""),
+        events in the direction of a rise. In brackets 95 % intervals, t on long averages over the events;
+        `too few`: under sixty events none is given."""),
         "",
     ]
     for market in markets:

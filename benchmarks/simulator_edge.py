@@ -225,10 +225,10 @@ Written by `python -m benchmarks.simulator_edge`.
 {lines}
 
 The default edge is the largest tenth whose **columns** stay at or below {MOST_AUC:.2f} for both families, so that no
-honest model of the default market is taken for a leak ([decision](../decisions/edge-a-model-can-reach.md)). The hidden
-state would rank more: nobody observes it. An edge whose truth stays below {MOST_AUC:.2f} is not one that a year can
-show: at 0.5 the validator of seed 7 had an AUC of .523, a gain of .0008 over the base rate (refused), and .4 emissions
-a week; at 0.7 .532, .0021 and 5.9; at 0.8 .555, .0047 and 11.1 (rules of release 0.6.0).
+honest model of the default market is taken for a leak ([decision](../decisions/0064-edge-a-model-can-reach.md)). The
+hidden state would rank more: nobody observes it. An edge whose truth stays below {MOST_AUC:.2f} is not one that a year
+can show: at 0.5 the validator of seed 7 had an AUC of .523, a gain of .0008 over the base rate (refused), and .4
+emissions a week; at 0.7 .532, .0021 and 5.9; at 0.8 .555, .0047 and 11.1 (rules of 0.7.0).
 """
 
 

@@ -94,7 +94,7 @@ def _fee(params: CostParams, row: MarketCosts) -> float:
 
 
 def venue_of(described: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Return (venue, market) of a data version by its manifest; None where it does not say, also before 0.6.0.
+    """Return (venue, market) of a data version by its manifest; None where it does not say, also before 0.8.0.
 
     A simulated market is spot at `simulator`. Of bars from exchanges it is the venue of the newest stretch, perpetual
     where the venue's name of the market has a settlement currency.

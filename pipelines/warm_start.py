@@ -62,12 +62,12 @@ class WarmStart:
     books, feed     records that a later close can still read; None where the snapshot holds no such record
     closes          (n, 2) newest CLOSES_KEPT decision bars: close time, epoch s; price
     closures        (slots of the week,) True where the market is regularly closed: a bar missing there is no gap
-    venue, market   where it trades, which decides its costs; None: not stated, or written before release 0.6.0
-    clock           the clock of the data version, see pipelines.clock; None: written before release 0.6.0, not recorded
+    venue, market   where it trades, which decides its costs; None: not stated, or written before release 0.8.0
+    clock           the clock of the data version, see pipelines.clock; None: written before release 0.8.0, not recorded
     data_hash       of the data version; None before publication
     traditional     hit rate of the traditional consensus on that history; None if it had no resolved event
     traditional_miss_atr  what its events returned that missed their target, in ATR before cost; None: none missed, or
-                    written before release 0.6.0
+                    written before release 0.8.0
     reference       reference of drift, as its writer defined it
     digest          sha256 of the manifest
     """
@@ -169,7 +169,7 @@ def publish_warm_start(
     """Copy a stage's warm start to `into/<digest>` with its data version; return {data_hash, digest, path}.
 
     hits, n    of the traditional consensus: events whose target was touched first, and resolved events
-    effective  independent events these are worth, see `hit_rate`; None: labels of release 0.5.0, which did not say
+    effective  independent events these are worth, see `hit_rate`; None: labels up to release 0.7, which did not say
     miss_atr   what its other events returned, see WarmStart; None = not known
     """
     read_warm_start(stage)  # an unreadable warm start is never published
@@ -254,7 +254,7 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
 
 
 def _with_half_spread(bars: Floats) -> Floats:
-    """Return bars of releases up to 0.5, (n, 8), with the half spread they did not record; others unchanged."""
+    """Return bars of releases up to 0.7, (n, 8), with the half spread they did not record; others unchanged."""
     if bars.shape[1:] != (BAR_WIDTH - 1,):
         return bars
     return np.column_stack([bars, np.full(len(bars), np.nan)])
@@ -263,7 +263,7 @@ def _with_half_spread(bars: Floats) -> Floats:
 def _record_of(stored: Mapping[str, float | None] | None) -> Estimate | None:
     """Return the stored record of the traditional consensus; None without a resolved event.
 
-    One of release 0.5.0 does not say how many independent events it is worth and keeps the interval it had.
+    One of releases up to 0.7 does not say how many independent events it is worth and keeps the interval it had.
     """
     if not stored or not (n := stored["n"]):
         return None

@@ -1,7 +1,7 @@
 """What the watch knows of a served version: its bundle's drift reference and edge, and where its training ended.
 
 Everything is read from the verified bundle, so that neither a newer snapshot nor a refused retrain changes it. A bundle
-of a release before 0.7 has no reference: it is computed again from the data version it was trained on, once.
+of a release before 0.8 has no reference: it is computed again from the data version it was trained on, once.
 """
 
 import json
@@ -27,7 +27,7 @@ from pipelines.settings import ROOT
 from pipelines.store import Promotion
 from pipelines.training.stages import reference_of_history
 
-PREDATES = "INSUFFICIENT_DATA: champion predates 0.7"
+PREDATES = "INSUFFICIENT_DATA: champion predates 0.8"
 REBUILD_TIMEOUT_S = 900.0
 
 

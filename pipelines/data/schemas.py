@@ -3,7 +3,7 @@
 Columns, in order: three UTC stamps (law L8), then prices in quote currency, volumes in base asset, trades a count.
 `open_time` names the bar; `known_at` = when it could first be known (never before its close); `ingested_at` =
 when it was stored. half_spread is (ask - bid) / 2 at the close, quote currency. NaN means "not recorded" and is allowed
-in volume, trades, taker_buy_volume and half_spread only. Files of bars/1, the schema up to release 0.5, have no
+in volume, trades, taker_buy_volume and half_spread only. Files of bars/1, the schema up to release 0.7, have no
 half_spread and are read with NaN.
 """
 
@@ -211,7 +211,7 @@ def write_bars(frame: pd.DataFrame, path: Path) -> None:
 
 
 def read_bars(path: Path) -> pd.DataFrame:
-    """Read what `write_bars` wrote, also up to release 0.5 (half_spread NaN), and check it again.
+    """Read what `write_bars` wrote, also up to release 0.7 (half_spread NaN), and check it again.
 
     Raises UnreadableFile if it is not whole Parquet, BadColumns if it was written by another schema version.
     """

@@ -176,7 +176,7 @@ def figure_rows(figures: JsonObject, traded: JsonObject | None) -> list[list[str
             row(f"net bps of the policy's trades, after {_paid(traded, cost):.3g} bps", traded["net_bps"], 2),
             row("emissions a week in the backtest", traded["emissions_per_week"], 1),
         ]
-    if "costs" in figures:  # not of a release before 0.6.0
+    if "costs" in figures:  # not of a release before 0.8.0
         rows.append(["costs, bps a round trip", f"{cost:.3g}", figures["costs"], f"{figures['n']:,}"])
     return rows
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from bellwether.cli.main import app
 from bellwether.reports import stars as measured
-from pipelines.contracts import OPEN_TIME
+from pipelines.contracts import BAR_FIELDS, OPEN_TIME
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
 from pipelines.errors import StateError, UnknownName
@@ -31,7 +31,7 @@ def minutes():
 
 @pytest.fixture(scope="module")
 def file(minutes, tmp_path_factory):
-    names = ["open", "high", "low", "close", "volume", "trades", "taker_buy_volume"]
+    names = list(BAR_FIELDS[1:])
     frame = pd.DataFrame(minutes[:, 1:], columns=names)
     frame.insert(0, "open_time", pd.to_datetime(minutes[:, OPEN_TIME], unit="s", utc=True))
     path = tmp_path_factory.mktemp("market") / "minutes.parquet"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.traded_events import traded
 
 from pipelines.contracts import REGIMES
 from pipelines.evaluation.importance import (
@@ -43,7 +44,7 @@ def events(n=3_000, seed=5):
     return Dataset(
         columns=COLUMNS, inputs=lambda at: rows[at], y=(rng.random(n) < 1 / (1 + np.exp(-pull))).astype(float),
         weight=np.ones(n), uniqueness=np.ones(n), known=known, ended=known + 900.0, at=np.arange(n),
-        extras={"volatility": rng.normal(size=(n, 2)), "regime": regime},
+        extras={"volatility": rng.normal(size=(n, 2)), "regime": regime} | traded(n),
     )  # fmt: skip
 
 

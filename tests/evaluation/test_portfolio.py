@@ -11,6 +11,7 @@ from benchmarks.fixture import recording
 from benchmarks.portfolio import CRYPTO, FOREX, recorded, simulated
 from pipelines.errors import BadShape, BadValues, MissingPackage, NotEnoughData, UnknownName
 from pipelines.evaluation.portfolio import METHODS, Past, figures, no_trade_band, walk, weights
+from pipelines.settings import load_params
 
 OPTIMISED = ("max Sharpe", "risk parity", "HRP")
 RETURNS_ONLY = ("equal", "inverse volatility", *OPTIMISED)  # need nothing but returns
@@ -358,10 +359,10 @@ def test_every_method_of_the_registry_gives_weights_or_a_reason():
 
 def test_the_true_weights_of_the_simulated_assets_are_optimal():
     pytest.importorskip("skfolio", reason="the optimising methods need skfolio")
-    truth = simulated(7)
+    truth = simulated(load_params())
     assert truth.given.min() >= 0.0
     assert truth.given.sum() == pytest.approx(1.0)
-    endless = simulated(7, years=2000)
+    endless = simulated(load_params(), years=2000)
     assert endless.given == pytest.approx(truth.given)
     assert weights("max Sharpe", past(endless.returns)) == pytest.approx(truth.given, abs=0.05)
 
@@ -370,7 +371,7 @@ def test_the_true_weights_of_the_simulated_assets_are_optimal():
 def test_recorded_closes_are_aligned_on_their_common_hours(files):
     if not all(recording(name).is_file() for name in files.values()):
         pytest.skip("recorded market data is not part of the repository")
-    market = recorded(files, "")
+    market = recorded(files, "", load_params())
     assert market.returns.shape[1] == 2
     assert np.isfinite(market.returns).all()
     assert abs(market.returns).max() < 0.25

@@ -15,7 +15,9 @@ from flows.retrain import reselections
 from flows.support.installation import Installation, now
 from flows.train import register
 from pipelines import versioning
+from pipelines.contracts import BAR_WIDTH, OPEN_TIME
 from pipelines.errors import StateError
+from pipelines.features.catalog import FEATURES
 from pipelines.settings import ROOT, Settings, load_params, read_yaml
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 from pipelines.store import Promotion, Store
@@ -24,7 +26,8 @@ from pipelines.training import stages
 
 BEFORE, AFTER, STEP_S = 3_000, 600, 10_800.0  # an event every twelve bars of 15 minutes
 META = {
-    "data_hash": "d1", "symbol": "SIM/USDT", "base_timeframe": "1m", "decision_timeframe": "15m", "catalogue_hash": "c1"
+    "data_hash": "d1", "symbol": "SIM/USDT", "venue": "simulator", "market": "spot", "has_funding": False,
+    "base_timeframe": "1m", "decision_timeframe": "15m", "catalogue_hash": "c1",
 }  # fmt: skip
 
 
@@ -41,6 +44,9 @@ class Registry:
         )
         self.logged = params
         return self.known[0]
+
+    def metrics(self, run_id):
+        return {}
 
     def versions(self, family):
         return self.known
@@ -64,10 +70,15 @@ def write_events(artifacts, n):
     (artifacts / "labels").mkdir(parents=True, exist_ok=True)
     (artifacts / "features").mkdir(exist_ok=True)
     (artifacts / "features" / "meta.json").write_text(json.dumps(META))
+    bars = np.zeros((len(rows), BAR_WIDTH))
+    bars[:, OPEN_TIME] = known
+    np.save(artifacts / "features" / "decision.npy", bars)
+    np.save(artifacts / "features" / "features.npy", rng.normal(size=(len(rows), len(FEATURES.columns))))
     ones = np.ones(len(rows))
     arrays = {
         "rows": rows, "y": y, "uniqueness": ones, "known": known, "ended": known + STEP_S, "gross_bps": 20 * y - 10,
         "direction": ones, "atr": 0.01 * ones, "regime": 0 * ones, "volatility": rng.normal(size=(len(rows), 2)),
+        "cost_bps": 5 * ones, "target_cost_bps": 5 * ones, "spread_known": 0 * ones,
     }  # fmt: skip
     columns = np.array(VALIDATOR_COLUMNS)
     np.savez(artifacts / "labels" / "events.npz", columns=columns, **{k: v[:n] for k, v in arrays.items()})

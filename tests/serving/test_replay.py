@@ -170,7 +170,10 @@ def test_in_tier_three_it_is_what_the_traditional_consensus_returned_or_the_whol
     flat, three = flatten(PARAMS), Tier(3, "TIER_3: no model")
     for folder in (installation.settings.serving_dir / "warm").iterdir():
         symbol, account = Symbol(read_warm_start(folder)), Account()
-        account.scenarios = scenarios_of({SYMBOL: symbol.warm.closes}, PARAMS.labels.horizon_bars * STEP_S)
+        account.scenarios = scenarios_of(
+            {SYMBOL: symbol.warm.closes}, PARAMS.labels.horizon_bars * STEP_S, PARAMS.risk.tail
+        )
+        account.newest_closes = partial(_closes_of, symbol)
         for bar in bars[bars[:, OPEN_TIME] > symbol.warm.last_open_time][:400]:
             symbol.advance(bar[np.newaxis])
             close = utc(symbol.closed.close_time)
@@ -179,7 +182,9 @@ def test_in_tier_three_it_is_what_the_traditional_consensus_returned_or_the_whol
                 predictions={}, id="t", known_at=close, now=close,
             )  # fmt: skip
             if d.edge_bps is not None:
-                missed = (d.edge_bps + 5.0) / (abs(d.entry - d.stop) / d.entry * 1e4) - 1.5 * d.p
+                missed = (d.edge_bps + symbol.target_cost_bps(PARAMS.costs)) / (
+                    abs(d.entry - d.stop) / d.entry * 1e4
+                ) - 1.5 * d.p
                 found[d.lineage["miss"]] = missed / (1.0 - d.p)
     assert found == {
         "the whole stop: the warm start has no estimate": pytest.approx(-1.0),

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.traded_events import traded
 
 from pipelines.contracts import DAY_S
 from pipelines.evaluation.gates import Evidence, judge
@@ -29,7 +30,7 @@ def market(n, turns=None, seed=5, strength=1.5):
     way = np.where(np.arange(n) < (n if turns is None else turns), 1.0, -1.0)
     y = (rng.random(n) < 1 / (1 + np.exp(-strength * way * rows[:, 0]))).astype(float)
     known = STEP_S * np.arange(n)
-    extras = {"volatility": rng.normal(size=(n, 2)), "gross_bps": 50.0 * (2.0 * y - 1.0), "atr": np.full(n, 0.005)}
+    extras = {**traded(n), "volatility": rng.normal(size=(n, 2))}
     return Dataset(COLUMNS, lambda at: rows[at], y, np.ones(n), np.ones(n), known, known + STEP_S, np.arange(n), extras)
 
 

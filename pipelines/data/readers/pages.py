@@ -19,7 +19,7 @@ from pipelines.contracts import BAR_FIELDS, OPEN_TIME, Floats, utc
 from pipelines.errors import UnreadableFile
 
 PAGES_VERSION = "page/2"
-PAGES_BEFORE = "page/1"  # up to release 0.5: without half_spread, which no candle has, so they stay in use
+PAGES_BEFORE = "page/1"  # up to release 0.7: without half_spread, which no candle has, so they stay in use
 
 
 @dataclass(frozen=True)

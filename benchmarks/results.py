@@ -31,11 +31,13 @@ PARTS = ("faults", "crashes", "crashes_on_postgresql", "swaps", "odd_inputs", "u
 def write_faults(folder: Path, page: Path) -> str:
     """Write the page of faults from what is stored in `folder`; return what was written and what is missing."""
     found = {name: json.loads(file.read_text()) for name in PARTS if (file := folder / f"{name}.json").is_file()}
+    if not found:
+        return f"{page}: nothing stored, left as it is"
     incomplete = [name for name in PARTS if name not in found or not found[name]["complete"]]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(faults_page(found, incomplete))
     missing = f"; missing or incomplete: {', '.join(incomplete)}" if incomplete else ""
-    return f"{page}: {', '.join(found) or 'nothing'}{missing}"
+    return f"{page}: {', '.join(found)}{missing}"
 
 
 def faults_page(found: JsonObject, incomplete: Sequence[str]) -> str:

@@ -37,11 +37,13 @@ NOTES = {
 def write_drift(folder: Path, page: Path) -> str:
     """Write the page of the watch from what is stored in `folder`; return what was written and what is missing."""
     found = {name: json.loads(file.read_text()) for name in PARTS if (file := folder / f"{name}.json").is_file()}
+    if not found:
+        return f"{page}: nothing stored, left as it is"
     incomplete = [name for name in PARTS if name not in found or not found[name]["complete"]]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(drift_page(found, incomplete, load_params()))
     missing = f"; missing or incomplete: {', '.join(incomplete)}" if incomplete else ""
-    return f"{page}: {', '.join(found) or 'nothing'}{missing}"
+    return f"{page}: {', '.join(found)}{missing}"
 
 
 def drift_page(found: JsonObject, incomplete: Sequence[str], params: Params) -> str:

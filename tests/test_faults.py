@@ -61,8 +61,8 @@ def test_a_locked_store_is_reported_within_seconds_and_no_call_hangs(target):
         ]
     # the feeder repeats the call it was at: a bar that must be stored, or the decision on one
     assert "503" in str([found["responses"]["/observe"], found["responses"]["/decide"]])
-    assert found["detected_s"] < 2.0
-    assert max(found["slowest_s"].values()) < 2.0, found["slowest_s"]
+    assert found["detected_s"] < 5.0
+    assert max(found["slowest_s"].values()) < 5.0, found["slowest_s"]
     assert "200 HEALTHY" in found["responses"]["/status"][0]
     assert any("UNHEALTHY tier 4" in words for words in found["responses"]["/status"])
 

@@ -206,6 +206,7 @@ def stack(tmp_path_factory):
 @contextmanager
 def turned(folder: Path) -> Iterator[Stack]:
     """Run six services and one whole turn. At the end Ctrl-C must leave no process and no change in git."""
+    os.umask(0o077)  # tests call into the home as well, and a command names every file that it finds open to others
     restrict()  # some tests move champions in this process, as a command would
     before = repository()
     running = Stack(environment(folder / "home"), folder / "run.log")

@@ -1,4 +1,13 @@
-"""Timeframes: a finer series of bars becomes a coarser one, closed bars only, so nothing is read before it is known."""
+"""Timeframes and the grid of a market's bars: where each opens, where it closes, and which are missing.
+
+A finer series of bars becomes a coarser one, closed bars only, so nothing is read before it is known. This is the only
+module that divides time into bars.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -11,36 +20,251 @@ from pipelines.contracts import (
     LOW,
     OPEN_TIME,
     TAKER_BUY,
-    TIMEFRAME_SECONDS,
     TRADES,
     VOLUME,
+    Bools,
     Floats,
+    Ints,
+    JsonObject,
 )
+from pipelines.data.calendars import ALWAYS, DAY, WEEK, Calendar, Days, trading_days
 from pipelines.errors import BadShape, BadTimes, UnknownName
+
+# nominal seconds; a week is one of a calendar, a month 30 days for want of a length of its own
+TIMEFRAMES = {
+    "1m": 60, "3m": 180, "5m": 300, "15m": 900, "30m": 1800, "1h": 3600, "2h": 7200, "4h": 14_400, "6h": 21_600,
+    "8h": 28_800, "12h": 43_200, "1d": DAY, "3d": 3 * DAY, "1w": WEEK, "1M": 30 * DAY,
+}  # fmt: skip
+DECISION_TIMEFRAMES = ("1m", "5m", "15m", "1h", "4h", "1d")  # the others are read, and resampled to one of these
+MONDAY_S = 4 * DAY  # the epoch was a Thursday
+HOLIDAY_DAYS = 5  # trading days in a row without a bar that are holidays; more are an outage
 
 
 def seconds(timeframe: str) -> int:
-    """Return the length of a named timeframe in seconds. Raises UnknownName with the known names."""
-    if timeframe not in TIMEFRAME_SECONDS:
-        raise UnknownName(f"no timeframe {timeframe!r}; known: {', '.join(TIMEFRAME_SECONDS)}. Use one of these.")
-    return TIMEFRAME_SECONDS[timeframe]
+    """Return the nominal length of a timeframe in seconds. Raises UnknownName with the known names."""
+    if timeframe not in TIMEFRAMES:
+        raise UnknownName(f"no timeframe {timeframe!r}; known: {', '.join(TIMEFRAMES)}. Use one of these.")
+    return TIMEFRAMES[timeframe]
+
+
+def decision_timeframe(base: str, wanted: str) -> str:
+    """Return the timeframe decisions are made on: `wanted`, or the finest one that bars of `base` can make.
+
+    Raises BadTimes where bars of `base` are coarser than every decision timeframe.
+    """
+    step, lengths = seconds(base), {name: TIMEFRAMES[name] for name in DECISION_TIMEFRAMES}
+    if lengths[wanted] >= step and lengths[wanted] % step == 0:
+        return wanted
+    for name, length in lengths.items():
+        if length >= max(step, lengths[wanted]) and length % step == 0:
+            return name
+    raise BadTimes(f"bars of {base} are coarser than the coarsest bar decisions are made on (1d). Give daily bars.")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Say where the bars of a market open and close.
+
+    Time is a row of trading intervals, each cut into bars from its open; the last bar of an interval may be shorter
+    than the others (15:30 to 16:00 of a US share in hourly bars). A bar of a day, a week or a month is one interval.
+    Open times are epoch seconds UTC; no time is guessed: one that opens no bar is not on the grid.
+
+    timeframe  one of TIMEFRAMES
+    calendar   when the market is open
+    phase_s    seconds by which bars open after a multiple of their length since the epoch; of a plain calendar alone
+    """
+
+    timeframe: str
+    calendar: Calendar = ALWAYS
+    phase_s: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise UnknownName for an unknown timeframe."""
+        seconds(self.timeframe)
+
+    @property
+    def step_s(self) -> int:
+        """Return the nominal length of a bar in seconds."""
+        return TIMEFRAMES[self.timeframe]
+
+    @property
+    def fixed(self) -> bool:
+        """Return whether all bars are of one length and none is ever left out."""
+        return self.calendar.plain and self.timeframe != "1M"
+
+    @property
+    def _origin(self) -> int:
+        """Return the open of some bar of a fixed grid."""
+        return self.phase_s + (MONDAY_S if self.timeframe == "1w" else 0)
+
+    @cached_property
+    def _spans(self) -> "_Spans":
+        """Return the trading intervals of a grid that is not fixed."""
+        return _spans(self.timeframe, self.calendar)
+
+    def slots(self, times: Floats) -> Ints:
+        """Return (n,) the number of the bar that holds each time, dense; -1 where the market is shut."""
+        if self.fixed:
+            return np.floor((times - self._origin) / self.step_s).astype(np.int64)
+        spans, at = self._spans, self._at(times)
+        inside = (at >= 0) & (times < spans.closes[at])
+        into = np.floor((times - spans.opens[at]) / spans.step_s).astype(np.int64)
+        return np.where(inside, spans.before[at] + np.minimum(into, spans.bars[at] - 1), -1)
+
+    def _at(self, times: Floats) -> Ints:
+        """Return (n,) the interval that began last at each time; -1 before the first."""
+        return np.searchsorted(self._spans.opens, times, "right") - 1
+
+    def opens(self, slots: Ints) -> Floats:
+        """Return (n,) the open time of each numbered bar."""
+        if self.fixed:
+            return np.asarray(slots * float(self.step_s) + self._origin, dtype=np.float64)
+        spans = self._spans
+        at = np.searchsorted(spans.before, slots, "right") - 1
+        return np.asarray(spans.opens[at] + (slots - spans.before[at]) * spans.step_s)
+
+    def holding(self, times: Floats) -> Floats:
+        """Return (n,) the open of the bar that holds each time; NaN where the market is shut."""
+        slots = self.slots(times)
+        if self.fixed:
+            return self.opens(slots)
+        return np.where(slots >= 0, self.opens(np.maximum(slots, 0)), np.nan)
+
+    def closes(self, opens: Floats) -> Floats:
+        """Return (n,) the close of each bar by its open: when it can be known, never before.
+
+        A time outside trading intervals closes with the nominal length after it.
+        """
+        opens = np.asarray(opens, dtype=np.float64)
+        nominal = opens + self.step_s
+        if self.fixed:
+            return nominal
+        spans, at = self._spans, self._at(opens)
+        inside = (at >= 0) & (opens < spans.closes[at])
+        ends = np.where(spans.bars[at] == 1, spans.closes[at], np.minimum(opens + spans.step_s, spans.closes[at]))
+        return np.where(inside, ends, nominal)
+
+    def next_close(self, opened: float) -> float:
+        """Return the close of the bar that opens then, epoch seconds."""
+        return float(self.closes(np.array([opened]))[0])
+
+    def slot(self, opened: float) -> int:
+        """Return the number of the bar that holds this time; -1 where the market is shut."""
+        return int(self.slots(np.array([opened]))[0])
+
+    def on_grid(self, opens: Floats) -> Bools:
+        """Return (n,): whether each time opens a bar."""
+        return np.asarray(self.holding(opens) == opens)
+
+    def missing(self, opens: Floats) -> Ints:
+        """Return (n-1,) how many bars are missing between each bar and the next; all ascending and on the grid.
+
+        Of a market that closes, whole trading days without a bar are holidays, up to HOLIDAY_DAYS in a row.
+        """
+        between = np.maximum(np.diff(self.slots(opens)) - 1, 0)
+        if self.fixed or self.calendar.always_open:
+            return np.asarray(between)
+        spans, at = self._spans, self._at(opens)
+        absent = np.maximum(np.diff(at) - 1, 0)
+        bars = np.where(absent > 0, spans.before[at[1:]] - spans.before[at[:-1]] - spans.bars[at[:-1]], 0)
+        return np.asarray(np.where(absent <= HOLIDAY_DAYS, between - bars, between))
+
+    def missing_between(self, before: float, after: float) -> int:
+        """Return how many bars are missing between one bar and a later one, both by their opens."""
+        return int(self.missing(np.array([before, after]))[0])
+
+    def expected(self, after: float, until: float) -> int:
+        """Return how many bars close in (after, until], epoch seconds, whether or not they came."""
+        if self.fixed:
+            first, last = (np.floor((moment - self._origin) / self.step_s) for moment in (after, until))
+            return int(last - first)
+        spans = self._spans
+        return self._closed_by(spans, until) - self._closed_by(spans, after)
+
+    def _closed_by(self, spans: "_Spans", moment: float) -> int:
+        """Return the number of bars that have closed at a moment."""
+        at = int(np.searchsorted(spans.opens, moment, "right")) - 1
+        if at < 0:
+            return 0
+        if moment >= spans.closes[at]:
+            return int(spans.before[at] + spans.bars[at])
+        return int(spans.before[at] + np.floor((moment - spans.opens[at]) / spans.step_s))
+
+    def at(self, timeframe: str) -> "Grid":
+        """Return the grid of another timeframe of the same market; a phase stays where it divides the bar."""
+        step = seconds(timeframe)
+        keeps = self.phase_s if self.fixed and step <= DAY else 0
+        return Grid(timeframe, self.calendar, keeps % step)
+
+    def to_dict(self) -> JsonObject:
+        """Return the grid, JSON-ready."""
+        return {"timeframe": self.timeframe, "phase_s": self.phase_s, "calendar": self.calendar.to_dict()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, object]) -> "Grid":
+        """Return the grid of `to_dict`."""
+        calendar, phase = stored["calendar"], stored["phase_s"]
+        if not isinstance(calendar, dict) or not isinstance(phase, int):
+            raise BadShape(f"grid: {stored!r} is no grid; wanted timeframe, phase_s, calendar")
+        return cls(str(stored["timeframe"]), Calendar.from_dict(calendar), phase)
+
+    def describe(self) -> str:
+        """Return the grid in words: '1h bars, us-equity: Mon 09:30 to …'."""
+        phase = f", {self.phase_s} s after the full {self.timeframe}" if self.phase_s else ""
+        return f"{self.timeframe} bars{phase}; {self.calendar.describe()}"
+
+
+@dataclass(frozen=True)
+class _Spans:
+    """Hold trading intervals (n,), ascending: their opens and closes, bars in each, and bars before each."""
+
+    opens: Floats
+    closes: Floats
+    bars: Ints
+    before: Ints
+    step_s: float
+
+
+@lru_cache(maxsize=16)
+def _spans(timeframe: str, calendar: Calendar) -> _Spans:
+    """Return the trading intervals whose bars have this timeframe."""
+    days, step = trading_days(calendar), float(TIMEFRAMES[timeframe])
+    opens, closes = days.opens, days.closes
+    if step >= DAY:  # one bar from the first open of the period to its last close
+        period = _periods(days, timeframe)
+        first = np.r_[True, np.diff(period) != 0]
+        opens, closes = opens[first], closes[np.r_[np.flatnonzero(first)[1:] - 1, len(closes) - 1]]
+        bars = np.ones(len(opens), dtype=np.int64)
+    else:
+        bars = np.ceil((closes - opens) / step).astype(np.int64)
+    return _Spans(opens, closes, bars, np.cumsum(bars) - bars, step)
+
+
+def _periods(days: Days, timeframe: str) -> Ints:
+    """Return (n,) the number of the day, week (from Monday) or month each interval belongs to."""
+    if timeframe == "1d":
+        return days.date
+    if timeframe == "1w":
+        return np.asarray((days.date - 1) // 7)  # 0001-01-01, ordinal 1, was a Monday
+    named = (date.fromordinal(ordinal) for ordinal in days.date.tolist())
+    return np.array([day.year * 12 + day.month for day in named])
 
 
 @kernel
-def _resample(bars: Floats, target: float, seen_until: float, out: Floats) -> int:
-    """Fill out (n, 9) from the top with bars of `target` seconds; return how many are closed at `seen_until`.
+def _resample(bars: Floats, starts: Floats, ends: Floats, seen_until: float, out: Floats) -> int:
+    """Fill out (n, 9) from the top with the bars that open at `starts`; return how many are closed at `seen_until`.
 
-    bars (n, 9) and out float64; target in seconds, seen_until in epoch seconds, float64
+    bars (n, 9), out, starts and ends (n,) float64: open and close of the coarser bar that holds each base bar, epoch
+    seconds; seen_until in epoch seconds, float64
     """
     made, quoted, total = -1, 0, 0.0  # base bars with a half spread in the newest bar, and their sum
     for i in range(bars.shape[0]):
-        start = np.floor(bars[i, OPEN_TIME] / target) * target
-        if start + target > seen_until:
+        if ends[i] > seen_until:
             break
-        if made < 0 or start != out[made, OPEN_TIME]:
+        if made < 0 or starts[i] != out[made, OPEN_TIME]:
             made += 1
             out[made, :] = bars[i, :]
-            out[made, OPEN_TIME] = start
+            out[made, OPEN_TIME] = starts[i]
             known = bars[i, HALF_SPREAD] == bars[i, HALF_SPREAD]
             quoted, total = (1, bars[i, HALF_SPREAD]) if known else (0, 0.0)
             continue
@@ -56,22 +280,23 @@ def _resample(bars: Floats, target: float, seen_until: float, out: Floats) -> in
     return made + 1
 
 
-def resample(matrix: Floats, base_seconds: int, target_seconds: int) -> Floats:
-    """Return bars of `base_seconds` as bars of `target_seconds`: first, max, min, last, sums, mean spread.
+def resample(matrix: Floats, base: Grid, target: Grid) -> Floats:
+    """Return bars of the `base` grid as bars of the `target` grid: first, max, min, last, sums, mean spread.
 
     matrix   (n, 9) in BAR_FIELDS order, ascending unique open times (epoch seconds UTC), finite prices
-    Returns  (m, 9), stamped with the open time of the target slot (multiples of `target_seconds` since the epoch).
-             A bar is returned only when its last base slot is over. Where base rows are missing inside a
-             bar, it is made of the others; a target bar without any base row is absent.
+    Returns  (m, 9), stamped with the open time of the target bar. A bar is returned only when a base bar at or past
+             its end is over. Where base rows are missing inside a bar, it is made of the others; a target bar without
+             any base row is absent.
              A sum over a NaN (volume, trades, taker_buy_volume) is NaN: part of it is unknown. half_spread is the
              mean of those recorded inside the bar, NaN where none was.
-    Raises   BadShape if the matrix is not (n, 9); BadTimes if times do not ascend or the target is no multiple of base
+    Raises   BadShape if the matrix is not (n, 9); BadTimes if times do not ascend, a base bar lies outside the target
+             grid, or reaches over the end of a target bar
     """
     if matrix.ndim != 2 or matrix.shape[1] != BAR_WIDTH:
         raise BadShape(f"bars have shape {matrix.shape}, expected (n, {BAR_WIDTH}). Use schemas.to_matrix(frame).")
-    if base_seconds <= 0 or target_seconds < base_seconds or target_seconds % base_seconds:
+    if target.step_s < base.step_s:
         raise BadTimes(
-            f"cannot make bars of {target_seconds} s from bars of {base_seconds} s: the target must be a whole "
+            f"cannot make bars of {target.timeframe} from bars of {base.timeframe}: the target must be a whole "
             f"multiple of the base. Read a finer source or choose a coarser timeframe."
         )
     if len(matrix) == 0:
@@ -83,25 +308,16 @@ def resample(matrix: Floats, base_seconds: int, target_seconds: int) -> Floats:
         raise BadTimes(
             f"open_time does not ascend at row {at} of {len(times)}. Clean the bars with quality.assess first."
         )
+    starts = target.holding(times)
+    ends, closes = target.closes(starts), base.closes(times)
+    within = closes <= ends  # False for a bar outside trading hours too
+    if not within.all():
+        at = int(np.argmin(within))
+        raise BadTimes(
+            f"row {at} of {len(times)}, open_time {times[at]:.0f}: a {base.timeframe} bar does not fit into "
+            f"{target.describe()}. Give bars whose length divides {target.timeframe}, or state --sessions."
+        )
     out = np.empty_like(matrix, order="C")
-    made = _resample(np.ascontiguousarray(matrix), float(target_seconds), times[-1] + base_seconds, out)
+    flat = (np.ascontiguousarray(part, dtype=np.float64) for part in (matrix, starts, ends))
+    made = _resample(*flat, float(closes[-1]), out)
     return out[:made].copy()
-
-
-def infer_timeframe(open_times: Floats) -> str:
-    """Return the name of the commonest spacing of `open_times` (epoch seconds, any order, copies ignored).
-
-    Raises BadTimes when there are fewer than two times, or when the spacing is none of TIMEFRAME_SECONDS.
-    """
-    times = np.unique(open_times[np.isfinite(open_times)])
-    if len(times) < 2:
-        raise BadTimes(f"{len(times)} distinct open_time(s) do not show a timeframe; give it by name, e.g. '1m'.")
-    steps, counts = np.unique(np.diff(times), return_counts=True)
-    step = float(steps[np.argmax(counts)])
-    for name, length in TIMEFRAME_SECONDS.items():
-        if length == step:
-            return name
-    raise BadTimes(
-        f"bars are mostly {step:g} s apart ({counts.max()} of {counts.sum()} steps), which is no known timeframe "
-        f"({', '.join(f'{name} = {length} s' for name, length in TIMEFRAME_SECONDS.items())}). Resample them first."
-    )

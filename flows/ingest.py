@@ -20,8 +20,8 @@ from pipelines.costs import venue_of
 from pipelines.data import records, reference_year, schemas
 from pipelines.data.alignment import merge_records
 from pipelines.data.quality import QualityReport, assess
+from pipelines.data.sessions import infer_grid
 from pipelines.data.sources import Records
-from pipelines.data.timeframes import infer_timeframe
 from pipelines.errors import BellwetherError, NotEnoughData, QualityBlocked
 
 Provenance = Mapping[str, Any]  # what a source says of itself; it goes into the manifest
@@ -49,7 +49,7 @@ def observed(symbol: str) -> MarketData:
     manifest, data = installation.manifest(), installation.workspace / "data"
     stored = schemas.read_bars(data / manifest["file"])
     after = stored["open_time"].iloc[-1].timestamp()
-    newer = schemas.to_frame(installation.store.bars(symbol, after=after), manifest["timeframe"], None)
+    newer = schemas.to_frame(installation.store.bars(symbol, after=after), installation.base_grid(), None)
     books, feed = records.read_snapshot(data, dict(manifest))
     newer_books, newer_feed = installation.store.records(symbol)
     # where both hold a record, the snapshot's is used
@@ -61,7 +61,7 @@ def observed(symbol: str) -> MarketData:
 def check(frame: pd.DataFrame, as_of: datetime) -> QualityReport:
     """Return the clean rows, the quarantined ones with their reasons, and the score."""
     rules = open_installation().params.data.quality
-    return assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), as_of, rules=rules)
+    return assess(frame, infer_grid(schemas.to_matrix(frame)[:, 0]), as_of, rules=rules)
 
 
 @task
@@ -108,7 +108,7 @@ def write_snapshot(
             f"{symbol}: no usable row of {len(report.quarantined)}; the quality report names the reason of each. "
             "Correct the source and ingest it again."
         )
-    timeframe = infer_timeframe(schemas.to_matrix(frame)[:, 0])
+    timeframe = report.grid.timeframe
     slug = symbol.replace("/", "-")
     file = Path("bars") / slug / f"{timeframe}.parquet"
     frame = retain_first_ingestion(frame, folder / file, schemas.read_bars, ["open_time"])
@@ -133,6 +133,7 @@ def write_snapshot(
     manifest = {
         "symbol": symbol,
         "timeframe": timeframe,
+        "grid": report.grid.to_dict(),
         "file": str(file),
         "book": None if books is None else str(book),
         "context": None if feed is None else str(context),

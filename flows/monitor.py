@@ -20,10 +20,12 @@ from flows.support.alarms import end_alarm, keep_alarm
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import report_progress, step
 from flows.support.watched import PREDATES, WatchedModel, watched_model
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, utc
+from pipelines.contracts import OPEN_TIME, Estimate, Floats, utc
 from pipelines.costs import NO_FUNDING, costs_of, funding_rates, venue_of
 from pipelines.data import records, schemas
 from pipelines.data.alignment import merge_records
+from pipelines.data.sessions import grid_of
+from pipelines.data.timeframes import Grid
 from pipelines.experiments.eprocess import LEAST_BLOCKS, block_means
 from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
@@ -85,12 +87,12 @@ def resolve_outcomes(symbol: str) -> int:
     if not pending:
         return 0
     manifest = installation.manifest()
-    base_s = TIMEFRAME_SECONDS[manifest["timeframe"]]
     bars = schemas.to_matrix(schemas.read_bars(installation.workspace / "data" / manifest["file"]))
     newer = installation.store.bars(symbol, after=bars[-1, OPEN_TIME])
     costs = costs_of(installation.params.costs, *venue_of(manifest))
     rates = funding_known(installation, symbol) if costs.funding_hours is not None else NO_FUNDING
-    found = resolve(pending, np.concatenate([bars, newer]), base_s, costs, rates)
+    grid = grid_of(manifest, bars[:, OPEN_TIME])
+    found = resolve(pending, np.concatenate([bars, newer]), grid, costs, rates)
     return sum(installation.store.add_outcome(outcome) for outcome in found)
 
 
@@ -129,7 +131,7 @@ def family_watch(installation: Installation, family: str, symbol: str) -> Family
     line = slots.champion or slots.challenger
     assert line is not None, f"{family} has neither champion nor challenger, so it is not watched"
     model = watched_model(installation, line)
-    bar_s = TIMEFRAME_SECONDS[installation.meta()["decision_timeframe"]]
+    bar_s = Grid.from_dict(installation.meta()["grid"]).mean_s
     rates = alarm_rates(
         params.drift.false_alarms_a_month, params.drift.block_bars, bar_s, len(watched_families(installation))
     )
@@ -165,7 +167,7 @@ def market_time(installation: Installation, symbol: str, model: WatchedModel) ->
     newest = installation.store.newest_bar(symbol)
     if newest is None:
         return model.trained_through
-    return max(utc(newest + TIMEFRAME_SECONDS[installation.manifest()["timeframe"]]), model.trained_through)
+    return max(utc(installation.base_grid().next_close(newest)), model.trained_through)
 
 
 def trip_model(installation: Installation, symbol: str, watched: FamilyWatch | None) -> str | None:

@@ -13,18 +13,19 @@ from prefect.artifacts import create_link_artifact
 
 from flows.support.installation import Installation, now, open_installation
 from flows.support.progress import step
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TIMEFRAME_SECONDS, Floats, utc
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Floats, utc
 from pipelines.costs import costs_of, venue_of
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
 from pipelines.data.schemas import to_matrix
-from pipelines.data.timeframes import infer_timeframe, resample
+from pipelines.data.sessions import infer_grid
+from pipelines.data.timeframes import TIMEFRAMES, resample
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.stress_limits import Case, largest, stress_of_limits, verdict
 from pipelines.evaluation.stress_report import write_page
 from pipelines.evaluation.stressed import MarketHistory
 
-HOUR_S = 3600
+HOUR = "1h"
 BID, ASK = 0, 1
 
 
@@ -60,10 +61,11 @@ class StressStudy:
 def crisis_bars(path: Path, at: datetime) -> tuple[Floats, float]:
     """Return ((m, 9) bars of at least an hour, their seconds) of a recorded file. Raises as `files.read`."""
     frame = read(path, at)
-    timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
-    bars = to_matrix(assess(frame, timeframe, at).clean)
-    step_s = TIMEFRAME_SECONDS[timeframe]
-    return (bars, float(step_s)) if step_s >= HOUR_S else (resample(bars, step_s, HOUR_S), float(HOUR_S))
+    grid = infer_grid(to_matrix(frame)[:, OPEN_TIME])
+    bars, hours = to_matrix(assess(frame, grid, at).clean), grid.at(HOUR)
+    if grid.step_s >= hours.step_s:
+        return bars, float(grid.step_s)
+    return resample(bars, grid, hours), float(hours.step_s)
 
 
 def gather(installation: Installation, crises: Path | None, equity: float | None) -> MarketHistory:
@@ -72,7 +74,7 @@ def gather(installation: Installation, crises: Path | None, equity: float | None
     Raises StateError before the first ingest; NotEnoughData for a snapshot of fewer than two bars; as `files.read`
     """
     manifest, meta = installation.manifest(), installation.meta()
-    path, step_s = None, float(HOUR_S)
+    path, step_s = None, float(TIMEFRAMES[HOUR])
     if crises is not None:
         path, step_s = crisis_bars(crises, now())
     folder = installation.workspace / "artifacts" / "features"
@@ -82,7 +84,7 @@ def gather(installation: Installation, crises: Path | None, equity: float | None
     whole = np.isfinite(bars[:, [OPEN, HIGH, LOW, CLOSE]]).all(axis=1)
     return MarketHistory(
         symbols=(str(manifest["symbol"]),),
-        step_s=float(TIMEFRAME_SECONDS[meta["decision_timeframe"]]),
+        step_s=float(TIMEFRAMES[meta["decision_timeframe"]]),
         bars=bars[whole, None],
         spread=spreads(levels)[whole, None],
         crises=None if path is None else path[:, None],

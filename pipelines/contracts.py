@@ -91,8 +91,6 @@ CONTEXT_INDEX = {name: i for i, name in enumerate(CONTEXT_FIELDS)}
 CONTEXT_WIDTH = len(CONTEXT_FIELDS)
 NO_CONTEXT: Floats = np.full(CONTEXT_WIDTH, np.nan)
 
-TIMEFRAME_SECONDS = {"1m": 60, "5m": 300, "15m": 900, "1h": 3600, "4h": 14400, "1d": 86400}
-
 Arm = Literal["champion", "challenger"]
 
 CATEGORIES = ("cmt", "ict", "order_flow", "fpdom", "sentiment")

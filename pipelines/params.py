@@ -38,13 +38,6 @@ class DataParams(_Frozen):
     retention_days: int = Field(gt=0)
     exchange: ExchangeParams
 
-    def decision_timeframe_for(self, base: str) -> str:
-        """Return the timeframe to decide on over bars of `base`: the configured one, or `base` if that is coarser."""
-        from pipelines.contracts import TIMEFRAME_SECONDS  # imports numpy, which commands without arrays need not load
-
-        coarser = TIMEFRAME_SECONDS[base] > TIMEFRAME_SECONDS[self.decision_timeframe]
-        return base if coarser else self.decision_timeframe
-
 
 class SimulatorParams(_Frozen):
     """Define the simulated market."""
@@ -409,15 +402,10 @@ class TailParams(_Frozen):
     decay: float = Field(gt=0, lt=1)
     filtered_alone: list[Literal["1m", "5m", "15m", "1h", "4h", "1d"]]
 
-    def filter_alone(self, step_s: float) -> bool:
-        """Return whether filtered history alone forecasts the tail on decision bars of `step_s` seconds."""
-        from pipelines.contracts import TIMEFRAME_SECONDS  # imports numpy, which commands without arrays need not load
-
-        return step_s in {float(TIMEFRAME_SECONDS[name]) for name in self.filtered_alone}
-
-    def method(self, step_s: float) -> str:
-        """Return the name of the forecast on decision bars of `step_s` seconds, for the record of a decision."""
-        return "filtered_historical" if self.filter_alone(step_s) else "larger of filtered_historical and historical"
+    def method(self, timeframe: str) -> str:
+        """Return the name of the forecast on decision bars of this timeframe, for the record of a decision."""
+        alone = timeframe in self.filtered_alone
+        return "filtered_historical" if alone else "larger of filtered_historical and historical"
 
 
 class Stage(_Frozen):

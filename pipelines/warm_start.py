@@ -18,13 +18,10 @@ from pipelines.clock import MODES, Mode
 from pipelines.contracts import (
     BAR_WIDTH,
     CLOSE,
-    DAY_S,
     OPEN_TIME,
     RETAINED_BARS,
-    TIMEFRAME_SECONDS,
     Arrays,
     Books,
-    Bools,
     ContextFeed,
     Estimate,
     Floats,
@@ -32,6 +29,7 @@ from pipelines.contracts import (
     JsonObject,
 )
 from pipelines.data.alignment import prune_records
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape, DigestMismatch, NotEnoughData, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.sealed_folder import read_files, read_manifest, seal
@@ -41,10 +39,6 @@ from pipelines.signals.category_scores import CategoryScores
 _FIX = "`bellwether up` folds the history again."
 SCORES_FILE = "category_scores.json"
 _SCORES_FILE_BEFORE = "voices.json"  # its name in releases up to 0.5.0
-WEEK_S = 7 * int(DAY_S)
-CLOSED_SHARE = 0.5
-CLOCK_CHANGE_S = 3600
-CLOSURE_WEEKS = 8
 CLOSES_KEPT = 16_384  # decision bars whose closing price is stored: half a year of 15 minutes, for the tails of risk
 T = TypeVar("T", History, Books, ContextFeed)
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -61,7 +55,7 @@ class WarmStart:
                     those after the last of them
     books, feed     records that a later close can still read; None where the snapshot holds no such record
     closes          (n, 2) newest CLOSES_KEPT decision bars: close time, epoch s; price
-    closures        (slots of the week,) True where the market is regularly closed: a bar missing there is no gap
+    base_grid, grid  where base bars and decision bars open and close
     venue, market   where it trades, which decides its costs; None: not stated, or written before release 0.8.0
     clock           the clock of the data version, see pipelines.clock; None: written before release 0.8.0, not recorded
     data_hash       of the data version; None before publication
@@ -73,8 +67,8 @@ class WarmStart:
     """
 
     symbol: str
-    base_timeframe: str
-    decision_timeframe: str
+    base_grid: Grid
+    grid: Grid
     last_open_time: float
     feature_state: Floats
     signal_state: Floats
@@ -83,7 +77,6 @@ class WarmStart:
     books: Books | None
     feed: ContextFeed | None
     closes: Floats
-    closures: Bools
     category_scores: CategoryScores
     clock: Mode | None
     data_hash: str | None
@@ -99,8 +92,8 @@ def write_warm_start(
     folder: Path,
     *,
     symbol: str,
-    base_timeframe: str,
-    decision_timeframe: str,
+    base_grid: Grid,
+    grid: Grid,
     feature_state: Floats,
     signal_state: Floats,
     base: Floats,
@@ -118,18 +111,16 @@ def write_warm_start(
     the last decision bar. Raises NotEnoughData without a closed decision bar.
     """
     if len(history) == 0:
-        raise NotEnoughData(f"{symbol}: no closed {decision_timeframe} bar in {len(base)} {base_timeframe} bars")
-    step_s = TIMEFRAME_SECONDS[decision_timeframe]
-    open_from = history.bars[-1, OPEN_TIME] + step_s
-    books, feed = prune_records(open_from, step_s, books, feed)
+        raise NotEnoughData(f"{symbol}: no closed {grid.timeframe} bar in {len(base)} {base_grid.timeframe} bars")
+    open_from = grid.next_close(history.bars[-1, OPEN_TIME])
+    books, feed = prune_records(open_from, grid.step_s, books, feed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "features.state").write_bytes(FEATURES.dump(feature_state))
     (folder / "signals.state").write_bytes(SIGNALS.dump(signal_state))
     newest = history.bars[-CLOSES_KEPT:]
     arrays = {
         "tail": base[base[:, OPEN_TIME] >= open_from],
-        "closes": np.column_stack([newest[:, OPEN_TIME] + step_s, newest[:, CLOSE]]),
-        "closures": weekly_closures(history.bars, step_s),
+        "closes": np.column_stack([grid.closes(newest[:, OPEN_TIME]), newest[:, CLOSE]]),
     }
     for kind, record in (("history", history), ("book", books), ("context", feed)):
         if record is not None:
@@ -140,8 +131,8 @@ def write_warm_start(
     (folder / SCORES_FILE).write_text(category_scores.to_json())
     meta: JsonObject = {
         "symbol": symbol,
-        "base_timeframe": base_timeframe,
-        "decision_timeframe": decision_timeframe,
+        "base_grid": base_grid.to_dict(),
+        "grid": grid.to_dict(),
         "clock": clock,
         "venue": venue,
         "market": market,
@@ -215,10 +206,14 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
     content = read_files(folder, manifest, _FIX)
     meta = json.loads(content["meta.json"])
     arrays = {name[:-4]: np.load(folder / name, allow_pickle=False) for name in content if name.endswith(".npy")}
-    if lacking := sorted({"tail", "closes", "closures", "history.bars"} - arrays.keys()):
+    if lacking := sorted({"tail", "closes", "history.bars"} - arrays.keys()):
         raise StateError(
             f"{folder}: this warm start was written by an earlier release, without {', '.join(lacking)}; "
             "`bellwether run --once` trains and publishes a new one"
+        )
+    if "grid" not in meta:
+        raise StateError(
+            f"{folder}: this warm start was written by a release before 0.9.0, which named no trading calendar. {_FIX}"
         )
     tail = arrays["tail"] = _with_half_spread(arrays["tail"])
     bars = arrays["history.bars"] = _with_half_spread(arrays["history.bars"])
@@ -230,8 +225,8 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
     scores_file = SCORES_FILE if SCORES_FILE in content else _SCORES_FILE_BEFORE
     return WarmStart(
         symbol=meta["symbol"],
-        base_timeframe=meta["base_timeframe"],
-        decision_timeframe=meta["decision_timeframe"],
+        base_grid=Grid.from_dict(meta["base_grid"]),
+        grid=Grid.from_dict(meta["grid"]),
         last_open_time=meta["last_open_time"],
         feature_state=FEATURES.load(content["features.state"]),
         signal_state=SIGNALS.load(content["signals.state"]),
@@ -240,7 +235,6 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         books=_parts(Books, arrays, "book") if "book.known" in arrays else None,
         feed=_parts(ContextFeed, arrays, "context") if "context.known" in arrays else None,
         closes=arrays["closes"],
-        closures=arrays["closures"],
         category_scores=CategoryScores.from_json(content[scores_file].decode()),
         clock=meta["clock"] if meta.get("clock") in MODES else None,
         data_hash=meta["data_hash"],
@@ -273,27 +267,6 @@ def _record_of(stored: Mapping[str, float | None] | None) -> Estimate | None:
 def _parts(kind: type[T], arrays: Arrays, name: str) -> T:
     """Return a record of class `kind` from the arrays whose names begin with `name`."""
     return kind(**{part.name: arrays[f"{name}.{part.name}"] for part in fields(kind)})
-
-
-def weekly_closures(bars: Floats, step_s: int) -> Bools:
-    """Return (slots of a week,): True where a market is regularly closed, and for an hour on either side of that.
-
-    bars  (m, 9) decision bars. A slot is regularly closed if no bar came in at least CLOSED_SHARE of the weeks. Clocks
-    that change move a closing hour to the slot an hour away: in every week it is in one of the two, so one of them
-    passes the half and the other is its neighbour, also where the history ends before the clocks change. Under
-    CLOSURE_WEEKS weeks no closure is known, and every missing bar is a gap. Slots count from the epoch, a Thursday.
-    """
-    slots = WEEK_S // step_s
-    traded = np.unique((bars[:, OPEN_TIME] // step_s).astype(np.int64))
-    passed = np.arange(traded[0], traded[-1] + 1)
-    closed = np.zeros(slots, dtype=bool)
-    if len(passed) < CLOSURE_WEEKS * slots:
-        return closed
-    weeks, with_bar = (np.bincount(each % slots, minlength=slots) for each in (passed, traded))
-    empty = weeks - with_bar >= CLOSED_SHARE * weeks
-    for by in range(-(CLOCK_CHANGE_S // step_s), CLOCK_CHANGE_S // step_s + 1):
-        closed |= np.roll(empty, by)
-    return closed
 
 
 def hit_rate(hits: int, n: int, effective: float | None = None) -> Estimate:

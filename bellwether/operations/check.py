@@ -16,15 +16,15 @@ from pipelines.contracts import (
     OPEN_TIME,
     TAKER_BUY,
     TAPE_FIELDS,
-    TIMEFRAME_SECONDS,
     VOLUME,
     Floats,
 )
 from pipelines.costs import costs_of, venue_of
 from pipelines.data.quality import QualityReport, assess, cross_source_divergence
 from pipelines.data.schemas import to_frame, to_matrix
+from pipelines.data.sessions import infer_grid
 from pipelines.data.sources import Records, make_source, normalise_symbol
-from pipelines.data.timeframes import infer_timeframe, resample
+from pipelines.data.timeframes import Grid, decision_timeframe, resample
 from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES, absent_columns
 from pipelines.models import pattern_view
@@ -98,7 +98,7 @@ class Checked:
     quarantined: dict[str, int]
     flagged: dict[str, int]
     gaps: list[Gap]
-    weekly_sessions: bool
+    sessions: str
     recorded: list[str]
     costs: str
     spread_bps: float | None
@@ -126,22 +126,22 @@ def check(
     name = normalise_symbol(symbol or UNNAMED)
     source = make_source("files", path=path, venue=venue, market=market)
     frame = source.fetch(name, as_of=at, ingested_at=at)
-    timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
-    report = assess(frame, timeframe, at, rules=params.data.quality)
+    grid = infer_grid(to_matrix(frame)[:, OPEN_TIME])
+    report = assess(frame, grid, at, rules=params.data.quality)
     bars = to_matrix(report.clean)
-    decision_tf = params.data.decision_timeframe_for(timeframe)
+    decision_grid = grid.at(decision_timeframe(grid.timeframe, params.data.decision_timeframe))
     given = recorded_inputs(bars, market_records(source, name, [str(file) for file in context], at))
     live_s = timedelta(days=params.data.live_days).total_seconds()
     history = bars[bars[:, OPEN_TIME] < bars[-1, OPEN_TIME] - live_s, OPEN_TIME] if len(bars) else bars[:, OPEN_TIME]
-    n = len(np.unique(history // TIMEFRAME_SECONDS[decision_tf]))
+    n = len(np.unique(decision_grid.slots(history)))
     quoted = np.isfinite(bars[:, HALF_SPREAD])
     spread = bars[quoted, HALF_SPREAD]
     stamps = report.clean["open_time"]
     return Checked(
         file=str(path),
         symbol=name if symbol else None,
-        timeframe=timeframe,
-        decision_timeframe=decision_tf,
+        timeframe=grid.timeframe,
+        decision_timeframe=decision_grid.timeframe,
         rows=report.rows,
         first=stamps.iloc[0].isoformat() if len(stamps) else None,
         last=stamps.iloc[-1].isoformat() if len(stamps) else None,
@@ -151,19 +151,19 @@ def check(
         quarantined={str(reason): int(n) for reason, n in report.quarantined["reason"].value_counts().items()},
         flagged={name: report.counts[name] for name in ("gaps", "missing", "disordered", "stale", "jumps")},
         gaps=longest_gaps(report.gaps),
-        weekly_sessions=report.weekly_sessions,
+        sessions=grid.calendar.describe(),
         recorded=sorted(given),
         costs=costs_of(params.costs, *venue_of({"symbol": name, "source": source.describe()})).describe(),
         spread_bps=float(2e4 * (spread / bars[quoted, CLOSE]).mean()) if len(spread) else None,
         spread_share=len(spread) / max(len(bars), 1),
         history_bars=n,
         families={family: training(family, given, n, params) for family in FAMILIES},
-        against=None if against is None else difference(report.clean, timeframe, against, name, at, params),
+        against=None if against is None else difference(report.clean, grid, against, name, at, params),
     )
 
 
 def difference(
-    clean: pd.DataFrame, timeframe: str, against: Path, symbol: str, at: datetime, params: Params
+    clean: pd.DataFrame, grid: Grid, against: Path, symbol: str, at: datetime, params: Params
 ) -> Difference:
     """Return how the clean bars of a file differ from those of another file of the same market (D5).
 
@@ -171,17 +171,17 @@ def difference(
     """
     other = make_source("files", path=against)
     theirs = other.fetch(symbol, as_of=at, ingested_at=at)
-    theirs_tf = infer_timeframe(to_matrix(theirs)[:, OPEN_TIME])
-    shared_tf = max(timeframe, theirs_tf, key=TIMEFRAME_SECONDS.__getitem__)
+    their_grid = infer_grid(to_matrix(theirs)[:, OPEN_TIME])
+    shared = max(grid, their_grid, key=lambda each: each.step_s)
     found = cross_source_divergence(
-        _coarser(clean, timeframe, shared_tf),
-        _coarser(assess(theirs, theirs_tf, at).clean, theirs_tf, shared_tf),
+        _coarser(clean, grid, shared),
+        _coarser(assess(theirs, their_grid, at).clean, their_grid, shared),
         params.data.quality,
     )
     worst = found.flagged.reindex((found.flagged["bps"] - found.median_bps).abs().nlargest(NAMED_GAPS).index)
     return Difference(
         file=str(against),
-        timeframe=shared_tf,
+        timeframe=shared.timeframe,
         shared=found.n,
         median_bps=found.median_bps,
         divergent=len(found.flagged),
@@ -189,12 +189,11 @@ def difference(
     )
 
 
-def _coarser(clean: pd.DataFrame, timeframe: str, target: str) -> pd.DataFrame:
-    """Return clean bars of `timeframe` as bars of `target`."""
-    if timeframe == target:
+def _coarser(clean: pd.DataFrame, grid: Grid, target: Grid) -> pd.DataFrame:
+    """Return clean bars of one grid as bars of another."""
+    if grid == target:
         return clean
-    bars = resample(to_matrix(clean), TIMEFRAME_SECONDS[timeframe], TIMEFRAME_SECONDS[target])
-    return to_frame(bars, target, None)
+    return to_frame(resample(to_matrix(clean), grid, target), target, None)
 
 
 def score_parts(report: QualityReport) -> dict[str, float]:

@@ -26,7 +26,6 @@ from pipelines.contracts import (
     NO_CONTEXT,
     OPEN_TIME,
     TAPE_WIDTH,
-    TIMEFRAME_SECONDS,
     VOLUME,
     Books,
     ContextFeed,
@@ -40,7 +39,7 @@ from pipelines.data.orderbook import hawkes
 from pipelines.data.readers import recordings
 from pipelines.data.readers.trades import bars_from_trades
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation import tail_risk
 from pipelines.evaluation.backtest import backtest
 from pipelines.evaluation.stress import bootstrap
@@ -62,7 +61,7 @@ from pipelines.signals.events import events
 from serving.policy import kernel as decision_kernel
 from serving.policy.decision_row import flatten, to_rows
 from serving.risk import exits
-from serving.risk.exposure import scenarios_of
+from serving.risk.exposure import AssetCloses, scenarios_of
 
 T = TypeVar("T")
 MARKET_DAYS = 30  # long enough for every feature to warm up and for some events to happen
@@ -84,9 +83,9 @@ def fold_twice(fold: StreamingFold, bars: Floats) -> Floats:
     return values
 
 
-def fit_regimes(history: History, base: Floats, step_s: int, params: Params) -> None:
+def fit_regimes(history: History, base: Floats, grid: Grid, base_grid: Grid, params: Params) -> None:
     """Fit and predict with the regime family, whose kernels no fold calls."""
-    labels, view = return_labels(history.bars, base, step_s, params), VIEWS["regime"]
+    labels, view = return_labels(history.bars, base, grid, base_grid, params), VIEWS["regime"]
     keep = np.isfinite(history.features[:, FEATURES.index["volatility_regime"]])[labels["index"]]
     keep[: view.steps] = False
     index, values = labels["index"][keep], {name: labels[name][keep] for name in labels}
@@ -104,27 +103,29 @@ def warm_turn(params: Params) -> None:
     spec = params.simulator.model_copy(
         update={"history_days": MARKET_DAYS, "live_days": 0, "drift_after_live_days": None}
     )
-    step_s = TIMEFRAME_SECONDS[params.data.decision_timeframe]
+    base_grid = Grid("1m")
+    grid = base_grid.at(params.data.decision_timeframe)
     base = timed("simulator", lambda: simulate(spec)).bars
-    bars = timed("timeframes", lambda: resample(base, 60, step_s))
+    bars = timed("timeframes", lambda: resample(base, base_grid, grid))
     one = np.array([bars[0, OPEN_TIME]])
     books = Books(one, np.ones((1, 2, BOOK_LEVELS, 3)), np.ones((1, TAPE_WIDTH)))
     feed = ContextFeed(one, np.zeros(1, np.int64), one)
-    timed("alignment", lambda: align(bars[:, OPEN_TIME] + step_s, step_s, books, feed))
+    timed("alignment", lambda: align(bars[:, OPEN_TIME], grid, books, feed))
     features = timed("features", lambda: fold_twice(FEATURES, bars))
     signals = fold_twice(SIGNALS, bars)
     scores = timed("category scores", lambda: CategoryScores.fit(signals))
     context = np.full((len(bars), len(NO_CONTEXT)), np.nan)
     history = History(bars, features, signals, np.empty((len(bars), 2, 0, 3)), context)
-    timed("regimes", lambda: fit_regimes(history, base, step_s, params))
+    timed("regimes", lambda: fit_regimes(history, base, grid, base_grid, params))
     direction, confidence = scores.score(signals)
     found = events(features, signals)
-    closed = bars[found.index, OPEN_TIME] + step_s
+    known = grid.closes(bars[:, OPEN_TIME])
+    closed = known[found.index]
     labels = timed(
         "labels",
         lambda: triple_barrier(
             base, closed, bars[found.index, CLOSE], found.direction, found.atr, params.labels.target_atr,
-            params.labels.stop_atr, params.labels.horizon_bars * step_s,
+            params.labels.stop_atr, grid.deadline(closed, params.labels.horizon_bars),
         ),
     )  # fmt: skip
     flat = flatten(params)
@@ -137,8 +138,8 @@ def warm_turn(params: Params) -> None:
             decision_kernel.decide_rows(rows, flat, outs, codes),
         ),
     )
-    closes = np.column_stack([bars[:, OPEN_TIME] + step_s, bars[:, CLOSE]])
-    loop = live_core(params, scenarios_of({"": closes}, params.labels.horizon_bars * step_s, params.risk.tail))
+    closes = AssetCloses(grid, np.column_stack([known, bars[:, CLOSE]]))
+    loop = live_core(params, scenarios_of({"": closes}, params.labels.horizon_bars, params.risk.tail))
     fill, end, gross = np.full((3, len(bars)), np.nan)
     fill[found.index], end[found.index], gross[found.index] = labels.start_time, labels.exit_time, labels.gross_bps
     timed(
@@ -146,7 +147,7 @@ def warm_turn(params: Params) -> None:
         lambda: backtest(
             loop,
             rows,
-            bars[:, OPEN_TIME] + step_s,
+            known,
             fill,
             end,
             gross,

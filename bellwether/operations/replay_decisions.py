@@ -103,7 +103,7 @@ class _Walk:
 
     def to(self, close: float) -> bool:
         """Process bars up to the decision bar that closed at `close`, epoch s; return whether one closed then."""
-        until = int((self.bars[:, OPEN_TIME] + self.symbol.base_s <= close).sum())
+        until = int((self.symbol.base_grid.closes(self.bars[:, OPEN_TIME]) <= close).sum())
         if until > self.at:
             self.symbol.advance(self.bars[self.at : until])
             self.at = until

@@ -21,14 +21,13 @@ from pipelines.contracts import (
     OPEN,
     OPEN_TIME,
     REGIMES,
-    TIMEFRAME_SECONDS,
     VOLUME,
     Decision,
     Floats,
     JsonObject,
     finite_or_none,
 )
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import UnknownName
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.columns import SIGNAL_PARTS
@@ -49,13 +48,13 @@ COLOURS = dict(zip(REGIMES, ("#4c78a8", "#b8b8b8", "#e45756", "#72b7b2"), strict
 class ChartData:
     """Hold what is drawn.
 
-    bars       (n, 9) decision bars of `step_s` seconds, stamped at their open
+    bars       (n, 9) decision bars on `grid`, stamped at their open
     signals    (n, len(SIGNALS.columns)) on them; NaN where none were computed
     decisions  those made on these bars, oldest first
     """
 
     symbol: str
-    step_s: int
+    grid: Grid
     bars: Floats
     signals: Floats
     decisions: tuple[Decision, ...]
@@ -84,30 +83,30 @@ def gather(installation: Installation, symbol: str | None, last: int) -> ChartDa
     """
     described, meta = installation.manifest(), installation.meta()
     name = symbol or str(described["symbol"])
-    step_s = TIMEFRAME_SECONDS[meta["decision_timeframe"]]
+    grid = Grid.from_dict(meta["grid"])
     bars, signals = np.empty((0, BAR_WIDTH)), np.empty((0, len(SIGNALS.columns)))
     if name == described["symbol"]:
         folder = installation.workspace / "artifacts" / "features"
         bars, signals = np.load(folder / "decision.npy"), np.load(folder / "signals.npy")
-    end = float(bars[-1, OPEN_TIME] + step_s) if len(bars) else -np.inf
+    end = grid.next_close(bars[-1, OPEN_TIME]) if len(bars) else -np.inf
     observed = installation.store.bars(name, end - 1.0)
     if not len(bars) and not len(observed):
         raise UnknownName(
             f"no bars of {name!r}; known: {', '.join({described['symbol'], *installation.store.symbols()})}"
         )
-    live = resample(observed, TIMEFRAME_SECONDS[described["timeframe"]], step_s) if len(observed) else bars[:0]
+    live = resample(observed, Grid.from_dict(meta["base_grid"]), grid) if len(observed) else bars[:0]
     bars = np.vstack([bars, live])[-last:]
-    first = datetime.fromtimestamp(bars[0, OPEN_TIME] + step_s, UTC)
+    first = datetime.fromtimestamp(grid.next_close(bars[0, OPEN_TIME]), UTC)
     records = installation.store.decisions(name, since=first)
-    signals = np.vstack([signals, _decided_signals(live, records, step_s)])[-last:]
-    return ChartData(name, step_s, bars, signals, tuple(record.decision for record in records))
+    signals = np.vstack([signals, _decided_signals(live, records, grid)])[-last:]
+    return ChartData(name, grid, bars, signals, tuple(record.decision for record in records))
 
 
-def _decided_signals(bars: Floats, records: Sequence[DecisionRecord], step_s: int) -> Floats:
+def _decided_signals(bars: Floats, records: Sequence[DecisionRecord], grid: Grid) -> Floats:
     """Return the (n, k) signal rows stored with the decisions on these bars; NaN for a bar without a decision."""
     known = {record.decision.as_of.timestamp(): np.frombuffer(record.signals, dtype="<f8") for record in records}
     missing = np.full(len(SIGNALS.columns), np.nan)
-    closes = (bars[:, OPEN_TIME] + step_s).tolist()
+    closes = grid.closes(bars[:, OPEN_TIME]).tolist()
     return np.array([known.get(close, missing) for close in closes]).reshape(len(bars), len(SIGNALS.columns))
 
 
@@ -132,7 +131,7 @@ def detail_columns(name: str) -> tuple[str, ...]:
 
 def to_dict(drawn: ChartData) -> JsonObject:
     """Return what is drawn, JSON-ready; times are closes in UTC."""
-    times = [_moment(t + drawn.step_s) for t in drawn.bars[:, OPEN_TIME].tolist()]
+    times = [_moment(t) for t in drawn.grid.closes(drawn.bars[:, OPEN_TIME]).tolist()]
     return {
         "symbol": drawn.symbol,
         "bars": len(times),
@@ -157,7 +156,7 @@ def write(drawn: ChartData, file: Path) -> Path:
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    bars, times = drawn.bars, [_moment(t + drawn.step_s) for t in drawn.bars[:, OPEN_TIME].tolist()]
+    bars, times = drawn.bars, [_moment(t) for t in drawn.grid.closes(drawn.bars[:, OPEN_TIME]).tolist()]
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.85, 0.15], vertical_spacing=0.02)
     figure.add_trace(
         go.Candlestick(x=times, open=bars[:, OPEN], high=bars[:, HIGH], low=bars[:, LOW], close=bars[:, CLOSE],
@@ -181,7 +180,7 @@ def write(drawn: ChartData, file: Path) -> Path:
     note = f", {without} of them without signals" if without else ""
     emitted = sum(d.action != "NO_TRADE" for d in drawn.decisions)
     figure.update_layout(
-        title=f"{drawn.symbol}: {len(bars):,} bars of {drawn.step_s // 60} min to {times[-1]} UTC{note}; "
+        title=f"{drawn.symbol}: {len(bars):,} bars of {drawn.grid.timeframe} to {times[-1]} UTC{note}; "
         f"{len(drawn.decisions):,} decisions, {emitted} emitted",
         xaxis_rangeslider_visible=False, template="plotly_white", height=900, legend={"groupclick": "toggleitem"},
         hovermode="closest", margin={"l": 60, "r": 20, "t": 60, "b": 40},
@@ -252,10 +251,10 @@ def _regime_spans(drawn: ChartData) -> list[tuple[float, float, str]]:
         if decision.regime is None:
             continue
         end = decision.as_of.timestamp()
-        if found and found[-1][2] == decision.regime and end - found[-1][1] <= drawn.step_s:
+        if found and found[-1][2] == decision.regime and end - found[-1][1] <= drawn.grid.step_s:
             found[-1] = (found[-1][0], end, decision.regime)
         else:
-            found.append((end - drawn.step_s, end, decision.regime))
+            found.append((end - drawn.grid.step_s, end, decision.regime))
     return found
 
 

@@ -19,12 +19,12 @@ from pipelines.contracts import (
     OPEN_TIME,
     TAKER_BUY,
     TAPE,
-    TIMEFRAME_SECONDS,
     VOLUME,
     Floats,
     JsonObject,
 )
 from pipelines.costs import costs_of, venue_of
+from pipelines.data.timeframes import Grid
 from pipelines.errors import StateError, UnknownName
 from pipelines.evaluation.signals import Scores, format_estimate, score_signals, write_page
 from pipelines.features.catalog import absent_columns
@@ -38,13 +38,13 @@ SCORE_COLUMNS = ("signal", "n", "a week", "bars held", "hit rate", "gross bps", 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Hold a market: decision bars (n, 9) of `step_s` seconds, signals (n, ks) on them, and its recorded inputs.
+    """Hold a market: decision bars (n, 9) on `grid`, signals (n, ks) on them, and its recorded inputs.
 
     given   inputs other than prices, named as in `Column.needs`
     """
 
     symbol: str
-    step_s: int
+    grid: Grid
     bars: Floats
     signals: Floats
     given: set[str]
@@ -132,15 +132,15 @@ def _ingested(installation: Installation) -> bool:
 def _known(installation: Installation, symbol: str | None) -> Known:
     """Return a market from the newest snapshot, or from what was observed and decided of it."""
     described, meta = installation.manifest(), installation.meta()
-    step_s = TIMEFRAME_SECONDS[meta["decision_timeframe"]]
+    grid = Grid.from_dict(meta["grid"])
     if symbol in (None, described["symbol"]):
         bars, signals, levels, context = (
             _array(installation, name) for name in ("decision", "signals", "books", "context")
         )
-        return Known(str(described["symbol"]), step_s, bars, _of_this_catalogue(meta, signals),
+        return Known(str(described["symbol"]), grid, bars, _of_this_catalogue(meta, signals),
                      _given(bars, levels, context))  # fmt: skip
     drawn = gather(installation, symbol, EVERY_BAR)
-    return Known(drawn.symbol, drawn.step_s, drawn.bars, drawn.signals, _given(drawn.bars, None, None))
+    return Known(drawn.symbol, drawn.grid, drawn.bars, drawn.signals, _given(drawn.bars, None, None))
 
 
 def _array(installation: Installation, name: str) -> Floats:
@@ -178,11 +178,12 @@ def score(installation: Installation, symbol: str | None) -> tuple[str, Scores]:
             f"the newest snapshot is of {name}, not of {symbol!r}; ingest that one to score signals on it"
         )
     signals = _of_this_catalogue(meta, _array(installation, "signals"))
-    features, step_s = _array(installation, "features"), TIMEFRAME_SECONDS[meta["decision_timeframe"]]
+    features = _array(installation, "features")
+    grids = Grid.from_dict(meta["grid"]), Grid.from_dict(meta["base_grid"])
     atr = features[:, meta["feature_columns"].index("atr_14")]
     costs = costs_of(installation.params.costs, *venue_of(meta))
     decision, base = _array(installation, "decision"), _array(installation, "base")
-    return name, score_signals(signals, decision, base, atr, step_s, installation.params, costs)
+    return name, score_signals(signals, decision, base, atr, grids, installation.params, costs)
 
 
 def score_rows(scores: Scores) -> list[list[Any]]:
@@ -202,4 +203,4 @@ def write(symbol: str, scores: Scores, file: Path) -> Path:
 
 def _moment(known: Known, at: int) -> str:
     """Return the close of a bar in UTC, to the minute: when its signals were known."""
-    return datetime.fromtimestamp(known.bars[at, OPEN_TIME] + known.step_s, UTC).strftime("%Y-%m-%d %H:%M")
+    return datetime.fromtimestamp(known.grid.next_close(known.bars[at, OPEN_TIME]), UTC).strftime("%Y-%m-%d %H:%M")

@@ -8,13 +8,15 @@ import numpy as np
 
 from flows.support.installation import Installation
 from flows.support.market_access import market_records
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats
+from pipelines.contracts import OPEN_TIME, Floats
 from pipelines.data.alignment import align
 from pipelines.data.quality import assess
 from pipelines.data.schemas import to_matrix
+from pipelines.data.sessions import infer_grid
 from pipelines.data.sources import make_source, normalise_symbol
-from pipelines.data.timeframes import infer_timeframe, resample
+from pipelines.data.timeframes import Grid, decision_timeframe, resample
 from pipelines.errors import StateError, UnknownName
+from pipelines.evaluation.signals import Grids
 from pipelines.evaluation.stars import Contribution, Contributions, measure_contributions
 from pipelines.params import Params
 from pipelines.signals.catalog import SIGNALS
@@ -54,7 +56,8 @@ def of_snapshot(installation: Installation, symbol: str | None) -> Measured:
         raise StateError("the newest snapshot was folded by other signals; `bellwether run --once` folds it again")
     folder = installation.workspace / "artifacts" / "features"
     base, decision, signals = (np.load(folder / f"{name}.npy") for name in ("base", "decision", "signals"))
-    return _measured(str(described["symbol"]), meta["decision_timeframe"], decision, signals, base, installation.params)
+    grids = Grid.from_dict(meta["grid"]), Grid.from_dict(meta["base_grid"])
+    return _measured(str(described["symbol"]), grids, decision, signals, base, installation.params)
 
 
 def of_file(path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime) -> Measured:
@@ -65,26 +68,25 @@ def of_file(path: Path, symbol: str | None, context: list[Path], params: Params,
     name = normalise_symbol(symbol or "UNNAMED/USD")
     source = make_source("files", path=path)
     frame = source.fetch(name, as_of=at, ingested_at=at)
-    timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
-    base = to_matrix(assess(frame, timeframe, at).clean)
-    decision_tf = params.data.decision_timeframe_for(timeframe)
-    step_s = TIMEFRAME_SECONDS[decision_tf]
-    decision = resample(base, TIMEFRAME_SECONDS[timeframe], step_s)
+    base_grid = infer_grid(to_matrix(frame)[:, OPEN_TIME])
+    base = to_matrix(assess(frame, base_grid, at).clean)
+    grid = base_grid.at(decision_timeframe(base_grid.timeframe, params.data.decision_timeframe))
+    decision = resample(base, base_grid, grid)
     if not len(decision):
-        raise StateError(f"{path} holds no whole {decision_tf} bar; use a longer file")
+        raise StateError(f"{path} holds no whole {grid.timeframe} bar; use a longer file")
     levels, aligned = align(
-        decision[:, OPEN_TIME] + step_s, step_s, *market_records(source, name, [str(file) for file in context], at)
+        decision[:, OPEN_TIME], grid, *market_records(source, name, [str(file) for file in context], at)
     )
     signals = SIGNALS.run(decision, levels, aligned)
-    return _measured(name if symbol else str(path), decision_tf, decision, signals, base, params)
+    return _measured(name if symbol else str(path), (grid, base_grid), decision, signals, base, params)
 
 
-def _measured(symbol: str, timeframe: str, decision: Floats, signals: Floats, base: Floats, params: Params) -> Measured:
-    """Measure every star: decision (n, 9) bars of `timeframe`, signals (n, ks) on them, base (m, 9) bars below them."""
-    step_s = TIMEFRAME_SECONDS[timeframe]
-    first, last = (_moment(decision[i, OPEN_TIME] + step_s) for i in (0, -1))
+def _measured(symbol: str, grids: Grids, decision: Floats, signals: Floats, base: Floats, params: Params) -> Measured:
+    """Measure every star: decision (n, 9) bars, signals (n, ks) on them, base (m, 9) bars below them; their grids."""
+    grid, _ = grids
+    first, last = (_moment(grid.next_close(decision[i, OPEN_TIME])) for i in (0, -1))
     truth = history(decision, signals, SIGNALS.columns)
-    return Measured(symbol, timeframe, first, last, measure_contributions(truth, decision, base, step_s, params))
+    return Measured(symbol, grid.timeframe, first, last, measure_contributions(truth, decision, base, grids, params))
 
 
 def rows(found: Contributions) -> list[list[str]]:

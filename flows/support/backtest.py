@@ -13,7 +13,7 @@ import numpy as np
 
 from flows.support.installation import Installation
 from flows.support.promotion import slots_of
-from pipelines.contracts import CATEGORIES, CLOSE, OPEN_TIME, REGIMES, TIMEFRAME_SECONDS, Floats, Ints, json_ready
+from pipelines.contracts import CATEGORIES, CLOSE, OPEN_TIME, REGIMES, Floats, Ints, json_ready
 from pipelines.costs import (
     NO_FUNDING,
     Costs,
@@ -24,6 +24,7 @@ from pipelines.costs import (
     trade_cost_bps,
     venue_of,
 )
+from pipelines.data.timeframes import Grid
 from pipelines.evaluation.backtest import Backtest, DecisionKernel, backtest
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import TARGET, UNRESOLVED, Barriers, triple_barrier
@@ -36,7 +37,7 @@ from serving.policy import decision_row
 from serving.policy import kernel as decision_kernel
 from serving.policy.decide import CONFLUENCE, PHASE, REGIME, UNICORN, VOLATILITY
 from serving.policy.online_weights import weights_in_force
-from serving.risk.exposure import Scenarios, exposure, scenarios_of
+from serving.risk.exposure import AssetCloses, Scenarios, exposure, scenarios_of
 from serving.state.online_weights_store import factor_of, initial_weights
 
 ATR = FEATURES.index["atr_14"]
@@ -56,8 +57,9 @@ def run(installation: Installation, family: str) -> Backtest:
     regime = served_regimes(installation, len(arrays["decision"]))
     meta, params = installation.meta(), installation.params
     return backtest_policy(
-        **arrays, bars=bars, p=p, p_low=p_low, miss_atr=miss_atr, step_s=TIMEFRAME_SECONDS[meta["decision_timeframe"]],
-        params=params, model_regime=regime, costs=costs_of(params.costs, *venue_of(meta)),
+        **arrays, bars=bars, p=p, p_low=p_low, miss_atr=miss_atr, grid=Grid.from_dict(meta["grid"]),
+        base_grid=Grid.from_dict(meta["base_grid"]), params=params, model_regime=regime,
+        costs=costs_of(params.costs, *venue_of(meta)),
     )  # fmt: skip
 
 
@@ -94,14 +96,14 @@ def served_regimes(installation: Installation, m: int) -> Floats:
 
 def backtest_policy(
     base: Floats, decision: Floats, features: Floats, signals: Floats, bars: Ints, p: Floats, p_low: Floats,
-    miss_atr: Floats, step_s: int, params: Params, model_regime: Floats | None = None, costs: Costs | None = None,
-    funding: Floats = NO_FUNDING,
+    miss_atr: Floats, grid: Grid, base_grid: Grid, params: Params, model_regime: Floats | None = None,
+    costs: Costs | None = None, funding: Floats = NO_FUNDING,
 ) -> Backtest:  # fmt: skip
     """Return the backtest of the compiled kernel over decision bars from `bars[0]` on.
 
     base (n, 9), decision (m, 9), features (m, kf), signals (m, ks); bars (e,) decision rows of scored events with their
     out-of-fold p and p_low (e,), and miss_atr (e,), what the same fold expects of a missed target, in ATR; an event
-    that was not scored has no probability, so the kernel refuses it; step_s seconds of a decision bar; model_regime
+    that was not scored has no probability, so the kernel refuses it; grids of decision and base bars; model_regime
     (m,) codes of the regime model, NaN = the rule decides; costs of the market, None = the default row; funding (r, 2)
     of costs.funding_rates
     """
@@ -112,9 +114,11 @@ def backtest_policy(
     raised = events(features, signals)
     side = np.zeros(len(decision))
     side[raised.index] = raised.direction
+    known = grid.closes(decision[:, OPEN_TIME])
+    raised_at = known[raised.index]
     outcome = triple_barrier(
-        base, decision[raised.index, OPEN_TIME] + step_s, decision[raised.index, CLOSE], raised.direction, raised.atr,
-        params.labels.target_atr, params.labels.stop_atr, float(params.labels.horizon_bars * step_s),
+        base, raised_at, decision[raised.index, CLOSE], raised.direction, raised.atr,
+        params.labels.target_atr, params.labels.stop_atr, grid.deadline(raised_at, params.labels.horizon_bars),
     )  # fmt: skip
     costs = costs or costs_of(params.costs, None, None)
     received = funding_received_bps(
@@ -130,7 +134,7 @@ def backtest_policy(
         regime = np.where(np.isfinite(model_regime), model_regime, regime)
     direction, confidence = scores.score(signals)
     rows = decision_row.to_rows(
-        direction, confidence, factor=_factors(raised, direction, confidence, outcome, base, decision, step_s, params),
+        direction, confidence, factor=_factors(raised, direction, confidence, outcome, base_grid, known, params),
         independence=scores.independence, regime=regime, trend=trend,
         unicorn=signals[:, UNICORN], confluence=signals[:, CONFLUENCE], phase=signals[:, PHASE],
         event=side, tier=1.0, age_bars=0.0, breakers=0.0,
@@ -141,14 +145,13 @@ def backtest_policy(
     strategy = np.full(len(decision), np.nan)
     strategy[raised.index] = np.unique(raised.kind, return_inverse=True)[1]
     # what a warm start of that moment would hold, and the volatility that the service would know at each later close
-    known = decision[: first + 1]
-    closes = np.column_stack([known[:, OPEN_TIME] + step_s, known[:, CLOSE]])
-    scenarios = scenarios_of({"": closes}, float(params.labels.horizon_bars * step_s), params.risk.tail)
+    closes = np.column_stack([known, decision[:, CLOSE]])[: first + 1]
+    scenarios = scenarios_of({"": AssetCloses(grid, closes)}, params.labels.horizon_bars, params.risk.tail)
     volatility = ewma_volatility(np.ascontiguousarray(decision[:, CLOSE]), scenarios.decay)
     decided = slice(first, None)
     return backtest(
         live_core(params, scenarios), rows[decided],
-        decision[decided, OPEN_TIME] + step_s, fill[decided], exit_time[decided],
+        known[decided], fill[decided], exit_time[decided],
         gross[decided], strategy[decided], volatility[decided], paid[decided],
     )  # fmt: skip
 
@@ -161,8 +164,8 @@ def _at_bars(values: Floats, raised: Events, outcome: Barriers, m: int) -> Float
 
 
 def _factors(
-    raised: Events, direction: Floats, confidence: Floats, outcome: Barriers, base: Floats, decision: Floats,
-    step_s: int, params: Params,
+    raised: Events, direction: Floats, confidence: Floats, outcome: Barriers, base_grid: Grid, known: Floats,
+    params: Params,
 ) -> Floats:  # fmt: skip
     """Return (m, N_SCORES) factors of the weights, as learning would have set them by each bar.
 
@@ -171,12 +174,12 @@ def _factors(
     factors = np.ones(direction.shape)
     if params.learning.use != "act":
         return factors
-    done, base_s = outcome.barrier != UNRESOLVED, float(np.diff(base[:, OPEN_TIME]).min())
+    done = outcome.barrier != UNRESOLVED
     at = raised.index[done]
     votes = np.where(direction == 0.0, 0.0, direction * confidence)[at, : len(CATEGORIES)]
     weights = weights_in_force(
         initial_weights(params), votes, raised.direction[done], (outcome.barrier[done] == TARGET).astype(np.float64),
-        outcome.exit_time[done] + base_s, decision[at, OPEN_TIME] + step_s, params.learning,
+        base_grid.closes(outcome.exit_time[done]), known[at], params.learning,
     )  # fmt: skip
     for at_bar, row in zip(at, weights, strict=True):
         factors[at_bar] = factor_of(row, params)

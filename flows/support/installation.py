@@ -17,6 +17,9 @@ from typing import Any
 import psutil
 
 from pipelines import versioning
+from pipelines.data.schemas import epoch_seconds, read_bars
+from pipelines.data.sessions import grid_of
+from pipelines.data.timeframes import Grid
 from pipelines.errors import LeaseHeld, StateError, UnreadableFile
 from pipelines.params import Params
 from pipelines.settings import ROOT, Settings, load_params, settings
@@ -68,6 +71,13 @@ class Installation:
                 f"{path} is damaged: no {', '.join(sorted(lacking))}. `bellwether run --once` writes it again."
             )
         return manifest
+
+    def base_grid(self) -> Grid:
+        """Return where the base bars of the newest snapshot open and close. Raises as `manifest`."""
+        manifest = self.manifest()
+        if "grid" in manifest:
+            return Grid.from_dict(manifest["grid"])
+        return grid_of(manifest, epoch_seconds(read_bars(self.workspace / "data" / manifest["file"])["open_time"]))
 
     def _read(self, path: Path) -> Mapping[str, Any]:
         """Return the JSON object in a file. Raises as `manifest`."""

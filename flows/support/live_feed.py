@@ -9,13 +9,14 @@ import numpy as np
 from flows.support.installation import Installation, now
 from flows.support.market_access import market_records, market_source
 from flows.support.progress import track
-from pipelines.contracts import DAY_S, OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
+from pipelines.contracts import DAY_S, OPEN_TIME, Decision, Floats, utc
 from pipelines.costs import costs_of, funding_rates, venue_of
 from pipelines.data import schemas
 from pipelines.data.alignment import known_between
 from pipelines.data.quality import assess
+from pipelines.data.sessions import infer_grid
 from pipelines.data.sources import Records
-from pipelines.data.timeframes import infer_timeframe
+from pipelines.data.timeframes import Grid, decision_timeframe
 from pipelines.errors import NotEnoughData, StateError
 from pipelines.monitoring.outcomes import resolve
 from pipelines.store import decision_of
@@ -41,7 +42,7 @@ def live_tail(
     origin = market_source(installation, source, path, since)
     frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
     known = market_records(origin, symbol, context, now())
-    bars = schemas.to_matrix(assess(frame, infer_timeframe(schemas.to_matrix(frame)[:, 0]), now()).clean)
+    bars = schemas.to_matrix(assess(frame, infer_grid(schemas.to_matrix(frame)[:, 0]), now()).clean)
     live_days = installation.params.data.live_days
     if source == "simulator":
         cut = installation.params.simulator.start + timedelta(days=installation.params.simulator.history_days)
@@ -83,18 +84,19 @@ def send_live_bars(
         bars = bars[bars[:, OPEN_TIME] > last]
     if len(bars) == 0:
         return []
-    base_s, costs = TIMEFRAME_SECONDS[manifest["timeframe"]], costs_of(installation.params.costs, *venue_of(manifest))
+    base_grid, costs = installation.base_grid(), costs_of(installation.params.costs, *venue_of(manifest))
     rates = funding_rates(known[1])
-    step_s = TIMEFRAME_SECONDS[installation.params.data.decision_timeframe_for(manifest["timeframe"])]
-    groups = list(by_decision_bar(bars, step_s))
+    grid = base_grid.at(decision_timeframe(base_grid.timeframe, installation.params.data.decision_timeframe))
+    groups = list(by_decision_bar(bars, grid))
     answers: list[Mapping[str, Any]] = []
     pending: dict[str, Decision] = {}  # decisions on an event whose outcome is not known yet
-    seen, sent_until = 0, last + base_s  # what became known while the market was closed comes with its next bar
+    # what became known while the market was closed comes with its next bar
+    seen, sent_until = 0, base_grid.next_close(last)
     for close, group in track(groups, f"live: {len(groups):,} decision bars of {symbol}", len(groups)):
         client.observe(symbol, group, *known_between(*known, sent_until, close))
         sent_until = close
         seen += len(group)
-        for outcome in resolve(list(pending.values()), bars[:seen], base_s, costs, rates):
+        for outcome in resolve(list(pending.values()), bars[:seen], base_grid, costs, rates):
             client.outcome(outcome)  # at once, so that the account the next decision rests on is the real one
             del pending[outcome.decision_id]
         answer = client.decide(symbol)
@@ -104,9 +106,9 @@ def send_live_bars(
     return answers
 
 
-def by_decision_bar(bars: Floats, step_s: int) -> Iterator[tuple[float, Floats]]:
+def by_decision_bar(bars: Floats, grid: Grid) -> Iterator[tuple[float, Floats]]:
     """Yield (close time in epoch seconds, its base bars) of each decision bar in `bars`, in time order."""
-    slot = np.floor(bars[:, OPEN_TIME] / step_s)
-    edges = np.flatnonzero(np.diff(slot)) + 1
-    for part in np.split(bars, edges):
-        yield (np.floor(part[0, OPEN_TIME] / step_s) + 1) * step_s, part
+    opens = grid.holding(bars[:, OPEN_TIME])
+    edges = np.flatnonzero(np.diff(opens)) + 1
+    for opened, part in zip(opens[np.r_[0, edges]], np.split(bars, edges), strict=True):
+        yield grid.next_close(opened), part

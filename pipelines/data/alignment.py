@@ -25,6 +25,7 @@ from pipelines.contracts import (
     Floats,
     Ints,
 )
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape
 
 T = TypeVar("T", Books, ContextFeed)
@@ -36,8 +37,8 @@ _AT = np.array([CONTEXT_INDEX[name] for name in TAPE_FIELDS], dtype=np.int64)
 
 @kernel
 def _align_books(
+    opens: Floats,
     closes: Floats,
-    step_s: float,
     known: Floats,
     levels: Floats,
     tape: Floats,
@@ -48,6 +49,7 @@ def _align_books(
 ) -> None:
     """Fill out_levels and out_values with the book and the tape known at each close (m,), all float64.
 
+    opens, closes (m,) of the bars
     known (n,), levels (n, 2, BOOK_LEVELS, 3), tape (n, TAPE_WIDTH) float64
     summed (TAPE_WIDTH,) bool: added up over the bar's books; at (TAPE_WIDTH,) int64 columns of out_values
     A close without a book during its bar is left as it is.
@@ -56,7 +58,7 @@ def _align_books(
     row = np.empty(tape.shape[1])
     for i in range(closes.shape[0]):
         close = closes[i]
-        while first < known.shape[0] and known[first] <= close - step_s:
+        while first < known.shape[0] and known[first] <= opens[i]:
             first += 1
         row[:] = 0.0
         j = first
@@ -89,27 +91,28 @@ def _align_feed(closes: Floats, known: Floats, field: Ints, value: Floats, max_a
                 out[i, k] = newest[k]
 
 
-def align(closes: Floats, step_s: float, books: Books | None, feed: ContextFeed | None) -> tuple[Floats, Floats]:
+def align(opens: Floats, grid: Grid, books: Books | None, feed: ContextFeed | None) -> tuple[Floats, Floats]:
     """Return books and context as they were known at each close.
 
-    closes   (m,) ascending epoch seconds: closes of decision bars; step_s their length
+    opens    (m,) ascending epoch seconds: opens of decision bars on `grid`
     Returns  levels (m, 2, BOOK_LEVELS, 3), or (m, 2, 0, 3) where `books` is None; NaN where no book became known
-             during the bar (close - step_s, close]. context (m, CONTEXT_WIDTH): of the tape, what TAPE says is summed
+             during the bar (open, close]. context (m, CONTEXT_WIDTH): of the tape, what TAPE says is summed
              over the bar's books, NaN if one of them did not record it, the rest as the newest of them has it;
              everything else the newest value that is younger than MAX_AGE_S; NaN = not known.
     Raises   BadShape if lengths of a record's columns disagree
     """
     _check(books, feed)
-    values = np.full((len(closes), CONTEXT_WIDTH), np.nan)
-    closes = np.ascontiguousarray(closes, dtype=np.float64)
+    values = np.full((len(opens), CONTEXT_WIDTH), np.nan)
+    opens = np.ascontiguousarray(opens, dtype=np.float64)
+    closes = np.ascontiguousarray(grid.closes(opens))
     if feed is not None and len(feed.known):
-        ages = np.array([MAX_AGE_S.get(name, float(step_s)) for name in CONTEXT_FIELDS])
+        ages = np.array([MAX_AGE_S.get(name, float(grid.step_s)) for name in CONTEXT_FIELDS])
         _align_feed(closes, _flat(feed.known), _flat(feed.field, np.int64), _flat(feed.value), ages, values)
     if books is None:
         return np.empty((len(closes), 2, 0, 3)), values
     levels = np.full((len(closes), 2, BOOK_LEVELS, 3), np.nan)
     _align_books(
-        closes, float(step_s), _flat(books.known), _flat(books.levels), _flat(books.tape), _SUMMED, _AT, levels, values
+        opens, closes, _flat(books.known), _flat(books.levels), _flat(books.tape), _SUMMED, _AT, levels, values
     )
     return levels, values
 

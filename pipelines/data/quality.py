@@ -15,19 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipelines.contracts import Bools, Floats, Ints, DAY_S
-from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, SPREAD, VALUES, check, epoch_seconds
-from pipelines.data.timeframes import seconds
+from pipelines.contracts import Bools, Floats
+from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, SPREAD, VALUES, check, epoch_seconds, stamps_of
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, NotEnoughData
 from pipelines.params import QualityParams
 
 Reasons = npt.NDArray[np.str_]
 RULES = QualityParams()  # where no params.yaml is at hand; the values of its `data.quality`
 JUMP_BLOCK = 240  # bars of the median by which a jump is measured
-OPEN_SLOT_SHARE = 0.5  # weekly sessions: a slot of the week that trades in fewer weeks than this is a closed one
-WEEK = 7 * int(DAY_S)
-SESSION_WEEKS = 8  # fewer cannot tell a closed market from an outage
-SESSION_CLOSED = int(DAY_S)  # seconds of a week that never trade: a weekend, not a daily maintenance hour
 REASONS = (
     "NO_TIME",
     "NON_FINITE",
@@ -36,6 +32,7 @@ REASONS = (
     "TAKER_OVER_VOLUME",
     "SPREAD",  # negative (ask under bid), or so wide that the bid at the low is not above 0
     "FUTURE",
+    "OFF_GRID",  # opens no bar of the market's grid: shut then, or between two bars
     "DUPLICATE",
     "CONFLICT",
 )
@@ -49,7 +46,7 @@ class QualityReport:
     clean        satisfies schemas.BARS, ascending
     quarantined  the refused rows as they came, index = row number in the input, last column `reason` (see REASONS)
     flagged      clean rows to examine: open_time, flag (JUMP | STALE), size (robust sd of the move | run length)
-    weekly_sessions  whether closed slots of the week were taken as closed and not as missing
+    grid         where bars open and close, by which they are missing or not
     gaps         columns start, end (first missing and next present open_time), missing (bars)
     """
 
@@ -60,22 +57,19 @@ class QualityReport:
     quarantined: pd.DataFrame
     flagged: pd.DataFrame
     gaps: pd.DataFrame
-    weekly_sessions: bool
+    grid: Grid
 
 
 def assess(
     frame: pd.DataFrame,
-    timeframe: str,
+    grid: Grid,
     as_of: datetime,
-    weekly_sessions: bool | None = None,
     rules: QualityParams = RULES,
 ) -> QualityReport:
     """Check every row of `frame` (schemas.LAYOUT, any order) as of the moment `as_of` (aware).
 
-    timeframe        name of the bars' spacing
-    weekly_sessions  False: trades day and night; True: closed slots of the week are not missing; None: as the data show
-                     (closed_weekly); the report names the result
-    rules            from where on a standstill is stale and a move a jump
+    grid   where bars of this market open and close: stated, or as `sessions.infer_grid` finds it
+    rules  from where on a standstill is stale and a move a jump
     Of rows with the same open_time the first good one stays: an equal one is DUPLICATE, another CONFLICT.
     Raises NotEnoughData on an empty frame, BadTimes on a naive `as_of`, BadColumns on columns other than LAYOUT.
     """
@@ -86,17 +80,14 @@ def assess(
     frame = check(frame.reset_index(drop=True), LAYOUT)
     order = np.argsort(_stamps(frame), kind="stable")  # equal times stay in the order they came; NaT last
     rows = frame.iloc[order]
-    reason = _impossible(rows, as_of)
+    reason = _impossible(rows, grid, as_of)
     reason = _copies(rows, reason)
 
     good = reason == ""
     clean = rows[good].reset_index(drop=True)
     quarantined = rows[~good].assign(reason=reason[~good].astype(object)).sort_index()
-    step = seconds(timeframe)
-    if weekly_sessions is None:
-        weekly_sessions = closed_weekly(_seconds(clean), step)
-    gaps = _gaps(clean, step, weekly_sessions)
-    flagged = pd.concat([_stale(clean, rules.stale_bars), _jumps(clean, step, rules.jump_mads)], ignore_index=True)
+    gaps = _gaps(clean, grid)
+    flagged = pd.concat([_stale(clean, rules.stale_bars), _jumps(clean, grid, rules.jump_mads)], ignore_index=True)
     flagged = flagged.sort_values("open_time", kind="stable")
 
     times = _stamps(rows[good].sort_index())  # good rows as they came: a stamp from the future disorders no other row
@@ -118,11 +109,11 @@ def assess(
         quarantined,
         flagged.reset_index(drop=True),
         gaps,
-        weekly_sessions,
+        grid,
     )
 
 
-def _impossible(rows: pd.DataFrame, as_of: datetime) -> Reasons:
+def _impossible(rows: pd.DataFrame, grid: Grid, as_of: datetime) -> Reasons:
     """Return (n,) the first reason that makes a row impossible, "" if none; a NaN amount or spread means "not recorded"."""
     prices, amounts = rows[list(PRICES)].to_numpy(), rows[list(AMOUNTS)].to_numpy()
     opened, high, low, close = prices.T
@@ -137,6 +128,7 @@ def _impossible(rows: pd.DataFrame, as_of: datetime) -> Reasons:
             "TAKER_OVER_VOLUME": taker > volume,
             "SPREAD": (spread < 0) | (spread >= low),
             "FUTURE": (rows["known_at"] > as_of).to_numpy(),
+            "OFF_GRID": ~grid.on_grid(_seconds(rows)),
         }
     return np.select(list(found.values()), list(found), default="").astype("<U20")
 
@@ -168,53 +160,19 @@ def _seconds(clean: pd.DataFrame) -> Floats:
     return epoch_seconds(clean["open_time"])
 
 
-def _gaps(clean: pd.DataFrame, step: int, weekly_sessions: bool) -> pd.DataFrame:
+def _gaps(clean: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     """Return the gaps of clean bars: start, end, missing; see QualityReport."""
     times = _seconds(clean)
-    before = np.flatnonzero(np.diff(times) > step)
-    slots = np.ceil(np.diff(times)[before] / step).astype(np.int64) - 1
-    missing = slots
-    if weekly_sessions and len(before):
-        openings = _open_slots(times, step)
-        at = np.repeat(times[before] + step, slots) + step * _counter(slots)
-        missing = np.bincount(np.repeat(np.arange(len(before)), slots), openings[_slot(at, step)], len(before)).astype(
-            np.int64
-        )
-    real = missing > 0
-    stamps = clean["open_time"]
+    missing = grid.missing(times) if len(times) > 1 else np.empty(0, dtype=np.int64)
+    before = np.flatnonzero(missing > 0)
+    first_missing = grid.opens(grid.slots(times[before]) + 1)
     return pd.DataFrame(
         {
-            "start": stamps.iloc[before[real]].reset_index(drop=True) + pd.Timedelta(seconds=step),
-            "end": stamps.iloc[before[real] + 1].reset_index(drop=True),
-            "missing": missing[real],
+            "start": stamps_of(np.rint(first_missing * 1e6).astype(np.int64)),
+            "end": clean["open_time"].iloc[before + 1].reset_index(drop=True),
+            "missing": missing[before],
         }
     )
-
-
-def _counter(lengths: Ints) -> Ints:
-    """Return one count from 0 for each length: [2, 3] → [0, 1, 0, 1, 2]."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-
-
-def _slot(times: Floats, step: int) -> Ints:
-    """Return (n,) the slot of the week of each time."""
-    slots: Ints = ((times % WEEK) // step).astype(np.int64)
-    return slots
-
-
-def closed_weekly(times: Floats, step: int) -> bool:
-    """Return whether a market closes every week: over SESSION_WEEKS weeks, SESSION_CLOSED seconds never traded."""
-    if len(times) == 0 or times[-1] - times[0] < SESSION_WEEKS * WEEK:
-        return False
-    never = np.bincount(_slot(times, step), minlength=-(-WEEK // step)) == 0
-    return bool(never.sum() * step >= SESSION_CLOSED)
-
-
-def _open_slots(times: Floats, step: int) -> Floats:
-    """Return (slots of a week,): 1.0 where at least OPEN_SLOT_SHARE of the weeks of the data hold a bar, else 0.0."""
-    slots = -(-WEEK // step)
-    weeks = len(np.unique(times // WEEK))
-    return (np.bincount(_slot(times, step), minlength=slots) >= OPEN_SLOT_SHARE * weeks).astype(np.float64)
 
 
 def _stale(clean: pd.DataFrame, least: int) -> pd.DataFrame:
@@ -230,11 +188,11 @@ def _stale(clean: pd.DataFrame, least: int) -> pd.DataFrame:
     )
 
 
-def _jumps(clean: pd.DataFrame, step: int, most: float) -> pd.DataFrame:
+def _jumps(clean: pd.DataFrame, grid: Grid, most: float) -> pd.DataFrame:
     """Return the moves over `most` robust sd (1.4826 x median |log return|); the scale is the median move of the JUMP_BLOCK bars before."""
     n = len(clean)
     move = np.abs(np.diff(np.log(clean["close"].to_numpy()), prepend=np.nan))
-    elapsed = np.diff(_seconds(clean), prepend=np.nan) / step
+    elapsed = np.r_[np.nan, grid.missing(_seconds(clean)) + 1.0][: len(clean)]
     move = move / np.sqrt(elapsed)  # a move over a gap is that of a longer bar
     whole = move[1 : 1 + (n - 1) // JUMP_BLOCK * JUMP_BLOCK].reshape(-1, JUMP_BLOCK)
     scale = np.repeat(

@@ -20,7 +20,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, OPEN_TIME, Floats
-from pipelines.data.timeframes import seconds
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadColumns, BadShape, BadTimes, BadValues, InputError, UnreadableFile
 
 BARS_VERSION = "bars/2"  # written into every Parquet file; a change of columns, units or meaning raises it
@@ -155,8 +155,8 @@ def epoch_seconds(stamps: Any) -> Floats:
     return np.where(np.isnat(micros), np.nan, micros.astype(np.int64) / 1e6)
 
 
-def to_frame(matrix: Floats, timeframe: str, ingested_at: datetime | None) -> pd.DataFrame:
-    """Return (n, 9) bars as a bars frame. known_at = open_time + timeframe; `ingested_at` None = when it was known.
+def to_frame(matrix: Floats, grid: Grid, ingested_at: datetime | None) -> pd.DataFrame:
+    """Return (n, 9) bars as a bars frame. known_at is the close by `grid`; `ingested_at` None = when it was known.
 
     Raises BadShape on another width, BadTimes if a time is not finite or `ingested_at` is naive.
     """
@@ -167,7 +167,7 @@ def to_frame(matrix: Floats, timeframe: str, ingested_at: datetime | None) -> pd
     if not np.isfinite(matrix[:, OPEN_TIME]).all():
         raise BadTimes("a bar has no open_time (NaN or infinite). Drop it, or find its origin.")
     opened = np.rint(matrix[:, OPEN_TIME] * 1e6).astype(np.int64)
-    known = opened + seconds(timeframe) * 1_000_000
+    known = np.rint(grid.closes(matrix[:, OPEN_TIME]) * 1e6).astype(np.int64)
     columns: dict[str, pd.DatetimeIndex | Floats] = {"open_time": stamps_of(opened), "known_at": stamps_of(known)}
     columns["ingested_at"] = columns["known_at"] if ingested_at is None else constant_stamp(ingested_at, len(matrix))
     columns |= {name: matrix[:, i].copy() for i, name in enumerate(BAR_FIELDS) if i != OPEN_TIME}

@@ -4,6 +4,7 @@ A calendar is taken by shares of history, so one quote on a weekend opens no wee
 outages close no hour. A person may state the calendar instead (`--sessions`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
@@ -197,3 +198,11 @@ def _runs(is_open: Bools, week: _Week) -> tuple[tuple[int, int], ...]:
         first = start * week.slot_s + week.phase_s
         spans.append((first % WEEK, first % WEEK + length * week.slot_s))
     return tuple(sorted(spans))
+
+
+def grid_of(manifest: Mapping[str, object], open_times: Floats) -> Grid:
+    """Return the grid a data version names; of one from before release 0.9.0 that of its bars' opens, epoch seconds."""
+    stored = manifest.get("grid")
+    if isinstance(stored, Mapping):
+        return Grid.from_dict(stored)
+    return infer_grid(open_times, str(manifest["timeframe"]))

@@ -20,7 +20,7 @@ from pipelines.data.readers.pages import Page
 from pipelines.data.schemas import to_frame
 from pipelines.data.simulator.latent import DESIGN, Design
 from pipelines.data.simulator.market import Market, simulate
-from pipelines.data.timeframes import seconds
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.params import MarketKind, SimulatorParams
 
@@ -113,7 +113,7 @@ class SimulatorSource:
         """Return bars as MarketSource defines."""
         self.own(symbol)
         closed = int((_aware(as_of) - pd.Timestamp(self.spec.start)) // timedelta(minutes=1))  # bars closed at as_of
-        return to_frame(self.market.bars[: max(closed, 0)], "1m", None)
+        return to_frame(self.market.bars[: max(closed, 0)], Grid("1m"), None)
 
     def own(self, symbol: str) -> str:
         """Return the one symbol of this market. Raises UnknownName for another."""
@@ -208,8 +208,8 @@ class ExchangeSource:
         timeframe = self.plan.params.timeframe
         self.parts = exchange.backfill(self.plan, name, as_of)
         bars = np.concatenate([np.empty((0, BAR_WIDTH)), *(part.bars for part in self.parts)])
-        closed = bars[:, OPEN_TIME] + seconds(timeframe) <= moment.timestamp()
-        return to_frame(bars[closed], timeframe, ingested_at)
+        closed = Grid(timeframe).closes(bars[:, OPEN_TIME]) <= moment.timestamp()
+        return to_frame(bars[closed], Grid(timeframe), ingested_at)
 
     def records(self, symbol: str, as_of: datetime) -> Records:
         """Return books and context as MarketSource defines."""

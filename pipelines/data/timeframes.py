@@ -173,28 +173,68 @@ class Grid:
         """Return how many bars are missing between one bar and a later one, both by their opens."""
         return int(self.missing(np.array([before, after]))[0])
 
-    def expected(self, after: float, until: float) -> int:
-        """Return how many bars close in (after, until], epoch seconds, whether or not they came."""
-        if self.fixed:
-            first, last = (np.floor((moment - self._origin) / self.step_s) for moment in (after, until))
-            return int(last - first)
-        spans = self._spans
-        return self._closed_by(spans, until) - self._closed_by(spans, after)
+    def closed_by(self, moments: Floats) -> Ints:
+        """Return (n,) how many bars have closed by each moment, epoch seconds, whether or not they came."""
+        return np.asarray(np.floor(self._position(moments) + 1e-9).astype(np.int64))
 
-    def _closed_by(self, spans: "_Spans", moment: float) -> int:
-        """Return the number of bars that have closed at a moment."""
-        at = int(np.searchsorted(spans.opens, moment, "right")) - 1
-        if at < 0:
-            return 0
-        if moment >= spans.closes[at]:
-            return int(spans.before[at] + spans.bars[at])
-        return int(spans.before[at] + np.floor((moment - spans.opens[at]) / spans.step_s))
+    def _position(self, moments: Floats) -> Floats:
+        """Return (n,) bars that have closed by each moment, with the part of the open one that has passed."""
+        moments = np.asarray(moments, dtype=np.float64)
+        if self.fixed:
+            return np.asarray((moments - self._origin) / self.step_s)
+        spans, at = self._spans, np.maximum(self._at(moments), 0)
+        into = np.clip(moments - spans.opens[at], 0.0, None)
+        length = np.where(spans.bars[at] == 1, spans.closes[at] - spans.opens[at], spans.step_s)
+        last = (spans.bars[at] - 1) * length
+        rest = np.maximum(spans.closes[at] - spans.opens[at] - last, 1.0)  # the last bar may be shorter
+        inside = np.where(into < last, into / length, spans.bars[at] - 1 + np.minimum((into - last) / rest, 1.0))
+        return np.asarray(spans.before[at] + inside)
+
+    def expected(self, after: Floats, until: Floats) -> Ints:
+        """Return (n,) how many bars close in (after, until], epoch seconds, whether or not they came."""
+        return np.asarray(self.closed_by(until) - self.closed_by(after))
+
+    def age_bars(self, close: float, moment: float) -> float:
+        """Return how many bars of trading time have passed since a close; negative before it."""
+        if self.fixed:
+            return (moment - close) / self.step_s
+        then, now = self._position(np.array([close, moment]))
+        return float(now - then) if moment >= close else (moment - close) / self.step_s
+
+    def deadline(self, closes: Floats, bars: int) -> Floats:
+        """Return (n,) when the `bars`-th bar after each close closes, epoch seconds."""
+        if self.fixed:
+            return np.asarray(np.asarray(closes, dtype=np.float64) + bars * float(self.step_s))
+        return self.closes(self.opens(self.closed_by(closes) + bars - 1))
+
+    def bars_of(self, period_s: float) -> int:
+        """Return how many bars a period of seconds takes, at least one."""
+        return max(1, round(period_s / self.step_s))
+
+    def span_s(self, bars: int) -> float:
+        """Return the longest time that so many bars in a row take, closures between them included, in seconds."""
+        if self.fixed:
+            return float(bars * self.step_s)
+        spans = self._spans
+        year = slice(len(spans.opens) // 2, len(spans.opens) // 2 + 400)  # closures repeat within a year
+        firsts = spans.closes[year]
+        return float((self.deadline(firsts, bars) - firsts).max())
 
     def at(self, timeframe: str) -> "Grid":
         """Return the grid of another timeframe of the same market; a phase stays where it divides the bar."""
         step = seconds(timeframe)
         keeps = self.phase_s if self.fixed and step <= DAY else 0
         return Grid(timeframe, self.calendar, keeps % step)
+
+    @property
+    def mean_s(self) -> float:
+        """Return the seconds a bar takes on average, closures included."""
+        if self.fixed:
+            return float(self.step_s)
+        spans = self._spans
+        first = len(spans.opens) // 2
+        last = int(np.searchsorted(spans.opens, spans.opens[first] + 364 * DAY))
+        return float((spans.opens[last] - spans.opens[first]) / (spans.before[last] - spans.before[first]))
 
     def to_dict(self) -> JsonObject:
         """Return the grid, JSON-ready."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Estimate, Floats, Ints, JsonObject, json_ready
 from pipelines.costs import Costs, forward_cost_bps
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
@@ -22,6 +23,7 @@ from pipelines.signals.catalog import PRODUCERS
 from pipelines.signals.signal_registry import direction, onsets, signal_names
 
 WEEK_S = 7 * DAY_S
+Grids = tuple[Grid, Grid]  # of decision bars, of the base bars they were made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +82,21 @@ class Scores:
 
 
 def score_signals(
-    signals: Floats, decision: Floats, base: Floats, atr: Floats, step_s: int, params: Params, costs: Costs
+    signals: Floats, decision: Floats, base: Floats, atr: Floats, grids: Grids, params: Params, costs: Costs
 ) -> Scores:  # fmt: skip
     """Score every signal of SIGNALS; signals (n, ks) of the decision bars, the rest as `score_sides`."""
     sides = {name: direction(signals, name) for name in signal_names()}
-    return score_sides(sides, decision, base, atr, step_s, params, costs)
+    return score_sides(sides, decision, base, atr, grids, params, costs)
 
 
 def score_sides(
-    sides: Mapping[str, Ints], decision: Floats, base: Floats, atr: Floats, step_s: int, params: Params, costs: Costs
+    sides: Mapping[str, Ints], decision: Floats, base: Floats, atr: Floats, grids: Grids, params: Params, costs: Costs
 ) -> Scores:  # fmt: skip
     """Score the sides (n,) that each signal took at the closes of n decision bars.
 
-    decision  (n, 9) bars of `step_s` seconds
+    decision  (n, 9) bars
     base      (m, 9) bars they were made of; the decision bars themselves if nothing finer was recorded
+    grids     of the decision bars and of the base bars
     costs     of the market; a perpetual's funding is left out
     atr       (n,) fraction of price at each close; events without one are left out, as no barrier can be set
     Raises    BadShape if lengths differ
@@ -103,19 +106,18 @@ def score_sides(
         raise BadShape(
             f"{n} decision bars, {atr.shape} ATR and sides {[s.shape for s in sides.values()]}; pass one per bar"
         )
-    horizon_s = float(params.labels.horizon_bars * step_s)
-    closes = decision[:, OPEN_TIME] + step_s
-    forward = forward_returns(base, closes, horizon_s)
+    grid, base_grid = grids
+    closes = grid.closes(decision[:, OPEN_TIME])
+    forward = forward_returns(base, base_grid, closes, grid.deadline(closes, params.labels.horizon_bars))
     ahead, cost_bps = forward.gross_bps, forward_cost_bps(costs, forward.spread_bps)
     weeks = (closes[-1] - decision[0, OPEN_TIME]) / WEEK_S if n else 0.0
     category = {name: group for group, names in PRODUCERS.items() for name in names}
-    base_s = float(np.diff(base[:, OPEN_TIME]).min()) if len(base) > 1 else float(step_s)
     found = []
     for name, side in sides.items():
         at = onsets(side)
         at = at[atr[at] > 0]
         event_side = side[at]
-        hold, hit = _to_barrier(decision, base, base_s, atr, at, event_side, step_s, horizon_s, params)
+        hold, hit = _to_barrier(decision, base, atr, at, event_side, grids, params)
         gross, cost = event_side * ahead[at], cost_bps[at]
         gross, cost = gross[np.isfinite(gross)], cost[np.isfinite(gross)]
         found.append(
@@ -147,19 +149,19 @@ def score_sides(
 
 
 def _to_barrier(
-    decision: Floats, base: Floats, base_s: float, atr: Floats, at: Ints, side: Ints, step_s: int, horizon_s: float,
-    params: Params,
+    decision: Floats, base: Floats, atr: Floats, at: Ints, side: Ints, grids: Grids, params: Params
 ) -> tuple[Floats, Floats]:  # fmt: skip
     """Return (hold in decision bars, hit 0 or 1) of the resolved events, up to the end of the resolving base bar."""
     if len(at) == 0:
         return np.empty(0), np.empty(0)
-    labels = params.labels
+    labels, (grid, base_grid) = params.labels, grids
+    closes = grid.closes(decision[at, OPEN_TIME])
     resolved = triple_barrier(
-        base, decision[at, OPEN_TIME] + step_s, decision[at, CLOSE], side, atr[at], labels.target_atr, labels.stop_atr,
-        horizon_s,
+        base, closes, decision[at, CLOSE], side, atr[at], labels.target_atr, labels.stop_atr,
+        grid.deadline(closes, labels.horizon_bars),
     )  # fmt: skip
     known = resolved.barrier != UNRESOLVED
-    hold = (resolved.exit_time + base_s - resolved.start_time) / step_s
+    hold = (base_grid.closes(resolved.exit_time) - resolved.start_time) / grid.step_s
     return hold[known], resolved.label[known]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from pipelines.contracts import OPEN_TIME, Estimate, Floats, JsonObject, json_ready
 from pipelines.errors import BadShape
 from pipelines.evaluation.intervals import measure
+from pipelines.evaluation.signals import Grids
 from pipelines.labels.horizon import forward_returns
 from pipelines.params import Params
 from pipelines.signals.stars import HIGH_RATING, MIN_KNOWN, MIN_RATING, STARS, N
@@ -65,18 +66,22 @@ class Contributions:
         }  # fmt: skip
 
 
-def measure_contributions(truth: Floats, decision: Floats, base: Floats, step_s: int, params: Params) -> Contributions:
+def measure_contributions(
+    truth: Floats, decision: Floats, base: Floats, grids: Grids, params: Params
+) -> Contributions:
     """Measure every star and the ratings from 15 and from 18.
 
     truth     (n, 21, 2) of `signals.stars.history` for the n decision bars
-    decision  (n, 9) bars of `step_s` seconds; base (m, 9) bars they were made of, or the same
+    decision  (n, 9) bars; base (m, 9) bars they were made of, or the same; `grids` of both
     Raises    BadShape
     """
     n = len(decision)
     if truth.shape != (n, N, 2) or n == 0:
         raise BadShape(f"stars {truth.shape}, expected ({n}, {N}, 2) with at least one decision bar")
     horizon = params.labels.horizon_bars
-    ahead = forward_returns(base, decision[:, OPEN_TIME] + step_s, float(horizon * step_s)).gross_bps
+    grid, base_grid = grids
+    closes = grid.closes(decision[:, OPEN_TIME])
+    ahead = forward_returns(base, base_grid, closes, grid.deadline(closes, horizon)).gross_bps
     block = 2 * horizon  # bars of one stretch share most of their horizon
     rated = ratings(truth)
     by_star = [(star.name, star.definition, truth[:, i]) for i, star in enumerate(STARS)]

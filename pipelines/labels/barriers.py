@@ -146,18 +146,19 @@ def gross_return_bps(bars: Floats, start: Ints, exit: Ints, direction: Ints, pri
 
 def triple_barrier(
     base: Floats, close_time: Floats, close: Floats, direction: Ints, atr: Floats, target_atr: float, stop_atr: float,
-    horizon_seconds: float,
+    deadline: Floats,
 ) -> Barriers:  # fmt: skip
     """Label m events against base bars (n, 9).
 
     close_time  (m,) epoch seconds at which each event became known; close (m,) price then; atr (m,) fraction of price
+    deadline    (m,) epoch seconds at which time runs out: the close of the decision bar that ends the horizon
     """
     m = len(close_time)
     starts = np.searchsorted(base[:, OPEN_TIME], close_time, side="left").astype(np.int64)
     targets, stops = levels(close, direction, atr, target_atr, stop_atr)
     exits, barriers, prices = np.empty(m, np.int64), np.empty(m, np.int64), np.empty(m)
     _label_all(
-        base, starts, direction.astype(np.int64), targets, stops, close_time + horizon_seconds, exits, barriers, prices
+        base, starts, direction.astype(np.int64), targets, stops, deadline, exits, barriers, prices
     )
     inside, end = np.minimum(starts, len(base) - 1), np.minimum(exits, len(base) - 1)
     gross_bps, spread_known = gross_return_bps(base, inside, end, direction, prices)

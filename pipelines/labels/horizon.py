@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.contracts import CLOSE, HALF_SPREAD, OPEN, OPEN_TIME, Arrays, Floats, Ints
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadValues
 from pipelines.labels.weights import average_uniqueness
 from pipelines.params import Params
@@ -37,63 +38,64 @@ class Forward:
     spread_bps: Floats
 
 
-def forward_returns(base: Floats, close_time: Floats, horizon_s: float) -> Forward:
-    """Return the returns over the next `horizon_s` seconds.
+def forward_returns(base: Floats, grid: Grid, close_time: Floats, deadline: Floats) -> Forward:
+    """Return the returns from each close until its deadline.
 
-    base        (n, 9) base bars in time order; decision bars themselves where nothing finer was recorded
-    close_time  (m,) epoch seconds at which each decision bar closed
-    Reads base bars that open in [close_time, close_time + horizon_s) and nothing after them (L3).
+    base        (n, 9) base bars in time order, on `grid`; decision bars themselves where nothing finer was recorded
+    close_time  (m,) epoch seconds at which each decision bar closed; deadline (m,) those at which its horizon ends
+    Reads base bars that open in [close_time, deadline) and nothing after them (L3).
     """
     opens = base[:, OPEN_TIME]
-    step = np.diff(opens).min() if len(base) > 1 else np.inf
     start = np.searchsorted(opens, close_time, side="left")
-    exit = np.searchsorted(opens, close_time + horizon_s, side="left") - 1
+    exit = np.searchsorted(opens, deadline, side="left") - 1
     first, last = np.minimum(start, len(base) - 1), np.maximum(exit, 0)
     # both ends on time, to a base bar: a fill after a gap, or an exit before one, would be another horizon
-    there = (start <= exit) & (opens[first] < close_time + step) & (opens[last] + step >= close_time + horizon_s)
+    there = (start <= exit) & (start < len(base))
+    there &= (grid.expected(close_time, opens[first]) <= 0) & (grid.expected(grid.closes(opens[last]), deadline) <= 0)
     gross = np.where(there, (base[last, CLOSE] / base[first, OPEN] - 1.0) * 1e4, np.nan)
     both = (base[first, HALF_SPREAD] + base[last, HALF_SPREAD]) / base[first, OPEN] * 1e4
     return Forward(np.where(there, start, -1), np.where(there, exit, -1), gross, np.where(there, both, np.nan))
 
 
-def label_columns(forward: Forward, index: Ints, known: Floats, horizon_s: float, n_base: int) -> Arrays:
+def label_columns(forward: Forward, index: Ints, known: Floats, deadline: Floats, n_base: int) -> Arrays:
     """Return the columns that all labels of the decision bars `index` have: index, uniqueness, known, ended.
 
-    known  (m,) closes of all decision bars, epoch seconds; n_base: how many base bars `forward` points into
+    known, deadline  (m,) closes of all decision bars and ends of their horizons, epoch seconds
+    n_base           how many base bars `forward` points into
     """
     uniqueness = average_uniqueness(forward.start[index], forward.exit[index], n_base)
     return {
         "index": index,
         "uniqueness": uniqueness,
         "known": known[index],
-        "ended": known[index] + horizon_s,
+        "ended": deadline[index],
     }
 
 
 def horizon_labels(
-    bars: Floats, base: Floats, step_s: int, params: Params, cost_of: Callable[[Floats], Floats]
+    bars: Floats, base: Floats, grid: Grid, base_grid: Grid, params: Params, cost_of: Callable[[Floats], Floats]
 ) -> Arrays:
     """Return one row for each decision bar whose move left the dead zone, in time order.
 
-    bars    (m, 9) closed decision bars, `step_s` seconds each; base (n, 9) the bars they were made of
+    bars    (m, 9) closed decision bars on `grid`; base (n, 9) the bars they were made of, on `base_grid`
     Returns arrays of one length: `index` position of the decision bar · `y` 1 up, 0 down · `uniqueness` · `known`
-            close of the decision bar · `ended` known + horizon (epoch seconds) · `gross_bps` of mids, going long ·
+            close of the decision bar · `ended` end of the horizon (epoch seconds) · `gross_bps` of mids, going long ·
             `cost_bps` of the round trip, either side's · `last_return` log return of the decision bar, NaN of the first
     cost_of  `Forward.spread_bps` (m,) → what a round trip costs, (m,) bps: half the width of the dead zone
     Raises  BadValues where the horizon is shorter than a base bar, so that it has no return
     """
-    horizon_s = float(params.predictor.horizon_bars * step_s)
-    if len(base) > 1 and horizon_s < (finest := float(np.diff(base[:, OPEN_TIME]).min())):
+    if (horizon_s := params.predictor.horizon_bars * grid.step_s) < base_grid.step_s:
         raise BadValues(
-            f"predictor.horizon_bars is {horizon_s:.0f} s, a base bar {finest:.0f} s; raise it in params.yaml"
+            f"predictor.horizon_bars is {horizon_s} s, a base bar {base_grid.step_s} s; raise it in params.yaml"
         )
-    known = bars[:, OPEN_TIME] + step_s
-    forward = forward_returns(base, known, horizon_s)
+    known = grid.closes(bars[:, OPEN_TIME])
+    deadline = grid.deadline(known, params.predictor.horizon_bars)
+    forward = forward_returns(base, base_grid, known, deadline)
     cost_bps = cost_of(forward.spread_bps)
     index = np.flatnonzero(np.abs(forward.gross_bps) > cost_bps)  # NaN is not above anything
     last_return = np.full(len(bars), np.nan)
     last_return[1:] = np.log(bars[1:, CLOSE] / bars[:-1, CLOSE])
-    return label_columns(forward, index, known, horizon_s, len(base)) | {
+    return label_columns(forward, index, known, deadline, len(base)) | {
         "y": (forward.gross_bps[index] > 0).astype(np.float64),
         "gross_bps": forward.gross_bps[index],
         "cost_bps": cost_bps[index],

@@ -14,18 +14,21 @@ patterns that were there, and 0 for those that are not: the skill left is to pre
 import numpy as np
 
 from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Floats
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.weights import average_uniqueness
 from pipelines.params import Params
 
 
-def pattern_labels(bars: Floats, base: Floats, direction: Floats, reach: Floats, step_s: int, params: Params) -> Arrays:
+def pattern_labels(
+    bars: Floats, base: Floats, direction: Floats, reach: Floats, grid: Grid, base_grid: Grid, params: Params
+) -> Arrays:
     """Return one row for each decision bar with a pattern, all patterns known and all present ones resolved.
 
     Rows are in time order.
 
-    bars       (m, 9) closed decision bars, `step_s` seconds each; base (n, 9) the bars they were made of
+    bars       (m, 9) closed decision bars on `grid`; base (n, 9) the bars they were made of, on `base_grid`
     direction  (m, c) `signals.setups` at every bar: 1, -1, 0 = not there, NaN = not known
     reach      (m,) ATR 14 at the bar's close in price units
     Returns    arrays of one length r: `index` position of the decision bar · `y` (r, c) · `direction` (r, c) ·
@@ -42,11 +45,12 @@ def pattern_labels(bars: Floats, base: Floats, direction: Floats, reach: Floats,
     there = known & (direction != 0.0)
     whole = (known | ~known.any(axis=0)).all(axis=1)  # a pattern that is never known does not block the others
     index = np.flatnonzero(whole & there.any(axis=1) & (reach > 0.0))
-    close, known = bars[index, CLOSE], bars[index, OPEN_TIME] + step_s
+    close, known = bars[index, CLOSE], grid.closes(bars[index, OPEN_TIME])
+    deadline = grid.deadline(known, p.horizon_bars)
     sides = {
         side: triple_barrier(
             base, known, close, np.full(len(index), side), reach[index] / close, p.target_atr, p.stop_atr,
-            float(p.horizon_bars * step_s),
+            deadline,
         )
         for side in (1, -1)
     }  # fmt: skip
@@ -61,12 +65,11 @@ def pattern_labels(bars: Floats, base: Floats, direction: Floats, reach: Floats,
     keep = np.flatnonzero(~unresolved)
     start, exits, known = sides[1].start[keep], exits[keep], known[keep]
     uniqueness = average_uniqueness(start, exits, len(base))
-    base_s = float(np.diff(base[:, OPEN_TIME]).min()) if len(base) > 1 else float(step_s)
     return {
         "index": index[keep],
         "y": y[keep],
         "direction": side[keep],
         "uniqueness": uniqueness,
         "known": known,
-        "ended": base[exits, OPEN_TIME] + base_s,
+        "ended": base_grid.closes(base[exits, OPEN_TIME]),
     }

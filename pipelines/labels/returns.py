@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Floats
+from pipelines.data.timeframes import Grid
 from pipelines.labels.horizon import forward_returns
 from pipelines.labels.weights import average_uniqueness
 from pipelines.params import Params
@@ -37,34 +38,35 @@ def _ewma(returns: Floats, keep: Floats, least: int, out: Floats) -> None:
             out[i, k] = math.sqrt(total / weight) if seen >= least else np.nan
 
 
-def ewma_volatility(bars: Floats, step_s: int) -> Floats:
+def ewma_volatility(bars: Floats, grid: Grid) -> Floats:
     """Return (m, len(HALF_LIVES)): root of the exponentially weighted mean square of log returns at each decision bar.
 
     It reads the bars up to and including each; weights sum to 1 from the first return on.
 
-    bars  (m, 9) in time order. A return over a gap is no bar's return: it is left out. NaN before 20 returns.
+    bars  (m, 9) in time order, on `grid`. A return over a gap is no bar's return: it is left out. NaN before
+          20 returns.
     """
     returns = np.full(len(bars), np.nan)
-    next_bar = np.diff(bars[:, OPEN_TIME]) == step_s
+    next_bar = grid.missing(bars[:, OPEN_TIME]) == 0
     returns[1:][next_bar] = np.log(bars[1:, CLOSE] / bars[:-1, CLOSE])[next_bar]
     out = np.empty((len(bars), len(HALF_LIVES)))
     _ewma(returns, 0.5 ** (1.0 / np.array(HALF_LIVES)), _LEAST_RETURNS, out)
     return out
 
 
-def return_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> Arrays:
+def return_labels(bars: Floats, base: Floats, grid: Grid, base_grid: Grid, params: Params) -> Arrays:
     """Return one row for each decision bar whose next hour is whole and whose past has a volatility, in time order.
 
-    bars    (m, 9) closed decision bars, `step_s` seconds each; base (n, 9) the bars they were made of
+    bars    (m, 9) closed decision bars on `grid`; base (n, 9) the bars they were made of, on `base_grid`
     Returns arrays of one length: `index` position of the decision bar · `y` log return over regime.horizon_minutes, at
-            least one decision bar, in basis points · `uniqueness` · `known` close of the decision bar · `ended` known +
-            horizon (epoch seconds) · `ewma` (rows, len(HALF_LIVES)) volatility a decision bar known at the close, basis
-            points
+            least one decision bar, in basis points · `uniqueness` · `known` close of the decision bar · `ended` end
+            of the horizon (epoch seconds) · `ewma` (rows, len(HALF_LIVES)) volatility a decision bar known at the close,
+            basis points
     """
-    horizon_s = float(step_s * max(1, round(params.regime.horizon_minutes * 60 / step_s)))
-    known = bars[:, OPEN_TIME] + step_s
-    forward = forward_returns(base, known, horizon_s)
-    ewma = ewma_volatility(bars, step_s)
+    known = grid.closes(bars[:, OPEN_TIME])
+    deadline = grid.deadline(known, grid.bars_of(params.regime.horizon_minutes * 60.0))
+    forward = forward_returns(base, base_grid, known, deadline)
+    ewma = ewma_volatility(bars, grid)
     index = np.flatnonzero(np.isfinite(forward.gross_bps) & (ewma > 0).all(axis=1))  # NaN is above nothing
     uniqueness = average_uniqueness(forward.start[index], forward.exit[index], len(base))
     return {
@@ -72,6 +74,6 @@ def return_labels(bars: Floats, base: Floats, step_s: int, params: Params) -> Ar
         "y": np.log1p(forward.gross_bps[index] * 1e-4) * 1e4,
         "uniqueness": uniqueness,
         "known": known[index],
-        "ended": known[index] + horizon_s,
+        "ended": deadline[index],
         "ewma": ewma[index] * 1e4,
     }

@@ -7,19 +7,20 @@ import numpy as np
 
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Decision, Floats, Outcome, utc
 from pipelines.costs import NO_FUNDING, Costs, funding_payments, funding_received_bps, trade_cost_bps
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape, BadTimes
 from pipelines.labels.barriers import BARRIERS, TARGET, UNRESOLVED, first_touch, gross_return_bps
 
 
 def resolve(
-    decisions: Sequence[Decision], bars: Floats, base_seconds: float, costs: Costs, funding: Floats = NO_FUNDING
+    decisions: Sequence[Decision], bars: Floats, grid: Grid, costs: Costs, funding: Floats = NO_FUNDING
 ) -> list[Outcome]:
     """Return the outcomes of the decisions that `bars` resolve; the others wait for more bars.
 
     decisions     of one symbol, any order. Those without a stop, a target or an expiry cannot be scored and are left
                   out. The side is the event's own (target above stop: long), not the sign of the vote
     bars          (n, 9) closed base bars of that symbol, ascending, from the first `as_of` on
-    base_seconds  length of a base bar
+    grid          where base bars open and close
     costs         of the symbol's market; funding (r, 2) rates as of `costs.funding_rates`
     Returns       label 1 target first, 0 stop or time; gross_bps from the open of the first base bar at or after
                   `as_of`; cost_bps as `costs.trade_cost_bps`, funding included; resolved_at is the close of the bar
@@ -52,7 +53,7 @@ def resolve(
         found.append(
             Outcome(
                 decision_id=decision.id,
-                resolved_at=utc(bars[last, OPEN_TIME] + base_seconds),
+                resolved_at=utc(grid.next_close(bars[last, OPEN_TIME])),
                 label=int(barrier == TARGET),
                 barrier=cast(Literal["target", "stop", "time"], BARRIERS[barrier]),
                 gross_bps=float(gross),

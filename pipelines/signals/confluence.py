@@ -9,7 +9,8 @@ agree; a timeframe whose six closes are all the same has no trend and agrees wit
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, TIMEFRAME_SECONDS, Floats
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, Floats
+from pipelines.data.timeframes import seconds
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import push
 from pipelines.layout import lay_out, offsets, window
@@ -17,7 +18,7 @@ from pipelines.signals.candles import CLOCK_STATE, bar_length, candle_is_closed,
 from pipelines.signals.columns import DIRECTION, SIGNAL_PARTS, STRENGTH, signal_columns
 
 TIMEFRAMES = ("5m", "15m", "1h", "4h", "1d")
-FRAMES = np.array([float(TIMEFRAME_SECONDS[name]) for name in TIMEFRAMES])
+FRAMES = np.array([float(seconds(name)) for name in TIMEFRAMES])
 WEIGHTS = np.array([10.0, 20.0, 30.0, 25.0, 15.0])  # per cent: whole numbers, so that their sums are exact
 CANDLES = 6
 _FRAME_PARTS = {"slot": 1, "close": 1, "closes": CANDLES}  # of the candle that forms; of the six candles before it

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, OPEN_TIME, TIMEFRAME_SECONDS, Arrays, Bools, Floats
+from pipelines.contracts import CLOSE, OPEN_TIME, Arrays, Bools, Floats
 from pipelines.costs import (
     NO_FUNDING,
     Costs,
@@ -23,6 +23,7 @@ from pipelines.costs import (
     trade_cost_bps,
     venue_of,
 )
+from pipelines.data.timeframes import Grid
 from pipelines.errors import NotEnoughData
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
@@ -49,8 +50,8 @@ class Sources:
     features: Floats
     signals: Floats
     context: Floats
-    step_s: int
-    timeframe: str
+    grid: Grid  # of the decision bars
+    base_grid: Grid
     venue: str | None = None
     market: str | None = None
     funding: Floats = field(default_factory=lambda: NO_FUNDING)  # (r, 2) of costs.funding_rates
@@ -62,16 +63,17 @@ class Sources:
     @property
     def closes(self) -> Floats:
         """Return (m,) epoch seconds of the decision bars' closes."""
-        return np.asarray(self.decision[:, OPEN_TIME] + self.step_s)
+        return self.grid.closes(self.decision[:, OPEN_TIME])
 
 
 def read_sources(folder: Path) -> Sources:
     """Return the output `folder` of the features stage."""
     meta = json.loads((folder / "meta.json").read_text())
-    timeframe, names = meta["decision_timeframe"], ("base", "decision", "features", "signals", "context", "funding")
+    names = ("base", "decision", "features", "signals", "context", "funding")
     arrays = {name: np.load(folder / f"{name}.npy") for name in names}
     venue, market = venue_of(meta)
-    return Sources(**arrays, step_s=TIMEFRAME_SECONDS[timeframe], timeframe=timeframe, venue=venue, market=market)
+    grid, base_grid = (Grid.from_dict(meta[name]) for name in ("grid", "base_grid"))
+    return Sources(**arrays, grid=grid, base_grid=base_grid, venue=venue, market=market)
 
 
 def event_labels(sources: Sources, params: Params) -> Labels:
@@ -85,8 +87,8 @@ def event_labels(sources: Sources, params: Params) -> Labels:
     labelled, paid = outcome.labelled, sources.costs(params).describe()
     if not labelled.any():
         raise NotEnoughData(
-            f"{len(found.index)} events on {len(sources.decision):,} {sources.timeframe} bars, none with a target of "
-            f"at least {params.labels.min_target_to_cost} × the cost of a round trip ({paid}); use a coarser "
+            f"{len(found.index)} events on {len(sources.decision):,} {sources.grid.timeframe} bars, none with a target "
+            f"of at least {params.labels.min_target_to_cost} × the cost of a round trip ({paid}); use a coarser "
             "data.decision_timeframe, or name the venue with --venue and --market if it is another"
         )
     volatility = VALIDATOR_COLUMNS.index("volatility_regime")
@@ -112,18 +114,20 @@ def event_labels(sources: Sources, params: Params) -> Labels:
 def predictor_labels(sources: Sources, params: Params) -> Labels:
     """Return the predictor's labels: direction of the bars whose move left the dead zone."""
     cost_of = partial(forward_cost_bps, sources.costs(params))
-    return horizon_labels(sources.decision, sources.base, sources.step_s, params, cost_of)
+    return horizon_labels(sources.decision, sources.base, sources.grid, sources.base_grid, params, cost_of)
 
 
 def setup_labels(sources: Sources, params: Params) -> Labels:
     """Return the pattern recogniser's labels: whether each present pattern played out."""
     reach = sources.features[:, FEATURES.index["atr_14"]] * sources.decision[:, CLOSE]
-    return pattern_labels(sources.decision, sources.base, setups(sources.signals), reach, sources.step_s, params)
+    return pattern_labels(
+        sources.decision, sources.base, setups(sources.signals), reach, sources.grid, sources.base_grid, params
+    )
 
 
 def hour_labels(sources: Sources, params: Params) -> Labels:
     """Return the regime detector's labels: the return over the next hour, basis points."""
-    return return_labels(sources.decision, sources.base, sources.step_s, params)
+    return return_labels(sources.decision, sources.base, sources.grid, sources.base_grid, params)
 
 
 LABELS: dict[str, Callable[[Sources, Params], Labels]] = {
@@ -174,7 +178,7 @@ def _resolve(sources: Sources, found: Events, params: Params) -> _EventOutcomes:
     labels = params.labels
     outcome = triple_barrier(
         base, close_time, sources.decision[found.index, CLOSE], found.direction, found.atr,
-        labels.target_atr, labels.stop_atr, float(labels.horizon_bars * sources.step_s),
+        labels.target_atr, labels.stop_atr, sources.grid.deadline(close_time, labels.horizon_bars),
     )  # fmt: skip
     costs = sources.costs(params)
     expected = target_cost_bps(costs, sources.decision[found.index])

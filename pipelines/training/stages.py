@@ -23,10 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.clock import mode_of
-from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, TIMEFRAME_SECONDS, History, JsonObject
+from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, History, JsonObject
 from pipelines.costs import funding_rates, venue_of
 from pipelines.data import timeframes
 from pipelines.data.alignment import align
+from pipelines.data.sessions import grid_of
+from pipelines.data.timeframes import Grid
 from pipelines.errors import UnknownName
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.params import Params
@@ -57,12 +59,15 @@ def build_features(params: Params) -> None:
     described: JsonObject = json.loads(Path("data/manifest.json").read_text())
     frame = schemas.read_bars(Path("data") / described["file"])
     base = schemas.to_matrix(frame)
-    base_tf, decision_tf = described["timeframe"], params.data.decision_timeframe_for(described["timeframe"])
-    decision = timeframes.resample(base, TIMEFRAME_SECONDS[base_tf], TIMEFRAME_SECONDS[decision_tf])
-    log_line(f"features: {len(base):,} {base_tf} bars → {len(decision):,} {decision_tf} bars of {described['symbol']}")
-    step_s = TIMEFRAME_SECONDS[decision_tf]
+    base_grid = grid_of(described, base[:, OPEN_TIME])
+    grid = base_grid.at(timeframes.decision_timeframe(base_grid.timeframe, params.data.decision_timeframe))
+    decision = timeframes.resample(base, base_grid, grid)
+    log_line(
+        f"features: {len(base):,} {base_grid.timeframe} bars → {len(decision):,} {grid.timeframe} bars of "
+        f"{described['symbol']}"
+    )
     books, feed = records.read_snapshot(Path("data"), described)
-    levels, context = align(decision[:, OPEN_TIME] + step_s, step_s, books, feed)
+    levels, context = align(decision[:, OPEN_TIME], grid, books, feed)
     present = [name for name, values in zip(CONTEXT_FIELDS, context.T, strict=True) if not np.isnan(values).all()]
     if books is not None or feed is not None:
         closes_with_book = int((~np.isnan(levels[:, 0, :1, 0])).sum())
@@ -82,8 +87,10 @@ def build_features(params: Params) -> None:
         "symbol": described["symbol"],
         "venue": venue,
         "market": market,
-        "base_timeframe": base_tf,
-        "decision_timeframe": decision_tf,
+        "base_timeframe": base_grid.timeframe,
+        "decision_timeframe": grid.timeframe,
+        "base_grid": base_grid.to_dict(),
+        "grid": grid.to_dict(),
         "feature_columns": list(FEATURES.columns),
         "signal_columns": list(SIGNALS.columns),
         "catalogue_hash": FEATURES.catalogue_hash,
@@ -96,8 +103,8 @@ def build_features(params: Params) -> None:
     write_warm_start(
         out / "warm",
         symbol=described["symbol"],
-        base_timeframe=base_tf,
-        decision_timeframe=decision_tf,
+        base_grid=base_grid,
+        grid=grid,
         feature_state=feature_state,
         signal_state=signal_state,
         base=base,
@@ -124,9 +131,9 @@ def build_labels(params: Params) -> None:
     (out / "traditional.json").write_text(json.dumps(traditional) + "\n")
 
 
-def embargo_seconds(params: Params, step_s: int) -> float:
-    """Return the embargo in seconds: the larger of label horizon and feature memory."""
-    return float(max(params.labels.horizon_bars, int(FEATURES.warmup.max()), int(SIGNALS.warmup.max())) * step_s)
+def embargo_seconds(params: Params, grid: Grid) -> float:
+    """Return the embargo in seconds: the larger of label horizon and feature memory, with the closures between."""
+    return grid.span_s(max(params.labels.horizon_bars, int(FEATURES.warmup.max()), int(SIGNALS.warmup.max())))
 
 
 def read_meta() -> JsonObject:
@@ -147,7 +154,7 @@ def fit_family(family: str, params: Params) -> None:
         "catalogue_hash",
     )  # fmt: skip
     context = {name: meta[name] for name in named}
-    embargo = embargo_seconds(params, TIMEFRAME_SECONDS[meta["decision_timeframe"]])
+    embargo = embargo_seconds(params, Grid.from_dict(meta["grid"]))
     chosen = model_family(family)
     data = chosen.dataset(OUT, params)
     digest = train(
@@ -169,7 +176,7 @@ def pair(family: str, through: float, params: Params) -> None:
     with np.load(OUT / family / "oof.npz", allow_pickle=False) as f:
         at = f["row"]
     chosen = model_family(family)
-    embargo = embargo_seconds(params, TIMEFRAME_SECONDS[read_meta()["decision_timeframe"]])
+    embargo = embargo_seconds(params, Grid.from_dict(read_meta()["grid"]))
     losses = paired_losses(
         chosen, chosen.dataset(OUT, params), at, through, tuple(fit.get("left_out", ())), params, embargo, log_line
     )
@@ -188,9 +195,7 @@ def reference_of_history(folder: Path, until_s: float, params: Params) -> dict[s
     from pipelines.models.reference import reference_files
 
     meta = json.loads((folder / "meta.json").read_text())
-    closes = (
-        np.load(folder / "decision.npy", mmap_mode="r")[:, OPEN_TIME] + TIMEFRAME_SECONDS[meta["decision_timeframe"]]
-    )
+    closes = Grid.from_dict(meta["grid"]).closes(np.load(folder / "decision.npy", mmap_mode="r")[:, OPEN_TIME])
     watched = [FEATURES.index[name] for name in WATCHED_COLUMNS]
     rows = np.load(folder / "features.npy", mmap_mode="r")[:, watched]
     return reference_files(np.ascontiguousarray(rows[closes <= until_s]), WATCHED_COLUMNS, params.drift, params.seed)

@@ -55,7 +55,7 @@ class InferenceRequest:
 def market_mismatch(slot: Slot, symbol: Symbol) -> str | None:
     """Return `TRAINED_ON:…` where a model was trained on another market than this symbol's; None where it fits."""
     trained_on = slot.model.schema.get("symbol"), slot.model.schema.get("decision_timeframe")
-    if trained_on == (symbol.name, symbol.warm.decision_timeframe):
+    if trained_on == (symbol.name, symbol.grid.timeframe):
         return None
     return "TRAINED_ON:" + " ".join(str(part) for part in trained_on)
 

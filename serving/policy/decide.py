@@ -55,7 +55,7 @@ def predict_all(symbol: Symbol, snapshot: Snapshot) -> ModelAnswers:
 
 def age_in_bars(symbol: Symbol, known_at: datetime) -> float:
     """Return the decision bars from the last close to `known_at`; raise BadTimes if that bar had not closed by then."""
-    age_bars = (known_at.timestamp() - symbol.closed.close_time) / symbol.step_s
+    age_bars = symbol.grid.age_bars(symbol.closed.close_time, known_at.timestamp())
     if age_bars < 0:
         raise BadTimes(
             f"{known_at:%F %T %Z} is before {utc(symbol.closed.close_time):%F %T} UTC, the close of the last bar of "
@@ -140,7 +140,7 @@ def decide(
         known_at=known_at,
         ingested_at=now,
         arm=decider.arm,
-        bar_seconds=symbol.step_s,
+        expiry=utc(symbol.grid.deadline(np.array([closed.close_time]), params.labels.horizon_bars)[0]),
         generation=snapshot.generation,
         tier_reason=tier.reason,
         learned=learned,
@@ -154,7 +154,7 @@ def decide(
             "costs": symbol.costs(params.costs).row,
             "policy": decision_row.policy_digest(params, flat),
             "cpu": cpu_type(),
-            "tail": params.risk.tail.method(symbol.step_s),
+            "tail": params.risk.tail.method(symbol.grid.timeframe),
         },
     )
     waiting = () if symbol.reason is None else (symbol.reason,)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import datetime
 from hashlib import sha256
 from math import isfinite
 from typing import Literal
@@ -13,7 +13,6 @@ import numpy.typing as npt
 from pipelines.contracts import (
     REGIMES,
     SCORE_NAMES,
-    TIMEFRAME_SECONDS,
     Decision,
     Floats,
     ModelAnswers,
@@ -333,7 +332,7 @@ def decide(
     known_at: datetime,
     ingested_at: datetime,
     arm: str,
-    bar_seconds: float | None = None,
+    expiry: datetime | None = None,
     generation: int = 0,
     models: ModelAnswers | None = None,
     lineage: Mapping[str, str] | None = None,
@@ -355,8 +354,6 @@ def decide(
     result = out.tolist()
     has_event = inputs.event_direction in (-1, 1)
     levels = isfinite(result[decision_kernel.TARGET])
-    bar_s = bar_seconds or TIMEFRAME_SECONDS[params.data.decision_timeframe]  # a source may be coarser than configured
-    horizon = timedelta(seconds=params.labels.horizon_bars * bar_s)
     return Decision(
         id=id,
         symbol=symbol,
@@ -370,7 +367,7 @@ def decide(
         stop=finite_or_none(result[decision_kernel.STOP]),
         take_profits=(result[decision_kernel.TARGET],) if levels else (),
         size=result[decision_kernel.SIZE],
-        expiry=as_of + horizon if has_event else None,
+        expiry=expiry if has_event else None,
         edge_bps=finite_or_none(result[decision_kernel.EDGE_BPS]),
         p=finite_or_none(float(inputs.p)),
         regime=inputs.regime,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
-from math import floor, nan
+from math import nan
 
 import numpy as np
 
@@ -35,12 +35,12 @@ def bar_inputs(symbol: Symbol, back: int, limits: BreakerParams) -> BreakerInput
     After a gap, of bars or of a closed market, the true range is the bar's own range.
     """
     history, i = symbol.history, len(symbol.history) - 1 - back
-    close = utc(history.bars[i, OPEN_TIME] + symbol.step_s)
+    close = utc(symbol.grid.next_close(history.bars[i, OPEN_TIME]))
     about = f"{symbol.name}, bar closed {close:%F %H:%M} UTC"
     if i < 1:
         return BreakerInputs(about)
     bar, previous = history.bars[i], history.bars[i - 1]
-    follows = bar[OPEN_TIME] - previous[OPEN_TIME] == symbol.step_s
+    follows = symbol.grid.missing_between(previous[OPEN_TIME], bar[OPEN_TIME]) == 0
     high, low = (max(bar[HIGH], previous[CLOSE]), min(bar[LOW], previous[CLOSE])) if follows else (bar[HIGH], bar[LOW])
     reach = history.features[i - 1, ATR] * previous[CLOSE]
     first = max(0, i - limits.book_bars)
@@ -69,10 +69,8 @@ def account_inputs(account: Account) -> BreakerInputs:
 
 def outage_inputs(symbol: Symbol, now: datetime) -> BreakerInputs:
     """Return the decision bars that should have closed by now on a symbol that was fed live, closures left out."""
-    last, step_s = symbol.closed.close_time, symbol.step_s
-    closed = symbol.warm.closures
-    slots = np.arange(round(last / step_s), floor(now.timestamp() / step_s))
-    missing = float((~closed[slots % len(closed)]).sum())
+    last = symbol.closed.close_time
+    missing = float(max(symbol.grid.expected(np.array([last]), np.array([now.timestamp()]))[0], 0))
     return BreakerInputs(f"{symbol.name}, last bar closed {utc(last):%F %H:%M} UTC", missing_bars=missing)
 
 

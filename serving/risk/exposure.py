@@ -17,6 +17,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import Floats
+from pipelines.data.timeframes import Grid
 from pipelines.params import TailParams
 from pipelines.tails import VOLATILITY_BARS, euler_es, ewma_volatility, tail_losses
 from pipelines.warm_start import CLOSES_KEPT
@@ -114,6 +115,14 @@ def exposure(
         out[MARKET] = out[CORRELATED] = out[ES] = out[STRESS] = np.nan
 
 
+@dataclass(frozen=True, slots=True)
+class AssetCloses:
+    """Hold the closing prices of one asset: (n, 2) close time in epoch seconds, ascending, and price; their grid."""
+
+    grid: Grid
+    closes: Floats
+
+
 @dataclass(frozen=True)
 class Scenarios:
     """Hold the inputs of `exposure` for the known assets; `codes`: symbol → column; `decay` of the filter."""
@@ -166,34 +175,35 @@ def market_of(symbol: str) -> str:
     return symbol.rsplit("/", 1)[-1]
 
 
-def horizon_returns(closes: Floats, horizon_s: float, decay: float) -> tuple[Floats, Floats, Floats]:
-    """Return (k,) epoch seconds, (k,) simple returns over the `horizon_s` that follow, (k,) volatility at their start.
+def horizon_returns(asset: AssetCloses, horizon_bars: int, decay: float) -> tuple[Floats, Floats, Floats]:
+    """Return (k,) epoch seconds, (k,) simple returns over the bars that follow, (k,) volatility at their start.
 
-    closes  (n, 2) close time in epoch seconds, ascending, and price
-    They start STRIDE times per horizon on a grid from the epoch, so that those of two assets align. A horizon with one
+    They start STRIDE times per horizon of so many bars, counted from the grid's first, so that those of two assets on
+    one grid align. A horizon with one
     end missing is left out, and one that starts while the volatility is not known or nothing moved.
     """
-    times, prices = closes[:, 0], np.ascontiguousarray(closes[:, 1])
+    times, prices = asset.closes[:, 0], np.ascontiguousarray(asset.closes[:, 1])
     volatility = ewma_volatility(prices, decay)
-    start = np.flatnonzero((times % (horizon_s / STRIDE) == 0.0) & (volatility > 0.0))
-    end = np.searchsorted(times, times[start] + horizon_s)
+    start = np.flatnonzero((asset.grid.closed_by(times) % max(horizon_bars // STRIDE, 1) == 0) & (volatility > 0.0))
+    deadline = asset.grid.deadline(times[start], horizon_bars)
+    end = np.searchsorted(times, deadline)
     whole = end < len(times)
-    whole[whole] = times[end[whole]] == times[start[whole]] + horizon_s
+    whole[whole] = times[end[whole]] == deadline[whole]
     start, end = start[whole], end[whole]
     return times[start], prices[end] / prices[start] - 1.0, volatility[start]
 
 
-def scenarios_of(closes: Mapping[str, Floats], horizon_s: float, tail: TailParams) -> Scenarios:
-    """Return the scenarios of assets with these closing prices, (n, 2) each as `horizon_returns` reads them.
+def scenarios_of(assets: Mapping[str, AssetCloses], horizon_bars: int, tail: TailParams) -> Scenarios:
+    """Return the scenarios of these assets over a position's longest life of `horizon_bars` decision bars.
 
     The newest CLOSES_KEPT count, as many as a warm start holds. Whether plain history counts next to the filtered one
-    is looked up by the shortest time between two closes of an asset, which is its timeframe.
+    is looked up by the asset's timeframe.
     """
-    newest = {symbol: prices[-CLOSES_KEPT:] for symbol, prices in closes.items()}
-    samples = {symbol: horizon_returns(prices, horizon_s, tail.decay) for symbol, prices in newest.items()}
+    newest = {symbol: AssetCloses(asset.grid, asset.closes[-CLOSES_KEPT:]) for symbol, asset in assets.items()}
+    samples = {symbol: horizon_returns(asset, horizon_bars, tail.decay) for symbol, asset in newest.items()}
     names = list(samples)
     unit_es = np.full((len(UNIT_ES), len(names)), np.nan)
-    floored = np.array([len(p) < 2 or not tail.filter_alone(float(np.diff(p[:, 0]).min())) for p in newest.values()])
+    floored = np.array([asset.grid.timeframe not in tail.filtered_alone for asset in newest.values()])
     for at, (_, returns, volatility) in enumerate(samples.values()):
         if len(returns) >= MIN_SCENARIOS:
             both = (returns / volatility, returns)

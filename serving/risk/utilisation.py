@@ -68,8 +68,8 @@ def utilisation(
         ],
         "tail": {
             "level": ES_LEVEL,
-            "hours": params.labels.horizon_bars * max((s.step_s for s in symbols.values()), default=0) / 3600.0,
-            "methods": {name: params.risk.tail.method(symbol.step_s) for name, symbol in symbols.items()},
+            "hours": max((s.grid.span_s(params.labels.horizon_bars) for s in symbols.values()), default=0.0) / 3600.0,
+            "methods": {name: params.risk.tail.method(symbol.grid.timeframe) for name, symbol in symbols.items()},
             "scenarios": len(account.scenarios.filtered),
             "var": _var(positions, account, net, volatility),
             "es": finite_or_none(found.es),

@@ -96,7 +96,7 @@ class Intake:
                 stored = functools.partial(self._store.records, symbol.name)
                 new = await self._executor.run(symbol.validate_new_records, *sent, now, stored)
             if len(fresh) or any(new):
-                batch = BarBatch(symbol.name, fresh, fresh[:, OPEN_TIME] + symbol.base_s, now, *new)
+                batch = BarBatch(symbol.name, fresh, symbol.base_grid.closes(fresh[:, OPEN_TIME]), now, *new)
                 await asyncio.wrap_future(self._ledger.observe(batch))
             symbol.ingest_records(*new)
             closed = symbol.advance(fresh)

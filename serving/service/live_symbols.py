@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipelines.clock import Clock, mode_of
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Decision, Floats, utc
+from pipelines.contracts import OPEN_TIME, Decision, Floats, utc
 from pipelines.errors import BellwetherError, ServiceDown
 from pipelines.families import DECISION_FAMILY
 from pipelines.params import Params
@@ -19,7 +19,7 @@ from pipelines.store import DecisionRecord, Store
 from pipelines.warm_start import WarmStart, read_warm_start
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.policy.decide import age_in_bars, decide
-from serving.risk.exposure import Scenarios, scenarios_of
+from serving.risk.exposure import AssetCloses, Scenarios, scenarios_of
 from serving.service.alarm_queue import AlarmQueue
 from serving.service.decision_memory import DecisionKey, DecisionMemory
 from serving.service.store_executor import StoreExecutor
@@ -88,7 +88,7 @@ class LiveSymbols:
     async def _restore(self, warm: WarmStart, new: Snapshot) -> None:
         """Make a symbol live: its warm start, then what was observed since. The caller holds the symbol's lock."""
         bars = await self._executor.run_long(self._store.bars, warm.symbol, warm.last_open_time)
-        last_close = warm.history.bars[-1, OPEN_TIME] + TIMEFRAME_SECONDS[warm.decision_timeframe]
+        last_close = warm.grid.next_close(warm.history.bars[-1, OPEN_TIME])
         records = await self._executor.run_long(self._store.records, warm.symbol, last_close)
         symbol = await asyncio.to_thread(
             restore_symbol, warm, bars, *records, await asyncio.to_thread(self._clock_of, warm)
@@ -113,10 +113,9 @@ class LiveSymbols:
         return clock_of(warm)
 
     def _scenarios(self, symbols: dict[str, Symbol]) -> Scenarios:
-        """Return tail scenarios over a position's longest life, by the longest decision bars of these symbols."""
-        horizon_s = self._params.labels.horizon_bars * max(symbol.step_s for symbol in symbols.values())
-        closes = {name: symbol.warm.closes for name, symbol in symbols.items()}
-        return scenarios_of(closes, float(horizon_s), self._params.risk.tail)
+        """Return the tail scenarios of these symbols over a position's longest life."""
+        assets = {name: AssetCloses(symbol.grid, symbol.warm.closes) for name, symbol in symbols.items()}
+        return scenarios_of(assets, self._params.labels.horizon_bars, self._params.risk.tail)
 
     def _warm_up(self, symbol: Symbol, snapshot: Snapshot) -> None:
         """Fold one bar and make one decision on copies, so that no request waits for a kernel to be loaded."""
@@ -168,9 +167,9 @@ class LiveSymbols:
         They agree where the newest of `rows` (n, 9) closes now and is not stored: then the stored bars came while the
         clock was ahead. The caller holds the symbol's lock.
         """
-        check_bars(rows, symbol.base_s, now)
+        check_bars(rows, symbol.base_grid, now)
         opened = float(rows[-1, OPEN_TIME])
-        closes_now = now.timestamp() - (opened + symbol.base_s) <= 2.0 * symbol.step_s
+        closes_now = now.timestamp() - symbol.base_grid.next_close(opened) <= 2.0 * symbol.grid.step_s
         is_known = opened <= symbol.warm.last_open_time  # then it is the clock that is behind
         stored = await self._executor.run(self._store.bars, symbol.name, opened - 1.0, opened)
         if is_known or not closes_now or len(stored):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TypedDict
 
-from pipelines.contracts import JsonObject, utc
+from pipelines.contracts import OPEN_TIME, JsonObject, utc
 from pipelines.params import Params
 from serving.inference.generation_watcher import Check, GenerationWatcher, families, refusals, slot_checks
 from serving.inference.model_slots import ModelSlots
@@ -172,12 +172,12 @@ def _symbol_fields(symbol: Symbol, last_arrival_s: float | None, now: datetime) 
         "clock": symbol.clock.mode,
         "clock_reason": symbol.clock.why,
         "now": at.isoformat(),
-        "age_bars": round((at.timestamp() - symbol.closed.close_time) / symbol.step_s, 2),
+        "age_bars": round(symbol.grid.age_bars(symbol.closed.close_time, at.timestamp()), 2),
         "last_bar_arrived": None if last_arrival_s is None else utc(last_arrival_s).isoformat(),
-        "base_timeframe": symbol.warm.base_timeframe,
-        "decision_timeframe": symbol.warm.decision_timeframe,
+        "base_timeframe": symbol.base_grid.timeframe,
+        "decision_timeframe": symbol.grid.timeframe,
         "last_bar": utc(symbol.last_open_time).isoformat(),
-        "decides_on": utc(symbol.closed.close_time - symbol.step_s).isoformat(),
+        "decides_on": utc(symbol.closed.bar[OPEN_TIME]).isoformat(),
         "reason": symbol.reason,
         "warm_start": symbol.warm.digest,
         "data_hash": symbol.warm.data_hash,

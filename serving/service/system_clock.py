@@ -49,5 +49,5 @@ class ClockMonitor:
         """Raise ClockJumped while bars (n, 9) cannot be dated; on a `wall` clock they are evidence of the true time."""
         if (fault := self.check(now)) is not None:
             if symbol.clock.mode == "wall" and len(rows):
-                self._watch.observe_bar(float(rows[-1, OPEN_TIME]) + symbol.base_s, steady_s())
+                self._watch.observe_bar(symbol.base_grid.next_close(float(rows[-1, OPEN_TIME])), steady_s())
             raise ClockJumped(fault)

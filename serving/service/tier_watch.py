@@ -138,7 +138,7 @@ class TierWatch:
         """Return why the data of a symbol on a `wall` clock are stale; None if they are not, or on a `market` clock."""
         if symbol.clock.mode == "market":
             return None
-        age_bars = (now.timestamp() - symbol.closed.close_time) / symbol.step_s
+        age_bars = symbol.grid.age_bars(symbol.closed.close_time, now.timestamp())
         return self._freshness.stale_reason(symbol.name, age_bars, self._params.risk.max_data_age_bars)
 
     def _emergency(self, symbol: Symbol, now: datetime) -> str | None:

@@ -24,7 +24,6 @@ from pipelines.contracts import (
     OPEN_TIME,
     RETAINED_BARS,
     TAKER_BUY,
-    TIMEFRAME_SECONDS,
     VOLUME,
     Books,
     Bools,
@@ -35,7 +34,7 @@ from pipelines.contracts import (
 )
 from pipelines.costs import Costs, costs_of, target_cost_bps
 from pipelines.data.alignment import align, known_between, merge_records, prune_records
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.features.catalog import FEATURES
 from pipelines.params import CostParams
@@ -71,15 +70,14 @@ class Symbol:
         self.warm = warm
         self.clock = clock or clock_of(warm)
         self.name = warm.symbol
-        self.base_s = TIMEFRAME_SECONDS[warm.base_timeframe]
-        self.step_s = TIMEFRAME_SECONDS[warm.decision_timeframe]
+        self.base_grid, self.grid = warm.base_grid, warm.grid
         self.last_open_time = warm.last_open_time
         self._tail = warm.tail
         self._features, self._signals = warm.feature_state.copy(), warm.signal_state.copy()
         self._recent = RecentBars(warm.history)
         self.history = warm.history  # the newest closed bars, input of models over many bars; the last is `closed`
         self.books, self.feed = warm.books, warm.feed
-        self.closed = _newest(warm.history, self.step_s)
+        self.closed = _newest(warm.history, self.grid)
         self.warming_up = 0  # decision bars until rows are complete again
         self._gap = ""
 
@@ -94,7 +92,7 @@ class Symbol:
     @property
     def last_bar_close(self) -> datetime:
         """Return the close of the newest base bar, observed or of the warm start: the time of a `market` clock."""
-        return utc(self.last_open_time + self.base_s)
+        return utc(self.base_grid.next_close(self.last_open_time))
 
     @property
     def closes(self) -> Floats:
@@ -117,7 +115,7 @@ class Symbol:
         """
         if len(rows) == 0:  # records alone
             return rows
-        check_bars(rows, self.base_s, now)
+        check_bars(rows, self.base_grid, now)
         known = rows[:, OPEN_TIME] <= self.last_open_time
         if known.any():
             again = rows[known]
@@ -182,7 +180,7 @@ class Symbol:
         if len(rows) == 0:
             return []
         waiting = np.vstack([self._tail, rows])
-        bars = resample(waiting, self.base_s, self.step_s)
+        bars = resample(waiting, self.base_grid, self.grid)
         closed = [self.on_bar(bar) for bar in bars]
         self.last_open_time = float(rows[-1, OPEN_TIME])
         self._tail = waiting[waiting[:, OPEN_TIME] >= self.closed.close_time]
@@ -190,24 +188,19 @@ class Symbol:
 
     def on_bar(self, bar: Floats) -> ClosedBar:
         """Process one closed decision bar (9,) and return it with its rows."""
-        missing = self._missing_before(bar)
+        missing = self.grid.missing_between(self.closed.bar[OPEN_TIME], bar[OPEN_TIME])
         if missing:
             self.warming_up = WARMUP_BARS
             self._gap = f"{missing} missing bar(s) before {utc(bar[OPEN_TIME]):%F %H:%M} UTC"
-        close = float(bar[OPEN_TIME] + self.step_s)
-        (levels,), (context,) = align(np.array([close]), self.step_s, self.books, self.feed)
-        self.books, self.feed = prune_records(close, self.step_s, self.books, self.feed)
+        close = self.grid.next_close(bar[OPEN_TIME])
+        (levels,), (context,) = align(bar[OPEN_TIME : OPEN_TIME + 1], self.grid, self.books, self.feed)
+        self.books, self.feed = prune_records(close, self.grid.step_s, self.books, self.feed)
         features = FEATURES.step(self._features, bar, levels, context)
         signals = SIGNALS.step(self._signals, bar, levels, context)
         self.warming_up = max(0, self.warming_up - 1)
         self.history = self._recent.with_bar(bar, features, signals, levels, context)
-        self.closed = _newest(self.history, self.step_s)
+        self.closed = _newest(self.history, self.grid)
         return self.closed
-
-    def _missing_before(self, bar: Floats) -> int:
-        """Return the decision bars missing before this one, without those in regular closures of the market."""
-        slots = np.arange(round(self.closed.close_time / self.step_s), round(bar[OPEN_TIME] / self.step_s))
-        return int((~self.warm.closures[slots % len(self.warm.closures)]).sum())
 
     def _check_same(self, again: Floats, stored: Floats) -> None:
         """Raise BadTimes for a bar that was never stored, BadValues for one stored with another value."""
@@ -259,10 +252,10 @@ def _moment(at: float) -> str:
     return f"{utc(at):%F %T.%f} UTC"
 
 
-def _newest(history: History, step_s: int) -> ClosedBar:
+def _newest(history: History, grid: Grid) -> ClosedBar:
     """Return the last bar of the history."""
     h = history
-    close = float(h.bars[-1, OPEN_TIME] + step_s)
+    close = grid.next_close(h.bars[-1, OPEN_TIME])
     return ClosedBar(h.bars[-1], h.features[-1], h.signals[-1], h.levels[-1], h.context[-1], close)
 
 
@@ -296,15 +289,15 @@ class Symbols(dict[str, Symbol]):
         raise UnknownName(f"symbol: no live state for {name!r}; known: {known}")
 
 
-def check_bars(rows: Floats, base_s: int, now: datetime) -> None:
+def check_bars(rows: Floats, grid: Grid, now: datetime) -> None:
     """Raise BadShape, BadTimes or BadValues, naming `bars.<row>.<field>`, for impossible bars (n, 9)."""
     if rows.ndim != 2 or rows.shape[1] != BAR_WIDTH or len(rows) == 0:
         raise BadShape(f"bars: shape {rows.shape}, expected (n, {BAR_WIDTH}) with at least one row")
     times = rows[:, OPEN_TIME]
     _refuse(BadTimes, rows, OPEN_TIME, ~np.isfinite(times), "is not a time")
-    _refuse(BadTimes, rows, OPEN_TIME, times % base_s != 0, f"is not on the {base_s} s grid of the base bars")
+    _refuse(BadTimes, rows, OPEN_TIME, ~grid.on_grid(times), f"opens no bar of {grid.describe()}")
     _refuse(BadTimes, rows, OPEN_TIME, np.diff(times, prepend=-np.inf) <= 0, "is not after the bar before; sort them")
-    late = times + base_s > (now + CLOCK_SKEW).timestamp()
+    late = grid.closes(times) > (now + CLOCK_SKEW).timestamp()
     _refuse(BadTimes, rows, OPEN_TIME, late, f"has not closed yet at {now:%F %T} UTC; send closed bars only")
     for field in (OPEN, HIGH, LOW, CLOSE):
         bad = ~(np.isfinite(rows[:, field]) & (rows[:, field] > 0))

@@ -15,7 +15,8 @@ import pyarrow
 from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_INDEX, ContextFeed, Floats, Ints, DAY_S
 from pipelines.data.readers.files import micros, numbers, read_table
 from pipelines.data.schemas import epoch_seconds, stamps_of
-from pipelines.data.timeframes import infer_timeframe, seconds
+from pipelines.data.sessions import infer_timeframe
+from pipelines.data.timeframes import seconds
 from pipelines.errors import BadColumns, BadTimes, UnknownName
 
 

@@ -41,7 +41,8 @@ from pipelines.data.schemas import (
     stamps_of,
     to_frame,
 )
-from pipelines.data.timeframes import infer_timeframe, seconds
+from pipelines.data.sessions import infer_timeframe
+from pipelines.data.timeframes import Grid, seconds
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
 
 Stamps = npt.NDArray[np.datetime64]
@@ -107,7 +108,7 @@ def _traded(
 ) -> pd.DataFrame:
     """Return bars made of trades. The first and the last hold the part of them that the file covers."""
     trades, fills = _trades(table, at, path)
-    frame = to_frame(bars_from_trades(trades, seconds(timeframe), fills), timeframe, ingested_at)
+    frame = to_frame(bars_from_trades(trades, seconds(timeframe), fills), Grid(timeframe), ingested_at)
     return check(frame, LAYOUT)
 
 

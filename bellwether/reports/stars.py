@@ -10,6 +10,7 @@ from flows.support.installation import Installation
 from flows.support.market_access import market_records
 from pipelines.contracts import OPEN_TIME, Floats
 from pipelines.data.alignment import align
+from pipelines.data.bar_clock import clocked
 from pipelines.data.quality import assess
 from pipelines.data.schemas import to_matrix
 from pipelines.data.sessions import infer_grid
@@ -77,7 +78,7 @@ def of_file(path: Path, symbol: str | None, context: list[Path], params: Params,
     levels, aligned = align(
         decision[:, OPEN_TIME], grid, *market_records(source, name, [str(file) for file in context], at)
     )
-    signals = SIGNALS.run(decision, levels, aligned)
+    signals = SIGNALS.run(clocked(decision, grid), levels, aligned)
     return _measured(name if symbol else str(path), (grid, base_grid), decision, signals, base, params)
 
 
@@ -85,7 +86,7 @@ def _measured(symbol: str, grids: Grids, decision: Floats, signals: Floats, base
     """Measure every star: decision (n, 9) bars, signals (n, ks) on them, base (m, 9) bars below them; their grids."""
     grid, _ = grids
     first, last = (_moment(grid.next_close(decision[i, OPEN_TIME])) for i in (0, -1))
-    truth = history(decision, signals, SIGNALS.columns)
+    truth = history(clocked(decision, grid), signals, SIGNALS.columns)
     return Measured(symbol, grid.timeframe, first, last, measure_contributions(truth, decision, base, grids, params))
 
 

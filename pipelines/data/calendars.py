@@ -300,12 +300,14 @@ def weekly_clock(times: Floats, zone: ZoneInfo) -> Floats:
     if zone.key == "UTC":
         return np.asarray((times - monday) % WEEK)
     hours, at = np.unique(np.floor(times / 3600.0), return_inverse=True)
-    ahead = _ahead(hours, zone)
+    ahead = hours_ahead(hours, zone)
     return np.asarray((times + ahead[at] - monday) % WEEK)
 
 
-def _ahead(hours: Floats, zone: ZoneInfo) -> Floats:
+def hours_ahead(hours: Floats, zone: ZoneInfo) -> Floats:
     """Return (n,) seconds the zone's clock is ahead of UTC in each of these ascending hours since the epoch."""
+    if zone.key == "UTC":
+        return np.zeros(len(hours))
     days, first = np.unique(np.floor(hours / 24.0), return_index=True)
     marks = np.array([_offset(datetime.fromtimestamp(day * DAY, tz=zone)) for day in [*days, days[-1] + 1]])
     last = np.r_[first[1:], len(hours)]

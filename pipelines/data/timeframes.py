@@ -4,10 +4,12 @@ A finer series of bars becomes a coarser one, closed bars only, so nothing is re
 module that divides time into bars.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, lru_cache
+from math import nan
 
 import numpy as np
 
@@ -93,7 +95,7 @@ class Grid:
         return self.calendar.plain and self.timeframe != "1M"
 
     @property
-    def _origin(self) -> int:
+    def origin_s(self) -> int:
         """Return the open of some bar of a fixed grid."""
         return self.phase_s + (MONDAY_S if self.timeframe == "1w" else 0)
 
@@ -105,7 +107,7 @@ class Grid:
     def slots(self, times: Floats) -> Ints:
         """Return (n,) the number of the bar that holds each time, dense; -1 where the market is shut."""
         if self.fixed:
-            return np.floor((times - self._origin) / self.step_s).astype(np.int64)
+            return np.floor((times - self.origin_s) / self.step_s).astype(np.int64)
         spans, at = self._spans, self._at(times)
         inside = (at >= 0) & (times < spans.closes[at])
         into = np.floor((times - spans.opens[at]) / spans.step_s).astype(np.int64)
@@ -118,7 +120,7 @@ class Grid:
     def opens(self, slots: Ints) -> Floats:
         """Return (n,) the open time of each numbered bar."""
         if self.fixed:
-            return np.asarray(slots * float(self.step_s) + self._origin, dtype=np.float64)
+            return np.asarray(slots * float(self.step_s) + self.origin_s, dtype=np.float64)
         spans = self._spans
         at = np.searchsorted(spans.before, slots, "right") - 1
         return np.asarray(spans.opens[at] + (slots - spans.before[at]) * spans.step_s)
@@ -143,6 +145,21 @@ class Grid:
         inside = (at >= 0) & (opens < spans.closes[at])
         ends = np.where(spans.bars[at] == 1, spans.closes[at], np.minimum(opens + spans.step_s, spans.closes[at]))
         return np.where(inside, ends, nominal)
+
+    def around(self, moment: float) -> tuple[float, float]:
+        """Return open and close of the bar that holds a moment, as `holding` and `closes`; NaN where the market is shut."""
+        if self.fixed:
+            opened = moment - (moment - self.origin_s) % self.step_s
+            return opened, opened + self.step_s
+        spans = self._spans
+        at = bisect_right(spans.openings, moment) - 1
+        if at < 0 or not moment < spans.closings[at]:
+            return nan, nan
+        first, last = spans.openings[at], spans.closings[at]
+        if spans.bars[at] == 1:
+            return first, last
+        opened = first + (moment - first) // spans.step_s * spans.step_s
+        return opened, min(opened + spans.step_s, last)
 
     def next_close(self, opened: float) -> float:
         """Return the close of the bar that opens then, epoch seconds."""
@@ -181,7 +198,7 @@ class Grid:
         """Return (n,) bars that have closed by each moment, with the part of the open one that has passed."""
         moments = np.asarray(moments, dtype=np.float64)
         if self.fixed:
-            return np.asarray((moments - self._origin) / self.step_s)
+            return np.asarray((moments - self.origin_s) / self.step_s)
         spans, at = self._spans, np.maximum(self._at(moments), 0)
         into = np.clip(moments - spans.opens[at], 0.0, None)
         length = np.where(spans.bars[at] == 1, spans.closes[at] - spans.opens[at], spans.step_s)
@@ -263,6 +280,16 @@ class _Spans:
     bars: Ints
     before: Ints
     step_s: float
+
+    @cached_property
+    def openings(self) -> list[float]:
+        """Return `opens` as plain numbers, which one look-up reads faster."""
+        return list(map(float, self.opens))
+
+    @cached_property
+    def closings(self) -> list[float]:
+        """Return `closes` as plain numbers."""
+        return list(map(float, self.closes))
 
 
 @lru_cache(maxsize=16)

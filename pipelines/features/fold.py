@@ -24,6 +24,7 @@ from numba.core.dispatcher import Dispatcher
 
 from pipelines.compiled import cache_dir
 from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, CONTEXT_FIELDS, CONTEXT_WIDTH, NO_BOOK, NO_CONTEXT, Floats, Ints
+from pipelines.data.bar_clock import CLOCKED_WIDTH, clocked, clocked_bar
 from pipelines.errors import BadShape, StateError
 
 
@@ -110,16 +111,17 @@ class StreamingFold:
     ) -> Floats:
         """Return the rows of a history.
 
-        bars      (n, 9) in time order, columns of contracts.BAR_FIELDS
+        bars      (n, CLOCKED_WIDTH) in time order, as `bar_clock.clocked` gives them; (n, 9) columns of BAR_FIELDS are
+                  of a market open day and night
         books     (n, 2, levels, 3) the book known at each bar's close, NaN where none was; None = no book at all
         contexts  (n, CONTEXT_WIDTH) context known then, columns of contracts.CONTEXT_FIELDS; None = nothing
         state     mutated when given, so that what follows can be stepped live; None = a fresh one
         Returns   (n, k) float64, row i known at the close of bar i; NaN = missing or warming up
         Raises    BadShape, StateError
         """
-        bars = np.require(bars, np.float64, ["C", "W"])
-        if bars.ndim != 2 or bars.shape[1] != BAR_WIDTH:
+        if bars.ndim != 2 or bars.shape[1] not in (BAR_WIDTH, CLOCKED_WIDTH):
             raise BadShape(f"bars have shape {bars.shape}, wanted (n, {BAR_WIDTH}): {', '.join(BAR_FIELDS)}")
+        bars = np.require(clocked(bars) if bars.shape[1] == BAR_WIDTH else bars, np.float64, ["C", "W"])
         n = len(bars)
         books = np.empty((n, 2, 0, 3)) if books is None else np.require(books, np.float64, ["C", "W"])
         if books.ndim != 4 or books.shape[:2] != (n, 2) or books.shape[3] != 3:
@@ -136,13 +138,15 @@ class StreamingFold:
     def step(self, state: Floats, bar: Floats, book: Floats = NO_BOOK, context: Floats = NO_CONTEXT) -> Floats:
         """Return the row (k,) float64 that `run` gives for one live bar; mutates `state`.
 
-        bar (9,), book (2, levels, 3), context (CONTEXT_WIDTH,). Raises BadShape, StateError.
+        bar (CLOCKED_WIDTH,) or (9,), as of `run`; book (2, levels, 3), context (CONTEXT_WIDTH,). Raises BadShape,
+        StateError.
         """
         # copies are contiguous and writeable, so the kernel is never compiled for another array type on a live request
-        bar, book = np.array(bar, dtype=np.float64), np.array(book, dtype=np.float64, order="C")
+        bar = clocked_bar(bar) if bar.shape == (BAR_WIDTH,) else np.array(bar, dtype=np.float64)
+        book = np.array(book, dtype=np.float64, order="C")
         context = np.array(context, dtype=np.float64)
         shaped = book.ndim == 3 and book.shape[0] == 2 and book.shape[2] == 3
-        if bar.shape != (BAR_WIDTH,) or not shaped or context.shape != (CONTEXT_WIDTH,):
+        if bar.shape != (CLOCKED_WIDTH,) or not shaped or context.shape != (CONTEXT_WIDTH,):
             raise BadShape(
                 f"bar {bar.shape}, book {book.shape} and context {context.shape}, wanted ({BAR_WIDTH},), "
                 f"(2, levels, 3) and ({CONTEXT_WIDTH},)"

@@ -60,8 +60,7 @@ def return_labels(bars: Floats, base: Floats, grid: Grid, base_grid: Grid, param
     bars    (m, 9) closed decision bars on `grid`; base (n, 9) the bars they were made of, on `base_grid`
     Returns arrays of one length: `index` position of the decision bar · `y` log return over regime.horizon_minutes, at
             least one decision bar, in basis points · `uniqueness` · `known` close of the decision bar · `ended` end
-            of the horizon (epoch seconds) · `ewma` (rows, len(HALF_LIVES)) volatility a decision bar known at the close,
-            basis points
+            of the horizon (epoch seconds) · `ewma` (rows, len(HALF_LIVES)) EWMA volatility at the close, basis points
     """
     known = grid.closes(bars[:, OPEN_TIME])
     deadline = grid.deadline(known, grid.bars_of(params.regime.horizon_minutes * 60.0))

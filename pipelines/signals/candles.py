@@ -1,9 +1,9 @@
 """Higher timeframes inside a fold: how long the bars are, and which candle a bar belongs to.
 
-A candle of a timeframe fills the slot of open times [k·frame, (k+1)·frame), in epoch seconds UTC. It is closed once the
-bar that ends it is: open time + bar length >= end of the slot; where that bar is missing, once a bar of a later slot
-comes. The fold is not given the length of its bars: it takes the shortest spacing of open times so far, so a gap
-never makes bars look longer than they are, except a gap between the very first two.
+A candle of a timeframe opens and closes by the days of its market; both moments come with the bar (data.bar_clock). It
+is closed once the bar that ends it is: open time + bar length >= its close; where that bar is missing, once a bar of a
+later candle comes. The fold is not given the length of its bars: it takes the shortest spacing of open times so far, so
+a gap never makes bars look longer than they are, except a gap between the very first two.
 """
 
 import numpy as np
@@ -29,9 +29,9 @@ def bar_length(clock: Floats, open_time: float) -> float:
 
 
 @kernel
-def candle_is_closed(slot: float, frame: float, open_time: float, length: float) -> bool:
-    """Return whether the candle in `slot` is closed at this bar's close (float64 seconds); False while that is NaN."""
-    return (slot + 1.0) * frame <= open_time + length
+def candle_is_closed(closes: float, open_time: float, length: float) -> bool:
+    """Return whether a candle is closed at this bar's close (float64 epoch seconds); False while that is NaN."""
+    return closes <= open_time + length
 
 
 @kernel

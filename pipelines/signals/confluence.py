@@ -10,19 +10,17 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, Floats
-from pipelines.data.timeframes import seconds
+from pipelines.data.bar_clock import FRAME_CLOSES, FRAME_OPENS, FRAME_SECONDS, FRAMES
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import push
 from pipelines.layout import lay_out, offsets, window
 from pipelines.signals.candles import CLOCK_STATE, bar_length, candle_is_closed, has_valid_prices
 from pipelines.signals.columns import DIRECTION, SIGNAL_PARTS, STRENGTH, signal_columns
 
-TIMEFRAMES = ("5m", "15m", "1h", "4h", "1d")
-FRAMES = np.array([float(seconds(name)) for name in TIMEFRAMES])
-WEIGHTS = np.array([10.0, 20.0, 30.0, 25.0, 15.0])  # per cent: whole numbers, so that their sums are exact
+WEIGHTS = np.array([10.0, 20.0, 30.0, 25.0, 15.0])  # of FRAMES, per cent: whole numbers, so that their sums are exact
 CANDLES = 6
-_FRAME_PARTS = {"slot": 1, "close": 1, "closes": CANDLES}  # of the candle that forms; of the six candles before it
-SLOT, NEWEST, OLDER = offsets(_FRAME_PARTS)
+_FRAME_PARTS = {"opened": 1, "closes_at": 1, "close": 1, "closes": CANDLES}  # of the newest candle; of six before it
+OPENED, CLOSES_AT, NEWEST, OLDER = offsets(_FRAME_PARTS)
 PER_FRAME = sum(_FRAME_PARTS.values())
 (CLOCK, AGREEMENT, FRAME_STATES), FRESH = lay_out(
     clock=window(CLOCK_STATE), agreement=window(1), frames=window(PER_FRAME * len(FRAMES))
@@ -32,16 +30,17 @@ SCORE_OUT, COVERAGE_OUT = range(len(SIGNAL_PARTS), len(SIGNAL_PARTS) + len(MORE)
 
 
 @kernel
-def _trend(candles: Floats, frame: float, open_time: float, length: float) -> float:
+def _trend(candles: Floats, frame_s: float, open_time: float, length: float) -> float:
     """Return the last closed close less the mean of the last six, in price units; NaN = no vote.
 
-    candles (8,) float64: slot and close of the forming candle, closes of the six before; seconds as float64
+    candles (9,) float64: open time, close time and close of the forming candle, closes of the six before; seconds as
+    float64
     """
-    if not frame >= length:
+    if not frame_s >= length:
         return np.nan
     newest, oldest = candles[PER_FRAME - 1], OLDER
     total = 0.0
-    if candle_is_closed(candles[SLOT], frame, open_time, length):  # the newest candle counts, the oldest is dropped
+    if candle_is_closed(candles[CLOSES_AT], open_time, length):  # the newest candle counts, the oldest is dropped
         newest, oldest = candles[NEWEST], OLDER + 1
     for i in range(PER_FRAME - 1, oldest - 1, -1):
         total += newest - candles[i]  # a sum of differences: equal closes give an exact 0
@@ -52,10 +51,10 @@ def _trend(candles: Floats, frame: float, open_time: float, length: float) -> fl
 def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats) -> None:
     """Write the agreement of the timeframes' trends, their weighted mean, and the share of the weight that votes.
 
-    arrays   float64: state (43,), bar (9,), book and context unread, out (6,)
+    arrays   float64: state (48,), clocked bar, book and context unread, out (6,)
     reads    bar open_time, high, low, close
     state    last open time, bar length; agreement at the last bar (NaN = fewer than two vote); for each timeframe:
-             slot and close of the candle that forms, closes of the six before
+             open time, close time and close of the candle that forms, closes of the six before
     NaN      direction: fewer than two timeframes vote; score: none; a bar without valid prices changes no state
     """
     close, open_time = bar[CLOSE], bar[OPEN_TIME]
@@ -65,14 +64,13 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     length = bar_length(state[CLOCK], open_time)
     frames, agreement = state[FRAME_STATES], state[AGREEMENT]
     score, total, voting, apart = 0.0, 0.0, 0, 0.0
-    for f in range(FRAMES.shape[0]):
+    for f in range(len(FRAMES)):
         candles = frames[PER_FRAME * f : PER_FRAME * (f + 1)]
-        slot = np.floor(open_time / FRAMES[f])
-        if slot != candles[SLOT]:
+        if bar[FRAME_OPENS + f] != candles[OPENED]:
             push(candles[OLDER:], candles[NEWEST])
-            candles[SLOT] = slot
+            candles[OPENED], candles[CLOSES_AT] = bar[FRAME_OPENS + f], bar[FRAME_CLOSES + f]
         candles[NEWEST] = close
-        trend = _trend(candles, FRAMES[f], open_time, length)
+        trend = _trend(candles, FRAME_SECONDS[f], open_time, length)
         if trend == trend:
             score += WEIGHTS[f] * np.sign(trend)
             apart += WEIGHTS[f] * abs(trend)
@@ -93,10 +91,10 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
 def trends(group_state: Floats) -> dict[str, int]:
     """Return the trend -1, 0 or 1 of each timeframe that votes at the last bar, from this group's slice of a state."""
     open_time, length = group_state[CLOCK]
-    rows = group_state[FRAME_STATES].reshape(len(TIMEFRAMES), PER_FRAME)
+    rows = group_state[FRAME_STATES].reshape(len(FRAMES), PER_FRAME)
     found = {
-        name: _trend(row, FRAMES[f], open_time, length)
-        for f, (name, row) in enumerate(zip(TIMEFRAMES, rows, strict=True))
+        name: _trend(row, FRAME_SECONDS[f], open_time, length)
+        for f, (name, row) in enumerate(zip(FRAMES, rows, strict=True))
     }
     return {name: int(np.sign(trend)) for name, trend in found.items() if trend == trend}
 

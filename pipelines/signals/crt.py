@@ -12,42 +12,43 @@ although the setup on that bar still refers to the range it traded against.
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, DAY_S, HIGH, LOW, OPEN_TIME, Floats
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN_TIME, Floats
+from pipelines.data.bar_clock import FRAME_CLOSES, FRAME_OPENS, FRAME_SECONDS, FRAMES
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr
 from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.candles import CLOCK_STATE, bar_length, candle_is_closed, has_valid_prices
 from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, SIGNAL_PARTS, STRENGTH, signal_columns
 
-FRAMES = np.array([14400.0, DAY_S])  # seconds
+USED = np.array([FRAMES.index("4h"), FRAMES.index("1d")])
 LEAST_BARS = 4  # bars a candle of the frame must hold
 MIN_ATR = 0.1  # least depth beyond the range, in ATR 14
-FRAME_FIELDS = ("slot", "whole", "top", "bottom", "range_high", "range_low", "spent_high", "spent_low")
-SLOT, WHOLE, TOP, BOTTOM, RANGE_HIGH, RANGE_LOW, SPENT_HIGH, SPENT_LOW = range(len(FRAME_FIELDS))
+FRAME_FIELDS = ("opened", "whole", "top", "bottom", "range_high", "range_low", "spent_high", "spent_low")
+OPENED, WHOLE, TOP, BOTTOM, RANGE_HIGH, RANGE_LOW, SPENT_HIGH, SPENT_LOW = range(len(FRAME_FIELDS))
 PER_FRAME = len(FRAME_FIELDS)
 (ATR, CLOCK, CANDLES), FRESH = lay_out(
-    atr=zeros(ATR_STATE), clock=window(CLOCK_STATE), candles=window(PER_FRAME * len(FRAMES))
+    atr=zeros(ATR_STATE), clock=window(CLOCK_STATE), candles=window(PER_FRAME * len(USED))
 )
 MORE = ("crt_level_score", "crt.to_high", "crt.to_low")
 SCORE_OUT, TO_HIGH, TO_LOW = range(len(SIGNAL_PARTS), len(SIGNAL_PARTS) + len(MORE))
 
 
 @kernel
-def _form(candle: Floats, frame: float, open_time: float, high: float, low: float) -> None:
-    """Add one bar to the candle of its slot; a new slot makes the candle before it the range.
+def _form(candle: Floats, opened: float, open_time: float, high: float, low: float) -> None:
+    """Add one bar to the candle that holds it; a new candle makes the one before it the range.
 
-    candle (8,) float64 in the order of FRAME_FIELDS, updated; frame and open_time in seconds, prices as float64
+    candle (8,) float64 in the order of FRAME_FIELDS, updated; opened (of the candle) and open_time (of the
+    bar) in epoch seconds, prices as float64
     """
-    slot = np.floor(open_time / frame)
-    if slot == candle[SLOT]:
+    if opened == candle[OPENED]:
         candle[TOP], candle[BOTTOM] = max(candle[TOP], high), min(candle[BOTTOM], low)
         return
-    first = candle[SLOT] != candle[SLOT]
+    first = candle[OPENED] != candle[OPENED]
     if candle[WHOLE] == 1.0:
         candle[RANGE_HIGH], candle[RANGE_LOW] = candle[TOP], candle[BOTTOM]
     # the fold may have started in the middle of its first candle: that one is no range
-    candle[WHOLE] = 0.0 if first and open_time != slot * frame else 1.0
-    candle[SLOT], candle[TOP], candle[BOTTOM] = slot, high, low
+    candle[WHOLE] = 0.0 if first and open_time != opened else 1.0
+    candle[OPENED], candle[TOP], candle[BOTTOM] = opened, high, low
     candle[SPENT_HIGH], candle[SPENT_LOW] = 0.0, 0.0
 
 
@@ -76,7 +77,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
 
     arrays   float64: state (21,), bar (9,), book and context unread, out (7,)
     reads    bar open_time, high, low, close
-    state    ATR 3; last open time, bar length; for 4 h and for 1 d: slot of the candle that forms, is it whole, its
+    state    ATR 3; last open time, bar length; for 4 h and for 1 d: open of the candle that forms, is it whole, its
              high and low so far, high and low of the range, has either side closed back
     NaN      before a whole candle has closed; a bar without valid prices is missing and changes no state
     """
@@ -88,11 +89,11 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     length = bar_length(state[CLOCK], open_time)
     candles = state[CANDLES]
     chosen = False
-    for f in range(FRAMES.shape[0]):  # both are formed: bars turn out shorter where the first spacing was a gap
-        frame, candle = FRAMES[f], candles[PER_FRAME * f : PER_FRAME * (f + 1)]
-        _form(candle, frame, open_time, high, low)
+    for f in range(USED.shape[0]):  # both are formed: bars turn out shorter where the first spacing was a gap
+        used, candle = USED[f], candles[PER_FRAME * f : PER_FRAME * (f + 1)]
+        _form(candle, bar[FRAME_OPENS + used], open_time, high, low)
         above, below = _sweep(candle, close, reach)
-        if chosen or not frame >= LEAST_BARS * length or reach != reach:
+        if chosen or not FRAME_SECONDS[used] >= LEAST_BARS * length or reach != reach:
             continue
         chosen = True
         top, bottom = candle[RANGE_HIGH], candle[RANGE_LOW]
@@ -100,7 +101,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
             out[DIRECTION] = np.sign(below - above)
         if above != below:
             out[STRENGTH], out[LOW_LEVEL], out[HIGH_LEVEL] = max(above, below), bottom, top
-        if candle[WHOLE] == 1.0 and candle_is_closed(candle[SLOT], frame, open_time, length):
+        if candle[WHOLE] == 1.0 and candle_is_closed(bar[FRAME_CLOSES + used], open_time, length):
             top, bottom = candle[TOP], candle[BOTTOM]
         out[SCORE_OUT] = (close - 0.5 * (top + bottom)) / reach
         out[TO_HIGH], out[TO_LOW] = (top - close) / reach, (close - bottom) / reach

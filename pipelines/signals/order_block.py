@@ -8,18 +8,18 @@ mirror image. Further columns describe its quality: the hour, the volume, the ta
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, DAY_S, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, VOLUME, Floats
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, TAKER_BUY, VOLUME, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, push
 from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, SIGNAL_PARTS, STRENGTH, signal_columns
+from pipelines.signals.killzones import in_killzone
 from pipelines.signals.swings import BARS_PER_SIDE, WIDTH, is_swing
 
 MIN_ATR = 1.5  # least displacement, in ATR 14
 WITHIN = 8  # bars of a displacement at most
 LOOK_BACK = 96  # bars, this one counted, among which a swing counts
 BEFORE = 20  # bars whose volume is the usual one
-LONDON, NEW_YORK = (7.0, 10.0), (12.0, 15.0)  # killzones, hours UTC; 2-5 and 7-10 of New York's winter clock
 
 CANDLES = WITHIN + 1
 (
@@ -94,8 +94,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
             out[DIRECTION] = side
             out[STRENGTH] = side * (closes[WITHIN] - closes[WITHIN - run]) / reach
             out[LOW_LEVEL], out[HIGH_LEVEL] = lows[WIDTH - 1 - run], highs[WIDTH - 1 - run]
-            hour = bar[OPEN_TIME] % DAY_S / 3600.0
-            out[KILLZONE_OUT] = int(LONDON[0] <= hour < LONDON[1] or NEW_YORK[0] <= hour < NEW_YORK[1])
+            out[KILLZONE_OUT] = in_killzone(bar)
             begin = volumes.shape[0] - run
             out[VOLUME_OUT] = mean(volumes[begin:]) / mean(volumes[begin - BEFORE : begin])
             taken, traded = 0.0, 0.0
@@ -117,8 +116,8 @@ GROUP = FeatureGroup(
             "bars, at the first close beyond the newest swing", SOURCE, levels="range of the last opposite candle",
         ),
         Column(
-            "order_block.killzone", "ict", "flag", 0.0, 1.0, 15, "1 if the bar that breaks opens 07:00-10:00 (London) "
-            "or 12:00-15:00 UTC (New York)", "ICT convention: killzones in GMT, no summer time", sparse=True,
+            "order_block.killzone", "ict", "flag", 0.0, 1.0, 15, "1 if the bar that breaks opens 07:00-10:00 in "
+            "London or in New York", "ICT convention: killzones by the city's own clock", sparse=True,
         ),
         Column(
             "order_block.volume", "ict", "ratio", 0.0, np.inf, 15, "mean volume of the displacement / mean of the 20 "

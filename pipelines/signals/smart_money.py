@@ -16,19 +16,18 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, CONTEXT_INDEX, DAY_S, HIGH, LOW, OPEN_TIME, VOLUME, Floats
+from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, VOLUME, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, mid_rank, push
 from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.columns import DIRECTION, HIGH_LEVEL, LOW_LEVEL, SIGNAL_PARTS, STRENGTH, signal_columns
-from pipelines.signals.order_block import LONDON, NEW_YORK
+from pipelines.signals.killzones import in_killzone
 
 BARS = 60
 DRIVEN = 0.7  # a score above it is smart-money driven
 W_LARGE, W_ICEBERG, W_SPOOF, W_TIMING = 0.4, 0.3, 0.2, 0.1
 ZONE = 0.25  # ATR 14 on each side of the mean price of their trades
 TARGET = 1.5  # ATR 14 from the zone's edge, where no wall stands beyond it
-HOUR = 3600.0
 LARGE_BUY, LARGE_SELL = CONTEXT_INDEX["large_buy"], CONTEXT_INDEX["large_sell"]
 ICEBERG_BID, ICEBERG_ASK = CONTEXT_INDEX["iceberg_bid"], CONTEXT_INDEX["iceberg_ask"]
 SPOOF_BID, SPOOF_ASK = CONTEXT_INDEX["spoof_bid"], CONTEXT_INDEX["spoof_ask"]
@@ -71,8 +70,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
         large, iceberg = large / volume, iceberg / volume
 
     reach = atr(state[ATR], bar[HIGH], bar[LOW], bar[CLOSE])
-    hour = bar[OPEN_TIME] % DAY_S / HOUR
-    timed = LONDON[0] <= hour < LONDON[1] or NEW_YORK[0] <= hour < NEW_YORK[1]
+    timed = in_killzone(bar) == 1.0
     score = W_LARGE * _rank_newest(state[LARGES], large) + W_ICEBERG * _rank_newest(state[ICEBERGS], iceberg)
     score += W_SPOOF * _rank_newest(state[SPOOFS], spoofs) + (W_TIMING if timed else 0.0)
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, OPEN, OPEN_TIME, VOLUME, Floats
+from pipelines.contracts import BAR_WIDTH, CLOSE, OPEN, VOLUME, Floats
+from pipelines.data.bar_clock import clocked
 from pipelines.errors import BadShape, UnknownName
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import mean, push
 from pipelines.layout import lay_out, window, zeros
 from pipelines.signals.columns import SIGNAL_PARTS, signal_columns
-from pipelines.signals.order_block import LONDON, NEW_YORK
+from pipelines.signals.killzones import in_killzone
 
 # The rule of a star on the sum of the columns it reads (those that are not missing), for side = 1 long, -1 short.
 RECENT = 0  # side * sum > 0 on this bar or one of the seven before it
@@ -108,7 +109,7 @@ def evaluate(places: Floats, memory: Floats, bar: Floats, row: Floats, stars: Fl
 
     places  (42,) float64 positions in `row` of the columns a star reads, two a star; -1 none, -2 volume, -3 clock
     memory  (MEMORY,) float64 as `fresh_memory` returns it: of each star RECENT_FIELDS; 21 volumes
-    bar     (8,) float64; row: columns of the groups before, of this bar, float64
+    bar     (CLOCKED_WIDTH,) float64, see data.bar_clock; row: columns of the groups before, of this bar, float64
     stars   (21, 2) float64, written: 1 true, 0 false, for long and for short; NaN = an input is missing or warms up
     """
     recents, volumes = memory[_RECENTS], memory[_VOLUMES]
@@ -119,9 +120,7 @@ def evaluate(places: Floats, memory: Floats, bar: Floats, row: Floats, stars: Fl
         if places[_STAR_READS * i] == _VOLUME:
             value = volumes[-1] / mean(volumes[:-1])
         elif places[_STAR_READS * i] == _CLOCK:
-            hour = bar[OPEN_TIME] / 3600.0 % 24.0
-            inside = LONDON[0] <= hour < LONDON[1] or NEW_YORK[0] <= hour < NEW_YORK[1]
-            value = (1.0 if inside else 0.0) + (hour - hour)
+            value = in_killzone(bar)
         else:
             for k in range(_STAR_READS):
                 if places[_STAR_READS * i + k] != _NONE:
@@ -212,7 +211,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
 
 @kernel
 def _evaluate_all(places: Floats, memory: Floats, bars: Floats, rows: Floats, stars: Floats) -> None:
-    """Fill stars (n, 21, 2) float64 for n bars (n, 9) and rows (n, k) float64 in time order; memory is updated."""
+    """Fill stars (n, 21, 2) float64 for n clocked bars and rows (n, k) float64 in time order; memory is updated."""
     for i in range(bars.shape[0]):
         evaluate(places, memory, bars[i], rows[i], stars[i])
 
@@ -220,12 +219,14 @@ def _evaluate_all(places: Floats, memory: Floats, bars: Floats, rows: Floats, st
 def history(bars: Floats, signals: Floats, columns: Sequence[str]) -> Floats:
     """Return (n, 21, 2) stars of n bars in time order, for long and short: 1 true, 0 false, NaN = unknown.
 
-    bars     (n, 9); signals (n, k) as the groups before wrote them, named by `columns`
+    bars     (n, 9) or (n, CLOCKED_WIDTH), as of `Fold.run`
+    signals  (n, k) as the groups before wrote them, named by `columns`
     Raises   UnknownName for a column that a star reads and no group wrote, BadShape
     """
     if signals.shape != (len(bars), len(columns)):
         raise BadShape(f"signals {signals.shape}, wanted ({len(bars)}, {len(columns)}) of the same bars")
     stars = np.empty((len(bars), N, 2))
+    bars = clocked(bars) if bars.shape[1] == BAR_WIDTH else bars
     bars, signals = np.require(bars, np.float64, ["C", "W"]), np.require(signals, np.float64, ["C", "W"])
     _evaluate_all(places(columns)[_STARS_AT], fresh_memory(), bars, signals, stars)
     return stars

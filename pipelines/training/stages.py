@@ -27,6 +27,7 @@ from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, History, JsonObject
 from pipelines.costs import funding_rates, venue_of
 from pipelines.data import timeframes
 from pipelines.data.alignment import align
+from pipelines.data.bar_clock import clocked
 from pipelines.data.sessions import grid_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import UnknownName
@@ -73,8 +74,9 @@ def build_features(params: Params) -> None:
         closes_with_book = int((~np.isnan(levels[:, 0, :1, 0])).sum())
         log_line(f"features: a book at {closes_with_book:,} closes; context: {', '.join(present) or 'none'}")
     feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
-    features = FEATURES.run(decision, levels, context, feature_state)
-    signals = SIGNALS.run(decision, levels, context, signal_state)
+    rows = clocked(decision, grid)
+    features = FEATURES.run(rows, levels, context, feature_state)
+    signals = SIGNALS.run(rows, levels, context, signal_state)
     category_scores = CategoryScores.fit(signals)
     out = ensure_folder(OUT / "features")
     arrays = {"base": base, "decision": decision, "books": levels, "context": context, "features": features,

@@ -34,6 +34,7 @@ from pipelines.contracts import (
 )
 from pipelines.costs import Costs, costs_of, target_cost_bps
 from pipelines.data.alignment import align, known_between, merge_records, prune_records
+from pipelines.data.bar_clock import clocked_bar
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.features.catalog import FEATURES
@@ -195,8 +196,9 @@ class Symbol:
         close = self.grid.next_close(bar[OPEN_TIME])
         (levels,), (context,) = align(bar[OPEN_TIME : OPEN_TIME + 1], self.grid, self.books, self.feed)
         self.books, self.feed = prune_records(close, self.grid.step_s, self.books, self.feed)
-        features = FEATURES.step(self._features, bar, levels, context)
-        signals = SIGNALS.step(self._signals, bar, levels, context)
+        row = clocked_bar(bar, self.grid)
+        features = FEATURES.step(self._features, row, levels, context)
+        signals = SIGNALS.step(self._signals, row, levels, context)
         self.warming_up = max(0, self.warming_up - 1)
         self.history = self._recent.with_bar(bar, features, signals, levels, context)
         self.closed = _newest(self.history, self.grid)

@@ -183,10 +183,10 @@ def test_a_proposal_of_another_market_or_of_a_release_without_the_tag_changes_no
         assert train_module.reselected(other, "validator") == []
 
 
-def version_with(**tags):
+def version_with(verdict="refused", **tags):
     """Return an installation whose newest version has these tags, of the market of META, and which a person edits."""
     market = {key: META[key] for key in ("symbol", "decision_timeframe")}
-    newest = SimpleNamespace(tags=market | {"reselect_without": "none"} | tags, verdict="refused")
+    newest = SimpleNamespace(tags=market | {"reselect_without": "none"} | tags, verdict=verdict)
     return SimpleNamespace(
         tracking=SimpleNamespace(versions=lambda family: [newest]), meta=lambda: META, params=load_params()
     )
@@ -208,7 +208,7 @@ def test_columns_that_a_person_left_out_are_no_reselection():
     refused = leaving_out(version_with(left_out=one, reselect_without=two), one)
     assert train_module.reselected(refused, "validator") == [two]
     # the person took it back
-    assert train_module.reselected(version_with(left_out=one, left_out_by_hand=one), "validator") == []
+    assert train_module.reselected(version_with("passed", left_out=one, left_out_by_hand=one), "validator") == []
     both = leaving_out(version_with(left_out=f"{one},{three}", left_out_by_hand=one, reselect_without=two), one)
     assert train_module.reselected(both, "validator") == []  # such a challenger was refused
     both.tracking.versions("validator")[0].verdict = "passed"

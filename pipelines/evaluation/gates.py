@@ -153,8 +153,8 @@ def brier_over_base_rate(e: Evidence, params: Params) -> list[Check]:
 def lift(e: Evidence, params: Params) -> list[Check]:
     """Check that the most confident trades return more, in bps, than all trades: before cost, and after it.
 
-    Both are asked. Before cost it is skill at direction; after it the one that money sees, as rows differ in their cost
-    and a choice of dear ones adds nothing. Whether the chosen trades pay is no question of the gate.
+    Both are required. Before cost it is skill at direction; after it the one that money sees, as rows differ in their
+    cost and a choice of dear ones adds nothing. Whether the chosen trades pay is no question of the gate.
     """
     assert e.gross_bps is not None
     at, taken = f"{params.gate.coverage:.0%}", _taken(e, params)

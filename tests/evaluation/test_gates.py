@@ -260,7 +260,7 @@ def test_rows_that_a_fit_up_to_the_champions_data_scored_are_the_ones_compared()
     assert (line.n, line.value) == (500, pytest.approx(0.01))
 
 
-def test_the_lift_is_asked_before_and_after_the_cost_of_each_row():
+def test_the_lift_counts_before_and_after_the_cost_of_each_row():
     """Chosen rows that are dear eat their lift; a cost that is the same everywhere cancels in it."""
     e = evidence(0.28)
     before, same = (lift(replace(e, cost_bps=cost), PARAMS) for cost in (None, np.full(3000, 21.0)))

@@ -149,6 +149,7 @@ def warm_turn(params: Params) -> None:
             bars[:, OPEN_TIME] + step_s,
             fill,
             end,
+            end,
             gross,
             np.zeros(len(bars)),
             np.ones(len(bars)),

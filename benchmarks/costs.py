@@ -43,6 +43,7 @@ from pipelines.params import Params
 from pipelines.settings import ROOT, load_params
 from pipelines.signals.events import events
 from pipelines.training import stages
+from pipelines.training.labelling import read_funding
 from serving.risk.codes import MODEL_ABSTAINED, REFUSALS, TARGET_UNDER_COST
 
 PAGE = ROOT / "docs" / "results" / "costs.md"
@@ -110,15 +111,16 @@ def walk(name: str, params: Params) -> Counted:
 
 def counted(artifacts: Path, params: Params) -> Counted:
     """Return what the backtest made of the events in these stage outputs."""
-    names = ("base", "decision", "features", "signals", "funding")
+    names = ("base", "decision", "features", "signals")
     arrays = {name: np.load(artifacts / "features" / f"{name}.npy") for name in names}
     meta = json.loads((artifacts / "features" / "meta.json").read_text())
+    funding = read_funding(artifacts / "features", meta)
     costs = costs_of(params.costs, *venue_of(meta))
     with np.load(artifacts / "labels" / "events.npz") as labels, np.load(artifacts / FAMILY / "oof.npz") as oof:
         eligible, cost, executed = len(labels["y"]), float(labels["cost_bps"].mean()), labels["spread_known"]
         bars = labels["index"][oof["row"]]
         result = backtest_policy(
-            **arrays, bars=bars, p=oof["p"], p_low=oof["p_low"], miss_atr=missed(oof, params),
+            **arrays, funding=funding, bars=bars, p=oof["p"], p_low=oof["p_low"], miss_atr=missed(oof),
             step_s=TIMEFRAME_SECONDS[meta["decision_timeframe"]], params=params, costs=costs,
         )  # fmt: skip
     raised = events(arrays["features"], arrays["signals"])
@@ -126,7 +128,7 @@ def counted(artifacts: Path, params: Params) -> Counted:
     first = {mask: text.partition(":")[0] for mask, text in REFUSALS.items()}
     reasons = [first[primary(int(code))] for code in codes if code]
     return Counted(
-        costs.describe(executed, len(arrays["funding"]) > 0), cost, len(raised), eligible, len(bars),
+        costs.describe(executed, len(funding) > 0), cost, len(raised), eligible, len(bars),
         int((result.codes == 0).sum()), result.emissions_per_week.value, result.net_bps,
         {name: reasons.count(name) for name in first.values() if name in reasons},
     )  # fmt: skip

@@ -45,7 +45,7 @@ def sample_rows(n: int) -> Floats:
         direction, rng.uniform(0.5, 1.0, (n, N_SCORES)), regime=rng.integers(0, 4, n), trend=side, event=side, tier=1,
         age_bars=0, breakers=0, **NOTHING_OPEN, es_unit=0.03, volatility=0.003, confluence=side, phase=3,
         unicorn=side * rng.integers(0, 22, n), atr=(atr := rng.uniform(0.002, 0.008, n)), price=100.0, cost_bps=5.0,
-        p=p, p_low=p - 0.05, miss_bps=-0.8 * atr * 1e4,
+        stop_cost_bps=5.4, p=p, p_low=p - 0.05, miss_bps=-0.8 * atr * 1e4,
     )  # fmt: skip
 
 
@@ -74,8 +74,8 @@ def decide_us(n: int) -> Floats:
         inputs = DecisionInputs(
             row[: k.CONFIDENCES_AT], row[k.CONFIDENCES_AT : k.FACTORS_AT], ONES, ONES, "TRENDING", row[k.TREND],
             row[k.UNICORN], row[k.CONFLUENCE], row[k.PHASE], "fvg", row[k.EVENT], row[k.VOLATILITY], row[k.ATR],
-            row[k.PRICE], row[k.COST_BPS], row[k.P], row[k.P_LOW], row[k.MISS_BPS], None, 1, 0.0, (),
-            ExposureSnapshot(**NOTHING_OPEN, es_unit=0.03),
+            row[k.PRICE], row[k.COST_BPS], row[k.STOP_COST_BPS], row[k.P], row[k.P_LOW], row[k.MISS_BPS], None, 1, 0.0,
+            (), ExposureSnapshot(**NOTHING_OPEN, es_unit=0.03),
         )  # fmt: skip
         started = time.perf_counter()
         decide(

@@ -137,12 +137,11 @@ def compare_plans(market: Market, params: Params) -> tuple[list[PlanResult], int
         found[plan] = simulate_exits(market.base, closes, market.decision[at, CLOSE], side, atr, horizon_s, flat)
     ended = np.all([one.barrier != UNRESOLVED for one in found.values()], axis=0)
     bar_s = float(np.diff(market.base[:, OPEN_TIME]).min())
-    executed = np.full(len(at), np.isfinite(market.base[:, HALF_SPREAD]).all())
     results = [
         PlanResult(
             plan,
             one.gross_bps[ended],
-            (one.gross_bps - trade_cost_bps(market.costs, one.barrier, executed))[ended],
+            (one.gross_bps - exit_cost_bps(market, one))[ended],
             (one.exit_time[ended] + bar_s - one.start_time[ended]) / 3600.0,
             one.barrier[ended],
             one.legs[ended],
@@ -150,6 +149,18 @@ def compare_plans(market: Market, params: Params) -> tuple[list[PlanResult], int
         for plan, one in found.items()
     ]
     return results, len(raised), int((~large_enough).sum())
+
+
+def exit_cost_bps(market: Market, found: Exits) -> Floats:
+    """Return (m,) what each position cost in bps, the spread once: an assumed half at each end whose bar records none.
+
+    Where the bar records it, the gross return has paid it. Legs between fill and last exit count as the last one.
+    """
+    recorded, opened = np.isfinite(market.base[:, HALF_SPREAD]), market.base[:, OPEN_TIME]
+    ends = (np.minimum(np.searchsorted(opened, at), len(opened) - 1) for at in (found.start_time, found.exit_time))
+    missing = sum((~recorded[at]).astype(np.float64) for at in ends)
+    everywhere = np.ones(len(found.barrier), dtype=bool)
+    return trade_cost_bps(market.costs, found.barrier, everywhere) + missing * market.costs.half_spread_bps
 
 
 # ---- the page ---------------------------------------------------------------------------------------------------

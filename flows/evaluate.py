@@ -12,7 +12,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from flows.support import backtest
-from flows.support.installation import Installation, open_installation
+from flows.support.installation import Installation, is_of_market, open_installation
 from flows.support.progress import line_progress, report_progress, step
 from flows.support.promotion import challenge, fetch_bundle, publish, slots_of, verdict_line
 from pipelines import versioning
@@ -38,8 +38,7 @@ def rival(installation: Installation, family: str) -> Model | None:
         return None
     version = installation.tracking.version(family, str(champion.to_version))
     model = load_bundle(fetch_bundle(installation, version), version.digest, version.version)
-    meta = installation.meta()
-    return model if all(model.schema.get(key) == meta[key] for key in ("symbol", "decision_timeframe")) else None
+    return model if is_of_market(model.schema, installation.meta()) else None
 
 
 def champion_on_unseen(installation: Installation, model: Model, at: Ints) -> Floats:
@@ -71,8 +70,12 @@ def gather(installation: Installation, family: str) -> Evidence:
 
 
 def trial_sharpes(installation: Installation, family: str) -> list[float]:
-    """Return the Sharpe ratio of the lift of each registered version of the family whose run in MLflow has one."""
-    runs = [version.run_id for version in installation.tracking.versions(family)]
+    """Return the Sharpe ratio of the lift of each version of the family on this market whose run in MLflow has one.
+
+    Ratios of another symbol or timeframe say nothing of how much luck varies here.
+    """
+    meta = installation.meta()
+    runs = [version.run_id for version in installation.tracking.versions(family) if is_of_market(version.tags, meta)]
     found = [installation.tracking.metrics(run).get("lift_sharpe.value") for run in runs]
     return [ratio for ratio in found if ratio is not None]
 

@@ -39,6 +39,7 @@ from pipelines.monitoring.triggers import (
     last_finished,
     overdue,
     retrain_reasons,
+    seen_until,
 )
 from serving.risk.breakers import BreakerInputs, triggered
 
@@ -125,6 +126,18 @@ def watch(family: str, symbol: str) -> FamilyWatch:
     return family_watch(open_installation(), family, symbol)
 
 
+def watch_each(installation: Installation, symbol: str) -> tuple[list[FamilyWatch], Reasons]:
+    """Return the watch of each family and its reasons to retrain. One with a fault is in neither: alarmed, logged."""
+    watches: list[FamilyWatch] = []
+    reasons: Reasons = {}
+    for family in watched_families(installation):
+        with promotion.isolate_fault(installation, family, promotion.WATCH):
+            watched = watch(family, symbol)
+            reasons[family] = reasons_of(installation, symbol, watched)
+            watches.append(watched)
+    return watches, reasons
+
+
 def family_watch(installation: Installation, family: str, symbol: str) -> FamilyWatch:
     """Return the watch of one family, as `watch`. Raises BundleError for a bundle that is not as it was registered."""
     slots, params = promotion.slots_of(installation.store, family), installation.params
@@ -132,9 +145,9 @@ def family_watch(installation: Installation, family: str, symbol: str) -> Family
     assert line is not None, f"{family} has neither champion nor challenger, so it is not watched"
     model = watched_model(installation, line)
     bar_s = Grid.from_dict(installation.meta()["grid"]).mean_s
-    rates = alarm_rates(
-        params.drift.false_alarms_a_month, params.drift.block_bars, bar_s, len(watched_families(installation))
-    )
+    # the blocks that are judged are the reference's: params.yaml may have another length since that training
+    block_bars = params.drift.block_bars if model.reference is None else model.reference.block_bars
+    rates = alarm_rates(params.drift.false_alarms_a_month, block_bars, bar_s, len(watched_families(installation)))
     served = served_rows(installation, symbol, model.trained_through)
     if model.reference is None:
         drift = DriftResult(None, model.reason, len(served.at_s), (), None, model.reason)
@@ -290,7 +303,8 @@ def watched_families(installation: Installation) -> list[str]:
 def last_trained(installation: Installation, family: str) -> datetime | None:
     """Return when the family was last trained to the end: by a retrain, or by the run whose version the gate judged.
 
-    A refused challenger counts: what it was trained on brought no better model, and asking again at once brings none.
+    The interval of the schedule runs from there. A refused challenger counts: what it was trained on brought no better
+    model, and asking again at once brings none.
     """
     judged = [line.at for line in installation.store.promotions(family) if line.action == "challenge"]
     finished = last_finished(installation.store.retrain_requests(family))
@@ -319,12 +333,12 @@ def reasons_of(installation: Installation, symbol: str, watched: FamilyWatch) ->
             model.reason or PREDATES_LOSS if model.predates else None,
         )
     }
-    due = []
+    due, answered = [], seen_until(installation.store.retrain_requests(model.family))
     for kind in KINDS:
         reason = holds.get(kind)
         detail = f"{reason.kind}: {reason.detail}; {harm_of(installation, watched, kind)}" if reason else ""
         raised_at = keep_or_end(installation, model.family, kind, "warning", reason, detail, at)
-        if reason is not None and is_due(reason, raised_at, last):
+        if reason is not None and is_due(reason, raised_at, answered):
             due.append(reason)
     return due
 
@@ -363,8 +377,11 @@ def request_retrains(reasons: Reasons) -> list[str]:
     return list(requested)
 
 
-def summary_of(watches: Sequence[FamilyWatch], tripped: str | None) -> str:
-    """Return one line on drift, share missing, loss and the breaker `model`; equal findings of families once."""
+def summary_of(watches: Sequence[FamilyWatch], tripped: str | None, faulty: Sequence[str] = ()) -> str:
+    """Return one line on drift, share missing, loss and the breaker `model`; equal findings of families once.
+
+    faulty  families whose watch met a fault
+    """
     parts: dict[str, list[str]] = {}
     for watched in watches:
         found = [watched.drift.reason]
@@ -374,6 +391,8 @@ def summary_of(watches: Sequence[FamilyWatch], tripped: str | None) -> str:
             parts.setdefault(text, []).append(watched.model.family)
     lines = [text if len(parts) == 1 else f"{', '.join(names)}: {text}" for text, names in parts.items()]
     lines += [f"loss: {w.loss.reason}" for w in watches if w.model.family == DECISION_FAMILY]
+    if faulty:
+        lines.append(f"{', '.join(faulty)} not watched: a fault, which the alarm {promotion.FAULT} names")
     if tripped:
         lines.append(f"breaker model tripped: {tripped}")
     return "; ".join(lines) or "nothing is watched: no family was judged yet"
@@ -401,16 +420,16 @@ def monitor(symbol: str | None = None) -> MonitorResult:
     with step("monitor: outcomes"):
         resolved = resolve_outcomes(name)
     with step("monitor: drift and loss"):
-        watches = [watch(family, name) for family in watched_families(installation)]
+        watches, reasons = watch_each(installation, name)
     deciding = next((w for w in watches if w.model.family == DECISION_FAMILY), None)
-    reasons = {w.model.family: reasons_of(installation, name, w) for w in watches}
     requested = request_retrains(reasons)
     tripped = trip_model(installation, name, deciding)
     page = None
     if watches:
         with step("monitor: Evidently report"):
             page = report(deciding or watches[0])
-    summary = summary_of(watches, tripped)
+    faulty = [family for family in watched_families(installation) if family not in reasons]
+    summary = summary_of(watches, tripped, faulty)
     publish_summary(installation, name, summary, resolved, page)
     return {
         "resolved": resolved,

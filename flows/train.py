@@ -11,7 +11,7 @@ from prefect.artifacts import create_link_artifact
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.support.installation import Installation, now, open_installation, workspace_lease
+from flows.support.installation import Installation, is_of_market, now, open_installation, workspace_lease
 from flows.support.progress import line_progress, report_progress, step
 from pipelines import versioning
 from pipelines.errors import BellwetherError
@@ -127,6 +127,7 @@ def register(installation: Installation, family: str, digest: str, data_hash: st
             "reselection": figures["reselection"],
             "reselect_without": ",".join(proposed) or NO_COLUMNS,
             "left_out": ",".join(figures["left_out"]) or NO_COLUMNS,
+            "left_out_by_hand": ",".join(by_hand(installation, family)) or NO_COLUMNS,
             "half_life_events": f"{figures['decay']['half_life_events']:g}",
             "flow_run": str(flow_run.id or "none"),
         },
@@ -155,17 +156,25 @@ def columns_of(tag: str | None) -> list[str]:
 def reselected(installation: Installation, family: str) -> list[str]:
     """Return the columns that the next challenger of a family leaves out, by the tags of its newest version.
 
-    Those that version left out, and those it proposes to leave out. None of them after such a challenger was refused:
-    then the next one reads every column again. None either if it was trained on another market.
+    Those that a reselection left out of that version, and those it proposes to leave out. None of them after such a
+    challenger was refused: then the next one reads every column again. None either if it was trained on another market.
+    Columns that a person left out in `params.yaml`, then or now, are none of these: the file alone decides on them.
     """
     newest = next(iter(installation.tracking.versions(family)), None)
-    meta = installation.meta()
-    if newest is None or any(newest.tags.get(key) != meta[key] for key in ("symbol", "decision_timeframe")):
+    if newest is None or not is_of_market(newest.tags, installation.meta()):
         return []
-    before = columns_of(newest.tags.get("left_out"))
+    now_by_hand, then_by_hand = by_hand(installation, family), columns_of(newest.tags.get("left_out_by_hand"))
+    before = [
+        name for name in columns_of(newest.tags.get("left_out")) if name not in now_by_hand and name not in then_by_hand
+    ]
     if before and newest.verdict == "refused":
         return []
-    return [*before, *columns_of(newest.tags.get("reselect_without"))]
+    return [*before, *(name for name in columns_of(newest.tags.get("reselect_without")) if name not in now_by_hand)]
+
+
+def by_hand(installation: Installation, family: str) -> tuple[str, ...]:
+    """Return the columns that a person left out of a family, in the `params.yaml` of the installation."""
+    return model_family(family).left_out(installation.params)
 
 
 def provenance(installation: Installation) -> list[Path]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.contracts import CLOSE, CONTEXT_INDEX, HALF_SPREAD, Bools, ContextFeed, Floats, Ints
 from pipelines.errors import BadShape
-from pipelines.labels.barriers import STOP
+from pipelines.labels.barriers import STOP, TIME
 from pipelines.params import CostParams, MarketCosts
 
 FUNDING = CONTEXT_INDEX["funding_rate"]
@@ -29,6 +29,7 @@ class Costs:
     half_spread_bps    assumed where the bars record no spread
     stop_slippage_bps  what an exit by a stop costs more: its slippage, and the taker's fee where others pay the maker's
     funding_hours      hours between funding payments; None = the market pays none
+    funding_assumed    whether they are `perpetual_funding_hours`, as no row of the venue states them
     row                the row in words, such as "binance spot taker"
     """
 
@@ -37,6 +38,7 @@ class Costs:
     stop_slippage_bps: float
     funding_hours: int | None
     row: str
+    funding_assumed: bool = False
 
     @property
     def round_trip_bps(self) -> float:
@@ -56,7 +58,8 @@ class Costs:
             spread = f"spread as recorded of {known:.0%}, else {assumed}"
         text = f"{self.row} {self.fee_bps:g} bps a side, {spread}"
         if self.funding_hours is not None:
-            text += f", funding every {self.funding_hours} h {'as recorded' if funded else 'not recorded'}"
+            assumed = " (assumed)" if self.funding_assumed else ""
+            text += f", funding every {self.funding_hours} h{assumed} {'as recorded' if funded else 'not recorded'}"
         return text
 
 
@@ -65,9 +68,12 @@ def costs_of(params: CostParams, venue: str | None, market: str | None) -> Costs
 
     venue   name as in `costs.venues`, any case; None, or one that is not named there, has the default row
     market  spot, perpetual, …; None, or one the venue has no row of, has the dearest row of the venue
+    Fees of another market's row are taken, its funding is not: a perpetual whose own row states no hours pays every
+    `perpetual_funding_hours`, and a market that is stated and no perpetual pays none of a perpetual's.
     """
     name = None if venue is None else venue.strip().lower()
     markets = params.venues.get(name or "", {})
+    chosen = None
     if markets:
         named = [each for each in markets if each == market]
         chosen = named[0] if named else max(markets, key=lambda each: _fee(params, markets[each]))
@@ -77,14 +83,18 @@ def costs_of(params: CostParams, venue: str | None, market: str | None) -> Costs
     else:
         row = params.default
         words = f"default row ({f'{name} has none' if name else 'venue not stated'})"
-    fee = _fee(params, row)
+    fee, hours = _fee(params, row), row.funding_hours
+    if chosen is not None and market not in (chosen, None):
+        hours = None  # of another market
+    assumed = hours is None and (market or chosen) == "perpetual"
     slippage = params.stop_slippage_bps if row.stop_slippage_bps is None else row.stop_slippage_bps
     return Costs(
         fee_bps=fee,
         half_spread_bps=params.half_spread_bps if row.half_spread_bps is None else row.half_spread_bps,
         stop_slippage_bps=slippage + (row.taker_bps - fee),
-        funding_hours=row.funding_hours,
+        funding_hours=params.perpetual_funding_hours if assumed else hours,
         row=f"{words} {params.order}",
+        funding_assumed=assumed,
     )
 
 
@@ -131,6 +141,15 @@ def target_cost_bps(costs: Costs, bars: Floats) -> Floats:
     return 2.0 * costs.fee_bps + np.where(np.isfinite(recorded), recorded, 2.0 * costs.half_spread_bps)
 
 
+def stop_cost_bps(costs: Costs, bars: Floats) -> Floats:
+    """Return (m,) what a trade decided at the close of each bar (m, 9) pays if it ends at its stop, in bps.
+
+    What it pays at its target, and the slippage of the stop on top: both are left at a level that the other side's
+    quote touched. A size must bear it, see `risk.sizing`.
+    """
+    return target_cost_bps(costs, bars) + costs.stop_slippage_bps
+
+
 def trade_cost_bps(
     costs: Costs, barrier: Ints, spread_known: Bools | None = None, funding_bps: Floats | None = None
 ) -> Floats:
@@ -173,11 +192,21 @@ def funding_payments(rates: Floats, costs: Costs) -> Floats:
     return np.column_stack([times[last], rates[last, 1]])
 
 
+def left_at(exit_open: Floats, exit_close: Floats, barrier: Ints) -> Floats:
+    """Return (m,) epoch seconds up to which positions were held, for their funding and their time in the market.
+
+    exit_open, exit_close  (m,) of the base bar of the exit, the former `Barriers.exit_time`; barrier (m,)
+    A position that ran out of time is left at the close of that bar. One that touched a barrier was left somewhere in
+    it, and counts to its open.
+    """
+    return np.asarray(np.where(barrier == TIME, exit_close, exit_open))
+
+
 def funding_received_bps(payments: Floats, direction: Floats | Ints, start: Floats, end: Floats) -> Floats:
     """Return (m,) the funding that positions received over their life, in bps; negative where they paid.
 
     payments   (k, 2) from `funding_payments`; direction (m,) 1 long, -1 short
-    start, end (m,) epoch seconds of fill and exit: a position pays at the funding times in (start, end]
+    start, end (m,) epoch seconds of fill and of `left_at`: a position pays at the funding times in (start, end]
     Raises     BadShape if lengths differ
     """
     if not len(direction) == len(start) == len(end):

@@ -61,7 +61,8 @@ class MarketCosts(_Frozen):
     """Set the costs of one side of a trade in one market of a venue, in basis points of its price.
 
     half_spread_bps, stop_slippage_bps  None = those of the whole table
-    funding_hours  hours between two funding payments, counted from 00:00 UTC; None = the market pays none
+    funding_hours  hours between two funding payments, counted from 00:00 UTC; None = those of the whole table for a
+                   perpetual, and no funding for any other market
     """
 
     taker_bps: float = Field(ge=0, allow_inf_nan=False)
@@ -77,12 +78,15 @@ class CostParams(_Frozen):
     order              which fee both fills pay; a stop always takes
     half_spread_bps    of one side, where the bars record no spread
     stop_slippage_bps  by how much a stop is filled beyond its level, on average
+    perpetual_funding_hours  hours between the funding payments of a perpetual that has no own row, or whose row states
+                       none
     default            the row of a venue that `venues` does not name
     """
 
     order: Literal["taker", "maker"]
     half_spread_bps: float = Field(ge=0, allow_inf_nan=False)
     stop_slippage_bps: float = Field(ge=0, allow_inf_nan=False)
+    perpetual_funding_hours: int = Field(ge=1, le=24)
     default: MarketCosts
     venues: dict[str, dict[MarketKind, MarketCosts]]
 

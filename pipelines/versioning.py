@@ -65,7 +65,7 @@ def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None
 
 
 def set_left_out(workspace: Path, left_out: Mapping[str, Sequence[str]]) -> None:
-    """Write family → columns its next fit leaves out into the workspace's `params.yaml`; `prepare` undoes it.
+    """Add family → columns its next fit leaves out to those in the workspace's `params.yaml`; `prepare` undoes it.
 
     So the build graph sees a changed recipe, and the file kept with the version names it.
     """
@@ -74,7 +74,7 @@ def set_left_out(workspace: Path, left_out: Mapping[str, Sequence[str]]) -> None
     if left_out:
         with modify_yaml(str(workspace / "params.yaml")) as params:
             for family, columns in left_out.items():
-                params[family]["left_out"] = list(columns)
+                params[family]["left_out"] = list(dict.fromkeys([*(params[family].get("left_out") or ()), *columns]))
 
 
 def _configure_dvc() -> None:

@@ -38,7 +38,6 @@ from pipelines.signals.category_scores import CategoryScores
 
 _FIX = "`bellwether up` folds the history again."
 SCORES_FILE = "category_scores.json"
-_SCORES_FILE_BEFORE = "voices.json"  # its name in releases up to 0.5.0
 CLOSES_KEPT = 16_384  # decision bars whose closing price is stored: half a year of 15 minutes, for the tails of risk
 T = TypeVar("T", History, Books, ContextFeed)
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -56,12 +55,11 @@ class WarmStart:
     books, feed     records that a later close can still read; None where the snapshot holds no such record
     closes          (n, 2) newest CLOSES_KEPT decision bars: close time, epoch s; price
     base_grid, grid  where base bars and decision bars open and close
-    venue, market   where it trades, which decides its costs; None: not stated, or written before release 0.8.0
-    clock           the clock of the data version, see pipelines.clock; None: written before release 0.8.0, not recorded
+    venue, market   where it trades, which decides its costs; None: the data version does not state it
+    clock           the clock of the data version, see pipelines.clock; None: not recorded
     data_hash       of the data version; None before publication
     traditional     hit rate of the traditional consensus on that history; None if it had no resolved event
-    traditional_miss_atr  what its events returned that missed their target, in ATR before cost; None: none missed, or
-                    written before release 0.8.0
+    traditional_miss_atr  what its events returned that missed their target, in ATR before cost; None: none missed
     reference       reference of drift, as its writer defined it
     digest          sha256 of the manifest
     """
@@ -195,9 +193,10 @@ def _is_whole(folder: Path, digest: str) -> bool:
 
 
 def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmStart:
-    """Verify every byte and load a warm start, also one of release 0.5.0.
+    """Verify every byte and load a warm start.
 
-    Raises DigestMismatch, StateError (absent, of an earlier release, or of another catalogue than this code's).
+    Raises DigestMismatch, StateError (absent, of another catalogue than this code's, or of a release before 0.8.0: it
+    names no venue, and its costs would be those of another market).
     """
     try:
         manifest, digest = read_manifest(folder, expected_digest, _FIX)
@@ -211,47 +210,40 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
             f"{folder}: this warm start was written by an earlier release, without {', '.join(lacking)}; "
             "`bellwether run --once` trains and publishes a new one"
         )
-    if "grid" not in meta:
+    feature_state, signal_state = FEATURES.load(content["features.state"]), SIGNALS.load(content["signals.state"])
+    if lacking := sorted({"venue", "market", "grid", "base_grid"} - meta.keys()):
         raise StateError(
-            f"{folder}: this warm start was written by a release before 0.9.0, which named no trading calendar. {_FIX}"
+            f"{folder}: this warm start was written by an earlier release, without {', '.join(lacking)}, which decide "
+            f"what a trade costs and which bars are missing. {_FIX}"
         )
-    tail = arrays["tail"] = _with_half_spread(arrays["tail"])
-    bars = arrays["history.bars"] = _with_half_spread(arrays["history.bars"])
+    tail, bars = arrays["tail"], arrays["history.bars"]
     if tail.shape[1:] != (BAR_WIDTH,) or bars.shape[1:] != (BAR_WIDTH,) or len(bars) == 0:
         raise BadShape(
             f"{folder}: tail {tail.shape} and bars {bars.shape}, wanted (t, {BAR_WIDTH}) and (1 or more, {BAR_WIDTH})"
         )
     traditional = meta["traditional"]
-    scores_file = SCORES_FILE if SCORES_FILE in content else _SCORES_FILE_BEFORE
     return WarmStart(
         symbol=meta["symbol"],
         base_grid=Grid.from_dict(meta["base_grid"]),
         grid=Grid.from_dict(meta["grid"]),
         last_open_time=meta["last_open_time"],
-        feature_state=FEATURES.load(content["features.state"]),
-        signal_state=SIGNALS.load(content["signals.state"]),
+        feature_state=feature_state,
+        signal_state=signal_state,
         tail=tail,
         history=_parts(History, arrays, "history"),
         books=_parts(Books, arrays, "book") if "book.known" in arrays else None,
         feed=_parts(ContextFeed, arrays, "context") if "context.known" in arrays else None,
         closes=arrays["closes"],
-        category_scores=CategoryScores.from_json(content[scores_file].decode()),
+        category_scores=CategoryScores.from_json(content[SCORES_FILE].decode()),
         clock=meta["clock"] if meta.get("clock") in MODES else None,
         data_hash=meta["data_hash"],
         traditional=_record_of(meta["traditional"]),
         traditional_miss_atr=traditional.get("miss_atr") if traditional else None,
         reference=meta["reference"],
         digest=digest,
-        venue=meta.get("venue"),
-        market=meta.get("market"),
+        venue=meta["venue"],
+        market=meta["market"],
     )
-
-
-def _with_half_spread(bars: Floats) -> Floats:
-    """Return bars of releases up to 0.7, (n, 8), with the half spread they did not record; others unchanged."""
-    if bars.shape[1:] != (BAR_WIDTH - 1,):
-        return bars
-    return np.column_stack([bars, np.full(len(bars), np.nan)])
 
 
 def _record_of(stored: Mapping[str, float | None] | None) -> Estimate | None:

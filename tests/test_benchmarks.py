@@ -9,11 +9,15 @@ import pytest
 
 from benchmarks import evidence
 from benchmarks.__main__ import NAMES, measure, table
-from benchmarks.exits import PlanResult, verdict
+from benchmarks.exits import Market, PlanResult, exit_cost_bps, verdict
 from benchmarks.measured import in_turn, pairs
 from benchmarks.signals import detection
+from pipelines.contracts import BAR_WIDTH, HALF_SPREAD, OPEN_TIME
+from pipelines.costs import costs_of
 from pipelines.data.simulator.market import Planted
+from pipelines.labels.barriers import TIME
 from pipelines.settings import ROOT, load_params
+from serving.risk.exits import flatten, simulate_exits
 
 
 def test_every_benchmark_the_readme_names_exists():
@@ -91,6 +95,25 @@ def test_a_plan_to_leave_a_position_is_called_better_only_where_its_whole_interv
     text = verdict(found, load_params()).replace("\n", " ")
     assert "whole interval: `ladder`; worse: `trailing`.**" in text
     assert "above zero with the whole interval: none." in text
+
+
+def test_a_position_pays_its_spread_once_where_only_some_bars_record_it():
+    """Flat prices: all that a position loses is its cost, the same whether bars record the spread or it is assumed."""
+    params, half = load_params(), 0.005  # .5 bps of 100, as `costs.half_spread_bps` assumes
+    base = np.full((40, BAR_WIDTH), 100.0)
+    base[:, OPEN_TIME] = 60.0 * np.arange(40)
+    decided, side = 600.0 * np.arange(4), np.array([1, -1, 1, -1])
+    costs = costs_of(params.costs, "binance", "spot")
+    fill, last = 10 * np.arange(4), 10 * np.arange(4) + 4
+    for at_fill, at_exit in ((half, half), (np.nan, np.nan), (half, np.nan), (np.nan, half)):
+        base[:, HALF_SPREAD] = half
+        base[fill, HALF_SPREAD], base[last, HALF_SPREAD] = at_fill, at_exit
+        found = simulate_exits(
+            base, decided, np.full(4, 100.0), side, np.full(4, 0.01), 300.0, flatten(params.exits, params.labels)
+        )
+        assert set(found.barrier) == {TIME}
+        market = Market("", "", base, base, 60, costs)
+        assert found.gross_bps - exit_cost_bps(market, found) == pytest.approx([-21.0] * 4, abs=1e-3)
 
 
 def test_evidence_goes_on_where_it_ended_and_forgets_figures_of_other_code(tmp_path):

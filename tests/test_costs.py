@@ -11,6 +11,8 @@ from pipelines.costs import (
     funding_payments,
     funding_rates,
     funding_received_bps,
+    left_at,
+    stop_cost_bps,
     target_cost_bps,
     trade_cost_bps,
     venue_of,
@@ -132,6 +134,52 @@ def test_a_position_pays_at_the_funding_times_it_is_held_over():
 def test_an_announced_rate_holds_until_its_funding_time_and_the_last_one_is_paid():
     payments = paid((7 * HOUR, 5e-4), (7.9 * HOUR, 1e-4), (20 * HOUR, 2e-4))
     assert payments.tolist() == [[8 * HOUR, 1e-4], [24 * HOUR, 2e-4]]
+
+
+@pytest.mark.parametrize(
+    ("venue", "market", "hours", "assumed"),
+    [
+        ("binance", "perpetual", 8, False),
+        ("hyperliquid", "perpetual", 1, False),
+        ("krakenfutures", None, 1, False),  # it has no other market
+        ("kraken", "perpetual", 4, True),  # only a row of spot
+        ("nowhere", "perpetual", 4, True),
+        (None, "perpetual", 4, True),
+        ("krakenfutures", "spot", None, False),  # the fee of its perpetual, not its funding
+        ("nowhere", "spot", None, False),
+        (None, None, None, False),
+    ],
+)
+def test_a_perpetual_without_a_row_of_its_own_pays_funding_at_the_stated_spacing(venue, market, hours, assumed):
+    costs = costs_of(named(perpetual_funding_hours=4), venue, market)
+    assert (costs.funding_hours, costs.funding_assumed) == (hours, assumed)
+    assert ("funding every 4 h (assumed) as recorded" in costs.describe(funded=True)) == assumed
+    rates = funding_rates(feed((4 * HOUR, 1e-4), (8 * HOUR, 2e-4)))
+    assert len(funding_payments(rates, costs)) == {None: 0, 8: 1}.get(hours, 2)
+
+
+def test_a_row_of_a_perpetual_without_hours_has_those_of_the_table():
+    venues = {"here": {"perpetual": {"taker_bps": 1, "maker_bps": 1}}}
+    for market in ("perpetual", None):
+        assert costs_of(named(venues=venues), "here", market).funding_hours == COSTS.perpetual_funding_hours
+    with pytest.raises(ValueError, match="perpetual_funding_hours"):
+        named(perpetual_funding_hours=0)
+
+
+def test_only_a_position_out_of_time_is_held_to_the_close_of_its_exit_bar():
+    opened, barrier = np.array([7 * HOUR] * 3), np.array([TARGET, STOP, TIME])
+    assert left_at(opened, barrier, HOUR).tolist() == [7 * HOUR, 7 * HOUR, 8 * HOUR]
+    payments = paid((8 * HOUR, 1e-4))
+    received = funding_received_bps(payments, np.ones(3), np.zeros(3), left_at(opened, barrier, HOUR))
+    assert received.tolist() == pytest.approx([0.0, 0.0, -1.0])
+
+
+def test_a_stop_costs_its_slippage_and_in_a_makers_market_the_takers_fee_on_top():
+    bars = np.full((2, BAR_WIDTH), 1000.0)
+    bars[:, HALF_SPREAD] = 0.2, np.nan
+    spot, maker = costs_of(COSTS, "binance", "spot"), costs_of(named(order="maker"), "binance", "perpetual")
+    assert stop_cost_bps(spot, bars).tolist() == pytest.approx([22.0 + 0.4, 21.0 + 0.4])
+    assert stop_cost_bps(maker, bars).tolist() == pytest.approx([4.0 + 2.0 + 0.4 + 3.0, 5.0 + 0.4 + 3.0])
 
 
 def test_spot_pays_none_and_without_rates_nothing_is_invented():

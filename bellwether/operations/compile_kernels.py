@@ -150,6 +150,7 @@ def warm_turn(params: Params) -> None:
             known,
             fill,
             end,
+            end,
             gross,
             np.zeros(len(bars)),
             np.ones(len(bars)),

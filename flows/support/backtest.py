@@ -20,6 +20,8 @@ from pipelines.costs import (
     costs_of,
     funding_payments,
     funding_received_bps,
+    left_at,
+    stop_cost_bps,
     target_cost_bps,
     trade_cost_bps,
     venue_of,
@@ -33,9 +35,10 @@ from pipelines.signals.category_scores import CategoryScores
 from pipelines.signals.events import Events, events
 from pipelines.signals.regimes import market_state
 from pipelines.tails import ewma_volatility
+from pipelines.training.labelling import read_funding
 from serving.policy import decision_row
 from serving.policy import kernel as decision_kernel
-from serving.policy.decide import CONFLUENCE, PHASE, REGIME, UNICORN, VOLATILITY
+from serving.policy.decide import CONFLUENCE, PHASE, REGIME, UNICORN, VOLATILITY, missed_bps
 from serving.policy.online_weights import weights_in_force
 from serving.risk.exposure import AssetCloses, Scenarios, exposure, scenarios_of
 from serving.state.online_weights_store import factor_of, initial_weights
@@ -47,29 +50,28 @@ def run(installation: Installation, family: str) -> Backtest:
     """Return the backtest of the family's out-of-fold predictions on the newest snapshot."""
     folder = installation.workspace / "artifacts"
     arrays = {
-        name: np.load(folder / "features" / f"{name}.npy")
-        for name in ("base", "decision", "features", "signals", "funding")
+        name: np.load(folder / "features" / f"{name}.npy") for name in ("base", "decision", "features", "signals")
     }
     with np.load(folder / "labels" / "events.npz", allow_pickle=False) as f:
         index = f["index"]
     with np.load(folder / family / "oof.npz", allow_pickle=False) as f:
-        bars, p, p_low, miss_atr = index[f["row"]], f["p"], f["p_low"], missed(f, installation.params)
+        bars, p, p_low, miss_atr = index[f["row"]], f["p"], f["p_low"], missed(f)
     regime = served_regimes(installation, len(arrays["decision"]))
     meta, params = installation.meta(), installation.params
     return backtest_policy(
-        **arrays, bars=bars, p=p, p_low=p_low, miss_atr=miss_atr, grid=Grid.from_dict(meta["grid"]),
-        base_grid=Grid.from_dict(meta["base_grid"]), params=params, model_regime=regime,
+        **arrays, funding=read_funding(folder / "features", meta), bars=bars, p=p, p_low=p_low, miss_atr=miss_atr,
+        grid=Grid.from_dict(meta["grid"]), base_grid=Grid.from_dict(meta["base_grid"]), params=params,
+        model_regime=regime,
         costs=costs_of(params.costs, *venue_of(meta)),
     )  # fmt: skip
 
 
-def missed(oof: Mapping[str, Floats], params: Params) -> Floats:
-    """Return (e,) what each row's fold expects of a missed target, in ATR; the whole stop where it has no estimate.
+def missed(oof: Mapping[str, Floats]) -> Floats:
+    """Return (e,) what each row's fold expects of a missed target, in ATR; NaN where it has no estimate.
 
-    oof  arrays of `oof.npz`; those of an earlier release have none
+    oof  arrays of `oof.npz`; those of an earlier release have none. `decide.missed_bps` has the fallback, as live
     """
-    known = oof.get("miss_atr", np.full(len(oof["p"]), np.nan))
-    return np.where(np.isnan(known), -params.labels.stop_atr, known)
+    return oof.get("miss_atr", np.full(len(oof["p"]), np.nan))
 
 
 def served_regimes(installation: Installation, m: int) -> Floats:
@@ -102,10 +104,10 @@ def backtest_policy(
     """Return the backtest of the compiled kernel over decision bars from `bars[0]` on.
 
     base (n, 9), decision (m, 9), features (m, kf), signals (m, ks); bars (e,) decision rows of scored events with their
-    out-of-fold p and p_low (e,), and miss_atr (e,), what the same fold expects of a missed target, in ATR; an event
-    that was not scored has no probability, so the kernel refuses it; grids of decision and base bars; model_regime
-    (m,) codes of the regime model, NaN = the rule decides; costs of the market, None = the default row; funding (r, 2)
-    of costs.funding_rates
+    out-of-fold p and p_low (e,), and miss_atr (e,), what the same fold expects of a missed target, in ATR, NaN where it
+    has no estimate; an event that was not scored has no probability, so the kernel refuses it; grids of decision and
+    base bars; model_regime (m,) codes of the regime model, NaN = the rule decides; costs of the market, None = the
+    default row; funding (r, 2) of costs.funding_rates
     """
     first = int(bars[0])
     scores = CategoryScores.fit(signals[:first])
@@ -121,13 +123,12 @@ def backtest_policy(
         params.labels.target_atr, params.labels.stop_atr, grid.deadline(raised_at, params.labels.horizon_bars),
     )  # fmt: skip
     costs = costs or costs_of(params.costs, None, None)
-    received = funding_received_bps(
-        funding_payments(funding, costs), raised.direction, outcome.start_time, outcome.exit_time
-    )
+    held_to = left_at(outcome.exit_time, base_grid.closes(outcome.exit_time), outcome.barrier)
+    received = funding_received_bps(funding_payments(funding, costs), raised.direction, outcome.start_time, held_to)
     cost = trade_cost_bps(costs, outcome.barrier, outcome.spread_known, received)
-    fill, exit_time, gross, paid = (
+    fill, exit_time, left, gross, paid = (
         _at_bars(values, raised, outcome, len(decision))
-        for values in (outcome.start_time, outcome.exit_time, outcome.gross_bps, cost)
+        for values in (outcome.start_time, outcome.exit_time, held_to, outcome.gross_bps, cost)
     )
     regime, trend = market_state(features, signals)
     if model_regime is not None:
@@ -139,8 +140,9 @@ def backtest_policy(
         unicorn=signals[:, UNICORN], confluence=signals[:, CONFLUENCE], phase=signals[:, PHASE],
         event=side, tier=1.0, age_bars=0.0, breakers=0.0,
         volatility=features[:, VOLATILITY], atr=np.where(side != 0, features[:, ATR], np.nan),
-        price=decision[:, CLOSE], cost_bps=target_cost_bps(costs, decision), p=p_at_bar, p_low=low,
-        miss_bps=miss_at_bar * features[:, ATR] * 1e4,
+        price=decision[:, CLOSE], cost_bps=target_cost_bps(costs, decision),
+        stop_cost_bps=stop_cost_bps(costs, decision), p=p_at_bar, p_low=low,
+        miss_bps=missed_bps(miss_at_bar, features[:, ATR], costs, params),
     )  # fmt: skip
     strategy = np.full(len(decision), np.nan)
     strategy[raised.index] = np.unique(raised.kind, return_inverse=True)[1]
@@ -151,7 +153,7 @@ def backtest_policy(
     decided = slice(first, None)
     return backtest(
         live_core(params, scenarios), rows[decided],
-        known[decided], fill[decided], exit_time[decided],
+        known[decided], fill[decided], exit_time[decided], left[decided],
         gross[decided], strategy[decided], volatility[decided], paid[decided],
     )  # fmt: skip
 

@@ -28,6 +28,7 @@ from pipelines.tracking import Tracking
 
 log = logging.getLogger("bellwether.installation")
 WORKSPACE = "workspace"  # name of the lease: one writer of market data and models at a time
+MARKET = ("symbol", "decision_timeframe")  # keys of tags, schemas and meta that say which market a version is of
 
 
 def now() -> datetime:
@@ -87,6 +88,11 @@ class Installation:
             return dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:  # cut off, no text at all, or JSON of another shape
             raise UnreadableFile(f"{path} is damaged: {error}. `bellwether run --once` writes it again.") from error
+
+
+def is_of_market(facts: Mapping[str, object], meta: Mapping[str, object]) -> bool:
+    """Return whether a version's tags or schema are of the market of `meta`; of an old version without them: no."""
+    return all(facts.get(key) == meta[key] for key in MARKET)
 
 
 def open_installation() -> Installation:

@@ -24,6 +24,7 @@ from serving.inference.generation import read_generation, write_generation
 
 log = logging.getLogger("bellwether.promotion")
 FAULT = "family_fault"
+WATCH = "watch"  # what of a family has the fault: its alias, its bundle, or the watch for drift and loss
 
 Arm = Mapping[str, Any]  # a slot as the generation file names it: version, digest, run, data, verdict
 Arms = dict[str, Arm | None]  # champion, challenger
@@ -208,8 +209,9 @@ def isolate_fault(installation: Installation, family: str, what: str) -> Iterato
 
 
 def faulty(installation: Installation) -> set[str]:
-    """Return the families whose fault is still alarmed."""
-    return {_about(alarm)[0] for alarm in installation.store.alarms() if alarm.kind == FAULT}
+    """Return the families with an open fault of alias or bundle: one of the watch changes nothing that is served."""
+    found = [_about(alarm) for alarm in installation.store.alarms() if alarm.kind == FAULT]
+    return {family for family, what in found if what != WATCH}
 
 
 def _about(alarm: Alarm) -> tuple[str, str]:

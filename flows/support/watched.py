@@ -19,7 +19,7 @@ from pipelines.contracts import utc
 from pipelines.errors import BellwetherError, NotEnoughData, StateError
 from pipelines.features.catalog import WATCHED_COLUMNS
 from pipelines.models.edge import Edge
-from pipelines.models.reference import JSON_FILE, DriftReference, read_reference
+from pipelines.models.reference import JSON_FILE, DriftReference, read_reference, without_reference
 from pipelines.models.runtime import read_manifest
 from pipelines.renamed_keys import current_names
 from pipelines.sealed_folder import seal
@@ -39,7 +39,8 @@ class WatchedModel:
     trained_through  end of its newest training label: the watch starts there
     reference        of its training inputs; None with the cause in `reason`
     edge             its gain over the base rate as the gate saw it; None where the bundle states none
-    predates         its bundle is of a release that stored neither, and the reference could not be computed again
+    predates         its bundle is of a release that stored neither, and the reference could not be computed again: its
+                     data are gone or too few
     """
 
     line: Promotion
@@ -65,19 +66,21 @@ def watched_model(installation: Installation, line: Promotion) -> WatchedModel:
     schema = current_names("bundle schema", json.loads((bundle / "schema.json").read_text()))
     through = utc(float(schema["trained_through"]))
     edge = Edge(**schema["edge"]) if schema.get("edge") else None
+    stored = (bundle / JSON_FILE).is_file()
     try:
-        if (bundle / JSON_FILE).is_file():
-            reference, predates = read_reference(bundle), False
-        else:
-            reference, predates = rebuilt_reference(installation, line, schema), "edge" not in schema
-    except NotEnoughData as error:
-        return WatchedModel(line, through, None, f"INSUFFICIENT_DATA: {error}", edge, False)
+        reference = read_reference(bundle) if stored else rebuilt_reference(installation, line, schema)
     except BellwetherError as error:
-        why = " ".join(str(error).split())  # DVC reports in several lines
-        return WatchedModel(line, through, None, f"{PREDATES}, {why}", edge, True)
+        if stored and isinstance(error, NotEnoughData):
+            return WatchedModel(line, through, None, f"INSUFFICIENT_DATA: {error}", edge, False)
+        return WatchedModel(line, through, None, f"{PREDATES}, {one_line(error)}", edge, True)
     if reference.columns != WATCHED_COLUMNS:
         return WatchedModel(line, through, None, f"{PREDATES} columns: other features are watched now", edge, True)
-    return WatchedModel(line, through, reference, "", edge, predates)
+    return WatchedModel(line, through, reference, "", edge, not stored and "edge" not in schema)
+
+
+def one_line(error: BellwetherError) -> str:
+    """Return the text of an error in one line: DVC and stages report in several."""
+    return " ".join(str(error).split())
 
 
 def local_bundle(installation: Installation, line: Promotion) -> Path:
@@ -91,7 +94,8 @@ def local_bundle(installation: Installation, line: Promotion) -> Path:
 def rebuilt_reference(installation: Installation, line: Promotion, schema: dict[str, Any]) -> DriftReference:
     """Return the reference of an older bundle, computed from the data version it was trained on and kept under `home`.
 
-    Raises  NotEnoughData as of training; BellwetherError where the data version is gone
+    It is tried once: a failure is kept in its place, and its folder has to be deleted for another attempt.
+    Raises  NotEnoughData as of training, or with the reason of the failure; StateError where the data version is gone
     """
     kept = installation.settings.home / "references" / str(line.digest)
     if not kept.exists():
@@ -104,19 +108,24 @@ def rebuilt_reference(installation: Installation, line: Promotion, schema: dict[
 
 
 def _rebuild(installation: Installation, pointer: Path, until_s: float, kept: Path) -> None:
-    """Restore a data version beside the workspace, compute its features and write the sealed reference to `kept`."""
+    """Restore a data version beside the workspace, compute its features and write the sealed reference to `kept`.
+
+    Where that fails, `kept` says why, as a reference of too short a history does.
+    """
     scratch, draft = installation.settings.home / "reference-workspace", kept.with_name(f".{kept.name}")
     for folder in (scratch, draft):
         shutil.rmtree(folder, ignore_errors=True)
     try:
         report_progress(f"drift reference: computed again from data version {pointer.parent.name[:12]}")
-        versioning.prepare(scratch, ROOT, installation.settings.params_file, installation.settings.remote)
-        versioning.restore(scratch, pointer)
-        versioning.run_stage(scratch, "features", REBUILD_TIMEOUT_S, lambda _: None)
+        try:
+            versioning.prepare(scratch, ROOT, installation.settings.params_file, installation.settings.remote)
+            versioning.restore(scratch, pointer)
+            versioning.run_stage(scratch, "features", REBUILD_TIMEOUT_S, lambda _: None)
+            files = reference_of_history(scratch / "artifacts" / "features", until_s, installation.params)
+        except BellwetherError as error:
+            files = without_reference(f"it could not be computed again: {one_line(error)}. Delete {kept} to try again.")
         draft.mkdir(parents=True)
-        for name, content in reference_of_history(
-            scratch / "artifacts" / "features", until_s, installation.params
-        ).items():
+        for name, content in files.items():
             (draft / name).write_bytes(content)
         seal(draft, {"format": 1})
         draft.rename(kept)

@@ -25,7 +25,8 @@ from pipelines.evaluation.metrics import mean_estimate
 DAYS_A_YEAR = 365.0  # these markets do not close
 
 TRADE_FIELDS = ("row", "direction", "size", "fill_time", "exit_time", "gross_bps", "net_bps", "pnl")
-# row number of the decision; fraction of equity; epoch seconds; bps of the fill; pnl as a fraction of starting equity
+# row number of the decision; fraction of equity; epoch seconds of fill and `costs.left_at`; bps of the fill; pnl as a
+# fraction of starting equity
 T_ROW, T_DIRECTION, T_SIZE, T_FILL, T_EXIT, T_GROSS, T_NET, T_PNL = range(len(TRADE_FIELDS))
 
 
@@ -94,7 +95,8 @@ def _run(
     decided: Floats, fill: Floats, exits: Floats, gross_bps: Floats, strategy: Floats, cost_bps: Floats, trades: Floats,
     codes: Ints, equity: Floats,
 ) -> tuple[int, int]:  # fmt: skip
-    """Run the loop and return (trades, unresolved); fills trades, codes (int64) and equity.
+    """Run the loop and return (trades, unresolved); fills trades, codes (int64) and equity; T_EXIT is the open of the
+    exit bar, by which the loop knows what has ended.
 
     Each row: settle what ended before this close, start a new UTC day, decide, open. All arrays float64 except
     `account` and `codes` (int64); step and exposure are one-tuples of the two functions.
@@ -199,6 +201,7 @@ def backtest(
     decided_at: Floats,
     fill_time: Floats,
     exit_time: Floats,
+    held_to: Floats,
     gross_bps: Floats,
     strategy: Floats,
     volatility: Floats,
@@ -210,6 +213,7 @@ def backtest(
     decided_at  (n,) epoch seconds, close of each decision bar, ascending
     fill_time, exit_time, gross_bps  (n,) from labels.barriers, of the event on that row; NaN where there is none or it
                 is unresolved. The exit bar opens at exit_time and must close with or before a decision bar
+    held_to     (n,) of the same event, `costs.left_at`: what the trade's duration and its day count to
     strategy    (n,) code of the signal behind the event on that row; any number where there is none
     volatility  (n,) of the market, known at each close, as `core.exposure` scales its scenarios by; NaN = not known
     cost_bps    (n,) of the trade on that row, as `costs.trade_cost_bps`
@@ -217,10 +221,10 @@ def backtest(
                 decision or an exit before its fill
     """
     n = len(rows)
-    by_row = (decided_at, fill_time, exit_time, gross_bps, strategy, volatility, cost_bps)
+    by_row = (decided_at, fill_time, exit_time, held_to, gross_bps, strategy, volatility, cost_bps)
     if n == 0 or any(len(a) != n for a in by_row):
         raise BadShape(
-            "rows, decided_at, fill_time, exit_time, gross_bps, strategy, volatility, cost_bps have lengths "
+            "rows, decided_at, fill_time, exit_time, held_to, gross_bps, strategy, volatility, cost_bps have lengths "
             f"{[n, *map(len, by_row)]}; pass arrays of one length, not 0"
         )
     known = np.isfinite(gross_bps)
@@ -234,6 +238,8 @@ def backtest(
             f"row {early}: decided {decided_at[early]:.0f}, filled {fill_time[early]:.0f}, "
             f"exit {exit_time[early]:.0f}; a trade is filled at the next bar's open, never in the bar that decided it"
         )
+    if not (held_to[known] >= exit_time[known]).all():
+        raise BadTimes("a trade is held to a time before its exit bar opens, or to none; pass `costs.left_at`")
     trades, codes, equity = np.empty((n, len(TRADE_FIELDS))), np.empty(n, dtype=np.int64), np.empty(n)
     with _callable(core) as (step, exposure):
         count, unresolved = _run(
@@ -242,7 +248,9 @@ def backtest(
             cost_bps, trades, codes, equity,
         )  # fmt: skip
     trades = trades[:count].copy()
-    paid = cost_bps[trades[:, T_ROW].astype(np.int64)] if count else cost_bps[known]
+    taken = trades[:, T_ROW].astype(np.int64)
+    trades[:, T_EXIT] = held_to[taken]
+    paid = cost_bps[taken] if count else cost_bps[known]
     mean_cost = float(paid.mean()) if len(paid) else float("nan")
     return _with_figures(trades, codes, equity, unresolved, decided_at, mean_cost)
 

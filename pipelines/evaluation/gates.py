@@ -41,6 +41,7 @@ class Evidence:
     present        (n, classes) whether a class occurs in a row: elsewhere p and y are 0 by rule; None = all do
     baselines      name → probabilities on the same rows, of the baselines that have one
     gross_bps      (n,) return of each row's trade before cost; None for a family without trades
+    cost_bps       (n,) what that trade cost; None = every row the same, which cancels in a lift
     champion_loss  (n,) the champion's losses on the same rows, NaN where the row was in its training or it abstained;
                    None without a champion
     paired_loss    (n,) losses of the candidate's recipe fitted up to the end of the champion's data, on the rows after
@@ -70,6 +71,7 @@ class Evidence:
     novel_share: float
     baselines: Mapping[str, Floats] = field(default_factory=dict)
     gross_bps: Floats | None = None
+    cost_bps: Floats | None = None
     single_column_auc: Mapping[str, float] = field(default_factory=dict)
     paired_loss: Floats | None = None
     fold: Ints | None = None
@@ -107,6 +109,7 @@ def evidence_of(
         present=direction != 0.0 if direction is not None and direction.ndim == 2 else None,
         baselines=arrays_with_prefix(oof, "baseline_"),
         gross_bps=oof.get("extra_gross_bps"),
+        cost_bps=oof.get("extra_cost_bps"),
         single_column_auc=fit.get("single_column_auc", {}),
         **{key: fit[key] for key in ("parity_gap", "latency_ms", "schema_coverage", "novel_share")},
     )
@@ -148,9 +151,21 @@ def brier_over_base_rate(e: Evidence, params: Params) -> list[Check]:
 
 
 def lift(e: Evidence, params: Params) -> list[Check]:
-    """Check that the most confident trades return more, in bps before cost, than all trades."""
+    """Check that the most confident trades return more, in bps, than all trades: before cost, and after it.
+
+    Both are required. Before cost it is skill at direction; after it the one that money sees, as rows differ in their
+    cost and a choice of dear ones adds nothing. Whether the chosen trades pay is no question of the gate.
+    """
     assert e.gross_bps is not None
-    return [_skill(f"lift_bps_at_{params.gate.coverage:.0%}", lift_of(_taken(e, params), e.gross_bps))]
+    at, taken = f"{params.gate.coverage:.0%}", _taken(e, params)
+    net, paid = e.gross_bps, ""
+    if e.cost_bps is not None and taken.any():
+        net = e.gross_bps - e.cost_bps
+        paid = f"the chosen cost {e.cost_bps[taken].mean():.2f} bps, all {e.cost_bps.mean():.2f}"
+    return [
+        _skill(f"lift_bps_at_{at}", lift_of(taken, e.gross_bps)),
+        _skill(f"lift_after_cost_bps_at_{at}", lift_of(taken, net), paid),
+    ]
 
 
 def no_leak(e: Evidence, params: Params) -> list[Check]:

@@ -49,13 +49,18 @@ def confident_rows(oof: Arrays, coverage: float) -> Bools:
     return chosen(ranks_within(oof["p"], oof.get("fold", np.zeros(len(oof["p"])))), coverage)
 
 
+def paid_bps(oof: Arrays, round_trip_bps: float) -> Floats:
+    """Return (n,) what the trade of each row cost, in bps; rows of a release before 0.8.0 all cost one round trip."""
+    return oof.get("extra_cost_bps", np.full(len(oof["y"]), round_trip_bps))
+
+
 def summarise(folder: Path, params: Params) -> JsonObject:
     """Return the figures of the family whose stage output is `folder` (`oof.npz`, `fit.json`)."""
     oof, fit = read_oof(folder), current_names("fit figures", json.loads((folder / "fit.json").read_text()))
     schema = json.loads((folder / "bundle" / "schema.json").read_text())
     costs = costs_of(params.costs, *venue_of(schema))
     y, p, gross = oof["y"], oof["p"], oof.get("extra_gross_bps")
-    paid = oof.get("extra_cost_bps", np.full(len(y), costs.round_trip_bps))
+    paid = paid_bps(oof, costs.round_trip_bps)
     cost = float(paid.mean())
     losses = {"model": oof["loss"], **arrays_with_prefix(oof, "loss_")}
     probabilities = {"model": p, **arrays_with_prefix(oof, "baseline_"), **arrays_with_prefix(oof, "member_")}
@@ -116,6 +121,7 @@ def selective(oof: Arrays, paid: Floats, params: Params) -> JsonObject:
             "hit_rate": _dict(mean_of_chosen(oof["y"], taken)),
             "net_bps": _dict(mean_of_chosen(gross - paid, taken, float(paid[taken].mean()) if taken.any() else None)),
             "lift_bps": _dict(lift_estimate(taken, gross, 0.0)),
+            "lift_after_cost_bps": _dict(lift_estimate(taken, gross - paid, float(paid.mean()))),
         }
     return by_coverage
 
@@ -164,9 +170,11 @@ def figure_rows(figures: JsonObject, traded: JsonObject | None) -> list[list[str
     if "selective" in figures:
         chosen = figures["selective"]["20%"]
         chosen_cost = chosen["net_bps"].get("cost_bps", cost)
+        after = chosen.get("lift_after_cost_bps")  # not of a release before 0.8.0, where one cost cancelled in it
         rows += [
             row("hit rate, most confident 20 %", chosen["hit_rate"], 3),
             row("lift over every row, bps (20 %)", chosen["lift_bps"], 2),
+            *([row("lift over every row after cost, bps (20 %)", after, 2)] if after else []),
             row(f"net bps a trade after {chosen_cost:.3g} bps (20 %)", chosen["net_bps"], 2),
             row(f"net bps, every row, after {cost:.3g} bps", figures["every_row_net_bps"], 2),
         ]
@@ -209,7 +217,7 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         for c, name in enumerate(figures["classes"]):
             figure.add_trace(go.Scatter(x=when[thin], y=p[thin, c], mode="lines", name=name, stackgroup="p"), 1, 1)
     if trades:
-        net, confident = oof["extra_gross_bps"] - oof["extra_cost_bps"], np.flatnonzero(confident_rows(oof, 0.20))
+        net, confident = oof["extra_gross_bps"] - paid_bps(oof, cost), np.flatnonzero(confident_rows(oof, 0.20))
         for taken, name in ((confident, "chosen 20 %, net"), (np.arange(len(p)), "every row, net")):
             figure.add_trace(go.Scatter(x=when[taken], y=np.cumsum(net[taken]), mode="lines", name=name), 1, 2)
     else:

@@ -177,7 +177,7 @@ class ModelFamily:
     describe           (training rows, params) → lines of the model card: label, horizon, what it is not for
     folds              params → number of walk-forward folds
     half_life          (rows of a training window, params, embargo in seconds) → HalfLife of its weights
-    left_out           params → columns that the fit leaves out, as a reselection proposed
+    left_out           params → columns that the fit leaves out, by a person or as a reselection proposed
     is_decision_model  its probability decides trades, so the gate also reads what the trades returned
     miss_atr           (training rows) → what a trade on one of them returns whose target is not touched, in ATR, before
                        cost; None where every target was touched. Of a decision model only

@@ -144,7 +144,12 @@ def reference_files(values: Floats, columns: tuple[str, ...], params: DriftParam
     try:
         return fit_reference(values, columns, params, seed).files()
     except NotEnoughData as error:
-        return {JSON_FILE: (json.dumps({"insufficient": str(error)}, indent=1) + "\n").encode()}
+        return without_reference(str(error))
+
+
+def without_reference(reason: str) -> dict[str, bytes]:
+    """Return the file that stands for a reference that there is none of: `read_reference` raises the reason."""
+    return {JSON_FILE: (json.dumps({"insufficient": reason}, indent=1) + "\n").encode()}
 
 
 # ---- effects -----------------------------------------------------------------------------------------------------

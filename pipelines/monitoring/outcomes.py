@@ -6,7 +6,7 @@ from typing import Literal, cast
 import numpy as np
 
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Decision, Floats, Outcome, utc
-from pipelines.costs import NO_FUNDING, Costs, funding_payments, funding_received_bps, trade_cost_bps
+from pipelines.costs import NO_FUNDING, Costs, funding_payments, funding_received_bps, left_at, trade_cost_bps
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape, BadTimes
 from pipelines.labels.barriers import BARRIERS, TARGET, UNRESOLVED, first_touch, gross_return_bps
@@ -48,8 +48,10 @@ def resolve(
             continue
         way, ends = np.array([side]), (np.array([start]), np.array([last]))
         (gross,), executed = gross_return_bps(bars, *ends, way, np.array([price]))
-        received = funding_received_bps(payments, way, *(bars[at, OPEN_TIME] for at in ends))
-        (cost_bps,) = trade_cost_bps(costs, np.array([barrier]), executed, received)
+        filled, left = (bars[at, OPEN_TIME] for at in ends)
+        ended = np.array([barrier])
+        received = funding_received_bps(payments, way, filled, left_at(left, grid.closes(left), ended))
+        (cost_bps,) = trade_cost_bps(costs, ended, executed, received)
         found.append(
             Outcome(
                 decision_id=decision.id,

@@ -36,6 +36,15 @@ def last_finished(requests: list[RetrainRequest]) -> datetime | None:
     return max((r.finished_at for r in requests if r.state == "done" and r.finished_at), default=None)
 
 
+def seen_until(requests: list[RetrainRequest]) -> datetime | None:
+    """Return up to when conditions are answered: when the newest finished retrain was requested; None if none finished.
+
+    Its data end there, or a little later. What was first seen while it ran was not in them, however late it ended and
+    whatever was promoted since.
+    """
+    return max((r.at for r in requests if r.state == "done"), default=None)
+
+
 def retrain_reasons(
     now: datetime,
     last_retrain: datetime | None,
@@ -87,12 +96,13 @@ def retrain_reasons(
     return reasons
 
 
-def is_due(reason: TriggerReason, raised_at: datetime, last_retrain: datetime | None) -> bool:
+def is_due(reason: TriggerReason, raised_at: datetime, answered_until: datetime | None) -> bool:
     """Return whether a reason requests a retrain: the schedule does, and a condition that no retrain has answered yet.
 
-    raised_at  when the condition was first seen; a retrain that finished later has seen its data
+    raised_at       when the condition was first seen
+    answered_until  as of `seen_until`: a retrain that was requested later has its data
     """
-    return reason.kind == "schedule" or last_retrain is None or raised_at > last_retrain
+    return reason.kind == "schedule" or answered_until is None or raised_at > answered_until
 
 
 def overdue(

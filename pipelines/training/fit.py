@@ -95,7 +95,7 @@ class FittedWindow:
 def prepare(family: str, data: Dataset, left_out: Iterable[str]) -> Prepared:
     """Return what a fit can read of a dataset. Raises NotEnoughData if no row is complete."""
     present, dropped = present_columns(data.newest(), data.columns)
-    dropped |= {name: "left out: a reselection proposed it" for name in left_out if name in data.columns}
+    dropped |= {name: "left out: by params.yaml or a reselection" for name in left_out if name in data.columns}
     data = data.select_columns(present & np.array([name not in dropped for name in data.columns]))
     usable = complete_rows(data)
     if not usable.any():

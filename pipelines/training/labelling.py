@@ -4,10 +4,11 @@ Cost decides only which events are eligible, never a label (row M1 of docs/speci
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +20,13 @@ from pipelines.costs import (
     forward_cost_bps,
     funding_payments,
     funding_received_bps,
+    left_at,
     target_cost_bps,
     trade_cost_bps,
     venue_of,
 )
 from pipelines.data.timeframes import Grid
-from pipelines.errors import NotEnoughData
+from pipelines.errors import BadShape, NotEnoughData, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
 from pipelines.labels.horizon import horizon_labels
@@ -69,11 +71,31 @@ class Sources:
 def read_sources(folder: Path) -> Sources:
     """Return the output `folder` of the features stage."""
     meta = json.loads((folder / "meta.json").read_text())
-    names = ("base", "decision", "features", "signals", "context", "funding")
-    arrays = {name: np.load(folder / f"{name}.npy") for name in names}
+    arrays = {name: np.load(folder / f"{name}.npy") for name in ("base", "decision", "features", "signals", "context")}
     venue, market = venue_of(meta)
     grid, base_grid = (Grid.from_dict(meta[name]) for name in ("grid", "base_grid"))
-    return Sources(**arrays, grid=grid, base_grid=base_grid, venue=venue, market=market)
+    return Sources(
+        **arrays, grid=grid, base_grid=base_grid, venue=venue, market=market, funding=read_funding(folder, meta)
+    )
+
+
+def read_funding(folder: Path, meta: Mapping[str, Any]) -> Floats:
+    """Return (r, 2) the funding rates of the features stage in `folder`, as `costs.funding_rates`.
+
+    meta    its meta.json. A release before 0.8.0 wrote neither rates nor `has_funding`: none, and figures say so
+    Raises  StateError if the rates that meta names are not there, BadShape if the file holds something else
+    """
+    file, named = folder / "funding.npy", meta.get("has_funding")
+    again = "`bellwether run --once` computes the features again"
+    if not file.is_file():
+        if named:
+            raise StateError(f"{file} is missing, but the data version has funding rates; {again}")
+        return NO_FUNDING
+    rates = np.load(file, allow_pickle=False)
+    if rates.ndim != 2 or rates.shape[1] != 2 or (named is not None and named != (len(rates) > 0)):
+        wanted = {True: "1 or more", False: "0", None: "r"}[named]
+        raise BadShape(f"{file} has shape {rates.shape}, wanted ({wanted}, 2): when known, and the rate; {again}")
+    return np.asarray(rates, dtype=np.float64)
 
 
 def event_labels(sources: Sources, params: Params) -> Labels:
@@ -188,7 +210,8 @@ def _resolve(sources: Sources, found: Events, params: Params) -> _EventOutcomes:
     if labelled.any():
         uniqueness[labelled] = average_uniqueness(outcome.start[labelled], outcome.exit[labelled], len(base))
     payments = funding_payments(sources.funding, costs)
-    funding = funding_received_bps(payments, found.direction, outcome.start_time, outcome.exit_time)
+    held_to = left_at(outcome.exit_time, sources.base_grid.closes(outcome.exit_time), outcome.barrier)
+    funding = funding_received_bps(payments, found.direction, outcome.start_time, held_to)
     cost = trade_cost_bps(costs, outcome.barrier, outcome.spread_known, funding)
     return _EventOutcomes(
         labelled, outcome.label, outcome.gross_bps, cost, expected, outcome.spread_known, close_time, outcome.exit_time,

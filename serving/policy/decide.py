@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.compiled import cpu_type
 from pipelines.contracts import CATEGORIES, CLOSE, REGIMES, Decision, Floats, ModelAnswer, ModelAnswers, utc
+from pipelines.costs import Costs
 from pipelines.errors import BadTimes
 from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.features.catalog import FEATURES
@@ -99,7 +101,7 @@ def decide(
     age_bars = age_in_bars(symbol, known_at)
     ready = symbol.reason is None
     answers = predictions if predictions is not None else predict_all(symbol, snapshot)
-    decider = _decider(symbol, snapshot, answers, tier, params)
+    decider = _decider(symbol, snapshot, answers, tier)
     acting = decider.events
     has_event = ready and len(acting) > 0
     direction, confidence = warm.category_scores.score(closed.signals) if ready else (np.full(N_SCORES, np.nan),) * 2
@@ -123,9 +125,10 @@ def decide(
             atr=atr,
             price=float(closed.bar[CLOSE]),
             cost_bps=symbol.target_cost_bps(params.costs),
+            stop_cost_bps=symbol.stop_cost_bps(params.costs),
             p=np.nan if decider.p is None else decider.p,
             p_low=np.nan if decider.p_low is None else decider.p_low,
-            miss_bps=decider.miss_atr * atr * 1e4,
+            miss_bps=float(missed_bps(decider.miss_atr, atr, symbol.costs(params.costs), params)),
             abstained=decider.abstained,
             tier=tier.number,
             age_bars=age_bars,
@@ -165,7 +168,7 @@ def decide(
 class _Decider:
     """Hold the part of a decision that depends on the tier: the events, the probability of the first, and its misses.
 
-    miss_atr  what an event returns whose target is not touched, in ATR before cost
+    miss_atr  what an event returns whose target is not touched, in ATR before cost; NaN = there is no estimate
     """
 
     events: Events
@@ -177,27 +180,40 @@ class _Decider:
     lineage: dict[str, str]
 
 
-def _missed(estimate: float | None, where: str, params: Params) -> tuple[float, dict[str, str]]:
-    """Return what a missed target returns, in ATR, and its origin for the lineage; without an estimate the whole stop.
+def missed_bps(miss_atr: npt.ArrayLike, atr: npt.ArrayLike, costs: Costs, params: Params) -> Floats:
+    """Return what trades return that miss their target, in bps before the cost of one that reaches it.
+
+    The service and the backtest read it here, so that both fall back alike.
+
+    miss_atr  expected, in ATR; NaN = no estimate: the whole stop, filled with its slippage, as estimates count it too
+    atr       fraction of price; NaN = no event, and no return
+    """
+    expected, reach = np.asarray(miss_atr, dtype=np.float64), np.asarray(atr, dtype=np.float64) * 1e4
+    whole_stop = -params.labels.stop_atr * reach - costs.stop_slippage_bps
+    return np.where(np.isnan(expected), whole_stop, expected * reach)
+
+
+def _missed(estimate: float | None, where: str) -> tuple[float, dict[str, str]]:
+    """Return what a missed target returns, in ATR, NaN without an estimate, and its origin for the lineage.
 
     estimate  of the training fold; where: the record that holds it, or should
     """
     if estimate is None:
-        return -params.labels.stop_atr, {"miss": f"the whole stop: the {where} has no estimate"}
+        return np.nan, {"miss": f"the whole stop: the {where} has no estimate"}
     return float(estimate), {"miss": f"estimate of the {where}"}
 
 
-def _decider(symbol: Symbol, snapshot: Snapshot, answers: ModelAnswers, tier: tiers.Tier, params: Params) -> _Decider:
+def _decider(symbol: Symbol, snapshot: Snapshot, answers: ModelAnswers, tier: tiers.Tier) -> _Decider:
     """Return the validator champion in tiers 1 and 2, the traditional consensus in tiers 3 and 4."""
     closed, warm = symbol.closed, symbol.warm
     features, signals = closed.features[np.newaxis], closed.signals[np.newaxis]
     if tier.number <= tiers.SIMPLE:
         answer, slot = answers[DECISION_FAMILY]["champion"], snapshot.slots[DECISION_FAMILY, "champion"]
         lineage = {name: getattr(slot, name) for name in ("data_hash", "git_commit", "run_id")}
-        miss, origin = _missed(slot.model.schema.get("miss_atr"), "bundle", params)
+        miss, origin = _missed(slot.model.schema.get("miss_atr"), "bundle")
         return _Decider(events(features, signals), "champion", *answer.chance, answer.reason, miss, lineage | origin)
     raised, record = traditional_events(features, signals), warm.traditional
-    miss, origin = _missed(warm.traditional_miss_atr, "warm start", params)
+    miss, origin = _missed(warm.traditional_miss_atr, "warm start")
     lineage = {"data_hash": warm.data_hash or "none", "git_commit": "none: no model acted"} | origin
     if record is None:
         return _Decider(raised, TRADITIONAL, None, None, "NO_TRACK_RECORD", miss, lineage)

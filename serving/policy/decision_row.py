@@ -104,6 +104,7 @@ class DecisionInputs:
     atr: float
     price: float
     cost_bps: float
+    stop_cost_bps: float
     p: float
     p_low: float
     miss_bps: float
@@ -213,8 +214,8 @@ def to_row(inputs: DecisionInputs) -> Floats:
         inputs.confluence, inputs.phase, inputs.event_direction, inputs.tier, inputs.age_bars,
         float((1 << len(inputs.breakers)) - 1), account.gross, account.strategy, account.market, account.asset,
         account.correlated, account.es, account.stress, account.open_count, account.trades_today, account.daily_pnl,
-        account.drawdown, account.es_unit, inputs.volatility, inputs.atr, inputs.price, inputs.cost_bps, inputs.p,
-        inputs.p_low, inputs.miss_bps,
+        account.drawdown, account.es_unit, inputs.volatility, inputs.atr, inputs.price, inputs.cost_bps,
+        inputs.stop_cost_bps, inputs.p, inputs.p_low, inputs.miss_bps,
     )  # fmt: skip
     return row
 

@@ -7,7 +7,7 @@ quote currency, `*_bps` in basis points of the price; every other fraction is of
 
 A trade has two expectations, and each has its use. The edge is what it earns on average: target with probability p, and
 otherwise what such trades returned in training, as many run out of time between the barriers. The size is what it may
-lose, and that is always the whole stop.
+lose, and that is always the whole stop, with what its fill costs.
 """
 
 from math import erf, sqrt
@@ -77,7 +77,8 @@ _STATE = (
     "volatility",  # standard deviation of one decision bar's return
     "atr",  # fraction of price
     "price",  # close of the decision bar
-    "cost_bps",  # round trip expected at this close
+    "cost_bps",  # round trip expected at this close of a trade that reaches its target
+    "stop_cost_bps",  # of one that ends at its stop: with the stop's slippage
     "p",  # P(target before stop) of the deciding model; NaN = it abstained
     "p_low",  # its lower 95 % bound
     "miss_bps",  # expected gross return where the target is not touched, negative as a rule; needed with p
@@ -113,6 +114,7 @@ VOLATILITY = ROW_FIELDS.index("volatility")
 ATR = ROW_FIELDS.index("atr")
 PRICE = ROW_FIELDS.index("price")
 COST_BPS = ROW_FIELDS.index("cost_bps")
+STOP_COST_BPS = ROW_FIELDS.index("stop_cost_bps")
 P = ROW_FIELDS.index("p")
 P_LOW = ROW_FIELDS.index("p_low")
 MISS_BPS = ROW_FIELDS.index("miss_bps")
@@ -368,14 +370,16 @@ def _judge(row: Floats, params: Floats, out: Floats, multiplier: float, max_posi
     edge_bps = row[P] * target_bps + (1.0 - row[P]) * row[MISS_BPS] - row[COST_BPS]
     out[EDGE_BPS] = edge_bps
     out[BREAK_EVEN_P] = (row[COST_BPS] - row[MISS_BPS]) / (target_bps - row[MISS_BPS])
-    out[NET_BREAK_EVEN_P] = (stop_bps + row[COST_BPS]) / (target_bps + stop_bps)
+    out[NET_BREAK_EVEN_P] = (stop_bps + row[STOP_COST_BPS]) / (
+        target_bps - row[COST_BPS] + stop_bps + row[STOP_COST_BPS]
+    )
     if not edge_bps > 0.0:
         refused |= NO_EDGE_AFTER_COST
     if out[CONFIDENCE] == out[CONFIDENCE]:
         if not _validate(row, params, out):
             refused |= NOT_VALIDATED
         # The model lowers the size through p_low, down to 0 at the net break-even; it never changes the confidence.
-        gain, loss = (target_bps - row[COST_BPS]) * 1e-4, (stop_bps + row[COST_BPS]) * 1e-4
+        gain, loss = (target_bps - row[COST_BPS]) * 1e-4, (stop_bps + row[STOP_COST_BPS]) * 1e-4
         out[KELLY] = kelly(row[P_LOW], gain, loss)
         caps = np.empty(N_CAPS)
         caps[KELLY_CAP_AT] = params[KELLY_CAP]
@@ -446,7 +450,7 @@ def decide_row(row: Floats, params: Floats, out: Floats) -> int:
     if row[EVENT] == 0.0:
         refused |= NO_EVENT
     else:
-        unusable |= _out_of_range(row, ES_UNIT, COST_BPS)
+        unusable |= _out_of_range(row, ES_UNIT, STOP_COST_BPS)
         if row[P] == row[P]:
             unusable |= _out_of_range(row, P, MISS_BPS)
             if row[P_LOW] > row[P]:

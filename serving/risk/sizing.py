@@ -1,7 +1,7 @@
 """Size a position by Kelly on the lower bound, under the smallest of all caps (R1, R2); compute ATR levels (R10).
 
-Kelly's fraction is the equity at risk, not the position: a trade that loses at its stop costs the stop's distance and
-the round trip, so the position is the fraction over that loss. Odds are net of the round trip for the same reason.
+Kelly's fraction is the equity at risk, not the position: a trade that loses at its stop costs the stop's distance, the
+round trip and the stop's slippage, so the position is the fraction over that loss. Odds are net for the same reason.
 """
 
 import numpy as np
@@ -39,8 +39,9 @@ def limit_row(regime: float, trend: float) -> int:
 def kelly(p: float, gain: float, loss: float) -> float:
     """Return Kelly's fraction of equity to put at risk, p − (1 − p)·loss/gain, never below 0; 0 for NaN.
 
-    gain, loss  of the position where it wins and where it loses, fractions of price after cost: T − c and S + c. Their
-                ratio is the net odds b of (p·b − q)/b. Without a gain there is nothing to bet on: 0
+    gain, loss  of the position where it wins and where it loses, fractions of price after cost: T − c and S + c',
+                where c' is the cost of a trade that ends at its stop. Their ratio is the net odds b of (p·b − q)/b.
+                Without a gain there is nothing to bet on: 0
     Source      Kelly 1956; Thorp 2006, Handbook of Asset and Liability Management, ch. 9
     """
     if not (gain > 0.0 and loss > 0.0):

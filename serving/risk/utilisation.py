@@ -165,7 +165,7 @@ def _next(
             regime=regime, trend=trend, unicorn=np.nan, confluence=np.nan, phase=np.nan, event="any",
             event_direction=sign, volatility=float(closed.features[VOLATILITY]),
             atr=float(closed.features[ATR]), price=float(closed.bar[CLOSE]),
-            cost_bps=symbol.target_cost_bps(params.costs),
+            cost_bps=symbol.target_cost_bps(params.costs), stop_cost_bps=symbol.stop_cost_bps(params.costs),
             p=1.0, p_low=1.0, miss_bps=-params.labels.stop_atr * float(closed.features[ATR]) * 1e4, abstained=None,
             tier=tier, age_bars=0.0, breakers=breakers, portfolio=account.portfolio(at, symbol.name, "", sign),
         )

@@ -32,7 +32,7 @@ from pipelines.contracts import (
     History,
     utc,
 )
-from pipelines.costs import Costs, costs_of, target_cost_bps
+from pipelines.costs import Costs, costs_of, stop_cost_bps, target_cost_bps
 from pipelines.data.alignment import align, known_between, merge_records, prune_records
 from pipelines.data.bar_clock import clocked_bar
 from pipelines.data.timeframes import Grid, resample
@@ -89,6 +89,10 @@ class Symbol:
     def target_cost_bps(self, params: CostParams) -> float:
         """Return what a trade decided at the newest close pays if it reaches its target, in bps."""
         return float(target_cost_bps(self.costs(params), self.closed.bar[np.newaxis])[0])
+
+    def stop_cost_bps(self, params: CostParams) -> float:
+        """Return what a trade decided at the newest close pays if it ends at its stop, in bps."""
+        return float(stop_cost_bps(self.costs(params), self.closed.bar[np.newaxis])[0])
 
     @property
     def last_bar_close(self) -> datetime:
@@ -205,7 +209,11 @@ class Symbol:
         return self.closed
 
     def _check_same(self, again: Floats, stored: Floats) -> None:
-        """Raise BadTimes for a bar that was never stored, BadValues for one stored with another value."""
+        """Raise BadTimes for a bar that was never stored, BadValues for one stored with another value.
+
+        A half spread where none was stored is no other value: a sender that began to record it may send a bar again.
+        The bar was folded without it, and stays as it is stored.
+        """
         at = {row[OPEN_TIME]: row for row in stored}
         for row in again:
             before = at.get(row[OPEN_TIME])
@@ -216,7 +224,8 @@ class Symbol:
                     "stored. Send bars in order; the past is not rewritten."
                 )
             for name, old, new in zip(BAR_FIELDS, before, row, strict=True):
-                if not (old == new or (np.isnan(old) and np.isnan(new))):
+                spread_came_later = name == BAR_FIELDS[HALF_SPREAD] and np.isnan(old)
+                if not (old == new or (np.isnan(old) and np.isnan(new)) or spread_came_later):
                     raise BadValues(f"{when} is stored with {name}={old:g}, now {name}={new:g}. The first one stands.")
 
 

@@ -65,6 +65,17 @@ def of_another_release(settings):
     write_generation(settings.serving_dir, FAMILIES, published, datetime.now(UTC))
 
 
+def of_070(settings):
+    """The published warm start as 0.7.0 would have written it: without the venue, which decides its costs."""
+    published = read_generation(settings.serving_dir)["warm_start"]
+    folder = Path(published["path"])
+    meta = json.loads((folder / "meta.json").read_text())
+    for name in ("venue", "market"):
+        del meta[name]
+    published["digest"] = _seal(folder, meta)
+    write_generation(settings.serving_dir, FAMILIES, published, datetime.now(UTC))
+
+
 def before_start(settings):
     lines = []
     warm_starts.before_start(settings, lines.append)
@@ -86,6 +97,19 @@ def test_a_warm_start_of_another_catalogue_is_folded_again_and_models_stay(home,
     assert again.data_hash == data_hash_of(made)
     assert again.traditional is not None
     assert sorted(home.home.iterdir()) == [home.home / name for name in ("serving", "store.db", "workspace")]
+    assert before_start(home) == ([], now)
+
+
+def test_a_warm_start_without_a_venue_is_folded_again_and_pays_the_row_of_its_market(home):
+    manifest = home.workspace / "data" / "manifest.json"
+    described = json.loads(manifest.read_text()) | {"source": {"source": "files", "venue": "binance", "market": "spot"}}
+    manifest.write_text(json.dumps(described))
+    of_070(home)
+    lines, now = before_start(home)
+    assert "before release 0.8.0, without market, venue" in lines[0]
+    assert lines[-1].startswith("warm start folded again"), lines
+    again = read_warm_start(Path(now["warm_start"]["path"]), now["warm_start"]["digest"])
+    assert (again.venue, again.market) == ("binance", "spot")
     assert before_start(home) == ([], now)
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from flows.support.backtest import live_core, missed
+from pipelines.costs import costs_of
 from pipelines.errors import BadShape, BadTimes, BadValues
 from pipelines.evaluation.backtest import T_EXIT, T_FILL, T_ROW, T_SIZE, TRADE_FIELDS, backtest
 from pipelines.settings import load_params
+from serving.policy.decide import missed_bps
 from serving.policy.decision_row import flatten, to_rows
 from serving.policy.fusion import N_SCORES
 from serving.risk import codes
@@ -30,13 +32,14 @@ def rows_of(events):
     direction[:, 1:3] = events[:, None]
     return to_rows(
         direction, confidence, regime=0, trend=events, event=events, tier=1, age_bars=0, breakers=0,
-        volatility=0.002, atr=0.004, price=100.0, cost_bps=5.0, p=0.95, p_low=0.9, miss_bps=-40.0,
+        volatility=0.002, atr=0.004, price=100.0, cost_bps=5.0, stop_cost_bps=5.0, p=0.95, p_low=0.9,
+        miss_bps=-40.0,
     )  # fmt: skip
 
 
-def run(events, fills, exits, gross, cost=5.0, core=CORE):
+def run(events, fills, exits, gross, cost=5.0, core=CORE, held_to=None):
     decided = BAR * np.arange(1, len(events) + 1)
-    arrays = (np.asarray(a, float) for a in (fills, exits, gross))
+    arrays = (np.asarray(a, float) for a in (fills, exits, exits if held_to is None else held_to, gross))
     costs, known = np.broadcast_to(np.asarray(cost, float), len(events)), np.ones(len(events))
     return backtest(core, rows_of(events), decided, *arrays, np.arange(len(events)) % 2.0, known, costs)
 
@@ -57,14 +60,14 @@ def test_the_tail_budget_follows_the_volatility_of_each_close():
     missing = np.full(n, NAN)
     fills, exits = BAR * np.arange(1, n + 1), BAR * np.arange(1, n + 1)
     result = backtest(
-        core, rows_of(np.ones(n)), BAR * np.arange(1, n + 1), fills, exits, np.where(np.isnan(volatility), NAN, 10.0),
-        np.zeros(n), volatility, np.full(n, 5.0),
+        core, rows_of(np.ones(n)), BAR * np.arange(1, n + 1), fills, exits, exits,
+        np.where(np.isnan(volatility), NAN, 10.0), np.zeros(n), volatility, np.full(n, 5.0),
     )  # fmt: skip
     budget = PARAMS.risk.budgets.max_es
     assert result.codes.tolist() == [0, 0, codes.CANNOT_COMPUTE, 0]
     assert result.trades[:, T_SIZE] == pytest.approx([budget / 0.2, budget / 0.8, budget / 0.4])
     again = backtest(
-        core, rows_of(np.ones(n)), BAR * np.arange(1, n + 1), missing, missing, missing, np.zeros(n), volatility,
+        core, rows_of(np.ones(n)), BAR * np.arange(1, n + 1), *[missing] * 4, np.zeros(n), volatility,
         np.full(n, 5.0),
     )  # fmt: skip
     assert again.unresolved == 3
@@ -207,7 +210,7 @@ def test_the_callers_rows_are_unchanged_and_without_trades_figures_are_nan():
     rows = rows_of([1, 0, 1])
     before = rows.tobytes()
     missing = np.full(3, NAN)
-    result = backtest(CORE, rows, BAR * np.arange(1, 4), missing, missing, missing, missing, np.ones(3), missing)
+    result = backtest(CORE, rows, BAR * np.arange(1, 4), *[missing] * 5, np.ones(3), missing)
     assert rows.tobytes() == before
     assert (result.unresolved, len(result.trades), result.net_bps.n) == (2, 0, 0)
     assert np.isnan(result.net_bps.value)
@@ -220,9 +223,24 @@ def test_a_fill_inside_the_deciding_bar_and_unequal_lengths_are_refused():
         run([1, 0], [900], [1800], [10])
 
 
-def test_a_fold_without_an_estimate_of_misses_and_rows_of_an_earlier_release_count_the_whole_stop():
-    p = np.array([0.5, 0.5])
-    assert missed({"p": p, "miss_atr": np.array([-0.9, NAN])}, PARAMS).tolist() == [-0.9, -1.0]
-    assert missed({"p": p}, PARAMS).tolist() == [-1.0, -1.0]
+def test_a_fold_without_an_estimate_of_misses_and_rows_of_an_earlier_release_count_the_whole_stop_and_its_slippage():
+    p, atr = np.array([0.5, 0.5]), np.array([0.004, 0.002])
+    known, earlier = missed({"p": p, "miss_atr": np.array([-0.9, NAN])}), missed({"p": p})
+    np.testing.assert_array_equal(known, [-0.9, NAN])
+    assert np.isnan(earlier).all()
+    costs = replace(costs_of(PARAMS.costs, "binance", "spot"), stop_slippage_bps=0.4)
+    assert missed_bps(known, atr, costs, PARAMS).tolist() == pytest.approx([-36.0, -20.4])
+    assert missed_bps(earlier, atr, costs, PARAMS).tolist() == pytest.approx([-40.4, -20.4])
     wide = PARAMS.model_copy(update={"labels": PARAMS.labels.model_copy(update={"stop_atr": 1.25})})
-    assert missed({"p": p}, wide).tolist() == [-1.25, -1.25]
+    assert missed_bps(NAN, 0.004, costs, wide) == pytest.approx(-50.4)  # live: one number
+
+
+def test_a_trade_out_of_time_is_held_to_the_close_of_its_exit_bar_and_settled_when_that_bar_closed():
+    ends = [900, NAN, NAN], [2640, NAN, NAN], [60, NAN, NAN]
+    touched, timed_out = (run([1, 0, 0], *ends, held_to=[at, NAN, NAN]) for at in (2640, 2700))
+    assert touched.duration_hours.value == pytest.approx(1740 / 3600)
+    assert timed_out.duration_hours.value == pytest.approx(1800 / 3600)
+    assert timed_out.trades[0, T_EXIT] == 2700
+    assert timed_out.equity[2] == touched.equity[2] > 1.0  # decided at 2700, the close of the exit bar
+    with pytest.raises(BadTimes, match="before its exit bar opens"):
+        run([1, 0, 0], *ends, held_to=[2000, NAN, NAN])

@@ -12,8 +12,17 @@ import numpy as np
 import pytest
 
 from benchmarks import gate_scenarios as scenarios
-from pipelines.evaluation.gates import Evidence, against_champion, calibrated, each_class, evidence_of, judge, no_leak
-from pipelines.evaluation.report import figure_rows
+from pipelines.evaluation.gates import (
+    Evidence,
+    against_champion,
+    calibrated,
+    each_class,
+    evidence_of,
+    judge,
+    lift,
+    no_leak,
+)
+from pipelines.evaluation.report import figure_rows, paid_bps, selective
 from pipelines.models.losses import log_losses
 from pipelines.settings import load_params
 
@@ -249,6 +258,46 @@ def test_rows_that_a_fit_up_to_the_champions_data_scored_are_the_ones_compared()
     paired = np.where(np.arange(3000) < 2500, np.nan, e.loss)
     line = against_champion(replace(e, champion_loss=e.loss + 0.01, paired_loss=paired), PARAMS)
     assert (line.n, line.value) == (500, pytest.approx(0.01))
+
+
+def test_the_lift_counts_before_and_after_the_cost_of_each_row():
+    """Chosen rows that are dear eat their lift; a cost that is the same everywhere cancels in it."""
+    e = evidence(0.28)
+    before, same = (lift(replace(e, cost_bps=cost), PARAMS) for cost in (None, np.full(3000, 21.0)))
+    assert [line.name for line in same] == ["lift_bps_at_20%", "lift_after_cost_bps_at_20%"]
+    assert [line.value for line in same] == pytest.approx([line.value for line in before])
+    assert before[0].value == before[1].value
+    dear = replace(e, cost_bps=np.where(e.p > np.quantile(e.p, 0.8), 60.0, 10.0))
+    gross, net = lift(dear, PARAMS)
+    assert (gross.passed, net.passed) == (True, False)
+    assert gross.value == before[0].value
+    assert net.value == pytest.approx(gross.value - 40.0, abs=0.1)
+    assert net.low < net.value < net.high < 0.0
+    assert net.detail.startswith("the chosen cost 60.00 bps, all 20.00")
+    verdict = judge(dear, PARAMS)
+    assert not verdict.passed
+    assert [reason.partition(":")[0] for reason in verdict.reasons] == ["lift_after_cost_bps_at_20%"]
+
+
+def test_figures_have_both_lifts_and_rows_of_an_earlier_release_one_round_trip():
+    rng = np.random.default_rng(3)
+    oof = {"p": rng.random(4000), "y": np.ones(4000), "extra_gross_bps": rng.normal(size=4000)}
+    assert paid_bps(oof, 5.0).tolist() == [5.0] * 4000
+    oof["extra_cost_bps"] = np.where(oof["p"] > 0.8, 12.0, 4.0)
+    paid = paid_bps(oof, 5.0)
+    assert paid is oof["extra_cost_bps"]
+    at_20 = selective(oof, paid, PARAMS)["20%"]
+    difference = at_20["lift_bps"]["value"] - at_20["lift_after_cost_bps"]["value"]
+    assert difference == pytest.approx(12.0 - paid.mean(), abs=0.1)
+    assert at_20["lift_after_cost_bps"]["high"] < 0.0 < at_20["lift_bps"]["high"]
+    figures = {
+        "n": 4000, "cost_bps": paid.mean(), "loss_name": "log loss", "loss": {"model": at_20["net_bps"]},
+        "gain_over": {}, "reselection": "none", "selective": {"20%": at_20}, "every_row_net_bps": at_20["net_bps"],
+    }  # fmt: skip
+    names = [name for name, *_ in figure_rows(figures, None)]
+    assert "lift over every row after cost, bps (20 %)" in names
+    del at_20["lift_after_cost_bps"]  # of a release before 0.8.0
+    assert len(figure_rows(figures, None)) == len(names) - 1
 
 
 def test_a_stage_output_of_release_0_5_is_read_under_the_names_of_today(tmp_path):

@@ -10,7 +10,7 @@ import yaml
 
 from flows import evaluate as evaluate_module
 from flows import train as train_module
-from flows.evaluate import fit_paired, gather
+from flows.evaluate import fit_paired, gather, trial_sharpes
 from flows.retrain import reselections
 from flows.support.installation import Installation, now
 from flows.train import register
@@ -179,5 +179,47 @@ def test_a_proposal_of_another_market_or_of_a_release_without_the_tag_changes_no
         {"symbol": META["symbol"], "decision_timeframe": "15m"},
     ):
         known = SimpleNamespace(versions=lambda family, tags=tags: [SimpleNamespace(tags=tags, verdict="pending")])
-        other = SimpleNamespace(tracking=known, meta=lambda: META)
+        other = SimpleNamespace(tracking=known, meta=lambda: META, params=load_params())
         assert train_module.reselected(other, "validator") == []
+
+
+def version_with(verdict="refused", **tags):
+    """Return an installation whose newest version has these tags, of the market of META, and which a person edits."""
+    market = {key: META[key] for key in ("symbol", "decision_timeframe")}
+    newest = SimpleNamespace(tags=market | {"reselect_without": "none"} | tags, verdict=verdict)
+    return SimpleNamespace(
+        tracking=SimpleNamespace(versions=lambda family: [newest]), meta=lambda: META, params=load_params()
+    )
+
+
+def leaving_out(installation, *columns):
+    """Write these columns as a person does."""
+    validator = installation.params.validator.model_copy(update={"left_out": list(columns)})
+    installation.params = installation.params.model_copy(update={"validator": validator})
+    return installation
+
+
+def test_columns_that_a_person_left_out_are_no_reselection():
+    one, two, three = VALIDATOR_COLUMNS[:3]
+    # a refused version without any reselection of its own: its proposal still stands
+    refused = leaving_out(version_with(left_out=one, left_out_by_hand=one, reselect_without=f"{one},{two}"), one)
+    assert train_module.reselected(refused, "validator") == [two]
+    # by a release without the tag
+    refused = leaving_out(version_with(left_out=one, reselect_without=two), one)
+    assert train_module.reselected(refused, "validator") == [two]
+    # the person took it back
+    assert train_module.reselected(version_with("passed", left_out=one, left_out_by_hand=one), "validator") == []
+    both = leaving_out(version_with(left_out=f"{one},{three}", left_out_by_hand=one, reselect_without=two), one)
+    assert train_module.reselected(both, "validator") == []  # such a challenger was refused
+    both.tracking.versions("validator")[0].verdict = "passed"
+    assert train_module.reselected(both, "validator") == [three, two]
+
+
+def test_luck_is_judged_by_the_trials_of_this_market_alone():
+    other = {"symbol": "BTC/USDT", "decision_timeframe": "15m"}
+    slower = {"symbol": META["symbol"], "decision_timeframe": "1h"}
+    tags = [META, other, slower, {}, META]
+    versions = [SimpleNamespace(run_id=run, tags=each) for run, each in enumerate(tags)]
+    ratios = [{"lift_sharpe.value": 0.1}, *[{"lift_sharpe.value": 9.0}] * 3, {}]
+    tracking = SimpleNamespace(versions=lambda family: versions, metrics=lambda run: ratios[run])
+    assert trial_sharpes(SimpleNamespace(tracking=tracking, meta=lambda: META), "validator") == [0.1]

@@ -1,5 +1,6 @@
 """Which families are watched, what a run of the monitor answers, and when a lost edge trips a breaker."""
 
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -8,7 +9,8 @@ import pytest
 from support.watched_home import SYMBOL, WatchedHome, feature_rows
 
 from flows import monitor as monitor_module
-from flows.monitor import family_watch, request_retrains, summary_of, trip_model, watched_families
+from flows.monitor import family_watch, request_retrains, summary_of, trip_model, watch_each, watched_families
+from flows.support import promotion
 from flows.support.installation import Installation
 from pipelines.monitoring.triggers import TriggerReason
 from pipelines.settings import Settings, load_params
@@ -36,14 +38,47 @@ def test_no_retrain_is_requested_of_a_family_in_its_first_training(tmp_path):
     store.close()
 
 
-# ---- the breaker `model`
-
-
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     made = WatchedHome(tmp_path, monkeypatch)
     yield made
     made.store.close()
+
+
+# ---- one family's fault
+
+
+def test_a_fault_of_one_family_is_alarmed_and_the_others_are_watched(home, monkeypatch):
+    monkeypatch.setattr(monitor_module, "open_installation", lambda: home.installation)
+    monkeypatch.setattr(monitor_module, "watch", monitor_module.watch.fn)
+    families = watch_order(home)
+    home.serve(feature_rows(1, 2))
+    broken = home.installation.settings.bundles / ("2" * 64)
+    shutil.copytree(home.installation.settings.bundles / home.digest, broken)
+    watches, reasons = watch_each(home.installation, SYMBOL)
+    assert [w.model.family for w in watches] == [f for f in families if f != "pattern"]
+    assert list(reasons) == [f for f in families if f != "pattern"]
+    (alarm,) = [alarm for alarm in home.store.alarms() if alarm.kind == promotion.FAULT]
+    assert alarm.detail.startswith("pattern watch: DigestMismatch: ")
+    assert promotion.faulty(home.installation) == set()  # its alias and its bundle in the registry are not in doubt
+    summary = summary_of(watches, None, ["pattern"])
+    assert summary.endswith("pattern not watched: a fault, which the alarm family_fault names")
+    assert summary_of([], None, ["pattern"]) == summary.rpartition("; ")[2]
+    home.line("promote", "1", True, family="pattern")  # a rollback to a bundle that is whole
+    watches, _ = watch_each(home.installation, SYMBOL)
+    assert [w.model.family for w in watches] == families
+    assert promotion.FAULT not in home.alarms()
+
+
+def watch_order(home):
+    """Make three families champions, the second with a bundle that is not as it was registered."""
+    home.line("promote", "2", True, family="pattern")
+    home.line("promote", "1", True, family="predictor")
+    assert watched_families(home.installation) == ["validator", "pattern", "predictor"]
+    return ["validator", "pattern", "predictor"]
+
+
+# ---- the breaker `model`
 
 
 def watched(home, alarm=True):

@@ -1,5 +1,6 @@
 """The watch over weeks, through the real store and triggers; only the clock is not real."""
 
+import json
 from collections import Counter
 from datetime import timedelta
 
@@ -9,7 +10,10 @@ from support.watched_home import BLOCK, START, SYMBOL, WatchedHome, feature_rows
 
 from flows.monitor import served_rows
 from pipelines.errors import DigestMismatch
-from pipelines.features.catalog import FEATURES
+from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
+from pipelines.models.reference import reference_files
+from pipelines.monitoring.drift import alarm_rates
+from pipelines.sealed_folder import seal
 
 VOLATILITY = FEATURES.index["volatility_20"]
 
@@ -89,6 +93,32 @@ def test_a_drift_that_returns_after_it_was_over_is_a_new_alarm_and_a_new_retrain
     assert len(home.store.alarms(open_only=False)) == 2
 
 
+def test_a_drift_that_is_seen_while_a_retrain_runs_is_not_answered_by_it(home):
+    home.serve(feature_rows(BLOCK, 2))
+    home.store.request_retrain("validator", "requested", home.at, timedelta(0))
+    request = home.store.claim_retrain("host:1", home.at, timedelta(days=9), "validator")
+    home.serve(drifted(1, 3))
+    assert [r.kind for r in home.watch()[1]] == ["drift"]
+    home.at += timedelta(minutes=20)
+    home.line("challenge", "2", False)
+    home.store.finish_retrain(request.id, "host:1", home.at, True, "was refused by the gate")
+    assert [r.kind for r in home.watch()[1]] == ["drift"]  # its data ended before the drift began
+    home.at += timedelta(days=2)
+    home.bars(home.at)
+    assert home.retrain()
+    assert home.watch()[1] == []
+
+
+def test_the_false_alarm_budget_is_spent_on_blocks_of_the_references_own_length(home):
+    params = home.installation.params
+    shorter = params.drift.model_copy(update={"block_bars": BLOCK // 4})
+    home.installation.params = params.model_copy(update={"drift": shorter})
+    home.serve(feature_rows(BLOCK, 2))
+    watched, _ = home.watch()
+    assert watched.drift.blocks[0].n == BLOCK
+    assert watched.rates == alarm_rates(params.drift.false_alarms_a_month, BLOCK, 900.0, 1)
+
+
 def test_a_column_that_vanishes_is_an_alarm_that_says_what_is_not_known(home):
     rows = feature_rows(2 * BLOCK, 2)
     rows[BLOCK:, VOLATILITY] = np.nan
@@ -138,6 +168,43 @@ def test_a_champion_of_an_older_release_asks_for_one_retrain_and_says_why(tmp_pa
     assert home.watch()[1] == []
     assert list(home.alarms()) == ["predates"]
     home.store.close()
+
+
+@pytest.fixture
+def older_home(tmp_path, monkeypatch):
+    """Return a home whose champion's bundle stores no reference."""
+    made = WatchedHome(tmp_path, monkeypatch, with_reference=False)
+    yield made
+    made.store.close()
+
+
+def test_too_short_a_history_for_an_older_champions_reference_asks_for_a_retrain_too(older_home):
+    installation = older_home.installation
+    kept = installation.settings.home / "references" / older_home.digest
+    kept.mkdir(parents=True)
+    short = np.zeros((3 * BLOCK, len(WATCHED_COLUMNS)))
+    for name, content in reference_files(short, WATCHED_COLUMNS, installation.params.drift, seed=7).items():
+        (kept / name).write_bytes(content)
+    seal(kept, {"format": 1})
+    watched, due = older_home.watch()
+    assert watched.drift.reason.startswith("INSUFFICIENT_DATA: champion predates 0.8, ")
+    assert "3 blocks" in watched.drift.reason
+    assert [reason.kind for reason in due] == ["predates"]
+    older_home.retrain()
+    assert older_home.watch()[1] == []
+
+
+def test_a_reference_that_cannot_be_computed_again_is_tried_once(older_home):
+    pointer = older_home.installation.versions / "d" / "data.dvc"  # of data that are nowhere
+    pointer.parent.mkdir(parents=True)
+    pointer.write_text("outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  hash: md5\n  path: data\n")
+    watched, due = older_home.watch()
+    assert watched.drift.reason.startswith("INSUFFICIENT_DATA: champion predates 0.8, it could not be computed again: ")
+    assert [reason.kind for reason in due] == ["predates"]
+    kept = older_home.installation.settings.home / "references" / older_home.digest
+    assert f"Delete {kept} to try again" in json.loads((kept / "drift.json").read_text())["insufficient"]
+    pointer.unlink()  # with another attempt, that would be the reason
+    assert older_home.watch()[0].drift.reason == watched.drift.reason
 
 
 def test_a_changed_reference_is_refused_with_the_bundle(home):

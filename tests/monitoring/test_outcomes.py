@@ -103,6 +103,17 @@ def test_a_stop_slips_and_a_perpetual_pays_its_funding() -> None:
         assert one.net_bps == pytest.approx(one.gross_bps - one.cost_bps)
 
 
+def test_a_position_out_of_time_pays_the_funding_at_the_close_of_its_last_bar_and_a_stop_before_it_does_not() -> None:
+    perpetual, at = costs_of(load_params().costs, "binance", "perpetual"), T0 + 8 * 3600.0
+    quiet, rates = (100, 100.5, 99.5, 100), np.array([[at, 3e-4]])
+    for last, barrier, paid in ((quiet, "time", 3.0), ((100, 100.5, 98.5, 99), "stop", perpetual.stop_slippage_bps)):
+        held = bars(*[quiet] * 4, last)
+        held[:, 0] += 8 * 3600 - 300  # the last bar closes at the funding time
+        one = only(resolve([decision(held[0, 0], 102, 99)], held, 60, perpetual, rates))
+        assert (one.barrier, one.resolved_at) == (barrier, utc(at))
+        assert one.cost_bps == pytest.approx(11.0 + paid)
+
+
 def test_every_outcome_is_the_label_training_would_give() -> None:
     rng = np.random.default_rng(7)
     n = 4000

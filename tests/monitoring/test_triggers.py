@@ -9,7 +9,7 @@ from pipelines.contracts import Estimate
 from pipelines.errors import BadTimes
 from pipelines.monitoring.drift import BlockDrift, DriftResult
 from pipelines.monitoring.loss import LossDrift, unwatched
-from pipelines.monitoring.triggers import TriggerReason, is_due, last_finished, overdue, retrain_reasons
+from pipelines.monitoring.triggers import TriggerReason, is_due, last_finished, overdue, retrain_reasons, seen_until
 from pipelines.settings import load_params
 from pipelines.store import RetrainRequest
 
@@ -111,3 +111,11 @@ def test_the_last_retrain_is_the_newest_that_finished_and_a_failed_one_is_none()
     assert last_finished([]) is None
     assert last_finished([request("done", ago(9)), request("done", ago(2)), request("failed", ago(1))]) == ago(2)
     assert last_finished([request("running", None)]) is None
+
+
+def test_conditions_are_answered_up_to_the_request_of_the_newest_finished_retrain() -> None:
+    assert seen_until([]) is None
+    older = replace(request("done", ago(8)), at=ago(9))
+    failed, running = replace(request("failed", ago(3)), at=ago(4)), replace(request("running", None), at=ago(1))
+    assert seen_until([running, failed]) is None
+    assert seen_until([running, failed, replace(request("done", ago(5)), at=ago(6)), older]) == ago(6)

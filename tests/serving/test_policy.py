@@ -52,6 +52,7 @@ INPUTS = DecisionInputs(
     atr=0.004,
     price=100.0,
     cost_bps=5.0,
+    stop_cost_bps=5.0,
     p=0.6,
     p_low=0.4505,
     miss_bps=-30.0,
@@ -189,7 +190,8 @@ def random_rows(n):
         factor=rng.uniform(0.5, 2.0, (n, N_SCORES)),
         independence=rng.uniform(0.3, 1.0, (n, N_SCORES)),
         atr=(atr := np.exp(rng.uniform(np.log(0.0003), np.log(0.04), n))),
-        cost_bps=pick([5.0, 22.0], [0.7, 0.3]),
+        cost_bps=(cost := pick([5.0, 22.0], [0.7, 0.3])),
+        stop_cost_bps=cost + pick([0.0, 0.4], [0.5, 0.5]),
         miss_bps=-1e4 * atr * rng.uniform(0.5, 1.2, n),
         price=rng.uniform(10, 60_000, n),
         p=p,
@@ -198,7 +200,7 @@ def random_rows(n):
     rows[rng.random(n) < 0.1, decision_kernel.P :] = NAN
     for field in (
         decision_kernel.DAILY_PNL, decision_kernel.ES, decision_kernel.ES_UNIT, decision_kernel.VOLATILITY,
-        decision_kernel.COST_BPS, decision_kernel.MISS_BPS,
+        decision_kernel.COST_BPS, decision_kernel.STOP_COST_BPS, decision_kernel.MISS_BPS,
     ):  # fmt: skip
         rows[rng.random(n) < 0.005, field] = NAN
     return rows
@@ -229,6 +231,7 @@ def inputs_of(row):
                 "atr",
                 "price",
                 "cost_bps",
+                "stop_cost_bps",
                 "p",
                 "p_low",
                 "miss_bps",

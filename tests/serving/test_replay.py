@@ -165,9 +165,12 @@ def test_the_edge_counts_what_the_deciding_bundle_knew_of_missed_targets_and_els
 
 
 def test_in_tier_three_it_is_what_the_traditional_consensus_returned_or_the_whole_stop(installation):
-    """The second warm start of this installation has an estimate, the first has none."""
+    """The second warm start of this installation has an estimate, the first has none: a whole stop, and it slips."""
     bars, found = bars_of(HISTORY + DECISIONS), {}
-    flat, three = flatten(PARAMS), Tier(3, "TIER_3: no model")
+    slips = PARAMS.costs.venues["simulator"]["spot"].model_copy(update={"stop_slippage_bps": 3.0})
+    costs = PARAMS.costs.model_copy(update={"venues": {"simulator": {"spot": slips}}})
+    params = PARAMS.model_copy(update={"costs": costs})
+    flat, three = flatten(params), Tier(3, "TIER_3: no model")
     for folder in (installation.settings.serving_dir / "warm").iterdir():
         symbol, account = Symbol(read_warm_start(folder)), Account()
         account.scenarios = scenarios_of(
@@ -178,18 +181,17 @@ def test_in_tier_three_it_is_what_the_traditional_consensus_returned_or_the_whol
             symbol.advance(bar[np.newaxis])
             close = utc(symbol.closed.close_time)
             d = decide(
-                symbol, Snapshot(), PARAMS, flat, partial(account.portfolio, close, SYMBOL), (), tier=three,
+                symbol, Snapshot(), params, flat, partial(account.portfolio, close, SYMBOL), (), tier=three,
                 predictions={}, id="t", known_at=close, now=close,
             )  # fmt: skip
             if d.edge_bps is not None:
-                missed = (d.edge_bps + symbol.target_cost_bps(PARAMS.costs)) / (
-                    abs(d.entry - d.stop) / d.entry * 1e4
-                ) - 1.5 * d.p
-                found[d.lineage["miss"]] = missed / (1.0 - d.p)
-    assert found == {
-        "the whole stop: the warm start has no estimate": pytest.approx(-1.0),
-        "estimate of the warm start": pytest.approx(-0.8),
-    }
+                stop_bps = abs(d.entry - d.stop) / d.entry * 1e4
+                missed = (d.edge_bps + symbol.target_cost_bps(costs) - 1.5 * d.p * stop_bps) / (1.0 - d.p)
+                found[d.lineage["miss"]] = missed, stop_bps
+    without, known = found["the whole stop: the warm start has no estimate"], found["estimate of the warm start"]
+    assert len(found) == 2
+    assert without[0] == pytest.approx(-without[1] - 3.0)
+    assert known[0] == pytest.approx(-0.8 * known[1])
 
 
 def test_a_decision_that_was_altered_is_found_with_the_field(installation):

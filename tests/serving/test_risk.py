@@ -35,7 +35,8 @@ GOOD = {
     "ict.direction": 1, "ict.confidence": 0.8, "order_flow.direction": 1, "order_flow.confidence": 0.9, "regime": 0,
     "trend": 1, "unicorn": 16, "confluence": 0.8, "phase": 3, "event": 1, "tier": 1, "age_bars": 0, "breakers": 0,
     **NOTHING_OPEN, "es_unit": 0.03,
-    "volatility": 0.003, "atr": 0.004, "price": 100.0, "cost_bps": 5.0, "p": 0.6, "p_low": 0.55, "miss_bps": -30.0,
+    "volatility": 0.003, "atr": 0.004, "price": 100.0, "cost_bps": 5.0, "stop_cost_bps": 5.0, "p": 0.6, "p_low": 0.55,
+    "miss_bps": -30.0,
 }  # fmt: skip
 UNKNOWN_ALLOWED = ("regime", "trend", "unicorn", "confluence", "phase", "p")
 NEEDED = [name for name in GOOD if name not in UNKNOWN_ALLOWED and not name.endswith("direction")]
@@ -366,6 +367,20 @@ def test_the_break_even_is_where_target_and_miss_pay_the_cost(miss_bps, p):
     _, out = decide(row(miss_bps=miss_bps))
     assert out[decision_kernel.BREAK_EVEN_P] == pytest.approx(p)
     assert out[decision_kernel.NET_BREAK_EVEN_P] == pytest.approx(0.45)  # a size counts the whole stop all the same
+
+
+def test_the_size_and_its_break_even_bear_what_the_stop_slips():
+    """55 to win against 45 to lose; with 5 bps of slippage 50 to lose: 50/105 where it was .45, over a loss of .5 %."""
+    for slipped, even, loss in ((5.0, 0.45, 0.0045), (10.0, 50 / 105, 0.0050)):
+        outs = [decide(row(stop_cost_bps=slipped, p_low=even + by), UNCAPPED) for by in (-1e-4, 1e-4, 0.05)]
+        assert [code for code, _ in outs] == [codes.KELLY_ZERO, 0, 0]
+        _, out = outs[2]
+        at_risk = kelly(even + 0.05, 0.0055, loss)
+        assert out[decision_kernel.NET_BREAK_EVEN_P] == pytest.approx(even)
+        assert out[decision_kernel.KELLY] == pytest.approx(at_risk)
+        assert out[decision_kernel.EDGE_BPS] == pytest.approx(0.6 * 60 - 0.4 * 30 - 5)  # a miss has its own estimate
+        expected = wanted_size(even + 0.05, 0.0055, loss, out[decision_kernel.CONFIDENCE], 0.25, 1.0, 0.0)
+        assert out[decision_kernel.SIZE] == pytest.approx(expected)
 
 
 def simulated_trades(n, life=120, atr=0.004, seed=5):

@@ -150,6 +150,20 @@ def test_a_bar_seen_before_with_another_value_is_refused_by_field(stand, symbol)
         symbol.validate_new(changed, NOW, lambda a, u: stand.live[:20])
 
 
+def test_a_half_spread_that_a_later_sending_adds_is_accepted_and_another_one_is_refused(stand, symbol):
+    """The stored bar stays as it was folded: without one."""
+    symbol.advance(stand.live[:20])
+    stored, again, wider = (stand.live[:20].copy() for _ in range(3))
+    stored[:, HALF_SPREAD], again[:, HALF_SPREAD], wider[:, HALF_SPREAD] = np.nan, 0.02, 0.03
+    assert len(symbol.validate_new(again, NOW, lambda a, u: stored)) == 0
+    for sent, before in ((wider, again), (stored, again)):
+        with pytest.raises(BadValues, match=r"half_spread=0\.02, now half_spread"):
+            symbol.validate_new(sent, NOW, lambda a, u, before=before: before)
+    again[3, CLOSE] *= 1.0001
+    with pytest.raises(BadValues, match="close="):
+        symbol.validate_new(again, NOW, lambda a, u: stored)
+
+
 def test_a_bar_from_before_the_last_one_that_was_never_stored_is_refused(stand, symbol):
     with pytest.raises(BadTimes, match="comes late"):
         symbol.validate_new(stand.base[HISTORY - 5 : HISTORY], NOW, nothing)

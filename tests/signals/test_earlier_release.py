@@ -1,4 +1,4 @@
-"""Category scores and warm starts as release 0.5.0 wrote them: read under old names, or refused with a command."""
+"""Category scores of release 0.5.0 are read under their old names; warm starts of it are refused with a command."""
 
 import json
 
@@ -61,28 +61,24 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_warm_start_with_the_old_file_and_key_is_read(folder):
-    expected = read_warm_start(folder).category_scores
-    data = json.loads((folder / "category_scores.json").read_text())
-    data["heard"] = data.pop("signals_used")
-    (folder / "category_scores.json").unlink()
-    (folder / "voices.json").write_text(json.dumps(data))
-    warm_start._seal(folder, json.loads((folder / "meta.json").read_text()))
-    assert read_warm_start(folder).category_scores == expected
-
-
-def test_bars_of_a_release_without_half_spreads_are_read_with_none(folder):
-    expected = read_warm_start(folder)
+def test_bars_of_another_width_are_refused(folder):
     for name in ("tail", "history.bars"):
-        np.save(folder / f"{name}.npy", np.load(folder / f"{name}.npy")[:, :HALF_SPREAD])
-    warm_start._seal(folder, json.loads((folder / "meta.json").read_text()))
-    read = read_warm_start(folder)
-    for bars, before in ((read.tail, expected.tail), (read.history.bars, expected.history.bars)):
-        np.testing.assert_array_equal(bars[:, :HALF_SPREAD], before[:, :HALF_SPREAD])
-        assert np.isnan(bars[:, HALF_SPREAD]).all()
-    np.save(folder / "tail.npy", expected.tail[:, :5])
-    warm_start._seal(folder, json.loads((folder / "meta.json").read_text()))
-    with pytest.raises(BadShape, match=r"wanted \(t, 9\)"):
+        whole = np.load(folder / f"{name}.npy")
+        np.save(folder / f"{name}.npy", whole[:, :HALF_SPREAD])
+        warm_start._seal(folder, json.loads((folder / "meta.json").read_text()))
+        with pytest.raises(BadShape, match=r"wanted \(t, 9\)"):
+            read_warm_start(folder)
+        np.save(folder / f"{name}.npy", whole)
+
+
+@pytest.mark.parametrize("lost", ["venue", "market"])
+def test_a_warm_start_that_does_not_say_where_it_trades_is_refused_and_one_that_states_none_is_read(folder, lost):
+    """One written before 0.8.0 paid the default row, whatever its market."""
+    meta = json.loads((folder / "meta.json").read_text())
+    assert (read_warm_start(folder).venue, meta[lost]) == (None, None)
+    del meta[lost]
+    warm_start._seal(folder, meta)
+    with pytest.raises(StateError, match=rf"before release 0\.8\.0, without {lost}.*`bellwether up` folds"):
         read_warm_start(folder)
 
 

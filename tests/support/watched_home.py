@@ -67,7 +67,7 @@ class WatchedHome:
         (self.installation.workspace / "data" / "manifest.json").write_text(json.dumps(manifest))
 
     def bundle(self, with_reference):
-        """Write a sealed bundle as training does, or as releases before 0.7 did, and return its digest."""
+        """Write a sealed bundle as training does, or as releases before 0.8 did, and return its digest."""
         draft = self.installation.settings.bundles / "draft"
         draft.mkdir(parents=True)
         schema = {"trained_through": START.timestamp()}
@@ -80,10 +80,10 @@ class WatchedHome:
         draft.rename(draft.with_name(digest))
         return digest
 
-    def line(self, action, version, passed):
-        """Write a line of the promotion ledger."""
+    def line(self, action, version, passed, family="validator"):
+        """Write a line of the promotion ledger; version 1 has the bundle, the others none."""
         self.store.add_promotion(Promotion(
-            at=self.at, actor="gate", action=action, family="validator", arm="challenger", from_version=None,
+            at=self.at, actor="gate", action=action, family=family, arm="challenger", from_version=None,
             to_version=version, digest=self.digest if version == "1" else version * 64, run_id=None, data_hash="d",
             git_commit="c", verdict_passed=passed, reason="t",
         ))  # fmt: skip

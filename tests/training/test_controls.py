@@ -86,7 +86,7 @@ def traded(market):
     folder = market / "artifacts"
     arrays = {n: np.load(folder / "features" / f"{n}.npy") for n in ("base", "decision", "features", "signals")}
     with np.load(folder / "labels" / "events.npz") as f, np.load(folder / "validator" / "oof.npz") as oof:
-        bars, p, p_low, miss_atr = f["index"][oof["row"]], oof["p"], oof["p_low"], missed(oof, PARAMS)
+        bars, p, p_low, miss_atr = f["index"][oof["row"]], oof["p"], oof["p_low"], missed(oof)
     costs = costs_of(PARAMS.costs, *venue_of(json.loads((folder / "features" / "meta.json").read_text())))
     assert costs.row == "simulator spot taker"
     result = backtest_policy(

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.contracts import (
     BOOK_LEVELS,
+    CLOSE,
     CONTEXT_FIELDS,
     CONTEXT_INDEX,
     HALF_SPREAD,
@@ -22,12 +23,15 @@ from pipelines.data import records, schemas
 from pipelines.data.alignment import align
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
+from pipelines.errors import BadShape, StateError
 from pipelines.features.catalog import FEATURES
+from pipelines.labels.barriers import TIME, triple_barrier
 from pipelines.models.snapshot import read_history
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.events import events
 from pipelines.training import stages
-from pipelines.training.labelling import Sources, event_labels
+from pipelines.training.labelling import Sources, event_labels, read_funding
 
 PARAMS = load_params()
 SPEC = PARAMS.simulator.model_copy(update={"history_days": 30, "live_days": 0, "drift_after_live_days": None})
@@ -106,6 +110,25 @@ def test_records_alone_change_no_column_that_does_not_need_them(tmp_path):
             assert features[:, j].tobytes() == without[:, j].tobytes(), column.name
 
 
+@pytest.mark.parametrize(("named", "rates", "error"), [
+    (True, None, StateError),
+    (True, np.empty((0, 2)), BadShape),
+    (True, np.ones((4, 3)), BadShape),
+    (False, np.ones((4, 2)), BadShape),
+    (None, np.ones(4), BadShape),
+])  # fmt: skip
+def test_funding_rates_that_are_missing_or_of_another_shape_are_refused_with_the_file(tmp_path, named, rates, error):
+    meta = {} if named is None else {"has_funding": named}
+    if rates is not None:
+        np.save(tmp_path / "funding.npy", rates)
+    with pytest.raises(error, match=r"funding\.npy .*`bellwether run --once`"):
+        read_funding(tmp_path, meta)
+
+
+def test_features_of_a_release_that_wrote_no_funding_have_none(tmp_path):
+    assert len(read_funding(tmp_path, {})) == len(read_funding(tmp_path, {"has_funding": False})) == 0
+
+
 HERE = ("simulator", "spot")
 
 
@@ -150,3 +173,23 @@ def test_the_labels_of_events_say_whether_their_returns_are_executed_or_of_mids(
     labels = event_labels(Sources(base, bars, features, signals, context, STEP, "15m", *HERE), PARAMS)
     assert len(labels["y"]) > 100
     assert labels["spread_known"].tolist() == [quoted] * len(labels["y"])
+
+
+def test_a_label_out_of_time_pays_the_funding_at_the_close_of_its_last_bar():
+    """Rates at the full hours at which time ran out; to the open of its last minute such a position paid nothing."""
+    context = np.full((len(BARS), len(CONTEXT_FIELDS)), np.nan)
+    here = Sources(BASE, BARS, FEATURES.run(BARS), SIGNALS.run(BARS), context, STEP, "15m", "hyperliquid", "perpetual")
+    at = events(here.features, here.signals)
+    outcome = triple_barrier(
+        BASE, here.closes[at.index], BARS[at.index, CLOSE], at.direction, at.atr, PARAMS.labels.target_atr,
+        PARAMS.labels.stop_atr, float(PARAMS.labels.horizon_bars * STEP),
+    )  # fmt: skip
+    late = (outcome.barrier == TIME) & (outcome.exit_time % 3600.0 == 3540.0)
+    assert late.any()  # ran out at the very funding time
+    closes = np.unique(outcome.exit_time[late] + 60.0)
+    rated = event_labels(replace(here, funding=np.column_stack([closes, np.full(len(closes), 3e-4)])), PARAMS)
+    free = event_labels(here, PARAMS)
+    chosen = np.isin(rated["index"], at.index[late])
+    assert chosen.any()
+    paid = (rated["cost_bps"] - free["cost_bps"]) * rated["direction"]
+    assert (paid[chosen] >= 3.0 - 1e-9).all()

@@ -171,4 +171,4 @@ def test_columns_left_out_are_dropped_and_named(tmp_path):
     assert load_bundle(tmp_path / "bundle", digest).columns == ("signal",)
     fit = json.loads((tmp_path / "fit.json").read_text())
     assert fit["left_out"] == ["noise"]
-    assert "dropped noise: left out: a reselection proposed it" in (tmp_path / "bundle" / "card.md").read_text()
+    assert "dropped noise: left out: by params.yaml or a reselection" in (tmp_path / "bundle" / "card.md").read_text()

@@ -115,6 +115,13 @@ def test_a_stage_that_takes_too_long_is_stopped(graph):
         versioning.run_stage(graph, "slow", 1.0, lambda line: None)
 
 
+def test_columns_left_out_are_added_to_those_a_person_wrote(workspace):
+    path = workspace / "params.yaml"
+    path.write_text(path.read_text().replace("left_out: []", "left_out: [atr_14, session_asia]"))
+    versioning.set_left_out(workspace, {"validator": ["session_asia", "session_london"]})
+    assert load_params(path).validator.left_out == ["atr_14", "session_asia", "session_london"]
+
+
 def test_columns_left_out_are_in_the_workspaces_params_until_it_is_prepared_again(workspace, tmp_path):
     versioning.set_left_out(workspace, {"validator": ["session_asia", "session_london"]})
     assert load_params(workspace / "params.yaml").validator.left_out == ["session_asia", "session_london"]

@@ -1,4 +1,4 @@
-"""No column is computed without a reader or a reason; who is said to read one reads it."""
+"""No column is computed without a reader or a reason; the reader it names reads it."""
 
 from dataclasses import replace
 

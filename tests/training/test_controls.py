@@ -99,7 +99,7 @@ def traded(market):
 
 
 def test_the_rule_of_emission_is_met_at_least_ten_times_a_simulated_week(traded):
-    """U3 asks for confidence and a return above cost; risk then sizes on the lower bound of p, often at zero."""
+    """U3 requires confidence and a return above cost; risk then sizes on the lower bound of p, often at zero."""
     result, *_ = traded
     met = np.isin(result.codes, (0, KELLY_ZERO)).sum() / (len(result.codes) / DECISIONS_A_WEEK)
     assert met >= 10.0

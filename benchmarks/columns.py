@@ -27,7 +27,8 @@ from scipy.stats import t as student
 from bellwether.reports.chart import detail_columns
 from benchmarks.fixture import recording
 from benchmarks.pages import write
-from pipelines.contracts import CLOSE, CONTEXT_FIELDS, OPEN_TIME, Books, ContextFeed, Estimate, Floats
+from pipelines.context_layout import CONTEXT_FIELDS
+from pipelines.contracts import CLOSE, OPEN_TIME, Books, ContextFeed, Estimate, Floats
 from pipelines.data import schemas
 from pipelines.data.alignment import align
 from pipelines.data.quality import assess

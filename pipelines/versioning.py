@@ -68,7 +68,7 @@ def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None
 def _copy_code(source: Path, target: Path) -> None:
     """Copy a folder of code without its bytecode, contents only.
 
-    `shutil.copytree` copies modes as well. The clone's are open to others, and each file would be so until closed again.
+    `shutil.copytree` copies modes as well: those of the clone are open to others, and so would each file be a while.
     """
     for folder, inner, names in os.walk(source):
         inner[:] = [name for name in inner if name != "__pycache__"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.columns import BLOCKS, UNREAD, UNREAD_INPUTS, association, holm, readers, undecided, unread_inputs
-from pipelines.contracts import BAR_WIDTH, NO_CONTEXT, History
+from pipelines.context_layout import NO_CONTEXT
+from pipelines.contracts import BAR_WIDTH, History
 from pipelines.features.catalog import FEATURES
 from pipelines.models.views import VIEWS
 from pipelines.signals.catalog import SIGNALS

@@ -104,7 +104,7 @@ def rebuilt_reference(installation: Installation, line: Promotion, schema: dict[
 
 
 def _rebuild(installation: Installation, pointer: Path, until_s: float, kept: Path) -> None:
-    """Restore a data version beside the workspace, compute its features and write the sealed reference to `kept`."""
+    """Restore a data version next to the workspace, compute its features and write the sealed reference to `kept`."""
     scratch, draft = installation.settings.home / "reference-workspace", kept.with_name(f".{kept.name}")
     for folder in (scratch, draft):
         shutil.rmtree(folder, ignore_errors=True)

@@ -27,7 +27,8 @@ from scipy.stats import t as student
 from bellwether.reports.chart import detail_columns
 from benchmarks.fixture import recording
 from benchmarks.pages import write
-from pipelines.contracts import CLOSE, CONTEXT_FIELDS, OPEN_TIME, Books, ContextFeed, Estimate, Floats
+from pipelines.context_layout import CONTEXT_FIELDS
+from pipelines.contracts import CLOSE, OPEN_TIME, Books, ContextFeed, Estimate, Floats
 from pipelines.data import schemas
 from pipelines.data.alignment import align
 from pipelines.data.quality import assess
@@ -65,7 +66,7 @@ CONTEXT = {
 }
 RECORDED = {"BTC/USDT": BTC, "ETH/USDT": ETH, "XAU/USD": GOLD}
 
-F3 = "row F3 asks for the set; the fallback tier's consensus computes the five rules of S16 itself"
+F3 = "row F3 requires the set; the fallback tier's consensus computes the five rules of S16 itself"
 PEOPLE = ("chart",)  # readers that decide nothing
 # Columns that no one reads, each with the reason why it is computed. An unread column outside this list fails a test.
 UNREAD: Mapping[str, str] = {column.name: F3 for column in FEATURES.catalogue if column.category == "traditional"}
@@ -108,7 +109,7 @@ def measured_copies(values: Floats, columns: tuple[str, ...] = FEATURES.columns)
 
 # Recorded inputs that no column needs, each with the reason why it is recorded.
 UNREAD_INPUTS: Mapping[str, str] = {
-    "open_interest": "row D2 asks for it; it is kept with its dates for columns to come",
+    "open_interest": "row D2 requires it; it is kept with its dates for columns to come",
     "wall_bid_size": "row S9 measures walls; the signal reads their distance alone",
     "wall_ask_size": "row S9 measures walls; the signal reads their distance alone",
 }
@@ -318,7 +319,7 @@ def page(
         "Written by `python -m benchmarks.columns`. `tests/test_columns.py` fails for a column that is neither read "
         "nor listed there with its reason.",
         "",
-        "## Is one of them worth reading?",
+        "## Would reading one of them pay?",
         "",
         f"Each of the {len(unread)} columns was compared with the outcome of the validator's events (target touched "
         f"before the stop), as it is and in the event's direction: the covariance of its rank with the outcome over "

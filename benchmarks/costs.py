@@ -1,7 +1,7 @@
 """`python -m benchmarks.costs --write`: what costs decide, and what a stop is filled at. Writes docs/results/costs.md.
 
 For the simulated year and three recorded markets the whole way of a model is walked: features, labels, a validator out
-of fold, the backtest with the live policy. Counted are events, those whose target is worth its cost, emissions, and
+of fold, the backtest with the live policy. Counted are events, those whose target pays for its cost, emissions, and
 refusals by reason. The column before was measured by the same walk on release 0.7.0, where every market paid a
 flat 5 bps of a round trip. Six minutes on two slow cores.
 """
@@ -72,7 +72,7 @@ class Counted:
     """Hold what the policy made of one market's events.
 
     round_trip_bps  mean over the eligible events of what a trade cost; costs: which row, and where the spread is from
-    events          raised; eligible: whose target is worth its cost, and resolved; scored: out of fold, in the backtest
+    events          raised; eligible: whose target pays for its cost, and resolved; scored: out of fold, in the backtest
     refusals        reason → events it refused in the time of the backtest, as `primary`
     """
 

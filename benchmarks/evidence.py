@@ -362,13 +362,14 @@ def main() -> None:
         parser.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
     folder, progress = Settings().home / "evidence", Console(stderr=True)
     if options.write:
-        from benchmarks.gate_results import write_gate
-        from benchmarks.results import write_faults
-        from benchmarks.results_drift import write_drift
+        from benchmarks import gate_results, results, results_drift
 
-        print(write_faults(folder, ROOT / "docs" / "results" / "faults.md"))
-        print(write_gate(folder, ROOT / "docs" / "results" / "gate.md"))
-        print(write_drift(folder, ROOT / "docs" / "results" / "drift.md"))
+        for name, parts, make in (
+            ("faults", results.PARTS, results.faults_page),
+            ("gate", gate_results.PARTS, gate_results.gate_page),
+            ("drift", results_drift.PARTS, results_drift.drift_page),
+        ):
+            print(results.write_page(ROOT / "docs" / "results" / f"{name}.md", folder, parts, make))
         return
     table = Table(title=f"evidence, in full under {folder}", title_justify="left")
     for heading in ("part", "figure", "value", "95 % interval", "n"):

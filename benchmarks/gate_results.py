@@ -1,8 +1,5 @@
 """The page docs/results/gate.md, from stored evidence. Measures nothing."""
 
-import json
-from pathlib import Path
-
 from benchmarks.gate_scenarios import BAD, EFFECTS, OF_FAMILY
 from benchmarks.results import machines, table
 from pipelines.contracts import JsonObject
@@ -20,16 +17,6 @@ says so."""
 MARKETS = """\
 The whole pipeline on simulated markets: features, labels, fit, walk-forward evaluation, gate. Noise has no edge; the
 planted edge is the default of `params.yaml`."""
-
-
-def write_gate(folder: Path, page: Path) -> str:
-    """Write the page from what is stored in `folder`; return what was written and what is missing."""
-    found = {name: json.loads(file.read_text()) for name in PARTS if (file := folder / f"{name}.json").is_file()}
-    if not found:
-        return f"{page}: nothing stored, left as it is"
-    incomplete = [name for name in PARTS if name not in found or not found[name]["complete"]]
-    page.write_text(gate_page(found, incomplete))
-    return f"{page}: {', '.join(found)}" + (f"; missing or incomplete: {', '.join(incomplete)}" if incomplete else "")
 
 
 def gate_page(found: dict[str, JsonObject], incomplete: list[str]) -> str:

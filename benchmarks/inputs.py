@@ -347,7 +347,7 @@ def path_of(rng: random.Random, path: str) -> bytes:
 
 def request_of(rng: random.Random, path: str, valid: JsonObject, host: bytes, key: str) -> tuple[bytes, bool]:
     """Return the bytes of a request, and whether the connection may end without an answer: its length is false, it
-    waits for what never comes, or it asks to be closed while it may still be sending.
+    waits for what never comes, or it requests to be closed while it may still be sending.
     """
     method = b"POST" if rng.random() < 0.75 else rng.choice(METHODS)
     body = body_of(rng, valid)

@@ -149,7 +149,7 @@ def paired_table(done: dict[str, JsonObject]) -> str:
         for mode in ("superior", "non_inferior")
         for n in PAIRED
     ]
-    return table(["asked", "paired rows", *(f"+{share:.0%} of its skill" for share in shares)], rows)
+    return table(["required", "paired rows", *(f"+{share:.0%} of its skill" for share in shares)], rows)
 
 
 def breaker_table(done: dict[str, JsonObject], params: Params) -> str:
@@ -174,11 +174,11 @@ WHY = {
     "gate.min_events": "with fewer rows no check finds what it is for; at 500 what markets have is too little to see",
     "gate.size": "calibration, or the classes, refuse a perfect model so often at most, all lines together; .04, "
     "since a T² on 15 averages refuses up to a fifth more than it says",
-    "gate.max_calibration_error": "chance alone would decide over trifles at n = 20,000: both are asked",
+    "gate.max_calibration_error": "chance alone would decide over trifles at n = 20,000: both are required",
     "gate.min_cells": "of a class, from which on p + .3 is found alone in about 8 of 10 cases after Holm; all together "
     "find it with fewer",
     "gate.leak_auc, leak_auc_sure, leak_auc_low": "the values of the specification: see the column leak at .58 and .70",
-    "gate.min_deflated_sharpe": "the best of 20 noise models is refused; at one trial it asks no more than the lift's "
+    "gate.min_deflated_sharpe": "the best of 20 noise models is refused; at one trial it needs no more than the lift's "
     "interval",
     "gate.max_pbo": "a perfect choice is near 0, the choice among noise near .4",
     "gate.min_paired": "an interval needs 60; on 100 to 700 rows superiority is seen only over a champion that is far "

@@ -1,7 +1,10 @@
-"""Pages under docs/results, made from stored evidence: `python -m benchmarks.evidence --write`. Measures nothing."""
+"""Pages under docs/results, made from stored evidence: `python -m benchmarks.evidence --write`. Measures nothing.
+
+Every such page is written by `write_page`; the page of faults is made here.
+"""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.faults import FAULTS
@@ -28,14 +31,21 @@ this one refuses its warm start and folds it again."""
 PARTS = ("faults", "crashes", "crashes_on_postgresql", "swaps", "odd_inputs", "upgrade")
 
 
-def write_faults(folder: Path, page: Path) -> str:
-    """Write the page of faults from what is stored in `folder`; return what was written and what is missing."""
-    found = {name: json.loads(file.read_text()) for name in PARTS if (file := folder / f"{name}.json").is_file()}
+def write_page(
+    page: Path, folder: Path, parts: Sequence[str], make: Callable[[dict[str, JsonObject], list[str]], str]
+) -> str:
+    """Write a page from the parts stored in `folder`; return what was written and what is missing, for the terminal.
+
+    make  part → what is stored of it, names of the parts that are missing or not finished → text of the page
+
+    A page of which no part is stored stays as it is: its figures were measured somewhere else.
+    """
+    found = {name: json.loads(file.read_text()) for name in parts if (file := folder / f"{name}.json").is_file()}
     if not found:
         return f"{page}: nothing stored, left as it is"
-    incomplete = [name for name in PARTS if name not in found or not found[name]["complete"]]
+    incomplete = [name for name in parts if name not in found or not found[name]["complete"]]
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(faults_page(found, incomplete))
+    page.write_text(make(found, incomplete))
     missing = f"; missing or incomplete: {', '.join(incomplete)}" if incomplete else ""
     return f"{page}: {', '.join(found)}{missing}"
 

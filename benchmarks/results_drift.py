@@ -1,12 +1,9 @@
 """The page docs/results/drift.md, made from stored evidence by `python -m benchmarks.evidence --write`."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.results import machines, table
 from pipelines.contracts import JsonObject
-from pipelines.params import Params
 from pipelines.settings import load_params
 
 PARTS = ("drift_false_alarms", "drift_detection", "drift_missing", "loss_vanished_edge")
@@ -34,21 +31,9 @@ NOTES = {
 }
 
 
-def write_drift(folder: Path, page: Path) -> str:
-    """Write the page of the watch from what is stored in `folder`; return what was written and what is missing."""
-    found = {name: json.loads(file.read_text()) for name in PARTS if (file := folder / f"{name}.json").is_file()}
-    if not found:
-        return f"{page}: nothing stored, left as it is"
-    incomplete = [name for name in PARTS if name not in found or not found[name]["complete"]]
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(drift_page(found, incomplete, load_params()))
-    missing = f"; missing or incomplete: {', '.join(incomplete)}" if incomplete else ""
-    return f"{page}: {', '.join(found)}{missing}"
-
-
-def drift_page(found: JsonObject, incomplete: Sequence[str], params: Params) -> str:
-    """Return the page of the parts found; `incomplete` names those missing or not finished."""
-    budget = params.drift.false_alarms_a_month
+def drift_page(found: JsonObject, incomplete: Sequence[str]) -> str:
+    """Return the page of the parts found, with the budget of `params.yaml`; `incomplete`: missing or not finished."""
+    budget = load_params().drift.false_alarms_a_month
     blocks = [
         "# The watch: drift, missing columns, a lost edge",
         INTRODUCTION.format(parts=" ".join(PARTS)),

@@ -22,19 +22,8 @@ import numpy as np
 from bellwether.reports.signals import missing_inputs
 from benchmarks.fixture import SIMULATED, costs_of_file, recording
 from benchmarks.pages import write
-from pipelines.contracts import (
-    CONTEXT_FIELDS,
-    CONTEXT_INDEX,
-    OPEN_TIME,
-    TAKER_BUY,
-    VOLUME,
-    Books,
-    Bools,
-    ContextFeed,
-    Estimate,
-    Floats,
-    utc,
-)
+from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX
+from pipelines.contracts import OPEN_TIME, TAKER_BUY, VOLUME, Books, Bools, ContextFeed, Estimate, Floats, utc
 from pipelines.costs import Costs, costs_of
 from pipelines.data import schemas
 from pipelines.data.alignment import align

@@ -16,7 +16,8 @@ import pandas as pd
 
 from benchmarks.features import WINDOW, live, market
 from benchmarks.measured import Row, cpu_seconds, in_turn, pairs, spread
-from pipelines.contracts import BAR_FIELDS, BOOK_LEVELS, CLOSE, CONTEXT_WIDTH, OPEN_TIME, Floats
+from pipelines.context_layout import CONTEXT_WIDTH
+from pipelines.contracts import BAR_FIELDS, BOOK_LEVELS, CLOSE, OPEN_TIME, Floats
 from pipelines.features import technical
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import StreamingFold

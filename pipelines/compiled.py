@@ -33,7 +33,9 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile, UserProvidedCa
 
 log = logging.getLogger("bellwether.kernels")
 _ROOT = Path(__file__).resolve().parent.parent
-EXCLUDED_SOURCES = frozenset(_ROOT / "pipelines" / name for name in ("settings.py", "params.py", "errors.py"))
+EXCLUDED_SOURCES = frozenset(
+    _ROOT / "pipelines" / name for name in ("settings.py", "params.py", "family_params.py", "errors.py")
+)
 _IMPORT = re.compile(r"^\s*from ((?:pipelines|serving)[\w.]*) import (\([^)]*\)|[^\n#]+)", re.MULTILINE)
 SEALS = (
     "seals.sha256"  # in the cache folder, as `sha256sum` writes it; of two lines for one file the later one is valid

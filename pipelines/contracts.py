@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.context_layout import TAPE_INDEX
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -38,58 +40,6 @@ BAR_WIDTH = len(BAR_FIELDS)
 BOOK_LEVELS = 5  # levels stored on each side of a recorded book
 NO_BOOK: Floats = np.empty((2, 0, 3), dtype=np.float64)
 
-# ---- tape in compiled code: measures of the events inside a bar; one row comes with each recorded book -------------
-# Name → True = summed over the books of a bar, False = taken from the newest of them.
-# Sizes and flows in base asset; NaN = not recorded.
-TAPE: dict[str, bool] = {
-    "order_flow": True,  # order-flow imbalance (Cont, Kukanov and Stoikov 2014)
-    "order_flow_fast": False,  # the same over the last seconds before the book
-    # S7, footprint and depth
-    "stacked_buying": True,  # count: runs of price buckets, one above the other, where buyers outdid sellers
-    "stacked_selling": True,
-    "stacking_bid": True,  # added less pulled (trades apart) near the best bid
-    "stacking_ask": True,
-    # S8, arrivals of trades
-    "hawkes_branching": False,  # trades that one trade causes, by maximum likelihood
-    "hawkes_excess": False,  # intensity over its base rate, less one
-    "hawkes_side": False,  # -1 sellers … 1 buyers: the side whose trades make up the excitement
-    # S9, heatmap of 100 levels x 50 snapshots
-    "heat_imbalance": False,  # (bid - ask) / both
-    "heat_concentration": False,  # Herfindahl-Hirschman index of the levels, 1/levels … 1
-    "heat_liquidity": False,  # score, 0 … 1
-    "wall_bid": False,  # quote currency; the persistent wall nearest below, NaN = none
-    "wall_ask": False,  # … above
-    "wall_bid_size": False,  # in medians of the levels
-    "wall_ask_size": False,
-    # S10, smart money
-    "large_buy": True,  # bought in trades beyond the trailing 99 % quantile of sizes
-    "large_sell": True,
-    "iceberg_bid": True,  # filled at levels that were refilled after fills
-    "iceberg_ask": True,
-    "spoof_bid": True,  # count: large orders that were withdrawn before they could trade
-    "spoof_ask": True,
-    "smart_price": False,  # quote currency; mean price, by size, of large trades and iceberg fills
-    # S11, institutional flow
-    "cvd_large": True,  # buys less sells, trades above the trailing median notional
-    "cvd_small": True,
-    "vpin": False,  # 0 … 1, volume-synchronised probability of informed trading
-}
-TAPE_FIELDS = tuple(TAPE)
-TAPE_INDEX = {name: i for i, name in enumerate(TAPE_FIELDS)}
-TAPE_WIDTH = len(TAPE_FIELDS)
-
-# ---- context in compiled code: one row of float64 for each decision bar; NaN = not known at its close ------------
-CONTEXT_FIELDS = (
-    *TAPE_FIELDS[:2],
-    "funding_rate",  # fraction a funding period
-    "fear_greed",  # 0 (fear) to 100 (greed)
-    "open_interest",  # base asset
-    "reference_close",  # quote currency; close of the reference symbol's bar (BTC for another market)
-    *TAPE_FIELDS[2:],
-)
-CONTEXT_INDEX = {name: i for i, name in enumerate(CONTEXT_FIELDS)}
-CONTEXT_WIDTH = len(CONTEXT_FIELDS)
-NO_CONTEXT: Floats = np.full(CONTEXT_WIDTH, np.nan)
 
 Arm = Literal["champion", "challenger"]
 
@@ -115,14 +65,6 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_ready(inner) for inner in value]
     return None if isinstance(value, float) and not isfinite(value) else value
-
-
-def tape_of(n: int, **columns: npt.ArrayLike) -> Floats:
-    """Return an (n, TAPE_WIDTH) tape with the named columns filled and NaN (not recorded) in all others."""
-    tape = np.full((n, TAPE_WIDTH), np.nan)
-    for name, values in columns.items():
-        tape[:, TAPE_INDEX[name]] = values
-    return tape
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +231,7 @@ class Check:
     """Hold one line of a verdict; `passed` None means it could not be computed, for the reason in `detail`.
 
     detectable  of a check of skill, in the unit of its value: the smallest true value that so many rows show to be
-                above zero in 95 of 100 cases; None where the check asks for something else
+                above zero in 95 of 100 cases; None where the check requires something else
     """
 
     name: str
@@ -347,7 +289,7 @@ class ModelAnswer:
 
     verdict    of the gate on this version: "passed", "refused" or empty
     role       "active" of the champion, "shadow" of the challenger
-    event      signal that raised the event it was asked about; None for families that read the market itself
+    event      signal that raised the event it predicts; None for families that read the market itself
     direction  of that event: -1, 1, or 0 without one
     p, p_low   as in Predictions, of the one row; p_low is the lower 95 % bound
     novelty    distance from the training data, in the model's own unit

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, CONTEXT_INDEX, HALF_SPREAD, Bools, ContextFeed, Floats, Ints
+from pipelines.context_layout import CONTEXT_INDEX
+from pipelines.contracts import CLOSE, HALF_SPREAD, Bools, ContextFeed, Floats, Ints
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import STOP, TIME
 from pipelines.params import CostParams, MarketCosts

@@ -2,16 +2,20 @@
 
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
+
+from pipelines.family_params import (
+    BaselineParams,
+    EnsembleParams,
+    FrozenParams,
+    PatternParams,
+    PredictorParams,
+    RegimeParams,
+    ValidatorParams,
+)
 
 
-class _Frozen(BaseModel):
-    """Refuse unknown keys and any change of a value."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ExchangeParams(_Frozen):
+class ExchangeParams(FrozenParams):
     """Define where live bars come from. `silence_bars`: bars without news before a venue counts as silent."""
 
     venues: list[str] = Field(min_length=1)
@@ -19,7 +23,7 @@ class ExchangeParams(_Frozen):
     silence_bars: int = Field(gt=0)
 
 
-class QualityParams(_Frozen):
+class QualityParams(FrozenParams):
     """Set from where on bars are flagged: a standstill, a jump, two sources that differ."""
 
     stale_bars: int = Field(default=10, ge=2)
@@ -28,7 +32,7 @@ class QualityParams(_Frozen):
     divergent_bps: float = Field(default=5.0, ge=0)
 
 
-class DataParams(_Frozen):
+class DataParams(FrozenParams):
     """Set the timeframe to decide on, and the quality and age of data."""
 
     decision_timeframe: str
@@ -39,7 +43,7 @@ class DataParams(_Frozen):
     exchange: ExchangeParams
 
 
-class SimulatorParams(_Frozen):
+class SimulatorParams(FrozenParams):
     """Define the simulated market."""
 
     symbol: str
@@ -57,7 +61,7 @@ class SimulatorParams(_Frozen):
 MarketKind = Literal["spot", "perpetual", "future", "forex", "metal", "stock"]
 
 
-class MarketCosts(_Frozen):
+class MarketCosts(FrozenParams):
     """Set the costs of one side of a trade in one market of a venue, in basis points of its price.
 
     half_spread_bps, stop_slippage_bps  None = those of the whole table
@@ -72,7 +76,7 @@ class MarketCosts(_Frozen):
     funding_hours: int | None = Field(default=None, ge=1, le=24)
 
 
-class CostParams(_Frozen):
+class CostParams(FrozenParams):
     """Set what a trade costs, by venue and market. `pipelines.costs.costs_of` finds the row of a market.
 
     order              which fee both fills pay; a stop always takes
@@ -99,7 +103,7 @@ class CostParams(_Frozen):
         return self
 
 
-class LabelParams(_Frozen):
+class LabelParams(FrozenParams):
     """Define the triple barrier: distances in ATR, horizon in decision bars."""
 
     target_atr: float = Field(gt=0)
@@ -115,7 +119,7 @@ class LabelParams(_Frozen):
         return self.target_atr / self.stop_atr
 
 
-class ExitParams(_Frozen):
+class ExitParams(FrozenParams):
     """Define how a position is closed. `legs`: (distance in ATR, share of the position), nearest first."""
 
     plan: Literal["plain", "ladder", "trailing", "ladder_trailing"]
@@ -151,7 +155,7 @@ class ExitParams(_Frozen):
         return self
 
 
-class SplitParams(_Frozen):
+class SplitParams(FrozenParams):
     """Define the walk-forward folds of training."""
 
     folds: int = Field(ge=2)
@@ -160,120 +164,7 @@ class SplitParams(_Frozen):
     recent_share: float = Field(gt=0, lt=1)
 
 
-class BaselineParams(_Frozen):
-    """Define the logistic baselines and the logistic member of the directional ensemble. `logistic_c`: 1 / L2."""
-
-    logistic_c: float = Field(gt=0)
-
-
-class ForestParams(_Frozen):
-    """Fit of a random forest. `leaf_events`: effective rows that a leaf holds at least."""
-
-    trees: int = Field(gt=0)
-    depth: int = Field(gt=0)
-    leaf_events: int = Field(gt=0)
-
-
-class BoostedParams(_Frozen):
-    """Fit of boosted trees. `leaf_events`: events that a leaf holds at least, converted to XGBoost's hessian sum."""
-
-    trees: int = Field(gt=0)
-    depth: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    leaf_events: float = Field(gt=0)
-    subsample: float = Field(gt=0, le=1)
-    reg_lambda: float = Field(ge=0)
-
-
-class ValidatorParams(BoostedParams):
-    """Fit of the validator family."""
-
-    decay_half_lives_events: list[float] = Field(min_length=1)
-    half_life_tail: float = Field(gt=0, lt=1)
-    left_out: list[str] = []
-    novelty_quantile: float = Field(gt=0, lt=1)
-
-
-class PredictorParams(_Frozen):
-    """Fit of the predictor family."""
-
-    configuration: Literal["four", "core"]
-    horizon_bars: int = Field(gt=0)
-    folds: int = Field(ge=1)
-    max_windows: int = Field(gt=0, le=20_000)
-    tail_share: float = Field(gt=0, lt=1)
-    epochs: int = Field(gt=0, le=100)
-    patience: int = Field(gt=0)
-    batch: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    dropout: float = Field(ge=0, lt=1)
-    forest: ForestParams
-    boosted: BoostedParams
-    novelty_quantile: float = Field(gt=0, lt=1)
-
-
-class PatternParams(_Frozen):
-    """Fit of the pattern family."""
-
-    target_atr: float = Field(gt=0)
-    stop_atr: float = Field(gt=0)
-    horizon_bars: int = Field(gt=0)
-    folds: int = Field(ge=1)
-    tail_share: float = Field(gt=0, lt=1)
-    forest: ForestParams
-    boosted: BoostedParams
-    max_windows: int = Field(gt=0)
-    channels: int = Field(gt=0)
-    dropout: float = Field(ge=0, lt=1)
-    epochs: int = Field(gt=0)
-    patience: int = Field(gt=0)
-    batch: int = Field(gt=0)
-    network_rate: float = Field(gt=0)
-    pooled_rows: float = Field(gt=0)
-    confidence: float = Field(gt=0, lt=1)
-    novelty_quantile: float = Field(gt=0, lt=1)
-
-
-class RegimeParams(_Frozen):
-    """Define the detectors of the regime family, and the weights of their votes."""
-
-    horizon_minutes: int = Field(gt=0)
-    folds: int = Field(ge=1)
-    weights: dict[str, float]
-    margin: float = Field(ge=0, lt=1)
-    min_dwell_bars: int = Field(gt=0)
-    trend_bars: int = Field(gt=1, lt=128)
-    adx_edge: float = Field(gt=0)
-    volatility_edges: tuple[float, float]
-    volume_quantiles: tuple[float, float]
-    momentum_share: float = Field(gt=0, le=1)
-    momentum_edge: float = Field(gt=0)
-    sentiment_edges: tuple[float, float, float, float]
-    softness: float = Field(gt=0)
-    em_iterations: int = Field(gt=0)
-    prior_rows: float = Field(ge=0)
-    prior_moves: float = Field(gt=0)
-    novelty_quantile: float = Field(gt=0, lt=1)
-
-
-class EnsembleParams(_Frozen):
-    """Set the weights of the ensemble's members, as stated and by market phase; each set sums to 1."""
-
-    stated: dict[str, float]
-    phases: dict[str, dict[str, float]]
-
-    @model_validator(mode="after")
-    def _check_weights(self) -> "EnsembleParams":
-        """Refuse weights that name other members, are negative or do not sum to 1."""
-        for name, weights in {"stated": self.stated, **self.phases}.items():
-            if set(weights) != set(self.stated):
-                raise ValueError(f"{name} weighs {sorted(weights)}, stated weighs {sorted(self.stated)}")
-            if min(weights.values()) < 0 or abs(sum(weights.values()) - 1.0) > 1e-9:
-                raise ValueError(f"{name} sums to {sum(weights.values()):g}; weights are not negative and sum to 1")
-        return self
-
-
-class GateParams(_Frozen):
+class GateParams(FrozenParams):
     """Set what a candidate has to reach before it may be promoted; docs/results/power.md has the reason of each."""
 
     min_events: int
@@ -297,7 +188,7 @@ class GateParams(_Frozen):
     min_paired: int = Field(ge=60)
 
 
-class ImportanceParams(_Frozen):
+class ImportanceParams(FrozenParams):
     """Define the permutation importance and the selection of columns."""
 
     repeats: int = Field(gt=0)
@@ -306,7 +197,7 @@ class ImportanceParams(_Frozen):
     reselect_over: float = Field(gt=0, lt=1)
 
 
-class ValidationParams(_Frozen):
+class ValidationParams(FrozenParams):
     """Set the weights of the validation layers."""
 
     traditional: float = Field(ge=0)
@@ -315,7 +206,7 @@ class ValidationParams(_Frozen):
     valid_above: float = Field(ge=0, lt=1)
 
 
-class FusionParams(_Frozen):
+class FusionParams(FrozenParams):
     """Set the weights of the signal categories, overall and by regime."""
 
     weights: dict[str, float]
@@ -324,7 +215,7 @@ class FusionParams(_Frozen):
     validation: ValidationParams
 
 
-class LearningParams(_Frozen):
+class LearningParams(FrozenParams):
     """Set how fast online weights follow outcomes and how far they may move."""
 
     use: Literal["shadow", "act"] = "shadow"
@@ -342,7 +233,7 @@ Threshold = Literal["strength", "confidence", "confluence", "unicorn", "phase"]
 Phase = Literal["UNKNOWN", "ACCUMULATION", "MANIPULATION", "DISTRIBUTION"]  # in the order of their codes (S12)
 
 
-class BaseThresholds(_Frozen):
+class BaseThresholds(FrozenParams):
     """Set the thresholds of a decision before the regime's factors."""
 
     min_strength: float = Field(ge=0, le=100)
@@ -352,7 +243,7 @@ class BaseThresholds(_Frozen):
     phase: Phase
 
 
-class ThresholdFactors(_Frozen):
+class ThresholdFactors(FrozenParams):
     """Set the factors of one regime on the base thresholds."""
 
     min_strength: float = Field(default=1.0, gt=0)
@@ -361,7 +252,7 @@ class ThresholdFactors(_Frozen):
     min_unicorn: float = Field(default=1.0, gt=0)
 
 
-class ThresholdParams(_Frozen):
+class ThresholdParams(FrozenParams):
     """Set the thresholds of a decision by regime, and which of them refuse."""
 
     require: tuple[Threshold, ...] = ("confidence",)
@@ -381,14 +272,14 @@ class ThresholdParams(_Frozen):
         return self
 
 
-class RegimeLimit(_Frozen):
+class RegimeLimit(FrozenParams):
     """Set the largest position (of equity) and stop distance (of price) in one regime, as fractions."""
 
     max_position: float = Field(ge=0, le=1)
     max_stop: float = Field(gt=0, le=1)
 
 
-class BudgetParams(_Frozen):
+class BudgetParams(FrozenParams):
     """Set the limits of the portfolio, as fractions of equity."""
 
     max_gross: float
@@ -400,7 +291,7 @@ class BudgetParams(_Frozen):
     max_stress: float
 
 
-class TailParams(_Frozen):
+class TailParams(FrozenParams):
     """Set the forecast behind the budgets of the tail: the filter, and the timeframes on which it counts alone."""
 
     decay: float = Field(gt=0, lt=1)
@@ -412,14 +303,14 @@ class TailParams(_Frozen):
         return "filtered_historical" if alone else "larger of filtered_historical and historical"
 
 
-class Stage(_Frozen):
+class Stage(FrozenParams):
     """Define one stage of the drawdown limit: from `at` of the limit on, sizes are multiplied by `size`."""
 
     at: float = Field(gt=0, le=1)
     size: float = Field(ge=0, le=1)
 
 
-class StageParams(_Frozen):
+class StageParams(FrozenParams):
     """Define the stages of the drawdown limit, in order."""
 
     reduce: Stage
@@ -438,7 +329,7 @@ class StageParams(_Frozen):
         return self
 
 
-class RiskParams(_Frozen):
+class RiskParams(FrozenParams):
     """Define sizing and the limits of account and portfolio."""
 
     sizing: Literal["kelly", "confidence"]
@@ -457,7 +348,7 @@ class RiskParams(_Frozen):
     max_data_age_bars: float
 
 
-class TierParams(_Frozen):
+class TierParams(FrozenParams):
     """Set the size by tier of the service, and when a tier changes."""
 
     size: dict[int, float]
@@ -473,7 +364,7 @@ class TierParams(_Frozen):
         return self
 
 
-class BreakerParams(_Frozen):
+class BreakerParams(FrozenParams):
     """Set when a circuit breaker trips."""
 
     spike_atr: float = Field(gt=1)
@@ -498,7 +389,7 @@ class BreakerParams(_Frozen):
         return self
 
 
-class FalseAlarms(_Frozen):
+class FalseAlarms(FrozenParams):
     """Split the false alarms of one installation, in alarms a month, over the watches that measure."""
 
     values: float = Field(gt=0)
@@ -514,7 +405,7 @@ class FalseAlarms(_Frozen):
         return self
 
 
-class DriftParams(_Frozen):
+class DriftParams(FrozenParams):
     """Define the watch on inputs (values and share missing) and on the champion's gain over the base rate."""
 
     block_bars: int = Field(gt=1)
@@ -526,7 +417,7 @@ class DriftParams(_Frozen):
     harm_alpha: float = Field(gt=0, lt=1)
 
 
-class RetrainParams(_Frozen):
+class RetrainParams(FrozenParams):
     """Set when a family is retrained, and whether promotion needs approval."""
 
     interval_days: int
@@ -536,7 +427,7 @@ class RetrainParams(_Frozen):
     approval: Literal["auto", "manual"]
 
 
-class Params(_Frozen):
+class Params(FrozenParams):
     """Hold `params.yaml`, typed. An unknown or missing key is refused with its path."""
 
     seed: int

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import BellwetherError, StateError, UnreadableFile
-from pipelines.permissions import tighten
 from pipelines.settings import read_yaml
 
 _ONE_FOLDER = threading.RLock()
@@ -52,16 +51,31 @@ def git_state(root: Path) -> GitState:
 
 
 def prepare(workspace: Path, root: Path, params_file: Path, remote: str) -> None:
-    """Lay out or refresh the private workspace; data, outputs and the lock of earlier runs stay."""
+    """Lay out or refresh the private workspace; data, outputs and the lock of earlier runs stay.
+
+    Every copy has the mode of a new file of this process, whatever the clone's: nothing of it is open to others.
+    """
     workspace.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(root / "dvc.yaml", workspace / "dvc.yaml")
     shutil.copyfile(params_file, workspace / "params.yaml")
     code = workspace / "pipelines"
     if code.exists():
         shutil.rmtree(code)
-    shutil.copytree(root / "pipelines", code, ignore=shutil.ignore_patterns("__pycache__"))
-    tighten(code)  # the clone is open to others, its copy need not be
+    _copy_code(root / "pipelines", code)
     _project(workspace, workspace.parent / "dvc-cache", remote)
+
+
+def _copy_code(source: Path, target: Path) -> None:
+    """Copy a folder of code without its bytecode, contents only.
+
+    `shutil.copytree` copies modes as well: those of the clone are open to others, and so would each file be a while.
+    """
+    for folder, inner, names in os.walk(source):
+        inner[:] = [name for name in inner if name != "__pycache__"]
+        copied = target / Path(folder).relative_to(source)
+        copied.mkdir()
+        for name in names:
+            shutil.copyfile(Path(folder) / name, copied / name)
 
 
 def set_left_out(workspace: Path, left_out: Mapping[str, Sequence[str]]) -> None:

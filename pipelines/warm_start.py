@@ -158,7 +158,7 @@ def publish_warm_start(
     """Copy a stage's warm start to `into/<digest>` with its data version; return {data_hash, digest, path}.
 
     hits, n    of the traditional consensus: events whose target was touched first, and resolved events
-    effective  independent events these are worth, see `hit_rate`; None: labels up to release 0.7, which did not say
+    effective  independent events these count as, see `hit_rate`; None: labels up to release 0.7, which did not say
     miss_atr   what its other events returned, see WarmStart; None = not known
     """
     read_warm_start(stage)  # an unreadable warm start is never published
@@ -249,7 +249,7 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
 def _record_of(stored: Mapping[str, float | None] | None) -> Estimate | None:
     """Return the stored record of the traditional consensus; None without a resolved event.
 
-    One of releases up to 0.7 does not say how many independent events it is worth and keeps the interval it had.
+    One of releases up to 0.7 does not say how many independent events it counts as and keeps the interval it had.
     """
     if not stored or not (n := stored["n"]):
         return None
@@ -264,7 +264,7 @@ def _parts(kind: type[T], arrays: Arrays, name: str) -> T:
 def hit_rate(hits: int, n: int, effective: float | None = None) -> Estimate:
     """Return the share of hits among n cases with its 95 % Wilson interval.
 
-    effective  how many independent cases they are worth, in (0, n]: of events that overlap the sum of their uniqueness;
+    effective  how many independent cases they count as, in (0, n]: of events that overlap the sum of their uniqueness;
                None = they are independent
     Source     Wilson 1927, J. Am. Stat. Assoc. 22, 209-212; uniqueness López de Prado 2018, ch. 4
     """

@@ -7,17 +7,8 @@ from types import TracebackType
 import httpx
 import numpy as np
 
-from pipelines.contracts import (
-    BAR_FIELDS,
-    CONTEXT_FIELDS,
-    TAPE_FIELDS,
-    Books,
-    ContextFeed,
-    Floats,
-    JsonObject,
-    Outcome,
-    utc,
-)
+from pipelines.context_layout import CONTEXT_FIELDS, TAPE_FIELDS
+from pipelines.contracts import BAR_FIELDS, Books, ContextFeed, Floats, JsonObject, Outcome, utc
 from pipelines.errors import BellwetherError, InputError, ServiceDown
 from pipelines.settings import Settings
 from pipelines.settings import settings as process_settings

@@ -21,7 +21,7 @@ __all__ = ["postgres_server", "postgres_url", "second_postgres_url", "url"]
 SERVERS = "tests/integration/"  # one stack, started once
 # long ones early, so that none of them is last; hardship's services when the turn no longer takes both cores
 LONG = (
-    "tests/test_tutorials.py", "tests/monitoring/test_drift_on_the_simulator.py", "tests/training/test_controls.py",
+    "tests/test_tutorials.py", "tests/training/test_controls.py",
     "tests/serving/test_replay.py", "tests/test_hardship.py", "tests/test_faults.py",
 )  # fmt: skip
 ONE_FIXTURE = {"tests/test_faults.py": "tests/test_hardship.py"}  # in one process: they share a trained fixture

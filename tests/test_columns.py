@@ -1,4 +1,4 @@
-"""No column is computed without a reader or a reason; who is said to read one reads it."""
+"""No column is computed without a reader or a reason; the reader it names reads it."""
 
 from dataclasses import replace
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.columns import BLOCKS, UNREAD, UNREAD_INPUTS, association, holm, readers, undecided, unread_inputs
-from pipelines.contracts import BAR_WIDTH, NO_CONTEXT, History
+from pipelines.context_layout import NO_CONTEXT
+from pipelines.contracts import BAR_WIDTH, History
 from pipelines.features.catalog import FEATURES
 from pipelines.models.views import VIEWS
 from pipelines.signals.catalog import SIGNALS

@@ -75,7 +75,7 @@ def test_no_kernel_reads_the_files_that_its_cache_does_not_check():
 
 
 def test_a_change_of_parameters_refusals_or_families_compiles_nothing_again():
-    modules = ("settings", "params", "errors", "families")
+    modules = ("settings", "params", "family_params", "errors", "families")
     files = {compiled._ROOT / "pipelines" / f"{name}.py" for name in modules}
     assert all(file.is_file() for file in files)
     for source in compiled.kernel_sources():

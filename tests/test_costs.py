@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.contracts import BAR_WIDTH, CONTEXT_INDEX, HALF_SPREAD, ContextFeed
+from pipelines.context_layout import CONTEXT_INDEX
+from pipelines.contracts import BAR_WIDTH, HALF_SPREAD, ContextFeed
 from pipelines.costs import (
     costs_of,
     forward_cost_bps,

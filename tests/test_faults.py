@@ -54,15 +54,16 @@ def test_a_killed_decision_process_is_restarted_and_lost_nothing(target, process
 
 
 def test_a_locked_store_is_reported_within_seconds_and_no_call_hangs(target):
-    found = break_and_recover(target, "store_locked", lasts_s=3.0)
+    """A call that waited for the lock would take most of the eight seconds."""
+    found = break_and_recover(target, "store_locked", lasts_s=8.0)
     for endpoint in ("/readyz", "/ready"):
         assert any(words.startswith("503") and "store" in words for words in found["responses"][endpoint]), found[
             "responses"
         ]
     # the feeder repeats the call it was at: a bar that must be stored, or the decision on one
     assert "503" in str([found["responses"]["/observe"], found["responses"]["/decide"]])
-    assert found["detected_s"] < 5.0
-    assert max(found["slowest_s"].values()) < 5.0, found["slowest_s"]
+    assert found["detected_s"] < 4.0
+    assert max(found["slowest_s"].values()) < 4.0, found["slowest_s"]
     assert "200 HEALTHY" in found["responses"]["/status"][0]
     assert any("UNHEALTHY tier 4" in words for words in found["responses"]["/status"])
 

@@ -1,9 +1,11 @@
 """An installation is for its own user only: files an earlier release left open are closed, new files are not open."""
 
+import contextlib
 import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -140,12 +142,44 @@ def test_files_of_dvc_are_closed_too(tmp_path):
     assert loose(tmp_path) == []
 
 
-def test_the_copy_of_the_code_in_a_workspace_is_closed(tmp_path, monkeypatch):
+@pytest.fixture
+def usual_clone(tmp_path):
+    """Return a clone as git leaves it under the usual umask, with 1,000 files of code: copying them takes a while."""
+    clone = tmp_path / "clone"
+    for folder in (clone / "pipelines" / f"p{i}" for i in range(20)):
+        folder.mkdir(parents=True)
+        for i in range(50):
+            (folder / f"m{i}.py").write_text("")
+    (clone / "pipelines" / "__pycache__").mkdir()
+    (clone / "pipelines" / "__pycache__" / "m.pyc").write_text("")
+    (clone / "dvc.yaml").write_text("stages: {}")
+    for path in (clone, *clone.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return clone
+
+
+def test_the_copy_of_the_code_in_a_workspace_is_open_to_others_at_no_moment(usual_clone, tmp_path, monkeypatch):
+    """Every command names the files it finds open, so that one that starts during a copy would name these."""
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "dvc" / "site"))
+    home, seen, rounds = tmp_path / "home", set(), 0
     before = os.umask(0o077)
     try:
-        versioning.prepare(tmp_path / "workspace", ROOT, ROOT / "params.yaml", str(tmp_path / "remote"))
+        with ThreadPoolExecutor(1) as pool:
+            copying = pool.submit(
+                versioning.prepare, home / "workspace", usual_clone, ROOT / "params.yaml", str(tmp_path / "remote")
+            )
+            while not copying.done():
+                seen |= set(seen_loose(home / "workspace" / "pipelines"))
+                rounds += 1
+            copying.result()
     finally:
         os.umask(before)
-    assert (tmp_path / "workspace" / "pipelines" / "permissions.py").is_file()
-    assert loose(tmp_path) == []
+    copied = [path.relative_to(home / "workspace") for path in (home / "workspace" / "pipelines").rglob("*.py*")]
+    assert (len(copied), rounds > 3, seen, loose(home)) == (1_000, True, set(), [])
+
+
+def seen_loose(folder):
+    """Return what is open under a folder that another thread is filling."""
+    with contextlib.suppress(FileNotFoundError):
+        return loose(folder)
+    return []

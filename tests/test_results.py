@@ -28,7 +28,7 @@ def stored_part(folder, name, cases):
 def test_the_page_has_each_fault_and_names_what_is_missing(tmp_path):
     stored_part(tmp_path, "faults", {"decision_worker_killed": SEEN, "store_locked": UNSEEN, "disk_full": HOLE})
     page = tmp_path / "docs" / "faults.md"
-    summary = results.write_faults(tmp_path, page)
+    summary = results.write_page(page, tmp_path, results.PARTS, results.faults_page)
     assert "incomplete: faults, crashes, " in summary
     text = page.read_text()
     assert "**Not run, or not to its end: faults, crashes, " in text
@@ -44,6 +44,21 @@ def test_the_page_has_each_fault_and_names_what_is_missing(tmp_path):
     assert "- store locked | by another, 20 s: observe answered 504" in text
     assert "- disk full, 10 s: nothing can be mounted: not permitted" in text
     assert evidence.machine() in text
+
+
+def test_a_page_of_which_nothing_is_stored_stays_as_it_is_and_the_terminal_shows_that(tmp_path, monkeypatch, capsys):
+    pages = tmp_path / "docs" / "results"
+    pages.mkdir(parents=True)
+    for name in ("faults", "gate", "drift"):
+        (pages / f"{name}.md").write_text("measured elsewhere")
+    monkeypatch.setattr(evidence, "ROOT", tmp_path)
+    monkeypatch.setenv("BELLWETHER_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sys.argv", ["evidence", "--write"])
+    evidence.main()
+    assert capsys.readouterr().out.splitlines() == [
+        f"{pages / name}.md: nothing stored, left as it is" for name in ("faults", "gate", "drift")
+    ]
+    assert {page.read_text() for page in pages.iterdir()} == {"measured elsewhere"}
 
 
 def test_the_figures_of_the_matrix_count_undetected_faults_and_losses():

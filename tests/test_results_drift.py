@@ -1,6 +1,6 @@
 """The page of the watch is made from what was stored, and names what was not run."""
 
-from benchmarks import evidence, results_drift, watch_evidence
+from benchmarks import evidence, results, results_drift, watch_evidence
 from pipelines.settings import load_params
 
 
@@ -9,9 +9,9 @@ def test_the_page_shows_what_was_stored_with_its_interval_and_names_the_rest(tmp
             "reason": "drift"}  # fmt: skip
     part = evidence.PARTS["drift_false_alarms"]
     evidence.save(tmp_path / "drift_false_alarms.json", part, {"0": case})
-    said = results_drift.write_drift(tmp_path, tmp_path / "drift.md")
+    summary = results.write_page(tmp_path / "drift.md", tmp_path, results_drift.PARTS, results_drift.drift_page)
     page = (tmp_path / "drift.md").read_text()
-    assert "missing or incomplete: drift_false_alarms, drift_detection" in said
+    assert "missing or incomplete: drift_false_alarms, drift_detection" in summary
     assert "| values, blocks a month | 2 | 0.2422 to 7.225 | 1 |" in page  # exact Poisson interval of two
     assert "| missing, blocks a month | 0 | 0 to 3.689 | 1 |" in page
     assert "false alarms a month" in page

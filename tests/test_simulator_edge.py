@@ -22,7 +22,7 @@ def test_the_default_edge_is_the_largest_measured_one_that_models_rank_below_the
 def test_the_filtered_pressure_is_as_near_the_true_one_as_the_law_allows():
     rng = np.random.default_rng(3)
     keep, lean, noise = decay_factor(DESIGN.pressure_half_life_min), DESIGN.share_lean, DESIGN.share_noise
-    n = 200_000
+    n = 60_000
     u, steps = np.zeros(n + 1), rng.normal(0.0, np.sqrt(1.0 - keep * keep), n)
     for i in range(n):
         u[i + 1] = keep * u[i] + steps[i]

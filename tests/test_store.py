@@ -17,17 +17,8 @@ from alembic.script import ScriptDirectory
 from support.legacy_store import alembic_to, contents, release_010
 
 from pipelines import migrations
-from pipelines.contracts import (
-    BOOK_LEVELS,
-    HALF_SPREAD,
-    TAPE_WIDTH,
-    Books,
-    ContextFeed,
-    Decision,
-    ModelAnswer,
-    Outcome,
-    tape_of,
-)
+from pipelines.context_layout import TAPE_WIDTH, tape_of
+from pipelines.contracts import BOOK_LEVELS, HALF_SPREAD, Books, ContextFeed, Decision, ModelAnswer, Outcome
 from pipelines.errors import BadTimes, BadValues, LeaseHeld, StateError, UnknownName
 from pipelines.migrations import tables
 from pipelines.migrations.tables import METADATA, SCHEMA

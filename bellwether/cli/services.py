@@ -140,7 +140,7 @@ def open_tool(
     known = [name for name, service in processes.SERVICES.items() if service.port_field]
     if tool not in known:
         raise UnknownName(f"no tool {tool!r}; known: {', '.join(known)}")
-    require_services(tool, ready=False)  # a page that shows what is wrong is worth opening
+    require_services(tool, ready=False)  # a page that shows what is wrong is useful, too
     port = processes.services(settings(), {tool: processes.SERVICES[tool]})[tool]["port"]
     host = "127.0.0.1" if settings().host == "0.0.0.0" else settings().host
     ticket = keys.create_ticket(settings(), tool)

@@ -9,16 +9,8 @@ import numpy as np
 import pandas as pd
 
 from flows.support.market_access import market_records
-from pipelines.contracts import (
-    CLOSE,
-    CONTEXT_FIELDS,
-    HALF_SPREAD,
-    OPEN_TIME,
-    TAKER_BUY,
-    TAPE_FIELDS,
-    VOLUME,
-    Floats,
-)
+from pipelines.context_layout import CONTEXT_FIELDS, TAPE_FIELDS
+from pipelines.contracts import CLOSE, HALF_SPREAD, OPEN_TIME, TAKER_BUY, VOLUME, Floats
 from pipelines.costs import costs_of, venue_of
 from pipelines.data.quality import QualityReport, assess, cross_source_divergence
 from pipelines.data.schemas import to_frame, to_matrix

@@ -19,13 +19,12 @@ import pandas as pd
 from flows.support.backtest import live_core
 from pipelines import compiled
 from pipelines.bootstrap import bootstrap as bootstrap_process
+from pipelines.context_layout import NO_CONTEXT, TAPE_WIDTH
 from pipelines.contracts import (
     BOOK_LEVELS,
     CLOSE,
     DAY_S,
-    NO_CONTEXT,
     OPEN_TIME,
-    TAPE_WIDTH,
     VOLUME,
     Books,
     ContextFeed,

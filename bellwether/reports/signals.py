@@ -14,15 +14,8 @@ import numpy as np
 
 from bellwether.reports.chart import gather
 from flows.support.installation import Installation
-from pipelines.contracts import (
-    CONTEXT_FIELDS,
-    OPEN_TIME,
-    TAKER_BUY,
-    TAPE,
-    VOLUME,
-    Floats,
-    JsonObject,
-)
+from pipelines.context_layout import CONTEXT_FIELDS, TAPE
+from pipelines.contracts import OPEN_TIME, TAKER_BUY, VOLUME, Floats, JsonObject
 from pipelines.costs import costs_of, venue_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import StateError, UnknownName

@@ -108,7 +108,7 @@ def rebuilt_reference(installation: Installation, line: Promotion, schema: dict[
 
 
 def _rebuild(installation: Installation, pointer: Path, until_s: float, kept: Path) -> None:
-    """Restore a data version beside the workspace, compute its features and write the sealed reference to `kept`.
+    """Restore a data version next to the workspace, compute its features and write the sealed reference to `kept`.
 
     Where that fails, `kept` says why, as a reference of too short a history does.
     """

@@ -10,21 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import (
-    DAY_S,
-    BOOK_LEVELS,
-    CONTEXT_FIELDS,
-    CONTEXT_INDEX,
-    CONTEXT_WIDTH,
-    TAPE,
-    TAPE_FIELDS,
-    TAPE_WIDTH,
-    Books,
-    Bools,
-    ContextFeed,
-    Floats,
-    Ints,
-)
+from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, CONTEXT_WIDTH, TAPE, TAPE_FIELDS, TAPE_WIDTH
+from pipelines.contracts import DAY_S, BOOK_LEVELS, Books, Bools, ContextFeed, Floats, Ints
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape
 

@@ -18,17 +18,8 @@ import pandera.pandas as pa
 import pyarrow
 import pyarrow.parquet as parquet
 
-from pipelines.contracts import (
-    BOOK_LEVELS,
-    CONTEXT_FIELDS,
-    CONTEXT_INDEX,
-    TAPE_FIELDS,
-    Books,
-    ContextFeed,
-    Floats,
-    Ints,
-    Trades,
-)
+from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, TAPE_FIELDS
+from pipelines.contracts import BOOK_LEVELS, Books, ContextFeed, Floats, Ints, Trades
 from pipelines.data.alignment import book_fault
 from pipelines.data.schemas import constant_stamp, epoch_seconds, stamps_of
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile

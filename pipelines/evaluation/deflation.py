@@ -68,7 +68,7 @@ def deflated_sharpe(found: Measurement, trials: int, known: Sequence[float] = ()
 def overfitting_probability(performance: Floats, groups: int = 10) -> float:
     """Return PBO: how often the in-sample winner is, outside, at or below the median of all tried and at a loss.
 
-    Symmetric cross-validation. The loss is asked for as well, since equal configurations of a good model are all at
+    Symmetric cross-validation. The loss is required as well, since equal configurations of a good model are all at
     their median, and none was overfitted.
 
     performance  (rows, configurations) what each row earned with each configuration tried, over the baseline

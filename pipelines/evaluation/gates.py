@@ -259,7 +259,7 @@ def _overfitted(e: Evidence, params: Params) -> Check:
 
 
 def against_champion(e: Evidence, params: Params) -> Check:
-    """Check the candidate against the champion, on rows outside both trainings, as `gate.against_champion` asks.
+    """Check the candidate against the champion, on rows outside both trainings, as `gate.against_champion` states.
 
     Shares are of the champion's own skill: its gain over the family's simplest baseline there, 0 if negative.
     """

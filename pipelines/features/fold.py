@@ -23,7 +23,8 @@ import numpy as np
 from numba.core.dispatcher import Dispatcher
 
 from pipelines.compiled import cache_dir
-from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, CONTEXT_FIELDS, CONTEXT_WIDTH, NO_BOOK, NO_CONTEXT, Floats, Ints
+from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_WIDTH, NO_CONTEXT
+from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, NO_BOOK, Floats, Ints
 from pipelines.data.bar_clock import CLOCKED_WIDTH, clocked, clocked_bar
 from pipelines.errors import BadShape, StateError
 
@@ -38,7 +39,7 @@ class Column:
     source    paper, library convention or ruling
     copy_of   the column(s) it follows from exactly, joined by " and "; models drop it
     needs     extra input without which it is always missing: "volume", "taker", "book", "context:<field>" of
-              contracts.CONTEXT_FIELDS; several joined by " and " (all of them) or " or " (one is enough)
+              context_layout.CONTEXT_FIELDS; several joined by " and " (all of them) or " or " (one is enough)
     sparse    has a value only on the bars where something happens
     """
 
@@ -114,7 +115,7 @@ class StreamingFold:
         bars      (n, CLOCKED_WIDTH) in time order, as `bar_clock.clocked` gives them; (n, 9) columns of BAR_FIELDS are
                   of a market open day and night
         books     (n, 2, levels, 3) the book known at each bar's close, NaN where none was; None = no book at all
-        contexts  (n, CONTEXT_WIDTH) context known then, columns of contracts.CONTEXT_FIELDS; None = nothing
+        contexts  (n, CONTEXT_WIDTH) context known then, columns of context_layout.CONTEXT_FIELDS; None = nothing
         state     mutated when given, so that what follows can be stepped live; None = a fresh one
         Returns   (n, k) float64, row i known at the close of bar i; NaN = missing or warming up
         Raises    BadShape, StateError

@@ -8,7 +8,8 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, Floats
+from pipelines.context_layout import CONTEXT_INDEX
+from pipelines.contracts import CLOSE, HIGH, LOW, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import mean, mid_rank, push, root_mean_square
 from pipelines.layout import lay_out, window

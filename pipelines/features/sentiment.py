@@ -3,7 +3,8 @@
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CONTEXT_INDEX, Floats
+from pipelines.context_layout import CONTEXT_INDEX
+from pipelines.contracts import Floats
 from pipelines.features.fold import Column, FeatureGroup
 
 FUNDING, FEAR_GREED = CONTEXT_INDEX["funding_rate"], CONTEXT_INDEX["fear_greed"]

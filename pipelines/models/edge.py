@@ -1,6 +1,6 @@
 """A model's edge: what it gains on the base rate of its own training, in log loss, on blocks of outcomes.
 
-The gate measures it out of fold, the bundle stores it, and the watch asks whether it is still there. A prediction
+The gate measures it out of fold, the bundle stores it, and the watch tests whether it is still there. A prediction
 counts at most `log_odds` away from the base rate, so that a block's mean has a bound that is known beforehand.
 """
 

@@ -35,7 +35,7 @@ from pipelines.signals.setups import PATTERNS
 if TYPE_CHECKING:
     from pipelines.models.pattern_network import PatternNetwork
 
-LEAST_ROWS = 200  # to fit at all: a few batches of the network; the gate asks for more out of fold
+LEAST_ROWS = 200  # to fit at all: a few batches of the network; the gate requires more out of fold
 NETWORK = "network"
 WINDOW_COLUMNS = (*CANDLE, TAKER, "volume_to_median", "volatility_regime")
 VOLATILITY_COLUMNS = ("atr_14", "volatility_20", "volatility_regime")

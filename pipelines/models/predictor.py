@@ -31,7 +31,7 @@ from pipelines.params import Params
 if TYPE_CHECKING:
     from pipelines.models.networks import RecurrentNetwork
 
-LEAST_ROWS = 200  # to fit at all: a few batches of the network; the gate asks for more out of fold
+LEAST_ROWS = 200  # to fit at all: a few batches of the network; the gate requires more out of fold
 NETWORK = "lstm"
 # What the network reads: price return, volume, book depth, volatility; or all of the core.
 WINDOW_COLUMNS = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.contracts import Floats, Ints
-from pipelines.params import BoostedParams, ForestParams
+from pipelines.family_params import BoostedParams, ForestParams
 
 if TYPE_CHECKING:
     from sklearn.ensemble import RandomForestClassifier

@@ -22,7 +22,7 @@ from pipelines.params import Params
 if TYPE_CHECKING:
     from xgboost import XGBClassifier
 
-LEAST_EVENTS = 50  # to fit at all: fewer fill no second leaf, and the gate asks for ten times as many out of fold
+LEAST_EVENTS = 50  # to fit at all: fewer fill no second leaf, and the gate requires ten times as many out of fold
 EXTRAS = (  # of the labels, for baselines, gate and backtest; the model reads none of them
     "gross_bps", "cost_bps", "target_cost_bps", "spread_known", "direction", "atr", "volatility", "regime",
 )  # fmt: skip

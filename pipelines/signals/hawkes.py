@@ -9,7 +9,8 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CONTEXT_INDEX, Floats
+from pipelines.context_layout import CONTEXT_INDEX
+from pipelines.contracts import Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import mean, mid_rank, push
 from pipelines.signals.columns import DIRECTION, SIGNAL_PARTS, STRENGTH, signal_columns

@@ -9,7 +9,8 @@ equal volumes were, gives it weight: from once (none) to twice (all one-sided).
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CONTEXT_INDEX, Floats
+from pipelines.context_layout import CONTEXT_INDEX
+from pipelines.contracts import Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import push, root_mean_square
 from pipelines.layout import lay_out, window

@@ -7,7 +7,8 @@ recorded book it is missing, and the order-flow category rests on the cumulative
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CONTEXT_INDEX, Floats
+from pipelines.context_layout import CONTEXT_INDEX
+from pipelines.contracts import Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import push, root_mean_square
 from pipelines.signals.columns import DIRECTION, STRENGTH, signal_columns

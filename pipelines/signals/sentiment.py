@@ -8,7 +8,8 @@ that is decided. Neither raises events, so standing repeats nothing.
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CONTEXT_INDEX, Floats
+from pipelines.context_layout import CONTEXT_INDEX
+from pipelines.contracts import Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import mean, mid_rank, push
 from pipelines.features.sentiment import INTEREST

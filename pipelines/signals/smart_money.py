@@ -16,7 +16,8 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, CONTEXT_INDEX, HIGH, LOW, VOLUME, Floats
+from pipelines.context_layout import CONTEXT_INDEX
+from pipelines.contracts import CLOSE, HIGH, LOW, VOLUME, Floats
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.features.kernels import ATR_STATE, atr, mean, mid_rank, push
 from pipelines.layout import lay_out, window, zeros

@@ -10,7 +10,8 @@ import math
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import CLOSE, CONTEXT_INDEX, Floats
+from pipelines.context_layout import CONTEXT_INDEX
+from pipelines.contracts import CLOSE, Floats
 from pipelines.features.fold import FeatureGroup
 from pipelines.features.kernels import mean, push
 from pipelines.layout import lay_out, window

@@ -5,16 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import (
-    BOOK_LEVELS,
-    CONTEXT_FIELDS,
-    CONTEXT_INDEX,
-    TAPE_WIDTH,
-    Books,
-    ContextFeed,
-    Decision,
-    JsonObject,
-)
+from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, TAPE_WIDTH
+from pipelines.contracts import BOOK_LEVELS, Books, ContextFeed, Decision, JsonObject
 from pipelines.renamed_keys import current_names, current_word
 
 _BOOK_BYTES = 8 * (2 * BOOK_LEVELS * 3 + TAPE_WIDTH)

@@ -164,7 +164,7 @@ def traditional_record(sources: Sources, params: Params) -> dict[str, float | No
     """Return what tier 3 judges the traditional consensus by.
 
     hits, n    events whose target was touched first, and resolved events
-    effective  independent events these are worth: n times their mean uniqueness, as they overlap
+    effective  independent events these count as: n times their mean uniqueness, as they overlap
     miss_atr   what the others returned, see labels.misses.miss_atr; None where no event missed its target
     """
     found = traditional_events(sources.features, sources.signals)

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.clock import mode_of
-from pipelines.contracts import CONTEXT_FIELDS, OPEN_TIME, History, JsonObject
+from pipelines.context_layout import CONTEXT_FIELDS
+from pipelines.contracts import OPEN_TIME, History, JsonObject
 from pipelines.costs import funding_rates, venue_of
 from pipelines.data import timeframes
 from pipelines.data.alignment import align

@@ -258,7 +258,7 @@ _PLACES = {
 
 
 class _Facts(dict[str, float | str]):
-    """Hold what the texts of refusals name; a number is read from params, out or row when a text asks for it."""
+    """Hold what the texts of refusals name; a number is read from params, out or row when a text names it."""
 
     def __init__(self, arrays: tuple[Floats, Floats, Floats], **words: str) -> None:
         """Start with `words`; arrays are (params, out, row) of the kernel."""

@@ -20,17 +20,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from pipelines.contracts import (
-    BAR_FIELDS,
-    BAR_WIDTH,
-    BOOK_LEVELS,
-    CONTEXT_FIELDS,
-    CONTEXT_INDEX,
-    TAPE_FIELDS,
-    Books,
-    ContextFeed,
-    Floats,
-)
+from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, TAPE_FIELDS
+from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, BOOK_LEVELS, Books, ContextFeed, Floats
 from pipelines.data.alignment import book_fault
 from pipelines.errors import BadValues
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bellwether.cli.main import app
-from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
+from pipelines.context_layout import CONTEXT_INDEX, CONTEXT_WIDTH
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import settings
 from pipelines.signals.catalog import SIGNALS

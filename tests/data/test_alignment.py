@@ -5,17 +5,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from pipelines.contracts import (
-    BOOK_LEVELS,
-    CONTEXT_FIELDS,
-    CONTEXT_INDEX,
-    CONTEXT_WIDTH,
-    TAPE,
-    TAPE_WIDTH,
-    Books,
-    ContextFeed,
-    tape_of,
-)
+from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, CONTEXT_WIDTH, TAPE, TAPE_WIDTH, tape_of
+from pipelines.contracts import BOOK_LEVELS, Books, ContextFeed
 from pipelines.data.alignment import MAX_AGE_S, align, known_between, merge_records, prune_records
 from pipelines.errors import BadShape
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pandas as pd
 import pytest
 
-from pipelines.contracts import CONTEXT_FIELDS
+from pipelines.context_layout import CONTEXT_FIELDS
 from pipelines.data.sources import check_request, read_books_and_context
 from pipelines.errors import BadValues, UnreadableFile
 

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_INDEX, ContextFeed
+from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX
+from pipelines.contracts import ContextFeed
 from pipelines.data.alignment import align
 from pipelines.data.readers.context import merge_feeds, read_context
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnknownName, UnreadableFile

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.contracts import TAPE_FIELDS, TAPE_INDEX
+from pipelines.context_layout import TAPE_FIELDS, TAPE_INDEX
 from pipelines.data import records
 from pipelines.data.readers import recordings
 from pipelines.data.readers.trades import bars_from_trades

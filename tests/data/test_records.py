@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.contracts import BOOK_LEVELS, CONTEXT_INDEX, Books, ContextFeed, Trades, tape_of
+from pipelines.context_layout import CONTEXT_INDEX, tape_of
+from pipelines.contracts import BOOK_LEVELS, Books, ContextFeed, Trades
 from pipelines.data import records
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.contracts import TAPE_INDEX, TAPE_WIDTH
+from pipelines.context_layout import TAPE_INDEX, TAPE_WIDTH
 from pipelines.data.orderbook import tape as reader
 from pipelines.data.orderbook.limit_order_book import ADD, ASK, BID, CANCEL, LOG_WIDTH, TRADE
 from pipelines.data.simulator.book_design import LOTS

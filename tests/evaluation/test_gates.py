@@ -81,15 +81,15 @@ def share_failed(checks):
 @pytest.mark.parametrize(("family", "effect"), [("validator", "0.58"), ("pattern", "0.6"), ("regime", "0.12")])
 def test_a_perfect_model_passes_the_whole_gate_where_its_rows_can_show_its_skill(family, effect):
     n = 9000 if family == "validator" else 5000
-    refused = [not judge(e, PARAMS).passed for e in made(family, n, effect, 40)]
-    assert np.mean(refused) <= 0.15
+    refused = [not judge(e, PARAMS).passed for e in made(family, n, effect, 12)]
+    assert sum(refused) <= 1
 
 
 @pytest.mark.parametrize("n", [500, 1500])
 def test_calibration_refuses_no_more_than_one_perfect_model_in_twenty(n):
     """The error over ten bins without an interval refused 66 % at n = 500."""
-    assert share_failed(calibrated(e, PARAMS) for e in made("validator", n, "0.57", 200)) <= 0.08
-    assert share_failed(calibrated(e, PARAMS) for e in made("pattern", n, "0.3", 100)) <= 0.09
+    assert share_failed([calibrated(e, PARAMS) for e in made("validator", n, "0.57", 80)]) <= 0.1
+    assert share_failed([calibrated(e, PARAMS) for e in made("pattern", n, "0.3", 40)]) <= 0.1
 
 
 @pytest.mark.parametrize("what", ["p + .3", "p + .3, one class"])

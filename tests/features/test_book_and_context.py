@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
+from pipelines.context_layout import CONTEXT_INDEX, CONTEXT_WIDTH
 from pipelines.features.catalog import FEATURES
 
 BOOK = [column.name for column in FEATURES.catalogue if (column.needs or "").startswith("book")]

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines.contracts import BAR_WIDTH, CONTEXT_FIELDS, CONTEXT_WIDTH
+from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_WIDTH
+from pipelines.contracts import BAR_WIDTH
 from pipelines.errors import BadShape, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import Column, StreamingFold

@@ -8,7 +8,8 @@ import httpx
 import numpy as np
 import pytest
 
-from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, TAPE_WIDTH, Books, ContextFeed
+from pipelines.context_layout import TAPE_WIDTH
+from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, Books, ContextFeed
 from pipelines.settings import ROOT, Settings, settings
 from serving.client import BATCH_SIZE, Client
 from serving.service.schemas import MAX_BODY, ObserveRequest

@@ -8,7 +8,8 @@ import pytest
 
 from flows.support.installation import Installation
 from flows.support.live_feed import live_tail, send_live_bars
-from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed, tape_of, utc
+from pipelines.context_layout import tape_of
+from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed, utc
 from pipelines.errors import NotEnoughData
 from pipelines.settings import Settings, load_params
 from pipelines.store import BarBatch, Store

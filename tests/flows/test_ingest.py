@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from flows.ingest import observed, write_snapshot
-from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed, tape_of
+from pipelines.context_layout import tape_of
+from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed
 from pipelines.data import records, schemas
 from pipelines.data.quality import assess
 from pipelines.settings import settings

@@ -72,6 +72,12 @@ def test_flows_holds_flows_and_their_support_only():
     assert [path for path in inside if path.parts[0] == "support" and has_flow(ROOT / "flows" / path)] == []
 
 
+def test_no_module_is_over_500_lines():
+    modules = [ROOT / path for path in tracked() if path.endswith(".py") and not path.startswith("tests/")]
+    lines = {str(module.relative_to(ROOT)): len(module.read_text().splitlines()) for module in modules}
+    assert {name: n for name, n in lines.items() if n > 500} == {}
+
+
 def test_no_layer_imports_what_people_type_and_import():
     for layer in ("flows", "serving", "pipelines"):
         assert [str(file) for file in (ROOT / layer).rglob("*.py") if "bellwether" in imported(file)] == []

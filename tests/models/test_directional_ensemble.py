@@ -5,9 +5,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.errors import UnknownName
+from pipelines.family_params import EnsembleParams
 from pipelines.models.directional_ensemble import directional, ensemble_losses
 from pipelines.models.losses import log_losses
-from pipelines.params import EnsembleParams
 from pipelines.settings import load_params
 
 WEIGHTS = load_params().ensemble.model_dump()

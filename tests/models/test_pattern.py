@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.contracts import CLOSE, NO_CONTEXT, RETAINED_BARS, History
+from pipelines.context_layout import NO_CONTEXT
+from pipelines.contracts import CLOSE, RETAINED_BARS, History
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
 from pipelines.errors import NotEnoughData

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from pipelines.family_params import BoostedParams, ForestParams
 from pipelines.labels.weights import effective_rows, event_decay
 from pipelines.models import predictor, validator
 from pipelines.models.base import Dataset
 from pipelines.models.baselines import logistic
 from pipelines.models.trees import fit_boosted, fit_forest, least_hessian
-from pipelines.params import BoostedParams, ForestParams
 from pipelines.settings import load_params
 
 PARAMS = load_params()

@@ -20,7 +20,8 @@ from support.service_probes import alarms, bar_with_event, eventually, next_deci
 from support.serving_fixture import HISTORY, SYMBOL, make_bundle, on_wall_clock, slot_entry
 
 from bellwether.operations.breakers import reset
-from pipelines.contracts import BOOK_LEVELS, CLOSE, HIGH, OPEN_TIME, TAPE_WIDTH, Books, Estimate, History
+from pipelines.context_layout import TAPE_WIDTH
+from pipelines.contracts import BOOK_LEVELS, CLOSE, HIGH, OPEN_TIME, Books, Estimate, History
 from pipelines.data.alignment import align
 from pipelines.data.timeframes import resample
 from pipelines.features.catalog import FEATURES

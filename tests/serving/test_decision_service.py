@@ -12,7 +12,8 @@ import pytest
 from support.decision_service import AT, KEY, as_json, running_service
 from support.serving_fixture import SYMBOL, make_bundle, slot_entry
 
-from pipelines.contracts import HALF_SPREAD, OPEN_TIME, tape_of
+from pipelines.context_layout import tape_of
+from pipelines.contracts import HALF_SPREAD, OPEN_TIME
 from pipelines.settings import ROOT
 from serving.inference.generation import acknowledged
 from serving.service.answers import BriefResponse, FullResponse

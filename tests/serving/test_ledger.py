@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from support.records import DECISION
 
-from pipelines.contracts import BOOK_LEVELS, TAPE_WIDTH, Books
+from pipelines.context_layout import TAPE_WIDTH
+from pipelines.contracts import BOOK_LEVELS, Books
 from pipelines.errors import BadValues, ServiceDown
 from pipelines.settings import ROOT
 from pipelines.store import BarBatch, Store

@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 from support.serving_fixture import HISTORY, SYMBOL, T0
 
+from pipelines.context_layout import CONTEXT_INDEX, TAPE_WIDTH
 from pipelines.contracts import (
     BAR_FIELDS,
     BAR_WIDTH,
     BOOK_LEVELS,
     CLOSE,
-    CONTEXT_INDEX,
     HALF_SPREAD,
     HIGH,
     LOW,
     OPEN,
     OPEN_TIME,
     RETAINED_BARS,
-    TAPE_WIDTH,
     Books,
     ContextFeed,
     History,

@@ -7,7 +7,8 @@ import pytest
 from support.serving_fixture import market
 
 from pipelines import warm_start
-from pipelines.contracts import CONTEXT_WIDTH, HALF_SPREAD, History
+from pipelines.context_layout import CONTEXT_WIDTH
+from pipelines.contracts import HALF_SPREAD, History
 from pipelines.data.timeframes import resample
 from pipelines.errors import BadShape, StateError
 from pipelines.features.catalog import FEATURES

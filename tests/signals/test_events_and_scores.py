@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH, SCORE_NAMES
+from pipelines.context_layout import CONTEXT_INDEX, CONTEXT_WIDTH
+from pipelines.contracts import SCORE_NAMES
 from pipelines.errors import BadShape, NotEnoughData, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.signals.catalog import SIGNALS

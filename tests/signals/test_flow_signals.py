@@ -5,7 +5,7 @@ import pytest
 from support.reference_windows import HOLES, atr, holed, known, quiet, rank, rms, then
 from support.signal_subset import SignalSubset
 
-from pipelines.contracts import CONTEXT_INDEX
+from pipelines.context_layout import CONTEXT_INDEX
 
 FLOW = SignalSubset("absorption", "hawkes", "institutional")
 

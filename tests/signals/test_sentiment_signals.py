@@ -5,7 +5,7 @@ import pytest
 from support.reference_windows import known, quiet, rank
 from support.signal_subset import SignalSubset
 
-from pipelines.contracts import CONTEXT_INDEX
+from pipelines.context_layout import CONTEXT_INDEX
 
 SENTIMENT = SignalSubset("sentiment")
 INTEREST = 1e-4

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import talib
 
-from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH, SCORE_NAMES
+from pipelines.context_layout import CONTEXT_INDEX, CONTEXT_WIDTH
+from pipelines.contracts import SCORE_NAMES
 from pipelines.signals import fvg
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from support.signal_subset import SignalSubset
 
-from pipelines.contracts import BAR_WIDTH, CONTEXT_INDEX, CONTEXT_WIDTH, NO_CONTEXT
+from pipelines.context_layout import CONTEXT_INDEX, CONTEXT_WIDTH, NO_CONTEXT
+from pipelines.contracts import BAR_WIDTH
 
 FOLD = SignalSubset("smt")
 CANDLES = Path(__file__).parents[2] / "../shared/data/candles"

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from support.context_factory import make_context
 
-from pipelines.contracts import BAR_WIDTH, CLOSE, HALF_SPREAD, NO_BOOK, NO_CONTEXT, OPEN, OPEN_TIME, VOLUME
+from pipelines.context_layout import NO_CONTEXT
+from pipelines.contracts import BAR_WIDTH, CLOSE, HALF_SPREAD, NO_BOOK, OPEN, OPEN_TIME, VOLUME
 from pipelines.errors import UnknownName
 from pipelines.features.fold import Column, FeatureGroup
 from pipelines.signals import stars

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, CONTEXT_FIELDS, HIGH, LOW, VOLUME
+from pipelines.context_layout import CONTEXT_FIELDS
+from pipelines.contracts import CLOSE, HIGH, LOW, VOLUME
 
 
 def make_context(bars, seed=13):

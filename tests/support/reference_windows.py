@@ -4,7 +4,7 @@ import numpy as np
 import talib
 from numpy.lib.stride_tricks import sliding_window_view
 
-from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
+from pipelines.context_layout import CONTEXT_INDEX, CONTEXT_WIDTH
 
 HOLES = slice(1000, 1011)  # bars of which nothing but prices was recorded
 

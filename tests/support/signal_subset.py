@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from pipelines.contracts import NO_BOOK, NO_CONTEXT
+from pipelines.context_layout import NO_CONTEXT
+from pipelines.contracts import NO_BOOK
 from pipelines.signals.catalog import SIGNALS
 
 

@@ -8,17 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.contracts import (
-    BOOK_LEVELS,
-    CLOSE,
-    CONTEXT_FIELDS,
-    CONTEXT_INDEX,
-    HALF_SPREAD,
-    OPEN_TIME,
-    Books,
-    ContextFeed,
-    tape_of,
-)
+from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, tape_of
+from pipelines.contracts import BOOK_LEVELS, CLOSE, HALF_SPREAD, OPEN_TIME, Books, ContextFeed
 from pipelines.data import records, schemas
 from pipelines.data.alignment import align
 from pipelines.data.simulator.market import simulate

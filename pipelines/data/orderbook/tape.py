@@ -1,4 +1,4 @@
-"""Measures of the events inside a bar: a reader of book events that fills a row of contracts.TAPE.
+"""Measures of the events inside a bar: a reader of book events that fills a row of context_layout.TAPE.
 
 It reads rows as limit_order_book logs them, in time order, from any writer, and stores the size of each level as the
 `lots left` of its newest row. `apply_events` reads events, `write_row` writes a row at a snapshot and begins the next
@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.compiled import kernel
-from pipelines.contracts import TAPE_INDEX, Floats, Ints
+from pipelines.context_layout import TAPE_INDEX
+from pipelines.contracts import Floats, Ints
 from pipelines.data.orderbook.hawkes import HAWKES_STATE, HAWKES_WIDTH, hawkes_add_trade, hawkes_write_row
 from pipelines.data.orderbook.heatmap import (
     EVERY_S,

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pyarrow
 
-from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_INDEX, ContextFeed, Floats, Ints, DAY_S
+from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX
+from pipelines.contracts import ContextFeed, Floats, Ints, DAY_S
 from pipelines.data.readers.files import micros, numbers, read_table
 from pipelines.data.schemas import epoch_seconds, stamps_of
 from pipelines.data.sessions import infer_timeframe

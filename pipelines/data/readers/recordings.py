@@ -16,20 +16,8 @@ import numpy as np
 import pandas as pd
 
 from pipelines.compiled import kernel
-from pipelines.contracts import (
-    BOOK_LEVELS,
-    CONTEXT_INDEX,
-    TAPE,
-    TAPE_FIELDS,
-    TAPE_INDEX,
-    TAPE_WIDTH,
-    Books,
-    Bools,
-    ContextFeed,
-    Floats,
-    Ints,
-    Trades,
-)
+from pipelines.context_layout import CONTEXT_INDEX, TAPE, TAPE_FIELDS, TAPE_INDEX, TAPE_WIDTH
+from pipelines.contracts import BOOK_LEVELS, Books, Bools, ContextFeed, Floats, Ints, Trades
 from pipelines.data.orderbook.limit_order_book import ASK, BID, LOG_WIDTH
 from pipelines.data.orderbook.tape import REACH, RING, TapeRecord, TapeRecords, fresh_tape, reset_book, write_row
 from pipelines.data.readers.recorded_tape import TRADE_WIDTH, apply_message, centre_on, trades_until

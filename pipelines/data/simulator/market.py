@@ -16,19 +16,8 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from pipelines.contracts import (
-    BAR_WIDTH,
-    BOOK_LEVELS,
-    CONTEXT_INDEX,
-    OPEN_TIME,
-    TAPE_INDEX,
-    TAPE_WIDTH,
-    Books,
-    ContextFeed,
-    Floats,
-    Ints,
-    Trades,
-)
+from pipelines.context_layout import CONTEXT_INDEX, TAPE_INDEX, TAPE_WIDTH
+from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, OPEN_TIME, Books, ContextFeed, Floats, Ints, Trades
 from pipelines.data.orderbook import limit_order_book
 from pipelines.data.orderbook.tape import fresh_tape
 from pipelines.data.simulator.book_design import (

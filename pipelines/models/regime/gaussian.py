@@ -14,8 +14,8 @@ import numpy as np
 from pipelines.compiled import kernel
 from pipelines.contracts import Bools, Floats, Ints
 from pipelines.errors import NotEnoughData
+from pipelines.family_params import RegimeParams
 from pipelines.models.regime.kernels import log_densities, posterior, predicted
-from pipelines.params import RegimeParams
 
 # standardised observations are clipped to this: one crash must not take a state of its own. Served filters clip alike,
 # so it belongs to the bundle's format and is no parameter

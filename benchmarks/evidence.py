@@ -29,7 +29,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import faults, hardship, upgrade, watch_evidence
+from benchmarks import faults, file_turns, hardship, upgrade, watch_evidence
+from benchmarks.file_histories import HISTORIES
 from benchmarks.fixture import FAMILY, SIMULATED, listed, recorded, recording, simulated, train
 from benchmarks.postgres import postgresql
 from benchmarks.predictor_epochs import MARKETS, epochs_compared, gains
@@ -247,6 +248,8 @@ PARTS = {
     "odd_inputs": Part(f"cases of {INPUTS:,} generated requests", seeds(10), odd_inputs, all_sums, code=RUNNING),
     "upgrade": Part("the release before, upgraded under load", ("previous",), upgraded, upgrade_figures, jobs=1,
                     code=RUNNING),
+    "file_turns": Part("a whole turn on files of five kinds", tuple(HISTORIES), file_turns.turn,
+                       file_turns.turn_figures, jobs=1, code=RUNNING),
     "predictor_100_epochs": Part("log loss of the default predictor less that of the stated 100 epochs", tuple(MARKETS),
                                  epochs_compared, gains),
     "validator_on_btc": Part("the validator on recorded BTC/USDT", tuple(RECORDINGS), real, validator_figures),

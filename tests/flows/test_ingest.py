@@ -1,5 +1,6 @@
 """Snapshots with books and context: their content, what they retain of the one before; same data, same hash."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -10,8 +11,11 @@ from pipelines.context_layout import tape_of
 from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed
 from pipelines.data import records, schemas
 from pipelines.data.quality import assess
+from pipelines.data.timeframes import Grid
 from pipelines.settings import settings
 from pipelines.store import BarBatch, Store
+
+MINUTES = Grid("1m")
 
 SYMBOL = "BTC/USDT"
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -31,7 +35,7 @@ def minutes(first, n):
 
 
 def report(n=300):
-    return assess(schemas.to_frame(minutes(0, n), "1m", INGESTED), "1m", INGESTED)
+    return assess(schemas.to_frame(minutes(0, n), MINUTES, INGESTED), MINUTES, INGESTED)
 
 
 def books_at(*known, bid=99.0):
@@ -56,6 +60,8 @@ def test_a_snapshot_holds_the_books_and_context_its_manifest_names(tmp_path):
     books = records.read_book(tmp_path / "book/BTC-USDT.parquet")
     assert (books["ingested_at"] == INGESTED).all()
     manifest = {"book": "book/BTC-USDT.parquet", "context": "context/BTC-USDT.parquet"}
+    written = json.loads((tmp_path / "manifest.json").read_text())
+    assert (written["timeframe"], Grid.from_dict(written["grid"])) == ("1m", MINUTES)
     books, feed = records.read_snapshot(tmp_path, manifest)
     np.testing.assert_array_equal(books.known, books_at(60, 120).known)
     assert feed.value.tolist() == [0.0]
@@ -122,7 +128,7 @@ def service_saw(store, first, n, books=None, feed=None):
 def ingest_observed():
     """Write the snapshot of what `observed` gives, as the ingest flow does. Return its records and its files."""
     frame, known, origin = observed.fn(SYMBOL)
-    write_snapshot(settings().workspace / "data", SYMBOL, assess(frame, "1m", INGESTED), origin, known, None)
+    write_snapshot(settings().workspace / "data", SYMBOL, assess(frame, MINUTES, INGESTED), origin, known, None)
     return known, content(settings().workspace / "data")
 
 

@@ -5,16 +5,16 @@ How often a market without drift alarms is measured on whole years: parts `drift
 
 import pytest
 
-from pipelines.contracts import TIMEFRAME_SECONDS
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.models.reference import fit_reference
 from pipelines.monitoring.drift import alarm_rates, detect
 from pipelines.settings import load_params
 
 PARAMS = load_params()
-BAR_SECONDS = TIMEFRAME_SECONDS[PARAMS.data.decision_timeframe]
+BARS = Grid(PARAMS.data.decision_timeframe)
+BAR_SECONDS = BARS.step_s
 BARS_A_DAY = 86_400 // BAR_SECONDS
 BLOCK_DAYS = PARAMS.drift.block_bars // BARS_A_DAY
 HISTORY_DAYS = 120  # forty blocks, of which the reference learns how far quiet ones lie apart
@@ -32,7 +32,7 @@ def test_the_planted_drift_alarms_in_the_first_block_it_fills_by_volatility_and_
             "drift_after_live_days": BEFORE * BLOCK_DAYS,
         }
     )
-    rows = FEATURES.run(resample(simulate(spec, tape=False).bars, 60, BAR_SECONDS))
+    rows = FEATURES.run(resample(simulate(spec, tape=False).bars, Grid("1m"), BARS))
     rows = rows[:, [FEATURES.index[name] for name in WATCHED_COLUMNS]]
     history = HISTORY_DAYS * BARS_A_DAY
     reference = fit_reference(rows[:history], WATCHED_COLUMNS, PARAMS.drift, PARAMS.seed)

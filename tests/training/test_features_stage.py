@@ -13,7 +13,7 @@ from pipelines.contracts import BOOK_LEVELS, CLOSE, HALF_SPREAD, OPEN_TIME, Book
 from pipelines.data import records, schemas
 from pipelines.data.alignment import align
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import TIME, triple_barrier
@@ -24,11 +24,14 @@ from pipelines.signals.events import events
 from pipelines.training import stages
 from pipelines.training.labelling import Sources, event_labels, read_funding
 
+QUARTERS = Grid("15m")
+
+MINUTES = Grid("1m")
+
 PARAMS = load_params()
 SPEC = PARAMS.simulator.model_copy(update={"history_days": 30, "live_days": 0, "drift_after_live_days": None})
-STEP = 900
 BASE = simulate(SPEC, tape=False).bars
-BARS = resample(BASE, 60, STEP)
+BARS = resample(BASE, MINUTES, QUARTERS)
 
 
 def made_up_records() -> tuple[Books, ContextFeed]:
@@ -50,7 +53,7 @@ def made_up_records() -> tuple[Books, ContextFeed]:
 def built(workspace: Path, books: Books | None, feed: ContextFeed | None, **keys: object) -> Path:
     """Run the features stage on this snapshot and return its `artifacts/`; `keys` go into the manifest as they are."""
     described: dict[str, object] = {"symbol": SPEC.symbol, "timeframe": "1m", "file": "bars/B/1m.parquet", **keys}
-    schemas.write_bars(schemas.to_frame(BASE, "1m", None), workspace / "data" / "bars/B/1m.parquet")
+    schemas.write_bars(schemas.to_frame(BASE, MINUTES, None), workspace / "data" / "bars/B/1m.parquet")
     if books is not None:
         described["book"] = "book/B.parquet"
         records.write_book(records.from_books(books, None), workspace / "data/book/B.parquet")
@@ -83,7 +86,7 @@ def test_a_snapshot_of_bars_alone_gives_what_bars_alone_gave(tmp_path, keys):
 def test_books_and_context_reach_features_signals_and_the_arrays_models_read(tmp_path):
     books, feed = made_up_records()
     history = read_history(built(tmp_path, books, feed))
-    levels, context = align(BARS[:, OPEN_TIME] + STEP, STEP, books, feed)
+    levels, context = align(BARS[:, OPEN_TIME], QUARTERS, books, feed)
     assert (history.levels.tobytes(), history.context.tobytes()) == (levels.tobytes(), context.tobytes())
     assert history.features.tobytes() == FEATURES.run(BARS, levels, context).tobytes()
     assert history.signals.tobytes() == SIGNALS.run(BARS, levels, context).tobytes()
@@ -127,7 +130,7 @@ def test_the_labels_of_events_pay_the_row_of_their_venue_and_what_is_not_worth_i
     base, bars = BASE.copy(), BARS.copy()
     base[:, HALF_SPREAD] = bars[:, HALF_SPREAD] = np.nan
     context = np.full((len(bars), len(CONTEXT_FIELDS)), np.nan)
-    here = Sources(base, bars, FEATURES.run(bars), SIGNALS.run(bars), context, STEP, "15m", *HERE)
+    here = Sources(base, bars, FEATURES.run(bars), SIGNALS.run(bars), context, QUARTERS, MINUTES, *HERE)
     cheap, dear = event_labels(here, PARAMS), event_labels(replace(here, venue="binance"), PARAMS)
     assert 0 < len(dear["y"]) < len(cheap["y"])
     for labels, fee in ((cheap, 2.0), (dear, 10.0)):
@@ -144,7 +147,9 @@ def test_a_perpetual_pays_its_funding_in_the_labels_and_spot_does_not():
     context = np.full((len(BARS), len(CONTEXT_FIELDS)), np.nan)
     paid = BASE[0, OPEN_TIME] + 8 * 3600.0 * np.arange(1, 40)
     rates = np.column_stack([paid, np.full(len(paid), 3e-4)])
-    spot = Sources(BASE, BARS, FEATURES.run(BARS), SIGNALS.run(BARS), context, STEP, "15m", "binance", "spot", rates)
+    spot = Sources(
+        BASE, BARS, FEATURES.run(BARS), SIGNALS.run(BARS), context, QUARTERS, MINUTES, "binance", "spot", rates
+    )
     perpetual = replace(spot, market="perpetual")
     assert set(np.round(event_labels(spot, PARAMS)["cost_bps"] - 20.0, 9)) == {0.0, PARAMS.costs.stop_slippage_bps}
     labels = event_labels(perpetual, PARAMS)
@@ -161,7 +166,7 @@ def test_the_labels_of_events_say_whether_their_returns_are_executed_or_of_mids(
         base[:, HALF_SPREAD] = bars[:, HALF_SPREAD] = np.nan
     features, signals = FEATURES.run(bars), SIGNALS.run(bars)
     context = np.full((len(bars), len(CONTEXT_FIELDS)), np.nan)
-    labels = event_labels(Sources(base, bars, features, signals, context, STEP, "15m", *HERE), PARAMS)
+    labels = event_labels(Sources(base, bars, features, signals, context, QUARTERS, MINUTES, *HERE), PARAMS)
     assert len(labels["y"]) > 100
     assert labels["spread_known"].tolist() == [quoted] * len(labels["y"])
 
@@ -169,11 +174,12 @@ def test_the_labels_of_events_say_whether_their_returns_are_executed_or_of_mids(
 def test_a_label_out_of_time_pays_the_funding_at_the_close_of_its_last_bar():
     """Rates at the full hours at which time ran out; to the open of its last minute such a position paid nothing."""
     context = np.full((len(BARS), len(CONTEXT_FIELDS)), np.nan)
-    here = Sources(BASE, BARS, FEATURES.run(BARS), SIGNALS.run(BARS), context, STEP, "15m", "hyperliquid", "perpetual")
+    folded = FEATURES.run(BARS), SIGNALS.run(BARS)
+    here = Sources(BASE, BARS, *folded, context, QUARTERS, MINUTES, "hyperliquid", "perpetual")
     at = events(here.features, here.signals)
     outcome = triple_barrier(
         BASE, here.closes[at.index], BARS[at.index, CLOSE], at.direction, at.atr, PARAMS.labels.target_atr,
-        PARAMS.labels.stop_atr, float(PARAMS.labels.horizon_bars * STEP),
+        PARAMS.labels.stop_atr, QUARTERS.deadline(here.closes[at.index], PARAMS.labels.horizon_bars),
     )  # fmt: skip
     late = (outcome.barrier == TIME) & (outcome.exit_time % 3600.0 == 3540.0)
     assert late.any()  # ran out at the very funding time

@@ -5,10 +5,11 @@ outages close no hour. A person may state the calendar instead (`--sessions`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import pandas as pd
 
 from pipelines.contracts import Bools, Floats, Ints
 from pipelines.data.calendars import (
@@ -20,6 +21,8 @@ from pipelines.data.calendars import (
     Calendar,
     weekly_clock,
 )
+from pipelines.data.proofs import still
+from pipelines.data.schemas import PRICES, epoch_seconds
 from pipelines.data.timeframes import MONDAY_S, TIMEFRAMES, Grid, seconds
 from pipelines.errors import BadTimes
 
@@ -32,6 +35,8 @@ HALF_HOUR = 1800
 LONE_S = 2 * 3600  # an open spell of the week up to this long …
 LONE_GAP_S = 6 * 3600  # … this far from any other is a stray
 SESSION_DAYS = 3  # trading days before a named calendar is known
+FILLED_IN = 0.05  # share of bars without a move or volume, from where on they may be the hours a market is shut
+SHUT = 0.95  # share of the bars of those hours that do not move: over it they are shut
 
 
 def infer_timeframe(open_times: Floats) -> str:
@@ -84,6 +89,32 @@ def infer_grid(open_times: Floats, timeframe: str | None = None, calendar: Calen
     if learnt is not None and _fit(learnt, times) > filled + GAIN:
         return learnt
     return best
+
+
+def market_grid(
+    frame: pd.DataFrame, calendar: Calendar | None = None, timeframe: str | None = None, no_trade: bool = False
+) -> Grid:
+    """Return the grid of a bars frame: that of `infer_grid`, or of the bars that move where the others are filled in.
+
+    Flat bars without volume at hours in which nothing ever moves are a market that is shut (`proofs.still`): the grid
+    has no bar there, and `quality.assess` leaves them out.
+
+    frame      schemas.LAYOUT, any order
+    calendar   as a person states it; no_trade: where no bar stands, nothing traded
+    Raises     BadTimes as infer_timeframe
+    """
+    times = epoch_seconds(frame["open_time"])
+    grid = infer_grid(times, timeframe, calendar)
+    if calendar is None and grid.calendar.always_open:
+        order = np.argsort(times, kind="stable")
+        flat = np.empty(len(times), dtype=bool)
+        flat[order] = still(frame[list(PRICES)].to_numpy()[order], frame["volume"].to_numpy()[order])
+        if flat.mean() >= FILLED_IN and not flat.all():
+            moving = infer_grid(times[~flat], grid.timeframe)
+            shut = ~moving.on_grid(times)
+            if not moving.calendar.always_open and flat[shut].mean() >= SHUT:
+                grid = moving
+    return replace(grid, no_trade=no_trade)
 
 
 def _phase(times: Floats, timeframe: str) -> int:

@@ -74,11 +74,13 @@ class Grid:
     timeframe  one of TIMEFRAMES
     calendar   when the market is open
     phase_s    seconds by which bars open after a multiple of their length since the epoch; of a plain calendar alone
+    no_trade   a bar that is not there had no trade, so none is missing; else it is lost
     """
 
     timeframe: str
     calendar: Calendar = ALWAYS
     phase_s: int = 0
+    no_trade: bool = False
 
     def __post_init__(self) -> None:
         """Raise UnknownName for an unknown timeframe."""
@@ -176,8 +178,11 @@ class Grid:
     def missing(self, opens: Floats) -> Ints:
         """Return (n-1,) how many bars are missing between each bar and the next; all ascending and on the grid.
 
-        Of a market that closes, whole trading days without a bar are holidays, up to HOLIDAY_DAYS in a row.
+        Of a market that closes, whole trading days without a bar are holidays, up to HOLIDAY_DAYS in a row. Where no
+        bar means no trade, none is missing.
         """
+        if self.no_trade:
+            return np.zeros(max(len(opens) - 1, 0), dtype=np.int64)
         between = np.maximum(np.diff(self.slots(opens)) - 1, 0)
         if self.fixed or self.calendar.always_open:
             return np.asarray(between)
@@ -241,7 +246,7 @@ class Grid:
         """Return the grid of another timeframe of the same market; a phase stays where it divides the bar."""
         step = seconds(timeframe)
         keeps = self.phase_s if self.fixed and step <= DAY else 0
-        return Grid(timeframe, self.calendar, keeps % step)
+        return Grid(timeframe, self.calendar, keeps % step, self.no_trade)
 
     @property
     def mean_s(self) -> float:
@@ -255,7 +260,10 @@ class Grid:
 
     def to_dict(self) -> JsonObject:
         """Return the grid, JSON-ready."""
-        return {"timeframe": self.timeframe, "phase_s": self.phase_s, "calendar": self.calendar.to_dict()}
+        made: JsonObject = {
+            "timeframe": self.timeframe, "phase_s": self.phase_s, "calendar": self.calendar.to_dict(),
+        }  # fmt: skip
+        return made | ({"no_bar": "no-trade"} if self.no_trade else {})
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, object]) -> "Grid":
@@ -263,12 +271,14 @@ class Grid:
         calendar, phase = stored["calendar"], stored["phase_s"]
         if not isinstance(calendar, dict) or not isinstance(phase, int):
             raise BadShape(f"grid: {stored!r} is no grid; wanted timeframe, phase_s, calendar")
-        return cls(str(stored["timeframe"]), Calendar.from_dict(calendar), phase)
+        no_trade = stored.get("no_bar") == "no-trade"
+        return cls(str(stored["timeframe"]), Calendar.from_dict(calendar), phase, no_trade)
 
     def describe(self) -> str:
         """Return the grid in words: '1h bars, us-equity: Mon 09:30 to …'."""
         phase = f", {self.phase_s} s after the full {self.timeframe}" if self.phase_s else ""
-        return f"{self.timeframe} bars{phase}; {self.calendar.describe()}"
+        silent = "; where no bar stands, nothing traded" if self.no_trade else ""
+        return f"{self.timeframe} bars{phase}; {self.calendar.describe()}{silent}"
 
 
 @dataclass(frozen=True)

@@ -18,23 +18,19 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
 from bellwether.reports.chart import detail_columns
-from benchmarks.fixture import recording
+from benchmarks.fixture import recorded_market, recording
 from benchmarks.pages import write
 from pipelines.contracts import CLOSE, CONTEXT_FIELDS, OPEN_TIME, Books, ContextFeed, Estimate, Floats
-from pipelines.data import schemas
 from pipelines.data.alignment import align
-from pipelines.data.quality import assess
 from pipelines.data.readers.context import merge_feeds, read_context
-from pipelines.data.readers.files import read
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, NotEnoughData
 from pipelines.features.catalog import CORE_COLUMNS, FEATURES, WATCHED_COLUMNS
 from pipelines.models import pattern_view
@@ -56,9 +52,9 @@ PAGE = ROOT / "docs" / "results" / "columns.md"
 BLOCKS = 20  # of consecutive events; each gives one value of the association
 SHOWN = 5  # of the columns that hold on a market
 SIZE = 0.05  # of all tests of a market together
-BTC = ("binance_spot_btcusdt_1m_2024.parquet", "1m", 900)
-ETH = ("binance_spot_ethusdt_5m_to_2025h1.parquet", "5m", 900)
-GOLD = ("../forex/oanda_xauusd_1h_to_2015h1.parquet", "1h", 3600)
+BTC = ("binance_spot_btcusdt_1m_2024.parquet", "1m", "15m")
+ETH = ("binance_spot_ethusdt_5m_to_2025h1.parquet", "5m", "15m")
+GOLD = ("../forex/oanda_xauusd_1h_to_2015h1.parquet", "1h", "1h")
 CONTEXT = {
     "BTC/USDT": (ETH[0], "../alternative/binance_usdm_btcusdt_funding_8h.parquet"),
     "ETH/USDT": (BTC[0], "binance_spot_btcusdt_1m_2025h1.parquet"),
@@ -221,28 +217,28 @@ def associations(sources: Sources, params: Params, columns: Sequence[str]) -> li
     return [Association(name, sided, n, t, p_holm) for (name, sided, (t, _, n)), p_holm in zip(found, p, strict=True)]
 
 
-def folded(base: Floats, base_s: int, step_s: int, books: Books | None, feed: ContextFeed | None) -> Sources:
-    """Return a market's bars with its features and signals."""
-    decision = base if step_s == base_s else resample(base, base_s, step_s)
-    levels, context = align(decision[:, OPEN_TIME] + step_s, float(step_s), books, feed)
+def folded(base: Floats, base_grid: Grid, timeframe: str, books: Books | None, feed: ContextFeed | None) -> Sources:
+    """Return a market's bars, decisions on those of a timeframe, with features and signals."""
+    grid = base_grid.at(timeframe)
+    decision = base if grid == base_grid else resample(base, base_grid, grid)
+    levels, context = align(decision[:, OPEN_TIME], grid, books, feed)
     features, signals = FEATURES.run(decision, levels, context), SIGNALS.run(decision, levels, context)
-    return Sources(base, decision, features, signals, context, step_s, f"{step_s // 60}m")
+    return Sources(base, decision, features, signals, context, grid, base_grid)
 
 
 def recorded(symbol: str) -> Sources:
     """Return a recorded market, folded with the context known next to it."""
-    file, timeframe, step_s = RECORDED[symbol]
-    now = datetime.now(UTC)
-    base = schemas.to_matrix(assess(read(recording(file), now, timeframe), timeframe, now).clean)
+    file, timeframe, decided_on = RECORDED[symbol]
+    base, base_grid = recorded_market(recording(file), timeframe)
     context = CONTEXT.get(symbol, ())
     feed = merge_feeds([read_context(recording(name)) for name in context]) if context else None
-    return folded(base, int(np.diff(base[:, OPEN_TIME]).min()), step_s, None, feed)
+    return folded(base, base_grid, decided_on, None, feed)
 
 
 def simulated(params: Params) -> Sources:
     """Return the simulated year of params.yaml, without its drift."""
     market = simulate(params.simulator.model_copy(update={"live_days": 0, "drift_after_live_days": None}))
-    return folded(market.bars, 60, 900, market.books, market.feed)
+    return folded(market.bars, Grid("1m"), "15m", market.books, market.feed)
 
 
 def gain_of(sources: Sources, column: str, sided: bool, params: Params) -> Estimate:
@@ -267,7 +263,7 @@ def gain_of(sources: Sources, column: str, sided: bool, params: Params) -> Estim
         **{name: labels[name][usable] for name in ("y", "weight", "uniqueness", "known", "ended")},
         extras={name: labels[name][usable] for name in ("gross_bps", "direction", "atr", "volatility", "regime")},
     )
-    embargo = embargo_seconds(params, sources.step_s)
+    embargo = embargo_seconds(params, sources.grid)
     without = whole.select_columns(np.array(whole.columns) != column)
     losses = [out_of_fold(VALIDATOR, data, params, embargo, lambda _: None).loss for data in (without, whole)]
     means = np.array([block.mean() for block in np.array_split(losses[0] - losses[1], BLOCKS)])

@@ -28,13 +28,14 @@ import pandas as pd
 from benchmarks.fixture import FAMILY, listed, recording
 from flows.ingest import write_snapshot
 from flows.support.backtest import backtest_policy, missed
-from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, TIMEFRAME_SECONDS, Estimate, Floats, JsonObject
+from pipelines.contracts import CLOSE, HIGH, LOW, OPEN, OPEN_TIME, Estimate, Floats, JsonObject
 from pipelines.costs import costs_of, funding_payments, funding_rates, funding_received_bps, venue_of
 from pipelines.data.quality import assess
 from pipelines.data.readers.context import read_context
 from pipelines.data.schemas import epoch_seconds, to_matrix
+from pipelines.data.sessions import infer_grid
 from pipelines.data.sources import make_source
-from pipelines.data.timeframes import infer_timeframe, resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.signals import format_estimate
 from pipelines.features import technical
 from pipelines.features.fold import StreamingFold
@@ -44,6 +45,12 @@ from pipelines.settings import ROOT, load_params
 from pipelines.signals.events import events
 from pipelines.training import stages
 from serving.risk.codes import MODEL_ABSTAINED, REFUSALS, TARGET_UNDER_COST
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 PAGE = ROOT / "docs" / "results" / "costs.md"
 BEFORE = ROOT / "docs" / "results" / "costs_before.json"  # measured on 0.7.0, which paid 5 bps everywhere
@@ -97,10 +104,10 @@ def walk(name: str, params: Params) -> Counted:
         venue, market = listed(file)
         source, until = make_source("files", path=recording(file), venue=venue, market=market), now
     frame, known = source.fetch(symbol, until, now), source.records(symbol, until)
-    timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
+    grid = infer_grid(to_matrix(frame)[:, OPEN_TIME])
     with tempfile.TemporaryDirectory(prefix="bellwether-costs-") as scratch, contextlib.chdir(scratch):
         with contextlib.redirect_stdout(sys.stderr):
-            write_snapshot(Path("data"), symbol, assess(frame, timeframe, until), source.describe(), known)
+            write_snapshot(Path("data"), symbol, assess(frame, grid, until), source.describe(), known)
             Path("data.dvc").write_text(json.dumps({"outs": [{"md5": "0" * 32}]}))  # the stages name the data by it
             stages.build_features(params)
             stages.build_labels(params)
@@ -119,7 +126,7 @@ def counted(artifacts: Path, params: Params) -> Counted:
         bars = labels["index"][oof["row"]]
         result = backtest_policy(
             **arrays, bars=bars, p=oof["p"], p_low=oof["p_low"], miss_atr=missed(oof, params),
-            step_s=TIMEFRAME_SECONDS[meta["decision_timeframe"]], params=params, costs=costs,
+            grid=Grid.from_dict(meta["grid"]), base_grid=Grid.from_dict(meta["base_grid"]), params=params, costs=costs,
         )  # fmt: skip
     raised = events(arrays["features"], arrays["signals"])
     codes = result.codes[np.isin(np.arange(int(bars[0]), len(arrays["decision"])), raised.index)]
@@ -184,17 +191,18 @@ def minute_slippage(params: Params) -> tuple[int, float, float, float]:
     """
     now = datetime.now(UTC)
     frame = make_source("files", path=recording(BTC)).fetch("BTC/USDT", now, now)
-    base = to_matrix(assess(frame, "1m", now).clean)
-    decision = resample(base, 60, 900)
+    base = to_matrix(assess(frame, MINUTES, now).clean)
+    decision = resample(base, MINUTES, QUARTERS)
     family = StreamingFold("technical", (technical.GROUP,))
     atr = family.run(decision)[:, family.index["atr_14"]]
     at = np.flatnonzero(np.isfinite(atr))
+    known = QUARTERS.closes(decision[at, OPEN_TIME])
     opens, closes, labels = [], [], params.labels
     for side in (1, -1):
         direction = np.full(len(at), side)
         found = triple_barrier(
-            base, decision[at, OPEN_TIME] + 900, decision[at, CLOSE], direction, atr[at], labels.target_atr,
-            labels.stop_atr, float(labels.horizon_bars * 900),
+            base, known, decision[at, CLOSE], direction, atr[at], labels.target_atr, labels.stop_atr,
+            QUARTERS.deadline(known, labels.horizon_bars),
         )  # fmt: skip
         stopped = found.barrier == STOP
         level = levels(decision[at, CLOSE], direction, atr[at], labels.target_atr, labels.stop_atr)[1][stopped]

@@ -22,7 +22,7 @@ from benchmarks.fixture import FAMILY, Fixture, by_decision_bar, fixture
 from benchmarks.inference import native
 from benchmarks.measured import Row, pairs, spread
 from pipelines.contracts import BAR_FIELDS, Decision, Floats, utc
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.models.calibration import raw
 from pipelines.models.tabular import TabularModel
 from pipelines.params import Params
@@ -31,7 +31,7 @@ from pipelines.warm_start import read_warm_start
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.policy.decide import decide
 from serving.policy.decision_row import flatten
-from serving.risk.exposure import scenarios_of
+from serving.risk.exposure import AssetCloses, scenarios_of
 from serving.state.account import Account
 from serving.state.ledger import Ledger
 from serving.state.symbols import ClosedBar, Symbol
@@ -70,8 +70,8 @@ class DecisionPath:
         self.params, self.snapshot = at.params, snapshot
         self.symbol = Symbol(read_warm_start(Path(at.warm["path"]), at.warm["digest"]))
         self.flat, self.ledger = flatten(at.params), Ledger(store)
-        horizon_s = float(at.params.labels.horizon_bars * self.symbol.step_s)
-        scenarios = scenarios_of({self.symbol.name: self.symbol.warm.closes}, horizon_s, at.params.risk.tail)
+        closes = AssetCloses(self.symbol.grid, self.symbol.warm.closes)
+        scenarios = scenarios_of({self.symbol.name: closes}, at.params.labels.horizon_bars, at.params.risk.tail)
         self.account = Account(scenarios=scenarios, newest_closes=lambda _: self.symbol.closes)
         self.n = 0
 
@@ -118,7 +118,7 @@ def timed(path: DecisionPath, bars: Floats, recomputed: Snapshot) -> tuple[Float
 def measure(tiny: bool = False) -> list[Row]:
     """Return the rows of this benchmark; `tiny` measures too little to be quoted."""
     at = fixture(tiny)
-    bars = resample(np.concatenate(by_decision_bar(at.live, at.params)), 60, 900)
+    bars = resample(np.concatenate(by_decision_bar(at.live, at.params)), Grid("1m"), Grid("15m"))
     slots = ModelSlots(at.home / "serving", at.home / "bundles", lambda *refused: None)
     snapshot = slots.pending()
     assert snapshot is not None

@@ -14,19 +14,15 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 
-from benchmarks.fixture import SIMULATED, costs_of_file, recording, simulated
+from benchmarks.fixture import SIMULATED, costs_of_file, recorded_market, recording, simulated
 from benchmarks.pages import write
-from benchmarks.signals import STEP_S, _line, _prose
+from benchmarks.signals import MINUTES, QUARTERS, _line, _prose
 from pipelines.contracts import CLOSE, HALF_SPREAD, OPEN_TIME, Estimate, Floats, Ints, utc
 from pipelines.costs import Costs, costs_of, target_cost_bps, trade_cost_bps
-from pipelines.data import schemas
-from pipelines.data.quality import assess
-from pipelines.data.readers.files import read
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.metrics import mean_estimate
 from pipelines.evaluation.signals import format_estimate
 from pipelines.features import technical
@@ -52,14 +48,15 @@ ICT_GROUPS = tuple(module.GROUP for module in (fvg, sweep, order_block, cisd, sm
 class Market:
     """Describe one market.
 
-    base (n, 9) are the bars a position is followed on; decision (m, 9) are bars of `step_s` seconds.
+    base (n, 9) are the bars a position is followed on; decision (m, 9) are those decided on; their grids.
     """
 
     title: str
     about: str
     base: Floats
     decision: Floats
-    step_s: int
+    base_grid: Grid
+    grid: Grid
     costs: Costs
 
 
@@ -78,30 +75,26 @@ class PlanResult:
 # ---- markets and events -----------------------------------------------------------------------------------------
 
 
-def recorded(name: str, timeframe: str) -> Floats:
-    """Return the clean bars (n, 9) of a recorded file."""
-    now = datetime.now(UTC)
-    return schemas.to_matrix(assess(read(recording(name), now, timeframe), timeframe, now).clean)
-
-
 def markets(params: Params) -> list[Market]:
     """Return the simulated year and the two recorded markets."""
     spec = params.simulator
-    year, bitcoin, gold = simulated(params, spec.history_days), recorded(BITCOIN, "1m"), recorded(GOLD, "1h")
+    year, (bitcoin, minute_grid) = simulated(params, spec.history_days), recorded_market(recording(BITCOIN), "1m")
+    gold, hours = recorded_market(recording(GOLD), "1h")
     minutes = "15-minute decisions, followed on 1-minute bars"
     title = f"{spec.symbol}, {spec.history_days} simulated days, edge {spec.edge:g}, seed {spec.seed}"
     return [
-        Market(f"{title}, {minutes}", "", year, resample(year, 60, STEP_S), STEP_S,
+        Market(f"{title}, {minutes}", "", year, resample(year, MINUTES, QUARTERS), MINUTES, QUARTERS,
                costs_of(params.costs, *SIMULATED)),
-        Market(f"BTC/USDT, {_days(bitcoin)}, {minutes}", "", bitcoin, resample(bitcoin, 60, STEP_S), STEP_S,
-               costs_of_file(BITCOIN, params)),
+        Market(f"BTC/USDT, {_days(bitcoin)}, {minutes}", "", bitcoin, resample(bitcoin, minute_grid, QUARTERS),
+               minute_grid, QUARTERS, costs_of_file(BITCOIN, params)),
         Market(
             f"XAU/USD, {_days(gold)}, 1-hour decisions, followed on 1-hour bars",
             """Mid prices, and nothing finer was recorded: an hour that reaches both stop and target counts as the stop,
             and a trailing stop moves once an hour. An hour may follow a break of days.""",
             gold,
             gold,
-            3600,
+            hours,
+            hours,
             costs_of_file(GOLD, params),
         ),
     ]  # fmt: skip
@@ -130,20 +123,20 @@ def compare_plans(market: Market, params: Params) -> tuple[list[PlanResult], int
     least = labels.min_target_to_cost * target_cost_bps(market.costs, market.decision[raised.index])
     large_enough = labels.target_atr * raised.atr * 1e4 >= least
     at, side, atr = raised.index[large_enough], raised.direction[large_enough], raised.atr[large_enough]
-    closes, horizon_s = market.decision[at, OPEN_TIME] + market.step_s, float(labels.horizon_bars * market.step_s)
+    closes = market.grid.closes(market.decision[at, OPEN_TIME])
+    horizon_s = float(labels.horizon_bars * market.grid.step_s)
     found: dict[str, Exits] = {}
     for plan in PLANS:
         flat = flatten(params.exits.model_copy(update={"plan": plan}), labels)
         found[plan] = simulate_exits(market.base, closes, market.decision[at, CLOSE], side, atr, horizon_s, flat)
     ended = np.all([one.barrier != UNRESOLVED for one in found.values()], axis=0)
-    bar_s = float(np.diff(market.base[:, OPEN_TIME]).min())
     executed = np.full(len(at), np.isfinite(market.base[:, HALF_SPREAD]).all())
     results = [
         PlanResult(
             plan,
             one.gross_bps[ended],
             (one.gross_bps - trade_cost_bps(market.costs, one.barrier, executed))[ended],
-            (one.exit_time[ended] + bar_s - one.start_time[ended]) / 3600.0,
+            (market.base_grid.closes(one.exit_time[ended]) - one.start_time[ended]) / 3600.0,
             one.barrier[ended],
             one.legs[ended],
         )

@@ -14,12 +14,18 @@ import talib
 from benchmarks.fixture import recorded, recording, simulated
 from benchmarks.measured import Row, cpu_seconds, in_turn, pairs, spread
 from pipelines.contracts import BAR_FIELDS, Floats
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.features import technical
 from pipelines.features.catalog import FEATURES
 from pipelines.features.fold import StreamingFold
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 WINDOW = 500  # bars that the usual code recomputes at every bar
 
@@ -28,8 +34,8 @@ def market(tiny: bool) -> tuple[Floats, str]:
     """Return 15-minute bars (n, 9) and their description."""
     path = recording("binance_spot_btcusdt_1m_2024.parquet")
     if path.is_file() and not tiny:
-        return resample(recorded(path), 60, 900), "BTC/USDT 2024, 15m"
-    return resample(simulated(load_params(), 20 if tiny else 365), 60, 900), "simulated, 15m"
+        return resample(recorded(path), MINUTES, QUARTERS), "BTC/USDT 2024, 15m"
+    return resample(simulated(load_params(), 20 if tiny else 365), MINUTES, QUARTERS), "simulated, 15m"
 
 
 def with_talib(high: Floats, low: Floats, close: Floats) -> None:

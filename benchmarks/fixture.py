@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats, JsonObject
+from pipelines.contracts import OPEN_TIME, Floats, JsonObject
 from pipelines.costs import Costs, costs_of
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
+from pipelines.data.sessions import infer_grid
 from pipelines.data.simulator.latent import MINUTES_A_DAY
 from pipelines.data.simulator.market import simulate
+from pipelines.data.timeframes import Grid
 from pipelines.models.base import Dataset
 from pipelines.models.catalog import model_family
 from pipelines.params import Params
@@ -30,6 +32,8 @@ from pipelines.settings import ROOT, load_params
 from pipelines.training import stages
 from pipelines.warm_start import publish_warm_start
 from serving.inference.generation import write_generation
+
+MINUTES = Grid("1m")
 
 RECORDED = (
     ROOT.parent / "shared" / "data" / "candles"
@@ -64,8 +68,15 @@ def recording(name: str) -> Path:
 
 def recorded(path: Path) -> Floats:
     """Return the clean 1-minute bars (n, 9) of a recorded file."""
+    return recorded_market(path, "1m")[0]
+
+
+def recorded_market(path: Path, timeframe: str) -> tuple[Floats, Grid]:
+    """Return the clean bars (n, 9) of a recorded file and the grid they show."""
     now = datetime.now(UTC)
-    return schemas.to_matrix(assess(read(path, now), "1m", now).clean)
+    frame = read(path, now, timeframe)
+    grid = infer_grid(schemas.to_matrix(frame)[:, OPEN_TIME], timeframe)
+    return schemas.to_matrix(assess(frame, grid, now).clean), grid
 
 
 def simulated(params: Params, history_days: int, live_days: int = 0, **changes: Any) -> Floats:
@@ -77,7 +88,7 @@ def simulated(params: Params, history_days: int, live_days: int = 0, **changes: 
 def snapshot(workspace: Path, bars: Floats, symbol: str, where: tuple[str | None, str | None] = SIMULATED) -> Path:
     """Write 1-minute bars (n, 9) of venue and market `where` as the stages read them; return the workspace."""
     (workspace / "data").mkdir(parents=True)
-    schemas.write_bars(schemas.to_frame(bars, "1m", None), workspace / "data" / "1m.parquet")
+    schemas.write_bars(schemas.to_frame(bars, MINUTES, None), workspace / "data" / "1m.parquet")
     described = {"symbol": symbol, "timeframe": "1m", "file": "1m.parquet", "clock": "market"}
     described |= dict(zip(("venue", "market"), where, strict=True))
     (workspace / "data" / "manifest.json").write_text(json.dumps(described))
@@ -164,5 +175,5 @@ def arm_of(digest: str, version: str = "benchmark") -> JsonObject:
 
 def by_decision_bar(live: Floats, params: Params) -> list[Floats]:
     """Return the live minutes of each whole decision bar."""
-    slot = live[:, OPEN_TIME] // TIMEFRAME_SECONDS[params.data.decision_timeframe]
-    return np.split(live, np.flatnonzero(np.diff(slot)) + 1)[:-1]
+    slots = Grid(params.data.decision_timeframe).slots(live[:, OPEN_TIME])
+    return np.split(live, np.flatnonzero(np.diff(slots)) + 1)[:-1]

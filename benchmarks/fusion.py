@@ -15,12 +15,11 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from time import perf_counter
 
 import numpy as np
 
-from benchmarks.fixture import SIMULATED, costs_of_file, recording
+from benchmarks.fixture import SIMULATED, costs_of_file, recorded_market, recording
 from benchmarks.pages import write
 from pipelines.contracts import (
     CATEGORIES,
@@ -34,13 +33,10 @@ from pipelines.contracts import (
     utc,
 )
 from pipelines.costs import Costs, costs_of, target_cost_bps, trade_cost_bps
-from pipelines.data import schemas
 from pipelines.data.alignment import align
-from pipelines.data.quality import assess
 from pipelines.data.readers.context import merge_feeds, read_context
-from pipelines.data.readers.files import read
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.deflation import deflated_sharpe, overfitting_probability, sharpe_of
 from pipelines.evaluation.metrics import chosen, lift_estimate, mean_estimate, mean_of_chosen, ranks_within
 from pipelines.evaluation.pooling import LEAST
@@ -96,7 +92,7 @@ WEIGHTINGS = {
 class EvaluationSet:
     """Hold a market's resolved events, the regime code of each (NaN unknown), and a description of its history.
 
-    active_share  (C,) share of the events at which each category took a side; step_s seconds of a decision bar
+    active_share  (C,) share of the events at which each category took a side; grid of the decision bars
     cost_bps      (n,) what each trade cost; costs: which row, and where the spread is from
     """
 
@@ -105,7 +101,7 @@ class EvaluationSet:
     regime: Floats
     active_share: Floats
     days: str
-    step_s: int
+    grid: Grid
     cost_bps: Floats
     costs: str
 
@@ -116,28 +112,29 @@ class EvaluationSet:
 def evaluation_set(
     title: str,
     base: Floats,
-    step_s: int,
+    base_grid: Grid,
+    timeframe: str,
     books: Books | None,
     feed: ContextFeed | None,
     params: Params,
     costs: Costs,
 ) -> EvaluationSet:
-    """Return events whose target covers their cost, and the category scores at each.
+    """Return events on bars of a timeframe whose target covers their cost, and the category scores at each.
 
     Scores are calibrated on the first CALIBRATION_SHARE of the bars, before the first event.
     """
-    base_s = int(np.diff(base[:, OPEN_TIME]).min())
-    decision = base if step_s == base_s else resample(base, base_s, step_s)
-    levels, context = align(decision[:, OPEN_TIME] + step_s, step_s, books, feed)
+    grid = base_grid.at(timeframe)
+    decision = base if grid == base_grid else resample(base, base_grid, grid)
+    levels, context = align(decision[:, OPEN_TIME], grid, books, feed)
     features, signals = FEATURES.run(decision, levels, context), SIGNALS.run(decision, levels, context)
     first = int(len(decision) * CALIBRATION_SHARE)
     direction, confidence = CategoryScores.fit(signals[:first]).score(signals)
     scores = np.where(direction == 0.0, 0.0, direction * confidence)[:, : len(CATEGORIES)]
     found, labels = events(features, signals), params.labels
-    closes = decision[found.index, OPEN_TIME] + step_s
+    closes = grid.closes(decision[found.index, OPEN_TIME])
     outcome = triple_barrier(
         base, closes, decision[found.index, CLOSE], found.direction, found.atr, labels.target_atr, labels.stop_atr,
-        float(labels.horizon_bars * step_s),
+        grid.deadline(closes, labels.horizon_bars),
     )  # fmt: skip
     least = labels.min_target_to_cost * target_cost_bps(costs, decision[found.index])
     large_enough = labels.target_atr * found.atr * 1e4 >= least
@@ -148,11 +145,11 @@ def evaluation_set(
         title,
         # an outcome is known when the base bar that brought it has closed
         Events(scores[at], found.direction[keep].astype(float), outcome.label[keep], outcome.gross_bps[keep],
-               closes[keep], outcome.exit_time[keep] + base_s),
+               closes[keep], base_grid.closes(outcome.exit_time[keep])),
         market_state(features, signals)[0][at],
         np.asarray((np.nan_to_num(scores[at]) != 0.0).mean(axis=0)),
         f"{utc(closes[keep][0]):%F} to {utc(closes[keep][-1]):%F}",
-        step_s,
+        grid,
         cost_bps[keep],
         costs.describe(outcome.spread_known[keep]),
     )  # fmt: skip
@@ -164,17 +161,16 @@ def simulated_year(params: Params) -> EvaluationSet:
     market = simulate(spec)
     title = f"The simulator, {SIM_DAYS} days, edge {spec.edge:g}, seed {spec.seed}"
     costs = costs_of(params.costs, *SIMULATED)
-    return evaluation_set(title, market.bars, 900, market.books, market.feed, params, costs)
+    return evaluation_set(title, market.bars, Grid("1m"), "15m", market.books, market.feed, params, costs)
 
 
 def recorded(
-    title: str, file: str, timeframe: str, step_s: int, context: Sequence[str], params: Params
+    title: str, file: str, timeframe: str, decided_on: str, context: Sequence[str], params: Params
 ) -> EvaluationSet:
-    """Return the evaluation set of a recorded file of bars, with the context files known next to it."""
-    now = datetime.now(UTC)
-    base = schemas.to_matrix(assess(read(recording(file), now, timeframe), timeframe, now).clean)
+    """Return the evaluation set of a recorded file of bars of `timeframe`, with the context files known next to it."""
+    base, base_grid = recorded_market(recording(file), timeframe)
     feed = merge_feeds([read_context(recording(name)) for name in context]) if context else None
-    return evaluation_set(title, base, step_s, None, feed, params, costs_of_file(file, params))
+    return evaluation_set(title, base, base_grid, decided_on, None, feed, params, costs_of_file(file, params))
 
 
 # ---- figures ------------------------------------------------------------------------------------------------------
@@ -199,7 +195,7 @@ def walk_forward(market_events: EvaluationSet, params: Params) -> WalkForwardFor
             "learnt": weights_in_force(begin, given.category_scores, given.side, given.label, given.ended, given.known,
                                        learning),
         },
-        params.splits.folds, params.splits.min_train_fraction, float(memory * market_events.step_s),
+        params.splits.folds, params.splits.min_train_fraction, market_events.grid.span_s(memory),
         learning.floor / len(CATEGORIES), params.gate.coverage, params.seed,
     )  # fmt: skip
 
@@ -439,8 +435,8 @@ def _whole() -> str:
     params = load_params()
     markets = [
         simulated_year(params),
-        recorded("BTC/USDT, 15-minute bars, barriers walked on 1-minute bars", BTC, "1m", 900, CONTEXT_FILES, params),
-        recorded("XAU/USD, hourly bars", GOLD, "1h", 3600, (), params),
+        recorded("BTC/USDT, 15-minute bars, barriers walked on 1-minute bars", BTC, "1m", "15m", CONTEXT_FILES, params),
+        recorded("XAU/USD, hourly bars", GOLD, "1h", "1h", (), params),
     ]
     return page([evaluate_market(market, params) for market in markets], params)
 

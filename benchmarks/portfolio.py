@@ -14,20 +14,16 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import reduce
 
 import numpy as np
 from scipy.optimize import nnls
 
-from benchmarks.fixture import SIMULATED, costs_of_file, recording
+from benchmarks.fixture import SIMULATED, costs_of_file, recorded_market, recording
 from benchmarks.pages import write
 from benchmarks.signals import _line, _prose
 from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Estimate, Floats, utc
 from pipelines.costs import Costs, costs_of
-from pipelines.data import schemas
-from pipelines.data.quality import assess
-from pipelines.data.readers.files import read
 from pipelines.evaluation.portfolio import METHODS, Figures, Path, figures, walk
 from pipelines.evaluation.signals import WEEK_S, format_estimate
 from pipelines.params import Params
@@ -72,8 +68,7 @@ def recorded(files: dict[str, str], about: str, params: Params) -> Market:
     All its assets pay the costs of the dearest of them.
     """
     costs = max((costs_of_file(name, params) for name in files.values()), key=lambda each: each.round_trip_bps)
-    now = datetime.now(UTC)
-    bars = [schemas.to_matrix(assess(read(recording(name), now, "1h"), "1h", now).clean) for name in files.values()]
+    bars = [recorded_market(recording(name), "1h")[0] for name in files.values()]
     opened = reduce(np.intersect1d, (matrix[:, OPEN_TIME] for matrix in bars))
     closes = np.column_stack([matrix[np.isin(matrix[:, OPEN_TIME], opened), CLOSE] for matrix in bars])
     span = float(opened[-1] - opened[0])

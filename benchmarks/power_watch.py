@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm
 
-from pipelines.contracts import DAY_S, TIMEFRAME_SECONDS, Floats
+from pipelines.contracts import DAY_S, Floats
+from pipelines.data.timeframes import seconds
 from pipelines.experiments.eprocess import LEAST_BLOCKS, BlockScores, anytime_p, block_means, e_process
 from pipelines.families import FAMILIES
 from pipelines.models.edge import Edge, measure_edge, paired_gains
@@ -61,7 +62,7 @@ def market(bars: int, seed: int) -> Floats:
 
 def drift_rows(params: Params, markets: int) -> list[list[str]]:
     """Return the rows on values and on the share missing: false alarms a month, and power within two blocks."""
-    bar_s, length = TIMEFRAME_SECONDS[params.data.decision_timeframe], params.drift.block_bars
+    bar_s, length = seconds(params.data.decision_timeframe), params.drift.block_bars
     history, live = int(YEAR_DAYS * DAY_S / bar_s), 40 * length
     names = tuple(f"c{i}" for i in range(COLUMNS))
     changes = {
@@ -141,7 +142,7 @@ def outcomes(params: Params, gain: float, slope: float, days: int, seed: int) ->
     gain   that a calibrated forecast of this spread would have, nats an outcome
     slope  of the truth on the forecast, log-odds: 1 calibrated, 0 the base rate alone, whatever the forecast says
     """
-    rng, bar_s = np.random.default_rng(seed), TIMEFRAME_SECONDS[params.data.decision_timeframe]
+    rng, bar_s = np.random.default_rng(seed), seconds(params.data.decision_timeframe)
     horizon, n = params.labels.horizon_bars, int(days * DAY_S / bar_s)
     spread = np.sqrt(2.0 * gain / (BASE_RATE * (1.0 - BASE_RATE)))
     shocks = np.cumsum(rng.standard_normal(n + horizon))
@@ -166,7 +167,7 @@ def live_p(params: Params, edge: Edge, found: Outcomes) -> tuple[BlockScores, Fl
 
 def edge_of(params: Params, gain: float) -> Edge:
     """Return the edge that the gate would measure on many years of calibrated forecasts."""
-    bar_s = TIMEFRAME_SECONDS[params.data.decision_timeframe]
+    bar_s = seconds(params.data.decision_timeframe)
     found = outcomes(params, gain, 1.0, 20 * YEAR_DAYS, seed=10_000)
     return Edge(**measure_edge(
         found.at_s, found.p, found.y, np.full(len(found.p), BASE_RATE), base_rate=BASE_RATE,

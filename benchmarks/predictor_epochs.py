@@ -15,6 +15,7 @@ from scipy.stats import t as student
 
 from benchmarks.fixture import SIMULATED, listed, recorded, recording, simulated, snapshot
 from pipelines.contracts import Estimate, Floats, JsonObject
+from pipelines.data.timeframes import Grid
 from pipelines.models.base import Dataset
 from pipelines.models.predictor import PREDICTOR
 from pipelines.params import Params
@@ -60,7 +61,7 @@ def _walked(data: Dataset, params: Params) -> JsonObject:
     """Return (n,) losses out of fold, the epochs trained in all folds, and the seconds it took."""
     lines: list[str] = []
     started = time.perf_counter()
-    embargo = stages.embargo_seconds(params, 900)
+    embargo = stages.embargo_seconds(params, Grid("15m"))
     loss: Floats = out_of_fold(PREDICTOR, data, params, embargo, lines.append).loss
     epochs = sum("epoch " in line for line in lines)
     return {"loss": loss, "epochs": epochs, "seconds": round(time.perf_counter() - started, 1)}

@@ -16,18 +16,21 @@ import pandas as pd
 from benchmarks.decision_core import sample_rows
 from benchmarks.measured import Row, pairs, spread
 from pipelines.contracts import Decision, Floats
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BellwetherError
 from pipelines.settings import load_params
 from pipelines.tails import BURN_IN, VOLATILITY_BARS
 from serving.policy import kernel as decision_kernel
 from serving.policy.decision_row import flatten
-from serving.risk.exposure import ES_LEVEL, market_of, scenarios_of
+from serving.risk.exposure import ES_LEVEL, AssetCloses, market_of, scenarios_of
 from serving.state.account import Account
+
+QUARTERS = Grid("15m")
 
 SEED = 11
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 POSITIONS, ASSETS, CLOSES = 100, 10, 16_384  # open at once; what they are in; closing prices each asset brings
-HORIZON_S, STEP_S = 4 * 3600.0, 900.0
+QUARTERS, HORIZON = Grid("15m"), 16  # bars a position may live
 YEAR_OF_MINUTES = 527_040
 SYMBOLS = tuple(f"A{i}/{'USDT' if i % 2 else 'USD'}" for i in range(ASSETS))
 KINDS = ("fvg", "sweep", "order_block", "cisd", "smt")
@@ -37,12 +40,13 @@ def account_and_closes() -> tuple[Account, dict[str, Floats]]:
     """Return an account with POSITIONS open, and the closing prices its tails come from."""
     rng = np.random.default_rng(SEED)
     market = rng.normal(0, 0.002, CLOSES)
-    times = NOW.timestamp() - STEP_S * np.arange(CLOSES)[::-1]
+    times = NOW.timestamp() - QUARTERS.step_s * np.arange(CLOSES)[::-1]
     closes = {
         name: np.column_stack([times, 100 * np.exp(np.cumsum(market + rng.normal(0, 0.002, CLOSES)))])
         for name in SYMBOLS
     }
-    scenarios = scenarios_of(closes, HORIZON_S, load_params().risk.tail)
+    assets = {name: AssetCloses(QUARTERS, prices) for name, prices in closes.items()}
+    scenarios = scenarios_of(assets, HORIZON, load_params().risk.tail)
     account = Account(scenarios=scenarios, newest_closes=lambda name: closes[name][:, 1])
     for i in range(POSITIONS):
         at = NOW - timedelta(seconds=i + 1)
@@ -79,11 +83,11 @@ def from_tables(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind:
         lambda of: np.sqrt(np.convolve(of, weights)[: len(of)] / np.convolve(np.ones(len(of)), weights)[: len(of)])
     )
     volatility.iloc[: BURN_IN - 1] = np.nan
-    ahead = closes.shift(-int(HORIZON_S // STEP_S)) / closes - 1
+    ahead = closes.shift(-HORIZON) / closes - 1
     plain = ahead[volatility.notna().all(axis=1).reindex(ahead.index, fill_value=False)].dropna()
-    plain = plain[(plain.index % (HORIZON_S / 4)) == 0]
+    plain = plain[QUARTERS.closed_by(plain.index) % (HORIZON // 4) == 0]
     filtered = plain / volatility.loc[plain.index] * volatility.iloc[-1]
-    counted = (filtered,) if load_params().risk.tail.filter_alone(STEP_S) else (filtered, plain)
+    counted = (filtered,) if QUARTERS.timeframe in load_params().risk.tail.filtered_alone else (filtered, plain)
     net = open_now.groupby("symbol")["signed"].sum().reindex(plain.columns).fillna(0.0)
     size = open_now["signed"].abs()
 

@@ -12,7 +12,7 @@ Run: python -m benchmarks sampling
 import numpy as np
 
 from benchmarks.measured import Row, Spread
-from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Bools, Floats
+from pipelines.contracts import OPEN_TIME, Bools, Floats
 from pipelines.data.sampling import (
     Samples,
     cusum,
@@ -24,6 +24,7 @@ from pipelines.data.sampling import (
 )
 from pipelines.data.simulator.latent import MINUTES_A_DAY
 from pipelines.data.simulator.market import simulate
+from pipelines.data.timeframes import seconds
 from pipelines.evaluation.metrics import block_starts
 from pipelines.settings import load_params
 
@@ -84,7 +85,7 @@ def measure(tiny: bool = False) -> list[Row]:
     days, past_days = (30, 10) if tiny else (90, 10)
     wanted = {"seed": SEED, "edge": EDGE, "history_days": days, "live_days": 0, "drift_after_live_days": None}
     market = simulate(params.simulator.model_copy(update=wanted), tape=False)
-    life, step_s = params.labels.horizon_bars, TIMEFRAME_SECONDS[params.data.decision_timeframe]
+    life, step_s = params.labels.horizon_bars, seconds(params.data.decision_timeframe)
     width, past = step_s // 60, past_days * MINUTES_A_DAY
     so_far = np.concatenate([[0.0], np.cumsum(market.truth.drift)]) * 1e4  # bps
     first = np.arange(past, len(market.bars) - life * width, width)  # minute that follows each measured close

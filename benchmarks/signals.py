@@ -15,12 +15,11 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 
 from bellwether.reports.signals import missing_inputs
-from benchmarks.fixture import SIMULATED, costs_of_file, recording
+from benchmarks.fixture import SIMULATED, costs_of_file, recorded_market, recording
 from benchmarks.pages import write
 from pipelines.contracts import (
     CONTEXT_FIELDS,
@@ -36,14 +35,11 @@ from pipelines.contracts import (
     utc,
 )
 from pipelines.costs import Costs, costs_of
-from pipelines.data import schemas
 from pipelines.data.alignment import align
-from pipelines.data.quality import assess
 from pipelines.data.readers.context import merge_feeds, read_context
-from pipelines.data.readers.files import read
 from pipelines.data.simulator.book_design import FAKE, ICEBERG, LOOKBACK, SWEEP
 from pipelines.data.simulator.market import Market, Planted, simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.signals import Scores, format_estimate, score_signals
 from pipelines.features import technical
 from pipelines.features.catalog import absent_columns
@@ -54,8 +50,12 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, signal_names
 from pipelines.warm_start import hit_rate
 
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
 PAGE = ROOT / "docs" / "results" / "signals.md"
-STEP_S = 900
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 PLANTED_DAYS = 60
 AFTER_BARS = 3  # bars after the one a pattern ends in during which an answer still counts
 SHIFTS = 200  # by which answers are moved along the history to see what chance finds
@@ -98,18 +98,18 @@ MARKETS = (
 
 def score_market(market: Recorded, params: Params) -> tuple[str, Scores, dict[str, str]]:
     """Return first and last day, scores on 15-minute bars, and the signals without input with what they wait for."""
-    path, now = recording(market.file), datetime.now(UTC)
-    base = schemas.to_matrix(assess(read(path, now), market.timeframe, now).clean)
-    decision = base if market.timeframe == "15m" else resample(base, 60, STEP_S)
+    base, base_grid = recorded_market(recording(market.file), market.timeframe)
+    decision = base if market.timeframe == "15m" else resample(base, base_grid, QUARTERS)
     feed = merge_feeds([read_context(recording(name)) for name in market.context])
-    return score_bars(base, decision, None, feed, params, costs_of_file(market.file, params))
+    return score_bars(base, base_grid, decision, None, feed, params, costs_of_file(market.file, params))
 
 
 def score_bars(
-    base: Floats, decision: Floats, books: Books | None, feed: ContextFeed | None, params: Params, costs: Costs
-) -> tuple[str, Scores, dict[str, str]]:
-    """Return the same for any bars and their books and context."""
-    levels, context = align(decision[:, OPEN_TIME] + STEP_S, STEP_S, books, feed)
+    base: Floats, base_grid: Grid, decision: Floats, books: Books | None, feed: ContextFeed | None, params: Params,
+    costs: Costs,
+) -> tuple[str, Scores, dict[str, str]]:  # fmt: skip
+    """Return the same for any bars and their books and context; decisions on bars of QUARTERS."""
+    levels, context = align(decision[:, OPEN_TIME], QUARTERS, books, feed)
     signals = SIGNALS.run(decision, levels, context)
     family = StreamingFold("technical", (technical.GROUP,))
     atr = family.run(decision)[:, family.index["atr_14"]]
@@ -123,7 +123,7 @@ def score_bars(
         if f"{name}.direction" in lacking
     }
     days = " to ".join(f"{utc(decision[i, OPEN_TIME]):%F}" for i in (0, -1))
-    return days, score_signals(signals, decision, base, atr, STEP_S, params, costs), without_input
+    return days, score_signals(signals, decision, base, atr, (QUARTERS, base_grid), params, costs), without_input
 
 
 def score_table(scores: Scores, without_input: dict[str, str]) -> list[str]:
@@ -212,13 +212,14 @@ def planted_table(market: Market, params: Params) -> list[str]:
     ]
     every = params.simulator.book_every_minutes
     for minutes in (1, 5, 15):
-        bars = market.bars if minutes == 1 else resample(market.bars, 60, 60 * minutes)
+        bars = market.bars if minutes == 1 else resample(market.bars, MINUTES, Grid(f"{minutes}m"))
         side = direction(SIGNALS.run(bars), "sweep")
         answers = np.column_stack([side > 0, side < 0])
         detected = detection(answers, bars[:, OPEN_TIME], market.truth.planted, int(SWEEP), AFTER_BARS)
         lines.append(_detection_line("stop run", "`sweep`", minutes, detected))
-    bars = resample(market.bars, 60, 60 * every)
-    context = align(bars[:, OPEN_TIME] + 60.0 * every, 60.0 * every, market.books, market.feed)[1]
+    grid = Grid(f"{every}m")
+    bars = resample(market.bars, MINUTES, grid)
+    context = align(bars[:, OPEN_TIME], grid, market.books, market.feed)[1]
     missing = []
     for pattern, kind, field in (("iceberg", int(ICEBERG), "iceberg"), ("fake order", int(FAKE), "spoof")):
         values = context[:, [CONTEXT_INDEX[f"{field}_{name}"] for name in ("bid", "ask")]]
@@ -287,9 +288,11 @@ def page(params: Params, markets: Sequence[Recorded] = MARKETS) -> str:
         update={"history_days": PLANTED_DAYS, "live_days": 0, "drift_after_live_days": None}
     )
     simulated = simulate(spec)
-    decision = resample(simulated.bars, 60, STEP_S)
+    decision = resample(simulated.bars, MINUTES, QUARTERS)
     costs = costs_of(params.costs, *SIMULATED)
-    _, scores, without_input = score_bars(simulated.bars, decision, simulated.books, simulated.feed, params, costs)
+    _, scores, without_input = score_bars(
+        simulated.bars, MINUTES, decision, simulated.books, simulated.feed, params, costs
+    )
     lines += [
         f"## The simulator, {PLANTED_DAYS} days, edge {spec.edge:g}, seed {spec.seed}",
         "",

@@ -37,7 +37,7 @@ from pipelines.contracts import CLOSE, OPEN_TIME, TAKER_BUY, VOLUME, Estimate, F
 from pipelines.data.alignment import align
 from pipelines.data.simulator.latent import DESIGN, decay_factor, regime_table
 from pipelines.data.simulator.market import Market, simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.metrics import auc
 from pipelines.features.catalog import FEATURES
 from pipelines.params import Params, SimulatorParams
@@ -45,11 +45,15 @@ from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.training.labelling import Sources, event_labels, predictor_labels
 
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
 PAGE = ROOT / "docs" / "results" / "simulator-edge.md"
 EDGES = (0.7, 0.8, 0.9)
 YEARS = 8
 FIRST_SEED = 100  # not those of tests and of the committed year
-STEP_S = 900
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 MEAN_BARS = 12  # half-life of the pressure in decision bars: what a window adds to the newest bar
 MOST_AUC = 0.57  # a true AUC up to here is never taken for a leak: specification, section 4
 RANKINGS = ("truth", "truth, fitted", "filter", "columns")
@@ -94,10 +98,10 @@ def year(seed: int, edge: float, params: Params) -> dict[str, Rows]:
     change = {"seed": seed, "edge": edge, "history_days": 365, "live_days": 0, "drift_after_live_days": None}
     spec = params.simulator.model_copy(update=change)
     market = simulate(spec)
-    decision = resample(market.bars, 60, STEP_S)
-    levels, context = align(decision[:, OPEN_TIME] + STEP_S, float(STEP_S), market.books, market.feed)
+    decision = resample(market.bars, MINUTES, QUARTERS)
+    levels, context = align(decision[:, OPEN_TIME], QUARTERS, market.books, market.feed)
     features, signals = FEATURES.run(decision, levels, context), SIGNALS.run(decision, levels, context)
-    sources = Sources(market.bars, decision, features, signals, context, STEP_S, "15m")
+    sources = Sources(market.bars, decision, features, signals, context, QUARTERS, MINUTES)
     hidden = _Hidden(market, spec)
     events = event_labels(sources, params)
     moves = predictor_labels(sources, params)

@@ -17,13 +17,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from benchmarks.fixture import costs_of_file, recording
+from benchmarks.fixture import costs_of_file, recorded_market, recording
 from benchmarks.pages import write
 from pipelines.contracts import OPEN_TIME, Floats, utc
 from pipelines.costs import Costs
-from pipelines.data import schemas
-from pipelines.data.quality import assess
-from pipelines.data.readers.files import micros, numbers, read, read_table
+from pipelines.data.readers.files import micros, numbers, read_table
 from pipelines.evaluation.crises import CRISES, RESTING, bars_in_window, moves
 from pipelines.evaluation.stress import SCENARIOS, stress
 from pipelines.evaluation.stress_limits import Case, largest, largest_allowed, stress_of_limits, verdict
@@ -51,7 +49,7 @@ def hourly(name: str, now: datetime) -> tuple[Floats, Floats]:
     price.
     """
     path = recording(name)
-    bars = schemas.to_matrix(assess(read(path, now, "1h"), "1h", now).clean)
+    bars, _ = recorded_market(path, "1h")
     table = read_table(path)
     if "ask_close" not in table.column_names:
         return bars, np.full(len(bars), np.nan)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, TIMEFRAME_SECONDS, Floats
-from pipelines.data.timeframes import resample
+from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Floats
+from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.coverage import Coverage, coverage
 from pipelines.params import Params, TailParams
 from pipelines.tails import ewma_volatility, tail_losses
-from serving.risk.exposure import ES_LEVEL, scenarios_of
+from serving.risk.exposure import ES_LEVEL, AssetCloses, scenarios_of
 
 FIRST = 4096  # closes before the first forecast: a quarter of what a warm start keeps
 # Forecasts a case needs. With as many, Kupiec's test or Acerbi and Székely's finds a VaR and ES of four fifths in 80 %
@@ -64,30 +64,32 @@ class BudgetCase:
         return self.p | ({"kupiec": 1.0} if self.found.violations < self.found.expected else {})
 
 
-def closes_of(bars: Floats, timeframe: str, base: str) -> Floats:
-    """Return (m, 2) close time and price of bars (n, 8) of `base`, resampled to a timeframe."""
-    step_s, base_s = TIMEFRAME_SECONDS[timeframe], TIMEFRAME_SECONDS[base]
-    made = bars if step_s == base_s else resample(bars, base_s, step_s)
-    return np.column_stack([made[:, OPEN_TIME] + step_s, made[:, CLOSE]])
+def closes_of(bars: Floats, timeframe: str, base: Grid) -> AssetCloses:
+    """Return the closes of bars (n, 9) of the `base` grid, resampled to a timeframe."""
+    grid = base.at(timeframe)
+    made = bars if grid == base else resample(bars, base, grid)
+    return AssetCloses(grid, np.column_stack([grid.closes(made[:, OPEN_TIME]), made[:, CLOSE]]))
 
 
-def budget_cases(market: str, timeframe: str, closes: Floats, params: Params) -> list[BudgetCase]:
-    """Return the coverage of every method and side on closes (n, 2): close time, epoch seconds, ascending; price."""
-    step_s = float(TIMEFRAME_SECONDS[timeframe])
-    horizon_s, refresh_s = params.labels.horizon_bars * step_s, params.retrain.interval_days * DAY_S
+def budget_cases(market: str, asset: AssetCloses, params: Params) -> list[BudgetCase]:
+    """Return the coverage of every method and side on the closes of an asset."""
+    grid, closes, horizon = asset.grid, asset.closes, params.labels.horizon_bars
+    refresh_s = params.retrain.interval_days * DAY_S
     tail = TailParams(decay=params.risk.tail.decay, filtered_alone=[])
     times, prices = closes[:, 0], np.ascontiguousarray(closes[:, 1])
     volatility = ewma_volatility(prices, tail.decay)
-    start = np.flatnonzero((times % horizon_s == 0.0) & (np.arange(len(times)) >= FIRST))
-    end = np.searchsorted(times, times[start] + horizon_s)
+    start = np.flatnonzero((grid.closed_by(times) % horizon == 0) & (np.arange(len(times)) >= FIRST))
+    deadline = grid.deadline(times[start], horizon)
+    end = np.searchsorted(times, deadline)
     whole = end < len(times)
-    whole[whole] = times[end[whole]] == times[start[whole]] + horizon_s
+    whole[whole] = times[end[whole]] == deadline[whole]
     start, end = start[whole], end[whole]
     forecast = np.full((len(SIDES), 2, 2, len(start)), np.nan)  # side, filtered or plain, VaR or ES
     made, scale = -np.inf, np.full((len(SIDES), 2, 2), np.nan)
     for at, row in enumerate(start):
         if times[row] - made >= refresh_s:
-            made, scenarios = times[row], scenarios_of({market: closes[: row + 1]}, horizon_s, tail)
+            made = times[row]
+            scenarios = scenarios_of({market: AssetCloses(grid, closes[: row + 1])}, horizon, tail)
             for i, side in enumerate(SIDES.values()):
                 for j, returns in enumerate((scenarios.filtered[:, 0], scenarios.plain[:, 0])):
                     scale[i, j] = tail_losses(side * returns, 1.0 - ES_LEVEL)
@@ -98,7 +100,7 @@ def budget_cases(market: str, timeframe: str, closes: Floats, params: Params) ->
         filtered, plain = forecast[i]
         for method, (var, es) in ((PLAIN, plain), (FILTERED, filtered), (LARGER, np.maximum(filtered, plain))):
             tested = coverage(side * earned, var, es, ES_LEVEL)
-            found.append(BudgetCase(timeframe, market, name, method, tested))
+            found.append(BudgetCase(grid.timeframe, market, name, method, tested))
     return found
 
 

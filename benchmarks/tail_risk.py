@@ -14,11 +14,10 @@ if __name__ == "__main__":  # before numpy is imported: BLAS reads its number of
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 
-from benchmarks.fixture import recording
+from benchmarks.fixture import recorded_market, recording
 from benchmarks.pages import write
 from benchmarks.tail_budget import (
     BUDGET_RECORDINGS,
@@ -33,9 +32,6 @@ from benchmarks.tail_budget import (
     verdicts,
 )
 from pipelines.contracts import CLOSE, DAY_S, OPEN_TIME, Floats, utc
-from pipelines.data import schemas
-from pipelines.data.quality import assess
-from pipelines.data.readers.files import read
 from pipelines.evaluation.coverage import DRAWS, SIZE, Coverage, Significance
 from pipelines.evaluation.tail_risk import BURN_IN, DECAY, METHODS, backtest
 from pipelines.params import Params
@@ -238,29 +234,26 @@ def page(markets: dict[str, Floats], cases: Sequence[BudgetCase], params: Params
 
 def main() -> None:
     """Write the page."""
-    now, params = datetime.now(UTC), load_params()
+    params = load_params()
     files = [name for _, _, names, _ in BUDGET_RECORDINGS for name in names]
-    write(PAGE, __doc__, [*MARKETS.values(), *files], lambda: page(_recorded(now), budgets(now, params), params))
+    write(PAGE, __doc__, [*MARKETS.values(), *files], lambda: page(_recorded(), budgets(params), params))
 
 
-def budgets(now: datetime, params: Params) -> list[BudgetCase]:
+def budgets(params: Params) -> list[BudgetCase]:
     """Return every case of the budgets' own forecast, finest timeframe first."""
     found = []
     for market, base, names, timeframes in BUDGET_RECORDINGS:
-        parts = [assess(read(recording(name), now, base), base, now).clean for name in names]
-        bars = np.concatenate([schemas.to_matrix(part) for part in parts])
+        parts = [recorded_market(recording(name), base) for name in names]
+        bars = np.concatenate([part for part, _ in parts])
         for timeframe in timeframes:
-            found += budget_cases(market, timeframe, closes_of(bars, timeframe, base), params)
+            found += budget_cases(market, closes_of(bars, timeframe, parts[0][1]), params)
     order = list(dict.fromkeys(name for _, _, _, timeframes in BUDGET_RECORDINGS for name in timeframes))
     return sorted(found, key=lambda case: order.index(case.timeframe))
 
 
-def _recorded(now: datetime) -> dict[str, Floats]:
+def _recorded() -> dict[str, Floats]:
     """Return the clean hourly bars (n, 9) of every market."""
-    return {
-        market: schemas.to_matrix(assess(read(recording(name), now, "1h"), "1h", now).clean)
-        for market, name in MARKETS.items()
-    }
+    return {market: recorded_market(recording(name), "1h")[0] for market, name in MARKETS.items()}
 
 
 if __name__ == "__main__":

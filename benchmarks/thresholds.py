@@ -18,7 +18,7 @@ from benchmarks.pages import write
 from pipelines.contracts import OPEN_TIME, REGIMES, Books, Bools, ContextFeed, Floats
 from pipelines.data.alignment import align
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.features.catalog import FEATURES
 from pipelines.params import Params
 from pipelines.settings import ROOT, load_params
@@ -39,9 +39,13 @@ from serving.risk.codes import (
     UNICORN_BELOW,
 )
 
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
 PAGE = ROOT / "docs" / "results" / "thresholds.md"
 BTC = "binance_spot_btcusdt_1m_2024.parquet"
-STEP_S = 900
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 # refusals that say an event did not reach a threshold; without any signal there is no confidence to compare
 MISSED = {
     "strength": STRENGTH_BELOW, "confidence": CONFIDENCE_BELOW | NO_SIGNAL, "confluence": CONFLUENCE_BELOW,
@@ -70,8 +74,8 @@ def reached(bars: Floats, books: Books | None, feed: ContextFeed | None, params:
 
     The categories are calibrated on the history before the first walk-forward test, and only later events count.
     """
-    decision = resample(bars, 60, STEP_S)
-    levels, context = align(decision[:, OPEN_TIME] + STEP_S, STEP_S, books, feed)
+    decision = resample(bars, MINUTES, QUARTERS)
+    levels, context = align(decision[:, OPEN_TIME], QUARTERS, books, feed)
     features, signals = FEATURES.run(decision, levels, context), SIGNALS.run(decision, levels, context)
     first = int(len(decision) * params.splits.min_train_fraction)
     scores = CategoryScores.fit(signals[:first])

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fixture import FAMILY, prepare, simulated, train
-from pipelines.contracts import DAY_S, TIMEFRAME_SECONDS, Floats, JsonObject
+from pipelines.contracts import DAY_S, Floats, JsonObject
 from pipelines.data.simulator.latent import MINUTES_A_DAY
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.models.catalog import model_family
 from pipelines.models.edge import Edge
@@ -39,12 +39,13 @@ def market(
 
     drift_after  blocks after which the planted drift begins; None: never
     """
-    bar_s = TIMEFRAME_SECONDS[params.data.decision_timeframe]
+    grid = Grid(params.data.decision_timeframe)
+    bar_s = grid.step_s
     block_days = -(-params.drift.block_bars * bar_s // int(DAY_S))
     day = None if drift_after is None else drift_after * block_days
     days = params.simulator.history_days
     bars = simulated(params, days, blocks * block_days, seed=seed, drift_after_live_days=day)
-    rows = FEATURES.run(resample(bars, 60, bar_s))[:, [FEATURES.index[name] for name in WATCHED_COLUMNS]]
+    rows = FEATURES.run(resample(bars, Grid("1m"), grid))[:, [FEATURES.index[name] for name in WATCHED_COLUMNS]]
     history = days * int(DAY_S) // bar_s
     reference = fit_reference(rows[:history], WATCHED_COLUMNS, params.drift, params.seed)
     return reference, rows[history:], alarm_rates(params.drift.false_alarms_a_month, params.drift.block_bars, bar_s, 1)

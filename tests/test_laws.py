@@ -12,7 +12,7 @@ import pytest
 from pipelines.contracts import OPEN_TIME, RETAINED_BARS, History
 from pipelines.data.alignment import align
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.gates import CHECKS
 from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES
@@ -23,6 +23,10 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import event_rows, events
 from pipelines.training.labelling import LABELS, Sources
 from serving.state.symbols import RecentBars
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 PARAMS, STEP_S = load_params(), 900
 HORIZON_S = max(
@@ -43,8 +47,8 @@ def market():
     """Return (base bars, decision bars, levels, context) of thirty simulated days with books and funding."""
     spec = PARAMS.simulator.model_copy(update={"history_days": 30, "live_days": 0, "drift_after_live_days": None})
     made = simulate(spec)
-    bars = resample(made.bars, 60, STEP_S)
-    return made.bars, bars, *align(bars[:, OPEN_TIME] + STEP_S, float(STEP_S), made.books, made.feed)
+    bars = resample(made.bars, MINUTES, QUARTERS)
+    return made.bars, bars, *align(bars[:, OPEN_TIME], QUARTERS, made.books, made.feed)
 
 
 def ruined(rows, first):
@@ -105,7 +109,7 @@ def test_a_label_does_not_change_when_everything_after_its_horizon_does(market, 
     seen = float(bars[NOW, OPEN_TIME] + STEP_S)
     known = int((base[:, OPEN_TIME] + 60 <= seen).sum())
     other = histories[way]
-    whole = Sources(base, *parts(histories["whole"]), STEP_S, "15m")
+    whole = Sources(base, *parts(histories["whole"]), QUARTERS, MINUTES)
     names = ("decision", "features", "signals", "context")
     after = base[:known] if way == "cut" else ruined(base, known)
     changed = replace(whole, base=after, **dict(zip(names, parts(other), strict=True)))

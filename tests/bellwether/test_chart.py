@@ -8,8 +8,11 @@ import pytest
 
 from bellwether.reports.chart import ChartData, detail_columns, marks, to_dict, write
 from pipelines.contracts import Decision
+from pipelines.data.timeframes import Grid
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.columns import SIGNAL_PARTS
+
+QUARTERS = Grid("15m")
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC)
 STEP_S = 900
@@ -50,7 +53,7 @@ def drawn():
     set_signal(signals, "ma_cross", slice(6, 9), -1)
     set_signal(signals, "fvg", 4, -1, 2.5)
     signals[4, SIGNALS.index["fvg.open"]] = 2.0
-    return ChartData("SIM/USDT", STEP_S, rows(), signals, (trade(), trade(id="d2", action="NO_TRADE", entry=None)))
+    return ChartData("SIM/USDT", QUARTERS, rows(), signals, (trade(), trade(id="d2", action="NO_TRADE", entry=None)))
 
 
 def test_a_signal_is_marked_where_it_begins_and_where_it_turns(drawn):

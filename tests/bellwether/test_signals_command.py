@@ -8,10 +8,13 @@ from typer.testing import CliRunner
 
 from bellwether.cli.main import app
 from pipelines.contracts import CONTEXT_INDEX, CONTEXT_WIDTH
+from pipelines.data.timeframes import Grid
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import settings
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, onsets
+
+QUARTERS = Grid("15m")
 
 STEP_S = 900
 
@@ -47,7 +50,8 @@ def snapshot(home):
     folder.mkdir(parents=True)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
-    meta = {"decision_timeframe": "15m", "signal_columns": SIGNALS.columns, "feature_columns": FEATURES.columns}
+    meta = {"grid": QUARTERS.to_dict(), "base_grid": QUARTERS.to_dict(), "signal_columns": SIGNALS.columns,
+            "feature_columns": FEATURES.columns}  # fmt: skip
     (folder / "meta.json").write_text(json.dumps(meta))
     (where / "data").mkdir()
     (where / "data" / "manifest.json").write_text(json.dumps({"symbol": "BTC/USDT", "timeframe": "15m"}))

@@ -13,11 +13,17 @@ from bellwether.cli.main import app
 from bellwether.reports import stars as measured
 from pipelines.contracts import BAR_FIELDS, OPEN_TIME
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import StateError, UnknownName
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.stars import STARS
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 PARAMS = load_params()
 AT = datetime(2025, 6, 1, tzinfo=UTC)
@@ -42,12 +48,12 @@ def file(minutes, tmp_path_factory):
 @pytest.fixture
 def installation(minutes, tmp_path):
     """A workspace as the features stage leaves it."""
-    decision = resample(minutes, 60, 900)
+    decision = resample(minutes, MINUTES, QUARTERS)
     folder = tmp_path / "artifacts" / "features"
     folder.mkdir(parents=True)
     for name, array in (("base", minutes), ("decision", decision), ("signals", SIGNALS.run(decision))):
         np.save(folder / f"{name}.npy", array)
-    meta = {"decision_timeframe": "15m", "signal_catalogue_hash": SIGNALS.catalogue_hash}
+    meta = {"grid": QUARTERS.to_dict(), "base_grid": MINUTES.to_dict(), "signal_catalogue_hash": SIGNALS.catalogue_hash}
     return SimpleNamespace(
         workspace=tmp_path, params=PARAMS, manifest=lambda: {"symbol": "SIM/USDT"}, meta=lambda: meta
     )

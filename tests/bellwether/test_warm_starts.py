@@ -13,12 +13,15 @@ from bellwether.operations import warm_starts
 from benchmarks.fixture import arm_of, simulated
 from benchmarks.ports import free_ports
 from pipelines.data import schemas
+from pipelines.data.timeframes import Grid
 from pipelines.settings import Settings, load_params
 from pipelines.store import Store
 from pipelines.training import stages
 from pipelines.versioning import data_hash as data_hash_of
 from pipelines.warm_start import _seal, publish_warm_start, read_warm_start
 from serving.inference.generation import read_generation, write_generation
+
+MINUTES = Grid("1m")
 
 FAMILIES = {"validator": {"champion": arm_of("a" * 64), "challenger": None}}
 DAYS = 30
@@ -30,7 +33,7 @@ def made(tmp_path_factory):
     workspace, params = tmp_path_factory.mktemp("made"), load_params()
     (workspace / "data").mkdir()
     file = workspace / "data" / "1m.parquet"
-    schemas.write_bars(schemas.to_frame(simulated(params, DAYS), "1m", None), file)
+    schemas.write_bars(schemas.to_frame(simulated(params, DAYS), MINUTES, None), file)
     described = {"symbol": params.simulator.symbol, "timeframe": "1m", "file": file.name}
     (workspace / "data" / "manifest.json").write_text(json.dumps(described))
     content = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()

@@ -17,10 +17,14 @@ from pipelines.contracts import (
     tape_of,
 )
 from pipelines.data.alignment import MAX_AGE_S, align, known_between, merge_records, prune_records
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape
 
+QUARTERS = Grid("15m")
+
 STEP = 900.0
-CLOSES = 1.7e9 + STEP * np.arange(1, 401)
+OPENS = 1_700_000_100.0 + STEP * np.arange(400)
+CLOSES = OPENS + STEP
 FLOW, FAST = CONTEXT_INDEX["order_flow"], CONTEXT_INDEX["order_flow_fast"]
 
 
@@ -55,14 +59,14 @@ def records():
 
 
 def test_a_book_belongs_to_the_bar_that_closes_at_or_after_it_was_known():
-    levels, context = align(CLOSES[:3], STEP, books_at(CLOSES[0], CLOSES[0] + 1e-3, CLOSES[1] + 1.0), None)
+    levels, context = align(OPENS[:3], QUARTERS, books_at(CLOSES[0], CLOSES[0] + 1e-3, CLOSES[1] + 1.0), None)
     assert levels[:, 0, 0, 0].tolist() == [1.0, 2.0, 3.0]
     np.testing.assert_allclose(context[:, FAST], [0.1, 0.2, 0.3])
 
 
 def test_the_tape_of_a_bar_is_the_sum_over_its_books_or_the_value_of_the_newest(records):
     books, _ = records
-    _, context = align(CLOSES, STEP, books, None)
+    _, context = align(OPENS, QUARTERS, books, None)
     for i, close in enumerate(CLOSES):
         inside = books.tape[(books.known > close - STEP) & (books.known <= close)]
         for j, (name, summed) in enumerate(TAPE.items()):
@@ -72,7 +76,7 @@ def test_the_tape_of_a_bar_is_the_sum_over_its_books_or_the_value_of_the_newest(
 
 
 def test_a_bar_in_which_no_book_became_known_has_none_not_the_last_one():
-    levels, context = align(CLOSES[:3], STEP, books_at(CLOSES[0] - 1.0, CLOSES[2] - 1.0), None)
+    levels, context = align(OPENS[:3], QUARTERS, books_at(CLOSES[0] - 1.0, CLOSES[2] - 1.0), None)
     assert np.isnan(levels[1]).all()
     assert np.isnan(context[1]).all()
     assert levels[2, 0, 0, 0] == 2.0
@@ -81,7 +85,7 @@ def test_a_bar_in_which_no_book_became_known_has_none_not_the_last_one():
 def test_a_value_is_known_from_its_moment_until_it_is_too_old():
     closes = CLOSES[0] + STEP * np.arange(400)
     feed = feed_of(*((CLOSES[0] + 1.0, name, 7.0) for name in CONTEXT_FIELDS[2:]))
-    _, context = align(closes, STEP, None, feed)
+    _, context = align(closes - STEP, QUARTERS, None, feed)
     for name in CONTEXT_FIELDS[2:]:
         age = closes - (CLOSES[0] + 1.0)
         known = (age >= 0.0) & (age < MAX_AGE_S.get(name, STEP))
@@ -92,7 +96,7 @@ def test_the_newest_value_of_a_field_counts():
     feed = feed_of(
         (CLOSES[0] - 2, "fear_greed", 20), (CLOSES[0] - 1, "fear_greed", 30), (CLOSES[0] + 1, "fear_greed", 40)
     )
-    _, context = align(CLOSES[:2], STEP, None, feed)
+    _, context = align(OPENS[:2], QUARTERS, None, feed)
     assert context[:, CONTEXT_INDEX["fear_greed"]].tolist() == [30.0, 40.0]
 
 
@@ -103,36 +107,36 @@ def test_garbage_after_a_close_changes_nothing_before_it(records):
         books.known, *(np.where(late.reshape(-1, *[1] * (x.ndim - 1)), 1e9, x)
                        for x in (books.levels, books.tape))
     )  # fmt: skip
-    whole = align(CLOSES, STEP, books, feed)
-    blinded = align(CLOSES, STEP, spoilt, ContextFeed(feed.known, feed.field, np.where(later, 1e9, feed.value)))
+    whole = align(OPENS, QUARTERS, books, feed)
+    blinded = align(OPENS, QUARTERS, spoilt, ContextFeed(feed.known, feed.field, np.where(later, 1e9, feed.value)))
     for ours, theirs in zip(whole, blinded, strict=True):
         assert ours[:201].tobytes() == theirs[:201].tobytes()
         assert ours[201:].tobytes() != theirs[201:].tobytes()
 
 
 def test_one_close_at_a_time_gives_the_bytes_of_the_whole_history(records):
-    levels, context = align(CLOSES, STEP, *records)
+    levels, context = align(OPENS, QUARTERS, *records)
     for i in range(0, len(CLOSES), 7):
         kept = prune_records(CLOSES[i] - STEP, STEP, *records)
         assert len(kept[0].known) < len(records[0].known) or i == 0
-        one = align(CLOSES[i : i + 1], STEP, *kept)
+        one = align(OPENS[i : i + 1], QUARTERS, *kept)
         assert (one[0].tobytes(), one[1].tobytes()) == (levels[i].tobytes(), context[i].tobytes())
 
 
 def test_missing_bars_take_no_flow_from_the_time_between(records):
-    levels, context = align(CLOSES, STEP, *records)
+    levels, context = align(OPENS, QUARTERS, *records)
     thinned = np.delete(np.arange(len(CLOSES)), slice(100, 140))
-    some = align(CLOSES[thinned], STEP, *records)
+    some = align(OPENS[thinned], QUARTERS, *records)
     assert (some[0].tobytes(), some[1].tobytes()) == (levels[thinned].tobytes(), context[thinned].tobytes())
 
 
 def test_without_records_nothing_is_known_and_a_book_has_no_levels():
     for feed in (None, ContextFeed(np.empty(0), np.empty(0, np.int64), np.empty(0))):
-        levels, context = align(CLOSES[:5], STEP, None, feed)
+        levels, context = align(OPENS[:5], QUARTERS, None, feed)
         assert levels.shape == (5, 2, 0, 3)
         assert context.shape == (5, CONTEXT_WIDTH)
         assert np.isnan(context).all()
-    levels, _ = align(CLOSES[:5], STEP, books_at(), None)
+    levels, _ = align(OPENS[:5], QUARTERS, books_at(), None)
     assert levels.shape == (5, 2, BOOK_LEVELS, 3)
     assert np.isnan(levels).all()
 
@@ -167,8 +171,8 @@ def test_of_a_record_that_is_in_both_parts_the_earlier_one_stays(records):
 def test_records_whose_columns_disagree_are_refused(records):
     books, feed = records
     with pytest.raises(BadShape, match="levels"):
-        align(CLOSES, STEP, Books(books.known, books.levels[:, :, :3], books.tape), None)
+        align(OPENS, QUARTERS, Books(books.known, books.levels[:, :, :3], books.tape), None)
     with pytest.raises(BadShape, match="tape"):
-        align(CLOSES, STEP, Books(books.known, books.levels, books.tape[:, :2]), None)
+        align(OPENS, QUARTERS, Books(books.known, books.levels, books.tape[:, :2]), None)
     with pytest.raises(BadShape, match="values"):
-        align(CLOSES, STEP, None, ContextFeed(feed.known, feed.field, feed.value[1:]))
+        align(OPENS, QUARTERS, None, ContextFeed(feed.known, feed.field, feed.value[1:]))

@@ -4,11 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.contracts import CONTEXT_FIELDS, CONTEXT_INDEX, ContextFeed
+from pipelines.contracts import CONTEXT_INDEX, ContextFeed
 from pipelines.data.alignment import align
 from pipelines.data.readers.context import merge_feeds, read_context
-from pipelines.errors import BadColumns, BadTimes, BadValues, UnknownName, UnreadableFile
+from pipelines.data.timeframes import Grid
+from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
 from pipelines.settings import ROOT
+
+QUARTERS = Grid("15m")
 
 ALTERNATIVE = ROOT.parent / "shared" / "data" / "alternative"
 T0 = pd.Timestamp("2024-01-01", tz="UTC")
@@ -23,8 +26,8 @@ def test_a_daily_value_is_known_when_its_day_is_over(tmp_path):
     file = write(tmp_path / "f.parquet", date=[T0], fear_greed_value=[25])
     feed = read_context(file)
     assert feed.known.tolist() == [T0.timestamp() + 86400.0]
-    closes = np.array([T0.timestamp() + 86399.0, T0.timestamp() + 86400.0])
-    values = align(closes, 900.0, None, feed)[1][:, CONTEXT_INDEX["fear_greed"]]
+    opens = T0.timestamp() + 86400.0 - np.array([1800.0, 900.0])  # the last bar of the day closes with it
+    values = align(opens, QUARTERS, None, feed)[1][:, CONTEXT_INDEX["fear_greed"]]
     assert np.isnan(values[0])
     assert values[1] == 25.0
 

@@ -36,10 +36,13 @@ from pipelines.data.readers.pages import Page, read_page, write_page
 from pipelines.data.readers.venues import MAX_WAIT_S, Venue
 from pipelines.data.schemas import to_matrix
 from pipelines.data.sources import check_request, make_source
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, BadValues, NotEnoughData, UnknownName, UnreadableFile, VenueDown
 from pipelines.params import ExchangeParams
 from pipelines.settings import Settings, load_params
 from pipelines.store import BarBatch, Store
+
+MINUTES = Grid("1m")
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 N = 3500
@@ -404,7 +407,7 @@ def test_rows_that_cannot_be_are_left_for_quality_to_quarantine(exchange, source
     recording[100, 2] = 1.0  # high under low
     recorded = exchange(clock=START + 60 * 300 + 30, binance=VenueScript(recording))
     frame = source(recorded).fetch("BTC/USDT", utc(START + 60 * 300), None)
-    report = assess(frame, "1m", AS_OF)
+    report = assess(frame, MINUTES, AS_OF)
     assert (len(report.clean), report.quarantined["reason"].tolist()) == (299, ["OHLC_ORDER"])
 
 

@@ -9,7 +9,10 @@ import pytest
 
 from pipelines.data.readers.files import read
 from pipelines.data.schemas import LAYOUT, check, to_frame, write_bars
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadColumns, BadTimes, BadValues, UnreadableFile
+
+MINUTES = Grid("1m")
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 TAKEN = datetime(2025, 7, 1, tzinfo=UTC)
@@ -99,7 +102,10 @@ def test_bid_and_ask_bars_become_mid_prices_with_their_half_spread():
     assert (frame["close"] == (raw["bid_close"] + raw["ask_close"]) / 2).all()
     assert (frame["half_spread"] == (raw["ask_close"] - raw["bid_close"]) / 2).all()
     spread_bps = 2e4 * frame["half_spread"] / frame["close"]
-    assert (spread_bps.mean(), spread_bps.quantile(0.99)) == (pytest.approx(5.84, abs=0.01), pytest.approx(31.8, abs=0.1))
+    assert (spread_bps.mean(), spread_bps.quantile(0.99)) == (
+        pytest.approx(5.84, abs=0.01),
+        pytest.approx(31.8, abs=0.1),
+    )
     assert frame[["volume", "trades", "taker_buy_volume"]].isna().all().all()
     assert (frame["known_at"] - frame["open_time"] == pd.Timedelta(hours=1)).all()
 
@@ -124,7 +130,7 @@ def test_candles_may_name_their_half_spread(tmp_path):
 def canonical(n=3):
     rows = np.tile([0.0, 10.0, 12.0, 9.0, 11.0, 5.0, 7.0, 2.0, 0.25], (n, 1))
     rows[:, 0] = MS_2024 / 1000 + 60.0 * np.arange(n)
-    return to_frame(rows, "1m", datetime(2024, 2, 1, tzinfo=UTC))
+    return to_frame(rows, MINUTES, datetime(2024, 2, 1, tzinfo=UTC))
 
 
 def test_a_canonical_file_keeps_its_own_three_times(tmp_path):

@@ -9,10 +9,18 @@ from hypothesis import strategies as st
 
 from pipelines.data.quality import assess, cross_source_divergence
 from pipelines.data.readers.files import read
-from pipelines.data.schemas import BARS, check, to_frame
+from pipelines.data.schemas import BARS, check, epoch_seconds, to_frame
+from pipelines.data.sessions import infer_grid
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadColumns, BadTimes, NotEnoughData
 from pipelines.params import QualityParams
 from pipelines.settings import load_params
+
+MINUTES, HOURS = Grid("1m"), Grid("1h")
+
+MINUTES, HOURS = Grid("1m"), Grid("1h")
+
+MINUTES, HOURS = Grid("1m"), Grid("1h")
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -24,7 +32,9 @@ def frame(n=100, seed=0):
     body = 100 * np.exp(rng.normal(size=(n, 2)) * 1e-3)
     volume = 1 + rng.random(n)
     rows = [START + 60.0 * np.arange(n), body[:, 0], body.max(axis=1) + 0.01, body.min(axis=1) - 0.01, body[:, 1]]
-    return to_frame(np.column_stack([*rows, volume, rng.integers(1, 99, n), volume / 2, np.full(n, 0.05)]), "1m", None)
+    return to_frame(
+        np.column_stack([*rows, volume, rng.integers(1, 99, n), volume / 2, np.full(n, 0.05)]), MINUTES, None
+    )
 
 
 def put(bars, row, **values):
@@ -35,7 +45,7 @@ def put(bars, row, **values):
 
 
 def test_good_bars_score_one_and_come_back_unchanged():
-    report = assess(frame(), "1m", NOW)
+    report = assess(frame(), MINUTES, NOW)
     assert report.score == 1.0
     assert not any(report.counts.values())
     pd.testing.assert_frame_equal(report.clean, frame())
@@ -60,7 +70,7 @@ def test_good_bars_score_one_and_come_back_unchanged():
     ],
 )
 def test_an_impossible_row_is_quarantined_with_its_reason_and_place(spoil, reason):
-    report = assess(put(frame(), 40, **spoil), "1m", NOW)
+    report = assess(put(frame(), 40, **spoil), MINUTES, NOW)
     assert report.quarantined["reason"].to_dict() == {40: reason}
     assert report.counts[reason.lower()] == 1
     assert len(report.clean) == 99
@@ -71,7 +81,7 @@ def test_an_impossible_row_is_quarantined_with_its_reason_and_place(spoil, reaso
 def test_a_copy_is_quarantined_and_a_conflict_keeps_the_first():
     bars = frame()
     twice = pd.concat([bars, bars.iloc[[10]], put(bars, 20, close=bars["open"][20]).iloc[[20]]], ignore_index=True)
-    report = assess(twice, "1m", NOW)
+    report = assess(twice, MINUTES, NOW)
     assert report.quarantined["reason"].to_dict() == {100: "DUPLICATE", 101: "CONFLICT"}
     pd.testing.assert_frame_equal(report.clean, bars)
 
@@ -79,21 +89,21 @@ def test_a_copy_is_quarantined_and_a_conflict_keeps_the_first():
 def test_a_good_row_is_not_lost_to_an_impossible_one_before_it():
     bars = frame()
     twice = pd.concat([put(bars, 10, high=1.0).iloc[[10]], bars], ignore_index=True)
-    report = assess(twice, "1m", NOW)
+    report = assess(twice, MINUTES, NOW)
     assert report.quarantined["reason"].tolist() == ["OHLC_ORDER"]
     pd.testing.assert_frame_equal(report.clean, bars)
 
 
 def test_rows_out_of_order_are_sorted_and_counted():
     bars = frame()
-    report = assess(bars.iloc[[*range(50), *range(60, 100), *range(50, 60)]], "1m", NOW)
+    report = assess(bars.iloc[[*range(50), *range(60, 100), *range(50, 60)]], MINUTES, NOW)
     pd.testing.assert_frame_equal(report.clean, bars)
     assert report.counts["disordered"] == 10
     assert report.score == pytest.approx(0.9)
 
 
 def test_gaps_are_listed_with_their_length():
-    report = assess(frame().drop(index=range(30, 37)), "1m", NOW)
+    report = assess(frame().drop(index=range(30, 37)), MINUTES, NOW)
     assert report.gaps.to_dict("records") == [
         {"start": pd.Timestamp("2024-01-01T00:30Z"), "end": pd.Timestamp("2024-01-01T00:37Z"), "missing": 7}
     ]
@@ -104,7 +114,7 @@ def test_stale_runs_are_flagged_and_lower_the_score_but_stay():
     bars = frame()
     still = bars["close"][19]
     bars.loc[20:39, ["open", "high", "low", "close"]] = still
-    report = assess(bars, "1m", NOW)
+    report = assess(bars, MINUTES, NOW)
     assert report.flagged["flag"].tolist() == ["STALE"] * 20
     assert report.flagged["size"].tolist() == [20] * 20
     assert len(report.clean) == 100
@@ -116,21 +126,25 @@ def test_the_settings_say_from_where_on_bars_are_stale_a_jump_or_divergent():
     assert shipped == QualityParams()  # the file and the types name the same numbers
     still = frame(300)
     still.loc[100:119, ["open", "high", "low", "close"]] = still["close"][99]
-    count = {least: assess(still, "1m", NOW, rules=QualityParams(stale_bars=least)).counts["stale"] for least in (20, 21)}
+    count = {
+        least: assess(still, MINUTES, NOW, rules=QualityParams(stale_bars=least)).counts["stale"] for least in (20, 21)
+    }
     assert count == {20: 20, 21: 0}
     jumped = frame(600)
     jumped.loc[500:, ["open", "high", "low", "close"]] *= 1.2
-    counts = [assess(jumped, "1m", NOW, rules=QualityParams(jump_mads=mads)).counts["jumps"] for mads in (20.0, 1e6)]
+    counts = [assess(jumped, MINUTES, NOW, rules=QualityParams(jump_mads=mads)).counts["jumps"] for mads in (20.0, 1e6)]
     assert counts == [1, 0]
     other = still.assign(close=still["close"] * np.where(np.arange(300) == 50, 1.001, 1.0))
-    found = [len(cross_source_divergence(still, other, QualityParams(divergent_bps=bps)).flagged) for bps in (9.0, 11.0)]
+    found = [
+        len(cross_source_divergence(still, other, QualityParams(divergent_bps=bps)).flagged) for bps in (9.0, 11.0)
+    ]
     assert found == [1, 0]
 
 
 def test_a_jump_is_flagged_and_costs_nothing():
     bars = frame(600)
     bars.loc[500:, ["open", "high", "low", "close"]] *= 1.2
-    report = assess(bars, "1m", NOW)
+    report = assess(bars, MINUTES, NOW)
     assert report.flagged["flag"].tolist() == ["JUMP"]
     assert report.flagged["open_time"][0] == bars["open_time"][500]
     assert report.score == 1.0
@@ -139,7 +153,7 @@ def test_a_jump_is_flagged_and_costs_nothing():
 def test_a_jump_is_judged_by_the_past_alone():
     bars = frame(1000)
     bars.loc[500:, ["open", "high", "low", "close"]] *= 1.2
-    whole, cut = assess(bars, "1m", NOW).flagged, assess(bars[:501], "1m", NOW).flagged
+    whole, cut = assess(bars, MINUTES, NOW).flagged, assess(bars[:501], MINUTES, NOW).flagged
     pd.testing.assert_frame_equal(whole[whole["open_time"] <= bars["open_time"][500]], cut)
 
 
@@ -160,7 +174,7 @@ def test_nothing_is_dropped_clean_and_quarantined_are_what_came_in(spoils, picks
     for row, name, value in spoils:
         bars.loc[row, name] = pd.NaT if name == "open_time" else value
     dirty = bars.iloc[picks].reset_index(drop=True)
-    report = assess(dirty, "1m", NOW)
+    report = assess(dirty, MINUTES, NOW)
     check(report.clean, BARS)
     assert sorted([*report.clean["trades"], *report.quarantined["trades"]]) == sorted(dirty["trades"])
     pd.testing.assert_frame_equal(report.quarantined.drop(columns="reason"), dirty.loc[report.quarantined.index])
@@ -169,7 +183,7 @@ def test_nothing_is_dropped_clean_and_quarantined_are_what_came_in(spoils, picks
 
 
 def test_if_nothing_is_usable_the_score_is_zero():
-    assert assess(frame().assign(close=np.nan), "1m", NOW).score == 0.0
+    assert assess(frame().assign(close=np.nan), MINUTES, NOW).score == 0.0
 
 
 def test_closed_weekends_are_missing_only_where_the_market_is_declared_to_trade_day_and_night():
@@ -178,9 +192,11 @@ def test_closed_weekends_are_missing_only_where_the_market_is_declared_to_trade_
     n = len(open_hours)
     bars = frame(n).assign(open_time=open_hours.as_unit("us"), known_at=(open_hours + timedelta(hours=1)).as_unit("us"))
     bars["ingested_at"] = bars["known_at"]
-    assert assess(bars, "1h", NOW, weekly_sessions=False).score < 0.75
-    report = assess(bars, "1h", NOW)
-    assert report.weekly_sessions
+    assert assess(bars, HOURS, NOW).score < 0.75
+    grid = infer_grid(epoch_seconds(bars["open_time"]))
+    report = assess(bars, grid, NOW)
+    assert report.grid == grid
+    assert not grid.calendar.always_open
     assert report.gaps["missing"].tolist() == [2]
     assert report.score == pytest.approx(1 - 2 / (n + 2))
 
@@ -197,19 +213,23 @@ def test_recorded_markets_are_good_enough_to_train_on(name, timeframe, weekly, l
     path = DATA / name
     if not path.exists():
         pytest.skip(f"recorded data {name} is not on this machine")
-    report = assess(read(path, NOW), timeframe, NOW)
-    assert len(report.quarantined) == 0
-    assert report.weekly_sessions == weekly
+    frame = read(path, NOW)
+    grid = infer_grid(epoch_seconds(frame["open_time"]))
+    report = assess(frame, grid, NOW)
+    assert grid.timeframe == timeframe
+    assert set(report.quarantined["reason"]) <= {"OFF_GRID"}  # quotes of gold in the hour after a Friday's close
+    assert len(report.quarantined) < (0.001 * len(frame) if weekly else 1)
+    assert report.grid.calendar.always_open != weekly
     assert report.score >= least
 
 
 def test_what_cannot_be_assessed_is_refused():
     with pytest.raises(NotEnoughData, match="empty"):
-        assess(frame()[:0], "1m", NOW)
+        assess(frame()[:0], MINUTES, NOW)
     with pytest.raises(BadTimes, match="no time zone"):
-        assess(frame(), "1m", datetime(2026, 1, 1))  # noqa: DTZ001
+        assess(frame(), MINUTES, datetime(2026, 1, 1))  # noqa: DTZ001
     with pytest.raises(BadColumns):
-        assess(frame().drop(columns="trades"), "1m", NOW)
+        assess(frame().drop(columns="trades"), MINUTES, NOW)
 
 
 def test_two_sources_that_part_ways_are_flagged_where_they_do_and_their_usual_distance_is_not():

@@ -6,7 +6,10 @@ import pyarrow.parquet as parquet
 import pytest
 
 from pipelines.data.schemas import BARS, COLUMNS, LAYOUT, check, read_bars, to_frame, to_matrix, write_bars
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadColumns, BadShape, BadTimes, BadValues, UnreadableFile
+
+MINUTES = Grid("1m")
 
 START = 1_704_067_200.0  # 2024-01-01 00:00 UTC
 TAKEN = datetime(2024, 2, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -22,22 +25,22 @@ def matrix(n=50):
 def test_matrix_to_frame_and_back_is_exact():
     bars = matrix()
     bars[4, 5:] = np.nan
-    frame = check(to_frame(bars, "1m", TAKEN))
+    frame = check(to_frame(bars, MINUTES, TAKEN))
     assert tuple(frame.columns) == COLUMNS
     assert to_matrix(frame).tobytes() == bars.tobytes()
 
 
 def test_a_bar_is_known_at_its_close_and_ingested_when_stated():
-    frame = to_frame(matrix(2), "1m", TAKEN)
+    frame = to_frame(matrix(2), MINUTES, TAKEN)
     assert frame["open_time"][0] == pd.Timestamp("2024-01-01T00:00Z")
     assert frame["known_at"][0] == pd.Timestamp("2024-01-01T00:01Z")
     assert frame["ingested_at"].tolist() == [pd.Timestamp(TAKEN)] * 2
-    reproducible = to_frame(matrix(2), "1m", None)
+    reproducible = to_frame(matrix(2), MINUTES, None)
     assert reproducible["ingested_at"].equals(reproducible["known_at"].rename("ingested_at"))
 
 
 def test_parquet_gives_the_frame_back_and_the_same_bytes_each_time(tmp_path):
-    frame = to_frame(matrix(), "1m", TAKEN)
+    frame = to_frame(matrix(), MINUTES, TAKEN)
     write_bars(frame, tmp_path / "a.parquet")
     write_bars(read_bars(tmp_path / "a.parquet"), tmp_path / "deep" / "b.parquet")
     pd.testing.assert_frame_equal(read_bars(tmp_path / "a.parquet"), frame)
@@ -64,7 +67,7 @@ def test_parquet_gives_the_frame_back_and_the_same_bytes_each_time(tmp_path):
     ],
 )
 def test_a_frame_that_is_not_clean_bars_is_neither_accepted_nor_written(spoil, error, message, tmp_path):
-    spoilt = spoil(to_frame(matrix(), "1m", TAKEN))
+    spoilt = spoil(to_frame(matrix(), MINUTES, TAKEN))
     with pytest.raises(error, match=message):
         check(spoilt, BARS)
     with pytest.raises(error):
@@ -73,12 +76,12 @@ def test_a_frame_that_is_not_clean_bars_is_neither_accepted_nor_written(spoil, e
 
 
 def test_the_layout_leaves_values_to_quality():
-    frame = to_frame(matrix(), "1m", TAKEN).assign(close=np.nan, low=-1.0).iloc[::-1].reset_index(drop=True)
+    frame = to_frame(matrix(), MINUTES, TAKEN).assign(close=np.nan, low=-1.0).iloc[::-1].reset_index(drop=True)
     check(frame, LAYOUT)
 
 
 def test_a_file_of_release_050_is_read_with_an_unrecorded_spread(tmp_path):
-    frame = to_frame(matrix(), "1m", TAKEN)
+    frame = to_frame(matrix(), MINUTES, TAKEN)
     write_bars(frame, tmp_path / "a.parquet")
     table = parquet.read_table(tmp_path / "a.parquet").drop_columns("half_spread")
     parquet.write_table(table.replace_schema_metadata({"bellwether.schema": "bars/1"}), tmp_path / "old.parquet")
@@ -87,7 +90,7 @@ def test_a_file_of_release_050_is_read_with_an_unrecorded_spread(tmp_path):
 
 def test_files_that_are_not_ours_are_refused(tmp_path):
     path = tmp_path / "a.parquet"
-    frame = to_frame(matrix(), "1m", TAKEN)
+    frame = to_frame(matrix(), MINUTES, TAKEN)
     frame.to_parquet(path)
     with pytest.raises(BadColumns, match="expected 'bars/2'"):
         read_bars(path)
@@ -99,8 +102,8 @@ def test_files_that_are_not_ours_are_refused(tmp_path):
 
 def test_bad_matrices_are_refused():
     with pytest.raises(BadShape, match="expected"):
-        to_frame(matrix()[:, :5], "1m", None)
+        to_frame(matrix()[:, :5], MINUTES, None)
     with pytest.raises(BadTimes, match="no open_time"):
-        to_frame(matrix() * np.nan, "1m", None)
+        to_frame(matrix() * np.nan, MINUTES, None)
     with pytest.raises(BadTimes, match="no time zone"):
-        to_frame(matrix(), "1m", datetime(2024, 1, 1))  # noqa: DTZ001
+        to_frame(matrix(), MINUTES, datetime(2024, 1, 1))  # noqa: DTZ001

@@ -5,14 +5,29 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from pipelines.contracts import CLOSE, CONTEXT_INDEX, HALF_SPREAD, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, TAPE_INDEX, TRADES, VOLUME
+from pipelines.contracts import (
+    CLOSE,
+    CONTEXT_INDEX,
+    HALF_SPREAD,
+    HIGH,
+    LOW,
+    OPEN,
+    OPEN_TIME,
+    TAKER_BUY,
+    TAPE_INDEX,
+    TRADES,
+    VOLUME,
+)
 from pipelines.data.alignment import align
 from pipelines.data.orderbook import limit_order_book
 from pipelines.data.simulator.book_design import PATTERNS
 from pipelines.data.simulator.market import DESIGN, record, simulate, tick_of
 from pipelines.data.sources import SimulatorSource
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadValues
 from pipelines.settings import load_params
+
+QUARTERS = Grid("15m")
 
 SPEC = load_params().simulator.model_copy(
     update={"history_days": 60, "live_days": 0, "drift_after_live_days": None, "edge": 1.0, "book_every_minutes": 5}
@@ -147,8 +162,8 @@ def test_books_are_ordered_positive_and_five_levels_deep(market):
 def test_snapshots_come_at_every_fifth_minute_and_next_to_every_decision_bar(market):
     assert (market.books.known % 300 == 0).all()
     assert (np.diff(market.books.known) == 300).all()
-    closes = market.bars[0, OPEN_TIME] + 900.0 * np.arange(1, 60 * 96 + 1)
-    levels, context = align(closes, 900.0, market.books, market.feed)
+    opens = market.bars[0, OPEN_TIME] + 900.0 * np.arange(60 * 96)
+    levels, context = align(opens, QUARTERS, market.books, market.feed)
     assert np.isfinite(levels).all()
     flow = market.books.order_flow.reshape(-1, 3).sum(axis=1)
     np.testing.assert_allclose(context[:, CONTEXT_INDEX["order_flow"]], flow, atol=1e-6)

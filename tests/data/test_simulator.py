@@ -7,8 +7,11 @@ import pytest
 from pipelines.contracts import CLOSE, OPEN, OPEN_TIME, REGIMES, TAKER_BUY, TRADES, VOLUME
 from pipelines.data.schemas import check, to_frame
 from pipelines.data.simulator.market import DESIGN, simulate
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadValues
 from pipelines.params import SimulatorParams
+
+MINUTES = Grid("1m")
 
 SPEC = SimulatorParams(
     symbol="SIM/USDT", seed=7, start=datetime(2024, 1, 1, tzinfo=UTC), history_days=40, live_days=14,
@@ -55,7 +58,7 @@ def test_the_same_spec_gives_the_same_bytes_and_another_seed_another_market():
 
 def test_bars_are_clean_whole_minutes_on_the_price_and_volume_grid():
     bars = made().bars
-    check(to_frame(bars, "1m", None))
+    check(to_frame(bars, MINUTES, None))
     assert len(bars) == 54 * DAY
     assert (np.diff(bars[:, OPEN_TIME]) == 60).all()
     assert np.array_equal(bars[:, OPEN : CLOSE + 1], np.round(bars[:, OPEN : CLOSE + 1], 2))

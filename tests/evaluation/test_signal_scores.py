@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.costs import costs_of
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape
 from pipelines.evaluation.intervals import LEAST_ROWS
 from pipelines.evaluation.signals import score_sides, score_signals, write_page
@@ -11,8 +12,10 @@ from pipelines.settings import load_params
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
 from pipelines.signals.signal_registry import SIGNAL_REGISTRY, direction, onsets, signal_names
 
+QUARTERS = Grid("15m")
+
 PARAMS = load_params()
-STEP_S, HORIZON = 900, PARAMS.labels.horizon_bars
+HORIZON = PARAMS.labels.horizon_bars
 COSTS = costs_of(PARAMS.costs, "simulator", "spot")
 COST = COSTS.round_trip_bps
 PLANTED_BPS = 40.0
@@ -29,7 +32,7 @@ def market(seed, n=8000, every=24, planted_bps=PLANTED_BPS):
         moves[i + 1 : i + 1 + HORIZON] += side[i] * planted_bps * 1e-4 / HORIZON
     close = 100.0 * np.exp(np.cumsum(moves))
     opened = np.r_[100.0, close[:-1]]
-    time = 1.7040672e9 + STEP_S * np.arange(n)
+    time = 1.7040672e9 + QUARTERS.step_s * np.arange(n)
     filler = np.full(n, 1.0)
     bars = np.column_stack(
         [time, opened, np.maximum(opened, close), np.minimum(opened, close), close, *[filler] * 3, np.full(n, np.nan)]
@@ -38,7 +41,7 @@ def market(seed, n=8000, every=24, planted_bps=PLANTED_BPS):
 
 
 def scored(bars, **sides):
-    found = score_sides(sides, bars, bars, np.full(len(bars), 20e-4), STEP_S, PARAMS, COSTS)
+    found = score_sides(sides, bars, bars, np.full(len(bars), 20e-4), (QUARTERS, QUARTERS), PARAMS, COSTS)
     return found, {score.signal: score for score in found.scores}
 
 
@@ -130,7 +133,7 @@ def test_every_signal_belongs_to_one_row_and_one_category():
 def test_the_catalogue_is_scored_and_drawn(tmp_path):
     bars, _ = market(11, n=1500)
     signals = SIGNALS.run(bars)
-    found = score_signals(signals, bars, bars, np.full(len(bars), 20e-4), STEP_S, PARAMS, COSTS)
+    found = score_signals(signals, bars, bars, np.full(len(bars), 20e-4), (QUARTERS, QUARTERS), PARAMS, COSTS)
     assert [score.signal for score in found.scores] == list(signal_names())
     assert found.scores[0].onsets == len(onsets(direction(signals, signal_names()[0])))
     page = write_page(tmp_path / "reports" / "signals.html", found, "TEST/USD").read_text()

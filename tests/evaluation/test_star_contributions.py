@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape
 from pipelines.evaluation.stars import measure_contributions, ratings
 from pipelines.settings import load_params
 from pipelines.signals.stars import STARS, N
 
+QUARTERS = Grid("15m")
+
 PARAMS = load_params()
 HORIZON = PARAMS.labels.horizon_bars
-BAR = 900
 
 
 def market(n=6000, seed=2, drift=0.0):
@@ -25,7 +27,9 @@ def market(n=6000, seed=2, drift=0.0):
     push[1:] = 40.0 / HORIZON * np.convolve(truth[:, 0, 0] - truth[:, 0, 1], np.ones(HORIZON))[:n]
     steps = rng.normal(drift, 10.0, n + 1) + push
     close = 1e4 * np.exp(np.cumsum(steps[:n]) / 1e4)
-    bars = np.column_stack([BAR * np.arange(n, dtype=float), *[close] * 4, np.ones((n, 3)), np.full(n, np.nan)])
+    bars = np.column_stack(
+        [QUARTERS.step_s * np.arange(n, dtype=float), *[close] * 4, np.ones((n, 3)), np.full(n, np.nan)]
+    )
     bars[1:, 1] = close[:-1]
     return truth, bars
 
@@ -36,7 +40,7 @@ def named(found):
 
 def test_a_planted_lift_is_found_and_a_star_of_noise_has_none():
     truth, bars = market()
-    found = named(measure_contributions(truth, bars, bars, BAR, PARAMS))
+    found = named(measure_contributions(truth, bars, bars, (QUARTERS, QUARTERS), PARAMS))
     planted = found[STARS[0].name].lift_bps
     assert planted.low > 0.0
     assert planted.low < planted.value < planted.high
@@ -47,7 +51,7 @@ def test_a_planted_lift_is_found_and_a_star_of_noise_has_none():
 
 def test_the_lift_is_the_difference_of_two_means_by_hand():
     truth, bars = market(900)
-    found = measure_contributions(truth, bars, bars, BAR, PARAMS)
+    found = measure_contributions(truth, bars, bars, (QUARTERS, QUARTERS), PARAMS)
     ahead = np.full(900, np.nan)
     ahead[:-HORIZON] = (bars[HORIZON:, 4] / bars[1 : 901 - HORIZON, 1] - 1.0) * 1e4
     sided = np.column_stack([ahead, -ahead])
@@ -62,9 +66,9 @@ def test_a_drift_of_the_market_adds_nothing_to_a_star():
     truth, bars = market(drift=20.0)
     truth[:, 3, 0], truth[:, 3, 1] = 1.0, 1.0
     truth[::7, 3] = 0.0  # both sides at once: it takes no side, so it cannot gain from one
-    assert named(measure_contributions(truth, bars, bars, BAR, PARAMS))[STARS[3].name].lift_bps.value == pytest.approx(
-        0.0, abs=1e-9
-    )
+    assert named(measure_contributions(truth, bars, bars, (QUARTERS, QUARTERS), PARAMS))[
+        STARS[3].name
+    ].lift_bps.value == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_star_that_is_never_known_or_hardly_ever_true_has_no_interval_and_is_not_counted():
@@ -72,7 +76,7 @@ def test_a_star_that_is_never_known_or_hardly_ever_true_has_no_interval_and_is_n
     truth[:, 5] = np.nan
     truth[:, 6] = 0.0
     truth[100:105, 6, 0] = 1.0
-    found = measure_contributions(truth, bars, bars, BAR, PARAMS)
+    found = measure_contributions(truth, bars, bars, (QUARTERS, QUARTERS), PARAMS)
     unknown, rare = found.stars[5], found.stars[6]
     assert (unknown.known, unknown.true, unknown.lift_bps.n) == (0, 0, 0)
     assert np.isnan([unknown.prevalence, unknown.lift_bps.value]).all()
@@ -96,10 +100,10 @@ def test_a_rating_counts_the_known_stars_and_needs_twelve_of_them():
 def test_other_rows_than_the_bars_are_refused():
     truth, bars = market(900)
     with pytest.raises(BadShape, match="decision bar"):
-        measure_contributions(truth[1:], bars, bars, BAR, PARAMS)
+        measure_contributions(truth[1:], bars, bars, (QUARTERS, QUARTERS), PARAMS)
 
 
 def test_the_same_history_gives_the_same_figures():
     truth, bars = market(900)
-    first, again = (measure_contributions(truth, bars, bars, BAR, PARAMS).to_dict() for _ in range(2))
+    first, again = (measure_contributions(truth, bars, bars, (QUARTERS, QUARTERS), PARAMS).to_dict() for _ in range(2))
     assert first == again

@@ -9,9 +9,12 @@ import pytest
 from flows.support.installation import Installation
 from flows.support.live_feed import live_tail, send_live_bars
 from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed, tape_of, utc
+from pipelines.data.timeframes import Grid
 from pipelines.errors import NotEnoughData
 from pipelines.settings import Settings, load_params
 from pipelines.store import BarBatch, Store
+
+MINUTES = Grid("1m")
 
 
 @pytest.fixture
@@ -64,7 +67,7 @@ class RecordingClient:
 def snapshot_until(installation, last):
     """Write a manifest whose last minute opens at `last`, as `ingest` does."""
     installation.workspace.joinpath("data").mkdir(parents=True)
-    described = {"symbol": "SIM/USDT", "timeframe": "1m", "last": utc(last).isoformat()}
+    described = {"symbol": "SIM/USDT", "timeframe": "1m", "grid": MINUTES.to_dict(), "last": utc(last).isoformat()}
     installation.workspace.joinpath("data", "manifest.json").write_text(json.dumps(described))
 
 

@@ -9,8 +9,11 @@ from flows.ingest import observed, write_snapshot
 from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed, tape_of
 from pipelines.data import records, schemas
 from pipelines.data.quality import assess
+from pipelines.data.timeframes import Grid
 from pipelines.settings import settings
 from pipelines.store import BarBatch, Store
+
+MINUTES = Grid("1m")
 
 SYMBOL = "BTC/USDT"
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -30,7 +33,7 @@ def minutes(first, n):
 
 
 def report(n=300):
-    return assess(schemas.to_frame(minutes(0, n), "1m", INGESTED), "1m", INGESTED)
+    return assess(schemas.to_frame(minutes(0, n), MINUTES, INGESTED), MINUTES, INGESTED)
 
 
 def books_at(*known, bid=99.0):
@@ -121,7 +124,7 @@ def service_saw(store, first, n, books=None, feed=None):
 def ingest_observed():
     """Write the snapshot of what `observed` gives, as the ingest flow does. Return its records and its files."""
     frame, known, origin = observed.fn(SYMBOL)
-    write_snapshot(settings().workspace / "data", SYMBOL, assess(frame, "1m", INGESTED), origin, known, None)
+    write_snapshot(settings().workspace / "data", SYMBOL, assess(frame, MINUTES, INGESTED), origin, known, None)
     return known, content(settings().workspace / "data")
 
 

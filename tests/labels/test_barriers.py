@@ -10,9 +10,12 @@ from pipelines.contracts import BAR_WIDTH, HALF_SPREAD
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
+from pipelines.data.timeframes import Grid
 from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED, first_touch, levels, triple_barrier
 from pipelines.labels.weights import average_uniqueness, effective_rows, event_decay
 from pipelines.settings import ROOT
+
+HOURS = Grid("1h")
 
 
 def bars(*candles):
@@ -54,7 +57,7 @@ def test_a_label_does_not_change_when_everything_after_its_horizon_does():
     garbage[400:, 1:5] *= 7.0
     known, horizon = np.array([60.0 * k for k in range(10, 300, 10)]), 60.0 * 100
     cut = [triple_barrier(m, known, close[(known / 60).astype(int)], np.ones(len(known), np.int64),
-                          np.full(len(known), 2e-3), 1.5, 1.0, horizon) for m in (market, garbage)]  # fmt: skip
+                          np.full(len(known), 2e-3), 1.5, 1.0, known + horizon) for m in (market, garbage)]  # fmt: skip
     inside = known + horizon <= 400 * 60.0
     assert inside.sum() > 10
     assert cut[0].label[inside].tobytes() == cut[1].label[inside].tobytes()
@@ -64,7 +67,7 @@ def test_a_label_does_not_change_when_everything_after_its_horizon_does():
 def test_gross_return_is_from_the_next_bars_open_and_holds_no_cost():
     market = bars(FLAT, (100.1, 103, 100, 102), FLAT)
     outcome = triple_barrier(
-        market, np.array([60.0]), np.array([100.0]), np.array([1]), np.array([0.01]), 1.5, 1.0, 120.0
+        market, np.array([60.0]), np.array([100.0]), np.array([1]), np.array([0.01]), 1.5, 1.0, np.array([180.0])
     )
     assert outcome.label[0] == 1.0
     assert outcome.gross_bps[0] == pytest.approx((101.5 / 100.1 - 1) * 1e4)
@@ -119,7 +122,7 @@ def test_gross_return_is_executed_where_both_ends_have_a_spread_and_of_mids_else
         (100.0, 103.0, 100.0, 102.0, half_spreads[1]), (102.0, 102.0, 102.0, 102.0, 0.1),
     )  # fmt: skip
     outcome = triple_barrier(
-        market, np.array([60.0]), np.array([100.0]), np.array([1]), np.array([0.01]), 1.5, 1.0, 180.0
+        market, np.array([60.0]), np.array([100.0]), np.array([1]), np.array([0.01]), 1.5, 1.0, np.array([240.0])
     )
     assert (outcome.label[0], outcome.spread_known[0]) == (1.0, known)
     assert outcome.gross_bps[0] == pytest.approx((out / fill - 1) * 1e4)
@@ -132,7 +135,7 @@ def test_a_short_is_the_mirror_of_a_long():
     mirror[:, [1, 2, 3, 4]] = 200.0 - market[:, [1, 3, 2, 4]]
     at = np.arange(10, 2900, 7)
     long, short = (
-        triple_barrier(m, m[at, 0] + 60, m[at, 4], np.full(len(at), way), 0.1 / m[at, 4], 1.5, 1.0, 300.0)
+        triple_barrier(m, m[at, 0] + 60, m[at, 4], np.full(len(at), way), 0.1 / m[at, 4], 1.5, 1.0, m[at, 0] + 360.0)
         for m, way in ((market, 1), (mirror, -1))
     )
     assert set(long.barrier) == {TARGET, STOP, TIME}
@@ -144,7 +147,7 @@ def test_a_short_is_the_mirror_of_a_long():
 def test_an_unresolved_event_has_no_return_and_no_known_spread():
     market = quoted(*QUOTED)
     outcome = triple_barrier(market, np.array([60.0, 600.0]), np.full(2, 100.0), np.array([1, 1]), np.full(2, 0.1), 1.5,
-                             1.0, 1e4)  # fmt: skip
+                             1.0, np.array([60.0, 600.0]) + 1e4)  # fmt: skip
     assert outcome.barrier.tolist() == [UNRESOLVED, UNRESOLVED]
     assert np.isnan(outcome.gross_bps).all()
     assert not outcome.spread_known.any()
@@ -154,12 +157,13 @@ def test_an_unresolved_event_has_no_return_and_no_known_spread():
 def test_gold_reaches_fewer_targets_when_it_is_executed_at_bid_and_ask():
     """The validator's events; on the file's own bid and ask candles their hit rate is .3257 and their return -6.66."""
     now = datetime.now(UTC)
-    base = schemas.to_matrix(assess(read(GOLD, now), "1h", now).clean)
+    base = schemas.to_matrix(assess(read(GOLD, now), HOURS, now).clean)
     raised = ict_events(base)
     at, mids = raised.index, base.copy()
     mids[:, HALF_SPREAD] = np.nan
+    known = base[at, 0] + 3600
     executed, of_mids = (
-        triple_barrier(b, base[at, 0] + 3600, base[at, 4], raised.direction, raised.atr, 1.5, 1.0, 16 * 3600.0)
+        triple_barrier(b, known, base[at, 4], raised.direction, raised.atr, 1.5, 1.0, known + 16 * 3600.0)
         for b in (base, mids)
     )
     assert executed.spread_known.mean() > 0.99

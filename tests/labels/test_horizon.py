@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import BAR_WIDTH, HALF_SPREAD
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.labels.horizon import forward_returns, horizon_labels
 from pipelines.settings import load_params
 
+MINUTES = Grid("1m")
+
 PARAMS = load_params()
+MINUTES, THREES = Grid("1m"), Grid("3m")
 STEP_S, HORIZON = 180, 2
 
 
@@ -30,23 +33,25 @@ def walk(n=600, seed=3):
 
 
 def labels(base, cost_bps=5.0):
-    decision = resample(base, 60, STEP_S)
-    return horizon_labels(decision, base, STEP_S, SETTINGS, lambda spread: np.broadcast_to(cost_bps, len(spread)))
+    decision = resample(base, MINUTES, THREES)
+    return horizon_labels(
+        decision, base, THREES, MINUTES, SETTINGS, lambda spread: np.broadcast_to(cost_bps, len(spread))
+    )
 
 
 def test_the_return_is_from_the_next_open_to_the_last_close_inside_the_horizon():
     base = minutes(100.0 + np.arange(12), 100.5 + np.arange(12))
-    labelled = forward_returns(base, np.array([180.0]), 360.0)
+    labelled = forward_returns(base, MINUTES, np.array([180.0]), np.array([540.0]))
     assert (labelled.start[0], labelled.exit[0]) == (3, 8)
     assert labelled.gross_bps[0] == pytest.approx((108.5 / 103.0 - 1) * 1e4)
 
 
 def test_a_return_is_of_mids_and_the_spread_that_either_side_pays_stands_next_to_it():
     base = minutes(100.0 + np.arange(12), 100.5 + np.arange(12))
-    mids = forward_returns(base, np.array([180.0]), 360.0)
+    mids = forward_returns(base, MINUTES, np.array([180.0]), np.array([540.0]))
     assert np.isnan(mids.spread_bps[0])
     base[3, HALF_SPREAD], base[8, HALF_SPREAD] = 0.2, 0.4
-    quoted = forward_returns(base, np.array([180.0, 1e6]), 360.0)
+    quoted = forward_returns(base, MINUTES, np.array([180.0, 1e6]), np.array([540.0, 1e6 + 360.0]))
     assert quoted.gross_bps[0] == mids.gross_bps[0]
     assert quoted.spread_bps[0] == pytest.approx((0.2 + 0.4) / 103.0 * 1e4)
     bought_at_ask_sold_at_bid = ((108.5 - 0.4) - (103.0 + 0.2)) / 103.0 * 1e4
@@ -66,7 +71,7 @@ def test_quotes_that_widen_change_no_label():
 def test_a_row_says_when_it_was_known_when_it_ended_and_what_the_bar_itself_did():
     base = walk()
     labelled = labels(base)
-    close = resample(base, 60, STEP_S)[:, 4]
+    close = resample(base, MINUTES, THREES)[:, 4]
     at = labelled["index"]
     np.testing.assert_array_equal(labelled["known"], (at + 1.0) * STEP_S)
     np.testing.assert_array_equal(labelled["ended"], labelled["known"] + HORIZON * STEP_S)
@@ -98,7 +103,9 @@ def test_nothing_after_the_horizon_matters_neither_garbage_nor_its_absence():
     inside = known + 360.0 <= 250 * 60.0
     garbage = base.copy()
     garbage[250:, 1:5] *= 7.0
-    whole, other, cut = (forward_returns(b, known, 360.0).gross_bps[inside] for b in (base, garbage, base[:250]))
+    whole, other, cut = (
+        forward_returns(b, MINUTES, known, known + 360.0).gross_bps[inside] for b in (base, garbage, base[:250])
+    )
     assert np.isfinite(whole).sum() > 50
     assert whole.tobytes() == other.tobytes() == cut.tobytes()
 
@@ -106,12 +113,12 @@ def test_nothing_after_the_horizon_matters_neither_garbage_nor_its_absence():
 @pytest.mark.parametrize("gone", [3, 8])
 def test_a_gap_at_either_end_is_no_return(gone):
     base = np.delete(walk(30), gone, axis=0)
-    assert np.isnan(forward_returns(base, np.array([180.0]), 360.0).gross_bps[0])
+    assert np.isnan(forward_returns(base, MINUTES, np.array([180.0]), np.array([540.0])).gross_bps[0])
 
 
 def test_decision_bars_alone_are_enough():
-    bars = resample(walk(), 60, STEP_S)
-    labelled = horizon_labels(bars, bars, STEP_S, SETTINGS, lambda spread: np.full(len(spread), 5.0))
+    bars = resample(walk(), MINUTES, THREES)
+    labelled = horizon_labels(bars, bars, THREES, THREES, SETTINGS, lambda spread: np.full(len(spread), 5.0))
     i = labelled["index"][10]
     assert labelled["gross_bps"][10] == pytest.approx((bars[i + 2, 4] / bars[i + 1, 1] - 1) * 1e4)
     assert labelled["index"].max() == len(bars) - 1 - HORIZON

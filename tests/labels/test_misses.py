@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import CLOSE, OPEN_TIME
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import TIME, UNRESOLVED, triple_barrier
 from pipelines.labels.misses import miss_atr
@@ -14,6 +14,10 @@ from pipelines.labels.weights import average_uniqueness
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import events
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 PARAMS = load_params()
 RECORDED = Path(__file__).parents[2] / "../shared/data/candles/binance_spot_btcusdt_1m_2024.parquet"
@@ -35,14 +39,15 @@ def test_without_a_miss_there_is_no_estimate():
 def test_on_the_recorded_year_a_timeout_was_no_full_stop_and_the_edge_is_no_longer_biased_by_it():
     from benchmarks.fixture import recorded
 
-    labels, cost, step_s = PARAMS.labels, 5.0, 900
+    labels, cost = PARAMS.labels, 5.0
     base = recorded(RECORDED)
-    decision = resample(base, 60, step_s)
+    decision = resample(base, MINUTES, QUARTERS)
     features, signals = FEATURES.run(decision), SIGNALS.run(decision)
     raised = events(features, signals)
+    known = QUARTERS.closes(decision[raised.index, OPEN_TIME])
     outcome = triple_barrier(
-        base, decision[raised.index, OPEN_TIME] + step_s, decision[raised.index, CLOSE], raised.direction, raised.atr,
-        labels.target_atr, labels.stop_atr, float(labels.horizon_bars * step_s),
+        base, known, decision[raised.index, CLOSE], raised.direction, raised.atr,
+        labels.target_atr, labels.stop_atr, QUARTERS.deadline(known, labels.horizon_bars),
     )  # fmt: skip
     of = (outcome.barrier != UNRESOLVED) & (labels.target_atr * raised.atr * 1e4 >= 2.0 * cost)
     stop_bps, y, gross = raised.atr[of] * 1e4, outcome.label[of], outcome.gross_bps[of]

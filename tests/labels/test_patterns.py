@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import BAR_WIDTH, CLOSE, HALF_SPREAD, OPEN_TIME
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape
 from pipelines.labels.patterns import pattern_labels
 from pipelines.settings import load_params
+
+MINUTES, FIVES = Grid("1m"), Grid("5m")
+
+MINUTES, FIVES = Grid("1m"), Grid("5m")
+
+MINUTES, FIVES = Grid("1m"), Grid("5m")
 
 PARAMS = load_params().model_copy(
     update={"pattern": load_params().pattern.model_copy(update={"target_atr": 2.0, "stop_atr": 1.0, "horizon_bars": 2})}
@@ -27,10 +33,10 @@ def minutes(*prices):
 
 def labels(base, direction, reach=1.0):
     """Decision bars of five minutes."""
-    bars = resample(base, 60, 300)
+    bars = resample(base, MINUTES, FIVES)
     direction = np.atleast_2d(np.asarray(direction, float))
     direction = np.concatenate([direction, np.zeros((len(bars) - len(direction), direction.shape[1]))])
-    return pattern_labels(bars, base, direction, np.full(len(bars), reach), 300, PARAMS)
+    return pattern_labels(bars, base, direction, np.full(len(bars), reach), FIVES, MINUTES, PARAMS)
 
 
 UP = [100.0] * 6 + [100.5, 101.0, 101.5, 102.0, 102.0, 102.0, *[102.0] * 10]
@@ -65,14 +71,16 @@ def test_bars_without_a_pattern_or_without_an_end_have_no_row():
 def test_a_label_does_not_change_when_everything_after_its_horizon_does():
     rng = np.random.default_rng(5)
     base = minutes(*100.0 * np.exp(np.cumsum(rng.normal(0, 1e-3, 3001))))
-    bars = resample(base, 60, 300)
+    bars = resample(base, MINUTES, FIVES)
     direction = rng.choice([-1.0, 0.0, 1.0], size=(len(bars), 3))
     reach = np.full(len(bars), 0.12)
     cut = 1500
     garbage = base.copy()
     garbage[cut:, 1:5] *= 5.0
     whole, blinded, short = (
-        pattern_labels(resample(b, 60, 300)[: cut // 5], b, direction[: cut // 5], reach[: cut // 5], 300, PARAMS)
+        pattern_labels(
+            resample(b, MINUTES, FIVES)[: cut // 5], b, direction[: cut // 5], reach[: cut // 5], FIVES, MINUTES, PARAMS
+        )
         for b in (base, garbage, base[:cut])
     )
     for labelled in (blinded, short):
@@ -88,10 +96,10 @@ def test_a_label_does_not_change_when_everything_after_its_horizon_does():
 def test_y_is_zero_where_the_pattern_is_not_there_and_rows_that_overlap_share_their_uniqueness():
     rng = np.random.default_rng(6)
     base = minutes(*100.0 * np.exp(np.cumsum(rng.normal(0, 1e-3, 2001))))
-    bars = resample(base, 60, 300)
+    bars = resample(base, MINUTES, FIVES)
     direction = rng.choice([-1.0, 0.0, 1.0], size=(len(bars), 2))
     labelled = pattern_labels(
-        bars, base, direction, 0.01 * bars[:, CLOSE], 300, PARAMS
+        bars, base, direction, 0.01 * bars[:, CLOSE], FIVES, MINUTES, PARAMS
     )  # far barriers: lives of two bars
     assert not labelled["y"][labelled["direction"] == 0].any()
     assert 0.4 < labelled["uniqueness"].mean() < 0.8
@@ -102,4 +110,4 @@ def test_y_is_zero_where_the_pattern_is_not_there_and_rows_that_overlap_share_th
 def test_directions_of_other_bars_are_refused():
     base = minutes(*UP)
     with pytest.raises(BadShape, match="one of each a bar"):
-        pattern_labels(resample(base, 60, 300), base, np.zeros((9, 2)), np.zeros(9), 300, PARAMS)
+        pattern_labels(resample(base, MINUTES, FIVES), base, np.zeros((9, 2)), np.zeros(9), FIVES, MINUTES, PARAMS)

@@ -10,7 +10,7 @@ import torch
 
 from pipelines.contracts import CLOSE, NO_CONTEXT, RETAINED_BARS, History
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.metrics import auc, mean_estimate
 from pipelines.features.catalog import FEATURES
@@ -29,6 +29,12 @@ from pipelines.settings import ROOT, load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.setups import PATTERNS, setups
 from pipelines.training.fit import fit_window, train
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 PARAMS = load_params()
 COLUMNS = (*CANDLE, TAKER, "volatility_regime", "rsi_14", *DIRECTIONS)
@@ -82,7 +88,7 @@ def market():
     """Return (base, history) of 70 simulated days."""
     spec = PARAMS.simulator.model_copy(update={"history_days": 70, "live_days": 0, "drift_after_live_days": None})
     base = simulate(spec, tape=False).bars
-    return base, history(resample(base, 60, 900))
+    return base, history(resample(base, MINUTES, QUARTERS))
 
 
 def reach_of(past):
@@ -100,7 +106,7 @@ def stage_files(folder, base, past, chosen):
     }  # fmt: skip
     for name, array in arrays.items():
         np.save(folder / "features" / f"{name}.npy", array)
-    labels = pattern_labels(past.bars, base, setups(past.signals), reach_of(past), 900, chosen)
+    labels = pattern_labels(past.bars, base, setups(past.signals), reach_of(past), QUARTERS, MINUTES, chosen)
     np.savez(folder / "labels" / "pattern.npz", **labels)
     return PATTERN.dataset(folder, chosen)
 
@@ -351,7 +357,7 @@ def test_a_market_without_volume_is_fitted_from_its_prices(market, tmp_path):
     no_volume = market[0].copy()
     no_volume[:, 5:] = np.nan
     chosen = params(epochs=1, max_windows=300, trees=5)
-    data = stage_files(tmp_path, no_volume, history(resample(no_volume, 60, 900)), chosen)
+    data = stage_files(tmp_path, no_volume, history(resample(no_volume, MINUTES, QUARTERS)), chosen)
     digest = train(PATTERN, data, tmp_path / "out", chosen, {"symbol": "FX"}, 900.0 * 60, lambda line: None)
     model = load_bundle(tmp_path / "out" / "bundle", digest)
     assert {TAKER, "volume_to_median", "order_flow_imbalance"} <= set(model.schema["dropped"])

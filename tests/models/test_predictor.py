@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.metrics import auc, mean_estimate
 from pipelines.features.catalog import COPIES, CORE_COLUMNS, FEATURES
@@ -37,6 +37,12 @@ from pipelines.models.runtime import check_golden, load_bundle
 from pipelines.models.views import VIEWS
 from pipelines.settings import ROOT, load_params
 from pipelines.training.fit import fit_window, train
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 PARAMS = load_params()
 STEPS = 8
@@ -296,7 +302,7 @@ def test_a_market_without_a_book_is_fitted_from_what_it_has(tmp_path):
     """Train on the stages' files of a short simulated market in the configuration `four`."""
     spec = PARAMS.simulator.model_copy(update={"history_days": 50, "live_days": 0, "drift_after_live_days": None})
     base = simulate(spec, tape=False).bars
-    bars = resample(base, 60, 900)
+    bars = resample(base, MINUTES, QUARTERS)
     (tmp_path / "features").mkdir()
     (tmp_path / "labels").mkdir()
     arrays = {
@@ -308,7 +314,7 @@ def test_a_market_without_a_book_is_fitted_from_what_it_has(tmp_path):
     chosen = params(configuration="four", max_windows=150, epochs=1)
     np.savez(
         tmp_path / "labels" / "predictor.npz",
-        **horizon_labels(bars, base, 900, chosen, lambda spread: np.full(len(spread), 5.0)),
+        **horizon_labels(bars, base, QUARTERS, MINUTES, chosen, lambda spread: np.full(len(spread), 5.0)),
     )
     data = PREDICTOR.dataset(tmp_path, chosen)
     lines: list[str] = []

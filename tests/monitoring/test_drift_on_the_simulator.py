@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from pipelines.contracts import TIMEFRAME_SECONDS
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.models.reference import DriftReference, fit_reference
 from pipelines.monitoring.drift import alarm_rates, detect
 from pipelines.settings import load_params
 
 PARAMS = load_params()
-BAR_SECONDS = TIMEFRAME_SECONDS[PARAMS.data.decision_timeframe]
+BARS = Grid(PARAMS.data.decision_timeframe)
+BAR_SECONDS = BARS.step_s
 BARS_A_DAY = 86_400 // BAR_SECONDS
 HISTORY_DAYS = 120  # of a year: forty blocks of three days; `make evidence` watches a hundred whole years
 HISTORY = HISTORY_DAYS * BARS_A_DAY
@@ -30,7 +30,7 @@ def feature_rows(seed: int, live_days: int, drift_after: int | None) -> np.ndarr
             "drift_after_live_days": drift_after,
         }
     )
-    return FEATURES.run(resample(simulate(spec, tape=False).bars, 60, BAR_SECONDS))[:, AT]
+    return FEATURES.run(resample(simulate(spec, tape=False).bars, Grid("1m"), BARS))[:, AT]
 
 
 @pytest.fixture(scope="module")

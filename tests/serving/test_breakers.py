@@ -22,7 +22,8 @@ from support.serving_fixture import HISTORY, SYMBOL, make_bundle, on_wall_clock,
 from bellwether.operations.breakers import reset
 from pipelines.contracts import BOOK_LEVELS, CLOSE, HIGH, OPEN_TIME, TAPE_WIDTH, Books, Estimate, History
 from pipelines.data.alignment import align
-from pipelines.data.timeframes import resample
+from pipelines.data.calendars import Calendar
+from pipelines.data.timeframes import Grid, resample
 from pipelines.features.catalog import FEATURES
 from pipelines.params import BreakerParams
 from pipelines.settings import ROOT, load_params
@@ -35,6 +36,12 @@ from serving.risk.breaker_monitor import BreakerMonitor, bar_inputs, fill_inputs
 from serving.risk.breakers import BREAKERS, BreakerInputs, triggered
 from serving.state.ledger import Ledger
 from serving.state.symbols import Symbol
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 PARAMS = load_params()
 LIMITS, RISK = PARAMS.breakers, PARAMS.risk
@@ -207,10 +214,11 @@ def test_bars_are_not_missed_while_the_market_is_regularly_closed(stand):
     symbol = walked(stand, stand.live[:8])
     later = datetime.fromtimestamp(symbol.closed.close_time + 900.0 * 40 + 1.0, UTC)
     assert outage_inputs(symbol, later).missing_bars == 40.0
-    slots = np.arange(40) + round(symbol.closed.close_time / 900)
-    closures = np.zeros(7 * 96, dtype=bool)
-    closures[slots[10:] % len(closures)] = True
-    symbol.warm = replace(symbol.warm, closures=closures)
+    assert f"{later:%a %H:%M}" == "Tue 18:15"
+    closed_at_ten = Calendar.from_dict(
+        {"name": "t", "zone": "UTC", "day_starts": "00:00", "week": ["Mon 00:00-Tue 10:45", "Tue 19:00-Mon 00:00"]}
+    )
+    symbol.grid = Grid("15m", closed_at_ten)
     assert outage_inputs(symbol, later).missing_bars == 10.0
 
 
@@ -250,15 +258,15 @@ def test_every_bar_of_a_request_is_evaluated_and_not_the_last_alone(client):
 def booked(stand, home, tmp_path):
     """A service whose history holds a book a bar, half a basis point wide and 20 units deep."""
     history = stand.base[:HISTORY]
-    closed = resample(history, 60, 900)
+    closed = resample(history, MINUTES, QUARTERS)
     known = closed[:, OPEN_TIME] + 890.0
     books = Books(known, np.stack([levels(bar[CLOSE]) for bar in closed]), np.full((len(known), TAPE_WIDTH), nan))
-    read, context = align(closed[:, OPEN_TIME] + 900.0, 900.0, books, None)
+    read, context = align(closed[:, OPEN_TIME], QUARTERS, books, None)
     feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
     features = FEATURES.run(closed, read, context, state=feature_state)
     signals = SIGNALS.run(closed, read, context, state=signal_state)
     write_warm_start(
-        tmp_path / "stage", symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=feature_state,
+        tmp_path / "stage", symbol=SYMBOL, base_grid=MINUTES, grid=QUARTERS, feature_state=feature_state,
         signal_state=signal_state, base=history, history=History(closed, features, signals, read, context),
         category_scores=CategoryScores.fit(signals), clock="market", books=books,
     )  # fmt: skip

@@ -14,8 +14,11 @@ from pipelines.clock import JUMP_S, STEADY_S, Clock, ClockWatch, mode_of, mode_o
 from pipelines.contracts import OPEN_TIME
 from pipelines.data.quality import assess
 from pipelines.data.schemas import to_frame
+from pipelines.data.timeframes import Grid
 from pipelines.warm_start import read_warm_start
 from serving.state.symbols import clock_of
+
+MINUTES = Grid("1m")
 
 T0 = datetime(2026, 3, 1, tzinfo=UTC)
 DAY_S = 86_400.0
@@ -43,7 +46,7 @@ def test_the_manifest_says_which_clock_and_an_old_one_has_that_of_its_source(man
 
 @pytest.mark.parametrize(("source", "mode"), [("simulator", "market"), ("files", "market"), ("exchange", "wall")])
 def test_ingest_writes_the_clock_of_the_source_and_a_stated_one_stays(stand, tmp_path, source, mode):
-    report = assess(to_frame(stand.base[:600], "1m", None), "1m", datetime.now(UTC))
+    report = assess(to_frame(stand.base[:600], MINUTES, None), MINUTES, datetime.now(UTC))
     write_snapshot(tmp_path, SYMBOL, report, {"source": source})
     assert json.loads((tmp_path / "manifest.json").read_text())["clock"] == mode == mode_of_source(source)
     write_snapshot(tmp_path, SYMBOL, report, {"source": source}, clock="wall")

@@ -13,6 +13,7 @@ from support.serving_fixture import SYMBOL, make_bundle, publish, slot_entry
 
 from pipelines.clock import Clock
 from pipelines.contracts import OPEN_TIME
+from pipelines.data.timeframes import Grid
 from pipelines.errors import ClockJumped, InputError, ServiceDown, StoredAlready, UnknownName
 from pipelines.settings import Settings, load_params
 from pipelines.store import Store
@@ -28,6 +29,8 @@ from serving.service.system_clock import ClockMonitor
 from serving.state.account import Account
 from serving.state.ledger import Ledger
 from serving.state.tiers import TierStore
+
+MINUTES = Grid("1m")
 
 
 @pytest.fixture
@@ -262,7 +265,7 @@ def test_the_pages_are_checked_once_in_the_background(store, tmp_path):
 def test_bars_are_refused_while_the_clock_is_wrong_and_two_alarms_say_when(store, monkeypatch):
     alarms, now = AlarmQueue(), datetime.now(UTC)
     clock = ClockMonitor(alarms)
-    symbol = SimpleNamespace(clock=Clock("market"), base_s=60)
+    symbol = SimpleNamespace(clock=Clock("market"), base_grid=MINUTES)
     clock.check_bars(symbol, [], now)
     with pytest.raises(ClockJumped, match="Fix the clock"):
         clock.check_bars(symbol, [], now + timedelta(days=1))

@@ -10,10 +10,13 @@ from pipelines.contracts import BAR_WIDTH, CLOSE, HALF_SPREAD, HIGH, LOW, OPEN, 
 from pipelines.data import schemas
 from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
+from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import STOP, TARGET, TIME, UNRESOLVED, triple_barrier
 from pipelines.settings import ROOT, load_params
 from serving.risk import exits as e
+
+HOURS = Grid("1h")
 
 PARAMS = load_params()
 BTC = ROOT.parent / "shared" / "data" / "candles" / "binance_spot_btcusdt_1h_2017_2025h1.parquet"
@@ -126,7 +129,7 @@ def random_decisions(bars, step_s, count, seed):
 def same_as_the_labels(bars, step_s, count):
     labels, horizon_s = PARAMS.labels, 16.0 * 15.0 * step_s
     decided = random_decisions(bars, step_s, count, seed=3)
-    label = triple_barrier(bars, *decided, labels.target_atr, labels.stop_atr, horizon_s)
+    label = triple_barrier(bars, *decided, labels.target_atr, labels.stop_atr, decided[0] + horizon_s)
     plain = e.simulate_exits(bars, *decided, horizon_s, rules("plain"))
     over = label.barrier != UNRESOLVED
     assert set(label.barrier) == {TARGET, STOP, TIME, UNRESOLVED}
@@ -148,7 +151,7 @@ def test_the_plain_plan_is_the_label_exactly_where_quotes_were_recorded():
 @pytest.mark.skipif(not BTC.is_file(), reason=f"no recorded candles: {BTC}")
 def test_the_plain_plan_is_the_label_exactly_on_recorded_bitcoin():
     now = datetime.now(UTC)
-    same_as_the_labels(schemas.to_matrix(assess(read(BTC, now, "1h"), "1h", now).clean), 3600.0, 4_000)
+    same_as_the_labels(schemas.to_matrix(assess(read(BTC, now, "1h"), HOURS, now).clean), 3600.0, 4_000)
 
 
 @pytest.mark.parametrize("direction", [1.0, -1.0])

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.data.timeframes import Grid
 from pipelines.params import TailParams
 from pipelines.settings import load_params
 from pipelines.tails import VOLATILITY_BARS, euler_es, ewma_volatility, tail_losses
@@ -21,6 +22,7 @@ from serving.risk.exposure import (
     PLAIN_SHORT,
     STRIDE,
     UNKNOWN_ASSET,
+    AssetCloses,
     Scenarios,
     allocation,
     horizon_returns,
@@ -31,7 +33,9 @@ from serving.risk.exposure import (
     exposure_by_name as measured,
 )
 
-HOUR, HORIZON = 3600.0, 4 * 3600.0
+HOURS = Grid("1h")
+
+HOUR, HORIZON = 3600.0, 4  # seconds; bars
 FILTERED = TailParams(decay=0.97, filtered_alone=["1h"])
 LARGER = TailParams(decay=0.97, filtered_alone=[])
 NOW = np.array([0.012, 0.02, 0.008])  # volatility of the three at their newest close
@@ -40,7 +44,7 @@ NAMES = ("BTC/USDT", "ETH/USDT", "EUR/USD")
 
 def walk(seed, n=1500, start=0.0, common=None, beta=0.0):
     steps = np.random.default_rng(seed).normal(0, 0.01, n) + (0.0 if common is None else beta * common)
-    return np.column_stack([start + HOUR * np.arange(1, n + 1), 100 * np.exp(np.cumsum(steps))])
+    return AssetCloses(HOURS, np.column_stack([start + HOUR * np.arange(1, n + 1), 100 * np.exp(np.cumsum(steps))]))
 
 
 def closes_of_three():
@@ -135,7 +139,7 @@ def test_the_parts_of_the_tail_add_up_to_it(three, positions):
 
 
 def test_assets_that_share_no_hours_are_taken_to_fall_together():
-    apart = scenarios_of({"A/USD": walk(1), "B/USD": walk(2, start=1e5 * HORIZON)}, HORIZON, LARGER)
+    apart = scenarios_of({"A/USD": walk(1), "B/USD": walk(2, start=4e5 * HOUR)}, HORIZON, LARGER)
     assert apart.filtered.shape == apart.plain.shape == (0, 2)
     positions = open_now((0.1, 0, 0.0), (-0.1, 1, 0.0))
     found = exposure_by_name(positions, 1.0, 0, 0.0, apart)
@@ -156,15 +160,15 @@ def test_too_short_a_history_and_an_unknown_asset_leave_the_tail_unknown(three):
 
 
 def test_a_horizon_with_a_missing_end_is_left_out():
-    closes = walk(1, n=100)
-    times, returns, volatility = horizon_returns(closes, HORIZON, 0.97)
+    closes = walk(1, n=100).closes
+    times, returns, volatility = horizon_returns(AssetCloses(HOURS, closes), HORIZON, 0.97)
     assert (np.diff(times) == HOUR).all()
     first = int(np.flatnonzero(closes[:, 0] == times[0])[0])
     assert first == 20  # the volatility is known from there on
     assert returns[0] == pytest.approx(closes[first + 4, 1] / closes[first, 1] - 1)
     assert volatility.tobytes() == ewma_volatility(np.ascontiguousarray(closes[:, 1]), 0.97)[first:-4].tobytes()
     holed = np.delete(closes, 50, axis=0)
-    fewer, _, _ = horizon_returns(holed, HORIZON, 0.97)
+    fewer, _, _ = horizon_returns(AssetCloses(HOURS, holed), HORIZON, 0.97)
     assert set(times) - set(fewer) == {closes[50, 0], closes[46, 0]}
 
 
@@ -172,7 +176,7 @@ def test_a_horizon_with_a_missing_end_is_left_out():
 
 
 def test_the_volatility_is_the_weighted_mean_square_of_past_returns_alone():
-    prices = np.ascontiguousarray(walk(5, n=400)[:, 1])
+    prices = np.ascontiguousarray(walk(5, n=400).closes[:, 1])
     found = ewma_volatility(prices, 0.97)
     assert np.isnan(found[:20]).all()
     for at in (20, 77, 399):
@@ -182,7 +186,7 @@ def test_the_volatility_is_the_weighted_mean_square_of_past_returns_alone():
 
 
 def test_the_closes_that_a_service_holds_give_the_volatility_of_a_run_over_all_of_them():
-    prices = np.ascontiguousarray(walk(6, n=900)[:, 1])
+    prices = np.ascontiguousarray(walk(6, n=900).closes[:, 1])
     whole = ewma_volatility(prices, 0.97)
     live = Scenarios(codes={"A/USD": 0}, decay=0.97)
     for at in (15, 20, 128, 129, 500, 899):  # 256 bars are held, fewer while the market is new
@@ -202,7 +206,7 @@ def test_the_tail_of_a_unit_follows_the_volatility_of_the_newest_close(three):
 def test_where_the_filter_did_not_pass_a_calm_market_keeps_the_tail_of_its_plain_history():
     quiet = 0.01 * NOW
     alone, floored = (scenarios_of(closes_of_three(), HORIZON, tail) for tail in (FILTERED, LARGER))
-    _, prices = closes_of_three()["BTC/USDT"].T
+    _, prices = closes_of_three()["BTC/USDT"].closes.T
     returns = prices[24::1] / prices[20:-4] - 1.0
     plain = tail_losses(np.ascontiguousarray(returns), 1 - ES_LEVEL)[1]
     assert measured(open_now(), 1.0, 0, 0.0, floored, quiet)["es_unit"] == pytest.approx(plain)

@@ -32,8 +32,8 @@ FLAT = flatten(PARAMS)
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 FACTS = {
     "id": "d1", "symbol": "SIM/USDT", "as_of": NOON, "known_at": NOON, "ingested_at": NOON, "arm": "champion",
-    "generation": 3, "models": {"validator": {"champion": ModelAnswer("validator", version="1")}},
-    "lineage": {"data_hash": "abc"},
+    "expiry": NOON + timedelta(hours=4), "generation": 3,
+    "models": {"validator": {"champion": ModelAnswer("validator", version="1")}}, "lineage": {"data_hash": "abc"},
 }  # fmt: skip
 NAN = float("nan")
 INPUTS = DecisionInputs(
@@ -82,9 +82,10 @@ def test_one_decision_by_hand():
     assert (d.id, d.event, d.tier, d.generation, d.lineage) == ("d1", "fvg", 1, 3, {"data_hash": "abc"})
 
 
-def test_on_a_source_coarser_than_configured_an_event_lives_as_long_as_its_label():
-    hours = PARAMS.labels.horizon_bars
-    assert decide(INPUTS, PARAMS, FLAT, **FACTS, bar_seconds=3600).expiry == NOON + timedelta(hours=hours)
+def test_an_event_has_the_expiry_of_its_label_and_a_bar_without_one_has_none():
+    facts = FACTS | {"expiry": NOON + timedelta(days=3)}
+    assert decide(INPUTS, PARAMS, FLAT, **facts).expiry == NOON + timedelta(days=3)
+    assert decide(replace(INPUTS, event=None, event_direction=0.0), PARAMS, FLAT, **facts).expiry is None
 
 
 def test_a_refused_event_keeps_its_levels_so_that_its_outcome_can_be_scored():

@@ -17,6 +17,7 @@ from flows.support.installation import Installation
 from pipelines.compiled import cpu_type
 from pipelines.contracts import OPEN_TIME, Decision, History, Outcome, utc
 from pipelines.data.alignment import align
+from pipelines.data.timeframes import Grid
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import Settings, load_params
 from pipelines.signals.catalog import SIGNALS
@@ -29,11 +30,13 @@ from serving.inference.generation import write_generation
 from serving.inference.model_slots import ModelSlots, Snapshot
 from serving.policy.decide import decide
 from serving.policy.decision_row import flatten
-from serving.risk.exposure import scenarios_of
+from serving.risk.exposure import AssetCloses, scenarios_of
 from serving.state.account import Account
 from serving.state.ledger import Ledger
 from serving.state.symbols import Symbol, restore_symbol
 from serving.state.tiers import Tier
+
+QUARTERS = Grid("15m")
 
 assert onnx_bytes
 SYMBOL, STEP_S = "SIM/USDT", 900.0
@@ -54,9 +57,9 @@ def warm_start(home, bars, name):
     """What the features stage leaves after these bars, published. Returns its entry in a generation file."""
     states = FEATURES.fresh(), SIGNALS.fresh()
     features, signals = FEATURES.run(bars, state=states[0]), SIGNALS.run(bars, state=states[1])
-    levels, context = align(bars[:, OPEN_TIME] + STEP_S, STEP_S, None, None)
+    levels, context = align(bars[:, OPEN_TIME], QUARTERS, None, None)
     write_warm_start(
-        home / name, symbol=SYMBOL, base_timeframe="15m", decision_timeframe="15m", feature_state=states[0],
+        home / name, symbol=SYMBOL, base_grid=QUARTERS, grid=QUARTERS, feature_state=states[0],
         signal_state=states[1], base=bars, history=History(bars, features, signals, levels, context),
         category_scores=CategoryScores.fit(signals), clock="market", venue="simulator", market="spot",
     )  # fmt: skip
@@ -71,6 +74,11 @@ def line(version, digest, action="promote"):
         to_version=version, digest=digest, run_id=f"run{version}", data_hash="d" * 32, git_commit="c" * 40,
         verdict_passed=True, reason="tests",
     )  # fmt: skip
+
+
+def scenarios_for(symbol):
+    asset = AssetCloses(symbol.grid, symbol.warm.closes)
+    return scenarios_of({SYMBOL: asset}, PARAMS.labels.horizon_bars, PARAMS.risk.tail)
 
 
 def _closes_of(symbol, name):
@@ -113,8 +121,7 @@ def installation(tmp_path_factory):
             if symbol is None or symbol.warm.digest != warm["digest"]:
                 wait(waiting)  # what it is replayed from must be in the store
                 symbol = restore_symbol(read_warm_start(Path(warm["path"]), warm["digest"]), store.bars(SYMBOL))
-                horizon_s = PARAMS.labels.horizon_bars * STEP_S
-                account.scenarios = scenarios_of({SYMBOL: symbol.warm.closes}, horizon_s, PARAMS.risk.tail)
+                account.scenarios = scenarios_for(symbol)
                 account.newest_closes = partial(_closes_of, symbol)
         close = utc(bar[OPEN_TIME] + STEP_S)
         symbol.advance(bar[np.newaxis])
@@ -170,9 +177,7 @@ def test_in_tier_three_it_is_what_the_traditional_consensus_returned_or_the_whol
     flat, three = flatten(PARAMS), Tier(3, "TIER_3: no model")
     for folder in (installation.settings.serving_dir / "warm").iterdir():
         symbol, account = Symbol(read_warm_start(folder)), Account()
-        account.scenarios = scenarios_of(
-            {SYMBOL: symbol.warm.closes}, PARAMS.labels.horizon_bars * STEP_S, PARAMS.risk.tail
-        )
+        account.scenarios = scenarios_for(symbol)
         account.newest_closes = partial(_closes_of, symbol)
         for bar in bars[bars[:, OPEN_TIME] > symbol.warm.last_open_time][:400]:
             symbol.advance(bar[np.newaxis])

@@ -378,7 +378,7 @@ def simulated_trades(n, life=120, atr=0.004, seed=5):
     bars[:, OPEN_TIME], bars[:, OPEN], bars[:, CLOSE] = 60.0 * np.arange(len(bars)), opened.ravel(), path.ravel()
     bars[:, HIGH], bars[:, LOW] = bars[:, [OPEN, CLOSE]].max(axis=1), bars[:, [OPEN, CLOSE]].min(axis=1)
     known, side = 60.0 * life * np.arange(n), np.ones(n, dtype=np.int64)
-    return drift, triple_barrier(bars, known, np.full(n, 100.0), side, np.full(n, atr), 1.5, 1.0, 60.0 * life)
+    return drift, triple_barrier(bars, known, np.full(n, 100.0), side, np.full(n, atr), 1.5, 1.0, known + 60.0 * life)
 
 
 def test_the_edge_is_the_mean_net_return_of_simulated_trades_with_a_known_probability():

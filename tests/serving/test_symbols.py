@@ -3,7 +3,6 @@
 import json
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,21 +25,26 @@ from pipelines.contracts import (
     ContextFeed,
     History,
 )
-from pipelines.data import schemas
 from pipelines.data.alignment import align
-from pipelines.data.readers.files import read
-from pipelines.data.timeframes import resample
+from pipelines.data.calendars import Calendar
+from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, BadTimes, BadValues, DigestMismatch, StateError, UnknownName
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import triple_barrier
 from pipelines.labels.weights import average_uniqueness
 from pipelines.sealed_folder import seal
-from pipelines.settings import ROOT, load_params
+from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.store import BarBatch, Store
-from pipelines.warm_start import hit_rate, publish_warm_start, read_warm_start, weekly_closures, write_warm_start
+from pipelines.warm_start import hit_rate, publish_warm_start, read_warm_start, write_warm_start
 from serving.state.symbols import WARMUP_BARS, Symbol, Symbols, restore_symbol
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 CLOSED = HISTORY // 15  # decision bars the warm start has already closed
@@ -112,7 +116,7 @@ def test_decision_bars_close_exactly_when_resample_says_so(stand, symbol):
     holes = np.delete(stand.live, [3, 7, 8, *range(60, 100)], axis=0)
     whole = np.vstack([stand.base[:HISTORY], holes])
     got = [c.bar for row in holes for c in symbol.advance(row[np.newaxis])]
-    np.testing.assert_array_equal(got, resample(whole, 60, 900)[CLOSED:])
+    np.testing.assert_array_equal(got, resample(whole, MINUTES, QUARTERS)[CLOSED:])
 
 
 # ---- gaps
@@ -169,7 +173,7 @@ def test_a_bar_from_before_the_last_one_that_was_never_stored_is_refused(stand, 
         ("half_spread", -1.0, BadValues, "must be finite and not negative"),
         ("half_spread", 1e12, BadValues, "not below low"),
         ("open_time", np.nan, BadTimes, "not a time"),
-        ("open_time", 1.0, BadTimes, "grid"),
+        ("open_time", 1.0, BadTimes, "opens no bar of 1m bars"),
         ("open_time", 60.0, BadTimes, "not after"),
     ],
 )
@@ -255,7 +259,7 @@ def test_the_interval_of_overlapping_events_covers_the_true_rate_as_often_as_it_
         base[:, HIGH], base[:, LOW] = np.maximum(base[:, OPEN], close), np.minimum(base[:, OPEN], close)
         outcome = triple_barrier(
             base, 60.0 * (known + 1), close[known], np.ones(len(known), int), np.full(len(known), 2e-3), 1.5, 1.0,
-            16 * 60.0,
+            60.0 * (known + 1) + 16 * 60.0,
         )  # fmt: skip
         hits, n = int(outcome.label.sum()), len(known)
         effective = float(average_uniqueness(outcome.start, outcome.exit, bars).sum())
@@ -284,7 +288,7 @@ def recorded(stand, tmp_path_factory):
     books = Books(known, levels, rng.normal(size=(len(known), TAPE_WIDTH)))
     days = stand.base[::1440, OPEN_TIME]
     feed = ContextFeed(days, np.full(len(days), CONTEXT_INDEX["fear_greed"]), rng.uniform(20, 80, len(days)))
-    context = align(stand.decision[:, OPEN_TIME] + 900.0, 900.0, books, feed)
+    context = align(stand.decision[:, OPEN_TIME], QUARTERS, books, feed)
     batch = History(
         stand.decision, FEATURES.run(stand.decision, *context), SIGNALS.run(stand.decision, *context), *context
     )
@@ -294,7 +298,7 @@ def recorded(stand, tmp_path_factory):
     signals = SIGNALS.run(closed, context[0][:CLOSED], context[1][:CLOSED], other)
     folder = tmp_path_factory.mktemp("recorded") / "warm"
     write_warm_start(
-        folder, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=state, signal_state=other,
+        folder, symbol=SYMBOL, base_grid=MINUTES, grid=QUARTERS, feature_state=state, signal_state=other,
         base=stand.base[:HISTORY], history=History(closed, features, signals, *(c[:CLOSED] for c in context)),
         category_scores=CategoryScores.fit(signals), clock="market", books=before(books, HISTORY),
         feed=before(feed, HISTORY),
@@ -392,77 +396,12 @@ def test_another_record_in_the_place_of_one_that_is_known_is_refused(recorded):
 # ---- markets that close
 
 
-WEEK = 7 * 24
-
-
-def hourly(weeks, closes=22, start=T0):
-    """Hourly bars of a market closed from Friday `closes` o'clock to Sunday at the same hour; `start` is a Monday."""
-    hours = np.arange(weeks * WEEK)
-    bars = np.full((len(hours), BAR_WIDTH), 100.0)
-    bars[:, HALF_SPREAD] = np.nan
-    bars[:, OPEN_TIME] = start + 3600.0 * hours
-    return bars[~((4 * 24 + closes <= hours % WEEK) & (hours % WEEK < 6 * 24 + closes))]
-
-
-def slot(day, hour):
-    """Slot of the week of an hour; day 0 is Monday."""
-    return int(T0 // 3600 + 24 * day + hour) % WEEK
-
-
-def test_a_weekend_and_the_hours_next_to_it_are_closed_and_the_rest_of_the_week_is_not():
-    closures = weekly_closures(hourly(12), 3600)
-    assert [closures[slot(*at)] for at in ((4, 21), (4, 22), (5, 12), (6, 21), (6, 22))] == [True] * 5
-    assert not any(closures[slot(*at)] for at in ((0, 0), (2, 12), (4, 20), (6, 23)))
-
-
-def test_a_week_without_bars_makes_no_closure():
-    bars = hourly(12)
-    holidays = (bars[:, OPEN_TIME] >= T0 + 4 * WEEK * 3600) & (bars[:, OPEN_TIME] < T0 + 5 * WEEK * 3600)
-    np.testing.assert_array_equal(weekly_closures(bars[~holidays], 3600), weekly_closures(bars, 3600))
-
-
-def test_too_short_a_history_cannot_tell_a_closed_market_from_an_outage():
-    assert not weekly_closures(hourly(7), 3600).any()
-
-
-@pytest.mark.parametrize("weeks_of_summer", [6, 13, 20, 26])
-def test_a_closing_hour_that_moves_with_the_clocks_is_closed_whatever_part_of_the_year_was_seen(weeks_of_summer):
-    summer = hourly(weeks_of_summer, closes=21)
-    winter = hourly(26 - weeks_of_summer, closes=22, start=T0 + weeks_of_summer * WEEK * 3600.0)
-    closures = weekly_closures(np.vstack([summer, winter]), 3600)
-    assert all(closures[slot(*at)] for at in ((4, 21), (4, 22), (6, 20), (6, 21)))
-
-
-def test_a_market_that_never_closes_has_no_closures(stand):
-    days = hourly(12)[:1]
-    bars = np.repeat(days, 12 * WEEK, axis=0)
-    bars[:, OPEN_TIME] += 3600.0 * np.arange(len(bars))
-    assert not weekly_closures(bars, 3600).any()
-
-
 def test_a_bar_missing_while_the_market_is_regularly_closed_is_no_gap(stand, warm):
-    in_week = stand.decision[:, OPEN_TIME] // 900 % len(warm.closures)
-    closures = np.zeros_like(warm.closures)
-    closures[int(in_week[CLOSED + 1])] = True
-    symbol = Symbol(replace(warm, closures=closures))
+    week = ["Mon 00:00-Tue 08:15", "Tue 08:30-Mon 00:00"]  # closed for the second quarter that follows the history
+    calendar = Calendar.from_dict({"name": "t", "zone": "UTC", "day_starts": "00:00", "week": week})
+    symbol = Symbol(replace(warm, base_grid=Grid("1m", calendar), grid=Grid("15m", calendar)))
     symbol.advance(stand.live[:8])
     symbol.advance(stand.live[8 + 15 : 8 + 30])
     assert symbol.reason is None
     symbol.advance(stand.live[8 + 45 : 8 + 60])
     assert "1 missing bar" in symbol.reason
-
-
-def test_the_weekends_of_gold_are_no_gaps_over_both_clock_changes():
-    file = ROOT / "../shared/data/forex/oanda_xauusd_1h_to_2015h1.parquet"
-    if not file.exists():
-        pytest.skip("no recorded gold next to the checkout")
-    bars = schemas.to_matrix(read(file, NOW))
-    bars = bars[bars[:, OPEN_TIME] >= datetime(2013, 4, 1, tzinfo=UTC).timestamp()]
-    summer = bars[:, OPEN_TIME] < datetime(2013, 10, 1, tzinfo=UTC).timestamp()  # the history ends before any change
-    closures = weekly_closures(bars[summer], 3600)
-    hours = (bars[~summer, OPEN_TIME] // 3600).astype(int)
-    hours = hours[hours < hours[0] + 52 * WEEK]
-    weekends = [np.arange(a + 1, b) for a, b in pairwise(hours) if 40 <= b - a <= 52]
-    assert {int(weekend[0]) % WEEK for weekend in weekends} == {slot(4, 21), slot(4, 22)}
-    assert all(closures[weekend % WEEK].all() for weekend in weekends)
-    assert closures.sum() <= 52

@@ -7,10 +7,16 @@ import pandas as pd
 import pytest
 from support.signal_subset import SignalSubset
 
-from pipelines.contracts import CLOSE, TIMEFRAME_SECONDS
-from pipelines.data.timeframes import resample
+from pipelines.contracts import CLOSE
+from pipelines.data.timeframes import TIMEFRAMES, Grid, resample
 from pipelines.signals import confluence
 from pipelines.signals.catalog import SIGNALS
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 RECORDED = Path(__file__).parents[2] / "../shared/data/candles/binance_spot_btcusdt_1m_2024.parquet"
 FOLD = SignalSubset("confluence")
@@ -34,12 +40,12 @@ def trend(candles):
     return None if len(closes) < 6 else int(np.sign((closes[-1] - closes).sum()))
 
 
-def expected_trends(bars, seconds):
+def expected_trends(bars, base):
     """Trends at the close of the last bar, from candles made of the bars directly."""
     found = {}
     for name in WEIGHTS:
-        if TIMEFRAME_SECONDS[name] >= seconds:
-            found[name] = trend(resample(bars, seconds, TIMEFRAME_SECONDS[name]))
+        if TIMEFRAMES[name] >= base.step_s:
+            found[name] = trend(resample(bars, base, base.at(name)))
     return {name: way for name, way in found.items() if way is not None}
 
 
@@ -99,8 +105,8 @@ def test_it_is_as_strong_as_its_trends_are_wide_and_names_no_levels(real_year):
     for t in signalled[::9]:
         apart = {}
         for name in WEIGHTS:
-            if TIMEFRAME_SECONDS[name] >= 900:
-                closes = resample(bars[: t + 1], 900, TIMEFRAME_SECONDS[name])[-6:, CLOSE]
+            if TIMEFRAMES[name] >= 900:
+                closes = resample(bars[: t + 1], QUARTERS, Grid(name))[-6:, CLOSE]
                 if len(closes) == 6:
                     apart[name] = abs(closes[-1] - closes.mean())
         mean = sum(WEIGHTS[name] * width for name, width in apart.items()) / sum(WEIGHTS[name] for name in apart)
@@ -114,7 +120,7 @@ def test_fold_over_bars_with_holes_is_that_of_candles_made_directly(real_year):
     bars = bars[np.random.default_rng(4).random(len(bars)) > 0.03]
     rows, last, signals_seen = FOLD.run(bars), None, 0
     for t in range(1, len(bars)):
-        ways = expected_trends(bars[: t + 1], 900)
+        ways = expected_trends(bars[: t + 1], QUARTERS)
         total = sum(WEIGHTS[name] for name in ways)
         assert rows[t, AT["confluence.coverage"]] == pytest.approx(total)
         agreed = None
@@ -133,8 +139,8 @@ def test_fold_over_bars_with_holes_is_that_of_candles_made_directly(real_year):
 def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(minutes):
     """Three ways at every 15-minute close of nine days: folded from minutes, from bars; and candles made at once."""
     by_minute, by_bar = FOLD.fresh(), FOLD.fresh()
-    bars = resample(minutes, 60, 900)
-    candles = {name: resample(minutes, 60, TIMEFRAME_SECONDS[name]) for name in WEIGHTS}
+    bars = resample(minutes, MINUTES, QUARTERS)
+    candles = {name: resample(minutes, MINUTES, Grid(name)) for name in WEIGHTS}
     seen, all_voting = 0, 0
     for bar in bars:
         closed = bar[0] + 900
@@ -147,7 +153,7 @@ def test_minute_by_minute_the_trends_are_those_of_the_bars_and_of_the_candles(mi
         of_minutes, of_bars = (confluence.trends(SIGNALS.group_state(s, "confluence")) for s in (by_minute, by_bar))
         expected = {}
         for name, made in candles.items():
-            known = made[: np.searchsorted(made[:, 0], closed - TIMEFRAME_SECONDS[name], side="right")]
+            known = made[: np.searchsorted(made[:, 0], closed - TIMEFRAMES[name], side="right")]
             if trend(known) is not None:
                 expected[name] = trend(known)
         assert of_minutes == expected

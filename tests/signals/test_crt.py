@@ -5,7 +5,9 @@ import pytest
 import talib
 from support.signal_subset import SignalSubset
 
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
+
+QUARTERS = Grid("15m")
 
 FOLD = SignalSubset("crt")
 AT = FOLD.index
@@ -111,7 +113,7 @@ def range_setup(high, low, close, slots, reach):
 
 @pytest.mark.parametrize("seconds", [900, 7200])
 def test_it_is_the_stateless_rule_on_recorded_bars_with_holes(real_year, seconds):
-    bars = real_year[4000:8000] if seconds == 900 else resample(real_year, 900, seconds)[:4000]
+    bars = real_year[4000:8000] if seconds == 900 else resample(real_year, QUARTERS, Grid("2h"))[:4000]
     bars = bars[np.random.default_rng(2).random(len(bars)) > 0.03]
     high, low, close = bars[:, 2], bars[:, 3], bars[:, 4]
     reach, slots = talib.ATR(high, low, close, 14), bars[:, 0] // (14400 if seconds == 900 else 86400)
@@ -133,6 +135,6 @@ def test_the_distances_are_to_the_last_candle_that_resampling_gives(real_year):
     reach = talib.ATR(bars[:, 2], bars[:, 3], bars[:, 4], 14)
     rows = FOLD.run(bars)[:, [AT[name] for name in ("crt_level_score", "crt.to_high", "crt.to_low")]]
     for t in range(15, len(bars)):
-        candle, close = resample(bars[: t + 1], 900, 14400)[-1], bars[t, 4]
+        candle, close = resample(bars[: t + 1], QUARTERS, Grid("4h"))[-1], bars[t, 4]
         expected = close - candle[2:4].mean(), candle[2] - close, close - candle[3]
         np.testing.assert_allclose(rows[t] * reach[t], expected, rtol=1e-9, atol=1e-6)

@@ -8,12 +8,18 @@ from support.serving_fixture import market
 
 from pipelines import warm_start
 from pipelines.contracts import CONTEXT_WIDTH, HALF_SPREAD, History
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
 from pipelines.warm_start import read_warm_start, write_warm_start
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 # `voices.json` of a warm start that release 0.5.0 published, all but 2 of each 101 quantiles left out
 VOICES = """{
@@ -49,12 +55,12 @@ def test_scores_of_another_catalogue_are_refused_with_the_command_that_makes_new
 def folder(tmp_path):
     """A warm start of 700 decision bars, as the features stage writes it."""
     base = market(15 * 700 + 7)
-    bars = resample(base, 60, 900)
+    bars = resample(base, MINUTES, QUARTERS)
     features, signals = FEATURES.fresh(), SIGNALS.fresh()
     rows = FEATURES.run(bars, state=features), SIGNALS.run(bars, state=signals)
     history = History(bars, *rows, np.empty((len(bars), 2, 0, 3)), np.full((len(bars), CONTEXT_WIDTH), np.nan))
     write_warm_start(
-        tmp_path, symbol="SIM/USDT", base_timeframe="1m", decision_timeframe="15m", feature_state=features,
+        tmp_path, symbol="SIM/USDT", base_grid=MINUTES, grid=QUARTERS, feature_state=features,
         signal_state=signals, base=base, history=history, clock="market",
         category_scores=CategoryScores.fit(rows[1]),
     )  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipelines.contracts import BAR_WIDTH, HALF_SPREAD, History
+from pipelines.data.timeframes import Grid
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.returns import return_labels
 from pipelines.models.base import Dataset, present_columns
@@ -12,7 +13,8 @@ from pipelines.models.views import VIEWS
 from pipelines.settings import load_params
 from pipelines.training.fit import complete_rows
 
-STEP_S = 900
+QUARTERS = Grid("15m")
+
 SHARED = ("y", "uniqueness", "known", "ended")
 PARAMS = load_params()
 SMALL = PARAMS.model_copy(update={"regime": PARAMS.regime.model_copy(update={"folds": 1})})
@@ -26,7 +28,7 @@ def history_of(bars):
 
 def dataset_of(bars):
     """Return rows as in training: absent columns dropped, complete windows only."""
-    history, labels, view = history_of(bars), return_labels(bars, bars, STEP_S, PARAMS), VIEWS["regime"]
+    history, labels, view = history_of(bars), return_labels(bars, bars, QUARTERS, QUARTERS, PARAMS), VIEWS["regime"]
     index = labels["index"]
     data = Dataset(
         columns=view.columns, inputs=lambda rows: view.build(history, index[rows]), at=np.arange(len(index)),
@@ -46,7 +48,7 @@ def steady(m=9000, seed=5):
     path = np.exp(np.cumsum(steps, axis=1) + np.concatenate([[0.0], np.cumsum(steps.sum(axis=1))[:-1]])[:, None])
     rows = np.empty((m, BAR_WIDTH))
     rows[:, HALF_SPREAD] = np.nan
-    rows[:, 0] = 1.7040672e9 + STEP_S * np.arange(m)
+    rows[:, 0] = 1.7040672e9 + QUARTERS.step_s * np.arange(m)
     rows[:, 4] = 100 * path[:, -1]
     rows[:, 1] = np.concatenate([[100.0], rows[:-1, 4]])
     rows[:, 2] = np.maximum(rows[:, 1], 100 * path.max(axis=1))

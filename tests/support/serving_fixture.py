@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.contracts import OPEN_TIME, Floats, History
 from pipelines.data.alignment import align
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.features.catalog import FEATURES
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.category_scores import CategoryScores
@@ -20,6 +20,12 @@ from pipelines.signals.events import validator_columns
 from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 from pipelines.warm_start import _seal as seal
 from pipelines.warm_start import publish_warm_start, write_warm_start
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
+
+MINUTES, QUARTERS = Grid("1m"), Grid("15m")
 
 T0 = datetime(2024, 1, 1, tzinfo=UTC).timestamp()
 HISTORY = 15 * 800 + 7  # base bars: 800 closed decision bars and 7 minutes of the next
@@ -133,15 +139,15 @@ class Stand:
 def stand(tmp_path_factory) -> Stand:
     """Return the session's market with its warm start and the rows a bundle is made of."""
     base = market(HISTORY + 15 * 200)
-    decision = resample(base, 60, 900)
+    decision = resample(base, MINUTES, QUARTERS)
     history = base[:HISTORY]
-    closed = resample(history, 60, 900)
+    closed = resample(history, MINUTES, QUARTERS)
     feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
     features, signals = FEATURES.run(closed, state=feature_state), SIGNALS.run(closed, state=signal_state)
     stage = tmp_path_factory.mktemp("stage") / "warm"
-    levels, context = align(closed[:, OPEN_TIME] + 900.0, 900.0, None, None)
+    levels, context = align(closed[:, OPEN_TIME], QUARTERS, None, None)
     write_warm_start(
-        stage, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=feature_state,
+        stage, symbol=SYMBOL, base_grid=MINUTES, grid=QUARTERS, feature_state=feature_state,
         signal_state=signal_state, base=history, history=History(closed, features, signals, levels, context),
         category_scores=CategoryScores.fit(signals), clock="market", venue="simulator", market="spot",
     )  # fmt: skip
@@ -168,11 +174,11 @@ def trading_now(stand: Stand, folder: Path) -> Stand:
     base = stand.base.copy()
     base[:, OPEN_TIME] += np.floor(time.time() / 900.0) * 900.0 - live[22, OPEN_TIME] - 60.0
     history, states = base[:HISTORY], (FEATURES.fresh(), SIGNALS.fresh())
-    closed = resample(history, 60, 900)
+    closed = resample(history, MINUTES, QUARTERS)
     features, signals = FEATURES.run(closed, state=states[0]), SIGNALS.run(closed, state=states[1])
-    levels, context = align(closed[:, OPEN_TIME] + 900.0, 900.0, None, None)
+    levels, context = align(closed[:, OPEN_TIME], QUARTERS, None, None)
     write_warm_start(
-        folder, symbol=SYMBOL, base_timeframe="1m", decision_timeframe="15m", feature_state=states[0],
+        folder, symbol=SYMBOL, base_grid=MINUTES, grid=QUARTERS, feature_state=states[0],
         signal_state=states[1], base=history, history=History(closed, features, signals, levels, context),
         category_scores=CategoryScores.fit(signals), clock="wall", venue="simulator", market="spot",
     )  # fmt: skip
@@ -202,4 +208,4 @@ def slot_entry(version: str, digest: str, verdict: str = "passed") -> dict[str, 
 
 def last_close(bars: Floats) -> float:
     """Return the close time of the last closed 15-minute bar of these base bars, epoch seconds."""
-    return float(resample(bars, 60, 900)[-1, OPEN_TIME] + 900.0)
+    return float(resample(bars, MINUTES, QUARTERS)[-1, OPEN_TIME] + 900.0)

@@ -9,6 +9,7 @@ import numpy as np
 from flows import monitor as monitor_module
 from flows.support.installation import Installation
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Decision, ModelAnswer, Outcome
+from pipelines.data.timeframes import Grid
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.models.reference import reference_files
 from pipelines.sealed_folder import seal
@@ -50,7 +51,7 @@ class WatchedHome:
         workspace = self.installation.workspace
         (workspace / "artifacts" / "features").mkdir(parents=True)
         (workspace / "data").mkdir()
-        meta = {"symbol": SYMBOL, "decision_timeframe": "15m"}
+        meta = {"symbol": SYMBOL, "decision_timeframe": "15m", "grid": Grid("15m").to_dict()}
         (workspace / "artifacts" / "features" / "meta.json").write_text(json.dumps(meta))
         self.snapshot(START)
         self.digest = self.bundle(with_reference)
@@ -63,7 +64,9 @@ class WatchedHome:
 
     def snapshot(self, last):
         """Make the workspace one whose newest data version ends at `last`."""
-        manifest = {"symbol": SYMBOL, "timeframe": "1m", "last": last.isoformat()}
+        manifest = {
+            "symbol": SYMBOL, "timeframe": "1m", "grid": Grid("1m").to_dict(), "last": last.isoformat()
+        }  # fmt: skip
         (self.installation.workspace / "data" / "manifest.json").write_text(json.dumps(manifest))
 
     def bundle(self, with_reference):

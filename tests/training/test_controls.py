@@ -20,6 +20,7 @@ from pipelines.data import reference_year
 from pipelines.data.quality import assess
 from pipelines.data.schemas import read_bars
 from pipelines.data.sources import make_source
+from pipelines.data.timeframes import Grid
 from pipelines.evaluation.backtest import T_ROW
 from pipelines.evaluation.gates import Evidence, evidence_of, judge
 from pipelines.models.base import present_columns
@@ -28,6 +29,8 @@ from pipelines.settings import ROOT, load_params, read_yaml
 from pipelines.training import stages
 from pipelines.training.fit import complete_rows, out_of_fold
 from serving.risk.codes import KELLY_ZERO
+
+MINUTES = Grid("1m")
 
 PARAMS = load_params()
 DECISIONS_A_WEEK = 7 * 96  # bars of 15 minutes
@@ -41,7 +44,7 @@ def history(workspace: Path, **changes: object) -> str:
     until = spec.start + timedelta(days=spec.history_days)
     frame = origin.fetch(spec.symbol, until, datetime.now(UTC))
     records = origin.records(spec.symbol, until)
-    write_snapshot(workspace / "data", spec.symbol, assess(frame, "1m", until), origin.describe(), records)
+    write_snapshot(workspace / "data", spec.symbol, assess(frame, MINUTES, until), origin.describe(), records)
     return versioning.snapshot(workspace)
 
 
@@ -90,7 +93,15 @@ def traded(market):
     costs = costs_of(PARAMS.costs, *venue_of(json.loads((folder / "features" / "meta.json").read_text())))
     assert costs.row == "simulator spot taker"
     result = backtest_policy(
-        **arrays, bars=bars, p=p, p_low=p_low, miss_atr=miss_atr, step_s=900, params=PARAMS, costs=costs
+        **arrays,
+        bars=bars,
+        p=p,
+        p_low=p_low,
+        miss_atr=miss_atr,
+        grid=Grid("15m"),
+        base_grid=MINUTES,
+        params=PARAMS,
+        costs=costs,
     )
     low, stop_bps = np.full(len(arrays["decision"]), np.nan), 1e4 * arrays["features"][:, ATR]
     low[bars] = p_low

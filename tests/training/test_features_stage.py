@@ -21,7 +21,7 @@ from pipelines.contracts import (
 from pipelines.data import records, schemas
 from pipelines.data.alignment import align
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.features.catalog import FEATURES
 from pipelines.models.snapshot import read_history
 from pipelines.settings import load_params
@@ -29,11 +29,14 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.training import stages
 from pipelines.training.labelling import Sources, event_labels
 
+QUARTERS = Grid("15m")
+
+MINUTES = Grid("1m")
+
 PARAMS = load_params()
 SPEC = PARAMS.simulator.model_copy(update={"history_days": 30, "live_days": 0, "drift_after_live_days": None})
-STEP = 900
 BASE = simulate(SPEC, tape=False).bars
-BARS = resample(BASE, 60, STEP)
+BARS = resample(BASE, MINUTES, QUARTERS)
 
 
 def made_up_records() -> tuple[Books, ContextFeed]:
@@ -55,7 +58,7 @@ def made_up_records() -> tuple[Books, ContextFeed]:
 def built(workspace: Path, books: Books | None, feed: ContextFeed | None, **keys: object) -> Path:
     """Run the features stage on this snapshot and return its `artifacts/`; `keys` go into the manifest as they are."""
     described: dict[str, object] = {"symbol": SPEC.symbol, "timeframe": "1m", "file": "bars/B/1m.parquet", **keys}
-    schemas.write_bars(schemas.to_frame(BASE, "1m", None), workspace / "data" / "bars/B/1m.parquet")
+    schemas.write_bars(schemas.to_frame(BASE, MINUTES, None), workspace / "data" / "bars/B/1m.parquet")
     if books is not None:
         described["book"] = "book/B.parquet"
         records.write_book(records.from_books(books, None), workspace / "data/book/B.parquet")
@@ -88,7 +91,7 @@ def test_a_snapshot_of_bars_alone_gives_what_bars_alone_gave(tmp_path, keys):
 def test_books_and_context_reach_features_signals_and_the_arrays_models_read(tmp_path):
     books, feed = made_up_records()
     history = read_history(built(tmp_path, books, feed))
-    levels, context = align(BARS[:, OPEN_TIME] + STEP, STEP, books, feed)
+    levels, context = align(BARS[:, OPEN_TIME], QUARTERS, books, feed)
     assert (history.levels.tobytes(), history.context.tobytes()) == (levels.tobytes(), context.tobytes())
     assert history.features.tobytes() == FEATURES.run(BARS, levels, context).tobytes()
     assert history.signals.tobytes() == SIGNALS.run(BARS, levels, context).tobytes()
@@ -113,7 +116,7 @@ def test_the_labels_of_events_pay_the_row_of_their_venue_and_what_is_not_worth_i
     base, bars = BASE.copy(), BARS.copy()
     base[:, HALF_SPREAD] = bars[:, HALF_SPREAD] = np.nan
     context = np.full((len(bars), len(CONTEXT_FIELDS)), np.nan)
-    here = Sources(base, bars, FEATURES.run(bars), SIGNALS.run(bars), context, STEP, "15m", *HERE)
+    here = Sources(base, bars, FEATURES.run(bars), SIGNALS.run(bars), context, QUARTERS, MINUTES, *HERE)
     cheap, dear = event_labels(here, PARAMS), event_labels(replace(here, venue="binance"), PARAMS)
     assert 0 < len(dear["y"]) < len(cheap["y"])
     for labels, fee in ((cheap, 2.0), (dear, 10.0)):
@@ -130,7 +133,9 @@ def test_a_perpetual_pays_its_funding_in_the_labels_and_spot_does_not():
     context = np.full((len(BARS), len(CONTEXT_FIELDS)), np.nan)
     paid = BASE[0, OPEN_TIME] + 8 * 3600.0 * np.arange(1, 40)
     rates = np.column_stack([paid, np.full(len(paid), 3e-4)])
-    spot = Sources(BASE, BARS, FEATURES.run(BARS), SIGNALS.run(BARS), context, STEP, "15m", "binance", "spot", rates)
+    spot = Sources(
+        BASE, BARS, FEATURES.run(BARS), SIGNALS.run(BARS), context, QUARTERS, MINUTES, "binance", "spot", rates
+    )
     perpetual = replace(spot, market="perpetual")
     assert set(np.round(event_labels(spot, PARAMS)["cost_bps"] - 20.0, 9)) == {0.0, PARAMS.costs.stop_slippage_bps}
     labels = event_labels(perpetual, PARAMS)
@@ -147,6 +152,6 @@ def test_the_labels_of_events_say_whether_their_returns_are_executed_or_of_mids(
         base[:, HALF_SPREAD] = bars[:, HALF_SPREAD] = np.nan
     features, signals = FEATURES.run(bars), SIGNALS.run(bars)
     context = np.full((len(bars), len(CONTEXT_FIELDS)), np.nan)
-    labels = event_labels(Sources(base, bars, features, signals, context, STEP, "15m", *HERE), PARAMS)
+    labels = event_labels(Sources(base, bars, features, signals, context, QUARTERS, MINUTES, *HERE), PARAMS)
     assert len(labels["y"]) > 100
     assert labels["spread_known"].tolist() == [quoted] * len(labels["y"])

@@ -22,7 +22,11 @@ COARSE = 0.01  # of the price: one step of the places it is written with, from w
 FLAT_SHARE = 0.5  # of bars whose high is their low, where prices have too few places
 MOST_PLACES, FEW_PRICES = 12, 1000
 FACTORS = {1.5: "3-for-2", **{float(n): f"{n}-for-1" for n in (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 50, 100)}}
-NEAR_BARS = 60  # bars on each side whose median volume is compared
+NEAR_BARS = 60  # bars on each side whose mean log volume is compared
+OFF_ERRORS, UNLIKE_ERRORS = (
+    3.0,
+    2.0,
+)  # standard errors of that change: at most so far from a split's, more than from none
 NOISE_BARS = 60  # bars on each side whose moves are a split's noise
 LEAST_SIDE = 3
 NOISE_SD, LEAST_NOISE, MOST_NOISE = 3.0, 0.02, 0.1  # noise in robust sd of a move, and its limits as log returns
@@ -163,7 +167,7 @@ class Split:
 
     row     of the first bar after it
     factor  new shares for an old one: 4.0, of a reverse split 0.25
-    volume  how many times the usual volume is larger after it; None where no volume is recorded
+    volume  how many times larger the usual volume is after it; None where volume is not recorded or its noise hides it
     """
 
     row: int
@@ -181,9 +185,9 @@ class Split:
 def splits(clean: pd.DataFrame) -> list[Split]:
     """Return the moves to 1/n, or to n times, of the price (within its noise) while volume goes the other way.
 
-    clean   ascending bars, schemas.BARS. A move is of a split if price and the usual volume of NEAR_BARS on both sides
-            changed by one factor of FACTORS, volume within a square root of it; without volume it is one by its price
-            alone, with `volume` None
+    clean   ascending bars, schemas.BARS. A move is of a split if the price changed by a factor of FACTORS within its
+            noise and the usual volume of NEAR_BARS on both sides by the same within its error. Where volume shows neither
+            a split nor none, it may be one by its price alone: `volume` is None
     """
     opened, close, volume = (clean[name].to_numpy() for name in ("open", "close", "volume"))
     if len(close) < 2 * LEAST_SIDE:
@@ -208,18 +212,19 @@ def _split_at(row: int, opened: Floats, close: Floats, volume: Floats, move: Flo
     factor = float(names[np.argmin(off)])
     if off.min() > max(noise, LEAST_NOISE):
         return None
-    before, after = volume[max(0, row - NEAR_BARS) : row], volume[row : row + NEAR_BARS]
-    if not (_recorded(before) and _recorded(after)):
+    before, after = _logs(volume[max(0, row - NEAR_BARS) : row]), _logs(volume[row : row + NEAR_BARS])
+    if min(len(before), len(after)) < LEAST_SIDE:
         return Split(row, factor, None)
-    ratio = float(np.median(after) / np.median(before))
-    if abs(np.log(ratio / factor)) > 0.5 * abs(np.log(factor)):
+    grown = float(after.mean() - before.mean())
+    error = float(np.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after)))
+    if abs(grown - np.log(factor)) > max(OFF_ERRORS * error, 0.5 * abs(np.log(factor))):
         return None
-    return Split(row, factor, ratio)
+    return Split(row, factor, float(np.exp(grown)) if abs(grown) > UNLIKE_ERRORS * error else None)
 
 
-def _recorded(volume: Floats) -> bool:
-    """Return whether a stretch of bars has a usual volume."""
-    return len(volume) >= LEAST_SIDE and bool(np.isfinite(volume).all()) and float(np.median(volume)) > 0.0
+def _logs(volume: Floats) -> Floats:
+    """Return the logs of the volumes above 0."""
+    return np.asarray(np.log(volume[volume > 0.0]))
 
 
 def _old_shares(factor: float) -> float:

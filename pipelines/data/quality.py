@@ -110,11 +110,6 @@ def assess(
     rows = frame.iloc[order]
     shut = _shut(rows, grid)
     filled, rows = rows[shut], rows[~shut]
-    if rows.empty:
-        raise NotEnoughData(
-            f"all {len(frame):,} bars lie outside {grid.calendar.describe()} and none of them moves. State other hours "
-            "with --sessions."
-        )
     reason = _impossible(rows, grid, as_of)
     reason = _copies(rows, reason)
 
@@ -185,7 +180,7 @@ def _came(rows: pd.DataFrame, clean: pd.DataFrame, grid: Grid) -> Floats:
         return np.empty(0)
     times, own = np.unique(_seconds(rows)), _seconds(clean)
     times = times[(times >= own[0]) & (times <= own[-1])]  # False for NaN
-    return times if len(times) == len(own) else times[grid.on_grid(times)]
+    return np.asarray(times if len(times) == len(own) else times[grid.on_grid(times)])
 
 
 def _impossible(rows: pd.DataFrame, grid: Grid, as_of: datetime) -> Reasons:

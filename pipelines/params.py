@@ -24,12 +24,16 @@ class ExchangeParams(FrozenParams):
 
 
 class QualityParams(FrozenParams):
-    """Set from where on bars are flagged: a standstill, a jump, two sources that differ."""
+    """Set from where on bars are flagged: a standstill, a jump, two sources that differ.
+
+    allow_splits  a move that looks like a share split is a real one, and does not forbid training
+    """
 
     stale_bars: int = Field(default=10, ge=2)
     jump_mads: float = Field(default=20.0, gt=0)
     divergent_mads: float = Field(default=20.0, gt=0)
     divergent_bps: float = Field(default=5.0, ge=0)
+    allow_splits: bool = False
 
 
 class DataParams(FrozenParams):

@@ -25,7 +25,7 @@ DAY = int(DAY_S)
 WEEK = 7 * DAY
 NOON = DAY // 2
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-FIRST_DATE, LAST_DATE = date(1970, 1, 5), date(2069, 12, 30)  # Mondays
+FIRST_DATE, LAST_DATE = date(1927, 12, 26), date(2069, 12, 30)  # Mondays; daily shares go back so far
 ZONES = ("UTC", "America/New_York", "Europe/London", "Europe/Berlin", "Asia/Tokyo", "Asia/Kolkata", "Australia/Sydney")
 
 
@@ -107,7 +107,7 @@ class Days:
 
 @lru_cache(maxsize=16)
 def trading_days(calendar: Calendar) -> Days:
-    """Return every open interval of the calendar, cut where a trading day begins, from 1970 to 2069."""
+    """Return every open interval of the calendar, cut where a trading day begins, from 1928 to 2069."""
     zone = ZoneInfo(calendar.zone)
     spans = calendar.week or ((calendar.day_start, calendar.day_start + WEEK),)
     cut = [part for start, end in spans for part in _cut(start, end, calendar.day_start)]
@@ -284,14 +284,17 @@ def _parse(text: str, path: Path) -> Calendar:
             elif key.strip().lower() == "zone":
                 zone = _zone(value.strip())
             elif key.strip().lower() in ("day starts", "day_starts"):
-                day_start = _second_of_day(value)
+                day_start = _second_of_day(value.strip())
             else:
                 raise BadValues(f"unknown {key.strip()!r}; known: zone, day starts")
         except (BadValues, UnknownName) as error:
             raise type(error)(f"{path}, line {number}: {error}") from error
     if zone is None:
         raise BadValues(f"{path}: no line 'zone = …'. Say whose clock the hours are of, e.g. zone = Europe/London.")
-    return Calendar(path.name, zone, day_start, _week(lines))
+    try:
+        return Calendar(path.name, zone, day_start, _week(lines))
+    except BadValues as error:
+        raise BadValues(f"{path}: {error}") from error
 
 
 def weekly_clock(times: Floats, zone: ZoneInfo) -> Floats:

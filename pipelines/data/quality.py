@@ -1,11 +1,12 @@
-"""Data quality: usable rows, quarantined rows with their reasons, and one score in [0, 1].
+"""Data quality: usable rows, quarantined rows with their reasons, flags with place and cause, and one score in [0, 1].
 
     score = (1 - missing / expected) (1 - quarantined / rows) (1 - disordered / rows) (1 - stale / clean)
 
 disordered = clean rows that came after a later one; stale = rows of `stale_bars` or more without any price change;
-missing = bars that should lie between the first and the last clean bar and do not; expected = clean + missing.
-Jumps are counted and flagged but do not lower the score: real markets jump. Training is blocked under the floor of
-params.yaml (`data.quality_floor`); this module measures, it does not block.
+missing = bars that should lie between the first and the last clean bar and do not come at all (a quarantined one came);
+expected = clean + missing. Bars that are only filled in while the market is shut are left out before anything is
+counted. Jumps are counted and flagged but do not lower the score: real markets jump. Training is blocked under the floor
+of params.yaml (`data.quality_floor`), and by a share split; this module measures, it does not block.
 """
 
 from dataclasses import dataclass
@@ -15,39 +16,61 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipelines.contracts import Bools, Floats
+from pipelines.contracts import Bools, Floats, Ints
+from pipelines.data.calendars import WEEK
+from pipelines.data.proofs import (
+    SD_OF_MAD,
+    Flag,
+    Split,
+    check_prices,
+    flag,
+    listed,
+    moved_without_volume,
+    not_recorded,
+    split_flag,
+    splits,
+    still,
+)
 from pipelines.data.schemas import AMOUNTS, BARS, LAYOUT, PRICES, SPREAD, VALUES, check, epoch_seconds, stamps_of
-from pipelines.data.timeframes import Grid
+from pipelines.data.timeframes import HOLIDAY_DAYS, Grid
 from pipelines.errors import BadTimes, NotEnoughData
 from pipelines.params import QualityParams
 
 Reasons = npt.NDArray[np.str_]
 RULES = QualityParams()  # where no params.yaml is at hand; the values of its `data.quality`
 JUMP_BLOCK = 240  # bars of the median by which a jump is measured
-REASONS = (
-    "NO_TIME",
-    "NON_FINITE",
-    "NON_POSITIVE",
-    "OHLC_ORDER",
-    "TAKER_OVER_VOLUME",
-    "SPREAD",  # negative (ask under bid), or so wide that the bid at the low is not above 0
-    "FUTURE",
-    "OFF_GRID",  # opens no bar of the market's grid: shut then, or between two bars
-    "DUPLICATE",
-    "CONFLICT",
-)
+LEAST_MOVES = 20  # of a first block, by whose own median its jumps are measured
+CAUSES = {
+    "NO_TIME": "a time is missing: find these rows in the source",
+    "NON_FINITE": "a price is missing or no number: find these rows in the source",
+    "NON_POSITIVE": "prices at or below zero: their returns are undefined here. Use an instrument above zero, or a "
+    "back-adjusted series with an offset. An amount below zero is an error of the source",
+    "OHLC_ORDER": "high is not the highest price or low not the lowest: an error of the source",
+    "TAKER_OVER_VOLUME": "takers bought more than was traded: an error of the source, or another unit",
+    "SPREAD": "ask under bid, or half_spread not below low: it is (ask - bid) / 2 in quote currency",
+    "FUTURE": "known after now: another unit or time zone, or bars that are not closed",
+    "OFF_GRID": "opens no bar of this market: shut then, or between two bars. Round the stamps, or state the hours with "
+    "--sessions",
+    "DUPLICATE": "the same bar again: the first stays",
+    "CONFLICT": "another bar of the same time: the first stays. Find out which is right",
+}  # reason of a quarantined row → what it most likely is, and what cures it
+REASONS = tuple(CAUSES)
 
 
 @dataclass(frozen=True)
 class QualityReport:
-    """Hold the result of `assess`. clean + quarantined = the rows of the input.
+    """Hold the result of `assess`. clean + quarantined + those left out as SHUT = the rows of the input.
 
+    rows         of the input, without those left out
     counts       checks → rows (gaps: number of gaps, missing: number of bars); every check is there, also at 0
-    clean        satisfies schemas.BARS, ascending
+    clean        satisfies schemas.BARS, ascending; an amount that nobody recorded is NaN
     quarantined  the refused rows as they came, index = row number in the input, last column `reason` (see REASONS)
-    flagged      clean rows to examine: open_time, flag (JUMP | STALE), size (robust sd of the move | run length)
+    flagged      clean rows to examine: open_time, flag (JUMP | STALE | SPLIT), size (robust sd of the move | run length |
+                 factor)
+    flags        everything found, with places, sizes and cause
     grid         where bars open and close, by which they are missing or not
     gaps         columns start, end (first missing and next present open_time), missing (bars)
+    blocked      why nothing may be trained on these bars whatever their score; None if nothing forbids it
     """
 
     score: float
@@ -58,6 +81,8 @@ class QualityReport:
     flagged: pd.DataFrame
     gaps: pd.DataFrame
     grid: Grid
+    flags: tuple[Flag, ...] = ()
+    blocked: str | None = None
 
 
 def assess(
@@ -68,49 +93,94 @@ def assess(
 ) -> QualityReport:
     """Check every row of `frame` (schemas.LAYOUT, any order) as of the moment `as_of` (aware).
 
-    grid   where bars of this market open and close: stated, or as `sessions.infer_grid` finds it
+    grid   where bars of this market open and close: stated, or as `sessions.market_grid` finds it
     rules  from where on a standstill is stale and a move a jump
     Of rows with the same open_time the first good one stays: an equal one is DUPLICATE, another CONFLICT.
-    Raises NotEnoughData on an empty frame, BadTimes on a naive `as_of`, BadColumns on columns other than LAYOUT.
+    Raises NotEnoughData on an empty frame, BadTimes on a naive `as_of`, BadColumns on columns other than LAYOUT or on
+    swapped prices, BadValues on prices written with too few places.
     """
     if as_of.tzinfo is None:
         raise BadTimes(f"as_of {as_of} has no time zone. Pass an aware one, e.g. datetime.now(tz=UTC).")
     if frame.empty:
         raise NotEnoughData("no bars to assess: the frame is empty. Check the source and its period.")
     frame = check(frame.reset_index(drop=True), LAYOUT)
+    check_prices(frame)
+    frame, unrecorded = not_recorded(frame)
     order = np.argsort(_stamps(frame), kind="stable")  # equal times stay in the order they came; NaT last
     rows = frame.iloc[order]
+    shut = _shut(rows, grid)
+    filled, rows = rows[shut], rows[~shut]
     reason = _impossible(rows, grid, as_of)
     reason = _copies(rows, reason)
 
     good = reason == ""
     clean = rows[good].reset_index(drop=True)
     quarantined = rows[~good].assign(reason=reason[~good].astype(object)).sort_index()
-    gaps = _gaps(clean, grid)
-    flagged = pd.concat([_stale(clean, rules.stale_bars), _jumps(clean, grid, rules.jump_mads)], ignore_index=True)
-    flagged = flagged.sort_values("open_time", kind="stable")
+    gaps = _gaps(clean, _came(rows, clean, grid), grid)
+    found = splits(clean)
+    stale, jumps = _stale(clean, rules.stale_bars), _jumps(clean, grid, rules.jump_mads)
+    split = _split_rows(clean, found)
+    jumps = jumps[~jumps["open_time"].isin(split["open_time"])]
+    flagged = pd.concat([stale, jumps, split], ignore_index=True).sort_values("open_time", kind="stable")
 
     times = _stamps(rows[good].sort_index())  # good rows as they came: a stamp from the future disorders no other row
-    disordered = int((times < np.maximum.accumulate(times)).sum())
-    missing = int(gaps["missing"].sum())
-    stale = int((flagged["flag"] == "STALE").sum())
+    behind = times < np.maximum.accumulate(times)
+    n, missing, disordered = len(rows), int(gaps["missing"].sum()), int(behind.sum())
     counts = {name.lower(): int((reason == name).sum()) for name in REASONS}
-    counts |= {"disordered": disordered, "gaps": len(gaps), "missing": missing, "stale": stale}
-    counts["jumps"] = int((flagged["flag"] == "JUMP").sum())
+    counts |= {"disordered": disordered, "gaps": len(gaps), "missing": missing, "stale": len(stale)}
+    counts |= {"jumps": len(jumps), "splits": len(split), "shut": len(filled)}
     score = 0.0
     if len(clean):
-        score = len(clean) / (len(clean) + missing) * len(clean) / len(frame)
-        score *= (1 - disordered / len(frame)) * (1 - stale / len(clean))
+        score = len(clean) / (len(clean) + missing) * len(clean) / n
+        score *= (1 - disordered / n) * (1 - len(stale) / len(clean))
+    flags = listed(
+        (
+            *unrecorded,
+            _shut_flag(filled, grid),
+            *_quarantine_flags(quarantined, grid),
+            _gap_flag(gaps, grid),
+            _holiday_flag(clean, grid),
+            _disorder_flag(rows[good].sort_index()[behind]),
+            _stale_flag(clean, stale),
+            split_flag(clean, found, rules.allow_splits),
+            _jump_flag(jumps, clean, found),
+            moved_without_volume(clean),
+        )
+    )
+    forbids = [one.cause for one in flags if one.code == "SPLIT"] if not rules.allow_splits else []
     return QualityReport(
         score,
-        len(frame),
+        n,
         counts,
         check(clean, BARS),
         quarantined,
         flagged.reset_index(drop=True),
         gaps,
         grid,
+        flags,
+        forbids[0] if forbids else None,
     )
+
+
+def _shut(rows: pd.DataFrame, grid: Grid) -> Bools:
+    """Return (n,): whether a row is only filled in at a time at which the market is shut; rows in time order."""
+    if grid.calendar.always_open:
+        return np.zeros(len(rows), dtype=bool)
+    flat = still(rows[list(PRICES)].to_numpy(), rows["volume"].to_numpy())
+    seconds = _seconds(rows)
+    return np.asarray(flat & np.isfinite(seconds) & (grid.slots(seconds) < 0))
+
+
+def _came(rows: pd.DataFrame, clean: pd.DataFrame, grid: Grid) -> Floats:
+    """Return the opens of bars that came, ascending and on the grid, from the first clean bar to the last.
+
+    A quarantined bar came: it is counted once, as quarantined, and leaves no gap.
+    """
+    if clean.empty:
+        return np.empty(0)
+    times, own = np.unique(_seconds(rows)), _seconds(clean)
+    times = times[(times >= own[0]) & (times <= own[-1])]  # False for NaN
+    return np.asarray(times if len(times) == len(own) else times[grid.on_grid(times)])
 
 
 def _impossible(rows: pd.DataFrame, grid: Grid, as_of: datetime) -> Reasons:
@@ -160,49 +230,152 @@ def _seconds(clean: pd.DataFrame) -> Floats:
     return epoch_seconds(clean["open_time"])
 
 
-def _gaps(clean: pd.DataFrame, grid: Grid) -> pd.DataFrame:
-    """Return the gaps of clean bars: start, end, missing; see QualityReport."""
-    times = _seconds(clean)
+def _gaps(clean: pd.DataFrame, times: Floats, grid: Grid) -> pd.DataFrame:
+    """Return the gaps between the opens that came: start, end, missing; see QualityReport."""
     missing = grid.missing(times) if len(times) > 1 else np.empty(0, dtype=np.int64)
     before = np.flatnonzero(missing > 0)
     first_missing = grid.opens(grid.slots(times[before]) + 1)
     return pd.DataFrame(
         {
-            "start": stamps_of(np.rint(first_missing * 1e6).astype(np.int64)),
-            "end": clean["open_time"].iloc[before + 1].reset_index(drop=True),
+            "start": _moments(first_missing),
+            "end": _moments(times[before + 1]),
             "missing": missing[before],
         }
     )
 
 
+def _moments(seconds: Floats) -> pd.Series:
+    """Return epoch seconds (n,) as stamps, to the microsecond."""
+    return pd.Series(stamps_of(np.rint(seconds * 1e6).astype(np.int64)))
+
+
 def _stale(clean: pd.DataFrame, least: int) -> pd.DataFrame:
     """Return the rows inside runs of `least` or more bars whose four prices all equal the close before."""
     prices = clean[list(PRICES)].to_numpy()
-    still = np.zeros(len(clean), dtype=bool)
-    still[1:] = (prices[1:] == prices[:-1, 3:4]).all(axis=1)
-    run = np.cumsum(~still)  # one number a run; its first member is the bar that still moved
-    length = np.bincount(run, still, run[-1] + 1 if len(run) else 0)
-    hit = still & (length[run] >= least) if len(run) else still
+    unmoved = np.zeros(len(clean), dtype=bool)
+    unmoved[1:] = (prices[1:] == prices[:-1, 3:4]).all(axis=1)
+    run = np.cumsum(~unmoved)  # one number a run; its first member is the bar that unmoved moved
+    length = np.bincount(run, unmoved, run[-1] + 1 if len(run) else 0)
+    hit = unmoved & (length[run] >= least) if len(run) else unmoved
     return pd.DataFrame(
         {"open_time": clean["open_time"][hit], "flag": "STALE", "size": length[run][hit] if len(run) else []}
     )
 
 
 def _jumps(clean: pd.DataFrame, grid: Grid, most: float) -> pd.DataFrame:
-    """Return the moves over `most` robust sd (1.4826 x median |log return|); the scale is the median move of the JUMP_BLOCK bars before."""
+    """Return the moves over `most` robust sd (1.4826 x median |log return|) of the JUMP_BLOCK bars before them.
+
+    The first JUMP_BLOCK are measured by their own median.
+    """
     n = len(clean)
-    move = np.abs(np.diff(np.log(clean["close"].to_numpy()), prepend=np.nan))
-    elapsed = np.r_[np.nan, grid.missing(_seconds(clean)) + 1.0][: len(clean)]
-    move = move / np.sqrt(elapsed)  # a move over a gap is that of a longer bar
-    whole = move[1 : 1 + (n - 1) // JUMP_BLOCK * JUMP_BLOCK].reshape(-1, JUMP_BLOCK)
-    scale = np.repeat(
-        np.r_[np.nan, 1.4826 * np.median(whole, axis=1)], JUMP_BLOCK
-    )  # the first block has none before it
-    scale = np.r_[np.nan, scale][:n]
+    if n < 2:
+        return pd.DataFrame({"open_time": clean["open_time"][:0], "flag": "JUMP", "size": []})
+    move = np.abs(np.diff(np.log(clean["close"].to_numpy())))
+    move = move / np.sqrt(grid.missing(_seconds(clean)) + 1.0)  # a move over a gap is that of a longer bar
+    whole = move[: len(move) // JUMP_BLOCK * JUMP_BLOCK].reshape(-1, JUMP_BLOCK)
+    first = move[:JUMP_BLOCK]  # nothing is before it: measured by itself, which one move in it does not change
+    own = np.median(first) if len(first) >= LEAST_MOVES else np.nan
+    scale = np.repeat(SD_OF_MAD * np.r_[own, np.median(whole, axis=1)], JUMP_BLOCK)[: len(move)]
     with np.errstate(divide="ignore", invalid="ignore"):
-        size = np.where(scale > 0, move / scale, np.nan)  # a market that stood still has no scale
+        size = np.r_[np.nan, np.where(scale > 0, move / scale, np.nan)]  # a market that stood still has no scale
     hit = size > most
     return pd.DataFrame({"open_time": clean["open_time"][hit], "flag": "JUMP", "size": size[hit]})
+
+
+def _split_rows(clean: pd.DataFrame, found: list[Split]) -> pd.DataFrame:
+    """Return the bars on which splits are proved by price and volume, as `flagged` has them; sizes are factors."""
+    proved = [split for split in found if split.volume is not None]
+    opens = clean["open_time"].iloc[[split.row for split in proved]]
+    return pd.DataFrame({"open_time": opens, "flag": "SPLIT", "size": [split.factor for split in proved]})
+
+
+def _shut_flag(filled: pd.DataFrame, grid: Grid) -> Flag | None:
+    """Return the flag of bars filled in while the market is shut; sizes are hours."""
+    if filled.empty:
+        return None
+    seconds = _seconds(filled)
+    weeks = np.unique(np.floor(seconds / WEEK), return_counts=True)[1]
+    hours = float(np.median(weeks)) * grid.step_s / 3600
+    cause = (
+        f"{hours:g} h every week without a move or volume: the market is shut then ({grid.calendar.describe()}). These "
+        "bars were filled in and are left out"
+    )
+    return flag("SHUT", filled["open_time"], np.full(len(filled), grid.step_s / 3600), "h", cause)
+
+
+def _quarantine_flags(quarantined: pd.DataFrame, grid: Grid) -> list[Flag | None]:
+    """Return a flag for each reason rows are quarantined for, most rows first; sizes are of what is wrong."""
+    made = []
+    for reason in quarantined["reason"].value_counts().index:
+        rows = quarantined[quarantined["reason"] == reason]
+        size, unit = _size(str(reason), rows, grid)
+        made.append(flag(str(reason), rows["open_time"], size, unit, CAUSES.get(str(reason), str(reason).lower())))
+    return made
+
+
+def _size(reason: str, rows: pd.DataFrame, grid: Grid) -> tuple[Floats, str]:
+    """Return how wrong quarantined rows are (n,), and its unit: of times seconds, of prices and amounts the value."""
+    if reason == "OFF_GRID":
+        seconds = _seconds(rows)
+        return seconds - grid.holding(seconds), "s after the last open of a bar; nan: shut"
+    if reason == "NON_POSITIVE":
+        return np.asarray(rows[[*PRICES, *AMOUNTS]].min(axis=1).to_numpy(np.float64)), "lowest value"
+    if reason == "SPREAD":
+        return rows[SPREAD].to_numpy(np.float64), "half_spread"
+    if reason == "TAKER_OVER_VOLUME":
+        return (rows["taker_buy_volume"] / rows["volume"]).to_numpy(np.float64), "share of volume"
+    return rows["close"].to_numpy(np.float64), "close"
+
+
+def _gap_flag(gaps: pd.DataFrame, grid: Grid) -> Flag | None:
+    """Return the flag of gaps; sizes are missing bars."""
+    longest = int(gaps["missing"].max()) if len(gaps) else 0
+    cause = (
+        f"bars that should have come and did not, at most {longest:,} in a row: fetch them; if nothing was traded then, "
+        f"state --no-bar no-trade; if the market is shut then, state --sessions (taken now: {grid.calendar.describe()})"
+    )
+    return flag("GAP", gaps["start"], gaps["missing"].to_numpy(np.float64), "missing bars", cause)
+
+
+def _holiday_flag(clean: pd.DataFrame, grid: Grid) -> Flag | None:
+    """Return the flag of trading days without a bar that are taken as holidays; sizes are 1 day each."""
+    if grid.calendar.always_open or grid.no_trade or len(clean) < 2:
+        return None
+    days = grid.at("1d")
+    present: Ints = np.unique(days.slots(_seconds(clean)))
+    between = np.diff(present) - 1
+    taken = np.flatnonzero((between > 0) & (between <= HOLIDAY_DAYS))
+    if len(taken) == 0:
+        return None
+    absent = np.concatenate([np.arange(present[i] + 1, present[i + 1]) for i in taken])
+    cause = f"trading days without a single bar, at most {HOLIDAY_DAYS} in a row: holidays, not missing"
+    return flag("HOLIDAY", _moments(days.opens(absent)), np.ones(len(absent)), "day", cause)
+
+
+def _disorder_flag(rows: pd.DataFrame) -> Flag | None:
+    """Return the flag of rows that came after a later one."""
+    cause = "these rows came after a later one and were sorted: files in another order, or two of them mixed"
+    return flag("DISORDERED", rows["open_time"], np.ones(len(rows)), "row", cause)
+
+
+def _stale_flag(clean: pd.DataFrame, stale: pd.DataFrame) -> Flag | None:
+    """Return the flag of standstills, one place a run; sizes are their bars."""
+    at = stale.index.to_numpy()
+    starts = stale[np.r_[True, np.diff(at) > 1]] if len(at) else stale
+    cause = (
+        f"{len(stale):,} bars whose prices all equal the close before: a feed that stood still, or filled in. Leave them "
+        "out, or fetch them again; if the market is shut then, state --sessions"
+    )
+    return flag("STALE", starts["open_time"], starts["size"].to_numpy(np.float64), "bars in a run", cause)
+
+
+def _jump_flag(jumps: pd.DataFrame, clean: pd.DataFrame, found: list[Split]) -> Flag | None:
+    """Return the flag of jumps; sizes are robust standard deviations."""
+    likely = [f"{clean['open_time'].iloc[one.row]:%F}: {one.name}" for one in found if one.volume is None]
+    cause = "moves far over the usual one; markets jump, so they lower no score. Compare another source with --against"
+    if likely:
+        cause += f". As large as a share split, which no volume proves or disproves: {', '.join(likely[:3])}"
+    return flag("JUMP", jumps["open_time"], jumps["size"].to_numpy(np.float64), "robust sd", cause)
 
 
 @dataclass(frozen=True)
@@ -229,6 +402,6 @@ def cross_source_divergence(a: pd.DataFrame, b: pd.DataFrame, rules: QualityPara
         raise NotEnoughData(f"{len(both)} bars are in both sources, needs 10 to compare. Check symbol and period.")
     bps = 1e4 * np.log(both["close_a"].to_numpy() / both["close_b"].to_numpy())
     usual = float(np.median(bps))
-    spread = 1.4826 * float(np.median(np.abs(bps - usual)))
+    spread = SD_OF_MAD * float(np.median(np.abs(bps - usual)))
     odd = np.abs(bps - usual) > max(rules.divergent_mads * spread, rules.divergent_bps)
     return Divergence(len(both), usual, both.loc[odd, ["open_time"]].assign(bps=bps[odd]).reset_index(drop=True))

@@ -5,10 +5,11 @@ outages close no hour. A person may state the calendar instead (`--sessions`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import pandas as pd
 
 from pipelines.contracts import Bools, Floats, Ints
 from pipelines.data.calendars import (
@@ -20,6 +21,8 @@ from pipelines.data.calendars import (
     Calendar,
     weekly_clock,
 )
+from pipelines.data.proofs import still
+from pipelines.data.schemas import PRICES, epoch_seconds
 from pipelines.data.timeframes import MONDAY_S, TIMEFRAMES, Grid, seconds
 from pipelines.errors import BadTimes
 
@@ -31,7 +34,9 @@ OPEN_SHARE = 0.2  # of the usual number of bars: hours of the week with fewer ar
 HALF_HOUR = 1800
 LONE_S = 2 * 3600  # an open spell of the week up to this long …
 LONE_GAP_S = 6 * 3600  # … this far from any other is a stray
-SESSION_DAYS = 3  # trading days before a named calendar is known
+CLOSURES_SEEN = 2  # closures inside a history before a calendar is known, one where its edges are sharp
+FILLED_IN = 0.05  # share of bars without a move or volume, from where on they may be the hours a market is shut
+SHUT = 0.95  # share of the bars of those hours that do not move: over it they are shut
 
 
 def infer_timeframe(open_times: Floats) -> str:
@@ -69,21 +74,74 @@ def infer_grid(open_times: Floats, timeframe: str | None = None, calendar: Calen
     if calendar is not None:
         return Grid(name, calendar, _phase(times, name) if calendar.plain else 0)
     always = Grid(name, ALWAYS, _phase(times, name))
-    if len(times) < 2 or name == "1M":
+    if len(times) < 2:
         return always
     best, filled = always, _fit(always, times)
     if filled >= FILLED:
         return always
-    for candidate in CALENDARS.values():
-        grid = Grid(name, candidate)
-        if not candidate.always_open and _days_seen(grid, times) >= SESSION_DAYS:
+    for grid in (*_named(name), *_local_days(times, name)):
+        if grid.calendar.always_open or _is_known(grid, times):
             fit = _fit(grid, times)
             if fit > filled + (GAIN if best is always else 0.0):
                 best, filled = grid, fit
+    if filled >= FILLED:
+        return best
     learnt = _learnt(times, name)
     if learnt is not None and _fit(learnt, times) > filled + GAIN:
         return learnt
     return best
+
+
+def _is_known(grid: Grid, times: Floats) -> bool:
+    """Return whether a history shows enough of a calendar's closures to take it: an outage looks like one of them."""
+    seen = grid.closures(times[0], times[-1])
+    if seen >= CLOSURES_SEEN or seen == 0:
+        return seen > 0
+    strays = np.flatnonzero(~grid.on_grid(times))
+    apart = np.diff(times, prepend=-np.inf, append=np.inf)
+    return bool((np.minimum(apart[:-1], apart[1:])[strays] >= LONE_GAP_S).all())
+
+
+def _named(timeframe: str) -> list[Grid]:
+    """Return the grids of the named calendars of markets that close."""
+    return [Grid(timeframe, calendar) for calendar in CALENDARS.values() if not calendar.always_open]
+
+
+def _local_days(times: Floats, timeframe: str) -> list[Grid]:
+    """Return grids of a market that never closes and whose days begin by the clock of a city, one a zone but UTC."""
+    if seconds(timeframe) <= HALF_HOUR * 2:
+        return []
+    grids = []
+    for zone in ZONES[1:]:
+        into, counts = np.unique(weekly_clock(times, ZoneInfo(zone)) % min(seconds(timeframe), DAY), return_counts=True)
+        grids.append(Grid(timeframe, Calendar(ALWAYS.name, zone, int(into[np.argmax(counts)]))))
+    return grids
+
+
+def market_grid(
+    frame: pd.DataFrame, calendar: Calendar | None = None, timeframe: str | None = None, no_trade: bool = False
+) -> Grid:
+    """Return the grid of a bars frame: that of `infer_grid`, or of the bars that move where the others are filled in.
+
+    Flat bars without volume at hours in which nothing ever moves are a market that is shut (`proofs.still`): the grid
+    has no bar there, and `quality.assess` leaves them out.
+
+    frame      schemas.LAYOUT, any order
+    calendar   as a person states it; no_trade: where no bar stands, nothing traded
+    Raises     BadTimes as infer_timeframe
+    """
+    times = epoch_seconds(frame["open_time"])
+    grid = infer_grid(times, timeframe, calendar)
+    if calendar is None and grid.calendar.always_open:
+        order = np.argsort(times, kind="stable")
+        flat = np.empty(len(times), dtype=bool)
+        flat[order] = still(frame[list(PRICES)].to_numpy()[order], frame["volume"].to_numpy()[order])
+        if flat.mean() >= FILLED_IN and not flat.all():
+            moving = infer_grid(times[~flat], grid.timeframe)
+            shut = ~moving.on_grid(times)
+            if not moving.calendar.always_open and flat[shut].mean() >= SHUT:
+                grid = moving
+    return replace(grid, no_trade=no_trade)
 
 
 def _phase(times: Floats, timeframe: str) -> int:
@@ -101,11 +159,6 @@ def _fit(grid: Grid, times: Floats) -> float:
     if len(on) < max(2.0, WHOLE * len(times)):
         return 0.0
     return len(on) / (len(on) + int(grid.missing(on).sum()))
-
-
-def _days_seen(grid: Grid, times: Floats) -> int:
-    """Return on how many dates there are bars."""
-    return len(np.unique(np.floor(times / DAY)))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ TIMEFRAMES = {
 DECISION_TIMEFRAMES = ("1m", "5m", "15m", "1h", "4h", "1d")  # the others are read, and resampled to one of these
 MONDAY_S = 4 * DAY  # the epoch was a Thursday
 HOLIDAY_DAYS = 5  # trading days in a row without a bar that are holidays; more are an outage
+WEEKEND_S = DAY  # a closure at least so long …
+EDGE_S = 2 * 3600  # … may begin so much earlier and end so much later: feeds keep hours of their own around it
 
 
 def seconds(timeframe: str) -> int:
@@ -74,11 +76,13 @@ class Grid:
     timeframe  one of TIMEFRAMES
     calendar   when the market is open
     phase_s    seconds by which bars open after a multiple of their length since the epoch; of a plain calendar alone
+    no_trade   a bar that is not there had no trade, so none is missing; else it is lost
     """
 
     timeframe: str
     calendar: Calendar = ALWAYS
     phase_s: int = 0
+    no_trade: bool = False
 
     def __post_init__(self) -> None:
         """Raise UnknownName for an unknown timeframe."""
@@ -176,15 +180,61 @@ class Grid:
     def missing(self, opens: Floats) -> Ints:
         """Return (n-1,) how many bars are missing between each bar and the next; all ascending and on the grid.
 
-        Of a market that closes, whole trading days without a bar are holidays, up to HOLIDAY_DAYS in a row.
+        Of a market that closes, whole trading days without a bar are holidays, up to HOLIDAY_DAYS in a row. Where no
+        bar means no trade, none is missing.
         """
+        if self.no_trade:
+            return np.zeros(max(len(opens) - 1, 0), dtype=np.int64)
         between = np.maximum(np.diff(self.slots(opens)) - 1, 0)
         if self.fixed or self.calendar.always_open:
             return np.asarray(between)
-        spans, at = self._spans, self._at(opens)
-        absent = np.maximum(np.diff(at) - 1, 0)
-        bars = np.where(absent > 0, spans.before[at[1:]] - spans.before[at[:-1]] - spans.bars[at[:-1]], 0)
-        return np.asarray(np.where(absent <= HOLIDAY_DAYS, between - bars, between))
+        at = self._at(opens)
+        lost = between - self._holiday_bars(at) - self._at_the_edges(opens, at)
+        return np.asarray(np.maximum(lost, 0))
+
+    def _holiday_bars(self, at: Ints) -> Ints:
+        """Return (n-1,) the bars of whole trading days without one between intervals of `at`, up to HOLIDAY_DAYS."""
+        spans = self._spans
+        before, after = spans.day[at[:-1]], spans.day[at[1:]]
+        absent = after - before - 1
+        first = np.minimum(np.searchsorted(spans.day, before + 1), len(spans.before) - 1)
+        bars = spans.before[np.searchsorted(spans.day, after)] - spans.before[first]
+        return np.where((absent > 0) & (absent <= HOLIDAY_DAYS), bars, 0)
+
+    def _at_the_edges(self, opens: Floats, at: Ints) -> Ints:
+        """Return (n-1,) the bars missing right before and after a long closure between a bar and the next.
+
+        Up to EDGE_S on either side: gold opens an hour after forex for half of the year.
+        """
+        spans, limit = self._spans, EDGE_S // self.step_s
+        if limit == 0:
+            return np.zeros(max(len(opens) - 1, 0), dtype=np.int64)
+        left, right = at[:-1], at[1:]
+        closing, opening = spans.weekend[right] > spans.weekend[left], right > left
+        slots = self.slots(opens)
+        tail = spans.before[left] + spans.bars[left] - 1 - slots[:-1]
+        head = slots[1:] - spans.before[right]
+        long_after = opening & (spans.opens[np.minimum(left + 1, len(spans.opens) - 1)] - spans.closes[left] >= WEEKEND_S)
+        long_before = opening & (spans.opens[right] - spans.closes[right - 1] >= WEEKEND_S)
+        near = np.where(long_after & (tail <= limit), tail, 0) + np.where(long_before & (head <= limit), head, 0)
+        return np.where(closing, near, 0)
+
+    def closures(self, first: float, last: float) -> int:
+        """Return how often the market closes between two moments, epoch seconds."""
+        if self.fixed:
+            return 0
+        spans = self._spans
+        shut = (spans.opens[1:] > spans.closes[:-1]) & (spans.closes[:-1] > first) & (spans.opens[1:] < last)
+        return int(shut.sum())
+
+    def overdue(self, opened: float, moment: float) -> int:
+        """Return how many bars after the one that opened then should have closed by a moment, as `missing` counts."""
+        if self.no_trade or moment <= opened:
+            return 0
+        if self.fixed:
+            return max(int((moment - self.next_close(opened)) // self.step_s), 0)
+        newest = self.closed_by(np.array([moment]))[0]  # the bar that is open, or opens next
+        return self.missing_between(opened, float(self.opens(np.array([newest]))[0]))
 
     def missing_between(self, before: float, after: float) -> int:
         """Return how many bars are missing between one bar and a later one, both by their opens."""
@@ -233,15 +283,16 @@ class Grid:
         if self.fixed:
             return float(bars * self.step_s)
         spans = self._spans
-        year = slice(len(spans.opens) // 2, len(spans.opens) // 2 + 400)  # closures repeat within a year
-        firsts = spans.closes[year]
+        middle = len(spans.opens) // 2
+        last = int(np.searchsorted(spans.opens, spans.opens[middle] + 400 * DAY))  # closures repeat within a year
+        firsts = spans.closes[middle:last]
         return float((self.deadline(firsts, bars) - firsts).max())
 
     def at(self, timeframe: str) -> "Grid":
         """Return the grid of another timeframe of the same market; a phase stays where it divides the bar."""
         step = seconds(timeframe)
         keeps = self.phase_s if self.fixed and step <= DAY else 0
-        return Grid(timeframe, self.calendar, keeps % step)
+        return Grid(timeframe, self.calendar, keeps % step, self.no_trade)
 
     @property
     def mean_s(self) -> float:
@@ -255,7 +306,10 @@ class Grid:
 
     def to_dict(self) -> JsonObject:
         """Return the grid, JSON-ready."""
-        return {"timeframe": self.timeframe, "phase_s": self.phase_s, "calendar": self.calendar.to_dict()}
+        made: JsonObject = {
+            "timeframe": self.timeframe, "phase_s": self.phase_s, "calendar": self.calendar.to_dict(),
+        }  # fmt: skip
+        return made | ({"no_bar": "no-trade"} if self.no_trade else {})
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, object]) -> "Grid":
@@ -263,22 +317,29 @@ class Grid:
         calendar, phase = stored["calendar"], stored["phase_s"]
         if not isinstance(calendar, dict) or not isinstance(phase, int):
             raise BadShape(f"grid: {stored!r} is no grid; wanted timeframe, phase_s, calendar")
-        return cls(str(stored["timeframe"]), Calendar.from_dict(calendar), phase)
+        no_trade = stored.get("no_bar") == "no-trade"
+        return cls(str(stored["timeframe"]), Calendar.from_dict(calendar), phase, no_trade)
 
     def describe(self) -> str:
         """Return the grid in words: '1h bars, us-equity: Mon 09:30 to …'."""
         phase = f", {self.phase_s} s after the full {self.timeframe}" if self.phase_s else ""
-        return f"{self.timeframe} bars{phase}; {self.calendar.describe()}"
+        silent = "; where no bar stands, nothing traded" if self.no_trade else ""
+        return f"{self.timeframe} bars{phase}; {self.calendar.describe()}{silent}"
 
 
 @dataclass(frozen=True)
 class _Spans:
-    """Hold trading intervals (n,), ascending: their opens and closes, bars in each, and bars before each."""
+    """Hold trading intervals (n,), ascending: their opens and closes, bars in each, and bars before each.
+
+    day      (n,) number of the trading day, dense; weekend (n,) how many long closures came before
+    """
 
     opens: Floats
     closes: Floats
     bars: Ints
     before: Ints
+    day: Ints
+    weekend: Ints
     step_s: float
 
     @cached_property
@@ -296,15 +357,17 @@ class _Spans:
 def _spans(timeframe: str, calendar: Calendar) -> _Spans:
     """Return the trading intervals whose bars have this timeframe."""
     days, step = trading_days(calendar), float(TIMEFRAMES[timeframe])
-    opens, closes = days.opens, days.closes
+    opens, closes, dates = days.opens, days.closes, days.date
     if step >= DAY:  # one bar from the first open of the period to its last close
         period = _periods(days, timeframe)
         first = np.r_[True, np.diff(period) != 0]
-        opens, closes = opens[first], closes[np.r_[np.flatnonzero(first)[1:] - 1, len(closes) - 1]]
+        opens, closes, dates = opens[first], closes[np.r_[np.flatnonzero(first)[1:] - 1, len(closes) - 1]], period[first]
         bars = np.ones(len(opens), dtype=np.int64)
     else:
         bars = np.ceil((closes - opens) / step).astype(np.int64)
-    return _Spans(opens, closes, bars, np.cumsum(bars) - bars, step)
+    day = np.cumsum(np.r_[False, np.diff(dates) != 0]).astype(np.int64)
+    weekend = np.cumsum(np.r_[False, opens[1:] - closes[:-1] >= WEEKEND_S]).astype(np.int64)
+    return _Spans(opens, closes, bars, np.cumsum(bars) - bars, day, weekend, step)
 
 
 def _periods(days: Days, timeframe: str) -> Ints:

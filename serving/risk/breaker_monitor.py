@@ -70,7 +70,7 @@ def account_inputs(account: Account) -> BreakerInputs:
 def outage_inputs(symbol: Symbol, now: datetime) -> BreakerInputs:
     """Return the decision bars that should have closed by now on a symbol that was fed live, closures left out."""
     last = symbol.closed.close_time
-    missing = float(max(symbol.grid.expected(np.array([last]), np.array([now.timestamp()]))[0], 0))
+    missing = float(symbol.grid.overdue(float(symbol.closed.bar[OPEN_TIME]), now.timestamp()))
     return BreakerInputs(f"{symbol.name}, last bar closed {utc(last):%F %H:%M} UTC", missing_bars=missing)
 
 

@@ -21,10 +21,6 @@ from pipelines.settings import load_params
 
 MINUTES, HOURS = Grid("1m"), Grid("1h")
 
-MINUTES, HOURS = Grid("1m"), Grid("1h")
-
-MINUTES, HOURS = Grid("1m"), Grid("1h")
-
 DATA = Path(__file__).parents[2] / "../shared/data"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 START = 1_704_067_200.0
@@ -78,8 +74,12 @@ def test_an_impossible_row_is_quarantined_with_its_reason_and_place(spoil, reaso
     assert report.quarantined["reason"].to_dict() == {40: reason}
     assert report.counts[reason.lower()] == 1
     assert len(report.clean) == 99
-    assert report.counts["missing"] == 1
-    assert report.score == pytest.approx(0.99 * 0.99)
+    missing = int(reason in ("NO_TIME", "FUTURE"))  # their bar did not come; a quarantined bar came, and is no gap
+    assert report.counts["missing"] == missing
+    assert report.score == pytest.approx(0.99 * 0.99**missing)
+    (found,) = [one for one in report.flags if one.code == reason]
+    assert (found.rows, len(found.moments), len(found.sizes)) == (1, 1, 1)
+    assert len(found.cause) > 20
 
 
 def test_a_copy_is_quarantined_and_a_conflict_keeps_the_first():
@@ -112,6 +112,16 @@ def test_gaps_are_listed_with_their_length():
         {"start": pd.Timestamp("2024-01-01T00:30Z"), "end": pd.Timestamp("2024-01-01T00:37Z"), "missing": 7}
     ]
     assert report.score == pytest.approx(0.93)
+
+
+def test_every_flag_has_its_first_ten_places_with_their_sizes():
+    holes = [i for start in range(30, 90, 5) for i in (start, start + 1)]
+    (found,) = assess(frame().drop(index=holes), MINUTES, NOW).flags
+    assert (found.code, found.rows, found.unit) == ("GAP", 12, "missing bars")
+    assert found.moments[:2] == ("2024-01-01T00:30:00+00:00", "2024-01-01T00:35:00+00:00")
+    assert found.sizes == (2.0,) * 10
+    assert "--sessions" in found.cause
+    assert found.to_dict()["moments"] == list(found.moments)
 
 
 def test_stale_runs_are_flagged_and_lower_the_score_but_stay():
@@ -151,6 +161,17 @@ def test_a_jump_is_flagged_and_costs_nothing():
     report = assess(bars, MINUTES, NOW)
     assert report.flagged["flag"].tolist() == ["JUMP"]
     assert report.flagged["open_time"][0] == bars["open_time"][500]
+    assert report.score == 1.0
+
+
+def test_a_jump_among_the_first_bars_is_seen_too():
+    bars = frame(600)
+    bars.loc[100:, ["open", "high", "low", "close"]] *= 1.2
+    report = assess(bars, MINUTES, NOW)
+    assert report.flagged["open_time"].tolist() == [bars["open_time"][100]]
+    (found,) = report.flags
+    assert (found.code, found.moments) == ("JUMP", ("2024-01-01T01:40:00+00:00",))
+    assert found.sizes[0] > 20
     assert report.score == 1.0
 
 

@@ -1,12 +1,13 @@
 """Rules of single checks, each on rows made so that only the stated rule decides."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pipelines.evaluation.calibration import calibration_error
-from pipelines.evaluation.gates import Evidence, against_champion, calibrated, lift, luck
+from pipelines.evaluation.gates import Evidence, against_champion, calibrated, evidence_of, lift, luck
 from pipelines.evaluation.metrics import lift_of
 from pipelines.settings import load_params
 
@@ -127,3 +128,27 @@ def test_the_spread_of_the_trials_known_is_what_deflates_the_sharpe_ratio():
     )
     assert alike == pytest.approx(one)  # trials that do not differ are one trial
     assert apart < 0.5 * one
+
+
+# ---- what a stage wrote
+
+
+def test_the_gate_reads_folds_ranks_presence_and_configurations_from_what_the_stage_wrote(tmp_path):
+    """Each is optional in the evidence, so one that is not read would be missed by no one."""
+    fit = {
+        "family": "pattern", "loss_name": "Brier", "classes": ["a", "b"], "parity_gap": 0.0, "latency_ms": 0.1,
+        "schema_coverage": 1.0, "novel_share": 0.0,
+    }  # fmt: skip
+    two = np.arange(6.0).reshape(3, 2)
+    arrays = {
+        "loss": np.zeros(3), "p": two / 10.0, "y": np.ones((3, 2)), "fold": np.array([1, 1, 2]), "rank": two / 6.0,
+        "extra_direction": np.array([[1.0, 0.0], [0.0, 0.0], [-1.0, 1.0]]), "tried_500": np.arange(3.0),
+    }  # fmt: skip
+    (tmp_path / "fit.json").write_text(json.dumps(fit))
+    np.savez(tmp_path / "oof.npz", **arrays)
+    read = evidence_of(tmp_path, None, 3, trial_sharpes=[0.1, 0.2])
+    assert read.fold.tolist() == [1, 1, 2]
+    assert read.rank.tolist() == arrays["rank"].tolist()
+    assert read.present.tolist() == [[True, False], [False, False], [True, True]]
+    assert {name: values.tolist() for name, values in read.tried.items()} == {"500": [0.0, 1.0, 2.0]}
+    assert (read.trials, list(read.trial_sharpes)) == (3, [0.1, 0.2])

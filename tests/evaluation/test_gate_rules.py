@@ -101,7 +101,7 @@ def test_the_lift_is_that_of_the_rows_above_the_threshold_of_their_training_wind
     """Ranks among earlier predictions decide, not the order of p among the rows to be judged."""
     rank = np.random.default_rng(7).random(N)
     e = evidence(p=np.linspace(0.1, 0.9, N), rank=rank)
-    (line,) = lift(e, PARAMS)
+    line, _ = lift(e, PARAMS)
     taken = rank >= 1.0 - GATE.coverage
     assert (line.n, line.value) == (int(taken.sum()), pytest.approx(lift_of(taken, e.gross_bps).value))
 
@@ -110,7 +110,7 @@ def test_without_earlier_predictions_the_most_confident_rows_are_those_of_each_f
     """Over all rows the second fold, calibrated higher, is the whole share."""
     p, half = np.tile(np.linspace(0.1, 0.3, N // 2), 2), np.repeat([0, 1], N // 2)
     e = evidence(p=p + 0.5 * half, fold=half)
-    (line,) = lift(e, PARAMS)
+    line, _ = lift(e, PARAMS)
     taken = p >= np.quantile(p, 1.0 - GATE.coverage)
     assert taken[half == 0].sum() == taken[half == 1].sum()
     assert line.value == pytest.approx(lift_of(taken, e.gross_bps).value)

@@ -5,7 +5,7 @@ import numpy as np
 from pipelines.models.base import Dataset
 from pipelines.models.trees import fit_boosted, fit_forest
 from pipelines.models.validator import VALIDATOR, fit, half_life
-from pipelines.params import BoostedParams, ForestParams
+from pipelines.family_params import BoostedParams, ForestParams
 from pipelines.settings import load_params
 from pipelines.training.fit import _novel_share
 

@@ -22,7 +22,7 @@ from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import events
 from pipelines.training import stages
-from pipelines.training.labelling import Sources, event_labels, read_funding
+from pipelines.training.labelling import Sources, event_labels, read_funding, read_sources
 
 QUARTERS = Grid("15m")
 
@@ -94,6 +94,9 @@ def test_books_and_context_reach_features_signals_and_the_arrays_models_read(tmp
         assert np.isfinite(history.features[40:, FEATURES.index[name]]).all(), name
     meta = meta_of(tmp_path / "artifacts")
     assert (meta["has_book"], meta["context"]) == (True, list(CONTEXT_FIELDS[:3]))
+    assert meta["has_funding"] is True
+    rates = read_sources(tmp_path / "artifacts/features").funding  # what labels and backtest pay
+    np.testing.assert_array_equal(rates, np.column_stack([feed.known, feed.value]))
 
 
 def test_records_alone_change_no_column_that_does_not_need_them(tmp_path):

@@ -1,0 +1,47 @@
+"""What a version proposed to leave out reaches the next retrain, and the recipe that its fit reads."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from flows import retrain as retrain_module
+from flows import train as train_module
+from flows.support.installation import Installation
+from pipelines.errors import BellwetherError
+from pipelines.settings import Settings, load_params
+from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
+from pipelines.store import Store
+
+META = {"symbol": "SIM/USDT", "decision_timeframe": "15m", "timeframe": "1m"}
+PROPOSED = list(VALIDATOR_COLUMNS[-2:])
+
+
+@pytest.fixture
+def installation(tmp_path, monkeypatch):
+    store = Store.open(f"sqlite:///{tmp_path / 'store.db'}")
+    made = Installation(Settings(home=tmp_path, store_url=""), load_params(), store)
+    newest = SimpleNamespace(tags=META | {"left_out": "none", "reselect_without": ",".join(PROPOSED)}, verdict="passed")
+    made.__dict__["tracking"] = SimpleNamespace(versions=lambda family: [newest])
+    for path, content in (("artifacts/features/meta.json", META), ("data/manifest.json", META)):
+        (made.workspace / path).parent.mkdir(parents=True)
+        (made.workspace / path).write_text(json.dumps(content))
+    for module in (retrain_module, train_module):
+        monkeypatch.setattr(module, "open_installation", lambda: made)
+    yield made
+    store.close()
+
+
+def test_a_retrain_trains_without_what_the_newest_version_proposed(installation, monkeypatch):
+    asked = []
+    monkeypatch.setattr(retrain_module, "ingest", lambda **_: None)
+    monkeypatch.setattr(retrain_module, "train", lambda families, left_out: asked.append((families, left_out)) or {})
+    assert retrain_module.retrain.fn("validator") == {}
+    assert asked == [(["validator"], {"validator": PROPOSED})]
+
+
+def test_the_recipe_of_the_fit_leaves_them_out(installation, monkeypatch):
+    monkeypatch.setattr(train_module, "record", lambda stages: None)
+    with pytest.raises(BellwetherError, match="no family could be trained"):
+        train_module.fit_side_by_side([], {"validator": PROPOSED})
+    assert load_params(installation.workspace / "params.yaml").validator.left_out == PROPOSED

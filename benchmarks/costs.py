@@ -33,7 +33,7 @@ from pipelines.costs import costs_of, funding_payments, funding_rates, funding_r
 from pipelines.data.quality import assess
 from pipelines.data.readers.context import read_context
 from pipelines.data.schemas import epoch_seconds, to_matrix
-from pipelines.data.sessions import infer_grid
+from pipelines.data.sessions import grids_of, infer_grid
 from pipelines.data.sources import make_source
 from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.signals import format_estimate
@@ -124,7 +124,7 @@ def counted(artifacts: Path, params: Params) -> Counted:
         bars = labels["index"][oof["row"]]
         result = backtest_policy(
             **arrays, funding=funding, bars=bars, p=oof["p"], p_low=oof["p_low"], miss_atr=missed(oof),
-            grid=Grid.from_dict(meta["grid"]), base_grid=Grid.from_dict(meta["base_grid"]), params=params, costs=costs,
+            grid=grids_of(meta)[0], base_grid=grids_of(meta)[1], params=params, costs=costs,
         )  # fmt: skip
     raised = events(arrays["features"], arrays["signals"])
     codes = result.codes[np.isin(np.arange(int(bars[0]), len(arrays["decision"])), raised.index)]

@@ -24,8 +24,7 @@ from pipelines.contracts import OPEN_TIME, Estimate, Floats, utc
 from pipelines.costs import NO_FUNDING, costs_of, funding_rates, venue_of
 from pipelines.data import records, schemas
 from pipelines.data.alignment import merge_records
-from pipelines.data.sessions import grid_of
-from pipelines.data.timeframes import Grid
+from pipelines.data.sessions import grid_of, grids_of
 from pipelines.experiments.eprocess import LEAST_BLOCKS, block_means
 from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
@@ -144,7 +143,7 @@ def family_watch(installation: Installation, family: str, symbol: str) -> Family
     line = slots.champion or slots.challenger
     assert line is not None, f"{family} has neither champion nor challenger, so it is not watched"
     model = watched_model(installation, line)
-    bar_s = Grid.from_dict(installation.meta()["grid"]).mean_s
+    bar_s = grids_of(installation.meta())[0].mean_s
     # the blocks that are judged are the reference's: params.yaml may have another length since that training
     block_bars = params.drift.block_bars if model.reference is None else model.reference.block_bars
     rates = alarm_rates(params.drift.false_alarms_a_month, block_bars, bar_s, len(watched_families(installation)))

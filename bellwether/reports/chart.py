@@ -27,6 +27,7 @@ from pipelines.contracts import (
     JsonObject,
     finite_or_none,
 )
+from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import UnknownName
 from pipelines.signals.catalog import PRODUCERS, SIGNALS
@@ -83,7 +84,7 @@ def gather(installation: Installation, symbol: str | None, last: int) -> ChartDa
     """
     described, meta = installation.manifest(), installation.meta()
     name = symbol or str(described["symbol"])
-    grid = Grid.from_dict(meta["grid"])
+    grid, base_grid = grids_of(meta)
     bars, signals = np.empty((0, BAR_WIDTH)), np.empty((0, len(SIGNALS.columns)))
     if name == described["symbol"]:
         folder = installation.workspace / "artifacts" / "features"
@@ -94,7 +95,7 @@ def gather(installation: Installation, symbol: str | None, last: int) -> ChartDa
         raise UnknownName(
             f"no bars of {name!r}; known: {', '.join({described['symbol'], *installation.store.symbols()})}"
         )
-    live = resample(observed, Grid.from_dict(meta["base_grid"]), grid) if len(observed) else bars[:0]
+    live = resample(observed, base_grid, grid) if len(observed) else bars[:0]
     bars = np.vstack([bars, live])[-last:]
     first = datetime.fromtimestamp(grid.next_close(bars[0, OPEN_TIME]), UTC)
     records = installation.store.decisions(name, since=first)

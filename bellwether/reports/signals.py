@@ -17,6 +17,7 @@ from flows.support.installation import Installation
 from pipelines.context_layout import CONTEXT_FIELDS, TAPE
 from pipelines.contracts import OPEN_TIME, TAKER_BUY, VOLUME, Floats, JsonObject
 from pipelines.costs import costs_of, venue_of
+from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import StateError, UnknownName
 from pipelines.evaluation.signals import Scores, format_estimate, score_signals, write_page
@@ -125,7 +126,7 @@ def _ingested(installation: Installation) -> bool:
 def _known(installation: Installation, symbol: str | None) -> Known:
     """Return a market from the newest snapshot, or from what was observed and decided of it."""
     described, meta = installation.manifest(), installation.meta()
-    grid = Grid.from_dict(meta["grid"])
+    grid, _ = grids_of(meta)
     if symbol in (None, described["symbol"]):
         bars, signals, levels, context = (
             _array(installation, name) for name in ("decision", "signals", "books", "context")
@@ -172,7 +173,7 @@ def score(installation: Installation, symbol: str | None) -> tuple[str, Scores]:
         )
     signals = _of_this_catalogue(meta, _array(installation, "signals"))
     features = _array(installation, "features")
-    grids = Grid.from_dict(meta["grid"]), Grid.from_dict(meta["base_grid"])
+    grids = grids_of(meta)
     atr = features[:, meta["feature_columns"].index("atr_14")]
     costs = costs_of(installation.params.costs, *venue_of(meta))
     decision, base = _array(installation, "decision"), _array(installation, "base")

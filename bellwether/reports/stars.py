@@ -13,9 +13,9 @@ from pipelines.data.alignment import align
 from pipelines.data.bar_clock import clocked
 from pipelines.data.quality import assess
 from pipelines.data.schemas import to_matrix
-from pipelines.data.sessions import infer_grid
+from pipelines.data.sessions import grids_of, infer_grid
 from pipelines.data.sources import make_source, normalise_symbol
-from pipelines.data.timeframes import Grid, decision_timeframe, resample
+from pipelines.data.timeframes import decision_timeframe, resample
 from pipelines.errors import StateError, UnknownName
 from pipelines.evaluation.signals import Grids
 from pipelines.evaluation.stars import Contribution, Contributions, measure_contributions
@@ -57,7 +57,7 @@ def of_snapshot(installation: Installation, symbol: str | None) -> Measured:
         raise StateError("the newest snapshot was folded by other signals; `bellwether run --once` folds it again")
     folder = installation.workspace / "artifacts" / "features"
     base, decision, signals = (np.load(folder / f"{name}.npy") for name in ("base", "decision", "signals"))
-    grids = Grid.from_dict(meta["grid"]), Grid.from_dict(meta["base_grid"])
+    grids = grids_of(meta)
     return _measured(str(described["symbol"]), grids, decision, signals, base, installation.params)
 
 

@@ -26,6 +26,7 @@ from pipelines.costs import (
     trade_cost_bps,
     venue_of,
 )
+from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid
 from pipelines.evaluation.backtest import Backtest, DecisionKernel, backtest
 from pipelines.features.catalog import FEATURES
@@ -58,9 +59,10 @@ def run(installation: Installation, family: str) -> Backtest:
         bars, p, p_low, miss_atr = index[f["row"]], f["p"], f["p_low"], missed(f)
     regime = served_regimes(installation, len(arrays["decision"]))
     meta, params = installation.meta(), installation.params
+    grid, base_grid = grids_of(meta)
     return backtest_policy(
         **arrays, funding=read_funding(folder / "features", meta), bars=bars, p=p, p_low=p_low, miss_atr=miss_atr,
-        grid=Grid.from_dict(meta["grid"]), base_grid=Grid.from_dict(meta["base_grid"]), params=params,
+        grid=grid, base_grid=base_grid, params=params,
         model_regime=regime,
         costs=costs_of(params.costs, *venue_of(meta)),
     )  # fmt: skip

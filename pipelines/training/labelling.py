@@ -25,6 +25,7 @@ from pipelines.costs import (
     trade_cost_bps,
     venue_of,
 )
+from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape, NotEnoughData, StateError
 from pipelines.features.catalog import FEATURES
@@ -73,7 +74,7 @@ def read_sources(folder: Path) -> Sources:
     meta = json.loads((folder / "meta.json").read_text())
     arrays = {name: np.load(folder / f"{name}.npy") for name in ("base", "decision", "features", "signals", "context")}
     venue, market = venue_of(meta)
-    grid, base_grid = (Grid.from_dict(meta[name]) for name in ("grid", "base_grid"))
+    grid, base_grid = grids_of(meta)
     return Sources(
         **arrays, grid=grid, base_grid=base_grid, venue=venue, market=market, funding=read_funding(folder, meta)
     )

@@ -29,7 +29,7 @@ from pipelines.costs import funding_rates, venue_of
 from pipelines.data import timeframes
 from pipelines.data.alignment import align
 from pipelines.data.bar_clock import clocked
-from pipelines.data.sessions import grid_of
+from pipelines.data.sessions import grid_of, grids_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import UnknownName
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
@@ -157,7 +157,7 @@ def fit_family(family: str, params: Params) -> None:
         "catalogue_hash",
     )  # fmt: skip
     context = {name: meta[name] for name in named}
-    embargo = embargo_seconds(params, Grid.from_dict(meta["grid"]))
+    embargo = embargo_seconds(params, grids_of(meta)[0])
     chosen = model_family(family)
     data = chosen.dataset(OUT, params)
     digest = train(
@@ -179,7 +179,7 @@ def pair(family: str, through: float, params: Params) -> None:
     with np.load(OUT / family / "oof.npz", allow_pickle=False) as f:
         at = f["row"]
     chosen = model_family(family)
-    embargo = embargo_seconds(params, Grid.from_dict(read_meta()["grid"]))
+    embargo = embargo_seconds(params, grids_of(read_meta())[0])
     losses = paired_losses(
         chosen, chosen.dataset(OUT, params), at, through, tuple(fit.get("left_out", ())), params, embargo, log_line
     )
@@ -198,7 +198,7 @@ def reference_of_history(folder: Path, until_s: float, params: Params) -> dict[s
     from pipelines.models.reference import reference_files
 
     meta = json.loads((folder / "meta.json").read_text())
-    closes = Grid.from_dict(meta["grid"]).closes(np.load(folder / "decision.npy", mmap_mode="r")[:, OPEN_TIME])
+    closes = grids_of(meta)[0].closes(np.load(folder / "decision.npy", mmap_mode="r")[:, OPEN_TIME])
     watched = [FEATURES.index[name] for name in WATCHED_COLUMNS]
     rows = np.load(folder / "features.npy", mmap_mode="r")[:, watched]
     return reference_files(np.ascontiguousarray(rows[closes <= until_s]), WATCHED_COLUMNS, params.drift, params.seed)

@@ -79,6 +79,7 @@ def share(name: str) -> Callable[[list[JsonObject]], dict[str, JsonObject]]:
 def gate(bars: Any, symbol: str, where: tuple[str | None, str | None] = SIMULATED) -> JsonObject:
     """Run the real stages and the real gate on bars (n, 9) of venue and market `where`; return verdict and figures."""
     from pipelines.evaluation.gates import evidence_of, judge
+    from pipelines.evaluation.verdicts import verdict_record
 
     params = load_params()
     with tempfile.TemporaryDirectory(prefix="bellwether-evidence-") as scratch:
@@ -90,7 +91,7 @@ def gate(bars: Any, symbol: str, where: tuple[str | None, str | None] = SIMULATE
     return {
         "promoted": verdict.passed,
         "reasons": list(verdict.reasons),
-        "checks": [asdict(check) for check in verdict.checks],
+        "checks": verdict_record(verdict)["checks"],
         "figures": {name: figures[name] for name in keep},
     }
 
@@ -121,7 +122,7 @@ def sizes(case: str) -> JsonObject:
 
 
 def size_cases() -> tuple[str, ...]:
-    """Return every case of `sizes`: perfect models of usual and of large skill, one among three, and bad ones."""
+    """Return every case of `sizes`: perfect models of usual and of large skill, and bad ones."""
     from benchmarks.gate_scenarios import OF_FAMILY, USUAL
 
     return tuple(

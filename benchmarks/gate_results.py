@@ -14,9 +14,9 @@ Made by `python -m benchmarks.evidence --write` from what a run stored. Repeat i
 it is: [power](power.md), which came first."""
 SIZES = """\
 Simulated evidence with a known truth, through the real `judge`: outcomes that overlap, noise with four degrees of
-freedom. *Refused*: by the whole gate, with the 95 % Wilson interval. Then the checks that refused, or had too few rows
-(`few`), in at least 2 of 100 cases. A perfect model is refused where its rows cannot show its skill: the line then
-says so."""
+freedom. *Refused*: cases in which a check showed that the candidate lacks what is required. *Too few*: no check did,
+and some had too few rows to decide; that is no promotion either. *Not promoted*: both, with the 95 % Wilson interval.
+Then the checks that refused, and that had too few rows, in at least 2 of 100 cases."""
 MARKETS = """\
 The whole pipeline on simulated markets: features, labels, fit, walk-forward evaluation, gate. Noise has no edge; the
 planted edge is the default of `params.yaml`."""
@@ -63,9 +63,11 @@ def sizes_table(part: JsonObject) -> str:
                   if count >= 0.02 * case["n"]]  # fmt: skip
         model = what if what in BAD else f"perfect, {what}"
         at = (list(OF_FAMILY).index(family), int(n), what in BAD, what)
-        refused = f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
-        rows.append((at, [family, f"{int(n):,}", model, refused, ", ".join(lines) or "–", f"{case['n']:,}"]))
-    heads = ["family", "n", "model", "refused", "by", "cases"]
+        promoted = f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
+        few = case["only_few"] / case["n"]
+        states = [f"{case['refused'] / case['n'] - few:.1%}", f"{few:.1%}", promoted]
+        rows.append((at, [family, f"{int(n):,}", model, *states, ", ".join(lines) or "–", f"{case['n']:,}"]))
+    heads = ["family", "n", "model", "refused", "too few", "not promoted", "by", "cases"]
     effects = ", ".join(f"{family} {effects[0]:g} to {effects[-1]:g}" for family, effects in EFFECTS.items())
     note = f"The page of power has perfect models of more effects: {effects}."
     return table(heads, [row for _, row in sorted(rows)]) + f"\n\n{note}"

@@ -14,8 +14,18 @@ import pytest
 from benchmarks import gate_scenarios as scenarios
 from pipelines.contracts import Check, Verdict
 from pipelines.errors import UnknownName
-from pipelines.evaluation.gates import Evidence, against_champion, calibrated, each_class, evidence_of, judge, no_leak
-from pipelines.evaluation.report import figure_rows
+from pipelines.evaluation.gates import (
+    Evidence,
+    against_champion,
+    calibrated,
+    each_class,
+    evidence_of,
+    judge,
+    least_lift,
+    lift,
+    no_leak,
+)
+from pipelines.evaluation.report import figure_rows, write_page
 from pipelines.evaluation.verdicts import verdict_record
 from pipelines.models.losses import log_losses
 from pipelines.settings import load_params
@@ -169,6 +179,14 @@ def test_no_check_refuses_a_perfect_model_and_the_rest_are_too_few_rows(family, 
     assert max(refused.values()) <= 0.1
     assert np.mean([any(c.passed is False for c in v.checks) for v in verdicts]) <= 0.15
     assert any(verdict_record(v)["state"] == "too few" for v in verdicts)
+
+
+def test_the_least_lift_is_that_of_a_perfect_model_of_the_least_gain():
+    cases = list(made("validator", 1500, "0.57", 60))
+    shown = [next(c.value for c in lift(e, PARAMS)) for e in cases]
+    assert np.mean([least_lift(e, PARAMS) for e in cases]) == pytest.approx(np.mean(shown), rel=0.1)
+    gain = np.mean([(e.baseline_losses["base_rate"] - e.loss).mean() for e in cases])
+    assert gain == pytest.approx(PARAMS.gate.least_gain["validator"], rel=0.15)
 
 
 def test_a_record_names_the_state_of_the_verdict_and_of_every_check():
@@ -332,3 +350,20 @@ def test_figures_of_release_0_5_are_shown_with_their_ensemble_losses():
         "reselection": "not judged: windows", "heard": {"lstm": estimate},
     }  # fmt: skip
     assert ["log loss of lstm", "0.6900", "[0.6800, 0.7000]", "100"] in figure_rows(figures, None)
+
+
+def test_the_page_of_evidence_names_the_state_of_verdict_and_checks(tmp_path):
+    lines = tuple(Check(name, passed, None, None, None, "", 1) for name, passed in (("a", True), ("b", None)))
+    rng = np.random.default_rng(0)
+    oof = {"y": rng.normal(size=30), "p": np.full((30, 1), 1.0), "known": np.arange(30.0), "loss": np.ones(30)}
+    np.savez(tmp_path / "oof.npz", **oof)
+    (tmp_path / "importance.json").write_text(
+        json.dumps({"reselection": {"line": "not judged: windows"}, "columns": {}})
+    )
+    figures = {"n": 30, "cost_bps": 5.0, "costs": "", "loss_name": "log score", "classes": ["a"]}
+    page = tmp_path / "evidence.html"
+    write_page(page, Verdict("regime", False, lines, ("b",)), figures, tmp_path, "regime version 1")
+    text = page.read_text()
+    assert "Gate: <b class='too few'>too few</b>" in text
+    assert "<td>✓ passed</td><td>a</td>" in text
+    assert "<td>? too few</td><td>b</td>" in text

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from pipelines.family_params import BoostedParams, ForestParams
 from pipelines.models.base import Dataset
 from pipelines.models.trees import fit_boosted, fit_forest
 from pipelines.models.validator import VALIDATOR, fit, half_life
-from pipelines.family_params import BoostedParams, ForestParams
 from pipelines.settings import load_params
 from pipelines.training.fit import _novel_share
 

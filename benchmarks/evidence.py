@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import platform
 import tempfile
+import zlib
 from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -48,6 +50,7 @@ INPUTS = 10_000  # of a case
 NOISE_SEEDS = 30  # with none promoted, at most 10 % are (rule of three); a case takes about half a minute
 # of a perfect model whose skill so many rows can show; an AUC above .60 would be suspected of a leak
 LARGE = {"validator": 0.60, "predictor": 0.60, "pattern": 0.6, "regime": 0.12}
+LEAKS = 2000  # evidences of a case of the leak check
 JUDGED = 1000  # evidences of a case of the gate's sizes, a quarter of them at 5,000 rows
 CRASH = ("kills", "acknowledged", "lost", "doubled", "lost_bars", "state", "not_replayed")
 
@@ -80,6 +83,7 @@ def share(name: str) -> Callable[[list[JsonObject]], dict[str, JsonObject]]:
 def gate(bars: Any, symbol: str, where: tuple[str | None, str | None] = SIMULATED) -> JsonObject:
     """Run the real stages and the real gate on bars (n, 9) of venue and market `where`; return verdict and figures."""
     from pipelines.evaluation.gates import evidence_of, judge
+    from pipelines.evaluation.verdicts import verdict_record
 
     params = load_params()
     with tempfile.TemporaryDirectory(prefix="bellwether-evidence-") as scratch:
@@ -91,7 +95,7 @@ def gate(bars: Any, symbol: str, where: tuple[str | None, str | None] = SIMULATE
     return {
         "promoted": verdict.passed,
         "reasons": list(verdict.reasons),
-        "checks": [asdict(check) for check in verdict.checks],
+        "checks": verdict_record(verdict)["checks"],
         "figures": {name: figures[name] for name in keep},
     }
 
@@ -122,7 +126,7 @@ def sizes(case: str) -> JsonObject:
 
 
 def size_cases() -> tuple[str, ...]:
-    """Return every case of `sizes`: perfect models of usual and of large skill, one among three, and bad ones."""
+    """Return every case of `sizes`: perfect models of usual and of large skill, and bad ones."""
     from benchmarks.gate_scenarios import OF_FAMILY, USUAL
 
     return tuple(
@@ -131,6 +135,26 @@ def size_cases() -> tuple[str, ...]:
         for n in (500, 1500, 5000)
         for what in (USUAL[family], LARGE[family], *bad)
     )
+
+
+def leaks(case: str) -> JsonObject:
+    """Check perfect models for a leak; case = family, rows and AUC, between bars. Return how often by state."""
+    from benchmarks.gate_scenarios import perfect
+    from pipelines.evaluation.gates import no_leak
+
+    (family, n, auc), params = case.split("|"), load_params()
+    seed = zlib.crc32(case.encode())
+    found = [no_leak(perfect(family, int(n), float(auc), np.random.default_rng([seed, i])), params)[0].passed
+             for i in range(LEAKS)]  # fmt: skip
+    return {"n": LEAKS, "refused": found.count(False), "few": found.count(None)}
+
+
+def leak_cases() -> tuple[str, ...]:
+    """Return every case of `leaks`."""
+    from benchmarks.gate_scenarios import EFFECTS
+
+    families = ("validator", "predictor")
+    return tuple(f"{family}|{n}|{auc}" for family in families for n in (500, 1500, 5000) for auc in EFFECTS[family])
 
 
 def size_figures(found: list[JsonObject]) -> dict[str, JsonObject]:
@@ -234,6 +258,7 @@ PARTS = {
                                lambda found: share("found")(found) | share("false_alarm")(found)
                                | watch_evidence.mean_figures(*watch_evidence.EDGE_FIGURES)(found)),
     "gate_sizes": Part("simulated evidence of known truth that the gate refused", size_cases(), sizes, size_figures),
+    "gate_leaks": Part("perfect models that were suspected of a leak", leak_cases(), leaks, size_figures),
     "gate_on_noise": Part("candidates trained on noise that the gate promoted", seeds(NOISE_SEEDS), noise,
                           share("promoted")),
     "gate_on_planted_edge": Part("candidates trained on a planted edge that the gate promoted", seeds(10), planted,

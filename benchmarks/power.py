@@ -37,7 +37,7 @@ SIZES = (500, 1500, 5000)
 PAIRED = (100, 300, 700)
 SERIES = ("independent", "t4", "MA(16)", "MA(16), t4", "AR(.9)", "labels of 8 rows")
 TRADE_BPS = 45.0  # standard deviation of a trade's net result on the simulator and on BTC/USDT
-CODE = ("intervals", "metrics", "calibration", "deflation", "gates")
+CODE = ("intervals", "metrics", "calibration", "deflation", "gates", "verdicts")
 
 
 def sizes_of(family: str) -> tuple[int, ...]:
@@ -52,7 +52,6 @@ def cases() -> list[str]:
         for n in sizes_of(family):
             found += [f"gate|{family}|{n}|{effect}" for effect in effects]
             found += [f"gate|{family}|{n}|{bad}" for bad in scenarios.OF_FAMILY[family]]
-    found += [f"gate|validator|{n}|perfect of 3" for n in sizes_of("validator")]
     found += [f"champion|{mode}|{n}|{share}" for mode in ("superior", "non_inferior") for n in PAIRED
               for share in (0.0, 0.5, 1.0, 1.5, 2.0)]  # fmt: skip
     found += [f"trades|{n}|{mean}" for n in (60, 100, 200) for mean in (0, -10, -20)]

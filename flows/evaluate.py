@@ -3,7 +3,6 @@
 import json
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from pipelines.contracts import Bools, Floats, Ints, Model, Verdict
 from pipelines.errors import StateError
 from pipelines.evaluation.gates import Evidence, evidence_of, judge
 from pipelines.evaluation.report import figure_rows, flat_metrics, read_oof, write_page
+from pipelines.evaluation.verdicts import MARKS, state_of, verdict_record, verdict_state
 from pipelines.models.catalog import model_family
 from pipelines.models.runtime import load_bundle
 from pipelines.models.views import select
@@ -181,7 +181,7 @@ def log_evidence(
         page = Path(scratch) / "evidence.html"
         folder = installation.workspace / "artifacts" / family
         write_page(page, verdict, figures, folder, f"{family} version {version}")
-        installation.tracking.record_verdict(family, version, verdict.passed, asdict(verdict), [page], trials)
+        installation.tracking.record_verdict(family, version, verdict.passed, verdict_record(verdict), [page], trials)
         if traded is not None:
             report = Path(scratch) / "backtest.json"
             report.write_text(json.dumps(traded, indent=1) + "\n")
@@ -191,7 +191,7 @@ def log_evidence(
 def verdict_markdown(verdict: Verdict, version: str, link: str) -> str:
     """Return the verdict as Markdown: a table of the checks, with a link to the evidence."""
     lines = [
-        f"# {verdict.family} version {version}: {'passed' if verdict.passed else 'refused'}",
+        f"# {verdict.family} version {version}: {verdict_state(verdict)}",
         f"[Evidence in MLflow]({link})",
         "",
         "| check | value | 95 % interval | required | detectable | n |",
@@ -201,8 +201,9 @@ def verdict_markdown(verdict: Verdict, version: str, link: str) -> str:
         value = "–" if c.value is None else f"{c.value:.4g}"
         interval = "" if c.low is None or c.high is None else f"[{c.low:.4g}, {c.high:.4g}]"
         least = "" if c.detectable is None else f"{c.detectable:.2g}"
-        mark = "✓" if c.passed else "✗"
-        lines.append(f"| {mark} {c.name} | {value} | {interval} | {c.threshold} | {least} | {c.n:,} |")
+        lines.append(
+            f"| {MARKS[state_of(c.passed)]} {c.name} | {value} | {interval} | {c.threshold} | {least} | {c.n:,} |"
+        )
     return "\n".join(lines)
 
 

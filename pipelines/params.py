@@ -1,6 +1,6 @@
 """`params.yaml`, typed: everything that can change a metric, one class a section. `pipelines.settings` loads it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, model_validator
 
@@ -180,8 +180,10 @@ class GateParams(FrozenParams):
     leak_auc: float = Field(gt=0.5, lt=1)
     leak_auc_sure: float = Field(gt=0.5, lt=1)
     leak_auc_low: float = Field(gt=0.5, lt=1)
+    leak_chance: float = Field(gt=0, lt=0.5)
+    leak_chance_sure: float = Field(gt=0, lt=0.5)
+    least_gain: dict[str, Annotated[float, Field(gt=0)]]
     min_deflated_sharpe: float = Field(gt=0, lt=1)
-    max_pbo: float = Field(ge=0, lt=1)
     min_schema_coverage: float
     max_novel_share: float
     max_parity_gap: float

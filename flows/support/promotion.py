@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from flows.support.installation import Installation, hold_lease, now
 from pipelines.contracts import Verdict
 from pipelines.errors import BundleError, GateRefused, StateError, UnknownName
+from pipelines.evaluation.verdicts import verdict_record
 from pipelines.families import FAMILIES
 from pipelines.store import Alarm, Promotion, Store
 from pipelines.tracking import Version
@@ -87,7 +88,7 @@ def challenge(
         reason,
         replaced.to_version if replaced else None,
         verdict.passed,
-        {**asdict(verdict), "figures": figures, "symbol": version.tags.get("symbol")},
+        {**verdict_record(verdict), "figures": figures, "symbol": version.tags.get("symbol")},
     )
     installation.store.add_promotion(line)
     installation.tracking.set_alias(version.family, "challenger", version.version)

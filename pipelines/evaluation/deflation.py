@@ -11,7 +11,7 @@ from pipelines.errors import BadShape
 from pipelines.evaluation.intervals import Measurement, measure
 
 _EULER = 0.5772156649015329
-LEAST_TRIALS = 5  # whose Sharpe ratios are known: their variance is then measured instead of assumed
+PRIOR_TRIALS = 4  # the squared error of one ratio counts as so many trials that differ as trials without shared rows do
 
 
 def sharpe_of(returns: Floats, taken: Bools | None = None) -> Measurement:
@@ -51,18 +51,29 @@ def expected_best_sharpe(trials: int, deviation: float) -> float:
     return float(tail * deviation)
 
 
-def deflated_sharpe(found: Measurement, trials: int, known: Sequence[float] = ()) -> float:
-    """Return P(the true Sharpe is above what the best of all counted trials shows by luck); NaN if not computable.
+def best_by_luck(found: Measurement, trials: int, known: Sequence[float] = ()) -> float:
+    """Return the Sharpe ratio that the best of all counted trials is expected to show without skill.
 
     found   of `sharpe_of`
     trials  number of candidates ever tried, this one included
-    known   Sharpe ratios of those trials whose figures are stored. From LEAST_TRIALS on their deviation counts;
-            with fewer, the error of one ratio, as trials that share no rows differ
+    known   Sharpe ratios of those trials whose figures are stored. The variance across trials starts as the squared
+            error of one ratio, by which trials that share no rows differ, and every stored one moves it by its share:
+            the mean of a scaled inverse chi-squared posterior (Gelman et al. 2013, sec. 2.6), without its shift
+    """
+    deviations = np.asarray(known) - np.mean(known) if len(known) else np.empty(0)
+    freedom = PRIOR_TRIALS + max(len(known) - 1, 0)
+    variance = (PRIOR_TRIALS * found.error**2 + float(deviations @ deviations)) / freedom
+    return expected_best_sharpe(trials, float(np.sqrt(variance)))
+
+
+def deflated_sharpe(found: Measurement, trials: int, known: Sequence[float] = ()) -> float:
+    """Return P(the true Sharpe is above what the best of all counted trials shows by luck); NaN if not computable.
+
+    Arguments as of `best_by_luck`.
     """
     if not found.error > 0.0:
         return float("nan")
-    deviation = float(np.std(known, ddof=1)) if len(known) >= LEAST_TRIALS else found.error
-    return float(stdtr(found.contrasts, (found.value - expected_best_sharpe(trials, deviation)) / found.error))
+    return float(stdtr(found.contrasts, (found.value - best_by_luck(found, trials, known)) / found.error))
 
 
 def overfitting_probability(performance: Floats, groups: int = 10) -> float:

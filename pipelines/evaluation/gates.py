@@ -1,8 +1,10 @@
 """Y3, the gate: is the candidate better, on rows outside its training, than the champion and than simple baselines?
 
-Every check is a line with its value, 95 % interval, threshold and n, and what so many rows could show at all. A check
-that cannot be computed fails, with the reason. The gate measures whether the model adds skill; the policy decides for
-every single decision whether a trade pays. Size and power of each check: docs/results/power.md, docs/results/gate.md.
+Every check is a line with its value, 95 % interval, threshold and n, and what so many rows could show at all. It has
+one of three states: passed; refused, where the rows show that the candidate lacks what is required; or too few, where
+they show neither, with the rows it would take. Only a candidate that passes every check is promoted. The gate measures
+whether the model adds skill; the policy decides for every single decision whether a trade pays. Size and power of each
+check: docs/results/power.md, docs/results/gate.md.
 """
 
 import json
@@ -14,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.contracts import Bools, Check, Estimate, Floats, Ints, Verdict
+from pipelines.errors import UnknownName
 from pipelines.evaluation.calibration import CalibrationError, calibration_error
-from pipelines.evaluation.deflation import deflated_sharpe, overfitting_probability, sharpe_of
+from pipelines.evaluation.deflation import best_by_luck, deflated_sharpe, sharpe_of
 from pipelines.evaluation.intervals import POWER, Measurement, holm, mean_of
-from pipelines.evaluation.metrics import auc_of, chosen, lift_of, ranks_within
+from pipelines.evaluation.metrics import auc_of, chosen, lift_of, lift_of_spread, ranks_within
 from pipelines.evaluation.report import arrays_with_prefix, read_oof
 from pipelines.models.losses import brier_losses
 from pipelines.params import Params
@@ -48,8 +51,6 @@ class Evidence:
                    it, NaN elsewhere: what is compared with champion_loss. None = `loss`
     trials         number of candidates of this family ever tried, this one included
     trial_sharpes  Sharpe ratios of the lift of those whose figures are stored, per row
-    tried          name → (m,) what each row earned with a configuration, of those this candidate was chosen among by
-                   these rows; empty if it was chosen among none
     parity_gap     largest difference between the exported and the native model
     latency_ms     median time of one row through the exported model
     schema_coverage, novel_share   shares of rows with all columns, and of the newest rows beyond the novelty limit
@@ -78,7 +79,6 @@ class Evidence:
     rank: Floats | None = None
     present: Bools | None = None
     trial_sharpes: Sequence[float] = ()
-    tried: Mapping[str, Floats] = field(default_factory=dict)
 
 
 def evidence_of(
@@ -103,7 +103,6 @@ def evidence_of(
         paired_loss=paired_loss,
         trials=trials,
         trial_sharpes=trial_sharpes,
-        tried=arrays_with_prefix(oof, "tried_"),
         fold=oof.get("fold"),
         rank=oof.get("rank"),
         present=direction != 0.0 if direction is not None and direction.ndim == 2 else None,
@@ -127,8 +126,13 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
         checks.append(_unknown("skill", n, f"needs {g.min_events} out-of-fold rows of different outcomes"))
         return _verdict(e.family, checks)
     for name, loss in e.baseline_losses.items():
+        gain, unit = mean_of(loss - e.loss), f"in {e.loss_name}"
         # the complex model must be better than the simpler logistic, by value: decision 0007
-        checks.append(_skill(f"gain_over_{name}", mean_of(loss - e.loss), f"in {e.loss_name}", name == "logistic"))
+        checks.append(
+            _skill(f"gain_over_{name}", gain, 0.0, unit, by_value=True)
+            if name == "logistic"
+            else _skill(f"gain_over_{name}", gain, least_gain(e, params), unit)
+        )
     for family_checks in CHECKS.get(e.family, ()):
         checks += family_checks(e, params)
     checks.append(
@@ -144,10 +148,38 @@ def judge(evidence: Evidence, params: Params) -> Verdict:
     return _verdict(e.family, checks)
 
 
+def least_gain(e: Evidence, params: Params) -> float:
+    """Return the smallest gain over a baseline that the gate is made to find, in the family's unit of loss.
+
+    Raises  UnknownName for a family without one in gate.least_gain
+    """
+    if e.family not in params.gate.least_gain:
+        known = ", ".join(params.gate.least_gain)
+        raise UnknownName(f"no gate.least_gain for {e.family!r}; known: {known}. Add its smallest gain to params.yaml")
+    return params.gate.least_gain[e.family]
+
+
+def least_variance(e: Evidence, params: Params) -> float:
+    """Return the variance of true chances whose gain in log loss over their mean s is `least_gain`.
+
+    The gain is variance / (2 s (1 - s)) to second order; the gain in Brier score is the variance itself.
+    """
+    share = float(e.y.mean())
+    return 2.0 * share * (1.0 - share) * least_gain(e, params)
+
+
+def least_lift(e: Evidence, params: Params) -> float:
+    """Return the lift, bps, of a perfect model whose gain in log loss is `least_gain`."""
+    assert e.gross_bps is not None
+    won = e.y == 1
+    between = float(e.gross_bps[won].mean() - e.gross_bps[~won].mean())
+    return lift_of_spread(np.sqrt(least_variance(e, params)), params.gate.coverage) * max(between, 0.0)
+
+
 def brier_over_base_rate(e: Evidence, params: Params) -> list[Check]:
     """Check that the Brier score is better than that of the base rate."""
     gain = brier_losses(e.baselines["base_rate"], e.y) - brier_losses(e.p, e.y)
-    return [_skill("brier_gain_over_base_rate", mean_of(gain))]
+    return [_skill("brier_gain_over_base_rate", mean_of(gain), least_variance(e, params))]
 
 
 def lift(e: Evidence, params: Params) -> list[Check]:
@@ -158,27 +190,36 @@ def lift(e: Evidence, params: Params) -> list[Check]:
     """
     assert e.gross_bps is not None
     at, taken = f"{params.gate.coverage:.0%}", _taken(e, params)
-    net, paid = e.gross_bps, ""
+    net, paid, needed = e.gross_bps, "", least_lift(e, params)
     if e.cost_bps is not None and taken.any():
         net = e.gross_bps - e.cost_bps
         paid = f"the chosen cost {e.cost_bps[taken].mean():.2f} bps, all {e.cost_bps.mean():.2f}"
     return [
-        _skill(f"lift_bps_at_{at}", lift_of(taken, e.gross_bps)),
-        _skill(f"lift_after_cost_bps_at_{at}", lift_of(taken, net), paid),
+        _skill(f"lift_bps_at_{at}", lift_of(taken, e.gross_bps), needed),
+        _skill(f"lift_after_cost_bps_at_{at}", lift_of(taken, net), needed, paid),
     ]
 
 
 def no_leak(e: Evidence, params: Params) -> list[Check]:
-    """Check that the AUC on direction, within folds, is plausible: one too high is taken for a leak."""
+    """Check that the AUC on direction, within folds, is plausible: one too high is taken for a leak.
+
+    A value above `leak_auc` that an AUC of `leak_auc_low` shows too often by chance is refused as too few rows.
+    """
     g, ranking = params.gate, auc_of(e.p, e.y, e.fold)
-    bounds = ranking.estimate()
-    threshold = f"<= {g.leak_auc}; above {g.leak_auc_sure} low <= {g.leak_auc_low}"
+    threshold = f"<= {g.leak_auc}; above {g.leak_auc_sure} chance of {g.leak_auc_low} or less >= {g.leak_chance_sure:g}"
     if np.isnan(ranking.error):
         return [_unknown("no_leak_auc", ranking.n, ranking.why)]
-    suspected = ranking.value > g.leak_auc or (ranking.value > g.leak_auc_sure and bounds.low > g.leak_auc_low)
-    single = [f"; {name} alone ranks it with an AUC of {auc:.3f}" for name, auc in e.single_column_auc.items()]
-    why = "LEAK_SUSPECTED: direction is not this predictable" + "".join(single) if suspected else ""
-    return [_bounded("no_leak_auc", bounds, not suspected, threshold, why)]
+    chance = ranking.chance_of_less(g.leak_auc_low)
+    high, sure = ranking.value > g.leak_auc, ranking.value > g.leak_auc_sure
+    suspected = (high and chance < g.leak_chance) or (sure and chance < g.leak_chance_sure)
+    why = f"{g.leak_auc_low} or less shows as much with chance {chance:.2g}"
+    if suspected:
+        single = [f"; {name} alone ranks it with an AUC of {auc:.3f}" for name, auc in e.single_column_auc.items()]
+        why = f"LEAK_SUSPECTED: direction is not this predictable, {why}" + "".join(single)
+    elif high:
+        why = f"too few rows to tell a leak from luck: {why}, needs under {g.leak_chance:g}"
+    passed = False if suspected else None if high else True
+    return [_bounded("no_leak_auc", ranking.estimate(), passed, threshold, why)]
 
 
 def calibrated(e: Evidence, params: Params) -> list[Check]:
@@ -234,28 +275,27 @@ def each_class(e: Evidence, params: Params, over: str) -> list[Check]:
 
 
 def luck(e: Evidence, params: Params) -> list[Check]:
-    """Check that the lift is not the luck of many trials (Bailey and López de Prado 2014; PBO, 2017)."""
+    """Check that the lift is not the luck of many trials (Bailey and López de Prado 2014).
+
+    The probability of overfitting (2017) has nothing to rest on: no configuration was chosen by these rows. The
+    half-lives were chosen among on inner folds of the training windows, and are among the trials.
+    """
     assert e.gross_bps is not None
-    g = params.gate
-    found = sharpe_of(e.gross_bps - e.gross_bps.mean(), _taken(e, params))
+    g, taken = params.gate, _taken(e, params)
+    found = sharpe_of(e.gross_bps - e.gross_bps.mean(), taken)
     sharpe = deflated_sharpe(found, e.trials, e.trial_sharpes)
     if np.isnan(sharpe):
-        line = _unknown("deflated_sharpe", found.n, found.why)
-    else:
-        about = f"of the lift, {found.value:.3f} a row, against the best of {e.trials} trial(s)"
-        line = _plain("deflated_sharpe", sharpe >= g.min_deflated_sharpe, sharpe, f">= {g.min_deflated_sharpe}",
-                      found.n, about)  # fmt: skip
-    return [line, _overfitted(e, params)]
-
-
-def _overfitted(e: Evidence, params: Params) -> Check:
-    """Return the check that the choice among configurations holds outside the rows it was made by."""
-    name, threshold = "overfitting_probability", f"<= {params.gate.max_pbo}"
-    if len(e.tried) < 2:  # nothing was chosen, so nothing can have been chosen by luck
-        return Check(name, True, None, None, None, threshold, len(e.y),
-                     "not computable: these rows chose among one configuration")  # fmt: skip
-    pbo = overfitting_probability(np.column_stack(list(e.tried.values())))
-    return _plain(name, pbo <= params.gate.max_pbo, pbo, threshold, len(e.y), f"among {', '.join(e.tried)}")
+        return [_unknown("deflated_sharpe", found.n, found.why)]
+    needed = least_lift(e, params) / float(e.gross_bps[taken].std())
+    passed = _decide(sharpe >= g.min_deflated_sharpe, found.estimate().high, needed)
+    about = f"of the lift, {found.value:.3f} a row, against the best of {e.trials} trial(s)"
+    if passed is None:
+        seen = best_by_luck(found, e.trials, e.trial_sharpes) + found.margin(g.min_deflated_sharpe, POWER)
+        about += f"; too few rows: {found.n:,} show a Sharpe ratio of {seen:.2g} or more, in {POWER:.0%} of cases"
+    elif not passed:
+        about += f"; no lift of {needed:.2g} a row or more: the interval ends at {found.estimate().high:.2g}"
+    about += f"; overfitting probability not computable: none of {e.trials} configuration(s) was chosen by these rows"
+    return [Check("deflated_sharpe", passed, sharpe, None, None, f">= {g.min_deflated_sharpe}", found.n, about)]
 
 
 def against_champion(e: Evidence, params: Params) -> Check:
@@ -273,17 +313,22 @@ def against_champion(e: Evidence, params: Params) -> Check:
         return _unknown(name, count, f"{detail} outcomes")
     gain = mean_of((e.champion_loss - challenger)[paired])
     own = max(0.0, float((e.baseline_losses[SIMPLEST[e.family]] - e.champion_loss)[paired].mean()))
-    low = gain.estimate().low
+    bounds = gain.estimate()
     if np.isnan(gain.error):
         return _unknown(name, count, gain.why)
     if g.against_champion == "superior":
-        least = g.min_improvement_share * own
-        passed, threshold = low > 0 and gain.value >= least, f"low > 0 and value >= {least:.2g}"
+        needed = g.min_improvement_share * own
+        shown, threshold = bounds.low > 0 and gain.value >= needed, f"low > 0 and value >= {needed:.2g}"
     else:
-        margin = g.non_inferiority_share * own
-        passed, threshold = low > -margin, f"low > {-margin:.2g}"
+        needed = -g.non_inferiority_share * own
+        shown, threshold = bounds.low > needed, f"low > {needed:.2g}"
+    passed = _decide(shown, bounds.high, needed)
     detail = f"in {e.loss_name}; the champion's own gain over {SIMPLEST[e.family]} is {own:.2g} here"
-    return _bounded(name, gain.estimate(), passed, threshold, detail, gain.detectable)
+    if passed is None:
+        detail += f"; {_too_few(gain, needed)}"
+    elif not passed:
+        detail += f"; no gain of {needed:.2g} or more: the interval ends at {bounds.high:.2g}"
+    return _bounded(name, bounds, passed, threshold, detail, gain.detectable)
 
 
 def _taken(e: Evidence, params: Params) -> Bools:
@@ -303,23 +348,46 @@ def _plain(name: str, passed: bool, value: float, threshold: str, n: int, detail
 
 
 def _bounded(
-    name: str, estimate: Estimate, passed: bool, threshold: str, detail: str = "", detectable: float | None = None
+    name: str,
+    estimate: Estimate,
+    passed: bool | None,
+    threshold: str,
+    detail: str = "",
+    detectable: float | None = None,
 ) -> Check:
     """Return a check of an estimate with its interval."""
     low, high = (bound if np.isfinite(bound) else None for bound in (estimate.low, estimate.high))
-    return Check(name, bool(passed), estimate.value, low, high, threshold, estimate.n, detail, detectable)
+    return Check(name, passed, estimate.value, low, high, threshold, estimate.n, detail, detectable)
 
 
-def _skill(name: str, gain: Measurement, detail: str = "", by_value: bool = False) -> Check:
-    """Return a check that a gain is above zero, by its whole interval or by value, with what its rows can show."""
+def _decide(shown: bool, high: float, needed: float) -> bool | None:
+    """Return True where what is required is shown, False where the interval ends below what is needed, else None."""
+    return True if shown else False if high <= needed else None
+
+
+def _skill(name: str, gain: Measurement, needed: float, detail: str = "", by_value: bool = False) -> Check:
+    """Return a check that a gain is above zero, by its whole interval or by value.
+
+    needed  smallest gain that the check is made to find: an interval that ends below it refuses, one that holds both
+            it and zero is too few rows
+    """
     if np.isnan(gain.error):
         return _unknown(name, gain.n, f"too few rows: {gain.why}")
-    bounds, detectable = gain.estimate(), gain.detectable
-    passed = gain.value > 0 if by_value else bounds.low > 0
-    if not passed and 0 < gain.value < detectable:
-        few = f"too few rows to see it: so many show {detectable:.2g} or more, in {POWER:.0%} of cases"
-        detail = f"{detail}; {few}" if detail else few
-    return _bounded(name, bounds, passed, "value > 0" if by_value else "low > 0", detail, detectable)
+    bounds = gain.estimate()
+    passed = _decide(gain.value > 0 if by_value else bounds.low > 0, bounds.high, needed)
+    why = "" if passed else _too_few(gain, needed) if passed is None else (
+        f"no gain of {needed:.2g} or more: the interval ends at {bounds.high:.2g}"
+    )  # fmt: skip
+    detail = "; ".join(part for part in (detail, why) if part)
+    return _bounded(name, bounds, passed, "value > 0" if by_value else "low > 0", detail, gain.detectable)
+
+
+def _too_few(gain: Measurement, needed: float) -> str:
+    """Return what so many rows show, and the rows that a gain of `needed` takes, if it is above zero."""
+    text = f"too few rows to see it: {gain.n:,} show {gain.detectable:.2g} or more, in {POWER:.0%} of cases"
+    if needed > 0.0 and gain.detectable > needed:
+        text += f"; {needed:.2g} takes {gain.n * (gain.detectable / needed) ** 2:,.0f}"
+    return text
 
 
 def _unknown(name: str, n: int, detail: str) -> Check:

@@ -49,7 +49,11 @@ class Measurement:
     @property
     def detectable(self) -> float:
         """Return the smallest true value that is found above zero, by its whole interval, in POWER of all cases."""
-        return float((stdtrit(self.contrasts, 0.975) + stdtrit(self.contrasts, POWER)) * self.error)
+        return self.margin(0.975, POWER)
+
+    def margin(self, confidence: float, power: float) -> float:
+        """Return how far above a bound the true value must be to be found above it, so sure, with this power."""
+        return float((stdtrit(self.contrasts, confidence) + stdtrit(self.contrasts, power)) * self.error)
 
     def chance_of_less(self, than: float = 0.0) -> float:
         """Return p of "the true value is `than` or less": how often it would show a value as high; NaN if unknown."""

@@ -5,6 +5,7 @@ is a model a fold, calibrated by itself, so probabilities are compared within fo
 """
 
 import numpy as np
+from scipy.special import ndtri
 
 from pipelines.contracts import Bools, Estimate, Floats, Ints
 from pipelines.evaluation.intervals import LEAST_CONTRASTS, Measurement, mean_of, measure, ratio_of
@@ -35,21 +36,24 @@ def _pairs_won(p: Floats, y: Floats) -> Floats:
 def auc_of(p: Floats, y: Floats, fold: Ints | None = None) -> Measurement:
     """Return the AUC over pairs of one fold (all rows are one without `fold`); NaN with one class in every fold.
 
-    Its influences are the rows' placements (DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44(3)).
+    Its influences are the rows' placements (DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44(3)), within each fold
+    around the fold's own AUC. How far that is from the AUC of all is known to winners and losers alike, and is counted
+    once: counted by both, as placements around the AUC of all have it, it doubles what folds differ by.
     """
     checked(p, y)
     fold = np.zeros(len(y), dtype=np.int64) if fold is None else fold
-    won, pairs = np.zeros(len(y)), np.zeros(len(y))
+    won, pairs, expected = np.zeros(len(y)), np.zeros(len(y)), np.zeros(len(y))
     for number in np.unique(fold):
         rows = fold == number
         won[rows] = _pairs_won(p[rows], y[rows])
         winners = y[rows].sum()
         pairs[rows] = np.where(y[rows] == 1, rows.sum() - winners, winners)
+        expected[rows] = pairs[rows] * (won[rows].sum() / max(pairs[rows].sum(), 1.0))
     total = pairs.sum() / 2.0  # every pair was counted by both its rows
     if total == 0.0:
         return Measurement(float("nan"), float("nan"), LEAST_CONTRASTS, len(y), "one outcome only")
     value = float(won.sum() / 2.0 / total)
-    return measure(value, len(y) * (won - value * pairs) / total)
+    return measure(value, len(y) * (won - expected + (expected - value * pairs) / 2.0) / total)
 
 
 def auc_estimate(p: Floats, y: Floats, fold: Ints | None = None) -> Estimate:
@@ -92,6 +96,15 @@ def lift_of(taken: Bools, gross_bps: Floats) -> Measurement:
     mean, every = float(gross_bps[taken].mean()), float(gross_bps.mean())
     influence = n * np.where(taken, gross_bps - mean, 0.0) / count - (gross_bps - every)
     return measure(mean - every, influence, count)
+
+
+def lift_of_spread(deviation: float, coverage: float) -> float:
+    """Return by how much the hit rate of the most confident `coverage` share exceeds that of all rows.
+
+    deviation  of the true chances, taken as normal, of a model that knows them
+    """
+    edge = float(ndtri(coverage))
+    return deviation * float(np.exp(-0.5 * edge**2) / np.sqrt(2.0 * np.pi)) / coverage
 
 
 def lift_estimate(taken: Bools, gross_bps: Floats, cost_bps: float | None = None) -> Estimate:

@@ -23,6 +23,7 @@ from pipelines.evaluation.metrics import (
     mean_of_chosen,
     ranks_within,
 )
+from pipelines.evaluation.verdicts import MARKS, state_of, verdict_state
 from pipelines.models.directional_ensemble import ensemble_losses
 from pipelines.params import Params
 from pipelines.renamed_keys import current_names
@@ -226,13 +227,14 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
             figure.add_trace(go.Scatter(x=when, y=saved, mode="lines", name=f"against {name.replace('_', ' ')}"), 1, 2)
     figure.update_layout(template="plotly_white", height=420, margin={"t": 50, "l": 50, "r": 20, "b": 40})
     rows = "".join(
-        f"<tr class='{'ok' if c.passed else 'no'}'><td>{'✓' if c.passed else '✗'}</td><td>{escape(c.name)}</td>"
+        f"<tr class='{'ok' if c.passed else 'no'}'>"
+        f"<td>{MARKS[state_of(c.passed)]} {state_of(c.passed)}</td><td>{escape(c.name)}</td>"
         f"<td>{_number(c.value)}</td><td>{'' if c.low is None else f'[{_number(c.low)}, {_number(c.high)}]'}</td>"
         f"<td>{escape(c.threshold)}</td><td>{_number(c.detectable)}</td><td>{c.n:,}</td>"
         f"<td>{escape(c.detail)}</td></tr>"
         for c in verdict.checks
     )
-    result = "passed" if verdict.passed else "refused"
+    result = verdict_state(verdict)
     about = (
         f"{figures['n']:,} out-of-fold rows, losses in {escape(figures['loss_name'])}, round trip {cost:.3g} bps: "
         f"{escape(figures['costs'])}."
@@ -242,9 +244,10 @@ def write_page(path: Path, verdict: Verdict, figures: JsonObject, folder: Path, 
         "<style>body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1100px;color:#1c2733}"
         "table{border-collapse:collapse;width:100%}td,th{padding:.3rem .6rem;text-align:left;"
         "border-bottom:1px solid #e3e8ee}.ok td:first-child{color:#1a7f45}.no td:first-child{color:#b3261e}"
-        ".passed{color:#1a7f45}.refused{color:#b3261e}</style>"
+        ".passed{color:#1a7f45}.refused,.too{color:#b3261e}</style>"
         f"<h1>{escape(title)}</h1><p>Gate: <b class='{result}'>{result}</b>. {about} "
-        "Intervals are 95 %, t on 15 to 30 long averages. Detectable: a gain that so many rows show in 95 of 100 cases."
+        "Intervals are 95 %, t on 15 to 30 long averages. Detectable: a gain that so many rows show in 95 of 100 "
+        "cases. Too few: the rows show neither what is required nor its absence, which is no promotion either."
         "</p>"
         "<table><tr><th></th><th>check</th><th>value</th><th>interval</th><th>required</th><th>detectable</th><th>n</th>"
         "<th></th></tr>"

@@ -55,10 +55,13 @@ def fit_trees(rows: Floats, y: Floats, weight: Floats, params: Params) -> "XGBCl
 
 
 def half_life(data: Dataset, params: Params, embargo_s: float) -> HalfLife:
-    """Return the stated half-life under which trees fitted on the older events have the lowest later log loss.
+    """Return the longest stated half-life whose later log loss is within one standard error of the lowest.
 
-    One inner fold: the newest `half_life_tail` of the window, purged and embargoed, each event counted by its
-    uniqueness. Of equal losses the longest wins, and the longest is taken where nothing can be compared.
+    Of trees fitted on the older events of the window, scored on one inner fold: its newest `half_life_tail`, purged and
+    embargoed, each event counted by its uniqueness. The error is that of the events' differences from the lowest loss:
+    what two half-lives both miss says nothing about either. The longest is taken where nothing can be compared.
+
+    Source  Breiman, Friedman, Olshen & Stone 1984, Classification and Regression Trees, sec. 3.4.3 (1 SE rule)
     """
     p = params.validator
     values = sorted(p.decay_half_lives_events, reverse=True)
@@ -72,11 +75,23 @@ def half_life(data: Dataset, params: Params, embargo_s: float) -> HalfLife:
             values[0], note=f"{len(head)} events before the inner fold, needs {LEAST_EVENTS} of both outcomes"
         )
     rows, later = head.all_inputs(), tail.all_inputs()
-    tried = {}
+    losses = {}
     for events in values:
         model = fit_trees(rows, head.y, head.decayed(events).weight, params)
-        tried[events] = float(np.average(log_losses(raw(model, later), tail.y), weights=tail.uniqueness))
-    return HalfLife(min(tried, key=lambda events: tried[events]), tried)
+        losses[events] = log_losses(raw(model, later), tail.y)
+    tried = {events: float(np.average(loss, weights=tail.uniqueness)) for events, loss in losses.items()}
+    lowest = losses[min(tried, key=lambda events: tried[events])]
+    chosen = next(e for e in values if not _above(losses[e] - lowest, tail.uniqueness))
+    return HalfLife(chosen, tried)
+
+
+def _above(values: Floats, weight: Floats) -> bool:
+    """Return whether the weighted mean of values (n,) is above zero by more than its standard error.
+
+    weight  (n,) uniqueness: their sum is the number of events that do not overlap
+    """
+    mean = float(np.average(values, weights=weight))
+    return mean > float(np.sqrt(np.average((values - mean) ** 2, weights=weight) / weight.sum()))
 
 
 def fit(data: Dataset, params: Params, embargo_s: float, log: Log) -> Calibrated:

@@ -395,7 +395,8 @@ def decay_line(decay: JsonObject, rows: int, params: Params) -> str:
     tried = ", ".join(
         f"{events} {loss:.5f}" for events, loss in sorted(decay["tried"].items(), key=lambda e: float(e[0]))
     )
-    how = f"chosen by log loss on an inner fold ({tried})" if tried else decay["note"] or "stated"
+    rule = "chosen by log loss on an inner fold, the longest within a standard error of the lowest"
+    how = f"{rule} ({tried})" if tried else decay["note"] or "stated"
     effective, least = decay["effective_rows"], params.labels.few_effective_rows
     few = f"; FORGETS: under {least:,.0f} effective rows" if effective < least else ""
     return (

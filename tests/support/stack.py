@@ -274,7 +274,7 @@ def register_again(
             tags={name: value for name, value in original.tags.items() if name not in ("gate_verdict", "trials")},
             title="",
         )
-    checks = tuple(Check(**check) for check in evidence["checks"])
+    checks = tuple(Check(**{k: v for k, v in check.items() if k != "state"}) for check in evidence["checks"])
     verdict = Verdict(original.family, evidence["passed"], checks, tuple(evidence["reasons"]))
     promotion.challenge(installation, made, verdict, [], actor="gate")
     if bundle is None:

@@ -15,7 +15,7 @@ from pipelines.context_layout import CONTEXT_INDEX
 from pipelines.contracts import BAR_WIDTH, HALF_SPREAD, OPEN_TIME, ContextFeed, Decision, utc
 from pipelines.data import records, schemas
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.evaluation.backtest import TRADE_FIELDS
 from pipelines.features.catalog import FEATURES
 from pipelines.settings import Settings, load_params
@@ -66,7 +66,7 @@ def long(as_of, hours):
 def test_an_outcome_pays_the_row_of_its_venue_and_the_funding_of_snapshot_and_service(installation, monkeypatch):
     monkeypatch.setattr(monitor_module, "open_installation", lambda: installation)
     data, bars = installation.workspace / "data", minutes(MIDNIGHT + 7.9 * HOUR, 510)
-    schemas.write_bars(schemas.to_frame(bars[:100], "1m", None), data / "bars.parquet")
+    schemas.write_bars(schemas.to_frame(bars[:100], Grid("1m"), None), data / "bars.parquet")
     records.write_context(records.from_feed(rates((MIDNIGHT + 8 * HOUR, 3e-4)), None), data / "context.parquet")
     described = MARKET | {"file": "bars.parquet", "context": "context.parquet"}
     (data / "manifest.json").write_text(json.dumps(described))
@@ -116,7 +116,7 @@ def artifacts(installation, p, miss_atr):
     spec = PARAMS.simulator.model_copy(update={"history_days": 20, "live_days": 0, "drift_after_live_days": None})
     base = simulate(spec, tape=False).bars
     base[:, HALF_SPREAD] = np.nan
-    decision = resample(base, 60, 900)
+    decision = resample(base, Grid("1m"), Grid("15m"))
     features, signals = FEATURES.run(decision), SIGNALS.run(decision)
     paid = base[0, OPEN_TIME] + 8 * HOUR * np.arange(1, 60)
     index = events(features, signals).index
@@ -128,7 +128,8 @@ def artifacts(installation, p, miss_atr):
               "funding": np.column_stack([paid, np.full(len(paid), 3e-4)])}  # fmt: skip
     for name, array in arrays.items():
         np.save(folder / "features" / f"{name}.npy", array)
-    (folder / "features" / "meta.json").write_text(json.dumps(MARKET | {"decision_timeframe": "15m"}))
+    frames = {"decision_timeframe": "15m", "base_timeframe": "1m"}
+    (folder / "features" / "meta.json").write_text(json.dumps(MARKET | frames))
     np.savez(folder / "labels" / "events.npz", index=index)
     ones = np.ones(len(scored))
     np.savez(folder / "validator" / "oof.npz", row=scored, p=p * ones, p_low=0.9 * p * ones, miss_atr=miss_atr * ones)

@@ -15,6 +15,7 @@ from pipelines import versioning
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME
 from pipelines.data import schemas
 from pipelines.data.simulator.market import simulate
+from pipelines.data.timeframes import Grid
 from pipelines.features.catalog import FEATURES, WATCHED_COLUMNS
 from pipelines.models.edge import Edge
 from pipelines.models.reference import reference_files
@@ -62,7 +63,7 @@ def test_a_reference_ends_where_the_training_ends(tmp_path):
     features, bars = rng.normal(size=(n, len(FEATURES.columns))), np.zeros((n, BAR_WIDTH))
     features[kept:] += 50.0
     bars[:, OPEN_TIME] = 900.0 * np.arange(n)
-    (tmp_path / "meta.json").write_text(json.dumps({"decision_timeframe": "15m"}))
+    (tmp_path / "meta.json").write_text(json.dumps({"decision_timeframe": "15m", "base_timeframe": "1m"}))
     np.save(tmp_path / "features.npy", features)
     np.save(tmp_path / "decision.npy", bars)
     watched = features[:kept, [FEATURES.index[name] for name in WATCHED_COLUMNS]]
@@ -76,7 +77,7 @@ def test_a_champion_of_an_older_release_is_watched_by_a_reference_of_the_data_it
     bars = simulate(spec, tape=False).bars
     workspace, settings = home.installation.settings.home / "old", home.installation.settings
     versioning.prepare(workspace, ROOT, ROOT / "params.yaml", settings.remote)
-    schemas.write_bars(schemas.to_frame(bars, "1m", None), workspace / "data" / "bars.parquet")
+    schemas.write_bars(schemas.to_frame(bars, Grid("1m"), None), workspace / "data" / "bars.parquet")
     described = {"symbol": spec.symbol, "timeframe": "1m", "file": "bars.parquet"}
     (workspace / "data" / "manifest.json").write_text(json.dumps(described))
     data_hash = versioning.snapshot(workspace)

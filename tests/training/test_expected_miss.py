@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.context_layout import CONTEXT_FIELDS
 from pipelines.data.simulator.market import simulate
-from pipelines.data.timeframes import resample
+from pipelines.data.timeframes import Grid, resample
 from pipelines.features.catalog import FEATURES
 from pipelines.models.base import Dataset
 from pipelines.models.validator import expected_miss
@@ -30,9 +30,10 @@ def test_the_validators_estimate_has_paid_the_stop_and_the_funding_but_not_the_r
 def test_so_has_that_of_the_traditional_consensus():
     spec = PARAMS.simulator.model_copy(update={"history_days": 20, "live_days": 0, "drift_after_live_days": None})
     base = simulate(spec, tape=False).bars
-    bars = resample(base, 60, 900)
+    bars = resample(base, Grid("1m"), Grid("15m"))
     context = np.full((len(bars), len(CONTEXT_FIELDS)), np.nan)
-    sources = Sources(base, bars, FEATURES.run(bars), SIGNALS.run(bars), context, 900, "15m", "binance", "perpetual")
+    folded = FEATURES.run(bars), SIGNALS.run(bars)
+    sources = Sources(base, bars, *folded, context, Grid("15m"), Grid("1m"), "binance", "perpetual")
     dearer = PARAMS.model_copy(update={"costs": PARAMS.costs.model_copy(update={"stop_slippage_bps": 20.4})})
     usual, slipped = (traditional_record(sources, params)["miss_atr"] for params in (PARAMS, dearer))
     assert slipped < usual - 0.2  # most misses are stops, and an ATR is some thirty bps

@@ -21,6 +21,7 @@ from pipelines.data import records, reference_year, schemas
 from pipelines.data.alignment import merge_records
 from pipelines.data.quality import QualityReport, assess
 from pipelines.data.sources import Records
+from pipelines.data.symbols import slug_of
 from pipelines.data.timeframes import infer_timeframe
 from pipelines.errors import BellwetherError, NotEnoughData, QualityBlocked
 
@@ -109,7 +110,7 @@ def write_snapshot(
             "Correct the source and ingest it again."
         )
     timeframe = infer_timeframe(schemas.to_matrix(frame)[:, 0])
-    slug = symbol.replace("/", "-")
+    slug = slug_of(symbol)
     file = Path("bars") / slug / f"{timeframe}.parquet"
     frame = retain_first_ingestion(frame, folder / file, schemas.read_bars, ["open_time"])
     schemas.write_bars(frame, folder / file)
@@ -180,11 +181,16 @@ def require_quality(symbol: str, report: QualityReport, floor: float) -> None:
         )
 
 
+def artifact_slug(symbol: str) -> str:
+    """Return a symbol in the key of an artifact, which holds small letters, digits and dashes alone."""
+    return slug_of(symbol).lower().replace("_", "--").replace(".", "---").replace("~", "-u")
+
+
 def show_quality(symbol: str, report: QualityReport) -> None:
     """Write score and counts of the checks to the flow run's artifacts."""
     rows = [{"check": name, "rows": count} for name, count in report.counts.items()]
     create_table_artifact(
-        key=f"quality-{symbol.replace('/', '-').lower()}",
+        key=f"quality-{artifact_slug(symbol)}",
         table=[{"check": "score", "rows": round(report.score, 4)}, *rows],
         description=f"Quality of {symbol}: {len(report.clean):,} clean rows, {len(report.quarantined):,} quarantined",
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.contracts import CLOSE, CONTEXT_INDEX, HALF_SPREAD, Bools, ContextFeed, Floats, Ints
+from pipelines.data.symbols import kind_of
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import STOP
 from pipelines.params import CostParams, MarketCosts
@@ -107,7 +108,8 @@ def venue_of(described: Mapping[str, Any]) -> tuple[str | None, str | None]:
     if segments := source.get("segments"):
         return segments[-1]["venue"], "perpetual" if ":" in segments[-1]["market"] else "spot"
     venue, market = source.get("venue"), source.get("market")
-    return venue, market or ("perpetual" if ":" in str(described.get("symbol", "")) else None)
+    symbol = described.get("symbol")
+    return venue, market or (kind_of(str(symbol)) if symbol else None)
 
 
 # ---- of trades -------------------------------------------------------------------------------------------------------

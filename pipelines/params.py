@@ -456,6 +456,7 @@ class RiskParams(_Frozen):
     regime_multiplier: dict[str, float]
     regime_limits: dict[str, RegimeLimit]
     budgets: BudgetParams
+    account_currency: str = Field(default="USD", pattern=r"^[A-Z0-9]{1,10}$")
     tail: TailParams
     stages: StageParams
     max_open: int

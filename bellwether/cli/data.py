@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bellwether.cli.options import AsJson, MarketKind, Venue, new_group
+from bellwether.cli.options import AsJson, MarketKind, Venue, canonical, new_group
 from bellwether.cli.output import emit, line, table
 from pipelines.settings import load_params, settings
 
@@ -19,7 +19,9 @@ app = new_group()
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="Parquet, CSV or zip file, as for `run --source files --path`.")],
-    symbol: Annotated[str | None, typer.Option(help="What the file holds; a run must know it.")] = None,
+    symbol: Annotated[
+        str | None, typer.Option(help="What the file holds, such as BTC/USDT.", callback=canonical)
+    ] = None,
     context: Annotated[
         list[Path] | None, typer.Option(help="File of context or folder of a recorded book; may be repeated.")
     ] = None,

@@ -9,10 +9,20 @@ import typer
 
 from pipelines.errors import BadTimes
 
+
+def canonical(text: str | None) -> str | None:
+    """Return the canonical name of the symbol that was typed; None for none. Raises UnknownName."""
+    from pipelines.data.symbols import parse_symbol
+
+    return None if text is None else parse_symbol(text)
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen, change nothing.")]
 Reason = Annotated[str, typer.Option(help="Why; it is recorded.")]
-NewestMarket = Annotated[str | None, typer.Argument(help="Such as BTC/USDT; the newest snapshot's by default.")]
+NewestMarket = Annotated[
+    str | None, typer.Argument(help="Such as BTC/USDT; the newest snapshot's by default.", callback=canonical)
+]
 Venue = Annotated[str | None, typer.Option(help="Where a file was recorded, such as binance: its costs are paid.")]
 MarketKind = Annotated[str | None, typer.Option(help="spot | perpetual | future | forex | metal | stock, of a file.")]
 Page = Annotated[Path | None, typer.Option(help="The page to write; one under <home>/reports by default.")]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bellwether.cli.options import AsJson, MarketKind, Venue, day_or_moment, new_group
+from bellwether.cli.options import AsJson, MarketKind, Venue, canonical, day_or_moment, new_group
 from bellwether.cli.output import emit, err, line, number, out, table
 from bellwether.cli.services import start_services
 from flows.support import processes
@@ -24,7 +24,9 @@ app = new_group()
 def run(
     source: Annotated[str, typer.Option(help="simulator | files | exchange")] = "simulator",
     path: Annotated[Path | None, typer.Option(help="Parquet, CSV or zip file for --source files.")] = None,
-    symbol: Annotated[str | None, typer.Option(help="Such as BTC/USDT; the simulator's own by default.")] = None,
+    symbol: Annotated[
+        str | None, typer.Option(help="Such as BTC/USDT; the simulator's own by default.", callback=canonical)
+    ] = None,
     days: Annotated[int | None, typer.Option(min=1, help="Days of bars for --source exchange.")] = None,
     since: Annotated[str | None, typer.Option(help="First day or moment for --source exchange.")] = None,
     context: Annotated[
@@ -45,7 +47,7 @@ def run(
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
     from bellwether.operations import start_stop
 
-    name, begin = _checked_request(source, path, symbol, days, since, context or [], venue, market)
+    begin = _checked_request(source, path, symbol, days, since, context or [], venue, market)
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a signal to stop also stops what we started
     began = time.monotonic()
@@ -53,7 +55,7 @@ def run(
     console, turned = err if as_json else out, False
     try:
         start_services(as_json, ready=False)  # a refused warm start is not ready until this turn has written a new one
-        result = _turn(source, name, path, begin, context or [], venue, market, console_is_err=as_json)
+        result = _turn(source, symbol, path, begin, context or [], venue, market, console_is_err=as_json)
         result["seconds"] = round(time.monotonic() - began, 1)
         emit(result) if as_json else show_turn(result)
         turned = True
@@ -74,17 +76,16 @@ def run(
 def _checked_request(
     source: str, path: Path | None, symbol: str | None, days: int | None, since: str | None, context: list[Path],
     venue: str | None, market: str | None,
-) -> tuple[str | None, datetime | None]:  # fmt: skip
-    """Return the symbol and the first moment of a turn; raise for a wrong request before any server is started."""
+) -> datetime | None:  # fmt: skip
+    """Return the first moment of a turn, None = the source's own; refuse a wrong request before a server starts."""
     from flows.support.market_access import exchange_plan, requested_since
-    from pipelines.data.sources import check_request, normalise_symbol
+    from pipelines.data.sources import check_request
 
-    name = normalise_symbol(symbol) if symbol else None
     params = load_params(settings().params_file)
     begin = requested_since(source, days, day_or_moment(since), params.data.live_days)
     plan = exchange_plan(params, settings(), begin) if source == "exchange" else None
-    check_request(source, path, name, params.simulator, plan, context, venue, market)
-    return name, begin
+    check_request(source, path, symbol, params.simulator, plan, context, venue, market)
+    return begin
 
 
 def _turn(

@@ -23,7 +23,8 @@ from pipelines.contracts import (
 from pipelines.costs import costs_of, venue_of
 from pipelines.data.quality import QualityReport, assess, cross_source_divergence
 from pipelines.data.schemas import to_frame, to_matrix
-from pipelines.data.sources import Records, make_source, normalise_symbol
+from pipelines.data.sources import Records, make_source
+from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES, absent_columns
@@ -123,7 +124,7 @@ def check(
     venue, market  where it was recorded, None = not stated
     Raises   what the files source raises; NotEnoughData where the two files share fewer than ten bars
     """
-    name = normalise_symbol(symbol or UNNAMED)
+    name = parse_symbol(symbol or UNNAMED)
     source = make_source("files", path=path, venue=venue, market=market)
     frame = source.fetch(name, as_of=at, ingested_at=at)
     timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])

@@ -12,7 +12,8 @@ from pipelines.contracts import OPEN_TIME, TIMEFRAME_SECONDS, Floats
 from pipelines.data.alignment import align
 from pipelines.data.quality import assess
 from pipelines.data.schemas import to_matrix
-from pipelines.data.sources import make_source, normalise_symbol
+from pipelines.data.sources import make_source
+from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.errors import StateError, UnknownName
 from pipelines.evaluation.stars import Contribution, Contributions, measure_contributions
@@ -45,7 +46,7 @@ def of_snapshot(installation: Installation, symbol: str | None) -> Measured:
             catalogue
     """
     described, meta = installation.manifest(), installation.meta()
-    if symbol is not None and normalise_symbol(symbol) != described["symbol"]:
+    if symbol is not None and parse_symbol(symbol) != described["symbol"]:
         raise UnknownName(
             f"the newest snapshot is of {described['symbol']}, not of {symbol}; ingest that market with `bellwether "
             "run`, or measure a file with --path"
@@ -62,7 +63,7 @@ def of_file(path: Path, symbol: str | None, context: list[Path], params: Params,
 
     Raises  what the source raises, StateError for a file without bars
     """
-    name = normalise_symbol(symbol or "UNNAMED/USD")
+    name = parse_symbol(symbol or "UNNAMED/USD")
     source = make_source("files", path=path)
     frame = source.fetch(name, as_of=at, ingested_at=at)
     timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])

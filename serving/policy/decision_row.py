@@ -161,7 +161,9 @@ def flatten(params: Params) -> Floats:
 
 def policy_digest(params: Params, flat: Floats) -> str:
     """Return the sha256 of every parameter that `decide` rests on; `flat` is `flatten(params)`."""
-    rest = params.learning.use, params.costs.model_dump_json(), params.risk.tail.model_dump_json()
+    rest = [params.learning.use, params.costs.model_dump_json(), params.risk.tail.model_dump_json()]
+    if params.risk.account_currency != "USD":  # the currency of every release that had none to state
+        rest.append(params.risk.account_currency)
     return sha256(flat.tobytes() + "".join(rest).encode()).hexdigest()
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import Floats
+from pipelines.data.symbols import currency_of
 from pipelines.params import TailParams
 from pipelines.tails import VOLATILITY_BARS, euler_es, ewma_volatility, tail_losses
 from pipelines.warm_start import CLOSES_KEPT
@@ -161,11 +162,6 @@ class Scenarios:
         return with_plain if losses[1] > losses[0] else returns
 
 
-def market_of(symbol: str) -> str:
-    """Return the market of a symbol's budget: the quote currency, whose moves its positions share."""
-    return symbol.rsplit("/", 1)[-1]
-
-
 def horizon_returns(closes: Floats, horizon_s: float, decay: float) -> tuple[Floats, Floats, Floats]:
     """Return (k,) epoch seconds, (k,) simple returns over the `horizon_s` that follow, (k,) volatility at their start.
 
@@ -183,11 +179,14 @@ def horizon_returns(closes: Floats, horizon_s: float, decay: float) -> tuple[Flo
     return times[start], prices[end] / prices[start] - 1.0, volatility[start]
 
 
-def scenarios_of(closes: Mapping[str, Floats], horizon_s: float, tail: TailParams) -> Scenarios:
+def scenarios_of(
+    closes: Mapping[str, Floats], horizon_s: float, tail: TailParams, account_currency: str = "USD"
+) -> Scenarios:
     """Return the scenarios of assets with these closing prices, (n, 2) each as `horizon_returns` reads them.
 
     The newest CLOSES_KEPT count, as many as a warm start holds. Whether plain history counts next to the filtered one
     is looked up by the shortest time between two closes of an asset, which is its timeframe.
+    A market, for its budget, is a currency: see `symbols.currency_of`.
     """
     newest = {symbol: prices[-CLOSES_KEPT:] for symbol, prices in closes.items()}
     samples = {symbol: horizon_returns(prices, horizon_s, tail.decay) for symbol, prices in newest.items()}
@@ -209,14 +208,14 @@ def scenarios_of(closes: Mapping[str, Floats], horizon_s: float, tail: TailParam
     _, joint, volatility = _joint(list(samples.values()))
     if len(joint) < MIN_SCENARIOS:
         joint, volatility = joint[:0], volatility[:0]
-    markets = list(dict.fromkeys(map(market_of, names)))
+    currencies = [currency_of(name, account_currency) for name in names]
     return Scenarios(
         codes={name: a for a, name in enumerate(names)},
         filtered=joint / volatility,
         plain=np.where(floored, joint, np.nan),
         unit_es=unit_es,
         correlation=correlation,
-        markets=np.array([markets.index(market_of(name)) for name in names], dtype=np.float64),
+        markets=np.array([currencies.index(each) for each in currencies], dtype=np.float64),
         decay=tail.decay,
     )
 

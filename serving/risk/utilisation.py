@@ -7,6 +7,7 @@ from math import isfinite
 import numpy as np
 
 from pipelines.contracts import CLOSE, Floats, JsonObject, finite_or_none, utc
+from pipelines.data.symbols import currency_of
 from pipelines.features.catalog import FEATURES
 from pipelines.params import Params
 from pipelines.tails import tail_losses
@@ -15,7 +16,7 @@ from serving.policy import kernel as decision_kernel
 from serving.policy.decide import VOLATILITY, regime_now
 from serving.policy.fusion import N_SCORES
 from serving.risk.codes import LAYERS, TIER_CLOSED, bits_of
-from serving.risk.exposure import ES_LEVEL, allocation, market_of
+from serving.risk.exposure import ES_LEVEL, allocation
 from serving.risk.limits import BUDGETS, STAGES, stage_of
 from serving.risk.sizing import CAPS
 from serving.state.account import Account
@@ -129,7 +130,8 @@ def _limits(account: Account, at: datetime, params: Params, found: decision_row.
     budgets, risk, positions = params.risk.budgets, params.risk, account.open_positions(at)
     sums: dict[tuple[str, str], float] = {}
     for d in positions:
-        for level, of in (("strategy", d.event or ""), ("market", market_of(d.symbol)), ("asset", d.symbol)):
+        currency = currency_of(d.symbol, risk.account_currency)
+        for level, of in (("strategy", d.event or ""), ("market", currency), ("asset", d.symbol)):
             sums[level, of] = sums.get((level, of), 0.0) + d.size
     rows = [("gross", "", found.gross, budgets.max_gross)]
     rows += [(level, of, used, getattr(budgets, f"max_{level}")) for (level, of), used in sorted(sums.items())]

@@ -116,7 +116,7 @@ class LiveSymbols:
         """Return tail scenarios over a position's longest life, by the longest decision bars of these symbols."""
         horizon_s = self._params.labels.horizon_bars * max(symbol.step_s for symbol in symbols.values())
         closes = {name: symbol.warm.closes for name, symbol in symbols.items()}
-        return scenarios_of(closes, float(horizon_s), self._params.risk.tail)
+        return scenarios_of(closes, float(horizon_s), self._params.risk.tail, self._params.risk.account_currency)
 
     def _warm_up(self, symbol: Symbol, snapshot: Snapshot) -> None:
         """Fold one bar and make one decision on copies, so that no request waits for a kernel to be loaded."""

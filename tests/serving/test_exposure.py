@@ -98,6 +98,15 @@ def test_budgets_by_hand(three):
     assert found["stress"] == pytest.approx((net * units(three)[0]).sum())
 
 
+def test_a_market_is_the_currency_that_positions_gain_and_lose_in():
+    names = ("BTC/USDT", "ETH/USDT:USDT", "BTC/USD:BTC", "ETH/BTC", "AAPL", "EUR/USD", "SAP.DE")
+    closes = {name: walk(k) for k, name in enumerate(names)}
+    in_dollars = scenarios_of(closes, HORIZON, LARGER).markets.tolist()
+    assert in_dollars == [0.0, 0.0, 2.0, 2.0, 4.0, 4.0, 4.0]
+    in_euros = scenarios_of(closes, HORIZON, LARGER, account_currency="EUR").markets.tolist()
+    assert in_euros == [0.0, 0.0, 2.0, 2.0, 4.0, 5.0, 4.0]  # shares with each other, not with what is quoted in dollars
+
+
 def test_a_position_against_the_others_moves_with_none_of_them(three):
     positions = open_now((0.10, 0, 0.0), (0.10, 1, 0.0))
     assert exposure_by_name(positions, 1.0, 0, 0.0, three)["correlated"] > 0.15

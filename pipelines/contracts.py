@@ -81,7 +81,7 @@ TAPE_WIDTH = len(TAPE_FIELDS)
 # ---- context in compiled code: one row of float64 for each decision bar; NaN = not known at its close ------------
 CONTEXT_FIELDS = (
     *TAPE_FIELDS[:2],
-    "funding_rate",  # fraction a funding period
+    "funding_rate",  # fraction of eight hours, whatever the funding period: see pipelines.data.funding
     "fear_greed",  # 0 (fear) to 100 (greed)
     "open_interest",  # base asset
     "reference_close",  # quote currency; close of the reference symbol's bar (BTC for another market)

@@ -54,6 +54,7 @@ def show_checked(found: "Checked") -> None:
             ["rows", f"{found.rows:,} of {found.timeframe}"],
             ["from, to (UTC)", f"{found.first} … {found.last}"],
             ["recorded", ", ".join(["prices", *found.recorded])],
+            *(["context", text] for text in found.context_read_as),
             ["costs", found.costs],
             ["spread", _spread(found)],
             [

@@ -22,6 +22,7 @@ from pipelines.contracts import (
 )
 from pipelines.costs import costs_of, venue_of
 from pipelines.data.quality import QualityReport, assess, cross_source_divergence
+from pipelines.data.readers.context import read_context_file
 from pipelines.data.schemas import to_frame, to_matrix
 from pipelines.data.sources import Records, make_source
 from pipelines.data.symbols import parse_symbol
@@ -79,6 +80,7 @@ class Checked:
     """Describe a data file, JSON-ready.
 
     parts         factors of the score, each 1.0 where nothing is wrong
+    context_read_as  how each file of context was read
     costs         the row of `costs` its trades would pay
     spread_bps    mean spread of the bars that have one, basis points of the close; None where no bar has
     spread_share  share of the bars that have one; trades on the others are executed at mid and pay the spread of costs
@@ -101,6 +103,7 @@ class Checked:
     gaps: list[Gap]
     weekly_sessions: bool
     recorded: list[str]
+    context_read_as: list[str]
     costs: str
     spread_bps: float | None
     spread_share: float
@@ -154,6 +157,7 @@ def check(
         gaps=longest_gaps(report.gaps),
         weekly_sessions=report.weekly_sessions,
         recorded=sorted(given),
+        context_read_as=[read_context_file(file).read_as for file in context if not file.is_dir()],
         costs=costs_of(params.costs, *venue_of({"symbol": name, "source": source.describe()})).describe(),
         spread_bps=float(2e4 * (spread / bars[quoted, CLOSE]).mean()) if len(spread) else None,
         spread_share=len(spread) / max(len(bars), 1),

@@ -7,7 +7,7 @@ Canonical forms
     TICKER                       a share: AAPL, F, BRK.B, 7203.T
 
 How other spellings are read, in any case:
-    BTC-USDT, BTC_USDT           a pair. After a dash one letter is a share class (BRK-B is BRK.B), two letters are refused
+    BTC-USDT, BTC_USDT           a pair; after a dash one letter is a share class (BRK-B is BRK.B), two are refused
     BRK.B, VOD.L, EUR.USD        a share class or exchange, unless what follows the dot is a known currency: then a pair
     BTCUSDT, EURUSD, EURUSD=X    a pair where it ends in one known currency; six letters of two currencies of states or
                                  metals are always that pair

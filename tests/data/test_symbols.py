@@ -79,9 +79,9 @@ def test_what_could_be_read_in_two_ways_is_refused_with_the_readings(spelling, r
 
 @pytest.mark.parametrize(
     "spelling",
-    ["", " ", "USDT", "BTC//USDT", "BTC/USDT:", "hello world", "HELLOWORLD", "BTC/USDT/X", "../etc", "BTC/USDT:USDT-241399",
-     "BTCUSDT_240631", "BTC/TOOLONGQUOTE", "AAPL\n/B", "7203", "BTC/USD:BTC-240628-60000-C", "x" * 400, "a" * 30 + "-PERP",
-     "é\u0301\u0302", "-", "=X", ".P", "_PERP"],
+    ["", " ", "USDT", "BTC//USDT", "BTC/USDT:", "hello world", "HELLOWORLD", "BTC/USDT/X", "../etc",
+     "BTC/USDT:USDT-241399", "BTCUSDT_240631", "BTC/TOOLONGQUOTE", "AAPL\n/B", "7203", "BTC/USD:BTC-240628-60000-C",
+     "x" * 400, "a" * 30 + "-PERP", "é\u0301\u0302", "-", "=X", ".P", "_PERP"],
 )  # fmt: skip
 def test_what_is_no_symbol_is_refused_with_the_forms_to_use(spelling):
     with pytest.raises(UnknownName, match="BASE/QUOTE"):

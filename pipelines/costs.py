@@ -153,7 +153,7 @@ def trade_cost_bps(
 
 
 def funding_rates(feed: ContextFeed | None) -> Floats:
-    """Return (k, 2) of the funding rates of a feed: when each was known (epoch seconds), and the fraction of eight hours."""
+    """Return (k, 2) of the funding rates of a feed: when known (epoch seconds), and the fraction of eight hours."""
     if feed is None:
         return NO_FUNDING
     at = feed.field == FUNDING
@@ -166,8 +166,8 @@ def funding_payments(rates: Floats, costs: Costs) -> Floats:
     rates  (n, 2) of `funding_rates`, ascending
     Rates that came settled show their funding times, and by the spacing of these what part of eight hours each is for.
     Announced ones do not: then funding times are those of the venue's row, and a rate belongs to the first of them that
-    is not more than SETTLED_S before it became known. The last one known by then holds. A funding time without a rate of
-    its own is left out, and pays nothing. Empty for a market that pays no funding.
+    is not more than SETTLED_S before it became known. The last one known by then holds. A funding time without a rate
+    of its own is left out, and pays nothing. Empty for a market that pays no funding.
     """
     if costs.funding_hours is None or len(rates) == 0:
         return NO_FUNDING

@@ -7,7 +7,7 @@ JSON, every file under a sha256; nothing in it can carry code.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,10 @@ from pipelines.contracts import (
     History,
     JsonObject,
 )
+from pipelines.data import embargo
 from pipelines.data.alignment import prune_records
+from pipelines.data.embargo import Window
+from pipelines.data.series import Series, ages_of, series_in, to_json
 from pipelines.errors import BadShape, DigestMismatch, NotEnoughData, StateError
 from pipelines.features.catalog import FEATURES
 from pipelines.sealed_folder import read_files, read_manifest, seal
@@ -63,6 +66,8 @@ class WarmStart:
     closes          (n, 2) newest CLOSES_KEPT decision bars: close time, epoch s; price
     closures        (slots of the week,) True where the market is regularly closed: a bar missing there is no gap
     venue, market   where it trades, which decides its costs; None: not stated, or written before release 0.8.0
+    series          named series of the data version, in their fields of context
+    events          windows of the calendar of events, in which nothing is opened
     clock           the clock of the data version, see pipelines.clock; None: written before release 0.8.0, not recorded
     data_hash       of the data version; None before publication
     traditional     hit rate of the traditional consensus on that history; None if it had no resolved event
@@ -93,6 +98,8 @@ class WarmStart:
     digest: str
     venue: str | None = None
     market: str | None = None
+    series: tuple[Series, ...] = ()
+    events: tuple[Window, ...] = ()
 
 
 def write_warm_start(
@@ -111,6 +118,8 @@ def write_warm_start(
     feed: ContextFeed | None = None,
     venue: str | None = None,
     market: str | None = None,
+    series: Sequence[Series] = (),
+    events: Sequence[Window] = (),
 ) -> None:
     """Write the part of a warm start that the features stage knows.
 
@@ -121,7 +130,7 @@ def write_warm_start(
         raise NotEnoughData(f"{symbol}: no closed {decision_timeframe} bar in {len(base)} {base_timeframe} bars")
     step_s = TIMEFRAME_SECONDS[decision_timeframe]
     open_from = history.bars[-1, OPEN_TIME] + step_s
-    books, feed = prune_records(open_from, step_s, books, feed)
+    books, feed = prune_records(open_from, step_s, books, feed, ages_of(series))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "features.state").write_bytes(FEATURES.dump(feature_state))
     (folder / "signals.state").write_bytes(SIGNALS.dump(signal_state))
@@ -145,6 +154,8 @@ def write_warm_start(
         "clock": clock,
         "venue": venue,
         "market": market,
+        "series": to_json(series),
+        "events": embargo.to_json(events),
         "last_open_time": float(base[-1, OPEN_TIME]),
         "catalogue_hash": FEATURES.catalogue_hash,
         "signal_catalogue_hash": SIGNALS.catalogue_hash,
@@ -250,6 +261,8 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         digest=digest,
         venue=meta.get("venue"),
         market=meta.get("market"),
+        series=series_in(meta),
+        events=embargo.windows_in(meta),
     )
 
 

@@ -25,6 +25,19 @@ NewestMarket = Annotated[
 ]
 Venue = Annotated[str | None, typer.Option(help="Where a file was recorded, such as binance: its costs are paid.")]
 MarketKind = Annotated[str | None, typer.Option(help="spot | perpetual | future | forex | metal | stock, of a file.")]
+SeriesName = Annotated[
+    list[str] | None, typer.Option("--name", help="Names the last --context as a series, such as options_flow.")
+]
+SeriesUnit = Annotated[list[str] | None, typer.Option("--unit", help="Unit of the named series, such as contracts.")]
+SeriesLag = Annotated[
+    list[str] | None, typer.Option("--lag", help="Time until its values could be known: 0s, 15m, 2h or 1d.")
+]
+SeriesAge = Annotated[
+    list[str] | None, typer.Option("--max-age", help="Time for which its values count; 7d by default.")
+]
+Events = Annotated[
+    Path | None, typer.Option(help="Calendar of events (from, until, kind): nothing is opened inside its windows.")
+]
 Page = Annotated[Path | None, typer.Option(help="The page to write; one under <home>/reports by default.")]
 
 

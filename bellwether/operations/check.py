@@ -1,5 +1,6 @@
 """Check a data file before any server is started: what ingest would report, and what could be trained from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from flows.support.market_access import market_records
 from pipelines.contracts import (
     CLOSE,
     CONTEXT_FIELDS,
+    DAY_S,
     HALF_SPREAD,
     OPEN_TIME,
     TAKER_BUY,
@@ -19,11 +21,15 @@ from pipelines.contracts import (
     TIMEFRAME_SECONDS,
     VOLUME,
     Floats,
+    utc,
 )
 from pipelines.costs import costs_of, venue_of
+from pipelines.data.embargo import Window, inside
 from pipelines.data.quality import QualityReport, assess, cross_source_divergence
 from pipelines.data.readers.context import read_context_file
+from pipelines.data.readers.events import read_events
 from pipelines.data.schemas import to_frame, to_matrix
+from pipelines.data.series import SeriesFile, series_of
 from pipelines.data.sources import Records, make_source
 from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import infer_timeframe, resample
@@ -80,6 +86,7 @@ class Checked:
     """Describe a data file, JSON-ready.
 
     parts         factors of the score, each 1.0 where nothing is wrong
+    events        windows of the calendar of events, None without one
     context_read_as  how each file of context was read
     costs         the row of `costs` its trades would pay
     spread_bps    mean spread of the bars that have one, basis points of the close; None where no bar has
@@ -104,6 +111,7 @@ class Checked:
     weekly_sessions: bool
     recorded: list[str]
     context_read_as: list[str]
+    events: str | None
     costs: str
     spread_bps: float | None
     spread_share: float
@@ -119,12 +127,14 @@ class Checked:
 
 def check(
     path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime, against: Path | None = None,
-    venue: str | None = None, market: str | None = None,
+    venue: str | None = None, market: str | None = None, series: Sequence[SeriesFile] = (),
+    events: Path | None = None,
 ) -> Checked:  # fmt: skip
     """Read the file as ingest does and assess it as of `at` (aware).
 
     against  a file of the same market from elsewhere, to compare with
     venue, market  where it was recorded, None = not stated
+    series   files of named series; events: a calendar of events
     Raises   what the files source raises; NotEnoughData where the two files share fewer than ten bars
     """
     name = parse_symbol(symbol or UNNAMED)
@@ -134,7 +144,7 @@ def check(
     report = assess(frame, timeframe, at, rules=params.data.quality)
     bars = to_matrix(report.clean)
     decision_tf = params.data.decision_timeframe_for(timeframe)
-    given = recorded_inputs(bars, market_records(source, name, [str(file) for file in context], at))
+    given = recorded_inputs(bars, market_records(source, name, [str(file) for file in context], at, series))
     live_s = timedelta(days=params.data.live_days).total_seconds()
     history = bars[bars[:, OPEN_TIME] < bars[-1, OPEN_TIME] - live_s, OPEN_TIME] if len(bars) else bars[:, OPEN_TIME]
     n = len(np.unique(history // TIMEFRAME_SECONDS[decision_tf]))
@@ -157,7 +167,15 @@ def check(
         gaps=longest_gaps(report.gaps),
         weekly_sessions=report.weekly_sessions,
         recorded=sorted(given),
-        context_read_as=[read_context_file(file).read_as for file in context if not file.is_dir()],
+        context_read_as=[
+            *(read_context_file(file).read_as for file in context if not file.is_dir()),
+            *(
+                f"{each.field}: {each.name} in {each.unit}, known {each.lag_s:g} s after its time, for "
+                f"{each.max_age_s / DAY_S:g} days"
+                for each in series_of(series)
+            ),
+        ],
+        events=None if events is None else embargoed(read_events(events, name), bars[:, OPEN_TIME]),
         costs=costs_of(params.costs, *venue_of({"symbol": name, "source": source.describe()})).describe(),
         spread_bps=float(2e4 * (spread / bars[quoted, CLOSE]).mean()) if len(spread) else None,
         spread_share=len(spread) / max(len(bars), 1),
@@ -165,6 +183,13 @@ def check(
         families={family: training(family, given, n, params) for family in FAMILIES},
         against=None if against is None else difference(report.clean, timeframe, against, name, at, params),
     )
+
+
+def embargoed(windows: Sequence[Window], opens: Floats) -> str:
+    """Return in words how many windows a calendar has for this market, and how many of the bars open inside them."""
+    shut, last = int(inside(opens, windows).sum()), max((each.until for each in windows), default=None)
+    until = "" if last is None else f", the last until {utc(last):%F %H:%M} UTC"
+    return f"{len(windows):,} windows{until}; {shut:,} of {len(opens):,} bars inside: nothing is opened there"
 
 
 def difference(

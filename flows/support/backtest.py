@@ -5,7 +5,7 @@ the probability on each event is the one the walk-forward model gave before seei
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipelines.costs import (
     trade_cost_bps,
     venue_of,
 )
+from pipelines.data.embargo import Window, inside, windows_in
 from pipelines.evaluation.backtest import Backtest, DecisionKernel, backtest
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import TARGET, UNRESOLVED, Barriers, triple_barrier
@@ -58,6 +59,7 @@ def run(installation: Installation, family: str) -> Backtest:
     return backtest_policy(
         **arrays, bars=bars, p=p, p_low=p_low, miss_atr=miss_atr, step_s=TIMEFRAME_SECONDS[meta["decision_timeframe"]],
         params=params, model_regime=regime, costs=costs_of(params.costs, *venue_of(meta)),
+        windows=windows_in(meta),
     )  # fmt: skip
 
 
@@ -95,7 +97,7 @@ def served_regimes(installation: Installation, m: int) -> Floats:
 def backtest_policy(
     base: Floats, decision: Floats, features: Floats, signals: Floats, bars: Ints, p: Floats, p_low: Floats,
     miss_atr: Floats, step_s: int, params: Params, model_regime: Floats | None = None, costs: Costs | None = None,
-    funding: Floats = NO_FUNDING,
+    funding: Floats = NO_FUNDING, windows: Sequence[Window] = (),
 ) -> Backtest:  # fmt: skip
     """Return the backtest of the compiled kernel over decision bars from `bars[0]` on.
 
@@ -103,7 +105,7 @@ def backtest_policy(
     out-of-fold p and p_low (e,), and miss_atr (e,), what the same fold expects of a missed target, in ATR; an event
     that was not scored has no probability, so the kernel refuses it; step_s seconds of a decision bar; model_regime
     (m,) codes of the regime model, NaN = the rule decides; costs of the market, None = the default row; funding (r, 2)
-    of costs.funding_rates
+    of costs.funding_rates; windows of the calendar of events, in which nothing is opened
     """
     first = int(bars[0])
     scores = CategoryScores.fit(signals[:first])
@@ -134,6 +136,7 @@ def backtest_policy(
         independence=scores.independence, regime=regime, trend=trend,
         unicorn=signals[:, UNICORN], confluence=signals[:, CONFLUENCE], phase=signals[:, PHASE],
         event=side, tier=1.0, age_bars=0.0, breakers=0.0,
+        embargoed=inside(decision[:, OPEN_TIME] + step_s, windows),
         volatility=features[:, VOLATILITY], atr=np.where(side != 0, features[:, ATR], np.nan),
         price=decision[:, CLOSE], cost_bps=target_cost_bps(costs, decision), p=p_at_bar, p_low=low,
         miss_bps=miss_at_bar * features[:, ATR] * 1e4,

@@ -15,8 +15,10 @@ from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Books, ContextFeed, JsonOb
 from pipelines.data.readers import exchange, files, recordings
 from pipelines.data.readers.context import merge_feeds, read_context
 from pipelines.data.readers.exchange import Backfill
+from pipelines.data.readers.named import read_series
 from pipelines.data.readers.pages import Page
 from pipelines.data.schemas import to_frame
+from pipelines.data.series import SeriesFile, series_of
 from pipelines.data.simulator.latent import DESIGN, Design
 from pipelines.data.simulator.market import Market, simulate
 from pipelines.data.symbols import kind_of, parse_symbol
@@ -272,15 +274,20 @@ def make_source(
     return SOURCES[name](_Request(spec, path, plan, venue, market))
 
 
-def read_books_and_context(paths: Sequence[Path], symbol: str, as_of: datetime) -> Records:
+def read_books_and_context(
+    paths: Sequence[Path], symbol: str, as_of: datetime, named: Sequence[SeriesFile] = ()
+) -> Records:
     """Return context and books known at `as_of` from additional files: context files, or folders of a recorded book.
 
+    named   files of named series
     Raises as `read_context` and `replay_recording` do
     """
     folders = [path for path in paths if path.is_dir()]
     if len(folders) > 1:
         raise BadValues(f"{len(folders)} recorded books given; a market has one. Keep {folders[0]}.")
     feeds = [read_context(path) for path in paths if not path.is_dir()]
+    file_of = {each.name: Path(each.file) for each in named}
+    feeds += [read_series(series, file_of[series.name]) for series in series_of(named)]
     books = None
     for folder in folders:
         books = recordings.replay_recording(folder, BOOK_EVERY_S).books

@@ -23,6 +23,7 @@ from pipelines.costs import (
     trade_cost_bps,
     venue_of,
 )
+from pipelines.data.embargo import Window, inside, windows_in
 from pipelines.errors import NotEnoughData
 from pipelines.features.catalog import FEATURES
 from pipelines.labels.barriers import UNRESOLVED, triple_barrier
@@ -54,6 +55,7 @@ class Sources:
     venue: str | None = None
     market: str | None = None
     funding: Floats = field(default_factory=lambda: NO_FUNDING)  # (r, 2) of costs.funding_rates
+    windows: tuple[Window, ...] = ()  # of the calendar of events: no event of a bar that closed in one is labelled
 
     def costs(self, params: Params) -> Costs:
         """Return the costs of this market."""
@@ -71,7 +73,14 @@ def read_sources(folder: Path) -> Sources:
     timeframe, names = meta["decision_timeframe"], ("base", "decision", "features", "signals", "context", "funding")
     arrays = {name: np.load(folder / f"{name}.npy") for name in names}
     venue, market = venue_of(meta)
-    return Sources(**arrays, step_s=TIMEFRAME_SECONDS[timeframe], timeframe=timeframe, venue=venue, market=market)
+    return Sources(
+        **arrays,
+        step_s=TIMEFRAME_SECONDS[timeframe],
+        timeframe=timeframe,
+        venue=venue,
+        market=market,
+        windows=windows_in(meta),
+    )
 
 
 def event_labels(sources: Sources, params: Params) -> Labels:
@@ -179,7 +188,7 @@ def _resolve(sources: Sources, found: Events, params: Params) -> _EventOutcomes:
     costs = sources.costs(params)
     expected = target_cost_bps(costs, sources.decision[found.index])
     eligible = labels.target_atr * found.atr * 1e4 >= labels.min_target_to_cost * expected
-    labelled = eligible & (outcome.barrier != UNRESOLVED)
+    labelled = eligible & (outcome.barrier != UNRESOLVED) & ~inside(close_time, sources.windows)
     uniqueness = np.full(len(found.index), np.nan)
     if labelled.any():
         uniqueness[labelled] = average_uniqueness(outcome.start[labelled], outcome.exit[labelled], len(base))

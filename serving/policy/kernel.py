@@ -23,6 +23,7 @@ from serving.risk.codes import (
     CONFIDENCE_BELOW,
     CONFLICT,
     CONFLUENCE_BELOW,
+    EMBARGO,
     KELLY_ZERO,
     MODEL_ABSTAINED,
     NO_EDGE_AFTER_COST,
@@ -68,6 +69,7 @@ _STATE = (
     "tier",  # 1 full, 2 simple model, 3 traditional only, 4 emergency
     "age_bars",  # decision bars between the last closed bar and as_of
     "breakers",  # bitmask of tripped breakers, 0 = none
+    "embargoed",  # 1 = the bar closed inside a window of the calendar of events, else 0
     *EXPOSURES[:N_BUDGETS],  # used part of each budget, fraction of equity; see risk.exposure
     "open_count",  # open positions
     "trades_today",  # entries since 00:00 UTC
@@ -97,6 +99,7 @@ EVENT = ROW_FIELDS.index("event")
 TIER = ROW_FIELDS.index("tier")
 AGE_BARS = ROW_FIELDS.index("age_bars")
 BREAKERS = ROW_FIELDS.index("breakers")
+EMBARGOED = ROW_FIELDS.index("embargoed")
 GROSS = ROW_FIELDS.index("gross")
 STRATEGY = ROW_FIELDS.index("strategy")
 MARKET = ROW_FIELDS.index("market")
@@ -443,6 +446,8 @@ def decide_row(row: Floats, params: Floats, out: Floats) -> int:
     )  # fmt: skip
     if row[TIER] > TRADITIONAL_TIER:
         refused |= TIER_CLOSED
+    if row[EMBARGOED] != 0.0:
+        refused |= EMBARGO
     if row[EVENT] == 0.0:
         refused |= NO_EVENT
     else:

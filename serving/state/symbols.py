@@ -35,6 +35,7 @@ from pipelines.contracts import (
 )
 from pipelines.costs import Costs, costs_of, target_cost_bps
 from pipelines.data.alignment import align, known_between, merge_records, prune_records
+from pipelines.data.series import ages_of
 from pipelines.data.timeframes import resample
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.features.catalog import FEATURES
@@ -74,7 +75,7 @@ class Symbol:
         self.base_s = TIMEFRAME_SECONDS[warm.base_timeframe]
         self.step_s = TIMEFRAME_SECONDS[warm.decision_timeframe]
         self.last_open_time = warm.last_open_time
-        self._tail = warm.tail
+        self._tail, self._ages = warm.tail, ages_of(warm.series)
         self._features, self._signals = warm.feature_state.copy(), warm.signal_state.copy()
         self._recent = RecentBars(warm.history)
         self.history = warm.history  # the newest closed bars, input of models over many bars; the last is `closed`
@@ -195,8 +196,8 @@ class Symbol:
             self.warming_up = WARMUP_BARS
             self._gap = f"{missing} missing bar(s) before {utc(bar[OPEN_TIME]):%F %H:%M} UTC"
         close = float(bar[OPEN_TIME] + self.step_s)
-        (levels,), (context,) = align(np.array([close]), self.step_s, self.books, self.feed)
-        self.books, self.feed = prune_records(close, self.step_s, self.books, self.feed)
+        (levels,), (context,) = align(np.array([close]), self.step_s, self.books, self.feed, self._ages)
+        self.books, self.feed = prune_records(close, self.step_s, self.books, self.feed, self._ages)
         features = FEATURES.step(self._features, bar, levels, context)
         signals = SIGNALS.step(self._signals, bar, levels, context)
         self.warming_up = max(0, self.warming_up - 1)

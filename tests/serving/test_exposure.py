@@ -230,8 +230,8 @@ def test_a_volatility_that_is_not_known_opens_nothing(three):
     found = measured(open_now(), 1.0, 0, 0.0, three, unknown)
     row = to_rows(
         np.full((1, N_SCORES), 1.0), np.ones((1, N_SCORES)), regime=0, trend=1, unicorn=20.0, event=1.0, tier=1,
-        age_bars=0, breakers=0, volatility=0.002, atr=0.004, price=100.0, p=0.95, p_low=0.9, open_count=0.0,
-        trades_today=0.0, daily_pnl=0.0, drawdown=0.0, cost_bps=5.0, miss_bps=-38.0, **found,
+        age_bars=0, breakers=0, embargoed=0, volatility=0.002, atr=0.004, price=100.0, p=0.95, p_low=0.9,
+        open_count=0.0, trades_today=0.0, daily_pnl=0.0, drawdown=0.0, cost_bps=5.0, miss_bps=-38.0, **found,
     )[0]  # fmt: skip
     assert decision_kernel.decide_row(row, flatten(params), out) == codes.CANNOT_COMPUTE
     row[decision_kernel.ES_UNIT] = 0.01

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import REGIMES, SCORE_NAMES, Decision, ModelAnswer
+from pipelines.data.embargo import Window
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.settings import load_params
 from serving.policy import kernel as decision_kernel
@@ -179,6 +180,7 @@ def random_rows(n):
         tier=pick([1.0, 2.0, 3.0, 4.0], [0.5, 0.2, 0.2, 0.1]),
         age_bars=pick([0.0, 1.0, 3.0], [0.6, 0.3, 0.1]),
         breakers=pick([0.0, 3.0], [0.95, 0.05]),
+        embargoed=pick([0.0, 1.0], [0.97, 0.03]),
         **{name: near_its_limit(name) for name in BUDGETS},
         es_unit=rng.uniform(0.005, 0.05, n),
         volatility=rng.uniform(0.001, 0.02, n),
@@ -217,6 +219,7 @@ def inputs_of(row):
         abstained="NOVEL",
         tier=int(at["tier"]),
         breakers=("daily_loss", "drawdown") if at["breakers"] else (),
+        embargo=Window(0.0, 3600.0, "CPI") if at["embargoed"] else None,
         portfolio=ExposureSnapshot(*(at[name] for name in ExposureSnapshot.__slots__)),
         **{
             name: at[name]

@@ -96,7 +96,7 @@ def read_context_file(path: Path) -> ContextReading:
     table = read_table(path)
     names = {name.strip().lower(): name for name in table.column_names}
     layout, time, value = _layout_of(names, path)
-    _refuse_several(table, names, path)
+    refuse_several(table, names, path)
     event, values = moments(table, time, path, layout.utc), numbers(table, value, path)
     read_as = layout.description
     if layout.field == "funding_rate":
@@ -121,7 +121,7 @@ def _layout_of(names: dict[str, str], path: Path) -> tuple[Layout, str, str]:
     raise BadColumns(f"{path}: columns {', '.join(names.values())} are no context. Known: {known}.")
 
 
-def _refuse_several(table: pyarrow.Table, names: dict[str, str], path: Path) -> None:
+def refuse_several(table: pyarrow.Table, names: dict[str, str], path: Path) -> None:
     """Raise BadValues if a column of symbols has more than one."""
     for name in ("symbol", "pair", "instid"):
         if name in names and len(counts := pyarrow.compute.value_counts(table.column(names[name]))) > 1:

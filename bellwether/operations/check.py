@@ -35,6 +35,7 @@ from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES, absent_columns
+from pipelines.features.series import SERIES_COLUMNS
 from pipelines.models import pattern_view
 from pipelines.models.views import VIEWS
 from pipelines.params import Params
@@ -267,6 +268,8 @@ def training(family: str, given: set[str], history_bars: int, params: Params) ->
     columns = VIEWS[family].columns if family in VIEWS else VALIDATOR_COLUMNS
     lacking = absent_columns((*FEATURES.catalogue, *SIGNALS.catalogue), given)
     lacking |= {} if "taker" in given else {pattern_view.TAKER: "taker"}
+    # a field that no series was given for is spare, not lacking
+    columns = tuple(name for name in columns if name not in SERIES_COLUMNS or name not in lacking)
     absent = {name: lacking[name] for name in columns if name in lacking}
     warm = max(0, history_bars - int(FEATURES.warmup.max()))
     scored = int(warm * (1 - params.splits.min_train_fraction))

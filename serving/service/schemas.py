@@ -145,7 +145,9 @@ class BookRecord(_Request):
 
 
 class ContextRecord(_Request):
-    """A value of context (funding, sentiment, a reference market, …) as it became known."""
+    """A value of context (funding, sentiment, a reference market, …) as it became known. funding_rate is a fraction of
+    eight hours: of a venue that settles every four, twice its rate. series_1 to series_4 are the named series of the
+    market's data version, in the order of their names."""
 
     field: ContextField
     known_at: Moment

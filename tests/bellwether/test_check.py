@@ -188,7 +188,8 @@ def test_a_named_series_is_recorded_with_its_unit_and_lag_and_needs_both(tmp_pat
     assert "context:series_1" in found["recorded"]
     assert found["context_read_as"] == ["series_1: options_flow in contracts, known 900 s after its time, for 30 days"]
     assert "series_1" not in found["families"]["validator"]["absent"]
-    assert "series_2" in found["families"]["validator"]["absent"]
+    assert "series_2" not in found["families"]["validator"]["absent"]  # a spare field lacks nothing
+    assert found["families"]["validator"]["reads"] == check(file, None, [], PARAMS, AT).families["validator"].reads + 2
     refused = CliRunner().invoke(app, words[:8])
     assert isinstance(refused.exception, BadValues)
     assert "needs a file, its unit and its lag" in str(refused.exception)

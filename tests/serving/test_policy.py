@@ -348,3 +348,10 @@ def test_a_decision_is_read_back_as_it_was():
 def test_a_decision_of_release_0_1_names_the_one_family_there_was():
     record = decide(INPUTS, PARAMS, FLAT, **FACTS).to_dict() | {"models": {"champion": {"p": 0.6, "digest": "a"}}}
     assert Decision.from_dict(record).models == {"validator": {"champion": ModelAnswer("validator", digest="a", p=0.6)}}
+
+
+def test_inside_a_window_of_the_calendar_nothing_is_opened_and_the_refusal_names_it():
+    d = decide(replace(INPUTS, embargo=Window(1704114000.0, 1704117600.0, "CPI")), PARAMS, FLAT, **FACTS)
+    assert (d.action, d.size, d.entry) == ("NO_TRADE", 0.0, 100.0)
+    assert d.reasons == ("EMBARGO: CPI, 2024-01-01 13:00 to 2024-01-01 14:00 UTC, nothing new is opened",)
+    assert d.trail["data"] == "refused: EMBARGO"

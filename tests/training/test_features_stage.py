@@ -20,6 +20,7 @@ from pipelines.contracts import (
 )
 from pipelines.data import records, schemas
 from pipelines.data.alignment import align
+from pipelines.data.embargo import windows_in
 from pipelines.data.series import series_in
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import resample
@@ -28,7 +29,7 @@ from pipelines.models.snapshot import read_history
 from pipelines.settings import load_params
 from pipelines.signals.catalog import SIGNALS
 from pipelines.training import stages
-from pipelines.training.labelling import Sources, event_labels
+from pipelines.training.labelling import Sources, event_labels, read_sources
 from pipelines.warm_start import read_warm_start
 
 PARAMS = load_params()
@@ -104,12 +105,15 @@ def test_a_named_series_is_read_for_as_long_as_the_data_version_states(tmp_path)
     days = BASE[::1440, OPEN_TIME][::4]
     feed = ContextFeed(days, np.full(len(days), CONTEXT_INDEX["series_1"]), np.arange(len(days), dtype=float))
     series = [{"field": "series_1", "name": "insider", "unit": "USD", "lag_s": 0.0, "max_age_s": 2 * 86400.0}]
-    folder = built(tmp_path, None, feed, source={"series": series})
+    events = [{"from": "2024-01-09T13:00:00+00:00", "until": "2024-01-09T14:00:00+00:00", "kind": "CPI"}]
+    folder = built(tmp_path, None, feed, source={"series": series, "events": events})
     context = read_history(folder).context[:, CONTEXT_INDEX["series_1"]]
     age = (BARS[:, OPEN_TIME] + STEP - days[0]) % (4 * 86400.0)
     np.testing.assert_array_equal(np.isfinite(context), age < 2 * 86400.0)
     assert meta_of(folder)["series"] == {"series_1": "insider"}
-    assert read_warm_start(folder / "features" / "warm").series == series_in({"series": series})
+    warm = read_warm_start(folder / "features" / "warm")
+    assert (warm.series, warm.events) == (series_in({"series": series}), windows_in({"events": events}))
+    assert read_sources(folder / "features").windows == warm.events
 
 
 def test_records_alone_change_no_column_that_does_not_need_them(tmp_path):

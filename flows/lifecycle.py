@@ -17,7 +17,7 @@ from flows.support.installation import Installation, now, open_installation
 from flows.support.live_feed import already_ingested, live_tail, send_live_bars
 from flows.support.progress import report_progress, step
 from flows.train import train
-from pipelines.data.series import SeriesFile
+from pipelines.data.series import SeriesFile, require_same
 from serving.client import Client
 
 RETRAIN_WAIT_S = 300.0
@@ -105,6 +105,7 @@ def lifecycle(
     name = symbol or installation.params.simulator.symbol
     cut, tail, market_records = live_tail(installation, source, name, path, since, context or [], series or [])
     if already_ingested(installation, name):
+        require_same(installation.manifest(), series or [])
         data_hash = ingest(source="observed", symbol=name, events=events)
     else:
         data_hash = ingest(

@@ -103,6 +103,17 @@ def series_in(described: Mapping[str, Any]) -> tuple[Series, ...]:
     return tuple(Series(**each) for each in stored)
 
 
+def require_same(described: Mapping[str, Any], files: Sequence[SeriesFile]) -> None:
+    """Raise BadValues if files name other series than the data version that the live service continues."""
+    held, given = series_in(described), series_of(files)
+    if files and held != given:
+        says = [", ".join(f"{each.name} in {each.unit}" for each in some) or "none" for some in (held, given)]
+        raise BadValues(
+            f"the service continues a data version whose named series are {says[0]}; given are {says[1]}, or with "
+            "another lag or age. State them as before, or start another installation (BELLWETHER_HOME)."
+        )
+
+
 def to_json(series: Sequence[Series]) -> list[dict[str, str | float]]:
     """Return the series as a manifest holds them."""
     return [asdict(each) for each in series]

@@ -9,7 +9,17 @@ import pytest
 from pipelines.contracts import CONTEXT_INDEX, SERIES_FIELDS
 from pipelines.data.alignment import align, prune_records
 from pipelines.data.readers.named import read_series
-from pipelines.data.series import MAX_AGE_S, SeriesFile, ages_of, duration_s, named_files, series_in, series_of, to_json
+from pipelines.data.series import (
+    MAX_AGE_S,
+    SeriesFile,
+    ages_of,
+    duration_s,
+    named_files,
+    require_same,
+    series_in,
+    series_of,
+    to_json,
+)
 from pipelines.data.sources import read_books_and_context
 from pipelines.errors import BadColumns, BadTimes, BadValues
 from pipelines.features.catalog import FEATURES
@@ -69,6 +79,15 @@ def test_names_belong_to_the_last_files_and_their_order_changes_no_field():
     assert [(each.field, each.name) for each in series_of(found)] == [("series_1", "insider"), ("series_2", "social")]
     assert series_in({"source": {"series": to_json(series_of(found))}}) == series_of(found)
     assert series_in({"source": {"source": "files"}}) == ()
+
+
+def test_a_service_that_goes_on_is_sent_the_series_it_began_with():
+    described = {"source": {"series": to_json(series_of([named("a.csv")]))}}
+    require_same(described, [named("elsewhere.csv")])
+    require_same(described, [])
+    for other in ([named("a.csv", "social")], [named("a.csv", lag_s=0.0)]):
+        with pytest.raises(BadValues, match=r"named series are options_flow.*BELLWETHER_HOME"):
+            require_same(described, other)
 
 
 @pytest.mark.parametrize(

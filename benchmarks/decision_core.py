@@ -43,7 +43,7 @@ def sample_rows(n: int) -> Floats:
     p = rng.uniform(0.4, 0.8, n)
     return to_rows(
         direction, rng.uniform(0.5, 1.0, (n, N_SCORES)), regime=rng.integers(0, 4, n), trend=side, event=side, tier=1,
-        age_bars=0, breakers=0, **NOTHING_OPEN, es_unit=0.03, volatility=0.003, confluence=side, phase=3,
+        age_bars=0, breakers=0, embargoed=0, **NOTHING_OPEN, es_unit=0.03, volatility=0.003, confluence=side, phase=3,
         unicorn=side * rng.integers(0, 22, n), atr=(atr := rng.uniform(0.002, 0.008, n)), price=100.0, cost_bps=5.0,
         stop_cost_bps=5.4, p=p, p_low=p - 0.05, miss_bps=-0.8 * atr * 1e4,
     )  # fmt: skip

@@ -16,13 +16,14 @@ import pandas as pd
 from benchmarks.decision_core import sample_rows
 from benchmarks.measured import Row, pairs, spread
 from pipelines.contracts import Decision, Floats
+from pipelines.data.symbols import currency_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BellwetherError
 from pipelines.settings import load_params
 from pipelines.tails import BURN_IN, VOLATILITY_BARS
 from serving.policy import kernel as decision_kernel
 from serving.policy.decision_row import flatten
-from serving.risk.exposure import ES_LEVEL, AssetCloses, market_of, scenarios_of
+from serving.risk.exposure import ES_LEVEL, AssetCloses, scenarios_of
 from serving.state.account import Account
 
 QUARTERS = Grid("15m")
@@ -91,6 +92,8 @@ def from_tables(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind:
     net = open_now.groupby("symbol")["signed"].sum().reindex(plain.columns).fillna(0.0)
     size = open_now["signed"].abs()
 
+    currency = partial(currency_of, account_currency=load_params().risk.account_currency)
+
     def shortfall(earned: pd.Series) -> float:
         """Return the expected shortfall of returns (n,) at ES_LEVEL, positive for a loss."""
         share = len(earned) * (1 - ES_LEVEL)
@@ -102,7 +105,7 @@ def from_tables(open_now: pd.DataFrame, closes: pd.DataFrame, symbol: str, kind:
     return {
         "gross": float(size.sum()),
         "strategy": float(size[open_now["kind"] == kind].sum()),
-        "market": float(size[open_now["symbol"].map(market_of) == market_of(symbol)].sum()),
+        "market": float(size[open_now["symbol"].map(currency) == currency(symbol)].sum()),
         "asset": float(size[open_now["symbol"] == symbol].sum()),
         "correlated": float(together.clip(lower=0).sum()),
         "es": max(shortfall((of * net).sum(axis=1)) for of in counted),

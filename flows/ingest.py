@@ -19,9 +19,14 @@ from pipelines.contracts import utc
 from pipelines.costs import venue_of
 from pipelines.data import records, reference_year, schemas
 from pipelines.data.alignment import merge_records
+from pipelines.data.embargo import to_json
 from pipelines.data.quality import QualityReport, assess
+from pipelines.data.readers.events import read_events
+from pipelines.data.series import SeriesFile, series_of
+from pipelines.data.series import to_json as series_json
 from pipelines.data.sessions import infer_grid
 from pipelines.data.sources import Records
+from pipelines.data.symbols import slug_of
 from pipelines.errors import BellwetherError, NotEnoughData, QualityBlocked
 
 Provenance = Mapping[str, Any]  # what a source says of itself; it goes into the manifest
@@ -31,15 +36,23 @@ MarketData = tuple[pd.DataFrame, Records, Provenance]
 @task(retries=3, retry_delay_seconds=[2, 10, 60])
 def fetch(
     source: str, symbol: str, path: str | None, through: datetime | None, since: datetime | None, context: list[str],
-    venue: str | None = None, market: str | None = None,
+    venue: str | None = None, market: str | None = None, series: list[SeriesFile] | None = None,
 ) -> MarketData:  # fmt: skip
     """Return bars and records of one symbol up to `through`, with their provenance. I/O only, so it may be retried."""
     installation = open_installation()
     at = now()
     origin = market_source(installation, source, path, since, venue, market)
     frame = origin.fetch(symbol, as_of=through or at, ingested_at=at)
-    known = market_records(origin, symbol, context, through or at)
-    return frame, known, {**origin.describe(), **({"context": context} if context else {})}
+    known = market_records(origin, symbol, context, through or at, series or [])
+    named = series_json(series_of(series or []))
+    extra = {"context": context} if context else {}
+    return frame, known, {**origin.describe(), **extra, **({"series": named} if named else {})}
+
+
+@task
+def embargo_windows(events: str, symbol: str) -> list[dict[str, str]]:
+    """Return the windows of a calendar of events for one market, as a manifest holds them."""
+    return to_json(read_events(Path(events), symbol))
 
 
 @task
@@ -109,7 +122,7 @@ def write_snapshot(
             "Correct the source and ingest it again."
         )
     timeframe = report.grid.timeframe
-    slug = symbol.replace("/", "-")
+    slug = slug_of(symbol)
     file = Path("bars") / slug / f"{timeframe}.parquet"
     frame = retain_first_ingestion(frame, folder / file, schemas.read_bars, ["open_time"])
     schemas.write_bars(frame, folder / file)
@@ -181,11 +194,16 @@ def require_quality(symbol: str, report: QualityReport, floor: float) -> None:
         )
 
 
+def artifact_slug(symbol: str) -> str:
+    """Return a symbol in the key of an artifact, which holds small letters, digits and dashes alone."""
+    return slug_of(symbol).lower().replace("_", "--").replace(".", "---").replace("~", "-u")
+
+
 def show_quality(symbol: str, report: QualityReport) -> None:
     """Write score and counts of the checks to the flow run's artifacts."""
     rows = [{"check": name, "rows": count} for name, count in report.counts.items()]
     create_table_artifact(
-        key=f"quality-{symbol.replace('/', '-').lower()}",
+        key=f"quality-{artifact_slug(symbol)}",
         table=[{"check": "score", "rows": round(report.score, 4)}, *rows],
         description=f"Quality of {symbol}: {len(report.clean):,} clean rows, {len(report.quarantined):,} quarantined",
     )
@@ -228,6 +246,8 @@ def ingest(
     context: list[str] | None = None,
     venue: str | None = None,
     market: str | None = None,
+    series: list[SeriesFile] | None = None,
+    events: str | None = None,
 ) -> str:
     """Turn market data into a checked, versioned snapshot. Return the data hash.
 
@@ -236,6 +256,8 @@ def ingest(
     since    first bar requested from an exchange; None = data.retention_days ago
     context  files of context next to the bars (funding, fear and greed …), or the folder of a recorded book
     venue, market  where files were recorded, such as binance and spot; the row of `costs` that the market pays
+    series   files of named series; the data version names them
+    events   calendar of events; the data version holds its windows. None = those of the newest one, where observed
     """
     installation = open_installation()
     name = symbol or installation.params.simulator.symbol
@@ -243,8 +265,10 @@ def ingest(
         frame, known, provenance = (
             observed(name)
             if source == "observed"
-            else fetch(source, name, path, through, since, context or [], venue, market)
+            else fetch(source, name, path, through, since, context or [], venue, market, series)
         )
+    if events is not None:
+        provenance = {**provenance, "events": embargo_windows(events, name)}
     with step(f"ingest: check {len(frame):,} bars"):
         report = check(frame, now())
     show_quality(name, report)

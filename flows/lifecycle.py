@@ -17,6 +17,7 @@ from flows.support.installation import Installation, now, open_installation
 from flows.support.live_feed import already_ingested, live_tail, send_live_bars
 from flows.support.progress import report_progress, step
 from flows.train import train
+from pipelines.data.series import SeriesFile, require_same
 from serving.client import Client
 
 RETRAIN_WAIT_S = 300.0
@@ -92,6 +93,8 @@ def lifecycle(
     context: list[str] | None = None,
     venue: str | None = None,
     market: str | None = None,
+    series: list[SeriesFile] | None = None,
+    events: str | None = None,
 ) -> dict[str, object]:
     """Run one turn. Return what happened: data hash, versions, verdicts, decisions by action, alarms, retrain.
 
@@ -100,12 +103,22 @@ def lifecycle(
     installation = open_installation()
     began = now()
     name = symbol or installation.params.simulator.symbol
-    cut, tail, market_records = live_tail(installation, source, name, path, since, context or [])
+    cut, tail, market_records = live_tail(installation, source, name, path, since, context or [], series or [])
     if already_ingested(installation, name):
-        data_hash = ingest(source="observed", symbol=name)
+        require_same(installation.manifest(), series or [])
+        data_hash = ingest(source="observed", symbol=name, events=events)
     else:
         data_hash = ingest(
-            source=source, symbol=name, path=path, through=cut, since=since, context=context, venue=venue, market=market
+            source=source,
+            symbol=name,
+            path=path,
+            through=cut,
+            since=since,
+            context=context,
+            venue=venue,
+            market=market,
+            series=series,
+            events=events,
         )
     versions = train(families)
     passed = judge_and_propose(installation, versions)

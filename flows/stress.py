@@ -19,6 +19,7 @@ from pipelines.data.quality import assess
 from pipelines.data.readers.files import read
 from pipelines.data.schemas import to_matrix
 from pipelines.data.sessions import infer_grid
+from pipelines.data.symbols import slug_of
 from pipelines.data.timeframes import TIMEFRAMES, resample
 from pipelines.errors import NotEnoughData
 from pipelines.evaluation.stress_limits import Case, largest, stress_of_limits, verdict
@@ -128,7 +129,7 @@ def write(studied: StressStudy, folder: Path) -> list[Path]:
 
 def log(installation: Installation, studied: StressStudy, files: list[Path], at: datetime) -> str:
     """Log page, JSON and metrics as a run of their own in MLflow. Return the address of its artifacts."""
-    name = studied.symbol.replace("/", "-")
+    name = slug_of(studied.symbol)
     tags = {"kind": "stress", "symbol": studied.symbol, "rests_on": studied.about[:500]}
     run_id = installation.tracking.log_study(f"stress-{name}-{at:%Y%m%dT%H%M%S}", tags)
     installation.tracking.log_report(run_id, files, "stress", studied.metrics())

@@ -44,13 +44,15 @@ TAPE_INDEX = {name: i for i, name in enumerate(TAPE_FIELDS)}
 TAPE_WIDTH = len(TAPE_FIELDS)
 
 # ---- context in compiled code: one row of float64 for each decision bar; NaN = not known at its close ------------
+SERIES_FIELDS = ("series_1", "series_2", "series_3", "series_4")  # named series, by the manifest of a data version
 CONTEXT_FIELDS = (
     *TAPE_FIELDS[:2],
-    "funding_rate",  # fraction a funding period
+    "funding_rate",  # fraction of eight hours, whatever the funding period: see pipelines.data.funding
     "fear_greed",  # 0 (fear) to 100 (greed)
     "open_interest",  # base asset
     "reference_close",  # quote currency; close of the reference symbol's bar (BTC for another market)
     *TAPE_FIELDS[2:],
+    *SERIES_FIELDS,  # in the unit of the series
 )
 CONTEXT_INDEX = {name: i for i, name in enumerate(CONTEXT_FIELDS)}
 CONTEXT_WIDTH = len(CONTEXT_FIELDS)

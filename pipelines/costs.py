@@ -12,12 +12,14 @@ import numpy as np
 
 from pipelines.context_layout import CONTEXT_INDEX
 from pipelines.contracts import CLOSE, HALF_SPREAD, Bools, ContextFeed, Floats, Ints
+from pipelines.data.funding import HOUR_S, SETTLED_S, UNIT_HOURS, settlement_hours
+from pipelines.data.symbols import kind_of
 from pipelines.errors import BadShape
 from pipelines.labels.barriers import STOP, TIME
 from pipelines.params import CostParams, MarketCosts
 
 FUNDING = CONTEXT_INDEX["funding_rate"]
-SETTLED_S = 60.0  # a rate stamped up to so many seconds after a funding time is the rate of that time
+SETTLED_SHARE = 0.9  # of the rates that have a period of their own, from which on they count as settled
 NO_FUNDING: Floats = np.empty((0, 2))
 NO_FUNDING.setflags(write=False)
 
@@ -118,7 +120,8 @@ def venue_of(described: Mapping[str, Any]) -> tuple[str | None, str | None]:
     if segments := source.get("segments"):
         return segments[-1]["venue"], "perpetual" if ":" in segments[-1]["market"] else "spot"
     venue, market = source.get("venue"), source.get("market")
-    return venue, market or ("perpetual" if ":" in str(described.get("symbol", "")) else None)
+    symbol = described.get("symbol")
+    return venue, market or (kind_of(str(symbol)) if symbol else None)
 
 
 # ---- of trades -------------------------------------------------------------------------------------------------------
@@ -170,7 +173,7 @@ def trade_cost_bps(
 
 
 def funding_rates(feed: ContextFeed | None) -> Floats:
-    """Return (k, 2) of the funding rates of a feed: when each was known (epoch seconds), and the fraction a period."""
+    """Return (k, 2) of the funding rates of a feed: when known (epoch seconds), and the fraction of eight hours."""
     if feed is None:
         return NO_FUNDING
     at = feed.field == FUNDING
@@ -181,16 +184,23 @@ def funding_payments(rates: Floats, costs: Costs) -> Floats:
     """Return (k, 2) funding times (epoch seconds) with the rate that longs pay shorts there, as a fraction.
 
     rates  (n, 2) of `funding_rates`, ascending
-    A rate belongs to the first funding time that is not more than SETTLED_S before it became known: Binance stamps a
-    settled rate some milliseconds after its time, announced rates come before theirs. The last one known by then holds.
-    A funding time without a rate of its own is left out, and pays nothing. Empty for a market that pays no funding.
+    Rates that came settled show their funding times, and by the spacing of these what part of eight hours each is for.
+    Announced ones do not: then funding times are those of the venue's row, and a rate belongs to the first of them that
+    is not more than SETTLED_S before it became known. The last one known by then holds. A funding time without a rate
+    of its own is left out, and pays nothing. Empty for a market that pays no funding.
     """
     if costs.funding_hours is None or len(rates) == 0:
         return NO_FUNDING
-    period = costs.funding_hours * 3600.0
-    times = np.ceil((rates[:, 0] - SETTLED_S) / period) * period
+    hours = settlement_hours(rates[:, 0])
+    if np.isfinite(hours).mean() >= SETTLED_SHARE:  # Binance stamps a settled rate some milliseconds after its time
+        times = np.rint(rates[:, 0] / HOUR_S) * HOUR_S
+        share = np.where(np.isnan(hours), UNIT_HOURS, hours) / UNIT_HOURS
+    else:
+        period = costs.funding_hours * HOUR_S
+        times = np.ceil((rates[:, 0] - SETTLED_S) / period) * period
+        share = np.full(len(rates), costs.funding_hours / UNIT_HOURS)
     last = np.append(np.diff(times) > 0.0, True)
-    return np.column_stack([times[last], rates[last, 1]])
+    return np.column_stack([times[last], (rates[:, 1] * share)[last]])
 
 
 def left_at(exit_open: Floats, exit_close: Floats, barrier: Ints) -> Floats:

@@ -345,6 +345,7 @@ class RiskParams(FrozenParams):
     regime_multiplier: dict[str, float]
     regime_limits: dict[str, RegimeLimit]
     budgets: BudgetParams
+    account_currency: str = Field(default="USD", pattern=r"^[A-Z0-9]{1,10}$")
     tail: TailParams
     stages: StageParams
     max_open: int

@@ -7,7 +7,7 @@ JSON, every file under a sha256; nothing in it can carry code.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,10 @@ from pipelines.contracts import (
     History,
     JsonObject,
 )
+from pipelines.data import embargo
 from pipelines.data.alignment import prune_records
+from pipelines.data.embargo import Window
+from pipelines.data.series import Series, ages_of, series_in, to_json
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape, DigestMismatch, NotEnoughData, StateError
 from pipelines.features.catalog import FEATURES
@@ -56,6 +59,8 @@ class WarmStart:
     closes          (n, 2) newest CLOSES_KEPT decision bars: close time, epoch s; price
     base_grid, grid  where base bars and decision bars open and close
     venue, market   where it trades, which decides its costs; None: the data version does not state it
+    series          named series of the data version, in their fields of context
+    events          windows of the calendar of events, in which nothing is opened
     clock           the clock of the data version, see pipelines.clock; None: not recorded
     data_hash       of the data version; None before publication
     traditional     hit rate of the traditional consensus on that history; None if it had no resolved event
@@ -84,6 +89,8 @@ class WarmStart:
     digest: str
     venue: str | None = None
     market: str | None = None
+    series: tuple[Series, ...] = ()
+    events: tuple[Window, ...] = ()
 
 
 def write_warm_start(
@@ -102,6 +109,8 @@ def write_warm_start(
     feed: ContextFeed | None = None,
     venue: str | None = None,
     market: str | None = None,
+    series: Sequence[Series] = (),
+    events: Sequence[Window] = (),
 ) -> None:
     """Write the part of a warm start that the features stage knows.
 
@@ -111,7 +120,7 @@ def write_warm_start(
     if len(history) == 0:
         raise NotEnoughData(f"{symbol}: no closed {grid.timeframe} bar in {len(base)} {base_grid.timeframe} bars")
     open_from = grid.next_close(history.bars[-1, OPEN_TIME])
-    books, feed = prune_records(open_from, grid.step_s, books, feed)
+    books, feed = prune_records(open_from, grid.step_s, books, feed, ages_of(series))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "features.state").write_bytes(FEATURES.dump(feature_state))
     (folder / "signals.state").write_bytes(SIGNALS.dump(signal_state))
@@ -134,6 +143,8 @@ def write_warm_start(
         "clock": clock,
         "venue": venue,
         "market": market,
+        "series": to_json(series),
+        "events": embargo.to_json(events),
         "last_open_time": float(base[-1, OPEN_TIME]),
         "catalogue_hash": FEATURES.catalogue_hash,
         "signal_catalogue_hash": SIGNALS.catalogue_hash,
@@ -243,6 +254,8 @@ def read_warm_start(folder: Path, expected_digest: str | None = None) -> WarmSta
         digest=digest,
         venue=meta["venue"],
         market=meta["market"],
+        series=series_in(meta),
+        events=embargo.windows_in(meta),
     )
 
 

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bellwether.cli.options import AsJson, MarketKind, Venue, new_group
+from bellwether.cli.options import (
+    AsJson,
+    Events,
+    MarketKind,
+    SeriesAge,
+    SeriesLag,
+    SeriesName,
+    SeriesUnit,
+    Venue,
+    canonical,
+    new_group,
+)
 from bellwether.cli.output import emit, line, table
 from pipelines.settings import load_params, settings
 
@@ -19,10 +30,17 @@ app = new_group()
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="Parquet, CSV or zip file, as for `run --source files --path`.")],
-    symbol: Annotated[str | None, typer.Option(help="What the file holds; a run must know it.")] = None,
+    symbol: Annotated[
+        str | None, typer.Option(help="What the file holds, such as BTC/USDT.", callback=canonical)
+    ] = None,
     context: Annotated[
         list[Path] | None, typer.Option(help="File of context or folder of a recorded book; may be repeated.")
     ] = None,
+    name: SeriesName = None,
+    unit: SeriesUnit = None,
+    lag: SeriesLag = None,
+    max_age: SeriesAge = None,
+    events: Events = None,
     venue: Venue = None,
     market: MarketKind = None,
     against: Annotated[
@@ -36,8 +54,11 @@ def check(
     """
     from bellwether.operations.check import check as check_file
     from flows.support.installation import now
+    from pipelines.data.series import named_files
 
-    found = check_file(file, symbol, context or [], load_params(settings().params_file), now(), against, venue, market)
+    files, series = named_files(context or [], name or [], unit or [], lag or [], max_age or [])
+    params = load_params(settings().params_file)
+    found = check_file(file, symbol, files, params, now(), against, venue, market, series, events)
     emit({**asdict(found), "passed": found.passed}) if as_json else show_checked(found)
     if not found.passed:
         raise typer.Exit(1)
@@ -52,6 +73,8 @@ def show_checked(found: "Checked") -> None:
             ["rows", f"{found.rows:,} of {found.timeframe}"],
             ["from, to (UTC)", f"{found.first} … {found.last}"],
             ["recorded", ", ".join(["prices", *found.recorded])],
+            *(["context", text] for text in found.context_read_as),
+            *([["events", found.events]] if found.events else []),
             ["costs", found.costs],
             ["spread", _spread(found)],
             [

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bellwether.cli.options import AsJson, NewestMarket, day_or_moment, new_group
+from bellwether.cli.options import AsJson, NewestMarket, canonical, day_or_moment, new_group
 from bellwether.cli.output import emit, err, number, paragraph, table
 from pipelines.settings import load_params, settings
 
@@ -172,7 +172,7 @@ def weights(as_json: AsJson = False) -> None:
 @app.command()
 def replay(
     decision_id: Annotated[str | None, typer.Argument(help="One decision's id; all of them by default.")] = None,
-    symbol: Annotated[str | None, typer.Option(help="Only decisions on this market.")] = None,
+    symbol: Annotated[str | None, typer.Option(help="Only decisions on this market.", callback=canonical)] = None,
     since: Annotated[str | None, typer.Option(help="Only decisions from this day or moment on, UTC.")] = None,
     last: Annotated[int | None, typer.Option(help="Only the newest so many.")] = None,
     as_json: AsJson = False,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bellwether.cli.connection import require_services
-from bellwether.cli.options import AsJson, DryRun, Reason, new_group, user
+from bellwether.cli.options import AsJson, DryRun, Reason, canonical, new_group, user
 from bellwether.cli.output import emit, err, line
 from pipelines.families import FAMILIES
 
@@ -96,7 +96,9 @@ def retrain(
 
 @app.command()
 def drift(
-    symbol: Annotated[str | None, typer.Option(help="Such as BTC/USDT; the newest snapshot's by default.")] = None,
+    symbol: Annotated[
+        str | None, typer.Option(help="Such as BTC/USDT; the newest snapshot's by default.", callback=canonical)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Detect drift and request retraining where needed.

@@ -9,12 +9,35 @@ import typer
 
 from pipelines.errors import BadTimes
 
+
+def canonical(text: str | None) -> str | None:
+    """Return the canonical name of the symbol that was typed; None for none. Raises UnknownName."""
+    from pipelines.data.symbols import parse_symbol
+
+    return None if text is None else parse_symbol(text)
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would happen, change nothing.")]
 Reason = Annotated[str, typer.Option(help="Why; it is recorded.")]
-NewestMarket = Annotated[str | None, typer.Argument(help="Such as BTC/USDT; the newest snapshot's by default.")]
+NewestMarket = Annotated[
+    str | None, typer.Argument(help="Such as BTC/USDT; the newest snapshot's by default.", callback=canonical)
+]
 Venue = Annotated[str | None, typer.Option(help="Where a file was recorded, such as binance: its costs are paid.")]
 MarketKind = Annotated[str | None, typer.Option(help="spot | perpetual | future | forex | metal | stock, of a file.")]
+SeriesName = Annotated[
+    list[str] | None, typer.Option("--name", help="Names the last --context as a series, such as options_flow.")
+]
+SeriesUnit = Annotated[list[str] | None, typer.Option("--unit", help="Unit of the named series, such as contracts.")]
+SeriesLag = Annotated[
+    list[str] | None, typer.Option("--lag", help="Time until its values could be known: 0s, 15m, 2h or 1d.")
+]
+SeriesAge = Annotated[
+    list[str] | None, typer.Option("--max-age", help="Time for which its values count; 7d by default.")
+]
+Events = Annotated[
+    Path | None, typer.Option(help="Calendar of events (from, until, kind): nothing is opened inside its windows.")
+]
 Page = Annotated[Path | None, typer.Option(help="The page to write; one under <home>/reports by default.")]
 
 

@@ -16,7 +16,9 @@ app = new_group()
 
 def _page(to: Path | None, kind: str, name: str) -> Path:
     """Return the page to write: the given one, or one under reports."""
-    return to or settings().home / "reports" / f"{kind}-{name.replace('/', '-')}.html"
+    from pipelines.data.symbols import slug_of
+
+    return to or settings().home / "reports" / f"{kind}-{slug_of(name)}.html"
 
 
 @app.command()

@@ -5,17 +5,33 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bellwether.cli.options import AsJson, MarketKind, Venue, day_or_moment, new_group
+from bellwether.cli.options import (
+    AsJson,
+    Events,
+    MarketKind,
+    SeriesAge,
+    SeriesLag,
+    SeriesName,
+    SeriesUnit,
+    Venue,
+    canonical,
+    day_or_moment,
+    new_group,
+)
 from bellwether.cli.output import emit, err, line, number, out, table
 from bellwether.cli.services import start_services
 from flows.support import processes
 from pipelines.settings import load_params, settings
+
+if TYPE_CHECKING:
+    from pipelines.data.series import SeriesFile
 
 app = new_group()
 
@@ -24,13 +40,20 @@ app = new_group()
 def run(
     source: Annotated[str, typer.Option(help="simulator | files | exchange")] = "simulator",
     path: Annotated[Path | None, typer.Option(help="Parquet, CSV or zip file for --source files.")] = None,
-    symbol: Annotated[str | None, typer.Option(help="Such as BTC/USDT; the simulator's own by default.")] = None,
+    symbol: Annotated[
+        str | None, typer.Option(help="Such as BTC/USDT; the simulator's own by default.", callback=canonical)
+    ] = None,
     days: Annotated[int | None, typer.Option(min=1, help="Days of bars for --source exchange.")] = None,
     since: Annotated[str | None, typer.Option(help="First day or moment for --source exchange.")] = None,
     context: Annotated[
         list[Path] | None,
         typer.Option(help="File of context (funding, fear and greed …) or folder of a recorded book; may be repeated."),
     ] = None,
+    name: SeriesName = None,
+    unit: SeriesUnit = None,
+    lag: SeriesLag = None,
+    max_age: SeriesAge = None,
+    events: Events = None,
     venue: Venue = None,
     market: MarketKind = None,
     once: Annotated[bool, typer.Option("--once", help="One turn, then stop everything this command started.")] = False,
@@ -44,8 +67,14 @@ def run(
     if home.exists() and not home.is_dir():  # before Prefect is imported, whose message would be longer
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(home))
     from bellwether.operations import start_stop
+    from pipelines.data.series import named_files
 
-    name, begin = _checked_request(source, path, symbol, days, since, context or [], venue, market)
+    files, series = named_files(context or [], name or [], unit or [], lag or [], max_age or [])
+    begin = _checked_request(source, path, symbol, days, since, context or [], venue, market)
+    if events is not None:
+        from pipelines.data.readers.events import read_events
+
+        read_events(events, symbol or load_params(settings().params_file).simulator.symbol)
     once = once or os.environ.get("CI", "").lower() in ("1", "true")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a signal to stop also stops what we started
     began = time.monotonic()
@@ -53,7 +82,7 @@ def run(
     console, turned = err if as_json else out, False
     try:
         start_services(as_json, ready=False)  # a refused warm start is not ready until this turn has written a new one
-        result = _turn(source, name, path, begin, context or [], venue, market, console_is_err=as_json)
+        result = _turn(source, symbol, path, begin, files, series, events, venue, market, console_is_err=as_json)
         result["seconds"] = round(time.monotonic() - began, 1)
         emit(result) if as_json else show_turn(result)
         turned = True
@@ -74,17 +103,16 @@ def run(
 def _checked_request(
     source: str, path: Path | None, symbol: str | None, days: int | None, since: str | None, context: list[Path],
     venue: str | None, market: str | None,
-) -> tuple[str | None, datetime | None]:  # fmt: skip
-    """Return the symbol and the first moment of a turn; raise for a wrong request before any server is started."""
+) -> datetime | None:  # fmt: skip
+    """Return the first moment of a turn, None = the source's own; refuse a wrong request before a server starts."""
     from flows.support.market_access import exchange_plan, requested_since
-    from pipelines.data.sources import check_request, normalise_symbol
+    from pipelines.data.sources import check_request
 
-    name = normalise_symbol(symbol) if symbol else None
     params = load_params(settings().params_file)
     begin = requested_since(source, days, day_or_moment(since), params.data.live_days)
     plan = exchange_plan(params, settings(), begin) if source == "exchange" else None
-    check_request(source, path, name, params.simulator, plan, context, venue, market)
-    return name, begin
+    check_request(source, path, symbol, params.simulator, plan, context, venue, market)
+    return begin
 
 
 def _turn(
@@ -93,6 +121,8 @@ def _turn(
     path: Path | None,
     since: datetime | None,
     context: list[Path],
+    series: list["SeriesFile"],
+    events: Path | None,
     venue: str | None,
     market: str | None,
     console_is_err: bool,
@@ -111,6 +141,8 @@ def _turn(
             context=[str(file.resolve()) for file in context],
             venue=venue,
             market=market,
+            series=[replace(each, file=str(Path(each.file).resolve())) for each in series],
+            events=str(events.resolve()) if events else None,
         )
     return {**turn, **stored_status()}
 

@@ -1,5 +1,6 @@
 """Check a data file before any server is started: what ingest would report, and what could be trained from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,15 +11,21 @@ import pandas as pd
 
 from flows.support.market_access import market_records
 from pipelines.context_layout import CONTEXT_FIELDS, TAPE_FIELDS
-from pipelines.contracts import CLOSE, HALF_SPREAD, OPEN_TIME, TAKER_BUY, VOLUME, Floats
+from pipelines.contracts import CLOSE, DAY_S, HALF_SPREAD, OPEN_TIME, TAKER_BUY, VOLUME, Floats, utc
 from pipelines.costs import costs_of, venue_of
+from pipelines.data.embargo import Window, inside
 from pipelines.data.quality import QualityReport, assess, cross_source_divergence
+from pipelines.data.readers.context import read_context_file
+from pipelines.data.readers.events import read_events
 from pipelines.data.schemas import to_frame, to_matrix
+from pipelines.data.series import SeriesFile, series_of
 from pipelines.data.sessions import infer_grid
-from pipelines.data.sources import Records, make_source, normalise_symbol
+from pipelines.data.sources import Records, make_source
+from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import Grid, decision_timeframe, resample
 from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES, absent_columns
+from pipelines.features.series import SERIES_COLUMNS
 from pipelines.models import pattern_view
 from pipelines.models.views import VIEWS
 from pipelines.params import Params
@@ -70,6 +77,8 @@ class Checked:
     """Describe a data file, JSON-ready.
 
     parts         factors of the score, each 1.0 where nothing is wrong
+    events        windows of the calendar of events, None without one
+    context_read_as  how each file of context was read
     costs         the row of `costs` its trades would pay
     spread_bps    mean spread of the bars that have one, basis points of the close; None where no bar has
     spread_share  share of the bars that have one; trades on the others are executed at mid and pay the spread of costs
@@ -92,6 +101,8 @@ class Checked:
     gaps: list[Gap]
     sessions: str
     recorded: list[str]
+    context_read_as: list[str]
+    events: str | None
     costs: str
     spread_bps: float | None
     spread_share: float
@@ -107,22 +118,24 @@ class Checked:
 
 def check(
     path: Path, symbol: str | None, context: list[Path], params: Params, at: datetime, against: Path | None = None,
-    venue: str | None = None, market: str | None = None,
+    venue: str | None = None, market: str | None = None, series: Sequence[SeriesFile] = (),
+    events: Path | None = None,
 ) -> Checked:  # fmt: skip
     """Read the file as ingest does and assess it as of `at` (aware).
 
     against  a file of the same market from elsewhere, to compare with
     venue, market  where it was recorded, None = not stated
+    series   files of named series; events: a calendar of events
     Raises   what the files source raises; NotEnoughData where the two files share fewer than ten bars
     """
-    name = normalise_symbol(symbol or UNNAMED)
+    name = parse_symbol(symbol or UNNAMED)
     source = make_source("files", path=path, venue=venue, market=market)
     frame = source.fetch(name, as_of=at, ingested_at=at)
     grid = infer_grid(to_matrix(frame)[:, OPEN_TIME])
     report = assess(frame, grid, at, rules=params.data.quality)
     bars = to_matrix(report.clean)
     decision_grid = grid.at(decision_timeframe(grid.timeframe, params.data.decision_timeframe))
-    given = recorded_inputs(bars, market_records(source, name, [str(file) for file in context], at))
+    given = recorded_inputs(bars, market_records(source, name, [str(file) for file in context], at, series))
     live_s = timedelta(days=params.data.live_days).total_seconds()
     history = bars[bars[:, OPEN_TIME] < bars[-1, OPEN_TIME] - live_s, OPEN_TIME] if len(bars) else bars[:, OPEN_TIME]
     n = len(np.unique(decision_grid.slots(history)))
@@ -145,6 +158,15 @@ def check(
         gaps=longest_gaps(report.gaps),
         sessions=grid.calendar.describe(),
         recorded=sorted(given),
+        context_read_as=[
+            *(read_context_file(file).read_as for file in context if not file.is_dir()),
+            *(
+                f"{each.field}: {each.name} in {each.unit}, known {each.lag_s:g} s after its time, for "
+                f"{each.max_age_s / DAY_S:g} days"
+                for each in series_of(series)
+            ),
+        ],
+        events=None if events is None else embargoed(read_events(events, name), bars[:, OPEN_TIME]),
         costs=costs_of(params.costs, *venue_of({"symbol": name, "source": source.describe()})).describe(),
         spread_bps=float(2e4 * (spread / bars[quoted, CLOSE]).mean()) if len(spread) else None,
         spread_share=len(spread) / max(len(bars), 1),
@@ -152,6 +174,13 @@ def check(
         families={family: training(family, given, n, params) for family in FAMILIES},
         against=None if against is None else difference(report.clean, grid, against, name, at, params),
     )
+
+
+def embargoed(windows: Sequence[Window], opens: Floats) -> str:
+    """Return in words how many windows a calendar has for this market, and how many of the bars open inside them."""
+    shut, last = int(inside(opens, windows).sum()), max((each.until for each in windows), default=None)
+    until = "" if last is None else f", the last until {utc(last):%F %H:%M} UTC"
+    return f"{len(windows):,} windows{until}; {shut:,} of {len(opens):,} bars inside: nothing is opened there"
 
 
 def difference(
@@ -228,6 +257,8 @@ def training(family: str, given: set[str], history_bars: int, params: Params) ->
     columns = VIEWS[family].columns if family in VIEWS else VALIDATOR_COLUMNS
     lacking = absent_columns((*FEATURES.catalogue, *SIGNALS.catalogue), given)
     lacking |= {} if "taker" in given else {pattern_view.TAKER: "taker"}
+    # a field that no series was given for is spare, not lacking
+    columns = tuple(name for name in columns if name not in SERIES_COLUMNS or name not in lacking)
     absent = {name: lacking[name] for name in columns if name in lacking}
     warm = max(0, history_bars - int(FEATURES.warmup.max()))
     scored = int(warm * (1 - params.splits.min_train_fraction))

@@ -128,7 +128,7 @@ def warm_turn(params: Params) -> None:
         ),
     )  # fmt: skip
     flat = flatten(params)
-    rows = to_rows(direction, confidence, event=0.0, tier=3.0, age_bars=0.0, breakers=0.0)
+    rows = to_rows(direction, confidence, event=0.0, tier=3.0, age_bars=0.0, breakers=0.0, embargoed=0.0)
     outs, codes = np.empty((len(rows), decision_kernel.OUT_WIDTH)), np.empty(len(rows), np.int64)
     timed(
         "decisions",

@@ -14,7 +14,8 @@ from pipelines.data.bar_clock import clocked
 from pipelines.data.quality import assess
 from pipelines.data.schemas import to_matrix
 from pipelines.data.sessions import grids_of, infer_grid
-from pipelines.data.sources import make_source, normalise_symbol
+from pipelines.data.sources import make_source
+from pipelines.data.symbols import parse_symbol
 from pipelines.data.timeframes import decision_timeframe, resample
 from pipelines.errors import StateError, UnknownName
 from pipelines.evaluation.signals import Grids
@@ -48,7 +49,7 @@ def of_snapshot(installation: Installation, symbol: str | None) -> Measured:
             catalogue
     """
     described, meta = installation.manifest(), installation.meta()
-    if symbol is not None and normalise_symbol(symbol) != described["symbol"]:
+    if symbol is not None and parse_symbol(symbol) != described["symbol"]:
         raise UnknownName(
             f"the newest snapshot is of {described['symbol']}, not of {symbol}; ingest that market with `bellwether "
             "run`, or measure a file with --path"
@@ -66,7 +67,7 @@ def of_file(path: Path, symbol: str | None, context: list[Path], params: Params,
 
     Raises  what the source raises, StateError for a file without bars
     """
-    name = normalise_symbol(symbol or "UNNAMED/USD")
+    name = parse_symbol(symbol or "UNNAMED/USD")
     source = make_source("files", path=path)
     frame = source.fetch(name, as_of=at, ingested_at=at)
     base_grid = infer_grid(to_matrix(frame)[:, OPEN_TIME])

@@ -5,7 +5,7 @@ the probability on each event is the one the walk-forward model gave before seei
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipelines.costs import (
     trade_cost_bps,
     venue_of,
 )
+from pipelines.data.embargo import Window, inside, windows_in
 from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid
 from pipelines.evaluation.backtest import Backtest, DecisionKernel, backtest
@@ -62,9 +63,8 @@ def run(installation: Installation, family: str) -> Backtest:
     grid, base_grid = grids_of(meta)
     return backtest_policy(
         **arrays, funding=read_funding(folder / "features", meta), bars=bars, p=p, p_low=p_low, miss_atr=miss_atr,
-        grid=grid, base_grid=base_grid, params=params,
-        model_regime=regime,
-        costs=costs_of(params.costs, *venue_of(meta)),
+        grid=grid, base_grid=base_grid, params=params, model_regime=regime,
+        costs=costs_of(params.costs, *venue_of(meta)), windows=windows_in(meta),
     )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def served_regimes(installation: Installation, m: int) -> Floats:
 def backtest_policy(
     base: Floats, decision: Floats, features: Floats, signals: Floats, bars: Ints, p: Floats, p_low: Floats,
     miss_atr: Floats, grid: Grid, base_grid: Grid, params: Params, model_regime: Floats | None = None,
-    costs: Costs | None = None, funding: Floats = NO_FUNDING,
+    costs: Costs | None = None, funding: Floats = NO_FUNDING, windows: Sequence[Window] = (),
 ) -> Backtest:  # fmt: skip
     """Return the backtest of the compiled kernel over decision bars from `bars[0]` on.
 
@@ -109,7 +109,7 @@ def backtest_policy(
     out-of-fold p and p_low (e,), and miss_atr (e,), what the same fold expects of a missed target, in ATR, NaN where it
     has no estimate; an event that was not scored has no probability, so the kernel refuses it; grids of decision and
     base bars; model_regime (m,) codes of the regime model, NaN = the rule decides; costs of the market, None = the
-    default row; funding (r, 2) of costs.funding_rates
+    default row; funding (r, 2) of costs.funding_rates; windows of the calendar of events, in which nothing is opened
     """
     first = int(bars[0])
     scores = CategoryScores.fit(signals[:first])
@@ -141,6 +141,7 @@ def backtest_policy(
         independence=scores.independence, regime=regime, trend=trend,
         unicorn=signals[:, UNICORN], confluence=signals[:, CONFLUENCE], phase=signals[:, PHASE],
         event=side, tier=1.0, age_bars=0.0, breakers=0.0,
+        embargoed=inside(known, windows),
         volatility=features[:, VOLATILITY], atr=np.where(side != 0, features[:, ATR], np.nan),
         price=decision[:, CLOSE], cost_bps=target_cost_bps(costs, decision),
         stop_cost_bps=stop_cost_bps(costs, decision), p=p_at_bar, p_low=low,

@@ -14,6 +14,7 @@ from pipelines.costs import costs_of, funding_rates, venue_of
 from pipelines.data import schemas
 from pipelines.data.alignment import known_between
 from pipelines.data.quality import assess
+from pipelines.data.series import SeriesFile
 from pipelines.data.sessions import infer_grid
 from pipelines.data.sources import Records
 from pipelines.data.timeframes import Grid, decision_timeframe
@@ -30,18 +31,19 @@ def live_tail(
     path: str | None,
     since: datetime | None = None,
     context: Sequence[str] = (),
+    series: Sequence[SeriesFile] = (),
 ) -> tuple[datetime, Floats, Records]:
     """Return (end of the history, base bars (n, 9) after it, all records known now).
 
     The tail is the simulator's live days, or the last data.live_days of a file or exchange.
 
     since    first bar requested from an exchange; None = data.retention_days ago
-    context  files of context next to the bars, or the folder of a recorded book
+    context  files of context next to the bars, or the folder of a recorded book; series: files of named series
     Raises   NotEnoughData where no history is left before the tail
     """
     origin = market_source(installation, source, path, since)
     frame = origin.fetch(symbol, as_of=now(), ingested_at=now())
-    known = market_records(origin, symbol, context, now())
+    known = market_records(origin, symbol, context, now(), series)
     bars = schemas.to_matrix(assess(frame, infer_grid(schemas.to_matrix(frame)[:, 0]), now()).clean)
     live_days = installation.params.data.live_days
     if source == "simulator":

@@ -8,6 +8,7 @@ from flows.support.installation import Installation, now
 from flows.support.progress import report_progress
 from pipelines.data.readers.context import merge_feeds
 from pipelines.data.readers.exchange import Backfill
+from pipelines.data.series import SeriesFile
 from pipelines.data.sources import MarketSource, Records, make_source, read_books_and_context
 from pipelines.errors import BadTimes, BadValues
 from pipelines.params import Params
@@ -28,10 +29,12 @@ def market_source(
     return make_source(source, spec=installation.params.simulator, path=file, plan=plan, venue=venue, market=market)
 
 
-def market_records(source: MarketSource, symbol: str, context: Sequence[str], as_of: datetime) -> Records:
-    """Return books and context known at `as_of`: those of the source itself, and those of the context files."""
+def market_records(
+    source: MarketSource, symbol: str, context: Sequence[str], as_of: datetime, series: Sequence[SeriesFile] = ()
+) -> Records:
+    """Return books and context known at `as_of`: of the source itself, of the context files, and named series."""
     books, feed = source.records(symbol, as_of)
-    recorded, from_files = read_books_and_context([Path(file) for file in context], symbol, as_of)
+    recorded, from_files = read_books_and_context([Path(file) for file in context], symbol, as_of, series)
     return recorded if books is None else books, merge_feeds([each for each in (feed, from_files) if each is not None])
 
 

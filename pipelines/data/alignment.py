@@ -4,20 +4,23 @@ Training aligns the whole history at once, the live service one close at a time,
 records, so both give the same bytes (L2). Nothing that became known after a close is read (L3).
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, CONTEXT_WIDTH, TAPE, TAPE_FIELDS, TAPE_WIDTH
-from pipelines.contracts import DAY_S, BOOK_LEVELS, Books, Bools, ContextFeed, Floats, Ints
+from pipelines.contracts import BOOK_LEVELS, DAY_S, Books, Bools, ContextFeed, Floats, Ints
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape
 
 T = TypeVar("T", Books, ContextFeed)
 # greatest age at which a value still counts as known, in seconds; the tape and the reference last for one bar
 MAX_AGE_S = {"funding_rate": DAY_S, "fear_greed": 3 * DAY_S, "open_interest": DAY_S}
+NO_AGES: Mapping[str, float] = MappingProxyType({})
 _SUMMED = np.array([TAPE[name] for name in TAPE_FIELDS])
 _AT = np.array([CONTEXT_INDEX[name] for name in TAPE_FIELDS], dtype=np.int64)
 
@@ -78,14 +81,17 @@ def _align_feed(closes: Floats, known: Floats, field: Ints, value: Floats, max_a
                 out[i, k] = newest[k]
 
 
-def align(opens: Floats, grid: Grid, books: Books | None, feed: ContextFeed | None) -> tuple[Floats, Floats]:
+def align(
+    opens: Floats, grid: Grid, books: Books | None, feed: ContextFeed | None, ages: Mapping[str, float] = NO_AGES
+) -> tuple[Floats, Floats]:
     """Return books and context as they were known at each close.
 
     opens    (m,) ascending epoch seconds: opens of decision bars on `grid`
+    ages     field → seconds for which a value counts, of fields that MAX_AGE_S lacks: those of named series
     Returns  levels (m, 2, BOOK_LEVELS, 3), or (m, 2, 0, 3) where `books` is None; NaN where no book became known
              during the bar (open, close]. context (m, CONTEXT_WIDTH): of the tape, what TAPE says is summed
              over the bar's books, NaN if one of them did not record it, the rest as the newest of them has it;
-             everything else the newest value that is younger than MAX_AGE_S; NaN = not known.
+             everything else the newest value that is younger than its greatest age; NaN = not known.
     Raises   BadShape if lengths of a record's columns disagree
     """
     _check(books, feed)
@@ -93,8 +99,8 @@ def align(opens: Floats, grid: Grid, books: Books | None, feed: ContextFeed | No
     opens = np.ascontiguousarray(opens, dtype=np.float64)
     closes = np.ascontiguousarray(grid.closes(opens))
     if feed is not None and len(feed.known):
-        ages = np.array([MAX_AGE_S.get(name, float(grid.step_s)) for name in CONTEXT_FIELDS])
-        _align_feed(closes, _flat(feed.known), _flat(feed.field, np.int64), _flat(feed.value), ages, values)
+        greatest = np.array([{**MAX_AGE_S, **ages}.get(name, float(grid.step_s)) for name in CONTEXT_FIELDS])
+        _align_feed(closes, _flat(feed.known), _flat(feed.field, np.int64), _flat(feed.value), greatest, values)
     if books is None:
         return np.empty((len(closes), 2, 0, 3)), values
     levels = np.full((len(closes), 2, BOOK_LEVELS, 3), np.nan)
@@ -123,7 +129,7 @@ def book_fault(levels: Floats) -> str | None:
 
 
 def prune_records(
-    close: float, step_s: float, books: Books | None, feed: ContextFeed | None
+    close: float, step_s: float, books: Books | None, feed: ContextFeed | None, ages: Mapping[str, float] = NO_AGES
 ) -> tuple[Books | None, ContextFeed | None]:
     """Return the records that `align` can still read at closes after `close` (epoch s), with the books of its bar.
 
@@ -133,7 +139,7 @@ def prune_records(
         rows = slice(int(np.searchsorted(books.known, close - step_s, "right")), None)
         books = Books(books.known[rows], books.levels[rows], books.tape[rows])
     if feed is not None:
-        oldest = close - max(float(step_s), *MAX_AGE_S.values())
+        oldest = close - max(float(step_s), *MAX_AGE_S.values(), *ages.values())
         rows = slice(int(np.searchsorted(feed.known, oldest, "right")), None)
         feed = ContextFeed(feed.known[rows], feed.field[rows], feed.value[rows])
     return books, feed

@@ -1,7 +1,6 @@
 """Sources of bars: one Protocol, one dict. A source returns bars as it has them; quality.assess checks them."""
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -16,21 +15,19 @@ from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Books, ContextFeed, JsonOb
 from pipelines.data.readers import exchange, files, recordings
 from pipelines.data.readers.context import merge_feeds, read_context
 from pipelines.data.readers.exchange import Backfill
+from pipelines.data.readers.named import read_series
 from pipelines.data.readers.pages import Page
 from pipelines.data.schemas import to_frame
+from pipelines.data.series import SeriesFile, series_of
 from pipelines.data.simulator.latent import DESIGN, Design
 from pipelines.data.simulator.market import Market, simulate
+from pipelines.data.symbols import kind_of, parse_symbol
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.params import MarketKind, SimulatorParams
 
 MARKETS: tuple[str, ...] = get_args(MarketKind)
 BOOK_EVERY_S = 60.0  # books taken from a recording: one a minute
-QUOTES = (
-    "USDT", "USDC", "FDUSD", "TUSD", "BUSD", "DAI", "USD", "EUR", "GBP", "JPY", "CHF", "AUD", "CAD", "NZD",
-    "TRY", "BRL", "BTC", "ETH", "BNB",
-)  # fmt: skip
-
 
 Records = tuple[Books | None, ContextFeed | None]
 
@@ -53,25 +50,6 @@ class MarketSource(Protocol):
     def describe(self) -> JsonObject:
         """Return the provenance, JSON-ready and the same for the same data in any place: part of a data version."""
         ...
-
-
-def normalise_symbol(symbol: str) -> str:
-    """Return `BTC/USDT` for `BTCUSDT`, `btc-usdt` or `BTC_USDT`, and `BTC/USDT:USDT`, a perpetual, as it is.
-
-    Raises UnknownName otherwise.
-    """
-    text = symbol.strip().upper()
-    if pair := re.fullmatch(r"([A-Z0-9]{2,15})[/_-]([A-Z0-9]{2,6})(:[A-Z0-9]{2,6})?", text):
-        return f"{pair[1]}/{pair[2]}{pair[3] or ''}"
-    splits = [
-        f"{text.removesuffix(quote)}/{quote}"
-        for quote in QUOTES
-        if text.endswith(quote) and re.fullmatch(r"[A-Z0-9]{2,15}", text.removesuffix(quote))
-    ]
-    if len(splits) == 1:
-        return splits[0]
-    why = f"could be {' or '.join(splits)}" if splits else f"is no pair with a known quote ({', '.join(QUOTES)})"
-    raise UnknownName(f"symbol {symbol!r} {why}. Write it as BASE/QUOTE, e.g. BTC/USDT.")
 
 
 def _aware(as_of: datetime) -> pd.Timestamp:
@@ -117,7 +95,7 @@ class SimulatorSource:
 
     def own(self, symbol: str) -> str:
         """Return the one symbol of this market. Raises UnknownName for another."""
-        wanted, own = normalise_symbol(symbol), normalise_symbol(self.spec.symbol)
+        wanted, own = parse_symbol(symbol), parse_symbol(self.spec.symbol)
         if wanted != own:
             raise UnknownName(f"the simulator has no {wanted}; it makes {own}. Use that, or set simulator.symbol.")
         return own
@@ -157,7 +135,7 @@ class FileSource:
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
         """Return bars as MarketSource defines."""
-        moment, name = _aware(as_of), normalise_symbol(symbol)
+        moment, name = _aware(as_of), parse_symbol(symbol)
         if self.symbol not in (None, name):
             raise UnknownName(f"these files were read as {self.symbol}, now as {name}. Make a source for each symbol.")
         self.symbol = name
@@ -177,12 +155,12 @@ class FileSource:
     def describe(self) -> JsonObject:
         """Return the provenance as MarketSource defines."""
         venues = {files.venue_of_layout(path) for path in self.paths} if self.venue is None else {self.venue}
-        perpetual = "perpetual" if self.symbol is not None and ":" in self.symbol else None
+        shown = None if self.symbol is None else kind_of(self.symbol)
         return {
             "source": "files",
             "timeframe": self.timeframe,
             "venue": venues.pop() if len(venues) == 1 else None,
-            "market": self.market or perpetual,
+            "market": self.market or shown,
             "files": [_fingerprint(path) for path in self.paths],
         }
 
@@ -204,7 +182,7 @@ class ExchangeSource:
 
     def fetch(self, symbol: str, as_of: datetime, ingested_at: datetime | None) -> pd.DataFrame:
         """Fetch as MarketSource; also raises VenueDown if no venue gives the rest (received pages stay stored)."""
-        moment, name = _aware(as_of), normalise_symbol(symbol)
+        moment, name = _aware(as_of), parse_symbol(symbol)
         timeframe = self.plan.params.timeframe
         self.parts = exchange.backfill(self.plan, name, as_of)
         bars = np.concatenate([np.empty((0, BAR_WIDTH)), *(part.bars for part in self.parts)])
@@ -296,15 +274,20 @@ def make_source(
     return SOURCES[name](_Request(spec, path, plan, venue, market))
 
 
-def read_books_and_context(paths: Sequence[Path], symbol: str, as_of: datetime) -> Records:
+def read_books_and_context(
+    paths: Sequence[Path], symbol: str, as_of: datetime, named: Sequence[SeriesFile] = ()
+) -> Records:
     """Return context and books known at `as_of` from additional files: context files, or folders of a recorded book.
 
+    named   files of named series
     Raises as `read_context` and `replay_recording` do
     """
     folders = [path for path in paths if path.is_dir()]
     if len(folders) > 1:
         raise BadValues(f"{len(folders)} recorded books given; a market has one. Keep {folders[0]}.")
     feeds = [read_context(path) for path in paths if not path.is_dir()]
+    file_of = {each.name: Path(each.file) for each in named}
+    feeds += [read_series(series, file_of[series.name]) for series in series_of(named)]
     books = None
     for folder in folders:
         books = recordings.replay_recording(folder, BOOK_EVERY_S).books

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from pipelines.features import averages, book, clock, indicators, price, regime, sentiment, technical, volume
+from pipelines.features import series as named_series
 from pipelines.features.fold import Column, StreamingFold
 
 FEATURES = StreamingFold(
@@ -18,6 +19,7 @@ FEATURES = StreamingFold(
         clock.GROUP,
         regime.GROUP,
         sentiment.GROUP,
+        named_series.GROUP,
     ),
 )
 

@@ -16,7 +16,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     """Write the market sentiment; no state. Positive = greedy (the crowd is long), negative = fearful.
 
     arrays   float64: state (0,), bar and book unread, context (CONTEXT_WIDTH,), out (1,)
-    reads    context fear_greed (0..100), funding_rate (fraction a funding period)
+    reads    context fear_greed (0..100), funding_rate (fraction of 8 h)
     rule     mean of the parts that are known: (index - 50) / 50, and d / (|d| + interest) with d = funding - interest,
              which is 0 where funding is plain interest and a half at twice that
     """

@@ -58,19 +58,19 @@ def traditional_events(features: Floats, signals: Floats) -> Events:
 
 
 def event_rows(features: Floats, signals: Floats, raised: Events) -> Floats:
-    """Return (m, 16) in VALIDATOR_COLUMNS order; sided columns read in the event's direction; NaN = missing."""
+    """Return (m, columns) in VALIDATOR_COLUMNS order; sided columns read in the event's direction; NaN = missing."""
     rows = validator_columns(features[raised.index], signals[raised.index])
     return np.where(_SIDED, rows * raised.direction[:, np.newaxis], rows)
 
 
 def event_row(features_row: Floats, signals_row: Floats, direction: int) -> Floats:
-    """Return (16,) of one live row (kf,) and (ks,): the same numbers as `event_rows`, hence the same bytes."""
+    """Return (columns,) of one live row (kf,) and (ks,): the same numbers as `event_rows`, hence the same bytes."""
     row = validator_columns(features_row[np.newaxis], signals_row[np.newaxis])[0]
     return np.asarray(np.where(_SIDED, row * direction, row))
 
 
 def validator_columns(features: Floats, signals: Floats) -> Floats:
-    """Return (n, 16) of VALIDATOR_COLUMNS at n bars: features (n, kf), signals (n, ks), no direction applied."""
+    """Return (n, columns) of VALIDATOR_COLUMNS at n bars: features (n, kf), signals (n, ks), no direction applied."""
     return np.asarray(np.concatenate([features, signals], axis=1)[:, _ROW])
 
 

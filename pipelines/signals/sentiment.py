@@ -27,7 +27,7 @@ def step(state: Floats, bar: Floats, book: Floats, context: Floats, out: Floats)
     """Write two signals.
 
     arrays   float64: state (288,), bar and book unread, context (CONTEXT_WIDTH,), out (8,)
-    reads    context funding_rate (fraction a funding period), fear_greed (0..100)
+    reads    context funding_rate (fraction of 8 h), fear_greed (0..100)
     state    funding rates 288 (window, NaN when fresh)
     """
     rate, index = context[FUNDING], context[FEAR_GREED]

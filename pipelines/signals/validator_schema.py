@@ -1,7 +1,10 @@
 """The validator's columns, in the one order that training, serving and configuration share (F2).
 
-Three of them come from signals (S12–S14), the others are features; `signals.events` joins them.
+Three of them come from signals (S12–S14), the others are features; `signals.events` joins them. Sixteen, then those of
+the named series a market has.
 """
+
+from pipelines.features.series import SERIES_COLUMNS
 
 VALIDATOR_COLUMNS = (
     "volume_ratio",
@@ -20,6 +23,7 @@ VALIDATOR_COLUMNS = (
     "hft_oci_signal",
     "book_skew_strength",
     "liquidity_density",
+    *SERIES_COLUMNS,
 )
 
 # for an event these are read in its own direction: positive = with the event, negative = against it

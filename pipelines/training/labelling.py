@@ -25,6 +25,7 @@ from pipelines.costs import (
     trade_cost_bps,
     venue_of,
 )
+from pipelines.data.embargo import Window, inside, windows_in
 from pipelines.data.sessions import grids_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape, NotEnoughData, StateError
@@ -58,6 +59,7 @@ class Sources:
     venue: str | None = None
     market: str | None = None
     funding: Floats = field(default_factory=lambda: NO_FUNDING)  # (r, 2) of costs.funding_rates
+    windows: tuple[Window, ...] = ()  # of the calendar of events: no event of a bar that closed in one is labelled
 
     def costs(self, params: Params) -> Costs:
         """Return the costs of this market."""
@@ -76,8 +78,9 @@ def read_sources(folder: Path) -> Sources:
     venue, market = venue_of(meta)
     grid, base_grid = grids_of(meta)
     return Sources(
-        **arrays, grid=grid, base_grid=base_grid, venue=venue, market=market, funding=read_funding(folder, meta)
-    )
+        **arrays, grid=grid, base_grid=base_grid, venue=venue, market=market, funding=read_funding(folder, meta),
+        windows=windows_in(meta),
+    )  # fmt: skip
 
 
 def read_funding(folder: Path, meta: Mapping[str, Any]) -> Floats:
@@ -206,7 +209,7 @@ def _resolve(sources: Sources, found: Events, params: Params) -> _EventOutcomes:
     costs = sources.costs(params)
     expected = target_cost_bps(costs, sources.decision[found.index])
     eligible = labels.target_atr * found.atr * 1e4 >= labels.min_target_to_cost * expected
-    labelled = eligible & (outcome.barrier != UNRESOLVED)
+    labelled = eligible & (outcome.barrier != UNRESOLVED) & ~inside(close_time, sources.windows)
     uniqueness = np.full(len(found.index), np.nan)
     if labelled.any():
         uniqueness[labelled] = average_uniqueness(outcome.start[labelled], outcome.exit[labelled], len(base))

@@ -29,6 +29,8 @@ from pipelines.costs import funding_rates, venue_of
 from pipelines.data import timeframes
 from pipelines.data.alignment import align
 from pipelines.data.bar_clock import clocked
+from pipelines.data.embargo import inside, to_json, windows_in
+from pipelines.data.series import ages_of, names_of, series_in
 from pipelines.data.sessions import grid_of, grids_of
 from pipelines.data.timeframes import Grid
 from pipelines.errors import UnknownName
@@ -69,11 +71,14 @@ def build_features(params: Params) -> None:
         f"{described['symbol']}"
     )
     books, feed = records.read_snapshot(Path("data"), described)
-    levels, context = align(decision[:, OPEN_TIME], grid, books, feed)
+    series, windows = series_in(described), windows_in(described)
+    levels, context = align(decision[:, OPEN_TIME], grid, books, feed, ages_of(series))
     present = [name for name, values in zip(CONTEXT_FIELDS, context.T, strict=True) if not np.isnan(values).all()]
     if books is not None or feed is not None:
         closes_with_book = int((~np.isnan(levels[:, 0, :1, 0])).sum())
         log_line(f"features: a book at {closes_with_book:,} closes; context: {', '.join(present) or 'none'}")
+    for each in series:
+        log_line(f"features: {each.field} is {each.name}, in {each.unit}")
     feature_state, signal_state = FEATURES.fresh(), SIGNALS.fresh()
     rows = clocked(decision, grid)
     features = FEATURES.run(rows, levels, context, feature_state)
@@ -101,6 +106,8 @@ def build_features(params: Params) -> None:
         "has_book": books is not None,
         "has_funding": len(arrays["funding"]) > 0,
         "context": present,
+        "series": names_of(series),
+        "events": to_json(windows),
     }
     (out / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
     write_warm_start(
@@ -118,11 +125,14 @@ def build_features(params: Params) -> None:
         market=market,
         books=books,
         feed=feed,
+        series=series,
+        events=windows,
     )
 
 
 def build_labels(params: Params) -> None:
     """Compute the outcomes of each family's rows, in files that serving never reads."""
+    from pipelines.signals.events import events
     from pipelines.training.labelling import LABELS, read_sources, traditional_record
 
     sources, out = read_sources(OUT / "features"), ensure_folder(OUT / "labels")
@@ -130,6 +140,9 @@ def build_labels(params: Params) -> None:
         labels = label(sources, params)
         np.savez(out / f"{name}.npz", allow_pickle=False, **labels)
         log_line(f"labels: {len(labels['known']):,} rows of {name}")
+    if sources.windows:
+        shut = int(inside(sources.closes[events(sources.features, sources.signals).index], sources.windows).sum())
+        log_line(f"labels: {shut:,} events inside {len(sources.windows):,} windows of the calendar are left out")
     traditional = traditional_record(sources, params)
     (out / "traditional.json").write_text(json.dumps(traditional) + "\n")
 
@@ -156,7 +169,7 @@ def fit_family(family: str, params: Params) -> None:
         "data_hash", "symbol", "venue", "market", "has_funding", "base_timeframe", "decision_timeframe",
         "catalogue_hash",
     )  # fmt: skip
-    context = {name: meta[name] for name in named}
+    context = {name: meta[name] for name in named} | {"series": meta.get("series", {})}  # stages of 0.8 had none
     embargo = embargo_seconds(params, grids_of(meta)[0])
     chosen = model_family(family)
     data = chosen.dataset(OUT, params)

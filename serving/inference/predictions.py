@@ -20,6 +20,7 @@ from pipelines.contracts import (
     Probabilities,
     finite_or_none,
 )
+from pipelines.data.series import names_of
 from pipelines.families import DECISION_FAMILY
 from pipelines.models.directional_ensemble import directional
 from pipelines.models.views import VIEWS, select
@@ -54,8 +55,11 @@ class InferenceRequest:
 
 def market_mismatch(slot: Slot, symbol: Symbol) -> str | None:
     """Return `TRAINED_ON:…` where a model was trained on another market than this symbol's; None where it fits."""
-    trained_on = slot.model.schema.get("symbol"), slot.model.schema.get("decision_timeframe")
+    schema, series = slot.model.schema, names_of(symbol.warm.series)
+    trained_on = schema.get("symbol"), schema.get("decision_timeframe")
     if trained_on == (symbol.name, symbol.grid.timeframe):
+        if (theirs := schema.get("series") or {}) != series:
+            return f"TRAINED_ON:series {', '.join(theirs.values()) or 'none'}"
         return None
     return "TRAINED_ON:" + " ".join(str(part) for part in trained_on)
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pipelines.compiled import cpu_type
 from pipelines.contracts import CATEGORIES, CLOSE, REGIMES, Decision, Floats, ModelAnswer, ModelAnswers, utc
 from pipelines.costs import Costs
+from pipelines.data.embargo import window_at
 from pipelines.errors import BadTimes
 from pipelines.families import DECISION_FAMILY, FAMILIES
 from pipelines.features.catalog import FEATURES
@@ -134,6 +135,7 @@ def decide(
             age_bars=age_bars,
             breakers=breakers,
             portfolio=portfolio(event, side),
+            embargo=window_at(closed.close_time, warm.events),
         ),
         params,
         flat,

@@ -19,6 +19,7 @@ from pipelines.contracts import (
     ThresholdCheck,
     finite_or_none,
 )
+from pipelines.data.embargo import Window
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.params import Params
 from serving.policy import kernel as decision_kernel
@@ -113,6 +114,7 @@ class DecisionInputs:
     age_bars: float
     breakers: tuple[str, ...]  # names of those that tripped
     portfolio: ExposureSnapshot
+    embargo: Window | None = None  # of the calendar of events, that the bar closed in
 
 
 def flatten(params: Params) -> Floats:
@@ -161,7 +163,9 @@ def flatten(params: Params) -> Floats:
 
 def policy_digest(params: Params, flat: Floats) -> str:
     """Return the sha256 of every parameter that `decide` rests on; `flat` is `flatten(params)`."""
-    rest = params.learning.use, params.costs.model_dump_json(), params.risk.tail.model_dump_json()
+    rest = [params.learning.use, params.costs.model_dump_json(), params.risk.tail.model_dump_json()]
+    if params.risk.account_currency != "USD":  # the currency of every release that had none to state
+        rest.append(params.risk.account_currency)
     return sha256(flat.tobytes() + "".join(rest).encode()).hexdigest()
 
 
@@ -212,16 +216,23 @@ def to_row(inputs: DecisionInputs) -> Floats:
     row[decision_kernel.STATE_AT :] = (
         np.nan if inputs.regime is None else REGIMES.index(inputs.regime), inputs.trend, inputs.unicorn,
         inputs.confluence, inputs.phase, inputs.event_direction, inputs.tier, inputs.age_bars,
-        float((1 << len(inputs.breakers)) - 1), account.gross, account.strategy, account.market, account.asset,
-        account.correlated, account.es, account.stress, account.open_count, account.trades_today, account.daily_pnl,
+        float((1 << len(inputs.breakers)) - 1), account.gross, account.strategy, account.market, account.asset, account.correlated, account.es, account.stress, account.open_count,
+        account.trades_today, account.daily_pnl,
         account.drawdown, account.es_unit, inputs.volatility, inputs.atr, inputs.price, inputs.cost_bps,
         inputs.stop_cost_bps, inputs.p, inputs.p_low, inputs.miss_bps,
+        float(inputs.embargo is not None),
     )  # fmt: skip
     return row
 
 
 def reasons(
-    code: int, row: Floats, flat: Floats, out: Floats, abstained: str | None = None, breakers: tuple[str, ...] = ()
+    code: int,
+    row: Floats,
+    flat: Floats,
+    out: Floats,
+    abstained: str | None = None,
+    breakers: tuple[str, ...] = (),
+    embargo: Window | None = None,
 ) -> tuple[str, ...]:
     """Return every refusal in `code` as text with its numbers, primary first; empty for an emitted decision."""
     if not code:
@@ -229,6 +240,7 @@ def reasons(
     facts = _Facts(
         (flat, out, row),
         abstained=abstained or "no reason given",
+        window="a calendar of events" if embargo is None else str(embargo),
         latched=", ".join(breakers) or f"breakers={row[decision_kernel.BREAKERS]:.0f}",
     )
     if code & CANNOT_COMPUTE:
@@ -378,7 +390,7 @@ def decide(
         weights=_by_score(result[decision_kernel.SHARES_AT : decision_kernel.CONTRIBUTIONS_AT]),
         contributions=_by_score(result[decision_kernel.CONTRIBUTIONS_AT : decision_kernel.OUT_WIDTH]),
         coverage=finite_or_none(result[decision_kernel.COVERAGE]) or 0.0,
-        reasons=reasons(code, row, flat, out, inputs.abstained, inputs.breakers),
+        reasons=reasons(code, row, flat, out, inputs.abstained, inputs.breakers, inputs.embargo),
         generation=generation,
         models=models or {},
         lineage=dict(lineage or {}),

@@ -23,6 +23,7 @@ from serving.risk.codes import (
     CONFIDENCE_BELOW,
     CONFLICT,
     CONFLUENCE_BELOW,
+    EMBARGO,
     KELLY_ZERO,
     MODEL_ABSTAINED,
     NO_EDGE_AFTER_COST,
@@ -82,6 +83,7 @@ _STATE = (
     "p",  # P(target before stop) of the deciding model; NaN = it abstained
     "p_low",  # its lower 95 % bound
     "miss_bps",  # expected gross return where the target is not touched, negative as a rule; needed with p
+    "embargoed",  # 0 = the bar closed outside every window of the calendar of events; all else embargoes, NaN too
 )
 ROW_FIELDS = (
     *(f"{name}.{part}" for part in ("direction", "confidence", "factor", "independence") for name in SCORE_NAMES),
@@ -118,6 +120,7 @@ STOP_COST_BPS = ROW_FIELDS.index("stop_cost_bps")
 P = ROW_FIELDS.index("p")
 P_LOW = ROW_FIELDS.index("p_low")
 MISS_BPS = ROW_FIELDS.index("miss_bps")
+EMBARGOED = ROW_FIELDS.index("embargoed")
 # Filled in by a backtest as it goes: `exposure.EXPOSURES`, then the account's counts and results.
 ACCOUNT = tuple(map(ROW_FIELDS.index, (*EXPOSURES, "open_count", "trades_today", "daily_pnl", "drawdown")))
 
@@ -447,6 +450,8 @@ def decide_row(row: Floats, params: Floats, out: Floats) -> int:
     )  # fmt: skip
     if row[TIER] > TRADITIONAL_TIER:
         refused |= TIER_CLOSED
+    if row[EMBARGOED] != 0.0:
+        refused |= EMBARGO
     if row[EVENT] == 0.0:
         refused |= NO_EVENT
     else:

@@ -36,6 +36,7 @@ ES_AT_LIMIT = 1 << 26
 STRESS_AT_LIMIT = 1 << 27
 OPEN_COUNT_AT_LIMIT = 1 << 28
 TRADES_TODAY_AT_LIMIT = 1 << 29
+EMBARGO = 1 << 30
 
 # Fields in braces: kernel.ROW_FIELDS, OUT_FIELDS and PARAM_FIELDS, and those that decision_row.reasons adds.
 REFUSALS: dict[int, str] = {
@@ -71,11 +72,12 @@ REFUSALS: dict[int, str] = {
     STRESS_AT_LIMIT: "STRESS_AT_LIMIT: stress={stress:.4f}, limit={max_stress:.4f}, were all to fall together",
     OPEN_COUNT_AT_LIMIT: "OPEN_COUNT_AT_LIMIT: open={open_count:.0f}, limit={max_open:.0f}",
     TRADES_TODAY_AT_LIMIT: "TRADES_TODAY_AT_LIMIT: trades={trades_today:.0f}, limit={max_trades_per_day:.0f}",
+    EMBARGO: "EMBARGO: {window}, nothing new is opened",
 }
 
 # The seven layers a decision passes (R6), in order; every refusal belongs to one of them.
 LAYERS: dict[str, tuple[int, ...]] = {
-    "data": (CANNOT_COMPUTE, STALE_DATA),
+    "data": (CANNOT_COMPUTE, STALE_DATA, EMBARGO),
     "model": (TIER_CLOSED, MODEL_ABSTAINED),
     "signal": (
         NO_EVENT,

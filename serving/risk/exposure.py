@@ -17,6 +17,7 @@ import numpy as np
 
 from pipelines.compiled import kernel
 from pipelines.contracts import Floats
+from pipelines.data.symbols import currency_of
 from pipelines.data.timeframes import Grid
 from pipelines.params import TailParams
 from pipelines.tails import VOLATILITY_BARS, euler_es, ewma_volatility, tail_losses
@@ -170,11 +171,6 @@ class Scenarios:
         return with_plain if losses[1] > losses[0] else returns
 
 
-def market_of(symbol: str) -> str:
-    """Return the market of a symbol's budget: the quote currency, whose moves its positions share."""
-    return symbol.rsplit("/", 1)[-1]
-
-
 def horizon_returns(asset: AssetCloses, horizon_bars: int, decay: float) -> tuple[Floats, Floats, Floats]:
     """Return (k,) epoch seconds, (k,) simple returns over the bars that follow, (k,) volatility at their start.
 
@@ -193,11 +189,13 @@ def horizon_returns(asset: AssetCloses, horizon_bars: int, decay: float) -> tupl
     return times[start], prices[end] / prices[start] - 1.0, volatility[start]
 
 
-def scenarios_of(assets: Mapping[str, AssetCloses], horizon_bars: int, tail: TailParams) -> Scenarios:
+def scenarios_of(
+    assets: Mapping[str, AssetCloses], horizon_bars: int, tail: TailParams, account_currency: str = "USD"
+) -> Scenarios:
     """Return the scenarios of these assets over a position's longest life of `horizon_bars` decision bars.
 
     The newest CLOSES_KEPT count, as many as a warm start holds. Whether plain history counts next to the filtered one
-    is looked up by the asset's timeframe.
+    is looked up by the asset's timeframe. A market, for its budget, is a currency: see `symbols.currency_of`.
     """
     newest = {symbol: AssetCloses(asset.grid, asset.closes[-CLOSES_KEPT:]) for symbol, asset in assets.items()}
     samples = {symbol: horizon_returns(asset, horizon_bars, tail.decay) for symbol, asset in newest.items()}
@@ -219,14 +217,14 @@ def scenarios_of(assets: Mapping[str, AssetCloses], horizon_bars: int, tail: Tai
     _, joint, volatility = _joint(list(samples.values()))
     if len(joint) < MIN_SCENARIOS:
         joint, volatility = joint[:0], volatility[:0]
-    markets = list(dict.fromkeys(map(market_of, names)))
+    currencies = [currency_of(name, account_currency) for name in names]
     return Scenarios(
         codes={name: a for a, name in enumerate(names)},
         filtered=joint / volatility,
         plain=np.where(floored, joint, np.nan),
         unit_es=unit_es,
         correlation=correlation,
-        markets=np.array([markets.index(market_of(name)) for name in names], dtype=np.float64),
+        markets=np.array([currencies.index(each) for each in currencies], dtype=np.float64),
         decay=tail.decay,
     )
 

@@ -7,6 +7,8 @@ from math import isfinite
 import numpy as np
 
 from pipelines.contracts import CLOSE, Floats, JsonObject, finite_or_none, utc
+from pipelines.data.embargo import window_at
+from pipelines.data.symbols import currency_of
 from pipelines.features.catalog import FEATURES
 from pipelines.params import Params
 from pipelines.tails import tail_losses
@@ -15,7 +17,7 @@ from serving.policy import kernel as decision_kernel
 from serving.policy.decide import VOLATILITY, regime_now
 from serving.policy.fusion import N_SCORES
 from serving.risk.codes import LAYERS, TIER_CLOSED, bits_of
-from serving.risk.exposure import ES_LEVEL, allocation, market_of
+from serving.risk.exposure import ES_LEVEL, allocation
 from serving.risk.limits import BUDGETS, STAGES, stage_of
 from serving.risk.sizing import CAPS
 from serving.state.account import Account
@@ -129,7 +131,8 @@ def _limits(account: Account, at: datetime, params: Params, found: decision_row.
     budgets, risk, positions = params.risk.budgets, params.risk, account.open_positions(at)
     sums: dict[tuple[str, str], float] = {}
     for d in positions:
-        for level, of in (("strategy", d.event or ""), ("market", market_of(d.symbol)), ("asset", d.symbol)):
+        currency = currency_of(d.symbol, risk.account_currency)
+        for level, of in (("strategy", d.event or ""), ("market", currency), ("asset", d.symbol)):
             sums[level, of] = sums.get((level, of), 0.0) + d.size
     rows = [("gross", "", found.gross, budgets.max_gross)]
     rows += [(level, of, used, getattr(budgets, f"max_{level}")) for (level, of), used in sorted(sums.items())]
@@ -159,6 +162,7 @@ def _next(
     closed, sign = symbol.closed, SIDES[side]
     perfect = np.full(N_SCORES, sign), np.ones(N_SCORES)
     regime, regime_source, trend = regime_now(symbol, {})
+    embargo = window_at(closed.close_time, symbol.warm.events)
     row = decision_row.to_row(
         decision_row.DecisionInputs(
             direction=perfect[0], confidence=perfect[1], factor=decision_row.ONES, independence=decision_row.ONES,
@@ -168,12 +172,13 @@ def _next(
             cost_bps=symbol.target_cost_bps(params.costs), stop_cost_bps=symbol.stop_cost_bps(params.costs),
             p=1.0, p_low=1.0, miss_bps=-params.labels.stop_atr * float(closed.features[ATR]) * 1e4, abstained=None,
             tier=tier, age_bars=0.0, breakers=breakers, portfolio=account.portfolio(at, symbol.name, "", sign),
+            embargo=embargo,
         )
     )  # fmt: skip
     out = np.empty(decision_kernel.OUT_WIDTH)
     code = decision_kernel.decide_row(row, flat, out)
     relevant = {TIER_CLOSED, *(bit for layer in OF_THE_ACCOUNT for bit in LAYERS[layer])}
-    reasons = zip(bits_of(code), decision_row.reasons(code, row, flat, out, None, breakers), strict=True)
+    reasons = zip(bits_of(code), decision_row.reasons(code, row, flat, out, None, breakers, embargo), strict=True)
     refused = [text for bit, text in reasons if bit in relevant]
     if symbol.reason is not None:
         refused.insert(0, symbol.reason)

@@ -19,6 +19,7 @@ _REMEDIES = {
     "no_time": _TIME,
     "time_out_of_range": "send a time within the range",
     "too_near_0": "send 0 or a number within the range",
+    "no_symbol": "send the canonical name, such as BTC/USDT",
     "too_long": "send less at a time",
     "string_too_long": "send a shorter one",
     "string_pattern_mismatch": "leave control characters out",

@@ -115,7 +115,8 @@ class LiveSymbols:
     def _scenarios(self, symbols: dict[str, Symbol]) -> Scenarios:
         """Return the tail scenarios of these symbols over a position's longest life."""
         assets = {name: AssetCloses(symbol.grid, symbol.warm.closes) for name, symbol in symbols.items()}
-        return scenarios_of(assets, self._params.labels.horizon_bars, self._params.risk.tail)
+        risk = self._params.risk
+        return scenarios_of(assets, self._params.labels.horizon_bars, risk.tail, risk.account_currency)
 
     def _warm_up(self, symbol: Symbol, snapshot: Snapshot) -> None:
         """Fold one bar and make one decision on copies, so that no request waits for a kernel to be loaded."""

@@ -23,7 +23,8 @@ from pydantic_core import PydanticCustomError
 from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, TAPE_FIELDS
 from pipelines.contracts import BAR_FIELDS, BAR_WIDTH, BOOK_LEVELS, Books, ContextFeed, Floats
 from pipelines.data.alignment import book_fault
-from pipelines.errors import BadValues
+from pipelines.data.symbols import parse_symbol
+from pipelines.errors import BadValues, UnknownName
 
 if TYPE_CHECKING:
     TapeField: TypeAlias = str
@@ -75,11 +76,20 @@ def _not_too_near_0(value: float) -> float:
     return value
 
 
+def _canonical(symbol: str) -> str:
+    """Return the canonical name of a symbol; see `pipelines.data.symbols`."""
+    try:
+        return parse_symbol(symbol)
+    except UnknownName as error:
+        raise PydanticCustomError("no_symbol", "{problem}", {"problem": str(error)}) from error
+
+
 Moment = Annotated[AwareDatetime, BeforeValidator(_not_a_number_of_seconds), AfterValidator(_in_range)]
 Number = Annotated[FiniteFloat, Field(strict=True, ge=-LARGEST, le=LARGEST)]  # strict: no text, no true, no false
 Amount = Annotated[Number, AfterValidator(_not_too_near_0)]  # a price or a size that may be 0, or is checked later
 Price = Annotated[Number, Field(gt=0), AfterValidator(_not_too_near_0)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=f"^{_PLAIN}+$")]
+Symbol = Annotated[Name, AfterValidator(_canonical)]
 Text = Annotated[str, Field(max_length=300, pattern=f"^{_PLAIN}*$")]
 
 
@@ -126,7 +136,9 @@ class BookRecord(_Request):
 
 
 class ContextRecord(_Request):
-    """A value of context (funding, sentiment, a reference market, …) as it became known."""
+    """A value of context (funding, sentiment, a reference market, …) as it became known. funding_rate is a fraction of
+    eight hours: of a venue that settles every four, twice its rate. series_1 to series_4 are the named series of the
+    market's data version, in the order of their names."""
 
     field: ContextField
     known_at: Moment
@@ -138,7 +150,7 @@ class ObserveRequest(_Request):
     same again changes nothing. What became known before a decision bar closed must come with or before the bar that
     closes it."""
 
-    symbol: Name
+    symbol: Symbol
     bars: Annotated[list[Bar], Field(max_length=MAX_BARS)] = []
     books: Annotated[list[BookRecord], Field(max_length=MAX_BARS)] = []
     context: Annotated[list[ContextRecord], Field(max_length=MAX_BARS)] = []
@@ -200,8 +212,8 @@ class DecideRequest(_Request):
     """One `symbol` or many `symbols`, decided for now: the clock of a market is not the caller's to set. `view`: all
     fields of a decision, or the ones a trader needs."""
 
-    symbol: Name | None = None
-    symbols: Annotated[list[Name], Field(min_length=1, max_length=MAX_SYMBOLS)] | None = None
+    symbol: Symbol | None = None
+    symbols: Annotated[list[Symbol], Field(min_length=1, max_length=MAX_SYMBOLS)] | None = None
     view: Literal["brief", "full"] = "full"
 
     @model_validator(mode="before")

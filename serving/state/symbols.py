@@ -35,6 +35,7 @@ from pipelines.contracts import (
 from pipelines.costs import Costs, costs_of, stop_cost_bps, target_cost_bps
 from pipelines.data.alignment import align, known_between, merge_records, prune_records
 from pipelines.data.bar_clock import clocked_bar
+from pipelines.data.series import ages_of
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.features.catalog import FEATURES
@@ -73,7 +74,7 @@ class Symbol:
         self.name = warm.symbol
         self.base_grid, self.grid = warm.base_grid, warm.grid
         self.last_open_time = warm.last_open_time
-        self._tail = warm.tail
+        self._tail, self._ages = warm.tail, ages_of(warm.series)
         self._features, self._signals = warm.feature_state.copy(), warm.signal_state.copy()
         self._recent = RecentBars(warm.history)
         self.history = warm.history  # the newest closed bars, input of models over many bars; the last is `closed`
@@ -198,8 +199,8 @@ class Symbol:
             self.warming_up = WARMUP_BARS
             self._gap = f"{missing} missing bar(s) before {utc(bar[OPEN_TIME]):%F %H:%M} UTC"
         close = self.grid.next_close(bar[OPEN_TIME])
-        (levels,), (context,) = align(bar[OPEN_TIME : OPEN_TIME + 1], self.grid, self.books, self.feed)
-        self.books, self.feed = prune_records(close, self.grid.step_s, self.books, self.feed)
+        (levels,), (context,) = align(bar[OPEN_TIME : OPEN_TIME + 1], self.grid, self.books, self.feed, self._ages)
+        self.books, self.feed = prune_records(close, self.grid.step_s, self.books, self.feed, self._ages)
         row = clocked_bar(bar, self.grid)
         features = FEATURES.step(self._features, row, levels, context)
         signals = SIGNALS.step(self._signals, row, levels, context)

@@ -11,8 +11,9 @@ from bellwether.cli.data import show_checked
 from bellwether.cli.main import app
 from bellwether.operations.check import check, training
 from flows.support.installation import open_installation
+from pipelines.context_layout import SERIES_FIELDS
 from pipelines.data.quality import REASONS
-from pipelines.errors import BadColumns, NotEnoughData, UnknownName
+from pipelines.errors import BadColumns, BadValues, NotEnoughData, UnknownName
 from pipelines.features.catalog import FEATURES, absent_columns
 from pipelines.settings import load_params, settings
 
@@ -90,7 +91,7 @@ def test_quarantined_rows_are_counted_by_reason(tmp_path):
 
 def test_columns_whose_input_is_not_there_are_absent_and_no_others():
     everything = {"volume", "taker", "book", *(f"context:{n}" for n in ("order_flow", "order_flow_fast"))}
-    everything |= {"context:fear_greed", "context:reference_close"}
+    everything |= {f"context:{name}" for name in ("fear_greed", "reference_close", *SERIES_FIELDS)}
     assert not absent_columns(FEATURES.catalogue, everything)
     values = FEATURES.run(np.column_stack([np.arange(600) * 900.0, *np.random.default_rng(1).uniform(1, 2, (4, 600)),
                                            *np.full((4, 600), np.nan)]))  # fmt: skip
@@ -176,3 +177,19 @@ def test_an_alarm_is_shown_until_it_is_cleared_by_its_number(home):
     assert answer == {"alarms": [], "breakers": []}
     again = CliRunner().invoke(app, ["alarms", "--clear", str(number)])
     assert isinstance(again.exception, UnknownName)
+
+
+def test_a_named_series_is_recorded_with_its_unit_and_lag_and_needs_both(tmp_path, home):
+    file = candles(tmp_path / "a.csv", days=40)
+    (tmp_path / "flow.csv").write_text("time,calls\n1704067200000,5\n1706067200000,7\n")
+    words = ["check", str(file), "--symbol", "btc-usdt", "--context", str(tmp_path / "flow.csv"), "--name",
+             "options_flow", "--unit", "contracts", "--lag", "15m", "--max-age", "30d"]  # fmt: skip
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert "context:series_1" in found["recorded"]
+    assert found["context_read_as"] == ["series_1: options_flow in contracts, known 900 s after its time, for 30 days"]
+    assert "series_1" not in found["families"]["validator"]["absent"]
+    assert "series_2" not in found["families"]["validator"]["absent"]  # a spare field lacks nothing
+    assert found["families"]["validator"]["reads"] == check(file, None, [], PARAMS, AT).families["validator"].reads + 2
+    refused = CliRunner().invoke(app, words[:8])
+    assert isinstance(refused.exception, BadValues)
+    assert "needs a file, its unit and its lag" in str(refused.exception)

@@ -4,12 +4,12 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from support.market_hours import at
 
 from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, CONTEXT_WIDTH, TAPE, TAPE_WIDTH, tape_of
 from pipelines.contracts import BOOK_LEVELS, Books, ContextFeed
-from pipelines.data.calendars import CALENDARS, NEW_YORK
-from support.market_hours import at
 from pipelines.data.alignment import MAX_AGE_S, align, known_between, merge_records, prune_records
+from pipelines.data.calendars import CALENDARS, NEW_YORK
 from pipelines.data.timeframes import Grid
 from pipelines.errors import BadShape
 

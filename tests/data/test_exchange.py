@@ -400,6 +400,9 @@ def test_a_symbol_that_a_venue_lacks_is_asked_of_the_next(exchange, source):
     assert len(bars_of(made, as_of=utc(START + 60 * 300))) == 300
     with pytest.raises(UnknownName, match=r"no venue has ETH/USD.*binance has no ETH/USD; near it: ETH/USDT"):
         bars_of(made, symbol="ETH/USD")
+    for symbol in ("AAPL", "ETH/USDT:USDT-240628"):  # what no spot venue lists is refused the same way
+        with pytest.raises(UnknownName, match=f"no venue has {symbol}"):
+            bars_of(made, symbol=symbol)
 
 
 def test_rows_that_cannot_be_are_left_for_quality_to_quarantine(exchange, source):

@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from support.market_hours import bars as bars_of
 
 from pipelines.data.calendars import CALENDARS, DAY

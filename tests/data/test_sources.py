@@ -9,7 +9,7 @@ from support.recorded_exchange import RecordedExchange, VenueScript
 from pipelines.costs import venue_of
 from pipelines.data.readers.exchange import Backfill
 from pipelines.data.schemas import LAYOUT, check, to_matrix, write_bars
-from pipelines.data.sources import SOURCES, check_request, make_source, normalise_symbol
+from pipelines.data.sources import SOURCES, check_request, make_source
 from pipelines.errors import BadTimes, BadValues, UnknownName, UnreadableFile
 from pipelines.params import ExchangeParams, SimulatorParams
 
@@ -120,29 +120,6 @@ def test_a_right_request_is_not_refused(tmp_path):
 def test_an_unknown_source_is_refused_with_the_known_ones():
     with pytest.raises(UnknownName, match="known: simulator, files"):
         make_source("telepathy")
-
-
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        ("BTCUSDT", "BTC/USDT"),
-        ("btc-usdt", "BTC/USDT"),
-        ("BTC_USDT", "BTC/USDT"),
-        (" btc/usdt ", "BTC/USDT"),
-        ("ETHBTC", "ETH/BTC"),
-        ("XAUUSD", "XAU/USD"),
-        ("1000PEPEUSDT", "1000PEPE/USDT"),
-        ("btc/usdt:usdt", "BTC/USDT:USDT"),
-    ],
-)
-def test_symbols_have_one_name(given, named):
-    assert normalise_symbol(given) == named
-
-
-@pytest.mark.parametrize("given", ["", "BTC", "USDT", "BTC//USDT", "BTC/USDT:", "B", "hello world", "ARBUSD"])
-def test_a_symbol_that_is_no_pair_or_could_be_two_is_refused_with_the_form_to_use(given):
-    with pytest.raises(UnknownName, match="BASE/QUOTE"):
-        normalise_symbol(given)
 
 
 # ---- where a market trades, which decides its costs

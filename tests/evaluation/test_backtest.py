@@ -31,7 +31,7 @@ def rows_of(events):
     direction, confidence = np.full((len(events), N_SCORES), NAN), np.ones((len(events), N_SCORES))
     direction[:, 1:3] = events[:, None]
     return to_rows(
-        direction, confidence, regime=0, trend=events, event=events, tier=1, age_bars=0, breakers=0,
+        direction, confidence, regime=0, trend=events, event=events, tier=1, age_bars=0, breakers=0, embargoed=0,
         volatility=0.002, atr=0.004, price=100.0, cost_bps=5.0, stop_cost_bps=5.0, p=0.95, p_low=0.9,
         miss_bps=-40.0,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import pytest
 from benchmarks.columns import measured_copies
 from pipelines.errors import BadShape, NotEnoughData
 from pipelines.features.catalog import COPIES, CORE_COLUMNS, FEATURES
+from pipelines.features.series import SERIES_COLUMNS
 from pipelines.signals.validator_schema import SIDED_COLUMNS, VALIDATOR_COLUMNS
 
 
@@ -15,8 +16,9 @@ def test_the_core_is_five_price_five_volume_six_book_and_nine_technical():
     assert len(CORE_COLUMNS) == 25
 
 
-def test_the_validator_reads_its_sixteen_columns_in_the_stated_order():
-    assert VALIDATOR_COLUMNS == (
+def test_the_validator_reads_its_sixteen_columns_in_the_stated_order_then_those_of_named_series():
+    assert VALIDATOR_COLUMNS[16:] == SERIES_COLUMNS
+    assert VALIDATOR_COLUMNS[:16] == (
         "volume_ratio", "price_momentum", "order_flow_imbalance", "unicorn_rating_score", "amt_phase_score",
         "crt_level_score", "time_of_day_sin", "time_of_day_cos", "session_asia", "session_london", "session_newyork",
         "volatility_regime", "market_sentiment", "hft_oci_signal", "book_skew_strength", "liquidity_density",

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from flows.ingest import observed, write_snapshot
+from flows.ingest import artifact_slug, observed, write_snapshot
 from pipelines.context_layout import tape_of
 from pipelines.contracts import BAR_WIDTH, BOOK_LEVELS, HALF_SPREAD, OPEN_TIME, Books, ContextFeed
 from pipelines.data import records, schemas
@@ -165,3 +165,11 @@ def test_a_market_of_bars_alone_gains_the_books_the_service_received(home, store
     (books, _), files = ingest_observed()
     assert books.known.tolist() == [T0 + 18_100.0]
     assert b'"book": "book/BTC-USDT.parquet"' in files["manifest.json"]
+
+
+@pytest.mark.parametrize("symbol", ["BTC/USDT", "BTC/USDT:USDT-240628", "BRK.B", "币/USDT"])
+def test_the_quality_of_every_symbol_has_a_key_that_prefect_takes(symbol):
+    from prefect.client.schemas.actions import ArtifactCreate
+
+    key = f"quality-{artifact_slug(symbol)}"
+    assert ArtifactCreate(key=key).key == key

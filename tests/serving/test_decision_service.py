@@ -115,6 +115,13 @@ def test_many_symbols_are_answered_in_their_order(served):
     assert [d["symbol"] for d in served.call("/decide", body).json()["decisions"]] == [SYMBOL, SYMBOL]
 
 
+def test_a_symbol_may_be_spelled_as_on_the_command_line_and_one_of_two_readings_is_a_400(served):
+    assert served.call("/decide", {"symbol": "sim-usdt"}).json()["symbol"] == SYMBOL
+    refused = served.call("/decide", {"symbol": "ARBUSD"})
+    assert refused.status_code == 400
+    assert "ARB/USD or AR/BUSD" in refused.text
+
+
 def test_an_outcome_is_taken_once_and_only_for_a_decision_of_ours(served):
     decision = served.decide()
     outcome = {

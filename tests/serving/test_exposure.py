@@ -106,6 +106,15 @@ def test_budgets_by_hand(three):
     assert found["stress"] == pytest.approx((net * units(three)[0]).sum())
 
 
+def test_a_market_is_the_currency_that_positions_gain_and_lose_in():
+    names = ("BTC/USDT", "ETH/USDT:USDT", "BTC/USD:BTC", "ETH/BTC", "AAPL", "EUR/USD", "SAP.DE")
+    closes = {name: walk(k) for k, name in enumerate(names)}
+    in_dollars = scenarios_of(closes, HORIZON, LARGER).markets.tolist()
+    assert in_dollars == [0.0, 0.0, 2.0, 2.0, 4.0, 4.0, 4.0]
+    in_euros = scenarios_of(closes, HORIZON, LARGER, account_currency="EUR").markets.tolist()
+    assert in_euros == [0.0, 0.0, 2.0, 2.0, 4.0, 5.0, 4.0]  # shares with each other, not with what is quoted in dollars
+
+
 def test_a_position_against_the_others_moves_with_none_of_them(three):
     positions = open_now((0.10, 0, 0.0), (0.10, 1, 0.0))
     assert exposure_by_name(positions, 1.0, 0, 0.0, three)["correlated"] > 0.15
@@ -229,8 +238,8 @@ def test_a_volatility_that_is_not_known_opens_nothing(three):
     found = measured(open_now(), 1.0, 0, 0.0, three, unknown)
     row = to_rows(
         np.full((1, N_SCORES), 1.0), np.ones((1, N_SCORES)), regime=0, trend=1, unicorn=20.0, event=1.0, tier=1,
-        age_bars=0, breakers=0, volatility=0.002, atr=0.004, price=100.0, p=0.95, p_low=0.9, open_count=0.0,
-        trades_today=0.0, daily_pnl=0.0, drawdown=0.0, cost_bps=5.0, stop_cost_bps=5.0, miss_bps=-38.0,
+        age_bars=0, breakers=0, embargoed=0, volatility=0.002, atr=0.004, price=100.0, p=0.95, p_low=0.9,
+        open_count=0.0, trades_today=0.0, daily_pnl=0.0, drawdown=0.0, cost_bps=5.0, stop_cost_bps=5.0, miss_bps=-38.0,
         **found,
     )[0]  # fmt: skip
     assert decision_kernel.decide_row(row, flatten(params), out) == codes.CANNOT_COMPUTE

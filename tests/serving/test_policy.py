@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import REGIMES, SCORE_NAMES, Decision, ModelAnswer
+from pipelines.data.embargo import Window
 from pipelines.errors import BadShape, BadTimes, BadValues, UnknownName
 from pipelines.settings import load_params
 from serving.policy import kernel as decision_kernel
@@ -181,6 +182,7 @@ def random_rows(n):
         tier=pick([1.0, 2.0, 3.0, 4.0], [0.5, 0.2, 0.2, 0.1]),
         age_bars=pick([0.0, 1.0, 3.0], [0.6, 0.3, 0.1]),
         breakers=pick([0.0, 3.0], [0.95, 0.05]),
+        embargoed=pick([0.0, 1.0], [0.97, 0.03]),
         **{name: near_its_limit(name) for name in BUDGETS},
         es_unit=rng.uniform(0.005, 0.05, n),
         volatility=rng.uniform(0.001, 0.02, n),
@@ -220,6 +222,7 @@ def inputs_of(row):
         abstained="NOVEL",
         tier=int(at["tier"]),
         breakers=("daily_loss", "drawdown") if at["breakers"] else (),
+        embargo=Window(0.0, 3600.0, "CPI") if at["embargoed"] else None,
         portfolio=ExposureSnapshot(*(at[name] for name in ExposureSnapshot.__slots__)),
         **{
             name: at[name]
@@ -272,7 +275,7 @@ def test_live_and_batch_agree_on_ten_thousand_rows_refusals_included():
 
 
 def test_the_mask_of_unusable_inputs_is_exact_in_a_float():
-    assert decision_kernel.ROW_WIDTH <= 53
+    assert decision_kernel.EMBARGOED == decision_kernel.ROW_WIDTH - 1 <= 53  # it embargoes, and is never in the mask
 
 
 def test_layout_names_and_constants_agree():
@@ -349,3 +352,10 @@ def test_a_decision_is_read_back_as_it_was():
 def test_a_decision_of_release_0_1_names_the_one_family_there_was():
     record = decide(INPUTS, PARAMS, FLAT, **FACTS).to_dict() | {"models": {"champion": {"p": 0.6, "digest": "a"}}}
     assert Decision.from_dict(record).models == {"validator": {"champion": ModelAnswer("validator", digest="a", p=0.6)}}
+
+
+def test_inside_a_window_of_the_calendar_nothing_is_opened_and_the_refusal_names_it():
+    d = decide(replace(INPUTS, embargo=Window(1704114000.0, 1704117600.0, "CPI")), PARAMS, FLAT, **FACTS)
+    assert (d.action, d.size, d.entry) == ("NO_TRADE", 0.0, 100.0)
+    assert d.reasons == ("EMBARGO: CPI, 2024-01-01 13:00 to 2024-01-01 14:00 UTC, nothing new is opened",)
+    assert d.trail["data"] == "refused: EMBARGO"

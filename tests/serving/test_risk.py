@@ -34,6 +34,7 @@ STRICT = flatten(PARAMS.model_copy(update={"thresholds": PARAMS.thresholds.model
 GOOD = {
     "ict.direction": 1, "ict.confidence": 0.8, "order_flow.direction": 1, "order_flow.confidence": 0.9, "regime": 0,
     "trend": 1, "unicorn": 16, "confluence": 0.8, "phase": 3, "event": 1, "tier": 1, "age_bars": 0, "breakers": 0,
+    "embargoed": 0,
     **NOTHING_OPEN, "es_unit": 0.03,
     "volatility": 0.003, "atr": 0.004, "price": 100.0, "cost_bps": 5.0, "stop_cost_bps": 5.0, "p": 0.6, "p_low": 0.55,
     "miss_bps": -30.0,
@@ -63,6 +64,7 @@ def ict(value):
 REFUSED = {
     codes.CANNOT_COMPUTE: {"atr": np.nan},
     codes.BREAKER_LATCHED: {"breakers": 4},
+    codes.EMBARGO: {"embargoed": 1},
     codes.STALE_DATA: {"age_bars": 2.5},
     codes.DRAWDOWN_AT_LIMIT: {"drawdown": 0.08},
     codes.DRAWDOWN_EXIT_ONLY: {"drawdown": 0.06},

@@ -26,8 +26,9 @@ from pipelines.contracts import (
     History,
     utc,
 )
-from pipelines.data.alignment import align
+from pipelines.data.alignment import align, merge_records
 from pipelines.data.calendars import DAYS, Calendar
+from pipelines.data.series import Series, ages_of
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, BadTimes, BadValues, DigestMismatch, StateError, UnknownName
 from pipelines.features.catalog import FEATURES
@@ -297,7 +298,7 @@ def test_the_interval_of_overlapping_events_covers_the_true_rate_as_often_as_it_
 
 @pytest.fixture(scope="module")
 def recorded(stand, tmp_path_factory):
-    """The same market with a book every five minutes and a sentiment a day, and its warm start."""
+    """The same market with a book every five minutes, a sentiment a day and a named series, and its warm start."""
     rng = np.random.default_rng(3)
     known = stand.base[4::5, OPEN_TIME] + 60.0
     levels = np.full((len(known), 2, BOOK_LEVELS, 3), np.nan)
@@ -308,7 +309,12 @@ def recorded(stand, tmp_path_factory):
     books = Books(known, levels, rng.normal(size=(len(known), TAPE_WIDTH)))
     days = stand.base[::1440, OPEN_TIME]
     feed = ContextFeed(days, np.full(len(days), CONTEXT_INDEX["fear_greed"]), rng.uniform(20, 80, len(days)))
-    context = align(stand.decision[:, OPEN_TIME], QUARTERS, books, feed)
+    series = (Series("series_2", "options_flow", "contracts", 0.0, 36 * 3600.0),)  # often older than that, and missing
+    flow = stand.base[::4000, OPEN_TIME] + 7.0
+    named = ContextFeed(flow, np.full(len(flow), CONTEXT_INDEX["series_2"]), rng.normal(size=len(flow)))
+    feed = merge_records(feed, named)
+    context = align(stand.decision[:, OPEN_TIME], QUARTERS, books, feed, ages_of(series))
+    assert 0.2 < np.isnan(context[1][:, CONTEXT_INDEX["series_2"]]).mean() < 0.8
     batch = History(
         stand.decision, FEATURES.run(stand.decision, *context), SIGNALS.run(stand.decision, *context), *context
     )
@@ -321,7 +327,7 @@ def recorded(stand, tmp_path_factory):
         folder, symbol=SYMBOL, base_grid=MINUTES, grid=QUARTERS, feature_state=state, signal_state=other,
         base=stand.base[:HISTORY], history=History(closed, features, signals, *(c[:CLOSED] for c in context)),
         category_scores=CategoryScores.fit(signals), clock="market", books=before(books, HISTORY),
-        feed=before(feed, HISTORY),
+        feed=before(feed, HISTORY), series=series,
     )  # fmt: skip
     return read_warm_start(folder), books, feed, batch
 

@@ -76,7 +76,7 @@ def decided(regime, confidence, unicorn=NAN, event=1.0):
     """(whether it was too low, the minimum) for a row with every score at `confidence` on the event's side."""
     row = to_rows(
         np.full((1, N_SCORES), event), np.full((1, N_SCORES), confidence), trend=event, event=event, tier=1,
-        regime=NAN if regime is None else REGIMES.index(regime), unicorn=unicorn, age_bars=0, breakers=0,
+        regime=NAN if regime is None else REGIMES.index(regime), unicorn=unicorn, age_bars=0, breakers=0, embargoed=0,
         **NOTHING_OPEN, es_unit=0.02, volatility=0.003, atr=0.004, price=100.0, cost_bps=5.0, stop_cost_bps=5.0, p=0.7,
         p_low=0.65, miss_bps=-30.0,
     )[0]  # fmt: skip
@@ -108,7 +108,7 @@ def judged(require, regime=None, event=1.0, tier=1.0, own=0.9, unicorn=21.0, con
     direction = np.array([[event, ict, event, event, event, tradition]])
     confidence = np.array([[1.0, own if tier < 3 else 0.1, 1.0, 1.0, 1.0, 0.1 if tier < 3 else own]])
     row = to_rows(
-        direction, confidence, trend=event, event=event, tier=tier, age_bars=0, breakers=0,
+        direction, confidence, trend=event, event=event, tier=tier, age_bars=0, breakers=0, embargoed=0,
         regime=NAN if regime is None else REGIMES.index(regime), unicorn=unicorn * event, confluence=confluence * event,
         phase=phase, **NOTHING_OPEN, es_unit=0.02, volatility=0.003, atr=0.004, price=100.0, cost_bps=5.0,
         stop_cost_bps=5.0, p=0.7, p_low=0.65, miss_bps=-30.0,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipelines.context_layout import CONTEXT_FIELDS
+from pipelines.context_layout import CONTEXT_FIELDS, SERIES_FIELDS
 from pipelines.contracts import CLOSE, HIGH, LOW, VOLUME
 
 
@@ -48,4 +48,5 @@ def make_context(bars, seed=13):
         "cvd_small": rng.normal(0, 0.1, n) * volume,
         "vpin": rng.beta(4, 8, n),
     }
+    values |= {name: rng.normal(0, 10.0**i, n) for i, name in enumerate(SERIES_FIELDS)}
     return np.column_stack([values[name] for name in CONTEXT_FIELDS])

@@ -12,6 +12,8 @@ from pipelines.context_layout import CONTEXT_FIELDS, CONTEXT_INDEX, tape_of
 from pipelines.contracts import BOOK_LEVELS, CLOSE, HALF_SPREAD, OPEN_TIME, Books, ContextFeed
 from pipelines.data import records, schemas
 from pipelines.data.alignment import align
+from pipelines.data.embargo import windows_in
+from pipelines.data.series import series_in
 from pipelines.data.simulator.market import simulate
 from pipelines.data.timeframes import Grid, resample
 from pipelines.errors import BadShape, StateError
@@ -23,6 +25,7 @@ from pipelines.signals.catalog import SIGNALS
 from pipelines.signals.events import events
 from pipelines.training import stages
 from pipelines.training.labelling import Sources, event_labels, read_funding, read_sources
+from pipelines.warm_start import read_warm_start
 
 QUARTERS = Grid("15m")
 
@@ -97,6 +100,21 @@ def test_books_and_context_reach_features_signals_and_the_arrays_models_read(tmp
     assert meta["has_funding"] is True
     rates = read_sources(tmp_path / "artifacts/features").funding  # what labels and backtest pay
     np.testing.assert_array_equal(rates, np.column_stack([feed.known, feed.value]))
+
+
+def test_a_named_series_is_read_for_as_long_as_the_data_version_states(tmp_path):
+    days = BASE[::1440, OPEN_TIME][::4]
+    feed = ContextFeed(days, np.full(len(days), CONTEXT_INDEX["series_1"]), np.arange(len(days), dtype=float))
+    series = [{"field": "series_1", "name": "insider", "unit": "USD", "lag_s": 0.0, "max_age_s": 2 * 86400.0}]
+    events = [{"from": "2024-01-09T13:00:00+00:00", "until": "2024-01-09T14:00:00+00:00", "kind": "CPI"}]
+    folder = built(tmp_path, None, feed, source={"series": series, "events": events})
+    context = read_history(folder).context[:, CONTEXT_INDEX["series_1"]]
+    age = (QUARTERS.closes(BARS[:, OPEN_TIME]) - days[0]) % (4 * 86400.0)
+    np.testing.assert_array_equal(np.isfinite(context), age < 2 * 86400.0)
+    assert meta_of(folder)["series"] == {"series_1": "insider"}
+    warm = read_warm_start(folder / "features" / "warm")
+    assert (warm.series, warm.events) == (series_in({"series": series}), windows_in({"events": events}))
+    assert read_sources(folder / "features").windows == warm.events
 
 
 def test_records_alone_change_no_column_that_does_not_need_them(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.contracts import BAR_WIDTH, CLOSE, OPEN_TIME, Floats, JsonObject, utc, DAY_S
+from pipelines.contracts import BAR_WIDTH, CLOSE, DAY_S, OPEN_TIME, Floats, JsonObject, utc
 from pipelines.data.readers.pages import Page, folder_of, read_page, write_page
 from pipelines.data.readers.venues import Venue, check_venue
 from pipelines.data.timeframes import seconds

@@ -16,6 +16,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from pipelines.contracts import BAR_FIELDS, OPEN_TIME, Floats, utc
+from pipelines.data.symbols import slug_of
 from pipelines.errors import UnreadableFile
 
 PAGES_VERSION = "page/2"
@@ -45,7 +46,7 @@ class Page:
 
 def folder_of(root: Path, venue: str, symbol: str, timeframe: str) -> Path:
     """Return the folder of a venue's pages of one symbol and timeframe."""
-    return root / venue / symbol.replace("/", "-") / timeframe
+    return root / venue / slug_of(symbol) / timeframe
 
 
 def write_page(page: Page, folder: Path) -> None:

@@ -5,7 +5,20 @@ import numpy.typing as npt
 import pyarrow
 
 from pipelines.compiled import kernel
-from pipelines.contracts import BAR_WIDTH, CLOSE, HALF_SPREAD, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, TRADES, VOLUME, Floats, Trades
+from pipelines.contracts import (
+    BAR_WIDTH,
+    CLOSE,
+    HALF_SPREAD,
+    HIGH,
+    LOW,
+    OPEN,
+    OPEN_TIME,
+    TAKER_BUY,
+    TRADES,
+    VOLUME,
+    Floats,
+    Trades,
+)
 from pipelines.errors import BadShape, BadTimes
 
 # Binance's public archives: trades (futures 6 columns, spot 7) and aggTrades (futures 7, spot 8), without a header

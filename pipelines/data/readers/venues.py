@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pipelines.contracts import BAR_WIDTH, OPEN_TIME, Floats, JsonObject
+from pipelines.data.symbols import perpetual_of
 from pipelines.errors import UnknownName, VenueDown
 
 ATTEMPTS = 5
@@ -101,12 +102,12 @@ class Venue:
         self._response = response
 
     def market(self, symbol: str) -> str:
-        """Return the venue's market of `symbol` (BASE/QUOTE): spot, or else the perpetual settled in QUOTE.
+        """Return the venue's market of `symbol`: spot, or else the perpetual settled in its quote.
 
         Raises UnknownName with the nearest pairs if it has neither, VenueDown if it does not answer.
         """
         listed = self._call(f"its markets, for {symbol}", self._markets)
-        for name in (symbol, f"{symbol}:{symbol.split('/')[1]}"):  # of BTC/USDT:USDT the first one is the perpetual
+        for name in filter(None, (symbol, perpetual_of(symbol))):
             market = listed.get(name)
             # ccxt gives volume in contracts where a contract is not one of the base asset
             if market and (market["spot"] or (market["swap"] and market["contractSize"] == 1)):

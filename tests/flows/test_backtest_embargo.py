@@ -1,0 +1,40 @@
+"""The backtest obeys the calendar of events as the live decision does: nothing is opened inside a window."""
+
+import numpy as np
+
+from flows.support.backtest import backtest_policy
+from pipelines.data.embargo import Window, inside
+from pipelines.data.simulator.market import simulate
+from pipelines.data.timeframes import resample
+from pipelines.features.catalog import FEATURES
+from pipelines.settings import load_params
+from pipelines.signals.catalog import SIGNALS
+from pipelines.signals.events import events
+from serving.risk.codes import EMBARGO
+
+PARAMS = load_params()
+STEP = 900
+
+
+def test_nothing_is_opened_inside_a_window_and_what_was_decided_before_it_stays():
+    spec = PARAMS.simulator.model_copy(update={"history_days": 20, "live_days": 0, "drift_after_live_days": None})
+    base = simulate(spec, tape=False).bars
+    decision = resample(base, 60, STEP)
+    features, signals = FEATURES.run(decision), SIGNALS.run(decision)
+    at = events(features, signals).index
+    at = at[at >= 700]
+    sure = {"p": np.full(len(at), 0.95), "p_low": np.full(len(at), 0.9), "miss_atr": np.full(len(at), -0.9)}
+
+    def run(*windows):
+        return backtest_policy(
+            base, decision, features, signals, at, **sure, step_s=STEP, params=PARAMS, windows=windows
+        )
+
+    closes = decision[at[0] :, 0] + STEP
+    window = Window(float(closes[len(closes) // 2]), float(closes[len(closes) // 2 + 300]), "FOMC")
+    shut = inside(closes, [window])
+    whole, obeyed = run(), run(window)
+    assert (whole.codes[shut] == 0).any()
+    assert ((obeyed.codes & EMBARGO != 0) == shut).all()
+    before = closes < window.since
+    assert (obeyed.codes[before] == whole.codes[before]).all()

@@ -233,7 +233,7 @@ def recorded(symbol: str) -> Sources:
     """Return a recorded market, folded with the context known next to it."""
     file, timeframe, step_s = RECORDED[symbol]
     now = datetime.now(UTC)
-    base = schemas.to_matrix(assess(read(recording(file), now, timeframe), timeframe, now).clean)
+    base = schemas.to_matrix(assess(read(recording(file), now).frame, timeframe, now).clean)
     context = CONTEXT.get(symbol, ())
     feed = merge_feeds([read_context(recording(name)) for name in context]) if context else None
     return folded(base, int(np.diff(base[:, OPEN_TIME]).min()), step_s, None, feed)

@@ -81,7 +81,7 @@ class PlanResult:
 def recorded(name: str, timeframe: str) -> Floats:
     """Return the clean bars (n, 9) of a recorded file."""
     now = datetime.now(UTC)
-    return schemas.to_matrix(assess(read(recording(name), now, timeframe), timeframe, now).clean)
+    return schemas.to_matrix(assess(read(recording(name), now).frame, timeframe, now).clean)
 
 
 def markets(params: Params) -> list[Market]:

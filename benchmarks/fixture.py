@@ -65,7 +65,7 @@ def recording(name: str) -> Path:
 def recorded(path: Path) -> Floats:
     """Return the clean 1-minute bars (n, 9) of a recorded file."""
     now = datetime.now(UTC)
-    return schemas.to_matrix(assess(read(path, now), "1m", now).clean)
+    return schemas.to_matrix(assess(read(path, now).frame, "1m", now).clean)
 
 
 def simulated(params: Params, history_days: int, live_days: int = 0, **changes: Any) -> Floats:

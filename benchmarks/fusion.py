@@ -172,7 +172,7 @@ def recorded(
 ) -> EvaluationSet:
     """Return the evaluation set of a recorded file of bars, with the context files known next to it."""
     now = datetime.now(UTC)
-    base = schemas.to_matrix(assess(read(recording(file), now, timeframe), timeframe, now).clean)
+    base = schemas.to_matrix(assess(read(recording(file), now).frame, timeframe, now).clean)
     feed = merge_feeds([read_context(recording(name)) for name in context]) if context else None
     return evaluation_set(title, base, step_s, None, feed, params, costs_of_file(file, params))
 

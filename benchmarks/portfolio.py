@@ -73,7 +73,7 @@ def recorded(files: dict[str, str], about: str, params: Params) -> Market:
     """
     costs = max((costs_of_file(name, params) for name in files.values()), key=lambda each: each.round_trip_bps)
     now = datetime.now(UTC)
-    bars = [schemas.to_matrix(assess(read(recording(name), now, "1h"), "1h", now).clean) for name in files.values()]
+    bars = [schemas.to_matrix(assess(read(recording(name), now).frame, "1h", now).clean) for name in files.values()]
     opened = reduce(np.intersect1d, (matrix[:, OPEN_TIME] for matrix in bars))
     closes = np.column_stack([matrix[np.isin(matrix[:, OPEN_TIME], opened), CLOSE] for matrix in bars])
     span = float(opened[-1] - opened[0])

@@ -99,7 +99,7 @@ MARKETS = (
 def score_market(market: Recorded, params: Params) -> tuple[str, Scores, dict[str, str]]:
     """Return first and last day, scores on 15-minute bars, and the signals without input with what they wait for."""
     path, now = recording(market.file), datetime.now(UTC)
-    base = schemas.to_matrix(assess(read(path, now), market.timeframe, now).clean)
+    base = schemas.to_matrix(assess(read(path, now).frame, market.timeframe, now).clean)
     decision = base if market.timeframe == "15m" else resample(base, 60, STEP_S)
     feed = merge_feeds([read_context(recording(name)) for name in market.context])
     return score_bars(base, decision, None, feed, params, costs_of_file(market.file, params))

@@ -51,7 +51,7 @@ def hourly(name: str, now: datetime) -> tuple[Floats, Floats]:
     price.
     """
     path = recording(name)
-    bars = schemas.to_matrix(assess(read(path, now, "1h"), "1h", now).clean)
+    bars = schemas.to_matrix(assess(read(path, now).frame, "1h", now).clean)
     table = read_table(path)
     if "ask_close" not in table.column_names:
         return bars, np.full(len(bars), np.nan)

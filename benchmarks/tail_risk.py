@@ -247,7 +247,7 @@ def budgets(now: datetime, params: Params) -> list[BudgetCase]:
     """Return every case of the budgets' own forecast, finest timeframe first."""
     found = []
     for market, base, names, timeframes in BUDGET_RECORDINGS:
-        parts = [assess(read(recording(name), now, base), base, now).clean for name in names]
+        parts = [assess(read(recording(name), now).frame, base, now).clean for name in names]
         bars = np.concatenate([schemas.to_matrix(part) for part in parts])
         for timeframe in timeframes:
             found += budget_cases(market, timeframe, closes_of(bars, timeframe, base), params)
@@ -258,7 +258,7 @@ def budgets(now: datetime, params: Params) -> list[BudgetCase]:
 def _recorded(now: datetime) -> dict[str, Floats]:
     """Return the clean hourly bars (n, 9) of every market."""
     return {
-        market: schemas.to_matrix(assess(read(recording(name), now, "1h"), "1h", now).clean)
+        market: schemas.to_matrix(assess(read(recording(name), now).frame, "1h", now).clean)
         for market, name in MARKETS.items()
     }
 

@@ -59,7 +59,7 @@ class StressStudy:
 
 def crisis_bars(path: Path, at: datetime) -> tuple[Floats, float]:
     """Return ((m, 9) bars of at least an hour, their seconds) of a recorded file. Raises as `files.read`."""
-    frame = read(path, at)
+    frame = read(path, at).frame
     timeframe = infer_timeframe(to_matrix(frame)[:, OPEN_TIME])
     bars = to_matrix(assess(frame, timeframe, at).clean)
     step_s = TIMEFRAME_SECONDS[timeframe]

@@ -23,7 +23,7 @@ from pipelines.contracts import (
 from pipelines.costs import costs_of, venue_of
 from pipelines.data.quality import QualityReport, assess, cross_source_divergence
 from pipelines.data.schemas import to_frame, to_matrix
-from pipelines.data.sources import Records, make_source, normalise_symbol
+from pipelines.data.sources import UNNAMED, Records, make_source, normalise_symbol
 from pipelines.data.timeframes import infer_timeframe, resample
 from pipelines.families import FAMILIES
 from pipelines.features.catalog import FEATURES, absent_columns
@@ -35,7 +35,6 @@ from pipelines.signals.validator_schema import VALIDATOR_COLUMNS
 
 ROWS_ARE_EVENTS = ("validator", "pattern")  # their number is known only after signals were folded
 NAMED_GAPS = 5
-UNNAMED = "UNNAMED/USD"  # the symbol a file is read as if none is given: assessing bars needs none
 
 
 class Difference(TypedDict):

@@ -197,7 +197,7 @@ def test_recorded_markets_are_good_enough_to_train_on(name, timeframe, weekly, l
     path = DATA / name
     if not path.exists():
         pytest.skip(f"recorded data {name} is not on this machine")
-    report = assess(read(path, NOW), timeframe, NOW)
+    report = assess(read(path, NOW).frame, timeframe, NOW)
     assert len(report.quarantined) == 0
     assert report.weekly_sessions == weekly
     assert report.score >= least

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import Trades
-from pipelines.data.readers.files import read, read_trades
+from pipelines.data.readers.files import FileOptions, read, read_trades
 from pipelines.data.readers.trades import bars_from_trades
 from pipelines.errors import BadColumns, BadTimes, BadValues
 
@@ -35,7 +35,7 @@ def content(name: str, unit: int = 1) -> str:
 def test_every_layout_makes_the_same_bars(name, unit, tmp_path):
     file = tmp_path / "t.csv"
     file.write_text(content(name, unit))
-    bars = read(file, NOW)
+    bars = read(file, NOW).frame
     assert bars["open"].tolist() == [100.0, 99.0]
     assert bars["close"].tolist() == [101.0, 99.0]
     assert bars["volume"].tolist() == [0.75, 1.0]
@@ -47,7 +47,7 @@ def test_a_zip_and_a_header_are_read_as_well_and_the_timeframe_can_be_asked_for(
     header = "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker\n"
     with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
         archive.writestr("t.csv", header + content("futures aggTrades"))
-    assert read(tmp_path / "t.zip", NOW, "5m")["trades"].tolist() == [4.0]
+    assert read(tmp_path / "t.zip", NOW, FileOptions(timeframe="5m")).frame["trades"].tolist() == [4.0]
     assert read_trades(tmp_path / "t.zip").side.tolist() == [-1.0, 1.0, -1.0]
 
 

@@ -105,7 +105,7 @@ def test_on_recorded_hours_the_budgets_forecast_passes_where_plain_history_faile
         pytest.skip("no recorded hours of ETH and EUR; BELLWETHER_RECORDED names the folder of the recorded candles")
     now, cases = datetime.now(UTC), []
     for market, base, names, _ in wanted:
-        bars = schemas.to_matrix(assess(read(recording(names[0]), now, base), base, now).clean)
+        bars = schemas.to_matrix(assess(read(recording(names[0]), now).frame, base, now).clean)
         cases += budget_cases(market, "1h", closes_of(bars, "1h", base), MONTHLY)
     assert min(case.found.n for case in cases) > LEAST
     assert {method: passed(cases, "1h", method) for method in (PLAIN, FILTERED, LARGER)} == {

@@ -456,7 +456,7 @@ def test_the_weekends_of_gold_are_no_gaps_over_both_clock_changes():
     file = ROOT / "../shared/data/forex/oanda_xauusd_1h_to_2015h1.parquet"
     if not file.exists():
         pytest.skip("no recorded gold next to the checkout")
-    bars = schemas.to_matrix(read(file, NOW))
+    bars = schemas.to_matrix(read(file, NOW).frame)
     bars = bars[bars[:, OPEN_TIME] >= datetime(2013, 4, 1, tzinfo=UTC).timestamp()]
     summer = bars[:, OPEN_TIME] < datetime(2013, 10, 1, tzinfo=UTC).timestamp()  # the history ends before any change
     closures = weekly_closures(bars[summer], 3600)

@@ -19,7 +19,6 @@ from pipelines.data.timeframes import infer_timeframe, seconds
 from pipelines.errors import BadColumns, BadTimes, UnknownName
 
 
-
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Describe one layout of a context file.

@@ -358,13 +358,13 @@ def headless(width: int, sample: Sequence[Sequence[str]], separator: str, saw: s
         if width in (5, 6) and not (width > 2 and kinds[1] == "clock"):
             names = ("time", *PRICES, "volume")[:width]
             if histdata and width == 6:
-                zero = all(float(row[5] or 0) == 0 for row in rows if row[5].strip().isdigit())
+                zero = all(not row[5].strip(" 0.") for row in rows)
                 made = plan("HistData M1" if zero else "NinjaTrader minutes", names, (0,))
                 return replace(made, zone_hint="-05:00" if zero else None)
             return plan("candles without a header", names, (0,))
     if width in (6, 7) and kinds[0] == "date" and kinds[1] == "clock" and all(numbers[2:]):
         names = ("date", "time", *PRICES, "volume")[:width]
-        zero = width == 7 and all(row[6].strip() == "0" for row in rows)
+        zero = width == 7 and all(not row[6].strip(" 0.") for row in rows)
         return replace(plan("MetaTrader 4 export", names, (0, 1)), zone_hint="-05:00" if zero else None)
     cells = ", ".join(first[:6]) + (" …" if width > 6 else "")
     raise BadColumns(

@@ -4,6 +4,7 @@ What is read is what the cell says: a cell that does not fit the signs of its fi
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -47,27 +48,31 @@ def signs_of(cells: Iterable[str], separator: str | None) -> Signs:
     A comma followed by three digits only ("1,234") is a decimal in a file separated by semicolons or tabs, as
     spreadsheets of decimal-comma countries write, and a thousands sign in one separated by commas (the cell is quoted).
     """
-    comma = point = False  # seen as a decimal for certain
-    grouped = ""  # seen as a thousands sign for certain
-    lone_comma = False
+    both, commas_sure, points, lone = Counter[str](), 0, 0, 0  # decimal signs next to a thousands sign; and alone
+    grouped: Counter[str] = Counter()
     for cell in cells:
         text = cell.strip(BLANKS).strip("+-" + CURRENCY).rstrip("KkMmBbTt% ")
-        commas, points = text.count(","), text.count(".")
-        if commas and points:
-            comma, point = (True, point) if text.rfind(",") > text.rfind(".") else (comma, True)
-            grouped += "." if text.rfind(",") > text.rfind(".") else ","
-        elif commas > 1:
-            grouped += ","
-        elif points > 1:
-            grouped += "."
-        elif commas == 1:
+        comma, point = text.count(","), text.count(".")
+        if comma and point:
+            both["," if text.rfind(",") > text.rfind(".") else "."] += 1
+            grouped["." if text.rfind(",") > text.rfind(".") else ","] += 1
+        elif comma > 1 or point > 1:
+            grouped["," if comma > 1 else "."] += 1
+        elif comma == 1:
             whole, _, part = text.partition(",")
-            certain = len(part) != 3 or whole in ("", "0") or not 1 <= len(whole) <= 3
-            comma, lone_comma = comma or certain, True
-        grouped += next((sign for sign in "'\u00a0\u202f\u2009 " if sign in text.strip()), "")
-    decimal = "," if comma or ("," not in grouped and lone_comma and not point and separator != ",") else "."
-    thousands = next((sign for sign in grouped if sign != decimal), None)
-    if thousands is None and lone_comma and decimal == ".":
+            commas_sure += len(part) != 3 or whole in ("", "0") or len(whole) > 3
+            lone += 1
+        else:
+            points += point
+        grouped.update(sign for sign in "'\u00a0\u202f\u2009 " if sign in text.strip())
+    if both:
+        decimal = both.most_common(1)[0][0]
+    elif commas_sure or points:
+        decimal = "," if commas_sure > points else "."
+    else:
+        decimal = "," if lone and separator != "," and not grouped[","] else "."
+    thousands = next((sign for sign, _ in grouped.most_common() if sign != decimal), None)
+    if thousands is None and lone and not commas_sure and decimal == ".":
         thousands = ","
     return Signs(decimal, thousands)
 
@@ -89,8 +94,8 @@ def to_floats(column: pyarrow.ChunkedArray, signs: Signs, name: str, lines: Ints
         kind = column.type
     if pyarrow.types.is_floating(kind) or pyarrow.types.is_integer(kind) or pyarrow.types.is_null(kind):
         return np.asarray(column.cast(pyarrow.float64(), safe=False).to_numpy(), dtype=np.float64)
-    if pyarrow.types.is_decimal(kind):
-        return np.asarray(column.cast(pyarrow.float64()).to_numpy(), dtype=np.float64)
+    if pyarrow.types.is_decimal(kind):  # by way of text: a direct cast is off in the last place
+        return np.asarray(column.cast(pyarrow.string()).cast(pyarrow.float64()).to_numpy(), dtype=np.float64)
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise BadValues(
             f"{where}: saw: column {name} holds {kind}; still missing: numbers; for example: {_example(column)}. "

@@ -237,7 +237,7 @@ def _header(rows: Sequence[Sequence[str]], width: int) -> tuple[int | None, list
     scored = [
         (known_names(row), i)
         for i, row in enumerate(rows)
-        if abs(len(row) - width) <= 1 and len(row) > 1 and not (row[0].startswith(COMMENTS) and known_names(row) < 2)
+        if (abs(len(row) - width) <= 1 or known_names(row) > 2) and len(row) > 1 and not (row[0].startswith(COMMENTS) and known_names(row) < 2)
     ]
     if not scored:
         return None, list(range(len(rows)))

@@ -227,7 +227,7 @@ def _metatrader(sheet: Sheet, values: dict[str, Floats], sources: dict[str, str]
 
 def direction(micros: Stamps) -> Order:
     """Return the order of times."""
-    steps = np.diff(micros).astype(np.int64)
+    steps = np.diff(micros[~np.isnat(micros)]).astype(np.int64)
     if (steps >= 0).all():
         return "ascending"
     return "descending" if (steps <= 0).all() else "mixed"
@@ -281,7 +281,7 @@ def _in_sequence(parts: list[Part]) -> tuple[list[Part], list[str]]:
     """Return parts by their first times, and a note where that is not the order given."""
     if len(parts) == 1 or any(part.order == "mixed" for part in parts):
         return parts, []
-    ordered = sorted(parts, key=lambda part: part.micros[0])
+    ordered = sorted(parts, key=lambda part: np.nanmin(part.micros))
     if all(one is other for one, other in zip(ordered, parts, strict=True)):
         return parts, []
     return ordered, ["the files were put in the order of their times"]

@@ -20,7 +20,9 @@ MISSING = ("", "-", "--", "—", "–", "n/a", "na", "nan", "null", "none", "#n/
 ENDINGS = {"k": "e3", "m": "e6", "b": "e9", "t": "e12"}
 CURRENCY = "$€£¥₿₹"
 _PLAIN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
-_ROUGH = re.compile(r"[+-]?[$€£¥₿₹]?[\d.,'\u00a0\u202f\u2009 ]*\d[\d.,]*([eE][+-]?\d+)?\s?[KkMmBbTt]?$")
+_ROUGH = re.compile(
+    r"[+-]?[$€£¥₿₹]?(\d{1,3}([.,'\u00a0\u202f\u2009 ]\d{3})+([.,]\d*)?|\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?\s?[KkMmBbTt%]?$"
+)
 
 
 class Signs(NamedTuple):

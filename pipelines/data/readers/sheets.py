@@ -149,6 +149,7 @@ def arrow_table(member: Member) -> pyarrow.Table:
     try:
         table = read(pyarrow.BufferReader(member.data))
         table.validate(full=True)
+        str(table.schema)  # names and zones of damaged bytes are no text
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
         raise UnreadableFile(f"{member.name}: cut off or not {kind} ({str(error)[:160]}). Fetch it again.") from error
     if table.num_rows == 0:
@@ -170,7 +171,10 @@ def _table_plan(table: pyarrow.Table, name: str) -> tuple[list[str], Plan, tuple
 def _shown(column: pyarrow.ChunkedArray) -> list[str]:
     """Return cells as text, for the look at their kind."""
     if pyarrow.types.is_timestamp(column.type):
-        column = column.cast(pyarrow.timestamp("us", tz=column.type.tz), safe=False)
+        zone = "" if column.type.tz is None else "+00:00"
+        seconds = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
+        whole = pc.fill_null(column.cast(pyarrow.int64()), 0).to_numpy() // seconds
+        return [f"{stamp}{zone}" for stamp in whole.astype("datetime64[s]").astype(str)]
     return ["" if cell is None else str(cell) for cell in column.to_pylist()]
 
 

@@ -24,6 +24,7 @@ from pipelines.errors import BadColumns, UnreadableFile
 SEPARATORS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'", " ": "blank"}
 HEAD_BYTES, HEAD_LINES, TAIL_LINES = 2**16, 120, 24
 MAX_HEADER = 40  # lines that may stand above the first row
+LEAST_CELLS = 4
 COMMENTS = ("#", "//", "--")
 FLAGS = ("true", "false", "buy", "sell")
 
@@ -171,7 +172,7 @@ def _lines(data: bytes, whole: bool) -> list[str]:
 def _cells(line: str, separator: str) -> list[str]:
     """Return the cells of a line; a blank separator may stand several times."""
     if separator == " ":
-        return line.split()
+        return [cell for cell in line.split(" ") if cell]
     if '"' not in line:
         return line.split(separator)
     try:
@@ -213,6 +214,8 @@ def _separator(head: Sequence[str], name: str) -> tuple[str, int]:
         own = [row for row in rows if len(row) == width]
         good = sum(_kinds(row) / max(len(row), 1) for row in own if _like_data(row))
         named = max((known_names(row) for row in rows), default=0)
+        if separator == " " and best[3] >= LEAST_CELLS and best[0] > 0.5:
+            continue  # blanks stand inside times
         score = (round(good / len(rows), 3) + min(named, 4) * 0.01, -rank, separator, width)
         best = max(best, score)
     if not best[2]:
@@ -437,7 +440,7 @@ def _cleaned(text: Text) -> tuple[bytes, Ints, list[str]]:
     ]
     kept, number = lines.filter(pyarrow.array(~gone)), number[~gone]
     if form.separator == " ":
-        kept = pc.replace_substring_regex(pc.utf8_trim_whitespace(kept), r"\s+", "\t")
+        kept = pc.replace_substring_regex(pc.utf8_trim_whitespace(kept), " +", "\t")
     _same_width(kept, number, text)
     return "\n".join(kept.to_pylist()).encode() + b"\n", number, notes
 

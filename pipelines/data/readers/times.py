@@ -21,6 +21,7 @@ from pipelines.errors import BadTimes
 Stamps = npt.NDArray[np.datetime64]
 
 UNITS = {"s": 1_000_000, "ms": 1_000, "µs": 1, "ns": 0}  # µs in one; 0: divided by 1000
+EARLIEST_US = -2_208_988_800_000_000  # 1900
 EARLIEST_S, LATEST_S = 10**8, 4_102_444_800  # epochs of 1973 to 2100, so that no unit can be taken for another
 SIZES = {"s": 1, "ms": 10**3, "µs": 10**6, "ns": 10**9}
 COMPACT = {8: "YYYYMMDD", 12: "YYYYMMDDHHMM", 14: "YYYYMMDDHHMMSS"}
@@ -105,19 +106,17 @@ def parse(
     if pyarrow.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
+    if pyarrow.types.is_timestamp(kind):
+        return _named(Times(_typed(column, name, lines, where), kind.tz is not None, False, _zone_form(kind.tz)), name)
     if column.null_count:
         empty = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
         raise BadTimes(
             f"{where}: saw: {column.null_count} empty cells in column {name}; still missing: a time in each row; for "
             f"example: line {int(lines[empty])}. Find out which bars these are, or delete the lines."
         )
-    if pyarrow.types.is_timestamp(kind):
-        stamps = column.cast(pyarrow.timestamp("us", tz=kind.tz), safe=False).to_numpy()
-        return _named(
-            Times(np.asarray(stamps, dtype="datetime64[us]"), kind.tz is not None, False, _zone_form(kind.tz)), name
-        )
-    if pyarrow.types.is_date(kind):
-        return Times(column.cast(pyarrow.timestamp("us")).to_numpy().astype("datetime64[us]"), False, True, "dates")
+    if pyarrow.types.is_date32(kind):
+        days = column.cast(pyarrow.int32()).to_numpy().astype(np.int64)
+        return Times(_bounded(days * 86_400_000_000, name, lines, where), False, True, "dates")
     if pyarrow.types.is_integer(kind):
         return _named(_epochs(column.cast(pyarrow.int64()).to_numpy(), name, lines, where), name)
     if pyarrow.types.is_floating(kind) or pyarrow.types.is_decimal(kind):
@@ -127,6 +126,24 @@ def parse(
     raise BadTimes(
         f"{where}: saw: column {name} holds {kind}; still missing: times; for example: 2024-01-02T00:00:00Z or epoch ms."
     )
+
+
+def _typed(column: pyarrow.ChunkedArray, name: str, lines: Ints, where: str) -> Stamps:
+    """Return typed stamps as datetime64[us], NaT where empty. Raises BadTimes for one of no century."""
+    unit = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0}[column.type.unit]
+    empty = column.is_null().to_numpy(zero_copy_only=False)
+    values = pc.fill_null(column.cast(pyarrow.int64()), 0).to_numpy()
+    micros = values // 1000 if unit == 0 else np.clip(values, -(2**62) // unit, 2**62 // unit) * unit
+    return np.where(empty, np.datetime64("NaT", "us"), _bounded(micros, name, lines, where))
+
+
+def _bounded(micros: npt.NDArray[np.int64], name: str, lines: Ints, where: str) -> Stamps:
+    """Return epoch µs as stamps. Raises BadTimes outside the years 1900 to 2100."""
+    odd = (micros < EARLIEST_US) | (micros > LATEST_S * 1_000_000)
+    if odd.any():
+        at = int(np.argmax(odd))
+        raise _bad(where, name, f"{int(micros[at]) / 1e6:g} s since 1970", int(lines[at]), int(odd.sum()))
+    return micros.astype("datetime64[us]")
 
 
 def _named(times: Times, name: str) -> Times:

@@ -1,8 +1,8 @@
 """Mutations of files of bars: the same bars, or the obstacle named; never a third value and no traceback.
 
-Form mutations change how a file is written (separator, header, order, encoding, cut, doubled or exchanged lines, unit of
-the times, rubbish bytes). What is read afterwards must be rows of the known history, each with all its values, or one of
-the four errors of the readers. A value mutation changes one digit: what is read must be what the file says then.
+Form mutations change how a file is written (separator, header, order, encoding, cut, doubled or exchanged lines, unit
+of the times, rubbish bytes). What is read afterwards must be rows of the known history, each with all its values, or one
+of the four errors of the readers. A value mutation changes one digit: what is read must be what the file says then.
 
     python -m benchmarks.file_mutations 20000
 """
@@ -154,7 +154,9 @@ def try_form(path: Path, known: set[tuple[int, str, float]], data: bytes, names:
     # so does a line that ends inside its last cell; at the end of the file a note says so
     shortened = "short line" in names or any("taken as whole" in note for note in reading.read_as.notes)
     if strange and not spoiled and not (shortened and len(strange) <= 1 + names.count("short line")):
-        outcome.faults.append(f"{names}: {strange[:3]} notes {reading.read_as.notes} bytes {data[:300]!r} … {data[-60:]!r}")
+        outcome.faults.append(
+            f"{names}: {strange[:3]} notes {reading.read_as.notes} bytes {data[:300]!r} … {data[-60:]!r}"
+        )
 
 
 def try_value(path: Path, lines: list[str], separator: str, rng: np.random.Generator, outcome: Outcome) -> None:
@@ -240,7 +242,16 @@ def main(n: int) -> None:
     begun = time.perf_counter()
     outcomes = run(n)
     for name, outcome in outcomes.items():
-        print(json.dumps({"mutations": name, "read": outcome.read, "refused": dict(outcome.refused), "faults": len(outcome.faults)}))
+        print(
+            json.dumps(
+                {
+                    "mutations": name,
+                    "read": outcome.read,
+                    "refused": dict(outcome.refused),
+                    "faults": len(outcome.faults),
+                }
+            )
+        )
     for fault in [fault for outcome in outcomes.values() for fault in outcome.faults][:10]:
         print(fault)
     print(f"{time.perf_counter() - begun:.0f} s")

@@ -116,14 +116,18 @@ def test_the_settings_say_from_where_on_bars_are_stale_a_jump_or_divergent():
     assert shipped == QualityParams()  # the file and the types name the same numbers
     still = frame(300)
     still.loc[100:119, ["open", "high", "low", "close"]] = still["close"][99]
-    count = {least: assess(still, "1m", NOW, rules=QualityParams(stale_bars=least)).counts["stale"] for least in (20, 21)}
+    count = {
+        least: assess(still, "1m", NOW, rules=QualityParams(stale_bars=least)).counts["stale"] for least in (20, 21)
+    }
     assert count == {20: 20, 21: 0}
     jumped = frame(600)
     jumped.loc[500:, ["open", "high", "low", "close"]] *= 1.2
     counts = [assess(jumped, "1m", NOW, rules=QualityParams(jump_mads=mads)).counts["jumps"] for mads in (20.0, 1e6)]
     assert counts == [1, 0]
     other = still.assign(close=still["close"] * np.where(np.arange(300) == 50, 1.001, 1.0))
-    found = [len(cross_source_divergence(still, other, QualityParams(divergent_bps=bps)).flagged) for bps in (9.0, 11.0)]
+    found = [
+        len(cross_source_divergence(still, other, QualityParams(divergent_bps=bps)).flagged) for bps in (9.0, 11.0)
+    ]
     assert found == [1, 0]
 
 

@@ -5,7 +5,19 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from pipelines.contracts import CLOSE, CONTEXT_INDEX, HALF_SPREAD, HIGH, LOW, OPEN, OPEN_TIME, TAKER_BUY, TAPE_INDEX, TRADES, VOLUME
+from pipelines.contracts import (
+    CLOSE,
+    CONTEXT_INDEX,
+    HALF_SPREAD,
+    HIGH,
+    LOW,
+    OPEN,
+    OPEN_TIME,
+    TAKER_BUY,
+    TAPE_INDEX,
+    TRADES,
+    VOLUME,
+)
 from pipelines.data.alignment import align
 from pipelines.data.orderbook import limit_order_book
 from pipelines.data.simulator.book_design import PATTERNS

@@ -18,7 +18,10 @@ def history(n=40, step_s=3600, start=START, places=2, level=100.0, seed=3):
     highs = np.maximum(opens, closes) + rng.integers(1, 20, n) * tick
     lows = np.minimum(opens, closes) - rng.integers(1, 20, n) * tick
     times = [start + timedelta(seconds=step_s * i) for i in range(n)]
-    prices = {name: values.round(places) for name, values in (("open", opens), ("high", highs), ("low", lows), ("close", closes))}
+    prices = {
+        name: values.round(places)
+        for name, values in (("open", opens), ("high", highs), ("low", lows), ("close", closes))
+    }
     return pd.DataFrame({"time": times, **prices, "volume": (rng.integers(1, 9000, n) / 1000).round(3)})
 
 

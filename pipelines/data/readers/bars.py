@@ -254,9 +254,8 @@ def _placed(stamps: Times, sheet: Sheet, lines: Ints, options: FileOptions, note
 def no_zone(sheet: Sheet, name: str) -> BadTimes:
     """Return the error for times without an offset."""
     plan = sheet.plan
-    fields = ", ".join(
-        f"{field} = {plan.names[i]}" for field, i in plan.fields.items() if field in (*PRICES, "volume", "bid", "ask")
-    )
+    shown = [(field, plan.names[i]) for field, i in plan.fields.items() if field in (*PRICES, "volume", "bid", "ask")]
+    fields = ", ".join(field if field == source else f"{field} = {source}" for field, source in shown)
     hint = FOR_EXAMPLE_ZONE
     if plan.zone_hint is not None:
         hint = f"--timezone {plan.zone_hint}, which HistData documents for its files, all year"
@@ -300,30 +299,33 @@ def _or_missing(part: Part, name: str) -> Floats:
 def _without_copies(
     micros: Stamps, values: dict[str, Floats], lines: Ints, sheets: Sequence[Sheet], member: Ints
 ) -> tuple[np.ndarray, list[str]]:
-    """Return which rows to keep, all but exact copies of an earlier row, and a note. Rows that contradict one another stay."""
+    """Return which rows to keep, all but exact copies of a row of an earlier file, and a note.
+
+    Rows that contradict one another stay, and so do copies inside one file: quality.assess has a reason for them.
+    """
     kept = np.ones(len(micros), dtype=bool)
-    if (np.diff(micros) > np.timedelta64(0, "us")).all():
+    if len(sheets) == 1 or (np.diff(micros) > np.timedelta64(0, "us")).all():
         return kept, []
     table = pd.DataFrame({"open_time": micros, **values})
-    kept = ~table.duplicated().to_numpy()
+    kept = ~(table.duplicated() & ~table.assign(member=member).duplicated()).to_numpy()
     if kept.all():
         return kept, []
     at = int(np.argmin(kept))
-    place = f"line {int(lines[at])}" + (f" of {sheets[member[at]].name}" if len(sheets) > 1 else "")
-    return kept, [f"{place} is a copy of an earlier row: {int((~kept).sum())} copies were left out"]
+    copies = f"line {int(lines[at])} of {sheets[member[at]].name} is a copy of a row of an earlier file"
+    return kept, [f"{copies}: {int((~kept).sum())} copies were left out"]
 
 
 def _order(parts: Sequence[Part], micros: Stamps, lines: Ints, notes: list[str]) -> Order:
     """Return the order of all rows; adds a note with the first line out of it."""
-    if len(parts) == 1 and parts[0].order == "descending":
-        return "descending"
-    back = np.diff(micros) < np.timedelta64(0, "us")
+    steps = np.diff(micros)
+    back, same = steps < np.timedelta64(0, "us"), steps == np.timedelta64(0, "us")
+    if same.any():
+        line = int(lines[int(np.argmax(same)) + 1])
+        notes.append(f"line {line} has the time of the row before it ({int(same.sum())} such rows): left as it is")
     if not back.any():
         return "ascending" if any(part.order != "descending" for part in parts) else "descending"
-    at = int(np.argmax(back))
-    notes.append(
-        f"line {int(lines[at + 1])} is earlier than the row before it ({int(back.sum())} such places): left as it is"
-    )
+    line = int(lines[int(np.argmax(back)) + 1])
+    notes.append(f"line {line} is earlier than the row before it ({int(back.sum())} such places): left as it is")
     return "mixed"
 
 

@@ -24,6 +24,7 @@ EXTENSIONS = (".csv", ".txt", ".tsv", ".gz", ".zip", ".parquet", ".feather")  # 
 TABLES = (".csv", ".tsv", ".tab", ".parquet", ".pq", ".feather", ".arrow", ".ipc")
 PACKED = (".gz", ".zip", ".bz2", ".xz")
 TEXTS = (".txt", ".dat", ".prn", ".asc")  # data only where nothing above lies next to it: archives add reports as .txt
+OTHERS = (".md", ".py", ".ipynb", ".yaml", ".yml", ".toml")
 NESTED = 4  # archives within archives
 LIMIT_BYTES = 8 * 2**30  # unpacked: a file of a few bytes may unpack to any size
 CHUNK = 2**24
@@ -81,12 +82,14 @@ def open_paths(paths: Sequence[Path]) -> Opened:
 
 
 def check_path(path: Path) -> None:
-    """Raise UnreadableFile if `path` is missing or an empty file."""
+    """Raise UnreadableFile if `path` is missing, an empty file, or by its name a text that is no table."""
     try:
         if path.is_dir():
             return
         if not path.is_file():
             raise UnreadableFile(f"{path}: no such file. Check the path.")
+        if path.suffix.lower() in OTHERS:
+            raise UnreadableFile(f"{path}: cannot read {path.suffix}; known: {', '.join(EXTENSIONS)}.")
         if path.stat().st_size == 0:
             raise UnreadableFile(f"{path}: the file is empty. Fetch it again.")
     except (OSError, ValueError) as error:  # a name too long, or with a NUL

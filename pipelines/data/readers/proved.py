@@ -19,6 +19,7 @@ ORDERS = {
 }  # positions of high and low among the four prices → the orders in which publishers write them
 SURE = 0.98  # share of rows that prove an order: a few may be wrong
 MINUTE_US = 60_000_000
+STEADY = 0.9  # share of rows in which a contract has one size
 JITTER_S, JITTER_SHARE = 1.0, 0.01  # stamps are put on the minute within one second and one per cent of a bar
 LOOKED_AT = 20_000  # rows from the top that show the order of prices
 FEW_ROWS = 10  # below this nothing is proved against a header
@@ -97,16 +98,16 @@ def base_volume(values: dict[str, Floats], quote: Floats | None, taker_quote: Fl
     if quote is None or "volume" not in values:
         return []
     volume = values["volume"]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         ratio = quote / volume
-        traded = np.isfinite(ratio) & (volume > 0) & (quote > 0)
+        traded = np.isfinite(ratio) & (volume > 0) & (quote > 0) & np.isfinite(values["close"])
         inside = (ratio >= values["low"] * 0.999) & (ratio <= values["high"] * 1.001)
         if traded.sum() < FEW_ROWS or inside[traded].mean() >= 0.5:
             return []
         fit = values["close"][traded] * quote[traded] / volume[traded]  # of one contract, in the quote currency
     middle = float(np.median(fit))
-    steady = float((np.abs(fit / middle - 1.0) < 0.02).mean()) if middle > 0 else 0.0
-    if steady < 0.9:
+    steady = float((np.abs(fit / middle - 1.0) < 0.02).mean()) if 0 < middle < np.inf else 0.0
+    if steady < STEADY:
         raise BadValues(
             f"{saw}; still missing: the base volume, quote_volume / volume lies outside low … high in "
             f"{int((~inside[traded]).sum())} of {int(traded.sum())} rows, so `volume` is no amount of the base asset; for "
@@ -134,7 +135,8 @@ def refuse_premium(values: Mapping[str, Floats], saw: str) -> None:
     small, crosses = float(np.abs(close).max()) < 1.0, bool((close <= 0).any())
     with np.errstate(divide="ignore", invalid="ignore"):
         moves = np.abs(np.diff(close) / close[:-1])
-    wild = float(np.abs(close).max()) < 0.05 and len(close) >= FEW_ROWS and float(np.nanmedian(moves)) > 0.01
+    moves = moves[np.isfinite(moves)]
+    wild = float(np.abs(close).max()) < 0.05 and len(close) >= FEW_ROWS and len(moves) > 0 and float(np.median(moves)) > 0.01
     if small and (crosses or wild):
         raise BadValues(
             f"{saw}; still missing: prices, the closes lie between {close.min():.4g} and {close.max():.4g} and nothing "

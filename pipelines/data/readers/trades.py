@@ -187,10 +187,13 @@ def coin_margined(price: Floats, size: Floats, other: Floats | None) -> Floats |
     """
     if other is None or not len(price):
         return None
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         quoted = np.abs(other / (price * size) - 1.0) < 0.01
         contract = price * other / size  # in the quote currency
-        steady = np.abs(contract / np.nanmedian(contract) - 1.0) < 0.02
+    contract = contract[np.isfinite(contract)]
+    if not len(contract) or not (middle := float(np.median(contract))) > 0:
+        return None
+    steady = np.abs(contract / middle - 1.0) < 0.02
     return other if quoted.mean() < 0.5 and steady.mean() > 0.9 else None
 
 

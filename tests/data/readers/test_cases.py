@@ -105,4 +105,6 @@ def test_a_folder_of_months_is_one_history():
 
 def test_prices_of_many_places_are_not_rounded():
     frame = read(case("price-of-1e-8/PEPE_15m.csv"), TAKEN).frame
-    assert (frame["close"] == pd.read_csv(CASES / "price-of-1e-8/PEPE_15m.csv", float_precision="round_trip")["close"]).all()
+    assert (
+        frame["close"] == pd.read_csv(CASES / "price-of-1e-8/PEPE_15m.csv", float_precision="round_trip")["close"]
+    ).all()

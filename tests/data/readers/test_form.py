@@ -86,7 +86,6 @@ SAME = {
     "repeated header": ("\n".join([*LINES[:12], LINES[0], *LINES[12:]]) + "\n", "line 13 repeats a header: left out"),
     "comments": ("\n".join([*LINES[:5], "# a comment", *LINES[5:]]) + "\n", "line 6 is a comment: left out"),
     "blank lines": ("\n".join([*LINES[:5], "", "  ", ",,,,,", *LINES[5:], "", ""]) + "\n", None),
-    "a copied line": ("\n".join([*LINES[:12], LINES[11], *LINES[12:]]) + "\n", "line 13 is a copy of an earlier row"),
     "quoted cells": ("\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in LINES) + "\n", None),
     "blanks around cells": ("\n".join(line.replace(",", " , ") for line in LINES) + "\n", None),
     "sep= above": ("sep=,\n" + TEXT, "line 1 is no header and no row"),
@@ -149,10 +148,17 @@ def test_a_last_cell_that_may_be_cut_is_said_and_one_that_is_is_refused(tmp_path
         read_text(HEADER + "\n" + fixed[:-1], tmp_path)
 
 
-@pytest.mark.parametrize(("jitter_ms", "step_s", "fits"), [(90, 60, True), (590, 60, True), (610, 60, False), (990, 3600, True), (1010, 3600, False), (-40, 60, True)])
+@pytest.mark.parametrize(
+    ("jitter_ms", "step_s", "fits"),
+    [(90, 60, True), (590, 60, True), (610, 60, False), (990, 3600, True), (1010, 3600, False), (-40, 60, True)],
+)
 def test_stamps_off_the_minute_are_rounded_under_the_limit(jitter_ms, step_s, fits, tmp_path):
     bars = history(40, step_s)
-    text = written(bars, lambda row: [epoch(row) + (jitter_ms if row.Index == 20 else 0), row.open, row.high, row.low, row.close], "time,open,high,low,close")
+    text = written(
+        bars,
+        lambda row: [epoch(row) + (jitter_ms if row.Index == 20 else 0), row.open, row.high, row.low, row.close],
+        "time,open,high,low,close",
+    )
     if fits:
         reading = read_text(text, tmp_path)
         same_bars(reading.frame, bars, ("close",))
@@ -160,6 +166,12 @@ def test_stamps_off_the_minute_are_rounded_under_the_limit(jitter_ms, step_s, fi
     else:
         with pytest.raises(BadTimes, match="off the minute, line 22 the furthest"):
             read_text(text, tmp_path)
+
+
+def test_a_copied_line_stays_for_quality_and_is_named(tmp_path):
+    reading = read_text("\n".join([*LINES[:12], LINES[11], *LINES[12:]]) + "\n", tmp_path)
+    assert len(reading.frame) == 31
+    assert any(note.startswith("line 13 has the time of the row before it") for note in reading.read_as.notes)
 
 
 def test_swapped_lines_stay_and_are_named(tmp_path):
@@ -172,7 +184,14 @@ def test_swapped_lines_stay_and_are_named(tmp_path):
 
 def test_an_hour_that_the_clock_showed_twice_is_told_apart_by_the_order_or_refused(tmp_path):
     header, prices = "time,open,high,low,close\n", ",1,2,1,1\n"
-    both = ["2024-11-03 00:30", "2024-11-03 01:00", "2024-11-03 01:30", "2024-11-03 01:00", "2024-11-03 01:30", "2024-11-03 02:00"]
+    both = [
+        "2024-11-03 00:30",
+        "2024-11-03 01:00",
+        "2024-11-03 01:30",
+        "2024-11-03 01:00",
+        "2024-11-03 01:30",
+        "2024-11-03 02:00",
+    ]
     here = FileOptions(timezone="America/New_York", timeframe="15m")
     opened = read_text(header + "".join(one + prices for one in both), tmp_path, here).frame["open_time"]
     assert (opened.diff().dropna().dt.total_seconds() == 1800).all()

@@ -1,8 +1,9 @@
 """Mutations of files of bars: the same bars, or the obstacle named; never a third value and no traceback.
 
 Form mutations change how a file is written (separator, header, order, encoding, cut, doubled or exchanged lines, unit
-of the times, rubbish bytes). What is read afterwards must be rows of the known history, each with all its values, or one
-of the four errors of the readers. A value mutation changes one digit: what is read must be what the file says then.
+of the times, rubbish bytes). What is read afterwards must be rows of the known history, each with all its values, or
+one of the four errors of the readers. A value mutation changes one digit: what is read must be what the file says then.
+Bytes of archives and tables are changed as well: those are read or refused.
 
     python -m benchmarks.file_mutations 20000
 """

@@ -28,7 +28,6 @@ from pipelines.data.readers.sheets import Sheet, any_table, open_sheet, plan_of
 from pipelines.data.readers.ticks import bars_from_ticks, tape_of
 from pipelines.data.readers.times import Stamps
 from pipelines.data.readers.trades import once_and_in_order
-from pipelines.data.schemas import LAYOUT, check
 from pipelines.errors import BadColumns, BadTimes, BadValues
 
 STATED = FileOptions()
@@ -60,7 +59,7 @@ def read(paths: Path | Sequence[Path], ingested_at: datetime, options: FileOptio
     else:
         reading = bars_from_ticks(sheets, ingested_at, options)
     made = replace(reading.read_as, identity=identity, notes=(*left_out, *reading.read_as.notes))
-    return replace(reading, read_as=made, frame=check(reading.frame, LAYOUT))
+    return replace(reading, read_as=made)
 
 
 def _identity(sheets: Sequence[Sheet]) -> dict[str, str]:

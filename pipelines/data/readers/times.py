@@ -304,7 +304,7 @@ def _fixed_parts(text: pyarrow.StringArray, found: re.Match[str]) -> Parts | Non
                 parts[key] = _words(cells[:, start:end])
                 constant[start:end] = False
             else:
-                parts[key] = np.full(n, value)
+                parts[key] = np.array([value])  # one for all rows
             continue
         constant[start:end] = False
         number = np.zeros(n, dtype=np.int64)
@@ -342,10 +342,6 @@ def _parts(text: pyarrow.StringArray, pattern: str, name: str, lines: Ints, wher
         if pc.all(pc.match_substring_regex(words, r"^\d*$")).as_py():
             whole = pc.if_else(pc.equal(words, ""), "0", words)
             parts[field.name] = np.asarray(whole.cast(pyarrow.int64()).to_numpy(zero_copy_only=False), dtype=np.int64)
-            if field.name in ("H", "H2", "H3"):
-                parts[f"has{field.name}"] = np.asarray(
-                    pc.not_equal(words, "").to_numpy(zero_copy_only=False), dtype=np.int64
-                )
         else:
             parts[field.name] = np.asarray(words.to_numpy(zero_copy_only=False), dtype=str)
     return parts
@@ -468,6 +464,9 @@ def _offsets(
     words_of: npt.NDArray[np.str_], micros: Stamps, text: pyarrow.StringArray, name: str, lines: Ints, where: str
 ) -> npt.NDArray[np.int64]:
     """Return (n,) offsets from UTC in seconds. Raises BadTimes for an unknown zone, and where only some rows have one."""
+    if len(words_of) == 1 < len(micros) and "/" not in words_of[0] and zones.offset_s(str(words_of[0])) is not None:
+        return np.array([zones.offset_s(str(words_of[0]))])
+    words_of = np.broadcast_to(words_of, micros.shape)
     words, index = np.unique(words_of, return_inverse=True)
     if "" in words and len(words) > 1:
         at = int(np.argmax(words_of == ""))

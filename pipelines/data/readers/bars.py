@@ -14,7 +14,7 @@ from pipelines.data.readers.sheets import Sheet
 from pipelines.data.readers.times import Stamps, Times
 from pipelines.data.schemas import AMOUNTS, COLUMNS, PRICES, SPREAD, constant_stamp, stamps_of
 from pipelines.data.timeframes import infer_timeframe, seconds
-from pipelines.errors import BadTimes, UnknownName
+from pipelines.errors import BadTimes, BadValues, UnknownName
 
 FROM_QUOTE = {
     "volume": "",
@@ -22,6 +22,8 @@ FROM_QUOTE = {
 }  # where volume counts contracts: field → stem of its column
 DAY_US = 86_400_000_000
 MONTH_DAYS = (28, 31)
+LEAST_DAYS = 5  # a week of sessions
+LEAST_SHARED = 10  # times that two files share before they are compared
 FOR_EXAMPLE_ZONE = "--timezone UTC, --timezone America/New_York or --timezone -05:00"
 
 
@@ -55,6 +57,8 @@ def bars_of(sheets: Sequence[Sheet], ingested_at: datetime, options: FileOptions
             "and files of shorter bars apart."
         )
     notes = _noted(parts)
+    if len(parts) > 1:
+        _one_market(parts)
     parts, seams = _in_sequence(parts)
     notes += seams
     micros = _end_to_end([part.micros for part in parts])
@@ -85,7 +89,9 @@ def bars_of(sheets: Sequence[Sheet], ingested_at: datetime, options: FileOptions
             f"{n:,} bars shorter than a minute were put together to {len(micros):,} of a minute; the first and the last hold what the file covers of them"
         )
     step = np.timedelta64(seconds(timeframe), "s")
-    if options.stamp == "end":
+    if options.stamp == "end" and dated == {True}:
+        notes.append("dates of sessions have no close stamp: --stamp end was not needed")
+    elif options.stamp == "end":
         micros = micros - step
         notes.append(f"times are those of the close, as stated: open_time is {timeframe} before")
     frame = frame_of(micros, values, step, ingested_at)
@@ -148,7 +154,8 @@ def _part(sheet: Sheet, options: FileOptions) -> Part:
     lines = sheet.lines[::-1] if flip else sheet.lines
     notes = list(sheet.notes)
     if flip:
-        stamps = replace(stamps, micros=stamps.micros[::-1])
+        turned = None if stamps.midnights is None else stamps.midnights[::-1]
+        stamps = replace(stamps, micros=stamps.micros[::-1], midnights=turned)
         notes.append("the newest row came first: turned round")
     stamps = _placed(stamps, sheet, lines, options, notes)
     values, sources = _values(sheet, flip)
@@ -235,6 +242,9 @@ def direction(micros: Stamps) -> Order:
 
 def _placed(stamps: Times, sheet: Sheet, lines: Ints, options: FileOptions, notes: list[str]) -> Times:
     """Return times in UTC. Raises BadTimes where a local time has no zone."""
+    if stamps.aware and stamps.midnights is not None and _are_sessions(stamps.midnights):
+        notes.append("midnights of an exchange's own zone, none on a weekend, are the dates of its sessions")
+        return replace(stamps, micros=stamps.midnights, dated=True)
     if stamps.aware:
         return stamps
     midnight = stamps.micros.astype(np.int64) % DAY_US == 0
@@ -249,6 +259,14 @@ def _placed(stamps: Times, sheet: Sheet, lines: Ints, options: FileOptions, note
     if options.timezone is None:
         raise no_zone(sheet, sheet.plan.time_name)
     return times.localise(stamps, options.timezone, lines, sheet.name)
+
+
+def _are_sessions(midnights: Stamps) -> bool:
+    """Return whether local midnights are dates of sessions: a market that never shuts has bars on weekends."""
+    if len(midnights) < LEAST_DAYS:
+        return False
+    weekday = (midnights.astype("datetime64[D]").astype(np.int64) + 3) % 7  # 1970-01-01 was a Thursday; Monday is 0
+    return bool((weekday < 5).all())
 
 
 def no_zone(sheet: Sheet, name: str) -> BadTimes:
@@ -274,6 +292,36 @@ def _noted(parts: Sequence[Part]) -> list[str]:
     common = set.intersection(*(set(part.notes) for part in parts))
     notes = [f"in all {len(parts)} files: {note}" for note in parts[0].notes if note in common]
     return notes + [f"{part.sheet.name}: {note}" for part in parts for note in part.notes if note not in common]
+
+
+def _one_market(parts: Sequence[Part]) -> None:
+    """Raise BadTimes if files have bars of different lengths, BadValues if two of them contradict at most shared times."""
+    steps = [(_commonest(np.abs(np.diff(_distinct(part.micros.astype(np.int64))))), part) for part in parts if len(part.lines) > 3]
+    if steps and all(part.sheet.plan.no_bar == "missing" for _, part in steps):
+        (short, one), (long, other) = min(steps, key=_first), max(steps, key=_first)
+        if long >= 2 * max(short, 1) and long < MONTH_DAYS[0] * DAY_US:
+            raise BadTimes(
+                f"{other.sheet.saw}; still missing: one timeframe, its rows are mostly {long / 1e6:g} s apart and those of "
+                f"{one.sheet.name} {short / 1e6:g} s; for example: give the files of one timeframe at a time."
+            )
+    spans = [(np.nanmin(part.micros), np.nanmax(part.micros)) for part in parts]
+    for i, one in enumerate(parts):
+        for j, other in enumerate(parts[i + 1 :], i + 1):
+            if spans[j][0] > spans[i][1] or spans[j][1] < spans[i][0]:
+                continue
+            closes = [pd.Series(part.values["close"], part.micros).groupby(level=0).first() for part in (one, other)]
+            both = pd.concat(closes, axis=1, join="inner").dropna()
+            differs = int((both.iloc[:, 0] != both.iloc[:, 1]).sum())
+            if len(both) >= LEAST_SHARED and 2 * differs > len(both):
+                raise BadValues(
+                    f"{other.sheet.saw}; still missing: one market, its closes differ from those of {one.sheet.name} at "
+                    f"{differs} of {len(both)} shared times; for example: give the files of one market at a time."
+                )
+
+
+def _first(step: tuple[int, Part]) -> int:
+    """Return the step of a step and its part."""
+    return step[0]
 
 
 def _in_sequence(parts: list[Part]) -> tuple[list[Part], list[str]]:

@@ -27,17 +27,17 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "open_time": (
         "opentime", "unix", "unixtimestamp", "epoch", "timestamp", "timestampms", "ts", "windowstart", "time",
         "gmttime", "utctime", "timeutc", "datetimeutc", "dateutc", "timestamputc", "datetime", "date", "localtime",
-        "dateandtime", "datetimelocal", "t", "starttime", "startedat", "start", "begin", "bartime", "candletime",
+        "dateandtime", "datetimelocal", "t", "starttime", "startedat", "startat", "start", "begin", "bartime", "candletime",
         "barstart", "periodstart", "day", "tradedate", "tradingday", "datum", "zeit", "datumzeit", "fecha", "data", "日期",
-        "时间", "дата",
+        "时间", "дата", "indexlevel0", "unnamed0",
     ),
-    "open": ("open", "openprice", "o", "1open", "opening", "eröffnung", "eroffnung", "eröffnungskurs", "apertura",
+    "open": ("open", "openprice", "o", "1open", "opening", "eröffnung", "eroffnung", "eröffnungskurs", "eröffn", "ouv", "apertura",
              "ouverture", "abertura", "開盤價", "开盘", "开盘价"),
-    "high": ("high", "highprice", "h", "2high", "max", "hoch", "tageshoch", "höchst", "haut", "plushaut", "máximo",
+    "high": ("high", "highprice", "h", "2high", "max", "hoch", "tageshoch", "höchst", "haut", "plushaut", "massimo", "máxima", "máximo",
              "maximo", "最高", "最高价"),
-    "low": ("low", "lowprice", "l", "3low", "min", "tief", "tagestief", "tiefst", "bas", "plusbas", "mínimo", "minimo",
+    "low": ("low", "lowprice", "l", "3low", "min", "tief", "tagestief", "tiefst", "bas", "plusbas", "mínima", "mínimo", "minimo",
             "最低", "最低价"),
-    "close": ("close", "closeprice", "c", "4close", "closelast", "last", "lastprice", "schluss", "schlusskurs", "cierre",
+    "close": ("close", "closeprice", "c", "4close", "closelast", "last", "lastprice", "zuletzt", "dernier", "último", "ultimo", "schluss", "schlusskurs", "cierre",
               "chiusura", "clôture", "cloture", "fechamento", "收盘", "收盘价", "price"),
     "volume": ("volume", "volumebase", "basevolume", "vol", "v", "5volume", "totalvolume", "volumefrom", "volumen",
                "tradevolume", "volumetraded", "shares", "sharesvolume", "stück", "成交量"),
@@ -365,7 +365,8 @@ def headless(width: int, sample: Sequence[Sequence[str]], separator: str, saw: s
     if width in (6, 7) and kinds[0] == "date" and kinds[1] == "clock" and all(numbers[2:]):
         names = ("date", "time", *PRICES, "volume")[:width]
         zero = width == 7 and all(not row[6].strip(" 0.") for row in rows)
-        return replace(plan("MetaTrader 4 export", names, (0, 1)), zone_hint="-05:00" if zero else None)
+        kind = "MetaTrader 4 export" if "." in first[0] else "candles without a header"
+        return replace(plan(kind, names, (0, 1)), zone_hint="-05:00" if zero else None)
     cells = ", ".join(first[:6]) + (" …" if width > 6 else "")
     raise BadColumns(
         f"{saw}, {width} columns and no header ({cells}); still missing: names, and this is no public layout; for "

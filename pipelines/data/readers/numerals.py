@@ -100,8 +100,7 @@ def to_floats(column: pyarrow.ChunkedArray, signs: Signs, name: str, lines: Ints
         return np.asarray(column.cast(pyarrow.string()).cast(pyarrow.float64()).to_numpy(), dtype=np.float64)
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise BadValues(
-            f"{where}: saw: column {name} holds {kind}; still missing: numbers; for example: {_example(column)}. "
-            f"Write the column as numbers."
+            f"{where}: saw: column {name} holds {kind}; still missing: numbers; for example: write the column as numbers."
         )
     text = pc.replace_substring_regex(
         pc.fill_null(column, ""), r"^[\s\x{a0}\x{202f}\x{2009}]+|[\s\x{a0}\x{202f}\x{2009}]+$", ""
@@ -141,8 +140,3 @@ def _noted(text: pyarrow.ChunkedArray, signs: Signs, name: str, lines: Ints, whe
 def _class(sign: str) -> str:
     """Return a character class of one sign for RE2; any blank stands for all blanks."""
     return r"[\x{20}\x{a0}\x{202f}\x{2009}]" if sign in BLANKS else f"[{re.escape(sign)}]"
-
-
-def _example(column: pyarrow.ChunkedArray) -> str:
-    """Return the first cell for a message."""
-    return repr(column[0].as_py())[:40] if len(column) else "no row"

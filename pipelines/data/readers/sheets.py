@@ -128,6 +128,8 @@ def _text_sheet(member: Member) -> Sheet:
             f"{member.name}: {form.saw()}; still missing: data, there are no rows; for example: fetch it again."
         )
     skipped = [f"line {i} is no header and no row: left out" for i in form.skipped]
+    if form.signs.thousands is not None:
+        skipped.append(f"{form.signs.thousands!r} in numbers was read as a thousands sign")
     tickers: tuple[str, ...] = ()
     for line in text.above:
         cells = [cell.strip() for cell in line.split(form.separator)]
@@ -145,13 +147,16 @@ def _text_sheet(member: Member) -> Sheet:
 def arrow_table(member: Member) -> pyarrow.Table:
     """Return the table of a Parquet or Feather member. Raises UnreadableFile."""
     read = {"parquet": pyarrow.parquet.read_table, "feather": pyarrow.feather.read_table}[member.kind]
-    kind = member.kind.capitalize()
+    what = member.kind.capitalize()
     try:
         table = read(pyarrow.BufferReader(member.data))
         table.validate(full=True)
-        str(table.schema)  # names and zones of damaged bytes are no text
+        for kind in table.schema.types:  # the zone of damaged bytes is no text: it is looked at where that is caught
+            zone = kind.tz if pyarrow.types.is_timestamp(kind) else None
+            if zone is not None and not zone.isprintable():
+                raise ValueError(f"a time zone {zone!r}")
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, IndexError, OverflowError, MemoryError) as error:
-        raise UnreadableFile(f"{member.name}: cut off or not {kind} ({str(error)[:160]}). Fetch it again.") from error
+        raise UnreadableFile(f"{member.name}: cut off or not {what} ({str(error)[:160]}). Fetch it again.") from error
     if table.num_rows == 0:
         raise UnreadableFile(
             f"{member.name}: no rows, only columns {', '.join(table.column_names)[:200]}. Fetch it again."
@@ -175,7 +180,10 @@ def _shown(column: pyarrow.ChunkedArray) -> list[str]:
         seconds = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[column.type.unit]
         whole = pc.fill_null(column.cast(pyarrow.int64()), 0).to_numpy() // seconds
         return [f"{stamp}{zone}" for stamp in whole.astype("datetime64[s]").astype(str)]
-    return ["" if cell is None else str(cell) for cell in column.to_pylist()]
+    try:
+        return [cell or "" for cell in column.cast(pyarrow.string()).to_pylist()]
+    except pyarrow.ArrowException:  # lists and the like: no column of ours
+        return [""] * len(column)
 
 
 def _table_sheet(member: Member) -> Sheet:
@@ -186,7 +194,7 @@ def _table_sheet(member: Member) -> Sheet:
     lines = np.arange(1, table.num_rows + 1, dtype=np.int64)
     kind = member.kind.capitalize()
     texts = [cell for i, how in plan.used().items() if how == "number" for cell in _texts(taken[i])]
-    signs = signs_of(texts, None) if texts else Signs()
+    signs = signs_of(texts, ",") if texts else Signs()
     return Sheet(member.name, plan, taken, lines, [], f"{saw}, {plan.layout}", signs, kind, None, None, (), 0, tickers)
 
 

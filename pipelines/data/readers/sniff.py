@@ -192,6 +192,8 @@ def _kinds(row: Sequence[str]) -> int:
 def _like_data(row: Sequence[str]) -> bool:
     """Return whether a row is data: most of its cells hold a number or a time."""
     filled = sum(bool(cell.strip()) for cell in row)
+    if row and known_names(row[:1]):
+        return False  # a name, as of the line of tickers that may stand under a header
     hits = _kinds(row)
     return hits >= 1 and 2 * hits >= filled
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow
 import pyarrow.compute as pc
 
 from pipelines.contracts import Ints
-from pipelines.data.readers import zones
+from pipelines.data.readers import dates, zones
 from pipelines.errors import BadTimes
 
 Stamps = npt.NDArray[np.datetime64]
@@ -25,7 +26,6 @@ EARLIEST_US = -2_208_988_800_000_000  # 1900
 EARLIEST_S, LATEST_S = 10**8, 4_102_444_800  # epochs of 1973 to 2100, so that no unit can be taken for another
 SIZES = {"s": 1, "ms": 10**3, "µs": 10**6, "ns": 10**9}
 COMPACT = {8: "YYYYMMDD", 12: "YYYYMMDDHHMM", 14: "YYYYMMDDHHMMSS"}
-MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _TIME = (
     r"(?:[T\s,;]+(?P<H>\d{1,2}):(?P<M>\d{2})(?::(?P<S>\d{2})(?:[.,:](?P<f>\d{1,9}))?)?|"
     r"[T\s,;]+(?P<H2>\d{2})(?P<M2>\d{2})(?:(?P<S2>\d{2})(?P<f2>\d{3})?)?|"
@@ -53,12 +53,14 @@ class Times:
 
     dated  it holds dates without a time of day: sessions, not moments
     form   how the times are written, for people
+    midnights  (n,) the days of their own zone where all times are its midnights; None elsewhere
     """
 
     micros: Stamps
     aware: bool
     dated: bool
     form: str
+    midnights: Stamps | None = None
 
 
 def kind_of(cell: str) -> str | None:
@@ -107,7 +109,9 @@ def parse(
         column = column.cast(column.type.value_type)
     kind = column.type
     if pyarrow.types.is_timestamp(kind):
-        return _named(Times(_typed(column, name, lines, where), kind.tz is not None, False, _zone_form(kind.tz)), name)
+        stamps = _typed(column, name, lines, where)
+        form = _zone_form(kind.tz)
+        return _named(Times(stamps, kind.tz is not None, False, form, _midnights(stamps, kind.tz)), name)
     if column.null_count:
         empty = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
         raise BadTimes(
@@ -142,7 +146,7 @@ def _bounded(micros: npt.NDArray[np.int64], name: str, lines: Ints, where: str) 
     odd = (micros < EARLIEST_US) | (micros > LATEST_S * 1_000_000)
     if odd.any():
         at = int(np.argmax(odd))
-        raise _bad(where, name, f"{int(micros[at]) / 1e6:g} s since 1970", int(lines[at]), int(odd.sum()))
+        raise dates.not_times(where, name, f"{int(micros[at]) / 1e6:g} s since 1970", int(lines[at]), int(odd.sum()))
     return micros.astype("datetime64[us]")
 
 
@@ -151,6 +155,18 @@ def _named(times: Times, name: str) -> Times:
     if times.aware or times.dated or not re.search(r"(?<![a-z])(utc|gmt)(?![a-z+-])", name.lower()):
         return times
     return replace(times, aware=True, form=f"{times.form}, UTC by the name of the column")
+
+
+def _midnights(stamps: Stamps, zone: str | None) -> Stamps | None:
+    """Return the days in a zone other than UTC where all typed stamps are its midnights; None elsewhere."""
+    if zone is None or zone in ("UTC", "GMT", "Z", "+00:00") or not len(stamps) or np.isnat(stamps).any():
+        return None
+    try:
+        local = pd.DatetimeIndex(stamps).tz_localize("UTC").tz_convert(zone).tz_localize(None)
+    except (KeyError, ValueError, OSError):  # a zone unknown here; its stamps are in UTC all the same
+        return None
+    days = np.asarray(local, dtype="datetime64[us]")
+    return days if (days.astype(np.int64) % 86_400_000_000 == 0).all() else None
 
 
 def _zone_form(zone: str | None) -> str:
@@ -172,14 +188,6 @@ def _as_text(column: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
     return pc.utf8_trim_whitespace(column.cast(pyarrow.string()))
 
 
-def _bad(where: str, name: str, cell: object, line: int, count: int) -> BadTimes:
-    """Return the error for cells that are no times."""
-    return BadTimes(
-        f"{where}: saw: {count} cells of column {name} that are not times; still missing: a time in each row; for example: "
-        f"line {line} holds {str(cell)[:40]!r}. It is neither epoch ms nor µs, s or ns, nor a date: write epoch ms, or 2024-01-02T00:00:00Z."
-    )
-
-
 def _epochs(values: npt.NDArray[np.int64], name: str, lines: Ints, where: str) -> Times:
     """Return integers as stamps: epochs, or digits of dates. Raises BadTimes."""
     if len(values) and _compact_like(int(values[0])) and (digits := _digits(values)) is not None:
@@ -195,7 +203,7 @@ def _epochs(values: npt.NDArray[np.int64], name: str, lines: Ints, where: str) -
         unit_of[own] = i
     if (odd := unit_of < 0).any():
         at = int(np.argmax(odd))
-        raise _bad(where, name, int(values[at]), int(lines[at]), int(odd.sum()))
+        raise dates.not_times(where, name, int(values[at]), int(lines[at]), int(odd.sum()))
     return Times(micros.astype("datetime64[us]"), True, False, _unit_form(unit_of, lines))
 
 
@@ -216,7 +224,7 @@ def _digits(values: npt.NDArray[np.int64]) -> Times | None:
         return None
     date = values // 10 ** (width - 8)
     clock = values % 10 ** (width - 8) * (100 if width == 12 else 1)
-    micros = _calendar(date // 10000, date // 100 % 100, date % 100)
+    micros = dates.calendar(date // 10000, date // 100 % 100, date % 100)
     hour, minute, second = clock // 10000, clock // 100 % 100, clock % 100
     if np.isnat(micros).any() or (hour > 23).any() or (minute > 59).any() or (second > 59).any():
         return None
@@ -228,10 +236,10 @@ def _float_epochs(values: npt.NDArray[np.float64], name: str, lines: Ints, where
     """Return floats as epochs. Raises BadTimes."""
     if not np.isfinite(values).all():
         at = int(np.argmin(np.isfinite(values)))
-        raise _bad(where, name, values[at], int(lines[at]), int((~np.isfinite(values)).sum()))
+        raise dates.not_times(where, name, values[at], int(lines[at]), int((~np.isfinite(values)).sum()))
     whole = np.abs(values) < 2.0**62
     if not whole.all():
-        raise _bad(where, name, values[np.argmin(whole)], int(lines[np.argmin(whole)]), int((~whole).sum()))
+        raise dates.not_times(where, name, values[np.argmin(whole)], int(lines[np.argmin(whole)]), int((~whole).sum()))
     if (values == np.floor(values)).all():
         return _epochs(values.astype(np.int64), name, lines, where)
     micros = np.zeros(len(values), dtype=np.int64)
@@ -242,7 +250,7 @@ def _float_epochs(values: npt.NDArray[np.float64], name: str, lines: Ints, where
         unit_of[own] = i
     if (odd := unit_of < 0).any():
         at = int(np.argmax(odd))
-        raise _bad(where, name, values[at], int(lines[at]), int(odd.sum()))
+        raise dates.not_times(where, name, values[at], int(lines[at]), int(odd.sum()))
     return Times(micros.astype("datetime64[us]"), True, False, _unit_form(unit_of, lines) + ", with a fraction")
 
 
@@ -258,7 +266,7 @@ def _texts(column: pyarrow.ChunkedArray, name: str, lines: Ints, where: str, day
         if (found := pattern.fullmatch(first)) is not None:
             parts = _fixed_parts(text, found) or _parts(text, FORMATS[form], name, lines, where)
             return _assembled(parts, form, text, name, lines, where, day_first)
-    raise _bad(where, name, first, int(lines[0]) if len(lines) else 0, 1)
+    raise dates.not_times(where, name, first, int(lines[0]) if len(lines) else 0, 1)
 
 
 def _text_epochs(text: pyarrow.StringArray, name: str, lines: Ints, where: str) -> Times:
@@ -276,7 +284,7 @@ def _text_epochs(text: pyarrow.StringArray, name: str, lines: Ints, where: str) 
     except pyarrow.ArrowInvalid:
         fits = pc.match_substring_regex(text, r"^[+-]?\d{1,18}(\.\d*)?([eE][+-]?\d+)?$").to_numpy(zero_copy_only=False)
         at = int(np.argmin(fits))
-        raise _bad(where, name, text[at].as_py(), int(lines[at]), int((~fits).sum())) from None
+        raise dates.not_times(where, name, text[at].as_py(), int(lines[at]), int((~fits).sum())) from None
 
 
 Parts = dict[str, npt.NDArray[np.int64] | npt.NDArray[np.str_]]
@@ -331,7 +339,7 @@ def _parts(text: pyarrow.StringArray, pattern: str, name: str, lines: Ints, wher
     found = pc.extract_regex(text, f"^{pattern}$")
     if found.null_count:
         at = int(np.argmax(found.is_null().to_numpy(zero_copy_only=False)))
-        raise _bad(where, name, text[at].as_py(), int(lines[at]), found.null_count)
+        raise dates.not_times(where, name, text[at].as_py(), int(lines[at]), found.null_count)
     parts: Parts = {}
     for i, field in enumerate(found.type):
         words = found.field(i)
@@ -355,18 +363,18 @@ def _assembled(
     zero = np.zeros(n, dtype=np.int64)
     year = parts["Y"].astype(np.int64)
     year = np.where(year < 100, np.where(year < 70, year + 2000, year + 1900), year)
-    a, b = _month(parts["a"], text, name, lines, where), parts["b"].astype(np.int64)
+    a, b = dates.month(parts["a"], text, name, lines, where), parts["b"].astype(np.int64)
     note = ""
     written = form
     if form in ("DD.MM.YYYY", "DD/MM/YYYY"):
-        first_is_day, note = _day_first(a, b, year, form, day_first, name, lines, where, text)
+        first_is_day, note = dates.is_day_first(a, b, year, form, day_first, name, lines, where, text)
         month, day = (b, a) if first_is_day else (a, b)
         if not first_is_day:
             form = form.replace("DD", "?").replace("MM", "DD").replace("?", "MM")
         written = form
     else:
         month, day = a, b
-    days = _calendar(year, month, day)
+    days = dates.calendar(year, month, day)
     hour = sum((parts[key].astype(np.int64) for key in ("H", "H2", "H3") if key in parts), zero)
     minute = sum((parts[key].astype(np.int64) for key in ("M", "M2") if key in parts), zero)
     second = sum((parts[key].astype(np.int64) for key in ("S", "S2") if key in parts), zero)
@@ -379,7 +387,7 @@ def _assembled(
             hour = np.where(half == "pm", hour % 12 + 12, np.where(half == "am", hour % 12, hour))
     if wrong.any():
         at = int(np.argmax(wrong))
-        raise _bad(where, name, text[at].as_py(), int(lines[at]), int(wrong.sum()))
+        raise dates.not_times(where, name, text[at].as_py(), int(lines[at]), int(wrong.sum()))
     micros = days + (((hour * 60 + minute) * 60 + second) * 1_000_000 + fraction) * np.timedelta64(1, "us")
     timed = any(key in parts for key in ("H", "H2", "H3"))
     first = text[0].as_py()
@@ -391,73 +399,8 @@ def _assembled(
     if "zone" not in parts:
         return Times(micros, False, not timed, shown)
     shift = _offsets(parts["zone"].astype(str), micros, text, name, lines, where)
-    return Times(micros - shift * np.timedelta64(1_000_000, "us"), True, False, f"{shown} with offset")
-
-
-def _month(
-    values: npt.NDArray[np.int64] | npt.NDArray[np.str_], text: pyarrow.StringArray, name: str, lines: Ints, where: str
-) -> npt.NDArray[np.int64]:
-    """Return (n,) month numbers of digits or English names. Raises BadTimes."""
-    if values.dtype.kind == "i":
-        return values.astype(np.int64)
-    words, index = np.unique(values.astype(str), return_inverse=True)
-    number = np.asarray([MONTHS.index(word[:3].lower()) + 1 if word[:3].lower() in MONTHS else 0 for word in words])
-    if (number == 0).any():
-        at = int(np.argmax(number[index] == 0))
-        raise _bad(where, name, text[at].as_py(), int(lines[at]), int((number[index] == 0).sum()))
-    return np.asarray(number[index], dtype=np.int64)
-
-
-def _calendar(year: npt.NDArray[np.int64], month: npt.NDArray[np.int64], day: npt.NDArray[np.int64]) -> Stamps:
-    """Return (n,) midnights as datetime64[us]; NaT where there is no such day."""
-    sane = (year >= 1900) & (year <= 2100) & (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
-    months = np.where(sane, (year - 1970) * 12 + month - 1, 0).astype("datetime64[M]")
-    days = months.astype("datetime64[D]") + np.where(sane, day - 1, 0)
-    there = sane & (days.astype("datetime64[M]") == months)
-    return np.where(there, days.astype("datetime64[us]"), np.datetime64("NaT", "us"))
-
-
-def _day_first(
-    a: npt.NDArray[np.int64], b: npt.NDArray[np.int64], year: npt.NDArray[np.int64], form: str, stated: bool | None,
-    name: str, lines: Ints, where: str, text: pyarrow.StringArray,
-) -> tuple[bool, str]:  # fmt: skip
-    """Return whether the first number of dates is the day, and why, for people. Raises BadTimes where it could be both.
-
-    Dots mean day first. With slashes or hyphens a number above 12 shows it, or else that under one reading dates step
-    by days and under the other by months.
-    """
-    by_day, by_month = bool((a > 12).any()), bool((b > 12).any())
-    if by_day and by_month:
-        at = int(np.argmax(b > 12))
-        other = int(np.argmax(a > 12))
-        raise BadTimes(
-            f"{where}: saw: dates with the day first (line {int(lines[other])}: {text[other].as_py()!r}) and with the "
-            f"month first (line {int(lines[at])}: {text[at].as_py()!r}); still missing: one order; for example: write all as "
-            "2024-01-02."
-        )
-    if stated is not None:
-        if by_month if stated else by_day:
-            at = int(np.argmax(b > 12 if stated else a > 12))
-            raise BadTimes(
-                f"{where}: saw: line {int(lines[at])} holds {text[at].as_py()!r}, where the {'day' if stated else 'month'} "
-                f"cannot come first; still missing: the right order; for example: state it the other way."
-            )
-        return stated, ", day first as stated" if stated else ", month first as stated"
-    if by_day or by_month:
-        return by_day, ""
-    if form == "DD.MM.YYYY" or bool((a == b).all()):
-        return True, ""
-    steps = []
-    for month, day in ((b, a), (a, b)):
-        days = np.abs(np.diff(_calendar(year, month, day).astype("datetime64[D]").astype(np.int64)))
-        steps.append(days[days > 0])
-    daily = [len(step) > 0 and float(np.median(step)) <= 7 for step in steps]
-    if daily[0] != daily[1]:
-        return daily[0], f", {'day' if daily[0] else 'month'} first: else its dates would step by months"
-    raise BadTimes(
-        f"{where}: saw: column {name} with dates such as {text[0].as_py()!r} that have the day or the month first; still "
-        "missing: which; for example: write them as 2024-01-02, or give a file with a day above 12."
-    )
+    local = micros if shift.any() and not (hour.any() or minute.any() or second.any() or fraction.any()) else None
+    return Times(micros - shift * np.timedelta64(1_000_000, "us"), True, False, f"{shown} with offset", local)
 
 
 def _offsets(

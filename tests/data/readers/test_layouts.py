@@ -170,7 +170,7 @@ YFINANCE = {
     "three header lines": "Price,Close,High,Low,Open,Volume\nTicker,XYZ,XYZ,XYZ,XYZ,XYZ\nDate,,,,,",
     "two header lines": "Date,Close,High,Low,Open,Volume\n,XYZ,XYZ,XYZ,XYZ,XYZ",
     "one header line": "Date,Close,High,Low,Open,Volume",
-    "digits for a ticker": "Price,Close,High,Low,Open,Volume\nTicker,600519.SS,600519.SS,600519.SS,600519.SS,600519.SS\nDate,,,,,",
+    "digits for a ticker": "Price,Close,High,Low,Open,Volume\nTicker,600519,600519,600519,600519,600519\nDate,,,,,",
 }
 
 
@@ -181,6 +181,19 @@ def test_yfinance_days_are_sessions_under_any_number_of_headers(name, tmp_path):
     same_bars(reading.frame, DAYS)
     assert reading.session_dates
     assert reading.read_as.header_line == 1
+
+
+def test_midnights_of_an_exchange_are_sessions_and_those_of_a_market_that_never_shuts_are_moments(tmp_path):
+    header = "Date,Open,High,Low,Close,Volume"
+    cells = lambda row: [row.time.strftime("%Y-%m-%d 00:00:00-05:00"), *ohlc(row), row.volume]  # noqa: E731
+    shares = DAYS[DAYS["time"].dt.weekday < 5]
+    reading = reading_of(written(shares, cells, header), tmp_path)
+    same_bars(reading.frame, shares)
+    assert reading.session_dates
+    assert not reading_of(written(DAYS, cells, header), tmp_path).session_dates
+    local = shares.assign(time=shares["time"].dt.tz_localize(None).dt.tz_localize("America/New_York")).set_index("time")
+    local.to_parquet(tmp_path / "a.parquet")
+    same_bars(read(tmp_path / "a.parquet", TAKEN).frame, shares)
 
 
 def test_adjusted_closes_are_left_out_and_several_tickers_are_refused(tmp_path):
@@ -333,6 +346,17 @@ def test_a_zip_a_folder_and_repeated_paths_are_one_history(tmp_path):
         assert any("4 copies were left out" in note for note in reading.read_as.notes)
         assert len(reading.read_as.members) == 2
     assert "files are no data: left out (README.md)" in " ".join(read([folder], TAKEN).read_as.notes)
+
+
+def test_a_folder_of_two_markets_or_of_two_timeframes_is_refused(tmp_path):
+    header, cells = "time,open,high,low,close,volume", lambda row: [epoch(row), *ohlc(row), row.volume]
+    one = place(written(BARS, cells, header), tmp_path, "BTC.csv")
+    other = place(written(history(seed=4), cells, header), tmp_path, "ETH.csv")
+    with pytest.raises(BadValues, match=r"ETH.csv.*one market, its closes differ from those of BTC.csv at \d\d of 40"):
+        read([one, other], TAKEN)
+    quarter = place(written(history(step_s=900), cells, header), tmp_path, "15m.csv")
+    with pytest.raises(BadTimes, match=r"BTC.csv.*rows are mostly 3600 s apart and those of 15m.csv 900 s"):
+        read([one, quarter], TAKEN)
 
 
 def test_rows_that_contradict_one_another_at_a_seam_stay(tmp_path):

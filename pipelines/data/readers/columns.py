@@ -46,11 +46,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "taker_buy_volume": ("takerbuyvolume", "takerbuyvolumebase", "takerbuybaseassetvolume", "takerbuybasevolume",
                          "takerbuybase"),
     "half_spread": ("halfspread",),
-    "quote_volume": ("quotevolume", "quoteassetvolume", "volumequote", "volumeto"),
+    "quote_volume": ("quotevolume", "quoteassetvolume", "volumequote", "volumeto", "volccyquote"),
     "taker_buy_quote_volume": ("takerbuyquotevolume", "takerbuyquoteassetvolume"),
     "known_at": ("knownat",),
     "ingested_at": ("ingestedat",),
 }  # fmt: skip
+for _price in PRICES:
+    ALIASES[_price] += (f"mid{_price}", f"mid{_price[0]}")
 SIDES = tuple(f"{side}_{price}" for side in ("bid", "ask") for price in PRICES)
 for _side in ("bid", "ask"):
     for _price in PRICES:
@@ -340,6 +342,8 @@ def headless(width: int, sample: Sequence[Sequence[str]], separator: str, saw: s
         kind = "Binance aggTrades" if at == 6 else "Binance trades"
         return Plan(kind, "trades", (*names, *unnamed[len(names) :]), (at - 1,), fields, headless=True, venue="binance")
     if kinds[:1] == ["epoch"] and all(numbers):
+        if width == 3:  # Kraken's and Bitcoincharts' archives of trades
+            return Plan("trades without a header", "trades", ("time", "price", "size"), (0,), {"price": 1, "size": 2}, headless=True)
         if width == 7 and all(row[6].strip().isdigit() for row in rows):
             names = ("time", *PRICES, "volume", "trades")
             return replace(plan("Kraken OHLCVT", names, (0,), "kraken"), no_bar="no-trade")

@@ -67,7 +67,7 @@ def is_day_first(
                 f"{where}: saw: line {int(lines[at])} holds {text[at].as_py()!r}, where the {'day' if stated else 'month'} "
                 f"cannot come first; still missing: the right order; for example: state it the other way."
             )
-        return stated, ", day first as stated" if stated else ", month first as stated"
+        return stated, " (day first, as stated)" if stated else " (month first, as stated)"
     if by_day or by_month:
         return by_day, ""
     if form == "DD.MM.YYYY" or bool((a == b).all()):
@@ -78,7 +78,7 @@ def is_day_first(
         steps.append(days[days > 0])
     daily = [len(step) > 0 and float(np.median(step)) <= 7 for step in steps]
     if daily[0] != daily[1]:
-        return daily[0], f", {'day' if daily[0] else 'month'} first: else its dates would step by months"
+        return daily[0], f" ({'day' if daily[0] else 'month'} first: else its dates would step by months)"
     raise BadTimes(
         f"{where}: saw: column {name} with dates such as {text[0].as_py()!r} that have the day or the month first; still "
         "missing: which; for example: write them as 2024-01-02, or give a file with a day above 12."
